@@ -1,0 +1,3 @@
+"""Sends the audio of live Asterisk calls to WebSocket servers."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,322 @@
+"""The configuration: every option with its default, its check and its description, once.
+
+`etc/audiofork.ini` is generated from this module (`make sample-config`).
+"""
+
+from __future__ import annotations
+
+import configparser
+import dataclasses
+import os
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from audiofork.errors import ConfigError
+
+_INTRO = """\
+; audiofork.ini: the configuration of audiofork.
+;
+; Every option stands here with its default. An environment variable AUDIOFORK_SECTION_OPTION
+; (AUDIOFORK_ASTERISK_SECRET, say) overrides the file. An unknown section or option is an error.
+; SIGHUP makes the daemon read the file again; a file with an error changes nothing.
+"""
+
+
+@dataclass(frozen=True)
+class Address:
+    """A TCP address; `host` is a name or a number, without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+# --- What a value may be -------------------------------------------------------------------------
+# Each function turns the text of the file into a value, or raises ValueError with what it expects.
+
+
+def text(value: str) -> str:
+    return value
+
+
+def yes_or_no(value: str) -> bool:
+    known = configparser.RawConfigParser.BOOLEAN_STATES
+    if value.lower() not in known:
+        raise ValueError("yes or no")
+    return known[value.lower()]
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    def parse(value: str) -> float:
+        try:
+            parsed = float(value)
+        except ValueError:
+            parsed = float("nan")
+        if not low <= parsed <= high:
+            raise ValueError(f"a number from {low:g} to {high:g}")
+        return parsed
+
+    return parse
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        if not value.isascii() or not value.isdigit() or not low <= int(value) <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return int(value)
+
+    return parse
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in choices:
+            raise ValueError(" or ".join(choices))
+        return value
+
+    return parse
+
+
+def address(value: str) -> Address:
+    host, colon, port = value.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError("host:port")
+    return Address(host, int(port))
+
+
+def address_or_nothing(value: str) -> Address | None:
+    return address(value) if value else None
+
+
+def words(value: str) -> tuple[str, ...]:
+    return tuple(value.replace(",", " ").split())
+
+
+def _option(default: str, parse: Callable[[str], Any], doc: str) -> Any:
+    """Declare one option: its default as it would stand in the file."""
+    metadata = {"default": default, "parse": parse, "doc": doc}
+    return field(default=parse(default), metadata=metadata)
+
+
+# --- The sections --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AsteriskConfig:
+    """The link to Asterisk's manager interface (AMI)."""
+
+    host: str = _option("127.0.0.1", text, "Where Asterisk's manager interface listens.")
+    port: int = _option("5038", whole(1, 65535), "Its port; 5039 is usual with tls.")
+    username: str = _option("audiofork", text, "The user of manager_audiofork.conf.")
+    secret: str = field(
+        default="",
+        repr=False,
+        metadata={"default": "", "parse": text, "doc": "Its secret; secret_file keeps it apart."},
+    )
+    secret_file: str = _option(
+        "", text, "A file that holds the secret; with systemd, ${CREDENTIALS_DIRECTORY}/NAME works."
+    )
+    tls: bool = _option("no", yes_or_no, "Speak TLS to the manager interface.")
+    ca_file: str = _option("", text, "Authorities that may sign its certificate; empty: system's.")
+    ping_interval: float = _option(
+        "10", number(1, 3600), "Seconds between two checks of the link; it is given up after two."
+    )
+
+
+@dataclass(frozen=True)
+class AudioSocketConfig:
+    """Where Asterisk brings the audio (AudioSocket: plain TCP, so keep it on a private network)."""
+
+    listen: Address = _option("127.0.0.1:9093", address, "Where the daemon listens; port 0: any.")
+    advertise: Address | None = _option(
+        "", address_or_nothing, "The address that Asterisk dials; empty: the same as listen."
+    )
+
+
+@dataclass(frozen=True)
+class WebSocketConfig:
+    """The connections to WebSocket servers; names as in Asterisk's websocket_client.conf."""
+
+    connect_timeout: float = _option("5", number(0.1, 60), "Seconds for a connect and handshake.")
+    backlog: float = _option(
+        "10", number(0, 600), "Seconds of audio kept for a server that is not there or too slow."
+    )
+    ping_interval: float = _option(
+        "20", number(1, 3600), "Seconds between pings; a server that answers none is gone."
+    )
+    ca_list_file: str = _option(
+        "", text, "Authorities that may sign a server's certificate; empty: the system's."
+    )
+
+
+@dataclass(frozen=True)
+class SecurityConfig:
+    """What requests may ask for."""
+
+    allow_urls: tuple[str, ...] = _option(
+        "ws://* wss://*",
+        words,
+        "URLs that audio may go to: scheme://host[:port][/path], * stands for any text; "
+        "without a port or path, any. Example: wss://*.example.org ws://127.0.0.1:8080/",
+    )
+    max_forks: int = _option("1000", whole(1, 100_000), "Forks at once.")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """The log goes to standard error, which systemd hands to the journal."""
+
+    level: str = _option("info", one_of("debug", "info", "warning", "error"), "What is logged.")
+    format: str = _option("text", one_of("text", "json"), "One line of text, or one JSON object.")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration, checked."""
+
+    asterisk: AsteriskConfig = field(default_factory=AsteriskConfig)
+    audiosocket: AudioSocketConfig = field(default_factory=AudioSocketConfig)
+    websocket: WebSocketConfig = field(default_factory=WebSocketConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+_SECTIONS: dict[str, type[Any]] = {
+    "asterisk": AsteriskConfig,
+    "audiosocket": AudioSocketConfig,
+    "websocket": WebSocketConfig,
+    "security": SecurityConfig,
+    "log": LogConfig,
+}
+
+
+# --- Reading -------------------------------------------------------------------------------------
+
+_Section = TypeVar("_Section")
+
+
+def load(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
+    """Read a configuration file.
+
+    Args:
+        path: An ini file; `;` and `#` begin comments.
+        environment: AUDIOFORK_SECTION_OPTION in it overrides the file.
+
+    Raises:
+        ConfigError: The file cannot be read or holds something that is not known or not allowed.
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
+    return parse(content, environment, source=str(path))
+
+
+def parse(content: str, environment: Mapping[str, str], *, source: str) -> Config:
+    """Parse the text of a configuration file; see `load`."""
+    ini = configparser.RawConfigParser(
+        inline_comment_prefixes=(";",), comment_prefixes=(";", "#"), default_section=""
+    )
+    try:
+        ini.read_string(content, source)
+    except configparser.Error as exc:
+        raise ConfigError(" ".join(str(exc).split())) from exc
+    _refuse_unknown(ini, content, source)
+    sections = {
+        name: _read_section(name, section_type, ini, environment, content, source)
+        for name, section_type in _SECTIONS.items()
+    }
+    return _with_secret(Config(**sections), source)
+
+
+def _refuse_unknown(ini: configparser.RawConfigParser, content: str, source: str) -> None:
+    for section in ini.sections():
+        if section not in _SECTIONS:
+            line = _line_of(content, section, None)
+            raise ConfigError(f"{source}:{line}: unknown section [{section}]")
+        known = {option.name for option in dataclasses.fields(_SECTIONS[section])}
+        for option in ini.options(section):
+            if option not in known:
+                line = _line_of(content, section, option)
+                raise ConfigError(f"{source}:{line}: unknown option {option} in [{section}]")
+
+
+def _read_section(
+    name: str,
+    section_type: type[_Section],
+    ini: configparser.RawConfigParser,
+    environment: Mapping[str, str],
+    content: str,
+    source: str,
+) -> _Section:
+    values: dict[str, Any] = {}
+    for option in dataclasses.fields(section_type):  # type: ignore[arg-type]
+        variable = f"AUDIOFORK_{name}_{option.name}".upper()
+        if variable in environment:
+            where, value = variable, environment[variable]
+        elif ini.has_option(name, option.name):
+            where = f"{source}:{_line_of(content, name, option.name)}"
+            value = ini.get(name, option.name)
+        else:
+            continue
+        try:
+            values[option.name] = option.metadata["parse"](value.strip())
+        except ValueError as exc:
+            shown = "the value" if option.name == "secret" else repr(value)
+            raise ConfigError(
+                f"{where}: [{name}] {option.name}: expected {exc}, got {shown}"
+            ) from exc
+    return section_type(**values)
+
+
+def _line_of(content: str, section: str, option: str | None) -> int:
+    """Return the number of the line where a section or option stands."""
+    current = ""
+    for line_number, line in enumerate(content.splitlines(), 1):
+        stripped = line.strip()
+        if stripped.startswith("["):
+            current = stripped[1:].partition("]")[0]
+            if option is None and current == section:
+                return line_number
+        elif current == section and option is not None:
+            name = stripped.replace(":", "=", 1).partition("=")[0].strip().lower()
+            if name == option:
+                return line_number
+    return 0
+
+
+def _with_secret(config: Config, source: str) -> Config:
+    """Read the AMI secret from its file, if it has one."""
+    if not config.asterisk.secret_file:
+        return config
+    path = Path(os.path.expandvars(config.asterisk.secret_file))
+    try:
+        secret = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{source}: [asterisk] secret_file: {exc}") from exc
+    return dataclasses.replace(config, asterisk=dataclasses.replace(config.asterisk, secret=secret))
+
+
+# --- The sample ----------------------------------------------------------------------------------
+
+
+def sample() -> str:
+    """Return the text of `etc/audiofork.ini`."""
+    parts = [_INTRO]
+    for name, section_type in _SECTIONS.items():
+        parts.append(_comment(section_type.__doc__ or "") + f"[{name}]\n")
+        for option in dataclasses.fields(section_type):
+            line = f"{option.name} = {option.metadata['default']}".rstrip()
+            parts.append(_comment(option.metadata["doc"]) + f";{line}\n")
+    return "\n".join(parts)
+
+
+def _comment(doc: str) -> str:
+    lines = textwrap.wrap(doc, width=96)
+    return "".join(f"; {line}\n" for line in lines)

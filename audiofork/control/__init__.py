@@ -1,0 +1,1 @@
+"""The control plane: requests, forks and Asterisk. It touches no audio."""

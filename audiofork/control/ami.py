@@ -1,0 +1,422 @@
+"""The link to Asterisk's manager interface (AMI): typed events in, actions with limits out.
+
+The only module that knows panoramisk. It uses panoramisk's protocol and its matching of answers
+to actions, with a manager of its own for each connection, because a panoramisk manager that
+reconnects sends unanswered actions again: a late Originate or Setvar would hit another call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from panoramisk.actions import Action
+from panoramisk.ami_protocol import AMIProtocol
+from panoramisk.manager import Manager
+from panoramisk.message import Message
+
+from audiofork.config import AsteriskConfig
+from audiofork.errors import (
+    AmiActionFailed,
+    AmiError,
+    AmiLoginRefused,
+    AmiTimeout,
+    AmiUnavailable,
+)
+
+log = logging.getLogger(__name__)
+
+ACTION_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 5.0
+FIRST_RETRY_S = 0.5
+LONGEST_RETRY_S = 10.0
+# Each refused login is a line in Asterisk's security log, which may feed a ban of our address.
+LOGIN_RETRY_S = 60.0
+MAX_LINE_BYTES = 1024  # longer lines are discarded by Asterisk (main/manager.c)
+_MAX_BLOCK_BYTES = 1_048_576
+_END_OF_BLOCK = b"\r\n\r\n"
+
+Headers = list[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestReceived:
+    """A UserEvent named AudioFork, from the dialplan or from AMI."""
+
+    fields: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelHangup:
+    """A channel was hung up, or is about to be."""
+
+    uniqueid: str
+
+
+@dataclass(frozen=True, slots=True)
+class OriginateFailed:
+    """A leg did not come about."""
+
+    action_id: str
+    reason: str
+
+
+Event = RequestReceived | ChannelHangup | OriginateFailed
+
+
+class Ami:
+    """The link, kept up for as long as `run()` runs.
+
+    Owned by the daemon. Events go to `on_event`; `on_up` is awaited after each login, before
+    events that came meanwhile are the application's to see. An exception in either is logged and
+    harms neither the link nor other events.
+    """
+
+    def __init__(
+        self,
+        config: AsteriskConfig,
+        on_event: Callable[[Event], None],
+        on_up: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._config = config
+        self._on_event = on_event
+        self._on_up = on_up
+        self._link: _Link | None = None
+        self._retry_s = FIRST_RETRY_S
+        self.status = "not connected to Asterisk yet"
+
+    # --- Actions ---
+
+    async def action(
+        self, name: str, headers: Iterable[tuple[str, str]], *, action_id: str = ""
+    ) -> dict[str, str]:
+        """Send an action and return the headers of its answer, names in lower case.
+
+        Raises:
+            ValueError: A name or value holds control characters, or a line is too long.
+            AmiUnavailable: There is no link, or it was lost before the answer.
+            AmiTimeout: No answer within ACTION_TIMEOUT_S.
+            AmiActionFailed: The answer is an error.
+        """
+        answer = await self._send(name, headers, action_id=action_id, as_list=False)
+        return {key.lower(): str(value) for key, value in answer.items()}
+
+    async def list(self, name: str) -> list[dict[str, str]]:
+        """Send an action that answers with a list, and return the list's events.
+
+        Raises: as `action`.
+        """
+        answer = await self._send(name, [], as_list=True)
+        return [
+            {key.lower(): str(value) for key, value in event.items()}
+            for event in answer[1:-1]  # without the response and the closing ...Complete event
+        ]
+
+    async def _send(
+        self, name: str, headers: Iterable[tuple[str, str]], *, as_list: bool, action_id: str = ""
+    ) -> Any:
+        if self._link is None:
+            raise AmiUnavailable(self.status)
+        return await self._link.send(name, headers, as_list=as_list, action_id=action_id)
+
+    def raise_event(self, name: str, headers: Iterable[tuple[str, str]]) -> None:
+        """Raise a UserEvent; without a link it is lost, and the log says so.
+
+        The event carries an ActionID only if `headers` has one: it is the requester's, so no
+        answer can be matched to it. An error in the answer is logged.
+        """
+        if self._link is None:
+            log.warning("event %s is lost: %s", name, self.status)
+            return
+        self._link.write([("Action", "UserEvent"), ("UserEvent", name), *headers])
+
+    # --- The link's life ---
+
+    async def run(self) -> None:
+        """Connect, log in, watch the link, and begin anew when it is lost; until cancelled."""
+        while True:
+            try:
+                await self._connect_once()
+            except AmiLoginRefused as exc:
+                self._say(logging.ERROR, f"{exc}; next try in {LOGIN_RETRY_S:g} s")
+                await asyncio.sleep(LOGIN_RETRY_S)
+            except (OSError, TimeoutError, AmiError) as exc:
+                where = f"{self._config.host}:{self._config.port}"
+                self._say(logging.WARNING, f"no link to Asterisk at {where}: {_text(exc)}")
+                await asyncio.sleep(self._retry_s)
+                self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
+
+    def _say(self, level: int, status: str) -> None:
+        """Log a change of the link's state once, not with each attempt."""
+        if status != self.status:
+            log.log(level, "%s", status)
+        self.status = status
+
+    async def _connect_once(self) -> None:
+        """Serve one connection; ends with the exception that says why it is over."""
+        link = _Link(self._config, self._guarded_event)
+        try:
+            await link.open()
+            self._link = link
+            self._retry_s = FIRST_RETRY_S
+            version = await self._version(link)
+            self._say(logging.INFO, f"connected to Asterisk {version}")
+            try:
+                await self._on_up()
+            except AmiError as exc:
+                log.warning("after the login to Asterisk: %s", exc)
+            await link.watch()
+        finally:
+            self._link = None
+            link.close()
+
+    async def _version(self, link: _Link) -> str:
+        try:
+            answer = await link.send("CoreSettings", [])
+        except AmiActionFailed:
+            return "(version unknown)"
+        return str(answer.asteriskversion)
+
+    def _guarded_event(self, event: Event) -> None:
+        try:
+            self._on_event(event)
+        except Exception:
+            log.exception("event %r could not be handled", event)
+
+
+def _text(exc: BaseException) -> str:
+    return str(exc) or ("no answer in time" if isinstance(exc, TimeoutError) else repr(exc))
+
+
+class _Link:
+    """One connection to AMI, from connect to close; never used again after it is lost."""
+
+    def __init__(self, config: AsteriskConfig, on_event: Callable[[Event], None]) -> None:
+        self._config = config
+        self._manager = _Manager(encoding="utf8", on_lost=self._on_lost)
+        self._on_event = on_event
+        self._protocol: _Protocol | None = None
+        self._lost = asyncio.Event()
+
+    async def open(self) -> None:
+        """Connect and log in.
+
+        Raises:
+            OSError, TimeoutError: The connect failed.
+            AmiLoginRefused: Asterisk does not accept the username or the secret.
+        """
+        config = self._config
+        loop = asyncio.get_running_loop()
+        tls = ssl.create_default_context(cafile=config.ca_file or None) if config.tls else None
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            _, protocol = await loop.create_connection(
+                lambda: _Protocol(self._manager, self._on_event), config.host, config.port, ssl=tls
+            )
+        self._protocol = protocol
+        try:
+            await self.send("Login", [("Username", config.username), ("Secret", config.secret)])
+        except AmiActionFailed as exc:
+            raise AmiLoginRefused(
+                f"Asterisk refused the login of {config.username}: {exc.message}; "
+                "check [asterisk] username and secret against manager.conf"
+            ) from exc
+
+    async def watch(self) -> None:
+        """Ping until the link is lost.
+
+        Raises:
+            AmiError: Always: how it was lost.
+        """
+        while not self._lost.is_set():
+            try:
+                async with asyncio.timeout(self._config.ping_interval):
+                    await self._lost.wait()
+            except TimeoutError:
+                async with asyncio.timeout(self._config.ping_interval):
+                    await self.send("Ping", [])
+        raise AmiUnavailable("Asterisk closed the link")
+
+    async def send(
+        self,
+        name: str,
+        headers: Iterable[tuple[str, str]],
+        *,
+        as_list: bool = False,
+        action_id: str = "",
+    ) -> Any:
+        """Send an action; return its answer, a panoramisk message or a list of them."""
+        pairs = [("Action", name), *headers]
+        _check(pairs)
+        action = Action(_grouped(pairs))
+        if action_id:
+            action["ActionID"] = action_id
+        if self._protocol is None or self._lost.is_set():
+            raise AmiUnavailable("the link to Asterisk is lost")
+        answered = self._protocol.send(action, as_list=as_list)
+        try:
+            async with asyncio.timeout(ACTION_TIMEOUT_S):
+                answer = await answered
+        except TimeoutError:
+            self._protocol.responses.pop(action.id, None)
+            raise AmiTimeout(f"{name}: no answer within {ACTION_TIMEOUT_S:g} s") from None
+        first = answer[0] if as_list else answer
+        if not first.success:
+            raise AmiActionFailed(name, str(first.message))
+        return answer
+
+    def write(self, headers: Headers) -> None:
+        """Send an action whose answer is not awaited."""
+        _check(headers)
+        if self._protocol is not None and not self._lost.is_set():
+            lines = [f"{name}: {value}\r\n" for name, value in headers]
+            self._protocol.transport.write("".join([*lines, "\r\n"]).encode())
+
+    def _on_lost(self) -> None:
+        """Wake those who wait for answers: none will come."""
+        self._lost.set()
+        if self._protocol is not None:
+            for action in self._protocol.take_unanswered():
+                if not action.future.done():
+                    action.future.set_exception(AmiUnavailable("the link to Asterisk was lost"))
+
+    def close(self) -> None:
+        if self._protocol is not None:
+            self._protocol.transport.abort()
+        self._on_lost()
+
+
+def _check(headers: Headers) -> None:
+    """Refuse what would break out of its line, whoever let it come this far."""
+    for name, value in headers:
+        line = f"{name}: {value}"
+        if any(character < " " or character == "\x7f" for character in line):
+            raise ValueError(f"control characters in the AMI header {name!r}")
+        if len(line.encode()) >= MAX_LINE_BYTES:
+            raise ValueError(f"the AMI header {name} is longer than {MAX_LINE_BYTES} bytes")
+
+
+def _grouped(headers: Headers) -> dict[str, str | list[str]]:
+    """Return headers as panoramisk takes them: several of one name become a list."""
+    grouped: dict[str, str | list[str]] = {}
+    for name, value in headers:
+        present = grouped.get(name)
+        if present is None:
+            grouped[name] = value
+        elif isinstance(present, list):
+            present.append(value)
+        else:
+            grouped[name] = [present, value]
+    return grouped
+
+
+class _Manager(Manager):  # type: ignore[misc]
+    """A manager that neither reconnects nor keeps actions for later."""
+
+    def __init__(self, *, encoding: str, on_lost: Callable[[], None]) -> None:
+        super().__init__(encoding=encoding)
+        self._on_lost = on_lost
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._on_lost()
+
+
+class _Protocol(AMIProtocol):  # type: ignore[misc]
+    """Hands panoramisk whole, decoded answers, and turns events into typed ones itself.
+
+    panoramisk would decode each read alone (a character split over two reads is lost), let a
+    UserEvent that carries a second `Event` header end the link, and route by that header.
+    """
+
+    def __init__(self, manager: _Manager, on_event: Callable[[Event], None]) -> None:
+        self._manager = manager
+        self._on_event = on_event
+        self._rest = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.factory = self._manager
+        self.encoding = "utf8"
+
+    def data_received(self, chunk: bytes) -> None:
+        *blocks, self._rest = (self._rest + chunk).split(_END_OF_BLOCK)
+        for block in blocks:
+            try:
+                self._on_block(block.decode("utf-8", "replace"))
+            except Exception:
+                log.exception("a message from Asterisk could not be read: %r", block[:200])
+        if len(self._rest) > _MAX_BLOCK_BYTES:
+            log.error("a message from Asterisk has no end after %d bytes", len(self._rest))
+            self.transport.abort()
+
+    def _on_block(self, block: str) -> None:
+        if block.startswith("Asterisk Call Manager/"):
+            block = block.partition("\r\n")[2]
+        headers = _parse(block)
+        if not headers:
+            return
+        name, value = headers[0]
+        if name == "Event" and _last(headers, "ActionID") not in self.responses:
+            event = _typed(value, headers)
+            if event is not None:
+                self._on_event(event)
+            return
+        message = Message.from_line(block)
+        if message is None:
+            return
+        if message.id is None and not message.success:
+            log.warning("Asterisk refused to raise an event: %s", message.message)
+        self.handle_message(message)
+
+    def take_unanswered(self) -> list[Action]:
+        """Return the actions that wait for an answer, and forget them."""
+        unanswered = list(self.responses.values())
+        self.responses.clear()
+        return unanswered
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._manager.connection_lost(exc)
+
+
+def _parse(block: str) -> Headers:
+    pairs = (line.partition(":") for line in block.split("\r\n"))
+    return [(name, value.removeprefix(" ")) for name, colon, value in pairs if colon]
+
+
+def _last(headers: Headers, name: str) -> str:
+    return next((value for key, value in reversed(headers) if key == name), "")
+
+
+def _first(headers: Headers, name: str) -> str:
+    return next((value for key, value in headers if key == name), "")
+
+
+def _typed(name: str, headers: Headers) -> Event | None:
+    """Return the event that a block is, or None for those that nobody here needs."""
+    if name == "UserEvent":
+        return _request(headers)
+    if name in ("Hangup", "HangupRequest"):
+        return ChannelHangup(_first(headers, "Uniqueid"))
+    if name == "OriginateResponse" and _first(headers, "Response") == "Failure":
+        return OriginateFailed(_first(headers, "ActionID"), _first(headers, "Reason"))
+    return None
+
+
+def _request(headers: Headers) -> RequestReceived | None:
+    """Take a UserEvent apart: the snapshot of the channel comes before it, the body after.
+
+    An event from the dialplan has a snapshot; one from an AMI action has only a body. The body
+    may name another channel than the one that runs the dialplan.
+    """
+    position = next(i for i, (name, _) in enumerate(headers) if name == "UserEvent")
+    if headers[position][1] != "AudioFork":
+        return None
+    fields = {name.lower(): value for name, value in headers[position + 1 :]}
+    if "channel" not in fields and "uniqueid" not in fields:
+        snapshot = headers[:position]
+        fields["channel"] = _first(snapshot, "Channel")
+        fields["uniqueid"] = _first(snapshot, "Uniqueid")
+    return RequestReceived(fields)

@@ -1,0 +1,61 @@
+"""The life of a fork as a table; the diagram in docs/architecture.md is made from it.
+
+A pair that is not in the table is a bug.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from audiofork.errors import InvalidTransition
+
+
+class ForkState(enum.Enum):
+    """Where a fork stands."""
+
+    REQUESTED = "requested"
+    """Its channel is being looked up."""
+    ATTACHING = "attaching"
+    """The leg and the WebSocket connection are under way."""
+    STREAMING = "streaming"
+    """Audio flows to the server."""
+    ENDED = "ended"
+
+
+class ForkEvent(enum.Enum):
+    """What moves a fork on."""
+
+    RESOLVED = "channel found"
+    REFUSED = "request refused"
+    FIRST_FRAME = "first frame sent"
+    END = "leg and sink closed"
+
+
+TRANSITIONS: dict[tuple[ForkState, ForkEvent], ForkState] = {
+    (ForkState.REQUESTED, ForkEvent.RESOLVED): ForkState.ATTACHING,
+    (ForkState.REQUESTED, ForkEvent.REFUSED): ForkState.ENDED,
+    (ForkState.ATTACHING, ForkEvent.FIRST_FRAME): ForkState.STREAMING,
+    (ForkState.ATTACHING, ForkEvent.END): ForkState.ENDED,
+    (ForkState.STREAMING, ForkEvent.END): ForkState.ENDED,
+}
+
+
+def next_state(state: ForkState, event: ForkEvent) -> ForkState:
+    """Return the state that follows.
+
+    Raises:
+        InvalidTransition: The table does not have the pair.
+    """
+    try:
+        return TRANSITIONS[state, event]
+    except KeyError:
+        raise InvalidTransition(f"{event.name} in state {state.name}") from None
+
+
+def diagram() -> str:
+    """Return the table as a Mermaid state diagram."""
+    lines = ["stateDiagram-v2", f"    [*] --> {ForkState.REQUESTED.name}"]
+    for (state, event), following in TRANSITIONS.items():
+        lines.append(f"    {state.name} --> {following.name}: {event.value}")
+    lines.append(f"    {ForkState.ENDED.name} --> [*]")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,34 @@
+"""What every tap offers: a leg that connects with the fork's UUID and sends the channel's audio."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from audiofork.model import Direction
+
+
+class Tap(Protocol):
+    """A way to get legs. A leg is hung up by the relay, which closes its connection."""
+
+    async def start(self, fork_id: str, uniqueid: str, direction: Direction) -> None:
+        """Ask Asterisk for a leg.
+
+        Args:
+            fork_id: The UUID that the leg shall present to the relay.
+            uniqueid: The channel to listen to.
+            direction: in: mono frames, none while the party sends none. Else: pairs of in and
+                out, 50 a second.
+
+        Raises:
+            AmiError: Asterisk cannot be asked, or refuses.
+        """
+
+    async def sweep(self) -> int:
+        """Hang up the legs that an earlier run left behind; return how many.
+
+        Raises:
+            AmiError: Asterisk cannot be asked.
+        """
+
+    def is_leg(self, uniqueid: str) -> bool:
+        """Tell whether a channel is a leg of ours or of another daemon."""

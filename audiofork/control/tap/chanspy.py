@@ -1,0 +1,62 @@
+"""The ChanSpy tap: an originated AudioSocket leg that runs ChanSpy. It needs nothing but AMI."""
+
+from __future__ import annotations
+
+import contextlib
+
+from audiofork.config import Address
+from audiofork.control.ami import Ami
+from audiofork.errors import AmiActionFailed
+from audiofork.model import Direction
+
+LEG_PREFIX = "audiofork-"
+ORIGINATE_TIMEOUT_MS = 5000
+
+# q: no beep; u: the target is given by its uniqueid; E: end with the target; S: end when it is
+# gone; l: the long queue, which rides out jitter. o: in alone. D: in and out side by side.
+_IN_OPTIONS = "quolES"
+_PAIR_OPTIONS = "qulDES"
+
+
+class ChanSpyTap:
+    """Implements `Tap`.
+
+    Args:
+        ami: The link to Asterisk.
+        advertise: Where Asterisk shall bring the audio.
+    """
+
+    def __init__(self, ami: Ami, advertise: Address) -> None:
+        self._ami = ami
+        self._advertise = advertise
+
+    async def start(self, fork_id: str, uniqueid: str, direction: Direction) -> None:
+        options = _IN_OPTIONS if direction is Direction.IN else _PAIR_OPTIONS
+        headers = [
+            ("Channel", f"AudioSocket/{self._advertise}/{fork_id}/c(slin)"),
+            ("ChannelId", LEG_PREFIX + fork_id),
+            ("Application", "ChanSpy"),
+            # The uniqueid, not the name: Asterisk refuses an Originate whose data contains such
+            # words as DB or FILE, and a name may.
+            ("Data", f"{uniqueid},{options}"),
+            ("Timeout", str(ORIGINATE_TIMEOUT_MS)),
+            ("Variable", "CDR_PROP(disable)=1"),
+            # Otherwise the whole AMI session waits for the leg to answer.
+            ("Async", "true"),
+        ]
+        await self._ami.action("Originate", headers, action_id=LEG_PREFIX + fork_id)
+
+    async def sweep(self) -> int:
+        swept = 0
+        for channel in await self._ami.list("CoreShowChannels"):
+            name = channel.get("channel", "")
+            # Only those that dial this daemon: another one may share the Asterisk.
+            ours = name.startswith(f"AudioSocket/{self._advertise}-")
+            if ours and self.is_leg(channel.get("uniqueid", "")):
+                with contextlib.suppress(AmiActionFailed):  # it may be gone by now
+                    await self._ami.action("Hangup", [("Channel", name)])
+                swept += 1
+        return swept
+
+    def is_leg(self, uniqueid: str) -> bool:
+        return uniqueid.startswith(LEG_PREFIX)

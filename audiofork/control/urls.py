@@ -1,0 +1,68 @@
+"""Which URLs audio may go to."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from urllib.parse import SplitResult, urlsplit
+
+from websockets.exceptions import InvalidURI
+from websockets.uri import parse_uri
+
+from audiofork.errors import RequestRefused
+
+# AMI discards lines longer than 1024 bytes, and `WsServer: ` comes before the URL.
+MAX_URL_BYTES = 1000
+_PORTS = {"ws": 80, "wss": 443}
+
+
+def check_url(url: str, allowed: tuple[str, ...]) -> None:
+    """Raise unless a fork may be sent to this URL.
+
+    Args:
+        url: As it came with a request.
+        allowed: Patterns as in `[security] allow_urls`.
+
+    Raises:
+        RequestRefused: The text names the rule that the URL breaks.
+    """
+    if len(url.encode(errors="replace")) > MAX_URL_BYTES:
+        raise RequestRefused(f"WsServer: longer than {MAX_URL_BYTES} bytes")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as exc:
+        raise RequestRefused(f"WsServer: not a URL: {exc}") from exc
+    if parts.scheme not in _PORTS:
+        raise RequestRefused("WsServer: the scheme must be ws or wss")
+    if not parts.hostname:
+        raise RequestRefused("WsServer: no host")
+    if "@" in parts.netloc:
+        raise RequestRefused("WsServer: credentials are not allowed in a URL")
+    if "#" in url:
+        raise RequestRefused("WsServer: a fragment is not allowed")
+    if port == 0:
+        raise RequestRefused("WsServer: port 0 is not allowed")
+    if not url.isprintable() or " " in url:
+        raise RequestRefused("WsServer: blanks are not allowed in a URL")
+    try:
+        parse_uri(url)
+    except (InvalidURI, ValueError) as exc:  # ValueError: a host that IDNA cannot encode
+        raise RequestRefused(f"WsServer: not a WebSocket URL: {exc}") from exc
+    if not any(_matches(parts, pattern) for pattern in allowed):
+        raise RequestRefused("WsServer: not among the URLs of [security] allow_urls")
+
+
+def _matches(url: SplitResult, pattern: str) -> bool:
+    """Tell whether a URL fits a pattern; what the pattern does not name may be anything."""
+    scheme, _, rest = pattern.partition("://")
+    authority, slash, path = rest.partition("/")
+    host, colon, port = authority.rpartition(":")
+    if not colon or authority.endswith("]"):
+        host, port = authority, "*"
+    url_port = url.port or _PORTS[url.scheme]
+    return (
+        scheme in (url.scheme, "*")
+        and fnmatchcase(url.hostname or "", host.strip("[]").lower())
+        and port in ("*", str(url_port))
+        and (not slash or path in ("", "*") or fnmatchcase(url.path, "/" + path))
+    )

@@ -1,0 +1,134 @@
+"""Builds the parts of the daemon, starts and stops them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from pathlib import Path
+
+from audiofork import config as configuration
+from audiofork import log as logs
+from audiofork.config import Config
+from audiofork.control.ami import Ami
+from audiofork.control.forks import Forks
+from audiofork.control.tap.chanspy import ChanSpyTap
+from audiofork.errors import ConfigError
+from audiofork.model import Command, Report
+from audiofork.relay.worker import Worker
+
+log = logging.getLogger(__name__)
+
+SHUTDOWN_TIMEOUT_S = 2.5  # of the 3 s that a stop may take
+
+
+class Daemon:
+    """The control plane and the relay, joined.
+
+    Owned by the command `run`; `run()` returns after a SIGTERM or SIGINT.
+
+    Attributes:
+        ready: Set when the AudioSocket server listens and the link to Asterisk is being made.
+        forks: The registry.
+        worker: The relay.
+    """
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self._path = path
+        self._config = config
+        self._stop = asyncio.Event()
+        self.ready = asyncio.Event()
+        self.worker = Worker(config, self._on_report)
+
+    def _on_report(self, report: Report) -> None:
+        self.forks.on_report(report)
+
+    def _on_command(self, command: Command) -> None:
+        self.worker.handle(command)
+
+    async def run(self) -> None:
+        """Serve until told to stop.
+
+        Raises:
+            OSError: The AudioSocket address cannot be had.
+        """
+        await self._start()
+        try:
+            await self._stop.wait()
+        finally:
+            await self._shut_down()
+
+    async def _start(self) -> None:
+        address = await self.worker.start()
+        advertise = self._config.audiosocket.advertise or address
+        self.ami = Ami(self._config.asterisk, lambda event: self.forks.on_event(event), self._up)
+        tap = ChanSpyTap(self.ami, advertise)
+        self.forks = Forks(self.ami, tap, self._config.security, self._on_command)
+        loop = asyncio.get_running_loop()
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signal_number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        self._link = asyncio.create_task(self.ami.run())
+        self._watchdog = asyncio.create_task(_feed_watchdog())
+        log.info("listening for Asterisk's audio on %s", address)
+        notify("READY=1")
+        self.ready.set()
+
+    async def _up(self) -> None:
+        notify(f"STATUS={self.ami.status}")
+        await self.forks.on_link_up()
+
+    async def _shut_down(self) -> None:
+        """New forks off, running forks ended, servers told, the link to Asterisk last."""
+        notify("STOPPING=1")
+        log.info("stopping, %d forks to end", len(self.forks))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SHUTDOWN_TIMEOUT_S):
+                await self.forks.shut_down()
+        await self.worker.close()
+        await self.forks.close()
+        for task in (self._link, self._watchdog):
+            task.cancel()
+        await asyncio.gather(self._link, self._watchdog, return_exceptions=True)
+        log.info("stopped")
+
+    def _reload(self) -> None:
+        """Take the file's new settings for new forks, or keep all of the old ones."""
+        try:
+            new = configuration.load(self._path)
+            self.worker.configure(new.websocket)
+        except ConfigError as exc:
+            log.error("not reloaded, the old configuration stays: %s", exc)
+            return
+        self.forks.security = new.security
+        logs.set_up(new.log)
+        fixed = (new.asterisk, new.audiosocket) == (
+            self._config.asterisk,
+            self._config.audiosocket,
+        )
+        log.info("reloaded%s", "" if fixed else "; [asterisk] and [audiosocket] need a restart")
+
+
+def notify(state: str) -> None:
+    """Tell systemd, if it started us; see sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify_socket:
+            notify_socket.sendto(state.encode(), address)
+    except OSError as exc:
+        log.warning("systemd cannot be told %s: %s", state, exc)
+
+
+async def _feed_watchdog() -> None:
+    """Tell systemd twice in each watchdog period that the loop still turns."""
+    period_us = int(os.environ.get("WATCHDOG_USEC", "0"))
+    while period_us:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(period_us / 2_000_000)

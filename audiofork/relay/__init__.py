@@ -1,0 +1,1 @@
+"""The relay: from AudioSocket legs to WebSocket sinks. It knows no AMI."""

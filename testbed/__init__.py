@@ -1,0 +1,1 @@
+"""A real Asterisk of one's own, for tests, the demo and benchmarks."""

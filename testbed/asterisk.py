@@ -1,0 +1,560 @@
+"""Run a private Asterisk: any user, free ports on 127.0.0.1, nothing left behind.
+
+    python -m testbed.asterisk get
+    python -m testbed.asterisk run --dialplan FILE
+
+An installed Asterisk is used if it has AudioSocket and a ChanSpy with option D; else
+Asterisk is fetched once out of Debian's packages (see `debian.py`) and kept in
+~/.cache/audiofork. AUDIOFORK_TESTBED_CACHE names another cache folder,
+AUDIOFORK_DEBIAN_MIRROR another mirror of Debian; with AUDIOFORK_TESTBED_KEEP=1 the
+folder of a stopped instance stays, to be looked into.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import fcntl
+import logging
+import os
+import platform
+import random
+import re
+import resource
+import secrets
+import shutil
+import signal
+import socket
+import string
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import IO
+
+from testbed import debian
+
+log = logging.getLogger(__name__)
+
+TEMPLATES = Path(__file__).with_name("etc")
+CACHE_VARIABLE = "AUDIOFORK_TESTBED_CACHE"
+KEEP_VARIABLE = "AUDIOFORK_TESTBED_KEEP"
+
+# The first release of each branch whose ChanSpy has option D; every later branch has it.
+CHANSPY_D_SINCE = {18: (18, 22), 20: (20, 7), 21: (21, 2)}
+LAST_MIXED_BRANCH = 21
+
+FOLDER_PREFIX = "audiofork-asterisk-"
+SOCKET_PATH_MAX_BYTES = 107  # sun_path is 108 bytes, the last one zero
+
+# Below the ports the kernel hands out (32768 on), so that no connection takes one.
+# Each call leg takes two: 2000 ports carry 1000 legs.
+RTP_LOWEST, RTP_HIGHEST, RTP_PORTS = 10000, 32768, 2000
+OPEN_FILES = 65536
+
+# Asterisk logs an error for each of these that does not exist; empty is as good.
+EMPTY_FILES = (
+    "acl.conf",
+    "ccss.conf",
+    "cel.conf",
+    "chan_websocket.conf",
+    "features.conf",
+    "pjproject.conf",
+    "udptl.conf",
+    "websocket_client.conf",
+)
+
+START_S = 30  # a busy machine; a quarter of a second is usual
+LOGIN_S = 1  # a stranger on the port may never answer
+SHUTDOWN_S = 5  # one second is usual
+START_TRIES = 3
+
+
+class AsteriskUnavailable(Exception):
+    """There is no Asterisk to be had on this machine; the text says why."""
+
+
+class AsteriskFailed(Exception):
+    """Asterisk did not start; the text ends with what it said."""
+
+
+class PortTaken(AsteriskFailed):
+    """Another process took a port between its choice and the start."""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """An Asterisk that can be run: `command` + ("-f", "-C", configuration file)."""
+
+    version: str
+    command: tuple[str, ...]
+    modules: Path
+    data: Path
+
+
+def find_installation() -> Installation:
+    """Return the installed Asterisk if it is fit, else the one in the cache.
+
+    Fetches it into the cache if it is not there yet; two processes at once fetch it once.
+    What is in the cache is not renewed: remove it to have Debian's latest.
+
+    Raises:
+        AsteriskUnavailable: Neither is to be had.
+    """
+    return _installed() or _cached()
+
+
+def new_enough(version: str) -> bool:
+    """Tell whether this version's ChanSpy has option D."""
+    found = re.search(r"(\d+)\.(\d+)", version)
+    if not found:
+        return False
+    number = int(found[1]), int(found[2])
+    if number[0] > LAST_MIXED_BRANCH:
+        return True
+    return number[0] in CHANSPY_D_SINCE and number >= CHANSPY_D_SINCE[number[0]]
+
+
+def _installed(root: Path = Path("/")) -> Installation | None:
+    # Few users but root have the sbin folders in their PATH.
+    folders = [os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]
+    program = shutil.which("asterisk", path=os.pathsep.join(folders))
+    modules = _first(
+        root,
+        "usr/lib*/asterisk/modules",
+        "usr/lib/*/asterisk/modules",
+        "usr/local/lib*/asterisk/modules",
+        having="chan_audiosocket.so",
+    )
+    data = _first(root, "usr/share/asterisk", "var/lib/asterisk", having="sounds/en")
+    if not program or not modules or not data:
+        return None
+    version = _version((program,))
+    if not new_enough(version):
+        log.info("%s is Asterisk %s, too old for ChanSpy's option D", program, version)
+        return None
+    return Installation(version, (program,), modules, data)
+
+
+def _first(root: Path, *patterns: str, having: str) -> Path | None:
+    found = (path for pattern in patterns for path in sorted(root.glob(pattern)))
+    return next((path for path in found if (path / having).exists()), None)
+
+
+def _version(command: Sequence[str]) -> str:
+    done = subprocess.run([*command, "-V"], capture_output=True, text=True, timeout=START_S)
+    # "Asterisk 22.10.1+dfsg+~cs6.17", "Asterisk certified/20.7-cert2"
+    found = re.search(r"\d+(\.\d+)+", done.stdout)
+    return found[0] if found else done.stdout.strip()
+
+
+def cache_folder() -> Path:
+    """Return the folder that holds the fetched Asterisk."""
+    if named := os.environ.get(CACHE_VARIABLE):
+        return Path(named).absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base, "audiofork")
+
+
+def _cached() -> Installation:
+    cache = cache_folder()
+    tree = cache / f"asterisk-{debian.SUITE}-{platform.machine()}"
+    try:
+        if not tree.exists():
+            with _locked(cache):
+                if not tree.exists():
+                    debian.fetch(tree)
+        return _unpacked(tree)
+    except (debian.FetchFailed, OSError) as exc:
+        raise AsteriskUnavailable(
+            "no Asterisk with AudioSocket is installed (22, or from 18.22, 20.7, 21.2 on), "
+            f"and Debian's packages of it cannot be fetched into {cache}:\n{exc}"
+        ) from exc
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _unpacked(tree: Path) -> Installation:
+    loader = next(tree.glob("**/ld-linux*.so.*"), None)
+    modules = next(tree.glob("usr/lib/*/asterisk/modules"), None)
+    if loader is None or modules is None:
+        raise AsteriskUnavailable(f"{tree} is damaged: remove it, and it is fetched again")
+    # The machine's own libraries may be too old: its loader and libraries stay out of it.
+    libraries = [modules.parents[1], *(tree / name for name in ("usr/lib", "lib"))]
+    path = os.pathsep.join(str(folder) for folder in libraries)
+    command = (str(loader), "--library-path", path, str(tree / "usr/sbin/asterisk"))
+    version = _version(command)
+    if not new_enough(version):
+        raise AsteriskUnavailable(f"{tree} does not run here, or is too old: {version!r}")
+    return Installation(version, command, modules, tree / "usr/share/asterisk")
+
+
+class Asterisk:
+    """One private Asterisk; a context manager.
+
+    SIP (UDP), AMI and HTTP with ARI listen on 127.0.0.1, on ports chosen at each `start`.
+    The SIP endpoints `caller` and `callee` are known by the user in From, without a
+    password; their calls enter the dialplan context `testbed`. AMI and ARI share one user.
+    All of it is set in the files of `testbed/etc`.
+
+    The process ends with the process that started it, however that ends.
+
+    Args:
+        installation: What to run; `find_installation()` by default.
+        dialplan: Text put at the end of extensions.conf.
+        config: Text put at the end of further configuration files, by file name.
+        keep: Leave the folder when stopped.
+    """
+
+    folder: Path
+    ami_port: int
+    sip_port: int
+    http_port: int
+    ami_username: str
+    ami_secret: str
+    pid: int
+
+    def __init__(
+        self,
+        installation: Installation | None = None,
+        *,
+        dialplan: str = "",
+        config: Mapping[str, str] | None = None,
+        keep: bool = False,
+    ) -> None:
+        self.installation = installation or find_installation()
+        self.ami_username = "testbed"
+        self.ami_secret = secrets.token_hex(16)
+        self.pid = 0
+        self._log_start = 0
+        self._additions = dict(config or {})
+        self._additions["extensions.conf"] = (
+            dialplan + "\n" + self._additions.get("extensions.conf", "")
+        )
+        self._keep = keep or os.environ.get(KEEP_VARIABLE) == "1"
+        self._owner: IO[str] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start on free ports and return when Asterisk is fully booted.
+
+        Raises:
+            AsteriskFailed: It ended, or was not ready in time.
+        """
+        assert self._process is None, "already started"
+        remove_stale_folders()
+        self._make_folder()
+        atexit.register(self.stop)
+        try:
+            self._start_on_free_ports()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Kill Asterisk and remove its folder; does nothing if it is not there."""
+        atexit.unregister(self.stop)
+        self._end_process()
+        if self._owner is None:
+            return
+        if self._keep:
+            (self.folder / "owner").unlink(missing_ok=True)  # the sweep spares it now
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._owner.close()
+        self._owner = None
+
+    def restart(self) -> None:
+        """Shut Asterisk down, if it still runs, and start it with the same ports and folder.
+
+        Raises:
+            AsteriskFailed: As for `start`; `stop` is still to be called.
+        """
+        self._end_process(SHUTDOWN_S)
+        self._launch()
+
+    def kill(self) -> None:
+        """End Asterisk without any warning; `restart` or `stop` may follow."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def wait(self) -> int:
+        """Return the exit status of Asterisk when it has ended."""
+        assert self._process is not None
+        return self._process.wait()
+
+    def cli(self, command: str) -> str:
+        """Return what a command of Asterisk's command line prints."""
+        done = subprocess.run(
+            [*self.installation.command, "-C", str(self._conf), "-rx", command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=START_S,
+        )
+        return done.stdout
+
+    def log(self) -> str:
+        """Return the text of Asterisk's log since the first start."""
+        return _text(self.folder / "log/full")
+
+    def cdr_rows(self) -> list[str]:
+        """Return the call detail records written so far, as lines of CSV."""
+        return _text(self.folder / "log/cdr-csv/Master.csv").splitlines()
+
+    def __enter__(self) -> Asterisk:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def _conf(self) -> Path:
+        return self.folder / "etc/asterisk.conf"
+
+    def _make_folder(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=_parent_folder()))
+        # A lock, not a process number: a number may be in use again, or be one of another
+        # container that shares /tmp. Renamed once locked, so that no sweep finds it free.
+        self._owner = (self.folder / "owner.new").open("w")
+        fcntl.flock(self._owner, fcntl.LOCK_EX)
+        (self.folder / "owner.new").rename(self.folder / "owner")
+        for name in ("etc", "lib/keys", "spool", "run", "log/cdr-csv", "cache"):
+            (self.folder / name).mkdir(parents=True)
+
+    def _start_on_free_ports(self) -> None:
+        for remaining in reversed(range(START_TRIES)):
+            self._choose_ports()
+            self._write_configuration()
+            try:
+                return self._launch()
+            except PortTaken:
+                self._end_process()
+                if not remaining:
+                    raise
+
+    def _choose_ports(self) -> None:
+        self.sip_port = free_port(socket.SOCK_DGRAM)
+        self.ami_port = free_port(socket.SOCK_STREAM)
+        self.http_port = free_port(socket.SOCK_STREAM)
+
+    def _write_configuration(self) -> None:
+        rtp_start = random.randrange(RTP_LOWEST, RTP_HIGHEST - RTP_PORTS, 2)
+        values = {
+            "folder": self.folder,
+            "modules": self.installation.modules,
+            "data": self.installation.data,
+            "maxfiles": min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
+            "ami_port": self.ami_port,
+            "ami_username": self.ami_username,
+            "ami_secret": self.ami_secret,
+            "http_port": self.http_port,
+            "sip_port": self.sip_port,
+            "rtp_start": rtp_start,
+            "rtp_end": rtp_start + RTP_PORTS - 1,
+        }
+        texts = {
+            file.name: _Template(file.read_text()).substitute(values)
+            for file in TEMPLATES.glob("*.conf")
+        }
+        texts["modules.conf"] = _existing_modules(texts["modules.conf"], self.installation.modules)
+        for name in {*EMPTY_FILES, *texts, *self._additions}:
+            text = texts.get(name, "") + "\n" + self._additions.get(name, "")
+            (self.folder / "etc" / name).write_text(text)
+
+    def _launch(self) -> None:
+        console = self.folder / "log/console"
+        self._log_start = len(self.log())
+        # The guard leads Asterisk's process group and kills it upon a line from us, or
+        # upon the end of its input, which comes when we die. The kernel's parent-death
+        # signal would not do: it is sent as soon as the thread that called us ends.
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", "read -r _; kill -s KILL 0"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            process_group=0,
+        )
+        with console.open("ab") as output:
+            self._process = subprocess.Popen(
+                [*self.installation.command, "-f", "-C", str(self._conf)],
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                process_group=self._guard.pid,
+            )
+        self.pid = self._process.pid
+        self._wait_until_booted(time.monotonic() + START_S)
+
+    def _wait_until_booted(self, deadline: float) -> None:
+        while not self._fully_booted():
+            self._check_progress(deadline)
+            time.sleep(0.02)
+        self._check_ports()
+
+    def _check_progress(self, deadline: float) -> None:
+        assert self._process is not None
+        self._check_ports()
+        status = self._process.poll()
+        if status is not None:
+            raise AsteriskFailed(self._last_words(f"Asterisk ended with status {status}"))
+        if time.monotonic() > deadline:
+            raise AsteriskFailed(self._last_words(f"Asterisk was not ready after {START_S} s"))
+
+    def _check_ports(self) -> None:
+        # Asterisk goes on without the port, be it AMI's, SIP's or HTTP's.
+        if "Address already in use" in self.log()[self._log_start :]:
+            raise PortTaken(self._last_words("a port chosen for Asterisk was taken"))
+
+    def _fully_booted(self) -> bool:
+        """Log in over AMI, as soon as it listens, and wait for the event that says so."""
+        login = (
+            f"Action: Login\r\nUsername: {self.ami_username}\r\n"
+            f"Secret: {self.ami_secret}\r\nEvents: system\r\n\r\n"
+        )
+        address = ("127.0.0.1", self.ami_port)
+        try:
+            with socket.create_connection(address, LOGIN_S) as connection:
+                connection.sendall(login.encode())
+                received = b""
+                while b"Event: FullyBooted" not in received:
+                    chunk = connection.recv(4096)
+                    if not chunk:
+                        return False
+                    received += chunk
+        except OSError:
+            return False
+        return True
+
+    def _end_process(self, patience_s: float = 0) -> None:
+        if self._process is None or self._guard is None:
+            return
+        if patience_s:
+            self._process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(patience_s)
+        # A line, for the end of input may not come: a forked child may hold the pipe, too.
+        self._guard.communicate(b"\n")
+        self._process.wait()
+        self._process = self._guard = None
+
+    def _last_words(self, what: str) -> str:
+        lines = (_text(self.folder / "log/console") + self.log()).splitlines()
+        return "\n".join([f"{what}; it said last:", *lines[-30:]])
+
+
+class _Template(string.Template):
+    delimiter = "@"  # Asterisk's own files are full of dollars
+
+
+def _existing_modules(text: str, folder: Path) -> str:
+    """Leave out the modules this version does not have; Asterisk would complain."""
+
+    def exists(line: str) -> bool:
+        return not line.startswith("load") or (folder / line.split()[-1]).exists()
+
+    return "\n".join(filter(exists, text.splitlines()))
+
+
+def _text(file: Path) -> str:
+    return file.read_text(errors="replace") if file.exists() else ""
+
+
+def free_port(kind: socket.SocketKind) -> int:
+    """Return a port of 127.0.0.1 that nobody uses at the moment."""
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _parent_folder() -> str:
+    """Return the folder for temporary folders, unless its name is too long for a socket."""
+    longest = os.path.join(tempfile.gettempdir(), FOLDER_PREFIX + "12345678", "run/asterisk.ctl")
+    return tempfile.gettempdir() if len(os.fsencode(longest)) <= SOCKET_PATH_MAX_BYTES else "/tmp"
+
+
+def remove_stale_folders() -> None:
+    """Remove the folders of processes that were killed before they could do it."""
+    for owner in Path(_parent_folder()).glob(FOLDER_PREFIX + "*/owner"):
+        try:
+            with owner.open("r+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(owner.parent, ignore_errors=True)
+        except OSError:
+            continue  # in use, another user's, or just removed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fetch Asterisk, or run one until Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="python -m testbed.asterisk",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("get", help="fetch Asterisk if need be, and say where it is")
+    run = commands.add_parser("run", help="run Asterisk until Ctrl-C")
+    run.add_argument("--dialplan", type=Path, help="file with the text of extensions.conf")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        return _get() if options.command == "get" else _run(options.dialplan)
+    except (AsteriskUnavailable, AsteriskFailed) as exc:
+        print(exc, file=sys.stderr)
+        return 1
+
+
+def _get() -> int:
+    began = time.monotonic()
+    found = find_installation()
+    print(f"Asterisk {found.version} in {time.monotonic() - began:.1f} s")
+    print(" ".join(found.command))
+    return 0
+
+
+def _run(dialplan: Path | None) -> int:
+    signal.signal(signal.SIGTERM, _interrupt)
+    with Asterisk(dialplan=dialplan.read_text() if dialplan else "") as asterisk:
+        print(f"Asterisk {asterisk.installation.version}, process {asterisk.pid}")
+        print(f"folder  {asterisk.folder}")
+        print(f"SIP     127.0.0.1:{asterisk.sip_port} (UDP), users caller and callee")
+        print(f"AMI     127.0.0.1:{asterisk.ami_port}")
+        print(f"ARI     127.0.0.1:{asterisk.http_port}")
+        print(f"user    {asterisk.ami_username}, secret {asterisk.ami_secret}", flush=True)
+        try:
+            status = asterisk.wait()
+        except KeyboardInterrupt:
+            return 0
+    print(f"Asterisk ended with status {status}", file=sys.stderr)
+    return 1
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""Numbered audio blocks, and finding them again in what arrived.
+
+A block is 20 ms of noise that occurs once, so its place in a received stream
+proves which frames came through, in which order, and that no bit was changed.
+
+µ-law blocks avoid both codes for zero: 0x7F and 0xFF decode to the same sample,
+so a block with 0x7F would come back as another one when Asterisk encodes it again.
+"""
+
+import audioop
+import math
+import random
+import struct
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+FRAME_SAMPLES = 160  # 8000 Hz * 0.020 s
+ULAW_BYTES = 160  # one byte a sample
+SLIN_BYTES = 320  # two bytes a sample
+
+KEY_BYTES = 16  # 8 samples of noise: enough to be unique, and checked to be
+
+# Loud enough to stand out from silence, quiet enough that two mixed blocks do not saturate.
+MIN_AMPLITUDE = 100
+MAX_AMPLITUDE = 8192
+
+
+def decode(ulaw: bytes) -> bytes:
+    """Decode µ-law of any length to slin, with the values Asterisk's codec_ulaw gives.
+
+    Source: main/ulaw.c, ast_ulaw_init; equal to audioop for all 256 codes.
+    """
+    return audioop.ulaw2lin(ulaw, 2)
+
+
+def _block_codes() -> bytes:
+    codes = bytearray()
+    for code in range(256):
+        (sample,) = struct.unpack("<h", decode(bytes([code])))
+        if MIN_AMPLITUDE <= abs(sample) <= MAX_AMPLITUDE:
+            codes.append(code)
+    return bytes(codes)
+
+
+def make_blocks(count: int, seed: int = 0) -> list[bytes]:
+    """Make numbered µ-law blocks of 160 bytes, ready to be RTP payloads.
+
+    The same seed gives the same blocks. No two share their first 8 samples.
+    """
+    rng = random.Random(seed)
+    codes = _block_codes()
+    blocks: dict[bytes, bytes] = {}
+    while len(blocks) < count:
+        block = bytes(rng.choices(codes, k=ULAW_BYTES))
+        blocks.setdefault(block[: KEY_BYTES // 2], block)
+    return list(blocks.values())
+
+
+def slin_blocks(count: int, seed: int = 0, *, limit: int = MAX_AMPLITUDE) -> list[bytes]:
+    """Make numbered slin blocks of 320 bytes, for files that Asterisk plays.
+
+    Samples are uniform in -limit..limit and use every bit, so most of them do
+    not survive µ-law: look for these blocks only where audio stays slin.
+    """
+    rng = random.Random(seed)
+    values = range(-limit, limit + 1)
+    blocks: dict[bytes, bytes] = {}
+    while len(blocks) < count:
+        block = struct.pack(f"<{FRAME_SAMPLES}h", *rng.choices(values, k=FRAME_SAMPLES))
+        blocks.setdefault(block[:KEY_BYTES], block)
+    return list(blocks.values())
+
+
+def find_blocks(stream: bytes, blocks: Sequence[bytes]) -> list[int]:
+    """List the blocks that a stream holds bit-exact, in stream order.
+
+    Args:
+        stream: slin, whole samples, from the first one received.
+        blocks: slin blocks of one length; µ-law ones go through decode() first.
+
+    Returns:
+        Index of each block found, at whatever sample offset it lies. A block
+        found twice is listed twice.
+    """
+    size = _block_size(blocks)
+    by_key = {block[:KEY_BYTES]: index for index, block in enumerate(blocks)}
+    if len(by_key) < len(blocks):
+        raise ValueError(f"{len(blocks) - len(by_key)} blocks begin like another one")
+    found: list[int] = []
+    offset = 0
+    while offset <= len(stream) - size:
+        index = by_key.get(stream[offset : offset + KEY_BYTES])
+        if index is not None and stream[offset : offset + size] == blocks[index]:
+            found.append(index)
+            offset += size
+        else:
+            offset += 2
+    return found
+
+
+def _block_size(blocks: Sequence[bytes]) -> int:
+    sizes = {len(block) for block in blocks}
+    if len(sizes) != 1:
+        raise ValueError(f"expected blocks of one length, got lengths {sorted(sizes)}")
+    (size,) = sizes
+    if size < SLIN_BYTES:
+        raise ValueError(f"expected slin blocks of at least {SLIN_BYTES} bytes, got {size}")
+    return size
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of the blocks that were sent. All fields count blocks."""
+
+    found: int  # different ones
+    missing: int
+    duplicated: int  # arrivals beyond the first of each
+    out_of_order: int  # first arrivals after a block with a higher index
+
+    @property
+    def intact(self) -> bool:
+        """Whether each block arrived once and in order."""
+        return not (self.missing or self.duplicated or self.out_of_order)
+
+
+def report(found: Sequence[int], expected: int | Collection[int]) -> Report:
+    """Compare find_blocks() with what was sent.
+
+    Args:
+        found: Indices in the order of arrival.
+        expected: How many blocks were sent, or the indices of those that were.
+    """
+    wanted = set(range(expected) if isinstance(expected, int) else expected)
+    seen: set[int] = set()
+    highest = -1
+    out_of_order = 0
+    for index in found:
+        if index not in seen and index < highest:
+            out_of_order += 1
+        seen.add(index)
+        highest = max(highest, index)
+    return Report(
+        found=len(seen),
+        missing=len(wanted - seen),
+        duplicated=len(found) - len(seen),
+        out_of_order=out_of_order,
+    )
+
+
+def peak(slin: bytes) -> int:
+    """Largest absolute sample, 0 to 32768."""
+    return audioop.max(slin, 2)
+
+
+def rms_dbfs(slin: bytes) -> float:
+    """Loudness relative to full scale in dB; minus infinity for digital silence."""
+    rms = audioop.rms(slin, 2)
+    return 20 * math.log10(rms / 32768) if rms else -math.inf
