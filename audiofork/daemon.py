@@ -16,7 +16,7 @@ from audiofork.config import Config
 from audiofork.control.ami import Ami
 from audiofork.control.forks import Forks
 from audiofork.control.tap.chanspy import ChanSpyTap
-from audiofork.errors import ConfigError
+from audiofork.errors import AmiError, ConfigError
 from audiofork.model import Command, Report
 from audiofork.relay.worker import Worker
 
@@ -85,9 +85,10 @@ class Daemon:
         """New forks off, running forks ended, servers told, the link to Asterisk last."""
         notify("STOPPING=1")
         log.info("stopping, %d forks to end", len(self.forks))
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, AmiError):
             async with asyncio.timeout(SHUTDOWN_TIMEOUT_S):
                 await self.forks.shut_down()
+                await self.ami.log_off()
         await self.worker.close()
         await self.forks.close()
         for task in (self._link, self._watchdog):

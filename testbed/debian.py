@@ -16,7 +16,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +65,7 @@ class Origin:
     keyrings: tuple[Path, ...]
 
 
-def fetch(target: Path, environ: Mapping[str, str] | None = None) -> None:
+def fetch(target: Path) -> None:
     """Download and unpack Asterisk into `target`, which does not exist yet.
 
     `target` appears complete or not at all: the work is done in a folder beside it.
@@ -75,13 +75,12 @@ def fetch(target: Path, environ: Mapping[str, str] | None = None) -> None:
         FetchFailed: No tools, no network, no mirror, or no valid signature.
     """
     _require_tools()
-    environ = os.environ if environ is None else environ
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in target.parent.glob(WORK_PREFIX + "*"):
         shutil.rmtree(leftover, ignore_errors=True)  # of a fetch that was killed
     with tempfile.TemporaryDirectory(prefix=WORK_PREFIX, dir=target.parent) as name:
         work = Path(name)
-        packages = _download(work, environ.get(MIRROR_VARIABLE))
+        packages = _download(work, os.environ.get(MIRROR_VARIABLE))
         log.info("unpacking %d packages", len(packages))
         tree = unpack(packages, work / "all")
         _keep_needed(tree, work / "kept")
@@ -119,7 +118,8 @@ def _origins(work: Path, mirror: str | None, failures: list[str]) -> Iterator[Or
         failures.append(str(exc))
         return
     # A machine's own mirror with newer keys, too: the installed keys may be too old for sid.
-    yield Origin((mirror,) if mirror else known.mirrors + packaged.mirrors, packaged.keyrings)
+    mirrors = (mirror,) if mirror else tuple(dict.fromkeys(known.mirrors + packaged.mirrors))
+    yield Origin(mirrors, packaged.keyrings)
 
 
 def origin_from_machine(root: Path = Path("/")) -> Origin:
@@ -147,17 +147,17 @@ def origin_from_packages(work: Path) -> Origin:
     apt.update(check=False)  # somebody else's repository may be out of order
     packages = apt.download("debootstrap", "debian-archive-keyring")
     tree = unpack(packages, work / "own-unpacked")
-    mirror = _debootstrap_mirror(tree)
     keyrings = [tree / "usr/share/keyrings" / name for name in KEYRING_NAMES]
-    return Origin((mirror,), tuple(file for file in keyrings if file.is_file())[:1])
+    return Origin(
+        tuple(_debootstrap_mirrors(tree)), tuple(file for file in keyrings if file.is_file())[:1]
+    )
 
 
-def _debootstrap_mirror(tree: Path) -> str:
+def _debootstrap_mirrors(tree: Path) -> Iterator[str]:
     scripts = tree / "usr/share/debootstrap/scripts"
     for file in (scripts / SUITE, scripts / "debian-common", tree / "usr/sbin/debootstrap"):
         if file.is_file() and (mirror := default_mirror(file.read_text())):
-            return mirror
-    raise FetchFailed("the package debootstrap names no Debian mirror")
+            yield mirror
 
 
 def default_mirror(script: str) -> str | None:

@@ -355,8 +355,9 @@ class Pacer:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_tick = 0
 
-    def add(self, playback: Playback) -> None:
-        now_tick = int(monotonic() * 1000 / TICK_MS)
+    def add(self, playback: Playback, delay_ms: float = 0) -> None:
+        """Begin a play now, or a little later."""
+        now_tick = int((monotonic() * 1000 + delay_ms) / TICK_MS)
         tick = playback.start(now_tick + 1)
         heapq.heappush(self._due, (tick, next(self._order), playback))
         self._arm()

@@ -15,7 +15,7 @@ import random
 import re
 import socket
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Self
@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 from testbed.blocks import make_blocks
 from testbed.rtp import (
+    PTIME_MS,
     ULAW,
     Codec,
     Pacer,
@@ -31,6 +32,7 @@ from testbed.rtp import (
     RtpPort,
     Sdp,
     SdpError,
+    Slot,
     schedule,
 )
 
@@ -48,6 +50,7 @@ GIVE_UP_S = 64 * T1_S
 KEPT_REPLIES = 4096  # to retransmitted messages; 100 calls need far fewer
 SIP_BUFFER_BYTES = 1024 * 1024  # a burst of some hundred messages of about 1 kB
 CLOSE_TIMEOUT_S = 1.0
+NOT_OPEN = "sip user is not started, or closed"
 HOST = "127.0.0.1"
 ALLOW = "INVITE, ACK, CANCEL, BYE, OPTIONS, UPDATE, REFER, NOTIFY"
 COMPACT = {
@@ -204,8 +207,8 @@ class _Repeat:
         self._interval_s = T1_S
         self._end_s = monotonic() + GIVE_UP_S
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(T1_S, self._again)
         send()
+        self._timer = self._loop.call_later(T1_S, self._again)
 
     def stop(self) -> None:
         self._timer.cancel()
@@ -337,18 +340,26 @@ class Call:
             A future: the number of packets sent, once the last one is sent or
             the call has ended. Cancel it to stop.
         """
+        slots = schedule(jitter_ms=jitter_ms, seed=seed, talk_ms=talk_ms, silent_ms=silent_ms)
+        return self._play(packets, slots, loop=loop)
+
+    def talk(self) -> asyncio.Future[int]:
+        """Send noise until the call ends, for load; only in calls that use µ-law.
+
+        Begins within 20 ms: calls that began together must not send all at once.
+        """
+        return self._play(_TALK, schedule(), loop=True, delay_ms=random.uniform(0, PTIME_MS))
+
+    def _play(
+        self, packets: Sequence[bytes], slots: Iterator[Slot], *, loop: bool, delay_ms: float = 0
+    ) -> asyncio.Future[int]:
         if self.ended.is_set():
             raise ConnectionError("call ended")
         if self._playback is not None and not self._playback.done.done():
             raise RuntimeError("already playing: await or cancel the first play")
-        slots = schedule(jitter_ms=jitter_ms, seed=seed, talk_ms=talk_ms, silent_ms=silent_ms)
         self._playback = Playback(self.rtp, packets, slots, loop=loop)
-        self._user._pacer.add(self._playback)
+        self._user._pacer.add(self._playback, delay_ms)
         return self._playback.done
-
-    def talk(self) -> asyncio.Future[int]:
-        """Send noise until the call ends, for load; only in calls that use µ-law."""
-        return self.play(_TALK, loop=True)
 
     # Signalling
 
@@ -375,7 +386,10 @@ class Call:
             self._end()
 
     async def refer(self, extension: str, timeout_s: float = 5) -> None:
-        """Blind transfer: have the peer send the other party to an extension.
+        """Blind transfer: have the peer send the other party to an extension, then hang up.
+
+        Asterisk refuses with 400 until it has joined the two parties, and reports
+        success only when the other party sends audio: let both talk first.
 
         Raises:
             TransferRefused: Now, or by the outcome reported later.
@@ -384,7 +398,9 @@ class Call:
         await self._refer(f"<{self._user._uri(extension)}>", timeout_s)
 
     async def refer_replaces(self, other: "Call", timeout_s: float = 5) -> None:
-        """Attended transfer: join the other party with the one of another call of ours.
+        """Attended transfer: join the other party with that of another call, then hang up.
+
+        Asterisk hangs up the other call itself.
 
         Raises:
             TransferRefused: Now, or by the outcome reported later.
@@ -412,6 +428,7 @@ class Call:
         status, reason = outcome.result()
         if status >= 300:
             raise TransferRefused("REFER", status, reason)
+        await self.hangup()
 
     @property
     def _key(self) -> DialogKey:
@@ -632,6 +649,8 @@ class SipUser(asyncio.DatagramProtocol):
             SdpError: It was answered with audio we cannot use, and is hung up.
             ConnectionError: This user was closed meanwhile.
         """
+        if self._transport is None:
+            raise ConnectionError(NOT_OPEN)
         remote = f"<{self._uri(extension)}>"
         call = Call(self, self.server, remote, call_id=_new_id(), codecs=(codec,), record=record)
         self._dialogs[call._key] = call
@@ -645,7 +664,7 @@ class SipUser(asyncio.DatagramProtocol):
         if not exchange.done.done():
             raise NoResponse("INVITE", timeout_s)
         if exchange.done.cancelled():
-            raise ConnectionError("closed during the call")
+            raise ConnectionError(NOT_OPEN)
         response = exchange.done.result()
         if response.status >= 300:
             raise CallRefused("INVITE", response.status, response.reason)
@@ -709,7 +728,7 @@ class SipUser(asyncio.DatagramProtocol):
 
     def _send(self, datagram: bytes, peer: Address) -> None:
         if self._transport is None:
-            raise ConnectionError("sip user is not started, or closed")
+            raise ConnectionError(NOT_OPEN)
         self._transport.sendto(datagram, peer)
 
     def _send_ack(self, response: Message, ack: Message, peer: Address) -> None:

@@ -8,6 +8,7 @@ reconnects sends unanswered actions again: a late Originate or Setvar would hit 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
@@ -41,6 +42,7 @@ _MAX_BLOCK_BYTES = 1_048_576
 _END_OF_BLOCK = b"\r\n\r\n"
 
 Headers = list[tuple[str, str]]
+OnError = Callable[[AmiError], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +125,19 @@ class Ami:
             raise AmiUnavailable(self.status)
         return await self._link.send(name, headers, as_list=as_list, action_id=action_id)
 
+    def post(self, name: str, headers: Iterable[tuple[str, str]], on_error: OnError) -> None:
+        """Send an action now, without waiting; `on_error` hears why it failed, if it does."""
+        try:
+            if self._link is None:
+                raise AmiUnavailable(self.status)
+            answered = self._link.start(name, headers)
+        except AmiError as exc:
+            on_error(exc)
+            return
+        answered.add_done_callback(functools.partial(_tell_error, name, on_error))
+
     def raise_event(self, name: str, headers: Iterable[tuple[str, str]]) -> None:
-        """Raise a UserEvent; without a link it is lost, and the log says so.
+        """Raise a UserEvent now, without waiting; without a link it is lost, and the log says so.
 
         The event carries an ActionID only if `headers` has one: it is the requester's, so no
         answer can be matched to it. An error in the answer is logged.
@@ -133,6 +146,13 @@ class Ami:
             log.warning("event %s is lost: %s", name, self.status)
             return
         self._link.write([("Action", "UserEvent"), ("UserEvent", name), *headers])
+
+    async def log_off(self) -> None:
+        """Say goodbye; when this returns, Asterisk has done all that was asked before.
+
+        Raises: as `action`.
+        """
+        await self.action("Logoff", [])
 
     # --- The link's life ---
 
@@ -144,7 +164,8 @@ class Ami:
             except AmiLoginRefused as exc:
                 self._say(logging.ERROR, f"{exc}; next try in {LOGIN_RETRY_S:g} s")
                 await asyncio.sleep(LOGIN_RETRY_S)
-            except (OSError, TimeoutError, AmiError) as exc:
+            # ValueError: the configured host is no name, or the secret does not fit a line.
+            except (OSError, TimeoutError, AmiError, ValueError) as exc:
                 where = f"{self._config.host}:{self._config.port}"
                 self._say(logging.WARNING, f"no link to Asterisk at {where}: {_text(exc)}")
                 await asyncio.sleep(self._retry_s)
@@ -169,6 +190,8 @@ class Ami:
                 await self._on_up()
             except AmiError as exc:
                 log.warning("after the login to Asterisk: %s", exc)
+            except Exception:
+                log.exception("a fault after the login to Asterisk")
             await link.watch()
         finally:
             self._link = None
@@ -186,6 +209,17 @@ class Ami:
             self._on_event(event)
         except Exception:
             log.exception("event %r could not be handled", event)
+
+
+def _tell_error(name: str, on_error: OnError, answered: asyncio.Future[Any]) -> None:
+    """Look at the answer to an action that nobody waits for."""
+    if answered.cancelled():
+        return
+    exc = answered.exception()
+    if isinstance(exc, AmiError):
+        on_error(exc)
+    elif exc is None and not answered.result().success:
+        on_error(AmiActionFailed(name, str(answered.result().message)))
 
 
 def _text(exc: BaseException) -> str:
@@ -240,6 +274,30 @@ class _Link:
                     await self.send("Ping", [])
         raise AmiUnavailable("Asterisk closed the link")
 
+    def start(
+        self,
+        name: str,
+        headers: Iterable[tuple[str, str]],
+        *,
+        as_list: bool = False,
+        action_id: str = "",
+    ) -> asyncio.Future[Any]:
+        """Send an action; its answer will be a panoramisk message, or a list of them.
+
+        Raises:
+            ValueError: A name or value holds control characters, or a line is too long.
+            AmiUnavailable: The link is lost.
+        """
+        pairs = [("Action", name), *headers]
+        if action_id:
+            pairs.append(("ActionID", action_id))
+        _check(pairs)
+        action = Action(_grouped(pairs))
+        if self._protocol is None or self._lost.is_set():
+            raise AmiUnavailable("the link to Asterisk is lost")
+        answered: asyncio.Future[Any] = self._protocol.send(action, as_list=as_list)
+        return answered
+
     async def send(
         self,
         name: str,
@@ -248,22 +306,17 @@ class _Link:
         as_list: bool = False,
         action_id: str = "",
     ) -> Any:
-        """Send an action; return its answer, a panoramisk message or a list of them."""
-        pairs = [("Action", name), *headers]
-        _check(pairs)
-        action = Action(_grouped(pairs))
-        if action_id:
-            action["ActionID"] = action_id
-        if self._protocol is None or self._lost.is_set():
-            raise AmiUnavailable("the link to Asterisk is lost")
-        answered = self._protocol.send(action, as_list=as_list)
+        """Send an action and return its answer; see `start`.
+
+        Raises: as `Ami.action`.
+        """
+        answered = self.start(name, headers, as_list=as_list, action_id=action_id)
         try:
             async with asyncio.timeout(ACTION_TIMEOUT_S):
                 answer = await answered
         except TimeoutError:
-            self._protocol.responses.pop(action.id, None)
             raise AmiTimeout(f"{name}: no answer within {ACTION_TIMEOUT_S:g} s") from None
-        first = answer[0] if as_list else answer
+        first = answer[0] if isinstance(answer, list) else answer
         if not first.success:
             raise AmiActionFailed(name, str(first.message))
         return answer
@@ -359,7 +412,7 @@ class _Protocol(AMIProtocol):  # type: ignore[misc]
         if not headers:
             return
         name, value = headers[0]
-        if name == "Event" and _last(headers, "ActionID") not in self.responses:
+        if name == "Event" and not self._is_answer(value, headers):
             event = _typed(value, headers)
             if event is not None:
                 self._on_event(event)
@@ -367,9 +420,17 @@ class _Protocol(AMIProtocol):  # type: ignore[misc]
         message = Message.from_line(block)
         if message is None:
             return
-        if message.id is None and not message.success:
+        pending = self.responses.get(message.id)
+        if not message.success and pending is None:
             log.warning("Asterisk refused to raise an event: %s", message.message)
+        elif not message.success:
+            pending.as_list = False  # else panoramisk waits for a list that does not come
         self.handle_message(message)
+
+    def _is_answer(self, event: str, headers: Headers) -> bool:
+        """Tell whether an event belongs to the answer of an action; a UserEvent never does."""
+        pending = self.responses.get(_last(headers, "ActionID"))
+        return pending is not None and bool(pending.as_list) and event != "UserEvent"
 
     def take_unanswered(self) -> list[Action]:
         """Return the actions that wait for an answer, and forget them."""

@@ -52,6 +52,7 @@ HANGUP_GRACE_S = 0.1
 LEG_LOSS_GRACE_S = 0.15
 LEG_TIMEOUT_S = 6.0  # the Originate's own limit is 5 s
 MAX_REASON_CHARACTERS = 200
+NO_SUCH_CHANNEL = str(NoSuchChannel())  # Asterisk's words as well as ours
 
 # What makes a fork that never streamed a failure; the other reasons are ordinary ends.
 _FAILURES = frozenset(
@@ -80,6 +81,7 @@ class Fork:
     end_asked: EndReason | None = None
     action_id: str = ""
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
+    looked_up: asyncio.Event = field(default_factory=asyncio.Event)
 
     def apply(self, event: ForkEvent) -> None:
         """Move on; the only place where the state changes."""
@@ -101,6 +103,7 @@ class Forks:
         self._tap = tap
         self._send = send
         self._forks: dict[str, Fork] = {}
+        self._by_channel: dict[str, set[Fork]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._refusing = ""
         self._empty = asyncio.Event()
@@ -181,6 +184,8 @@ class Forks:
         except AmiError as exc:
             self._refuse(fork, f"Asterisk cannot be asked: {exc}")
             return
+        finally:
+            fork.looked_up.set()
         request = fork.request
         direction = request.options.direction
         fork.apply(ForkEvent.RESOLVED)
@@ -204,6 +209,7 @@ class Forks:
         """Ask Asterisk for the name and uniqueid of the channel: an event may say anything."""
         fork.channel, fork.uniqueid = await self._look_up(fork.request.target)
         fork.log = ForkLog(log, fork.id, fork.channel)
+        self._by_channel.setdefault(fork.uniqueid, set()).add(fork)
 
     async def _look_up(self, target: Target) -> tuple[str, str]:
         """Return name and uniqueid of a channel.
@@ -223,7 +229,7 @@ class Forks:
         try:
             answer = await self._ami.action("Getvar", headers)
         except AmiActionFailed as exc:
-            if exc.message == "No such channel":
+            if exc.message == NO_SUCH_CHANNEL:
                 raise NoSuchChannel from None
             raise
         value = answer.get("value", "")
@@ -239,22 +245,20 @@ class Forks:
 
     def _set_start_variables(self, fork: Fork) -> None:
         url = fork.request.url
-        self._set(fork, "AUDIOFORK_ID", fork.id)
-        self._set(fork, "AUDIOFORK_WSSERVER", url)
-        self._set(fork, f"AUDIOFORK_WSSERVER_{fork.id.replace('-', '_')}", url)
-        self._set(fork, "AUDIOFORK_STATUS", "STARTING")
+        self._set(fork.uniqueid, "AUDIOFORK_ID", fork.id)
+        self._set(fork.uniqueid, "AUDIOFORK_WSSERVER", url)
+        self._set(fork.uniqueid, f"AUDIOFORK_WSSERVER_{fork.id.replace('-', '_')}", url)
+        self._set(fork.uniqueid, "AUDIOFORK_STATUS", "STARTING")
 
     # --- Refusal ---
 
     def _refuse(self, fork: Fork, why: str) -> None:
-        del self._forks[fork.id]
+        self._forget(fork)
         fork.apply(ForkEvent.REFUSED)
         fork.log.warning("refused: %s", why)
+        self._set_end_variables(fork, why, "FAILED")
         self._raise_failed(fork, why, "")
-        if fork.channel or fork.uniqueid:
-            self._set(fork, "AUDIOFORK_REASON", why)
-            self._set(fork, "AUDIOFORK_STATUS", "FAILED")
-        self._note_emptiness()
+        self._set_emptiness()
 
     def _refuse_fields(self, fields: dict[str, str], why: str) -> None:
         """Answer a request that could not even be parsed, with what of it is harmless."""
@@ -270,11 +274,11 @@ class Forks:
         ]
         if safe.get("actionid"):
             headers.append(("ActionID", safe["actionid"]))
-        self._ami.raise_event("AudioForkFailed", headers)
         is_stop = safe.get("command", "").lower() == "stopaudiofork"
         if (channel or uniqueid) and not is_stop:
-            self._spawn(self._set_variable(uniqueid or channel, "AUDIOFORK_REASON", why))
-            self._spawn(self._set_variable(uniqueid or channel, "AUDIOFORK_STATUS", "FAILED"))
+            self._set(uniqueid or channel, "AUDIOFORK_REASON", _printable(why))
+            self._set(uniqueid or channel, "AUDIOFORK_STATUS", "FAILED")
+        self._ami.raise_event("AudioForkFailed", headers)
 
     # --- Stop ---
 
@@ -297,6 +301,8 @@ class Forks:
         uniqueid = request.target.uniqueid
         if not uniqueid:
             _, uniqueid = await self._look_up(request.target)
+        # A start that came just before may still be asking what its channel is.
+        await asyncio.gather(*(fork.looked_up.wait() for fork in self._forks.values()))
         return self._on_channel(uniqueid)
 
     def _refuse_stop(self, request: StopFork, why: str) -> None:
@@ -329,7 +335,7 @@ class Forks:
 
     def _on_streaming(self, fork: Fork) -> None:
         fork.apply(ForkEvent.FIRST_FRAME)
-        self._set(fork, "AUDIOFORK_STATUS", "STREAMING")
+        self._set(fork.uniqueid, "AUDIOFORK_STATUS", "STREAMING")
         self._raise(fork, "AudioForkStarted", [])
 
     async def _explain_leg_loss(self, fork: Fork, frames_in: int) -> None:
@@ -348,19 +354,18 @@ class Forks:
         self._end(fork, reason, detail)
 
     def _on_ended(self, fork: Fork, report: ForkEnded) -> None:
-        del self._forks[fork.id]
+        self._forget(fork)
         self._cancel_timers(fork)
         failed = fork.state is ForkState.ATTACHING and report.reason in _FAILURES
         fork.apply(ForkEvent.END)
         self._log_end(fork, report)
         detail = _printable(report.detail)
+        self._set_end_variables(fork, report.reason.value, "FAILED" if failed else "STOPPED")
         if failed:
             self._raise_failed(fork, report.reason.value, detail)
         else:
             self._raise_stopped(fork, report.reason, detail, report.stats)
-        self._set(fork, "AUDIOFORK_REASON", report.reason.value)
-        self._set(fork, "AUDIOFORK_STATUS", "FAILED" if failed else "STOPPED")
-        self._note_emptiness()
+        self._set_emptiness()
 
     def _log_end(self, fork: Fork, report: ForkEnded) -> None:
         ordinary = report.reason not in _FAILURES
@@ -386,11 +391,12 @@ class Forks:
             self._send(EndFork(fork.id, reason, detail))
 
     async def shut_down(self) -> None:
-        """Refuse new forks, end the running ones, return when all have ended."""
+        """Refuse new forks, end the running ones, return when Asterisk has been told of it."""
         self._refusing = "the daemon stops"
         for fork in list(self._forks.values()):
             self._end(fork, EndReason.SHUTDOWN)
         await self._empty.wait()
+        await asyncio.gather(*self._tasks)
 
     async def close(self) -> None:
         """Give up what is still under way."""
@@ -401,7 +407,11 @@ class Forks:
     # --- Small helpers ---
 
     def _on_channel(self, uniqueid: str) -> list[Fork]:
-        return [fork for fork in self._forks.values() if fork.uniqueid == uniqueid]
+        return list(self._by_channel.get(uniqueid, ()))
+
+    def _set_emptiness(self) -> None:
+        if not self._forks:
+            self._empty.set()
 
     def _later(self, fork: Fork, delay_s: float, reason: EndReason, detail: str = "") -> None:
         loop = asyncio.get_running_loop()
@@ -412,9 +422,12 @@ class Forks:
             timer.cancel()
         fork.timers.clear()
 
-    def _note_emptiness(self) -> None:
-        if not self._forks:
-            self._empty.set()
+    def _forget(self, fork: Fork) -> None:
+        del self._forks[fork.id]
+        on_channel = self._by_channel.get(fork.uniqueid, set())
+        on_channel.discard(fork)
+        if not on_channel:
+            self._by_channel.pop(fork.uniqueid, None)
 
     def _age(self, fork: Fork) -> float:
         return time.monotonic() - fork.started
@@ -462,21 +475,24 @@ class Forks:
             more.append(("Detail", detail))
         self._raise(fork, "AudioForkStopped", more)
 
-    def _set(self, fork: Fork, name: str, value: str) -> None:
-        self._spawn(self._set_variable(fork.uniqueid or fork.channel, name, value))
+    def _set_end_variables(self, fork: Fork, reason: str, status: str) -> None:
+        channel = fork.uniqueid or fork.channel
+        self._set(channel, "AUDIOFORK_REASON", reason)
+        self._set(channel, "AUDIOFORK_STATUS", status)
 
-    async def _set_variable(self, channel: str, name: str, value: str) -> None:
-        headers = [("Channel", channel), ("Variable", name), ("Value", _printable(value))]
-        try:
-            await self._ami.action("Setvar", headers)
-        except AmiActionFailed as exc:
-            if exc.message != "No such channel":  # it may well be gone by now
+    def _set(self, channel: str, name: str, value: str) -> None:
+        """Set a channel variable; always before the event of the same news."""
+
+        def on_error(exc: AmiError) -> None:
+            # The channel may well be gone by now.
+            if not (isinstance(exc, AmiActionFailed) and exc.message == NO_SUCH_CHANNEL):
                 log.warning("%s of %s cannot be set: %s", name, channel, exc)
-        except AmiError as exc:
-            log.warning("%s of %s cannot be set: %s", name, channel, exc)
+
+        headers = [("Channel", channel), ("Variable", name), ("Value", value)]
+        self._ami.post("Setvar", headers, on_error)
 
 
 def _printable(text: str) -> str:
-    """Return what may stand in an AMI header: servers and events send anything."""
+    """Return what of a text may stand in an AMI header: servers and events send anything."""
     clean = "".join(character if character.isprintable() else "?" for character in text)
     return clean[:MAX_REASON_CHARACTERS]

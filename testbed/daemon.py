@@ -1,0 +1,147 @@
+"""Runs the daemon beside a private Asterisk, as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from testbed.asterisk import Asterisk
+
+SECRET = "testbed-secret"
+ETC = Path(__file__).parent.parent / "etc"
+START_TIMEOUT_S = 10.0
+
+
+def manager_conf() -> str:
+    """Return the shipped AMI user, with the secret that `Daemon` uses."""
+    shipped = (ETC / "asterisk/manager_audiofork.conf").read_text()
+    return shipped.replace("CHANGE-ME", SECRET)
+
+
+def dialplan() -> str:
+    """Return the shipped dialplan."""
+    return (ETC / "asterisk/extensions_audiofork.conf").read_text()
+
+
+class Daemon:
+    """`audiofork run` with a configuration for this Asterisk.
+
+    Args:
+        asterisk: Has to have `manager_conf()` in its manager.conf.
+        settings: The lines of further sections of the configuration, or others for these.
+        command: What is run in place of `audiofork run`; gets `-c FILE`.
+    """
+
+    def __init__(
+        self,
+        asterisk: Asterisk,
+        settings: dict[str, str] | None = None,
+        command: tuple[str, ...] = (sys.executable, "-m", "audiofork", "run"),
+    ) -> None:
+        self._command = command
+        self._folder = Path(tempfile.mkdtemp(prefix="audiofork-daemon-"))
+        self.config = self._folder / "audiofork.ini"
+        self._log = self._folder / "log"
+        sections = {
+            "asterisk": f"port = {asterisk.ami_port}\nsecret = {SECRET}\n",
+            "audiosocket": "listen = 127.0.0.1:0\n",
+            **(settings or {}),
+        }
+        self.config.write_text("".join(f"[{name}]\n{text}" for name, text in sections.items()))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it is connected to Asterisk."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen([*self._command, "-c", str(self.config)], stderr=log)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while "connected to Asterisk" not in self.log():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                text = self.log()
+                self.stop()
+                raise RuntimeError(f"the daemon did not start:\n{text}")
+            time.sleep(0.02)
+
+    def stop(self) -> float:
+        """End it by SIGTERM; return the seconds that took."""
+        assert self._process is not None
+        began = time.monotonic()
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        return time.monotonic() - began
+
+    def kill(self) -> None:
+        """End it without giving it a chance to clean up."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+        for path in self._folder.iterdir():
+            path.unlink()
+        self._folder.rmdir()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code, or None while it runs."""
+        assert self._process is not None
+        return self._process.poll()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    def log(self) -> str:
+        """Return what it has logged so far."""
+        return self._log.read_text() if self._log.exists() else ""
+
+    @property
+    def audiosocket_port(self) -> int:
+        """The port that Asterisk dials."""
+        found = re.search(r"audio on 127\.0\.0\.1:(\d+)", self.log())
+        assert found is not None
+        return int(found[1])
+
+    def descriptors(self) -> int:
+        """Return how many files and sockets it has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def memory_kib(self) -> int:
+        """Return its resident memory."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        found = re.search(r"VmRSS:\s+(\d+) kB", status)
+        assert found is not None
+        return int(found[1])
+
+    def cpu_s(self) -> float:
+        """Return the CPU time it has used, user and system."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

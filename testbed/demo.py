@@ -1,0 +1,339 @@
+"""A call, three forks of it, three WAV files: what audiofork does, in half a minute.
+
+    python -m testbed.demo
+
+Starts a private Asterisk, the daemon and `audiofork receive`, places a call between two phones
+that speak, and names the recordings, in ./recordings. Exit code 0 only if each one holds speech.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import wave
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from audiofork.receiver import dbfs, peaks_of
+from testbed.asterisk import (
+    Asterisk,
+    AsteriskFailed,
+    AsteriskUnavailable,
+    Installation,
+    find_installation,
+)
+from testbed.daemon import Daemon, dialplan, manager_conf
+from testbed.rtp import ULAW
+from testbed.sip import Call, SipError, SipUser
+
+RECORDINGS = Path("recordings")
+
+CALL_S = 8.5
+SHORTEST_S = 0.9 * CALL_S  # the three forks start one after the other, before anybody speaks
+SPEECH_DBFS = -40.0  # the prompts peak above -12, an empty line is far below
+ATTEMPT_S = 10.0  # for each step that usually takes a fraction of a second
+
+# Prompts of asterisk-core-sounds-en; the caller speaks first, then the callee.
+CALLER_SAYS = ("tt-weasels",)
+CALLEE_SAYS = ("queue-youarenext",)
+CALLEE_WAITS_S = 3.0
+
+SILENCE = b"\xff" * ULAW.frame_bytes
+PTIME_S = 0.020
+
+# What is asked of each fork: option D, then what it holds, channel by channel.
+FORKS = {
+    "in": ("what the caller says",),
+    "out": ("what the caller hears: the callee",),
+    "stereo": ("both: in on the left", "out on the right"),
+}
+
+DIALPLAN = """
+[testbed]
+exten => demo,1,Answer()
+ same => n,Gosub(audiofork,start,1({url}in,D(in)))
+ same => n,Gosub(audiofork,start,1({url}out,D(out)))
+ same => n,Gosub(audiofork,start,1({url}stereo,D(stereo)))
+ same => n,Dial(PJSIP/callee)
+"""
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+
+
+class DemoFailed(Exception):
+    """Something did not go as it should; the text says what."""
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What the two phones send: u-law payloads of 20 ms, silence included."""
+
+    caller: list[bytes]
+    callee: list[bytes]
+
+
+# --- The parts -----------------------------------------------------------------------------------
+
+
+class Receiver:
+    """`audiofork receive` as a process, whose lines are passed on to the console.
+
+    Attributes:
+        url: Where it listens; empty until it does.
+    """
+
+    def __init__(self) -> None:
+        self.url = ""
+        self._ended = asyncio.Semaphore(0)
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Start it on a free port and wait until it listens."""
+        command = [sys.executable, "-m", "audiofork", "receive"]
+        arguments = ["--listen", "127.0.0.1:0", "--directory", str(RECORDINGS)]
+        self._process = await asyncio.create_subprocess_exec(
+            *command, *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        async with asyncio.timeout(ATTEMPT_S):
+            said = await self._read()
+        listening = re.match(r"listening on (ws://\S+/),", said)
+        if listening is None:
+            raise DemoFailed(f"`audiofork receive` did not start: {said}")
+        self.url = listening[1]
+        self._echo = asyncio.create_task(self._pass_on())
+
+    async def _read(self) -> str:
+        assert self._process is not None and self._process.stdout is not None
+        return (await self._process.stdout.readline()).decode().rstrip("\n")
+
+    async def _pass_on(self) -> None:
+        while line := await self._read():
+            say(f"    {line}")
+            if ": ended, " in line:
+                self._ended.release()
+
+    async def wait_ended(self) -> None:
+        """Wait until all forks have ended, and their files are complete.
+
+        Raises:
+            TimeoutError: They have not.
+        """
+        async with asyncio.timeout(ATTEMPT_S):
+            for _ in FORKS:
+                await self._ended.acquire()
+
+    async def stop(self) -> None:
+        """End it; all it said is passed on."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        try:
+            async with asyncio.timeout(ATTEMPT_S):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+        if self.url:
+            await self._echo
+
+
+@contextlib.asynccontextmanager
+async def receiving() -> AsyncIterator[Receiver]:
+    """Run a receiver; it ends in any case."""
+    receiver = Receiver()
+    try:
+        await receiver.start()
+        yield receiver
+    finally:
+        await receiver.stop()
+
+
+def say(text: str = "") -> None:
+    print(text, flush=True)
+
+
+def speech(asterisk: Asterisk) -> Speech:
+    """Return what the phones say, of the same length each."""
+    caller = prompts(asterisk, CALLER_SAYS)
+    callee = [SILENCE] * round(CALLEE_WAITS_S / PTIME_S) + prompts(asterisk, CALLEE_SAYS)
+    length = round(CALL_S / PTIME_S)
+    return Speech(*((payloads + [SILENCE] * length)[:length] for payloads in (caller, callee)))
+
+
+def prompts(asterisk: Asterisk, names: Sequence[str]) -> list[bytes]:
+    """Return prompts, one after the other, as u-law payloads of 20 ms."""
+    audio = b"".join(prompt(asterisk, name) for name in names)
+    size = ULAW.frame_bytes
+    return [audio[i : i + size].ljust(size, b"\xff") for i in range(0, len(audio), size)]
+
+
+def prompt(asterisk: Asterisk, name: str) -> bytes:
+    """Return a prompt as u-law at 8000 Hz.
+
+    Raises:
+        DemoFailed: This Asterisk does not have it.
+    """
+    sounds = asterisk.installation.data / "sounds/en"
+    for file in sorted(sounds.glob(f"{name}.*")):
+        with tempfile.TemporaryDirectory() as folder:
+            converted = Path(folder, f"{name}.ulaw")
+            # Asterisk knows all the formats that its packages of sounds come in.
+            asterisk.cli(f"file convert {file} {converted}")
+            if converted.exists():
+                return converted.read_bytes()
+    raise DemoFailed(f"no prompt {name} in {sounds}: install asterisk-core-sounds-en")
+
+
+# --- The call ------------------------------------------------------------------------------------
+
+
+async def demo(installation: Installation) -> None:
+    """Show all of it.
+
+    Raises:
+        DemoFailed: A recording is missing or silent, or there is no call.
+    """
+    before = recordings()
+    async with receiving() as receiver:
+        lines = DIALPLAN.format(url=receiver.url)
+        with contextlib.ExitStack() as stack:
+            say(f"Starting a private Asterisk {installation.version} ...")
+            asterisk = stack.enter_context(private_asterisk(installation, lines))
+            say("Starting the daemon, audiofork run ...")
+            daemon = Daemon(asterisk)
+            stack.push(daemon)  # before the start, which may fail half-way
+            daemon.start()
+            explain(lines)
+            try:
+                await place_call(asterisk, speech(asterisk))
+                await receiver.wait_ended()
+                conclude(recordings() - before)
+            except (SipError, TimeoutError, DemoFailed) as exc:
+                raise DemoFailed(f"{exc}\n\nThe daemon said:\n{daemon.log()}") from exc
+
+
+def private_asterisk(installation: Installation, lines: str) -> Asterisk:
+    """Return an Asterisk, not started, with the files that audiofork comes with."""
+    config = {"manager.conf": manager_conf(), "modules.conf": "load = res_convert.so"}
+    return Asterisk(installation, dialplan=lines + dialplan(), config=config)
+
+
+def explain(lines: str) -> None:
+    """Show the dialplan, and say what will be seen."""
+    said = lines.strip().partition("\n")[2]
+    say(f"\nA caller dials `demo`. The dialplan:\n\n{textwrap.indent(said, '    ')}")
+    say(
+        "\nThe caller's channel gets three forks, each to a WebSocket server: here "
+        "`audiofork receive`,\nwhich shows the peak of each second, from -60 dBFS (no bar) to 0 "
+        f"(full).\nFor {CALLEE_WAITS_S:g} s the caller speaks, then the callee.\n"
+    )
+
+
+async def place_call(asterisk: Asterisk, said: Speech) -> None:
+    server = ("127.0.0.1", asterisk.sip_port)
+    async with (
+        SipUser("callee", server, answer=True) as callee,
+        SipUser("caller", server) as caller,
+    ):
+        await callee.register()
+        call = await caller.call("demo", timeout_s=ATTEMPT_S)
+        # A phone sends all the time: the fork `in` waits for the party's first audio.
+        waiting = call.play([SILENCE], loop=True)
+        answered = await callee.incoming(ATTEMPT_S)
+        waiting.cancel()
+        await talk(call, answered, said)
+        await call.hangup()
+
+
+async def talk(call: Call, answered: Call, said: Speech) -> None:
+    """Let both phones speak at once; one that is hung up early is a failure."""
+    await asyncio.gather(call.play(said.caller), answered.play(said.callee))
+    if call.ended.is_set():
+        raise DemoFailed("the call was hung up before its end")
+
+
+# --- The recordings ------------------------------------------------------------------------------
+
+
+def recordings() -> set[Path]:
+    return set(RECORDINGS.glob("*.wav"))
+
+
+def conclude(new: set[Path]) -> None:
+    """Name the recordings and what is in them.
+
+    Raises:
+        DemoFailed: One is missing, too short or silent.
+    """
+    say("\nThe call is over; these are its recordings:\n")
+    found = {name: recording(name, new) for name in FORKS}
+    for name, path in found.items():
+        for line in described(name, path):
+            say(f"    {line}")
+    heard = found["stereo"]
+    say(f"\nListen:  play {heard}   (sox; or aplay, ffplay, any audio player)")
+
+
+def recording(name: str, new: set[Path]) -> Path:
+    """Return the recording of a fork."""
+    for path in new:
+        if re.fullmatch(rf"\d+-\d+-{name}(-\d+)?\.wav", path.name):
+            return path
+    raise DemoFailed(f"the fork `{name}` left no recording in {RECORDINGS}")
+
+
+def described(name: str, path: Path) -> list[str]:
+    """Return a line for each channel of a recording.
+
+    Raises:
+        DemoFailed: It is not what it should be.
+    """
+    with wave.open(str(path)) as file:
+        channels, duration_s = file.getnchannels(), file.getnframes() / file.getframerate()
+        audio = file.readframes(file.getnframes())
+    if duration_s < SHORTEST_S:
+        raise DemoFailed(f"{path}: expected {SHORTEST_S:g} s or more, got {duration_s:.1f} s")
+    if channels != len(FORKS[name]):
+        raise DemoFailed(f"{path}: expected {len(FORKS[name])} channels, got {channels}")
+    levels_dbfs = [dbfs(peak) for peak in peaks_of(audio, channels)]
+    if min(levels_dbfs) < SPEECH_DBFS:
+        raise DemoFailed(f"{path} is silent: peak {min(levels_dbfs):.1f} dBFS")
+    width = len(str(RECORDINGS / "20260131-142501-stereo.wav"))
+    head = f"{path!s:<{width}}  {duration_s:4.1f} s"
+    heads = [head, " " * len(head)]
+    return [
+        f"{head}  {level:5.1f} dBFS  {holds}"
+        for head, level, holds in zip(heads, levels_dbfs, FORKS[name], strict=False)
+    ]
+
+
+def main() -> int:
+    """Run the demo; return its exit code."""
+    # A stop by another process or a closed terminal is cleaned up after like a Ctrl-C.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        say("Looking for Asterisk; the first time it is fetched, which takes a minute ...")
+        installation = find_installation()
+        asyncio.run(demo(installation))
+    except KeyboardInterrupt:
+        say("\nInterrupted; nothing is left running.")
+        return EXIT_INTERRUPTED
+    except (DemoFailed, AsteriskUnavailable, AsteriskFailed, RuntimeError, OSError) as exc:
+        print(f"\nThe demo failed: {exc}", file=sys.stderr)
+        return EXIT_FAILED
+    say("Nothing is left running.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""A real Asterisk, the daemon beside it, a SIP caller and a recording WebSocket server.
+
+Where no Asterisk can be had these tests fail: one that is left out proves nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from testbed.ami import AmiClient
+from testbed.asterisk import Asterisk
+from testbed.daemon import Daemon, dialplan, manager_conf
+from testbed.recorder import Recorder
+from testbed.sip import Call, SipUser
+
+DIALPLAN = """
+[testbed]
+exten => echo,1,Answer()
+ same => n,Echo()
+
+; A channel that hears nothing.
+exten => wait,1,Answer()
+ same => n,Wait(600)
+
+; A channel that hears a known file, LEAD seconds after its fork streams.
+exten => play,1,Answer()
+ same => n,Gosub(audiofork,start,1(${WSSERVER},${OPTIONS}))
+ same => n,Wait(${LEAD})
+ same => n,Playback(${FILE})
+ same => n,Wait(600)
+
+exten => callee,1,Dial(PJSIP/callee)
+exten => third,1,Answer()
+ same => n,Wait(600)
+
+exten => hangup-soon,1,Answer()
+ same => n,Wait(0.5)
+ same => n,Hangup()
+
+exten => event,1,Answer()
+ same => n,UserEvent(AudioFork,WsServer: ${WSSERVER},Options: ${OPTIONS})
+ same => n,Echo()
+
+exten => inject,1,Answer()
+ same => n,UserEvent(AudioFork,WsServer: ws://127.0.0.1/${SPRINTF(%c,10)}x)
+ same => n,Echo()
+
+exten => gosub,1,Answer()
+ same => n,Gosub(audiofork,start,1("${WSSERVER}",${OPTIONS}))
+ same => n,UserEvent(Returned,Status: ${AUDIOFORK_STATUS},Reason: ${AUDIOFORK_REASON})
+ same => n,Wait(0.5)
+ same => n,Gosub(audiofork,stop,1(${AUDIOFORK_ID}))
+ same => n,UserEvent(ReturnedFromStop,Status: ${AUDIOFORK_STATUS})
+ same => n,Wait(600)
+
+exten => slow,1,Goto(slow,s,1)
+
+[slow]
+exten => s,1,Answer()
+ same => n,Echo()
+exten => h,1,Wait(2)
+
+"""
+
+
+@pytest.fixture(scope="session")
+def asterisk() -> Iterator[Asterisk]:
+    """An Asterisk with the shipped AMI user and dialplan."""
+    with Asterisk(dialplan=DIALPLAN + dialplan(), config={"manager.conf": manager_conf()}) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def settings() -> dict[str, str]:
+    """What a module wants in the daemon's configuration."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def shared_daemon(asterisk: Asterisk, settings: dict[str, str]) -> Iterator[Daemon]:
+    with Daemon(asterisk, settings) as one:
+        yield one
+
+
+@pytest.fixture
+async def ami(asterisk: Asterisk) -> AsyncIterator[AmiClient]:
+    async with AmiClient(asterisk) as client:
+        yield client
+
+
+@pytest.fixture
+async def daemon(shared_daemon: Daemon, ami: AmiClient) -> AsyncIterator[Daemon]:
+    """The daemon; after the test it must be as before, and Asterisk without a channel."""
+    descriptors = shared_daemon.descriptors()
+    yield shared_daemon
+    await no_channels(ami)
+    assert shared_daemon.exit_code is None
+    for _ in range(100):
+        if shared_daemon.descriptors() <= descriptors:
+            break
+        await asyncio.sleep(0.03)
+    assert shared_daemon.descriptors() <= descriptors
+    assert "Traceback" not in shared_daemon.log()
+
+
+@pytest.fixture
+async def recorder() -> AsyncIterator[Recorder]:
+    async with Recorder() as one:
+        yield one
+
+
+@pytest.fixture
+async def caller(asterisk: Asterisk) -> AsyncIterator[SipUser]:
+    async with SipUser("caller", ("127.0.0.1", asterisk.sip_port)) as user:
+        yield user
+
+
+async def no_channels(ami: AmiClient) -> None:
+    """Wait until Asterisk has no channel, and fail if that does not come."""
+    await only_channels(ami)
+
+
+async def only_channels(ami: AmiClient, *names: str) -> None:
+    """Wait until Asterisk has these channels alone, and fail if that does not come.
+
+    Asterisk takes a few milliseconds to see that a leg was closed.
+    """
+    present: list[str] = []
+    for _ in range(100):
+        present = await channels(ami)
+        if sorted(present) == sorted(names):
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"channels are left: {present}")
+
+
+async def channels(ami: AmiClient) -> list[str]:
+    """Return the names of Asterisk's channels."""
+    position = len(ami.events)
+    action_id = ami.send("CoreShowChannels")
+    await ami.wait_event(
+        lambda h: h.get("Event") == "CoreShowChannelsComplete" and h["ActionID"] == action_id,
+        after=position,
+    )
+    return [
+        headers["Channel"]
+        for _, headers in ami.events[position:]
+        if headers.get("Event") == "CoreShowChannel" and headers.get("ActionID") == action_id
+    ]
+
+
+@dataclass
+class Target:
+    """A live call, and its channel."""
+
+    call: Call
+    channel: str
+    uniqueid: str
+
+
+_numbers = itertools.count(1)
+
+
+async def place_call(ami: AmiClient, caller: SipUser, extension: str = "echo") -> Target:
+    """Call an extension, and find the channel that Asterisk made for the caller."""
+    position = len(ami.events)
+    call = await caller.call(extension)
+    event = await ami.wait_event(
+        lambda h: h.get("Event") == "Newchannel" and h["Channel"].startswith("PJSIP/caller"),
+        after=position,
+    )
+    return Target(call, event["Channel"], event["Uniqueid"])
+
+
+def start_fork(ami: AmiClient, channel: str, url: str, options: str = "", **more: str) -> str:
+    """Ask for a fork by AMI; return the ActionID."""
+    action_id = f"fork-{next(_numbers)}"
+    ami.send(
+        "UserEvent",
+        action_id=action_id,
+        UserEvent="AudioFork",
+        Command="StartAudioFork",
+        Channel=channel,
+        WsServer=url,
+        Options=options,
+        **more,
+    )
+    return action_id
+
+
+async def set_globals(ami: AmiClient, **values: str) -> None:
+    """Set global variables of the dialplan."""
+    for name, value in values.items():
+        await ami.action("Setvar", Variable=name, Value=value)
+
+
+def write_slin(path: Path, blocks: list[bytes]) -> str:
+    """Write a file for Playback(); return its name as Playback() wants it."""
+    path.with_suffix(".sln").write_bytes(b"".join(blocks))
+    return str(path.with_suffix(""))

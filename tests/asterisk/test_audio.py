@@ -1,0 +1,171 @@
+"""The audio that arrives at the server is the audio of the call."""
+
+from __future__ import annotations
+
+import asyncio
+import audioop
+import statistics
+from pathlib import Path
+
+import pytest
+
+from testbed.ami import AmiClient
+from testbed.blocks import decode, find_blocks, make_blocks, report, slin_blocks
+from testbed.daemon import Daemon
+from testbed.recorder import Recorder, Recording
+from testbed.sip import SipUser
+from tests.asterisk.conftest import Target, place_call, set_globals, start_fork, write_slin
+
+pytestmark = pytest.mark.asterisk
+
+BLOCKS = make_blocks(400, seed=1)
+HEARD = [decode(block) for block in BLOCKS]
+# Spoken before the blocks until the fork streams, and after them to push the last ones through.
+WARM_UP = make_blocks(25, seed=2)
+SILENCE = [b"\xff" * 160]
+
+
+async def fork_while_talking(
+    ami: AmiClient, caller: SipUser, recorder: Recorder, direction: str
+) -> Target:
+    """Place a call to Echo() and fork it once the caller has sent some audio."""
+    target = await place_call(ami, caller)
+    start_fork(ami, target.channel, recorder.url("/"), f"D({direction})")
+    await target.call.play(WARM_UP)
+    return target
+
+
+@pytest.mark.parametrize("jitter_ms", [0, 80, 200])
+async def test_in_keeps_every_block_under_jitter(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, jitter_ms: int
+) -> None:
+    target = await fork_while_talking(ami, caller, recorder, "in")
+    await target.call.play(BLOCKS + WARM_UP, jitter_ms=jitter_ms, seed=3)
+    await asyncio.sleep(0.3)
+    await target.call.hangup()
+    recording = await recorder.wait_closed("/")
+    assert report(find_blocks(recording.audio, HEARD), 400).intact
+    assert {len(message) for message in recording.messages} == {320}
+
+
+@pytest.mark.parametrize("jitter_ms", [0, 80])
+async def test_out_keeps_every_block_of_a_file_under_jitter(
+    daemon: Daemon,
+    ami: AmiClient,
+    caller: SipUser,
+    recorder: Recorder,
+    tmp_path: Path,
+    jitter_ms: int,
+) -> None:
+    played = slin_blocks(400, seed=4)
+    file = write_slin(tmp_path / "known", played)
+    await set_globals(ami, FILE=file, WSSERVER=recorder.url("/"), OPTIONS="D(out)", LEAD="0")
+    target = await place_call(ami, caller, "play")
+    target.call.play(WARM_UP, jitter_ms=jitter_ms, loop=True)
+    await asyncio.sleep(9)
+    await target.call.hangup()
+    recording = await recorder.wait_closed("/")
+    assert report(find_blocks(recording.audio, played), 400).intact
+
+
+@pytest.mark.parametrize("direction", ["out", "both", "stereo"])
+async def test_messages_come_50_a_second_in_whole_frames(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, direction: str
+) -> None:
+    target = await fork_while_talking(ami, caller, recorder, direction)
+    target.call.talk()
+    recording = await recorder.wait_messages("/", 450, timeout_s=20)
+    await target.call.hangup()
+    await recorder.wait_closed("/")
+    span_s = recording.times[425] - recording.times[25]
+    assert 400 / span_s == pytest.approx(50, rel=0.01)
+    size = 640 if direction == "stereo" else 320
+    assert {len(message) for message in recording.messages} == {size}
+
+
+async def test_stereo_has_in_left_and_out_right_within_one_frame(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    """Echo() sends back at once what it hears, so both sides carry the same blocks."""
+    target = await fork_while_talking(ami, caller, recorder, "stereo")
+    await target.call.play(BLOCKS + WARM_UP)
+    await target.call.hangup()
+    recording = await recorder.wait_closed("/")
+    left = audioop.tomono(recording.audio, 2, 1, 0)
+    right = audioop.tomono(recording.audio, 2, 0, 1)
+    assert report(find_blocks(left, HEARD), 400).intact
+    assert report(find_blocks(right, HEARD), 400).intact
+    shift_samples = (right.find(HEARD[100]) - left.find(HEARD[100])) // 2
+    assert 0 <= shift_samples <= 160
+
+
+async def test_stereo_keeps_the_two_parties_apart(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, tmp_path: Path
+) -> None:
+    recording, played = await record_talk_over_file(ami, caller, recorder, tmp_path, "stereo")
+    left = audioop.tomono(recording.audio, 2, 1, 0)
+    right = audioop.tomono(recording.audio, 2, 0, 1)
+    spoken = report(find_blocks(left, HEARD), 400)
+    # Asterisk itself drops up to one frame of in at the moment when out begins.
+    assert spoken.missing <= 1 and not spoken.duplicated and not spoken.out_of_order
+    assert report(find_blocks(right, played), 400).intact
+    assert find_blocks(left, played) == find_blocks(right, HEARD) == []
+
+
+async def test_both_is_the_saturated_sum_of_the_two_parties(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, tmp_path: Path
+) -> None:
+    """Where one side is silent that is the other side itself; elsewhere the two added up."""
+    recording, played = await record_talk_over_file(ami, caller, recorder, tmp_path, "both")
+    spoken_alone = find_blocks(recording.audio, HEARD)
+    played_alone = find_blocks(recording.audio, played)
+    assert len(spoken_alone) >= 40 and len(played_alone) >= 40
+    spoken_at = recording.audio.find(HEARD[spoken_alone[-1]]) - 320 * spoken_alone[-1]
+    played_at = recording.audio.find(played[played_alone[0]]) - 320 * played_alone[0]
+    begin, end = max(spoken_at, played_at), min(spoken_at, played_at) + 400 * 320
+    spoken = b"".join(HEARD)[begin - spoken_at : end - spoken_at]
+    heard = b"".join(played)[begin - played_at : end - played_at]
+    assert end - begin >= 200 * 320
+    assert recording.audio[begin:end] == audioop.add(spoken, heard, 2)
+
+
+async def record_talk_over_file(
+    ami: AmiClient, caller: SipUser, recorder: Recorder, folder: Path, direction: str
+) -> tuple[Recording, list[bytes]]:
+    """Play a known file to a caller who speaks known blocks, the blocks first and alone."""
+    played = slin_blocks(400, seed=5)
+    file = write_slin(folder / "known", played)
+    options = f"D({direction})"
+    await set_globals(ami, FILE=file, WSSERVER=recorder.url("/"), OPTIONS=options, LEAD="2")
+    target = await place_call(ami, caller, "play")
+    target.call.play(SILENCE * 10)
+    await recorder.wait_messages("/", 10)
+    await target.call.play(BLOCKS + SILENCE * 150)
+    await target.call.hangup()
+    return await recorder.wait_closed("/"), played
+
+
+async def test_first_message_comes_within_300_ms_of_the_request(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    """Median of 20; the mean frame of a D leg comes 120 ms after its request."""
+    target = await place_call(ami, caller)
+    target.call.talk()
+    loop = asyncio.get_running_loop()
+    delays_s = []
+    for number in range(20):
+        path = f"/{number}"
+        asked = loop.time()
+        start_fork(ami, target.channel, recorder.url(path), "D(both)")
+        recording = await recorder.wait_messages(path, 1)
+        delays_s.append(recording.times[0] - asked)
+        ami.send(
+            "UserEvent", UserEvent="AudioFork", Command="StopAudioFork", Channel=target.channel
+        )
+        await recorder.wait_closed(path)
+    await target.call.hangup()
+    print(
+        f"first message: median {statistics.median(delays_s) * 1000:.0f} ms of 20, "
+        f"longest {max(delays_s) * 1000:.0f} ms"
+    )
+    assert statistics.median(delays_s) <= 0.3
