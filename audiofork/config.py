@@ -41,6 +41,8 @@ class Address:
 
 
 def text(value: str) -> str:
+    if any(character < " " or character == "\x7f" for character in value):
+        raise ValueError("one line without control characters")
     return value
 
 
@@ -84,9 +86,12 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 def address(value: str) -> Address:
     host, colon, port = value.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError("host:port")
+    bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if bracketed else host
+    if not colon or not host or set(host) & set("[]/ ") or bracketed != (":" in host):
+        raise ValueError("host:port, or [address]:port for IPv6")
+    if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
+        raise ValueError("host:port with a port up to 65535")
     return Address(host, int(port))
 
 
@@ -94,8 +99,11 @@ def address_or_nothing(value: str) -> Address | None:
     return address(value) if value else None
 
 
-def words(value: str) -> tuple[str, ...]:
-    return tuple(value.replace(",", " ").split())
+def url_patterns(value: str) -> tuple[str, ...]:
+    patterns = tuple(value.replace(",", " ").split())
+    if any(pattern.partition("://")[0].lower() not in ("ws", "wss", "*") for pattern in patterns):
+        raise ValueError("patterns that begin with ws://, wss:// or *://")
+    return patterns
 
 
 def _option(default: str, parse: Callable[[str], Any], doc: str) -> Any:
@@ -161,7 +169,7 @@ class SecurityConfig:
 
     allow_urls: tuple[str, ...] = _option(
         "ws://* wss://*",
-        words,
+        url_patterns,
         "URLs that audio may go to: scheme://host[:port][/path], * stands for any text; "
         "without a port or path, any. Example: wss://*.example.org ws://127.0.0.1:8080/",
     )
@@ -225,14 +233,34 @@ def parse(content: str, environment: Mapping[str, str], *, source: str) -> Confi
     )
     try:
         ini.read_string(content, source)
-    except configparser.Error as exc:
-        raise ConfigError(" ".join(str(exc).split())) from exc
+    except (
+        configparser.DuplicateOptionError,
+        configparser.DuplicateSectionError,
+        configparser.ParsingError,
+    ) as exc:
+        # Without the cause, which quotes lines of the file: one may hold the secret.
+        raise ConfigError(f"{source}:{_what_is_wrong(exc)}") from None
     _refuse_unknown(ini, content, source)
     sections = {
         name: _read_section(name, section_type, ini, environment, content, source)
         for name, section_type in _SECTIONS.items()
     }
     return _with_secret(Config(**sections), source)
+
+
+def _what_is_wrong(
+    exc: configparser.DuplicateOptionError
+    | configparser.DuplicateSectionError
+    | configparser.ParsingError,
+) -> str:
+    """Return the line and the fault, but nothing of the line's text."""
+    if isinstance(exc, configparser.DuplicateOptionError):
+        return f"{exc.lineno}: option {exc.option} stands twice in [{exc.section}]"
+    if isinstance(exc, configparser.DuplicateSectionError):
+        return f"{exc.lineno}: section [{exc.section}] stands twice"
+    if isinstance(exc, configparser.MissingSectionHeaderError):
+        return f"{exc.lineno}: expected a [section] before the first option"
+    return f"{exc.errors[0][0]}: expected option = value or [section]"
 
 
 def _refuse_unknown(ini: configparser.RawConfigParser, content: str, source: str) -> None:
@@ -297,9 +325,13 @@ def _with_secret(config: Config, source: str) -> Config:
         return config
     path = Path(os.path.expandvars(config.asterisk.secret_file))
     try:
-        secret = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as exc:
+        secret = text(path.read_text(encoding="utf-8").strip())
+    except OSError as exc:
         raise ConfigError(f"{source}: [asterisk] secret_file: {exc}") from exc
+    except ValueError:  # not UTF-8, or more than one line; the cause would quote the secret
+        raise ConfigError(
+            f"{source}: [asterisk] secret_file: expected one line of text in {path}"
+        ) from None
     return dataclasses.replace(config, asterisk=dataclasses.replace(config.asterisk, secret=secret))
 
 

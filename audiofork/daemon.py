@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
-import socket
 from pathlib import Path
 
 from audiofork import config as configuration
@@ -18,6 +16,7 @@ from audiofork.control.forks import Forks
 from audiofork.control.tap.chanspy import ChanSpyTap
 from audiofork.errors import AmiError, ConfigError
 from audiofork.model import Command, Report
+from audiofork.process import feed_watchdog, lift_file_limit, notify
 from audiofork.relay.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -62,6 +61,7 @@ class Daemon:
             await self._shut_down()
 
     async def _start(self) -> None:
+        lift_file_limit()
         address = await self.worker.start()
         advertise = self._config.audiosocket.advertise or address
         self.ami = Ami(self._config.asterisk, lambda event: self.forks.on_event(event), self._up)
@@ -72,7 +72,7 @@ class Daemon:
             loop.add_signal_handler(signal_number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         self._link = asyncio.create_task(self.ami.run())
-        self._watchdog = asyncio.create_task(_feed_watchdog())
+        self._watchdog = asyncio.create_task(feed_watchdog())
         log.info("listening for Asterisk's audio on %s", address)
         notify("READY=1")
         self.ready.set()
@@ -111,25 +111,3 @@ class Daemon:
             self._config.audiosocket,
         )
         log.info("reloaded%s", "" if fixed else "; [asterisk] and [audiosocket] need a restart")
-
-
-def notify(state: str) -> None:
-    """Tell systemd, if it started us; see sd_notify(3)."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify_socket:
-            notify_socket.sendto(state.encode(), address)
-    except OSError as exc:
-        log.warning("systemd cannot be told %s: %s", state, exc)
-
-
-async def _feed_watchdog() -> None:
-    """Tell systemd twice in each watchdog period that the loop still turns."""
-    period_us = int(os.environ.get("WATCHDOG_USEC", "0"))
-    while period_us:
-        notify("WATCHDOG=1")
-        await asyncio.sleep(period_us / 2_000_000)

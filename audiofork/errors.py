@@ -111,5 +111,9 @@ class SinkRefused(SinkError):
     retryable = False
 
 
+class ReceiverError(AudioForkError):
+    """The receiver cannot start; the text says why."""
+
+
 class InvalidTransition(AudioForkError):
     """A fork got an event that its state does not allow: a bug of ours."""

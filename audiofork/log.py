@@ -5,26 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, MutableMapping
-from typing import Any
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from audiofork.config import LogConfig
 
 
 class ForkLog(logging.LoggerAdapter[logging.Logger]):
-    """Puts `fork 3f2a91c0 PJSIP/100-0000002a: ` before each line."""
+    """Marks each record as being of a fork; the formatter shows it."""
 
     def __init__(self, logger: logging.Logger, fork_id: str, channel: str) -> None:
         super().__init__(logger, {"fork": fork_id, "channel": channel})
-        self._prefix = f"fork {fork_id[:8]} {channel}: "
-
-    def process(
-        self, msg: Any, kwargs: MutableMapping[str, Any]
-    ) -> tuple[Any, MutableMapping[str, Any]]:
-        """Add the prefix to a message, and the fork to its record."""
-        kwargs["extra"] = self.extra
-        return self._prefix.replace("%", "%%") + str(msg), kwargs
 
 
 class CounterLine:
@@ -68,6 +59,18 @@ def without_query(url: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}" + ("?..." if parts.query else "")
 
 
+class _TextFormatter(logging.Formatter):
+    """Puts `fork 3f2a91c0 PJSIP/100-0000002a: ` before the lines of a fork."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(of)s%(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        fork = getattr(record, "fork", "")
+        record.of = f"fork {fork[:8]} {getattr(record, 'channel', '')}: " if fork else ""
+        return super().format(record)
+
+
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         entry = {
@@ -87,13 +90,10 @@ class _JsonFormatter(logging.Formatter):
 def set_up(config: LogConfig) -> None:
     """Send the log to standard error in the configured form; may be called again."""
     handler = logging.StreamHandler()
-    if config.format == "json":
-        handler.setFormatter(_JsonFormatter())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    handler.setFormatter(_JsonFormatter() if config.format == "json" else _TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(config.level.upper())
     # What these libraries say at lower levels, this package says in its own words.
     for library in ("asyncio", "panoramisk", "websockets"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+        logging.getLogger(library).setLevel(max(logging.WARNING, root.level))

@@ -62,12 +62,17 @@ class Daemon:
         """Start it, and wait until it is connected to Asterisk."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen([*self._command, "-c", str(self.config)], stderr=log)
+        try:
+            self._wait_connected()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait_connected(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while "connected to Asterisk" not in self.log():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                text = self.log()
-                self.stop()
-                raise RuntimeError(f"the daemon did not start:\n{text}")
+            if self.exit_code is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the daemon did not start:\n{self.log()}")
             time.sleep(0.02)
 
     def stop(self) -> float:

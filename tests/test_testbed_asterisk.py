@@ -214,6 +214,7 @@ def test_failed_start_tells_the_last_lines_and_leaves_nothing(installation: Inst
 
 
 @pytest.mark.asterisk
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # threads of other tests
 def test_forked_child_does_not_hold_up_stop(installation: Installation) -> None:
     instance = Asterisk(installation)
     instance.start()

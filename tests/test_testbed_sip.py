@@ -473,6 +473,75 @@ async def call_ends(peer: BarePeer, user: SipUser) -> None:
     await hanging_up
 
 
+def test_hangup_without_an_answer_ends_the_call_all_the_same(run: Run) -> None:
+    async def scenario() -> None:
+        peer = BarePeer()
+        async with SipUser("a", await peer.open()) as user:
+            call, _ = await answered(peer, user)
+            with pytest.raises(NoResponse, match=r"BYE: no final response within 0\.02 s"):
+                await call.hangup(timeout_s=0.02)
+            assert call.ended.is_set()
+            assert not user.calls
+        peer.transport.close()
+
+    run(scenario())
+
+
+def test_only_audio_of_the_call_counts_as_received(run: Run) -> None:
+    """Asterisk sends RTCP to the port after a call's own, which may be another call's."""
+
+    async def scenario() -> None:
+        peer = BarePeer()
+        async with SipUser("a", await peer.open(), record=True) as user:
+            call, _ = await answered(peer, user)
+            call.recording = True
+            for wire in ["", "80c80006" + "00" * 24, "8065" + "00" * 11, "bf00" + "00" * 10]:
+                peer.transport.sendto(bytes.fromhex(wire), ("127.0.0.1", call.rtp.port))
+            audio = Packet(0, False, 1, 160, 1, b"\x55" * 160).encode()
+            peer.transport.sendto(audio, ("127.0.0.1", call.rtp.port))
+            await call.wait_received(2)
+            assert [payload for _, payload in call.received] == [b"\x55" * 160]
+            with pytest.raises(TimeoutError):
+                await call.wait_received(3, timeout_s=0.01)
+            with pytest.raises(TimeoutError):
+                await call.wait_ended(timeout_s=0.01)
+            call._end()
+        peer.transport.close()
+
+    run(scenario())
+
+
+def test_user_that_is_not_open(run: Run) -> None:
+    async def scenario() -> None:
+        user = SipUser("a", ("127.0.0.1", 9))
+        await user.close()
+        with pytest.raises(ConnectionError, match="not started, or closed"):
+            await user.call("600")
+        with pytest.raises(ConnectionError, match="not started, or closed"):
+            await user.register()
+
+    run(scenario())
+
+
+def test_register_and_unregister(run: Run) -> None:
+    async def scenario() -> None:
+        peer = BarePeer()
+        async with SipUser("a", await peer.open()) as user:
+            registering = asyncio.create_task(user.register())
+            request = await peer.expect("REGISTER")
+            assert request.header("Expires") == "3600"
+            peer.reply(request, "200 OK")
+            await registering
+            closing = asyncio.create_task(user.close())
+            request = await peer.expect("REGISTER")
+            assert request.header("Expires") == "0"
+            peer.reply(request, "200 OK")
+            await closing
+        peer.transport.close()
+
+    run(scenario())
+
+
 def test_refusal_is_acknowledged_each_time(run: Run) -> None:
     async def scenario() -> None:
         peer = BarePeer()
@@ -494,7 +563,7 @@ def test_call_not_answered_in_time_is_cancelled(run: Run) -> None:
     async def scenario() -> None:
         peer = BarePeer()
         async with SipUser("a", await peer.open()) as user:
-            calling = asyncio.create_task(user.call("600", timeout_s=0.05))
+            calling = asyncio.create_task(user.call("600", timeout_s=0.3))
             invite = await peer.expect("INVITE")
             peer.reply(invite, "180 Ringing")
             cancel = await peer.expect("CANCEL")
@@ -502,7 +571,7 @@ def test_call_not_answered_in_time_is_cancelled(run: Run) -> None:
             peer.reply(cancel, "200 OK")
             peer.reply(invite, "487 Request Terminated")
             await peer.expect("ACK")
-            with pytest.raises(NoResponse, match=r"INVITE: no final response within 0\.05 s"):
+            with pytest.raises(NoResponse, match=r"INVITE: no final response within 0\.3 s"):
                 await calling
         peer.transport.close()
 
@@ -650,8 +719,10 @@ def test_transfer_waits_for_its_outcome(run: Run, bye_first: bool) -> None:
             assert not transfer.done()
             peer.request(invite, "NOTIFY", b"SIP/2.0 200 OK\r\n", Event="refer")
             await peer.expect("SIP/2.0 200 OK")
+            if not bye_first:
+                peer.reply(await peer.expect("BYE"), "200 OK")
             await transfer
-            call._end()
+            assert call.ended.is_set()
         peer.transport.close()
 
     run(scenario())

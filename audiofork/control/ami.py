@@ -295,7 +295,10 @@ class _Link:
         action = Action(_grouped(pairs))
         if self._protocol is None or self._lost.is_set():
             raise AmiUnavailable("the link to Asterisk is lost")
+        responses = self._protocol.responses
         answered: asyncio.Future[Any] = self._protocol.send(action, as_list=as_list)
+        # Also when nobody waits any more: panoramisk forgets only what has its answer.
+        answered.add_done_callback(lambda _: responses.pop(action.id, None))
         return answered
 
     async def send(

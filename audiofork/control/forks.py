@@ -254,8 +254,10 @@ class Forks:
 
     def _refuse(self, fork: Fork, why: str) -> None:
         self._forget(fork)
+        self._cancel_timers(fork)
         fork.apply(ForkEvent.REFUSED)
         fork.log.warning("refused: %s", why)
+        why = _printable(why)
         self._set_end_variables(fork, why, "FAILED")
         self._raise_failed(fork, why, "")
         self._set_emptiness()
@@ -323,7 +325,7 @@ class Forks:
         if fork is None:
             log.error("report of a fork that is not known: %r", report)
         elif isinstance(report, LegAttached):
-            self._cancel_timers(fork)
+            self._on_attached(fork)
         elif isinstance(report, SinkOpened):
             fork.log.debug("the server accepted the connection")
         elif isinstance(report, Streaming):
@@ -332,6 +334,11 @@ class Forks:
             self._spawn(self._explain_leg_loss(fork, report.frames_in))
         else:
             self._on_ended(fork, report)
+
+    def _on_attached(self, fork: Fork) -> None:
+        self._cancel_timers(fork)
+        if fork.hangup_seen:
+            self._later(fork, HANGUP_GRACE_S, EndReason.HANGUP)
 
     def _on_streaming(self, fork: Fork) -> None:
         fork.apply(ForkEvent.FIRST_FRAME)
@@ -384,7 +391,7 @@ class Forks:
 
     def _end(self, fork: Fork, reason: EndReason, detail: str = "") -> None:
         """Ask for the end of a fork; the relay reports when it has come."""
-        if fork.end_asked is not None:
+        if fork.end_asked is not None or fork.state is ForkState.ENDED:
             return
         fork.end_asked = reason
         if fork.state is not ForkState.REQUESTED:
@@ -400,6 +407,8 @@ class Forks:
 
     async def close(self) -> None:
         """Give up what is still under way."""
+        for fork in self._forks.values():
+            self._cancel_timers(fork)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -96,9 +96,8 @@ def _direction(options: Options, argument: str | None) -> Options:
     try:
         direction = Direction((argument or "").strip().lower())
     except ValueError:
-        raise RequestRefused(
-            f"Options: D takes in, out, both or stereo, not {argument or 'nothing'!r}"
-        ) from None
+        given = repr(argument) if argument else "nothing"
+        raise RequestRefused(f"Options: D takes in, out, both or stereo, not {given}") from None
     return replace(options, direction=direction)
 
 

@@ -43,7 +43,8 @@ Request = StartFork | StopFork
 
 START, STOP = "startaudiofork", "stopaudiofork"
 _VERBS = frozenset({START, STOP})
-_FIELDS = ("Channel", "Uniqueid", "WsServer", "Options", "AudioForkID", "ActionID")
+_NAMES = ("Channel", "Uniqueid", "WsServer", "Options", "AudioForkID", "ActionID", "Command")
+_FIELDS = {name.lower(): name for name in _NAMES}  # as messages write them
 
 
 def parse_request(fields: Mapping[str, str]) -> Request:
@@ -57,8 +58,8 @@ def parse_request(fields: Mapping[str, str]) -> Request:
         RequestRefused: A field is missing or not allowed; the text names it.
     """
     lower = {name.lower(): value.strip(" \t") for name, value in fields.items()}
-    for name in _FIELDS:
-        _check_field(name, lower.get(name.lower(), ""))
+    for name, value in lower.items():
+        _check_field(_FIELDS.get(name, name), value)
     verb = lower.get("command", "").lower()
     target = Target(lower.get("channel", ""), lower.get("uniqueid", ""))
     action_id = lower.get("actionid", "")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from websockets.exceptions import InvalidURI
 from websockets.uri import parse_uri
@@ -44,8 +45,12 @@ def check_url(url: str, allowed: tuple[str, ...]) -> None:
         raise RequestRefused("WsServer: port 0 is not allowed")
     if not url.isprintable() or " " in url:
         raise RequestRefused("WsServer: blanks are not allowed in a URL")
+    if ".." in re.split(r"[/\\]", unquote(parts.path)):
+        # Servers resolve it, and so it could lead out of the path of a pattern.
+        raise RequestRefused("WsServer: .. is not allowed in a path")
     try:
         parse_uri(url)
+        parts.hostname.encode("idna")  # as the look-up of the name will
     except (InvalidURI, ValueError) as exc:  # ValueError: a host that IDNA cannot encode
         raise RequestRefused(f"WsServer: not a WebSocket URL: {exc}") from exc
     if not any(_matches(parts, pattern) for pattern in allowed):
@@ -61,8 +66,13 @@ def _matches(url: SplitResult, pattern: str) -> bool:
         host, port = authority, "*"
     url_port = url.port or _PORTS[url.scheme]
     return (
-        scheme in (url.scheme, "*")
-        and fnmatchcase(url.hostname or "", host.strip("[]").lower())
+        scheme.lower() in (url.scheme, "*")
+        and _fits(url.hostname or "", host.strip("[]").lower())
         and port in ("*", str(url_port))
-        and (not slash or path in ("", "*") or fnmatchcase(url.path, "/" + path))
+        and (not slash or path in ("", "*") or _fits(url.path, "/" + path))
     )
+
+
+def _fits(text: str, pattern: str) -> bool:
+    """Tell whether a text fits a pattern in which * alone is special."""
+    return fnmatchcase(text, re.sub(r"[\[?]", r"[\g<0>]", pattern))

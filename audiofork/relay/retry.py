@@ -30,6 +30,10 @@ def connect_failure(exc: Exception) -> SinkError:
         return SinkUnreachable("no answer in time")
     if isinstance(exc, InvalidMessage):
         return SinkUnreachable("the server closed without an HTTP answer, or sent garbage")
+    if isinstance(exc, ConnectionClosed):
+        return SinkUnreachable("the server closed before the handshake")
+    if isinstance(exc, UnicodeError):  # from IDNA, before any look-up
+        return SinkRefused(f"not a host name: {exc}")
     if isinstance(exc, OSError):
         return SinkUnreachable(exc.strerror or str(exc))
     if isinstance(exc, WebSocketException):

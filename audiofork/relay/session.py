@@ -19,7 +19,7 @@ from audiofork.model import (
     SinkOpened,
     Streaming,
 )
-from audiofork.relay.shape import Shape, shape_for
+from audiofork.relay.shape import Shape, shape_for, unchanged
 from audiofork.relay.sink import Sink
 
 log = logging.getLogger(__name__)
@@ -56,9 +56,10 @@ class Session:
             log, f"fork {spec.fork_id[:8]}: frames of an unexpected size"
         )
         self._leg: LegHandle | None = None
-        self._shape: Shape | None = None
+        self._shape: Shape = unchanged
         self._frame_bytes = 0
         self._frames_in = 0
+        self._unfit = 0  # frames of a size that cannot be relayed
         self._streaming = False
         self._end: tuple[EndReason, str] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -80,26 +81,27 @@ class Session:
 
     def on_audio(self, frame: bytes) -> None:
         """Relay one frame; the hot path: called 50 times a second for each fork."""
-        if len(frame) != self._frame_bytes:
-            self._on_new_size(frame)
-        if self._shape is None:
-            return
         self._frames_in += 1
+        if len(frame) != self._frame_bytes and not self._accepts_size(frame):
+            self._unfit += 1
+            return
         self._sink.send(self._shape(frame))
         if not self._streaming:
             self._check_streaming()
 
-    def _on_new_size(self, frame: bytes) -> None:
-        """Choose the shape by the first frame; refuse what the direction cannot use."""
-        shape = shape_for(self.spec.direction, len(frame))
+    def _accepts_size(self, frame: bytes) -> bool:
+        """Choose the shape by the first frame; drop and count what differs from it later."""
         if self._frame_bytes:
             self._odd_frames.count(f"{len(frame)} bytes in place of {self._frame_bytes}")
-        elif shape is None and self.spec.direction.needs_pairs:
-            self.end(EndReason.LEG_FAILED, NO_PAIRS)
-        elif shape is None:
-            self.end(EndReason.LEG_FAILED, f"the leg sends frames of {len(frame)} bytes")
+            return False
+        shape = shape_for(self.spec.direction, len(frame))
+        if shape is None:
+            unfit = f"the leg sends frames of {len(frame)} bytes"
+            self.end(EndReason.LEG_FAILED, NO_PAIRS if self.spec.direction.needs_pairs else unfit)
+            return False
         self._shape = shape
         self._frame_bytes = len(frame)
+        return True
 
     def on_leg_closed(self) -> None:
         """Hear that the leg is closed, and not by us."""
@@ -147,6 +149,7 @@ class Session:
     def _report_end(self) -> None:
         assert self._end is not None
         reason, detail = self._end
-        stats = ForkStats(self._frames_in, self._sink.frames_sent, self._sink.backlog.dropped)
+        dropped = self._sink.backlog.dropped + self._unfit
+        stats = ForkStats(self._frames_in, self._sink.frames_sent, dropped)
         self.done.set()
         self._report(ForkEnded(self.spec.fork_id, reason, detail, stats))

@@ -1,7 +1,7 @@
 """One WebSocket client: connects, sends each frame at once, keeps what cannot go yet.
 
 The library does the handshake, TLS, pings, receiving and closing. Binary frames are built here:
-its `send()` is a coroutine and costs three times as much (docs/performance.md).
+its `send()` is a coroutine and costs three times as much (docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class Sink:
         self._connection: _Connection | None = None
         self._connect_timeout: asyncio.Timeout | None = None
         self._settled = asyncio.Event()  # the connect has come to an end, good or bad
+        self._flushed = asyncio.Event()  # nothing waits any more, or it cannot be sent
         self._closing = False
         self._writable = False
         self.backlog = Backlog(config.backlog)
@@ -94,6 +95,7 @@ class Sink:
                 await connection.recv()
         except ConnectionClosed as exc:
             self._writable = False
+            self._flushed.set()
             if not self._closing:
                 raise retry.closure(exc) from exc
 
@@ -143,13 +145,14 @@ class Sink:
 
     def _flush(self) -> None:
         """Send what waits, in order, as far as the server takes it."""
-        while self._writable and self.backlog:
-            self._send_oldest()
-
-    def _send_oldest(self) -> None:
-        assert self._connection is not None
-        self._connection.transport.write(binary_frame(self.backlog.take()))
-        self.frames_sent += 1
+        connection = self._connection
+        assert connection is not None
+        # A transport that drains may belong to a connection that is closing already.
+        while self._writable and self.backlog and connection.protocol.state is OPEN:
+            connection.transport.write(binary_frame(self.backlog.take()))
+            self.frames_sent += 1
+        if not self.backlog:
+            self._flushed.set()
 
     async def close(self, code: int, reason: str) -> None:
         """Give the server what still waits, then close; takes CLOSE_TIMEOUT_S at most.
@@ -174,13 +177,13 @@ class Sink:
         await self._settled.wait()
 
     async def _say_goodbye(self, code: int, reason: str) -> None:
-        connection = self._connection
-        if connection is None or connection.protocol.state is not OPEN:
+        if self._connection is None:
             return
-        while self.backlog:  # also when paused: the transport holds it, we wait for it below
-            self._send_oldest()
-        self._writable = False
-        await connection.close(code, reason)
+        if self._connection.protocol.state is OPEN:
+            self._flushed.clear()
+            self._flush()
+            await self._flushed.wait()
+        await self._connection.close(code, reason)
 
     def _give_up(self) -> None:
         if self._connection is None:
@@ -189,8 +192,10 @@ class Sink:
             self._connection.transport.abort()
 
     def _stop_connecting(self) -> None:
-        if self._connect_timeout is not None:
-            self._connect_timeout.reschedule(asyncio.get_running_loop().time())
+        timeout = self._connect_timeout
+        # One that has run out, or whose connect is over, cannot be changed.
+        if timeout is not None and not timeout.expired() and not self._settled.is_set():
+            timeout.reschedule(asyncio.get_running_loop().time())
 
 
 class _Connect(connect):
@@ -206,6 +211,9 @@ class _Connection(ClientConnection):
     def __init__(self, sink: Sink, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._sink = sink
+
+    async def drain(self) -> None:
+        """Do not wait: a ping's time limit must run also when the server reads nothing."""
 
     def pause_writing(self) -> None:
         super().pause_writing()

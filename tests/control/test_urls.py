@@ -1,0 +1,208 @@
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from audiofork.config import SecurityConfig
+from audiofork.control.urls import MAX_URL_BYTES, check_url
+from audiofork.errors import RequestRefused
+
+ANY = SecurityConfig().allow_urls
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ws://example.org",
+        "wss://example.org/",
+        "ws://example.org:8080/a/b.c?token=1&x=%20",
+        "ws://127.0.0.1:65535/",
+        "ws://[::1]/",
+        "wss://[2001:db8::1]:8443/a",
+        "WS://EXAMPLE.ORG/A",
+        "wSs://example.org",
+        "ws://bücher.example/ö?ü",
+        "ws://xn--bcher-kva.example/",
+        "ws://example.org./",
+        "ws://pbx_1:8080/",
+        "ws://example.org/a..b/...",
+        "ws://example.org/?a=../b",
+        "ws://example.org/@;a=1",
+    ],
+)
+def test_check_url_good_url_is_allowed(url: str) -> None:
+    check_url(url, ANY)
+
+
+@pytest.mark.parametrize(
+    ("url", "rule"),
+    [
+        pytest.param("", "the scheme must be ws or wss", id="empty"),
+        pytest.param("example.org", "the scheme must be ws or wss", id="no-scheme"),
+        pytest.param("//example.org", "the scheme must be ws or wss", id="scheme-relative"),
+        pytest.param("http://example.org", "the scheme must be ws or wss", id="http"),
+        pytest.param("https://example.org", "the scheme must be ws or wss", id="https"),
+        pytest.param("wsx://example.org", "the scheme must be ws or wss", id="wsx"),
+        pytest.param("ws:", "no host", id="scheme-alone"),
+        pytest.param("ws://", "no host", id="no-authority"),
+        pytest.param("ws:///a", "no host", id="path-alone"),
+        pytest.param("ws://:80/", "no host", id="port-alone"),
+        pytest.param("ws:example.org", "no host", id="no-slashes"),
+        pytest.param("ws://u@example.org", "credentials are not allowed", id="user"),
+        pytest.param("ws://u:p@example.org", "credentials are not allowed", id="password"),
+        pytest.param("ws://@example.org", "credentials are not allowed", id="empty-user"),
+        pytest.param("ws://a.org\\@b.org/", "credentials are not allowed", id="backslash-user"),
+        pytest.param("ws://example.org/#a", "a fragment is not allowed", id="fragment"),
+        pytest.param("ws://example.org/#", "a fragment is not allowed", id="empty-fragment"),
+        pytest.param("ws://example.org#a", "a fragment is not allowed", id="fragment-no-path"),
+        pytest.param("ws://example.org:0/", "port 0 is not allowed", id="port-0"),
+        pytest.param("ws://example.org:65536/", "not a URL: Port out of range", id="port-65536"),
+        pytest.param("ws://example.org:x/", "not a URL: Port could not", id="port-x"),
+        pytest.param("ws://example.org:-1/", "not a URL: Port could not", id="port-negative"),
+        pytest.param("ws://[::1/", "not a URL", id="bracket-open"),
+        pytest.param("ws://[::g]/", "not a URL", id="bad-ipv6", marks=()),
+        pytest.param("ws://exa mple.org/", "blanks are not allowed", id="blank-in-host"),
+        pytest.param("ws://example.org/a b", "blanks are not allowed", id="blank-in-path"),
+        pytest.param(" ws://example.org/", "blanks are not allowed", id="blank-before"),
+        pytest.param("ws://example.org/\r\nX: y", "blanks are not allowed", id="line-break"),
+        pytest.param("ws://example.org/\0", "blanks are not allowed", id="nul"),
+        pytest.param("ws://example.org/\t", "blanks are not allowed", id="tab"),
+        pytest.param("ws://example.org/\x85", "blanks are not allowed", id="nel"),
+        pytest.param("ws://example.org/\u2028", "blanks are not allowed", id="line-separator"),
+        pytest.param("ws://example.org/\ud800", "blanks are not allowed", id="surrogate"),
+        pytest.param("ws://a..b/", "not a WebSocket URL", id="empty-label"),
+        pytest.param(f"ws://{'a' * 64}.org/", "not a WebSocket URL", id="long-label"),
+        pytest.param(f"ws://ü{'a' * 64}.org/", "not a WebSocket URL", id="long-idn-label"),
+        pytest.param("ws://a\u2100b.org/", "not a URL", id="host-that-nfkc-makes-a-path"),
+        pytest.param("ws://example.org/a/../b", ".. is not allowed in a path", id="dots"),
+        pytest.param("ws://example.org/a/%2E%2e/b", ".. is not allowed", id="escaped-dots"),
+        pytest.param("ws://example.org/a%2f..%5Cb", ".. is not allowed", id="escaped-slashes"),
+        pytest.param("ws://example.org/a/..", ".. is not allowed", id="dots-at-the-end"),
+    ],
+)
+def test_check_url_bad_url_is_refused_naming_the_rule(url: str, rule: str) -> None:
+    with pytest.raises(RequestRefused) as caught:
+        check_url(url, ANY)
+    assert str(caught.value).startswith(f"WsServer: {rule}")
+
+
+def test_check_url_of_longest_length_is_allowed() -> None:
+    check_url("ws://example.org/".ljust(MAX_URL_BYTES, "a"), ANY)
+
+
+@pytest.mark.parametrize("filler", ["a", "é"])
+def test_check_url_longer_is_refused(filler: str) -> None:
+    url = "ws://example.org/" + filler * (MAX_URL_BYTES // len(filler.encode()))
+    with pytest.raises(RequestRefused, match="longer than 1000 bytes"):
+        check_url(url, ANY)
+
+
+# --- The patterns of allow_urls ------------------------------------------------------------------
+
+
+def allowed(url: str, *patterns: str) -> bool:
+    try:
+        check_url(url, patterns)
+    except RequestRefused as exc:
+        assert "allow_urls" in str(exc)
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("pattern", "url"),
+    [
+        ("ws://*", "ws://example.org:8080/a"),
+        ("*://example.org", "wss://example.org"),
+        ("WSS://Example.ORG", "wss://example.org"),
+        ("wss://example.org", "wss://EXAMPLE.org:8443/a?b"),
+        ("wss://example.org", "wss://example.org:443"),
+        ("wss://example.org:443", "wss://example.org"),
+        ("ws://example.org:80", "ws://example.org/a"),
+        ("ws://example.org:8080", "ws://example.org:08080/a"),
+        ("ws://example.org:*", "ws://example.org:1/a"),
+        ("ws://*:8080", "ws://example.org:8080"),
+        ("wss://*.example.org", "wss://a.example.org"),
+        ("wss://*.example.org", "wss://a.b.example.org/c"),
+        ("ws://127.0.0.1:8080/", "ws://127.0.0.1:8080"),
+        ("ws://127.0.0.1:8080/", "ws://127.0.0.1:8080/a/b"),
+        ("ws://h/*", "ws://h"),
+        ("ws://h/a", "ws://h/a"),
+        ("ws://h/a", "ws://h/a?token=1"),
+        ("ws://h/a/*", "ws://h/a/b/c"),
+        ("ws://h/*/c", "ws://h/a/b/c"),
+        ("ws://h/a[b]", "ws://h/a[b]"),
+        ("ws://[::1]", "ws://[::1]:8080/a"),
+        ("ws://[::1]:8080", "ws://[::1]:8080/a"),
+        ("ws://[2001:DB8::1]/a", "ws://[2001:db8::1]/a"),
+        ("ws://[::1]:*/a", "ws://[::1]:8080/a"),
+        ("ws://bücher.example", "ws://BÜCHER.example/"),
+    ],
+)
+def test_check_url_within_pattern_is_allowed(pattern: str, url: str) -> None:
+    assert allowed(url, pattern)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "url"),
+    [
+        ("wss://*", "ws://example.org"),
+        ("wss://example.org", "ws://example.org:443"),
+        ("wss://example.org", "wss://www.example.org"),
+        ("wss://example.org", "wss://example.org.evil.net"),
+        ("wss://example.org", "wss://evilexample.org"),
+        ("wss://example.org", "wss://evil.net/example.org"),
+        ("wss://example.org", "wss://evil.net?example.org"),
+        ("wss://example.org", "wss://example.org."),
+        ("wss://*.example.org", "wss://example.org"),
+        ("wss://*.example.org", "wss://evilexample.org"),
+        ("wss://*.example.org", "wss://a.example.org.evil.net"),
+        ("wss://*.example.org", "wss://evil.net/.example.org"),
+        ("wss://*.example.org", "wss://evil.net?.example.org"),
+        ("wss://*.example.org", "wss://evil.net:443/a.example.org"),
+        ("wss://example.org:443", "wss://example.org:8443"),
+        ("ws://example.org:80", "ws://example.org:8080"),
+        ("ws://127.0.0.1:8080/", "ws://127.0.0.1/"),
+        ("ws://127.0.0.1:8080/", "ws://127.0.0.1:18080/"),
+        ("ws://h/a", "ws://h"),
+        ("ws://h/a", "ws://h/a/"),
+        ("ws://h/a", "ws://h/ab"),
+        ("ws://h/a", "ws://h/A"),
+        ("ws://h/a/*", "ws://h/a"),
+        ("ws://h/a/*", "ws://h/b?x=/a/c"),
+        ("ws://h/a?", "ws://h/ab"),
+        ("ws://h/[ab]", "ws://h/a"),
+        ("ws://?.example.org", "ws://a.example.org"),
+        ("ws://[ab].example.org", "ws://a.example.org"),
+        ("ws://[::1]:8080", "ws://[::1]/"),
+        ("ws://[::1]", "ws://[::2]/"),
+        ("example.org", "ws://example.org"),
+    ],
+)
+def test_check_url_outside_pattern_is_refused(pattern: str, url: str) -> None:
+    assert not allowed(url, pattern)
+
+
+def test_check_url_within_any_of_several_patterns_is_allowed() -> None:
+    assert allowed("ws://b/", "ws://a", "ws://b")
+
+
+def test_check_url_without_patterns_is_refused() -> None:
+    assert not allowed("ws://a/")
+
+
+@given(
+    st.one_of(
+        st.text(),
+        st.text().map("ws://".__add__),
+        st.text(".:/@#?[]%\\é 0a").map("wss://".__add__),
+    )
+)
+@example("ws://\u2100")
+@example("ws://[")
+def test_check_url_any_text_is_allowed_or_refused(url: str) -> None:
+    try:
+        check_url(url, ANY)
+    except RequestRefused as exc:
+        assert str(exc).startswith("WsServer: ")
+    else:
+        assert url.isprintable()

@@ -1,0 +1,81 @@
+"""Runs every asynchronous test here on both event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+import uvloop
+from hypothesis import settings
+
+from testbed.recorder import Recorder
+from tests.relay.peers import StalledServer
+
+# A busy machine is no reason for a test to fail.
+settings.register_profile("relay", deadline=None)
+settings.load_profile("relay")
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+async def nothing_left() -> AsyncIterator[None]:
+    """Fail a test that leaves a task behind, or an exception that nobody took."""
+    loop = asyncio.get_running_loop()
+    faults: list[str] = []
+    loop.set_exception_handler(lambda _, context: faults.append(repr(context)))
+    yield
+    await asyncio.sleep(0)  # what was cancelled last ends in this turn
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert not faults
+
+
+@pytest.fixture(scope="session")
+def ca() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def ca_file(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ca") / "ca.pem"
+    ca.cert_pem.write_to_path(path)
+    return path
+
+
+def server_tls(certificate: trustme.LeafCert) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    return context
+
+
+@pytest.fixture(scope="session")
+def tls(ca: trustme.CA) -> ssl.SSLContext:
+    """What a server on localhost needs."""
+    return server_tls(ca.issue_cert("localhost"))
+
+
+@pytest.fixture
+async def recorder() -> AsyncIterator[Recorder]:
+    async with Recorder() as server:
+        yield server
+
+
+@pytest.fixture
+async def stalled() -> AsyncIterator[StalledServer]:
+    async with StalledServer() as server:
+        yield server
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[float]:
+    """Shorten the time that a sink may take to close; the value is that time."""
+    monkeypatch.setattr("audiofork.relay.sink.CLOSE_TIMEOUT_S", 0.1)
+    yield 0.1

@@ -1,0 +1,207 @@
+"""The two ends that a relay talks to, as tests need them: willing, and not so willing."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Self, cast
+
+from websockets.frames import Opcode
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+
+from audiofork.config import Address
+
+HANGUP = b"\x00\x00\x00"
+
+
+def numbered(count: int, first: int = 0, frame_bytes: int = 320) -> list[bytes]:
+    """Return frames that can be told apart."""
+    return [struct.pack("<I", n) * (frame_bytes // 4) for n in range(first, first + count)]
+
+
+def number(frame: bytes) -> int:
+    """Return which of the `numbered` frames this is."""
+    return cast(int, struct.unpack_from("<I", frame)[0])
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 5) -> None:
+    """Let the loop turn until something is so."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - not all that is waited for has an event
+            await asyncio.sleep(0)
+
+
+class Leg:
+    """The Asterisk end of an AudioSocket connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def connect(cls, address: Address) -> Self:
+        return cls(*await asyncio.open_connection(address.host, address.port))
+
+    def send(self, wire: bytes) -> None:
+        self._writer.write(wire)
+
+    def send_uuid(self, fork_id: str) -> None:
+        self.send(b"\x01\x00\x10" + uuid.UUID(fork_id).bytes)
+
+    def send_audio(self, *frames: bytes) -> None:
+        for frame in frames:
+            self.send(b"\x10" + len(frame).to_bytes(2, "big") + frame)
+
+    async def read_to_end(self) -> bytes:
+        """Return what the server sent until it closed the connection."""
+        async with asyncio.timeout(5):
+            return await self._reader.read()
+
+    async def close(self) -> None:
+        self._writer.close()
+        try:
+            await self._writer.wait_closed()
+        except OSError:  # the server was faster
+            pass
+
+
+class StalledServer:
+    """A WebSocket server that reads nothing after the handshake, until `read_on()`.
+
+    Attributes:
+        frames: The binary messages that it has read; `close_code` and `close_reason` what the
+            client closed with.
+        asked: Whether a request has come.
+        gone: Whether the connection is over.
+    """
+
+    def __init__(self) -> None:
+        self.hold_handshake = False
+        self.frames: list[bytes] = []
+        self.close_code: int | None = None
+        self.close_reason: str | None = None
+        self.asked = False
+        self.gone = False
+        self._protocol = ServerProtocol(max_size=None)
+        self._transport: asyncio.Transport | None = None
+
+    async def __aenter__(self) -> Self:
+        listening = socket.socket()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listening.bind(("127.0.0.1", 0))
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Connection(self), sock=listening)
+        self.url = f"ws://127.0.0.1:{listening.getsockname()[1]}/"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        if self._transport is not None:
+            self._transport.abort()
+            await until(lambda: self.gone)
+        await self._server.wait_closed()
+
+    def answer(self) -> None:
+        """Complete the handshake that was held."""
+        assert self._request is not None
+        self._protocol.send_response(self._protocol.accept(self._request))
+        self._write()
+
+    def read_on(self) -> None:
+        """Read what has come, and all that comes."""
+        self.transport.resume_reading()
+
+    def send_close(self, code: int) -> None:
+        """Send a close frame, and leave the TCP connection as it is."""
+        self._protocol.send_close(code)
+        self._write()
+
+    def send_text(self, text: str) -> None:
+        self._protocol.send_text(text.encode())
+        self._write()
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        assert self._transport is not None
+        return self._transport
+
+    def on_connect(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def on_data(self, chunk: bytes) -> None:
+        self._protocol.receive_data(chunk)
+        for event in self._protocol.events_received():
+            if isinstance(event, Request):
+                self._request = event
+                self.asked = True
+                self.transport.pause_reading()
+                if not self.hold_handshake:
+                    self.answer()
+            elif event.opcode is Opcode.BINARY:
+                self.frames.append(bytes(event.data))
+        if self._protocol.close_rcvd is not None:
+            self.close_code = self._protocol.close_rcvd.code
+            self.close_reason = self._protocol.close_rcvd.reason
+        self._write()
+
+    def _write(self) -> None:
+        for chunk in self._protocol.data_to_send():
+            if chunk:
+                self.transport.write(chunk)
+            else:
+                self.transport.close()
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, server: StalledServer) -> None:
+        self._server = server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._server.on_connect(cast(asyncio.Transport, transport))
+
+    def data_received(self, chunk: bytes) -> None:
+        self._server.on_data(chunk)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.gone = True
+
+
+@asynccontextmanager
+async def answering(answer: bytes | None) -> AsyncIterator[int]:
+    """Run a TCP server that answers whatever comes with these bytes; None: never, b"": resets.
+
+    Yields:
+        Its port on 127.0.0.1.
+    """
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if answer:
+                await reader.read(1)
+                writer.write(answer)
+            elif answer is None:
+                await reader.read()
+            else:
+                writer.transport.abort()
+            writer.close()
+            await writer.wait_closed()
+        except OSError:  # the client was faster
+            pass
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return cast(int, probe.getsockname()[1])

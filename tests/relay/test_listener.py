@@ -1,0 +1,330 @@
+"""The AudioSocket server over real TCP: who gets in, and who does not."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator
+
+import pytest
+
+from audiofork.config import Address
+from audiofork.relay.listener import Listener
+from audiofork.relay.session import LegHandle
+from tests.relay.peers import HANGUP, Leg, numbered, until
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+SHORT_S = 0.05
+
+
+class Owner:
+    """Keeps what its leg tells."""
+
+    def __init__(self) -> None:
+        self.leg: LegHandle | None = None
+        self.attached = 0
+        self.frames: list[bytes] = []
+        self.closed = 0
+
+    def attach(self, leg: LegHandle) -> None:
+        self.leg = leg
+        self.attached += 1
+
+    def on_audio(self, frame: bytes) -> None:
+        self.frames.append(frame)
+
+    def on_leg_closed(self) -> None:
+        self.closed += 1
+
+
+class Stage:
+    """A listener, with a good leg whose frames must pass whatever others do."""
+
+    def __init__(self) -> None:
+        self.listener = Listener()
+        self.legs: list[Leg] = []
+
+    async def connect(self) -> Leg:
+        self.legs.append(await Leg.connect(self.address))
+        return self.legs[-1]
+
+    async def start(self) -> None:
+        self.address = await self.listener.start(Address("127.0.0.1", 0))
+        self.other, self.other_owner = await self.issued()
+        await until(lambda: self.other_owner.attached)
+
+    async def issued(self) -> tuple[Leg, Owner]:
+        """Connect a leg whose UUID is issued, and present it."""
+        owner = Owner()
+        fork_id = str(uuid.uuid4())
+        self.listener.issue(fork_id, owner)
+        leg = await self.connect()
+        leg.send_uuid(fork_id)
+        return leg, owner
+
+    async def check_other(self) -> None:
+        """Check that the good leg still works."""
+        self.other_owner.frames.clear()
+        self.other.send_audio(*numbered(3))
+        await until(lambda: len(self.other_owner.frames) == 3)
+        assert self.other_owner.frames == numbered(3)
+        assert (self.other_owner.attached, self.other_owner.closed) == (1, 0)
+
+    async def stop(self) -> None:
+        await self.listener.close()
+        for leg in self.legs:
+            await leg.close()
+
+
+@pytest.fixture
+async def stage() -> AsyncIterator[Stage]:
+    stage = Stage()
+    await stage.start()
+    yield stage
+    await stage.stop()
+
+
+async def refused(stage: Stage, leg: Leg, caplog: pytest.LogCaptureFixture) -> str:
+    """Check that a leg is closed and counted, once; return what was logged."""
+    assert await leg.read_to_end() == HANGUP
+    assert stage.listener.refused.total == 1
+    await stage.check_other()
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    message = record.getMessage()
+    assert message.startswith("AudioSocket connections closed: 1 more, last: ")
+    assert message.endswith(", from 127.0.0.1")
+    return message
+
+
+async def test_port_that_was_chosen_is_returned(stage: Stage) -> None:
+    assert stage.address.host == "127.0.0.1"
+    assert stage.address.port > 0
+
+
+async def test_issued_uuid_is_let_in_and_its_frames_arrive(stage: Stage) -> None:
+    leg, owner = await stage.issued()
+    leg.send_audio(*numbered(5))
+    await until(lambda: len(owner.frames) == 5)
+    assert owner.frames == numbered(5)
+    assert (owner.attached, owner.closed, stage.listener.refused.total) == (1, 0, 0)
+
+
+async def test_uuid_and_frames_byte_by_byte_arrive(stage: Stage) -> None:
+    fork_id = str(uuid.uuid4())
+    owner = Owner()
+    stage.listener.issue(fork_id, owner)
+    leg = await stage.connect()
+    frames = numbered(2, frame_bytes=40)
+    wire = b"\x01\x00\x10" + uuid.UUID(fork_id).bytes
+    for byte in wire + b"".join(b"\x10\x00\x28" + frame for frame in frames):
+        leg.send(bytes([byte]))
+        await asyncio.sleep(0)
+    await until(lambda: len(owner.frames) == 2)
+    assert owner.frames == frames
+
+
+async def test_unknown_uuid_is_refused(stage: Stage, caplog) -> None:
+    leg = await stage.connect()
+    leg.send_uuid("3f2a91c0-d1e8-4c52-9a7b-0123456789ab")
+    assert "unknown or used UUID 3f2a91c0-d1e8" in await refused(stage, leg, caplog)
+
+
+async def test_used_uuid_is_refused_and_the_first_leg_stays(stage: Stage, caplog) -> None:
+    fork_id = str(uuid.uuid4())
+    owner = Owner()
+    stage.listener.issue(fork_id, owner)
+    first, second = await stage.connect(), await stage.connect()
+    first.send_uuid(fork_id)
+    await until(lambda: owner.attached)
+    second.send_uuid(fork_id)
+    second.send_audio(*numbered(3, 100))
+    assert f"unknown or used UUID {fork_id}" in await refused(stage, second, caplog)
+    first.send_audio(*numbered(2))
+    await until(lambda: len(owner.frames) == 2)
+    assert owner.frames == numbered(2)
+    assert (owner.attached, owner.closed) == (1, 0)
+
+
+async def test_used_uuid_is_refused_after_its_leg_is_gone(stage: Stage, caplog) -> None:
+    fork_id = str(uuid.uuid4())
+    owner = Owner()
+    stage.listener.issue(fork_id, owner)
+    first = await stage.connect()
+    first.send_uuid(fork_id)
+    await until(lambda: owner.attached)
+    await first.close()
+    await until(lambda: owner.closed)
+    second = await stage.connect()
+    second.send_uuid(fork_id)
+    await refused(stage, second, caplog)
+    assert (owner.attached, owner.closed) == (1, 1)
+
+
+async def test_withdrawn_uuid_is_refused(stage: Stage, caplog) -> None:
+    fork_id = str(uuid.uuid4())
+    owner = Owner()
+    stage.listener.issue(fork_id, owner)
+    stage.listener.withdraw(fork_id)
+    stage.listener.withdraw(fork_id)
+    leg = await stage.connect()
+    leg.send_uuid(fork_id)
+    await refused(stage, leg, caplog)
+    assert owner.attached == 0
+
+
+@pytest.mark.parametrize("wire", [b"", b"\x01\x00\x10" + bytes(8)], ids=["nothing", "half"])
+async def test_no_uuid_in_time_is_refused(
+    stage: Stage, caplog, monkeypatch: pytest.MonkeyPatch, wire: bytes
+) -> None:
+    monkeypatch.setattr("audiofork.relay.listener.UUID_TIMEOUT_S", SHORT_S)
+    leg = await stage.connect()
+    leg.send(wire)
+    assert "no UUID within 0.05 s" in await refused(stage, leg, caplog)
+
+
+async def test_leg_that_is_in_has_no_time_limit(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiofork.relay.listener.UUID_TIMEOUT_S", SHORT_S)
+    leg, owner = await stage.issued()
+    leg.send(b"\x10\x01\x40" + bytes(100))
+    await until(lambda: owner.attached)
+    await asyncio.sleep(2 * SHORT_S)  # nothing is to happen, so there is nothing to wait for
+    leg.send(bytes(220))
+    await until(lambda: owner.frames)
+    assert owner.frames == [bytes(320)]
+    assert (owner.closed, stage.listener.refused.total) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("wire", "text"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "message 0x47 announces 17748 bytes"),
+        (bytes(range(255, 0, -1)), "message 0xff announces 65277 bytes"),
+        (b"\x10\x01\x40" + bytes(320), "message 0x10 before the UUID"),
+        (b"\x03\x00\x015", "message 0x03 before the UUID"),
+        (b"\x00\x00\x00", "message 0x00 before the UUID"),
+        (b"\x42\x00\x00" * 50, "message 0x42 before the UUID"),
+        (b"\x10\x3c\x02", "message 0x10 announces 15362 bytes"),
+        (b"\x01\x00\x0f", "message 0x01 has 15 bytes, expected 16"),
+    ],
+    ids=[
+        "http",
+        "garbage",
+        "audio first",
+        "dtmf first",
+        "hangup first",
+        "unknown kinds",
+        "oversized",
+        "short uuid",
+    ],
+)
+async def test_what_is_no_leg_is_refused(stage: Stage, caplog, wire: bytes, text: str) -> None:
+    leg = await stage.connect()
+    leg.send(wire)
+    assert text in await refused(stage, leg, caplog)
+
+
+@pytest.mark.parametrize(
+    ("wire", "text"),
+    [
+        (b"\x10\x3c\x02", "message 0x10 announces 15362 bytes"),
+        (b"\x10\x00\x01", "message 0x10 has 1 bytes"),
+        (b"\x01\x00\x10" + bytes(16), "a second UUID"),
+        (b"\x00\x00\x00", "message 0x00 from Asterisk"),
+        (b"\xff\x00\x01\x01", "message 0xff from Asterisk"),
+    ],
+    ids=["oversized", "odd audio", "second uuid", "hangup", "error"],
+)
+async def test_leg_that_breaks_the_protocol_is_refused_and_its_owner_told(
+    stage: Stage, caplog, wire: bytes, text: str
+) -> None:
+    leg, owner = await stage.issued()
+    leg.send_audio(*numbered(2))
+    await until(lambda: len(owner.frames) == 2)
+    leg.send(wire)
+    leg.send_audio(*numbered(2, 2))
+    assert text in await refused(stage, leg, caplog)
+    assert (owner.frames, owner.closed) == (numbered(2), 1)
+
+
+async def test_other_messages_of_a_leg_are_passed_over(stage: Stage) -> None:
+    leg, owner = await stage.issued()
+    leg.send(b"\x03\x00\x015" + b"\x12\x00\x02\x01\x02" + b"\x02\x00\x00" + b"\x77\x00\x01x")
+    leg.send_audio(*numbered(1))
+    await until(lambda: owner.frames)
+    assert owner.frames == numbered(1)
+    assert (owner.closed, stage.listener.refused.total) == (0, 0)
+
+
+async def test_leg_that_asterisk_closes_is_told_once_and_not_counted(stage: Stage) -> None:
+    leg, owner = await stage.issued()
+    leg.send_audio(*numbered(2))
+    await leg.close()
+    await until(lambda: owner.closed)
+    assert (owner.frames, owner.closed) == (numbered(2), 1)
+    assert stage.listener.refused.total == 0
+    await stage.check_other()
+
+
+async def test_hang_up_sends_the_message_closes_and_tells_nobody(stage: Stage) -> None:
+    leg, owner = await stage.issued()
+    await until(lambda: owner.attached)
+    assert owner.leg is not None
+    owner.leg.hang_up()
+    owner.leg.hang_up()
+    assert await leg.read_to_end() == HANGUP
+    leg.send_audio(*numbered(2))
+    await stage.check_other()
+    assert (owner.frames, owner.closed) == ([], 0)
+    assert stage.listener.refused.total == 0
+
+
+async def test_hang_up_during_a_chunk_of_frames_stops_them(stage: Stage) -> None:
+    leg, owner = await stage.issued()
+    await until(lambda: owner.attached)
+
+    def hang_up(frame: bytes) -> None:
+        owner.frames.append(frame)
+        assert owner.leg is not None
+        owner.leg.hang_up()
+
+    owner.on_audio = hang_up  # type: ignore[method-assign]
+    leg.send(b"\x10\x00\x02ab" * 3)
+    assert await leg.read_to_end() == HANGUP
+    assert owner.frames == [b"ab"]
+    assert stage.listener.refused.total == 0
+
+
+async def test_many_refused_are_counted_and_logged_once_a_second(stage: Stage, caplog) -> None:
+    for _ in range(20):
+        leg = await stage.connect()
+        leg.send(b"\x00\x00\x00")
+        assert await leg.read_to_end() == HANGUP
+    assert stage.listener.refused.total == 20
+    assert len(caplog.records) == 1
+    await stage.check_other()
+
+
+async def test_connection_that_is_gone_before_its_uuid_is_not_counted(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiofork.relay.listener.UUID_TIMEOUT_S", SHORT_S)
+    leg = await stage.connect()
+    await leg.close()
+    await asyncio.sleep(2 * SHORT_S)  # nothing is to happen, so there is nothing to wait for
+    await stage.check_other()
+    assert stage.listener.refused.total == 0
+
+
+async def test_close_hangs_up_all_and_listens_no_more(stage: Stage) -> None:
+    quiet = await stage.connect()
+    await stage.check_other()
+    await stage.listener.close()
+    assert await quiet.read_to_end() == HANGUP
+    assert await stage.other.read_to_end() == HANGUP
+    with pytest.raises(OSError):
+        await Leg.connect(stage.address)

@@ -1,0 +1,609 @@
+"""One WebSocket client against real servers on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ssl
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import trustme
+
+from audiofork.config import WebSocketConfig
+from audiofork.errors import SinkError, SinkLost, SinkRefused, SinkUnreachable
+from audiofork.relay.sink import MAX_MESSAGE_BYTES, WRITE_LIMIT_BYTES, Sink, binary_frame
+from audiofork.relay.worker import client_tls
+from testbed.recorder import Recorder
+from tests.relay.conftest import server_tls
+from tests.relay.peers import StalledServer, answering, number, numbered, until, unused_port
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+Running = tuple[Sink, asyncio.Task[None]]
+Start = Callable[..., Running]
+
+
+@pytest.fixture(scope="session")
+def system_tls() -> ssl.SSLContext:
+    return client_tls("")
+
+
+@pytest.fixture
+async def start(system_tls: ssl.SSLContext) -> AsyncIterator[Start]:
+    """Make sinks that run; those that still do at the end are closed."""
+    running: list[Running] = []
+
+    def start(url: str, tls: ssl.SSLContext = system_tls, **options: float) -> Running:
+        sink = Sink(url, WebSocketConfig(**options), tls)
+        running.append((sink, asyncio.create_task(sink.run())))
+        return running[-1]
+
+    yield start
+    for sink, task in running:
+        if not task.done():
+            await sink.close(1000, "test over")
+        await asyncio.wait([task], timeout=5)
+        assert task.done()
+        task.exception()
+
+
+async def opened(sink: Sink) -> None:
+    """Wait until the sink is connected."""
+    is_open = asyncio.Event()
+    sink.on_open = is_open.set
+    async with asyncio.timeout(5):
+        await is_open.wait()
+
+
+async def failure(task: asyncio.Task[None]) -> SinkError:
+    """Return what a sink's run raises."""
+    with pytest.raises(SinkError) as raised:
+        async with asyncio.timeout(5):
+            await task
+    return raised.value
+
+
+def offer(sink: Sink, frames: list[bytes], before: int = 0) -> None:
+    """Send frames, checking after each that all are accounted for."""
+    for count, frame in enumerate(frames, before + 1):
+        sink.send(frame)
+        assert sink.frames_sent + sink.backlog.dropped + len(sink.backlog) == count
+
+
+def offer_until_stalled(sink: Sink) -> int:
+    """Send numbered frames until one has to wait; return how many were sent."""
+    count = 0
+    while not sink.backlog:
+        offer(sink, numbered(1, count), before=count)
+        count += 1
+        assert count < 100_000
+    return count
+
+
+# --- Frames --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [126, 320, 640, 65_535])
+def test_binary_frame_is_final_masked_and_unmasks_to_the_payload(length: int) -> None:
+    payload = bytes(range(256)) * 256
+    frame = binary_frame(payload[:length])
+    assert frame[:2] == b"\x82\xfe"
+    assert int.from_bytes(frame[2:4], "big") == length
+    mask = frame[4:8]
+    unmasked = bytes(byte ^ mask[i % 4] for i, byte in enumerate(frame[8:]))
+    assert unmasked == payload[:length]
+
+
+def test_binary_frame_masks_each_frame_anew() -> None:
+    assert len({binary_frame(bytes(320))[4:8] for _ in range(3000)}) > 2990
+
+
+@pytest.mark.parametrize("frame_bytes", [320, 640, 65_532])
+async def test_server_gets_exactly_the_payloads(
+    recorder: Recorder, start: Start, frame_bytes: int
+) -> None:
+    sink, _ = start(recorder.url("/a?b=c"))
+    await opened(sink)
+    frames = numbered(20, frame_bytes=frame_bytes)
+    offer(sink, frames)
+    recording = await recorder.wait_messages("/a?b=c", len(frames))
+    assert recording.messages == frames
+    assert sink.backlog.dropped == 0
+
+
+async def test_largest_frame_arrives(recorder: Recorder, start: Start) -> None:
+    sink, _ = start(recorder.url())
+    await opened(sink)
+    sink.send(b"\x5a" * 65_535)
+    recording = await recorder.wait_messages("/", 1)
+    assert recording.messages == [b"\x5a" * 65_535]
+
+
+async def test_request_has_no_extensions(recorder: Recorder, start: Start) -> None:
+    start(recorder.url())
+    recording = await recorder.wait(lambda r: r.connection is not None)
+    assert recording.connection is not None and recording.connection.request is not None
+    assert "Sec-WebSocket-Extensions" not in recording.connection.request.headers
+
+
+async def test_proxies_of_the_environment_are_not_used(
+    recorder: Recorder, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "ws_proxy", "all_proxy", "socks_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{unused_port()}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    sink, _ = start(recorder.url())
+    await opened(sink)
+
+
+# --- The connect ---------------------------------------------------------------------------------
+
+
+async def test_wss_with_the_given_authority_is_accepted(
+    tls: ssl.SSLContext, ca_file: Path, start: Start
+) -> None:
+    async with Recorder(tls) as recorder:
+        sink, _ = start(recorder.url(), client_tls(str(ca_file)))
+        await opened(sink)
+        offer(sink, numbered(5))
+        recording = await recorder.wait_messages("/", 5)
+        assert recording.messages == numbered(5)
+        await sink.close(1000, "stopped")
+
+
+PAST = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+
+
+@pytest.mark.parametrize(
+    ("host", "trusted", "not_after", "check"),
+    [
+        ("localhost", False, None, "issuer certificate|self-signed|self signed"),
+        ("elsewhere.example", True, None, "Hostname mismatch.*'localhost'"),
+        ("localhost", True, PAST, "certificate has expired"),
+    ],
+    ids=["wrong authority", "wrong host", "expired"],
+)
+async def test_wss_with_a_bad_certificate_is_refused_naming_the_check(
+    ca: trustme.CA,
+    start: Start,
+    host: str,
+    trusted: bool,
+    not_after: datetime.datetime | None,
+    check: str,
+) -> None:
+    context = ssl.create_default_context()
+    (ca if trusted else trustme.CA()).configure_trust(context)
+    async with Recorder(server_tls(ca.issue_cert(host, not_after=not_after))) as recorder:
+        error = await failure(start(recorder.url(), context)[1])
+        assert not recorder.recordings
+    assert isinstance(error, SinkRefused)
+    assert str(error).startswith("certificate not accepted: ")
+    with pytest.raises(AssertionError, match=check):
+        raise AssertionError(str(error))
+
+
+async def test_wss_to_a_plain_server_is_retryable(start: Start) -> None:
+    async with answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
+        error = await failure(start(f"wss://127.0.0.1:{port}/")[1])
+    assert isinstance(error, SinkUnreachable)
+    assert "SSL" in str(error)
+
+
+ANSWERS = {
+    "404": (b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", SinkRefused, "HTTP 404"),
+    "401": (b"HTTP/1.1 401 No\r\nContent-Length: 2\r\n\r\nno", SinkRefused, "HTTP 401"),
+    "200": (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", SinkRefused, "HTTP 200"),
+    "503": (b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", SinkUnreachable, "HTTP 503"),
+    "429": (b"HTTP/1.1 429 Slow\r\nContent-Length: 0\r\n\r\n", SinkUnreachable, "HTTP 429"),
+    "no upgrade": (
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+        SinkRefused,
+        "not a WebSocket server",
+    ),
+    "bad accept": (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: AAAA\r\n\r\n",
+        SinkRefused,
+        "not a WebSocket server",
+    ),
+    "garbage": (b"220 mail.example ESMTP\r\n\r\n", SinkUnreachable, "sent garbage"),
+    "binary garbage": (bytes(range(256)), SinkUnreachable, "sent garbage"),
+    "half an answer": (b"HTTP/1.1 101 Swit", SinkUnreachable, "closed without an HTTP answer"),
+}
+
+
+@pytest.mark.parametrize(("answer", "kind", "text"), ANSWERS.values(), ids=ANSWERS)
+async def test_answer_that_is_no_handshake_ends_the_sink(
+    start: Start, answer: bytes, kind: type[SinkError], text: str
+) -> None:
+    async with answering(answer) as port:
+        error = await failure(start(f"ws://127.0.0.1:{port}/")[1])
+    assert type(error) is kind
+    assert text in str(error)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_redirect_is_refused_and_not_followed(
+    recorder: Recorder, start: Start, status: int
+) -> None:
+    answer = f"HTTP/1.1 {status} Go\r\nLocation: {recorder.url()}\r\nContent-Length: 0\r\n\r\n"
+    async with answering(answer.encode()) as port:
+        error = await failure(start(f"ws://127.0.0.1:{port}/")[1])
+    assert isinstance(error, SinkRefused)
+    assert "redirects are not followed" in str(error)
+    assert not recorder.recordings
+
+
+async def test_refused_port_is_retryable(start: Start) -> None:
+    error = await failure(start(f"ws://127.0.0.1:{unused_port()}/")[1])
+    assert isinstance(error, SinkUnreachable)
+    assert str(error)
+
+
+async def test_host_that_does_not_resolve_is_retryable(start: Start) -> None:
+    error = await failure(start("ws://nowhere.invalid/")[1])
+    assert isinstance(error, SinkUnreachable)
+
+
+async def test_host_that_cannot_be_a_name_is_refused(start: Start) -> None:
+    error = await failure(start(f"ws://{'a' * 64}.example/")[1])
+    # asyncio encodes the name itself, uvloop leaves it to the resolver.
+    assert isinstance(error, SinkRefused | SinkUnreachable)
+
+
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+async def test_server_that_closes_at_once_is_retryable(start: Start, scheme: str) -> None:
+    async with answering(b"") as port:
+        error = await failure(start(f"{scheme}://127.0.0.1:{port}/")[1])
+    assert isinstance(error, SinkUnreachable)
+
+
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+async def test_server_that_never_answers_times_out(start: Start, scheme: str) -> None:
+    async with answering(None) as port:
+        sink, task = start(f"{scheme}://127.0.0.1:{port}/", connect_timeout=0.05)
+        error = await failure(task)
+    assert isinstance(error, SinkUnreachable)
+    assert str(error) == "no answer in time"
+    offer(sink, numbered(1))
+
+
+async def test_frames_before_open_wait_and_go_first_in_order(
+    stalled: StalledServer, start: Start
+) -> None:
+    stalled.hold_handshake = True
+    sink, _ = start(stalled.url)
+    offer(sink, numbered(10))
+    await until(lambda: stalled.asked)
+    offer(sink, numbered(10, 10), before=10)
+    assert (sink.frames_sent, len(sink.backlog)) == (0, 20)
+    stalled.answer()
+    await opened(sink)
+    assert (sink.frames_sent, len(sink.backlog)) == (20, 0)
+    offer(sink, numbered(10, 20), before=20)
+    stalled.read_on()
+    await until(lambda: len(stalled.frames) >= 30)
+    assert stalled.frames == numbered(30)
+
+
+async def test_frames_before_open_beyond_the_limit_lose_the_oldest(
+    stalled: StalledServer, start: Start
+) -> None:
+    stalled.hold_handshake = True
+    sink, _ = start(stalled.url, backlog=0.1)
+    offer(sink, numbered(12))
+    assert (len(sink.backlog), sink.backlog.dropped) == (5, 7)
+    await until(lambda: stalled.asked)
+    stalled.answer()
+    stalled.read_on()
+    await until(lambda: len(stalled.frames) >= 5)
+    assert stalled.frames == numbered(5, 7)
+
+
+async def test_on_open_is_told_once_and_after_the_waiting_frames_went(
+    recorder: Recorder, start: Start
+) -> None:
+    sink, _ = start(recorder.url())
+    sent: list[int] = []
+    sink.on_open = lambda: sent.append(sink.frames_sent)
+    offer(sink, numbered(3))
+    await recorder.wait_messages("/", 3)
+    assert sent == [3]
+
+
+# --- The end that comes from the server ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(1000, SinkRefused), (4000, SinkRefused), (1008, SinkRefused), (1001, SinkLost)],
+)
+async def test_server_that_closes_ends_the_sink(
+    recorder: Recorder, start: Start, code: int, kind: type[SinkError]
+) -> None:
+    sink, task = start(recorder.url())
+    await opened(sink)
+    offer(sink, numbered(2))
+    connection = (await recorder.wait_messages("/", 2)).connection
+    assert connection is not None
+    await connection.close(code, "had enough")
+    error = await failure(task)
+    assert type(error) is kind
+    assert str(error) == f"the server closed with {code} had enough"
+    offer(sink, numbered(3, 2), before=2)
+    assert len(sink.backlog) == 3
+    await sink.close(1000, "late")
+    assert (sink.frames_sent, sink.backlog.dropped) == (2, 3)
+
+
+async def test_server_that_breaks_off_is_lost(recorder: Recorder, start: Start) -> None:
+    sink, task = start(recorder.url())
+    await opened(sink)
+    connection = (await recorder.wait(lambda r: r.connection is not None)).connection
+    assert connection is not None
+    connection.transport.abort()
+    error = await failure(task)
+    assert isinstance(error, SinkLost)
+    assert str(error) == "the connection broke"
+
+
+@pytest.mark.parametrize("message", ["x" * 65_537, b"x" * 65_537], ids=["text", "binary"])
+async def test_oversized_message_is_closed_with_1009_and_retryable(
+    recorder: Recorder, start: Start, message: str | bytes
+) -> None:
+    assert len(message) == MAX_MESSAGE_BYTES + 1
+    sink, task = start(recorder.url())
+    await opened(sink)
+    connection = (await recorder.wait(lambda r: r.connection is not None)).connection
+    assert connection is not None
+    await connection.send(message)
+    error = await failure(task)
+    assert isinstance(error, SinkLost)
+    assert str(error).startswith("closed by us with 1009")
+    assert (await recorder.wait_closed("/")).close_code == 1009
+
+
+async def test_messages_up_to_the_limit_and_many_are_taken(
+    recorder: Recorder, start: Start
+) -> None:
+    sink, task = start(recorder.url())
+    await opened(sink)
+    connection = (await recorder.wait(lambda r: r.connection is not None)).connection
+    assert connection is not None
+    for _ in range(40):  # more than the library keeps for a reader that does not come
+        await connection.send("x" * MAX_MESSAGE_BYTES)
+    await asyncio.wait_for(await connection.ping(), 5)
+    assert not task.done()
+
+
+# --- A server that does not keep up --------------------------------------------------------------
+
+
+async def test_frames_wait_while_the_server_does_not_read_and_then_arrive_in_order(
+    stalled: StalledServer, start: Start
+) -> None:
+    sink, _ = start(stalled.url)
+    await opened(sink)
+    count = offer_until_stalled(sink)
+    sent = sink.frames_sent
+    offer(sink, numbered(50, count), before=count)
+    assert sink.frames_sent == sent
+    assert len(sink.backlog) == 51
+    stalled.read_on()
+    await until(lambda: len(stalled.frames) >= count + 50)
+    offer(sink, numbered(50, count + 50), before=count + 50)
+    await until(lambda: len(stalled.frames) >= count + 100)
+    assert stalled.frames == numbered(count + 100)
+    assert (sink.frames_sent, sink.backlog.dropped) == (count + 100, 0)
+
+
+async def test_backlog_of_a_server_that_does_not_read_loses_the_oldest(
+    stalled: StalledServer, start: Start
+) -> None:
+    sink, _ = start(stalled.url, backlog=0.2)
+    await opened(sink)
+    count = offer_until_stalled(sink)
+    offer(sink, numbered(29, count), before=count)
+    assert (len(sink.backlog), sink.backlog.dropped) == (10, 20)
+    stalled.read_on()
+    await until(lambda: len(stalled.frames) >= count + 9)
+    expected = [*range(count - 1), *range(count + 19, count + 29)]
+    assert [number(frame) for frame in stalled.frames] == expected
+
+
+async def test_transport_holds_no_more_than_the_limit(
+    stalled: StalledServer, soon: float, start: Start
+) -> None:
+    sink, _ = start(stalled.url)
+    await opened(sink)
+    offer_until_stalled(sink)
+    assert sink._connection is not None
+    held = sink._connection.transport.get_write_buffer_size()
+    assert held <= WRITE_LIMIT_BYTES + 8 + 320
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["idle", "full"])
+async def test_server_that_answers_no_ping_is_gone(
+    stalled: StalledServer, start: Start, soon: float, full: bool
+) -> None:
+    sink, task = start(stalled.url, ping_interval=0.05)
+    await opened(sink)
+    if full:
+        offer_until_stalled(sink)
+    error = await failure(task)
+    assert isinstance(error, SinkLost)
+    assert "ping timeout" in str(error)
+
+
+async def test_server_that_half_closes_with_frames_waiting_loses_none_uncounted(
+    stalled: StalledServer, start: Start
+) -> None:
+    sink, task = start(stalled.url)
+    await opened(sink)
+    count = offer_until_stalled(sink)
+    offer(sink, numbered(100, count), before=count)
+    sent = sink.frames_sent
+    stalled.transport.write_eof()
+    await until(lambda: sink._connection is not None and sink._connection.protocol.eof_sent)
+    stalled.read_on()
+    error = await failure(task)
+    assert isinstance(error, SinkLost)
+    assert sink.frames_sent == sent
+    assert len(sink.backlog) == count + 100 - sent
+
+
+# --- The end that comes from here ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("code", "reason"), [(1000, "hangup"), (1001, "shutdown"), (1011, "x")])
+async def test_close_tells_the_server_code_and_reason(
+    recorder: Recorder, start: Start, code: int, reason: str
+) -> None:
+    sink, task = start(recorder.url())
+    await opened(sink)
+    offer(sink, numbered(3))
+    await sink.close(code, reason)
+    await task
+    recording = await recorder.wait_closed("/")
+    assert (recording.close_code, recording.close_reason) == (code, reason)
+    assert recording.messages == numbered(3)
+
+
+async def test_close_while_connecting_without_frames_gives_up_at_once(start: Start) -> None:
+    async with answering(None) as port:
+        sink, task = start(f"ws://127.0.0.1:{port}/", connect_timeout=60)
+        await asyncio.sleep(0)
+        async with asyncio.timeout(1):
+            await sink.close(1000, "stopped")
+            await task
+    assert sink.frames_sent == 0
+
+
+async def test_close_while_connecting_with_frames_delivers_them(
+    stalled: StalledServer, start: Start
+) -> None:
+    stalled.hold_handshake = True
+    sink, task = start(stalled.url)
+    offer(sink, numbered(30))
+    await until(lambda: stalled.asked)
+    closing = asyncio.create_task(sink.close(1000, "hangup"))
+    await asyncio.sleep(0)
+    stalled.answer()
+    stalled.read_on()
+    await closing
+    await task
+    assert stalled.frames == numbered(30)
+    assert (stalled.close_code, stalled.close_reason) == (1000, "hangup")
+    assert (sink.frames_sent, sink.backlog.dropped) == (30, 0)
+
+
+async def test_close_while_connecting_in_vain_with_frames_ends_in_time(
+    start: Start, soon: float
+) -> None:
+    async with answering(None) as port:
+        sink, task = start(f"ws://127.0.0.1:{port}/", connect_timeout=60)
+        offer(sink, numbered(30))
+        await asyncio.sleep(0)
+        async with asyncio.timeout(soon + 1):
+            await sink.close(1000, "hangup")
+            await task
+    assert (sink.frames_sent, sink.backlog.dropped, len(sink.backlog)) == (0, 30, 0)
+
+
+async def test_close_at_the_moment_the_connect_times_out_ends(start: Start) -> None:
+    async with answering(None) as port:
+        sink, task = start(f"ws://127.0.0.1:{port}/", connect_timeout=0.02)
+        await until(lambda: sink._connect_timeout is not None and sink._connect_timeout.expired())
+        assert not task.done()
+        await sink.close(1000, "hangup")
+        await asyncio.wait([task], timeout=1)
+    assert task.done()
+
+
+async def test_close_after_the_connect_failed_ends_at_once(start: Start) -> None:
+    sink, task = start(f"ws://127.0.0.1:{unused_port()}/")
+    offer(sink, numbered(4))
+    await failure(task)
+    async with asyncio.timeout(1):
+        await sink.close(1011, "sink-gone")
+    assert sink.backlog.dropped == 4
+
+
+async def test_close_sends_what_waits_before_it_closes(
+    stalled: StalledServer, start: Start
+) -> None:
+    sink, task = start(stalled.url)
+    await opened(sink)
+    count = offer_until_stalled(sink)
+    offer(sink, numbered(100, count), before=count)
+    closing = asyncio.create_task(sink.close(1001, "shutdown"))
+    await asyncio.sleep(0)
+    stalled.read_on()
+    await closing
+    await task
+    assert stalled.frames == numbered(count + 100)
+    assert (stalled.close_code, stalled.close_reason) == (1001, "shutdown")
+    assert (sink.frames_sent, sink.backlog.dropped) == (count + 100, 0)
+
+
+async def test_close_towards_a_stalled_server_ends_in_time_and_counts_what_is_lost(
+    stalled: StalledServer, start: Start, soon: float
+) -> None:
+    sink, task = start(stalled.url)
+    await opened(sink)
+    count = offer_until_stalled(sink)
+    offer(sink, numbered(100, count), before=count)
+    sent = sink.frames_sent
+    async with asyncio.timeout(soon + 1):
+        await sink.close(1000, "stopped")
+        await task
+    assert (sink.frames_sent, sink.backlog.dropped, len(sink.backlog)) == (sent, 101, 0)
+
+
+async def test_close_towards_a_stalled_server_with_nothing_waiting_ends_in_time(
+    stalled: StalledServer, start: Start, soon: float
+) -> None:
+    sink, task = start(stalled.url)
+    await opened(sink)
+    async with asyncio.timeout(soon + 1):
+        await sink.close(1000, "stopped")
+        await task
+
+
+async def test_close_when_the_server_breaks_off_with_frames_waiting_ends_at_once(
+    stalled: StalledServer, start: Start
+) -> None:
+    sink, task = start(stalled.url)
+    await opened(sink)
+    offer_until_stalled(sink)
+    closing = asyncio.create_task(sink.close(1000, "stopped"))
+    await asyncio.sleep(0)
+    stalled.transport.abort()
+    async with asyncio.timeout(1):
+        await closing
+        await task
+    assert sink.backlog.dropped == 1
+
+
+async def test_close_after_a_close_frame_without_an_end_of_tcp_ends_in_time(
+    stalled: StalledServer, start: Start, soon: float
+) -> None:
+    sink, task = start(stalled.url, ping_interval=60)
+    await opened(sink)
+    stalled.send_close(1000)
+    await until(lambda: sink._connection is not None and sink._connection.protocol.close_rcvd)
+    async with asyncio.timeout(soon + 1):
+        await sink.close(1000, "stopped")
+        await task
+
+
+async def test_frames_after_close_are_counted(recorder: Recorder, start: Start) -> None:
+    sink, task = start(recorder.url())
+    await opened(sink)
+    offer(sink, numbered(2))
+    await sink.close(1000, "stopped")
+    await task
+    offer(sink, numbered(2, 2), before=2)
+    assert sink.frames_sent == 2

@@ -1,0 +1,316 @@
+"""The relay as a whole: a leg on one side, a WebSocket server on the other."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audiofork.config import Address, AudioSocketConfig, Config, WebSocketConfig
+from audiofork.errors import ConfigError
+from audiofork.model import (
+    Direction,
+    EndFork,
+    EndReason,
+    ForkEnded,
+    ForkSpec,
+    ForkStats,
+    LegAttached,
+    LegLost,
+    Report,
+    SinkOpened,
+    Streaming,
+)
+from audiofork.relay.worker import Worker, client_tls
+from testbed.recorder import Recorder
+from tests.relay.peers import HANGUP, Leg, StalledServer, numbered, until, unused_port
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+class Relay:
+    """A worker, and what it reports."""
+
+    def __init__(self, websocket: WebSocketConfig) -> None:
+        self.reports: list[Report] = []
+        listen = AudioSocketConfig(listen=Address("127.0.0.1", 0))
+        self.worker = Worker(Config(audiosocket=listen, websocket=websocket), self.reports.append)
+        self.legs: list[Leg] = []
+
+    def begin(self, url: str, direction: Direction = Direction.BOTH) -> str:
+        """Order a fork; return its id."""
+        fork_id = str(uuid.uuid4())
+        self.worker.handle(ForkSpec(fork_id, "PJSIP/100-0000002a", url, direction))
+        return fork_id
+
+    async def attach(self, fork_id: str) -> Leg:
+        """Connect the leg of a fork."""
+        leg = await Leg.connect(self.worker.address)
+        self.legs.append(leg)
+        leg.send_uuid(fork_id)
+        await self.reported(LegAttached, fork_id)
+        return leg
+
+    async def reported(self, kind: type[Any], fork_id: str) -> Any:
+        """Wait for a report of a fork, and return it."""
+        await until(lambda: self.of(fork_id, kind))
+        return self.of(fork_id, kind)[0]
+
+    def of(self, fork_id: str, kind: type[Any] = object) -> list[Any]:
+        return [r for r in self.reports if r.fork_id == fork_id and isinstance(r, kind)]
+
+
+@pytest.fixture
+async def relay() -> AsyncIterator[Relay]:
+    relay = Relay(WebSocketConfig())
+    address = await relay.worker.start()
+    assert address == relay.worker.address
+    yield relay
+    await relay.worker.close()
+    for leg in relay.legs:
+        await leg.close()
+    # Nothing may be left of any fork.
+    assert relay.worker.sessions == {}
+    assert relay.worker._listener._issued == {}
+    assert relay.worker._listener._legs == set()
+    begun = {report.fork_id for report in relay.reports}
+    assert all(len(relay.of(fork_id, ForkEnded)) == 1 for fork_id in begun)
+    assert all(isinstance(relay.of(fork_id)[-1], ForkEnded) for fork_id in begun)
+
+
+def pairs(ins: bytes, outs: bytes) -> bytes:
+    """Interleave two mono frames."""
+    samples = zip(struct.iter_unpack("2s", ins), struct.iter_unpack("2s", outs), strict=True)
+    return b"".join(first + second for (first,), (second,) in samples)
+
+
+INS = [struct.pack("<160h", *range(n, n + 160)) for n in range(10)]
+OUTS = [struct.pack("<160h", *range(n, n + 480, 3)) for n in range(1000, 1010)]
+SUMS = [struct.pack("<160h", *range(1000 + 2 * n, 1640 + 2 * n, 4)) for n in range(10)]
+PAIRS = [pairs(first, second) for first, second in zip(INS, OUTS, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("direction", "frames", "messages"),
+    [
+        (Direction.IN, INS, INS),
+        (Direction.OUT, PAIRS, OUTS),
+        (Direction.BOTH, PAIRS, SUMS),
+        (Direction.BOTH, INS, INS),
+        (Direction.STEREO, PAIRS, PAIRS),
+    ],
+    ids=["in", "out", "both", "both mixed by Asterisk", "stereo"],
+)
+async def test_frames_of_a_leg_arrive_as_the_direction_says(
+    relay: Relay,
+    recorder: Recorder,
+    direction: Direction,
+    frames: list[bytes],
+    messages: list[bytes],
+) -> None:
+    fork_id = relay.begin(recorder.url("/fork"), direction)
+    leg = await relay.attach(fork_id)
+    leg.send_audio(*frames)
+    recording = await recorder.wait_messages("/fork", len(frames))
+    relay.worker.handle(EndFork(fork_id, EndReason.STOPPED))
+    assert await leg.read_to_end() == HANGUP
+    ended = await relay.reported(ForkEnded, fork_id)
+    assert recording.messages == messages
+    assert ended == ForkEnded(fork_id, EndReason.STOPPED, "", ForkStats(10, 10, 0))
+    kinds = [type(report) for report in relay.of(fork_id)]
+    assert sorted(kinds[:2], key=str) == [LegAttached, SinkOpened]
+    assert kinds[2:] == [Streaming, ForkEnded]
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        (EndReason.HANGUP, 1000),
+        (EndReason.STOPPED, 1000),
+        (EndReason.SHUTDOWN, 1001),
+        (EndReason.FAULT, 1011),
+    ],
+)
+async def test_end_reason_reaches_the_server_as_close_code(
+    relay: Relay, recorder: Recorder, reason: EndReason, code: int
+) -> None:
+    fork_id = relay.begin(recorder.url())
+    await relay.reported(SinkOpened, fork_id)
+    relay.worker.handle(EndFork(fork_id, reason, "some detail"))
+    recording = await recorder.wait_closed("/")
+    assert (recording.close_code, recording.close_reason) == (code, reason.value)
+    ended = await relay.reported(ForkEnded, fork_id)
+    assert (ended.reason, ended.detail) == (reason, "some detail")
+
+
+async def test_leg_that_asterisk_closes_leaves_the_end_to_the_control_plane(
+    relay: Relay, recorder: Recorder
+) -> None:
+    fork_id = relay.begin(recorder.url())
+    leg = await relay.attach(fork_id)
+    leg.send_audio(*INS)
+    await recorder.wait_messages("/", 10)
+    await leg.close()
+    assert await relay.reported(LegLost, fork_id) == LegLost(fork_id, 10)
+    assert not relay.of(fork_id, ForkEnded)
+    assert fork_id in relay.worker.sessions
+    relay.worker.handle(EndFork(fork_id, EndReason.HANGUP))
+    ended = await relay.reported(ForkEnded, fork_id)
+    assert (ended.reason, ended.stats) == (EndReason.HANGUP, ForkStats(10, 10, 0))
+
+
+async def test_server_that_is_not_there_ends_the_fork_and_hangs_up(relay: Relay) -> None:
+    fork_id = relay.begin(f"ws://127.0.0.1:{unused_port()}/")
+    ended = await relay.reported(ForkEnded, fork_id)
+    assert ended.reason is EndReason.SINK_GONE
+    assert relay.worker.sessions == {}
+    leg = await Leg.connect(relay.worker.address)
+    relay.legs.append(leg)
+    leg.send_uuid(fork_id)
+    assert await leg.read_to_end() == HANGUP
+    assert relay.of(fork_id) == [ended]
+
+
+async def test_server_that_closes_hangs_up_the_leg(relay: Relay, recorder: Recorder) -> None:
+    fork_id = relay.begin(recorder.url())
+    leg = await relay.attach(fork_id)
+    leg.send_audio(*INS)
+    recording = await recorder.wait_messages("/", 10)
+    assert recording.connection is not None
+    await recording.connection.close(4001, "no more")
+    assert await leg.read_to_end() == HANGUP
+    ended = await relay.reported(ForkEnded, fork_id)
+    assert ended.reason is EndReason.SINK_REFUSED
+    assert ended.detail == "the server closed with 4001 no more"
+
+
+async def test_leg_without_pairs_fails_the_fork(relay: Relay, recorder: Recorder) -> None:
+    fork_id = relay.begin(recorder.url(), Direction.STEREO)
+    await relay.reported(SinkOpened, fork_id)
+    leg = await relay.attach(fork_id)
+    leg.send_audio(*INS)
+    assert await leg.read_to_end() == HANGUP
+    ended = await relay.reported(ForkEnded, fork_id)
+    assert ended.reason is EndReason.LEG_FAILED
+    assert "ChanSpy" in ended.detail
+    recording = await recorder.wait_closed("/")
+    assert (recording.close_code, recording.messages) == (1011, [])
+
+
+async def test_frames_of_a_leg_that_is_faster_than_the_server_arrive(
+    relay: Relay, stalled: StalledServer
+) -> None:
+    stalled.hold_handshake = True
+    fork_id = relay.begin(stalled.url)
+    leg = await relay.attach(fork_id)
+    leg.send_audio(*INS)
+    await until(lambda: stalled.asked and relay.worker.sessions[fork_id]._frames_in == 10)
+    relay.worker.handle(EndFork(fork_id, EndReason.HANGUP))
+    assert await leg.read_to_end() == HANGUP
+    stalled.answer()
+    stalled.read_on()
+    ended = await relay.reported(ForkEnded, fork_id)
+    assert stalled.frames == INS
+    assert (stalled.close_code, stalled.close_reason) == (1000, "hangup")
+    assert ended.stats == ForkStats(10, 10, 0)
+
+
+async def test_forks_side_by_side_keep_their_frames_apart(relay: Relay, recorder: Recorder) -> None:
+    paths = [f"/{n}" for n in range(10)]
+    forks = {path: relay.begin(recorder.url(path), Direction.IN) for path in paths}
+    legs = {path: await relay.attach(fork_id) for path, fork_id in forks.items()}
+    for n, leg in enumerate(legs.values()):
+        leg.send_audio(*numbered(5, 100 * n))
+    for n, path in enumerate(paths):
+        recording = await recorder.wait_messages(path, 5)
+        assert recording.messages == numbered(5, 100 * n)
+    relay.worker.handle(EndFork(forks["/3"], EndReason.STOPPED))
+    await relay.reported(ForkEnded, forks["/3"])
+    assert set(relay.worker.sessions) == set(forks.values()) - {forks["/3"]}
+    legs["/4"].send_audio(*numbered(1, 7))
+    await recorder.wait_messages("/4", 6)
+
+
+async def test_end_of_an_unknown_fork_is_ignored(relay: Relay, recorder: Recorder) -> None:
+    fork_id = relay.begin(recorder.url())
+    relay.worker.handle(EndFork(str(uuid.uuid4()), EndReason.STOPPED))
+    await relay.reported(SinkOpened, fork_id)
+    assert set(relay.worker.sessions) == {fork_id}
+    assert not any(isinstance(report, ForkEnded) for report in relay.reports)
+
+
+async def test_end_again_is_ignored(relay: Relay, recorder: Recorder) -> None:
+    fork_id = relay.begin(recorder.url())
+    relay.worker.handle(EndFork(fork_id, EndReason.HANGUP))
+    relay.worker.handle(EndFork(fork_id, EndReason.STOPPED))
+    assert (await relay.reported(ForkEnded, fork_id)).reason is EndReason.HANGUP
+    relay.worker.handle(EndFork(fork_id, EndReason.STOPPED))
+    assert relay.worker.sessions == {}
+
+
+async def test_end_in_the_same_turn_as_the_begin_ends_it(relay: Relay) -> None:
+    fork_id = relay.begin(f"ws://127.0.0.1:{unused_port()}/")
+    relay.worker.handle(EndFork(fork_id, EndReason.STOPPED))
+    ended = await relay.reported(ForkEnded, fork_id)
+    assert (ended.reason, ended.stats) == (EndReason.STOPPED, ForkStats())
+
+
+async def test_close_says_shutdown_to_every_server(relay: Relay, recorder: Recorder) -> None:
+    forks = [relay.begin(recorder.url(f"/{n}")) for n in range(3)]
+    legs = [await relay.attach(fork_id) for fork_id in forks]
+    for leg in legs:
+        leg.send_audio(*INS)
+    for n in range(3):
+        await recorder.wait_messages(f"/{n}", 10)
+    await relay.worker.close()
+    for leg in legs:
+        assert await leg.read_to_end() == HANGUP
+    for n, fork_id in enumerate(forks):
+        recording = await recorder.wait_closed(f"/{n}")
+        assert (recording.close_code, recording.close_reason) == (1001, "shutdown")
+        assert relay.of(fork_id, ForkEnded)[0].reason is EndReason.SHUTDOWN
+    with pytest.raises(OSError):
+        await Leg.connect(relay.worker.address)
+
+
+async def test_close_with_a_stalled_server_ends_in_time(
+    relay: Relay, recorder: Recorder, stalled: StalledServer, soon: float
+) -> None:
+    good, bad = relay.begin(recorder.url()), relay.begin(stalled.url)
+    for fork_id in (good, bad):
+        await relay.reported(SinkOpened, fork_id)
+    async with asyncio.timeout(soon + 1):
+        await relay.worker.close()
+    for fork_id in (good, bad):
+        assert relay.of(fork_id, ForkEnded)[0].reason is EndReason.SHUTDOWN
+    assert (await recorder.wait_closed("/")).close_code == 1001
+
+
+async def test_close_without_forks_listens_no_more(relay: Relay) -> None:
+    await relay.worker.close()
+    with pytest.raises(OSError):
+        await Leg.connect(relay.worker.address)
+
+
+async def test_configure_applies_to_forks_from_now_on(relay: Relay, stalled: StalledServer) -> None:
+    stalled.hold_handshake = True
+    relay.worker.configure(WebSocketConfig(connect_timeout=0.05))
+    fork_id = relay.begin(stalled.url)
+    ended = await relay.reported(ForkEnded, fork_id)
+    assert (ended.reason, ended.detail) == (EndReason.SINK_GONE, "no answer in time")
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"], ids=["missing", "garbage"])
+def test_authorities_file_that_cannot_be_used_is_a_config_error(
+    tmp_path: Path, content: str | None
+) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=r"\[websocket\] ca_list_file .*ca\.pem"):
+        client_tls(str(path))

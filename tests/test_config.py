@@ -1,0 +1,398 @@
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audiofork.config import (
+    Address,
+    AsteriskConfig,
+    Config,
+    LogConfig,
+    load,
+    parse,
+    sample,
+)
+from audiofork.errors import ConfigError
+
+REPOSITORY = Path(__file__).parent.parent
+SECTIONS = {field.name: field.default_factory for field in dataclasses.fields(Config)}
+OPTIONS = [
+    (section, option.name)
+    for section, section_type in SECTIONS.items()
+    for option in dataclasses.fields(section_type)  # type: ignore[arg-type]
+]
+
+
+def read(content: str, **environment: str) -> Config:
+    return parse(content, environment, source="test.ini")
+
+
+def refusal(content: str, **environment: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read(content, **environment)
+    return str(caught.value)
+
+
+# --- The sample ----------------------------------------------------------------------------------
+
+
+def test_sample_is_the_file_in_the_repository() -> None:
+    assert (REPOSITORY / "etc" / "audiofork.ini").read_text(encoding="utf-8") == sample()
+
+
+def test_sample_gives_the_defaults() -> None:
+    assert read(sample()) == Config()
+
+
+def test_sample_with_every_option_uncommented_gives_the_defaults() -> None:
+    uncommented, count = re.subn(r"(?m)^;(\w+ =)", r"\1", sample())
+    assert count == len(OPTIONS)
+    assert read(uncommented) == Config()
+
+
+@pytest.mark.parametrize(("section", "option"), OPTIONS, ids=[".".join(pair) for pair in OPTIONS])
+def test_sample_documents_the_option_in_its_section(section: str, option: str) -> None:
+    _, _, rest = sample().partition(f"\n[{section}]\n")
+    of_section, _, _ = rest.partition("\n[")
+    assert re.search(rf"(?m)^; .+\n;{option} =", of_section)
+
+
+def test_empty_file_gives_the_defaults() -> None:
+    assert read("") == Config()
+
+
+# --- Values --------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_value() -> None:
+    config = read(
+        """
+        [asterisk]
+        host = pbx.example.org
+        port: 5039
+        tls = Yes
+        ping_interval = 2.5
+        [audiosocket]
+        listen = [::]:0
+        advertise = 192.0.2.1:9093
+        [security]
+        allow_urls = wss://*.example.org, ws://127.0.0.1:8080/
+                     WSS://b.example
+        max_forks = 7
+        [log]
+        level = debug
+        """.replace("\n        ", "\n")
+    )
+    assert config.asterisk == AsteriskConfig(
+        host="pbx.example.org", port=5039, tls=True, ping_interval=2.5
+    )
+    assert config.audiosocket.listen == Address("::", 0)
+    assert config.audiosocket.advertise == Address("192.0.2.1", 9093)
+    assert config.security.allow_urls == (
+        "wss://*.example.org",
+        "ws://127.0.0.1:8080/",
+        "WSS://b.example",
+    )
+    assert config.security.max_forks == 7
+    assert config.log == LogConfig(level="debug")
+
+
+def test_address_as_text_has_brackets_for_ipv6_alone() -> None:
+    assert str(Address("::1", 9093)) == "[::1]:9093"
+    assert str(Address("127.0.0.1", 9093)) == "127.0.0.1:9093"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("yes", True),
+        ("on", True),
+        ("TRUE", True),
+        ("1", True),
+        ("no", False),
+        ("off", False),
+        ("False", False),
+        ("0", False),
+    ],
+)
+def test_yes_or_no_in_each_word(text: str, expected: bool) -> None:
+    assert read(f"[asterisk]\ntls = {text}").asterisk.tls is expected
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        pytest.param("host = a ; the main one", "a", id="comment-behind-value"),
+        pytest.param("host = a\t;b", "a", id="comment-behind-tab"),
+        pytest.param("host = a;b", "a;b", id="semicolon-within-value"),
+        pytest.param("host = %d%(host)s%%", "%d%(host)s%%", id="percent"),
+        pytest.param("host = a = b", "a = b", id="equals-sign"),
+        pytest.param("host = ${HOME}", "${HOME}", id="dollar"),
+        pytest.param("HOST = a", "a", id="upper-case-name"),
+        pytest.param("  ; port = 1\n# port = 2\nhost = a", "a", id="comment-lines"),
+        pytest.param("host = Zoë", "Zoë", id="utf-8"),
+        pytest.param("host =", "", id="empty"),
+    ],
+)
+def test_text_is_what_stands_there(line: str, value: str) -> None:
+    assert read(f"[asterisk]\n{line}\n").asterisk.host == value
+
+
+def test_url_with_a_semicolon_stays_whole() -> None:
+    config = read("[security]\nallow_urls = ws://h/a;b ; a comment")
+    assert config.security.allow_urls == ("ws://h/a;b",)
+
+
+# --- Errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("[asterisk] host", "a\n b", "one line without control characters"),
+        ("[asterisk] host", "a\0b", "one line without control characters"),
+        ("[asterisk] port", "0", "a whole number from 1 to 65535"),
+        ("[asterisk] port", "65536", "a whole number from 1 to 65535"),
+        ("[asterisk] port", "5038.0", "a whole number from 1 to 65535"),
+        ("[asterisk] port", "-1", "a whole number from 1 to 65535"),
+        ("[asterisk] port", "٣", "a whole number from 1 to 65535"),
+        ("[asterisk] port", "5038 # usual", "a whole number from 1 to 65535"),
+        ("[asterisk] port", "", "a whole number from 1 to 65535"),
+        ("[asterisk] tls", "maybe", "yes or no"),
+        ("[asterisk] tls", "", "yes or no"),
+        ("[asterisk] ping_interval", "0.9", "a number from 1 to 3600"),
+        ("[asterisk] ping_interval", "3600.1", "a number from 1 to 3600"),
+        ("[asterisk] ping_interval", "nan", "a number from 1 to 3600"),
+        ("[asterisk] ping_interval", "inf", "a number from 1 to 3600"),
+        ("[asterisk] ping_interval", "ten", "a number from 1 to 3600"),
+        ("[audiosocket] listen", "9093", "host:port"),
+        ("[audiosocket] listen", ":9093", "host:port"),
+        ("[audiosocket] listen", "localhost:", "host:port"),
+        ("[audiosocket] listen", "localhost:http", "host:port"),
+        ("[audiosocket] listen", "localhost:65536", "host:port"),
+        ("[audiosocket] listen", "localhost:" + "9" * 5000, "host:port"),
+        ("[audiosocket] listen", "", "host:port"),
+        ("[audiosocket] listen", "::1", "host:port, or [address]:port for IPv6"),
+        ("[audiosocket] listen", "::1:9093", "host:port, or [address]:port for IPv6"),
+        ("[audiosocket] listen", "[::1]", "host:port, or [address]:port for IPv6"),
+        ("[audiosocket] listen", "[::1:9093", "host:port, or [address]:port for IPv6"),
+        ("[audiosocket] listen", "[localhost]:9093", "host:port, or [address]:port for IPv6"),
+        ("[audiosocket] advertise", "a/b:9093", "host:port"),
+        ("[audiosocket] advertise", "a b:9093", "host:port"),
+        ("[websocket] backlog", "600.5", "a number from 0 to 600"),
+        ("[security] allow_urls", "ws://a example.org", "patterns that begin with ws://"),
+        ("[security] allow_urls", "http://a", "patterns that begin with ws://"),
+        ("[log] level", "loud", "debug or info or warning or error"),
+        ("[log] format", "xml", "text or json"),
+    ],
+)
+def test_bad_value_is_an_error_that_names_line_section_and_option(
+    option: str, value: str, expected: str
+) -> None:
+    section, _, name = option.partition(" ")
+    content = f"; a comment\n{section}\n\n;{name} = 1\n{name} = {value}\n"
+    text = refusal(content)
+    assert text.startswith(f"test.ini:5: {option}: expected {expected}")
+    assert text.endswith(f", got {value.replace(chr(10) + ' ', chr(10))!r}")
+
+
+def test_bad_value_of_the_second_section_names_its_own_line() -> None:
+    content = "[asterisk]\nping_interval = 10\n[websocket]\nping_interval: x=1\n"
+    assert refusal(content).startswith("test.ini:4: [websocket] ping_interval: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        pytest.param("\n[foo]\n", "test.ini:2: unknown section [foo]", id="section"),
+        pytest.param("[Asterisk]\n", "test.ini:1: unknown section [Asterisk]", id="upper-case"),
+        pytest.param(
+            "[DEFAULT]\nport = 1\n", "test.ini:1: unknown section [DEFAULT]", id="default"
+        ),
+        pytest.param(
+            "[log]\nlevel = info\n\nfoo = 1\n",
+            "test.ini:4: unknown option foo in [log]",
+            id="option",
+        ),
+        pytest.param(
+            "[asterisk]\nport = 1\n[log]\nport = 1\n",
+            "test.ini:4: unknown option port in [log]",
+            id="option-of-another-section",
+        ),
+        pytest.param(
+            "[log]\nFoo: 1\n", "test.ini:2: unknown option foo in [log]", id="option-with-colon"
+        ),
+        pytest.param(
+            "[log]\n[asterisk]\n[log]\n",
+            "test.ini:3: section [log] stands twice",
+            id="section-twice",
+        ),
+        pytest.param(
+            "[log]\nlevel = info\nLEVEL = debug\n",
+            "test.ini:3: option level stands twice in [log]",
+            id="option-twice",
+        ),
+        pytest.param(
+            "; comment\nlevel = info\n",
+            "test.ini:2: expected a [section] before the first option",
+            id="no-section",
+        ),
+        pytest.param(
+            "[log]\nlevel\n", "test.ini:2: expected option = value or [section]", id="no-value"
+        ),
+        pytest.param(
+            "[log]\n[asterisk\n", "test.ini:2: expected option = value or [section]", id="bracket"
+        ),
+        pytest.param(
+            "[log]\n= info\n", "test.ini:2: expected option = value or [section]", id="no-name"
+        ),
+    ],
+)
+def test_bad_file_is_an_error_that_names_the_line(content: str, expected: str) -> None:
+    assert refusal(content) == expected
+
+
+@given(st.text(), st.dictionaries(st.sampled_from(["AUDIOFORK_LOG_LEVEL", "HOME"]), st.text()))
+def test_any_text_gives_a_configuration_or_a_config_error(
+    content: str, environment: dict[str, str]
+) -> None:
+    for text in (content, f"[asterisk]\n{content}", f"[audiosocket]\nlisten = {content}"):
+        try:
+            assert isinstance(read(text, **environment), Config)
+        except ConfigError as exc:
+            assert str(exc)
+
+
+# --- The environment -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("section", "option"), OPTIONS, ids=[".".join(pair) for pair in OPTIONS])
+def test_environment_reaches_the_option(section: str, option: str, tmp_path: Path) -> None:
+    (tmp_path / "b").write_text("b")
+    # Of these, each option takes one.
+    for value in ("7", "yes", "h:7", "wss://x", "debug", "json", str(tmp_path / "b")):
+        try:
+            config = read("", **{f"AUDIOFORK_{section}_{option}".upper(): value})
+        except ConfigError:
+            continue
+        if config != Config():
+            return
+    pytest.fail("the environment changes nothing")
+
+
+def test_environment_overrides_the_file() -> None:
+    config = read("[log]\nlevel = debug\nformat = json", AUDIOFORK_LOG_LEVEL=" error ")
+    assert config.log == LogConfig(level="error", format="json")
+
+
+def test_environment_overrides_a_bad_value_of_the_file() -> None:
+    assert read("[log]\nlevel = loud", AUDIOFORK_LOG_LEVEL="error").log.level == "error"
+
+
+def test_environment_with_a_bad_value_is_an_error_that_names_the_variable() -> None:
+    assert (
+        refusal("[asterisk]\nport = 1", AUDIOFORK_ASTERISK_PORT="x") == "AUDIOFORK_ASTERISK_PORT: "
+        "[asterisk] port: expected a whole number from 1 to 65535, got 'x'"
+    )
+
+
+def test_environment_is_the_process_s_own_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUDIOFORK_LOG_LEVEL", "error")
+    (tmp_path / "a.ini").touch()
+    assert load(tmp_path / "a.ini").log.level == "error"
+
+
+# --- Files ---------------------------------------------------------------------------------------
+
+
+def test_load_reads_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "a.ini"
+    path.write_bytes("[asterisk]\nusername = Zoë\n".encode())
+    assert load(path, {}).asterisk.username == "Zoë"
+
+
+def test_load_error_names_the_path_and_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.ini"
+    path.write_text("[log]\nlevel = loud")
+    with pytest.raises(ConfigError, match=f"^{re.escape(str(path))}:2: "):
+        load(path, {})
+
+
+@pytest.mark.parametrize(
+    "prepare", [lambda path: None, Path.mkdir, lambda p: p.write_bytes(b"\xff")]
+)
+def test_load_of_what_cannot_be_read_is_an_error_that_names_it(
+    tmp_path: Path, prepare: Callable[[Path], object]
+) -> None:
+    prepare(tmp_path / "a.ini")
+    with pytest.raises(ConfigError, match=re.escape(str(tmp_path / "a.ini"))):
+        load(tmp_path / "a.ini", {})
+
+
+# --- The secret ----------------------------------------------------------------------------------
+
+
+def test_secret_is_not_shown_by_repr_and_str() -> None:
+    config = read("[asterisk]\nsecret = hunter2")
+    assert config.asterisk.secret == "hunter2"
+    assert "hunter2" not in f"{config!r} {config} {config.asterisk!r} {config.asterisk}"
+
+
+@pytest.mark.parametrize(
+    ("content", "environment"),
+    [
+        pytest.param("secret = hunter2", {}, id="no-section"),
+        pytest.param("[asterisk]\nsecret hunter2", {}, id="no-equals-sign"),
+        pytest.param("[asterisk]\nsecret = hunter2\nsecret = hunter2", {}, id="twice"),
+        pytest.param("[asterisk]\nsecrets = hunter2", {}, id="misspelt"),
+        pytest.param("[asterisk]\nsecret = hunter2\n hunter2", {}, id="two-lines"),
+        pytest.param("[log]\nsecret = hunter2", {}, id="other-section"),
+        pytest.param("", {"AUDIOFORK_ASTERISK_SECRET": "hunter2\0"}, id="environment"),
+    ],
+)
+def test_secret_is_not_shown_by_errors(content: str, environment: dict[str, str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(content, **environment)
+    exc: BaseException | None = caught.value
+    while exc is not None:
+        assert "hunter2" not in str(exc)
+        exc = exc.__cause__
+
+
+def test_secret_file_is_read_without_its_line_end_and_goes_before_secret(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_text("hunter2 %;\n")
+    config = read(f"[asterisk]\nsecret = other\nsecret_file = {path}")
+    assert config.asterisk.secret == "hunter2 %;"
+
+
+def test_secret_file_may_stand_below_a_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    (tmp_path / "ami").write_text("hunter2")
+    config = read("[asterisk]\nsecret_file = ${CREDENTIALS_DIRECTORY}/ami")
+    assert config.asterisk.secret == "hunter2"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, b"hunter2\xff", b"hunter2\nhunter2"],
+    ids=["missing", "not-utf-8", "two-lines"],
+)
+def test_secret_file_that_cannot_be_used_is_an_error_without_the_secret(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "secret"
+    if content is not None:
+        path.write_bytes(content)
+    text = refusal(f"[asterisk]\nsecret_file = {path}")
+    assert text.startswith("test.ini: [asterisk] secret_file: ")
+    assert str(path) in text
+    assert "hunter2" not in text

@@ -1,0 +1,167 @@
+"""Log lines: the prefix of a fork, the line a second, the two formats."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from audiofork.config import LogConfig
+from audiofork.log import CounterLine, ForkLog, set_up, without_query
+
+FORK_ID = "3f2a91c0-d1e8-4c52-9a7b-0123456789ab"
+LIBRARIES = ("asyncio", "panoramisk", "websockets")
+logger = logging.getLogger("audiofork.test")
+
+
+class Clock:
+    """A clock that goes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def line(clock: Clock) -> CounterLine:
+    return CounterLine(logger, "connections closed", clock)
+
+
+def test_first_count_is_logged_at_once(line: CounterLine, caplog) -> None:
+    line.count("garbage")
+    assert caplog.messages == ["connections closed: 1 more, last: garbage"]
+    assert caplog.records[0].levelno == logging.WARNING
+
+
+def test_counts_within_a_second_are_one_line_with_the_number(
+    line: CounterLine, clock: Clock, caplog
+) -> None:
+    line.count("first")
+    for number in range(1000):
+        line.count(f"number {number}")
+    clock.now_s += 0.999
+    line.count("still too early")
+    assert len(caplog.messages) == 1
+    clock.now_s += 0.001
+    line.count("the last")
+    assert caplog.messages[1:] == ["connections closed: 1002 more, last: the last"]
+    assert line.total == 1003
+
+
+def test_counts_a_second_apart_are_logged_each(line: CounterLine, clock: Clock, caplog) -> None:
+    for number in range(3):
+        line.count(str(number))
+        clock.now_s += 1
+    assert caplog.messages == [f"connections closed: 1 more, last: {n}" for n in range(3)]
+
+
+def test_detail_with_percent_signs_is_text(line: CounterLine, caplog) -> None:
+    line.count("100 %d %s")
+    assert caplog.messages == ["connections closed: 1 more, last: 100 %d %s"]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("ws://host/path", "ws://host/path"),
+        ("wss://host:8443/a/b?token=secret", "wss://host:8443/a/b?..."),
+        ("ws://user:secret@host/", "ws://host/"),
+        ("ws://user:se@cret@host:1/", "ws://host:1/"),
+        ("ws://[::1]:80/x", "ws://[::1]:80/x"),
+        ("ws://host/#secret", "ws://host/"),
+        ("ws://[host/?secret", "(not a URL)"),
+    ],
+)
+def test_without_query_hides_what_may_be_secret(url: str, shown: str) -> None:
+    assert without_query(url) == shown
+
+
+@pytest.fixture
+def root() -> Iterator[logging.Logger]:
+    """The root logger; what set_up changes is put back."""
+    root = logging.getLogger()
+    kept = root.handlers[:], root.level
+    levels = {name: logging.getLogger(name).level for name in LIBRARIES}
+    yield root
+    root.handlers[:], root.level = kept
+    root.setLevel(kept[1])
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def test_set_up_text_has_level_and_message(root: logging.Logger, capsys) -> None:
+    set_up(LogConfig())
+    logger.info("hello %s", "world")
+    logger.debug("too fine")
+    assert capsys.readouterr().err.rstrip().endswith(" INFO    hello world")
+
+
+def test_set_up_text_puts_the_fork_before_its_lines(root: logging.Logger, capsys) -> None:
+    set_up(LogConfig())
+    fork_log = ForkLog(logger, FORK_ID, "Local/50%s@x-1")
+    fork_log.warning("lost %d of %s", 3, "50")
+    fork_log.warning("no arguments")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith(" WARNING fork 3f2a91c0 Local/50%s@x-1: lost 3 of 50")
+    assert second.endswith(" WARNING fork 3f2a91c0 Local/50%s@x-1: no arguments")
+
+
+def test_set_up_json_is_one_object_a_line(root: logging.Logger, capsys) -> None:
+    set_up(LogConfig(format="json"))
+    ForkLog(logger, FORK_ID, "PJSIP/Zoë-1").warning("two\nlines %d", 7)
+    logger.error("plain")
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert first.pop("time") and second.pop("time")
+    assert first == {
+        "level": "warning",
+        "logger": "audiofork.test",
+        "message": "two\nlines 7",
+        "fork": FORK_ID,
+        "channel": "PJSIP/Zoë-1",
+    }
+    assert second == {"level": "error", "logger": "audiofork.test", "message": "plain"}
+
+
+def test_set_up_json_carries_the_traceback(root: logging.Logger, capsys) -> None:
+    set_up(LogConfig(format="json"))
+    try:
+        raise ZeroDivisionError("by nothing")
+    except ZeroDivisionError:
+        logger.exception("failed")
+    (line,) = capsys.readouterr().err.splitlines()
+    exception = json.loads(line)["exception"]
+    assert exception.startswith("Traceback") and exception.endswith("by nothing")
+
+
+def test_set_up_twice_logs_once(root: logging.Logger, capsys) -> None:
+    set_up(LogConfig(format="json"))
+    set_up(LogConfig())
+    logger.warning("once")
+    assert capsys.readouterr().err.count("once") == 1
+    assert len(root.handlers) == 1
+
+
+@pytest.mark.parametrize(
+    ("level", "library_level"),
+    [
+        ("debug", logging.WARNING),
+        ("info", logging.WARNING),
+        ("warning", logging.WARNING),
+        ("error", logging.ERROR),
+    ],
+)
+def test_set_up_keeps_libraries_to_warnings_and_to_the_level(
+    root: logging.Logger, level: str, library_level: int
+) -> None:
+    set_up(LogConfig(level=level))
+    assert root.level == logging.getLevelName(level.upper())
+    assert {logging.getLogger(name).getEffectiveLevel() for name in LIBRARIES} == {library_level}
