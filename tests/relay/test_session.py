@@ -258,7 +258,7 @@ async def test_mono_frames_where_pairs_are_needed_fail_the_leg(stage: Stage) -> 
     ended = await stage.ended()
     assert (ended.reason, ended.detail) == (EndReason.LEG_FAILED, NO_PAIRS)
     assert "18.22, 20.7, 21.2" in NO_PAIRS
-    assert ended.stats == ForkStats(1, 0, 1)
+    assert ended.stats == ForkStats(2, 0, 2)
     assert stage.sink.frames == []
 
 
