@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -38,6 +39,7 @@ class Daemon:
         asterisk: Has to have `manager_conf()` in its manager.conf.
         settings: The lines of further sections of the configuration, or others for these.
         command: What is run in place of `audiofork run`; gets `-c FILE`.
+        waits_for: The text in its log by which it has started.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class Daemon:
         asterisk: Asterisk,
         settings: dict[str, str] | None = None,
         command: tuple[str, ...] = (sys.executable, "-m", "audiofork", "run"),
+        waits_for: str = "connected to Asterisk",
     ) -> None:
         self._command = command
+        self._waits_for = waits_for
         self._folder = Path(tempfile.mkdtemp(prefix="audiofork-daemon-"))
         self.config = self._folder / "audiofork.ini"
         self._log = self._folder / "log"
@@ -59,18 +63,18 @@ class Daemon:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and wait until it is connected to Asterisk."""
+        """Start it, and wait until it is connected to Asterisk, or says what is awaited."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen([*self._command, "-c", str(self.config)], stderr=log)
         try:
-            self._wait_connected()
+            self._wait_started()
         except BaseException:
             self.stop()
             raise
 
-    def _wait_connected(self) -> None:
+    def _wait_started(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
-        while "connected to Asterisk" not in self.log():
+        while self._waits_for not in self.log():
             if self.exit_code is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the daemon did not start:\n{self.log()}")
             time.sleep(0.02)
@@ -123,6 +127,13 @@ class Daemon:
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
         os.kill(self.pid, number)
+
+    async def reload(self, says: str, *, times: int = 1) -> None:
+        """Make it read its configuration again; wait until it has said something so many times."""
+        self.signal(signal.SIGHUP)
+        async with asyncio.timeout(5):
+            while self.log().count(says) < times:  # noqa: ASYNC110 (a file has no event)
+                await asyncio.sleep(0.02)
 
     def log(self) -> str:
         """Return what it has logged so far."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+from pathlib import Path
 
 import pytest
+import trustme
 
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk
+from testbed.blocks import decode, find_blocks, make_blocks, report
 from testbed.daemon import Daemon
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
@@ -89,3 +93,93 @@ async def test_more_forks_than_max_forks_are_refused(
         failed = await ami.wait_user_event("AudioForkFailed", ActionID=action_id)
         assert failed["Reason"] == "1 forks run already (max_forks)"
         await target.call.hangup()
+
+
+async def test_wss_with_an_authority_of_ones_own_carries_the_audio(
+    asterisk: Asterisk, ami: AmiClient, caller: SipUser, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    server_tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(server_tls)
+    target = await place_call(ami, caller)
+    async with Recorder(server_tls) as recorder:
+        with Daemon(asterisk, {"websocket": f"ca_list_file = {tmp_path}/ca.pem\n"}):
+            start_fork(ami, target.channel, recorder.url("/"), "D(in)")
+            await target.call.play(make_blocks(25, seed=11))
+            blocks = make_blocks(100, seed=12)
+            await target.call.play(blocks + make_blocks(25, seed=11))
+            await target.call.hangup()
+            recording = await recorder.wait_closed("/")
+    assert (recording.close_code, recording.close_reason) == (1000, "hangup")
+    assert report(find_blocks(recording.audio, [decode(block) for block in blocks]), 100).intact
+
+
+async def test_wss_with_an_unknown_authority_is_refused_and_names_the_check(
+    asterisk: Asterisk, ami: AmiClient, caller: SipUser
+) -> None:
+    server_tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("localhost").configure_cert(server_tls)
+    target = await place_call(ami, caller)
+    async with Recorder(server_tls) as recorder:
+        with Daemon(asterisk):
+            action_id = start_fork(ami, target.channel, recorder.url("/"))
+            failed = await ami.wait_user_event("AudioForkFailed", ActionID=action_id)
+    assert failed["Reason"] == "sink-refused"
+    assert failed["Detail"].startswith("certificate not accepted: ")
+    await target.call.hangup()
+
+
+async def test_sighup_takes_the_new_settings_and_a_bad_file_changes_nothing(
+    asterisk: Asterisk, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    target = await place_call(ami, caller)
+    target.call.talk()
+    with Daemon(asterisk) as daemon:
+        good = daemon.config.read_text()
+        daemon.config.write_text(good + "[security]\nallow_urls = wss://example.org\n")
+        await daemon.reload("reloaded")
+        action_id = start_fork(ami, target.channel, recorder.url("/"))
+        failed = await ami.wait_user_event("AudioForkFailed", ActionID=action_id)
+        assert "allow_urls" in failed["Reason"]
+        daemon.config.write_text(good + "[security]\nallow_ruls = *\n")
+        await daemon.reload("not reloaded, the old configuration stays")
+        daemon.config.write_text(good)
+        await daemon.reload("INFO    reloaded", times=2)
+        start_fork(ami, target.channel, recorder.url("/"))
+        await recorder.wait_messages("/", 5)
+        await target.call.hangup()
+
+
+async def test_refused_login_is_said_with_what_to_do(asterisk: Asterisk) -> None:
+    settings = {"asterisk": f"port = {asterisk.ami_port}\nsecret = wrong\n"}
+    daemon = Daemon(asterisk, settings, waits_for="next try in 60 s")
+    with daemon:
+        assert "Asterisk refused the login of audiofork: Authentication failed" in daemon.log()
+        assert "check [asterisk] username and secret" in daemon.log()
+        assert "wrong" not in daemon.log()
+
+
+async def test_daemon_without_an_asterisk_says_so_and_waits(asterisk: Asterisk) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    settings = {"asterisk": f"port = {port}\nsecret = any\n"}
+    with Daemon(asterisk, settings, waits_for="no link to Asterisk at 127.0.0.1") as daemon:
+        assert daemon.exit_code is None
+        assert daemon.stop() < 1
+        assert daemon.exit_code == 0
+
+
+async def test_systemd_hears_of_the_start_the_link_and_the_stop(
+    asterisk: Asterisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(2)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+        with Daemon(asterisk):
+            heard = {systemd.recv(200).decode() for _ in range(3)}
+        assert {"READY=1", "WATCHDOG=1"} < heard
+        assert any(line.startswith("STATUS=connected to Asterisk 22") for line in heard)
+        assert systemd.recv(200) == b"STOPPING=1"
