@@ -142,6 +142,32 @@ def test_text_is_what_stands_there(line: str, value: str) -> None:
     assert read(f"[asterisk]\n{line}\n").asterisk.host == value
 
 
+@pytest.mark.parametrize(
+    ("section", "option", "low", "high"),
+    [
+        ("asterisk", "port", "1", "65535"),
+        ("asterisk", "ping_interval", "1", "3600"),
+        ("websocket", "connect_timeout", "0.1", "60"),
+        ("websocket", "backlog", "0", "600"),
+        ("websocket", "ping_interval", "1", "3600"),
+        ("security", "max_forks", "1", "100000"),
+    ],
+)
+def test_number_may_be_as_low_and_as_high_as_the_limits(
+    section: str, option: str, low: str, high: str
+) -> None:
+    for value in (low, high):
+        config = read(f"[{section}]\n{option} = {value}")
+        assert getattr(getattr(config, section), option) == float(value)
+    refusal(f"[{section}]\n{option} = {float(low) - 0.01:g}")
+    refusal(f"[{section}]\n{option} = {high}1")
+
+
+def test_address_may_have_the_highest_port() -> None:
+    config = read("[audiosocket]\nlisten = localhost:65535")
+    assert config.audiosocket.listen == Address("localhost", 65535)
+
+
 def test_url_with_a_semicolon_stays_whole() -> None:
     config = read("[security]\nallow_urls = ws://h/a;b ; a comment")
     assert config.security.allow_urls == ("ws://h/a;b",)

@@ -6,9 +6,6 @@ import re
 from fnmatch import fnmatchcase
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from websockets.exceptions import InvalidURI
-from websockets.uri import parse_uri
-
 from audiofork.errors import RequestRefused
 
 # AMI discards lines longer than 1024 bytes, and `WsServer: ` comes before the URL.
@@ -49,10 +46,9 @@ def check_url(url: str, allowed: tuple[str, ...]) -> None:
         # Servers resolve it, and so it could lead out of the path of a pattern.
         raise RequestRefused("WsServer: .. is not allowed in a path")
     try:
-        parse_uri(url)
         parts.hostname.encode("idna")  # as the look-up of the name will
-    except (InvalidURI, ValueError) as exc:  # ValueError: a host that IDNA cannot encode
-        raise RequestRefused(f"WsServer: not a WebSocket URL: {exc}") from exc
+    except UnicodeError as exc:
+        raise RequestRefused(f"WsServer: not a host name: {exc}") from exc
     if not any(_matches(parts, pattern) for pattern in allowed):
         raise RequestRefused("WsServer: not among the URLs of [security] allow_urls")
 

@@ -98,12 +98,12 @@ async def test_login_refused_says_so_once_and_pauses_long(
 async def test_login_unanswered_is_tried_again(
     asterisk: FakeAsterisk, run_ami: RunAmi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ami_module, "ACTION_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(ami_module, "ACTION_TIMEOUT_S", 0.2)
     asterisk.answers["Login"] = silence
     run = run_ami()
     await asterisk.received("Login")
     await asterisk.received("Login")
-    assert run.ami.status.endswith("Login: no answer within 0.05 s")
+    assert run.ami.status.endswith("Login: no answer within 0.2 s")
     del asterisk.answers["Login"]
     await run.up()
 
@@ -177,9 +177,9 @@ async def test_actions_at_once_each_get_their_own_answer(
 async def test_action_unanswered_times_out_and_a_late_answer_does_no_harm(
     asterisk: FakeAsterisk, link: AmiRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ami_module, "ACTION_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(ami_module, "ACTION_TIMEOUT_S", 0.2)
     asterisk.answers["Getvar"] = silence
-    with pytest.raises(AmiTimeout, match=r"^Getvar: no answer within 0\.05 s$"):
+    with pytest.raises(AmiTimeout, match=r"^Getvar: no answer within 0\.2 s$"):
         await link.ami.action("Getvar", [])
     asterisk.send(response(asterisk.actions[-1], "Value: late"))
     assert await link.settled() == []
@@ -188,7 +188,7 @@ async def test_action_unanswered_times_out_and_a_late_answer_does_no_harm(
 async def test_action_unanswered_is_not_sent_again_after_a_reconnect(
     asterisk: FakeAsterisk, link: AmiRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ami_module, "ACTION_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(ami_module, "ACTION_TIMEOUT_S", 0.2)
     asterisk.answers["Originate"] = silence
     with pytest.raises(AmiTimeout):
         await link.ami.action("Originate", [])
@@ -269,7 +269,7 @@ async def test_list_refused_raises(
 async def test_list_without_end_times_out(
     asterisk: FakeAsterisk, link: AmiRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ami_module, "ACTION_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(ami_module, "ACTION_TIMEOUT_S", 0.2)
     asterisk.answers["CoreShowChannels"] = lambda action: response(action, "EventList: start")
     with pytest.raises(AmiTimeout):
         await link.ami.list("CoreShowChannels")
@@ -278,7 +278,7 @@ async def test_list_without_end_times_out(
 async def test_events_with_the_id_of_a_list_that_timed_out_are_events(
     asterisk: FakeAsterisk, link: AmiRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ami_module, "ACTION_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(ami_module, "ACTION_TIMEOUT_S", 0.2)
     asterisk.answers["CoreShowChannels"] = silence
     with pytest.raises(AmiTimeout):
         await link.ami.list("CoreShowChannels")
@@ -393,6 +393,7 @@ async def test_log_off_takes_the_goodbye_for_success(asterisk: FakeAsterisk, lin
         "Response: Goodbye", f"ActionID: {action['id']}", "Message: Thanks for all the fish."
     )
     await link.ami.log_off()
+    assert asterisk.actions[-1]["action"] == "Logoff"
 
 
 # --- What may not reach the wire -----------------------------------------------------------------
@@ -714,10 +715,11 @@ async def test_on_up_that_raises_does_not_break_the_link(
 
 
 class Wire(asyncio.Transport):
-    """A transport in memory: the login is answered, then chunks arrive exactly as fed."""
+    """A transport in memory: actions are answered, and chunks arrive exactly as fed."""
 
     def __init__(self, factory: Callable[[], asyncio.Protocol]) -> None:
         super().__init__()
+        self.writes = 0
         self.protocol = factory()
         self.protocol.connection_made(self)
         asyncio.get_running_loop().call_soon(
@@ -725,6 +727,7 @@ class Wire(asyncio.Transport):
         )
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.writes += 1
         lines = bytes(data).decode().split("\r\n")
         action_id = next(line for line in lines if line.startswith("ActionID"))
         asyncio.get_running_loop().call_soon(
@@ -737,7 +740,7 @@ class Wire(asyncio.Transport):
 
 @pytest.fixture
 async def wire(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A link whose reads the test chooses: (protocol, run)."""
+    """A link whose reads the test chooses: (transport, run)."""
     wires: list[Wire] = []
 
     async def create_connection(factory: Callable[[], asyncio.Protocol], *_: Any, **__: Any) -> Any:
@@ -747,7 +750,7 @@ async def wire(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", create_connection)
     run = AmiRun(AsteriskConfig())
     await run.up()
-    yield wires[0].protocol, run
+    yield wires[0], run
     await run.cancel()
 
 
@@ -764,7 +767,7 @@ STREAM_EVENTS = [
 
 
 async def test_stream_split_at_any_byte_gives_the_same_events(wire: Any) -> None:
-    protocol, run = wire
+    protocol, run = wire[0].protocol, wire[1]
     for position in range(len(STREAM) + 1):
         protocol.data_received(STREAM[:position])
         protocol.data_received(STREAM[position:])
@@ -773,10 +776,28 @@ async def test_stream_split_at_any_byte_gives_the_same_events(wire: Any) -> None
 
 
 async def test_stream_byte_by_byte_gives_the_same_events(wire: Any) -> None:
-    protocol, run = wire
+    protocol, run = wire[0].protocol, wire[1]
     for position in range(len(STREAM)):
         protocol.data_received(STREAM[position : position + 1])
     assert run.events == STREAM_EVENTS
+
+
+async def test_link_just_lost_takes_nothing_more(wire: Any) -> None:
+    transport, run = wire
+    writes = transport.writes
+    transport.abort()
+    with pytest.raises(AmiUnavailable, match="the link to Asterisk is lost"):
+        await run.ami.action("Ping", [])
+    transport.protocol.connection_lost(None)  # as after a close from both sides
+    assert transport.writes == writes
+
+
+async def test_event_raised_on_a_link_just_lost_is_not_written(wire: Any) -> None:
+    transport, run = wire
+    writes = transport.writes
+    transport.abort()
+    run.ami.raise_event("AudioForkStarted", [])
+    assert transport.writes == writes
 
 
 # --- The link's life -----------------------------------------------------------------------------
@@ -837,7 +858,7 @@ async def test_half_open_link_is_noticed_and_made_anew(
     asterisk: FakeAsterisk, run_ami: RunAmi
 ) -> None:
     asterisk.answers["Ping"] = silence
-    run = run_ami(ping_interval=0.05)
+    run = run_ami(ping_interval=0.2)
     await run.up()
     await run.up()
     assert asterisk.count("Ping") == 1
@@ -847,9 +868,9 @@ async def test_half_open_link_is_noticed_and_made_anew(
 
 
 async def test_link_that_answers_pings_is_kept(asterisk: FakeAsterisk, run_ami: RunAmi) -> None:
-    run = run_ami(ping_interval=0.02)
+    run = run_ami(ping_interval=0.2)
     await run.up()
-    for _ in range(3):
+    for _ in range(2):
         await asterisk.received("Ping")
     assert len(asterisk.connections) == 1
 

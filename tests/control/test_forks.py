@@ -163,6 +163,8 @@ async def rig(
         await rig.ended(fork_id, EndReason.STOPPED)
     await clock.settle()
     assert len(rig.forks) == 0
+    assert not rig.forks._tasks
+    assert not rig.forks._by_channel
     assert asyncio.all_tasks() == {asyncio.current_task()}
     sent, told = list(rig.sent), list(rig.ami.told)
     await clock.advance(60)
@@ -265,6 +267,39 @@ async def test_log_shows_no_query(rig: Rig, caplog: pytest.LogCaptureFixture) ->
     await rig.request(channel="nobody", wsserver=URL)
     assert "ws://example.org/a?..." in caplog.text
     assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("reason", "level", "text"),
+    [
+        (EndReason.HANGUP, "INFO", "ended: hangup (why), 12.3 s, frames 5 in, 3 sent, 2 dropped"),
+        (EndReason.SINK_GONE, "WARNING", "ended: sink-gone (why), 12.3 s, frames 5 in, "),
+    ],
+)
+async def test_log_has_one_line_for_the_start_and_one_for_the_end(
+    rig: Rig, caplog: pytest.LogCaptureFixture, reason: EndReason, level: str, text: str
+) -> None:
+    caplog.set_level("INFO")
+    fork_id = await rig.stream()
+    await rig.clock.advance(12.34)
+    await rig.ended(fork_id, reason, "why", ForkStats(5, 3, 2))
+    start, end = caplog.records
+    assert start.getMessage().endswith("started, both to ws://example.org/a?...")
+    assert end.levelname == level
+    assert text in end.getMessage()
+    for record in (start, end):
+        assert (vars(record)["fork"], vars(record)["channel"]) == (fork_id, NAME)
+
+
+@pytest.mark.parametrize("change", [{"channel": "nobody"}, {"options": "x"}], ids=str)
+async def test_log_has_one_line_for_a_refusal(
+    rig: Rig, caplog: pytest.LogCaptureFixture, change: dict[str, str]
+) -> None:
+    await rig.request(**{**START, **change})
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "refused: " in record.getMessage()
+    assert change.get("channel", NAME) in f"{vars(record).get('channel')} {record.getMessage()}"
 
 
 async def test_two_forks_on_one_channel_go_their_own_ways(rig: Rig) -> None:
@@ -407,6 +442,12 @@ async def test_start_on_a_channel_that_goes_between_two_questions_is_refused(rig
     del rig.ami.channels[UNIQUEID]
     rig.ami.gates["Getvar"].set()
     await rig.clock.settle()
+    assert rig.last_event[1]["Reason"] == "No such channel"
+
+
+async def test_start_on_a_channel_without_a_name_is_refused(rig: Rig) -> None:
+    rig.ami.channels["3.3"] = ""
+    await rig.request(uniqueid="3.3", wsserver=URL)
     assert rig.last_event[1]["Reason"] == "No such channel"
 
 
@@ -848,6 +889,17 @@ async def test_shutdown_ends_the_running_forks_and_waits_for_them(rig: Rig) -> N
     assert rig.ami.told.count("AudioForkStopped") == 3
 
 
+async def test_shutdown_waits_for_the_answer_to_a_stop(rig: Rig) -> None:
+    gate = rig.ami.gates["Getvar"] = asyncio.Event()
+    await rig.request(command="StopAudioFork", channel=NAME)
+    shutdown = asyncio.create_task(rig.forks.shut_down())
+    await rig.clock.settle()
+    assert not shutdown.done()
+    gate.set()
+    await shutdown
+    assert rig.last_event[1]["Reason"] == "No such fork"
+
+
 async def test_shutdown_while_a_start_is_looked_up_refuses_it(rig: Rig) -> None:
     gate = rig.ami.gates["Getvar"] = asyncio.Event()
     await rig.request(**START)
@@ -859,6 +911,20 @@ async def test_shutdown_while_a_start_is_looked_up_refuses_it(rig: Rig) -> None:
     assert rig.sent == []
     assert rig.last_event[0] == "AudioForkFailed"
     assert "shutdown" in rig.last_event[1]["Reason"]
+
+
+async def test_fault_in_one_start_is_logged_with_its_traceback(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = Rig(clock)
+    rig.tap.fault = RuntimeError("boom")
+    await rig.request(**START)
+    rig.tap.fault = None
+    await rig.stream()
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "boom"
+    await rig.forks.close()
 
 
 async def test_close_gives_up_what_waits_for_asterisk(rig: Rig) -> None:
