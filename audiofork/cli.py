@@ -3,26 +3,66 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import io
 import os
 import signal
 import ssl
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 import uvloop
 
-from audiofork import __version__, config, log
+from audiofork import __version__, client, config, log
+from audiofork import migrate as migration
+from audiofork.check import Check, Finding, Mark
 from audiofork.daemon import Daemon
-from audiofork.errors import ConfigError, ReceiverError
+from audiofork.errors import (
+    AmiUnavailable,
+    AudioForkError,
+    CannotListen,
+    ConfigError,
+    DaemonUnreachable,
+    ReceiverError,
+)
 from audiofork.process import lift_file_limit
 from audiofork.receiver import Receiver, tls_context
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 3
+EXIT_UNREACHABLE = 4
 
 DEFAULT_CONFIG = Path("/etc/audiofork/audiofork.ini")
+WATCH_INTERVAL_S = 1.0
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_config_option = click.option(
+    "-c",
+    "--config",
+    "path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    help="The configuration file.",
+)
+_socket_option = click.option(
+    "--socket",
+    "socket_path",
+    type=click.Path(path_type=Path),
+    help="The daemon's control socket, in place of the one that the configuration names.",
+)
+
+
+def _of_the_daemon(command: _Command) -> _Command:
+    """Add the options that say which daemon is meant."""
+    return _config_option(_socket_option(command))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,15 +72,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option(
-    "-c",
-    "--config",
-    "path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=DEFAULT_CONFIG,
-    show_default=True,
-    help="The configuration file.",
-)
+@_config_option
 def run(path: Path) -> None:
     """Run the daemon until SIGTERM or Ctrl-C."""
     try:
@@ -49,12 +81,129 @@ def run(path: Path) -> None:
         uvloop.run(_run(path, loaded))
     except ConfigError as exc:
         _fail(str(exc), EXIT_CONFIG)
-    except OSError as exc:
-        _fail(f"cannot listen on {loaded.audiosocket.listen}: {exc.strerror}", EXIT_FAILED)
+    except CannotListen as exc:
+        _fail(str(exc), EXIT_FAILED)
 
 
 async def _run(path: Path, loaded: config.Config) -> None:
     await Daemon(path, loaded).run()
+
+
+@main.command()
+@_config_option
+def check(path: Path) -> None:
+    """Try what the daemon will need, and say what to do about each fault.
+
+    Asterisk opens a channel to here and spies on it, which takes two seconds and disturbs no
+    call. Exit code 0: all is well; 1: there are faults; 3: the configuration cannot be used; 4:
+    Asterisk cannot be reached.
+    """
+    try:
+        loaded = config.load(path)
+        one = Check(loaded, lambda finding: _say(str(finding)))
+    except ConfigError as exc:
+        _fail(str(exc), EXIT_CONFIG)
+    _say(str(Finding(Mark.OK, f"configuration: {path}")))
+    sys.exit(uvloop.run(one.run()))
+
+
+# --- The commands that ask the daemon ------------------------------------------------------------
+
+
+@main.command()
+@click.argument("channel")
+@click.argument("url")
+@click.option("--options", default="", metavar="OPTIONS", help="The option string, D(in) say.")
+@click.option(
+    "--post-process",
+    default="",
+    metavar="COMMAND",
+    help="What to run when the fork has ended, if the configuration allows it.",
+)
+@_of_the_daemon
+def start(
+    channel: str,
+    url: str,
+    options: str,
+    post_process: str,
+    path: Path,
+    socket_path: Path | None,
+) -> None:
+    """Send the audio of CHANNEL (a name or a uniqueid) to URL; prints the id of the fork."""
+    with _daemon(path, socket_path) as daemon:
+        _say(daemon.start(channel, url, options, post_process))
+
+
+@main.command()
+@click.argument("target")
+@_of_the_daemon
+def stop(target: str, path: Path, socket_path: Path | None) -> None:
+    """Stop the fork with the id TARGET, or every fork of the channel TARGET.
+
+    What is a UUID is an id; everything else is a channel's name or uniqueid. Prints the ids.
+    """
+    with _daemon(path, socket_path) as daemon:
+        _say_each(daemon.stop(target))
+
+
+@main.command()
+@click.argument("target")
+@click.argument("state", type=click.Choice(["on", "off"]))
+@click.option(
+    "--direction",
+    type=click.Choice(["read", "write", "both"]),
+    default="both",
+    show_default=True,
+    help="read: what the party says; write: what it hears.",
+)
+@_of_the_daemon
+def mute(target: str, state: str, direction: str, path: Path, socket_path: Path | None) -> None:
+    """Put silence in place of the audio of the fork with the id TARGET, or take it away again.
+
+    With a channel's name or uniqueid as TARGET: of every fork of the channel. Prints the ids.
+    """
+    with _daemon(path, socket_path) as daemon:
+        _say_each(daemon.mute(target, direction, state == "on"))
+
+
+@main.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="An array of JSON objects, URLs whole.")
+@click.option("--watch", is_flag=True, help="Show it anew each second, until Ctrl-C.")
+@_of_the_daemon
+def list_forks(as_json: bool, watch: bool, path: Path, socket_path: Path | None) -> None:
+    """Show the forks there are: frames of 20 ms, URLs without their query."""
+    show = client.as_json if as_json else client.table
+    with _daemon(path, socket_path) as daemon, contextlib.suppress(KeyboardInterrupt):
+        while True:
+            text = show(daemon.forks())
+            if watch:
+                click.clear()
+            _say(text)
+            if not watch:
+                break
+            time.sleep(WATCH_INTERVAL_S)
+
+
+@contextmanager
+def _daemon(path: Path, socket_path: Path | None) -> Iterator[client.Client]:
+    """Connect to the daemon; what goes wrong becomes a message and an exit code."""
+    try:
+        with client.Client(socket_path or client.socket_of(path)) as daemon:
+            yield daemon
+    except ConfigError as exc:
+        _fail(str(exc), EXIT_CONFIG)
+    except (DaemonUnreachable, AmiUnavailable) as exc:
+        _fail(str(exc), EXIT_UNREACHABLE)
+    except AudioForkError as exc:
+        _fail(str(exc), EXIT_FAILED)
+
+
+def _say_each(lines: list[str]) -> None:
+    for line in lines:
+        _say(line)
+
+
+# --- The receiver --------------------------------------------------------------------------------
 
 
 def _address(context: click.Context, parameter: click.Parameter, value: str) -> config.Address:
@@ -127,6 +276,25 @@ async def _receive(
         await stop.wait()
     finally:
         await receiver.close()
+
+
+@main.command()
+@click.argument(
+    "files",
+    nargs=-1,
+    required=True,
+    metavar="FILE...",
+    type=click.Path(dir_okay=False, path_type=Path),
+)
+@click.option("--write", is_flag=True, help="Rewrite the files; without it, only show a diff.")
+def migrate(files: tuple[Path, ...], write: bool) -> None:
+    """Rewrite dialplans of app_audiofork: extensions.conf, .ael, .lua.
+
+    Prints the changes as a diff, and notes what it leaves to you.
+    """
+    sys.exit(
+        migration.run(files, write=write, say=_say, warn=functools.partial(click.echo, err=True))
+    )
 
 
 def _say(line: str) -> None:

@@ -152,6 +152,12 @@ class WebSocketConfig:
     """The connections to WebSocket servers; names as in Asterisk's websocket_client.conf."""
 
     connect_timeout: float = _option("5", number(0.1, 60), "Seconds for a connect and handshake.")
+    reconnect_interval: float = _option(
+        "5", number(0.25, 600), "Longest wait in seconds between two attempts; option R of a fork."
+    )
+    reconnect_attempts: int = _option(
+        "5", whole(0, 1_000_000), "Attempts in a row before a fork gives up; 0: for ever; option r."
+    )
     backlog: float = _option(
         "10", number(0, 600), "Seconds of audio kept for a server that is not there or too slow."
     )
@@ -161,6 +167,8 @@ class WebSocketConfig:
     ca_list_file: str = _option(
         "", text, "Authorities that may sign a server's certificate; empty: the system's."
     )
+    cert_file: str = _option("", text, "Our certificate in PEM, for servers that ask for one.")
+    priv_key_file: str = _option("", text, "Its key, if that is not in the same file.")
 
 
 @dataclass(frozen=True)
@@ -173,7 +181,33 @@ class SecurityConfig:
         "URLs that audio may go to: scheme://host[:port][/path], * stands for any text; "
         "without a port or path, any. Example: wss://*.example.org ws://127.0.0.1:8080/",
     )
+    allow_insecure_tls: bool = _option(
+        "no", yes_or_no, "Let a fork ask for no check of certificates: option T(insecure)."
+    )
+    allow_post_process: bool = _option(
+        "no", yes_or_no, "Let a fork run a shell command when it has ended."
+    )
     max_forks: int = _option("1000", whole(1, 100_000), "Forks at once.")
+
+
+@dataclass(frozen=True)
+class ControlConfig:
+    """The socket behind the commands start, stop, mute and list."""
+
+    socket: str = _option(
+        "/run/audiofork/control.sock", text, "A path; empty: none. Its owner and group may use it."
+    )
+
+
+@dataclass(frozen=True)
+class FrontConfig:
+    """The AMI front: lets existing clients of app_audiofork go on as they are."""
+
+    listen: Address | None = _option(
+        "", address_or_nothing, "Where it listens, 127.0.0.1:5040 say; empty: off."
+    )
+    tls_cert_file: str = _option("", text, "Its certificate in PEM; set: clients speak TLS.")
+    tls_key_file: str = _option("", text, "Its key, if that is not in the same file.")
 
 
 @dataclass(frozen=True)
@@ -192,6 +226,8 @@ class Config:
     audiosocket: AudioSocketConfig = field(default_factory=AudioSocketConfig)
     websocket: WebSocketConfig = field(default_factory=WebSocketConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
+    control: ControlConfig = field(default_factory=ControlConfig)
+    front: FrontConfig = field(default_factory=FrontConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
 
@@ -200,6 +236,8 @@ _SECTIONS: dict[str, type[Any]] = {
     "audiosocket": AudioSocketConfig,
     "websocket": WebSocketConfig,
     "security": SecurityConfig,
+    "control": ControlConfig,
+    "front": FrontConfig,
     "log": LogConfig,
 }
 

@@ -13,14 +13,18 @@ from audiofork import log as logs
 from audiofork.config import Config
 from audiofork.control.ami import Ami
 from audiofork.control.forks import Forks
+from audiofork.control.front import Front
+from audiofork.control.socket import ControlSocket
 from audiofork.control.tap.chanspy import ChanSpyTap
-from audiofork.errors import AmiError, ConfigError
+from audiofork.errors import AmiError, CannotListen, ConfigError
 from audiofork.model import Command, Report
 from audiofork.process import feed_watchdog, lift_file_limit, notify
 from audiofork.relay.worker import Worker
 
 log = logging.getLogger(__name__)
 
+# The sections that are used at the start alone.
+_FIXED = ("asterisk", "audiosocket", "control", "front")
 SHUTDOWN_TIMEOUT_S = 2.5  # of the 3 s that a stop may take
 
 
@@ -41,6 +45,8 @@ class Daemon:
         self._stop = asyncio.Event()
         self.ready = asyncio.Event()
         self.worker = Worker(config, self._on_report)
+        self._front: Front | None = None
+        self._socket: ControlSocket | None = None
 
     def _on_report(self, report: Report) -> None:
         self.forks.on_report(report)
@@ -52,7 +58,8 @@ class Daemon:
         """Serve until told to stop.
 
         Raises:
-            OSError: The AudioSocket address cannot be had.
+            CannotListen: An address cannot be had.
+            ConfigError: A file that the configuration names cannot be used.
         """
         await self._start()
         try:
@@ -62,11 +69,16 @@ class Daemon:
 
     async def _start(self) -> None:
         lift_file_limit()
-        address = await self.worker.start()
+        try:
+            address = await self.worker.start()
+        except OSError as exc:
+            listen = self._config.audiosocket.listen
+            raise CannotListen("[audiosocket] listen", listen, exc) from exc
         advertise = self._config.audiosocket.advertise or address
         self.ami = Ami(self._config.asterisk, lambda event: self.forks.on_event(event), self._up)
         tap = ChanSpyTap(self.ami, advertise)
         self.forks = Forks(self.ami, tap, self._config.security, self._on_command)
+        await self._open_doors()
         loop = asyncio.get_running_loop()
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, self._stop.set)
@@ -77,6 +89,32 @@ class Daemon:
         notify("READY=1")
         self.ready.set()
 
+    async def _open_doors(self) -> None:
+        """Start the doors besides AMI itself, as far as they are configured."""
+        config = self._config
+        if config.front.listen is not None:
+            self._front = Front(config.front, config.asterisk, self.forks.ask)
+            try:
+                log.info("AMI front on %s", await self._front.start())
+            except OSError as exc:
+                raise CannotListen("[front] listen", config.front.listen, exc) from exc
+        if config.control.socket:
+            await self._open_socket(Path(config.control.socket))
+
+    async def _open_socket(self, path: Path) -> None:
+        control = ControlSocket(path, self.forks.ask, self.forks.views)
+        try:
+            await control.start()
+        except (ConfigError, OSError) as exc:  # calls go before convenience
+            log.warning("the commands start, stop, mute and list will not work: %s", exc)
+        else:
+            self._socket = control
+
+    async def _close_doors(self) -> None:
+        for door in (self._front, self._socket):
+            if door is not None:
+                await door.close()
+
     async def _up(self) -> None:
         notify(f"STATUS={self.ami.status}")
         await self.forks.on_link_up()
@@ -85,6 +123,7 @@ class Daemon:
         """New forks off, running forks ended, servers told, the link to Asterisk last."""
         notify("STOPPING=1")
         log.info("stopping, %d forks to end", len(self.forks))
+        await self._close_doors()
         with contextlib.suppress(TimeoutError, AmiError):
             async with asyncio.timeout(SHUTDOWN_TIMEOUT_S):
                 await self.forks.shut_down()
@@ -106,8 +145,6 @@ class Daemon:
             return
         self.forks.security = new.security
         logs.set_up(new.log)
-        fixed = (new.asterisk, new.audiosocket) == (
-            self._config.asterisk,
-            self._config.audiosocket,
-        )
-        log.info("reloaded%s", "" if fixed else "; [asterisk] and [audiosocket] need a restart")
+        changed = [name for name in _FIXED if getattr(new, name) != getattr(self._config, name)]
+        sections = " and ".join(f"[{name}]" for name in changed)
+        log.info("reloaded%s", f"; {sections} will count from the next start" if changed else "")

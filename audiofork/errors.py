@@ -92,9 +92,11 @@ class SinkError(AudioForkError):
 
     Attributes:
         retryable: Whether another attempt may fare better.
+        retry_after_s: How long the server asked to be left alone.
     """
 
     retryable = True
+    retry_after_s = 0.0
 
 
 class SinkUnreachable(SinkError):
@@ -111,8 +113,23 @@ class SinkRefused(SinkError):
     retryable = False
 
 
+class CannotListen(AudioForkError):
+    """The daemon cannot listen where it should; the text names the option and why."""
+
+    def __init__(self, option: str, address: object, exc: OSError) -> None:
+        super().__init__(f"{option}: cannot listen on {address}: {exc.strerror or exc}")
+
+
 class ReceiverError(AudioForkError):
     """The receiver cannot start; the text says why."""
+
+
+class DaemonUnreachable(AudioForkError):
+    """The daemon's control socket cannot be used; the text says what to do about it."""
+
+
+class DaemonFault(AudioForkError):
+    """The daemon met a bug of its own."""
 
 
 class InvalidTransition(AudioForkError):

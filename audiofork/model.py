@@ -51,6 +51,43 @@ class EndReason(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """How a wss:// server is checked, where a fork does not want the configured way.
+
+    Attributes:
+        ca_file: Authorities that may sign its certificate, in PEM; empty: as configured.
+        cert_file: Our certificate; empty: as configured.
+        key_file: Its key; empty: in the same file.
+        insecure: Check nothing.
+    """
+
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    insecure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Beeps:
+    """Tones that the target's party hears.
+
+    Attributes:
+        interval_s: Time between two periodic ones; 0: none.
+        at_start: One when audio begins to flow.
+        at_end: One when the fork is stopped.
+    """
+
+    interval_s: float = 0.0
+    at_start: bool = False
+    at_end: bool = False
+
+    @property
+    def any(self) -> bool:
+        """Whether the leg has to speak to the party at all."""
+        return bool(self.interval_s) or self.at_start or self.at_end
+
+
+@dataclass(frozen=True, slots=True)
 class ForkSpec:
     """Command: get ready to relay one fork; its leg will connect with `fork_id` as UUID.
 
@@ -59,12 +96,28 @@ class ForkSpec:
         channel: Name of the channel, for people to read.
         url: ws:// or wss:// URL of the server.
         direction: What the server is to get.
+        gain_in: Steps of volume of in, -4 to 4, each a factor of two; `gain_out` of out.
+        keep_time: Put silence where the leg brings nothing.
+        gate_open: Whether audio may flow from the start; see `SetGate`.
+        beeps: What the party is to hear of the fork.
+        tls: None: as configured.
+        reconnect_interval_s: Longest wait between two attempts, and limit of one; None: as
+            configured.
+        reconnect_attempts: Attempts in a row, 0 for ever; None: as configured.
     """
 
     fork_id: str
     channel: str
     url: str
     direction: Direction
+    gain_in: int = 0
+    gain_out: int = 0
+    keep_time: bool = False
+    gate_open: bool = True
+    beeps: Beeps = Beeps()
+    tls: Tls | None = None
+    reconnect_interval_s: float | None = None
+    reconnect_attempts: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +129,47 @@ class EndFork:
     detail: str = ""
 
 
-Command = ForkSpec | EndFork
+@dataclass(frozen=True, slots=True)
+class SetMute:
+    """Command: put silence in place of a side, or the side itself again; None: as it is."""
+
+    fork_id: str
+    mute_in: bool | None = None
+    mute_out: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SetGate:
+    """Command: let audio through or not. What comes while the gate is shut is not counted."""
+
+    fork_id: str
+    is_open: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TakeStats:
+    """Command: report the statistics of all forks."""
+
+    ticket: int
+
+
+Command = ForkSpec | EndFork | SetMute | SetGate | TakeStats
 
 
 @dataclass(frozen=True, slots=True)
 class ForkStats:
-    """Frames of 20 ms since a fork began; in = sent + dropped + those that still wait."""
+    """Frames of 20 ms since a fork began; in = sent + dropped + those that still wait.
+
+    Attributes:
+        reconnects: How often a lost server came back.
+        messages_ignored: Text messages of the server beyond the limit of a second.
+    """
 
     frames_in: int = 0
     frames_sent: int = 0
     frames_dropped: int = 0
+    reconnects: int = 0
+    messages_ignored: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +181,11 @@ class LegAttached:
 
 @dataclass(frozen=True, slots=True)
 class LegLost:
-    """Report: Asterisk closed the leg; why, only the control plane can find out."""
+    """Report: Asterisk closed the leg; why, only the control plane can find out.
+
+    Attributes:
+        frames_in: What the leg had brought, wanted or not.
+    """
 
     fork_id: str
     frames_in: int
@@ -118,6 +206,39 @@ class Streaming:
 
 
 @dataclass(frozen=True, slots=True)
+class SinkRetrying:
+    """Report: there is no connection, and another attempt will be made."""
+
+    fork_id: str
+    attempt: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class SinkResumed:
+    """Report: the server is back, and got what waited for it."""
+
+    fork_id: str
+    frames_dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class SinkMessage:
+    """Report: the server sent a text message."""
+
+    fork_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StatsTaken:
+    """Report: the answer to `TakeStats`; statistics by fork id."""
+
+    ticket: int
+    stats: dict[str, ForkStats]
+
+
+@dataclass(frozen=True, slots=True)
 class ForkEnded:
     """Report: the leg and the sink are closed; the last thing heard of a fork."""
 
@@ -127,7 +248,17 @@ class ForkEnded:
     stats: ForkStats
 
 
-Report = LegAttached | LegLost | SinkOpened | Streaming | ForkEnded
+ForkReport = (
+    LegAttached
+    | LegLost
+    | SinkOpened
+    | Streaming
+    | SinkRetrying
+    | SinkResumed
+    | SinkMessage
+    | ForkEnded
+)
+Report = ForkReport | StatsTaken
 
 SendCommand = Callable[[Command], None]
 SendReport = Callable[[Report], None]

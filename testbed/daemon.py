@@ -53,10 +53,12 @@ class Daemon:
         self._waits_for = waits_for
         self._folder = Path(tempfile.mkdtemp(prefix="audiofork-daemon-"))
         self.config = self._folder / "audiofork.ini"
+        self.socket = self._folder / "control.sock"
         self._log = self._folder / "log"
         sections = {
             "asterisk": f"port = {asterisk.ami_port}\nsecret = {SECRET}\n",
             "audiosocket": "listen = 127.0.0.1:0\n",
+            "control": f"socket = {self.socket}\n",
             **(settings or {}),
         }
         self.config.write_text("".join(f"[{name}]\n{text}" for name, text in sections.items()))

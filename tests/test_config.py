@@ -65,6 +65,13 @@ def test_empty_file_gives_the_defaults() -> None:
     assert read("") == Config()
 
 
+def test_by_default_what_is_dangerous_is_off() -> None:
+    config = read("")
+    assert not config.security.allow_insecure_tls
+    assert not config.security.allow_post_process
+    assert config.front.listen is None
+
+
 # --- Values --------------------------------------------------------------------------------------
 
 
@@ -83,6 +90,14 @@ def test_every_kind_of_value() -> None:
         allow_urls = wss://*.example.org, ws://127.0.0.1:8080/
                      WSS://b.example
         max_forks = 7
+        allow_post_process = yes
+        [websocket]
+        reconnect_interval = 0.25
+        reconnect_attempts = 0
+        [control]
+        socket = /tmp/audiofork.sock
+        [front]
+        listen = 127.0.0.1:5040
         [log]
         level = debug
         """.replace("\n        ", "\n")
@@ -98,6 +113,12 @@ def test_every_kind_of_value() -> None:
         "WSS://b.example",
     )
     assert config.security.max_forks == 7
+    assert config.security.allow_post_process is True
+    assert config.security.allow_insecure_tls is False
+    assert config.websocket.reconnect_interval == 0.25
+    assert config.websocket.reconnect_attempts == 0
+    assert config.control.socket == "/tmp/audiofork.sock"
+    assert config.front.listen == Address("127.0.0.1", 5040)
     assert config.log == LogConfig(level="debug")
 
 
@@ -148,6 +169,8 @@ def test_text_is_what_stands_there(line: str, value: str) -> None:
         ("asterisk", "port", "1", "65535"),
         ("asterisk", "ping_interval", "1", "3600"),
         ("websocket", "connect_timeout", "0.1", "60"),
+        ("websocket", "reconnect_interval", "0.25", "600"),
+        ("websocket", "reconnect_attempts", "0", "1000000"),
         ("websocket", "backlog", "0", "600"),
         ("websocket", "ping_interval", "1", "3600"),
         ("security", "max_forks", "1", "100000"),
@@ -166,6 +189,11 @@ def test_number_may_be_as_low_and_as_high_as_the_limits(
 def test_address_may_have_the_highest_port() -> None:
     config = read("[audiosocket]\nlisten = localhost:65535")
     assert config.audiosocket.listen == Address("localhost", 65535)
+
+
+def test_doors_that_are_emptied_are_none() -> None:
+    config = read("[control]\nsocket =\n[front]\nlisten =")
+    assert (config.control.socket, config.front.listen) == ("", None)
 
 
 def test_url_with_a_semicolon_stays_whole() -> None:
@@ -195,6 +223,12 @@ def test_url_with_a_semicolon_stays_whole() -> None:
         ("[asterisk] ping_interval", "nan", "a number from 1 to 3600"),
         ("[asterisk] ping_interval", "inf", "a number from 1 to 3600"),
         ("[asterisk] ping_interval", "ten", "a number from 1 to 3600"),
+        ("[websocket] reconnect_interval", "0.2", "a number from 0.25 to 600"),
+        ("[websocket] reconnect_attempts", "2.5", "a whole number from 0 to 1000000"),
+        ("[security] allow_post_process", "always", "yes or no"),
+        ("[security] allow_insecure_tls", "2", "yes or no"),
+        ("[control] socket", "a\0b", "one line without control characters"),
+        ("[front] listen", "5040", "host:port"),
         ("[audiosocket] listen", "9093", "host:port"),
         ("[audiosocket] listen", ":9093", "host:port"),
         ("[audiosocket] listen", "localhost:", "host:port"),

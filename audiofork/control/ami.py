@@ -8,10 +8,11 @@ reconnects sends unanswered actions again: a late Originate or Setvar would hit 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import ssl
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,7 @@ LONGEST_RETRY_S = 10.0
 # Each refused login is a line in Asterisk's security log, which may feed a ban of our address.
 LOGIN_RETRY_S = 60.0
 MAX_LINE_BYTES = 1024  # longer lines are discarded by Asterisk (main/manager.c)
+CHECK_COMMAND = "AudioForkCheck"
 _MAX_BLOCK_BYTES = 1_048_576
 _END_OF_BLOCK = b"\r\n\r\n"
 
@@ -67,7 +69,22 @@ class OriginateFailed:
     reason: str
 
 
-Event = RequestReceived | ChannelHangup | OriginateFailed
+@dataclass(frozen=True, slots=True)
+class BridgeChanged:
+    """A channel has entered a bridge, or left it."""
+
+    uniqueid: str
+    entered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRaised:
+    """A UserEvent that `audiofork check` raised, to see whether requests come through."""
+
+    token: str
+
+
+Event = RequestReceived | ChannelHangup | OriginateFailed | BridgeChanged | CheckRaised
 
 
 class Ami:
@@ -107,12 +124,14 @@ class Ami:
         answer = await self._send(name, headers, action_id=action_id, as_list=False)
         return {key.lower(): str(value) for key, value in answer.items()}
 
-    async def list(self, name: str) -> list[dict[str, str]]:
+    async def list(
+        self, name: str, headers: Iterable[tuple[str, str]] = ()
+    ) -> list[dict[str, str]]:
         """Send an action that answers with a list, and return the list's events.
 
         Raises: as `action`.
         """
-        answer = await self._send(name, [], as_list=True)
+        answer = await self._send(name, headers, as_list=True)
         return [
             {key.lower(): str(value) for key, value in event.items()}
             for event in answer[1:-1]  # without the response and the closing ...Complete event
@@ -209,6 +228,31 @@ class Ami:
             self._on_event(event)
         except Exception:
             log.exception("event %r could not be handled", event)
+
+
+@contextlib.asynccontextmanager
+async def connected(
+    config: AsteriskConfig, on_event: Callable[[Event], None]
+) -> AsyncIterator[Ami]:
+    """Connect and log in once, for a caller that has a few questions and wants no second try.
+
+    Raises:
+        OSError, TimeoutError: No connection came about.
+        ValueError: The configured host is no name, or the secret does not fit a line.
+        AmiError: AmiLoginRefused, or Asterisk broke the link off.
+    """
+
+    async def nothing_to_do() -> None: ...
+
+    ami = Ami(config, on_event, nothing_to_do)
+    link = _Link(config, ami._guarded_event)
+    try:
+        await link.open()
+        ami._link = link
+        yield ami
+    finally:
+        ami._link = None
+        link.close()
 
 
 def _tell_error(name: str, on_error: OnError, answered: asyncio.Future[Any]) -> None:
@@ -464,12 +508,14 @@ def _typed(name: str, headers: Headers) -> Event | None:
         return _request(headers)
     if name in ("Hangup", "HangupRequest"):
         return ChannelHangup(_first(headers, "Uniqueid"))
+    if name in ("BridgeEnter", "BridgeLeave"):
+        return BridgeChanged(_first(headers, "Uniqueid"), name == "BridgeEnter")
     if name == "OriginateResponse" and _first(headers, "Response") == "Failure":
         return OriginateFailed(_first(headers, "ActionID"), _first(headers, "Reason"))
     return None
 
 
-def _request(headers: Headers) -> RequestReceived | None:
+def _request(headers: Headers) -> RequestReceived | CheckRaised | None:
     """Take a UserEvent apart: the snapshot of the channel comes before it, the body after.
 
     An event from the dialplan has a snapshot; one from an AMI action has only a body. The body
@@ -479,6 +525,8 @@ def _request(headers: Headers) -> RequestReceived | None:
     if headers[position][1] != "AudioFork":
         return None
     fields = {name.lower(): value for name, value in headers[position + 1 :]}
+    if fields.get("command") == CHECK_COMMAND:
+        return CheckRaised(fields.get("audioforkid", ""))
     if "channel" not in fields and "uniqueid" not in fields:
         snapshot = headers[:position]
         fields["channel"] = _first(snapshot, "Channel")

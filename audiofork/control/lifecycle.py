@@ -19,6 +19,8 @@ class ForkState(enum.Enum):
     """The leg and the WebSocket connection are under way."""
     STREAMING = "streaming"
     """Audio flows to the server."""
+    RECONNECTING = "reconnecting"
+    """The server is away; audio waits in the backlog."""
     ENDED = "ended"
 
 
@@ -28,6 +30,8 @@ class ForkEvent(enum.Enum):
     RESOLVED = "channel found"
     REFUSED = "request refused"
     FIRST_FRAME = "first frame sent"
+    SINK_LOST = "server away"
+    SINK_BACK = "server back"
     END = "leg and sink closed"
 
 
@@ -35,8 +39,13 @@ TRANSITIONS: dict[tuple[ForkState, ForkEvent], ForkState] = {
     (ForkState.REQUESTED, ForkEvent.RESOLVED): ForkState.ATTACHING,
     (ForkState.REQUESTED, ForkEvent.REFUSED): ForkState.ENDED,
     (ForkState.ATTACHING, ForkEvent.FIRST_FRAME): ForkState.STREAMING,
+    (ForkState.ATTACHING, ForkEvent.SINK_LOST): ForkState.ATTACHING,
     (ForkState.ATTACHING, ForkEvent.END): ForkState.ENDED,
+    (ForkState.STREAMING, ForkEvent.SINK_LOST): ForkState.RECONNECTING,
     (ForkState.STREAMING, ForkEvent.END): ForkState.ENDED,
+    (ForkState.RECONNECTING, ForkEvent.SINK_LOST): ForkState.RECONNECTING,
+    (ForkState.RECONNECTING, ForkEvent.SINK_BACK): ForkState.STREAMING,
+    (ForkState.RECONNECTING, ForkEvent.END): ForkState.ENDED,
 }
 
 

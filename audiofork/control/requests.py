@@ -10,6 +10,10 @@ from audiofork.control.options import Options, parse_options
 from audiofork.errors import RequestRefused
 
 MAX_FIELD_BYTES = 1000  # AMI discards lines longer than 1024 bytes
+_STATES = {
+    **{"1": True, "on": True, "yes": True, "true": True},
+    **{"0": False, "off": False, "no": False, "false": False},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,7 @@ class StartFork:
     target: Target
     url: str
     options: Options
+    post_process: str = ""
     action_id: str = ""
 
 
@@ -39,11 +44,29 @@ class StopFork:
     action_id: str = ""
 
 
-Request = StartFork | StopFork
+@dataclass(frozen=True, slots=True)
+class MuteFork:
+    """Mute or unmute sides of one fork, or of all forks of a channel if there is no fork_id.
 
-START, STOP = "startaudiofork", "stopaudiofork"
-_VERBS = frozenset({START, STOP})
-_NAMES = ("Channel", "Uniqueid", "WsServer", "Options", "AudioForkID", "ActionID", "Command")
+    Attributes:
+        mute_in: True or False for the side *read*; None leaves it as it is.
+        mute_out: The same for the side *write*.
+    """
+
+    target: Target
+    fork_id: str
+    mute_in: bool | None
+    mute_out: bool | None
+    action_id: str = ""
+
+
+Request = StartFork | StopFork | MuteFork
+
+START, STOP, MUTE = "startaudiofork", "stopaudiofork", "audioforkmute"
+_NAMES = (
+    *("Channel", "Uniqueid", "WsServer", "Options", "PostProcess"),
+    *("AudioForkID", "Direction", "State", "ActionID", "Command"),
+)
 _FIELDS = {name.lower(): name for name in _NAMES}  # as messages write them
 
 
@@ -61,20 +84,45 @@ def parse_request(fields: Mapping[str, str]) -> Request:
     for name, value in lower.items():
         _check_field(_FIELDS.get(name, name), value)
     verb = lower.get("command", "").lower()
-    target = Target(lower.get("channel", ""), lower.get("uniqueid", ""))
-    action_id = lower.get("actionid", "")
     if verb == STOP:
-        fork_id = _fork_id(lower.get("audioforkid", ""))
-        if not fork_id:
-            _check_target(target)
-        return StopFork(target, fork_id, action_id)
-    if verb and verb not in _VERBS:
-        raise RequestRefused("Command: expected StartAudioFork or StopAudioFork")
-    _check_target(target)
-    url = lower.get("wsserver", "")
+        return _stop(lower)
+    if verb == MUTE:
+        return _mute(lower)
+    return _start(lower)
+
+
+def _start(fields: dict[str, str]) -> StartFork:
+    target = _target(fields)
+    url = fields.get("wsserver", "")
     if not url:
         raise RequestRefused("WsServer: missing")
-    return StartFork(target, url, parse_options(lower.get("options", "")), action_id)
+    command = fields.get("command", "")
+    # app_audiofork takes a Command that is no verb for the post-process command.
+    post_process = fields.get("postprocess", "") or ("" if command.lower() == START else command)
+    options = parse_options(fields.get("options", ""))
+    return StartFork(target, url, options, post_process, fields.get("actionid", ""))
+
+
+def _stop(fields: dict[str, str]) -> StopFork:
+    fork_id = _fork_id(fields)
+    return StopFork(_target(fields, fork_id), fork_id, fields.get("actionid", ""))
+
+
+def _mute(fields: dict[str, str]) -> MuteFork:
+    fork_id = _fork_id(fields)
+    target = _target(fields, fork_id)
+    direction = fields.get("direction", "").lower()
+    if direction not in ("read", "write", "both"):
+        raise RequestRefused("No direction specified. Must be read, write or both")
+    state = fields.get("state", "").lower()
+    if not state:
+        raise RequestRefused("No state specified")
+    if state not in _STATES:
+        raise RequestRefused("State: expected 1, 0, on, off, yes, no, true or false")
+    mute = _STATES[state]
+    mute_in = mute if direction in ("read", "both") else None
+    mute_out = mute if direction in ("write", "both") else None
+    return MuteFork(target, fork_id, mute_in, mute_out, fields.get("actionid", ""))
 
 
 def _check_field(name: str, value: str) -> None:
@@ -85,16 +133,17 @@ def _check_field(name: str, value: str) -> None:
         raise RequestRefused(f"{name}: longer than {MAX_FIELD_BYTES} bytes")
 
 
-def _check_target(target: Target) -> None:
-    if not target.channel and not target.uniqueid:
+def _target(fields: dict[str, str], fork_id: str = "") -> Target:
+    target = Target(fields.get("channel", ""), fields.get("uniqueid", ""))
+    if not target.channel and not target.uniqueid and not fork_id:
         raise RequestRefused("No channel specified")
+    return target
 
 
-def _fork_id(text: str) -> str:
-    """Return a fork id in its canonical form."""
-    if not text:
-        return ""
+def _fork_id(fields: dict[str, str]) -> str:
+    """Return the fork id in its canonical form, or nothing."""
+    text = fields.get("audioforkid", "")
     try:
-        return str(uuid.UUID(text))
+        return str(uuid.UUID(text)) if text else ""
     except ValueError:
         raise RequestRefused("AudioForkID: not a UUID") from None

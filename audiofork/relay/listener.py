@@ -13,7 +13,7 @@ from typing import Protocol, cast
 from audiofork.config import Address
 from audiofork.errors import AudioSocketProtocolError
 from audiofork.log import CounterLine
-from audiofork.relay.audiosocket import HANGUP_MESSAGE, Decoder, Kind
+from audiofork.relay.audiosocket import HANGUP_MESSAGE, Decoder, Kind, encode
 from audiofork.relay.session import LegHandle
 
 log = logging.getLogger(__name__)
@@ -149,6 +149,11 @@ class _Leg(asyncio.Protocol):
         self._owner = None
         self._transport.write(HANGUP_MESSAGE)
         self._transport.close()
+
+    def speak(self, frame: bytes) -> None:
+        """Let the target's party hear a frame of 320 bytes; each in a write of its own."""
+        if not self._hung_up:
+            self._transport.write(encode(Kind.SLIN, frame))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._hung_up = True

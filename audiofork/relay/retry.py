@@ -1,8 +1,10 @@
-"""What a failure of the WebSocket connection means: worth another try, or final."""
+"""When to try a WebSocket server again, and which of its failures are worth another try."""
 
 from __future__ import annotations
 
+import random
 import ssl
+from collections.abc import Callable
 
 from websockets.exceptions import (
     ConnectionClosed,
@@ -10,6 +12,7 @@ from websockets.exceptions import (
     InvalidStatus,
     WebSocketException,
 )
+from websockets.http11 import Response
 
 from audiofork.errors import SinkError, SinkLost, SinkRefused, SinkUnreachable
 
@@ -20,10 +23,59 @@ _PASSING_STATUSES = frozenset({408, 425, 429})
 _FINAL_CLOSE_CODES = frozenset({1000, 1003, 1008, *range(4000, 5000)})
 
 
+FIRST_WAIT_S = 0.25
+# A server that accepts and closes at once is no better than one that refuses.
+HEALTHY_S = 5.0
+
+
+class Retries:
+    """Counts failed attempts in a row, and says how long to wait before the next.
+
+    Waits grow by factors of two up to the longest, with full jitter: each is drawn between
+    nothing and its limit, so that many forks do not come back to a server all at once.
+
+    Args:
+        attempts: So many failures in a row are the end; 0: go on for ever.
+        longest_wait_s: The highest limit of a wait.
+        draw: Draws a number between two; random.uniform but for tests.
+    """
+
+    def __init__(
+        self,
+        attempts: int,
+        longest_wait_s: float,
+        draw: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._attempts = attempts
+        self._longest_wait_s = longest_wait_s
+        self._draw = draw
+        self._failures = 0
+
+    @property
+    def attempt(self) -> int:
+        """The number of the next attempt; 1 when the last one was good."""
+        return self._failures + 1
+
+    def next_wait_s(self, error: SinkError, open_s: float) -> float | None:
+        """Return how long to wait, or None to give up.
+
+        Args:
+            error: What went wrong.
+            open_s: How long the connection had been open; 0 if it never was.
+        """
+        self._failures = 0 if open_s >= HEALTHY_S else self._failures + 1
+        if not error.retryable or 0 < self._attempts <= self._failures:
+            return None
+        doublings = min(max(self._failures - 1, 0), 16)
+        limit_s = min(FIRST_WAIT_S * 2**doublings, self._longest_wait_s)
+        asked_s = min(error.retry_after_s, self._longest_wait_s)
+        return max(self._draw(0, limit_s), asked_s)
+
+
 def connect_failure(exc: Exception) -> SinkError:
     """Turn what a connect or handshake raised into an error of ours."""
     if isinstance(exc, InvalidStatus):
-        return _bad_status(exc.response.status_code)
+        return _bad_status(exc.response)
     if isinstance(exc, ssl.SSLCertVerificationError):
         return SinkRefused(f"certificate not accepted: {exc.verify_message}")
     if isinstance(exc, TimeoutError):
@@ -41,9 +93,14 @@ def connect_failure(exc: Exception) -> SinkError:
     raise exc
 
 
-def _bad_status(status: int) -> SinkError:
+def _bad_status(response: Response) -> SinkError:
+    status = response.status_code
     if status in _PASSING_STATUSES or 500 <= status <= 599:
-        return SinkUnreachable(f"the server answered HTTP {status}")
+        error = SinkUnreachable(f"the server answered HTTP {status}")
+        asked = response.headers.get("Retry-After", "").strip()
+        if asked.isascii() and asked.isdigit():
+            error.retry_after_s = float(asked[:9])
+        return error
     # A redirect could lead to where allow_urls forbids to go.
     hint = "; redirects are not followed" if 300 <= status <= 399 else ""
     return SinkRefused(f"the server answered HTTP {status}{hint}")

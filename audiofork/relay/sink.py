@@ -7,6 +7,7 @@ its `send()` is a coroutine and costs three times as much (docs/architecture.md)
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -19,6 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.protocol import OPEN
 
 from audiofork.config import WebSocketConfig
+from audiofork.errors import SinkError
 from audiofork.relay import retry
 from audiofork.relay.backlog import Backlog
 
@@ -58,43 +60,89 @@ class Sink:
 
     Owned by a session, which runs `run()` in a task, calls `send()` for each frame and `close()`
     once. Frames offered = `frames_sent` + `backlog.dropped` + `len(backlog)`, at any moment.
+
+    Attributes:
+        on_open: Called when the server has accepted a connection and got what waited for it.
+        on_retry: Called with the number of the next attempt and why the last one failed.
+        on_text: Called with each text message of the server.
+        reconnects: How often a lost server came back.
+        dropped_in_gap: Frames that were lost when it came back last, since it took none.
     """
 
     def __init__(self, url: str, config: WebSocketConfig, tls: ssl.SSLContext) -> None:
         self._url = url
         self._config = config
-        self._tls = tls
-        self.on_open: Callable[[], None] = lambda: None
+        self._tls = tls if url.lower().startswith("wss:") else None
         self._connection: _Connection | None = None
         self._connect_timeout: asyncio.Timeout | None = None
-        self._settled = asyncio.Event()  # the connect has come to an end, good or bad
+        self._settled = asyncio.Event()  # open, or never to be open again
         self._flushed = asyncio.Event()  # nothing waits any more, or it cannot be sent
+        self._hurry = asyncio.Event()  # no time to wait between attempts
         self._closing = False
         self._writable = False
+        self._open_s = 0.0
+        self._was_open = False
+        self.on_open: Callable[[], None] = lambda: None
+        self.on_retry: Callable[[int, str], None] = lambda attempt, why: None
+        self.on_text: Callable[[str], None] = lambda text: None
         self.backlog = Backlog(config.backlog)
         self.frames_sent = 0
+        self.reconnects = 0
+        self.dropped_in_gap = 0
+        self._dropped_before = 0  # when the server took no more
 
     async def run(self) -> None:
-        """Connect, then listen to the server until the connection is over.
+        """Connect, listen to the server, connect again when it is lost.
 
         Returns when `close()` ended it.
 
         Raises:
-            SinkError: It did not come about, or the server or the network ended it.
+            SinkError: It did not come about or was lost, and there is no sense in another attempt.
         """
+        config = self._config
+        retries = retry.Retries(config.reconnect_attempts, config.reconnect_interval)
         try:
-            connection = await self._connect()
+            while True:
+                try:
+                    await self._serve()
+                    return
+                except SinkError as exc:
+                    await self._before_next(retries, exc)
         finally:
             self._settled.set()
+
+    async def _before_next(self, retries: retry.Retries, error: SinkError) -> None:
+        """Wait until the next attempt is due; raise the error if there is to be none."""
+        wait_s = retries.next_wait_s(error, self._open_s)
+        if wait_s is None or self._hurry.is_set():
+            raise error
+        self._settled.clear()
+        self.on_retry(retries.attempt, str(error))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._hurry.wait()
+
+    async def _serve(self) -> None:
+        """Live through one connection; return when `close()` ended it, or raise SinkError."""
+        self._open_s = 0.0
+        if self._closing and not self.backlog:
+            return
+        connection = await self._connect()
         if connection is None:
             return
+        opened = asyncio.get_running_loop().time()
+        self._settled.set()
         self._flush()
         self.on_open()
         try:
             while True:
-                await connection.recv()
+                message = await connection.recv()
+                if isinstance(message, str):
+                    self.on_text(message)
         except ConnectionClosed as exc:
-            self._writable = False
+            self._open_s = asyncio.get_running_loop().time() - opened
+            self.pause()
+            self._connection = None
             self._flushed.set()
             if not self._closing:
                 raise retry.closure(exc) from exc
@@ -104,7 +152,7 @@ class Sink:
             async with asyncio.timeout(self._config.connect_timeout) as self._connect_timeout:
                 connection = await _Connect(
                     self._url,
-                    ssl=self._tls if self._url.startswith("wss:") else None,
+                    ssl=self._tls,
                     compression=None,
                     proxy=None,
                     open_timeout=None,
@@ -120,7 +168,12 @@ class Sink:
             if self._closing and isinstance(exc, TimeoutError):
                 return None
             raise retry.connect_failure(exc) from exc
+        finally:
+            self._connect_timeout = None
         assert isinstance(connection, _Connection)
+        self.reconnects += self._was_open
+        self._was_open = True
+        self.dropped_in_gap = self.backlog.dropped - self._dropped_before
         self._connection = connection
         self._writable = True
         return connection
@@ -135,8 +188,10 @@ class Sink:
             self.backlog.put(frame)
 
     def pause(self) -> None:
-        """Stop sending: the server does not keep up."""
-        self._writable = False
+        """Stop sending: the server does not keep up, or is lost."""
+        if self._writable:
+            self._writable = False
+            self._dropped_before = self.backlog.dropped
 
     def resume(self) -> None:
         """Send again, the backlog first."""
@@ -146,7 +201,8 @@ class Sink:
     def _flush(self) -> None:
         """Send what waits, in order, as far as the server takes it."""
         connection = self._connection
-        assert connection is not None
+        if connection is None:
+            return
         # A transport that drains may belong to a connection that is closing already.
         while self._writable and self.backlog and connection.protocol.state is OPEN:
             connection.transport.write(binary_frame(self.backlog.take()))
@@ -157,9 +213,11 @@ class Sink:
     async def close(self, code: int, reason: str) -> None:
         """Give the server what still waits, then close; takes CLOSE_TIMEOUT_S at most.
 
-        A connect that is under way is waited for if frames wait for it, else given up.
+        A connect that is under way is waited for if frames wait for it, else given up; there
+        are no further attempts.
         """
         self._closing = True
+        self._hurry.set()
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._finish_connect()
@@ -183,7 +241,8 @@ class Sink:
             self._flushed.clear()
             self._flush()
             await self._flushed.wait()
-        await self._connection.close(code, reason)
+        if self._connection is not None:
+            await self._connection.close(code, reason)
 
     def _give_up(self) -> None:
         if self._connection is None:
@@ -193,8 +252,7 @@ class Sink:
 
     def _stop_connecting(self) -> None:
         timeout = self._connect_timeout
-        # One that has run out, or whose connect is over, cannot be changed.
-        if timeout is not None and not timeout.expired() and not self._settled.is_set():
+        if timeout is not None and not timeout.expired():  # one that has run out cannot be changed
             timeout.reschedule(asyncio.get_running_loop().time())
 
 

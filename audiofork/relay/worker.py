@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import ssl
+from dataclasses import replace
 
 from audiofork.config import Address, Config, WebSocketConfig
 from audiofork.errors import ConfigError
-from audiofork.model import Command, EndReason, ForkEnded, ForkSpec, Report, SendReport
+from audiofork.model import (
+    Command,
+    EndFork,
+    EndReason,
+    ForkEnded,
+    ForkSpec,
+    ForkStats,
+    Report,
+    SendReport,
+    SetGate,
+    SetMute,
+    StatsTaken,
+    TakeStats,
+    Tls,
+)
 from audiofork.relay.listener import Listener
 from audiofork.relay.session import Session
 from audiofork.relay.sink import Sink
@@ -38,9 +54,15 @@ class Worker:
         """Take the settings for sinks from now on.
 
         Raises:
-            ConfigError: The authorities' file cannot be used.
+            ConfigError: The authorities or our certificate cannot be used.
         """
-        self._tls = client_tls(websocket.ca_list_file)
+        client_tls.cache_clear()  # the files may have changed
+        try:
+            self._tls = client_tls(
+                websocket.ca_list_file, websocket.cert_file, websocket.priv_key_file
+            )
+        except ConfigError as exc:
+            raise ConfigError(f"[websocket] ca_list_file, cert_file: {exc}") from exc
         self._websocket = websocket
 
     async def start(self) -> Address:
@@ -56,15 +78,43 @@ class Worker:
         """Obey the control plane; never waits."""
         if isinstance(command, ForkSpec):
             self._begin(command)
+        elif isinstance(command, TakeStats):
+            stats = {fork_id: session.stats() for fork_id, session in self.sessions.items()}
+            self._report(StatsTaken(command.ticket, stats))
         elif session := self.sessions.get(command.fork_id):
-            session.end(command.reason, command.detail)
+            _obey(session, command)
 
     def _begin(self, spec: ForkSpec) -> None:
-        sink = Sink(spec.url, self._websocket, self._tls)
-        session = Session(spec, sink, self._on_report)
+        try:
+            tls = self._tls if spec.tls is None else self._tls_of(spec.tls)
+        except ConfigError as exc:
+            stats = ForkStats()
+            self._report(ForkEnded(spec.fork_id, EndReason.SINK_REFUSED, str(exc), stats))
+            return
+        session = Session(spec, Sink(spec.url, self._settings_of(spec), tls), self._on_report)
         self.sessions[spec.fork_id] = session
         self._listener.issue(spec.fork_id, session)
         session.start()
+
+    def _settings_of(self, spec: ForkSpec) -> WebSocketConfig:
+        """Return the settings for one fork's sink: its options go before the configuration."""
+        settings = self._websocket
+        if (interval_s := spec.reconnect_interval_s) is not None:
+            settings = replace(settings, reconnect_interval=interval_s, connect_timeout=interval_s)
+        if spec.reconnect_attempts is not None:
+            settings = replace(settings, reconnect_attempts=spec.reconnect_attempts)
+        return settings
+
+    def _tls_of(self, tls: Tls) -> ssl.SSLContext:
+        """Return the context for one fork's own wishes; equal wishes share one."""
+        settings = self._websocket
+        own_cert = bool(tls.cert_file)
+        return client_tls(
+            tls.ca_file or settings.ca_list_file,
+            tls.cert_file if own_cert else settings.cert_file,
+            tls.key_file if own_cert else settings.priv_key_file,
+            tls.insecure,
+        )
 
     def _on_report(self, report: Report) -> None:
         if isinstance(report, ForkEnded):
@@ -87,16 +137,40 @@ class Worker:
         await self._listener.close()
 
 
-def client_tls(ca_file: str) -> ssl.SSLContext:
-    """Return a context that verifies a server's certificate and name.
+def _obey(session: Session, command: EndFork | SetMute | SetGate) -> None:
+    if isinstance(command, EndFork):
+        session.end(command.reason, command.detail)
+    elif isinstance(command, SetMute):
+        session.set_mute(command)
+    else:
+        session.set_gate(command.is_open)
+
+
+@functools.lru_cache(maxsize=64)
+def client_tls(
+    ca_file: str, cert_file: str = "", key_file: str = "", insecure: bool = False
+) -> ssl.SSLContext:
+    """Return a context that verifies a server's certificate and name; TLS 1.2 or later.
 
     Args:
         ca_file: The authorities to trust, in PEM; empty for the system's.
+        cert_file: Our certificate, in PEM; empty for none.
+        key_file: Its key; empty if it is in the same file.
+        insecure: Verify nothing.
 
     Raises:
-        ConfigError: The file cannot be used.
+        ConfigError: A file cannot be used; the text names it.
     """
     try:
-        return ssl.create_default_context(cafile=ca_file or None)
-    except (OSError, ssl.SSLError) as exc:
-        raise ConfigError(f"[websocket] ca_list_file {ca_file}: {exc}") from exc
+        context = ssl.create_default_context(cafile=ca_file or None)
+    except OSError as exc:  # ssl.SSLError is one
+        raise ConfigError(f"the authorities of {ca_file} cannot be used: {exc}") from exc
+    try:
+        if cert_file:
+            context.load_cert_chain(cert_file, key_file or None)
+    except OSError as exc:
+        raise ConfigError(f"the certificate {cert_file} cannot be used: {exc}") from exc
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

@@ -59,6 +59,16 @@ exten => gosub,1,Answer()
  same => n,UserEvent(ReturnedFromStop,Status: ${AUDIOFORK_STATUS})
  same => n,Wait(600)
 
+exten => post,1,Answer()
+ same => n,Gosub(audiofork,start,1(${WSSERVER},${OPTIONS},${POST}))
+ same => n,Echo()
+
+exten => mute,1,Answer()
+ same => n,Gosub(audiofork,start,1(${WSSERVER},${OPTIONS}))
+ same => n,Gosub(audiofork,mute,1(both,on))
+ same => n,UserEvent(Muted)
+ same => n,Echo()
+
 exten => slow,1,Goto(slow,s,1)
 
 [slow]

@@ -193,7 +193,7 @@ async def test_server_that_sends_too_much_is_closed_with_1009(
 ) -> None:
     target = await place_call(ami, caller)
     target.call.talk()
-    action_id = start_fork(ami, target.channel, recorder.url("/"))
+    action_id = start_fork(ami, target.channel, recorder.url("/"), "r(1)")
     recording = await recorder.wait_messages("/", 5)
     assert recording.connection is not None
     await recording.connection.send("x" * 65_537)

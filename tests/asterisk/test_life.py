@@ -257,7 +257,7 @@ async def test_lost_server_ends_the_fork_with_its_reason(
 ) -> None:
     target = await place_call(ami, caller)
     target.call.talk()
-    action_id = start_fork(ami, target.channel, recorder.url("/"))
+    action_id = start_fork(ami, target.channel, recorder.url("/"), "r(1)")
     recording = await recorder.wait_messages("/", 5)
     assert recording.connection is not None
     recording.connection.transport.abort()
@@ -272,7 +272,7 @@ async def test_unreachable_server_fails_the_fork_with_its_reason(
     daemon: Daemon, ami: AmiClient, caller: SipUser
 ) -> None:
     target = await place_call(ami, caller)
-    action_id = start_fork(ami, target.channel, "ws://127.0.0.1:1/")
+    action_id = start_fork(ami, target.channel, "ws://127.0.0.1:1/", "r(1)")
     failed = await ami.wait_user_event("AudioForkFailed", ActionID=action_id)
     assert (failed["Reason"], failed["Detail"]) == ("sink-gone", "Connection refused")
     assert await ami.variable(target.channel, "AUDIOFORK_STATUS") == "FAILED"

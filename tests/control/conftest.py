@@ -1,6 +1,7 @@
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from unicodedata import category
 
 import pytest
 
@@ -193,7 +194,9 @@ class FakeAmi:
         channels: Name by uniqueid of the channels that Asterisk has.
         faults: What an action raises, by its name.
         gates: An action waits for the event that stands here under its name.
-        lists: The answers to actions with lists.
+        lists: The answers to actions with lists, but Status.
+        bridged: Uniqueids of the channels that are in a bridge, for Status.
+        values: What other variables and functions of any channel hold.
         actions: Each action that was awaited, its headers and its ActionID.
         events: Each event that was raised, with its headers.
         variables: Channel variables by uniqueid or name, whichever was used.
@@ -205,24 +208,33 @@ class FakeAmi:
         self.faults: dict[str, AmiError] = {}
         self.gates: dict[str, asyncio.Event] = {}
         self.lists: dict[str, list[dict[str, str]]] = {}
+        self.bridged: set[str] = set()
+        self.values: dict[str, str] = {}
         self.actions: list[tuple[str, Headers, str]] = []
         self.events: list[tuple[str, dict[str, str]]] = []
         self.variables: dict[str, dict[str, str]] = {}
         self.told: list[str] = []
 
     async def action(self, name: str, headers: Headers, *, action_id: str = "") -> dict[str, str]:
+        await self._take(name, headers, action_id)
+        return {"response": "Success", "value": self._value(name, dict(headers))}
+
+    async def list(self, name: str, headers: Headers = ()) -> list[dict[str, str]]:  # type: ignore[assignment]
+        bridged = set(self.bridged)  # as it was when Asterisk was asked
+        await self._take(name, headers)
+        if name != "Status":
+            return self.lists[name]
+        uniqueid = self._find(dict(headers)["Channel"], name)
+        status = {"event": "Status", "channel": self.channels[uniqueid], "bridgeid": ""}
+        return [{**status, "bridgeid": "a-bridge"} if uniqueid in bridged else status]
+
+    async def _take(self, name: str, headers: Headers, action_id: str = "") -> None:
         _check(headers)
         self.actions.append((name, list(headers), action_id))
         if name in self.gates:
             await self.gates[name].wait()
         if name in self.faults:
             raise self.faults[name]
-        return {"response": "Success", "value": self._value(name, dict(headers))}
-
-    async def list(self, name: str) -> list[dict[str, str]]:
-        if name in self.faults:
-            raise self.faults[name]
-        return self.lists[name]
 
     def post(self, name: str, headers: Headers, on_error: Callable[[AmiError], None]) -> None:
         _check(headers)
@@ -245,9 +257,8 @@ class FakeAmi:
             return ""
         variable, uniqueid = fields["Variable"], self._find(fields["Channel"], name)
         if name == "Getvar":
-            return {"CHANNEL(name)": self.channels[uniqueid], "CHANNEL(uniqueid)": uniqueid}[
-                variable
-            ]
+            own = {"CHANNEL(name)": self.channels[uniqueid], "CHANNEL(uniqueid)": uniqueid}
+            return {**self.values, **own}.get(variable, "")
         self.variables.setdefault(fields["Channel"], {})[variable] = fields["Value"]
         if variable == "AUDIOFORK_STATUS":
             self.told.append(fields["Value"])
@@ -263,7 +274,7 @@ class FakeAmi:
 def _check(headers: Headers) -> None:
     """Fail on what the real link does not take."""
     for name, value in headers:
-        assert f"{name}{value}".isprintable()
+        assert not {category(character) for character in name + value} & {"Cc", "Cs", "Zl", "Zp"}
         assert len(f"{name}: {value}".encode()) < 1024
 
 

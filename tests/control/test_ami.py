@@ -10,8 +10,21 @@ import trustme
 
 from audiofork.config import AsteriskConfig
 from audiofork.control import ami as ami_module
-from audiofork.control.ami import Ami, ChannelHangup, Event, OriginateFailed, RequestReceived
-from audiofork.errors import AmiActionFailed, AmiError, AmiTimeout, AmiUnavailable
+from audiofork.control.ami import (
+    Ami,
+    BridgeChanged,
+    ChannelHangup,
+    Event,
+    OriginateFailed,
+    RequestReceived,
+)
+from audiofork.errors import (
+    AmiActionFailed,
+    AmiError,
+    AmiLoginRefused,
+    AmiTimeout,
+    AmiUnavailable,
+)
 
 from .conftest import AmiRun, FakeAsterisk, block, response
 
@@ -245,6 +258,35 @@ async def test_list_returns_the_entries_alone(asterisk: FakeAsterisk, link: AmiR
     channels = await link.ami.list("CoreShowChannels")
     assert [channel["channel"] for channel in channels] == ["PJSIP/0", "PJSIP/1", "PJSIP/2"]
     assert link.events == []
+
+
+async def test_list_sends_its_headers(asterisk: FakeAsterisk, link: AmiRun) -> None:
+    asterisk.answers["Status"] = lambda action: b"".join(
+        [
+            response(action, "EventList: start"),
+            block("Event: Status", f"ActionID: {action['id']}", "BridgeID: 3f2a91c0"),
+            block("Event: StatusComplete", f"ActionID: {action['id']}", "Items: 1"),
+        ]
+    )
+    (entry,) = await link.ami.list("Status", [("Channel", "1700000000.1")])
+    assert entry["bridgeid"] == "3f2a91c0"
+    assert asterisk.actions[-1]["channel"] == "1700000000.1"
+
+
+async def test_bridge_event_while_a_list_is_pending_is_an_event_and_no_entry(
+    asterisk: FakeAsterisk, link: AmiRun
+) -> None:
+    asterisk.answers["Status"] = lambda action: b"".join(
+        [
+            response(action, "EventList: start"),
+            block("Event: BridgeEnter", "BridgeUniqueid: b", "Uniqueid: 1.1"),
+            block("Event: Status", f"ActionID: {action['id']}", "BridgeID: "),
+            block("Event: StatusComplete", f"ActionID: {action['id']}"),
+        ]
+    )
+    (entry,) = await link.ami.list("Status", [("Channel", "1.1")])
+    assert entry["event"] == "Status"
+    assert link.events == [BridgeChanged("1.1", True)]
 
 
 async def test_list_of_nothing_is_empty(asterisk: FakeAsterisk, link: AmiRun) -> None:
@@ -619,6 +661,16 @@ async def test_user_event_is_a_request_with_the_fields_of_its_body(
             id="hangup-request",
         ),
         pytest.param(
+            ["Event: BridgeEnter", "BridgeUniqueid: b", "Channel: a", "Uniqueid: 1.1"],
+            BridgeChanged("1.1", True),
+            id="bridge-enter",
+        ),
+        pytest.param(
+            ["Event: BridgeLeave", "BridgeUniqueid: b", "Channel: a", "Uniqueid: 1.1"],
+            BridgeChanged("1.1", False),
+            id="bridge-leave",
+        ),
+        pytest.param(
             ["Event: OriginateResponse", "ActionID: x", "Response: Failure", "Reason: 8"],
             OriginateFailed("x", "8"),
             id="originate-failed",
@@ -637,6 +689,7 @@ async def test_event_is_typed(
     [
         pytest.param(["Event: OriginateResponse", "Response: Success"], id="originate-success"),
         pytest.param(["Event: Newchannel", "Uniqueid: 1.1"], id="newchannel"),
+        pytest.param(["Event: BridgeCreate", "BridgeUniqueid: b"], id="bridge-create"),
         pytest.param(["Event: Shutdown", "Shutdown: Cleanly"], id="shutdown"),
         pytest.param(["Event: UserEvent", "UserEvent: Other", "UserEvent: AudioFork"], id="other"),
         pytest.param(["Event: UserEvent", "UserEvent: AudioForkStarted"], id="our-own"),
@@ -930,6 +983,43 @@ async def test_cancelled_run_leaves_no_task_and_no_socket(
     assert len(asterisk.connections) == 1
     with pytest.raises(AmiUnavailable):
         await run.ami.action("Ping", [])
+
+
+# --- One connection, without a second try --------------------------------------------------------
+
+
+async def test_connected_logs_in_once_and_closes_after_use(asterisk: FakeAsterisk) -> None:
+    events: list[Event] = []
+    config = AsteriskConfig(port=asterisk.port, username="audiofork", secret="hunter2")
+    async with ami_module.connected(config, events.append) as ami:
+        asterisk.send(block("Event: Hangup", "Uniqueid: 1.1"))
+        await ami.action("Ping", [])
+        (connection,) = asterisk.connections
+        assert not connection.closed.is_set()
+    assert events == [ChannelHangup("1.1")]
+    assert [action["action"] for action in asterisk.actions] == ["Login", "Ping"]
+    with pytest.raises(AmiUnavailable):
+        await ami.action("Ping", [])
+    async with asyncio.timeout(5):
+        await connection.closed.wait()
+
+
+async def test_connected_with_a_refused_login_raises_and_closes(asterisk: FakeAsterisk) -> None:
+    asterisk.answers["Login"] = lambda action: response(
+        action, "Message: Authentication failed", ok=False
+    )
+    with pytest.raises(AmiLoginRefused, match="Authentication failed"):
+        async with ami_module.connected(AsteriskConfig(port=asterisk.port), print):
+            pytest.fail("is let in")
+    async with asyncio.timeout(5):
+        await asterisk.connections[0].closed.wait()
+
+
+async def test_connected_without_a_server_raises(asterisk: FakeAsterisk) -> None:
+    await asterisk.stop()
+    with pytest.raises(OSError, match=str(asterisk.port)):
+        async with ami_module.connected(AsteriskConfig(port=asterisk.port), print):
+            pytest.fail("is let in")
 
 
 # --- TLS -----------------------------------------------------------------------------------------

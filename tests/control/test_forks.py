@@ -1,27 +1,38 @@
 import asyncio
+import time
 import types
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Container, Iterable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from audiofork.config import SecurityConfig
+from audiofork.control import fork as fork_module
 from audiofork.control import forks as forks_module
-from audiofork.control.ami import ChannelHangup, OriginateFailed, RequestReceived
+from audiofork.control.ami import BridgeChanged, ChannelHangup, OriginateFailed, RequestReceived
 from audiofork.control.forks import (
     HANGUP_GRACE_S,
     LEG_LOSS_GRACE_S,
     LEG_TIMEOUT_S,
+    STATS_TIMEOUT_S,
     Forks,
+    ForkView,
+    effective_url,
 )
+from audiofork.control.requests import StartFork, parse_request
 from audiofork.errors import (
     AmiActionFailed,
     AmiError,
     AmiTimeout,
     AmiUnavailable,
     InvalidTransition,
+    NoSuchChannel,
+    RequestRefused,
 )
 from audiofork.model import (
+    Beeps,
     Command,
     Direction,
     EndFork,
@@ -31,8 +42,16 @@ from audiofork.model import (
     ForkStats,
     LegAttached,
     LegLost,
+    SetGate,
+    SetMute,
+    SinkMessage,
     SinkOpened,
+    SinkResumed,
+    SinkRetrying,
+    StatsTaken,
     Streaming,
+    TakeStats,
+    Tls,
 )
 
 from .conftest import Clock, FakeAmi
@@ -49,20 +68,29 @@ class FakeTap:
 
     def __init__(self) -> None:
         self.started: list[tuple[str, str, Direction]] = []
+        self.speaking: list[str] = []
         self.fault: Exception | None = None
         self.gate: asyncio.Event | None = None
-        self.swept = 0
+        self.kept: list[set[str]] = []  # by each sweep
 
-    async def start(self, fork_id: str, uniqueid: str, direction: Direction) -> None:
+    async def start(
+        self, fork_id: str, uniqueid: str, direction: Direction, *, speaks: bool
+    ) -> None:
         self.started.append((fork_id, uniqueid, direction))
+        if speaks:
+            self.speaking.append(fork_id)
         if self.gate is not None:
             await self.gate.wait()
         if self.fault is not None:
             raise self.fault
 
-    async def sweep(self) -> int:
-        self.swept += 1
+    async def sweep(self, keep: Container[str]) -> int:
+        assert isinstance(keep, Iterable)
+        self.kept.append(set(keep))
         return 2
+
+    def fork_id_of(self, action_id: str) -> str:
+        return action_id.removeprefix(LEG_PREFIX) if self.is_leg(action_id) else ""
 
     def is_leg(self, uniqueid: str) -> bool:
         return uniqueid.startswith(LEG_PREFIX)
@@ -78,12 +106,26 @@ class Rig:
         self.tap = FakeTap()
         self.sent: list[Command] = []
         self.live: list[str] = []  # what the relay has
+        self.spec_fault = ""  # why the relay ends a fork at once, if it does
+        self.stats: dict[str, ForkStats] | None = {}  # its answer to TakeStats, if any
         self.forks = Forks(self.ami, self.tap, SecurityConfig(), self._send)  # type: ignore[arg-type]
 
     def _send(self, command: Command) -> None:
+        if isinstance(command, TakeStats):
+            if self.stats is not None:
+                self.forks.on_report(StatsTaken(command.ticket, self.stats))
+            return
         self.sent.append(command)
         if isinstance(command, ForkSpec):
             self.live.append(command.fork_id)
+            if self.spec_fault:
+                self.live.remove(command.fork_id)
+                end = ForkEnded(
+                    command.fork_id, EndReason.SINK_REFUSED, self.spec_fault, ForkStats()
+                )
+                self.forks.on_report(end)
+        else:
+            assert command.fork_id in self.live, "the relay does not know it"
 
     async def request(self, **fields: str) -> None:
         self.forks.on_event(RequestReceived(fields))
@@ -96,6 +138,13 @@ class Rig:
         (spec,) = self.sent[before:]
         assert isinstance(spec, ForkSpec)
         return spec.fork_id
+
+    def allow(self, **security: Any) -> None:
+        self.forks.security = SecurityConfig(**security)
+
+    async def ask(self, **fields: str) -> list[str]:
+        """Ask as the doors that want an answer do."""
+        return await self.forks.ask(parse_request(fields))
 
     async def attach(self, **fields: str) -> str:
         fork_id = await self.start(**fields)
@@ -140,6 +189,20 @@ class Rig:
     def ends(self) -> list[EndFork]:
         return [command for command in self.sent if isinstance(command, EndFork)]
 
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait for a process, while the loop's time goes on."""
+        deadline = time.monotonic() + 10
+        await self.clock.settle()
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)  # noqa: ASYNC251
+            await self.clock.advance(0.01)
+
+    @property
+    def spec(self) -> ForkSpec:
+        """The last one."""
+        return [command for command in self.sent if isinstance(command, ForkSpec)][-1]
+
     @property
     def last_event(self) -> tuple[str, dict[str, str]]:
         return self.ami.events[-1]
@@ -154,20 +217,31 @@ async def rig(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> AsyncIterator[Rig]:
     """The rig; after the test nothing may be left in the registry, no task and no timer."""
-    monkeypatch.setattr(forks_module, "time", types.SimpleNamespace(monotonic=clock))
+    feigned = types.SimpleNamespace(monotonic=clock)
+    monkeypatch.setattr(forks_module, "time", feigned)
+    monkeypatch.setattr(fork_module, "time", feigned)
     rig = Rig(clock)
     yield rig
-    # What a task raises, also by an assert of FakeAmi, ends up in the log.
-    assert [record for record in caplog.get_records("call") if record.exc_info] == []
+    try:
+        # What a task raises, also by an assert of FakeAmi, ends up in the log.
+        assert [record for record in caplog.get_records("call") if record.exc_info] == []
+        await check_nothing_is_left(rig)
+    finally:
+        closing = asyncio.create_task(rig.forks.close())
+        await rig.until(closing.done)
+
+
+async def check_nothing_is_left(rig: Rig) -> None:
     for fork_id in list(rig.live):
         await rig.ended(fork_id, EndReason.STOPPED)
-    await clock.settle()
+    await rig.clock.settle()
     assert len(rig.forks) == 0
     assert not rig.forks._tasks
     assert not rig.forks._by_channel
+    assert not rig.forks._stats
     assert asyncio.all_tasks() == {asyncio.current_task()}
     sent, told = list(rig.sent), list(rig.ami.told)
-    await clock.advance(60)
+    await rig.clock.advance(60)
     assert (rig.sent, rig.ami.told) == (sent, told)
     await rig.shut_down()
 
@@ -335,7 +409,7 @@ async def test_two_forks_on_one_channel_go_their_own_ways(rig: Rig) -> None:
         pytest.param({"options": "D("}, "Options: missing closing", id="parenthesis"),
         pytest.param({"actionid": "a\r\nb"}, "ActionID: control", id="control-characters"),
         pytest.param({"foo": "a\x01b", "bar\n": ""}, "foo: control", id="unknown-field"),
-        pytest.param({"command": "Dance"}, "Command: expected", id="verb"),
+        pytest.param({"command": "Dance"}, "PostProcess: not allowed", id="verb"),
     ],
 )
 async def test_bad_start_is_refused_with_event_and_variables(
@@ -369,10 +443,12 @@ async def test_control_characters_never_reach_asterisk(rig: Rig, name: str, comm
 
 async def test_start_without_channel_is_refused_with_an_event_alone(rig: Rig) -> None:
     await rig.request(channel="", uniqueid="", wsserver=URL)
-    assert rig.last_event == (
+    name, headers = rig.last_event
+    uuid.UUID(headers["AudioForkID"])
+    assert (name, headers) == (
         "AudioForkFailed",
         {
-            "AudioForkID": "",
+            "AudioForkID": headers["AudioForkID"],
             "Channel": "",
             "Uniqueid": "",
             "WsServer": URL,
@@ -535,7 +611,10 @@ async def test_stop_of_nothing_is_answered_and_touches_no_channel(
     assert name == "AudioForkFailed"
     assert headers["Reason"].startswith(reason)
     assert headers["ActionID"] == "8"
-    assert headers["AudioForkID"] == fields.get("audioforkid", "")
+    if "audioforkid" in fields:
+        assert headers["AudioForkID"] == fields["audioforkid"]
+    else:
+        uuid.UUID(headers["AudioForkID"])
     assert rig.ami.variables == {}
 
 
@@ -575,6 +654,489 @@ async def test_stop_while_the_leg_is_asked_for_ends_the_fork(rig: Rig) -> None:
     rig.tap.gate.set()
     await rig.clock.settle()
     assert len(rig.ends) == 1
+
+
+# --- Doors that want an answer -------------------------------------------------------------------
+
+
+async def test_ask_for_a_start_gives_its_id(rig: Rig) -> None:
+    (fork_id,) = await rig.ask(**START)
+    assert rig.spec.fork_id == fork_id
+    await rig.clock.settle()
+    assert rig.tap.started == [(fork_id, UNIQUEID, Direction.BOTH)]
+    assert rig.variables["AUDIOFORK_ID"] == fork_id
+
+
+async def test_ask_for_a_start_does_not_wait_for_the_leg(rig: Rig) -> None:
+    rig.tap.gate = asyncio.Event()
+    await rig.ask(**START)
+    rig.tap.gate.set()
+    await rig.clock.settle()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        pytest.param({"channel": "nobody"}, "No such channel", id="channel"),
+        pytest.param({"wsserver": "ws:///a"}, "WsServer: no host", id="url"),
+        pytest.param({"wsserver": "wss://other/"}, "WsServer: not among", id="allow-urls"),
+        pytest.param({"options": "T(insecure)"}, "Options: T(insecure) is not", id="insecure"),
+        pytest.param({"postprocess": "true"}, "PostProcess: not allowed", id="post-process"),
+        pytest.param(
+            {"channel": "AudioSocket/1"}, "the channel is itself the leg of a fork", id="leg"
+        ),
+    ],
+)
+async def test_ask_for_a_start_that_is_refused_raises_and_leaves_nothing(
+    rig: Rig, change: dict[str, str], text: str
+) -> None:
+    rig.allow(allow_urls=("ws://example.org", "wss://example.org"))
+    rig.ami.channels[LEG_PREFIX + UNKNOWN_ID] = "AudioSocket/1"
+    with pytest.raises(RequestRefused) as caught:
+        await rig.ask(**{**START, **change})
+    assert str(caught.value).startswith(text)
+    assert isinstance(caught.value, NoSuchChannel) is (text == "No such channel")
+    assert len(rig.forks) == 0
+    assert await rig.forks.views() == []
+    # The answer is the door's to give.
+    assert rig.sent == rig.tap.started == rig.ami.events == []
+    assert rig.ami.variables == {}
+
+
+async def test_ask_for_a_start_with_a_command_that_cannot_be_run_leaves_nothing(rig: Rig) -> None:
+    rig.allow(allow_post_process=True)
+    with pytest.raises(RequestRefused, match="^PostProcess: "):
+        await rig.ask(**START, postprocess="eval ^{CALLERID(name)}")
+    assert len(rig.forks) == 0
+    assert rig.ami.actions == []
+
+
+@pytest.mark.parametrize("command", ["StartAudioFork", "StopAudioFork", "AudioForkMute"])
+async def test_ask_that_asterisk_does_not_answer_raises(rig: Rig, command: str) -> None:
+    rig.ami.faults["Getvar"] = AmiTimeout("Getvar: no answer within 5 s")
+    with pytest.raises(AmiTimeout):
+        await rig.ask(**START, command=command, direction="both", state="1")
+    assert len(rig.forks) == 0
+
+
+@pytest.mark.parametrize("question", ["Getvar", "Status"])
+async def test_ask_given_up_while_it_is_looked_up_leaves_nothing(rig: Rig, question: str) -> None:
+    rig.ami.gates[question] = asyncio.Event()
+    asked = asyncio.create_task(rig.ask(**START, options="b"))
+    await rig.clock.settle()
+    assert len(rig.forks) == 1
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    assert asked.cancelled()
+    assert len(rig.forks) == 0
+    assert rig.sent == []
+
+
+async def test_ask_for_a_stop_gives_the_ids(rig: Rig) -> None:
+    mine = {await rig.stream(), await rig.stream()}
+    assert set(await rig.ask(command="StopAudioFork", channel=NAME)) == mine
+    assert {end.fork_id for end in rig.ends} == mine
+
+
+@pytest.mark.parametrize("command", ["StopAudioFork", "AudioForkMute"])
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        ({"channel": NAME}, "No such fork"),
+        ({"uniqueid": "9.9"}, "No such fork"),
+        ({"audioforkid": UNKNOWN_ID}, "No such fork"),
+        ({"channel": "nobody"}, "No such channel"),
+    ],
+    ids=str,
+)
+async def test_ask_for_a_stop_or_mute_of_nothing_raises(
+    rig: Rig, command: str, target: dict[str, str], text: str
+) -> None:
+    await rig.stream(channel="PJSIP/200-0000002b")
+    sent = list(rig.sent)
+    with pytest.raises(RequestRefused, match=f"^{text}$"):
+        await rig.ask(**target, command=command, direction="both", state="1")
+    assert rig.sent == sent
+
+
+async def test_forks_that_are_still_looked_up_count_at_the_door(rig: Rig) -> None:
+    rig.allow(max_forks=1)
+    gate = rig.ami.gates["Getvar"] = asyncio.Event()
+    asked = asyncio.create_task(rig.ask(**START))
+    await rig.clock.settle()
+    questions = len(rig.ami.actions)
+    with pytest.raises(RequestRefused, match=r"^1 forks run already \(max_forks\)$"):
+        await rig.ask(**START)
+    assert len(rig.ami.actions) == questions
+    gate.set()
+    assert await asked == rig.live
+
+
+async def test_fork_that_was_refused_counts_no_more(rig: Rig) -> None:
+    rig.allow(max_forks=1)
+    for _ in range(2):
+        with pytest.raises(NoSuchChannel):
+            await rig.ask(**{**START, "channel": "nobody"})
+    await rig.ask(**START)
+
+
+# --- Options -------------------------------------------------------------------------------------
+
+
+async def test_options_reach_the_relay(rig: Rig) -> None:
+    rig.allow(allow_insecure_tls=True)
+    fork_id = await rig.start(options="D(out)v(1)V(-2)SB(9)pPT(insecure)R(7)r(0)")
+    assert rig.spec == ForkSpec(
+        fork_id=fork_id,
+        channel=NAME,
+        url="wss://example.org/a?token=secret",
+        direction=Direction.OUT,
+        gain_in=1,
+        gain_out=-2,
+        keep_time=True,
+        gate_open=True,
+        beeps=Beeps(9.0, at_start=True, at_end=True),
+        tls=Tls(insecure=True),
+        reconnect_interval_s=7.0,
+        reconnect_attempts=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "speaks"), [("", False), ("bS", False), ("p", True), ("P", True), ("B", True)]
+)
+async def test_leg_speaks_to_the_party_only_for_beeps(rig: Rig, options: str, speaks: bool) -> None:
+    fork_id = await rig.start(options=options)
+    assert rig.tap.speaking == ([fork_id] if speaks else [])
+
+
+async def test_id_is_stored_in_the_variable_of_option_i(rig: Rig) -> None:
+    fork_id = await rig.start(options="i(MY_FORK)")
+    assert rig.variables["MY_FORK"] == rig.variables["AUDIOFORK_ID"] == fork_id
+
+
+@pytest.mark.parametrize(
+    ("options", "level", "text"),
+    [
+        ("a", "INFO", "option a is accepted and means nothing"),
+        ("T(insecure)", "WARNING", "the server's certificate is not checked: T(insecure)"),
+    ],
+)
+async def test_log_has_a_note_on_the_option(
+    rig: Rig, caplog: pytest.LogCaptureFixture, options: str, level: str, text: str
+) -> None:
+    caplog.set_level("INFO")
+    rig.allow(allow_insecure_tls=True)
+    await rig.start(options=options)
+    assert (level, text) in [(record.levelname, record.message) for record in caplog.records]
+
+
+# --- TLS -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "effective"),
+    [
+        ("ws://a:8080/b?c", "T(on)", "wss://a:8080/b?c"),
+        ("WS://a/", "T(ca=/ca.pem)", "wss://a/"),
+        ("wss://a/", "T(on)", "wss://a/"),
+        ("ws://a/", "", "ws://a/"),
+        ("wss://a/", "", "wss://a/"),
+        ("http://a/", "T(on)", "http://a/"),
+        ("ws", "T(on)", "ws"),
+    ],
+)
+def test_option_t_makes_wss_of_ws_and_of_nothing_else(
+    url: str, options: str, effective: str
+) -> None:
+    request = parse_request({**START, "wsserver": url, "options": options})
+    assert isinstance(request, StartFork)
+    assert effective_url(request) == effective
+
+
+async def test_url_that_is_used_is_the_one_that_is_told(rig: Rig) -> None:
+    await rig.stream(options="T(on)", wsserver="ws://example.org/")
+    assert rig.spec.url == "wss://example.org/"
+    assert rig.last_event[1]["WsServer"] == rig.variables["AUDIOFORK_WSSERVER"] == rig.spec.url
+
+
+async def test_url_that_is_used_is_the_one_that_must_be_allowed(rig: Rig) -> None:
+    rig.allow(allow_urls=("wss://example.org",))
+    with pytest.raises(RequestRefused, match="allow_urls"):
+        await rig.ask(**START)
+    await rig.ask(**START, options="T(on)")
+    rig.allow(allow_urls=("ws://example.org",))
+    with pytest.raises(RequestRefused, match="allow_urls"):
+        await rig.ask(**START, options="T(on)")
+
+
+async def test_insecure_tls_is_refused_unless_allowed(rig: Rig) -> None:
+    await rig.request(**START, options="T(ca=/a.pem:insecure)")
+    reason = "Options: T(insecure) is not allowed (allow_insecure_tls)"
+    assert rig.last_event[1]["Reason"] == rig.ami.variables[NAME]["AUDIOFORK_REASON"] == reason
+    assert rig.sent == []
+    rig.allow(allow_insecure_tls=True)
+    await rig.start(options="T(insecure)")
+
+
+async def test_fork_that_the_relay_ends_at_once_gets_no_leg_and_stays_failed(rig: Rig) -> None:
+    rig.spec_fault = "the authorities of /none.pem cannot be used"
+    (fork_id,) = await rig.ask(**START, options="T(ca=/none.pem)")
+    await rig.clock.settle()
+    assert rig.tap.started == []
+    assert rig.ami.told == ["STARTING", "FAILED", "AudioForkFailed"]
+    assert rig.last_event[1]["AudioForkID"] == fork_id
+    assert rig.last_event[1]["Detail"] == rig.spec_fault
+
+
+# --- Bridges -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bridged", [True, False])
+async def test_bridged_only_begins_as_the_status_says(rig: Rig, bridged: bool) -> None:
+    rig.ami.bridged = {UNIQUEID} if bridged else {"2.2"}
+    await rig.start(options="b")
+    assert rig.spec.gate_open is bridged
+
+
+async def test_without_bridged_only_nobody_asks_and_the_gate_stays_open(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    for entered in (True, False):
+        rig.forks.on_event(BridgeChanged(UNIQUEID, entered))
+    assert rig.spec.gate_open
+    assert rig.sent == [ForkSpec(fork_id, NAME, URL, Direction.BOTH)]
+    assert "Status" not in [name for name, _, _ in rig.ami.actions]
+
+
+async def test_bridge_moves_the_gate_of_the_channel_s_own_forks_alone(rig: Rig) -> None:
+    fork_id = await rig.stream(options="b")
+    await rig.stream(options="b", channel="PJSIP/200-0000002b")
+    await rig.stream()
+    before = len(rig.sent)
+    for entered in (True, False, True):
+        rig.forks.on_event(BridgeChanged(UNIQUEID, entered))
+    rig.forks.on_event(BridgeChanged("9.9", True))
+    assert rig.sent[before:] == [SetGate(fork_id, is_open) for is_open in (True, False, True)]
+
+
+async def test_bridge_event_without_news_moves_no_gate(rig: Rig) -> None:
+    rig.ami.bridged = {UNIQUEID}
+    await rig.stream(options="b")
+    rig.forks.on_event(BridgeChanged(UNIQUEID, True))
+    assert [type(command) for command in rig.sent] == [ForkSpec]
+
+
+@pytest.mark.parametrize("entered", [True, False])
+async def test_bridge_event_during_the_look_up_wins_over_the_status(
+    rig: Rig, entered: bool
+) -> None:
+    gate = rig.ami.gates["Status"] = asyncio.Event()
+    rig.ami.bridged = set() if entered else {UNIQUEID}
+    asked = asyncio.create_task(rig.ask(**START, options="b"))
+    await rig.clock.settle()
+    rig.forks.on_event(BridgeChanged(UNIQUEID, entered))
+    gate.set()
+    await asked
+    # The relay hears of it with the fork, not before.
+    assert [type(command) for command in rig.sent] == [ForkSpec]
+    assert rig.spec.gate_open is entered
+    rig.forks.on_event(BridgeChanged(UNIQUEID, not entered))
+    assert rig.sent[-1] == SetGate(rig.spec.fork_id, not entered)
+
+
+async def test_bridged_only_on_a_channel_that_goes_before_its_status_is_refused(rig: Rig) -> None:
+    gate = rig.ami.gates["Status"] = asyncio.Event()
+    asked = asyncio.create_task(rig.ask(**START, options="b"))
+    await rig.clock.settle()
+    rig.ami.channels.clear()
+    gate.set()
+    with pytest.raises(NoSuchChannel):
+        await asked
+
+
+async def test_link_up_catches_up_with_bridges(rig: Rig) -> None:
+    fork_id = await rig.stream(options="b")
+    await rig.stream(channel="PJSIP/200-0000002b")
+    rig.ami.bridged = {UNIQUEID, "2.2"}
+    await rig.forks.on_link_up()
+    assert rig.sent[2:] == [SetGate(fork_id, True)]
+    rig.ami.channels.clear()
+    await rig.forks.on_link_up()
+    assert len(rig.sent) == 3
+
+
+# --- Mute ----------------------------------------------------------------------------------------
+
+
+async def mute(rig: Rig, direction: str, state: str, **fields: str) -> list[str]:
+    fields = fields or {"channel": NAME}
+    return await rig.ask(command="AudioForkMute", direction=direction, state=state, **fields)
+
+
+async def muted(rig: Rig) -> list[str]:
+    return [view.muted for view in await rig.forks.views()]
+
+
+@pytest.mark.parametrize(
+    ("direction", "sides"),
+    [("read", (True, False)), ("write", (False, True)), ("both", (True, True))],
+)
+async def test_mute_silences_the_side_until_it_is_undone(
+    rig: Rig, direction: str, sides: tuple[bool, bool]
+) -> None:
+    fork_id = await rig.stream()
+    assert await mute(rig, direction, "1") == [fork_id]
+    assert rig.sent[-1] == SetMute(fork_id, *sides)
+    assert await muted(rig) == [direction]
+    await mute(rig, direction, "0")
+    assert rig.sent[-1] == SetMute(fork_id, False, False)
+    assert await muted(rig) == [""]
+
+
+async def test_mutes_of_both_sides_add_up(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    await mute(rig, "read", "on")
+    await mute(rig, "write", "on")
+    assert rig.sent[-1] == SetMute(fork_id, True, True)
+    assert await muted(rig) == ["both"]
+    await mute(rig, "read", "off")
+    assert rig.sent[-1] == SetMute(fork_id, False, True)
+    assert await muted(rig) == ["write"]
+
+
+@pytest.mark.parametrize("by", [{"channel": NAME}, {"uniqueid": UNIQUEID}], ids=str)
+async def test_mute_by_channel_is_for_all_its_forks_and_no_other(
+    rig: Rig, by: dict[str, str]
+) -> None:
+    mine = {await rig.stream(), await rig.attach()}
+    await rig.stream(channel="PJSIP/200-0000002b")
+    assert set(await mute(rig, "both", "1", **by)) == mine
+    assert await muted(rig) == ["both", "both", ""]
+
+
+async def test_mute_by_id_is_for_one_fork(rig: Rig) -> None:
+    await rig.stream()
+    second = await rig.stream()
+    assert await mute(rig, "read", "1", audioforkid=second) == [second]
+    assert await muted(rig) == ["", "read"]
+
+
+@pytest.mark.parametrize("by_id", [True, False])
+async def test_mute_while_the_start_is_looked_up_reaches_the_relay_after_it(
+    rig: Rig, by_id: bool
+) -> None:
+    gate = rig.ami.gates["Status"] = asyncio.Event()
+    asked = asyncio.create_task(rig.ask(**START, options="b"))
+    await rig.clock.settle()
+    (view,) = await rig.forks.views()
+    by = {"audioforkid": view.id} if by_id else {"channel": NAME}
+    muting = asyncio.create_task(mute(rig, "read", "1", **by))
+    await rig.clock.settle()
+    gate.set()
+    assert await asked == await muting == [view.id]
+    assert [type(command) for command in rig.sent] == [ForkSpec, SetMute]
+
+
+@pytest.mark.parametrize("command", ["StopAudioFork", "AudioForkMute"])
+async def test_stop_or_mute_by_id_of_a_start_that_is_refused_finds_no_fork(
+    rig: Rig, command: str
+) -> None:
+    gate = rig.ami.gates["Getvar"] = asyncio.Event()
+    await rig.request(**{**START, "channel": "nobody"})
+    (view,) = await rig.forks.views()
+    fields = {"command": command, "direction": "read", "state": "1", "audioforkid": view.id}
+    asked = asyncio.create_task(rig.ask(**fields))
+    await rig.clock.settle()
+    gate.set()
+    with pytest.raises(RequestRefused, match="^No such fork$"):
+        await asked
+    assert rig.sent == []
+
+
+async def test_mute_by_event_that_is_refused_is_answered_with_an_event_alone(rig: Rig) -> None:
+    await rig.stream()
+    before = dict(rig.variables)
+    await rig.request(command="AudioForkMute", channel=NAME, state="1", actionid="8")
+    name, headers = rig.last_event
+    assert name == "AudioForkFailed"
+    assert headers["Reason"] == "No direction specified. Must be read, write or both"
+    assert headers["ActionID"] == "8"
+    assert rig.variables == before
+    assert NAME not in rig.ami.variables
+
+
+async def test_mute_by_event_is_granted(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    told = list(rig.ami.told)
+    fields = {"command": "AudioForkMute", "channel": NAME, "direction": "write", "state": "on"}
+    await rig.request(**fields, actionid="8")
+    assert rig.sent[-1] == SetMute(fork_id, False, True)
+    assert rig.ami.told == told
+    # The fork's events go on to answer the start.
+    await rig.ended(fork_id, EndReason.HANGUP)
+    assert rig.last_event[1]["ActionID"] == "7"
+
+
+# --- List ----------------------------------------------------------------------------------------
+
+
+async def test_views_show_all_forks_oldest_first(rig: Rig) -> None:
+    first = await rig.stream(options="D(stereo)")
+    await rig.clock.advance(2.5)
+    second = await rig.start(channel="PJSIP/200-0000002b", options="T(on)")
+    await rig.clock.advance(1.5)
+    rig.stats = {first: ForkStats(200, 190, 7, 1)}
+    assert await rig.forks.views() == [
+        ForkView(first, NAME, UNIQUEID, URL, "stereo", "streaming", 4.0, 200, 190, 7, ""),
+        ForkView(
+            id=second,
+            channel="PJSIP/200-0000002b",
+            uniqueid="2.2",
+            url="wss" + URL.removeprefix("ws"),
+            direction="both",
+            state="attaching",
+            age_s=1.5,
+            frames_in=0,
+            frames_sent=0,
+            frames_dropped=0,
+            muted="",
+        ),
+    ]
+
+
+async def test_views_show_a_fork_that_is_looked_up(rig: Rig) -> None:
+    gate = rig.ami.gates["Getvar"] = asyncio.Event()
+    await rig.request(**START)
+    (view,) = await rig.forks.views()
+    assert (view.channel, view.uniqueid, view.state) == (NAME, "", "requested")
+    gate.set()
+    await rig.clock.settle()
+
+
+async def test_views_without_an_answer_of_the_relay_time_out(rig: Rig) -> None:
+    rig.stats = None
+    views = asyncio.create_task(rig.forks.views())
+    await rig.clock.advance(STATS_TIMEOUT_S - 0.1)
+    assert not views.done()
+    await rig.clock.advance(0.2)
+    with pytest.raises(TimeoutError):
+        await views
+    rig.forks.on_report(StatsTaken(1, {}))  # late, and of no harm
+
+
+async def test_views_at_once_each_get_an_answer(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    rig.stats = None
+    asked = [asyncio.create_task(rig.forks.views()) for _ in range(2)]
+    await rig.clock.settle()
+    for ticket in (2, 1):
+        rig.forks.on_report(StatsTaken(ticket, {fork_id: ForkStats(frames_in=ticket)}))
+    assert [(await views)[0].frames_in for views in asked] == [1, 2]
+
+
+async def test_ended_fork_is_listed_no_more(rig: Rig) -> None:
+    await rig.ended(await rig.stream(), EndReason.HANGUP)
+    assert await rig.forks.views() == []
 
 
 # --- Hangup and the loss of the leg --------------------------------------------------------------
@@ -703,25 +1265,41 @@ async def test_leg_loss_of_a_fork_that_ends_meanwhile_asks_for_no_second_end(rig
 # --- Failures of the leg -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "exc",
-    [
-        AmiActionFailed("Originate", "Permission denied"),
-        AmiTimeout("Originate: no answer within 5 s"),
-        AmiUnavailable("the link to Asterisk was lost"),
-    ],
-    ids=["refused", "timeout", "link"],
-)
-async def test_leg_that_asterisk_does_not_make_fails_the_fork(rig: Rig, exc: AmiError) -> None:
-    rig.tap.fault = exc
+async def test_leg_that_asterisk_refuses_fails_the_fork(rig: Rig) -> None:
+    rig.tap.fault = AmiActionFailed("Originate", "Permission denied")
     await rig.request(**START)
     end = await rig.obey()
-    assert (end.reason, end.detail) == (EndReason.LEG_FAILED, str(exc))
+    detail = "Originate: Permission denied"
+    assert (end.reason, end.detail) == (EndReason.LEG_FAILED, detail)
     assert rig.last_event[0] == "AudioForkFailed"
     assert rig.last_event[1]["Reason"] == "leg-failed"
-    assert rig.last_event[1]["Detail"] == str(exc)
+    assert rig.last_event[1]["Detail"] == detail
     assert rig.variables["AUDIOFORK_REASON"] == "leg-failed"
     assert rig.ami.told == ["STARTING", "FAILED", "AudioForkFailed"]
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [AmiTimeout("Originate: no answer within 5 s"), AmiUnavailable("the link is lost")],
+    ids=["timeout", "link"],
+)
+async def test_leg_that_asterisk_may_have_heard_of_is_waited_for(
+    rig: Rig, exc: AmiError, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.tap.fault = exc
+    fork_id = await rig.start()
+    assert f"asked for a leg, but: {exc}" in caplog.text
+    assert rig.ends == []
+    rig.forks.on_report(LegAttached(fork_id))
+    await rig.clock.advance(LEG_TIMEOUT_S)
+    assert rig.ends == []
+
+
+async def test_leg_that_asterisk_has_not_heard_of_fails_the_fork_in_time(rig: Rig) -> None:
+    rig.tap.fault = AmiUnavailable("the link is lost")
+    fork_id = await rig.start()
+    await rig.clock.advance(LEG_TIMEOUT_S)
+    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, "the leg did not connect")]
 
 
 async def test_originate_failure_fails_its_fork_alone_and_says_the_reason(rig: Rig) -> None:
@@ -802,6 +1380,218 @@ async def test_end_that_the_relay_reports_needs_no_command(rig: Rig) -> None:
     assert rig.last_event[1]["Reason"] == "No such fork"
 
 
+# --- The server is away, and back ----------------------------------------------------------------
+
+
+async def test_server_lost_and_back_is_told(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    fork_id = await rig.stream()
+    rig.forks.on_report(SinkRetrying(fork_id, 1, "close code 1006"))
+    assert rig.ami.told[-2:] == ["RECONNECTING", "AudioForkReconnecting"]
+    assert rig.last_event[1]["Attempt"] == "1"
+    assert rig.last_event[1]["Reason"] == "close code 1006"
+    assert [view.state for view in await rig.forks.views()] == ["reconnecting"]
+    rig.forks.on_report(SinkRetrying(fork_id, 2, "refused"))
+    assert rig.last_event[1]["Attempt"] == "2"
+    rig.forks.on_report(SinkResumed(fork_id, 17))
+    assert rig.ami.told[-2:] == ["STREAMING", "AudioForkResumed"]
+    assert rig.last_event[1]["FramesDropped"] == "17"
+    assert [view.state for view in await rig.forks.views()] == ["streaming"]
+    assert "attempt 2 follows: refused" in caplog.text
+    assert "the server is back, 17 frames dropped" in caplog.text
+
+
+async def test_server_that_is_not_there_yet_leaves_the_status_at_starting(rig: Rig) -> None:
+    fork_id = await rig.start()
+    rig.forks.on_report(SinkRetrying(fork_id, 1, "refused"))
+    rig.forks.on_report(LegAttached(fork_id))
+    rig.forks.on_report(SinkOpened(fork_id))
+    rig.forks.on_report(SinkResumed(fork_id, 0))
+    assert rig.ami.told == ["STARTING", "AudioForkReconnecting"]
+    rig.forks.on_report(Streaming(fork_id))
+    assert rig.ami.told[-2:] == ["STREAMING", "AudioForkStarted"]
+
+
+async def test_resumed_while_nothing_was_lost_is_not_told(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    told = list(rig.ami.told)
+    rig.forks.on_report(SinkResumed(fork_id, 0))
+    assert rig.ami.told == told
+
+
+async def test_server_that_does_not_come_back_ends_a_fork_that_streamed(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    rig.forks.on_report(SinkRetrying(fork_id, 1, "refused"))
+    await rig.ended(fork_id, EndReason.SINK_GONE, stats=ForkStats(9, 5, 4, reconnects=0))
+    assert rig.ami.told[-2:] == ["STOPPED", "AudioForkStopped"]
+
+
+async def test_stop_while_the_server_is_away_ends_the_fork(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    rig.forks.on_report(SinkRetrying(fork_id, 1, "refused"))
+    assert await rig.ask(command="StopAudioFork", channel=NAME) == [fork_id]
+    await rig.obey()
+    assert rig.last_event[1]["Reason"] == "stopped"
+
+
+async def test_reconnects_and_ignored_messages_are_in_the_last_event(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    stats = ForkStats(9, 5, 4, reconnects=3, messages_ignored=2)
+    await rig.ended(fork_id, EndReason.HANGUP, stats=stats)
+    headers = rig.last_event[1]
+    assert (headers["Reconnects"], headers["MessagesIgnored"]) == ("3", "2")
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_message_of_the_server_is_told(rig: Rig, streaming: bool) -> None:
+    fork_id = await (rig.stream() if streaming else rig.attach())
+    rig.forks.on_report(SinkMessage(fork_id, "hello\r\nAction: Hangup"))
+    assert rig.last_event[0] == "AudioForkMessage"
+    message = "helloAction: Hangup"
+    assert rig.last_event[1]["Message"] == rig.variables["AUDIOFORK_RESPONSE"] == message
+    assert rig.last_event[1]["AudioForkID"] == fork_id
+
+
+# --- The post-process command --------------------------------------------------------------------
+
+
+@pytest.fixture
+def post_process_rig(rig: Rig) -> Rig:
+    rig.allow(allow_post_process=True)
+    rig.ami.values = {"CALLERID(name)": "'; touch pwned; $(id)", "EMPTY": ""}
+    return rig
+
+
+def told_of_end(rig: Rig) -> list[str]:
+    return [name for name, _ in rig.ami.events if name.endswith(("Stopped", "Failed"))]
+
+
+@pytest.mark.parametrize("field", ["postprocess", "command"])
+async def test_post_process_is_refused_unless_allowed(rig: Rig, field: str) -> None:
+    await rig.request(**START, **{field: "/bin/true"})
+    assert rig.last_event[1]["Reason"] == "PostProcess: not allowed (allow_post_process)"
+    assert rig.sent == rig.ami.actions == []
+
+
+@pytest.mark.parametrize("field", ["postprocess", "command"])
+async def test_post_process_runs_with_the_values_of_the_start(
+    post_process_rig: Rig, tmp_path: Path, field: str
+) -> None:
+    rig = post_process_rig
+    script = f"printf '[%s]' ^{{CALLERID(name)}} ^{{EMPTY}} > {tmp_path}/out; exit 3"
+    fork_id = await rig.stream(**{field: script})
+    rig.ami.values = {"CALLERID(name)": "later"}
+    assert not (tmp_path / "out").exists()
+    del rig.ami.channels[UNIQUEID]  # as it is after a hangup
+    await rig.ended(fork_id, EndReason.HANGUP)
+    await rig.until(lambda: told_of_end(rig))
+    assert (tmp_path / "out").read_text() == "['; touch pwned; $(id)][]"
+    assert rig.last_event[0] == "AudioForkStopped"
+    assert rig.last_event[1]["PostProcessStatus"] == "3"
+    assert rig.last_event[1]["Reason"] == "hangup"
+
+
+async def test_post_process_is_waited_for_before_the_event_but_not_by_the_variables(
+    post_process_rig: Rig, tmp_path: Path
+) -> None:
+    rig = post_process_rig
+    script = f"touch {tmp_path}/runs; while [ ! -e {tmp_path}/go ]; do sleep 0.01; done"
+    fork_id = await rig.stream(postprocess=script)
+    await rig.ended(fork_id, EndReason.STOPPED)
+    await rig.until((tmp_path / "runs").exists)
+    assert told_of_end(rig) == []
+    assert rig.variables["AUDIOFORK_STATUS"] == "STOPPED"
+    assert len(rig.forks) == 0
+    (tmp_path / "go").touch()
+    await rig.until(lambda: told_of_end(rig))
+    assert rig.last_event[1]["PostProcessStatus"] == "0"
+
+
+async def test_post_process_of_a_fork_that_failed_runs_too(post_process_rig: Rig) -> None:
+    rig = post_process_rig
+    fork_id = await rig.attach(postprocess="exit 4")
+    await rig.ended(fork_id, EndReason.SINK_GONE, "refused")
+    await rig.until(lambda: told_of_end(rig))
+    name, headers = rig.last_event
+    assert (name, headers["Reason"], headers["Detail"]) == (
+        "AudioForkFailed",
+        "sink-gone",
+        "refused",
+    )
+    assert headers["PostProcessStatus"] == "4"
+
+
+async def test_post_process_of_a_start_that_is_refused_does_not_run(
+    post_process_rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = post_process_rig
+    monkeypatch.setattr(forks_module.post_process, "run", lambda *_: pytest.fail("runs"))
+    await rig.request(**{**START, "channel": "nobody"}, postprocess="true")
+    assert rig.last_event[1]["Reason"] == "No such channel"
+    assert "PostProcessStatus" not in rig.last_event[1]
+
+
+async def test_post_process_values_of_a_channel_that_goes_refuse_the_start(
+    post_process_rig: Rig,
+) -> None:
+    rig = post_process_rig
+    gate = rig.ami.gates["Getvar"] = asyncio.Event()
+    asked = asyncio.create_task(rig.ask(**START, postprocess="echo ^{EMPTY}"))
+    await rig.clock.settle()
+    gate.set()
+    gate = rig.ami.gates["Getvar"] = asyncio.Event()
+    await rig.clock.settle()
+    rig.ami.channels.clear()
+    gate.set()
+    with pytest.raises(NoSuchChannel):
+        await asked
+
+
+async def test_post_process_that_cannot_be_run_is_said(
+    post_process_rig: Rig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rig = post_process_rig
+
+    async def run(*_: object) -> int:
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(forks_module.post_process, "run", run)
+    await rig.ended(await rig.stream(postprocess="true"), EndReason.HANGUP)
+    assert rig.last_event[0] == "AudioForkStopped"
+    assert rig.last_event[1]["PostProcessStatus"] == "not run"
+    assert "the post-process command cannot be run: no more processes" in caplog.text
+
+
+async def test_post_process_is_waited_for_by_a_shutdown(
+    post_process_rig: Rig, tmp_path: Path
+) -> None:
+    rig = post_process_rig
+    script = f"while [ ! -e {tmp_path}/go ]; do sleep 0.01; done"
+    fork_id = await rig.stream(postprocess=script)
+    shutdown = asyncio.create_task(rig.forks.shut_down())
+    await rig.clock.settle()
+    await rig.ended(fork_id, EndReason.SHUTDOWN)
+    assert not shutdown.done()
+    (tmp_path / "go").touch()
+    await rig.until(shutdown.done)
+    assert told_of_end(rig) == ["AudioForkStopped"]
+
+
+async def test_post_process_that_outlasts_the_daemon_is_said_and_killed(
+    post_process_rig: Rig, tmp_path: Path
+) -> None:
+    rig = post_process_rig
+    script = f"touch {tmp_path}/runs; sleep 60; touch {tmp_path}/late"
+    await rig.ended(await rig.stream(postprocess=script), EndReason.SHUTDOWN)
+    await rig.until((tmp_path / "runs").exists)
+    closing = asyncio.create_task(rig.forks.close())
+    await rig.until(closing.done)
+    assert rig.last_event[0] == "AudioForkStopped"
+    assert rig.last_event[1]["PostProcessStatus"] == "interrupted"
+
+
 # --- Reports that cannot be ----------------------------------------------------------------------
 
 
@@ -812,6 +1602,9 @@ async def test_end_that_the_relay_reports_needs_no_command(rig: Rig) -> None:
         LegLost(UNKNOWN_ID, 0),
         SinkOpened(UNKNOWN_ID),
         Streaming(UNKNOWN_ID),
+        SinkRetrying(UNKNOWN_ID, 1, ""),
+        SinkResumed(UNKNOWN_ID, 0),
+        SinkMessage(UNKNOWN_ID, "a"),
         ForkEnded(UNKNOWN_ID, EndReason.STOPPED, "", ForkStats()),
     ],
     ids=lambda report: type(report).__name__,
@@ -859,14 +1652,14 @@ async def test_variables_that_cannot_be_set_are_logged_and_the_fork_goes_on(
 
 async def test_link_up_without_forks_sweeps(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     await rig.forks.on_link_up()
-    assert rig.tap.swept == 1
+    assert rig.tap.kept == [set()]
     assert "hung up 2 legs" in caplog.text
 
 
-async def test_link_up_with_forks_leaves_their_legs_alone(rig: Rig) -> None:
-    await rig.stream()
+async def test_link_up_with_forks_sweeps_but_keeps_their_legs(rig: Rig) -> None:
+    forks = {await rig.stream(), await rig.start()}
     await rig.forks.on_link_up()
-    assert rig.tap.swept == 0
+    assert rig.tap.kept == [forks]
     assert rig.ends == []
 
 
@@ -911,6 +1704,46 @@ async def test_shutdown_while_a_start_is_looked_up_refuses_it(rig: Rig) -> None:
     assert rig.sent == []
     assert rig.last_event[0] == "AudioForkFailed"
     assert "shutdown" in rig.last_event[1]["Reason"]
+
+
+async def test_shutdown_while_a_door_asks_for_a_start_refuses_it(rig: Rig) -> None:
+    gate = rig.ami.gates["Getvar"] = asyncio.Event()
+    asked = asyncio.create_task(rig.ask(**START))
+    await rig.clock.settle()
+    shutdown = asyncio.create_task(rig.forks.shut_down())
+    await rig.clock.settle()
+    assert not shutdown.done()
+    gate.set()
+    await shutdown
+    with pytest.raises(RequestRefused, match="^ended before it began: shutdown$"):
+        await asked
+    with pytest.raises(RequestRefused, match="^the daemon stops$"):
+        await rig.ask(**START)
+    assert rig.sent == rig.ami.events == []
+
+
+async def test_fault_in_a_request_is_logged_and_answered(
+    clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(clock)
+    monkeypatch.setattr(rig.tap, "is_leg", lambda uniqueid: 1 / 0)
+    await rig.request(**START)
+    assert rig.last_event[1]["Reason"] == "a fault of the daemon"
+    assert rig.last_event[1]["ActionID"] == "7"
+    assert len(rig.forks) == 0
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert record.message == "a request could not be handled"
+
+
+async def test_fault_during_a_shutdown_does_not_cut_it_short(clock: Clock) -> None:
+    rig = Rig(clock)
+    rig.tap.gate, rig.tap.fault = asyncio.Event(), RuntimeError("boom")
+    fork_id = await rig.start()
+    shutdown = asyncio.create_task(rig.forks.shut_down())
+    await clock.settle()
+    await rig.ended(fork_id, EndReason.SHUTDOWN)
+    rig.tap.gate.set()
+    await shutdown
 
 
 async def test_fault_in_one_start_is_logged_with_its_traceback(

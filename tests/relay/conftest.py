@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trustme
@@ -13,7 +14,7 @@ import uvloop
 from hypothesis import settings
 
 from testbed.recorder import Recorder
-from tests.relay.peers import StalledServer
+from tests.relay.peers import FakeLoop, StalledServer
 
 # A busy machine is no reason for a test to fail.
 settings.register_profile("relay", deadline=None)
@@ -72,6 +73,17 @@ async def recorder() -> AsyncIterator[Recorder]:
 async def stalled() -> AsyncIterator[StalledServer]:
     async with StalledServer() as server:
         yield server
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
+    """Own the time of beeps, of kept time and of the messages' limit."""
+    loop = FakeLoop()
+    faked = SimpleNamespace(get_running_loop=lambda: loop)
+    monkeypatch.setattr("audiofork.relay.beep.asyncio", faked)
+    monkeypatch.setattr("audiofork.relay.timekeeper.asyncio", faked)
+    monkeypatch.setattr("audiofork.relay.session.time", SimpleNamespace(monotonic=loop.time))
+    return loop
 
 
 @pytest.fixture

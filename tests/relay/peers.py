@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import heapq
+import itertools
 import socket
 import struct
 import uuid
@@ -10,8 +13,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Self, cast
 
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
 from websockets.frames import Opcode
-from websockets.http11 import Request
+from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
 from audiofork.config import Address
@@ -34,6 +39,60 @@ async def until(condition: Callable[[], object], timeout_s: float = 5) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - not all that is waited for has an event
             await asyncio.sleep(0)
+
+
+class FakeLoop:
+    """The timers of an event loop whose clock belongs to the test.
+
+    Attributes:
+        late_s: How long after its time each timer is called.
+    """
+
+    def __init__(self) -> None:
+        self.late_s = 0.0
+        self._now = 1000.0
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._order = itertools.count()
+
+    def time(self) -> float:
+        return self._now
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: object
+    ) -> asyncio.TimerHandle:
+        handle = asyncio.TimerHandle(when, callback, args, cast(asyncio.AbstractEventLoop, self))
+        heapq.heappush(self._timers, (when, next(self._order), handle))
+        return handle
+
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: object
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self._now + delay, callback, *args)
+
+    def get_debug(self) -> bool:
+        return False
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        pass
+
+    @property
+    def armed(self) -> int:
+        """How many timers have yet to be called."""
+        return sum(not handle.cancelled() for _, _, handle in self._timers)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, calling each timer when it is due."""
+        end = self._now + seconds
+        while self._timers and self._timers[0][0] + self.late_s <= end:
+            when, _, handle = heapq.heappop(self._timers)
+            if not handle.cancelled():
+                self._now = max(self._now, when + self.late_s)
+                handle._callback(*handle._args)  # type: ignore[attr-defined]
+        self._now = max(self._now, end)
+
+    def stall(self, seconds: float) -> None:
+        """Let time pass in which no timer is called."""
+        self._now += seconds
 
 
 class Leg:
@@ -169,6 +228,89 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.gone = True
+
+
+class FickleServer:
+    """A WebSocket server that goes and comes back, always on the same port.
+
+    Attributes:
+        frames: All that it has got, over all connections; `frames_of` each connection's.
+        asked: Time of each request.
+        refusals: Answers to the next requests, in place of a handshake.
+        close_code: What it closes each connection with at once; None: it keeps them.
+    """
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+        self.frames_of: list[list[bytes]] = []
+        self.asked: list[float] = []
+        self.refusals: list[tuple[int, str]] = []
+        self.close_code: int | None = None
+        self.connection: ServerConnection | None = None
+        self.port = unused_port()
+        self.url = f"ws://127.0.0.1:{self.port}/"
+
+    async def __aenter__(self) -> Self:
+        await self.come()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.go()
+
+    async def come(self) -> None:
+        listening = socket.socket()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listening.bind(("127.0.0.1", self.port))
+        self._server = await serve(
+            self._handle,
+            sock=listening,
+            process_request=self._on_request,
+            compression=None,
+            max_queue=None,
+        )
+
+    async def go(self) -> None:
+        """Break every connection, and listen no more."""
+        self.break_off()
+        self._server.close()
+        await self._server.wait_closed()
+
+    def break_off(self) -> None:
+        """Break every connection."""
+        for connection in self._server.connections:
+            connection.transport.abort()
+
+    def stop_reading(self) -> None:
+        assert self.connection is not None
+        self.connection.transport.pause_reading()
+
+    def read_on(self) -> None:
+        assert self.connection is not None
+        self.connection.transport.resume_reading()
+
+    def _on_request(self, connection: ServerConnection, request: Request) -> Response | None:
+        self.asked.append(asyncio.get_running_loop().time())
+        if not self.refusals:
+            return None
+        status, retry_after = self.refusals.pop(0)
+        response = connection.respond(status, "")
+        if retry_after:
+            response.headers["Retry-After"] = retry_after
+        return response
+
+    async def _handle(self, connection: ServerConnection) -> None:
+        if self.close_code is not None:
+            await connection.close(self.close_code)
+            return
+        self.connection = connection
+        frames: list[bytes] = []
+        self.frames_of.append(frames)
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                message = await connection.recv(decode=False)
+                frames.append(message)
+                self.frames.append(message)
 
 
 @asynccontextmanager

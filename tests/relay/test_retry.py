@@ -20,15 +20,15 @@ from websockets.exceptions import (
 from websockets.frames import Close
 from websockets.http11 import Response
 
-from audiofork.errors import SinkLost, SinkRefused, SinkUnreachable
-from audiofork.relay.retry import closure, connect_failure
+from audiofork.errors import SinkError, SinkLost, SinkRefused, SinkUnreachable
+from audiofork.relay.retry import HEALTHY_S, Retries, closure, connect_failure
 
 PASSING_STATUSES = [408, 425, 429, 500, 501, 502, 503, 504, 599]
 FINAL_STATUSES = [200, 204, 301, 302, 307, 308, 400, 401, 403, 404, 405, 410, 426, 451, 499, 600]
 
 
-def bad_status(status: int) -> InvalidStatus:
-    return InvalidStatus(Response(status, "", Headers()))
+def bad_status(status: int, headers: dict[str, str] | None = None) -> InvalidStatus:
+    return InvalidStatus(Response(status, "", Headers(headers or {})))
 
 
 @pytest.mark.parametrize("status", PASSING_STATUSES)
@@ -118,3 +118,137 @@ def test_closure_by_the_client_says_so_and_is_retryable(reason: str) -> None:
     error = closure(ConnectionClosedError(None, Close(1011, reason)))
     assert isinstance(error, SinkLost)
     assert str(error) == f"closed by us with 1011 {reason}".strip()
+
+
+# --- Retry-After ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0),
+        ("7", 7),
+        (" 120 ", 120),
+        ("9" * 5000, 999_999_999),
+        ("", 0),
+        ("-5", 0),
+        ("1.5", 0),
+        ("1e3", 0),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", 0),
+    ],
+)
+def test_retry_after_in_seconds_is_taken_and_all_else_ignored(text: str, seconds: float) -> None:
+    error = connect_failure(bad_status(503, {"Retry-After": text}))
+    assert isinstance(error, SinkUnreachable)
+    assert error.retry_after_s == seconds
+
+
+def test_retry_after_is_nothing_where_the_server_gave_none() -> None:
+    assert connect_failure(bad_status(503)).retry_after_s == 0
+
+
+# --- Retries -------------------------------------------------------------------------------------
+
+
+def asking(seconds: float) -> SinkError:
+    error = SinkUnreachable("busy")
+    error.retry_after_s = seconds
+    return error
+
+
+AWAY = SinkUnreachable("refused")
+LOST = SinkLost("it broke")
+
+
+class Draws:
+    """Draws a part of what there is, and keeps the limits."""
+
+    def __init__(self, part: float = 1.0) -> None:
+        self.part = part
+        self.limits: list[float] = []
+
+    def __call__(self, low: float, high: float) -> float:
+        assert low == 0
+        self.limits.append(high)
+        return self.part * high
+
+
+def test_retries_give_up_after_so_many_failures_in_a_row() -> None:
+    retries = Retries(5, 60, Draws())
+    waits = [retries.next_wait_s(AWAY, 0) for _ in range(5)]
+    assert waits == [0.25, 0.5, 1, 2, None]
+
+
+def test_retries_of_one_attempt_make_no_other() -> None:
+    assert Retries(1, 60, Draws()).next_wait_s(AWAY, 0) is None
+
+
+def test_retries_without_a_limit_go_on_for_ever() -> None:
+    retries = Retries(0, 5, Draws())
+    waits = [retries.next_wait_s(AWAY, 0) for _ in range(10_000)]
+    assert waits[:7] == [0.25, 0.5, 1, 2, 4, 5, 5]
+    assert set(waits[7:]) == {5}
+
+
+@pytest.mark.parametrize("longest_s", [0.25, 1, 3, 600])
+def test_limit_of_a_wait_doubles_up_to_the_longest(longest_s: float) -> None:
+    draws = Draws(0.5)
+    retries = Retries(0, longest_s, draws)
+    waits = [retries.next_wait_s(AWAY, 0) for _ in range(15)]
+    assert draws.limits == [min(0.25 * 2**n, longest_s) for n in range(15)]
+    assert waits == [limit / 2 for limit in draws.limits]
+
+
+def test_longest_wait_below_the_first_limits_that_too() -> None:
+    assert Retries(0, 0.1, Draws()).next_wait_s(AWAY, 0) == 0.1
+
+
+def test_waits_are_drawn_from_the_whole_span_when_nobody_says_otherwise() -> None:
+    waits = [Retries(0, 5).next_wait_s(AWAY, 0) for _ in range(1000)]
+    drawn = [wait for wait in waits if wait is not None]
+    assert len(set(drawn)) > 900
+    assert 0 <= min(drawn) < 0.05 and 0.2 < max(drawn) <= 0.25
+
+
+def test_loss_after_a_healthy_time_starts_anew() -> None:
+    retries = Retries(3, 60, Draws())
+    assert [retries.next_wait_s(AWAY, 0) for _ in range(2)] == [0.25, 0.5]
+    assert retries.next_wait_s(LOST, HEALTHY_S) == 0.25
+    assert retries.attempt == 1
+    assert [retries.next_wait_s(AWAY, 0) for _ in range(3)] == [0.25, 0.5, None]
+
+
+def test_loss_after_a_healthy_time_is_no_failed_attempt() -> None:
+    retries = Retries(1, 60, Draws())
+    assert [retries.next_wait_s(LOST, 3600) for _ in range(10)] == [0.25] * 10
+
+
+def test_loss_soon_after_the_handshake_counts_as_a_failure() -> None:
+    retries = Retries(4, 60, Draws())
+    waits = [retries.next_wait_s(LOST, HEALTHY_S - 0.1) for _ in range(4)]
+    assert waits == [0.25, 0.5, 1, None]
+
+
+def test_healthy_time_is_five_seconds() -> None:
+    assert HEALTHY_S == 5
+
+
+def test_attempt_counts_from_the_first() -> None:
+    retries = Retries(0, 5, Draws())
+    attempts = []
+    for _ in range(3):
+        retries.next_wait_s(AWAY, 0)
+        attempts.append(retries.attempt)
+    assert attempts == [2, 3, 4]
+
+
+@pytest.mark.parametrize(("asked_s", "wait_s"), [(0, 0.25), (0.1, 0.25), (2, 2), (5, 5), (3600, 5)])
+def test_wait_that_the_server_asked_for_is_kept_up_to_the_longest(
+    asked_s: float, wait_s: float
+) -> None:
+    assert Retries(0, 5, Draws()).next_wait_s(asking(asked_s), 0) == wait_s
+
+
+@pytest.mark.parametrize("open_s", [0, 3600])
+def test_final_error_is_the_end_at_once(open_s: float) -> None:
+    assert Retries(0, 5, Draws()).next_wait_s(SinkRefused("no"), open_s) is None

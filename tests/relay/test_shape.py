@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audiofork.model import Direction
-from audiofork.relay.shape import mix, right, shape_for, unchanged
+from audiofork.relay.shape import UNTOUCHED, Sides, mix, right, shape_for, unchanged
 
 SAMPLES = 160  # of one channel in 20 ms
 LOUDEST, LOWEST = 32767, -32768
@@ -30,8 +31,8 @@ OUT = [-7 * n - 1 for n in range(SAMPLES)]
 PAIRS = pairs(IN, OUT)
 
 
-def shaped(direction: Direction, frame: bytes) -> bytes:
-    shape = shape_for(direction, len(frame))
+def shaped(direction: Direction, frame: bytes, sides: Sides = UNTOUCHED) -> bytes:
+    shape = shape_for(direction, len(frame), sides)
     assert shape is not None
     return shape(frame)
 
@@ -105,3 +106,93 @@ def test_right_and_mix_keep_every_sample(ins: list[int], outs: list[int]) -> Non
 )
 def test_frames_that_cannot_serve_have_no_shape(direction: Direction, frame_bytes: int) -> None:
     assert shape_for(direction, frame_bytes) is None
+
+
+# --- Volume and mute -----------------------------------------------------------------------------
+
+GAINS = [-4, -3, -2, -1, 0, 1, 2, 3, 4]
+# Where rounding and saturating show.
+EDGES = [LOWEST, LOWEST + 1, -16_385, -16_384, -4097, -17, -16, -15, -3, -2, -1]
+TALK_IN = [*EDGES, 0, *(-1 - sample for sample in EDGES), *range(-137_00, 0, 100)]
+TALK_OUT = [*range(0, 137_00, 100), *reversed(EDGES), 0, *(-1 - sample for sample in EDGES)]
+
+
+def adjusted(sample: int, gain: int, mute: bool = False) -> int:
+    """Return what ast_frame_adjust_volume() makes of a sample: its `/` cuts, as C's does."""
+    if mute:
+        return 0
+    if gain > 0:
+        return max(LOWEST, min(LOUDEST, sample * 2**gain))
+    quotient = abs(sample) // 2**-gain
+    return quotient if sample > 0 else -quotient
+
+
+@pytest.mark.parametrize("gain", GAINS)
+def test_gain_of_every_sample_is_that_of_asterisk(gain: int) -> None:
+    shape = shape_for(Direction.IN, 2 * SAMPLES, Sides(gain_in=gain))
+    assert shape is not None
+    values = range(LOWEST, LOUDEST + 1)
+    for start in range(0, len(values), SAMPLES):
+        talk = [*values[start : start + SAMPLES], *[0] * SAMPLES][:SAMPLES]
+        assert shape(slin(*talk)) == slin(*(adjusted(sample, gain) for sample in talk))
+
+
+def expected(direction: Direction, sides: Sides) -> bytes:
+    """Return what a direction makes of TALK_IN and TALK_OUT."""
+    ins = [adjusted(sample, sides.gain_in, sides.mute_in) for sample in TALK_IN]
+    outs = [adjusted(sample, sides.gain_out, sides.mute_out) for sample in TALK_OUT]
+    if direction is Direction.STEREO:
+        return pairs(ins, outs)
+    if direction is Direction.BOTH:
+        return slin(*(max(LOWEST, min(LOUDEST, i + o)) for i, o in zip(ins, outs, strict=True)))
+    return slin(*(ins if direction is Direction.IN else outs))
+
+
+MUTES = list(itertools.product([False, True], repeat=2))
+
+
+@pytest.mark.parametrize("gains", [(0, 0), (1, 0), (0, -1), (-4, 4), (3, 3), (2, -3)])
+@pytest.mark.parametrize("mutes", MUTES)
+@pytest.mark.parametrize("direction", [Direction.OUT, Direction.BOTH, Direction.STEREO])
+def test_sides_of_pairs_are_treated_each_by_itself(
+    direction: Direction, mutes: tuple[bool, bool], gains: tuple[int, int]
+) -> None:
+    sides = Sides(*gains, *mutes)
+    frame = pairs(TALK_IN, TALK_OUT)
+    assert shaped(direction, frame, sides) == expected(direction, sides)
+
+
+@pytest.mark.parametrize("gain_out", [0, 3])
+@pytest.mark.parametrize("gain_in", [-2, 0, 2])
+@pytest.mark.parametrize("mutes", MUTES)
+def test_in_is_treated_as_in_whatever_is_wished_for_out(
+    mutes: tuple[bool, bool], gain_in: int, gain_out: int
+) -> None:
+    sides = Sides(gain_in, gain_out, *mutes)
+    assert shaped(Direction.IN, slin(*TALK_IN), sides) == expected(Direction.IN, sides)
+
+
+@pytest.mark.parametrize("mute", [False, True])
+@pytest.mark.parametrize("gain", [-2, 0, 2])
+def test_mix_of_a_leg_takes_what_is_wished_for_both_sides(gain: int, mute: bool) -> None:
+    sides = Sides(gain, gain, mute, mute)
+    assert shaped(Direction.BOTH, slin(*TALK_IN), sides) == expected(Direction.IN, sides)
+
+
+@pytest.mark.parametrize(
+    "sides",
+    [Sides(gain_in=1), Sides(gain_out=-1), Sides(1, 2), Sides(mute_in=True), Sides(mute_out=True)],
+)
+def test_mix_of_a_leg_cannot_serve_wishes_for_one_side(sides: Sides) -> None:
+    assert shape_for(Direction.BOTH, 320, sides) is None
+
+
+@pytest.mark.parametrize("sides", [Sides(gain_in=2), Sides(mute_in=True), Sides(1, 1, True, True)])
+@pytest.mark.parametrize(
+    ("direction", "frame_bytes"),
+    [(Direction.IN, 640), (Direction.OUT, 320), (Direction.STEREO, 320), (Direction.BOTH, 322)],
+)
+def test_wishes_do_not_make_a_frame_fit(
+    direction: Direction, frame_bytes: int, sides: Sides
+) -> None:
+    assert shape_for(direction, frame_bytes, sides) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import functools
 import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -13,11 +14,20 @@ import trustme
 
 from audiofork.config import WebSocketConfig
 from audiofork.errors import SinkError, SinkLost, SinkRefused, SinkUnreachable
+from audiofork.relay.retry import Retries
 from audiofork.relay.sink import MAX_MESSAGE_BYTES, WRITE_LIMIT_BYTES, Sink, binary_frame
 from audiofork.relay.worker import client_tls
 from testbed.recorder import Recorder
 from tests.relay.conftest import server_tls
-from tests.relay.peers import StalledServer, answering, number, numbered, until, unused_port
+from tests.relay.peers import (
+    FickleServer,
+    StalledServer,
+    answering,
+    number,
+    numbered,
+    until,
+    unused_port,
+)
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -36,7 +46,7 @@ async def start(system_tls: ssl.SSLContext) -> AsyncIterator[Start]:
     running: list[Running] = []
 
     def start(url: str, tls: ssl.SSLContext = system_tls, **options: float) -> Running:
-        sink = Sink(url, WebSocketConfig(**options), tls)
+        sink = Sink(url, WebSocketConfig(**{"reconnect_attempts": 1} | options), tls)
         running.append((sink, asyncio.create_task(sink.run())))
         return running[-1]
 
@@ -607,3 +617,333 @@ async def test_frames_after_close_are_counted(recorder: Recorder, start: Start) 
     await task
     offer(sink, numbered(2, 2), before=2)
     assert sink.frames_sent == 2
+
+
+# --- A server that goes and comes back -----------------------------------------------------------
+
+
+@pytest.fixture
+async def fickle() -> AsyncIterator[FickleServer]:
+    async with FickleServer() as server:
+        yield server
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
+    """Choose the limit of the first wait, and which part of the limit is drawn."""
+
+    def choose(first_s: float, part: float = 1.0) -> None:
+        monkeypatch.setattr("audiofork.relay.retry.FIRST_WAIT_S", first_s)
+        drawn = functools.partial(Retries, draw=lambda low, high: low + part * (high - low))
+        monkeypatch.setattr("audiofork.relay.retry.Retries", drawn)
+
+    choose(0.01)
+    return choose
+
+
+Waits = Callable[..., None]
+
+
+def retries_of(sink: Sink) -> list[tuple[int, str]]:
+    """Return the list to which a sink's retries are going to be added."""
+    retried: list[tuple[int, str]] = []
+    sink.on_retry = lambda attempt, why: retried.append((attempt, why))
+    return retried
+
+
+async def test_frames_that_waited_for_a_server_arrive_first_in_order_and_once(
+    fickle: FickleServer, start: Start, waits: Waits
+) -> None:
+    sink, _ = start(fickle.url, reconnect_attempts=0, reconnect_interval=0.02)
+    await opened(sink)
+    retried = retries_of(sink)
+    offer(sink, numbered(30))
+    await until(lambda: len(fickle.frames) == 30)
+    await fickle.go()
+    await until(lambda: retried)
+    offer(sink, numbered(30, 30), before=30)
+    assert (sink.frames_sent, len(sink.backlog), sink.reconnects) == (30, 30, 0)
+    await until(lambda: len(retried) >= 3)
+    await fickle.come()
+    await opened(sink)
+    assert (sink.frames_sent, len(sink.backlog), sink.reconnects) == (60, 0, 1)
+    offer(sink, numbered(30, 60), before=60)
+    await until(lambda: len(fickle.frames) >= 90)
+    assert fickle.frames_of == [numbered(30), numbered(60, 30)]
+    assert (sink.backlog.dropped, sink.dropped_in_gap) == (0, 0)
+
+
+async def test_server_that_is_away_at_first_is_tried_again(start: Start, waits: Waits) -> None:
+    server = FickleServer()
+    sink, _ = start(server.url, reconnect_attempts=0, reconnect_interval=0.02)
+    retried = retries_of(sink)
+    offer(sink, numbered(20))
+    await until(lambda: len(retried) >= 2)
+    async with server:
+        await opened(sink)
+        await until(lambda: len(server.frames) >= 20)
+        assert server.frames == numbered(20)
+        assert (sink.reconnects, sink.frames_sent) == (0, 20)
+
+
+async def test_each_return_of_a_server_is_counted(
+    fickle: FickleServer, start: Start, waits: Waits
+) -> None:
+    sink, _ = start(fickle.url, reconnect_attempts=0, reconnect_interval=0.02)
+    await opened(sink)
+    for count in range(1, 4):
+        fickle.break_off()
+        await opened(sink)
+        assert sink.reconnects == count
+
+
+async def test_gap_counts_what_was_dropped_while_the_server_was_away(
+    fickle: FickleServer, start: Start, waits: Waits
+) -> None:
+    sink, _ = start(fickle.url, reconnect_attempts=0, reconnect_interval=0.02, backlog=0.2)
+    await opened(sink)
+    for gap, dropped in (17, 7), (3, 0), (12, 2):
+        retried = retries_of(sink)
+        await fickle.go()
+        await until(lambda: retried)  # noqa: B023
+        for frame in numbered(gap):
+            sink.send(frame)
+        await fickle.come()
+        await opened(sink)
+        assert sink.dropped_in_gap == dropped
+    assert sink.backlog.dropped == 9
+
+
+async def test_gap_begins_when_the_server_takes_no_more(
+    fickle: FickleServer, start: Start, waits: Waits
+) -> None:
+    sink, _ = start(fickle.url, reconnect_attempts=0, reconnect_interval=0.02, backlog=0.2)
+    await opened(sink)
+    await until(lambda: fickle.connection)
+    fickle.stop_reading()
+    count = offer_until_stalled(sink)
+    offer(sink, numbered(29, count), before=count)
+    assert sink.backlog.dropped == 20
+    fickle.read_on()  # a stall that ends is none of the gap
+    await until(lambda: not sink.backlog)
+    fickle.stop_reading()
+    stalled_at = sink.backlog.dropped
+    while sink.backlog.dropped < stalled_at + 6:
+        sink.send(numbered(1)[0])
+    fickle.break_off()
+    await opened(sink)
+    assert (sink.dropped_in_gap, sink.backlog.dropped) == (6, 26)
+
+
+async def test_server_that_accepts_and_closes_is_backed_off(
+    fickle: FickleServer, start: Start, waits: Waits
+) -> None:
+    fickle.close_code = 1011
+    sink, task = start(fickle.url, reconnect_attempts=6, reconnect_interval=0.05)
+    retried = retries_of(sink)
+    error = await failure(task)
+    assert isinstance(error, SinkLost)
+    gaps = [after - before for before, after in zip(fickle.asked, fickle.asked[1:], strict=False)]
+    assert len(gaps) == 5
+    # uvloop's clock has steps of a millisecond.
+    for gap, least in zip(gaps, [0.01, 0.02, 0.04, 0.05, 0.05], strict=True):
+        assert gap >= least - 0.002
+    assert [attempt for attempt, _ in retried] == [2, 3, 4, 5, 6]
+    assert sink.reconnects == 5
+
+
+async def test_loss_after_a_healthy_time_begins_the_count_anew(
+    fickle: FickleServer, start: Start, waits: Waits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiofork.relay.retry.HEALTHY_S", 0.02)
+    sink, task = start(fickle.url, reconnect_attempts=1)
+    retried = retries_of(sink)
+    for _ in range(3):
+        await opened(sink)
+        await asyncio.sleep(0.03)
+        fickle.break_off()
+    await opened(sink)
+    assert [attempt for attempt, _ in retried] == [1, 1, 1]
+    monkeypatch.setattr("audiofork.relay.retry.HEALTHY_S", 3600)
+    fickle.break_off()
+    assert isinstance(await failure(task), SinkLost)
+
+
+async def test_attempts_after_a_healthy_time_are_limited_too(
+    fickle: FickleServer, start: Start, waits: Waits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiofork.relay.retry.HEALTHY_S", 0.02)
+    sink, task = start(fickle.url, reconnect_attempts=3)
+    retried = retries_of(sink)
+    await opened(sink)
+    await asyncio.sleep(0.03)
+    fickle.refusals = [(503, "")] * 100
+    fickle.break_off()
+    assert isinstance(await failure(task), SinkUnreachable)
+    assert [attempt for attempt, _ in retried] == [1, 2, 3]
+
+
+async def test_attempts_are_told_with_the_reason_and_end_with_the_last(
+    start: Start, waits: Waits
+) -> None:
+    sink, task = start(f"ws://127.0.0.1:{unused_port()}/", reconnect_attempts=4)
+    retried = retries_of(sink)
+    error = await failure(task)
+    assert isinstance(error, SinkUnreachable)
+    assert retried == [(2, str(error)), (3, str(error)), (4, str(error))]
+
+
+async def test_retry_after_of_a_busy_server_is_obeyed_up_to_the_longest_wait(
+    fickle: FickleServer, start: Start, waits: Waits
+) -> None:
+    waits(0.01, part=0)
+    fickle.refusals = [(503, ""), (503, "60"), (429, "60")]
+    sink, _ = start(fickle.url, reconnect_attempts=0, reconnect_interval=0.08)
+    offer(sink, numbered(5))
+    await until(lambda: len(fickle.frames) >= 5)
+    gaps = [after - before for before, after in zip(fickle.asked, fickle.asked[1:], strict=False)]
+    assert len(gaps) == 3
+    assert gaps[0] < min(gaps[1:])
+    assert all(0.078 <= gap < 5 for gap in gaps[1:])
+    assert fickle.frames == numbered(5)
+
+
+@pytest.mark.parametrize("status", [400, 404])
+async def test_final_refusal_among_the_retries_ends_at_once(
+    fickle: FickleServer, start: Start, waits: Waits, status: int
+) -> None:
+    fickle.refusals = [(503, ""), (502, ""), (status, "")]
+    sink, task = start(fickle.url, reconnect_attempts=0)
+    retried = retries_of(sink)
+    error = await failure(task)
+    assert isinstance(error, SinkRefused)
+    assert str(error) == f"the server answered HTTP {status}"
+    assert [attempt for attempt, _ in retried] == [2, 3]
+
+
+async def test_close_between_attempts_with_nothing_waiting_ends_at_once(
+    fickle: FickleServer, start: Start, waits: Waits
+) -> None:
+    waits(3600)
+    fickle.refusals = [(503, "")]
+    sink, task = start(fickle.url, reconnect_attempts=0, reconnect_interval=3600)
+    retried = retries_of(sink)
+    await until(lambda: retried)
+    async with asyncio.timeout(1):
+        await sink.close(1000, "stopped")
+        await task
+    assert len(fickle.asked) == 1
+
+
+async def test_close_between_attempts_with_frames_waiting_tries_once_more(
+    fickle: FickleServer, start: Start, waits: Waits
+) -> None:
+    waits(3600)
+    fickle.refusals = [(503, "")]
+    sink, task = start(fickle.url, reconnect_attempts=0, reconnect_interval=3600)
+    retried = retries_of(sink)
+    offer(sink, numbered(20))
+    await until(lambda: retried)
+    async with asyncio.timeout(1):
+        await sink.close(1000, "hangup")
+        await task
+    assert len(fickle.asked) == 2
+    assert fickle.frames == numbered(20)
+    assert (sink.frames_sent, sink.backlog.dropped, len(sink.backlog)) == (20, 0, 0)
+
+
+async def test_close_between_attempts_with_frames_waiting_gives_up_when_that_fails(
+    fickle: FickleServer, start: Start, waits: Waits
+) -> None:
+    waits(3600)
+    fickle.refusals = [(503, "")] * 9
+    sink, task = start(fickle.url, reconnect_attempts=0, reconnect_interval=3600)
+    retried = retries_of(sink)
+    offer(sink, numbered(20))
+    await until(lambda: retried)
+    async with asyncio.timeout(1):
+        await sink.close(1000, "hangup")
+    assert isinstance(await failure(task), SinkUnreachable)
+    assert len(fickle.asked) == 2
+    assert (sink.frames_sent, sink.backlog.dropped, len(sink.backlog)) == (0, 20, 0)
+
+
+@pytest.mark.parametrize("was_open", [False, True])
+async def test_close_between_attempts_ends_in_time_when_the_last_one_hangs(
+    fickle: FickleServer,
+    stalled: StalledServer,
+    start: Start,
+    waits: Waits,
+    soon: float,
+    was_open: bool,
+) -> None:
+    waits(3600)
+    fickle.refusals = [] if was_open else [(503, "")]
+    sink, task = start(
+        fickle.url, reconnect_interval=3600, reconnect_attempts=0, connect_timeout=60
+    )
+    retried = retries_of(sink)
+    if was_open:
+        await opened(sink)
+        fickle.break_off()
+    await until(lambda: retried)
+    offer(sink, numbered(20))
+    stalled.hold_handshake = True
+    sink._url = stalled.url
+    async with asyncio.timeout(soon + 1):
+        await sink.close(1000, "hangup")
+        await task
+    assert stalled.asked
+    assert (sink.frames_sent, sink.backlog.dropped, len(sink.backlog)) == (0, 20, 0)
+
+
+async def test_close_when_the_server_came_back_with_a_backlog_too_large_for_it_ends_in_time(
+    fickle: FickleServer, stalled: StalledServer, start: Start, waits: Waits, soon: float
+) -> None:
+    waits(3600)
+    fickle.refusals = [(503, "")]
+    sink, task = start(fickle.url, reconnect_interval=3600, reconnect_attempts=0, backlog=600)
+    retried = retries_of(sink)
+    offer(sink, numbered(25_000))
+    await until(lambda: retried)
+    sink._url = stalled.url
+    async with asyncio.timeout(soon + 2):
+        await sink.close(1000, "hangup")
+        await task
+    assert 0 < sink.frames_sent < 25_000
+    assert sink.frames_sent + sink.backlog.dropped == 25_000
+
+
+# --- Text from the server ------------------------------------------------------------------------
+
+
+async def test_text_messages_are_told_in_order_and_binary_ones_are_not(
+    fickle: FickleServer, start: Start
+) -> None:
+    sink, task = start(fickle.url)
+    texts: list[str] = []
+    sink.on_text = texts.append
+    await until(lambda: fickle.connection)
+    assert fickle.connection is not None
+    for message in "one", b"two", "", "zw\u00f6lf\r\n\0", "x" * MAX_MESSAGE_BYTES:
+        await fickle.connection.send(message)
+    await until(lambda: len(texts) >= 4)
+    assert texts == ["one", "", "zw\u00f6lf\r\n\0", "x" * MAX_MESSAGE_BYTES]
+    assert not task.done()
+
+
+async def test_text_that_is_not_utf_8_is_closed_with_1007_and_retried(
+    fickle: FickleServer, start: Start, waits: Waits
+) -> None:
+    sink, _ = start(fickle.url, reconnect_attempts=0)
+    texts: list[str] = []
+    sink.on_text = texts.append
+    retried = retries_of(sink)
+    await opened(sink)
+    await until(lambda: fickle.connection)
+    assert fickle.connection is not None
+    await fickle.connection.send(b"caf\xe9", text=True)
+    await opened(sink)
+    assert sink.reconnects == 1
+    assert retried[0][1].startswith("closed by us with 1007")
+    assert texts == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import ssl
 import struct
 import uuid
 from collections.abc import AsyncIterator
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from audiofork.config import Address, AudioSocketConfig, Config, WebSocketConfig
 from audiofork.errors import ConfigError
@@ -23,11 +26,19 @@ from audiofork.model import (
     LegAttached,
     LegLost,
     Report,
+    SetGate,
+    SetMute,
+    SinkMessage,
     SinkOpened,
+    SinkRetrying,
+    StatsTaken,
     Streaming,
+    TakeStats,
+    Tls,
 )
 from audiofork.relay.worker import Worker, client_tls
 from testbed.recorder import Recorder
+from tests.relay.conftest import server_tls
 from tests.relay.peers import HANGUP, Leg, StalledServer, numbered, until, unused_port
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -42,10 +53,10 @@ class Relay:
         self.worker = Worker(Config(audiosocket=listen, websocket=websocket), self.reports.append)
         self.legs: list[Leg] = []
 
-    def begin(self, url: str, direction: Direction = Direction.BOTH) -> str:
+    def begin(self, url: str, direction: Direction = Direction.BOTH, **wishes: Any) -> str:
         """Order a fork; return its id."""
         fork_id = str(uuid.uuid4())
-        self.worker.handle(ForkSpec(fork_id, "PJSIP/100-0000002a", url, direction))
+        self.worker.handle(ForkSpec(fork_id, "PJSIP/100-0000002a", url, direction, **wishes))
         return fork_id
 
     async def attach(self, fork_id: str) -> Leg:
@@ -62,12 +73,13 @@ class Relay:
         return self.of(fork_id, kind)[0]
 
     def of(self, fork_id: str, kind: type[Any] = object) -> list[Any]:
-        return [r for r in self.reports if r.fork_id == fork_id and isinstance(r, kind)]
+        reports = [report for report in self.reports if not isinstance(report, StatsTaken)]
+        return [r for r in reports if r.fork_id == fork_id and isinstance(r, kind)]
 
 
 @pytest.fixture
 async def relay() -> AsyncIterator[Relay]:
-    relay = Relay(WebSocketConfig())
+    relay = Relay(WebSocketConfig(reconnect_attempts=1))
     address = await relay.worker.start()
     assert address == relay.worker.address
     yield relay
@@ -78,7 +90,7 @@ async def relay() -> AsyncIterator[Relay]:
     assert relay.worker.sessions == {}
     assert relay.worker._listener._issued == {}
     assert relay.worker._listener._legs == set()
-    begun = {report.fork_id for report in relay.reports}
+    begun = {report.fork_id for report in relay.reports if not isinstance(report, StatsTaken)}
     assert all(len(relay.of(fork_id, ForkEnded)) == 1 for fork_id in begun)
     assert all(isinstance(relay.of(fork_id)[-1], ForkEnded) for fork_id in begun)
 
@@ -299,7 +311,7 @@ async def test_close_without_forks_listens_no_more(relay: Relay) -> None:
 
 async def test_configure_applies_to_forks_from_now_on(relay: Relay, stalled: StalledServer) -> None:
     stalled.hold_handshake = True
-    relay.worker.configure(WebSocketConfig(connect_timeout=0.05))
+    relay.worker.configure(WebSocketConfig(connect_timeout=0.05, reconnect_attempts=1))
     fork_id = relay.begin(stalled.url)
     ended = await relay.reported(ForkEnded, fork_id)
     assert (ended.reason, ended.detail) == (EndReason.SINK_GONE, "no answer in time")
@@ -312,5 +324,231 @@ def test_authorities_file_that_cannot_be_used_is_a_config_error(
     path = tmp_path / "ca.pem"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(ConfigError, match=r"\[websocket\] ca_list_file .*ca\.pem"):
+    with pytest.raises(ConfigError, match=r"authorities of .*ca\.pem cannot be used"):
         client_tls(str(path))
+
+
+# --- Commands to a fork that runs ----------------------------------------------------------------
+
+
+async def test_mute_and_gate_reach_their_fork_and_no_other(
+    relay: Relay, recorder: Recorder
+) -> None:
+    forks = [relay.begin(recorder.url(f"/{n}"), Direction.STEREO) for n in range(2)]
+    legs = [await relay.attach(fork_id) for fork_id in forks]
+    relay.worker.handle(SetMute(forks[0], mute_out=True))
+    for n, leg in enumerate(legs):
+        leg.send_audio(PAIRS[0])
+        await recorder.wait_messages(f"/{n}", 1)
+    relay.worker.handle(SetMute(forks[0], mute_out=False))
+    relay.worker.handle(SetGate(forks[0], False))
+    for leg in legs:
+        leg.send_audio(PAIRS[1])
+    recording = await recorder.wait_messages("/1", 2)
+    assert recording.messages == PAIRS[:2]
+    relay.worker.handle(EndFork(forks[0], EndReason.STOPPED))
+    ended = await relay.reported(ForkEnded, forks[0])
+    assert ended.stats == ForkStats(1, 1, 0)
+    assert recorder.at("/0")[0].messages == [pairs(INS[0], bytes(320))]
+
+
+async def test_gate_opens_a_fork_that_began_shut(relay: Relay, recorder: Recorder) -> None:
+    fork_id = relay.begin(recorder.url(), Direction.IN, gate_open=False)
+    leg = await relay.attach(fork_id)
+    await relay.reported(SinkOpened, fork_id)
+    relay.worker.handle(SetGate(fork_id, True))
+    leg.send_audio(INS[0])
+    assert (await recorder.wait_messages("/", 1)).messages == INS[:1]
+
+
+@pytest.mark.parametrize("kind", [SetMute, functools.partial(SetGate, is_open=True)])
+async def test_command_to_an_unknown_fork_is_ignored(relay: Relay, kind: Any) -> None:
+    relay.worker.handle(kind(str(uuid.uuid4())))
+    assert relay.reports == []
+
+
+async def test_statistics_are_taken_of_all_forks(relay: Relay, recorder: Recorder) -> None:
+    relay.worker.handle(TakeStats(1))
+    busy, idle = relay.begin(recorder.url("/busy")), relay.begin(recorder.url("/idle"))
+    leg = await relay.attach(busy)
+    leg.send_audio(*INS)
+    await recorder.wait_messages("/busy", 10)
+    relay.worker.handle(TakeStats(2))
+    taken = [report for report in relay.reports if isinstance(report, StatsTaken)]
+    stats = {busy: ForkStats(10, 10, 0), idle: ForkStats()}
+    assert taken == [StatsTaken(1, {}), StatsTaken(2, stats)]
+
+
+async def test_text_of_the_server_is_reported(relay: Relay, recorder: Recorder) -> None:
+    fork_id = relay.begin(recorder.url())
+    await relay.reported(SinkOpened, fork_id)
+    connection = recorder.at("/")[0].connection
+    assert connection is not None
+    await connection.send("hello")
+    assert await relay.reported(SinkMessage, fork_id) == SinkMessage(fork_id, "hello")
+
+
+# --- A fork's own wishes for its sink ------------------------------------------------------------
+
+
+async def test_attempts_of_a_fork_go_before_the_configured_ones(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiofork.relay.retry.FIRST_WAIT_S", 0.01)
+    url = f"ws://127.0.0.1:{unused_port()}/"
+    more, alike = relay.begin(url, reconnect_attempts=3), relay.begin(url)
+    for fork_id, attempts in (more, [2, 3]), (alike, []):
+        await relay.reported(ForkEnded, fork_id)
+        assert [report.attempt for report in relay.of(fork_id, SinkRetrying)] == attempts
+
+
+async def test_no_limit_of_attempts_is_a_wish_too(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiofork.relay.retry.FIRST_WAIT_S", 0.001)
+    url = f"ws://127.0.0.1:{unused_port()}/"
+    fork_id = relay.begin(url, reconnect_attempts=0, reconnect_interval_s=0.001)
+    await until(lambda: len(relay.of(fork_id, SinkRetrying)) >= 10)
+    relay.worker.handle(EndFork(fork_id, EndReason.STOPPED))
+    assert (await relay.reported(ForkEnded, fork_id)).reason is EndReason.STOPPED
+
+
+async def test_interval_of_a_fork_limits_each_of_its_attempts(
+    relay: Relay, stalled: StalledServer
+) -> None:
+    stalled.hold_handshake = True
+    fork_id = relay.begin(stalled.url, reconnect_interval_s=0.05)
+    ended = await relay.reported(ForkEnded, fork_id)
+    assert (ended.reason, ended.detail) == (EndReason.SINK_GONE, "no answer in time")
+
+
+async def test_interval_of_a_fork_limits_its_waits(
+    relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiofork.relay.retry.FIRST_WAIT_S", 3600)
+    url = f"ws://127.0.0.1:{unused_port()}/"
+    fork_id = relay.begin(url, reconnect_attempts=3, reconnect_interval_s=0.01)
+    assert (await relay.reported(ForkEnded, fork_id)).reason is EndReason.SINK_GONE
+
+
+@pytest.fixture(scope="session")
+def our_cert(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return files with a client's certificate: `cert` and `key` apart, and `both` in one."""
+    folder = tmp_path_factory.mktemp("client")
+    issued = ca.issue_cert("client.example")
+    issued.cert_chain_pems[0].write_to_path(folder / "cert")
+    issued.private_key_pem.write_to_path(folder / "key")
+    issued.private_key_and_cert_chain_pem.write_to_path(folder / "both")
+    return {name: str(folder / name) for name in ("cert", "key", "both")}
+
+
+@pytest.fixture
+async def strict(ca: trustme.CA) -> AsyncIterator[Recorder]:
+    """Run a server that asks for a certificate."""
+    context = server_tls(ca.issue_cert("localhost"))
+    context.verify_mode = ssl.CERT_REQUIRED
+    ca.configure_trust(context)
+    async with Recorder(context) as server:
+        yield server
+
+
+async def test_authorities_of_a_fork_go_before_the_configured_ones(
+    relay: Relay, tls: ssl.SSLContext, ca_file: Path
+) -> None:
+    async with Recorder(tls) as recorder:
+        trusting = relay.begin(recorder.url("/a"), Direction.IN, tls=Tls(ca_file=str(ca_file)))
+        doubting = relay.begin(recorder.url("/b"))
+        leg = await relay.attach(trusting)
+        leg.send_audio(*INS)
+        assert (await recorder.wait_messages("/a", 10)).messages == INS
+        ended = await relay.reported(ForkEnded, doubting)
+        await relay.worker.close()
+    assert ended.reason is EndReason.SINK_REFUSED
+    assert ended.detail.startswith("certificate not accepted: ")
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["fork's own", "configured"])
+@pytest.mark.parametrize("files", [("cert", "key"), ("both", "")], ids=["apart", "in one"])
+async def test_certificate_is_shown_to_a_server_that_asks(
+    relay: Relay,
+    strict: Recorder,
+    ca_file: Path,
+    our_cert: dict[str, str],
+    files: tuple[str, str],
+    own: bool,
+) -> None:
+    cert, key = (our_cert.get(name, "") for name in files)
+    if own:
+        wishes = Tls(ca_file=str(ca_file), cert_file=cert, key_file=key)
+    else:
+        relay.worker.configure(WebSocketConfig(cert_file=cert, priv_key_file=key))
+        wishes = Tls(ca_file=str(ca_file))
+    fork_id = relay.begin(strict.url(), tls=wishes)
+    await relay.reported(SinkOpened, fork_id)
+    await relay.worker.close()
+
+
+async def test_key_in_one_file_with_a_certificate_is_not_mixed_with_the_configured(
+    relay: Relay,
+    strict: Recorder,
+    ca: trustme.CA,
+    ca_file: Path,
+    our_cert: dict[str, str],
+    tmp_path,
+) -> None:
+    other = tmp_path / "other.pem"
+    ca.issue_cert("other.example").private_key_and_cert_chain_pem.write_to_path(other)
+    config = WebSocketConfig(cert_file=our_cert["cert"], priv_key_file=our_cert["key"])
+    relay.worker.configure(config)
+    fork_id = relay.begin(strict.url(), tls=Tls(ca_file=str(ca_file), cert_file=str(other)))
+    await relay.reported(SinkOpened, fork_id)
+    await relay.worker.close()
+
+
+async def test_server_that_asks_for_a_certificate_refuses_a_fork_without(
+    relay: Relay, strict: Recorder, ca_file: Path
+) -> None:
+    fork_id = relay.begin(strict.url(), tls=Tls(ca_file=str(ca_file)))
+    await relay.reported(ForkEnded, fork_id)
+    assert not relay.of(fork_id, SinkOpened)
+
+
+@pytest.mark.parametrize("host", ["localhost", "elsewhere.example"])
+async def test_insecure_fork_takes_any_certificate_and_no_other_fork_does(
+    relay: Relay, host: str
+) -> None:
+    async with Recorder(server_tls(trustme.CA().issue_cert(host))) as recorder:
+        careless = relay.begin(recorder.url(), tls=Tls(insecure=True))
+        careful = relay.begin(recorder.url())
+        await relay.reported(SinkOpened, careless)
+        assert (await relay.reported(ForkEnded, careful)).reason is EndReason.SINK_REFUSED
+        await relay.worker.close()
+
+
+@pytest.mark.parametrize("wish", ["ca_file", "cert_file"])
+async def test_file_of_a_fork_that_cannot_be_used_refuses_it_naming_the_file(
+    relay: Relay, recorder: Recorder, tmp_path: Path, wish: str
+) -> None:
+    path = str(tmp_path / "missing.pem")
+    fork_id = relay.begin(recorder.url(), tls=Tls(**{wish: path}))  # type: ignore[arg-type]
+    (ended,) = relay.of(fork_id)
+    assert (ended.reason, ended.stats) == (EndReason.SINK_REFUSED, ForkStats())
+    assert path in ended.detail and "cannot be used" in ended.detail
+    assert relay.worker.sessions == {}
+
+
+def test_equal_wishes_share_a_context(ca_file: Path) -> None:
+    assert client_tls(str(ca_file)) is client_tls(str(ca_file))
+    assert client_tls(str(ca_file), insecure=True).verify_mode is ssl.CERT_NONE
+    assert client_tls(str(ca_file)).verify_mode is ssl.CERT_REQUIRED
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"], ids=["missing", "garbage"])
+def test_certificate_that_cannot_be_used_is_a_config_error(
+    tmp_path: Path, content: str | None
+) -> None:
+    path = tmp_path / "own.pem"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=r"certificate .*own\.pem cannot be used"):
+        client_tls("", str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Protocol
 
 from audiofork.model import Direction
@@ -10,7 +11,9 @@ from audiofork.model import Direction
 class Tap(Protocol):
     """A way to get legs. A leg is hung up by the relay, which closes its connection."""
 
-    async def start(self, fork_id: str, uniqueid: str, direction: Direction) -> None:
+    async def start(
+        self, fork_id: str, uniqueid: str, direction: Direction, *, speaks: bool
+    ) -> None:
         """Ask Asterisk for a leg.
 
         Args:
@@ -18,17 +21,24 @@ class Tap(Protocol):
             uniqueid: The channel to listen to.
             direction: in: mono frames, none while the party sends none. Else: pairs of in and
                 out, 50 a second.
+            speaks: Whether what the relay sends is to be heard by the channel's party.
 
         Raises:
             AmiError: Asterisk cannot be asked, or refuses.
         """
 
-    async def sweep(self) -> int:
+    async def sweep(self, keep: Container[str]) -> int:
         """Hang up the legs that an earlier run left behind; return how many.
+
+        Args:
+            keep: Ids of the forks whose legs are wanted.
 
         Raises:
             AmiError: Asterisk cannot be asked.
         """
+
+    def fork_id_of(self, action_id: str) -> str:
+        """Return the fork whose leg was asked for under an ActionID, or nothing."""
 
     def is_leg(self, uniqueid: str) -> bool:
         """Tell whether a channel is a leg of ours or of another daemon."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Container
 
 from audiofork.config import Address
 from audiofork.control.ami import Ami
@@ -30,8 +31,13 @@ class ChanSpyTap:
         self._ami = ami
         self._advertise = advertise
 
-    async def start(self, fork_id: str, uniqueid: str, direction: Direction) -> None:
+    async def start(
+        self, fork_id: str, uniqueid: str, direction: Direction, *, speaks: bool
+    ) -> None:
         options = _IN_OPTIONS if direction is Direction.IN else _PAIR_OPTIONS
+        # w: what the leg sends is whispered to the target. Never unless it is needed: some
+        # versions of Asterisk have faults there.
+        options += "w" if speaks else ""
         headers = [
             ("Channel", f"AudioSocket/{self._advertise}/{fork_id}/c(slin)"),
             ("ChannelId", LEG_PREFIX + fork_id),
@@ -46,17 +52,20 @@ class ChanSpyTap:
         ]
         await self._ami.action("Originate", headers, action_id=LEG_PREFIX + fork_id)
 
-    async def sweep(self) -> int:
+    async def sweep(self, keep: Container[str]) -> int:
         swept = 0
         for channel in await self._ami.list("CoreShowChannels"):
-            name = channel.get("channel", "")
+            name, uniqueid = channel.get("channel", ""), channel.get("uniqueid", "")
             # Only those that dial this daemon: another one may share the Asterisk.
-            ours = name.startswith(f"AudioSocket/{self._advertise}-")
-            if ours and self.is_leg(channel.get("uniqueid", "")):
+            ours = name.startswith(f"AudioSocket/{self._advertise}-") and self.is_leg(uniqueid)
+            if ours and self.fork_id_of(uniqueid) not in keep:
                 with contextlib.suppress(AmiActionFailed):  # it may be gone by now
                     await self._ami.action("Hangup", [("Channel", name)])
                 swept += 1
         return swept
+
+    def fork_id_of(self, action_id: str) -> str:
+        return action_id.removeprefix(LEG_PREFIX) if self.is_leg(action_id) else ""
 
     def is_leg(self, uniqueid: str) -> bool:
         return uniqueid.startswith(LEG_PREFIX)

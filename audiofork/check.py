@@ -1,0 +1,497 @@
+"""The command `check`: tries what the daemon will need, and says what to do about each fault.
+
+It asks no right that the daemon does not need. What the manager interface does not tell a user
+of few rights is found out by trying: Asterisk brings a leg to the AudioSocket address, and a
+second one that spies on the first as a fork's leg does on a call. That takes two seconds,
+disturbs no call and leaves no call record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import errno
+import resource
+import textwrap
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from audiofork.client import Client
+from audiofork.config import Address, Config
+from audiofork.control.ami import (
+    CHECK_COMMAND,
+    Ami,
+    CheckRaised,
+    Event,
+    connected,
+)
+from audiofork.errors import (
+    AmiActionFailed,
+    AmiError,
+    AmiLoginRefused,
+    AudioForkError,
+    DaemonUnreachable,
+)
+from audiofork.probe import LegFailed, Legs, Probe, ProbeLeg
+from audiofork.relay.audiosocket import FRAME_BYTES
+from audiofork.relay.worker import Worker
+
+PAIR_OPTIONS = "qulDES"  # of ChanSpy; the D is what the check wants to know of
+MAX_CLOCK_DIFFERENCE_S = 2.0
+# Two a fork; the rest is for clients of the control socket and the AMI front, logs and libraries.
+FILES_PER_FORK = 2
+FURTHER_FILES = 400
+EVENT_TIMEOUT_S = 2.0
+FRAMES_WANTED = 50
+AUDIO_TIMEOUT_S = 2.5  # ChanSpy begins after 0.1 s, and 50 frames take a second
+NUDGES = 10
+SLOWEST_FRAMES_PER_SECOND = 45.0
+
+_DENIED = "Permission denied"
+# What each class is tried with: actions that lack what they need to do anything.
+_WRITE_CLASSES: tuple[tuple[str, str, list[tuple[str, str]]], ...] = (
+    ("originate", "Originate", []),
+    ("call", "Setvar", []),
+    ("user", "UserEvent", [("UserEvent", CHECK_COMMAND)]),
+    ("reporting", "CoreSettings", []),
+)
+_MODULES = ("chan_audiosocket.so", "res_audiosocket.so", "app_chanspy.so")
+_TIMING_MODULES = tuple(f"res_timing_{name}.so" for name in ("timerfd", "pthread", "dahdi"))
+
+# The reason of a failed Originate, as measured; one that cannot connect has 8.
+_NO_SUCH_CHANNEL_TYPE = "0"
+
+
+class Outcome(enum.IntEnum):
+    """What a check comes to; the numbers are the command's exit codes."""
+
+    FINE = 0
+    FAULTS = 1
+    UNREACHABLE = 4
+
+
+class Mark(enum.StrEnum):
+    OK = "ok"
+    FAIL = "FAIL"
+    SKIP = "skip"
+    """Could not be looked into; not a fault in itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the check, with what to do about it if it is a fault."""
+
+    mark: Mark
+    text: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        line = f"{self.mark:<4}  {self.text}"
+        remedy = textwrap.wrap(self.remedy, width=84, break_long_words=False)
+        return "\n".join([line, *(f"        {part}" for part in remedy)])
+
+
+class Check:
+    """One check of a configuration and the Asterisk that it names.
+
+    Args:
+        config: What the daemon would run with.
+        say: Gets each finding as soon as it is there.
+        clock: Seconds since 1970.
+
+    Raises:
+        ConfigError: The daemon could not be built with this configuration.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        say: Callable[[Finding], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        Worker(config, lambda report: None)
+        self._config = config
+        self._say = say
+        self._clock = clock
+        self._outcome = Outcome.FINE
+        self._daemon_pid = 0
+        self._daemon_runs = False
+        self._may: set[str] = set()
+        self._version = "(version unknown)"
+        self._events: list[Event] = []
+        self._news = asyncio.Event()
+
+    async def run(self) -> Outcome:
+        """Check everything; what depends on something that failed is left out."""
+        await asyncio.to_thread(self._check_daemon)
+        self._check_file_limit()
+        await self._check_asterisk()
+        return self._outcome
+
+    def _ok(self, text: str) -> None:
+        self._say(Finding(Mark.OK, text))
+
+    def _skip(self, text: str) -> None:
+        self._say(Finding(Mark.SKIP, text))
+
+    def _fail(self, text: str, remedy: str, outcome: Outcome = Outcome.FAULTS) -> None:
+        self._outcome = max(self._outcome, outcome)
+        self._say(Finding(Mark.FAIL, text, remedy))
+
+    # --- This machine ---
+
+    def _check_daemon(self) -> None:
+        path = self._config.control.socket
+        if not path:
+            self._skip("daemon: [control] socket is empty, so nobody can be asked")
+            return
+        try:
+            with Client(Path(path)) as client:
+                count = len(client.forks())
+                self._daemon_pid = client.daemon_pid
+        except AudioForkError as exc:
+            self._daemon_runs = not isinstance(exc, DaemonUnreachable)
+            self._skip(f"daemon: {exc}")
+            return
+        self._daemon_runs = True
+        self._ok(f"daemon: runs, {count} forks")
+
+    def _check_file_limit(self) -> None:
+        needed = FILES_PER_FORK * self._config.security.max_forks + FURTHER_FILES
+        whose, limit = "a process started here", resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        if self._daemon_pid:
+            with contextlib.suppress(OSError):
+                whose, limit = "the daemon", _limit_of(self._daemon_pid)
+        text = f"open files: {whose} may have {'any number' if limit < 0 else limit}"
+        if limit < 0 or limit >= needed:
+            self._ok(f"{text}, {needed} are enough")
+        else:
+            self._fail(
+                f"{text}, max_forks = {self._config.security.max_forks} takes {needed}",
+                f"Set LimitNOFILE={needed} in the service (systemctl edit audiofork) or by "
+                "ulimit -Hn, and restart the daemon; or lower [security] max_forks.",
+            )
+
+    # --- The manager interface ---
+
+    async def _check_asterisk(self) -> None:
+        config = self._config.asterisk
+        if not config.secret:
+            self._fail("login: no secret is configured", _NO_SECRET)
+            return
+        try:
+            async with connected(config, self._on_event) as ami:
+                await self._check_rights(ami)
+                await self._check_clock(ami)
+                await self._check_requests_come(ami)
+                if await self._check_modules(ami):
+                    await self._check_audiosocket(ami)
+        except AmiLoginRefused as exc:
+            self._fail(f"login: {str(exc).partition(';')[0]}", self._login_remedy())
+        # ValueError: the configured host is no name, or the secret does not fit a line.
+        except (OSError, TimeoutError, AmiError, ValueError) as exc:
+            where = f"{config.host}:{config.port}"
+            why = str(exc) or "no answer in time"
+            self._fail(f"Asterisk at {where}: {why}", _UNREACHABLE, Outcome.UNREACHABLE)
+
+    def _login_remedy(self) -> str:
+        user = self._config.asterisk.username
+        return (
+            f"Compare [asterisk] username and secret with section [{user}] of manager.conf, whose "
+            "deny and permit must let this machine in; then run "
+            f'asterisk -rx "manager reload" and asterisk -rx "manager show user {user}".'
+        )
+
+    def _on_event(self, event: Event) -> None:
+        self._events.append(event)
+        self._news.set()
+
+    async def _heard(self, matches: Callable[[Event], bool], timeout_s: float) -> Event | None:
+        """Return the first event that matches, which may have come already; None: none came."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    for event in self._events:
+                        if matches(event):
+                            return event
+                    self._news.clear()
+                    await self._news.wait()
+        return None
+
+    async def _check_rights(self, ami: Ami) -> None:
+        user = self._config.asterisk.username
+        for right, action, headers in _WRITE_CLASSES:
+            try:
+                answer = await ami.action(action, headers)
+                self._version = answer.get("asteriskversion", self._version)
+            except AmiActionFailed as exc:
+                if exc.message == _DENIED:
+                    continue
+            self._may.add(right)
+        self._ok(f"login: {user}, Asterisk {self._version}")
+        missing = [right for right, *_ in _WRITE_CLASSES if right not in self._may]
+        if missing:
+            self._fail(f"rights: {user} lacks write = {','.join(missing)}", self._rights_remedy())
+        else:
+            self._ok("rights: write = originate,call,user,reporting")
+
+    def _rights_remedy(self) -> str:
+        return (
+            f"In section [{self._config.asterisk.username}] of manager.conf: read = user,call and "
+            "write = originate,call,user,reporting, with the eventfilter lines of the shipped "
+            'manager_audiofork.conf or none; then run asterisk -rx "manager reload".'
+        )
+
+    async def _check_clock(self, ami: Ami) -> None:
+        try:
+            answer = await ami.action("Getvar", [("Variable", "EPOCH")])
+            theirs = float(answer.get("value", ""))
+        except (AmiActionFailed, ValueError):
+            self._skip("clock: Asterisk does not tell its time to this user")
+            return
+        ahead_s = self._clock() - (theirs + 0.5)  # EPOCH is cut to whole seconds
+        if abs(ahead_s) <= MAX_CLOCK_DIFFERENCE_S:
+            self._ok("clock: the same as Asterisk's")
+        else:
+            which = "ahead of" if ahead_s > 0 else "behind"
+            self._fail(f"clock: {abs(ahead_s):.0f} s {which} Asterisk's", _CLOCK)
+
+    async def _check_requests_come(self, ami: Ami) -> None:
+        if "user" not in self._may:
+            self._skip("requests: to raise one needs write = user")
+            return
+        token = str(uuid.uuid4())
+        ami.raise_event("AudioFork", [("Command", CHECK_COMMAND), ("AudioForkID", token)])
+        event = await self._heard(
+            lambda event: isinstance(event, CheckRaised) and event.token == token,
+            EVENT_TIMEOUT_S,
+        )
+        if event is not None:
+            self._ok("requests: UserEvent(AudioFork) comes back (read = user)")
+        else:
+            self._fail(
+                "requests: UserEvent(AudioFork) does not come back: read = user is missing, or an "
+                "eventfilter holds it back",
+                self._rights_remedy(),
+            )
+
+    async def _check_modules(self, ami: Ami) -> bool:
+        """Name missing modules to a user who may ask; without, the legs will show it."""
+        try:
+            missing = [name for name in _MODULES if not await _is_loaded(ami, name)]
+            if not any([await _is_loaded(ami, name) for name in _TIMING_MODULES]):
+                missing.append(_TIMING_MODULES[0])
+        except AmiActionFailed:
+            return True
+        if not missing:
+            self._ok("modules: loaded")
+            return True
+        self._fail(f"modules: {', '.join(missing)} not loaded", _load(*missing))
+        return False
+
+    # --- The audio ---
+
+    async def _check_audiosocket(self, ami: Ami) -> None:
+        if "originate" not in self._may:
+            self._skip("audio: to try it needs write = originate")
+            return
+        probe = Probe()
+        legs = Legs(ami, probe, self._heard)
+        try:
+            address = await self._listen(probe, legs)
+            if address is not None:
+                await self._check_audio(legs, address)
+        finally:
+            await probe.close()
+        if legs.news_due:
+            await self._check_hangups_come(legs)
+
+    async def _listen(self, probe: Probe, legs: Legs) -> Address | None:
+        """Listen where the daemon would; if it does already, on a port beside it.
+
+        Returns:
+            The address that Asterisk shall dial, or None after a fault.
+        """
+        listen = self._config.audiosocket.listen
+        advertise = self._config.audiosocket.advertise or listen
+        try:
+            chosen = await probe.start(listen)
+            return self._config.audiosocket.advertise or chosen
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE:
+                self._fail(f"AudioSocket: cannot listen on {listen}: {exc.strerror}", _LISTEN)
+                return None
+        if not self._daemon_runs and self._config.control.socket:
+            self._fail(f"AudioSocket: another program listens on {listen}", _TAKEN)
+            return None
+        if not await self._check_daemon_port(legs, advertise):
+            return None
+        chosen = await probe.start(Address(listen.host, 0))
+        return Address(advertise.host, chosen.port)
+
+    async def _check_daemon_port(self, legs: Legs, advertise: Address) -> bool:
+        """See whether Asterisk reaches the daemon that runs; it will refuse the leg."""
+        try:
+            await legs.knock(advertise)
+        except LegFailed as exc:
+            self._leg_failed(exc, advertise)
+            return False
+        self._ok(f"AudioSocket: Asterisk reaches the daemon at {advertise}")
+        return True
+
+    async def _check_audio(self, legs: Legs, address: Address) -> None:
+        try:
+            target = await legs.start(address, "Wait", "10")
+            if not self._is_beside(address):
+                self._ok(f"AudioSocket: Asterisk reaches {address}")
+            spy = await legs.start(address, "ChanSpy", f"{legs.uniqueids[-1]},{PAIR_OPTIONS}")
+        except LegFailed as exc:
+            if self._is_beside(address):
+                self._skip(f"audio: needs a port beside the daemon's, and {address}: {exc}")
+            else:
+                self._leg_failed(exc, address)
+            return
+        talk = asyncio.create_task(target.talk())
+        try:
+            await spy.wait_frames(FRAMES_WANTED, AUDIO_TIMEOUT_S)
+            await self._judge(spy)
+        finally:
+            talk.cancel()
+            spy.hang_up()
+            target.hang_up()
+
+    def _is_beside(self, address: Address) -> bool:
+        """Tell whether this is not the configured port, since the daemon has that."""
+        configured = self._config.audiosocket.advertise or self._config.audiosocket.listen
+        return configured.port not in (0, address.port)
+
+    def _leg_failed(self, failure: LegFailed, address: Address) -> None:
+        if failure.reason == _NO_SUCH_CHANNEL_TYPE:
+            self._fail(
+                "AudioSocket: Asterisk has no channel type AudioSocket", _load(*_MODULES[:2])
+            )
+        else:
+            remedy = _ADVERTISE if failure.reason else _ADVERTISE + _NO_NEWS
+            self._fail(f"AudioSocket: Asterisk and {address}: {failure}", remedy)
+
+    async def _judge(self, spy: ProbeLeg) -> None:
+        if not spy.frames and spy.closed:
+            self._fail("audio: ChanSpy does not run", _load(_MODULES[2]))
+        elif not spy.frames:
+            await self._judge_silence(spy)
+        elif any(len(frame) == FRAME_BYTES for _, frame in spy.frames):
+            self._fail(
+                f"audio: the ChanSpy of Asterisk {self._version} has no option D", _NO_OPTION_D
+            )
+        elif len(spy.frames) < FRAMES_WANTED:
+            text = f"audio: {len(spy.frames)} frames within {AUDIO_TIMEOUT_S:g} s, not 50 a second"
+            self._fail(text, _load(_TIMING_MODULES[0]) + _BUSY)
+        elif spy.frames_per_second() < SLOWEST_FRAMES_PER_SECOND:
+            text = f"audio: {spy.frames_per_second():.1f} frames a second, not 50"
+            self._fail(text, _load(_TIMING_MODULES[0]) + _BUSY)
+        elif not spy.has_tone_in_left_alone():
+            self._fail("audio: what comes is not what the target was sent", _NOT_THE_TONE)
+        else:
+            pace = f"{spy.frames_per_second():.1f} frames a second"
+            self._ok(f"audio: {pace}, in and out apart (timing source, ChanSpy with D)")
+
+    async def _judge_silence(self, spy: ProbeLeg) -> None:
+        """Without a timing source ChanSpy sends a frame for each that it gets, and no other."""
+        for _ in range(NUDGES):
+            spy.send_tone()
+            await spy.wait_frames(len(spy.frames) + 1, 0.05)
+        if spy.frames:
+            text = "audio: none comes of itself: Asterisk has no timing source"
+        else:
+            text = "audio: none comes"
+        self._fail(text, _load(_TIMING_MODULES[0]) + _TIMING)
+
+    async def _check_hangups_come(self, legs: Legs) -> None:
+        event = await self._heard(legs.is_of_ours, EVENT_TIMEOUT_S)
+        if event is not None:
+            self._ok("hangups: Asterisk tells of them (read = call)")
+        else:
+            self._fail(
+                "hangups: Asterisk does not tell of them: read = call is missing, or an "
+                "eventfilter holds them back",
+                self._rights_remedy(),
+            )
+
+
+async def _is_loaded(ami: Ami, module: str) -> bool:
+    """Ask whether a module is loaded.
+
+    Raises:
+        AmiActionFailed: The user may not ask that.
+    """
+    try:
+        await ami.action("ModuleCheck", [("Module", module)])
+    except AmiActionFailed as exc:
+        if exc.message == _DENIED:
+            raise
+        return False
+    return True
+
+
+def _limit_of(pid: int) -> int:
+    """Return how many files a process may have open; -1: any number.
+
+    Raises:
+        OSError: It cannot be looked into.
+    """
+    for line in Path(f"/proc/{pid}/limits").read_text().splitlines():
+        if line.startswith("Max open files"):
+            soft = line.split()[3]
+            return -1 if soft == "unlimited" else int(soft)
+    return -1
+
+
+# --- What to do about it -------------------------------------------------------------------------
+
+_NO_SECRET = (
+    "Set [asterisk] secret or secret_file to the secret of the user in manager.conf. Where systemd "
+    "hands the secret to the service, give it to this command as well: "
+    "AUDIOFORK_ASTERISK_SECRET_FILE=/etc/audiofork/ami-secret audiofork check"
+)
+_UNREACHABLE = (
+    "Is Asterisk running? manager.conf: enabled = yes, and bindaddr and port as in [asterisk] host "
+    'and port (asterisk -rx "manager show settings"). With [asterisk] tls = yes the port is that '
+    "of tlsbindaddr, and ca_file names who signed its certificate."
+)
+_CLOCK = (
+    "Times in logs and call records cannot be compared, and certificates may be taken for expired. "
+    "Let both machines keep time by NTP: timedatectl set-ntp true."
+)
+_LISTEN = "[audiosocket] listen must be an address of this machine, such as 127.0.0.1:9093."
+_TAKEN = (
+    "Find it by ss -ltnp and stop it, or choose another port in [audiosocket] listen. If it is the "
+    "daemon: it runs with another [control] socket, or you may not use that."
+)
+_ADVERTISE = (
+    "[audiosocket] advertise (empty: listen) must be the address of this machine as Asterisk's "
+    "machine sees it, on the port of listen, and no firewall may be between them. Beyond one "
+    "machine listen cannot be 127.0.0.1."
+)
+_NO_NEWS = " Without read = call in manager.conf the reason does not come through."
+_NO_OPTION_D = (
+    "The directions out and stereo take Asterisk 18.22, 20.7, 21.2, 22 or later; in and both work "
+    "with this one."
+)
+_BUSY = " If a timing module is loaded, the machine is too busy: look at its load."
+_TIMING = ' What Asterisk has is told by asterisk -rx "timing test".'
+_NOT_THE_TONE = (
+    "Something on this Asterisk changes audio between two channels; please report it with the "
+    'output of asterisk -rx "core show version" and "module show".'
+)
+
+
+def _load(*modules: str) -> str:
+    commands = "; ".join(f'asterisk -rx "module load {module}"' for module in modules)
+    return (
+        f"Run {commands}, and see that modules.conf does not keep it out (noload, or autoload = no "
+        "without a load line). Some distributions have it in a package of its own."
+    )

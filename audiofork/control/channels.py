@@ -1,0 +1,67 @@
+"""What Asterisk is asked about its channels."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from audiofork.control.ami import Ami
+from audiofork.control.requests import Target
+from audiofork.errors import AmiActionFailed, NoSuchChannel
+
+NO_SUCH_CHANNEL = str(NoSuchChannel())  # Asterisk's words as well as ours
+
+
+class Channels:
+    """Questions about channels; a channel is named by its name or its uniqueid.
+
+    Every method raises NoSuchChannel if Asterisk does not have the channel (any more), and AmiError
+    if Asterisk cannot be asked.
+    """
+
+    def __init__(self, ami: Ami) -> None:
+        self._ami = ami
+
+    async def look_up(self, target: Target) -> tuple[str, str]:
+        """Return the name and uniqueid of a channel."""
+        key = target.uniqueid or target.channel
+        name, uniqueid = await asyncio.gather(
+            self._known(key, "CHANNEL(name)"), self._known(key, "CHANNEL(uniqueid)")
+        )
+        return name, uniqueid
+
+    async def check_alive(self, uniqueid: str) -> None:
+        """Return if the channel still exists."""
+        await self._known(uniqueid, "CHANNEL(uniqueid)")
+
+    async def is_bridged(self, uniqueid: str) -> bool:
+        """Tell whether the channel is in a bridge."""
+        try:
+            answer = await self._ami.list("Status", [("Channel", uniqueid)])
+        except AmiActionFailed as exc:
+            raise _translated(exc) from None
+        return any(event.get("bridgeid") for event in answer)
+
+    async def values(self, channel: str, names: Iterable[str]) -> dict[str, str]:
+        """Return variables and functions of a channel; what is not set is empty."""
+        wanted = list(names)
+        values = await asyncio.gather(*(self._value(channel, name) for name in wanted))
+        return dict(zip(wanted, values, strict=True))
+
+    async def _known(self, channel: str, expression: str) -> str:
+        value = await self._value(channel, expression)
+        if not value:
+            raise NoSuchChannel
+        return value
+
+    async def _value(self, channel: str, expression: str) -> str:
+        headers = [("Channel", channel), ("Variable", expression)]
+        try:
+            answer = await self._ami.action("Getvar", headers)
+        except AmiActionFailed as exc:
+            raise _translated(exc) from None
+        return answer.get("value", "")
+
+
+def _translated(exc: AmiActionFailed) -> Exception:
+    return NoSuchChannel() if exc.message == NO_SUCH_CHANNEL else exc

@@ -1,0 +1,411 @@
+"""Every option of a fork, on the real Asterisk."""
+
+from __future__ import annotations
+
+import asyncio
+import audioop
+import itertools
+from pathlib import Path
+
+import pytest
+
+from audiofork.model import Direction
+from audiofork.relay import beep
+from audiofork.relay.shape import Sides, shape_for
+from testbed.ami import AmiClient
+from testbed.asterisk import Asterisk
+from testbed.blocks import decode, find_blocks, make_blocks, peak, report
+from testbed.daemon import Daemon
+from testbed.recorder import Recorder, Recording
+from testbed.sip import SipUser
+from tests.asterisk.conftest import Target, place_call, set_globals, start_fork
+
+pytestmark = pytest.mark.asterisk
+
+BLOCKS = make_blocks(100, seed=21)
+HEARD = [decode(block) for block in BLOCKS]
+WARM_UP = make_blocks(25, seed=22)
+QUIET = [b"\xff" * 160]
+
+
+@pytest.fixture(scope="module")
+def settings() -> dict[str, str]:
+    return {"security": "allow_post_process = yes\n"}
+
+
+async def recorded_call(
+    ami: AmiClient, caller: SipUser, recorder: Recorder, options: str
+) -> Recording:
+    """Fork an Echo() call with these options while known blocks are spoken; return what came."""
+    target = await place_call(ami, caller)
+    start_fork(ami, target.channel, recorder.url("/"), options)
+    await target.call.play(WARM_UP)
+    await target.call.play(BLOCKS + WARM_UP)
+    await target.call.hangup()
+    return await recorder.wait_closed("/")
+
+
+# --- Volume ---
+
+
+@pytest.mark.parametrize(
+    ("option", "sides"),
+    [("v(1)", Sides(gain_in=1)), ("v(-2)", Sides(gain_in=-2)), ("W(4)", Sides(gain_in=4))],
+)
+async def test_volume_of_in_is_a_factor_of_two_a_step(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, option: str, sides: Sides
+) -> None:
+    recording = await recorded_call(ami, caller, recorder, f"D(in){option}")
+    shape = shape_for(Direction.IN, 320, sides)
+    assert shape is not None
+    assert report(find_blocks(recording.audio, [shape(block) for block in HEARD]), 100).intact
+
+
+async def test_volume_of_out_leaves_in_as_it_is(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    recording = await recorded_call(ami, caller, recorder, "D(stereo)V(-1)")
+    left = audioop.tomono(recording.audio, 2, 1, 0)
+    right = audioop.tomono(recording.audio, 2, 0, 1)
+    shape = shape_for(Direction.IN, 320, Sides(gain_in=-1))
+    assert shape is not None
+    assert report(find_blocks(left, HEARD), 100).intact
+    assert report(find_blocks(right, [shape(block) for block in HEARD]), 100).intact
+
+
+# --- Mute ---
+
+
+@pytest.mark.parametrize(
+    ("direction", "side", "muted"),
+    [
+        ("in", "read", "all"),
+        ("out", "write", "all"),
+        ("both", "both", "all"),
+        ("stereo", "read", "left"),
+        ("stereo", "write", "right"),
+        ("in", "write", "nothing"),
+    ],
+)
+async def test_mute_puts_silence_in_the_stream_within_60_ms_and_keeps_time(
+    daemon: Daemon,
+    ami: AmiClient,
+    caller: SipUser,
+    recorder: Recorder,
+    direction: str,
+    side: str,
+    muted: str,
+) -> None:
+    target = await place_call(ami, caller)
+    target.call.talk()
+    start_fork(ami, target.channel, recorder.url("/"), f"D({direction})")
+    recording = await recorder.wait_messages("/", 50)
+    loop = asyncio.get_running_loop()
+    times = []
+    for state in ("1", "0"):
+        times.append(loop.time())
+        mute(ami, target, side, state)
+        await recorder.wait_messages("/", len(recording.messages) + 50)
+    await target.call.hangup()
+    off_at, on_at = times
+    quiet = messages_between(recording, off_at + 0.06, on_at)
+    loud = messages_between(recording, on_at + 0.06, on_at + 0.9)
+    assert len(quiet) >= 40 and len(loud) >= 40
+    assert {silent_part(message, direction) for message in quiet} == {muted}
+    assert {silent_part(message, direction) for message in loud} == {"nothing"}
+    gaps_s = [after - before for before, after in itertools.pairwise(recording.times)]
+    assert max(gaps_s) < 0.2
+
+
+def mute(ami: AmiClient, target: Target, side: str, state: str, **more: str) -> None:
+    ami.send(
+        "UserEvent",
+        UserEvent="AudioFork",
+        Command="AudioForkMute",
+        Channel=target.channel,
+        Direction=side,
+        State=state,
+        **more,
+    )
+
+
+def messages_between(recording: Recording, begin: float, end: float) -> list[bytes]:
+    pairs = zip(recording.times, recording.messages, strict=True)
+    return [m for at, m in pairs if begin <= at < end and isinstance(m, bytes)]
+
+
+def silent_part(message: bytes, direction: str) -> str:
+    """Tell what of a message is silent: all, left, right or nothing."""
+    if direction != "stereo":
+        return "nothing" if any(message) else "all"
+    left = any(audioop.tomono(message, 2, 1, 0))
+    right = any(audioop.tomono(message, 2, 0, 1))
+    return {(0, 0): "all", (0, 1): "left", (1, 0): "right", (1, 1): "nothing"}[left, right]
+
+
+async def test_mute_of_one_fork_leaves_the_others(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    target = await place_call(ami, caller)
+    target.call.talk()
+    first = start_fork(ami, target.channel, recorder.url("/first"))
+    start_fork(ami, target.channel, recorder.url("/second"))
+    started = await ami.wait_user_event("AudioForkStarted", ActionID=first)
+    await recorder.wait_messages("/second", 10)
+    mute(ami, target, "both", "on", AudioForkID=started["AudioForkID"])
+    await asyncio.sleep(0.2)
+    seen = len(recorder.at("/first")[0].messages), len(recorder.at("/second")[0].messages)
+    await asyncio.sleep(0.5)
+    assert not any(b"".join(recorder.at("/first")[0].messages[seen[0] :]))  # type: ignore[arg-type]
+    assert any(b"".join(recorder.at("/second")[0].messages[seen[1] :]))  # type: ignore[arg-type]
+    await target.call.hangup()
+
+
+# --- Time, bridge ---
+
+
+async def test_keep_time_fills_what_the_party_does_not_send(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    """The caller speaks 2 s, is silent for 2 s without sending anything, and speaks again."""
+    target = await place_call(ami, caller)
+    start_fork(ami, target.channel, recorder.url("/"), "D(in)S")
+    await recorder.wait_messages("/", 10)
+    began, seen = recorder.at("/")[0].times[-1], len(recorder.at("/")[0].messages)
+    await target.call.play(BLOCKS)
+    await asyncio.sleep(2)
+    await target.call.play(BLOCKS + WARM_UP)
+    await target.call.hangup()
+    recording = await recorder.wait_closed("/")
+    count = len(recording.messages) - seen
+    assert count == pytest.approx((recording.times[-1] - began) * 50, abs=6)
+    # Asterisk may hand out the first frame twice when a party begins to send.
+    found = [number for number, _ in itertools.groupby(find_blocks(recording.audio, HEARD))]
+    assert found == [*range(100), *range(100)]
+
+
+async def test_bridged_only_carries_audio_from_bridge_to_bridge(
+    asterisk: Asterisk, daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    """Alone, in a bridge, sent away by a blind transfer, and in a bridge again."""
+    await set_globals(ami, WSSERVER=recorder.url("/"), OPTIONS="D(in)b")
+    async with SipUser("callee", ("127.0.0.1", asterisk.sip_port), answer=True) as callee:
+        await callee.register()
+        target = await place_call(ami, caller, "wait")
+        target.call.talk()
+        start_fork(ami, target.channel, recorder.url("/"), "D(in)b")
+        recording = await recorder.wait(lambda r: r.path == "/")
+        await asyncio.sleep(0.5)
+        assert recording.messages == []
+        await redirect(ami, target, "callee")
+        await recorder.wait_messages("/", 25)
+        await redirect(ami, target, "wait")
+        await asyncio.sleep(0.3)
+        seen = len(recording.messages)
+        await asyncio.sleep(0.5)
+        assert len(recording.messages) == seen
+        await redirect(ami, target, "callee")
+        await recorder.wait_messages("/", seen + 25)
+        await target.call.hangup()
+        await recorder.wait_closed("/")
+
+
+async def redirect(ami: AmiClient, target: Target, extension: str) -> None:
+    await ami.action(
+        "Redirect", Channel=target.channel, Context="testbed", Exten=extension, Priority="1"
+    )
+
+
+# --- Beeps ---
+
+
+def beeps_in(received: list[tuple[float, bytes]]) -> list[float]:
+    """Return when each beep began, by its level: what else is heard is silence."""
+    begins: list[float] = []
+    last_loud = float("-inf")
+    for at, payload in received:
+        if peak(audioop.ulaw2lin(payload, 2)) > beep.AMPLITUDE // 2:
+            if at - last_loud > 0.3:
+                begins.append(at)
+            last_loud = at
+    return begins
+
+
+async def test_beeps_are_heard_by_the_party_on_time_and_by_nobody_else(
+    asterisk: Asterisk, daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    """One at the start, one each second, one at the stop; the callee hears none."""
+    async with SipUser("callee", ("127.0.0.1", asterisk.sip_port), answer=True, record=True) as two:
+        await two.register()
+        target = await place_call(ami, caller, "callee")
+        other = await two.incoming()
+        target.call.recording = True
+        target.call.play(QUIET, loop=True)
+        other.play(QUIET, loop=True)
+        await asyncio.sleep(0.5)
+        action_id = start_fork(ami, target.channel, recorder.url("/"), "D(both)B(1)pP")
+        started = await ami.wait_user_event("AudioForkStarted", ActionID=action_id)
+        await asyncio.sleep(3.5)
+        ami.send(
+            "UserEvent",
+            UserEvent="AudioFork",
+            Command="StopAudioFork",
+            AudioForkID=started["AudioForkID"],
+        )
+        await recorder.wait_closed("/")
+        await asyncio.sleep(0.5)
+        heard = beeps_in([(r.at_s, r.payload) for r in target.call.received])
+        assert len(heard) == 5  # start, three periodic, stop
+        gaps_s = [after - before for before, after in itertools.pairwise(heard)]
+        assert gaps_s[:3] == pytest.approx([1.0, 1.0, 1.0], abs=0.05)
+        assert beeps_in([(r.at_s, r.payload) for r in other.received]) == []
+        await target.call.hangup()
+
+
+async def test_leg_whispers_only_where_a_fork_beeps(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    target = await place_call(ami, caller)
+    target.call.talk()
+    for path, options in (("/silent", "D(both)"), ("/beeping", "D(both)p")):
+        start_fork(ami, target.channel, recorder.url(path), options)
+        await recorder.wait_messages(path, 5)
+    position = len(ami.events)
+    ami.send("CoreShowChannels")
+    await ami.wait_event(lambda h: h.get("Event") == "CoreShowChannelsComplete", after=position)
+    spies = {
+        headers["ApplicationData"].partition(",")[2]
+        for _, headers in ami.events[position:]
+        if headers.get("Application") == "ChanSpy"
+    }
+    assert spies == {"qulDES", "qulDESw"}
+    await target.call.hangup()
+
+
+# --- Names, answers, commands ---
+
+
+async def test_id_variable_holds_the_fork_id(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    target = await place_call(ami, caller)
+    target.call.talk()
+    action_id = start_fork(ami, target.channel, recorder.url("/"), "i(MY_FORK)a")
+    started = await ami.wait_user_event("AudioForkStarted", ActionID=action_id)
+    assert await ami.variable(target.channel, "MY_FORK") == started["AudioForkID"]
+    assert "option a is accepted and means nothing" in daemon.log()
+    await target.call.hangup()
+
+
+async def test_text_of_the_server_lands_in_the_dialplan_within_100_ms(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    target = await place_call(ami, caller)
+    target.call.talk()
+    action_id = start_fork(ami, target.channel, recorder.url("/"))
+    recording = await recorder.wait_messages("/", 5)
+    assert recording.connection is not None
+    sent = asyncio.get_running_loop().time()
+    await recording.connection.send("hello\r\nEvent: Zoë\0")
+    message = await ami.wait_user_event("AudioForkMessage", ActionID=action_id)
+    assert asyncio.get_running_loop().time() - sent < 0.1
+    assert message["Message"] == "helloEvent: Zoë"
+    assert await ami.variable(target.channel, "AUDIOFORK_RESPONSE") == "helloEvent: Zoë"
+    await target.call.hangup()
+
+
+async def test_texts_beyond_20_a_second_are_counted_not_passed_on(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    target = await place_call(ami, caller)
+    target.call.talk()
+    action_id = start_fork(ami, target.channel, recorder.url("/"))
+    recording = await recorder.wait_messages("/", 5)
+    assert recording.connection is not None
+    for number in range(50):
+        await recording.connection.send(f"{number} " + "x" * 60_000)
+    await asyncio.sleep(0.5)
+    await target.call.hangup()
+    stopped = await ami.wait_user_event("AudioForkStopped", ActionID=action_id)
+    messages = [h for _, h in ami.events if h.get("UserEvent") == "AudioForkMessage"]
+    assert 20 <= len(messages) <= 40
+    assert int(stopped["MessagesIgnored"]) == 50 - len(messages)
+    assert max(len(headers["Message"]) for headers in messages) == 900
+
+
+async def test_post_process_command_runs_at_the_end_with_values_of_the_start(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, tmp_path: Path
+) -> None:
+    """A channel variable full of shell syntax stays a value."""
+    nasty = "$(touch pwned) `id` ; \"quoted\" 'single' & |"
+    target = await place_call(ami, caller)
+    target.call.talk()
+    await ami.action("Setvar", Channel=target.channel, Variable="NOTE", Value=nasty)
+    out = tmp_path / "out"
+    action_id = start_fork(
+        ami,
+        target.channel,
+        recorder.url("/"),
+        PostProcess=f'printf "%s|%s" ^{{NOTE}} "^{{CHANNEL(name)}}" > {out}; exit 7',
+    )
+    await recorder.wait_messages("/", 5)
+    await target.call.hangup()
+    stopped = await ami.wait_user_event("AudioForkStopped", ActionID=action_id)
+    assert stopped["PostProcessStatus"] == "7"
+    assert out.read_text() == f"{nasty}|{target.channel}"
+
+
+async def test_post_process_command_comes_with_the_third_argument_of_the_gosub(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    await set_globals(ami, WSSERVER=recorder.url("/"), OPTIONS="D(both)", POST=f"echo done > {out}")
+    target = await place_call(ami, caller, "post")
+    target.call.talk()
+    await recorder.wait_messages("/", 5)
+    await target.call.hangup()
+    await ami.wait_user_event("AudioForkStopped", PostProcessStatus="0")
+    assert out.read_text() == "done\n"
+
+
+async def test_mute_by_gosub(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    await set_globals(ami, WSSERVER=recorder.url("/"), OPTIONS="D(both)")
+    target = await place_call(ami, caller, "mute")
+    target.call.talk()
+    await ami.wait_user_event("Muted")
+    await asyncio.sleep(0.2)
+    seen = len(recorder.at("/")[0].messages)
+    await recorder.wait_messages("/", seen + 20)
+    assert not any(b"".join(recorder.at("/")[0].messages[seen:]))  # type: ignore[arg-type]
+    await target.call.hangup()
+
+
+# --- The server comes and goes ---
+
+
+async def test_server_that_goes_and_comes_back_gets_what_waited(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    """The connection breaks in mid-call; every block reaches the server, in order."""
+    target = await place_call(ami, caller)
+    action_id = start_fork(ami, target.channel, recorder.url("/"), "D(in)")
+    await target.call.play(WARM_UP)
+    playing = target.call.play(BLOCKS + WARM_UP)
+    first = await recorder.wait_messages("/", 60)
+    assert first.connection is not None
+    await first.connection.close(1012, "restart")
+    reconnecting = await ami.wait_user_event("AudioForkReconnecting", ActionID=action_id)
+    assert reconnecting["Reason"] == "the server closed with 1012 restart"
+    resumed = await ami.wait_user_event("AudioForkResumed", ActionID=action_id)
+    assert resumed["FramesDropped"] == "0"
+    assert await ami.variable(target.channel, "AUDIOFORK_STATUS") == "STREAMING"
+    await playing
+    await target.call.hangup()
+    stopped = await ami.wait_user_event("AudioForkStopped", ActionID=action_id)
+    assert stopped["Reconnects"] == "1"
+    audio = b"".join(recording.audio for recording in recorder.recordings)
+    found = report(find_blocks(audio, HEARD), 100)
+    # What was on its way when the server closed is lost to a server that reads no more.
+    assert found.missing <= 3 and not found.duplicated and not found.out_of_order

@@ -1,0 +1,133 @@
+"""The tone, and when its frames go out, on a clock that the test owns."""
+
+from __future__ import annotations
+
+import audioop
+import math
+import struct
+
+import pytest
+
+from audiofork.relay.beep import Beeper, tone
+from tests.relay.peers import FakeLoop
+
+SAMPLES = struct.unpack("<1600h", b"".join(tone()))
+
+
+class Stage:
+    """A beeper, and what it says when."""
+
+    def __init__(self, clock: FakeLoop) -> None:
+        self.clock = clock
+        self.began = clock.time()
+        self.frames: list[bytes] = []
+        self.times: list[float] = []  # since the beginning
+        self.heard: list[float] = []  # when the end of a tone was told
+        self.beeper = Beeper(self._speak)
+
+    def _speak(self, frame: bytes) -> None:
+        self.frames.append(frame)
+        self.times.append(self.clock.time() - self.began)
+
+    def then(self) -> None:
+        self.heard.append(self.clock.time() - self.began)
+
+
+@pytest.fixture
+def stage(clock: FakeLoop) -> Stage:
+    return Stage(clock)
+
+
+def test_tone_is_ten_frames() -> None:
+    assert [len(frame) for frame in tone()] == [320] * 10
+
+
+def test_tone_is_1400_hz() -> None:
+    assert audioop.cross(b"".join(tone()), 2) / 2 == pytest.approx(1400 * 0.2, abs=1)
+
+
+def test_tone_is_at_minus_12_dbfs() -> None:
+    steady = b"".join(tone()[1:-1])
+    level = 20 * math.log10(audioop.rms(steady, 2) * math.sqrt(2) / 32768)
+    assert level == pytest.approx(-12, abs=0.1)
+    assert max(map(abs, SAMPLES)) <= 8192
+
+
+@pytest.mark.parametrize("samples", [SAMPLES, (0, *reversed(SAMPLES))], ids=["begin", "end"])
+def test_tone_swells_and_fades(samples: tuple[int, ...]) -> None:
+    assert samples[0] == 0
+    assert all(abs(sample) <= 8192 * n / 40 + 1 for n, sample in enumerate(samples[:40]))
+    assert max(map(abs, samples[20:40])) > 4000
+
+
+@pytest.mark.parametrize("late_s", [0, 0.005, 0.015])
+def test_beep_sends_its_frames_20_ms_apart(stage: Stage, late_s: float) -> None:
+    stage.clock.late_s = late_s
+    stage.beeper.beep()
+    stage.clock.advance(1)
+    assert stage.frames == tone()
+    due = [0.02 * n for n in range(10)]
+    assert stage.times == pytest.approx([0, *(at + late_s for at in due[1:])])
+    assert stage.clock.armed == 0
+
+
+def test_end_of_a_beep_is_told_after_the_tail(stage: Stage) -> None:
+    stage.beeper.beep(stage.then)
+    stage.clock.advance(0.29)
+    assert (len(stage.frames), stage.heard) == (10, [])
+    stage.clock.advance(1)
+    assert stage.heard == pytest.approx([0.3])
+    assert stage.clock.armed == 0
+
+
+def test_repeat_of_a_thousand_beeps_does_not_drift(stage: Stage) -> None:
+    stage.clock.late_s = 0.004
+    stage.beeper.repeat(15)
+    stage.clock.advance(15 * 1000 + 1)
+    assert stage.frames == tone() * 1000
+    late = [at - 15 * n for n, at in enumerate(stage.times[::10], 1)]
+    assert late == pytest.approx([0.004] * 1000, abs=1e-6)
+
+
+def test_repeat_waits_an_interval_before_the_first(stage: Stage) -> None:
+    stage.beeper.repeat(15)
+    stage.clock.advance(14.9)
+    assert stage.frames == []
+    stage.clock.advance(0.2)
+    assert stage.frames
+
+
+def test_beep_between_two_repeated_ones_leaves_them_alone(stage: Stage) -> None:
+    stage.beeper.repeat(2)
+    stage.beeper.beep(stage.then)
+    stage.clock.advance(4.5)
+    assert stage.times[::10] == pytest.approx([0, 2, 4])
+    assert stage.heard == pytest.approx([0.3])
+
+
+@pytest.mark.parametrize("after_s", [0.001, 0.07, 0.25])
+def test_stop_silences_at_once_and_tells_no_end(stage: Stage, after_s: float) -> None:
+    stage.beeper.repeat(15)
+    stage.beeper.beep(stage.then)
+    stage.clock.advance(after_s)
+    count = len(stage.frames)
+    stage.beeper.stop()
+    assert stage.clock.armed == 0
+    stage.clock.advance(60)
+    assert (len(stage.frames), stage.heard) == (count, [])
+
+
+def test_beep_after_a_stop_is_whole(stage: Stage) -> None:
+    stage.beeper.beep()
+    stage.clock.advance(0.05)
+    stage.beeper.stop()
+    stage.frames.clear()
+    stage.beeper.beep(stage.then)
+    stage.clock.advance(1)
+    assert stage.frames == tone()
+    assert len(stage.heard) == 1
+
+
+def test_stop_without_a_beep_does_nothing(stage: Stage) -> None:
+    stage.beeper.stop()
+    assert stage.clock.armed == 0
