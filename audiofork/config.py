@@ -204,7 +204,11 @@ class FrontConfig:
     """The AMI front: lets existing clients of app_audiofork go on as they are."""
 
     listen: Address | None = _option(
-        "", address_or_nothing, "Where it listens, 127.0.0.1:5040 say; empty: off."
+        "",
+        address_or_nothing,
+        "Where it listens, 127.0.0.1:5040 say; empty: off. Asterisk sees its clients at the "
+        "daemon's address: permit and deny of manager.conf do not tell them apart, so keep it "
+        "on a private network.",
     )
     tls_cert_file: str = _option("", text, "Its certificate in PEM; set: clients speak TLS.")
     tls_key_file: str = _option("", text, "Its key, if that is not in the same file.")

@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 Ask = Callable[[Request], Awaitable[list[str]]]
 
 CONNECT_TIMEOUT_S = 5.0
-# With these and ClientStream.HELD_BYTES no client makes us hold more than 64 KiB. (With TLS the
-# ssl module's buffers of fixed size come on top.)
+# With these and HELD_BYTES of front_protocol.py no client makes us hold more than 64 KiB. (With TLS
+# asyncio's own buffers come on top, which have limits of their own.)
 READ_BYTES = 4 * 1024
 FULL_BYTES = 12 * 1024
 # A client that does not take FULL_BYTES in so long is cut. Asterisk is less patient: by default it

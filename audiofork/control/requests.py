@@ -113,7 +113,8 @@ def _mute(fields: dict[str, str]) -> MuteFork:
     target = _target(fields, fork_id)
     direction = fields.get("direction", "").lower()
     if direction not in ("read", "write", "both"):
-        raise RequestRefused("No direction specified. Must be read, write or both")
+        what = "Invalid" if direction else "No"
+        raise RequestRefused(f"{what} direction specified. Must be read, write or both")
     state = fields.get("state", "").lower()
     if not state:
         raise RequestRefused("No state specified")
