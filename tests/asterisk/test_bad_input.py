@@ -202,3 +202,32 @@ async def test_server_that_sends_too_much_is_closed_with_1009(
     assert recording.close_code == 1009
     assert stopped["Reason"] == "sink-gone"
     await target.call.hangup()
+
+
+async def test_server_that_sends_invalid_text_loses_its_link_alone(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    """A text message that is no UTF-8 is closed with 1007, as RFC 6455 has it."""
+    async with undisturbed_fork(ami, caller, recorder) as target:
+        action_id = start_fork(ami, target.channel, recorder.url("/"), "r(1)")
+        recording = await recorder.wait_messages("/", 5)
+        assert recording.connection is not None
+        recording.connection.protocol.send_text(b"\xff\xfe")
+        recording.connection.send_data()
+        stopped = await ami.wait_user_event("AudioForkStopped", ActionID=action_id)
+        assert stopped["Reason"] == "sink-gone"
+        await recorder.wait_closed("/")
+        assert recording.close_code == 1007
+
+
+async def test_largest_text_of_a_server_is_cut_to_what_a_variable_takes(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    async with undisturbed_fork(ami, caller, recorder) as target:
+        action_id = start_fork(ami, target.channel, recorder.url("/"))
+        recording = await recorder.wait_messages("/", 5)
+        assert recording.connection is not None
+        await recording.connection.send("\r\n\0" + "é" * 32_766)
+        message = await ami.wait_user_event("AudioForkMessage", ActionID=action_id)
+        assert message["Message"] == "é" * 450
+        assert await ami.variable(target.channel, "AUDIOFORK_RESPONSE") == "é" * 450

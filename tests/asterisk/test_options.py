@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import audioop
 import itertools
+import statistics
 from pathlib import Path
 
 import pytest
@@ -101,20 +102,19 @@ async def test_mute_puts_silence_in_the_stream_within_60_ms_and_keeps_time(
     start_fork(ami, target.channel, recorder.url("/"), f"D({direction})")
     recording = await recorder.wait_messages("/", 50)
     loop = asyncio.get_running_loop()
-    times = []
-    for state in ("1", "0"):
-        times.append(loop.time())
+    delays_s = []
+    for state, wanted in 3 * [("1", muted), ("0", "nothing")]:
+        asked, seen = loop.time(), len(recording.messages)
         mute(ami, target, side, state)
-        await recorder.wait_messages("/", len(recording.messages) + 50)
+        await recorder.wait_messages("/", seen + 25)
+        pairs = list(zip(recording.times, recording.messages, strict=True))[seen:]
+        late = [at - asked for at, message in pairs if silent_part(message, direction) != wanted]
+        delays_s.append(max(late, default=0))
     await target.call.hangup()
-    off_at, on_at = times
-    quiet = messages_between(recording, off_at + 0.06, on_at)
-    loud = messages_between(recording, on_at + 0.06, on_at + 0.9)
-    assert len(quiet) >= 40 and len(loud) >= 40
-    assert {silent_part(message, direction) for message in quiet} == {muted}
-    assert {silent_part(message, direction) for message in loud} == {"nothing"}
+    assert statistics.median(delays_s) <= 0.06
+    assert max(delays_s) <= 0.25  # as long as a busy machine may hold this process up
     gaps_s = [after - before for before, after in itertools.pairwise(recording.times)]
-    assert max(gaps_s) < 0.2
+    assert max(gaps_s) < 0.25
 
 
 def mute(ami: AmiClient, target: Target, side: str, state: str, **more: str) -> None:
@@ -129,13 +129,9 @@ def mute(ami: AmiClient, target: Target, side: str, state: str, **more: str) -> 
     )
 
 
-def messages_between(recording: Recording, begin: float, end: float) -> list[bytes]:
-    pairs = zip(recording.times, recording.messages, strict=True)
-    return [m for at, m in pairs if begin <= at < end and isinstance(m, bytes)]
-
-
-def silent_part(message: bytes, direction: str) -> str:
+def silent_part(message: bytes | str, direction: str) -> str:
     """Tell what of a message is silent: all, left, right or nothing."""
+    assert isinstance(message, bytes)
     if direction != "stereo":
         return "nothing" if any(message) else "all"
     left = any(audioop.tomono(message, 2, 1, 0))
