@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import time
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from audiofork.config import SecurityConfig
@@ -32,7 +33,7 @@ from audiofork.control.fork import (
     view_of,
 )
 from audiofork.control.lifecycle import ForkEvent, ForkState
-from audiofork.control.post_process_script import prepare
+from audiofork.control.post_process_script import PostProcess, prepare
 from audiofork.control.requests import MuteFork, Request, StartFork, StopFork, parse_request
 from audiofork.control.tap.base import Tap
 from audiofork.control.urls import check_url
@@ -390,31 +391,30 @@ class Forks:
         self._log_end(fork, report)
         self._announcer.ended(fork, report.reason, failed=failed)
         more = [("Detail", printable(report.detail))] if report.detail else []
+        if failed:
+            tell = functools.partial(self._announcer.failed, fork, report.reason)
+        else:
+            tell = functools.partial(
+                self._announcer.stopped, fork, report.reason, fork.age_s, report.stats
+            )
         self._forget(fork)
         if fork.post_process is not None:
-            self._spawn(self._post_process(fork, report, failed, more))
+            self._spawn(self._post_process(fork, fork.post_process, tell, more))
         else:
-            self._announce_end(fork, report, failed, more)
-
-    def _announce_end(self, fork: Fork, report: ForkEnded, failed: bool, more: Headers) -> None:
-        if failed:
-            self._announcer.failed(fork, report.reason, more)
-        else:
-            self._announcer.stopped(fork, report.reason, fork.age_s, report.stats, more)
+            tell(more)
 
     async def _post_process(
-        self, fork: Fork, report: ForkEnded, failed: bool, more: Headers
+        self, fork: Fork, command: PostProcess, tell: Callable[[Headers], None], more: Headers
     ) -> None:
         """Run the post-process command, then tell of the end with its exit status."""
-        assert fork.post_process is not None
         status = "interrupted"  # by the end of the daemon
         try:
-            status = str(await post_process.run(fork.post_process, fork.values, fork.log))
+            status = str(await post_process.run(command, fork.values, fork.log))
         except OSError as exc:
             fork.log.error("the post-process command cannot be run: %s", exc)
             status = "not run"
         finally:
-            self._announce_end(fork, report, failed, [*more, ("PostProcessStatus", status)])
+            tell([*more, ("PostProcessStatus", status)])
 
     def _log_end(self, fork: Fork, report: ForkEnded) -> None:
         ordinary = report.reason not in _FAILURES
