@@ -21,6 +21,7 @@ from audiofork.errors import (
     RequestRefused,
 )
 from audiofork.log import without_query
+from audiofork.text import printable
 
 # The daemon gives up a question to Asterisk after 5 s, and a start asks two.
 ANSWER_TIMEOUT_S = 15.0
@@ -191,15 +192,10 @@ def _row(fork: dict[str, Any]) -> tuple[str, ...]:
         fork["frames_dropped"],
         without_query(fork["url"]),
     )
-    return tuple(_printable(str(cell)) for cell in cells)
+    return tuple(printable(str(cell), "?") for cell in cells)
 
 
 def _age(seconds: float) -> str:
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}"
-
-
-def _printable(text: str) -> str:
-    """Return text without what a terminal would obey: a channel may have any name."""
-    return "".join(character if character.isprintable() else "?" for character in text)

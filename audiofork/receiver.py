@@ -29,6 +29,7 @@ from audiofork.config import Address
 from audiofork.errors import ReceiverError
 from audiofork.relay.audiosocket import FRAME_BYTES
 from audiofork.relay.shape import PAIR_BYTES
+from audiofork.text import printable
 
 SAMPLE_RATE = 8000
 SAMPLE_BYTES = 2
@@ -134,10 +135,10 @@ def _levels(peaks: list[int], *, bars: bool = False) -> str:
     return "  ".join(f"{name} {part}" for name, part in zip(("in", "out"), parts, strict=True))
 
 
-def printable(text: str) -> str:
+def shown(text: str) -> str:
     """Return a text from the network as it may be shown on a terminal: one short line."""
     cut = text[:TEXT_LENGTH] + ("..." if len(text) > TEXT_LENGTH else "")
-    return "".join(character if character.isprintable() else " " for character in cut)
+    return printable(cut, " ")
 
 
 class WavFile:
@@ -301,7 +302,7 @@ class _Recording:
         self.flush()
         self._close_file()
         peaks_dbfs = tuple(map(dbfs, self._peaks))
-        reason = printable(close_reason)
+        reason = shown(close_reason)
         audio = (
             f"{self.duration_s:.1f} s, peak {_levels(self._peaks)}" if peaks_dbfs else "no audio"
         )
@@ -392,7 +393,7 @@ class Receiver:
             if isinstance(message, bytes):
                 add(message)
             else:
-                self._say(f"{recording.label}: text: {printable(message)}")
+                self._say(f"{recording.label}: text: {shown(message)}")
 
     def _free_label(self, wanted: str) -> str:
         """Return the label, with a number if a fork that runs has it already."""

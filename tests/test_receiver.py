@@ -38,7 +38,7 @@ from audiofork.receiver import (
     dbfs,
     label_of,
     peaks_of,
-    printable,
+    shown,
     tls_context,
 )
 
@@ -168,9 +168,9 @@ def test_levels() -> None:
     assert peaks_of(PAIR, 2) == [16384, 8192]
 
 
-def test_printable_control_characters_replaced_and_cut() -> None:
-    assert printable("a\x1b[2J\r\nb\u202e") == "a [2J  b "
-    assert len(printable(1000 * "x")) < 300
+def test_shown_control_characters_replaced_and_cut() -> None:
+    assert shown("a\x1b[2J\r\nb\u202e") == "a [2J  b "
+    assert len(shown(1000 * "x")) < 300
 
 
 # --- Files ---------------------------------------------------------------------------------------

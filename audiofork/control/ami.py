@@ -29,6 +29,7 @@ from audiofork.errors import (
     AmiTimeout,
     AmiUnavailable,
 )
+from audiofork.text import why
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +187,7 @@ class Ami:
             # ValueError: the configured host is no name, or the secret does not fit a line.
             except (OSError, TimeoutError, AmiError, ValueError) as exc:
                 where = f"{self._config.host}:{self._config.port}"
-                self._say(logging.WARNING, f"no link to Asterisk at {where}: {_text(exc)}")
+                self._say(logging.WARNING, f"no link to Asterisk at {where}: {why(exc)}")
                 await asyncio.sleep(self._retry_s)
                 self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
 
@@ -264,10 +265,6 @@ def _tell_error(name: str, on_error: OnError, answered: asyncio.Future[Any]) -> 
         on_error(exc)
     elif exc is None and not answered.result().success:
         on_error(AmiActionFailed(name, str(answered.result().message)))
-
-
-def _text(exc: BaseException) -> str:
-    return str(exc) or ("no answer in time" if isinstance(exc, TimeoutError) else repr(exc))
 
 
 class _Link:

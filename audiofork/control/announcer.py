@@ -16,6 +16,7 @@ from audiofork.control.channels import NO_SUCH_CHANNEL
 from audiofork.errors import AmiActionFailed, AmiError
 from audiofork.log import without_query
 from audiofork.model import EndReason, ForkStats
+from audiofork.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Announcer:
         """Tell that the server is away."""
         if was_up:
             self._set(fork.uniqueid, "AUDIOFORK_STATUS", "RECONNECTING")
-        more = [("Attempt", str(attempt)), ("Reason", printable(reason))]
+        more = [("Attempt", str(attempt)), ("Reason", harmless(reason))]
         self._raise(fork, "AudioForkReconnecting", more)
 
     def resumed(self, fork: Announced, frames_dropped: int) -> None:
@@ -109,8 +110,8 @@ class Announcer:
 
     def refused(self, fields: dict[str, str], why: str) -> None:
         """Answer a request that is not granted, with what of it is harmless."""
-        safe = {name: printable(value) for name, value in fields.items()}
-        why = printable(why)
+        safe = {name: harmless(value) for name, value in fields.items()}
+        why = harmless(why)
         channel, uniqueid = safe.get("channel", ""), safe.get("uniqueid", "")
         url = safe.get("wsserver", "")
         where = f" to {without_query(url)}" if url else ""
@@ -154,10 +155,9 @@ class Announcer:
         self._ami.post("Setvar", headers, on_error)
 
 
-def printable(text: str) -> str:
+def harmless(text: str) -> str:
     """Return what of a text may stand in an AMI header: servers and events send anything."""
-    clean = "".join(character if character.isprintable() else "?" for character in text)
-    return clean[:MAX_REASON_CHARACTERS]
+    return printable(text, "?")[:MAX_REASON_CHARACTERS]
 
 
 def without_controls(text: str) -> str:

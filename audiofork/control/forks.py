@@ -22,7 +22,7 @@ from audiofork.control.ami import (
     OriginateFailed,
     RequestReceived,
 )
-from audiofork.control.announcer import Announcer, Headers, printable
+from audiofork.control.announcer import Announcer, Headers, harmless
 from audiofork.control.channels import Channels
 from audiofork.control.fork import (
     Fork,
@@ -361,7 +361,7 @@ class Forks:
     def _on_retrying(self, fork: Fork, report: SinkRetrying) -> None:
         was_up = fork.state is not ForkState.ATTACHING
         fork.apply(ForkEvent.SINK_LOST)
-        fork.log.warning("attempt %d follows: %s", report.attempt, printable(report.detail))
+        fork.log.warning("attempt %d follows: %s", report.attempt, harmless(report.detail))
         self._announcer.reconnecting(fork, report.attempt, report.detail, was_up=was_up)
 
     def _on_resumed(self, fork: Fork, report: SinkResumed) -> None:
@@ -390,7 +390,7 @@ class Forks:
         fork.apply(ForkEvent.END)
         self._log_end(fork, report)
         self._announcer.ended(fork, report.reason, failed=failed)
-        more = [("Detail", printable(report.detail))] if report.detail else []
+        more = [("Detail", harmless(report.detail))] if report.detail else []
         if failed:
             tell = functools.partial(self._announcer.failed, fork, report.reason)
         else:
@@ -422,7 +422,7 @@ class Forks:
             logging.INFO if ordinary else logging.WARNING,
             "ended: %s%s, %.1f s, frames %d in, %d sent, %d dropped, %d reconnects",
             report.reason,
-            f" ({printable(report.detail)})" if report.detail else "",
+            f" ({harmless(report.detail)})" if report.detail else "",
             fork.age_s,
             report.stats.frames_in,
             report.stats.frames_sent,

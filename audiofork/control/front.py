@@ -22,6 +22,7 @@ from audiofork.config import Address, AsteriskConfig, FrontConfig
 from audiofork.control.front_protocol import AsteriskStream, ClientStream, OwnAction
 from audiofork.control.requests import Request, parse_request
 from audiofork.errors import AmiError, ConfigError, RequestRefused
+from audiofork.text import why
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ class Front:
                     ssl_shutdown_timeout=TLS_TIMEOUT_S if tls else None,
                 )
         except (OSError, TimeoutError, ValueError) as exc:  # ValueError: no name for a host
-            text = str(exc) or ("no answer in time" if isinstance(exc, TimeoutError) else repr(exc))
+            text = why(exc)
             if text != self._trouble:
                 where = Address(config.host, config.port)
                 log.warning("AMI front: no connection to Asterisk at %s: %s", where, text)

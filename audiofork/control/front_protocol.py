@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from audiofork.control.requests import MUTE, START, STOP
+from audiofork.text import printable
 
 LINE_BYTES = 1024  # a line without an end among so many bytes spoils its message
 MAX_HEADERS = 128
@@ -116,8 +117,7 @@ class OwnAction:
 
     def refusal(self, text: str) -> bytes:
         """Return an answer with an error's whole text."""
-        printable = "".join(char if char.isprintable() else " " for char in text)
-        return self._answer(b"Error", [f"Message: {printable}"])
+        return self._answer(b"Error", [f"Message: {printable(text, ' ')}"])
 
     def _answer(self, response: bytes, lines: list[str]) -> bytes:
         head = [b"Response: " + response]

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from audiofork.control.post_process_script import VARIABLE, PostProcess
 from audiofork.log import ForkLog
+from audiofork.text import printable
 
 LIMIT_S = 300.0
 GRACE_S = 2.0  # between SIGTERM and SIGKILL
@@ -210,8 +211,7 @@ class _Lines:
 
     def _say(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace")[:MAX_LINE_CHARACTERS]
-        shown = "".join(character if character.isprintable() else " " for character in text)
-        self._log.info("post-process: %s", shown)
+        self._log.info("post-process: %s", printable(text, " "))
 
     def close(self) -> None:
         """Log the last line, if it had no end, and how much was not logged."""

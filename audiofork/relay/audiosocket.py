@@ -53,6 +53,7 @@ SAMPLE_RATES = {
 """Sample rate in Hz of each kind of audio."""
 
 PTIME_MS = 20
+PTIME_S = PTIME_MS / 1000
 FRAME_BYTES = 320  # 8000 Hz * 0.020 s * 2 bytes
 MAX_PAYLOAD_BYTES = 15_360  # 192000 Hz * 0.020 s * 2 bytes * 2 channels: the largest real frame
 HANGUP_MESSAGE = b"\x00\x00\x00"

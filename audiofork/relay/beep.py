@@ -7,9 +7,8 @@ import math
 import struct
 from collections.abc import Callable
 
-from audiofork.relay.audiosocket import PTIME_MS
+from audiofork.relay.audiosocket import PTIME_S
 
-PTIME_S = PTIME_MS / 1000
 # The tone that is usual for recorded calls: 1400 Hz, a fifth of a second.
 FREQUENCY_HZ = 1400
 BEEP_FRAMES = 10

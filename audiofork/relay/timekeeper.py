@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from audiofork.relay.audiosocket import PTIME_MS
+from audiofork.relay.audiosocket import PTIME_S
 
-PTIME_S = PTIME_MS / 1000
 # How late a frame may be before silence takes its place. ChanSpy hands frames out at an even
 # pace; what is later than this, and than the next tick, has not been sent by the party.
 PATIENCE_S = 0.04

@@ -10,7 +10,7 @@ from audiofork.control.announcer import (
     MAX_REASON_CHARACTERS,
     MAX_RESPONSE_BYTES,
     Announcer,
-    printable,
+    harmless,
     without_controls,
 )
 from audiofork.errors import AmiActionFailed, AmiError, AmiUnavailable
@@ -212,8 +212,8 @@ def test_any_text_becomes_one_harmless_line(text: str) -> None:
     Announcer(ami).message(Fork(), text)  # type: ignore[arg-type]
     assert len(told_message(ami).encode()) <= MAX_RESPONSE_BYTES
     assert not {"Cc", "Cs"} & {category(character) for character in without_controls(text)}
-    assert printable(text).isprintable()
-    assert len(printable(text)) == min(len(text), MAX_REASON_CHARACTERS)
+    assert harmless(text).isprintable()
+    assert len(harmless(text)) == min(len(text), MAX_REASON_CHARACTERS)
 
 
 # --- Refusals ------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from audiofork.relay.timekeeper import PTIME_S, Timekeeper
+from audiofork.relay.audiosocket import PTIME_S
+from audiofork.relay.timekeeper import Timekeeper
 from tests.relay.peers import FakeLoop
 
 
