@@ -121,6 +121,13 @@ class ForkSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ReopenLeg:
+    """Command: another leg for a fork whose leg was lost will connect with the same UUID."""
+
+    fork_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class EndFork:
     """Command: hang up the leg, give the server what is left, close."""
 
@@ -153,7 +160,7 @@ class TakeStats:
     ticket: int
 
 
-Command = ForkSpec | EndFork | SetMute | SetGate | TakeStats
+Command = ForkSpec | ReopenLeg | EndFork | SetMute | SetGate | TakeStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +181,7 @@ class ForkStats:
 
 @dataclass(frozen=True, slots=True)
 class LegAttached:
-    """Report: Asterisk connected the leg."""
+    """Report: Asterisk connected the leg, the first one or one in place of a lost one."""
 
     fork_id: str
 

@@ -29,6 +29,13 @@ class Backlog:
             self._frames.popleft()
             self.dropped += 1
 
+    def put_back(self, frames: list[bytes]) -> None:
+        """Keep frames that are older than all that wait, as far as there is room."""
+        self._frames.extendleft(reversed(frames))
+        while len(self._frames) > self._limit:
+            self._frames.popleft()
+            self.dropped += 1
+
     def take(self) -> bytes:
         """Remove and return the oldest frame.
 

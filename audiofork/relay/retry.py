@@ -32,10 +32,12 @@ class Retries:
     """Counts failed attempts in a row, and says how long to wait before the next.
 
     Waits grow by factors of two up to the longest, with full jitter: each is drawn between
-    nothing and its limit, so that many forks do not come back to a server all at once.
+    nothing and its limit, so that many forks do not come back to a server all at once. After a
+    connection that was accepted and did not last it is drawn from the limit's upper half.
 
     Args:
-        attempts: So many failures in a row are the end; 0: go on for ever.
+        attempts: So many failures in a row are the end, though not before as much time has passed
+            as these attempts take when `longest_wait_s` apart; 0: go on for ever.
         longest_wait_s: The highest limit of a wait.
         draw: Draws a number between two; random.uniform but for tests.
     """
@@ -50,30 +52,41 @@ class Retries:
         self._longest_wait_s = longest_wait_s
         self._draw = draw
         self._failures = 0
+        self._first_failed_s = 0.0
 
     @property
     def attempt(self) -> int:
         """The number of the next attempt; 1 when the last one was good."""
         return self._failures + 1
 
-    def next_wait_s(self, error: SinkError, open_s: float) -> float | None:
+    def next_wait_s(self, error: SinkError, open_s: float, now_s: float) -> float | None:
         """Return how long to wait, or None to give up.
 
         Args:
             error: What went wrong.
             open_s: How long the connection had been open; 0 if it never was.
+            now_s: The time, by a clock that never goes back.
         """
         self._failures = 0 if open_s >= HEALTHY_S else self._failures + 1
-        if not error.retryable or 0 < self._attempts <= self._failures:
+        if self._failures <= 1:
+            self._first_failed_s = now_s
+        if not error.retryable or self._is_enough(now_s):
             return None
         doublings = min(max(self._failures - 1, 0), 16)
         limit_s = min(FIRST_WAIT_S * 2**doublings, self._longest_wait_s)
-        asked_s = min(error.retry_after_s, self._longest_wait_s)
-        return max(self._draw(0, limit_s), asked_s)
+        wait_s = self._draw(limit_s / 2 if open_s else 0, limit_s)
+        return max(wait_s, min(error.retry_after_s, self._longest_wait_s))
+
+    def _is_enough(self, now_s: float) -> bool:
+        patience_s = self._longest_wait_s * (self._attempts - 1)
+        tried_s = now_s - self._first_failed_s
+        return 0 < self._attempts <= self._failures and tried_s >= patience_s
 
 
 def connect_failure(exc: Exception) -> SinkError:
     """Turn what a connect or handshake raised into an error of ours."""
+    if isinstance(exc, SinkError):
+        return exc
     if isinstance(exc, InvalidStatus):
         return _bad_status(exc.response)
     if isinstance(exc, ssl.SSLCertVerificationError):

@@ -98,13 +98,15 @@ class Session:
     # --- The leg's side ---
 
     def attach(self, leg: LegHandle) -> None:
-        """Take the leg that connected with this fork's UUID."""
+        """Take the leg that connected with this fork's UUID, the first or another."""
         if self._end is not None:
             leg.hang_up()
             return
         self._leg = leg
         if self._timekeeper is not None and self._gate_open:
             self._timekeeper.start()
+        if self._streaming:  # in place of a lost leg
+            self._repeat_beeps()
         self._report(LegAttached(self.spec.fork_id))
 
     def on_audio(self, frame: bytes) -> None:
@@ -241,13 +243,21 @@ class Session:
         if self._beeper is not None and self._leg is not None and self._end is None:
             if self.spec.beeps.at_start:
                 self._beeper.beep()
-            if self.spec.beeps.interval_s:
-                self._beeper.repeat(self.spec.beeps.interval_s)
+            self._repeat_beeps()
+
+    def _repeat_beeps(self) -> None:
+        if self._beeper is not None and self.spec.beeps.interval_s:
+            self._beeper.repeat(self.spec.beeps.interval_s)
 
     # --- The end ---
 
     def end(self, reason: EndReason, detail: str = "") -> None:
-        """End the fork: the leg at once, the sink when it has what is left."""
+        """End the fork: the leg at once, the sink when it has what is left.
+
+        The first reason stands; a shutdown that follows it leaves less time.
+        """
+        if reason is EndReason.SHUTDOWN:
+            self._sink.hurry()
         if self._end is not None:
             return
         self._end = (reason, detail)

@@ -11,9 +11,11 @@ import contextlib
 import functools
 import logging
 import os
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
@@ -22,7 +24,10 @@ from websockets.protocol import OPEN
 from audiofork.config import WebSocketConfig
 from audiofork.errors import SinkError
 from audiofork.relay import retry
+from audiofork.relay.audiosocket import PTIME_MS
 from audiofork.relay.backlog import Backlog
+from audiofork.relay.inflight import InFlight
+from audiofork.relay.resolve import open_checked_socket
 
 try:
     from websockets.speedups import apply_mask
@@ -31,11 +36,20 @@ except ImportError:  # the library's wheel for this platform has no C code
 
 log = logging.getLogger(__name__)
 
-CLOSE_TIMEOUT_S = 2.0
 MAX_MESSAGE_BYTES = 65_536
-# Bytes that may wait in the transport: 200 ms of stereo frames with their headers. What a slow
-# server does not take beyond that waits in the backlog, where it is bounded and counted.
-WRITE_LIMIT_BYTES = 10 * (640 + 8)
+CLOSE_TIMEOUT_S = 2.0
+# A fork that has ended goes on trying to deliver what waits, for so long at most.
+LINGER_S = 30.0
+# TCP gives up a server that acknowledges nothing for so long (tcp(7), TCP_USER_TIMEOUT): pings
+# find it too, but later than the backlog can wait.
+UNACKNOWLEDGED_S = 5.0
+# A server that is back gets what waited when it has answered a ping, or after this time: one
+# that accepts and closes at once would swallow it.
+PROOF_TIMEOUT_S = 1.0
+# How often the kernel is asked what it holds back: by frames while all is well, else by time.
+FRAMES_BETWEEN_CHECKS = 5
+CHECK_INTERVAL_S = 0.02
+MAX_FRAME_BYTES = 640 + 8
 
 
 def _masks() -> Iterator[bytes]:
@@ -60,6 +74,8 @@ class Sink:
 
     Owned by a session, which runs `run()` in a task, calls `send()` for each frame and `close()`
     once. Frames offered = `frames_sent` + `backlog.dropped` + `len(backlog)`, at any moment.
+    A frame that was sent over a connection that broke counts as sent only if the server's TCP has
+    acknowledged it; else it waits again.
 
     Attributes:
         on_open: Called when the server has accepted a connection and got what waited for it.
@@ -69,17 +85,33 @@ class Sink:
         dropped_in_gap: Frames that were lost when it came back last, since it took none.
     """
 
-    def __init__(self, url: str, config: WebSocketConfig, tls: ssl.SSLContext) -> None:
+    def __init__(
+        self,
+        url: str,
+        config: WebSocketConfig,
+        tls: ssl.SSLContext,
+        *,
+        allow_private: bool = True,
+    ) -> None:
         self._url = url
         self._config = config
         self._tls = tls if url.lower().startswith("wss:") else None
+        self._allow_private = allow_private
         self._connection: _Connection | None = None
+        self._in_flight: InFlight | None = None
         self._connect_timeout: asyncio.Timeout | None = None
         self._settled = asyncio.Event()  # open, or never to be open again
-        self._flushed = asyncio.Event()  # nothing waits any more, or it cannot be sent
+        self._flushed = asyncio.Event()  # nothing waits any more, or it cannot be sent now
         self._hurry = asyncio.Event()  # no time to wait between attempts
         self._closing = False
         self._writable = False
+        self._good = False  # the connection may be given frames
+        self._over = False
+        self._patience: asyncio.Timeout | None = None
+        self._budget_frames = int(config.latency_budget * 1000) // PTIME_MS
+        self._until_check = FRAMES_BETWEEN_CHECKS
+        self._wire_bytes = MAX_FRAME_BYTES  # of the last frame
+        self._check_timer: asyncio.TimerHandle | None = None
         self._open_s = 0.0
         self._was_open = False
         self.on_open: Callable[[], None] = lambda: None
@@ -90,6 +122,8 @@ class Sink:
         self.reconnects = 0
         self.dropped_in_gap = 0
         self._dropped_before = 0  # when the server took no more
+
+    # --- The connection's life ---
 
     async def run(self) -> None:
         """Connect, listen to the server, connect again when it is lost.
@@ -102,21 +136,24 @@ class Sink:
         config = self._config
         retries = retry.Retries(config.reconnect_attempts, config.reconnect_interval)
         try:
-            while True:
+            while not self._is_done():
                 try:
                     await self._serve()
-                    return
                 except SinkError as exc:
                     await self._before_next(retries, exc)
         finally:
+            self._over = True
             self._settled.set()
+
+    def _is_done(self) -> bool:
+        return self._closing and not self.backlog
 
     async def _before_next(self, retries: retry.Retries, error: SinkError) -> None:
         """Wait until the next attempt is due; raise the error if there is to be none."""
-        wait_s = retries.next_wait_s(error, self._open_s)
+        now = asyncio.get_running_loop().time()
+        wait_s = retries.next_wait_s(error, self._open_s, now)
         if wait_s is None or self._hurry.is_set():
             raise error
-        self._settled.clear()
         self.on_retry(retries.attempt, str(error))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
@@ -125,33 +162,31 @@ class Sink:
     async def _serve(self) -> None:
         """Live through one connection; return when `close()` ended it, or raise SinkError."""
         self._open_s = 0.0
-        if self._closing and not self.backlog:
-            return
         connection = await self._connect()
         if connection is None:
             return
         opened = asyncio.get_running_loop().time()
-        self._settled.set()
-        self._flush()
-        self.on_open()
         try:
+            if self._was_open:
+                await self._prove(connection)
+            self._open_gate()
             while True:
                 message = await connection.recv()
                 if isinstance(message, str):
                     self.on_text(message)
         except ConnectionClosed as exc:
             self._open_s = asyncio.get_running_loop().time() - opened
-            self.pause()
-            self._connection = None
-            self._flushed.set()
-            if not self._closing:
+            self.on_lost(connection)
+            if not self._is_done():
                 raise retry.closure(exc) from exc
 
     async def _connect(self) -> _Connection | None:
+        """Return an open connection, or None when `close()` needs none any more."""
         try:
             async with asyncio.timeout(self._config.connect_timeout) as self._connect_timeout:
                 connection = await _Connect(
                     self._url,
+                    sock=await self._checked_socket(),
                     ssl=self._tls,
                     compression=None,
                     proxy=None,
@@ -160,95 +195,168 @@ class Sink:
                     ping_timeout=self._config.ping_interval,
                     close_timeout=CLOSE_TIMEOUT_S,
                     max_size=MAX_MESSAGE_BYTES,
-                    write_limit=WRITE_LIMIT_BYTES,
+                    write_limit=self._budget_frames * MAX_FRAME_BYTES,
                     # Typed as a class, used as a factory.
                     create_connection=cast(Any, functools.partial(_Connection, self)),
                 )
         except Exception as exc:
-            if self._closing and isinstance(exc, TimeoutError):
+            if self._is_done() and isinstance(exc, TimeoutError):
                 return None
             raise retry.connect_failure(exc) from exc
         finally:
             self._connect_timeout = None
         assert isinstance(connection, _Connection)
+        self._connection = connection
+        self._in_flight = connection.in_flight = InFlight(connection.transport)
+        return connection
+
+    async def _checked_socket(self) -> socket.socket | None:
+        """Return a socket that is connected to where audio may go; None: anywhere will do."""
+        if self._allow_private:
+            return None
+        parts = urlsplit(self._url)
+        assert parts.hostname is not None, "checked with the request"
+        return await open_checked_socket(
+            parts.hostname, parts.port or (80 if self._tls is None else 443)
+        )
+
+    async def _prove(self, connection: _Connection) -> None:
+        """Wait until the server shows that it reads, though not for ever: some answer no ping."""
+        pong = await connection.ping()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PROOF_TIMEOUT_S):
+                await pong
+
+    def _open_gate(self) -> None:
+        """Give the connection what waited, and then all that comes."""
         self.reconnects += self._was_open
         self._was_open = True
         self.dropped_in_gap = self.backlog.dropped - self._dropped_before
-        self._connection = connection
-        self._writable = True
-        return connection
+        self._good = True
+        self.resume()
+        self._settled.set()
+        self.on_open()
+
+    def on_lost(self, connection: _Connection) -> None:
+        """Take back what a connection still held; it tells before anybody else hears."""
+        if connection is not self._connection:
+            return
+        self.pause()
+        self._good = False
+        self._settled.clear()
+        self._connection = None
+        assert self._in_flight is not None
+        lost = self._in_flight.close()
+        self._in_flight = None
+        self.frames_sent -= len(lost)
+        self.backlog.put_back(lost)
+        self._flushed.set()
+
+    # --- The way of a frame ---
 
     def send(self, frame: bytes) -> None:
         """Send a frame now, or keep it in the backlog; never waits."""
         connection = self._connection
         if self._writable and connection is not None and connection.protocol.state is OPEN:
-            connection.transport.write(binary_frame(frame))
-            self.frames_sent += 1
+            self._write(connection, frame)
         else:
             self.backlog.put(frame)
 
+    def _write(self, connection: _Connection, frame: bytes) -> None:
+        message = binary_frame(frame)
+        connection.transport.write(message)
+        self.frames_sent += 1
+        wire_bytes = len(message)
+        in_flight = self._in_flight
+        assert in_flight is not None
+        in_flight.add(frame, wire_bytes)
+        self._wire_bytes = wire_bytes
+        self._until_check -= 1
+        if not self._until_check:
+            self._has_room()
+
+    def _has_room(self) -> bool:
+        """Tell whether the kernel holds no more than the budget; if it does, pause for a while."""
+        self._until_check = FRAMES_BETWEEN_CHECKS
+        assert self._in_flight is not None
+        self._in_flight.update()
+        if self._in_flight.not_sent <= self._budget_frames * self._wire_bytes:
+            return True
+        self.pause()
+        loop = asyncio.get_running_loop()
+        self._check_timer = loop.call_later(CHECK_INTERVAL_S, self.resume)
+        return False
+
     def pause(self) -> None:
-        """Stop sending: the server does not keep up, or is lost."""
+        """Keep frames in the backlog: the server does not keep up, or is lost."""
+        if self._check_timer is not None:
+            self._check_timer.cancel()
+            self._check_timer = None
         if self._writable:
             self._writable = False
             self._dropped_before = self.backlog.dropped
 
     def resume(self) -> None:
-        """Send again, the backlog first."""
-        self._writable = True
-        self._flush()
-
-    def _flush(self) -> None:
-        """Send what waits, in order, as far as the server takes it."""
+        """Send again, the backlog first, as far as the server takes it."""
         connection = self._connection
-        if connection is None:
+        if connection is None or not self._good or connection.paused or not self._has_room():
             return
+        self._writable = True
         # A transport that drains may belong to a connection that is closing already.
         while self._writable and self.backlog and connection.protocol.state is OPEN:
-            connection.transport.write(binary_frame(self.backlog.take()))
-            self.frames_sent += 1
+            self._write(connection, self.backlog.take())
         if not self.backlog:
             self._flushed.set()
 
-    async def close(self, code: int, reason: str) -> None:
-        """Give the server what still waits, then close; takes CLOSE_TIMEOUT_S at most.
+    # --- The end ---
 
-        A connect that is under way is waited for if frames wait for it, else given up; there
-        are no further attempts.
+    async def close(self, code: int, reason: str) -> None:
+        """Give the server what still waits, then close.
+
+        While the server is away the attempts go on, for LINGER_S at most; with nothing to give
+        it, they end at once. What then still waits is dropped and counted.
         """
         self._closing = True
-        self._hurry.set()
+        limit_s = CLOSE_TIMEOUT_S if self._hurry.is_set() else LINGER_S
+        if not self.backlog:
+            self._hurry.set()
+            self._stop_connecting()
         try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await self._finish_connect()
-                await self._say_goodbye(code, reason)
+            async with asyncio.timeout(limit_s) as self._patience:
+                while not self._over:
+                    await self._say_goodbye(code, reason)
         except TimeoutError:
-            self._give_up()
-        self._writable = False
+            await self._give_up()
+        self.pause()
         self.backlog.drop_all()
 
-    async def _finish_connect(self) -> None:
-        if self._settled.is_set():
-            return
-        if not self.backlog:
-            self._stop_connecting()
-        await self._settled.wait()
+    def hurry(self) -> None:
+        """Let `close()`, under way or to come, take no longer than CLOSE_TIMEOUT_S."""
+        self._hurry.set()
+        if self._patience is not None and not self._patience.expired():
+            limit = asyncio.get_running_loop().time() + CLOSE_TIMEOUT_S
+            self._patience.reschedule(min(limit, self._patience.when() or limit))
 
     async def _say_goodbye(self, code: int, reason: str) -> None:
-        if self._connection is None:
+        """Close the connection when it has got all; return when it is lost, or got all."""
+        await self._settled.wait()
+        connection = self._connection
+        if connection is None:
             return
-        if self._connection.protocol.state is OPEN:
+        if self.backlog and connection.protocol.state is OPEN:
             self._flushed.clear()
-            self._flush()
+            self.resume()
             await self._flushed.wait()
-        if self._connection is not None:
-            await self._connection.close(code, reason)
+        else:
+            await connection.close(code, reason)
 
-    def _give_up(self) -> None:
+    async def _give_up(self) -> None:
+        self._hurry.set()
         if self._connection is None:
             self._stop_connecting()
         else:
             self._connection.transport.abort()
+            await self._connection.wait_closed()  # it gives back what it held
 
     def _stop_connecting(self) -> None:
         timeout = self._connect_timeout
@@ -264,11 +372,29 @@ class _Connect(connect):
 
 
 class _Connection(ClientConnection):
-    """A connection that tells its sink when the transport's buffer is full and when it is not."""
+    """A connection that tells its sink what it writes, when it is full, and when it is lost."""
 
     def __init__(self, sink: Sink, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._sink = sink
+        self.in_flight: InFlight | None = None  # set when the handshake is over
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        limit_ms = int(UNACKNOWLEDGED_S * 1000)
+        own = transport.get_extra_info("socket")
+        own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._sink.on_lost(self)
+        super().connection_lost(exc)
+
+    def send_data(self) -> None:
+        """Let it be known what the library writes besides frames: pings, pongs, the close."""
+        if self.in_flight is not None:
+            for data in filter(None, self.protocol.writes):
+                self.in_flight.add_control(len(data))
+        super().send_data()
 
     async def drain(self) -> None:
         """Do not wait: a ping's time limit must run also when the server reads nothing."""

@@ -89,5 +89,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[float]:
     """Shorten the time that a sink may take to close; the value is that time."""
-    monkeypatch.setattr("audiofork.relay.sink.CLOSE_TIMEOUT_S", 0.1)
+    for name in ("CLOSE_TIMEOUT_S", "LINGER_S"):
+        monkeypatch.setattr(f"audiofork.relay.sink.{name}", 0.1)
     yield 0.1

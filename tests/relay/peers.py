@@ -7,6 +7,7 @@ import contextlib
 import heapq
 import itertools
 import socket
+import ssl
 import struct
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -238,17 +239,22 @@ class FickleServer:
         asked: Time of each request.
         refusals: Answers to the next requests, in place of a handshake.
         close_code: What it closes each connection with at once; None: it keeps them.
+        answers_pings: Whether it does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.frames: list[bytes] = []
         self.frames_of: list[list[bytes]] = []
         self.asked: list[float] = []
         self.refusals: list[tuple[int, str]] = []
         self.close_code: int | None = None
+        self.answers_pings = True
         self.connection: ServerConnection | None = None
         self.port = unused_port()
-        self.url = f"ws://127.0.0.1:{self.port}/"
+        self.url = (
+            f"ws://127.0.0.1:{self.port}/" if tls is None else f"wss://localhost:{self.port}/"
+        )
 
     async def __aenter__(self) -> Self:
         await self.come()
@@ -268,6 +274,7 @@ class FickleServer:
             process_request=self._on_request,
             compression=None,
             max_queue=None,
+            ssl=self._tls,
         )
 
     async def go(self) -> None:
@@ -291,6 +298,11 @@ class FickleServer:
 
     def _on_request(self, connection: ServerConnection, request: Request) -> Response | None:
         self.asked.append(asyncio.get_running_loop().time())
+        if not self.answers_pings:
+            send = connection.protocol.send_frame
+            connection.protocol.send_frame = (  # type: ignore[method-assign]
+                lambda frame: None if frame.opcode is Opcode.PONG else send(frame)
+            )
         if not self.refusals:
             return None
         status, retry_after = self.refusals.pop(0)
@@ -347,3 +359,55 @@ def unused_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return cast(int, probe.getsockname()[1])
+
+
+class HoldingProxy:
+    """Forwards a connection to a server until `hold()`; then its kernel takes bytes, it none.
+
+    Attributes:
+        port: Where it listens on 127.0.0.1.
+    """
+
+    def __init__(self, server_port: int) -> None:
+        self._server_port = server_port
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self._listening.setblocking(False)
+        self.port = self._listening.getsockname()[1]
+        self._tasks.append(asyncio.create_task(self._accept()))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.hold()
+        self._listening.close()
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._client, _ = await loop.sock_accept(self._listening)
+        self._server = socket.create_connection(("127.0.0.1", self._server_port))
+        self._server.setblocking(False)
+        for source, target in (self._client, self._server), (self._server, self._client):
+            self._tasks.append(asyncio.create_task(self._forward(source, target)))
+
+    async def _forward(self, source: socket.socket, target: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while chunk := await loop.sock_recv(source, 65_536):
+            await loop.sock_sendall(target, chunk)
+
+    async def hold(self) -> None:
+        """Forward no more."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def held_bytes(self) -> int:
+        """Return how much its kernel has taken, and acknowledged, since."""
+        return len(self._client.recv(1 << 20, socket.MSG_PEEK))
+
+    def break_off(self) -> None:
+        """Reset the client's connection."""
+        self._client.close()
+        self._server.close()

@@ -66,6 +66,7 @@ class FakeSink:
         self.backlog = SimpleNamespace(dropped=0)
         self.is_open = False
         self.closes: list[tuple[int, str]] = []
+        self.hurried = False
         self.over = asyncio.get_running_loop().create_future()
         self.may_close = asyncio.Event()
         self.may_close.set()
@@ -79,6 +80,9 @@ class FakeSink:
         self.frames.append(frame)
         if self.is_open:
             self.frames_sent += 1
+
+    def hurry(self) -> None:
+        self.hurried = True
 
     async def run(self) -> None:
         await self.over
