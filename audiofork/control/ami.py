@@ -43,6 +43,8 @@ MAX_LINE_BYTES = 1024  # longer lines are discarded by Asterisk (main/manager.c)
 CHECK_COMMAND = "AudioForkCheck"
 _MAX_BLOCK_BYTES = 1_048_576
 _END_OF_BLOCK = b"\r\n\r\n"
+# The events that `_typed` makes something of, besides UserEvent.
+_WANTED = {b"Hangup", b"HangupRequest", b"BridgeEnter", b"BridgeLeave", b"OriginateResponse"}
 
 Headers = list[tuple[str, str]]
 OnError = Callable[[AmiError], None]
@@ -94,6 +96,12 @@ class Ami:
     Owned by the daemon. Events go to `on_event`; `on_up` is awaited after each login, before
     events that came meanwhile are the application's to see. An exception in either is logged and
     harms neither the link nor other events.
+
+    Attributes:
+        status: The state of the link, as text for people.
+        asterisk_started: Which run of Asterisk the link is to, or was to last: the local time of
+            its start. Empty from a login until it is known, which is before `on_up`, and where
+            Asterisk does not say.
     """
 
     def __init__(
@@ -107,7 +115,16 @@ class Ami:
         self._on_up = on_up
         self._link: _Link | None = None
         self._retry_s = FIRST_RETRY_S
+        self._retry = asyncio.Event()
+        self._said = ""
         self.status = "not connected to Asterisk yet"
+        self.asterisk_started = ""
+
+    def retry_now(self) -> None:
+        """Make a link that is down try at once, and say how that went; else do nothing."""
+        if self._link is None:
+            self._said = ""
+            self._retry.set()
 
     # --- Actions ---
 
@@ -183,28 +200,37 @@ class Ami:
                 await self._connect_once()
             except AmiLoginRefused as exc:
                 self._say(logging.ERROR, f"{exc}; next try in {LOGIN_RETRY_S:g} s")
-                await asyncio.sleep(LOGIN_RETRY_S)
+                await self._pause(LOGIN_RETRY_S)
             # ValueError: the configured host is no name, or the secret does not fit a line.
             except (OSError, TimeoutError, AmiError, ValueError) as exc:
                 where = f"{self._config.host}:{self._config.port}"
                 self._say(logging.WARNING, f"no link to Asterisk at {where}: {why(exc)}")
-                await asyncio.sleep(self._retry_s)
+                await self._pause(self._retry_s)
                 self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
+
+    async def _pause(self, delay_s: float) -> None:
+        """Wait before the next attempt, unless somebody has asked for it since the last one."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self._retry.wait()
 
     def _say(self, level: int, status: str) -> None:
         """Log a change of the link's state once, not with each attempt."""
-        if status != self.status:
+        if status != self._said:
             log.log(level, "%s", status)
-        self.status = status
+        self.status = self._said = status
 
     async def _connect_once(self) -> None:
         """Serve one connection; ends with the exception that says why it is over."""
+        self._retry.clear()
         link = _Link(self._config, self._guarded_event)
         try:
             await link.open()
+            self.asterisk_started = ""  # requests may come before the answer
             self._link = link
             self._retry_s = FIRST_RETRY_S
             version = await self._version(link)
+            self.asterisk_started = await self._started(link)
             self._say(logging.INFO, f"connected to Asterisk {version}")
             try:
                 await self._on_up()
@@ -224,11 +250,18 @@ class Ami:
             return "(version unknown)"
         return str(answer.asteriskversion)
 
+    async def _started(self, link: _Link) -> str:
+        try:
+            answer = await link.send("CoreStatus", [])
+        except AmiActionFailed:
+            return ""
+        return f"{answer.corestartupdate} {answer.corestartuptime}".strip()
+
     def _guarded_event(self, event: Event) -> None:
         try:
             self._on_event(event)
         except Exception:
-            log.exception("event %r could not be handled", event)
+            log.exception("an event could not be handled: %s", type(event).__name__)
 
 
 @contextlib.asynccontextmanager
@@ -431,7 +464,7 @@ class _Protocol(AMIProtocol):  # type: ignore[misc]
     def __init__(self, manager: _Manager, on_event: Callable[[Event], None]) -> None:
         self._manager = manager
         self._on_event = on_event
-        self._rest = b""
+        self._rest = bytearray()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -439,12 +472,24 @@ class _Protocol(AMIProtocol):  # type: ignore[misc]
         self.encoding = "utf8"
 
     def data_received(self, chunk: bytes) -> None:
-        *blocks, self._rest = (self._rest + chunk).split(_END_OF_BLOCK)
+        # The end may have begun in the last read; what was before that is not searched again.
+        unsearched = max(0, len(self._rest) - len(_END_OF_BLOCK) + 1)
+        self._rest += chunk
+        if self._rest.find(_END_OF_BLOCK, unsearched) < 0:
+            self._limit_rest()
+            return
+        *blocks, rest = bytes(self._rest).split(_END_OF_BLOCK)
+        self._rest = bytearray(rest)
         for block in blocks:
+            if _is_foreign(block):
+                continue
             try:
                 self._on_block(block.decode("utf-8", "replace"))
             except Exception:
-                log.exception("a message from Asterisk could not be read: %r", block[:200])
+                log.exception("a message from Asterisk could not be read")  # it may hold a token
+        self._limit_rest()
+
+    def _limit_rest(self) -> None:
         if len(self._rest) > _MAX_BLOCK_BYTES:
             log.error("a message from Asterisk has no end after %d bytes", len(self._rest))
             self.transport.abort()
@@ -484,6 +529,22 @@ class _Protocol(AMIProtocol):  # type: ignore[misc]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._manager.connection_lost(exc)
+
+
+def _is_foreign(block: bytes) -> bool:
+    """Tell, without parsing it, that a message is an event that nobody here needs.
+
+    A busy Asterisk tells of thousands of events a second where no filter holds them back. An
+    event with an ActionID may be part of an answer. The first `UserEvent` header is Asterisk's
+    own; what follows it may be anything.
+    """
+    if not block.startswith(b"Event: "):
+        return False
+    name = block[len(b"Event: ") :].partition(b"\r\n")[0]
+    if name == b"UserEvent":
+        value = block.partition(b"\r\nUserEvent:")[2].partition(b"\r\n")[0]
+        return value.removeprefix(b" ") != b"AudioFork"
+    return name not in _WANTED and b"ActionID" not in block
 
 
 def _parse(block: str) -> Headers:

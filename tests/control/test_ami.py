@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import trustme
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from audiofork.config import AsteriskConfig
 from audiofork.control import ami as ami_module
@@ -49,16 +51,17 @@ def silence(action: dict[str, str]) -> None:
 # --- Login ---------------------------------------------------------------------------------------
 
 
-async def test_login_gives_the_credentials_then_asks_the_version(
+async def test_login_gives_the_credentials_then_asks_the_version_and_the_start(
     asterisk: FakeAsterisk, link: AmiRun
 ) -> None:
-    login, settings = asterisk.actions
+    login, settings, status = asterisk.actions
     assert (login["action"], login["username"], login["secret"]) == (
         "Login",
         "audiofork",
         "hunter2",
     )
     assert settings["action"] == "CoreSettings"
+    assert status["action"] == "CoreStatus"
     assert link.ami.status == "connected to Asterisk 22.5.2"
 
 
@@ -86,7 +89,7 @@ async def test_login_refused_says_so_once_and_pauses_long(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     pauses = [asyncio.Event(), asyncio.Event()]
-    delays_s = record_sleeps(monkeypatch, *pauses)
+    delays_s = record_pauses(monkeypatch, *pauses)
     asterisk.answers["Login"] = lambda action: response(
         action, "Message: Authentication failed", ok=False
     )
@@ -106,6 +109,47 @@ async def test_login_refused_says_so_once_and_pauses_long(
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(errors) == 1
     assert "hunter2" not in caplog.text
+
+
+def core_status(time: str) -> Callable[[dict[str, str]], bytes]:
+    return lambda action: response(
+        action, "CoreStartupDate: 2026-01-31", f"CoreStartupTime: {time}", "CoreCurrentCalls: 1"
+    )
+
+
+async def test_start_of_asterisk_is_known_before_on_up_at_each_login(
+    asterisk: FakeAsterisk, run_ami: RunAmi
+) -> None:
+    asterisk.answers["CoreStatus"] = core_status("23:59:58")
+    run = run_ami()
+    assert run.ami.asterisk_started == ""
+    seen: list[str] = []
+
+    async def note() -> None:
+        seen.append(run.ami.asterisk_started)
+
+    run.on_up = note
+    await run.up()
+    asterisk.connections[-1].drop()
+    await run.up()
+    asterisk.answers["CoreStatus"] = core_status("23:59:59")
+    asterisk.connections[-1].drop()
+    await run.up()
+    await run.settled()
+    assert seen == ["2026-01-31 23:59:58", "2026-01-31 23:59:58", "2026-01-31 23:59:59"]
+
+
+@pytest.mark.parametrize("ok", [True, False], ids=["without-fields", "refused"])
+async def test_start_of_asterisk_that_is_not_told_is_empty(
+    asterisk: FakeAsterisk, run_ami: RunAmi, ok: bool
+) -> None:
+    asterisk.answers["CoreStatus"] = core_status("23:59:58")
+    run = run_ami()
+    await run.up()
+    asterisk.answers["CoreStatus"] = lambda action: response(action, "Message: No", ok=ok)
+    asterisk.connections[-1].drop()
+    await run.up()
+    assert run.ami.asterisk_started == ""
 
 
 async def test_login_unanswered_is_tried_again(
@@ -717,6 +761,42 @@ async def test_bytes_that_are_not_utf_8_are_replaced(asterisk: FakeAsterisk, lin
     assert await link.settled() == [ChannelHangup("a\ufffdb\ufffd")]
 
 
+def test_what_is_dropped_unread_would_have_been_nothing() -> None:
+    """Whatever a message holds, it is dropped only if parsing it yields no event and no answer."""
+    piece = st.sampled_from(
+        [b"Event: ", b"Event:", b"UserEvent", b"UserEvent: ", b"AudioFork", b"Hangup", b"\r\n"]
+        + [b"\n", b"\r", b" ", b":", b"ActionID: 1", b"Status", b"Response: Success", b"\xff\xe2"]
+    )
+
+    @settings(max_examples=2000, deadline=None)
+    @given(st.lists(piece, max_size=12))
+    @example([b"Event: ", b"UserEvent", b"\r\n", b"UserEvent: ", b"AudioFork"])
+    def check(pieces: list[bytes]) -> None:
+        data = b"Event: " + b"".join(pieces)
+        if not ami_module._is_foreign(data):
+            return
+        headers = ami_module._parse(data.decode("utf-8", "replace"))
+        name, value = headers[0]
+        assert name == "Event"
+        assert value == "UserEvent" or not ami_module._last(headers, "ActionID")
+        if value != "UserEvent" or any(name == "UserEvent" for name, _ in headers):
+            assert ami_module._typed(value, headers) is None
+
+    check()
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param(["Event: RTCPSent", "Privilege: reporting,all"], id="other-event"),
+        pytest.param(["Event: UserEvent", "UserEvent: Other", "ActionID: 1"], id="user-event"),
+        pytest.param(["Event: UserEvent", "Foo: UserEvent: AudioFork"], id="user-event-in-value"),
+    ],
+)
+def test_foreign_event_is_dropped_unread(lines: list[str]) -> None:
+    assert ami_module._is_foreign("\r\n".join(lines).encode())
+
+
 async def test_message_without_end_breaks_the_link_which_comes_back(
     asterisk: FakeAsterisk, link: AmiRun, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -856,21 +936,18 @@ async def test_event_raised_on_a_link_just_lost_is_not_written(wire: Any) -> Non
 # --- The link's life -----------------------------------------------------------------------------
 
 
-def record_sleeps(monkeypatch: pytest.MonkeyPatch, *gates: asyncio.Event) -> list[float]:
+def record_pauses(monkeypatch: pytest.MonkeyPatch, *gates: asyncio.Event) -> list[float]:
     """Make the pauses between attempts wait for these events, one each; return their lengths."""
     delays_s: list[float] = []
-    real_sleep = asyncio.sleep
 
-    async def sleep(delay_s: float) -> None:
-        if delay_s < 0.1:  # the tests' own
-            return await real_sleep(delay_s)
+    async def pause(ami: Ami, delay_s: float) -> None:
         delays_s.append(delay_s)
         if len(delays_s) <= len(gates):
             await gates[len(delays_s) - 1].wait()
         else:
             await asyncio.get_running_loop().create_future()
 
-    monkeypatch.setattr(ami_module.asyncio, "sleep", sleep)
+    monkeypatch.setattr(Ami, "_pause", pause)
     return delays_s
 
 
@@ -882,7 +959,7 @@ async def test_reconnect_backs_off_and_begins_anew_after_a_login(
 ) -> None:
     monkeypatch.setattr(ami_module, "FIRST_RETRY_S", 0.5)
     gates = [asyncio.Event() for _ in range(8)]
-    delays_s = record_sleeps(monkeypatch, *gates)
+    delays_s = record_pauses(monkeypatch, *gates)
     port = asterisk.port
     await asterisk.stop()
     run = run_ami(port=port)
@@ -905,6 +982,51 @@ async def test_reconnect_backs_off_and_begins_anew_after_a_login(
     gates[7].set()
     await run.up()
     await run.settled()
+
+
+async def test_retry_now_ends_the_pause_and_says_again_what_is_wrong(
+    asterisk: FakeAsterisk, run_ami: RunAmi, caplog: pytest.LogCaptureFixture
+) -> None:
+    asterisk.answers["Login"] = lambda action: response(
+        action, "Message: Authentication failed", ok=False
+    )
+    run = run_ami()
+    await wait_until(lambda: "next try in 60 s" in run.ami.status)
+    run.ami.retry_now()
+    await wait_until(lambda: caplog.text.count("refused the login") == 2)
+    assert asterisk.count("Login") == 2
+    del asterisk.answers["Login"]
+    run.ami.retry_now()
+    await run.up()
+    await run.settled()
+
+
+async def test_retry_now_during_an_attempt_that_fails_makes_another_at_once(
+    asterisk: FakeAsterisk, run_ami: RunAmi
+) -> None:
+    asterisk.answers["Login"] = silence
+    run = run_ami()
+    action = await asterisk.received("Login")
+    run.ami.retry_now()
+    del asterisk.answers["Login"]
+    asterisk.send(response(action, "Message: Authentication failed", ok=False))
+    await run.up()
+    await run.settled()
+    assert asterisk.count("Login") == 2
+
+
+async def test_retry_now_of_a_link_that_is_up_is_not_kept_for_later(
+    asterisk: FakeAsterisk, run_ami: RunAmi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ami_module, "FIRST_RETRY_S", 60)
+    run = run_ami()
+    await run.up()
+    await run.settled()
+    run.ami.retry_now()
+    asterisk.connections[-1].drop()
+    await wait_until(lambda: "closed the link" in run.ami.status)
+    await asyncio.sleep(0.05)
+    assert asterisk.count("Login") == 1
 
 
 async def test_half_open_link_is_noticed_and_made_anew(
