@@ -37,14 +37,12 @@ from audiofork.errors import (
     DaemonUnreachable,
 )
 from audiofork.probe import LegFailed, Legs, Probe, ProbeLeg
+from audiofork.process import FILES_PER_FORK, FURTHER_FILES
 from audiofork.relay.audiosocket import FRAME_BYTES
 from audiofork.relay.worker import Worker
 
 PAIR_OPTIONS = "qulDES"  # of ChanSpy; the D is what the check wants to know of
 MAX_CLOCK_DIFFERENCE_S = 2.0
-# Two a fork; the rest is for clients of the control socket and the AMI front, logs and libraries.
-FILES_PER_FORK = 2
-FURTHER_FILES = 400
 EVENT_TIMEOUT_S = 2.0
 FRAMES_WANTED = 50
 AUDIO_TIMEOUT_S = 2.5  # ChanSpy begins after 0.1 s, and 50 frames take a second

@@ -22,6 +22,7 @@ import uvloop
 from audiofork import __version__, client, config, log
 from audiofork import migrate as migration
 from audiofork.check import Check, Finding, Mark
+from audiofork.control.socket import MAX_LINE_BYTES
 from audiofork.daemon import Daemon
 from audiofork.errors import (
     AmiUnavailable,
@@ -110,9 +111,19 @@ def check(path: Path) -> None:
 # --- The commands that ask the daemon ------------------------------------------------------------
 
 
+def _url(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Return the URL of a command line, or the line of standard input that it stands for."""
+    if value != "-":
+        return value
+    line = sys.stdin.buffer.readline(MAX_LINE_BYTES).decode(errors="replace").strip()
+    if not line:
+        raise click.BadParameter("there is none on standard input")
+    return line
+
+
 @main.command()
 @click.argument("channel")
-@click.argument("url")
+@click.argument("url", callback=_url)
 @click.option("--options", default="", metavar="OPTIONS", help="The option string, D(in) say.")
 @click.option(
     "--post-process",
@@ -129,7 +140,11 @@ def start(
     path: Path,
     socket_path: Path | None,
 ) -> None:
-    """Send the audio of CHANNEL (a name or a uniqueid) to URL; prints the id of the fork."""
+    """Send the audio of CHANNEL (a name or a uniqueid) to URL; prints the id of the fork.
+
+    With - for URL it is read from standard input, one line. Arguments show in the list of
+    processes, so give a URL that holds a token in this way.
+    """
     with _daemon(path, socket_path) as daemon:
         _say(daemon.start(channel, url, options, post_process))
 

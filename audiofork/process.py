@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import resource
@@ -11,12 +12,53 @@ import socket
 
 log = logging.getLogger(__name__)
 
+# The leg's connection, the server's, and what asks the kernel what of that has arrived.
+FILES_PER_FORK = 3
+# Beside them: clients of the control socket and the AMI front, strangers at the AudioSocket port,
+# logs and libraries.
+FURTHER_FILES = 1400
+
 
 def lift_file_limit() -> None:
-    """Lift the limit on open files as far as may be: each fork takes two."""
+    """Lift the limit on open files as far as may be: each fork takes three."""
     with contextlib.suppress(ValueError, OSError):  # a hardened service may not even ask
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def file_limit() -> int | None:
+    """Return how many files this process may have open; None: it is not known, or any number."""
+    try:
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    except (ValueError, OSError):
+        return None
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def warn_of_low_file_limit(max_forks: int) -> None:
+    """Say so in the log if this process may not open as many files as so many forks take."""
+    limit, needed = file_limit(), FILES_PER_FORK * max_forks + FURTHER_FILES
+    if limit is not None and limit < needed:
+        log.warning(
+            "this process may have %d files open, but [security] max_forks = %d takes %d; "
+            "set LimitNOFILE=%d, or lower max_forks",
+            *(limit, max_forks, needed, needed),
+        )
+
+
+def can_open(count: int) -> bool:
+    """Tell whether so many more files could be opened now; tries it, and closes them."""
+    opened: list[int] = []
+    try:
+        opened.append(os.open(os.devnull, os.O_RDONLY))
+        while len(opened) < count:
+            opened.append(os.dup(opened[0]))
+    except OSError as exc:
+        return exc.errno not in (errno.EMFILE, errno.ENFILE)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+    return True
 
 
 def notify(state: str) -> None:

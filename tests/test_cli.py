@@ -152,6 +152,35 @@ def test_start_prints_the_id(daemon: FakeDaemon) -> None:
     assert request.post_process == "ls"
 
 
+@pytest.mark.parametrize("ending", ["\n", "", "\r\n", " \nws://second/\n"])
+def test_start_reads_the_url_from_standard_input_in_place_of_a_dash(
+    daemon: FakeDaemon, ending: str
+) -> None:
+    url = "ws://localhost/?token=hunter2"
+    arguments = ["start", "PJSIP/100-0000002a", "-", "--socket", str(daemon.path)]
+    result = CliRunner().invoke(main, arguments, input=url + ending)
+    assert (result.exit_code, result.output) == (0, f"{FORK_ID}\n")
+    request = daemon.requests[0]
+    assert isinstance(request, StartFork)
+    assert request.url == url
+
+
+@pytest.mark.parametrize("line", ["", "\n"])
+def test_start_without_the_url_that_a_dash_promises_is_a_usage_error(
+    daemon: FakeDaemon, line: str
+) -> None:
+    arguments = ["start", "PJSIP/100-0000002a", "-", "--socket", str(daemon.path)]
+    result = CliRunner().invoke(main, arguments, input=line)
+    assert result.exit_code == 2
+    assert "there is none on standard input" in result.output
+    assert daemon.requests == []
+
+
+def test_help_of_start_says_how_a_token_stays_out_of_the_list_of_processes() -> None:
+    result = CliRunner().invoke(main, ["start", "--help"])
+    assert "With - for URL it is read from standard input" in result.output
+
+
 def test_channel_without_a_slash_is_a_uniqueid(daemon: FakeDaemon) -> None:
     ask(daemon, "start", "1700000000.42", "ws://localhost/")
     ask(daemon, "stop", "1700000000.42")

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from audiofork.process import feed_watchdog, lift_file_limit, notify
+from audiofork.process import (
+    can_open,
+    feed_watchdog,
+    file_limit,
+    lift_file_limit,
+    notify,
+    warn_of_low_file_limit,
+)
 
 
 @pytest.fixture
@@ -94,3 +103,70 @@ def test_file_limit_that_may_not_be_asked_is_left(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(resource, "getrlimit", refuse)
     lift_file_limit()
+
+
+@contextmanager
+def limit(soft: int) -> Iterator[None]:
+    """Let this process have so many files."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def descriptors() -> list[int]:
+    return sorted(int(name) for name in os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture
+def packed() -> Iterator[int]:
+    """Open files until none is free below the highest; return the lowest that is free then."""
+    highest = descriptors()[-1]
+    opened = [os.open(os.devnull, os.O_RDONLY)]
+    while opened[-1] < highest:
+        opened.append(os.dup(opened[0]))
+    yield max(opened[-1], highest) + 1
+    for descriptor in opened:
+        os.close(descriptor)
+
+
+def test_as_many_files_can_be_opened_as_the_limit_leaves(packed: int) -> None:
+    before = descriptors()
+    with limit(packed + 5):
+        assert can_open(1)
+        assert can_open(5)
+        assert not can_open(6)
+        assert not can_open(1000)
+    with limit(packed):
+        assert not can_open(1)
+    assert descriptors() == before
+
+
+def test_other_faults_of_the_probe_are_no_want_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "devnull", "/nowhere")
+    assert can_open(5)
+
+
+def test_file_limit_is_the_soft_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with limit(200):
+        assert file_limit() == 200
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    monkeypatch.setattr(resource, "getrlimit", lambda what: unlimited)
+    assert file_limit() is None
+
+
+def test_low_file_limit_is_said_with_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+    with limit(1699):
+        warn_of_low_file_limit(100)
+    assert caplog.messages == [
+        "this process may have 1699 files open, but [security] max_forks = 100 takes 1700; "
+        "set LimitNOFILE=1700, or lower max_forks"
+    ]
+
+
+def test_file_limit_that_suffices_is_not_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
+    with limit(1700):
+        warn_of_low_file_limit(100)
+    assert caplog.messages == []

@@ -6,6 +6,7 @@ import re
 from fnmatch import fnmatchcase
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from audiofork.addresses import address_of_host, is_public
 from audiofork.errors import RequestRefused
 
 # AMI discards lines longer than 1024 bytes, and `WsServer: ` comes before the URL.
@@ -13,18 +14,25 @@ MAX_URL_BYTES = 1000
 _PORTS = {"ws": 80, "wss": 443}
 
 
-def check_url(url: str, allowed: tuple[str, ...]) -> None:
+def check_url(url: str, allowed: tuple[str, ...], *, allow_private: bool = True) -> None:
     """Raise unless a fork may be sent to this URL.
+
+    A name is not resolved here; what it points to is checked when it is connected to.
 
     Args:
         url: As it came with a request.
         allowed: Patterns as in `[security] allow_urls`.
+        allow_private: Whether its host may be an address that is not public.
 
     Raises:
-        RequestRefused: The text names the rule that the URL breaks.
+        RequestRefused: The text names the rule that the URL breaks; it holds nothing of the URL
+            that may be secret.
     """
     if len(url.encode(errors="replace")) > MAX_URL_BYTES:
         raise RequestRefused(f"WsServer: longer than {MAX_URL_BYTES} bytes")
+    if "@" in re.split(r"[/?#]", url.partition("//")[2])[0]:
+        # Before all that could fail with a text that quotes them.
+        raise RequestRefused("WsServer: credentials are not allowed in a URL")
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -34,8 +42,6 @@ def check_url(url: str, allowed: tuple[str, ...]) -> None:
         raise RequestRefused("WsServer: the scheme must be ws or wss")
     if not parts.hostname:
         raise RequestRefused("WsServer: no host")
-    if "@" in parts.netloc:
-        raise RequestRefused("WsServer: credentials are not allowed in a URL")
     if "#" in url:
         raise RequestRefused("WsServer: a fragment is not allowed")
     if port == 0:
@@ -46,11 +52,16 @@ def check_url(url: str, allowed: tuple[str, ...]) -> None:
         # Servers resolve it, and so it could lead out of the path of a pattern.
         raise RequestRefused("WsServer: .. is not allowed in a path")
     try:
-        parts.hostname.encode("idna")  # as the look-up of the name will
+        host = parts.hostname.encode("idna").decode()  # as the look-up of the name will
     except UnicodeError as exc:
         raise RequestRefused(f"WsServer: not a host name: {exc}") from exc
     if not any(_matches(parts, pattern) for pattern in allowed):
         raise RequestRefused("WsServer: not among the URLs of [security] allow_urls")
+    address = address_of_host(host)
+    if not allow_private and address is not None and not is_public(address):
+        raise RequestRefused(
+            f"WsServer: {address} is a private address, which [security] allow_private forbids"
+        )
 
 
 def _matches(url: SplitResult, pattern: str) -> bool:

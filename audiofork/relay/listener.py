@@ -10,6 +10,7 @@ import logging
 import uuid
 from typing import Protocol, cast
 
+from audiofork.addresses import IPNetwork, address_of
 from audiofork.config import Address
 from audiofork.errors import AudioSocketProtocolError
 from audiofork.log import CounterLine
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 
 # Asterisk sends the UUID as soon as it is connected; 2 s is what it grants others itself.
 UUID_TIMEOUT_S = 2.0
+# Connections that have yet to send one. Asterisk does it within milliseconds.
+MAX_STRANGERS = 1000
 
 
 class LegOwner(Protocol):
@@ -33,14 +36,19 @@ class LegOwner(Protocol):
 class Listener:
     """Accepts connections that present an issued UUID: each UUID once, in time.
 
+    Args:
+        allow: The networks that they may come from; empty: any.
+
     Attributes:
         refused: Counts the connections that were closed, and logs them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, allow: tuple[IPNetwork, ...] = ()) -> None:
         self.refused = CounterLine(log, "AudioSocket connections closed")
+        self._allow = allow
         self._issued: dict[bytes, LegOwner] = {}
         self._legs: set[_Leg] = set()
+        self._strangers: dict[_Leg, None] = {}  # those of the legs without a UUID, oldest first
         self._server: asyncio.Server | None = None
 
     async def start(self, listen: Address) -> Address:
@@ -68,15 +76,38 @@ class Listener:
         """Let it in no more; does nothing if it has come already."""
         self._issued.pop(uuid.UUID(fork_id).bytes, None)
 
-    def claim(self, uuid_bytes: bytes) -> LegOwner | None:
-        """Return whom a UUID was issued to, once."""
-        return self._issued.pop(uuid_bytes, None)
+    # --- For the connections ---
+
+    def allows(self, peer: str) -> bool:
+        """Tell whether a connection may come from an address."""
+        return not self._allow or any(address_of(peer) in network for network in self._allow)
 
     def add(self, leg: _Leg) -> None:
+        """Keep a connection until `remove`; if there are too many strangers, one goes.
+
+        The oldest one: a true leg has its UUID sent long before it is that.
+        """
         self._legs.add(leg)
+        self._strangers[leg] = None
+        if len(self._strangers) > MAX_STRANGERS:
+            oldest = next(iter(self._strangers))
+            oldest.refuse(f"no UUID yet, and {MAX_STRANGERS} more connections without one")
+
+    def claim(self, leg: _Leg, uuid_bytes: bytes) -> LegOwner | None:
+        """Return whom a UUID was issued to, once."""
+        owner = self._issued.pop(uuid_bytes, None)
+        if owner is not None:
+            self._strangers.pop(leg, None)
+        return owner
+
+    def forget_stranger(self, leg: _Leg) -> None:
+        """Count a connection no more among the strangers: it is being closed."""
+        self._strangers.pop(leg, None)
 
     def remove(self, leg: _Leg) -> None:
+        """Forget a connection that is gone."""
         self._legs.discard(leg)
+        self._strangers.pop(leg, None)
 
 
 class _Leg(asyncio.Protocol):
@@ -90,10 +121,14 @@ class _Leg(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._listener.add(self)
+        peer = transport.get_extra_info("peername")
+        self._peer = peer[0] if peer else ""
         self._deadline = asyncio.get_running_loop().call_later(
-            UUID_TIMEOUT_S, self._refuse, f"no UUID within {UUID_TIMEOUT_S:g} s"
+            UUID_TIMEOUT_S, self.refuse, f"no UUID within {UUID_TIMEOUT_S:g} s"
         )
+        self._listener.add(self)
+        if self._peer and not self._listener.allows(self._peer):
+            self.refuse("not allowed ([audiosocket] allow)")
 
     def data_received(self, chunk: bytes) -> None:
         if self._hung_up:
@@ -101,7 +136,7 @@ class _Leg(asyncio.Protocol):
         try:
             messages = self._decoder.feed(chunk)
         except AudioSocketProtocolError as exc:
-            self._refuse(str(exc))
+            self.refuse(str(exc))
             return
         for kind, payload in messages:
             if self._owner is None:
@@ -110,16 +145,18 @@ class _Leg(asyncio.Protocol):
                 self._owner.on_audio(payload)
             else:
                 self._on_other(kind)
+        if self._decoder.error is not None and not self._hung_up:
+            self.refuse(str(self._decoder.error))
 
     def _identify(self, kind: int, payload: bytes) -> None:
         if self._hung_up:
             return
         if kind != Kind.UUID:
-            self._refuse(f"message 0x{kind:02x} before the UUID")
+            self.refuse(f"message 0x{kind:02x} before the UUID")
             return
-        owner = self._listener.claim(payload)
+        owner = self._listener.claim(self, payload)
         if owner is None:
-            self._refuse(f"unknown or used UUID {uuid.UUID(bytes=payload)}")
+            self.refuse(f"unknown or used UUID {uuid.UUID(bytes=payload)}")
             return
         self._deadline.cancel()
         self._owner = owner
@@ -128,13 +165,13 @@ class _Leg(asyncio.Protocol):
     def _on_other(self, kind: int) -> None:
         """Pass over what needs no action: DTMF comes by AMI, and newer kinds may appear."""
         if kind == Kind.UUID:
-            self._refuse("a second UUID")
+            self.refuse("a second UUID")
         elif kind in (Kind.HANGUP, Kind.ERROR):
-            self._refuse(f"message 0x{kind:02x} from Asterisk")
+            self.refuse(f"message 0x{kind:02x} from Asterisk")
 
-    def _refuse(self, why: str) -> None:
-        peer = self._transport.get_extra_info("peername")
-        self._listener.refused.count(f"{why}, from {peer[0] if peer else 'nobody'}")
+    def refuse(self, why: str) -> None:
+        """Close the connection, and count it."""
+        self._listener.refused.count(f"{why}, from {self._peer or 'nobody'}")
         owner, self._owner = self._owner, None
         self.hang_up()
         if owner is not None:
@@ -147,6 +184,7 @@ class _Leg(asyncio.Protocol):
         self._hung_up = True
         self._deadline.cancel()
         self._owner = None
+        self._listener.forget_stranger(self)
         self._transport.write(HANGUP_MESSAGE)
         self._transport.close()
 

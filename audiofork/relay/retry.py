@@ -10,6 +10,7 @@ from websockets.exceptions import (
     ConnectionClosed,
     InvalidMessage,
     InvalidStatus,
+    InvalidURI,
     WebSocketException,
 )
 from websockets.http11 import Response
@@ -97,6 +98,8 @@ def connect_failure(exc: Exception) -> SinkError:
         return SinkUnreachable("the server closed without an HTTP answer, or sent garbage")
     if isinstance(exc, ConnectionClosed):
         return SinkUnreachable("the server closed before the handshake")
+    if isinstance(exc, InvalidURI):  # its own text holds the URL, and so perhaps a token
+        return SinkRefused("not a URL that can be connected to")
     if isinstance(exc, UnicodeError):  # from IDNA, before any look-up
         return SinkRefused(f"not a host name: {exc}")
     if isinstance(exc, OSError):

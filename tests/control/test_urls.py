@@ -85,6 +85,63 @@ def test_check_url_bad_url_is_refused_naming_the_rule(url: str, rule: str) -> No
     assert str(caught.value).startswith(f"WsServer: {rule}")
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ws://user:hunter2@example.org/",
+        "ws://user:hunter2@example.org:port/",
+        "ws://user:hunter2\u2100@example.org/",
+        "http://user:hunter2@example.org/",
+        "//user:hunter2\u2100@example.org/",
+        "ws://user:hunter2@[::1/",
+        "ws://example.org:1\u2100/?token=hunter2",
+        "ws://example.org:x/?token=hunter2",
+        "ws://example.org/..?token=hunter2",
+        "ws://[::g]/?token=hunter2",
+        "ws://a..b/?token=hunter2",
+    ],
+)
+def test_check_url_refuses_without_telling_what_may_be_secret(url: str) -> None:
+    with pytest.raises(RequestRefused) as caught:
+        check_url(url, ANY)
+    assert "hunter2" not in str(caught.value)
+
+
+PRIVATE = "which [security] allow_private forbids"
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("10.0.0.1:8080", "10.0.0.1"),
+        ("127.1", "127.0.0.1"),
+        ("0x7f.1", "127.0.0.1"),
+        ("2130706433", "127.0.0.1"),
+        ("0", "0.0.0.0"),
+        ("\uff11\uff12\uff17.0.0.1", "127.0.0.1"),  # digits of full width
+        ("127\u30020.0.1", "127.0.0.1"),  # an ideographic full stop
+        ("[::1]", "::1"),
+        ("[::ffff:169.254.169.254]", "169.254.169.254"),
+        ("[fe80::1]", "fe80::1"),
+        ("[2002:a00:1::]", "2002:a00:1::"),
+    ],
+)
+def test_check_url_private_address_is_refused_where_the_rule_forbids_it(
+    host: str, address: str
+) -> None:
+    check_url(f"ws://{host}/", ANY)
+    with pytest.raises(RequestRefused) as caught:
+        check_url(f"ws://{host}/", ANY, allow_private=False)
+    assert str(caught.value) == f"WsServer: {address} is a private address, {PRIVATE}"
+
+
+@pytest.mark.parametrize("host", ["8.8.8.8", "[2606:4700::1111]", "example.org", "localhost"])
+def test_check_url_public_address_or_name_is_allowed_without_private_ones(host: str) -> None:
+    """What a name points to is checked when it is connected to."""
+    check_url(f"ws://{host}/", ANY, allow_private=False)
+
+
 def test_check_url_of_longest_length_is_allowed() -> None:
     check_url("ws://example.org/".ljust(MAX_URL_BYTES, "a"), ANY)
 

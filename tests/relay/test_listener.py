@@ -6,6 +6,8 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from ipaddress import ip_network
 
 import pytest
 
@@ -42,12 +44,15 @@ class Owner:
 class Stage:
     """A listener, with a good leg whose frames must pass whatever others do."""
 
-    def __init__(self) -> None:
-        self.listener = Listener()
+    def __init__(self, *allow: str) -> None:
+        self.listener = Listener(tuple(ip_network(network) for network in allow))
         self.legs: list[Leg] = []
 
-    async def connect(self) -> Leg:
-        self.legs.append(await Leg.connect(self.address))
+    async def connect(self, source: str = "") -> Leg:
+        """Connect, from an address of this machine if one is given."""
+        local = (source, 0) if source else None
+        ends = await asyncio.open_connection(self.address.host, self.address.port, local_addr=local)
+        self.legs.append(Leg(*ends))
         return self.legs[-1]
 
     async def start(self) -> None:
@@ -307,6 +312,101 @@ async def test_many_refused_are_counted_and_logged_once_a_second(stage: Stage, c
     assert stage.listener.refused.total == 20
     assert len(caplog.records) == 1
     await stage.check_other()
+
+
+@asynccontextmanager
+async def stage_with(*allow: str) -> AsyncIterator[Stage]:
+    """Give a stage whose good leg comes from an address that is allowed."""
+    stage = Stage(*allow)
+    try:
+        await stage.start()
+        yield stage
+    finally:
+        await stage.stop()
+
+
+@pytest.mark.parametrize("allow", ["127.0.0.1", "127.0.0.0/8"])
+async def test_leg_from_an_allowed_network_is_let_in(allow: str) -> None:
+    async with stage_with("192.0.2.0/24", allow, "::1/128") as stage:
+        await stage.check_other()
+        assert stage.listener.refused.total == 0
+
+
+async def test_leg_from_elsewhere_is_closed_at_once_and_counted(caplog) -> None:
+    async with stage_with("127.0.0.1") as stage:
+        owner = Owner()
+        fork_id = str(uuid.uuid4())
+        stage.listener.issue(fork_id, owner)
+        stranger = await stage.connect("127.0.0.2")
+        stranger.send_uuid(fork_id)
+        assert await stranger.read_to_end() == HANGUP
+        await stage.check_other()
+        (message,) = caplog.messages
+        assert message.endswith("last: not allowed ([audiosocket] allow), from 127.0.0.2")
+        assert (owner.attached, stage.listener.refused.total) == (0, 1)
+        leg = await stage.connect()  # the UUID is still good for the one it was issued to
+        leg.send_uuid(fork_id)
+        await until(lambda: owner.attached)
+
+
+@pytest.mark.parametrize(
+    ("peer", "allowed"),
+    [
+        ("10.1.2.3", True),
+        ("::ffff:10.1.2.3", True),
+        ("192.0.2.1", False),
+        ("::ffff:192.0.2.1", False),
+        ("fd00::1", True),
+        ("fe80::1%lo", False),
+    ],
+)
+def test_peer_is_allowed_by_its_address_in_either_form(peer: str, allowed: bool) -> None:
+    listener = Listener((ip_network("10.0.0.0/8"), ip_network("fd00::/8")))
+    assert listener.allows(peer) is allowed
+    assert Listener().allows(peer)
+
+
+async def test_of_too_many_without_a_uuid_the_oldest_are_closed(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    monkeypatch.setattr("audiofork.relay.listener.MAX_STRANGERS", 3)
+    idle = [await stage.connect() for _ in range(5)]
+    assert [await leg.read_to_end() for leg in idle[:2]] == [HANGUP] * 2
+    assert stage.listener.refused.total == 2
+    assert "no UUID yet, and 3 more connections without one" in caplog.messages[0]
+    await stage.check_other()
+    _, owner = await stage.issued()
+    await until(lambda: owner.attached)
+    assert await idle[2].read_to_end() == HANGUP
+    assert stage.listener.refused.total == 3
+
+
+async def test_those_that_are_in_or_gone_are_not_counted_as_strangers(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiofork.relay.listener.MAX_STRANGERS", 1)
+    for _ in range(3):
+        _, owner = await stage.issued()
+        await until(lambda owner=owner: owner.attached)
+        refused = stage.listener.refused.total
+        wrong = await stage.connect()
+        wrong.send_uuid(str(uuid.uuid4()))
+        await until(lambda refused=refused: stage.listener.refused.total > refused)
+        gone = await stage.connect()
+        await gone.close()
+        await until(lambda: not stage.listener._strangers)
+    await stage.check_other()
+    assert stage.listener.refused.total == 3
+
+
+async def test_500_idle_connections_do_no_harm(stage: Stage) -> None:
+    for _ in range(500):
+        await stage.connect()
+    await stage.check_other()
+    leg, owner = await stage.issued()
+    leg.send_audio(*numbered(3))
+    await until(lambda: owner.frames == numbered(3))
+    assert owner.closed == 0
 
 
 async def test_connection_that_is_gone_before_its_uuid_is_not_counted(

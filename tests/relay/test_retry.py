@@ -65,7 +65,7 @@ FAILURES = {
     "gone at once": (ConnectionClosedError(None, None), True, "closed before the handshake"),
     "no upgrade": (InvalidUpgrade("Upgrade", "h2c"), False, "not a WebSocket server: invalid Up"),
     "bad accept": (InvalidHeader("Sec-WebSocket-Accept", "x"), False, "not a WebSocket server"),
-    "bad url": (InvalidURI("ws://", "no host"), False, "ws://"),
+    "bad url": (InvalidURI("ws://?token", "no host"), False, "not a URL"),
     "bad host name": (UnicodeError("label too long"), False, "not a host name: label too long"),
 }
 
