@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from audiofork.addresses import IPNetwork, network_of
 from audiofork.errors import ConfigError
 
 _INTRO = """\
@@ -75,6 +76,12 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def multiple_of_20(value: str) -> int:
+    if not value.isascii() or not value.isdigit() or int(value) not in range(20, 1001, 20):
+        raise ValueError("a multiple of 20 from 20 to 1000")
+    return int(value)
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if value not in choices:
@@ -97,6 +104,13 @@ def address(value: str) -> Address:
 
 def address_or_nothing(value: str) -> Address | None:
     return address(value) if value else None
+
+
+def networks(value: str) -> tuple[IPNetwork, ...]:
+    try:
+        return tuple(network_of(network) for network in value.replace(",", " ").split())
+    except ValueError:
+        raise ValueError("networks like 192.0.2.0/24, or addresses") from None
 
 
 def url_patterns(value: str) -> tuple[str, ...]:
@@ -145,6 +159,11 @@ class AudioSocketConfig:
     advertise: Address | None = _option(
         "", address_or_nothing, "The address that Asterisk dials; empty: the same as listen."
     )
+    allow: tuple[IPNetwork, ...] = _option(
+        "",
+        networks,
+        "Networks (192.0.2.0/24) and addresses that Asterisk may dial from; empty: any.",
+    )
 
 
 @dataclass(frozen=True)
@@ -160,6 +179,14 @@ class WebSocketConfig:
     )
     backlog: float = _option(
         "10", number(0, 600), "Seconds of audio kept for a server that is not there or too slow."
+    )
+    frame_ms: int = _option(
+        "20", multiple_of_20, "Milliseconds of audio in one message; option F of a fork."
+    )
+    latency_budget: float = _option(
+        "0.2",
+        number(0.02, 10),
+        "Seconds of audio that may wait in buffers for a slow server; more goes to the backlog.",
     )
     ping_interval: float = _option(
         "20", number(1, 3600), "Seconds between pings; a server that answers none is gone."
@@ -181,6 +208,12 @@ class SecurityConfig:
         "URLs that audio may go to: scheme://host[:port][/path], * stands for any text; "
         "without a port or path, any. Example: wss://*.example.org ws://127.0.0.1:8080/",
     )
+    allow_private: bool = _option(
+        "yes",
+        yes_or_no,
+        "Let audio go to loopback, private and other addresses that are not of the public "
+        "internet; no: names are resolved once, and only public addresses are connected to.",
+    )
     allow_insecure_tls: bool = _option(
         "no", yes_or_no, "Let a fork ask for no check of certificates: option T(insecure)."
     )
@@ -188,6 +221,12 @@ class SecurityConfig:
         "no", yes_or_no, "Let a fork run a shell command when it has ended."
     )
     max_forks: int = _option("1000", whole(1, 100_000), "Forks at once.")
+    max_forks_per_channel: int = _option("10", whole(1, 100_000), "Forks at once of one channel.")
+    max_starts: int = _option(
+        "100",
+        whole(1, 10_000),
+        "Starts a second, and so many at once; what is more waits in order, 5 s at most.",
+    )
 
 
 @dataclass(frozen=True)
@@ -215,6 +254,23 @@ class FrontConfig:
 
 
 @dataclass(frozen=True)
+class DaemonConfig:
+    """What outlives the daemon."""
+
+    journal: str = _option(
+        "/var/lib/audiofork/journal.sqlite3",
+        text,
+        "A file of the forks that run, so that a daemon that was killed takes them up; "
+        "empty: none. It holds URLs with their queries; its owner alone may read it.",
+    )
+    on_stop: str = _option(
+        "end",
+        one_of("end", "keep"),
+        "What SIGTERM does to running forks; keep: the next start takes them up.",
+    )
+
+
+@dataclass(frozen=True)
 class LogConfig:
     """The log goes to standard error, which systemd hands to the journal."""
 
@@ -232,6 +288,7 @@ class Config:
     security: SecurityConfig = field(default_factory=SecurityConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
     front: FrontConfig = field(default_factory=FrontConfig)
+    daemon: DaemonConfig = field(default_factory=DaemonConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
 
@@ -242,6 +299,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "security": SecurityConfig,
     "control": ControlConfig,
     "front": FrontConfig,
+    "daemon": DaemonConfig,
     "log": LogConfig,
 }
 

@@ -14,6 +14,7 @@ from audiofork.config import Config
 from audiofork.control.ami import Ami
 from audiofork.control.forks import Forks
 from audiofork.control.front import Front
+from audiofork.control.journal import Journal
 from audiofork.control.socket import ControlSocket
 from audiofork.control.tap.chanspy import ChanSpyTap
 from audiofork.errors import AmiError, CannotListen, ConfigError
@@ -45,6 +46,8 @@ class Daemon:
         self._stop = asyncio.Event()
         self.ready = asyncio.Event()
         self.worker = Worker(config, self._on_report)
+        self._journal = Journal(Path(config.daemon.journal) if config.daemon.journal else None)
+        self._keep = config.daemon.on_stop == "keep"
         self._front: Front | None = None
         self._socket: ControlSocket | None = None
 
@@ -77,8 +80,10 @@ class Daemon:
         advertise = self._config.audiosocket.advertise or address
         self.ami = Ami(self._config.asterisk, lambda event: self.forks.on_event(event), self._up)
         tap = ChanSpyTap(self.ami, advertise)
-        self.forks = Forks(self.ami, tap, self._config.security, self._on_command)
+        security = self._config.security
+        self.forks = Forks(self.ami, tap, security, self._on_command, self._journal)
         await self._open_doors()
+        self.forks.left_behind = await self._journal.open()
         loop = asyncio.get_running_loop()
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, self._stop.set)
@@ -122,29 +127,35 @@ class Daemon:
     async def _shut_down(self) -> None:
         """New forks off, running forks ended, servers told, the link to Asterisk last."""
         notify("STOPPING=1")
-        log.info("stopping, %d forks to end", len(self.forks))
+        log.info("stopping, %d forks to %s", len(self.forks), "keep" if self._keep else "end")
         await self._close_doors()
         with contextlib.suppress(TimeoutError, AmiError):
             async with asyncio.timeout(SHUTDOWN_TIMEOUT_S):
-                await self.forks.shut_down()
+                await self.forks.shut_down(keep=self._keep)
                 await self.ami.log_off()
         await self.worker.close()
         await self.forks.close()
         for task in (self._link, self._watchdog):
             task.cancel()
         await asyncio.gather(self._link, self._watchdog, return_exceptions=True)
+        await self._journal.close()
         log.info("stopped")
 
     def _reload(self) -> None:
         """Take the file's new settings for new forks, or keep all of the old ones."""
         try:
             new = configuration.load(self._path)
-            self.worker.configure(new.websocket)
+            self.worker.configure(new)
         except ConfigError as exc:
             log.error("not reloaded, the old configuration stays: %s", exc)
             return
         self.forks.security = new.security
+        self._keep = new.daemon.on_stop == "keep"
+        self.ami.retry_now()
         logs.set_up(new.log)
-        changed = [name for name in _FIXED if getattr(new, name) != getattr(self._config, name)]
-        sections = " and ".join(f"[{name}]" for name in changed)
-        log.info("reloaded%s", f"; {sections} will count from the next start" if changed else "")
+        old = self._config
+        changed = [f"[{name}]" for name in _FIXED if getattr(new, name) != getattr(old, name)]
+        if new.daemon.journal != old.daemon.journal:
+            changed.append("[daemon] journal")
+        what = " and ".join(changed)
+        log.info("reloaded%s", f"; {what} will count from the next start" if changed else "")

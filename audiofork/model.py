@@ -104,6 +104,7 @@ class ForkSpec:
         reconnect_interval_s: Longest wait between two attempts, and limit of one; None: as
             configured.
         reconnect_attempts: Attempts in a row, 0 for ever; None: as configured.
+        frame_ms: Milliseconds of audio in one message; None: as configured.
     """
 
     fork_id: str
@@ -118,6 +119,7 @@ class ForkSpec:
     tls: Tls | None = None
     reconnect_interval_s: float | None = None
     reconnect_attempts: int | None = None
+    frame_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from testbed.asterisk import Asterisk
 
 SECRET = "testbed-secret"
 ETC = Path(__file__).parent.parent / "etc"
-START_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 30.0
 
 
 def manager_conf() -> str:
@@ -55,17 +55,23 @@ class Daemon:
         self.config = self._folder / "audiofork.ini"
         self.socket = self._folder / "control.sock"
         self._log = self._folder / "log"
+        self.journal = self._folder / "journal.sqlite3"
         sections = {
             "asterisk": f"port = {asterisk.ami_port}\nsecret = {SECRET}\n",
             "audiosocket": "listen = 127.0.0.1:0\n",
             "control": f"socket = {self.socket}\n",
+            "daemon": f"journal = {self.journal}\n",
             **(settings or {}),
         }
         self.config.write_text("".join(f"[{name}]\n{text}" for name, text in sections.items()))
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and wait until it is connected to Asterisk, or says what is awaited."""
+        """Start it, and wait until it is connected to Asterisk, or says what is awaited.
+
+        After `stop` or `kill` it may be started again, with the same journal.
+        """
+        self._log_start = len(self.log())
         with self._log.open("ab") as log:
             self._process = subprocess.Popen([*self._command, "-c", str(self.config)], stderr=log)
         try:
@@ -76,7 +82,7 @@ class Daemon:
 
     def _wait_started(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
-        while self._waits_for not in self.log():
+        while self._waits_for not in self.log()[self._log_start :]:
             if self.exit_code is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the daemon did not start:\n{self.log()}")
             time.sleep(0.02)
@@ -133,8 +139,12 @@ class Daemon:
     async def reload(self, says: str, *, times: int = 1) -> None:
         """Make it read its configuration again; wait until it has said something so many times."""
         self.signal(signal.SIGHUP)
-        async with asyncio.timeout(5):
-            while self.log().count(says) < times:  # noqa: ASYNC110 (a file has no event)
+        await self.says(says, times=times)
+
+    async def says(self, text: str, *, times: int = 1) -> None:
+        """Wait until its log has a text so many times."""
+        async with asyncio.timeout(10):
+            while self.log().count(text) < times:  # noqa: ASYNC110 (a file has no event)
                 await asyncio.sleep(0.02)
 
     def log(self) -> str:

@@ -86,10 +86,15 @@ def test_every_kind_of_value() -> None:
         [audiosocket]
         listen = [::]:0
         advertise = 192.0.2.1:9093
+        allow = 192.0.2.0/24, 2001:db8::/32 127.0.0.1
+                ::ffff:10.0.0.1
         [security]
         allow_urls = wss://*.example.org, ws://127.0.0.1:8080/
                      WSS://b.example
+        allow_private = no
         max_forks = 7
+        max_forks_per_channel = 3
+        max_starts = 20
         allow_post_process = yes
         [websocket]
         reconnect_interval = 0.25
@@ -112,7 +117,13 @@ def test_every_kind_of_value() -> None:
         "ws://127.0.0.1:8080/",
         "WSS://b.example",
     )
+    assert [str(network) for network in config.audiosocket.allow] == [
+        *("192.0.2.0/24", "2001:db8::/32", "127.0.0.1/32", "10.0.0.1/32")
+    ]
+    assert config.security.allow_private is False
     assert config.security.max_forks == 7
+    assert config.security.max_forks_per_channel == 3
+    assert config.security.max_starts == 20
     assert config.security.allow_post_process is True
     assert config.security.allow_insecure_tls is False
     assert config.websocket.reconnect_interval == 0.25
@@ -174,6 +185,8 @@ def test_text_is_what_stands_there(line: str, value: str) -> None:
         ("websocket", "backlog", "0", "600"),
         ("websocket", "ping_interval", "1", "3600"),
         ("security", "max_forks", "1", "100000"),
+        ("security", "max_forks_per_channel", "1", "100000"),
+        ("security", "max_starts", "1", "10000"),
     ],
 )
 def test_number_may_be_as_low_and_as_high_as_the_limits(
@@ -244,6 +257,10 @@ def test_url_with_a_semicolon_stays_whole() -> None:
         ("[audiosocket] advertise", "a/b:9093", "host:port"),
         ("[audiosocket] advertise", "a b:9093", "host:port"),
         ("[websocket] backlog", "600.5", "a number from 0 to 600"),
+        ("[audiosocket] allow", "10.0.0.1/8", "networks like 192.0.2.0/24"),
+        ("[audiosocket] allow", "pbx.example.org", "networks like 192.0.2.0/24"),
+        ("[audiosocket] allow", "10.0.0.0/33", "networks like 192.0.2.0/24"),
+        ("[security] allow_private", "never", "yes or no"),
         ("[security] allow_urls", "ws://a example.org", "patterns that begin with ws://"),
         ("[security] allow_urls", "http://a", "patterns that begin with ws://"),
         ("[log] level", "loud", "debug or info or warning or error"),
@@ -334,7 +351,19 @@ def test_any_text_gives_a_configuration_or_a_config_error(
 def test_environment_reaches_the_option(section: str, option: str, tmp_path: Path) -> None:
     (tmp_path / "b").write_text("b")
     # Of these, each option takes one.
-    for value in ("7", "yes", "h:7", "wss://x", "debug", "json", str(tmp_path / "b")):
+    for value in (
+        "7",
+        "40",
+        "yes",
+        "no",
+        "::1",
+        "h:7",
+        "wss://x",
+        "debug",
+        "json",
+        "keep",
+        str(tmp_path / "b"),
+    ):
         try:
             config = read("", **{f"AUDIOFORK_{section}_{option}".upper(): value})
         except ConfigError:

@@ -42,6 +42,8 @@ class Announced(Protocol):
     def url(self) -> str: ...
     @property
     def action_id(self) -> str: ...
+    @property
+    def taken_up(self) -> bool: ...
 
 
 class Announcer:
@@ -62,19 +64,28 @@ class Announcer:
     def started(self, fork: Announced) -> None:
         """Tell that audio flows."""
         self._set(fork.uniqueid, "AUDIOFORK_STATUS", "STREAMING")
-        self._raise(fork, "AudioForkStarted")
+        self._raise(fork, "AudioForkStarted", _taken_up(fork))
 
     def reconnecting(self, fork: Announced, attempt: int, reason: str, *, was_up: bool) -> None:
-        """Tell that the server is away."""
+        """Tell that audio does not get through: the server is away, or the leg, or we are."""
         if was_up:
             self._set(fork.uniqueid, "AUDIOFORK_STATUS", "RECONNECTING")
         more = [("Attempt", str(attempt)), ("Reason", harmless(reason))]
         self._raise(fork, "AudioForkReconnecting", more)
 
-    def resumed(self, fork: Announced, frames_dropped: int) -> None:
-        """Tell that the server is back."""
-        self._set(fork.uniqueid, "AUDIOFORK_STATUS", "STREAMING")
-        self._raise(fork, "AudioForkResumed", [("FramesDropped", str(frames_dropped))])
+    def resumed(
+        self,
+        fork: Announced,
+        frames_dropped: int,
+        more: Headers | None = None,
+        *,
+        is_up: bool = True,
+    ) -> None:
+        """Tell that the server is back, or the leg; `is_up`: that all is well again."""
+        if is_up:
+            self._set(fork.uniqueid, "AUDIOFORK_STATUS", "STREAMING")
+        dropped = ("FramesDropped", str(frames_dropped))
+        self._raise(fork, "AudioForkResumed", [dropped, *(more or [])])
 
     def message(self, fork: Announced, text: str) -> None:
         """Tell what the server has said."""
@@ -106,7 +117,7 @@ class Announcer:
         ]
         if stats.messages_ignored:
             totals.append(("MessagesIgnored", str(stats.messages_ignored)))
-        self._raise(fork, "AudioForkStopped", [*totals, *more])
+        self._raise(fork, "AudioForkStopped", [*totals, *_taken_up(fork), *more])
 
     def refused(self, fields: dict[str, str], why: str) -> None:
         """Answer a request that is not granted, with what of it is harmless."""
@@ -153,6 +164,10 @@ class Announcer:
 
         headers = [("Channel", channel), ("Variable", name), ("Value", value)]
         self._ami.post("Setvar", headers, on_error)
+
+
+def _taken_up(fork: Announced) -> Headers:
+    return [("TakenUp", "yes")] if fork.taken_up else []
 
 
 def harmless(text: str) -> str:

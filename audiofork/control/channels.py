@@ -34,6 +34,11 @@ class Channels:
         """Return if the channel still exists."""
         await self._known(uniqueid, "CHANNEL(uniqueid)")
 
+    async def present(self) -> dict[str, str]:
+        """Return the names of all channels, by uniqueid."""
+        listed = await self._ami.list("CoreShowChannels")
+        return {one["uniqueid"]: one.get("channel", "") for one in listed if one.get("uniqueid")}
+
     async def is_bridged(self, uniqueid: str) -> bool:
         """Tell whether the channel is in a bridge."""
         try:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass, field
 
+from audiofork.control.journal import Entry
 from audiofork.control.lifecycle import ForkEvent, ForkState, next_state
-from audiofork.control.post_process_script import PostProcess
-from audiofork.control.requests import StartFork
+from audiofork.control.options import Options, parse_options
+from audiofork.control.post_process_script import PostProcess, prepare
+from audiofork.control.requests import StartFork, Target
+from audiofork.errors import RequestRefused
 from audiofork.log import ForkLog
 from audiofork.model import EndReason, ForkSpec, ForkStats
 
@@ -19,6 +23,14 @@ class Fork:
 
     Attributes:
         url: Where the audio goes; differs from the request's with option T.
+        started: When it was requested, by the monotonic clock; `started_at`: in seconds since 1970.
+        asterisk_started: Names the run of Asterisk that has the channel.
+        leg_id: Names the leg that was asked for last.
+        missing: What is away, of the server and the leg.
+        leg_lost_at: Loop time since when there is no leg; None if there is one, or none yet.
+        leg_losses: Loop times of the latest losses.
+        taken_up: An earlier run of the daemon has started it.
+        kept: It shall be taken up by the next run.
         bridged: Whether the channel is in a bridge; None while that is not known.
         looked_up: Set when the request is granted or refused.
     """
@@ -31,6 +43,14 @@ class Fork:
     log: ForkLog
     started: float
     action_id: str
+    started_at: float
+    asterisk_started: str = ""
+    leg_id: str = ""
+    missing: set[str] = field(default_factory=set)
+    leg_lost_at: float | None = None
+    leg_losses: list[float] = field(default_factory=list)
+    taken_up: bool = False
+    kept: bool = False
     state: ForkState = ForkState.REQUESTED
     hangup_seen: bool = False
     bridged: bool | None = None
@@ -102,7 +122,64 @@ def spec_of(fork: Fork) -> ForkSpec:
         tls=options.tls,
         reconnect_interval_s=options.reconnect_interval_s,
         reconnect_attempts=options.reconnect_attempts,
+        frame_ms=options.frame_ms,
     )
+
+
+def entry_of(fork: Fork) -> Entry:
+    """Return what the journal keeps of a fork."""
+    request = fork.request
+    return Entry(
+        fork_id=fork.id,
+        channel=fork.channel,
+        uniqueid=fork.uniqueid,
+        url=request.url,
+        options=request.options_text,
+        post_process=request.post_process,
+        action_id=fork.action_id,
+        values=fork.values,
+        mute_in=fork.mute_in,
+        mute_out=fork.mute_out,
+        started=fork.started_at,
+        asterisk_started=fork.asterisk_started,
+    )
+
+
+def restored(entry: Entry, logger: logging.Logger) -> tuple[Fork, str]:
+    """Return the fork of an entry, and why its request would be refused today, if it would."""
+    options, post_process, why = Options(), None, ""
+    try:
+        options = parse_options(entry.options)
+        post_process = prepare(entry.post_process) if entry.post_process else None
+    except RequestRefused as exc:
+        why = str(exc)
+    request = StartFork(
+        target=Target(entry.channel, entry.uniqueid),
+        url=entry.url,
+        options=options,
+        post_process=entry.post_process,
+        action_id=entry.action_id,
+        options_text=entry.options,
+    )
+    fork = Fork(
+        id=entry.fork_id,
+        request=request,
+        channel=entry.channel,
+        uniqueid=entry.uniqueid,
+        url=effective_url(request),
+        log=ForkLog(logger, entry.fork_id, entry.channel),
+        started=time.monotonic() - max(0.0, time.time() - entry.started),
+        action_id=entry.action_id,
+        started_at=entry.started,
+        asterisk_started=entry.asterisk_started,
+        taken_up=True,
+        mute_in=entry.mute_in,
+        mute_out=entry.mute_out,
+        post_process=post_process,
+        values=entry.values,
+    )
+    fork.looked_up.set()
+    return fork, why
 
 
 def muted_sides(fork: Fork) -> str:

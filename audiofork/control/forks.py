@@ -9,11 +9,12 @@ import itertools
 import logging
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 from audiofork.config import SecurityConfig
 from audiofork.control import post_process
+from audiofork.control.admission import Admission
 from audiofork.control.ami import (
     Ami,
     BridgeChanged,
@@ -28,16 +29,24 @@ from audiofork.control.fork import (
     Fork,
     ForkView,
     effective_url,
+    entry_of,
     muted_sides,
+    restored,
     spec_of,
     view_of,
 )
+from audiofork.control.journal import Entry, Journal
 from audiofork.control.lifecycle import ForkEvent, ForkState
 from audiofork.control.post_process_script import PostProcess, prepare
 from audiofork.control.requests import MuteFork, Request, StartFork, StopFork, parse_request
 from audiofork.control.tap.base import Tap
-from audiofork.control.urls import check_url
-from audiofork.errors import AmiActionFailed, AmiError, NoSuchChannel, RequestRefused
+from audiofork.errors import (
+    AmiActionFailed,
+    AmiError,
+    AmiUnavailable,
+    NoSuchChannel,
+    RequestRefused,
+)
 from audiofork.log import ForkLog, without_query
 from audiofork.model import (
     EndFork,
@@ -47,6 +56,7 @@ from audiofork.model import (
     ForkStats,
     LegAttached,
     LegLost,
+    ReopenLeg,
     Report,
     SendCommand,
     SetGate,
@@ -68,7 +78,13 @@ HANGUP_GRACE_S = 0.1
 # How long after a leg's end the news of its channel's hangup may come.
 LEG_LOSS_GRACE_S = 0.15
 LEG_TIMEOUT_S = 6.0  # the Originate's own limit is 5 s
+# So many new legs in that time in place of lost ones; what loses more is no accident.
+MAX_NEW_LEGS = 3
+NEW_LEGS_WINDOW_S = 10.0
+ASTERISK_AWAY_S = 5.0  # so long a fork without a leg waits to ask Asterisk about its channel
 STATS_TIMEOUT_S = 2.0
+
+RESTARTED = "Asterisk was restarted"
 
 # What makes a fork that never streamed a failure; the other reasons are ordinary ends.
 _FAILURES = frozenset(
@@ -87,10 +103,24 @@ class Forks:
 
     Owned by the daemon, which feeds it events of the AMI link and reports of the relay. It
     answers by AMI (events, channel variables) and commands the relay.
+
+    Attributes:
+        left_behind: Forks of an earlier run, to be taken up when Asterisk can be asked.
     """
 
-    def __init__(self, ami: Ami, tap: Tap, security: SecurityConfig, send: SendCommand) -> None:
-        self.security = security
+    def __init__(
+        self,
+        ami: Ami,
+        tap: Tap,
+        security: SecurityConfig,
+        send: SendCommand,
+        journal: Journal | None = None,
+    ) -> None:
+        self._admission = Admission(security)
+        self.left_behind: list[Entry] = []
+        self._ami = ami
+        self._journal = journal or Journal(None)
+        self._in_line = asyncio.Event()  # the registry with Asterisk; another for each login
         self._channels = Channels(ami)
         self._announcer = Announcer(ami)
         self._tap = tap
@@ -100,9 +130,17 @@ class Forks:
         self._tasks: set[asyncio.Task[None]] = set()
         self._tickets = itertools.count(1)
         self._stats: dict[int, asyncio.Future[dict[str, ForkStats]]] = {}
-        self._refusing = ""
         self._empty = asyncio.Event()
         self._empty.set()
+
+    @property
+    def security(self) -> SecurityConfig:
+        """What requests may ask for; may be set anew."""
+        return self._admission.security
+
+    @security.setter
+    def security(self, security: SecurityConfig) -> None:
+        self._admission.configure(security)
 
     def __len__(self) -> int:
         return len(self._forks)
@@ -162,12 +200,38 @@ class Forks:
             self._on_originate_failed(event)
 
     async def on_link_up(self) -> None:
-        """Clear away what an earlier run left behind; the first thing after a login."""
-        swept = await self._tap.sweep(self._forks.keys())
-        if swept:
-            log.warning("hung up %d legs that an earlier run left behind", swept)
+        """Bring the registry in line with Asterisk; the first thing after a login."""
+        self._end_forks_of_another_asterisk()
+        known = list(self._by_channel)  # a younger channel may be missing in the list
+        present = await self._channels.present()
+        for uniqueid in known:
+            if uniqueid not in present:
+                self._on_hangup(uniqueid)
+        await self._sweep(present)
+        self._take_up(present)
         for uniqueid in list(self._by_channel):
             await self._catch_up_with_bridge(uniqueid)
+        self._in_line.set()
+        self._in_line = asyncio.Event()
+
+    def _end_forks_of_another_asterisk(self) -> None:
+        for fork in list(self._forks.values()):
+            if self._is_of_another_asterisk(fork):
+                self._end(fork, EndReason.LEG_FAILED, RESTARTED)
+
+    def _is_of_another_asterisk(self, fork: Fork) -> bool:
+        runs = {fork.asterisk_started, self._ami.asterisk_started}
+        return len(runs) == 2 and "" not in runs
+
+    async def _sweep(self, present: Mapping[str, str]) -> None:
+        keep = {fork.leg_id for fork in self._forks.values()}
+        try:
+            swept = await self._tap.sweep(present, keep)
+        except AmiError as exc:
+            log.warning("legs that an earlier run left behind may remain: %s", exc)
+            return
+        if swept:
+            log.warning("hung up %d legs that an earlier run left behind", swept)
 
     async def _catch_up_with_bridge(self, uniqueid: str) -> None:
         """Ask for what an event may have told while there was no link."""
@@ -203,17 +267,25 @@ class Forks:
 
     def _on_originate_failed(self, event: OriginateFailed) -> None:
         fork = self._forks.get(self._tap.fork_id_of(event.action_id))
-        if fork is not None:
+        # An earlier leg of the fork, of an earlier run perhaps, is no news.
+        if fork is not None and fork.leg_id == event.action_id:
             detail = f"Asterisk could not connect the leg (reason {event.reason})"
-            self._end(fork, EndReason.LEG_FAILED, detail)
+            self._on_leg_failed(fork, detail)
 
     # --- Start ---
 
     async def _start(self, request: StartFork) -> Fork:
         self._check(request)
+        due = self._admission.book()
         fork = self._register(request)
         try:
             await self._look_up(fork)
+            granted = [one for one in self._on_channel(fork.uniqueid) if one.looked_up.is_set()]
+            self._admission.check_channel(len(granted))
+            fork.looked_up.set()  # a stop need not wait until the start is due
+            await self._admission.wait(due)
+            if fork.end_asked is not None:
+                raise RequestRefused(f"ended before it began: {fork.end_asked}")
         except BaseException:
             self._forget(fork)
             fork.apply(ForkEvent.REFUSED)
@@ -221,26 +293,25 @@ class Forks:
         finally:
             fork.looked_up.set()
         fork.apply(ForkEvent.RESOLVED)
-        self._log_start(fork)
-        self._announcer.starting(fork, request.options.id_variable)
+        self._log_start(fork, "started")
+        self._launch(fork)
+        return fork
+
+    def _launch(self, fork: Fork) -> None:
+        """Let the relay get ready, and ask for the leg."""
+        self._journal.put(entry_of(fork))
+        if not fork.taken_up:  # else the variables are there
+            self._announcer.starting(fork, fork.request.options.id_variable)
         self._later(fork, LEG_TIMEOUT_S, EndReason.LEG_FAILED, "the leg did not connect")
         self._send(spec_of(fork))
         if fork.id in self._forks:  # else the relay could not use its TLS files
-            self._spawn(self._attach(fork))
-        return fork
+            if fork.mute_in or fork.mute_out:
+                self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
+            self._spawn(self._attach(fork, anew=fork.taken_up))
 
     def _check(self, request: StartFork) -> None:
         """Refuse what is plain without asking anybody."""
-        if self._refusing:
-            raise RequestRefused(self._refusing)
-        if len(self._forks) >= self.security.max_forks:
-            raise RequestRefused(f"{self.security.max_forks} forks run already (max_forks)")
-        check_url(effective_url(request), self.security.allow_urls)
-        tls = request.options.tls
-        if tls is not None and tls.insecure and not self.security.allow_insecure_tls:
-            raise RequestRefused("Options: T(insecure) is not allowed (allow_insecure_tls)")
-        if request.post_process and not self.security.allow_post_process:
-            raise RequestRefused("PostProcess: not allowed (allow_post_process)")
+        self._admission.check(request, self._forks.values())
 
     def _register(self, request: StartFork) -> Fork:
         fork_id = str(uuid.uuid4())
@@ -254,6 +325,7 @@ class Forks:
             log=ForkLog(log, fork_id, target.channel or target.uniqueid),
             started=time.monotonic(),
             action_id=request.action_id,
+            started_at=time.time(),
         )
         if request.post_process:
             fork.post_process = prepare(request.post_process)
@@ -267,6 +339,7 @@ class Forks:
         if self._tap.is_leg(fork.uniqueid):
             raise RequestRefused("the channel is itself the leg of a fork")
         fork.log = ForkLog(log, fork.id, fork.channel)
+        fork.asterisk_started = self._ami.asterisk_started
         self._by_channel.setdefault(fork.uniqueid, set()).add(fork)
         if fork.post_process is not None:
             names = fork.post_process.names
@@ -278,25 +351,76 @@ class Forks:
         if fork.end_asked is not None:
             raise RequestRefused(f"ended before it began: {fork.end_asked}")
 
-    def _log_start(self, fork: Fork) -> None:
+    def _log_start(self, fork: Fork, what: str) -> None:
         options = fork.request.options
-        fork.log.info("started, %s to %s", options.direction, without_query(fork.url))
+        fork.log.info("%s, %s to %s", what, options.direction, without_query(fork.url))
         if options.ignored:
             fork.log.info("option %s is accepted and means nothing", options.ignored)
         if options.tls is not None and options.tls.insecure:
             fork.log.warning("the server's certificate is not checked: T(insecure)")
 
-    async def _attach(self, fork: Fork) -> None:
+    async def _attach(self, fork: Fork, *, anew: bool) -> None:
         options = fork.request.options
+        leg_id = fork.leg_id = self._tap.name_leg(fork.id, anew=anew)
         try:
             await self._tap.start(
-                fork.id, fork.uniqueid, options.direction, speaks=options.beeps.any
+                leg_id, fork.id, fork.uniqueid, options.direction, speaks=options.beeps.any
             )
         except AmiActionFailed as exc:
-            self._end(fork, EndReason.LEG_FAILED, str(exc))
+            self._on_leg_failed(fork, str(exc))
         except AmiError as exc:
             # Asterisk may have heard it all the same: the leg comes in time or it does not.
             fork.log.warning("asked for a leg, but: %s", exc)
+
+    # --- Forks of an earlier run ---
+
+    def _take_up(self, present: Mapping[str, str]) -> None:
+        """Start the forks of an earlier run anew, as far as their channels live."""
+        if self._admission.refusing:
+            return
+        entries, self.left_behind = self.left_behind, []
+        taken_up = sum(self._take_up_one(entry, present) for entry in entries)
+        if entries:
+            log.info("of %d forks that an earlier run left, %d live", len(entries), taken_up)
+
+    def _take_up_one(self, entry: Entry, present: Mapping[str, str]) -> bool:
+        fork, refused = restored(entry, log)
+        if self._is_of_another_asterisk(fork):
+            self._lay_to_rest(fork, EndReason.LEG_FAILED, f"{RESTARTED} while the daemon was away")
+            return False
+        if fork.uniqueid not in present:
+            detail = "the call ended while the daemon was away; its frames are not known"
+            self._lay_to_rest(fork, EndReason.HANGUP, detail)
+            return False
+        try:
+            if refused:
+                raise RequestRefused(refused)
+            self._check(fork.request)
+            self._admission.check_channel(len(self._on_channel(fork.uniqueid)))
+        except RequestRefused as exc:
+            self._lay_to_rest(fork, EndReason.STOPPED, f"not taken up: {exc}")
+            return False
+        fork.channel = present[fork.uniqueid]
+        self._forks[fork.id] = fork
+        self._empty.clear()
+        self._by_channel.setdefault(fork.uniqueid, set()).add(fork)
+        fork.apply(ForkEvent.RESOLVED)
+        self._log_start(fork, "taken up")
+        self._launch(fork)
+        return True
+
+    def _lay_to_rest(self, fork: Fork, reason: EndReason, detail: str) -> None:
+        """End a fork of an earlier run that cannot be taken up."""
+        fork.log.warning("ended: %s (%s)", reason, harmless(detail))
+        self._journal.remove(fork.id)
+        self._announcer.ended(fork, reason, failed=False)
+        if not self.security.allow_post_process:
+            fork.post_process = None
+        self._tell_end(
+            fork,
+            functools.partial(self._announcer.stopped, fork, reason, fork.age_s, ForkStats()),
+            detail,
+        )
 
     # --- Stop and mute ---
 
@@ -320,6 +444,8 @@ class Forks:
             fork.mute_out = request.mute_out
         fork.log.info("muted: %s", muted_sides(fork) or "nothing")
         self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
+        if fork.state is not ForkState.REQUESTED:
+            self._journal.put(entry_of(fork))
 
     # --- From the relay ---
 
@@ -340,8 +466,7 @@ class Forks:
         elif isinstance(report, SinkOpened):
             fork.log.debug("the server accepted the connection")
         elif isinstance(report, Streaming):
-            fork.apply(ForkEvent.FIRST_FRAME)
-            self._announcer.started(fork)
+            self._on_streaming(fork)
         elif isinstance(report, SinkRetrying):
             self._on_retrying(fork, report)
         elif isinstance(report, SinkResumed):
@@ -349,7 +474,7 @@ class Forks:
         elif isinstance(report, SinkMessage):
             self._announcer.message(fork, report.text)
         elif isinstance(report, LegLost):
-            self._spawn(self._explain_leg_loss(fork, report.frames_in))
+            self._spawn(self._on_leg_lost(fork, "Asterisk closed it", report.frames_in))
         else:
             self._on_ended(fork, report)
 
@@ -357,40 +482,133 @@ class Forks:
         self._cancel_timers(fork)
         if fork.hangup_seen:
             self._later(fork, HANGUP_GRACE_S, EndReason.HANGUP)
+        if fork.leg_lost_at is not None:
+            self._on_leg_back(fork, asyncio.get_running_loop().time() - fork.leg_lost_at)
+
+    def _on_streaming(self, fork: Fork) -> None:
+        fork.missing.discard("server")
+        fork.apply(ForkEvent.FIRST_FRAME)
+        self._announcer.started(fork)
+        if fork.missing:
+            fork.apply(ForkEvent.LOST)
+
+    def _lost(self, fork: Fork, part: str) -> bool:
+        """Note that the server or the leg is away; return whether audio had flowed."""
+        was_up = fork.state is not ForkState.ATTACHING
+        fork.missing.add(part)
+        fork.apply(ForkEvent.LOST)
+        return was_up
+
+    def _back(self, fork: Fork, part: str) -> bool:
+        """Note that it is back; return whether that is news, since audio had flowed."""
+        fork.missing.discard(part)
+        was_up = fork.state is ForkState.RECONNECTING
+        if was_up and not fork.missing:
+            fork.apply(ForkEvent.BACK)
+        return was_up
 
     def _on_retrying(self, fork: Fork, report: SinkRetrying) -> None:
-        was_up = fork.state is not ForkState.ATTACHING
-        fork.apply(ForkEvent.SINK_LOST)
+        was_up = self._lost(fork, "server")
         fork.log.warning("attempt %d follows: %s", report.attempt, harmless(report.detail))
         self._announcer.reconnecting(fork, report.attempt, report.detail, was_up=was_up)
 
     def _on_resumed(self, fork: Fork, report: SinkResumed) -> None:
-        if fork.state is ForkState.RECONNECTING:
-            fork.apply(ForkEvent.SINK_BACK)
+        if self._back(fork, "server"):
             fork.log.info("the server is back, %d frames dropped", report.frames_dropped)
-            self._announcer.resumed(fork, report.frames_dropped)
+            is_up = not fork.missing
+            self._announcer.resumed(fork, report.frames_dropped, is_up=is_up)
 
-    async def _explain_leg_loss(self, fork: Fork, frames_in: int) -> None:
-        """End a fork whose leg Asterisk closed, with the reason that is true."""
+    # --- A leg that was lost ---
+
+    def _on_leg_failed(self, fork: Fork, why: str) -> None:
+        """Hear that a leg does not come about."""
+        if fork.leg_lost_at is None:
+            self._end(fork, EndReason.LEG_FAILED, why)
+        else:
+            self._spawn(self._on_leg_lost(fork, why, 1))
+
+    async def _on_leg_lost(self, fork: Fork, why: str, frames_in: int) -> None:
+        """Ask for another leg if the channel lives; else end the fork, with the true reason."""
+        if fork.leg_lost_at is None:
+            fork.leg_lost_at = asyncio.get_running_loop().time()
+        end = await self._end_of_leg(fork, frames_in)
+        if end is not None:
+            self._end(fork, *end)
+        elif fork.end_asked is None and fork.state is not ForkState.ENDED:
+            await self._replace_leg(fork, why)
+
+    async def _end_of_leg(self, fork: Fork, frames_in: int) -> tuple[EndReason, str] | None:
+        """Return why a fork ends whose leg Asterisk closed; None if its channel lives."""
         try:
-            await self._channels.check_alive(fork.uniqueid)
+            await self._check_alive(fork)
             await asyncio.sleep(LEG_LOSS_GRACE_S)
-            await self._channels.check_alive(fork.uniqueid)
-            reason = EndReason.HANGUP if fork.hangup_seen else EndReason.LEG_FAILED
+            await self._check_alive(fork)
         except NoSuchChannel:
             never_there = not frames_in and not fork.hangup_seen
-            reason = EndReason.NO_SUCH_CHANNEL if never_there else EndReason.HANGUP
-        except AmiError:
-            reason = EndReason.HANGUP if fork.hangup_seen else EndReason.LEG_FAILED
-        detail = "Asterisk closed the leg" if reason is EndReason.LEG_FAILED else ""
-        self._end(fork, reason, detail)
+            return (EndReason.NO_SUCH_CHANNEL if never_there else EndReason.HANGUP), ""
+        except AmiError as exc:
+            if not fork.hangup_seen:
+                detail = f"the leg was lost, and Asterisk cannot be asked: {exc}"
+                return EndReason.LEG_FAILED, detail
+        return (EndReason.HANGUP, "") if fork.hangup_seen else None
+
+    async def _check_alive(self, fork: Fork) -> None:
+        """Return if the channel lives; if the link to Asterisk is away, wait for it.
+
+        Raises: as `Channels.check_alive`.
+        """
+        in_line = self._in_line
+        try:
+            await self._channels.check_alive(fork.uniqueid)
+        except AmiUnavailable as exc:
+            if fork.hangup_seen:
+                raise
+            # Not just for the link: what is made of a restart must come first.
+            try:
+                async with asyncio.timeout(ASTERISK_AWAY_S):
+                    await in_line.wait()
+            except TimeoutError:
+                raise exc from None
+            await self._channels.check_alive(fork.uniqueid)
+
+    async def _replace_leg(self, fork: Fork, why: str) -> None:
+        now = asyncio.get_running_loop().time()
+        recent = [at for at in fork.leg_losses if now - at < NEW_LEGS_WINDOW_S]
+        fork.leg_losses = [*recent, now]
+        attempt = len(fork.leg_losses)
+        if attempt > MAX_NEW_LEGS:
+            detail = f"the leg was lost {attempt} times in {NEW_LEGS_WINDOW_S:g} s, last: {why}"
+            self._end(fork, EndReason.LEG_FAILED, detail)
+            return
+        fork.log.warning("the leg was lost: %s; attempt %d follows", harmless(why), attempt)
+        was_up = self._lost(fork, "leg")
+        self._announcer.reconnecting(fork, attempt, f"the leg was lost: {why}", was_up=was_up)
+        self._cancel_timers(fork)
+        self._later(fork, LEG_TIMEOUT_S, EndReason.LEG_FAILED, "the leg did not connect again")
+        self._send(ReopenLeg(fork.id))
+        await self._attach(fork, anew=True)
+
+    def _on_leg_back(self, fork: Fork, gap_s: float) -> None:
+        fork.leg_lost_at = None
+        gap_ms = round(gap_s * 1000)
+        fork.log.info("the leg is back after %d ms", gap_ms)
+        if self._back(fork, "leg"):
+            more = [("GapMs", str(gap_ms))]
+            self._announcer.resumed(fork, 0, more, is_up=not fork.missing)
+
+    # --- Ended ---
 
     def _on_ended(self, fork: Fork, report: ForkEnded) -> None:
+        if fork.kept and report.reason is EndReason.SHUTDOWN:
+            fork.apply(ForkEvent.END)
+            fork.log.info("left for the next start after %.1f s", fork.age_s)
+            self._forget(fork)
+            return
+        self._journal.remove(fork.id)
         failed = fork.state is ForkState.ATTACHING and report.reason in _FAILURES
         fork.apply(ForkEvent.END)
         self._log_end(fork, report)
         self._announcer.ended(fork, report.reason, failed=failed)
-        more = [("Detail", harmless(report.detail))] if report.detail else []
         if failed:
             tell = functools.partial(self._announcer.failed, fork, report.reason)
         else:
@@ -398,6 +616,11 @@ class Forks:
                 self._announcer.stopped, fork, report.reason, fork.age_s, report.stats
             )
         self._forget(fork)
+        self._tell_end(fork, tell, report.detail)
+
+    def _tell_end(self, fork: Fork, tell: Callable[[Headers], None], detail: str) -> None:
+        """Tell of an end, once the post-process command has run."""
+        more = [("Detail", harmless(detail))] if detail else []
         if fork.post_process is not None:
             self._spawn(self._post_process(fork, fork.post_process, tell, more))
         else:
@@ -440,13 +663,31 @@ class Forks:
         if fork.state is not ForkState.REQUESTED:
             self._send(EndFork(fork.id, reason, detail))
 
-    async def shut_down(self) -> None:
-        """Refuse new forks, end the running ones, return when Asterisk has been told of it."""
-        self._refusing = "the daemon stops"
+    async def shut_down(self, *, keep: bool = False) -> None:
+        """Refuse new forks, end the running ones, return when Asterisk has been told of it.
+
+        Args:
+            keep: Leave them in the journal, so that the next start takes them up.
+        """
+        self._admission.refuse_all("the daemon stops")
+        if keep and not self._journal.works:
+            log.warning("the forks end: they cannot be kept without a journal that works")
+        elif keep:
+            self._keep(self._forks.values())
         for fork in list(self._forks.values()):
-            self._end(fork, EndReason.SHUTDOWN)
+            if fork.end_asked is None:
+                self._end(fork, EndReason.SHUTDOWN)
+            else:  # it may be delivering what waits, for which there is less time now
+                self._send(EndFork(fork.id, EndReason.SHUTDOWN))
         await self._empty.wait()
         await asyncio.gather(*self._tasks, return_exceptions=True)  # `_task_done` logs them
+
+    def _keep(self, forks: Iterable[Fork]) -> None:
+        for fork in forks:
+            ending = fork.hangup_seen or fork.end_asked is not None
+            if fork.state is not ForkState.REQUESTED and not ending:
+                fork.kept = True
+                self._announcer.reconnecting(fork, 1, "the daemon is restarted", was_up=True)
 
     async def close(self) -> None:
         """Give up what is still under way."""

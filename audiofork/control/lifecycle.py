@@ -20,7 +20,7 @@ class ForkState(enum.Enum):
     STREAMING = "streaming"
     """Audio flows to the server."""
     RECONNECTING = "reconnecting"
-    """The server is away; audio waits in the backlog."""
+    """The server is away, and audio waits in the backlog; or the leg is away."""
     ENDED = "ended"
 
 
@@ -30,8 +30,8 @@ class ForkEvent(enum.Enum):
     RESOLVED = "channel found"
     REFUSED = "request refused"
     FIRST_FRAME = "first frame sent"
-    SINK_LOST = "server away"
-    SINK_BACK = "server back"
+    LOST = "server or leg away"
+    BACK = "server and leg back"
     END = "leg and sink closed"
 
 
@@ -39,12 +39,12 @@ TRANSITIONS: dict[tuple[ForkState, ForkEvent], ForkState] = {
     (ForkState.REQUESTED, ForkEvent.RESOLVED): ForkState.ATTACHING,
     (ForkState.REQUESTED, ForkEvent.REFUSED): ForkState.ENDED,
     (ForkState.ATTACHING, ForkEvent.FIRST_FRAME): ForkState.STREAMING,
-    (ForkState.ATTACHING, ForkEvent.SINK_LOST): ForkState.ATTACHING,
+    (ForkState.ATTACHING, ForkEvent.LOST): ForkState.ATTACHING,
     (ForkState.ATTACHING, ForkEvent.END): ForkState.ENDED,
-    (ForkState.STREAMING, ForkEvent.SINK_LOST): ForkState.RECONNECTING,
+    (ForkState.STREAMING, ForkEvent.LOST): ForkState.RECONNECTING,
     (ForkState.STREAMING, ForkEvent.END): ForkState.ENDED,
-    (ForkState.RECONNECTING, ForkEvent.SINK_LOST): ForkState.RECONNECTING,
-    (ForkState.RECONNECTING, ForkEvent.SINK_BACK): ForkState.STREAMING,
+    (ForkState.RECONNECTING, ForkEvent.LOST): ForkState.RECONNECTING,
+    (ForkState.RECONNECTING, ForkEvent.BACK): ForkState.STREAMING,
     (ForkState.RECONNECTING, ForkEvent.END): ForkState.ENDED,
 }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from audiofork.control.options import Options, parse_options
 from audiofork.errors import RequestRefused
+from audiofork.text import printable
 
 MAX_FIELD_BYTES = 1000  # AMI discards lines longer than 1024 bytes
 _STATES = {
@@ -26,13 +27,18 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class StartFork:
-    """Start a fork on a channel."""
+    """Start a fork on a channel.
+
+    Attributes:
+        options_text: The option string that `options` came from.
+    """
 
     target: Target
     url: str
     options: Options
     post_process: str = ""
     action_id: str = ""
+    options_text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,7 @@ def parse_request(fields: Mapping[str, str]) -> Request:
     """
     lower = {name.lower(): value.strip(" \t") for name, value in fields.items()}
     for name, value in lower.items():
-        _check_field(_FIELDS.get(name, name), value)
+        _check_field(_FIELDS.get(name) or printable(name, "?"), value)
     verb = lower.get("command", "").lower()
     if verb == STOP:
         return _stop(lower)
@@ -99,8 +105,9 @@ def _start(fields: dict[str, str]) -> StartFork:
     command = fields.get("command", "")
     # app_audiofork takes a Command that is no verb for the post-process command.
     post_process = fields.get("postprocess", "") or ("" if command.lower() == START else command)
-    options = parse_options(fields.get("options", ""))
-    return StartFork(target, url, options, post_process, fields.get("actionid", ""))
+    text = fields.get("options", "")
+    options = parse_options(text)
+    return StartFork(target, url, options, post_process, fields.get("actionid", ""), text)
 
 
 def _stop(fields: dict[str, str]) -> StopFork:

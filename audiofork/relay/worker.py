@@ -17,6 +17,7 @@ from audiofork.model import (
     ForkEnded,
     ForkSpec,
     ForkStats,
+    ReopenLeg,
     Report,
     SendReport,
     SetGate,
@@ -47,15 +48,16 @@ class Worker:
         self.sessions: dict[str, Session] = {}
         self.address = config.audiosocket.listen
         self._report = report
-        self._listener = Listener()
-        self.configure(config.websocket)
+        self._listener = Listener(config.audiosocket.allow)
+        self.configure(config)
 
-    def configure(self, websocket: WebSocketConfig) -> None:
-        """Take the settings for sinks from now on.
+    def configure(self, config: Config) -> None:
+        """Take the settings for sinks from now on: [websocket], and allow_private of [security].
 
         Raises:
             ConfigError: The authorities or our certificate cannot be used.
         """
+        websocket = config.websocket
         client_tls.cache_clear()  # the files may have changed
         try:
             self._tls = client_tls(
@@ -64,6 +66,7 @@ class Worker:
         except ConfigError as exc:
             raise ConfigError(f"[websocket] ca_list_file, cert_file: {exc}") from exc
         self._websocket = websocket
+        self._allow_private = config.security.allow_private
 
     async def start(self) -> Address:
         """Listen; return the address with the port that was chosen.
@@ -82,7 +85,10 @@ class Worker:
             stats = {fork_id: session.stats() for fork_id, session in self.sessions.items()}
             self._report(StatsTaken(command.ticket, stats))
         elif session := self.sessions.get(command.fork_id):
-            _obey(session, command)
+            if isinstance(command, ReopenLeg):
+                self._listener.issue(command.fork_id, session)
+            else:
+                _obey(session, command)
 
     def _begin(self, spec: ForkSpec) -> None:
         try:
@@ -91,7 +97,8 @@ class Worker:
             stats = ForkStats()
             self._report(ForkEnded(spec.fork_id, EndReason.SINK_REFUSED, str(exc), stats))
             return
-        session = Session(spec, Sink(spec.url, self._settings_of(spec), tls), self._on_report)
+        sink = Sink(spec.url, self._settings_of(spec), tls, allow_private=self._allow_private)
+        session = Session(spec, sink, self._on_report)
         self.sessions[spec.fork_id] = session
         self._listener.issue(spec.fork_id, session)
         session.start()
@@ -103,6 +110,8 @@ class Worker:
             settings = replace(settings, reconnect_interval=interval_s, connect_timeout=interval_s)
         if spec.reconnect_attempts is not None:
             settings = replace(settings, reconnect_attempts=spec.reconnect_attempts)
+        if spec.frame_ms is not None:
+            settings = replace(settings, frame_ms=spec.frame_ms)
         return settings
 
     def _tls_of(self, tls: Tls) -> ssl.SSLContext:

@@ -65,20 +65,20 @@ async def test_sigterm_with_a_server_that_answers_nothing_takes_3_s_at_most(
 async def test_start_sweeps_the_legs_that_a_killed_daemon_left(
     asterisk: Asterisk, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
-    """A target without media keeps the leg of a daemon that was killed."""
+    """A target without media keeps the leg of a daemon that was killed, until media flows."""
     target = await place_call(ami, caller, "wait")
     with Daemon(asterisk) as daemon:
         port = daemon.audiosocket_port
         start_fork(ami, target.channel, recorder.url("/"), "D(in)")
-        await recorder.wait(lambda recording: recording.path == "/")
-        await asyncio.sleep(0.3)
+        await ami.wait_event(lambda headers: headers.get("Event") == "ChanSpyStart")
         daemon.kill()
-    left = [name for name in await channels(ami) if name.startswith("AudioSocket/")]
-    with Daemon(asterisk, {"audiosocket": f"listen = 127.0.0.1:{port}\n"}) as daemon:
-        swept = "hung up 1 legs that an earlier run left behind" in daemon.log()
-        assert swept == bool(left)
-    target.call.talk()
-    await target.call.hangup()
+    assert any(name.startswith("AudioSocket/") for name in await channels(ami))
+    settings = {"audiosocket": f"listen = 127.0.0.1:{port}\n"}
+    with Daemon(asterisk, settings) as daemon:
+        await daemon.says("hung up 1 legs that an earlier run left behind")
+        target.call.talk()
+        await only_channels(ami, target.channel)
+        await target.call.hangup()
 
 
 async def test_more_forks_than_max_forks_are_refused(

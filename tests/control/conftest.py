@@ -194,7 +194,7 @@ class FakeAmi:
         channels: Name by uniqueid of the channels that Asterisk has.
         faults: What an action raises, by its name.
         gates: An action waits for the event that stands here under its name.
-        lists: The answers to actions with lists, but Status.
+        asterisk_started: Names the run of Asterisk.
         bridged: Uniqueids of the channels that are in a bridge, for Status.
         values: What other variables and functions of any channel hold.
         actions: Each action that was awaited, its headers and its ActionID.
@@ -207,13 +207,13 @@ class FakeAmi:
         self.channels: dict[str, str] = {}
         self.faults: dict[str, AmiError] = {}
         self.gates: dict[str, asyncio.Event] = {}
-        self.lists: dict[str, list[dict[str, str]]] = {}
         self.bridged: set[str] = set()
         self.values: dict[str, str] = {}
         self.actions: list[tuple[str, Headers, str]] = []
         self.events: list[tuple[str, dict[str, str]]] = []
         self.variables: dict[str, dict[str, str]] = {}
         self.told: list[str] = []
+        self.asterisk_started = "today"
 
     async def action(self, name: str, headers: Headers, *, action_id: str = "") -> dict[str, str]:
         await self._take(name, headers, action_id)
@@ -222,8 +222,9 @@ class FakeAmi:
     async def list(self, name: str, headers: Headers = ()) -> list[dict[str, str]]:  # type: ignore[assignment]
         bridged = set(self.bridged)  # as it was when Asterisk was asked
         await self._take(name, headers)
-        if name != "Status":
-            return self.lists[name]
+        if name == "CoreShowChannels":
+            return [{"uniqueid": one, "channel": name} for one, name in self.channels.items()]
+        assert name == "Status"
         uniqueid = self._find(dict(headers)["Channel"], name)
         status = {"event": "Status", "channel": self.channels[uniqueid], "bridgeid": ""}
         return [{**status, "bridgeid": "a-bridge"} if uniqueid in bridged else status]

@@ -31,6 +31,7 @@ class Fork:
     uniqueid: str = UNIQUEID
     url: str = URL
     action_id: str = ""
+    taken_up: bool = False
 
 
 @pytest.fixture
@@ -92,6 +93,22 @@ def test_resumed(ami: FakeAmi, announcer: Announcer) -> None:
     announcer.resumed(Fork(), 17)
     assert ami.events == [("AudioForkResumed", {**OF_FORK, "FramesDropped": "17"})]
     assert ami.told == ["STREAMING", "AudioForkResumed"]
+
+
+def test_resumed_in_part_leaves_the_status(ami: FakeAmi, announcer: Announcer) -> None:
+    announcer.resumed(Fork(), 0, [("GapMs", "180")], is_up=False)
+    headers = {**OF_FORK, "FramesDropped": "0", "GapMs": "180"}
+    assert ami.events == [("AudioForkResumed", headers)]
+    assert ami.told == ["AudioForkResumed"]
+
+
+def test_first_and_last_event_of_a_fork_that_was_taken_up_say_so(
+    ami: FakeAmi, announcer: Announcer
+) -> None:
+    fork = Fork(taken_up=True)
+    announcer.started(fork)
+    announcer.stopped(fork, EndReason.HANGUP, 1, ForkStats(), [("Detail", "why")])
+    assert [headers["TakenUp"] for _, headers in ami.events] == ["yes", "yes"]
 
 
 @pytest.mark.parametrize(("failed", "status"), [(True, "FAILED"), (False, "STOPPED")])

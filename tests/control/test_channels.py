@@ -29,6 +29,11 @@ def channels(ami: FakeAmi) -> Channels:
     return Channels(ami)  # type: ignore[arg-type]
 
 
+async def test_present_has_the_names_of_all_channels(ami: FakeAmi, channels: Channels) -> None:
+    ami.channels[""] = "no channel at all"
+    assert await channels.present() == {UNIQUEID: NAME, "2.2": "PJSIP/200-0000002b"}
+
+
 QUESTIONS = {
     "look_up": lambda channels: channels.look_up(Target("nobody")),
     "check_alive": lambda channels: channels.check_alive("9.9"),

@@ -45,7 +45,7 @@ async def test_start_originates_a_leg_that_spies_on_the_uniqueid(
     speaks: bool,
     whisper: str,
 ) -> None:
-    await tap.start(FORK_ID, "1700000000.1", direction, speaks=speaks)
+    await tap.start(LEG, FORK_ID, "1700000000.1", direction, speaks=speaks)
     ((name, headers, action_id),) = ami.actions
     assert (name, action_id) == ("Originate", LEG)
     assert dict(headers) == {
@@ -62,59 +62,76 @@ async def test_start_originates_a_leg_that_spies_on_the_uniqueid(
 async def test_start_refused_raises(ami: FakeAmi, tap: ChanSpyTap) -> None:
     ami.faults["Originate"] = AmiActionFailed("Originate", "Permission denied")
     with pytest.raises(AmiActionFailed):
-        await tap.start(FORK_ID, "1.1", Direction.IN, speaks=False)
+        await tap.start(LEG, FORK_ID, "1.1", Direction.IN, speaks=False)
 
 
 async def test_start_with_ipv6_dials_the_address_in_brackets(ami: FakeAmi) -> None:
     await ChanSpyTap(ami, Address("::1", 9093)).start(  # type: ignore[arg-type]
-        FORK_ID, "1.1", Direction.IN, speaks=False
+        LEG, FORK_ID, "1.1", Direction.IN, speaks=False
     )
     assert dict(ami.actions[0][1])["Channel"] == f"AudioSocket/[::1]:9093/{FORK_ID}/c(slin)"
 
 
+OURS = f"AudioSocket/127.0.0.1:9093-{FORK_ID}"
+OTHER_ID = "3f2a91c0-1111-4222-8333-444455556667"
+
+
+async def test_first_leg_has_the_fork_s_name_and_each_further_one_another(
+    tap: ChanSpyTap,
+) -> None:
+    first = tap.name_leg(FORK_ID, anew=False)
+    further = {tap.name_leg(FORK_ID, anew=True) for _ in range(100)}
+    assert first == LEG
+    assert len(further) == 100
+    for leg in (first, *further):
+        assert tap.is_leg(leg)
+        assert tap.fork_id_of(leg) == FORK_ID
+
+
+async def test_start_of_a_further_leg_presents_the_fork_s_uuid(
+    ami: FakeAmi, tap: ChanSpyTap
+) -> None:
+    leg = tap.name_leg(FORK_ID, anew=True)
+    await tap.start(leg, FORK_ID, "1.1", Direction.IN, speaks=False)
+    ((_, headers, action_id),) = ami.actions
+    assert dict(headers)["Channel"] == f"AudioSocket/127.0.0.1:9093/{FORK_ID}/c(slin)"
+    assert dict(headers)["ChannelId"] == action_id == leg
+
+
 async def test_sweep_hangs_up_legs_of_this_daemon_alone(ami: FakeAmi, tap: ChanSpyTap) -> None:
-    ours = f"AudioSocket/127.0.0.1:9093-{FORK_ID}"
-    ami.lists["CoreShowChannels"] = [
-        {"channel": ours, "uniqueid": LEG},
-        {"channel": f"AudioSocket/127.0.0.1:90931-{FORK_ID}", "uniqueid": LEG},  # other port
-        {"channel": f"AudioSocket/192.0.2.1:9093-{FORK_ID}", "uniqueid": LEG},  # other daemon
-        {"channel": ours, "uniqueid": "1700000000.1"},  # of the dialplan
-        {"channel": "PJSIP/100-0000002a", "uniqueid": "1700000000.2"},
-        {"channel": "PJSIP/100-0000002b", "uniqueid": LEG},
-        {},
-    ]
-    assert await tap.sweep(()) == 1
-    assert hung_up(ami) == [ours]
+    present = {
+        LEG: OURS,
+        f"{LEG}-0a1b2c3d": OURS,  # in place of the first
+        f"{LEG_PREFIX}1": f"AudioSocket/127.0.0.1:90931-{FORK_ID}",  # other port
+        f"{LEG_PREFIX}2": f"AudioSocket/192.0.2.1:9093-{FORK_ID}",  # other daemon
+        f"{LEG_PREFIX}3": "PJSIP/100-0000002b",
+        f"{LEG_PREFIX}4": "",
+        "1700000000.1": OURS,  # of the dialplan
+        "1700000000.2": "PJSIP/100-0000002a",
+    }
+    assert await tap.sweep(present, ()) == 2
+    assert hung_up(ami) == [LEG, f"{LEG}-0a1b2c3d"]
 
 
-async def test_sweep_keeps_the_legs_of_running_forks(ami: FakeAmi, tap: ChanSpyTap) -> None:
-    other_id = "3f2a91c0-1111-4222-8333-444455556667"
-    ami.lists["CoreShowChannels"] = [
-        {
-            "channel": f"AudioSocket/127.0.0.1:9093-{fork_id}",
-            "uniqueid": LEG_PREFIX + fork_id,
-        }
-        for fork_id in (FORK_ID, other_id)
-    ]
-    assert await tap.sweep({FORK_ID: "a fork"}.keys()) == 1
-    assert hung_up(ami) == [f"AudioSocket/127.0.0.1:9093-{other_id}"]
+async def test_sweep_keeps_legs_that_are_wanted_but_no_earlier_one_of_their_fork(
+    ami: FakeAmi, tap: ChanSpyTap
+) -> None:
+    wanted = f"{LEG}-0a1b2c3d"
+    present = {LEG: OURS, wanted: OURS, LEG_PREFIX + OTHER_ID: OURS.replace(FORK_ID, OTHER_ID)}
+    assert await tap.sweep(present, {wanted}) == 2
+    assert hung_up(ami) == [LEG, LEG_PREFIX + OTHER_ID]
 
 
 async def test_sweep_of_a_leg_that_is_gone_goes_on(ami: FakeAmi, tap: ChanSpyTap) -> None:
-    leg = {"channel": f"AudioSocket/127.0.0.1:9093-{FORK_ID}", "uniqueid": LEG}
-    ami.lists["CoreShowChannels"] = [leg, leg]
     ami.faults["Hangup"] = AmiActionFailed("Hangup", "No such channel")
-    await tap.sweep(())
+    await tap.sweep({LEG: OURS, f"{LEG}-0a1b2c3d": OURS}, ())
     assert len(hung_up(ami)) == 2
 
 
-@pytest.mark.parametrize("action", ["CoreShowChannels", "Hangup"])
-async def test_sweep_without_an_answer_raises(ami: FakeAmi, tap: ChanSpyTap, action: str) -> None:
-    leg = {"channel": f"AudioSocket/127.0.0.1:9093-{FORK_ID}", "uniqueid": LEG}
-    ami.lists["CoreShowChannels"] = [leg]
-    ami.faults[action] = AmiTimeout(action)
+async def test_sweep_without_an_answer_raises(ami: FakeAmi, tap: ChanSpyTap) -> None:
+    ami.faults["Hangup"] = AmiTimeout("Hangup")
     with pytest.raises(AmiTimeout):
-        await tap.sweep(())
+        await tap.sweep({LEG: OURS}, ())
 
 
 def test_is_leg_by_the_prefix_alone(tap: ChanSpyTap) -> None:

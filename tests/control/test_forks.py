@@ -2,7 +2,8 @@ import asyncio
 import time
 import types
 import uuid
-from collections.abc import AsyncIterator, Callable, Container, Iterable
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ from audiofork.control import fork as fork_module
 from audiofork.control import forks as forks_module
 from audiofork.control.ami import BridgeChanged, ChannelHangup, OriginateFailed, RequestReceived
 from audiofork.control.forks import (
+    ASTERISK_AWAY_S,
     HANGUP_GRACE_S,
     LEG_LOSS_GRACE_S,
     LEG_TIMEOUT_S,
+    MAX_NEW_LEGS,
+    NEW_LEGS_WINDOW_S,
     STATS_TIMEOUT_S,
     Forks,
     ForkView,
     effective_url,
 )
+from audiofork.control.journal import Entry
 from audiofork.control.requests import StartFork, parse_request
 from audiofork.errors import (
     AmiActionFailed,
@@ -42,6 +47,7 @@ from audiofork.model import (
     ForkStats,
     LegAttached,
     LegLost,
+    ReopenLeg,
     SetGate,
     SetMute,
     SinkMessage,
@@ -61,6 +67,7 @@ URL = "ws://example.org/a?token=secret"
 UNKNOWN_ID = "3f2a91c0-1111-4222-8333-444455556666"
 START = {"channel": NAME, "wsserver": URL, "actionid": "7"}
 LEG_PREFIX = "audiofork-"
+WALL_CLOCK_AHEAD_S = 1_700_000_000.0
 
 
 class FakeTap:
@@ -72,10 +79,16 @@ class FakeTap:
         self.fault: Exception | None = None
         self.gate: asyncio.Event | None = None
         self.kept: list[set[str]] = []  # by each sweep
+        self.legs: list[str] = []
+        self.sweep_fault: Exception | None = None
+
+    def name_leg(self, fork_id: str, *, anew: bool) -> str:
+        return LEG_PREFIX + fork_id + (f"-{len(self.legs)}" if anew else "")
 
     async def start(
-        self, fork_id: str, uniqueid: str, direction: Direction, *, speaks: bool
+        self, leg_id: str, fork_id: str, uniqueid: str, direction: Direction, *, speaks: bool
     ) -> None:
+        self.legs.append(leg_id)
         self.started.append((fork_id, uniqueid, direction))
         if speaks:
             self.speaking.append(fork_id)
@@ -84,16 +97,32 @@ class FakeTap:
         if self.fault is not None:
             raise self.fault
 
-    async def sweep(self, keep: Container[str]) -> int:
+    async def sweep(self, present: Mapping[str, str], keep: Container[str]) -> int:
+        if self.sweep_fault is not None:
+            raise self.sweep_fault
         assert isinstance(keep, Iterable)
         self.kept.append(set(keep))
         return 2
 
     def fork_id_of(self, action_id: str) -> str:
-        return action_id.removeprefix(LEG_PREFIX) if self.is_leg(action_id) else ""
+        return action_id.removeprefix(LEG_PREFIX)[:36] if self.is_leg(action_id) else ""
 
     def is_leg(self, uniqueid: str) -> bool:
         return uniqueid.startswith(LEG_PREFIX)
+
+
+class FakeJournal:
+    """A journal whose file cannot fail, and says so or not."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.works = True
+
+    def put(self, entry: Entry) -> None:
+        self.entries[entry.fork_id] = entry
+
+    def remove(self, fork_id: str) -> None:
+        self.entries.pop(fork_id, None)
 
 
 class Rig:
@@ -108,7 +137,8 @@ class Rig:
         self.live: list[str] = []  # what the relay has
         self.spec_fault = ""  # why the relay ends a fork at once, if it does
         self.stats: dict[str, ForkStats] | None = {}  # its answer to TakeStats, if any
-        self.forks = Forks(self.ami, self.tap, SecurityConfig(), self._send)  # type: ignore[arg-type]
+        self.journal = FakeJournal()
+        self.forks = Forks(self.ami, self.tap, SecurityConfig(), self._send, self.journal)  # type: ignore[arg-type]
 
     def _send(self, command: Command) -> None:
         if isinstance(command, TakeStats):
@@ -217,7 +247,7 @@ async def rig(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> AsyncIterator[Rig]:
     """The rig; after the test nothing may be left in the registry, no task and no timer."""
-    feigned = types.SimpleNamespace(monotonic=clock)
+    feigned = types.SimpleNamespace(monotonic=clock, time=lambda: WALL_CLOCK_AHEAD_S + clock())
     monkeypatch.setattr(forks_module, "time", feigned)
     monkeypatch.setattr(fork_module, "time", feigned)
     rig = Rig(clock)
@@ -239,6 +269,7 @@ async def check_nothing_is_left(rig: Rig) -> None:
     assert not rig.forks._tasks
     assert not rig.forks._by_channel
     assert not rig.forks._stats
+    assert not rig.journal.entries
     assert asyncio.all_tasks() == {asyncio.current_task()}
     sent, told = list(rig.sent), list(rig.ami.told)
     await rig.clock.advance(60)
@@ -1212,15 +1243,6 @@ async def test_leg_loss_with_the_hangup_told_a_little_later_is_a_hangup(rig: Rig
     assert rig.ends == [EndFork(fork_id, EndReason.HANGUP)]
 
 
-async def test_leg_loss_while_the_channel_lives_is_a_failed_leg(rig: Rig) -> None:
-    fork_id = await rig.stream()
-    await rig.lose_leg(fork_id)
-    await rig.clock.advance(LEG_LOSS_GRACE_S)
-    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, "Asterisk closed the leg")]
-    await rig.obey()
-    assert rig.last_event[1]["Detail"] == "Asterisk closed the leg"
-
-
 @pytest.mark.parametrize(
     ("hangup", "reason"),
     [(False, EndReason.NO_SUCH_CHANNEL), (True, EndReason.HANGUP)],
@@ -1251,7 +1273,12 @@ async def test_leg_loss_that_asterisk_does_not_explain(
     if hangup:
         rig.forks.on_event(ChannelHangup(UNIQUEID))
     await rig.lose_leg(fork_id)
+    if exc.args == ("down",) and not hangup:
+        assert rig.ends == []  # the link may come back
+        await rig.clock.advance(ASTERISK_AWAY_S)
     assert [end.reason for end in rig.ends] == [reason]
+    if not hangup:
+        assert rig.ends[0].detail == f"the leg was lost, and Asterisk cannot be asked: {exc}"
 
 
 async def test_leg_loss_of_a_fork_that_ends_meanwhile_asks_for_no_second_end(rig: Rig) -> None:
@@ -1260,6 +1287,557 @@ async def test_leg_loss_of_a_fork_that_ends_meanwhile_asks_for_no_second_end(rig
     await rig.ended(fork_id, EndReason.SINK_GONE)
     await rig.clock.advance(LEG_LOSS_GRACE_S)
     assert rig.ends == []
+
+
+# --- A leg that is lost while its channel lives ---------------------------------------------------
+
+
+async def lose_and_replace(rig: Rig, fork_id: str, frames_in: int = 50) -> None:
+    await rig.lose_leg(fork_id, frames_in)
+    await rig.clock.advance(LEG_LOSS_GRACE_S)
+
+
+async def test_lost_leg_is_replaced_and_both_are_told(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    fork_id = await rig.stream(options="D(in)p")
+    await lose_and_replace(rig, fork_id)
+    assert rig.ami.told[-2:] == ["RECONNECTING", "AudioForkReconnecting"]
+    assert rig.last_event[1]["Attempt"] == "1"
+    assert rig.last_event[1]["Reason"] == "the leg was lost: Asterisk closed it"
+    assert [view.state for view in await rig.forks.views()] == ["reconnecting"]
+    assert rig.sent[-1] == ReopenLeg(fork_id)
+    assert rig.tap.started == [(fork_id, UNIQUEID, Direction.IN)] * 2
+    assert rig.tap.speaking == [fork_id] * 2
+    assert rig.tap.legs == [LEG_PREFIX + fork_id, f"{LEG_PREFIX}{fork_id}-1"]
+    await rig.clock.advance(0.05)
+    rig.forks.on_report(LegAttached(fork_id))
+    assert rig.ami.told[-2:] == ["STREAMING", "AudioForkResumed"]
+    assert rig.last_event[1]["FramesDropped"] == "0"
+    assert rig.last_event[1]["GapMs"] == "200"
+    assert [view.state for view in await rig.forks.views()] == ["streaming"]
+    assert "the leg was lost: Asterisk closed it; attempt 1 follows" in caplog.text
+    assert "the leg is back after 200 ms" in caplog.text
+    await rig.clock.advance(LEG_TIMEOUT_S + 1)
+    assert rig.ends == []
+
+
+async def test_leg_that_is_lost_too_often_ends_the_fork(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    for _ in range(MAX_NEW_LEGS):
+        await lose_and_replace(rig, fork_id)
+        assert rig.ends == []
+        rig.forks.on_report(LegAttached(fork_id))
+    await lose_and_replace(rig, fork_id)
+    detail = "the leg was lost 4 times in 10 s, last: Asterisk closed it"
+    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, detail)]
+    await rig.obey()
+    assert rig.last_event[1]["Detail"] == detail
+    assert rig.last_event[0] == "AudioForkStopped"
+
+
+async def test_leg_that_is_lost_now_and_then_is_replaced_each_time(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    for _ in range(3 * MAX_NEW_LEGS):
+        await lose_and_replace(rig, fork_id)
+        rig.forks.on_report(LegAttached(fork_id))
+        await rig.clock.advance(NEW_LEGS_WINDOW_S / MAX_NEW_LEGS)
+    assert rig.ends == []
+    assert rig.last_event[1]["FramesDropped"] == "0"
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["does-not-connect", "refused"])
+async def test_new_leg_that_does_not_come_about_counts_as_lost(rig: Rig, refused: bool) -> None:
+    fork_id = await rig.stream()
+    why = "Asterisk could not connect the leg (reason 3)"
+    if refused:
+        why = "Originate: no"
+        rig.tap.fault = AmiActionFailed("Originate", "no")
+    await lose_and_replace(rig, fork_id)
+    for attempt in range(1, MAX_NEW_LEGS + 1):
+        assert rig.last_event[1]["Attempt"] == str(attempt)
+        if not refused:
+            rig.forks.on_event(OriginateFailed(rig.tap.legs[-1], "3"))
+        await rig.clock.advance(LEG_LOSS_GRACE_S)
+    detail = f"the leg was lost 4 times in 10 s, last: {why}"
+    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, detail)]
+
+
+async def test_new_leg_that_never_connects_fails_the_fork(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    await lose_and_replace(rig, fork_id)
+    await rig.clock.advance(LEG_TIMEOUT_S)
+    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, "the leg did not connect again")]
+
+
+async def test_gap_and_time_limit_of_a_new_leg_that_took_two_attempts(rig: Rig) -> None:
+    """The gap counts from the loss, the limit from the latest attempt."""
+    fork_id = await rig.stream()
+    await lose_and_replace(rig, fork_id)
+    await rig.clock.advance(LEG_TIMEOUT_S - 1)
+    rig.forks.on_event(OriginateFailed(rig.tap.legs[-1], "3"))
+    await rig.clock.advance(LEG_LOSS_GRACE_S)
+    await rig.clock.advance(2)
+    assert rig.ends == []
+    rig.forks.on_report(LegAttached(fork_id))
+    assert rig.last_event[1]["GapMs"] == "7300"
+
+
+async def test_originate_failure_of_an_earlier_leg_is_no_news(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    await lose_and_replace(rig, fork_id)
+    rig.forks.on_event(OriginateFailed(rig.tap.legs[0], "3"))
+    await rig.clock.advance(LEG_LOSS_GRACE_S)
+    assert len(rig.tap.legs) == 2
+    assert rig.ends == []
+
+
+async def test_leg_that_brought_nothing_is_replaced_while_its_channel_lives(rig: Rig) -> None:
+    fork_id = await rig.attach()
+    await lose_and_replace(rig, fork_id, frames_in=0)
+    assert rig.sent[-1] == ReopenLeg(fork_id)
+    rig.forks.on_report(LegAttached(fork_id))
+    assert rig.ami.told == ["STARTING", "AudioForkReconnecting"]
+    rig.forks.on_report(Streaming(fork_id))
+    assert rig.ami.told[-2:] == ["STREAMING", "AudioForkStarted"]
+
+
+async def test_first_frame_while_the_leg_is_lost_waits_for_the_leg(rig: Rig) -> None:
+    """A server that accepts late gets what the first leg had brought."""
+    fork_id = await rig.attach()
+    await lose_and_replace(rig, fork_id)
+    rig.forks.on_report(Streaming(fork_id))
+    assert [view.state for view in await rig.forks.views()] == ["reconnecting"]
+    rig.forks.on_report(LegAttached(fork_id))
+    assert [view.state for view in await rig.forks.views()] == ["streaming"]
+    assert rig.last_event[0] == "AudioForkResumed"
+
+
+@pytest.mark.parametrize("leg_first", [True, False])
+async def test_leg_and_server_lost_are_both_waited_for(rig: Rig, leg_first: bool) -> None:
+    fork_id = await rig.stream()
+    rig.forks.on_report(SinkRetrying(fork_id, 1, "gone"))
+    await lose_and_replace(rig, fork_id)
+    back = [LegAttached(fork_id), SinkResumed(fork_id, 2)]
+    rig.forks.on_report(back.pop(0 if leg_first else 1))
+    assert rig.ami.told[-1] == "AudioForkResumed"
+    assert rig.ami.told.count("STREAMING") == 1
+    assert [view.state for view in await rig.forks.views()] == ["reconnecting"]
+    rig.forks.on_report(back.pop())
+    assert rig.ami.told[-2:] == ["STREAMING", "AudioForkResumed"]
+    assert [view.state for view in await rig.forks.views()] == ["streaming"]
+
+
+@pytest.mark.parametrize("verb", ["stop", "hangup"])
+async def test_end_while_a_lost_leg_is_looked_into_goes_first(rig: Rig, verb: str) -> None:
+    fork_id = await rig.stream()
+    await rig.lose_leg(fork_id)
+    if verb == "stop":
+        await rig.request(command="StopAudioFork", channel=NAME)
+    else:
+        rig.forks.on_event(ChannelHangup(UNIQUEID))
+    await rig.clock.advance(1)
+    reason = EndReason.STOPPED if verb == "stop" else EndReason.HANGUP
+    assert rig.ends == [EndFork(fork_id, reason)]
+    assert len(rig.tap.legs) == 1
+
+
+async def test_hangup_while_the_new_leg_is_under_way_ends_the_fork(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    await lose_and_replace(rig, fork_id)
+    rig.forks.on_event(ChannelHangup(UNIQUEID))
+    rig.forks.on_report(LegAttached(fork_id))
+    await rig.clock.advance(HANGUP_GRACE_S)
+    assert rig.ends == [EndFork(fork_id, EndReason.HANGUP)]
+
+
+# --- The link to Asterisk is away, and back -------------------------------------------------------
+
+
+async def lose_link_and_leg(rig: Rig, fork_id: str) -> None:
+    rig.ami.faults["Getvar"] = AmiUnavailable("the link is lost")
+    await rig.lose_leg(fork_id)
+    await rig.clock.advance(ASTERISK_AWAY_S - 1)
+    assert rig.ends == []
+    del rig.ami.faults["Getvar"]
+
+
+async def test_leg_lost_with_the_link_is_replaced_when_the_link_is_back(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    await lose_link_and_leg(rig, fork_id)
+    await rig.forks.on_link_up()
+    await rig.clock.advance(LEG_LOSS_GRACE_S)
+    assert rig.sent[-1] == ReopenLeg(fork_id)
+    rig.forks.on_report(LegAttached(fork_id))
+    assert rig.last_event[1]["GapMs"] == "4150"
+    assert rig.ends == []
+
+
+async def test_leg_lost_with_the_link_and_the_channel_is_a_hangup(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    await lose_link_and_leg(rig, fork_id)
+    del rig.ami.channels[UNIQUEID]
+    await rig.forks.on_link_up()
+    await rig.clock.advance(1)
+    assert rig.ends == [EndFork(fork_id, EndReason.HANGUP)]
+
+
+@pytest.mark.parametrize("leg_lost", [True, False])
+async def test_restart_of_asterisk_ends_its_forks_and_new_ones_work(
+    rig: Rig, leg_lost: bool
+) -> None:
+    fork_id = await rig.stream()
+    if leg_lost:
+        await lose_link_and_leg(rig, fork_id)
+    rig.ami.channels = {"3.3": "PJSIP/300-00000001"}
+    rig.ami.asterisk_started = "later"
+    await rig.forks.on_link_up()
+    await rig.clock.advance(1)
+    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, "Asterisk was restarted")]
+    await rig.obey()
+    assert rig.last_event[1]["Reason"] == "leg-failed"
+    assert rig.last_event[1]["Detail"] == "Asterisk was restarted"
+    await rig.stream(channel="PJSIP/300-00000001")
+    await rig.forks.on_link_up()
+    assert len(rig.ends) == 1
+
+
+@pytest.mark.parametrize("runs", [("", "later"), ("today", "")])
+async def test_asterisk_that_does_not_say_when_it_started_is_asked_for_the_channel(
+    rig: Rig, runs: tuple[str, str]
+) -> None:
+    rig.ami.asterisk_started = runs[0]
+    fork_id = await rig.stream()
+    await rig.stream(channel="PJSIP/200-0000002b")
+    rig.ami.asterisk_started = runs[1]
+    del rig.ami.channels[UNIQUEID]
+    await rig.forks.on_link_up()
+    await rig.clock.advance(HANGUP_GRACE_S)
+    assert rig.ends == [EndFork(fork_id, EndReason.HANGUP)]
+
+
+async def test_link_up_ends_the_forks_whose_channels_went_meanwhile(rig: Rig) -> None:
+    gone = {await rig.stream(), await rig.attach()}
+    await rig.stream(channel="PJSIP/200-0000002b")
+    del rig.ami.channels[UNIQUEID]
+    asked = len(rig.ami.actions)
+    await rig.forks.on_link_up()
+    assert [name for name, _, _ in rig.ami.actions[asked:]] == ["CoreShowChannels"]
+    await rig.clock.advance(HANGUP_GRACE_S)
+    assert {end.fork_id for end in rig.ends} == gone
+    assert {end.reason for end in rig.ends} == {EndReason.HANGUP}
+
+
+async def test_channel_that_is_younger_than_the_list_lives(rig: Rig) -> None:
+    gate = rig.ami.gates["CoreShowChannels"] = asyncio.Event()
+    linked = asyncio.create_task(rig.forks.on_link_up())
+    await rig.clock.settle()
+    fork_id = await rig.stream()
+    name = rig.ami.channels.pop(UNIQUEID)
+    gate.set()
+    await linked
+    rig.ami.channels[UNIQUEID] = name
+    await rig.clock.advance(1)
+    assert rig.live == [fork_id]
+    assert rig.ends == []
+
+
+async def test_sweep_that_fails_is_said_and_nothing_else(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.tap.sweep_fault = AmiTimeout("Hangup: no answer")
+    rig.forks.left_behind = [ENTRY]
+    await rig.forks.on_link_up()
+    assert "may remain: Hangup: no answer" in caplog.text
+    assert rig.live == [ENTRY.fork_id]
+
+
+# --- The journal, and forks of an earlier run ----------------------------------------------------
+
+ENTRY = Entry(
+    fork_id=UNKNOWN_ID,
+    channel="PJSIP/old-name",
+    uniqueid=UNIQUEID,
+    url=URL,
+    options="D(stereo)v(2)",
+    post_process="",
+    action_id="7",
+    values={},
+    mute_in=False,
+    mute_out=False,
+    started=WALL_CLOCK_AHEAD_S + 900,  # 100 s before the test begins
+    asterisk_started="today",
+)
+
+
+async def take_up(rig: Rig, *entries: Entry) -> None:
+    rig.journal.entries = {entry.fork_id: entry for entry in entries}
+    rig.forks.left_behind = list(entries)
+    await rig.forks.on_link_up()
+    await rig.clock.settle()
+
+
+async def test_running_fork_is_in_the_journal_until_it_ends(rig: Rig) -> None:
+    fork_id = await rig.start(options="D(in)")
+    assert rig.journal.entries == {
+        fork_id: Entry(
+            fork_id=fork_id,
+            channel=NAME,
+            uniqueid=UNIQUEID,
+            url=URL,
+            options="D(in)",
+            post_process="",
+            action_id="7",
+            values={},
+            mute_in=False,
+            mute_out=False,
+            started=WALL_CLOCK_AHEAD_S + 1000,
+            asterisk_started="today",
+        )
+    }
+    await rig.ended(fork_id, EndReason.STOPPED)
+    assert rig.journal.entries == {}
+
+
+async def test_refused_start_is_not_in_the_journal(rig: Rig) -> None:
+    await rig.request(**{**START, "channel": "nobody"})
+    assert rig.journal.entries == {}
+
+
+async def test_fork_that_the_relay_ends_at_once_is_not_left_in_the_journal(rig: Rig) -> None:
+    rig.spec_fault = "no such file"
+    await rig.request(**START)
+    assert rig.journal.entries == {}
+
+
+async def test_mute_is_in_the_journal(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    await rig.request(command="AudioForkMute", channel=NAME, direction="read", state="1")
+    entry = rig.journal.entries[fork_id]
+    assert (entry.mute_in, entry.mute_out) == (True, False)
+
+
+async def test_fork_of_an_earlier_run_is_taken_up(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    await take_up(rig, ENTRY)
+    (spec,) = rig.sent
+    assert spec == ForkSpec(UNKNOWN_ID, NAME, URL, Direction.STEREO, gain_in=2)
+    assert rig.tap.started == [(UNKNOWN_ID, UNIQUEID, Direction.STEREO)]
+    assert rig.tap.legs[0] != LEG_PREFIX + UNKNOWN_ID  # the old leg may still have that name
+    assert rig.tap.kept == [set()]
+    assert rig.ami.told == []
+    rig.forks.on_report(LegAttached(UNKNOWN_ID))
+    rig.forks.on_report(Streaming(UNKNOWN_ID))
+    assert rig.ami.told == ["STREAMING", "AudioForkStarted"]
+    assert rig.last_event[1] == {
+        "AudioForkID": UNKNOWN_ID,
+        "Channel": NAME,
+        "Uniqueid": UNIQUEID,
+        "WsServer": URL,
+        "ActionID": "7",
+        "TakenUp": "yes",
+    }
+    assert "taken up, stereo to ws://example.org/a?..." in caplog.text
+    assert "of 1 forks that an earlier run left, 1 live" in caplog.text
+
+
+async def test_taken_up_fork_counts_its_age_from_its_own_start(rig: Rig) -> None:
+    await take_up(rig, ENTRY)
+    (view,) = await rig.forks.views()
+    assert view.age_s == pytest.approx(100)
+    await rig.clock.advance(5)
+    await rig.ended(UNKNOWN_ID, EndReason.HANGUP)
+    assert rig.last_event[1]["Duration"] == "105.0"
+
+
+async def test_taken_up_fork_stays_in_the_journal_as_it_was(rig: Rig) -> None:
+    await take_up(rig, ENTRY)
+    assert rig.journal.entries == {UNKNOWN_ID: replace(ENTRY, channel=NAME)}
+    await rig.ended(UNKNOWN_ID, EndReason.HANGUP)
+    assert rig.journal.entries == {}
+
+
+async def test_taken_up_fork_stays_muted(rig: Rig) -> None:
+    await take_up(rig, replace(ENTRY, mute_out=True))
+    assert rig.sent[-1] == SetMute(UNKNOWN_ID, False, True)
+    (view,) = await rig.forks.views()
+    assert view.muted == "write"
+
+
+async def test_taken_up_fork_of_a_bridged_channel_has_its_gate_open(rig: Rig) -> None:
+    rig.ami.bridged.add(UNIQUEID)
+    await take_up(rig, replace(ENTRY, options="b"))
+    assert rig.spec.gate_open is False
+    assert rig.sent[-1] == SetGate(UNKNOWN_ID, True)
+
+
+async def test_taken_up_fork_can_be_stopped_and_ends_with_its_channel(rig: Rig) -> None:
+    other = replace(ENTRY, fork_id=str(uuid.uuid4()))
+    await take_up(rig, ENTRY, other)
+    await rig.request(command="StopAudioFork", audioforkid=UNKNOWN_ID)
+    assert rig.ends == [EndFork(UNKNOWN_ID, EndReason.STOPPED)]
+    rig.forks.on_event(ChannelHangup(UNIQUEID))
+    await rig.clock.advance(HANGUP_GRACE_S)
+    assert rig.ends[1:] == [EndFork(other.fork_id, EndReason.HANGUP)]
+
+
+async def test_leg_that_an_earlier_run_asked_for_in_vain_is_no_news(rig: Rig) -> None:
+    await take_up(rig, ENTRY)
+    rig.forks.on_event(OriginateFailed(LEG_PREFIX + UNKNOWN_ID, "8"))
+    assert rig.ends == []
+
+
+@pytest.mark.parametrize(
+    ("change", "run", "reason", "detail"),
+    [
+        pytest.param(
+            {"uniqueid": "9.9"},
+            "today",
+            "hangup",
+            "the call ended while the daemon was away; its frames are not known",
+            id="gone",
+        ),
+        pytest.param(
+            {}, "later", "leg-failed", "Asterisk was restarted while the daemon was away", id="run"
+        ),
+        pytest.param(
+            {"url": "http://a/"},
+            "today",
+            "stopped",
+            "not taken up: WsServer: the scheme must be ws or wss",
+            id="url",
+        ),
+        pytest.param(
+            {"options": "x"},
+            "today",
+            "stopped",
+            "not taken up: Options: unknown option 'x'",
+            id="x",
+        ),
+    ],
+)
+async def test_fork_that_cannot_be_taken_up_ends(
+    rig: Rig, change: dict[str, str], run: str, reason: str, detail: str
+) -> None:
+    rig.ami.asterisk_started = run
+    entry = replace(ENTRY, **change)  # type: ignore[arg-type]
+    await take_up(rig, entry)
+    assert rig.sent == rig.tap.legs == []
+    assert rig.journal.entries == {}
+    assert rig.last_event == (
+        "AudioForkStopped",
+        {
+            "AudioForkID": UNKNOWN_ID,
+            "Channel": "PJSIP/old-name",
+            "Uniqueid": entry.uniqueid,
+            "WsServer": entry.url,
+            "Reason": reason,
+            "Duration": "100.0",
+            "FramesIn": "0",
+            "FramesSent": "0",
+            "FramesDropped": "0",
+            "Reconnects": "0",
+            "TakenUp": "yes",
+            "Detail": detail,
+            "ActionID": "7",
+        },
+    )
+
+
+@pytest.mark.parametrize("limit", ["max_forks", "max_forks_per_channel"])
+async def test_limits_hold_for_forks_of_an_earlier_run(rig: Rig, limit: str) -> None:
+    rig.allow(**{limit: 1})
+    other = replace(ENTRY, fork_id=str(uuid.uuid4()))
+    await take_up(rig, ENTRY, other)
+    assert rig.live == [UNKNOWN_ID]
+    assert rig.last_event[1]["AudioForkID"] == other.fork_id
+    assert f"({limit})" in rig.last_event[1]["Detail"]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+async def test_post_process_of_a_call_that_ended_meanwhile_runs_if_it_is_allowed(
+    rig: Rig, tmp_path: Path, allowed: bool
+) -> None:
+    rig.allow(allow_post_process=allowed)
+    entry = replace(
+        ENTRY,
+        uniqueid="9.9",
+        post_process=f"echo ^{{UNIQUEID}} > {tmp_path}/out",
+        values={"UNIQUEID": "9.9"},
+    )
+    await take_up(rig, entry)
+    await rig.until(lambda: rig.ami.events)
+    assert rig.last_event[1].get("PostProcessStatus") == ("0" if allowed else None)
+    assert (tmp_path / "out").exists() is allowed
+
+
+async def test_forks_of_an_earlier_run_wait_until_asterisk_can_be_asked(rig: Rig) -> None:
+    rig.ami.faults["CoreShowChannels"] = AmiUnavailable("lost again")
+    with pytest.raises(AmiUnavailable):
+        await take_up(rig, ENTRY)
+    assert rig.journal.entries == {UNKNOWN_ID: ENTRY}
+    del rig.ami.faults["CoreShowChannels"]
+    await rig.forks.on_link_up()
+    assert rig.live == [UNKNOWN_ID]
+    await rig.forks.on_link_up()
+    assert rig.live == [UNKNOWN_ID]
+
+
+async def test_forks_of_an_earlier_run_are_left_alone_by_a_daemon_that_stops(rig: Rig) -> None:
+    await rig.shut_down()
+    await take_up(rig, ENTRY)
+    assert rig.journal.entries == {UNKNOWN_ID: ENTRY}
+    assert rig.sent == rig.ami.events == []
+    rig.journal.entries.clear()
+
+
+async def test_shutdown_that_keeps_leaves_the_forks_in_the_journal(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.allow(allow_post_process=True)
+    forks = [await rig.stream(postprocess="echo no"), await rig.attach()]
+    shutdown = asyncio.create_task(rig.forks.shut_down(keep=True))
+    await rig.clock.settle()
+    assert rig.ends == [EndFork(fork_id, EndReason.SHUTDOWN) for fork_id in forks]
+    assert rig.ami.told[-4:] == ["RECONNECTING", "AudioForkReconnecting"] * 2
+    assert rig.last_event[1]["Reason"] == "the daemon is restarted"
+    told = list(rig.ami.told)
+    for fork_id in forks:
+        await rig.ended(fork_id, EndReason.SHUTDOWN)
+    await shutdown
+    assert rig.ami.told == told
+    assert list(rig.journal.entries) == forks
+    rig.journal.entries.clear()
+
+
+async def test_shutdown_that_keeps_ends_what_ends_anyway(rig: Rig) -> None:
+    hung_up, refused = await rig.stream(), await rig.stream(channel="PJSIP/200-0000002b")
+    rig.forks.on_event(ChannelHangup(UNIQUEID))
+    shutdown = asyncio.create_task(rig.forks.shut_down(keep=True))
+    await rig.clock.settle()
+    assert rig.ami.told.count("AudioForkReconnecting") == 1
+    await rig.ended(hung_up, EndReason.SHUTDOWN)
+    await rig.ended(refused, EndReason.SINK_REFUSED)
+    await shutdown
+    assert rig.ami.told.count("AudioForkStopped") == 2
+    assert rig.journal.entries == {}
+
+
+async def test_shutdown_that_cannot_keep_ends_the_forks_and_says_so(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.journal.works = False
+    fork_id = await rig.stream()
+    shutdown = asyncio.create_task(rig.forks.shut_down(keep=True))
+    await rig.clock.settle()
+    await rig.ended(fork_id, EndReason.SHUTDOWN)
+    await shutdown
+    assert "cannot be kept without a journal that works" in caplog.text
+    assert rig.last_event[0] == "AudioForkStopped"
+    assert rig.journal.entries == {}
 
 
 # --- Failures of the leg -------------------------------------------------------------------------
@@ -1659,7 +2237,7 @@ async def test_link_up_without_forks_sweeps(rig: Rig, caplog: pytest.LogCaptureF
 async def test_link_up_with_forks_sweeps_but_keeps_their_legs(rig: Rig) -> None:
     forks = {await rig.stream(), await rig.start()}
     await rig.forks.on_link_up()
-    assert rig.tap.kept == [forks]
+    assert rig.tap.kept == [{LEG_PREFIX + fork_id for fork_id in forks}]
     assert rig.ends == []
 
 

@@ -280,7 +280,13 @@ def test_parse_options_number_out_of_range_is_refused_with_the_limits(
     )
 
 
-@pytest.mark.parametrize("letter", ["D", "T", "R", "r", "v", "V", "W", "i"])
+@pytest.mark.parametrize("text", ["F(0)", "F(30)", "F(1020)", "F(-20)", "F(2_0)", "F(20 20)"])
+def test_parse_options_frame_time_that_is_no_multiple_of_20_is_refused(text: str) -> None:
+    with pytest.raises(RequestRefused, match="F takes a multiple of 20 from 20 to 1000"):
+        parse_options(text)
+
+
+@pytest.mark.parametrize("letter", ["D", "T", "R", "r", "v", "V", "W", "i", "F"])
 def test_parse_options_letter_without_its_argument_is_refused(letter: str) -> None:
     for text in (letter, f"{letter}()", f"{letter}p"):
         with pytest.raises(RequestRefused, match=f"^Options: {letter} takes .*, not nothing$"):
@@ -390,6 +396,8 @@ def test_parse_options_id_variable_that_is_no_plain_variable_is_refused(name: st
         ("v(1)v(2)", Options(gain_in=2)),
         ("R(1)R(2)", Options(reconnect_interval_s=2.0)),
         ("r(1)r(2)", Options(reconnect_attempts=2)),
+        ("F(20)F( 100 )", Options(frame_ms=100)),
+        ("F(1000)", Options(frame_ms=1000)),
         ("B(1)B(2)", Options(beeps=Beeps(interval_s=2.0))),
         ("i(x)i(y)", Options(id_variable="y")),
         ("T(insecure)T(on)", Options(use_tls=True)),

@@ -296,6 +296,11 @@ def test_prepare_ordinary_command_allowed(command: str) -> None:
     assert prepare(command).names == ("X",)
 
 
+def test_prepare_nested_deeper_than_calls_can_be_refused() -> None:
+    with pytest.raises(RequestRefused, match="nested too deeply"):
+        prepare("$(" * 498 + "^{X}")
+
+
 def test_prepare_too_many_values_refused() -> None:
     with pytest.raises(RequestRefused, match="more than 64 different"):
         prepare("echo " + "".join(f"^{{V{number}}}" for number in range(65)))

@@ -38,6 +38,7 @@ def test_start_with_all_fields() -> None:
         Options(Direction.IN),
         "/opt/upload ^{UNIQUEID}",
         "7",
+        "D(in)",
     )
 
 

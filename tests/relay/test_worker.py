@@ -8,13 +8,14 @@ import ssl
 import struct
 import uuid
 from collections.abc import AsyncIterator
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
 
-from audiofork.config import Address, AudioSocketConfig, Config, WebSocketConfig
+from audiofork.config import Address, AudioSocketConfig, Config, SecurityConfig, WebSocketConfig
 from audiofork.errors import ConfigError
 from audiofork.model import (
     Direction,
@@ -311,10 +312,33 @@ async def test_close_without_forks_listens_no_more(relay: Relay) -> None:
 
 async def test_configure_applies_to_forks_from_now_on(relay: Relay, stalled: StalledServer) -> None:
     stalled.hold_handshake = True
-    relay.worker.configure(WebSocketConfig(connect_timeout=0.05, reconnect_attempts=1))
+    websocket = WebSocketConfig(connect_timeout=0.05, reconnect_attempts=1)
+    relay.worker.configure(Config(websocket=websocket))
     fork_id = relay.begin(stalled.url)
     ended = await relay.reported(ForkEnded, fork_id)
     assert (ended.reason, ended.detail) == (EndReason.SINK_GONE, "no answer in time")
+
+
+async def test_configured_so_a_name_that_points_to_this_machine_is_refused(
+    relay: Relay, recorder: Recorder
+) -> None:
+    relay.worker.configure(Config(security=SecurityConfig(allow_private=False)))
+    fork_id = relay.begin(f"ws://localhost:{recorder.port}/")
+    ended = await relay.reported(ForkEnded, fork_id)
+    assert ended.reason is EndReason.SINK_REFUSED
+    assert "localhost resolves to the private address" in ended.detail
+    relay.worker.configure(Config(security=SecurityConfig(allow_private=True)))
+    fork_id = relay.begin(recorder.url())
+    await relay.reported(SinkOpened, fork_id)
+
+
+async def test_leg_from_where_none_may_come_is_closed() -> None:
+    listen = AudioSocketConfig(Address("127.0.0.1", 0), allow=(IPv4Network("10.0.0.0/8"),))
+    worker = Worker(Config(audiosocket=listen), lambda report: None)
+    leg = await Leg.connect(await worker.start())
+    assert await leg.read_to_end() == HANGUP
+    await worker.close()
+    await leg.close()
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"], ids=["missing", "garbage"])
@@ -396,10 +420,11 @@ async def test_attempts_of_a_fork_go_before_the_configured_ones(
 ) -> None:
     monkeypatch.setattr("audiofork.relay.retry.FIRST_WAIT_S", 0.01)
     url = f"ws://127.0.0.1:{unused_port()}/"
-    more, alike = relay.begin(url, reconnect_attempts=3), relay.begin(url)
+    more = relay.begin(url, reconnect_attempts=3, reconnect_interval_s=0.01)
+    alike = relay.begin(url)
     for fork_id, attempts in (more, [2, 3]), (alike, []):
         await relay.reported(ForkEnded, fork_id)
-        assert [report.attempt for report in relay.of(fork_id, SinkRetrying)] == attempts
+        assert [report.attempt for report in relay.of(fork_id, SinkRetrying)][:2] == attempts
 
 
 async def test_no_limit_of_attempts_is_a_wish_too(
@@ -481,7 +506,8 @@ async def test_certificate_is_shown_to_a_server_that_asks(
     if own:
         wishes = Tls(ca_file=str(ca_file), cert_file=cert, key_file=key)
     else:
-        relay.worker.configure(WebSocketConfig(cert_file=cert, priv_key_file=key))
+        websocket = WebSocketConfig(cert_file=cert, priv_key_file=key)
+        relay.worker.configure(Config(websocket=websocket))
         wishes = Tls(ca_file=str(ca_file))
     fork_id = relay.begin(strict.url(), tls=wishes)
     await relay.reported(SinkOpened, fork_id)
@@ -498,8 +524,8 @@ async def test_key_in_one_file_with_a_certificate_is_not_mixed_with_the_configur
 ) -> None:
     other = tmp_path / "other.pem"
     ca.issue_cert("other.example").private_key_and_cert_chain_pem.write_to_path(other)
-    config = WebSocketConfig(cert_file=our_cert["cert"], priv_key_file=our_cert["key"])
-    relay.worker.configure(config)
+    websocket = WebSocketConfig(cert_file=our_cert["cert"], priv_key_file=our_cert["key"])
+    relay.worker.configure(Config(websocket=websocket))
     fork_id = relay.begin(strict.url(), tls=Tls(ca_file=str(ca_file), cert_file=str(other)))
     await relay.reported(SinkOpened, fork_id)
     await relay.worker.close()

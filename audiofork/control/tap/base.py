@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Protocol
 
 from audiofork.model import Direction
@@ -11,12 +11,20 @@ from audiofork.model import Direction
 class Tap(Protocol):
     """A way to get legs. A leg is hung up by the relay, which closes its connection."""
 
+    def name_leg(self, fork_id: str, *, anew: bool) -> str:
+        """Return the id of a leg that is to be asked for; its channel's uniqueid.
+
+        Args:
+            anew: There has been a leg for this fork, which may still hold its own id.
+        """
+
     async def start(
-        self, fork_id: str, uniqueid: str, direction: Direction, *, speaks: bool
+        self, leg_id: str, fork_id: str, uniqueid: str, direction: Direction, *, speaks: bool
     ) -> None:
         """Ask Asterisk for a leg.
 
         Args:
+            leg_id: From `name_leg`; also the ActionID.
             fork_id: The UUID that the leg shall present to the relay.
             uniqueid: The channel to listen to.
             direction: in: mono frames, none while the party sends none. Else: pairs of in and
@@ -27,18 +35,19 @@ class Tap(Protocol):
             AmiError: Asterisk cannot be asked, or refuses.
         """
 
-    async def sweep(self, keep: Container[str]) -> int:
+    async def sweep(self, present: Mapping[str, str], keep: Container[str]) -> int:
         """Hang up the legs that an earlier run left behind; return how many.
 
         Args:
-            keep: Ids of the forks whose legs are wanted.
+            present: The names of all channels, by uniqueid.
+            keep: Ids of the legs that are wanted.
 
         Raises:
             AmiError: Asterisk cannot be asked.
         """
 
     def fork_id_of(self, action_id: str) -> str:
-        """Return the fork whose leg was asked for under an ActionID, or nothing."""
+        """Return the fork of a leg's id, or nothing."""
 
     def is_leg(self, uniqueid: str) -> bool:
         """Tell whether a channel is a leg of ours or of another daemon."""

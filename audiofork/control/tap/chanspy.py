@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Container
+import secrets
+from collections.abc import Container, Mapping
 
 from audiofork.config import Address
 from audiofork.control.ami import Ami
@@ -12,6 +13,7 @@ from audiofork.model import Direction
 
 LEG_PREFIX = "audiofork-"
 ORIGINATE_TIMEOUT_MS = 5000
+_FORK_ID_LENGTH = 36
 
 # q: no beep; u: the target is given by its uniqueid; E: end with the target; S: end when it is
 # gone; l: the long queue, which rides out jitter. o: in alone. D: in and out side by side.
@@ -31,8 +33,12 @@ class ChanSpyTap:
         self._ami = ami
         self._advertise = advertise
 
+    def name_leg(self, fork_id: str, *, anew: bool) -> str:
+        # A leg without media cannot end, so a fork's first one may still be there.
+        return LEG_PREFIX + fork_id + (f"-{secrets.token_hex(4)}" if anew else "")
+
     async def start(
-        self, fork_id: str, uniqueid: str, direction: Direction, *, speaks: bool
+        self, leg_id: str, fork_id: str, uniqueid: str, direction: Direction, *, speaks: bool
     ) -> None:
         options = _IN_OPTIONS if direction is Direction.IN else _PAIR_OPTIONS
         # w: what the leg sends is whispered to the target. Never unless it is needed: some
@@ -40,7 +46,7 @@ class ChanSpyTap:
         options += "w" if speaks else ""
         headers = [
             ("Channel", f"AudioSocket/{self._advertise}/{fork_id}/c(slin)"),
-            ("ChannelId", LEG_PREFIX + fork_id),
+            ("ChannelId", leg_id),
             ("Application", "ChanSpy"),
             # The uniqueid, not the name: Asterisk refuses an Originate whose data contains such
             # words as DB or FILE, and a name may.
@@ -50,22 +56,24 @@ class ChanSpyTap:
             # Otherwise the whole AMI session waits for the leg to answer.
             ("Async", "true"),
         ]
-        await self._ami.action("Originate", headers, action_id=LEG_PREFIX + fork_id)
+        await self._ami.action("Originate", headers, action_id=leg_id)
 
-    async def sweep(self, keep: Container[str]) -> int:
+    async def sweep(self, present: Mapping[str, str], keep: Container[str]) -> int:
         swept = 0
-        for channel in await self._ami.list("CoreShowChannels"):
-            name, uniqueid = channel.get("channel", ""), channel.get("uniqueid", "")
+        for uniqueid, name in present.items():
             # Only those that dial this daemon: another one may share the Asterisk.
             ours = name.startswith(f"AudioSocket/{self._advertise}-") and self.is_leg(uniqueid)
-            if ours and self.fork_id_of(uniqueid) not in keep:
+            if ours and uniqueid not in keep:
                 with contextlib.suppress(AmiActionFailed):  # it may be gone by now
-                    await self._ami.action("Hangup", [("Channel", name)])
+                    # Not by its name: a fork's earlier leg has the same.
+                    await self._ami.action("Hangup", [("Channel", uniqueid)])
                 swept += 1
         return swept
 
     def fork_id_of(self, action_id: str) -> str:
-        return action_id.removeprefix(LEG_PREFIX) if self.is_leg(action_id) else ""
+        if not self.is_leg(action_id):
+            return ""
+        return action_id.removeprefix(LEG_PREFIX)[:_FORK_ID_LENGTH]
 
     def is_leg(self, uniqueid: str) -> bool:
         return uniqueid.startswith(LEG_PREFIX)

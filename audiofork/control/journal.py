@@ -1,0 +1,370 @@
+"""The journal: the forks that run, on disk, so that the next start can take them up.
+
+SQLite in WAL mode, held by one process alone. What was written survives the death of the daemon,
+SIGKILL too. The last of it may be lost when the machine dies, but then no call is left either.
+
+A disk may take its time, and audio may not: a thread of its own reads and writes. It knows what
+the file should hold, so that a file that was lost, damaged or full is written anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import json
+import logging
+import os
+import queue
+import sqlite3
+import stat
+import threading
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 5.0
+OPEN_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 1.0
+_BUSY_S = 0.5  # somebody may just be looking into the file
+
+_APPLICATION_ID = 0x61666F72  # "afor", in the file's header
+_VERSION = 1
+_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_TYPES = {"str": str, "bool": bool, "float": float, "dict[str, str]": dict}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One running fork: all that it takes to start it again.
+
+    Attributes:
+        url: As requested, with its query: the file is for its owner alone.
+        options: The option string as requested.
+        values: What the post-process command gets.
+        started: When it was requested, in seconds since 1970.
+        asterisk_started: Names the run of Asterisk; empty if that is not known.
+    """
+
+    fork_id: str
+    channel: str
+    uniqueid: str
+    url: str
+    options: str
+    post_process: str
+    action_id: str
+    values: dict[str, str]
+    mute_in: bool
+    mute_out: bool
+    started: float
+    asterisk_started: str
+
+
+class Journal:
+    """Keeps entries in a file; no fault of the file ever reaches a fork.
+
+    Owned by the daemon. Faults are said in the log when they begin and when they end.
+
+    Args:
+        path: The file; None: keep nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._writer = None if path is None else _Writer(path)
+
+    @property
+    def works(self) -> bool:
+        """Whether the file holds what it should, as far as is known."""
+        return self._writer is not None and self._writer.works
+
+    async def open(self) -> list[Entry]:
+        """Begin; return the entries that an earlier run left, oldest first."""
+        if self._writer is None:
+            return []
+        self._writer.start()
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                return await asyncio.wrap_future(self._writer.opened)
+        except TimeoutError:
+            log.warning("the journal does not open in %g s; going on", OPEN_TIMEOUT_S)
+            return []
+
+    def put(self, entry: Entry) -> None:
+        """Write an entry, in place of one of the same fork; never waits."""
+        if self._writer is not None:
+            self._writer.changes.put((entry.fork_id, entry))
+
+    def remove(self, fork_id: str) -> None:
+        """Remove the entry of a fork, if there is one; never waits."""
+        if self._writer is not None:
+            self._writer.changes.put((fork_id, None))
+
+    async def close(self) -> None:
+        """Write what is left, let go of the file; waits CLOSE_TIMEOUT_S at most."""
+        if self._writer is None or not self._writer.is_alive():
+            return
+        self._writer.changes.put(None)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await asyncio.wrap_future(self._writer.closed)
+
+
+class _Damaged(Exception):
+    """The file cannot be read as a journal of this version."""
+
+
+class _Writer(threading.Thread):
+    """The thread that reads and writes the file.
+
+    Attributes:
+        changes: Entries by fork id, None in place of those to remove; None alone: the end.
+        opened: The entries found at the start.
+        closed: Done when the file is closed.
+        works: Whether the last write succeeded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(name="journal", daemon=True)  # a disk that hangs must not hold up the end
+        self.changes: queue.SimpleQueue[tuple[str, Entry | None] | None] = queue.SimpleQueue()
+        self.opened: concurrent.futures.Future[list[Entry]] = concurrent.futures.Future()
+        self.closed: concurrent.futures.Future[None] = concurrent.futures.Future()
+        for future in (self.opened, self.closed):
+            future.set_running_or_notify_cancel()  # who waits no more must not cancel them
+        self.works = False
+        self._path = path
+        self._file: _File | None = None
+        self._entries: dict[str, Entry] = {}
+        self._locked_out = False
+        self._said = False
+
+    def run(self) -> None:
+        try:
+            self._open()
+            self.opened.set_result(list(self._entries.values()))
+            while self._step():
+                pass
+        except Exception:
+            log.exception("a fault of the journal; going on without it")
+            self.works = False
+        finally:
+            self._close()
+            if not self.opened.done():
+                self.opened.set_result([])
+            self.closed.set_result(None)
+
+    def _open(self) -> None:
+        """Read what an earlier run left."""
+        try:
+            self._file = _File(self._path)
+            self._entries = {entry.fork_id: entry for entry in self._file.entries()}
+            self.works = True
+        except _Damaged as exc:
+            self._rebuild(exc)
+        except (sqlite3.Error, OSError) as exc:
+            self._on_fault(exc)
+
+    def _step(self) -> bool:
+        """Write the next changes, all that wait in one go; return whether there will be more."""
+        changes, more = self._take_changes()
+        for fork_id, entry in changes.items():
+            if entry is None:
+                self._entries.pop(fork_id, None)
+            else:
+                self._entries[fork_id] = entry
+        if not self._locked_out:
+            self._write(changes)
+        return more
+
+    def _take_changes(self) -> tuple[dict[str, Entry | None], bool]:
+        """Wait for changes, or until a file that does not work is to be tried again."""
+        changes: dict[str, Entry | None] = {}
+        with contextlib.suppress(queue.Empty):
+            change = self.changes.get(timeout=None if self._file else RETRY_S)
+            while change is not None:
+                changes[change[0]] = change[1]
+                change = self.changes.get_nowait()
+            return changes, False
+        return changes, True
+
+    def _write(self, changes: Mapping[str, Entry | None]) -> None:
+        try:
+            if self._file is None:
+                self._file = _File(self._path)
+                self._file.fill(self._entries)
+            else:
+                self._file.change(changes)
+        except _Damaged as exc:
+            self._rebuild(exc)
+        except (sqlite3.Error, OSError) as exc:
+            self._on_fault(exc)
+        else:
+            self._on_success()
+
+    def _rebuild(self, why: _Damaged) -> None:
+        """Put the file aside and write another."""
+        self._close()
+        aside = self._path.with_name(self._path.name + ".damaged")
+        log.warning("the journal %s cannot be used (%s): now %s", self._path, why, aside.name)
+        try:
+            _put_aside(self._path, aside)
+            self._file = _File(self._path)
+            self._file.fill(self._entries)
+            self._on_success()
+        except (_Damaged, sqlite3.Error, OSError) as exc:
+            self._on_fault(exc)
+
+    def _on_fault(self, exc: Exception) -> None:
+        self._close()
+        self.works = False
+        if getattr(exc, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+            self._locked_out = True  # for good: what the other writes is not ours to replace
+            log.error(
+                "the journal %s is in use, probably by another daemon: running without a journal",
+                self._path,
+            )
+        elif not self._said:
+            self._said = True
+            log.warning(
+                "the journal %s cannot be written: %s; forks go on, but will be lost "
+                "if the daemon is killed",
+                self._path,
+                exc,
+            )
+
+    def _on_success(self) -> None:
+        if self._said:
+            self._said = False
+            log.warning("the journal works again, %d forks are in it", len(self._entries))
+        self.works = True
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class _File:
+    """The file, open and locked.
+
+    Every method raises _Damaged, sqlite3.Error or OSError.
+    """
+
+    def __init__(self, path: Path) -> None:
+        _make_private(path)
+        self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+        try:
+            with _telling_damage():
+                self._set_up()
+        except BaseException:
+            self.close()
+            raise
+
+    def _set_up(self) -> None:
+        # Held exclusively, WAL needs no shared memory; and another daemon finds it locked.
+        self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute("PRAGMA wal_autocheckpoint = 100")
+        with self._transaction():  # takes the lock
+            if not self._pragma("schema_version"):
+                self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+                self._db.execute(f"PRAGMA user_version = {_VERSION}")
+                self._db.execute(
+                    "CREATE TABLE forks (number INTEGER PRIMARY KEY, id TEXT UNIQUE, entry TEXT)"
+                )
+        if self._pragma("application_id") != _APPLICATION_ID:
+            raise _Damaged("not a journal of audiofork")
+        if (version := self._pragma("user_version")) != _VERSION:
+            raise _Damaged(f"of version {version}, expected {_VERSION}")
+
+    def _pragma(self, name: str) -> Any:
+        return self._db.execute(f"PRAGMA {name}").fetchone()[0]
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Any:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):  # some faults have rolled back already
+                self._db.execute("ROLLBACK")
+            raise
+
+    def entries(self) -> list[Entry]:
+        """Return what it holds, oldest first."""
+        with _telling_damage():
+            rows = self._db.execute("SELECT entry FROM forks ORDER BY number").fetchall()
+        return [_entry_of(text) for (text,) in rows]
+
+    def change(self, changes: Mapping[str, Entry | None]) -> None:
+        """Write entries, and remove those that are None."""
+        with _telling_damage(), self._transaction():
+            for fork_id, entry in changes.items():
+                if entry is None:
+                    self._db.execute("DELETE FROM forks WHERE id = ?", (fork_id,))
+                else:
+                    self._db.execute(
+                        "INSERT INTO forks (id, entry) VALUES (?, ?)"
+                        " ON CONFLICT (id) DO UPDATE SET entry = excluded.entry",
+                        (fork_id, json.dumps(asdict(entry))),
+                    )
+
+    def fill(self, entries: Mapping[str, Entry]) -> None:
+        """Write these entries in place of all that is there."""
+        with _telling_damage():
+            self._db.execute("DELETE FROM forks")
+        self.change(entries)
+
+    def close(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self._db.close()
+
+
+@contextlib.contextmanager
+def _telling_damage() -> Any:
+    try:
+        yield
+    except sqlite3.Error as exc:
+        if getattr(exc, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+            raise _Damaged(str(exc)) from exc
+        raise
+
+
+def _entry_of(text: object) -> Entry:
+    try:
+        values = json.loads(text)  # type: ignore[arg-type]
+        entry = Entry(**values)
+        if any(
+            type(getattr(entry, one.name)) is not _TYPES[str(one.type)] for one in fields(Entry)
+        ):
+            raise ValueError("a field of another type")
+        uuid.UUID(entry.fork_id)
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise _Damaged(f"an entry cannot be read: {exc}") from exc
+    return entry
+
+
+def _make_private(path: Path) -> None:
+    """See to a file that is for its owner alone; SQLite gives those beside it the same mode."""
+    with contextlib.suppress(FileExistsError):
+        path.parent.mkdir(mode=0o700)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("not a regular file")
+        os.fchmod(descriptor, 0o600)
+    finally:
+        # Before SQLite opens it: a close takes away all locks that the process has on the file.
+        os.close(descriptor)
+
+
+def _put_aside(path: Path, aside: Path) -> None:
+    path.replace(aside)
+    for end in ("-wal", "-shm", "-journal"):  # SQLite would take them for the new file's
+        path.with_name(path.name + end).unlink(missing_ok=True)
