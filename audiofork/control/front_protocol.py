@@ -331,9 +331,13 @@ class AsteriskStream:
         return found + len(_END) - len(self._tail) if found >= 0 else -1
 
     def _is_answer(self, message: bytes) -> bool:
-        return bool(self._probe) and message.startswith(b"Response: ") and self._probe in message
+        # The end of a message of which a part has been passed may look like one.
+        is_whole = bool(self._probe) and self._between
+        return is_whole and message.startswith(b"Response: ") and self._probe in message
 
     def _pass(self, piece: bytes) -> bytes:
+        if not piece:
+            return piece
         last = (self._tail + piece[-len(_END) :])[-len(_END) :]
         self._between, self._tail = last == _END, last[1:] if len(last) == len(_END) else last
         return piece

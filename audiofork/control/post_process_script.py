@@ -60,7 +60,10 @@ def prepare(command: str) -> PostProcess:
         raise _refused("empty")
     if "^{" not in command:
         return PostProcess(command, ())
-    return _Scanner(command).scan()
+    try:
+        return _Scanner(command).scan()
+    except RecursionError:
+        raise _refused("nested too deeply") from None
 
 
 def _refused(why: str) -> RequestRefused:

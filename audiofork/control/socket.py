@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from audiofork.control.requests import MUTE, START, STOP, Request, parse_request
 from audiofork.errors import AmiError, AmiTimeout, AmiUnavailable, ConfigError, RequestRefused
+from audiofork.text import printable
 
 if TYPE_CHECKING:
     from audiofork.control.fork import ForkView
@@ -208,7 +209,7 @@ def parse_line(line: bytes) -> dict[str, str]:
         raise RequestRefused("expected a JSON object in one line of UTF-8")
     for name, value in fields.items():
         if not isinstance(value, str):
-            raise RequestRefused(f"{name}: expected a string")
+            raise RequestRefused(f"{printable(name, '?')}: expected a string")
     return fields
 
 

@@ -85,11 +85,14 @@ class Decoder:
     """Cuts the byte stream of one connection into messages.
 
     After an error it refuses all further input: the stream has lost its framing.
+
+    Attributes:
+        error: What the peer broke the protocol with, once it has.
     """
 
     def __init__(self) -> None:
         self._rest = b""
-        self._error: AudioSocketProtocolError | None = None
+        self.error: AudioSocketProtocolError | None = None
 
     def feed(self, chunk: bytes) -> list[Message]:
         """Decode the complete messages in a chunk read from the connection.
@@ -102,10 +105,12 @@ class Decoder:
             320 bytes = 160 samples = 20 ms at 8000 Hz.
 
         Raises:
-            AudioSocketProtocolError: The peer broke the protocol; close the connection.
+            AudioSocketProtocolError: The peer broke the protocol; close the connection. Messages
+                that came whole before that are returned first: then `error` is set, and the next
+                call raises it.
         """
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         stream = self._rest + chunk if self._rest else chunk
         messages: list[Message] = []
         start = 0
@@ -115,7 +120,9 @@ class Decoder:
             try:
                 _check(kind, length)
             except AudioSocketProtocolError as exc:
-                self._error = exc
+                self.error, self._rest = exc, b""
+                if messages:
+                    return messages
                 raise
             payload_start = start + _HEADER_BYTES
             payload_end = payload_start + length
