@@ -21,6 +21,7 @@ MAX_VARIABLE_LENGTH = 79  # Asterisk's AST_MAX_EXTENSION less its end
 
 DEFAULT_BEEP_INTERVAL_S = 15.0
 MAX_GAIN = 4
+FRAMES_MS = range(20, 1001, 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Options:
         tls: The arguments of T, if it has any but `on`.
         reconnect_interval_s: Option R.
         reconnect_attempts: Option r.
+        frame_ms: Option F.
         id_variable: Option i.
         ignored: Letters that are accepted and mean nothing.
     """
@@ -51,6 +53,7 @@ class Options:
     tls: Tls | None = None
     reconnect_interval_s: float | None = None
     reconnect_attempts: int | None = None
+    frame_ms: int | None = None
     id_variable: str = ""
     ignored: str = ""
 
@@ -195,6 +198,13 @@ def _attempts(options: Options, argument: str | None) -> Options:
     return replace(options, reconnect_attempts=_number("r", argument, 0, 1_000_000))
 
 
+def _frame_ms(options: Options, argument: str | None) -> Options:
+    text = (argument or "").strip()
+    if not (text.isascii() and text.isdigit() and len(text) < 5 and int(text) in FRAMES_MS):
+        raise _bad("F", "a multiple of 20 from 20 to 1000", argument)
+    return replace(options, frame_ms=int(text))
+
+
 def _id_variable(options: Options, argument: str | None) -> Options:
     name = (argument or "").strip()
     # What Asterisk calls a variable; a function would do more than store a value.
@@ -229,6 +239,7 @@ _PARSERS: dict[str, Callable[[Options, str | None], Options]] = {
     "T": _tls,
     "R": _interval,
     "r": _attempts,
+    "F": _frame_ms,
     "b": _bridged_only,
     "B": _beep_interval,
     "p": _beep_at_start,

@@ -24,7 +24,7 @@ from websockets.protocol import OPEN
 from audiofork.config import WebSocketConfig
 from audiofork.errors import SinkError
 from audiofork.relay import retry
-from audiofork.relay.audiosocket import PTIME_MS
+from audiofork.relay.audiosocket import PTIME_MS, PTIME_S
 from audiofork.relay.backlog import Backlog
 from audiofork.relay.inflight import InFlight
 from audiofork.relay.resolve import open_checked_socket
@@ -64,9 +64,15 @@ _next_mask = _masks().__next__
 
 
 def binary_frame(payload: bytes) -> bytes:
-    """Return a final, masked, binary WebSocket frame (RFC 6455, 5.2); 126 to 65,535 bytes."""
+    """Return a final, masked, binary WebSocket frame (RFC 6455, 5.2) of 126 bytes or more."""
     mask = _next_mask()
-    return b"".join((b"\x82\xfe", len(payload).to_bytes(2, "big"), mask, apply_mask(payload, mask)))
+    length = len(payload)
+    header = b"\x82\xfe" + length.to_bytes(2, "big") if length < 65_536 else _long_header(length)
+    return b"".join((header, mask, apply_mask(payload, mask)))
+
+
+def _long_header(length: int) -> bytes:
+    return b"\x82\xff" + length.to_bytes(8, "big")
 
 
 class Sink:
@@ -108,16 +114,21 @@ class Sink:
         self._good = False  # the connection may be given frames
         self._over = False
         self._patience: asyncio.Timeout | None = None
-        self._budget_frames = int(config.latency_budget * 1000) // PTIME_MS
+        self._per_message = config.frame_ms // PTIME_MS
+        # A message that was just written is no sign of a slow server.
+        self._budget_frames = max(
+            int(config.latency_budget * 1000) // PTIME_MS, 2 * self._per_message
+        )
+        self._frame_bytes = 0  # of the last frame
+        self._part_timer: asyncio.TimerHandle | None = None
         self._until_check = FRAMES_BETWEEN_CHECKS
-        self._wire_bytes = MAX_FRAME_BYTES  # of the last frame
         self._check_timer: asyncio.TimerHandle | None = None
         self._open_s = 0.0
         self._was_open = False
         self.on_open: Callable[[], None] = lambda: None
         self.on_retry: Callable[[int, str], None] = lambda attempt, why: None
         self.on_text: Callable[[str], None] = lambda text: None
-        self.backlog = Backlog(config.backlog)
+        self.backlog = Backlog(max(config.backlog, config.frame_ms / 1000))
         self.frames_sent = 0
         self.reconnects = 0
         self.dropped_in_gap = 0
@@ -246,41 +257,85 @@ class Sink:
         self._settled.clear()
         self._connection = None
         assert self._in_flight is not None
-        lost = self._in_flight.close()
+        lost = [frame for payload in self._in_flight.close() for frame in self._frames_of(payload)]
         self._in_flight = None
         self.frames_sent -= len(lost)
         self.backlog.put_back(lost)
         self._flushed.set()
+
+    def _frames_of(self, payload: bytes) -> list[bytes]:
+        size = self._frame_bytes
+        return [payload[start : start + size] for start in range(0, len(payload), size)]
 
     # --- The way of a frame ---
 
     def send(self, frame: bytes) -> None:
         """Send a frame now, or keep it in the backlog; never waits."""
         connection = self._connection
-        if self._writable and connection is not None and connection.protocol.state is OPEN:
-            self._write(connection, frame)
+        if not self._writable or connection is None or connection.protocol.state is not OPEN:
+            self.backlog.put(frame)
+        elif self._per_message == 1:
+            self._write(connection, frame, 1)
         else:
             self.backlog.put(frame)
+            self._send_waiting(connection)
 
-    def _write(self, connection: _Connection, frame: bytes) -> None:
-        message = binary_frame(frame)
+    def _send_waiting(self, connection: _Connection) -> None:
+        """Send what waits, in order, as far as the server takes it and it fills messages.
+
+        A transport that drains may belong to a connection that is closing already.
+        """
+        while self._writable and self.backlog and connection.protocol.state is OPEN:
+            if len(self.backlog) < self._per_message and not self._closing:
+                self._begin_part()
+                return
+            self._send_message(connection)
+        self._end_part()
+        if not self.backlog:
+            self._flushed.set()
+
+    def _send_message(self, connection: _Connection) -> None:
+        count = min(self._per_message, len(self.backlog))
+        frames = [self.backlog.take() for _ in range(count)]
+        self._write(connection, frames[0] if count == 1 else b"".join(frames), count)
+        self._end_part()
+
+    def _write(self, connection: _Connection, payload: bytes, frames: int) -> None:
+        message = binary_frame(payload)
         connection.transport.write(message)
-        self.frames_sent += 1
-        wire_bytes = len(message)
+        self.frames_sent += frames
         in_flight = self._in_flight
         assert in_flight is not None
-        in_flight.add(frame, wire_bytes)
-        self._wire_bytes = wire_bytes
-        self._until_check -= 1
-        if not self._until_check:
+        in_flight.add(payload, len(message))
+        self._frame_bytes = len(payload) // frames
+        self._until_check -= frames
+        if self._until_check <= 0:
             self._has_room()
+
+    def _begin_part(self) -> None:
+        """Wait for the rest of a message, but not longer than the message lasts."""
+        if self._part_timer is None:
+            loop = asyncio.get_running_loop()
+            wait_s = self._per_message * PTIME_S
+            self._part_timer = loop.call_later(wait_s, self._on_part_due)
+
+    def _on_part_due(self) -> None:
+        self._part_timer = None
+        connection = self._connection
+        if self._writable and self.backlog and connection is not None:
+            self._send_message(connection)
+
+    def _end_part(self) -> None:
+        if self._part_timer is not None:
+            self._part_timer.cancel()
+            self._part_timer = None
 
     def _has_room(self) -> bool:
         """Tell whether the kernel holds no more than the budget; if it does, pause for a while."""
         self._until_check = FRAMES_BETWEEN_CHECKS
         assert self._in_flight is not None
         self._in_flight.update()
-        if self._in_flight.not_sent <= self._budget_frames * self._wire_bytes:
+        if self._in_flight.not_sent <= self._budget_frames * (self._frame_bytes or MAX_FRAME_BYTES):
             return True
         self.pause()
         loop = asyncio.get_running_loop()
@@ -289,6 +344,7 @@ class Sink:
 
     def pause(self) -> None:
         """Keep frames in the backlog: the server does not keep up, or is lost."""
+        self._end_part()
         if self._check_timer is not None:
             self._check_timer.cancel()
             self._check_timer = None
@@ -302,11 +358,7 @@ class Sink:
         if connection is None or not self._good or connection.paused or not self._has_room():
             return
         self._writable = True
-        # A transport that drains may belong to a connection that is closing already.
-        while self._writable and self.backlog and connection.protocol.state is OPEN:
-            self._write(connection, self.backlog.take())
-        if not self.backlog:
-            self._flushed.set()
+        self._send_waiting(connection)
 
     # --- The end ---
 

@@ -708,6 +708,87 @@ async def test_server_that_answers_no_ping_gets_what_waited_all_the_same(
     assert fickle.frames == numbered(5)
 
 
+# --- Several frames in one message ---------------------------------------------------------------
+
+
+async def test_frames_are_joined_into_messages_of_so_many(
+    fickle: FickleServer, start: Start
+) -> None:
+    sink, _ = start(fickle.url, frame_ms=100)
+    await opened(sink)
+    offer(sink, numbered(17))
+    assert (sink.frames_sent, len(sink.backlog)) == (15, 2)
+    await until(lambda: len(fickle.frames) == 3)
+    assert fickle.frames == [b"".join(numbered(5, first)) for first in (0, 5, 10)]
+
+
+async def test_part_of_a_message_goes_when_the_time_of_a_message_is_over(
+    fickle: FickleServer, start: Start
+) -> None:
+    sink, _ = start(fickle.url, frame_ms=60)
+    await opened(sink)
+    offer(sink, numbered(2))
+    began = asyncio.get_running_loop().time()
+    await until(lambda: fickle.frames)
+    assert fickle.frames == [b"".join(numbered(2))]
+    assert asyncio.get_running_loop().time() - began >= 0.055
+    offer(sink, numbered(3, 2), before=2)
+    await until(lambda: len(fickle.frames) == 2)
+    assert fickle.frames[1] == b"".join(numbered(3, 2))
+
+
+async def test_part_of_a_message_goes_before_the_close(fickle: FickleServer, start: Start) -> None:
+    sink, task = start(fickle.url, frame_ms=1000)
+    await opened(sink)
+    offer(sink, numbered(57))
+    async with asyncio.timeout(0.9):
+        await sink.close(1000, "hangup")
+        await task
+    await until(lambda: len(fickle.frames) == 2)
+    assert fickle.frames == [b"".join(numbered(50)), b"".join(numbered(7, 50))]
+    assert (sink.frames_sent, sink.backlog.dropped) == (57, 0)
+
+
+async def test_backlog_goes_in_whole_messages(
+    fickle: FickleServer, start: Start, waits: Waits
+) -> None:
+    sink, _ = start(fickle.url, frame_ms=100, reconnect_attempts=0, reconnect_interval=0.02)
+    await opened(sink)
+    retried = retries_of(sink)
+    await fickle.go()
+    await until(lambda: retried)
+    offer(sink, numbered(43))
+    await fickle.come()
+    await until(lambda: len(fickle.frames) == 9)
+    assert b"".join(fickle.frames) == b"".join(numbered(43))
+    assert [len(message) // 320 for message in fickle.frames] == [5] * 8 + [3]
+
+
+async def test_messages_of_a_broken_connection_wait_again_frame_by_frame(
+    stalled: StalledServer, start: Start
+) -> None:
+    sink, task = start(stalled.url, frame_ms=100, latency_budget=1)
+    await opened(sink)
+    count = 0
+    while sink._writable:
+        offer(sink, numbered(1, count), before=count)
+        count += 1
+        await asyncio.sleep(0)
+    stalled.transport.abort()
+    await failure(task)
+    waiting = [number(sink.backlog.take()) for _ in range(len(sink.backlog))]
+    assert waiting == list(range(sink.frames_sent, count))
+    assert 0 < len(waiting)
+
+
+async def test_message_longer_than_64_kib_arrives(recorder: Recorder, start: Start) -> None:
+    sink, _ = start(recorder.url())
+    await opened(sink)
+    sink.send(b"\x5a" * 192_000)
+    recording = await recorder.wait_messages("/", 1)
+    assert recording.messages == [b"\x5a" * 192_000]
+
+
 # --- A server that goes and comes back -----------------------------------------------------------
 
 
