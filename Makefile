@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test style types unit asterisk sample-config clean
+.PHONY: demo test style types unit asterisk fuzz bench bench-asterisk faults sample-config clean
 
 demo: .venv/installed
 	$(BIN)/python -m testbed.demo
@@ -23,6 +23,19 @@ unit: .venv/installed
 
 asterisk: .venv/installed
 	$(BIN)/python -m pytest -m asterisk
+
+fuzz: .venv/installed
+	$(BIN)/python -m tests.fuzz.million
+
+faults: .venv/installed
+	$(BIN)/python -m testbed.faults
+
+# `make bench BASE=REV` compares with a revision.
+bench: .venv/installed
+	$(BIN)/python -m $(if $(BASE),bench.ab --base $(BASE),bench.run)
+
+bench-asterisk: .venv/installed
+	$(BIN)/python -m bench.beside_asterisk
 
 sample-config: .venv/installed
 	$(BIN)/python -c "from audiofork import config; print(config.sample(), end='')" > etc/audiofork.ini

@@ -1,0 +1,118 @@
+"""Compares the relay of this tree with that of another revision.
+
+    python -m bench.ab --base REV [--row NAME] [--pairs N] [--at-once]
+
+Runs the two by turns, so that what the machine does meanwhile hits both, and prints the median of
+the ratios with the least and the greatest: a difference smaller than that spread is none. On a
+machine that others use, --at-once runs both at the same time, each with load of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import build, measure, rows
+from bench.program import ProgramFailed
+from bench.rows import Bench, Result, Row
+from bench.run import UnknownRow, select
+
+
+class NoSuchRevision(Exception):
+    """git does not know the revision, or this is no git repository."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same row with the base and with this tree."""
+
+    base: Result
+    head: Result
+
+    @property
+    def ratio(self) -> float:
+        return self.head.cpu_us / self.base.cpu_us
+
+
+def check_out(revision: str, folder: Path) -> None:
+    """Write the files of a revision into a folder; git keeps no note of it.
+
+    Raises:
+        NoSuchRevision: It cannot be had.
+    """
+    done = subprocess.run(["git", "archive", revision], cwd=rows.ROOT, capture_output=True)
+    if done.returncode != 0:
+        raise NoSuchRevision(done.stderr.decode(errors="replace").strip())
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        archive.extractall(folder, filter="data")
+
+
+def measure_pair(bench: Bench, base: Path, row: Row, turn: int, at_once: bool) -> Pair:
+    """Run base and head, at once or every other time in the other order."""
+    starts = {"base": rows.audiofork_relay(base), "head": rows.audiofork_relay()}
+    names = ["base", "head"] if turn % 2 == 0 else ["head", "base"]
+    with ThreadPoolExecutor(2 if at_once else 1) as threads:
+        runs = {name: threads.submit(bench.run, name, starts[name], row) for name in names}
+        return Pair(runs["base"].result(), runs["head"].result())
+
+
+def line(number: int, pair: Pair) -> str:
+    """Return a pair as a line of the table."""
+    mark = " ~" if pair.base.disturbed or pair.head.disturbed else ""
+    return (
+        f"{number:4} {pair.base.cpu_us:9.1f} {pair.head.cpu_us:9.1f} {pair.ratio:9.3f}"
+        f" {pair.base.p99_us / 1000:12.2f} {pair.head.p99_us / 1000:12.2f}{mark}"
+    )
+
+
+def report(pairs: list[Pair]) -> None:
+    """Print the median and the spread."""
+    ratios = [pair.ratio for pair in pairs]
+    median = statistics.median(ratios)
+    print(f"\nhead/base {median:.3f} (median), {min(ratios):.3f} to {max(ratios):.3f}")
+    if min(ratios) <= 1 <= max(ratios):
+        print("No difference that these pairs can show.")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Compare, print, return the exit code."""
+    (row,) = select(options.row)
+    measure.go_first()
+    with tempfile.TemporaryDirectory(prefix="audiofork-bench-") as name:
+        folder, base = Path(name), Path(name, "base")
+        base.mkdir()
+        check_out(options.base, base)
+        bench = Bench(build.tools(), folder)
+        print(f"{row.name}, us per frame and p99 in ms")
+        print("pair      base      head head/base     base p99     head p99", flush=True)
+        pairs = []
+        for turn in range(options.pairs):
+            pairs.append(measure_pair(bench, base, row, turn, options.at_once))
+            print(line(turn + 1, pairs[-1]), flush=True)
+    report(pairs)
+    return 0 if all(pair.head.intact for pair in pairs) else 1
+
+
+def main() -> None:
+    """Run as a program."""
+    parser = argparse.ArgumentParser(description="This tree's relay against another revision's.")
+    parser.add_argument("--base", required=True, help="a revision of git")
+    parser.add_argument("--row", default="200-ws-mono")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--at-once", action="store_true", help="run both at the same time")
+    try:
+        sys.exit(run(parser.parse_args()))
+    except (build.CannotBuild, NoSuchRevision, ProgramFailed, UnknownRow) as exc:
+        sys.exit(f"bench: {exc}")
+
+
+if __name__ == "__main__":
+    main()

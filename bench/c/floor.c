@@ -1,0 +1,219 @@
+/* The floor: a relay that does no more than must be done. One process, epoll: read from the leg,
+   find the frames, mix if asked to, mask with a fresh mask, write to the WebSocket connection that it
+   has opened for the leg. No retries, no backlog, no limits, no statistics.
+
+   Takes what every relay of the benchmark takes: --url, --ca, --mix; prints {"port": N}. */
+#define _GNU_SOURCE
+#include "common.h"
+#include "websocket.h"
+#include "wire.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define BUFFER_BYTES 65536
+#define MESSAGE_HEADER 3
+#define KIND_UUID 0x01
+#define KIND_SLIN 0x10
+#define MAX_FRAME_HEADER 8
+
+struct leg {
+    int fd;
+    int has_sink;
+    struct wire sink;
+    size_t filled;
+    unsigned char buffer[BUFFER_BYTES];
+};
+
+static int port;
+static int mixes;
+static struct tls_context *tls;
+
+/* Masks are drawn in blocks, since each draw is a system call. */
+static void fresh_mask(unsigned char mask[4])
+{
+    static unsigned char block[4096];
+    static size_t used = sizeof block;
+    if (used == sizeof block) {
+        if (getrandom(block, sizeof block, 0) != (ssize_t)sizeof block)
+            die("getrandom: %s", strerror(errno));
+        used = 0;
+    }
+    memcpy(mask, block + used, 4);
+    used += 4;
+}
+
+static int send_frame(struct leg *leg, int opcode, const unsigned char *payload, size_t count)
+{
+    unsigned char frame[MAX_FRAME_HEADER + BUFFER_BYTES];
+    size_t at = 2;
+    frame[0] = (unsigned char)(0x80 | opcode);
+    if (count < 126) {
+        frame[1] = (unsigned char)(0x80 | count);
+    } else {
+        frame[1] = 0x80 | 126;
+        frame[at++] = (unsigned char)(count >> 8);
+        frame[at++] = (unsigned char)count;
+    }
+    fresh_mask(frame + at);
+    apply_mask(frame + at + 4, payload, count, frame + at);
+    return wire_write(&leg->sink, frame, at + 4 + count);
+}
+
+static size_t mix(unsigned char *mono, const unsigned char *pairs, size_t count)
+{
+    int16_t sides[BUFFER_BYTES / 2], sums[BUFFER_BYTES / 4];
+    memcpy(sides, pairs, count);
+    for (size_t i = 0; i < count / 4; i++) {
+        int sum = sides[2 * i] + sides[2 * i + 1];
+        sums[i] = (int16_t)(sum > 32767 ? 32767 : sum < -32768 ? -32768 : sum);
+    }
+    memcpy(mono, sums, count / 2);
+    return count / 2;
+}
+
+/* Done at once, before there is audio: the sink answers quickly, and the setup is not measured. */
+static void open_sink(struct leg *leg)
+{
+    char reply[1024];
+    size_t filled = 0;
+    char request[256];
+    leg->sink.fd = connect_to(port);
+    if (tls != NULL)
+        wire_connect_tls(&leg->sink, tls);
+    int length = snprintf(request, sizeof request,
+                          "GET / HTTP/1.1\r\nHost: localhost:%d\r\nUpgrade: websocket\r\n"
+                          "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+                          "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+                          port);
+    wire_write(&leg->sink, request, (size_t)length);
+    do {
+        ssize_t done = wire_read(&leg->sink, reply + filled, sizeof reply - 1 - filled);
+        if (done <= 0)
+            die("the server did not upgrade");
+        filled += (size_t)done;
+        reply[filled] = 0;
+    } while (strstr(reply, "\r\n\r\n") == NULL);
+    if (strstr(reply, "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=") == NULL)
+        die("the server answered: %s", reply);
+    non_blocking(leg->sink.fd);
+    leg->has_sink = 1;
+}
+
+static int on_message(struct leg *leg, int kind, const unsigned char *payload, size_t count)
+{
+    static unsigned char mono[BUFFER_BYTES];
+    if (kind == KIND_UUID)
+        open_sink(leg);
+    if (kind != KIND_SLIN || !leg->has_sink)
+        return 0;
+    if (mixes) {
+        count = mix(mono, payload, count);
+        payload = mono;
+    }
+    return send_frame(leg, BINARY, payload, count);
+}
+
+static void drop(struct leg *leg)
+{
+    static const unsigned char normal[] = {1000 >> 8, 1000 & 255};
+    if (leg->has_sink) {
+        send_frame(leg, CLOSE, normal, sizeof normal);
+        wire_close(&leg->sink);
+    }
+    close(leg->fd);
+    free(leg);
+}
+
+static void on_readable(struct leg *leg)
+{
+    size_t at = 0;
+    ssize_t done = recv(leg->fd, leg->buffer + leg->filled, BUFFER_BYTES - leg->filled, 0);
+    if (done < 0 && errno == EAGAIN)
+        return;
+    if (done <= 0) {
+        drop(leg);
+        return;
+    }
+    leg->filled += (size_t)done;
+    while (leg->filled - at >= MESSAGE_HEADER) {
+        const unsigned char *message = leg->buffer + at;
+        size_t count = (size_t)message[1] << 8 | message[2];
+        if (leg->filled - at < MESSAGE_HEADER + count)
+            break;
+        if (on_message(leg, message[0], message + MESSAGE_HEADER, count)) {
+            drop(leg);
+            return;
+        }
+        at += MESSAGE_HEADER + count;
+    }
+    leg->filled -= at;
+    if (at > 0 && leg->filled > 0)
+        memmove(leg->buffer, leg->buffer + at, leg->filled);
+}
+
+static void accept_all(int listener, int epoll)
+{
+    int fd;
+    while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK)) >= 0) {
+        struct leg *leg = malloc(sizeof *leg);
+        if (leg == NULL)
+            die("no memory");
+        memset(leg, 0, offsetof(struct leg, buffer));
+        leg->fd = fd;
+        struct epoll_event event = {.events = EPOLLIN, .data.ptr = leg};
+        epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
+    }
+}
+
+static void serve(int listener)
+{
+    struct epoll_event events[256];
+    int epoll = epoll_create1(0);
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
+    epoll_ctl(epoll, EPOLL_CTL_ADD, listener, &event);
+    for (;;) {
+        int count = epoll_wait(epoll, events, 256, -1);
+        for (int i = 0; i < count; i++) {
+            if (events[i].data.ptr == NULL)
+                accept_all(listener, epoll);
+            else
+                on_readable(events[i].data.ptr);
+        }
+    }
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option options[] = {{"url", required_argument, NULL, 'u'},
+                                            {"ca", required_argument, NULL, 'c'},
+                                            {"mix", no_argument, NULL, 'm'},
+                                            {NULL, 0, NULL, 0}};
+    const char *url = "", *ca = NULL;
+    int option;
+    while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
+        switch (option) {
+        case 'u': url = optarg; break;
+        case 'c': ca = optarg; break;
+        case 'm': mixes = 1; break;
+        default: return 2;
+        }
+    }
+    const char *colon = strrchr(url, ':');
+    if (colon == NULL || (port = atoi(colon + 1)) == 0)
+        die("--url ws://localhost:PORT or wss://localhost:PORT");
+    if (strncmp(url, "wss:", 4) == 0)
+        tls = tls_client(ca == NULL ? "" : ca);
+    signal(SIGPIPE, SIG_IGN);
+    lift_file_limit();
+    serve(listen_and_tell());
+}

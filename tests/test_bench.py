@@ -1,0 +1,304 @@
+"""The benchmark runs, and its sink finds what is lost, doubled, out of order or changed.
+
+No test asserts how fast something is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import ssl
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+import trustme
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from bench import ab, build, measure, rows
+from bench.program import Answer, Program, ProgramFailed
+from bench.rows import Bench, Row, Span
+
+ROOT = Path(__file__).parent.parent
+SHORT = Span(warm_s=0.1, measured_s=0.4)
+
+
+@pytest.fixture(scope="session")
+def tools() -> build.Tools:
+    return build.tools()
+
+
+@pytest.fixture
+def sink(tools: build.Tools) -> Iterator[Program]:
+    with Program([tools.sink]) as program:
+        yield program
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench.run", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+# --- Whole rows ---
+
+
+def test_smallest_row_runs_and_loses_nothing() -> None:
+    done = run("--rows", "smallest", "--json")
+    assert done.returncode == 0, done.stderr
+    floor, audiofork = json.loads(done.stdout)
+    for result, name in ((floor, "floor"), (audiofork, "audiofork")):
+        assert (result["relay"], result["name"]) == (name, "50-ws-mono")
+        assert (result["lost"], result["wrong"]) == (0, 0)
+        assert result["frames"] > 0
+        assert result["cpu_us"] > 0
+
+
+def test_smallest_row_with_a_frame_left_out_exits_1() -> None:
+    done = run("--rows", "smallest", "--seconds", "0.5", "--fault", "skip")
+    assert done.returncode == 1, done.stderr
+    assert len(done.stdout.splitlines()) > 2
+
+
+def test_unknown_row_is_named_with_those_that_are() -> None:
+    done = run("--rows", "50-ws-mono,51-ws-mono")
+    assert done.returncode == 1
+    assert "no row 51-ws-mono; there are: all, 50-ws-mono," in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("fault", "lost", "wrong"),
+    [("none", 0, 0), ("skip", 1, 0), ("double", 0, 1), ("swap", 0, 1), ("corrupt", 0, 1)],
+)
+@pytest.mark.parametrize("mixed", [False, True], ids=["mono", "mixed"])
+def test_a_fault_of_the_generator_is_counted_behind_the_floor(
+    tools: build.Tools, tmp_path: Path, fault: str, lost: int, wrong: int, mixed: bool
+) -> None:
+    bench = Bench(tools, tmp_path, SHORT, fault)
+    result = bench.run("floor", rows.floor_relay(tools), Row(3, mixed=mixed))
+    assert (result.lost, result.wrong) == (lost, wrong)
+    assert result.intact == (fault == "none")
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["mono", "mixed"])
+def test_audiofork_relays_every_frame_over_tls(
+    tools: build.Tools, tmp_path: Path, mixed: bool
+) -> None:
+    assert tools.has_tls, "apt install libssl-dev"
+    bench = Bench(tools, tmp_path, SHORT)
+    result = bench.run("audiofork", rows.audiofork_relay(), Row(3, "wss", mixed))
+    assert result.intact
+    assert result.frames > 0
+
+
+def test_relay_that_never_connects_fails_with_what_it_says(
+    tools: build.Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "CONNECT_TIMEOUT_S", 0.5)
+    idle = "import socket, sys, time; s = socket.create_server(('127.0.0.1', 0)); "
+    idle += "print('{\"port\": %d}' % s.getsockname()[1], flush=True); "
+    idle += "print('no way', file=sys.stderr, flush=True); time.sleep(60)"
+    bench = Bench(tools, tmp_path, SHORT)
+    with pytest.raises(ProgramFailed, match="idle did not connect: no way"):
+        bench.run("idle", lambda setting: Program([sys.executable, "-c", idle]), Row(1))
+
+
+# --- The sink, fed by hand ---
+
+
+def frame(number: int, *, leg: int = 7, magic: int = 0xAF5A) -> bytes:
+    """Return a mono frame as the generator makes it."""
+    stamp = struct.pack("<HHIQ", magic, leg, number, time.monotonic_ns())
+    return stamp + bytes((i * 37 + 11) & 0xFF for i in range(16, 320))
+
+
+async def feed(sink: Program, *messages: bytes) -> Answer:
+    """Send messages over one connection; return what the sink has counted."""
+    port = sink.hear()["port"]
+    async with connect(f"ws://127.0.0.1:{port}/", compression=None) as connection:
+        await send_all(connection, messages)
+    return sink.ask()
+
+
+async def send_all(connection: ClientConnection, messages: tuple[bytes, ...]) -> None:
+    for message in messages:
+        await connection.send(message)
+    await (await connection.ping())  # answered once all before it is counted
+
+
+COUNTS = ("frames", "lost", "duplicates", "out_of_order", "corrupt", "wrong_leg")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "counts"),
+    [
+        ([0, 1, 2, 3], (4, 0, 0, 0, 0, 0)),
+        ([0, 1, 3], (3, 1, 0, 0, 0, 0)),
+        ([2, 3], (2, 2, 0, 0, 0, 0)),
+        ([0, 1, 1, 2], (4, 0, 1, 0, 0, 0)),
+        ([0, 2, 1, 3], (4, 0, 0, 1, 0, 0)),
+        ([0, 5, 1, 2, 1, 900], (6, 896, 1, 2, 0, 0)),
+    ],
+    ids=["good", "gap", "late start", "twice", "swapped", "all of it"],
+)
+async def test_numbers_are_checked(
+    sink: Program, numbers: list[int], counts: tuple[int, ...]
+) -> None:
+    answer = await feed(sink, *(frame(number) for number in numbers))
+    assert tuple(answer[name] for name in COUNTS) == counts
+    assert answer["messages"] == len(numbers)
+
+
+async def test_each_frame_of_a_message_is_checked(sink: Program) -> None:
+    together = b"".join(frame(number) for number in range(50))
+    answer = await feed(sink, together, frame(50) + frame(52), frame(53))
+    assert tuple(answer[name] for name in COUNTS) == (53, 1, 0, 0, 0, 0)
+    assert answer["messages"] == 3
+
+
+@pytest.mark.parametrize(
+    ("message", "counts"),
+    [
+        (frame(1, leg=8), (2, 0, 0, 0, 0, 1)),
+        (frame(1, magic=1), (1, 0, 0, 0, 1, 0)),
+        (frame(1)[:-1] + b"\x00", (2, 0, 0, 0, 1, 0)),
+        (frame(1)[:-2], (1, 0, 0, 0, 1, 0)),
+        (frame(1) + b"\x00\x00", (2, 0, 0, 0, 1, 0)),
+    ],
+    ids=["another leg's", "no stamp", "one byte changed", "too short", "too long"],
+)
+async def test_what_is_no_good_frame_is_counted(
+    sink: Program, message: bytes, counts: tuple[int, ...]
+) -> None:
+    answer = await feed(sink, frame(0), message)
+    assert tuple(answer[name] for name in COUNTS) == counts
+
+
+async def test_latency_is_measured_from_the_stamp_and_forgotten_when_told(sink: Program) -> None:
+    port = sink.hear()["port"]
+    async with connect(f"ws://127.0.0.1:{port}/", compression=None) as connection:
+        old = frame(0)
+        while time.monotonic_ns() < struct.unpack_from("<Q", old, 8)[0] + 25_000_000:
+            pass
+        await send_all(connection, (old,))
+        first = sink.ask()
+        assert first["late"] == 1
+        # A cell of the histogram is told by its lower edge.
+        assert 24_000 < first["p50_us"] <= first["p99_us"] <= first["max_us"]
+        second = sink.ask()
+        assert (second["frames"], second["late"], second["max_us"]) == (1, 0, 0)
+
+
+async def test_close_is_answered_with_its_code_and_texts_are_counted(sink: Program) -> None:
+    port = sink.hear()["port"]
+    async with connect(f"ws://127.0.0.1:{port}/", compression=None) as connection:
+        await connection.send("metadata")
+        await connection.close(1001, "shutdown")
+    assert connection.close_code == 1001
+    answer = sink.ask()
+    assert (answer["texts"], answer["open"], answer["broken"]) == (1, 0, 0)
+
+
+async def test_lost_connection_and_oversized_message_are_counted_as_broken(sink: Program) -> None:
+    port = sink.hear()["port"]
+    async with connect(f"ws://127.0.0.1:{port}/", compression=None) as connection:
+        connection.transport.abort()
+    async with connect(f"ws://127.0.0.1:{port}/", compression=None) as connection:
+        with contextlib.suppress(ConnectionClosed):
+            await connection.send(bytes(70_000))
+        await connection.wait_closed()
+    answer = sink.ask()
+    assert (answer["open"], answer["broken"]) == (0, 2)
+
+
+async def test_unchecked_sink_tells_the_first_message_of_each_path(tools: build.Tools) -> None:
+    with Program([tools.sink, "--unchecked"]) as sink:
+        port = sink.hear()["port"]
+        began_ns = time.monotonic_ns()
+        async with connect(f"ws://127.0.0.1:{port}/a?b=1", compression=None) as connection:
+            await send_all(connection, (b"x", b"y"))
+            first = sink.hear()
+            assert first["first"] == "/a?b=1"
+            assert began_ns < first["at_ns"] < time.monotonic_ns()
+        assert sink.ask()["messages"] == 2
+
+
+async def test_sink_speaks_tls(tools: build.Tools, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost").private_key_and_cert_chain_pem
+    certificate.write_to_path(tmp_path / "server.pem")
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with Program([tools.sink, "--tls", tmp_path / "server.pem"]) as sink:
+        url = f"wss://localhost:{sink.hear()['port']}/"
+        async with connect(url, ssl=context, compression=None) as connection:
+            await send_all(connection, tuple(frame(number) for number in range(100)))
+            assert tuple(sink.ask()[name] for name in COUNTS) == (100, 0, 0, 0, 0, 0)
+
+
+# --- What it measures with ---
+
+
+def test_cpu_time_of_children_is_counted() -> None:
+    spin = "import time\nwhile time.process_time() < 0.3: pass\n"
+    told = "print('{}', flush=True); time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {spin + told!r}])"
+    with Program([sys.executable, "-c", parent]) as program:
+        program.hear(60)
+        pids = measure.tree(program.pid)
+        assert len(pids) == 2
+        assert measure.cpu(program.pid).total_s >= 0.29
+        assert measure.memory_kib(program.pid) > measure.memory_kib(pids[1]) > 0
+        subprocess.run(["kill", str(pids[1])], check=True)
+
+
+def test_program_that_ends_is_told_with_its_last_words() -> None:
+    with (
+        Program([sys.executable, "-c", "raise SystemExit('why it ended')"]) as program,
+        pytest.raises(ProgramFailed, match="why it ended"),
+    ):
+        program.hear()
+
+
+def test_missing_compiler_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(build.CannotBuild, match="apt install gcc"):
+        build.tools()
+
+
+def test_relay_of_another_tree_is_the_one_that_runs(tools: build.Tools, tmp_path: Path) -> None:
+    """What is installed, or lies in the current folder, must not take its place."""
+    copytree(ROOT / "audiofork", tmp_path / "audiofork")
+    uuids = tmp_path / "uuids"
+    uuids.write_text("")
+    authority = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(authority)
+    setting = rows.Setting(Row(1), "ws://localhost:1", authority, uuids)
+    for tree in (tmp_path, ROOT):
+        with rows.audiofork_relay(tree)(setting) as relay:
+            assert relay.hear(30)["package"] == str(tree / "audiofork")
+
+
+def test_check_out_gives_a_revision_or_says_that_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository, folder = tmp_path / "repository", tmp_path / "folder"
+    repository.mkdir()
+    folder.mkdir()
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.com", "-C", str(repository)]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    (repository / "file").write_text("then")
+    subprocess.run([*git, "add", "file"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--message", "One"], check=True)
+    (repository / "file").write_text("now")
+    monkeypatch.setattr(rows, "ROOT", repository)
+    ab.check_out("HEAD", folder)
+    assert (folder / "file").read_text() == "then"
+    with pytest.raises(ab.NoSuchRevision, match="nonsense"):
+        ab.check_out("nonsense", folder)
