@@ -92,7 +92,22 @@ class Decoder:
 
     def __init__(self) -> None:
         self._rest = b""
+        self._usual_header = b""  # of the latest audio
+        self._usual_bytes = 0
         self.error: AudioSocketProtocolError | None = None
+
+    def sole_audio(self, chunk: bytes) -> bytes | None:
+        """Return the payload of a chunk that is just one audio message, sized as the last one.
+
+        Nearly every chunk is that, and need not be looked at byte by byte. None: `feed` it.
+        """
+        if (
+            len(chunk) == self._usual_bytes
+            and chunk[:_HEADER_BYTES] == self._usual_header
+            and not self._rest
+        ):
+            return chunk[_HEADER_BYTES:]
+        return None
 
     def feed(self, chunk: bytes) -> list[Message]:
         """Decode the complete messages in a chunk read from the connection.
@@ -120,7 +135,7 @@ class Decoder:
             try:
                 _check(kind, length)
             except AudioSocketProtocolError as exc:
-                self.error, self._rest = exc, b""
+                self.error, self._rest, self._usual_bytes = exc, b"", 0
                 if messages:
                     return messages
                 raise
@@ -129,6 +144,9 @@ class Decoder:
             if payload_end > end:
                 break
             messages.append(Message(kind, stream[payload_start:payload_end]))
+            if kind == Kind.SLIN:
+                self._usual_header = stream[start:payload_start]
+                self._usual_bytes = payload_end - start
             start = payload_end
         self._rest = stream[start:]
         return messages

@@ -38,19 +38,20 @@ class InFlight:
         self.not_sent = 0
         self._frames: deque[tuple[int, bytes]] = deque()  # each with where it ends in the stream
         self._written = 0
-        self._record_bytes = _record_bytes(transport)
-        self._socket = _duplicate(transport) if self._record_bytes is not None else None
+        record_bytes = _record_bytes(transport)
+        self._record_bytes = record_bytes or 0
+        self._socket = None if record_bytes is None else _duplicate(transport)
         self._before = 0  # bytes that were acknowledged before the first write
         self._before = self._acked()
 
     def add(self, frame: bytes, wire_bytes: int) -> None:
         """Note a frame that was written, and how many bytes that took without TLS."""
-        self._written += wire_bytes + (self._record_bytes or 0)
-        self._frames.append((self._written, frame))
+        self._written = end = self._written + wire_bytes + self._record_bytes
+        self._frames.append((end, frame))
 
     def add_control(self, wire_bytes: int) -> None:
         """Note a write that carries no frame."""
-        self._written += wire_bytes + (self._record_bytes or 0)
+        self._written += wire_bytes + self._record_bytes
 
     def update(self) -> None:
         """Forget what the peer has acknowledged, and look what the kernel still holds back."""

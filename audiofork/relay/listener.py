@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from typing import Protocol, cast
 
@@ -23,6 +24,10 @@ log = logging.getLogger(__name__)
 UUID_TIMEOUT_S = 2.0
 # Connections that have yet to send one. Asterisk does it within milliseconds.
 MAX_STRANGERS = 1000
+# With so many legs the loop rests for a moment after each turn: to be woken for each frame costs
+# more than to relay it (docs/performance.md).
+MANY_LEGS = 20
+GATHER_S = 0.002
 
 
 class LegOwner(Protocol):
@@ -48,6 +53,7 @@ class Listener:
         self._allow = allow
         self._issued: dict[bytes, LegOwner] = {}
         self._legs: set[_Leg] = set()
+        self._gathering = False
         self._strangers: dict[_Leg, None] = {}  # those of the legs without a UUID, oldest first
         self._server: asyncio.Server | None = None
 
@@ -59,10 +65,14 @@ class Listener:
         )
         return Address(listen.host, self._server.sockets[0].getsockname()[1])
 
-    async def close(self) -> None:
-        """Stop listening and close every connection."""
+    def stop_listening(self) -> None:
+        """Take no more connections; those that there are stay."""
         if self._server is not None:
             self._server.close()
+
+    async def close(self) -> None:
+        """Stop listening and close every connection."""
+        self.stop_listening()
         for leg in list(self._legs):
             leg.hang_up()
         if self._server is not None:
@@ -77,6 +87,17 @@ class Listener:
         self._issued.pop(uuid.UUID(fork_id).bytes, None)
 
     # --- For the connections ---
+
+    def gather(self) -> None:
+        """Let frames gather for a moment, so that one turn of the loop relays many."""
+        if not self._gathering and len(self._legs) >= MANY_LEGS:
+            self._gathering = True
+            # Called when this turn's frames have gone to their servers.
+            asyncio.get_running_loop().call_soon(self._rest)
+
+    def _rest(self) -> None:
+        self._gathering = False
+        time.sleep(GATHER_S)
 
     def allows(self, peer: str) -> bool:
         """Tell whether a connection may come from an address."""
@@ -131,6 +152,15 @@ class _Leg(asyncio.Protocol):
             self.refuse("not allowed ([audiosocket] allow)")
 
     def data_received(self, chunk: bytes) -> None:
+        owner = self._owner
+        frame = self._decoder.sole_audio(chunk) if owner is not None else None
+        if owner is not None and frame is not None:
+            owner.on_audio(frame)
+            self._listener.gather()
+        else:
+            self._feed(chunk)
+
+    def _feed(self, chunk: bytes) -> None:
         if self._hung_up:
             return
         try:

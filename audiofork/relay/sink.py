@@ -110,7 +110,9 @@ class Sink:
         self._flushed = asyncio.Event()  # nothing waits any more, or it cannot be sent now
         self._hurry = asyncio.Event()  # no time to wait between attempts
         self._closing = False
-        self._writable = False
+        self._writable = False  # the connection takes frames
+        self._at_once = False  # and each in a message of its own, with none waiting
+        self._transport_write: Callable[[bytes], object] = lambda message: None
         self._good = False  # the connection may be given frames
         self._over = False
         self._patience: asyncio.Timeout | None = None
@@ -219,6 +221,7 @@ class Sink:
         assert isinstance(connection, _Connection)
         self._connection = connection
         self._in_flight = connection.in_flight = InFlight(connection.transport)
+        self._transport_write = connection.transport.write
         return connection
 
     async def _checked_socket(self) -> socket.socket | None:
@@ -264,52 +267,47 @@ class Sink:
         self._flushed.set()
 
     def _frames_of(self, payload: bytes) -> list[bytes]:
-        size = self._frame_bytes
+        size = len(payload) if self._per_message == 1 else self._frame_bytes
         return [payload[start : start + size] for start in range(0, len(payload), size)]
 
     # --- The way of a frame ---
 
     def send(self, frame: bytes) -> None:
-        """Send a frame now, or keep it in the backlog; never waits."""
-        connection = self._connection
-        if not self._writable or connection is None or connection.protocol.state is not OPEN:
-            self.backlog.put(frame)
-        elif self._per_message == 1:
-            self._write(connection, frame, 1)
+        """Send a frame now, or keep it in the backlog; never waits. The hot path."""
+        if self._at_once:
+            self._write(frame, 1)
         else:
             self.backlog.put(frame)
-            self._send_waiting(connection)
+            if self._writable:
+                self._send_waiting()
 
-    def _send_waiting(self, connection: _Connection) -> None:
-        """Send what waits, in order, as far as the server takes it and it fills messages.
-
-        A transport that drains may belong to a connection that is closing already.
-        """
-        while self._writable and self.backlog and connection.protocol.state is OPEN:
+    def _send_waiting(self) -> None:
+        """Send what waits, in order, as far as the server takes it and it fills messages."""
+        while self._writable and self.backlog:
             if len(self.backlog) < self._per_message and not self._closing:
                 self._begin_part()
                 return
-            self._send_message(connection)
-        self._end_part()
+            self._send_message()
         if not self.backlog:
             self._flushed.set()
 
-    def _send_message(self, connection: _Connection) -> None:
+    def _send_message(self) -> None:
+        self._end_part()
         count = min(self._per_message, len(self.backlog))
         frames = [self.backlog.take() for _ in range(count)]
-        self._write(connection, frames[0] if count == 1 else b"".join(frames), count)
-        self._end_part()
+        self._frame_bytes = len(frames[0])
+        self._write(frames[0] if count == 1 else b"".join(frames), count)
 
-    def _write(self, connection: _Connection, payload: bytes, frames: int) -> None:
+    def _write(self, payload: bytes, frames: int) -> None:
         message = binary_frame(payload)
-        connection.transport.write(message)
+        self._transport_write(message)
         self.frames_sent += frames
         in_flight = self._in_flight
         assert in_flight is not None
         in_flight.add(payload, len(message))
-        self._frame_bytes = len(payload) // frames
         self._until_check -= frames
         if self._until_check <= 0:
+            self._frame_bytes = len(payload) // frames
             self._has_room()
 
     def _begin_part(self) -> None:
@@ -321,9 +319,8 @@ class Sink:
 
     def _on_part_due(self) -> None:
         self._part_timer = None
-        connection = self._connection
-        if self._writable and self.backlog and connection is not None:
-            self._send_message(connection)
+        if self._writable and self.backlog:
+            self._send_message()
 
     def _end_part(self) -> None:
         if self._part_timer is not None:
@@ -349,16 +346,18 @@ class Sink:
             self._check_timer.cancel()
             self._check_timer = None
         if self._writable:
-            self._writable = False
+            self._writable = self._at_once = False
             self._dropped_before = self.backlog.dropped
 
     def resume(self) -> None:
         """Send again, the backlog first, as far as the server takes it."""
         connection = self._connection
-        if connection is None or not self._good or connection.paused or not self._has_room():
+        if connection is None or connection.protocol.state is not OPEN or connection.paused:
             return
-        self._writable = True
-        self._send_waiting(connection)
+        if self._good and self._has_room():
+            self._writable = True
+            self._send_waiting()
+            self._at_once = self._writable and self._per_message == 1
 
     # --- The end ---
 
@@ -442,11 +441,13 @@ class _Connection(ClientConnection):
         super().connection_lost(exc)
 
     def send_data(self) -> None:
-        """Let it be known what the library writes besides frames: pings, pongs, the close."""
+        """Let the sink know what the library writes besides frames: pings, pongs, the close."""
         if self.in_flight is not None:
             for data in filter(None, self.protocol.writes):
                 self.in_flight.add_control(len(data))
         super().send_data()
+        if self.protocol.state is not OPEN:  # a frame after a close frame would be an error
+            self._sink.pause()
 
     async def drain(self) -> None:
         """Do not wait: a ping's time limit must run also when the server reads nothing."""
