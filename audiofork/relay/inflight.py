@@ -14,6 +14,7 @@ import socket
 import ssl
 import struct
 from collections import deque
+from collections.abc import Callable
 
 # struct tcp_info of linux/tcp.h: tcpi_bytes_acked at 120, tcpi_notsent_bytes at 144.
 _BYTES_ACKED = struct.Struct("=120xQ")
@@ -27,60 +28,71 @@ _RECORD_BYTES = {"TLSv1.3": 22, "GCM": 29, "CHACHA20": 21}
 class InFlight:
     """The writes of one connection that may still be lost.
 
-    Owned by a sink, which calls `add()` for each frame it writes and `add_control()` for what the
-    library writes, `update()` now and then, `close()` once.
+    Owned by a sink, which calls `add(payload)` for each message of frames it writes and
+    `add_control()` for what the library writes, `update()` now and then, `close()` once.
 
     Attributes:
         not_sent: Bytes that the kernel had not sent yet at the last `update()`.
+        add: Notes the payload of a message that was written; the hot path, so a list's own method.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self.not_sent = 0
-        self._frames: deque[tuple[int, bytes]] = deque()  # each with where it ends in the stream
-        self._written = 0
+        # Payloads, and how long those writes were that had none.
+        self._writes: deque[bytes | int] = deque()
+        self.add: Callable[[bytes], None] = self._writes.append
+        self._position = 0  # in the stream, where the first of them begins
         record_bytes = _record_bytes(transport)
         self._record_bytes = record_bytes or 0
         self._socket = None if record_bytes is None else _duplicate(transport)
         self._before = 0  # bytes that were acknowledged before the first write
-        self._before = self._acked()
-
-    def add(self, frame: bytes, wire_bytes: int) -> None:
-        """Note a frame that was written, and how many bytes that took without TLS."""
-        self._written = end = self._written + wire_bytes + self._record_bytes
-        self._frames.append((end, frame))
+        self._before = self._acked() or 0
 
     def add_control(self, wire_bytes: int) -> None:
-        """Note a write that carries no frame."""
-        self._written += wire_bytes + self._record_bytes
+        """Note a write that carries no frame, and how many bytes that took without TLS."""
+        self._writes.append(wire_bytes)
 
     def update(self) -> None:
         """Forget what the peer has acknowledged, and look what the kernel still holds back."""
         acked = self._acked()
-        frames = self._frames
-        while frames and frames[0][0] <= acked:
-            frames.popleft()
+        writes = self._writes
+        while writes:
+            end = self._position + self._size(writes[0])
+            if acked is not None and end > acked:
+                break
+            self._position = end
+            writes.popleft()
+
+    def _size(self, write: bytes | int) -> int:
+        wire_bytes = write if isinstance(write, int) else message_bytes(len(write))
+        return wire_bytes + self._record_bytes
 
     def close(self) -> list[bytes]:
-        """Return the frames that were not acknowledged, oldest first; called when all is over."""
+        """Return the payloads not acknowledged, oldest first; called when all is over."""
         self.update()
-        lost = [frame for _, frame in self._frames]
-        self._frames.clear()
+        lost = [write for write in self._writes if isinstance(write, bytes)]
+        self._writes.clear()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
         return lost
 
-    def _acked(self) -> int:
-        """Return how many bytes the peer has acknowledged; where unknown, all that was written."""
+    def _acked(self) -> int | None:
+        """Return how many bytes the peer has acknowledged; None where that cannot be known."""
         if self._socket is None:
-            return self._written
+            return None
         try:
             info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
             (self.not_sent,) = _NOT_SENT.unpack_from(info)
             (acked,) = _BYTES_ACKED.unpack_from(info)
         except (OSError, struct.error):  # a kernel older than 4.6 tells less
-            return self._written
+            return None
         return int(acked) - self._before
+
+
+def message_bytes(payload_bytes: int) -> int:
+    """Return the length of a masked WebSocket message (RFC 6455, 5.2); payload of 126 or more."""
+    return payload_bytes + (8 if payload_bytes < 65_536 else 14)
 
 
 def _record_bytes(transport: asyncio.Transport) -> int | None:

@@ -45,6 +45,7 @@ class Listener:
         allow: The networks that they may come from; empty: any.
 
     Attributes:
+        gathering: Whether the loop is going to rest after this turn.
         refused: Counts the connections that were closed, and logs them.
     """
 
@@ -53,7 +54,7 @@ class Listener:
         self._allow = allow
         self._issued: dict[bytes, LegOwner] = {}
         self._legs: set[_Leg] = set()
-        self._gathering = False
+        self.gathering = False
         self._strangers: dict[_Leg, None] = {}  # those of the legs without a UUID, oldest first
         self._server: asyncio.Server | None = None
 
@@ -90,13 +91,13 @@ class Listener:
 
     def gather(self) -> None:
         """Let frames gather for a moment, so that one turn of the loop relays many."""
-        if not self._gathering and len(self._legs) >= MANY_LEGS:
-            self._gathering = True
+        if len(self._legs) >= MANY_LEGS:
+            self.gathering = True
             # Called when this turn's frames have gone to their servers.
             asyncio.get_running_loop().call_soon(self._rest)
 
     def _rest(self) -> None:
-        self._gathering = False
+        self.gathering = False
         time.sleep(GATHER_S)
 
     def allows(self, peer: str) -> bool:
@@ -156,7 +157,8 @@ class _Leg(asyncio.Protocol):
         frame = self._decoder.sole_audio(chunk) if owner is not None else None
         if owner is not None and frame is not None:
             owner.on_audio(frame)
-            self._listener.gather()
+            if not self._listener.gathering:
+                self._listener.gather()
         else:
             self._feed(chunk)
 

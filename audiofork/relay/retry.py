@@ -60,22 +60,23 @@ class Retries:
         """The number of the next attempt; 1 when the last one was good."""
         return self._failures + 1
 
-    def next_wait_s(self, error: SinkError, open_s: float, now_s: float) -> float | None:
+    def next_wait_s(self, error: SinkError, open_s: float | None, now_s: float) -> float | None:
         """Return how long to wait, or None to give up.
 
         Args:
             error: What went wrong.
-            open_s: How long the connection had been open; 0 if it never was.
+            open_s: How long the connection had been open; None if it never was.
             now_s: The time, by a clock that never goes back.
         """
-        self._failures = 0 if open_s >= HEALTHY_S else self._failures + 1
+        was_good = open_s is not None and open_s >= HEALTHY_S
+        self._failures = 0 if was_good else self._failures + 1
         if self._failures <= 1:
             self._first_failed_s = now_s
         if not error.retryable or self._is_enough(now_s):
             return None
         doublings = min(max(self._failures - 1, 0), 16)
         limit_s = min(FIRST_WAIT_S * 2**doublings, self._longest_wait_s)
-        wait_s = self._draw(limit_s / 2 if open_s else 0, limit_s)
+        wait_s = self._draw(0 if open_s is None else limit_s / 2, limit_s)
         return max(wait_s, min(error.retry_after_s, self._longest_wait_s))
 
     def _is_enough(self, now_s: float) -> bool:

@@ -49,7 +49,8 @@ PROOF_TIMEOUT_S = 1.0
 # How often the kernel is asked what it holds back: by frames while all is well, else by time.
 FRAMES_BETWEEN_CHECKS = 5
 CHECK_INTERVAL_S = 0.02
-MAX_FRAME_BYTES = 640 + 8
+MAX_FRAME_BYTES = 640
+HEADER_BYTES = 8
 
 
 def _masks() -> Iterator[bytes]:
@@ -113,6 +114,7 @@ class Sink:
         self._writable = False  # the connection takes frames
         self._at_once = False  # and each in a message of its own, with none waiting
         self._transport_write: Callable[[bytes], object] = lambda message: None
+        self._note_sent: Callable[[bytes], object] = lambda payload: None
         self._good = False  # the connection may be given frames
         self._over = False
         self._patience: asyncio.Timeout | None = None
@@ -121,11 +123,11 @@ class Sink:
         self._budget_frames = max(
             int(config.latency_budget * 1000) // PTIME_MS, 2 * self._per_message
         )
-        self._frame_bytes = 0  # of the last frame
+        self._frame_bytes = MAX_FRAME_BYTES  # of the latest; not always up to date
         self._part_timer: asyncio.TimerHandle | None = None
-        self._until_check = FRAMES_BETWEEN_CHECKS
+        self._next_check = 0  # frames sent by then
         self._check_timer: asyncio.TimerHandle | None = None
-        self._open_s = 0.0
+        self._open_s: float | None = None  # how long the latest connection was open
         self._was_open = False
         self.on_open: Callable[[], None] = lambda: None
         self.on_retry: Callable[[int, str], None] = lambda attempt, why: None
@@ -174,7 +176,7 @@ class Sink:
 
     async def _serve(self) -> None:
         """Live through one connection; return when `close()` ended it, or raise SinkError."""
-        self._open_s = 0.0
+        self._open_s = None
         connection = await self._connect()
         if connection is None:
             return
@@ -208,7 +210,7 @@ class Sink:
                     ping_timeout=self._config.ping_interval,
                     close_timeout=CLOSE_TIMEOUT_S,
                     max_size=MAX_MESSAGE_BYTES,
-                    write_limit=self._budget_frames * MAX_FRAME_BYTES,
+                    write_limit=self._budget_frames * (MAX_FRAME_BYTES + HEADER_BYTES),
                     # Typed as a class, used as a factory.
                     create_connection=cast(Any, functools.partial(_Connection, self)),
                 )
@@ -222,6 +224,7 @@ class Sink:
         self._connection = connection
         self._in_flight = connection.in_flight = InFlight(connection.transport)
         self._transport_write = connection.transport.write
+        self._note_sent = self._in_flight.add
         return connection
 
     async def _checked_socket(self) -> socket.socket | None:
@@ -274,12 +277,20 @@ class Sink:
 
     def send(self, frame: bytes) -> None:
         """Send a frame now, or keep it in the backlog; never waits. The hot path."""
-        if self._at_once:
-            self._write(frame, 1)
-        else:
-            self.backlog.put(frame)
-            if self._writable:
-                self._send_waiting()
+        if not self._at_once:
+            self._keep(frame)
+            return
+        self._transport_write(binary_frame(frame))
+        self._note_sent(frame)
+        self.frames_sent = sent = self.frames_sent + 1
+        if sent >= self._next_check:
+            self._frame_bytes = len(frame)
+            self._has_room()
+
+    def _keep(self, frame: bytes) -> None:
+        self.backlog.put(frame)
+        if self._writable:
+            self._send_waiting()
 
     def _send_waiting(self) -> None:
         """Send what waits, in order, as far as the server takes it and it fills messages."""
@@ -296,18 +307,11 @@ class Sink:
         count = min(self._per_message, len(self.backlog))
         frames = [self.backlog.take() for _ in range(count)]
         self._frame_bytes = len(frames[0])
-        self._write(frames[0] if count == 1 else b"".join(frames), count)
-
-    def _write(self, payload: bytes, frames: int) -> None:
-        message = binary_frame(payload)
-        self._transport_write(message)
-        self.frames_sent += frames
-        in_flight = self._in_flight
-        assert in_flight is not None
-        in_flight.add(payload, len(message))
-        self._until_check -= frames
-        if self._until_check <= 0:
-            self._frame_bytes = len(payload) // frames
+        payload = frames[0] if count == 1 else b"".join(frames)
+        self._transport_write(binary_frame(payload))
+        self._note_sent(payload)
+        self.frames_sent += count
+        if self.frames_sent >= self._next_check:
             self._has_room()
 
     def _begin_part(self) -> None:
@@ -329,10 +333,10 @@ class Sink:
 
     def _has_room(self) -> bool:
         """Tell whether the kernel holds no more than the budget; if it does, pause for a while."""
-        self._until_check = FRAMES_BETWEEN_CHECKS
+        self._next_check = self.frames_sent + FRAMES_BETWEEN_CHECKS
         assert self._in_flight is not None
         self._in_flight.update()
-        if self._in_flight.not_sent <= self._budget_frames * (self._frame_bytes or MAX_FRAME_BYTES):
+        if self._in_flight.not_sent <= self._budget_frames * (self._frame_bytes + HEADER_BYTES):
             return True
         self.pause()
         loop = asyncio.get_running_loop()

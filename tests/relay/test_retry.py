@@ -174,24 +174,24 @@ class Draws:
 
 def test_retries_give_up_after_so_many_failures_in_a_row() -> None:
     retries = Retries(5, 60, Draws())
-    waits = [retries.next_wait_s(AWAY, 0, now) for now in (0, 60, 120, 180, 240)]
+    waits = [retries.next_wait_s(AWAY, None, now) for now in (0, 60, 120, 180, 240)]
     assert waits == [0.25, 0.5, 1, 2, None]
 
 
 def test_retries_do_not_give_up_before_the_attempts_would_take_so_long_when_far_apart() -> None:
     """5 attempts with full jitter are over in 2 s on average: too soon for a server's restart."""
     retries = Retries(5, 5, Draws())
-    waits = [retries.next_wait_s(AWAY, 0, 1000 + now) for now in (0, 1, 2, 3, 4, 19.9, 20)]
+    waits = [retries.next_wait_s(AWAY, None, 1000 + now) for now in (0, 1, 2, 3, 4, 19.9, 20)]
     assert waits == [0.25, 0.5, 1, 2, 4, 5, None]
 
 
 def test_retries_of_one_attempt_make_no_other() -> None:
-    assert Retries(1, 60, Draws()).next_wait_s(AWAY, 0, 0) is None
+    assert Retries(1, 60, Draws()).next_wait_s(AWAY, None, 0) is None
 
 
 def test_retries_without_a_limit_go_on_for_ever() -> None:
     retries = Retries(0, 5, Draws())
-    waits = [retries.next_wait_s(AWAY, 0, 0) for _ in range(10_000)]
+    waits = [retries.next_wait_s(AWAY, None, 0) for _ in range(10_000)]
     assert waits[:7] == [0.25, 0.5, 1, 2, 4, 5, 5]
     assert set(waits[7:]) == {5}
 
@@ -200,17 +200,17 @@ def test_retries_without_a_limit_go_on_for_ever() -> None:
 def test_limit_of_a_wait_doubles_up_to_the_longest(longest_s: float) -> None:
     draws = Draws(0.5)
     retries = Retries(0, longest_s, draws)
-    waits = [retries.next_wait_s(AWAY, 0, 0) for _ in range(15)]
+    waits = [retries.next_wait_s(AWAY, None, 0) for _ in range(15)]
     assert draws.limits == [min(0.25 * 2**n, longest_s) for n in range(15)]
     assert waits == [limit / 2 for limit in draws.limits]
 
 
 def test_longest_wait_below_the_first_limits_that_too() -> None:
-    assert Retries(0, 0.1, Draws()).next_wait_s(AWAY, 0, 0) == 0.1
+    assert Retries(0, 0.1, Draws()).next_wait_s(AWAY, None, 0) == 0.1
 
 
 def test_waits_are_drawn_from_the_whole_span_when_nobody_says_otherwise() -> None:
-    waits = [Retries(0, 5).next_wait_s(AWAY, 0, 0) for _ in range(1000)]
+    waits = [Retries(0, 5).next_wait_s(AWAY, None, 0) for _ in range(1000)]
     drawn = [wait for wait in waits if wait is not None]
     assert len(set(drawn)) > 900
     assert 0 <= min(drawn) < 0.05 and 0.2 < max(drawn) <= 0.25
@@ -218,10 +218,10 @@ def test_waits_are_drawn_from_the_whole_span_when_nobody_says_otherwise() -> Non
 
 def test_loss_after_a_healthy_time_starts_anew() -> None:
     retries = Retries(3, 60, Draws())
-    assert [retries.next_wait_s(AWAY, 0, now) for now in (0, 60)] == [0.25, 0.5]
+    assert [retries.next_wait_s(AWAY, None, now) for now in (0, 60)] == [0.25, 0.5]
     assert retries.next_wait_s(LOST, HEALTHY_S, 1000) == 0.25
     assert retries.attempt == 1
-    assert [retries.next_wait_s(AWAY, 0, now) for now in (1060, 1120, 1180)] == [0.25, 0.5, None]
+    assert [retries.next_wait_s(AWAY, None, now) for now in (1060, 1120, 1180)] == [0.25, 0.5, None]
 
 
 def test_loss_after_a_healthy_time_is_no_failed_attempt() -> None:
@@ -238,7 +238,7 @@ def test_loss_soon_after_the_handshake_counts_as_a_failure() -> None:
 def test_wait_after_a_connection_that_did_not_last_is_drawn_from_the_upper_half() -> None:
     """A server that accepts and closes gets 10 connects in 10 s at most, whatever is drawn."""
     retries = Retries(0, 5, Draws(0))
-    waits = [retries.next_wait_s(LOST, 0.01, 0) for _ in range(11)]
+    waits = [retries.next_wait_s(LOST, 0, 0) for _ in range(11)]
     assert waits == [0.125, 0.25, 0.5, 1, 2, 2.5, 2.5, 2.5, 2.5, 2.5, 2.5]
 
 
@@ -250,7 +250,7 @@ def test_attempt_counts_from_the_first() -> None:
     retries = Retries(0, 5, Draws())
     attempts = []
     for _ in range(3):
-        retries.next_wait_s(AWAY, 0, 0)
+        retries.next_wait_s(AWAY, None, 0)
         attempts.append(retries.attempt)
     assert attempts == [2, 3, 4]
 
@@ -259,9 +259,9 @@ def test_attempt_counts_from_the_first() -> None:
 def test_wait_that_the_server_asked_for_is_kept_up_to_the_longest(
     asked_s: float, wait_s: float
 ) -> None:
-    assert Retries(0, 5, Draws()).next_wait_s(asking(asked_s), 0, 0) == wait_s
+    assert Retries(0, 5, Draws()).next_wait_s(asking(asked_s), None, 0) == wait_s
 
 
-@pytest.mark.parametrize("open_s", [0, 3600])
-def test_final_error_is_the_end_at_once(open_s: float) -> None:
+@pytest.mark.parametrize("open_s", [None, 0, 3600])
+def test_final_error_is_the_end_at_once(open_s: float | None) -> None:
     assert Retries(0, 5, Draws()).next_wait_s(SinkRefused("no"), open_s, 0) is None

@@ -88,7 +88,7 @@ def all_acknowledged(sink: Sink) -> bool:
     if sink.backlog or sink._in_flight is None:
         return False
     sink._in_flight.update()
-    return not sink._in_flight._frames
+    return not sink._in_flight._writes
 
 
 def offer_until_stalled(sink: Sink) -> int:
