@@ -1,0 +1,771 @@
+"""Measures what faults cost, through a real Asterisk: `make faults`.
+
+    python -m testbed.faults [NAME ...] [--storm FORKS] [--churn FORKS]
+
+Callers speak numbered blocks of 20 ms, forks carry them to servers that go away, stall or close,
+and what arrived is compared block by block. Prints a line for each finding, and a table in
+Markdown at the end. Exit code 0 only if all is as asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import contextlib
+import itertools
+import os
+import re
+import signal
+import sqlite3
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import uvloop
+
+from testbed.ami import AmiClient, Headers
+from testbed.asterisk import Asterisk
+from testbed.blocks import Report, decode, find_blocks, make_blocks, report
+from testbed.daemon import Daemon, dialplan, manager_conf
+from testbed.faulty_server import (
+    BROKEN_OFF,
+    FaultyServer,
+    Logged,
+    Manner,
+    ServerProcess,
+    read_log,
+)
+from testbed.recorder import Recording
+from testbed.sip import Call, SipUser
+
+# A channel that reads what its party sends and says nothing: the cheapest there is.
+DIALPLAN = """
+[testbed]
+exten => listen,1,Answer()
+ same => n,Wait(3600)
+
+exten => _short.,1,Answer()
+ same => n,UserEvent(AudioFork,WsServer: ${WSSERVER}${EXTEN},Options: D(in))
+ same => n,UserEvent(AudioFork,WsServer: ${WSSERVER}${EXTEN},Options: D(in))
+ same => n,UserEvent(AudioFork,WsServer: ${WSSERVER}${EXTEN},Options: D(in))
+ same => n,UserEvent(AudioFork,WsServer: ${WSSERVER}${EXTEN},Options: D(in))
+ same => n,Wait(3600)
+
+"""
+BLOCK_S = 0.020
+BLOCKS = make_blocks(2500, seed=61)
+HEARD = [decode(block) for block in BLOCKS]
+# Spoken until the forks stream, and at the end to push the last blocks through.
+WARM_UP = make_blocks(25, seed=62)
+LIVE_LAG_S = 0.1  # more than a busy machine delays one block after the other
+COUNTED = (sys.executable, "-m", "testbed.counted_daemon")
+
+
+class Finding(NamedTuple):
+    """One thing that was measured."""
+
+    name: str
+    asked: str
+    seen: str
+    ok: bool
+
+    def __str__(self) -> str:
+        return f"{self.name}: asked {self.asked}; seen {self.seen}: {self.verdict}"
+
+    @property
+    def verdict(self) -> str:
+        return "ok" if self.ok else "MISSED"
+
+
+@dataclass
+class Scene:
+    """What every measurement needs."""
+
+    asterisk: Asterisk
+    ami: AmiClient
+    caller: SipUser
+    options: argparse.Namespace
+
+
+Measure = Callable[[Scene], Awaitable[list[Finding]]]
+MEASURES: dict[str, Measure] = {}
+
+
+def measure(function: Measure) -> Measure:
+    """Make a function one of those that can be named on the command line."""
+    MEASURES[function.__name__] = function
+    return function
+
+
+# --- Calls and their forks ---
+
+_numbers = itertools.count(1)
+
+
+@dataclass
+class Caller:
+    """A call, and when it began to speak the blocks."""
+
+    call: Call
+    channel: str
+    warm_up: asyncio.Future[int] | None = None
+    spoke_at: float = 0.0  # time.monotonic()
+
+
+@dataclass
+class Fork:
+    """One fork that was asked for."""
+
+    path: str
+    action_id: str
+    caller: Caller
+
+
+class Crowd:
+    """Calls that speak the same blocks at the same time, each with some forks.
+
+    Attributes:
+        callers: The calls.
+        forks: The forks of all calls.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        self._ami = scene.ami
+        self._sip = scene.caller
+        self.callers: list[Caller] = []
+        self.forks: list[Fork] = []
+
+    async def gather(
+        self, calls: int, url: Callable[[str], str], options: str, each: int = 1
+    ) -> None:
+        """Place calls, fork each; return when all forks stream."""
+        self._ami.events.clear()
+        for _ in range(calls):
+            self.callers.append(await place_call(self._ami, self._sip))
+        for caller in self.callers:
+            caller.warm_up = caller.call.play(WARM_UP, loop=True)
+            for _ in range(each):
+                self.forks.append(self._fork(caller, url, options))
+        await self.events("AudioForkStarted", timeout_s=30)
+
+    def _fork(self, caller: Caller, url: Callable[[str], str], options: str) -> Fork:
+        path = f"/{next(_numbers)}"
+        return Fork(path, start_fork(self._ami, caller.channel, url(path), options), caller)
+
+    async def events(self, name: str, *, timeout_s: float = 40) -> dict[str, Headers]:
+        """Wait until each fork has had an event; return the first of each, by path."""
+        paths = {fork.action_id: fork.path for fork in self.forks}
+        found: dict[str, Headers] = {}
+        async with asyncio.timeout(timeout_s):
+            while len(found) < len(paths):
+                found = {}
+                for _, headers in self._ami.events:
+                    path = paths.get(headers.get("ActionID", ""))
+                    if path is not None and headers.get("UserEvent") == name:
+                        found.setdefault(path, headers)
+                await asyncio.sleep(0.1)
+        return found
+
+    async def speak(self) -> None:
+        """Begin to speak the numbered blocks: calls must not send all at the same moment."""
+        for caller in self.callers:
+            await asyncio.sleep(0.001)
+            assert caller.warm_up is not None
+            caller.warm_up.cancel()
+            caller.spoke_at = time.monotonic()
+            caller.call.play(BLOCKS)
+
+    async def hang_up(self) -> dict[str, Headers]:
+        """Speak on for half a second, then hang up; return the last event of each fork."""
+        await asyncio.sleep(0.5)
+        await asyncio.gather(*(caller.call.hangup(5) for caller in self.callers))
+        return await self.events("AudioForkStopped")
+
+    def spoken(self, fork: Fork, until: float) -> int:
+        """Return how many blocks were certainly spoken by a moment."""
+        return int((until - fork.caller.spoke_at) / BLOCK_S) - 10
+
+
+async def place_call(ami: AmiClient, sip: SipUser) -> Caller:
+    """Call, and find the channel that Asterisk made for it."""
+    position = len(ami.events)
+    call = await sip.call("listen", timeout_s=15)
+    event = await ami.wait_event(
+        lambda headers: (
+            headers.get("Event") == "Newchannel" and headers["Channel"].startswith("PJSIP/caller")
+        ),
+        after=position,
+    )
+    return Caller(call, event["Channel"])
+
+
+def start_fork(ami: AmiClient, channel: str, url: str, options: str) -> str:
+    """Ask for a fork; return the ActionID."""
+    return ami.send(
+        "UserEvent",
+        action_id=f"fault-{next(_numbers)}",
+        UserEvent="AudioFork",
+        Command="StartAudioFork",
+        Channel=channel,
+        WsServer=url,
+        Options=options,
+    )
+
+
+# --- What became of the blocks ---
+
+
+@dataclass
+class Became:
+    """What a server got of one fork, over all its connections.
+
+    Attributes:
+        found: The blocks, in the order they came; `times` when each came.
+        report: How that compares with what was spoken by a moment.
+    """
+
+    connections: list[Logged]
+    found: list[int]
+    times: list[float]
+    report: Report
+
+    @property
+    def messages(self) -> int:
+        """How many messages came."""
+        return sum(len(one.messages) for one in self.connections)
+
+    @property
+    def gap(self) -> list[int]:
+        """The blocks that are missing before the last one that came."""
+        return sorted(set(range(max(self.found))) - set(self.found))
+
+    @property
+    def longest_gap(self) -> int:
+        """The most blocks in a row that are missing."""
+        runs = [after - before - 1 for before, after in itertools.pairwise(sorted(set(self.found)))]
+        return max(runs, default=0)
+
+    def live_at(self, since: float) -> float:
+        """Return when the first block came, after a moment, that was no older than live audio.
+
+        Asterisk has a delay of its own, which grows when the machine is busy: live is what comes
+        as late as the last blocks do.
+        """
+        late = [at - index * BLOCK_S for index, at in zip(self.found, self.times, strict=True)]
+        limit = statistics.median(late[-25:]) + LIVE_LAG_S
+        live = (
+            at for at, lag in zip(self.times, late, strict=True) if at >= since and lag <= limit
+        )
+        return next(live, float("inf"))
+
+
+def became(crowd: Crowd, connections: Sequence[Logged], until: float) -> dict[str, Became]:
+    """Tell what became of each fork's blocks; those spoken by a moment have to be there."""
+    mine: dict[str, list[Logged]] = {fork.path: [] for fork in crowd.forks}
+    for one in connections:
+        if one.path in mine:
+            mine[one.path].append(one)
+    result = {}
+    for fork in crowd.forks:
+        every = sorted(mine[fork.path], key=lambda one: one.opened)
+        found, times = _found(every)
+        spoken = crowd.spoken(fork, until)
+        inside = [index for index in found if index < spoken]
+        result[fork.path] = Became(every, found, times, report(inside, spoken))
+    return result
+
+
+def logged(one: Recording) -> Logged:
+    """Return what a server of this process got in the form of one that is a process."""
+    messages = [message for message in one.messages if isinstance(message, bytes)]
+    return Logged(one.path, one.opened, one.closed, one.close_code, one.times, messages)
+
+
+_INDEX = {block: index for index, block in enumerate(HEARD)}
+
+
+def _found(connections: Sequence[Logged]) -> tuple[list[int], list[float]]:
+    """Find the blocks of all messages; most hold exactly one, and that is cheap to see."""
+    found: list[int] = []
+    times: list[float] = []
+    for one in connections:
+        for at, message in zip(one.times, one.messages, strict=True):
+            index = _INDEX.get(message)
+            if index is not None:
+                found.append(index)
+                times.append(at)
+    if not found:  # the blocks do not lie at the edges of the messages
+        found = find_blocks(b"".join(b"".join(one.messages) for one in connections), HEARD)
+        times = [one.times[-1] for one in connections for _ in one.messages][: len(found)]
+    return found, times
+
+
+def _whole(name: str, all_of_it: dict[str, Became], stopped: dict[str, Headers]) -> Finding:
+    """Judge the blocks: any that is lost counts, wherever that was.
+
+    How many frames are missing between daemon and server tells whether the sink lost them.
+    None there does not clear the daemon: a leg that broke loses blocks before they are counted.
+    """
+    reports = [one.report for one in all_of_it.values()]
+    lost = sum(one.missing for one in reports)
+    twice = sum(one.duplicated for one in reports)
+    swapped = sum(one.out_of_order for one in reports)
+    ours = sum(int(stopped[path]["FramesIn"]) - one.messages for path, one in all_of_it.items())
+    seen = (
+        f"of {sum(one.found + one.missing for one in reports)} blocks {lost} lost, {twice} twice, "
+        f"{swapped} out of order; {ours} frames fewer at the server than came from Asterisk"
+    )
+    asked = "each block once and in order"
+    return Finding(name, asked, seen, not (lost or twice or swapped or ours))
+
+
+# --- The measurements ---
+
+
+@measure
+async def outage_5s(scene: Scene) -> list[Finding]:
+    """A server that is away for 5 s, 20 calls: nothing is lost, and all are back in 1 s."""
+    async with away(scene, 5) as (crowd, process):
+        await crowd.events("AudioForkResumed")
+        until = time.monotonic()
+        stopped = await crowd.hang_up()
+        listening, connections = read_log(process.log)
+    all_of_it = became(crowd, connections, until)
+    back = [one.connections[-1].times[0] - listening[-1] for one in all_of_it.values()]
+    live = [one.live_at(listening[-1]) - listening[-1] for one in all_of_it.values()]
+    name = "server away for 5 s, 20 calls"
+    seen = f"first frame after {max(back):.2f} s at most, live audio after {max(live):.2f} s"
+    # R(1): the last wait may be all but a second long, and then comes a handshake.
+    back_in_time = round(max(back), 1) <= 1
+    again = Finding(name, "first frame within 1.0 s of its return (R(1))", seen, back_in_time)
+    return [_whole(name, all_of_it, stopped), again]
+
+
+@measure
+async def outage_15s(scene: Scene) -> list[Finding]:
+    """A server that is away for 15 s, a backlog of 10: the oldest are dropped, and counted."""
+    async with away(scene, 15) as (crowd, process):
+        resumed = await crowd.events("AudioForkResumed")
+        until = time.monotonic()
+        await crowd.hang_up()
+        connections = process.connections()
+    all_of_it = became(crowd, connections, until)
+    exact = contiguous = 0
+    gaps = []
+    for path, one in all_of_it.items():
+        told = int(resumed[path]["FramesDropped"])
+        gap = one.gap
+        gaps.append(len(gap))
+        exact += told == len(gap) and not one.report.duplicated and not one.report.out_of_order
+        contiguous += bool(gap) and gap[-1] - gap[0] + 1 == len(gap)
+    total = len(crowd.forks)
+    seen = (
+        f"{min(gaps)} to {max(gaps)} blocks missing; in one piece: {contiguous} of {total}; "
+        f"as many as FramesDropped says: {exact} of {total}"
+    )
+    asked = "the oldest dropped alone; FramesDropped is the gap that the server sees"
+    name = "server away for 15 s, 20 calls, backlog of 10 s"
+    return [Finding(name, asked, seen, exact == contiguous == total)]
+
+
+@contextlib.asynccontextmanager
+async def away(scene: Scene, seconds: float) -> AsyncIterator[tuple[Crowd, ServerProcess]]:
+    """20 calls whose server goes in order after 3 s, and comes back on its port."""
+    async with ServerProcess() as process:
+        with Daemon(scene.asterisk):
+            crowd = Crowd(scene)
+            await crowd.gather(20, process.url, "D(in)R(1)r(0)")
+            await crowd.speak()
+            await asyncio.sleep(3)
+            await process.stop()
+            await asyncio.sleep(seconds)
+            await process.start()
+            yield crowd, process
+
+
+@measure
+async def stall_3s(scene: Scene) -> list[Finding]:
+    """A server that is stopped (SIGSTOP) for 3 s, 50 forks; its kernel takes next to nothing."""
+    return await _stall(scene, 3)
+
+
+@measure
+async def stall_8s(scene: Scene) -> list[Finding]:
+    """As `stall_3s`, but longer than we wait for room at the server: connections are given up."""
+    return await _stall(scene, 8)
+
+
+async def _stall(scene: Scene, seconds: int) -> list[Finding]:
+    forks = 50
+    async with ServerProcess(receive_buffer=4096) as process:
+        with Daemon(scene.asterisk) as daemon:
+            crowd = Crowd(scene)
+            await crowd.gather(forks, process.url, "D(in)R(1)r(0)")
+            await crowd.speak()
+            await asyncio.sleep(3)
+            before_kib = daemon.memory_kib()
+            process.freeze()
+            await asyncio.sleep(seconds)
+            grown_kib = daemon.memory_kib() - before_kib
+            process.thaw()
+            await asyncio.sleep(4)
+            until = time.monotonic()
+            stopped = await crowd.hang_up()
+            connections = process.connections()
+    limit_kib = forks * 16_000 * seconds * 1.2 / 1024
+    name = f"server stalls for {seconds} s, {forks} forks"
+    asked = f"memory grows by {limit_kib:.0f} KiB at most (the audio that waits and 20 %)"
+    memory = Finding(name, asked, f"{grown_kib} KiB", grown_kib <= limit_kib)
+    return [_whole(name, became(crowd, connections, until), stopped), memory]
+
+
+@measure
+async def vanished(scene: Scene) -> list[Finding]:
+    """A server that acknowledges no packet any more, 20 calls; a new one takes its place."""
+    async with FaultyServer() as server:
+        with Daemon(scene.asterisk):
+            crowd = Crowd(scene)
+            await crowd.gather(20, server.url, "D(in)R(1)r(0)")
+            await crowd.speak()
+            await asyncio.sleep(3)
+            gone, gone_at = list(server.links), time.monotonic()
+            for link in gone:
+                link.vanish()
+            await crowd.events("AudioForkResumed")
+            await asyncio.sleep(0.5)
+            until = time.monotonic()
+            stopped = await crowd.hang_up()
+            for link in gone:
+                link.reset()
+    all_of_it = became(crowd, [logged(one) for one in server.recordings], until)
+    back = [one.connections[-1].opened - gone_at for one in all_of_it.values()]
+    name = "server vanishes without a packet, 20 calls"
+    seen = f"after {min(back):.1f} to {max(back):.1f} s"
+    again = Finding(name, "a new connection within 8 s", seen, max(back) <= 8)
+    return [_whole(name, all_of_it, stopped), again]
+
+
+@measure
+async def accept_then_close(scene: Scene) -> list[Finding]:
+    """A server that takes each connection and closes it at once: how often it is tried."""
+    findings = []
+    for how, code in (("closes with 1012", 1012), ("resets", BROKEN_OFF)):
+        async with FaultyServer() as server:
+            server.manner = Manner(close_code=code)
+            with Daemon(scene.asterisk):
+                counts = await _connects_in_10_s(scene, server)
+        name = f"server accepts and {how} at once, {len(counts)} forks"
+        seen = f"{min(counts)} to {max(counts)}"
+        asked = "10 connects in 10 s a fork at most"
+        findings.append(Finding(name, asked, seen, max(counts) <= 10))
+    return findings
+
+
+async def _connects_in_10_s(scene: Scene, server: FaultyServer) -> list[int]:
+    callers = [await place_call(scene.ami, scene.caller) for _ in range(10)]
+    paths = []
+    for number, caller in enumerate(callers):
+        caller.call.talk()
+        paths.append(f"/{number}")
+        start_fork(scene.ami, caller.channel, server.url(paths[-1]), "D(in)")
+    await asyncio.sleep(12)
+    for caller in callers:
+        await caller.call.hangup()
+    times = [[one.opened for one in server.at(path)] for path in paths]
+    return [sum(at <= opened[0] + 10 for at in opened) for opened in times]
+
+
+@measure
+async def killed(scene: Scene) -> list[Finding]:
+    """The daemon is killed (SIGKILL) with 50 live forks, and started again at once."""
+    async with ServerProcess() as process:
+        with Daemon(scene.asterisk) as daemon:
+            crowd = Crowd(scene)
+            await crowd.gather(50, process.url, "D(in)")
+            await crowd.speak()
+            await asyncio.sleep(3)
+            times = await asyncio.to_thread(_kill_and_start, daemon)
+            await asyncio.sleep(6)
+            until = time.monotonic()
+            await crowd.hang_up()
+            connections = process.connections()
+    return _taken_up(became(crowd, connections, until), *times)
+
+
+def _kill_and_start(daemon: Daemon) -> tuple[float, float, float]:
+    """Return when it was killed, was started, and had its link to Asterisk."""
+    killed_at = time.monotonic()
+    daemon.kill()
+    started_at = time.monotonic()
+    daemon.start()
+    return killed_at, started_at, time.monotonic()
+
+
+def _taken_up(
+    all_of_it: dict[str, Became], killed_at: float, started_at: float, ready_at: float
+) -> list[Finding]:
+    name = f"daemon killed with {len(all_of_it)} live forks, started again"
+    again = [one for one in all_of_it.values() if one.times and one.times[-1] > ready_at]
+    first = [min(at for at in one.times if at > started_at) for one in again]
+    last_s = max(first, default=float("inf")) - started_at
+    gap_s = max((one.longest_gap for one in again), default=0) * BLOCK_S
+    away_s = ready_at - killed_at
+    twice = sum(one.report.duplicated + one.report.out_of_order for one in again)
+    return [
+        Finding(
+            name,
+            "all taken up within 2 s of the start",
+            f"{len(again)}, the last after {last_s:.2f} s, of which {ready_at - started_at:.2f} s "
+            "to the link to Asterisk",
+            len(again) == len(all_of_it) and last_s <= 2,
+        ),
+        Finding(
+            name,
+            "gap of a fork: the time away and 300 ms at most; no block twice",
+            f"{gap_s:.2f} s at most, away for {away_s:.2f} s; {twice} twice",
+            len(again) == len(all_of_it) and gap_s <= away_s + 0.3 and not twice,
+        ),
+    ]
+
+
+@measure
+async def storm(scene: Scene) -> list[Finding]:
+    """200 forks (50 calls, 4 each) whose server restarts: all come back, and not at once."""
+    forks: int = scene.options.storm
+    async with ServerProcess() as process:
+        with Daemon(scene.asterisk):
+            crowd = Crowd(scene)
+            await crowd.gather(forks // 4, process.url, "D(in)", each=4)
+            await crowd.speak()
+            await asyncio.sleep(5.5)
+            await process.stop()
+            gone_at = time.monotonic()
+            await asyncio.sleep(0.6)
+            await process.start()
+            await crowd.events("AudioForkResumed")
+            await asyncio.sleep(1)
+            until = time.monotonic()
+            stopped = await crowd.hang_up()
+            listening, connections = read_log(process.log)
+    all_of_it = became(crowd, connections, until)
+    return _back(all_of_it, stopped, listening[-1], gone_at)
+
+
+def _back(
+    all_of_it: dict[str, Became], stopped: dict[str, Headers], back_at: float, gone_at: float
+) -> list[Finding]:
+    opened = sorted(one.connections[-1].opened - back_at for one in all_of_it.values())
+    live = [one.live_at(back_at) - back_at for one in all_of_it.values()]
+    busiest = max(sum(at <= other < at + 0.1 for other in opened) for at in opened)
+    name = f"server restarts, {len(opened)} forks"
+    seen = (
+        f"away for {back_at - gone_at:.1f} s; back after {opened[0]:.2f} to {opened[-1]:.2f} s, "
+        f"median {opened[len(opened) // 2]:.2f} s, at most {busiest} in 100 ms; "
+        f"live audio after {max(live):.2f} s at most"
+    )
+    again = Finding(name, "all live again within 5 s, spread", seen, max(live) <= 5)
+    return [_whole(name, all_of_it, stopped), again]
+
+
+# --- Churn ---
+
+CHURN_PARTS = 5
+CHURN_CALLS = 25
+FORKS_A_CALL = 4
+TALK_S = 1.0
+MAX_GROWTH_KIB = 5 * 1024
+
+
+class Counts(NamedTuple):
+    """What a leak would show in."""
+
+    memory_kib: int
+    descriptors: int
+    tasks: int
+    legs: int
+
+
+@measure
+async def churn(scene: Scene) -> list[Finding]:
+    """20,000 forks, 100 at any time, in calls of a second: nothing is left behind."""
+    wanted: int = scene.options.churn
+    async with ServerProcess(log=Path(os.devnull)) as process:
+        await scene.ami.action("Setvar", Variable="WSSERVER", Value=process.url())
+        with Daemon(scene.asterisk, command=COUNTED) as daemon:
+            tally = Tally()
+            began = time.monotonic()
+            counts = []
+            for _ in range(CHURN_PARTS):
+                await _churn(scene, tally, wanted // CHURN_PARTS)
+                counts.append(await _counts(scene.ami, daemon))
+            took_s = time.monotonic() - began
+            daemon.kill()  # so that it cannot clear its journal, and lets go of it
+            rows = _journal_rows(daemon.journal)
+    name = f"{tally.asked} forks in {took_s:.0f} s, {CHURN_CALLS * FORKS_A_CALL} at a time"
+    return [tally.finding(name), *_leaks(name, counts, rows)]
+
+
+@dataclass
+class Tally:
+    """What was heard of the forks.
+
+    Attributes:
+        live: How many forks of each call have streamed, by the end of their URL; the call takes
+            its own out.
+    """
+
+    asked: int = 0
+    started: int = 0
+    stopped: int = 0
+    dropped: int = 0
+    live: collections.Counter[str] = field(default_factory=collections.Counter)
+
+    def hear(self, headers: Headers) -> None:
+        """Take note of one event."""
+        name = headers.get("UserEvent", "")
+        if name == "AudioForkStarted":
+            self.started += 1
+            self.live[headers["WsServer"].rpartition("/")[2]] += 1
+        elif name == "AudioForkStopped":
+            self.stopped += 1
+            self.dropped += int(headers["FramesIn"]) - int(headers["FramesSent"])
+
+    def finding(self, name: str) -> Finding:
+        seen = f"{self.started} streamed, {self.stopped} stopped, {self.dropped} frames dropped"
+        ok = self.asked == self.started == self.stopped and not self.dropped
+        return Finding(name, "each streams and stops, no frame dropped", seen, ok)
+
+
+async def _churn(scene: Scene, tally: Tally, wanted: int) -> None:
+    """Run short calls side by side until so many forks more have been."""
+    calls = -(-wanted // FORKS_A_CALL)
+    numbers = iter(range(calls))
+
+    async def one_after_the_other() -> None:
+        for number in numbers:
+            await _short_call(scene.caller, f"short{number}", tally)
+
+    tally.asked += calls * FORKS_A_CALL
+    listening = asyncio.create_task(_hear(scene.ami, tally))
+    await asyncio.gather(*(one_after_the_other() for _ in range(CHURN_CALLS)))
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(20):
+            await listening
+
+
+async def _short_call(sip: SipUser, extension: str, tally: Tally) -> None:
+    """Call, speak for a second from when all forks stream, hang up."""
+    call = await sip.call(extension, timeout_s=15)
+    call.talk()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(20):
+            while tally.live[extension] < FORKS_A_CALL:  # noqa: ASYNC110 (several wait)
+                await asyncio.sleep(0.1)
+    del tally.live[extension]
+    await asyncio.sleep(TALK_S)
+    await call.hangup(10)
+
+
+async def _hear(ami: AmiClient, tally: Tally) -> None:
+    """Count events, and keep none, until all forks have stopped."""
+    while tally.stopped < tally.asked:
+        await asyncio.sleep(0.1)
+        for _, headers in ami.events:
+            tally.hear(headers)
+        ami.events.clear()
+
+
+async def _counts(ami: AmiClient, daemon: Daemon) -> Counts:
+    """Count what there is when it no longer changes."""
+    counts = await _count(ami, daemon)
+    for _ in range(20):
+        await asyncio.sleep(0.5)
+        before, counts = counts, await _count(ami, daemon)
+        if before[1:] == counts[1:]:
+            break
+    return counts
+
+
+async def _count(ami: AmiClient, daemon: Daemon) -> Counts:
+    told = daemon.log().count("tasks: ")
+    daemon.signal(signal.SIGUSR1)
+    await daemon.says("tasks: ", times=told + 1)
+    tasks = re.findall(r"tasks: (\d+)", daemon.log())[-1]
+    ami.events.clear()
+    await ami.action("CoreShowChannels")
+    done = await ami.wait_event(lambda h: h.get("Event") == "CoreShowChannelsComplete")
+    legs = int(done["ListItems"])
+    return Counts(daemon.memory_kib(), daemon.descriptors(), int(tasks), legs)
+
+
+def _journal_rows(path: Path) -> int:
+    with contextlib.closing(sqlite3.connect(path)) as journal:
+        (rows,) = journal.execute("SELECT count(*) FROM forks").fetchone()
+    return int(rows)
+
+
+def _leaks(name: str, counts: Sequence[Counts], rows: int) -> list[Finding]:
+    """Compare what there was after each part; the first one fills the caches."""
+    first, last = counts[0], counts[-1]
+    memory = Finding(
+        name,
+        f"memory grows by {MAX_GROWTH_KIB} KiB at most after the first {100 // CHURN_PARTS} %",
+        " -> ".join(str(one.memory_kib) for one in counts) + " KiB",
+        last.memory_kib - first.memory_kib <= MAX_GROWTH_KIB,
+    )
+    seen = ", ".join(
+        f"{what} {getattr(first, what)} -> {getattr(last, what)}" for what in Counts._fields[1:]
+    )
+    asked = "no descriptor, task, leg or journal row is left behind"
+    flat = all(now <= then for now, then in zip(last[1:], first[1:], strict=True))
+    seen += f", journal rows {rows}"
+    return [memory, Finding(name, asked, seen, flat and not last.legs and not rows)]
+
+
+# --- The command ---
+
+
+def table(findings: Sequence[Finding]) -> str:
+    """Return findings as a Markdown table."""
+    rows = [f"| {one.name} | {one.asked} | {one.seen} | {one.verdict} |" for one in findings]
+    return "\n".join(["| fault | asked | seen | |", "|---|---|---|---|", *rows])
+
+
+async def run(names: Sequence[str], options: argparse.Namespace) -> list[Finding]:
+    """Run measurements, one after the other, on one Asterisk."""
+    findings: list[Finding] = []
+    config = {"manager.conf": manager_conf()}
+    with Asterisk(dialplan=DIALPLAN + dialplan(), config=config) as asterisk:
+        for name in names:
+            async with (
+                AmiClient(asterisk) as ami,
+                SipUser("caller", ("127.0.0.1", asterisk.sip_port)) as caller,
+            ):
+                for finding in await MEASURES[name](Scene(asterisk, ami, caller, options)):
+                    print(finding, flush=True)
+                    findings.append(finding)
+    return findings
+
+
+def main() -> int:
+    """Run what the command line names; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(MEASURES))
+    parser.add_argument("--storm", type=int, default=200, help="forks of the storm")
+    parser.add_argument("--churn", type=int, default=20_000, help="forks of the churn")
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in MEASURES]
+    if unknown:
+        parser.error(f"no such measurement: {', '.join(unknown)}")
+    findings = uvloop.run(run(options.names or list(MEASURES), options))
+    print(f"\n{table(findings)}")
+    return 0 if all(one.ok for one in findings) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
