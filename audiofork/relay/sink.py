@@ -48,7 +48,7 @@ UNACKNOWLEDGED_S = 5.0
 PROOF_TIMEOUT_S = 1.0
 # How often the kernel is asked what it holds back: by frames while all is well, else by time.
 FRAMES_BETWEEN_CHECKS = 5
-CHECK_INTERVAL_S = 0.02
+CHECK_INTERVAL_S = 0.01
 MAX_FRAME_BYTES = 640
 HEADER_BYTES = 8
 
