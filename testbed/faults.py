@@ -63,7 +63,7 @@ HEARD = [decode(block) for block in BLOCKS]
 # Spoken until the forks stream, and at the end to push the last blocks through.
 WARM_UP = make_blocks(25, seed=62)
 # One block may be lost before the daemon has it, and one of so many.
-LOST_UPSTREAM = 10_000
+LOST_UPSTREAM = 5_000
 LIVE_LAG_S = 0.1  # more than a busy machine delays one block after the other
 COUNTED = (sys.executable, "-m", "testbed.counted_daemon")
 

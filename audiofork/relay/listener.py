@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 import uuid
 from typing import Protocol, cast
 
@@ -24,10 +23,6 @@ log = logging.getLogger(__name__)
 UUID_TIMEOUT_S = 2.0
 # Connections that have yet to send one. Asterisk does it within milliseconds.
 MAX_STRANGERS = 1000
-# With so many legs the loop rests for a moment after each turn: to be woken for each frame costs
-# more than to relay it (docs/performance.md).
-MANY_LEGS = 20
-GATHER_S = 0.002
 
 
 class LegOwner(Protocol):
@@ -45,7 +40,6 @@ class Listener:
         allow: The networks that they may come from; empty: any.
 
     Attributes:
-        gathering: Whether the loop is going to rest after this turn.
         refused: Counts the connections that were closed, and logs them.
     """
 
@@ -54,7 +48,6 @@ class Listener:
         self._allow = allow
         self._issued: dict[bytes, LegOwner] = {}
         self._legs: set[_Leg] = set()
-        self.gathering = False
         self._strangers: dict[_Leg, None] = {}  # those of the legs without a UUID, oldest first
         self._server: asyncio.Server | None = None
 
@@ -88,17 +81,6 @@ class Listener:
         self._issued.pop(uuid.UUID(fork_id).bytes, None)
 
     # --- For the connections ---
-
-    def gather(self) -> None:
-        """Let frames gather for a moment, so that one turn of the loop relays many."""
-        if len(self._legs) >= MANY_LEGS:
-            self.gathering = True
-            # Called when this turn's frames have gone to their servers.
-            asyncio.get_running_loop().call_soon(self._rest)
-
-    def _rest(self) -> None:
-        self.gathering = False
-        time.sleep(GATHER_S)
 
     def allows(self, peer: str) -> bool:
         """Tell whether a connection may come from an address."""
@@ -157,8 +139,6 @@ class _Leg(asyncio.Protocol):
         frame = self._decoder.sole_audio(chunk) if owner is not None else None
         if owner is not None and frame is not None:
             owner.on_audio(frame)
-            if not self._listener.gathering:
-                self._listener.gather()
         else:
             self._feed(chunk)
 
