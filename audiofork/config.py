@@ -26,6 +26,10 @@ _INTRO = """\
 """
 
 
+MAX_WORKERS = 64
+MAX_PORT = 65535
+
+
 @dataclass(frozen=True)
 class Address:
     """A TCP address; `host` is a name or a number, without brackets."""
@@ -82,6 +86,15 @@ def multiple_of_20(value: str) -> int:
     return int(value)
 
 
+def process_count(value: str) -> int:
+    if value == "auto":
+        return min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+    try:
+        return whole(1, MAX_WORKERS)(value)
+    except ValueError as exc:
+        raise ValueError(f"{exc}, or auto") from None
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if value not in choices:
@@ -97,7 +110,7 @@ def address(value: str) -> Address:
     host = host[1:-1] if bracketed else host
     if not colon or not host or set(host) & set("[]/ ") or bracketed != (":" in host):
         raise ValueError("host:port, or [address]:port for IPv6")
-    if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
+    if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > MAX_PORT:
         raise ValueError("host:port with a port up to 65535")
     return Address(host, int(port))
 
@@ -163,6 +176,19 @@ class AudioSocketConfig:
         "",
         networks,
         "Networks (192.0.2.0/24) and addresses that Asterisk may dial from; empty: any.",
+    )
+
+
+@dataclass(frozen=True)
+class RelayConfig:
+    """What relays the audio."""
+
+    workers: int = _option(
+        "1",
+        process_count,
+        "Processes that share the forks; auto: one for each core. 1: the daemon's own. The second "
+        "listens at the next port after [audiosocket] listen, and so on; Asterisk dials the ports "
+        "from advertise on likewise. With port 0 each has any.",
     )
 
 
@@ -284,6 +310,7 @@ class Config:
 
     asterisk: AsteriskConfig = field(default_factory=AsteriskConfig)
     audiosocket: AudioSocketConfig = field(default_factory=AudioSocketConfig)
+    relay: RelayConfig = field(default_factory=RelayConfig)
     websocket: WebSocketConfig = field(default_factory=WebSocketConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
@@ -295,6 +322,7 @@ class Config:
 _SECTIONS: dict[str, type[Any]] = {
     "asterisk": AsteriskConfig,
     "audiosocket": AudioSocketConfig,
+    "relay": RelayConfig,
     "websocket": WebSocketConfig,
     "security": SecurityConfig,
     "control": ControlConfig,
@@ -345,7 +373,9 @@ def parse(content: str, environment: Mapping[str, str], *, source: str) -> Confi
         name: _read_section(name, section_type, ini, environment, content, source)
         for name, section_type in _SECTIONS.items()
     }
-    return _with_secret(Config(**sections), source)
+    config = Config(**sections)
+    _check_ports(config, source)
+    return _with_secret(config, source)
 
 
 def _what_is_wrong(
@@ -401,6 +431,18 @@ def _read_section(
                 f"{where}: [{name}] {option.name}: expected {exc}, got {shown}"
             ) from exc
     return section_type(**values)
+
+
+def _check_ports(config: Config, source: str) -> None:
+    """Refuse an address that has no room for all workers after it."""
+    workers = config.relay.workers
+    for name in ("listen", "advertise"):
+        address = getattr(config.audiosocket, name)
+        if address is not None and address.port + workers - 1 > MAX_PORT:
+            raise ConfigError(
+                f"{source}: [audiosocket] {name}: expected {workers} ports from {address.port} on "
+                f"([relay] workers), the last is {MAX_PORT}"
+            )
 
 
 def _line_of(content: str, section: str, option: str | None) -> int:

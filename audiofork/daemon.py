@@ -15,17 +15,18 @@ from audiofork.control.ami import Ami
 from audiofork.control.forks import Forks
 from audiofork.control.front import Front
 from audiofork.control.journal import Journal
+from audiofork.control.relays import Relays
 from audiofork.control.socket import ControlSocket
 from audiofork.control.tap.chanspy import ChanSpyTap
 from audiofork.errors import AmiError, CannotListen, ConfigError
-from audiofork.model import Command, Report
+from audiofork.model import Command, Report, SendReport
 from audiofork.process import feed_watchdog, lift_file_limit, notify
-from audiofork.relay.worker import Worker
+from audiofork.relay.worker import Worker, configured_tls
 
 log = logging.getLogger(__name__)
 
 # The sections that are used at the start alone.
-_FIXED = ("asterisk", "audiosocket", "control", "front")
+_FIXED = ("asterisk", "audiosocket", "relay", "control", "front")
 SHUTDOWN_TIMEOUT_S = 2.5  # of the 3 s that a stop may take
 
 
@@ -37,7 +38,7 @@ class Daemon:
     Attributes:
         ready: Set when the AudioSocket server listens and the link to Asterisk is being made.
         forks: The registry.
-        worker: The relay.
+        relay: A worker, or several as one.
     """
 
     def __init__(self, path: Path, config: Config) -> None:
@@ -45,7 +46,7 @@ class Daemon:
         self._config = config
         self._stop = asyncio.Event()
         self.ready = asyncio.Event()
-        self.worker = Worker(config, self._on_report)
+        self.relay = _relay_of(config, self._on_report)
         self._journal = Journal(Path(config.daemon.journal) if config.daemon.journal else None)
         self._keep = config.daemon.on_stop == "keep"
         self._front: Front | None = None
@@ -55,7 +56,7 @@ class Daemon:
         self.forks.on_report(report)
 
     def _on_command(self, command: Command) -> None:
-        self.worker.handle(command)
+        self.relay.handle(command)
 
     async def run(self) -> None:
         """Serve until told to stop.
@@ -73,13 +74,12 @@ class Daemon:
     async def _start(self) -> None:
         lift_file_limit()
         try:
-            address = await self.worker.start()
+            address = await self.relay.start()
         except OSError as exc:
             listen = self._config.audiosocket.listen
             raise CannotListen("[audiosocket] listen", listen, exc) from exc
-        advertise = self._config.audiosocket.advertise or address
         self.ami = Ami(self._config.asterisk, lambda event: self.forks.on_event(event), self._up)
-        tap = ChanSpyTap(self.ami, advertise)
+        tap = ChanSpyTap(self.ami, self.relay)
         security = self._config.security
         self.forks = Forks(self.ami, tap, security, self._on_command, self._journal)
         await self._open_doors()
@@ -133,7 +133,7 @@ class Daemon:
             async with asyncio.timeout(SHUTDOWN_TIMEOUT_S):
                 await self.forks.shut_down(keep=self._keep)
                 await self.ami.log_off()
-        await self.worker.close()
+        await self.relay.close()
         await self.forks.close()
         for task in (self._link, self._watchdog):
             task.cancel()
@@ -145,7 +145,7 @@ class Daemon:
         """Take the file's new settings for new forks, or keep all of the old ones."""
         try:
             new = configuration.load(self._path)
-            self.worker.configure(new)
+            self.relay.configure(new)
         except ConfigError as exc:
             log.error("not reloaded, the old configuration stays: %s", exc)
             return
@@ -159,3 +159,19 @@ class Daemon:
             changed.append("[daemon] journal")
         what = " and ".join(changed)
         log.info("reloaded%s", f"; {what} will count from the next start" if changed else "")
+
+
+def _relay_of(config: Config, report: SendReport) -> Worker | Relays:
+    """Return the relay that the configuration asks for.
+
+    Raises:
+        ConfigError: It cannot use a file that the configuration names.
+    """
+    if config.relay.workers == 1:
+        return Worker(config, report)
+    return Relays(config, report, _check_files)
+
+
+def _check_files(config: Config) -> None:
+    """Try the files that each worker will read."""
+    configured_tls(config.websocket)

@@ -257,6 +257,20 @@ class ForkEnded:
     stats: ForkStats
 
 
+@dataclass(frozen=True, slots=True)
+class RelayLost:
+    """Report: the process that had these forks died, and their statistics with it.
+
+    Each that is still wanted has to be ordered anew; else it is ended.
+
+    Attributes:
+        away_s: How long ago that was, at most.
+    """
+
+    fork_ids: tuple[str, ...]
+    away_s: float = 0.0
+
+
 ForkReport = (
     LegAttached
     | LegLost
@@ -267,7 +281,7 @@ ForkReport = (
     | SinkMessage
     | ForkEnded
 )
-Report = ForkReport | StatsTaken
+Report = ForkReport | StatsTaken | RelayLost
 
 SendCommand = Callable[[Command], None]
 SendReport = Callable[[Report], None]

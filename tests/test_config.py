@@ -485,3 +485,28 @@ def test_secret_file_that_cannot_be_used_is_an_error_without_the_secret(
     assert text.startswith("test.ini: [asterisk] secret_file: ")
     assert str(path) in text
     assert "hunter2" not in text
+
+
+# --- Several processes ---
+
+
+def test_workers_are_as_many_as_cores_if_left_to_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(3)))
+    assert read("[relay]\nworkers = auto").relay.workers == 3
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(256)))
+    assert read("[relay]\nworkers = auto").relay.workers == 64
+
+
+@pytest.mark.parametrize("value", ["0", "65", "", "two", "-1"])
+def test_workers_that_are_no_number_of_processes_are_refused(value: str) -> None:
+    expected = "[relay] workers: expected a whole number from 1 to 64, or auto"
+    assert expected in refusal(f"[relay]\nworkers = {value}")
+
+
+@pytest.mark.parametrize("option", ["listen", "advertise"])
+def test_workers_need_a_port_each(option: str) -> None:
+    content = "[relay]\nworkers = 4\n[audiosocket]\n" + option + " = 127.0.0.1:{}"
+    assert read(content.format(65532)).relay.workers == 4
+    assert f"[audiosocket] {option}: expected 4 ports from 65533 on" in refusal(
+        content.format(65533)
+    )

@@ -29,6 +29,7 @@ class Fork:
         missing: What is away, of the server and the leg.
         leg_lost_at: Loop time since when there is no leg; None if there is one, or none yet.
         leg_losses: Loop times of the latest losses.
+        relays_lost: How often the relay process that had it has died.
         taken_up: An earlier run of the daemon has started it.
         kept: It shall be taken up by the next run.
         bridged: Whether the channel is in a bridge; None while that is not known.
@@ -49,6 +50,7 @@ class Fork:
     missing: set[str] = field(default_factory=set)
     leg_lost_at: float | None = None
     leg_losses: list[float] = field(default_factory=list)
+    relays_lost: int = 0
     taken_up: bool = False
     kept: bool = False
     state: ForkState = ForkState.REQUESTED

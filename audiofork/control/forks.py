@@ -56,6 +56,7 @@ from audiofork.model import (
     ForkStats,
     LegAttached,
     LegLost,
+    RelayLost,
     ReopenLeg,
     Report,
     SendCommand,
@@ -85,6 +86,7 @@ ASTERISK_AWAY_S = 5.0  # so long a fork without a leg waits to ask Asterisk abou
 STATS_TIMEOUT_S = 2.0
 
 RESTARTED = "Asterisk was restarted"
+RELAY_DIED = "a relay process died"
 
 # What makes a fork that never streamed a failure; the other reasons are ordinary ends.
 _FAILURES = frozenset(
@@ -303,11 +305,15 @@ class Forks:
         if not fork.taken_up:  # else the variables are there
             self._announcer.starting(fork, fork.request.options.id_variable)
         self._later(fork, LEG_TIMEOUT_S, EndReason.LEG_FAILED, "the leg did not connect")
+        self._order(fork, anew=fork.taken_up)
+
+    def _order(self, fork: Fork, *, anew: bool) -> None:
+        """Order a fork from the relay, and its leg from Asterisk."""
         self._send(spec_of(fork))
         if fork.id in self._forks:  # else the relay could not use its TLS files
             if fork.mute_in or fork.mute_out:
                 self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
-            self._spawn(self._attach(fork, anew=fork.taken_up))
+            self._ask_for_leg(fork, anew=anew)
 
     def _check(self, request: StartFork) -> None:
         """Refuse what is plain without asking anybody."""
@@ -359,15 +365,19 @@ class Forks:
         if options.tls is not None and options.tls.insecure:
             fork.log.warning("the server's certificate is not checked: T(insecure)")
 
-    async def _attach(self, fork: Fork, *, anew: bool) -> None:
+    def _ask_for_leg(self, fork: Fork, *, anew: bool) -> None:
+        fork.leg_id = self._tap.name_leg(fork.id, anew=anew)
+        self._spawn(self._attach(fork, fork.leg_id))
+
+    async def _attach(self, fork: Fork, leg_id: str) -> None:
         options = fork.request.options
-        leg_id = fork.leg_id = self._tap.name_leg(fork.id, anew=anew)
         try:
             await self._tap.start(
                 leg_id, fork.id, fork.uniqueid, options.direction, speaks=options.beeps.any
             )
         except AmiActionFailed as exc:
-            self._on_leg_failed(fork, str(exc))
+            if fork.leg_id == leg_id:  # else another was asked for since
+                self._on_leg_failed(fork, str(exc))
         except AmiError as exc:
             # Asterisk may have heard it all the same: the leg comes in time or it does not.
             fork.log.warning("asked for a leg, but: %s", exc)
@@ -455,6 +465,8 @@ class Forks:
             answer = self._stats.get(report.ticket)
             if answer is not None and not answer.done():
                 answer.set_result(report.stats)
+        elif isinstance(report, RelayLost):
+            self._on_relay_lost(report)
         elif (fork := self._forks.get(report.fork_id)) is None:
             log.error("report of a fork that is not known: %r", report)
         else:
@@ -464,7 +476,7 @@ class Forks:
         if isinstance(report, LegAttached):
             self._on_attached(fork)
         elif isinstance(report, SinkOpened):
-            fork.log.debug("the server accepted the connection")
+            self._on_opened(fork)
         elif isinstance(report, Streaming):
             self._on_streaming(fork)
         elif isinstance(report, SinkRetrying):
@@ -485,7 +497,15 @@ class Forks:
         if fork.leg_lost_at is not None:
             self._on_leg_back(fork, asyncio.get_running_loop().time() - fork.leg_lost_at)
 
+    def _on_opened(self, fork: Fork) -> None:
+        fork.log.debug("the server accepted the connection")
+        # Of a fork whose audio flowed it is the first connection of another relay process.
+        if "server" in fork.missing and self._back(fork, "server") and not fork.missing:
+            self._announcer.resumed(fork, 0)
+
     def _on_streaming(self, fork: Fork) -> None:
+        if fork.relays_lost and fork.state is not ForkState.ATTACHING:
+            return  # it is not the first frame but for the relay process
         fork.missing.discard("server")
         fork.apply(ForkEvent.FIRST_FRAME)
         self._announcer.started(fork)
@@ -531,11 +551,13 @@ class Forks:
         """Ask for another leg if the channel lives; else end the fork, with the true reason."""
         if fork.leg_lost_at is None:
             fork.leg_lost_at = asyncio.get_running_loop().time()
+        leg_id = fork.leg_id
         end = await self._end_of_leg(fork, frames_in)
         if end is not None:
             self._end(fork, *end)
         elif fork.end_asked is None and fork.state is not ForkState.ENDED:
-            await self._replace_leg(fork, why)
+            if fork.leg_id == leg_id:  # else the relay has died since
+                self._replace_leg(fork, why)
 
     async def _end_of_leg(self, fork: Fork, frames_in: int) -> tuple[EndReason, str] | None:
         """Return why a fork ends whose leg Asterisk closed; None if its channel lives."""
@@ -544,6 +566,8 @@ class Forks:
             await asyncio.sleep(LEG_LOSS_GRACE_S)
             await self._check_alive(fork)
         except NoSuchChannel:
+            if not frames_in and not fork.hangup_seen:
+                await asyncio.sleep(LEG_LOSS_GRACE_S)  # the news of its hangup may be under way
             never_there = not frames_in and not fork.hangup_seen
             return (EndReason.NO_SUCH_CHANNEL if never_there else EndReason.HANGUP), ""
         except AmiError as exc:
@@ -571,22 +595,29 @@ class Forks:
                 raise exc from None
             await self._channels.check_alive(fork.uniqueid)
 
-    async def _replace_leg(self, fork: Fork, why: str) -> None:
+    def _replace_leg(self, fork: Fork, why: str) -> None:
+        attempt = self._count_loss(fork)
+        if attempt > MAX_NEW_LEGS:
+            self._end(fork, EndReason.LEG_FAILED, _too_many(attempt, why))
+            return
+        self._tell_loss(fork, attempt, f"the leg was lost: {why}")
+        self._send(ReopenLeg(fork.id))
+        self._ask_for_leg(fork, anew=True)
+
+    def _count_loss(self, fork: Fork) -> int:
+        """Return how often the leg was lost of late, this time included."""
         now = asyncio.get_running_loop().time()
         recent = [at for at in fork.leg_losses if now - at < NEW_LEGS_WINDOW_S]
         fork.leg_losses = [*recent, now]
-        attempt = len(fork.leg_losses)
-        if attempt > MAX_NEW_LEGS:
-            detail = f"the leg was lost {attempt} times in {NEW_LEGS_WINDOW_S:g} s, last: {why}"
-            self._end(fork, EndReason.LEG_FAILED, detail)
-            return
-        fork.log.warning("the leg was lost: %s; attempt %d follows", harmless(why), attempt)
+        return len(fork.leg_losses)
+
+    def _tell_loss(self, fork: Fork, attempt: int, why: str) -> None:
+        """Tell that another leg will be asked for, and give it its time."""
+        fork.log.warning("%s; attempt %d follows", harmless(why), attempt)
         was_up = self._lost(fork, "leg")
-        self._announcer.reconnecting(fork, attempt, f"the leg was lost: {why}", was_up=was_up)
+        self._announcer.reconnecting(fork, attempt, why, was_up=was_up)
         self._cancel_timers(fork)
         self._later(fork, LEG_TIMEOUT_S, EndReason.LEG_FAILED, "the leg did not connect again")
-        self._send(ReopenLeg(fork.id))
-        await self._attach(fork, anew=True)
 
     def _on_leg_back(self, fork: Fork, gap_s: float) -> None:
         fork.leg_lost_at = None
@@ -595,6 +626,33 @@ class Forks:
         if self._back(fork, "leg"):
             more = [("GapMs", str(gap_ms))]
             self._announcer.resumed(fork, 0, more, is_up=not fork.missing)
+
+    # --- A relay process that was lost ---
+
+    def _on_relay_lost(self, report: RelayLost) -> None:
+        """Order its forks anew. Their old legs end as soon as they have something to send."""
+        lost_at = asyncio.get_running_loop().time() - report.away_s
+        for fork_id in report.fork_ids:
+            fork = self._forks.get(fork_id)
+            if fork is not None:
+                fork.relays_lost += 1
+                self._replace_relay(fork, lost_at)
+
+    def _replace_relay(self, fork: Fork, lost_at: float) -> None:
+        ending = fork.end_asked or (EndReason.HANGUP if fork.hangup_seen else None)
+        if ending is not None:
+            self._on_ended(fork, ForkEnded(fork.id, ending, RELAY_DIED, ForkStats()))
+            return
+        attempt = self._count_loss(fork)
+        if attempt > MAX_NEW_LEGS:
+            detail = _too_many(attempt, RELAY_DIED)
+            self._on_ended(fork, ForkEnded(fork.id, EndReason.LEG_FAILED, detail, ForkStats()))
+            return
+        if fork.leg_lost_at is None:
+            fork.leg_lost_at = lost_at
+        self._tell_loss(fork, attempt, RELAY_DIED)
+        fork.missing.add("server")  # another process has yet to connect to it
+        self._order(fork, anew=True)
 
     # --- Ended ---
 
@@ -621,6 +679,8 @@ class Forks:
     def _tell_end(self, fork: Fork, tell: Callable[[Headers], None], detail: str) -> None:
         """Tell of an end, once the post-process command has run."""
         more = [("Detail", harmless(detail))] if detail else []
+        if fork.relays_lost:
+            more.append(("RelaysLost", str(fork.relays_lost)))
         if fork.post_process is not None:
             self._spawn(self._post_process(fork, fork.post_process, tell, more))
         else:
@@ -730,3 +790,7 @@ class Forks:
         self._tasks.discard(task)
         if not task.cancelled() and (exc := task.exception()) is not None:
             log.error("a fault of the daemon", exc_info=exc)
+
+
+def _too_many(losses: int, why: str) -> str:
+    return f"the leg was lost {losses} times in {NEW_LEGS_WINDOW_S:g} s, last: {why}"

@@ -47,6 +47,7 @@ class Worker:
     def __init__(self, config: Config, report: SendReport) -> None:
         self.sessions: dict[str, Session] = {}
         self.address = config.audiosocket.listen
+        self._advertise = config.audiosocket.advertise
         self._report = report
         self._listener = Listener(config.audiosocket.allow)
         self.configure(config)
@@ -57,15 +58,8 @@ class Worker:
         Raises:
             ConfigError: The authorities or our certificate cannot be used.
         """
-        websocket = config.websocket
-        client_tls.cache_clear()  # the files may have changed
-        try:
-            self._tls = client_tls(
-                websocket.ca_list_file, websocket.cert_file, websocket.priv_key_file
-            )
-        except ConfigError as exc:
-            raise ConfigError(f"[websocket] ca_list_file, cert_file: {exc}") from exc
-        self._websocket = websocket
+        self._tls = configured_tls(config.websocket)
+        self._websocket = config.websocket
         self._allow_private = config.security.allow_private
 
     async def start(self) -> Address:
@@ -76,6 +70,15 @@ class Worker:
         """
         self.address = await self._listener.start(self.address)
         return self.address
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where Asterisk brings legs."""
+        return [self._advertise or self.address]
+
+    def address_of(self, fork_id: str) -> Address:
+        """Return where Asterisk shall bring the leg of a fork."""
+        return self.addresses[0]
 
     def handle(self, command: Command) -> None:
         """Obey the control plane; never waits."""
@@ -132,7 +135,8 @@ class Worker:
         self._report(report)
 
     async def close(self) -> None:
-        """End what still runs, say goodbye to the servers, stop listening."""
+        """Stop listening, end what still runs, say goodbye to the servers."""
+        self._listener.stop_listening()  # first: another process may already want the port
         sessions = list(self.sessions.values())
         for session in sessions:
             session.end(EndReason.SHUTDOWN)
@@ -153,6 +157,19 @@ def _obey(session: Session, command: EndFork | SetMute | SetGate) -> None:
         session.set_mute(command)
     else:
         session.set_gate(command.is_open)
+
+
+def configured_tls(websocket: WebSocketConfig) -> ssl.SSLContext:
+    """Return the context for forks without wishes of their own, with the files as they are now.
+
+    Raises:
+        ConfigError: The authorities or our certificate cannot be used.
+    """
+    client_tls.cache_clear()  # the files may have changed
+    try:
+        return client_tls(websocket.ca_list_file, websocket.cert_file, websocket.priv_key_file)
+    except ConfigError as exc:
+        raise ConfigError(f"[websocket] ca_list_file, cert_file: {exc}") from exc
 
 
 @functools.lru_cache(maxsize=64)

@@ -11,6 +11,16 @@ FORK_ID = "3f2a91c0-1111-4222-8333-444455556666"
 LEG = LEG_PREFIX + FORK_ID
 
 
+class FakeRelay:
+    """Two workers; the second has all forks but one."""
+
+    def __init__(self, host: str) -> None:
+        self.addresses = [Address(host, 9093), Address(host, 9094)]
+
+    def address_of(self, fork_id: str) -> Address:
+        return self.addresses[fork_id != FORK_ID]
+
+
 @pytest.fixture
 def ami() -> FakeAmi:
     return FakeAmi()
@@ -18,7 +28,7 @@ def ami() -> FakeAmi:
 
 @pytest.fixture
 def tap(ami: FakeAmi) -> ChanSpyTap:
-    return ChanSpyTap(ami, Address("127.0.0.1", 9093))  # type: ignore[arg-type]
+    return ChanSpyTap(ami, FakeRelay("127.0.0.1"))  # type: ignore[arg-type]
 
 
 def hung_up(ami: FakeAmi) -> list[str]:
@@ -66,10 +76,15 @@ async def test_start_refused_raises(ami: FakeAmi, tap: ChanSpyTap) -> None:
 
 
 async def test_start_with_ipv6_dials_the_address_in_brackets(ami: FakeAmi) -> None:
-    await ChanSpyTap(ami, Address("::1", 9093)).start(  # type: ignore[arg-type]
+    await ChanSpyTap(ami, FakeRelay("::1")).start(  # type: ignore[arg-type]
         LEG, FORK_ID, "1.1", Direction.IN, speaks=False
     )
     assert dict(ami.actions[0][1])["Channel"] == f"AudioSocket/[::1]:9093/{FORK_ID}/c(slin)"
+
+
+async def test_leg_dials_the_worker_that_has_the_fork(ami: FakeAmi, tap: ChanSpyTap) -> None:
+    await tap.start(LEG_PREFIX + OTHER_ID, OTHER_ID, "1.1", Direction.IN, speaks=False)
+    assert dict(ami.actions[0][1])["Channel"] == f"AudioSocket/127.0.0.1:9094/{OTHER_ID}/c(slin)"
 
 
 OURS = f"AudioSocket/127.0.0.1:9093-{FORK_ID}"
@@ -101,7 +116,7 @@ async def test_start_of_a_further_leg_presents_the_fork_s_uuid(
 async def test_sweep_hangs_up_legs_of_this_daemon_alone(ami: FakeAmi, tap: ChanSpyTap) -> None:
     present = {
         LEG: OURS,
-        f"{LEG}-0a1b2c3d": OURS,  # in place of the first
+        f"{LEG}-0a1b2c3d": OURS.replace("9093", "9094"),  # in place of the first, elsewhere
         f"{LEG_PREFIX}1": f"AudioSocket/127.0.0.1:90931-{FORK_ID}",  # other port
         f"{LEG_PREFIX}2": f"AudioSocket/192.0.2.1:9093-{FORK_ID}",  # other daemon
         f"{LEG_PREFIX}3": "PJSIP/100-0000002b",

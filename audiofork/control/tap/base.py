@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Protocol
 
+from audiofork.config import Address
 from audiofork.model import Direction
+
+
+class LegAddresses(Protocol):
+    """Where Asterisk brings legs: what a tap has to know of the relay."""
+
+    @property
+    def addresses(self) -> Sequence[Address]:
+        """All of them."""
+
+    def address_of(self, fork_id: str) -> Address:
+        """Return the one for the leg of a fork."""
 
 
 class Tap(Protocol):

@@ -6,8 +6,8 @@ import contextlib
 import secrets
 from collections.abc import Container, Mapping
 
-from audiofork.config import Address
 from audiofork.control.ami import Ami
+from audiofork.control.tap.base import LegAddresses
 from audiofork.errors import AmiActionFailed
 from audiofork.model import Direction
 
@@ -26,12 +26,12 @@ class ChanSpyTap:
 
     Args:
         ami: The link to Asterisk.
-        advertise: Where Asterisk shall bring the audio.
+        relay: Knows where Asterisk shall bring the audio.
     """
 
-    def __init__(self, ami: Ami, advertise: Address) -> None:
+    def __init__(self, ami: Ami, relay: LegAddresses) -> None:
         self._ami = ami
-        self._advertise = advertise
+        self._relay = relay
 
     def name_leg(self, fork_id: str, *, anew: bool) -> str:
         # A leg without media cannot end, so a fork's first one may still be there.
@@ -45,7 +45,7 @@ class ChanSpyTap:
         # versions of Asterisk have faults there.
         options += "w" if speaks else ""
         headers = [
-            ("Channel", f"AudioSocket/{self._advertise}/{fork_id}/c(slin)"),
+            ("Channel", f"AudioSocket/{self._relay.address_of(fork_id)}/{fork_id}/c(slin)"),
             ("ChannelId", leg_id),
             ("Application", "ChanSpy"),
             # The uniqueid, not the name: Asterisk refuses an Originate whose data contains such
@@ -60,9 +60,10 @@ class ChanSpyTap:
 
     async def sweep(self, present: Mapping[str, str], keep: Container[str]) -> int:
         swept = 0
+        # Only those that dial this daemon: another one may share the Asterisk.
+        prefixes = tuple(f"AudioSocket/{address}-" for address in self._relay.addresses)
         for uniqueid, name in present.items():
-            # Only those that dial this daemon: another one may share the Asterisk.
-            ours = name.startswith(f"AudioSocket/{self._advertise}-") and self.is_leg(uniqueid)
+            ours = name.startswith(prefixes) and self.is_leg(uniqueid)
             if ours and uniqueid not in keep:
                 with contextlib.suppress(AmiActionFailed):  # it may be gone by now
                     # Not by its name: a fork's earlier leg has the same.

@@ -1,0 +1,151 @@
+"""A worker as a process of its own: `python -m audiofork.relay.process`.
+
+The daemon starts it, with one end of a link as its standard input, and ends it: by a message, or
+by its own end, which closes the link. Signals that a terminal or systemd sends to all of the
+daemon's processes are for the daemon to act on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+import sys
+
+import uvloop
+
+from audiofork import log as logs
+from audiofork.errors import ConfigError
+from audiofork.link import (
+    Close,
+    Configure,
+    Down,
+    Link,
+    Listening,
+    NotListening,
+    Ping,
+    Pong,
+    decode_down,
+)
+from audiofork.model import (
+    Command,
+    EndReason,
+    ForkEnded,
+    ForkSpec,
+    ForkStats,
+    RelayLost,
+    Report,
+)
+from audiofork.process import lift_file_limit
+from audiofork.relay.worker import Worker
+
+log = logging.getLogger(__name__)
+
+# A worker of a daemon that was killed may still be about to close its port.
+LISTEN_TIMEOUT_S = 1.0
+_LISTEN_INTERVAL_S = 0.05
+_LAST_WORDS_TIMEOUT_S = 1.0
+
+
+class Process:
+    """The worker and its link; `run` returns when one of them has ended."""
+
+    def __init__(self) -> None:
+        self._link = Link(decode_down, self._on_message, self._on_closed)
+        self._worker: Worker | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._told_to_close = False
+        self._stop = asyncio.Event()
+        self._closed = asyncio.Event()
+
+    async def run(self, end: socket.socket) -> None:
+        """Serve the link until it is closed, or says so.
+
+        Args:
+            end: The worker's end.
+        """
+        await self._link.open(end)
+        await self._stop.wait()
+        if self._starting is not None:
+            await self._starting
+        if self._worker is not None:
+            await self._worker.close()
+        self._link.close()
+        try:
+            await asyncio.wait_for(self._closed.wait(), _LAST_WORDS_TIMEOUT_S)
+        except TimeoutError:
+            log.warning("the daemon did not hear how the last forks ended")
+
+    def _on_closed(self) -> None:
+        self._closed.set()
+        self._stop.set()
+        if not self._told_to_close:
+            forks = len(self._worker.sessions) if self._worker is not None else 0
+            log.error("the daemon is gone; the %d forks of this relay process end", forks)
+
+    def _on_message(self, message: Down) -> None:
+        if isinstance(message, Configure):
+            self._configure(message)
+        elif isinstance(message, Ping):
+            self._link.send(Pong())
+        elif isinstance(message, Close):
+            self._told_to_close = True
+            self._stop.set()
+        else:
+            self._obey(message)
+
+    def _configure(self, message: Configure) -> None:
+        logs.set_up(message.log)
+        try:
+            if self._worker is None:
+                self._worker = Worker(message.config, self._on_report)
+                self._starting = asyncio.create_task(self._listen(self._worker))
+            else:
+                self._worker.configure(message.config)
+        except ConfigError as exc:  # the daemon could use it a moment ago
+            log.error("a relay process cannot use the new configuration: %s", exc)
+
+    async def _listen(self, worker: Worker) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + LISTEN_TIMEOUT_S
+        while not self._stop.is_set():
+            try:
+                self._link.send(Listening(await worker.start()))
+                return
+            except OSError as exc:
+                if exc.errno != errno.EADDRINUSE or loop.time() > deadline:
+                    self._link.send(NotListening(exc.errno or 0, exc.strerror or str(exc)))
+                    return
+            await asyncio.sleep(_LISTEN_INTERVAL_S)
+
+    def _on_report(self, report: Report) -> None:
+        assert not isinstance(report, RelayLost), "not of this process's making"
+        self._link.send(report)
+
+    def _obey(self, command: Command) -> None:
+        assert self._worker is not None, "configured first"
+        try:
+            self._worker.handle(command)
+        except Exception as exc:
+            if isinstance(command, ForkSpec):  # else nobody would hear of it any more
+                stats = ForkStats()
+                self._link.send(ForkEnded(command.fork_id, EndReason.FAULT, repr(exc), stats))
+            raise
+
+
+def main() -> None:
+    """Run the process of a worker."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        end = socket.socket(fileno=sys.stdin.fileno())
+    except OSError:
+        sys.exit("a relay process is started by the daemon: [relay] workers")
+    lift_file_limit()
+    uvloop.run(Process().run(end))
+
+
+if __name__ == "__main__":
+    main()
