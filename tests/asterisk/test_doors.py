@@ -13,7 +13,7 @@ from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk
 from testbed.daemon import Daemon
 from testbed.sip import SipUser
-from tests.asterisk.conftest import Target, place_call
+from tests.asterisk.conftest import Target, only_channels, place_call
 
 pytestmark = pytest.mark.asterisk
 
@@ -68,6 +68,7 @@ async def test_unknown_channel_has_the_same_words_at_every_door(
 ) -> None:
     target = await place_call(ami, caller)
     await target.call.hangup()
+    await only_channels(ami)
     assert await by_user_event(ami, target, GOOD_URL, "") == "No such channel"
     assert await by_front(asterisk, daemon, target, GOOD_URL, "") == "No such channel"
     assert "No such channel" in await by_command_line(daemon, target.channel, GOOD_URL, "")

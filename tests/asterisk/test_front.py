@@ -85,7 +85,7 @@ def asterisk(certificate: SimpleNamespace, tls_port: int) -> Iterator[Asterisk]:
 
 @pytest.fixture(scope="module")
 def settings() -> dict[str, str]:
-    return {"front": f"listen = {HOST}:0\n"}
+    return {"front": f"listen = {HOST}:0\n", "security": "max_starts = 10000\n"}
 
 
 def front_port(daemon: Daemon) -> int:
