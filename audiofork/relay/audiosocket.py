@@ -93,7 +93,7 @@ class Decoder:
     def __init__(self) -> None:
         self._rest = b""
         self._usual_header = b""  # of the latest audio
-        self._usual_bytes = 0
+        self._usual_bytes = -1  # no chunk is as long
         self.error: AudioSocketProtocolError | None = None
 
     def sole_audio(self, chunk: bytes) -> bytes | None:
@@ -135,7 +135,7 @@ class Decoder:
             try:
                 _check(kind, length)
             except AudioSocketProtocolError as exc:
-                self.error, self._rest, self._usual_bytes = exc, b"", 0
+                self.error, self._rest, self._usual_bytes = exc, b"", -1
                 if messages:
                     return messages
                 raise

@@ -234,3 +234,45 @@ def test_any_bytes_in_any_split_mean_the_same(wire: bytes, points: list[int]) ->
     split, error_split = decode(cut(wire, points))
     assert error == error_by_byte == error_split
     assert whole == split == by_byte
+
+
+# --- A chunk that is one message -----------------------------------------------------------------
+
+ONE_MESSAGE = b"\x10\x01\x40" + bytes(range(160)) * 2
+
+
+def test_sole_audio_is_the_payload_of_a_chunk_like_the_last_audio() -> None:
+    decoder = Decoder()
+    assert decoder.sole_audio(ONE_MESSAGE) is None  # no audio has come yet
+    decoder.feed(ONE_MESSAGE)
+    assert decoder.sole_audio(ONE_MESSAGE) == ONE_MESSAGE[3:]
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        b"",
+        ONE_MESSAGE[:-1],
+        ONE_MESSAGE + b"\0",
+        b"\x11" + ONE_MESSAGE[1:],
+        b"\x10\x01\x41" + ONE_MESSAGE[3:],
+    ],
+    ids=["nothing", "short", "long", "another kind", "another length"],
+)
+def test_sole_audio_is_none_for_any_other_chunk(chunk: bytes) -> None:
+    decoder = Decoder()
+    assert decoder.sole_audio(chunk) is None
+    decoder.feed(ONE_MESSAGE)
+    assert decoder.sole_audio(chunk) is None
+
+
+def test_sole_audio_is_none_in_the_middle_of_a_message_and_after_an_error() -> None:
+    decoder = Decoder()
+    decoder.feed(ONE_MESSAGE + ONE_MESSAGE[:5])
+    assert decoder.sole_audio(ONE_MESSAGE) is None
+    broken = Decoder()
+    broken.feed(ONE_MESSAGE)
+    with pytest.raises(AudioSocketProtocolError):
+        broken.feed(b"\x10\xff\xff")
+    assert broken.sole_audio(ONE_MESSAGE) is None
+    assert broken.sole_audio(b"") is None
