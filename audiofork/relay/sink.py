@@ -26,7 +26,7 @@ from audiofork.errors import SinkError
 from audiofork.relay import retry
 from audiofork.relay.audiosocket import PTIME_MS, PTIME_S
 from audiofork.relay.backlog import Backlog
-from audiofork.relay.inflight import InFlight
+from audiofork.relay.inflight import InFlight, message_bytes
 from audiofork.relay.resolve import open_checked_socket
 
 try:
@@ -50,7 +50,6 @@ PROOF_TIMEOUT_S = 1.0
 FRAMES_BETWEEN_CHECKS = 5
 CHECK_INTERVAL_S = 0.01
 MAX_FRAME_BYTES = 640
-HEADER_BYTES = 8
 
 
 def _masks() -> Iterator[bytes]:
@@ -85,7 +84,7 @@ class Sink:
     acknowledged it; else it waits again.
 
     Attributes:
-        on_open: Called when the server has accepted a connection and got what waited for it.
+        on_open: Called when the server has accepted a connection and is given what waited.
         on_retry: Called with the number of the next attempt and why the last one failed.
         on_text: Called with each text message of the server.
         reconnects: How often a lost server came back.
@@ -210,7 +209,7 @@ class Sink:
                     ping_timeout=self._config.ping_interval,
                     close_timeout=CLOSE_TIMEOUT_S,
                     max_size=MAX_MESSAGE_BYTES,
-                    write_limit=self._budget_frames * (MAX_FRAME_BYTES + HEADER_BYTES),
+                    write_limit=self._budget_frames * message_bytes(MAX_FRAME_BYTES),
                     # Typed as a class, used as a factory.
                     create_connection=cast(Any, functools.partial(_Connection, self)),
                 )
@@ -336,7 +335,7 @@ class Sink:
         self._next_check = self.frames_sent + FRAMES_BETWEEN_CHECKS
         assert self._in_flight is not None
         self._in_flight.update()
-        if self._in_flight.not_sent <= self._budget_frames * (self._frame_bytes + HEADER_BYTES):
+        if self._in_flight.not_sent <= self._budget_frames * message_bytes(self._frame_bytes):
             return True
         self.pause()
         loop = asyncio.get_running_loop()
