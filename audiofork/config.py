@@ -8,11 +8,13 @@ from __future__ import annotations
 import configparser
 import dataclasses
 import os
+import re
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from audiofork.addresses import IPNetwork, network_of
 from audiofork.errors import ConfigError
@@ -28,6 +30,8 @@ _INTRO = """\
 
 MAX_WORKERS = 64
 MAX_PORT = 65535
+# Those that AudioSocket has a kind of message for (include/asterisk/res_audiosocket.h).
+SAMPLE_RATES = (8000, 12000, 16000, 24000, 32000, 44100, 48000, 96000, 192000)
 
 
 @dataclass(frozen=True)
@@ -133,10 +137,46 @@ def url_patterns(value: str) -> tuple[str, ...]:
     return patterns
 
 
-def _option(default: str, parse: Callable[[str], Any], doc: str) -> Any:
-    """Declare one option: its default as it would stand in the file."""
+def sample_rate(value: str) -> int:
+    allowed = ("0", *map(str, SAMPLE_RATES))
+    if value not in allowed:
+        raise ValueError(" or ".join(allowed))
+    return int(value)
+
+
+def word(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError("a word of letters, digits, - _ . that begins with a letter or a digit")
+    return value
+
+
+def http_url(value: str) -> str:
+    """Return a URL that paths can be put behind: without a slash at its end."""
+    expected = "http://host[:port][/path] or https://, without user, password, query and fragment"
+    try:
+        parts = urlsplit(value)
+        host = parts.hostname if parts.port != 0 else None
+    except ValueError:  # its text may quote the value
+        raise ValueError(expected) from None
+    is_web = parts.scheme in ("http", "https")
+    if not is_web or not host or not re.fullmatch(r"[!-~]+", value) or set(value) & set("@?#\\"):
+        raise ValueError(expected)
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+
+
+def http_url_or_nothing(value: str) -> str:
+    return http_url(value) if value else ""
+
+
+def _option(
+    default: str, parse: Callable[[str], Any], doc: str, *, may_be_shown: bool = True
+) -> Any:
+    """Declare one option: its default as it would stand in the file.
+
+    What may not be shown, a secret say, stands in no error and in no `repr`.
+    """
     metadata = {"default": default, "parse": parse, "doc": doc}
-    return field(default=parse(default), metadata=metadata)
+    return field(default=parse(default), repr=may_be_shown, metadata=metadata)
 
 
 # --- The sections --------------------------------------------------------------------------------
@@ -149,16 +189,51 @@ class AsteriskConfig:
     host: str = _option("127.0.0.1", text, "Where Asterisk's manager interface listens.")
     port: int = _option("5038", whole(1, 65535), "Its port; 5039 is usual with tls.")
     username: str = _option("audiofork", text, "The user of manager_audiofork.conf.")
-    secret: str = field(
-        default="",
-        repr=False,
-        metadata={"default": "", "parse": text, "doc": "Its secret; secret_file keeps it apart."},
-    )
+    secret: str = _option("", text, "Its secret; secret_file keeps it apart.", may_be_shown=False)
     secret_file: str = _option(
         "", text, "A file that holds the secret; with systemd, ${CREDENTIALS_DIRECTORY}/NAME works."
     )
     tls: bool = _option("no", yes_or_no, "Speak TLS to the manager interface.")
     ca_file: str = _option("", text, "Authorities that may sign its certificate; empty: system's.")
+    ping_interval: float = _option(
+        "10", number(1, 3600), "Seconds between two checks of the link; it is given up after two."
+    )
+    tap: str = _option(
+        "auto",
+        one_of("auto", "chanspy", "snoop"),
+        "Which way legs are had; auto: by ARI's snoop where [ari] is set and reachable at that "
+        "moment, else by ChanSpy; snoop: by ARI alone, forks are refused while it is not "
+        "reachable; chanspy: never by ARI.",
+    )
+
+
+@dataclass(frozen=True)
+class AriConfig:
+    """The link to Asterisk's REST interface (ARI)."""
+
+    url: str = _option(
+        "",
+        http_url_or_nothing,
+        "Where it listens, http://127.0.0.1:8088/ari say; empty: off.",
+        may_be_shown=False,  # a wrong one may hold a password
+    )
+    username: str = _option("audiofork", text, "The user of ari_audiofork.conf.")
+    password: str = _option(
+        "", text, "Its password; password_file keeps it apart.", may_be_shown=False
+    )
+    password_file: str = _option(
+        "",
+        text,
+        "A file that holds the password; with systemd, ${CREDENTIALS_DIRECTORY}/NAME works.",
+    )
+    app: str = _option(
+        "audiofork",
+        word,
+        "The name of our Stasis application; two daemons beside one Asterisk need two names.",
+    )
+    ca_file: str = _option(
+        "", text, "Authorities that may sign its certificate, for https; empty: system's."
+    )
     ping_interval: float = _option(
         "10", number(1, 3600), "Seconds between two checks of the link; it is given up after two."
     )
@@ -208,6 +283,12 @@ class WebSocketConfig:
     )
     frame_ms: int = _option(
         "20", multiple_of_20, "Milliseconds of audio in one message; option F of a fork."
+    )
+    sample_rate: int = _option(
+        "8000",
+        sample_rate,
+        "Samples a second of the audio sent; 0: the channel's own; option L of a fork. Above 8000 "
+        "needs [ari].",
     )
     latency_budget: float = _option(
         "0.2",
@@ -309,6 +390,7 @@ class Config:
     """The whole configuration, checked."""
 
     asterisk: AsteriskConfig = field(default_factory=AsteriskConfig)
+    ari: AriConfig = field(default_factory=AriConfig)
     audiosocket: AudioSocketConfig = field(default_factory=AudioSocketConfig)
     relay: RelayConfig = field(default_factory=RelayConfig)
     websocket: WebSocketConfig = field(default_factory=WebSocketConfig)
@@ -321,6 +403,7 @@ class Config:
 
 _SECTIONS: dict[str, type[Any]] = {
     "asterisk": AsteriskConfig,
+    "ari": AriConfig,
     "audiosocket": AudioSocketConfig,
     "relay": RelayConfig,
     "websocket": WebSocketConfig,
@@ -375,7 +458,8 @@ def parse(content: str, environment: Mapping[str, str], *, source: str) -> Confi
     }
     config = Config(**sections)
     _check_ports(config, source)
-    return _with_secret(config, source)
+    _check_tap(config, source)
+    return _with_secrets(config, source)
 
 
 def _what_is_wrong(
@@ -426,7 +510,7 @@ def _read_section(
         try:
             values[option.name] = option.metadata["parse"](value.strip())
         except ValueError as exc:
-            shown = "the value" if option.name == "secret" else repr(value)
+            shown = repr(value) if option.repr else "the value"
             raise ConfigError(
                 f"{where}: [{name}] {option.name}: expected {exc}, got {shown}"
             ) from exc
@@ -445,6 +529,12 @@ def _check_ports(config: Config, source: str) -> None:
             )
 
 
+def _check_tap(config: Config, source: str) -> None:
+    """Refuse a tap that there is no link for."""
+    if config.asterisk.tap == "snoop" and not config.ari.url:
+        raise ConfigError(f"{source}: [asterisk] tap: snoop needs [ari] url")
+
+
 def _line_of(content: str, section: str, option: str | None) -> int:
     """Return the number of the line where a section or option stands."""
     current = ""
@@ -461,20 +551,25 @@ def _line_of(content: str, section: str, option: str | None) -> int:
     return 0
 
 
-def _with_secret(config: Config, source: str) -> Config:
-    """Read the AMI secret from its file, if it has one."""
-    if not config.asterisk.secret_file:
-        return config
-    path = Path(os.path.expandvars(config.asterisk.secret_file))
+def _with_secrets(config: Config, source: str) -> Config:
+    """Read each secret that has a file of its own from there."""
+    for section, option in (("asterisk", "secret"), ("ari", "password")):
+        values = getattr(config, section)
+        path = os.path.expandvars(getattr(values, f"{option}_file"))
+        if path:
+            secret = _secret(Path(path), f"{source}: [{section}] {option}_file")
+            values = dataclasses.replace(values, **{option: secret})
+            config = dataclasses.replace(config, **{section: values})
+    return config
+
+
+def _secret(path: Path, where: str) -> str:
     try:
-        secret = text(path.read_text(encoding="utf-8").strip())
+        return text(path.read_text(encoding="utf-8").strip())
     except OSError as exc:
-        raise ConfigError(f"{source}: [asterisk] secret_file: {exc}") from exc
+        raise ConfigError(f"{where}: {exc}") from exc
     except ValueError:  # not UTF-8, or more than one line; the cause would quote the secret
-        raise ConfigError(
-            f"{source}: [asterisk] secret_file: expected one line of text in {path}"
-        ) from None
-    return dataclasses.replace(config, asterisk=dataclasses.replace(config.asterisk, secret=secret))
+        raise ConfigError(f"{where}: expected one line of text in {path}") from None
 
 
 # --- The sample ----------------------------------------------------------------------------------

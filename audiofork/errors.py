@@ -12,6 +12,13 @@ AudioForkError
 |   +-- AmiLoginRefused
 |   +-- AmiTimeout                no answer in time
 |   +-- AmiActionFailed           Asterisk answered with an error
++-- AriError                      Asterisk's REST interface, or the way to it
+|   +-- AriUnavailable            the link is down, or no answer in time
+|   +-- AriLoginRefused           or our user may not write
+|   +-- AriRefused                Asterisk answered with another error
++-- LegError                      a leg that Asterisk was asked for
+|   +-- LegRefused                it does not come
+|   +-- LegUncertain              it may come
 +-- SinkError                     the WebSocket server, or the way to it
 |   +-- SinkUnreachable           worth another try
 |   +-- SinkLost                  was open and is gone; worth another try
@@ -85,6 +92,50 @@ class AmiActionFailed(AmiError):
         super().__init__(f"{action}: {message}")
         self.action = action
         self.message = message
+
+
+class AriError(AudioForkError):
+    """Something between the daemon and Asterisk's REST interface failed."""
+
+
+class AriUnavailable(AriError):
+    """There is no link to Asterisk's REST interface at the moment, or no answer in time."""
+
+
+class AriLoginRefused(AriError):
+    """Asterisk does not accept our username and password, or does not let our user write."""
+
+    def __init__(self, username: str, message: str) -> None:
+        super().__init__(
+            f"Asterisk's REST interface refused {username}: {message}; check [ari] username and "
+            "password against ari.conf, where read_only has to be no"
+        )
+
+
+class AriRefused(AriError):
+    """Asterisk answered a request to its REST interface with an error.
+
+    Attributes:
+        status: That of HTTP: 404 for a channel that does not exist, say.
+        message: What Asterisk said, one line.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status = status
+        self.message = message
+
+
+class LegError(AudioForkError):
+    """A leg that Asterisk was asked for is not under way for sure."""
+
+
+class LegRefused(LegError):
+    """Asterisk refuses it: it does not come."""
+
+
+class LegUncertain(LegError):
+    """Asterisk did not answer in time: it comes or it does not."""
 
 
 class SinkError(AudioForkError):

@@ -27,6 +27,17 @@ def manager_conf() -> str:
     return shipped.replace("CHANGE-ME", SECRET)
 
 
+def ari_conf() -> str:
+    """Return the shipped ARI user, with SECRET as its password."""
+    shipped = (ETC / "asterisk/ari_audiofork.conf").read_text()
+    return shipped.replace("CHANGE-ME", SECRET)
+
+
+def ari_settings(asterisk: Asterisk) -> str:
+    """Return the lines of [ari] for an Asterisk that has `ari_conf()` in its ari.conf."""
+    return f"url = http://127.0.0.1:{asterisk.http_port}/ari\npassword = {SECRET}\n"
+
+
 def dialplan() -> str:
     """Return the shipped dialplan."""
     return (ETC / "asterisk/extensions_audiofork.conf").read_text()

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audiofork.config import (
+    SAMPLE_RATES,
     Address,
+    AriConfig,
     AsteriskConfig,
     Config,
     LogConfig,
@@ -70,6 +72,7 @@ def test_by_default_what_is_dangerous_is_off() -> None:
     assert not config.security.allow_insecure_tls
     assert not config.security.allow_post_process
     assert config.front.listen is None
+    assert config.ari.url == ""
 
 
 # --- Values --------------------------------------------------------------------------------------
@@ -83,6 +86,14 @@ def test_every_kind_of_value() -> None:
         port: 5039
         tls = Yes
         ping_interval = 2.5
+        tap = snoop
+        [ari]
+        url = https://pbx.example.org:8089/ari/
+        username = fork
+        password = hunter2
+        app = fork-2_b.c
+        ca_file = /etc/ssl/pbx.pem
+        ping_interval = 1
         [audiosocket]
         listen = [::]:0
         advertise = 192.0.2.1:9093
@@ -108,7 +119,15 @@ def test_every_kind_of_value() -> None:
         """.replace("\n        ", "\n")
     )
     assert config.asterisk == AsteriskConfig(
-        host="pbx.example.org", port=5039, tls=True, ping_interval=2.5
+        host="pbx.example.org", port=5039, tls=True, ping_interval=2.5, tap="snoop"
+    )
+    assert config.ari == AriConfig(
+        url="https://pbx.example.org:8089/ari",
+        username="fork",
+        password="hunter2",
+        app="fork-2_b.c",
+        ca_file="/etc/ssl/pbx.pem",
+        ping_interval=1,
     )
     assert config.audiosocket.listen == Address("::", 0)
     assert config.audiosocket.advertise == Address("192.0.2.1", 9093)
@@ -179,6 +198,7 @@ def test_text_is_what_stands_there(line: str, value: str) -> None:
     [
         ("asterisk", "port", "1", "65535"),
         ("asterisk", "ping_interval", "1", "3600"),
+        ("ari", "ping_interval", "1", "3600"),
         ("websocket", "connect_timeout", "0.1", "60"),
         ("websocket", "reconnect_interval", "0.25", "600"),
         ("websocket", "reconnect_attempts", "0", "1000000"),
@@ -209,6 +229,25 @@ def test_doors_that_are_emptied_are_none() -> None:
     assert (config.control.socket, config.front.listen) == ("", None)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ""),
+        ("http://127.0.0.1:8088/ari", "http://127.0.0.1:8088/ari"),
+        ("http://127.0.0.1:8088/ari//", "http://127.0.0.1:8088/ari"),
+        ("HTTPS://pbx.example.org/", "https://pbx.example.org"),
+        ("http://[::1]:8088/a/b%20c", "http://[::1]:8088/a/b%20c"),
+    ],
+)
+def test_url_of_ari_has_no_slash_at_its_end(text: str, expected: str) -> None:
+    assert read(f"[ari]\nurl = {text}").ari.url == expected
+
+
+@pytest.mark.parametrize("rate", [0, *SAMPLE_RATES])
+def test_sample_rate_may_be_one_that_audiosocket_has_or_nought(rate: int) -> None:
+    assert read(f"[websocket]\nsample_rate = {rate}").websocket.sample_rate == rate
+
+
 def test_url_with_a_semicolon_stays_whole() -> None:
     config = read("[security]\nallow_urls = ws://h/a;b ; a comment")
     assert config.security.allow_urls == ("ws://h/a;b",)
@@ -236,6 +275,13 @@ def test_url_with_a_semicolon_stays_whole() -> None:
         ("[asterisk] ping_interval", "nan", "a number from 1 to 3600"),
         ("[asterisk] ping_interval", "inf", "a number from 1 to 3600"),
         ("[asterisk] ping_interval", "ten", "a number from 1 to 3600"),
+        ("[asterisk] tap", "mixmonitor", "auto or chanspy or snoop"),
+        ("[ari] app", "", "a word of letters, digits, - _ ."),
+        ("[ari] app", "..", "a word of letters, digits, - _ ."),
+        ("[ari] app", "a,b", "a word of letters, digits, - _ ."),
+        ("[ari] app", "Zoë", "a word of letters, digits, - _ ."),
+        ("[websocket] sample_rate", "22050", "0 or 8000 or 12000 or 16000 or 24000"),
+        ("[websocket] sample_rate", "08000", "0 or 8000 or 12000 or 16000 or 24000"),
         ("[websocket] reconnect_interval", "0.2", "a number from 0.25 to 600"),
         ("[websocket] reconnect_attempts", "2.5", "a whole number from 0 to 1000000"),
         ("[security] allow_post_process", "always", "yes or no"),
@@ -275,6 +321,41 @@ def test_bad_value_is_an_error_that_names_line_section_and_option(
     text = refusal(content)
     assert text.startswith(f"test.ini:5: {option}: expected {expected}")
     assert text.endswith(f", got {value.replace(chr(10) + ' ', chr(10))!r}")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "127.0.0.1:8088/ari",
+        "ws://127.0.0.1/ari",
+        "http:///ari",
+        "http://:8088/ari",
+        "http://127.0.0.1:0/ari",
+        "http://127.0.0.1:65536/ari",
+        "http://127.0.0.1:hunter2/ari",
+        "http://[::1/ari",
+        "http://127.0.0.1/ari?api_key=audiofork:hunter2",
+        "http://127.0.0.1/ari?",
+        "http://127.0.0.1/ari#hunter2",
+        "http://audiofork:hunter2@127.0.0.1/ari",
+        "http://127.0.0.1/hunter2 ari",
+        "http://127.0.0.1\\ari",
+        "http://127.0.0.1/Zoë",
+        "http://127.0.0.1/a\0",
+    ],
+)
+def test_bad_url_of_ari_is_an_error_that_does_not_quote_it(value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(f"[ari]\nurl = {value}")
+    assert str(caught.value) == (
+        "test.ini:2: [ari] url: expected http://host[:port][/path] or https://, without user, "
+        "password, query and fragment, got the value"
+    )
+    assert "hunter2" not in repr(caught.value.__cause__)
+
+
+def test_tap_by_snoop_without_ari_is_an_error_that_names_both() -> None:
+    assert refusal("[asterisk]\ntap = snoop") == "test.ini: [asterisk] tap: snoop needs [ari] url"
 
 
 def test_bad_value_of_the_second_section_names_its_own_line() -> None:
@@ -362,6 +443,9 @@ def test_environment_reaches_the_option(section: str, option: str, tmp_path: Pat
         "debug",
         "json",
         "keep",
+        "chanspy",
+        "http://h/ari",
+        "16000",
         str(tmp_path / "b"),
     ):
         try:
@@ -424,65 +508,93 @@ def test_load_of_what_cannot_be_read_is_an_error_that_names_it(
         load(tmp_path / "a.ini", {})
 
 
-# --- The secret ----------------------------------------------------------------------------------
+# --- The secrets -------------------------------------------------------------------------------
+
+SECRETS = [("asterisk", "secret"), ("ari", "password")]
+each_secret = pytest.mark.parametrize(("section", "option"), SECRETS, ids=["ami", "ari"])
 
 
-def test_secret_is_not_shown_by_repr_and_str() -> None:
-    config = read("[asterisk]\nsecret = hunter2")
-    assert config.asterisk.secret == "hunter2"
-    assert "hunter2" not in f"{config!r} {config} {config.asterisk!r} {config.asterisk}"
+@each_secret
+def test_secret_is_not_shown_by_repr_and_str(section: str, option: str) -> None:
+    config = read(f"[{section}]\n{option} = hunter2")
+    values = getattr(config, section)
+    assert getattr(values, option) == "hunter2"
+    assert "hunter2" not in f"{config!r} {config} {values!r} {values}"
 
 
+@each_secret
 @pytest.mark.parametrize(
     ("content", "environment"),
     [
-        pytest.param("secret = hunter2", {}, id="no-section"),
-        pytest.param("[asterisk]\nsecret hunter2", {}, id="no-equals-sign"),
-        pytest.param("[asterisk]\nsecret = hunter2\nsecret = hunter2", {}, id="twice"),
-        pytest.param("[asterisk]\nsecrets = hunter2", {}, id="misspelt"),
-        pytest.param("[asterisk]\nsecret = hunter2\n hunter2", {}, id="two-lines"),
-        pytest.param("[log]\nsecret = hunter2", {}, id="other-section"),
-        pytest.param("", {"AUDIOFORK_ASTERISK_SECRET": "hunter2\0"}, id="environment"),
+        pytest.param("{option} = hunter2", {}, id="no-section"),
+        pytest.param("[{section}]\n{option} hunter2", {}, id="no-equals-sign"),
+        pytest.param("[{section}]\n{option} = hunter2\n{option} = hunter2", {}, id="twice"),
+        pytest.param("[{section}]\n{option}s = hunter2", {}, id="misspelt"),
+        pytest.param("[{section}]\n{option} = hunter2\n hunter2", {}, id="two-lines"),
+        pytest.param("[log]\n{option} = hunter2", {}, id="other-section"),
+        pytest.param("", {"AUDIOFORK_{section}_{option}": "hunter2\0"}, id="environment"),
     ],
 )
-def test_secret_is_not_shown_by_errors(content: str, environment: dict[str, str]) -> None:
+def test_secret_is_not_shown_by_errors(
+    section: str, option: str, content: str, environment: dict[str, str]
+) -> None:
+    content = content.format(section=section, option=option)
+    variables = {
+        name.format(section=section, option=option).upper(): value
+        for name, value in environment.items()
+    }
     with pytest.raises(ConfigError) as caught:
-        read(content, **environment)
+        read(content, **variables)
     exc: BaseException | None = caught.value
     while exc is not None:
         assert "hunter2" not in str(exc)
         exc = exc.__cause__
 
 
-def test_secret_file_is_read_without_its_line_end_and_goes_before_secret(tmp_path: Path) -> None:
+@each_secret
+def test_secret_file_is_read_without_its_line_end_and_goes_before_secret(
+    section: str, option: str, tmp_path: Path
+) -> None:
     path = tmp_path / "secret"
     path.write_text("hunter2 %;\n")
-    config = read(f"[asterisk]\nsecret = other\nsecret_file = {path}")
-    assert config.asterisk.secret == "hunter2 %;"
+    config = read(f"[{section}]\n{option} = other\n{option}_file = {path}")
+    assert getattr(getattr(config, section), option) == "hunter2 %;"
 
 
+def test_secret_files_are_read_each_for_its_own(tmp_path: Path) -> None:
+    for section, _ in SECRETS:
+        (tmp_path / section).write_text(f"hunter2 of {section}")
+    config = read(
+        f"[asterisk]\nsecret_file = {tmp_path}/asterisk\n[ari]\npassword_file = {tmp_path}/ari"
+    )
+    assert config.asterisk.secret == "hunter2 of asterisk"
+    assert config.ari.password == "hunter2 of ari"
+
+
+@each_secret
 def test_secret_file_may_stand_below_a_variable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    section: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     (tmp_path / "ami").write_text("hunter2")
-    config = read("[asterisk]\nsecret_file = ${CREDENTIALS_DIRECTORY}/ami")
-    assert config.asterisk.secret == "hunter2"
+    config = read(f"[{section}]\n{option}_file = ${{CREDENTIALS_DIRECTORY}}/ami")
+    assert getattr(getattr(config, section), option) == "hunter2"
 
 
+@each_secret
 @pytest.mark.parametrize(
     "content",
     [None, b"hunter2\xff", b"hunter2\nhunter2"],
     ids=["missing", "not-utf-8", "two-lines"],
 )
 def test_secret_file_that_cannot_be_used_is_an_error_without_the_secret(
-    tmp_path: Path, content: bytes | None
+    section: str, option: str, tmp_path: Path, content: bytes | None
 ) -> None:
     path = tmp_path / "secret"
     if content is not None:
         path.write_bytes(content)
-    text = refusal(f"[asterisk]\nsecret_file = {path}")
-    assert text.startswith("test.ini: [asterisk] secret_file: ")
+    text = refusal(f"[{section}]\n{option}_file = {path}")
+    assert text.startswith(f"test.ini: [{section}] {option}_file: ")
     assert str(path) in text
     assert "hunter2" not in text
 
