@@ -7,6 +7,7 @@ link between the planes may be a function call or a socket.
 from __future__ import annotations
 
 import enum
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,6 +28,24 @@ class Direction(enum.StrEnum):
     def needs_pairs(self) -> bool:
         """Whether the leg has to deliver in and out apart."""
         return self in (Direction.OUT, Direction.STEREO)
+
+
+class LegPart(enum.StrEnum):
+    """What one leg of a fork brings."""
+
+    WHOLE = "whole"
+    """All that the direction needs, as ChanSpy makes it: in alone, or pairs of in and out."""
+    IN = "in"
+    """Mono frames of in, 50 a second."""
+    OUT = "out"
+    """Mono frames of out, 50 a second."""
+
+
+def leg_uuid(fork_id: str, part: LegPart) -> str:
+    """Return the UUID that a leg presents: the fork's own, but for a leg of out."""
+    if part is LegPart.OUT:
+        return str(uuid.uuid5(uuid.UUID(fork_id), part))
+    return fork_id
 
 
 class EndReason(enum.StrEnum):
@@ -89,13 +108,16 @@ class Beeps:
 
 @dataclass(frozen=True, slots=True)
 class ForkSpec:
-    """Command: get ready to relay one fork; its leg will connect with `fork_id` as UUID.
+    """Command: get ready to relay one fork; its legs will connect with UUIDs of `leg_uuid`.
 
     Attributes:
         fork_id: A UUID in its canonical text form.
         channel: Name of the channel, for people to read.
         url: ws:// or wss:// URL of the server.
         direction: What the server is to get.
+        legs: What comes from Asterisk: the whole by one leg, or in and out by a leg each, as far
+            as the direction needs them.
+        sample_rate: Of what the legs bring and the server gets, in Hz.
         gain_in: Steps of volume of in, -4 to 4, each a factor of two; `gain_out` of out.
         keep_time: Put silence where the leg brings nothing.
         gate_open: Whether audio may flow from the start; see `SetGate`.
@@ -111,6 +133,8 @@ class ForkSpec:
     channel: str
     url: str
     direction: Direction
+    legs: tuple[LegPart, ...] = (LegPart.WHOLE,)
+    sample_rate: int = 8000
     gain_in: int = 0
     gain_out: int = 0
     keep_time: bool = False
@@ -124,9 +148,10 @@ class ForkSpec:
 
 @dataclass(frozen=True, slots=True)
 class ReopenLeg:
-    """Command: another leg for a fork whose leg was lost will connect with the same UUID."""
+    """Command: another leg in place of one that was lost will connect with the same UUID."""
 
     fork_id: str
+    part: LegPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,20 +208,22 @@ class ForkStats:
 
 @dataclass(frozen=True, slots=True)
 class LegAttached:
-    """Report: Asterisk connected the leg, the first one or one in place of a lost one."""
+    """Report: Asterisk connected a leg, the first of its part or one in place of a lost one."""
 
     fork_id: str
+    part: LegPart
 
 
 @dataclass(frozen=True, slots=True)
 class LegLost:
-    """Report: Asterisk closed the leg; why, only the control plane can find out.
+    """Report: Asterisk closed a leg; why, only the control plane can find out.
 
     Attributes:
-        frames_in: What the leg had brought, wanted or not.
+        frames_in: What the fork's legs had brought so far, wanted or not.
     """
 
     fork_id: str
+    part: LegPart
     frames_in: int
 
 

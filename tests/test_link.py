@@ -49,6 +49,7 @@ from audiofork.model import (
     ForkSpec,
     ForkStats,
     LegLost,
+    LegPart,
     SetMute,
     SinkMessage,
     StatsTaken,
@@ -66,6 +67,8 @@ SPEC = ForkSpec(
     channel="PJSIP/100-0000002a",
     url="wss://example.org/ü?token=\n\u2028\ud800",
     direction=Direction.STEREO,
+    legs=(LegPart.IN, LegPart.OUT),
+    sample_rate=16_000,
     gain_in=-4,
     keep_time=True,
     gate_open=False,
@@ -137,6 +140,7 @@ def test_values_come_back_as_what_they_were() -> None:
     spec = decode_down(encode(SPEC))
     assert isinstance(spec, ForkSpec)
     assert type(spec.direction) is Direction and type(spec.beeps) is Beeps
+    assert type(spec.legs) is tuple and type(spec.legs[0]) is LegPart
     config = decode_down(encode(Configure.of(CONFIG)))
     assert isinstance(config, Configure)
     assert type(config.audiosocket.allow[0]) is IPv4Network
@@ -173,7 +177,7 @@ MUTE = json.loads(encode(SetMute(ID)))[1]
         b'["EndFork"]',
         b'["Nonsense",{}]',
         b'[["EndFork"],{}]',
-        b'["LegLost",{"fork_id":"a","frames_in":1}]',  # a report
+        b'["LegLost",{"fork_id":"a","part":"in","frames_in":1}]',  # a report
         b'["TakeStats",{}]',
         b'["TakeStats",[]]',
         b'["TakeStats",{"ticket":"1"}]',
@@ -184,6 +188,11 @@ MUTE = json.loads(encode(SetMute(ID)))[1]
         b'["EndFork",{"fork_id":"a","reason":"whim","detail":""}]',
         b'["EndFork",{"fork_id":7,"reason":"hangup","detail":""}]',
         b'["SetGate",{"fork_id":"a","is_open":0}]',
+        b'["ReopenLeg",{"fork_id":"a"}]',
+        b'["ReopenLeg",{"fork_id":"a","part":"all"}]',
+        b'["ReopenLeg",{"fork_id":"a","part":["in"]}]',
+        encode(SPEC).replace(b'"legs":["in","out"]', b'"legs":["in","secret-value"]'),
+        encode(SPEC).replace(b'"legs":["in","out"]', b'"legs":"in"'),
         encode(SPEC).replace(b'"insecure":true', b'"insecure":"secret-value"'),
         encode(SPEC).replace(b'"beeps":{', b'"beeps":{"x":1,'),
         encode(SPEC).replace(b'"stereo"', b'"secret-value"'),
@@ -326,9 +335,9 @@ async def test_peer_that_does_not_read_loses_the_link_and_nobody_waits(
 
 
 async def test_close_lets_what_was_sent_arrive(end: End) -> None:
-    message = encode(LegLost(ID, 7))
+    message = encode(LegLost(ID, LegPart.OUT, 7))
     for _ in range(1000):
-        end.link.send(LegLost(ID, 7))
+        end.link.send(LegLost(ID, LegPart.OUT, 7))
     end.link.close()
     got = b""
     async with asyncio.timeout(5):

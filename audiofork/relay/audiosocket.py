@@ -54,14 +54,20 @@ SAMPLE_RATES = {
 
 PTIME_MS = 20
 PTIME_S = PTIME_MS / 1000
+SAMPLE_BYTES = 2
 FRAME_BYTES = 320  # 8000 Hz * 0.020 s * 2 bytes
 MAX_PAYLOAD_BYTES = 15_360  # 192000 Hz * 0.020 s * 2 bytes * 2 channels: the largest real frame
 HANGUP_MESSAGE = b"\x00\x00\x00"
 
+HEADER_BYTES = 3
 _HEADER = struct.Struct("!BH")
-_HEADER_BYTES = 3
 _UUID_BYTES = 16
 _FIXED_LENGTHS = {Kind.HANGUP: 0, Kind.UUID: _UUID_BYTES, Kind.DTMF: 1}
+
+
+def frame_bytes(sample_rate: int) -> int:
+    """Return the size of a mono frame of 20 ms: 320 at 8000 Hz."""
+    return sample_rate * PTIME_MS // 1000 * SAMPLE_BYTES
 
 
 class Message(NamedTuple):
@@ -86,28 +92,22 @@ class Decoder:
 
     After an error it refuses all further input: the stream has lost its framing.
 
+    Nearly every chunk is just one audio message like the one before. Such a chunk has
+    `usual_bytes` and begins with `usual_header`; it need not be fed, and what follows the header
+    is its payload.
+
     Attributes:
+        usual_header: Header of the latest audio message.
+        usual_bytes: Length of the latest audio message with its header; -1 if the next chunk does
+            not begin with a header.
         error: What the peer broke the protocol with, once it has.
     """
 
     def __init__(self) -> None:
         self._rest = b""
-        self._usual_header = b""  # of the latest audio
-        self._usual_bytes = -1  # no chunk is as long
+        self.usual_header = b""
+        self.usual_bytes = -1  # no chunk is as long
         self.error: AudioSocketProtocolError | None = None
-
-    def sole_audio(self, chunk: bytes) -> bytes | None:
-        """Return the payload of a chunk that is just one audio message, sized as the last one.
-
-        Nearly every chunk is that, and need not be looked at byte by byte. None: `feed` it.
-        """
-        if (
-            len(chunk) == self._usual_bytes
-            and chunk[:_HEADER_BYTES] == self._usual_header
-            and not self._rest
-        ):
-            return chunk[_HEADER_BYTES:]
-        return None
 
     def feed(self, chunk: bytes) -> list[Message]:
         """Decode the complete messages in a chunk read from the connection.
@@ -130,26 +130,31 @@ class Decoder:
         messages: list[Message] = []
         start = 0
         end = len(stream)
-        while end - start >= _HEADER_BYTES:
+        while end - start >= HEADER_BYTES:
             kind, length = _HEADER.unpack_from(stream, start)
             try:
                 _check(kind, length)
             except AudioSocketProtocolError as exc:
-                self.error, self._rest, self._usual_bytes = exc, b"", -1
+                self.error, self._rest, self.usual_bytes = exc, b"", -1
                 if messages:
                     return messages
                 raise
-            payload_start = start + _HEADER_BYTES
+            payload_start = start + HEADER_BYTES
             payload_end = payload_start + length
             if payload_end > end:
                 break
             messages.append(Message(kind, stream[payload_start:payload_end]))
-            if kind == Kind.SLIN:
-                self._usual_header = stream[start:payload_start]
-                self._usual_bytes = payload_end - start
+            if kind in SAMPLE_RATES:
+                self.usual_header = stream[start:payload_start]
             start = payload_end
         self._rest = stream[start:]
+        self.usual_bytes = -1 if self._rest else self._usual_length()
         return messages
+
+    def _usual_length(self) -> int:
+        if not self.usual_header:
+            return -1
+        return HEADER_BYTES + int.from_bytes(self.usual_header[1:], "big")
 
 
 def _check(kind: int, length: int) -> None:

@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import struct
 from collections.abc import Callable
 
-from audiofork.relay.audiosocket import PTIME_S
+from audiofork.relay.audiosocket import PTIME_S, SAMPLE_BYTES, frame_bytes
 
 # The tone that is usual for recorded calls: 1400 Hz, a fifth of a second.
 FREQUENCY_HZ = 1400
 BEEP_FRAMES = 10
 AMPLITUDE = 8192  # -12 dBFS
-_SAMPLE_RATE = 8000
-_FRAME_SAMPLES = 160
-_RAMP_SAMPLES = 40  # 5 ms, or the tone would click
+_RAMP_S = 0.005  # or the tone would click
 # After its last frame Asterisk still holds some of a tone.
 TAIL_S = 0.1
 
 
-def tone() -> list[bytes]:
-    """Return the frames of one beep, 320 bytes each."""
-    count = BEEP_FRAMES * _FRAME_SAMPLES
+@functools.cache
+def tone(sample_rate: int) -> list[bytes]:
+    """Return the mono frames of one beep, 20 ms each."""
+    size = frame_bytes(sample_rate)
+    count = BEEP_FRAMES * size // SAMPLE_BYTES
+    ramp_samples = sample_rate * _RAMP_S
     samples = []
     for n in range(count):
-        ramp = min(1.0, n / _RAMP_SAMPLES, (count - n) / _RAMP_SAMPLES)
+        ramp = min(1.0, n / ramp_samples, (count - n) / ramp_samples)
         samples.append(
-            round(AMPLITUDE * ramp * math.sin(math.tau * FREQUENCY_HZ * n / _SAMPLE_RATE))
+            round(AMPLITUDE * ramp * math.sin(math.tau * FREQUENCY_HZ * n / sample_rate))
         )
     slin = struct.pack(f"<{count}h", *samples)
-    return [slin[start : start + 320] for start in range(0, len(slin), 320)]
-
-
-_TONE = tone()
+    return [slin[start : start + size] for start in range(0, len(slin), size)]
 
 
 class Beeper:
     """Sends tones over a leg, a frame each 20 ms; owned by a session."""
 
-    def __init__(self, speak: Callable[[bytes], None]) -> None:
+    def __init__(self, speak: Callable[[bytes], None], sample_rate: int) -> None:
         self._speak = speak
+        self._tone = tone(sample_rate)
         self._loop = asyncio.get_running_loop()
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
@@ -60,8 +60,8 @@ class Beeper:
         self._frame(0, self._loop.time(), then)
 
     def _frame(self, number: int, began: float, then: Callable[[], None] | None) -> None:
-        if number < len(_TONE):
-            self._speak(_TONE[number])
+        if number < len(self._tone):
+            self._speak(self._tone[number])
             at = began + (number + 1) * PTIME_S
             self._timers["frame"] = self._loop.call_at(at, self._frame, number + 1, began, then)
         elif then is not None:

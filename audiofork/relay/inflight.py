@@ -13,13 +13,10 @@ import os
 import socket
 import ssl
 import struct
-from collections import deque
 from collections.abc import Callable
 
-# struct tcp_info of linux/tcp.h: tcpi_bytes_acked at 120, tcpi_notsent_bytes at 144.
-_BYTES_ACKED = struct.Struct("=120xQ")
-_NOT_SENT = struct.Struct("=144xI")
-_INFO_BYTES = 148
+# Of struct tcp_info (linux/tcp.h): tcpi_bytes_acked at 120, tcpi_notsent_bytes at 144.
+_INFO = struct.Struct("=120xQ16xI")
 # What a record adds to each write: 5 bytes of header, 16 of tag; TLS 1.3: 1 of type; 1.2 with
 # GCM: 8 of nonce (RFC 8446, 5.2; RFC 5288, 3; RFC 7905, 2).
 _RECORD_BYTES = {"TLSv1.3": 22, "GCM": 29, "CHACHA20": 21}
@@ -39,7 +36,7 @@ class InFlight:
     def __init__(self, transport: asyncio.Transport) -> None:
         self.not_sent = 0
         # Payloads, and how long those writes were that had none.
-        self._writes: deque[bytes | int] = deque()
+        self._writes: list[bytes | int] = []
         self.add: Callable[[bytes], None] = self._writes.append
         self._position = 0  # in the stream, where the first of them begins
         record_bytes = _record_bytes(transport)
@@ -55,17 +52,16 @@ class InFlight:
     def update(self) -> None:
         """Forget what the peer has acknowledged, and look what the kernel still holds back."""
         acked = self._acked()
-        writes = self._writes
-        while writes:
-            end = self._position + self._size(writes[0])
+        position, gone = self._position, 0
+        for write in self._writes:
+            wire_bytes = write if isinstance(write, int) else message_bytes(len(write))
+            end = position + wire_bytes + self._record_bytes
             if acked is not None and end > acked:
                 break
-            self._position = end
-            writes.popleft()
-
-    def _size(self, write: bytes | int) -> int:
-        wire_bytes = write if isinstance(write, int) else message_bytes(len(write))
-        return wire_bytes + self._record_bytes
+            position = end
+            gone += 1
+        del self._writes[:gone]
+        self._position = position
 
     def close(self) -> list[bytes]:
         """Return the payloads not acknowledged, oldest first; called when all is over."""
@@ -82,9 +78,8 @@ class InFlight:
         if self._socket is None:
             return None
         try:
-            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
-            (self.not_sent,) = _NOT_SENT.unpack_from(info)
-            (acked,) = _BYTES_ACKED.unpack_from(info)
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
+            acked, self.not_sent = _INFO.unpack(info)
         except (OSError, struct.error):  # a kernel older than 4.6 tells less
             return None
         return int(acked) - self._before

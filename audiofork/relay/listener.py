@@ -8,13 +8,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from collections.abc import Callable
 from typing import Protocol, cast
 
 from audiofork.addresses import IPNetwork, address_of
 from audiofork.config import Address
 from audiofork.errors import AudioSocketProtocolError
 from audiofork.log import CounterLine
-from audiofork.relay.audiosocket import HANGUP_MESSAGE, Decoder, Kind, encode
+from audiofork.relay.audiosocket import (
+    HANGUP_MESSAGE,
+    HEADER_BYTES,
+    SAMPLE_RATES,
+    Decoder,
+    Kind,
+    encode,
+)
 from audiofork.relay.session import LegHandle
 
 log = logging.getLogger(__name__)
@@ -26,10 +34,12 @@ MAX_STRANGERS = 1000
 
 
 class LegOwner(Protocol):
-    """What a leg tells its session."""
+    """What a leg tells its session; see `audiofork.relay.session.Inlet`."""
+
+    on_audio: Callable[[bytes], None]
+    on_usual: Callable[[bytes], None]
 
     def attach(self, leg: LegHandle) -> None: ...
-    def on_audio(self, frame: bytes) -> None: ...
     def on_leg_closed(self) -> None: ...
 
 
@@ -72,13 +82,13 @@ class Listener:
         if self._server is not None:
             await self._server.wait_closed()
 
-    def issue(self, fork_id: str, owner: LegOwner) -> None:
+    def issue(self, leg_uuid: str, owner: LegOwner) -> None:
         """Let the leg with this UUID in, once."""
-        self._issued[uuid.UUID(fork_id).bytes] = owner
+        self._issued[uuid.UUID(leg_uuid).bytes] = owner
 
-    def withdraw(self, fork_id: str) -> None:
+    def withdraw(self, leg_uuid: str) -> None:
         """Let it in no more; does nothing if it has come already."""
-        self._issued.pop(uuid.UUID(fork_id).bytes, None)
+        self._issued.pop(uuid.UUID(leg_uuid).bytes, None)
 
     # --- For the connections ---
 
@@ -117,11 +127,18 @@ class Listener:
 class _Leg(asyncio.Protocol):
     """One AudioSocket connection."""
 
+    __slots__ = (
+        *("_deadline", "_decoder", "_hung_up", "_listener", "_owner", "_peer", "_transport"),
+        *("_usual_bytes", "_usual_header"),
+    )
+
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._decoder = Decoder()
         self._owner: LegOwner | None = None
         self._hung_up = False
+        self._usual_bytes = -1  # of the decoder, while there is an owner
+        self._usual_header = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -135,10 +152,9 @@ class _Leg(asyncio.Protocol):
             self.refuse("not allowed ([audiosocket] allow)")
 
     def data_received(self, chunk: bytes) -> None:
-        owner = self._owner
-        frame = self._decoder.sole_audio(chunk) if owner is not None else None
-        if owner is not None and frame is not None:
-            owner.on_audio(frame)
+        if len(chunk) == self._usual_bytes and chunk[:HEADER_BYTES] == self._usual_header:
+            on_usual = self._owner.on_usual  # type: ignore[union-attr]
+            on_usual(chunk[HEADER_BYTES:])
         else:
             self._feed(chunk)
 
@@ -153,10 +169,13 @@ class _Leg(asyncio.Protocol):
         for kind, payload in messages:
             if self._owner is None:
                 self._identify(kind, payload)
-            elif kind == Kind.SLIN:
+            elif kind in SAMPLE_RATES:
                 self._owner.on_audio(payload)
             else:
                 self._on_other(kind)
+        if self._owner is not None:
+            self._usual_bytes = self._decoder.usual_bytes
+            self._usual_header = self._decoder.usual_header
         if self._decoder.error is not None and not self._hung_up:
             self.refuse(str(self._decoder.error))
 
@@ -184,7 +203,7 @@ class _Leg(asyncio.Protocol):
     def refuse(self, why: str) -> None:
         """Close the connection, and count it."""
         self._listener.refused.count(f"{why}, from {self._peer or 'nobody'}")
-        owner, self._owner = self._owner, None
+        owner = self._forget_owner()
         self.hang_up()
         if owner is not None:
             owner.on_leg_closed()
@@ -195,20 +214,29 @@ class _Leg(asyncio.Protocol):
             return
         self._hung_up = True
         self._deadline.cancel()
-        self._owner = None
+        self._forget_owner()
         self._listener.forget_stranger(self)
         self._transport.write(HANGUP_MESSAGE)
         self._transport.close()
 
+    def _forget_owner(self) -> LegOwner | None:
+        owner, self._owner = self._owner, None
+        self._usual_bytes = -1
+        return owner
+
     def speak(self, frame: bytes) -> None:
-        """Let the target's party hear a frame of 320 bytes; each in a write of its own."""
+        """Let the target's party hear a frame, in the format that the leg brings.
+
+        Each is a write of its own: Asterisk takes half a message for a failure.
+        """
         if not self._hung_up:
-            self._transport.write(encode(Kind.SLIN, frame))
+            header = self._decoder.usual_header
+            self._transport.write(encode(header[0] if header else Kind.SLIN, frame))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._hung_up = True
         self._deadline.cancel()
         self._listener.remove(self)
-        owner, self._owner = self._owner, None
+        owner = self._forget_owner()
         if owner is not None:
             owner.on_leg_closed()

@@ -105,7 +105,9 @@ class Process:
             else:
                 self._worker.configure(message.config)
         except ConfigError as exc:  # the daemon could use it a moment ago
-            log.error("a relay process cannot use the new configuration: %s", exc)
+            log.error("a relay process cannot use the configuration: %s", exc)
+            if self._worker is None:
+                self._link.send(NotListening(0, str(exc)))
 
     async def _listen(self, worker: Worker) -> None:
         loop = asyncio.get_running_loop()

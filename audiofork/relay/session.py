@@ -1,10 +1,11 @@
-"""One running fork: its leg on one side, its sink on the other."""
+"""One running fork: its legs on one side, its sink on the other."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from audiofork.model import (
     ForkStats,
     LegAttached,
     LegLost,
+    LegPart,
     SendReport,
     SetMute,
     SinkMessage,
@@ -26,8 +28,18 @@ from audiofork.model import (
     SinkRetrying,
     Streaming,
 )
+from audiofork.relay.audiosocket import FRAME_BYTES, frame_bytes
 from audiofork.relay.beep import Beeper
-from audiofork.relay.shape import PAIR_BYTES, SILENCE, Shape, Sides, shape_for, unchanged
+from audiofork.relay.joiner import Joiner
+from audiofork.relay.shape import (
+    PAIR_BYTES,
+    Shape,
+    Sides,
+    join_of,
+    shape_of_part,
+    shape_of_whole,
+    unchanged,
+)
 from audiofork.relay.sink import Sink
 from audiofork.relay.timekeeper import Timekeeper
 
@@ -49,12 +61,46 @@ class LegHandle(Protocol):
     def speak(self, frame: bytes) -> None: ...
 
 
-class Session:
-    """Relays the frames of one leg to one sink.
+def message_frame_bytes(spec: ForkSpec) -> int:
+    """Return how much of a message 20 ms take."""
+    return frame_bytes(spec.sample_rate) * (2 if spec.direction is Direction.STEREO else 1)
 
-    Owned by the worker. `attach`, `on_audio` and `on_leg_closed` are called by the leg, `end` by
-    anybody and as often as they like: the first reason stands. `done` is set when leg and sink
-    are closed and ForkEnded is reported.
+
+class Inlet:
+    """Where the leg of one part brings its frames; what the listener knows of a session.
+
+    Attributes:
+        on_audio: Takes a frame of any size.
+        on_usual: Takes a frame that is as long as the one before; the hot path, so the session
+            puts here the shortest way that serves at the moment.
+    """
+
+    __slots__ = ("_part", "_session", "on_audio", "on_usual")
+
+    def __init__(self, session: Session, part: LegPart, on_audio: Callable[[bytes], None]) -> None:
+        self._session = session
+        self._part = part
+        self.on_audio = on_audio
+        self.on_usual = on_audio
+
+    def attach(self, leg: LegHandle) -> None:
+        """Take the leg that connected with the part's UUID, the first or another."""
+        self._session.attach(self._part, leg)
+
+    def on_leg_closed(self) -> None:
+        """Hear that the leg is closed, and not by us."""
+        self._session.on_leg_closed(self._part)
+
+
+class Session:
+    """Relays the frames of a fork's legs to one sink.
+
+    Owned by the worker. `inlets` are called by the legs, `end` by anybody and as often as they
+    like: the first reason stands. `done` is set when legs and sink are closed and ForkEnded is
+    reported.
+
+    Attributes:
+        inlets: Where legs bring their frames, by what they bring.
     """
 
     def __init__(self, spec: ForkSpec, sink: Sink, report: SendReport) -> None:
@@ -69,18 +115,26 @@ class Session:
         self._odd_frames = CounterLine(
             log, f"fork {spec.fork_id[:8]}: frames of an unexpected size"
         )
-        self._leg: LegHandle | None = None
-        self._beeper = Beeper(self._speak) if spec.beeps.any else None
-        self._timekeeper = (
-            Timekeeper(self._send_silence, time.monotonic) if spec.keep_time else None
-        )
-        stereo = spec.direction is Direction.STEREO
-        self._silence = bytes(PAIR_BYTES) if stereo else SILENCE
+        self._legs: dict[LegPart, LegHandle] = {}
+        self._beeper = Beeper(self._speak, spec.sample_rate) if spec.beeps.any else None
+        self._start_unheard = spec.beeps.at_start
+        # Legs of one part keep time themselves.
+        keeps_time = spec.keep_time and spec.legs == (LegPart.WHOLE,)
+        self._timekeeper = Timekeeper(self._send_silence, time.monotonic) if keeps_time else None
         self._sides = Sides(spec.gain_in, spec.gain_out)
+        self._side_bytes = frame_bytes(spec.sample_rate)
+        self._silence = bytes(message_frame_bytes(spec))
         self._shape: Shape = unchanged
-        self._frame_bytes = 0
+        self._frame_bytes = 0  # of what the only leg brings
+        self._joiner: Joiner | None = None
+        if len(spec.legs) == 1:
+            self._inlet = Inlet(self, spec.legs[0], self._on_audio)
+            self.inlets = {spec.legs[0]: self._inlet}
+        else:
+            self._join = join_of(spec.direction, self._sides)
+            self._joiner = Joiner(self._on_pair, bytes(self._side_bytes))
+            self.inlets = {part: self._inlet_of_part(part, self._joiner) for part in spec.legs}
         self._gate_open = spec.gate_open
-        self._frames_in = 0
         self._unfit = 0  # frames of a size that cannot be relayed
         self._filled = 0  # frames of silence that no leg has brought
         self._gated = 0  # frames that came while the gate was shut
@@ -95,71 +149,135 @@ class Session:
         """Begin to connect to the server."""
         self._running = asyncio.create_task(self._run())
 
-    # --- The leg's side ---
+    # --- The legs' side ---
 
-    def attach(self, leg: LegHandle) -> None:
-        """Take the leg that connected with this fork's UUID, the first or another."""
+    def attach(self, part: LegPart, leg: LegHandle) -> None:
+        """Take a leg, the first of its part or another."""
         if self._end is not None:
             leg.hang_up()
             return
-        self._leg = leg
+        self._legs[part] = leg
+        if self._joiner is not None:
+            self._joiner.attach(part)
         if self._timekeeper is not None and self._gate_open:
             self._timekeeper.start()
-        if self._streaming:  # in place of a lost leg
-            self._repeat_beeps()
-        self._report(LegAttached(self.spec.fork_id))
+        if self._streaming and part is self._speaking_part:  # late, or in place of a lost leg
+            self._begin_beeps()
+        self._report(LegAttached(self.spec.fork_id, part))
 
-    def on_audio(self, frame: bytes) -> None:
-        """Relay one frame; the hot path: called 50 times a second for each fork."""
+    def _on_audio(self, frame: bytes) -> None:
+        """Relay one frame of the only leg, whatever it is like."""
         if not self._gate_open:
             self._gated += 1
             return
-        self._frames_in += 1
         if len(frame) != self._frame_bytes and not self._accepts_size(frame):
             self._unfit += 1
+            self._inlet.on_usual = self._on_audio
             return
         self._sink.send(self._shape(frame))
         if self._timekeeper is not None:
             self._timekeeper.on_frame()
+        elif self._streaming:
+            self._shorten_way()
         if not self._streaming:
             self._check_streaming()
+
+    def _shorten_way(self) -> None:
+        """Let the next frames take the shortest way: the gate is open, their size is known."""
+        is_plain = self._shape is unchanged
+        self._inlet.on_usual = self._sink.send if is_plain else self._send_shaped
+
+    def _send_shaped(self, frame: bytes) -> None:
+        self._sink.send(self._shape(frame))
 
     def _accepts_size(self, frame: bytes) -> bool:
         """Choose the shape by the first frame; drop and count what differs from it later."""
         if self._frame_bytes:
             self._odd_frames.count(f"{len(frame)} bytes in place of {self._frame_bytes}")
             return False
-        shape = shape_for(self.spec.direction, len(frame), self._sides)
+        shape = self._shape_for(len(frame), self._sides)
         if shape is None:
-            apart = self.spec.direction.needs_pairs or len(frame) == len(SILENCE)
-            unfit = f"the leg sends frames of {len(frame)} bytes"
-            self.end(EndReason.LEG_FAILED, NO_PAIRS if apart else unfit)
+            self.end(EndReason.LEG_FAILED, self._why_unfit(len(frame)))
             return False
         self._shape = shape
         self._frame_bytes = len(frame)
         return True
 
+    def _shape_for(self, size: int, sides: Sides) -> Shape | None:
+        """Return what is done to the only leg's frames; None if it does not serve the fork."""
+        (part,) = self.spec.legs
+        if part is LegPart.WHOLE:
+            return shape_of_whole(self.spec.direction, size, sides)
+        return shape_of_part(part, sides) if size == self._side_bytes else None
+
+    def _why_unfit(self, size: int) -> str:
+        if LegPart.WHOLE not in self.spec.legs:
+            rate = self.spec.sample_rate
+            return f"the leg sends frames of {size} bytes, not {self._side_bytes} ({rate} Hz)"
+        if self.spec.direction.needs_pairs or size == FRAME_BYTES:
+            return NO_PAIRS
+        or_pairs = "" if self.spec.direction is Direction.IN else f" or {PAIR_BYTES}"
+        return f"the leg sends frames of {size} bytes, not {FRAME_BYTES}{or_pairs}"
+
     def _send_silence(self) -> None:
         """Send a frame of silence that no leg has brought; it counts as one that came."""
-        self._frames_in += 1
         self._filled += 1
         self._sink.send(self._silence)
         self._check_streaming()
 
-    def on_leg_closed(self) -> None:
-        """Hear that the leg is closed, and not by us."""
-        self._let_go_of_leg()
+    def _inlet_of_part(self, part: LegPart, joiner: Joiner) -> Inlet:
+        """Return where the leg of one of two parts brings its frames."""
+
+        def put(frame: bytes) -> None:
+            if len(frame) == self._side_bytes:
+                joiner.put(part, frame)
+            elif not self._gate_open:
+                self._gated += 1
+            else:
+                self._on_odd_frame_of_part(len(frame))
+
+        return Inlet(self, part, put)
+
+    def _on_odd_frame_of_part(self, size: int) -> None:
+        self._unfit += 1
+        if self._streaming:
+            self._odd_frames.count(f"{size} bytes in place of {self._side_bytes}")
+        else:
+            self.end(EndReason.LEG_FAILED, self._why_unfit(size))
+
+    def _on_pair(self, side_in: bytes, side_out: bytes) -> None:
+        """Relay 20 ms of both legs."""
+        if not self._gate_open:
+            self._gated += 1
+            return
+        self._sink.send(self._join(side_in, side_out))
+        if not self._streaming:
+            self._check_streaming()
+
+    def on_leg_closed(self, part: LegPart) -> None:
+        """Hear that a leg is closed, and not by us."""
+        self._let_go_of(part)
         if self._end is None:
             brought = self._frames_in - self._filled + self._gated
-            self._report(LegLost(self.spec.fork_id, brought))
+            self._report(LegLost(self.spec.fork_id, part, brought))
+        elif part is self._speaking_part:  # the others have waited for the last beep
+            self._hang_up_legs(beep=False)
+
+    @property
+    def _speaking_part(self) -> LegPart:
+        """The part whose leg the party hears beeps over."""
+        return self.spec.legs[0]
 
     def _speak(self, frame: bytes) -> None:
-        if self._leg is not None:
-            self._leg.speak(frame)
+        leg = self._legs.get(self._speaking_part)
+        if leg is not None:
+            leg.speak(frame)
 
-    def _let_go_of_leg(self) -> None:
-        self._leg = None
-        if self._beeper is not None:
+    def _let_go_of(self, part: LegPart) -> None:
+        self._legs.pop(part, None)
+        if self._joiner is not None:
+            self._joiner.detach(part)
+        if self._beeper is not None and part is self._speaking_part:
             self._beeper.stop()
         if self._timekeeper is not None:
             self._timekeeper.stop()
@@ -171,23 +289,33 @@ class Session:
         mute_in = self._sides.mute_in if command.mute_in is None else command.mute_in
         mute_out = self._sides.mute_out if command.mute_out is None else command.mute_out
         sides = replace(self._sides, mute_in=mute_in, mute_out=mute_out)
-        if self._frame_bytes:
-            shape = shape_for(self.spec.direction, self._frame_bytes, sides)
+        if self._joiner is not None:
+            self._join = join_of(self.spec.direction, sides)
+        elif self._frame_bytes:
+            shape = self._shape_for(self._frame_bytes, sides)
             if shape is None:
                 self._log.warning("cannot mute one side of a mix: %s", NO_PAIRS)
                 return
             self._shape = shape
+            self._inlet.on_usual = self._on_audio
         self._sides = sides
 
     def set_gate(self, is_open: bool) -> None:
         """Let audio through, or not."""
         self._gate_open = is_open and self._end is None
+        for inlet in self.inlets.values():
+            inlet.on_usual = inlet.on_audio
         if self._timekeeper is None:
             return
-        if self._gate_open and self._leg is not None:
+        if self._gate_open and self._legs:
             self._timekeeper.start()
         else:
             self._timekeeper.stop()
+
+    @property
+    def _frames_in(self) -> int:
+        sink = self._sink
+        return sink.frames_sent + sink.backlog.dropped + len(sink.backlog) + self._unfit
 
     def stats(self) -> ForkStats:
         """Return the statistics so far."""
@@ -240,13 +368,17 @@ class Session:
         self._streaming = True
         self._report(Streaming(self.spec.fork_id))
         # What waited may reach the server when the leg is gone, or about to go.
-        if self._beeper is not None and self._leg is not None and self._end is None:
-            if self.spec.beeps.at_start:
-                self._beeper.beep()
-            self._repeat_beeps()
+        if self._speaking_part in self._legs and self._end is None:
+            self._begin_beeps()
 
-    def _repeat_beeps(self) -> None:
-        if self._beeper is not None and self.spec.beeps.interval_s:
+    def _begin_beeps(self) -> None:
+        """Let the party hear that audio flows, once; and from now on each so often."""
+        if self._beeper is None:
+            return
+        if self._start_unheard:
+            self._start_unheard = False
+            self._beeper.beep()
+        if self.spec.beeps.interval_s:
             self._beeper.repeat(self.spec.beeps.interval_s)
 
     # --- The end ---
@@ -261,21 +393,22 @@ class Session:
         if self._end is not None:
             return
         self._end = (reason, detail)
+        if self._joiner is not None:
+            self._joiner.flush()
         self.set_gate(False)
-        self._hang_up_leg(beep=reason is EndReason.STOPPED and self.spec.beeps.at_end)
+        self._hang_up_legs(beep=reason is EndReason.STOPPED and self.spec.beeps.at_end)
         code = _CLOSE_CODES.get(reason, _FAULT_CLOSE_CODE)
         self._closing = asyncio.create_task(self._sink.close(code, reason.value))
 
-    def _hang_up_leg(self, *, beep: bool) -> None:
-        leg, beeper = self._leg, self._beeper
-        if leg is None:
-            return
-        if beep and beeper is not None:
+    def _hang_up_legs(self, *, beep: bool) -> None:
+        beeper = self._beeper
+        if beep and beeper is not None and self._speaking_part in self._legs:
             beeper.stop()
-            beeper.beep(then=lambda: self._hang_up_leg(beep=False))
+            beeper.beep(then=lambda: self._hang_up_legs(beep=False))
             return
-        self._let_go_of_leg()
-        leg.hang_up()
+        for part, leg in list(self._legs.items()):
+            self._let_go_of(part)
+            leg.hang_up()
 
     def _report_end(self) -> None:
         assert self._end is not None

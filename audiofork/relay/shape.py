@@ -1,24 +1,25 @@
-"""From the frames of a leg to the frames that the server gets.
+"""From the frames of a fork's legs to the frames that the server gets.
 
-A leg delivers either mono frames (320 bytes) or pairs (640 bytes: in and out interleaved). All
-samples are int16 little-endian at 8000 Hz; audioop works in the machine's byte order, which is
-little-endian on everything that Debian's Asterisk runs on.
+A leg of ChanSpy delivers either mono frames (320 bytes) or pairs (640 bytes: in and out
+interleaved), at 8000 Hz. A leg of one part delivers mono frames at any rate. All samples are int16
+little-endian; audioop works in the machine's byte order, which is little-endian on everything that
+Debian's Asterisk runs on.
 """
 
 from __future__ import annotations
 
 import audioop
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from audiofork.model import Direction
-from audiofork.relay.audiosocket import FRAME_BYTES
+from audiofork.model import Direction, LegPart
+from audiofork.relay.audiosocket import FRAME_BYTES, SAMPLE_BYTES
 
 PAIR_BYTES = 2 * FRAME_BYTES
-SILENCE = bytes(FRAME_BYTES)
-_SAMPLE_BYTES = 2
 
 Shape = Callable[[bytes], bytes]
+Join = Callable[[bytes, bytes], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +37,17 @@ UNTOUCHED = Sides()
 
 def left(pairs: bytes) -> bytes:
     """Return the in half of a frame of pairs: 640 bytes in, 320 out."""
-    return audioop.tomono(pairs, _SAMPLE_BYTES, 1, 0)
+    return audioop.tomono(pairs, SAMPLE_BYTES, 1, 0)
 
 
 def right(pairs: bytes) -> bytes:
     """Return the out half of a frame of pairs: 640 bytes in, 320 out."""
-    return audioop.tomono(pairs, _SAMPLE_BYTES, 0, 1)
+    return audioop.tomono(pairs, SAMPLE_BYTES, 0, 1)
 
 
 def mix(pairs: bytes) -> bytes:
     """Return the saturated sum of in and out: 640 bytes in, 320 out."""
-    return audioop.tomono(pairs, _SAMPLE_BYTES, 1, 1)
+    return audioop.tomono(pairs, SAMPLE_BYTES, 1, 1)
 
 
 def unchanged(frame: bytes) -> bytes:
@@ -61,7 +62,7 @@ def silence(frame: bytes) -> bytes:
 
 def louder(factor: int) -> Shape:
     """Return what multiplies samples, saturating."""
-    return lambda frame: audioop.mul(frame, _SAMPLE_BYTES, factor)
+    return lambda frame: audioop.mul(frame, SAMPLE_BYTES, factor)
 
 
 def quieter(divisor: int) -> Shape:
@@ -70,23 +71,30 @@ def quieter(divisor: int) -> Shape:
     audioop rounds down, so the negative samples are divided as positive ones. Adding a constant
     saturates, which parts the two: min(x + 32767, 32767) - 32767 = min(x, 0).
     """
-    full, empty = b"\xff\x7f" * (FRAME_BYTES // 2), b"\x00\x80" * (FRAME_BYTES // 2)
 
     def divide(frame: bytes) -> bytes:
-        negative = audioop.bias(audioop.add(frame, full, _SAMPLE_BYTES), _SAMPLE_BYTES, -32767)
-        positive = audioop.bias(audioop.add(frame, empty, _SAMPLE_BYTES), _SAMPLE_BYTES, 32768)
-        quotient = audioop.mul(negative, _SAMPLE_BYTES, -1 / divisor)
+        full, empty = _constants(len(frame))
+        negative = audioop.bias(audioop.add(frame, full, SAMPLE_BYTES), SAMPLE_BYTES, -32767)
+        positive = audioop.bias(audioop.add(frame, empty, SAMPLE_BYTES), SAMPLE_BYTES, 32768)
+        quotient = audioop.mul(negative, SAMPLE_BYTES, -1 / divisor)
         return audioop.add(
-            audioop.mul(positive, _SAMPLE_BYTES, 1 / divisor),
-            audioop.mul(quotient, _SAMPLE_BYTES, -1),
-            _SAMPLE_BYTES,
+            audioop.mul(positive, SAMPLE_BYTES, 1 / divisor),
+            audioop.mul(quotient, SAMPLE_BYTES, -1),
+            SAMPLE_BYTES,
         )
 
     return divide
 
 
+@functools.cache
+def _constants(frame_bytes: int) -> tuple[bytes, bytes]:
+    """Return frames of the greatest and of the least sample."""
+    samples = frame_bytes // SAMPLE_BYTES
+    return b"\xff\x7f" * samples, b"\x00\x80" * samples
+
+
 def _side(gain: int, mute: bool) -> Shape:
-    """Return what is done to the 320 bytes of one side."""
+    """Return what is done to the mono frames of one side."""
     if mute:
         return silence
     if gain > 0:
@@ -96,27 +104,44 @@ def _side(gain: int, mute: bool) -> Shape:
     return unchanged
 
 
-def _joined(join: Callable[[bytes, bytes], bytes], sides: Sides) -> Shape:
-    """Return what takes pairs apart, treats each side, and joins them again."""
-    do_in = _side(sides.gain_in, sides.mute_in)
-    do_out = _side(sides.gain_out, sides.mute_out)
-    return lambda pairs: join(do_in(left(pairs)), do_out(right(pairs)))
-
-
 def _add(side_in: bytes, side_out: bytes) -> bytes:
-    return audioop.add(side_in, side_out, _SAMPLE_BYTES)
+    return audioop.add(side_in, side_out, SAMPLE_BYTES)
 
 
 def _interleave(side_in: bytes, side_out: bytes) -> bytes:
     return audioop.add(
-        audioop.tostereo(side_in, _SAMPLE_BYTES, 1, 0),
-        audioop.tostereo(side_out, _SAMPLE_BYTES, 0, 1),
-        _SAMPLE_BYTES,
+        audioop.tostereo(side_in, SAMPLE_BYTES, 1, 0),
+        audioop.tostereo(side_out, SAMPLE_BYTES, 0, 1),
+        SAMPLE_BYTES,
     )
 
 
-def shape_for(direction: Direction, frame_bytes: int, sides: Sides = UNTOUCHED) -> Shape | None:
-    """Return what turns a leg's frames into those of a direction.
+def join_of(direction: Direction, sides: Sides = UNTOUCHED) -> Join:
+    """Return what makes one frame of a frame of in and one of out, equally long.
+
+    Args:
+        direction: both or stereo.
+        sides: Volume and mute.
+    """
+    join = _interleave if direction is Direction.STEREO else _add
+    if sides == UNTOUCHED:
+        return join
+    do_in = _side(sides.gain_in, sides.mute_in)
+    do_out = _side(sides.gain_out, sides.mute_out)
+    return lambda side_in, side_out: join(do_in(side_in), do_out(side_out))
+
+
+def shape_of_part(part: LegPart, sides: Sides = UNTOUCHED) -> Shape:
+    """Return what turns the frames of a leg of in or out into those of that direction."""
+    if part is LegPart.IN:
+        return _side(sides.gain_in, sides.mute_in)
+    return _side(sides.gain_out, sides.mute_out)
+
+
+def shape_of_whole(
+    direction: Direction, frame_bytes: int, sides: Sides = UNTOUCHED
+) -> Shape | None:
+    """Return what turns the frames of ChanSpy's leg into those of a direction.
 
     Args:
         direction: What the server is to get.
@@ -145,8 +170,9 @@ def _of_pairs(direction: Direction, sides: Sides) -> Shape | None:
     if direction is Direction.OUT:
         treat = _side(sides.gain_out, sides.mute_out)
         return right if treat is unchanged else lambda pairs: treat(right(pairs))
-    if direction is Direction.BOTH:
-        return mix if sides == UNTOUCHED else _joined(_add, sides)
-    if direction is Direction.STEREO:
-        return unchanged if sides == UNTOUCHED else _joined(_interleave, sides)
-    return None
+    if direction is Direction.IN:
+        return None
+    if sides == UNTOUCHED:
+        return mix if direction is Direction.BOTH else unchanged
+    join = join_of(direction, sides)
+    return lambda pairs: join(left(pairs), right(pairs))

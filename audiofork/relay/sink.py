@@ -24,7 +24,7 @@ from websockets.protocol import OPEN
 from audiofork.config import WebSocketConfig
 from audiofork.errors import SinkError
 from audiofork.relay import retry
-from audiofork.relay.audiosocket import PTIME_MS, PTIME_S
+from audiofork.relay.audiosocket import FRAME_BYTES, PTIME_MS, PTIME_S
 from audiofork.relay.backlog import Backlog
 from audiofork.relay.inflight import InFlight, message_bytes
 from audiofork.relay.resolve import open_checked_socket
@@ -49,7 +49,6 @@ PROOF_TIMEOUT_S = 1.0
 # How often the kernel is asked what it holds back: by frames while all is well, else by time.
 FRAMES_BETWEEN_CHECKS = 5
 CHECK_INTERVAL_S = 0.01
-MAX_FRAME_BYTES = 640
 
 
 def _masks() -> Iterator[bytes]:
@@ -66,13 +65,61 @@ _next_mask = _masks().__next__
 def binary_frame(payload: bytes) -> bytes:
     """Return a final, masked, binary WebSocket frame (RFC 6455, 5.2) of 126 bytes or more."""
     mask = _next_mask()
-    length = len(payload)
-    header = b"\x82\xfe" + length.to_bytes(2, "big") if length < 65_536 else _long_header(length)
-    return b"".join((header, mask, apply_mask(payload, mask)))
+    return b"".join((_header(len(payload)), mask, apply_mask(payload, mask)))
 
 
-def _long_header(length: int) -> bytes:
+def _header(length: int) -> bytes:
+    """Return what comes before the mask."""
+    if length < 65_536:
+        return b"\x82\xfe" + length.to_bytes(2, "big")
     return b"\x82\xff" + length.to_bytes(8, "big")
+
+
+class _Outlet:
+    """The way of a frame into an open connection, and all that it needs: the hot path.
+
+    Small and apart from its sink, because a frame of another fork comes before the next of this
+    one, and what it touches is no longer in the processor's caches by then.
+
+    Attributes:
+        at_once: The connection takes each frame in a message of its own, and none waits.
+        header: Of a message of one frame.
+        write: Gives the connection a message; `note` notes its payload as in flight.
+        keep: Takes a frame that cannot go at once.
+        frames_sent: Those in messages that were written.
+        next_check: At so many frames sent, `check` is called.
+    """
+
+    __slots__ = (
+        *("at_once", "header", "write", "note", "frames_sent", "next_check"),
+        *("keep", "check"),
+    )
+
+    def __init__(
+        self, header: bytes, keep: Callable[[bytes], object], check: Callable[[], object]
+    ) -> None:
+        self.at_once = False
+        self.header = header
+        self.write: Callable[[bytes], object] = lambda message: None
+        self.note: Callable[[bytes], object] = lambda payload: None
+        self.frames_sent = 0
+        self.next_check = 0
+        self.keep = keep
+        self.check = check
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame now, or keep it in the backlog; never waits."""
+        if not self.at_once:
+            self.keep(frame)
+            return
+        # Looked up before they are called: that is faster than a call of an attribute.
+        write, note = self.write, self.note
+        mask = _next_mask()
+        write(b"".join((self.header, mask, apply_mask(frame, mask))))
+        note(frame)
+        self.frames_sent = sent = self.frames_sent + 1
+        if sent >= self.next_check:
+            self.check()
 
 
 class Sink:
@@ -83,7 +130,11 @@ class Sink:
     A frame that was sent over a connection that broke counts as sent only if the server's TCP has
     acknowledged it; else it waits again.
 
+    Args:
+        frame_bytes: Size of every frame.
+
     Attributes:
+        send: Sends a frame now, or keeps it in the backlog; never waits.
         on_open: Called when the server has accepted a connection and is given what waited.
         on_retry: Called with the number of the next attempt and why the last one failed.
         on_text: Called with each text message of the server.
@@ -97,6 +148,7 @@ class Sink:
         config: WebSocketConfig,
         tls: ssl.SSLContext,
         *,
+        frame_bytes: int = FRAME_BYTES,
         allow_private: bool = True,
     ) -> None:
         self._url = url
@@ -111,20 +163,19 @@ class Sink:
         self._hurry = asyncio.Event()  # no time to wait between attempts
         self._closing = False
         self._writable = False  # the connection takes frames
-        self._at_once = False  # and each in a message of its own, with none waiting
-        self._transport_write: Callable[[bytes], object] = lambda message: None
-        self._note_sent: Callable[[bytes], object] = lambda payload: None
         self._good = False  # the connection may be given frames
         self._over = False
         self._patience: asyncio.Timeout | None = None
+        self._frame_bytes = frame_bytes
+        self._outlet = _Outlet(_header(frame_bytes), self._keep, self._has_room)
+        self.send = self._outlet.send
         self._per_message = config.frame_ms // PTIME_MS
         # A message that was just written is no sign of a slow server.
         self._budget_frames = max(
             int(config.latency_budget * 1000) // PTIME_MS, 2 * self._per_message
         )
-        self._frame_bytes = MAX_FRAME_BYTES  # of the latest; not always up to date
+        self._budget_bytes = self._budget_frames * message_bytes(frame_bytes)
         self._part_timer: asyncio.TimerHandle | None = None
-        self._next_check = 0  # frames sent by then
         self._check_timer: asyncio.TimerHandle | None = None
         self._open_s: float | None = None  # how long the latest connection was open
         self._was_open = False
@@ -132,10 +183,13 @@ class Sink:
         self.on_retry: Callable[[int, str], None] = lambda attempt, why: None
         self.on_text: Callable[[str], None] = lambda text: None
         self.backlog = Backlog(max(config.backlog, config.frame_ms / 1000))
-        self.frames_sent = 0
         self.reconnects = 0
         self.dropped_in_gap = 0
         self._dropped_before = 0  # when the server took no more
+
+    @property
+    def frames_sent(self) -> int:
+        return self._outlet.frames_sent
 
     # --- The connection's life ---
 
@@ -209,7 +263,7 @@ class Sink:
                     ping_timeout=self._config.ping_interval,
                     close_timeout=CLOSE_TIMEOUT_S,
                     max_size=MAX_MESSAGE_BYTES,
-                    write_limit=self._budget_frames * message_bytes(MAX_FRAME_BYTES),
+                    write_limit=self._budget_bytes,
                     # Typed as a class, used as a factory.
                     create_connection=cast(Any, functools.partial(_Connection, self)),
                 )
@@ -222,8 +276,8 @@ class Sink:
         assert isinstance(connection, _Connection)
         self._connection = connection
         self._in_flight = connection.in_flight = InFlight(connection.transport)
-        self._transport_write = connection.transport.write
-        self._note_sent = self._in_flight.add
+        self._outlet.write = connection.transport.write
+        self._outlet.note = self._in_flight.add
         return connection
 
     async def _checked_socket(self) -> socket.socket | None:
@@ -264,27 +318,15 @@ class Sink:
         assert self._in_flight is not None
         lost = [frame for payload in self._in_flight.close() for frame in self._frames_of(payload)]
         self._in_flight = None
-        self.frames_sent -= len(lost)
+        self._outlet.frames_sent -= len(lost)
         self.backlog.put_back(lost)
         self._flushed.set()
 
     def _frames_of(self, payload: bytes) -> list[bytes]:
-        size = len(payload) if self._per_message == 1 else self._frame_bytes
+        size = self._frame_bytes
         return [payload[start : start + size] for start in range(0, len(payload), size)]
 
-    # --- The way of a frame ---
-
-    def send(self, frame: bytes) -> None:
-        """Send a frame now, or keep it in the backlog; never waits. The hot path."""
-        if not self._at_once:
-            self._keep(frame)
-            return
-        self._transport_write(binary_frame(frame))
-        self._note_sent(frame)
-        self.frames_sent = sent = self.frames_sent + 1
-        if sent >= self._next_check:
-            self._frame_bytes = len(frame)
-            self._has_room()
+    # --- The way of a frame that cannot go at once ---
 
     def _keep(self, frame: bytes) -> None:
         self.backlog.put(frame)
@@ -305,12 +347,12 @@ class Sink:
         self._end_part()
         count = min(self._per_message, len(self.backlog))
         frames = [self.backlog.take() for _ in range(count)]
-        self._frame_bytes = len(frames[0])
         payload = frames[0] if count == 1 else b"".join(frames)
-        self._transport_write(binary_frame(payload))
-        self._note_sent(payload)
-        self.frames_sent += count
-        if self.frames_sent >= self._next_check:
+        outlet = self._outlet
+        outlet.write(binary_frame(payload))
+        outlet.note(payload)
+        outlet.frames_sent += count
+        if outlet.frames_sent >= outlet.next_check:
             self._has_room()
 
     def _begin_part(self) -> None:
@@ -332,10 +374,10 @@ class Sink:
 
     def _has_room(self) -> bool:
         """Tell whether the kernel holds no more than the budget; if it does, pause for a while."""
-        self._next_check = self.frames_sent + FRAMES_BETWEEN_CHECKS
+        self._outlet.next_check = self.frames_sent + FRAMES_BETWEEN_CHECKS
         assert self._in_flight is not None
         self._in_flight.update()
-        if self._in_flight.not_sent <= self._budget_frames * message_bytes(self._frame_bytes):
+        if self._in_flight.not_sent <= self._budget_bytes:
             return True
         self.pause()
         loop = asyncio.get_running_loop()
@@ -349,7 +391,7 @@ class Sink:
             self._check_timer.cancel()
             self._check_timer = None
         if self._writable:
-            self._writable = self._at_once = False
+            self._writable = self._outlet.at_once = False
             self._dropped_before = self.backlog.dropped
 
     def resume(self) -> None:
@@ -360,7 +402,7 @@ class Sink:
         if self._good and self._has_room():
             self._writable = True
             self._send_waiting()
-            self._at_once = self._writable and self._per_message == 1
+            self._outlet.at_once = self._writable and self._per_message == 1
 
     # --- The end ---
 

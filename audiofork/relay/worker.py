@@ -17,6 +17,7 @@ from audiofork.model import (
     ForkEnded,
     ForkSpec,
     ForkStats,
+    LegPart,
     ReopenLeg,
     Report,
     SendReport,
@@ -25,9 +26,10 @@ from audiofork.model import (
     StatsTaken,
     TakeStats,
     Tls,
+    leg_uuid,
 )
 from audiofork.relay.listener import Listener
-from audiofork.relay.session import Session
+from audiofork.relay.session import Session, message_frame_bytes
 from audiofork.relay.sink import Sink
 
 log = logging.getLogger(__name__)
@@ -89,7 +91,7 @@ class Worker:
             self._report(StatsTaken(command.ticket, stats))
         elif session := self.sessions.get(command.fork_id):
             if isinstance(command, ReopenLeg):
-                self._listener.issue(command.fork_id, session)
+                self._issue(session, command.part)
             else:
                 _obey(session, command)
 
@@ -100,11 +102,22 @@ class Worker:
             stats = ForkStats()
             self._report(ForkEnded(spec.fork_id, EndReason.SINK_REFUSED, str(exc), stats))
             return
-        sink = Sink(spec.url, self._settings_of(spec), tls, allow_private=self._allow_private)
+        sink = Sink(
+            spec.url,
+            self._settings_of(spec),
+            tls,
+            frame_bytes=message_frame_bytes(spec),
+            allow_private=self._allow_private,
+        )
         session = Session(spec, sink, self._on_report)
         self.sessions[spec.fork_id] = session
-        self._listener.issue(spec.fork_id, session)
+        for part in spec.legs:
+            self._issue(session, part)
         session.start()
+
+    def _issue(self, session: Session, part: LegPart) -> None:
+        """Let the leg of a part in, once."""
+        self._listener.issue(leg_uuid(session.spec.fork_id, part), session.inlets[part])
 
     def _settings_of(self, spec: ForkSpec) -> WebSocketConfig:
         """Return the settings for one fork's sink: its options go before the configuration."""
@@ -130,8 +143,9 @@ class Worker:
 
     def _on_report(self, report: Report) -> None:
         if isinstance(report, ForkEnded):
-            self._listener.withdraw(report.fork_id)
-            del self.sessions[report.fork_id]
+            session = self.sessions.pop(report.fork_id)
+            for part in session.inlets:
+                self._listener.withdraw(leg_uuid(report.fork_id, part))
         self._report(report)
 
     async def close(self) -> None:

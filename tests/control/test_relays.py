@@ -36,6 +36,7 @@ from audiofork.model import (
     ForkStats,
     LegAttached,
     LegLost,
+    LegPart,
     RelayLost,
     ReopenLeg,
     Report,
@@ -170,13 +171,13 @@ async def test_leg_that_is_lost_may_come_again_to_the_same_worker(
     await rig.stats()
     leg = await stream(rig, fork_id, recorder, "/a")
     await leg.close()
-    await rig.reported(LegLost(fork_id, 10))
+    await rig.reported(LegLost(fork_id, LegPart.WHOLE, 10))
     before = rig.worker_of(fork_id)
-    rig.relays.handle(ReopenLeg(fork_id))
+    rig.relays.handle(ReopenLeg(fork_id, LegPart.WHOLE))
     await rig.stats()
     again = await Leg.connect(rig.relays.address_of(fork_id))
     again.send_uuid(fork_id)
-    await until(lambda: rig.reports.count(LegAttached(fork_id)) == 2)
+    await until(lambda: rig.reports.count(LegAttached(fork_id, LegPart.WHOLE)) == 2)
     assert rig.worker_of(fork_id) == before
     await again.close()
 
@@ -371,7 +372,7 @@ async def test_command_for_a_fork_that_is_lost_leads_to_nothing(rig: Rig) -> Non
     await rig.lost()
     rig.reports.clear()
     rig.relays.handle(SetMute(fork_id, mute_in=True))
-    rig.relays.handle(ReopenLeg(fork_id))
+    rig.relays.handle(ReopenLeg(fork_id, LegPart.WHOLE))
     assert await rig.stats() == {}
     assert rig.reports == []
 

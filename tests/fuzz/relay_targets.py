@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import audioop
+import itertools
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import PurePosixPath
 from random import Random
-from typing import Any
+from typing import Any, cast
 from unittest.mock import AsyncMock, MagicMock
 
 from audiofork.config import Address
 from audiofork.errors import AudioSocketProtocolError
+from audiofork.model import (
+    Direction,
+    EndReason,
+    ForkEnded,
+    ForkSpec,
+    LegPart,
+    Report,
+    SetMute,
+    leg_uuid,
+)
 from audiofork.receiver import LABEL_LENGTH, TEXT_LENGTH, channels_of, label_of, shown
 from audiofork.relay.audiosocket import (
     HANGUP_MESSAGE,
@@ -24,7 +36,10 @@ from audiofork.relay.audiosocket import (
     Message,
     encode,
 )
+from audiofork.relay.backlog import Backlog
 from audiofork.relay.listener import Listener
+from audiofork.relay.session import Session
+from audiofork.relay.sink import Sink
 
 from .fuzzing import Check, Target, split
 
@@ -116,15 +131,23 @@ class _Owner:
         assert not self.closed
         self.frames.append(frame)
 
+    def on_usual(self, frame: bytes) -> None:
+        assert len(frame) == len(self.frames[-1])
+        self.on_audio(frame)
+
     def on_leg_closed(self) -> None:
         self.closed += 1
 
 
-@contextmanager
-def _listening() -> Iterator[Check]:
-    factories: list[Callable[[], Any]] = []
+Factory = Callable[[], Any]
+CheckLegs = Callable[[Listener, Factory, bytes, Random], Awaitable[str]]
 
-    async def create_server(factory: Callable[[], Any], *_: Any, **__: Any) -> Any:
+
+@contextmanager
+def _listening(check_legs: CheckLegs) -> Iterator[Check]:
+    factories: list[Factory] = []
+
+    async def create_server(factory: Factory, *_: Any, **__: Any) -> Any:
         factories.append(factory)
         listening = MagicMock()
         listening.getsockname.return_value = ("127.0.0.1", 9092)
@@ -133,7 +156,7 @@ def _listening() -> Iterator[Check]:
         return server
 
     async def check(data: bytes, rng: Random) -> str:
-        return _check_leg(listener, factories[0], data, rng)
+        return await check_legs(listener, factories[0], data, rng)
 
     with asyncio.Runner() as runner:
         setattr(runner.get_loop(), "create_server", create_server)  # noqa: B010
@@ -143,14 +166,26 @@ def _listening() -> Iterator[Check]:
         runner.run(listener.close())
 
 
-def _check_leg(listener: Listener, factory: Callable[[], Any], data: bytes, rng: Random) -> str:
+def _chunks(data: bytes, rng: Random) -> list[bytes]:
+    """Cut a leg's bytes anywhere; or as they mostly come: each message is a chunk."""
+    if rng.random() < 0.5:
+        return split(data, rng)
+    chunks: list[bytes] = []
+    while len(data) >= 3:
+        end = 3 + int.from_bytes(data[1:3], "big") + rng.choice((0,) * 20 + (-1, 1))
+        chunks.append(data[:end])
+        data = data[end:]
+    return [*chunks, data]
+
+
+async def _check_leg(listener: Listener, factory: Factory, data: bytes, rng: Random) -> str:
     """Whatever a peer sends, it is let in once, by its UUID, and heard until its first fault."""
     owner, transport, refused_before = _Owner(), _Transport(), listener.refused.total
     fork_id = str(uuid.UUID(bytes=_UUID[3:]))
     listener.issue(fork_id, owner)
     leg = factory()
     leg.connection_made(transport)
-    for chunk in [*split(data, rng), b""]:  # the next read, whatever it brings
+    for chunk in [*_chunks(data, rng), b""]:  # the next read, whatever it brings
         leg.data_received(chunk)
     is_refused = listener.refused.total - refused_before
     is_let_in, frames, is_at_fault = _expected_of_leg(data)
@@ -174,9 +209,155 @@ def _expected_of_leg(data: bytes) -> tuple[bool, list[bytes], bool]:
     for kind, payload in messages[1:]:
         if kind in (Kind.UUID, Kind.HANGUP, Kind.ERROR):
             return True, frames, True
-        if kind == Kind.SLIN:
+        if kind in SAMPLE_RATES:
             frames.append(payload)
     return True, frames, is_broken
+
+
+# --- A fork with its legs ------------------------------------------------------------------------
+
+_FORK_ID = str(uuid.UUID(bytes=_UUID[3:]))
+_LOW_RATE = 100  # frames of 20 ms have 4 bytes, so that many fit into an input
+_LOW_FRAME_BYTES = 4
+_NEXT_LEG = b"/leg/"
+_FORKS: tuple[tuple[Direction, tuple[LegPart, ...]], ...] = (
+    (Direction.STEREO, (LegPart.IN, LegPart.OUT)),
+    (Direction.STEREO, (LegPart.IN, LegPart.OUT)),
+    (Direction.OUT, (LegPart.OUT,)),
+)
+
+
+class _Sink:
+    """Stands for the sink of a fork."""
+
+    def __init__(self, frame_bytes: int) -> None:
+        self.on_open: Callable[[], None] = lambda: None
+        self.frames: list[bytes] = []
+        self.frames_sent = 0
+        self.backlog = Backlog(0.5)
+        self.reconnects = 0
+        self.is_open = False
+        self._frame_bytes = frame_bytes
+        self._closed = asyncio.Event()
+
+    def send(self, frame: bytes) -> None:
+        assert len(frame) == self._frame_bytes
+        self.frames.append(frame)
+        if self.is_open:
+            self.frames_sent += 1
+        else:
+            self.backlog.put(frame)
+
+    def turn(self) -> None:
+        """Open, or lose the connection."""
+        self.is_open = not self.is_open
+        if self.is_open:
+            self.frames_sent += len(self.backlog)
+            while self.backlog:
+                self.backlog.take()
+            self.on_open()
+
+    async def run(self) -> None:
+        await self._closed.wait()
+
+    async def close(self, code: int, reason: str) -> None:
+        self._closed.set()
+
+
+class _Fork:
+    """A fork whose legs are let in."""
+
+    def __init__(self, listener: Listener, factory: Factory, rng: Random) -> None:
+        direction, parts = rng.choice(_FORKS)
+        spec = ForkSpec(_FORK_ID, "", "", direction, legs=parts, sample_rate=_LOW_RATE)
+        self.sink = _Sink(_LOW_FRAME_BYTES * len(parts))
+        self.reports: list[Report] = []
+        self.session = Session(spec, cast(Sink, self.sink), self.reports.append)
+        self.session.start()
+        self.gate_open = True
+        self.legs: dict[LegPart, Any] = {}
+        self.read = dict.fromkeys(parts, b"")  # what each leg has brought
+        for part in parts:
+            uuid_of_leg = leg_uuid(_FORK_ID, part)
+            listener.issue(uuid_of_leg, self.session.inlets[part])
+            self.legs[part] = leg = factory()
+            leg.connection_made(_Transport())
+            leg.data_received(encode(Kind.UUID, uuid.UUID(uuid_of_leg).bytes))
+
+    def disturb(self, rng: Random) -> None:
+        """Give a command, of those that may put silence in place of audio."""
+        if rng.random() < 0.5:
+            flags = [rng.choice((None, True, False)) for _ in range(2)]
+            self.session.set_mute(SetMute(_FORK_ID, *flags))
+        else:
+            self.gate_open = rng.random() < 0.7
+            self.session.set_gate(self.gate_open)
+
+    def bring(self, part: LegPart, chunk: bytes) -> None:
+        """Let a leg bring a chunk."""
+        before = len(self.sink.frames)
+        self.read[part] += chunk
+        self.legs[part].data_received(chunk)
+        assert self.gate_open or len(self.sink.frames) == before
+
+    def sent(self, part: LegPart) -> list[bytes]:
+        """Return the frames of a part that the sink was given, without silence."""
+        frames = self.sink.frames
+        if len(self.legs) > 1:
+            sides = (1, 0) if part is LegPart.IN else (0, 1)
+            frames = [audioop.tomono(frame, 2, *sides) for frame in frames]
+        return [frame for frame in frames if any(frame)]
+
+    def expected(self, part: LegPart) -> tuple[list[bytes], int]:
+        """Return the frames that a leg has brought, without silence, and how many were odd."""
+        _, frames, _ = _expected_of_leg(_UUID + self.read[part])
+        good = [frame for frame in frames if len(frame) == _LOW_FRAME_BYTES]
+        return [frame for frame in good if any(frame)], len(frames) - len(good)
+
+
+async def _check_fork(listener: Listener, factory: Factory, data: bytes, rng: Random) -> str:
+    """Whatever its legs bring in whatever chunks, each frame is sent once, or counted."""
+    fork = _Fork(listener, factory, rng)
+    turning, disturbing = rng.choice(((0.0, 0.0), (0.2, 0.0), (0.2, 0.2)))
+    if rng.random() < 0.8:
+        fork.sink.turn()
+    parts = itertools.cycle(fork.legs)
+    for piece in data.split(_NEXT_LEG):
+        part = next(parts)
+        for chunk in _chunks(piece, rng):
+            fork.bring(part, chunk)
+            if rng.random() < turning:
+                fork.sink.turn()
+            if rng.random() < disturbing:
+                fork.disturb(rng)
+    is_failed = fork.session._end is not None
+    fork.session.end(EndReason.STOPPED)
+    await fork.session.done.wait()
+    for leg in fork.legs.values():
+        leg.connection_lost(None)
+    return _judge(fork, is_whole=not disturbing and not is_failed)
+
+
+def _judge(fork: _Fork, *, is_whole: bool) -> str:
+    stats = fork.session.stats()
+    odd_sent = stats.frames_in - len(fork.sink.frames)
+    odd = 0
+    for part in fork.legs:
+        brought, odd_of_part = fork.expected(part)
+        odd += odd_of_part
+        if is_whole:
+            assert fork.sent(part) == brought
+        else:
+            rest = iter(brought)
+            assert all(frame in rest for frame in fork.sent(part)), "out of order, or doubled"
+    assert odd_sent == odd if is_whole else 0 <= odd_sent <= odd
+    assert stats.frames_in == (stats.frames_sent + stats.frames_dropped + len(fork.sink.backlog))
+    ends = [report for report in fork.reports if isinstance(report, ForkEnded)]
+    assert ends == [fork.reports[-1]]
+    if ends[0].reason is EndReason.LEG_FAILED:
+        assert odd_sent == 1
+        return "leg failed"
+    return "sent" if fork.sink.frames else "nothing sent"
 
 
 # --- The receiver --------------------------------------------------------------------------------
@@ -195,6 +376,14 @@ def check_receiver(data: bytes, rng: Random) -> str:
     return "no name" if label == "fork" else "named"
 
 
+def _low(*numbers: int) -> bytes:
+    """Return messages of frames at the low rate that can be told apart; of 0: silence."""
+    return b"".join(
+        encode(Kind.SLIN, number.to_bytes(_LOW_FRAME_BYTES, "little")) for number in numbers
+    )
+
+
+_LONG, _SHORT = encode(Kind.SLIN, b"abcdef"), encode(Kind.SLIN, b"ab")
 _AUDIOSOCKET_TOKENS = (
     *(_UUID, _FRAME, _DTMF, _UUID[:3], _FRAME[:3], b"\x00\x00\x00", b"\x10\x00\x02ab"),
     *(b"\x10\x3c\x00", b"\x10\x3c\x02", b"\x18\x3c\x00", b"\x42\x3c\x00", b"\x10\x00\x00"),
@@ -211,7 +400,23 @@ TARGETS = (
         ),
         tokens=_AUDIOSOCKET_TOKENS,
         share=80,
-        opened=_listening,
+        opened=lambda: _listening(_check_leg),
+    ),
+    Target(
+        "audiosocket-fork",
+        corpus=(
+            _NEXT_LEG.join(_low(n) for n in range(1, 9)),
+            _NEXT_LEG.join((_low(*range(1, 40)), _low(*range(41, 80)), _low(*range(81, 120)))),
+            _low(1, 2, 3) + _LONG * 3 + _low(4, 5) + _SHORT * 2 + _low(6, 7),
+            _NEXT_LEG.join((_low(1, 2), _low(1), _low(0, 3) + _DTMF, _low(2, 3), _low(4, 5) * 20)),
+        ),
+        tokens=(
+            *(_NEXT_LEG, _low(1), _low(0), _low(*range(1, 30)), _LONG, _SHORT, _LONG * 2, _DTMF),
+            *(_low(7)[:3], b"\x10\x00\x04", b"\x12\x00\x04abcd", b"\x10\x00\x05", _FRAME),
+            *(b"\x00\x00\x00", _UUID, encode(0x77, _low(5)), _low(8) + _NEXT_LEG + _low(9)),
+        ),
+        share=40,
+        opened=lambda: _listening(_check_fork),
     ),
     Target(
         "audiosocket",

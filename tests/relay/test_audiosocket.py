@@ -17,6 +17,7 @@ from audiofork.relay.audiosocket import (
     Kind,
     Message,
     encode,
+    frame_bytes,
 )
 
 UUID_BYTES = bytes.fromhex("3f2a91c0d1e84c529a7b0123456789ab")
@@ -241,11 +242,17 @@ def test_any_bytes_in_any_split_mean_the_same(wire: bytes, points: list[int]) ->
 ONE_MESSAGE = b"\x10\x01\x40" + bytes(range(160)) * 2
 
 
-def test_sole_audio_is_the_payload_of_a_chunk_like_the_last_audio() -> None:
+def is_usual(decoder: Decoder, chunk: bytes) -> bool:
+    """Tell whether a chunk need not be fed, as a leg does."""
+    return len(chunk) == decoder.usual_bytes and chunk[:3] == decoder.usual_header
+
+
+def test_chunk_like_the_last_audio_is_usual_once_there_was_some() -> None:
     decoder = Decoder()
-    assert decoder.sole_audio(ONE_MESSAGE) is None  # no audio has come yet
+    assert not is_usual(decoder, ONE_MESSAGE)
     decoder.feed(ONE_MESSAGE)
-    assert decoder.sole_audio(ONE_MESSAGE) == ONE_MESSAGE[3:]
+    assert is_usual(decoder, ONE_MESSAGE)
+    assert (decoder.usual_header, decoder.usual_bytes) == (b"\x10\x01\x40", 323)
 
 
 @pytest.mark.parametrize(
@@ -259,20 +266,69 @@ def test_sole_audio_is_the_payload_of_a_chunk_like_the_last_audio() -> None:
     ],
     ids=["nothing", "short", "long", "another kind", "another length"],
 )
-def test_sole_audio_is_none_for_any_other_chunk(chunk: bytes) -> None:
+def test_any_other_chunk_is_not_usual(chunk: bytes) -> None:
     decoder = Decoder()
-    assert decoder.sole_audio(chunk) is None
+    assert not is_usual(decoder, chunk)
     decoder.feed(ONE_MESSAGE)
-    assert decoder.sole_audio(chunk) is None
+    assert not is_usual(decoder, chunk)
 
 
-def test_sole_audio_is_none_in_the_middle_of_a_message_and_after_an_error() -> None:
+def test_no_chunk_is_usual_in_the_middle_of_a_message_or_after_an_error() -> None:
     decoder = Decoder()
     decoder.feed(ONE_MESSAGE + ONE_MESSAGE[:5])
-    assert decoder.sole_audio(ONE_MESSAGE) is None
+    assert not is_usual(decoder, ONE_MESSAGE)
+    decoder.feed(ONE_MESSAGE[5:])
+    assert is_usual(decoder, ONE_MESSAGE)
     broken = Decoder()
     broken.feed(ONE_MESSAGE)
     with pytest.raises(AudioSocketProtocolError):
         broken.feed(b"\x10\xff\xff")
-    assert broken.sole_audio(ONE_MESSAGE) is None
-    assert broken.sole_audio(b"") is None
+    assert not is_usual(broken, ONE_MESSAGE)
+    assert not is_usual(broken, b"")
+
+
+def test_no_chunk_is_usual_after_an_error_behind_good_audio() -> None:
+    decoder = Decoder()
+    decoder.feed(ONE_MESSAGE)
+    assert decoder.feed(ONE_MESSAGE + b"\x10\xff\xff") == [Message(0x10, ONE_MESSAGE[3:])]
+    assert not is_usual(decoder, ONE_MESSAGE)
+
+
+@pytest.mark.parametrize("kind", SAMPLE_RATES)
+def test_audio_of_any_kind_is_usual_by_its_own_header(kind: Kind) -> None:
+    decoder = Decoder()
+    decoder.feed(ONE_MESSAGE)
+    wide = bytes([kind]) + b"\x02\x80" + bytes(640)
+    decoder.feed(wide)
+    assert is_usual(decoder, wide)
+    assert not is_usual(decoder, ONE_MESSAGE)
+
+
+@pytest.mark.parametrize(
+    "other", [b"\x03\x00\x015", b"\x02\x00\x00", b"\x77\x00\x02ab"], ids=["dtmf", "silence", "new"]
+)
+def test_audio_stays_usual_after_messages_of_another_kind(other: bytes) -> None:
+    decoder = Decoder()
+    decoder.feed(ONE_MESSAGE)
+    decoder.feed(other)
+    assert is_usual(decoder, ONE_MESSAGE)
+    assert not is_usual(decoder, other)
+
+
+@pytest.mark.parametrize(
+    ("rate", "size"), [(8000, 320), (12_000, 480), (16_000, 640), (44_100, 1764), (192_000, 7680)]
+)
+def test_frame_of_20_ms_has_the_bytes_of_its_rate(rate: int, size: int) -> None:
+    assert frame_bytes(rate) == size
+
+
+@given(st.lists(st.sampled_from([ONE_MESSAGE, b"\x12\x00\x02ab", b"\x03\x00\x015"]), max_size=12))
+def test_usual_chunks_that_are_not_fed_leave_the_decoder_where_it_is(chunks: list[bytes]) -> None:
+    fed, spared = Decoder(), Decoder()
+    for chunk in chunks:
+        messages = fed.feed(chunk)
+        if is_usual(spared, chunk):
+            assert messages == [Message(chunk[0], chunk[3:])]
+        else:
+            assert spared.feed(chunk) == messages
+        assert (fed.usual_header, fed.usual_bytes) == (spared.usual_header, spared.usual_bytes)

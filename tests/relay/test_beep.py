@@ -11,7 +11,7 @@ import pytest
 from audiofork.relay.beep import Beeper, tone
 from tests.relay.peers import FakeLoop
 
-SAMPLES = struct.unpack("<1600h", b"".join(tone()))
+SAMPLES = struct.unpack("<1600h", b"".join(tone(8000)))
 
 
 class Stage:
@@ -23,7 +23,7 @@ class Stage:
         self.frames: list[bytes] = []
         self.times: list[float] = []  # since the beginning
         self.heard: list[float] = []  # when the end of a tone was told
-        self.beeper = Beeper(self._speak)
+        self.beeper = Beeper(self._speak, 8000)
 
     def _speak(self, frame: bytes) -> None:
         self.frames.append(frame)
@@ -39,18 +39,40 @@ def stage(clock: FakeLoop) -> Stage:
 
 
 def test_tone_is_ten_frames() -> None:
-    assert [len(frame) for frame in tone()] == [320] * 10
+    assert [len(frame) for frame in tone(8000)] == [320] * 10
 
 
 def test_tone_is_1400_hz() -> None:
-    assert audioop.cross(b"".join(tone()), 2) / 2 == pytest.approx(1400 * 0.2, abs=1)
+    assert audioop.cross(b"".join(tone(8000)), 2) / 2 == pytest.approx(1400 * 0.2, abs=1)
 
 
 def test_tone_is_at_minus_12_dbfs() -> None:
-    steady = b"".join(tone()[1:-1])
+    steady = b"".join(tone(8000)[1:-1])
     level = 20 * math.log10(audioop.rms(steady, 2) * math.sqrt(2) / 32768)
     assert level == pytest.approx(-12, abs=0.1)
     assert max(map(abs, SAMPLES)) <= 8192
+
+
+@pytest.mark.parametrize("rate", [12_000, 16_000, 44_100, 48_000, 192_000])
+def test_tone_at_another_rate_is_the_same_tone(rate: int) -> None:
+    frames = tone(rate)
+    assert [len(frame) for frame in frames] == [rate // 50 * 2] * 10
+    slin = b"".join(frames)
+    assert audioop.cross(slin, 2) / 2 == pytest.approx(1400 * 0.2, abs=1)
+    level = 20 * math.log10(audioop.rms(b"".join(frames[1:-1]), 2) * math.sqrt(2) / 32768)
+    assert level == pytest.approx(-12, abs=0.1)
+    samples = struct.unpack(f"<{len(slin) // 2}h", slin)
+    swell = rate // 200  # 5 ms
+    assert all(abs(sample) <= 8192 * n / swell + 1 for n, sample in enumerate(samples[:swell]))
+    assert max(map(abs, samples[swell // 2 : swell])) > 4000
+
+
+def test_beep_at_another_rate_sends_frames_of_that_rate(clock: FakeLoop) -> None:
+    spoken: list[bytes] = []
+    Beeper(spoken.append, 16_000).beep()
+    clock.advance(1)
+    assert spoken == tone(16_000)
+    assert len(spoken[0]) == 640
 
 
 @pytest.mark.parametrize("samples", [SAMPLES, (0, *reversed(SAMPLES))], ids=["begin", "end"])
@@ -65,7 +87,7 @@ def test_beep_sends_its_frames_20_ms_apart(stage: Stage, late_s: float) -> None:
     stage.clock.late_s = late_s
     stage.beeper.beep()
     stage.clock.advance(1)
-    assert stage.frames == tone()
+    assert stage.frames == tone(8000)
     due = [0.02 * n for n in range(10)]
     assert stage.times == pytest.approx([0, *(at + late_s for at in due[1:])])
     assert stage.clock.armed == 0
@@ -84,7 +106,7 @@ def test_repeat_of_a_thousand_beeps_does_not_drift(stage: Stage) -> None:
     stage.clock.late_s = 0.004
     stage.beeper.repeat(15)
     stage.clock.advance(15 * 1000 + 1)
-    assert stage.frames == tone() * 1000
+    assert stage.frames == tone(8000) * 1000
     late = [at - 15 * n for n, at in enumerate(stage.times[::10], 1)]
     assert late == pytest.approx([0.004] * 1000, abs=1e-6)
 
@@ -124,7 +146,7 @@ def test_beep_after_a_stop_is_whole(stage: Stage) -> None:
     stage.frames.clear()
     stage.beeper.beep(stage.then)
     stage.clock.advance(1)
-    assert stage.frames == tone()
+    assert stage.frames == tone(8000)
     assert len(stage.heard) == 1
 
 

@@ -8,10 +8,12 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
+from typing import cast
 
 import pytest
 
 from audiofork.config import Address
+from audiofork.model import LegPart, leg_uuid
 from audiofork.relay.listener import Listener
 from audiofork.relay.session import LegHandle
 from tests.relay.peers import HANGUP, Leg, numbered, until
@@ -28,6 +30,7 @@ class Owner:
         self.leg: LegHandle | None = None
         self.attached = 0
         self.frames: list[bytes] = []
+        self.usual = 0  # how many of them were as long as the one before
         self.closed = 0
 
     def attach(self, leg: LegHandle) -> None:
@@ -35,6 +38,11 @@ class Owner:
         self.attached += 1
 
     def on_audio(self, frame: bytes) -> None:
+        self.frames.append(frame)
+
+    def on_usual(self, frame: bytes) -> None:
+        assert len(frame) == len(self.frames[-1])
+        self.usual += 1
         self.frames.append(frame)
 
     def on_leg_closed(self) -> None:
@@ -258,11 +266,200 @@ async def test_leg_that_breaks_the_protocol_is_refused_and_its_owner_told(
 
 async def test_other_messages_of_a_leg_are_passed_over(stage: Stage) -> None:
     leg, owner = await stage.issued()
-    leg.send(b"\x03\x00\x015" + b"\x12\x00\x02\x01\x02" + b"\x02\x00\x00" + b"\x77\x00\x01x")
+    leg.send(b"\x03\x00\x015" + b"\x19\x00\x02\x01\x02" + b"\x02\x00\x00" + b"\x77\x00\x01x")
     leg.send_audio(*numbered(1))
     await until(lambda: owner.frames)
     assert owner.frames == numbered(1)
     assert (owner.closed, stage.listener.refused.total) == (0, 0)
+
+
+@pytest.mark.parametrize("kind", range(0x10, 0x19))
+@pytest.mark.parametrize("size", [320, 640, 15_360])
+async def test_audio_of_any_kind_and_size_arrives(stage: Stage, kind: int, size: int) -> None:
+    leg, owner = await stage.issued()
+    frames = numbered(5, frame_bytes=size)
+    for count, frame in enumerate(frames, 1):
+        leg.send(bytes([kind]) + size.to_bytes(2, "big") + frame)
+        await until(lambda count=count: len(owner.frames) == count)
+    assert owner.frames == frames
+    assert (owner.closed, stage.listener.refused.total) == (0, 0)
+
+
+def audio(kind: int, frame: bytes) -> bytes:
+    return bytes([kind]) + len(frame).to_bytes(2, "big") + frame
+
+
+async def received(stage: Stage, *chunks: bytes) -> Owner:
+    """Let a leg come whose bytes are read in these chunks; return its owner."""
+    owner = Owner()
+    fork_id = str(uuid.uuid4())
+    stage.listener.issue(fork_id, owner)
+    peer = await stage.connect()
+    peer.send_uuid(fork_id)
+    await until(lambda: owner.attached)
+    assert owner.leg is not None
+    for chunk in chunks:
+        cast(asyncio.Protocol, owner.leg).data_received(chunk)
+    return owner
+
+
+async def test_chunk_that_is_one_message_like_the_last_is_usual(stage: Stage) -> None:
+    frames = numbered(5)
+    owner = await received(stage, *(audio(0x10, frame) for frame in frames))
+    assert (owner.frames, owner.usual) == (frames, 4)
+
+
+AB, CD = audio(0x10, b"ab"), audio(0x10, b"cd")
+
+
+@pytest.mark.parametrize(
+    ("chunks", "frames", "usual"),
+    [
+        ([AB, audio(0x12, b"cd"), audio(0x12, b"ef")], [b"ab", b"cd", b"ef"], 1),
+        ([AB, audio(0x10, b"abcd"), audio(0x10, b"efgh")], [b"ab", b"abcd", b"efgh"], 1),
+        ([AB, CD[:4], CD[4:] + AB, CD], [b"ab", b"cd", b"ab", b"cd"], 1),
+        ([AB, CD + b"\x10", b"\x00\x02ab\x10", CD[1:]], [b"ab", b"cd", b"ab", b"cd"], 0),
+        ([AB + CD, AB], [b"ab", b"cd", b"ab"], 1),
+        ([AB, b"\x03\x00\x015", CD], [b"ab", b"cd"], 1),
+        ([AB, b"\x77\x00\x05", CD, AB], [b"ab", b"ab"], 1),
+    ],
+    ids=[
+        "another kind",
+        "another size",
+        "cut in the payload",
+        "cut in the header",
+        "two at once",
+        "after dtmf",
+        "payload that looks like a message",
+    ],
+)
+async def test_frames_arrive_whole_among_usual_chunks_and_others(
+    stage: Stage, chunks: list[bytes], frames: list[bytes], usual: int
+) -> None:
+    owner = await received(stage, *chunks)
+    assert (owner.frames, owner.usual) == (frames, usual)
+    assert stage.listener.refused.total == 0
+
+
+async def test_usual_chunk_after_a_hang_up_reaches_nobody(stage: Stage) -> None:
+    owner = await received(stage, AB, CD)
+    assert owner.leg is not None
+    owner.leg.hang_up()
+    cast(asyncio.Protocol, owner.leg).data_received(audio(0x10, b"ef"))
+    assert (owner.frames, owner.usual) == ([b"ab", b"cd"], 1)
+
+
+async def test_usual_chunk_after_a_refusal_reaches_nobody(stage: Stage) -> None:
+    owner = await received(stage, AB, b"\x00\x00\x00")
+    cast(asyncio.Protocol, owner.leg).data_received(audio(0x10, b"ef"))
+    assert (owner.frames, owner.closed) == ([b"ab"], 1)
+
+
+async def test_usual_frame_in_which_the_owner_hangs_up_is_the_last(stage: Stage) -> None:
+    owner = await received(stage, audio(0x10, b"ab"))
+    leg = owner.leg
+    assert leg is not None
+
+    def hang_up(frame: bytes) -> None:
+        owner.frames.append(frame)
+        leg.hang_up()
+
+    owner.on_usual = hang_up  # type: ignore[method-assign]
+    for _ in range(3):
+        cast(asyncio.Protocol, leg).data_received(audio(0x10, b"cd"))
+    assert owner.frames == [b"ab", b"cd"]
+    assert stage.listener.refused.total == 0
+
+
+async def test_way_of_usual_frames_may_change_from_one_to_the_next(stage: Stage) -> None:
+    owner = await received(stage, audio(0x10, b"ab"), audio(0x10, b"ab"))
+    other: list[bytes] = []
+    owner.on_usual = other.append  # type: ignore[method-assign]
+    cast(asyncio.Protocol, owner.leg).data_received(audio(0x10, b"cd"))
+    assert (owner.usual, other) == (1, [b"cd"])
+
+
+# --- What a leg says -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", range(0x10, 0x19))
+async def test_leg_is_spoken_to_in_the_kind_that_it_brings(stage: Stage, kind: int) -> None:
+    leg, owner = await stage.issued()
+    leg.send(audio(kind, b"ab"))
+    await until(lambda: owner.frames)
+    assert owner.leg is not None
+    owner.leg.speak(b"tone")
+    owner.leg.hang_up()
+    owner.leg.speak(b"too late")
+    assert await leg.read_to_end() == audio(kind, b"tone") + HANGUP
+
+
+async def test_leg_is_spoken_to_in_the_kind_that_it_brought_last(stage: Stage) -> None:
+    leg, owner = await stage.issued()
+    leg.send(audio(0x10, b"ab") + audio(0x12, b"ab") + b"\x03\x00\x015")
+    await until(lambda: len(owner.frames) == 2)
+    assert owner.leg is not None
+    owner.leg.speak(b"tone")
+    owner.leg.hang_up()
+    assert await leg.read_to_end() == audio(0x12, b"tone") + HANGUP
+
+
+async def test_leg_that_has_brought_nothing_is_spoken_to_at_8000_hz(stage: Stage) -> None:
+    leg, owner = await stage.issued()
+    await until(lambda: owner.attached)
+    assert owner.leg is not None
+    owner.leg.speak(b"tone")
+    owner.leg.hang_up()
+    assert await leg.read_to_end() == audio(0x10, b"tone") + HANGUP
+
+
+# --- Two legs of a fork --------------------------------------------------------------------------
+
+FORK_ID = "3f2a91c0-d1e8-4c52-9a7b-0123456789ab"
+
+
+def test_uuid_of_a_leg_is_the_forks_own_but_for_out() -> None:
+    assert leg_uuid(FORK_ID, LegPart.WHOLE) == FORK_ID
+    assert leg_uuid(FORK_ID, LegPart.IN) == FORK_ID
+    of_out = leg_uuid(FORK_ID, LegPart.OUT)
+    assert of_out == "3b698384-1c43-5bfe-8457-46c0c2c6c454"
+    assert of_out != leg_uuid("3f2a91c0-d1e8-4c52-9a7b-0123456789ac", LegPart.OUT)
+
+
+async def test_two_legs_of_a_fork_are_let_in_each_once(stage: Stage) -> None:
+    owners = {part: Owner() for part in (LegPart.IN, LegPart.OUT)}
+    for part, owner in owners.items():
+        stage.listener.issue(leg_uuid(FORK_ID, part), owner)
+    for n, (part, owner) in enumerate(owners.items(), 1):
+        leg = await stage.connect()
+        leg.send_uuid(leg_uuid(FORK_ID, part))
+        leg.send_audio(*numbered(2, 10 * n))
+        await until(lambda owner=owner: len(owner.frames) == 2)
+        assert owner.frames == numbered(2, 10 * n)
+        again = await stage.connect()
+        again.send_uuid(leg_uuid(FORK_ID, part))
+        assert await again.read_to_end() == HANGUP
+        assert stage.listener.refused.total == n
+    assert [owner.attached for owner in owners.values()] == [1, 1]
+    assert [owner.closed for owner in owners.values()] == [0, 0]
+
+
+@pytest.mark.parametrize("withdrawn", [LegPart.IN, LegPart.OUT])
+async def test_withdrawn_uuid_of_one_part_leaves_the_other(
+    stage: Stage, withdrawn: LegPart
+) -> None:
+    owners = {part: Owner() for part in (LegPart.IN, LegPart.OUT)}
+    for part, owner in owners.items():
+        stage.listener.issue(leg_uuid(FORK_ID, part), owner)
+    stage.listener.withdraw(leg_uuid(FORK_ID, withdrawn))
+    for part, owner in owners.items():
+        leg = await stage.connect()
+        leg.send_uuid(leg_uuid(FORK_ID, part))
+        if part is withdrawn:
+            assert await leg.read_to_end() == HANGUP
+        else:
+            await until(lambda owner=owner: owner.attached)
+        assert owner.attached == (part is not withdrawn)
 
 
 async def test_leg_that_asterisk_closes_is_told_once_and_not_counted(stage: Stage) -> None:

@@ -38,6 +38,7 @@ from audiofork.model import (
     ForkSpec,
     ForkStats,
     LegAttached,
+    LegPart,
     StatsTaken,
     Streaming,
     TakeStats,
@@ -88,7 +89,7 @@ class Control:
         await self.hears(StatsTaken, len(self.of(StatsTaken)) + 1)  # it has the fork by now
         leg = await Leg.connect(self.of(Listening)[-1].address)
         leg.send_uuid(fork_id)
-        await until(lambda: LegAttached(fork_id) in self.heard)
+        await until(lambda: LegAttached(fork_id, LegPart.WHOLE) in self.heard)
         leg.send_audio(*numbered(count))
         await recorder.wait_messages(path, count)
         return fork_id, leg
@@ -218,6 +219,13 @@ async def test_configuration_that_cannot_be_used_leaves_the_old_one(
     _, leg = await control.stream(recorder, "/fork")
     assert {len(message) for message in recorder.recordings[0].messages} == {320}
     await leg.close()
+
+
+async def test_first_configuration_that_cannot_be_used_is_reported(control: Control) -> None:
+    websocket = WebSocketConfig(ca_list_file="/nowhere.pem")
+    control.send(Configure.of(replace(CONFIG, websocket=websocket)))
+    answer = await control.hears(NotListening)
+    assert "/nowhere.pem" in answer.text
 
 
 def test_without_a_link_it_says_who_starts_it() -> None:

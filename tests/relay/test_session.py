@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import struct
 from collections.abc import AsyncIterator, Callable
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -20,6 +20,7 @@ from audiofork.model import (
     ForkStats,
     LegAttached,
     LegLost,
+    LegPart,
     Report,
     SetMute,
     SinkMessage,
@@ -36,6 +37,7 @@ from tests.relay.peers import FakeLoop, numbered
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 FORK_ID = "3f2a91c0-d1e8-4c52-9a7b-0123456789ab"
+WHOLE, IN, OUT = LegPart.WHOLE, LegPart.IN, LegPart.OUT
 
 
 class Leg:
@@ -52,10 +54,30 @@ class Leg:
         self.spoken.append(frame)
 
 
-class FakeSink:
-    """A sink that opens, fails and finishes closing when it is told to."""
+class FakeBacklog:
+    """Counts the frames that wait, five at most."""
 
     def __init__(self) -> None:
+        self.dropped = 0
+        self.waiting = 0
+
+    def __len__(self) -> int:
+        return self.waiting
+
+    def put(self, count: int = 1) -> None:
+        self.dropped += max(0, self.waiting + count - 5)
+        self.waiting = min(5, self.waiting + count)
+
+
+class FakeSink:
+    """A sink that opens, fails and finishes closing when it is told to.
+
+    Attributes:
+        frames: All that it was given; each must be `frame_bytes` long.
+    """
+
+    def __init__(self, frame_bytes: int) -> None:
+        self.frame_bytes = frame_bytes
         self.on_open: Callable[[], None] = lambda: None
         self.on_retry: Callable[[int, str], None] = lambda attempt, why: None
         self.on_text: Callable[[str], None] = lambda text: None
@@ -63,7 +85,7 @@ class FakeSink:
         self.dropped_in_gap = 0
         self.frames: list[bytes] = []
         self.frames_sent = 0
-        self.backlog = SimpleNamespace(dropped=0)
+        self.backlog = FakeBacklog()
         self.is_open = False
         self.closes: list[tuple[int, str]] = []
         self.hurried = False
@@ -73,13 +95,24 @@ class FakeSink:
 
     def open(self) -> None:
         self.is_open = True
-        self.frames_sent = len(self.frames)
+        self.frames_sent += self.backlog.waiting
+        self.backlog.waiting = 0
         self.on_open()
 
+    def lose(self, unacknowledged: int) -> None:
+        """Lose the server, which did not get the latest frames."""
+        self.is_open = False
+        self.frames_sent -= unacknowledged
+        self.backlog.put(unacknowledged)
+        self.reconnects += 1
+
     def send(self, frame: bytes) -> None:
+        assert len(frame) == self.frame_bytes
         self.frames.append(frame)
         if self.is_open:
             self.frames_sent += 1
+        else:
+            self.backlog.put()
 
     def hurry(self) -> None:
         self.hurried = True
@@ -98,11 +131,19 @@ class Stage:
     """A session with all that it talks to."""
 
     def __init__(self, direction: Direction, **wishes: Any) -> None:
-        self.sink = FakeSink()
-        self.leg = Leg()
-        self.reports: list[Report] = []
         spec = ForkSpec(FORK_ID, "PJSIP/100-0000002a", "ws://server/", direction, **wishes)
-        self.session = Session(spec, cast(Sink, self.sink), self.reports.append)
+        sides = 2 if direction is Direction.STEREO else 1
+        self.sink = FakeSink(spec.sample_rate // 50 * 2 * sides)
+        self.legs = {part: Leg() for part in spec.legs}
+        self.leg = self.legs[spec.legs[0]]
+        self.reports: list[Report] = []
+        self.session = Session(spec, cast(Sink, self.sink), self._on_report)
+        self.on_report: Callable[[Report], None] = lambda report: None
+        self._usual: dict[LegPart, int] = {}  # size of the latest frame of each part
+
+    def _on_report(self, report: Report) -> None:
+        self.reports.append(report)
+        self.on_report(report)
 
     async def ended(self) -> ForkEnded:
         """Wait for the end; return the report of it, which must be the last and the only one."""
@@ -115,14 +156,39 @@ class Stage:
     def count(self, kind: type[Any]) -> int:
         return sum(isinstance(report, kind) for report in self.reports)
 
-    def attach(self) -> None:
-        self.session.attach(self.leg)
+    def attach(self, *parts: LegPart) -> None:
+        """Connect the legs of these parts; of all, if none is named."""
+        for part in parts or self.legs:
+            self._usual.pop(part, None)
+            self.session.inlets[part].attach(self.legs[part])
+
+    def close_leg(self, part: LegPart | None = None) -> None:
+        self.session.inlets[part or self.only_part].on_leg_closed()
+
+    @property
+    def only_part(self) -> LegPart:
+        """The part of a fork that has just one."""
+        (part,) = self.legs
+        return part
+
+    def audio(self, frame: bytes, part: LegPart | None = None) -> None:
+        """Bring a frame of a part, as the listener does; check that none is lost of sight."""
+        part = part or self.only_part
+        inlet = self.session.inlets[part]
+        if len(frame) == self._usual.get(part):
+            inlet.on_usual(frame)
+        else:
+            inlet.on_audio(frame)
+        self._usual[part] = len(frame)
+        stats = self.session.stats()
+        waiting = len(self.sink.backlog)
+        assert stats.frames_in == stats.frames_sent + stats.frames_dropped + waiting
 
     def stream(self) -> None:
         """Connect both ends and send a frame, of pairs where they are needed."""
         self.attach()
         self.sink.open()
-        self.session.on_audio(bytes(320 if self.session.spec.direction is Direction.IN else 640))
+        self.audio(bytes(320 if self.session.spec.direction is Direction.IN else 640))
         self.sink.frames.clear()
 
     def mute(self, mute_in: bool | None, mute_out: bool | None) -> None:
@@ -164,23 +230,23 @@ def in_direction(*directions: Direction) -> pytest.MarkDecorator:
 
 
 async def test_leg_sink_and_first_frame_are_reported_in_order(stage: Stage) -> None:
-    stage.session.attach(stage.leg)
+    stage.attach()
     stage.sink.open()
-    assert stage.reports == [LegAttached(FORK_ID), SinkOpened(FORK_ID)]
+    assert stage.reports == [LegAttached(FORK_ID, WHOLE), SinkOpened(FORK_ID)]
     for frame in numbered(3):
-        stage.session.on_audio(frame)
+        stage.audio(frame)
     assert stage.reports[2:] == [Streaming(FORK_ID)]
     assert stage.sink.frames == numbered(3)
 
 
 async def test_streaming_is_reported_once_the_frames_that_waited_are_sent(stage: Stage) -> None:
-    stage.session.attach(stage.leg)
+    stage.attach()
     for frame in numbered(3):
-        stage.session.on_audio(frame)
-    assert stage.reports == [LegAttached(FORK_ID)]
+        stage.audio(frame)
+    assert stage.reports == [LegAttached(FORK_ID, WHOLE)]
     stage.sink.open()
     assert stage.reports[1:] == [SinkOpened(FORK_ID), Streaming(FORK_ID)]
-    stage.session.on_audio(numbered(1)[0])
+    stage.audio(numbered(1)[0])
     assert stage.count(Streaming) == 1
 
 
@@ -198,7 +264,7 @@ async def test_streaming_is_reported_once_the_frames_that_waited_are_sent(stage:
 async def test_end_hangs_up_at_once_and_closes_with_code_and_reason(
     stage: Stage, reason: EndReason, code: int
 ) -> None:
-    stage.session.attach(stage.leg)
+    stage.attach()
     stage.session.end(reason, "why")
     assert stage.leg.hang_ups == 1
     assert await stage.ended() == ForkEnded(FORK_ID, reason, "why", ForkStats())
@@ -206,7 +272,7 @@ async def test_end_hangs_up_at_once_and_closes_with_code_and_reason(
 
 
 async def test_end_again_keeps_the_first_reason(stage: Stage) -> None:
-    stage.session.attach(stage.leg)
+    stage.attach()
     stage.session.end(EndReason.HANGUP, "first")
     stage.session.end(EndReason.STOPPED, "second")
     stage.sink.over.set_exception(SinkRefused("third"))
@@ -220,7 +286,7 @@ async def test_end_after_the_end_does_nothing(stage: Stage) -> None:
     stage.session.end(EndReason.STOPPED)
     await stage.ended()
     stage.session.end(EndReason.FAULT)
-    stage.session.on_leg_closed()
+    stage.close_leg()
     assert stage.count(ForkEnded) == 1
     assert stage.sink.closes == [(1000, "stopped")]
 
@@ -249,7 +315,7 @@ async def test_done_waits_for_the_sink_to_close(stage: Stage) -> None:
 async def test_sink_that_fails_ends_the_fork_and_hangs_up(
     stage: Stage, failure: Exception, reason: EndReason, detail: str, caplog
 ) -> None:
-    stage.session.attach(stage.leg)
+    stage.attach()
     stage.sink.over.set_exception(failure)
     ended = await stage.ended()
     assert (ended.reason, ended.detail) == (reason, detail)
@@ -259,36 +325,36 @@ async def test_sink_that_fails_ends_the_fork_and_hangs_up(
 
 
 async def test_leg_that_closes_is_reported_with_its_frames(stage: Stage) -> None:
-    stage.session.attach(stage.leg)
+    stage.attach()
     for frame in numbered(3):
-        stage.session.on_audio(frame)
-    stage.session.on_leg_closed()
-    assert stage.reports == [LegAttached(FORK_ID), LegLost(FORK_ID, 3)]
+        stage.audio(frame)
+    stage.close_leg()
+    assert stage.reports == [LegAttached(FORK_ID, WHOLE), LegLost(FORK_ID, WHOLE, 3)]
     stage.session.end(EndReason.HANGUP)
     assert stage.leg.hang_ups == 0
     assert (await stage.ended()).stats.frames_in == 3
 
 
 async def test_leg_that_closes_while_the_fork_ends_is_not_reported(stage: Stage) -> None:
-    stage.session.attach(stage.leg)
+    stage.attach()
     stage.session.end(EndReason.STOPPED)
-    stage.session.on_leg_closed()
+    stage.close_leg()
     await stage.ended()
     assert stage.count(LegLost) == 0
 
 
 async def test_leg_that_comes_after_the_end_is_hung_up(stage: Stage) -> None:
     stage.session.end(EndReason.STOPPED)
-    stage.session.attach(stage.leg)
+    stage.attach()
     assert stage.leg.hang_ups == 1
     assert stage.count(LegAttached) == 0
 
 
 async def test_stats_at_the_end_are_those_after_closing(stage: Stage) -> None:
-    stage.session.attach(stage.leg)
+    stage.attach()
     stage.sink.open()
     for frame in numbered(10):
-        stage.session.on_audio(frame)
+        stage.audio(frame)
     stage.sink.may_close.clear()
     stage.session.end(EndReason.HANGUP)
     stage.sink.frames_sent, stage.sink.backlog.dropped = 7, 3
@@ -298,9 +364,9 @@ async def test_stats_at_the_end_are_those_after_closing(stage: Stage) -> None:
 
 @in_direction(Direction.OUT, Direction.STEREO)
 async def test_mono_frames_where_pairs_are_needed_fail_the_leg(stage: Stage) -> None:
-    stage.session.attach(stage.leg)
+    stage.attach()
     for frame in numbered(2):
-        stage.session.on_audio(frame)
+        stage.audio(frame)
     assert stage.leg.hang_ups == 1
     ended = await stage.ended()
     assert (ended.reason, ended.detail) == (EndReason.LEG_FAILED, NO_PAIRS)
@@ -315,22 +381,23 @@ async def test_mono_frames_where_pairs_are_needed_fail_the_leg(stage: Stage) -> 
     indirect=["direction"],
 )
 async def test_first_frame_of_no_use_fails_the_leg(stage: Stage, frame_bytes: int) -> None:
-    stage.session.attach(stage.leg)
-    stage.session.on_audio(bytes(frame_bytes))
+    stage.attach()
+    stage.audio(bytes(frame_bytes))
     ended = await stage.ended()
     assert ended.reason is EndReason.LEG_FAILED
-    assert ended.detail == f"the leg sends frames of {frame_bytes} bytes"
+    expected = "320" if stage.session.spec.direction is Direction.IN else "320 or 640"
+    assert ended.detail == f"the leg sends frames of {frame_bytes} bytes, not {expected}"
 
 
 async def test_later_frame_of_odd_size_is_counted_and_passed_over(stage: Stage, caplog) -> None:
-    stage.session.attach(stage.leg)
+    stage.attach()
     stage.sink.open()
     good = numbered(4)
-    stage.session.on_audio(good[0])
-    stage.session.on_audio(bytes(160))
-    stage.session.on_audio(bytes(160))
+    stage.audio(good[0])
+    stage.audio(bytes(160))
+    stage.audio(bytes(160))
     for frame in good[1:]:
-        stage.session.on_audio(frame)
+        stage.audio(frame)
     assert stage.sink.frames == good
     assert stage.leg.hang_ups == 0
     assert caplog.messages == [
@@ -342,8 +409,8 @@ async def test_later_frame_of_odd_size_is_counted_and_passed_over(stage: Stage, 
 
 @in_direction(Direction.OUT)
 async def test_out_sends_the_right_half_of_pairs(stage: Stage) -> None:
-    stage.session.attach(stage.leg)
-    stage.session.on_audio(b"\x01\x02\x03\x04" * 160)
+    stage.attach()
+    stage.audio(b"\x01\x02\x03\x04" * 160)
     assert stage.sink.frames == [b"\x03\x04" * 160]
 
 
@@ -367,7 +434,7 @@ def mono_of(sample: int) -> bytes:
 async def test_gains_of_the_fork_are_applied(begin: Begin) -> None:
     stage = begin(Direction.STEREO, gain_in=2, gain_out=-1)
     stage.stream()
-    stage.session.on_audio(pairs_of(100, -301))
+    stage.audio(pairs_of(100, -301))
     assert stage.sink.frames == [pairs_of(400, -150)]
 
 
@@ -395,11 +462,11 @@ async def test_mute_works_from_the_next_frame_on_and_keeps_time(
     stage = begin(direction)
     stage.stream()
     talk = mono_of(5) if direction is Direction.IN else pairs_of(5, 7)
-    stage.session.on_audio(talk)
+    stage.audio(talk)
     stage.mute(mute_in, mute_out)
-    stage.session.on_audio(talk)
+    stage.audio(talk)
     stage.mute(False, False)
-    stage.session.on_audio(talk)
+    stage.audio(talk)
     assert stage.sink.frames[1] == frame
     assert stage.sink.frames[0] == stage.sink.frames[2] != bytes(len(frame))
     assert stage.session.stats() == ForkStats(4, 4, 0)
@@ -410,7 +477,7 @@ async def test_mute_of_one_side_leaves_the_other_as_it_is(begin: Begin) -> None:
     stage.stream()
     for mute in (True, None), (None, True), (False, None), (None, False):
         stage.mute(*mute)
-        stage.session.on_audio(pairs_of(5, 7))
+        stage.audio(pairs_of(5, 7))
     frames = [pairs_of(0, 14), pairs_of(0, 0), pairs_of(5, 0), pairs_of(5, 14)]
     assert stage.sink.frames == frames
 
@@ -419,7 +486,7 @@ async def test_mute_before_the_first_frame_holds(begin: Begin) -> None:
     stage = begin(Direction.BOTH)
     stage.mute(True, None)
     stage.attach()
-    stage.session.on_audio(pairs_of(5, 7))
+    stage.audio(pairs_of(5, 7))
     assert stage.sink.frames == [mono_of(7)]
 
 
@@ -428,7 +495,7 @@ async def test_mute_of_one_side_of_a_mix_is_refused_and_said(begin: Begin, caplo
     stage.attach()
     for mute in (None, None), (True, None), (True, True):
         stage.mute(*mute)
-        stage.session.on_audio(mono_of(5))
+        stage.audio(mono_of(5))
     assert stage.sink.frames == [mono_of(5), mono_of(5), mono_of(0)]
     assert len(caplog.messages) == 1
     assert "cannot mute one side of a mix" in caplog.messages[0]
@@ -444,7 +511,7 @@ async def test_frames_while_the_gate_is_shut_are_neither_sent_nor_counted(begin:
     ):
         if is_open is not None:
             stage.session.set_gate(is_open)
-        stage.session.on_audio(frame)
+        stage.audio(frame)
     assert stage.sink.frames == [frames[n] for n in (1, 2, 6, 7)]
     assert stage.session.stats() == ForkStats(4, 4, 0)
 
@@ -453,9 +520,508 @@ async def test_gate_stays_shut_after_the_end(stage: Stage) -> None:
     stage.attach()
     stage.session.end(EndReason.STOPPED)
     stage.session.set_gate(True)
-    stage.session.on_audio(mono_of(5))
+    stage.audio(mono_of(5))
     assert (await stage.ended()).stats == ForkStats()
     assert stage.sink.frames == []
+
+
+# --- The short way of usual frames ---------------------------------------------------------------
+
+
+async def test_usual_frames_go_straight_to_the_sink_only_when_streaming(stage: Stage) -> None:
+    inlet = stage.session.inlets[WHOLE]
+    stage.attach()
+    stage.audio(mono_of(1))
+    stage.audio(mono_of(2))
+    assert inlet.on_usual == inlet.on_audio
+    stage.sink.open()
+    assert inlet.on_usual == inlet.on_audio
+    stage.audio(mono_of(3))
+    assert inlet.on_usual == stage.sink.send
+    stage.audio(mono_of(4))
+    assert stage.sink.frames == [mono_of(n) for n in (1, 2, 3, 4)]
+    assert stage.session.stats() == ForkStats(4, 4, 0)
+
+
+@pytest.mark.parametrize("wishes", [{"gain_in": 1}, {"legs": (IN,), "gain_in": 1}])
+async def test_usual_frames_that_are_shaped_take_a_short_way_too(
+    begin: Begin, wishes: dict[str, Any]
+) -> None:
+    stage = begin(**wishes)
+    stage.stream()
+    stage.audio(mono_of(1))
+    inlet = stage.session.inlets[stage.only_part]
+    assert inlet.on_usual not in (inlet.on_audio, stage.sink.send)
+    stage.audio(mono_of(5))
+    assert stage.sink.frames == [mono_of(2), mono_of(10)]
+
+
+async def test_fork_that_keeps_time_takes_no_short_way(begin: Begin, clock: FakeLoop) -> None:
+    """Or the timekeeper would put silence beside what comes."""
+    stage = begin(keep_time=True)
+    stage.stream()
+    for n in range(100):
+        stage.audio(mono_of(n))
+        clock.advance(0.02)
+    assert stage.sink.frames == [mono_of(n) for n in range(100)]
+
+
+async def test_usual_frames_after_a_mute_are_silence_and_after_its_end_are_not(
+    begin: Begin,
+) -> None:
+    stage = begin()
+    stage.stream()
+    for n, mute in enumerate((None, None, True, None, False, None)):
+        if mute is not None:
+            stage.mute(mute, None)
+        stage.audio(mono_of(n + 1))
+    assert stage.sink.frames == [mono_of(n) for n in (1, 2, 0, 0, 5, 6)]
+
+
+async def test_usual_frames_while_the_gate_is_shut_are_neither_sent_nor_counted(
+    begin: Begin,
+) -> None:
+    stage = begin()
+    stage.stream()
+    stage.audio(mono_of(1))
+    stage.session.set_gate(False)
+    for n in (2, 3):
+        stage.audio(mono_of(n))
+    stage.session.set_gate(True)
+    for n in (4, 5):
+        stage.audio(mono_of(n))
+    assert stage.sink.frames == [mono_of(n) for n in (1, 4, 5)]
+    assert stage.session.stats() == ForkStats(4, 4, 0)
+    stage.close_leg()
+    assert stage.reports[-1] == LegLost(FORK_ID, WHOLE, 6)
+
+
+async def test_usual_frames_after_the_end_are_not_sent(begin: Begin) -> None:
+    stage = begin()
+    stage.stream()
+    stage.audio(mono_of(1))
+    stage.session.end(EndReason.HANGUP)
+    stage.audio(mono_of(2))
+    assert stage.sink.frames == [mono_of(1)]
+    assert (await stage.ended()).stats == ForkStats(2, 2, 0)
+
+
+async def test_odd_frames_in_a_row_are_each_counted_and_good_ones_go_on(begin: Begin) -> None:
+    stage = begin()
+    stage.stream()
+    for n in (1, 2):
+        stage.audio(mono_of(n))
+    for _ in range(3):
+        stage.audio(bytes(160))
+    for n in (3, 4):
+        stage.audio(mono_of(n))
+    assert stage.sink.frames == [mono_of(n) for n in (1, 2, 3, 4)]
+    assert stage.session.stats() == ForkStats(8, 5, 3)
+
+
+async def test_odd_frames_of_another_leg_are_counted_too(begin: Begin) -> None:
+    stage = begin()
+    stage.stream()
+    for _ in range(2):
+        stage.audio(mono_of(1))
+    stage.close_leg()
+    stage.attach()
+    for _ in range(3):
+        stage.audio(bytes(640))
+    stage.audio(mono_of(2))
+    assert stage.sink.frames == [mono_of(1), mono_of(1), mono_of(2)]
+    assert stage.session.stats() == ForkStats(7, 4, 3)
+
+
+async def test_usual_frames_while_the_server_is_away_wait_and_the_oldest_go(begin: Begin) -> None:
+    stage = begin()
+    stage.stream()
+    for n in range(10):
+        stage.audio(mono_of(n))
+    stage.sink.lose(2)
+    for n in range(7):
+        stage.audio(mono_of(n))
+    assert stage.session.stats() == ForkStats(18, 9, 4, reconnects=1)
+    stage.sink.open()
+    assert stage.session.stats() == ForkStats(18, 14, 4, reconnects=1)
+
+
+FORKS: dict[str, dict[str, Any]] = {
+    "in": {"direction": Direction.IN},
+    "in louder": {"direction": Direction.IN, "gain_in": 1},
+    "both": {"direction": Direction.BOTH},
+    "out": {"direction": Direction.OUT},
+    "stereo": {"direction": Direction.STEREO, "gain_out": -1},
+    "out by a leg of its own": {"direction": Direction.OUT, "legs": (OUT,), "gain_out": 2},
+    "wide in": {"direction": Direction.IN, "legs": (IN,), "sample_rate": 16_000},
+    "both by two legs": {"direction": Direction.BOTH, "legs": (IN, OUT), "gate_open": False},
+    "stereo by two legs": {"direction": Direction.STEREO, "legs": (IN, OUT), "gain_in": -2},
+}
+
+
+def live(stage: Stage, rng: random.Random, *, usually: bool) -> list[ForkStats]:
+    """Let 600 things happen to a fork, checking that all frames are counted.
+
+    Args:
+        usually: Bring frames as usual ones where they are; else have each looked at.
+
+    Returns:
+        The statistics after each.
+    """
+    session, sink = stage.session, stage.sink
+    is_pair = WHOLE in stage.legs and session.spec.direction is not Direction.IN
+    size = session._side_bytes * (2 if is_pair else 1)
+    gate_open, offered = session.spec.gate_open, 0
+    stats = []
+
+    def bring(frame: bytes, part: LegPart) -> None:
+        if not usually:
+            stage._usual.clear()
+        stage.audio(frame, part)
+
+    stage.attach()
+    for _ in range(600):
+        what = rng.choice(("frames", "frames", "odd", "mute", "gate", "open", "lose", "leg"))
+        part = rng.choice(list(stage.legs))
+        if what == "frames":
+            for _ in range(rng.randrange(1, 5)):
+                for each in stage.legs:
+                    bring(rng.randbytes(size), each)
+                offered += gate_open
+        elif what == "odd" and stage.count(Streaming):  # before that it would end some
+            bring(bytes(size + 2), part)
+            offered += gate_open
+        elif what == "mute":
+            stage.mute(rng.choice((None, True, False)), rng.choice((None, True, False)))
+        elif what == "gate":
+            gate_open = rng.random() < 0.7
+            session.set_gate(gate_open)
+        elif what == "open" and not sink.is_open:
+            sink.open()
+        elif what == "lose" and sink.is_open:
+            sink.lose(min(sink.frames_sent, rng.randrange(4)))
+        elif what == "leg":
+            stage.close_leg(part)
+            stage.attach(part)
+        stats.append(session.stats())
+        assert stats[-1].frames_in == offered
+    return stats
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("wishes", FORKS.values(), ids=FORKS)
+async def test_usual_frames_fare_as_if_each_were_looked_at(
+    begin: Begin, wishes: dict[str, Any], seed: int
+) -> None:
+    quick, careful = begin(**wishes), begin(**wishes)
+    quick_stats = live(quick, random.Random(seed), usually=True)
+    assert quick_stats == live(careful, random.Random(seed), usually=False)
+    assert quick.sink.frames == careful.sink.frames
+    assert quick.reports == careful.reports
+    assert quick.count(Streaming) == 1
+    assert len(quick.sink.frames) > 100
+
+
+# --- A leg for a side ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("direction", "part", "frame"),
+    [
+        (Direction.OUT, OUT, mono_of(14)),
+        (Direction.IN, IN, mono_of(-3)),
+    ],
+)
+async def test_leg_of_one_side_serves_its_direction_with_gain_and_mute(
+    begin: Begin, direction: Direction, part: LegPart, frame: bytes
+) -> None:
+    stage = begin(direction, legs=(part,), gain_in=-1, gain_out=1)
+    stage.attach()
+    stage.sink.open()
+    assert stage.reports == [LegAttached(FORK_ID, part), SinkOpened(FORK_ID)]
+    talk = mono_of(7)
+    stage.audio(talk)
+    stage.mute(part is IN, part is OUT)
+    stage.audio(talk)
+    stage.mute(part is OUT, part is IN)
+    stage.audio(talk)
+    expected = mono_of(14) if part is OUT else mono_of(3)
+    assert stage.sink.frames == [expected, mono_of(0), expected]
+    stage.close_leg()
+    assert stage.reports[2:] == [Streaming(FORK_ID), LegLost(FORK_ID, part, 3)]
+
+
+JOINED = {Direction.BOTH: mono_of(12), Direction.STEREO: pairs_of(5, 7)}
+BOTH_LEGS = (IN, OUT)
+in_joined = pytest.mark.parametrize("direction", JOINED)
+
+
+@in_joined
+async def test_two_legs_are_joined_and_reported_each(begin: Begin, direction: Direction) -> None:
+    stage = begin(direction, legs=BOTH_LEGS)
+    stage.attach(OUT)
+    stage.attach(IN)
+    stage.sink.open()
+    stage.audio(mono_of(5), IN)
+    assert stage.sink.frames == []
+    stage.audio(mono_of(7), OUT)
+    assert stage.sink.frames == [JOINED[direction]]
+    stage.audio(mono_of(7), OUT)
+    stage.audio(mono_of(5), IN)
+    assert stage.sink.frames == [JOINED[direction]] * 2
+    assert stage.reports == [
+        LegAttached(FORK_ID, OUT),
+        LegAttached(FORK_ID, IN),
+        SinkOpened(FORK_ID),
+        Streaming(FORK_ID),
+    ]
+    assert stage.session.stats() == ForkStats(2, 2, 0)
+
+
+def bring(stage: Stage, sample_in: int = 5, sample_out: int = 7) -> bytes:
+    """Bring a frame of each leg; return what comes of it."""
+    stage.audio(mono_of(sample_in), IN)
+    stage.audio(mono_of(sample_out), OUT)
+    return stage.sink.frames[-1]
+
+
+@pytest.mark.parametrize(
+    ("direction", "mute_in", "mute_out", "frame"),
+    [
+        (Direction.BOTH, True, None, mono_of(14)),
+        (Direction.BOTH, None, True, mono_of(10)),
+        (Direction.BOTH, True, True, mono_of(0)),
+        (Direction.STEREO, True, None, pairs_of(0, 14)),
+        (Direction.STEREO, None, True, pairs_of(10, 0)),
+        (Direction.STEREO, True, True, pairs_of(0, 0)),
+    ],
+)
+async def test_two_legs_have_a_gain_each_and_are_muted_each(
+    begin: Begin,
+    direction: Direction,
+    mute_in: bool | None,
+    mute_out: bool | None,
+    frame: bytes,
+) -> None:
+    stage = begin(direction, legs=BOTH_LEGS, gain_in=1, gain_out=1)
+    stage.attach()
+    untouched = bring(stage)
+    assert untouched == (mono_of(24) if direction is Direction.BOTH else pairs_of(10, 14))
+    stage.mute(mute_in, mute_out)
+    assert bring(stage) == frame
+    stage.mute(False, False)
+    assert bring(stage) == untouched
+
+
+async def test_gain_of_one_leg_leaves_the_other_as_it_is(begin: Begin) -> None:
+    stage = begin(Direction.STEREO, legs=BOTH_LEGS, gain_in=-1, gain_out=2)
+    stage.attach()
+    assert bring(stage, -301, 100) == pairs_of(-150, 400)
+
+
+@in_joined
+async def test_two_legs_while_the_gate_is_shut_are_neither_sent_nor_counted(
+    begin: Begin, direction: Direction
+) -> None:
+    stage = begin(direction, legs=BOTH_LEGS, gate_open=False)
+    stage.attach()
+    stage.sink.open()
+    for is_open in (None, True, None, False, None, True):
+        if is_open is not None:
+            stage.session.set_gate(is_open)
+        stage.audio(mono_of(5), IN)
+        stage.audio(mono_of(7), OUT)
+    assert stage.sink.frames == [JOINED[direction]] * 3
+    assert stage.session.stats() == ForkStats(3, 3, 0)
+    stage.close_leg(OUT)
+    assert stage.reports[-1] == LegLost(FORK_ID, OUT, 6)
+
+
+@pytest.mark.parametrize(
+    ("direction", "lost", "frame"),
+    [
+        (Direction.BOTH, IN, mono_of(7)),
+        (Direction.BOTH, OUT, mono_of(5)),
+        (Direction.STEREO, IN, pairs_of(0, 7)),
+        (Direction.STEREO, OUT, pairs_of(5, 0)),
+    ],
+)
+async def test_leg_that_is_lost_leaves_silence_until_another_comes(
+    begin: Begin, direction: Direction, lost: LegPart, frame: bytes
+) -> None:
+    stage = begin(direction, legs=BOTH_LEGS)
+    other, sample = (OUT, 7) if lost is IN else (IN, 5)
+    stage.attach()
+    stage.sink.open()
+    bring(stage)
+    stage.audio(mono_of(sample), other)
+    stage.close_leg(lost)
+    assert stage.sink.frames == [JOINED[direction], frame]  # what had waited for it too
+    assert stage.reports[-1] == LegLost(FORK_ID, lost, 2)
+    stage.audio(mono_of(sample), other)
+    assert stage.sink.frames == [JOINED[direction], frame, frame]
+    stage.attach(lost)
+    assert stage.reports[-1] == LegAttached(FORK_ID, lost)
+    assert bring(stage) == JOINED[direction]
+    assert stage.session.stats() == ForkStats(4, 4, 0)
+    stage.session.end(EndReason.STOPPED)
+    assert [leg.hang_ups for leg in stage.legs.values()] == [1, 1]
+
+
+async def test_both_legs_lost_are_reported_each(begin: Begin) -> None:
+    stage = begin(Direction.BOTH, legs=BOTH_LEGS)
+    stage.attach()
+    bring(stage)
+    stage.audio(mono_of(5), IN)
+    stage.close_leg(IN)
+    stage.close_leg(OUT)
+    assert stage.reports[2:] == [LegLost(FORK_ID, IN, 1), LegLost(FORK_ID, OUT, 2)]
+    assert stage.sink.frames == [mono_of(12), mono_of(5)]
+    stage.session.end(EndReason.HANGUP)
+    assert [leg.hang_ups for leg in stage.legs.values()] == [0, 0]
+
+
+@in_joined
+async def test_end_sends_what_waits_for_the_other_leg_and_hangs_both_up(
+    begin: Begin, direction: Direction
+) -> None:
+    stage = begin(direction, legs=BOTH_LEGS)
+    stage.attach()
+    bring(stage)
+    stage.audio(mono_of(5), IN)
+    stage.session.end(EndReason.HANGUP)
+    assert stage.sink.frames[1:] == [mono_of(5) if direction is Direction.BOTH else pairs_of(5, 0)]
+    assert [leg.hang_ups for leg in stage.legs.values()] == [1, 1]
+    for part in BOTH_LEGS:  # what was on its way
+        stage.audio(mono_of(9), part)
+    assert (await stage.ended()).stats.frames_in == 2
+
+
+async def test_end_by_who_hears_of_streaming_is_the_second_one_and_changes_nothing(
+    begin: Begin,
+) -> None:
+    """The frame that waits for the other leg can be the first that is sent at all."""
+    stage = begin(Direction.BOTH, legs=BOTH_LEGS)
+    stage.attach()
+    stage.sink.open()
+    stage.audio(mono_of(5), IN)
+
+    def end_again(report: Report) -> None:
+        if isinstance(report, Streaming):
+            stage.session.end(EndReason.FAULT, "again")
+
+    stage.on_report = end_again
+    stage.session.end(EndReason.HANGUP, "first")
+    ended = await stage.ended()
+    assert ended == ForkEnded(FORK_ID, EndReason.HANGUP, "first", ForkStats(1, 1, 0))
+    assert stage.sink.closes == [(1000, "hangup")]
+
+
+async def test_leg_of_one_side_that_comes_after_the_end_is_hung_up(begin: Begin) -> None:
+    stage = begin(Direction.BOTH, legs=BOTH_LEGS)
+    stage.attach(IN)
+    stage.session.end(EndReason.STOPPED)
+    stage.attach(OUT)
+    assert [leg.hang_ups for leg in stage.legs.values()] == [1, 1]
+    assert stage.count(LegAttached) == 1
+
+
+async def test_legs_of_sides_keep_time_themselves(begin: Begin, clock: FakeLoop) -> None:
+    for legs in ((IN,), BOTH_LEGS):
+        direction = Direction.IN if legs == (IN,) else Direction.STEREO
+        stage = begin(direction, legs=legs, keep_time=True)
+        stage.attach()
+        stage.session.set_gate(True)
+        clock.advance(1)
+        assert (stage.sink.frames, clock.armed) == ([], 0)
+
+
+# --- Other rates, and frames of the wrong size ---------------------------------------------------
+
+
+def wide_of(sample: int, rate: int = 16_000) -> bytes:
+    return struct.pack("<h", sample) * (rate // 50)
+
+
+@pytest.mark.parametrize("rate", [12_000, 16_000, 44_100, 48_000, 192_000])
+@pytest.mark.parametrize(("direction", "part"), [(Direction.IN, IN), (Direction.OUT, OUT)])
+async def test_side_at_another_rate_is_sent_in_frames_of_that_rate(
+    begin: Begin, direction: Direction, part: LegPart, rate: int
+) -> None:
+    stage = begin(direction, legs=(part,), sample_rate=rate)
+    stage.attach()
+    stage.audio(wide_of(5, rate))
+    stage.mute(True, True)
+    stage.audio(wide_of(5, rate))
+    assert stage.sink.frames == [wide_of(5, rate), bytes(rate // 25)]
+
+
+async def test_two_wide_legs_are_joined_and_silence_is_as_wide(begin: Begin) -> None:
+    both = begin(Direction.BOTH, legs=BOTH_LEGS, sample_rate=16_000)
+    stereo = begin(Direction.STEREO, legs=BOTH_LEGS, sample_rate=16_000)
+    for stage in (both, stereo):
+        stage.attach(IN)
+        stage.audio(wide_of(5), IN)
+        stage.attach(OUT)
+        stage.audio(wide_of(5), IN)
+        stage.audio(wide_of(7), OUT)
+    assert both.sink.frames == [wide_of(5), wide_of(12)]
+    assert stereo.sink.frames == [pairs_of(5, 0) * 2, pairs_of(5, 7) * 2]
+    assert [len(frame) for frame in both.sink.frames + stereo.sink.frames] == [640, 640, 1280, 1280]
+
+
+@pytest.mark.parametrize("legs", [(OUT,), BOTH_LEGS], ids=["one leg", "two legs"])
+@pytest.mark.parametrize("size", [320, 638, 642, 1280])
+async def test_first_frame_of_another_rate_fails_the_leg_naming_both_sizes_and_the_rate(
+    begin: Begin, legs: tuple[LegPart, ...], size: int
+) -> None:
+    direction = Direction.OUT if legs == (OUT,) else Direction.BOTH
+    stage = begin(direction, legs=legs, sample_rate=16_000)
+    stage.attach()
+    stage.audio(bytes(size), OUT)
+    assert [leg.hang_ups for leg in stage.legs.values()] == [1] * len(legs)
+    ended = await stage.ended()
+    assert ended.reason is EndReason.LEG_FAILED
+    assert ended.detail == f"the leg sends frames of {size} bytes, not 640 (16000 Hz)"
+    assert ended.stats == ForkStats(1, 0, 1)
+    assert stage.sink.frames == []
+
+
+@pytest.mark.parametrize("part", BOTH_LEGS)
+async def test_odd_frame_of_one_of_two_legs_that_stream_is_counted_and_passed_over(
+    begin: Begin, part: LegPart, caplog
+) -> None:
+    stage = begin(Direction.BOTH, legs=BOTH_LEGS)
+    stage.attach()
+    stage.sink.open()
+    bring(stage)
+    for _ in range(2):
+        stage.audio(bytes(640), part)
+    bring(stage)
+    assert stage.sink.frames == [mono_of(12)] * 2
+    assert [leg.hang_ups for leg in stage.legs.values()] == [0, 0]
+    assert caplog.messages == [
+        "fork 3f2a91c0: frames of an unexpected size: 1 more, last: 640 bytes in place of 320"
+    ]
+    assert stage.session.stats() == ForkStats(4, 2, 2)
+
+
+@pytest.mark.parametrize("legs", [(OUT,), BOTH_LEGS], ids=["one leg", "two legs"])
+async def test_odd_frame_while_the_gate_is_shut_is_not_counted_and_ends_nothing(
+    begin: Begin, legs: tuple[LegPart, ...]
+) -> None:
+    direction = Direction.OUT if legs == (OUT,) else Direction.BOTH
+    stage = begin(direction, legs=legs, gate_open=False)
+    stage.attach()
+    stage.audio(bytes(640), OUT)
+    stage.session.set_gate(True)
+    assert stage.session.stats() == ForkStats()
+    for part in legs:
+        stage.audio(mono_of(5), part)
+    assert len(stage.sink.frames) == 1
+    stage.session.end(EndReason.STOPPED)
+    stage.audio(bytes(640), OUT)
+    assert (await stage.ended()).stats.frames_dropped == 0
 
 
 # --- Kept time -----------------------------------------------------------------------------------
@@ -485,7 +1051,7 @@ async def test_frames_of_the_leg_put_off_the_silence(begin: Begin, clock: FakeLo
     stage = begin(keep_time=True)
     stage.attach()
     for frame in numbered(50):
-        stage.session.on_audio(frame)
+        stage.audio(frame)
     clock.advance(1)
     assert stage.sink.frames == numbered(50)
 
@@ -526,7 +1092,7 @@ async def test_gate_that_opens_before_the_leg_is_there_sends_no_silence(
 async def test_no_silence_after_the_leg_is_gone(begin: Begin, clock: FakeLoop) -> None:
     stage = begin(keep_time=True)
     stage.attach()
-    stage.session.on_leg_closed()
+    stage.close_leg()
     clock.advance(1)
     assert (stage.sink.frames, clock.armed) == ([], 0)
 
@@ -553,15 +1119,15 @@ async def test_beep_at_the_start_waits_for_the_first_frame_that_is_sent(
 ) -> None:
     stage = begin(beeps=Beeps(at_start=True))
     stage.attach()
-    stage.session.on_audio(numbered(1)[0])
+    stage.audio(numbered(1)[0])
     clock.advance(1)
     assert stage.leg.spoken == []
     stage.sink.open()
     clock.advance(1)
-    assert stage.leg.spoken == tone()
-    stage.session.on_audio(numbered(1)[0])
+    assert stage.leg.spoken == tone(8000)
+    stage.audio(numbered(1)[0])
     clock.advance(60)
-    assert stage.leg.spoken == tone()
+    assert stage.leg.spoken == tone(8000)
 
 
 async def test_beeps_come_at_the_interval_from_streaming_on(begin: Begin, clock: FakeLoop) -> None:
@@ -572,7 +1138,7 @@ async def test_beeps_come_at_the_interval_from_streaming_on(begin: Begin, clock:
     clock.advance(14.9)
     assert stage.leg.spoken == []
     clock.advance(45.3)
-    assert stage.leg.spoken == tone() * 4
+    assert stage.leg.spoken == tone(8000) * 4
     stage.session.end(EndReason.STOPPED)
     assert stage.leg.hang_ups == 1
     assert clock.armed == 0
@@ -588,8 +1154,8 @@ async def test_beep_at_the_end_delays_the_hang_up_and_not_the_close(
     assert (await stage.ended()).stats == ForkStats(1, 1, 0)
     assert stage.sink.closes == [(1000, "stopped")]
     clock.advance(0.2)
-    stage.session.on_audio(numbered(1)[0])
-    assert (stage.leg.spoken, stage.leg.hang_ups) == (tone(), 0)
+    stage.audio(numbered(1)[0])
+    assert (stage.leg.spoken, stage.leg.hang_ups) == (tone(8000), 0)
     clock.advance(0.2)
     assert (stage.leg.hang_ups, clock.armed) == (1, 0)
     assert stage.session.stats() == ForkStats(1, 1, 0)
@@ -625,7 +1191,7 @@ async def test_leg_that_closes_during_the_last_beep_is_left_alone(
     stage.session.end(EndReason.STOPPED)
     clock.advance(0.1)
     count = len(stage.leg.spoken)
-    stage.session.on_leg_closed()
+    stage.close_leg()
     clock.advance(60)
     assert (stage.leg.hang_ups, len(stage.leg.spoken), clock.armed) == (0, count, 0)
     assert stage.count(LegLost) == 0
@@ -637,11 +1203,11 @@ async def test_no_beeps_when_streaming_begins_after_the_leg_is_gone(
 ) -> None:
     stage = begin(beeps=Beeps(interval_s=15, at_start=True))
     stage.attach()
-    stage.session.on_audio(numbered(1)[0])
+    stage.audio(numbered(1)[0])
     if hangs_up:
         stage.session.end(EndReason.HANGUP)
     else:
-        stage.session.on_leg_closed()
+        stage.close_leg()
     stage.sink.open()
     assert stage.count(Streaming) == 1
     assert clock.armed == 0
@@ -652,11 +1218,128 @@ async def test_beep_at_the_end_is_alone_when_streaming_begins_meanwhile(
 ) -> None:
     stage = begin(beeps=Beeps(interval_s=0.1, at_start=True, at_end=True))
     stage.attach()
-    stage.session.on_audio(numbered(1)[0])
+    stage.audio(numbered(1)[0])
     stage.session.end(EndReason.STOPPED)
     stage.sink.open()
     clock.advance(60)
-    assert (stage.leg.spoken, stage.leg.hang_ups, clock.armed) == (tone(), 1, 0)
+    assert (stage.leg.spoken, stage.leg.hang_ups, clock.armed) == (tone(8000), 1, 0)
+
+
+# --- Beeps over one of two legs ------------------------------------------------------------------
+
+TONE = tone(16_000)
+
+
+@pytest.fixture
+def wide(begin: Begin) -> Callable[..., Stage]:
+    """Begin forks of two wide legs."""
+
+    def begin_wide(**beeps: Any) -> Stage:
+        wishes: dict[str, Any] = {"legs": BOTH_LEGS, "sample_rate": 16_000}
+        return begin(Direction.STEREO, beeps=Beeps(**beeps), **wishes)
+
+    return begin_wide
+
+
+def stream_wide(stage: Stage, *parts: LegPart) -> None:
+    """Connect both ends, and send a frame of these parts."""
+    stage.attach(*parts)
+    stage.sink.open()
+    for part in parts:
+        stage.audio(wide_of(5), part)
+
+
+async def test_beeps_at_another_rate_go_over_the_first_leg_alone(
+    wide: Callable[..., Stage], clock: FakeLoop
+) -> None:
+    stage = wide(interval_s=15, at_start=True, at_end=True)
+    stream_wide(stage, IN, OUT)
+    clock.advance(16)
+    assert stage.legs[IN].spoken == TONE * 2
+    assert {len(frame) for frame in stage.legs[IN].spoken} == {640}
+    stage.session.end(EndReason.STOPPED)
+    assert [leg.hang_ups for leg in stage.legs.values()] == [0, 0]
+    clock.advance(0.4)
+    assert [leg.hang_ups for leg in stage.legs.values()] == [1, 1]
+    assert stage.legs[IN].spoken == TONE * 3
+    assert (stage.legs[OUT].spoken, clock.armed) == ([], 0)
+
+
+async def test_beeps_wait_for_the_first_leg_if_the_other_streams_before(
+    wide: Callable[..., Stage], clock: FakeLoop
+) -> None:
+    stage = wide(interval_s=15, at_start=True)
+    stream_wide(stage, OUT)
+    assert stage.count(Streaming) == 1
+    clock.advance(7)
+    stage.attach(IN)
+    assert stage.legs[IN].spoken == TONE[:1]
+    clock.advance(14.9)
+    assert stage.legs[IN].spoken == TONE
+    clock.advance(45.3)
+    assert stage.legs[IN].spoken == TONE * 5
+
+
+async def test_beep_at_the_start_is_heard_once_though_the_first_leg_comes_anew(
+    wide: Callable[..., Stage], clock: FakeLoop
+) -> None:
+    stage = wide(interval_s=15, at_start=True)
+    stream_wide(stage, IN, OUT)
+    clock.advance(1)
+    stage.close_leg(IN)
+    assert clock.armed == 0
+    stage.attach(IN)
+    clock.advance(14)
+    assert stage.legs[IN].spoken == TONE
+    clock.advance(2)
+    assert stage.legs[IN].spoken == TONE * 2
+
+
+async def test_beeps_go_on_when_the_other_leg_is_lost(
+    wide: Callable[..., Stage], clock: FakeLoop
+) -> None:
+    stage = wide(interval_s=15)
+    stream_wide(stage, IN, OUT)
+    stage.close_leg(OUT)
+    clock.advance(7)
+    stage.attach(OUT)
+    clock.advance(30)
+    assert stage.legs[IN].spoken == TONE * 2
+
+
+async def test_first_leg_that_closes_during_the_last_beep_lets_the_other_go(
+    wide: Callable[..., Stage], clock: FakeLoop
+) -> None:
+    stage = wide(at_end=True)
+    stream_wide(stage, IN, OUT)
+    stage.session.end(EndReason.STOPPED)
+    clock.advance(0.1)
+    stage.close_leg(IN)
+    assert (stage.legs[IN].hang_ups, stage.legs[OUT].hang_ups) == (0, 1)
+    assert clock.armed == 0
+    assert stage.count(LegLost) == 0
+
+
+async def test_other_leg_that_closes_during_the_last_beep_does_not_cut_it_short(
+    wide: Callable[..., Stage], clock: FakeLoop
+) -> None:
+    stage = wide(at_end=True)
+    stream_wide(stage, IN, OUT)
+    stage.session.end(EndReason.STOPPED)
+    clock.advance(0.1)
+    stage.close_leg(OUT)
+    clock.advance(0.4)
+    assert stage.legs[IN].spoken == TONE
+    assert (stage.legs[IN].hang_ups, stage.legs[OUT].hang_ups) == (1, 0)
+
+
+async def test_without_the_first_leg_the_end_has_no_beep(
+    wide: Callable[..., Stage], clock: FakeLoop
+) -> None:
+    stage = wide(at_end=True)
+    stream_wide(stage, OUT)
+    stage.session.end(EndReason.STOPPED)
+    assert (stage.legs[OUT].hang_ups, stage.legs[OUT].spoken, clock.armed) == (1, [], 0)
 
 
 # --- What the sink tells -------------------------------------------------------------------------
@@ -673,7 +1356,7 @@ async def test_sink_that_comes_back_is_reported_with_what_was_lost_meanwhile(sta
     stage.sink.backlog.dropped, stage.sink.dropped_in_gap = 12, 5
     stage.sink.open()
     assert stage.reports == [SinkOpened(FORK_ID), SinkResumed(FORK_ID, 5)]
-    assert stage.session.stats() == ForkStats(0, 0, 12, reconnects=1)
+    assert stage.session.stats() == ForkStats(12, 0, 12, reconnects=1)
 
 
 async def test_messages_beyond_20_a_second_are_counted_and_not_passed_on(

@@ -9,8 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audiofork.model import Direction
-from audiofork.relay.shape import UNTOUCHED, Sides, mix, right, shape_for, unchanged
+from audiofork.model import Direction, LegPart
+from audiofork.relay.shape import (
+    UNTOUCHED,
+    Sides,
+    join_of,
+    mix,
+    right,
+    shape_of_part,
+    shape_of_whole,
+    unchanged,
+)
 
 SAMPLES = 160  # of one channel in 20 ms
 LOUDEST, LOWEST = 32767, -32768
@@ -32,7 +41,7 @@ PAIRS = pairs(IN, OUT)
 
 
 def shaped(direction: Direction, frame: bytes, sides: Sides = UNTOUCHED) -> bytes:
-    shape = shape_for(direction, len(frame), sides)
+    shape = shape_of_whole(direction, len(frame), sides)
     assert shape is not None
     return shape(frame)
 
@@ -105,7 +114,7 @@ def test_right_and_mix_keep_every_sample(ins: list[int], outs: list[int]) -> Non
     ],
 )
 def test_frames_that_cannot_serve_have_no_shape(direction: Direction, frame_bytes: int) -> None:
-    assert shape_for(direction, frame_bytes) is None
+    assert shape_of_whole(direction, frame_bytes) is None
 
 
 # --- Volume and mute -----------------------------------------------------------------------------
@@ -129,7 +138,7 @@ def adjusted(sample: int, gain: int, mute: bool = False) -> int:
 
 @pytest.mark.parametrize("gain", GAINS)
 def test_gain_of_every_sample_is_that_of_asterisk(gain: int) -> None:
-    shape = shape_for(Direction.IN, 2 * SAMPLES, Sides(gain_in=gain))
+    shape = shape_of_whole(Direction.IN, 2 * SAMPLES, Sides(gain_in=gain))
     assert shape is not None
     values = range(LOWEST, LOUDEST + 1)
     for start in range(0, len(values), SAMPLES):
@@ -184,7 +193,7 @@ def test_mix_of_a_leg_takes_what_is_wished_for_both_sides(gain: int, mute: bool)
     [Sides(gain_in=1), Sides(gain_out=-1), Sides(1, 2), Sides(mute_in=True), Sides(mute_out=True)],
 )
 def test_mix_of_a_leg_cannot_serve_wishes_for_one_side(sides: Sides) -> None:
-    assert shape_for(Direction.BOTH, 320, sides) is None
+    assert shape_of_whole(Direction.BOTH, 320, sides) is None
 
 
 @pytest.mark.parametrize("sides", [Sides(gain_in=2), Sides(mute_in=True), Sides(1, 1, True, True)])
@@ -195,4 +204,59 @@ def test_mix_of_a_leg_cannot_serve_wishes_for_one_side(sides: Sides) -> None:
 def test_wishes_do_not_make_a_frame_fit(
     direction: Direction, frame_bytes: int, sides: Sides
 ) -> None:
-    assert shape_for(direction, frame_bytes, sides) is None
+    assert shape_of_whole(direction, frame_bytes, sides) is None
+
+
+# --- Legs of one part ----------------------------------------------------------------------------
+
+RATES = [8000, 16_000, 44_100, 48_000]
+
+
+def frame_of(talk: list[int], rate: int) -> list[int]:
+    """Return 20 ms of samples at a rate."""
+    count = rate // 50
+    return (talk * (count // len(talk) + 1))[:count]
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize(("gain_in", "gain_out"), [(0, 0), (2, -2), (-3, 4)])
+@pytest.mark.parametrize("mutes", MUTES)
+@pytest.mark.parametrize("part", [LegPart.IN, LegPart.OUT])
+def test_part_takes_what_is_wished_for_it_at_any_rate(
+    part: LegPart, mutes: tuple[bool, bool], gain_in: int, gain_out: int, rate: int
+) -> None:
+    sides = Sides(gain_in, gain_out, *mutes)
+    talk = frame_of(TALK_IN, rate)
+    if part is LegPart.IN:
+        treated = [adjusted(sample, gain_in, mutes[0]) for sample in talk]
+    else:
+        treated = [adjusted(sample, gain_out, mutes[1]) for sample in talk]
+    assert shape_of_part(part, sides)(slin(*talk)) == slin(*treated)
+
+
+@pytest.mark.parametrize("part", [LegPart.IN, LegPart.OUT])
+def test_part_of_which_nothing_is_wished_is_passed_on_as_it_is(part: LegPart) -> None:
+    assert shape_of_part(part) is unchanged
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("gains", [(0, 0), (1, 0), (0, -1), (-4, 4)])
+@pytest.mark.parametrize("mutes", MUTES)
+@pytest.mark.parametrize("direction", [Direction.BOTH, Direction.STEREO])
+def test_two_parts_are_treated_each_by_itself_and_joined_at_any_rate(
+    direction: Direction, mutes: tuple[bool, bool], gains: tuple[int, int], rate: int
+) -> None:
+    talk_in, talk_out = frame_of(TALK_IN, rate), frame_of(TALK_OUT, rate)
+    ins = [adjusted(sample, gains[0], mutes[0]) for sample in talk_in]
+    outs = [adjusted(sample, gains[1], mutes[1]) for sample in talk_out]
+    if direction is Direction.STEREO:
+        frame = pairs(ins, outs)
+    else:
+        frame = slin(*(max(LOWEST, min(LOUDEST, i + o)) for i, o in zip(ins, outs, strict=True)))
+    join = join_of(direction, Sides(*gains, *mutes))
+    assert join(slin(*talk_in), slin(*talk_out)) == frame
+
+
+def test_joined_parts_are_what_the_same_audio_in_pairs_would_be() -> None:
+    for direction in (Direction.BOTH, Direction.STEREO):
+        assert join_of(direction)(slin(*IN), slin(*OUT)) == shaped(direction, PAIRS)

@@ -46,8 +46,11 @@ async def start(system_tls: ssl.SSLContext) -> AsyncIterator[Start]:
     """Make sinks that run; those that still do at the end are closed."""
     running: list[Running] = []
 
-    def start(url: str, tls: ssl.SSLContext = system_tls, **options: float) -> Running:
-        sink = Sink(url, WebSocketConfig(**{"reconnect_attempts": 1} | options), tls)
+    def start(
+        url: str, tls: ssl.SSLContext = system_tls, frame_bytes: int = 320, **options: float
+    ) -> Running:
+        config = WebSocketConfig(**{"reconnect_attempts": 1} | options)
+        sink = Sink(url, config, tls, frame_bytes=frame_bytes)
         running.append((sink, asyncio.create_task(sink.run())))
         return running[-1]
 
@@ -91,11 +94,11 @@ def all_acknowledged(sink: Sink) -> bool:
     return not sink._in_flight._writes
 
 
-def offer_until_stalled(sink: Sink) -> int:
+def offer_until_stalled(sink: Sink, frame_bytes: int = 320) -> int:
     """Send numbered frames until one has to wait; return how many were sent."""
     count = 0
     while not sink.backlog:
-        offer(sink, numbered(1, count), before=count)
+        offer(sink, numbered(1, count, frame_bytes), before=count)
         count += 1
         assert count < 100_000
     return count
@@ -123,7 +126,7 @@ def test_binary_frame_masks_each_frame_anew() -> None:
 async def test_server_gets_exactly_the_payloads(
     recorder: Recorder, start: Start, frame_bytes: int
 ) -> None:
-    sink, _ = start(recorder.url("/a?b=c"))
+    sink, _ = start(recorder.url("/a?b=c"), frame_bytes=frame_bytes)
     await opened(sink)
     frames = numbered(20, frame_bytes=frame_bytes)
     offer(sink, frames)
@@ -133,7 +136,7 @@ async def test_server_gets_exactly_the_payloads(
 
 
 async def test_largest_frame_arrives(recorder: Recorder, start: Start) -> None:
-    sink, _ = start(recorder.url())
+    sink, _ = start(recorder.url(), frame_bytes=65_535)
     await opened(sink)
     sink.send(b"\x5a" * 65_535)
     recording = await recorder.wait_messages("/", 1)
@@ -432,15 +435,16 @@ async def test_backlog_of_a_server_that_does_not_read_loses_the_oldest(
     assert [number(frame) for frame in stalled.frames] == expected
 
 
+@pytest.mark.parametrize("frame_bytes", [320, 640, 1280])
 async def test_transport_holds_no_more_than_the_limit(
-    stalled: StalledServer, soon: float, start: Start
+    stalled: StalledServer, soon: float, start: Start, frame_bytes: int
 ) -> None:
-    sink, _ = start(stalled.url)
+    sink, _ = start(stalled.url, frame_bytes=frame_bytes)
     await opened(sink)
-    offer_until_stalled(sink)
+    offer_until_stalled(sink, frame_bytes)
     assert sink._connection is not None
     held = sink._connection.transport.get_write_buffer_size()
-    assert held <= 10 * (640 + 8) + 8 + 320
+    assert held <= (10 + 1) * (8 + frame_bytes)
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["idle", "full"])
@@ -661,18 +665,19 @@ async def test_frames_of_a_broken_connection_that_were_not_acknowledged_wait_aga
         assert waiting == list(range(50 + taken, count))
 
 
+@pytest.mark.parametrize("frame_bytes", [320, 1280])
 async def test_kernel_never_holds_much_more_than_the_budget(
-    stalled: StalledServer, start: Start
+    stalled: StalledServer, start: Start, frame_bytes: int
 ) -> None:
     """Else minutes of audio would hide there: the kernel's buffers grow to megabytes."""
-    sink, task = start(stalled.url, latency_budget=0.2)
+    sink, task = start(stalled.url, latency_budget=0.2, frame_bytes=frame_bytes)
     await opened(sink)
     for number_ in range(400):
-        sink.send(numbered(1, number_)[0])
+        sink.send(numbered(1, number_, frame_bytes)[0])
         await asyncio.sleep(0.001)
     assert sink._in_flight is not None
     sink._in_flight.update()
-    assert sink._in_flight.not_sent <= (10 + 5) * (320 + 8)
+    assert sink._in_flight.not_sent <= (10 + 5) * (frame_bytes + 8)
     stalled.transport.abort()
     await failure(task)
 
@@ -711,15 +716,16 @@ async def test_server_that_answers_no_ping_gets_what_waited_all_the_same(
 # --- Several frames in one message ---------------------------------------------------------------
 
 
+@pytest.mark.parametrize("frame_bytes", [320, 1280])
 async def test_frames_are_joined_into_messages_of_so_many(
-    fickle: FickleServer, start: Start
+    fickle: FickleServer, start: Start, frame_bytes: int
 ) -> None:
-    sink, _ = start(fickle.url, frame_ms=100)
+    sink, _ = start(fickle.url, frame_ms=100, frame_bytes=frame_bytes)
     await opened(sink)
-    offer(sink, numbered(17))
+    offer(sink, numbered(17, 0, frame_bytes))
     assert (sink.frames_sent, len(sink.backlog)) == (15, 2)
     await until(lambda: len(fickle.frames) == 3)
-    assert fickle.frames == [b"".join(numbered(5, first)) for first in (0, 5, 10)]
+    assert fickle.frames == [b"".join(numbered(5, first, frame_bytes)) for first in (0, 5, 10)]
 
 
 async def test_part_of_a_message_goes_when_the_time_of_a_message_is_over(
@@ -764,14 +770,15 @@ async def test_backlog_goes_in_whole_messages(
     assert [len(message) // 320 for message in fickle.frames] == [5] * 8 + [3]
 
 
+@pytest.mark.parametrize("frame_bytes", [320, 640, 1280])
 async def test_messages_of_a_broken_connection_wait_again_frame_by_frame(
-    stalled: StalledServer, start: Start
+    stalled: StalledServer, start: Start, frame_bytes: int
 ) -> None:
-    sink, task = start(stalled.url, frame_ms=100, latency_budget=1)
+    sink, task = start(stalled.url, frame_ms=100, latency_budget=1, frame_bytes=frame_bytes)
     await opened(sink)
     count = 0
     while sink._writable:
-        offer(sink, numbered(1, count), before=count)
+        offer(sink, numbered(1, count, frame_bytes), before=count)
         count += 1
         await asyncio.sleep(0)
     stalled.transport.abort()
@@ -782,7 +789,7 @@ async def test_messages_of_a_broken_connection_wait_again_frame_by_frame(
 
 
 async def test_message_longer_than_64_kib_arrives(recorder: Recorder, start: Start) -> None:
-    sink, _ = start(recorder.url())
+    sink, _ = start(recorder.url(), frame_bytes=192_000)
     await opened(sink)
     sink.send(b"\x5a" * 192_000)
     recording = await recorder.wait_messages("/", 1)

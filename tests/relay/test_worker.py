@@ -18,6 +18,7 @@ import trustme
 from audiofork.config import Address, AudioSocketConfig, Config, SecurityConfig, WebSocketConfig
 from audiofork.errors import ConfigError
 from audiofork.model import (
+    Beeps,
     Direction,
     EndFork,
     EndReason,
@@ -26,6 +27,8 @@ from audiofork.model import (
     ForkStats,
     LegAttached,
     LegLost,
+    LegPart,
+    ReopenLeg,
     Report,
     SetGate,
     SetMute,
@@ -36,7 +39,9 @@ from audiofork.model import (
     Streaming,
     TakeStats,
     Tls,
+    leg_uuid,
 )
+from audiofork.relay.beep import tone
 from audiofork.relay.worker import Worker, client_tls
 from testbed.recorder import Recorder
 from tests.relay.conftest import server_tls
@@ -60,12 +65,18 @@ class Relay:
         self.worker.handle(ForkSpec(fork_id, "PJSIP/100-0000002a", url, direction, **wishes))
         return fork_id
 
-    async def attach(self, fork_id: str) -> Leg:
+    async def attach(self, fork_id: str, part: LegPart = LegPart.WHOLE) -> Leg:
         """Connect the leg of a fork."""
+        before = self.reports.count(LegAttached(fork_id, part))
+        leg = await self.connect(leg_uuid(fork_id, part))
+        await until(lambda: self.reports.count(LegAttached(fork_id, part)) > before)
+        return leg
+
+    async def connect(self, presented: str) -> Leg:
+        """Connect, and present a UUID."""
         leg = await Leg.connect(self.worker.address)
         self.legs.append(leg)
-        leg.send_uuid(fork_id)
-        await self.reported(LegAttached, fork_id)
+        leg.send_uuid(presented)
         return leg
 
     async def reported(self, kind: type[Any], fork_id: str) -> Any:
@@ -169,7 +180,7 @@ async def test_leg_that_asterisk_closes_leaves_the_end_to_the_control_plane(
     leg.send_audio(*INS)
     await recorder.wait_messages("/", 10)
     await leg.close()
-    assert await relay.reported(LegLost, fork_id) == LegLost(fork_id, 10)
+    assert await relay.reported(LegLost, fork_id) == LegLost(fork_id, LegPart.WHOLE, 10)
     assert not relay.of(fork_id, ForkEnded)
     assert fork_id in relay.worker.sessions
     relay.worker.handle(EndFork(fork_id, EndReason.HANGUP))
@@ -350,6 +361,115 @@ def test_authorities_file_that_cannot_be_used_is_a_config_error(
         path.write_text(content)
     with pytest.raises(ConfigError, match=r"authorities of .*ca\.pem cannot be used"):
         client_tls(str(path))
+
+
+# --- A leg for each side -------------------------------------------------------------------------
+
+SIDES: dict[str, Any] = {"legs": (LegPart.IN, LegPart.OUT)}
+WIDE: dict[str, Any] = SIDES | {"sample_rate": 16_000}
+
+
+@pytest.mark.parametrize(
+    ("direction", "messages"), [(Direction.BOTH, SUMS), (Direction.STEREO, PAIRS)]
+)
+async def test_frames_of_two_legs_arrive_joined(
+    relay: Relay, recorder: Recorder, direction: Direction, messages: list[bytes]
+) -> None:
+    fork_id = relay.begin(recorder.url(), direction, **SIDES)
+    leg_in = await relay.attach(fork_id, LegPart.IN)
+    leg_out = await relay.attach(fork_id, LegPart.OUT)
+    for count, (side_in, side_out) in enumerate(zip(INS, OUTS, strict=True), 1):
+        leg_in.send_audio(side_in)
+        leg_out.send_audio(side_out)
+        recording = await recorder.wait_messages("/", count)
+    relay.worker.handle(EndFork(fork_id, EndReason.STOPPED))
+    for leg in (leg_in, leg_out):
+        assert await leg.read_to_end() == HANGUP
+    ended = await relay.reported(ForkEnded, fork_id)
+    assert recording.messages == messages
+    assert ended.stats == ForkStats(10, 10, 0)
+
+
+async def test_wide_frames_arrive_in_messages_as_wide(relay: Relay, recorder: Recorder) -> None:
+    fork_id = relay.begin(recorder.url(), Direction.STEREO, **WIDE)
+    legs = [await relay.attach(fork_id, part) for part in (LegPart.IN, LegPart.OUT)]
+    for count in range(1, 4):
+        for leg in legs:
+            leg.send(b"\x12\x02\x80" + INS[count] * 2)
+        recording = await recorder.wait_messages("/", count)
+    assert recording.messages == [pairs(INS[n] * 2, INS[n] * 2) for n in (1, 2, 3)]
+
+
+async def test_one_leg_of_two_may_come_again_and_only_when_it_is_let(
+    relay: Relay, recorder: Recorder
+) -> None:
+    fork_id = relay.begin(recorder.url(), Direction.BOTH, **SIDES)
+    leg_in = await relay.attach(fork_id, LegPart.IN)
+    leg_out = await relay.attach(fork_id, LegPart.OUT)
+    await leg_out.close()
+    assert await relay.reported(LegLost, fork_id) == LegLost(fork_id, LegPart.OUT, 0)
+    early = await relay.connect(leg_uuid(fork_id, LegPart.OUT))
+    assert await early.read_to_end() == HANGUP
+    relay.worker.handle(ReopenLeg(fork_id, LegPart.OUT))
+    of_in = await relay.connect(leg_uuid(fork_id, LegPart.IN))
+    assert await of_in.read_to_end() == HANGUP
+    leg_out = await relay.attach(fork_id, LegPart.OUT)
+    leg_in.send_audio(INS[0])
+    leg_out.send_audio(OUTS[0])
+    assert (await recorder.wait_messages("/", 1)).messages == SUMS[:1]
+
+
+async def test_uuids_of_both_legs_are_worth_nothing_after_the_end(
+    relay: Relay, recorder: Recorder
+) -> None:
+    fork_id = relay.begin(recorder.url(), Direction.BOTH, **SIDES)
+    relay.worker.handle(EndFork(fork_id, EndReason.STOPPED))
+    await relay.reported(ForkEnded, fork_id)
+    assert relay.worker._listener._issued == {}
+    for part in SIDES["legs"]:
+        leg = await relay.connect(leg_uuid(fork_id, part))
+        assert await leg.read_to_end() == HANGUP
+    relay.worker.handle(ReopenLeg(fork_id, LegPart.IN))
+    assert relay.worker._listener._issued == {}
+
+
+async def test_leg_that_was_reopened_and_has_not_come_is_withdrawn_with_the_fork(
+    relay: Relay, recorder: Recorder
+) -> None:
+    fork_id = relay.begin(recorder.url(), Direction.OUT, legs=(LegPart.OUT,))
+    leg = await relay.attach(fork_id, LegPart.OUT)
+    await leg.close()
+    assert await relay.reported(LegLost, fork_id) == LegLost(fork_id, LegPart.OUT, 0)
+    relay.worker.handle(ReopenLeg(fork_id, LegPart.OUT))
+    assert len(relay.worker._listener._issued) == 1
+    relay.worker.handle(EndFork(fork_id, EndReason.HANGUP))
+    await relay.reported(ForkEnded, fork_id)
+    assert relay.worker._listener._issued == {}
+
+
+async def test_leg_of_another_rate_fails_the_fork(relay: Relay, recorder: Recorder) -> None:
+    fork_id = relay.begin(recorder.url(), Direction.BOTH, **WIDE)
+    legs = [await relay.attach(fork_id, part) for part in (LegPart.IN, LegPart.OUT)]
+    legs[1].send_audio(OUTS[0])
+    for leg in legs:
+        assert await leg.read_to_end() == HANGUP
+    ended = await relay.reported(ForkEnded, fork_id)
+    assert ended.reason is EndReason.LEG_FAILED
+    assert ended.detail == "the leg sends frames of 320 bytes, not 640 (16000 Hz)"
+
+
+async def test_beep_of_a_wide_fork_is_heard_over_the_leg_of_in_in_its_kind(
+    relay: Relay, recorder: Recorder
+) -> None:
+    fork_id = relay.begin(recorder.url(), Direction.BOTH, beeps=Beeps(at_end=True), **WIDE)
+    legs = [await relay.attach(fork_id, part) for part in (LegPart.IN, LegPart.OUT)]
+    for leg in legs:
+        leg.send(b"\x12\x02\x80" + INS[0] * 2)
+    await recorder.wait_messages("/", 1)
+    relay.worker.handle(EndFork(fork_id, EndReason.STOPPED))
+    heard = b"".join(b"\x12\x02\x80" + frame for frame in tone(16_000))
+    assert await legs[0].read_to_end() == heard + HANGUP
+    assert await legs[1].read_to_end() == HANGUP
 
 
 # --- Commands to a fork that runs ----------------------------------------------------------------
