@@ -25,13 +25,12 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Close, CloseCode
 
-from audiofork.config import Address
+from audiofork.config import SAMPLE_RATES, Address
 from audiofork.errors import ReceiverError
-from audiofork.relay.audiosocket import FRAME_BYTES
-from audiofork.relay.shape import PAIR_BYTES
+from audiofork.relay.audiosocket import frame_bytes
 from audiofork.text import printable
 
-SAMPLE_RATE = 8000
+DEFAULT_RATE = 8000
 SAMPLE_BYTES = 2
 FULL_SCALE = 32768  # the largest magnitude of an int16
 
@@ -41,9 +40,9 @@ CLOSE_TIMEOUT_S = 1.0
 KEPT_TAKES = 1000
 
 # Audio is written at each interval; a client that sends faster than live is written sooner.
-MAX_PENDING_BYTES = 65_536
-# The sizes in a WAV header have 32 bits: 37 hours of stereo. A longer file is written all the
-# same, and most players go by the size of the file then.
+MAX_PENDING_BYTES = 65_536  # at 8000 Hz: two seconds of stereo
+# The sizes in a WAV header have 32 bits: 37 hours of stereo at 8000 Hz. A longer file is written
+# all the same, and most players go by the size of the file then.
 MAX_WAV_BYTES = 0xFFFF_FFFF - 36
 
 LABEL_LENGTH = 80  # with time, number and .wav far below the 255 bytes of a file name
@@ -99,6 +98,18 @@ def channels_of(target: str) -> int:
     return int(value) if value in ("1", "2") else 0
 
 
+def rate_of(target: str) -> int:
+    """Return the sample rate in Hz that `rate` in the query of a request says, 8000 without.
+
+    Raises:
+        ValueError: It is none of SAMPLE_RATES.
+    """
+    value = _split(target)[1].get("rate", [str(DEFAULT_RATE)])[0]
+    if value not in map(str, SAMPLE_RATES):
+        raise ValueError(f"rate: expected one of {', '.join(map(str, SAMPLE_RATES))}, got {value}")
+    return int(value)
+
+
 def _split(target: str) -> tuple[str, dict[str, list[str]]]:
     # With a host of our own, or a path that begins with two slashes would be taken for one.
     parts = urlsplit("//host/" + target.lstrip("/"))
@@ -144,16 +155,17 @@ def shown(text: str) -> str:
 class WavFile:
     """A WAV file that can be played at any time: its header follows what was written.
 
-    Samples are int16 little-endian, `channels` interleaved, at 8000 Hz. A call's audio is
-    private: only the owner may read the file.
+    Samples are int16 little-endian, `channels` interleaved, at `sample_rate` Hz. A call's audio
+    is private: only the owner may read the file.
 
     Raises:
         OSError: From every call, when the disk does not do what it should.
     """
 
-    def __init__(self, folder: Path, stem: str, channels: int) -> None:
+    def __init__(self, folder: Path, stem: str, channels: int, sample_rate: int) -> None:
         self._frame_bytes = SAMPLE_BYTES * channels
         self._channels = channels
+        self._sample_rate = sample_rate
         self._data_bytes = 0
         self.path, self._file = self._create(folder, stem)
         try:
@@ -192,9 +204,9 @@ class WavFile:
     def _header(self) -> bytes:
         """Return the 44 bytes of a canonical WAV header (PCM, one data chunk)."""
         size = min(self._data_bytes, MAX_WAV_BYTES)
-        bytes_per_s = SAMPLE_RATE * self._frame_bytes
+        bytes_per_s = self._sample_rate * self._frame_bytes
         return _HEADER.pack(
-            *(b"RIFF", 36 + size, b"WAVE", b"fmt ", 16, 1, self._channels, SAMPLE_RATE),
+            *(b"RIFF", 36 + size, b"WAVE", b"fmt ", 16, 1, self._channels, self._sample_rate),
             *(bytes_per_s, self._frame_bytes, 8 * SAMPLE_BYTES, b"data", size),
         )
 
@@ -213,6 +225,8 @@ class _Recording:
         # The time of the connection; the file comes with the first audio, which tells its channels.
         self._stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{label_of(target)}"
         self._channels = channels_of(target)
+        self._sample_rate = self._rate_of(target)
+        self._max_pending_bytes = MAX_PENDING_BYTES * self._sample_rate // DEFAULT_RATE
         self._sample_bytes = SAMPLE_BYTES * (self._channels or 1)
         self._begun = False
         self._warned = False
@@ -224,9 +238,16 @@ class _Recording:
         self.recent: list[int] = []  # peaks since the last line; empty if no audio came
         self.messages = 0
 
+    def _rate_of(self, target: str) -> int:
+        try:
+            return rate_of(target)
+        except ValueError as exc:
+            self._say(f"{self.label}: {shown(str(exc))}, taken for {DEFAULT_RATE}")
+            return DEFAULT_RATE
+
     @property
     def duration_s(self) -> float:
-        return self._audio_bytes / (SAMPLE_RATE * self._sample_bytes)
+        return self._audio_bytes / (self._sample_rate * self._sample_bytes)
 
     def add(self, message: bytes) -> None:
         """Take a binary message; called for each one, so it does next to nothing."""
@@ -237,26 +258,30 @@ class _Recording:
         if excess:
             message = self._cut(message, excess)
         self._pending += message
-        if len(self._pending) > MAX_PENDING_BYTES:
+        if len(self._pending) > self._max_pending_bytes:
             self.flush()
 
     def _begin(self, first_bytes: int) -> None:
         """Settle the channels by the query, else by the size of a frame, and open the file."""
         self._begun = True
-        if first_bytes not in (FRAME_BYTES, PAIR_BYTES) and not self._channels:
+        mono_bytes = frame_bytes(self._sample_rate)
+        pair_bytes = 2 * mono_bytes
+        if first_bytes not in (mono_bytes, pair_bytes) and not self._channels:
             self._say(
                 f"{self.label}: first message of {first_bytes} bytes, taken for mono; "
                 "?channels=2 in the URL says stereo"
             )
-        self._channels = self._channels or (2 if first_bytes == PAIR_BYTES else 1)
+        self._channels = self._channels or (2 if first_bytes == pair_bytes else 1)
         self._sample_bytes = SAMPLE_BYTES * self._channels
         try:
-            self._file = WavFile(self._folder, self._stem, self._channels)
+            self._file = WavFile(self._folder, self._stem, self._channels, self._sample_rate)
         except OSError as exc:
             self._say(f"{self.label}: not recorded, no file in {self._folder}: {exc.strerror}")
             return
         self._path = self._file.path
         kind = "mono" if self._channels == 1 else "stereo, in left, out right"
+        if self._sample_rate != DEFAULT_RATE:
+            kind += f", {self._sample_rate} Hz"
         self._say(f"{self.label}: recording {self._path}, {kind}")
 
     def _cut(self, message: bytes, excess: int) -> bytes:

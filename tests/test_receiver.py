@@ -17,6 +17,7 @@ import time
 import wave
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import trustme
@@ -25,7 +26,7 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import ClientConnection, connect
 
 from audiofork import receiver as receiver_module
-from audiofork.config import Address
+from audiofork.config import SAMPLE_RATES, Address
 from audiofork.receiver import (
     BAR_LENGTH,
     LABEL_LENGTH,
@@ -38,6 +39,7 @@ from audiofork.receiver import (
     dbfs,
     label_of,
     peaks_of,
+    rate_of,
     shown,
     tls_context,
 )
@@ -100,11 +102,11 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     await bench.receiver.close()
 
 
-def content(path: Path | None) -> tuple[int, bytes]:
+def content(path: Path | None, sample_rate: int = 8000) -> tuple[int, bytes]:
     """Return the channels and the audio of a file, as any player would see them."""
     assert path is not None
     with wave.open(str(path)) as file:
-        assert (file.getsampwidth(), file.getframerate()) == (2, 8000)
+        assert (file.getsampwidth(), file.getframerate()) == (2, sample_rate)
         return file.getnchannels(), file.readframes(file.getnframes())
 
 
@@ -149,6 +151,8 @@ def test_label_any_target_is_safe(target: str) -> None:
     label = label_of(target)
     assert re.fullmatch(rf"[A-Za-z0-9_][A-Za-z0-9._-]{{0,{LABEL_LENGTH - 1}}}", label)
     assert channels_of(target) in (0, 1, 2)
+    with contextlib.suppress(ValueError):
+        assert rate_of(target) in SAMPLE_RATES
 
 
 @pytest.mark.parametrize(
@@ -157,6 +161,21 @@ def test_label_any_target_is_safe(target: str) -> None:
 )
 def test_channels_of(target: str, channels: int) -> None:
     assert channels_of(target) == channels
+
+
+def test_rate_of_no_rate_is_8000() -> None:
+    assert [rate_of(target) for target in ("/", "/?rate=", "/rate=16000")] == 3 * [8000]
+
+
+@pytest.mark.parametrize("rate", SAMPLE_RATES)
+def test_rate_of_each_valid_rate(rate: int) -> None:
+    assert rate_of(f"/in?channels=2&rate={rate}") == rate
+
+
+@pytest.mark.parametrize("value", ["0", "11025", "016000", "+16000", "-16000", "16kHz", "\u0668"])
+def test_rate_of_anything_else_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match=r"rate: expected one of 8000, .*, 192000, got "):
+        rate_of(f"/?rate={quote(value)}")
 
 
 def test_levels() -> None:
@@ -206,6 +225,45 @@ async def test_unusual_size_taken_for_mono_and_said(bench: Bench) -> None:
     take = await bench.record("/", 4 * FRAME)
     assert content(take.path)[0] == 1
     await bench.said("first message of 1280 bytes, taken for mono; ?channels=2")
+
+
+@pytest.mark.parametrize("rate", SAMPLE_RATES)
+@pytest.mark.parametrize(("channels", "kind"), [(1, "mono"), (2, "stereo, in left, out right")])
+async def test_rate_size_of_first_message_tells_channels(
+    bench: Bench, rate: int, channels: int, kind: str
+) -> None:
+    """A frame is rate / 50 samples of each channel: at 16000 Hz 640 bytes are mono."""
+    frame = struct.pack("<h", 1000) * (rate // 50 * channels)
+    take = await bench.record(f"/in?rate={rate}", frame, frame)
+    assert content(take.path, rate) == (channels, 2 * frame)
+    assert take.duration_s == pytest.approx(0.04)
+    assert take.peaks_dbfs == channels * (pytest.approx(dbfs(1000)),)
+    said = await bench.said(": recording ")
+    assert said.endswith(f", {kind}" if rate == 8000 else f", {kind}, {rate} Hz")
+    assert len(bench.lines) == 2
+
+
+async def test_rate_with_channels_takes_any_size(bench: Bench) -> None:
+    take = await bench.record("/?rate=16000&channels=2", FRAME, PAIR)
+    assert content(take.path, 16000) == (2, FRAME + PAIR)
+
+
+async def test_rate_unusual_size_taken_for_mono_and_said(bench: Bench) -> None:
+    """At 16000 Hz a message of 320 bytes is half a frame."""
+    take = await bench.record("/?rate=16000", FRAME)
+    assert content(take.path, 16000) == (1, FRAME)
+    await bench.said("first message of 320 bytes, taken for mono; ?channels=2")
+
+
+async def test_rate_unknown_said_once_and_taken_for_8000(bench: Bench) -> None:
+    """What came is recorded all the same, and control characters reach no terminal."""
+    take = await bench.record("/in?rate=11025%1b[2J", PAIR, PAIR)
+    assert content(take.path) == (2, 2 * PAIR)
+    assert take.duration_s == pytest.approx(0.04)
+    assert [line for line in bench.lines if "expected" in line] == [
+        "in: rate: expected one of 8000, 12000, 16000, 24000, 32000, 44100, 48000, 96000, 192000, "
+        "got 11025 [2J, taken for 8000"
+    ]
 
 
 async def test_file_private(bench: Bench) -> None:
@@ -271,8 +329,21 @@ async def test_fast_client_written_before_the_interval(bench: Bench) -> None:
     assert content((await bench.take()).path) == (1, 300 * FRAME)
 
 
+async def test_rate_fast_client_may_have_the_same_time_pending(bench: Bench) -> None:
+    """Twice the rate, twice the bytes: live audio is written once a second at any rate."""
+    most = bytes(2 * receiver_module.MAX_PENDING_BYTES)
+    async with bench.client("/?rate=16000") as client:
+        await client.send(most)
+        await bench.received(1)
+        path = only(bench.directory)
+        assert content(path, 16000) == (1, b"")
+        await client.send(b"ab")
+        await bench.received(2)
+        assert content(path, 16000) == (1, most + b"ab")
+
+
 async def test_long_file_header_does_not_overflow(tmp_path: Path) -> None:
-    file = WavFile(tmp_path, "long", 2)
+    file = WavFile(tmp_path, "long", 2, 8000)
     file._data_bytes = 1 << 33
     assert len(file._header()) == 44
     file.close()
@@ -426,7 +497,7 @@ import pathlib, resource, signal
 from audiofork.receiver import WavFile
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1001, 1001))
-file = WavFile(pathlib.Path({str(tmp_path)!r}), "x", 2)
+file = WavFile(pathlib.Path({str(tmp_path)!r}), "x", 2, 8000)
 file.write(bytes(800))
 try:
     file.write(bytes(800))
