@@ -14,9 +14,9 @@ import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-FRAME_SAMPLES = 160  # 8000 Hz * 0.020 s
-ULAW_BYTES = 160  # one byte a sample
-SLIN_BYTES = 320  # two bytes a sample
+FRAMES_PER_S = 50  # of 20 ms
+ULAW_BYTES = 160  # 8000 Hz * 0.020 s * 1 byte
+MIN_SLIN_BYTES = 320  # 8000 Hz * 0.020 s * 2 bytes
 
 KEY_BYTES = 16  # 8 samples of noise: enough to be unique, and checked to be
 
@@ -56,17 +56,21 @@ def make_blocks(count: int, seed: int = 0) -> list[bytes]:
     return list(blocks.values())
 
 
-def slin_blocks(count: int, seed: int = 0, *, limit: int = MAX_AMPLITUDE) -> list[bytes]:
-    """Make numbered slin blocks of 320 bytes, for files that Asterisk plays.
+def slin_blocks(
+    count: int, seed: int = 0, *, limit: int = MAX_AMPLITUDE, sample_rate: int = 8000
+) -> list[bytes]:
+    """Make numbered slin blocks of 20 ms, 320 bytes at 8000 Hz, 640 at 16000 Hz.
 
     Samples are uniform in -limit..limit and use every bit, so most of them do
-    not survive µ-law: look for these blocks only where audio stays slin.
+    not survive µ-law or resampling: look for these blocks only where audio
+    stays slin of this rate. In RTP they go through rtp.swap_bytes first.
     """
     rng = random.Random(seed)
     values = range(-limit, limit + 1)
+    samples = sample_rate // FRAMES_PER_S
     blocks: dict[bytes, bytes] = {}
     while len(blocks) < count:
-        block = struct.pack(f"<{FRAME_SAMPLES}h", *rng.choices(values, k=FRAME_SAMPLES))
+        block = struct.pack(f"<{samples}h", *rng.choices(values, k=samples))
         blocks.setdefault(block[:KEY_BYTES], block)
     return list(blocks.values())
 
@@ -103,8 +107,8 @@ def _block_size(blocks: Sequence[bytes]) -> int:
     if len(sizes) != 1:
         raise ValueError(f"expected blocks of one length, got lengths {sorted(sizes)}")
     (size,) = sizes
-    if size < SLIN_BYTES:
-        raise ValueError(f"expected slin blocks of at least {SLIN_BYTES} bytes, got {size}")
+    if size < MIN_SLIN_BYTES:
+        raise ValueError(f"expected slin blocks of at least {MIN_SLIN_BYTES} bytes, got {size}")
     return size
 
 

@@ -5,6 +5,7 @@ hundred wake-ups a second instead of one for each packet.
 """
 
 import asyncio
+import audioop
 import heapq
 import itertools
 import math
@@ -43,7 +44,14 @@ class Codec(NamedTuple):
 
 
 ULAW = Codec("PCMU", 0, 8000, 160)
-SLIN = Codec("L16", 97, 8000, 320)  # samples are big-endian on the wire, unlike slin elsewhere
+# Samples are big-endian on the wire, unlike slin elsewhere: see swap_bytes.
+SLIN = Codec("L16", 97, 8000, 320)
+SLIN16 = Codec("L16", 98, 16000, 640)  # Asterisk's slin16
+
+
+def swap_bytes(samples: bytes) -> bytes:
+    """Turn slin into payload of SLIN and SLIN16, or payload into slin; whole int16 samples."""
+    return audioop.byteswap(samples, 2)
 
 
 class Packet(NamedTuple):

@@ -56,6 +56,20 @@ def test_slin_blocks_keep_the_limit() -> None:
     assert 400 < peak(b"".join(blocks)) <= 500
 
 
+@pytest.mark.parametrize(("rate", "size"), [(8000, 320), (16000, 640), (44100, 1764)])
+def test_slin_blocks_last_20_ms_at_any_rate(rate: int, size: int) -> None:
+    blocks = slin_blocks(50, seed=1, sample_rate=rate)
+    assert {len(block) for block in blocks} == {size}
+    assert len({block[:16] for block in blocks}) == 50
+
+
+def test_find_blocks_takes_their_size_from_the_blocks() -> None:
+    """A block of 16000 Hz of which only 10 ms arrived is missing."""
+    blocks = slin_blocks(20, seed=1, sample_rate=16000)
+    stream = bytes(54).join(blocks[:10]) + blocks[10][:320] + b"".join(blocks[11:])
+    assert find_blocks(stream, blocks) == [n for n in range(20) if n != 10]
+
+
 @pytest.fixture(scope="module")
 def blocks() -> list[bytes]:
     return [decode(block) for block in make_blocks(20)]

@@ -2,6 +2,7 @@ import asyncio
 import socket
 from collections.abc import Callable, Coroutine, Iterator
 from itertools import islice, pairwise, takewhile
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -9,10 +10,14 @@ import pytest
 import uvloop
 
 from testbed import sip
-from testbed.blocks import decode, find_blocks, make_blocks, report
+from testbed.ami import AmiClient
+from testbed.asterisk import Asterisk
+from testbed.blocks import decode, find_blocks, make_blocks, report, slin_blocks
 from testbed.rtp import (
     SLIN,
+    SLIN16,
     ULAW,
+    Codec,
     Pacer,
     Packet,
     Playback,
@@ -21,6 +26,7 @@ from testbed.rtp import (
     SdpError,
     schedule,
     sent_indices,
+    swap_bytes,
 )
 from testbed.sip import (
     Call,
@@ -126,6 +132,7 @@ def test_sdp_static_payload_type_needs_no_rtpmap() -> None:
 def test_sdp_choose_takes_the_payload_type_of_the_peer() -> None:
     sdp = Sdp("127.0.0.1", 4000, ((118, "L16", 16000), (120, "L16", 8000), (0, "PCMU", 8000)))
     assert sdp.choose([ULAW, SLIN]) == SLIN._replace(payload_type=120)
+    assert sdp.choose([ULAW, SLIN, SLIN16]) == SLIN16._replace(payload_type=118)
     assert sdp.choose([ULAW]) == ULAW
 
 
@@ -137,6 +144,30 @@ def test_sdp_without_use_is_refused() -> None:
 
 
 # --- RTP
+
+
+def test_swap_bytes_makes_samples_big_endian_and_back() -> None:
+    assert swap_bytes(b"\x01\x02\xff\x00") == b"\x02\x01\x00\xff"
+    assert swap_bytes(b"\x02\x01\x00\xff") == b"\x01\x02\xff\x00"
+
+
+@pytest.mark.parametrize("codec", [ULAW, SLIN, SLIN16])
+def test_timestamps_count_samples_of_the_codec(run: Run, codec: Codec) -> None:
+    async def scenario() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.settimeout(1)
+            port = RtpPort("127.0.0.1", codec)
+            port.remote = listener.getsockname()
+            for frame in (1, 2):
+                port.send(bytes(codec.frame_bytes), frame, marker=False)
+            first, second = (Packet.parse(listener.recv(2048)) for _ in range(2))
+            samples = (second.timestamp - first.timestamp) & 0xFFFFFFFF
+            assert samples == codec.sample_rate // 50
+            assert len(first.payload) == samples * (1 if codec is ULAW else 2)
+            port.close()
+
+    run(scenario())
 
 
 def test_packet_round_trip() -> None:
@@ -326,12 +357,14 @@ def test_play_twice_at_once_is_refused_but_not_after_cancelling(run: Run) -> Non
     run(scenario())
 
 
-def test_linear_call(run: Run) -> None:
+@pytest.mark.parametrize("codec", [SLIN, SLIN16], ids=["8000", "16000"])
+def test_linear_call(run: Run, codec: Codec) -> None:
     async def scenario() -> None:
-        async with SipUser("b", ("127.0.0.1", 9), answer=True, codecs=(ULAW, SLIN)) as b:
+        codecs = (ULAW, SLIN, SLIN16)
+        async with SipUser("b", ("127.0.0.1", 9), answer=True, codecs=codecs) as b:
             async with SipUser("a", b.address) as a:
-                call = await a.call("600", codec=SLIN)
-                assert (await b.incoming()).rtp.codec == call.rtp.codec == SLIN
+                call = await a.call("600", codec=codec)
+                assert (await b.incoming()).rtp.codec == call.rtp.codec == codec
 
     run(scenario())
 
@@ -745,5 +778,78 @@ def test_transfer_that_fails_later(run: Run) -> None:
             call._end()
             other._end()
         peer.transport.close()
+
+    run(scenario())
+
+
+# --- a real Asterisk
+
+DIALPLAN = """
+[testbed]
+exten => echo,1,Answer()
+ same => n,Echo()
+
+exten => play,1,Answer()
+ same => n,Playback(${FILE})
+"""
+
+
+@pytest.fixture(scope="module")
+def asterisk() -> Iterator[Asterisk]:
+    with Asterisk(dialplan=DIALPLAN) as one:
+        yield one
+
+
+@pytest.mark.asterisk
+@pytest.mark.parametrize(("codec", "native"), [(ULAW, "ulaw"), (SLIN, "slin"), (SLIN16, "slin16")])
+def test_channel_has_the_codec_of_the_call(
+    run: Run, asterisk: Asterisk, codec: Codec, native: str
+) -> None:
+    async def scenario() -> None:
+        async with SipUser("caller", ("127.0.0.1", asterisk.sip_port)) as user:
+            async with AmiClient(asterisk) as ami:
+                await user.call("echo", codec=codec)
+                event = await ami.wait_event(lambda headers: headers.get("Event") == "Newchannel")
+                formats = await ami.variable(event["Channel"], "CHANNEL(audionativeformat)")
+                assert formats == f"({native})"
+
+    run(scenario())
+
+
+@pytest.mark.asterisk
+@pytest.mark.parametrize("codec", [SLIN, SLIN16], ids=["8000", "16000"])
+def test_echo_gives_linear_blocks_back_bit_exact(
+    run: Run, asterisk: Asterisk, codec: Codec
+) -> None:
+    async def scenario() -> None:
+        blocks = slin_blocks(50, sample_rate=codec.sample_rate)
+        async with SipUser("caller", ("127.0.0.1", asterisk.sip_port)) as user:
+            call = await user.call("echo", codec=codec, record=True)
+            await call.play([swap_bytes(block) for block in blocks])
+            await call.wait_received(50)
+            heard = swap_bytes(call.received_audio())
+            assert report(find_blocks(heard, blocks), 50).intact
+            assert {len(payload) for _, payload in call.received} == {codec.frame_bytes}
+
+    run(scenario())
+
+
+@pytest.mark.asterisk
+@pytest.mark.parametrize(("codec", "extension"), [(SLIN, "sln"), (SLIN16, "sln16")])
+def test_linear_blocks_of_a_file_are_heard_bit_exact(
+    run: Run, asterisk: Asterisk, tmp_path: Path, codec: Codec, extension: str
+) -> None:
+    """Echo() would give any bytes back; a file tells that they are samples of this order."""
+    blocks = slin_blocks(50, sample_rate=codec.sample_rate)
+    (tmp_path / f"known.{extension}").write_bytes(b"".join(blocks))
+
+    async def scenario() -> None:
+        async with SipUser("caller", ("127.0.0.1", asterisk.sip_port)) as user:
+            async with AmiClient(asterisk) as ami:
+                await ami.action("Setvar", Variable="FILE", Value=str(tmp_path / "known"))
+            call = await user.call("play", codec=codec, record=True)
+            await call.wait_ended()
+            heard = swap_bytes(call.received_audio())
+            assert report(find_blocks(heard, blocks), 50).intact
 
     run(scenario())
