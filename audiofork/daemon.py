@@ -7,26 +7,32 @@ import contextlib
 import logging
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from audiofork import config as configuration
 from audiofork import log as logs
 from audiofork.config import Config
 from audiofork.control.ami import Ami
+from audiofork.control.channels import Channels
 from audiofork.control.forks import Forks
 from audiofork.control.front import Front
 from audiofork.control.journal import Journal
 from audiofork.control.relays import Relays
 from audiofork.control.socket import ControlSocket
 from audiofork.control.tap.chanspy import ChanSpyTap
+from audiofork.control.tap.choice import Taps
 from audiofork.errors import AmiError, CannotListen, ConfigError
 from audiofork.model import Command, Report, SendReport
 from audiofork.process import feed_watchdog, lift_file_limit, notify
 from audiofork.relay.worker import Worker, configured_tls
 
+if TYPE_CHECKING:
+    from audiofork.control.ari import Ari
+
 log = logging.getLogger(__name__)
 
 # The sections that are used at the start alone.
-_FIXED = ("asterisk", "audiosocket", "relay", "control", "front")
+_FIXED = ("asterisk", "ari", "audiosocket", "relay", "control", "front")
 SHUTDOWN_TIMEOUT_S = 2.5  # of the 3 s that a stop may take
 
 
@@ -49,6 +55,7 @@ class Daemon:
         self.relay = _relay_of(config, self._on_report)
         self._journal = Journal(Path(config.daemon.journal) if config.daemon.journal else None)
         self._keep = config.daemon.on_stop == "keep"
+        self._ari: Ari | None = None
         self._front: Front | None = None
         self._socket: ControlSocket | None = None
 
@@ -79,20 +86,41 @@ class Daemon:
             listen = self._config.audiosocket.listen
             raise CannotListen("[audiosocket] listen", listen, exc) from exc
         self.ami = Ami(self._config.asterisk, lambda event: self.forks.on_event(event), self._up)
-        tap = ChanSpyTap(self.ami, self.relay)
+        self._taps = self._build_taps()
         security = self._config.security
-        self.forks = Forks(self.ami, tap, security, self._on_command, self._journal)
+        self.forks = Forks(self.ami, self._taps, security, self._on_command, self._journal)
         await self._open_doors()
         self.forks.left_behind = await self._journal.open()
         loop = asyncio.get_running_loop()
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        self._link = asyncio.create_task(self.ami.run())
-        self._watchdog = asyncio.create_task(feed_watchdog())
+        # ARI first: with the login to AMI forks of an earlier run may come that want it.
+        links = [self._ari.run()] if self._ari is not None else []
+        works = [*links, self.ami.run(), feed_watchdog()]
+        self._tasks = [asyncio.create_task(work) for work in works]
         log.info("listening for Asterisk's audio on %s", address)
         notify("READY=1")
         self.ready.set()
+
+    def _build_taps(self) -> Taps:
+        """Build the ways to get legs, and the link to ARI where it is wanted."""
+        config = self._config
+        chanspy = ChanSpyTap(self.ami, self.relay)
+        snoop = None
+        if config.ari.url and config.asterisk.tap != "chanspy":
+            from audiofork.control.ari import Ari  # what they import takes 10 MB
+            from audiofork.control.tap.snoop import SnoopTap
+
+            self._ari = Ari(config.ari)
+            snoop = SnoopTap(self._ari, config.ari, self.relay)
+        return Taps(
+            chanspy,
+            snoop,
+            Channels(self.ami),
+            required=config.asterisk.tap == "snoop",
+            sample_rate=config.websocket.sample_rate,
+        )
 
     async def _open_doors(self) -> None:
         """Start the doors besides AMI itself, as far as they are configured."""
@@ -135,9 +163,11 @@ class Daemon:
                 await self.ami.log_off()
         await self.relay.close()
         await self.forks.close()
-        for task in (self._link, self._watchdog):
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(self._link, self._watchdog, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._ari is not None:
+            await self._ari.close()
         await self._journal.close()
         log.info("stopped")
 
@@ -151,7 +181,10 @@ class Daemon:
             return
         self.forks.security = new.security
         self._keep = new.daemon.on_stop == "keep"
+        self._taps.sample_rate = new.websocket.sample_rate
         self.ami.retry_now()
+        if self._ari is not None:
+            self._ari.retry_now()
         logs.set_up(new.log)
         old = self._config
         changed = [f"[{name}]" for name in _FIXED if getattr(new, name) != getattr(old, name)]

@@ -12,15 +12,15 @@ import socket
 
 log = logging.getLogger(__name__)
 
-# The leg's connection, the server's, and what asks the kernel what of that has arrived.
-FILES_PER_FORK = 3
+# Connections of two legs at most, the server's, and what asks the kernel what of that has arrived.
+FILES_PER_FORK = 4
 # Beside them: clients of the control socket and the AMI front, strangers at the AudioSocket port,
 # logs and libraries.
 FURTHER_FILES = 1400
 
 
 def lift_file_limit() -> None:
-    """Lift the limit on open files as far as may be: each fork takes three."""
+    """Lift the limit on open files as far as may be: each fork takes four."""
     with contextlib.suppress(ValueError, OSError):  # a hardened service may not even ask
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -80,6 +80,8 @@ VIEW = ForkView(
     frames_sent=990,
     frames_dropped=0,
     muted="",
+    tap="snoop",
+    sample_rate=16000,
 )
 
 
@@ -244,6 +246,7 @@ def test_list_as_json_has_every_field(daemon: FakeDaemon) -> None:
     assert forks[0]["url"] == "wss://example.org/live?token=secret"
     assert forks[0]["uniqueid"] == "1700000000.42"
     assert forks[0]["age_s"] == 3723.9
+    assert (forks[0]["tap"], forks[0]["sample_rate"]) == ("snoop", 16000)
 
 
 def test_table_shows_nothing_that_a_terminal_would_obey() -> None:

@@ -44,6 +44,8 @@ class Announced(Protocol):
     def action_id(self) -> str: ...
     @property
     def taken_up(self) -> bool: ...
+    @property
+    def sample_rate(self) -> int: ...
 
 
 class Announcer:
@@ -64,7 +66,8 @@ class Announcer:
     def started(self, fork: Announced) -> None:
         """Tell that audio flows."""
         self._set(fork.uniqueid, "AUDIOFORK_STATUS", "STREAMING")
-        self._raise(fork, "AudioForkStarted", _taken_up(fork))
+        rate = ("SampleRate", str(fork.sample_rate))
+        self._raise(fork, "AudioForkStarted", [rate, *_taken_up(fork)])
 
     def reconnecting(self, fork: Announced, attempt: int, reason: str, *, was_up: bool) -> None:
         """Tell that audio does not get through: the server is away, or the leg, or we are."""

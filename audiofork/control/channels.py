@@ -5,11 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
+from audiofork.config import SAMPLE_RATES
 from audiofork.control.ami import Ami
 from audiofork.control.requests import Target
 from audiofork.errors import AmiActionFailed, NoSuchChannel
 
 NO_SUCH_CHANNEL = str(NoSuchChannel())  # Asterisk's words as well as ours
+
+# Sample rates in Hz of the formats that are not slin or 8000 (main/codec_builtin.c).
+_WIDE_FORMATS = {
+    "g722": 16000,
+    "g719": 48000,
+    "opus": 48000,
+    "siren7": 16000,
+    "siren14": 32000,
+    "speex16": 16000,
+    "speex32": 32000,
+    "silk12": 12000,
+    "silk16": 16000,
+    "silk24": 24000,
+}
+_SLIN_RATES = {f"slin{rate // 1000}": rate for rate in SAMPLE_RATES}
 
 
 class Channels:
@@ -46,6 +62,12 @@ class Channels:
         except AmiActionFailed as exc:
             raise _translated(exc) from None
         return any(event.get("bridgeid") for event in answer)
+
+    async def sample_rate(self, uniqueid: str) -> int:
+        """Return the rate in Hz of the audio that the channel's party sends and hears."""
+        formats = await self._known(uniqueid, "CHANNEL(audionativeformat)")  # (ulaw|alaw), say
+        names = formats.strip("()").split("|")
+        return max((_WIDE_FORMATS | _SLIN_RATES).get(name, 8000) for name in names)
 
     async def values(self, channel: str, names: Iterable[str]) -> dict[str, str]:
         """Return variables and functions of a channel; what is not set is empty."""

@@ -12,9 +12,35 @@ from audiofork.control.lifecycle import ForkEvent, ForkState, next_state
 from audiofork.control.options import Options, parse_options
 from audiofork.control.post_process_script import PostProcess, prepare
 from audiofork.control.requests import StartFork, Target
+from audiofork.control.tap.base import Tap
+from audiofork.control.tap.choice import Choice
 from audiofork.errors import RequestRefused
 from audiofork.log import ForkLog
-from audiofork.model import EndReason, ForkSpec, ForkStats
+from audiofork.model import EndReason, ForkSpec, ForkStats, LegPart
+
+
+@dataclass(slots=True, eq=False)
+class Leg:
+    """One leg of a fork.
+
+    Attributes:
+        part: What it brings.
+        id: Names the one that was asked for last.
+        attached: It has connected.
+        lost_at: Loop time since when there is none; None if there is one, or none yet.
+        losses: Loop times of the latest losses.
+        timer: Runs out if it does not connect.
+    """
+
+    part: LegPart
+    id: str = ""
+    attached: bool = False
+    lost_at: float | None = None
+    losses: list[float] = field(default_factory=list)
+    timer: asyncio.TimerHandle | None = None
+
+    def __str__(self) -> str:
+        return "the leg" if self.part is LegPart.WHOLE else f"the leg of {self.part}"
 
 
 @dataclass(slots=True, eq=False)
@@ -25,10 +51,9 @@ class Fork:
         url: Where the audio goes; differs from the request's with option T.
         started: When it was requested, by the monotonic clock; `started_at`: in seconds since 1970.
         asterisk_started: Names the run of Asterisk that has the channel.
-        leg_id: Names the leg that was asked for last.
-        missing: What is away, of the server and the leg.
-        leg_lost_at: Loop time since when there is no leg; None if there is one, or none yet.
-        leg_losses: Loop times of the latest losses.
+        choice: Where its legs come from, and at which sample rate; None while that is open.
+        legs: By what they bring.
+        missing: What is away: "server", and the parts whose legs are.
         relays_lost: How often the relay process that had it has died.
         taken_up: An earlier run of the daemon has started it.
         kept: It shall be taken up by the next run.
@@ -46,10 +71,9 @@ class Fork:
     action_id: str
     started_at: float
     asterisk_started: str = ""
-    leg_id: str = ""
+    choice: Choice | None = None
+    legs: dict[LegPart, Leg] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)
-    leg_lost_at: float | None = None
-    leg_losses: list[float] = field(default_factory=list)
     relays_lost: int = 0
     taken_up: bool = False
     kept: bool = False
@@ -71,6 +95,17 @@ class Fork:
         self.state = following
 
     @property
+    def tap(self) -> Tap:
+        """Where its legs come from."""
+        assert self.choice is not None, "chosen before it is launched"
+        return self.choice.tap
+
+    @property
+    def sample_rate(self) -> int:
+        """Of its audio, in Hz; 0 while that is open."""
+        return self.choice.sample_rate if self.choice is not None else 0
+
+    @property
     def age_s(self) -> float:
         """Seconds since the request."""
         return time.monotonic() - self.started
@@ -84,6 +119,7 @@ class ForkView:
         state: requested, attaching, streaming or reconnecting.
         age_s: Seconds since the request.
         muted: Nothing, read, write or both.
+        tap: chanspy or snoop; nothing while that is open, like the sample rate (Hz).
     """
 
     id: str
@@ -97,6 +133,8 @@ class ForkView:
     frames_sent: int
     frames_dropped: int
     muted: str
+    tap: str = ""
+    sample_rate: int = 0
 
 
 def effective_url(request: StartFork) -> str:
@@ -116,6 +154,8 @@ def spec_of(fork: Fork) -> ForkSpec:
         channel=fork.channel,
         url=fork.url,
         direction=options.direction,
+        legs=tuple(fork.legs),
+        sample_rate=fork.sample_rate,
         gain_in=options.gain_in,
         gain_out=options.gain_out,
         keep_time=options.keep_time,
@@ -203,4 +243,6 @@ def view_of(fork: Fork, stats: ForkStats) -> ForkView:
         frames_sent=stats.frames_sent,
         frames_dropped=stats.frames_dropped,
         muted=muted_sides(fork),
+        tap=fork.choice.tap.name if fork.choice is not None else "",
+        sample_rate=fork.sample_rate,
     )

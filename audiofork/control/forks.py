@@ -28,6 +28,7 @@ from audiofork.control.channels import Channels
 from audiofork.control.fork import (
     Fork,
     ForkView,
+    Leg,
     effective_url,
     entry_of,
     muted_sides,
@@ -36,14 +37,15 @@ from audiofork.control.fork import (
     view_of,
 )
 from audiofork.control.journal import Entry, Journal
+from audiofork.control.legs import Legs
 from audiofork.control.lifecycle import ForkEvent, ForkState
 from audiofork.control.post_process_script import PostProcess, prepare
 from audiofork.control.requests import MuteFork, Request, StartFork, StopFork, parse_request
-from audiofork.control.tap.base import Tap
+from audiofork.control.tap.base import fork_id_of
+from audiofork.control.tap.choice import Taps
 from audiofork.errors import (
     AmiActionFailed,
     AmiError,
-    AmiUnavailable,
     NoSuchChannel,
     RequestRefused,
 )
@@ -56,8 +58,8 @@ from audiofork.model import (
     ForkStats,
     LegAttached,
     LegLost,
+    LegPart,
     RelayLost,
-    ReopenLeg,
     Report,
     SendCommand,
     SetGate,
@@ -76,13 +78,6 @@ log = logging.getLogger(__name__)
 # Asterisk closes the leg within 20 ms of a hangup; the frames of that time are still wanted. A
 # target without media may keep its leg open for ever, so after this the fork ends anyway.
 HANGUP_GRACE_S = 0.1
-# How long after a leg's end the news of its channel's hangup may come.
-LEG_LOSS_GRACE_S = 0.15
-LEG_TIMEOUT_S = 6.0  # the Originate's own limit is 5 s
-# So many new legs in that time in place of lost ones; what loses more is no accident.
-MAX_NEW_LEGS = 3
-NEW_LEGS_WINDOW_S = 10.0
-ASTERISK_AWAY_S = 5.0  # so long a fork without a leg waits to ask Asterisk about its channel
 STATS_TIMEOUT_S = 2.0
 
 RESTARTED = "Asterisk was restarted"
@@ -113,7 +108,7 @@ class Forks:
     def __init__(
         self,
         ami: Ami,
-        tap: Tap,
+        taps: Taps,
         security: SecurityConfig,
         send: SendCommand,
         journal: Journal | None = None,
@@ -122,11 +117,11 @@ class Forks:
         self.left_behind: list[Entry] = []
         self._ami = ami
         self._journal = journal or Journal(None)
-        self._in_line = asyncio.Event()  # the registry with Asterisk; another for each login
-        self._channels = Channels(ami)
+        self._channels = channels = Channels(ami)
         self._announcer = Announcer(ami)
-        self._tap = tap
+        self._taps = taps
         self._send = send
+        self._legs = Legs(channels, send, self, self._spawn)
         self._forks: dict[str, Fork] = {}
         self._by_channel: dict[str, set[Fork]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -167,7 +162,7 @@ class Forks:
         for fork in forks:
             if isinstance(request, StopFork):
                 fork.action_id = request.action_id or fork.action_id
-                self._end(fork, EndReason.STOPPED)
+                self.end(fork, EndReason.STOPPED)
             else:
                 self._mute(fork, request)
         return [fork.id for fork in forks]
@@ -210,30 +205,33 @@ class Forks:
             if uniqueid not in present:
                 self._on_hangup(uniqueid)
         await self._sweep(present)
-        self._take_up(present)
+        await self._take_up(present)
         for uniqueid in list(self._by_channel):
             await self._catch_up_with_bridge(uniqueid)
-        self._in_line.set()
-        self._in_line = asyncio.Event()
+        self._legs.on_link_in_line()
 
     def _end_forks_of_another_asterisk(self) -> None:
         for fork in list(self._forks.values()):
             if self._is_of_another_asterisk(fork):
-                self._end(fork, EndReason.LEG_FAILED, RESTARTED)
+                self.end(fork, EndReason.LEG_FAILED, RESTARTED)
 
     def _is_of_another_asterisk(self, fork: Fork) -> bool:
         runs = {fork.asterisk_started, self._ami.asterisk_started}
         return len(runs) == 2 and "" not in runs
 
     async def _sweep(self, present: Mapping[str, str]) -> None:
-        keep = {fork.leg_id for fork in self._forks.values()}
+        keep = {leg.id for fork in self._forks.values() for leg in fork.legs.values()}
+        swept = self._taps.left_behind(present, keep)
         try:
-            swept = await self._tap.sweep(present, keep)
+            for uniqueid in swept:
+                with contextlib.suppress(AmiActionFailed):  # it may be gone by now
+                    # Not by its name: a fork's earlier leg has the same.
+                    await self._ami.action("Hangup", [("Channel", uniqueid)])
         except AmiError as exc:
             log.warning("legs that an earlier run left behind may remain: %s", exc)
             return
         if swept:
-            log.warning("hung up %d legs that an earlier run left behind", swept)
+            log.warning("hung up %d legs that an earlier run left behind", len(swept))
 
     async def _catch_up_with_bridge(self, uniqueid: str) -> None:
         """Ask for what an event may have told while there was no link."""
@@ -255,6 +253,8 @@ class Forks:
             self._announcer.refused(fields, "a fault of the daemon")
 
     def _on_hangup(self, uniqueid: str) -> None:
+        if (own := self._forks.get(fork_id_of(uniqueid))) is not None:
+            self._legs.on_hangup(own, uniqueid)
         for fork in self._on_channel(uniqueid):
             if not fork.hangup_seen:
                 fork.hangup_seen = True
@@ -268,11 +268,10 @@ class Forks:
                     self._send(SetGate(fork.id, event.entered))
 
     def _on_originate_failed(self, event: OriginateFailed) -> None:
-        fork = self._forks.get(self._tap.fork_id_of(event.action_id))
-        # An earlier leg of the fork, of an earlier run perhaps, is no news.
-        if fork is not None and fork.leg_id == event.action_id:
+        fork = self._forks.get(fork_id_of(event.action_id))
+        if fork is not None:
             detail = f"Asterisk could not connect the leg (reason {event.reason})"
-            self._on_leg_failed(fork, detail)
+            self._legs.on_failure(fork, event.action_id, detail)
 
     # --- Start ---
 
@@ -286,6 +285,7 @@ class Forks:
             self._admission.check_channel(len(granted))
             fork.looked_up.set()  # a stop need not wait until the start is due
             await self._admission.wait(due)
+            await self._choose(fork)
             if fork.end_asked is not None:
                 raise RequestRefused(f"ended before it began: {fork.end_asked}")
         except BaseException:
@@ -299,12 +299,17 @@ class Forks:
         self._launch(fork)
         return fork
 
+    async def _choose(self, fork: Fork) -> None:
+        """Settle where the legs come from."""
+        wished = fork.request.options.sample_rates
+        fork.choice = await self._taps.choose(fork.uniqueid, wished)
+        self._legs.prepare(fork)
+
     def _launch(self, fork: Fork) -> None:
         """Let the relay get ready, and ask for the leg."""
         self._journal.put(entry_of(fork))
         if not fork.taken_up:  # else the variables are there
             self._announcer.starting(fork, fork.request.options.id_variable)
-        self._later(fork, LEG_TIMEOUT_S, EndReason.LEG_FAILED, "the leg did not connect")
         self._order(fork, anew=fork.taken_up)
 
     def _order(self, fork: Fork, *, anew: bool) -> None:
@@ -313,7 +318,7 @@ class Forks:
         if fork.id in self._forks:  # else the relay could not use its TLS files
             if fork.mute_in or fork.mute_out:
                 self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
-            self._ask_for_leg(fork, anew=anew)
+            self._legs.order(fork, anew=anew)
 
     def _check(self, request: StartFork) -> None:
         """Refuse what is plain without asking anybody."""
@@ -342,7 +347,7 @@ class Forks:
     async def _look_up(self, fork: Fork) -> None:
         """Ask Asterisk for the name and uniqueid of the channel: an event may say anything."""
         fork.channel, fork.uniqueid = await self._channels.look_up(fork.request.target)
-        if self._tap.is_leg(fork.uniqueid):
+        if self._taps.is_leg(fork.channel, fork.uniqueid):
             raise RequestRefused("the channel is itself the leg of a fork")
         fork.log = ForkLog(log, fork.id, fork.channel)
         fork.asterisk_started = self._ami.asterisk_started
@@ -359,54 +364,49 @@ class Forks:
 
     def _log_start(self, fork: Fork, what: str) -> None:
         options = fork.request.options
-        fork.log.info("%s, %s to %s", what, options.direction, without_query(fork.url))
+        fork.log.info(
+            "%s, %s by %s at %d Hz to %s",
+            *(what, options.direction, fork.tap.name, fork.sample_rate),
+            without_query(fork.url),
+        )
+        if fork.choice is not None and fork.choice.note:
+            fork.log.warning("%s", fork.choice.note)
         if options.ignored:
             fork.log.info("option %s is accepted and means nothing", options.ignored)
         if options.tls is not None and options.tls.insecure:
             fork.log.warning("the server's certificate is not checked: T(insecure)")
 
-    def _ask_for_leg(self, fork: Fork, *, anew: bool) -> None:
-        fork.leg_id = self._tap.name_leg(fork.id, anew=anew)
-        self._spawn(self._attach(fork, fork.leg_id))
-
-    async def _attach(self, fork: Fork, leg_id: str) -> None:
-        options = fork.request.options
-        try:
-            await self._tap.start(
-                leg_id, fork.id, fork.uniqueid, options.direction, speaks=options.beeps.any
-            )
-        except AmiActionFailed as exc:
-            if fork.leg_id == leg_id:  # else another was asked for since
-                self._on_leg_failed(fork, str(exc))
-        except AmiError as exc:
-            # Asterisk may have heard it all the same: the leg comes in time or it does not.
-            fork.log.warning("asked for a leg, but: %s", exc)
-
     # --- Forks of an earlier run ---
 
-    def _take_up(self, present: Mapping[str, str]) -> None:
+    async def _take_up(self, present: Mapping[str, str]) -> None:
         """Start the forks of an earlier run anew, as far as their channels live."""
-        if self._admission.refusing:
-            return
-        entries, self.left_behind = self.left_behind, []
-        taken_up = sum(self._take_up_one(entry, present) for entry in entries)
-        if entries:
-            log.info("of %d forks that an earlier run left, %d live", len(entries), taken_up)
+        count, taken_up = len(self.left_behind), 0
+        # What is not done when the link is lost waits for the next.
+        while self.left_behind and not self._admission.refusing:
+            taken_up += await self._take_up_one(self.left_behind[0], present)
+            del self.left_behind[0]
+        if count and not self._admission.refusing:
+            log.info("of %d forks that an earlier run left, %d live", count, taken_up)
 
-    def _take_up_one(self, entry: Entry, present: Mapping[str, str]) -> bool:
+    async def _take_up_one(self, entry: Entry, present: Mapping[str, str]) -> bool:
         fork, refused = restored(entry, log)
         if self._is_of_another_asterisk(fork):
             self._lay_to_rest(fork, EndReason.LEG_FAILED, f"{RESTARTED} while the daemon was away")
             return False
-        if fork.uniqueid not in present:
+        try:
+            if fork.uniqueid not in present:
+                raise NoSuchChannel
+            if refused:
+                raise RequestRefused(refused)
+            await self._choose(fork)
+            if self._admission.refusing:
+                return False  # it stays in the journal for the next start
+            self._check(fork.request)
+            self._admission.check_channel(len(self._on_channel(fork.uniqueid)))
+        except NoSuchChannel:
             detail = "the call ended while the daemon was away; its frames are not known"
             self._lay_to_rest(fork, EndReason.HANGUP, detail)
             return False
-        try:
-            if refused:
-                raise RequestRefused(refused)
-            self._check(fork.request)
-            self._admission.check_channel(len(self._on_channel(fork.uniqueid)))
         except RequestRefused as exc:
             self._lay_to_rest(fork, EndReason.STOPPED, f"not taken up: {exc}")
             return False
@@ -453,8 +453,8 @@ class Forks:
         if request.mute_out is not None:
             fork.mute_out = request.mute_out
         fork.log.info("muted: %s", muted_sides(fork) or "nothing")
-        self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
-        if fork.state is not ForkState.REQUESTED:
+        if fork.state is not ForkState.REQUESTED:  # else it is sent after the spec
+            self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
             self._journal.put(entry_of(fork))
 
     # --- From the relay ---
@@ -474,7 +474,7 @@ class Forks:
 
     def _on_fork_report(self, fork: Fork, report: ForkReport) -> None:
         if isinstance(report, LegAttached):
-            self._on_attached(fork)
+            self._legs.on_attached(fork, report.part)
         elif isinstance(report, SinkOpened):
             self._on_opened(fork)
         elif isinstance(report, Streaming):
@@ -486,16 +486,9 @@ class Forks:
         elif isinstance(report, SinkMessage):
             self._announcer.message(fork, report.text)
         elif isinstance(report, LegLost):
-            self._spawn(self._on_leg_lost(fork, "Asterisk closed it", report.frames_in))
+            self._legs.on_lost(fork, report)
         else:
             self._on_ended(fork, report)
-
-    def _on_attached(self, fork: Fork) -> None:
-        self._cancel_timers(fork)
-        if fork.hangup_seen:
-            self._later(fork, HANGUP_GRACE_S, EndReason.HANGUP)
-        if fork.leg_lost_at is not None:
-            self._on_leg_back(fork, asyncio.get_running_loop().time() - fork.leg_lost_at)
 
     def _on_opened(self, fork: Fork) -> None:
         fork.log.debug("the server accepted the connection")
@@ -538,92 +531,16 @@ class Forks:
             is_up = not fork.missing
             self._announcer.resumed(fork, report.frames_dropped, is_up=is_up)
 
-    # --- A leg that was lost ---
-
-    def _on_leg_failed(self, fork: Fork, why: str) -> None:
-        """Hear that a leg does not come about."""
-        if fork.leg_lost_at is None:
-            self._end(fork, EndReason.LEG_FAILED, why)
-        else:
-            self._spawn(self._on_leg_lost(fork, why, 1))
-
-    async def _on_leg_lost(self, fork: Fork, why: str, frames_in: int) -> None:
-        """Ask for another leg if the channel lives; else end the fork, with the true reason."""
-        if fork.leg_lost_at is None:
-            fork.leg_lost_at = asyncio.get_running_loop().time()
-        leg_id = fork.leg_id
-        end = await self._end_of_leg(fork, frames_in)
-        if end is not None:
-            self._end(fork, *end)
-        elif fork.end_asked is None and fork.state is not ForkState.ENDED:
-            if fork.leg_id == leg_id:  # else the relay has died since
-                self._replace_leg(fork, why)
-
-    async def _end_of_leg(self, fork: Fork, frames_in: int) -> tuple[EndReason, str] | None:
-        """Return why a fork ends whose leg Asterisk closed; None if its channel lives."""
-        try:
-            await self._check_alive(fork)
-            await asyncio.sleep(LEG_LOSS_GRACE_S)
-            await self._check_alive(fork)
-        except NoSuchChannel:
-            if not frames_in and not fork.hangup_seen:
-                await asyncio.sleep(LEG_LOSS_GRACE_S)  # the news of its hangup may be under way
-            never_there = not frames_in and not fork.hangup_seen
-            return (EndReason.NO_SUCH_CHANNEL if never_there else EndReason.HANGUP), ""
-        except AmiError as exc:
-            if not fork.hangup_seen:
-                detail = f"the leg was lost, and Asterisk cannot be asked: {exc}"
-                return EndReason.LEG_FAILED, detail
-        return (EndReason.HANGUP, "") if fork.hangup_seen else None
-
-    async def _check_alive(self, fork: Fork) -> None:
-        """Return if the channel lives; if the link to Asterisk is away, wait for it.
-
-        Raises: as `Channels.check_alive`.
-        """
-        in_line = self._in_line
-        try:
-            await self._channels.check_alive(fork.uniqueid)
-        except AmiUnavailable as exc:
-            if fork.hangup_seen:
-                raise
-            # Not just for the link: what is made of a restart must come first.
-            try:
-                async with asyncio.timeout(ASTERISK_AWAY_S):
-                    await in_line.wait()
-            except TimeoutError:
-                raise exc from None
-            await self._channels.check_alive(fork.uniqueid)
-
-    def _replace_leg(self, fork: Fork, why: str) -> None:
-        attempt = self._count_loss(fork)
-        if attempt > MAX_NEW_LEGS:
-            self._end(fork, EndReason.LEG_FAILED, _too_many(attempt, why))
-            return
-        self._tell_loss(fork, attempt, f"the leg was lost: {why}")
-        self._send(ReopenLeg(fork.id))
-        self._ask_for_leg(fork, anew=True)
-
-    def _count_loss(self, fork: Fork) -> int:
-        """Return how often the leg was lost of late, this time included."""
-        now = asyncio.get_running_loop().time()
-        recent = [at for at in fork.leg_losses if now - at < NEW_LEGS_WINDOW_S]
-        fork.leg_losses = [*recent, now]
-        return len(fork.leg_losses)
-
-    def _tell_loss(self, fork: Fork, attempt: int, why: str) -> None:
-        """Tell that another leg will be asked for, and give it its time."""
-        fork.log.warning("%s; attempt %d follows", harmless(why), attempt)
-        was_up = self._lost(fork, "leg")
+    def on_leg_away(self, fork: Fork, part: LegPart, attempt: int, why: str) -> None:
+        """Hear that a leg was lost, and that another is asked for."""
+        was_up = self._lost(fork, part)
         self._announcer.reconnecting(fork, attempt, why, was_up=was_up)
-        self._cancel_timers(fork)
-        self._later(fork, LEG_TIMEOUT_S, EndReason.LEG_FAILED, "the leg did not connect again")
 
-    def _on_leg_back(self, fork: Fork, gap_s: float) -> None:
-        fork.leg_lost_at = None
+    def on_leg_back(self, fork: Fork, leg: Leg, gap_s: float) -> None:
+        """Hear that it is there, and for how long there was none."""
         gap_ms = round(gap_s * 1000)
-        fork.log.info("the leg is back after %d ms", gap_ms)
-        if self._back(fork, "leg"):
+        fork.log.info("%s is back after %d ms", leg, gap_ms)
+        if self._back(fork, leg.part):
             more = [("GapMs", str(gap_ms))]
             self._announcer.resumed(fork, 0, more, is_up=not fork.missing)
 
@@ -643,14 +560,10 @@ class Forks:
         if ending is not None:
             self._on_ended(fork, ForkEnded(fork.id, ending, RELAY_DIED, ForkStats()))
             return
-        attempt = self._count_loss(fork)
-        if attempt > MAX_NEW_LEGS:
-            detail = _too_many(attempt, RELAY_DIED)
-            self._on_ended(fork, ForkEnded(fork.id, EndReason.LEG_FAILED, detail, ForkStats()))
+        in_vain = self._legs.lose_all(fork, lost_at, RELAY_DIED)
+        if in_vain:
+            self._on_ended(fork, ForkEnded(fork.id, EndReason.LEG_FAILED, in_vain, ForkStats()))
             return
-        if fork.leg_lost_at is None:
-            fork.leg_lost_at = lost_at
-        self._tell_loss(fork, attempt, RELAY_DIED)
         fork.missing.add("server")  # another process has yet to connect to it
         self._order(fork, anew=True)
 
@@ -715,7 +628,7 @@ class Forks:
 
     # --- The end ---
 
-    def _end(self, fork: Fork, reason: EndReason, detail: str = "") -> None:
+    def end(self, fork: Fork, reason: EndReason, detail: str = "") -> None:
         """Ask for the end of a fork; the relay reports when it has come."""
         if fork.end_asked is not None or fork.state is ForkState.ENDED:
             return
@@ -736,7 +649,7 @@ class Forks:
             self._keep(self._forks.values())
         for fork in list(self._forks.values()):
             if fork.end_asked is None:
-                self._end(fork, EndReason.SHUTDOWN)
+                self.end(fork, EndReason.SHUTDOWN)
             else:  # it may be delivering what waits, for which there is less time now
                 self._send(EndFork(fork.id, EndReason.SHUTDOWN))
         await self._empty.wait()
@@ -753,6 +666,7 @@ class Forks:
         """Give up what is still under way."""
         for fork in self._forks.values():
             self._cancel_timers(fork)
+            self._legs.forget(fork)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -764,7 +678,7 @@ class Forks:
 
     def _later(self, fork: Fork, delay_s: float, reason: EndReason, detail: str = "") -> None:
         loop = asyncio.get_running_loop()
-        fork.timers.append(loop.call_later(delay_s, self._end, fork, reason, detail))
+        fork.timers.append(loop.call_later(delay_s, self.end, fork, reason, detail))
 
     def _cancel_timers(self, fork: Fork) -> None:
         for timer in fork.timers:
@@ -773,6 +687,7 @@ class Forks:
 
     def _forget(self, fork: Fork) -> None:
         self._cancel_timers(fork)
+        self._legs.forget(fork)
         del self._forks[fork.id]
         on_channel = self._by_channel.get(fork.uniqueid, set())
         on_channel.discard(fork)
@@ -790,7 +705,3 @@ class Forks:
         self._tasks.discard(task)
         if not task.cancelled() and (exc := task.exception()) is not None:
             log.error("a fault of the daemon", exc_info=exc)
-
-
-def _too_many(losses: int, why: str) -> str:
-    return f"the leg was lost {losses} times in {NEW_LEGS_WINDOW_S:g} s, last: {why}"

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from audiofork.config import SAMPLE_RATES
 from audiofork.errors import RequestRefused
 from audiofork.model import Beeps, Direction, Tls
 
@@ -22,6 +23,7 @@ MAX_VARIABLE_LENGTH = 79  # Asterisk's AST_MAX_EXTENSION less its end
 DEFAULT_BEEP_INTERVAL_S = 15.0
 MAX_GAIN = 4
 FRAMES_MS = range(20, 1001, 20)
+MAX_SAMPLE_RATES = 2  # what is wished for, and what will do
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class Options:
         reconnect_interval_s: Option R.
         reconnect_attempts: Option r.
         frame_ms: Option F.
+        sample_rates: Option L: Hz, the one that is wished for first; 0: the channel's own.
         id_variable: Option i.
         ignored: Letters that are accepted and mean nothing.
     """
@@ -54,6 +57,7 @@ class Options:
     reconnect_interval_s: float | None = None
     reconnect_attempts: int | None = None
     frame_ms: int | None = None
+    sample_rates: tuple[int, ...] = ()
     id_variable: str = ""
     ignored: str = ""
 
@@ -205,6 +209,16 @@ def _frame_ms(options: Options, argument: str | None) -> Options:
     return replace(options, frame_ms=int(text))
 
 
+def _sample_rates(options: Options, argument: str | None) -> Options:
+    """L(16000), L(0) for the channel's own, L(16000,8000) for what can be had."""
+    known = {str(rate): rate for rate in (0, *SAMPLE_RATES)}
+    rates = tuple(known.get(part.strip(), -1) for part in (argument or "").split(","))
+    if -1 in rates or len(rates) > MAX_SAMPLE_RATES:
+        allowed = ", ".join(known)
+        raise _bad("L", f"one or two of {allowed}, with a comma between them", argument)
+    return replace(options, sample_rates=rates)
+
+
 def _id_variable(options: Options, argument: str | None) -> Options:
     name = (argument or "").strip()
     # What Asterisk calls a variable; a function would do more than store a value.
@@ -240,6 +254,7 @@ _PARSERS: dict[str, Callable[[Options, str | None], Options]] = {
     "R": _interval,
     "r": _attempts,
     "F": _frame_ms,
+    "L": _sample_rates,
     "b": _bridged_only,
     "B": _beep_interval,
     "p": _beep_at_start,

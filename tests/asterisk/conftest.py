@@ -15,8 +15,9 @@ import pytest
 
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk
-from testbed.daemon import Daemon, dialplan, manager_conf
+from testbed.daemon import Daemon, ari_conf, ari_settings, dialplan, manager_conf
 from testbed.recorder import Recorder
+from testbed.rtp import ULAW, Codec
 from testbed.sip import Call, SipUser
 
 DIALPLAN = """
@@ -81,8 +82,9 @@ exten => h,1,Wait(2)
 
 @pytest.fixture(scope="session")
 def asterisk() -> Iterator[Asterisk]:
-    """An Asterisk with the shipped AMI user and dialplan."""
-    with Asterisk(dialplan=DIALPLAN + dialplan(), config={"manager.conf": manager_conf()}) as one:
+    """An Asterisk with the shipped users and dialplan."""
+    config = {"manager.conf": manager_conf(), "ari.conf": ari_conf()}
+    with Asterisk(dialplan=DIALPLAN + dialplan(), config=config) as one:
         yield one
 
 
@@ -93,8 +95,19 @@ def settings() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def shared_daemon(asterisk: Asterisk, settings: dict[str, str]) -> Iterator[Daemon]:
-    with Daemon(asterisk, settings) as one:
+def tap() -> str:
+    """How the daemon gets legs; a module that tries all of them sets this anew."""
+    return "chanspy"
+
+
+def settings_of(tap: str, asterisk: Asterisk) -> dict[str, str]:
+    """Return what lets a daemon use a tap."""
+    return {"ari": ari_settings(asterisk)} if tap == "snoop" else {}
+
+
+@pytest.fixture(scope="module")
+def shared_daemon(asterisk: Asterisk, settings: dict[str, str], tap: str) -> Iterator[Daemon]:
+    with Daemon(asterisk, {**settings_of(tap, asterisk), **settings}) as one:
         yield one
 
 
@@ -111,7 +124,7 @@ async def daemon(shared_daemon: Daemon, ami: AmiClient) -> AsyncIterator[Daemon]
     yield shared_daemon
     await no_channels(ami)
     assert shared_daemon.exit_code is None
-    for _ in range(100):
+    for _ in range(400):  # aiohttp may keep a connection to ARI for 10 s
         if shared_daemon.descriptors() <= descriptors:
             break
         await asyncio.sleep(0.03)
@@ -177,10 +190,12 @@ class Target:
 _numbers = itertools.count(1)
 
 
-async def place_call(ami: AmiClient, caller: SipUser, extension: str = "echo") -> Target:
+async def place_call(
+    ami: AmiClient, caller: SipUser, extension: str = "echo", codec: Codec = ULAW
+) -> Target:
     """Call an extension, and find the channel that Asterisk made for the caller."""
     position = len(ami.events)
-    call = await caller.call(extension)
+    call = await caller.call(extension, codec=codec)
     event = await ami.wait_event(
         lambda h: h.get("Event") == "Newchannel" and h["Channel"].startswith("PJSIP/caller"),
         after=position,
@@ -210,7 +225,7 @@ async def set_globals(ami: AmiClient, **values: str) -> None:
         await ami.action("Setvar", Variable=name, Value=value)
 
 
-def write_slin(path: Path, blocks: list[bytes]) -> str:
+def write_slin(path: Path, blocks: list[bytes], suffix: str = ".sln") -> str:
     """Write a file for Playback(); return its name as Playback() wants it."""
-    path.with_suffix(".sln").write_bytes(b"".join(blocks))
+    path.with_suffix(suffix).write_bytes(b"".join(blocks))
     return str(path.with_suffix(""))

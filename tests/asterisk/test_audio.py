@@ -25,6 +25,12 @@ WARM_UP = make_blocks(25, seed=2)
 SILENCE = [b"\xff" * 160]
 
 
+@pytest.fixture(scope="module", params=["chanspy", "snoop"])
+def tap(request: pytest.FixtureRequest) -> str:
+    value: str = request.param
+    return value
+
+
 async def fork_while_talking(
     ami: AmiClient, caller: SipUser, recorder: Recorder, direction: str
 ) -> Target:
@@ -100,14 +106,21 @@ async def test_stereo_has_in_left_and_out_right_within_one_frame(
 
 
 async def test_stereo_keeps_the_two_parties_apart(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, tmp_path: Path
+    daemon: Daemon,
+    ami: AmiClient,
+    caller: SipUser,
+    recorder: Recorder,
+    tmp_path: Path,
+    tap: str,
 ) -> None:
     recording, played = await record_talk_over_file(ami, caller, recorder, tmp_path, "stereo")
     left = audioop.tomono(recording.audio, 2, 1, 0)
     right = audioop.tomono(recording.audio, 2, 0, 1)
     spoken = report(find_blocks(left, HEARD), 400)
-    # Asterisk itself drops up to one frame of in at the moment when out begins.
-    assert spoken.missing <= 1 and not spoken.duplicated and not spoken.out_of_order
+    # ChanSpy drops up to one frame of in at the moment when out begins.
+    assert (
+        spoken.missing <= (tap == "chanspy") and not spoken.duplicated and not spoken.out_of_order
+    )
     assert report(find_blocks(right, played), 400).intact
     assert find_blocks(left, played) == find_blocks(right, HEARD) == []
 
@@ -145,15 +158,15 @@ async def record_talk_over_file(
     return await recorder.wait_closed("/"), played
 
 
-async def test_first_message_comes_within_300_ms_of_the_request(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+async def test_first_message_comes_soon_after_the_request(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, tap: str
 ) -> None:
-    """Median of 20; the mean frame of a D leg comes 120 ms after its request."""
+    """Median of 50; ChanSpy waits 100 ms before it begins."""
     target = await place_call(ami, caller)
     target.call.talk()
     loop = asyncio.get_running_loop()
     delays_s = []
-    for number in range(20):
+    for number in range(50):
         path = f"/{number}"
         asked = loop.time()
         start_fork(ami, target.channel, recorder.url(path), "D(both)")
@@ -165,7 +178,7 @@ async def test_first_message_comes_within_300_ms_of_the_request(
         await recorder.wait_closed(path)
     await target.call.hangup()
     print(
-        f"first message: median {statistics.median(delays_s) * 1000:.0f} ms of 20, "
+        f"first message by {tap}: median {statistics.median(delays_s) * 1000:.0f} ms of 50, "
         f"longest {max(delays_s) * 1000:.0f} ms"
     )
-    assert statistics.median(delays_s) <= 0.3
+    assert statistics.median(delays_s) <= (0.3 if tap == "chanspy" else 0.08)

@@ -22,6 +22,12 @@ CLOSE_LIMIT_S = 0.2
 # --- Requests and what comes back ---
 
 
+@pytest.fixture(scope="module", params=["chanspy", "snoop"])
+def tap(request: pytest.FixtureRequest) -> str:
+    value: str = request.param
+    return value
+
+
 async def test_start_by_ami_raises_started_and_sets_the_variables(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:

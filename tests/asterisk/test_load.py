@@ -16,7 +16,7 @@ from testbed.blocks import peak
 from testbed.daemon import Daemon
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.asterisk.conftest import only_channels, place_call, start_fork
+from tests.asterisk.conftest import only_channels, place_call, settings_of, start_fork
 
 pytestmark = pytest.mark.asterisk
 
@@ -26,11 +26,17 @@ FORKS_IN_A_ROW = 1000
 MAX_GROWTH_KIB = 5 * 1024
 
 
+@pytest.fixture(scope="module", params=["chanspy", "snoop"])
+def tap(request: pytest.FixtureRequest) -> str:
+    value: str = request.param
+    return value
+
+
 @pytest.fixture
-def counted(asterisk: Asterisk) -> Iterator[Daemon]:
+def counted(asterisk: Asterisk, tap: str) -> Iterator[Daemon]:
     """A daemon that tells how many tasks it has."""
     command = (sys.executable, "-m", "testbed.counted_daemon")
-    with Daemon(asterisk, command=command) as daemon:
+    with Daemon(asterisk, settings_of(tap, asterisk), command=command) as daemon:
         yield daemon
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from audiofork.model import Direction
 from audiofork.relay import beep
-from audiofork.relay.shape import Sides, shape_for
+from audiofork.relay.shape import Sides, shape_of_whole
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk
 from testbed.blocks import decode, find_blocks, make_blocks, peak, report
@@ -27,6 +27,12 @@ BLOCKS = make_blocks(100, seed=21)
 HEARD = [decode(block) for block in BLOCKS]
 WARM_UP = make_blocks(25, seed=22)
 QUIET = [b"\xff" * 160]
+
+
+@pytest.fixture(scope="module", params=["chanspy", "snoop"])
+def tap(request: pytest.FixtureRequest) -> str:
+    value: str = request.param
+    return value
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +63,7 @@ async def test_volume_of_in_is_a_factor_of_two_a_step(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, option: str, sides: Sides
 ) -> None:
     recording = await recorded_call(ami, caller, recorder, f"D(in){option}")
-    shape = shape_for(Direction.IN, 320, sides)
+    shape = shape_of_whole(Direction.IN, 320, sides)
     assert shape is not None
     assert report(find_blocks(recording.audio, [shape(block) for block in HEARD]), 100).intact
 
@@ -68,7 +74,7 @@ async def test_volume_of_out_leaves_in_as_it_is(
     recording = await recorded_call(ami, caller, recorder, "D(stereo)V(-1)")
     left = audioop.tomono(recording.audio, 2, 1, 0)
     right = audioop.tomono(recording.audio, 2, 0, 1)
-    shape = shape_for(Direction.IN, 320, Sides(gain_in=-1))
+    shape = shape_of_whole(Direction.IN, 320, Sides(gain_in=-1))
     assert shape is not None
     assert report(find_blocks(left, HEARD), 100).intact
     assert report(find_blocks(right, [shape(block) for block in HEARD]), 100).intact
@@ -256,29 +262,6 @@ async def test_beeps_are_heard_by_the_party_on_time_and_by_nobody_else(
         assert gaps_s[:3] == pytest.approx([1.0, 1.0, 1.0], abs=0.05)
         assert beeps_in([(r.at_s, r.payload) for r in other.received]) == []
         await target.call.hangup()
-
-
-async def test_leg_whispers_only_where_a_fork_beeps(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
-) -> None:
-    target = await place_call(ami, caller)
-    target.call.talk()
-    for path, options in (("/silent", "D(both)"), ("/beeping", "D(both)p")):
-        start_fork(ami, target.channel, recorder.url(path), options)
-        await recorder.wait_messages(path, 5)
-    position = len(ami.events)
-    ami.send("CoreShowChannels")
-    await ami.wait_event(lambda h: h.get("Event") == "CoreShowChannelsComplete", after=position)
-    spies = {
-        headers["ApplicationData"].partition(",")[2]
-        for _, headers in ami.events[position:]
-        if headers.get("Application") == "ChanSpy"
-    }
-    assert spies == {"qulDES", "qulDESw"}
-    await target.call.hangup()
-
-
-# --- Names, answers, commands ---
 
 
 async def test_id_variable_holds_the_fork_id(

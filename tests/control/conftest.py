@@ -1,13 +1,49 @@
 import asyncio
+import contextlib
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+import types
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from typing import Any
 from unicodedata import category
 
 import pytest
 
-from audiofork.config import AsteriskConfig
-from audiofork.control.ami import Ami, Event
-from audiofork.errors import AmiActionFailed, AmiError
+from audiofork.config import AsteriskConfig, SecurityConfig
+from audiofork.control import fork as fork_module
+from audiofork.control import forks as forks_module
+from audiofork.control.ami import Ami, Event, RequestReceived
+from audiofork.control.forks import Forks
+from audiofork.control.journal import Entry
+from audiofork.control.requests import parse_request
+from audiofork.control.tap.base import LegOrder
+from audiofork.control.tap.choice import Choice
+from audiofork.errors import AmiActionFailed, AmiError, AriError, AriUnavailable
+from audiofork.model import (
+    Command,
+    Direction,
+    EndFork,
+    EndReason,
+    ForkEnded,
+    ForkSpec,
+    ForkStats,
+    LegAttached,
+    LegLost,
+    LegPart,
+    RelayLost,
+    SinkOpened,
+    StatsTaken,
+    Streaming,
+    TakeStats,
+)
 
 END = "\r\n\r\n"
 
@@ -279,6 +315,90 @@ def _check(headers: Headers) -> None:
         assert len(f"{name}: {value}".encode()) < 1024
 
 
+class FakeAri:
+    """Stands in for `Ari`: lets channels in when it is told to, and keeps what it was asked.
+
+    Attributes:
+        ready: Whether the link is up; `status`: what there is to say of it.
+        settle_timeouts: How long each caller of `settled` was ready to wait.
+        first_attempt: Set when the first attempt to connect has come to an end.
+        posts: Each path with its query; `deleted`: each path.
+        faults: What a request raises, by its kind: "snoop", "variable", "continue" or "delete".
+        gates: A request waits for the event that stands here under its kind.
+        starting_ids: The channels that somebody waits for.
+    """
+
+    def __init__(self) -> None:
+        self.status = "no link to ARI"
+        self.settle_timeouts: list[float] = []
+        self.first_attempt = asyncio.Event()
+        self.first_attempt.set()
+        self.posts: list[tuple[str, dict[str, str]]] = []
+        self.deleted: list[str] = []
+        self.faults: dict[str, AriError] = {}
+        self.gates: dict[str, asyncio.Event] = {}
+        self._up = asyncio.Event()
+        self._up.set()
+        self._starting: dict[str, asyncio.Future[None]] = {}
+
+    @property
+    def ready(self) -> bool:
+        return self._up.is_set()
+
+    @ready.setter
+    def ready(self, ready: bool) -> None:
+        if ready:
+            self._up.set()
+        else:
+            self._up.clear()
+            for started in self._starting.values():
+                started.set_exception(AriUnavailable("the link to ARI was lost"))
+
+    @property
+    def starting_ids(self) -> list[str]:
+        return list(self._starting)
+
+    async def settled(self, timeout_s: float) -> None:
+        self.settle_timeouts.append(timeout_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self.first_attempt.wait()
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._up.wait()
+        except TimeoutError:
+            raise AriUnavailable(self.status) from None
+
+    @contextlib.contextmanager
+    def starting(self, channel_id: str) -> Iterator[asyncio.Future[None]]:
+        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._starting[channel_id] = started
+        try:
+            yield started
+        finally:
+            del self._starting[channel_id]
+            started.cancel()
+
+    def enter(self, channel_id: str) -> None:
+        """Let a channel enter the application."""
+        self._starting[channel_id].set_result(None)
+
+    async def post(self, path: str, /, **query: str) -> None:
+        self.posts.append((path, query))
+        kind = path.split("/")[3]
+        if kind in self.gates:
+            await self.gates[kind].wait()
+        if kind in self.faults:
+            raise self.faults[kind]
+
+    async def delete(self, path: str, /) -> None:
+        self.deleted.append(path)
+        if "delete" in self.faults:
+            raise self.faults["delete"]
+
+
 class Clock:
     """The loop's time, which stands still until it is told to go on."""
 
@@ -304,3 +424,281 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(asyncio.get_running_loop(), "time", clock)
     return clock
+
+
+# --- For the registry of forks --------------------------------------------------------------------
+
+NAME, UNIQUEID = "PJSIP/100-0000002a", "1700000000.1"
+URL = "ws://example.org/a?token=secret"
+UNKNOWN_ID = "3f2a91c0-1111-4222-8333-444455556666"
+START = {"channel": NAME, "wsserver": URL, "actionid": "7"}
+LEG_PREFIX = "audiofork-"
+WALL_CLOCK_AHEAD_S = 1_700_000_000.0
+
+
+class FakeTap:
+    """A tap whose legs come about only in the test.
+
+    Attributes:
+        parts: What the legs of each fork bring.
+        orders: Each leg that was asked for.
+        fault: What it raises.
+        gate: It waits for this event before.
+    """
+
+    name = "chanspy"
+    is_wide = False
+
+    def __init__(self) -> None:
+        self.parts: tuple[LegPart, ...] = (LegPart.WHOLE,)
+        self.ends_unborn = ""
+        self.orders: list[LegOrder] = []
+        self.fault: Exception | None = None
+        self.gate: asyncio.Event | None = None
+
+    def parts_of(self, direction: Direction) -> tuple[LegPart, ...]:
+        return self.parts
+
+    def name_leg(self, fork_id: str, part: LegPart, *, anew: bool) -> str:
+        of_part = "" if part is LegPart.WHOLE else f"-{part}"
+        return LEG_PREFIX + fork_id + of_part + (f"-{len(self.orders)}" if anew else "")
+
+    async def start(self, leg: LegOrder) -> None:
+        self.orders.append(leg)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.fault is not None:
+            raise self.fault
+
+    def owns(self, name: str, uniqueid: str) -> bool:
+        raise NotImplementedError("the registry leaves that to Taps")
+
+    @property
+    def started(self) -> list[tuple[str, str, Direction]]:
+        return [(leg.fork_id, leg.uniqueid, leg.direction) for leg in self.orders]
+
+    @property
+    def speaking(self) -> list[str]:
+        return [leg.fork_id for leg in self.orders if leg.speaks]
+
+    @property
+    def legs(self) -> list[str]:
+        return [leg.leg_id for leg in self.orders]
+
+
+class FakeTaps:
+    """A choice between one tap and a refusal.
+
+    Attributes:
+        sample_rate: What forks get, and with which `note`.
+        faults: What a choice raises, by the uniqueid.
+        gate: Each choice waits for this event.
+        asked: Each choice: the uniqueid and the rates that are wished for.
+        kept: The legs to keep, by each sweep.
+        left: What a sweep shall hang up.
+    """
+
+    def __init__(self, tap: FakeTap) -> None:
+        self._tap = tap
+        self.sample_rate, self.note = 8000, ""
+        self.faults: dict[str, Exception] = {}
+        self.gate: asyncio.Event | None = None
+        self.asked: list[tuple[str, tuple[int, ...]]] = []
+        self.kept: list[set[str]] = []
+        self.left: list[str] = []
+
+    async def choose(self, uniqueid: str, wished_rates: Sequence[int]) -> Choice:
+        self.asked.append((uniqueid, tuple(wished_rates)))
+        if self.gate is not None:
+            await self.gate.wait()
+        if uniqueid in self.faults:
+            raise self.faults[uniqueid]
+        return Choice(self._tap, self.sample_rate, self.note)
+
+    def left_behind(self, present: Mapping[str, str], keep: Iterable[str]) -> list[str]:
+        self.kept.append(set(keep))
+        return self.left
+
+    def is_leg(self, name: str, uniqueid: str) -> bool:
+        return uniqueid.startswith(LEG_PREFIX) or name.startswith("AudioSocket/us-")
+
+
+class FakeJournal:
+    """A journal whose file cannot fail, and says so or not."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.works = True
+
+    def put(self, entry: Entry) -> None:
+        self.entries[entry.fork_id] = entry
+
+    def remove(self, fork_id: str) -> None:
+        self.entries.pop(fork_id, None)
+
+
+class Rig:
+    """A registry between an Asterisk, a tap and a relay that are all the test's."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.ami = FakeAmi()
+        self.ami.channels = {UNIQUEID: NAME, "2.2": "PJSIP/200-0000002b"}
+        self.tap = FakeTap()
+        self.taps = FakeTaps(self.tap)
+        self.sent: list[Command] = []
+        self.live: list[str] = []  # what the relay has
+        self.spec_fault = ""  # why the relay ends a fork at once, if it does
+        self.stats: dict[str, ForkStats] | None = {}  # its answer to TakeStats, if any
+        self.journal = FakeJournal()
+        self.forks = Forks(self.ami, self.taps, SecurityConfig(), self._send, self.journal)  # type: ignore[arg-type]
+
+    def _send(self, command: Command) -> None:
+        if isinstance(command, TakeStats):
+            if self.stats is not None:
+                self.forks.on_report(StatsTaken(command.ticket, self.stats))
+            return
+        self.sent.append(command)
+        if isinstance(command, ForkSpec):
+            self.live.append(command.fork_id)
+            if self.spec_fault:
+                self.live.remove(command.fork_id)
+                end = ForkEnded(
+                    command.fork_id, EndReason.SINK_REFUSED, self.spec_fault, ForkStats()
+                )
+                self.forks.on_report(end)
+        else:
+            assert command.fork_id in self.live, "the relay does not know it"
+
+    async def request(self, **fields: str) -> None:
+        self.forks.on_event(RequestReceived(fields))
+        await self.clock.settle()
+
+    async def start(self, **fields: str) -> str:
+        """Start a fork; return its id."""
+        before = len(self.sent)
+        await self.request(**{**START, **fields})
+        (spec,) = self.sent[before:]
+        assert isinstance(spec, ForkSpec)
+        return spec.fork_id
+
+    def allow(self, **security: Any) -> None:
+        self.forks.security = SecurityConfig(**security)
+
+    async def ask(self, **fields: str) -> list[str]:
+        """Ask as the doors that want an answer do."""
+        return await self.forks.ask(parse_request(fields))
+
+    async def attach(self, **fields: str) -> str:
+        fork_id = await self.start(**fields)
+        self.connect(fork_id, *self.tap.parts)
+        self.forks.on_report(SinkOpened(fork_id))
+        return fork_id
+
+    async def stream(self, **fields: str) -> str:
+        """Start a fork and let its audio flow; return its id."""
+        fork_id = await self.attach(**fields)
+        self.forks.on_report(Streaming(fork_id))
+        return fork_id
+
+    def connect(self, fork_id: str, *parts: LegPart) -> None:
+        """Report that these legs have connected."""
+        for part in parts:
+            self.forks.on_report(LegAttached(fork_id, part))
+
+    async def lose_leg(
+        self, fork_id: str, frames_in: int = 50, part: LegPart = LegPart.WHOLE
+    ) -> None:
+        self.forks.on_report(LegLost(fork_id, part, frames_in))
+        await self.clock.settle()
+
+    async def lose_relay(self, *fork_ids: str, away_s: float = 0.0) -> None:
+        """Report that the process that has these forks has died."""
+        for fork_id in fork_ids:
+            self.live.remove(fork_id)
+        self.forks.on_report(RelayLost(fork_ids, away_s))
+        await self.clock.settle()
+
+    async def ended(
+        self, fork_id: str, reason: EndReason, detail: str = "", stats: ForkStats | None = None
+    ) -> None:
+        """Report the end of a fork."""
+        self.live.remove(fork_id)
+        self.forks.on_report(ForkEnded(fork_id, reason, detail, stats or ForkStats()))
+        await self.clock.settle()
+
+    async def obey(self) -> EndFork:
+        """Do what the last command says: end a fork."""
+        command = self.sent[-1]
+        assert isinstance(command, EndFork)
+        await self.ended(command.fork_id, command.reason, command.detail)
+        return command
+
+    async def shut_down(self) -> None:
+        """Shut the registry down, which has no forks and so must not wait."""
+        shutdown = asyncio.create_task(self.forks.shut_down())
+        await self.clock.settle()
+        done = shutdown.done()
+        shutdown.cancel()
+        assert done, "waits for forks that are not there"
+
+    @property
+    def ends(self) -> list[EndFork]:
+        return [command for command in self.sent if isinstance(command, EndFork)]
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait for a process, while the loop's time goes on."""
+        deadline = time.monotonic() + 10
+        await self.clock.settle()
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)  # noqa: ASYNC251
+            await self.clock.advance(0.01)
+
+    @property
+    def spec(self) -> ForkSpec:
+        """The last one."""
+        return [command for command in self.sent if isinstance(command, ForkSpec)][-1]
+
+    @property
+    def last_event(self) -> tuple[str, dict[str, str]]:
+        return self.ami.events[-1]
+
+    @property
+    def variables(self) -> dict[str, str]:
+        return self.ami.variables[UNIQUEID]
+
+
+@pytest.fixture
+async def rig(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> AsyncIterator[Rig]:
+    """The rig; after the test nothing may be left in the registry, no task and no timer."""
+    feigned = types.SimpleNamespace(monotonic=clock, time=lambda: WALL_CLOCK_AHEAD_S + clock())
+    monkeypatch.setattr(forks_module, "time", feigned)
+    monkeypatch.setattr(fork_module, "time", feigned)
+    rig = Rig(clock)
+    yield rig
+    try:
+        # What a task raises, also by an assert of FakeAmi, ends up in the log.
+        assert [record for record in caplog.get_records("call") if record.exc_info] == []
+        await check_nothing_is_left(rig)
+    finally:
+        closing = asyncio.create_task(rig.forks.close())
+        await rig.until(closing.done)
+
+
+async def check_nothing_is_left(rig: Rig) -> None:
+    for fork_id in list(rig.live):
+        await rig.ended(fork_id, EndReason.STOPPED)
+    await rig.clock.settle()
+    assert len(rig.forks) == 0
+    assert not rig.forks._tasks
+    assert not rig.forks._by_channel
+    assert not rig.forks._stats
+    assert not rig.journal.entries
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    sent, told = list(rig.sent), list(rig.ami.told)
+    await rig.clock.advance(60)
+    assert (rig.sent, rig.ami.told) == (sent, told)
+    await rig.shut_down()

@@ -13,8 +13,7 @@ from audiofork.control.forks import HANGUP_GRACE_S
 from audiofork.errors import RequestRefused
 from audiofork.model import EndReason, ForkSpec, SinkOpened, SinkRetrying, Streaming
 
-from .conftest import Clock
-from .test_forks import NAME, UNIQUEID, Rig
+from .conftest import NAME, UNIQUEID, Clock, Rig
 
 OTHER_UNIQUEID, OTHER_NAME = "2.2", "PJSIP/200-0000002b"
 URL = "ws://example.org/"
@@ -249,7 +248,7 @@ async def test_rate_that_is_set_anew_counts_for_starts_from_then_on(
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many descriptors are free; in the test's hands."""
-    left = [SPARE_FILES + 6]
+    left = [SPARE_FILES + 8]
     monkeypatch.setattr(admission_module, "can_open", lambda count: count <= left[0])
     monkeypatch.setattr(admission_module, "file_limit", lambda: 77)
     return left
@@ -262,12 +261,12 @@ async def test_start_without_free_descriptors_is_refused_and_running_ones_stay(
     rig: Rig, free: list[int]
 ) -> None:
     running = await rig.stream()
-    free[0] = SPARE_FILES + 2
+    free[0] = SPARE_FILES + 3
     with pytest.raises(RequestRefused) as caught:
         await rig.ask(channel=NAME, wsserver=URL)
     assert str(caught.value) == NO_FILES
     assert (rig.live, rig.ends) == ([running], [])
-    free[0] = SPARE_FILES + 3
+    free[0] = SPARE_FILES + 4
     await rig.start()
 
 
@@ -279,7 +278,7 @@ async def test_descriptors_are_kept_for_forks_that_have_yet_to_open_theirs(
     with pytest.raises(RequestRefused, match="no file descriptors"):
         await rig.ask(channel=NAME, wsserver=URL)
     rig.forks.on_report(SinkOpened(second))
-    rig.forks.on_report(Streaming(second))  # but 6 are still free: it had some already
+    rig.forks.on_report(Streaming(second))  # but 8 are still free: it had some already
     await rig.start()
 
 
@@ -290,7 +289,7 @@ async def test_descriptors_are_kept_for_forks_whose_server_is_away(
         rig.forks.on_report(SinkRetrying(fork_id, 1, "away"))
     with pytest.raises(RequestRefused, match="no file descriptors"):
         await rig.ask(channel=NAME, wsserver=URL)
-    free[0] += 3
+    free[0] += 5
     await rig.start()
 
 
@@ -317,11 +316,11 @@ async def test_private_address_is_refused_where_none_may_be(rig: Rig) -> None:
 async def test_max_forks_above_the_file_limit_is_said_at_the_start_and_when_set(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("audiofork.process.file_limit", lambda: 2300)
+    monkeypatch.setattr("audiofork.process.file_limit", lambda: 2600)
     admission = Admission(SecurityConfig(max_forks=301))
-    assert "max_forks = 301 takes 2303" in caplog.text
+    assert "max_forks = 301 takes 2604" in caplog.text
     caplog.clear()
     admission.configure(SecurityConfig(max_forks=300))
     assert caplog.messages == []
     admission.configure(SecurityConfig(max_forks=500))
-    assert "set LimitNOFILE=2900" in caplog.text
+    assert "set LimitNOFILE=3400" in caplog.text

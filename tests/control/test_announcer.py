@@ -32,6 +32,7 @@ class Fork:
     url: str = URL
     action_id: str = ""
     taken_up: bool = False
+    sample_rate: int = 8000
 
 
 @pytest.fixture
@@ -70,8 +71,8 @@ def test_starting_stores_the_id_in_the_variable_of_the_request(
 
 
 def test_started(ami: FakeAmi, announcer: Announcer) -> None:
-    announcer.started(Fork())
-    assert ami.events == [("AudioForkStarted", OF_FORK)]
+    announcer.started(Fork(sample_rate=16000))
+    assert ami.events == [("AudioForkStarted", {**OF_FORK, "SampleRate": "16000"})]
     assert ami.told == ["STREAMING", "AudioForkStarted"]
 
 

@@ -39,6 +39,7 @@ QUESTIONS = {
     "check_alive": lambda channels: channels.check_alive("9.9"),
     "is_bridged": lambda channels: channels.is_bridged("9.9"),
     "values": lambda channels: channels.values("9.9", ["A"]),
+    "sample_rate": lambda channels: channels.sample_rate("9.9"),
 }
 
 
@@ -120,3 +121,41 @@ async def test_values_are_asked_for_at_once(ami: FakeAmi, channels: Channels) ->
     assert len(ami.actions) == 3
     gate.set()
     assert await asked == {"A": "", "B": "", "C": ""}
+
+
+@pytest.mark.parametrize(
+    ("formats", "rate"),
+    [
+        ("(ulaw|alaw)", 8000),
+        ("(ulaw)", 8000),
+        ("(g722)", 16000),
+        ("(alaw|g722)", 16000),
+        ("(g722|alaw)", 16000),
+        ("(opus|g722|ulaw)", 48000),
+        ("(siren14)", 32000),
+        ("(silk12)", 12000),
+        ("(slin)", 8000),
+        ("(slin16)", 16000),
+        ("(slin44)", 44100),
+        ("(slin192)", 192000),
+        ("(a format of tomorrow)", 8000),
+        ("ulaw", 8000),
+        ("g722", 16000),
+        ("(nothing)", 8000),
+    ],
+)
+async def test_sample_rate_is_that_of_the_widest_native_format(
+    ami: FakeAmi, channels: Channels, formats: str, rate: int
+) -> None:
+    ami.values = {"CHANNEL(audionativeformat)": formats}
+    assert await channels.sample_rate(UNIQUEID) == rate
+    ((_, headers, _),) = ami.actions
+    assert dict(headers)["Channel"] == UNIQUEID
+
+
+async def test_sample_rate_of_a_channel_that_names_no_format_finds_none(
+    ami: FakeAmi, channels: Channels
+) -> None:
+    # Of a channel that does not live Asterisk says nothing; one that does has "(nothing)".
+    with pytest.raises(NoSuchChannel):
+        await channels.sample_rate(UNIQUEID)

@@ -1,9 +1,17 @@
 import pytest
 
 from audiofork.config import Address
-from audiofork.control.tap.chanspy import LEG_PREFIX, ChanSpyTap
-from audiofork.errors import AmiActionFailed, AmiTimeout
-from audiofork.model import Direction
+from audiofork.control.tap.base import LEG_PREFIX, LegOrder, fork_id_of, is_leg
+from audiofork.control.tap.chanspy import ChanSpyTap
+from audiofork.errors import (
+    AmiActionFailed,
+    AmiError,
+    AmiTimeout,
+    AmiUnavailable,
+    LegRefused,
+    LegUncertain,
+)
+from audiofork.model import Direction, LegPart
 
 from .conftest import FakeAmi
 
@@ -31,8 +39,20 @@ def tap(ami: FakeAmi) -> ChanSpyTap:
     return ChanSpyTap(ami, FakeRelay("127.0.0.1"))  # type: ignore[arg-type]
 
 
-def hung_up(ami: FakeAmi) -> list[str]:
-    return [dict(headers)["Channel"] for name, headers, _ in ami.actions if name == "Hangup"]
+def order(
+    leg_id: str = LEG,
+    fork_id: str = FORK_ID,
+    uniqueid: str = "1.1",
+    direction: Direction = Direction.IN,
+    *,
+    speaks: bool = False,
+) -> LegOrder:
+    return LegOrder(leg_id, fork_id, LegPart.WHOLE, uniqueid, direction, 8000, speaks)
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+def test_leg_brings_the_whole_whatever_the_direction(tap: ChanSpyTap, direction: Direction) -> None:
+    assert tap.parts_of(direction) == (LegPart.WHOLE,)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +75,7 @@ async def test_start_originates_a_leg_that_spies_on_the_uniqueid(
     speaks: bool,
     whisper: str,
 ) -> None:
-    await tap.start(LEG, FORK_ID, "1700000000.1", direction, speaks=speaks)
+    await tap.start(order(uniqueid="1700000000.1", direction=direction, speaks=speaks))
     ((name, headers, action_id),) = ami.actions
     assert (name, action_id) == ("Originate", LEG)
     assert dict(headers) == {
@@ -71,19 +91,30 @@ async def test_start_originates_a_leg_that_spies_on_the_uniqueid(
 
 async def test_start_refused_raises(ami: FakeAmi, tap: ChanSpyTap) -> None:
     ami.faults["Originate"] = AmiActionFailed("Originate", "Permission denied")
-    with pytest.raises(AmiActionFailed):
-        await tap.start(LEG, FORK_ID, "1.1", Direction.IN, speaks=False)
+    with pytest.raises(LegRefused, match="^Originate: Permission denied$"):
+        await tap.start(order())
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [AmiTimeout("Originate: no answer within 5 s"), AmiUnavailable("the link is lost")],
+    ids=["timeout", "link"],
+)
+async def test_start_that_asterisk_may_have_heard_of_raises_that_it_is_uncertain(
+    ami: FakeAmi, tap: ChanSpyTap, exc: AmiError
+) -> None:
+    ami.faults["Originate"] = exc
+    with pytest.raises(LegUncertain, match=f"^{exc}$"):
+        await tap.start(order())
 
 
 async def test_start_with_ipv6_dials_the_address_in_brackets(ami: FakeAmi) -> None:
-    await ChanSpyTap(ami, FakeRelay("::1")).start(  # type: ignore[arg-type]
-        LEG, FORK_ID, "1.1", Direction.IN, speaks=False
-    )
+    await ChanSpyTap(ami, FakeRelay("::1")).start(order())  # type: ignore[arg-type]
     assert dict(ami.actions[0][1])["Channel"] == f"AudioSocket/[::1]:9093/{FORK_ID}/c(slin)"
 
 
 async def test_leg_dials_the_worker_that_has_the_fork(ami: FakeAmi, tap: ChanSpyTap) -> None:
-    await tap.start(LEG_PREFIX + OTHER_ID, OTHER_ID, "1.1", Direction.IN, speaks=False)
+    await tap.start(order(LEG_PREFIX + OTHER_ID, OTHER_ID))
     assert dict(ami.actions[0][1])["Channel"] == f"AudioSocket/127.0.0.1:9094/{OTHER_ID}/c(slin)"
 
 
@@ -94,71 +125,61 @@ OTHER_ID = "3f2a91c0-1111-4222-8333-444455556667"
 async def test_first_leg_has_the_fork_s_name_and_each_further_one_another(
     tap: ChanSpyTap,
 ) -> None:
-    first = tap.name_leg(FORK_ID, anew=False)
-    further = {tap.name_leg(FORK_ID, anew=True) for _ in range(100)}
+    first = tap.name_leg(FORK_ID, LegPart.WHOLE, anew=False)
+    further = {tap.name_leg(FORK_ID, LegPart.WHOLE, anew=True) for _ in range(100)}
     assert first == LEG
     assert len(further) == 100
     for leg in (first, *further):
-        assert tap.is_leg(leg)
-        assert tap.fork_id_of(leg) == FORK_ID
+        assert is_leg(leg)
+        assert fork_id_of(leg) == FORK_ID
 
 
 async def test_start_of_a_further_leg_presents_the_fork_s_uuid(
     ami: FakeAmi, tap: ChanSpyTap
 ) -> None:
-    leg = tap.name_leg(FORK_ID, anew=True)
-    await tap.start(leg, FORK_ID, "1.1", Direction.IN, speaks=False)
+    leg = tap.name_leg(FORK_ID, LegPart.WHOLE, anew=True)
+    await tap.start(order(leg))
     ((_, headers, action_id),) = ami.actions
     assert dict(headers)["Channel"] == f"AudioSocket/127.0.0.1:9093/{FORK_ID}/c(slin)"
     assert dict(headers)["ChannelId"] == action_id == leg
 
 
-async def test_sweep_hangs_up_legs_of_this_daemon_alone(ami: FakeAmi, tap: ChanSpyTap) -> None:
-    present = {
-        LEG: OURS,
-        f"{LEG}-0a1b2c3d": OURS.replace("9093", "9094"),  # in place of the first, elsewhere
-        f"{LEG_PREFIX}1": f"AudioSocket/127.0.0.1:90931-{FORK_ID}",  # other port
-        f"{LEG_PREFIX}2": f"AudioSocket/192.0.2.1:9093-{FORK_ID}",  # other daemon
-        f"{LEG_PREFIX}3": "PJSIP/100-0000002b",
-        f"{LEG_PREFIX}4": "",
-        "1700000000.1": OURS,  # of the dialplan
-        "1700000000.2": "PJSIP/100-0000002a",
-    }
-    assert await tap.sweep(present, ()) == 2
-    assert hung_up(ami) == [LEG, f"{LEG}-0a1b2c3d"]
-
-
-async def test_sweep_keeps_legs_that_are_wanted_but_no_earlier_one_of_their_fork(
-    ami: FakeAmi, tap: ChanSpyTap
+@pytest.mark.parametrize(
+    ("uniqueid", "name", "owned"),
+    [
+        pytest.param(LEG, OURS, True, id="leg"),
+        pytest.param(f"{LEG}-0a1b2c3d", OURS.replace("9093", "9094"), True, id="elsewhere"),
+        pytest.param(f"{LEG_PREFIX}1", OURS.replace("9093", "90931"), False, id="other-port"),
+        pytest.param(
+            f"{LEG_PREFIX}2", f"AudioSocket/192.0.2.1:9093-{FORK_ID}", False, id="other-daemon"
+        ),
+        pytest.param(f"{LEG_PREFIX}3", "PJSIP/100-0000002b", False, id="other-kind"),
+        pytest.param(f"{LEG_PREFIX}4", "", False, id="no-name"),
+        pytest.param("1700000000.1", OURS, False, id="of-the-dialplan"),
+        pytest.param("1700000000.2", "PJSIP/100-0000002a", False, id="call"),
+    ],
+)
+def test_owns_legs_of_this_daemon_alone(
+    tap: ChanSpyTap, uniqueid: str, name: str, owned: bool
 ) -> None:
-    wanted = f"{LEG}-0a1b2c3d"
-    present = {LEG: OURS, wanted: OURS, LEG_PREFIX + OTHER_ID: OURS.replace(FORK_ID, OTHER_ID)}
-    assert await tap.sweep(present, {wanted}) == 2
-    assert hung_up(ami) == [LEG, LEG_PREFIX + OTHER_ID]
+    assert tap.owns(name, uniqueid) is owned
 
 
-async def test_sweep_of_a_leg_that_is_gone_goes_on(ami: FakeAmi, tap: ChanSpyTap) -> None:
-    ami.faults["Hangup"] = AmiActionFailed("Hangup", "No such channel")
-    await tap.sweep({LEG: OURS, f"{LEG}-0a1b2c3d": OURS}, ())
-    assert len(hung_up(ami)) == 2
+def test_is_leg_by_the_prefix_alone() -> None:
+    assert is_leg(LEG)
+    assert not is_leg("1700000000.1")
+    assert not is_leg("")
+    assert not is_leg("x" + LEG)
 
 
-async def test_sweep_without_an_answer_raises(ami: FakeAmi, tap: ChanSpyTap) -> None:
-    ami.faults["Hangup"] = AmiTimeout("Hangup")
-    with pytest.raises(AmiTimeout):
-        await tap.sweep({LEG: OURS}, ())
+def test_fork_id_of_an_action_id_of_ours_alone() -> None:
+    assert fork_id_of(LEG) == FORK_ID
+    assert fork_id_of(LEG_PREFIX) == ""
+    assert fork_id_of(FORK_ID) == ""
+    assert fork_id_of("") == ""
+    assert fork_id_of("x" + LEG) == ""
 
 
-def test_is_leg_by_the_prefix_alone(tap: ChanSpyTap) -> None:
-    assert tap.is_leg(LEG)
-    assert not tap.is_leg("1700000000.1")
-    assert not tap.is_leg("")
-    assert not tap.is_leg("x" + LEG)
-
-
-def test_fork_id_of_an_action_id_of_ours_alone(tap: ChanSpyTap) -> None:
-    assert tap.fork_id_of(LEG) == FORK_ID
-    assert tap.fork_id_of(LEG_PREFIX) == ""
-    assert tap.fork_id_of(FORK_ID) == ""
-    assert tap.fork_id_of("") == ""
-    assert tap.fork_id_of("x" + LEG) == ""
+@pytest.mark.parametrize("suffix", ["-0a1b2c3d", "-audiofork-in", "-audiofork-out-0a1b2c3d"])
+def test_fork_id_of_a_leg_with_more_in_its_name(suffix: str) -> None:
+    assert fork_id_of(LEG + suffix) == FORK_ID

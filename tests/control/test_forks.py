@@ -1,25 +1,15 @@
 import asyncio
-import time
-import types
 import uuid
-from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from audiofork.config import SecurityConfig
-from audiofork.control import fork as fork_module
 from audiofork.control import forks as forks_module
 from audiofork.control.ami import BridgeChanged, ChannelHangup, OriginateFailed, RequestReceived
 from audiofork.control.forks import (
-    ASTERISK_AWAY_S,
     HANGUP_GRACE_S,
-    LEG_LOSS_GRACE_S,
-    LEG_TIMEOUT_S,
-    MAX_NEW_LEGS,
-    NEW_LEGS_WINDOW_S,
     RELAY_DIED,
     STATS_TIMEOUT_S,
     Forks,
@@ -27,6 +17,12 @@ from audiofork.control.forks import (
     effective_url,
 )
 from audiofork.control.journal import Entry
+from audiofork.control.legs import (
+    ASTERISK_AWAY_S,
+    LEG_LOSS_GRACE_S,
+    LEG_TIMEOUT_S,
+    MAX_NEW_LEGS,
+)
 from audiofork.control.requests import StartFork, parse_request
 from audiofork.errors import (
     AmiActionFailed,
@@ -34,6 +30,8 @@ from audiofork.errors import (
     AmiTimeout,
     AmiUnavailable,
     InvalidTransition,
+    LegRefused,
+    LegUncertain,
     NoSuchChannel,
     RequestRefused,
 )
@@ -48,6 +46,7 @@ from audiofork.model import (
     ForkStats,
     LegAttached,
     LegLost,
+    LegPart,
     RelayLost,
     ReopenLeg,
     SetGate,
@@ -58,233 +57,22 @@ from audiofork.model import (
     SinkRetrying,
     StatsTaken,
     Streaming,
-    TakeStats,
     Tls,
 )
 
-from .conftest import Clock, FakeAmi
+from .conftest import (
+    LEG_PREFIX,
+    NAME,
+    START,
+    UNIQUEID,
+    UNKNOWN_ID,
+    URL,
+    WALL_CLOCK_AHEAD_S,
+    Clock,
+    Rig,
+)
 
-NAME, UNIQUEID = "PJSIP/100-0000002a", "1700000000.1"
-URL = "ws://example.org/a?token=secret"
-UNKNOWN_ID = "3f2a91c0-1111-4222-8333-444455556666"
-START = {"channel": NAME, "wsserver": URL, "actionid": "7"}
-LEG_PREFIX = "audiofork-"
-WALL_CLOCK_AHEAD_S = 1_700_000_000.0
-
-
-class FakeTap:
-    """A tap whose legs come about only in the test."""
-
-    def __init__(self) -> None:
-        self.started: list[tuple[str, str, Direction]] = []
-        self.speaking: list[str] = []
-        self.fault: Exception | None = None
-        self.gate: asyncio.Event | None = None
-        self.kept: list[set[str]] = []  # by each sweep
-        self.legs: list[str] = []
-        self.sweep_fault: Exception | None = None
-
-    def name_leg(self, fork_id: str, *, anew: bool) -> str:
-        return LEG_PREFIX + fork_id + (f"-{len(self.legs)}" if anew else "")
-
-    async def start(
-        self, leg_id: str, fork_id: str, uniqueid: str, direction: Direction, *, speaks: bool
-    ) -> None:
-        self.legs.append(leg_id)
-        self.started.append((fork_id, uniqueid, direction))
-        if speaks:
-            self.speaking.append(fork_id)
-        if self.gate is not None:
-            await self.gate.wait()
-        if self.fault is not None:
-            raise self.fault
-
-    async def sweep(self, present: Mapping[str, str], keep: Container[str]) -> int:
-        if self.sweep_fault is not None:
-            raise self.sweep_fault
-        assert isinstance(keep, Iterable)
-        self.kept.append(set(keep))
-        return 2
-
-    def fork_id_of(self, action_id: str) -> str:
-        return action_id.removeprefix(LEG_PREFIX)[:36] if self.is_leg(action_id) else ""
-
-    def is_leg(self, uniqueid: str) -> bool:
-        return uniqueid.startswith(LEG_PREFIX)
-
-
-class FakeJournal:
-    """A journal whose file cannot fail, and says so or not."""
-
-    def __init__(self) -> None:
-        self.entries: dict[str, Entry] = {}
-        self.works = True
-
-    def put(self, entry: Entry) -> None:
-        self.entries[entry.fork_id] = entry
-
-    def remove(self, fork_id: str) -> None:
-        self.entries.pop(fork_id, None)
-
-
-class Rig:
-    """A registry between an Asterisk, a tap and a relay that are all the test's."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-        self.ami = FakeAmi()
-        self.ami.channels = {UNIQUEID: NAME, "2.2": "PJSIP/200-0000002b"}
-        self.tap = FakeTap()
-        self.sent: list[Command] = []
-        self.live: list[str] = []  # what the relay has
-        self.spec_fault = ""  # why the relay ends a fork at once, if it does
-        self.stats: dict[str, ForkStats] | None = {}  # its answer to TakeStats, if any
-        self.journal = FakeJournal()
-        self.forks = Forks(self.ami, self.tap, SecurityConfig(), self._send, self.journal)  # type: ignore[arg-type]
-
-    def _send(self, command: Command) -> None:
-        if isinstance(command, TakeStats):
-            if self.stats is not None:
-                self.forks.on_report(StatsTaken(command.ticket, self.stats))
-            return
-        self.sent.append(command)
-        if isinstance(command, ForkSpec):
-            self.live.append(command.fork_id)
-            if self.spec_fault:
-                self.live.remove(command.fork_id)
-                end = ForkEnded(
-                    command.fork_id, EndReason.SINK_REFUSED, self.spec_fault, ForkStats()
-                )
-                self.forks.on_report(end)
-        else:
-            assert command.fork_id in self.live, "the relay does not know it"
-
-    async def request(self, **fields: str) -> None:
-        self.forks.on_event(RequestReceived(fields))
-        await self.clock.settle()
-
-    async def start(self, **fields: str) -> str:
-        """Start a fork; return its id."""
-        before = len(self.sent)
-        await self.request(**{**START, **fields})
-        (spec,) = self.sent[before:]
-        assert isinstance(spec, ForkSpec)
-        return spec.fork_id
-
-    def allow(self, **security: Any) -> None:
-        self.forks.security = SecurityConfig(**security)
-
-    async def ask(self, **fields: str) -> list[str]:
-        """Ask as the doors that want an answer do."""
-        return await self.forks.ask(parse_request(fields))
-
-    async def attach(self, **fields: str) -> str:
-        fork_id = await self.start(**fields)
-        self.forks.on_report(LegAttached(fork_id))
-        self.forks.on_report(SinkOpened(fork_id))
-        return fork_id
-
-    async def stream(self, **fields: str) -> str:
-        """Start a fork and let its audio flow; return its id."""
-        fork_id = await self.attach(**fields)
-        self.forks.on_report(Streaming(fork_id))
-        return fork_id
-
-    async def lose_leg(self, fork_id: str, frames_in: int = 50) -> None:
-        self.forks.on_report(LegLost(fork_id, frames_in))
-        await self.clock.settle()
-
-    async def lose_relay(self, *fork_ids: str, away_s: float = 0.0) -> None:
-        """Report that the process that has these forks has died."""
-        for fork_id in fork_ids:
-            self.live.remove(fork_id)
-        self.forks.on_report(RelayLost(fork_ids, away_s))
-        await self.clock.settle()
-
-    async def ended(
-        self, fork_id: str, reason: EndReason, detail: str = "", stats: ForkStats | None = None
-    ) -> None:
-        """Report the end of a fork."""
-        self.live.remove(fork_id)
-        self.forks.on_report(ForkEnded(fork_id, reason, detail, stats or ForkStats()))
-        await self.clock.settle()
-
-    async def obey(self) -> EndFork:
-        """Do what the last command says: end a fork."""
-        command = self.sent[-1]
-        assert isinstance(command, EndFork)
-        await self.ended(command.fork_id, command.reason, command.detail)
-        return command
-
-    async def shut_down(self) -> None:
-        """Shut the registry down, which has no forks and so must not wait."""
-        shutdown = asyncio.create_task(self.forks.shut_down())
-        await self.clock.settle()
-        done = shutdown.done()
-        shutdown.cancel()
-        assert done, "waits for forks that are not there"
-
-    @property
-    def ends(self) -> list[EndFork]:
-        return [command for command in self.sent if isinstance(command, EndFork)]
-
-    async def until(self, condition: Callable[[], object]) -> None:
-        """Wait for a process, while the loop's time goes on."""
-        deadline = time.monotonic() + 10
-        await self.clock.settle()
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.001)  # noqa: ASYNC251
-            await self.clock.advance(0.01)
-
-    @property
-    def spec(self) -> ForkSpec:
-        """The last one."""
-        return [command for command in self.sent if isinstance(command, ForkSpec)][-1]
-
-    @property
-    def last_event(self) -> tuple[str, dict[str, str]]:
-        return self.ami.events[-1]
-
-    @property
-    def variables(self) -> dict[str, str]:
-        return self.ami.variables[UNIQUEID]
-
-
-@pytest.fixture
-async def rig(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> AsyncIterator[Rig]:
-    """The rig; after the test nothing may be left in the registry, no task and no timer."""
-    feigned = types.SimpleNamespace(monotonic=clock, time=lambda: WALL_CLOCK_AHEAD_S + clock())
-    monkeypatch.setattr(forks_module, "time", feigned)
-    monkeypatch.setattr(fork_module, "time", feigned)
-    rig = Rig(clock)
-    yield rig
-    try:
-        # What a task raises, also by an assert of FakeAmi, ends up in the log.
-        assert [record for record in caplog.get_records("call") if record.exc_info] == []
-        await check_nothing_is_left(rig)
-    finally:
-        closing = asyncio.create_task(rig.forks.close())
-        await rig.until(closing.done)
-
-
-async def check_nothing_is_left(rig: Rig) -> None:
-    for fork_id in list(rig.live):
-        await rig.ended(fork_id, EndReason.STOPPED)
-    await rig.clock.settle()
-    assert len(rig.forks) == 0
-    assert not rig.forks._tasks
-    assert not rig.forks._by_channel
-    assert not rig.forks._stats
-    assert not rig.journal.entries
-    assert asyncio.all_tasks() == {asyncio.current_task()}
-    sent, told = list(rig.sent), list(rig.ami.told)
-    await rig.clock.advance(60)
-    assert (rig.sent, rig.ami.told) == (sent, told)
-    await rig.shut_down()
-
+WHOLE = LegPart.WHOLE
 
 # --- Start to end --------------------------------------------------------------------------------
 
@@ -329,6 +117,7 @@ async def test_first_frame_is_told_after_the_variables(rig: Rig) -> None:
             "Channel": NAME,
             "Uniqueid": UNIQUEID,
             "WsServer": URL,
+            "SampleRate": "8000",
             "ActionID": "7",
         },
     )
@@ -398,7 +187,9 @@ async def test_log_has_one_line_for_the_start_and_one_for_the_end(
     await rig.clock.advance(12.34)
     await rig.ended(fork_id, reason, "why", ForkStats(5, 3, 2))
     start, end = caplog.records
-    assert start.getMessage().endswith("started, both to ws://example.org/a?...")
+    assert start.getMessage().endswith(
+        "started, both by chanspy at 8000 Hz to ws://example.org/a?..."
+    )
     assert end.levelname == level
     assert text in end.getMessage()
     for record in (start, end):
@@ -510,10 +301,18 @@ async def test_refusal_of_a_known_request_carries_its_own_fork_id(rig: Rig) -> N
     uuid.UUID(rig.last_event[1]["AudioForkID"])
 
 
-@pytest.mark.parametrize("uniqueid", [LEG_PREFIX + UNKNOWN_ID, LEG_PREFIX])
-async def test_start_on_a_leg_is_refused(rig: Rig, uniqueid: str) -> None:
-    rig.ami.channels[uniqueid] = "AudioSocket/127.0.0.1:9093-1"
-    await rig.request(channel="AudioSocket/127.0.0.1:9093-1", wsserver=URL)
+@pytest.mark.parametrize(
+    ("uniqueid", "name"),
+    [
+        (LEG_PREFIX + UNKNOWN_ID, "AudioSocket/127.0.0.1:9093-1"),
+        (LEG_PREFIX, "AudioSocket/127.0.0.1:9093-1"),
+        ("3.3", "AudioSocket/us-1"),
+    ],
+    ids=["leg", "prefix-alone", "far-end-of-a-leg"],
+)
+async def test_start_on_a_leg_is_refused(rig: Rig, uniqueid: str, name: str) -> None:
+    rig.ami.channels[uniqueid] = name
+    await rig.request(channel=name, wsserver=URL)
     assert rig.last_event[1]["Reason"] == "the channel is itself the leg of a fork"
     assert rig.sent == []
 
@@ -690,7 +489,7 @@ async def test_stop_while_the_leg_is_asked_for_ends_the_fork(rig: Rig) -> None:
     await rig.request(command="StopAudioFork", uniqueid=UNIQUEID)
     assert rig.ends == [EndFork(fork_id, EndReason.STOPPED)]
     await rig.obey()
-    rig.tap.fault = AmiTimeout("no answer")
+    rig.tap.fault = LegUncertain("no answer")
     rig.tap.gate.set()
     await rig.clock.settle()
     assert len(rig.ends) == 1
@@ -1117,6 +916,121 @@ async def test_mute_by_event_is_granted(rig: Rig) -> None:
     assert rig.last_event[1]["ActionID"] == "7"
 
 
+# --- The choice of tap and sample rate -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "rates"), [("", ()), ("L(16000)", (16000,)), ("L(0,8000)", (0, 8000))]
+)
+async def test_rates_that_are_wished_for_are_those_of_option_l(
+    rig: Rig, options: str, rates: tuple[int, ...]
+) -> None:
+    await rig.start(options=options)
+    assert rig.taps.asked == [(UNIQUEID, rates)]
+
+
+async def test_rate_that_is_chosen_is_ordered_told_logged_and_shown(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    rig.taps.sample_rate = 16000
+    await rig.stream(options="L(16000,8000)")
+    assert rig.spec.sample_rate == 16000
+    assert [order.sample_rate for order in rig.tap.orders] == [16000]
+    assert rig.last_event[0] == "AudioForkStarted"
+    assert rig.last_event[1]["SampleRate"] == "16000"
+    (view,) = await rig.forks.views()
+    assert (view.tap, view.sample_rate) == ("chanspy", 16000)
+    assert "started, both by chanspy at 16000 Hz to " in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+async def test_what_is_not_as_it_was_wished_for_is_logged(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.taps.note = "8000 Hz in place of 16000: set [ari]"
+    await rig.start()
+    assert (rig.taps.note, "WARNING") in [(one.message, one.levelname) for one in caplog.records]
+
+
+async def test_start_without_a_tap_is_refused_with_the_reason_and_leaves_nothing(rig: Rig) -> None:
+    rig.taps.faults[UNIQUEID] = RequestRefused("16000 Hz needs the snoop tap: set [ari]")
+    await rig.request(**START)
+    assert rig.last_event[0] == "AudioForkFailed"
+    assert rig.last_event[1]["Reason"] == "16000 Hz needs the snoop tap: set [ari]"
+    assert rig.sent == rig.tap.orders == []
+    assert rig.journal.entries == {}
+    assert len(rig.forks) == 0
+
+
+@pytest.mark.parametrize(
+    "exc", [NoSuchChannel(), AmiUnavailable("down")], ids=lambda exc: type(exc).__name__
+)
+async def test_ask_for_a_start_whose_channel_s_rate_cannot_be_asked_for_raises(
+    rig: Rig, exc: Exception
+) -> None:
+    rig.taps.faults[UNIQUEID] = exc
+    with pytest.raises(type(exc)):
+        await rig.ask(**START)
+    assert len(rig.forks) == 0
+
+
+async def test_views_show_a_fork_without_tap_and_rate_while_they_are_chosen(rig: Rig) -> None:
+    rig.taps.gate = asyncio.Event()
+    await rig.request(**START)
+    (view,) = await rig.forks.views()
+    assert (view.state, view.uniqueid, view.tap, view.sample_rate) == ("requested", UNIQUEID, "", 0)
+    rig.taps.gate.set()
+    await rig.clock.settle()
+    assert [view.state for view in await rig.forks.views()] == ["attaching"]
+
+
+async def test_stop_while_the_tap_is_chosen_is_not_lost(rig: Rig) -> None:
+    rig.taps.gate = asyncio.Event()
+    asked = asyncio.create_task(rig.ask(**START))
+    await rig.clock.settle()
+    assert len(await rig.ask(command="StopAudioFork", channel=NAME)) == 1
+    rig.taps.gate.set()
+    with pytest.raises(RequestRefused, match="^ended before it began: stopped$"):
+        await asked
+    assert rig.sent == rig.tap.orders == []
+
+
+async def test_hangup_while_the_tap_is_chosen_refuses_the_start(rig: Rig) -> None:
+    rig.taps.gate = asyncio.Event()
+    asked = asyncio.create_task(rig.ask(**START))
+    await rig.clock.settle()
+    rig.forks.on_event(ChannelHangup(UNIQUEID))
+    await rig.clock.advance(HANGUP_GRACE_S)
+    rig.taps.gate.set()
+    with pytest.raises(RequestRefused, match="^ended before it began: hangup$"):
+        await asked
+    assert rig.sent == []
+
+
+async def test_hangup_just_before_the_tap_is_chosen_ends_the_fork_after_the_grace(
+    rig: Rig,
+) -> None:
+    rig.taps.gate = asyncio.Event()
+    await rig.request(**START)
+    rig.forks.on_event(ChannelHangup(UNIQUEID))
+    rig.taps.gate.set()
+    await rig.clock.settle()
+    assert rig.ends == []
+    await rig.clock.advance(HANGUP_GRACE_S)
+    assert rig.ends == [EndFork(rig.spec.fork_id, EndReason.HANGUP)]
+
+
+async def test_mute_while_the_tap_is_chosen_reaches_the_relay_after_the_fork(rig: Rig) -> None:
+    rig.taps.gate = asyncio.Event()
+    await rig.request(**START)
+    await mute(rig, "read", "1")
+    assert rig.sent == []
+    rig.taps.gate.set()
+    await rig.clock.settle()
+    assert [type(command) for command in rig.sent] == [ForkSpec, SetMute]
+
+
 # --- List ----------------------------------------------------------------------------------------
 
 
@@ -1127,7 +1041,11 @@ async def test_views_show_all_forks_oldest_first(rig: Rig) -> None:
     await rig.clock.advance(1.5)
     rig.stats = {first: ForkStats(200, 190, 7, 1)}
     assert await rig.forks.views() == [
-        ForkView(first, NAME, UNIQUEID, URL, "stereo", "streaming", 4.0, 200, 190, 7, ""),
+        ForkView(
+            *(first, NAME, UNIQUEID, URL, "stereo", "streaming", 4.0, 200, 190, 7, ""),
+            tap="chanspy",
+            sample_rate=8000,
+        ),
         ForkView(
             id=second,
             channel="PJSIP/200-0000002b",
@@ -1140,6 +1058,8 @@ async def test_views_show_all_forks_oldest_first(rig: Rig) -> None:
             frames_sent=0,
             frames_dropped=0,
             muted="",
+            tap="chanspy",
+            sample_rate=8000,
         ),
     ]
 
@@ -1149,6 +1069,7 @@ async def test_views_show_a_fork_that_is_looked_up(rig: Rig) -> None:
     await rig.request(**START)
     (view,) = await rig.forks.views()
     assert (view.channel, view.uniqueid, view.state) == (NAME, "", "requested")
+    assert (view.tap, view.sample_rate) == ("", 0)
     gate.set()
     await rig.clock.settle()
 
@@ -1179,7 +1100,7 @@ async def test_ended_fork_is_listed_no_more(rig: Rig) -> None:
     assert await rig.forks.views() == []
 
 
-# --- Hangup and the loss of the leg --------------------------------------------------------------
+# --- Hangup --------------------------------------------------------------------------------------
 
 
 async def test_hangup_ends_the_fork_after_a_grace(rig: Rig) -> None:
@@ -1215,7 +1136,7 @@ async def test_hangup_ends_every_fork_of_the_channel_and_no_other(rig: Rig) -> N
 async def test_hangup_before_the_leg_attaches_still_ends_the_fork(rig: Rig) -> None:
     fork_id = await rig.start()
     rig.forks.on_event(ChannelHangup(UNIQUEID))
-    rig.forks.on_report(LegAttached(fork_id))
+    rig.forks.on_report(LegAttached(fork_id, WHOLE))
     await rig.clock.advance(HANGUP_GRACE_S)
     assert rig.ends == [EndFork(fork_id, EndReason.HANGUP)]
 
@@ -1226,242 +1147,6 @@ async def test_stop_within_the_grace_of_a_hangup_goes_first(rig: Rig) -> None:
     await rig.request(command="StopAudioFork", uniqueid=UNIQUEID)
     await rig.clock.advance(1)
     assert [end.reason for end in rig.ends] == [EndReason.STOPPED]
-
-
-async def test_leg_loss_with_the_channel_gone_is_a_hangup(rig: Rig) -> None:
-    fork_id = await rig.stream()
-    del rig.ami.channels[UNIQUEID]
-    await rig.lose_leg(fork_id)
-    assert rig.ends == [EndFork(fork_id, EndReason.HANGUP)]
-
-
-async def test_leg_loss_with_the_channel_gone_a_little_later_is_a_hangup(rig: Rig) -> None:
-    fork_id = await rig.stream()
-    await rig.lose_leg(fork_id)
-    assert rig.ends == []
-    del rig.ami.channels[UNIQUEID]
-    await rig.clock.advance(LEG_LOSS_GRACE_S)
-    assert rig.ends == [EndFork(fork_id, EndReason.HANGUP)]
-
-
-async def test_leg_loss_with_the_hangup_told_a_little_later_is_a_hangup(rig: Rig) -> None:
-    fork_id = await rig.stream()
-    await rig.lose_leg(fork_id)
-    rig.forks.on_event(ChannelHangup(UNIQUEID))
-    await rig.clock.advance(LEG_LOSS_GRACE_S)
-    assert rig.ends == [EndFork(fork_id, EndReason.HANGUP)]
-
-
-@pytest.mark.parametrize(
-    ("hangup", "reason"),
-    [(False, EndReason.NO_SUCH_CHANNEL), (True, EndReason.HANGUP)],
-    ids=["no-hangup", "hangup"],
-)
-async def test_leg_loss_without_a_frame_and_without_channel(
-    rig: Rig, hangup: bool, reason: EndReason
-) -> None:
-    """The channel may be gone before the news of its hangup has been read."""
-    fork_id = await rig.attach()
-    del rig.ami.channels[UNIQUEID]
-    await rig.lose_leg(fork_id, frames_in=0)
-    assert rig.ends == []
-    if hangup:
-        rig.forks.on_event(ChannelHangup(UNIQUEID))
-    await rig.clock.advance(LEG_LOSS_GRACE_S)
-    assert [end.reason for end in rig.ends] == [reason]
-
-
-@pytest.mark.parametrize(
-    ("hangup", "reason"),
-    [(False, EndReason.LEG_FAILED), (True, EndReason.HANGUP)],
-    ids=["no-hangup", "hangup"],
-)
-@pytest.mark.parametrize("exc", [AmiUnavailable("down"), AmiTimeout("late")], ids=["down", "late"])
-async def test_leg_loss_that_asterisk_does_not_explain(
-    rig: Rig, hangup: bool, reason: EndReason, exc: AmiError
-) -> None:
-    fork_id = await rig.stream()
-    rig.ami.faults["Getvar"] = exc
-    if hangup:
-        rig.forks.on_event(ChannelHangup(UNIQUEID))
-    await rig.lose_leg(fork_id)
-    if exc.args == ("down",) and not hangup:
-        assert rig.ends == []  # the link may come back
-        await rig.clock.advance(ASTERISK_AWAY_S)
-    assert [end.reason for end in rig.ends] == [reason]
-    if not hangup:
-        assert rig.ends[0].detail == f"the leg was lost, and Asterisk cannot be asked: {exc}"
-
-
-async def test_leg_loss_of_a_fork_that_ends_meanwhile_asks_for_no_second_end(rig: Rig) -> None:
-    fork_id = await rig.stream()
-    await rig.lose_leg(fork_id)
-    await rig.ended(fork_id, EndReason.SINK_GONE)
-    await rig.clock.advance(LEG_LOSS_GRACE_S)
-    assert rig.ends == []
-
-
-# --- A leg that is lost while its channel lives ---------------------------------------------------
-
-
-async def lose_and_replace(rig: Rig, fork_id: str, frames_in: int = 50) -> None:
-    await rig.lose_leg(fork_id, frames_in)
-    await rig.clock.advance(LEG_LOSS_GRACE_S)
-
-
-async def test_lost_leg_is_replaced_and_both_are_told(
-    rig: Rig, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO")
-    fork_id = await rig.stream(options="D(in)p")
-    await lose_and_replace(rig, fork_id)
-    assert rig.ami.told[-2:] == ["RECONNECTING", "AudioForkReconnecting"]
-    assert rig.last_event[1]["Attempt"] == "1"
-    assert rig.last_event[1]["Reason"] == "the leg was lost: Asterisk closed it"
-    assert [view.state for view in await rig.forks.views()] == ["reconnecting"]
-    assert rig.sent[-1] == ReopenLeg(fork_id)
-    assert rig.tap.started == [(fork_id, UNIQUEID, Direction.IN)] * 2
-    assert rig.tap.speaking == [fork_id] * 2
-    assert rig.tap.legs == [LEG_PREFIX + fork_id, f"{LEG_PREFIX}{fork_id}-1"]
-    await rig.clock.advance(0.05)
-    rig.forks.on_report(LegAttached(fork_id))
-    assert rig.ami.told[-2:] == ["STREAMING", "AudioForkResumed"]
-    assert rig.last_event[1]["FramesDropped"] == "0"
-    assert rig.last_event[1]["GapMs"] == "200"
-    assert [view.state for view in await rig.forks.views()] == ["streaming"]
-    assert "the leg was lost: Asterisk closed it; attempt 1 follows" in caplog.text
-    assert "the leg is back after 200 ms" in caplog.text
-    await rig.clock.advance(LEG_TIMEOUT_S + 1)
-    assert rig.ends == []
-
-
-async def test_leg_that_is_lost_too_often_ends_the_fork(rig: Rig) -> None:
-    fork_id = await rig.stream()
-    for _ in range(MAX_NEW_LEGS):
-        await lose_and_replace(rig, fork_id)
-        assert rig.ends == []
-        rig.forks.on_report(LegAttached(fork_id))
-    await lose_and_replace(rig, fork_id)
-    detail = "the leg was lost 4 times in 10 s, last: Asterisk closed it"
-    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, detail)]
-    await rig.obey()
-    assert rig.last_event[1]["Detail"] == detail
-    assert rig.last_event[0] == "AudioForkStopped"
-
-
-async def test_leg_that_is_lost_now_and_then_is_replaced_each_time(rig: Rig) -> None:
-    fork_id = await rig.stream()
-    for _ in range(3 * MAX_NEW_LEGS):
-        await lose_and_replace(rig, fork_id)
-        rig.forks.on_report(LegAttached(fork_id))
-        await rig.clock.advance(NEW_LEGS_WINDOW_S / MAX_NEW_LEGS)
-    assert rig.ends == []
-    assert rig.last_event[1]["FramesDropped"] == "0"
-
-
-@pytest.mark.parametrize("refused", [False, True], ids=["does-not-connect", "refused"])
-async def test_new_leg_that_does_not_come_about_counts_as_lost(rig: Rig, refused: bool) -> None:
-    fork_id = await rig.stream()
-    why = "Asterisk could not connect the leg (reason 3)"
-    if refused:
-        why = "Originate: no"
-        rig.tap.fault = AmiActionFailed("Originate", "no")
-    await lose_and_replace(rig, fork_id)
-    for attempt in range(1, MAX_NEW_LEGS + 1):
-        assert rig.last_event[1]["Attempt"] == str(attempt)
-        if not refused:
-            rig.forks.on_event(OriginateFailed(rig.tap.legs[-1], "3"))
-        await rig.clock.advance(LEG_LOSS_GRACE_S)
-    detail = f"the leg was lost 4 times in 10 s, last: {why}"
-    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, detail)]
-
-
-async def test_new_leg_that_never_connects_fails_the_fork(rig: Rig) -> None:
-    fork_id = await rig.stream()
-    await lose_and_replace(rig, fork_id)
-    await rig.clock.advance(LEG_TIMEOUT_S)
-    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, "the leg did not connect again")]
-
-
-async def test_gap_and_time_limit_of_a_new_leg_that_took_two_attempts(rig: Rig) -> None:
-    """The gap counts from the loss, the limit from the latest attempt."""
-    fork_id = await rig.stream()
-    await lose_and_replace(rig, fork_id)
-    await rig.clock.advance(LEG_TIMEOUT_S - 1)
-    rig.forks.on_event(OriginateFailed(rig.tap.legs[-1], "3"))
-    await rig.clock.advance(LEG_LOSS_GRACE_S)
-    await rig.clock.advance(2)
-    assert rig.ends == []
-    rig.forks.on_report(LegAttached(fork_id))
-    assert rig.last_event[1]["GapMs"] == "7300"
-
-
-async def test_originate_failure_of_an_earlier_leg_is_no_news(rig: Rig) -> None:
-    fork_id = await rig.stream()
-    await lose_and_replace(rig, fork_id)
-    rig.forks.on_event(OriginateFailed(rig.tap.legs[0], "3"))
-    await rig.clock.advance(LEG_LOSS_GRACE_S)
-    assert len(rig.tap.legs) == 2
-    assert rig.ends == []
-
-
-async def test_leg_that_brought_nothing_is_replaced_while_its_channel_lives(rig: Rig) -> None:
-    fork_id = await rig.attach()
-    await lose_and_replace(rig, fork_id, frames_in=0)
-    assert rig.sent[-1] == ReopenLeg(fork_id)
-    rig.forks.on_report(LegAttached(fork_id))
-    assert rig.ami.told == ["STARTING", "AudioForkReconnecting"]
-    rig.forks.on_report(Streaming(fork_id))
-    assert rig.ami.told[-2:] == ["STREAMING", "AudioForkStarted"]
-
-
-async def test_first_frame_while_the_leg_is_lost_waits_for_the_leg(rig: Rig) -> None:
-    """A server that accepts late gets what the first leg had brought."""
-    fork_id = await rig.attach()
-    await lose_and_replace(rig, fork_id)
-    rig.forks.on_report(Streaming(fork_id))
-    assert [view.state for view in await rig.forks.views()] == ["reconnecting"]
-    rig.forks.on_report(LegAttached(fork_id))
-    assert [view.state for view in await rig.forks.views()] == ["streaming"]
-    assert rig.last_event[0] == "AudioForkResumed"
-
-
-@pytest.mark.parametrize("leg_first", [True, False])
-async def test_leg_and_server_lost_are_both_waited_for(rig: Rig, leg_first: bool) -> None:
-    fork_id = await rig.stream()
-    rig.forks.on_report(SinkRetrying(fork_id, 1, "gone"))
-    await lose_and_replace(rig, fork_id)
-    back = [LegAttached(fork_id), SinkResumed(fork_id, 2)]
-    rig.forks.on_report(back.pop(0 if leg_first else 1))
-    assert rig.ami.told[-1] == "AudioForkResumed"
-    assert rig.ami.told.count("STREAMING") == 1
-    assert [view.state for view in await rig.forks.views()] == ["reconnecting"]
-    rig.forks.on_report(back.pop())
-    assert rig.ami.told[-2:] == ["STREAMING", "AudioForkResumed"]
-    assert [view.state for view in await rig.forks.views()] == ["streaming"]
-
-
-@pytest.mark.parametrize("verb", ["stop", "hangup"])
-async def test_end_while_a_lost_leg_is_looked_into_goes_first(rig: Rig, verb: str) -> None:
-    fork_id = await rig.stream()
-    await rig.lose_leg(fork_id)
-    if verb == "stop":
-        await rig.request(command="StopAudioFork", channel=NAME)
-    else:
-        rig.forks.on_event(ChannelHangup(UNIQUEID))
-    await rig.clock.advance(1)
-    reason = EndReason.STOPPED if verb == "stop" else EndReason.HANGUP
-    assert rig.ends == [EndFork(fork_id, reason)]
-    assert len(rig.tap.legs) == 1
-
-
-async def test_hangup_while_the_new_leg_is_under_way_ends_the_fork(rig: Rig) -> None:
-    fork_id = await rig.stream()
-    await lose_and_replace(rig, fork_id)
-    rig.forks.on_event(ChannelHangup(UNIQUEID))
-    rig.forks.on_report(LegAttached(fork_id))
-    await rig.clock.advance(HANGUP_GRACE_S)
-    assert rig.ends == [EndFork(fork_id, EndReason.HANGUP)]
 
 
 # --- The link to Asterisk is away, and back -------------------------------------------------------
@@ -1480,8 +1165,8 @@ async def test_leg_lost_with_the_link_is_replaced_when_the_link_is_back(rig: Rig
     await lose_link_and_leg(rig, fork_id)
     await rig.forks.on_link_up()
     await rig.clock.advance(LEG_LOSS_GRACE_S)
-    assert rig.sent[-1] == ReopenLeg(fork_id)
-    rig.forks.on_report(LegAttached(fork_id))
+    assert rig.sent[-1] == ReopenLeg(fork_id, WHOLE)
+    rig.forks.on_report(LegAttached(fork_id, WHOLE))
     assert rig.last_event[1]["GapMs"] == "4150"
     assert rig.ends == []
 
@@ -1558,7 +1243,8 @@ async def test_channel_that_is_younger_than_the_list_lives(rig: Rig) -> None:
 async def test_sweep_that_fails_is_said_and_nothing_else(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rig.tap.sweep_fault = AmiTimeout("Hangup: no answer")
+    rig.taps.left = [LEG_PREFIX + UNKNOWN_ID]
+    rig.ami.faults["Hangup"] = AmiTimeout("Hangup: no answer")
     rig.forks.left_behind = [ENTRY]
     await rig.forks.on_link_up()
     assert "may remain: Hangup: no answer" in caplog.text
@@ -1585,7 +1271,7 @@ async def test_forks_of_a_dead_relay_process_are_ordered_anew_and_this_is_told(
     assert rig.tap.started[-1] == (fork_id, UNIQUEID, Direction.IN)
     await rig.clock.advance(0.25)
     rig.forks.on_report(SinkOpened(fork_id))
-    rig.forks.on_report(LegAttached(fork_id))
+    rig.forks.on_report(LegAttached(fork_id, WHOLE))
     assert rig.ami.told[-2:] == ["STREAMING", "AudioForkResumed"]
     assert rig.ami.told.count("AudioForkResumed") == 1
     assert (rig.last_event[1]["FramesDropped"], rig.last_event[1]["GapMs"]) == ("0", "250")
@@ -1602,7 +1288,7 @@ async def test_forks_of_a_dead_relay_process_are_ordered_anew_and_this_is_told(
 async def test_fork_of_a_dead_relay_process_waits_for_its_server_too(rig: Rig) -> None:
     fork_id = await rig.stream()
     await rig.lose_relay(fork_id)
-    rig.forks.on_report(LegAttached(fork_id))
+    rig.forks.on_report(LegAttached(fork_id, WHOLE))
     assert rig.ami.told[-2:] == ["AudioForkReconnecting", "AudioForkResumed"]  # the leg alone
     rig.forks.on_report(SinkRetrying(fork_id, 1, "Connection refused"))
     rig.forks.on_report(SinkOpened(fork_id))
@@ -1616,7 +1302,7 @@ async def test_gap_counts_from_the_death_of_the_relay_process(rig: Rig) -> None:
     await rig.lose_relay(fork_id, away_s=1.5)
     await rig.clock.advance(0.5)
     rig.forks.on_report(SinkOpened(fork_id))
-    rig.forks.on_report(LegAttached(fork_id))
+    rig.forks.on_report(LegAttached(fork_id, WHOLE))
     assert rig.last_event[1]["GapMs"] == "2000"
 
 
@@ -1627,7 +1313,7 @@ async def test_fork_that_was_attaching_when_its_relay_process_died_starts_all_th
     await rig.lose_relay(fork_id)
     assert rig.ami.told == ["STARTING", "AudioForkReconnecting"]
     rig.forks.on_event(OriginateFailed(rig.tap.legs[0], "0"))  # the first leg found nobody
-    rig.forks.on_report(LegAttached(fork_id))
+    rig.forks.on_report(LegAttached(fork_id, WHOLE))
     rig.forks.on_report(SinkOpened(fork_id))
     rig.forks.on_report(Streaming(fork_id))
     assert rig.ami.told[-2:] == ["STREAMING", "AudioForkStarted"]
@@ -1636,11 +1322,11 @@ async def test_fork_that_was_attaching_when_its_relay_process_died_starts_all_th
 
 
 async def test_refusal_of_a_leg_for_a_dead_relay_process_is_no_news(rig: Rig) -> None:
-    rig.tap.gate, rig.tap.fault = asyncio.Event(), AmiActionFailed("Originate", "no")
+    rig.tap.gate, rig.tap.fault = asyncio.Event(), LegRefused("Originate: no")
     fork_id = await rig.start()
     gate, rig.tap.gate, rig.tap.fault = rig.tap.gate, None, None
     await rig.lose_relay(fork_id)
-    rig.tap.fault = AmiActionFailed("Originate", "no")
+    rig.tap.fault = LegRefused("Originate: no")
     gate.set()
     await rig.clock.settle()
     assert rig.ends == []
@@ -1663,7 +1349,7 @@ async def test_too_many_dead_relay_processes_end_the_fork(rig: Rig) -> None:
     for _ in range(MAX_NEW_LEGS):
         await rig.lose_relay(fork_id)
         rig.forks.on_report(SinkOpened(fork_id))
-        rig.forks.on_report(LegAttached(fork_id))
+        rig.forks.on_report(LegAttached(fork_id, WHOLE))
     await rig.lose_relay(fork_id)
     name, headers = rig.last_event
     assert (name, headers["Reason"]) == ("AudioForkStopped", "leg-failed")
@@ -1802,9 +1488,9 @@ async def test_fork_of_an_earlier_run_is_taken_up(
     assert spec == ForkSpec(UNKNOWN_ID, NAME, URL, Direction.STEREO, gain_in=2)
     assert rig.tap.started == [(UNKNOWN_ID, UNIQUEID, Direction.STEREO)]
     assert rig.tap.legs[0] != LEG_PREFIX + UNKNOWN_ID  # the old leg may still have that name
-    assert rig.tap.kept == [set()]
+    assert rig.taps.kept == [set()]
     assert rig.ami.told == []
-    rig.forks.on_report(LegAttached(UNKNOWN_ID))
+    rig.forks.on_report(LegAttached(UNKNOWN_ID, WHOLE))
     rig.forks.on_report(Streaming(UNKNOWN_ID))
     assert rig.ami.told == ["STREAMING", "AudioForkStarted"]
     assert rig.last_event[1] == {
@@ -1812,10 +1498,11 @@ async def test_fork_of_an_earlier_run_is_taken_up(
         "Channel": NAME,
         "Uniqueid": UNIQUEID,
         "WsServer": URL,
+        "SampleRate": "8000",
         "ActionID": "7",
         "TakenUp": "yes",
     }
-    assert "taken up, stereo to ws://example.org/a?..." in caplog.text
+    assert "taken up, stereo by chanspy at 8000 Hz to ws://example.org/a?..." in caplog.text
     assert "of 1 forks that an earlier run left, 1 live" in caplog.text
 
 
@@ -1857,6 +1544,20 @@ async def test_taken_up_fork_can_be_stopped_and_ends_with_its_channel(rig: Rig) 
     rig.forks.on_event(ChannelHangup(UNIQUEID))
     await rig.clock.advance(HANGUP_GRACE_S)
     assert rig.ends[1:] == [EndFork(other.fork_id, EndReason.HANGUP)]
+
+
+@pytest.mark.parametrize("at_start", [True, False], ids=["leg-refused", "leg-closed"])
+async def test_taken_up_fork_whose_channel_goes_unnoticed_ends_with_hangup(
+    rig: Rig, at_start: bool
+) -> None:
+    rig.tap.fault = NoSuchChannel() if at_start else None
+    await take_up(rig, ENTRY)
+    if not at_start:
+        del rig.ami.channels[UNIQUEID]
+        rig.forks.on_report(LegLost(UNKNOWN_ID, LegPart.WHOLE, 0))
+    await rig.clock.advance(LEG_LOSS_GRACE_S)
+    await rig.clock.advance(LEG_LOSS_GRACE_S)
+    assert rig.ends == [EndFork(UNKNOWN_ID, EndReason.HANGUP)]
 
 
 async def test_leg_that_an_earlier_run_asked_for_in_vain_is_no_news(rig: Rig) -> None:
@@ -1961,10 +1662,88 @@ async def test_forks_of_an_earlier_run_wait_until_asterisk_can_be_asked(rig: Rig
     assert rig.live == [UNKNOWN_ID]
 
 
-async def test_forks_of_an_earlier_run_are_left_alone_by_a_daemon_that_stops(rig: Rig) -> None:
+OTHER = replace(ENTRY, fork_id=str(uuid.uuid4()), uniqueid="2.2")
+
+
+async def test_taken_up_fork_has_its_tap_chosen_anew(rig: Rig) -> None:
+    rig.tap.parts, rig.taps.sample_rate = (LegPart.IN, LegPart.OUT), 16000
+    await take_up(rig, replace(ENTRY, options="L(16000)"))
+    assert rig.taps.asked == [(UNIQUEID, (16000,))]
+    assert rig.spec.legs == (LegPart.IN, LegPart.OUT)
+    assert [order.part for order in rig.tap.orders] == [LegPart.IN, LegPart.OUT]
+    assert {order.sample_rate for order in rig.tap.orders} == {rig.spec.sample_rate} == {16000}
+    (view,) = await rig.forks.views()
+    assert view.sample_rate == 16000
+
+
+@pytest.mark.parametrize(
+    ("exc", "reason", "detail"),
+    [
+        pytest.param(
+            RequestRefused("16000 Hz needs the snoop tap: set [ari]"),
+            "stopped",
+            "not taken up: 16000 Hz needs the snoop tap: set [ari]",
+            id="refused",
+        ),
+        pytest.param(
+            NoSuchChannel(),
+            "hangup",
+            "the call ended while the daemon was away; its frames are not known",
+            id="gone",
+        ),
+    ],
+)
+async def test_fork_of_an_earlier_run_without_a_tap_ends_and_the_next_is_taken_up(
+    rig: Rig, exc: Exception, reason: str, detail: str
+) -> None:
+    rig.taps.faults[UNIQUEID] = exc
+    await take_up(rig, ENTRY, OTHER)
+    ((name, headers),) = rig.ami.events
+    assert (name, headers["AudioForkID"]) == ("AudioForkStopped", UNKNOWN_ID)
+    assert (headers["Reason"], headers["Detail"]) == (reason, detail)
+    assert rig.live == list(rig.journal.entries) == [OTHER.fork_id]
+
+
+async def test_link_lost_while_forks_are_taken_up_leaves_the_rest_for_the_next_login(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    rig.taps.faults["2.2"] = AmiUnavailable("the link is lost")
+    third = replace(ENTRY, fork_id=str(uuid.uuid4()))
+    with pytest.raises(AmiUnavailable):
+        await take_up(rig, ENTRY, OTHER, third)
+    assert rig.live == [UNKNOWN_ID]
+    assert len(rig.journal.entries) == 3
+    assert rig.ami.events == []
+    del rig.taps.faults["2.2"]
+    await rig.forks.on_link_up()
+    await rig.clock.settle()
+    assert rig.live == [UNKNOWN_ID, OTHER.fork_id, third.fork_id]
+    assert [leg.fork_id for leg in rig.tap.orders] == rig.live
+    assert "of 2 forks that an earlier run left, 2 live" in caplog.text
+
+
+async def test_stop_of_the_daemon_while_forks_are_taken_up_leaves_the_rest_for_the_next_start(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    rig.taps.gate = asyncio.Event()
+    taking_up = asyncio.create_task(take_up(rig, ENTRY, OTHER))
+    await rig.clock.settle()
     await rig.shut_down()
-    await take_up(rig, ENTRY)
-    assert rig.journal.entries == {UNKNOWN_ID: ENTRY}
+    rig.taps.gate.set()
+    await taking_up
+    assert list(rig.journal.entries) == [UNKNOWN_ID, OTHER.fork_id]
+    assert rig.sent == rig.ami.events == []
+    assert "an earlier run left" not in caplog.text
+    rig.journal.entries.clear()
+
+
+async def test_forks_of_an_earlier_run_are_left_alone_by_a_daemon_that_stops(rig: Rig) -> None:
+    gone = replace(OTHER, uniqueid="9.9")
+    await rig.shut_down()
+    await take_up(rig, ENTRY, gone)
+    assert rig.journal.entries == {UNKNOWN_ID: ENTRY, gone.fork_id: gone}
     assert rig.sent == rig.ami.events == []
     rig.journal.entries.clear()
 
@@ -2013,76 +1792,6 @@ async def test_shutdown_that_cannot_keep_ends_the_forks_and_says_so(
     assert "cannot be kept without a journal that works" in caplog.text
     assert rig.last_event[0] == "AudioForkStopped"
     assert rig.journal.entries == {}
-
-
-# --- Failures of the leg -------------------------------------------------------------------------
-
-
-async def test_leg_that_asterisk_refuses_fails_the_fork(rig: Rig) -> None:
-    rig.tap.fault = AmiActionFailed("Originate", "Permission denied")
-    await rig.request(**START)
-    end = await rig.obey()
-    detail = "Originate: Permission denied"
-    assert (end.reason, end.detail) == (EndReason.LEG_FAILED, detail)
-    assert rig.last_event[0] == "AudioForkFailed"
-    assert rig.last_event[1]["Reason"] == "leg-failed"
-    assert rig.last_event[1]["Detail"] == detail
-    assert rig.variables["AUDIOFORK_REASON"] == "leg-failed"
-    assert rig.ami.told == ["STARTING", "FAILED", "AudioForkFailed"]
-
-
-@pytest.mark.parametrize(
-    "exc",
-    [AmiTimeout("Originate: no answer within 5 s"), AmiUnavailable("the link is lost")],
-    ids=["timeout", "link"],
-)
-async def test_leg_that_asterisk_may_have_heard_of_is_waited_for(
-    rig: Rig, exc: AmiError, caplog: pytest.LogCaptureFixture
-) -> None:
-    rig.tap.fault = exc
-    fork_id = await rig.start()
-    assert f"asked for a leg, but: {exc}" in caplog.text
-    assert rig.ends == []
-    rig.forks.on_report(LegAttached(fork_id))
-    await rig.clock.advance(LEG_TIMEOUT_S)
-    assert rig.ends == []
-
-
-async def test_leg_that_asterisk_has_not_heard_of_fails_the_fork_in_time(rig: Rig) -> None:
-    rig.tap.fault = AmiUnavailable("the link is lost")
-    fork_id = await rig.start()
-    await rig.clock.advance(LEG_TIMEOUT_S)
-    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, "the leg did not connect")]
-
-
-async def test_originate_failure_fails_its_fork_alone_and_says_the_reason(rig: Rig) -> None:
-    await rig.start()
-    fork_id = await rig.start()
-    rig.forks.on_event(OriginateFailed(LEG_PREFIX + fork_id, "3"))
-    assert rig.ends == [
-        EndFork(fork_id, EndReason.LEG_FAILED, "Asterisk could not connect the leg (reason 3)")
-    ]
-
-
-@pytest.mark.parametrize("action_id", ["", LEG_PREFIX + UNKNOWN_ID, LEG_PREFIX, "{}"])
-async def test_originate_failure_of_others_is_ignored(rig: Rig, action_id: str) -> None:
-    fork_id = await rig.start()
-    rig.forks.on_event(OriginateFailed(action_id.format(fork_id), "3"))
-    assert rig.ends == []
-
-
-async def test_leg_that_never_connects_fails_the_fork(rig: Rig) -> None:
-    fork_id = await rig.start()
-    await rig.clock.advance(LEG_TIMEOUT_S - 0.1)
-    assert rig.ends == []
-    await rig.clock.advance(0.2)
-    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, "the leg did not connect")]
-
-
-async def test_leg_that_connects_has_no_time_limit(rig: Rig) -> None:
-    await rig.attach()
-    await rig.clock.advance(LEG_TIMEOUT_S + 1)
-    assert rig.ends == []
 
 
 # --- The sink ------------------------------------------------------------------------------------
@@ -2157,7 +1866,7 @@ async def test_server_lost_and_back_is_told(rig: Rig, caplog: pytest.LogCaptureF
 async def test_server_that_is_not_there_yet_leaves_the_status_at_starting(rig: Rig) -> None:
     fork_id = await rig.start()
     rig.forks.on_report(SinkRetrying(fork_id, 1, "refused"))
-    rig.forks.on_report(LegAttached(fork_id))
+    rig.forks.on_report(LegAttached(fork_id, WHOLE))
     rig.forks.on_report(SinkOpened(fork_id))
     rig.forks.on_report(SinkResumed(fork_id, 0))
     assert rig.ami.told == ["STARTING", "AudioForkReconnecting"]
@@ -2351,8 +2060,8 @@ async def test_post_process_that_outlasts_the_daemon_is_said_and_killed(
 @pytest.mark.parametrize(
     "report",
     [
-        LegAttached(UNKNOWN_ID),
-        LegLost(UNKNOWN_ID, 0),
+        LegAttached(UNKNOWN_ID, WHOLE),
+        LegLost(UNKNOWN_ID, WHOLE, 0),
         SinkOpened(UNKNOWN_ID),
         Streaming(UNKNOWN_ID),
         SinkRetrying(UNKNOWN_ID, 1, ""),
@@ -2403,16 +2112,32 @@ async def test_variables_that_cannot_be_set_are_logged_and_the_fork_goes_on(
 # --- The daemon's own start and end --------------------------------------------------------------
 
 
+def hung_up(rig: Rig) -> list[str]:
+    return [dict(headers)["Channel"] for name, headers, _ in rig.ami.actions if name == "Hangup"]
+
+
 async def test_link_up_without_forks_sweeps(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.taps.left = [LEG_PREFIX + UNKNOWN_ID, f"{LEG_PREFIX}{UNKNOWN_ID}-0a1b2c3d"]
     await rig.forks.on_link_up()
-    assert rig.tap.kept == [set()]
+    assert rig.taps.kept == [set()]
+    assert hung_up(rig) == rig.taps.left
     assert "hung up 2 legs" in caplog.text
+
+
+async def test_sweep_of_a_leg_that_is_gone_goes_on(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.taps.left = [LEG_PREFIX + UNKNOWN_ID, f"{LEG_PREFIX}{UNKNOWN_ID}-0a1b2c3d"]
+    rig.ami.faults["Hangup"] = AmiActionFailed("Hangup", "No such channel")
+    await rig.forks.on_link_up()
+    assert hung_up(rig) == rig.taps.left
+    assert "may remain" not in caplog.text
 
 
 async def test_link_up_with_forks_sweeps_but_keeps_their_legs(rig: Rig) -> None:
     forks = {await rig.stream(), await rig.start()}
     await rig.forks.on_link_up()
-    assert rig.tap.kept == [{LEG_PREFIX + fork_id for fork_id in forks}]
+    assert rig.taps.kept == [{LEG_PREFIX + fork_id for fork_id in forks}]
     assert rig.ends == []
 
 
@@ -2479,7 +2204,7 @@ async def test_fault_in_a_request_is_logged_and_answered(
     clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig = Rig(clock)
-    monkeypatch.setattr(rig.tap, "is_leg", lambda uniqueid: 1 / 0)
+    monkeypatch.setattr(rig.taps, "is_leg", lambda name, uniqueid: 1 / 0)
     await rig.request(**START)
     assert rig.last_event[1]["Reason"] == "a fault of the daemon"
     assert rig.last_event[1]["ActionID"] == "7"
@@ -2516,7 +2241,7 @@ async def test_fault_in_one_start_is_logged_with_its_traceback(
 async def test_close_gives_up_what_waits_for_asterisk(rig: Rig) -> None:
     tasks_before = asyncio.all_tasks()
     rig.ami.gates["Getvar"] = asyncio.Event()
-    other = Forks(rig.ami, rig.tap, SecurityConfig(), rig.sent.append)  # type: ignore[arg-type]
+    other = Forks(rig.ami, rig.taps, SecurityConfig(), rig.sent.append)  # type: ignore[arg-type]
     other.on_event(RequestReceived(dict(START)))
     await rig.clock.settle()
     await other.close()
@@ -2526,7 +2251,7 @@ async def test_close_gives_up_what_waits_for_asterisk(rig: Rig) -> None:
 
 async def test_close_leaves_no_timer(rig: Rig) -> None:
     sent: list[Command] = []
-    other = Forks(rig.ami, rig.tap, SecurityConfig(), sent.append)  # type: ignore[arg-type]
+    other = Forks(rig.ami, rig.taps, SecurityConfig(), sent.append)  # type: ignore[arg-type]
     other.on_event(RequestReceived(dict(START)))
     await rig.clock.settle()
     await other.close()

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from audiofork.config import SAMPLE_RATES
 from audiofork.control.options import (
     MAX_OPTIONS_BYTES,
     Options,
@@ -286,7 +287,46 @@ def test_parse_options_frame_time_that_is_no_multiple_of_20_is_refused(text: str
         parse_options(text)
 
 
-@pytest.mark.parametrize("letter", ["D", "T", "R", "r", "v", "V", "W", "i", "F"])
+@pytest.mark.parametrize(
+    ("text", "rates"),
+    [
+        ("L(8000)", (8000,)),
+        ("L(16000)", (16000,)),
+        ("L(44100)", (44100,)),
+        ("L(192000)", (192000,)),
+        ("L(0)", (0,)),
+        ("L(16000,8000)", (16000, 8000)),
+        ("L( 0 , 8000 )", (0, 8000)),
+        ("L(8000,16000)", (8000, 16000)),
+    ],
+)
+def test_parse_options_sample_rates_in_the_order_of_the_wish(
+    text: str, rates: tuple[int, ...]
+) -> None:
+    assert parse_options(text) == Options(sample_rates=rates)
+
+
+def test_parse_options_without_a_sample_rate_leave_it_to_the_configuration() -> None:
+    assert parse_options("").sample_rates == ()
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *("x", "11025", "8000,16000,48000", "8000,", ",8000", ",", "8000 16000", "8000;16000"),
+        *("16000,x", "8000.0", "08000", "+8000", "-8000", "8_000", "8k", "00", "٨٠٠٠", "9" * 4000),
+    ],
+)
+def test_parse_options_bad_sample_rates_are_refused(argument: str) -> None:
+    with pytest.raises(RequestRefused) as caught:
+        parse_options(f"L({argument})")
+    assert str(caught.value) == (
+        "Options: L takes one or two of 0, 8000, 12000, 16000, 24000, 32000, 44100, 48000, 96000, "
+        f"192000, with a comma between them, not {argument!r}"
+    )
+
+
+@pytest.mark.parametrize("letter", ["D", "T", "R", "r", "v", "V", "W", "i", "F", "L"])
 def test_parse_options_letter_without_its_argument_is_refused(letter: str) -> None:
     for text in (letter, f"{letter}()", f"{letter}p"):
         with pytest.raises(RequestRefused, match=f"^Options: {letter} takes .*, not nothing$"):
@@ -398,6 +438,7 @@ def test_parse_options_id_variable_that_is_no_plain_variable_is_refused(name: st
         ("r(1)r(2)", Options(reconnect_attempts=2)),
         ("F(20)F( 100 )", Options(frame_ms=100)),
         ("F(1000)", Options(frame_ms=1000)),
+        ("L(16000,8000)L(0)", Options(sample_rates=(0,))),
         ("B(1)B(2)", Options(beeps=Beeps(interval_s=2.0))),
         ("i(x)i(y)", Options(id_variable="y")),
         ("T(insecure)T(on)", Options(use_tls=True)),
@@ -411,7 +452,7 @@ def test_parse_options_letter_that_comes_twice_the_last_stands(
 
 
 def test_parse_options_every_letter_at_once() -> None:
-    text = "D(stereo)T(ca=/a)R(9)r(8)bB(7)pPv(1)V(2)i(x)Sa"
+    text = "D(stereo)T(ca=/a)R(9)r(8)F(40)L(16000,8000)bB(7)pPv(1)V(2)i(x)Sa"
     assert parse_options(text) == Options(
         direction=Direction.STEREO,
         gain_in=1,
@@ -423,6 +464,8 @@ def test_parse_options_every_letter_at_once() -> None:
         tls=Tls(ca_file="/a"),
         reconnect_interval_s=9.0,
         reconnect_attempts=8,
+        frame_ms=40,
+        sample_rates=(16000, 8000),
         id_variable="x",
         ignored="a",
     )
@@ -433,6 +476,7 @@ arguments = st.one_of(
     st.none(),
     st.integers().map(str),
     st.sampled_from(["in", "on", "insecure", "ca=/a", "cert=/a:key=/b", "name", "", " ", "-"]),
+    st.lists(st.sampled_from(["0", "8000", "16000", "48000", "11025", ""])).map(",".join),
     st.text(),
 )
 letters_with_arguments = st.lists(
@@ -458,3 +502,5 @@ def test_parse_options_any_text_gives_options_or_a_refusal(text: str) -> None:
         assert -4 <= options.gain_out <= 4
         assert options.id_variable == "" or options.id_variable.isidentifier()
         assert options.use_tls or options.tls is None
+        assert len(options.sample_rates) <= 2
+        assert set(options.sample_rates) <= {0, *SAMPLE_RATES}

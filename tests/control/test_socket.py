@@ -47,6 +47,8 @@ VIEW = ForkView(
     frames_sent=2,
     frames_dropped=1,
     muted="",
+    tap="snoop",
+    sample_rate=16000,
 )
 
 

@@ -118,6 +118,7 @@ _HEADERS = frozenset(
     {
         *(b"Action", b"ActionID", b"Channel", b"Uniqueid", b"WsServer", b"Variable", b"Value"),
         *(b"UserEvent", b"AudioForkID", b"Reason", b"Message", b"Attempt", b"TakenUp"),
+        b"SampleRate",
     }
 )
 
@@ -226,6 +227,7 @@ class Fork:
     url: str = "ws://127.0.0.1/"
     action_id: str = ""
     taken_up: bool = True
+    sample_rate: int = 16000
 
 
 async def check_server_text(link: _Link, data: bytes, rng: Random) -> str:

@@ -41,7 +41,8 @@ UNUSUAL_TEXT = (
 OPTION_TOKENS = (
     *(b"D(in)", b"D(out)", b"D(both)", b"D(stereo)", b"T(on)", b"T(ca=/a)", b"T(insecure)"),
     *(b"T(cert=/a:key=/b)", b"R(5)", b"r(0)", b"b", b"B(15)", b"B", b"p", b"P", b"v(-4)", b"V(4)"),
-    *(b"W(0)", b"i(NAME)", b"S", b"a", b"(", b")", b'("', b'")', b"\\", b'\\"', b'"', b"x", b" "),
+    *(b"W(0)", b"i(NAME)", b"S", b"a", b"F(40)", b"L(16000)", b"L(0,8000)", b"L(8000,"),
+    *(b"(", b")", b'("', b'")', b"\\", b'\\"', b'"', b"x", b" "),
 )
 URL_TOKENS = (
     *(b"ws://", b"wss://", b"WS://", b"http://", b"//", b"/", b":", b"@", b"#", b"?", b"[", b"]"),
@@ -110,6 +111,9 @@ def check_options(options: Options) -> None:
     assert 0 <= options.beeps.interval_s <= 86_400
     assert 1 <= (options.reconnect_interval_s or 1) <= 600
     assert 0 <= (options.reconnect_attempts or 0) <= 1_000_000
+    assert options.frame_ms is None or options.frame_ms in range(20, 1001, 20)
+    assert len(options.sample_rates) <= 2
+    assert set(options.sample_rates) <= {0, *config.SAMPLE_RATES}
 
 
 def check_fields(data: bytes, rng: Random) -> str:
@@ -241,7 +245,7 @@ TARGETS = (
     Target(
         "options",
         corpus=(
-            b"D(stereo)T(ca=/a)R(9)r(8)bB(7)pPv(1)V(2)i(x)Sa",
+            b"D(stereo)T(ca=/a)R(9)r(8)F(40)L(16000,8000)bB(7)pPv(1)V(2)i(x)Sa",
             b'D("in")W(-4)T(cert=/a:key=/b) S a',
             b"D(in)r(0)T(insecure)",
         ),

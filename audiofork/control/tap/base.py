@@ -1,12 +1,16 @@
-"""What every tap offers: a leg that connects with the fork's UUID and sends the channel's audio."""
+"""What every tap offers: legs that connect with UUIDs of a fork and bring the channel's audio."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from audiofork.config import Address
-from audiofork.model import Direction
+from audiofork.model import Direction, LegPart
+
+LEG_PREFIX = "audiofork-"
+_FORK_ID_LENGTH = 36
 
 
 class LegAddresses(Protocol):
@@ -17,49 +21,82 @@ class LegAddresses(Protocol):
         """All of them."""
 
     def address_of(self, fork_id: str) -> Address:
-        """Return the one for the leg of a fork."""
+        """Return the one for the legs of a fork."""
+
+
+@dataclass(frozen=True, slots=True)
+class LegOrder:
+    """A leg that is wanted.
+
+    Attributes:
+        leg_id: From `name_leg`: its channel's uniqueid.
+        fork_id: The fork that it is for.
+        part: What it shall bring; `leg_uuid` tells the UUID to present.
+        uniqueid: The channel to listen to.
+        direction: What the fork carries.
+        sample_rate: Of the audio, in Hz.
+        speaks: Whether what the relay sends is to be heard by the channel's party.
+    """
+
+    leg_id: str
+    fork_id: str
+    part: LegPart
+    uniqueid: str
+    direction: Direction
+    sample_rate: int
+    speaks: bool
 
 
 class Tap(Protocol):
-    """A way to get legs. A leg is hung up by the relay, which closes its connection."""
+    """A way to get legs. A leg is hung up by the relay, which closes its connection.
 
-    def name_leg(self, fork_id: str, *, anew: bool) -> str:
-        """Return the id of a leg that is to be asked for; its channel's uniqueid.
+    Attributes:
+        name: As [asterisk] tap and `list` name it.
+        ends_unborn: What it means when Asterisk hangs a leg up before it has connected; empty:
+            that is no news, since Asterisk tells in another way.
+    """
+
+    name: str
+    ends_unborn: str
+
+    def parts_of(self, direction: Direction) -> tuple[LegPart, ...]:
+        """Return what the legs of a fork bring."""
+
+    def name_leg(self, fork_id: str, part: LegPart, *, anew: bool) -> str:
+        """Return the id of a leg that is to be asked for.
 
         Args:
-            anew: There has been a leg for this fork, which may still hold its own id.
+            anew: There has been such a leg for this fork, which may still hold its own id.
         """
 
-    async def start(
-        self, leg_id: str, fork_id: str, uniqueid: str, direction: Direction, *, speaks: bool
-    ) -> None:
+    async def start(self, leg: LegOrder) -> None:
         """Ask Asterisk for a leg.
 
-        Args:
-            leg_id: From `name_leg`; also the ActionID.
-            fork_id: The UUID that the leg shall present to the relay.
-            uniqueid: The channel to listen to.
-            direction: in: mono frames, none while the party sends none. Else: pairs of in and
-                out, 50 a second.
-            speaks: Whether what the relay sends is to be heard by the channel's party.
-
         Raises:
-            AmiError: Asterisk cannot be asked, or refuses.
+            NoSuchChannel: The channel to listen to is gone.
+            LegRefused: Asterisk refuses, or cannot be asked.
+            LegUncertain: Asterisk did not answer: the leg comes in time or it does not.
         """
 
-    async def sweep(self, present: Mapping[str, str], keep: Container[str]) -> int:
-        """Hang up the legs that an earlier run left behind; return how many.
+    def owns(self, name: str, uniqueid: str) -> bool:
+        """Tell whether a channel is a leg of this daemon, of this run or an earlier one.
 
-        Args:
-            present: The names of all channels, by uniqueid.
-            keep: Ids of the legs that are wanted.
-
-        Raises:
-            AmiError: Asterisk cannot be asked.
+        Another daemon may share the Asterisk.
         """
 
-    def fork_id_of(self, action_id: str) -> str:
-        """Return the fork of a leg's id, or nothing."""
 
-    def is_leg(self, uniqueid: str) -> bool:
-        """Tell whether a channel is a leg of ours or of another daemon."""
+def leg_name(fork_id: str, *more: str) -> str:
+    """Return the id of a leg."""
+    return "-".join((LEG_PREFIX + fork_id, *more))
+
+
+def fork_id_of(leg_id: str) -> str:
+    """Return the fork of a leg's id, or nothing."""
+    if not leg_id.startswith(LEG_PREFIX):
+        return ""
+    return leg_id.removeprefix(LEG_PREFIX)[:_FORK_ID_LENGTH]
+
+
+def is_leg(uniqueid: str) -> bool:
+    """Tell whether a channel is a leg of ours or of another daemon."""
+    return uniqueid.startswith(LEG_PREFIX)

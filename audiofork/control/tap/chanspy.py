@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
-from collections.abc import Container, Mapping
 
 from audiofork.control.ami import Ami
-from audiofork.control.tap.base import LegAddresses
-from audiofork.errors import AmiActionFailed
-from audiofork.model import Direction
+from audiofork.control.tap.base import LegAddresses, LegOrder, is_leg, leg_name
+from audiofork.errors import AmiActionFailed, AmiError, LegRefused, LegUncertain
+from audiofork.model import Direction, LegPart, leg_uuid
 
-LEG_PREFIX = "audiofork-"
 ORIGINATE_TIMEOUT_MS = 5000
-_FORK_ID_LENGTH = 36
 
 # q: no beep; u: the target is given by its uniqueid; E: end with the target; S: end when it is
 # gone; l: the long queue, which rides out jitter. o: in alone. D: in and out side by side.
@@ -29,52 +25,48 @@ class ChanSpyTap:
         relay: Knows where Asterisk shall bring the audio.
     """
 
+    name = "chanspy"
+    ends_unborn = ""  # a failed OriginateResponse tells more
+
     def __init__(self, ami: Ami, relay: LegAddresses) -> None:
         self._ami = ami
         self._relay = relay
 
-    def name_leg(self, fork_id: str, *, anew: bool) -> str:
-        # A leg without media cannot end, so a fork's first one may still be there.
-        return LEG_PREFIX + fork_id + (f"-{secrets.token_hex(4)}" if anew else "")
+    def parts_of(self, direction: Direction) -> tuple[LegPart, ...]:
+        return (LegPart.WHOLE,)
 
-    async def start(
-        self, leg_id: str, fork_id: str, uniqueid: str, direction: Direction, *, speaks: bool
-    ) -> None:
-        options = _IN_OPTIONS if direction is Direction.IN else _PAIR_OPTIONS
+    def name_leg(self, fork_id: str, part: LegPart, *, anew: bool) -> str:
+        # A leg without media cannot end, so a fork's first one may still be there.
+        return leg_name(fork_id, *((secrets.token_hex(4),) if anew else ()))
+
+    async def start(self, leg: LegOrder) -> None:
+        options = _IN_OPTIONS if leg.direction is Direction.IN else _PAIR_OPTIONS
         # w: what the leg sends is whispered to the target. Never unless it is needed: some
         # versions of Asterisk have faults there.
-        options += "w" if speaks else ""
+        options += "w" if leg.speaks else ""
+        address = self._relay.address_of(leg.fork_id)
         headers = [
-            ("Channel", f"AudioSocket/{self._relay.address_of(fork_id)}/{fork_id}/c(slin)"),
-            ("ChannelId", leg_id),
+            ("Channel", f"AudioSocket/{address}/{leg_uuid(leg.fork_id, leg.part)}/c(slin)"),
+            ("ChannelId", leg.leg_id),
             ("Application", "ChanSpy"),
             # The uniqueid, not the name: Asterisk refuses an Originate whose data contains such
             # words as DB or FILE, and a name may.
-            ("Data", f"{uniqueid},{options}"),
+            ("Data", f"{leg.uniqueid},{options}"),
             ("Timeout", str(ORIGINATE_TIMEOUT_MS)),
             ("Variable", "CDR_PROP(disable)=1"),
             # Otherwise the whole AMI session waits for the leg to answer.
             ("Async", "true"),
         ]
-        await self._ami.action("Originate", headers, action_id=leg_id)
+        try:
+            await self._ami.action("Originate", headers, action_id=leg.leg_id)
+        except AmiActionFailed as exc:
+            raise LegRefused(str(exc)) from exc
+        except AmiError as exc:
+            raise LegUncertain(str(exc)) from exc
 
-    async def sweep(self, present: Mapping[str, str], keep: Container[str]) -> int:
-        swept = 0
-        # Only those that dial this daemon: another one may share the Asterisk.
-        prefixes = tuple(f"AudioSocket/{address}-" for address in self._relay.addresses)
-        for uniqueid, name in present.items():
-            ours = name.startswith(prefixes) and self.is_leg(uniqueid)
-            if ours and uniqueid not in keep:
-                with contextlib.suppress(AmiActionFailed):  # it may be gone by now
-                    # Not by its name: a fork's earlier leg has the same.
-                    await self._ami.action("Hangup", [("Channel", uniqueid)])
-                swept += 1
-        return swept
+    def owns(self, name: str, uniqueid: str) -> bool:
+        return is_leg(uniqueid) and self.dials_us(name)
 
-    def fork_id_of(self, action_id: str) -> str:
-        if not self.is_leg(action_id):
-            return ""
-        return action_id.removeprefix(LEG_PREFIX)[:_FORK_ID_LENGTH]
-
-    def is_leg(self, uniqueid: str) -> bool:
-        return uniqueid.startswith(LEG_PREFIX)
+    def dials_us(self, name: str) -> bool:
+        """Tell whether a channel is an AudioSocket connection to this daemon."""
+        return name.startswith(tuple(f"AudioSocket/{one}-" for one in self._relay.addresses))

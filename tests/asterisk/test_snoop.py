@@ -1,0 +1,438 @@
+"""What the snoop tap alone promises: every frame of both sides, wideband, legs one by one."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import audioop
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from audiofork.relay import beep
+from testbed.ami import AmiClient
+from testbed.asterisk import Asterisk
+from testbed.blocks import decode, find_blocks, make_blocks, peak, report, slin_blocks
+from testbed.daemon import Daemon, ari_conf, ari_settings, dialplan, manager_conf
+from testbed.proxy import Proxy
+from testbed.recorder import Recorder
+from testbed.rtp import SLIN16, sent_indices, swap_bytes
+from testbed.sip import SipUser
+from tests.asterisk.conftest import (
+    DIALPLAN,
+    Target,
+    channels,
+    only_channels,
+    place_call,
+    set_globals,
+    start_fork,
+    write_slin,
+)
+
+pytestmark = pytest.mark.asterisk
+
+BLOCKS = make_blocks(400, seed=11)
+HEARD = [decode(block) for block in BLOCKS]
+WARM_UP = make_blocks(25, seed=12)
+WIDE = slin_blocks(300, seed=13, sample_rate=16000)
+WIDE_SILENCE = bytes(640)
+
+# How the caller sends: milliseconds of jitter, of talk, of silence (DTX).
+CALLERS = {
+    "no-jitter": (0, 0, 0),
+    "jitter-80": (80, 0, 0),
+    "jitter-200": (200, 0, 0),
+    "dtx": (0, 500, 500),
+}
+
+
+@pytest.fixture(scope="module")
+def tap() -> str:
+    return "snoop"
+
+
+@pytest.fixture(params=CALLERS)
+def how(request: pytest.FixtureRequest) -> dict[str, int]:
+    jitter_ms, talk_ms, silent_ms = CALLERS[request.param]
+    return {"jitter_ms": jitter_ms, "talk_ms": talk_ms, "silent_ms": silent_ms}
+
+
+def sides(stereo: bytes) -> tuple[bytes, bytes]:
+    """Return in and out."""
+    return audioop.tomono(stereo, 2, 1, 0), audioop.tomono(stereo, 2, 0, 1)
+
+
+# --- Every frame ---
+
+
+async def test_in_keeps_every_block_that_was_sent(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, how: dict[str, int]
+) -> None:
+    target = await place_call(ami, caller)
+    start_fork(ami, target.channel, recorder.url("/"), "D(in)")
+    await target.call.play(WARM_UP)
+    await target.call.play(BLOCKS + WARM_UP, **how, seed=1)
+    await asyncio.sleep(0.3)
+    await target.call.hangup()
+    recording = await recorder.wait_closed("/")
+    sent = sent_indices(400, how["talk_ms"], how["silent_ms"])
+    assert report(find_blocks(recording.audio, HEARD), sent).intact
+
+
+@pytest.mark.parametrize("direction", ["out", "stereo"])
+async def test_out_keeps_every_block_of_a_file_whatever_the_caller_sends(
+    daemon: Daemon,
+    ami: AmiClient,
+    caller: SipUser,
+    recorder: Recorder,
+    tmp_path: Path,
+    how: dict[str, int],
+    direction: str,
+) -> None:
+    """In stereo both sides are whole: what the caller says meanwhile as well."""
+    played = slin_blocks(400, seed=14)
+    file = write_slin(tmp_path / "known", played)
+    options = f"D({direction})"
+    await set_globals(ami, FILE=file, WSSERVER=recorder.url("/"), OPTIONS=options, LEAD="1")
+    target = await place_call(ami, caller, "play")
+    await recorder.wait_messages("/", 1)
+    await target.call.play(BLOCKS + WARM_UP, **how, seed=2)
+    await asyncio.sleep(1.5)
+    await target.call.hangup()
+    audio = (await recorder.wait_closed("/")).audio
+    spoken, heard = sides(audio) if direction == "stereo" else (b"", audio)
+    assert report(find_blocks(heard, played), 400).intact
+    if spoken:
+        sent = sent_indices(400, how["talk_ms"], how["silent_ms"])
+        assert report(find_blocks(spoken, HEARD), sent).intact
+        assert find_blocks(spoken, played) == find_blocks(heard, HEARD) == []
+
+
+async def test_both_has_every_block_of_both_sides(
+    daemon: Daemon,
+    ami: AmiClient,
+    caller: SipUser,
+    recorder: Recorder,
+    tmp_path: Path,
+    how: dict[str, int],
+) -> None:
+    played = slin_blocks(400, seed=15, limit=1)
+    file = write_slin(tmp_path / "known", played)
+    await set_globals(ami, FILE=file, WSSERVER=recorder.url("/"), OPTIONS="D(both)", LEAD="1")
+    target = await place_call(ami, caller, "play")
+    await recorder.wait_messages("/", 1)
+    await target.call.play(BLOCKS + WARM_UP, **how, seed=3)
+    await asyncio.sleep(1.5)
+    await target.call.hangup()
+    spoken, heard = parted((await recorder.wait_closed("/")).audio)
+    assert report(find_blocks(heard, played), 400).intact
+    sent = sent_indices(400, how["talk_ms"], how["silent_ms"])
+    assert report(find_blocks(spoken, HEARD), sent).intact
+
+
+def parted(mix: bytes) -> tuple[bytes, bytes]:
+    """Take a sum apart: samples that were u-law are multiples of 4, the others -1, 0 or 1."""
+    samples = array.array("h", mix)
+    small = array.array("h", ((sample + 1) % 4 - 1 for sample in samples))
+    large = array.array("h", (sample - part for sample, part in zip(samples, small, strict=True)))
+    return large.tobytes(), small.tobytes()
+
+
+# --- Wideband ---
+
+
+@pytest.mark.parametrize("options", ["D(in)L(16000)", "D(in)L(0)"])
+async def test_wideband_in_is_bit_exact(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, options: str
+) -> None:
+    target = await place_call(ami, caller, codec=SLIN16)
+    action_id = start_fork(ami, target.channel, recorder.url("/"), options)
+    silence = target.call.play([WIDE_SILENCE], loop=True)
+    await recorder.wait_messages("/", 10)
+    silence.cancel()
+    await target.call.play([swap_bytes(block) for block in WIDE] + [WIDE_SILENCE] * 25)
+    await target.call.hangup()
+    recording = await recorder.wait_closed("/")
+    assert report(find_blocks(recording.audio, WIDE), 300).intact
+    assert {len(message) for message in recording.messages} == {640}
+    started = await ami.wait_user_event("AudioForkStarted", ActionID=action_id)
+    assert started["SampleRate"] == "16000"
+
+
+async def test_wideband_stereo_of_a_file_is_bit_exact_on_both_sides(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, tmp_path: Path
+) -> None:
+    played = slin_blocks(300, seed=16, sample_rate=16000)
+    file = write_slin(tmp_path / "known", played, ".sln16")
+    options = "D(stereo)L(16000)"
+    await set_globals(ami, FILE=file, WSSERVER=recorder.url("/"), OPTIONS=options, LEAD="1")
+    target = await place_call(ami, caller, "play", codec=SLIN16)
+    await recorder.wait_messages("/", 1)
+    await target.call.play([swap_bytes(block) for block in WIDE] + [WIDE_SILENCE] * 100)
+    await target.call.hangup()
+    recording = await recorder.wait_closed("/")
+    left, right = sides(recording.audio)
+    assert report(find_blocks(left, WIDE), 300).intact
+    assert report(find_blocks(right, played), 300).intact
+    assert {len(message) for message in recording.messages} == {1280}
+
+
+async def test_wideband_takes_volume_and_longer_messages(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    target = await place_call(ami, caller, "wait", codec=SLIN16)
+    start_fork(ami, target.channel, recorder.url("/"), "D(stereo)L(16000)F(60)v(1)")
+    silence = target.call.play([WIDE_SILENCE], loop=True)
+    await recorder.wait_messages("/", 10)
+    silence.cancel()
+    await target.call.play([swap_bytes(block) for block in WIDE] + [WIDE_SILENCE] * 25)
+    await target.call.hangup()
+    recording = await recorder.wait_closed("/")
+    left, right = sides(recording.audio)
+    louder = [audioop.mul(block, 2, 2) for block in WIDE]
+    assert report(find_blocks(left, louder), 300).intact
+    assert not any(right)
+    assert {len(message) for message in recording.messages[:-1]} == {3840}
+
+
+async def test_wideband_beep_and_mute(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    """The beep that the party hears is as loud as at 8000 Hz, and a fifth of a second long."""
+    target = await place_call(ami, caller, codec=SLIN16)
+    target.call.recording = True
+    target.call.play([WIDE_SILENCE], loop=True)
+    await asyncio.sleep(0.3)
+    start_fork(ami, target.channel, recorder.url("/"), "D(both)L(16000)p")
+    await recorder.wait_messages("/", 50)
+    ami.send(
+        "UserEvent",
+        UserEvent="AudioFork",
+        Command="AudioForkMute",
+        Channel=target.channel,
+        Direction="both",
+        State="1",
+    )
+    await daemon.says("muted: both")
+    seen = len(recorder.at("/")[0].messages) + 10
+    await recorder.wait_messages("/", seen + 25)
+    peaks = [peak(swap_bytes(one.payload)) for one in target.call.received]
+    loud = [level for level in peaks if level > 100]
+    assert max(loud) == pytest.approx(beep.AMPLITUDE, rel=0.1)
+    assert 9 <= len(loud) <= 12
+    await target.call.hangup()
+    recording = await recorder.wait_closed("/")
+    assert {message for message in recording.messages[seen:]} == {WIDE_SILENCE}
+
+
+async def test_own_rate_of_a_narrow_channel_is_8000(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    target = await place_call(ami, caller)
+    start_fork(ami, target.channel, recorder.url("/"), "D(in)L(0)")
+    recording = await recorder.wait_messages("/", 10)
+    assert {len(message) for message in recording.messages} == {320}
+    await target.call.hangup()
+    await recorder.wait_closed("/")
+
+
+# --- One leg of two ---
+
+
+async def test_lost_leg_of_one_side_comes_back_while_the_other_goes_on(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    target = await place_call(ami, caller, "wait")
+    action_id = start_fork(ami, target.channel, recorder.url("/"), "D(stereo)")
+    await target.call.play(WARM_UP)
+    playing = target.call.play(BLOCKS + WARM_UP)
+    await asyncio.sleep(2)
+    for leg in await legs_of(ami, "-out"):
+        await ami.action("Hangup", Channel=leg)
+    away = await ami.wait_user_event("AudioForkReconnecting", ActionID=action_id)
+    back = await ami.wait_user_event("AudioForkResumed", ActionID=action_id)
+    await playing
+    await target.call.hangup()
+    recording = await recorder.wait_closed("/")
+    assert away["Reason"] == "the leg of out was lost: Asterisk closed it"
+    assert int(back["GapMs"]) < 1000
+    left, right = sides(recording.audio)
+    assert report(find_blocks(left, HEARD), 400).intact
+    assert not any(right)
+
+
+async def legs_of(ami: AmiClient, ending: str) -> list[str]:
+    """Return the uniqueids of our legs that end so."""
+    position = len(ami.events)
+    action_id = ami.send("CoreShowChannels")
+    await ami.wait_event(
+        lambda h: h.get("Event") == "CoreShowChannelsComplete" and h["ActionID"] == action_id,
+        after=position,
+    )
+    return [
+        headers["Uniqueid"]
+        for _, headers in ami.events[position:]
+        if headers.get("Event") == "CoreShowChannel" and headers["Uniqueid"].endswith(ending)
+    ]
+
+
+# --- Hygiene ---
+
+
+async def test_fork_leaves_no_call_record_and_no_channel(
+    asterisk: Asterisk, daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    rows = len(asterisk.cdr_rows())
+    target = await place_call(ami, caller)
+    target.call.talk()
+    for number, options in enumerate(("D(both)", "D(stereo)L(16000)")):
+        start_fork(ami, target.channel, recorder.url(f"/{number}"), options)
+        await recorder.wait_messages(f"/{number}", 10)
+    ami.send("UserEvent", UserEvent="AudioFork", Command="StopAudioFork", Channel=target.channel)
+    await only_channels(ami, target.channel)
+    await target.call.hangup()
+    await only_channels(ami)
+    assert len(asterisk.cdr_rows()) == rows + 1
+
+
+async def test_legs_of_a_killed_daemon_are_swept_and_its_forks_taken_up(
+    asterisk: Asterisk, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    """Killed by a signal it cannot hear; stopped instead of closed, its sockets stay open."""
+    with Daemon(asterisk, {"ari": ari_settings(asterisk)}) as daemon:
+        target = await place_call(ami, caller)
+        target.call.talk()
+        start_fork(ami, target.channel, recorder.url("/"), "D(stereo)L(16000)")
+        await recorder.wait_messages("/", 10)
+        daemon.signal(signal.SIGSTOP)  # so that the legs stay for the other one to find
+        with Daemon(asterisk, {"ari": ari_settings(asterisk)}) as other:
+            await other.says("hung up 2 legs that an earlier run left behind")
+        daemon.signal(signal.SIGCONT)
+        daemon.kill()
+        daemon.start()
+        await recorder.wait(lambda r: r.path == "/" and len(r.messages) > 10 and not r.closed)
+        assert {len(m) for m in recorder.at("/")[-1].messages} == {1280}
+        await target.call.hangup()
+    await only_channels(ami)
+
+
+# --- ARI away ---
+
+
+@pytest.fixture
+async def ari_proxy(asterisk: Asterisk) -> AsyncIterator[Proxy]:
+    async with Proxy(("127.0.0.1", asterisk.http_port)) as proxy:
+        yield proxy
+
+
+@contextlib.contextmanager
+def daemon_behind(asterisk: Asterisk, proxy: Proxy, tap: str = "auto") -> Iterator[Daemon]:
+    port = f"http://127.0.0.1:{asterisk.http_port}/"
+    settings = {
+        "ari": ari_settings(asterisk).replace(port, f"http://127.0.0.1:{proxy.port}/"),
+        "asterisk": f"port = {asterisk.ami_port}\nsecret = testbed-secret\ntap = {tap}\n",
+    }
+    with Daemon(asterisk, settings) as one:
+        yield one
+
+
+async def test_forks_go_on_while_ari_is_cut_and_new_ones_fall_back_to_chanspy(
+    asterisk: Asterisk, ami: AmiClient, caller: SipUser, recorder: Recorder, ari_proxy: Proxy
+) -> None:
+    with daemon_behind(asterisk, ari_proxy) as daemon:
+        target = await place_call(ami, caller)
+        start_fork(ami, target.channel, recorder.url("/goes-on"), "D(in)")
+        await target.call.play(WARM_UP)
+        ari_proxy.refuse()
+        ari_proxy.cut()
+        await daemon.says("no link to ARI")
+        playing = target.call.play(BLOCKS + 5 * WARM_UP)  # ten seconds and a half
+        start_fork(ami, target.channel, recorder.url("/falls-back"), "D(both)L(16000,8000)")
+        start_fork(ami, target.channel, recorder.url("/refused"), "D(both)L(16000)")
+        refused = await ami.wait_user_event("AudioForkFailed", WsServer=recorder.url("/refused"))
+        assert refused["Reason"].startswith("16000 Hz needs the snoop tap: no link to ARI at")
+        fallen = await recorder.wait_messages("/falls-back", 10)
+        assert {len(message) for message in fallen.messages} == {320}
+        await daemon.says("8000 Hz in place of 16000: no link to ARI at")
+        await playing
+        ari_proxy.accept()
+        await daemon.says("connected to ARI", times=2)
+        start_fork(ami, target.channel, recorder.url("/wide-again"), "D(both)L(16000,8000)")
+        wide = await recorder.wait_messages("/wide-again", 10)
+        assert {len(message) for message in wide.messages} == {640}
+        await target.call.hangup()
+        recording = await recorder.wait_closed("/goes-on")
+        assert report(find_blocks(recording.audio, HEARD), 400).intact
+    await only_channels(ami)
+
+
+async def test_new_forks_are_refused_while_ari_is_cut_where_the_snoop_is_required(
+    asterisk: Asterisk, ami: AmiClient, caller: SipUser, recorder: Recorder, ari_proxy: Proxy
+) -> None:
+    with daemon_behind(asterisk, ari_proxy, "snoop") as daemon:
+        target = await place_call(ami, caller)
+        ari_proxy.refuse()
+        ari_proxy.cut()
+        await daemon.says("no link to ARI")
+        action_id = start_fork(ami, target.channel, recorder.url("/"), "D(in)")
+        failed = await ami.wait_user_event("AudioForkFailed", ActionID=action_id)
+        assert failed["Reason"].startswith("[asterisk] tap = snoop: no link to ARI at")
+        await target.call.hangup()
+    await only_channels(ami)
+
+
+async def test_ari_is_back_after_asterisk_was_restarted(
+    caller: SipUser, recorder: Recorder
+) -> None:
+    config = {"manager.conf": manager_conf(), "ari.conf": ari_conf()}
+    with (
+        Asterisk(dialplan=DIALPLAN + dialplan(), config=config) as one,
+        Daemon(one, {"ari": ari_settings(one)}) as daemon,
+    ):
+        await daemon.says("connected to ARI")
+        async with SipUser("caller", ("127.0.0.1", one.sip_port)) as user, AmiClient(one) as ami:
+            target = await stream(ami, user, recorder, "/before")
+            await asyncio.to_thread(one.restart)
+            await recorder.wait_closed("/before")
+            target.call.ended.set()
+        await daemon.says("connected to ARI", times=2)
+        async with SipUser("caller", ("127.0.0.1", one.sip_port)) as user, AmiClient(one) as ami:
+            target = await stream(ami, user, recorder, "/after")
+            await target.call.hangup()
+            await recorder.wait_closed("/after")
+            await only_channels(ami)
+
+
+async def stream(ami: AmiClient, caller: SipUser, recorder: Recorder, path: str) -> Target:
+    """Place a call and fork it by the snoop tap; return when audio flows."""
+    target = await place_call(ami, caller)
+    target.call.talk()
+    start_fork(ami, target.channel, recorder.url(path), "D(both)")
+    await recorder.wait_messages(path, 10)
+    assert any(name.startswith("Snoop/") for name in await channels(ami))
+    return target
+
+
+# --- What an administrator has not set up ---
+
+
+async def test_missing_context_ends_the_fork_at_once_and_says_what_to_do(
+    recorder: Recorder,
+) -> None:
+    config = {"manager.conf": manager_conf(), "ari.conf": ari_conf()}
+    with (
+        Asterisk(dialplan=DIALPLAN, config=config) as one,
+        Daemon(one, {"ari": ari_settings(one)}),
+    ):
+        async with SipUser("caller", ("127.0.0.1", one.sip_port)) as user, AmiClient(one) as ami:
+            target = await place_call(ami, user)
+            target.call.talk()
+            action_id = start_fork(ami, target.channel, recorder.url("/"), "D(both)")
+            failed = await ami.wait_user_event("AudioForkFailed", timeout_s=2, ActionID=action_id)
+            assert failed["Reason"] == "leg-failed"
+            assert "the context audiofork-leg of extensions_audiofork.conf" in failed["Detail"]
+            await only_channels(ami, target.channel)
+            await target.call.hangup()
