@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test style types unit asterisk fuzz bench bench-asterisk faults sample-config clean
+.PHONY: demo test style types unit asterisk fuzz bench bench-capacity bench-asterisk faults sample-config clean
 
 demo: .venv/installed
 	$(BIN)/python -m testbed.demo
@@ -33,6 +33,9 @@ faults: .venv/installed
 # `make bench BASE=REV` compares with a revision.
 bench: .venv/installed
 	$(BIN)/python -m $(if $(BASE),bench.ab --base $(BASE),bench.run)
+
+bench-capacity: .venv/installed
+	$(BIN)/python -m bench.capacity
 
 bench-asterisk: .venv/installed
 	$(BIN)/python -m bench.beside_asterisk

@@ -1,1 +1,1 @@
-"""Measures the relay: `python -m bench.run`, `bench.ab`, `bench.beside_asterisk`."""
+"""Measures the relay: `python -m bench.run`, `.ab`, `.capacity`, `.beside_asterisk`."""

@@ -1,12 +1,12 @@
 """What forks cost a real Asterisk and the daemon beside it, and how fast they start.
 
-    python -m bench.beside_asterisk [--calls 100] [--seconds 8] [--json]
+    python -m bench.beside_asterisk [--calls 100] [--seconds 8] [--tap NAME] [--json]
 
 A private Asterisk, the daemon as users run it, SIP calls that speak and hear their echo, and the
 sink of the benchmark, which takes next to nothing. First the CPU of both without forks, then with
 one fork of each call: in, both and stereo. Then forks are started at a steady rate, and many at
-once; a start is measured from the request to the first message at the server. Exits with 1 if a
-fork was refused, or did not start.
+once; a start is measured from the request to the first message at the server. All that by each tap,
+unless one is named. Exits with 1 if a fork was refused, or did not start.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from bench import build, measure
 from bench.program import Answer, Program, ProgramFailed
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk, AsteriskFailed, AsteriskUnavailable
-from testbed.daemon import Daemon, manager_conf
+from testbed.daemon import Daemon, ari_conf, ari_settings, dialplan, manager_conf
 from testbed.sip import SipUser
 
 DIRECTIONS = ("in", "both", "stereo")
+TAPS = ("chanspy", "snoop")
 SETTLE_S = 1.5
 STARTS_A_SECOND = 50
 STARTS_FOR_S = 10
@@ -235,13 +236,14 @@ def now() -> float:
 
 
 @contextlib.asynccontextmanager
-async def staged(calls: int) -> AsyncIterator[Stage]:
+async def staged(calls: int, tap: str) -> AsyncIterator[Stage]:
     """Set everything up: Asterisk, the daemon, the sink, and calls that speak."""
     tools = build.tools()
     with contextlib.ExitStack() as stack:
-        config = {"manager.conf": manager_conf()}
-        asterisk = stack.enter_context(Asterisk(dialplan=DIALPLAN, config=config))
-        daemon = stack.enter_context(Daemon(asterisk))
+        config = {"manager.conf": manager_conf(), "ari.conf": ari_conf()}
+        asterisk = stack.enter_context(Asterisk(dialplan=DIALPLAN + dialplan(), config=config))
+        settings = {"ari": ari_settings(asterisk)} if tap == "snoop" else {}
+        daemon = stack.enter_context(Daemon(asterisk, settings))
         sink = stack.enter_context(Program([tools.sink, "--unchecked"]))
         async with (
             AmiClient(asterisk) as ami,
@@ -252,9 +254,9 @@ async def staged(calls: int) -> AsyncIterator[Stage]:
             yield stage
 
 
-def show_loads(loads: list[Load], calls: int) -> None:
+def show_loads(loads: list[Load], calls: int, tap: str) -> None:
     """Print what forks cost."""
-    print(f"\n{calls} calls, each with a fork; CPU in percent of a core")
+    print(f"\n{calls} calls, each with a fork by {tap}; CPU in percent of a core")
     print("            Asterisk   daemon   of which a fork        messages   daemon's CPU")
     print("                                Asterisk    daemon     a second   us a message")
     alone = loads[0]
@@ -279,26 +281,37 @@ def show_starts(starts: list[Starts]) -> None:
         )
 
 
-async def run(options: argparse.Namespace) -> int:
-    """Measure, print, return the exit code."""
-    async with staged(options.calls) as stage:
+async def measured(options: argparse.Namespace, tap: str) -> tuple[list[Load], list[Starts]]:
+    """Measure what forks cost by one tap, and how they start."""
+    async with staged(options.calls, tap) as stage:
         loads = [await stage.load("no fork", options.seconds)]
         for direction in DIRECTIONS:
             loads.append(await stage.load_of(direction, options.seconds))
         starts = [await stage.start_steadily()]
         await stage.server.wait(lambda count: count["open"] == 0)
         starts.append(await stage.start_at_once())
+    return loads, starts
+
+
+async def run(options: argparse.Namespace) -> int:
+    """Measure, print, return the exit code."""
+    plain: list[dict[str, object]] = []
+    all_started = True
+    for tap in [options.tap] if options.tap else TAPS:
+        loads, starts = await measured(options, tap)
+        all_started &= all(one.started == one.asked and not one.refused for one in starts)
+        if options.json:
+            rows = {
+                "loads": [dataclasses.asdict(load) for load in loads],
+                "starts": [dataclasses.asdict(one) for one in starts],
+            }
+            plain.append({"tap": tap, "calls": options.calls, **rows})
+        else:
+            show_loads(loads, options.calls, tap)
+            show_starts(starts)
     if options.json:
-        plain = {
-            "calls": options.calls,
-            "loads": [dataclasses.asdict(load) for load in loads],
-            "starts": [dataclasses.asdict(one) for one in starts],
-        }
         print(json.dumps(plain, indent=2))
-    else:
-        show_loads(loads, options.calls)
-        show_starts(starts)
-    return 0 if all(one.started == one.asked and not one.refused for one in starts) else 1
+    return 0 if all_started else 1
 
 
 def main() -> None:
@@ -306,6 +319,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What forks cost beside a real Asterisk.")
     parser.add_argument("--calls", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=8.0, help="measure each row for so long")
+    parser.add_argument("--tap", choices=TAPS, help="only by this one")
     parser.add_argument("--json", action="store_true", help="print JSON in place of the tables")
     try:
         sys.exit(asyncio.run(run(parser.parse_args())))

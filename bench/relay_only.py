@@ -1,83 +1,114 @@
 """The relay of audiofork without Asterisk and without the control plane.
 
-    python -m bench.relay_only --url URL --uuids FILE [--mix] [--ca FILE] [--workers N]
+    python -m bench.relay_only --url URL --uuids FILE [--mix] [--ca FILE] [--workers N] [--apart]
 
-Runs the relay as `audiofork run` does: the same event loop, limits and log. Prints one line of
-JSON, {"port": N, "idle_kib": N, "package": PATH}, when it listens and the UUIDs are issued: memory
-is that before there was a fork.
+Runs the relay as `audiofork run` does: the same event loop, limits and log; one worker in this
+process, several in processes of their own. Prints one line of JSON when it listens and the UUIDs
+are issued, {"ports": [N, ...], "idle_kib": N, "package": PATH}: the ports by the order of the
+UUIDs, and the memory before there was a fork. SIGTERM ends it.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import dataclasses
 import json
 import os
-import sys
+import signal
 from pathlib import Path
-from typing import Any
 
 import uvloop
 
 import audiofork
 from audiofork import log
-from audiofork.config import Address, AudioSocketConfig, Config, LogConfig, WebSocketConfig
-from audiofork.model import Direction, EndFork, EndReason, ForkSpec, LegLost, Report
+from audiofork.config import (
+    Address,
+    AudioSocketConfig,
+    Config,
+    LogConfig,
+    RelayConfig,
+    WebSocketConfig,
+)
+from audiofork.control.relays import Relays
+from audiofork.model import (
+    Direction,
+    EndFork,
+    EndReason,
+    ForkSpec,
+    LegLost,
+    Report,
+    StatsTaken,
+    TakeStats,
+)
 from audiofork.process import lift_file_limit
 from audiofork.relay.worker import Worker
 from bench.measure import memory_kib
 
 
-class Relay:
-    """What the control plane does for a worker, as far as a benchmark needs it."""
+class Control:
+    """What the control plane does for a relay, as far as a benchmark needs it.
 
-    def __init__(self, config: Config) -> None:
-        self.worker = Worker(config, self._on_report)
+    Args:
+        apart: A single worker gets a process of its own, too.
+    """
+
+    def __init__(self, config: Config, apart: bool) -> None:
+        self.relay: Worker | Relays
+        if config.relay.workers == 1 and not apart:
+            self.relay = Worker(config, self._on_report)
+        else:
+            self.relay = Relays(config, self._on_report, lambda config: None)
+        self._issued = asyncio.Event()
+
+    async def begin(self, specs: list[ForkSpec]) -> None:
+        """Order the forks; return when their legs may come."""
+        for spec in specs:
+            self.relay.handle(spec)
+        # Each process answers this after what came before it.
+        self.relay.handle(TakeStats(0))
+        await self._issued.wait()
 
     def _on_report(self, report: Report) -> None:
         if isinstance(report, LegLost):
-            self.worker.handle(EndFork(report.fork_id, EndReason.HANGUP))
+            self.relay.handle(EndFork(report.fork_id, EndReason.HANGUP))
+        elif isinstance(report, StatsTaken):
+            self._issued.set()
 
 
 def config_of(arguments: argparse.Namespace) -> Config:
     """Return the configuration: what is not asked for is as it is by default."""
-    if arguments.workers != 1:
-        # The place for [relay] workers; the processes are children of this one, whose CPU time
-        # and memory are counted in.
-        sys.exit("this version of audiofork has one worker")
     return Config(
         audiosocket=AudioSocketConfig(listen=Address("127.0.0.1", 0)),
+        relay=RelayConfig(workers=arguments.workers),
         websocket=WebSocketConfig(ca_list_file=arguments.ca),
     )
 
 
 def spec_of(fork_id: str, arguments: argparse.Namespace) -> ForkSpec:
-    """Return the command for one fork.
-
-    Raises:
-        SystemExit: This version cannot put several frames in a message.
-    """
-    more: dict[str, Any] = {}
-    if arguments.frame_ms != 20:
-        if "frame_ms" not in {field.name for field in dataclasses.fields(ForkSpec)}:
-            sys.exit("this version of audiofork sends each frame in a message of its own")
-        more["frame_ms"] = arguments.frame_ms
+    """Return the command for one fork."""
     direction = Direction.BOTH if arguments.mix else Direction.IN
-    return ForkSpec(fork_id, "bench", f"{arguments.url}/{fork_id}", direction, **more)
+    url = f"{arguments.url}/{fork_id}"
+    return ForkSpec(fork_id, "bench", url, direction, frame_ms=arguments.frame_ms)
 
 
 async def run(arguments: argparse.Namespace) -> None:
-    """Relay until killed."""
+    """Relay until told to end."""
     lift_file_limit()
-    relay = Relay(config_of(arguments))
-    address = await relay.worker.start()
+    told_to_end = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told_to_end.set)
+    control = Control(config_of(arguments), arguments.apart)
+    await control.relay.start()
     idle_kib = memory_kib(os.getpid())
-    for fork_id in arguments.uuids.read_text().split():
-        relay.worker.handle(spec_of(fork_id, arguments))
-    package = str(Path(audiofork.__file__).parent)
-    print(json.dumps({"port": address.port, "idle_kib": idle_kib, "package": package}), flush=True)
-    await asyncio.Event().wait()
+    fork_ids = arguments.uuids.read_text().split()
+    await control.begin([spec_of(fork_id, arguments) for fork_id in fork_ids])
+    hello = {
+        "ports": [control.relay.address_of(fork_id).port for fork_id in fork_ids],
+        "idle_kib": idle_kib,
+        "package": str(Path(audiofork.__file__).parent),
+    }
+    print(json.dumps(hello), flush=True)
+    await told_to_end.wait()
+    await control.relay.close()
 
 
 def main() -> None:
@@ -88,6 +119,7 @@ def main() -> None:
     parser.add_argument("--ca", default="")
     parser.add_argument("--mix", action="store_true")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--apart", action="store_true", help="a process for a single worker, too")
     parser.add_argument("--frame-ms", type=int, default=20)
     arguments = parser.parse_args()
     log.set_up(LogConfig())

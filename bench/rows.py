@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -17,6 +17,7 @@ from bench import build, measure
 from bench.program import Answer, Program, ProgramFailed
 
 FRAMES_A_SECOND = 50
+FRAME_MS = 20
 ROOT = Path(__file__).parent.parent
 # Time for legs and servers to be connected: 400 handshakes of TLS, on a busy machine.
 CONNECT_TIMEOUT_S = 60.0
@@ -45,19 +46,19 @@ class Row:
     scheme: str = "ws"
     mixed: bool = False
     workers: int = 1
-    frame_ms: int = 20
+    frame_ms: int = FRAME_MS
 
     @property
     def name(self) -> str:
         """How the row is asked for: 200-ws-mono, 400-wss-mixed-2w, 200-ws-mono-F100."""
         name = f"{self.forks}-{self.scheme}-{'mixed' if self.mixed else 'mono'}"
         name += f"-{self.workers}w" if self.workers != 1 else ""
-        return name + (f"-F{self.frame_ms}" if self.frame_ms != 20 else "")
+        return name + (f"-F{self.frame_ms}" if self.frame_ms != FRAME_MS else "")
 
     @property
     def for_floor(self) -> Row:
         """The row that the floor runs to be compared with: one process, 20 ms in a message."""
-        return replace(self, workers=1, frame_ms=20)
+        return replace(self, workers=1, frame_ms=FRAME_MS)
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,14 @@ class Span:
 class Result:
     """What was measured; times of frames are from the generator's stamp to the sink.
 
+    They hold the wait for the other frames of a message, where a message has several.
+
     Attributes:
+        messages: What the frames came in.
         cpu_us: CPU time of the relay for a frame.
         user_share: How much of it was spent in user code; None: too little time to tell.
-        waited_percent: Share of the time in which the relay could have run and others did.
+        waited_percent: Share of the time in which a process of the relay could have run and
+            others did.
         frames_per_wake: Frames that the relay found waiting each time it woke. Waking costs more
             than a frame, so `cpu_us` depends on it, and it on what else the machine does.
         lost: Frames that were due and did not come.
@@ -89,6 +94,7 @@ class Result:
     relay: str
     row: Row
     frames: int
+    messages: int
     cpu_us: float
     user_share: float | None
     waited_percent: float
@@ -153,20 +159,27 @@ def peer_relay(peer: build.Peer) -> StartRelay:
     return lambda setting: Program([*peer.command, *setting.arguments], peer.environment)
 
 
-def audiofork_relay(source: Path = ROOT) -> StartRelay:
+def audiofork_relay(source: Path = ROOT, apart: bool = False) -> StartRelay:
     """Return how audiofork's relay is started, from a source tree: this one, or an older one.
 
     The tree's own bench/ runs it, if it has one: it knows the relay of its time.
+
+    Args:
+        apart: A single worker gets a process of its own, as each of several has.
     """
 
     def start(setting: Setting) -> Program:
         row = setting.row
         command: list[str | Path] = [sys.executable, "-m", "bench.relay_only", *setting.arguments]
         command += ["--uuids", setting.uuids_file, "--workers", str(row.workers)]
-        command += ["--frame-ms", str(row.frame_ms)]
+        command += ["--frame-ms", str(row.frame_ms), *(["--apart"] if apart else [])]
         return Program(command, {"PYTHONPATH": f"{source}:{ROOT}"}, source)
 
     return start
+
+
+# Holds a relay, by its process, to something while it is measured.
+Hold = Callable[[int], AbstractContextManager[object]]
 
 
 class Bench:
@@ -177,14 +190,22 @@ class Bench:
         folder: For files; has to stay while rows are run.
         span: How long each row is run.
         fault: What the generator does wrong, to see that it is found.
+        hold: What holds the relay while it is measured, and not before: what the first frames
+            cost would wait in front of all others.
     """
 
     def __init__(
-        self, tools: build.Tools, folder: Path, span: Span = Span(), fault: str = "none"
+        self,
+        tools: build.Tools,
+        folder: Path,
+        span: Span = Span(),
+        fault: str = "none",
+        hold: Hold = nullcontext,
     ) -> None:
         self.tools = tools
         self.span = span
         self._fault = fault
+        self._hold = hold
         self._ca_file = folder / "ca.pem"
         self._server_file = folder / "server.pem"
         self._folder = folder
@@ -199,28 +220,35 @@ class Bench:
         Raises:
             ProgramFailed: One of the programs did.
         """
-        with contextlib.ExitStack() as stack:
-            uuids = stack.enter_context(NamedTemporaryFile("w", dir=self._folder))
-            uuids.writelines(f"{uuid.uuid4()}\n" for _ in range(row.forks))
-            uuids.flush()
+        with ExitStack() as stack:
+            uuids = [str(uuid.uuid4()) for _ in range(row.forks)]
             tls = ("--tls", self._server_file) if row.scheme == "wss" else ()
             sink = stack.enter_context(Program((self.tools.sink, *tls)))
             url = f"{row.scheme}://localhost:{sink.hear()['port']}"
-            setting = Setting(row, url, self._ca_file, Path(uuids.name))
+            setting = Setting(row, url, self._ca_file, self._file(stack, uuids))
             relay = stack.enter_context(start(setting))
             hello = relay.hear(CONNECT_TIMEOUT_S)
+            for pid in measure.tree(relay.pid):  # a process may lead a session of its own
+                measure.hand_priority_to(pid)
             idle_kib = hello.get("idle_kib") or measure.memory_kib(relay.pid)
-            generator = stack.enter_context(self._generator(setting, hello["port"]))
+            legs = self._file(stack, map(" ".join, zip(uuids, _ports(hello, row), strict=True)))
+            generator = stack.enter_context(self._generator(row, legs))
             generator.hear(CONNECT_TIMEOUT_S)
             if _wait_open(sink, row.forks, CONNECT_TIMEOUT_S)["open"] != row.forks:
                 raise ProgramFailed(f"{name} did not connect: {relay.errors()}")
             return self._measure(name, row, sink, relay, generator, idle_kib)
 
-    def _generator(self, setting: Setting, port: int) -> Program:
-        frame_bytes = "640" if setting.row.mixed else "320"
-        legs = ("--port", str(port), "--uuids", setting.uuids_file, "--frame", frame_bytes)
+    def _file(self, stack: ExitStack, lines: Iterable[str]) -> Path:
+        """Write a file that is there as long as the programs."""
+        file = stack.enter_context(NamedTemporaryFile("w", dir=self._folder))
+        file.writelines(f"{line}\n" for line in lines)
+        file.flush()
+        return Path(file.name)
+
+    def _generator(self, row: Row, legs: Path) -> Program:
+        frame_bytes = "640" if row.mixed else "320"
         how = ("--seconds", str(self._sending_s), "--fault", self._fault)
-        return Program((self.tools.generator, *legs, *how))
+        return Program((self.tools.generator, "--legs", legs, "--frame", frame_bytes, *how))
 
     @property
     def _sending_s(self) -> float:
@@ -232,11 +260,12 @@ class Bench:
     ) -> Result:
         generator.say()
         time.sleep(self.span.warm_s)
-        cpu_before, before = measure.cpu(relay.pid), sink.ask()
-        began = time.monotonic()
-        time.sleep(self.span.measured_s)
-        cpu, after = measure.cpu(relay.pid) - cpu_before, sink.ask()
-        span_s = time.monotonic() - began
+        with self._hold(relay.pid):
+            cpu_before, before = measure.cpu(relay.pid), sink.ask()
+            began = time.monotonic()
+            time.sleep(self.span.measured_s)
+            cpu, after = measure.cpu(relay.pid) - cpu_before, sink.ask()
+            span_s = time.monotonic() - began
         memory_kib = (measure.memory_kib(relay.pid) - idle_kib) / row.forks
         sent = generator.hear(60)
         final = _wait_open(sink, 0, DRAIN_TIMEOUT_S)
@@ -247,9 +276,10 @@ class Bench:
             relay=name,
             row=row,
             frames=frames,
+            messages=after["messages"] - before["messages"],
             cpu_us=cpu.total_s * 1e6 / max(frames, 1),
             user_share=cpu.user_ticks / cpu.ticks if cpu.ticks >= ENOUGH_TICKS else None,
-            waited_percent=100 * cpu.waited_s / span_s,
+            waited_percent=100 * cpu.waited_s / span_s / row.workers,
             frames_per_wake=frames / max(cpu.wakes, 1),
             p50_us=after["p50_us"],
             p99_us=after["p99_us"],
@@ -272,3 +302,8 @@ def _wait_open(sink: Program, count: int, timeout_s: float) -> Answer:
         if answer["open"] == count or time.monotonic() > deadline:
             return answer
         time.sleep(0.05)
+
+
+def _ports(hello: Answer, row: Row) -> list[str]:
+    """Return the port for each leg; relays that have one tell it once."""
+    return [str(port) for port in hello.get("ports") or row.forks * [hello["port"]]]

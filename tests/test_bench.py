@@ -6,24 +6,30 @@ No test asserts how fast something is.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import os
 import ssl
 import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
+from uuid import uuid4
 
 import pytest
 import trustme
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from bench import ab, build, measure, rows
+from bench import ab, build, capacity, measure, quota, rows
 from bench.program import Answer, Program, ProgramFailed
-from bench.rows import Bench, Row, Span
+from bench.rows import Bench, Result, Row, Span
+from bench.run import line, select
 
 ROOT = Path(__file__).parent.parent
 SHORT = Span(warm_s=0.1, measured_s=0.4)
@@ -94,6 +100,39 @@ def test_audiofork_relays_every_frame_over_tls(
     result = bench.run("audiofork", rows.audiofork_relay(), Row(3, "wss", mixed))
     assert result.intact
     assert result.frames > 0
+
+
+def test_two_workers_relay_every_frame(tools: build.Tools, tmp_path: Path) -> None:
+    bench = Bench(tools, tmp_path, SHORT)
+    result = bench.run("audiofork", rows.audiofork_relay(), Row(4, workers=2))
+    assert result.intact
+    assert result.frames > 0
+
+
+def test_frames_of_100_ms_make_one_message_of_five_and_are_not_called_late(
+    tools: build.Tools, tmp_path: Path
+) -> None:
+    bench = Bench(tools, tmp_path, SHORT)
+    result = bench.run("audiofork", rows.audiofork_relay(), Row(3, frame_ms=100))
+    assert result.intact
+    assert result.frames == 5 * result.messages > 0
+    assert late_column(result) == "-"
+    assert late_column(replace(result, row=Row(3), late=7)) == "7"
+
+
+def late_column(result: Result) -> str:
+    return line(result, result).split()[10]
+
+
+def test_rows_with_workers_and_longer_messages_are_set_beside_the_plain_floor() -> None:
+    rows_wanted = select("400-wss-mono-2w,400-ws-mixed-2w,200-ws-mono-F100")
+    assert rows_wanted == [
+        Row(400, "wss", workers=2),
+        Row(400, mixed=True, workers=2),
+        Row(200, frame_ms=100),
+    ]
+    floors = [row.for_floor for row in rows_wanted]
+    assert floors == [Row(400, "wss"), Row(400, mixed=True), Row(200)]
 
 
 def test_relay_that_never_connects_fails_with_what_it_says(
@@ -285,6 +324,27 @@ def test_relay_of_another_tree_is_the_one_that_runs(tools: build.Tools, tmp_path
             assert relay.hear(30)["package"] == str(tree / "audiofork")
 
 
+@pytest.mark.parametrize(
+    ("workers", "apart", "ports", "processes"),
+    [(1, False, 1, 1), (1, True, 1, 2), (2, False, 2, 3)],
+    ids=["one", "one apart", "two"],
+)
+def test_relay_tells_the_port_of_each_leg_and_leaves_no_process_behind(
+    tmp_path: Path, workers: int, apart: bool, ports: int, processes: int
+) -> None:
+    uuids = tmp_path / "uuids"
+    uuids.write_text("".join(f"{uuid4()}\n" for _ in range(4)))
+    authority = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(authority)
+    setting = rows.Setting(Row(4, workers=workers), "ws://localhost:1", authority, uuids)
+    with rows.audiofork_relay(apart=apart)(setting) as relay:
+        counts = Counter(relay.hear(30)["ports"])
+        pids = measure.tree(relay.pid)
+    assert list(counts.values()) == ports * [4 // ports]
+    assert len(pids) == processes
+    assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
+
+
 def test_check_out_gives_a_revision_or_says_that_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,3 +362,155 @@ def test_check_out_gives_a_revision_or_says_that_there_is_none(
     assert (folder / "file").read_text() == "then"
     with pytest.raises(ab.NoSuchRevision, match="nonsense"):
         ab.check_out("nonsense", folder)
+
+
+# --- The capacity ---
+
+
+class Limit:
+    """Good up to a number; none is tried twice."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.tried: list[int] = []
+
+    def is_good(self, forks: int) -> bool:
+        assert forks not in self.tried
+        self.tried.append(forks)
+        return forks <= self.limit
+
+
+@pytest.mark.parametrize("limit", [0, 1, 63, 64, 100, 237, 2048, 3999])
+def test_search_encloses_the_limit(limit: int) -> None:
+    fake = Limit(limit)
+    search = capacity.search_by_turns({1: fake.is_good})[1]
+    assert search.bad is not None
+    assert search.good <= limit < search.bad
+    assert search.bad - search.good <= max(1, search.bad // capacity.FINENESS)
+    assert len(fake.tried) <= 12
+
+
+def test_search_ends_at_the_most_forks_if_all_are_good() -> None:
+    search = capacity.search_by_turns({1: Limit(10000).is_good})[1]
+    assert (search.good, search.bad) == (capacity.MOST_FORKS, None)
+
+
+def test_searches_take_turns_until_each_is_done() -> None:
+    turns: list[int] = []
+    limits = {1: Limit(200), 2: Limit(400)}
+
+    def is_good(workers: int, forks: int) -> bool:
+        turns.append(workers)
+        return limits[workers].is_good(forks)
+
+    tries = {workers: functools.partial(is_good, workers) for workers in limits}
+    searches = capacity.search_by_turns(tries)
+    assert turns[:6] == [1, 2, 1, 2, 1, 2]
+    assert all(search.done for search in searches.values())
+
+
+def test_search_begins_nothing_when_its_time_is_over() -> None:
+    def is_good(forks: int) -> bool:
+        time.sleep(max(0, until - time.monotonic()))
+        return True
+
+    until = time.monotonic() + 0.2
+    assert capacity.search_by_turns({1: is_good}, until)[1].good == capacity.FIRST_FORKS
+    assert capacity.search_by_turns({1: is_good}, until)[1].good == 0
+
+
+@pytest.mark.parametrize(
+    ("late", "lost", "kept_up"),
+    [(0, 0, True), (1, 0, True), (2, 0, False), (0, 1, False)],
+    ids=["good", "one late", "two late", "one lost"],
+)
+def test_one_frame_in_10000_may_be_late_and_none_lost(late: int, lost: int, kept_up: bool) -> None:
+    measured = {"cpu_us": 20.0, "user_share": None, "waited_percent": 0.0, "frames_per_wake": 1.0}
+    times = {"p50_us": 100.0, "p99_us": 200.0, "max_us": 300.0}
+    memory = {"memory_kib": 30.0, "idle_kib": 30000}
+    counts = {"frames": 10000, "messages": 10000, "lost": lost, "wrong": 0, "late": late}
+    values = measured | times | memory | counts
+    assert capacity.in_time(Result("audiofork", Row(67), **values, generator={})) == kept_up
+
+
+@pytest.fixture
+def sleeper() -> Iterator[Program]:
+    told = "import time; print('{}', flush=True); time.sleep(60)"
+    with Program([sys.executable, "-c", told]) as program:
+        program.hear(60)
+        yield program
+
+
+def cgroup(pid: int) -> Path:
+    return quota.hierarchy() / f"audiofork-bench-{os.getpid()}-{pid}"
+
+
+needs_cgroups = pytest.mark.skipif(
+    not os.access(quota.hierarchy(), os.W_OK), reason="takes root, and cgroups"
+)
+
+
+@needs_cgroups
+def test_held_process_is_alone_in_a_cgroup_that_is_removed(sleeper: Program) -> None:
+    folder = cgroup(sleeper.pid)
+    with quota.held([sleeper.pid], 25):
+        assert (folder / "cgroup.procs").read_text().split() == [str(sleeper.pid)]
+        for name, value in quota.settings(folder, 25).items():
+            assert (folder / name).read_text().strip() == value
+    assert not folder.exists()
+    os.kill(sleeper.pid, 0)
+
+
+@needs_cgroups
+def test_cgroup_of_a_process_that_has_ended_is_removed(sleeper: Program) -> None:
+    folder = cgroup(sleeper.pid)
+    with quota.held([sleeper.pid], 25):
+        subprocess.run(["kill", "-9", str(sleeper.pid)], check=True)
+        assert folder.exists()
+    assert not folder.exists()
+
+
+@needs_cgroups
+def test_no_cgroup_stays_if_one_process_cannot_be_held(sleeper: Program) -> None:
+    gone = 2**22 + 1  # more than a process id can be
+    with (
+        pytest.raises(quota.NoQuota, match="no CPU quota can be set"),
+        quota.held([sleeper.pid, gone], 25),
+    ):
+        pass
+    assert not cgroup(sleeper.pid).exists()
+    assert not cgroup(gone).exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "settings"),
+    [
+        (
+            "cpu.cfs_quota_us",
+            {
+                "cpu.cfs_period_us": "5000",
+                "cpu.cfs_quota_us": "1250",
+                "cpu.shares": "262144",
+            },
+        ),
+        ("cgroup.subtree_control", {"cpu.max": "1250 5000", "cpu.weight": "10000"}),
+    ],
+    ids=["v1", "v2"],
+)
+def test_quota_is_a_share_of_each_period(
+    tmp_path: Path, file: str, settings: dict[str, str]
+) -> None:
+    (tmp_path / file).touch()
+    assert quota.settings(tmp_path, 25) == settings
+
+
+def test_capacity_without_cgroups_says_so_and_exits_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quota, "V1_ROOT", tmp_path / "none")
+    monkeypatch.setattr(quota, "V2_ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["capacity"])
+    with pytest.raises(SystemExit) as stopped:
+        capacity.main()
+    assert stopped.value.code == 2
+    assert f"bench: {tmp_path} has no CPU quotas" in capsys.readouterr().err

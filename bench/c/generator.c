@@ -1,5 +1,6 @@
 /* Asterisk's part: N AudioSocket legs that send a frame every 20 ms each, evenly spread.
 
+   --legs names a file with a line for each leg: its UUID, a space, the port to connect to.
    Connects, prints {"connected": N}, waits for a line on standard input, sends for the time that
    was asked for, waits a little, closes the legs, and prints what it did as one line of JSON.
 
@@ -54,24 +55,27 @@ static void put_uuid(unsigned char *message, const char *text)
         die("not a UUID: %s", text);
 }
 
-static void connect_legs(const char *path, int port)
+static void connect_legs(const char *path)
 {
-    char line[128];
+    char line[128], uuid[64];
+    int port;
     unsigned char message[MESSAGE_HEADER + 16];
-    FILE *uuids = fopen(path, "r");
-    if (uuids == NULL)
+    FILE *file = fopen(path, "r");
+    if (file == NULL)
         die("%s: %s", path, strerror(errno));
-    while (fgets(line, sizeof line, uuids) != NULL) {
+    while (fgets(line, sizeof line, file) != NULL) {
         if (leg_count == MAX_LEGS)
             die("more than %d legs", MAX_LEGS);
-        put_uuid(message, line);
+        if (sscanf(line, "%63s %d", uuid, &port) != 2)
+            die("not a leg: %s", line);
+        put_uuid(message, uuid);
         int fd = connect_to(port);
         if (write_all(fd, message, sizeof message))
             die("the relay closed leg %d at once", leg_count);
         non_blocking(fd);
         legs[leg_count++] = fd;
     }
-    fclose(uuids);
+    fclose(file);
 }
 
 static void make_message(unsigned char *message, int leg, uint32_t number)
@@ -172,18 +176,17 @@ static enum fault fault_named(const char *name)
 int main(int argc, char **argv)
 {
     static const struct option options[] = {
-        {"port", required_argument, NULL, 'p'},    {"uuids", required_argument, NULL, 'u'},
-        {"frame", required_argument, NULL, 'f'},   {"seconds", required_argument, NULL, 's'},
-        {"tick-us", required_argument, NULL, 't'}, {"linger-ms", required_argument, NULL, 'l'},
-        {"fault", required_argument, NULL, 'x'},   {NULL, 0, NULL, 0}};
+        {"legs", required_argument, NULL, 'g'},      {"frame", required_argument, NULL, 'f'},
+        {"seconds", required_argument, NULL, 's'},   {"tick-us", required_argument, NULL, 't'},
+        {"linger-ms", required_argument, NULL, 'l'}, {"fault", required_argument, NULL, 'x'},
+        {NULL, 0, NULL, 0}};
     static struct histogram late;
-    const char *uuids = NULL;
-    int port = 0, tick_us = 487, linger_ms = 300, option;
+    const char *legs_file = NULL;
+    int tick_us = 487, linger_ms = 300, option;
     double seconds = 5;
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
         switch (option) {
-        case 'p': port = atoi(optarg); break;
-        case 'u': uuids = optarg; break;
+        case 'g': legs_file = optarg; break;
         case 'f': frame_bytes = atoi(optarg); break;
         case 's': seconds = atof(optarg); break;
         case 't': tick_us = atoi(optarg); break;
@@ -192,13 +195,13 @@ int main(int argc, char **argv)
         default: return 2;
         }
     }
-    if (port == 0 || uuids == NULL || tick_us < 1)
-        die("--port and --uuids are needed");
+    if (legs_file == NULL || tick_us < 1)
+        die("--legs is needed");
     if (frame_bytes != FRAME_BYTES && frame_bytes != PAIR_BYTES)
         die("--frame: 320 or 640");
     lift_file_limit();
     prctl(PR_SET_TIMERSLACK, 1);
-    connect_legs(uuids, port);
+    connect_legs(legs_file);
     printf("{\"connected\": %d}\n", leg_count);
     fflush(stdout);
     if (leg_count == 0 || getchar() == EOF)
