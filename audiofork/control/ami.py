@@ -22,6 +22,7 @@ from panoramisk.manager import Manager
 from panoramisk.message import Message
 
 from audiofork.config import AsteriskConfig
+from audiofork.control.kept_link import KeptLink
 from audiofork.errors import (
     AmiActionFailed,
     AmiError,
@@ -35,8 +36,6 @@ log = logging.getLogger(__name__)
 
 ACTION_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 5.0
-FIRST_RETRY_S = 0.5
-LONGEST_RETRY_S = 10.0
 # Each refused login is a line in Asterisk's security log, which may feed a ban of our address.
 LOGIN_RETRY_S = 60.0
 MAX_LINE_BYTES = 1024  # longer lines are discarded by Asterisk (main/manager.c)
@@ -90,7 +89,7 @@ class CheckRaised:
 Event = RequestReceived | ChannelHangup | OriginateFailed | BridgeChanged | CheckRaised
 
 
-class Ami:
+class Ami(KeptLink):
     """The link, kept up for as long as `run()` runs.
 
     Owned by the daemon. Events go to `on_event`; `on_up` is awaited after each login, before
@@ -98,7 +97,6 @@ class Ami:
     harms neither the link nor other events.
 
     Attributes:
-        status: The state of the link, as text for people.
         asterisk_started: Which run of Asterisk the link is to, or was to last: the local time of
             its start. Empty from a login until it is known, which is before `on_up`, and where
             Asterisk does not say.
@@ -110,21 +108,15 @@ class Ami:
         on_event: Callable[[Event], None],
         on_up: Callable[[], Awaitable[None]],
     ) -> None:
+        super().__init__("not connected to Asterisk yet", log)
         self._config = config
         self._on_event = on_event
         self._on_up = on_up
         self._link: _Link | None = None
-        self._retry_s = FIRST_RETRY_S
-        self._retry = asyncio.Event()
-        self._said = ""
-        self.status = "not connected to Asterisk yet"
         self.asterisk_started = ""
 
-    def retry_now(self) -> None:
-        """Make a link that is down try at once, and say how that went; else do nothing."""
-        if self._link is None:
-            self._said = ""
-            self._retry.set()
+    def _is_up(self) -> bool:
+        return self._link is not None
 
     # --- Actions ---
 
@@ -205,30 +197,17 @@ class Ami:
             except (OSError, TimeoutError, AmiError, ValueError) as exc:
                 where = f"{self._config.host}:{self._config.port}"
                 self._say(logging.WARNING, f"no link to Asterisk at {where}: {why(exc)}")
-                await self._pause(self._retry_s)
-                self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
-
-    async def _pause(self, delay_s: float) -> None:
-        """Wait before the next attempt, unless somebody has asked for it since the last one."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(delay_s):
-                await self._retry.wait()
-
-    def _say(self, level: int, status: str) -> None:
-        """Log a change of the link's state once, not with each attempt."""
-        if status != self._said:
-            log.log(level, "%s", status)
-        self.status = self._said = status
+                await self._pause_longer()
 
     async def _connect_once(self) -> None:
         """Serve one connection; ends with the exception that says why it is over."""
-        self._retry.clear()
+        self._begin_attempt()
         link = _Link(self._config, self._guarded_event)
         try:
             await link.open()
             self.asterisk_started = ""  # requests may come before the answer
             self._link = link
-            self._retry_s = FIRST_RETRY_S
+            self._on_success()
             version = await self._version(link)
             self.asterisk_started = await self._started(link)
             self._say(logging.INFO, f"connected to Asterisk {version}")

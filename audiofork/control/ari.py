@@ -23,6 +23,7 @@ import aiohttp
 import yarl
 
 from audiofork.config import AriConfig
+from audiofork.control.kept_link import KeptLink
 from audiofork.errors import AriError, AriLoginRefused, AriRefused, AriUnavailable
 from audiofork.text import printable, why
 
@@ -30,8 +31,6 @@ log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 3.0
 CLOSE_TIMEOUT_S = 1.0
-FIRST_RETRY_S = 0.5
-LONGEST_RETRY_S = 10.0
 # For what somebody has to put right. Each refused login is a line in Asterisk's security log, which
 # may feed a ban of our address.
 REFUSED_RETRY_S = 60.0
@@ -48,27 +47,21 @@ def segment(text: str) -> str:
     return quote(text, safe="")
 
 
-class Ari:
+class Ari(KeptLink):
     """Requests to ARI, and the event link, which is kept up for as long as `run()` runs.
 
     Owned by the daemon; `close()` ends it. Requests may be made at once, from any task. They need
     neither `run()` nor a link that is up, and try to connect if there is no connection: look at
     `ready` where a wait is too dear. `starting()` alone needs the link.
-
-    Attributes:
-        status: The state of the link, as text for people.
     """
 
     def __init__(self, config: AriConfig) -> None:
+        super().__init__("not connected to ARI yet", log)
         self._config = config
         self._session: aiohttp.ClientSession | None = None
         self._starting: dict[str, asyncio.Future[None]] = {}
         self._up = asyncio.Event()
         self._settled = asyncio.Event()
-        self._retry_s = FIRST_RETRY_S
-        self._retry = asyncio.Event()
-        self._said = ""
-        self.status = "not connected to ARI yet"
 
     @property
     def ready(self) -> bool:
@@ -89,11 +82,8 @@ class Ari:
         if not self.ready:
             raise AriUnavailable(self.status)
 
-    def retry_now(self) -> None:
-        """Make a link that is down try at once, and say how that went; else do nothing."""
-        if not self.ready:
-            self._said = ""
-            self._retry.set()
+    def _is_up(self) -> bool:
+        return self.ready
 
     async def __aenter__(self) -> Self:
         return self
@@ -254,32 +244,22 @@ class Ari:
                 await self._pause(REFUSED_RETRY_S)
             except AriError as exc:
                 self._say(logging.WARNING, f"no link to ARI at {self._config.url}: {exc}")
-                await self._pause(self._retry_s)
-                self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
-
-    async def _pause(self, delay_s: float) -> None:
-        """Wait before the next attempt, unless somebody has asked for it since the last one."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(delay_s):
-                await self._retry.wait()
+                await self._pause_longer()
 
     def _say(self, level: int, status: str) -> None:
-        """Log a change of the link's state once, not with each attempt."""
-        if status != self._said:
-            log.log(level, "%s", status)
-        self.status = self._said = status
+        super()._say(level, status)
         self._settled.set()
 
     async def _connect_once(self) -> NoReturn:
         """Serve one connection; ends with the exception that says why it is over."""
-        self._retry.clear()
+        self._begin_attempt()
         events = await self._open_events()
         try:
             # Asterisk knows the application since the link is open, and forgets it in time. This
             # tells, too, whether our user may write.
             await self.put(f"/applications/{segment(self._config.app)}/eventFilter", EVENT_FILTER)
             self._up.set()
-            self._retry_s = FIRST_RETRY_S
+            self._on_success()
             self._say(logging.INFO, f"connected to ARI at {self._config.url}")
             await self._read(events)
         finally:

@@ -163,8 +163,8 @@ async def only_channels(ami: AmiClient, *names: str) -> None:
     raise AssertionError(f"channels are left: {present}")
 
 
-async def channels(ami: AmiClient) -> list[str]:
-    """Return the names of Asterisk's channels."""
+async def channels(ami: AmiClient, header: str = "Channel") -> list[str]:
+    """Return the names of Asterisk's channels, or another header of each."""
     position = len(ami.events)
     action_id = ami.send("CoreShowChannels")
     await ami.wait_event(
@@ -172,7 +172,7 @@ async def channels(ami: AmiClient) -> list[str]:
         after=position,
     )
     return [
-        headers["Channel"]
+        headers[header]
         for _, headers in ami.events[position:]
         if headers.get("Event") == "CoreShowChannel" and headers.get("ActionID") == action_id
     ]

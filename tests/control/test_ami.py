@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from audiofork.config import AsteriskConfig
 from audiofork.control import ami as ami_module
+from audiofork.control import kept_link
 from audiofork.control.ami import (
     Ami,
     BridgeChanged,
@@ -35,7 +36,7 @@ RunAmi = Callable[..., AmiRun]
 
 @pytest.fixture(autouse=True)
 def short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ami_module, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(kept_link, "FIRST_RETRY_S", 0.01)
 
 
 async def wait_until(condition: Callable[[], object]) -> None:
@@ -957,7 +958,7 @@ async def test_reconnect_backs_off_and_begins_anew_after_a_login(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(ami_module, "FIRST_RETRY_S", 0.5)
+    monkeypatch.setattr(kept_link, "FIRST_RETRY_S", 0.5)
     gates = [asyncio.Event() for _ in range(8)]
     delays_s = record_pauses(monkeypatch, *gates)
     port = asterisk.port
@@ -1018,7 +1019,7 @@ async def test_retry_now_during_an_attempt_that_fails_makes_another_at_once(
 async def test_retry_now_of_a_link_that_is_up_is_not_kept_for_later(
     asterisk: FakeAsterisk, run_ami: RunAmi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ami_module, "FIRST_RETRY_S", 60)
+    monkeypatch.setattr(kept_link, "FIRST_RETRY_S", 60)
     run = run_ami()
     await run.up()
     await run.settled()
@@ -1093,7 +1094,7 @@ async def test_cancelled_run_leaves_no_task_and_no_socket(
     if stage == "up":
         await entered.wait()
     if stage == "pause":
-        monkeypatch.setattr(ami_module, "FIRST_RETRY_S", 60)
+        monkeypatch.setattr(kept_link, "FIRST_RETRY_S", 60)
         run.ami._retry_s = 60
         asterisk.connections[-1].drop()
         await wait_until(lambda: "closed the link" in run.ami.status)

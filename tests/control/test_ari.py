@@ -17,6 +17,7 @@ from aiohttp import WSCloseCode, web
 
 from audiofork.config import AriConfig
 from audiofork.control import ari as ari_module
+from audiofork.control import kept_link
 from audiofork.control.ari import Ari, segment
 from audiofork.errors import AriError, AriLoginRefused, AriRefused, AriUnavailable
 
@@ -147,7 +148,7 @@ def password_in_no_log_line(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ari_module, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(kept_link, "FIRST_RETRY_S", 0.01)
 
 
 @pytest.fixture
@@ -727,7 +728,7 @@ async def test_pauses_grow_to_10_s_begin_anew_after_a_success_and_a_state_is_sai
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(ari_module, "FIRST_RETRY_S", 0.5)
+    monkeypatch.setattr(kept_link, "FIRST_RETRY_S", 0.5)
     ari._retry_s = 0.5
     gates = [asyncio.Event() for _ in range(8)]
     delays_s = record_pauses(monkeypatch, *gates)
