@@ -1,9 +1,10 @@
 """The command `check`: tries what the daemon will need, and says what to do about each fault.
 
 It asks no right that the daemon does not need. What the manager interface does not tell a user
-of few rights is found out by trying: Asterisk brings a leg to the AudioSocket address, and a
-second one that spies on the first as a fork's leg does on a call. That takes two seconds,
-disturbs no call and leaves no call record.
+of few rights is found out by trying: Asterisk brings a leg to the AudioSocket address, and others
+that spy on the first as a fork's legs do on a call, by each tap that the daemon would use. That
+takes two seconds or three and disturbs no call. It leaves no call record, unless a leg by ARI does
+not reach the dialplan. A daemon that runs keeps its Stasis application: the check has its own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from audiofork.client import Client
 from audiofork.config import Address, Config
@@ -29,18 +31,26 @@ from audiofork.control.ami import (
     Event,
     connected,
 )
+from audiofork.control.tap.base import Tap
+from audiofork.control.tap.choice import NARROW_RATE
 from audiofork.errors import (
     AmiActionFailed,
     AmiError,
     AmiLoginRefused,
+    AriError,
+    AriLoginRefused,
+    AriRefused,
     AudioForkError,
     DaemonUnreachable,
+    LegError,
+    NoSuchChannel,
 )
-from audiofork.probe import LegFailed, Legs, Probe, ProbeLeg
+from audiofork.probe import LegFailed, Legs, Probe, ProbeLeg, snooping
 from audiofork.process import FILES_PER_FORK, FURTHER_FILES
 from audiofork.relay.audiosocket import FRAME_BYTES
 from audiofork.relay.worker import Worker
 
+WIDE_RATE = 16000
 PAIR_OPTIONS = "qulDES"  # of ChanSpy; the D is what the check wants to know of
 MAX_CLOCK_DIFFERENCE_S = 2.0
 EVENT_TIMEOUT_S = 2.0
@@ -57,11 +67,17 @@ _WRITE_CLASSES: tuple[tuple[str, str, list[tuple[str, str]]], ...] = (
     ("user", "UserEvent", [("UserEvent", CHECK_COMMAND)]),
     ("reporting", "CoreSettings", []),
 )
-_MODULES = ("chan_audiosocket.so", "res_audiosocket.so", "app_chanspy.so")
+_AUDIOSOCKET_MODULES = ("chan_audiosocket.so", "res_audiosocket.so")
+_CHANSPY_MODULE = "app_chanspy.so"
+_ARI_MODULES = ("res_ari.so", "res_ari_channels.so", "res_ari_events.so", "res_ari_applications.so")
+_STASIS_MODULE = "app_stasis.so"
+# The extensions that legs by ARI are sent to, and what runs there.
+_EXTENSIONS = {"narrow": "app_audiosocket.so", "wide": "app_dial.so"}
 _TIMING_MODULES = tuple(f"res_timing_{name}.so" for name in ("timerfd", "pthread", "dahdi"))
 
 # The reason of a failed Originate, as measured; one that cannot connect has 8.
 _NO_SUCH_CHANNEL_TYPE = "0"
+_READ_ONLY = "Write access denied"  # what ARI says to a user that has read_only
 
 
 class Outcome(enum.IntEnum):
@@ -81,7 +97,10 @@ class Mark(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the check, with what to do about it if it is a fault."""
+    """One line of the check, with what to do about it, if anything is.
+
+    A remedy is one paragraph, or several lines; those that are indented stand in a file so.
+    """
 
     mark: Mark
     text: str
@@ -89,8 +108,12 @@ class Finding:
 
     def __str__(self) -> str:
         line = f"{self.mark:<4}  {self.text}"
-        remedy = textwrap.wrap(self.remedy, width=84, break_long_words=False)
+        remedy = [part for text in self.remedy.splitlines() for part in _wrapped(text)]
         return "\n".join([line, *(f"        {part}" for part in remedy)])
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, width=84, break_long_words=False, break_on_hyphens=False)
 
 
 class Check:
@@ -118,6 +141,8 @@ class Check:
         self._outcome = Outcome.FINE
         self._daemon_pid = 0
         self._daemon_runs = False
+        self._by_ari = bool(config.ari.url) and config.asterisk.tap != "chanspy"
+        self._can_snoop = self._by_ari
         self._may: set[str] = set()
         self._version = "(version unknown)"
         self._events: list[Event] = []
@@ -127,14 +152,15 @@ class Check:
         """Check everything; what depends on something that failed is left out."""
         await asyncio.to_thread(self._check_daemon)
         self._check_file_limit()
+        await self._check_ari()
         await self._check_asterisk()
         return self._outcome
 
     def _ok(self, text: str) -> None:
         self._say(Finding(Mark.OK, text))
 
-    def _skip(self, text: str) -> None:
-        self._say(Finding(Mark.SKIP, text))
+    def _skip(self, text: str, remedy: str = "") -> None:
+        self._say(Finding(Mark.SKIP, text, remedy))
 
     def _fail(self, text: str, remedy: str, outcome: Outcome = Outcome.FAULTS) -> None:
         self._outcome = max(self._outcome, outcome)
@@ -174,6 +200,49 @@ class Check:
                 "ulimit -Hn, and restart the daemon; or lower [security] max_forks.",
             )
 
+    # --- The REST interface ---
+
+    async def _check_ari(self) -> None:
+        """See whether ARI lets us in; that it can make legs, a trial will show."""
+        config = self._config.ari
+        if not self._by_ari:
+            self._tell_that_ari_is_not_used()
+            return
+        if not config.password:
+            self._no_ari("ARI: no password is configured", _NO_PASSWORD)
+            return
+        from audiofork.control.ari import Ari  # what it imports takes 10 MB
+
+        try:
+            async with Ari(config) as ari:
+                await ari.check_rights()
+        except AriLoginRefused as exc:
+            remedy = _read_only if _READ_ONLY in str(exc) else _ari_user
+            self._no_ari(f"ARI: {str(exc).partition(';')[0]}", remedy(config.username))
+        except AriRefused as exc:
+            self._no_ari(f"ARI at {config.url}: {exc}", _NO_ARI)
+        except AriError as exc:
+            self._no_ari(f"ARI at {config.url}: {exc}", _http_conf(config.url))
+        else:
+            self._ok(f"ARI: {config.username} may write at {config.url}")
+
+    def _no_ari(self, text: str, remedy: str) -> None:
+        # A fault of the set-up: whether Asterisk can be reached at all, AMI tells.
+        self._can_snoop = False
+        self._fail(text, remedy)
+
+    def _tell_that_ari_is_not_used(self) -> None:
+        if self._config.asterisk.tap == "chanspy":
+            why, how = "not used ([asterisk] tap = chanspy)", "Set [asterisk] tap = auto."
+        else:
+            why, how = "not configured ([ari] url)", _HAVE_ARI
+        rate = self._config.websocket.sample_rate
+        if rate == NARROW_RATE:
+            self._skip(f"ARI: {why}: legs come by ChanSpy, at 8000 Hz", how)
+        else:
+            text = f"ARI: {why}, but [websocket] sample_rate = {rate} needs it"
+            self._fail(text, f"{how}\nOr set [websocket] sample_rate = 8000.")
+
     # --- The manager interface ---
 
     async def _check_asterisk(self) -> None:
@@ -186,6 +255,7 @@ class Check:
                 await self._check_rights(ami)
                 await self._check_clock(ami)
                 await self._check_requests_come(ami)
+                await self._check_dialplan(ami)
                 if await self._check_modules(ami):
                     await self._check_audiosocket(ami)
         except AmiLoginRefused as exc:
@@ -277,10 +347,41 @@ class Check:
                 self._rights_remedy(),
             )
 
+    async def _check_dialplan(self, ami: Ami) -> None:
+        """See whether there is what legs by ARI are sent to."""
+        if not self._by_ari:
+            return
+        from audiofork.control.tap.snoop import CONTEXT
+
+        try:
+            lines = await ami.list("ShowDialPlan", [("Context", CONTEXT)])
+        except AmiActionFailed as exc:
+            if exc.message == _DENIED:
+                self._skip("dialplan: to look into it needs write = reporting")
+                return
+            lines = []  # there is no such context
+        present = {line.get("extension") for line in lines}
+        missing = [name for name in _EXTENSIONS if name not in present]
+        if not missing:
+            self._ok(f"dialplan: the context {CONTEXT} has {' and '.join(_EXTENSIONS)}")
+            return
+        what = f"has no extension {' and '.join(missing)}" if lines else "is missing"
+        self._can_snoop = False
+        self._fail(f"dialplan: the context {CONTEXT} {what}", _INCLUDE_EXTENSIONS)
+
+    def _modules(self) -> list[str]:
+        """Return the modules that legs need, by each tap that the daemon would use."""
+        modules = list(_AUDIOSOCKET_MODULES)
+        if self._config.asterisk.tap != "snoop":
+            modules.append(_CHANSPY_MODULE)
+        if self._by_ari:
+            modules += [*_ARI_MODULES, _STASIS_MODULE, *_EXTENSIONS.values()]
+        return modules
+
     async def _check_modules(self, ami: Ami) -> bool:
         """Name missing modules to a user who may ask; without, the legs will show it."""
         try:
-            missing = [name for name in _MODULES if not await _is_loaded(ami, name)]
+            missing = [name for name in self._modules() if not await _is_loaded(ami, name)]
             if not any([await _is_loaded(ami, name) for name in _TIMING_MODULES]):
                 missing.append(_TIMING_MODULES[0])
         except AmiActionFailed:
@@ -343,24 +444,35 @@ class Check:
 
     async def _check_audio(self, legs: Legs, address: Address) -> None:
         try:
-            target = await legs.start(address, "Wait", "10")
-            if not self._is_beside(address):
-                self._ok(f"AudioSocket: Asterisk reaches {address}")
-            spy = await legs.start(address, "ChanSpy", f"{legs.uniqueids[-1]},{PAIR_OPTIONS}")
+            target = await legs.start(address, "Wait", "20")
         except LegFailed as exc:
-            if self._is_beside(address):
-                self._skip(f"audio: needs a port beside the daemon's, and {address}: {exc}")
-            else:
-                self._leg_failed(exc, address)
+            self._leg_failed(exc, address)
             return
+        if not self._is_beside(address):
+            self._ok(f"AudioSocket: Asterisk reaches {address}")
+        uniqueid = legs.uniqueids[-1]
         talk = asyncio.create_task(target.talk())
+        try:
+            await self._check_chanspy(legs, address, uniqueid)
+            await self._check_snoop(legs, address, uniqueid)
+        finally:
+            talk.cancel()
+            target.hang_up()
+
+    async def _check_chanspy(self, legs: Legs, address: Address, uniqueid: str) -> None:
+        if self._config.asterisk.tap == "snoop":
+            self._skip("audio: ChanSpy is not used ([asterisk] tap = snoop)")
+            return
+        try:
+            spy = await legs.start(address, "ChanSpy", f"{uniqueid},{PAIR_OPTIONS}")
+        except LegFailed as exc:
+            self._leg_failed(exc, address)
+            return
         try:
             await spy.wait_frames(FRAMES_WANTED, AUDIO_TIMEOUT_S)
             await self._judge(spy)
         finally:
-            talk.cancel()
             spy.hang_up()
-            target.hang_up()
 
     def _is_beside(self, address: Address) -> bool:
         """Tell whether this is not the configured port, since the daemon has that."""
@@ -368,9 +480,12 @@ class Check:
         return configured.port not in (0, address.port)
 
     def _leg_failed(self, failure: LegFailed, address: Address) -> None:
-        if failure.reason == _NO_SUCH_CHANNEL_TYPE:
+        if self._is_beside(address):
+            self._skip(f"audio: needs a port beside the daemon's, and {address}: {failure}")
+        elif failure.reason == _NO_SUCH_CHANNEL_TYPE:
             self._fail(
-                "AudioSocket: Asterisk has no channel type AudioSocket", _load(*_MODULES[:2])
+                "AudioSocket: Asterisk has no channel type AudioSocket",
+                _load(*_AUDIOSOCKET_MODULES),
             )
         else:
             remedy = _ADVERTISE if failure.reason else _ADVERTISE + _NO_NEWS
@@ -378,19 +493,15 @@ class Check:
 
     async def _judge(self, spy: ProbeLeg) -> None:
         if not spy.frames and spy.closed:
-            self._fail("audio: ChanSpy does not run", _load(_MODULES[2]))
+            self._fail("audio: ChanSpy does not run", _load(_CHANSPY_MODULE))
         elif not spy.frames:
             await self._judge_silence(spy)
         elif any(len(frame) == FRAME_BYTES for _, frame in spy.frames):
             self._fail(
                 f"audio: the ChanSpy of Asterisk {self._version} has no option D", _NO_OPTION_D
             )
-        elif len(spy.frames) < FRAMES_WANTED:
-            text = f"audio: {len(spy.frames)} frames within {AUDIO_TIMEOUT_S:g} s, not 50 a second"
-            self._fail(text, _load(_TIMING_MODULES[0]) + _BUSY)
-        elif spy.frames_per_second() < SLOWEST_FRAMES_PER_SECOND:
-            text = f"audio: {spy.frames_per_second():.1f} frames a second, not 50"
-            self._fail(text, _load(_TIMING_MODULES[0]) + _BUSY)
+        elif pace := _too_slow(spy):
+            self._fail(f"audio: {pace}", _load(_TIMING_MODULES[0]) + _BUSY)
         elif not spy.has_tone_in_left_alone():
             self._fail("audio: what comes is not what the target was sent", _NOT_THE_TONE)
         else:
@@ -408,6 +519,48 @@ class Check:
             text = "audio: none comes"
         self._fail(text, _load(_TIMING_MODULES[0]) + _TIMING)
 
+    async def _check_snoop(self, legs: Legs, address: Address, uniqueid: str) -> None:
+        """Have the snoop tap bring what the target says, by each of its extensions."""
+        if not self._can_snoop:
+            return
+        async with snooping(self._config.ari, address) as tap:
+            if tap.missing:
+                self._fail(f"snoop: {tap.missing}", _load(*_ARI_MODULES))
+                return
+            narrow = self._snooped(legs, tap, uniqueid, NARROW_RATE, "narrow")
+            wide = self._snooped(legs, tap, uniqueid, WIDE_RATE, "wide")
+            # What ARI says to both, we say once.
+            for finding in dict.fromkeys(await asyncio.gather(narrow, wide)):
+                if finding.mark is Mark.OK:
+                    self._ok(finding.text)
+                else:
+                    self._fail(finding.text, finding.remedy)
+
+    async def _snooped(
+        self, legs: Legs, tap: Tap, uniqueid: str, sample_rate: int, extension: str
+    ) -> Finding:
+        """Have one leg, and judge what it brings."""
+        what = f"snoop at {sample_rate} Hz"
+        try:
+            leg = await legs.snoop(tap, uniqueid, sample_rate)
+        except LegFailed as exc:
+            remedy = f"{_load(_EXTENSIONS[extension])}\n{_INCLUDE_EXTENSIONS}"
+            return Finding(Mark.FAIL, f"{what}: {exc}", remedy)
+        except (LegError, NoSuchChannel) as exc:
+            remedy = _load(_STASIS_MODULE, _TIMING_MODULES[0]) + _TIMING
+            return Finding(Mark.FAIL, f"snoop: {exc}", remedy)
+        try:
+            await leg.wait_frames(FRAMES_WANTED, AUDIO_TIMEOUT_S)
+        finally:
+            leg.hang_up()
+        if pace := _too_slow(leg):
+            remedy = _load(_TIMING_MODULES[0]) + _BUSY
+            return Finding(Mark.FAIL, f"{what}: {pace}", remedy)
+        if not leg.is_tone(sample_rate):
+            text = f"{what}: what comes is not what the target was sent"
+            return Finding(Mark.FAIL, text, _NOT_THE_TONE)
+        return Finding(Mark.OK, f"{what}: {leg.frames_per_second():.1f} frames a second")
+
     async def _check_hangups_come(self, legs: Legs) -> None:
         event = await self._heard(legs.is_of_ours, EVENT_TIMEOUT_S)
         if event is not None:
@@ -418,6 +571,15 @@ class Check:
                 "eventfilter holds them back",
                 self._rights_remedy(),
             )
+
+
+def _too_slow(leg: ProbeLeg) -> str:
+    """Return what is wrong with the pace of a leg's frames; empty: nothing."""
+    if len(leg.frames) < FRAMES_WANTED:
+        return f"{len(leg.frames)} frames within {AUDIO_TIMEOUT_S:g} s, not 50 a second"
+    if leg.frames_per_second() < SLOWEST_FRAMES_PER_SECOND:
+        return f"{leg.frames_per_second():.1f} frames a second, not 50"
+    return ""
 
 
 async def _is_loaded(ami: Ami, module: str) -> bool:
@@ -488,8 +650,75 @@ _NOT_THE_TONE = (
 
 
 def _load(*modules: str) -> str:
-    commands = "; ".join(f'asterisk -rx "module load {module}"' for module in modules)
+    commands = "".join(f'  asterisk -rx "module load {module}"\n' for module in modules)
     return (
-        f"Run {commands}, and see that modules.conf does not keep it out (noload, or autoload = no "
+        f"Run\n{commands}and see that modules.conf does not keep it out (noload, or autoload = no "
         "without a load line). Some distributions have it in a package of its own."
     )
+
+
+_RELOAD_ARI = 'then run\n  asterisk -rx "module reload res_ari.so"'
+_NO_PASSWORD = (
+    "Set [ari] password or password_file to the password of the user in ari.conf. Where systemd "
+    "hands it to the service, give it to this command as well: AUDIOFORK_ARI_PASSWORD_FILE=FILE "
+    "audiofork check"
+)
+_HAVE_ARI = """\
+By ARI forks lose no frame to jitter, and can have wideband. To use it, set in audiofork.ini
+  [ari]
+  url = http://127.0.0.1:8088/ari
+  password = (one of your own)
+and do what the heads of the shipped ari_audiofork.conf and extensions_audiofork.conf say; then \
+check again, which names what is missing."""
+_NO_ARI = f"""\
+In ari.conf:
+  [general]
+  enabled = yes
+{_RELOAD_ARI}
+{_load(*_ARI_MODULES)}
+[ari] url has to name what asterisk -rx "http show status" tells, and end with /ari."""
+_INCLUDE_EXTENSIONS = """\
+Copy the shipped extensions_audiofork.conf, in place of an older one, beside extensions.conf, and \
+add to the end of that
+  #include extensions_audiofork.conf
+then run
+  asterisk -rx "dialplan reload\""""
+
+
+def _http_conf(url: str) -> str:
+    parts = urlsplit(url)
+    host = "127.0.0.1" if parts.hostname in ("localhost", None) else parts.hostname
+    if parts.scheme == "https":
+        options = f"tlsenable = yes\n  tlsbindaddr = {Address(host, parts.port or 443)}\n"
+        options += "  tlscertfile = (its certificate and key, in PEM)"
+    else:
+        options = f"bindaddr = {host}\n  bindport = {parts.port or 80}"
+    return f"""\
+Is Asterisk running? In http.conf:
+  [general]
+  enabled = yes
+  {options}
+then run
+  asterisk -rx "module reload http"
+[ari] url has to name what asterisk -rx "http show status" tells; with https, ca_file names who \
+signed its certificate."""
+
+
+def _ari_user(username: str) -> str:
+    return f"""\
+Compare [ari] username and password with ari.conf, which needs, as in the shipped \
+ari_audiofork.conf,
+  [{username}]
+  type = user
+  read_only = no
+  password = (that of [ari])
+  password_format = plain
+{_RELOAD_ARI}"""
+
+
+def _read_only(username: str) -> str:
+    return f"""\
+In ari.conf:
+  [{username}]
+  read_only = no
+{_RELOAD_ARI}"""

@@ -5,19 +5,37 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
+import dataclasses
+import logging
 import sys
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn, cast
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from audiofork.config import Address
+from audiofork.config import Address, AriConfig
 from audiofork.control.ami import Ami, ChannelHangup, Event, OriginateFailed
-from audiofork.control.tap.chanspy import LEG_PREFIX
+from audiofork.control.tap.base import LEG_PREFIX, LegOrder, Tap
 from audiofork.errors import AmiActionFailed, AudioSocketProtocolError
-from audiofork.relay.audiosocket import FRAME_BYTES, HANGUP_MESSAGE, PTIME_MS, Decoder, Kind, encode
+from audiofork.model import Direction, LegPart, leg_uuid
+from audiofork.relay.audiosocket import (
+    FRAME_BYTES,
+    HANGUP_MESSAGE,
+    PTIME_MS,
+    SAMPLE_RATES,
+    Decoder,
+    Kind,
+    encode,
+    frame_bytes,
+)
+
+if TYPE_CHECKING:
+    from audiofork.control.tap.snoop import SnoopTap
 
 TONE = 4321  # a sample that neither silence nor a wrong byte order gives
+RESAMPLED_TONE = range(TONE - 43, TONE + 44)  # 1 %; but for the first frame it is 1 or 2 off
 LEG_TIMEOUT_S = 6.0  # the Originate's own limit is 5 s
+LINK_TIMEOUT_S = 4.0  # of `Ari` it is 3 s
 _TONE_FRAME = encode(Kind.SLIN, TONE.to_bytes(2, "little") * (FRAME_BYTES // 2))
 
 
@@ -71,10 +89,20 @@ class ProbeLeg:
 
     def has_tone_in_left_alone(self) -> bool:
         """Tell whether the tone is in the left channel of the frames, and in no right one."""
+        samples = self._samples()
+        return TONE in samples[::2] and not any(samples[1::2])
+
+    def is_tone(self, sample_rate: int) -> bool:
+        """Tell whether these are mono frames of that rate, and most of them the tone."""
+        samples = self._samples()
+        is_mono = all(len(frame) == frame_bytes(sample_rate) for _, frame in self.frames)
+        return is_mono and sum(sample in RESAMPLED_TONE for sample in samples) > len(samples) / 2
+
+    def _samples(self) -> array.array[int]:
         samples = array.array("h", b"".join(frame for _, frame in self.frames))
         if sys.byteorder == "big":
             samples.byteswap()
-        return TONE in samples[::2] and not any(samples[1::2])
+        return samples
 
     def hang_up(self) -> None:
         if not self.closed:
@@ -149,7 +177,7 @@ class _Connection(asyncio.Protocol):
         for kind, payload in messages:
             if self._leg is None and kind == Kind.UUID:
                 self._identify(str(uuid.UUID(bytes=payload)))
-            elif self._leg is not None and kind == Kind.SLIN:
+            elif self._leg is not None and kind in SAMPLE_RATES:
                 self._leg.on_audio(payload)
 
     def _identify(self, leg_id: str) -> None:
@@ -209,14 +237,38 @@ class Legs:
         leg_id = str(uuid.uuid4())
         arrival = self._probe.expect(leg_id)
         await self._originate(leg_id, address, application, data)
-        news = asyncio.create_task(self._news_of(self.uniqueids[-1]))
+        return await self._arrived(
+            arrival, self.uniqueids[-1], "the leg went somewhere else, and ended there"
+        )
+
+    async def snoop(self, tap: Tap, uniqueid: str, sample_rate: int) -> ProbeLeg:
+        """Have a tap bring a leg that hears what a channel's party says, as for a fork.
+
+        Raises:
+            LegFailed: It did not come.
+            LegError, NoSuchChannel: It could not be asked for.
+        """
+        fork_id, part = str(uuid.uuid4()), LegPart.IN
+        leg_id = tap.name_leg(fork_id, part, anew=False)
+        self.uniqueids.append(leg_id)
+        arrival = self._probe.expect(leg_uuid(fork_id, part))
+        await tap.start(
+            LegOrder(leg_id, fork_id, part, uniqueid, Direction.IN, sample_rate, speaks=False)
+        )
+        return await self._arrived(arrival, leg_id, "the leg ended before it connected")
+
+    async def _arrived(
+        self, arrival: asyncio.Future[ProbeLeg], uniqueid: str, ended: str
+    ) -> ProbeLeg:
+        """Return a leg that was asked for, when it is here; `ended` says what its end means."""
+        news = asyncio.create_task(self._news_of(uniqueid))
         either: set[asyncio.Future[Any]] = {arrival, news}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if arrival.done():
             news.cancel()
             self.news_due = True
             return arrival.result()
-        self._raise(await news)
+        self._raise(await news, ended)
 
     async def knock(self, address: Address) -> None:
         """Have Asterisk connect to somebody else, and wait until that is over.
@@ -226,7 +278,7 @@ class Legs:
         await self._originate(str(uuid.uuid4()), address, "Wait", "1")
         news = await self._news_of(self.uniqueids[-1])
         if not isinstance(news, ChannelHangup):
-            self._raise(news)
+            self._raise(news, "")
 
     async def _originate(self, leg_id: str, address: Address, application: str, data: str) -> None:
         uniqueid = f"{LEG_PREFIX}check-{leg_id}"
@@ -257,9 +309,46 @@ class Legs:
         self.news_due |= news is not None
         return news
 
-    def _raise(self, news: Event | None) -> NoReturn:
+    def _raise(self, news: Event | None, ended: str) -> NoReturn:
         if isinstance(news, OriginateFailed):
             raise LegFailed("cannot connect", news.reason)
         if news is None:
             raise LegFailed(f"no leg came within {LEG_TIMEOUT_S:g} s")
-        raise LegFailed("the leg went somewhere else, and ended there")
+        raise LegFailed(ended)
+
+
+@dataclass(frozen=True, slots=True)
+class OneAddress:
+    """Implements `LegAddresses`: every leg comes to one address."""
+
+    address: Address
+
+    @property
+    def addresses(self) -> Sequence[Address]:
+        return (self.address,)
+
+    def address_of(self, fork_id: str) -> Address:
+        return self.address
+
+
+@contextlib.asynccontextmanager
+async def snooping(config: AriConfig, address: Address) -> AsyncIterator[SnoopTap]:
+    """Have the daemon's own tap by ARI, with a link that is up or has failed; it brings legs here.
+
+    Its application has a name of its own. Asterisk would take the daemon's away from it, and with
+    it the legs of its forks.
+    """
+    from audiofork.control.ari import Ari  # what they import takes 10 MB
+    from audiofork.control.tap.snoop import SnoopTap
+
+    # The check says itself what has failed; without a handler the log would go to standard error.
+    logging.getLogger(Ari.__module__).addHandler(logging.NullHandler())
+    own = dataclasses.replace(config, app=f"{config.app}-check")
+    async with Ari(own) as ari:
+        link = asyncio.create_task(ari.run())
+        try:
+            await ari.settled(LINK_TIMEOUT_S)
+            yield SnoopTap(ari, own, OneAddress(address))
+        finally:
+            link.cancel()
+            await asyncio.gather(link, return_exceptions=True)

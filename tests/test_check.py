@@ -10,6 +10,8 @@ import contextlib
 import resource
 import socket
 import ssl
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from aiohttp import web
 
 from audiofork import check as checking
 from audiofork import config, probe
@@ -25,8 +28,9 @@ from audiofork.config import Address, Config
 from audiofork.control.socket import ControlSocket
 from audiofork.errors import ConfigError
 from audiofork.probe import TONE, Probe, ProbeLeg
-from audiofork.relay.audiosocket import Decoder, Kind, encode
+from audiofork.relay.audiosocket import SAMPLE_RATES, Decoder, Kind, encode, frame_bytes
 from tests.control.conftest import FakeAsterisk, block, response
+from tests.control.test_ari import PASSWORD, FakeAri, answer, silence, starts
 
 PAIR = TONE.to_bytes(2, "little") + b"\0\0"
 PAIRS = encode(Kind.SLIN, PAIR * 160)
@@ -46,6 +50,7 @@ class SpiedAsterisk(FakeAsterisk):
         super().__init__()
         self.answers["Getvar"] = lambda action: response(action, f"Value: {int(time.time())}")
         self.answers["ModuleCheck"] = lambda action: denied(action)
+        self.answers["ShowDialPlan"] = dialplan_of("narrow", "wide")
         self.answers["UserEvent"] = self._raise
         self.answers["Originate"] = self._originate
         self.pace_s = 0.02
@@ -97,8 +102,97 @@ class SpiedAsterisk(FakeAsterisk):
         await super().stop()
 
 
+def dialplan_of(*extensions: str) -> Callable[[dict[str, str]], bytes]:
+    """Return the answer to ShowDialPlan of a context with these extensions."""
+
+    def answer(action: dict[str, str]) -> bytes:
+        assert action["context"] == "audiofork-leg"
+        event = ("Event: ListDialplan", f"ActionID: {action['id']}")
+        lines = [block(*event, f"Extension: {name}") for name in extensions]
+        done = block("Event: ShowDialPlanComplete", f"ActionID: {action['id']}")
+        return b"".join([response(action, "EventList: start"), *lines, done])
+
+    return answer
+
+
 def denied(action: dict[str, str]) -> bytes:
     return response(action, "Message: Permission denied", ok=False)
+
+
+class SnoopedAri(FakeAri):
+    """A FakeAri that brings snoop legs, as far as a check can tell.
+
+    Attributes:
+        asterisk: Tells of hangups.
+        pace_s: Time between two frames of a leg.
+        sample: What they are made of, besides the rate that is asked for.
+        ends: Extensions whose legs end before they connect.
+        apps: The applications whose events were asked for.
+    """
+
+    def __init__(self, asterisk: SpiedAsterisk) -> None:
+        super().__init__()
+        self.asterisk = asterisk
+        self.pace_s = 0.02
+        self.sample = TONE.to_bytes(2, "little")
+        self.ends: set[str] = set()
+        self.apps: list[str] = []
+        self._variables: dict[str, str] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        parts = request.path.split("/")
+        match parts[3:]:
+            case _ if request.path in self.answers:
+                pass
+            case []:
+                self.apps += request.query.getall("app", [])
+            case [_, "snoop", leg_id]:
+                await self.send(starts(leg_id))
+            case [leg_id, "variable"]:
+                self._variables[leg_id] = request.query["value"]
+            case [leg_id, "continue"]:
+                self._tasks.append(
+                    asyncio.create_task(self._leg(leg_id, request.query["extension"]))
+                )
+        return await super()._serve(request)
+
+    async def _leg(self, leg_id: str, extension: str) -> None:
+        """Do as the shipped dialplan does."""
+        if extension in self.ends:
+            self._hang_up(leg_id)
+            return
+        if extension == "narrow":
+            leg_uuid, address = self._variables[leg_id].split(",")
+            kind = Kind.SLIN
+        else:
+            _, address, leg_uuid, codec = self._variables[leg_id].split("/")
+            assert codec == "c(slin16)"
+            kind = Kind.SLIN16
+        host, port = address.rsplit(":", 1)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(encode(Kind.UUID, uuid.UUID(leg_uuid).bytes))
+        frame = encode(kind, self.sample * (frame_bytes(SAMPLE_RATES[kind]) // 2))
+        sending = asyncio.create_task(self._send(writer, frame))
+        with contextlib.suppress(OSError):
+            await reader.read()
+        sending.cancel()
+        writer.close()
+        self._hang_up(leg_id)
+
+    async def _send(self, writer: asyncio.StreamWriter, frame: bytes) -> None:
+        while self.pace_s:
+            writer.write(frame)
+            await asyncio.sleep(self.pace_s)
+
+    def _hang_up(self, leg_id: str) -> None:
+        self.asterisk.send(block("Event: Hangup", f"Uniqueid: {leg_id}"))
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await super().stop()
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +207,22 @@ async def asterisk() -> AsyncIterator[SpiedAsterisk]:
     await one.start()
     yield one
     await one.stop()
+
+
+@pytest.fixture
+async def ari(asterisk: SpiedAsterisk) -> AsyncIterator[SnoopedAri]:
+    one = SnoopedAri(asterisk)
+    await one.start()
+    yield one
+    await one.stop()
+
+
+def ari_section(ari: FakeAri, more: str = "") -> str:
+    return f"url = http://127.0.0.1:{ari.port}/ari\npassword = {PASSWORD}\n{more}"
+
+
+def asterisk_section(asterisk: FakeAsterisk, more: str) -> str:
+    return f"port = {asterisk.port}\nsecret = x\n{more}"
 
 
 def configured(asterisk: FakeAsterisk | None = None, /, **sections: str) -> Config:
@@ -150,9 +260,37 @@ async def test_asterisk_as_it_should_be_has_no_fault(asterisk: SpiedAsterisk) ->
     assert outcome == 0
     subjects = [finding.text.partition(":")[0] for finding in findings]
     assert subjects == [
-        *("daemon", "open files", "login", "rights", "clock"),
+        *("daemon", "open files", "ARI", "login", "rights", "clock"),
         *("requests", "AudioSocket", "audio", "hangups"),
     ]
+
+
+async def test_asterisk_with_ari_as_it_should_be_has_no_fault(
+    asterisk: SpiedAsterisk, ari: SnoopedAri
+) -> None:
+    outcome, findings = await findings_of(configured(asterisk, ari=ari_section(ari)))
+    assert failures(findings) == []
+    assert outcome == 0
+    assert [finding.text.partition(":")[0] for finding in findings] == [
+        *("daemon", "open files", "ARI", "login", "rights", "clock", "requests", "dialplan"),
+        *("AudioSocket", "audio", "snoop at 8000 Hz", "snoop at 16000 Hz", "hangups"),
+    ]
+    assert PASSWORD not in str(findings)
+
+
+async def test_running_daemons_application_is_not_taken_from_it(
+    asterisk: SpiedAsterisk, ari: SnoopedAri
+) -> None:
+    settings = configured(asterisk, ari=ari_section(ari, "app = ours\n"))
+    await findings_of(settings)
+    assert ari.apps == ["ours-check"]
+    assert [asked for asked in ari.asked if "ours" in asked.replace("ours-check", "")] == []
+
+
+def test_module_costs_a_daemon_without_ari_no_aiohttp() -> None:
+    code = "import sys; import audiofork.check; print('aiohttp' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n"
 
 
 def test_finding_is_a_line_and_its_remedy_stands_indented_below() -> None:
@@ -162,6 +300,17 @@ def test_finding_is_a_line_and_its_remedy_stands_indented_below() -> None:
     assert len(lines) == 4
     assert all(line.startswith("        word") and len(line) <= 92 for line in lines[1:])
     assert str(Finding(Mark.OK, "login")) == "ok    login"
+
+
+def test_lines_of_a_file_in_a_remedy_are_kept_as_they_are() -> None:
+    remedy = f"In http.conf:\n  [general]\n  enabled = yes\n{'to-be-copied ' * 8}"
+    assert str(Finding(Mark.FAIL, "ARI", remedy)).splitlines()[1:] == [
+        "        In http.conf:",
+        "          [general]",
+        "          enabled = yes",
+        "        " + "to-be-copied " * 5 + "to-be-copied",
+        "        to-be-copied to-be-copied",
+    ]
 
 
 # --- The way to Asterisk -------------------------------------------------------------------------
@@ -293,7 +442,7 @@ async def test_leg_that_never_comes_is_a_fault_after_its_time(
     _, findings = await findings_of(configured(asterisk))
     (failed,) = failures(findings)
     assert "no leg came within 0.05 s" in failed
-    (remedy,) = [finding.remedy for finding in findings if finding.remedy]
+    (remedy,) = [finding.remedy for finding in findings if finding.mark is Mark.FAIL]
     assert "advertise" in remedy
     assert "Without read = call" in remedy
 
@@ -326,6 +475,303 @@ async def test_originate_that_is_refused_is_told_in_asterisks_words(
     assert failures(findings)[0].endswith(": Originate Access Forbidden")
 
 
+# --- ARI -----------------------------------------------------------------------------------------
+
+
+async def ari_fault(asterisk: SpiedAsterisk, section: str, /, **sections: str) -> Finding:
+    """Return the only fault, which is of ARI; all that AMI gives is checked all the same."""
+    outcome, findings = await findings_of(configured(asterisk, ari=section, **sections))
+    assert outcome == 1
+    (found,) = [finding for finding in findings if finding.mark is Mark.FAIL]
+    subjects = [finding.text.partition(":")[0] for finding in findings]
+    assert "audio" in subjects
+    assert not any(subject.startswith("snoop at") for subject in subjects)
+    assert PASSWORD not in str(findings)
+    return found
+
+
+async def test_ari_that_is_not_configured_is_no_fault_and_says_how_to_have_it(
+    asterisk: SpiedAsterisk,
+) -> None:
+    _, findings = await findings_of(configured(asterisk))
+    assert findings[2].mark is Mark.SKIP
+    assert findings[2].text == ("ARI: not configured ([ari] url): legs come by ChanSpy, at 8000 Hz")
+    assert "\n  [ari]\n  url = http://127.0.0.1:8088/ari\n  password = " in findings[2].remedy
+
+
+async def test_ari_that_is_not_wanted_is_left_alone(
+    asterisk: SpiedAsterisk, ari: SnoopedAri
+) -> None:
+    text = asterisk_section(asterisk, "tap = chanspy\n")
+    outcome, findings = await findings_of(configured(asterisk=text, ari=ari_section(ari)))
+    assert outcome == 0
+    assert findings[2].mark is Mark.SKIP
+    assert findings[2].text == (
+        "ARI: not used ([asterisk] tap = chanspy): legs come by ChanSpy, at 8000 Hz"
+    )
+    assert ari.asked == []
+    assert asterisk.count("ShowDialPlan") == 0
+
+
+@pytest.mark.parametrize("rate", [16000, 0])
+async def test_wideband_without_ari_is_a_fault_that_names_both(
+    asterisk: SpiedAsterisk, rate: int
+) -> None:
+    websocket = f"sample_rate = {rate}\n"
+    found = await ari_fault(asterisk, "", websocket=websocket)
+    assert found.text == (
+        f"ARI: not configured ([ari] url), but [websocket] sample_rate = {rate} needs it"
+    )
+    assert "url = http://" in found.remedy
+    assert "set [websocket] sample_rate = 8000" in found.remedy
+    text = asterisk_section(asterisk, "tap = chanspy\n")
+    found = await ari_fault(asterisk, "", websocket=websocket, asterisk=text)
+    assert found.text.startswith("ARI: not used ([asterisk] tap = chanspy), but [websocket] sa")
+
+
+async def test_missing_password_is_a_fault_without_a_login(
+    asterisk: SpiedAsterisk, ari: SnoopedAri
+) -> None:
+    section = ari_section(ari).replace(PASSWORD, "")
+    found = await ari_fault(asterisk, section)
+    assert found.text == "ARI: no password is configured"
+    assert "AUDIOFORK_ARI_PASSWORD_FILE" in found.remedy
+    assert ari.asked == []
+
+
+@pytest.mark.parametrize(
+    ("url", "lines"),
+    [
+        ("http://127.0.0.1:9/ari", ["bindaddr = 127.0.0.1", "bindport = 9"]),
+        ("http://localhost:9/ari", ["bindaddr = 127.0.0.1", "bindport = 9"]),
+        ("https://127.0.0.1:9/ari", ["tlsenable = yes", "tlsbindaddr = 127.0.0.1:9"]),
+        ("https://[::1]:9/ari", ["tlsenable = yes", "tlsbindaddr = [::1]:9"]),
+    ],
+)
+async def test_ari_that_does_not_listen_is_a_fault_with_the_lines_of_http_conf(
+    asterisk: SpiedAsterisk, url: str, lines: list[str]
+) -> None:
+    found = await ari_fault(asterisk, f"url = {url}\npassword = {PASSWORD}\n")
+    assert found.text.startswith(f"ARI at {url}: Cannot connect")
+    assert "In http.conf:" in found.remedy
+    for line in ("[general]", "enabled = yes", *lines, 'asterisk -rx "module reload http"'):
+        assert f"\n  {line}\n" in found.remedy
+
+
+async def test_ari_that_does_not_answer_is_a_fault(
+    asterisk: SpiedAsterisk, ari: SnoopedAri, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiofork.control.ari.REQUEST_TIMEOUT_S", 0.05)
+    ari.answers["/ari/channels/audiofork-check"] = silence
+    found = await ari_fault(asterisk, ari_section(ari))
+    assert found.text.endswith("/ari: no answer within 0.05 s")
+    assert "In http.conf:" in found.remedy
+
+
+async def test_neither_asterisk_nor_ari_there_is_unreachable() -> None:
+    ari = "url = http://127.0.0.1:9/ari\npassword = x\n"
+    outcome, findings = await findings_of(configured(ari=ari))
+    assert outcome == 4
+    assert len(failures(findings)) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "text", "lines"),
+    [
+        (
+            401,
+            "Authentication required",
+            "ARI: Asterisk's REST interface refused audiofork: Authentication required",
+            ["[audiofork]", "type = user", "read_only = no", "password = (that of [ari])"],
+        ),
+        (
+            403,
+            "Write access denied",
+            "ARI: Asterisk's REST interface refused audiofork: Write access denied",
+            ["[audiofork]", "read_only = no"],
+        ),
+        (404, "Not Found", "404: Not Found", ["[general]", "enabled = yes"]),
+        (
+            404,
+            "Resource not found",
+            "404: Resource not found",
+            ['asterisk -rx "module load res_ari_channels.so"'],
+        ),
+        (500, "Failed", "500: Failed", ["enabled = yes"]),
+    ],
+    ids=["login", "read-only", "off", "module", "other"],
+)
+async def test_ari_that_refuses_is_a_fault_with_the_lines_of_ari_conf(
+    asterisk: SpiedAsterisk,
+    ari: SnoopedAri,
+    status: int,
+    message: str,
+    text: str,
+    lines: list[str],
+) -> None:
+    refusal = answer(status, f'{{"message": "{message}"}}')
+    ari.answers["/ari/channels/audiofork-check"] = refusal
+    found = await ari_fault(asterisk, ari_section(ari))
+    assert found.text.endswith(text)
+    assert "ari.conf" in found.remedy
+    for line in (*lines, 'asterisk -rx "module reload res_ari.so"'):
+        assert f"\n  {line}\n" in f"{found.remedy}\n"
+    assert ("type = user" in found.remedy) == (status == 401)
+
+
+@pytest.mark.parametrize("path", ["/ari/events", "/ari/applications/audiofork-check/eventFilter"])
+async def test_link_that_does_not_come_up_is_a_fault_that_names_the_modules(
+    asterisk: SpiedAsterisk, ari: SnoopedAri, path: str
+) -> None:
+    ari.answers[path] = answer(404, '{"message": "Resource not found"}')
+    found = await ari_fault(asterisk, ari_section(ari))
+    assert found.text.startswith("snoop: no link to ARI at http://127.0.0.1:")
+    assert 'asterisk -rx "module load res_ari_events.so"' in found.remedy
+    assert 'asterisk -rx "module load res_ari_applications.so"' in found.remedy
+
+
+async def test_snoop_that_is_refused_is_said_once_for_both_rates(
+    asterisk: SpiedAsterisk, ari: SnoopedAri, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiofork.control.tap.snoop.ENTER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(ari, "send", nothing)
+    found = await ari_fault(asterisk, ari_section(ari))
+    assert found.text == "snoop: ARI: the leg did not enter audiofork-check in time"
+    assert 'asterisk -rx "module load app_stasis.so"' in found.remedy
+
+
+async def nothing(*_: object) -> None: ...
+
+
+# --- What legs by ARI are sent to ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("extensions", "what"),
+    [(["narrow"], "has no extension wide"), (["s"], "has no extension narrow and wide")],
+)
+async def test_missing_extension_is_a_fault_without_a_snoop(
+    asterisk: SpiedAsterisk, ari: SnoopedAri, extensions: list[str], what: str
+) -> None:
+    asterisk.answers["ShowDialPlan"] = dialplan_of(*extensions)
+    found = await ari_fault(asterisk, ari_section(ari))
+    assert found.text == f"dialplan: the context audiofork-leg {what}"
+    assert "\n  #include extensions_audiofork.conf\n" in found.remedy
+    assert found.remedy.endswith('\n  asterisk -rx "dialplan reload"')
+    assert ari.apps == []
+
+
+async def test_missing_context_is_a_fault_also_while_ari_is_away(asterisk: SpiedAsterisk) -> None:
+    asterisk.answers["ShowDialPlan"] = lambda action: response(
+        action, "Message: Did not find context audiofork-leg", ok=False
+    )
+    ari = "url = http://127.0.0.1:9/ari\npassword = x\n"
+    _, findings = await findings_of(configured(asterisk, ari=ari))
+    assert failures(findings)[1:] == ["dialplan: the context audiofork-leg is missing"]
+
+
+async def test_dialplan_that_may_not_be_looked_into_is_tried(
+    asterisk: SpiedAsterisk, ari: SnoopedAri
+) -> None:
+    asterisk.answers["ShowDialPlan"] = denied
+    ari.ends = {"wide"}
+    outcome, findings = await findings_of(configured(asterisk, ari=ari_section(ari)))
+    assert outcome == 1
+    assert Finding(Mark.SKIP, "dialplan: to look into it needs write = reporting") in findings
+    assert failures(findings) == ["snoop at 16000 Hz: the leg ended before it connected"]
+
+
+# --- Legs by ARI ---------------------------------------------------------------------------------
+
+
+async def snoop_faults(asterisk: SpiedAsterisk, ari: SnoopedAri) -> list[Finding]:
+    outcome, findings = await findings_of(configured(asterisk, ari=ari_section(ari)))
+    assert outcome == 1
+    return [finding for finding in findings if finding.mark is Mark.FAIL]
+
+
+@pytest.mark.parametrize(
+    ("extension", "rate", "module"),
+    [("narrow", 8000, "app_audiosocket.so"), ("wide", 16000, "app_dial.so")],
+)
+async def test_leg_that_ends_in_the_dialplan_names_what_runs_there(
+    asterisk: SpiedAsterisk, ari: SnoopedAri, extension: str, rate: int, module: str
+) -> None:
+    ari.ends = {extension}
+    (found,) = await snoop_faults(asterisk, ari)
+    assert found.text == f"snoop at {rate} Hz: the leg ended before it connected"
+    assert f'\n  asterisk -rx "module load {module}"\n' in found.remedy
+    assert "#include extensions_audiofork.conf" in found.remedy
+
+
+async def test_snoop_at_half_the_pace_is_a_fault(asterisk: SpiedAsterisk, ari: SnoopedAri) -> None:
+    ari.pace_s = 0.04
+    narrow, wide = await snoop_faults(asterisk, ari)
+    assert narrow.text.startswith("snoop at 8000 Hz: ")
+    assert wide.text.startswith("snoop at 16000 Hz: ")
+    for found in (narrow, wide):
+        assert found.text.endswith("frames a second, not 50")
+        assert "too busy" in found.remedy
+
+
+async def test_silent_snoop_is_a_fault(
+    asterisk: SpiedAsterisk, ari: SnoopedAri, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "AUDIO_TIMEOUT_S", 0.3)
+    ari.pace_s = 0
+    narrow, _ = await snoop_faults(asterisk, ari)
+    assert narrow.text == "snoop at 8000 Hz: 0 frames within 0.3 s, not 50 a second"
+
+
+@pytest.mark.parametrize(
+    "sample", [bytes(2), TONE.to_bytes(2, "big"), TONE.to_bytes(2, "little") * 2], ids=repr
+)
+async def test_snoop_that_brings_something_else_is_a_fault(
+    asterisk: SpiedAsterisk, ari: SnoopedAri, sample: bytes
+) -> None:
+    ari.sample = sample
+    narrow, wide = await snoop_faults(asterisk, ari)
+    assert narrow.text == "snoop at 8000 Hz: what comes is not what the target was sent"
+    assert wide.text == "snoop at 16000 Hz: what comes is not what the target was sent"
+
+
+async def test_resampled_tone_that_is_a_little_off_is_no_fault(
+    asterisk: SpiedAsterisk, ari: SnoopedAri
+) -> None:
+    ari.sample = (TONE - 43).to_bytes(2, "little")
+    _, findings = await findings_of(configured(asterisk, ari=ari_section(ari)))
+    assert failures(findings) == []
+
+
+async def test_chanspy_is_not_tried_where_the_snoop_is_required(
+    asterisk: SpiedAsterisk, ari: SnoopedAri
+) -> None:
+    asterisk.frame = encode(Kind.SLIN, bytes(320))  # its ChanSpy has no D
+    text = asterisk_section(asterisk, "tap = snoop\n")
+    outcome, findings = await findings_of(configured(asterisk=text, ari=ari_section(ari)))
+    assert outcome == 0
+    assert Finding(Mark.SKIP, "audio: ChanSpy is not used ([asterisk] tap = snoop)") in findings
+    assert any(finding.text.startswith("snoop at 16000 Hz: ") for finding in findings)
+    assert "ChanSpy" not in str(asterisk.actions)
+
+
+@pytest.mark.parametrize(
+    ("tap", "module", "is_needed"),
+    [
+        *(("auto", "app_chanspy.so", True), ("auto", "app_stasis.so", True)),
+        *(("snoop", "app_chanspy.so", False), ("snoop", "res_ari_events.so", True)),
+        *(("chanspy", "app_chanspy.so", True), ("chanspy", "app_dial.so", False)),
+    ],
+)
+async def test_modules_that_are_missed_are_those_of_the_taps_that_are_used(
+    asterisk: SpiedAsterisk, ari: SnoopedAri, tap: str, module: str, is_needed: bool
+) -> None:
+    asterisk.answers["ModuleCheck"] = lambda action: response(action, ok=action["module"] != module)
+    text = asterisk_section(asterisk, f"tap = {tap}\n")
+    _, findings = await findings_of(configured(asterisk=text, ari=ari_section(ari)))
+    assert failures(findings) == ([f"modules: {module} not loaded"] if is_needed else [])
+
+
 # --- This machine --------------------------------------------------------------------------------
 
 
@@ -350,16 +796,16 @@ async def test_port_of_another_program_is_a_fault(asterisk: SpiedAsterisk, tmp_p
 async def test_too_low_a_file_limit_is_a_fault_with_the_number_to_set(
     asterisk: SpiedAsterisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda which: (100, 4399))
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (100, 5399))
     outcome, findings = await findings_of(configured(asterisk))
     assert outcome == 1
     assert failures(findings) == [
-        "open files: a process started here may have 4399, max_forks = 1000 takes 4400"
+        "open files: a process started here may have 5399, max_forks = 1000 takes 5400"
     ]
-    assert "LimitNOFILE=4400" in findings[1].remedy
+    assert "LimitNOFILE=5400" in findings[1].remedy
 
 
-@pytest.mark.parametrize("limit", [4400, resource.RLIM_INFINITY])
+@pytest.mark.parametrize("limit", [5400, resource.RLIM_INFINITY])
 async def test_file_limit_that_is_enough_is_no_fault(
     monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,12 +21,15 @@ from audiofork.check import Check, Finding, Mark, Outcome
 from audiofork.config import Config
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk, free_port
-from testbed.daemon import SECRET, Daemon, dialplan, manager_conf
-from tests.asterisk.conftest import no_channels
+from testbed.daemon import ETC, SECRET, Daemon, ari_conf, ari_settings, dialplan, manager_conf
+from testbed.recorder import Recorder
+from testbed.sip import SipUser
+from tests.asterisk.conftest import DIALPLAN, no_channels, only_channels, place_call, start_fork
 
 pytestmark = pytest.mark.asterisk
 
 READ, WRITE = "read = user,call\n", "write = originate,call,user,reporting\n"
+READ_ONLY = "read_only = yes"
 
 
 def user(name: str, read: str, write: str) -> str:
@@ -49,7 +55,10 @@ def checked() -> Iterator[Asterisk]:
         user("system", "user,call", "system,originate,call,user,reporting"),
         user("elsewhere", "user,call", "all").replace("127.0.0.1/255", "192.0.2.1/255"),
     ]
-    with Asterisk(dialplan=dialplan(), config={"manager.conf": "\n".join(users)}) as one:
+    reader = ari_conf().replace("[audiofork]", "[reader]").replace("read_only = no", READ_ONLY)
+    assert "[reader]" in reader and READ_ONLY in reader
+    additions = {"manager.conf": "\n".join(users), "ari.conf": ari_conf() + reader}
+    with Asterisk(dialplan=DIALPLAN + dialplan(), config=additions) as one:
         yield one
 
 
@@ -74,17 +83,28 @@ def configured(asterisk: Asterisk, username: str = "audiofork", /, **sections: s
 
 
 async def findings_of(
-    asterisk: Asterisk, settings: Config, clock: Callable[[], float] = time.time
+    asterisk: Asterisk,
+    settings: Config,
+    clock: Callable[[], float] = time.time,
+    *,
+    records: int = 0,
 ) -> tuple[Outcome, list[Finding]]:
-    """Check; afterwards Asterisk has no channel and no call record of it."""
+    """Check; afterwards Asterisk has no channel of it, and no call record but so many."""
+    before = asterisk.cdr_rows()
+    outcome, findings = await check(settings, clock)
+    async with AmiClient(asterisk) as ami:
+        await no_channels(ami)
+    assert len(asterisk.cdr_rows()) == len(before) + records
+    return outcome, findings
+
+
+async def check(
+    settings: Config, clock: Callable[[], float] = time.time
+) -> tuple[Outcome, list[Finding]]:
     findings: list[Finding] = []
-    records = asterisk.cdr_rows()
     outcome = await Check(settings, findings.append, clock).run()
     for finding in findings:
         print(finding)
-    async with AmiClient(asterisk) as ami:
-        await no_channels(ami)
-    assert asterisk.cdr_rows() == records
     return outcome, findings
 
 
@@ -95,9 +115,13 @@ def failures(findings: list[Finding]) -> list[Finding]:
 
 
 async def only_failure(
-    asterisk: Asterisk, settings: Config, clock: Callable[[], float] = time.time
+    asterisk: Asterisk,
+    settings: Config,
+    clock: Callable[[], float] = time.time,
+    *,
+    records: int = 0,
 ) -> Finding:
-    outcome, findings = await findings_of(asterisk, settings, clock)
+    outcome, findings = await findings_of(asterisk, settings, clock, records=records)
     assert outcome is Outcome.FAULTS
     failed = failures(findings)
     assert len(failed) == 1, failed
@@ -130,6 +154,34 @@ async def test_asterisk_as_shipped_has_no_fault_within_3_s(checked: Asterisk) ->
     assert "hangups: Asterisk tells of them (read = call)" in texts
     (audio,) = [text for text in texts if text.startswith("audio:")]
     assert audio.endswith("in and out apart (timing source, ChanSpy with D)")
+
+
+def with_ari(asterisk: Asterisk, more: str = "", /, **sections: str) -> Config:
+    return configured(asterisk, **{"ari": ari_settings(asterisk) + more, **sections})
+
+
+def with_tap(asterisk: Asterisk, tap: str) -> Config:
+    text = f"port = {asterisk.ami_port}\nsecret = {SECRET}\ntap = {tap}\n"
+    return with_ari(asterisk, asterisk=text)
+
+
+async def test_asterisk_with_ari_has_no_fault_and_brings_legs_by_it_within_4_s(
+    checked: Asterisk,
+) -> None:
+    began = time.monotonic()
+    outcome, findings = await findings_of(checked, with_ari(checked))
+    assert time.monotonic() - began < 4
+    assert failures(findings) == []
+    assert outcome is Outcome.FINE
+    texts = [finding.text for finding in findings]
+    address = f"http://127.0.0.1:{checked.http_port}/ari"
+    assert f"ARI: audiofork may write at {address}" in texts
+    assert "dialplan: the context audiofork-leg has narrow and wide" in texts
+    assert any(text.startswith("audio: 5") or text.startswith("audio: 4") for text in texts)
+    for rate in (8000, 16000):
+        (snoop,) = [text for text in texts if text.startswith(f"snoop at {rate} Hz: ")]
+        assert snoop.endswith(" frames a second")
+    assert "hangups: Asterisk tells of them (read = call)" in texts
 
 
 # --- Login and rights ----------------------------------------------------------------------------
@@ -244,6 +296,194 @@ async def test_clock_that_differs_from_asterisks_is_a_fault(checked: Asterisk) -
     assert "NTP" in found.remedy
 
 
+# --- ARI and its legs ----------------------------------------------------------------------------
+
+
+async def test_ari_that_does_not_listen_is_a_fault(checked: Asterisk, closed_port: int) -> None:
+    url = f"http://127.0.0.1:{closed_port}/ari"
+    found = await only_failure(
+        checked, with_ari(checked, ari=f"url = {url}\npassword = {SECRET}\n")
+    )
+    assert found.text.startswith(f"ARI at {url}: Cannot connect to host")
+    assert f"\n  bindport = {closed_port}\n" in found.remedy
+
+
+async def test_wrong_ari_password_is_told_without_quoting_it(checked: Asterisk) -> None:
+    section = ari_settings(checked).replace(SECRET, "hunter2")
+    found = await only_failure(checked, with_ari(checked, ari=section))
+    assert found.text == (
+        "ARI: Asterisk's REST interface refused audiofork: Authentication required"
+    )
+    assert "\n  [audiofork]\n  type = user\n" in found.remedy
+    assert "hunter2" not in str(found)
+
+
+async def test_ari_user_that_may_only_read_is_a_fault(checked: Asterisk) -> None:
+    found = await only_failure(checked, with_ari(checked, "username = reader\n"))
+    assert found.text == "ARI: Asterisk's REST interface refused reader: Write access denied"
+    assert "\n  [reader]\n  read_only = no\n" in found.remedy
+
+
+async def test_url_that_is_not_that_of_ari_is_a_fault(checked: Asterisk) -> None:
+    section = ari_settings(checked).replace("/ari", "/elsewhere/ari")
+    found = await only_failure(checked, with_ari(checked, ari=section))
+    assert found.text.endswith("/elsewhere/ari: 404: Not Found")
+    assert 'asterisk -rx "http show status"' in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("removed", "what"),
+    [
+        ("context audiofork-leg", "is missing"),
+        ("extension narrow@audiofork-leg", "has no extension narrow"),
+        ("extension wide@audiofork-leg", "has no extension wide"),
+    ],
+)
+async def test_missing_part_of_the_dialplan_is_named(
+    checked: Asterisk, removed: str, what: str
+) -> None:
+    checked.cli(f"dialplan remove {removed}")
+    try:
+        found = await only_failure(checked, with_ari(checked))
+    finally:
+        checked.cli("dialplan reload")
+    assert found.text == f"dialplan: the context audiofork-leg {what}"
+    assert "\n  #include extensions_audiofork.conf\n" in found.remedy
+
+
+async def test_user_without_reporting_learns_of_a_missing_context_from_the_trial(
+    checked: Asterisk,
+) -> None:
+    """What keeps legs out of the call records stands in that context."""
+    checked.cli("dialplan remove context audiofork-leg")
+    text = f"port = {checked.ami_port}\nusername = no-reporting\nsecret = {SECRET}\n"
+    try:
+        settings = with_ari(checked, asterisk=text)
+        _, findings = await findings_of(checked, settings, records=2)
+    finally:
+        checked.cli("dialplan reload")
+    _, *failed = failures(findings)
+    assert [found.text for found in failed] == [
+        "snoop at 8000 Hz: the leg ended before it connected",
+        "snoop at 16000 Hz: the leg ended before it connected",
+    ]
+    assert all("#include extensions_audiofork.conf" in found.remedy for found in failed)
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        ("app_audiosocket.so", "snoop at 8000 Hz: the leg ended before it connected"),
+        ("app_dial.so", "snoop at 16000 Hz: the leg ended before it connected"),
+        ("app_stasis.so", "snoop: ARI: the leg did not enter audiofork-check in time"),
+        ("res_ari_events.so", "snoop: no link to ARI at "),
+        ("res_ari_applications.so", "snoop: no link to ARI at "),
+        ("res_ari_channels.so", "ARI at "),
+    ],
+)
+async def test_missing_module_of_ari_or_the_dialplan_is_named(
+    checked: Asterisk, module: str, text: str
+) -> None:
+    with without(checked, module):
+        # What keeps legs out of the call records stands in the context that they do not come to.
+        records = 2 if module == "app_stasis.so" else 0
+        found = await only_failure(checked, with_ari(checked), records=records)
+        by_system = with_ari(
+            checked,
+            asterisk=f"port = {checked.ami_port}\nusername = system\nsecret = {SECRET}\n",
+        )
+        _, findings = await findings_of(checked, by_system)
+    assert found.text.startswith(text)
+    assert f'\n  asterisk -rx "module load {module}"\n' in found.remedy
+    assert f"modules: {module} not loaded" in [one.text for one in failures(findings)]
+
+
+async def test_user_with_system_finds_all_modules_of_ari(checked: Asterisk) -> None:
+    text = f"port = {checked.ami_port}\nusername = system\nsecret = {SECRET}\n"
+    outcome, findings = await findings_of(checked, with_ari(checked, asterisk=text))
+    assert outcome is Outcome.FINE
+    assert Finding(Mark.OK, "modules: loaded") in findings
+
+
+async def test_snoop_without_a_timing_source_is_a_fault() -> None:
+    additions = {
+        "manager.conf": manager_conf(),
+        "ari.conf": ari_conf(),
+        "modules.conf": "noload = res_timing_timerfd.so\n",
+    }
+    with Asterisk(dialplan=dialplan(), config=additions) as asterisk:
+        found = await only_failure(asterisk, with_tap(asterisk, "snoop"))
+    assert found.text == "snoop: ARI: 500: Snoop channel could not be created"
+    assert 'asterisk -rx "module load res_timing_timerfd.so"' in found.remedy
+
+
+async def test_missing_chanspy_is_no_fault_where_the_snoop_is_required(checked: Asterisk) -> None:
+    with without(checked, "app_chanspy.so"):
+        outcome, findings = await findings_of(checked, with_tap(checked, "snoop"))
+    assert failures(findings) == []
+    assert outcome is Outcome.FINE
+    assert Finding(Mark.SKIP, "audio: ChanSpy is not used ([asterisk] tap = snoop)") in findings
+    assert any(finding.text.startswith("snoop at 16000 Hz") for finding in findings)
+
+
+async def test_nothing_of_ari_is_looked_at_where_chanspy_is_required(checked: Asterisk) -> None:
+    checked.cli("dialplan remove context audiofork-leg")
+    try:
+        with without(checked, "res_ari_channels.so"):
+            outcome, findings = await findings_of(checked, with_tap(checked, "chanspy"))
+    finally:
+        checked.cli("dialplan reload")
+    assert failures(findings) == []
+    assert outcome is Outcome.FINE
+    assert "ARI: not used ([asterisk] tap = chanspy): legs come by ChanSpy, at 8000 Hz" in [
+        finding.text for finding in findings
+    ]
+
+
+async def test_who_does_as_the_check_says_comes_from_nothing_to_no_fault() -> None:
+    """Each remedy is followed to the letter."""
+    off = {"http.conf": "enabled = no\n", "ari.conf": "enabled = no\n"}
+    additions = {"manager.conf": manager_conf(), **off}
+    with Asterisk(config=additions) as asterisk:
+        for name in off:  # not the user's section, but [general]
+            (asterisk.folder / "etc" / name).write_text("[general]\nenabled = no\n")
+        asterisk.cli("module reload res_ari.so")
+        settings = with_ari(asterisk)
+        told: list[str] = []
+        for _ in range(4):
+            outcome, findings = await findings_of(asterisk, settings)
+            for found in failures(findings):
+                told.append(found.text)
+                follow(asterisk, found)
+        outcome, findings = await findings_of(asterisk, settings)
+        assert failures(findings) == []
+        assert outcome is Outcome.FINE
+        address = f"http://127.0.0.1:{asterisk.http_port}/ari"
+        assert [text.partition(": Cannot")[0] for text in told] == [
+            f"ARI at {address}",
+            "dialplan: the context audiofork-leg is missing",
+            f"ARI at {address}: 404: Not Found",
+            "ARI: Asterisk's REST interface refused audiofork: Authentication required",
+        ]
+
+
+def follow(asterisk: Asterisk, found: Finding) -> None:
+    """Put the lines of a remedy into the file that it names last before them, and run the rest."""
+    etc = asterisk.folder / "etc"
+    shutil.copy(ETC / "asterisk/extensions_audiofork.conf", etc)
+    before, _, _ = found.remedy.partition("\n  ")
+    name = re.findall(r"\b(?:http|ari|extensions)\.conf", before)[-1]
+    lines = [line[2:] for line in found.remedy.splitlines() if line.startswith("  ")]
+    commands = [line for line in lines if line.startswith("asterisk -rx")]
+    added = [line for line in lines if line not in commands]
+    text = "\n".join(added).replace("(that of [ari])", SECRET) + "\n"
+    file = etc / name
+    general = "" if added[0] == "[general]" else file.read_text()
+    file.write_text(general + "\n" + text)
+    for command in commands:
+        asterisk.cli(command.removeprefix('asterisk -rx "').removesuffix('"'))
+
+
 # --- Beside a daemon -----------------------------------------------------------------------------
 
 
@@ -261,6 +501,53 @@ async def test_running_daemon_is_reached_at_its_own_port_and_goes_on(checked: As
         assert "Traceback" not in daemon.log()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_running_daemon_of_the_same_application_keeps_its_link_and_its_forks(
+    checked: Asterisk, workers: int
+) -> None:
+    sections = {
+        "ari": ari_settings(checked),
+        "audiosocket": "listen = 127.0.0.1:0\n",
+        "relay": f"workers = {workers}\n",
+    }
+    with Daemon(checked, sections) as daemon:
+        await daemon.says("connected to ARI")
+        async with (
+            SipUser("caller", ("127.0.0.1", checked.sip_port)) as caller,
+            AmiClient(checked) as ami,
+            Recorder() as recorder,
+        ):
+            target = await place_call(ami, caller)
+            target.call.talk()
+            start_fork(ami, target.channel, recorder.url("/before"), "D(stereo)L(16000)")
+            before = await recorder.wait_messages("/before", 10)
+            began, frames = time.monotonic(), len(before.messages)
+            checking_it = asyncio.create_task(check(config.load(daemon.config, {})))
+            await asyncio.sleep(1.8)  # it snoops now
+            start_fork(ami, target.channel, recorder.url("/meanwhile"), "D(in)L(16000)")
+            meanwhile = await recorder.wait_messages("/meanwhile", 10)
+            outcome, findings = await checking_it
+            gone_on = (len(before.messages) - frames) / (time.monotonic() - began)
+            assert failures(findings) == []
+            assert outcome is Outcome.FINE
+            assert any(finding.text.startswith("snoop at 16000 Hz: ") for finding in findings)
+            assert "daemon: runs, 1 forks" in [finding.text for finding in findings]
+            start_fork(ami, target.channel, recorder.url("/after"), "D(in)L(16000)")
+            after = await recorder.wait_messages("/after", 10)
+            assert gone_on > 45
+            assert {len(message) for message in before.messages} == {1280}
+            assert {len(message) for message in meanwhile.messages + after.messages} == {640}
+            assert not before.closed and not meanwhile.closed
+            await target.call.hangup()
+            await recorder.wait_closed("/before")
+            await only_channels(ami)
+        log = daemon.log()
+        assert "took the ARI application" not in log
+        assert "no link to ARI" not in log
+        assert log.count("connected to ARI") == 1
+        assert "Traceback" not in log
+
+
 async def test_running_daemon_that_asterisk_cannot_reach_is_a_fault(
     checked: Asterisk, closed_port: int
 ) -> None:
@@ -274,8 +561,8 @@ async def test_running_daemon_whose_file_limit_is_too_low_is_a_fault(checked: As
     command = ("prlimit", "--nofile=300:300", sys.executable, "-m", "audiofork", "run")
     with Daemon(checked, command=command) as daemon:
         found = await only_failure(checked, config.load(daemon.config, {}))
-    assert found.text == ("open files: the daemon may have 300, max_forks = 1000 takes 4400")
-    assert "LimitNOFILE=4400" in found.remedy
+    assert found.text == ("open files: the daemon may have 300, max_forks = 1000 takes 5400")
+    assert "LimitNOFILE=5400" in found.remedy
 
 
 # --- The command ---------------------------------------------------------------------------------
@@ -308,3 +595,18 @@ def test_command_tells_its_findings_with_remedies_and_exits_with_0_1_3_or_4(
     assert run_check(path).returncode == 3
     path.write_text(text.replace(str(checked.ami_port), str(free_tcp_port())))
     assert run_check(path).returncode == 4
+
+
+def test_command_says_a_fault_of_ari_once_and_not_on_standard_error(
+    checked: Asterisk, tmp_path: Path
+) -> None:
+    path = tmp_path / "audiofork.ini"
+    path.write_text(
+        f"[asterisk]\nport = {checked.ami_port}\nsecret = {SECRET}\n"
+        f"[ari]\n{ari_settings(checked)}"
+        "[audiosocket]\nlisten = 127.0.0.1:0\n[control]\nsocket =\n"
+    )
+    with without(checked, "res_ari_events.so"):
+        fault = run_check(path)
+    assert (fault.returncode, fault.stderr) == (1, "")
+    assert fault.stdout.count("no link to ARI") == 1
