@@ -95,7 +95,7 @@ async def _run(path: Path, loaded: config.Config) -> None:
 def check(path: Path) -> None:
     """Try what the daemon will need, and say what to do about each fault.
 
-    Asterisk opens a channel to here and spies on it, which takes two or three seconds and disturbs no
+    Asterisk opens a channel to here and spies on it. That takes two or three seconds, disturbs no
     call. Exit code 0: all is well; 1: there are faults; 3: the configuration cannot be used; 4:
     Asterisk cannot be reached.
     """

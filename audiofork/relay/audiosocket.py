@@ -109,6 +109,19 @@ class Decoder:
         self.usual_bytes = -1  # no chunk is as long
         self.error: AudioSocketProtocolError | None = None
 
+    def usual_frames(self, chunk: bytes) -> list[bytes]:
+        """Return the payloads of a chunk of nothing but messages like the usual one.
+
+        An empty list: `feed` it.
+        """
+        size, header = self.usual_bytes, self.usual_header
+        if size < 0 or len(chunk) % size:
+            return []
+        starts = range(0, len(chunk), size)
+        if any(chunk[start : start + HEADER_BYTES] != header for start in starts):
+            return []
+        return [chunk[start + HEADER_BYTES : start + size] for start in starts]
+
     def feed(self, chunk: bytes) -> list[Message]:
         """Decode the complete messages in a chunk read from the connection.
 

@@ -23,6 +23,7 @@ from audiofork.relay.audiosocket import (
     Kind,
     encode,
 )
+from audiofork.relay.gatherer import Gatherer
 from audiofork.relay.session import LegHandle
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class LegOwner(Protocol):
     on_usual: Callable[[bytes], None]
 
     def attach(self, leg: LegHandle) -> None: ...
+    def on_gathered(self) -> None: ...
     def on_leg_closed(self) -> None: ...
 
 
@@ -128,13 +130,14 @@ class _Leg(asyncio.Protocol):
     """One AudioSocket connection."""
 
     __slots__ = (
-        *("_deadline", "_decoder", "_hung_up", "_listener", "_owner", "_peer", "_transport"),
-        *("_usual_bytes", "_usual_header"),
+        *("_deadline", "_decoder", "_gatherer", "_hung_up", "_listener", "_owner", "_peer"),
+        *("_transport", "_usual_bytes", "_usual_header"),
     )
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._decoder = Decoder()
+        self._gatherer: Gatherer | None = None
         self._owner: LegOwner | None = None
         self._hung_up = False
         self._usual_bytes = -1  # of the decoder, while there is an owner
@@ -155,8 +158,22 @@ class _Leg(asyncio.Protocol):
         if len(chunk) == self._usual_bytes and chunk[:HEADER_BYTES] == self._usual_header:
             on_usual = self._owner.on_usual  # type: ignore[union-attr]
             on_usual(chunk[HEADER_BYTES:])
+        elif self._gatherer is not None:
+            self._take_gathered(chunk)
         else:
             self._feed(chunk)
+
+    def _take_gathered(self, chunk: bytes) -> None:
+        owner = self._owner
+        frames = self._decoder.usual_frames(chunk)
+        if owner is None or not frames:
+            self._feed(chunk)
+        else:
+            for frame in frames:
+                owner.on_usual(frame)
+        if self._gatherer is not None and self._owner is not None:
+            self._gatherer.on_read()
+            self._owner.on_gathered()
 
     def _feed(self, chunk: bytes) -> None:
         if self._hung_up:
@@ -173,7 +190,7 @@ class _Leg(asyncio.Protocol):
                 self._owner.on_audio(payload)
             else:
                 self._on_other(kind)
-        if self._owner is not None:
+        if self._owner is not None and self._gatherer is None:
             self._usual_bytes = self._decoder.usual_bytes
             self._usual_header = self._decoder.usual_header
         if self._decoder.error is not None and not self._hung_up:
@@ -215,9 +232,26 @@ class _Leg(asyncio.Protocol):
         self._hung_up = True
         self._deadline.cancel()
         self._forget_owner()
+        self._stop_gathering()
         self._listener.forget_stranger(self)
         self._transport.write(HANGUP_MESSAGE)
         self._transport.close()
+
+    def gather(self, frame_bytes: int, gather_ms: int) -> None:
+        """Read as many frames at once as take `gather_ms`; none has waited longer then."""
+        if self._gatherer is None and not self._hung_up:
+            self._gatherer = Gatherer(self._transport, frame_bytes, gather_ms)
+            self._usual_bytes = -1  # no read is one message
+
+    def read_rest(self) -> None:
+        """Hand over what has come and was left to gather."""
+        if self._gatherer is not None and (chunk := self._gatherer.read_rest()):
+            self._feed(chunk)
+
+    def _stop_gathering(self) -> None:
+        if self._gatherer is not None:
+            self._gatherer.stop()
+            self._gatherer = None
 
     def _forget_owner(self) -> LegOwner | None:
         owner, self._owner = self._owner, None
@@ -236,6 +270,7 @@ class _Leg(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._hung_up = True
         self._deadline.cancel()
+        self._stop_gathering()
         self._listener.remove(self)
         owner = self._forget_owner()
         if owner is not None:

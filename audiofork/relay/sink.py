@@ -135,6 +135,7 @@ class Sink:
 
     Attributes:
         send: Sends a frame now, or keeps it in the backlog; never waits.
+        frame_ms: Audio in a full message.
         on_open: Called when the server has accepted a connection and is given what waited.
         on_retry: Called with the number of the next attempt and why the last one failed.
         on_text: Called with each text message of the server.
@@ -169,6 +170,7 @@ class Sink:
         self._frame_bytes = frame_bytes
         self._outlet = _Outlet(_header(frame_bytes), self._keep, self._has_room)
         self.send = self._outlet.send
+        self.frame_ms = config.frame_ms
         self._per_message = config.frame_ms // PTIME_MS
         # A message that was just written is no sign of a slow server.
         self._budget_frames = max(
@@ -329,8 +331,10 @@ class Sink:
     # --- The way of a frame that cannot go at once ---
 
     def _keep(self, frame: bytes) -> None:
-        self.backlog.put(frame)
-        if self._writable:
+        backlog = self.backlog
+        backlog.put(frame)
+        is_part = self._part_timer is not None and len(backlog) < self._per_message
+        if self._writable and not is_part:
             self._send_waiting()
 
     def _send_waiting(self) -> None:
@@ -364,6 +368,10 @@ class Sink:
 
     def _on_part_due(self) -> None:
         self._part_timer = None
+        self.send_part()
+
+    def send_part(self) -> None:
+        """Send what waits for the rest of its message, without that."""
         if self._writable and self.backlog:
             self._send_message()
 

@@ -388,3 +388,27 @@ async def test_server_that_goes_and_comes_back_gets_what_waited(
     found = report(find_blocks(audio, HEARD), 100)
     # What was on its way when the server closed is lost to a server that reads no more.
     assert found.missing <= 3 and not found.duplicated and not found.out_of_order
+
+
+# --- Longer messages ---
+
+
+@pytest.mark.parametrize("direction", ["in", "out"])
+async def test_messages_of_100_ms_hold_every_block_up_to_the_stop(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, direction: str
+) -> None:
+    """Echo() sends back what it hears. What is left at the end goes in a shorter message."""
+    target = await place_call(ami, caller)
+    start_fork(ami, target.channel, recorder.url("/"), f"D({direction})F(100)")
+    await target.call.play(QUIET * 25)
+    await target.call.play(BLOCKS + QUIET * 25)
+    ami.send("UserEvent", UserEvent="AudioFork", Command="StopAudioFork", Channel=target.channel)
+    stopped = await ami.wait_user_event("AudioForkStopped", WsServer=recorder.url("/"))
+    assert stopped["FramesIn"] == stopped["FramesSent"]
+    await target.call.hangup()
+    recording = await recorder.wait_closed("/")
+    assert len(recording.audio) == 320 * int(stopped["FramesSent"])
+    assert report(find_blocks(recording.audio, HEARD), len(BLOCKS)).intact
+    sizes = [len(message) for message in recording.messages]
+    assert sizes.count(1600) >= 0.9 * len(sizes)
+    assert max(sizes) == 1600

@@ -135,6 +135,9 @@ class _Owner:
         assert len(frame) == len(self.frames[-1])
         self.on_audio(frame)
 
+    def on_gathered(self) -> None:
+        raise AssertionError("nothing gathers")
+
     def on_leg_closed(self) -> None:
         self.closed += 1
 
@@ -236,6 +239,7 @@ class _Sink:
         self.frames_sent = 0
         self.backlog = Backlog(0.5)
         self.reconnects = 0
+        self.frame_ms = 20
         self.is_open = False
         self._frame_bytes = frame_bytes
         self._closed = asyncio.Event()

@@ -31,6 +31,7 @@ class Owner:
         self.attached = 0
         self.frames: list[bytes] = []
         self.usual = 0  # how many of them were as long as the one before
+        self.gathered = 0
         self.closed = 0
 
     def attach(self, leg: LegHandle) -> None:
@@ -44,6 +45,9 @@ class Owner:
         assert len(frame) == len(self.frames[-1])
         self.usual += 1
         self.frames.append(frame)
+
+    def on_gathered(self) -> None:
+        self.gathered += 1
 
     def on_leg_closed(self) -> None:
         self.closed += 1
@@ -625,3 +629,99 @@ async def test_close_hangs_up_all_and_listens_no_more(stage: Stage) -> None:
     assert await stage.other.read_to_end() == HANGUP
     with pytest.raises(OSError):
         await Leg.connect(stage.address)
+
+
+# --- Frames that the kernel gathers --------------------------------------------------------------
+
+
+FIRST = bytes(320)
+
+
+async def gathering(stage: Stage, gather_ms: int) -> tuple[Leg, Owner]:
+    """Return a leg that has brought a frame, and gathers from then on."""
+    leg, owner = await stage.issued()
+    leg.send_audio(FIRST)
+    await until(lambda: owner.frames)
+    assert owner.leg is not None
+    owner.leg.gather(320, gather_ms)
+    return leg, owner
+
+
+async def test_frames_are_gathered_until_a_message_is_full(stage: Stage) -> None:
+    leg, owner = await gathering(stage, 1000)
+    leg.send_audio(*numbered(49))
+    await stage.check_other()
+    assert owner.frames == [FIRST]
+    leg.send_audio(*numbered(50)[49:])
+    await until(lambda: len(owner.frames) == 51)
+    assert owner.frames == [FIRST, *numbered(50)]
+    assert (owner.gathered, owner.usual) == (1, 50)
+
+
+async def test_frames_that_stay_too_few_are_read_in_time(stage: Stage) -> None:
+    leg, owner = await gathering(stage, 100)
+    for times in (1, 2):
+        leg.send_audio(*numbered(3))
+        await until(lambda times=times: owner.gathered == times)  # type: ignore[misc]
+        assert owner.frames == [FIRST] + numbered(3) * times
+
+
+async def test_frame_after_a_pause_is_read_at_once(stage: Stage) -> None:
+    leg, owner = await gathering(stage, 40)
+    gatherer = owner.leg._gatherer  # type: ignore[union-attr]
+    await until(lambda: gatherer._is_late)
+    assert gatherer._timer is None
+    leg.send_audio(*numbered(1))
+    await until(lambda: owner.gathered == 1)
+    assert owner.frames == [FIRST, *numbered(1)]
+    assert gatherer._timer is not None
+
+
+async def test_end_of_the_connection_brings_what_was_gathered(stage: Stage) -> None:
+    leg, owner = await gathering(stage, 1000)
+    leg.send_audio(*numbered(3))
+    await leg.close()
+    await until(lambda: owner.closed == 1)
+    assert owner.frames == [FIRST, *numbered(3)]
+
+
+async def test_rest_of_what_is_gathered_can_be_read_before_the_hangup(stage: Stage) -> None:
+    leg, owner = await gathering(stage, 1000)
+    assert owner.leg is not None
+    owner.leg.read_rest()  # nothing is there
+    leg.send_audio(*numbered(3))
+    await stage.check_other()
+    owner.leg.read_rest()
+    assert owner.frames == [FIRST, *numbered(3)]
+    owner.leg.hang_up()
+    owner.leg.read_rest()
+    assert await leg.read_to_end() == HANGUP
+    assert owner.closed == 0
+
+
+async def test_other_messages_among_gathered_frames_are_passed_over(stage: Stage) -> None:
+    leg, owner = await gathering(stage, 100)
+    leg.send_audio(*numbered(2))
+    leg.send(b"\x03\x00\x015")
+    leg.send_audio(*numbered(4)[2:], bytes(640), *numbered(4))
+    await until(lambda: len(owner.frames) == 10)
+    assert owner.frames == [FIRST, *numbered(4), bytes(640), *numbered(4)]
+
+
+async def test_leg_that_does_not_gather_has_nothing_more_to_read(stage: Stage) -> None:
+    leg, owner = await stage.issued()
+    await until(lambda: owner.attached)
+    assert owner.leg is not None
+    owner.leg.read_rest()
+    leg.send_audio(*numbered(2))
+    await until(lambda: len(owner.frames) == 2)
+    assert owner.gathered == 0
+
+
+async def test_garbage_among_gathered_frames_closes_the_leg(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    leg, owner = await gathering(stage, 40)
+    leg.send(b"\x10\xff\xff")
+    assert "announces 65535 bytes" in await refused(stage, leg, caplog)
+    assert owner.closed == 1

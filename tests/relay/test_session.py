@@ -46,6 +46,14 @@ class Leg:
     def __init__(self) -> None:
         self.hang_ups = 0
         self.spoken: list[bytes] = []
+        self.gathered: list[tuple[int, int]] = []
+        self.on_rest: Callable[[], None] = lambda: None
+
+    def gather(self, frame_bytes: int, gather_ms: int) -> None:
+        self.gathered.append((frame_bytes, gather_ms))
+
+    def read_rest(self) -> None:
+        self.on_rest()
 
     def hang_up(self) -> None:
         self.hang_ups += 1
@@ -78,6 +86,8 @@ class FakeSink:
 
     def __init__(self, frame_bytes: int) -> None:
         self.frame_bytes = frame_bytes
+        self.frame_ms = 20
+        self.parts_sent = 0
         self.on_open: Callable[[], None] = lambda: None
         self.on_retry: Callable[[int, str], None] = lambda attempt, why: None
         self.on_text: Callable[[str], None] = lambda text: None
@@ -113,6 +123,9 @@ class FakeSink:
             self.frames_sent += 1
         else:
             self.backlog.put()
+
+    def send_part(self) -> None:
+        self.parts_sent += 1
 
     def hurry(self) -> None:
         self.hurried = True
@@ -1390,3 +1403,75 @@ async def test_messages_at_the_limit_are_all_passed_on(stage: Stage, clock: Fake
         clock.advance(0.051)
     assert stage.count(SinkMessage) == 200
     assert stage.session.stats().messages_ignored == 0
+
+
+# --- Several frames in a message -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("direction", "wishes", "frame", "gathered"),
+    [
+        (Direction.IN, {}, bytes(320), [(320, 100)]),
+        (Direction.BOTH, {}, bytes(640), [(640, 100)]),
+        (Direction.OUT, {"legs": (OUT,), "sample_rate": 16000}, bytes(640), [(640, 100)]),
+        (Direction.IN, {"keep_time": True}, bytes(320), []),
+    ],
+    ids=["in", "pairs", "wide", "time-is-kept"],
+)
+async def test_only_leg_gathers_once_audio_flows_and_a_message_has_ended(
+    direction: Direction, wishes: dict[str, Any], frame: bytes, gathered: list[tuple[int, int]]
+) -> None:
+    stage = Stage(direction, **wishes)
+    stage.sink.frame_ms = 100
+    stage.attach()
+    leg = stage.legs[stage.only_part]
+    stage.audio(frame)
+    stage.audio(frame)
+    assert leg.gathered == []
+    stage.sink.open()
+    stage.sink.is_open = False  # a part of a message waits
+    stage.audio(frame)
+    assert leg.gathered == []
+    stage.sink.open()
+    stage.audio(frame)
+    assert leg.gathered == gathered
+    stage.close_leg()
+    stage.attach()  # another in its place
+    stage.audio(frame)
+    assert leg.gathered == 2 * gathered
+    stage.session.end(EndReason.STOPPED)
+
+
+async def test_leg_does_not_gather_where_each_frame_is_a_message_nor_where_there_are_two() -> None:
+    single, double = Stage(Direction.IN), Stage(Direction.STEREO, legs=(IN, OUT))
+    double.sink.frame_ms = 100
+    for stage in (single, double):
+        stage.sink.open()
+        stage.attach()
+    for _ in range(3):
+        single.audio(bytes(320))
+        double.audio(bytes(320), IN)
+        double.audio(bytes(320), OUT)
+    assert [leg.gathered for stage in (single, double) for leg in stage.legs.values()] == [[]] * 3
+    for stage in (single, double):
+        stage.session.end(EndReason.STOPPED)
+
+
+async def test_part_of_a_message_that_was_gathered_is_sent() -> None:
+    stage = Stage(Direction.IN)
+    stage.session.inlets[WHOLE].on_gathered()
+    assert stage.sink.parts_sent == 1
+    stage.session.end(EndReason.STOPPED)
+
+
+async def test_end_sends_what_the_leg_still_gathers() -> None:
+    stage = Stage(Direction.IN)
+    stage.sink.frame_ms = 100
+    stage.sink.open()
+    stage.attach()
+    stage.audio(b"\1" * 320)
+    leg = stage.legs[WHOLE]
+    leg.on_rest = lambda: stage.session.inlets[WHOLE].on_audio(b"\2" * 320)
+    stage.session.end(EndReason.STOPPED)
+    assert stage.sink.frames == [b"\1" * 320, b"\2" * 320]
+    assert leg.hang_ups == 1
