@@ -14,7 +14,15 @@ import socket
 
 from audiofork.relay.audiosocket import HEADER_BYTES, PTIME_MS, PTIME_S
 
-_MOST_BYTES = 1_048_576
+# Far less than the kernel takes before it asks the sender to wait: Asterisk would take that for a
+# failure, and drop the leg.
+MOST_GATHERED_BYTES = 32_768
+_MOST_READ_BYTES = 1_048_576
+
+
+def wire_bytes(frame_bytes: int, gather_ms: int) -> int:
+    """Return how long so much audio is on the wire, with each frame in a message of its own."""
+    return gather_ms // PTIME_MS * (HEADER_BYTES + frame_bytes)
 
 
 class Gatherer:
@@ -25,13 +33,13 @@ class Gatherer:
 
     Args:
         transport: The connection.
-        frame_bytes: Size of a frame; each is in a message of its own.
-        gather_ms: How much audio to gather.
+        frame_bytes: Size of a frame.
+        gather_ms: How much audio to gather; `wire_bytes` tells how much that is.
     """
 
     def __init__(self, transport: asyncio.Transport, frame_bytes: int, gather_ms: int) -> None:
         self._socket: socket.socket = transport.get_extra_info("socket")
-        self._bytes = gather_ms // PTIME_MS * (HEADER_BYTES + frame_bytes)
+        self._bytes = wire_bytes(frame_bytes, gather_ms)
         # The first of the frames comes a tick after the read; half of it is left for jitter.
         self._patience_s = gather_ms / 1000 + PTIME_S / 2
         self._loop = asyncio.get_running_loop()
@@ -68,7 +76,7 @@ class Gatherer:
     def read_rest(self) -> bytes:
         """Read what the kernel has and the loop has not read yet."""
         with contextlib.suppress(OSError):
-            return os.read(self._socket.fileno(), _MOST_BYTES)
+            return os.read(self._socket.fileno(), _MOST_READ_BYTES)
         return b""
 
     def stop(self) -> None:

@@ -23,7 +23,7 @@ from audiofork.relay.audiosocket import (
     Kind,
     encode,
 )
-from audiofork.relay.gatherer import Gatherer
+from audiofork.relay.gatherer import MOST_GATHERED_BYTES, Gatherer, wire_bytes
 from audiofork.relay.session import LegHandle
 
 log = logging.getLogger(__name__)
@@ -238,8 +238,12 @@ class _Leg(asyncio.Protocol):
         self._transport.close()
 
     def gather(self, frame_bytes: int, gather_ms: int) -> None:
-        """Read as many frames at once as take `gather_ms`; none has waited longer then."""
-        if self._gatherer is None and not self._hung_up:
+        """Read as many frames at once as take `gather_ms`, unless that is too much to hold.
+
+        None has waited longer then.
+        """
+        is_much = wire_bytes(frame_bytes, gather_ms) > MOST_GATHERED_BYTES
+        if self._gatherer is None and not self._hung_up and not is_much:
             self._gatherer = Gatherer(self._transport, frame_bytes, gather_ms)
             self._usual_bytes = -1  # no read is one message
 

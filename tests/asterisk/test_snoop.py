@@ -7,16 +7,23 @@ import asyncio
 import audioop
 import contextlib
 import signal
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from audiofork.config import Address, AriConfig
+from audiofork.control.ari import Ari
+from audiofork.control.tap.base import LegOrder
+from audiofork.control.tap.snoop import SnoopTap
+from audiofork.model import Direction, LegPart
 from audiofork.relay import beep
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk
 from testbed.blocks import decode, find_blocks, make_blocks, peak, report, slin_blocks
-from testbed.daemon import Daemon, ari_conf, ari_settings, dialplan, manager_conf
+from testbed.daemon import SECRET, Daemon, ari_conf, ari_settings, dialplan, manager_conf
 from testbed.proxy import Proxy
 from testbed.recorder import Recorder
 from testbed.rtp import SLIN16, sent_indices, swap_bytes
@@ -303,6 +310,73 @@ async def test_legs_of_a_killed_daemon_are_swept_and_its_forks_taken_up(
         assert {len(m) for m in recorder.at("/")[-1].messages} == {1280}
         await target.call.hangup()
     await only_channels(ami)
+
+
+class CountingAri(Ari):
+    """Counts the events that come."""
+
+    events = 0
+
+    def _on_event(self, data: Any) -> None:
+        self.events += 1
+        super()._on_event(data)
+
+
+class OneAddress:
+    """A relay with one address."""
+
+    def __init__(self, address: Address) -> None:
+        self.addresses = [address]
+
+    def address_of(self, fork_id: str) -> Address:
+        return self.addresses[0]
+
+
+async def test_a_hundred_legs_are_told_of_by_one_event_each_and_by_no_more(
+    asterisk: Asterisk, ami: AmiClient, caller: SipUser
+) -> None:
+    config = AriConfig(
+        url=f"http://127.0.0.1:{asterisk.http_port}/ari", password=SECRET, app="count"
+    )
+    legs = []
+    server = await asyncio.start_server(
+        lambda reader, writer: legs.append((reader, writer)), "127.0.0.1", 0, limit=1 << 24
+    )
+    address = Address("127.0.0.1", server.sockets[0].getsockname()[1])
+    async with CountingAri(config) as ari:
+        running = asyncio.create_task(ari.run())
+        await ari.wait_ready(5)
+        tap = SnoopTap(ari, config, OneAddress(address))
+        targets = [await place_call(ami, caller) for _ in range(20)]
+        for target in targets:
+            target.call.talk()
+            for _ in range(5):
+                fork_id = str(uuid.uuid4())
+                leg_id = tap.name_leg(fork_id, LegPart.IN, anew=False)
+                await tap.start(
+                    LegOrder(
+                        leg_id=leg_id,
+                        fork_id=fork_id,
+                        part=LegPart.IN,
+                        uniqueid=target.uniqueid,
+                        direction=Direction.IN,
+                        sample_rate=8000,
+                        speaks=False,
+                    )
+                )
+        assert ari.events == 100
+        await asyncio.sleep(5)
+        assert len(legs) == 100
+        for target in targets:
+            await target.call.hangup()
+        await only_channels(ami)
+        await ari.get("/asterisk/ping")
+        assert ari.events == 100
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    for _, writer in legs:
+        writer.close()
+    server.close()
 
 
 # --- ARI away ---

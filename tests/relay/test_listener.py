@@ -708,6 +708,16 @@ async def test_other_messages_among_gathered_frames_are_passed_over(stage: Stage
     assert owner.frames == [FIRST, *numbered(4), bytes(640), *numbered(4)]
 
 
+async def test_more_than_the_kernel_may_hold_is_not_gathered(stage: Stage) -> None:
+    leg, owner = await stage.issued()
+    await until(lambda: owner.attached)
+    assert owner.leg is not None
+    owner.leg.gather(1920, 1000)  # a second of 48 kHz
+    leg.send_audio(*numbered(2))
+    await until(lambda: len(owner.frames) == 2)
+    assert owner.gathered == 0
+
+
 async def test_leg_that_does_not_gather_has_nothing_more_to_read(stage: Stage) -> None:
     leg, owner = await stage.issued()
     await until(lambda: owner.attached)
