@@ -80,6 +80,12 @@ exten => h,1,Wait(2)
 """
 
 
+# One block in some ten thousand never comes from Asterisk, and is missing in every fork of the
+# call: a test that wants hundreds of them whole is run once more if it fails. What loses one in
+# each run fails it all the same.
+counts_blocks = pytest.mark.flaky(reruns=1)
+
+
 @pytest.fixture(scope="session")
 def asterisk() -> Iterator[Asterisk]:
     """An Asterisk with the shipped users and dialplan."""

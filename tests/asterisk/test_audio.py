@@ -14,7 +14,14 @@ from testbed.blocks import decode, find_blocks, make_blocks, report, slin_blocks
 from testbed.daemon import Daemon
 from testbed.recorder import Recorder, Recording
 from testbed.sip import SipUser
-from tests.asterisk.conftest import Target, place_call, set_globals, start_fork, write_slin
+from tests.asterisk.conftest import (
+    Target,
+    counts_blocks,
+    place_call,
+    set_globals,
+    start_fork,
+    write_slin,
+)
 
 pytestmark = pytest.mark.asterisk
 
@@ -42,6 +49,7 @@ async def fork_while_talking(
 
 
 @pytest.mark.parametrize("jitter_ms", [0, 80, 200])
+@counts_blocks
 async def test_in_keeps_every_block_under_jitter(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, jitter_ms: int
 ) -> None:
@@ -55,6 +63,7 @@ async def test_in_keeps_every_block_under_jitter(
 
 
 @pytest.mark.parametrize("jitter_ms", [0, 80])
+@counts_blocks
 async def test_out_keeps_every_block_of_a_file_under_jitter(
     daemon: Daemon,
     ami: AmiClient,
@@ -89,6 +98,7 @@ async def test_messages_come_50_a_second_in_whole_frames(
     assert {len(message) for message in recording.messages} == {size}
 
 
+@counts_blocks
 async def test_stereo_has_in_left_and_out_right_within_one_frame(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
@@ -105,6 +115,7 @@ async def test_stereo_has_in_left_and_out_right_within_one_frame(
     assert 0 <= shift_samples <= 160
 
 
+@counts_blocks
 async def test_stereo_keeps_the_two_parties_apart(
     daemon: Daemon,
     ami: AmiClient,
@@ -125,6 +136,7 @@ async def test_stereo_keeps_the_two_parties_apart(
     assert find_blocks(left, played) == find_blocks(right, HEARD) == []
 
 
+@counts_blocks
 async def test_both_is_the_saturated_sum_of_the_two_parties(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, tmp_path: Path
 ) -> None:

@@ -12,7 +12,13 @@ from testbed.blocks import decode, find_blocks, make_blocks, report
 from testbed.daemon import Daemon
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.asterisk.conftest import only_channels, place_call, set_globals, start_fork
+from tests.asterisk.conftest import (
+    counts_blocks,
+    only_channels,
+    place_call,
+    set_globals,
+    start_fork,
+)
 
 pytestmark = pytest.mark.asterisk
 
@@ -208,6 +214,7 @@ async def test_hangup_during_the_h_extension_is_seen_at_its_begin(
 # --- Transfers ---
 
 
+@counts_blocks
 async def test_fork_survives_a_blind_transfer_of_its_channel(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
@@ -227,6 +234,7 @@ async def test_fork_survives_a_blind_transfer_of_its_channel(
     assert report(find_blocks(recording.audio, [decode(block) for block in blocks]), 200).intact
 
 
+@counts_blocks
 async def test_fork_survives_an_attended_transfer_of_its_channel(
     asterisk: Asterisk, daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:

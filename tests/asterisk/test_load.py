@@ -53,8 +53,11 @@ async def tasks(daemon: Daemon) -> int:
 
 
 async def settle(daemon: Daemon, descriptors: int, task_count: int) -> None:
-    """Wait until the daemon has no more than it had, and fail if that does not come."""
-    for _ in range(50):
+    """Wait until the daemon has no more than it had, and fail if that does not come.
+
+    aiohttp may keep a connection to ARI for 10 s.
+    """
+    for _ in range(250):
         if daemon.descriptors() <= descriptors and await tasks(daemon) <= task_count:
             return
         await asyncio.sleep(0.05)

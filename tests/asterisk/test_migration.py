@@ -25,7 +25,7 @@ from testbed.blocks import decode, find_blocks, make_blocks, report
 from testbed.daemon import Daemon
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.asterisk.conftest import Target, place_call
+from tests.asterisk.conftest import Target, counts_blocks, place_call
 from tests.test_migrate import guide_blocks
 
 pytestmark = pytest.mark.asterisk
@@ -483,6 +483,7 @@ class NodeServer:
 
 
 @pytest.mark.parametrize("ends_first", ["call", "server"])
+@counts_blocks
 async def test_separate_streams_hold_the_right_party_whole(
     asterisk: Asterisk,
     daemon: Daemon,
@@ -546,6 +547,7 @@ async def test_example_server_refuses_another_path(
     assert os.listdir(tmp_path) == []
 
 
+@counts_blocks
 async def test_server_of_the_guide_writes_the_audio(
     daemon: Daemon, ami: AmiClient, caller: SipUser, tmp_path: Path, unused_tcp_port: int
 ) -> None:

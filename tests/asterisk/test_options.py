@@ -19,7 +19,7 @@ from testbed.blocks import decode, find_blocks, make_blocks, peak, report
 from testbed.daemon import Daemon
 from testbed.recorder import Recorder, Recording
 from testbed.sip import SipUser
-from tests.asterisk.conftest import Target, place_call, set_globals, start_fork
+from tests.asterisk.conftest import Target, counts_blocks, place_call, set_globals, start_fork
 
 pytestmark = pytest.mark.asterisk
 
@@ -59,6 +59,7 @@ async def recorded_call(
     ("option", "sides"),
     [("v(1)", Sides(gain_in=1)), ("v(-2)", Sides(gain_in=-2)), ("W(4)", Sides(gain_in=4))],
 )
+@counts_blocks
 async def test_volume_of_in_is_a_factor_of_two_a_step(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, option: str, sides: Sides
 ) -> None:
@@ -68,6 +69,7 @@ async def test_volume_of_in_is_a_factor_of_two_a_step(
     assert report(find_blocks(recording.audio, [shape(block) for block in HEARD]), 100).intact
 
 
+@counts_blocks
 async def test_volume_of_out_leaves_in_as_it_is(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
@@ -364,6 +366,7 @@ async def test_mute_by_gosub(
 # --- The server comes and goes ---
 
 
+@counts_blocks
 async def test_server_that_goes_and_comes_back_gets_what_waited(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
@@ -394,6 +397,7 @@ async def test_server_that_goes_and_comes_back_gets_what_waited(
 
 
 @pytest.mark.parametrize("direction", ["in", "out"])
+@counts_blocks
 async def test_messages_of_100_ms_hold_every_block_up_to_the_stop(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, direction: str
 ) -> None:

@@ -32,6 +32,7 @@ from tests.asterisk.conftest import (
     DIALPLAN,
     Target,
     channels,
+    counts_blocks,
     only_channels,
     place_call,
     set_globals,
@@ -75,6 +76,7 @@ def sides(stereo: bytes) -> tuple[bytes, bytes]:
 # --- Every frame ---
 
 
+@counts_blocks
 async def test_in_keeps_every_block_that_was_sent(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, how: dict[str, int]
 ) -> None:
@@ -90,6 +92,7 @@ async def test_in_keeps_every_block_that_was_sent(
 
 
 @pytest.mark.parametrize("direction", ["out", "stereo"])
+@counts_blocks
 async def test_out_keeps_every_block_of_a_file_whatever_the_caller_sends(
     daemon: Daemon,
     ami: AmiClient,
@@ -118,6 +121,7 @@ async def test_out_keeps_every_block_of_a_file_whatever_the_caller_sends(
         assert find_blocks(spoken, played) == find_blocks(heard, HEARD) == []
 
 
+@counts_blocks
 async def test_both_has_every_block_of_both_sides(
     daemon: Daemon,
     ami: AmiClient,
@@ -152,6 +156,7 @@ def parted(mix: bytes) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.parametrize("options", ["D(in)L(16000)", "D(in)L(0)"])
+@counts_blocks
 async def test_wideband_in_is_bit_exact(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, options: str
 ) -> None:
@@ -169,6 +174,7 @@ async def test_wideband_in_is_bit_exact(
     assert started["SampleRate"] == "16000"
 
 
+@counts_blocks
 async def test_wideband_stereo_of_a_file_is_bit_exact_on_both_sides(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, tmp_path: Path
 ) -> None:
@@ -187,6 +193,7 @@ async def test_wideband_stereo_of_a_file_is_bit_exact_on_both_sides(
     assert {len(message) for message in recording.messages} == {1280}
 
 
+@counts_blocks
 async def test_wideband_takes_volume_and_longer_messages(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
@@ -249,6 +256,7 @@ async def test_own_rate_of_a_narrow_channel_is_8000(
 # --- One leg of two ---
 
 
+@counts_blocks
 async def test_lost_leg_of_one_side_comes_back_while_the_other_goes_on(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
@@ -399,6 +407,7 @@ def daemon_behind(asterisk: Asterisk, proxy: Proxy, tap: str = "auto") -> Iterat
         yield one
 
 
+@counts_blocks
 async def test_forks_go_on_while_ari_is_cut_and_new_ones_fall_back_to_chanspy(
     asterisk: Asterisk, ami: AmiClient, caller: SipUser, recorder: Recorder, ari_proxy: Proxy
 ) -> None:

@@ -28,6 +28,7 @@ from testbed.sip import SipUser
 from tests.asterisk.conftest import (
     Target,
     channels,
+    counts_blocks,
     no_channels,
     only_channels,
     place_call,
@@ -142,6 +143,7 @@ async def command(daemon: Daemon, *arguments: str) -> str:
     return done.stdout.decode()
 
 
+@counts_blocks
 async def test_ten_forks_go_five_to_each_worker_and_keep_every_block(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
