@@ -158,15 +158,15 @@ def test_file_limit_is_the_soft_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_low_file_limit_is_said_with_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
-    with limit(1699):
+    with limit(1799):
         warn_of_low_file_limit(100)
     assert caplog.messages == [
-        "this process may have 1699 files open, but [security] max_forks = 100 takes 1700; "
-        "set LimitNOFILE=1700, or lower max_forks"
+        "this process may have 1799 files open, but [security] max_forks = 100 takes 1800; "
+        "set LimitNOFILE=1800, or lower max_forks"
     ]
 
 
 def test_file_limit_that_suffices_is_not_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
-    with limit(1700):
+    with limit(1800):
         warn_of_low_file_limit(100)
     assert caplog.messages == []
