@@ -12,7 +12,14 @@ from audiofork.control.channels import Channels
 from audiofork.control.fork import Fork, Leg
 from audiofork.control.lifecycle import ForkState
 from audiofork.control.tap.base import LegOrder
-from audiofork.errors import AmiError, AmiUnavailable, LegRefused, LegUncertain, NoSuchChannel
+from audiofork.errors import (
+    AmiActionFailed,
+    AmiError,
+    AmiUnavailable,
+    LegRefused,
+    LegUncertain,
+    NoSuchChannel,
+)
 from audiofork.model import EndReason, LegLost, LegPart, ReopenLeg, SendCommand
 
 # How long after a leg's end the news of its channel's hangup may come.
@@ -21,6 +28,8 @@ LEG_TIMEOUT_S = 6.0  # a tap's own limit is 5 s
 # So many new legs in that time in place of a lost one; what loses more is no accident.
 MAX_NEW_LEGS = 3
 NEW_LEGS_WINDOW_S = 10.0
+SHUTTING_DOWN = "Asterisk is shutting down"  # Asterisk's words (main/manager.c)
+CANNOT_ASK = "the leg was lost, and Asterisk cannot be asked"
 ASTERISK_AWAY_S = 5.0  # so long a fork without a leg waits to ask Asterisk about its channel
 
 Spawn = Callable[[Coroutine[Any, Any, None]], None]
@@ -197,9 +206,11 @@ class Legs:
             never_there = not (frames_in or fork.hangup_seen or fork.taken_up)
             return (EndReason.NO_SUCH_CHANNEL if never_there else EndReason.HANGUP), ""
         except AmiError as exc:
+            # It hangs up all channels then, and refuses to speak of them before it says so.
+            if isinstance(exc, AmiActionFailed) and exc.message == SHUTTING_DOWN:
+                return EndReason.HANGUP, SHUTTING_DOWN
             if not fork.hangup_seen:
-                detail = f"the leg was lost, and Asterisk cannot be asked: {exc}"
-                return EndReason.LEG_FAILED, detail
+                return EndReason.LEG_FAILED, f"{CANNOT_ASK}: {exc}"
         return (EndReason.HANGUP, "") if fork.hangup_seen else None
 
     async def _check_alive(self, fork: Fork) -> None:

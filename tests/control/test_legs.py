@@ -15,6 +15,7 @@ from audiofork.control.legs import (
 )
 from audiofork.control.tap.base import LegOrder
 from audiofork.errors import (
+    AmiActionFailed,
     AmiError,
     AmiTimeout,
     AmiUnavailable,
@@ -126,6 +127,14 @@ async def test_leg_loss_with_the_channel_gone_a_little_later_is_a_hangup(rig: Ri
     del rig.ami.channels[UNIQUEID]
     await rig.clock.advance(LEG_LOSS_GRACE_S)
     assert rig.ends == [EndFork(fork_id, EndReason.HANGUP)]
+
+
+async def test_leg_loss_while_asterisk_shuts_down_is_a_hangup(rig: Rig) -> None:
+    """It refuses to speak of its channels before it tells of their hangups."""
+    fork_id = await rig.stream()
+    rig.ami.faults["Getvar"] = AmiActionFailed("Getvar", "Asterisk is shutting down")
+    await rig.lose_leg(fork_id)
+    assert rig.ends == [EndFork(fork_id, EndReason.HANGUP, "Asterisk is shutting down")]
 
 
 async def test_leg_loss_with_the_hangup_told_a_little_later_is_a_hangup(rig: Rig) -> None:
