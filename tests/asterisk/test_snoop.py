@@ -16,6 +16,7 @@ from audiofork.control.ari import Ari
 from audiofork.control.tap.base import LegOrder
 from audiofork.control.tap.snoop import SnoopTap
 from audiofork.model import Direction, LegPart
+from audiofork.probe import OneAddress
 from audiofork.relay import beep
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk
@@ -301,16 +302,6 @@ class CountingAri(Ari):
     def _on_event(self, data: Any) -> None:
         self.events += 1
         super()._on_event(data)
-
-
-class OneAddress:
-    """A relay with one address."""
-
-    def __init__(self, address: Address) -> None:
-        self.addresses = [address]
-
-    def address_of(self, fork_id: str) -> Address:
-        return self.addresses[0]
 
 
 async def test_a_hundred_legs_are_told_of_by_one_event_each_and_by_no_more(
