@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import os
 import socket
 import ssl
 from collections.abc import Callable, Iterator
-from typing import Any, cast
-from urllib.parse import urlsplit
+from typing import Any
 
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
+from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed
 from websockets.protocol import OPEN
+from websockets.uri import parse_uri
 
 from audiofork.config import WebSocketConfig
 from audiofork.errors import SinkError
@@ -27,7 +27,8 @@ from audiofork.relay import retry
 from audiofork.relay.audiosocket import FRAME_BYTES, PTIME_MS, PTIME_S
 from audiofork.relay.backlog import Backlog
 from audiofork.relay.inflight import InFlight, message_bytes
-from audiofork.relay.resolve import open_checked_socket
+from audiofork.relay.resolve import open_socket
+from audiofork.relay.tls import open_tls
 
 try:
     from websockets.speedups import apply_mask
@@ -254,43 +255,47 @@ class Sink:
         """Return an open connection, or None when `close()` needs none any more."""
         try:
             async with asyncio.timeout(self._config.connect_timeout) as self._connect_timeout:
-                connection = await _Connect(
-                    self._url,
-                    sock=await self._checked_socket(),
-                    ssl=self._tls,
-                    compression=None,
-                    proxy=None,
-                    open_timeout=None,
-                    ping_interval=self._config.ping_interval,
-                    ping_timeout=self._config.ping_interval,
-                    close_timeout=CLOSE_TIMEOUT_S,
-                    max_size=MAX_MESSAGE_BYTES,
-                    write_limit=self._budget_bytes,
-                    # Typed as a class, used as a factory.
-                    create_connection=cast(Any, functools.partial(_Connection, self)),
-                )
+                connection = await self._open()
         except Exception as exc:
             if self._is_done() and isinstance(exc, TimeoutError):
                 return None
             raise retry.connect_failure(exc) from exc
         finally:
             self._connect_timeout = None
-        assert isinstance(connection, _Connection)
         self._connection = connection
         self._in_flight = connection.in_flight = InFlight(connection.transport)
         self._outlet.write = connection.transport.write
         self._outlet.note = self._in_flight.add
         return connection
 
-    async def _checked_socket(self) -> socket.socket | None:
-        """Return a socket that is connected to where audio may go; None: anywhere will do."""
-        if self._allow_private:
-            return None
-        parts = urlsplit(self._url)
-        assert parts.hostname is not None, "checked with the request"
-        return await open_checked_socket(
-            parts.hostname, parts.port or (80 if self._tls is None else 443)
+    async def _open(self) -> _Connection:
+        """Return a connection that the server has accepted.
+
+        The library's own `connect` would do TLS by the event loop, and follow redirects, perhaps
+        past allow_urls.
+        """
+        uri = parse_uri(self._url)
+        connected = await open_socket(uri.host, uri.port, allow_private=self._allow_private)
+        connection = _Connection(
+            self,
+            ClientProtocol(uri, max_size=MAX_MESSAGE_BYTES),
+            ping_interval=self._config.ping_interval,
+            ping_timeout=self._config.ping_interval,
+            close_timeout=CLOSE_TIMEOUT_S,
+            write_limit=self._budget_bytes,
         )
+        if self._tls is not None:
+            await open_tls(connected, self._tls, uri.host, connection)
+        else:
+            loop = asyncio.get_running_loop()
+            await loop.create_connection(lambda: connection, sock=connected)
+        try:
+            await connection.handshake()
+        except BaseException:
+            connection.transport.abort()
+            raise
+        connection.start_keepalive()
+        return connection
 
     async def _prove(self, connection: _Connection) -> None:
         """Wait until the server shows that it reads, though not for ever: some answer no ping."""
@@ -466,13 +471,6 @@ class Sink:
         timeout = self._connect_timeout
         if timeout is not None and not timeout.expired():  # one that has run out cannot be changed
             timeout.reschedule(asyncio.get_running_loop().time())
-
-
-class _Connect(connect):
-    """A connect that follows no redirect: it could lead past allow_urls."""
-
-    def process_redirect(self, exc: Exception) -> Exception | str:
-        return exc
 
 
 class _Connection(ClientConnection):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from audiofork.errors import SinkRefused
-from audiofork.relay.resolve import open_checked_socket
+from audiofork.relay.resolve import open_socket
 from tests.relay.peers import until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -70,7 +70,7 @@ def internet(listening: socket.socket, monkeypatch: pytest.MonkeyPatch) -> Itera
 async def test_public_address_is_connected_to(internet: Internet) -> None:
     internet.names["example.org"] = ["8.8.8.8"]
     internet.up.add("8.8.8.8")
-    with await open_checked_socket("example.org", 80) as opened:
+    with await open_socket("example.org", 80, allow_private=False) as opened:
         assert opened.getpeername()[0] == "127.0.0.1"
         assert opened.gettimeout() == 0
         assert opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -84,7 +84,7 @@ async def test_name_of_a_private_address_is_refused_and_not_connected_to(
     internet.names["example.org"] = [private, "192.168.0.1"]
     internet.up.add(private)
     with pytest.raises(SinkRefused) as caught:
-        await open_checked_socket("example.org", 80)
+        await open_socket("example.org", 80, allow_private=False)
     assert (
         str(caught.value) == f"example.org resolves to the private address {private}, {FORBIDDEN}"
     )
@@ -94,7 +94,7 @@ async def test_name_of_a_private_address_is_refused_and_not_connected_to(
 async def test_of_a_name_with_both_only_the_public_addresses_are_tried(internet: Internet) -> None:
     internet.names["example.org"] = ["10.0.0.1", "8.8.8.8", "127.0.0.1", "8.8.4.4", "fe80::1"]
     internet.up = {"10.0.0.1", "127.0.0.1", "8.8.4.4"}
-    (await open_checked_socket("example.org", 80)).close()
+    (await open_socket("example.org", 80, allow_private=False)).close()
     assert internet.tried == ["8.8.8.8", "8.8.4.4"]
 
 
@@ -102,17 +102,17 @@ async def test_name_whose_address_changes_is_looked_up_once(internet: Internet) 
     """What DNS rebinding needs is a second look-up."""
     internet.names["example.org"] = ["8.8.8.8"]
     internet.up = {"8.8.8.8", "127.0.0.1"}
-    (await open_checked_socket("example.org", 80)).close()
+    (await open_socket("example.org", 80, allow_private=False)).close()
     internet.names["example.org"] = ["127.0.0.1"]
     with pytest.raises(SinkRefused):
-        await open_checked_socket("example.org", 80)
+        await open_socket("example.org", 80, allow_private=False)
     assert (internet.asked, internet.tried) == (["example.org"] * 2, ["8.8.8.8"])
 
 
 async def test_none_that_answers_raises_what_the_last_one_said(internet: Internet) -> None:
     internet.names["example.org"] = ["8.8.8.8", "8.8.4.4"]
     with pytest.raises(OSError, match=r"8\.8\.4\.4 is down"):
-        await open_checked_socket("example.org", 80)
+        await open_socket("example.org", 80, allow_private=False)
     assert internet.tried == ["8.8.8.8", "8.8.4.4"]
 
 
@@ -126,7 +126,7 @@ async def test_none_that_answers_raises_what_the_last_one_said(internet: Interne
 async def test_every_form_of_this_machine_is_refused(listening: socket.socket, host: str) -> None:
     port = listening.getsockname()[1]
     with pytest.raises(SinkRefused, match="resolves to the private address"):
-        await open_checked_socket(host, port)
+        await open_socket(host, port, allow_private=False)
 
 
 async def test_connect_that_is_given_up_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ async def test_connect_that_is_given_up_leaves_nothing(monkeypatch: pytest.Monke
             one.setblocking(False)
             one.connect_ex(full.getsockname())
         before = len(os.listdir("/proc/self/fd"))
-        connecting = asyncio.create_task(open_checked_socket(*full.getsockname()))
+        connecting = asyncio.create_task(open_socket(*full.getsockname(), allow_private=False))
         await until(lambda: len(os.listdir("/proc/self/fd")) > before)
         connecting.cancel()
         with pytest.raises(asyncio.CancelledError):
