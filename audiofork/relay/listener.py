@@ -9,6 +9,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Protocol, cast
 
 from audiofork.addresses import IPNetwork, address_of
@@ -35,10 +36,12 @@ MAX_STRANGERS = 1000
 
 
 class LegOwner(Protocol):
-    """What a leg tells its session; see `audiofork.relay.session.Inlet`."""
+    """What a leg tells its session, which sets the leg's `on_usual` when it attaches it.
+
+    See `audiofork.relay.session.Inlet`.
+    """
 
     on_audio: Callable[[bytes], None]
-    on_usual: Callable[[bytes], None]
 
     def attach(self, leg: LegHandle) -> None: ...
     def on_gathered(self) -> None: ...
@@ -126,13 +129,20 @@ class Listener:
         self._strangers.pop(leg, None)
 
 
+@lru_cache(maxsize=16)
+def _shared(size: int, header: bytes) -> tuple[int, bytes]:
+    """Return the same two objects to all legs alike: so they stay in the processor's caches."""
+    return size, header
+
+
 class _Leg(asyncio.Protocol):
     """One AudioSocket connection."""
 
     __slots__ = (
         *("_deadline", "_decoder", "_gatherer", "_hung_up", "_listener", "_owner", "_peer"),
-        *("_transport", "_usual_bytes", "_usual_header"),
+        *("_transport", "_usual_bytes", "_usual_header", "on_usual"),
     )
+    on_usual: Callable[[bytes], None]  # set when there is an owner
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -156,7 +166,7 @@ class _Leg(asyncio.Protocol):
 
     def data_received(self, chunk: bytes) -> None:
         if len(chunk) == self._usual_bytes and chunk[:HEADER_BYTES] == self._usual_header:
-            on_usual = self._owner.on_usual  # type: ignore[union-attr]
+            on_usual = self.on_usual
             on_usual(chunk[HEADER_BYTES:])
         elif self._gatherer is not None:
             self._take_gathered(chunk)
@@ -170,7 +180,7 @@ class _Leg(asyncio.Protocol):
             self._feed(chunk)
         else:
             for frame in frames:
-                owner.on_usual(frame)
+                self.on_usual(frame)
         if self._gatherer is not None and self._owner is not None:
             self._gatherer.on_read()
             self._owner.on_gathered()
@@ -191,8 +201,9 @@ class _Leg(asyncio.Protocol):
             else:
                 self._on_other(kind)
         if self._owner is not None and self._gatherer is None:
-            self._usual_bytes = self._decoder.usual_bytes
-            self._usual_header = self._decoder.usual_header
+            self._usual_bytes, self._usual_header = _shared(
+                self._decoder.usual_bytes, self._decoder.usual_header
+            )
         if self._decoder.error is not None and not self._hung_up:
             self.refuse(str(self._decoder.error))
 

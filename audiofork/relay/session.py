@@ -54,7 +54,13 @@ _FAULT_CLOSE_CODE = 1011
 
 
 class LegHandle(Protocol):
-    """What a session may do to its leg."""
+    """What a session may do to its leg.
+
+    Attributes:
+        on_usual: Takes a frame that is as long as the one before.
+    """
+
+    on_usual: Callable[[bytes], None]
 
     def hang_up(self) -> None: ...
 
@@ -75,17 +81,12 @@ class Inlet:
 
     Attributes:
         on_audio: Takes a frame of any size.
-        on_usual: Takes a frame that is as long as the one before; the hot path, so the session
-            puts here the shortest way that serves at the moment.
     """
-
-    __slots__ = ("_part", "_session", "on_audio", "on_usual")
 
     def __init__(self, session: Session, part: LegPart, on_audio: Callable[[bytes], None]) -> None:
         self._session = session
         self._part = part
         self.on_audio = on_audio
-        self.on_usual = on_audio
 
     def attach(self, leg: LegHandle) -> None:
         """Take the leg that connected with the part's UUID, the first or another."""
@@ -136,8 +137,7 @@ class Session:
         self._frame_bytes = 0  # of what the only leg brings
         self._joiner: Joiner | None = None
         if len(spec.legs) == 1:
-            self._inlet = Inlet(self, spec.legs[0], self._on_audio)
-            self.inlets = {spec.legs[0]: self._inlet}
+            self.inlets = {spec.legs[0]: Inlet(self, spec.legs[0], self._on_audio)}
         else:
             self._join = join_of(spec.direction, self._sides)
             self._joiner = Joiner(self._on_pair, bytes(self._side_bytes))
@@ -165,8 +165,7 @@ class Session:
             leg.hang_up()
             return
         self._legs[part] = leg
-        inlet = self.inlets[part]
-        inlet.on_usual = inlet.on_audio
+        self._lead_usual()
         if self._joiner is not None:
             self._joiner.attach(part)
         if self._timekeeper is not None and self._gate_open:
@@ -175,6 +174,14 @@ class Session:
             self._begin_beeps()
         self._report(LegAttached(self.spec.fork_id, part))
 
+    def _lead_usual(self, way: Callable[[bytes], None] | None = None) -> None:
+        """Let frames that are as long as the one before take a way, by default that of all others.
+
+        The hot path: each leg itself has the shortest way that serves at the moment.
+        """
+        for part, leg in self._legs.items():
+            leg.on_usual = way or self.inlets[part].on_audio
+
     def _on_audio(self, frame: bytes) -> None:
         """Relay one frame of the only leg, whatever it is like."""
         if not self._gate_open:
@@ -182,7 +189,7 @@ class Session:
             return
         if len(frame) != self._frame_bytes and not self._accepts_size(frame):
             self._unfit += 1
-            self._inlet.on_usual = self._on_audio
+            self._lead_usual()
             return
         self._sink.send(self._shape(frame))
         if self._timekeeper is not None:
@@ -205,7 +212,7 @@ class Session:
             for leg in self._legs.values():
                 leg.gather(self._frame_bytes, gather_ms)
         is_plain = self._shape is unchanged
-        self._inlet.on_usual = self._sink.send if is_plain else self._send_shaped
+        self._lead_usual(self._sink.send if is_plain else self._send_shaped)
 
     def _send_shaped(self, frame: bytes) -> None:
         self._sink.send(self._shape(frame))
@@ -321,14 +328,13 @@ class Session:
                 self._log.warning("cannot mute one side of a mix: %s", NO_PAIRS)
                 return
             self._shape = shape
-            self._inlet.on_usual = self._on_audio
+            self._lead_usual()
         self._sides = sides
 
     def set_gate(self, is_open: bool) -> None:
         """Let audio through, or not."""
         self._gate_open = is_open and self._end is None
-        for inlet in self.inlets.values():
-            inlet.on_usual = inlet.on_audio
+        self._lead_usual()
         if self._timekeeper is None:
             return
         if self._gate_open and self._legs:

@@ -124,6 +124,7 @@ class _Owner:
         self.closed = 0
 
     def attach(self, leg: Any) -> None:
+        leg.on_usual = self.on_usual
         self.attached += 1
 
     def on_audio(self, frame: bytes) -> None:

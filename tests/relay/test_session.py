@@ -44,10 +44,14 @@ class Leg:
     """Counts how often it is hung up."""
 
     def __init__(self) -> None:
+        self.on_usual: Callable[[bytes], None] = self.unled
         self.hang_ups = 0
         self.spoken: list[bytes] = []
         self.gathered: list[tuple[int, int]] = []
         self.on_rest: Callable[[], None] = lambda: None
+
+    def unled(self, frame: bytes) -> None:
+        raise AssertionError("no way was given")
 
     def gather(self, frame_bytes: int, gather_ms: int) -> None:
         self.gathered.append((frame_bytes, gather_ms))
@@ -187,11 +191,10 @@ class Stage:
     def audio(self, frame: bytes, part: LegPart | None = None) -> None:
         """Bring a frame of a part, as the listener does; check that none is lost of sight."""
         part = part or self.only_part
-        inlet = self.session.inlets[part]
         if len(frame) == self._usual.get(part):
-            inlet.on_usual(frame)
+            self.legs[part].on_usual(frame)
         else:
-            inlet.on_audio(frame)
+            self.session.inlets[part].on_audio(frame)
         self._usual[part] = len(frame)
         stats = self.session.stats()
         waiting = len(self.sink.backlog)
@@ -542,15 +545,15 @@ async def test_gate_stays_shut_after_the_end(stage: Stage) -> None:
 
 
 async def test_usual_frames_go_straight_to_the_sink_only_when_streaming(stage: Stage) -> None:
-    inlet = stage.session.inlets[WHOLE]
+    inlet, leg = stage.session.inlets[WHOLE], stage.legs[WHOLE]
     stage.attach()
     stage.audio(mono_of(1))
     stage.audio(mono_of(2))
-    assert inlet.on_usual == inlet.on_audio
+    assert leg.on_usual == inlet.on_audio
     stage.sink.open()
-    assert inlet.on_usual == inlet.on_audio
+    assert leg.on_usual == inlet.on_audio
     stage.audio(mono_of(3))
-    assert inlet.on_usual == stage.sink.send
+    assert leg.on_usual == stage.sink.send
     stage.audio(mono_of(4))
     assert stage.sink.frames == [mono_of(n) for n in (1, 2, 3, 4)]
     assert stage.session.stats() == ForkStats(4, 4, 0)
@@ -563,8 +566,9 @@ async def test_usual_frames_that_are_shaped_take_a_short_way_too(
     stage = begin(**wishes)
     stage.stream()
     stage.audio(mono_of(1))
-    inlet = stage.session.inlets[stage.only_part]
-    assert inlet.on_usual not in (inlet.on_audio, stage.sink.send)
+    part = stage.only_part
+    ways = (stage.session.inlets[part].on_audio, stage.sink.send)
+    assert stage.legs[part].on_usual not in ways
     stage.audio(mono_of(5))
     assert stage.sink.frames == [mono_of(2), mono_of(10)]
 
