@@ -182,7 +182,7 @@ int main(int argc, char **argv)
         {NULL, 0, NULL, 0}};
     static struct histogram late;
     const char *legs_file = NULL;
-    int tick_us = 487, linger_ms = 300, option;
+    int tick_us = 997, linger_ms = 300, option;
     double seconds = 5;
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
         switch (option) {

@@ -37,6 +37,7 @@ static SSL_CTX *new_context(const SSL_METHOD *method)
 struct tls_context *tls_server(const char *pem_path)
 {
     SSL_CTX *context = new_context(TLS_server_method());
+    SSL_CTX_set_read_ahead(context, 1);  /* else a record takes two reads: its header, the rest */
     if (SSL_CTX_use_certificate_chain_file(context, pem_path) != 1 ||
         SSL_CTX_use_PrivateKey_file(context, pem_path, SSL_FILETYPE_PEM) != 1)
         die_of_tls(pem_path);
@@ -85,6 +86,11 @@ ssize_t wire_read(struct wire *wire, void *bytes, size_t count)
         return done;
     int why = SSL_get_error((SSL *)wire->tls, done);
     return why == SSL_ERROR_WANT_READ || why == SSL_ERROR_WANT_WRITE ? WIRE_AGAIN : WIRE_GONE;
+}
+
+int wire_holds_more(const struct wire *wire)
+{
+    return wire->tls != NULL && SSL_has_pending((const SSL *)wire->tls);
 }
 
 int wire_write(struct wire *wire, const void *bytes, size_t count)
@@ -148,6 +154,12 @@ void wire_connect_tls(struct wire *wire, struct tls_context *context)
 ssize_t wire_read(struct wire *wire, void *bytes, size_t count)
 {
     return plain_read(wire->fd, bytes, count);
+}
+
+int wire_holds_more(const struct wire *wire)
+{
+    (void)wire;
+    return 0;
 }
 
 int wire_write(struct wire *wire, const void *bytes, size_t count)

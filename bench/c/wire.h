@@ -30,6 +30,9 @@ void wire_connect_tls(struct wire *wire, struct tls_context *context);
 /* Return the number of bytes read, WIRE_AGAIN or WIRE_GONE. */
 ssize_t wire_read(struct wire *wire, void *bytes, size_t count);
 
+/* Whether TLS has read from the socket what it has not handed out yet. */
+int wire_holds_more(const struct wire *wire);
+
 /* Write all, waiting as needed; 0 or WIRE_GONE. */
 int wire_write(struct wire *wire, const void *bytes, size_t count);
 
