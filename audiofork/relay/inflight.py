@@ -15,9 +15,11 @@ import ssl
 import struct
 from collections.abc import Callable
 
+from audiofork.relay.tls import RECORD_PAYLOAD_BYTES
+
 # Of struct tcp_info (linux/tcp.h): tcpi_bytes_acked at 120, tcpi_notsent_bytes at 144.
 _INFO = struct.Struct("=120xQ16xI")
-# What a record adds to each write: 5 bytes of header, 16 of tag; TLS 1.3: 1 of type; 1.2 with
+# What a record adds to what it carries: 5 bytes of header, 16 of tag; TLS 1.3: 1 of type; 1.2 with
 # GCM: 8 of nonce (RFC 8446, 5.2; RFC 5288, 3; RFC 7905, 2).
 _RECORD_BYTES = {"TLSv1.3": 22, "GCM": 29, "CHACHA20": 21}
 
@@ -55,7 +57,8 @@ class InFlight:
         position, gone = self._position, 0
         for write in self._writes:
             wire_bytes = write if isinstance(write, int) else message_bytes(len(write))
-            end = position + wire_bytes + self._record_bytes
+            records = 1 + (wire_bytes - 1) // RECORD_PAYLOAD_BYTES
+            end = position + wire_bytes + records * self._record_bytes
             if acked is not None and end > acked:
                 break
             position = end
@@ -91,7 +94,7 @@ def message_bytes(payload_bytes: int) -> int:
 
 
 def _record_bytes(transport: asyncio.Transport) -> int | None:
-    """Return what TLS adds to each write; None where that is not constant."""
+    """Return what each record of TLS adds; None where that is not constant."""
     tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
     cipher = tls.cipher() if tls is not None else None
     if tls is None or cipher is None:

@@ -12,10 +12,9 @@ import ssl
 from collections import deque
 from typing import Any
 
-# What one record can carry (RFC 8446, 5.1).
+# What one record can carry (RFC 8446, 5.1). Reads ask for as much, so that OpenSSL, which reads one
+# record at a time, holds nothing that the event loop would not know of.
 RECORD_PAYLOAD_BYTES = 16_384
-# Records that are read before others get their turn.
-RECORDS_A_TURN = 16
 _DEFAULT_LIMIT_BYTES = 65_536
 
 _NOT_NOW = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -48,7 +47,11 @@ async def open_tls(
     except BaseException:
         tls.close()
         raise
-    protocol.connection_made(transport)
+    try:
+        protocol.connection_made(transport)
+    except BaseException:
+        transport.abort()
+        raise
     return transport
 
 
@@ -76,6 +79,9 @@ class TlsTransport(asyncio.Transport):
     Owned by its protocol. A write goes out at once, as one record for each 16 KiB; what the kernel
     does not take waits here. When the peer ends its side the connection is over, and what waits
     is lost with it.
+
+    The event loop watches the socket no more before it is closed: uvloop aborts the process if a
+    socket is closed that it still watches.
 
     Args:
         tls: Non-blocking; the transport closes it, after `connection_lost`.
@@ -152,11 +158,11 @@ class TlsTransport(asyncio.Transport):
                 waiting.popleft()
             else:
                 waiting[0] = data[sent:]
+            self._resume_protocol()
         self._loop.remove_writer(self._fd)
-        self._takes = not self._closing
+        self._takes = True
         if self._closing:
             self._lose(None)
-        self._resume_protocol()
 
     def _resume_protocol(self) -> None:
         if self._paused and self._waiting_bytes <= self._limits[0]:
@@ -183,34 +189,29 @@ class TlsTransport(asyncio.Transport):
         return self._reading
 
     def pause_reading(self) -> None:
-        self._reading = False
-        self._loop.remove_reader(self._fd)
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._fd)
 
     def resume_reading(self) -> None:
-        if self._reading or self._closing:
-            return
-        self._reading = True
-        self._loop.add_reader(self._fd, self._read)
-        self._loop.call_soon(self._read)  # OpenSSL may hold what the kernel no longer has
+        if not self._reading and not self._closing:
+            self._reading = True
+            self._loop.add_reader(self._fd, self._read)
 
     def _read(self) -> None:
-        for _ in range(RECORDS_A_TURN):
-            if not self._reading:
-                return
-            try:
-                data = self._tls.recv(RECORD_PAYLOAD_BYTES)
-            except _NOT_NOW:
-                return
-            except OSError as exc:
-                self._lose(exc)
-                return
-            assert isinstance(self._protocol, asyncio.Protocol)
-            if not data:
-                self._protocol.eof_received()
-                self._lose(None)
-                return
+        try:
+            data = self._tls.recv(RECORD_PAYLOAD_BYTES)
+        except _NOT_NOW:  # a part of a record, or one that is OpenSSL's own
+            return
+        except OSError as exc:
+            self._lose(exc)
+            return
+        assert isinstance(self._protocol, asyncio.Protocol)
+        if data:
             self._protocol.data_received(data)
-        self._loop.call_soon(self._read)
+        else:
+            self._protocol.eof_received()
+            self._lose(None)
 
     # --- The end ---
 
@@ -253,8 +254,9 @@ class TlsTransport(asyncio.Transport):
             pass
 
     def _tell_of_loss(self, exc: Exception | None) -> None:
+        protocol, self._protocol = self._protocol, asyncio.BaseProtocol()
         try:
-            self._protocol.connection_lost(exc)
+            protocol.connection_lost(exc)
         finally:
             self._tls.close()
 

@@ -665,6 +665,20 @@ async def test_frames_of_a_broken_connection_that_were_not_acknowledged_wait_aga
         assert waiting == list(range(50 + taken, count))
 
 
+async def test_message_of_several_tls_records_is_acknowledged_when_its_last_byte_is(
+    tls: ssl.SSLContext, ca_file: Path, start: Start
+) -> None:
+    async with FickleServer(tls) as server:
+        wishes = {"frame_ms": 1000, "frame_bytes": 1280}
+        sink, _ = start(server.url, client_tls(str(ca_file)), **wishes)
+        await opened(sink)
+        offer(sink, numbered(250, 0, 1280))
+        await until(lambda: len(server.frames) == 5 and all_acknowledged(sink))
+        in_flight = sink._in_flight
+        assert in_flight is not None
+        assert in_flight._position == in_flight._acked() > 5 * 64_000
+
+
 @pytest.mark.parametrize("frame_bytes", [320, 1280])
 async def test_kernel_never_holds_much_more_than_the_budget(
     stalled: StalledServer, start: Start, frame_bytes: int

@@ -1,0 +1,482 @@
+"""TLS over a socket of its own, with real TLS at both ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import socket
+import ssl
+import struct
+import weakref
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from audiofork.relay.tls import RECORD_PAYLOAD_BYTES, TlsTransport, open_tls
+from audiofork.relay.worker import client_tls
+from tests.relay.peers import until
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+# More than the kernel takes when nobody reads.
+MUCH = bytes(range(256)) * 40_000
+RESET = struct.pack("ii", 1, 0)
+
+
+class Protocol(asyncio.Protocol):
+    """Keeps what its transport tells."""
+
+    def __init__(self) -> None:
+        self.received = b""
+        self.calls: list[str] = []
+        self.lost: list[Exception | None] = []
+        self.on_data: Callable[[], None] = lambda: None
+        self.on_resume: Callable[[], None] = lambda: None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self.calls.append("made")
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        self.on_data()
+
+    def eof_received(self) -> None:
+        self.calls.append("eof")
+
+    def pause_writing(self) -> None:
+        self.calls.append("pause")
+
+    def resume_writing(self) -> None:
+        self.calls.append("resume")
+        self.on_resume()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.append(exc)
+
+
+class Watched:
+    """The event loop, and whom it tells that they can write."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.writers: set[int] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    def add_writer(self, fd: int, callback: Callable[[], None]) -> None:
+        self.writers.add(fd)
+        self._loop.add_writer(fd, callback)
+
+    def remove_writer(self, fd: int) -> None:
+        self.writers.discard(fd)
+        self._loop.remove_writer(fd)
+
+
+class Peer:
+    """The server's end.
+
+    Attributes:
+        tls: Blocks; to be used in a thread.
+    """
+
+    def __init__(self, tls: ssl.SSLSocket) -> None:
+        self.tls = tls
+
+    async def read(self, count: int) -> bytes:
+        return await asyncio.to_thread(self._read, count)
+
+    def _read(self, count: int) -> bytes:
+        got = bytearray()
+        while len(got) < count and (chunk := self.tls.recv(65536)):
+            got += chunk
+        return bytes(got)
+
+    async def send(self, data: bytes) -> None:
+        await asyncio.to_thread(self.tls.sendall, data)
+
+    async def say_goodbye(self) -> None:
+        """Send the alert that ends TLS, and wait for the other's."""
+        (await asyncio.to_thread(self.tls.unwrap)).close()
+
+    def vanish(self) -> None:
+        """End TCP without a word of TLS."""
+        self.tls.close()
+
+    def reset(self) -> None:
+        self.tls.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.tls.close()
+
+    def send_plain(self, data: bytes) -> None:
+        """Send past TLS."""
+        socket.socket.send(self.tls, data)
+
+
+class Stage:
+    """A transport, its protocol and its peer."""
+
+    def __init__(self, transport: TlsTransport, protocol: Protocol, peer: Peer) -> None:
+        self.transport = transport
+        self.fd: int = transport.get_extra_info("socket").fileno()
+        self.protocol = protocol
+        self.peer = peer
+
+    async def lost(self) -> Exception | None:
+        """Wait for the end; return what it was for."""
+        await until(lambda: self.protocol.lost)
+        (exc,) = self.protocol.lost
+        return exc
+
+
+Connect = Callable[[], "contextlib.AbstractAsyncContextManager[Stage]"]
+
+
+async def connected_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        near = socket.create_connection(listening.getsockname())
+        far, _ = listening.accept()
+    near.setblocking(False)
+    return near, far
+
+
+@contextlib.asynccontextmanager
+async def connected(server: ssl.SSLContext, ca_file: Path) -> AsyncIterator[Stage]:
+    near, far = await connected_pair()
+    shaking = asyncio.to_thread(server.wrap_socket, far, server_side=True)
+    protocol = Protocol()
+    opening = open_tls(near, client_tls(str(ca_file)), "localhost", protocol)
+    tls, transport = await asyncio.gather(shaking, opening)
+    yield Stage(transport, protocol, Peer(tls))
+    transport.abort()
+    await until(lambda: protocol.lost)
+    tls.close()
+
+
+@pytest.fixture(params=[ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
+async def stage(
+    tls: ssl.SSLContext, ca_file: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Stage]:
+    before = tls.maximum_version
+    tls.maximum_version = request.param
+    try:
+        async with connected(tls, ca_file) as one:
+            yield one
+    finally:
+        tls.maximum_version = before
+
+
+# --- Writing -------------------------------------------------------------------------------------
+
+
+async def test_writes_arrive_whole_and_in_order(stage: Stage) -> None:
+    for part in (b"a", bytearray(b"bc"), memoryview(b"def")):
+        stage.transport.write(part)
+    assert await stage.peer.read(6) == b"abcdef"
+    assert stage.transport.get_write_buffer_size() == 0
+
+
+async def test_what_the_kernel_does_not_take_waits_and_goes_when_the_peer_reads(
+    stage: Stage,
+) -> None:
+    watched = Watched()
+    stage.transport._loop = cast(asyncio.AbstractEventLoop, watched)
+    stage.transport.write(MUCH)
+    stage.transport.write(b"and more")
+    assert stage.transport.get_write_buffer_size() > 0
+    assert await stage.peer.read(len(MUCH) + 8) == MUCH + b"and more"
+    await until(lambda: stage.transport.get_write_buffer_size() == 0)
+    assert not watched.writers  # they would be called for ever
+    stage.transport.write(b"at once")
+    assert await stage.peer.read(7) == b"at once"
+
+
+async def test_rest_of_a_write_that_was_taken_in_part_follows(stage: Stage) -> None:
+    """This OpenSSL takes all or nothing; what Python documents is less."""
+    send = stage.transport._send
+    stage.transport._send = lambda data: send(data[:3])
+    stage.transport.write(b"0123456789")
+    stage.transport.write(b"abcdef")
+    assert await stage.peer.read(16) == b"0123456789abcdef"
+    assert stage.transport.get_write_buffer_size() == 0
+
+
+async def test_protocol_pauses_above_the_high_limit_and_resumes_at_the_low_one(
+    stage: Stage,
+) -> None:
+    transport, protocol, sizes = stage.transport, stage.protocol, list[int]()
+    protocol.on_resume = lambda: sizes.append(transport.get_write_buffer_size())
+    transport.set_write_buffer_limits(high=1000, low=100)
+    assert transport.get_write_buffer_limits() == (100, 1000)
+    transport.write(MUCH)
+    assert protocol.calls == ["made", "pause"]
+    for size in (500, 100):
+        transport.write(bytes(size))
+    assert await stage.peer.read(len(MUCH) + 600) == MUCH + bytes(600)
+    await until(lambda: sizes)
+    assert (protocol.calls, sizes) == (["made", "pause", "resume"], [100])
+
+
+async def test_protocol_may_write_while_it_is_told_to_resume(stage: Stage) -> None:
+    stage.protocol.on_resume = lambda: stage.transport.write(b"last")
+    stage.transport.write(MUCH)
+    assert await stage.peer.read(len(MUCH) + 4) == MUCH + b"last"
+    assert stage.transport.get_write_buffer_size() == 0
+
+
+@pytest.mark.parametrize(
+    ("high", "low", "limits"),
+    [(None, None, (16_384, 65_536)), (4000, None, (1000, 4000)), (None, 100, (100, 400))],
+)
+async def test_limits_follow_from_each_other(
+    stage: Stage, high: int | None, low: int | None, limits: tuple[int, int]
+) -> None:
+    stage.transport.set_write_buffer_limits(high, low)
+    assert stage.transport.get_write_buffer_limits() == limits
+
+
+async def test_nothing_is_written_of_nothing(stage: Stage) -> None:
+    stage.transport.write(b"")
+    stage.transport.write(b"x")
+    assert await stage.peer.read(1) == b"x"
+    assert not stage.transport.can_write_eof()
+
+
+# --- Reading -------------------------------------------------------------------------------------
+
+
+async def test_many_records_arrive_in_order(stage: Stage) -> None:
+    sent = MUCH[: 33 * RECORD_PAYLOAD_BYTES + 1]
+    await stage.peer.send(sent)
+    await until(lambda: len(stage.protocol.received) == len(sent))
+    assert stage.protocol.received == sent
+
+
+async def test_nothing_is_read_while_paused_and_what_has_come_follows(stage: Stage) -> None:
+    stage.protocol.on_data = stage.transport.pause_reading
+    sent = b"a" * RECORD_PAYLOAD_BYTES + b"b" * RECORD_PAYLOAD_BYTES
+    await stage.peer.send(sent)
+    await until(lambda: stage.protocol.received)
+    await asyncio.sleep(0.01)
+    assert stage.protocol.received == sent[:RECORD_PAYLOAD_BYTES]
+    assert not stage.transport.is_reading()
+    stage.transport.resume_reading()
+    assert stage.transport.is_reading()
+    await until(lambda: stage.protocol.received == sent)
+
+
+async def test_peer_is_read_while_it_does_not_read(stage: Stage) -> None:
+    stage.transport.write(MUCH)
+    await stage.peer.send(b"pong")
+    await until(lambda: stage.protocol.received == b"pong")
+
+
+# --- The end -------------------------------------------------------------------------------------
+
+
+async def test_close_sends_what_waits_and_tells_the_peer(stage: Stage) -> None:
+    stage.transport.write(MUCH)
+    stage.transport.close()
+    assert stage.transport.is_closing()
+    stage.transport.write(b"too late")
+    stage.transport.close()
+    assert await stage.peer.read(len(MUCH) + 1) == MUCH
+    # The peer has read to the end: it would raise at a TCP that ends without an alert.
+    assert await stage.lost() is None
+
+
+async def test_close_with_nothing_waiting_ends_at_once(stage: Stage) -> None:
+    stage.transport.close()
+    assert not stage.protocol.lost  # never from within a call
+    assert await stage.lost() is None
+    assert await stage.peer.read(1) == b""
+
+
+async def test_abort_drops_what_waits(stage: Stage) -> None:
+    stage.transport.write(MUCH)
+    stage.transport.abort()
+    assert stage.transport.get_write_buffer_size() == 0
+    assert await stage.lost() is None
+    stage.transport.write(b"x")
+    stage.transport.resume_reading()
+    stage.transport.abort()
+    await asyncio.sleep(0)
+    assert stage.protocol.lost == [None]
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["nothing waits", "much waits"])
+async def test_goodbye_of_the_peer_ends_the_connection(stage: Stage, waits: bool) -> None:
+    if waits:
+        stage.transport.write(MUCH)
+        stage.peer.tls.setblocking(False)
+        with contextlib.suppress(ssl.SSLError):
+            stage.peer.tls.unwrap()
+    else:
+        await stage.peer.say_goodbye()
+    assert await stage.lost() is None
+    assert stage.protocol.calls[-1] == "eof"
+
+
+async def test_end_of_tcp_without_a_goodbye_ends_the_connection(stage: Stage) -> None:
+    stage.peer.vanish()
+    assert await stage.lost() is None
+    assert stage.protocol.calls == ["made", "eof"]
+
+
+async def test_reset_by_the_peer_ends_the_connection(stage: Stage) -> None:
+    """OpenSSL takes it for an end without a goodbye, sometimes."""
+    stage.peer.reset()
+    assert isinstance(await stage.lost(), ConnectionResetError | None)
+
+
+async def test_write_after_a_reset_is_told_as_the_reason_and_not_raised(stage: Stage) -> None:
+    stage.transport.pause_reading()
+    stage.peer.reset()
+    await asyncio.sleep(0.01)
+    for _ in range(3):
+        stage.transport.write(b"x")
+    assert isinstance(await stage.lost(), OSError)
+
+
+async def test_reset_while_much_waits_is_told_once(stage: Stage) -> None:
+    stage.transport.pause_reading()
+    stage.transport.write(MUCH)
+    stage.peer.reset()
+    assert isinstance(await stage.lost(), OSError)
+    assert stage.transport.get_write_buffer_size() == 0
+
+
+async def test_bytes_that_are_no_tls_end_the_connection(stage: Stage) -> None:
+    stage.peer.send_plain(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    assert isinstance(await stage.lost(), ssl.SSLError)
+
+
+async def test_protocol_may_close_while_it_is_given_data(stage: Stage) -> None:
+    stage.protocol.on_data = stage.transport.abort
+    await stage.peer.send(b"a" * RECORD_PAYLOAD_BYTES + b"b")
+    assert await stage.lost() is None
+    assert stage.protocol.received == b"a" * RECORD_PAYLOAD_BYTES
+
+
+async def test_call_after_the_end_touches_no_other_connection(stage: Stage) -> None:
+    """Which may have the number that the descriptor had."""
+    stage.transport.abort()
+    await stage.lost()
+    near, far = await connected_pair()
+    if far.fileno() == stage.fd:
+        near, far = far, near
+    elif near.fileno() != stage.fd:
+        os.dup2(near.fileno(), stage.fd)
+        near.close()
+        near = socket.socket(fileno=stage.fd)
+    with near, far:
+        readable, writable = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(stage.fd, readable.set)
+        loop.add_writer(stage.fd, writable.set)
+        stage.transport.abort()
+        stage.transport.close()
+        stage.transport.pause_reading()
+        stage.transport.resume_reading()
+        stage.transport.write(b"x")
+        far.send(b"x")
+        await until(lambda: readable.is_set() and writable.is_set())
+        loop.remove_reader(stage.fd)
+        loop.remove_writer(stage.fd)
+
+
+async def test_transport_is_freed_when_it_is_over(tls: ssl.SSLContext, ca_file: Path) -> None:
+    """At once, and not when the garbage collector comes: it holds tens of kilobytes."""
+    near, far = await connected_pair()
+    shaking = asyncio.to_thread(tls.wrap_socket, far, server_side=True)
+    protocol = Protocol()
+    opening = open_tls(near, client_tls(str(ca_file)), "localhost", protocol)
+    peer, transport = await asyncio.gather(shaking, opening)
+    del opening
+    freed: list[bool] = []
+    weakref.finalize(transport, freed.append, True)
+    gc.disable()
+    try:
+        transport.abort()
+        lost = protocol.lost
+        del transport, protocol
+        await until(lambda: lost)
+        await asyncio.sleep(0)
+        assert freed
+    finally:
+        gc.enable()
+        peer.close()
+
+
+async def test_other_protocol_is_given_what_comes(stage: Stage) -> None:
+    other = Protocol()
+    stage.transport.set_protocol(other)
+    assert stage.transport.get_protocol() is other
+    await stage.peer.send(b"x")
+    await until(lambda: other.received == b"x")
+    stage.transport.set_protocol(stage.protocol)
+
+
+async def test_transport_tells_of_its_socket(stage: Stage) -> None:
+    assert stage.transport.get_extra_info("peername") == stage.peer.tls.getsockname()
+    assert stage.transport.get_extra_info("sockname") == stage.peer.tls.getpeername()
+    assert stage.transport.get_extra_info("ssl_object").version() == stage.peer.tls.version()
+
+
+# --- The handshake -------------------------------------------------------------------------------
+
+
+async def test_handshake_that_is_cancelled_closes_the_socket(ca_file: Path) -> None:
+    near, far = await connected_pair()
+    fd = near.fileno()
+    with far:
+        opening = asyncio.create_task(
+            open_tls(near, client_tls(str(ca_file)), "localhost", Protocol())
+        )
+        hello = await asyncio.to_thread(far.recv, 1)
+        assert hello == b"\x16"
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert not asyncio.get_running_loop().remove_reader(fd)
+        far.settimeout(5)
+        with contextlib.suppress(ConnectionResetError):
+            while far.recv(4096):
+                pass
+
+
+async def test_protocol_that_fails_to_begin_is_told_of_the_loss(
+    tls: ssl.SSLContext, ca_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the event loop watches the socket no more: uvloop would abort the process."""
+    near, far = await connected_pair()
+    shaking = asyncio.to_thread(tls.wrap_socket, far, server_side=True)
+    protocol = Protocol()
+    monkeypatch.setattr(protocol, "connection_made", lambda transport: 1 / 0)
+    opening = open_tls(near, client_tls(str(ca_file)), "localhost", protocol)
+    peer, error = await asyncio.gather(shaking, opening, return_exceptions=True)
+    assert isinstance(error, ZeroDivisionError)
+    await until(lambda: protocol.lost)
+    assert isinstance(peer, ssl.SSLSocket)
+    peer.close()
+
+
+async def test_handshake_that_fails_closes_the_socket(tls: ssl.SSLContext) -> None:
+    near, far = await connected_pair()
+    refused = asyncio.to_thread(tls.wrap_socket, far, server_side=True)
+    opening = open_tls(near, ssl.create_default_context(), "localhost", Protocol())
+    results = await asyncio.gather(refused, opening, return_exceptions=True)
+    assert isinstance(results[0], OSError)
+    assert isinstance(results[1], ssl.SSLCertVerificationError)
+    far.close()
+
+
+async def test_host_without_a_name_closes_the_socket(ca_file: Path) -> None:
+    near, far = await connected_pair()
+    with far, pytest.raises(ValueError, match="server_hostname"):
+        await open_tls(near, client_tls(str(ca_file)), "", Protocol())
+    assert near.fileno() == -1
