@@ -155,8 +155,11 @@ def _target(target: str) -> dict[str, str]:
 
 # --- What people see -----------------------------------------------------------------------------
 
-_COLUMNS = ("ID", "CHANNEL", "DIRECTION", "STATE", "MUTED", "AGE", "IN", "SENT", "DROPPED", "URL")
-_NUMBERS = frozenset({"AGE", "IN", "SENT", "DROPPED"})
+_COLUMNS = (
+    *("ID", "CHANNEL", "DIRECTION", "TAP", "RATE", "STATE", "MUTED", "AGE"),
+    *("IN", "SENT", "DROPPED", "URL"),
+)
+_NUMBERS = frozenset({"RATE", "AGE", "IN", "SENT", "DROPPED"})
 
 
 def as_json(forks: list[dict[str, Any]]) -> str:
@@ -184,6 +187,8 @@ def _row(fork: dict[str, Any]) -> tuple[str, ...]:
         fork["id"],
         fork["channel"],
         fork["direction"],
+        fork["tap"] or "-",
+        fork["sample_rate"] or "-",
         fork["state"],
         fork["muted"] or "-",
         _age(fork["age_s"]),

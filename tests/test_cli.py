@@ -223,16 +223,22 @@ def test_list_is_a_table_with_urls_without_their_query(daemon: FakeDaemon) -> No
     assert result.exit_code == 0
     heading, row = result.output.splitlines()
     assert heading.split() == [
-        *("ID", "CHANNEL", "DIRECTION", "STATE", "MUTED", "AGE", "IN", "SENT", "DROPPED", "URL")
+        *("ID", "CHANNEL", "DIRECTION", "TAP", "RATE", "STATE", "MUTED", "AGE"),
+        *("IN", "SENT", "DROPPED", "URL"),
     ]
     assert row.split() == [
-        *(FORK_ID, "PJSIP/100-0000002a", "stereo", "streaming", "-", "1:02:03"),
+        *(FORK_ID, "PJSIP/100-0000002a", "stereo", "snoop", "16000", "streaming", "-", "1:02:03"),
         *("1000", "990", "0", "wss://example.org/live?..."),
     ]
     assert [row.index("PJSIP"), row.index("stereo")] == [
         heading.index("CHANNEL"),
         heading.index("DIRECTION"),
     ]
+
+
+def test_list_has_dashes_for_a_tap_that_is_not_chosen_yet(daemon: FakeDaemon) -> None:
+    daemon.views = [dataclasses.replace(VIEW, tap="", sample_rate=0)]
+    assert ask(daemon, "list").output.splitlines()[1].split()[3:5] == ["-", "-"]
 
 
 def test_list_of_nothing_says_so(daemon: FakeDaemon) -> None:
