@@ -1,6 +1,6 @@
 """One WebSocket client: connects, sends each frame at once, keeps what cannot go yet.
 
-The library does the handshake, TLS, pings, receiving and closing. Binary frames are built here:
+The library does the handshake, pings, receiving and closing. Binary frames are built here:
 its `send()` is a coroutine and costs three times as much (docs/architecture.md).
 """
 
