@@ -665,6 +665,28 @@ async def test_frames_of_a_broken_connection_that_were_not_acknowledged_wait_aga
         assert waiting == list(range(50 + taken, count))
 
 
+@pytest.mark.parametrize("secure", [False, True], ids=["ws", "wss"])
+async def test_server_that_stalls_again_and_again_gets_each_frame_once_in_order(
+    tls: ssl.SSLContext, ca_file: Path, start: Start, secure: bool
+) -> None:
+    async with FickleServer(tls if secure else None) as server:
+        sink, _ = start(server.url, client_tls(str(ca_file)), backlog=30, latency_budget=5)
+        await opened(sink)
+        await until(lambda: server.connection)
+        count = 0
+        for _ in range(5):
+            server.stop_reading()
+            while not sink.backlog:  # the kernel and the transport are full
+                offer(sink, numbered(1, count), before=count)
+                count += 1
+            offer(sink, numbered(20, count), before=count)
+            count += 20
+            server.read_on()
+            await until(lambda total=count: len(server.frames) == total)
+        assert server.frames == numbered(count)
+        assert (sink.frames_sent, sink.backlog.dropped) == (count, 0)
+
+
 async def test_message_of_several_tls_records_is_acknowledged_when_its_last_byte_is(
     tls: ssl.SSLContext, ca_file: Path, start: Start
 ) -> None:
