@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import socket
 import ssl
 from collections.abc import Callable
 
@@ -103,8 +105,10 @@ def connect_failure(exc: Exception) -> SinkError:
         return SinkRefused("not a URL that can be connected to")
     if isinstance(exc, UnicodeError):  # from IDNA, before any look-up
         return SinkRefused(f"not a host name: {exc}")
-    if isinstance(exc, OSError):
+    if isinstance(exc, ssl.SSLError | socket.gaierror):  # their numbers are not the system's
         return SinkUnreachable(exc.strerror or str(exc))
+    if isinstance(exc, OSError):  # event loops put the address in place of the reason
+        return SinkUnreachable(os.strerror(exc.errno) if exc.errno else str(exc))
     if isinstance(exc, WebSocketException):
         return SinkRefused(f"not a WebSocket server: {exc}")
     raise exc

@@ -117,7 +117,7 @@ async def control() -> AsyncIterator[Control]:
 async def test_fork_is_relayed_and_its_life_reported(control: Control, recorder: Recorder) -> None:
     await control.start()
     fork_id, leg = await control.stream(recorder, "/fork")
-    assert Streaming(fork_id) in control.heard
+    assert await control.hears(Streaming) == Streaming(fork_id)
     control.send(TakeStats(7))
     stats = await control.hears(StatsTaken, 2)
     assert stats == StatsTaken(7, {fork_id: ForkStats(10, 10)})

@@ -261,7 +261,7 @@ async def test_redirect_is_refused_and_not_followed(
 async def test_refused_port_is_retryable(start: Start) -> None:
     error = await failure(start(f"ws://127.0.0.1:{unused_port()}/")[1])
     assert isinstance(error, SinkUnreachable)
-    assert str(error)
+    assert str(error) == "Connection refused"
 
 
 async def test_host_that_does_not_resolve_is_retryable(start: Start) -> None:
