@@ -135,7 +135,7 @@ class TlsTransport(asyncio.Transport):
         self._waiting_bytes += len(data)
         if self._takes:
             self._takes = False
-            self._flush()
+            self._loop.add_writer(self._fd, self._flush)
         if self._waiting_bytes > self._limits[1] and not self._paused:
             self._paused = True
             self._protocol.pause_writing()
@@ -148,7 +148,6 @@ class TlsTransport(asyncio.Transport):
             try:
                 sent = self._send(data)  # after "not now" OpenSSL wants the same once more
             except _NOT_NOW:
-                self._loop.add_writer(self._fd, self._flush)
                 return
             except OSError as exc:
                 self._lose(exc)

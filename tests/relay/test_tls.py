@@ -133,9 +133,6 @@ class Stage:
         return exc
 
 
-Connect = Callable[[], "contextlib.AbstractAsyncContextManager[Stage]"]
-
-
 async def connected_pair() -> tuple[socket.socket, socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         near = socket.create_connection(listening.getsockname())
