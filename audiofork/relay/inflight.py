@@ -104,7 +104,7 @@ def _record_bytes(transport: asyncio.Transport) -> int | None:
 
 
 def _duplicate(transport: asyncio.Transport) -> socket.socket | None:
-    """Return a descriptor of our own: TLS transports close theirs before they tell of the loss."""
+    """Return a descriptor of our own: event loops close theirs before they tell of the loss."""
     own = transport.get_extra_info("socket")
     if own is None:
         return None
