@@ -18,7 +18,7 @@ import textwrap
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -32,7 +32,18 @@ from audiofork.control.ami import (
     connected,
 )
 from audiofork.control.tap.base import Tap
-from audiofork.control.tap.choice import NARROW_RATE
+from audiofork.control.tap.chanspy import OPTIONS as CHANSPY_OPTIONS
+from audiofork.control.tap.choice import NOT_BY_ARI, NOT_BY_CHANSPY, SET_ARI
+from audiofork.control.tap.ways import (
+    NARROW_RATE,
+    Connects,
+    Site,
+    Wish,
+    best_way,
+    known_faults,
+    ways_for,
+)
+from audiofork.control.versions import UNKNOWN, Version
 from audiofork.errors import (
     AmiActionFailed,
     AmiError,
@@ -45,13 +56,13 @@ from audiofork.errors import (
     LegError,
     NoSuchChannel,
 )
+from audiofork.model import Direction, LegPart
 from audiofork.probe import LegFailed, Legs, Probe, ProbeLeg, snooping
 from audiofork.process import FILES_PER_FORK, FURTHER_FILES
 from audiofork.relay.audiosocket import FRAME_BYTES
 from audiofork.relay.worker import Worker
 
 WIDE_RATE = 16000
-PAIR_OPTIONS = "qulDES"  # of ChanSpy; the D is what the check wants to know of
 MAX_CLOCK_DIFFERENCE_S = 2.0
 EVENT_TIMEOUT_S = 2.0
 FRAMES_WANTED = 50
@@ -71,8 +82,8 @@ _AUDIOSOCKET_MODULES = ("chan_audiosocket.so", "res_audiosocket.so")
 _CHANSPY_MODULE = "app_chanspy.so"
 _ARI_MODULES = ("res_ari.so", "res_ari_channels.so", "res_ari_events.so", "res_ari_applications.so")
 _STASIS_MODULE = "app_stasis.so"
-# The extensions that legs by ARI are sent to, and what runs there.
-_EXTENSIONS = {"narrow": "app_audiosocket.so", "wide": "app_dial.so"}
+# What runs where legs by ARI are sent to.
+_LEG_MODULES = {Connects.APPLICATION: "app_audiosocket.so", Connects.DIAL: "app_dial.so"}
 _TIMING_MODULES = tuple(f"res_timing_{name}.so" for name in ("timerfd", "pthread", "dahdi"))
 
 # The reason of a failed Originate, as measured; one that cannot connect has 8.
@@ -144,7 +155,7 @@ class Check:
         self._by_ari = bool(config.ari.url) and config.asterisk.tap != "chanspy"
         self._can_snoop = self._by_ari
         self._may: set[str] = set()
-        self._version = "(version unknown)"
+        self._version = UNKNOWN
         self._events: list[Event] = []
         self._news = asyncio.Event()
 
@@ -235,13 +246,13 @@ class Check:
         if self._config.asterisk.tap == "chanspy":
             why, how = "not used ([asterisk] tap = chanspy)", "Set [asterisk] tap = auto."
         else:
-            why, how = "not configured ([ari] url)", _HAVE_ARI
+            why, how = "not configured ([ari] url)", ""  # what follows from it comes last
         rate = self._config.websocket.sample_rate
         if rate == NARROW_RATE:
             self._skip(f"ARI: {why}: legs come by ChanSpy, at 8000 Hz", how)
         else:
             text = f"ARI: {why}, but [websocket] sample_rate = {rate} needs it"
-            self._fail(text, f"{how}\nOr set [websocket] sample_rate = 8000.")
+            self._fail(text, f"{how or _HAVE_ARI}\nOr set [websocket] sample_rate = 8000.")
 
     # --- The manager interface ---
 
@@ -258,6 +269,7 @@ class Check:
                 await self._check_dialplan(ami)
                 if await self._check_modules(ami):
                     await self._check_audiosocket(ami)
+                self._tell_what_forks_get()
         except AmiLoginRefused as exc:
             self._fail(f"login: {str(exc).partition(';')[0]}", self._login_remedy())
         # ValueError: the configured host is no name, or the secret does not fit a line.
@@ -295,12 +307,15 @@ class Check:
         for right, action, headers in _WRITE_CLASSES:
             try:
                 answer = await ami.action(action, headers)
-                self._version = answer.get("asteriskversion", self._version)
+                if "asteriskversion" in answer:
+                    self._version = Version.parse(answer["asteriskversion"])
             except AmiActionFailed as exc:
                 if exc.message == _DENIED:
                     continue
             self._may.add(right)
         self._ok(f"login: {user}, Asterisk {self._version}")
+        for fault in known_faults(self._version):
+            self._skip(f"Asterisk {self._version}: {fault}")
         missing = [right for right, *_ in _WRITE_CLASSES if right not in self._may]
         if missing:
             self._fail(f"rights: {user} lacks write = {','.join(missing)}", self._rights_remedy())
@@ -351,7 +366,7 @@ class Check:
         """See whether there is what legs by ARI are sent to."""
         if not self._by_ari:
             return
-        from audiofork.control.tap.snoop import CONTEXT
+        from audiofork.control.tap.snoop import CONTEXT, EXTENSIONS
 
         try:
             lines = await ami.list("ShowDialPlan", [("Context", CONTEXT)])
@@ -361,9 +376,9 @@ class Check:
                 return
             lines = []  # there is no such context
         present = {line.get("extension") for line in lines}
-        missing = [name for name in _EXTENSIONS if name not in present]
+        missing = [name for name in EXTENSIONS.values() if name not in present]
         if not missing:
-            self._ok(f"dialplan: the context {CONTEXT} has {' and '.join(_EXTENSIONS)}")
+            self._ok(f"dialplan: the context {CONTEXT} has {' and '.join(EXTENSIONS.values())}")
             return
         what = f"has no extension {' and '.join(missing)}" if lines else "is missing"
         self._can_snoop = False
@@ -375,7 +390,7 @@ class Check:
         if self._config.asterisk.tap != "snoop":
             modules.append(_CHANSPY_MODULE)
         if self._by_ari:
-            modules += [*_ARI_MODULES, _STASIS_MODULE, *_EXTENSIONS.values()]
+            modules += [*_ARI_MODULES, _STASIS_MODULE, *_LEG_MODULES.values()]
         return modules
 
     async def _check_modules(self, ami: Ami) -> bool:
@@ -463,14 +478,20 @@ class Check:
         if self._config.asterisk.tap == "snoop":
             self._skip("audio: ChanSpy is not used ([asterisk] tap = snoop)")
             return
+        await self._spy(legs, address, uniqueid, LegPart.MIX)
+        if self._config.asterisk.chanspy_pairs == "narrowband":
+            await self._spy(legs, address, uniqueid, LegPart.PAIRS)
+
+    async def _spy(self, legs: Legs, address: Address, uniqueid: str, part: LegPart) -> None:
+        """Have ChanSpy bring what the target says, and judge it."""
         try:
-            spy = await legs.start(address, "ChanSpy", f"{uniqueid},{PAIR_OPTIONS}")
+            spy = await legs.start(address, "ChanSpy", f"{uniqueid},{CHANSPY_OPTIONS[part]}")
         except LegFailed as exc:
             self._leg_failed(exc, address)
             return
         try:
             await spy.wait_frames(FRAMES_WANTED, AUDIO_TIMEOUT_S)
-            await self._judge(spy)
+            await self._judge(spy, part)
         finally:
             spy.hang_up()
 
@@ -491,22 +512,24 @@ class Check:
             remedy = _ADVERTISE if failure.reason else _ADVERTISE + _NO_NEWS
             self._fail(f"AudioSocket: Asterisk and {address}: {failure}", remedy)
 
-    async def _judge(self, spy: ProbeLeg) -> None:
+    async def _judge(self, spy: ProbeLeg, part: LegPart) -> None:
+        in_pairs = part is LegPart.PAIRS
         if not spy.frames and spy.closed:
             self._fail("audio: ChanSpy does not run", _load(_CHANSPY_MODULE))
         elif not spy.frames:
             await self._judge_silence(spy)
-        elif any(len(frame) == FRAME_BYTES for _, frame in spy.frames):
+        elif in_pairs and any(len(frame) == FRAME_BYTES for _, frame in spy.frames):
             self._fail(
                 f"audio: the ChanSpy of Asterisk {self._version} has no option D", _NO_OPTION_D
             )
         elif pace := _too_slow(spy):
             self._fail(f"audio: {pace}", _load(_TIMING_MODULES[0]) + _BUSY)
-        elif not spy.has_tone_in_left_alone():
+        elif not (spy.has_tone_in_left_alone() if in_pairs else spy.is_tone(NARROW_RATE)):
             self._fail("audio: what comes is not what the target was sent", _NOT_THE_TONE)
         else:
             pace = f"{spy.frames_per_second():.1f} frames a second"
-            self._ok(f"audio: {pace}, in and out apart (timing source, ChanSpy with D)")
+            what = "in and out apart by ChanSpy's D" if in_pairs else "in and out mixed by ChanSpy"
+            self._ok(f"audio: {pace}, {what}")
 
     async def _judge_silence(self, spy: ProbeLeg) -> None:
         """Without a timing source ChanSpy sends a frame for each that it gets, and no other."""
@@ -527,24 +550,33 @@ class Check:
             if tap.missing:
                 self._fail(f"snoop: {tap.missing}", _load(*_ARI_MODULES))
                 return
-            narrow = self._snooped(legs, tap, uniqueid, NARROW_RATE, "narrow")
-            wide = self._snooped(legs, tap, uniqueid, WIDE_RATE, "wide")
+            trials = [
+                self._snooped(legs, tap, uniqueid, rate, self._connects(rate))
+                for rate in (NARROW_RATE, WIDE_RATE)
+            ]
             # What ARI says to both, we say once.
-            for finding in dict.fromkeys(await asyncio.gather(narrow, wide)):
+            for finding in dict.fromkeys(await asyncio.gather(*trials)):
                 if finding.mark is Mark.OK:
                     self._ok(finding.text)
                 else:
+                    self._can_snoop = False
                     self._fail(finding.text, finding.remedy)
 
+    def _connects(self, sample_rate: int) -> Connects:
+        """Return how the daemon would have a leg by ARI."""
+        way = best_way(Wish(Direction.IN, sample_rate), Site(self._version))
+        assert way is not None, "with ARI there is a way for every rate"
+        return way.connects
+
     async def _snooped(
-        self, legs: Legs, tap: Tap, uniqueid: str, sample_rate: int, extension: str
+        self, legs: Legs, tap: Tap, uniqueid: str, sample_rate: int, connects: Connects
     ) -> Finding:
         """Have one leg, and judge what it brings."""
         what = f"snoop at {sample_rate} Hz"
         try:
-            leg = await legs.snoop(tap, uniqueid, sample_rate)
+            leg = await legs.snoop(tap, uniqueid, sample_rate, connects)
         except LegFailed as exc:
-            remedy = f"{_load(_EXTENSIONS[extension])}\n{_INCLUDE_EXTENSIONS}"
+            remedy = f"{_load(_LEG_MODULES[connects])}\n{_INCLUDE_EXTENSIONS}"
             return Finding(Mark.FAIL, f"{what}: {exc}", remedy)
         except (LegError, NoSuchChannel) as exc:
             remedy = _load(_STASIS_MODULE, _TIMING_MODULES[0]) + _TIMING
@@ -561,6 +593,20 @@ class Check:
             return Finding(Mark.FAIL, text, _NOT_THE_TONE)
         return Finding(Mark.OK, f"{what}: {leg.frames_per_second():.1f} frames a second")
 
+    def _tell_what_forks_get(self) -> None:
+        """Say by which way each direction comes, and which of them is refused."""
+        site = site_of(self._config, self._version)
+        if not site.no_ari and not self._can_snoop:
+            site = replace(site, no_ari="not as it is now, see above")
+        ways = {one: best_way(Wish(one), site) for one in Direction}
+        refused = [one for one, way in ways.items() if way is None]
+        had = ", ".join(f"{one} by {way.tap}" for one, way in ways.items() if way is not None)
+        if not refused:
+            self._ok(f"forks: {had}")
+            return
+        text = f"forks: {had}; {' and '.join(refused)} are refused, so is the mute of one side"
+        self._skip(text, "" if self._by_ari else _HAVE_ARI)
+
     async def _check_hangups_come(self, legs: Legs) -> None:
         event = await self._heard(legs.is_of_ours, EVENT_TIMEOUT_S)
         if event is not None:
@@ -571,6 +617,34 @@ class Check:
                 "eventfilter holds them back",
                 self._rights_remedy(),
             )
+
+
+def site_of(config: Config, version: Version) -> Site:
+    """Return what a configuration gets legs by, if all that it names works."""
+    no_ari = SET_ARI if not config.ari.url else ""
+    if config.asterisk.tap == "chanspy":
+        no_ari = NOT_BY_ARI
+    return Site(
+        version,
+        no_ari,
+        NOT_BY_CHANSPY if config.asterisk.tap == "snoop" else "",
+        config.asterisk.chanspy_pairs == "narrowband",
+    )
+
+
+async def taps_of(config: Config) -> list[str]:
+    """Return lines that tell the order of preference, and what of it counts for this Asterisk.
+
+    Raises:
+        OSError, TimeoutError, ValueError, AmiError: Asterisk cannot be asked for its version.
+    """
+    async with connected(config.asterisk, lambda event: None) as ami:
+        try:
+            answer = await ami.action("CoreSettings", [])
+        except AmiActionFailed:
+            answer = {}
+    version = Version.parse(answer["asteriskversion"]) if "asteriskversion" in answer else UNKNOWN
+    return ways_for(site_of(config, version))
 
 
 def _too_slow(leg: ProbeLeg) -> str:
@@ -664,7 +738,8 @@ _NO_PASSWORD = (
     "audiofork check"
 )
 _HAVE_ARI = """\
-By ARI forks lose no frame to jitter, and can have wideband. To use it, set in audiofork.ini
+By ARI forks have in and out apart in every call, lose no frame to jitter, and can have wideband. \
+To use it, set in audiofork.ini
   [ari]
   url = http://127.0.0.1:8088/ari
   password = (one of your own)

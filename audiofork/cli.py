@@ -14,26 +14,30 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 import uvloop
 
 from audiofork import __version__, client, config, log
 from audiofork import migrate as migration
-from audiofork.check import Check, Finding, Mark
+from audiofork.check import Check, Finding, Mark, taps_of
 from audiofork.control.socket import MAX_LINE_BYTES
 from audiofork.daemon import Daemon
 from audiofork.errors import (
+    AmiError,
     AmiUnavailable,
     AudioForkError,
     CannotListen,
     ConfigError,
+    DaemonRuns,
     DaemonUnreachable,
     ReceiverError,
 )
 from audiofork.process import lift_file_limit
 from audiofork.receiver import Receiver, tls_context
+from audiofork.sweep import sweep as sweeping
+from audiofork.text import why
 
 EXIT_FAILED = 1
 EXIT_CONFIG = 3
@@ -91,8 +95,9 @@ async def _run(path: Path, loaded: config.Config) -> None:
 
 
 @main.command()
+@click.option("--taps", is_flag=True, help="Only print the ways to get audio, the best first.")
 @_config_option
-def check(path: Path) -> None:
+def check(taps: bool, path: Path) -> None:
     """Try what the daemon will need, and say what to do about each fault.
 
     Asterisk opens a channel to here and spies on it. That takes two or three seconds, disturbs no
@@ -101,11 +106,40 @@ def check(path: Path) -> None:
     """
     try:
         loaded = config.load(path)
+        if taps:
+            _print_taps(loaded)
+            return
         one = Check(loaded, lambda finding: _say(str(finding)))
     except ConfigError as exc:
         _fail(str(exc), EXIT_CONFIG)
     _say(str(Finding(Mark.OK, f"configuration: {path}")))
     sys.exit(uvloop.run(one.run()))
+
+
+def _print_taps(loaded: config.Config) -> None:
+    try:
+        _say_each(uvloop.run(taps_of(loaded)))
+    except (OSError, TimeoutError, ValueError, AmiError) as exc:
+        _fail(f"Asterisk cannot be asked for its version: {why(exc)}", EXIT_UNREACHABLE)
+
+
+@main.command()
+@_config_option
+def sweep(path: Path) -> None:
+    """Hang up the legs that a dead daemon has left in Asterisk.
+
+    A daemon does that at its start; this is for one that does not come back. Exit code 1: the
+    daemon runs; 4: Asterisk cannot be reached.
+    """
+    try:
+        count = uvloop.run(sweeping(config.load(path)))
+    except ConfigError as exc:
+        _fail(str(exc), EXIT_CONFIG)
+    except DaemonRuns as exc:
+        _fail(str(exc), EXIT_FAILED)
+    except (OSError, TimeoutError, ValueError, AmiError) as exc:
+        _fail(f"Asterisk cannot be asked: {why(exc)}", EXIT_UNREACHABLE)
+    _say(f"{count} legs hung up")
 
 
 # --- The commands that ask the daemon ------------------------------------------------------------
@@ -190,7 +224,7 @@ def list_forks(as_json: bool, watch: bool, path: Path, socket_path: Path | None)
     show = client.as_json if as_json else client.table
     with _daemon(path, socket_path) as daemon, contextlib.suppress(KeyboardInterrupt):
         while True:
-            text = show(daemon.forks())
+            text = show(*daemon.listing())
             if watch:
                 click.clear()
             _say(text)
@@ -323,6 +357,6 @@ def _say(line: str) -> None:
         sys.stdout = open(os.devnull, "w")
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     click.echo(f"audiofork: {message}", err=True)
     sys.exit(code)

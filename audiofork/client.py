@@ -104,9 +104,18 @@ class Client:
 
     def forks(self) -> list[dict[str, Any]]:
         """Return the forks there are, each with the fields of ForkView."""
-        return self._ask({"Command": "ListAudioForks"})
+        return self.listing()[0]
+
+    def listing(self) -> tuple[list[dict[str, Any]], int]:
+        """Return the forks there are, and how many legs of ended ones Asterisk still has."""
+        answer = self._answer_to({"Command": "ListAudioForks"})
+        return answer["forks"], int(answer.get("legs_left", 0))
 
     def _ask(self, fields: Mapping[str, str]) -> list[Any]:
+        forks: list[Any] = self._answer_to(fields)["forks"]
+        return forks
+
+    def _answer_to(self, fields: Mapping[str, str]) -> dict[str, Any]:
         try:
             self._socket.sendall(json.dumps(fields).encode() + b"\n")
             line = self._answers.readline()
@@ -117,13 +126,12 @@ class Client:
             raise DaemonUnreachable(f"the daemon at {self._path} is gone: {exc}") from exc
         if not line:
             raise DaemonUnreachable(f"the daemon at {self._path} has closed the connection")
-        return _forks_of(json.loads(line))
+        return _granted(json.loads(line))
 
 
-def _forks_of(answer: dict[str, Any]) -> list[Any]:
+def _granted(answer: dict[str, Any]) -> dict[str, Any]:
     if answer["ok"]:
-        forks: list[Any] = answer["forks"]
-        return forks
+        return answer
     error = str(answer["error"])
     if answer["code"] == Code.ASTERISK:
         raise AmiUnavailable(error)
@@ -162,15 +170,18 @@ _COLUMNS = (
 _NUMBERS = frozenset({"RATE", "AGE", "IN", "SENT", "DROPPED"})
 
 
-def as_json(forks: list[dict[str, Any]]) -> str:
+def as_json(forks: list[dict[str, Any]], legs_left: int = 0) -> str:
     """Return forks as a JSON array, with the fields of ForkView."""
     return json.dumps(forks, indent=2)
 
 
-def table(forks: list[dict[str, Any]]) -> str:
+def table(forks: list[dict[str, Any]], legs_left: int = 0) -> str:
     """Return forks as lines of text with a heading; URLs without their query."""
-    if not forks:
-        return "no forks"
+    left = f"\n{legs_left} legs of ended forks stay until their channels have media or end"
+    return (_rows(forks) if forks else "no forks") + (left if legs_left else "")
+
+
+def _rows(forks: list[dict[str, Any]]) -> str:
     rows = [_COLUMNS, *(_row(fork) for fork in forks)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     return "\n".join(

@@ -201,9 +201,23 @@ class AsteriskConfig:
     tap: str = _option(
         "auto",
         one_of("auto", "chanspy", "snoop"),
-        "Which way legs are had; auto: by ARI's snoop where [ari] is set and reachable at that "
+        "How audio is captured. auto: by ARI's snoop where [ari] is set and reachable at that "
         "moment, else by ChanSpy; snoop: by ARI alone, forks are refused while it is not "
         "reachable; chanspy: never by ARI.",
+    )
+    chanspy_pairs: str = _option(
+        "never",
+        one_of("never", "narrowband"),
+        "Whether ChanSpy may bring in and out apart, which D(out), D(stereo) and a mute of one "
+        "side need. It gets them wrong in calls with wideband audio (G.722, Opus, 16-kHz prompts). "
+        "never: such forks are refused without ARI; narrowband: all audio of this site is at 8000 "
+        "Hz, prompts too; a fork in a call that is not is refused.",
+    )
+    on_hold: str = _option(
+        "attach",
+        one_of("attach", "wait"),
+        "What a fork does in a call that is on hold, where its first leg would stop the music. "
+        "attach: take the audio at once; wait: until the hold is over.",
     )
 
 

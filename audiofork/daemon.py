@@ -21,6 +21,7 @@ from audiofork.control.relays import Relays
 from audiofork.control.socket import ControlSocket
 from audiofork.control.tap.chanspy import ChanSpyTap
 from audiofork.control.tap.choice import Taps
+from audiofork.control.tap.ways import known_faults
 from audiofork.errors import AmiError, CannotListen, ConfigError
 from audiofork.model import Command, Report, SendReport
 from audiofork.process import feed_watchdog, lift_file_limit, notify
@@ -88,7 +89,14 @@ class Daemon:
         self.ami = Ami(self._config.asterisk, lambda event: self.forks.on_event(event), self._up)
         self._taps = self._build_taps()
         security = self._config.security
-        self.forks = Forks(self.ami, self._taps, security, self._on_command, self._journal)
+        self.forks = Forks(
+            self.ami,
+            self._taps,
+            security,
+            self._on_command,
+            self._journal,
+            waits_for_hold=self._config.asterisk.on_hold == "wait",
+        )
         await self._open_doors()
         self.forks.left_behind = await self._journal.open()
         loop = asyncio.get_running_loop()
@@ -115,10 +123,12 @@ class Daemon:
             self._ari = Ari(config.ari)
             snoop = SnoopTap(self._ari, config.ari, self.relay)
         return Taps(
+            self.ami,
             chanspy,
             snoop,
             Channels(self.ami),
-            required=config.asterisk.tap == "snoop",
+            tap=config.asterisk.tap,
+            narrowband=config.asterisk.chanspy_pairs == "narrowband",
             sample_rate=config.websocket.sample_rate,
         )
 
@@ -135,7 +145,9 @@ class Daemon:
             await self._open_socket(Path(config.control.socket))
 
     async def _open_socket(self, path: Path) -> None:
-        control = ControlSocket(path, self.forks.ask, self.forks.views)
+        control = ControlSocket(
+            path, self.forks.ask, self.forks.views, lambda: self.forks.legs_left
+        )
         try:
             await control.start()
         except (ConfigError, OSError) as exc:  # calls go before convenience
@@ -150,6 +162,8 @@ class Daemon:
 
     async def _up(self) -> None:
         notify(f"STATUS={self.ami.status}")
+        for fault in known_faults(self.ami.version):
+            log.warning("Asterisk %s: %s", self.ami.version, fault)
         await self.forks.on_link_up()
 
     async def _shut_down(self) -> None:

@@ -179,6 +179,10 @@ class DaemonUnreachable(AudioForkError):
     """The daemon's control socket cannot be used; the text says what to do about it."""
 
 
+class DaemonRuns(AudioForkError):
+    """There is a daemon where none may be; the text says why."""
+
+
 class DaemonFault(AudioForkError):
     """The daemon met a bug of its own."""
 

@@ -24,21 +24,18 @@ class Direction(enum.StrEnum):
     STEREO = "stereo"
     """The two side by side: left in, right out."""
 
-    @property
-    def needs_pairs(self) -> bool:
-        """Whether the leg has to deliver in and out apart."""
-        return self in (Direction.OUT, Direction.STEREO)
-
 
 class LegPart(enum.StrEnum):
     """What one leg of a fork brings."""
 
-    WHOLE = "whole"
-    """All that the direction needs, as ChanSpy makes it: in alone, or pairs of in and out."""
     IN = "in"
-    """Mono frames of in, 50 a second."""
+    """Mono frames of in."""
     OUT = "out"
-    """Mono frames of out, 50 a second."""
+    """Mono frames of out."""
+    MIX = "mix"
+    """Mono frames of the two, mixed by Asterisk: nobody can tell them apart any more."""
+    PAIRS = "pairs"
+    """Frames of in and out interleaved, at 8000 Hz: left in, right out."""
 
 
 def leg_uuid(fork_id: str, part: LegPart) -> str:
@@ -115,11 +112,11 @@ class ForkSpec:
         channel: Name of the channel, for people to read.
         url: ws:// or wss:// URL of the server.
         direction: What the server is to get.
-        legs: What comes from Asterisk: the whole by one leg, or in and out by a leg each, as far
-            as the direction needs them.
+        legs: What comes from Asterisk, one leg for each: in, out, or both of them by a leg each;
+            the mix; or pairs.
         sample_rate: Of what the legs bring and the server gets, in Hz.
         gain_in: Steps of volume of in, -4 to 4, each a factor of two; `gain_out` of out.
-        keep_time: Put silence where the leg brings nothing.
+        keep_time: Put silence where the only leg brings nothing.
         gate_open: Whether audio may flow from the start; see `SetGate`.
         beeps: What the party is to hear of the fork.
         tls: None: as configured.
@@ -133,7 +130,7 @@ class ForkSpec:
     channel: str
     url: str
     direction: Direction
-    legs: tuple[LegPart, ...] = (LegPart.WHOLE,)
+    legs: tuple[LegPart, ...] = (LegPart.MIX,)
     sample_rate: int = 8000
     gain_in: int = 0
     gain_out: int = 0

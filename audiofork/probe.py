@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from audiofork.config import Address, AriConfig
 from audiofork.control.ami import Ami, ChannelHangup, Event, OriginateFailed
 from audiofork.control.tap.base import LEG_PREFIX, LegOrder, Tap
+from audiofork.control.tap.ways import Connects
 from audiofork.errors import AmiActionFailed, AudioSocketProtocolError
-from audiofork.model import Direction, LegPart, leg_uuid
+from audiofork.model import LegPart, leg_uuid
 from audiofork.relay.audiosocket import (
     FRAME_BYTES,
     HANGUP_MESSAGE,
@@ -241,7 +242,9 @@ class Legs:
             arrival, self.uniqueids[-1], "the leg went somewhere else, and ended there"
         )
 
-    async def snoop(self, tap: Tap, uniqueid: str, sample_rate: int) -> ProbeLeg:
+    async def snoop(
+        self, tap: Tap, uniqueid: str, sample_rate: int, connects: Connects
+    ) -> ProbeLeg:
         """Have a tap bring a leg that hears what a channel's party says, as for a fork.
 
         Raises:
@@ -253,7 +256,7 @@ class Legs:
         self.uniqueids.append(leg_id)
         arrival = self._probe.expect(leg_uuid(fork_id, part))
         await tap.start(
-            LegOrder(leg_id, fork_id, part, uniqueid, Direction.IN, sample_rate, speaks=False)
+            LegOrder(leg_id, fork_id, part, uniqueid, connects, sample_rate, speaks=False)
         )
         return await self._arrived(arrival, leg_id, "the leg ended before it connected")
 

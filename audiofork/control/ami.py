@@ -23,6 +23,7 @@ from panoramisk.message import Message
 
 from audiofork.config import AsteriskConfig
 from audiofork.control.kept_link import KeptLink
+from audiofork.control.versions import UNKNOWN, Version
 from audiofork.errors import (
     AmiActionFailed,
     AmiError,
@@ -43,7 +44,10 @@ CHECK_COMMAND = "AudioForkCheck"
 _MAX_BLOCK_BYTES = 1_048_576
 _END_OF_BLOCK = b"\r\n\r\n"
 # The events that `_typed` makes something of, besides UserEvent.
-_WANTED = {b"Hangup", b"HangupRequest", b"BridgeEnter", b"BridgeLeave", b"OriginateResponse"}
+_WANTED = {
+    *(b"Hangup", b"HangupRequest", b"BridgeEnter", b"BridgeLeave", b"OriginateResponse"),
+    *(b"Hold", b"Unhold"),
+}
 
 Headers = list[tuple[str, str]]
 OnError = Callable[[AmiError], None]
@@ -58,9 +62,14 @@ class RequestReceived:
 
 @dataclass(frozen=True, slots=True)
 class ChannelHangup:
-    """A channel was hung up, or is about to be."""
+    """A channel was hung up, or is about to be.
+
+    Attributes:
+        is_gone: It does not exist any more.
+    """
 
     uniqueid: str
+    is_gone: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +89,24 @@ class BridgeChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldChanged:
+    """A channel's party has put its call on hold, or has taken it back."""
+
+    uniqueid: str
+    channel: str
+    on_hold: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CheckRaised:
     """A UserEvent that `audiofork check` raised, to see whether requests come through."""
 
     token: str
 
 
-Event = RequestReceived | ChannelHangup | OriginateFailed | BridgeChanged | CheckRaised
+Event = (
+    RequestReceived | ChannelHangup | OriginateFailed | BridgeChanged | HoldChanged | CheckRaised
+)
 
 
 class Ami(KeptLink):
@@ -97,6 +117,7 @@ class Ami(KeptLink):
     harms neither the link nor other events.
 
     Attributes:
+        version: Asterisk's, or that of the last link.
         asterisk_started: Which run of Asterisk the link is to, or was to last: the local time of
             its start. Empty from a login until it is known, which is before `on_up`, and where
             Asterisk does not say.
@@ -113,6 +134,7 @@ class Ami(KeptLink):
         self._on_event = on_event
         self._on_up = on_up
         self._link: _Link | None = None
+        self.version = UNKNOWN
         self.asterisk_started = ""
 
     def _is_up(self) -> bool:
@@ -208,9 +230,9 @@ class Ami(KeptLink):
             self.asterisk_started = ""  # requests may come before the answer
             self._link = link
             self._on_success()
-            version = await self._version(link)
+            self.version = await self._version_of(link)
             self.asterisk_started = await self._started(link)
-            self._say(logging.INFO, f"connected to Asterisk {version}")
+            self._say(logging.INFO, f"connected to Asterisk {self.version}")
             try:
                 await self._on_up()
             except AmiError as exc:
@@ -222,12 +244,12 @@ class Ami(KeptLink):
             self._link = None
             link.close()
 
-    async def _version(self, link: _Link) -> str:
+    async def _version_of(self, link: _Link) -> Version:
         try:
             answer = await link.send("CoreSettings", [])
         except AmiActionFailed:
-            return "(version unknown)"
-        return str(answer.asteriskversion)
+            return UNKNOWN
+        return Version.parse(str(answer.asteriskversion))
 
     async def _started(self, link: _Link) -> str:
         try:
@@ -544,7 +566,10 @@ def _typed(name: str, headers: Headers) -> Event | None:
     if name == "UserEvent":
         return _request(headers)
     if name in ("Hangup", "HangupRequest"):
-        return ChannelHangup(_first(headers, "Uniqueid"))
+        return ChannelHangup(_first(headers, "Uniqueid"), name == "Hangup")
+    if name in ("Hold", "Unhold"):
+        channel, uniqueid = _first(headers, "Channel"), _first(headers, "Uniqueid")
+        return HoldChanged(uniqueid, channel, name == "Hold")
     if name in ("BridgeEnter", "BridgeLeave"):
         return BridgeChanged(_first(headers, "Uniqueid"), name == "BridgeEnter")
     if name == "OriginateResponse" and _first(headers, "Response") == "Failure":

@@ -28,6 +28,16 @@ _WIDE_FORMATS = {
 _SLIN_RATES = {f"slin{rate // 1000}": rate for rate in SAMPLE_RATES}
 
 
+def _names(formats: str) -> list[str]:
+    """Return the names in what Asterisk says of formats: `(ulaw|alaw)`, or one name."""
+    return formats.strip("()").split("|")
+
+
+def _rate_of(name: str) -> int:
+    """Return the sample rate in Hz of a format."""
+    return _WIDE_FORMATS.get(name) or _SLIN_RATES.get(name, 8000)
+
+
 class Channels:
     """Questions about channels; a channel is named by its name or its uniqueid.
 
@@ -50,6 +60,11 @@ class Channels:
         """Return if the channel still exists."""
         await self._known(uniqueid, "CHANNEL(uniqueid)")
 
+    def hang_up(self, uniqueid: str) -> None:
+        """Have a channel hung up, without waiting; if there is none, all is well."""
+        # Not by its name: a fork's earlier leg has the same.
+        self._ami.post("Hangup", [("Channel", uniqueid)], lambda exc: None)
+
     async def present(self) -> dict[str, str]:
         """Return the names of all channels, by uniqueid."""
         listed = await self._ami.list("CoreShowChannels")
@@ -66,8 +81,34 @@ class Channels:
     async def sample_rate(self, uniqueid: str) -> int:
         """Return the rate in Hz of the audio that the channel's party sends and hears."""
         formats = await self._known(uniqueid, "CHANNEL(audionativeformat)")  # (ulaw|alaw), say
-        names = formats.strip("()").split("|")
-        return max((_WIDE_FORMATS | _SLIN_RATES).get(name, 8000) for name in names)
+        return max(_rate_of(name) for name in _names(formats))
+
+    async def wide_format(self, uniqueid: str) -> str:
+        """Return which format of a call, its bridge peers' too, is above 8000 Hz; empty: none is.
+
+        Prompts that are played at another rate are not known by that.
+        """
+        channels = [uniqueid, *await self.bridge_peers(uniqueid)]
+        formats = await asyncio.gather(
+            *(
+                self._format(channel, f"CHANNEL({which})")
+                for channel in channels
+                for which in ("audionativeformat", "audioreadformat", "audiowriteformat")
+            )
+        )
+        wide = (name for text in formats for name in _names(text) if _rate_of(name) > 8000)
+        return next(wide, "")
+
+    async def bridge_peers(self, uniqueid: str) -> set[str]:
+        """Return the names of the channels that one is bridged with."""
+        peers = await self._value(uniqueid, "BRIDGEPEER")
+        return set(filter(None, peers.split(",")))
+
+    async def _format(self, channel: str, expression: str) -> str:
+        try:
+            return await self._value(channel, expression)
+        except NoSuchChannel:  # a peer that has just gone
+            return ""
 
     async def values(self, channel: str, names: Iterable[str]) -> dict[str, str]:
         """Return variables and functions of a channel; what is not set is empty."""

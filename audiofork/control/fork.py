@@ -14,9 +14,10 @@ from audiofork.control.post_process_script import PostProcess, prepare
 from audiofork.control.requests import StartFork, Target
 from audiofork.control.tap.base import Tap
 from audiofork.control.tap.choice import Choice
+from audiofork.control.tap.ways import Way, Wish
 from audiofork.errors import RequestRefused
 from audiofork.log import ForkLog
-from audiofork.model import EndReason, ForkSpec, ForkStats, LegPart
+from audiofork.model import Direction, EndReason, ForkSpec, ForkStats, LegPart
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +28,7 @@ class Leg:
         part: What it brings.
         id: Names the one that was asked for last.
         attached: It has connected.
+        gone: Its channel has ended.
         lost_at: Loop time since when there is none; None if there is one, or none yet.
         losses: Loop times of the latest losses.
         timer: Runs out if it does not connect.
@@ -35,12 +37,13 @@ class Leg:
     part: LegPart
     id: str = ""
     attached: bool = False
+    gone: bool = False
     lost_at: float | None = None
     losses: list[float] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None
 
     def __str__(self) -> str:
-        return "the leg" if self.part is LegPart.WHOLE else f"the leg of {self.part}"
+        return f"the leg of {self.part}" if self.part in (LegPart.IN, LegPart.OUT) else "the leg"
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +62,7 @@ class Fork:
         kept: It shall be taken up by the next run.
         bridged: Whether the channel is in a bridge; None while that is not known.
         looked_up: Set when the request is granted or refused.
+        chosen: Set when its legs are chosen, or it is refused.
     """
 
     id: str
@@ -87,6 +91,7 @@ class Fork:
     values: dict[str, str] = field(default_factory=dict)
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
     looked_up: asyncio.Event = field(default_factory=asyncio.Event)
+    chosen: asyncio.Event = field(default_factory=asyncio.Event)
 
     def apply(self, event: ForkEvent) -> None:
         """Move on; the only place where the state changes."""
@@ -99,6 +104,12 @@ class Fork:
         """Where its legs come from."""
         assert self.choice is not None, "chosen before it is launched"
         return self.choice.tap
+
+    @property
+    def way(self) -> Way:
+        """What its legs bring, and how."""
+        assert self.choice is not None, "chosen before it is launched"
+        return self.choice.way
 
     @property
     def sample_rate(self) -> int:
@@ -158,13 +169,40 @@ def spec_of(fork: Fork) -> ForkSpec:
         sample_rate=fork.sample_rate,
         gain_in=options.gain_in,
         gain_out=options.gain_out,
-        keep_time=options.keep_time,
+        keep_time=needs_silence(fork),
         gate_open=not options.bridged_only or bool(fork.bridged),
         beeps=options.beeps,
         tls=options.tls,
         reconnect_interval_s=options.reconnect_interval_s,
         reconnect_attempts=options.reconnect_attempts,
         frame_ms=options.frame_ms,
+    )
+
+
+def needs_silence(fork: Fork) -> bool:
+    """Tell whether the relay has to put silence where the leg brings nothing.
+
+    All directions but `in` are promised to keep time; for that it is an option.
+    """
+    options = fork.request.options
+    promised = options.keep_time or options.direction is not Direction.IN
+    return promised and not fork.way.keeps_time
+
+
+def wish_of(fork: Fork) -> Wish:
+    """Return what a fork needs of its legs, at whatever sample rate."""
+    options = fork.request.options
+    apart = options.gain_in != options.gain_out or fork.mute_in != fork.mute_out
+    return Wish(options.direction, speaks=options.beeps.any, apart=apart)
+
+
+def why_not_muted(fork: Fork, mute_in: bool, mute_out: bool) -> str:
+    """Return why a fork's sides cannot be muted like that; empty: they can."""
+    if mute_in == mute_out or LegPart.MIX not in fork.legs:
+        return ""
+    return (
+        f"fork {fork.id}: its in and out come mixed by Asterisk (ChanSpy), so one of them cannot "
+        "be muted alone; mute both, or set [ari] in audiofork.ini for forks to come"
     )
 
 
@@ -221,6 +259,7 @@ def restored(entry: Entry, logger: logging.Logger) -> tuple[Fork, str]:
         values=entry.values,
     )
     fork.looked_up.set()
+    fork.chosen.set()
     return fork, why
 
 

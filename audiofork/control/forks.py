@@ -20,6 +20,7 @@ from audiofork.control.ami import (
     BridgeChanged,
     ChannelHangup,
     Event,
+    HoldChanged,
     OriginateFailed,
     RequestReceived,
 )
@@ -35,14 +36,17 @@ from audiofork.control.fork import (
     restored,
     spec_of,
     view_of,
+    why_not_muted,
+    wish_of,
 )
+from audiofork.control.holds import Holds
 from audiofork.control.journal import Entry, Journal
 from audiofork.control.legs import Legs
 from audiofork.control.lifecycle import ForkEvent, ForkState
 from audiofork.control.post_process_script import PostProcess, prepare
 from audiofork.control.requests import MuteFork, Request, StartFork, StopFork, parse_request
 from audiofork.control.tap.base import fork_id_of
-from audiofork.control.tap.choice import Taps
+from audiofork.control.tap.choice import Taps, why_wide
 from audiofork.errors import (
     AmiActionFailed,
     AmiError,
@@ -103,6 +107,7 @@ class Forks:
 
     Attributes:
         left_behind: Forks of an earlier run, to be taken up when Asterisk can be asked.
+        waits_for_hold: Whether the legs of a fork in a call on hold wait for its end.
     """
 
     def __init__(
@@ -112,7 +117,10 @@ class Forks:
         security: SecurityConfig,
         send: SendCommand,
         journal: Journal | None = None,
+        *,
+        waits_for_hold: bool = False,
     ) -> None:
+        self.waits_for_hold = waits_for_hold
         self._admission = Admission(security)
         self.left_behind: list[Entry] = []
         self._ami = ami
@@ -122,6 +130,7 @@ class Forks:
         self._taps = taps
         self._send = send
         self._legs = Legs(channels, send, self, self._spawn)
+        self._holds = Holds(channels)
         self._forks: dict[str, Fork] = {}
         self._by_channel: dict[str, set[Fork]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -159,18 +168,23 @@ class Forks:
         forks = await self._named_by(request)
         if not forks:
             raise RequestRefused("No such fork")
+        if isinstance(request, MuteFork):
+            await self._mute_all(forks, request)
+            return [fork.id for fork in forks]
         for fork in forks:
-            if isinstance(request, StopFork):
-                fork.action_id = request.action_id or fork.action_id
-                self.end(fork, EndReason.STOPPED)
-            else:
-                self._mute(fork, request)
+            fork.action_id = request.action_id or fork.action_id
+            self.end(fork, EndReason.STOPPED)
         return [fork.id for fork in forks]
 
     async def views(self) -> list[ForkView]:
         """Return all forks, oldest first."""
         stats = await self._take_stats()
         return [view_of(fork, stats.get(fork.id, ForkStats())) for fork in self._forks.values()]
+
+    @property
+    def legs_left(self) -> int:
+        """How many legs of ended forks Asterisk still has, since their channels have no media."""
+        return self._legs.left_behind
 
     async def _take_stats(self) -> dict[str, ForkStats]:
         ticket = next(self._tickets)
@@ -190,9 +204,11 @@ class Forks:
         if isinstance(event, RequestReceived):
             self._spawn(self._answer(event.fields))
         elif isinstance(event, ChannelHangup):
-            self._on_hangup(event.uniqueid)
+            self._on_hangup(event.uniqueid, is_gone=event.is_gone)
         elif isinstance(event, BridgeChanged):
             self._on_bridge(event)
+        elif isinstance(event, HoldChanged):
+            self._holds.on_changed(event)
         elif isinstance(event, OriginateFailed):
             self._on_originate_failed(event)
 
@@ -220,7 +236,9 @@ class Forks:
         return len(runs) == 2 and "" not in runs
 
     async def _sweep(self, present: Mapping[str, str]) -> None:
+        self._legs.keep_leaving(present)
         keep = {leg.id for fork in self._forks.values() for leg in fork.legs.values()}
+        keep.update(self._legs.leaving)
         swept = self._taps.left_behind(present, keep)
         try:
             for uniqueid in swept:
@@ -252,9 +270,12 @@ class Forks:
             log.exception("a request could not be handled")
             self._announcer.refused(fields, "a fault of the daemon")
 
-    def _on_hangup(self, uniqueid: str) -> None:
+    def _on_hangup(self, uniqueid: str, *, is_gone: bool = True) -> None:
         if (own := self._forks.get(fork_id_of(uniqueid))) is not None:
-            self._legs.on_hangup(own, uniqueid)
+            self._legs.on_hangup(own, uniqueid, is_gone=is_gone)
+        if is_gone:
+            self._legs.on_gone(uniqueid)
+            self._holds.forget(uniqueid)
         for fork in self._on_channel(uniqueid):
             if not fork.hangup_seen:
                 fork.hangup_seen = True
@@ -266,6 +287,20 @@ class Forks:
                 fork.bridged = event.entered
                 if fork.state is not ForkState.REQUESTED:  # else it goes into the spec
                     self._send(SetGate(fork.id, event.entered))
+        self._holds.look_again()
+        if event.entered and self._taps.narrowband:
+            self._spawn(self._look_for_wideband(event.uniqueid))
+
+    async def _look_for_wideband(self, uniqueid: str) -> None:
+        """End the forks that a channel with wideband audio makes wrong by entering their bridge."""
+        pairs = [fork for fork in self._forks.values() if LegPart.PAIRS in fork.legs]
+        with contextlib.suppress(NoSuchChannel, AmiError):  # it has gone, or the link has
+            peers = await self._channels.bridge_peers(uniqueid) if pairs else set()
+            for fork in pairs:
+                if fork.uniqueid != uniqueid and fork.channel not in peers:
+                    continue
+                if wide := await self._taps.wide(fork.uniqueid):
+                    self.end(fork, EndReason.LEG_FAILED, why_wide(wide))
 
     def _on_originate_failed(self, event: OriginateFailed) -> None:
         fork = self._forks.get(fork_id_of(event.action_id))
@@ -286,6 +321,7 @@ class Forks:
             fork.looked_up.set()  # a stop need not wait until the start is due
             await self._admission.wait(due)
             await self._choose(fork)
+            await self._legs.wait_for_room(fork)
             if fork.end_asked is not None:
                 raise RequestRefused(f"ended before it began: {fork.end_asked}")
         except BaseException:
@@ -294,6 +330,7 @@ class Forks:
             raise
         finally:
             fork.looked_up.set()
+            fork.chosen.set()
         fork.apply(ForkEvent.RESOLVED)
         self._log_start(fork, "started")
         self._launch(fork)
@@ -301,9 +338,10 @@ class Forks:
 
     async def _choose(self, fork: Fork) -> None:
         """Settle where the legs come from."""
-        wished = fork.request.options.sample_rates
-        fork.choice = await self._taps.choose(fork.uniqueid, wished)
+        rates = fork.request.options.sample_rates
+        fork.choice = await self._taps.choose(fork.uniqueid, wish_of(fork), rates)
         self._legs.prepare(fork)
+        fork.chosen.set()
 
     def _launch(self, fork: Fork) -> None:
         """Let the relay get ready, and ask for the leg."""
@@ -318,6 +356,16 @@ class Forks:
         if fork.id in self._forks:  # else the relay could not use its TLS files
             if fork.mute_in or fork.mute_out:
                 self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
+            if self.waits_for_hold:
+                self._spawn(self._order_legs_after_hold(fork, anew=anew))
+            else:
+                self._legs.order(fork, anew=anew)
+
+    async def _order_legs_after_hold(self, fork: Fork, *, anew: bool) -> None:
+        if await self._holds.concern(fork.uniqueid):
+            fork.log.info("on hold: its legs are asked for when that is over ([asterisk] on_hold)")
+            await self._holds.wait_over(fork.uniqueid)
+        if fork.id in self._forks and fork.end_asked is None and not fork.hangup_seen:
             self._legs.order(fork, anew=anew)
 
     def _check(self, request: StartFork) -> None:
@@ -447,11 +495,23 @@ class Forks:
         await asyncio.gather(*(fork.looked_up.wait() for fork in self._forks.values()))
         return self._on_channel(uniqueid)
 
-    def _mute(self, fork: Fork, request: MuteFork) -> None:
-        if request.mute_in is not None:
-            fork.mute_in = request.mute_in
-        if request.mute_out is not None:
-            fork.mute_out = request.mute_out
+    async def _mute_all(self, forks: Iterable[Fork], request: MuteFork) -> None:
+        """Mute all of them, or none if one cannot be: who asked believes what is acknowledged.
+
+        Raises:
+            RequestRefused: One cannot be muted like that, or has ended meanwhile.
+        """
+        for fork in forks:
+            await fork.chosen.wait()
+            if fork.state is ForkState.ENDED:
+                raise RequestRefused("No such fork")
+            if why := why_not_muted(fork, *_muted_by(request, fork)):
+                raise RequestRefused(f"AudioForkMute: {why}")
+        for fork in forks:
+            self._mute(fork, *_muted_by(request, fork))
+
+    def _mute(self, fork: Fork, mute_in: bool, mute_out: bool) -> None:
+        fork.mute_in, fork.mute_out = mute_in, mute_out
         fork.log.info("muted: %s", muted_sides(fork) or "nothing")
         if fork.state is not ForkState.REQUESTED:  # else it is sent after the spec
             self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
@@ -556,6 +616,8 @@ class Forks:
                 self._replace_relay(fork, lost_at)
 
     def _replace_relay(self, fork: Fork, lost_at: float) -> None:
+        # Not every version ends a leg with its connection; until then it may take a core.
+        self._legs.hang_up(fork)
         ending = fork.end_asked or (EndReason.HANGUP if fork.hangup_seen else None)
         if ending is not None:
             self._on_ended(fork, ForkEnded(fork.id, ending, RELAY_DIED, ForkStats()))
@@ -576,6 +638,7 @@ class Forks:
             self._forget(fork)
             return
         self._journal.remove(fork.id)
+        self._legs.on_fork_ended(fork)
         failed = fork.state is ForkState.ATTACHING and report.reason in _FAILURES
         fork.apply(ForkEvent.END)
         self._log_end(fork, report)
@@ -705,3 +768,11 @@ class Forks:
         self._tasks.discard(task)
         if not task.cancelled() and (exc := task.exception()) is not None:
             log.error("a fault of the daemon", exc_info=exc)
+
+
+def _muted_by(request: MuteFork, fork: Fork) -> tuple[bool, bool]:
+    """Return whether a fork's in and out will be muted after a request."""
+    return (
+        fork.mute_in if request.mute_in is None else request.mute_in,
+        fork.mute_out if request.mute_out is None else request.mute_out,
+    )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Container, Coroutine
 from typing import Any, Protocol
 
 from audiofork.control.announcer import harmless
@@ -19,6 +20,7 @@ from audiofork.errors import (
     LegRefused,
     LegUncertain,
     NoSuchChannel,
+    RequestRefused,
 )
 from audiofork.model import EndReason, LegLost, LegPart, ReopenLeg, SendCommand
 
@@ -30,6 +32,10 @@ MAX_NEW_LEGS = 3
 NEW_LEGS_WINDOW_S = 10.0
 SHUTTING_DOWN = "Asterisk is shutting down"  # Asterisk's words (main/manager.c)
 CANNOT_ASK = "the leg was lost, and Asterisk cannot be asked"
+# A leg that was hung up is gone within 25 ms, but one whose channel has no media cannot go before
+# that has some (asterisk#978). More than so many for one channel are not left there.
+LEAVE_TIMEOUT_S = 1.0
+MAX_LEGS_LEFT = 2
 ASTERISK_AWAY_S = 5.0  # so long a fork without a leg waits to ask Asterisk about its channel
 
 Spawn = Callable[[Coroutine[Any, Any, None]], None]
@@ -66,17 +72,90 @@ class Legs:
         self._registry = registry
         self._spawn = spawn
         self._in_line = asyncio.Event()  # the registry with Asterisk; another for each login
+        # Legs of ended forks that Asterisk still has: when each was hung up, by uniqueid of the
+        # channel that they listen to, and by id.
+        self._leaving: dict[str, dict[str, float]] = {}
+        self._left = asyncio.Event()  # one of them is gone; another for each
 
     def on_link_in_line(self) -> None:
         """Hear that Asterisk can be asked, and that its restart would be known."""
         self._in_line.set()
         self._in_line = asyncio.Event()
 
+    # --- Those that were hung up ---
+
+    @property
+    def left_behind(self) -> int:
+        """How many legs of ended forks cannot end yet: their channels have no media."""
+        latest = asyncio.get_running_loop().time() - LEAVE_TIMEOUT_S
+        return sum(at <= latest for legs in self._leaving.values() for at in legs.values())
+
+    @property
+    def leaving(self) -> list[str]:
+        """The ids of the legs of ended forks that Asterisk still has."""
+        return [leg_id for legs in self._leaving.values() for leg_id in legs]
+
+    def on_fork_ended(self, fork: Fork) -> None:
+        """Hear that the relay has hung up all legs of a fork; see whether they go."""
+        loop = asyncio.get_running_loop()
+        there = {leg.id: loop.time() for leg in fork.legs.values() if leg.attached and not leg.gone}
+        if there and not fork.hangup_seen:
+            self._leaving.setdefault(fork.uniqueid, {}).update(there)
+            loop.call_later(LEAVE_TIMEOUT_S, self._tell_left, fork, set(there))
+
+    def _tell_left(self, fork: Fork, leg_ids: set[str]) -> None:
+        left = leg_ids & self._leaving.get(fork.uniqueid, {}).keys()
+        if left:
+            fork.log.warning(
+                "%d legs stay in Asterisk until their channel has media or ends (asterisk#978)",
+                len(left),
+            )
+
+    def on_gone(self, uniqueid: str) -> None:
+        """Hear that a channel does not exist any more: a leg's, or one that legs listened to."""
+        self._leaving.pop(uniqueid, None)
+        for target, legs in list(self._leaving.items()):
+            if legs.pop(uniqueid, None) is not None and not legs:
+                del self._leaving[target]
+        self._left.set()
+        self._left = asyncio.Event()
+
+    def keep_leaving(self, present: Container[str]) -> None:
+        """Forget the leaving legs that are not among the channels there are."""
+        for leg_id in self.leaving:
+            if leg_id not in present:
+                self.on_gone(leg_id)
+
+    async def wait_for_room(self, fork: Fork) -> None:
+        """Return when no more than MAX_LEGS_LEFT legs could be left to a fork's channel.
+
+        Raises:
+            RequestRefused: Those that are leaving do not go.
+        """
+        if self._has_room(fork):
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_TIMEOUT_S):
+                while not self._has_room(fork):
+                    await self._left.wait()
+        # The news of their end may be held back by a filter. (Asterisk does not answer for a channel
+        # that is being hung up, but it lists it.)
+        self.keep_leaving(await self._channels.present())
+        if not self._has_room(fork):
+            raise RequestRefused(
+                f"{len(self._leaving[fork.uniqueid])} legs of earlier forks of the channel cannot "
+                "end before it has media (asterisk#978), and no more are left there"
+            )
+
+    def _has_room(self, fork: Fork) -> bool:
+        leaving = len(self._leaving.get(fork.uniqueid, ()))
+        return not leaving or leaving + len(fork.legs) <= MAX_LEGS_LEFT
+
     # --- To ask for them ---
 
     def prepare(self, fork: Fork) -> None:
         """Settle what the fork's legs bring."""
-        parts = fork.tap.parts_of(fork.request.options.direction)
+        parts = fork.way.parts[fork.request.options.direction]
         fork.legs = {part: Leg(part) for part in parts}
 
     def order(self, fork: Fork, *, anew: bool) -> None:
@@ -87,8 +166,14 @@ class Legs:
 
     def _ask(self, fork: Fork, leg: Leg, *, anew: bool) -> None:
         leg.id = fork.tap.name_leg(fork.id, leg.part, anew=anew)
-        leg.attached = False
+        leg.attached = leg.gone = False
         self._spawn(self._start(fork, leg, leg.id))
+
+    def hang_up(self, fork: Fork) -> None:
+        """Have Asterisk hang up a fork's legs, whose relay process cannot any more."""
+        for leg in fork.legs.values():
+            if leg.id and not leg.gone:
+                self._channels.hang_up(leg.id)
 
     async def _start(self, fork: Fork, leg: Leg, leg_id: str) -> None:
         options = fork.request.options
@@ -97,7 +182,7 @@ class Legs:
             fork_id=fork.id,
             part=leg.part,
             uniqueid=fork.uniqueid,
-            direction=options.direction,
+            connects=fork.way.connects,
             sample_rate=fork.sample_rate,
             # The first one speaks for all.
             speaks=options.beeps.any and leg.part is next(iter(fork.legs)),
@@ -161,9 +246,11 @@ class Legs:
             if leg.id == leg_id:
                 self._on_failed(fork, leg, why)
 
-    def on_hangup(self, fork: Fork, leg_id: str) -> None:
+    def on_hangup(self, fork: Fork, leg_id: str, *, is_gone: bool = True) -> None:
         """Hear that a leg of this id was hung up; that it was lost, the relay tells."""
         for leg in fork.legs.values():
+            if leg.id == leg_id:
+                leg.gone |= is_gone
             if leg.id == leg_id and fork.tap.ends_unborn and not leg.attached:
                 self._spawn(self._on_unborn(fork, leg, leg_id))
 

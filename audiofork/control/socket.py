@@ -70,6 +70,7 @@ class ControlSocket:
         ask: Grants a request and returns the ids of the forks it concerns, or raises
             RequestRefused or AmiError.
         list_forks: Returns the forks there are.
+        legs_left: Returns how many legs of ended forks Asterisk still has.
     """
 
     def __init__(
@@ -77,10 +78,12 @@ class ControlSocket:
         path: Path,
         ask: Callable[[Request], Awaitable[list[str]]],
         list_forks: Callable[[], Awaitable[list[ForkView]]],
+        legs_left: Callable[[], int] = lambda: 0,
     ) -> None:
         self._path = path
         self._ask = ask
         self._list = list_forks
+        self._legs_left = legs_left
         self._server: asyncio.Server | None = None
         self._inode = 0
         self._closed = False
@@ -155,7 +158,8 @@ class ControlSocket:
         try:
             fields = parse_line(line)
             if command_of(fields) == LIST:
-                return {"ok": True, "forks": [_plain(view) for view in await self._list()]}
+                forks = [_plain(view) for view in await self._list()]
+                return {"ok": True, "forks": forks, "legs_left": self._legs_left()}
             return {"ok": True, "forks": await self._ask(parse_request(fields))}
         except RequestRefused as exc:
             return _refusal(str(exc))

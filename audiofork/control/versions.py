@@ -7,6 +7,7 @@ names the first release of each branch that has it. docs/asterisk.md tells which
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 # "22.10.1~dfsg+~cs6.17", "certified/20.7-cert2", "Asterisk 18.26.4", "22.11.0-rc1". A build
@@ -15,7 +16,7 @@ _RELEASE = re.compile(r"(?:^|[\s/-])(\d+)\.(\d+)")
 
 # A fact: the first release that has it, by branch. A branch that is older than all named lacks
 # it, and so does one between two named; a later one has it.
-Since = dict[int, int]
+Since = Mapping[int, int]
 
 CHANSPY_PAIRS: Since = {18: 22, 20: 7, 21: 2, 22: 0}
 """ChanSpy's option D: in and out side by side."""

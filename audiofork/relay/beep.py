@@ -6,7 +6,7 @@ import asyncio
 import functools
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from audiofork.relay.audiosocket import PTIME_S, SAMPLE_BYTES, frame_bytes
 
@@ -36,11 +36,16 @@ def tone(sample_rate: int) -> list[bytes]:
 
 
 class Beeper:
-    """Sends tones over a leg, a frame each 20 ms; owned by a session."""
+    """Sends tones over a leg, a frame each 20 ms; owned by a session.
 
-    def __init__(self, speak: Callable[[bytes], None], sample_rate: int) -> None:
+    Args:
+        speak: Takes each frame.
+        sample_rate: Tells, when a beep begins, at how many Hz the frames have to be.
+    """
+
+    def __init__(self, speak: Callable[[bytes], None], sample_rate: Callable[[], int]) -> None:
         self._speak = speak
-        self._tone = tone(sample_rate)
+        self._sample_rate = sample_rate
         self._loop = asyncio.get_running_loop()
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
@@ -57,13 +62,14 @@ class Beeper:
 
     def beep(self, then: Callable[[], None] | None = None) -> None:
         """Beep now, and call `then` when it has been heard."""
-        self._frame(0, self._loop.time(), then)
+        self._frame(iter(tone(self._sample_rate())), self._loop.time(), then)
 
-    def _frame(self, number: int, began: float, then: Callable[[], None] | None) -> None:
-        if number < len(self._tone):
-            self._speak(self._tone[number])
-            at = began + (number + 1) * PTIME_S
-            self._timers["frame"] = self._loop.call_at(at, self._frame, number + 1, began, then)
+    def _frame(self, rest: Iterator[bytes], due: float, then: Callable[[], None] | None) -> None:
+        frame = next(rest, None)
+        if frame is not None:
+            self._speak(frame)
+            due += PTIME_S
+            self._timers["frame"] = self._loop.call_at(due, self._frame, rest, due, then)
         elif then is not None:
             self._timers["frame"] = self._loop.call_later(TAIL_S, then)
 

@@ -273,14 +273,27 @@ class _Leg(asyncio.Protocol):
         self._usual_bytes = -1
         return owner
 
+    @property
+    def _spoken_kind(self) -> Kind:
+        """The kind of what the leg brings, for it takes no other."""
+        header = self._decoder.usual_header
+        return Kind(header[0]) if header else Kind.SLIN
+
+    @property
+    def spoken_rate(self) -> int:
+        """The sample rate in Hz that Asterisk takes what the leg speaks for.
+
+        A version that brings all rates under one kind takes all for 8000 Hz in turn.
+        """
+        return SAMPLE_RATES[self._spoken_kind]
+
     def speak(self, frame: bytes) -> None:
-        """Let the target's party hear a frame, in the format that the leg brings.
+        """Let the target's party hear a frame of `spoken_rate`.
 
         Each is a write of its own: Asterisk takes half a message for a failure.
         """
         if not self._hung_up:
-            header = self._decoder.usual_header
-            self._transport.write(encode(header[0] if header else Kind.SLIN, frame))
+            self._transport.write(encode(self._spoken_kind, frame))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._hung_up = True

@@ -31,15 +31,7 @@ from audiofork.model import (
 from audiofork.relay.audiosocket import FRAME_BYTES, PTIME_MS, frame_bytes
 from audiofork.relay.beep import Beeper
 from audiofork.relay.joiner import Joiner
-from audiofork.relay.shape import (
-    PAIR_BYTES,
-    Shape,
-    Sides,
-    join_of,
-    shape_of_part,
-    shape_of_whole,
-    unchanged,
-)
+from audiofork.relay.shape import Shape, Sides, join_of, shape_of, unchanged
 from audiofork.relay.sink import Sink
 from audiofork.relay.timekeeper import Timekeeper
 
@@ -62,6 +54,10 @@ class LegHandle(Protocol):
 
     on_usual: Callable[[bytes], None]
 
+    @property
+    def spoken_rate(self) -> int:
+        """The sample rate in Hz that Asterisk takes what the leg speaks for."""
+
     def hang_up(self) -> None: ...
 
     def speak(self, frame: bytes) -> None: ...
@@ -74,6 +70,11 @@ class LegHandle(Protocol):
 def message_frame_bytes(spec: ForkSpec) -> int:
     """Return how much of a message 20 ms take."""
     return frame_bytes(spec.sample_rate) * (2 if spec.direction is Direction.STEREO else 1)
+
+
+def leg_frame_bytes(part: LegPart, sample_rate: int) -> int:
+    """Return the size of each frame that a leg brings."""
+    return frame_bytes(sample_rate) * (2 if part is LegPart.PAIRS else 1)
 
 
 class Inlet:
@@ -125,25 +126,28 @@ class Session:
             log, f"fork {spec.fork_id[:8]}: frames of an unexpected size"
         )
         self._legs: dict[LegPart, LegHandle] = {}
-        self._beeper = Beeper(self._speak, spec.sample_rate) if spec.beeps.any else None
+        self._beeper = Beeper(self._speak, self._spoken_rate) if spec.beeps.any else None
         self._start_unheard = spec.beeps.at_start
-        # Legs of one part keep time themselves.
-        keeps_time = spec.keep_time and spec.legs == (LegPart.WHOLE,)
-        self._timekeeper = Timekeeper(self._send_silence, time.monotonic) if keeps_time else None
+        self._timekeeper: Timekeeper | None = None
+        if spec.keep_time and len(spec.legs) == 1:  # two are paired by their clocks
+            self._timekeeper = Timekeeper(
+                self._send_silence, lambda: self._frames_in, time.monotonic
+            )
         self._sides = Sides(spec.gain_in, spec.gain_out)
-        self._side_bytes = frame_bytes(spec.sample_rate)
+        self._frame_bytes = leg_frame_bytes(spec.legs[0], spec.sample_rate)  # of each leg
         self._silence = bytes(message_frame_bytes(spec))
         self._shape: Shape = unchanged
-        self._frame_bytes = 0  # of what the only leg brings
         self._joiner: Joiner | None = None
         if len(spec.legs) == 1:
+            self._shape = shape_of(spec.legs[0], spec.direction, self._sides)
             self.inlets = {spec.legs[0]: Inlet(self, spec.legs[0], self._on_audio)}
         else:
             self._join = join_of(spec.direction, self._sides)
-            self._joiner = Joiner(self._on_pair, bytes(self._side_bytes))
+            self._joiner = Joiner(self._on_pair, bytes(self._frame_bytes))
             self.inlets = {part: self._inlet_of_part(part, self._joiner) for part in spec.legs}
         self._gate_open = spec.gate_open
         self._unfit = 0  # frames of a size that cannot be relayed
+        self._fit = False  # whether the only leg has brought a frame of the right size
         self._filled = 0  # frames of silence that no leg has brought
         self._gated = 0  # frames that came while the gate was shut
         self._streaming = False
@@ -187,16 +191,15 @@ class Session:
         if not self._gate_open:
             self._gated += 1
             return
-        if len(frame) != self._frame_bytes and not self._accepts_size(frame):
-            self._unfit += 1
+        if len(frame) != self._frame_bytes:
+            self._on_unfit(len(frame))
             self._lead_usual()
             return
+        self._fit = True
         self._sink.send(self._shape(frame))
-        if self._timekeeper is not None:
-            self._timekeeper.on_frame()
-        elif self._streaming:
+        if self._streaming:
             self._shorten_way()
-        if not self._streaming:
+        else:
             self._check_streaming()
 
     def _shorten_way(self) -> None:
@@ -206,7 +209,7 @@ class Session:
         on. (Not where time is kept: silence would take the place of what waits.)
         """
         gather_ms = self._sink.frame_ms
-        if gather_ms > PTIME_MS:
+        if gather_ms > PTIME_MS and self._timekeeper is None:
             if self._sink.backlog:
                 return
             for leg in self._legs.values():
@@ -217,38 +220,23 @@ class Session:
     def _send_shaped(self, frame: bytes) -> None:
         self._sink.send(self._shape(frame))
 
-    def _accepts_size(self, frame: bytes) -> bool:
-        """Choose the shape by the first frame; drop and count what differs from it later."""
-        if self._frame_bytes:
-            self._odd_frames.count(f"{len(frame)} bytes in place of {self._frame_bytes}")
-            return False
-        shape = self._shape_for(len(frame), self._sides)
-        if shape is None:
-            self.end(EndReason.LEG_FAILED, self._why_unfit(len(frame)))
-            return False
-        self._shape = shape
-        self._frame_bytes = len(frame)
-        return True
+    def _on_unfit(self, size: int) -> None:
+        """Drop and count a frame of the wrong size; if it is the first one, the leg is wrong."""
+        self._unfit += 1
+        if self._fit or self._streaming:
+            self._odd_frames.count(f"{size} bytes in place of {self._frame_bytes}")
+        else:
+            self.end(EndReason.LEG_FAILED, self._why_unfit(size))
 
     def on_gathered(self) -> None:
         """Send what waits for the rest of its message."""
         self._sink.send_part()
 
-    def _shape_for(self, size: int, sides: Sides) -> Shape | None:
-        """Return what is done to the only leg's frames; None if it does not serve the fork."""
-        (part,) = self.spec.legs
-        if part is LegPart.WHOLE:
-            return shape_of_whole(self.spec.direction, size, sides)
-        return shape_of_part(part, sides) if size == self._side_bytes else None
-
     def _why_unfit(self, size: int) -> str:
-        if LegPart.WHOLE not in self.spec.legs:
-            rate = self.spec.sample_rate
-            return f"the leg sends frames of {size} bytes, not {self._side_bytes} ({rate} Hz)"
-        if self.spec.direction.needs_pairs or size == FRAME_BYTES:
+        if LegPart.PAIRS in self.spec.legs and size == FRAME_BYTES:
             return NO_PAIRS
-        or_pairs = "" if self.spec.direction is Direction.IN else f" or {PAIR_BYTES}"
-        return f"the leg sends frames of {size} bytes, not {FRAME_BYTES}{or_pairs}"
+        rate = self.spec.sample_rate
+        return f"the leg sends frames of {size} bytes, not {self._frame_bytes} ({rate} Hz)"
 
     def _send_silence(self) -> None:
         """Send a frame of silence that no leg has brought; it counts as one that came."""
@@ -260,21 +248,14 @@ class Session:
         """Return where the leg of one of two parts brings its frames."""
 
         def put(frame: bytes) -> None:
-            if len(frame) == self._side_bytes:
+            if len(frame) == self._frame_bytes:
                 joiner.put(part, frame)
             elif not self._gate_open:
                 self._gated += 1
             else:
-                self._on_odd_frame_of_part(len(frame))
+                self._on_unfit(len(frame))
 
         return Inlet(self, part, put)
-
-    def _on_odd_frame_of_part(self, size: int) -> None:
-        self._unfit += 1
-        if self._streaming:
-            self._odd_frames.count(f"{size} bytes in place of {self._side_bytes}")
-        else:
-            self.end(EndReason.LEG_FAILED, self._why_unfit(size))
 
     def _on_pair(self, side_in: bytes, side_out: bytes) -> None:
         """Relay 20 ms of both legs."""
@@ -304,6 +285,10 @@ class Session:
         if leg is not None:
             leg.speak(frame)
 
+    def _spoken_rate(self) -> int:
+        leg = self._legs.get(self._speaking_part)
+        return leg.spoken_rate if leg is not None else self.spec.sample_rate
+
     def _let_go_of(self, part: LegPart) -> None:
         self._legs.pop(part, None)
         if self._joiner is not None:
@@ -322,12 +307,8 @@ class Session:
         sides = replace(self._sides, mute_in=mute_in, mute_out=mute_out)
         if self._joiner is not None:
             self._join = join_of(self.spec.direction, sides)
-        elif self._frame_bytes:
-            shape = self._shape_for(self._frame_bytes, sides)
-            if shape is None:
-                self._log.warning("cannot mute one side of a mix: %s", NO_PAIRS)
-                return
-            self._shape = shape
+        else:
+            self._shape = shape_of(self.spec.legs[0], self.spec.direction, sides)
             self._lead_usual()
         self._sides = sides
 

@@ -1,9 +1,8 @@
 """From the frames of a fork's legs to the frames that the server gets.
 
-A leg of ChanSpy delivers either mono frames (320 bytes) or pairs (640 bytes: in and out
-interleaved), at 8000 Hz. A leg of one part delivers mono frames at any rate. All samples are int16
-little-endian; audioop works in the machine's byte order, which is little-endian on everything that
-Debian's Asterisk runs on.
+A leg delivers mono frames at any rate, or pairs (in and out interleaved) at 8000 Hz. All samples
+are int16 little-endian; audioop works in the machine's byte order, which is little-endian on
+everything that Debian's Asterisk runs on.
 """
 
 from __future__ import annotations
@@ -14,9 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from audiofork.model import Direction, LegPart
-from audiofork.relay.audiosocket import FRAME_BYTES, SAMPLE_BYTES
-
-PAIR_BYTES = 2 * FRAME_BYTES
+from audiofork.relay.audiosocket import SAMPLE_BYTES
 
 Shape = Callable[[bytes], bytes]
 Join = Callable[[bytes, bytes], bytes]
@@ -131,47 +128,30 @@ def join_of(direction: Direction, sides: Sides = UNTOUCHED) -> Join:
     return lambda side_in, side_out: join(do_in(side_in), do_out(side_out))
 
 
-def shape_of_part(part: LegPart, sides: Sides = UNTOUCHED) -> Shape:
-    """Return what turns the frames of a leg of in or out into those of that direction."""
-    if part is LegPart.IN:
-        return _side(sides.gain_in, sides.mute_in)
-    return _side(sides.gain_out, sides.mute_out)
-
-
-def shape_of_whole(
-    direction: Direction, frame_bytes: int, sides: Sides = UNTOUCHED
-) -> Shape | None:
-    """Return what turns the frames of ChanSpy's leg into those of a direction.
+def shape_of(part: LegPart, direction: Direction, sides: Sides = UNTOUCHED) -> Shape:
+    """Return what turns the frames of a fork's only leg into those that the server gets.
 
     Args:
-        direction: What the server is to get.
-        frame_bytes: Size of the leg's first frame.
-        sides: Volume and mute.
-
-    Returns:
-        The function, or None if this leg cannot serve the direction: an Asterisk whose ChanSpy
-        has no option D sends a mix in place of pairs.
+        part: What the leg brings.
+        direction: What the server gets; matters for pairs alone.
+        sides: Volume and mute. Of a mix they must be the same for both; if one side alone is
+            muted all the same, the whole falls silent: a muted party is never heard.
     """
-    if frame_bytes == FRAME_BYTES:
-        return _of_mono(direction, sides)
-    if frame_bytes == PAIR_BYTES:
+    if part is LegPart.PAIRS:
         return _of_pairs(direction, sides)
-    return None
+    if part is LegPart.OUT:
+        return _side(sides.gain_out, sides.mute_out)
+    mute = sides.mute_in or (part is LegPart.MIX and sides.mute_out)
+    return _side(sides.gain_in, mute)
 
 
-def _of_mono(direction: Direction, sides: Sides) -> Shape | None:
-    alike = sides.gain_in == sides.gain_out and sides.mute_in == sides.mute_out
-    if direction is Direction.IN or (direction is Direction.BOTH and alike):
-        return _side(sides.gain_in, sides.mute_in)
-    return None
-
-
-def _of_pairs(direction: Direction, sides: Sides) -> Shape | None:
-    if direction is Direction.OUT:
-        treat = _side(sides.gain_out, sides.mute_out)
-        return right if treat is unchanged else lambda pairs: treat(right(pairs))
+def _of_pairs(direction: Direction, sides: Sides) -> Shape:
     if direction is Direction.IN:
-        return None
+        treat_in = _side(sides.gain_in, sides.mute_in)
+        return lambda pairs: treat_in(left(pairs))
+    if direction is Direction.OUT:
+        treat_out = _side(sides.gain_out, sides.mute_out)
+        return right if treat_out is unchanged else lambda pairs: treat_out(right(pairs))
     if sides == UNTOUCHED:
         return mix if direction is Direction.BOTH else unchanged
     join = join_of(direction, sides)

@@ -1,4 +1,4 @@
-"""Keeps the time of a stream whose leg brings nothing while the party sends nothing (option S)."""
+"""Keeps the time of a stream whose leg brings nothing while the parties send nothing."""
 
 from __future__ import annotations
 
@@ -9,26 +9,42 @@ from audiofork.relay.audiosocket import PTIME_S
 
 # How late a frame may be before silence takes its place. ChanSpy hands frames out at an even
 # pace; what is later than this, and than the next tick, has not been sent by the party.
-PATIENCE_S = 0.04
+PATIENCE_S = 0.1
+# How often is looked while all frames come: each fork has its timer, so this must be cheap.
+WATCH_S = 0.1
 
 
 class Timekeeper:
     """Has silence sent for the frames that do not come.
 
-    Frames that come after all are sent too, so that nothing is lost; the stream is ahead of the
-    clock then, and the next silence is put off until the clock has caught up.
+    It compares a count of frames with the clock, so that a frame costs nothing here. Frames that
+    come after all are sent too, so that nothing is lost; the stream is ahead of the clock then,
+    and the next silence is put off until the clock has caught up.
+
+    Args:
+        send_silence: Sends one frame of silence, which counts as any other.
+        count_frames: Tells how many frames there were so far.
+        clock: Seconds, never going back.
     """
 
-    def __init__(self, send_silence: Callable[[], None], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        send_silence: Callable[[], None],
+        count_frames: Callable[[], int],
+        clock: Callable[[], float],
+    ) -> None:
         self._send_silence = send_silence
+        self._count_frames = count_frames
         self._clock = clock
-        self._due = 0.0  # when the next frame is due
+        self._began = 0.0  # when the first frame was due
+        self._count_before = 0  # frames until then
         self._ticked = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Begin to keep time; the first frame is due now. May be called again."""
-        self._due = self._clock()
+        self._began = self._ticked = self._clock()
+        self._count_before = self._count_frames()
         if self._timer is None:
             self._tick()
 
@@ -38,15 +54,16 @@ class Timekeeper:
             self._timer.cancel()
             self._timer = None
 
-    def on_frame(self) -> None:
-        """Note that a frame was sent."""
-        self._due += PTIME_S
-
     def _tick(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(PTIME_S, self._tick)
-        # What was missing a tick ago, and has not come since: after a stall of the loop its timers
-        # can run before the frames that came meanwhile are read.
-        while self._ticked - self._due > PATIENCE_S:
-            self._due += PTIME_S
+        # What was missing at the last tick, and has not come since: after a stall of the loop its
+        # timers can run before the frames that came meanwhile are read.
+        for _ in range(self._missing(self._ticked)):
             self._send_silence()
         self._ticked = self._clock()
+        wait_s = PTIME_S if self._missing(self._ticked + PTIME_S) > 0 else WATCH_S
+        self._timer = asyncio.get_running_loop().call_later(wait_s, self._tick)
+
+    def _missing(self, at: float) -> int:
+        """Return how many frames were overdue at a time; none or less: none was."""
+        due = int((at - PATIENCE_S - self._began) / PTIME_S + 1)
+        return due - (self._count_frames() - self._count_before)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from audiofork.config import Address
-from audiofork.model import Direction, LegPart
+from audiofork.control.tap.ways import Connects
+from audiofork.model import LegPart
 
 LEG_PREFIX = "audiofork-"
 _FORK_ID_LENGTH = 36
@@ -33,7 +35,7 @@ class LegOrder:
         fork_id: The fork that it is for.
         part: What it shall bring; `leg_uuid` tells the UUID to present.
         uniqueid: The channel to listen to.
-        direction: What the fork carries.
+        connects: How it gets to the relay.
         sample_rate: Of the audio, in Hz.
         speaks: Whether what the relay sends is to be heard by the channel's party.
     """
@@ -42,7 +44,7 @@ class LegOrder:
     fork_id: str
     part: LegPart
     uniqueid: str
-    direction: Direction
+    connects: Connects
     sample_rate: int
     speaks: bool
 
@@ -58,9 +60,6 @@ class Tap(Protocol):
 
     name: str
     ends_unborn: str
-
-    def parts_of(self, direction: Direction) -> tuple[LegPart, ...]:
-        """Return what the legs of a fork bring."""
 
     def name_leg(self, fork_id: str, part: LegPart, *, anew: bool) -> str:
         """Return the id of a leg that is to be asked for.
@@ -100,3 +99,16 @@ def fork_id_of(leg_id: str) -> str:
 def is_leg(uniqueid: str) -> bool:
     """Tell whether a channel is a leg of ours or of another daemon."""
     return uniqueid.startswith(LEG_PREFIX)
+
+
+def is_snoop_leg(name: str, uniqueid: str, app: str) -> bool:
+    """Tell whether a channel is a leg by ARI of the daemon that has a Stasis application."""
+    # To match the whole: another daemon's application may be named as ours and some more.
+    fork_and_app = leg_name(".{36}", re.escape(app))
+    pattern = fork_and_app + "-(in|out)(-[0-9a-f]{8})?"
+    return name.startswith("Snoop/") and re.fullmatch(pattern, uniqueid) is not None
+
+
+def dials(name: str, addresses: Iterable[Address]) -> bool:
+    """Tell whether a channel is an AudioSocket connection to one of some addresses."""
+    return name.startswith(tuple(f"AudioSocket/{one}-" for one in addresses))

@@ -5,16 +5,16 @@ from __future__ import annotations
 import secrets
 
 from audiofork.control.ami import Ami
-from audiofork.control.tap.base import LegAddresses, LegOrder, is_leg, leg_name
+from audiofork.control.tap.base import LegAddresses, LegOrder, dials, is_leg, leg_name
 from audiofork.errors import AmiActionFailed, AmiError, LegRefused, LegUncertain
-from audiofork.model import Direction, LegPart, leg_uuid
+from audiofork.model import LegPart, leg_uuid
 
 ORIGINATE_TIMEOUT_MS = 5000
 
 # q: no beep; u: the target is given by its uniqueid; E: end with the target; S: end when it is
-# gone; l: the long queue, which rides out jitter. o: in alone. D: in and out side by side.
-_IN_OPTIONS = "quolES"
-_PAIR_OPTIONS = "qulDES"
+# gone; l: the long queue, which rides out jitter. o: in alone. D: in and out side by side, which
+# is wrong where the call has wideband audio: of each frame its first 160 samples alone are taken.
+OPTIONS = {LegPart.IN: "quolES", LegPart.PAIRS: "qulDES", LegPart.MIX: "qulES"}
 
 
 class ChanSpyTap:
@@ -32,18 +32,14 @@ class ChanSpyTap:
         self._ami = ami
         self._relay = relay
 
-    def parts_of(self, direction: Direction) -> tuple[LegPart, ...]:
-        return (LegPart.WHOLE,)
-
     def name_leg(self, fork_id: str, part: LegPart, *, anew: bool) -> str:
         # A leg without media cannot end, so a fork's first one may still be there.
         return leg_name(fork_id, *((secrets.token_hex(4),) if anew else ()))
 
     async def start(self, leg: LegOrder) -> None:
-        options = _IN_OPTIONS if leg.direction is Direction.IN else _PAIR_OPTIONS
         # w: what the leg sends is whispered to the target. Never unless it is needed: some
         # versions of Asterisk have faults there.
-        options += "w" if leg.speaks else ""
+        options = OPTIONS[leg.part] + ("w" if leg.speaks else "")
         address = self._relay.address_of(leg.fork_id)
         headers = [
             ("Channel", f"AudioSocket/{address}/{leg_uuid(leg.fork_id, leg.part)}/c(slin)"),
@@ -69,4 +65,4 @@ class ChanSpyTap:
 
     def dials_us(self, name: str) -> bool:
         """Tell whether a channel is an AudioSocket connection to this daemon."""
-        return name.startswith(tuple(f"AudioSocket/{one}-" for one in self._relay.addresses))
+        return dials(name, self._relay.addresses)

@@ -1,22 +1,26 @@
-"""Which tap a fork's legs are had by, and at which sample rate."""
+"""Chooses the tap and the sample rate of a new fork, by the table in `ways`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from audiofork.control.channels import Channels
 from audiofork.control.tap.base import Tap, is_leg
 from audiofork.control.tap.chanspy import ChanSpyTap
+from audiofork.control.tap.ways import NARROW_RATE, Site, Way, Wish, best_way, why_none
+from audiofork.control.versions import Version
 from audiofork.errors import RequestRefused
+from audiofork.model import LegPart
 
-NARROW_RATE = 8000
 CHANNELS_OWN_RATE = 0
 # A daemon that has just started waits so long for its first attempt to connect to ARI.
 FIRST_LINK_TIMEOUT_S = 1.0
 
-_SET_ARI = "set [ari] and [asterisk] tap in audiofork.ini; `audiofork check` tells how"
+SET_ARI = "set up [ari] (audiofork check tells how)"
+NOT_BY_ARI = "[asterisk] tap = chanspy rules ARI out"
+NOT_BY_CHANSPY = "is ruled out ([asterisk] tap = snoop)"
 
 
 class ByAri(Tap, Protocol):
@@ -30,17 +34,27 @@ class ByAri(Tap, Protocol):
         """Wait until the first attempt to connect to ARI has come to an end."""
 
 
+class Connected(Protocol):
+    """What tells which Asterisk there is: `Ami`."""
+
+    @property
+    def version(self) -> Version:
+        """Its version."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """What a fork gets.
 
     Attributes:
         tap: Where its legs come from.
+        way: What they bring, and how.
         sample_rate: Of its audio, in Hz.
         note: What is not as it was wished for; empty: all is.
     """
 
     tap: Tap
+    way: Way
     sample_rate: int
     note: str = ""
 
@@ -49,27 +63,34 @@ class Taps:
     """All taps there are, and the choice between them.
 
     Args:
-        chanspy: The tap that is always there.
+        asterisk: Tells its version.
+        chanspy: The tap that needs nothing but AMI.
         snoop: The tap by ARI; None where that is not configured, or not wanted.
-        channels: Tells a channel's own rate.
-        required: Refuse forks while the tap by ARI is not there.
+        channels: Tells what audio a call has.
+        tap: [asterisk] tap.
+        narrowband: [asterisk] chanspy_pairs: whether all audio of the site is at 8000 Hz.
+        sample_rate: Of forks that wish for none, in Hz; 0: the channel's own.
 
     Attributes:
-        sample_rate: Of forks that wish for none, in Hz; 0: the channel's own. May be set anew.
+        sample_rate: May be set anew; `narrowband` not.
     """
 
     def __init__(
         self,
+        asterisk: Connected,
         chanspy: ChanSpyTap,
         snoop: ByAri | None,
         channels: Channels,
         *,
-        required: bool = False,
+        tap: str = "auto",
+        narrowband: bool = False,
         sample_rate: int = NARROW_RATE,
     ) -> None:
+        self._asterisk = asterisk
         self._chanspy = chanspy
         self._snoop = snoop
-        self._required = required
+        self._tap = tap
+        self.narrowband = narrowband
         self._has_settled = False
         self._channels = channels
         self.sample_rate = sample_rate
@@ -80,34 +101,51 @@ class Taps:
             await self._snoop.settle(FIRST_LINK_TIMEOUT_S)
             self._has_settled = True
 
-    async def choose(self, uniqueid: str, wished_rates: Sequence[int]) -> Choice:
+    async def choose(self, uniqueid: str, wish: Wish, wished_rates: Sequence[int] = ()) -> Choice:
         """Choose for a fork that begins.
 
         Args:
             uniqueid: Its channel.
+            wish: What it needs; its sample rate does not matter.
             wished_rates: Rates in Hz, the best first, 0 for the channel's own; none: as configured.
 
         Raises:
-            RequestRefused: What is wished for cannot be had; the text says what to configure.
-            NoSuchChannel, AmiError: Its own rate cannot be asked for.
+            RequestRefused: What is wished for cannot be had right; the text says what to configure.
+            NoSuchChannel, AmiError: The call's audio cannot be asked for.
         """
         await self.settle()
-        missing = self._missing()
-        if missing and self._required:
-            raise RequestRefused(f"[asterisk] tap = snoop: {missing}")
+        site = self.site()
         rates = [await self._rate(uniqueid, rate) for rate in wished_rates or (self.sample_rate,)]
-        if not missing and self._snoop is not None:
-            return Choice(self._snoop, rates[0])
-        if NARROW_RATE not in rates:
-            raise RequestRefused(f"{rates[0]} Hz needs the snoop tap: {missing}")
-        note = f"{NARROW_RATE} Hz in place of {rates[0]}: {missing}"
-        return Choice(self._chanspy, NARROW_RATE, note if rates[0] != NARROW_RATE else "")
+        for rate in rates:
+            wish = replace(wish, sample_rate=rate)
+            way = best_way(wish, site)
+            if way is not None:
+                return await self._checked(uniqueid, way, wish, rates[0])
+        raise RequestRefused(why_none(replace(wish, sample_rate=rates[0]), site))
 
-    def _missing(self) -> str:
-        """Return why legs cannot be had by ARI; empty: they can."""
-        if self._snoop is None:
-            return _SET_ARI
-        return self._snoop.missing
+    async def _checked(self, uniqueid: str, way: Way, wish: Wish, wished_rate: int) -> Choice:
+        """Return the choice, unless the call has audio that its way gets wrong."""
+        site = self.site()
+        if LegPart.PAIRS in way.parts[wish.direction] and (wide := await self.wide(uniqueid)):
+            raise RequestRefused(why_wide(wide))
+        notes = [way.flaw_on(site.version)]
+        if wish.sample_rate != wished_rate:
+            notes.append(f"{wish.sample_rate} Hz in place of {wished_rate}: {site.no_ari}")
+        tap = self._snoop if self._snoop is not None and way.tap == "snoop" else self._chanspy
+        return Choice(tap, way, wish.sample_rate, "; ".join(filter(None, notes)))
+
+    def site(self) -> Site:
+        """Return what there is to get legs by at the moment."""
+        if self._snoop is not None:
+            no_ari = self._snoop.missing
+        else:
+            no_ari = NOT_BY_ARI if self._tap == "chanspy" else SET_ARI
+        no_chanspy = NOT_BY_CHANSPY if self._tap == "snoop" else ""
+        return Site(self._asterisk.version, no_ari, no_chanspy, self.narrowband)
+
+    async def wide(self, uniqueid: str) -> str:
+        """Return what of a call has wideband audio, for people; empty: nothing has."""
+        return await self._channels.wide_format(uniqueid)
 
     async def _rate(self, uniqueid: str, wished: int) -> int:
         if wished == CHANNELS_OWN_RATE:
@@ -132,3 +170,11 @@ class Taps:
             for uniqueid, name in present.items()
             if uniqueid not in wanted and any(tap.owns(name, uniqueid) for tap in taps)
         ]
+
+
+def why_wide(wide: str) -> str:
+    """Return why in and out cannot be had apart by ChanSpy in a call with wideband audio."""
+    return (
+        f"the call has wideband audio ({wide}), in which ChanSpy gets in and out apart wrong, for "
+        f"all that [asterisk] chanspy_pairs = narrowband says: {SET_ARI}"
+    )

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import secrets
 
 from audiofork.config import AriConfig
 from audiofork.control.ari import Ari, segment
-from audiofork.control.tap.base import LegAddresses, LegOrder, leg_name
+from audiofork.control.tap.base import LegAddresses, LegOrder, is_snoop_leg, leg_name
+from audiofork.control.tap.ways import Connects
 from audiofork.errors import (
     AriError,
     AriLoginRefused,
@@ -22,7 +22,7 @@ from audiofork.errors import (
     LegUncertain,
     NoSuchChannel,
 )
-from audiofork.model import Direction, LegPart, leg_uuid
+from audiofork.model import LegPart, leg_uuid
 
 CONTEXT = "audiofork-leg"
 VARIABLE = "AUDIOFORK_LEG"
@@ -31,12 +31,8 @@ ENTER_TIMEOUT_S = 3.0
 # So long a leg in place of a lost one waits for a link that is away.
 LINK_TIMEOUT_S = 5.0
 
-_PARTS = {
-    Direction.IN: (LegPart.IN,),
-    Direction.OUT: (LegPart.OUT,),
-    Direction.BOTH: (LegPart.IN, LegPart.OUT),
-    Direction.STEREO: (LegPart.IN, LegPart.OUT),
-}
+# The extensions of CONTEXT. That of Dial is called so since only wideband legs went there once.
+EXTENSIONS = {Connects.APPLICATION: "narrow", Connects.DIAL: "wide"}
 _CHANNEL_GONE = 404
 
 
@@ -59,9 +55,6 @@ class SnoopTap:
     def __init__(self, ari: Ari, config: AriConfig, relay: LegAddresses) -> None:
         self._ari = ari
         self._app = config.app
-        # To match the whole: another daemon's application may be named as ours and some more.
-        fork_and_app = leg_name(".{36}", re.escape(config.app))
-        self._own_leg = re.compile(fork_and_app + "-(in|out)(-[0-9a-f]{8})?")
         self._relay = relay
 
     @property
@@ -72,9 +65,6 @@ class SnoopTap:
     async def settle(self, timeout_s: float) -> None:
         """Wait until the first attempt to connect to ARI has come to an end."""
         await self._ari.settled(timeout_s)
-
-    def parts_of(self, direction: Direction) -> tuple[LegPart, ...]:
-        return _PARTS[direction]
 
     def name_leg(self, fork_id: str, part: LegPart, *, anew: bool) -> str:
         suffix = (secrets.token_hex(4),) if anew else ()
@@ -129,22 +119,23 @@ class SnoopTap:
         """Give the channel what the dialplan shall connect it to."""
         address = self._relay.address_of(leg.fork_id)
         uuid = leg_uuid(leg.fork_id, leg.part)
-        target = f"{uuid},{address}"
-        if leg.sample_rate > 8000:
-            target = f"AudioSocket/{address}/{uuid}/c(slin{leg.sample_rate // 1000})"
+        if leg.connects is Connects.DIAL:
+            codec = "slin" if leg.sample_rate == 8000 else f"slin{leg.sample_rate // 1000}"
+            target = f"AudioSocket/{address}/{uuid}/c({codec})"
+        else:
+            target = f"{uuid},{address}"
         await self._ari.post(
             f"/channels/{segment(leg.leg_id)}/variable", variable=VARIABLE, value=target
         )
 
     async def _send_on(self, leg: LegOrder) -> None:
         """Send the channel into the dialplan; the application hears no more of it."""
-        extension = "wide" if leg.sample_rate > 8000 else "narrow"
         await self._ari.post(
             f"/channels/{segment(leg.leg_id)}/continue",
             context=CONTEXT,
-            extension=extension,
+            extension=EXTENSIONS[leg.connects],
             priority="1",
         )
 
     def owns(self, name: str, uniqueid: str) -> bool:
-        return name.startswith("Snoop/") and self._own_leg.fullmatch(uniqueid) is not None
+        return is_snoop_leg(name, uniqueid, self._app)

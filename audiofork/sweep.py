@@ -1,0 +1,55 @@
+"""The command `sweep`: hangs up the legs that a daemon left behind which is dead and stays so.
+
+A daemon that starts does that itself. Before Asterisk 20.14, 21.9 and 22.4 a leg whose connection
+has ended may take a core while its channel is silent, so nobody should have to wait for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+
+from audiofork.client import Client
+from audiofork.config import Address, Config
+from audiofork.control.ami import connected
+from audiofork.control.channels import Channels
+from audiofork.control.tap.base import dials, is_leg, is_snoop_leg
+from audiofork.errors import AmiActionFailed, DaemonRuns, DaemonUnreachable
+
+
+async def sweep(config: Config) -> int:
+    """Hang up all legs of this configuration's daemon; return how many there were.
+
+    Raises:
+        DaemonRuns: It is not dead.
+        OSError, TimeoutError, ValueError, AmiError: Asterisk cannot be asked.
+    """
+    _check_dead(config)
+    addresses = _addresses(config)
+    async with connected(config.asterisk, lambda event: None) as ami:
+        present = await Channels(ami).present()
+        legs = [
+            uniqueid
+            for uniqueid, name in present.items()
+            if (is_leg(uniqueid) and dials(name, addresses))
+            or is_snoop_leg(name, uniqueid, config.ari.app)
+        ]
+        for uniqueid in legs:
+            with contextlib.suppress(AmiActionFailed):  # it may be gone by now
+                await ami.action("Hangup", [("Channel", uniqueid)])
+    return len(legs)
+
+
+def _check_dead(config: Config) -> None:
+    if not config.control.socket:
+        return
+    with contextlib.suppress(DaemonUnreachable), Client(Path(config.control.socket)):
+        raise DaemonRuns("the daemon runs, so the legs are wanted; it sweeps at its start itself")
+
+
+def _addresses(config: Config) -> list[Address]:
+    """Return what Asterisk dialled for the relay processes, where that is known before."""
+    first = config.audiosocket.advertise or config.audiosocket.listen
+    workers = config.relay.workers if first.port else 0
+    return [replace(first, port=first.port + number) for number in range(workers)]
