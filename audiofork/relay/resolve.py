@@ -1,22 +1,39 @@
-"""Connections, to no other address than the one that was checked.
+"""Connections, to no other address than one that was checked.
 
 A name may point to one address when it is checked and to another when it is connected to (DNS
 rebinding), so it is resolved once, and the connection goes to what came of that.
+
+Its addresses are tried as Happy Eyeballs wants it (RFC 8305): one that does not answer costs a
+quarter of a second, not the whole time that a connect may take. `aiohappyeyeballs` does the same,
+but a cancellation at the moment when an attempt succeeds is lost in it, and the connect timeout
+is one: the handshake that follows would have no limit.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import zip_longest
 from typing import Any
 
 from audiofork.addresses import IPAddress, address_of, is_public
 from audiofork.errors import SinkRefused
 
+# How long one attempt has before the next address is tried beside it (RFC 8305, 8).
+ATTEMPT_DELAY_S = 0.25
+# By these this machine or a router says that no way leads there. Any other failure tells more.
+_NO_WAY = frozenset(
+    {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+)
+
+_Target = tuple[int, Any]  # a family, and an address as its sockets take it
+
 
 async def open_socket(host: str, port: int, *, allow_private: bool) -> socket.socket:
-    """Connect to a host, at the first of its addresses that takes a connection.
+    """Connect to a host, at the first of its addresses to take a connection.
 
     Args:
         host: A name or a number, without brackets.
@@ -28,7 +45,8 @@ async def open_socket(host: str, port: int, *, allow_private: bool) -> socket.so
 
     Raises:
         SinkRefused: It has no public address; the text names one that it has, and the rule.
-        OSError: The look-up failed, or no address that may be could be connected to.
+        OSError: The look-up failed, or no address that may be could be connected to; then it is
+            what the last one said, rather than that no way leads to it.
         UnicodeError: The host is no name.
     """
     infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -42,30 +60,107 @@ async def open_socket(host: str, port: int, *, allow_private: bool) -> socket.so
             f"{host} resolves to the private address {_address(infos[0][4])}, "
             "which [security] allow_private forbids"
         )
-    return await _connect_first(allowed)
+    return await _Race(_interleaved(allowed)).run()
 
 
 def _address(there: tuple[object, ...]) -> IPAddress:
     return address_of(str(there[0]))
 
 
-async def _connect_first(targets: Sequence[tuple[int, Any]]) -> socket.socket:
-    """Return a connection to the first address that takes one, or raise what the last one said."""
-    for family, there in targets[:-1]:
+def _interleaved(targets: Iterable[_Target]) -> list[_Target]:
+    """Return the targets with the families in turn, the first one's first, else in order."""
+    families: dict[int, list[_Target]] = {}
+    for target in targets:
+        families.setdefault(target[0], []).append(target)
+    rows = zip_longest(*families.values())
+    return [target for row in rows for target in row if target is not None]
+
+
+class _Race:
+    """Attempts to connect, each begun a while after the one before, or when one has failed.
+
+    It has no tasks: when `run()` is left, by whatever, all that was open is closed in that turn.
+
+    Args:
+        targets: Where to connect to, one at least.
+    """
+
+    def __init__(self, targets: Iterable[_Target]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting = iter(targets)
+        self._running: set[socket.socket] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._failures: list[OSError] = []
+        self._won: asyncio.Future[socket.socket] = self._loop.create_future()
+
+    async def run(self) -> socket.socket:
+        """Return the first connection; raise OSError if none comes about."""
+        winner = None
         try:
-            return await _connect(family, there)
-        except OSError:
-            continue
-    return await _connect(*targets[-1])
+            self._begin_next()
+            winner = await self._won
+            return winner
+        finally:
+            self._end(winner)
+
+    def _begin_next(self) -> None:
+        """Begin one attempt, and others in place of those that fail at once."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._won.done():  # in this turn
+            return
+        for target in self._waiting:
+            if self._begin(*target):
+                self._timer = self._loop.call_later(ATTEMPT_DELAY_S, self._begin_next)
+                return
+        if not self._running:
+            self._won.set_exception(_most_telling(self._failures))
+
+    def _begin(self, family: int, there: Any) -> bool:
+        """Begin an attempt; tell whether it is under way, or connected already."""
+        try:
+            attempt = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as exc:  # a family that the kernel has not, or no more descriptors
+            self._failures.append(exc)
+            return False
+        self._running.add(attempt)
+        try:
+            attempt.setblocking(False)
+            attempt.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            attempt.connect(there)
+        except BlockingIOError:
+            self._loop.add_writer(attempt.fileno(), self._on_ready, attempt)
+        except OSError as exc:
+            self._fail(attempt, exc)
+            return False
+        else:
+            self._won.set_result(attempt)
+        return True
+
+    def _on_ready(self, attempt: socket.socket) -> None:
+        self._loop.remove_writer(attempt.fileno())
+        code = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            self._fail(attempt, OSError(code, os.strerror(code)))
+            self._begin_next()
+        elif not self._won.done():  # two may be ready in one turn
+            self._won.set_result(attempt)
+
+    def _fail(self, attempt: socket.socket, exc: OSError) -> None:
+        self._failures.append(exc)
+        self._running.remove(attempt)
+        attempt.close()
+
+    def _end(self, winner: socket.socket | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for attempt in self._running:
+            if attempt is not winner:
+                # First: uvloop aborts the process if a socket is closed that it still watches.
+                self._loop.remove_writer(attempt.fileno())
+                attempt.close()
 
 
-async def _connect(family: int, there: Any) -> socket.socket:
-    connecting = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        connecting.setblocking(False)
-        connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await asyncio.get_running_loop().sock_connect(connecting, there)
-    except BaseException:
-        connecting.close()
-        raise
-    return connecting
+def _most_telling(failures: list[OSError]) -> OSError:
+    telling = [exc for exc in failures if exc.errno not in _NO_WAY]
+    return (telling or failures)[-1]

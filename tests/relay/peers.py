@@ -10,8 +10,8 @@ import socket
 import ssl
 import struct
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Self, cast
 
 from websockets.asyncio.server import ServerConnection, serve
@@ -353,6 +353,18 @@ async def answering(answer: bytes | None) -> AsyncIterator[int]:
     finally:
         server.close()
         await server.wait_closed()
+
+
+@contextmanager
+def silent_address() -> Iterator[tuple[str, int]]:
+    """Yield an address of this machine that drops whatever asks it for a connection."""
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.2", 0), backlog=0))
+        for _ in range(3):  # fills the queue
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        yield full.getsockname()
 
 
 def unused_port() -> int:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import datetime
 import functools
+import os
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trustme
@@ -26,6 +30,7 @@ from tests.relay.peers import (
     answering,
     number,
     numbered,
+    silent_address,
     until,
     unused_port,
 )
@@ -290,6 +295,84 @@ async def test_server_that_never_answers_times_out(start: Start, scheme: str) ->
     assert isinstance(error, SinkUnreachable)
     assert str(error) == "no answer in time"
     offer(sink, numbered(1))
+
+
+class Names:
+    """An event loop that finds several addresses for any name."""
+
+    def __init__(self, *addresses: tuple[str, int]) -> None:
+        self._addresses = addresses
+        self._loop = asyncio.get_running_loop()
+
+    async def getaddrinfo(self, host: str, port: int, *, type: int) -> list[Any]:
+        return [
+            (socket.AF_INET6 if ":" in there[0] else socket.AF_INET, type, 6, "", there)
+            for there in self._addresses
+        ]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+
+@pytest.fixture
+def resolved(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let every name have these addresses, and an attempt 10 ms before the next."""
+
+    def resolve(*addresses: tuple[str, int]) -> None:
+        faked = SimpleNamespace(get_running_loop=lambda: Names(*addresses))
+        monkeypatch.setattr("audiofork.relay.resolve.asyncio", faked)
+        monkeypatch.setattr("audiofork.relay.resolve.ATTEMPT_DELAY_S", 0.01)
+
+    return resolve
+
+
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+async def test_second_address_is_connected_to_when_the_first_drops_what_comes(
+    tls: ssl.SSLContext,
+    ca_file: Path,
+    start: Start,
+    resolved: Callable[..., None],
+    scheme: str,
+) -> None:
+    with silent_address() as silent:
+        async with Recorder(tls if scheme == "wss" else None) as recorder:
+            resolved(silent, ("127.0.0.1", recorder.port))
+            before = len(os.listdir("/proc/self/fd"))
+            sink, _ = start(recorder.url(), client_tls(str(ca_file)))
+            offer(sink, numbered(10))
+            await opened(sink)
+            recording = await recorder.wait_messages("/", 10)
+            assert recording.messages == numbered(10)
+            assert sink.backlog.dropped == 0
+            await sink.close(1000, "stopped")
+            await until(lambda: len(os.listdir("/proc/self/fd")) == before)
+
+
+async def test_other_family_is_connected_to_when_the_first_refuses(
+    recorder: Recorder, start: Start, resolved: Callable[..., None]
+) -> None:
+    resolved(("::1", unused_port()), ("127.0.0.1", recorder.port))
+    await opened(start("ws://example.org/")[0])
+
+
+async def test_addresses_that_drop_what_comes_time_out_and_leave_nothing(
+    start: Start, resolved: Callable[..., None]
+) -> None:
+    with silent_address() as silent, silent_address() as other:
+        resolved(silent, other)
+        before = len(os.listdir("/proc/self/fd"))
+        error = await failure(start("ws://example.org/", connect_timeout=0.05)[1])
+        assert str(error) == "no answer in time"
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_addresses_that_all_refuse_are_told_of_as_one(
+    start: Start, resolved: Callable[..., None]
+) -> None:
+    resolved(("127.0.0.1", unused_port()), ("127.0.0.2", unused_port()))
+    error = await failure(start("ws://example.org/")[1])
+    assert isinstance(error, SinkUnreachable)
+    assert str(error) == "Connection refused"
 
 
 async def test_frames_before_open_wait_and_go_first_in_order(
