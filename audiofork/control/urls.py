@@ -8,6 +8,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from audiofork.addresses import address_of_host, is_public
 from audiofork.errors import RequestRefused
+from audiofork.uri import escaped, uri_of
 
 # AMI discards lines longer than 1024 bytes, and `WsServer: ` comes before the URL.
 MAX_URL_BYTES = 1000
@@ -48,16 +49,21 @@ def check_url(url: str, allowed: tuple[str, ...], *, allow_private: bool = True)
         raise RequestRefused("WsServer: port 0 is not allowed")
     if not url.isprintable() or " " in url:
         raise RequestRefused("WsServer: blanks are not allowed in a URL")
-    if ".." in re.split(r"[/\\]", unquote(parts.path)):
-        # Servers resolve it, and so it could lead out of the path of a pattern.
-        raise RequestRefused("WsServer: .. is not allowed in a path")
     try:
-        host = parts.hostname.encode("idna").decode()  # as the look-up of the name will
+        requested = urlsplit(uri_of(url))
     except UnicodeError as exc:
         raise RequestRefused(f"WsServer: not a host name: {exc}") from exc
-    if not any(_matches(parts, pattern) for pattern in allowed):
+    _check_requested(requested, allowed, allow_private)
+
+
+def _check_requested(requested: SplitResult, allowed: tuple[str, ...], allow_private: bool) -> None:
+    """Raise unless this may be asked for: a URI, whose path the server may unescape."""
+    if ".." in re.split(r"[/\\]", unquote(requested.path)):
+        # Servers resolve it, and so it could lead out of the path of a pattern.
+        raise RequestRefused("WsServer: .. is not allowed in a path")
+    if not any(_matches(requested, pattern) for pattern in allowed):
         raise RequestRefused("WsServer: not among the URLs of [security] allow_urls")
-    address = address_of_host(host)
+    address = address_of_host(requested.hostname or "")
     if not allow_private and address is not None and not is_public(address):
         raise RequestRefused(
             f"WsServer: {address} is a private address, which [security] allow_private forbids"
@@ -65,7 +71,7 @@ def check_url(url: str, allowed: tuple[str, ...], *, allow_private: bool = True)
 
 
 def _matches(url: SplitResult, pattern: str) -> bool:
-    """Tell whether a URL fits a pattern; what the pattern does not name may be anything."""
+    """Tell whether a URI fits a pattern; what the pattern does not name may be anything."""
     scheme, _, rest = pattern.partition("://")
     authority, slash, path = rest.partition("/")
     host, colon, port = authority.rpartition(":")
@@ -74,10 +80,18 @@ def _matches(url: SplitResult, pattern: str) -> bool:
     url_port = url.port or _PORTS[url.scheme]
     return (
         scheme.lower() in (url.scheme, "*")
-        and _fits(url.hostname or "", host.strip("[]").lower())
+        and _fits(_readable(url.hostname or ""), _readable(host.strip("[]").lower()))
         and port in ("*", str(url_port))
-        and (not slash or path in ("", "*") or _fits(url.path, "/" + path))
+        and (not slash or path in ("", "*") or _fits(url.path, escaped("/" + path)))
     )
+
+
+def _readable(host: str) -> str:
+    """Return a host in the one form that IDNA shows, so that either form fits the other."""
+    try:
+        return host.encode("idna").decode("idna")
+    except UnicodeError:
+        return host
 
 
 def _fits(text: str, pattern: str) -> bool:

@@ -30,6 +30,7 @@ from audiofork.relay.backlog import Backlog
 from audiofork.relay.inflight import InFlight, message_bytes
 from audiofork.relay.resolve import open_socket
 from audiofork.relay.tls import open_tls
+from audiofork.uri import uri_of
 
 try:
     from websockets.speedups import apply_mask
@@ -276,7 +277,7 @@ class Sink:
         The library's own `connect` would do TLS by the event loop, and follow redirects, perhaps
         past allow_urls.
         """
-        uri = parse_uri(self._url)
+        uri = parse_uri(uri_of(self._url))
         connected = await open_socket(uri.host, uri.port, allow_private=self._allow_private)
         connection = _Connection(
             self,

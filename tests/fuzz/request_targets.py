@@ -23,6 +23,7 @@ from audiofork.control.requests import (
 )
 from audiofork.control.urls import MAX_URL_BYTES, check_url
 from audiofork.errors import ConfigError, RequestRefused
+from audiofork.uri import uri_of
 from tests.control.test_options import asterisk_parse_options
 
 from .fuzzing import Target
@@ -166,6 +167,8 @@ def check_url_string(data: bytes, rng: Random) -> str:
         return "refused"
     assert url.isprintable()
     assert len(url.encode()) <= MAX_URL_BYTES
+    uri = uri_of(url)
+    assert uri.isascii() and uri.isprintable() and uri_of(uri) == uri
     for pattern in _PATTERNS:
         _check_pattern(url, pattern)
     _check_private(url)
@@ -179,7 +182,7 @@ def _check_pattern(url: str, pattern: str) -> None:
         is_allowed = True
     except RequestRefused:
         is_allowed = False
-    where = parse_uri(url)
+    where = parse_uri(uri_of(url))
     scheme, _, host_and_port = pattern.partition("://")
     host, _, port = host_and_port.partition("/")[0].partition(":")
     fits = (
@@ -195,7 +198,7 @@ def _check_private(url: str) -> None:
     """Check that no address of a private network passes where none is wanted."""
     try:
         check_url(url, ("ws://*", "wss://*"), allow_private=False)
-        address = ipaddress.IPv4Address(parse_uri(url).host)
+        address = ipaddress.IPv4Address(parse_uri(uri_of(url)).host)
     except (RequestRefused, ValueError):  # a name, or IPv6
         return
     assert address.is_global
