@@ -22,6 +22,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.protocol import OPEN
 from websockets.uri import parse_uri
 
+from audiofork import __version__
 from audiofork.config import WebSocketConfig
 from audiofork.errors import SinkError
 from audiofork.relay import retry
@@ -39,6 +40,7 @@ except ImportError:  # the library's wheel for this platform has no C code
 
 log = logging.getLogger(__name__)
 
+USER_AGENT = f"audiofork/{__version__}"
 MAX_MESSAGE_BYTES = 65_536
 CLOSE_TIMEOUT_S = 2.0
 # A fork that has ended goes on trying to deliver what waits, for so long at most.
@@ -293,7 +295,7 @@ class Sink:
             loop = asyncio.get_running_loop()
             await loop.create_connection(lambda: connection, sock=connected)
         try:
-            await connection.handshake()
+            await connection.handshake(user_agent_header=USER_AGENT)
         except BaseException:
             connection.transport.abort()
             raise

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import trustme
 
+from audiofork import __version__
 from audiofork.config import WebSocketConfig
 from audiofork.errors import SinkError, SinkLost, SinkRefused, SinkUnreachable
 from audiofork.relay.retry import Retries
@@ -217,6 +218,14 @@ async def test_request_has_no_extensions(recorder: Recorder, start: Start) -> No
     recording = await recorder.wait(lambda r: r.connection is not None)
     assert recording.connection is not None and recording.connection.request is not None
     assert "Sec-WebSocket-Extensions" not in recording.connection.request.headers
+
+
+async def test_request_says_who_asks(recorder: Recorder, start: Start) -> None:
+    start(recorder.url())
+    recording = await recorder.wait(lambda r: r.connection is not None)
+    assert recording.connection is not None and recording.connection.request is not None
+    agents = recording.connection.request.headers.get_all("User-Agent")
+    assert agents == [f"audiofork/{__version__}"]
 
 
 async def test_proxies_of_the_environment_are_not_used(
