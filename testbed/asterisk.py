@@ -5,9 +5,11 @@
 
 An installed Asterisk is used if it has AudioSocket and a ChanSpy with option D; else
 Asterisk is fetched once out of Debian's packages (see `debian.py`) and kept in
-~/.cache/audiofork. AUDIOFORK_TESTBED_CACHE names another cache folder,
-AUDIOFORK_DEBIAN_MIRROR another mirror of Debian; with AUDIOFORK_TESTBED_KEEP=1 the
-folder of a stopped instance stays, to be looked into.
+~/.cache/audiofork. AUDIOFORK_TESTBED_ASTERISK names the prefix of a build to be used
+instead, of any version from 18.0 on, with chan_pjsip or chan_sip.
+AUDIOFORK_TESTBED_CACHE names another cache folder, AUDIOFORK_DEBIAN_MIRROR another
+mirror of Debian; with AUDIOFORK_TESTBED_KEEP=1 the folder of a stopped instance stays,
+to be looked into.
 """
 
 from __future__ import annotations
@@ -37,17 +39,19 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO
 
+from audiofork.control.versions import CHANSPY_PAIRS, Version
 from testbed import debian
 
 log = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).with_name("etc")
+PREFIX_VARIABLE = "AUDIOFORK_TESTBED_ASTERISK"
 CACHE_VARIABLE = "AUDIOFORK_TESTBED_CACHE"
 KEEP_VARIABLE = "AUDIOFORK_TESTBED_KEEP"
 
-# The first release of each branch whose ChanSpy has option D; every later branch has it.
-CHANSPY_D_SINCE = {18: (18, 22), 20: (20, 7), 21: (21, 2)}
-LAST_MIXED_BRANCH = 21
+OLDEST_BRANCH = 18
+# The modules of SIP, best first, and what their channels' names begin with.
+SIP_MODULES = {"chan_pjsip.so": "PJSIP", "chan_sip.so": "SIP"}
 
 FOLDER_PREFIX = "audiofork-asterisk-"
 SOCKET_PATH_MAX_BYTES = 107  # sun_path is 108 bytes, the last one zero
@@ -89,35 +93,95 @@ class PortTaken(AsteriskFailed):
 
 @dataclass(frozen=True)
 class Installation:
-    """An Asterisk that can be run: `command` + ("-f", "-C", configuration file)."""
+    """An Asterisk that can be run: `command` + ("-f", "-C", configuration file).
+
+    Attributes:
+        version: "22.10.1"; what it says of itself, where that has no number.
+        modules: The folder of its modules.
+        data: Its folder of data.
+        prompts: The folder of English prompts, in `data` or not.
+        technology: Of its SIP channels, PJSIP or SIP.
+    """
 
     version: str
     command: tuple[str, ...]
     modules: Path
     data: Path
+    prompts: Path
+    technology: str = "PJSIP"
+
+    @property
+    def callee(self) -> str:
+        """What Dial() calls the endpoint `callee` by; the dialplan has it in ${CALLEE}."""
+        return f"{self.technology}/callee"
 
 
 def find_installation() -> Installation:
-    """Return the installed Asterisk if it is fit, else the one in the cache.
+    """Return the named build, else the installed Asterisk if it is fit, else the one in the cache.
 
     Fetches it into the cache if it is not there yet; two processes at once fetch it once.
     What is in the cache is not renewed: remove it to have Debian's latest.
 
     Raises:
-        AsteriskUnavailable: Neither is to be had.
+        AsteriskUnavailable: The named one cannot be used, or neither other is to be had.
     """
+    if named := os.environ.get(PREFIX_VARIABLE):
+        return _built(Path(named).absolute())
     return _installed() or _cached()
 
 
 def new_enough(version: str) -> bool:
     """Tell whether this version's ChanSpy has option D."""
-    found = re.search(r"(\d+)\.(\d+)", version)
-    if not found:
-        return False
-    number = int(found[1]), int(found[2])
-    if number[0] > LAST_MIXED_BRANCH:
-        return True
-    return number[0] in CHANSPY_D_SINCE and number >= CHANSPY_D_SINCE[number[0]]
+    parsed = Version.parse(version)
+    return parsed.is_known and parsed.has(CHANSPY_PAIRS)
+
+
+def _built(prefix: Path) -> Installation:
+    """Return what `./configure --prefix=PREFIX` and `make install` made."""
+    program = prefix / "sbin/asterisk"
+    modules = _first(prefix, "lib*/asterisk/modules", having=".")
+    if not program.is_file():
+        raise _unfit(prefix, "there is no sbin/asterisk")
+    if modules is None:
+        raise _unfit(prefix, "there is no lib/asterisk/modules")
+    if not (modules / "chan_audiosocket.so").exists():
+        raise _unfit(prefix, f"chan_audiosocket.so is missing in {modules}")
+    technology = next((SIP_MODULES[name] for name in SIP_MODULES if (modules / name).exists()), "")
+    if not technology:
+        raise _unfit(prefix, f"{' and '.join(SIP_MODULES)} are missing in {modules}")
+    data = _first(prefix, "var/lib/asterisk", "share/asterisk", having=".")
+    if data is None:
+        raise _unfit(prefix, "there is no var/lib/asterisk")
+    # The prefix may have been moved since it was built.
+    command = ("env", f"LD_LIBRARY_PATH={modules.parents[1]}", str(program))
+    version = _fit_version(prefix, command)
+    return Installation(version, command, modules, data, _prompts(prefix, data), technology)
+
+
+def _unfit(prefix: Path, why: str) -> AsteriskUnavailable:
+    return AsteriskUnavailable(f"{PREFIX_VARIABLE} names {prefix}, and {why}")
+
+
+def _fit_version(prefix: Path, command: tuple[str, ...]) -> str:
+    version = _version(command)
+    branch = Version.parse(version).branch
+    if not version:
+        raise _unfit(prefix, f"sbin/asterisk does not run: {_run_version(command).stderr.strip()}")
+    if branch is not None and branch < OLDEST_BRANCH:
+        raise _unfit(prefix, f"its Asterisk {version} is older than {OLDEST_BRANCH}.0")
+    return version
+
+
+def _prompts(prefix: Path, data: Path) -> Path:
+    """Return the build's own prompts, else those of Debian: `make install` may leave them out."""
+    if any(data.glob("sounds/en/hello-world.*")):
+        return data / "sounds/en"
+    try:
+        return _cached().prompts
+    except AsteriskUnavailable as exc:
+        raise _unfit(
+            prefix, f"it has no English prompts; nor are Debian's to be had:\n{exc}"
+        ) from exc
 
 
 def _installed(root: Path = Path("/")) -> Installation | None:
@@ -138,7 +202,7 @@ def _installed(root: Path = Path("/")) -> Installation | None:
     if not new_enough(version):
         log.info("%s is Asterisk %s, too old for ChanSpy's option D", program, version)
         return None
-    return Installation(version, (program,), modules, data)
+    return Installation(version, (program,), modules, data, data / "sounds/en")
 
 
 def _first(root: Path, *patterns: str, having: str) -> Path | None:
@@ -147,10 +211,14 @@ def _first(root: Path, *patterns: str, having: str) -> Path | None:
 
 
 def _version(command: Sequence[str]) -> str:
-    done = subprocess.run([*command, "-V"], capture_output=True, text=True, timeout=START_S)
-    # "Asterisk 22.10.1+dfsg+~cs6.17", "Asterisk certified/20.7-cert2"
-    found = re.search(r"\d+(\.\d+)+", done.stdout)
-    return found[0] if found else done.stdout.strip()
+    said = _run_version(command).stdout
+    # "Asterisk 22.10.1+dfsg+~cs6.17", "Asterisk certified/20.7-cert2", "Asterisk GIT-22-f0c1c1a"
+    found = re.search(r"\d+(\.\d+)+", said)
+    return found[0] if found else said.strip().removeprefix("Asterisk ")
+
+
+def _run_version(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*command, "-V"], capture_output=True, text=True, timeout=START_S)
 
 
 def cache_folder() -> Path:
@@ -197,7 +265,8 @@ def _unpacked(tree: Path) -> Installation:
     version = _version(command)
     if not new_enough(version):
         raise AsteriskUnavailable(f"{tree} does not run here, or is too old: {version!r}")
-    return Installation(version, command, modules, tree / "usr/share/asterisk")
+    data = tree / "usr/share/asterisk"
+    return Installation(version, command, modules, data, data / "sounds/en")
 
 
 class Asterisk:
@@ -205,8 +274,8 @@ class Asterisk:
 
     SIP (UDP), AMI and HTTP with ARI listen on 127.0.0.1, on ports chosen at each `start`.
     The SIP endpoints `caller` and `callee` are known by the user in From, without a
-    password; their calls enter the dialplan context `testbed`. AMI and ARI share one user.
-    All of it is set in the files of `testbed/etc`.
+    password; their calls enter the dialplan context `testbed`, and Dial(${CALLEE}) calls
+    the latter. AMI and ARI share one user. All of it is set in the files of `testbed/etc`.
 
     The process ends with the process that started it, however that ends.
 
@@ -342,6 +411,20 @@ class Asterisk:
         (self.folder / "owner.new").rename(self.folder / "owner")
         for name in ("etc", "lib/keys", "spool", "run", "log/cdr-csv", "cache"):
             (self.folder / name).mkdir(parents=True)
+        self._data = self._folder_of_data()
+
+    def _folder_of_data(self) -> Path:
+        """Return the installation's data; a folder of links if its prompts are elsewhere."""
+        data, prompts = self.installation.data, self.installation.prompts
+        if prompts.is_relative_to(data):
+            return data
+        folder = self.folder / "data"
+        (folder / "sounds").mkdir(parents=True)
+        (folder / "sounds/en").symlink_to(prompts)
+        for entry in data.iterdir():
+            if entry.name != "sounds":
+                (folder / entry.name).symlink_to(entry)
+        return folder
 
     def _start_on_free_ports(self) -> None:
         for remaining in reversed(range(START_TRIES)):
@@ -364,7 +447,8 @@ class Asterisk:
         values = {
             "folder": self.folder,
             "modules": self.installation.modules,
-            "data": self.installation.data,
+            "data": self._data,
+            "callee": self.installation.callee,
             "maxfiles": min(OPEN_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),
             "ami_port": self.ami_port,
             "ami_username": self.ami_username,
@@ -378,7 +462,7 @@ class Asterisk:
             file.name: _Template(file.read_text()).substitute(values)
             for file in TEMPLATES.glob("*.conf")
         }
-        texts["modules.conf"] = _existing_modules(texts["modules.conf"], self.installation.modules)
+        texts["modules.conf"] = _modules_to_load(texts["modules.conf"], self.installation)
         for name in {*EMPTY_FILES, *texts, *self._additions}:
             text = texts.get(name, "") + "\n" + self._additions.get(name, "")
             (self.folder / "etc" / name).write_text(text)
@@ -469,13 +553,16 @@ class _Template(string.Template):
     delimiter = "@"  # Asterisk's own files are full of dollars
 
 
-def _existing_modules(text: str, folder: Path) -> str:
-    """Leave out the modules this version does not have; Asterisk would complain."""
+def _modules_to_load(text: str, installation: Installation) -> str:
+    """Leave out what this version does not have, Asterisk would complain, and the other SIP."""
+    other = "chan_sip" if installation.technology == "PJSIP" else "pjsip"
 
-    def exists(line: str) -> bool:
-        return not line.startswith("load") or (folder / line.split()[-1]).exists()
+    def is_wanted(line: str) -> bool:
+        if not line.startswith("load"):
+            return True
+        return (installation.modules / line.split()[-1]).exists() and other not in line
 
-    return "\n".join(filter(exists, text.splitlines()))
+    return "\n".join(filter(is_wanted, text.splitlines()))
 
 
 def _text(file: Path) -> str:

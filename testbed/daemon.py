@@ -14,17 +14,31 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from testbed.asterisk import Asterisk
+from audiofork.control.versions import Since, Version
+from testbed.asterisk import Asterisk, find_installation
 
 SECRET = "testbed-secret"
 ETC = Path(__file__).parent.parent / "etc"
 START_TIMEOUT_S = 30.0
+FILTERS_BY_NAME: Since = {18: 26, 20: 11, 21: 6, 22: 1}
+"""manager.conf knows `eventfilter(action(include),name(...))`."""
 
 
-def manager_conf() -> str:
-    """Return the shipped AMI user, with the secret that `Daemon` uses."""
-    shipped = (ETC / "asterisk/manager_audiofork.conf").read_text()
-    return shipped.replace("CHANGE-ME", SECRET)
+def manager_conf(version: str = "") -> str:
+    """Return the shipped AMI user, with the secret that `Daemon` uses.
+
+    Args:
+        version: Of the Asterisk that reads it; by default the one that `find_installation` gives.
+    """
+    shipped = (ETC / "asterisk/manager_audiofork.conf").read_text().replace("CHANGE-ME", SECRET)
+    by_name = Version.parse(version or find_installation().version).has(FILTERS_BY_NAME)
+    return shipped if by_name else with_older_filters(shipped)
+
+
+def with_older_filters(text: str) -> str:
+    """Do as the comment of the shipped file says, for an Asterisk without filters by name."""
+    text = re.sub(r"(?m)^eventfilter\(.*\n?", "", text)
+    return re.sub(r"(?m)^; +(?=eventfilter = )", "", text)
 
 
 def ari_conf() -> str:

@@ -61,7 +61,7 @@ exten => demo,1,Answer()
  same => n,Gosub(audiofork,start,1({url}in,D(in)))
  same => n,Gosub(audiofork,start,1({url}out,D(out)))
  same => n,Gosub(audiofork,start,1({url}stereo,D(stereo)))
- same => n,Dial(PJSIP/callee)
+ same => n,Dial({callee})
 """
 
 EXIT_FAILED = 1
@@ -179,7 +179,7 @@ def prompt(asterisk: Asterisk, name: str) -> bytes:
     Raises:
         DemoFailed: This Asterisk does not have it.
     """
-    sounds = asterisk.installation.data / "sounds/en"
+    sounds = asterisk.installation.prompts
     for file in sorted(sounds.glob(f"{name}.*")):
         with tempfile.TemporaryDirectory() as folder:
             converted = Path(folder, f"{name}.ulaw")
@@ -201,7 +201,7 @@ async def demo(installation: Installation) -> None:
     """
     before = recordings()
     async with receiving() as receiver:
-        lines = DIALPLAN.format(url=receiver.url)
+        lines = DIALPLAN.format(url=receiver.url, callee=installation.callee)
         with contextlib.ExitStack() as stack:
             say(f"Starting a private Asterisk {installation.version} ...")
             asterisk = stack.enter_context(private_asterisk(installation, lines))
@@ -221,7 +221,10 @@ async def demo(installation: Installation) -> None:
 
 def private_asterisk(installation: Installation, lines: str) -> Asterisk:
     """Return an Asterisk, not started, with the files that audiofork comes with."""
-    config = {"manager.conf": manager_conf(), "modules.conf": "load = res_convert.so"}
+    config = {
+        "manager.conf": manager_conf(installation.version),
+        "modules.conf": "load = res_convert.so",
+    }
     return Asterisk(installation, dialplan=lines + dialplan(), config=config)
 
 

@@ -199,7 +199,7 @@ async def place_call(ami: AmiClient, sip: SipUser) -> Caller:
     call = await sip.call("listen", timeout_s=15)
     event = await ami.wait_event(
         lambda headers: (
-            headers.get("Event") == "Newchannel" and headers["Channel"].startswith("PJSIP/caller")
+            headers.get("Event") == "Newchannel" and "SIP/caller-" in headers["Channel"]
         ),
         after=position,
     )

@@ -36,7 +36,7 @@ exten => play,1,Answer()
  same => n,Playback(${FILE})
  same => n,Wait(600)
 
-exten => callee,1,Dial(PJSIP/callee)
+exten => callee,1,Dial(${CALLEE})
 exten => third,1,Answer()
  same => n,Wait(600)
 
@@ -203,7 +203,8 @@ async def place_call(
     position = len(ami.events)
     call = await caller.call(extension, codec=codec)
     event = await ami.wait_event(
-        lambda h: h.get("Event") == "Newchannel" and h["Channel"].startswith("PJSIP/caller"),
+        # Of chan_pjsip, or chan_sip.
+        lambda h: h.get("Event") == "Newchannel" and "SIP/caller-" in h["Channel"],
         after=position,
     )
     return Target(call, event["Channel"], event["Uniqueid"])

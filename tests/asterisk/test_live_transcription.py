@@ -60,7 +60,7 @@ PROMPTS = {
 
 
 def sounds(asterisk: Asterisk) -> Path:
-    return asterisk.installation.data / "sounds/en"
+    return asterisk.installation.prompts
 
 
 def audio(folder: Path, name: str) -> bytes:

@@ -503,7 +503,7 @@ async def test_separate_streams_hold_the_right_party_whole(
         await server.wait_said("listening on")
         port = re.findall(r":(\d+)/", server.output)[0]
         text = (EXAMPLE / "extensions.conf").read_text().replace(":8080", f":{port}")
-        dialplan.load("conf", text.replace("PJSIP/${EXTEN}", "PJSIP/callee"))
+        dialplan.load("conf", text.replace("PJSIP/${EXTEN}", "${CALLEE}"))
         await callee.register()
         target = await place_call(ami, caller, "wait")
         talking = target.call.play(warm_up, loop=True)
