@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import asterisk, debian
+from testbed import asterisk, daemon, debian
 from testbed.asterisk import (
     Asterisk,
     AsteriskFailed,
@@ -55,6 +55,17 @@ def installation() -> Installation:
 @pytest.fixture(autouse=True)
 def no_keeping(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(asterisk.KEEP_VARIABLE, raising=False)
+
+
+def installation_of(
+    root: Path, *modules: str, prompts: Path = Path("/nowhere"), technology: str = "PJSIP"
+) -> Installation:
+    """An installation of nothing but empty modules and a folder of data."""
+    for name in modules:
+        (root / "modules").mkdir(parents=True, exist_ok=True)
+        (root / "modules" / name).touch()
+    (root / "data").mkdir(parents=True, exist_ok=True)
+    return Installation("20.4.0", (), root / "modules", root / "data", prompts, technology)
 
 
 def running(pid: int) -> bool:
@@ -262,6 +273,43 @@ def test_killed_owner_takes_asterisk_along(installation: Installation) -> None:
     assert not Path(folder).exists()
 
 
+@pytest.mark.parametrize(
+    ("technology", "expected"),
+    [
+        ("PJSIP", ["app_dial.so", "res_pjsip.so", "chan_pjsip.so"]),
+        ("SIP", ["app_dial.so", "chan_sip.so"]),
+    ],
+)
+def test_modules_are_those_there_are_without_those_of_the_other_sip(
+    tmp_path: Path, technology: str, expected: list[str]
+) -> None:
+    names = ("app_dial.so", "res_pjsip.so", "chan_pjsip.so", "chan_sip.so")
+    listed = ["[modules]", *(f"load = {name}" for name in (*names, "chan_new.so"))]
+    installation = installation_of(tmp_path, *names, technology=technology)
+    text = asterisk._modules_to_load("\n".join(listed), installation)
+    assert text.splitlines() == ["[modules]", *(f"load = {name}" for name in expected)]
+
+
+def test_prompts_of_elsewhere_are_linked_into_the_data(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts"
+    prompts.mkdir()
+    (prompts / "hello-world.wav").touch()
+    installation = installation_of(tmp_path, prompts=prompts)
+    (installation.data / "sounds/en").mkdir(parents=True)
+    (installation.data / "documentation").mkdir()
+    instance = Asterisk(installation)
+    instance.folder = tmp_path / "private"
+    data = instance._folder_of_data()
+    assert (data / "sounds/en/hello-world.wav").exists()
+    assert (data / "documentation").is_dir()
+    assert [file.name for file in (installation.data / "sounds/en").iterdir()] == []
+
+
+def test_prompts_of_its_own_are_used_where_they_are(tmp_path: Path) -> None:
+    installation = installation_of(tmp_path, prompts=tmp_path / "data/sounds/en")
+    assert Asterisk(installation)._folder_of_data() == installation.data
+
+
 def test_long_temporary_folder_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """The path of Asterisk's control socket has to fit into 107 bytes."""
     monkeypatch.setattr(tempfile, "gettempdir", lambda: "/tmp/" + "x" * 80)
@@ -311,7 +359,7 @@ def test_installed_asterisk_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     put_in_path(tmp_path, monkeypatch, "echo Asterisk certified/20.7-cert2")
     modules, data = installed_files(tmp_path)
     assert asterisk._installed(tmp_path) == Installation(
-        "20.7", (str(tmp_path / "asterisk"),), modules, data
+        "20.7", (str(tmp_path / "asterisk"),), modules, data, data / "sounds/en"
     )
 
 
@@ -336,6 +384,7 @@ def test_installed_asterisk_without_audiosocket_is_not_used(
 def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with nothing installed and nothing cached; the cache folder."""
     monkeypatch.setattr(asterisk, "_installed", lambda: None)
+    monkeypatch.delenv(asterisk.PREFIX_VARIABLE, raising=False)
     monkeypatch.setenv(asterisk.CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -382,6 +431,144 @@ def test_damaged_cache_is_named(bare_machine: Path) -> None:
     tree.mkdir(parents=True)
     with pytest.raises(AsteriskUnavailable, match="is damaged: remove it"):
         find_installation()
+
+
+# A build of one's own
+
+
+class Build:
+    """A prefix as `make install` leaves it: what is named by the variable."""
+
+    def __init__(self, prefix: Path) -> None:
+        self.prefix = prefix
+        self.modules, self.data = prefix / "lib/asterisk/modules", prefix / "var/lib/asterisk"
+        self.program = prefix / "sbin/asterisk"
+        for folder in (self.modules, self.data / "sounds/en", self.program.parent):
+            folder.mkdir(parents=True)
+        for name in ("chan_audiosocket.so", "chan_pjsip.so", "chan_sip.so"):
+            (self.modules / name).touch()
+        (self.data / "sounds/en/hello-world.gsm").touch()
+        self.says("echo Asterisk 18.0.0")
+
+    def says(self, script: str) -> None:
+        """Make a shell script the program."""
+        self.program.write_text(f"#!/bin/sh\n{script}\n")
+        self.program.chmod(0o755)
+
+    def without(self, *names: str) -> None:
+        for name in names:
+            (self.modules / name).unlink()
+
+    def refusal(self) -> str:
+        with pytest.raises(AsteriskUnavailable) as caught:
+            find_installation()
+        start = f"{asterisk.PREFIX_VARIABLE} names {self.prefix}, and "
+        assert str(caught.value).startswith(start)
+        return str(caught.value).removeprefix(start)
+
+
+@pytest.fixture
+def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
+    monkeypatch.setenv(asterisk.PREFIX_VARIABLE, str(tmp_path / "prefix"))
+    return Build(tmp_path / "prefix")
+
+
+def test_named_build_is_used_however_old_its_chanspy(build: Build) -> None:
+    found = find_installation()
+    assert (found.version, found.modules, found.data) == ("18.0.0", build.modules, build.data)
+    assert found.prompts == build.data / "sounds/en"
+    assert found.callee == "PJSIP/callee"
+
+
+def test_named_build_finds_its_libraries_wherever_it_was_moved_to(build: Build) -> None:
+    build.says('echo "Asterisk GIT-$LD_LIBRARY_PATH"')
+    assert find_installation().version == f"GIT-{build.prefix}/lib"
+
+
+def test_named_build_of_a_development_branch_is_used(build: Build) -> None:
+    build.says("echo Asterisk GIT-22-f0c1c1a")
+    assert find_installation().version == "GIT-22-f0c1c1a"
+
+
+def test_named_build_without_chan_pjsip_calls_by_chan_sip(build: Build) -> None:
+    build.without("chan_pjsip.so")
+    assert find_installation().callee == "SIP/callee"
+
+
+def test_named_build_without_prompts_gets_those_of_debian(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = tmp_path / "prompts"
+    (build.data / "sounds/en/hello-world.gsm").unlink()
+    monkeypatch.setattr(asterisk, "_cached", lambda: installation_of(tmp_path, prompts=prompts))
+    assert find_installation().prompts == prompts
+
+
+def test_named_build_without_prompts_where_debians_are_not_to_be_had(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing() -> Installation:
+        raise AsteriskUnavailable("no mirror")
+
+    (build.data / "sounds/en/hello-world.gsm").unlink()
+    monkeypatch.setattr(asterisk, "_cached", nothing)
+    assert build.refusal() == ("it has no English prompts; nor are Debian's to be had:\nno mirror")
+
+
+def test_named_build_without_a_program(build: Build) -> None:
+    build.program.unlink()
+    assert build.refusal() == "there is no sbin/asterisk"
+
+
+def test_named_build_whose_program_does_not_run(build: Build) -> None:
+    build.says("echo libssl.so.1.1: cannot open >&2; exit 127")
+    assert build.refusal() == "sbin/asterisk does not run: libssl.so.1.1: cannot open"
+
+
+def test_named_build_without_modules(build: Build) -> None:
+    shutil.rmtree(build.prefix / "lib")
+    assert build.refusal() == "there is no lib/asterisk/modules"
+
+
+def test_named_build_without_audiosocket(build: Build) -> None:
+    build.without("chan_audiosocket.so")
+    assert build.refusal() == f"chan_audiosocket.so is missing in {build.modules}"
+
+
+def test_named_build_without_any_sip(build: Build) -> None:
+    build.without("chan_pjsip.so", "chan_sip.so")
+    assert build.refusal() == f"chan_pjsip.so and chan_sip.so are missing in {build.modules}"
+
+
+def test_named_build_without_data(build: Build) -> None:
+    shutil.rmtree(build.data)
+    assert build.refusal() == "there is no var/lib/asterisk"
+
+
+def test_named_build_too_old(build: Build) -> None:
+    build.says("echo Asterisk 17.9.4")
+    assert build.refusal() == "its Asterisk 17.9.4 is older than 18.0"
+
+
+# The shipped AMI user
+
+
+@pytest.mark.parametrize("version", ["18.26.0", "20.11.1", "21.6.0", "22.1.0", "23.0.0"])
+def test_manager_conf_filters_by_name_where_asterisk_can(version: str) -> None:
+    text = daemon.manager_conf(version)
+    assert "\neventfilter(action(include),name(Hangup)) =\n" in text
+    assert "\neventfilter = " not in text
+
+
+@pytest.mark.parametrize("version", ["18.0.0", "18.25.0", "20.10.0", "21.5.0", "22.0.0"])
+def test_manager_conf_filters_by_text_where_asterisk_is_older(version: str) -> None:
+    lines = daemon.manager_conf(version).splitlines()
+    assert [line for line in lines if line.startswith("eventfilter")] == [
+        "eventfilter = Event: UserEvent",
+        "eventfilter = Event: Hangup",
+        "eventfilter = Event: Bridge",
+        "eventfilter = Event: OriginateResponse",
+    ]
 
 
 # apt's sources
