@@ -21,8 +21,9 @@ types: .venv/installed
 unit: .venv/installed
 	$(BIN)/python -m pytest -m "not asterisk"
 
+# `make asterisk ASTERISK=PREFIX` takes the build that is installed there, and tells what it skips.
 asterisk: .venv/installed
-	$(BIN)/python -m pytest -m asterisk
+	$(if $(ASTERISK),AUDIOFORK_TESTBED_ASTERISK='$(ASTERISK)' )$(BIN)/python -m pytest -m asterisk$(if $(ASTERISK), -rs)
 
 fuzz: .venv/installed
 	$(BIN)/python -m tests.fuzz.million

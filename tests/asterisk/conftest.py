@@ -1,20 +1,22 @@
 """A real Asterisk, the daemon beside it, a SIP caller and a recording WebSocket server.
 
-Where no Asterisk can be had these tests fail: one that is left out proves nothing.
+Where no Asterisk can be had these tests fail: one that is left out proves nothing. What an older
+version cannot do is skipped and says so, see `needs`; on the default Asterisk nothing is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from audiofork.control.versions import Since, Version, releases
 from testbed.ami import AmiClient
-from testbed.asterisk import Asterisk
+from testbed.asterisk import Asterisk, find_installation
 from testbed.daemon import Daemon, ari_conf, ari_settings, dialplan, manager_conf
 from testbed.recorder import Recorder
 from testbed.rtp import ULAW, Codec
@@ -84,6 +86,28 @@ exten => h,1,Wait(2)
 # call: a test that wants hundreds of them whole is run once more if it fails. What loses one in
 # each run fails it all the same.
 counts_blocks = pytest.mark.flaky(reruns=1)
+
+
+def needs(since: Since, what: str, **where: Collection[object]) -> pytest.MarkDecorator:
+    """Skip a test on an Asterisk that lacks something, and say what.
+
+    Args:
+        since: The releases that have it first.
+        what: For people, after "Asterisk 18.0.0 has no".
+        where: Only for these values of a parameter or fixture, by its name.
+    """
+    return pytest.mark.needs(since, what, where)
+
+
+@pytest.fixture(autouse=True)
+def what_it_needs(request: pytest.FixtureRequest) -> None:
+    """Do what `needs` says."""
+    for mark in request.node.iter_markers("needs"):
+        since, what, where = mark.args
+        concerned = all(request.getfixturevalue(name) in where[name] for name in where)
+        version = Version.parse(find_installation().version)
+        if concerned and not version.has(since):
+            pytest.skip(f"Asterisk {version} has no {what}: {releases(since)} and later have")
 
 
 @pytest.fixture(scope="session")
