@@ -10,11 +10,18 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from audiofork.control.versions import Since, Version, releases
+from audiofork.control.versions import (
+    CHANSPY_IN_WHOLE,
+    CHANSPY_PAIRS,
+    Since,
+    Version,
+    releases,
+)
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk, find_installation
 from testbed.daemon import Daemon, ari_conf, ari_settings, dialplan, manager_conf
@@ -97,6 +104,14 @@ def needs(since: Since, what: str, **where: Collection[object]) -> pytest.MarkDe
         where: Only for these values of a parameter or fixture, by its name.
     """
     return pytest.mark.needs(since, what, where)
+
+
+# For a fork by ChanSpy that carries out, or both sides apart.
+needs_pairs = partial(needs, CHANSPY_PAIRS, "ChanSpy that keeps in and out apart", tap=["chanspy"])
+# For a fork by ChanSpy whose every block of in is counted.
+needs_whole_in = partial(
+    needs, CHANSPY_IN_WHOLE, "ChanSpy that keeps in whole while out is not read", tap=["chanspy"]
+)
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,8 @@ from testbed.sip import SipUser
 from tests.asterisk.conftest import (
     Target,
     counts_blocks,
+    needs_pairs,
+    needs_whole_in,
     place_call,
     set_globals,
     start_fork,
@@ -48,6 +50,7 @@ async def fork_while_talking(
     return target
 
 
+@needs_whole_in()
 @pytest.mark.parametrize("jitter_ms", [0, 80, 200])
 @counts_blocks
 async def test_in_keeps_every_block_under_jitter(
@@ -62,6 +65,7 @@ async def test_in_keeps_every_block_under_jitter(
     assert {len(message) for message in recording.messages} == {320}
 
 
+@needs_pairs()
 @pytest.mark.parametrize("jitter_ms", [0, 80])
 @counts_blocks
 async def test_out_keeps_every_block_of_a_file_under_jitter(
@@ -83,6 +87,7 @@ async def test_out_keeps_every_block_of_a_file_under_jitter(
     assert report(find_blocks(recording.audio, played), 400).intact
 
 
+@needs_pairs(direction=["out", "stereo"])
 @pytest.mark.parametrize("direction", ["out", "both", "stereo"])
 async def test_messages_come_50_a_second_in_whole_frames(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, direction: str
@@ -98,6 +103,7 @@ async def test_messages_come_50_a_second_in_whole_frames(
     assert {len(message) for message in recording.messages} == {size}
 
 
+@needs_pairs()
 @counts_blocks
 async def test_stereo_has_in_left_and_out_right_within_one_frame(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
@@ -115,6 +121,7 @@ async def test_stereo_has_in_left_and_out_right_within_one_frame(
     assert 0 <= shift_samples <= 160
 
 
+@needs_pairs()
 @counts_blocks
 async def test_stereo_keeps_the_two_parties_apart(
     daemon: Daemon,

@@ -16,7 +16,14 @@ from testbed.blocks import decode, find_blocks, make_blocks, report
 from testbed.daemon import Daemon
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.asterisk.conftest import channels, counts_blocks, only_channels, place_call, start_fork
+from tests.asterisk.conftest import (
+    channels,
+    counts_blocks,
+    needs_whole_in,
+    only_channels,
+    place_call,
+    start_fork,
+)
 
 pytestmark = pytest.mark.asterisk
 
@@ -95,6 +102,7 @@ async def test_more_forks_than_max_forks_are_refused(
         await target.call.hangup()
 
 
+@needs_whole_in()
 @counts_blocks
 async def test_wss_with_an_authority_of_ones_own_carries_the_audio(
     asterisk: Asterisk, ami: AmiClient, caller: SipUser, tmp_path: Path

@@ -14,6 +14,8 @@ from testbed.recorder import Recorder
 from testbed.sip import SipUser
 from tests.asterisk.conftest import (
     counts_blocks,
+    needs_pairs,
+    needs_whole_in,
     only_channels,
     place_call,
     set_globals,
@@ -85,6 +87,7 @@ async def test_stop_by_ami_ends_one_fork_and_says_so(
     await target.call.hangup()
 
 
+@needs_pairs()
 async def test_stop_by_channel_ends_every_fork_of_it(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
@@ -143,6 +146,7 @@ async def test_gosub_returns_at_once_with_the_reason_of_a_refusal(
 # --- Hangups ---
 
 
+@needs_pairs(direction=["out", "stereo"])
 @pytest.mark.parametrize("direction", ["in", "out", "both", "stereo"])
 @pytest.mark.parametrize("media", ["media", "no-media"])
 async def test_hangup_by_the_party_closes_the_sink_in_time(
@@ -214,6 +218,7 @@ async def test_hangup_during_the_h_extension_is_seen_at_its_begin(
 # --- Transfers ---
 
 
+@needs_whole_in()
 @counts_blocks
 async def test_fork_survives_a_blind_transfer_of_its_channel(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
@@ -234,6 +239,7 @@ async def test_fork_survives_a_blind_transfer_of_its_channel(
     assert report(find_blocks(recording.audio, [decode(block) for block in blocks]), 200).intact
 
 
+@needs_whole_in()
 @counts_blocks
 async def test_fork_survives_an_attended_transfer_of_its_channel(
     asterisk: Asterisk, daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder

@@ -19,7 +19,15 @@ from testbed.blocks import decode, find_blocks, make_blocks, peak, report
 from testbed.daemon import Daemon
 from testbed.recorder import Recorder, Recording
 from testbed.sip import SipUser
-from tests.asterisk.conftest import Target, counts_blocks, place_call, set_globals, start_fork
+from tests.asterisk.conftest import (
+    Target,
+    counts_blocks,
+    needs_pairs,
+    needs_whole_in,
+    place_call,
+    set_globals,
+    start_fork,
+)
 
 pytestmark = pytest.mark.asterisk
 
@@ -55,6 +63,7 @@ async def recorded_call(
 # --- Volume ---
 
 
+@needs_whole_in()
 @pytest.mark.parametrize(
     ("option", "sides"),
     [("v(1)", Sides(gain_in=1)), ("v(-2)", Sides(gain_in=-2)), ("W(4)", Sides(gain_in=4))],
@@ -69,6 +78,7 @@ async def test_volume_of_in_is_a_factor_of_two_a_step(
     assert report(find_blocks(recording.audio, [shape(block) for block in HEARD]), 100).intact
 
 
+@needs_pairs()
 @counts_blocks
 async def test_volume_of_out_leaves_in_as_it_is(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
@@ -85,6 +95,7 @@ async def test_volume_of_out_leaves_in_as_it_is(
 # --- Mute ---
 
 
+@needs_pairs(direction=["out", "stereo"])
 @pytest.mark.parametrize(
     ("direction", "side", "muted"),
     [
@@ -168,6 +179,7 @@ async def test_mute_of_one_fork_leaves_the_others(
 # --- Time, bridge ---
 
 
+@needs_whole_in()
 async def test_keep_time_fills_what_the_party_does_not_send(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
@@ -366,6 +378,7 @@ async def test_mute_by_gosub(
 # --- The server comes and goes ---
 
 
+@needs_whole_in()
 @counts_blocks
 async def test_server_that_goes_and_comes_back_gets_what_waited(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
@@ -396,6 +409,8 @@ async def test_server_that_goes_and_comes_back_gets_what_waited(
 # --- Longer messages ---
 
 
+@needs_pairs(direction=["out", "stereo"])
+@needs_whole_in()
 @pytest.mark.parametrize("direction", ["in", "out"])
 @counts_blocks
 async def test_messages_of_100_ms_hold_every_block_up_to_the_stop(
