@@ -17,6 +17,7 @@ import pytest
 
 from audiofork.receiver import dbfs, peaks_of
 from testbed.demo import CALL_S, CALLEE_WAITS_S
+from tests.asterisk.conftest import needs_pairs
 
 pytestmark = pytest.mark.asterisk
 
@@ -77,6 +78,7 @@ def audio(folder: Path, name: str) -> tuple[int, bytes]:
         return file.getnchannels(), file.readframes(file.getnframes())
 
 
+@needs_pairs()
 def test_demo(demo: Demo) -> None:
     """Three recordings of a call, which differ as they should, and nothing left running."""
     output, _ = demo.process.communicate(timeout=300)

@@ -16,7 +16,7 @@ from testbed.asterisk import Asterisk
 from testbed.blocks import make_blocks
 from testbed.daemon import Daemon
 from testbed.sip import SipUser
-from tests.asterisk.conftest import place_call, set_globals
+from tests.asterisk.conftest import needs_pairs, place_call, set_globals
 
 pytestmark = pytest.mark.asterisk
 
@@ -146,6 +146,7 @@ async def collect(output: asyncio.StreamReader, lines: list[str]) -> None:
         lines.append(line.decode().rstrip())
 
 
+@needs_pairs()
 async def test_prompt_of_a_call_comes_back_as_text(
     daemon: Daemon,
     ami: AmiClient,

@@ -29,6 +29,7 @@ from tests.asterisk.conftest import (
     Target,
     channels,
     counts_blocks,
+    needs_whole_in,
     no_channels,
     only_channels,
     place_call,
@@ -143,6 +144,7 @@ async def command(daemon: Daemon, *arguments: str) -> str:
     return done.stdout.decode()
 
 
+@needs_whole_in()
 @counts_blocks
 async def test_ten_forks_go_five_to_each_worker_and_keep_every_block(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
