@@ -240,6 +240,7 @@ def gap_of(*recordings: Recording) -> int:
     return found[-1] - found[0] + 1 - len(found)
 
 
+@needs_whole_in()
 async def test_sigkill_of_a_worker_costs_its_own_forks_a_gap_and_the_others_nothing(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
