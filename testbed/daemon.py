@@ -41,6 +41,11 @@ def with_older_filters(text: str) -> str:
     return re.sub(r"(?m)^; +(?=eventfilter = )", "", text)
 
 
+def asterisk_settings(asterisk: Asterisk) -> str:
+    """Return the lines of [asterisk] that every daemon needs beside this Asterisk."""
+    return f"port = {asterisk.ami_port}\nsecret = {SECRET}\n"
+
+
 def ari_conf() -> str:
     """Return the shipped ARI user, with SECRET as its password."""
     shipped = (ETC / "asterisk/ari_audiofork.conf").read_text()
@@ -82,7 +87,7 @@ class Daemon:
         self._log = self._folder / "log"
         self.journal = self._folder / "journal.sqlite3"
         sections = {
-            "asterisk": f"port = {asterisk.ami_port}\nsecret = {SECRET}\n",
+            "asterisk": asterisk_settings(asterisk),
             "audiosocket": "listen = 127.0.0.1:0\n",
             "control": f"socket = {self.socket}\n",
             "daemon": f"journal = {self.journal}\n",

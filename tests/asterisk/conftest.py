@@ -24,7 +24,14 @@ from audiofork.control.versions import (
 )
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk, find_installation
-from testbed.daemon import Daemon, ari_conf, ari_settings, dialplan, manager_conf
+from testbed.daemon import (
+    Daemon,
+    ari_conf,
+    ari_settings,
+    asterisk_settings,
+    dialplan,
+    manager_conf,
+)
 from testbed.recorder import Recorder
 from testbed.rtp import ULAW, Codec
 from testbed.sip import Call, SipUser
@@ -146,8 +153,10 @@ def tap() -> str:
 
 
 def settings_of(tap: str, asterisk: Asterisk) -> dict[str, str]:
-    """Return what lets a daemon use a tap."""
-    return {"ari": ari_settings(asterisk)} if tap == "snoop" else {}
+    """Return what lets a daemon use a tap for all directions."""
+    if tap == "snoop":
+        return {"ari": ari_settings(asterisk)}
+    return {"asterisk": asterisk_settings(asterisk) + "chanspy_pairs = narrowband\n"}
 
 
 @pytest.fixture(scope="module")

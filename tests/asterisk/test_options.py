@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from audiofork.model import Direction
+from audiofork.model import Direction, LegPart
 from audiofork.relay import beep
-from audiofork.relay.shape import Sides, shape_of_whole
+from audiofork.relay.shape import Sides, shape_of
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk
 from testbed.blocks import decode, find_blocks, make_blocks, peak, report
@@ -73,8 +73,7 @@ async def test_volume_of_in_is_a_factor_of_two_a_step(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, option: str, sides: Sides
 ) -> None:
     recording = await recorded_call(ami, caller, recorder, f"D(in){option}")
-    shape = shape_of_whole(Direction.IN, 320, sides)
-    assert shape is not None
+    shape = shape_of(LegPart.IN, Direction.IN, sides)
     assert report(find_blocks(recording.audio, [shape(block) for block in HEARD]), 100).intact
 
 
@@ -86,8 +85,7 @@ async def test_volume_of_out_leaves_in_as_it_is(
     recording = await recorded_call(ami, caller, recorder, "D(stereo)V(-1)")
     left = audioop.tomono(recording.audio, 2, 1, 0)
     right = audioop.tomono(recording.audio, 2, 0, 1)
-    shape = shape_of_whole(Direction.IN, 320, Sides(gain_in=-1))
-    assert shape is not None
+    shape = shape_of(LegPart.IN, Direction.IN, Sides(gain_in=-1))
     assert report(find_blocks(left, HEARD), 100).intact
     assert report(find_blocks(right, [shape(block) for block in HEARD]), 100).intact
 
