@@ -172,17 +172,19 @@ async def ami(asterisk: Asterisk) -> AsyncIterator[AmiClient]:
 
 
 @pytest.fixture
-async def daemon(shared_daemon: Daemon, ami: AmiClient) -> AsyncIterator[Daemon]:
+async def daemon(
+    shared_daemon: Daemon, asterisk: Asterisk, ami: AmiClient
+) -> AsyncIterator[Daemon]:
     """The daemon; after the test it must be as before, and Asterisk without a channel."""
-    descriptors = shared_daemon.descriptors()
+    descriptors = shared_daemon.descriptors(but_to_port=asterisk.http_port)
     yield shared_daemon
     await no_channels(ami)
     assert shared_daemon.exit_code is None
-    for _ in range(400):  # aiohttp may keep a connection to ARI for 10 s
-        if shared_daemon.descriptors() <= descriptors:
+    for _ in range(100):
+        if shared_daemon.descriptors(but_to_port=asterisk.http_port) <= descriptors:
             break
         await asyncio.sleep(0.03)
-    assert shared_daemon.descriptors() <= descriptors
+    assert shared_daemon.descriptors(but_to_port=asterisk.http_port) <= descriptors
     assert "Traceback" not in shared_daemon.log()
 
 
