@@ -22,8 +22,12 @@ unit: .venv/installed
 	$(BIN)/python -m pytest -m "not asterisk"
 
 # `make asterisk ASTERISK=PREFIX` takes the build that is installed there, and tells what it skips.
+ifdef ASTERISK
+asterisk: export AUDIOFORK_TESTBED_ASTERISK = $(ASTERISK)
+endif
 asterisk: .venv/installed
-	$(if $(ASTERISK),AUDIOFORK_TESTBED_ASTERISK='$(ASTERISK)' )$(BIN)/python -m pytest -m asterisk$(if $(ASTERISK), -rs)
+	$(if $(ASTERISK),$(BIN)/python -m testbed.asterisk get)
+	$(BIN)/python -m pytest -m asterisk$(if $(ASTERISK), -rs)
 
 fuzz: .venv/installed
 	$(BIN)/python -m tests.fuzz.million
