@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from audiofork.control.versions import CHANSPY_IN_WHOLE, CHANSPY_PAIRS
 from testbed import asterisk, daemon, debian
 from testbed.asterisk import (
     Asterisk,
@@ -26,7 +27,9 @@ from testbed.asterisk import (
     find_installation,
     new_enough,
 )
+from testbed.daemon import FILTERS_BY_NAME
 from testbed.debian import Source
+from tests.asterisk.conftest import lack
 
 DIALPLAN = """
 [testbed]
@@ -569,6 +572,30 @@ def test_manager_conf_filters_by_text_where_asterisk_is_older(version: str) -> N
         "eventfilter = Event: Bridge",
         "eventfilter = Event: OriginateResponse",
     ]
+
+
+# What a version cannot do
+
+
+@pytest.mark.parametrize("version", ["18.22.0", "20.7.0", "22.0.0", "23.4.1", "GIT-22-f0c1c1a"])
+def test_nothing_is_lacking_where_asterisk_can(version: str) -> None:
+    assert lack(version, CHANSPY_PAIRS, "option D") == ""
+
+
+@pytest.mark.parametrize("version", ["18.0.0", "18.21.2", "19.8.1", "20.6.0", "21.1.0"])
+def test_what_an_older_asterisk_lacks_is_said(version: str) -> None:
+    assert lack(version, CHANSPY_PAIRS, "option D") == (
+        f"Asterisk {version} has no option D: 18.22, 20.7, 21.2, 22 and later have"
+    )
+
+
+@pytest.mark.asterisk
+def test_nothing_is_lacking_in_the_default_asterisk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that is skipped everywhere proves nothing."""
+    monkeypatch.delenv(asterisk.PREFIX_VARIABLE, raising=False)
+    version = find_installation().version
+    for fact in (CHANSPY_PAIRS, CHANSPY_IN_WHOLE, FILTERS_BY_NAME):
+        assert lack(version, fact, "that") == ""
 
 
 # apt's sources

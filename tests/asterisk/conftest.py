@@ -127,9 +127,15 @@ def what_it_needs(request: pytest.FixtureRequest) -> None:
     for mark in request.node.iter_markers("needs"):
         since, what, where = mark.args
         concerned = all(request.getfixturevalue(name) in where[name] for name in where)
-        version = Version.parse(find_installation().version)
-        if concerned and not version.has(since):
-            pytest.skip(f"Asterisk {version} has no {what}: {releases(since)} and later have")
+        if concerned and (why := lack(find_installation().version, since, what)):
+            pytest.skip(why)
+
+
+def lack(version: str, since: Since, what: str) -> str:
+    """Return why a version cannot do something; empty: it can."""
+    if Version.parse(version).has(since):
+        return ""
+    return f"Asterisk {version} has no {what}: {releases(since)} and later have"
 
 
 @pytest.fixture(scope="session")
