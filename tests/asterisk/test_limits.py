@@ -23,7 +23,13 @@ from testbed.daemon import Daemon
 from testbed.faulty_server import FaultyServer, Manner
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.asterisk.conftest import Target, no_channels, place_call, start_fork
+from tests.asterisk.conftest import (
+    Target,
+    needs_whole_in,
+    no_channels,
+    place_call,
+    start_fork,
+)
 
 pytestmark = pytest.mark.asterisk
 
@@ -123,6 +129,7 @@ def connect(daemon: Daemon, count: int, connections: ExitStack) -> None:
         connections.enter_context(socket.create_connection(address, 30))
 
 
+@needs_whole_in()
 async def test_without_descriptors_new_forks_are_refused_and_the_running_one_loses_nothing(
     asterisk: Asterisk, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
@@ -142,6 +149,7 @@ async def test_without_descriptors_new_forks_are_refused_and_the_running_one_los
     assert not recorder.at("/refused")
 
 
+@needs_whole_in()
 async def test_strangers_that_take_every_descriptor_do_not_hurt_the_running_fork(
     asterisk: Asterisk, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
@@ -212,6 +220,7 @@ async def test_legs_come_from_allowed_networks_alone(
         await no_channels(ami)
 
 
+@needs_whole_in()
 async def test_500_idle_connections_disturb_no_fork(
     asterisk: Asterisk, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
