@@ -23,7 +23,14 @@ from testbed.daemon import SECRET, Daemon, dialplan, manager_conf
 from testbed.proxy import Proxy
 from testbed.recorder import Recorder, Recording
 from testbed.sip import SipUser
-from tests.asterisk.conftest import DIALPLAN, Target, no_channels, place_call, start_fork
+from tests.asterisk.conftest import (
+    DIALPLAN,
+    Target,
+    needs_whole_in,
+    no_channels,
+    place_call,
+    start_fork,
+)
 
 pytestmark = pytest.mark.asterisk
 
@@ -150,6 +157,7 @@ async def stop_by_ami(ami: AmiClient, fork: Fork) -> None:
     assert (recording.close_code, recording.close_reason) == (1000, "stopped")
 
 
+@needs_whole_in()
 async def test_link_cut_loses_no_block_and_a_stop_works_after_the_reconnect(
     daemon: Daemon, proxy: Proxy, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
@@ -164,6 +172,7 @@ async def test_link_cut_loses_no_block_and_a_stop_works_after_the_reconnect(
     await fork.target.call.hangup()
 
 
+@needs_whole_in()
 async def test_link_stalled_is_noticed_by_the_ping_and_loses_no_block(
     daemon: Daemon, proxy: Proxy, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
@@ -194,6 +203,7 @@ def other_secret(asterisk: Asterisk) -> Iterator[None]:
         asterisk.cli("manager reload")
 
 
+@needs_whole_in()
 async def test_secret_changed_is_said_once_and_running_forks_lose_no_block(
     asterisk: Asterisk,
     daemon: Daemon,
@@ -224,6 +234,7 @@ def start_by_socket(daemon: Daemon, channel: str, recorder: Recorder) -> None:
         client.start(channel, recorder.url("/refused"))
 
 
+@needs_whole_in(media=["media"])
 @pytest.mark.parametrize("media", ["media", "no-media"])
 async def test_hangup_without_a_link_ends_the_fork_when_the_link_is_back(
     daemon: Daemon,
@@ -251,6 +262,7 @@ async def test_hangup_without_a_link_ends_the_fork_when_the_link_is_back(
     assert stopped["FramesIn"] == stopped["FramesSent"] == str(len(recording.messages))
 
 
+@needs_whole_in()
 async def test_hangup_without_a_link_ends_the_fork_though_the_link_stays_away(
     daemon: Daemon, proxy: Proxy, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
@@ -283,6 +295,7 @@ async def test_start_by_the_socket_without_a_link_is_refused_with_the_reason(
     await target.call.hangup()
 
 
+@needs_whole_in()
 async def test_stop_by_the_socket_without_a_link_ends_the_fork(
     daemon: Daemon, proxy: Proxy, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
@@ -302,6 +315,7 @@ def stop_by_socket(daemon: Daemon, fork_id: str) -> None:
         client.stop(fork_id)
 
 
+@needs_whole_in()
 @pytest.mark.parametrize("username", ["unfiltered"])
 async def test_flood_of_foreign_events_loses_no_request_and_no_block(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder

@@ -118,6 +118,11 @@ def at_recorders(text: str, recorder: Recorder, secure: Recorder) -> str:
     return text.replace("wss://example.org", secure.url(""))
 
 
+def with_callee(text: str) -> str:
+    """Return a dialplan that calls the testbed's callee, by whatever SIP it has."""
+    return re.sub(r"PJSIP/(callee|\$\{EXTEN\})", "${CALLEE}", text)
+
+
 def urls(text: str) -> list[str]:
     return re.findall(r"wss?://[^\s\"',)]+(?:,2)?", text)
 
@@ -160,7 +165,7 @@ async def test_migrated_dialplan_streams_to_each_of_its_servers(
     name: str,
 ) -> None:
     text = at_recorders(BLOCKS[language, role, name], recorder, secure_recorder)
-    text = text.replace("/tmp/fork.txt", str(tmp_path / "fork.txt"))
+    text = with_callee(text.replace("/tmp/fork.txt", str(tmp_path / "fork.txt")))
     shown = dialplan.load(language, text)
     assert f"Context '{name}'" in shown
     for gosub in re.findall(r"Gosub\(.*\)", text):
@@ -516,7 +521,7 @@ async def test_separate_streams_hold_the_right_party_whole(
         await server.wait_said("listening on")
         port = re.findall(r":(\d+)/", server.output)[0]
         text = (EXAMPLE / "extensions.conf").read_text().replace(":8080", f":{port}")
-        dialplan.load("conf", text.replace("PJSIP/${EXTEN}", "${CALLEE}"))
+        dialplan.load("conf", with_callee(text))
         await callee.register()
         target = await place_call(ami, caller, "wait")
         talking = target.call.play(warm_up, loop=True)
