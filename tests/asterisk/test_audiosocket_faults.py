@@ -16,12 +16,13 @@ from contextlib import AsyncExitStack
 import pytest
 
 from testbed.ami import AmiClient
+from testbed.asterisk import Asterisk
 from testbed.audiosocket_client import AudioSocketClient, audio_message, uuid_message
 from testbed.blocks import decode, find_blocks, make_blocks, report
 from testbed.daemon import Daemon
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.asterisk.conftest import place_call, start_fork
+from tests.asterisk.conftest import lack, needs_whole_in, place_call, start_fork
 
 pytestmark = pytest.mark.asterisk
 
@@ -34,9 +35,11 @@ CLOSED_WITHIN_S = 4.0
 
 @pytest.fixture
 async def live_fork_id(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+    asterisk: Asterisk, daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> AsyncIterator[str]:
     """The id of a fork that streams; after the test each block of its caller has to be there."""
+    if why := lack(asterisk.installation.version, *needs_whole_in.args):
+        pytest.skip(why)
     target = await place_call(ami, caller)
     action_id = start_fork(ami, target.channel, recorder.url("/live"), "D(in)")
     warm_up = target.call.play(WARM_UP, loop=True)
