@@ -27,9 +27,10 @@ from testbed.daemon import Daemon
 from testbed.faulty_server import BROKEN_OFF, GARBAGE, FaultyServer, Manner, ServerProcess
 from testbed.proxy import Proxy
 from testbed.sip import SipUser
-from tests.asterisk.conftest import Target, place_call, start_fork
+from tests.asterisk.conftest import Target, needs_whole_in, place_call, start_fork
 
-pytestmark = pytest.mark.asterisk
+# Nearly each of them counts the blocks of a fork by ChanSpy.
+pytestmark = [pytest.mark.asterisk, needs_whole_in()]
 
 BLOCKS = make_blocks(400, seed=41)
 HEARD = [decode(block) for block in BLOCKS]
