@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import audioop
+import itertools
 import statistics
 from pathlib import Path
 
@@ -150,15 +151,51 @@ async def test_both_is_the_saturated_sum_of_the_two_parties(
     """Where one side is silent that is the other side itself; elsewhere the two added up."""
     recording, played = await record_talk_over_file(ami, caller, recorder, tmp_path, "both")
     spoken_alone = find_blocks(recording.audio, HEARD)
-    played_alone = find_blocks(recording.audio, played)
-    assert len(spoken_alone) >= 40 and len(played_alone) >= 40
-    spoken_at = recording.audio.find(HEARD[spoken_alone[-1]]) - 320 * spoken_alone[-1]
-    played_at = recording.audio.find(played[played_alone[0]]) - 320 * played_alone[0]
-    begin, end = max(spoken_at, played_at), min(spoken_at, played_at) + 400 * 320
-    spoken = b"".join(HEARD)[begin - spoken_at : end - spoken_at]
-    heard = b"".join(played)[begin - played_at : end - played_at]
-    assert end - begin >= 200 * 320
-    assert recording.audio[begin:end] == audioop.add(spoken, heard, 2)
+    assert len(spoken_alone) >= 40 and len(find_blocks(recording.audio, played)) >= 40
+    last = next(block for block in spoken_alone if block + 1 not in spoken_alone)
+    overlap = recording.audio[recording.audio.find(HEARD[last]) + 320 :]
+    added, slips = added_up(overlap, HEARD[last + 1 :], played)
+    assert added >= 200
+    assert slips <= 4
+
+
+def added_up(audio: bytes, spoken: list[bytes], played: list[bytes]) -> tuple[int, int]:
+    """Follow two streams of blocks through their sum, until it is neither sum nor one of them.
+
+    Where a block reaches Asterisk at the very moment of a leg's tick, the tick may miss it: then
+    there is one side alone, and that side is a frame later from then on. ChanSpy drops a frame or
+    two of in at the moment when out begins.
+
+    Returns:
+        How many frames were the saturated sum, and how often a frame was something else, or blocks
+        were left out.
+    """
+    added = slips = said = heard = 0
+    for start in range(0, len(audio), 320):
+        frame = audio[start : start + 320]
+        if said == len(spoken) or heard == len(played):
+            break
+        sides = itertools.product(_next_of(spoken, said), _next_of(played, heard))
+        sums = {audioop.add(one, other, 2): (n, m) for (n, one), (m, other) in sides}
+        alone = {other: (said, m) for m, other in _next_of(played, heard)}
+        alone |= {one: (n, heard) for n, one in _next_of(spoken, said)}
+        if frame in sums:
+            slips += sums[frame] != (said + 1, heard + 1)
+            added += 1
+            said, heard = sums[frame]
+        elif frame in alone:
+            slips += 1
+            said, heard = alone[frame]
+        elif any(frame):
+            break
+        else:
+            slips += 1
+    return added, slips
+
+
+def _next_of(blocks: list[bytes], position: int) -> list[tuple[int, bytes]]:
+    """Return the next few blocks, each with the position after it."""
+    return list(enumerate(blocks[position : position + 4], position + 1))
 
 
 async def record_talk_over_file(
