@@ -47,6 +47,7 @@ ULAW = Codec("PCMU", 0, 8000, 160)
 # Samples are big-endian on the wire, unlike slin elsewhere: see swap_bytes.
 SLIN = Codec("L16", 97, 8000, 320)
 SLIN16 = Codec("L16", 98, 16000, 640)  # Asterisk's slin16
+G722 = Codec("G722", 9, 8000, 160)  # audio at 16000 Hz, though its RTP clock says 8000 (RFC 3551)
 
 
 def swap_bytes(samples: bytes) -> bytes:
@@ -103,6 +104,8 @@ class Sdp:
     host: str
     port: int
     codecs: tuple[tuple[int, str, int], ...]  # payload type, name, sample rate
+    direction: str = "sendrecv"  # sendonly: the other party is on hold
+    version: int = 1  # another for each that changes something
 
     @classmethod
     def parse(cls, body: bytes) -> "Sdp":
@@ -114,6 +117,7 @@ class Sdp:
         maps = re.findall(r"^a=rtpmap:(\d+) ([\w-]+)/(\d+)", text, re.M)
         named = {int(number): (name.upper(), int(rate)) for number, name, rate in maps}
         named.setdefault(0, ("PCMU", 8000))  # static, may come without a=rtpmap
+        named.setdefault(9, ("G722", 8000))
         offered = [int(number) for number in audio[2].split()]
         codecs = tuple((number, *named[number]) for number in offered if number in named)
         return cls(host[1], int(audio[1]), codecs)
@@ -122,14 +126,14 @@ class Sdp:
         numbers = " ".join(str(number) for number, _, _ in self.codecs)
         lines = [
             "v=0",
-            f"o=- 1 1 IN IP4 {self.host}",
+            f"o=- 1 {self.version} IN IP4 {self.host}",
             "s=-",
             f"c=IN IP4 {self.host}",
             "t=0 0",
             f"m=audio {self.port} RTP/AVP {numbers}",
             *(f"a=rtpmap:{number} {name}/{rate}" for number, name, rate in self.codecs),
             f"a=ptime:{PTIME_MS}",
-            "a=sendrecv",
+            f"a={self.direction}",
         ]
         return "\r\n".join([*lines, ""]).encode()
 

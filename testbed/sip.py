@@ -16,7 +16,7 @@ import re
 import socket
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any, Self
 from urllib.parse import quote
@@ -285,6 +285,7 @@ class Call:
         self._peer = peer
         self._target_uri = uri_of(remote)
         self._sequence = 0
+        self._offers = 0  # besides the first
         self._answering: _Repeat | None = None
         self._playback: Playback | None = None
 
@@ -384,6 +385,28 @@ class Call:
             await self._ask(self._request("BYE"), timeout_s)
         finally:
             self._end()
+
+    async def offer(
+        self, codec: Codec | None = None, *, hold: bool = False, timeout_s: float = 5
+    ) -> None:
+        """Send a new offer (re-INVITE): another codec, or to put the other party on hold.
+
+        Raises:
+            Refused: The peer does not take it.
+            NoResponse: No answer came in time.
+        """
+        if codec is not None:
+            self._codecs = (codec,)
+            self.rtp.codec = codec
+        self._offers += 1
+        direction = "sendonly" if hold else "sendrecv"
+        body = replace(self.rtp.sdp(HOST), direction=direction, version=1 + self._offers)
+        response = await self._ask(self._request("INVITE", body.encode()), timeout_s)
+        sequence = int(response.header("CSeq").split()[0])
+        self._user._send_ack(response, self._request("ACK", sequence=sequence), self._peer)
+        if response.status >= 300:
+            raise Refused("INVITE", response.status, response.reason)
+        self._adopt_sdp(response.body)
 
     async def refer(self, extension: str, timeout_s: float = 5) -> None:
         """Blind transfer: have the peer send the other party to an extension, then hang up.
