@@ -36,10 +36,14 @@ async def held(
     server = ("127.0.0.1", asterisk.sip_port)
     async with SipUser("callee", server, answer=True) as callee:
         await callee.register()
+        position = len(ami.events)
         target = await place_call(ami, caller, "callee")
         answered = await callee.incoming()
         target.call.talk()
-        position = len(ami.events)
+        await ami.wait_event(
+            lambda h: h.get("Event") == "BridgeEnter" and h["Channel"] == target.channel,
+            after=position,
+        )
         await answered.offer(hold=True)
         await ami.wait_event(lambda h: h.get("Event") == "MusicOnHoldStart", after=position)
         yield target, answered
@@ -84,5 +88,7 @@ async def test_fork_that_is_stopped_on_hold_ends_and_asks_for_no_leg(
     await ami.wait_event(lambda h: h.get("UserEvent") == "AudioForkStopped", after=position)
     await answered.offer()
     await ami.wait_event(lambda h: h.get("Event") == "MusicOnHoldStop", after=position)
-    names = [h.get("Channel", "") for _, h in ami.events[position:] if h["Event"] == "Newchannel"]
+    names = [
+        h.get("Channel", "") for _, h in ami.events[position:] if h.get("Event") == "Newchannel"
+    ]
     assert names == []

@@ -1,0 +1,59 @@
+"""The command `sweep`: what a daemon that was killed has left in Asterisk is hung up."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from testbed.ami import AmiClient
+from testbed.asterisk import Asterisk, free_port
+from testbed.daemon import Daemon
+from testbed.recorder import Recorder
+from testbed.sip import SipUser
+from tests.asterisk.conftest import only_channels, place_call, settings_of, start_fork
+from tests.asterisk.test_cli import command
+
+pytestmark = pytest.mark.asterisk
+
+
+@pytest.fixture(params=["chanspy", "snoop"])
+def own_daemon(request: pytest.FixtureRequest, asterisk: Asterisk) -> Iterator[Daemon]:
+    """A daemon for one test, at a port that is known when it is dead."""
+    listen = f"listen = 127.0.0.1:{free_port(socket.SOCK_STREAM)}\n"
+    with Daemon(asterisk, {**settings_of(request.param, asterisk), "audiosocket": listen}) as one:
+        yield one
+
+
+async def test_legs_of_a_killed_daemon_are_hung_up_and_the_call_goes_on(
+    own_daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    """The channel is silent, so the leg cannot end of itself."""
+    target = await place_call(ami, caller, "wait")
+    start_fork(ami, target.channel, recorder.url("/"), "D(in)S")
+    await recorder.wait_messages("/", 10)
+    own_daemon.kill()
+    position = len(ami.events)
+    assert await command(own_daemon, "sweep") == (0, "1 legs hung up\n")
+    request = await ami.wait_event(lambda h: h.get("Event") == "HangupRequest", after=position)
+    assert request["Uniqueid"].startswith("audiofork-")
+    await target.call.play([b"\xff" * 160] * 5)
+    await only_channels(ami, target.channel)
+    await target.call.hangup()
+
+
+async def test_sweep_beside_a_daemon_that_runs_is_refused_and_harms_no_fork(
+    own_daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    target = await place_call(ami, caller, "echo")
+    target.call.talk()
+    start_fork(ami, target.channel, recorder.url("/"), "D(in)")
+    await recorder.wait_messages("/", 10)
+    code, output = await command(own_daemon, "sweep")
+    assert code == 1
+    assert "the daemon runs" in output
+    count = len(recorder.at("/")[0].messages)
+    await recorder.wait_messages("/", count + 25)
+    await target.call.hangup()
+    await recorder.wait_closed("/")
