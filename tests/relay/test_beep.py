@@ -23,7 +23,8 @@ class Stage:
         self.frames: list[bytes] = []
         self.times: list[float] = []  # since the beginning
         self.heard: list[float] = []  # when the end of a tone was told
-        self.beeper = Beeper(self._speak, 8000)
+        self.rate = 8000
+        self.beeper = Beeper(self._speak, lambda: self.rate)
 
     def _speak(self, frame: bytes) -> None:
         self.frames.append(frame)
@@ -69,10 +70,18 @@ def test_tone_at_another_rate_is_the_same_tone(rate: int) -> None:
 
 def test_beep_at_another_rate_sends_frames_of_that_rate(clock: FakeLoop) -> None:
     spoken: list[bytes] = []
-    Beeper(spoken.append, 16_000).beep()
+    Beeper(spoken.append, lambda: 16_000).beep()
     clock.advance(1)
     assert spoken == tone(16_000)
     assert len(spoken[0]) == 640
+
+
+def test_each_beep_asks_for_its_rate_when_it_begins(stage: Stage) -> None:
+    stage.beeper.repeat(15)
+    stage.clock.advance(15.1)
+    stage.rate = 16_000  # changes nothing of a beep that has begun
+    stage.clock.advance(15)
+    assert stage.frames == tone(8000) + tone(16_000)[:6]
 
 
 @pytest.mark.parametrize("samples", [SAMPLES, (0, *reversed(SAMPLES))], ids=["begin", "end"])

@@ -400,6 +400,37 @@ async def test_leg_is_spoken_to_in_the_kind_that_it_brings(stage: Stage, kind: i
     assert await leg.read_to_end() == audio(kind, b"tone") + HANGUP
 
 
+@pytest.mark.parametrize(
+    ("kind", "rate"),
+    [
+        (0x10, 8000),
+        (0x11, 12_000),
+        (0x12, 16_000),
+        (0x13, 24_000),
+        (0x14, 32_000),
+        (0x15, 44_100),
+        (0x16, 48_000),
+        (0x17, 96_000),
+        (0x18, 192_000),
+    ],
+)
+async def test_spoken_rate_is_that_of_the_kind_and_not_of_the_size(
+    stage: Stage, kind: int, rate: int
+) -> None:
+    leg, owner = await stage.issued()
+    leg.send(audio(kind, bytes(640)))
+    await until(lambda: owner.frames)
+    assert owner.leg is not None
+    assert owner.leg.spoken_rate == rate
+
+
+async def test_spoken_rate_of_a_leg_that_has_brought_nothing_is_8000_hz(stage: Stage) -> None:
+    _, owner = await stage.issued()
+    await until(lambda: owner.attached)
+    assert owner.leg is not None
+    assert owner.leg.spoken_rate == 8000
+
+
 async def test_leg_is_spoken_to_in_the_kind_that_it_brought_last(stage: Stage) -> None:
     leg, owner = await stage.issued()
     leg.send(audio(0x10, b"ab") + audio(0x12, b"ab") + b"\x03\x00\x015")
@@ -425,8 +456,7 @@ FORK_ID = "3f2a91c0-d1e8-4c52-9a7b-0123456789ab"
 
 
 def test_uuid_of_a_leg_is_the_forks_own_but_for_out() -> None:
-    assert leg_uuid(FORK_ID, LegPart.WHOLE) == FORK_ID
-    assert leg_uuid(FORK_ID, LegPart.IN) == FORK_ID
+    assert {leg_uuid(FORK_ID, part) for part in LegPart if part != LegPart.OUT} == {FORK_ID}
     of_out = leg_uuid(FORK_ID, LegPart.OUT)
     assert of_out == "3b698384-1c43-5bfe-8457-46c0c2c6c454"
     assert of_out != leg_uuid("3f2a91c0-d1e8-4c52-9a7b-0123456789ac", LegPart.OUT)

@@ -84,12 +84,13 @@ class Control:
     async def stream(self, recorder: Recorder, path: str, count: int = 10) -> tuple[str, Leg]:
         """Relay so many frames of a new fork; return its id and its leg."""
         fork_id = str(uuid.uuid4())
-        self.send(ForkSpec(fork_id, "PJSIP/100-0000002a", recorder.url(path), Direction.IN))
+        url, legs = recorder.url(path), (LegPart.IN,)
+        self.send(ForkSpec(fork_id, "PJSIP/100-0000002a", url, Direction.IN, legs))
         self.send(TakeStats(0))
         await self.hears(StatsTaken, len(self.of(StatsTaken)) + 1)  # it has the fork by now
         leg = await Leg.connect(self.of(Listening)[-1].address)
         leg.send_uuid(fork_id)
-        await until(lambda: LegAttached(fork_id, LegPart.WHOLE) in self.heard)
+        await until(lambda: LegAttached(fork_id, LegPart.IN) in self.heard)
         leg.send_audio(*numbered(count))
         await recorder.wait_messages(path, count)
         return fork_id, leg

@@ -16,8 +16,7 @@ from audiofork.relay.shape import (
     join_of,
     mix,
     right,
-    shape_of_part,
-    shape_of_whole,
+    shape_of,
     unchanged,
 )
 
@@ -41,13 +40,12 @@ PAIRS = pairs(IN, OUT)
 
 
 def shaped(direction: Direction, frame: bytes, sides: Sides = UNTOUCHED) -> bytes:
-    shape = shape_of_whole(direction, len(frame), sides)
-    assert shape is not None
-    return shape(frame)
+    """Return what becomes of a frame of pairs."""
+    return shape_of(LegPart.PAIRS, direction, sides)(frame)
 
 
-def test_in_passes_mono_on() -> None:
-    assert shaped(Direction.IN, slin(*IN)) == slin(*IN)
+def test_in_takes_the_left_samples() -> None:
+    assert shaped(Direction.IN, PAIRS) == slin(*IN)
 
 
 def test_out_takes_the_right_samples() -> None:
@@ -56,10 +54,6 @@ def test_out_takes_the_right_samples() -> None:
 
 def test_both_adds_in_and_out() -> None:
     assert shaped(Direction.BOTH, PAIRS) == slin(*(i + o for i, o in zip(IN, OUT, strict=True)))
-
-
-def test_both_of_a_leg_that_mixes_passes_mono_on() -> None:
-    assert shaped(Direction.BOTH, slin(*IN)) == slin(*IN)
 
 
 def test_stereo_passes_pairs_on() -> None:
@@ -104,19 +98,6 @@ def test_right_and_mix_keep_every_sample(ins: list[int], outs: list[int]) -> Non
     assert unchanged(pairs(ins, outs)) == pairs(ins, outs)
 
 
-@pytest.mark.parametrize(
-    ("direction", "frame_bytes"),
-    [
-        (Direction.IN, 640),
-        (Direction.OUT, 320),
-        (Direction.STEREO, 320),
-        *((direction, size) for direction in Direction for size in (0, 2, 160, 318, 322, 960)),
-    ],
-)
-def test_frames_that_cannot_serve_have_no_shape(direction: Direction, frame_bytes: int) -> None:
-    assert shape_of_whole(direction, frame_bytes) is None
-
-
 # --- Volume and mute -----------------------------------------------------------------------------
 
 GAINS = [-4, -3, -2, -1, 0, 1, 2, 3, 4]
@@ -138,8 +119,7 @@ def adjusted(sample: int, gain: int, mute: bool = False) -> int:
 
 @pytest.mark.parametrize("gain", GAINS)
 def test_gain_of_every_sample_is_that_of_asterisk(gain: int) -> None:
-    shape = shape_of_whole(Direction.IN, 2 * SAMPLES, Sides(gain_in=gain))
-    assert shape is not None
+    shape = shape_of(LegPart.IN, Direction.IN, Sides(gain_in=gain))
     values = range(LOWEST, LOUDEST + 1)
     for start in range(0, len(values), SAMPLES):
         talk = [*values[start : start + SAMPLES], *[0] * SAMPLES][:SAMPLES]
@@ -162,7 +142,7 @@ MUTES = list(itertools.product([False, True], repeat=2))
 
 @pytest.mark.parametrize("gains", [(0, 0), (1, 0), (0, -1), (-4, 4), (3, 3), (2, -3)])
 @pytest.mark.parametrize("mutes", MUTES)
-@pytest.mark.parametrize("direction", [Direction.OUT, Direction.BOTH, Direction.STEREO])
+@pytest.mark.parametrize("direction", Direction)
 def test_sides_of_pairs_are_treated_each_by_itself(
     direction: Direction, mutes: tuple[bool, bool], gains: tuple[int, int]
 ) -> None:
@@ -171,43 +151,7 @@ def test_sides_of_pairs_are_treated_each_by_itself(
     assert shaped(direction, frame, sides) == expected(direction, sides)
 
 
-@pytest.mark.parametrize("gain_out", [0, 3])
-@pytest.mark.parametrize("gain_in", [-2, 0, 2])
-@pytest.mark.parametrize("mutes", MUTES)
-def test_in_is_treated_as_in_whatever_is_wished_for_out(
-    mutes: tuple[bool, bool], gain_in: int, gain_out: int
-) -> None:
-    sides = Sides(gain_in, gain_out, *mutes)
-    assert shaped(Direction.IN, slin(*TALK_IN), sides) == expected(Direction.IN, sides)
-
-
-@pytest.mark.parametrize("mute", [False, True])
-@pytest.mark.parametrize("gain", [-2, 0, 2])
-def test_mix_of_a_leg_takes_what_is_wished_for_both_sides(gain: int, mute: bool) -> None:
-    sides = Sides(gain, gain, mute, mute)
-    assert shaped(Direction.BOTH, slin(*TALK_IN), sides) == expected(Direction.IN, sides)
-
-
-@pytest.mark.parametrize(
-    "sides",
-    [Sides(gain_in=1), Sides(gain_out=-1), Sides(1, 2), Sides(mute_in=True), Sides(mute_out=True)],
-)
-def test_mix_of_a_leg_cannot_serve_wishes_for_one_side(sides: Sides) -> None:
-    assert shape_of_whole(Direction.BOTH, 320, sides) is None
-
-
-@pytest.mark.parametrize("sides", [Sides(gain_in=2), Sides(mute_in=True), Sides(1, 1, True, True)])
-@pytest.mark.parametrize(
-    ("direction", "frame_bytes"),
-    [(Direction.IN, 640), (Direction.OUT, 320), (Direction.STEREO, 320), (Direction.BOTH, 322)],
-)
-def test_wishes_do_not_make_a_frame_fit(
-    direction: Direction, frame_bytes: int, sides: Sides
-) -> None:
-    assert shape_of_whole(direction, frame_bytes, sides) is None
-
-
-# --- Legs of one part ----------------------------------------------------------------------------
+# --- Legs of one part, and of the mix ------------------------------------------------------------
 
 RATES = [8000, 16_000, 44_100, 48_000]
 
@@ -231,12 +175,40 @@ def test_part_takes_what_is_wished_for_it_at_any_rate(
         treated = [adjusted(sample, gain_in, mutes[0]) for sample in talk]
     else:
         treated = [adjusted(sample, gain_out, mutes[1]) for sample in talk]
-    assert shape_of_part(part, sides)(slin(*talk)) == slin(*treated)
+    direction = Direction.IN if part is LegPart.IN else Direction.OUT
+    assert shape_of(part, direction, sides)(slin(*talk)) == slin(*treated)
 
 
-@pytest.mark.parametrize("part", [LegPart.IN, LegPart.OUT])
-def test_part_of_which_nothing_is_wished_is_passed_on_as_it_is(part: LegPart) -> None:
-    assert shape_of_part(part) is unchanged
+@pytest.mark.parametrize(
+    ("part", "direction"),
+    [
+        (LegPart.IN, Direction.IN),
+        (LegPart.OUT, Direction.OUT),
+        (LegPart.MIX, Direction.BOTH),
+        (LegPart.PAIRS, Direction.STEREO),
+    ],
+)
+def test_frames_of_which_nothing_is_wished_are_passed_on_as_they_are(
+    part: LegPart, direction: Direction
+) -> None:
+    assert shape_of(part, direction) is unchanged
+
+
+@pytest.mark.parametrize("mute", [False, True])
+@pytest.mark.parametrize("gain", [-2, 0, 2])
+def test_mix_takes_what_is_wished_for_both_sides(gain: int, mute: bool) -> None:
+    sides = Sides(gain, gain, mute, mute)
+    treated = [adjusted(sample, gain, mute) for sample in TALK_IN]
+    assert shape_of(LegPart.MIX, Direction.BOTH, sides)(slin(*TALK_IN)) == slin(*treated)
+
+
+@pytest.mark.parametrize("gain", [-2, 0, 2])
+@pytest.mark.parametrize("mutes", [(True, False), (False, True)])
+def test_mix_of_which_one_side_is_muted_is_silent_whole(
+    mutes: tuple[bool, bool], gain: int
+) -> None:
+    shape = shape_of(LegPart.MIX, Direction.BOTH, Sides(gain, gain, *mutes))
+    assert shape(slin(*TALK_IN)) == bytes(2 * SAMPLES)
 
 
 @pytest.mark.parametrize("rate", RATES)

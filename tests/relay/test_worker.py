@@ -50,6 +50,14 @@ from tests.relay.peers import HANGUP, Leg, StalledServer, numbered, until, unuse
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
+USUAL_PART = {
+    Direction.IN: LegPart.IN,
+    Direction.OUT: LegPart.PAIRS,
+    Direction.BOTH: LegPart.MIX,
+    Direction.STEREO: LegPart.PAIRS,
+}
+
+
 class Relay:
     """A worker, and what it reports."""
 
@@ -58,15 +66,20 @@ class Relay:
         listen = AudioSocketConfig(listen=Address("127.0.0.1", 0))
         self.worker = Worker(Config(audiosocket=listen, websocket=websocket), self.reports.append)
         self.legs: list[Leg] = []
+        self.first_parts: dict[str, LegPart] = {}
 
     def begin(self, url: str, direction: Direction = Direction.BOTH, **wishes: Any) -> str:
-        """Order a fork; return its id."""
+        """Order a fork, by the leg that is usual for the direction; return its id."""
         fork_id = str(uuid.uuid4())
-        self.worker.handle(ForkSpec(fork_id, "PJSIP/100-0000002a", url, direction, **wishes))
+        wishes = {"legs": (USUAL_PART[direction],), **wishes}
+        spec = ForkSpec(fork_id, "PJSIP/100-0000002a", url, direction, **wishes)
+        self.first_parts[fork_id] = spec.legs[0]
+        self.worker.handle(spec)
         return fork_id
 
-    async def attach(self, fork_id: str, part: LegPart = LegPart.WHOLE) -> Leg:
-        """Connect the leg of a fork."""
+    async def attach(self, fork_id: str, part: LegPart | None = None) -> Leg:
+        """Connect the leg of a fork, the first if none is named."""
+        part = part or self.first_parts[fork_id]
         before = self.reports.count(LegAttached(fork_id, part))
         leg = await self.connect(leg_uuid(fork_id, part))
         await until(lambda: self.reports.count(LegAttached(fork_id, part)) > before)
@@ -120,24 +133,26 @@ PAIRS = [pairs(first, second) for first, second in zip(INS, OUTS, strict=True)]
 
 
 @pytest.mark.parametrize(
-    ("direction", "frames", "messages"),
+    ("direction", "part", "frames", "messages"),
     [
-        (Direction.IN, INS, INS),
-        (Direction.OUT, PAIRS, OUTS),
-        (Direction.BOTH, PAIRS, SUMS),
-        (Direction.BOTH, INS, INS),
-        (Direction.STEREO, PAIRS, PAIRS),
+        (Direction.IN, LegPart.IN, INS, INS),
+        (Direction.OUT, LegPart.OUT, OUTS, OUTS),
+        (Direction.OUT, LegPart.PAIRS, PAIRS, OUTS),
+        (Direction.BOTH, LegPart.PAIRS, PAIRS, SUMS),
+        (Direction.BOTH, LegPart.MIX, INS, INS),
+        (Direction.STEREO, LegPart.PAIRS, PAIRS, PAIRS),
     ],
-    ids=["in", "out", "both", "both mixed by Asterisk", "stereo"],
+    ids=["in", "out", "out of pairs", "both of pairs", "both mixed by Asterisk", "stereo"],
 )
 async def test_frames_of_a_leg_arrive_as_the_direction_says(
     relay: Relay,
     recorder: Recorder,
     direction: Direction,
+    part: LegPart,
     frames: list[bytes],
     messages: list[bytes],
 ) -> None:
-    fork_id = relay.begin(recorder.url("/fork"), direction)
+    fork_id = relay.begin(recorder.url("/fork"), direction, legs=(part,))
     leg = await relay.attach(fork_id)
     leg.send_audio(*frames)
     recording = await recorder.wait_messages("/fork", len(frames))
@@ -180,7 +195,7 @@ async def test_leg_that_asterisk_closes_leaves_the_end_to_the_control_plane(
     leg.send_audio(*INS)
     await recorder.wait_messages("/", 10)
     await leg.close()
-    assert await relay.reported(LegLost, fork_id) == LegLost(fork_id, LegPart.WHOLE, 10)
+    assert await relay.reported(LegLost, fork_id) == LegLost(fork_id, LegPart.MIX, 10)
     assert not relay.of(fork_id, ForkEnded)
     assert fork_id in relay.worker.sessions
     relay.worker.handle(EndFork(fork_id, EndReason.HANGUP))
@@ -470,6 +485,20 @@ async def test_beep_of_a_wide_fork_is_heard_over_the_leg_of_in_in_its_kind(
     heard = b"".join(b"\x12\x02\x80" + frame for frame in tone(16_000))
     assert await legs[0].read_to_end() == heard + HANGUP
     assert await legs[1].read_to_end() == HANGUP
+
+
+async def test_beep_of_a_wide_fork_is_of_8000_hz_where_the_leg_comes_as_that(
+    relay: Relay, recorder: Recorder
+) -> None:
+    """Asterisk before 20.17, 21.12, 22.7 and 23.1 has one kind for all rates."""
+    beeps = Beeps(at_end=True)
+    fork_id = relay.begin(recorder.url(), Direction.IN, sample_rate=16_000, beeps=beeps)
+    leg = await relay.attach(fork_id)
+    leg.send(b"\x10\x02\x80" + INS[0] * 2)
+    assert (await recorder.wait_messages("/", 1)).messages == [INS[0] * 2]
+    relay.worker.handle(EndFork(fork_id, EndReason.STOPPED))
+    heard = b"".join(b"\x10\x01\x40" + frame for frame in tone(8000))
+    assert await leg.read_to_end() == heard + HANGUP
 
 
 # --- Commands to a fork that runs ----------------------------------------------------------------
