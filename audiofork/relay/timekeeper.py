@@ -39,12 +39,13 @@ class Timekeeper:
         self._began = 0.0  # when the first frame was due
         self._count_before = 0  # frames until then
         self._ticked = 0.0
+        self._count = 0  # frames at the last tick
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Begin to keep time; the first frame is due now. May be called again."""
         self._began = self._ticked = self._clock()
-        self._count_before = self._count_frames()
+        self._count_before = self._count = self._count_frames()
         if self._timer is None:
             self._tick()
 
@@ -57,10 +58,14 @@ class Timekeeper:
     def _tick(self) -> None:
         # What was missing at the last tick, and has not come since: after a stall of the loop its
         # timers can run before the frames that came meanwhile are read.
-        for _ in range(self._missing(self._ticked)):
+        missing = self._missing(self._ticked)
+        pauses = missing > 0 or self._count_frames() == self._count
+        for _ in range(missing):
             self._send_silence()
-        self._ticked = self._clock()
-        wait_s = PTIME_S if self._missing(self._ticked + PTIME_S) > 0 else WATCH_S
+        self._ticked, self._count = self._clock(), self._count_frames()
+        # Frames that come again after a pause stay as late as silence was sent: that is no reason
+        # to look more often.
+        wait_s = PTIME_S if pauses and self._missing(self._ticked + PTIME_S) > 0 else WATCH_S
         self._timer = asyncio.get_running_loop().call_later(wait_s, self._tick)
 
     def _missing(self, at: float) -> int:
