@@ -20,12 +20,14 @@ import pytest
 from audiofork.config import AsteriskConfig, SecurityConfig
 from audiofork.control import fork as fork_module
 from audiofork.control import forks as forks_module
-from audiofork.control.ami import Ami, Event, RequestReceived
+from audiofork.control.ami import Ami, ChannelHangup, Event, RequestReceived
 from audiofork.control.forks import Forks
 from audiofork.control.journal import Entry
 from audiofork.control.requests import parse_request
 from audiofork.control.tap.base import LegOrder
 from audiofork.control.tap.choice import Choice
+from audiofork.control.tap.ways import Connects, Way, Wish
+from audiofork.control.versions import Version
 from audiofork.errors import AmiActionFailed, AmiError, AriError, AriUnavailable
 from audiofork.model import (
     Command,
@@ -231,9 +233,12 @@ class FakeAmi:
         faults: What an action raises, by its name.
         gates: An action waits for the event that stands here under its name.
         asterisk_started: Names the run of Asterisk.
+        version: That of Asterisk.
         bridged: Uniqueids of the channels that are in a bridge, for Status.
-        values: What other variables and functions of any channel hold.
+        values: What other variables and functions of any channel hold; `values_of`: those of one,
+            by its uniqueid.
         actions: Each action that was awaited, its headers and its ActionID.
+        posts: Each action that was not, with its headers.
         events: Each event that was raised, with its headers.
         variables: Channel variables by uniqueid or name, whichever was used.
         told: Names of events and values of AUDIOFORK_STATUS in their order.
@@ -244,7 +249,10 @@ class FakeAmi:
         self.faults: dict[str, AmiError] = {}
         self.gates: dict[str, asyncio.Event] = {}
         self.bridged: set[str] = set()
+        self.version = Version.parse("22.5.2")
         self.values: dict[str, str] = {}
+        self.values_of: dict[str, dict[str, str]] = {}
+        self.posts: list[tuple[str, dict[str, str]]] = []
         self.actions: list[tuple[str, Headers, str]] = []
         self.events: list[tuple[str, dict[str, str]]] = []
         self.variables: dict[str, dict[str, str]] = {}
@@ -275,6 +283,7 @@ class FakeAmi:
 
     def post(self, name: str, headers: Headers, on_error: Callable[[AmiError], None]) -> None:
         _check(headers)
+        self.posts.append((name, dict(headers)))
         try:
             if name in self.faults:
                 raise self.faults[name]
@@ -295,7 +304,7 @@ class FakeAmi:
         variable, uniqueid = fields["Variable"], self._find(fields["Channel"], name)
         if name == "Getvar":
             own = {"CHANNEL(name)": self.channels[uniqueid], "CHANNEL(uniqueid)": uniqueid}
-            return {**self.values, **own}.get(variable, "")
+            return {**self.values, **self.values_of.get(uniqueid, {}), **own}.get(variable, "")
         self.variables.setdefault(fields["Channel"], {})[variable] = fields["Value"]
         if variable == "AUDIOFORK_STATUS":
             self.told.append(fields["Value"])
@@ -440,27 +449,21 @@ class FakeTap:
     """A tap whose legs come about only in the test.
 
     Attributes:
-        parts: What the legs of each fork bring.
         orders: Each leg that was asked for.
         fault: What it raises.
         gate: It waits for this event before.
     """
 
     name = "chanspy"
-    is_wide = False
 
     def __init__(self) -> None:
-        self.parts: tuple[LegPart, ...] = (LegPart.WHOLE,)
         self.ends_unborn = ""
         self.orders: list[LegOrder] = []
         self.fault: Exception | None = None
         self.gate: asyncio.Event | None = None
 
-    def parts_of(self, direction: Direction) -> tuple[LegPart, ...]:
-        return self.parts
-
     def name_leg(self, fork_id: str, part: LegPart, *, anew: bool) -> str:
-        of_part = "" if part is LegPart.WHOLE else f"-{part}"
+        of_part = f"-{part}" if part in (LegPart.IN, LegPart.OUT) else ""
         return LEG_PREFIX + fork_id + of_part + (f"-{len(self.orders)}" if anew else "")
 
     async def start(self, leg: LegOrder) -> None:
@@ -474,8 +477,8 @@ class FakeTap:
         raise NotImplementedError("the registry leaves that to Taps")
 
     @property
-    def started(self) -> list[tuple[str, str, Direction]]:
-        return [(leg.fork_id, leg.uniqueid, leg.direction) for leg in self.orders]
+    def started(self) -> list[tuple[str, str]]:
+        return [(leg.fork_id, leg.uniqueid) for leg in self.orders]
 
     @property
     def speaking(self) -> list[str]:
@@ -491,9 +494,12 @@ class FakeTaps:
 
     Attributes:
         sample_rate: What forks get, and with which `note`.
+        parts: What the legs of each fork bring, and whether that `keeps_time`.
+        narrowband: Whether the site claims to have no wideband; `wide_in`: what of a call has it
+            all the same, by the uniqueid.
         faults: What a choice raises, by the uniqueid.
         gate: Each choice waits for this event.
-        asked: Each choice: the uniqueid and the rates that are wished for.
+        asked: Each choice: the uniqueid and the rates that are wished for; `wishes`: all else.
         kept: The legs to keep, by each sweep.
         left: What a sweep shall hang up.
     """
@@ -501,19 +507,31 @@ class FakeTaps:
     def __init__(self, tap: FakeTap) -> None:
         self._tap = tap
         self.sample_rate, self.note = 8000, ""
+        self.parts: tuple[LegPart, ...] = (LegPart.PAIRS,)
+        self.keeps_time = True
+        self.narrowband = False
+        self.wide_in: dict[str, str] = {}
+        self.wishes: list[Wish] = []
         self.faults: dict[str, Exception] = {}
         self.gate: asyncio.Event | None = None
         self.asked: list[tuple[str, tuple[int, ...]]] = []
         self.kept: list[set[str]] = []
         self.left: list[str] = []
 
-    async def choose(self, uniqueid: str, wished_rates: Sequence[int]) -> Choice:
+    async def choose(self, uniqueid: str, wish: Wish, wished_rates: Sequence[int] = ()) -> Choice:
         self.asked.append((uniqueid, tuple(wished_rates)))
+        self.wishes.append(wish)
         if self.gate is not None:
             await self.gate.wait()
         if uniqueid in self.faults:
             raise self.faults[uniqueid]
-        return Choice(self._tap, self.sample_rate, self.note)
+        parts = dict.fromkeys(Direction, self.parts)
+        how = "as the test says"
+        way = Way(self._tap.name, how, Connects.ORIGINATE, parts, self.keeps_time, rules=())
+        return Choice(self._tap, way, self.sample_rate, self.note)
+
+    async def wide(self, uniqueid: str) -> str:
+        return self.wide_in.get(uniqueid, "")
 
     def left_behind(self, present: Mapping[str, str], keep: Iterable[str]) -> list[str]:
         self.kept.append(set(keep))
@@ -538,7 +556,11 @@ class FakeJournal:
 
 
 class Rig:
-    """A registry between an Asterisk, a tap and a relay that are all the test's."""
+    """A registry between an Asterisk, a tap and a relay that are all the test's.
+
+    Attributes:
+        legs_stay: Asterisk keeps the legs of forks that end, for their channels have no media.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -550,6 +572,7 @@ class Rig:
         self.live: list[str] = []  # what the relay has
         self.spec_fault = ""  # why the relay ends a fork at once, if it does
         self.stats: dict[str, ForkStats] | None = {}  # its answer to TakeStats, if any
+        self.legs_stay = False
         self.journal = FakeJournal()
         self.forks = Forks(self.ami, self.taps, SecurityConfig(), self._send, self.journal)  # type: ignore[arg-type]
 
@@ -591,7 +614,7 @@ class Rig:
 
     async def attach(self, **fields: str) -> str:
         fork_id = await self.start(**fields)
-        self.connect(fork_id, *self.tap.parts)
+        self.connect(fork_id, *self.taps.parts)
         self.forks.on_report(SinkOpened(fork_id))
         return fork_id
 
@@ -607,25 +630,37 @@ class Rig:
             self.forks.on_report(LegAttached(fork_id, part))
 
     async def lose_leg(
-        self, fork_id: str, frames_in: int = 50, part: LegPart = LegPart.WHOLE
+        self, fork_id: str, frames_in: int = 50, part: LegPart = LegPart.PAIRS
     ) -> None:
         self.forks.on_report(LegLost(fork_id, part, frames_in))
         await self.clock.settle()
 
     async def lose_relay(self, *fork_ids: str, away_s: float = 0.0) -> None:
-        """Report that the process that has these forks has died."""
+        """Report that the process that has these forks has died; Asterisk hangs up as it is told."""
         for fork_id in fork_ids:
             self.live.remove(fork_id)
+        before = len(self.hung_up)
         self.forks.on_report(RelayLost(fork_ids, away_s))
+        if not self.legs_stay:
+            for leg_id in self.hung_up[before:]:
+                self.forks.on_event(ChannelHangup(leg_id))
         await self.clock.settle()
 
     async def ended(
         self, fork_id: str, reason: EndReason, detail: str = "", stats: ForkStats | None = None
     ) -> None:
-        """Report the end of a fork."""
+        """Report the end of a fork, and of the legs that the relay has hung up with it."""
         self.live.remove(fork_id)
         self.forks.on_report(ForkEnded(fork_id, reason, detail, stats or ForkStats()))
+        if not self.legs_stay:
+            self.legs_gone(fork_id)
         await self.clock.settle()
+
+    def legs_gone(self, fork_id: str) -> None:
+        """Let Asterisk tell that the legs of a fork are gone."""
+        for order in self.tap.orders:
+            if order.fork_id == fork_id:
+                self.forks.on_event(ChannelHangup(order.leg_id))
 
     async def obey(self) -> EndFork:
         """Do what the last command says: end a fork."""
@@ -641,6 +676,11 @@ class Rig:
         done = shutdown.done()
         shutdown.cancel()
         assert done, "waits for forks that are not there"
+
+    @property
+    def hung_up(self) -> list[str]:
+        """What Asterisk was told to hang up, without waiting for it."""
+        return [headers["Channel"] for name, headers in self.ami.posts if name == "Hangup"]
 
     @property
     def ends(self) -> list[EndFork]:
@@ -696,6 +736,7 @@ async def check_nothing_is_left(rig: Rig) -> None:
     assert not rig.forks._tasks
     assert not rig.forks._by_channel
     assert not rig.forks._stats
+    assert not rig.forks._legs.leaving
     assert not rig.journal.entries
     assert asyncio.all_tasks() == {asyncio.current_task()}
     sent, told = list(rig.sent), list(rig.ami.told)

@@ -3,6 +3,7 @@ import pytest
 from audiofork.config import Address
 from audiofork.control.tap.base import LEG_PREFIX, LegOrder, fork_id_of, is_leg
 from audiofork.control.tap.chanspy import ChanSpyTap
+from audiofork.control.tap.ways import Connects
 from audiofork.errors import (
     AmiActionFailed,
     AmiError,
@@ -11,7 +12,7 @@ from audiofork.errors import (
     LegRefused,
     LegUncertain,
 )
-from audiofork.model import Direction, LegPart
+from audiofork.model import LegPart
 
 from .conftest import FakeAmi
 
@@ -43,39 +44,29 @@ def order(
     leg_id: str = LEG,
     fork_id: str = FORK_ID,
     uniqueid: str = "1.1",
-    direction: Direction = Direction.IN,
+    part: LegPart = LegPart.IN,
     *,
     speaks: bool = False,
 ) -> LegOrder:
-    return LegOrder(leg_id, fork_id, LegPart.WHOLE, uniqueid, direction, 8000, speaks)
-
-
-@pytest.mark.parametrize("direction", list(Direction))
-def test_leg_brings_the_whole_whatever_the_direction(tap: ChanSpyTap, direction: Direction) -> None:
-    assert tap.parts_of(direction) == (LegPart.WHOLE,)
+    return LegOrder(leg_id, fork_id, part, uniqueid, Connects.ORIGINATE, 8000, speaks)
 
 
 @pytest.mark.parametrize(
     ("speaks", "whisper"), [(False, ""), (True, "w")], ids=["silent", "speaks"]
 )
 @pytest.mark.parametrize(
-    ("direction", "options"),
-    [
-        (Direction.IN, "quolES"),
-        (Direction.OUT, "qulDES"),
-        (Direction.BOTH, "qulDES"),
-        (Direction.STEREO, "qulDES"),
-    ],
+    ("part", "options"),
+    [(LegPart.IN, "quolES"), (LegPart.PAIRS, "qulDES"), (LegPart.MIX, "qulES")],
 )
 async def test_start_originates_a_leg_that_spies_on_the_uniqueid(
     ami: FakeAmi,
     tap: ChanSpyTap,
-    direction: Direction,
+    part: LegPart,
     options: str,
     speaks: bool,
     whisper: str,
 ) -> None:
-    await tap.start(order(uniqueid="1700000000.1", direction=direction, speaks=speaks))
+    await tap.start(order(uniqueid="1700000000.1", part=part, speaks=speaks))
     ((name, headers, action_id),) = ami.actions
     assert (name, action_id) == ("Originate", LEG)
     assert dict(headers) == {
@@ -125,8 +116,8 @@ OTHER_ID = "3f2a91c0-1111-4222-8333-444455556667"
 async def test_first_leg_has_the_fork_s_name_and_each_further_one_another(
     tap: ChanSpyTap,
 ) -> None:
-    first = tap.name_leg(FORK_ID, LegPart.WHOLE, anew=False)
-    further = {tap.name_leg(FORK_ID, LegPart.WHOLE, anew=True) for _ in range(100)}
+    first = tap.name_leg(FORK_ID, LegPart.PAIRS, anew=False)
+    further = {tap.name_leg(FORK_ID, LegPart.PAIRS, anew=True) for _ in range(100)}
     assert first == LEG
     assert len(further) == 100
     for leg in (first, *further):
@@ -137,7 +128,7 @@ async def test_first_leg_has_the_fork_s_name_and_each_further_one_another(
 async def test_start_of_a_further_leg_presents_the_fork_s_uuid(
     ami: FakeAmi, tap: ChanSpyTap
 ) -> None:
-    leg = tap.name_leg(FORK_ID, LegPart.WHOLE, anew=True)
+    leg = tap.name_leg(FORK_ID, LegPart.PAIRS, anew=True)
     await tap.start(order(leg))
     ((_, headers, action_id),) = ami.actions
     assert dict(headers)["Channel"] == f"AudioSocket/127.0.0.1:9093/{FORK_ID}/c(slin)"

@@ -72,7 +72,7 @@ from .conftest import (
     Rig,
 )
 
-WHOLE = LegPart.WHOLE
+PAIRS = LegPart.PAIRS
 
 # --- Start to end --------------------------------------------------------------------------------
 
@@ -80,8 +80,8 @@ WHOLE = LegPart.WHOLE
 async def test_start_asks_the_relay_then_the_tap(rig: Rig) -> None:
     fork_id = await rig.start(options="D(stereo)")
     assert str(uuid.UUID(fork_id)) == fork_id
-    assert rig.sent == [ForkSpec(fork_id, NAME, URL, Direction.STEREO)]
-    assert rig.tap.started == [(fork_id, UNIQUEID, Direction.STEREO)]
+    assert rig.sent == [ForkSpec(fork_id, NAME, URL, Direction.STEREO, (PAIRS,))]
+    assert rig.tap.started == [(fork_id, UNIQUEID)]
     assert rig.ami.events == []
     assert rig.variables == {
         "AUDIOFORK_ID": fork_id,
@@ -502,7 +502,7 @@ async def test_ask_for_a_start_gives_its_id(rig: Rig) -> None:
     (fork_id,) = await rig.ask(**START)
     assert rig.spec.fork_id == fork_id
     await rig.clock.settle()
-    assert rig.tap.started == [(fork_id, UNIQUEID, Direction.BOTH)]
+    assert rig.tap.started == [(fork_id, UNIQUEID)]
     assert rig.variables["AUDIOFORK_ID"] == fork_id
 
 
@@ -624,12 +624,14 @@ async def test_fork_that_was_refused_counts_no_more(rig: Rig) -> None:
 
 async def test_options_reach_the_relay(rig: Rig) -> None:
     rig.allow(allow_insecure_tls=True)
+    rig.taps.parts, rig.taps.keeps_time = (LegPart.OUT,), False
     fork_id = await rig.start(options="D(out)v(1)V(-2)SB(9)pPT(insecure)R(7)r(0)")
     assert rig.spec == ForkSpec(
         fork_id=fork_id,
         channel=NAME,
         url="wss://example.org/a?token=secret",
         direction=Direction.OUT,
+        legs=(LegPart.OUT,),
         gain_in=1,
         gain_out=-2,
         keep_time=True,
@@ -743,7 +745,7 @@ async def test_without_bridged_only_nobody_asks_and_the_gate_stays_open(rig: Rig
     for entered in (True, False):
         rig.forks.on_event(BridgeChanged(UNIQUEID, entered))
     assert rig.spec.gate_open
-    assert rig.sent == [ForkSpec(fork_id, NAME, URL, Direction.BOTH)]
+    assert rig.sent == [ForkSpec(fork_id, NAME, URL, Direction.BOTH, (PAIRS,))]
     assert "Status" not in [name for name, _, _ in rig.ami.actions]
 
 
@@ -1136,7 +1138,7 @@ async def test_hangup_ends_every_fork_of_the_channel_and_no_other(rig: Rig) -> N
 async def test_hangup_before_the_leg_attaches_still_ends_the_fork(rig: Rig) -> None:
     fork_id = await rig.start()
     rig.forks.on_event(ChannelHangup(UNIQUEID))
-    rig.forks.on_report(LegAttached(fork_id, WHOLE))
+    rig.forks.on_report(LegAttached(fork_id, PAIRS))
     await rig.clock.advance(HANGUP_GRACE_S)
     assert rig.ends == [EndFork(fork_id, EndReason.HANGUP)]
 
@@ -1165,8 +1167,8 @@ async def test_leg_lost_with_the_link_is_replaced_when_the_link_is_back(rig: Rig
     await lose_link_and_leg(rig, fork_id)
     await rig.forks.on_link_up()
     await rig.clock.advance(LEG_LOSS_GRACE_S)
-    assert rig.sent[-1] == ReopenLeg(fork_id, WHOLE)
-    rig.forks.on_report(LegAttached(fork_id, WHOLE))
+    assert rig.sent[-1] == ReopenLeg(fork_id, PAIRS)
+    rig.forks.on_report(LegAttached(fork_id, PAIRS))
     assert rig.last_event[1]["GapMs"] == "4150"
     assert rig.ends == []
 
@@ -1268,10 +1270,10 @@ async def test_forks_of_a_dead_relay_process_are_ordered_anew_and_this_is_told(
     assert (rig.last_event[1]["Attempt"], rig.last_event[1]["Reason"]) == ("1", RELAY_DIED)
     assert [view.state for view in await rig.forks.views()] == ["reconnecting", "streaming"]
     assert rig.tap.legs[-1] not in rig.tap.legs[:-1]
-    assert rig.tap.started[-1] == (fork_id, UNIQUEID, Direction.IN)
+    assert rig.tap.started[-1] == (fork_id, UNIQUEID)
     await rig.clock.advance(0.25)
     rig.forks.on_report(SinkOpened(fork_id))
-    rig.forks.on_report(LegAttached(fork_id, WHOLE))
+    rig.forks.on_report(LegAttached(fork_id, PAIRS))
     assert rig.ami.told[-2:] == ["STREAMING", "AudioForkResumed"]
     assert rig.ami.told.count("AudioForkResumed") == 1
     assert (rig.last_event[1]["FramesDropped"], rig.last_event[1]["GapMs"]) == ("0", "250")
@@ -1288,7 +1290,7 @@ async def test_forks_of_a_dead_relay_process_are_ordered_anew_and_this_is_told(
 async def test_fork_of_a_dead_relay_process_waits_for_its_server_too(rig: Rig) -> None:
     fork_id = await rig.stream()
     await rig.lose_relay(fork_id)
-    rig.forks.on_report(LegAttached(fork_id, WHOLE))
+    rig.forks.on_report(LegAttached(fork_id, PAIRS))
     assert rig.ami.told[-2:] == ["AudioForkReconnecting", "AudioForkResumed"]  # the leg alone
     rig.forks.on_report(SinkRetrying(fork_id, 1, "Connection refused"))
     rig.forks.on_report(SinkOpened(fork_id))
@@ -1302,7 +1304,7 @@ async def test_gap_counts_from_the_death_of_the_relay_process(rig: Rig) -> None:
     await rig.lose_relay(fork_id, away_s=1.5)
     await rig.clock.advance(0.5)
     rig.forks.on_report(SinkOpened(fork_id))
-    rig.forks.on_report(LegAttached(fork_id, WHOLE))
+    rig.forks.on_report(LegAttached(fork_id, PAIRS))
     assert rig.last_event[1]["GapMs"] == "2000"
 
 
@@ -1313,7 +1315,7 @@ async def test_fork_that_was_attaching_when_its_relay_process_died_starts_all_th
     await rig.lose_relay(fork_id)
     assert rig.ami.told == ["STARTING", "AudioForkReconnecting"]
     rig.forks.on_event(OriginateFailed(rig.tap.legs[0], "0"))  # the first leg found nobody
-    rig.forks.on_report(LegAttached(fork_id, WHOLE))
+    rig.forks.on_report(LegAttached(fork_id, PAIRS))
     rig.forks.on_report(SinkOpened(fork_id))
     rig.forks.on_report(Streaming(fork_id))
     assert rig.ami.told[-2:] == ["STREAMING", "AudioForkStarted"]
@@ -1349,7 +1351,7 @@ async def test_too_many_dead_relay_processes_end_the_fork(rig: Rig) -> None:
     for _ in range(MAX_NEW_LEGS):
         await rig.lose_relay(fork_id)
         rig.forks.on_report(SinkOpened(fork_id))
-        rig.forks.on_report(LegAttached(fork_id, WHOLE))
+        rig.forks.on_report(LegAttached(fork_id, PAIRS))
     await rig.lose_relay(fork_id)
     name, headers = rig.last_event
     assert (name, headers["Reason"]) == ("AudioForkStopped", "leg-failed")
@@ -1485,12 +1487,12 @@ async def test_fork_of_an_earlier_run_is_taken_up(
     caplog.set_level("INFO")
     await take_up(rig, ENTRY)
     (spec,) = rig.sent
-    assert spec == ForkSpec(UNKNOWN_ID, NAME, URL, Direction.STEREO, gain_in=2)
-    assert rig.tap.started == [(UNKNOWN_ID, UNIQUEID, Direction.STEREO)]
+    assert spec == ForkSpec(UNKNOWN_ID, NAME, URL, Direction.STEREO, (PAIRS,), gain_in=2)
+    assert rig.tap.started == [(UNKNOWN_ID, UNIQUEID)]
     assert rig.tap.legs[0] != LEG_PREFIX + UNKNOWN_ID  # the old leg may still have that name
     assert rig.taps.kept == [set()]
     assert rig.ami.told == []
-    rig.forks.on_report(LegAttached(UNKNOWN_ID, WHOLE))
+    rig.forks.on_report(LegAttached(UNKNOWN_ID, PAIRS))
     rig.forks.on_report(Streaming(UNKNOWN_ID))
     assert rig.ami.told == ["STREAMING", "AudioForkStarted"]
     assert rig.last_event[1] == {
@@ -1554,7 +1556,7 @@ async def test_taken_up_fork_whose_channel_goes_unnoticed_ends_with_hangup(
     await take_up(rig, ENTRY)
     if not at_start:
         del rig.ami.channels[UNIQUEID]
-        rig.forks.on_report(LegLost(UNKNOWN_ID, LegPart.WHOLE, 0))
+        rig.forks.on_report(LegLost(UNKNOWN_ID, PAIRS, 0))
     await rig.clock.advance(LEG_LOSS_GRACE_S)
     await rig.clock.advance(LEG_LOSS_GRACE_S)
     assert rig.ends == [EndFork(UNKNOWN_ID, EndReason.HANGUP)]
@@ -1666,7 +1668,7 @@ OTHER = replace(ENTRY, fork_id=str(uuid.uuid4()), uniqueid="2.2")
 
 
 async def test_taken_up_fork_has_its_tap_chosen_anew(rig: Rig) -> None:
-    rig.tap.parts, rig.taps.sample_rate = (LegPart.IN, LegPart.OUT), 16000
+    rig.taps.parts, rig.taps.sample_rate = (LegPart.IN, LegPart.OUT), 16000
     await take_up(rig, replace(ENTRY, options="L(16000)"))
     assert rig.taps.asked == [(UNIQUEID, (16000,))]
     assert rig.spec.legs == (LegPart.IN, LegPart.OUT)
@@ -1866,7 +1868,7 @@ async def test_server_lost_and_back_is_told(rig: Rig, caplog: pytest.LogCaptureF
 async def test_server_that_is_not_there_yet_leaves_the_status_at_starting(rig: Rig) -> None:
     fork_id = await rig.start()
     rig.forks.on_report(SinkRetrying(fork_id, 1, "refused"))
-    rig.forks.on_report(LegAttached(fork_id, WHOLE))
+    rig.forks.on_report(LegAttached(fork_id, PAIRS))
     rig.forks.on_report(SinkOpened(fork_id))
     rig.forks.on_report(SinkResumed(fork_id, 0))
     assert rig.ami.told == ["STARTING", "AudioForkReconnecting"]
@@ -2060,8 +2062,8 @@ async def test_post_process_that_outlasts_the_daemon_is_said_and_killed(
 @pytest.mark.parametrize(
     "report",
     [
-        LegAttached(UNKNOWN_ID, WHOLE),
-        LegLost(UNKNOWN_ID, WHOLE, 0),
+        LegAttached(UNKNOWN_ID, PAIRS),
+        LegLost(UNKNOWN_ID, PAIRS, 0),
         SinkOpened(UNKNOWN_ID),
         Streaming(UNKNOWN_ID),
         SinkRetrying(UNKNOWN_ID, 1, ""),

@@ -14,6 +14,7 @@ from audiofork.control.legs import (
     NEW_LEGS_WINDOW_S,
 )
 from audiofork.control.tap.base import LegOrder
+from audiofork.control.tap.ways import Connects
 from audiofork.errors import (
     AmiActionFailed,
     AmiError,
@@ -38,7 +39,7 @@ from audiofork.model import (
 
 from .conftest import LEG_PREFIX, NAME, START, UNIQUEID, UNKNOWN_ID, Rig
 
-IN, OUT, WHOLE = LegPart.IN, LegPart.OUT, LegPart.WHOLE
+IN, OUT, PAIRS = LegPart.IN, LegPart.OUT, LegPart.PAIRS
 
 
 async def states(rig: Rig) -> list[str]:
@@ -68,7 +69,7 @@ async def test_leg_that_asterisk_may_have_heard_of_is_waited_for(
     fork_id = await rig.start()
     assert "asked for a leg, but: Originate: no answer within 5 s" in caplog.text
     assert rig.ends == []
-    rig.forks.on_report(LegAttached(fork_id, WHOLE))
+    rig.forks.on_report(LegAttached(fork_id, PAIRS))
     await rig.clock.advance(LEG_TIMEOUT_S)
     assert rig.ends == []
 
@@ -212,12 +213,12 @@ async def test_lost_leg_is_replaced_and_both_are_told(
     assert rig.last_event[1]["Attempt"] == "1"
     assert rig.last_event[1]["Reason"] == "the leg was lost: Asterisk closed it"
     assert [view.state for view in await rig.forks.views()] == ["reconnecting"]
-    assert rig.sent[-1] == ReopenLeg(fork_id, WHOLE)
-    assert rig.tap.started == [(fork_id, UNIQUEID, Direction.IN)] * 2
+    assert rig.sent[-1] == ReopenLeg(fork_id, PAIRS)
+    assert rig.tap.started == [(fork_id, UNIQUEID)] * 2
     assert rig.tap.speaking == [fork_id] * 2
     assert rig.tap.legs == [LEG_PREFIX + fork_id, f"{LEG_PREFIX}{fork_id}-1"]
     await rig.clock.advance(0.05)
-    rig.forks.on_report(LegAttached(fork_id, WHOLE))
+    rig.forks.on_report(LegAttached(fork_id, PAIRS))
     assert rig.ami.told[-2:] == ["STREAMING", "AudioForkResumed"]
     assert rig.last_event[1]["FramesDropped"] == "0"
     assert rig.last_event[1]["GapMs"] == "200"
@@ -233,7 +234,7 @@ async def test_leg_that_is_lost_too_often_ends_the_fork(rig: Rig) -> None:
     for _ in range(MAX_NEW_LEGS):
         await lose_and_replace(rig, fork_id)
         assert rig.ends == []
-        rig.forks.on_report(LegAttached(fork_id, WHOLE))
+        rig.forks.on_report(LegAttached(fork_id, PAIRS))
     await lose_and_replace(rig, fork_id)
     detail = "the leg was lost 4 times in 10 s, last: Asterisk closed it"
     assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, detail)]
@@ -246,7 +247,7 @@ async def test_leg_that_is_lost_now_and_then_is_replaced_each_time(rig: Rig) -> 
     fork_id = await rig.stream()
     for _ in range(3 * MAX_NEW_LEGS):
         await lose_and_replace(rig, fork_id)
-        rig.forks.on_report(LegAttached(fork_id, WHOLE))
+        rig.forks.on_report(LegAttached(fork_id, PAIRS))
         await rig.clock.advance(NEW_LEGS_WINDOW_S / MAX_NEW_LEGS)
     assert rig.ends == []
     assert rig.last_event[1]["FramesDropped"] == "0"
@@ -285,7 +286,7 @@ async def test_gap_and_time_limit_of_a_new_leg_that_took_two_attempts(rig: Rig) 
     await rig.clock.advance(LEG_LOSS_GRACE_S)
     await rig.clock.advance(2)
     assert rig.ends == []
-    rig.forks.on_report(LegAttached(fork_id, WHOLE))
+    rig.forks.on_report(LegAttached(fork_id, PAIRS))
     assert rig.last_event[1]["GapMs"] == "7300"
 
 
@@ -301,8 +302,8 @@ async def test_originate_failure_of_an_earlier_leg_is_no_news(rig: Rig) -> None:
 async def test_leg_that_brought_nothing_is_replaced_while_its_channel_lives(rig: Rig) -> None:
     fork_id = await rig.attach()
     await lose_and_replace(rig, fork_id, frames_in=0)
-    assert rig.sent[-1] == ReopenLeg(fork_id, WHOLE)
-    rig.forks.on_report(LegAttached(fork_id, WHOLE))
+    assert rig.sent[-1] == ReopenLeg(fork_id, PAIRS)
+    rig.forks.on_report(LegAttached(fork_id, PAIRS))
     assert rig.ami.told == ["STARTING", "AudioForkReconnecting"]
     rig.forks.on_report(Streaming(fork_id))
     assert rig.ami.told[-2:] == ["STREAMING", "AudioForkStarted"]
@@ -314,7 +315,7 @@ async def test_first_frame_while_the_leg_is_lost_waits_for_the_leg(rig: Rig) -> 
     await lose_and_replace(rig, fork_id)
     rig.forks.on_report(Streaming(fork_id))
     assert [view.state for view in await rig.forks.views()] == ["reconnecting"]
-    rig.forks.on_report(LegAttached(fork_id, WHOLE))
+    rig.forks.on_report(LegAttached(fork_id, PAIRS))
     assert [view.state for view in await rig.forks.views()] == ["streaming"]
     assert rig.last_event[0] == "AudioForkResumed"
 
@@ -324,7 +325,7 @@ async def test_leg_and_server_lost_are_both_waited_for(rig: Rig, leg_first: bool
     fork_id = await rig.stream()
     rig.forks.on_report(SinkRetrying(fork_id, 1, "gone"))
     await lose_and_replace(rig, fork_id)
-    back = [LegAttached(fork_id, WHOLE), SinkResumed(fork_id, 2)]
+    back = [LegAttached(fork_id, PAIRS), SinkResumed(fork_id, 2)]
     rig.forks.on_report(back.pop(0 if leg_first else 1))
     assert rig.ami.told[-1] == "AudioForkResumed"
     assert rig.ami.told.count("STREAMING") == 1
@@ -352,7 +353,7 @@ async def test_hangup_while_the_new_leg_is_under_way_ends_the_fork(rig: Rig) -> 
     fork_id = await rig.stream()
     await lose_and_replace(rig, fork_id)
     rig.forks.on_event(ChannelHangup(UNIQUEID))
-    rig.forks.on_report(LegAttached(fork_id, WHOLE))
+    rig.forks.on_report(LegAttached(fork_id, PAIRS))
     await rig.clock.advance(HANGUP_GRACE_S)
     assert rig.ends == [EndFork(fork_id, EndReason.HANGUP)]
 
@@ -412,7 +413,7 @@ async def test_channel_that_a_leg_for_a_dead_relay_process_did_not_find_is_no_ne
 @pytest.fixture
 def two(rig: Rig) -> Rig:
     """The rig with a tap that has a leg for each side."""
-    rig.tap.parts = (IN, OUT)
+    rig.taps.parts = (IN, OUT)
     rig.tap.ends_unborn = "Asterisk ended the leg before it connected"
     rig.taps.sample_rate = 16000
     return rig
@@ -424,7 +425,7 @@ async def lose_part(rig: Rig, fork_id: str, part: LegPart) -> None:
 
 
 def order_of(fork_id: str, part: LegPart, leg_id: str, *, speaks: bool = False) -> LegOrder:
-    return LegOrder(leg_id, fork_id, part, UNIQUEID, Direction.BOTH, 16000, speaks)
+    return LegOrder(leg_id, fork_id, part, UNIQUEID, Connects.ORIGINATE, 16000, speaks)
 
 
 @pytest.mark.parametrize(("options", "speaks"), [("", False), ("p", True)])

@@ -75,7 +75,8 @@ class Rig:
 
     def order(self, fork_id: str, url: str = "ws://127.0.0.1:1/") -> None:
         wishes: dict[str, Any] = {"reconnect_attempts": 0}
-        self.relays.handle(ForkSpec(fork_id, "PJSIP/1", url, Direction.IN, **wishes))
+        spec = ForkSpec(fork_id, "PJSIP/1", url, Direction.IN, (LegPart.IN,), **wishes)
+        self.relays.handle(spec)
 
     def worker_of(self, fork_id: str) -> int:
         """Return which worker has a fork."""
@@ -171,13 +172,13 @@ async def test_leg_that_is_lost_may_come_again_to_the_same_worker(
     await rig.stats()
     leg = await stream(rig, fork_id, recorder, "/a")
     await leg.close()
-    await rig.reported(LegLost(fork_id, LegPart.WHOLE, 10))
+    await rig.reported(LegLost(fork_id, LegPart.IN, 10))
     before = rig.worker_of(fork_id)
-    rig.relays.handle(ReopenLeg(fork_id, LegPart.WHOLE))
+    rig.relays.handle(ReopenLeg(fork_id, LegPart.IN))
     await rig.stats()
     again = await Leg.connect(rig.relays.address_of(fork_id))
     again.send_uuid(fork_id)
-    await until(lambda: rig.reports.count(LegAttached(fork_id, LegPart.WHOLE)) == 2)
+    await until(lambda: rig.reports.count(LegAttached(fork_id, LegPart.IN)) == 2)
     assert rig.worker_of(fork_id) == before
     await again.close()
 
@@ -372,7 +373,7 @@ async def test_command_for_a_fork_that_is_lost_leads_to_nothing(rig: Rig) -> Non
     await rig.lost()
     rig.reports.clear()
     rig.relays.handle(SetMute(fork_id, mute_in=True))
-    rig.relays.handle(ReopenLeg(fork_id, LegPart.WHOLE))
+    rig.relays.handle(ReopenLeg(fork_id, LegPart.IN))
     assert await rig.stats() == {}
     assert rig.reports == []
 

@@ -9,6 +9,7 @@ import pytest
 from audiofork.config import Address, AriConfig
 from audiofork.control.tap.base import LegOrder, fork_id_of
 from audiofork.control.tap.snoop import ENTER_TIMEOUT_S, LINK_TIMEOUT_S, SnoopTap
+from audiofork.control.tap.ways import Connects
 from audiofork.errors import (
     AriError,
     AriLoginRefused,
@@ -18,7 +19,7 @@ from audiofork.errors import (
     LegUncertain,
     NoSuchChannel,
 )
-from audiofork.model import Direction, LegPart
+from audiofork.model import LegPart
 
 from .conftest import Clock, FakeAri
 
@@ -59,12 +60,13 @@ def tap(ari: FakeAri) -> SnoopTap:
 def order(
     part: LegPart = LegPart.IN,
     sample_rate: int = 8000,
+    connects: Connects = Connects.APPLICATION,
     *,
     uniqueid: str = UNIQUEID,
     speaks: bool = False,
 ) -> LegOrder:
     leg_id = IN_LEG if part is LegPart.IN else OUT_LEG
-    return LegOrder(leg_id, FORK_ID, part, uniqueid, Direction.BOTH, sample_rate, speaks)
+    return LegOrder(leg_id, FORK_ID, part, uniqueid, connects, sample_rate, speaks)
 
 
 class Start:
@@ -164,35 +166,45 @@ async def test_start_whispers_to_the_party_only_for_a_leg_that_speaks(start: Sta
 
 
 @pytest.mark.parametrize(
-    ("sample_rate", "extension", "target"),
+    ("connects", "sample_rate", "extension", "target"),
     [
-        (8000, "narrow", "{uuid},127.0.0.1:9093"),
-        (12000, "wide", "AudioSocket/127.0.0.1:9093/{uuid}/c(slin12)"),
-        (16000, "wide", "AudioSocket/127.0.0.1:9093/{uuid}/c(slin16)"),
-        (44100, "wide", "AudioSocket/127.0.0.1:9093/{uuid}/c(slin44)"),
-        (192000, "wide", "AudioSocket/127.0.0.1:9093/{uuid}/c(slin192)"),
+        (Connects.APPLICATION, 8000, "narrow", "{uuid},127.0.0.1:9093"),
+        (Connects.DIAL, 8000, "wide", "AudioSocket/127.0.0.1:9093/{uuid}/c(slin)"),
+        (Connects.DIAL, 12000, "wide", "AudioSocket/127.0.0.1:9093/{uuid}/c(slin12)"),
+        (Connects.DIAL, 16000, "wide", "AudioSocket/127.0.0.1:9093/{uuid}/c(slin16)"),
+        (Connects.DIAL, 44100, "wide", "AudioSocket/127.0.0.1:9093/{uuid}/c(slin44)"),
+        (Connects.DIAL, 192000, "wide", "AudioSocket/127.0.0.1:9093/{uuid}/c(slin192)"),
     ],
 )
 @pytest.mark.parametrize(
     ("part", "presented"), [(LegPart.IN, FORK_ID), (LegPart.OUT, OUT_UUID)], ids=["in", "out"]
 )
 async def test_start_sends_the_leg_to_the_worker_of_the_fork_at_its_rate(
-    start: Start, part: LegPart, presented: str, sample_rate: int, extension: str, target: str
+    start: Start,
+    part: LegPart,
+    presented: str,
+    connects: Connects,
+    sample_rate: int,
+    extension: str,
+    target: str,
 ) -> None:
-    _, variable, sent_on = await start.whole(order(part, sample_rate))
+    _, variable, sent_on = await start.whole(order(part, sample_rate, connects))
     assert variable == {"variable": "AUDIOFORK_LEG", "value": target.format(uuid=presented)}
     assert sent_on == {"context": "audiofork-leg", "extension": extension, "priority": "1"}
 
 
 @pytest.mark.parametrize(
-    ("sample_rate", "target"),
-    [(8000, f"{FORK_ID},[::1]:9093"), (16000, f"AudioSocket/[::1]:9093/{FORK_ID}/c(slin16)")],
+    ("connects", "target"),
+    [
+        (Connects.APPLICATION, f"{FORK_ID},[::1]:9093"),
+        (Connects.DIAL, f"AudioSocket/[::1]:9093/{FORK_ID}/c(slin)"),
+    ],
 )
 async def test_start_with_ipv6_gives_the_address_in_brackets(
-    ari: FakeAri, clock: Clock, sample_rate: int, target: str
+    ari: FakeAri, clock: Clock, connects: Connects, target: str
 ) -> None:
     start = Start(new_tap(ari, host="::1"), ari, clock)
-    _, variable, _ = await start.whole(order(sample_rate=sample_rate))
+    _, variable, _ = await start.whole(order(connects=connects))
     assert variable["value"] == target
 
 
@@ -339,21 +351,6 @@ async def test_start_whose_channel_cannot_be_hung_up_says_why_it_should_be(
 
 
 # --- What legs there are -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("direction", "parts"),
-    [
-        (Direction.IN, (LegPart.IN,)),
-        (Direction.OUT, (LegPart.OUT,)),
-        (Direction.BOTH, (LegPart.IN, LegPart.OUT)),
-        (Direction.STEREO, (LegPart.IN, LegPart.OUT)),
-    ],
-)
-def test_there_is_a_leg_for_each_side_that_the_direction_needs(
-    tap: SnoopTap, direction: Direction, parts: tuple[LegPart, ...]
-) -> None:
-    assert tap.parts_of(direction) == parts
 
 
 @pytest.mark.parametrize(("part", "leg_id"), [(LegPart.IN, IN_LEG), (LegPart.OUT, OUT_LEG)])
