@@ -201,7 +201,7 @@ def why_not_muted(fork: Fork, mute_in: bool, mute_out: bool) -> str:
     if mute_in == mute_out or LegPart.MIX not in fork.legs:
         return ""
     return (
-        f"fork {fork.id}: its in and out come mixed by Asterisk (ChanSpy), so one of them cannot "
+        f"fork {fork.id}: in and out come mixed by Asterisk (ChanSpy), so one of them cannot "
         "be muted alone; mute both, or set [ari] in audiofork.ini for forks to come"
     )
 

@@ -169,8 +169,7 @@ class Forks:
         if not forks:
             raise RequestRefused("No such fork")
         if isinstance(request, MuteFork):
-            await self._mute_all(forks, request)
-            return [fork.id for fork in forks]
+            return await self._mute_all(forks, request)
         for fork in forks:
             fork.action_id = request.action_id or fork.action_id
             self.end(fork, EndReason.STOPPED)
@@ -495,20 +494,25 @@ class Forks:
         await asyncio.gather(*(fork.looked_up.wait() for fork in self._forks.values()))
         return self._on_channel(uniqueid)
 
-    async def _mute_all(self, forks: Iterable[Fork], request: MuteFork) -> None:
+    async def _mute_all(self, forks: Iterable[Fork], request: MuteFork) -> list[str]:
         """Mute all of them, or none if one cannot be: who asked believes what is acknowledged.
 
+        Returns:
+            The ids of those that have not ended meanwhile.
+
         Raises:
-            RequestRefused: One cannot be muted like that, or has ended meanwhile.
+            RequestRefused: One cannot be muted like that, or all have ended.
         """
+        await asyncio.gather(*(fork.chosen.wait() for fork in forks))
+        forks = [fork for fork in forks if fork.state is not ForkState.ENDED]
+        if not forks:
+            raise RequestRefused("No such fork")
         for fork in forks:
-            await fork.chosen.wait()
-            if fork.state is ForkState.ENDED:
-                raise RequestRefused("No such fork")
             if why := why_not_muted(fork, *_muted_by(request, fork)):
                 raise RequestRefused(f"AudioForkMute: {why}")
         for fork in forks:
             self._mute(fork, *_muted_by(request, fork))
+        return [fork.id for fork in forks]
 
     def _mute(self, fork: Fork, mute_in: bool, mute_out: bool) -> None:
         fork.mute_in, fork.mute_out = mute_in, mute_out

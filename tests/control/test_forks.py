@@ -1023,14 +1023,167 @@ async def test_hangup_just_before_the_tap_is_chosen_ends_the_fork_after_the_grac
     assert rig.ends == [EndFork(rig.spec.fork_id, EndReason.HANGUP)]
 
 
-async def test_mute_while_the_tap_is_chosen_reaches_the_relay_after_the_fork(rig: Rig) -> None:
+async def test_mute_while_the_tap_is_chosen_waits_for_it_and_reaches_the_relay_after_the_fork(
+    rig: Rig,
+) -> None:
     rig.taps.gate = asyncio.Event()
     await rig.request(**START)
-    await mute(rig, "read", "1")
-    assert rig.sent == []
+    muting = asyncio.create_task(mute(rig, "read", "1"))
+    await rig.clock.settle()
+    assert not muting.done()
+    assert (rig.sent, await muted(rig)) == ([], [""])
     rig.taps.gate.set()
     await rig.clock.settle()
+    assert await muting == rig.live
     assert [type(command) for command in rig.sent] == [ForkSpec, SetMute]
+
+
+@pytest.mark.parametrize("ends", ["refused", "stopped"])
+async def test_mute_while_the_tap_is_chosen_for_a_fork_that_does_not_begin_finds_none(
+    rig: Rig, ends: str
+) -> None:
+    rig.taps.gate = asyncio.Event()
+    if ends == "refused":
+        rig.taps.faults[UNIQUEID] = RequestRefused("no way")
+    await rig.request(**START)
+    muting = asyncio.create_task(mute(rig, "read", "1"))
+    await rig.clock.settle()
+    if ends == "stopped":
+        await rig.ask(command="StopAudioFork", channel=NAME)
+    rig.taps.gate.set()
+    with pytest.raises(RequestRefused, match="^No such fork$"):
+        await muting
+    assert (rig.sent, rig.journal.entries) == ([], {})
+
+
+async def test_mute_that_waits_for_one_fork_mutes_no_other_that_has_ended_meanwhile(
+    rig: Rig,
+) -> None:
+    """What it noted of that in the journal would bring the fork back at the next start."""
+    ended = await rig.stream()
+    rig.taps.gate = asyncio.Event()
+    await rig.request(**START)
+    muting = asyncio.create_task(mute(rig, "both", "1"))
+    await rig.clock.settle()
+    await rig.ended(ended, EndReason.STOPPED)
+    rig.taps.gate.set()
+    await rig.clock.settle()
+    assert await muting == rig.live
+    assert rig.sent[-1] == SetMute(rig.live[0], True, True)
+    assert set(rig.journal.entries) == set(rig.live)
+
+
+# What is to be had when [ari] is not set, in most calls.
+MIXED = (LegPart.MIX,)
+
+
+def why_mixed(fork_id: str) -> str:
+    return (
+        f"AudioForkMute: fork {fork_id}: in and out come mixed by Asterisk (ChanSpy), so one of "
+        "them cannot be muted alone; mute both, or set [ari] in audiofork.ini for forks to come"
+    )
+
+
+async def noted(rig: Rig) -> object:
+    """Return all that says what is muted, wherever it stands."""
+    return len(rig.sent), await muted(rig), dict(rig.journal.entries), list(rig.ami.told)
+
+
+@pytest.mark.parametrize("direction", ["read", "write"])
+async def test_mute_of_one_side_of_a_mixed_fork_is_refused_and_nothing_is_noted(
+    rig: Rig, direction: str
+) -> None:
+    rig.taps.parts = MIXED
+    fork_id = await rig.stream()
+    before = await noted(rig)
+    with pytest.raises(RequestRefused) as caught:
+        await mute(rig, direction, "1")
+    assert str(caught.value) == why_mixed(fork_id)
+    assert await noted(rig) == before
+
+
+async def test_mute_of_one_side_of_a_mixed_fork_by_event_is_answered_with_the_reason(
+    rig: Rig,
+) -> None:
+    rig.taps.parts = MIXED
+    fork_id = await rig.stream()
+    fields = {"command": "AudioForkMute", "channel": NAME, "direction": "read", "state": "1"}
+    await rig.request(**fields, actionid="8")
+    name, headers = rig.last_event
+    assert (name, headers["ActionID"]) == ("AudioForkFailed", "8")
+    assert headers["Reason"] == why_mixed(fork_id)
+    assert await muted(rig) == [""]
+
+
+async def test_mute_of_one_side_is_refused_too_for_a_fork_that_turns_out_to_be_mixed(
+    rig: Rig,
+) -> None:
+    rig.taps.parts, rig.taps.gate = MIXED, asyncio.Event()
+    await rig.request(**START)
+    muting = asyncio.create_task(mute(rig, "read", "1"))
+    await rig.clock.settle()
+    rig.taps.gate.set()
+    with pytest.raises(RequestRefused, match="come mixed by Asterisk"):
+        await muting
+    await rig.clock.settle()
+    assert [type(command) for command in rig.sent] == [ForkSpec]
+    assert await muted(rig) == [""]
+
+
+async def test_both_sides_of_a_mixed_fork_are_muted_and_unmuted_at_once(rig: Rig) -> None:
+    rig.taps.parts = MIXED
+    fork_id = await rig.stream()
+    assert await mute(rig, "both", "1") == [fork_id]
+    assert rig.sent[-1] == SetMute(fork_id, True, True)
+    with pytest.raises(RequestRefused, match="come mixed by Asterisk"):
+        await mute(rig, "read", "0")
+    assert await muted(rig) == ["both"]
+    await mute(rig, "both", "0")
+    assert rig.sent[-1] == SetMute(fork_id, False, False)
+
+
+@pytest.mark.parametrize("direction", ["read", "write"])
+async def test_state_that_one_side_of_a_mixed_fork_has_already_is_granted(
+    rig: Rig, direction: str
+) -> None:
+    rig.taps.parts = MIXED
+    fork_id = await rig.stream()
+    assert await mute(rig, direction, "0") == [fork_id]
+    await mute(rig, "both", "1")
+    assert await mute(rig, direction, "1") == [fork_id]
+    assert await muted(rig) == ["both"]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [(LegPart.PAIRS,), (LegPart.IN, LegPart.OUT), (LegPart.IN,), (LegPart.OUT,)],
+    ids=lambda parts: "-".join(parts),
+)
+@pytest.mark.parametrize("direction", ["read", "write"])
+async def test_one_side_of_a_fork_that_is_not_mixed_is_muted_alone(
+    rig: Rig, direction: str, parts: tuple[LegPart, ...]
+) -> None:
+    rig.taps.parts = parts
+    fork_id = await rig.stream()
+    assert await mute(rig, direction, "1") == [fork_id]
+    assert rig.sent[-1] == SetMute(fork_id, direction == "read", direction == "write")
+
+
+@pytest.mark.parametrize("mixed_first", [True, False])
+async def test_mute_of_one_side_by_channel_is_refused_for_all_if_one_fork_is_mixed(
+    rig: Rig, mixed_first: bool
+) -> None:
+    kinds = [MIXED, (PAIRS,)] if mixed_first else [(PAIRS,), MIXED]
+    fork_ids = {}
+    for rig.taps.parts in kinds:
+        fork_ids[rig.taps.parts] = await rig.stream()
+    before = await noted(rig)
+    with pytest.raises(RequestRefused) as caught:
+        await mute(rig, "read", "1")
+    assert str(caught.value) == why_mixed(fork_ids[MIXED])
+    assert await noted(rig) == before
+    assert set(await mute(rig, "both", "1")) == set(fork_ids.values())
+    assert await muted(rig) == ["both", "both"]
 
 
 # --- List ----------------------------------------------------------------------------------------
