@@ -636,7 +636,7 @@ class Rig:
         await self.clock.settle()
 
     async def lose_relay(self, *fork_ids: str, away_s: float = 0.0) -> None:
-        """Report that the process that has these forks has died; Asterisk hangs up as it is told."""
+        """Report that the process that has these forks has died; Asterisk does as it is told."""
         for fork_id in fork_ids:
             self.live.remove(fork_id)
         before = len(self.hung_up)

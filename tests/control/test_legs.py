@@ -25,7 +25,6 @@ from audiofork.errors import (
     NoSuchChannel,
 )
 from audiofork.model import (
-    Direction,
     EndFork,
     EndReason,
     LegAttached,
