@@ -1,6 +1,7 @@
 """The choice of tap and sample rate, and which legs are whose; the taps are the real ones."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -9,14 +10,18 @@ from audiofork.control.channels import Channels
 from audiofork.control.tap.chanspy import ChanSpyTap
 from audiofork.control.tap.choice import FIRST_LINK_TIMEOUT_S, Choice, Taps
 from audiofork.control.tap.snoop import SnoopTap
+from audiofork.control.tap.ways import WAYS, Site, Way, Wish
+from audiofork.control.versions import Version
 from audiofork.errors import AmiUnavailable, NoSuchChannel, RequestRefused
-from audiofork.model import LegPart
+from audiofork.model import Direction, LegPart
 
 from .conftest import NAME, UNIQUEID, UNKNOWN_ID, Clock, FakeAmi, FakeAri
 
 NATIVE = "CHANNEL(audionativeformat)"
-SET_ARI = "set [ari] and [asterisk] tap in audiofork.ini; `audiofork check` tells how"
+SET_ARI = "set [ari] in audiofork.ini; `audiofork check` tells how"
 DOWN = "no link to ARI at http://127.0.0.1:8088/ari: Connection refused"
+APPLICATION, DIAL, SPY_IN, SPY_PAIRS, SPY_MIX = WAYS
+BOTH = Wish(Direction.BOTH)
 
 
 class FakeRelay:
@@ -27,7 +32,7 @@ class FakeRelay:
 
 
 class Rig:
-    """Taps between an Asterisk and an ARI that are the test's; a channel speaks G.722."""
+    """Taps between an Asterisk 22.5 and an ARI that are the test's; a channel speaks G.722."""
 
     def __init__(self) -> None:
         self.ami = FakeAmi()
@@ -38,10 +43,15 @@ class Rig:
         self.chanspy = ChanSpyTap(self.ami, FakeRelay())  # type: ignore[arg-type]
         self.snoop = SnoopTap(self.ari, AriConfig(), FakeRelay())  # type: ignore[arg-type]
 
-    def taps(self, *, ari: bool = True, required: bool = False, sample_rate: int = 8000) -> Taps:
+    def taps(self, *, ari: bool = True, tap: str = "auto", **more: Any) -> Taps:
         channels = Channels(self.ami)  # type: ignore[arg-type]
-        snoop = self.snoop if ari else None
-        return Taps(self.chanspy, snoop, channels, required=required, sample_rate=sample_rate)
+        return Taps(self.ami, self.chanspy, self.snoop if ari else None, channels, tap=tap, **more)
+
+    def by_snoop(self, way: Way = APPLICATION, sample_rate: int = 8000) -> Choice:
+        return Choice(self.snoop, way, sample_rate)
+
+    def by_chanspy(self, way: Way = SPY_MIX, note: str = "") -> Choice:
+        return Choice(self.chanspy, way, 8000, note)
 
 
 @pytest.fixture
@@ -49,42 +59,90 @@ def rig() -> Rig:
     return Rig()
 
 
-async def refusal(taps: Taps, *wished_rates: int) -> str:
+async def refusal(taps: Taps, *wished_rates: int, wish: Wish = BOTH) -> str:
     """Return why a fork is refused."""
     with pytest.raises(RequestRefused) as caught:
-        await taps.choose(UNIQUEID, wished_rates)
+        await taps.choose(UNIQUEID, wish, wished_rates)
     return str(caught.value)
+
+
+def why_wide(why_no_ari: str) -> str:
+    return (
+        f"D(both) at 16000 Hz: by ARI's snoop: {why_no_ari}; "
+        "by ChanSpy: not at 16000 Hz, only at 8000"
+    )
 
 
 # --- Which tap -----------------------------------------------------------------------------------
 
 
 async def test_with_ari_a_fork_gets_the_snoop_tap(rig: Rig) -> None:
-    assert await rig.taps().choose(UNIQUEID, ()) == Choice(rig.snoop, 8000)
+    assert await rig.taps().choose(UNIQUEID, BOTH) == rig.by_snoop()
 
 
 async def test_without_ari_a_fork_gets_chanspy(rig: Rig) -> None:
-    assert await rig.taps(ari=False).choose(UNIQUEID, ()) == Choice(rig.chanspy, 8000)
+    assert await rig.taps(ari=False).choose(UNIQUEID, BOTH) == rig.by_chanspy()
 
 
 async def test_while_the_link_is_down_a_fork_gets_chanspy_and_later_ones_snoop(rig: Rig) -> None:
     taps = rig.taps()
     rig.ari.ready = False
-    assert await taps.choose(UNIQUEID, ()) == Choice(rig.chanspy, 8000)
+    assert await taps.choose(UNIQUEID, BOTH) == rig.by_chanspy()
     rig.ari.ready = True
-    assert await taps.choose(UNIQUEID, ()) == Choice(rig.snoop, 8000)
+    assert await taps.choose(UNIQUEID, BOTH) == rig.by_snoop()
 
 
-@pytest.mark.parametrize("rates", [(), (16000, 8000), (0,)], ids=str)
-async def test_required_tap_refuses_forks_with_the_reason_while_the_link_is_down(
-    rig: Rig, rates: tuple[int, ...]
+@pytest.mark.parametrize("rate", [8000, 16000])
+@pytest.mark.parametrize("direction", Direction)
+async def test_tap_snoop_refuses_forks_with_the_reason_while_the_link_is_down(
+    rig: Rig, direction: Direction, rate: int
 ) -> None:
-    taps = rig.taps(required=True)
+    taps = rig.taps(tap="snoop", narrowband=True)
     rig.ari.ready = False
-    expected = f"[asterisk] tap = snoop: {DOWN}"
-    assert await refusal(taps, *rates) == expected
+    assert await refusal(taps, rate, wish=Wish(direction)) == (
+        f"D({direction}) at {rate} Hz: by ARI's snoop: {DOWN}; "
+        "by ChanSpy: [asterisk] tap = snoop forbids it"
+    )
     rig.ari.ready = True
-    assert (await taps.choose(UNIQUEID, rates)).tap is rig.snoop
+    assert (await taps.choose(UNIQUEID, Wish(direction), (rate,))).tap is rig.snoop
+
+
+async def test_tap_chanspy_says_so_where_a_fork_would_need_ari(rig: Rig) -> None:
+    taps = rig.taps(ari=False, tap="chanspy")
+    assert await taps.choose(UNIQUEID, BOTH) == rig.by_chanspy()
+    assert await refusal(taps, 16000) == why_wide("[asterisk] tap = chanspy forbids it")
+
+
+@pytest.mark.parametrize(
+    ("version", "way"),
+    [("20.4.0", DIAL), ("22.3.0", DIAL), ("22.4.0", APPLICATION), ("22.11.0-rc1", APPLICATION)],
+)
+async def test_way_is_that_of_the_version_that_asterisk_has_at_the_moment(
+    rig: Rig, version: str, way: Way
+) -> None:
+    taps = rig.taps()
+    await taps.choose(UNIQUEID, BOTH)
+    rig.ami.version = Version.parse(version)
+    assert await taps.choose(UNIQUEID, BOTH) == rig.by_snoop(way)
+
+
+@pytest.mark.parametrize(
+    ("ari", "tap", "narrowband", "ready", "site"),
+    [
+        (True, "auto", False, True, ("", "", False)),
+        (True, "auto", True, True, ("", "", True)),
+        (True, "auto", False, False, (DOWN, "", False)),
+        (False, "auto", False, True, (SET_ARI, "", False)),
+        (True, "snoop", False, True, ("", "[asterisk] tap = snoop forbids it", False)),
+        (False, "chanspy", True, True, ("[asterisk] tap = chanspy forbids it", "", True)),
+    ],
+)
+async def test_site_is_what_is_configured_and_reachable(
+    rig: Rig, ari: bool, tap: str, narrowband: bool, ready: bool, site: tuple[str, str, bool]
+) -> None:
+    rig.ari.ready = ready
+    taps = rig.taps(ari=ari, tap=tap, narrowband=narrowband)
+    assert taps.site() == Site(Version.parse("22.5.2"), *site)
 
 
 @pytest.mark.parametrize("ready", [True, False])
@@ -93,7 +151,7 @@ async def test_fork_waits_a_moment_for_a_link_that_is_just_being_made(
 ) -> None:
     rig.ari.ready = False
     rig.ari.first_attempt.clear()
-    choosing = asyncio.create_task(rig.taps().choose(UNIQUEID, (16000, 8000)))
+    choosing = asyncio.create_task(rig.taps().choose(UNIQUEID, BOTH, (16000, 8000)))
     await clock.advance(FIRST_LINK_TIMEOUT_S - 0.1)
     assert not choosing.done()
     rig.ari.ready = ready
@@ -108,10 +166,10 @@ async def test_only_the_first_fork_waits_for_a_link_that_is_not_made(
     taps = rig.taps()
     rig.ari.ready = False
     rig.ari.first_attempt.clear()
-    choosing = asyncio.create_task(taps.choose(UNIQUEID, ()))
+    choosing = asyncio.create_task(taps.choose(UNIQUEID, BOTH))
     await clock.advance(FIRST_LINK_TIMEOUT_S)
     await choosing
-    await taps.choose(UNIQUEID, ())
+    await taps.choose(UNIQUEID, BOTH)
     assert len(rig.ari.settle_timeouts) == 1
 
 
@@ -120,7 +178,7 @@ async def test_fork_does_not_wait_longer_for_a_link_that_is_just_being_made(
 ) -> None:
     rig.ari.ready = False
     rig.ari.first_attempt.clear()
-    choosing = asyncio.create_task(rig.taps().choose(UNIQUEID, ()))
+    choosing = asyncio.create_task(rig.taps().choose(UNIQUEID, BOTH))
     await clock.advance(FIRST_LINK_TIMEOUT_S)
     assert choosing.done()
     assert (await choosing).tap is rig.chanspy
@@ -134,8 +192,8 @@ async def test_fork_does_not_wait_longer_for_a_link_that_is_just_being_made(
 async def test_8000_hz_is_had_without_a_note_by_any_tap(
     rig: Rig, ari: bool, rates: tuple[int, ...]
 ) -> None:
-    choice = await rig.taps(ari=ari, sample_rate=16000).choose(UNIQUEID, rates)
-    assert choice == Choice(rig.snoop if ari else rig.chanspy, 8000)
+    choice = await rig.taps(ari=ari, sample_rate=16000).choose(UNIQUEID, BOTH, rates)
+    assert choice == (rig.by_snoop() if ari else rig.by_chanspy())
     assert rig.ami.actions == []
 
 
@@ -144,14 +202,14 @@ async def test_8000_hz_is_had_without_a_note_by_any_tap(
 async def test_wide_audio_is_had_by_the_snoop_tap(
     rig: Rig, rate: int, second: tuple[int, ...]
 ) -> None:
-    assert await rig.taps().choose(UNIQUEID, (rate, *second)) == Choice(rig.snoop, rate)
+    assert await rig.taps().choose(UNIQUEID, BOTH, (rate, *second)) == rig.by_snoop(DIAL, rate)
 
 
 @pytest.mark.parametrize("rates", [(16000,), (16000, 48000)], ids=str)
 async def test_wide_audio_without_ari_is_refused_and_the_text_says_what_to_configure(
     rig: Rig, rates: tuple[int, ...]
 ) -> None:
-    text = f"16000 Hz needs the snoop tap: {SET_ARI}"
+    text = why_wide(SET_ARI)
     assert await refusal(rig.taps(ari=False), *rates) == text
 
 
@@ -159,7 +217,7 @@ async def test_wide_audio_while_the_link_is_down_is_refused_and_the_text_says_wh
     rig: Rig,
 ) -> None:
     rig.ari.ready = False
-    assert await refusal(rig.taps(), 16000) == f"16000 Hz needs the snoop tap: {DOWN}"
+    assert await refusal(rig.taps(), 16000) == why_wide(DOWN)
 
 
 @pytest.mark.parametrize(("ari", "why"), [(False, SET_ARI), (True, DOWN)], ids=["unset", "down"])
@@ -167,28 +225,28 @@ async def test_wide_audio_or_8000_hz_falls_back_and_the_note_says_so(
     rig: Rig, ari: bool, why: str
 ) -> None:
     rig.ari.ready = False
-    choice = await rig.taps(ari=ari).choose(UNIQUEID, (16000, 8000))
-    assert choice == Choice(rig.chanspy, 8000, f"8000 Hz in place of 16000: {why}")
+    choice = await rig.taps(ari=ari).choose(UNIQUEID, BOTH, (16000, 8000))
+    assert choice == rig.by_chanspy(note=f"8000 Hz in place of 16000: {why}")
 
 
 async def test_fork_without_a_wish_gets_the_configured_rate_as_it_is_now(rig: Rig) -> None:
     taps = rig.taps(sample_rate=16000)
-    assert (await taps.choose(UNIQUEID, ())).sample_rate == 16000
+    assert (await taps.choose(UNIQUEID, BOTH)).sample_rate == 16000
     taps.sample_rate = 48000
-    assert (await taps.choose(UNIQUEID, ())).sample_rate == 48000
-    assert (await taps.choose(UNIQUEID, (24000,))).sample_rate == 24000
+    assert (await taps.choose(UNIQUEID, BOTH)).sample_rate == 48000
+    assert (await taps.choose(UNIQUEID, BOTH, (24000,))).sample_rate == 24000
 
 
 async def test_configured_rate_that_chanspy_does_not_have_refuses_too(rig: Rig) -> None:
-    text = f"16000 Hz needs the snoop tap: {SET_ARI}"
+    text = why_wide(SET_ARI)
     assert await refusal(rig.taps(ari=False, sample_rate=16000)) == text
 
 
 @pytest.mark.parametrize("configured", [True, False], ids=["configured", "wished-for"])
 async def test_the_channel_s_own_rate_is_asked_for(rig: Rig, configured: bool) -> None:
     taps = rig.taps(sample_rate=0 if configured else 8000)
-    choice = await taps.choose(UNIQUEID, () if configured else (0,))
-    assert choice == Choice(rig.snoop, 16000)
+    choice = await taps.choose(UNIQUEID, BOTH, () if configured else (0,))
+    assert choice == rig.by_snoop(DIAL, 16000)
     assert rig.ami.actions == [("Getvar", [("Channel", UNIQUEID), ("Variable", NATIVE)], "")]
 
 
@@ -196,34 +254,151 @@ async def test_the_channel_s_own_rate_of_8000_hz_is_had_by_chanspy_without_a_not
     rig: Rig,
 ) -> None:
     rig.ami.values[NATIVE] = "(ulaw)"
-    assert await rig.taps(ari=False).choose(UNIQUEID, (0,)) == Choice(rig.chanspy, 8000)
+    assert await rig.taps(ari=False).choose(UNIQUEID, BOTH, (0,)) == rig.by_chanspy()
 
 
 async def test_the_channel_s_own_rate_that_chanspy_does_not_have_is_refused_by_its_number(
     rig: Rig,
 ) -> None:
-    text = f"16000 Hz needs the snoop tap: {SET_ARI}"
+    text = why_wide(SET_ARI)
     assert await refusal(rig.taps(ari=False), 0) == text
 
 
 async def test_the_channel_s_own_rate_or_8000_hz_falls_back_and_the_note_says_so(
     rig: Rig,
 ) -> None:
-    choice = await rig.taps(ari=False).choose(UNIQUEID, (0, 8000))
-    assert choice == Choice(rig.chanspy, 8000, f"8000 Hz in place of 16000: {SET_ARI}")
+    choice = await rig.taps(ari=False).choose(UNIQUEID, BOTH, (0, 8000))
+    assert choice == rig.by_chanspy(note=f"8000 Hz in place of 16000: {SET_ARI}")
 
 
 @pytest.mark.parametrize("ari", [True, False])
 async def test_the_own_rate_of_a_channel_that_is_gone_finds_none(rig: Rig, ari: bool) -> None:
     rig.ami.channels.clear()
     with pytest.raises(NoSuchChannel):
-        await rig.taps(ari=ari).choose(UNIQUEID, (0, 8000))
+        await rig.taps(ari=ari).choose(UNIQUEID, BOTH, (0, 8000))
 
 
 async def test_the_own_rate_that_cannot_be_asked_for_raises_why(rig: Rig) -> None:
     rig.ami.faults["Getvar"] = AmiUnavailable("down")
     with pytest.raises(AmiUnavailable, match="^down$"):
-        await rig.taps().choose(UNIQUEID, (0,))
+        await rig.taps().choose(UNIQUEID, BOTH, (0,))
+
+
+# --- In and out apart by ChanSpy -----------------------------------------------------------------
+
+STEREO = Wish(Direction.STEREO)
+FORMATS = [
+    "CHANNEL(audionativeformat)",
+    "CHANNEL(audioreadformat)",
+    "CHANNEL(audiowriteformat)",
+]
+PEER, PEER_ID = "PJSIP/200-0000002b", "2.2"
+
+
+@pytest.fixture
+def narrow(rig: Rig) -> Rig:
+    """The rig, with a call that has no wideband audio: a channel and its bridge peer."""
+    rig.ami.channels[PEER_ID] = PEER
+    rig.ami.values = dict.fromkeys(FORMATS, "(alaw)")
+    rig.ami.values_of[UNIQUEID] = {"BRIDGEPEER": PEER}
+    return rig
+
+
+@pytest.mark.parametrize("wish", [Wish(Direction.OUT), STEREO, Wish(Direction.BOTH, apart=True)])
+async def test_narrowband_call_of_a_narrowband_site_has_pairs_by_chanspy(
+    narrow: Rig, wish: Wish
+) -> None:
+    taps = narrow.taps(ari=False, narrowband=True)
+    assert await taps.choose(UNIQUEID, wish) == narrow.by_chanspy(SPY_PAIRS)
+
+
+def why_in_the_call(wide: str) -> str:
+    return (
+        f"the call has wideband audio ({wide}), whose in and out ChanSpy gets wrong, though "
+        f"[asterisk] chanspy_pairs = narrowband says that there is none; {SET_ARI}"
+    )
+
+
+@pytest.mark.parametrize("whose", [UNIQUEID, PEER_ID], ids=["own", "peer"])
+@pytest.mark.parametrize("expression", FORMATS)
+@pytest.mark.parametrize(
+    ("formats", "wide"),
+    [
+        ("(g722)", "g722"),
+        ("(alaw|opus|g722)", "opus"),
+        ("slin16", "slin16"),
+        ("(slin48)", "slin48"),
+    ],
+)
+async def test_call_with_a_wideband_format_of_its_own_or_of_its_peer_has_no_pairs(
+    narrow: Rig, formats: str, wide: str, expression: str, whose: str
+) -> None:
+    narrow.ami.values_of.setdefault(whose, {})[expression] = formats
+    taps = narrow.taps(ari=False, narrowband=True)
+    assert await refusal(taps, wish=STEREO) == why_in_the_call(wide)
+    assert await taps.wide(UNIQUEID) == wide
+
+
+async def test_wideband_of_any_of_several_peers_counts(narrow: Rig) -> None:
+    narrow.ami.channels["3.3"] = "PJSIP/300-0000002c"
+    narrow.ami.values_of[UNIQUEID]["BRIDGEPEER"] = f"{PEER},PJSIP/300-0000002c"
+    narrow.ami.values_of["3.3"] = {"CHANNEL(audiowriteformat)": "slin16"}
+    taps = narrow.taps(ari=False, narrowband=True)
+    assert await refusal(taps, wish=STEREO) == why_in_the_call("slin16")
+
+
+async def test_peer_that_has_just_gone_is_no_reason_to_refuse(narrow: Rig) -> None:
+    del narrow.ami.channels[PEER_ID]
+    taps = narrow.taps(ari=False, narrowband=True)
+    assert await taps.choose(UNIQUEID, STEREO) == narrow.by_chanspy(SPY_PAIRS)
+
+
+async def test_formats_that_cannot_be_asked_for_raise_why(narrow: Rig) -> None:
+    narrow.ami.faults["Getvar"] = AmiUnavailable("down")
+    with pytest.raises(AmiUnavailable, match="^down$"):
+        await narrow.taps(ari=False, narrowband=True).choose(UNIQUEID, STEREO)
+
+
+@pytest.mark.parametrize(
+    ("ari", "wish"),
+    [(True, STEREO), (False, BOTH), (False, Wish(Direction.IN))],
+    ids=["snoop", "mix", "in"],
+)
+async def test_formats_are_not_asked_for_where_nothing_comes_in_pairs(
+    rig: Rig, ari: bool, wish: Wish
+) -> None:
+    await rig.taps(ari=ari).choose(UNIQUEID, wish)
+    assert rig.ami.actions == []
+
+
+@pytest.mark.parametrize("wish", [Wish(Direction.OUT), STEREO, Wish(Direction.BOTH, apart=True)])
+async def test_sides_apart_are_refused_where_the_site_may_have_wideband(
+    narrow: Rig, wish: Wish
+) -> None:
+    text = await refusal(narrow.taps(ari=False), wish=wish)
+    assert text.startswith(f"{wish}: by ARI's snoop: {SET_ARI}; by ChanSpy: in and out apart are ")
+    assert "set [asterisk] chanspy_pairs = narrowband" in text
+
+
+async def test_refusal_for_any_of_several_rates_is_that_for_the_best(narrow: Rig) -> None:
+    text = await refusal(narrow.taps(ari=False), 16000, 8000, wish=STEREO)
+    assert text.startswith("D(stereo) at 16000 Hz: ")
+
+
+# --- Notes ---------------------------------------------------------------------------------------
+
+
+async def test_note_tells_what_chanspy_loses_on_this_version(rig: Rig) -> None:
+    rig.ami.version = Version.parse("20.7.0")
+    flaw = (
+        "one frame in 25 is lost while the party hears something on Asterisk 20.7.0; ARI's snoop "
+        "has it whole"
+    )
+    taps = rig.taps(ari=False)
+    assert await taps.choose(UNIQUEID, Wish(Direction.IN)) == rig.by_chanspy(SPY_IN, flaw)
+    assert await taps.choose(UNIQUEID, BOTH) == rig.by_chanspy()
+    choice = await taps.choose(UNIQUEID, Wish(Direction.IN), (16000, 8000))
+    assert choice.note == f"{flaw}; 8000 Hz in place of 16000: {SET_ARI}"
 
 
 # --- Whose legs ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The table of ways to get legs: which is taken for what, and what is said of those that are not."""
+"""The table of ways to get legs: which is taken for what, and what is said of the others."""
 
 import itertools
 
@@ -22,8 +22,8 @@ from audiofork.model import Direction, LegPart
 IN, OUT, BOTH, STEREO = Direction.IN, Direction.OUT, Direction.BOTH, Direction.STEREO
 APPLICATION, DIAL, SPY_IN, SPY_PAIRS, SPY_MIX = WAYS
 
-# Versions by what matters: whether AudioSocket() rests, legs end with the daemon, and beeps leak.
-# 18.26 has option D, as have all that are named after those of BEFORE_PAIRS.
+# Versions by what they have, each with all that those before have: option D of ChanSpy, a harmless
+# AudioSocket(), and whispers that leak.
 BEFORE_PAIRS = ["18.0.0", "18.19.0", "18.20.0", "20.4.0", "20.5.0", "21.0.0", "21.1.0"]
 WITH_PAIRS = ["18.22.0", "18.26.0", "20.7.0", "certified/20.7-cert2", "20.13.0", "21.2.0", "21.8.0"]
 WITH_PAIRS += ["22.0.0", "22.3.0"]
