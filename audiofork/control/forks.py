@@ -213,6 +213,7 @@ class Forks:
 
     async def on_link_up(self) -> None:
         """Bring the registry in line with Asterisk; the first thing after a login."""
+        self._holds.forget_all()
         self._end_forks_of_another_asterisk()
         known = list(self._by_channel)  # a younger channel may be missing in the list
         present = await self._channels.present()
@@ -361,9 +362,13 @@ class Forks:
                 self._legs.order(fork, anew=anew)
 
     async def _order_legs_after_hold(self, fork: Fork, *, anew: bool) -> None:
+        order = fork.relays_lost  # another follows with each relay process that dies meanwhile
         if await self._holds.concern(fork.uniqueid):
             fork.log.info("on hold: its legs are asked for when that is over ([asterisk] on_hold)")
+            self._legs.forget(fork)  # for so long none is late
             await self._holds.wait_over(fork.uniqueid)
+        if fork.relays_lost != order:
+            return
         if fork.id in self._forks and fork.end_asked is None and not fork.hangup_seen:
             self._legs.order(fork, anew=anew)
 

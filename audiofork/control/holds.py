@@ -32,6 +32,11 @@ class Holds:
         if self._holders.pop(uniqueid, None) is not None:
             self.look_again()
 
+    def forget_all(self) -> None:
+        """Hear that what has ended may not have been heard: the link to Asterisk was away."""
+        self._holders.clear()
+        self.look_again()
+
     def look_again(self) -> None:
         """Let those who wait ask again: calls have been put together anew."""
         self._changed.set()
