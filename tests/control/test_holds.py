@@ -188,6 +188,19 @@ async def test_fork_whose_peer_holds_goes_on_when_the_bridge_is_left(rig: Rig) -
     assert rig.tap.started == [(fork_id, UNIQUEID)]
 
 
+async def test_fork_whose_peer_holds_goes_on_when_that_is_gone_and_not_before(rig: Rig) -> None:
+    rig.forks.waits_for_hold = True
+    rig.ami.values_of[UNIQUEID] = {"BRIDGEPEER": PEER}
+    rig.forks.on_event(HoldChanged(PEER_ID, PEER, True))
+    fork_id = await rig.start()
+    rig.forks.on_event(ChannelHangup(PEER_ID, is_gone=False))
+    await rig.clock.settle()
+    assert rig.tap.orders == []
+    rig.forks.on_event(ChannelHangup(PEER_ID))
+    await rig.clock.settle()
+    assert rig.tap.started == [(fork_id, UNIQUEID)]
+
+
 async def test_fork_that_is_stopped_on_hold_asks_for_no_leg_afterwards(patient: Rig) -> None:
     fork_id = await patient.start()
     await patient.ask(command="StopAudioFork", channel=NAME)
