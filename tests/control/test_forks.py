@@ -24,6 +24,7 @@ from audiofork.control.legs import (
     MAX_NEW_LEGS,
 )
 from audiofork.control.requests import StartFork, parse_request
+from audiofork.control.tap.ways import Wish
 from audiofork.errors import (
     AmiActionFailed,
     AmiError,
@@ -2412,3 +2413,170 @@ async def test_close_leaves_no_timer(rig: Rig) -> None:
     await other.close()
     await rig.clock.advance(LEG_TIMEOUT_S + 1)
     assert [type(command) for command in sent] == [ForkSpec]
+
+
+# --- Wideband audio that comes later --------------------------------------------------------------
+
+PEER, PEER_ID = "PJSIP/200-0000002b", "2.2"
+
+
+def why_wide(wide: str) -> str:
+    return (
+        f"the call has wideband audio ({wide}), whose in and out ChanSpy gets wrong, though "
+        "[asterisk] chanspy_pairs = narrowband says that there is none; set [ari] in "
+        "audiofork.ini; `audiofork check` tells how"
+    )
+
+
+@pytest.fixture
+def narrow(rig: Rig) -> Rig:
+    """The rig at a narrowband site, with a bridge of the channel and another."""
+    rig.taps.narrowband = True
+    rig.ami.values_of = {UNIQUEID: {"BRIDGEPEER": PEER}, PEER_ID: {"BRIDGEPEER": NAME}}
+    return rig
+
+
+async def enter(rig: Rig, uniqueid: str) -> None:
+    rig.forks.on_event(BridgeChanged(uniqueid, True))
+    await rig.clock.settle()
+
+
+@pytest.mark.parametrize("enters", [UNIQUEID, PEER_ID], ids=["own", "peer"])
+async def test_wideband_that_enters_the_bridge_of_pairs_ends_the_fork_with_the_reason(
+    narrow: Rig, enters: str
+) -> None:
+    fork_id = await narrow.stream()
+    narrow.taps.wide_in[UNIQUEID] = "g722"
+    await enter(narrow, enters)
+    assert narrow.ends == [EndFork(fork_id, EndReason.LEG_FAILED, why_wide("g722"))]
+
+
+async def test_wideband_that_enters_ends_all_forks_of_that_bridge_and_no_other(
+    narrow: Rig,
+) -> None:
+    mine = [await narrow.stream(), await narrow.start(), await narrow.stream(channel=PEER)]
+    narrow.ami.channels["3.3"] = "PJSIP/300-0000002c"
+    await narrow.stream(channel="PJSIP/300-0000002c")
+    narrow.taps.wide_in = dict.fromkeys([UNIQUEID, PEER_ID, "3.3"], "opus")
+    await enter(narrow, PEER_ID)
+    assert {end.fork_id for end in narrow.ends} == set(mine)
+    await enter(narrow, UNIQUEID)
+    assert len(narrow.ends) == len(mine)
+
+
+async def test_bridge_without_wideband_leaves_its_forks_alone(narrow: Rig) -> None:
+    await narrow.stream()
+    narrow.taps.wide_in[PEER_ID] = "g722"  # of a call that is not this one's
+    await enter(narrow, UNIQUEID)
+    await enter(narrow, PEER_ID)
+    assert narrow.ends == []
+
+
+async def test_bridge_that_is_left_is_not_looked_at(narrow: Rig) -> None:
+    await narrow.stream()
+    narrow.taps.wide_in[UNIQUEID] = "g722"
+    narrow.forks.on_event(BridgeChanged(UNIQUEID, False))
+    await narrow.clock.settle()
+    assert narrow.ends == []
+
+
+@pytest.mark.parametrize("parts", [(LegPart.MIX,), (LegPart.IN,), (LegPart.IN, LegPart.OUT)])
+async def test_wideband_does_not_matter_to_legs_that_are_no_pairs(
+    narrow: Rig, parts: tuple[LegPart, ...]
+) -> None:
+    narrow.taps.parts = parts
+    await narrow.stream()
+    questions = len(narrow.ami.actions)
+    narrow.taps.wide_in[UNIQUEID] = "g722"
+    await enter(narrow, UNIQUEID)
+    assert (narrow.ends, len(narrow.ami.actions)) == ([], questions)
+
+
+async def test_bridges_are_not_looked_at_where_the_site_claims_nothing(narrow: Rig) -> None:
+    narrow.taps.narrowband = False
+    await narrow.stream()
+    questions = len(narrow.ami.actions)
+    narrow.taps.wide_in[UNIQUEID] = "g722"
+    await enter(narrow, UNIQUEID)
+    assert (narrow.ends, len(narrow.ami.actions)) == ([], questions)
+
+
+@pytest.mark.parametrize("why", ["gone", "down"])
+async def test_bridge_that_cannot_be_asked_about_leaves_its_forks_alone(
+    narrow: Rig, why: str
+) -> None:
+    await narrow.stream()
+    narrow.taps.wide_in[UNIQUEID] = "g722"
+    if why == "gone":
+        del narrow.ami.channels[PEER_ID]
+    else:
+        narrow.ami.faults["Getvar"] = AmiUnavailable("down")
+    await enter(narrow, PEER_ID)
+    assert narrow.ends == []
+
+
+# --- What a fork needs ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "wish"),
+    [
+        ("", Wish(Direction.BOTH)),
+        ("D(in)", Wish(Direction.IN)),
+        ("D(out)B(9)", Wish(Direction.OUT, speaks=True)),
+        ("D(stereo)p", Wish(Direction.STEREO, speaks=True)),
+        ("P", Wish(Direction.BOTH, speaks=True)),
+        ("v(1)", Wish(Direction.BOTH, apart=True)),
+        ("V(-2)", Wish(Direction.BOTH, apart=True)),
+        ("v(1)V(2)", Wish(Direction.BOTH, apart=True)),
+        ("v(1)V(1)", Wish(Direction.BOTH)),
+        ("L(16000)S", Wish(Direction.BOTH)),
+    ],
+)
+async def test_tap_is_chosen_by_what_the_options_need(rig: Rig, options: str, wish: Wish) -> None:
+    await rig.start(options=options)
+    assert rig.taps.wishes == [wish]
+
+
+@pytest.mark.parametrize(
+    ("mutes", "apart"),
+    [((True, False), True), ((False, True), True), ((True, True), False), ((False, False), False)],
+)
+async def test_fork_of_an_earlier_run_needs_its_sides_apart_if_one_is_muted(
+    rig: Rig, mutes: tuple[bool, bool], apart: bool
+) -> None:
+    mute_in, mute_out = mutes
+    await take_up(rig, replace(ENTRY, options="", mute_in=mute_in, mute_out=mute_out))
+    assert rig.taps.wishes == [Wish(Direction.BOTH, apart=apart)]
+    assert rig.live == [UNKNOWN_ID]
+
+
+async def test_fork_of_an_earlier_run_with_one_side_muted_is_not_taken_up_if_all_is_mixed(
+    rig: Rig,
+) -> None:
+    rig.taps.faults[UNIQUEID] = RequestRefused("in and out come mixed")
+    await take_up(rig, replace(ENTRY, options="", mute_in=True))
+    assert (rig.sent, rig.tap.orders, rig.journal.entries) == ([], [], {})
+    assert rig.last_event[0] == "AudioForkStopped"
+    assert rig.last_event[1]["Reason"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("options", "leg_keeps_time", "needs_silence"),
+    [
+        ("D(in)", False, False),
+        ("D(in)S", False, True),
+        ("D(in)S", True, False),
+        ("", False, True),
+        ("S", False, True),
+        ("", True, False),
+        ("D(out)", False, True),
+        ("D(stereo)", True, False),
+    ],
+)
+async def test_relay_keeps_the_time_that_is_promised_and_that_the_leg_does_not_keep(
+    rig: Rig, options: str, leg_keeps_time: bool, needs_silence: bool
+) -> None:
+    rig.taps.keeps_time = leg_keeps_time
+    await rig.start(options=options)
+    assert rig.spec.keep_time is needs_silence
