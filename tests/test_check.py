@@ -23,9 +23,11 @@ from aiohttp import web
 
 from audiofork import check as checking
 from audiofork import config, probe
-from audiofork.check import Check, Finding, Mark, Outcome
+from audiofork.check import Check, Finding, Mark, Outcome, site_of, taps_of
 from audiofork.config import Address, Config
 from audiofork.control.socket import ControlSocket
+from audiofork.control.tap.ways import Site, ways_for
+from audiofork.control.versions import UNKNOWN, Version
 from audiofork.errors import ConfigError
 from audiofork.probe import TONE, Probe, ProbeLeg
 from audiofork.relay.audiosocket import SAMPLE_RATES, Decoder, Kind, encode, frame_bytes
@@ -34,6 +36,8 @@ from tests.control.test_ari import PASSWORD, FakeAri, answer, silence, starts
 
 PAIR = TONE.to_bytes(2, "little") + b"\0\0"
 PAIRS = encode(Kind.SLIN, PAIR * 160)
+MIX = encode(Kind.SLIN, PAIR[:2] * 160)
+NARROWBAND = "chanspy_pairs = narrowband\n"
 
 
 class SpiedAsterisk(FakeAsterisk):
@@ -41,7 +45,7 @@ class SpiedAsterisk(FakeAsterisk):
 
     Attributes:
         pace_s: Time between two frames of the leg that spies; 0: it sends none.
-        frame: What it sends.
+        frame: What it sends in place of pairs with D and of the mix without.
         echo: What it answers to each frame that it gets.
         brings_legs: Whether it does anything about an Originate.
     """
@@ -54,7 +58,7 @@ class SpiedAsterisk(FakeAsterisk):
         self.answers["UserEvent"] = self._raise
         self.answers["Originate"] = self._originate
         self.pace_s = 0.02
-        self.frame = PAIRS
+        self.frame = b""
         self.echo = b""
         self.brings_legs = True
         self._tasks: list[asyncio.Task[None]] = []
@@ -77,23 +81,28 @@ class SpiedAsterisk(FakeAsterisk):
         host, port = address.rsplit(":", 1)
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(encode(Kind.UUID, uuid.UUID(leg_id).bytes))
-        sending = asyncio.create_task(self._send(writer))
+        options = action.get("data", "").rpartition(",")[2]
+        frame = self.frame or (PAIRS if "D" in options else MIX)
+        sending = asyncio.create_task(self._send(writer, frame))
         if action["application"] != "ChanSpy":
             sending.cancel()
         decoder = Decoder()
-        with contextlib.suppress(OSError):
+        try:
             while chunk := await reader.read(65_536):
                 if action["application"] == "ChanSpy" and self.echo:
                     for _ in decoder.feed(chunk):
                         writer.write(self.echo)
-        sending.cancel()
-        writer.close()
+        except OSError:
+            pass
+        finally:
+            sending.cancel()
+            writer.close()
         self.connections[-1].send(block("Event: Hangup", f"Uniqueid: {action['channelid']}"))
 
-    async def _send(self, writer: asyncio.StreamWriter) -> None:
+    async def _send(self, writer: asyncio.StreamWriter, frame: bytes) -> None:
         while self.pace_s:
             await asyncio.sleep(self.pace_s)
-            writer.write(self.frame)
+            writer.write(frame)
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -115,6 +124,11 @@ def dialplan_of(*extensions: str) -> Callable[[dict[str, str]], bytes]:
     return answer
 
 
+def version_of(text: str) -> Callable[[dict[str, str]], bytes]:
+    """Return the answer to CoreSettings of an Asterisk of that version."""
+    return lambda action: response(action, f"AsteriskVersion: {text}")
+
+
 def denied(action: dict[str, str]) -> bytes:
     return response(action, "Message: Permission denied", ok=False)
 
@@ -127,6 +141,7 @@ class SnoopedAri(FakeAri):
         pace_s: Time between two frames of a leg.
         sample: What they are made of, besides the rate that is asked for.
         ends: Extensions whose legs end before they connect.
+        dialled: What the extension `wide` was to dial: the codecs.
         apps: The applications whose events were asked for.
     """
 
@@ -136,6 +151,7 @@ class SnoopedAri(FakeAri):
         self.pace_s = 0.02
         self.sample = TONE.to_bytes(2, "little")
         self.ends: set[str] = set()
+        self.dialled: list[str] = []
         self.apps: list[str] = []
         self._variables: dict[str, str] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -167,17 +183,20 @@ class SnoopedAri(FakeAri):
             kind = Kind.SLIN
         else:
             _, address, leg_uuid, codec = self._variables[leg_id].split("/")
-            assert codec == "c(slin16)"
-            kind = Kind.SLIN16
+            self.dialled.append(codec)
+            kind = {"c(slin)": Kind.SLIN, "c(slin16)": Kind.SLIN16}[codec]
         host, port = address.rsplit(":", 1)
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(encode(Kind.UUID, uuid.UUID(leg_uuid).bytes))
         frame = encode(kind, self.sample * (frame_bytes(SAMPLE_RATES[kind]) // 2))
         sending = asyncio.create_task(self._send(writer, frame))
-        with contextlib.suppress(OSError):
+        try:
             await reader.read()
-        sending.cancel()
-        writer.close()
+        except OSError:
+            pass
+        finally:
+            sending.cancel()
+            writer.close()
         self._hang_up(leg_id)
 
     async def _send(self, writer: asyncio.StreamWriter, frame: bytes) -> None:
@@ -261,7 +280,7 @@ async def test_asterisk_as_it_should_be_has_no_fault(asterisk: SpiedAsterisk) ->
     subjects = [finding.text.partition(":")[0] for finding in findings]
     assert subjects == [
         *("daemon", "open files", "ARI", "login", "rights", "clock"),
-        *("requests", "AudioSocket", "audio", "hangups"),
+        *("requests", "AudioSocket", "audio", "hangups", "forks"),
     ]
 
 
@@ -273,7 +292,7 @@ async def test_asterisk_with_ari_as_it_should_be_has_no_fault(
     assert outcome == 0
     assert [finding.text.partition(":")[0] for finding in findings] == [
         *("daemon", "open files", "ARI", "login", "rights", "clock", "requests", "dialplan"),
-        *("AudioSocket", "audio", "snoop at 8000 Hz", "snoop at 16000 Hz", "hangups"),
+        *("AudioSocket", "audio", "snoop at 8000 Hz", "snoop at 16000 Hz", "hangups", "forks"),
     ]
     assert PASSWORD not in str(findings)
 
@@ -376,17 +395,20 @@ async def test_missing_secret_is_a_fault_without_a_login(asterisk: SpiedAsterisk
 # --- The audio -----------------------------------------------------------------------------------
 
 
-async def audio_of(asterisk: SpiedAsterisk) -> Finding:
-    outcome, findings = await findings_of(configured(asterisk))
+async def audio_of(asterisk: SpiedAsterisk, more: str = "") -> Finding:
+    """Return the only fault of the audio; `more` is of the section [asterisk]."""
+    text = asterisk_section(asterisk, more)
+    outcome, findings = await findings_of(configured(asterisk=text))
     assert outcome == 1
+    findings = [finding for finding in findings if finding.mark is Mark.FAIL]
     (found,) = [finding for finding in findings if finding.text.startswith("audio:")]
     assert found.mark is Mark.FAIL
     return found
 
 
 async def test_mono_frames_mean_that_chanspy_has_no_d(asterisk: SpiedAsterisk) -> None:
-    asterisk.frame = encode(Kind.SLIN, bytes(320))
-    found = await audio_of(asterisk)
+    asterisk.frame = MIX
+    found = await audio_of(asterisk, NARROWBAND)
     assert found.text == "audio: the ChanSpy of Asterisk 22.5.2 has no option D"
     assert "18.22, 20.7, 21.2, 22 or later" in found.remedy
 
@@ -411,7 +433,7 @@ async def test_silence_that_answers_each_frame_means_no_timing_source(
 ) -> None:
     monkeypatch.setattr(checking, "AUDIO_TIMEOUT_S", 0.1)
     asterisk.pace_s = 0
-    asterisk.echo = PAIRS
+    asterisk.echo = MIX
     found = await audio_of(asterisk)
     assert found.text == "audio: none comes of itself: Asterisk has no timing source"
     assert "module load res_timing_timerfd.so" in found.remedy
@@ -425,12 +447,45 @@ async def test_silence_that_answers_nothing_is_a_fault(
     assert (await audio_of(asterisk)).text == "audio: none comes"
 
 
-@pytest.mark.parametrize("pair", [bytes(4), PAIR[::-1], b"\0\0" + PAIR[:2], PAIR[:2] * 2], ids=repr)
-async def test_audio_that_is_not_the_targets_is_a_fault(
-    asterisk: SpiedAsterisk, pair: bytes
+@pytest.mark.parametrize(
+    "frame",
+    [bytes(320), TONE.to_bytes(2, "big") * 160, PAIR * 160, PAIR * 80, PAIR[:2] * 320],
+    ids=["silence", "bytes-swapped", "pairs", "another-tone", "wide"],
+)
+async def test_mix_that_is_not_what_the_target_was_sent_is_a_fault(
+    asterisk: SpiedAsterisk, frame: bytes
 ) -> None:
-    asterisk.frame = encode(Kind.SLIN, pair * 160)
+    asterisk.frame = encode(Kind.SLIN, frame)
     assert "not what the target was sent" in (await audio_of(asterisk)).text
+
+
+@pytest.mark.parametrize("pair", [bytes(4), PAIR[::-1], b"\0\0" + PAIR[:2], PAIR[:2] * 2], ids=repr)
+async def test_pairs_that_are_not_what_the_target_was_sent_are_a_fault(
+    asterisk: SpiedAsterisk, monkeypatch: pytest.MonkeyPatch, pair: bytes
+) -> None:
+    monkeypatch.setattr("tests.test_check.PAIRS", encode(Kind.SLIN, pair * 160))
+    found = await audio_of(asterisk, NARROWBAND)
+    assert "not what the target was sent" in found.text
+
+
+async def test_pairs_of_chanspy_are_tried_only_where_they_are_used(
+    asterisk: SpiedAsterisk,
+) -> None:
+    for more, options in ("", ["qulES"]), (NARROWBAND, ["qulES", "qulDES"]):
+        asterisk.actions.clear()
+        _, findings = await findings_of(configured(asterisk=asterisk_section(asterisk, more)))
+        assert failures(findings) == []
+        tried = [
+            action["data"].rpartition(",")[2]
+            for action in asterisk.actions
+            if action.get("application") == "ChanSpy"
+        ]
+        assert tried == options
+        heard = [finding.text for finding in findings if finding.text.startswith("audio: ")]
+        assert [text.rpartition(", ")[2] for text in heard] == [
+            "in and out mixed by ChanSpy",
+            "in and out apart by ChanSpy's D",
+        ][: len(options)]
 
 
 async def test_leg_that_never_comes_is_a_fault_after_its_time(
@@ -496,7 +551,11 @@ async def test_ari_that_is_not_configured_is_no_fault_and_says_how_to_have_it(
     _, findings = await findings_of(configured(asterisk))
     assert findings[2].mark is Mark.SKIP
     assert findings[2].text == ("ARI: not configured ([ari] url): legs come by ChanSpy, at 8000 Hz")
-    assert "\n  [ari]\n  url = http://127.0.0.1:8088/ari\n  password = " in findings[2].remedy
+    assert findings[-1].text == (
+        "forks: in by chanspy, both by chanspy; out and stereo are refused, so is the mute of one "
+        "side"
+    )
+    assert "\n  [ari]\n  url = http://127.0.0.1:8088/ari\n  password = " in findings[-1].remedy
 
 
 async def test_ari_that_is_not_wanted_is_left_alone(
@@ -770,6 +829,188 @@ async def test_modules_that_are_missed_are_those_of_the_taps_that_are_used(
     text = asterisk_section(asterisk, f"tap = {tap}\n")
     _, findings = await findings_of(configured(asterisk=text, ari=ari_section(ari)))
     assert failures(findings) == ([f"modules: {module} not loaded"] if is_needed else [])
+
+
+# --- What forks get ------------------------------------------------------------------------------
+
+
+async def told_of_forks(
+    asterisk: SpiedAsterisk, version: str = "22.5.2", more: str = "", /, ari: str = ""
+) -> Finding:
+    """Return the line that says it, the last one."""
+    asterisk.answers["CoreSettings"] = version_of(version)
+    text = asterisk_section(asterisk, more)
+    _, findings = await findings_of(configured(asterisk=text, ari=ari))
+    assert [one.text for one in findings if one.text.startswith("forks: ")] == [findings[-1].text]
+    return findings[-1]
+
+
+async def test_all_directions_are_had_by_ari(asterisk: SpiedAsterisk, ari: SnoopedAri) -> None:
+    found = await told_of_forks(asterisk, ari=ari_section(ari))
+    text = "forks: in by snoop, out by snoop, both by snoop, stereo by snoop"
+    assert found == Finding(Mark.OK, text)
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        (
+            "20.7.0",
+            Finding(
+                Mark.OK, "forks: in by chanspy, out by chanspy, both by chanspy, stereo by chanspy"
+            ),
+        ),
+        (
+            "20.5.0",
+            Finding(
+                Mark.SKIP,
+                "forks: in by chanspy, both by chanspy; out and stereo are refused, so is the mute "
+                "of one side",
+            ),
+        ),
+    ],
+)
+async def test_without_ari_what_is_had_at_a_narrowband_site_depends_on_the_version(
+    asterisk: SpiedAsterisk, version: str, expected: Finding
+) -> None:
+    found = await told_of_forks(asterisk, version, NARROWBAND)
+    assert (found.mark, found.text) == (expected.mark, expected.text)
+    assert bool(found.remedy) == (found.mark is Mark.SKIP)
+
+
+async def test_directions_that_ari_would_bring_are_refused_while_it_cannot(
+    asterisk: SpiedAsterisk, ari: SnoopedAri
+) -> None:
+    ari.ends = {"narrow"}
+    found = await told_of_forks(asterisk, ari=ari_section(ari))
+    assert found == Finding(
+        Mark.SKIP,
+        "forks: in by chanspy, both by chanspy; out and stereo are refused, so is the mute of one "
+        "side",
+    )
+
+
+async def test_nothing_is_had_where_ari_is_required_and_cannot(
+    asterisk: SpiedAsterisk, ari: SnoopedAri
+) -> None:
+    ari.ends = {"wide"}
+    found = await told_of_forks(asterisk, "22.5.2", "tap = snoop\n", ari=ari_section(ari))
+    assert found.mark is not Mark.OK
+    assert found.text.endswith(
+        "in and out and both and stereo are refused, so is the mute of one side"
+    )
+
+
+LEAKS = (
+    "a whispered channel leaks memory and may silence the other party, so options B, p and P "
+    "(beeps) are not had by ARI's snoop"
+)
+OUTLIVES = (
+    "a leg whose daemon was killed may take a core while its channel is silent, until the daemon "
+    "is back or `audiofork sweep` has run"
+)
+LOSES = (
+    "by ChanSpy one frame in 25 of D(in) is lost while the party hears something; ARI's snoop has "
+    "them all"
+)
+
+
+@pytest.mark.parametrize(
+    ("version", "faults"),
+    [("22.10.1", []), ("22.11.0-rc1", [LEAKS]), ("20.7.0", [OUTLIVES, LOSES])],
+)
+async def test_known_faults_of_the_version_follow_the_login_and_are_no_failures(
+    asterisk: SpiedAsterisk, version: str, faults: list[str]
+) -> None:
+    asterisk.answers["CoreSettings"] = version_of(version)
+    outcome, findings = await findings_of(configured(asterisk))
+    assert (outcome, failures(findings)) == (0, [])
+    texts = [finding.text for finding in findings]
+    login = texts.index(f"login: audiofork, Asterisk {version}")
+    assert texts[login + 1 : login + 1 + len(faults)] == [
+        f"Asterisk {version}: {fault}" for fault in faults
+    ]
+    assert sum(text.startswith("Asterisk ") for text in texts) == len(faults)
+    assert {findings[login + 1 + n].mark for n in range(len(faults))} <= {Mark.SKIP}
+
+
+async def test_version_that_is_not_told_has_no_known_faults(asterisk: SpiedAsterisk) -> None:
+    asterisk.answers["CoreSettings"] = denied
+    _, findings = await findings_of(configured(asterisk))
+    assert "login: audiofork, Asterisk (version unknown)" in [one.text for one in findings]
+    assert not [one for one in findings if one.text.startswith("Asterisk ")]
+
+
+@pytest.mark.parametrize(
+    ("version", "dialled"),
+    [("20.13.0", ["c(slin)", "c(slin16)"]), ("20.14.0", ["c(slin16)"])],
+)
+async def test_narrow_leg_by_ari_is_tried_as_the_version_has_it(
+    asterisk: SpiedAsterisk, ari: SnoopedAri, version: str, dialled: list[str]
+) -> None:
+    asterisk.answers["CoreSettings"] = version_of(version)
+    _, findings = await findings_of(configured(asterisk, ari=ari_section(ari)))
+    assert failures(findings) == []
+    assert sorted(ari.dialled) == dialled
+
+
+async def test_narrow_leg_by_dial_that_ends_names_what_dials(
+    asterisk: SpiedAsterisk, ari: SnoopedAri
+) -> None:
+    asterisk.answers["CoreSettings"] = version_of("20.13.0")
+    ari.ends = {"wide"}
+    narrow, wide = await snoop_faults(asterisk, ari)
+    assert narrow.text == "snoop at 8000 Hz: the leg ended before it connected"
+    assert wide.text == "snoop at 16000 Hz: the leg ended before it connected"
+    for found in (narrow, wide):
+        assert '\n  asterisk -rx "module load app_dial.so"\n' in found.remedy
+
+
+# --- Only the ways to get audio -------------------------------------------------------------------
+
+
+async def test_taps_are_those_of_the_version_that_is_asked_for(asterisk: SpiedAsterisk) -> None:
+    asterisk.answers["CoreSettings"] = version_of("20.13.0")
+    settings = configured(asterisk)
+    lines = await taps_of(settings)
+    assert lines == ways_for(site_of(settings, Version.parse("20.13.0")))
+    assert lines[0].startswith("Asterisk 20.13.0; ")
+    assert [action["action"] for action in asterisk.actions] == ["Login", "CoreSettings"]
+
+
+async def test_taps_of_a_version_that_is_not_told_are_those_of_the_latest(
+    asterisk: SpiedAsterisk,
+) -> None:
+    asterisk.answers["CoreSettings"] = denied
+    settings = configured(asterisk)
+    assert await taps_of(settings) == ways_for(site_of(settings, UNKNOWN))
+
+
+async def test_taps_without_asterisk_raise_why() -> None:
+    with pytest.raises(OSError):
+        await taps_of(configured())
+
+
+@pytest.mark.parametrize(
+    ("more", "url", "site"),
+    [
+        ("", "", ("set [ari] in audiofork.ini; `audiofork check` tells how", "", False)),
+        ("", "http://127.0.0.1:8088/ari", ("", "", False)),
+        (
+            "tap = chanspy\n" + NARROWBAND,
+            "http://127.0.0.1:8088/ari",
+            ("[asterisk] tap = chanspy forbids it", "", True),
+        ),
+        (
+            "tap = snoop\n",
+            "http://127.0.0.1:8088/ari",
+            ("", "[asterisk] tap = snoop forbids it", False),
+        ),
+    ],
+)
+def test_site_is_what_is_configured(more: str, url: str, site: tuple[str, str, bool]) -> None:
+    settings = configured(asterisk=more, ari=f"url = {url}\npassword = x\n" if url else "")
+    assert site_of(settings, UNKNOWN) == Site(UNKNOWN, *site)
 
 
 # --- This machine --------------------------------------------------------------------------------
