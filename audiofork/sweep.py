@@ -33,7 +33,7 @@ async def sweep(config: Config) -> int:
             uniqueid
             for uniqueid, name in present.items()
             if (is_leg(uniqueid) and dials(name, addresses))
-            or is_snoop_leg(name, uniqueid, config.ari.app)
+            or (config.ari.url and is_snoop_leg(name, uniqueid, config.ari.app))
         ]
         for uniqueid in legs:
             with contextlib.suppress(AmiActionFailed):  # it may be gone by now
