@@ -604,7 +604,8 @@ class Check:
         if not refused:
             self._ok(f"forks: {had}")
             return
-        text = f"forks: {had}; {' and '.join(refused)} are refused, so is the mute of one side"
+        not_had = f"{' and '.join(refused)} are refused, so is the mute of one side"
+        text = f"forks: {'; '.join(filter(None, (had, not_had)))}"
         self._skip(text, "" if self._by_ari else _HAVE_ARI)
 
     async def _check_hangups_come(self, legs: Legs) -> None:

@@ -896,8 +896,8 @@ async def test_nothing_is_had_where_ari_is_required_and_cannot(
     ari.ends = {"wide"}
     found = await told_of_forks(asterisk, "22.5.2", "tap = snoop\n", ari=ari_section(ari))
     assert found.mark is not Mark.OK
-    assert found.text.endswith(
-        "in and out and both and stereo are refused, so is the mute of one side"
+    assert found.text == (
+        "forks: in and out and both and stereo are refused, so is the mute of one side"
     )
 
 
