@@ -92,6 +92,7 @@ class FakeDaemon:
         requests: What was asked for so far.
         error: What a request is answered with, if anything.
         views: The forks there are.
+        legs_left: How many legs of ended ones Asterisk still has.
     """
 
     def __init__(self, path: Path) -> None:
@@ -99,6 +100,7 @@ class FakeDaemon:
         self.requests: list[Request] = []
         self.error: Exception | None = None
         self.views: list[ForkView] = []
+        self.legs_left = 0
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run)
@@ -111,7 +113,7 @@ class FakeDaemon:
 
     async def _serve(self) -> None:
         self._stop = asyncio.Event()
-        control = ControlSocket(self.path, self._ask, self._list)
+        control = ControlSocket(self.path, self._ask, self._list, lambda: self.legs_left)
         await control.start()
         self._ready.set()
         await self._stop.wait()
@@ -244,6 +246,31 @@ def test_list_has_dashes_for_a_tap_that_is_not_chosen_yet(daemon: FakeDaemon) ->
 def test_list_of_nothing_says_so(daemon: FakeDaemon) -> None:
     assert ask(daemon, "list").output == "no forks\n"
     assert ask(daemon, "list", "--json").output == "[]\n"
+
+
+LEFT = "2 legs of ended forks stay until their channels have media or end"
+
+
+def test_list_tells_the_legs_that_are_left_below_the_forks(daemon: FakeDaemon) -> None:
+    daemon.legs_left = 2
+    assert ask(daemon, "list").output == f"no forks\n{LEFT}\n"
+    daemon.views = [VIEW]
+    heading, row, last = ask(daemon, "list").output.splitlines()
+    assert (heading.split()[0], row.split()[0], last) == ("ID", FORK_ID, LEFT)
+
+
+def test_list_as_json_has_the_forks_alone(daemon: FakeDaemon) -> None:
+    daemon.legs_left = 2
+    assert ask(daemon, "list", "--json").output == "[]\n"
+
+
+def test_listing_of_a_daemon_that_tells_no_legs_has_none(daemon: FakeDaemon) -> None:
+    """One that was started before the update of the command."""
+    with client.Client(daemon.path) as one:
+        assert one.listing() == ([], 0)
+        daemon.legs_left = 2
+        assert one.listing() == ([], 2)
+        assert one.forks() == []
 
 
 def test_list_as_json_has_every_field(daemon: FakeDaemon) -> None:

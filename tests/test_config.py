@@ -444,6 +444,8 @@ def test_environment_reaches_the_option(section: str, option: str, tmp_path: Pat
         "json",
         "keep",
         "chanspy",
+        "narrowband",
+        "wait",
         "http://h/ari",
         "16000",
         str(tmp_path / "b"),

@@ -18,9 +18,11 @@ from audiofork.control.ami import (
     BridgeChanged,
     ChannelHangup,
     Event,
+    HoldChanged,
     OriginateFailed,
     RequestReceived,
 )
+from audiofork.control.versions import UNKNOWN, Version
 from audiofork.errors import (
     AmiActionFailed,
     AmiError,
@@ -64,6 +66,7 @@ async def test_login_gives_the_credentials_then_asks_the_version_and_the_start(
     assert settings["action"] == "CoreSettings"
     assert status["action"] == "CoreStatus"
     assert link.ami.status == "connected to Asterisk 22.5.2"
+    assert link.ami.version == Version(22, 5, "22.5.2")
 
 
 async def test_login_with_a_banner_in_pieces_succeeds(
@@ -81,6 +84,7 @@ async def test_login_without_permission_for_the_version_succeeds(
     run = run_ami()
     await run.up()
     assert run.ami.status == "connected to Asterisk (version unknown)"
+    assert run.ami.version is UNKNOWN
 
 
 async def test_login_refused_says_so_once_and_pauses_long(
@@ -702,8 +706,18 @@ async def test_user_event_is_a_request_with_the_fields_of_its_body(
         ),
         pytest.param(
             ["Event: HangupRequest", "Channel: a", "Uniqueid: 1.1"],
-            ChannelHangup("1.1"),
+            ChannelHangup("1.1", is_gone=False),
             id="hangup-request",
+        ),
+        pytest.param(
+            ["Event: Hold", "Channel: PJSIP/100-1", "Uniqueid: 1.1", "MusicClass: default"],
+            HoldChanged("1.1", "PJSIP/100-1", True),
+            id="hold",
+        ),
+        pytest.param(
+            ["Event: Unhold", "Channel: PJSIP/100-1", "Uniqueid: 1.1"],
+            HoldChanged("1.1", "PJSIP/100-1", False),
+            id="unhold",
         ),
         pytest.param(
             ["Event: BridgeEnter", "BridgeUniqueid: b", "Channel: a", "Uniqueid: 1.1"],

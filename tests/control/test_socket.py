@@ -59,6 +59,7 @@ class Registry:
         self.requests: list[Request] = []
         self.error: Exception | None = None
         self.views = [VIEW]
+        self.legs_left = 0
         self.go_on = asyncio.Event()
         self.go_on.set()
 
@@ -122,7 +123,7 @@ async def registry() -> Registry:
 
 @pytest.fixture
 async def server(path: Path, registry: Registry) -> AsyncIterator[ControlSocket]:
-    one = ControlSocket(path, registry.ask, registry.list)
+    one = ControlSocket(path, registry.ask, registry.list, lambda: registry.legs_left)
     await one.start()
     yield one
     await one.close()
@@ -166,7 +167,14 @@ async def test_stop_and_mute_are_granted_with_the_ids(client: Client, registry: 
 
 
 async def test_list_shows_each_fork_with_all_its_fields(client: Client) -> None:
-    assert await client.ask(LIST) == {"ok": True, "forks": [asdict(VIEW)]}
+    assert await client.ask(LIST) == {"ok": True, "forks": [asdict(VIEW)], "legs_left": 0}
+
+
+async def test_list_tells_how_many_legs_of_ended_forks_are_left(
+    client: Client, registry: Registry
+) -> None:
+    registry.views, registry.legs_left = [], 3
+    assert await client.ask(LIST) == {"ok": True, "forks": [], "legs_left": 3}
 
 
 async def test_list_of_1000_forks_arrives_whole(client: Client, registry: Registry) -> None:

@@ -299,7 +299,8 @@ def _check_answer(line: bytes) -> bool:
     assert line.decode().isprintable()
     answer = json.loads(line)
     if answer["ok"]:
-        assert answer in ({"ok": True, "forks": [FORK_ID]}, {"ok": True, "forks": []})
+        listed = {"ok": True, "forks": [], "legs_left": 0}
+        assert answer in ({"ok": True, "forks": [FORK_ID]}, listed)
         return True
     assert set(answer) == {"ok", "code", "error"}
     assert answer["code"] == Code.REFUSED
@@ -315,6 +316,8 @@ def _as_line(fields: dict[str, str]) -> bytes:
 _EVENTS = (
     b"Event: Hangup\r\nPrivilege: call,all\r\nChannel: SIP/1\r\nUniqueid: 1.2" + _END,
     b"Event: BridgeEnter\r\nBridgeUniqueid: x\r\nUniqueid: 1.2" + _END,
+    b"Event: Hold\r\nChannel: SIP/1\r\nUniqueid: 1.2\r\nMusicClass: default" + _END,
+    b"Event: Unhold\r\nChannel: SIP/1\r\nUniqueid: 1.2" + _END,
     b"Event: OriginateResponse\r\nActionID: audiofork-1\r\nResponse: Failure\r\nReason: 8" + _END,
     b"Event: UserEvent\r\nPrivilege: user,all\r\nChannel: SIP/1\r\nUniqueid: 1.2\r\n"
     b"UserEvent: AudioFork\r\nWsServer: ws://h/\r\nOptions: D(both)" + _END,
@@ -346,7 +349,7 @@ _BODY_TOKENS = (
 TARGETS = (
     Target(
         "ami-stream",
-        corpus=(*_EVENTS, b"".join(_EVENTS), b"Asterisk Call Manager/11.0.0\r\n" + _EVENTS[4]),
+        corpus=(*_EVENTS, b"".join(_EVENTS), b"Asterisk Call Manager/11.0.0\r\n" + _EVENTS[6]),
         tokens=_AMI_TOKENS,
         share=100,
         opened=lambda: _linked(check_ami_stream),

@@ -228,6 +228,8 @@ _FORKS: tuple[tuple[Direction, tuple[LegPart, ...]], ...] = (
     (Direction.STEREO, (LegPart.IN, LegPart.OUT)),
     (Direction.STEREO, (LegPart.IN, LegPart.OUT)),
     (Direction.OUT, (LegPart.OUT,)),
+    (Direction.BOTH, (LegPart.MIX,)),
+    (Direction.STEREO, (LegPart.PAIRS,)),
 )
 
 
@@ -274,7 +276,8 @@ class _Fork:
 
     def __init__(self, listener: Listener, factory: Factory, rng: Random) -> None:
         direction, parts = rng.choice(_FORKS)
-        spec = ForkSpec(_FORK_ID, "", "", direction, legs=parts, sample_rate=_LOW_RATE)
+        rate = _LOW_RATE // 2 if LegPart.PAIRS in parts else _LOW_RATE
+        spec = ForkSpec(_FORK_ID, "", "", direction, legs=parts, sample_rate=rate)
         self.sink = _Sink(_LOW_FRAME_BYTES * len(parts))
         self.reports: list[Report] = []
         self.session = Session(spec, cast(Sink, self.sink), self.reports.append)
@@ -293,6 +296,8 @@ class _Fork:
         """Give a command, of those that may put silence in place of audio."""
         if rng.random() < 0.5:
             flags = [rng.choice((None, True, False)) for _ in range(2)]
+            if LegPart.PAIRS in self.legs:  # or half a frame would be left
+                flags = [bool(flags[0])] * 2
             self.session.set_mute(SetMute(_FORK_ID, *flags))
         else:
             self.gate_open = rng.random() < 0.7
