@@ -36,6 +36,7 @@ from audiofork.model import (
     EndReason,
     ForkSpec,
     LegLost,
+    LegPart,
     Report,
     StatsTaken,
     TakeStats,
@@ -88,7 +89,8 @@ def spec_of(fork_id: str, arguments: argparse.Namespace) -> ForkSpec:
     """Return the command for one fork."""
     direction = Direction.BOTH if arguments.mix else Direction.IN
     url = f"{arguments.url}/{fork_id}"
-    return ForkSpec(fork_id, "bench", url, direction, frame_ms=arguments.frame_ms)
+    legs = (LegPart.PAIRS if arguments.mix else LegPart.IN,)
+    return ForkSpec(fork_id, "bench", url, direction, legs, frame_ms=arguments.frame_ms)
 
 
 async def run(arguments: argparse.Namespace) -> None:
