@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -152,16 +153,25 @@ async def no_forks() -> list[ForkView]:
     raise AssertionError("nobody asks the daemon for its forks")
 
 
+@contextlib.asynccontextmanager
+async def running_daemon(path: Path) -> AsyncIterator[None]:
+    """Have a daemon's control socket."""
+    control = ControlSocket(path, no_answer, no_forks)
+    await control.start()
+    yield
+    for _ in range(5):  # for what was accepted last to be served, and to end
+        await asyncio.sleep(0)
+    await control.close()
+
+
 async def test_legs_of_a_daemon_that_lives_are_left_alone(
     asterisk: FakeAsterisk, tmp_path: Path
 ) -> None:
-    control = ControlSocket(tmp_path / "control.sock", no_answer, no_forks)
-    await control.start()
     settings = configured(asterisk, socket=tmp_path / "control.sock")
-    with pytest.raises(DaemonRuns, match="^the daemon runs, so the legs are wanted; "):
-        await asyncio.to_thread(lambda: asyncio.run(sweep(settings)))
+    async with running_daemon(tmp_path / "control.sock"):
+        with pytest.raises(DaemonRuns, match="^the daemon runs, so the legs are wanted; "):
+            await sweep(settings)
     assert asterisk.actions == []
-    await control.close()
     assert await sweep(settings) == 4
 
 
@@ -196,14 +206,13 @@ async def test_command_tells_how_many_legs_were_hung_up(asterisk: FakeAsterisk, 
 async def test_command_while_the_daemon_runs_exits_with_1(
     asterisk: FakeAsterisk, path: Path, tmp_path: Path
 ) -> None:
-    control = ControlSocket(tmp_path / "control.sock", no_answer, no_forks)
-    await control.start()
     write(path, text_for(asterisk, ARI, tmp_path / "control.sock"))
-    assert await invoke(path, "sweep") == (
+    async with running_daemon(tmp_path / "control.sock"):
+        code, output = await invoke(path, "sweep")
+    assert (code, output) == (
         1,
         "audiofork: the daemon runs, so the legs are wanted; it sweeps at its start itself\n",
     )
-    await control.close()
 
 
 @pytest.mark.parametrize("command", ["sweep", "check --taps"])
