@@ -29,7 +29,7 @@ LEG_ENDS_WITH_PEER: Since = {20: 14, 21: 9, 22: 4}
 AUDIOSOCKET_RATES: Since = {20: 17, 21: 12, 22: 7, 23: 1}
 """AudioSocket has a kind of its own for each sample rate. Before that all comes as 8000 Hz."""
 WHISPER_LEAKS: Since = {20: 21, 22: 11, 23: 5}
-"""A timer of whispered channels leaks 95 MB an hour, and silences the other party at times."""
+"""A timer of whispered channels leaks while nothing is heard, and may silence the other party."""
 
 
 @dataclass(frozen=True, slots=True)

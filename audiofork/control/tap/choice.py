@@ -10,7 +10,7 @@ from audiofork.control.channels import Channels
 from audiofork.control.tap.base import Tap, is_leg
 from audiofork.control.tap.chanspy import ChanSpyTap
 from audiofork.control.tap.ways import NARROW_RATE, Site, Way, Wish, best_way, why_none
-from audiofork.control.versions import Version
+from audiofork.control.versions import WHISPER_LEAKS, Version
 from audiofork.errors import RequestRefused
 from audiofork.model import LegPart
 
@@ -119,16 +119,26 @@ class Taps:
         for rate in rates:
             wish = replace(wish, sample_rate=rate)
             way = best_way(wish, site)
+            if way is not None and LegPart.PAIRS in way.parts[wish.direction]:
+                way = await self._unless_wide(uniqueid, way, wish, site)
             if way is not None:
-                return await self._checked(uniqueid, way, wish, rates[0])
+                return self._choice(way, wish, rates[0], site)
         raise RequestRefused(why_none(replace(wish, sample_rate=rates[0]), site))
 
-    async def _checked(self, uniqueid: str, way: Way, wish: Wish, wished_rate: int) -> Choice:
-        """Return the choice, unless the call has audio that its way gets wrong."""
-        site = self.site()
-        if LegPart.PAIRS in way.parts[wish.direction] and (wide := await self.wide(uniqueid)):
+    async def _unless_wide(self, uniqueid: str, pairs: Way, wish: Wish, site: Site) -> Way:
+        """Return the way of pairs, or another if the call has audio that it gets wrong."""
+        wide = await self.wide(uniqueid)
+        if not wide:
+            return pairs
+        other = best_way(wish, replace(site, narrowband=False))
+        if other is None:
             raise RequestRefused(why_wide(wide))
+        return other
+
+    def _choice(self, way: Way, wish: Wish, wished_rate: int, site: Site) -> Choice:
         notes = [way.flaw_on(site.version)]
+        if wish.speaks and site.version.has(WHISPER_LEAKS):
+            notes.append(f"beeps leak memory while the party hears nothing on {site.version}")
         if wish.sample_rate != wished_rate:
             notes.append(f"{wish.sample_rate} Hz in place of {wished_rate}: {site.no_ari}")
         tap = self._snoop if self._snoop is not None and way.tap == "snoop" else self._chanspy
