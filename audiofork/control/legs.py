@@ -138,8 +138,8 @@ class Legs:
             async with asyncio.timeout(LEAVE_TIMEOUT_S):
                 while not self._has_room(fork):
                     await self._left.wait()
-        # The news of their end may be held back by a filter. (Asterisk does not answer for a channel
-        # that is being hung up, but it lists it.)
+        # The news of their end may be held back by a filter. (Asterisk answers for no channel that
+        # is being hung up, but lists it.)
         self.keep_leaving(await self._channels.present())
         if not self._has_room(fork):
             raise RequestRefused(

@@ -19,12 +19,30 @@ from audiofork import check as checking
 from audiofork import config
 from audiofork.check import Check, Finding, Mark, Outcome
 from audiofork.config import Config
+from audiofork.control.versions import CHANSPY_PAIRS
+from audiofork.model import LegPart
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk, free_port
-from testbed.daemon import ETC, SECRET, Daemon, ari_conf, ari_settings, dialplan, manager_conf
+from testbed.daemon import (
+    ETC,
+    SECRET,
+    Daemon,
+    ari_conf,
+    ari_settings,
+    asterisk_settings,
+    dialplan,
+    manager_conf,
+)
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.asterisk.conftest import DIALPLAN, no_channels, only_channels, place_call, start_fork
+from tests.asterisk.conftest import (
+    DIALPLAN,
+    needs,
+    no_channels,
+    only_channels,
+    place_call,
+    start_fork,
+)
 
 pytestmark = pytest.mark.asterisk
 
@@ -154,7 +172,20 @@ async def test_asterisk_as_shipped_has_no_fault_within_3_s(checked: Asterisk) ->
     assert "requests: UserEvent(AudioFork) comes back (read = user)" in texts
     assert "hangups: Asterisk tells of them (read = call)" in texts
     (audio,) = [text for text in texts if text.startswith("audio:")]
-    assert audio.endswith("in and out apart (timing source, ChanSpy with D)")
+    assert audio.endswith("frames a second, in and out mixed by ChanSpy")
+    assert texts[-1].startswith("forks: in by chanspy, both by chanspy; out and stereo are refused")
+    assert "[ari]" in findings[-1].remedy
+
+
+@needs(CHANSPY_PAIRS, "ChanSpy that keeps in and out apart")
+async def test_narrowband_site_has_in_and_out_apart_by_chanspy(checked: Asterisk) -> None:
+    text = asterisk_settings(checked) + "chanspy_pairs = narrowband\n"
+    outcome, findings = await findings_of(checked, configured(checked, asterisk=text))
+    assert outcome is Outcome.FINE
+    texts = [finding.text for finding in findings]
+    assert any(text.endswith("frames a second, in and out apart by ChanSpy's D") for text in texts)
+    ways = ", ".join(f"{direction} by chanspy" for direction in ("in", "out", "both", "stereo"))
+    assert texts[-1] == f"forks: {ways}"
 
 
 def with_ari(asterisk: Asterisk, more: str = "", /, **sections: str) -> Config:
@@ -260,8 +291,9 @@ async def test_chanspy_without_d_is_a_fault(
     checked: Asterisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A ChanSpy that does not know D passes over it; one that is not told of it does the same."""
-    monkeypatch.setattr(checking, "PAIR_OPTIONS", "qulES")
-    found = await only_failure(checked, configured(checked))
+    monkeypatch.setitem(checking.CHANSPY_OPTIONS, LegPart.PAIRS, "qulES")
+    text = asterisk_settings(checked) + "chanspy_pairs = narrowband\n"
+    found = await only_failure(checked, configured(checked, asterisk=text))
     assert found.text.startswith("audio: the ChanSpy of Asterisk ")
     assert checked.installation.version in found.text
     assert found.text.endswith("has no option D")
@@ -498,7 +530,7 @@ async def test_running_daemon_is_reached_at_its_own_port_and_goes_on(checked: As
         assert "daemon: runs, 0 forks" in texts
         address = f"127.0.0.1:{daemon.audiosocket_port}"
         assert f"AudioSocket: Asterisk reaches the daemon at {address}" in texts
-        assert any(text.endswith("(timing source, ChanSpy with D)") for text in texts)
+        assert any(text.endswith("in and out mixed by ChanSpy") for text in texts)
         assert daemon.exit_code is None
         assert "Traceback" not in daemon.log()
 

@@ -274,8 +274,8 @@ def known_faults(version: Version) -> list[str]:
     faults = []
     if version.has(WHISPER_LEAKS):
         faults.append(
-            "options B, p and P (beeps) leak some 86 MB an hour while their party hears nothing; by "
-            "ARI's snoop they may silence the other party, so they are had by ChanSpy alone"
+            "options B, p and P (beeps) leak some 86 MB an hour while their party hears nothing; "
+            "by ARI's snoop they may silence the other party, so they are had by ChanSpy alone"
         )
     if not version.has(LEG_ENDS_WITH_PEER):
         faults.append(
