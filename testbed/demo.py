@@ -29,7 +29,7 @@ from testbed.asterisk import (
     Installation,
     find_installation,
 )
-from testbed.daemon import Daemon, dialplan, manager_conf
+from testbed.daemon import Daemon, ari_conf, ari_settings, dialplan, manager_conf
 from testbed.rtp import ULAW
 from testbed.sip import Call, SipError, SipUser
 
@@ -206,7 +206,7 @@ async def demo(installation: Installation) -> None:
             say(f"Starting a private Asterisk {installation.version} ...")
             asterisk = stack.enter_context(private_asterisk(installation, lines))
             say("Starting the daemon, audiofork run ...")
-            daemon = Daemon(asterisk)
+            daemon = Daemon(asterisk, {"ari": ari_settings(asterisk)})
             stack.push(daemon)  # before the start, which may fail half-way
             daemon.start()
             explain(lines)
@@ -221,10 +221,7 @@ async def demo(installation: Installation) -> None:
 
 def private_asterisk(installation: Installation, lines: str) -> Asterisk:
     """Return an Asterisk, not started, with the files that audiofork comes with."""
-    config = {
-        "manager.conf": manager_conf(installation.version),
-        "modules.conf": "load = res_convert.so",
-    }
+    config = {"manager.conf": manager_conf(installation.version), "ari.conf": ari_conf()}
     return Asterisk(installation, dialplan=lines + dialplan(), config=config)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from audiofork.control.lifecycle import diagram
+from audiofork.control.tap.ways import as_markdown
 from audiofork.model import EndReason
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +25,12 @@ def test_every_end_reason_is_explained() -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze not there")
-def test_service_is_hardened() -> None:
+def test_services_are_hardened() -> None:
     """An exposure of 2.0 or less; the tool counts in tenths."""
     command = ["systemd-analyze", "security", "--offline=true", "--threshold=20"]
-    subprocess.run([*command, ROOT / "systemd/audiofork.service"], check=True, capture_output=True)
+    for unit in ("audiofork.service", "audiofork-sweep.service"):
+        subprocess.run([*command, ROOT / "systemd" / unit], check=True, capture_output=True)
+
+
+def test_table_of_ways_is_the_code() -> None:
+    assert as_markdown() in (ROOT / "docs/asterisk.md").read_text()
