@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from audiofork.control.announcer import MAX_REASON_CHARACTERS, harmless
 from audiofork.control.tap.ways import (
     WAYS,
     Connects,
@@ -41,8 +42,8 @@ BY_APPLICATION += ["GIT-22-f0c1c1a"]
 LEAKING = ["20.21.0", "22.11.0-rc1", "22.12.0", "23.5.0", "24.0.0"]
 ALL = BEFORE_PAIRS + WITH_PAIRS + BY_APPLICATION + LEAKING
 
-NO_ARI = "set [ari]"
-NO_CHANSPY = "tap = snoop"
+NO_ARI = "set up [ari]"
+NO_CHANSPY = "is ruled out"
 
 
 def site(version: str, **there_is: object) -> Site:
@@ -83,7 +84,7 @@ def test_narrow_legs_come_by_dial_where_the_application_does_harm(
     ],
 )
 def test_application_is_not_taken_for_the_first_harm_that_it_does(version: str, why: str) -> None:
-    assert APPLICATION.why_not(Wish(IN), site(version)) == f"Asterisk {version}: {why}"
+    assert APPLICATION.why_not(Wish(IN), site(version)) == f"{why} on Asterisk {version}"
 
 
 @pytest.mark.parametrize("rate", [12_000, 16_000, 48_000, 192_000])
@@ -97,7 +98,7 @@ def test_wide_legs_come_by_dial_alone(version: str, direction: Direction, rate: 
 
 @pytest.mark.parametrize("direction", Direction)
 @pytest.mark.parametrize("rate", [8000, 16_000])
-def test_legs_that_speak_come_by_ari_where_whispering_does_not_leak(
+def test_legs_that_speak_come_by_ari_where_that_silences_nobody(
     direction: Direction, rate: int
 ) -> None:
     wish = Wish(direction, rate, speaks=True)
@@ -108,12 +109,12 @@ def test_legs_that_speak_come_by_ari_where_whispering_does_not_leak(
 
 @pytest.mark.parametrize("version", LEAKING)
 @pytest.mark.parametrize("direction", Direction)
-def test_legs_that_speak_do_not_come_by_ari_where_whispering_leaks(
+def test_legs_that_speak_do_not_come_by_ari_where_that_may_silence_the_other_party(
     version: str, direction: Direction
 ) -> None:
     way = best_way(Wish(direction, speaks=True), site(version, narrowband=True))
     assert way is (SPY_IN if direction is IN else SPY_PAIRS)
-    why = f"beeps leak memory on Asterisk {version}, and may silence the other party"
+    why = f"beeps by snoop may silence the other party on {version}"
     for by_ari in (APPLICATION, DIAL):
         assert by_ari.why_not(Wish(direction, speaks=True), site(version)) == why
         assert by_ari.why_not(Wish(direction, 16_000, speaks=True), site(version)) == why
@@ -168,7 +169,7 @@ def test_without_option_d_a_narrowband_site_has_both_mixed_and_nothing_apart(ver
     assert best_way(Wish(BOTH), here) is SPY_MIX
     for wish in (Wish(OUT), Wish(STEREO), Wish(BOTH, apart=True)):
         assert best_way(wish, here) is None
-    expected = f"Asterisk {version}: its ChanSpy cannot keep in and out apart (option D)"
+    expected = f"cannot keep in and out apart (no option D) on Asterisk {version}"
     assert SPY_PAIRS.why_not(Wish(OUT), here) == expected
 
 
@@ -177,7 +178,7 @@ def test_nothing_wide_comes_by_chanspy(narrowband: bool) -> None:
     here = without_ari("22.10.1", narrowband=narrowband)
     for direction in Direction:
         assert best_way(Wish(direction, 16_000), here) is None
-    assert SPY_MIX.why_not(Wish(BOTH, 16_000), here) == "not at 16000 Hz, only at 8000"
+    assert SPY_MIX.why_not(Wish(BOTH, 16_000), here) == "has 8000 Hz alone"
 
 
 @pytest.mark.parametrize("version", ["18.0.0", "22.10.1"])
@@ -196,15 +197,34 @@ def test_nothing_comes_by_chanspy_where_it_is_not_wanted(version: str) -> None:
 @pytest.mark.parametrize(
     ("way", "direction", "why"),
     [
-        (SPY_IN, OUT, "serves in alone"),
-        (SPY_PAIRS, IN, "serves out, both, stereo alone"),
-        (SPY_MIX, STEREO, "serves both alone"),
+        (SPY_IN, OUT, "has in alone"),
+        (SPY_PAIRS, IN, "has out, both, stereo alone"),
+        (SPY_MIX, STEREO, "has both alone"),
     ],
 )
 def test_way_that_does_not_serve_a_direction_says_which_it_does(
     way: Way, direction: Direction, why: str
 ) -> None:
     assert way.why_not(Wish(direction), without_ari("22.10.1", narrowband=True)) == why
+
+
+def test_all_that_speaks_against_a_way_is_told_in_the_order_of_its_rules() -> None:
+    here = site("18.19.0", no_ari=NO_ARI, no_chanspy=NO_CHANSPY)
+    assert APPLICATION.all_against(Wish(OUT, 16_000), here) == [
+        "set up [ari]",
+        "has 8000 Hz alone",
+        "AudioSocket() takes a core for each leg on Asterisk 18.19.0",
+        "a leg of AudioSocket() outlives a daemon that is killed, and holds its call on Asterisk "
+        "18.19.0",
+    ]
+    assert SPY_PAIRS.all_against(Wish(OUT, 16_000), here) == [
+        "is ruled out",
+        "has 8000 Hz alone",
+        "needs a site without wideband ([asterisk] chanspy_pairs = narrowband)",
+        "cannot keep in and out apart (no option D) on Asterisk 18.19.0",
+    ]
+    assert SPY_IN.all_against(Wish(OUT, 16_000), here) == ["has in alone"]
+    assert SPY_MIX.all_against(Wish(BOTH), without_ari("18.19.0")) == []
 
 
 # --- What the ways bring -------------------------------------------------------------------------
@@ -251,10 +271,26 @@ def test_in_alone_by_chanspy_is_whole_on_later_versions(version: str) -> None:
 
 # --- What people are told ------------------------------------------------------------------------
 
-WIDEBAND = (
-    "in and out apart are wrong in calls with wideband audio; if all audio of this site is at "
-    "8000 Hz, set [asterisk] chanspy_pairs = narrowband"
+WIDEBAND = "needs a site without wideband ([asterisk] chanspy_pairs = narrowband)"
+
+
+@pytest.mark.parametrize(
+    ("wish", "text"),
+    [
+        (Wish(IN), "D(in)"),
+        (Wish(OUT, 16_000), "D(out), 16000 Hz"),
+        (Wish(STEREO, speaks=True), "D(stereo), beeps"),
+        (Wish(BOTH, 48_000, speaks=True), "D(both), 48000 Hz, beeps"),
+        (Wish(BOTH, apart=True), "D(both), in and out treated apart"),
+        (
+            Wish(BOTH, 16_000, speaks=True, apart=True),
+            "D(both), 16000 Hz, beeps, in and out treated apart",
+        ),
+        (Wish(STEREO, apart=True), "D(stereo)"),
+    ],
 )
+def test_wish_tells_what_is_not_a_matter_of_course(wish: Wish, text: str) -> None:
+    assert str(wish) == text
 
 
 @pytest.mark.parametrize(
@@ -263,41 +299,46 @@ WIDEBAND = (
         pytest.param(
             Wish(OUT),
             without_ari("22.10.1"),
-            f"D(out) at 8000 Hz: by ARI's snoop: set [ari]; by ChanSpy: {WIDEBAND}",
+            f"D(out): set up [ari]; ChanSpy {WIDEBAND}",
             id="out",
         ),
         pytest.param(
             Wish(BOTH, apart=True),
             without_ari("22.10.1"),
-            "D(both) at 8000 Hz with in and out treated differently: by ARI's snoop: set [ari]; "
-            f"by ChanSpy: {WIDEBAND}, or in and out come mixed, nothing can be done to one of them",
+            f"D(both), in and out treated apart: set up [ari]; ChanSpy {WIDEBAND}, or mixes them",
             id="both-apart",
         ),
         pytest.param(
             Wish(STEREO, apart=True),
             without_ari("20.4.0", narrowband=True),
-            "D(stereo) at 8000 Hz: by ARI's snoop: set [ari]; by ChanSpy: Asterisk 20.4.0: its "
-            "ChanSpy cannot keep in and out apart (option D)",
+            "D(stereo): set up [ari]; ChanSpy cannot keep in and out apart (no option D) on "
+            "Asterisk 20.4.0",
             id="no-option-d",
+        ),
+        pytest.param(
+            Wish(BOTH, apart=True),
+            without_ari("20.4.0", narrowband=True),
+            "D(both), in and out treated apart: set up [ari]; ChanSpy cannot keep in and out apart "
+            "(no option D) on Asterisk 20.4.0, or mixes them",
+            id="both-apart-no-option-d",
         ),
         pytest.param(
             Wish(BOTH, 16_000),
             without_ari("22.10.1", narrowband=True),
-            "D(both) at 16000 Hz: by ARI's snoop: set [ari]; by ChanSpy: not at 16000 Hz, only at "
-            "8000",
+            "D(both), 16000 Hz: set up [ari]; ChanSpy has 8000 Hz alone",
             id="wide",
         ),
         pytest.param(
             Wish(STEREO, speaks=True),
             site("22.11.0-rc1"),
-            "D(stereo) at 8000 Hz with beeps: by ARI's snoop: beeps leak memory on Asterisk "
-            f"22.11.0-rc1, and may silence the other party; by ChanSpy: {WIDEBAND}",
-            id="beeps-leak",
+            "D(stereo), beeps: beeps by snoop may silence the other party on 22.11.0-rc1; ChanSpy "
+            f"{WIDEBAND}",
+            id="beeps-silence",
         ),
         pytest.param(
             Wish(IN),
-            site("22.10.1", no_ari="the link is down", no_chanspy="tap = snoop"),
-            "D(in) at 8000 Hz: by ARI's snoop: the link is down; by ChanSpy: tap = snoop",
+            site("22.10.1", no_ari="the link is down", no_chanspy="is ruled out"),
+            "D(in): the link is down; ChanSpy is ruled out",
             id="snoop-alone",
         ),
     ],
@@ -307,9 +348,58 @@ def test_why_there_is_no_way_is_told_by_each_tap(wish: Wish, here: Site, text: s
     assert why_none(wish, here) == text
 
 
+SET_ARI = "set up [ari] (audiofork check tells how)"
+LINK_DOWN = "no link to ARI at http://127.0.0.1:8088/ari: Connection refused"
+
+
+@pytest.mark.parametrize("no_chanspy", ["", "is ruled out ([asterisk] tap = snoop)"])
+@pytest.mark.parametrize(
+    "no_ari", ["", SET_ARI, "[asterisk] tap = chanspy rules ARI out", LINK_DOWN]
+)
+@pytest.mark.parametrize("version", ["20.4.0", "22.10.1", "22.11.0-rc1"])
+def test_refusals_are_told_to_their_end_in_events(
+    version: str, no_ari: str, no_chanspy: str
+) -> None:
+    """An event has 200 characters of a reason: what is behind them, the remedy, is lost."""
+    refused = 0
+    for direction, rate, speaks, apart, narrowband in itertools.product(
+        Direction, (8000, 16_000), *[(False, True)] * 3
+    ):
+        wish = Wish(direction, rate, speaks, apart)
+        here = site(version, no_ari=no_ari, no_chanspy=no_chanspy, narrowband=narrowband)
+        if best_way(wish, here) is None:
+            refused += 1
+            text = why_none(wish, here)
+            assert len(text) <= MAX_REASON_CHARACTERS == 200, text
+            assert harmless(text) == text
+    assert refused or not no_ari
+
+
+@pytest.mark.parametrize(
+    ("wish", "remedies"),
+    [
+        (Wish(OUT), [SET_ARI, "chanspy_pairs = narrowband"]),
+        (Wish(STEREO), [SET_ARI, "chanspy_pairs = narrowband"]),
+        (Wish(BOTH, apart=True), [SET_ARI, "chanspy_pairs = narrowband"]),
+        (Wish(STEREO, speaks=True), [SET_ARI, "chanspy_pairs = narrowband"]),
+        (Wish(BOTH, speaks=True, apart=True), [SET_ARI, "chanspy_pairs = narrowband"]),
+        (Wish(BOTH, 16_000), [SET_ARI]),
+        (Wish(IN, 16_000, speaks=True), [SET_ARI]),
+    ],
+    ids=str,
+)
+def test_refusals_in_events_tell_what_was_asked_for_and_all_remedies(
+    wish: Wish, remedies: list[str]
+) -> None:
+    text = harmless(why_none(wish, site("22.10.1", no_ari=SET_ARI)))
+    assert text.startswith(f"{wish}: ")
+    for remedy in remedies:
+        assert remedy in text
+
+
 LEAKS = (
-    "a whispered channel leaks memory and may silence the other party, so options B, p and P "
-    "(beeps) are not had by ARI's snoop"
+    "options B, p and P (beeps) leak some 86 MB an hour while their party hears nothing; by ARI's "
+    "snoop they may silence the other party, so they are had by ChanSpy alone"
 )
 OUTLIVES = (
     "a leg whose daemon was killed may take a core while its channel is silent, until the daemon "
@@ -354,10 +444,11 @@ def test_ways_for_a_site_tell_what_each_needs_and_what_speaks_against_it() -> No
         "1. snoop, a leg for each side by AudioSocket(): in, out, both, stereo",
         "   needs: ARI; no beeps on 20.21, 22.11, 23.5 and later; 8000 Hz; AudioSocket() rests "
         "(18.20, 20.5, 21 or later); legs end with the daemon (20.14, 21.9, 22.4 or later)",
-        "   here: set [ari]",
+        "   here: no: set up [ari]; a leg of AudioSocket() outlives a daemon that is killed, and "
+        "holds its call on Asterisk 20.7.0",
         "2. snoop, a leg for each side by Dial(): in, out, both, stereo",
         "   needs: ARI; no beeps on 20.21, 22.11, 23.5 and later",
-        "   here: set [ari]",
+        "   here: no: set up [ari]",
         "3. chanspy, in alone (option o): in",
         "   needs: [asterisk] tap is not snoop; 8000 Hz",
         "   here: yes",
@@ -366,7 +457,7 @@ def test_ways_for_a_site_tell_what_each_needs_and_what_speaks_against_it() -> No
         "4. chanspy, in and out side by side (option D): out, both, stereo",
         "   needs: [asterisk] tap is not snoop; 8000 Hz; [asterisk] chanspy_pairs = narrowband, no "
         "wideband in the call; option D (18.22, 20.7, 21.2, 22 or later)",
-        f"   here: {WIDEBAND}",
+        "   here: no: needs a site without wideband ([asterisk] chanspy_pairs = narrowband)",
         "5. chanspy, in and out mixed by Asterisk: both",
         "   needs: [asterisk] tap is not snoop; 8000 Hz; volume and mute the same for in and out",
         "   here: yes",

@@ -57,7 +57,7 @@ class Wish:
         if self.speaks:
             more.append("beeps")
         if self.apart and self.direction is Direction.BOTH:
-            more.append("in and out treated differently")
+            more.append("in and out treated apart")
         return ", ".join([f"D({self.direction})", *more])
 
 
@@ -116,20 +116,17 @@ def _is_wide(wish: Wish, site: Site) -> str:
 def _silences(wish: Wish, site: Site) -> str:
     if not wish.speaks or not site.version.has(WHISPER_LEAKS):
         return ""
-    return f"snoop with beeps may silence the other party on Asterisk {site.version}"
+    return f"beeps by snoop may silence the other party on {site.version}"
 
 
 def _is_mixed(wish: Wish, site: Site) -> str:
-    return "mixes in and out" if wish.apart else ""
+    return "mixes them" if wish.apart else ""
 
 
 def _may_be_wide(wish: Wish, site: Site) -> str:
     if site.narrowband:
         return ""
-    return (
-        "gets in and out apart wrong in wideband calls ([asterisk] chanspy_pairs = narrowband says "
-        "that there are none)"
-    )
+    return "needs a site without wideband ([asterisk] chanspy_pairs = narrowband)"
 
 
 _ARI = Rule("ARI", _no_ari)
