@@ -1,14 +1,16 @@
 """The choice of tap and sample rate, and which legs are whose; the taps are the real ones."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from audiofork.config import Address, AriConfig
+from audiofork.control.announcer import MAX_REASON_CHARACTERS
 from audiofork.control.channels import Channels
 from audiofork.control.tap.chanspy import ChanSpyTap
-from audiofork.control.tap.choice import FIRST_LINK_TIMEOUT_S, Choice, Taps
+from audiofork.control.tap.choice import FIRST_LINK_TIMEOUT_S, Choice, Taps, why_wide
 from audiofork.control.tap.snoop import SnoopTap
 from audiofork.control.tap.ways import WAYS, Site, Way, Wish
 from audiofork.control.versions import Version
@@ -18,7 +20,7 @@ from audiofork.model import Direction, LegPart
 from .conftest import NAME, UNIQUEID, UNKNOWN_ID, Clock, FakeAmi, FakeAri
 
 NATIVE = "CHANNEL(audionativeformat)"
-SET_ARI = "set [ari] in audiofork.ini; `audiofork check` tells how"
+SET_ARI = "set up [ari] (audiofork check tells how)"
 DOWN = "no link to ARI at http://127.0.0.1:8088/ari: Connection refused"
 APPLICATION, DIAL, SPY_IN, SPY_PAIRS, SPY_MIX = WAYS
 BOTH = Wish(Direction.BOTH)
@@ -66,11 +68,8 @@ async def refusal(taps: Taps, *wished_rates: int, wish: Wish = BOTH) -> str:
     return str(caught.value)
 
 
-def why_wide(why_no_ari: str) -> str:
-    return (
-        f"D(both) at 16000 Hz: by ARI's snoop: {why_no_ari}; "
-        "by ChanSpy: not at 16000 Hz, only at 8000"
-    )
+def why_not_16000(why_no_ari: str) -> str:
+    return f"D(both), 16000 Hz: {why_no_ari}; ChanSpy has 8000 Hz alone"
 
 
 # --- Which tap -----------------------------------------------------------------------------------
@@ -99,9 +98,9 @@ async def test_tap_snoop_refuses_forks_with_the_reason_while_the_link_is_down(
 ) -> None:
     taps = rig.taps(tap="snoop", narrowband=True)
     rig.ari.ready = False
+    asked = f"D({direction}), 16000 Hz" if rate == 16000 else f"D({direction})"
     assert await refusal(taps, rate, wish=Wish(direction)) == (
-        f"D({direction}) at {rate} Hz: by ARI's snoop: {DOWN}; "
-        "by ChanSpy: [asterisk] tap = snoop forbids it"
+        f"{asked}: {DOWN}; ChanSpy is ruled out ([asterisk] tap = snoop)"
     )
     rig.ari.ready = True
     assert (await taps.choose(UNIQUEID, Wish(direction), (rate,))).tap is rig.snoop
@@ -110,7 +109,7 @@ async def test_tap_snoop_refuses_forks_with_the_reason_while_the_link_is_down(
 async def test_tap_chanspy_says_so_where_a_fork_would_need_ari(rig: Rig) -> None:
     taps = rig.taps(ari=False, tap="chanspy")
     assert await taps.choose(UNIQUEID, BOTH) == rig.by_chanspy()
-    assert await refusal(taps, 16000) == why_wide("[asterisk] tap = chanspy forbids it")
+    assert await refusal(taps, 16000) == why_not_16000("[asterisk] tap = chanspy rules ARI out")
 
 
 @pytest.mark.parametrize(
@@ -133,8 +132,8 @@ async def test_way_is_that_of_the_version_that_asterisk_has_at_the_moment(
         (True, "auto", True, True, ("", "", True)),
         (True, "auto", False, False, (DOWN, "", False)),
         (False, "auto", False, True, (SET_ARI, "", False)),
-        (True, "snoop", False, True, ("", "[asterisk] tap = snoop forbids it", False)),
-        (False, "chanspy", True, True, ("[asterisk] tap = chanspy forbids it", "", True)),
+        (True, "snoop", False, True, ("", "is ruled out ([asterisk] tap = snoop)", False)),
+        (False, "chanspy", True, True, ("[asterisk] tap = chanspy rules ARI out", "", True)),
     ],
 )
 async def test_site_is_what_is_configured_and_reachable(
@@ -209,7 +208,7 @@ async def test_wide_audio_is_had_by_the_snoop_tap(
 async def test_wide_audio_without_ari_is_refused_and_the_text_says_what_to_configure(
     rig: Rig, rates: tuple[int, ...]
 ) -> None:
-    text = why_wide(SET_ARI)
+    text = why_not_16000(SET_ARI)
     assert await refusal(rig.taps(ari=False), *rates) == text
 
 
@@ -217,7 +216,7 @@ async def test_wide_audio_while_the_link_is_down_is_refused_and_the_text_says_wh
     rig: Rig,
 ) -> None:
     rig.ari.ready = False
-    assert await refusal(rig.taps(), 16000) == why_wide(DOWN)
+    assert await refusal(rig.taps(), 16000) == why_not_16000(DOWN)
 
 
 @pytest.mark.parametrize(("ari", "why"), [(False, SET_ARI), (True, DOWN)], ids=["unset", "down"])
@@ -238,7 +237,7 @@ async def test_fork_without_a_wish_gets_the_configured_rate_as_it_is_now(rig: Ri
 
 
 async def test_configured_rate_that_chanspy_does_not_have_refuses_too(rig: Rig) -> None:
-    text = why_wide(SET_ARI)
+    text = why_not_16000(SET_ARI)
     assert await refusal(rig.taps(ari=False, sample_rate=16000)) == text
 
 
@@ -260,7 +259,7 @@ async def test_the_channel_s_own_rate_of_8000_hz_is_had_by_chanspy_without_a_not
 async def test_the_channel_s_own_rate_that_chanspy_does_not_have_is_refused_by_its_number(
     rig: Rig,
 ) -> None:
-    text = why_wide(SET_ARI)
+    text = why_not_16000(SET_ARI)
     assert await refusal(rig.taps(ari=False), 0) == text
 
 
@@ -300,7 +299,7 @@ def narrow(rig: Rig) -> Rig:
     """The rig, with a call that has no wideband audio: a channel and its bridge peer."""
     rig.ami.channels[PEER_ID] = PEER
     rig.ami.values = dict.fromkeys(FORMATS, "(alaw)")
-    rig.ami.values_of[UNIQUEID] = {"BRIDGEPEER": PEER}
+    rig.ami.values_of = {UNIQUEID: {"BRIDGEPEER": PEER}, PEER_ID: {}}
     return rig
 
 
@@ -314,8 +313,9 @@ async def test_narrowband_call_of_a_narrowband_site_has_pairs_by_chanspy(
 
 def why_in_the_call(wide: str) -> str:
     return (
-        f"the call has wideband audio ({wide}), whose in and out ChanSpy gets wrong, though "
-        f"[asterisk] chanspy_pairs = narrowband says that there is none; {SET_ARI}"
+        f"the call has wideband audio ({wide}), in which ChanSpy gets in and out apart wrong, for "
+        "all that [asterisk] chanspy_pairs = narrowband says: set up [ari] (audiofork check tells "
+        "how)"
     )
 
 
@@ -347,6 +347,43 @@ async def test_wideband_of_any_of_several_peers_counts(narrow: Rig) -> None:
     assert await refusal(taps, wish=STEREO) == why_in_the_call("slin16")
 
 
+@pytest.mark.parametrize("wish", [Wish(Direction.OUT), STEREO, Wish(Direction.BOTH, apart=True)])
+@pytest.mark.parametrize("speaks", [False, True])
+async def test_sides_apart_are_refused_in_a_wideband_call_of_a_narrowband_site(
+    narrow: Rig, wish: Wish, speaks: bool
+) -> None:
+    narrow.ami.values_of[PEER_ID] = {"CHANNEL(audionativeformat)": "(g722)"}
+    taps = narrow.taps(ari=False, narrowband=True)
+    wish = replace(wish, speaks=speaks)
+    assert await refusal(taps, wish=wish) == why_in_the_call("g722")
+
+
+@pytest.mark.parametrize("wide", ["g722", "slin192", "silk24"])
+def test_refusal_of_a_wideband_call_is_told_to_its_end_in_events(wide: str) -> None:
+    assert why_wide(wide) == why_in_the_call(wide)
+    assert len(why_wide(wide)) <= MAX_REASON_CHARACTERS == 200
+
+
+@pytest.mark.parametrize("whose", [UNIQUEID, PEER_ID], ids=["own", "peer"])
+@pytest.mark.parametrize("speaks", [False, True])
+async def test_both_comes_mixed_in_a_wideband_call_of_a_narrowband_site(
+    narrow: Rig, whose: str, speaks: bool
+) -> None:
+    taps = narrow.taps(ari=False, narrowband=True)
+    wish = Wish(Direction.BOTH, speaks=speaks)
+    assert await taps.choose(UNIQUEID, wish) == narrow.by_chanspy(SPY_PAIRS)
+    narrow.ami.values_of[whose]["CHANNEL(audionativeformat)"] = "(g722)"
+    assert await taps.choose(UNIQUEID, wish) == narrow.by_chanspy(SPY_MIX)
+
+
+async def test_mix_in_place_of_pairs_keeps_the_note_on_its_sample_rate(narrow: Rig) -> None:
+    narrow.ami.values_of[PEER_ID] = {"CHANNEL(audionativeformat)": "(g722)"}
+    taps = narrow.taps(ari=False, narrowband=True)
+    assert await taps.choose(UNIQUEID, BOTH, (16000, 8000)) == narrow.by_chanspy(
+        SPY_MIX, f"8000 Hz in place of 16000: {SET_ARI}"
+    )
+
+
 async def test_peer_that_has_just_gone_is_no_reason_to_refuse(narrow: Rig) -> None:
     del narrow.ami.channels[PEER_ID]
     taps = narrow.taps(ari=False, narrowband=True)
@@ -376,13 +413,17 @@ async def test_sides_apart_are_refused_where_the_site_may_have_wideband(
     narrow: Rig, wish: Wish
 ) -> None:
     text = await refusal(narrow.taps(ari=False), wish=wish)
-    assert text.startswith(f"{wish}: by ARI's snoop: {SET_ARI}; by ChanSpy: in and out apart are ")
-    assert "set [asterisk] chanspy_pairs = narrowband" in text
+    asked = "D(both), in and out treated apart" if wish.apart else f"D({wish.direction})"
+    or_mixed = ", or mixes them" if wish.apart else ""
+    assert text == (
+        f"{asked}: set up [ari] (audiofork check tells how); ChanSpy needs a site without wideband "
+        f"([asterisk] chanspy_pairs = narrowband){or_mixed}"
+    )
 
 
 async def test_refusal_for_any_of_several_rates_is_that_for_the_best(narrow: Rig) -> None:
     text = await refusal(narrow.taps(ari=False), 16000, 8000, wish=STEREO)
-    assert text.startswith("D(stereo) at 16000 Hz: ")
+    assert text == f"D(stereo), 16000 Hz: {SET_ARI}; ChanSpy has 8000 Hz alone"
 
 
 # --- Notes ---------------------------------------------------------------------------------------
@@ -399,6 +440,38 @@ async def test_note_tells_what_chanspy_loses_on_this_version(rig: Rig) -> None:
     assert await taps.choose(UNIQUEID, BOTH) == rig.by_chanspy()
     choice = await taps.choose(UNIQUEID, Wish(Direction.IN), (16000, 8000))
     assert choice.note == f"{flaw}; 8000 Hz in place of 16000: {SET_ARI}"
+
+
+LEAKING = "22.11.0-rc1"
+LEAK = "beeps leak memory while the party hears nothing on 22.11.0-rc1"
+
+
+@pytest.mark.parametrize(
+    ("direction", "way"),
+    [
+        (Direction.IN, SPY_IN),
+        (Direction.OUT, SPY_PAIRS),
+        (Direction.BOTH, SPY_PAIRS),
+        (Direction.STEREO, SPY_PAIRS),
+    ],
+)
+@pytest.mark.parametrize("ari", [True, False])
+async def test_note_tells_of_the_leak_of_beeps_by_chanspy_on_versions_that_have_it(
+    narrow: Rig, ari: bool, direction: Direction, way: Way
+) -> None:
+    taps = narrow.taps(ari=ari, narrowband=True)
+    beeps = Wish(direction, speaks=True)
+    assert (await taps.choose(UNIQUEID, beeps)).note == ""
+    narrow.ami.version = Version.parse(LEAKING)
+    assert await taps.choose(UNIQUEID, beeps) == narrow.by_chanspy(way, LEAK)
+    assert (await taps.choose(UNIQUEID, Wish(direction))).note == ""
+
+
+async def test_note_tells_of_the_leak_and_of_the_sample_rate(rig: Rig) -> None:
+    rig.ami.version = Version.parse(LEAKING)
+    beeps = Wish(Direction.BOTH, speaks=True)
+    choice = await rig.taps(ari=False).choose(UNIQUEID, beeps, (16000, 8000))
+    assert choice.note == f"{LEAK}; 8000 Hz in place of 16000: {SET_ARI}"
 
 
 # --- Whose legs ----------------------------------------------------------------------------------

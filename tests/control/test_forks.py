@@ -2422,9 +2422,9 @@ PEER, PEER_ID = "PJSIP/200-0000002b", "2.2"
 
 def why_wide(wide: str) -> str:
     return (
-        f"the call has wideband audio ({wide}), whose in and out ChanSpy gets wrong, though "
-        "[asterisk] chanspy_pairs = narrowband says that there is none; set [ari] in "
-        "audiofork.ini; `audiofork check` tells how"
+        f"the call has wideband audio ({wide}), in which ChanSpy gets in and out apart wrong, for "
+        "all that [asterisk] chanspy_pairs = narrowband says: set up [ari] (audiofork check tells "
+        "how)"
     )
 
 
