@@ -571,6 +571,8 @@ def test_manager_conf_filters_by_text_where_asterisk_is_older(version: str) -> N
         "eventfilter = Event: Hangup",
         "eventfilter = Event: Bridge",
         "eventfilter = Event: OriginateResponse",
+        "eventfilter = Event: Hold",
+        "eventfilter = Event: Unhold",
     ]
 
 

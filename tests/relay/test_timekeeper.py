@@ -50,7 +50,7 @@ class Stage:
     @property
     def ahead(self) -> float:
         """By how many frames the stream is ahead of the clock."""
-        return self.frames + len(self.silences) - self.elapsed_s / PTIME_S
+        return round(self.frames + len(self.silences) - self.elapsed_s / PTIME_S, 6)
 
 
 @pytest.fixture
@@ -58,20 +58,20 @@ def stage(clock: FakeLoop) -> Stage:
     return Stage(clock)
 
 
-def test_silence_begins_within_200_ms_and_keeps_time_from_then_on(stage: Stage) -> None:
+def test_silence_begins_within_220_ms_and_keeps_time_from_then_on(stage: Stage) -> None:
     stage.keeper.start()
     stage.clock.advance(10)
     began = stage.silences[0]
-    assert 0.06 <= began <= 0.2
+    assert 0.12 <= began <= 0.22
     later = [at for at in stage.silences if at > began]
     gaps = [after - before for before, after in zip(later, later[1:], strict=False)]
     assert max(gaps) < 3 * PTIME_S
     assert len(later) == pytest.approx((10 - began) / PTIME_S, abs=1)
-    assert -5 <= stage.ahead <= -3
+    assert -8 <= stage.ahead <= -6
 
 
 @pytest.mark.parametrize("last_ms", range(1000, 1120, 3))
-def test_silence_begins_within_200_ms_of_the_last_frame_and_follows_50_times_a_second(
+def test_silence_begins_within_220_ms_of_the_last_frame_and_follows_50_times_a_second(
     stage: Stage, last_ms: int
 ) -> None:
     stage.keeper.start()
@@ -79,7 +79,7 @@ def test_silence_begins_within_200_ms_of_the_last_frame_and_follows_50_times_a_s
     stage.talk(last_ms // 20)
     last = stage.elapsed_s - PTIME_S
     stage.clock.advance(1.2)
-    assert 0.06 <= stage.silences[0] - last <= 0.201
+    assert 0.12 <= stage.silences[0] - last <= 0.221
     for second in range(5):
         count = len(stage.silences)
         stage.clock.advance(1)
@@ -87,7 +87,7 @@ def test_silence_begins_within_200_ms_of_the_last_frame_and_follows_50_times_a_s
 
 
 @pytest.mark.parametrize("before", ["nothing", "a pause"])
-@pytest.mark.parametrize("late_ms", [0, 10, 25, 40, 55])
+@pytest.mark.parametrize("late_ms", [0, 10, 25, 40, 55, 85, 115])
 def test_clock_is_looked_at_10_times_a_second_while_frames_come(
     stage: Stage, late_ms: int, before: str
 ) -> None:
@@ -112,17 +112,17 @@ def test_frames_on_time_need_no_silence(stage: Stage) -> None:
 
 @pytest.mark.parametrize("begin_ms", [0, 7, 13, 19])
 @pytest.mark.parametrize("jitter", ["drawn", "up and down", "always late"])
-def test_frames_late_by_40_ms_need_no_silence(stage: Stage, begin_ms: int, jitter: str) -> None:
+def test_frames_late_by_100_ms_need_no_silence(stage: Stage, begin_ms: int, jitter: str) -> None:
     stage.keeper.start()
     stage.clock.advance(begin_ms / 1000)
     draw = random.Random(begin_ms)
     late_s = {
-        "drawn": [draw.uniform(0, 0.04) for _ in range(1000)],
-        "up and down": [0.04 * (n // 10 % 2) for n in range(1000)],
-        "always late": [0.04] * 1000,
+        "drawn": [draw.uniform(0, 0.1) for _ in range(1000)],
+        "up and down": [0.1 * (n // 10 % 2) for n in range(1000)],
+        "always late": [0.1] * 1000,
     }[jitter]
     stage.talk(1000, [late - begin_ms / 1000 for late in late_s])
-    stage.clock.advance(0.04)
+    stage.clock.advance(0.1)
     assert (stage.frames, stage.silences) == (1000, [])
 
 
@@ -131,8 +131,8 @@ def test_frames_that_are_missing_here_and_there_are_replaced(stage: Stage) -> No
     for _ in range(50):
         stage.talk(19)
         stage.clock.advance(PTIME_S)
-    assert 44 <= len(stage.silences) <= 50
-    assert -6 <= stage.ahead <= 1
+    assert 40 <= len(stage.silences) <= 46
+    assert -10 <= stage.ahead <= -4
 
 
 def test_burst_after_a_gap_puts_off_the_next_silence(stage: Stage) -> None:
@@ -140,7 +140,7 @@ def test_burst_after_a_gap_puts_off_the_next_silence(stage: Stage) -> None:
     stage.talk(50)
     stage.clock.advance(1)
     in_gap = len(stage.silences)
-    assert 40 <= in_gap <= 48
+    assert 37 <= in_gap <= 45
     for _ in range(50):  # what was held up comes after all
         stage.frame()
     stage.talk(50)
@@ -148,8 +148,8 @@ def test_burst_after_a_gap_puts_off_the_next_silence(stage: Stage) -> None:
     stage.clock.advance(in_gap * PTIME_S)
     assert len(stage.silences) == in_gap
     stage.clock.advance(1)
-    assert 93 <= len(stage.silences) <= 97
-    assert -5 <= stage.ahead <= -3
+    assert 87 <= len(stage.silences) <= 91
+    assert -8 <= stage.ahead <= -6
 
 
 def test_stream_of_ten_minutes_is_as_long_as_the_clock_says(stage: Stage) -> None:
@@ -165,8 +165,8 @@ def test_stream_of_ten_minutes_is_as_long_as_the_clock_says(stage: Stage) -> Non
         for _ in range(draw.choice([0, 0, pause])):
             stage.frame()
     stage.clock.advance(max(stage.ahead, 0) * PTIME_S + 1)
-    assert least >= -11  # 0.2 s
-    assert -5 <= stage.ahead <= -3
+    assert least >= -13  # 0.26 s
+    assert -8 <= stage.ahead <= -6
     assert stage.frames > 10_000 and len(stage.silences) > 1000
 
 
@@ -178,10 +178,10 @@ def test_stop_ends_the_silence_and_start_forgets_the_pause(stage: Stage) -> None
     stage.clock.advance(60)
     assert stage.silences == []
     stage.keeper.start()
-    stage.clock.advance(0.06)
+    stage.clock.advance(0.11)
     assert stage.silences == []
-    stage.clock.advance(0.94)
-    assert 45 <= len(stage.silences) <= 48
+    stage.clock.advance(0.89)
+    assert 42 <= len(stage.silences) <= 45
     assert stage.silences[0] >= 61
 
 
@@ -192,7 +192,7 @@ def test_start_again_forgets_a_burst_too(stage: Stage) -> None:
     stage.keeper.stop()
     stage.keeper.start()
     stage.clock.advance(1)
-    assert 45 <= len(stage.silences) <= 48
+    assert 42 <= len(stage.silences) <= 45
 
 
 def test_start_while_it_runs_arms_no_second_timer(stage: Stage) -> None:
@@ -206,7 +206,7 @@ def test_stop_without_a_start_does_nothing(stage: Stage) -> None:
     assert stage.clock.armed == 0
 
 
-@pytest.mark.parametrize("turns", [4, 8, 50])
+@pytest.mark.parametrize("turns", [4, 8, 12, 50])
 def test_frames_read_after_a_stall_of_the_loop_need_no_silence(stage: Stage, turns: int) -> None:
     """uvloop calls timers first, and then reads what came while it stood still."""
     stage.keeper.start()
@@ -224,11 +224,11 @@ def test_stall_of_the_loop_in_which_nothing_came_is_filled(stage: Stage) -> None
     stage.talk(50)
     stage.clock.stall(1)
     stage.clock.advance(0.2)
-    assert len(stage.silences) >= 45
-    assert -5 <= stage.ahead < -1
+    assert len(stage.silences) >= 42
+    assert -8 <= stage.ahead < -4
 
 
-@pytest.mark.parametrize("turns", [4, 8, 50])
+@pytest.mark.parametrize("turns", [4, 8, 12, 50])
 def test_frames_read_after_a_stall_that_follows_a_pause_need_no_more_silence(
     stage: Stage, turns: int
 ) -> None:
