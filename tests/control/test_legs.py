@@ -855,14 +855,48 @@ async def test_legs_that_have_gone_without_news_are_found_to_be_before_a_start_i
     stuck.legs_stay = False
 
 
-async def test_start_that_asterisk_cannot_be_asked_for_room_raises_why(stuck: Rig) -> None:
+async def test_leg_that_asterisk_lists_is_there_though_it_does_not_answer_for_it(
+    stuck: Rig,
+) -> None:
+    """It does not for a channel that is being hung up."""
     legs = await end_one(stuck) + await end_one(stuck)
     asked = asyncio.create_task(stuck.ask(**START))
     await stuck.clock.settle()
-    stuck.ami.faults["Getvar"] = AmiUnavailable("the link is lost")
+    before = len(stuck.ami.actions)
+    stuck.ami.faults["Getvar"] = AmiActionFailed("Getvar", "No such channel")
     await stuck.clock.advance(LEAVE_TIMEOUT_S)
-    with pytest.raises(AmiUnavailable, match="^the link is lost$"):
+    with pytest.raises(RequestRefused) as caught:
         await asked
+    assert str(caught.value) == why_full(2)
+    assert stuck.ami.actions[before:] == [("CoreShowChannels", [], "")]
+    assert stuck.forks._legs.leaving == legs
+    await go(stuck, *legs)
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [
+        AmiUnavailable("the link is lost"),
+        AmiTimeout("CoreShowChannels: no answer within 5 s"),
+        AmiActionFailed("CoreShowChannels", "Permission denied"),
+    ],
+    ids=["down", "late", "denied"],
+)
+async def test_start_that_asterisk_cannot_be_asked_for_room_raises_why(
+    stuck: Rig, exc: AmiError
+) -> None:
+    legs = await end_one(stuck) + await end_one(stuck)
+    started = len(stuck.tap.orders)
+    asked = asyncio.create_task(stuck.ask(**START))
+    await stuck.clock.settle()
+    stuck.ami.faults["CoreShowChannels"] = exc
+    await stuck.clock.advance(LEAVE_TIMEOUT_S)
+    with pytest.raises(AmiError) as caught:
+        await asked
+    assert caught.value is exc
+    assert (len(stuck.tap.orders), stuck.live) == (started, [])
+    assert stuck.forks._legs.leaving == legs
+    del stuck.ami.faults["CoreShowChannels"]
     await go(stuck, *legs)
 
 
