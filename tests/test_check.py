@@ -38,6 +38,7 @@ PAIR = TONE.to_bytes(2, "little") + b"\0\0"
 PAIRS = encode(Kind.SLIN, PAIR * 160)
 MIX = encode(Kind.SLIN, PAIR[:2] * 160)
 NARROWBAND = "chanspy_pairs = narrowband\n"
+SLOWEST_FRAMES_PER_SECOND = checking.SLOWEST_FRAMES_PER_SECOND
 
 
 class SpiedAsterisk(FakeAsterisk):
@@ -216,8 +217,15 @@ class SnoopedAri(FakeAri):
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Listen to a fifth of a second in place of a whole one."""
+    """Listen to a fifth of a second in place of a whole one, at whatever pace this machine has."""
     monkeypatch.setattr(checking, "FRAMES_WANTED", 10)
+    monkeypatch.setattr(checking, "SLOWEST_FRAMES_PER_SECOND", 1.0)
+
+
+@pytest.fixture
+def pace_judged(short: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judge the pace as the product does."""
+    monkeypatch.setattr(checking, "SLOWEST_FRAMES_PER_SECOND", SLOWEST_FRAMES_PER_SECOND)
 
 
 @pytest.fixture
@@ -413,11 +421,23 @@ async def test_mono_frames_mean_that_chanspy_has_no_d(asterisk: SpiedAsterisk) -
     assert "18.22, 20.7, 21.2, 22 or later" in found.remedy
 
 
+@pytest.mark.usefixtures("pace_judged")
 async def test_half_the_pace_is_a_fault(asterisk: SpiedAsterisk) -> None:
     asterisk.pace_s = 0.04
     found = await audio_of(asterisk)
     assert found.text.endswith("frames a second, not 50")
     assert "too busy" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("apart_s", "fault"),
+    [(1 / 50, ""), (1 / 45.1, ""), (1 / 44.9, "44.9 frames a second, not 50")],
+)
+@pytest.mark.usefixtures("pace_judged")
+def test_45_frames_a_second_are_the_fewest(apart_s: float, fault: str) -> None:
+    leg = ProbeLeg(None)  # type: ignore[arg-type]
+    leg.frames = [(100 + n * apart_s, MIX) for n in range(10)]
+    assert checking._too_slow(leg) == fault
 
 
 async def test_audio_that_stays_away_after_a_few_frames_is_a_fault(
@@ -763,7 +783,9 @@ async def test_leg_that_ends_in_the_dialplan_names_what_runs_there(
     assert "#include extensions_audiofork.conf" in found.remedy
 
 
+@pytest.mark.usefixtures("pace_judged")
 async def test_snoop_at_half_the_pace_is_a_fault(asterisk: SpiedAsterisk, ari: SnoopedAri) -> None:
+    asterisk.pace_s = 0.002  # fast enough on a loaded machine too
     ari.pace_s = 0.04
     narrow, wide = await snoop_faults(asterisk, ari)
     assert narrow.text.startswith("snoop at 8000 Hz: ")
@@ -902,8 +924,8 @@ async def test_nothing_is_had_where_ari_is_required_and_cannot(
 
 
 LEAKS = (
-    "a whispered channel leaks memory and may silence the other party, so options B, p and P "
-    "(beeps) are not had by ARI's snoop"
+    "options B, p and P (beeps) leak some 86 MB an hour while their party hears nothing; by ARI's "
+    "snoop they may silence the other party, so they are had by ChanSpy alone"
 )
 OUTLIVES = (
     "a leg whose daemon was killed may take a core while its channel is silent, until the daemon "
@@ -994,17 +1016,17 @@ async def test_taps_without_asterisk_raise_why() -> None:
 @pytest.mark.parametrize(
     ("more", "url", "site"),
     [
-        ("", "", ("set [ari] in audiofork.ini; `audiofork check` tells how", "", False)),
+        ("", "", ("set up [ari] (audiofork check tells how)", "", False)),
         ("", "http://127.0.0.1:8088/ari", ("", "", False)),
         (
             "tap = chanspy\n" + NARROWBAND,
             "http://127.0.0.1:8088/ari",
-            ("[asterisk] tap = chanspy forbids it", "", True),
+            ("[asterisk] tap = chanspy rules ARI out", "", True),
         ),
         (
             "tap = snoop\n",
             "http://127.0.0.1:8088/ari",
-            ("", "[asterisk] tap = snoop forbids it", False),
+            ("", "is ruled out ([asterisk] tap = snoop)", False),
         ),
     ],
 )
