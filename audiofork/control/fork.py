@@ -202,7 +202,7 @@ def why_not_muted(fork: Fork, mute_in: bool, mute_out: bool) -> str:
         return ""
     return (
         f"fork {fork.id}: in and out come mixed by Asterisk (ChanSpy), so one of them cannot "
-        "be muted alone; mute both, or set [ari] in audiofork.ini for forks to come"
+        "be muted alone; mute both, or set up [ari] for forks to come"
     )
 
 

@@ -46,7 +46,7 @@ from audiofork.control.lifecycle import ForkEvent, ForkState
 from audiofork.control.post_process_script import PostProcess, prepare
 from audiofork.control.requests import MuteFork, Request, StartFork, StopFork, parse_request
 from audiofork.control.tap.base import fork_id_of
-from audiofork.control.tap.choice import Taps, why_wide
+from audiofork.control.tap.choice import Taps
 from audiofork.errors import (
     AmiActionFailed,
     AmiError,
@@ -300,7 +300,8 @@ class Forks:
                 if fork.uniqueid != uniqueid and fork.channel not in peers:
                     continue
                 if wide := await self._taps.wide(fork.uniqueid):
-                    self.end(fork, EndReason.LEG_FAILED, why_wide(wide))
+                    why = self._taps.why_wide(wish_of(fork), wide)
+                    self.end(fork, EndReason.LEG_FAILED, why)
 
     def _on_originate_failed(self, event: OriginateFailed) -> None:
         fork = self._forks.get(fork_id_of(event.action_id))

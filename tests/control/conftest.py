@@ -533,6 +533,9 @@ class FakeTaps:
     async def wide(self, uniqueid: str) -> str:
         return self.wide_in.get(uniqueid, "")
 
+    def why_wide(self, wish: Wish, wide: str) -> str:
+        return f"{wish} in a call with {wide}"
+
     def left_behind(self, present: Mapping[str, str], keep: Iterable[str]) -> list[str]:
         self.kept.append(set(keep))
         return self.left

@@ -10,7 +10,7 @@ from audiofork.config import Address, AriConfig
 from audiofork.control.announcer import MAX_REASON_CHARACTERS
 from audiofork.control.channels import Channels
 from audiofork.control.tap.chanspy import ChanSpyTap
-from audiofork.control.tap.choice import FIRST_LINK_TIMEOUT_S, Choice, Taps, why_wide
+from audiofork.control.tap.choice import FIRST_LINK_TIMEOUT_S, Choice, Taps
 from audiofork.control.tap.snoop import SnoopTap
 from audiofork.control.tap.ways import WAYS, Site, Way, Wish
 from audiofork.control.versions import Version
@@ -313,9 +313,8 @@ async def test_narrowband_call_of_a_narrowband_site_has_pairs_by_chanspy(
 
 def why_in_the_call(wide: str) -> str:
     return (
-        f"the call has wideband audio ({wide}), in which ChanSpy gets in and out apart wrong, for "
-        "all that [asterisk] chanspy_pairs = narrowband says: set up [ari] (audiofork check tells "
-        "how)"
+        f"the call has wideband audio ({wide}), though [asterisk] chanspy_pairs = narrowband: "
+        "ChanSpy gets in and out wrong; set up [ari] (audiofork check tells how)"
     )
 
 
@@ -359,9 +358,17 @@ async def test_sides_apart_are_refused_in_a_wideband_call_of_a_narrowband_site(
 
 
 @pytest.mark.parametrize("wide", ["g722", "slin192", "silk24"])
-def test_refusal_of_a_wideband_call_is_told_to_its_end_in_events(wide: str) -> None:
-    assert why_wide(wide) == why_in_the_call(wide)
-    assert len(why_wide(wide)) <= MAX_REASON_CHARACTERS == 200
+def test_refusal_of_a_wideband_call_is_told_to_its_end_in_events(rig: Rig, wide: str) -> None:
+    for taps in (rig.taps(ari=False, narrowband=True), rig.taps(narrowband=True)):
+        rig.ari.ready = False
+        assert len(taps.why_wide(BOTH, wide)) <= MAX_REASON_CHARACTERS == 200
+
+
+def test_refusal_of_a_wideband_call_names_what_keeps_ari_from_it(rig: Rig) -> None:
+    without, away = rig.taps(ari=False, narrowband=True), rig.taps(narrowband=True)
+    rig.ari.ready = False
+    assert without.why_wide(BOTH, "g722") == why_in_the_call("g722")
+    assert away.why_wide(BOTH, "g722").endswith(f"wrong; {DOWN}")
 
 
 @pytest.mark.parametrize("whose", [UNIQUEID, PEER_ID], ids=["own", "peer"])
@@ -471,7 +478,8 @@ async def test_note_tells_of_the_leak_and_of_the_sample_rate(rig: Rig) -> None:
     rig.ami.version = Version.parse(LEAKING)
     beeps = Wish(Direction.BOTH, speaks=True)
     choice = await rig.taps(ari=False).choose(UNIQUEID, beeps, (16000, 8000))
-    assert choice.note == f"{LEAK}; 8000 Hz in place of 16000: {SET_ARI}"
+    silenced = f"beeps by snoop may silence the other party on {LEAKING}"
+    assert choice.note == f"{LEAK}; 8000 Hz in place of 16000: {silenced}"
 
 
 # --- Whose legs ----------------------------------------------------------------------------------

@@ -2421,11 +2421,7 @@ PEER, PEER_ID = "PJSIP/200-0000002b", "2.2"
 
 
 def why_wide(wide: str) -> str:
-    return (
-        f"the call has wideband audio ({wide}), in which ChanSpy gets in and out apart wrong, for "
-        "all that [asterisk] chanspy_pairs = narrowband says: set up [ari] (audiofork check tells "
-        "how)"
-    )
+    return f"D(both) in a call with {wide}"
 
 
 @pytest.fixture

@@ -9,7 +9,15 @@ from typing import Protocol
 from audiofork.control.channels import Channels
 from audiofork.control.tap.base import Tap, is_leg
 from audiofork.control.tap.chanspy import ChanSpyTap
-from audiofork.control.tap.ways import NARROW_RATE, Site, Way, Wish, best_way, why_none
+from audiofork.control.tap.ways import (
+    NARROW_RATE,
+    Site,
+    Way,
+    Wish,
+    best_way,
+    why_none,
+    why_not_by_ari,
+)
 from audiofork.control.versions import WHISPER_LEAKS, Version
 from audiofork.errors import RequestRefused
 from audiofork.model import LegPart
@@ -132,7 +140,7 @@ class Taps:
             return pairs
         other = best_way(wish, replace(site, narrowband=False))
         if other is None:
-            raise RequestRefused(why_wide(wide))
+            raise RequestRefused(self.why_wide(wish, wide))
         return other
 
     def _choice(self, way: Way, wish: Wish, wished_rate: int, site: Site) -> Choice:
@@ -140,7 +148,8 @@ class Taps:
         if wish.speaks and site.version.has(WHISPER_LEAKS):
             notes.append(f"beeps leak memory while the party hears nothing on {site.version}")
         if wish.sample_rate != wished_rate:
-            notes.append(f"{wish.sample_rate} Hz in place of {wished_rate}: {site.no_ari}")
+            why = why_not_by_ari(replace(wish, sample_rate=wished_rate), site)
+            notes.append(f"{wish.sample_rate} Hz in place of {wished_rate}: {why}")
         tap = self._snoop if self._snoop is not None and way.tap == "snoop" else self._chanspy
         return Choice(tap, way, wish.sample_rate, "; ".join(filter(None, notes)))
 
@@ -156,6 +165,13 @@ class Taps:
     async def wide(self, uniqueid: str) -> str:
         """Return what of a call has wideband audio, for people; empty: nothing has."""
         return await self._channels.wide_format(uniqueid)
+
+    def why_wide(self, wish: Wish, wide: str) -> str:
+        """Return why a fork cannot have in and out apart by ChanSpy in a call with wideband."""
+        return (
+            f"the call has wideband audio ({wide}), though [asterisk] chanspy_pairs = narrowband: "
+            f"ChanSpy gets in and out wrong; {why_not_by_ari(wish, self.site())}"
+        )
 
     async def _rate(self, uniqueid: str, wished: int) -> int:
         if wished == CHANNELS_OWN_RATE:
@@ -180,11 +196,3 @@ class Taps:
             for uniqueid, name in present.items()
             if uniqueid not in wanted and any(tap.owns(name, uniqueid) for tap in taps)
         ]
-
-
-def why_wide(wide: str) -> str:
-    """Return why in and out cannot be had apart by ChanSpy in a call with wideband audio."""
-    return (
-        f"the call has wideband audio ({wide}), in which ChanSpy gets in and out apart wrong, for "
-        f"all that [asterisk] chanspy_pairs = narrowband says: {SET_ARI}"
-    )

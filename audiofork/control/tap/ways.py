@@ -195,8 +195,8 @@ WAYS = (
         _SIDES,
         keeps_time=True,
         rules=(
-            _ARI,
             _NO_BEEPS,
+            _ARI,
             _NARROW,
             _version_rule(
                 AUDIOSOCKET_RESTS, "AudioSocket() rests", "AudioSocket() takes a core for each leg"
@@ -214,7 +214,7 @@ WAYS = (
         Connects.DIAL,
         _SIDES,
         keeps_time=True,
-        rules=(_ARI, _NO_BEEPS),
+        rules=(_NO_BEEPS, _ARI),
     ),
     Way(
         "chanspy",
@@ -257,13 +257,19 @@ def best_way(wish: Wish, site: Site) -> Way | None:
 
 def why_none(wish: Wish, site: Site) -> str:
     """Return why no way serves a fork, by each tap."""
-    snoop = next(way for way in WAYS if way.connects is Connects.DIAL).why_not(wish, site)
     by_chanspy = [
         way.why_not(wish, site)
         for way in WAYS
         if way.tap == "chanspy" and wish.direction in way.parts
     ]
-    return f"{wish}: {snoop}; ChanSpy {', or '.join(dict.fromkeys(by_chanspy))}"
+    return (
+        f"{wish}: {why_not_by_ari(wish, site)}; ChanSpy {', or '.join(dict.fromkeys(by_chanspy))}"
+    )
+
+
+def why_not_by_ari(wish: Wish, site: Site) -> str:
+    """Return what keeps a fork from the snoop tap; empty: nothing does."""
+    return next(way for way in WAYS if way.connects is Connects.DIAL).why_not(wish, site)
 
 
 def known_faults(version: Version) -> list[str]:
