@@ -390,7 +390,8 @@ class Check:
         if self._config.asterisk.tap != "snoop":
             modules.append(_CHANSPY_MODULE)
         if self._by_ari:
-            modules += [*_ARI_MODULES, _STASIS_MODULE, *_LEG_MODULES.values()]
+            ways = dict.fromkeys(self._connects(rate) for rate in (NARROW_RATE, WIDE_RATE))
+            modules += [*_ARI_MODULES, _STASIS_MODULE, *(_LEG_MODULES[one] for one in ways)]
         return modules
 
     async def _check_modules(self, ami: Ami) -> bool:

@@ -19,7 +19,7 @@ from audiofork import check as checking
 from audiofork import config
 from audiofork.check import Check, Finding, Mark, Outcome
 from audiofork.config import Config
-from audiofork.control.versions import CHANSPY_PAIRS
+from audiofork.control.versions import CHANSPY_PAIRS, LEG_ENDS_WITH_PEER
 from audiofork.model import LegPart
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk, free_port
@@ -404,6 +404,12 @@ async def test_user_without_reporting_learns_of_a_missing_context_from_the_trial
     assert all("#include extensions_audiofork.conf" in found.remedy for found in failed)
 
 
+# Before that all legs by ARI come by Dial().
+@needs(
+    LEG_ENDS_WITH_PEER,
+    "legs by AudioSocket() that end with their connection",
+    module=["app_audiosocket.so", "app_dial.so"],
+)
 @pytest.mark.parametrize(
     ("module", "text"),
     [

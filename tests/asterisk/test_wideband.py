@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from audiofork.control.versions import CHANSPY_PAIRS
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk
 from testbed.daemon import Daemon, asterisk_settings
@@ -21,9 +22,12 @@ from testbed.recorder import Recorder
 from testbed.rtp import G722, SLIN16, ULAW, Codec, swap_bytes
 from testbed.sip import Call, SipUser
 from testbed.tones import pitches, tone
-from tests.asterisk.conftest import Target, place_call, set_globals, start_fork
+from tests.asterisk.conftest import Target, needs, place_call, set_globals, start_fork
 
-pytestmark = pytest.mark.asterisk
+pytestmark = [
+    pytest.mark.asterisk,
+    needs(CHANSPY_PAIRS, "ChanSpy that keeps in and out apart", site=["narrowband"]),
+]
 
 IN_HZ, OUT_HZ, PROMPT_HZ = 1000, 600, 700
 # What else is looked for: half and a sixth of those, as wrong frames give them.

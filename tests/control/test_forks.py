@@ -1081,7 +1081,7 @@ MIXED = (LegPart.MIX,)
 def why_mixed(fork_id: str) -> str:
     return (
         f"AudioForkMute: fork {fork_id}: in and out come mixed by Asterisk (ChanSpy), so one of "
-        "them cannot be muted alone; mute both, or set [ari] in audiofork.ini for forks to come"
+        "them cannot be muted alone; mute both, or set up [ari] for forks to come"
     )
 
 
