@@ -366,7 +366,8 @@ async def test_leg_that_is_hung_up_is_replaced_and_the_server_sees_a_gap_alone(
         (leg,) = await legs(ami, 1)
         await ami.action("Hangup", Channel=leg)
         lost = await ami.wait_user_event("AudioForkReconnecting", ActionID=action_id)
-        assert (lost["Attempt"], lost["Reason"]) == ("1", "the leg was lost: Asterisk closed it")
+        why = "the leg of in was lost: Asterisk closed it"
+        assert (lost["Attempt"], lost["Reason"]) == ("1", why)
         back = await ami.wait_user_event("AudioForkResumed", ActionID=action_id)
         assert back["FramesDropped"] == "0"
         came = len(recording.messages)

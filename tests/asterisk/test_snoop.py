@@ -15,6 +15,8 @@ from audiofork.config import Address, AriConfig
 from audiofork.control.ari import Ari
 from audiofork.control.tap.base import LegOrder
 from audiofork.control.tap.snoop import SnoopTap
+from audiofork.control.tap.ways import Site, Wish, best_way
+from audiofork.control.versions import Version
 from audiofork.model import Direction, LegPart
 from audiofork.probe import OneAddress
 from audiofork.relay import beep
@@ -319,6 +321,9 @@ async def test_a_hundred_legs_are_told_of_by_one_event_each_and_by_no_more(
         running = asyncio.create_task(ari.run())
         await ari.wait_ready(5)
         tap = SnoopTap(ari, config, OneAddress(address))
+        version = Version.parse(asterisk.installation.version)
+        way = best_way(Wish(Direction.IN), Site(version))
+        assert way is not None
         targets = [await place_call(ami, caller) for _ in range(20)]
         for target in targets:
             target.call.talk()
@@ -331,7 +336,7 @@ async def test_a_hundred_legs_are_told_of_by_one_event_each_and_by_no_more(
                         fork_id=fork_id,
                         part=LegPart.IN,
                         uniqueid=target.uniqueid,
-                        direction=Direction.IN,
+                        connects=way.connects,
                         sample_rate=8000,
                         speaks=False,
                     )
