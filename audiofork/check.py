@@ -790,7 +790,9 @@ ari_audiofork.conf,
   read_only = no
   password = (that of [ari])
   password_format = plain
-{_RELOAD_ARI}"""
+{_RELOAD_ARI}
+If asterisk -rx "ari show users" does not list it, see whether ari.conf includes \
+ari_audiofork.conf twice: Asterisk takes none of its users then."""
 
 
 def _read_only(username: str) -> str:

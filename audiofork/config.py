@@ -24,7 +24,8 @@ _INTRO = """\
 ;
 ; Every option stands here with its default. An environment variable AUDIOFORK_SECTION_OPTION
 ; (AUDIOFORK_ASTERISK_SECRET, say) overrides the file. An unknown section or option is an error.
-; SIGHUP makes the daemon read the file again; a file with an error changes nothing.
+; SIGHUP makes the daemon read the file again; a file with an error changes nothing. [asterisk],
+; [ari], [audiosocket], [relay], [control], [front] and [daemon] journal count from the next start.
 """
 
 
@@ -196,7 +197,9 @@ class AsteriskConfig:
     tls: bool = _option("no", yes_or_no, "Speak TLS to the manager interface.")
     ca_file: str = _option("", text, "Authorities that may sign its certificate; empty: system's.")
     ping_interval: float = _option(
-        "10", number(1, 3600), "Seconds between two checks of the link; it is given up after two."
+        "10",
+        number(1, 3600),
+        "Seconds between two checks of the link; it is given up after two without an answer.",
     )
     tap: str = _option(
         "auto",
@@ -249,7 +252,9 @@ class AriConfig:
         "", text, "Authorities that may sign its certificate, for https; empty: system's."
     )
     ping_interval: float = _option(
-        "10", number(1, 3600), "Seconds between two checks of the link; it is given up after two."
+        "10",
+        number(1, 3600),
+        "Seconds between two checks of the link; it is given up after two without an answer.",
     )
 
 

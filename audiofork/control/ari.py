@@ -12,6 +12,7 @@ import contextlib
 import http.client
 import json
 import logging
+import os
 import re
 import ssl
 from collections.abc import Iterator, Mapping
@@ -184,7 +185,7 @@ class Ari(KeptLink):
         except TimeoutError:
             raise AriUnavailable(f"no answer within {REQUEST_TIMEOUT_S:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as exc:
-            raise AriUnavailable(printable(why(exc), " ")[:MAX_MESSAGE_LENGTH]) from None
+            raise AriUnavailable(printable(_reason(exc), " ")[:MAX_MESSAGE_LENGTH]) from None
 
     def _refusal(self, status: int, message: str) -> AriError:
         # 403 is also the answer to a user that may only read.
@@ -360,6 +361,17 @@ def _message(reason: str | None, content: bytes) -> str:
     except (ValueError, RecursionError, LookupError, TypeError):
         message = reason or "no reason given"
     return printable(message, " ")[:MAX_MESSAGE_LENGTH]
+
+
+def _reason(exc: Exception) -> str:
+    """Return why a request failed; of a connect that did, aiohttp names the address instead."""
+    # Errors of TLS are connect errors, too, and tell the reason themselves.
+    if isinstance(exc, aiohttp.ClientConnectorError) and not isinstance(
+        exc, aiohttp.ClientSSLError
+    ):
+        number = exc.os_error.errno
+        return os.strerror(number) if number and number > 0 else why(exc)
+    return why(exc)
 
 
 def _of_handshake(status: int) -> str:

@@ -89,7 +89,7 @@ async def test_forks_go_on_while_ari_is_cut_and_new_ones_fall_back_to_chanspy(
         start_fork(ami, target.channel, recorder.url("/falls-back"), "D(both)L(16000,8000)")
         start_fork(ami, target.channel, recorder.url("/refused"), "D(both)L(16000)")
         refused = await ami.wait_user_event("AudioForkFailed", WsServer=recorder.url("/refused"))
-        assert refused["Reason"].startswith("16000 Hz needs the snoop tap: no link to ARI at")
+        assert refused["Reason"].startswith("D(both), 16000 Hz: no link to ARI at")
         fallen = await recorder.wait_messages("/falls-back", 10)
         assert {len(message) for message in fallen.messages} == {320}
         await daemon.says("8000 Hz in place of 16000: no link to ARI at")
@@ -115,7 +115,7 @@ async def test_new_forks_are_refused_while_ari_is_cut_where_the_snoop_is_require
         await daemon.says("no link to ARI")
         action_id = start_fork(ami, target.channel, recorder.url("/"), "D(in)")
         failed = await ami.wait_user_event("AudioForkFailed", ActionID=action_id)
-        assert failed["Reason"].startswith("[asterisk] tap = snoop: no link to ARI at")
+        assert failed["Reason"].startswith("D(in): no link to ARI at")
         await target.call.hangup()
     await only_channels(ami)
 

@@ -358,7 +358,7 @@ async def test_connection_lost_before_the_answer_is_unavailable_and_no_post_is_s
 async def test_connection_refused_is_unavailable(server: FakeAri, ari: Ari) -> None:
     await server.stop()
     exc = await failure(ari.get("/a"), AriUnavailable)
-    assert f"127.0.0.1:{server.port}" in str(exc)
+    assert str(exc) == "Connection refused"
 
 
 @pytest.mark.parametrize(

@@ -442,12 +442,13 @@ def test_ways_for_a_site_tell_what_each_needs_and_what_speaks_against_it() -> No
     assert ways_for(without_ari("20.7.0")) == [
         "Asterisk 20.7.0; of these a fork takes the first that serves it:",
         "1. snoop, a leg for each side by AudioSocket(): in, out, both, stereo",
-        "   needs: no beeps on 20.21, 22.11, 23.5 and later; ARI; 8000 Hz; AudioSocket() rests "
+        "   needs: no beeps where Asterisk is 20.21, 22.11, 23.5 or later; ARI; 8000 Hz; "
+        "AudioSocket() rests "
         "(18.20, 20.5, 21 or later); legs end with the daemon (20.14, 21.9, 22.4 or later)",
         "   here: no: set up [ari]; a leg of AudioSocket() outlives a daemon that is killed, and "
         "holds its call on Asterisk 20.7.0",
         "2. snoop, a leg for each side by Dial(): in, out, both, stereo",
-        "   needs: no beeps on 20.21, 22.11, 23.5 and later; ARI",
+        "   needs: no beeps where Asterisk is 20.21, 22.11, 23.5 or later; ARI",
         "   here: no: set up [ari]",
         "3. chanspy, in alone (option o): in",
         "   needs: [asterisk] tap is not snoop; 8000 Hz",

@@ -133,7 +133,8 @@ _ARI = Rule("ARI", _no_ari)
 _CHANSPY = Rule("[asterisk] tap is not snoop", _no_chanspy)
 _NARROW = Rule("8000 Hz", _is_wide)
 _NO_BEEPS = Rule(
-    f"no beeps on {', '.join(f'{b}.{m}' for b, m in sorted(WHISPER_LEAKS.items()))} and later",
+    "no beeps where Asterisk is "
+    f"{', '.join(f'{b}.{m}' for b, m in sorted(WHISPER_LEAKS.items()))} or later",
     _silences,
 )
 
