@@ -132,7 +132,8 @@ def sweep(path: Path) -> None:
     daemon runs; 4: Asterisk cannot be reached.
     """
     try:
-        count = uvloop.run(sweeping(config.load(path)))
+        loaded = config.load(path)
+        count = uvloop.run(sweeping(loaded))
     except ConfigError as exc:
         _fail(str(exc), EXIT_CONFIG)
     except DaemonRuns as exc:
@@ -140,6 +141,8 @@ def sweep(path: Path) -> None:
     except (OSError, TimeoutError, ValueError, AmiError) as exc:
         _fail(f"Asterisk cannot be asked: {why(exc)}", EXIT_UNREACHABLE)
     _say(f"{count} legs hung up")
+    if not (loaded.audiosocket.advertise or loaded.audiosocket.listen).port:
+        _say("legs by ChanSpy are not known by a port that changes: set [audiosocket] listen")
 
 
 # --- The commands that ask the daemon ------------------------------------------------------------

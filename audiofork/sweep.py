@@ -7,6 +7,8 @@ has ended may take a core while its channel is silent, so nobody should have to 
 from __future__ import annotations
 
 import contextlib
+import errno
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from audiofork.control.ami import connected
 from audiofork.control.channels import Channels
 from audiofork.control.tap.base import dials, is_leg, is_snoop_leg
 from audiofork.errors import AmiActionFailed, DaemonRuns, DaemonUnreachable
+
+_RUNS = "the daemon runs, so the legs are wanted; it sweeps at its start itself"
 
 
 async def sweep(config: Config) -> int:
@@ -42,10 +46,20 @@ async def sweep(config: Config) -> int:
 
 
 def _check_dead(config: Config) -> None:
-    if not config.control.socket:
-        return
-    with contextlib.suppress(DaemonUnreachable), Client(Path(config.control.socket)):
-        raise DaemonRuns("the daemon runs, so the legs are wanted; it sweeps at its start itself")
+    """Raise unless the daemon is dead for sure."""
+    if config.control.socket:
+        try:
+            with Client(Path(config.control.socket)):
+                raise DaemonRuns(_RUNS)
+        except DaemonUnreachable as exc:
+            if not isinstance(exc.__cause__, FileNotFoundError | ConnectionRefusedError):
+                raise DaemonRuns(f"it is not known whether the daemon runs: {exc}") from exc
+    listen = config.audiosocket.listen
+    try:
+        socket.create_server((listen.host, listen.port)).close()
+    except OSError as exc:
+        if exc.errno == errno.EADDRINUSE:
+            raise DaemonRuns(f"something listens on {listen}: {_RUNS}") from exc
 
 
 def _addresses(config: Config) -> list[Address]:

@@ -82,6 +82,8 @@ log = logging.getLogger(__name__)
 # Asterisk closes the leg within 20 ms of a hangup; the frames of that time are still wanted. A
 # target without media may keep its leg open for ever, so after this the fork ends anyway.
 HANGUP_GRACE_S = 0.1
+# A conference takes up to two seconds to follow the rates of those who have entered it.
+WIDEBAND_SETTLES_S = 5.0
 STATS_TIMEOUT_S = 2.0
 
 RESTARTED = "Asterisk was restarted"
@@ -131,6 +133,8 @@ class Forks:
         self._send = send
         self._legs = Legs(channels, send, self, self._spawn)
         self._holds = Holds(channels)
+        self._wideband_timer: asyncio.TimerHandle | None = None
+        self._entered_since = False  # since the timer was set
         self._forks: dict[str, Fork] = {}
         self._by_channel: dict[str, set[Fork]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -224,6 +228,8 @@ class Forks:
         await self._take_up(present)
         for uniqueid in list(self._by_channel):
             await self._catch_up_with_bridge(uniqueid)
+        if self._taps.narrowband:
+            await self._end_if_wide(self._forks_of_pairs())
         self._legs.on_link_in_line()
 
     def _end_forks_of_another_asterisk(self) -> None:
@@ -290,15 +296,41 @@ class Forks:
         self._holds.look_again()
         if event.entered and self._taps.narrowband:
             self._spawn(self._look_for_wideband(event.uniqueid))
+            self._look_for_wideband_later()
+
+    def _look_for_wideband_later(self) -> None:
+        """Look at all forks of pairs once more: a conference takes its time to change its rate.
+
+        Nor does Asterisk name more than eleven members of a bridge.
+        """
+        if self._wideband_timer is None:
+            loop = asyncio.get_running_loop()
+            self._wideband_timer = loop.call_later(WIDEBAND_SETTLES_S, self._on_wideband_timer)
+        else:
+            self._entered_since = True
+
+    def _on_wideband_timer(self) -> None:
+        self._wideband_timer = None
+        self._spawn(self._end_if_wide(self._forks_of_pairs()))
+        if self._entered_since:
+            self._entered_since = False
+            self._look_for_wideband_later()
+
+    def _forks_of_pairs(self) -> list[Fork]:
+        return [fork for fork in self._forks.values() if LegPart.PAIRS in fork.legs]
 
     async def _look_for_wideband(self, uniqueid: str) -> None:
         """End the forks that a channel with wideband audio makes wrong by entering their bridge."""
-        pairs = [fork for fork in self._forks.values() if LegPart.PAIRS in fork.legs]
+        pairs = self._forks_of_pairs()
         with contextlib.suppress(NoSuchChannel, AmiError):  # it has gone, or the link has
             peers = await self._channels.bridge_peers(uniqueid) if pairs else set()
-            for fork in pairs:
-                if fork.uniqueid != uniqueid and fork.channel not in peers:
-                    continue
+            met = [fork for fork in pairs if fork.uniqueid == uniqueid or fork.channel in peers]
+            await self._end_if_wide(met)
+
+    async def _end_if_wide(self, forks: Iterable[Fork]) -> None:
+        """End those of some forks of pairs whose calls have wideband audio."""
+        for fork in forks:
+            with contextlib.suppress(NoSuchChannel, AmiError):
                 if wide := await self._taps.wide(fork.uniqueid):
                     why = self._taps.why_wide(wish_of(fork), wide)
                     self.end(fork, EndReason.LEG_FAILED, why)
@@ -357,21 +389,16 @@ class Forks:
         if fork.id in self._forks:  # else the relay could not use its TLS files
             if fork.mute_in or fork.mute_out:
                 self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
-            if self.waits_for_hold:
-                self._spawn(self._order_legs_after_hold(fork, anew=anew))
-            else:
-                self._legs.order(fork, anew=anew)
-
-    async def _order_legs_after_hold(self, fork: Fork, *, anew: bool) -> None:
-        order = fork.relays_lost  # another follows with each relay process that dies meanwhile
-        if await self._holds.concern(fork.uniqueid):
-            fork.log.info("on hold: its legs are asked for when that is over ([asterisk] on_hold)")
-            self._legs.forget(fork)  # for so long none is late
-            await self._holds.wait_over(fork.uniqueid)
-        if fork.relays_lost != order:
-            return
-        if fork.id in self._forks and fork.end_asked is None and not fork.hangup_seen:
             self._legs.order(fork, anew=anew)
+
+    async def is_held(self, fork: Fork) -> bool:
+        """Tell whether a fork's legs have to wait, since its call is on hold."""
+        return self.waits_for_hold and await self._holds.concern(fork.uniqueid)
+
+    async def wait_for_hold(self, fork: Fork) -> None:
+        """Return when they need not wait (any more)."""
+        fork.log.info("on hold: its legs are asked for when that is over ([asterisk] on_hold)")
+        await self._holds.wait_over(fork.uniqueid)
 
     def _check(self, request: StartFork) -> None:
         """Refuse what is plain without asking anybody."""
@@ -737,6 +764,8 @@ class Forks:
 
     async def close(self) -> None:
         """Give up what is still under way."""
+        if self._wideband_timer is not None:
+            self._wideband_timer.cancel()
         for fork in self._forks.values():
             self._cancel_timers(fork)
             self._legs.forget(fork)

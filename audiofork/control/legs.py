@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable, Container, Coroutine
+from collections.abc import Callable, Container, Coroutine, Iterable
 from typing import Any, Protocol
 
 from audiofork.control.announcer import harmless
@@ -43,6 +43,12 @@ Spawn = Callable[[Coroutine[Any, Any, None]], None]
 
 class Registry(Protocol):
     """What the registry of forks does about what becomes of legs."""
+
+    async def is_held(self, fork: Fork) -> bool:
+        """Tell whether a fork's legs have to wait, since its call is on hold."""
+
+    async def wait_for_hold(self, fork: Fork) -> None:
+        """Return when they need not wait (any more)."""
 
     def end(self, fork: Fork, reason: EndReason, detail: str = "") -> None:
         """End the fork."""
@@ -97,13 +103,24 @@ class Legs:
 
     def on_fork_ended(self, fork: Fork) -> None:
         """Hear that the relay has hung up all legs of a fork; see whether they go."""
-        loop = asyncio.get_running_loop()
-        there = {leg.id: loop.time() for leg in fork.legs.values() if leg.attached and not leg.gone}
+        self._leave(fork, [leg for leg in fork.legs.values() if leg.id and not leg.gone])
+
+    def _leave(self, fork: Fork, legs: Iterable[Leg]) -> None:
+        """Watch legs that nobody wants any more, also those that have yet to connect."""
+        now = asyncio.get_running_loop().time()
+        there = {leg.id: now for leg in legs}
         if there and not fork.hangup_seen:
             self._leaving.setdefault(fork.uniqueid, {}).update(there)
-            loop.call_later(LEAVE_TIMEOUT_S, self._tell_left, fork, set(there))
+            loop = asyncio.get_running_loop()
+            loop.call_later(LEAVE_TIMEOUT_S, self._on_leave_timeout, fork, set(there))
 
-    def _tell_left(self, fork: Fork, leg_ids: set[str]) -> None:
+    def _on_leave_timeout(self, fork: Fork, leg_ids: set[str]) -> None:
+        if leg_ids & self._leaving.get(fork.uniqueid, {}).keys():
+            self._spawn(self._tell_left(fork, leg_ids))
+
+    async def _tell_left(self, fork: Fork, leg_ids: set[str]) -> None:
+        with contextlib.suppress(AmiError):  # the next login will tell
+            self.keep_leaving(await self._channels.present())
         left = leg_ids & self._leaving.get(fork.uniqueid, {}).keys()
         if left:
             fork.log.warning(
@@ -165,6 +182,8 @@ class Legs:
             self._ask(fork, leg, anew=anew)
 
     def _ask(self, fork: Fork, leg: Leg, *, anew: bool) -> None:
+        if leg.id and not leg.gone:
+            self._leave(fork, [leg])
         leg.id = fork.tap.name_leg(fork.id, leg.part, anew=anew)
         leg.attached = leg.gone = False
         self._spawn(self._start(fork, leg, leg.id))
@@ -187,6 +206,12 @@ class Legs:
             # The first one speaks for all.
             speaks=options.beeps.any and leg.part is next(iter(fork.legs)),
         )
+        if await self._registry.is_held(fork):
+            self._cancel_timer(leg)  # for so long none is late
+            await self._registry.wait_for_hold(fork)
+            if leg.id != leg_id or fork.end_asked is not None or fork.hangup_seen:
+                return
+            self._give_time(fork, leg, f"{leg} did not connect")
         try:
             await fork.tap.start(order)
         except NoSuchChannel:

@@ -23,6 +23,7 @@ from audiofork.control import forks as forks_module
 from audiofork.control.ami import Ami, ChannelHangup, Event, RequestReceived
 from audiofork.control.forks import Forks
 from audiofork.control.journal import Entry
+from audiofork.control.legs import LEAVE_TIMEOUT_S
 from audiofork.control.requests import parse_request
 from audiofork.control.tap.base import LegOrder
 from audiofork.control.tap.choice import Choice
@@ -736,6 +737,7 @@ async def check_nothing_is_left(rig: Rig) -> None:
         await rig.ended(fork_id, EndReason.STOPPED)
     await rig.clock.settle()
     assert len(rig.forks) == 0
+    await rig.clock.advance(LEAVE_TIMEOUT_S)  # legs that nobody told of are looked for then
     assert not rig.forks._tasks
     assert not rig.forks._by_channel
     assert not rig.forks._stats

@@ -845,9 +845,7 @@ async def test_legs_that_have_gone_without_news_are_found_to_be_before_a_start_i
     """Hangup may be filtered out in manager.conf."""
     legs = await end_one(stuck) + await end_one(stuck)
     await go(stuck, *legs, told=False)
-    assert stuck.forks.legs_left == 0
-    await stuck.clock.advance(LEAVE_TIMEOUT_S)
-    assert stuck.forks.legs_left == 2
+    assert stuck.forks._legs.leaving == legs
     asked = asyncio.create_task(stuck.ask(**START))
     await stuck.clock.advance(LEAVE_TIMEOUT_S)
     assert await asked == stuck.live
@@ -868,7 +866,7 @@ async def test_leg_that_asterisk_lists_is_there_though_it_does_not_answer_for_it
     with pytest.raises(RequestRefused) as caught:
         await asked
     assert str(caught.value) == why_full(2)
-    assert stuck.ami.actions[before:] == [("CoreShowChannels", [], "")]
+    assert set(name for name, *_ in stuck.ami.actions[before:]) == {"CoreShowChannels"}
     assert stuck.forks._legs.leaving == legs
     await go(stuck, *legs)
 
@@ -955,9 +953,15 @@ async def test_leg_that_is_gone_before_its_fork_ends_is_not_left(stuck: Rig) -> 
     assert stuck.forks._legs.leaving == []
 
 
-async def test_leg_that_has_never_connected_is_not_left(stuck: Rig) -> None:
+async def test_leg_that_has_yet_to_connect_is_watched_until_asterisk_does_not_list_it(
+    stuck: Rig,
+) -> None:
+    """A stop may come before the leg; Asterisk makes it all the same."""
     fork_id = await stuck.start()
     await stuck.ended(fork_id, EndReason.STOPPED)
+    (leg_id,) = stuck.tap.legs
+    assert stuck.forks._legs.leaving == [leg_id]
+    await stuck.clock.advance(LEAVE_TIMEOUT_S)
     assert stuck.forks._legs.leaving == []
 
 
@@ -1024,8 +1028,11 @@ async def test_legs_of_a_fork_that_was_ending_are_hung_up_too_and_left_if_they_d
     await stuck.ask(command="StopAudioFork", channel=NAME)
     await stuck.lose_relay(fork_id)
     assert stuck.hung_up == stuck.tap.legs
+    stuck.ami.channels |= dict.fromkeys(stuck.tap.legs, "AudioSocket/x")
     await stuck.clock.advance(LEAVE_TIMEOUT_S)
     assert stuck.forks.legs_left == 1
+    for leg_id in stuck.tap.legs:
+        del stuck.ami.channels[leg_id]
     stuck.legs_gone(fork_id)
 
 
