@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Callable
 from types import TracebackType
@@ -102,6 +103,14 @@ class Recorder:
     async def wait_closed(self, path: str, *, timeout_s: float = 10) -> Recording:
         """Return the recording of a path once its connection is closed."""
         return await self.wait(lambda r: r.path == path and bool(r.closed), timeout_s=timeout_s)
+
+    async def wait_left(self, *, timeout_s: float) -> None:
+        """Wait until the clients have closed all connections, but no longer than this."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while not all(recording.closed for recording in self.recordings):
+                    self._changed.clear()
+                    await self._changed.wait()
 
     async def _handle(self, connection: ServerConnection) -> None:
         assert connection.request is not None

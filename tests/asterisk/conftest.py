@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from audiofork.client import Client
 from audiofork.control.versions import (
     CHANSPY_IN_WHOLE,
     CHANSPY_PAIRS,
@@ -186,6 +187,7 @@ async def daemon(
     yield shared_daemon
     await no_channels(ami)
     assert shared_daemon.exit_code is None
+    await no_forks(shared_daemon)
     for _ in range(100):
         if shared_daemon.descriptors(but_to_port=asterisk.http_port) <= descriptors:
             break
@@ -196,14 +198,34 @@ async def daemon(
 
 @pytest.fixture
 async def recorder() -> AsyncIterator[Recorder]:
+    """A server; it stays until the forks of the calls that the test hung up have said good-bye.
+
+    Else they would look for it, to bring it their last frames.
+    """
     async with Recorder() as one:
         yield one
+        await one.wait_left(timeout_s=1)
 
 
 @pytest.fixture
 async def caller(asterisk: Asterisk) -> AsyncIterator[SipUser]:
     async with SipUser("caller", ("127.0.0.1", asterisk.sip_port)) as user:
         yield user
+
+
+async def no_forks(daemon: Daemon) -> None:
+    """Wait until the daemon has no fork, and fail if that does not come.
+
+    One that still has frames for a server that is gone looks for it some seconds more.
+    """
+    present: list[str] = []
+    with Client(daemon.socket) as client:
+        for _ in range(200):
+            present = [fork["url"] for fork in await asyncio.to_thread(client.forks)]
+            if not present:
+                return
+            await asyncio.sleep(0.05)
+    raise AssertionError(f"forks are left: {present}")
 
 
 async def no_channels(ami: AmiClient) -> None:
