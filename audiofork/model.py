@@ -282,6 +282,17 @@ class ForkEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class RelayAway:
+    """Report: the process that had these forks died, and no other runs.
+
+    A RelayLost follows as soon as one could take them, or when none has come in time. Until then
+    a leg would find nobody.
+    """
+
+    fork_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RelayLost:
     """Report: the process that had these forks died, and their statistics with it.
 
@@ -305,7 +316,7 @@ ForkReport = (
     | SinkMessage
     | ForkEnded
 )
-Report = ForkReport | StatsTaken | RelayLost
+Report = ForkReport | StatsTaken | RelayAway | RelayLost
 
 SendCommand = Callable[[Command], None]
 SendReport = Callable[[Report], None]

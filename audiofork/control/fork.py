@@ -57,6 +57,7 @@ class Fork:
         choice: Where its legs come from, and at which sample rate; None while that is open.
         legs: By what they bring.
         missing: What is away: "server", and the parts whose legs are.
+        relay_away: No relay process has it at the moment.
         relays_lost: How often the relay process that had it has died.
         taken_up: An earlier run of the daemon has started it.
         kept: It shall be taken up by the next run.
@@ -78,6 +79,7 @@ class Fork:
     choice: Choice | None = None
     legs: dict[LegPart, Leg] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)
+    relay_away: bool = False
     relays_lost: int = 0
     taken_up: bool = False
     kept: bool = False

@@ -63,6 +63,7 @@ from audiofork.model import (
     LegAttached,
     LegLost,
     LegPart,
+    RelayAway,
     RelayLost,
     Report,
     SendCommand,
@@ -562,6 +563,8 @@ class Forks:
             answer = self._stats.get(report.ticket)
             if answer is not None and not answer.done():
                 answer.set_result(report.stats)
+        elif isinstance(report, RelayAway):
+            self._on_relay_away(report)
         elif isinstance(report, RelayLost):
             self._on_relay_lost(report)
         elif (fork := self._forks.get(report.fork_id)) is None:
@@ -643,12 +646,18 @@ class Forks:
 
     # --- A relay process that was lost ---
 
+    def _on_relay_away(self, report: RelayAway) -> None:
+        for fork_id in report.fork_ids:
+            if fork_id in self._forks:
+                self._forks[fork_id].relay_away = True
+
     def _on_relay_lost(self, report: RelayLost) -> None:
         """Order its forks anew. Their old legs end as soon as they have something to send."""
         lost_at = asyncio.get_running_loop().time() - report.away_s
         for fork_id in report.fork_ids:
             fork = self._forks.get(fork_id)
             if fork is not None:
+                fork.relay_away = False
                 fork.relays_lost += 1
                 self._replace_relay(fork, lost_at)
 

@@ -289,6 +289,8 @@ class Legs:
 
     def _on_failed(self, fork: Fork, leg: Leg, why: str) -> None:
         """Hear that a leg does not come about."""
+        if fork.relay_away:
+            return  # all legs are ordered anew with a relay process
         if leg.lost_at is None:
             self._registry.end(fork, EndReason.LEG_FAILED, why)
         else:
@@ -303,7 +305,9 @@ class Legs:
         if end is not None:
             self._registry.end(fork, *end)
         elif fork.end_asked is None and fork.state is not ForkState.ENDED:
-            if leg.id == leg_id:  # else the relay has died since
+            # Else the relay has died since, and all legs are ordered anew with another process; one
+            # that is asked for before finds nobody, and would soon have used up the attempts.
+            if leg.id == leg_id and not fork.relay_away:
                 self._replace(fork, leg, why)
 
     async def _end_of(self, fork: Fork, frames_in: int) -> tuple[EndReason, str] | None:

@@ -37,6 +37,7 @@ from audiofork.model import (
     ForkEnded,
     ForkSpec,
     ForkStats,
+    RelayAway,
     RelayLost,
     SendReport,
     StatsTaken,
@@ -115,7 +116,8 @@ class Relays:
     """Workers in processes of their own; to the control plane as one.
 
     A process that dies is started again, and one that hangs dies. Its forks are reported in a
-    RelayLost, as soon as there is a process that could take them: none has them then.
+    RelayLost, as soon as there is a process that could take them: none has them then. A RelayAway
+    comes before if they have to wait for that.
 
     Args:
         config: How many, and all that they need to know; where they listen stays.
@@ -304,8 +306,10 @@ class Relays:
         loop = asyncio.get_running_loop()
         if self._listening():
             self._report_homeless()
-        elif self._homeless and self._homeless_timer is None:
-            self._homeless_timer = loop.call_later(NO_PROCESS_TIMEOUT_S, self._report_homeless)
+        elif self._homeless:
+            self._report(RelayAway(tuple(self._homeless)))
+            if self._homeless_timer is None:
+                self._homeless_timer = loop.call_later(NO_PROCESS_TIMEOUT_S, self._report_homeless)
 
     def _report_homeless(self) -> None:
         if self._homeless_timer is not None:

@@ -35,6 +35,7 @@ from audiofork.model import (
     ForkEnded,
     ForkSpec,
     ForkStats,
+    RelayAway,
     RelayLost,
     Report,
 )
@@ -123,7 +124,7 @@ class Process:
             await asyncio.sleep(_LISTEN_INTERVAL_S)
 
     def _on_report(self, report: Report) -> None:
-        assert not isinstance(report, RelayLost), "not of this process's making"
+        assert not isinstance(report, RelayAway | RelayLost), "not of this process's making"
         self._link.send(report)
 
     def _obey(self, command: Command) -> None:

@@ -320,9 +320,6 @@ async def test_fork_of_a_silent_party_moves_and_streams_once_it_speaks(
     await no_channels(ami)
 
 
-# A leg to a port where nobody listens fails in 150 ms, so a fork's attempts may be used up before a
-# busy machine has started the first worker again. A fork ends by that in one run of six or so.
-@pytest.mark.flaky(reruns=3)
 async def test_sigkill_of_both_workers_is_survived(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:

@@ -41,6 +41,7 @@ from audiofork.model import (
     LegAttached,
     LegLost,
     LegPart,
+    RelayAway,
     RelayLost,
     SinkOpened,
     StatsTaken,
@@ -637,6 +638,11 @@ class Rig:
         self, fork_id: str, frames_in: int = 50, part: LegPart = LegPart.PAIRS
     ) -> None:
         self.forks.on_report(LegLost(fork_id, part, frames_in))
+        await self.clock.settle()
+
+    async def no_relay(self, *fork_ids: str) -> None:
+        """Report that the last process has died that could have had these forks."""
+        self.forks.on_report(RelayAway(fork_ids))
         await self.clock.settle()
 
     async def lose_relay(self, *fork_ids: str, away_s: float = 0.0) -> None:

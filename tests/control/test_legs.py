@@ -600,6 +600,46 @@ async def test_gap_of_a_leg_that_was_lost_before_its_relay_process_counts_from_i
     assert two.last_event[1]["GapMs"] == "100"
 
 
+async def test_legs_that_find_no_relay_process_are_not_asked_for_before_there_is_one(
+    rig: Rig,
+) -> None:
+    fork_id = await rig.stream()
+    await rig.lose_relay(fork_id)  # another process took it, and died before the leg came
+    assert len(rig.tap.legs) == 2
+    await rig.no_relay(fork_id)
+    for _ in range(MAX_NEW_LEGS + 1):
+        rig.forks.on_event(OriginateFailed(rig.tap.legs[-1], "3"))
+        await rig.clock.advance(LEG_LOSS_GRACE_S)
+    assert len(rig.tap.legs) == 2 and rig.ends == []
+    rig.live.append(fork_id)
+    await rig.lose_relay(fork_id)
+    rig.connect(fork_id, PAIRS)
+    assert len(rig.tap.legs) == 3
+    await rig.clock.advance(LEG_TIMEOUT_S)
+    assert rig.ends == []
+
+
+async def test_first_leg_of_a_fork_that_finds_no_relay_process_does_not_fail_it(rig: Rig) -> None:
+    fork_id = await rig.start()
+    await rig.no_relay(fork_id)
+    rig.forks.on_event(OriginateFailed(rig.tap.legs[-1], "3"))
+    assert rig.ends == []
+    await rig.lose_relay(fork_id)
+    assert len(rig.tap.legs) == 2
+
+
+async def test_leg_that_was_lost_just_before_the_last_relay_process_waits_for_the_next(
+    rig: Rig,
+) -> None:
+    fork_id = await rig.stream()
+    await rig.lose_leg(fork_id)
+    await rig.no_relay(fork_id)
+    await rig.clock.advance(LEG_LOSS_GRACE_S)
+    assert len(rig.tap.legs) == 1
+    await rig.lose_relay(fork_id)
+    assert len(rig.tap.legs) == 2
+
+
 @pytest.mark.parametrize(("comes", "missing"), [(IN, OUT), (OUT, IN)])
 async def test_leg_for_a_new_relay_process_that_never_connects_fails_the_fork(
     two: Rig, comes: LegPart, missing: LegPart

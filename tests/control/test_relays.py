@@ -37,6 +37,7 @@ from audiofork.model import (
     LegAttached,
     LegLost,
     LegPart,
+    RelayAway,
     RelayLost,
     ReopenLeg,
     Report,
@@ -396,8 +397,11 @@ async def test_without_any_process_forks_wait_for_the_first(
     rig.signal(0, signal.SIGKILL)
     rig.signal(1, signal.SIGKILL)
     await until(lambda: not rig.relays._listening(), TIMEOUT_S)
-    rig.reports.clear()  # of the first, perhaps, while the other seemed to live
     first, *waiting = rig.relays._homeless
+    (away,) = rig.of(RelayAway)
+    assert isinstance(away, RelayAway)
+    assert {first, *waiting} <= set(away.fork_ids)
+    rig.reports.clear()  # of the first, perhaps, while the other seemed to live
     rig.relays.handle(EndFork(first, EndReason.STOPPED, "enough"))
     await rig.reported(ForkEnded(first, EndReason.STOPPED, "enough", ForkStats()))
     assert rig.of(RelayLost) == []
