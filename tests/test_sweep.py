@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -71,13 +72,13 @@ async def asterisk() -> AsyncIterator[FakeAsterisk]:
     await one.stop()
 
 
-def text_for(asterisk: FakeAsterisk, more: str = "", socket: Path | str = "") -> str:
+def text_for(asterisk: FakeAsterisk, more: str = "", control: Path | str = "") -> str:
     section = f"[asterisk]\nport = {asterisk.port}\nsecret = x\n"
-    return f"{section}[control]\nsocket = {socket}\n{more}"
+    return f"{section}[control]\nsocket = {control}\n{more}"
 
 
-def configured(asterisk: FakeAsterisk, more: str = ARI, socket: Path | str = "") -> Config:
-    return config.parse(text_for(asterisk, more, socket), {}, source="audiofork.ini")
+def configured(asterisk: FakeAsterisk, more: str = ARI, control: Path | str = "") -> Config:
+    return config.parse(text_for(asterisk, more, control), {}, source="audiofork.ini")
 
 
 def hung_up(asterisk: FakeAsterisk) -> list[str]:
@@ -167,12 +168,30 @@ async def running_daemon(path: Path) -> AsyncIterator[None]:
 async def test_legs_of_a_daemon_that_lives_are_left_alone(
     asterisk: FakeAsterisk, tmp_path: Path
 ) -> None:
-    settings = configured(asterisk, socket=tmp_path / "control.sock")
+    settings = configured(asterisk, control=tmp_path / "control.sock")
     async with running_daemon(tmp_path / "control.sock"):
         with pytest.raises(DaemonRuns, match="^the daemon runs, so the legs are wanted; "):
             await sweep(settings)
     assert asterisk.actions == []
     assert await sweep(settings) == 4
+
+
+async def test_legs_are_left_alone_where_the_control_socket_may_not_be_used(
+    asterisk: FakeAsterisk, tmp_path: Path
+) -> None:
+    """A daemon may run behind it. (A file for a folder stands in for a user without rights.)"""
+    (tmp_path / "folder").touch()
+    with pytest.raises(DaemonRuns, match="^it is not known whether the daemon runs: .*Not a dir"):
+        await sweep(configured(asterisk, control=tmp_path / "folder" / "control.sock"))
+    assert asterisk.actions == []
+
+
+async def test_legs_are_left_alone_where_something_listens_for_them(asterisk: FakeAsterisk) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as daemon:
+        listen = f"127.0.0.1:{daemon.getsockname()[1]}"
+        with pytest.raises(DaemonRuns, match=f"^something listens on {listen}: the daemon runs"):
+            await sweep(configured(asterisk, f"[audiosocket]\nlisten = {listen}\n"))
+    assert asterisk.actions == []
 
 
 async def test_asterisk_that_goes_meanwhile_raises_why(asterisk: FakeAsterisk) -> None:
@@ -201,6 +220,17 @@ def path(tmp_path: Path) -> Path:
 async def test_command_tells_how_many_legs_were_hung_up(asterisk: FakeAsterisk, path: Path) -> None:
     write(path, text_for(asterisk, ARI))
     assert await invoke(path, "sweep") == (0, "4 legs hung up\n")
+
+
+async def test_command_says_that_legs_by_chanspy_are_not_known_by_a_port_that_changes(
+    asterisk: FakeAsterisk, path: Path
+) -> None:
+    write(path, text_for(asterisk, ARI + "[audiosocket]\nlisten = 127.0.0.1:0\n"))
+    assert await invoke(path, "sweep") == (
+        0,
+        "2 legs hung up\n"
+        "legs by ChanSpy are not known by a port that changes: set [audiosocket] listen\n",
+    )
 
 
 async def test_command_while_the_daemon_runs_exits_with_1(

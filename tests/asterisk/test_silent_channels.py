@@ -5,6 +5,8 @@ Not Asterisk's whole number of threads is compared: those of its pools come and 
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from testbed.ami import AmiClient
@@ -60,6 +62,25 @@ async def test_no_more_than_two_legs_are_left_to_a_channel_and_media_ends_them(
     await target.call.hangup()
 
 
+async def test_starts_and_stops_without_a_pause_leave_no_more_than_two_legs(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, tap: str
+) -> None:
+    """Most legs have not come when they are not wanted any more."""
+    target = await place_call(ami, caller, "wait")
+    position = len(ami.events)
+    for _ in range(10):
+        start_fork(ami, target.channel, recorder.url("/"), "D(in)")
+        stop = {"Command": "StopAudioFork", "Channel": target.channel}
+        ami.send("UserEvent", UserEvent="AudioFork", **stop)
+        await asyncio.sleep(0.02)  # forks that run at once are not bounded
+    for _ in range(10):
+        position = await next_end(ami, position)
+    assert len(await channels(ami)) <= 3
+    await target.call.play(SILENCE * 5)
+    await only_channels(ami, target.channel)
+    await target.call.hangup()
+
+
 async def test_channel_with_media_may_be_forked_again_at_once_and_often(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, tap: str
 ) -> None:
@@ -80,6 +101,13 @@ async def test_legs_that_are_left_end_with_the_call(
     await target.call.hangup()
     await only_channels(ami)
     await listed(daemon, "no forks\n")
+
+
+async def next_end(ami: AmiClient, after: int) -> int:
+    """Wait for the next end of a fork; return how many events have come with it."""
+    ends = ("AudioForkStopped", "AudioForkFailed")
+    event = await ami.wait_event(lambda h: h.get("UserEvent") in ends, after=after)
+    return after + 1 + [h for _, h in ami.events[after:]].index(event)
 
 
 async def listed(daemon: Daemon, expected: str) -> None:

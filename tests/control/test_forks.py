@@ -12,6 +12,7 @@ from audiofork.control.forks import (
     HANGUP_GRACE_S,
     RELAY_DIED,
     STATS_TIMEOUT_S,
+    WIDEBAND_SETTLES_S,
     Forks,
     ForkView,
     effective_url,
@@ -2474,6 +2475,40 @@ async def test_bridge_that_is_left_is_not_looked_at(narrow: Rig) -> None:
     narrow.forks.on_event(BridgeChanged(UNIQUEID, False))
     await narrow.clock.settle()
     assert narrow.ends == []
+
+
+async def test_wideband_that_a_bridge_takes_its_time_to_show_ends_its_forks(narrow: Rig) -> None:
+    """Whoever enters is not its sole member, nor named as one of the first eleven."""
+    fork_id = await narrow.stream()
+    await enter(narrow, "4.4")
+    narrow.taps.wide_in[UNIQUEID] = "g722"
+    await narrow.clock.advance(WIDEBAND_SETTLES_S - 0.1)
+    assert narrow.ends == []
+    await narrow.clock.advance(0.2)
+    assert narrow.ends == [EndFork(fork_id, EndReason.LEG_FAILED, why_wide("g722"))]
+
+
+async def test_who_enters_while_a_look_is_due_has_one_more_that_is_late_enough(
+    narrow: Rig,
+) -> None:
+    fork_id = await narrow.stream()
+    await enter(narrow, "4.4")
+    await narrow.clock.advance(WIDEBAND_SETTLES_S - 1)
+    await enter(narrow, "5.5")
+    await narrow.clock.advance(1.1)  # the first look finds nothing
+    narrow.taps.wide_in[UNIQUEID] = "opus"
+    await narrow.clock.advance(WIDEBAND_SETTLES_S)
+    assert narrow.ends == [EndFork(fork_id, EndReason.LEG_FAILED, why_wide("opus"))]
+
+
+async def test_wideband_that_came_while_the_link_was_away_is_found_after_the_login(
+    narrow: Rig,
+) -> None:
+    fork_id = await narrow.stream()
+    narrow.taps.wide_in[UNIQUEID] = "slin16"
+    await narrow.forks.on_link_up()
+    await narrow.clock.settle()
+    assert narrow.ends == [EndFork(fork_id, EndReason.LEG_FAILED, why_wide("slin16"))]
 
 
 @pytest.mark.parametrize("parts", [(LegPart.MIX,), (LegPart.IN,), (LegPart.IN, LegPart.OUT)])

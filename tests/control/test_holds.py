@@ -260,3 +260,17 @@ async def test_two_forks_of_a_call_on_hold_both_go_on(patient: Rig) -> None:
 async def test_start_on_hold_is_granted_at_once(patient: Rig) -> None:
     assert await patient.ask(**START) == patient.live
     await unhold(patient)
+
+
+async def test_leg_that_is_lost_on_hold_is_asked_for_again_when_that_is_over(rig: Rig) -> None:
+    rig.forks.waits_for_hold = True
+    fork_id = await rig.stream()
+    rig.forks.on_event(HoldChanged(UNIQUEID, NAME, True))
+    await rig.lose_leg(fork_id)
+    await rig.clock.advance(3600)
+    assert (len(rig.tap.orders), rig.ends) == (1, [])
+    await unhold(rig)
+    assert len(rig.tap.orders) == 2
+    rig.connect(fork_id, LegPart.PAIRS)
+    await rig.clock.advance(60)
+    assert rig.ends == []

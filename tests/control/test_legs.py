@@ -638,6 +638,10 @@ async def test_leg_that_was_lost_just_before_the_last_relay_process_waits_for_th
     assert len(rig.tap.legs) == 1
     await rig.lose_relay(fork_id)
     assert len(rig.tap.legs) == 2
+    rig.connect(fork_id, PAIRS)
+    await rig.lose_leg(fork_id)  # of the next
+    await rig.clock.advance(LEG_LOSS_GRACE_S)
+    assert len(rig.tap.legs) == 3
 
 
 @pytest.mark.parametrize(("comes", "missing"), [(IN, OUT), (OUT, IN)])
