@@ -33,7 +33,7 @@ from audiofork.control.ami import (
 )
 from audiofork.control.tap.base import Tap
 from audiofork.control.tap.chanspy import OPTIONS as CHANSPY_OPTIONS
-from audiofork.control.tap.choice import NOT_BY_ARI, NOT_BY_CHANSPY, SET_ARI
+from audiofork.control.tap.choice import SET_ARI, site_of
 from audiofork.control.tap.ways import (
     NARROW_RATE,
     Connects,
@@ -306,13 +306,12 @@ class Check:
         user = self._config.asterisk.username
         for right, action, headers in _WRITE_CLASSES:
             try:
-                answer = await ami.action(action, headers)
-                if "asteriskversion" in answer:
-                    self._version = Version.parse(answer["asteriskversion"])
+                await ami.action(action, headers)
             except AmiActionFailed as exc:
                 if exc.message == _DENIED:
                     continue
             self._may.add(right)
+        self._version = await ami.ask_version()
         self._ok(f"login: {user}, Asterisk {self._version}")
         for fault in known_faults(self._version):
             self._skip(f"Asterisk {self._version}: {fault}")
@@ -596,7 +595,7 @@ class Check:
 
     def _tell_what_forks_get(self) -> None:
         """Say by which way each direction comes, and which of them is refused."""
-        site = site_of(self._config, self._version)
+        site = site_if_all_works(self._config, self._version)
         if not site.no_ari and not self._can_snoop:
             site = replace(site, no_ari="not as it is now, see above")
         ways = {one: best_way(Wish(one), site) for one in Direction}
@@ -621,17 +620,9 @@ class Check:
             )
 
 
-def site_of(config: Config, version: Version) -> Site:
+def site_if_all_works(config: Config, version: Version) -> Site:
     """Return what a configuration gets legs by, if all that it names works."""
-    no_ari = SET_ARI if not config.ari.url else ""
-    if config.asterisk.tap == "chanspy":
-        no_ari = NOT_BY_ARI
-    return Site(
-        version,
-        no_ari,
-        NOT_BY_CHANSPY if config.asterisk.tap == "snoop" else "",
-        config.asterisk.chanspy_pairs == "narrowband",
-    )
+    return site_of(config.asterisk, version, "" if config.ari.url else SET_ARI)
 
 
 async def taps_of(config: Config) -> list[str]:
@@ -641,12 +632,8 @@ async def taps_of(config: Config) -> list[str]:
         OSError, TimeoutError, ValueError, AmiError: Asterisk cannot be asked for its version.
     """
     async with connected(config.asterisk, lambda event: None) as ami:
-        try:
-            answer = await ami.action("CoreSettings", [])
-        except AmiActionFailed:
-            answer = {}
-    version = Version.parse(answer["asteriskversion"]) if "asteriskversion" in answer else UNKNOWN
-    return ways_for(site_of(config, version))
+        version = await ami.ask_version()
+    return ways_for(site_if_all_works(config, version))
 
 
 def _too_slow(leg: ProbeLeg) -> str:

@@ -127,9 +127,8 @@ class Daemon:
             chanspy,
             snoop,
             Channels(self.ami),
-            tap=config.asterisk.tap,
-            narrowband=config.asterisk.chanspy_pairs == "narrowband",
-            sample_rate=config.websocket.sample_rate,
+            config.asterisk,
+            config.websocket.sample_rate,
         )
 
     async def _open_doors(self) -> None:

@@ -23,7 +23,7 @@ from aiohttp import web
 
 from audiofork import check as checking
 from audiofork import config, probe
-from audiofork.check import Check, Finding, Mark, Outcome, site_of, taps_of
+from audiofork.check import Check, Finding, Mark, Outcome, site_if_all_works, taps_of
 from audiofork.config import Address, Config
 from audiofork.control.socket import ControlSocket
 from audiofork.control.tap.ways import Site, ways_for
@@ -995,7 +995,7 @@ async def test_taps_are_those_of_the_version_that_is_asked_for(asterisk: SpiedAs
     asterisk.answers["CoreSettings"] = version_of("20.13.0")
     settings = configured(asterisk)
     lines = await taps_of(settings)
-    assert lines == ways_for(site_of(settings, Version.parse("20.13.0")))
+    assert lines == ways_for(site_if_all_works(settings, Version.parse("20.13.0")))
     assert lines[0].startswith("Asterisk 20.13.0; ")
     assert [action["action"] for action in asterisk.actions] == ["Login", "CoreSettings"]
 
@@ -1005,7 +1005,7 @@ async def test_taps_of_a_version_that_is_not_told_are_those_of_the_latest(
 ) -> None:
     asterisk.answers["CoreSettings"] = denied
     settings = configured(asterisk)
-    assert await taps_of(settings) == ways_for(site_of(settings, UNKNOWN))
+    assert await taps_of(settings) == ways_for(site_if_all_works(settings, UNKNOWN))
 
 
 async def test_taps_without_asterisk_raise_why() -> None:
@@ -1032,7 +1032,7 @@ async def test_taps_without_asterisk_raise_why() -> None:
 )
 def test_site_is_what_is_configured(more: str, url: str, site: tuple[str, str, bool]) -> None:
     settings = configured(asterisk=more, ari=f"url = {url}\npassword = x\n" if url else "")
-    assert site_of(settings, UNKNOWN) == Site(UNKNOWN, *site)
+    assert site_if_all_works(settings, UNKNOWN) == Site(UNKNOWN, *site)
 
 
 # --- This machine --------------------------------------------------------------------------------

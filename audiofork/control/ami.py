@@ -176,6 +176,17 @@ class Ami(KeptLink):
             raise AmiUnavailable(self.status)
         return await self._link.send(name, headers, as_list=as_list, action_id=action_id)
 
+    async def ask_version(self) -> Version:
+        """Ask which Asterisk there is; UNKNOWN: it does not tell this user.
+
+        Raises: as `action`, but for AmiActionFailed.
+        """
+        try:
+            answer = await self.action("CoreSettings", [])
+        except AmiActionFailed:
+            return UNKNOWN
+        return Version.parse(answer.get("asteriskversion", ""))
+
     def post(self, name: str, headers: Iterable[tuple[str, str]], on_error: OnError) -> None:
         """Send an action now, without waiting; `on_error` hears why it failed, if it does."""
         try:
@@ -230,7 +241,7 @@ class Ami(KeptLink):
             self.asterisk_started = ""  # requests may come before the answer
             self._link = link
             self._on_success()
-            self.version = await self._version_of(link)
+            self.version = await self.ask_version()
             self.asterisk_started = await self._started(link)
             self._say(logging.INFO, f"connected to Asterisk {self.version}")
             try:
@@ -243,13 +254,6 @@ class Ami(KeptLink):
         finally:
             self._link = None
             link.close()
-
-    async def _version_of(self, link: _Link) -> Version:
-        try:
-            answer = await link.send("CoreSettings", [])
-        except AmiActionFailed:
-            return UNKNOWN
-        return Version.parse(str(answer.asteriskversion))
 
     async def _started(self, link: _Link) -> str:
         try:

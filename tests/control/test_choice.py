@@ -2,11 +2,10 @@
 
 import asyncio
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from audiofork.config import Address, AriConfig
+from audiofork.config import Address, AriConfig, AsteriskConfig
 from audiofork.control.announcer import MAX_REASON_CHARACTERS
 from audiofork.control.channels import Channels
 from audiofork.control.tap.chanspy import ChanSpyTap
@@ -45,9 +44,19 @@ class Rig:
         self.chanspy = ChanSpyTap(self.ami, FakeRelay())  # type: ignore[arg-type]
         self.snoop = SnoopTap(self.ari, AriConfig(), FakeRelay())  # type: ignore[arg-type]
 
-    def taps(self, *, ari: bool = True, tap: str = "auto", **more: Any) -> Taps:
+    def taps(
+        self,
+        *,
+        ari: bool = True,
+        tap: str = "auto",
+        narrowband: bool = False,
+        sample_rate: int = 8000,
+    ) -> Taps:
         channels = Channels(self.ami)  # type: ignore[arg-type]
-        return Taps(self.ami, self.chanspy, self.snoop if ari else None, channels, tap=tap, **more)
+        pairs = "narrowband" if narrowband else "never"
+        config = AsteriskConfig(tap=tap, chanspy_pairs=pairs)
+        snoop = self.snoop if ari else None
+        return Taps(self.ami, self.chanspy, snoop, channels, config, sample_rate)
 
     def by_snoop(self, way: Way = APPLICATION, sample_rate: int = 8000) -> Choice:
         return Choice(self.snoop, way, sample_rate)

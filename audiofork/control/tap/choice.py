@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from audiofork.config import AsteriskConfig
 from audiofork.control.channels import Channels
 from audiofork.control.tap.base import Tap, is_leg
 from audiofork.control.tap.chanspy import ChanSpyTap
@@ -75,12 +76,12 @@ class Taps:
         chanspy: The tap that needs nothing but AMI.
         snoop: The tap by ARI; None where that is not configured, or not wanted.
         channels: Tells what audio a call has.
-        tap: [asterisk] tap.
-        narrowband: [asterisk] chanspy_pairs: whether all audio of the site is at 8000 Hz.
+        config: Which taps are wanted, and what the site claims of its audio.
         sample_rate: Of forks that wish for none, in Hz; 0: the channel's own.
 
     Attributes:
-        sample_rate: May be set anew; `narrowband` not.
+        narrowband: Whether all audio of the site is at 8000 Hz, as it claims.
+        sample_rate: May be set anew.
     """
 
     def __init__(
@@ -89,16 +90,14 @@ class Taps:
         chanspy: ChanSpyTap,
         snoop: ByAri | None,
         channels: Channels,
-        *,
-        tap: str = "auto",
-        narrowband: bool = False,
+        config: AsteriskConfig,
         sample_rate: int = NARROW_RATE,
     ) -> None:
         self._asterisk = asterisk
         self._chanspy = chanspy
         self._snoop = snoop
-        self._tap = tap
-        self.narrowband = narrowband
+        self._config = config
+        self.narrowband = config.chanspy_pairs == "narrowband"
         self._has_settled = False
         self._channels = channels
         self.sample_rate = sample_rate
@@ -155,12 +154,8 @@ class Taps:
 
     def site(self) -> Site:
         """Return what there is to get legs by at the moment."""
-        if self._snoop is not None:
-            no_ari = self._snoop.missing
-        else:
-            no_ari = NOT_BY_ARI if self._tap == "chanspy" else SET_ARI
-        no_chanspy = NOT_BY_CHANSPY if self._tap == "snoop" else ""
-        return Site(self._asterisk.version, no_ari, no_chanspy, self.narrowband)
+        no_ari = self._snoop.missing if self._snoop is not None else SET_ARI
+        return site_of(self._config, self._asterisk.version, no_ari)
 
     async def wide(self, uniqueid: str) -> str:
         """Return what of a call has wideband audio, for people; empty: nothing has."""
@@ -196,3 +191,19 @@ class Taps:
             for uniqueid, name in present.items()
             if uniqueid not in wanted and any(tap.owns(name, uniqueid) for tap in taps)
         ]
+
+
+def site_of(config: AsteriskConfig, version: Version, no_ari: str) -> Site:
+    """Return what legs can be had by.
+
+    Args:
+        config: Rules taps out, and tells what the site claims of its audio.
+        version: Asterisk's.
+        no_ari: Why nothing could be had by ARI if that is wanted; empty: it could.
+    """
+    return Site(
+        version,
+        NOT_BY_ARI if config.tap == "chanspy" else no_ari,
+        NOT_BY_CHANSPY if config.tap == "snoop" else "",
+        config.chanspy_pairs == "narrowband",
+    )
