@@ -26,7 +26,7 @@ from audiofork import config, probe
 from audiofork.check import Check, Finding, Mark, Outcome, site_if_all_works, taps_of
 from audiofork.config import Address, Config
 from audiofork.control.socket import ControlSocket
-from audiofork.control.tap.ways import Site, ways_for
+from audiofork.control.tap.ways import Site, known_faults, ways_for
 from audiofork.control.versions import UNKNOWN, Version
 from audiofork.errors import ConfigError
 from audiofork.probe import TONE, Probe, ProbeLeg
@@ -923,27 +923,12 @@ async def test_nothing_is_had_where_ari_is_required_and_cannot(
     )
 
 
-LEAKS = (
-    "options B, p and P (beeps) leak some 86 MB an hour while their party hears nothing; by ARI's "
-    "snoop they may silence the other party, so they are had by ChanSpy alone"
-)
-OUTLIVES = (
-    "a leg whose daemon was killed may take a core while its channel is silent, until the daemon "
-    "is back or `audiofork sweep` has run"
-)
-LOSES = (
-    "by ChanSpy one frame in 25 of D(in) is lost while the party hears something; ARI's snoop has "
-    "them all"
-)
-
-
-@pytest.mark.parametrize(
-    ("version", "faults"),
-    [("22.10.1", []), ("22.11.0-rc1", [LEAKS]), ("20.7.0", [OUTLIVES, LOSES])],
-)
+@pytest.mark.parametrize(("version", "count"), [("22.10.1", 0), ("22.11.0-rc1", 1), ("20.7.0", 2)])
 async def test_known_faults_of_the_version_follow_the_login_and_are_no_failures(
-    asterisk: SpiedAsterisk, version: str, faults: list[str]
+    asterisk: SpiedAsterisk, version: str, count: int
 ) -> None:
+    faults = known_faults(Version.parse(version))
+    assert len(faults) == count
     asterisk.answers["CoreSettings"] = version_of(version)
     outcome, findings = await findings_of(configured(asterisk))
     assert (outcome, failures(findings)) == (0, [])

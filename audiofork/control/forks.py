@@ -323,10 +323,12 @@ class Forks:
     async def _look_for_wideband(self, uniqueid: str) -> None:
         """End the forks that a channel with wideband audio makes wrong by entering their bridge."""
         pairs = self._forks_of_pairs()
+        peers: set[str] = set()
         with contextlib.suppress(NoSuchChannel, AmiError):  # it has gone, or the link has
             peers = await self._channels.bridge_peers(uniqueid) if pairs else set()
-            met = [fork for fork in pairs if fork.uniqueid == uniqueid or fork.channel in peers]
-            await self._end_if_wide(met)
+        await self._end_if_wide(
+            fork for fork in pairs if fork.uniqueid == uniqueid or fork.channel in peers
+        )
 
     async def _end_if_wide(self, forks: Iterable[Fork]) -> None:
         """End those of some forks of pairs whose calls have wideband audio."""
