@@ -21,7 +21,7 @@ from .conftest import NAME, UNIQUEID, UNKNOWN_ID, Clock, FakeAmi, FakeAri
 NATIVE = "CHANNEL(audionativeformat)"
 SET_ARI = "set up [ari] (audiofork check tells how)"
 DOWN = "no link to ARI at http://127.0.0.1:8088/ari: Connection refused"
-APPLICATION, DIAL, SPY_IN, SPY_PAIRS, SPY_MIX = WAYS
+APPLICATION, DIAL, SPY_HALF, SPY_IN, SPY_PAIRS, SPY_MIX = WAYS
 BOTH = Wish(Direction.BOTH)
 
 
@@ -456,6 +456,16 @@ async def test_note_tells_what_chanspy_loses_on_this_version(rig: Rig) -> None:
     assert await taps.choose(UNIQUEID, BOTH) == rig.by_chanspy()
     choice = await taps.choose(UNIQUEID, Wish(Direction.IN), (16000, 8000))
     assert choice.note == f"{flaw}; 8000 Hz in place of 16000: {SET_ARI}"
+
+
+async def test_in_is_half_of_pairs_where_that_loses_less_and_alone_in_a_wideband_call(
+    narrow: Rig,
+) -> None:
+    narrow.ami.version = Version.parse("20.9.3")
+    taps = narrow.taps(ari=False, narrowband=True)
+    assert await taps.choose(UNIQUEID, Wish(Direction.IN)) == narrow.by_chanspy(SPY_HALF)
+    narrow.ami.values[NATIVE] = "(g722)"
+    assert (await taps.choose(UNIQUEID, Wish(Direction.IN))).way is SPY_IN
 
 
 LEAKING = "22.11.0-rc1"

@@ -21,10 +21,20 @@ from audiofork.control.versions import UNKNOWN, Version
 from audiofork.model import Direction, LegPart
 
 IN, OUT, BOTH, STEREO = Direction.IN, Direction.OUT, Direction.BOTH, Direction.STEREO
-APPLICATION, DIAL, SPY_IN, SPY_PAIRS, SPY_MIX = WAYS
+APPLICATION, DIAL, SPY_HALF, SPY_IN, SPY_PAIRS, SPY_MIX = WAYS
 
 # Versions by what they have, each with all that those before have: option D of ChanSpy, a harmless
 # AudioSocket(), and whispers that leak.
+# A pair's half is better than in alone on some of those that have pairs.
+HALF_IS_BETTER = [
+    "18.22.0",
+    "18.24.3",
+    "20.7.0",
+    "20.9.3",
+    "certified/20.7-cert2",
+    "21.2.0",
+    "21.4.0",
+]
 BEFORE_PAIRS = ["18.0.0", "18.19.0", "18.20.0", "20.4.0", "20.5.0", "21.0.0", "21.1.0"]
 WITH_PAIRS = ["18.22.0", "18.26.0", "20.7.0", "certified/20.7-cert2", "20.13.0", "21.2.0", "21.8.0"]
 WITH_PAIRS += ["22.0.0", "22.3.0"]
@@ -133,8 +143,28 @@ def test_no_leg_comes_by_ari_where_there_is_none(version: str) -> None:
 @pytest.mark.parametrize("version", ALL)
 @pytest.mark.parametrize("wish", [Wish(IN), Wish(IN, speaks=True), Wish(IN, apart=True)], ids=str)
 def test_in_alone_comes_by_chanspy_on_every_version(version: str, wish: Wish) -> None:
-    for narrowband in (False, True):
-        assert best_way(wish, without_ari(version, narrowband=narrowband)) is SPY_IN
+    assert best_way(wish, without_ari(version)) is SPY_IN
+
+
+@pytest.mark.parametrize("version", HALF_IS_BETTER)
+@pytest.mark.parametrize("wish", [Wish(IN), Wish(IN, speaks=True), Wish(IN, apart=True)], ids=str)
+def test_in_is_half_of_pairs_at_a_narrowband_site_where_in_alone_loses_frames(
+    version: str, wish: Wish
+) -> None:
+    assert best_way(wish, without_ari(version, narrowband=True)) is SPY_HALF
+
+
+@pytest.mark.parametrize("version", sorted({*ALL} - {*HALF_IS_BETTER}))
+def test_in_is_alone_at_a_narrowband_site_where_that_is_whole_or_there_are_no_pairs(
+    version: str,
+) -> None:
+    assert best_way(Wish(IN), without_ari(version, narrowband=True)) is SPY_IN
+
+
+def test_half_of_pairs_says_where_in_alone_is_better() -> None:
+    assert SPY_HALF.why_not(Wish(IN), without_ari("22.10.1", narrowband=True)) == (
+        "loses more than option o on Asterisk 22.10.1"
+    )
 
 
 @pytest.mark.parametrize("version", ALL)
@@ -188,7 +218,7 @@ def test_nothing_comes_by_chanspy_where_it_is_not_wanted(version: str) -> None:
         wish = Wish(direction, apart=apart)
         way = best_way(wish, here)
         assert way is not None and way.tap == "snoop"
-        served = [way for way in (SPY_IN, SPY_PAIRS, SPY_MIX) if direction in way.parts]
+        served = [way for way in (SPY_HALF, SPY_IN, SPY_PAIRS, SPY_MIX) if direction in way.parts]
         assert {way.why_not(wish, here) for way in served} == {NO_CHANSPY}
         nowhere = site(version, no_ari=NO_ARI, no_chanspy=NO_CHANSPY, narrowband=True)
         assert best_way(wish, nowhere) is None
@@ -240,19 +270,18 @@ def test_ways_bring_what_their_directions_need() -> None:
     assert [way.parts for way in WAYS] == [
         sides,
         sides,
+        {IN: (LegPart.PAIRS,)},
         {IN: (LegPart.IN,)},
         {OUT: (LegPart.PAIRS,), BOTH: (LegPart.PAIRS,), STEREO: (LegPart.PAIRS,)},
         {BOTH: (LegPart.MIX,)},
     ]
-    assert [way.tap for way in WAYS] == ["snoop", "snoop", "chanspy", "chanspy", "chanspy"]
+    assert [way.tap for way in WAYS] == ["snoop"] * 2 + ["chanspy"] * 4
     assert [way.connects for way in WAYS] == [
         Connects.APPLICATION,
         Connects.DIAL,
-        Connects.ORIGINATE,
-        Connects.ORIGINATE,
-        Connects.ORIGINATE,
+        *[Connects.ORIGINATE] * 4,
     ]
-    assert [way.keeps_time for way in WAYS] == [True, True, False, True, False]
+    assert [way.keeps_time for way in WAYS] == [True, True, True, False, True, False]
 
 
 @pytest.mark.parametrize("version", ["18.22.0", "20.7.0", "21.4.0"])
@@ -261,12 +290,12 @@ def test_in_alone_by_chanspy_is_not_whole_on_older_versions(version: str) -> Non
         "one frame in 25 is lost while the party hears something on Asterisk "
         f"{version}; ARI's snoop has it whole"
     )
-    assert [way.flaw_on(Version.parse(version)) for way in WAYS if way is not SPY_IN] == [""] * 4
+    assert [way.flaw_on(Version.parse(version)) for way in WAYS if way is not SPY_IN] == [""] * 5
 
 
 @pytest.mark.parametrize("version", ["18.25.0", "20.10.0", "21.5.0", "22.0.0", "GIT-22-f0c1c1a"])
 def test_in_alone_by_chanspy_is_whole_on_later_versions(version: str) -> None:
-    assert [way.flaw_on(Version.parse(version)) for way in WAYS] == [""] * 5
+    assert [way.flaw_on(Version.parse(version)) for way in WAYS] == [""] * 6
 
 
 # --- What people are told ------------------------------------------------------------------------
@@ -450,16 +479,21 @@ def test_ways_for_a_site_tell_what_each_needs_and_what_speaks_against_it() -> No
         "2. snoop, a leg for each side by Dial(): in, out, both, stereo",
         "   needs: no beeps where Asterisk is 20.21, 22.11, 23.5 or later; ARI",
         "   here: no: set up [ari]",
-        "3. chanspy, in alone (option o): in",
+        "3. chanspy, in as one half of pairs (option D): in",
+        "   needs: [asterisk] tap is not snoop; 8000 Hz; [asterisk] chanspy_pairs = narrowband, no "
+        "wideband in the call; option D (18.22, 20.7, 21.2, 22 or later); option o loses frames "
+        "(before 18.25, 20.10, 21.5, 22)",
+        "   here: no: needs a site without wideband ([asterisk] chanspy_pairs = narrowband)",
+        "4. chanspy, in alone (option o): in",
         "   needs: [asterisk] tap is not snoop; 8000 Hz",
         "   here: yes",
         "   but: one frame in 25 is lost while the party hears something on Asterisk 20.7.0; ARI's "
         "snoop has it whole",
-        "4. chanspy, in and out side by side (option D): out, both, stereo",
+        "5. chanspy, in and out side by side (option D): out, both, stereo",
         "   needs: [asterisk] tap is not snoop; 8000 Hz; [asterisk] chanspy_pairs = narrowband, no "
         "wideband in the call; option D (18.22, 20.7, 21.2, 22 or later)",
         "   here: no: needs a site without wideband ([asterisk] chanspy_pairs = narrowband)",
-        "5. chanspy, in and out mixed by Asterisk: both",
+        "6. chanspy, in and out mixed by Asterisk: both",
         "   needs: [asterisk] tap is not snoop; 8000 Hz; volume and mute the same for in and out",
         "   here: yes",
     ]
@@ -467,14 +501,18 @@ def test_ways_for_a_site_tell_what_each_needs_and_what_speaks_against_it() -> No
 
 def test_ways_for_a_site_with_all_of_them_say_so() -> None:
     lines = ways_for(site("22.10.1", narrowband=True))
-    assert [line for line in lines if "here:" in line] == ["   here: yes"] * 5
+    assert [line for line in lines if "here:" in line] == [
+        *["   here: yes"] * 2,
+        "   here: no: loses more than option o on Asterisk 22.10.1",
+        *["   here: yes"] * 3,
+    ]
     assert not [line for line in lines if "but:" in line]
 
 
 def test_table_for_the_docs_has_a_row_for_each_way_in_their_order() -> None:
     head, rule, *rows = as_markdown().split("\n")
     assert (head, rule) == ("| | tap | how | for | where |", "|---|---|---|---|---|")
-    assert rows[2] == (
-        "| 3 | chanspy | in alone (option o) | in | [asterisk] tap is not snoop; 8000 Hz |"
+    assert rows[3] == (
+        "| 4 | chanspy | in alone (option o) | in | [asterisk] tap is not snoop; 8000 Hz |"
     )
     assert [row.split(" | ")[1:3] for row in rows] == [[way.tap, way.how] for way in WAYS]

@@ -123,6 +123,12 @@ def _is_mixed(wish: Wish, site: Site) -> str:
     return "mixes them" if wish.apart else ""
 
 
+def _is_whole(wish: Wish, site: Site) -> str:
+    if site.version.has(CHANSPY_IN_WHOLE):
+        return f"loses more than option o on Asterisk {site.version}"
+    return ""
+
+
 def _may_be_wide(wish: Wish, site: Site) -> str:
     if site.narrowband:
         return ""
@@ -132,6 +138,8 @@ def _may_be_wide(wish: Wish, site: Site) -> str:
 _ARI = Rule("ARI", _no_ari)
 _CHANSPY = Rule("[asterisk] tap is not snoop", _no_chanspy)
 _NARROW = Rule("8000 Hz", _is_wide)
+_NARROWBAND = Rule("[asterisk] chanspy_pairs = narrowband, no wideband in the call", _may_be_wide)
+_OPTION_D = _version_rule(CHANSPY_PAIRS, "option D", "cannot keep in and out apart (no option D)")
 _NO_BEEPS = Rule(
     "no beeps where Asterisk is "
     f"{', '.join(f'{b}.{m}' for b, m in sorted(WHISPER_LEAKS.items()))} or later",
@@ -219,6 +227,20 @@ WAYS = (
     ),
     Way(
         "chanspy",
+        "in as one half of pairs (option D)",
+        Connects.ORIGINATE,
+        {Direction.IN: (LegPart.PAIRS,)},
+        keeps_time=True,
+        rules=(
+            _CHANSPY,
+            _NARROW,
+            _NARROWBAND,
+            _OPTION_D,
+            Rule(f"option o loses frames (before {releases(CHANSPY_IN_WHOLE)})", _is_whole),
+        ),
+    ),
+    Way(
+        "chanspy",
         "in alone (option o)",
         Connects.ORIGINATE,
         {Direction.IN: (LegPart.IN,)},
@@ -235,8 +257,8 @@ WAYS = (
         rules=(
             _CHANSPY,
             _NARROW,
-            Rule("[asterisk] chanspy_pairs = narrowband, no wideband in the call", _may_be_wide),
-            _version_rule(CHANSPY_PAIRS, "option D", "cannot keep in and out apart (no option D)"),
+            _NARROWBAND,
+            _OPTION_D,
         ),
     ),
     Way(
