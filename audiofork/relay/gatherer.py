@@ -34,28 +34,36 @@ class Gatherer:
     Args:
         transport: The connection.
         frame_bytes: Size of a frame.
-        gather_ms: How much audio to gather; `wire_bytes` tells how much that is.
+        gather_ms: How much audio makes a message; `wire_bytes` tells how much that is.
+
+    Attributes:
+        is_late: What is read next, or was just read, has waited long enough already.
     """
 
     def __init__(self, transport: asyncio.Transport, frame_bytes: int, gather_ms: int) -> None:
         self._socket: socket.socket = transport.get_extra_info("socket")
-        self._bytes = wire_bytes(frame_bytes, gather_ms)
-        # The first of the frames comes a tick after the read; half of it is left for jitter.
-        self._patience_s = gather_ms / 1000 + PTIME_S / 2
+        self._message_bytes = HEADER_BYTES + frame_bytes
+        # The first of the frames comes a tick after the read. One tick more is left for jitter:
+        # ChanSpy skips one at times, and two frames come with the next.
+        self._patience_s = gather_ms / 1000 + 2 * PTIME_S
         self._loop = asyncio.get_running_loop()
         self._read_at = self._loop.time()
-        self._is_late = False
+        self.is_late = False
+        self._wanted = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._gather()
+        self._gather(gather_ms // PTIME_MS)
 
-    def _gather(self) -> None:
-        self._want(self._bytes)
-        self._timer = self._loop.call_later(self._patience_s, self._on_timer)
+    def _gather(self, frames: int) -> None:
+        self._want(frames * self._message_bytes)
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._patience_s, self._on_timer)
 
     def _want(self, count: int) -> None:
         """Be woken when so many bytes are there."""
-        with contextlib.suppress(OSError):  # the connection is being closed
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+        if count != self._wanted:
+            self._wanted = count
+            with contextlib.suppress(OSError):  # the connection is being closed
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
 
     def _on_timer(self) -> None:
         left_s = self._read_at + self._patience_s - self._loop.time()
@@ -63,15 +71,14 @@ class Gatherer:
             self._timer = self._loop.call_later(left_s, self._on_timer)
         else:  # read what there is, or, if that is nothing, the next frame
             self._timer = None
-            self._is_late = True
+            self.is_late = True
             self._want(1)
 
-    def on_read(self) -> None:
-        """Note a read, and gather again if it came before its time."""
+    def on_read(self, missing: int) -> None:
+        """Note a read, and gather again: as many frames as the next message still lacks."""
         self._read_at = self._loop.time()
-        if self._is_late:
-            self._is_late = False
-            self._gather()
+        self.is_late = False
+        self._gather(missing)
 
     def read_rest(self) -> bytes:
         """Read what the kernel has and the loop has not read yet."""

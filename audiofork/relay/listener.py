@@ -44,7 +44,7 @@ class LegOwner(Protocol):
     on_audio: Callable[[bytes], None]
 
     def attach(self, leg: LegHandle) -> None: ...
-    def on_gathered(self) -> None: ...
+    def on_gathered(self, *, is_late: bool) -> int: ...
     def on_leg_closed(self) -> None: ...
 
 
@@ -182,8 +182,8 @@ class _Leg(asyncio.Protocol):
             for frame in frames:
                 self.on_usual(frame)
         if self._gatherer is not None and self._owner is not None:
-            self._gatherer.on_read()
-            self._owner.on_gathered()
+            missing = self._owner.on_gathered(is_late=self._gatherer.is_late)
+            self._gatherer.on_read(missing)
 
     def _feed(self, chunk: bytes) -> None:
         if self._hung_up:

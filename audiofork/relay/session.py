@@ -93,9 +93,16 @@ class Inlet:
         """Take the leg that connected with the part's UUID, the first or another."""
         self._session.attach(self._part, leg)
 
-    def on_gathered(self) -> None:
-        """Hear that what came last has waited already, and must not wait any more."""
-        self._session.on_gathered()
+    def on_gathered(self, *, is_late: bool) -> int:
+        """Hear that several frames were read at once.
+
+        Args:
+            is_late: They have waited already, and must not wait any more.
+
+        Returns:
+            How many frames the next message still lacks.
+        """
+        return self._session.on_gathered(is_late=is_late)
 
     def on_leg_closed(self) -> None:
         """Hear that the leg is closed, and not by us."""
@@ -228,9 +235,11 @@ class Session:
         else:
             self.end(EndReason.LEG_FAILED, self._why_unfit(size))
 
-    def on_gathered(self) -> None:
-        """Send what waits for the rest of its message."""
-        self._sink.send_part()
+    def on_gathered(self, *, is_late: bool) -> int:
+        """See `Inlet.on_gathered`."""
+        if is_late:
+            self._sink.send_part()
+        return self._sink.missing
 
     def _why_unfit(self, size: int) -> str:
         if LegPart.PAIRS in self.spec.legs and size == FRAME_BYTES:

@@ -340,6 +340,11 @@ class Sink:
 
     # --- The way of a frame that cannot go at once ---
 
+    @property
+    def missing(self) -> int:
+        """How many frames the last message of what waits still lacks; of nothing, all."""
+        return self._per_message - len(self.backlog) % self._per_message
+
     def _keep(self, frame: bytes) -> None:
         backlog = self.backlog
         backlog.put(frame)

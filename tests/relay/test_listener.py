@@ -31,7 +31,8 @@ class Owner:
         self.attached = 0
         self.frames: list[bytes] = []
         self.usual = 0  # how many of them were as long as the one before
-        self.gathered = 0
+        self.gathered = self.late = 0
+        self.missing = 5  # frames, of the next message
         self.closed = 0
 
     def attach(self, leg: LegHandle) -> None:
@@ -47,8 +48,10 @@ class Owner:
         self.usual += 1
         self.frames.append(frame)
 
-    def on_gathered(self) -> None:
+    def on_gathered(self, *, is_late: bool) -> int:
         self.gathered += 1
+        self.late += is_late
+        return self.missing
 
     def on_leg_closed(self) -> None:
         self.closed += 1
@@ -687,7 +690,24 @@ async def test_frames_are_gathered_until_a_message_is_full(stage: Stage) -> None
     leg.send_audio(*numbered(50)[49:])
     await until(lambda: len(owner.frames) == 51)
     assert owner.frames == [FIRST, *numbered(50)]
-    assert (owner.gathered, owner.usual) == (1, 50)
+    assert (owner.gathered, owner.usual, owner.late) == (1, 50, 0)
+
+
+async def test_frames_are_gathered_until_the_rest_of_a_message_is_there(stage: Stage) -> None:
+    leg, owner = await gathering(stage, 1000)
+    owner.missing = 3
+    leg.send_audio(*numbered(50))
+    await until(lambda: owner.gathered == 1)
+    leg.send_audio(*numbered(2))
+    await stage.check_other()
+    assert owner.gathered == 1
+    owner.missing = 50
+    leg.send_audio(*numbered(3)[2:])
+    await until(lambda: owner.gathered == 2)
+    leg.send_audio(*numbered(49))
+    await stage.check_other()
+    assert owner.frames == [FIRST, *numbered(50), *numbered(3)]
+    assert (owner.gathered, owner.late) == (2, 0)
 
 
 async def test_frames_that_stay_too_few_are_read_in_time(stage: Stage) -> None:
@@ -696,12 +716,13 @@ async def test_frames_that_stay_too_few_are_read_in_time(stage: Stage) -> None:
         leg.send_audio(*numbered(3))
         await until(lambda times=times: owner.gathered == times)  # type: ignore[misc]
         assert owner.frames == [FIRST] + numbered(3) * times
+        assert owner.late == times
 
 
 async def test_frame_after_a_pause_is_read_at_once(stage: Stage) -> None:
     leg, owner = await gathering(stage, 40)
     gatherer = owner.leg._gatherer  # type: ignore[union-attr]
-    await until(lambda: gatherer._is_late)
+    await until(lambda: gatherer.is_late)
     assert gatherer._timer is None
     leg.send_audio(*numbered(1))
     await until(lambda: owner.gathered == 1)

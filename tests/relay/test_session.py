@@ -100,6 +100,7 @@ class FakeSink:
         self.frame_bytes = frame_bytes
         self.frame_ms = 20
         self.parts_sent = 0
+        self.missing = 1  # frames, of the next message
         self.on_open: Callable[[], None] = lambda: None
         self.on_retry: Callable[[int, str], None] = lambda attempt, why: None
         self.on_text: Callable[[str], None] = lambda text: None
@@ -1563,10 +1564,12 @@ async def test_leg_does_not_gather_where_each_frame_is_a_message_nor_where_there
         stage.session.end(EndReason.STOPPED)
 
 
-async def test_part_of_a_message_that_was_gathered_is_sent() -> None:
+@pytest.mark.parametrize("is_late", [True, False])
+async def test_part_of_a_message_that_was_gathered_is_sent_if_it_is_late(is_late: bool) -> None:
     stage = Stage(Direction.IN)
-    stage.session.inlets[IN].on_gathered()
-    assert stage.sink.parts_sent == 1
+    stage.sink.missing = 3
+    assert stage.session.inlets[IN].on_gathered(is_late=is_late) == 3
+    assert stage.sink.parts_sent == is_late
     stage.session.end(EndReason.STOPPED)
 
 

@@ -891,6 +891,16 @@ async def test_frames_are_joined_into_messages_of_so_many(
     assert fickle.frames == [b"".join(numbered(5, first, frame_bytes)) for first in (0, 5, 10)]
 
 
+@pytest.mark.parametrize(("offered", "missing"), [(0, 5), (2, 3), (4, 1), (5, 5), (17, 3)])
+async def test_missing_are_the_frames_that_the_next_message_lacks(
+    fickle: FickleServer, start: Start, offered: int, missing: int
+) -> None:
+    sink, _ = start(fickle.url, frame_ms=100)
+    await opened(sink)
+    offer(sink, numbered(offered))
+    assert sink.missing == missing
+
+
 async def test_part_of_a_message_goes_when_the_time_of_a_message_is_over(
     fickle: FickleServer, start: Start
 ) -> None:
