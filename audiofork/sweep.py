@@ -23,7 +23,7 @@ _RUNS = "the daemon runs, so the legs are wanted; it sweeps at its start itself"
 
 
 async def sweep(config: Config) -> int:
-    """Hang up all legs of this configuration's daemon; return how many there were.
+    """Hang up all legs of this configuration's daemon; return how many did not end by themselves.
 
     Raises:
         DaemonRuns: It is not dead.
@@ -39,10 +39,12 @@ async def sweep(config: Config) -> int:
             if (is_leg(uniqueid) and dials(name, addresses))
             or (config.ari.url and is_snoop_leg(name, uniqueid, config.ari.app))
         ]
+        count = 0
         for uniqueid in legs:
-            with contextlib.suppress(AmiActionFailed):  # it may be gone by now
+            with contextlib.suppress(AmiActionFailed):  # it is gone by now, or just going
                 await ami.action("Hangup", [("Channel", uniqueid)])
-    return len(legs)
+                count += 1
+    return count
 
 
 def _check_dead(config: Config) -> None:

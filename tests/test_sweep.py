@@ -17,6 +17,7 @@ from audiofork.config import Config
 from audiofork.control.fork import ForkView
 from audiofork.control.requests import Request
 from audiofork.control.socket import ControlSocket
+from audiofork.control.tap.ways import WAYS
 from audiofork.errors import AmiUnavailable, DaemonRuns
 from audiofork.sweep import sweep
 from tests.control.conftest import FakeAsterisk, block, response
@@ -142,7 +143,7 @@ async def test_leg_that_has_gone_meanwhile_does_not_keep_the_others(
     asterisk.answers["Hangup"] = lambda action: response(
         action, "Message: No such channel", ok=False
     )
-    assert await sweep(configured(asterisk)) == 4
+    assert await sweep(configured(asterisk)) == 0
     assert hung_up(asterisk) == list(OURS)
 
 
@@ -282,6 +283,7 @@ async def test_taps_are_printed_the_best_first_and_nothing_else_is_tried(
     assert code == 0
     lines = output.splitlines()
     assert lines[0] == "Asterisk 22.5.2; of these a fork takes the first that serves it:"
-    assert [line[:2] for line in lines if line[0].isdigit()] == ["1.", "2.", "3.", "4.", "5."]
+    ways = [line for line in lines if line[0].isdigit()]
+    assert len(ways) == len(WAYS)
     assert lines[-1] == "   here: yes"
     assert [action["action"] for action in asterisk.actions] == ["Login", "CoreSettings"]
