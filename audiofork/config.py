@@ -295,7 +295,10 @@ class WebSocketConfig:
         "5", number(0.25, 600), "Longest wait in seconds between two attempts; option R of a fork."
     )
     reconnect_attempts: int = _option(
-        "5", whole(0, 1_000_000), "Attempts in a row before a fork gives up; 0: for ever; option r."
+        "5",
+        whole(0, 1_000_000),
+        "Attempts in a row before a fork gives up, as if all were reconnect_interval apart; 0: for "
+        "ever; option r of a fork.",
     )
     backlog: float = _option(
         "10", number(0, 600), "Seconds of audio kept for a server that is not there or too slow."

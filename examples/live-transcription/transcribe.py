@@ -307,4 +307,7 @@ def arguments() -> argparse.Namespace:
 if __name__ == "__main__":
     sys.path.insert(0, os.getcwd())  # where an engine of your own may be
     chosen = arguments()
-    asyncio.run(main(chosen.host, chosen.port, chosen.engine, chosen.max_forks))
+    try:
+        asyncio.run(main(chosen.host, chosen.port, chosen.engine, chosen.max_forks))
+    except OSError as exc:
+        sys.exit(f"cannot listen on {chosen.listen}: {exc.strerror}; choose with --listen")
