@@ -11,6 +11,7 @@ from typing import Self
 from testbed.asterisk import Asterisk
 
 Headers = dict[str, str]
+LOST = "Asterisk has closed the connection"
 
 
 class AmiClient:
@@ -18,6 +19,7 @@ class AmiClient:
 
     Attributes:
         events: All events so far, oldest first, each with the time it came at (loop time).
+        lost: Asterisk has closed the connection; who waits then fails at once.
     """
 
     def __init__(self, asterisk: Asterisk) -> None:
@@ -26,13 +28,14 @@ class AmiClient:
         self._answers: dict[str, asyncio.Future[Headers]] = {}
         self._changed = asyncio.Condition()
         self.events: list[tuple[float, Headers]] = []
+        self.lost = False
 
     async def __aenter__(self) -> Self:
         self._reader, self._writer = await asyncio.open_connection(
             "127.0.0.1", self._asterisk.ami_port
         )
         await self._reader.readline()
-        self._task = asyncio.create_task(self._read())
+        self._task = asyncio.create_task(self._read_until_lost())
         answer = await self.action(
             "Login", Username=self._asterisk.ami_username, Secret=self._asterisk.ami_secret
         )
@@ -48,6 +51,17 @@ class AmiClient:
         self._task.cancel()
         self._writer.close()
 
+    async def _read_until_lost(self) -> None:
+        try:
+            await self._read()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self.lost = True
+        for answered in self._answers.values():
+            if not answered.done():
+                answered.set_exception(ConnectionError(LOST))
+        async with self._changed:
+            self._changed.notify_all()
+
     async def _read(self) -> None:
         while True:
             block = (await self._reader.readuntil(b"\r\n\r\n")).decode()
@@ -55,7 +69,8 @@ class AmiClient:
             headers = {name: value for name, _, value in pairs}
             answered = self._answers.get(headers.get("ActionID", ""))
             if "Event" not in headers and answered is not None:
-                answered.set_result(headers)
+                if not answered.done():  # else nobody waits any longer
+                    answered.set_result(headers)
                 del self._answers[headers["ActionID"]]
                 continue
             self.events.append((asyncio.get_running_loop().time(), headers))
@@ -100,6 +115,8 @@ class AmiClient:
                     if matches(headers):
                         return headers
                     position += 1
+                if self.lost:
+                    raise ConnectionError(LOST)
                 await self._changed.wait()
 
     async def wait_user_event(

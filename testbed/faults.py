@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import uvloop
 
-from testbed.ami import AmiClient, Headers
+from testbed.ami import LOST, AmiClient, Headers
 from testbed.asterisk import Asterisk
 from testbed.blocks import Report, decode, find_blocks, make_blocks, report
 from testbed.daemon import Daemon, dialplan, manager_conf
@@ -693,6 +693,8 @@ async def _short_call(sip: SipUser, extension: str, tally: Tally) -> None:
 async def _hear(ami: AmiClient, tally: Tally) -> None:
     """Count events, and keep none, until all forks have stopped."""
     while tally.stopped < tally.asked:
+        if ami.lost:
+            raise ConnectionError(LOST)
         await asyncio.sleep(0.1)
         for _, headers in ami.events:
             tally.hear(headers)

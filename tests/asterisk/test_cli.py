@@ -180,6 +180,7 @@ async def test_watch_shows_frames_that_go_on_until_ctrl_c(
     async with asyncio.timeout(15):
         while len(sent) < 3:
             line = (await watch.stdout.readline()).decode()
+            assert line, "it has ended"
             if "frames_sent" in line:
                 sent.append(int(line.split(":")[1].strip(" ,\n")))
         watch.send_signal(signal.SIGINT)

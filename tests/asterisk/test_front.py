@@ -473,7 +473,9 @@ async def test_20000_actions_and_their_events_pass_whole_and_in_order(
     async def read(client: Client) -> bytes:
         got = bytearray()
         while last not in got[-2000:]:
-            got += await client.reader.read(65536)
+            chunk = await client.reader.read(65536)
+            assert chunk, f"the connection has ended: {bytes(got[-2000:])!r}"
+            got += chunk
         return bytes(got)
 
     async def read_answers(client: Client) -> list[str]:
