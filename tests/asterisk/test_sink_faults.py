@@ -27,7 +27,7 @@ from testbed.daemon import Daemon
 from testbed.faulty_server import BROKEN_OFF, GARBAGE, FaultyServer, Manner, ServerProcess
 from testbed.proxy import Proxy
 from testbed.sip import SipUser
-from tests.asterisk.conftest import Target, needs_whole_in, place_call, start_fork
+from tests.asterisk.conftest import Target, needs_whole_in, no_forks, place_call, start_fork
 
 # Nearly each of them counts the blocks of a fork by ChanSpy.
 pytestmark = [pytest.mark.asterisk, needs_whole_in()]
@@ -453,6 +453,7 @@ async def test_server_that_accepts_and_closes_is_not_tried_too_often(
     assert 3 <= tried <= most
     server.manner = Manner()
     await target.call.hangup()
+    await no_forks(daemon)  # while there is a server: without one they look for it for long
 
 
 async def test_server_that_answers_no_ping_is_left_and_loses_nothing(
