@@ -2,14 +2,22 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+# Tests wait more than they work, most of all for Asterisk's audio: more processes than cores.
+unit: PROCESSES ?= 4
+asterisk: PROCESSES ?= 6
+PARALLEL = -n $(PROCESSES) --dist worksteal
 
+# What is compiled once need not be compiled by each process of a test run.
+unit asterisk: export PYTHONDONTWRITEBYTECODE =
+
+.NOTPARALLEL:
 .PHONY: demo test style types unit asterisk fuzz bench bench-capacity bench-asterisk faults sample-config clean
 
 demo: .venv/installed
 	$(BIN)/python -m testbed.demo
 
-test: style types .venv/installed
-	$(BIN)/python -m pytest
+test: style types unit asterisk
 
 style: .venv/installed
 	$(BIN)/ruff format --check .
@@ -19,7 +27,8 @@ types: .venv/installed
 	$(BIN)/mypy
 
 unit: .venv/installed
-	$(BIN)/python -m pytest -m "not asterisk"
+	$(PYTEST) $(PARALLEL) -m "not asterisk and not serial"
+	$(PYTEST) -m "not asterisk and serial"
 
 # `make asterisk ASTERISK=PREFIX` takes the build that is installed there, and tells what it skips.
 ifdef ASTERISK
@@ -27,7 +36,8 @@ asterisk: export AUDIOFORK_TESTBED_ASTERISK = $(ASTERISK)
 endif
 asterisk: .venv/installed
 	$(if $(ASTERISK),$(BIN)/python -m testbed.asterisk get)
-	$(BIN)/python -m pytest -m asterisk$(if $(ASTERISK), -rs)
+	$(PYTEST) $(PARALLEL) -m "asterisk and not serial"$(if $(ASTERISK), -rs)
+	$(PYTEST) -m "asterisk and serial"$(if $(ASTERISK), -rs)
 
 fuzz: .venv/installed
 	$(BIN)/python -m tests.fuzz.million
@@ -48,12 +58,12 @@ bench-asterisk: .venv/installed
 sample-config: .venv/installed
 	$(BIN)/python -c "from audiofork import config; print(config.sample(), end='')" > etc/audiofork.ini
 
-.venv/installed: setup.cfg pyproject.toml
+.venv/installed: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or later is needed; name one: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv .venv || \
 	  { echo "No virtual environment: apt install python3-venv"; exit 1; }
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 clean:

@@ -64,6 +64,7 @@ async def settle(daemon: Daemon, descriptors: int, task_count: int) -> None:
     assert (daemon.descriptors(), await tasks(daemon)) == (descriptors, task_count)
 
 
+@pytest.mark.serial
 async def test_100_forks_at_once_get_every_frame_and_leave_nothing(
     counted: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
@@ -99,6 +100,8 @@ async def test_100_forks_at_once_get_every_frame_and_leave_nothing(
     await only_channels(ami)
 
 
+@pytest.mark.long
+@pytest.mark.timeout(240)
 async def test_1000_forks_in_a_row_leave_memory_flat_and_nothing_behind(
     asterisk: Asterisk, counted: Daemon, ami: AmiClient, caller: SipUser
 ) -> None:

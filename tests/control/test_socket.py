@@ -418,6 +418,7 @@ async def test_connection_beyond_the_limit_is_told_so(
     assert (await (await connect(clients, path)).ask(LIST))["ok"] is True
 
 
+@pytest.mark.serial
 async def test_client_that_reads_nothing_disturbs_nobody(
     clients: list[Client], path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
