@@ -1,6 +1,6 @@
 """The check against a feigned Asterisk: the faults that a real one cannot be made to show.
 
-Those that it can are in tests/asterisk/test_check.py.
+Those that it can are in tests/system/test_check.py.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from testbed.asterisk import (
 )
 from testbed.daemon import FILTERS_BY_NAME
 from testbed.debian import Source
-from tests.asterisk.conftest import lack
+from tests.system.conftest import lack
 
 DIALPLAN = """
 [testbed]

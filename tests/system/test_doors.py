@@ -13,7 +13,7 @@ from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk
 from testbed.daemon import Daemon
 from testbed.sip import SipUser
-from tests.asterisk.conftest import Target, only_channels, place_call
+from tests.system.conftest import Target, only_channels, place_call
 
 pytestmark = pytest.mark.asterisk
 

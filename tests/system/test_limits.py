@@ -23,7 +23,7 @@ from testbed.daemon import Daemon
 from testbed.faulty_server import FaultyServer, Manner
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.asterisk.conftest import (
+from tests.system.conftest import (
     Target,
     needs_whole_in,
     no_channels,

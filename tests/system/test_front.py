@@ -30,7 +30,7 @@ from testbed.asterisk import Asterisk, cache_folder, free_port
 from testbed.daemon import SECRET, Daemon, dialplan, manager_conf
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.asterisk.conftest import DIALPLAN, Target, needs, place_call, start_fork
+from tests.system.conftest import DIALPLAN, Target, needs, place_call, start_fork
 
 pytestmark = pytest.mark.asterisk
 

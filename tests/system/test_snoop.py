@@ -27,7 +27,7 @@ from testbed.daemon import SECRET, Daemon
 from testbed.recorder import Recorder
 from testbed.rtp import SLIN16, sent_indices, swap_bytes
 from testbed.sip import SipUser
-from tests.asterisk.conftest import (
+from tests.system.conftest import (
     channels,
     counts_blocks,
     only_channels,

@@ -22,7 +22,7 @@ from testbed.blocks import decode, find_blocks, make_blocks, report
 from testbed.daemon import Daemon
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.asterisk.conftest import lack, needs_whole_in, place_call, start_fork
+from tests.system.conftest import lack, needs_whole_in, place_call, start_fork
 
 pytestmark = pytest.mark.asterisk
 

@@ -23,7 +23,7 @@ from testbed.daemon import SECRET, Daemon, dialplan, manager_conf
 from testbed.proxy import Proxy
 from testbed.recorder import Recorder, Recording
 from testbed.sip import SipUser
-from tests.asterisk.conftest import (
+from tests.system.conftest import (
     DIALPLAN,
     Target,
     needs_whole_in,

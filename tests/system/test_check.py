@@ -35,7 +35,7 @@ from testbed.daemon import (
 )
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.asterisk.conftest import (
+from tests.system.conftest import (
     DIALPLAN,
     needs,
     no_channels,

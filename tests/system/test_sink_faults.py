@@ -27,7 +27,7 @@ from testbed.daemon import Daemon
 from testbed.faulty_server import BROKEN_OFF, GARBAGE, FaultyServer, Manner, ServerProcess
 from testbed.proxy import Proxy
 from testbed.sip import SipUser
-from tests.asterisk.conftest import Target, needs_whole_in, no_forks, place_call, start_fork
+from tests.system.conftest import Target, needs_whole_in, no_forks, place_call, start_fork
 
 # Nearly each of them counts the blocks of a fork by ChanSpy.
 pytestmark = [pytest.mark.asterisk, needs_whole_in()]

@@ -16,7 +16,7 @@ from testbed.blocks import peak
 from testbed.daemon import Daemon
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.asterisk.conftest import only_channels, place_call, settings_of, start_fork
+from tests.system.conftest import only_channels, place_call, settings_of, start_fork
 
 pytestmark = pytest.mark.asterisk
 

@@ -12,7 +12,7 @@ from testbed.blocks import decode, find_blocks, make_blocks, report
 from testbed.daemon import Daemon
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.asterisk.conftest import (
+from tests.system.conftest import (
     counts_blocks,
     needs_pairs,
     needs_whole_in,

@@ -25,7 +25,7 @@ from testbed.blocks import decode, find_blocks, make_blocks, report
 from testbed.daemon import Daemon
 from testbed.recorder import Recorder, Recording
 from testbed.sip import SipUser
-from tests.asterisk.conftest import (
+from tests.system.conftest import (
     Target,
     channels,
     counts_blocks,

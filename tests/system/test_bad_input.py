@@ -14,7 +14,7 @@ from testbed.ami import AmiClient
 from testbed.daemon import Daemon
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.asterisk.conftest import Target, channels, only_channels, place_call, start_fork
+from tests.system.conftest import Target, channels, only_channels, place_call, start_fork
 
 pytestmark = pytest.mark.asterisk
 

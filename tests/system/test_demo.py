@@ -17,7 +17,7 @@ import pytest
 
 from audiofork.receiver import dbfs, peaks_of
 from testbed.demo import CALL_S, CALLEE_WAITS_S
-from tests.asterisk.conftest import needs_pairs
+from tests.system.conftest import needs_pairs
 
 pytestmark = pytest.mark.asterisk
 

@@ -16,8 +16,8 @@ from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk
 from testbed.daemon import SECRET, ari_conf, manager_conf
 from testbed.sip import SipUser
-from tests.asterisk.conftest import DIALPLAN, Target, no_channels, place_call
 from tests.control.test_ari import running
+from tests.system.conftest import DIALPLAN, Target, no_channels, place_call
 
 pytestmark = pytest.mark.asterisk
 

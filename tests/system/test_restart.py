@@ -25,7 +25,7 @@ from testbed.daemon import Daemon, dialplan, manager_conf
 from testbed.proxy import Proxy
 from testbed.recorder import Recorder, Recording
 from testbed.sip import SipUser
-from tests.asterisk.conftest import DIALPLAN, channels, place_call, start_fork
+from tests.system.conftest import DIALPLAN, channels, place_call, start_fork
 
 pytestmark = pytest.mark.asterisk
 

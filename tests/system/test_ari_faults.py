@@ -16,7 +16,7 @@ from testbed.daemon import Daemon, ari_conf, ari_settings, dialplan, manager_con
 from testbed.proxy import Proxy
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.asterisk.conftest import (
+from tests.system.conftest import (
     DIALPLAN,
     Target,
     channels,

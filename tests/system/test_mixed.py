@@ -10,7 +10,7 @@ from testbed.blocks import decode, find_blocks, make_blocks, peak, report
 from testbed.daemon import Daemon, asterisk_settings
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.asterisk.conftest import counts_blocks, place_call, start_fork
+from tests.system.conftest import counts_blocks, place_call, start_fork
 
 pytestmark = pytest.mark.asterisk
 

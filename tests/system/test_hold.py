@@ -11,7 +11,7 @@ from testbed.asterisk import Asterisk
 from testbed.daemon import Daemon, asterisk_settings
 from testbed.recorder import Recorder
 from testbed.sip import Call, SipUser
-from tests.asterisk.conftest import Target, place_call, settings_of, start_fork
+from tests.system.conftest import Target, place_call, settings_of, start_fork
 
 pytestmark = pytest.mark.asterisk
 

@@ -22,7 +22,7 @@ from testbed.recorder import Recorder
 from testbed.rtp import G722, SLIN16, ULAW, Codec, swap_bytes
 from testbed.sip import Call, SipUser
 from testbed.tones import pitches, tone
-from tests.asterisk.conftest import Target, needs, place_call, set_globals, start_fork
+from tests.system.conftest import Target, needs, place_call, set_globals, start_fork
 
 pytestmark = [
     pytest.mark.asterisk,

@@ -13,8 +13,8 @@ from testbed.ami import AmiClient
 from testbed.daemon import Daemon
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.asterisk.conftest import Target, channels, only_channels, place_call, start_fork
-from tests.asterisk.test_cli import command
+from tests.system.conftest import Target, channels, only_channels, place_call, start_fork
+from tests.system.test_cli import command
 
 pytestmark = pytest.mark.asterisk
 

@@ -16,7 +16,7 @@ from testbed.asterisk import Asterisk
 from testbed.blocks import make_blocks
 from testbed.daemon import Daemon
 from testbed.sip import SipUser
-from tests.asterisk.conftest import needs_pairs, place_call, set_globals
+from tests.system.conftest import needs_pairs, place_call, set_globals
 
 pytestmark = pytest.mark.asterisk
 
