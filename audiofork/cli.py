@@ -19,11 +19,14 @@ from typing import Any, NoReturn, TypeVar
 import click
 import uvloop
 
-from audiofork import __version__, client, config, log
-from audiofork import migrate as migration
-from audiofork.check import Check, Finding, Mark, taps_of
-from audiofork.control.socket import MAX_LINE_BYTES
+from audiofork import __version__, config, log
+from audiofork.commands import migrate as migration
+from audiofork.commands.check import Check, Finding, Mark, taps_of
+from audiofork.commands.receiver import Receiver, tls_context
+from audiofork.commands.sweep import sweep as sweeping
 from audiofork.daemon import Daemon
+from audiofork.doors import control_client as client
+from audiofork.doors.control_socket import MAX_LINE_BYTES
 from audiofork.errors import (
     AmiError,
     AmiUnavailable,
@@ -34,9 +37,7 @@ from audiofork.errors import (
     DaemonUnreachable,
     ReceiverError,
 )
-from audiofork.process import lift_file_limit
-from audiofork.receiver import Receiver, tls_context
-from audiofork.sweep import sweep as sweeping
+from audiofork.system import lift_file_limit
 from audiofork.text import why
 
 EXIT_FAILED = 1

@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING
 
 from audiofork import config as configuration
 from audiofork import log as logs
+from audiofork.asterisk.ami import Ami
+from audiofork.asterisk.channels import Channels
+from audiofork.asterisk.taps.chanspy import ChanSpyTap
+from audiofork.asterisk.taps.choice import Taps
+from audiofork.asterisk.taps.ways import known_faults
 from audiofork.config import Config
-from audiofork.control.ami import Ami
-from audiofork.control.channels import Channels
-from audiofork.control.forks import Forks
-from audiofork.control.front import Front
-from audiofork.control.journal import Journal
-from audiofork.control.relays import Relays
-from audiofork.control.socket import ControlSocket
-from audiofork.control.tap.chanspy import ChanSpyTap
-from audiofork.control.tap.choice import Taps
-from audiofork.control.tap.ways import known_faults
+from audiofork.doors.ami_front import Front
+from audiofork.doors.control_socket import ControlSocket
 from audiofork.errors import AmiError, CannotListen, ConfigError
-from audiofork.model import Command, Report, SendReport
-from audiofork.process import feed_watchdog, lift_file_limit, notify
+from audiofork.forks.journal import Journal
+from audiofork.forks.registry import Forks
+from audiofork.link.messages import Command, Report, SendReport
+from audiofork.link.processes import Relays
 from audiofork.relay.worker import Worker, configured_tls
+from audiofork.system import feed_watchdog, lift_file_limit, notify
 
 if TYPE_CHECKING:
-    from audiofork.control.ari import Ari
+    from audiofork.asterisk.ari import Ari
 
 log = logging.getLogger(__name__)
 
@@ -117,8 +117,8 @@ class Daemon:
         chanspy = ChanSpyTap(self.ami, self.relay)
         snoop = None
         if config.ari.url and config.asterisk.tap != "chanspy":
-            from audiofork.control.ari import Ari  # what they import takes 10 MB
-            from audiofork.control.tap.snoop import SnoopTap
+            from audiofork.asterisk.ari import Ari  # what they import takes 10 MB
+            from audiofork.asterisk.taps.snoop import SnoopTap
 
             self._ari = Ari(config.ari)
             snoop = SnoopTap(self._ari, config.ari, self.relay)

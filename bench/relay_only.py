@@ -29,8 +29,7 @@ from audiofork.config import (
     RelayConfig,
     WebSocketConfig,
 )
-from audiofork.control.relays import Relays
-from audiofork.model import (
+from audiofork.link.messages import (
     Direction,
     EndFork,
     EndReason,
@@ -41,8 +40,9 @@ from audiofork.model import (
     StatsTaken,
     TakeStats,
 )
-from audiofork.process import lift_file_limit
+from audiofork.link.processes import Relays
 from audiofork.relay.worker import Worker
+from audiofork.system import lift_file_limit
 from bench.measure import memory_kib
 
 

@@ -39,7 +39,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO
 
-from audiofork.control.versions import CHANSPY_PAIRS, Version
+from audiofork.asterisk.versions import CHANSPY_PAIRS, Version
 from testbed import debian
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from audiofork.control.versions import Since, Version
+from audiofork.asterisk.versions import Since, Version
 from testbed.asterisk import Asterisk, find_installation
 
 SECRET = "testbed-secret"

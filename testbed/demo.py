@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from audiofork.receiver import dbfs, peaks_of
+from audiofork.commands.receiver import dbfs, peaks_of
 from testbed.asterisk import (
     Asterisk,
     AsteriskFailed,

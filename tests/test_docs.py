@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from audiofork.control.lifecycle import diagram
-from audiofork.control.tap.ways import as_markdown
-from audiofork.model import EndReason
+from audiofork.asterisk.taps.ways import as_markdown
+from audiofork.forks.lifecycle import diagram
+from audiofork.link.messages import EndReason
 
 ROOT = Path(__file__).parent.parent
 

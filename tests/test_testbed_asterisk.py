@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from audiofork.control.versions import CHANSPY_IN_WHOLE, CHANSPY_PAIRS
+from audiofork.asterisk.versions import CHANSPY_IN_WHOLE, CHANSPY_PAIRS
 from testbed import asterisk, daemon, debian
 from testbed.asterisk import (
     Asterisk,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from audiofork.relay.audiosocket import PTIME_MS
+from audiofork.audiosocket import PTIME_MS
 
 
 class Backlog:

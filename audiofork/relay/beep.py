@@ -8,7 +8,7 @@ import math
 import struct
 from collections.abc import Callable, Iterator
 
-from audiofork.relay.audiosocket import PTIME_S, SAMPLE_BYTES, frame_bytes
+from audiofork.audiosocket import PTIME_S, SAMPLE_BYTES, frame_bytes
 
 # The tone that is usual for recorded calls: 1400 Hz, a fifth of a second.
 FREQUENCY_HZ = 1400

@@ -13,10 +13,7 @@ from functools import lru_cache
 from typing import Protocol, cast
 
 from audiofork.addresses import IPNetwork, address_of
-from audiofork.config import Address
-from audiofork.errors import AudioSocketProtocolError
-from audiofork.log import CounterLine
-from audiofork.relay.audiosocket import (
+from audiofork.audiosocket import (
     HANGUP_MESSAGE,
     HEADER_BYTES,
     SAMPLE_RATES,
@@ -24,7 +21,10 @@ from audiofork.relay.audiosocket import (
     Kind,
     encode,
 )
-from audiofork.relay.gatherer import MOST_GATHERED_BYTES, Gatherer, wire_bytes
+from audiofork.config import Address
+from audiofork.errors import AudioSocketProtocolError
+from audiofork.log import CounterLine
+from audiofork.relay.read_batching import MOST_GATHERED_BYTES, Gatherer, wire_bytes
 from audiofork.relay.session import LegHandle
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,17 @@ import uvloop
 
 from audiofork import log as logs
 from audiofork.errors import ConfigError
-from audiofork.link import (
+from audiofork.link.messages import (
+    Command,
+    EndReason,
+    ForkEnded,
+    ForkSpec,
+    ForkStats,
+    RelayAway,
+    RelayLost,
+    Report,
+)
+from audiofork.link.stream import (
     Close,
     Configure,
     Down,
@@ -29,18 +39,8 @@ from audiofork.link import (
     Pong,
     decode_down,
 )
-from audiofork.model import (
-    Command,
-    EndReason,
-    ForkEnded,
-    ForkSpec,
-    ForkStats,
-    RelayAway,
-    RelayLost,
-    Report,
-)
-from audiofork.process import lift_file_limit
 from audiofork.relay.worker import Worker
+from audiofork.system import lift_file_limit
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
+from audiofork.audiosocket import FRAME_BYTES, PTIME_MS, frame_bytes
 from audiofork.errors import SinkError
-from audiofork.log import CounterLine, ForkLog
-from audiofork.model import (
+from audiofork.link.messages import (
     Direction,
     EndReason,
     ForkEnded,
@@ -28,12 +28,12 @@ from audiofork.model import (
     SinkRetrying,
     Streaming,
 )
-from audiofork.relay.audiosocket import FRAME_BYTES, PTIME_MS, frame_bytes
+from audiofork.log import CounterLine, ForkLog
 from audiofork.relay.beep import Beeper
-from audiofork.relay.joiner import Joiner
+from audiofork.relay.pairing import Joiner
 from audiofork.relay.shape import Shape, Sides, join_of, shape_of, unchanged
+from audiofork.relay.silence_filler import Timekeeper
 from audiofork.relay.sink import Sink
-from audiofork.relay.timekeeper import Timekeeper
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from audiofork.model import Direction, LegPart
-from audiofork.relay.audiosocket import SAMPLE_BYTES
+from audiofork.audiosocket import SAMPLE_BYTES
+from audiofork.link.messages import Direction, LegPart
 
 Shape = Callable[[bytes], bytes]
 Join = Callable[[bytes, bytes], bytes]

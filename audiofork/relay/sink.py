@@ -23,14 +23,14 @@ from websockets.protocol import OPEN
 from websockets.uri import parse_uri
 
 from audiofork import __version__
+from audiofork.audiosocket import FRAME_BYTES, PTIME_MS, PTIME_S
 from audiofork.config import WebSocketConfig
 from audiofork.errors import SinkError
 from audiofork.relay import retry
-from audiofork.relay.audiosocket import FRAME_BYTES, PTIME_MS, PTIME_S
 from audiofork.relay.backlog import Backlog
-from audiofork.relay.inflight import InFlight, message_bytes
 from audiofork.relay.resolve import open_socket
 from audiofork.relay.tls import open_tls
+from audiofork.relay.unacked import InFlight, message_bytes
 from audiofork.uri import uri_of
 
 try:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from audiofork.config import Address, Config, WebSocketConfig
 from audiofork.errors import ConfigError
-from audiofork.model import (
+from audiofork.link.messages import (
     Command,
     EndFork,
     EndReason,

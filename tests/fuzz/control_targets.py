@@ -11,8 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from audiofork.config import AsteriskConfig
-from audiofork.control.ami import (
+from audiofork.asterisk.ami import (
     Ami,
     ChannelHangup,
     CheckRaised,
@@ -20,12 +19,13 @@ from audiofork.control.ami import (
     RequestReceived,
     connected,
 )
-from audiofork.control.announcer import MAX_RESPONSE_BYTES, Announcer
-from audiofork.control.fork import effective_url
-from audiofork.control.requests import Request, StartFork, parse_request
-from audiofork.control.socket import MAX_ERROR_CHARACTERS, MAX_LINE_BYTES, Code, ControlSocket
-from audiofork.control.urls import check_url
+from audiofork.asterisk.ami_events import MAX_RESPONSE_BYTES, Announcer
+from audiofork.config import AsteriskConfig
+from audiofork.doors.control_socket import MAX_ERROR_CHARACTERS, MAX_LINE_BYTES, Code, ControlSocket
 from audiofork.errors import RequestRefused
+from audiofork.forks.fork import effective_url
+from audiofork.forks.requests import Request, StartFork, parse_request
+from audiofork.forks.urls import check_url
 
 from .fuzzing import Check, Target, split
 from .request_targets import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from random import Random
 
-from audiofork.control.front_protocol import (
+from audiofork.doors.ami_front_protocol import (
     ANSWER_BYTES,
     HELD_BYTES,
     LINE_BYTES,
@@ -13,9 +13,9 @@ from audiofork.control.front_protocol import (
     ClientStream,
     OwnAction,
 )
-from audiofork.control.requests import parse_request
 from audiofork.errors import RequestRefused
-from tests.control.front.test_front_protocol import asterisks_view
+from audiofork.forks.requests import parse_request
+from tests.doors.ami_front.test_front_protocol import asterisks_view
 
 from .fuzzing import Target, split
 from .request_targets import FIELD_TOKENS, FIELDS, UNUSUAL_TEXT, check_granted

@@ -14,9 +14,19 @@ from random import Random
 from typing import Any, cast
 from unittest.mock import AsyncMock, MagicMock
 
+from audiofork.audiosocket import (
+    HANGUP_MESSAGE,
+    MAX_PAYLOAD_BYTES,
+    SAMPLE_RATES,
+    Decoder,
+    Kind,
+    Message,
+    encode,
+)
+from audiofork.commands.receiver import LABEL_LENGTH, TEXT_LENGTH, channels_of, label_of, shown
 from audiofork.config import Address
 from audiofork.errors import AudioSocketProtocolError
-from audiofork.model import (
+from audiofork.link.messages import (
     Direction,
     EndReason,
     ForkEnded,
@@ -25,16 +35,6 @@ from audiofork.model import (
     Report,
     SetMute,
     leg_uuid,
-)
-from audiofork.receiver import LABEL_LENGTH, TEXT_LENGTH, channels_of, label_of, shown
-from audiofork.relay.audiosocket import (
-    HANGUP_MESSAGE,
-    MAX_PAYLOAD_BYTES,
-    SAMPLE_RATES,
-    Decoder,
-    Kind,
-    Message,
-    encode,
 )
 from audiofork.relay.backlog import Backlog
 from audiofork.relay.listener import Listener

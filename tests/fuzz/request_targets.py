@@ -12,19 +12,19 @@ from random import Random
 from websockets.uri import parse_uri
 
 from audiofork import config
-from audiofork.control.options import Options, parse_options, split_options
-from audiofork.control.post_process_script import MAX_VALUES, prepare
-from audiofork.control.requests import (
+from audiofork.errors import ConfigError, RequestRefused
+from audiofork.forks.options import Options, parse_options, split_options
+from audiofork.forks.post_process.template import MAX_VALUES, prepare
+from audiofork.forks.requests import (
     MAX_FIELD_BYTES,
     MuteFork,
     Request,
     StartFork,
     parse_request,
 )
-from audiofork.control.urls import MAX_URL_BYTES, check_url
-from audiofork.errors import ConfigError, RequestRefused
+from audiofork.forks.urls import MAX_URL_BYTES, check_url
 from audiofork.uri import uri_of
-from tests.control.test_options import asterisk_parse_options
+from tests.forks.test_options import asterisk_parse_options
 
 from .fuzzing import Target
 

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from audiofork.control.front_protocol import AsteriskStream
-from audiofork.control.requests import parse_request
-from audiofork.control.socket import parse_line
+from audiofork.doors.ami_front_protocol import AsteriskStream
+from audiofork.doors.control_socket import parse_line
 from audiofork.errors import RequestRefused
+from audiofork.forks.requests import parse_request
 
 HOSTILE_NAME = "a\x1b[2J\r\nb\u202e\ud800"
 

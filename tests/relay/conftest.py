@@ -81,7 +81,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
     loop = FakeLoop()
     faked = SimpleNamespace(get_running_loop=lambda: loop)
     monkeypatch.setattr("audiofork.relay.beep.asyncio", faked)
-    monkeypatch.setattr("audiofork.relay.timekeeper.asyncio", faked)
+    monkeypatch.setattr("audiofork.relay.silence_filler.asyncio", faked)
     monkeypatch.setattr("audiofork.relay.session.time", SimpleNamespace(monotonic=loop.time))
     return loop
 

@@ -13,7 +13,7 @@ from typing import cast
 import pytest
 
 from audiofork.config import Address
-from audiofork.model import LegPart, leg_uuid
+from audiofork.link.messages import LegPart, leg_uuid
 from audiofork.relay.listener import Listener
 from audiofork.relay.session import LegHandle
 from tests.relay.peers import HANGUP, Leg, numbered, until

@@ -17,20 +17,7 @@ from typing import Any
 import pytest
 
 from audiofork.config import Address, AudioSocketConfig, Config, WebSocketConfig
-from audiofork.link import (
-    Close,
-    Configure,
-    Down,
-    Link,
-    Listening,
-    NotListening,
-    Ping,
-    Pong,
-    Up,
-    decode_up,
-    encode,
-)
-from audiofork.model import (
+from audiofork.link.messages import (
     Direction,
     EndFork,
     EndReason,
@@ -42,6 +29,19 @@ from audiofork.model import (
     StatsTaken,
     Streaming,
     TakeStats,
+)
+from audiofork.link.stream import (
+    Close,
+    Configure,
+    Down,
+    Link,
+    Listening,
+    NotListening,
+    Ping,
+    Pong,
+    Up,
+    decode_up,
+    encode,
 )
 from audiofork.relay import process as process_module
 from audiofork.relay.process import Process

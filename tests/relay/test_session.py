@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from audiofork.errors import SinkLost, SinkRefused, SinkUnreachable
-from audiofork.model import (
+from audiofork.link.messages import (
     Beeps,
     Direction,
     EndReason,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audiofork.model import Direction, LegPart
+from audiofork.link.messages import Direction, LegPart
 from audiofork.relay.shape import (
     UNTOUCHED,
     Sides,

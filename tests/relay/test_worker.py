@@ -17,7 +17,7 @@ import trustme
 
 from audiofork.config import Address, AudioSocketConfig, Config, SecurityConfig, WebSocketConfig
 from audiofork.errors import ConfigError
-from audiofork.model import (
+from audiofork.link.messages import (
     Beeps,
     Direction,
     EndFork,

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from audiofork.client import Client
-from audiofork.control.versions import (
+from audiofork.asterisk.versions import (
     CHANSPY_IN_WHOLE,
     CHANSPY_PAIRS,
     Since,
     Version,
     releases,
 )
+from audiofork.doors.control_client import Client
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk, find_installation
 from testbed.daemon import (

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from audiofork.client import Client
+from audiofork.doors.control_client import Client
 from audiofork.errors import AmiUnavailable
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
+from audiofork.asterisk.ari import Ari, segment
 from audiofork.config import AriConfig
-from audiofork.control.ari import Ari, segment
 from audiofork.errors import AriLoginRefused, AriRefused, AriUnavailable
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk
 from testbed.daemon import SECRET, ari_conf, manager_conf
 from testbed.sip import SipUser
-from tests.control.test_ari import running
+from tests.asterisk.test_ari import running
 from tests.system.conftest import DIALPLAN, Target, no_channels, place_call
 
 pytestmark = pytest.mark.asterisk

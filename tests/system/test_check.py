@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from audiofork import check as checking
 from audiofork import config
-from audiofork.check import Check, Finding, Mark, Outcome
+from audiofork.asterisk.versions import CHANSPY_PAIRS, LEG_ENDS_WITH_PEER
+from audiofork.commands import check as checking
+from audiofork.commands.check import Check, Finding, Mark, Outcome
 from audiofork.config import Config
-from audiofork.control.versions import CHANSPY_PAIRS, LEG_ENDS_WITH_PEER
-from audiofork.model import LegPart
+from audiofork.link.messages import LegPart
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk, free_port
 from testbed.daemon import (

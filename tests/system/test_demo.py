@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from audiofork.receiver import dbfs, peaks_of
+from audiofork.commands.receiver import dbfs, peaks_of
 from testbed.demo import CALL_S, CALLEE_WAITS_S
 from tests.system.conftest import needs_pairs
 

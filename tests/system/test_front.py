@@ -24,7 +24,7 @@ import pytest
 import trustme
 from panoramisk import Manager
 
-from audiofork.control.versions import Since
+from audiofork.asterisk.versions import Since
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk, cache_folder, free_port
 from testbed.daemon import SECRET, Daemon, dialplan, manager_conf

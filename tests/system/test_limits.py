@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from audiofork.control.admission import SPARE_FILES
+from audiofork.forks.admission import SPARE_FILES
 from testbed.ami import AmiClient, Headers
 from testbed.asterisk import Asterisk
 from testbed.blocks import decode, find_blocks, make_blocks, report

@@ -18,13 +18,14 @@ from pathlib import Path
 import pytest
 import trustme
 
-from audiofork.migrate import Kind, migrate_text
+from audiofork.commands.migrate import Kind, migrate_text
 from testbed.ami import AmiClient, Headers
 from testbed.asterisk import Asterisk, cache_folder
 from testbed.blocks import decode, find_blocks, make_blocks, report
 from testbed.daemon import Daemon
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
+from tests.commands.test_migrate import guide_blocks
 from tests.system.conftest import (
     Target,
     counts_blocks,
@@ -33,7 +34,6 @@ from tests.system.conftest import (
     no_forks,
     place_call,
 )
-from tests.test_migrate import guide_blocks
 
 pytestmark = pytest.mark.asterisk
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from audiofork.model import Direction, LegPart
+from audiofork.link.messages import Direction, LegPart
 from audiofork.relay import beep
 from audiofork.relay.shape import Sides, shape_of
 from testbed.ami import AmiClient

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
+from audiofork.asterisk.ari import Ari
+from audiofork.asterisk.taps.base import LegOrder
+from audiofork.asterisk.taps.snoop import SnoopTap
+from audiofork.asterisk.taps.ways import Site, Wish, best_way
+from audiofork.asterisk.versions import Version
+from audiofork.commands.probe import OneAddress
 from audiofork.config import Address, AriConfig
-from audiofork.control.ari import Ari
-from audiofork.control.tap.base import LegOrder
-from audiofork.control.tap.snoop import SnoopTap
-from audiofork.control.tap.ways import Site, Wish, best_way
-from audiofork.control.versions import Version
-from audiofork.model import Direction, LegPart
-from audiofork.probe import OneAddress
+from audiofork.link.messages import Direction, LegPart
 from audiofork.relay import beep
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk

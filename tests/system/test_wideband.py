@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from audiofork.control.versions import CHANSPY_PAIRS
+from audiofork.asterisk.versions import CHANSPY_PAIRS
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk
 from testbed.daemon import Daemon, asterisk_settings

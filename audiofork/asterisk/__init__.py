@@ -1,0 +1,1 @@
+"""The links to Asterisk: what it is asked, what it is told, and the ways to get audio."""

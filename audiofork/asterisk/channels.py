@@ -1,0 +1,135 @@
+"""What Asterisk is asked about its channels."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from audiofork.asterisk.ami import Ami
+from audiofork.config import SAMPLE_RATES
+from audiofork.errors import AmiActionFailed, NoSuchChannel
+from audiofork.forks.requests import Target
+
+NO_SUCH_CHANNEL = str(NoSuchChannel())  # Asterisk's words as well as ours
+
+# Sample rates in Hz of the formats that are not slin or 8000 (main/codec_builtin.c).
+_WIDE_FORMATS = {
+    "g722": 16000,
+    "g719": 48000,
+    "opus": 48000,
+    "siren7": 16000,
+    "siren14": 32000,
+    "speex16": 16000,
+    "speex32": 32000,
+    "silk12": 12000,
+    "silk16": 16000,
+    "silk24": 24000,
+}
+_SLIN_RATES = {f"slin{rate // 1000}": rate for rate in SAMPLE_RATES}
+
+
+def _names(formats: str) -> list[str]:
+    """Return the names in what Asterisk says of formats: `(ulaw|alaw)`, or one name."""
+    return formats.strip("()").split("|")
+
+
+def _rate_of(name: str) -> int:
+    """Return the sample rate in Hz of a format."""
+    return _WIDE_FORMATS.get(name) or _SLIN_RATES.get(name, 8000)
+
+
+class Channels:
+    """Questions about channels; a channel is named by its name or its uniqueid.
+
+    Every method raises NoSuchChannel if Asterisk does not have the channel (any more), and AmiError
+    if Asterisk cannot be asked.
+    """
+
+    def __init__(self, ami: Ami) -> None:
+        self._ami = ami
+
+    async def look_up(self, target: Target) -> tuple[str, str]:
+        """Return the name and uniqueid of a channel."""
+        key = target.uniqueid or target.channel
+        name, uniqueid = await asyncio.gather(
+            self._known(key, "CHANNEL(name)"), self._known(key, "CHANNEL(uniqueid)")
+        )
+        return name, uniqueid
+
+    async def check_alive(self, uniqueid: str) -> None:
+        """Return if the channel still exists."""
+        await self._known(uniqueid, "CHANNEL(uniqueid)")
+
+    def hang_up(self, uniqueid: str) -> None:
+        """Have a channel hung up, without waiting; if there is none, all is well."""
+        # Not by its name: a fork's earlier leg has the same.
+        self._ami.post("Hangup", [("Channel", uniqueid)], lambda exc: None)
+
+    async def present(self) -> dict[str, str]:
+        """Return the names of all channels, by uniqueid."""
+        listed = await self._ami.list("CoreShowChannels")
+        return {one["uniqueid"]: one.get("channel", "") for one in listed if one.get("uniqueid")}
+
+    async def is_bridged(self, uniqueid: str) -> bool:
+        """Tell whether the channel is in a bridge."""
+        try:
+            answer = await self._ami.list("Status", [("Channel", uniqueid)])
+        except AmiActionFailed as exc:
+            raise _translated(exc) from None
+        return any(event.get("bridgeid") for event in answer)
+
+    async def sample_rate(self, uniqueid: str) -> int:
+        """Return the rate in Hz of the audio that the channel's party sends and hears."""
+        formats = await self._known(uniqueid, "CHANNEL(audionativeformat)")  # (ulaw|alaw), say
+        return max(_rate_of(name) for name in _names(formats))
+
+    async def wide_format(self, uniqueid: str) -> str:
+        """Return which format of a call, its bridge peers' too, is above 8000 Hz; empty: none is.
+
+        Prompts that are played at another rate are not known by that.
+        """
+        channels = [uniqueid, *await self.bridge_peers(uniqueid)]
+        formats = await asyncio.gather(
+            *(
+                self._format(channel, f"CHANNEL({which})")
+                for channel in channels
+                for which in ("audionativeformat", "audioreadformat", "audiowriteformat")
+            )
+        )
+        wide = (name for text in formats for name in _names(text) if _rate_of(name) > 8000)
+        return next(wide, "")
+
+    async def bridge_peers(self, uniqueid: str) -> set[str]:
+        """Return the names of the channels that one is bridged with."""
+        peers = await self._value(uniqueid, "BRIDGEPEER")
+        return set(filter(None, peers.split(",")))
+
+    async def _format(self, channel: str, expression: str) -> str:
+        try:
+            return await self._value(channel, expression)
+        except NoSuchChannel:  # a peer that has just gone
+            return ""
+
+    async def values(self, channel: str, names: Iterable[str]) -> dict[str, str]:
+        """Return variables and functions of a channel; what is not set is empty."""
+        wanted = list(names)
+        values = await asyncio.gather(*(self._value(channel, name) for name in wanted))
+        return dict(zip(wanted, values, strict=True))
+
+    async def _known(self, channel: str, expression: str) -> str:
+        value = await self._value(channel, expression)
+        if not value:
+            raise NoSuchChannel
+        return value
+
+    async def _value(self, channel: str, expression: str) -> str:
+        headers = [("Channel", channel), ("Variable", expression)]
+        try:
+            answer = await self._ami.action("Getvar", headers)
+        except AmiActionFailed as exc:
+            raise _translated(exc) from None
+        return answer.get("value", "")
+
+
+def _translated(exc: AmiActionFailed) -> Exception:
+    return NoSuchChannel() if exc.message == NO_SUCH_CHANNEL else exc

@@ -1,0 +1,68 @@
+"""The ChanSpy tap: an originated AudioSocket leg that runs ChanSpy. It needs nothing but AMI."""
+
+from __future__ import annotations
+
+import secrets
+
+from audiofork.asterisk.ami import Ami
+from audiofork.asterisk.taps.base import LegAddresses, LegOrder, dials, is_leg, leg_name
+from audiofork.errors import AmiActionFailed, AmiError, LegRefused, LegUncertain
+from audiofork.link.messages import LegPart, leg_uuid
+
+ORIGINATE_TIMEOUT_MS = 5000
+
+# q: no beep; u: the target is given by its uniqueid; E: end with the target; S: end when it is
+# gone; l: the long queue, which rides out jitter. o: in alone. D: in and out side by side, which
+# is wrong where the call has wideband audio: of each frame its first 160 samples alone are taken.
+OPTIONS = {LegPart.IN: "quolES", LegPart.PAIRS: "qulDES", LegPart.MIX: "qulES"}
+
+
+class ChanSpyTap:
+    """Implements `Tap`.
+
+    Args:
+        ami: The link to Asterisk.
+        relay: Knows where Asterisk shall bring the audio.
+    """
+
+    name = "chanspy"
+    ends_unborn = ""  # a failed OriginateResponse tells more
+
+    def __init__(self, ami: Ami, relay: LegAddresses) -> None:
+        self._ami = ami
+        self._relay = relay
+
+    def name_leg(self, fork_id: str, part: LegPart, *, anew: bool) -> str:
+        # A leg without media cannot end, so a fork's first one may still be there.
+        return leg_name(fork_id, *((secrets.token_hex(4),) if anew else ()))
+
+    async def start(self, leg: LegOrder) -> None:
+        # w: what the leg sends is whispered to the target. Never unless it is needed: some
+        # versions of Asterisk have faults there.
+        options = OPTIONS[leg.part] + ("w" if leg.speaks else "")
+        address = self._relay.address_of(leg.fork_id)
+        headers = [
+            ("Channel", f"AudioSocket/{address}/{leg_uuid(leg.fork_id, leg.part)}/c(slin)"),
+            ("ChannelId", leg.leg_id),
+            ("Application", "ChanSpy"),
+            # The uniqueid, not the name: Asterisk refuses an Originate whose data contains such
+            # words as DB or FILE, and a name may.
+            ("Data", f"{leg.uniqueid},{options}"),
+            ("Timeout", str(ORIGINATE_TIMEOUT_MS)),
+            ("Variable", "CDR_PROP(disable)=1"),
+            # Otherwise the whole AMI session waits for the leg to answer.
+            ("Async", "true"),
+        ]
+        try:
+            await self._ami.action("Originate", headers, action_id=leg.leg_id)
+        except AmiActionFailed as exc:
+            raise LegRefused(str(exc)) from exc
+        except AmiError as exc:
+            raise LegUncertain(str(exc)) from exc
+
+    def owns(self, name: str, uniqueid: str) -> bool:
+        return is_leg(uniqueid) and self.dials_us(name)
+
+    def dials_us(self, name: str) -> bool:
+        """Tell whether a channel is an AudioSocket connection to this daemon."""
+        return dials(name, self._relay.addresses)

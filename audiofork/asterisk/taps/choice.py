@@ -1,0 +1,209 @@
+"""Chooses the tap and the sample rate of a new fork, by the table in `ways`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from audiofork.asterisk.channels import Channels
+from audiofork.asterisk.taps.base import Tap, is_leg
+from audiofork.asterisk.taps.chanspy import ChanSpyTap
+from audiofork.asterisk.taps.ways import (
+    NARROW_RATE,
+    Site,
+    Way,
+    Wish,
+    best_way,
+    why_none,
+    why_not_by_ari,
+)
+from audiofork.asterisk.versions import WHISPER_LEAKS, Version
+from audiofork.config import AsteriskConfig
+from audiofork.errors import RequestRefused
+from audiofork.link.messages import LegPart
+
+CHANNELS_OWN_RATE = 0
+# A daemon that has just started waits so long for its first attempt to connect to ARI.
+FIRST_LINK_TIMEOUT_S = 1.0
+
+SET_ARI = "set up [ari] (audiofork check tells how)"
+NOT_BY_ARI = "[asterisk] tap = chanspy rules ARI out"
+NOT_BY_CHANSPY = "is ruled out ([asterisk] tap = snoop)"
+
+
+class ByAri(Tap, Protocol):
+    """A tap that depends on the link to ARI: `SnoopTap`, whose module costs memory."""
+
+    @property
+    def missing(self) -> str:
+        """Why no leg can be had at the moment; empty: it can."""
+
+    async def settle(self, timeout_s: float) -> None:
+        """Wait until the first attempt to connect to ARI has come to an end."""
+
+
+class Connected(Protocol):
+    """What tells which Asterisk there is: `Ami`."""
+
+    @property
+    def version(self) -> Version:
+        """Its version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a fork gets.
+
+    Attributes:
+        tap: Where its legs come from.
+        way: What they bring, and how.
+        sample_rate: Of its audio, in Hz.
+        note: What is not as it was wished for; empty: all is.
+    """
+
+    tap: Tap
+    way: Way
+    sample_rate: int
+    note: str = ""
+
+
+class Taps:
+    """All taps there are, and the choice between them.
+
+    Args:
+        asterisk: Tells its version.
+        chanspy: The tap that needs nothing but AMI.
+        snoop: The tap by ARI; None where that is not configured, or not wanted.
+        channels: Tells what audio a call has.
+        config: Which taps are wanted, and what the site claims of its audio.
+        sample_rate: Of forks that wish for none, in Hz; 0: the channel's own.
+
+    Attributes:
+        narrowband: Whether all audio of the site is at 8000 Hz, as it claims.
+        sample_rate: May be set anew.
+    """
+
+    def __init__(
+        self,
+        asterisk: Connected,
+        chanspy: ChanSpyTap,
+        snoop: ByAri | None,
+        channels: Channels,
+        config: AsteriskConfig,
+        sample_rate: int = NARROW_RATE,
+    ) -> None:
+        self._asterisk = asterisk
+        self._chanspy = chanspy
+        self._snoop = snoop
+        self._config = config
+        self.narrowband = config.chanspy_pairs == "narrowband"
+        self._has_settled = False
+        self._channels = channels
+        self.sample_rate = sample_rate
+
+    async def settle(self) -> None:
+        """Wait a moment, once, for a link that is just being made."""
+        if self._snoop is not None and not self._has_settled:
+            await self._snoop.settle(FIRST_LINK_TIMEOUT_S)
+            self._has_settled = True
+
+    async def choose(self, uniqueid: str, wish: Wish, wished_rates: Sequence[int] = ()) -> Choice:
+        """Choose for a fork that begins.
+
+        Args:
+            uniqueid: Its channel.
+            wish: What it needs; its sample rate does not matter.
+            wished_rates: Rates in Hz, the best first, 0 for the channel's own; none: as configured.
+
+        Raises:
+            RequestRefused: What is wished for cannot be had right; the text says what to configure.
+            NoSuchChannel, AmiError: The call's audio cannot be asked for.
+        """
+        await self.settle()
+        site = self.site()
+        rates = [await self._rate(uniqueid, rate) for rate in wished_rates or (self.sample_rate,)]
+        for rate in rates:
+            wish = replace(wish, sample_rate=rate)
+            way = best_way(wish, site)
+            if way is not None and LegPart.PAIRS in way.parts[wish.direction]:
+                way = await self._unless_wide(uniqueid, way, wish, site)
+            if way is not None:
+                return self._choice(way, wish, rates[0], site)
+        raise RequestRefused(why_none(replace(wish, sample_rate=rates[0]), site))
+
+    async def _unless_wide(self, uniqueid: str, pairs: Way, wish: Wish, site: Site) -> Way:
+        """Return the way of pairs, or another if the call has audio that it gets wrong."""
+        wide = await self.wide(uniqueid)
+        if not wide:
+            return pairs
+        other = best_way(wish, replace(site, narrowband=False))
+        if other is None:
+            raise RequestRefused(self.why_wide(wish, wide))
+        return other
+
+    def _choice(self, way: Way, wish: Wish, wished_rate: int, site: Site) -> Choice:
+        notes = [way.flaw_on(site.version)]
+        if wish.speaks and site.version.has(WHISPER_LEAKS):
+            notes.append(f"beeps leak memory while the party hears nothing on {site.version}")
+        if wish.sample_rate != wished_rate:
+            why = why_not_by_ari(replace(wish, sample_rate=wished_rate), site)
+            notes.append(f"{wish.sample_rate} Hz in place of {wished_rate}: {why}")
+        tap = self._snoop if self._snoop is not None and way.tap == "snoop" else self._chanspy
+        return Choice(tap, way, wish.sample_rate, "; ".join(filter(None, notes)))
+
+    def site(self) -> Site:
+        """Return what there is to get legs by at the moment."""
+        no_ari = self._snoop.missing if self._snoop is not None else SET_ARI
+        return site_of(self._config, self._asterisk.version, no_ari)
+
+    async def wide(self, uniqueid: str) -> str:
+        """Return what of a call has wideband audio, for people; empty: nothing has."""
+        return await self._channels.wide_format(uniqueid)
+
+    def why_wide(self, wish: Wish, wide: str) -> str:
+        """Return why a fork cannot have in and out apart by ChanSpy in a call with wideband."""
+        return (
+            f"the call has wideband audio ({wide}), though [asterisk] chanspy_pairs = narrowband: "
+            f"ChanSpy gets in and out wrong; {why_not_by_ari(wish, self.site())}"
+        )
+
+    async def _rate(self, uniqueid: str, wished: int) -> int:
+        if wished == CHANNELS_OWN_RATE:
+            return await self._channels.sample_rate(uniqueid)
+        return wished
+
+    def is_leg(self, name: str, uniqueid: str) -> bool:
+        """Tell whether a channel is a leg of ours or of another daemon, or a part of one."""
+        return is_leg(uniqueid) or self._chanspy.dials_us(name)
+
+    def left_behind(self, present: Mapping[str, str], keep: Iterable[str]) -> list[str]:
+        """Return the uniqueids of our legs that nobody wants any more.
+
+        Args:
+            present: The names of all channels, by uniqueid.
+            keep: Ids of the legs that are wanted.
+        """
+        wanted = set(keep)
+        taps = [tap for tap in (self._chanspy, self._snoop) if tap is not None]
+        return [
+            uniqueid
+            for uniqueid, name in present.items()
+            if uniqueid not in wanted and any(tap.owns(name, uniqueid) for tap in taps)
+        ]
+
+
+def site_of(config: AsteriskConfig, version: Version, no_ari: str) -> Site:
+    """Return what legs can be had by.
+
+    Args:
+        config: Rules taps out, and tells what the site claims of its audio.
+        version: Asterisk's.
+        no_ari: Why nothing could be had by ARI if that is wanted; empty: it could.
+    """
+    return Site(
+        version,
+        NOT_BY_ARI if config.tap == "chanspy" else no_ari,
+        NOT_BY_CHANSPY if config.tap == "snoop" else "",
+        config.chanspy_pairs == "narrowband",
+    )

@@ -1,0 +1,141 @@
+"""The snoop tap: legs by ARI, one for each side, whole under jitter and silence, at any rate.
+
+ARI makes a snoop channel, which enters our Stasis application; from there it is sent into the
+context of extensions_audiofork.conf that connects it to the relay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+
+from audiofork.asterisk.ari import Ari, segment
+from audiofork.asterisk.taps.base import LegAddresses, LegOrder, is_snoop_leg, leg_name
+from audiofork.asterisk.taps.ways import Connects
+from audiofork.config import AriConfig
+from audiofork.errors import (
+    AriError,
+    AriLoginRefused,
+    AriRefused,
+    LegRefused,
+    LegUncertain,
+    NoSuchChannel,
+)
+from audiofork.link.messages import LegPart, leg_uuid
+
+CONTEXT = "audiofork-leg"
+VARIABLE = "AUDIOFORK_LEG"
+# A channel enters the application within a millisecond or two.
+ENTER_TIMEOUT_S = 3.0
+# So long a leg in place of a lost one waits for a link that is away.
+LINK_TIMEOUT_S = 5.0
+
+# The extensions of CONTEXT. That of Dial is called so since only wideband legs went there once.
+EXTENSIONS = {Connects.APPLICATION: "narrow", Connects.DIAL: "wide"}
+_CHANNEL_GONE = 404
+
+
+class SnoopTap:
+    """Implements `Tap`.
+
+    Args:
+        ari: The link to ARI.
+        config: Names our application.
+        relay: Knows where Asterisk shall bring the audio.
+    """
+
+    name = "snoop"
+    ends_unborn = (
+        f"Asterisk ended the leg before it connected: the context {CONTEXT} of "
+        "extensions_audiofork.conf is missing or old, or Asterisk cannot reach [audiosocket] "
+        "advertise; audiofork check tells"
+    )
+
+    def __init__(self, ari: Ari, config: AriConfig, relay: LegAddresses) -> None:
+        self._ari = ari
+        self._app = config.app
+        self._relay = relay
+
+    @property
+    def missing(self) -> str:
+        """Why no leg can be had at the moment; empty: it can."""
+        return "" if self._ari.ready else self._ari.status
+
+    async def settle(self, timeout_s: float) -> None:
+        """Wait until the first attempt to connect to ARI has come to an end."""
+        await self._ari.settled(timeout_s)
+
+    def name_leg(self, fork_id: str, part: LegPart, *, anew: bool) -> str:
+        suffix = (secrets.token_hex(4),) if anew else ()
+        return leg_name(fork_id, self._app, part.value, *suffix)
+
+    async def start(self, leg: LegOrder) -> None:
+        try:
+            await self._ari.wait_ready(LINK_TIMEOUT_S)
+            with self._ari.starting(leg.leg_id) as entered:
+                await self._snoop(leg)
+                await self._lead(leg, entered)
+        except (AriRefused, AriLoginRefused) as exc:
+            raise LegRefused(f"ARI: {exc}") from exc
+        except AriError as exc:
+            raise LegUncertain(f"ARI: {exc}") from exc
+
+    async def _lead(self, leg: LegOrder, entered: asyncio.Future[None]) -> None:
+        """Lead the new channel out of our application to the relay; hang it up if that fails."""
+        try:
+            async with asyncio.timeout(ENTER_TIMEOUT_S):
+                await entered  # before that Asterisk would refuse the rest
+            await self._tell_where(leg)
+            await self._send_on(leg)
+        except TimeoutError:
+            await self._discard(leg)
+            raise LegRefused(f"ARI: the leg did not enter {self._app} in time") from None
+        except AriError:
+            await self._discard(leg)
+            raise
+
+    async def _discard(self, leg: LegOrder) -> None:
+        """Hang up a channel that would stay in the application for ever."""
+        with contextlib.suppress(AriError):  # it may be gone, or the next start finds it
+            await self._ari.delete(f"/channels/{segment(leg.leg_id)}")
+
+    async def _snoop(self, leg: LegOrder) -> None:
+        """Make the channel that hears the target.
+
+        Raises:
+            NoSuchChannel: There is no target any more.
+        """
+        path = f"/channels/{segment(leg.uniqueid)}/snoop/{segment(leg.leg_id)}"
+        whisper = {"whisper": "out"} if leg.speaks else {}
+        try:
+            await self._ari.post(path, spy=leg.part.value, app=self._app, **whisper)
+        except AriRefused as exc:
+            if exc.status == _CHANNEL_GONE:
+                raise NoSuchChannel from exc
+            raise
+
+    async def _tell_where(self, leg: LegOrder) -> None:
+        """Give the channel what the dialplan shall connect it to."""
+        address = self._relay.address_of(leg.fork_id)
+        uuid = leg_uuid(leg.fork_id, leg.part)
+        if leg.connects is Connects.DIAL:
+            codec = "slin" if leg.sample_rate == 8000 else f"slin{leg.sample_rate // 1000}"
+            target = f"AudioSocket/{address}/{uuid}/c({codec})"
+        else:
+            target = f"{uuid},{address}"
+        await self._ari.post(
+            f"/channels/{segment(leg.leg_id)}/variable", variable=VARIABLE, value=target
+        )
+
+    async def _send_on(self, leg: LegOrder) -> None:
+        """Send the channel into the dialplan; the application hears no more of it."""
+        await self._ari.post(
+            f"/channels/{segment(leg.leg_id)}/continue",
+            context=CONTEXT,
+            extension=EXTENSIONS[leg.connects],
+            priority="1",
+        )
+
+    def owns(self, name: str, uniqueid: str) -> bool:
+        return is_snoop_leg(name, uniqueid, self._app)

@@ -1,0 +1,340 @@
+"""The ways to get a fork's legs, the best first: one table, for the daemon, `check` and the docs.
+
+A way is taken for a fork if none of its rules speaks against it. Wrong audio is worse than none:
+where no way is right, the fork is refused, and the rules say why.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from audiofork.asterisk.versions import (
+    AUDIOSOCKET_RESTS,
+    CHANSPY_IN_WHOLE,
+    CHANSPY_PAIRS,
+    LEG_ENDS_WITH_PEER,
+    UNKNOWN,
+    WHISPER_LEAKS,
+    Since,
+    Version,
+    releases,
+)
+from audiofork.link.messages import Direction, LegPart
+
+NARROW_RATE = 8000
+
+
+class Connects(enum.StrEnum):
+    """How a leg is connected to the relay."""
+
+    APPLICATION = "AudioSocket()"
+    """The snoop channel runs the application."""
+    DIAL = "Dial(AudioSocket/...)"
+    """The snoop channel dials an AudioSocket channel: two more in Asterisk, at any rate."""
+    ORIGINATE = "Originate"
+    """An AudioSocket channel runs ChanSpy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a fork needs of its legs.
+
+    Attributes:
+        sample_rate: In Hz.
+        speaks: Whether the channel's party is to hear beeps.
+        apart: Whether something is done to in that is not done to out: volume, or mute.
+    """
+
+    direction: Direction
+    sample_rate: int = NARROW_RATE
+    speaks: bool = False
+    apart: bool = False
+
+    def __str__(self) -> str:
+        more = [] if self.sample_rate == NARROW_RATE else [f"{self.sample_rate} Hz"]
+        if self.speaks:
+            more.append("beeps")
+        if self.apart and self.direction is Direction.BOTH:
+            more.append("in and out treated apart")
+        return ", ".join([f"D({self.direction})", *more])
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What there is to get legs by.
+
+    Attributes:
+        version: Asterisk's.
+        no_ari: Why nothing can be had by ARI; empty: it can.
+        no_chanspy: Why nothing is to be had by ChanSpy; empty: it may.
+        narrowband: Whether all audio is at 8000 Hz: [asterisk] chanspy_pairs.
+    """
+
+    version: Version = UNKNOWN
+    no_ari: str = ""
+    no_chanspy: str = ""
+    narrowband: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A condition of a way.
+
+    Attributes:
+        text: What it demands, for people.
+        why_not: Returns what speaks against the way; empty: nothing.
+    """
+
+    text: str
+    why_not: Callable[[Wish, Site], str]
+
+
+def _version_rule(since: Since, text: str, without: str) -> Rule:
+    """Demand a version that has something; `without` tells what happens on others."""
+
+    def why_not(wish: Wish, site: Site) -> str:
+        has = site.version.has(since)
+        return "" if has else f"{without} on Asterisk {site.version}"
+
+    return Rule(f"{text} ({releases(since)} or later)", why_not)
+
+
+def _no_ari(wish: Wish, site: Site) -> str:
+    return site.no_ari
+
+
+def _no_chanspy(wish: Wish, site: Site) -> str:
+    return site.no_chanspy
+
+
+def _is_wide(wish: Wish, site: Site) -> str:
+    return "" if wish.sample_rate == NARROW_RATE else "has 8000 Hz alone"
+
+
+def _silences(wish: Wish, site: Site) -> str:
+    if not wish.speaks or not site.version.has(WHISPER_LEAKS):
+        return ""
+    return f"beeps by snoop may silence the other party on {site.version}"
+
+
+def _is_mixed(wish: Wish, site: Site) -> str:
+    return "mixes them" if wish.apart else ""
+
+
+def _is_whole(wish: Wish, site: Site) -> str:
+    if site.version.has(CHANSPY_IN_WHOLE):
+        return f"loses more than option o on Asterisk {site.version}"
+    return ""
+
+
+def _may_be_wide(wish: Wish, site: Site) -> str:
+    if site.narrowband:
+        return ""
+    return "needs a site without wideband ([asterisk] chanspy_pairs = narrowband)"
+
+
+_ARI = Rule("ARI", _no_ari)
+_CHANSPY = Rule("[asterisk] tap is not snoop", _no_chanspy)
+_NARROW = Rule("8000 Hz", _is_wide)
+_NARROWBAND = Rule("[asterisk] chanspy_pairs = narrowband, no wideband in the call", _may_be_wide)
+_OPTION_D = _version_rule(CHANSPY_PAIRS, "option D", "cannot keep in and out apart (no option D)")
+_NO_BEEPS = Rule(
+    "no beeps where Asterisk is "
+    f"{', '.join(f'{b}.{m}' for b, m in sorted(WHISPER_LEAKS.items()))} or later",
+    _silences,
+)
+
+_SIDES = {
+    Direction.IN: (LegPart.IN,),
+    Direction.OUT: (LegPart.OUT,),
+    Direction.BOTH: (LegPart.IN, LegPart.OUT),
+    Direction.STEREO: (LegPart.IN, LegPart.OUT),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to get the legs of a fork.
+
+    Attributes:
+        tap: The `Tap` that brings them, by its name.
+        how: What does it inside Asterisk, for people.
+        connects: How a leg gets to the relay.
+        parts: What the legs bring, by the direction of the fork; others are not served.
+        keeps_time: Whether each leg brings 50 frames a second, also in silence.
+        rules: When it may be taken.
+        flaw: What is lost on versions that lack something, and since when they have it.
+    """
+
+    tap: str
+    how: str
+    connects: Connects
+    parts: Mapping[Direction, tuple[LegPart, ...]]
+    keeps_time: bool
+    rules: tuple[Rule, ...]
+    flaw: tuple[Since, str] | None = None
+
+    def why_not(self, wish: Wish, site: Site) -> str:
+        """Return the first thing that speaks against it; empty: nothing does."""
+        return next(iter(self.all_against(wish, site)), "")
+
+    def all_against(self, wish: Wish, site: Site) -> list[str]:
+        """Return all that speaks against it."""
+        if wish.direction not in self.parts:
+            return [f"has {', '.join(self.parts)} alone"]
+        return [why for rule in self.rules if (why := rule.why_not(wish, site))]
+
+    def flaw_on(self, version: Version) -> str:
+        """Return what is lost on a version; empty: nothing is known to be."""
+        if self.flaw is None or version.has(self.flaw[0]):
+            return ""
+        return f"{self.flaw[1]} on Asterisk {version}; ARI's snoop has it whole"
+
+    def __str__(self) -> str:
+        return f"{self.tap}, {self.how}"
+
+
+WAYS = (
+    Way(
+        "snoop",
+        "a leg for each side by AudioSocket()",
+        Connects.APPLICATION,
+        _SIDES,
+        keeps_time=True,
+        rules=(
+            _NO_BEEPS,
+            _ARI,
+            _NARROW,
+            _version_rule(
+                AUDIOSOCKET_RESTS, "AudioSocket() rests", "AudioSocket() takes a core for each leg"
+            ),
+            _version_rule(
+                LEG_ENDS_WITH_PEER,
+                "legs end with the daemon",
+                "a leg of AudioSocket() outlives a daemon that is killed, and holds its call",
+            ),
+        ),
+    ),
+    Way(
+        "snoop",
+        "a leg for each side by Dial()",
+        Connects.DIAL,
+        _SIDES,
+        keeps_time=True,
+        rules=(_NO_BEEPS, _ARI),
+    ),
+    Way(
+        "chanspy",
+        "in as one half of pairs (option D)",
+        Connects.ORIGINATE,
+        {Direction.IN: (LegPart.PAIRS,)},
+        keeps_time=True,
+        rules=(
+            _CHANSPY,
+            _NARROW,
+            _NARROWBAND,
+            _OPTION_D,
+            Rule(f"option o loses frames (before {releases(CHANSPY_IN_WHOLE)})", _is_whole),
+        ),
+    ),
+    Way(
+        "chanspy",
+        "in alone (option o)",
+        Connects.ORIGINATE,
+        {Direction.IN: (LegPart.IN,)},
+        keeps_time=False,
+        rules=(_CHANSPY, _NARROW),
+        flaw=(CHANSPY_IN_WHOLE, "one frame in 25 is lost while the party hears something"),
+    ),
+    Way(
+        "chanspy",
+        "in and out side by side (option D)",
+        Connects.ORIGINATE,
+        dict.fromkeys((Direction.OUT, Direction.BOTH, Direction.STEREO), (LegPart.PAIRS,)),
+        keeps_time=True,
+        rules=(
+            _CHANSPY,
+            _NARROW,
+            _NARROWBAND,
+            _OPTION_D,
+        ),
+    ),
+    Way(
+        "chanspy",
+        "in and out mixed by Asterisk",
+        Connects.ORIGINATE,
+        {Direction.BOTH: (LegPart.MIX,)},
+        keeps_time=False,
+        rules=(_CHANSPY, _NARROW, Rule("volume and mute the same for in and out", _is_mixed)),
+    ),
+)
+"""All ways, in the order of preference."""
+
+
+def best_way(wish: Wish, site: Site) -> Way | None:
+    """Return the first way that serves a fork; None: none does, and `why_none` tells why."""
+    return next((way for way in WAYS if not way.why_not(wish, site)), None)
+
+
+def why_none(wish: Wish, site: Site) -> str:
+    """Return why no way serves a fork, by each tap."""
+    by_chanspy = [
+        way.why_not(wish, site)
+        for way in WAYS
+        if way.tap == "chanspy" and wish.direction in way.parts
+    ]
+    return (
+        f"{wish}: {why_not_by_ari(wish, site)}; ChanSpy {', or '.join(dict.fromkeys(by_chanspy))}"
+    )
+
+
+def why_not_by_ari(wish: Wish, site: Site) -> str:
+    """Return what keeps a fork from the snoop tap; empty: nothing does."""
+    return next(way for way in WAYS if way.connects is Connects.DIAL).why_not(wish, site)
+
+
+def known_faults(version: Version) -> list[str]:
+    """Return what an administrator should know of a version of Asterisk, a sentence each."""
+    faults = []
+    if version.has(WHISPER_LEAKS):
+        faults.append(
+            "options B, p and P (beeps) leak some 86 MB an hour while their party hears nothing; "
+            "by ARI's snoop they may silence the other party, so they are had by ChanSpy alone"
+        )
+    if not version.has(LEG_ENDS_WITH_PEER):
+        faults.append(
+            "a leg whose daemon was killed may take a core while its channel is silent, until the "
+            "daemon is back or `audiofork sweep` has run"
+        )
+    if not version.has(CHANSPY_IN_WHOLE):
+        faults.append(
+            "by ChanSpy one frame in 25 of D(in) is lost while the party hears something; ARI's "
+            "snoop has them all"
+        )
+    return faults
+
+
+def ways_for(site: Site) -> list[str]:
+    """Return lines that tell all ways, the best first, and what speaks against each at a site."""
+    lines = [f"Asterisk {site.version}; of these a fork takes the first that serves it:"]
+    for number, way in enumerate(WAYS, 1):
+        lines.append(f"{number}. {way}: {', '.join(way.parts)}")
+        against = way.all_against(Wish(next(iter(way.parts))), site)
+        lines.append(f"   needs: {'; '.join(rule.text for rule in way.rules)}")
+        lines.append(f"   here: {'no: ' + '; '.join(against) if against else 'yes'}")
+        if flaw := way.flaw_on(site.version):
+            lines.append(f"   but: {flaw}")
+    return lines
+
+
+def as_markdown() -> str:
+    """Return the table of all ways for docs/asterisk.md."""
+    rows = [
+        f"| {number} | {way.tap} | {way.how} | {', '.join(way.parts)} | "
+        f"{'; '.join(rule.text for rule in way.rules)} |"
+        for number, way in enumerate(WAYS, 1)
+    ]
+    head = ["| | tap | how | for | where |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *rows])

@@ -1,0 +1,357 @@
+"""Legs for the command `check`: asks Asterisk for them, and keeps what they bring."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import sys
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from audiofork.asterisk.ami import Ami, ChannelHangup, Event, OriginateFailed
+from audiofork.asterisk.taps.base import LEG_PREFIX, LegOrder, Tap
+from audiofork.asterisk.taps.ways import Connects
+from audiofork.audiosocket import (
+    FRAME_BYTES,
+    HANGUP_MESSAGE,
+    PTIME_MS,
+    SAMPLE_RATES,
+    Decoder,
+    Kind,
+    encode,
+    frame_bytes,
+)
+from audiofork.config import Address, AriConfig
+from audiofork.errors import AmiActionFailed, AudioSocketProtocolError
+from audiofork.link.messages import LegPart, leg_uuid
+
+if TYPE_CHECKING:
+    from audiofork.asterisk.taps.snoop import SnoopTap
+
+TONE = 4321  # a sample that neither silence nor a wrong byte order gives
+RESAMPLED_TONE = range(TONE - 43, TONE + 44)  # 1 %; but for the first frame it is 1 or 2 off
+LEG_TIMEOUT_S = 6.0  # the Originate's own limit is 5 s
+LINK_TIMEOUT_S = 4.0  # of `Ari` it is 3 s
+_TONE_FRAME = encode(Kind.SLIN, TONE.to_bytes(2, "little") * (FRAME_BYTES // 2))
+
+
+class ProbeLeg:
+    """One leg that Asterisk brought.
+
+    Attributes:
+        frames: The audio, each with the time it came at (loop time).
+        closed: Whether Asterisk, or we, ended it.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.frames: list[tuple[float, bytes]] = []
+        self.closed = False
+        self._transport = transport
+        self._changed = asyncio.Event()
+
+    def on_audio(self, frame: bytes) -> None:
+        self.frames.append((asyncio.get_running_loop().time(), frame))
+        self._changed.set()
+
+    def on_closed(self) -> None:
+        self.closed = True
+        self._changed.set()
+
+    def send_tone(self) -> None:
+        """Send one frame in which every sample is TONE."""
+        if not self.closed:
+            self._transport.write(_TONE_FRAME)
+
+    async def talk(self) -> None:
+        """Send such frames 50 times a second until cancelled."""
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            self.send_tone()
+            due += PTIME_MS / 1000
+            await asyncio.sleep(due - loop.time())
+
+    async def wait_frames(self, count: int, timeout_s: float) -> None:
+        """Wait until so many frames have come, or the leg is closed, or the time is over."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while len(self.frames) < count and not self.closed:
+                    self._changed.clear()
+                    await self._changed.wait()
+
+    def frames_per_second(self) -> float:
+        """Return the pace of the frames so far, which must be two at least."""
+        return (len(self.frames) - 1) / (self.frames[-1][0] - self.frames[0][0])
+
+    def has_tone_in_left_alone(self) -> bool:
+        """Tell whether the tone is in the left channel of the frames, and in no right one."""
+        samples = self._samples()
+        return TONE in samples[::2] and not any(samples[1::2])
+
+    def is_tone(self, sample_rate: int) -> bool:
+        """Tell whether these are mono frames of that rate, and most of them the tone."""
+        samples = self._samples()
+        is_mono = all(len(frame) == frame_bytes(sample_rate) for _, frame in self.frames)
+        return is_mono and sum(sample in RESAMPLED_TONE for sample in samples) > len(samples) / 2
+
+    def _samples(self) -> array.array[int]:
+        samples = array.array("h", b"".join(frame for _, frame in self.frames))
+        if sys.byteorder == "big":
+            samples.byteswap()
+        return samples
+
+    def hang_up(self) -> None:
+        if not self.closed:
+            self._transport.write(HANGUP_MESSAGE)
+        self._transport.close()
+
+
+class Probe:
+    """Owned by the check; takes the legs that are expected, and closes every other connection."""
+
+    def __init__(self) -> None:
+        self._expected: dict[str, asyncio.Future[ProbeLeg]] = {}
+        self._transports: set[asyncio.Transport] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self, listen: Address) -> Address:
+        """Listen; return the address, with the port that was chosen if `listen` has none.
+
+        Raises:
+            OSError: The address cannot be had.
+        """
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Connection(self), listen.host, listen.port)
+        return Address(listen.host, self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """Stop listening and close every connection."""
+        if self._server is None:
+            return
+        self._server.close()
+        for transport in list(self._transports):
+            transport.close()
+        await self._server.wait_closed()
+
+    def expect(self, leg_id: str) -> asyncio.Future[ProbeLeg]:
+        """Return what will be the leg that presents this UUID."""
+        future: asyncio.Future[ProbeLeg] = asyncio.get_running_loop().create_future()
+        self._expected[leg_id] = future
+        return future
+
+    def take(self, leg_id: str, leg: ProbeLeg) -> bool:
+        """Hand over a leg, if it is expected."""
+        future = self._expected.pop(leg_id, None)
+        if future is None or future.done():
+            return False
+        future.set_result(leg)
+        return True
+
+    def add(self, transport: asyncio.Transport) -> None:
+        self._transports.add(transport)
+
+    def remove(self, transport: asyncio.Transport) -> None:
+        self._transports.discard(transport)
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        self._decoder = Decoder()
+        self._leg: ProbeLeg | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._probe.add(self._transport)
+
+    def data_received(self, chunk: bytes) -> None:
+        try:
+            messages = self._decoder.feed(chunk)
+        except AudioSocketProtocolError:
+            self._transport.close()
+            return
+        for kind, payload in messages:
+            if self._leg is None and kind == Kind.UUID:
+                self._identify(str(uuid.UUID(bytes=payload)))
+            elif self._leg is not None and kind in SAMPLE_RATES:
+                self._leg.on_audio(payload)
+
+    def _identify(self, leg_id: str) -> None:
+        leg = ProbeLeg(self._transport)
+        if self._probe.take(leg_id, leg):
+            self._leg = leg
+        else:
+            self._transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._probe.remove(self._transport)
+        if self._leg is not None:
+            self._leg.on_closed()
+
+
+class LegFailed(Exception):
+    """Asterisk did not bring a leg; `reason` is that of the OriginateResponse, if one came."""
+
+    def __init__(self, text: str, reason: str = "") -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+class Legs:
+    """Asks Asterisk for legs.
+
+    Attributes:
+        uniqueids: Of the legs asked for so far.
+        news_due: Whether Asterisk has had something to tell of a leg of ours.
+    """
+
+    def __init__(
+        self,
+        ami: Ami,
+        probe: Probe,
+        heard: Callable[[Callable[[Event], bool], float], Awaitable[Event | None]],
+    ) -> None:
+        self.uniqueids: list[str] = []
+        self.news_due = False
+        self._ami = ami
+        self._probe = probe
+        self._heard = heard
+
+    def is_of_ours(self, event: Event) -> bool:
+        """Tell whether an event speaks of one of the legs."""
+        if isinstance(event, ChannelHangup):
+            return event.uniqueid in self.uniqueids
+        return isinstance(event, OriginateFailed) and event.action_id in self.uniqueids
+
+    async def start(self, address: Address, application: str, data: str) -> ProbeLeg:
+        """Have Asterisk bring a leg that runs an application; return it when it is here.
+
+        Raises:
+            LegFailed: It did not come.
+            AmiError: Asterisk cannot be asked.
+        """
+        leg_id = str(uuid.uuid4())
+        arrival = self._probe.expect(leg_id)
+        await self._originate(leg_id, address, application, data)
+        return await self._arrived(
+            arrival, self.uniqueids[-1], "the leg went somewhere else, and ended there"
+        )
+
+    async def snoop(
+        self, tap: Tap, uniqueid: str, sample_rate: int, connects: Connects
+    ) -> ProbeLeg:
+        """Have a tap bring a leg that hears what a channel's party says, as for a fork.
+
+        Raises:
+            LegFailed: It did not come.
+            LegError, NoSuchChannel: It could not be asked for.
+        """
+        fork_id, part = str(uuid.uuid4()), LegPart.IN
+        leg_id = tap.name_leg(fork_id, part, anew=False)
+        self.uniqueids.append(leg_id)
+        arrival = self._probe.expect(leg_uuid(fork_id, part))
+        await tap.start(
+            LegOrder(leg_id, fork_id, part, uniqueid, connects, sample_rate, speaks=False)
+        )
+        return await self._arrived(arrival, leg_id, "the leg ended before it connected")
+
+    async def _arrived(
+        self, arrival: asyncio.Future[ProbeLeg], uniqueid: str, ended: str
+    ) -> ProbeLeg:
+        """Return a leg that was asked for, when it is here; `ended` says what its end means."""
+        news = asyncio.create_task(self._news_of(uniqueid))
+        either: set[asyncio.Future[Any]] = {arrival, news}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if arrival.done():
+            news.cancel()
+            self.news_due = True
+            return arrival.result()
+        self._raise(await news, ended)
+
+    async def knock(self, address: Address) -> None:
+        """Have Asterisk connect to somebody else, and wait until that is over.
+
+        Raises: as `start`.
+        """
+        await self._originate(str(uuid.uuid4()), address, "Wait", "1")
+        news = await self._news_of(self.uniqueids[-1])
+        if not isinstance(news, ChannelHangup):
+            self._raise(news, "")
+
+    async def _originate(self, leg_id: str, address: Address, application: str, data: str) -> None:
+        uniqueid = f"{LEG_PREFIX}check-{leg_id}"
+        self.uniqueids.append(uniqueid)
+        headers = [
+            ("Channel", f"AudioSocket/{address}/{leg_id}/c(slin)"),
+            ("ChannelId", uniqueid),
+            ("Application", application),
+            ("Data", data),
+            ("Timeout", "5000"),
+            ("Variable", "CDR_PROP(disable)=1"),
+            ("Async", "true"),
+        ]
+        try:
+            await self._ami.action("Originate", headers, action_id=uniqueid)
+        except AmiActionFailed as exc:
+            raise LegFailed(exc.message) from exc
+
+    async def _news_of(self, uniqueid: str) -> Event | None:
+        """Return the event that ends a leg, if one comes."""
+
+        def ends_it(event: Event) -> bool:
+            if isinstance(event, ChannelHangup):
+                return event.uniqueid == uniqueid
+            return isinstance(event, OriginateFailed) and event.action_id == uniqueid
+
+        news = await self._heard(ends_it, LEG_TIMEOUT_S)
+        self.news_due |= news is not None
+        return news
+
+    def _raise(self, news: Event | None, ended: str) -> NoReturn:
+        if isinstance(news, OriginateFailed):
+            raise LegFailed("cannot connect", news.reason)
+        if news is None:
+            raise LegFailed(f"no leg came within {LEG_TIMEOUT_S:g} s")
+        raise LegFailed(ended)
+
+
+@dataclass(frozen=True, slots=True)
+class OneAddress:
+    """Implements `LegAddresses`: every leg comes to one address."""
+
+    address: Address
+
+    @property
+    def addresses(self) -> Sequence[Address]:
+        return (self.address,)
+
+    def address_of(self, fork_id: str) -> Address:
+        return self.address
+
+
+@contextlib.asynccontextmanager
+async def snooping(config: AriConfig, address: Address) -> AsyncIterator[SnoopTap]:
+    """Have the daemon's own tap by ARI, with a link that is up or has failed; it brings legs here.
+
+    Its application has a name of its own. Asterisk would take the daemon's away from it, and with
+    it the legs of its forks.
+    """
+    from audiofork.asterisk.ari import Ari  # what they import takes 10 MB
+    from audiofork.asterisk.taps.snoop import SnoopTap
+
+    # The check says itself what has failed; without a handler the log would go to standard error.
+    logging.getLogger(Ari.__module__).addHandler(logging.NullHandler())
+    own = dataclasses.replace(config, app=f"{config.app}-check")
+    async with Ari(own) as ari:
+        link = asyncio.create_task(ari.run())
+        try:
+            await ari.settled(LINK_TIMEOUT_S)
+            yield SnoopTap(ari, own, OneAddress(address))
+        finally:
+            link.cancel()
+            await asyncio.gather(link, return_exceptions=True)

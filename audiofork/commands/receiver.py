@@ -1,0 +1,490 @@
+"""A WebSocket server that writes each fork to a WAV file and shows how loud it is.
+
+The companion for a first try: it lets a new user hear what a fork sends. Files are written from
+the event loop, about once a second, so a disk that hangs holds up all forks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import audioop
+import contextlib
+import math
+import os
+import re
+import ssl
+import struct
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import Close, CloseCode
+
+from audiofork.audiosocket import frame_bytes
+from audiofork.config import SAMPLE_RATES, Address
+from audiofork.errors import ReceiverError
+from audiofork.text import printable
+
+DEFAULT_RATE = 8000
+SAMPLE_BYTES = 2
+FULL_SCALE = 32768  # the largest magnitude of an int16
+
+SHOW_INTERVAL_S = 1.0
+MAX_LINES = 20  # more forks than this share one line, or nobody could read them
+CLOSE_TIMEOUT_S = 1.0
+KEPT_TAKES = 1000
+
+# Audio is written at each interval; a client that sends faster than live is written sooner.
+MAX_PENDING_BYTES = 65_536  # at 8000 Hz: two seconds of stereo
+# The sizes in a WAV header have 32 bits: 37 hours of stereo at 8000 Hz. A longer file is written
+# all the same, and most players go by the size of the file then.
+MAX_WAV_BYTES = 0xFFFF_FFFF - 36
+
+LABEL_LENGTH = 80  # with time, number and .wav far below the 255 bytes of a file name
+TEXT_LENGTH = 200
+BAR_LENGTH = 20
+BAR_FLOOR_DBFS = -60.0  # an empty bar: the quietest that is of interest in a phone call
+
+_HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
+
+
+@dataclass(frozen=True)
+class Take:
+    """One finished fork.
+
+    Attributes:
+        label: What the fork was called in the lines shown.
+        path: Its file; None if no audio came or the file could not be created.
+        duration_s: Length of the audio that came.
+        peaks_dbfs: Loudest sample of each channel, 0 at full scale, -inf for digital silence;
+            empty if no audio came. Of two channels the first is what the party said.
+        messages: Binary messages that came.
+        close_code: Of the WebSocket; 1006 if the connection broke.
+        close_reason: Of the WebSocket; control characters are replaced.
+    """
+
+    label: str
+    path: Path | None
+    duration_s: float
+    peaks_dbfs: tuple[float, ...]
+    messages: int
+    close_code: int
+    close_reason: str
+
+
+# --- Names, levels, files ------------------------------------------------------------------------
+
+
+def label_of(target: str) -> str:
+    """Return what to call a fork: a name of A-Z a-z 0-9 . _ - that can stand in a file name.
+
+    Args:
+        target: Path and query of its request; `channel` in the query goes before the path.
+    """
+    path, query = _split(target)
+    wanted = query.get("channel", [""])[0] or unquote(path)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", wanted).strip(".-")
+    return name[:LABEL_LENGTH] or "fork"
+
+
+def channels_of(target: str) -> int:
+    """Return 1 or 2 if the query of a request has `channels=1` or `channels=2`, else 0."""
+    value = _split(target)[1].get("channels", [""])[0]
+    return int(value) if value in ("1", "2") else 0
+
+
+def rate_of(target: str) -> int:
+    """Return the sample rate in Hz that `rate` in the query of a request says, 8000 without.
+
+    Raises:
+        ValueError: It is none of SAMPLE_RATES.
+    """
+    value = _split(target)[1].get("rate", [str(DEFAULT_RATE)])[0]
+    if value not in map(str, SAMPLE_RATES):
+        raise ValueError(f"rate: expected one of {', '.join(map(str, SAMPLE_RATES))}, got {value}")
+    return int(value)
+
+
+def _split(target: str) -> tuple[str, dict[str, list[str]]]:
+    # With a host of our own, or a path that begins with two slashes would be taken for one.
+    parts = urlsplit("//host/" + target.lstrip("/"))
+    return parts.path, parse_qs(parts.query)
+
+
+def dbfs(peak: int) -> float:
+    """Return a peak of 0 to 32768 in decibels below full scale; -inf for 0."""
+    return 20 * math.log10(peak / FULL_SCALE) if peak else -math.inf
+
+
+def peaks_of(audio: bytes | bytearray, channels: int) -> list[int]:
+    """Return the loudest magnitude in each channel of slin, 0 to 32768."""
+    if channels == 1:
+        return [audioop.max(audio, SAMPLE_BYTES)]
+    left = audioop.tomono(audio, SAMPLE_BYTES, 1, 0)
+    right = audioop.tomono(audio, SAMPLE_BYTES, 0, 1)
+    return [audioop.max(left, SAMPLE_BYTES), audioop.max(right, SAMPLE_BYTES)]
+
+
+def _level(level_dbfs: float, *, bar: bool = False) -> str:
+    text = "silence" if level_dbfs == -math.inf else f"{level_dbfs:.1f} dBFS"
+    if not bar:
+        return text
+    share = 1 - max(level_dbfs, BAR_FLOOR_DBFS) / BAR_FLOOR_DBFS
+    return f"{text:>10} " + ("#" * round(share * BAR_LENGTH)).ljust(BAR_LENGTH, ".")
+
+
+def _levels(peaks: list[int], *, bars: bool = False) -> str:
+    """Return peaks as text: one, or in and out."""
+    parts = [_level(dbfs(peak), bar=bars) for peak in peaks]
+    if len(parts) == 1:
+        return parts[0]
+    return "  ".join(f"{name} {part}" for name, part in zip(("in", "out"), parts, strict=True))
+
+
+def shown(text: str) -> str:
+    """Return a text from the network as it may be shown on a terminal: one short line."""
+    cut = text[:TEXT_LENGTH] + ("..." if len(text) > TEXT_LENGTH else "")
+    return printable(cut, " ")
+
+
+class WavFile:
+    """A WAV file that can be played at any time: its header follows what was written.
+
+    Samples are int16 little-endian, `channels` interleaved, at `sample_rate` Hz. A call's audio
+    is private: only the owner may read the file.
+
+    Raises:
+        OSError: From every call, when the disk does not do what it should.
+    """
+
+    def __init__(self, folder: Path, stem: str, channels: int, sample_rate: int) -> None:
+        self._frame_bytes = SAMPLE_BYTES * channels
+        self._channels = channels
+        self._sample_rate = sample_rate
+        self._data_bytes = 0
+        self.path, self._file = self._create(folder, stem)
+        try:
+            self._append(self._header())
+        except OSError:
+            self.close()
+            self.path.unlink(missing_ok=True)
+            raise
+
+    @staticmethod
+    def _create(folder: Path, stem: str) -> tuple[Path, int]:
+        """Create a file that was not there before: STEM.wav, else STEM-2.wav and so on."""
+        number = 1
+        while True:
+            path = folder / (f"{stem}.wav" if number == 1 else f"{stem}-{number}.wav")
+            with contextlib.suppress(FileExistsError):
+                return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            number += 1
+
+    def write(self, audio: bytes | bytearray) -> None:
+        """Append audio, and let the header say so."""
+        try:
+            self._append(audio)
+        except OSError:
+            with contextlib.suppress(OSError):  # no half sample at the end
+                os.ftruncate(self._file, _HEADER.size + self._data_bytes)
+            raise
+        self._data_bytes += len(audio)
+        os.pwrite(self._file, self._header(), 0)
+
+    def _append(self, content: bytes | bytearray) -> None:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(self._file, rest) :]
+
+    def _header(self) -> bytes:
+        """Return the 44 bytes of a canonical WAV header (PCM, one data chunk)."""
+        size = min(self._data_bytes, MAX_WAV_BYTES)
+        bytes_per_s = self._sample_rate * self._frame_bytes
+        return _HEADER.pack(
+            *(b"RIFF", 36 + size, b"WAVE", b"fmt ", 16, 1, self._channels, self._sample_rate),
+            *(bytes_per_s, self._frame_bytes, 8 * SAMPLE_BYTES, b"data", size),
+        )
+
+    def close(self) -> None:
+        """Close the file; what was written is in it."""
+        os.close(self._file)
+
+
+class _Recording:
+    """A fork that is being received. Owned by its connection's handler, which ends it."""
+
+    def __init__(self, label: str, target: str, folder: Path, say: Callable[[str], None]) -> None:
+        self.label = label
+        self._folder = folder
+        self._say = say
+        # The time of the connection; the file comes with the first audio, which tells its channels.
+        self._stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{label_of(target)}"
+        self._channels = channels_of(target)
+        self._sample_rate = self._rate_of(target)
+        self._max_pending_bytes = MAX_PENDING_BYTES * self._sample_rate // DEFAULT_RATE
+        self._sample_bytes = SAMPLE_BYTES * (self._channels or 1)
+        self._begun = False
+        self._warned = False
+        self._pending = bytearray()
+        self._file: WavFile | None = None
+        self._path: Path | None = None
+        self._audio_bytes = 0  # without what is pending
+        self._peaks: list[int] = []
+        self.recent: list[int] = []  # peaks since the last line; empty if no audio came
+        self.messages = 0
+
+    def _rate_of(self, target: str) -> int:
+        try:
+            return rate_of(target)
+        except ValueError as exc:
+            self._say(f"{self.label}: {shown(str(exc))}, taken for {DEFAULT_RATE}")
+            return DEFAULT_RATE
+
+    @property
+    def duration_s(self) -> float:
+        return self._audio_bytes / (self._sample_rate * self._sample_bytes)
+
+    def add(self, message: bytes) -> None:
+        """Take a binary message; called for each one, so it does next to nothing."""
+        self.messages += 1
+        if not self._begun and message:
+            self._begin(len(message))
+        excess = len(message) % self._sample_bytes
+        if excess:
+            message = self._cut(message, excess)
+        self._pending += message
+        if len(self._pending) > self._max_pending_bytes:
+            self.flush()
+
+    def _begin(self, first_bytes: int) -> None:
+        """Settle the channels by the query, else by the size of a frame, and open the file."""
+        self._begun = True
+        mono_bytes = frame_bytes(self._sample_rate)
+        pair_bytes = 2 * mono_bytes
+        if first_bytes not in (mono_bytes, pair_bytes) and not self._channels:
+            self._say(
+                f"{self.label}: first message of {first_bytes} bytes, taken for mono; "
+                "?channels=2 in the URL says stereo"
+            )
+        self._channels = self._channels or (2 if first_bytes == pair_bytes else 1)
+        self._sample_bytes = SAMPLE_BYTES * self._channels
+        try:
+            self._file = WavFile(self._folder, self._stem, self._channels, self._sample_rate)
+        except OSError as exc:
+            self._say(f"{self.label}: not recorded, no file in {self._folder}: {exc.strerror}")
+            return
+        self._path = self._file.path
+        kind = "mono" if self._channels == 1 else "stereo, in left, out right"
+        if self._sample_rate != DEFAULT_RATE:
+            kind += f", {self._sample_rate} Hz"
+        self._say(f"{self.label}: recording {self._path}, {kind}")
+
+    def _cut(self, message: bytes, excess: int) -> bytes:
+        """Drop what is no whole sample: each message begins with one."""
+        if not self._warned:
+            self._warned = True
+            self._say(
+                f"{self.label}: expected multiples of {self._sample_bytes} bytes, got a message "
+                f"of {len(message)}; such messages are cut"
+            )
+        return message[:-excess]
+
+    def flush(self) -> None:
+        """Measure and write what is pending."""
+        if not self._pending:
+            return
+        audio, self._pending = self._pending, bytearray()
+        self._audio_bytes += len(audio)
+        peaks = peaks_of(audio, self._channels)
+        self._peaks = [max(pair) for pair in zip(peaks, self._peaks or peaks, strict=True)]
+        self.recent = [max(pair) for pair in zip(peaks, self.recent or peaks, strict=True)]
+        if self._file is None:
+            return
+        try:
+            self._file.write(audio)
+        except OSError as exc:
+            self._say(f"{self.label}: {self._path} ends here, it cannot be written: {exc.strerror}")
+            self._close_file()
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
+
+    def line(self, width: int) -> str:
+        """Return the line that shows the fork now."""
+        levels = _levels(self.recent, bars=True) if self.recent else " no audio"
+        return f"  {self.label:<{width}} {self.duration_s:7.1f} s  {levels}"
+
+    def end(self, close_code: int, close_reason: str) -> Take:
+        """Write the rest, close the file and say what came of it."""
+        self.flush()
+        self._close_file()
+        peaks_dbfs = tuple(map(dbfs, self._peaks))
+        reason = shown(close_reason)
+        audio = (
+            f"{self.duration_s:.1f} s, peak {_levels(self._peaks)}" if peaks_dbfs else "no audio"
+        )
+        self._say(
+            f"{self.label}: ended, {self._path or 'no file'}, {audio}, "
+            f"{self.messages} messages, closed with {close_code} {reason}".rstrip()
+        )
+        return Take(
+            *(self.label, self._path, self.duration_s, peaks_dbfs, self.messages),
+            *(close_code, reason),
+        )
+
+
+# --- The server ----------------------------------------------------------------------------------
+
+
+class Receiver:
+    """Receives forks, any number at once.
+
+    Args:
+        directory: Where the files go; created if it is not there.
+        say: Gets each line that is to be shown.
+        levels: Whether the levels are shown each second, not only the begin and end of a fork.
+
+    Attributes:
+        takes: The forks that ended, the latest 1000 of them, oldest first.
+    """
+
+    def __init__(self, directory: Path, say: Callable[[str], None], *, levels: bool = True) -> None:
+        self._directory = directory
+        self._say = say
+        self._levels = levels
+        self._recordings: dict[str, _Recording] = {}  # by label
+        self._server: Server | None = None
+        self._timer: asyncio.Task[None] | None = None
+        self.takes: deque[Take] = deque(maxlen=KEPT_TAKES)
+
+    async def start(self, address: Address, tls: ssl.SSLContext | None = None) -> Address:
+        """Listen; return the address, with the port that was chosen if `address` has none.
+
+        Raises:
+            ReceiverError: The directory cannot be written, or the address cannot be had.
+        """
+        _prepare(self._directory)
+        try:
+            self._server = await serve(
+                self._handle,
+                address.host,
+                address.port,
+                ssl=tls,
+                compression=None,
+                close_timeout=CLOSE_TIMEOUT_S,
+            )
+        except OSError as exc:
+            raise ReceiverError(f"cannot listen on {address}: {_why(exc)}") from exc
+        self._timer = asyncio.create_task(self._tick())
+        return Address(address.host, next(iter(self._server.sockets)).getsockname()[1])
+
+    async def close(self) -> None:
+        """Close every connection (1001) and file; may be called more than once."""
+        if self._timer is not None:
+            self._timer.cancel()
+            await asyncio.gather(self._timer, return_exceptions=True)
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+
+    async def _handle(self, connection: ServerConnection) -> None:
+        assert connection.request is not None
+        target = connection.request.path
+        label = self._free_label(label_of(target))
+        recording = _Recording(label, target, self._directory, self._say)
+        self._recordings[label] = recording
+        close = Close(CloseCode.ABNORMAL_CLOSURE, "")
+        try:
+            await self._receive(connection, recording)
+        except ConnectionClosed as exc:
+            # What we close with, if the client sent nothing: too big, no pong.
+            close = exc.rcvd or exc.sent or close
+        finally:
+            del self._recordings[label]
+            self.takes.append(recording.end(close.code, close.reason))
+
+    async def _receive(self, connection: ServerConnection, recording: _Recording) -> None:
+        recv, add = connection.recv, recording.add
+        while True:
+            message = await recv()
+            if isinstance(message, bytes):
+                add(message)
+            else:
+                self._say(f"{recording.label}: text: {shown(message)}")
+
+    def _free_label(self, wanted: str) -> str:
+        """Return the label, with a number if a fork that runs has it already."""
+        label, number = wanted, 1
+        while label in self._recordings:
+            number += 1
+            label = f"{wanted}-{number}"
+        return label
+
+    # One timer for all forks; several hundred would wake the loop as many times a second.
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        while True:
+            await asyncio.sleep(SHOW_INTERVAL_S - (loop.time() - begin) % SHOW_INTERVAL_S)
+            self.show()
+
+    def show(self) -> None:
+        """Write what came since the last call, and show how loud it was; called each second."""
+        recordings = list(self._recordings.values())
+        for recording in recordings:
+            recording.flush()
+        if self._levels and recordings:
+            for line in _lines(recordings):
+                self._say(line)
+        for recording in recordings:
+            recording.recent = []
+
+
+def _lines(recordings: list[_Recording]) -> list[str]:
+    if len(recordings) <= MAX_LINES:
+        width = max(len(recording.label) for recording in recordings)
+        return [recording.line(width) for recording in recordings]
+    heard = [recording for recording in recordings if recording.recent]
+    summary = f"  {len(recordings)} forks, {len(heard)} with audio"
+    if heard:
+        loudest = max(heard, key=lambda recording: max(recording.recent))
+        summary += f", loudest: {loudest.label} {_level(dbfs(max(loudest.recent)))}"
+    return [summary]
+
+
+def _prepare(directory: Path) -> None:
+    """Make the directory, and prove that a file can be made in it."""
+    probe = directory / f".audiofork-{os.getpid()}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.touch(exist_ok=True)
+        probe.unlink()
+    except OSError as exc:
+        raise ReceiverError(f"cannot write to {directory}: {exc.strerror}") from exc
+
+
+def _why(exc: OSError) -> str:
+    # The loop puts a sentence of its own into strerror; the number has the plain one.
+    return os.strerror(exc.errno) if exc.errno and exc.errno > 0 else str(exc)
+
+
+def tls_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
+    """Return a server's TLS settings.
+
+    Raises:
+        ReceiverError: The files cannot be read or do not belong together.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate, key)
+    except OSError as exc:  # ssl.SSLError is one
+        raise ReceiverError(f"cannot use the certificate {certificate}: {exc}") from exc
+    return context

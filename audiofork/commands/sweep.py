@@ -1,0 +1,71 @@
+"""The command `sweep`: hangs up the legs that a daemon left behind which is dead and stays so.
+
+A daemon that starts does that itself. Before Asterisk 20.14, 21.9 and 22.4 a leg whose connection
+has ended may take a core while its channel is silent, so nobody should have to wait for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+from audiofork.asterisk.ami import connected
+from audiofork.asterisk.channels import Channels
+from audiofork.asterisk.taps.base import dials, is_leg, is_snoop_leg
+from audiofork.config import Address, Config
+from audiofork.doors.control_client import Client
+from audiofork.errors import AmiActionFailed, DaemonRuns, DaemonUnreachable
+
+_RUNS = "the daemon runs, so the legs are wanted; it sweeps at its start itself"
+
+
+async def sweep(config: Config) -> int:
+    """Hang up all legs of this configuration's daemon; return how many did not end by themselves.
+
+    Raises:
+        DaemonRuns: It is not dead.
+        OSError, TimeoutError, ValueError, AmiError: Asterisk cannot be asked.
+    """
+    _check_dead(config)
+    addresses = _addresses(config)
+    async with connected(config.asterisk, lambda event: None) as ami:
+        present = await Channels(ami).present()
+        legs = [
+            uniqueid
+            for uniqueid, name in present.items()
+            if (is_leg(uniqueid) and dials(name, addresses))
+            or (config.ari.url and is_snoop_leg(name, uniqueid, config.ari.app))
+        ]
+        count = 0
+        for uniqueid in legs:
+            with contextlib.suppress(AmiActionFailed):  # it is gone by now, or just going
+                await ami.action("Hangup", [("Channel", uniqueid)])
+                count += 1
+    return count
+
+
+def _check_dead(config: Config) -> None:
+    """Raise unless the daemon is dead for sure."""
+    if config.control.socket:
+        try:
+            with Client(Path(config.control.socket)):
+                raise DaemonRuns(_RUNS)
+        except DaemonUnreachable as exc:
+            if not isinstance(exc.__cause__, FileNotFoundError | ConnectionRefusedError):
+                raise DaemonRuns(f"it is not known whether the daemon runs: {exc}") from exc
+    listen = config.audiosocket.listen
+    try:
+        socket.create_server((listen.host, listen.port)).close()
+    except OSError as exc:
+        if exc.errno == errno.EADDRINUSE:
+            raise DaemonRuns(f"something listens on {listen}: {_RUNS}") from exc
+
+
+def _addresses(config: Config) -> list[Address]:
+    """Return what Asterisk dialled for the relay processes, where that is known before."""
+    first = config.audiosocket.advertise or config.audiosocket.listen
+    workers = config.relay.workers if first.port else 0
+    return [replace(first, port=first.port + number) for number in range(workers)]

@@ -1,1 +1,0 @@
-"""The control plane: requests, forks and Asterisk. It touches no audio."""

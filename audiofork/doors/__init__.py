@@ -1,0 +1,1 @@
+"""The doors by which people and programs ask for forks, and hear of them."""

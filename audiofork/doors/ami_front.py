@@ -1,0 +1,432 @@
+"""The AMI front: lets clients of app_audiofork go on as they are.
+
+It listens in Asterisk's place, and each client gets a connection to Asterisk of its own, through
+which all goes as it comes but the actions that app_audiofork had. Those are answered here, once
+Asterisk has said that the client's session may ask for them. As in Asterisk, a client's actions
+are done one by one: while one of ours is under way the next ones wait, and events go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import secrets
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, cast
+
+from audiofork.config import Address, AsteriskConfig, FrontConfig
+from audiofork.doors.ami_front_protocol import AsteriskStream, ClientStream, OwnAction
+from audiofork.errors import AmiError, ConfigError, RequestRefused
+from audiofork.forks.requests import Request, parse_request
+from audiofork.text import why
+
+log = logging.getLogger(__name__)
+
+Ask = Callable[[Request], Awaitable[list[str]]]
+
+CONNECT_TIMEOUT_S = 5.0
+# With these and HELD_BYTES of front_protocol.py no client makes us hold more than 64 KiB. (With TLS
+# asyncio's own buffers come on top, which have limits of their own.)
+READ_BYTES = 4 * 1024
+FULL_BYTES = 12 * 1024
+# A client that does not take FULL_BYTES in so long is cut. Asterisk is less patient: by default it
+# cuts one that takes nothing for 0.1 s (writetimeout), once the kernel's buffers are full.
+STALL_S = 5.0
+LINGER_S = 30.0  # for Asterisk to do what a client asked for before it went
+CLOSE_S = 0.2
+TLS_TIMEOUT_S = 5.0
+
+
+class Front:
+    """The listener and its clients.
+
+    Owned by the daemon; `start` once, `close` any number of times.
+    """
+
+    def __init__(self, config: FrontConfig, asterisk: AsteriskConfig, ask: Ask) -> None:
+        self._config = config
+        self._asterisk = asterisk
+        self._ask = ask
+        self._server: asyncio.Server | None = None
+        self._sessions: set[_Session] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._asterisk_tls: ssl.SSLContext | None = None
+        self._trouble = ""
+
+    async def start(self) -> Address:
+        """Listen; return the address, with the port that was chosen if it was 0.
+
+        Raises:
+            OSError: The address cannot be had.
+            ConfigError: A certificate cannot be used, or there is nowhere to listen.
+        """
+        if self._config.listen is None:
+            raise ConfigError("[front] listen: missing")
+        tls = _server_tls(self._config)
+        self._asterisk_tls = _asterisk_tls(self._asterisk)
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: _Session(self).client,
+            self._config.listen.host,
+            self._config.listen.port,
+            ssl=tls,
+            ssl_handshake_timeout=TLS_TIMEOUT_S if tls else None,
+            ssl_shutdown_timeout=TLS_TIMEOUT_S if tls else None,
+        )
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return Address(host, port)
+
+    async def close(self) -> None:
+        """Stop listening and part with every client; takes three times CLOSE_S at most."""
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        server.close()
+        for session in list(self._sessions):
+            session.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._wait_over()
+        for session in list(self._sessions):
+            session.abort()
+        await self._wait_over()
+        with contextlib.suppress(TimeoutError):  # a client that is shaking hands keeps it open
+            async with asyncio.timeout(CLOSE_S):
+                await server.wait_closed()
+
+    async def _wait_over(self) -> None:
+        waits = [session.over.wait() for session in self._sessions]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await asyncio.gather(*waits)
+
+    # --- For the sessions ---
+
+    def add(self, session: _Session) -> None:
+        """Keep a session until `remove`."""
+        self._sessions.add(session)
+
+    def remove(self, session: _Session) -> None:
+        """Forget a session that is over."""
+        self._sessions.discard(session)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do something that ends with the front at the latest."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def connect(self, end: _End) -> bool:
+        """Connect one end to Asterisk; tell whether that went well. Trouble is logged once."""
+        config, tls = self._asterisk, self._asterisk_tls
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await asyncio.get_running_loop().create_connection(
+                    lambda: end,
+                    config.host,
+                    config.port,
+                    ssl=tls,
+                    ssl_shutdown_timeout=TLS_TIMEOUT_S if tls else None,
+                )
+        except (OSError, TimeoutError, ValueError) as exc:  # ValueError: no name for a host
+            text = why(exc)
+            if text != self._trouble:
+                where = Address(config.host, config.port)
+                log.warning("AMI front: no connection to Asterisk at %s: %s", where, text)
+            self._trouble = text
+            return False
+        self._trouble = ""
+        return True
+
+    async def answer(self, client: str, action: OwnAction) -> bytes:
+        """Do what an action asks for, and return the answer for the client."""
+        try:
+            return action.success(await self._ask(parse_request(action.request)))
+        except (RequestRefused, AmiError) as exc:
+            channel = action.fields.get("channel", "")
+            log.warning("%s of AMI client %s for %r: %s", action.name, client, channel, exc)
+            return action.error(str(exc))
+        except Exception:
+            log.exception("%s of AMI client %s could not be handled", action.name, client)
+            return action.error("a fault of audiofork; see its log")
+
+
+class _Session:
+    """One client and its connection to Asterisk.
+
+    Attributes:
+        client: The end towards the client.
+        asterisk: The end towards Asterisk.
+        over: Set when both ends are closed.
+    """
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self.client = _End(self._on_client_bytes, self._on_client_eof, self._on_client_lost)
+        self.asterisk = _End(self._on_asterisk_bytes, lambda: False, self._on_asterisk_lost)
+        self.client.peer, self.asterisk.peer = self.asterisk, self.client
+        self.client.on_made = self._on_client
+        self.client.on_stalled = self._on_client_stalled
+        self.over = asyncio.Event()
+        self._client_stream = ClientStream()
+        self._asterisk_stream = AsteriskStream()
+        self._parts: deque[bytes | OwnAction] = deque()
+        self._own: OwnAction | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._connected = False
+        self._client_done = False
+        self._last_call: asyncio.TimerHandle | None = None
+        # Asterisk sends each client the ActionIDs of all requests, but nobody else's probes.
+        self._probe_ids = (f"audiofork-{secrets.token_hex(8)}-{n}" for n in itertools.count(1))
+
+    # --- From the client to Asterisk ---
+
+    def _on_client(self) -> None:
+        self._front.add(self)
+        self._connecting = self._front.spawn(self._connect())
+
+    async def _connect(self) -> None:
+        if await self._front.connect(self.asterisk):
+            log.debug("AMI client %s connected", self.client.name)
+            self._connected = True
+            self.client.release("connecting")
+            self._pump()
+        else:
+            self.client.abort()
+
+    def _on_client_bytes(self, chunk: bytes) -> None:
+        if not self._connected:
+            # Not in connection_made, where uvloop does not heed it.
+            self.client.hold("connecting")
+        self._parts.extend(self._client_stream.feed(chunk))
+        self._pump()
+
+    def _on_client_eof(self) -> bool:
+        if not self._client_done:
+            self._client_done = True
+            self._parts.append(self._client_stream.end())
+            self._pump()
+            self._end_within(LINGER_S)
+        return True  # what it asked for last is yet to be answered
+
+    def _pump(self) -> None:
+        """Hand on what the client sent, up to the next action of ours."""
+        while self._parts and self._connected and self._own is None:
+            part = self._parts.popleft()
+            if isinstance(part, bytes):
+                self.asterisk.write(part)
+            else:
+                self._begin(part)
+        if self._client_done and self._connected and self._own is None:
+            self.asterisk.finish()
+
+    def _begin(self, action: OwnAction) -> None:
+        """Ask Asterisk whether the client may ask for this; `_decide` goes on."""
+        self._own = action
+        self.client.hold("own action")
+        probe_id = next(self._probe_ids)
+        self._asterisk_stream.expect(probe_id)
+        self.asterisk.write(action.probe(probe_id))
+
+    def _decide(self, refusal: str) -> None:
+        """Go on when all answers to earlier actions are with the client."""
+        assert self._own is not None
+        refusal = self._own.fault or refusal
+        if refusal:
+            log.warning("%s of AMI client %s: %s", self._own.name, self.client.name, refusal)
+            self._answer(self._own.refusal(refusal))
+        else:
+            # Goes on when the client is gone: Asterisk too finishes what it has begun.
+            self._front.spawn(self._grant(self._own))
+
+    async def _grant(self, action: OwnAction) -> None:
+        self._answer(await self._front.answer(self.client.name, action))
+
+    def _answer(self, message: bytes) -> None:
+        self.client.write(self._asterisk_stream.insert(message))
+        self._own = None
+        self.client.release("own action")
+        self._pump()
+
+    # --- From Asterisk to the client ---
+
+    def _on_asterisk_bytes(self, chunk: bytes) -> None:
+        passed, refusal = self._asterisk_stream.feed(chunk)
+        self.client.write(passed)
+        if refusal is not None:
+            self._decide(refusal)
+
+    # --- The end ---
+
+    def _on_client_stalled(self) -> None:
+        log.warning("AMI client %s is cut: it reads nothing", self.client.name)
+        self.abort()
+
+    def _on_client_lost(self) -> None:
+        log.debug("AMI client %s is gone", self.client.name)
+        if self._connecting is not None and not self._connecting.done():
+            self._connecting.cancel()
+        self._on_client_eof()
+        self._check_over()
+
+    def _on_asterisk_lost(self) -> None:
+        self.client.close()
+        self._end_within(STALL_S)
+        self._check_over()
+
+    def _end_within(self, limit_s: float) -> None:
+        """Give both sides so long to end by themselves."""
+        if self._last_call is not None:
+            self._last_call.cancel()
+        self._last_call = asyncio.get_running_loop().call_later(limit_s, self.abort)
+
+    def _check_over(self) -> None:
+        if self.client.closed and self.asterisk.closed:
+            if self._last_call is not None:
+                self._last_call.cancel()
+            self._front.remove(self)
+            self.over.set()
+
+    def close(self) -> None:
+        """Close both ends when what was written is out."""
+        self.asterisk.close()
+        self.client.close()
+
+    def abort(self) -> None:
+        """Close both ends now."""
+        self.asterisk.abort()
+        self.client.abort()
+
+
+class _End(asyncio.BufferedProtocol):
+    """One end of a session: reads no more than the other end can take.
+
+    Attributes:
+        peer: The other end.
+        closed: There is no connection, not yet or no more.
+        name: The address at the far side, for the log.
+    """
+
+    peer: _End
+
+    def __init__(
+        self,
+        on_bytes: Callable[[bytes], None],
+        on_eof: Callable[[], bool],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._on_bytes = on_bytes
+        self._on_eof = on_eof
+        self._on_lost = on_lost
+        self.on_made: Callable[[], None] = lambda: None
+        self.on_stalled: Callable[[], None] = lambda: None
+        self.closed = True
+        self.name = ""
+        self._transport: asyncio.Transport | None = None
+        self._buffer = memoryview(bytearray(READ_BYTES))
+        self._holds: set[str] = set()
+        self._stall_timer: asyncio.TimerHandle | None = None
+
+    # --- Called by the loop ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.closed = False
+        peer = transport.get_extra_info("peername") or ("(gone)", 0)
+        self.name = str(Address(*peer[:2]))
+        self._transport.set_write_buffer_limits(high=FULL_BYTES)
+        self.on_made()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, count: int) -> None:
+        self._on_bytes(bytes(self._buffer[:count]))
+
+    def eof_received(self) -> bool:
+        assert self._transport is not None
+        return self._on_eof() and self._transport.can_write_eof()  # TLS has no half-open state
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        self.resume_writing()
+        self._on_lost()
+
+    def pause_writing(self) -> None:
+        self.peer.hold("full")
+        loop = asyncio.get_running_loop()
+        self._stall_timer = loop.call_later(STALL_S, lambda: self.on_stalled())
+
+    def resume_writing(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+        self.peer.release("full")
+
+    # --- Called by the session ---
+
+    def hold(self, reason: str) -> None:
+        """Read nothing for a reason."""
+        self._holds.add(reason)
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def release(self, reason: str) -> None:
+        """Read again, unless there is another reason not to."""
+        self._holds.discard(reason)
+        if self._transport is not None and not self._holds and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def write(self, piece: bytes) -> None:
+        """Send bytes; without a connection they are lost."""
+        if piece and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(piece)
+
+    def finish(self) -> None:
+        """Say that nothing more will be sent; what the far side still sends is read."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def close(self) -> None:
+        """Close when what was written is out."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close now."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+# --- TLS -----------------------------------------------------------------------------------------
+
+
+def _server_tls(config: FrontConfig) -> ssl.SSLContext | None:
+    if not config.tls_cert_file:
+        if config.tls_key_file:
+            raise ConfigError("[front] tls_key_file: needs tls_cert_file")
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        # With a password of no length nobody is asked for one on a terminal.
+        context.load_cert_chain(config.tls_cert_file, config.tls_key_file or None, password="")
+    except OSError as exc:  # ssl.SSLError is one
+        raise ConfigError(f"[front] tls_cert_file, tls_key_file: {exc}") from exc
+    return context
+
+
+def _asterisk_tls(config: AsteriskConfig) -> ssl.SSLContext | None:
+    if not config.tls:
+        return None
+    try:
+        return ssl.create_default_context(cafile=config.ca_file or None)
+    except OSError as exc:
+        raise ConfigError(f"[asterisk] ca_file: {exc}") from exc

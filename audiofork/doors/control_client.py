@@ -1,0 +1,217 @@
+"""The command line's side of the control socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from audiofork import config
+from audiofork.doors.control_socket import Code
+from audiofork.errors import (
+    AmiUnavailable,
+    ConfigError,
+    DaemonFault,
+    DaemonUnreachable,
+    RequestRefused,
+)
+from audiofork.log import without_query
+from audiofork.text import printable
+
+# The daemon gives up a question to Asterisk after 5 s, and a start asks two.
+ANSWER_TIMEOUT_S = 15.0
+
+
+def socket_of(path: Path) -> Path:
+    """Return the control socket that a configuration file names.
+
+    The secret is not read: who may use the socket need not be able to.
+
+    Raises:
+        ConfigError: The file cannot be used, or it switches the socket off.
+    """
+    loaded = config.load(path, {**os.environ, "AUDIOFORK_ASTERISK_SECRET_FILE": ""})
+    if not loaded.control.socket:
+        raise ConfigError(f"{path}: [control] socket is empty, so the daemon cannot be asked")
+    return Path(loaded.control.socket)
+
+
+class Client:
+    """One connection to the daemon; a context manager.
+
+    Every method raises DaemonUnreachable if the daemon is not there or goes away, RequestRefused
+    with the daemon's words, AmiUnavailable if the daemon does not reach Asterisk, and
+    DaemonFault.
+
+    Raises:
+        DaemonUnreachable: Nobody listens at the path, or we may not use it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(ANSWER_TIMEOUT_S)
+        try:
+            self._socket.connect(os.fspath(path))
+        except OSError as exc:
+            self._socket.close()
+            raise DaemonUnreachable(_what_to_do(path, exc)) from exc
+        self._answers = self._socket.makefile("rb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._answers.close()
+        self._socket.close()
+
+    @property
+    def daemon_pid(self) -> int:
+        """The process that listens; 0 if it is in another PID namespace."""
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return int.from_bytes(credentials[:4], "little")
+
+    def start(self, channel: str, url: str, options: str = "", post_process: str = "") -> str:
+        """Start a fork on a channel, by name or uniqueid; return its id."""
+        fields = {"Command": "StartAudioFork", **_channel(channel), "WsServer": url}
+        fields |= {"Options": options, "PostProcess": post_process}
+        return str(self._ask(fields)[0])
+
+    def stop(self, target: str) -> list[str]:
+        """Stop the fork with this id, or every fork of a channel; return their ids."""
+        return self._ask({"Command": "StopAudioFork", **_target(target)})
+
+    def mute(self, target: str, direction: str, on: bool) -> list[str]:
+        """Mute or unmute a fork, or every fork of a channel; return their ids.
+
+        Args:
+            target: As for `stop`.
+            direction: read, write or both.
+            on: Whether to mute.
+        """
+        fields = {"Direction": direction, "State": "1" if on else "0"}
+        return self._ask({"Command": "AudioForkMute", **_target(target), **fields})
+
+    def forks(self) -> list[dict[str, Any]]:
+        """Return the forks there are, each with the fields of ForkView."""
+        return self.listing()[0]
+
+    def listing(self) -> tuple[list[dict[str, Any]], int]:
+        """Return the forks there are, and how many legs of ended ones Asterisk still has."""
+        answer = self._answer_to({"Command": "ListAudioForks"})
+        return answer["forks"], int(answer.get("legs_left", 0))
+
+    def _ask(self, fields: Mapping[str, str]) -> list[Any]:
+        forks: list[Any] = self._answer_to(fields)["forks"]
+        return forks
+
+    def _answer_to(self, fields: Mapping[str, str]) -> dict[str, Any]:
+        try:
+            self._socket.sendall(json.dumps(fields).encode() + b"\n")
+            line = self._answers.readline()
+        except TimeoutError as exc:
+            text = f"no answer of the daemon at {self._path} within {ANSWER_TIMEOUT_S:g} s"
+            raise DaemonUnreachable(text) from exc
+        except OSError as exc:
+            raise DaemonUnreachable(f"the daemon at {self._path} is gone: {exc}") from exc
+        if not line:
+            raise DaemonUnreachable(f"the daemon at {self._path} has closed the connection")
+        return _granted(json.loads(line))
+
+
+def _granted(answer: dict[str, Any]) -> dict[str, Any]:
+    if answer["ok"]:
+        return answer
+    error = str(answer["error"])
+    if answer["code"] == Code.ASTERISK:
+        raise AmiUnavailable(error)
+    raise DaemonFault(error) if answer["code"] == Code.FAULT else RequestRefused(error)
+
+
+def _what_to_do(path: Path, exc: OSError) -> str:
+    if isinstance(exc, PermissionError):
+        advice = "run this as root, or as a user of the socket's group"
+    elif isinstance(exc, FileNotFoundError | ConnectionRefusedError):
+        advice = "is it running (systemctl status audiofork), with this path in [control] socket?"
+    else:
+        advice = "try again"
+    return f"no daemon at {path}: {exc.strerror or exc}; {advice}"
+
+
+def _channel(channel: str) -> dict[str, str]:
+    """Return the field that names a channel: every name has a slash, a uniqueid has none."""
+    return {"Channel" if "/" in channel else "Uniqueid": channel}
+
+
+def _target(target: str) -> dict[str, str]:
+    """Return the field that names a fork or a channel: what is a UUID is a fork's id."""
+    try:
+        return {"AudioForkID": str(uuid.UUID(target))}
+    except ValueError:
+        return _channel(target)
+
+
+# --- What people see -----------------------------------------------------------------------------
+
+_COLUMNS = (
+    *("ID", "CHANNEL", "DIRECTION", "TAP", "RATE", "STATE", "MUTED", "AGE"),
+    *("IN", "SENT", "DROPPED", "URL"),
+)
+_NUMBERS = frozenset({"RATE", "AGE", "IN", "SENT", "DROPPED"})
+
+
+def as_json(forks: list[dict[str, Any]], legs_left: int = 0) -> str:
+    """Return forks as a JSON array, with the fields of ForkView."""
+    return json.dumps(forks, indent=2)
+
+
+def table(forks: list[dict[str, Any]], legs_left: int = 0) -> str:
+    """Return forks as lines of text with a heading; URLs without their query."""
+    left = f"\n{legs_left} legs of ended forks stay until their channels have media or end"
+    return (_rows(forks) if forks else "no forks") + (left if legs_left else "")
+
+
+def _rows(forks: list[dict[str, Any]]) -> str:
+    rows = [_COLUMNS, *(_row(fork) for fork in forks)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if name in _NUMBERS else cell.ljust(width)
+            for name, cell, width in zip(_COLUMNS, row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _row(fork: dict[str, Any]) -> tuple[str, ...]:
+    cells = (
+        fork["id"],
+        fork["channel"],
+        fork["direction"],
+        fork["tap"] or "-",
+        fork["sample_rate"] or "-",
+        fork["state"],
+        fork["muted"] or "-",
+        _age(fork["age_s"]),
+        fork["frames_in"],
+        fork["frames_sent"],
+        fork["frames_dropped"],
+        without_query(fork["url"]),
+    )
+    return tuple(printable(str(cell), "?") for cell in cells)
+
+
+def _age(seconds: float) -> str:
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}"

@@ -1,0 +1,287 @@
+"""The control socket: the door that the command line uses.
+
+A Unix stream socket. One JSON object a line in, one JSON object a line out, as many on a
+connection as the client likes. A request has the fields of `requests.py`, each value a string,
+and a Command, which may also be ListAudioForks. An answer is one of
+
+    {"ok": true, "forks": [...]}        ids; for ListAudioForks objects with the fields of ForkView
+    {"ok": false, "code": "refused", "error": "No such channel"}
+
+where `code` is one of the values of `Code`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import enum
+import json
+import logging
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from audiofork.errors import AmiError, AmiTimeout, AmiUnavailable, ConfigError, RequestRefused
+from audiofork.forks.requests import MUTE, START, STOP, Request, parse_request
+from audiofork.text import printable
+
+if TYPE_CHECKING:
+    from audiofork.forks.fork import ForkView
+
+log = logging.getLogger(__name__)
+
+LIST = "listaudioforks"
+COMMANDS = frozenset({START, STOP, MUTE, LIST})
+
+MAX_LINE_BYTES = 65_536
+MAX_CONNECTIONS = 256
+# Between two requests, or from the first byte of a line to its last, or until an answer is read.
+PATIENCE_S = 60.0
+CLOSE_TIMEOUT_S = 1.0
+MAX_PATH_BYTES = 107  # sun_path is 108 bytes, the last one zero
+MAX_ERROR_CHARACTERS = 300
+_MODE = 0o660
+_BACKLOG = 128
+
+
+class Code(enum.StrEnum):
+    """Why a request was not granted."""
+
+    REFUSED = "refused"
+    """The request cannot be granted; `error` says why."""
+    ASTERISK = "asterisk"
+    """Asterisk cannot be reached, or does not answer."""
+    FAULT = "fault"
+    """A bug of the daemon's; its log has a traceback."""
+
+
+class ControlSocket:
+    """The server of the control socket.
+
+    Owned by the daemon. Each connection is served alone and one request at a time; one that
+    sends nothing or reads nothing is dropped after PATIENCE_S.
+
+    Args:
+        path: Where the socket file shall be; its folder has to exist.
+        ask: Grants a request and returns the ids of the forks it concerns, or raises
+            RequestRefused or AmiError.
+        list_forks: Returns the forks there are.
+        legs_left: Returns how many legs of ended forks Asterisk still has.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        ask: Callable[[Request], Awaitable[list[str]]],
+        list_forks: Callable[[], Awaitable[list[ForkView]]],
+        legs_left: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._path = path
+        self._ask = ask
+        self._list = list_forks
+        self._legs_left = legs_left
+        self._server: asyncio.Server | None = None
+        self._inode = 0
+        self._closed = False
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Listen, in the place of a dead daemon's socket if there is one.
+
+        Raises:
+            ConfigError: The path cannot be used, or another daemon listens there.
+        """
+        listening = _bind(self._path)
+        self._inode = self._path.stat().st_ino
+        self._server = await asyncio.start_unix_server(
+            self._serve, sock=listening, limit=MAX_LINE_BYTES, backlog=_BACKLOG
+        )
+
+    async def close(self) -> None:
+        """Drop every connection and remove the socket; may be called again."""
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        self._closed = True
+        server.close()
+        with contextlib.suppress(OSError):
+            # Unless another daemon has put its own there meanwhile.
+            if self._path.stat().st_ino == self._inode:
+                self._path.unlink()
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+        await server.wait_closed()
+
+    # --- Connections ---
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._closed:  # accepted just before
+            writer.transport.abort()
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            if len(self._connections) > MAX_CONNECTIONS:
+                await _send(writer, _refusal(f"{MAX_CONNECTIONS} connections are open already"))
+            else:
+                await self._answer_all(reader, writer)
+            writer.close()
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await writer.wait_closed()
+        except (OSError, TimeoutError):
+            pass  # the client is gone, or does not read
+        except Exception:
+            log.exception("a fault while a control connection was served")
+        finally:
+            writer.transport.abort()
+            self._connections.discard(task)
+
+    async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            try:
+                line = await _read_line(reader)
+            except RequestRefused as exc:
+                await _send(writer, _refusal(str(exc)))
+                return  # where the next line begins nobody knows
+            if not line:
+                return
+            await _send(writer, await self._answer(line))
+
+    async def _answer(self, line: bytes) -> dict[str, Any]:
+        """Return the answer to a line; whatever the line holds, it is one of the documented."""
+        try:
+            fields = parse_line(line)
+            if command_of(fields) == LIST:
+                forks = [_plain(view) for view in await self._list()]
+                return {"ok": True, "forks": forks, "legs_left": self._legs_left()}
+            return {"ok": True, "forks": await self._ask(parse_request(fields))}
+        except RequestRefused as exc:
+            return _refusal(str(exc))
+        except AmiError as exc:
+            away = isinstance(exc, AmiUnavailable | AmiTimeout)
+            text = f"Asterisk cannot be asked: {exc}"
+            return _refusal(text, Code.ASTERISK if away else Code.REFUSED)
+        except Exception:
+            log.exception("a request of the control socket could not be handled")
+            return _refusal("a fault of the daemon; its log says more", Code.FAULT)
+
+
+async def _read_line(reader: asyncio.StreamReader) -> bytes:
+    """Return the next line, or nothing at the end; the last one needs no end of line.
+
+    Raises:
+        RequestRefused: The line is too long.
+        TimeoutError: None came in time.
+    """
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            return await reader.readuntil(b"\n")
+    except asyncio.IncompleteReadError as exc:
+        return exc.partial
+    except asyncio.LimitOverrunError:
+        raise RequestRefused(f"the request is longer than {MAX_LINE_BYTES} bytes") from None
+
+
+async def _send(writer: asyncio.StreamWriter, answer: dict[str, Any]) -> None:
+    writer.write(json.dumps(answer).encode() + b"\n")
+    async with asyncio.timeout(PATIENCE_S):
+        await writer.drain()
+
+
+# --- From a line to fields -----------------------------------------------------------------------
+
+
+def parse_line(line: bytes) -> dict[str, str]:
+    """Return the fields of a request.
+
+    Raises:
+        RequestRefused: The line is not a JSON object whose values are strings.
+    """
+    try:
+        # As text: from bytes json would guess the encoding. RecursionError: brackets by the
+        # thousand; ValueError also has JSONDecodeError and UnicodeDecodeError.
+        fields = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise RequestRefused("expected a JSON object in one line of UTF-8")
+    for name, value in fields.items():
+        if not isinstance(value, str):
+            raise RequestRefused(f"{printable(name, '?')}: expected a string")
+    return fields
+
+
+def command_of(fields: dict[str, str]) -> str:
+    """Return the Command, in lower case.
+
+    Raises:
+        RequestRefused: It is missing or not known; parse_request would take it for a start.
+    """
+    lower = {name.lower(): value for name, value in fields.items()}
+    command = lower.get("command", "").strip(" \t").lower()
+    if command not in COMMANDS:
+        raise RequestRefused(
+            "Command: expected StartAudioFork, StopAudioFork, AudioForkMute or ListAudioForks"
+        )
+    return command
+
+
+def _refusal(text: str, code: Code = Code.REFUSED) -> dict[str, Any]:
+    return {"ok": False, "code": code.value, "error": text[:MAX_ERROR_CHARACTERS]}
+
+
+def _plain(view: ForkView) -> dict[str, Any]:
+    """Return a fork as JSON can hold it."""
+    return {
+        name: value.value if isinstance(value, enum.Enum) else value
+        for name, value in dataclasses.asdict(view).items()
+    }
+
+
+# --- The socket file -----------------------------------------------------------------------------
+
+
+def _bind(path: Path) -> socket.socket:
+    """Return a bound socket that only its owner and group may use."""
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
+        raise ConfigError(f"[control] socket: the path is longer than {MAX_PATH_BYTES} bytes")
+    _remove_stale(path)
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # The mode must be right from the first moment on, so chmod would come too late.
+    old_mask = os.umask(0o777 & ~_MODE)
+    try:
+        bound.bind(os.fspath(path))
+    except OSError as exc:
+        bound.close()
+        raise ConfigError(f"[control] socket {path}: {exc.strerror}") from exc
+    finally:
+        os.umask(old_mask)
+    return bound
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the socket of a daemon that is gone.
+
+    Raises:
+        ConfigError: The path holds something else, or the daemon lives.
+    """
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ConfigError(f"[control] socket {path}: exists and is not a socket")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(CLOSE_TIMEOUT_S)
+            probe.connect(os.fspath(path))
+    except FileNotFoundError:
+        return
+    except ConnectionRefusedError:
+        path.unlink(missing_ok=True)
+    except OSError as exc:  # a live daemon's backlog may be full, or it is another user's
+        raise ConfigError(f"[control] socket {path}: {exc.strerror or exc}") from exc
+    else:
+        raise ConfigError(f"[control] socket {path}: another daemon listens there")

@@ -1,0 +1,268 @@
+"""The option string of a fork: Asterisk's grammar, our letters.
+
+The grammar is that of ast_app_parse_options (main/app.c): each letter may have an argument in
+parentheses. Parentheses nest; an argument that begins with a quote may hold any of them inside
+quotes; a backslash outside quotes takes the next character as it is. Of a letter that comes
+twice, the last one stands. Blanks between options mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from audiofork.config import SAMPLE_RATES
+from audiofork.errors import RequestRefused
+from audiofork.link.messages import Beeps, Direction, Tls
+
+MAX_OPTIONS_BYTES = 4096
+MAX_VARIABLE_LENGTH = 79  # Asterisk's AST_MAX_EXTENSION less its end
+
+
+DEFAULT_BEEP_INTERVAL_S = 15.0
+MAX_GAIN = 4
+FRAMES_MS = range(20, 1001, 20)
+MAX_SAMPLE_RATES = 2  # what is wished for, and what will do
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the option string of a request says; None where it says nothing.
+
+    Attributes:
+        direction: Option D.
+        gain_in: Option v or W: steps of volume, -4 to 4; `gain_out`: V or W.
+        keep_time: Option S.
+        bridged_only: Option b.
+        beeps: Options B, p and P.
+        use_tls: Option T.
+        tls: The arguments of T, if it has any but `on`.
+        reconnect_interval_s: Option R.
+        reconnect_attempts: Option r.
+        frame_ms: Option F.
+        sample_rates: Option L: Hz, the one that is wished for first; 0: the channel's own.
+        id_variable: Option i.
+        ignored: Letters that are accepted and mean nothing.
+    """
+
+    direction: Direction = Direction.BOTH
+    gain_in: int = 0
+    gain_out: int = 0
+    keep_time: bool = False
+    bridged_only: bool = False
+    beeps: Beeps = Beeps()
+    use_tls: bool = False
+    tls: Tls | None = None
+    reconnect_interval_s: float | None = None
+    reconnect_attempts: int | None = None
+    frame_ms: int | None = None
+    sample_rates: tuple[int, ...] = ()
+    id_variable: str = ""
+    ignored: str = ""
+
+
+def parse_options(text: str) -> Options:
+    """Parse an option string such as `D(in)`.
+
+    Raises:
+        RequestRefused: A letter is unknown, or an argument is missing or not allowed.
+    """
+    options = Options()
+    for letter, argument in split_options(text):
+        parser = _PARSERS.get(letter)
+        if parser is None:
+            raise RequestRefused(f"Options: unknown option {letter!r}")
+        options = parser(options, argument)
+    return options
+
+
+def split_options(text: str) -> list[tuple[str, str | None]]:
+    """Cut an option string into letters and arguments.
+
+    Returns:
+        Pairs in the order of the string; the argument is None where there are no parentheses.
+
+    Raises:
+        RequestRefused: The string is too long, or a parenthesis is not closed.
+    """
+    if len(text.encode(errors="replace")) > MAX_OPTIONS_BYTES:
+        raise RequestRefused(f"Options: longer than {MAX_OPTIONS_BYTES} bytes")
+    pairs: list[tuple[str, str | None]] = []
+    position = 0
+    while position < len(text):
+        letter = text[position]
+        position += 1
+        argument = None
+        if text[position : position + 1] == "(":
+            argument, position = _argument(letter, text, position + 1)
+        if not letter.isspace():
+            pairs.append((letter, argument))
+        elif argument is not None:
+            raise RequestRefused("Options: an argument without a letter")
+    return pairs
+
+
+def _argument(letter: str, text: str, start: int) -> tuple[str, int]:
+    """Return the argument that begins at `start`, and the position behind its parenthesis."""
+    quotes_count = text[start : start + 1] == '"'
+    quoted = False
+    depth = 1
+    kept: list[str] = []
+    position = start
+    while position < len(text):
+        character = text[position]
+        position += 1
+        if character == '"' and quotes_count:
+            quoted = not quoted
+        elif character == "\\":
+            following = text[position : position + 1]
+            if quoted and following != '"':
+                kept.append(character)
+            kept.append(following)
+            position += 1
+        else:
+            if not quoted:
+                depth += (character == "(") - (character == ")")
+            if depth == 0:
+                return "".join(kept), position
+            kept.append(character)
+    raise RequestRefused(f"Options: missing closing parenthesis of option {letter!r}")
+
+
+_ON = frozenset({"on", "yes", "true", "1"})
+
+# --- The letters ---------------------------------------------------------------------------------
+# Each function takes the options so far and the argument, and returns the options with it.
+
+
+def _bad(letter: str, expected: str, argument: str | None) -> RequestRefused:
+    given = repr(argument) if argument else "nothing"
+    return RequestRefused(f"Options: {letter} takes {expected}, not {given}")
+
+
+def _number(letter: str, argument: str | None, low: int, high: int) -> int:
+    text = (argument or "").strip()
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
+        raise _bad(letter, f"a whole number from {low} to {high}", argument)
+    number = int(text)
+    if not low <= number <= high:
+        raise _bad(letter, f"a whole number from {low} to {high}", argument)
+    return number
+
+
+def _direction(options: Options, argument: str | None) -> Options:
+    try:
+        direction = Direction((argument or "").strip().lower())
+    except ValueError:
+        raise _bad("D", "in, out, both or stereo", argument) from None
+    return replace(options, direction=direction)
+
+
+def _gain_in(options: Options, argument: str | None) -> Options:
+    return replace(options, gain_in=_number("v", argument, -MAX_GAIN, MAX_GAIN))
+
+
+def _gain_out(options: Options, argument: str | None) -> Options:
+    return replace(options, gain_out=_number("V", argument, -MAX_GAIN, MAX_GAIN))
+
+
+def _gain_of_both(options: Options, argument: str | None) -> Options:
+    gain = _number("W", argument, -MAX_GAIN, MAX_GAIN)
+    return replace(options, gain_in=gain, gain_out=gain)
+
+
+def _keep_time(options: Options, argument: str | None) -> Options:
+    return replace(options, keep_time=True)
+
+
+def _bridged_only(options: Options, argument: str | None) -> Options:
+    return replace(options, bridged_only=True)
+
+
+def _beep_interval(options: Options, argument: str | None) -> Options:
+    interval_s = float(_number("B", argument, 1, 86_400)) if argument else DEFAULT_BEEP_INTERVAL_S
+    return replace(options, beeps=replace(options.beeps, interval_s=interval_s))
+
+
+def _beep_at_start(options: Options, argument: str | None) -> Options:
+    return replace(options, beeps=replace(options.beeps, at_start=True))
+
+
+def _beep_at_end(options: Options, argument: str | None) -> Options:
+    return replace(options, beeps=replace(options.beeps, at_end=True))
+
+
+def _interval(options: Options, argument: str | None) -> Options:
+    return replace(options, reconnect_interval_s=float(_number("R", argument, 1, 600)))
+
+
+def _attempts(options: Options, argument: str | None) -> Options:
+    return replace(options, reconnect_attempts=_number("r", argument, 0, 1_000_000))
+
+
+def _frame_ms(options: Options, argument: str | None) -> Options:
+    text = (argument or "").strip()
+    if not (text.isascii() and text.isdigit() and len(text) < 5 and int(text) in FRAMES_MS):
+        raise _bad("F", "a multiple of 20 from 20 to 1000", argument)
+    return replace(options, frame_ms=int(text))
+
+
+def _sample_rates(options: Options, argument: str | None) -> Options:
+    """L(16000), L(0) for the channel's own, L(16000,8000) for what can be had."""
+    known = {str(rate): rate for rate in (0, *SAMPLE_RATES)}
+    rates = tuple(known.get(part.strip(), -1) for part in (argument or "").split(","))
+    if -1 in rates or len(rates) > MAX_SAMPLE_RATES:
+        allowed = ", ".join(known)
+        raise _bad("L", f"one or two of {allowed}, with a comma between them", argument)
+    return replace(options, sample_rates=rates)
+
+
+def _id_variable(options: Options, argument: str | None) -> Options:
+    name = (argument or "").strip()
+    # What Asterisk calls a variable; a function would do more than store a value.
+    if not (name.isascii() and name.isidentifier() and len(name) <= MAX_VARIABLE_LENGTH):
+        raise _bad("i", "the name of a channel variable", argument)
+    return replace(options, id_variable=name)
+
+
+def _ignored(options: Options, argument: str | None) -> Options:
+    return replace(options, ignored="a")
+
+
+def _tls(options: Options, argument: str | None) -> Options:
+    """T(on), T(insecure), T(ca=/path), T(cert=/path:key=/path), and these joined by colons."""
+    known = {"ca": "ca_file", "cert": "cert_file", "key": "key_file"}
+    tls: dict[str, Any] = {}
+    for part in (argument or "").split(":"):
+        name, equals, path = part.strip().partition("=")
+        if equals and name in known and path.startswith("/"):
+            tls[known[name]] = path
+        elif name == "insecure" and not equals:
+            tls["insecure"] = True
+        elif name.lower() not in _ON or equals:
+            raise _bad("T", "on, insecure, ca=/path, cert=/path or key=/path", argument)
+    if "key_file" in tls and "cert_file" not in tls:
+        raise RequestRefused("Options: T takes a key only with a cert")
+    return replace(options, use_tls=True, tls=Tls(**tls) if tls else None)
+
+
+_PARSERS: dict[str, Callable[[Options, str | None], Options]] = {
+    "D": _direction,
+    "T": _tls,
+    "R": _interval,
+    "r": _attempts,
+    "F": _frame_ms,
+    "L": _sample_rates,
+    "b": _bridged_only,
+    "B": _beep_interval,
+    "p": _beep_at_start,
+    "P": _beep_at_end,
+    "v": _gain_in,
+    "V": _gain_out,
+    "W": _gain_of_both,
+    "i": _id_variable,
+    "S": _keep_time,
+    "a": _ignored,
+}

@@ -1,0 +1,1 @@
+"""The command that may run after a fork."""

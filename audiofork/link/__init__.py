@@ -1,0 +1,1 @@
+"""What passes between the control plane and the relay, and by which way."""

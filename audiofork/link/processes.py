@@ -1,0 +1,423 @@
+"""The relay as several processes: starts them, watches them, shares the forks out among them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import signal
+import socket
+import sys
+from asyncio.subprocess import Process
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import audiofork
+from audiofork.config import Address, Config
+from audiofork.errors import CannotListen
+from audiofork.link.messages import (
+    Command,
+    EndFork,
+    EndReason,
+    ForkEnded,
+    ForkSpec,
+    ForkStats,
+    RelayAway,
+    RelayLost,
+    SendReport,
+    StatsTaken,
+    TakeStats,
+)
+from audiofork.link.stream import (
+    Close,
+    Configure,
+    Down,
+    Link,
+    Listening,
+    NotListening,
+    Ping,
+    Pong,
+    Up,
+    decode_up,
+)
+
+log = logging.getLogger(__name__)
+
+PING_INTERVAL_S = 1.0
+# So many pings without an answer: a process hangs, or, while it starts, never will have started.
+MAX_UNANSWERED = 5
+MAX_UNANSWERED_AT_START = 30
+# A process that died is started again at once, one that dies again within this time after a pause.
+STEADY_S = 10.0
+FIRST_PAUSE_S = 0.25
+LONGEST_PAUSE_S = 5.0
+EXIT_TIMEOUT_S = 0.5  # between the end of the link and that of the process
+CLOSE_TIMEOUT_S = 3.0  # a worker grants its forks 2.5
+# How long forks wait for a process if there is none.
+NO_PROCESS_TIMEOUT_S = 6.0
+STATS_TIMEOUT_S = 1.0  # less than the registry waits
+
+NO_PROCESS = "no relay process runs at the moment"
+MODULE = "audiofork.relay.process"
+# What of the environment is for the daemon alone: its configuration with the secret, systemd's.
+_NOT_INHERITED = ("AUDIOFORK_", "CREDENTIALS_", "NOTIFY_", "WATCHDOG_")
+
+
+class _Worker:
+    """One place of the relay, and the process that fills it.
+
+    Attributes:
+        wanted: Where its process shall listen, perhaps at any port.
+        listen: The same with the port that the first process got.
+        advertise: What Asterisk dials for it, if that is another address.
+        address: Where the process listens; None: it does not.
+        forks: Those that it has.
+        started: Set when the first process listens, or cannot.
+        unanswered: Pings since the last answer.
+    """
+
+    def __init__(self, listen: Address, advertise: Address | None) -> None:
+        self.wanted = self.listen = listen
+        self.advertise = advertise
+        self.address: Address | None = None
+        self.link: Link[Up] | None = None
+        self.process: Process | None = None
+        self.forks: set[str] = set()
+        self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.unanswered = 0
+
+    def __str__(self) -> str:
+        pid = self.process.pid if self.process is not None else "none"
+        return f"relay process {pid} at {self.listen}"
+
+    def send(self, message: Down) -> None:
+        if self.link is not None:
+            self.link.send(message)
+
+    def fail_start(self, why: OSError) -> None:
+        """Note that the first process cannot listen."""
+        if not self.started.done():
+            exc = CannotListen("[audiosocket] listen", self.listen, why)
+            self.started.set_exception(exc)
+
+
+@dataclass
+class _Asked:
+    """A TakeStats that not all have answered."""
+
+    waits_for: set[_Worker]
+    stats: dict[str, ForkStats] = field(default_factory=dict)
+
+
+class Relays:
+    """Workers in processes of their own; to the control plane as one.
+
+    A process that dies is started again, and one that hangs dies. Its forks are reported in a
+    RelayLost, as soon as there is a process that could take them: none has them then. A RelayAway
+    comes before if they have to wait for that.
+
+    Args:
+        config: How many, and all that they need to know; where they listen stays.
+        report: Gets what they report.
+        check: Raises ConfigError if there is something that a worker could not use.
+    """
+
+    def __init__(self, config: Config, report: SendReport, check: Callable[[Config], None]) -> None:
+        check(config)
+        self._check = check
+        self._config = config
+        self._report = report
+        self._workers: list[_Worker] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closing = asyncio.Event()
+        self._owners: dict[str, _Worker] = {}
+        self._homeless: dict[str, float] = {}  # forks that no process has, by the time of the loss
+        self._homeless_timer: asyncio.TimerHandle | None = None
+        self._asked: dict[int, _Asked] = {}
+
+    # --- Towards the daemon ---
+
+    async def start(self) -> Address:
+        """Start all; return where the first listens when all do.
+
+        Raises:
+            CannotListen: One cannot.
+        """
+        audiosocket = self._config.audiosocket
+        for number in range(self._config.relay.workers):
+            advertise = audiosocket.advertise and _nth(audiosocket.advertise, number)
+            self._workers.append(_Worker(_nth(audiosocket.listen, number), advertise))
+        self._tasks = [asyncio.create_task(self._supervise(one)) for one in self._workers]
+        try:
+            await asyncio.gather(*(worker.started for worker in self._workers))
+        except CannotListen:
+            await self.close()
+            raise
+        return self._workers[0].listen
+
+    def configure(self, config: Config) -> None:
+        """Take the settings for forks from now on.
+
+        Raises:
+            ConfigError: There is something that a worker could not use; nothing has changed.
+        """
+        self._check(config)
+        old = self._config
+        self._config = replace(config, audiosocket=old.audiosocket, relay=old.relay)
+        for worker in self._workers:
+            self._configure(worker)
+
+    def _configure(self, worker: _Worker) -> None:
+        audiosocket = replace(self._config.audiosocket, listen=worker.listen)
+        worker.send(Configure.of(replace(self._config, audiosocket=audiosocket)))
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where Asterisk brings the legs of all workers."""
+        return [worker.advertise or worker.listen for worker in self._workers]
+
+    def address_of(self, fork_id: str) -> Address:
+        """Return where Asterisk shall bring the leg of a fork; of one that is gone, anywhere."""
+        worker = self._owners.get(fork_id, self._workers[0])
+        return worker.advertise or worker.listen
+
+    def handle(self, command: Command) -> None:
+        """Pass a command on; never waits."""
+        if isinstance(command, TakeStats):
+            self._ask_for_stats(command)
+        elif isinstance(command, ForkSpec):
+            self._begin(command)
+        elif command.fork_id in self._owners:
+            self._owners[command.fork_id].send(command)
+        elif isinstance(command, EndFork) and command.fork_id in self._homeless:
+            del self._homeless[command.fork_id]
+            self._end_soon(command.fork_id, command.reason, command.detail)
+
+    def _begin(self, spec: ForkSpec) -> None:
+        """Give a fork to the least loaded worker."""
+        workers = self._listening()
+        if not workers:
+            self._end_soon(spec.fork_id, EndReason.LEG_FAILED, NO_PROCESS)
+            return
+        worker = min(workers, key=lambda one: len(one.forks))
+        self._owners[spec.fork_id] = worker
+        worker.forks.add(spec.fork_id)
+        worker.send(spec)
+
+    def _listening(self) -> list[_Worker]:
+        return [worker for worker in self._workers if worker.address is not None]
+
+    def _end_soon(self, fork_id: str, reason: EndReason, detail: str) -> None:
+        """Report the end of a fork that no process has, as late as one would."""
+        ended = ForkEnded(fork_id, reason, detail, ForkStats())
+        asyncio.get_running_loop().call_soon(self._report, ended)
+
+    async def close(self) -> None:
+        """End what still runs, and all processes."""
+        self._closing.set()
+        for worker in self._workers:
+            worker.send(Close())
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=CLOSE_TIMEOUT_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._homeless_timer is not None:
+            self._homeless_timer.cancel()
+
+    # --- The processes ---
+
+    async def _supervise(self, worker: _Worker) -> None:
+        """Keep a process running."""
+        loop = asyncio.get_running_loop()
+        pause_s = 0.0
+        while not self._closing.is_set():
+            began = loop.time()
+            how = await self._run(worker)
+            if not self._closing.is_set():
+                self._on_death(worker, how)
+                steady = loop.time() - began > STEADY_S
+                await self._pause(0.0 if steady else pause_s)
+                pause_s = 0.0 if steady else min(max(2 * pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
+
+    async def _pause(self, pause_s: float) -> None:
+        if pause_s:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._closing.wait()
+
+    async def _run(self, worker: _Worker) -> str:
+        """Run one process until its end; return how it came."""
+        ours, theirs = socket.socketpair()
+        try:
+            worker.process = process = await _spawn(theirs)
+        except OSError as exc:
+            ours.close()
+            return f"cannot be started: {exc}"
+        finally:
+            theirs.close()
+        closed = asyncio.Event()
+        worker.unanswered = 0
+        on_message = functools.partial(self._on_message, worker)
+        link = Link(decode_up, on_message, closed.set)
+        await link.open(ours)
+        worker.link = link
+        watch = asyncio.create_task(_watch(worker, process))
+        try:
+            self._configure(worker)
+            if self._closing.is_set():
+                worker.send(Close())
+            await closed.wait()
+            return await self._reap(process)
+        finally:  # also if it does not close in time
+            watch.cancel()
+            link.close()
+            _kill(process)
+            await process.wait()
+
+    async def _reap(self, process: Process) -> str:
+        """Return how a process has ended whose link is closed."""
+        try:
+            async with asyncio.timeout(EXIT_TIMEOUT_S):
+                code = await process.wait()
+        except TimeoutError:
+            _kill(process)
+            code = await process.wait()
+        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    def _on_death(self, worker: _Worker, how: str) -> None:
+        log.error("%s died (%s); it had %d forks", worker, how, len(worker.forks))
+        worker.fail_start(OSError(f"the relay process died: {how}"))
+        worker.address = worker.link = None
+        now = asyncio.get_running_loop().time()
+        for fork_id in worker.forks:
+            del self._owners[fork_id]
+            self._homeless[fork_id] = now
+        worker.forks.clear()
+        for ticket in list(self._asked):
+            self._answered(ticket, worker, {})
+        self._find_homes()
+
+    def _find_homes(self) -> None:
+        """Report the forks that no process has, if there is one now; else wait for one."""
+        loop = asyncio.get_running_loop()
+        if self._listening():
+            self._report_homeless()
+        elif self._homeless:
+            self._report(RelayAway(tuple(self._homeless)))
+            if self._homeless_timer is None:
+                self._homeless_timer = loop.call_later(NO_PROCESS_TIMEOUT_S, self._report_homeless)
+
+    def _report_homeless(self) -> None:
+        if self._homeless_timer is not None:
+            self._homeless_timer.cancel()
+            self._homeless_timer = None
+        if self._homeless:
+            lost, self._homeless = self._homeless, {}
+            away_s = asyncio.get_running_loop().time() - min(lost.values())
+            self._report(RelayLost(tuple(lost), away_s))
+
+    # --- From the processes ---
+
+    def _on_message(self, worker: _Worker, message: Up) -> None:
+        if isinstance(message, Pong):
+            worker.unanswered = 0
+        elif isinstance(message, Listening):
+            self._on_listening(worker, message.address)
+        elif isinstance(message, NotListening):
+            self._on_not_listening(worker, message)
+        elif isinstance(message, StatsTaken):
+            self._answered(message.ticket, worker, message.stats)
+        elif message.fork_id in worker.forks:
+            if isinstance(message, ForkEnded):
+                worker.forks.remove(message.fork_id)
+                del self._owners[message.fork_id]
+            self._report(message)
+
+    def _on_listening(self, worker: _Worker, address: Address) -> None:
+        worker.address = worker.listen = address  # a port that was chosen stays
+        log.info("%s listens", worker)
+        if not worker.started.done():
+            worker.started.set_result(None)
+        self._find_homes()
+
+    def _on_not_listening(self, worker: _Worker, why: NotListening) -> None:
+        log.error("%s cannot listen: %s", worker, why.text)
+        worker.fail_start(OSError(why.number, why.text))
+        worker.listen = worker.wanted  # somebody else may have the port by now
+        worker.send(Close())  # another process tries
+
+    # --- Statistics ---
+
+    def _ask_for_stats(self, command: TakeStats) -> None:
+        workers = self._listening()
+        self._asked[command.ticket] = _Asked(set(workers))
+        for worker in workers:
+            worker.send(command)
+        asyncio.get_running_loop().call_later(STATS_TIMEOUT_S, self._answer, command.ticket)
+        if not workers:
+            self._answer(command.ticket)
+
+    def _answered(self, ticket: int, worker: _Worker, stats: dict[str, ForkStats]) -> None:
+        asked = self._asked.get(ticket)
+        if asked is not None:
+            asked.stats.update(stats)
+            asked.waits_for.discard(worker)
+            if not asked.waits_for:
+                self._answer(ticket)
+
+    def _answer(self, ticket: int) -> None:
+        """Report what has been answered, once."""
+        asked = self._asked.pop(ticket, None)
+        if asked is not None:
+            self._report(StatsTaken(ticket, asked.stats))
+
+
+def _nth(first: Address, number: int) -> Address:
+    """Return the address of a worker, by that of the first."""
+    return replace(first, port=first.port + number) if first.port else first
+
+
+async def _spawn(end: socket.socket) -> Process:
+    """Start a process at this end of a link.
+
+    It runs the same code as this one, whatever the folder; what a terminal sends to the daemon
+    does not reach it.
+
+    Raises:
+        OSError: It cannot be started.
+    """
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)
+    }
+    root = str(Path(audiofork.__file__).parent.parent)
+    others = environment.get("PYTHONPATH")
+    environment["PYTHONPATH"] = root + (os.pathsep + others if others else "")
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", MODULE),
+        stdin=end.fileno(),
+        env=environment,
+        start_new_session=True,
+    )
+
+
+async def _watch(worker: _Worker, process: Process) -> None:
+    """Kill a process that does not answer."""
+    while True:
+        await asyncio.sleep(PING_INTERVAL_S)
+        limit = MAX_UNANSWERED if worker.address is not None else MAX_UNANSWERED_AT_START
+        # Counted by our own turns: if it was this process that stood still, one is none.
+        if worker.unanswered >= limit:
+            log.error("%s does not answer", worker)
+            _kill(process)
+            return
+        worker.unanswered += 1
+        worker.send(Ping())
+
+
+def _kill(process: Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()

@@ -1,0 +1,286 @@
+"""The link to a relay process: the messages of model.py as bytes and back, over a socket.
+
+A message is one line of JSON: the name of its class, and its fields. What they may hold is read
+from the classes' type hints, so a new field needs nothing here. Both ends are of the same version
+of this package.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import enum
+import functools
+import json
+import logging
+import socket
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any, Generic, TypeVar, cast
+
+from audiofork.config import (
+    Address,
+    AudioSocketConfig,
+    Config,
+    LogConfig,
+    SecurityConfig,
+    WebSocketConfig,
+)
+from audiofork.link.messages import Command, ForkReport, StatsTaken
+
+log = logging.getLogger(__name__)
+
+# What may wait for a peer that does not read, and how long a message may be: far beyond the
+# statistics of a thousand forks, which are the longest.
+MAX_WAITING_BYTES = 8 * 1024 * 1024
+MAX_LINE_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Configure:
+    """Down, before all else and at each reload: what a relay has to know of the configuration.
+
+    No more than that: neither how to log in to Asterisk nor what else the control plane keeps.
+    """
+
+    audiosocket: AudioSocketConfig
+    websocket: WebSocketConfig
+    security: SecurityConfig
+    log: LogConfig
+
+    @classmethod
+    def of(cls, config: Config) -> Configure:
+        """Return the part of a configuration."""
+        return cls(config.audiosocket, config.websocket, config.security, config.log)
+
+    @property
+    def config(self) -> Config:
+        """The configuration with this part; the rest is as it is by default."""
+        return Config(
+            audiosocket=self.audiosocket,
+            websocket=self.websocket,
+            security=self.security,
+            log=self.log,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Down: say `Pong`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Down: end all forks in order, and then yourself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """Up: the loop turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Up: legs may come, to this address."""
+
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class NotListening:
+    """Up: the address cannot be had; `number` and `text` are of the system."""
+
+    number: int
+    text: str
+
+
+Down = Command | Configure | Ping | Close
+Up = ForkReport | StatsTaken | Pong | Listening | NotListening
+
+
+# --- Messages as lines ---------------------------------------------------------------------------
+
+
+def encode(message: Down | Up) -> bytes:
+    """Return a message as a line."""
+    entry = [type(message).__name__, _plain(message)]
+    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON knows."""
+    if dataclasses.is_dataclass(value):
+        names = (field.name for field in dataclasses.fields(value))
+        return {name: _plain(getattr(value, name)) for name in names}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, enum.Enum):
+        return value.value
+    return str(value) if isinstance(value, (IPv4Network, IPv6Network)) else value
+
+
+def decode_down(line: bytes) -> Down:
+    """Return the message of a line that the control plane sent.
+
+    Raises:
+        ValueError: There is none; the text tells nothing of the values.
+    """
+    return cast(Down, _decode(line, _classes(Down)))
+
+
+def decode_up(line: bytes) -> Up:
+    """Return the message of a line that a relay sent; raises as `decode_down`."""
+    return cast(Up, _decode(line, _classes(Up)))
+
+
+def _classes(messages: object) -> dict[str, type[Any]]:
+    return {one.__name__: one for one in typing.get_args(messages)}
+
+
+def _decode(line: bytes, known: dict[str, type[Any]]) -> Any:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError("no JSON") from None  # the cause quotes the line
+    match entry:
+        case [str(name), fields] if name in known:
+            return _typed(fields, known[name], name)
+    raise ValueError("no message that is known here")
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """Return a value of JSON as its type hint says."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return _typed_by_one_of(value, arguments, where)
+    if origin is dict and isinstance(value, dict):
+        return {key: _typed(item, arguments[1], where) for key, item in value.items()}
+    if origin is tuple and isinstance(value, list):
+        return tuple(_typed(item, arguments[0], where) for item in value)
+    if origin is None and isinstance(value, dict) and dataclasses.is_dataclass(hint):
+        return _dataclass_of(value, hint)
+    if origin is None and isinstance(value, str):
+        return _typed_text(value, hint, where)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ValueError(f"{where} has another type")
+    return value
+
+
+def _typed_by_one_of(value: Any, hints: tuple[Any, ...], where: str) -> Any:
+    for hint in hints:
+        if value is None and hint is types.NoneType:
+            return None
+        try:
+            return _typed(value, hint, where)
+        except ValueError:
+            continue
+    raise ValueError(f"{where} has another type")
+
+
+def _typed_text(value: str, hint: type[Any], where: str) -> Any:
+    if hint is str:
+        return value
+    if not issubclass(hint, (enum.Enum, IPv4Network, IPv6Network)):
+        raise ValueError(f"{where} has another type")
+    try:
+        return hint(value)
+    except ValueError:
+        raise ValueError(f"{where} has a value that is not known") from None
+
+
+def _dataclass_of(fields: dict[str, Any], hint: Any) -> Any:
+    hints = _hints(hint)
+    name = hint.__name__
+    if fields.keys() != hints.keys():
+        raise ValueError(f"{name} has other fields")
+    return hint(**{key: _typed(fields[key], hints[key], f"{name}.{key}") for key in hints})
+
+
+@functools.cache
+def _hints(of: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(of)
+
+
+# --- The socket ----------------------------------------------------------------------------------
+
+_Heard = TypeVar("_Heard")
+
+
+class Link(asyncio.Protocol, Generic[_Heard]):
+    """One end of a link.
+
+    Owned by whoever sends by it. A peer that sends what is no message, or does not read, loses the
+    link; what a message leads to here never does.
+
+    Args:
+        decode: `decode_down` or `decode_up`.
+        on_message: Gets each message.
+        on_closed: Called once, after the last message.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[bytes], _Heard],
+        on_message: Callable[[_Heard], None],
+        on_closed: Callable[[], None],
+    ) -> None:
+        self._decode = decode
+        self._on_message = on_message
+        self._on_closed = on_closed
+        self._unfinished = b""
+
+    async def open(self, end: socket.socket) -> None:
+        """Begin, over a connected socket that belongs to the link from now on.
+
+        Messages may come before this returns.
+        """
+        loop = asyncio.get_running_loop()
+        await loop.create_unix_connection(lambda: self, sock=end)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def send(self, message: Down | Up) -> None:
+        """Send a message, unless the link is closed; never waits."""
+        if self._transport.is_closing():
+            return
+        self._transport.write(encode(message))
+        if self._transport.get_write_buffer_size() > MAX_WAITING_BYTES:
+            self._give_up("the peer does not read")
+
+    def close(self) -> None:
+        """Close the link when the peer has what was sent."""
+        self._transport.close()
+
+    def data_received(self, chunk: bytes) -> None:
+        *lines, self._unfinished = (self._unfinished + chunk).split(b"\n")
+        for line in lines:
+            if not self._transport.is_closing():
+                self._on_line(line)
+        if len(self._unfinished) > MAX_LINE_BYTES:
+            self._give_up("a message without an end")
+
+    def _on_line(self, line: bytes) -> None:
+        try:
+            message = self._decode(line)
+        except ValueError as exc:
+            self._give_up(str(exc))
+            return
+        try:
+            self._on_message(message)
+        except Exception:
+            log.exception("%s could not be handled", type(message).__name__)
+
+    def _give_up(self, why: str) -> None:
+        log.error("a link between the daemon and a relay process is closed: %s", why)
+        self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._on_closed()

@@ -1,0 +1,313 @@
+import uuid
+from dataclasses import dataclass
+from unicodedata import category
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from audiofork.asterisk.ami_events import (
+    MAX_REASON_CHARACTERS,
+    MAX_RESPONSE_BYTES,
+    Announcer,
+    harmless,
+    without_controls,
+)
+from audiofork.errors import AmiActionFailed, AmiError, AmiUnavailable
+from audiofork.link.messages import EndReason, ForkStats
+from tests.control_plane import FakeAmi
+
+NAME, UNIQUEID = "PJSIP/100-0000002a", "1700000000.1"
+FORK_ID = "3f2a91c0-1111-4222-8333-444455556666"
+URL = "ws://example.org/a?token=secret"
+OF_FORK = {"AudioForkID": FORK_ID, "Channel": NAME, "Uniqueid": UNIQUEID, "WsServer": URL}
+
+
+@dataclass
+class Fork:
+    id: str = FORK_ID
+    channel: str = NAME
+    uniqueid: str = UNIQUEID
+    url: str = URL
+    action_id: str = ""
+    taken_up: bool = False
+    sample_rate: int = 8000
+
+
+@pytest.fixture
+def ami() -> FakeAmi:
+    ami = FakeAmi()
+    ami.channels = {UNIQUEID: NAME}
+    return ami
+
+
+@pytest.fixture
+def announcer(ami: FakeAmi) -> Announcer:
+    return Announcer(ami)  # type: ignore[arg-type]
+
+
+# --- What is told --------------------------------------------------------------------------------
+
+
+def test_starting_sets_variables_and_raises_nothing(ami: FakeAmi, announcer: Announcer) -> None:
+    announcer.starting(Fork(), "")
+    assert ami.variables[UNIQUEID] == {
+        "AUDIOFORK_ID": FORK_ID,
+        "AUDIOFORK_WSSERVER": URL,
+        "AUDIOFORK_WSSERVER_3f2a91c0_1111_4222_8333_444455556666": URL,
+        "AUDIOFORK_STATUS": "STARTING",
+    }
+    assert ami.events == []
+
+
+def test_starting_stores_the_id_in_the_variable_of_the_request(
+    ami: FakeAmi, announcer: Announcer
+) -> None:
+    announcer.starting(Fork(), "MY_FORK")
+    assert ami.variables[UNIQUEID]["MY_FORK"] == FORK_ID
+    # The others are there when the status is.
+    assert list(ami.variables[UNIQUEID])[-1] == "AUDIOFORK_STATUS"
+
+
+def test_started(ami: FakeAmi, announcer: Announcer) -> None:
+    announcer.started(Fork(sample_rate=16000))
+    assert ami.events == [("AudioForkStarted", {**OF_FORK, "SampleRate": "16000"})]
+    assert ami.told == ["STREAMING", "AudioForkStarted"]
+
+
+def test_reconnecting_after_a_loss(ami: FakeAmi, announcer: Announcer) -> None:
+    announcer.reconnecting(Fork(), 2, "a\r\nb", was_up=True)
+    event = {**OF_FORK, "Attempt": "2", "Reason": "a??b"}
+    assert ami.events == [("AudioForkReconnecting", event)]
+    assert ami.told == ["RECONNECTING", "AudioForkReconnecting"]
+
+
+def test_reconnecting_before_the_first_connection_leaves_the_status(
+    ami: FakeAmi, announcer: Announcer
+) -> None:
+    announcer.reconnecting(Fork(), 1, "refused", was_up=False)
+    assert ami.told == ["AudioForkReconnecting"]
+
+
+def test_resumed(ami: FakeAmi, announcer: Announcer) -> None:
+    announcer.resumed(Fork(), 17)
+    assert ami.events == [("AudioForkResumed", {**OF_FORK, "FramesDropped": "17"})]
+    assert ami.told == ["STREAMING", "AudioForkResumed"]
+
+
+def test_resumed_in_part_leaves_the_status(ami: FakeAmi, announcer: Announcer) -> None:
+    announcer.resumed(Fork(), 0, [("GapMs", "180")], is_up=False)
+    headers = {**OF_FORK, "FramesDropped": "0", "GapMs": "180"}
+    assert ami.events == [("AudioForkResumed", headers)]
+    assert ami.told == ["AudioForkResumed"]
+
+
+def test_first_and_last_event_of_a_fork_that_was_taken_up_say_so(
+    ami: FakeAmi, announcer: Announcer
+) -> None:
+    fork = Fork(taken_up=True)
+    announcer.started(fork)
+    announcer.stopped(fork, EndReason.HANGUP, 1, ForkStats(), [("Detail", "why")])
+    assert [headers["TakenUp"] for _, headers in ami.events] == ["yes", "yes"]
+
+
+@pytest.mark.parametrize(("failed", "status"), [(True, "FAILED"), (False, "STOPPED")])
+def test_ended_sets_the_reason_before_the_status(
+    ami: FakeAmi, announcer: Announcer, failed: bool, status: str
+) -> None:
+    announcer.ended(Fork(), EndReason.SINK_GONE, failed=failed)
+    variables = list(ami.variables[UNIQUEID].items())
+    assert variables == [("AUDIOFORK_REASON", "sink-gone"), ("AUDIOFORK_STATUS", status)]
+    assert ami.events == []
+
+
+def test_failed(ami: FakeAmi, announcer: Announcer) -> None:
+    announcer.failed(Fork(), EndReason.LEG_FAILED, [("Detail", "why")])
+    event = {**OF_FORK, "Reason": "leg-failed", "Detail": "why"}
+    assert ami.events == [("AudioForkFailed", event)]
+
+
+def test_stopped_has_the_totals(ami: FakeAmi, announcer: Announcer) -> None:
+    stats = ForkStats(617, 610, 7, reconnects=2)
+    announcer.stopped(Fork(), EndReason.HANGUP, 12.34, stats, [("PostProcessStatus", "0")])
+    event = {
+        **OF_FORK,
+        "Reason": "hangup",
+        "Duration": "12.3",
+        "FramesIn": "617",
+        "FramesSent": "610",
+        "FramesDropped": "7",
+        "Reconnects": "2",
+        "PostProcessStatus": "0",
+    }
+    assert ami.events == [("AudioForkStopped", event)]
+
+
+def test_stopped_tells_of_ignored_messages_if_there_were_any(
+    ami: FakeAmi, announcer: Announcer
+) -> None:
+    announcer.stopped(Fork(), EndReason.HANGUP, 1, ForkStats(messages_ignored=3), [])
+    assert ami.events[-1][1]["MessagesIgnored"] == "3"
+
+
+def test_action_id_of_the_request_is_in_every_event(ami: FakeAmi, announcer: Announcer) -> None:
+    fork = Fork(action_id="7")
+    announcer.started(fork)
+    announcer.reconnecting(fork, 1, "", was_up=True)
+    announcer.resumed(fork, 0)
+    announcer.message(fork, "hello")
+    announcer.failed(fork, EndReason.FAULT, [])
+    announcer.stopped(fork, EndReason.FAULT, 1, ForkStats(), [])
+    assert len(ami.events) == 6
+    assert {headers["ActionID"] for _, headers in ami.events} == {"7"}
+
+
+# --- Messages of the server ----------------------------------------------------------------------
+
+
+def told_message(ami: FakeAmi) -> str:
+    """Return the message of the last event, which the variable must have too."""
+    name, headers = ami.events[-1]
+    assert name == "AudioForkMessage"
+    assert headers["Message"] == ami.variables[UNIQUEID]["AUDIOFORK_RESPONSE"]
+    return headers["Message"]
+
+
+def test_message_is_set_before_it_is_told(
+    ami: FakeAmi, announcer: Announcer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ami, "raise_event", lambda *_: ami.told.append(str(ami.variables)))
+    announcer.message(Fork(), "hello")
+    assert ami.told == ["{'1700000000.1': {'AUDIOFORK_RESPONSE': 'hello'}}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        pytest.param("", "", id="empty"),
+        pytest.param('{"text": "hello"}', '{"text": "hello"}', id="json"),
+        pytest.param("a\r\nAction: Hangup\r\n\r\n", "aAction: Hangup", id="line-ends"),
+        pytest.param("a\0b\tc\x1bd\x7fe\x85f\x9fg", "abcdefg", id="control-characters"),
+        pytest.param("a\u2028b\u2029c", "abc", id="unicode-line-ends"),
+        pytest.param("a\ud800b", "ab", id="half-a-character"),
+        pytest.param("Zoë \U0001f600", "Zoë \U0001f600", id="beyond-ascii"),
+        pytest.param("oui\u00a0? 今\u3000日", "oui\u00a0? 今\u3000日", id="other-blanks"),
+        pytest.param("می\u200cخواهم", "می\u200cخواهم", id="joiner"),
+    ],
+)
+def test_message_loses_control_characters_alone(
+    ami: FakeAmi, announcer: Announcer, text: str, shown: str
+) -> None:
+    announcer.message(Fork(), text)
+    assert told_message(ami) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        pytest.param("a" * 900, "a" * 900, id="fits"),
+        pytest.param("a" * 901, "a" * 900, id="one-more"),
+        pytest.param("é" * 451, "é" * 450, id="two-bytes-even"),
+        pytest.param("a" + "é" * 450, "a" + "é" * 449, id="two-bytes-odd"),
+        pytest.param("aa" + "\U0001f600" * 225, "aa" + "\U0001f600" * 224, id="four-bytes"),
+        pytest.param("\0" * 1000 + "a" * 900, "a" * 900, id="controls-do-not-count"),
+        pytest.param("a" * 65536, "a" * 900, id="64-kib"),
+    ],
+)
+def test_message_is_cut_at_900_bytes_between_two_characters(
+    ami: FakeAmi, announcer: Announcer, text: str, shown: str
+) -> None:
+    announcer.message(Fork(), text)
+    assert told_message(ami) == shown
+
+
+@given(st.text())
+@example("\ud800\n")
+def test_any_text_becomes_one_harmless_line(text: str) -> None:
+    ami = FakeAmi()  # which fails on what the real link does not take
+    ami.channels = {UNIQUEID: NAME}
+    Announcer(ami).message(Fork(), text)  # type: ignore[arg-type]
+    assert len(told_message(ami).encode()) <= MAX_RESPONSE_BYTES
+    assert not {"Cc", "Cs"} & {category(character) for character in without_controls(text)}
+    assert harmless(text).isprintable()
+    assert len(harmless(text)) == min(len(text), MAX_REASON_CHARACTERS)
+
+
+# --- Refusals ------------------------------------------------------------------------------------
+
+FIELDS = {"channel": NAME, "uniqueid": "", "wsserver": URL, "actionid": "7"}
+
+
+def test_refused_start_sets_variables_and_raises_an_event(
+    ami: FakeAmi, announcer: Announcer, caplog: pytest.LogCaptureFixture
+) -> None:
+    announcer.refused(FIELDS, "No way")
+    ((name, headers),) = ami.events
+    assert name == "AudioForkFailed"
+    uuid.UUID(headers.pop("AudioForkID"))
+    assert headers == {
+        "Channel": NAME,
+        "Uniqueid": "",
+        "WsServer": URL,
+        "Reason": "No way",
+        "ActionID": "7",
+    }
+    assert ami.variables == {NAME: {"AUDIOFORK_REASON": "No way", "AUDIOFORK_STATUS": "FAILED"}}
+    assert ami.told == ["FAILED", "AudioForkFailed"]
+    assert caplog.messages == [
+        f"request for channel {NAME} to ws://example.org/a?... refused: No way"
+    ]
+
+
+def test_refused_without_a_channel_or_url_is_logged_as_such(
+    ami: FakeAmi, announcer: Announcer, caplog: pytest.LogCaptureFixture
+) -> None:
+    announcer.refused({}, "No channel specified")
+    assert caplog.messages == ["request for channel (none) refused: No channel specified"]
+    assert ami.variables == {}
+    assert "ActionID" not in ami.events[0][1]
+
+
+@pytest.mark.parametrize("command", ["StopAudioFork", "AUDIOFORKMUTE"])
+def test_refused_stop_or_mute_leaves_the_variables(
+    ami: FakeAmi, announcer: Announcer, command: str
+) -> None:
+    announcer.refused({**FIELDS, "command": command, "audioforkid": FORK_ID}, "No such fork")
+    assert ami.events[0][1]["AudioForkID"] == FORK_ID
+    assert ami.variables == {}
+
+
+@pytest.mark.parametrize("name", ["channel", "uniqueid", "wsserver", "actionid", "audioforkid"])
+def test_refused_shows_nothing_of_a_field_that_could_do_harm(
+    ami: FakeAmi, announcer: Announcer, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    announcer.refused({**FIELDS, name: "a\r\nb" + "é" * 2000}, "c\r\nd" + "é" * 2000)
+    headers = ami.events[0][1]
+    assert "a??bé" in str(headers)
+    assert headers["Reason"].startswith("c??dé")
+    assert all(len(value) <= MAX_REASON_CHARACTERS for value in headers.values())
+    assert "\r" not in caplog.text
+
+
+# --- What cannot be set --------------------------------------------------------------------------
+
+
+def test_variable_of_a_channel_that_is_gone_is_not_worth_a_warning(
+    ami: FakeAmi, announcer: Announcer, caplog: pytest.LogCaptureFixture
+) -> None:
+    ami.channels.clear()
+    announcer.started(Fork())
+    assert caplog.messages == []
+    assert ami.told == ["AudioForkStarted"]
+
+
+@pytest.mark.parametrize(
+    "exc", [AmiActionFailed("Setvar", "Permission denied"), AmiUnavailable("down")], ids=str
+)
+def test_variable_that_cannot_be_set_is_logged(
+    ami: FakeAmi, announcer: Announcer, caplog: pytest.LogCaptureFixture, exc: AmiError
+) -> None:
+    ami.faults["Setvar"] = exc
+    announcer.started(Fork())
+    assert caplog.messages == [f"AUDIOFORK_STATUS of {UNIQUEID} cannot be set: {exc}"]
+    assert ami.told == ["AudioForkStarted"]

@@ -1,0 +1,160 @@
+import asyncio
+
+import pytest
+
+from audiofork.asterisk.channels import Channels
+from audiofork.errors import (
+    AmiActionFailed,
+    AmiError,
+    AmiTimeout,
+    AmiUnavailable,
+    NoSuchChannel,
+)
+from audiofork.forks.requests import Target
+from tests.control_plane import FakeAmi
+
+NAME, UNIQUEID = "PJSIP/100-0000002a", "1700000000.1"
+
+
+@pytest.fixture
+def ami() -> FakeAmi:
+    ami = FakeAmi()
+    ami.channels = {UNIQUEID: NAME, "2.2": "PJSIP/200-0000002b"}
+    return ami
+
+
+@pytest.fixture
+def channels(ami: FakeAmi) -> Channels:
+    return Channels(ami)  # type: ignore[arg-type]
+
+
+async def test_present_has_the_names_of_all_channels(ami: FakeAmi, channels: Channels) -> None:
+    ami.channels[""] = "no channel at all"
+    assert await channels.present() == {UNIQUEID: NAME, "2.2": "PJSIP/200-0000002b"}
+
+
+QUESTIONS = {
+    "look_up": lambda channels: channels.look_up(Target("nobody")),
+    "check_alive": lambda channels: channels.check_alive("9.9"),
+    "is_bridged": lambda channels: channels.is_bridged("9.9"),
+    "values": lambda channels: channels.values("9.9", ["A"]),
+    "sample_rate": lambda channels: channels.sample_rate("9.9"),
+}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [Target(NAME), Target("", UNIQUEID), Target("PJSIP/200-0000002b", UNIQUEID)],
+    ids=["name", "uniqueid", "uniqueid-goes-first"],
+)
+async def test_look_up_gives_name_and_uniqueid(channels: Channels, target: Target) -> None:
+    assert await channels.look_up(target) == (NAME, UNIQUEID)
+
+
+async def test_look_up_of_a_channel_without_a_name_finds_none(
+    ami: FakeAmi, channels: Channels
+) -> None:
+    # Asterisk takes a channel's variables for those of no channel while it is destroyed.
+    ami.channels["3.3"] = ""
+    with pytest.raises(NoSuchChannel):
+        await channels.look_up(Target("", "3.3"))
+
+
+async def test_check_alive_of_a_channel_that_lives_returns(channels: Channels) -> None:
+    await channels.check_alive(UNIQUEID)
+
+
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=list(QUESTIONS))
+async def test_question_about_no_channel_raises_no_such_channel(channels, question) -> None:
+    with pytest.raises(NoSuchChannel, match="^No such channel$"):
+        await question(channels)
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [AmiActionFailed("Getvar", "Permission denied"), AmiTimeout("late"), AmiUnavailable("down")],
+    ids=lambda exc: type(exc).__name__,
+)
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=list(QUESTIONS))
+async def test_question_that_cannot_be_asked_raises_why(
+    ami: FakeAmi, channels, question, exc: AmiError
+) -> None:
+    ami.faults = {"Getvar": exc, "Status": exc}
+    with pytest.raises(type(exc)) as caught:
+        await question(channels)
+    assert caught.value is exc
+
+
+@pytest.mark.parametrize("bridged", [True, False])
+async def test_is_bridged_asks_for_the_status_of_the_channel_alone(
+    ami: FakeAmi, channels: Channels, bridged: bool
+) -> None:
+    ami.bridged = {UNIQUEID} if bridged else {"2.2"}
+    assert await channels.is_bridged(UNIQUEID) is bridged
+    assert ami.actions == [("Status", [("Channel", UNIQUEID)], "")]
+
+
+async def test_values_are_given_by_name_and_empty_if_not_set(
+    ami: FakeAmi, channels: Channels
+) -> None:
+    ami.values = {"A": "one; two", "CALLERID(num)": "100"}
+    names = ("CALLERID(num)", "A", "B")
+    assert await channels.values(UNIQUEID, names) == {
+        "CALLERID(num)": "100",
+        "A": "one; two",
+        "B": "",
+    }
+    assert all(dict(headers)["Channel"] == UNIQUEID for _, headers, _ in ami.actions)
+
+
+async def test_values_of_no_names_ask_nothing(ami: FakeAmi, channels: Channels) -> None:
+    assert await channels.values(UNIQUEID, ()) == {}
+    assert ami.actions == []
+
+
+async def test_values_are_asked_for_at_once(ami: FakeAmi, channels: Channels) -> None:
+    gate = ami.gates["Getvar"] = asyncio.Event()
+    asked = asyncio.create_task(channels.values(UNIQUEID, "ABC"))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert len(ami.actions) == 3
+    gate.set()
+    assert await asked == {"A": "", "B": "", "C": ""}
+
+
+@pytest.mark.parametrize(
+    ("formats", "rate"),
+    [
+        ("(ulaw|alaw)", 8000),
+        ("(ulaw)", 8000),
+        ("(g722)", 16000),
+        ("(alaw|g722)", 16000),
+        ("(g722|alaw)", 16000),
+        ("(opus|g722|ulaw)", 48000),
+        ("(siren14)", 32000),
+        ("(silk12)", 12000),
+        ("(slin)", 8000),
+        ("(slin16)", 16000),
+        ("(slin44)", 44100),
+        ("(slin192)", 192000),
+        ("(a format of tomorrow)", 8000),
+        ("ulaw", 8000),
+        ("g722", 16000),
+        ("(nothing)", 8000),
+    ],
+)
+async def test_sample_rate_is_that_of_the_widest_native_format(
+    ami: FakeAmi, channels: Channels, formats: str, rate: int
+) -> None:
+    ami.values = {"CHANNEL(audionativeformat)": formats}
+    assert await channels.sample_rate(UNIQUEID) == rate
+    ((_, headers, _),) = ami.actions
+    assert dict(headers)["Channel"] == UNIQUEID
+
+
+async def test_sample_rate_of_a_channel_that_names_no_format_finds_none(
+    ami: FakeAmi, channels: Channels
+) -> None:
+    # Of a channel that does not live Asterisk says nothing; one that does has "(nothing)".
+    with pytest.raises(NoSuchChannel):
+        await channels.sample_rate(UNIQUEID)

@@ -1,0 +1,456 @@
+"""The command line: what is said, and the exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from audiofork import __version__
+from audiofork.cli import main
+from audiofork.doors import control_client as client
+from audiofork.doors.control_socket import ControlSocket
+from audiofork.errors import AmiUnavailable, NoSuchChannel
+from audiofork.forks.fork import ForkView
+from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return tmp_path / "audiofork.ini"
+
+
+def test_version_is_told() -> None:
+    result = CliRunner().invoke(main, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"audiofork, version {__version__}\n")
+
+
+def test_unknown_command_is_a_usage_error() -> None:
+    assert CliRunner().invoke(main, ["fly"]).exit_code == 2
+
+
+def test_run_without_its_configuration_exits_with_3(config: Path) -> None:
+    result = CliRunner().invoke(main, ["run", "-c", str(config)])
+    assert result.exit_code == 3
+    assert "No such file" in result.output
+
+
+def test_run_with_a_bad_option_names_the_line_and_exits_with_3(config: Path) -> None:
+    config.write_text("[asterisk]\nhost = localhost\nprot = 5038\n")
+    result = CliRunner().invoke(main, ["run", "-c", str(config)])
+    assert result.exit_code == 3
+    assert f"{config}:3: unknown option prot in [asterisk]" in result.output
+
+
+def test_run_with_unusable_authorities_exits_with_3(config: Path, tmp_path: Path) -> None:
+    config.write_text(f"[websocket]\nca_list_file = {tmp_path}/none.pem\n")
+    result = CliRunner().invoke(main, ["run", "-c", str(config)])
+    assert result.exit_code == 3
+    assert "ca_list_file" in result.output
+
+
+def test_run_on_a_taken_port_says_so_and_exits_with_1(config: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        config.write_text(f"[audiosocket]\nlisten = {address}\n")
+        result = CliRunner().invoke(main, ["run", "-c", str(config)])
+    assert result.exit_code == 1
+    assert f"cannot listen on {address}" in result.output
+
+
+# --- The commands that ask the daemon ------------------------------------------------------------
+
+FORK_ID = "3f2a91c0-0000-4000-8000-000000000001"
+VIEW = ForkView(
+    id=FORK_ID,
+    channel="PJSIP/100-0000002a",
+    uniqueid="1700000000.42",
+    url="wss://example.org/live?token=secret",
+    direction="stereo",
+    state="streaming",
+    age_s=3723.9,
+    frames_in=1000,
+    frames_sent=990,
+    frames_dropped=0,
+    muted="",
+    tap="snoop",
+    sample_rate=16000,
+)
+
+
+class FakeDaemon:
+    """The daemon's control socket alone, in a thread of its own.
+
+    Attributes:
+        requests: What was asked for so far.
+        error: What a request is answered with, if anything.
+        views: The forks there are.
+        legs_left: How many legs of ended ones Asterisk still has.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.requests: list[Request] = []
+        self.error: Exception | None = None
+        self.views: list[ForkView] = []
+        self.legs_left = 0
+        self._ready = threading.Event()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        assert self._ready.wait(5)
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._stop = asyncio.Event()
+        control = ControlSocket(self.path, self._ask, self._list, lambda: self.legs_left)
+        await control.start()
+        self._ready.set()
+        await self._stop.wait()
+        await control.close()
+
+    async def _ask(self, request: Request) -> list[str]:
+        self.requests.append(request)
+        if self.error is not None:
+            raise self.error
+        return [FORK_ID]
+
+    async def _list(self) -> list[ForkView]:
+        return self.views
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
+    one = FakeDaemon(tmp_path / "control.sock")
+    yield one
+    one.stop()
+
+
+def ask(daemon: FakeDaemon, *arguments: str) -> Result:
+    return CliRunner().invoke(main, [*arguments, "--socket", str(daemon.path)])
+
+
+def test_start_prints_the_id(daemon: FakeDaemon) -> None:
+    arguments = ["PJSIP/100-0000002a", "ws://localhost/", "--options", "D(in)"]
+    result = ask(daemon, "start", *arguments, "--post-process", "ls")
+    assert (result.exit_code, result.output) == (0, f"{FORK_ID}\n")
+    request = daemon.requests[0]
+    assert isinstance(request, StartFork)
+    assert (request.target.channel, request.target.uniqueid) == ("PJSIP/100-0000002a", "")
+    assert (request.url, request.options.direction) == ("ws://localhost/", "in")
+    assert request.post_process == "ls"
+
+
+@pytest.mark.parametrize("ending", ["\n", "", "\r\n", " \nws://second/\n"])
+def test_start_reads_the_url_from_standard_input_in_place_of_a_dash(
+    daemon: FakeDaemon, ending: str
+) -> None:
+    url = "ws://localhost/?token=hunter2"
+    arguments = ["start", "PJSIP/100-0000002a", "-", "--socket", str(daemon.path)]
+    result = CliRunner().invoke(main, arguments, input=url + ending)
+    assert (result.exit_code, result.output) == (0, f"{FORK_ID}\n")
+    request = daemon.requests[0]
+    assert isinstance(request, StartFork)
+    assert request.url == url
+
+
+@pytest.mark.parametrize("line", ["", "\n"])
+def test_start_without_the_url_that_a_dash_promises_is_a_usage_error(
+    daemon: FakeDaemon, line: str
+) -> None:
+    arguments = ["start", "PJSIP/100-0000002a", "-", "--socket", str(daemon.path)]
+    result = CliRunner().invoke(main, arguments, input=line)
+    assert result.exit_code == 2
+    assert "there is none on standard input" in result.output
+    assert daemon.requests == []
+
+
+def test_help_of_start_says_how_a_token_stays_out_of_the_list_of_processes() -> None:
+    result = CliRunner().invoke(main, ["start", "--help"])
+    assert "With - for URL it is read from standard input" in result.output
+
+
+def test_channel_without_a_slash_is_a_uniqueid(daemon: FakeDaemon) -> None:
+    ask(daemon, "start", "1700000000.42", "ws://localhost/")
+    ask(daemon, "stop", "1700000000.42")
+    targets = [request.target for request in daemon.requests]
+    assert [(target.channel, target.uniqueid) for target in targets] == [("", "1700000000.42")] * 2
+
+
+def test_stop_of_a_uuid_is_of_one_fork_and_of_a_name_of_a_channel(daemon: FakeDaemon) -> None:
+    assert ask(daemon, "stop", FORK_ID.upper()).output == f"{FORK_ID}\n"
+    assert ask(daemon, "stop", "PJSIP/100-0000002a").output == f"{FORK_ID}\n"
+    one, all_of_channel = daemon.requests
+    assert isinstance(one, StopFork) and isinstance(all_of_channel, StopFork)
+    assert (one.fork_id, one.target.channel) == (FORK_ID, "")
+    assert (all_of_channel.fork_id, all_of_channel.target.channel) == ("", "PJSIP/100-0000002a")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "mute_in", "mute_out"),
+    [
+        (["on"], True, True),
+        (["off", "--direction", "both"], False, False),
+        (["on", "--direction", "read"], True, None),
+        (["off", "--direction", "write"], None, False),
+    ],
+)
+def test_mute_of_a_direction_leaves_the_other(
+    daemon: FakeDaemon, arguments: list[str], mute_in: bool | None, mute_out: bool | None
+) -> None:
+    assert ask(daemon, "mute", FORK_ID, *arguments).exit_code == 0
+    request = daemon.requests[0]
+    assert isinstance(request, MuteFork)
+    assert (request.fork_id, request.mute_in, request.mute_out) == (FORK_ID, mute_in, mute_out)
+
+
+def test_list_is_a_table_with_urls_without_their_query(daemon: FakeDaemon) -> None:
+    daemon.views = [VIEW]
+    result = ask(daemon, "list")
+    assert result.exit_code == 0
+    heading, row = result.output.splitlines()
+    assert heading.split() == [
+        *("ID", "CHANNEL", "DIRECTION", "TAP", "RATE", "STATE", "MUTED", "AGE"),
+        *("IN", "SENT", "DROPPED", "URL"),
+    ]
+    assert row.split() == [
+        *(FORK_ID, "PJSIP/100-0000002a", "stereo", "snoop", "16000", "streaming", "-", "1:02:03"),
+        *("1000", "990", "0", "wss://example.org/live?..."),
+    ]
+    assert [row.index("PJSIP"), row.index("stereo")] == [
+        heading.index("CHANNEL"),
+        heading.index("DIRECTION"),
+    ]
+
+
+def test_list_has_dashes_for_a_tap_that_is_not_chosen_yet(daemon: FakeDaemon) -> None:
+    daemon.views = [dataclasses.replace(VIEW, tap="", sample_rate=0)]
+    assert ask(daemon, "list").output.splitlines()[1].split()[3:5] == ["-", "-"]
+
+
+def test_list_of_nothing_says_so(daemon: FakeDaemon) -> None:
+    assert ask(daemon, "list").output == "no forks\n"
+    assert ask(daemon, "list", "--json").output == "[]\n"
+
+
+LEFT = "2 legs of ended forks stay until their channels have media or end"
+
+
+def test_list_tells_the_legs_that_are_left_below_the_forks(daemon: FakeDaemon) -> None:
+    daemon.legs_left = 2
+    assert ask(daemon, "list").output == f"no forks\n{LEFT}\n"
+    daemon.views = [VIEW]
+    heading, row, last = ask(daemon, "list").output.splitlines()
+    assert (heading.split()[0], row.split()[0], last) == ("ID", FORK_ID, LEFT)
+
+
+def test_list_as_json_has_the_forks_alone(daemon: FakeDaemon) -> None:
+    daemon.legs_left = 2
+    assert ask(daemon, "list", "--json").output == "[]\n"
+
+
+def test_listing_of_a_daemon_that_tells_no_legs_has_none(daemon: FakeDaemon) -> None:
+    """One that was started before the update of the command."""
+    with client.Client(daemon.path) as one:
+        assert one.listing() == ([], 0)
+        daemon.legs_left = 2
+        assert one.listing() == ([], 2)
+        assert one.forks() == []
+
+
+def test_list_as_json_has_every_field(daemon: FakeDaemon) -> None:
+    daemon.views = [VIEW]
+    forks = json.loads(ask(daemon, "list", "--json").output)
+    assert forks[0]["url"] == "wss://example.org/live?token=secret"
+    assert forks[0]["uniqueid"] == "1700000000.42"
+    assert forks[0]["age_s"] == 3723.9
+    assert (forks[0]["tap"], forks[0]["sample_rate"]) == ("snoop", 16000)
+
+
+def test_table_shows_nothing_that_a_terminal_would_obey() -> None:
+    fork = {**dataclasses.asdict(VIEW), "channel": "PJSIP/\x1b[2Jx\n", "muted": "read"}
+    text = client.table([fork])
+    assert "PJSIP/?[2Jx?" in text
+    assert "\x1b" not in text
+    assert "  read  " in text
+
+
+def test_watch_shows_the_list_until_ctrl_c(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.views = [VIEW]
+    naps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        daemon.views = []
+        if len(naps) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    result = ask(daemon, "list", "--watch")
+    assert result.exit_code == 0
+    assert naps == [1.0] * 3
+    assert result.output.count("streaming") == 1
+    assert result.output.count("no forks") == 2
+
+
+def test_watch_ends_when_the_daemon_goes(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: daemon.stop())
+    result = ask(daemon, "list", "--watch")
+    assert result.exit_code == 4
+    assert f"audiofork: the daemon at {daemon.path}" in result.output
+
+
+def test_refusal_is_told_in_the_daemons_words_and_exits_with_1(daemon: FakeDaemon) -> None:
+    daemon.error = NoSuchChannel()
+    result = ask(daemon, "start", "PJSIP/none", "ws://localhost/")
+    assert (result.exit_code, result.output) == (1, "audiofork: No such channel\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--options", "D(up)"], "Options: D takes in, out, both or stereo, not 'up'"),
+        (["--options", "S" * 65_536], "the request is longer than 65536 bytes"),
+        (["--post-process", "a\nb"], "PostProcess: control characters are not allowed"),
+    ],
+)
+def test_bad_argument_is_refused_in_the_daemons_words(
+    daemon: FakeDaemon, arguments: list[str], words: str
+) -> None:
+    result = ask(daemon, "start", "PJSIP/1-1", "ws://localhost/", *arguments)
+    assert (result.exit_code, result.output) == (1, f"audiofork: {words}\n")
+
+
+def test_asterisk_out_of_the_daemons_reach_exits_with_4(daemon: FakeDaemon) -> None:
+    daemon.error = AmiUnavailable("not connected to Asterisk yet")
+    result = ask(daemon, "stop", FORK_ID)
+    assert result.exit_code == 4
+    assert "Asterisk cannot be asked: not connected to Asterisk yet" in result.output
+
+
+def test_bug_of_the_daemon_exits_with_1(daemon: FakeDaemon) -> None:
+    daemon.error = ZeroDivisionError()
+    assert ask(daemon, "stop", FORK_ID).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["start", "PJSIP/1-1"],
+        ["stop"],
+        ["mute", "PJSIP/1-1"],
+        ["mute", "PJSIP/1-1", "loud"],
+        ["mute", "PJSIP/1-1", "on", "--direction", "up"],
+        ["list", "PJSIP/1-1"],
+    ],
+)
+def test_arguments_that_make_no_sense_are_a_usage_error(arguments: list[str]) -> None:
+    assert CliRunner().invoke(main, arguments).exit_code == 2
+
+
+def test_no_daemon_exits_with_4_and_says_what_to_do(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["list", "--socket", str(tmp_path / "none.sock")])
+    assert result.exit_code == 4
+    assert "none.sock: No such file or directory; is it running (systemctl status" in result.output
+
+
+def test_socket_of_a_dead_daemon_exits_with_4(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
+        dead.bind(str(tmp_path / "dead.sock"))
+    result = CliRunner().invoke(main, ["list", "--socket", str(tmp_path / "dead.sock")])
+    assert result.exit_code == 4
+    assert "Connection refused; is it running" in result.output
+
+
+def test_socket_that_one_may_not_use_names_who_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Locked(socket.socket):
+        def connect(self, address: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket, "socket", Locked)
+    result = CliRunner().invoke(main, ["list", "--socket", "/run/audiofork/control.sock"])
+    assert result.exit_code == 4
+    assert "Permission denied; run this as root, or as a user of the socket's group" in (
+        result.output
+    )
+
+
+def test_daemon_that_does_not_answer_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "ANSWER_TIMEOUT_S", 0.05)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stuck:
+        stuck.bind(str(tmp_path / "stuck.sock"))
+        stuck.listen()
+        result = CliRunner().invoke(main, ["list", "--socket", str(tmp_path / "stuck.sock")])
+    assert result.exit_code == 4
+    assert "no answer of the daemon" in result.output
+
+
+def test_socket_is_found_by_the_configuration_though_its_secret_cannot_be_read(
+    daemon: FakeDaemon, config: Path
+) -> None:
+    config.write_text(f"[asterisk]\nsecret_file = /none\n[control]\nsocket = {daemon.path}\n")
+    result = CliRunner().invoke(main, ["list", "-c", str(config)])
+    assert (result.exit_code, result.output) == (0, "no forks\n")
+
+
+def test_configuration_without_a_socket_exits_with_3(config: Path) -> None:
+    config.write_text("[control]\nsocket =\n")
+    result = CliRunner().invoke(main, ["list", "-c", str(config)])
+    assert result.exit_code == 3
+    assert "[control] socket is empty" in result.output
+
+
+def test_list_without_its_configuration_exits_with_3(config: Path) -> None:
+    result = CliRunner().invoke(main, ["list", "-c", str(config)])
+    assert result.exit_code == 3
+    assert "No such file" in result.output
+
+
+def test_check_without_its_configuration_exits_with_3(config: Path) -> None:
+    result = CliRunner().invoke(main, ["check", "-c", str(config)])
+    assert result.exit_code == 3
+    assert "No such file" in result.output
+
+
+def test_check_with_unusable_authorities_exits_with_3(config: Path, tmp_path: Path) -> None:
+    config.write_text(f"[websocket]\nca_list_file = {tmp_path}/none.pem\n")
+    result = CliRunner().invoke(main, ["check", "-c", str(config)])
+    assert result.exit_code == 3
+    assert "none.pem" in result.output
+
+
+def test_check_without_an_asterisk_exits_with_4(config: Path) -> None:
+    config.write_text("[asterisk]\nport = 9\nsecret = x\n[control]\nsocket =\n")
+    result = CliRunner().invoke(main, ["check", "-c", str(config)])
+    assert result.exit_code == 4
+    assert f"ok    configuration: {config}" in result.output
+    assert "FAIL  Asterisk at 127.0.0.1:9: " in result.output
+
+
+def test_check_exits_with_1_after_a_fault(config: Path) -> None:
+    config.write_text("[control]\nsocket =\n")
+    result = CliRunner().invoke(main, ["check", "-c", str(config)])
+    assert result.exit_code == 1
+    assert "FAIL  login: no secret is configured" in result.output

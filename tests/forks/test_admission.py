@@ -1,0 +1,325 @@
+"""Whether a start is granted, and when."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from audiofork.asterisk.ami import ChannelHangup
+from audiofork.config import SecurityConfig
+from audiofork.errors import RequestRefused
+from audiofork.forks import admission as admission_module
+from audiofork.forks.admission import LONGEST_WAIT_S, SPARE_FILES, Admission
+from audiofork.forks.registry import HANGUP_GRACE_S
+from audiofork.link.messages import EndReason, ForkSpec, SinkOpened, SinkRetrying, Streaming
+from tests.control_plane import NAME, UNIQUEID, Clock, Rig
+
+OTHER_UNIQUEID, OTHER_NAME = "2.2", "PJSIP/200-0000002b"
+URL = "ws://example.org/"
+
+
+@pytest.fixture
+async def rig(clock: Clock) -> AsyncIterator[Rig]:
+    rig = Rig(clock)
+    yield rig
+    for fork_id in list(rig.live):
+        await rig.ended(fork_id, EndReason.STOPPED)
+    await rig.clock.advance(60)
+    assert len(rig.forks) == 0
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+class Starts:
+    """Starts that are asked for, and what became of each."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
+        self.tasks: list[asyncio.Task[list[str]]] = []
+
+    async def ask(self, count: int, **fields: str) -> None:
+        """Ask for so many starts at once, each with its number in the URL."""
+        for _ in range(count):
+            request = {"channel": NAME, "wsserver": f"{URL}{len(self.tasks)}", **fields}
+            self.tasks.append(asyncio.create_task(self._rig.ask(**request)))
+        await self._rig.clock.settle()
+
+    @property
+    def begun(self) -> list[int]:
+        """The numbers of those that have begun, in that order."""
+        specs = [command for command in self._rig.sent if isinstance(command, ForkSpec)]
+        numbers = [spec.url.removeprefix(URL) for spec in specs]
+        return [int(number) for number in numbers if number.isdigit()]
+
+    @property
+    def refused(self) -> dict[int, str]:
+        """Why, by the numbers of those that are refused."""
+        return {
+            number: str(task.exception())
+            for number, task in enumerate(self.tasks)
+            if task.done() and task.exception() is not None
+        }
+
+
+@pytest.fixture
+async def starts(rig: Rig) -> AsyncIterator[Starts]:
+    starts = Starts(rig)
+    yield starts
+    await rig.clock.advance(60)
+    results = await asyncio.gather(*starts.tasks, return_exceptions=True)
+    assert not [result for result in results if not isinstance(result, list | RequestRefused)]
+
+
+# --- Forks of one channel ------------------------------------------------------------------------
+
+PER_CHANNEL = "2 forks run already on the channel (max_forks_per_channel)"
+
+
+async def test_start_beyond_max_forks_per_channel_is_refused_until_one_ends(rig: Rig) -> None:
+    rig.allow(max_forks_per_channel=2)
+    first = await rig.stream()
+    await rig.stream()
+    await rig.request(channel=NAME, wsserver=URL)
+    assert rig.last_event[1]["Reason"] == PER_CHANNEL
+    await rig.start(channel=OTHER_NAME)
+    await rig.ended(first, EndReason.STOPPED)
+    await rig.start()
+
+
+async def test_channel_is_counted_by_what_it_is_not_by_how_it_is_called(rig: Rig) -> None:
+    rig.allow(max_forks_per_channel=2)
+    await rig.ask(channel=NAME, wsserver=URL)
+    await rig.ask(uniqueid=UNIQUEID, wsserver=URL)
+    for fields in ({"channel": NAME}, {"uniqueid": UNIQUEID}, {"channel": UNIQUEID}):
+        with pytest.raises(RequestRefused) as caught:
+            await rig.ask(**fields, wsserver=URL)
+        assert str(caught.value) == PER_CHANNEL
+
+
+async def test_starts_at_once_on_a_channel_leave_as_many_as_allowed(
+    rig: Rig, starts: Starts
+) -> None:
+    rig.allow(max_forks_per_channel=2)
+    await starts.ask(5)
+    await starts.ask(2, channel=OTHER_NAME)
+    assert starts.begun == [0, 1, 5, 6]
+    assert starts.refused == dict.fromkeys([2, 3, 4], PER_CHANNEL)
+
+
+async def test_starts_that_wait_count_for_their_channel(rig: Rig, starts: Starts) -> None:
+    rig.allow(max_forks_per_channel=2, max_starts=1)
+    await starts.ask(3)
+    assert starts.begun == [0]
+    assert starts.refused == {2: PER_CHANNEL}
+
+
+# --- The rate of starts --------------------------------------------------------------------------
+
+TOO_FAST = "more than 2 starts a second (max_starts)"
+
+
+async def test_starts_beyond_the_rate_wait_in_order_evenly_spaced(rig: Rig, starts: Starts) -> None:
+    rig.allow(max_starts=2)
+    await starts.ask(6)
+    assert starts.begun == [0, 1]
+    for count in (3, 4, 5, 6):
+        await rig.clock.advance(0.49)
+        assert starts.begun == list(range(count - 1))
+        await rig.clock.advance(0.011)
+        assert starts.begun == list(range(count))
+
+
+async def test_start_that_would_wait_longer_than_may_be_is_refused_at_once(
+    rig: Rig, starts: Starts
+) -> None:
+    rig.allow(max_starts=2, max_forks_per_channel=100)
+    await starts.ask(14)
+    assert starts.refused == {12: TOO_FAST, 13: TOO_FAST}
+    asked = len(rig.ami.actions)
+    await starts.ask(1)
+    assert starts.refused[14] == TOO_FAST
+    assert len(rig.ami.actions) == asked, "Asterisk need not be asked"
+    await rig.clock.advance(LONGEST_WAIT_S + 0.01)
+    assert starts.begun == list(range(12))
+
+
+async def test_place_in_the_queue_is_free_again_when_one_has_begun(
+    rig: Rig, starts: Starts
+) -> None:
+    rig.allow(max_starts=2, max_forks_per_channel=100)
+    await starts.ask(12)
+    await rig.clock.advance(0.501)
+    await starts.ask(2)
+    assert starts.refused == {13: TOO_FAST}
+    await rig.clock.advance(5.01)
+    assert starts.begun == list(range(13))
+
+
+async def test_starts_within_the_rate_never_wait(rig: Rig, starts: Starts) -> None:
+    rig.allow(max_starts=2, max_forks_per_channel=100)
+    for count in range(1, 13):
+        await starts.ask(1)
+        assert starts.begun == list(range(count))
+        await rig.clock.advance(0.501)
+
+
+async def test_what_is_refused_for_another_reason_uses_nothing_of_the_rate(
+    rig: Rig, starts: Starts
+) -> None:
+    rig.allow(max_starts=2)
+    await starts.ask(20, wsserver="http://example.org/")
+    assert len(starts.refused) == 20
+    await starts.ask(2)
+    assert starts.begun == [20, 21]
+
+
+async def test_default_lets_100_begin_at_once_and_600_in_5_s(clock: Clock) -> None:
+    admission = Admission(SecurityConfig())
+    now = clock.now_s
+    due = [admission.book() - now for _ in range(600)]
+    assert due[:100] == [0] * 100
+    assert due[100:] == pytest.approx([0.01 * n for n in range(1, 501)])
+    with pytest.raises(RequestRefused, match="^more than 100 starts a second"):
+        admission.book()
+
+
+async def test_stop_is_not_queued_behind_starts(rig: Rig, starts: Starts) -> None:
+    rig.allow(max_starts=2)
+    running = await rig.stream()
+    other = await rig.stream(channel=OTHER_NAME)
+    await starts.ask(3)
+    assert starts.begun == []
+    assert await rig.ask(command="StopAudioFork", audioforkid=running) == [running]
+    assert await rig.ask(command="StopAudioFork", channel=OTHER_NAME) == [other]
+    assert [end.fork_id for end in rig.ends] == [running, other]
+
+
+async def test_stop_of_a_channel_meets_also_the_start_that_waits(rig: Rig, starts: Starts) -> None:
+    rig.allow(max_starts=1)
+    await starts.ask(2)
+    stopped = await rig.ask(command="StopAudioFork", uniqueid=UNIQUEID)
+    assert len(stopped) == 2
+    await rig.clock.advance(1.01)
+    assert starts.begun == [0]
+    assert starts.refused == {1: "ended before it began: stopped"}
+
+
+async def test_start_that_waits_does_not_begin_on_a_channel_that_was_hung_up(
+    rig: Rig, starts: Starts
+) -> None:
+    rig.allow(max_starts=1)
+    await starts.ask(2)
+    rig.forks.on_event(ChannelHangup(UNIQUEID))
+    await rig.clock.advance(HANGUP_GRACE_S)
+    await rig.clock.advance(1)
+    assert starts.begun == [0]
+    assert starts.refused == {1: "ended before it began: hangup"}
+
+
+async def test_shutdown_refuses_those_that_wait_at_once(rig: Rig, starts: Starts) -> None:
+    rig.allow(max_starts=1)
+    await starts.ask(4)
+    shutdown = asyncio.create_task(rig.forks.shut_down())
+    await rig.clock.settle()
+    assert starts.refused == dict.fromkeys([1, 2, 3], "the daemon stops")
+    asked = len(rig.ami.actions)
+    await starts.ask(1)
+    assert starts.refused[4] == "the daemon stops"
+    assert len(rig.ami.actions) == asked
+    await rig.obey()
+    await shutdown
+
+
+async def test_rate_that_is_set_anew_counts_for_starts_from_then_on(
+    rig: Rig, starts: Starts
+) -> None:
+    rig.allow(max_starts=1)
+    await starts.ask(2)
+    rig.allow(max_starts=100)
+    await starts.ask(3)
+    assert starts.begun == [0, 2, 3, 4]
+    await rig.clock.advance(1.01)
+    assert starts.begun == [0, 2, 3, 4, 1]
+
+
+# --- Descriptors ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many descriptors are free; in the test's hands."""
+    left = [SPARE_FILES + 8]
+    monkeypatch.setattr(admission_module, "can_open", lambda count: count <= left[0])
+    monkeypatch.setattr(admission_module, "file_limit", lambda: 77)
+    return left
+
+
+NO_FILES = "no file descriptors left for another fork; raise LimitNOFILE, now 77"
+
+
+async def test_start_without_free_descriptors_is_refused_and_running_ones_stay(
+    rig: Rig, free: list[int]
+) -> None:
+    running = await rig.stream()
+    free[0] = SPARE_FILES + 3
+    with pytest.raises(RequestRefused) as caught:
+        await rig.ask(channel=NAME, wsserver=URL)
+    assert str(caught.value) == NO_FILES
+    assert (rig.live, rig.ends) == ([running], [])
+    free[0] = SPARE_FILES + 4
+    await rig.start()
+
+
+async def test_descriptors_are_kept_for_forks_that_have_yet_to_open_theirs(
+    rig: Rig, free: list[int]
+) -> None:
+    await rig.start()
+    second = await rig.start()
+    with pytest.raises(RequestRefused, match="no file descriptors"):
+        await rig.ask(channel=NAME, wsserver=URL)
+    rig.forks.on_report(SinkOpened(second))
+    rig.forks.on_report(Streaming(second))  # but 8 are still free: it had some already
+    await rig.start()
+
+
+async def test_descriptors_are_kept_for_forks_whose_server_is_away(
+    rig: Rig, free: list[int]
+) -> None:
+    for fork_id in [await rig.stream(), await rig.stream(), await rig.stream()]:
+        rig.forks.on_report(SinkRetrying(fork_id, 1, "away"))
+    with pytest.raises(RequestRefused, match="no file descriptors"):
+        await rig.ask(channel=NAME, wsserver=URL)
+    free[0] += 5
+    await rig.start()
+
+
+async def test_refusal_without_a_known_limit_says_so(
+    rig: Rig, free: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free[0] = 0
+    monkeypatch.setattr(admission_module, "file_limit", lambda: None)
+    with pytest.raises(RequestRefused, match="raise LimitNOFILE, now unknown$"):
+        await rig.ask(channel=NAME, wsserver=URL)
+
+
+# --- Private addresses ---------------------------------------------------------------------------
+
+
+async def test_private_address_is_refused_where_none_may_be(rig: Rig) -> None:
+    rig.allow(allow_private=False)
+    with pytest.raises(RequestRefused, match="10.0.0.1 is a private address, which"):
+        await rig.ask(channel=NAME, wsserver="ws://10.0.0.1/")
+    rig.allow(allow_private=True)
+    await rig.ask(channel=NAME, wsserver="ws://10.0.0.1/")
+
+
+async def test_max_forks_above_the_file_limit_is_said_at_the_start_and_when_set(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiofork.system.file_limit", lambda: 2600)
+    admission = Admission(SecurityConfig(max_forks=301))
+    assert "max_forks = 301 takes 2604" in caplog.text
+    caplog.clear()
+    admission.configure(SecurityConfig(max_forks=300))
+    assert caplog.messages == []
+    admission.configure(SecurityConfig(max_forks=500))
+    assert "set LimitNOFILE=3400" in caplog.text

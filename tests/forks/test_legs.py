@@ -1,0 +1,1089 @@
+"""The legs of forks: asked for, lost and replaced. The registry around them is the real one."""
+
+import asyncio
+
+import pytest
+
+from audiofork.asterisk.ami import ChannelHangup, OriginateFailed
+from audiofork.asterisk.taps.base import LegOrder
+from audiofork.asterisk.taps.ways import Connects
+from audiofork.errors import (
+    AmiActionFailed,
+    AmiError,
+    AmiTimeout,
+    AmiUnavailable,
+    LegRefused,
+    LegUncertain,
+    NoSuchChannel,
+    RequestRefused,
+)
+from audiofork.forks.legs import (
+    ASTERISK_AWAY_S,
+    LEAVE_TIMEOUT_S,
+    LEG_LOSS_GRACE_S,
+    LEG_TIMEOUT_S,
+    MAX_NEW_LEGS,
+    NEW_LEGS_WINDOW_S,
+)
+from audiofork.forks.registry import HANGUP_GRACE_S, RELAY_DIED
+from audiofork.link.messages import (
+    EndFork,
+    EndReason,
+    LegAttached,
+    LegPart,
+    ReopenLeg,
+    SinkOpened,
+    SinkResumed,
+    SinkRetrying,
+    Streaming,
+)
+from tests.control_plane import LEG_PREFIX, NAME, START, UNIQUEID, UNKNOWN_ID, Rig
+
+IN, OUT, PAIRS = LegPart.IN, LegPart.OUT, LegPart.PAIRS
+
+
+async def states(rig: Rig) -> list[str]:
+    return [view.state for view in await rig.forks.views()]
+
+
+# --- Failures of the leg -------------------------------------------------------------------------
+
+
+async def test_leg_that_asterisk_refuses_fails_the_fork(rig: Rig) -> None:
+    rig.tap.fault = LegRefused("Originate: Permission denied")
+    await rig.request(**START)
+    end = await rig.obey()
+    detail = "Originate: Permission denied"
+    assert (end.reason, end.detail) == (EndReason.LEG_FAILED, detail)
+    assert rig.last_event[0] == "AudioForkFailed"
+    assert rig.last_event[1]["Reason"] == "leg-failed"
+    assert rig.last_event[1]["Detail"] == detail
+    assert rig.variables["AUDIOFORK_REASON"] == "leg-failed"
+    assert rig.ami.told == ["STARTING", "FAILED", "AudioForkFailed"]
+
+
+async def test_leg_that_asterisk_may_have_heard_of_is_waited_for(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.tap.fault = LegUncertain("Originate: no answer within 5 s")
+    fork_id = await rig.start()
+    assert "asked for a leg, but: Originate: no answer within 5 s" in caplog.text
+    assert rig.ends == []
+    rig.forks.on_report(LegAttached(fork_id, PAIRS))
+    await rig.clock.advance(LEG_TIMEOUT_S)
+    assert rig.ends == []
+
+
+async def test_leg_that_asterisk_has_not_heard_of_fails_the_fork_in_time(rig: Rig) -> None:
+    rig.tap.fault = LegUncertain("the link is lost")
+    fork_id = await rig.start()
+    await rig.clock.advance(LEG_TIMEOUT_S)
+    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, "the leg did not connect")]
+
+
+async def test_originate_failure_fails_its_fork_alone_and_says_the_reason(rig: Rig) -> None:
+    await rig.start()
+    fork_id = await rig.start()
+    rig.forks.on_event(OriginateFailed(LEG_PREFIX + fork_id, "3"))
+    assert rig.ends == [
+        EndFork(fork_id, EndReason.LEG_FAILED, "Asterisk could not connect the leg (reason 3)")
+    ]
+
+
+@pytest.mark.parametrize("action_id", ["", LEG_PREFIX + UNKNOWN_ID, LEG_PREFIX, "{}"])
+async def test_originate_failure_of_others_is_ignored(rig: Rig, action_id: str) -> None:
+    fork_id = await rig.start()
+    rig.forks.on_event(OriginateFailed(action_id.format(fork_id), "3"))
+    assert rig.ends == []
+
+
+async def test_leg_that_never_connects_fails_the_fork(rig: Rig) -> None:
+    fork_id = await rig.start()
+    await rig.clock.advance(LEG_TIMEOUT_S - 0.1)
+    assert rig.ends == []
+    await rig.clock.advance(0.2)
+    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, "the leg did not connect")]
+
+
+async def test_leg_that_connects_has_no_time_limit(rig: Rig) -> None:
+    await rig.attach()
+    await rig.clock.advance(LEG_TIMEOUT_S + 1)
+    assert rig.ends == []
+
+
+# --- The loss of a leg ---------------------------------------------------------------------------
+
+
+async def test_leg_loss_with_the_channel_gone_is_a_hangup(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    del rig.ami.channels[UNIQUEID]
+    await rig.lose_leg(fork_id)
+    assert rig.ends == [EndFork(fork_id, EndReason.HANGUP)]
+
+
+async def test_leg_loss_with_the_channel_gone_a_little_later_is_a_hangup(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    await rig.lose_leg(fork_id)
+    assert rig.ends == []
+    del rig.ami.channels[UNIQUEID]
+    await rig.clock.advance(LEG_LOSS_GRACE_S)
+    assert rig.ends == [EndFork(fork_id, EndReason.HANGUP)]
+
+
+async def test_leg_loss_while_asterisk_shuts_down_is_a_hangup(rig: Rig) -> None:
+    """It refuses to speak of its channels before it tells of their hangups."""
+    fork_id = await rig.stream()
+    rig.ami.faults["Getvar"] = AmiActionFailed("Getvar", "Asterisk is shutting down")
+    await rig.lose_leg(fork_id)
+    assert rig.ends == [EndFork(fork_id, EndReason.HANGUP, "Asterisk is shutting down")]
+
+
+async def test_leg_loss_with_the_hangup_told_a_little_later_is_a_hangup(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    await rig.lose_leg(fork_id)
+    rig.forks.on_event(ChannelHangup(UNIQUEID))
+    await rig.clock.advance(LEG_LOSS_GRACE_S)
+    assert rig.ends == [EndFork(fork_id, EndReason.HANGUP)]
+
+
+@pytest.mark.parametrize(
+    ("hangup", "reason"),
+    [(False, EndReason.NO_SUCH_CHANNEL), (True, EndReason.HANGUP)],
+    ids=["no-hangup", "hangup"],
+)
+async def test_leg_loss_without_a_frame_and_without_channel(
+    rig: Rig, hangup: bool, reason: EndReason
+) -> None:
+    """The channel may be gone before the news of its hangup has been read."""
+    fork_id = await rig.attach()
+    del rig.ami.channels[UNIQUEID]
+    await rig.lose_leg(fork_id, frames_in=0)
+    assert rig.ends == []
+    if hangup:
+        rig.forks.on_event(ChannelHangup(UNIQUEID))
+    await rig.clock.advance(LEG_LOSS_GRACE_S)
+    assert [end.reason for end in rig.ends] == [reason]
+
+
+@pytest.mark.parametrize(
+    ("hangup", "reason"),
+    [(False, EndReason.LEG_FAILED), (True, EndReason.HANGUP)],
+    ids=["no-hangup", "hangup"],
+)
+@pytest.mark.parametrize("exc", [AmiUnavailable("down"), AmiTimeout("late")], ids=["down", "late"])
+async def test_leg_loss_that_asterisk_does_not_explain(
+    rig: Rig, hangup: bool, reason: EndReason, exc: AmiError
+) -> None:
+    fork_id = await rig.stream()
+    rig.ami.faults["Getvar"] = exc
+    if hangup:
+        rig.forks.on_event(ChannelHangup(UNIQUEID))
+    await rig.lose_leg(fork_id)
+    if exc.args == ("down",) and not hangup:
+        assert rig.ends == []  # the link may come back
+        await rig.clock.advance(ASTERISK_AWAY_S)
+    assert [end.reason for end in rig.ends] == [reason]
+    if not hangup:
+        assert rig.ends[0].detail == f"the leg was lost, and Asterisk cannot be asked: {exc}"
+
+
+async def test_leg_loss_of_a_fork_that_ends_meanwhile_asks_for_no_second_end(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    await rig.lose_leg(fork_id)
+    await rig.ended(fork_id, EndReason.SINK_GONE)
+    await rig.clock.advance(LEG_LOSS_GRACE_S)
+    assert rig.ends == []
+
+
+# --- A leg that is lost while its channel lives ---------------------------------------------------
+
+
+async def lose_and_replace(rig: Rig, fork_id: str, frames_in: int = 50) -> None:
+    await rig.lose_leg(fork_id, frames_in)
+    await rig.clock.advance(LEG_LOSS_GRACE_S)
+
+
+async def test_lost_leg_is_replaced_and_both_are_told(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    fork_id = await rig.stream(options="D(in)p")
+    await lose_and_replace(rig, fork_id)
+    assert rig.ami.told[-2:] == ["RECONNECTING", "AudioForkReconnecting"]
+    assert rig.last_event[1]["Attempt"] == "1"
+    assert rig.last_event[1]["Reason"] == "the leg was lost: Asterisk closed it"
+    assert [view.state for view in await rig.forks.views()] == ["reconnecting"]
+    assert rig.sent[-1] == ReopenLeg(fork_id, PAIRS)
+    assert rig.tap.started == [(fork_id, UNIQUEID)] * 2
+    assert rig.tap.speaking == [fork_id] * 2
+    assert rig.tap.legs == [LEG_PREFIX + fork_id, f"{LEG_PREFIX}{fork_id}-1"]
+    await rig.clock.advance(0.05)
+    rig.forks.on_report(LegAttached(fork_id, PAIRS))
+    assert rig.ami.told[-2:] == ["STREAMING", "AudioForkResumed"]
+    assert rig.last_event[1]["FramesDropped"] == "0"
+    assert rig.last_event[1]["GapMs"] == "200"
+    assert [view.state for view in await rig.forks.views()] == ["streaming"]
+    assert "the leg was lost: Asterisk closed it; attempt 1 follows" in caplog.text
+    assert "the leg is back after 200 ms" in caplog.text
+    await rig.clock.advance(LEG_TIMEOUT_S + 1)
+    assert rig.ends == []
+
+
+async def test_leg_that_is_lost_too_often_ends_the_fork(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    for _ in range(MAX_NEW_LEGS):
+        await lose_and_replace(rig, fork_id)
+        assert rig.ends == []
+        rig.forks.on_report(LegAttached(fork_id, PAIRS))
+    await lose_and_replace(rig, fork_id)
+    detail = "the leg was lost 4 times in 10 s, last: Asterisk closed it"
+    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, detail)]
+    await rig.obey()
+    assert rig.last_event[1]["Detail"] == detail
+    assert rig.last_event[0] == "AudioForkStopped"
+
+
+async def test_leg_that_is_lost_now_and_then_is_replaced_each_time(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    for _ in range(3 * MAX_NEW_LEGS):
+        await lose_and_replace(rig, fork_id)
+        rig.forks.on_report(LegAttached(fork_id, PAIRS))
+        await rig.clock.advance(NEW_LEGS_WINDOW_S / MAX_NEW_LEGS)
+    assert rig.ends == []
+    assert rig.last_event[1]["FramesDropped"] == "0"
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["does-not-connect", "refused"])
+async def test_new_leg_that_does_not_come_about_counts_as_lost(rig: Rig, refused: bool) -> None:
+    fork_id = await rig.stream()
+    why = "Asterisk could not connect the leg (reason 3)"
+    if refused:
+        why = "Originate: no"
+        rig.tap.fault = LegRefused(why)
+    await lose_and_replace(rig, fork_id)
+    for attempt in range(1, MAX_NEW_LEGS + 1):
+        assert rig.last_event[1]["Attempt"] == str(attempt)
+        if not refused:
+            rig.forks.on_event(OriginateFailed(rig.tap.legs[-1], "3"))
+        await rig.clock.advance(LEG_LOSS_GRACE_S)
+    detail = f"the leg was lost 4 times in 10 s, last: {why}"
+    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, detail)]
+
+
+async def test_new_leg_that_never_connects_fails_the_fork(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    await lose_and_replace(rig, fork_id)
+    await rig.clock.advance(LEG_TIMEOUT_S)
+    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, "the leg did not connect again")]
+
+
+async def test_gap_and_time_limit_of_a_new_leg_that_took_two_attempts(rig: Rig) -> None:
+    """The gap counts from the loss, the limit from the latest attempt."""
+    fork_id = await rig.stream()
+    await lose_and_replace(rig, fork_id)
+    await rig.clock.advance(LEG_TIMEOUT_S - 1)
+    rig.forks.on_event(OriginateFailed(rig.tap.legs[-1], "3"))
+    await rig.clock.advance(LEG_LOSS_GRACE_S)
+    await rig.clock.advance(2)
+    assert rig.ends == []
+    rig.forks.on_report(LegAttached(fork_id, PAIRS))
+    assert rig.last_event[1]["GapMs"] == "7300"
+
+
+async def test_originate_failure_of_an_earlier_leg_is_no_news(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    await lose_and_replace(rig, fork_id)
+    rig.forks.on_event(OriginateFailed(rig.tap.legs[0], "3"))
+    await rig.clock.advance(LEG_LOSS_GRACE_S)
+    assert len(rig.tap.legs) == 2
+    assert rig.ends == []
+
+
+async def test_leg_that_brought_nothing_is_replaced_while_its_channel_lives(rig: Rig) -> None:
+    fork_id = await rig.attach()
+    await lose_and_replace(rig, fork_id, frames_in=0)
+    assert rig.sent[-1] == ReopenLeg(fork_id, PAIRS)
+    rig.forks.on_report(LegAttached(fork_id, PAIRS))
+    assert rig.ami.told == ["STARTING", "AudioForkReconnecting"]
+    rig.forks.on_report(Streaming(fork_id))
+    assert rig.ami.told[-2:] == ["STREAMING", "AudioForkStarted"]
+
+
+async def test_first_frame_while_the_leg_is_lost_waits_for_the_leg(rig: Rig) -> None:
+    """A server that accepts late gets what the first leg had brought."""
+    fork_id = await rig.attach()
+    await lose_and_replace(rig, fork_id)
+    rig.forks.on_report(Streaming(fork_id))
+    assert [view.state for view in await rig.forks.views()] == ["reconnecting"]
+    rig.forks.on_report(LegAttached(fork_id, PAIRS))
+    assert [view.state for view in await rig.forks.views()] == ["streaming"]
+    assert rig.last_event[0] == "AudioForkResumed"
+
+
+@pytest.mark.parametrize("leg_first", [True, False])
+async def test_leg_and_server_lost_are_both_waited_for(rig: Rig, leg_first: bool) -> None:
+    fork_id = await rig.stream()
+    rig.forks.on_report(SinkRetrying(fork_id, 1, "gone"))
+    await lose_and_replace(rig, fork_id)
+    back = [LegAttached(fork_id, PAIRS), SinkResumed(fork_id, 2)]
+    rig.forks.on_report(back.pop(0 if leg_first else 1))
+    assert rig.ami.told[-1] == "AudioForkResumed"
+    assert rig.ami.told.count("STREAMING") == 1
+    assert [view.state for view in await rig.forks.views()] == ["reconnecting"]
+    rig.forks.on_report(back.pop())
+    assert rig.ami.told[-2:] == ["STREAMING", "AudioForkResumed"]
+    assert [view.state for view in await rig.forks.views()] == ["streaming"]
+
+
+@pytest.mark.parametrize("verb", ["stop", "hangup"])
+async def test_end_while_a_lost_leg_is_looked_into_goes_first(rig: Rig, verb: str) -> None:
+    fork_id = await rig.stream()
+    await rig.lose_leg(fork_id)
+    if verb == "stop":
+        await rig.request(command="StopAudioFork", channel=NAME)
+    else:
+        rig.forks.on_event(ChannelHangup(UNIQUEID))
+    await rig.clock.advance(1)
+    reason = EndReason.STOPPED if verb == "stop" else EndReason.HANGUP
+    assert rig.ends == [EndFork(fork_id, reason)]
+    assert len(rig.tap.legs) == 1
+
+
+async def test_hangup_while_the_new_leg_is_under_way_ends_the_fork(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    await lose_and_replace(rig, fork_id)
+    rig.forks.on_event(ChannelHangup(UNIQUEID))
+    rig.forks.on_report(LegAttached(fork_id, PAIRS))
+    await rig.clock.advance(HANGUP_GRACE_S)
+    assert rig.ends == [EndFork(fork_id, EndReason.HANGUP)]
+
+
+# --- A channel that is gone when a leg is asked for ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hangup", "reason", "event"),
+    [
+        (False, EndReason.NO_SUCH_CHANNEL, "AudioForkFailed"),
+        (True, EndReason.HANGUP, "AudioForkStopped"),
+    ],
+    ids=["no-hangup", "hangup"],
+)
+async def test_start_whose_channel_is_gone_when_the_leg_is_asked_for(
+    rig: Rig, hangup: bool, reason: EndReason, event: str
+) -> None:
+    """The channel may be gone before the news of its hangup has been read."""
+    rig.tap.fault = NoSuchChannel()
+    fork_id = await rig.start()
+    await rig.clock.advance(LEG_LOSS_GRACE_S - 0.1)
+    assert rig.ends == []
+    if hangup:
+        rig.forks.on_event(ChannelHangup(UNIQUEID))
+    await rig.clock.advance(0.1)
+    assert rig.ends == [EndFork(fork_id, reason)]
+    await rig.obey()
+    assert (rig.last_event[0], rig.last_event[1]["Reason"]) == (event, reason)
+
+
+async def test_new_leg_whose_channel_is_gone_when_it_is_asked_for_is_a_hangup(rig: Rig) -> None:
+    """Though the news of it is late, or lost with the link."""
+    fork_id = await rig.stream()
+    rig.tap.fault = NoSuchChannel()
+    await lose_and_replace(rig, fork_id)
+    await rig.clock.advance(LEG_LOSS_GRACE_S)
+    assert rig.ends == [EndFork(fork_id, EndReason.HANGUP)]
+
+
+async def test_channel_that_a_leg_for_a_dead_relay_process_did_not_find_is_no_news(
+    rig: Rig,
+) -> None:
+    rig.tap.gate, rig.tap.fault = asyncio.Event(), NoSuchChannel()
+    fork_id = await rig.start()
+    gate, rig.tap.gate, rig.tap.fault = rig.tap.gate, None, None
+    await rig.lose_relay(fork_id)
+    rig.tap.fault = NoSuchChannel()
+    gate.set()
+    await rig.clock.advance(LEG_LOSS_GRACE_S)
+    assert rig.ends == []
+
+
+# --- Two legs ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(rig: Rig) -> Rig:
+    """The rig with a tap that has a leg for each side."""
+    rig.taps.parts = (IN, OUT)
+    rig.tap.ends_unborn = "Asterisk ended the leg before it connected"
+    rig.taps.sample_rate = 16000
+    return rig
+
+
+async def lose_part(rig: Rig, fork_id: str, part: LegPart) -> None:
+    await rig.lose_leg(fork_id, part=part)
+    await rig.clock.advance(LEG_LOSS_GRACE_S)
+
+
+def order_of(fork_id: str, part: LegPart, leg_id: str, *, speaks: bool = False) -> LegOrder:
+    return LegOrder(leg_id, fork_id, part, UNIQUEID, Connects.ORIGINATE, 16000, speaks)
+
+
+@pytest.mark.parametrize(("options", "speaks"), [("", False), ("p", True)])
+async def test_fork_with_two_legs_asks_for_both_and_the_first_alone_speaks(
+    two: Rig, options: str, speaks: bool
+) -> None:
+    fork_id = await two.start(options=options)
+    assert two.spec.legs == (IN, OUT)
+    assert two.spec.sample_rate == 16000
+    leg_id = LEG_PREFIX + fork_id
+    assert two.tap.orders == [
+        order_of(fork_id, IN, f"{leg_id}-in", speaks=speaks),
+        order_of(fork_id, OUT, f"{leg_id}-out"),
+    ]
+
+
+async def test_two_legs_that_connect_have_no_time_limit(two: Rig) -> None:
+    fork_id = await two.start()
+    two.connect(fork_id, OUT, IN)
+    await two.clock.advance(LEG_TIMEOUT_S + 1)
+    assert two.ends == []
+
+
+@pytest.mark.parametrize(("comes", "missing"), [(IN, OUT), (OUT, IN)])
+async def test_leg_that_connects_leaves_the_other_its_time_limit(
+    two: Rig, comes: LegPart, missing: LegPart
+) -> None:
+    fork_id = await two.start()
+    two.connect(fork_id, comes)
+    await two.clock.advance(LEG_TIMEOUT_S - 0.1)
+    assert two.ends == []
+    await two.clock.advance(0.2)
+    detail = f"the leg of {missing} did not connect"
+    assert two.ends == [EndFork(fork_id, EndReason.LEG_FAILED, detail)]
+
+
+async def test_one_of_two_legs_that_asterisk_refuses_fails_the_fork(two: Rig) -> None:
+    two.tap.gate, two.tap.fault = asyncio.Event(), LegRefused("ARI: 500: no")
+    fork_id = await two.start()
+    two.connect(fork_id, IN)
+    two.tap.gate.set()
+    await two.clock.settle()
+    assert two.ends == [EndFork(fork_id, EndReason.LEG_FAILED, "ARI: 500: no")]
+
+
+async def test_one_of_two_legs_that_is_lost_is_replaced_alone_and_this_is_told(
+    two: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    fork_id = await two.stream()
+    await lose_part(two, fork_id, OUT)
+    assert two.ami.told[-2:] == ["RECONNECTING", "AudioForkReconnecting"]
+    assert two.last_event[1]["Attempt"] == "1"
+    assert two.last_event[1]["Reason"] == "the leg of out was lost: Asterisk closed it"
+    assert await states(two) == ["reconnecting"]
+    assert two.sent[1:] == [ReopenLeg(fork_id, OUT)]
+    assert two.tap.orders[2:] == [order_of(fork_id, OUT, f"{LEG_PREFIX}{fork_id}-out-2")]
+    await two.clock.advance(0.05)
+    two.connect(fork_id, OUT)
+    assert two.ami.told[-2:] == ["STREAMING", "AudioForkResumed"]
+    assert two.last_event[1]["GapMs"] == "200"
+    assert await states(two) == ["streaming"]
+    assert "the leg of out is back after 200 ms" in caplog.text
+    await two.clock.advance(LEG_TIMEOUT_S + 1)
+    assert two.ends == []
+
+
+async def test_new_one_of_two_legs_that_never_connects_fails_the_fork(two: Rig) -> None:
+    fork_id = await two.stream()
+    await lose_part(two, fork_id, IN)
+    await two.clock.advance(LEG_TIMEOUT_S)
+    detail = "the leg of in did not connect again"
+    assert two.ends == [EndFork(fork_id, EndReason.LEG_FAILED, detail)]
+
+
+async def test_two_legs_lost_at_once_are_both_waited_for(two: Rig) -> None:
+    fork_id = await two.stream()
+    await two.lose_leg(fork_id, part=IN)
+    await two.lose_leg(fork_id, part=OUT)
+    await two.clock.advance(LEG_LOSS_GRACE_S)
+    assert two.sent[1:] == [ReopenLeg(fork_id, IN), ReopenLeg(fork_id, OUT)]
+    assert [order.part for order in two.tap.orders[2:]] == [IN, OUT]
+    two.connect(fork_id, OUT)
+    assert two.ami.told[-1] == "AudioForkResumed"
+    assert two.ami.told.count("STREAMING") == 1  # that of the start
+    assert await states(two) == ["reconnecting"]
+    two.connect(fork_id, IN)
+    assert two.ami.told[-2:] == ["STREAMING", "AudioForkResumed"]
+    assert await states(two) == ["streaming"]
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["event", "no-event"])
+async def test_two_legs_lost_at_a_hangup_end_the_fork_once(two: Rig, told: bool) -> None:
+    fork_id = await two.stream()
+    del two.ami.channels[UNIQUEID]
+    if told:
+        two.forks.on_event(ChannelHangup(UNIQUEID))
+    await two.lose_leg(fork_id, part=IN)
+    await two.lose_leg(fork_id, part=OUT)
+    await two.clock.advance(1)
+    assert two.ends == [EndFork(fork_id, EndReason.HANGUP)]
+    assert len(two.tap.orders) == 2
+
+
+async def test_one_of_two_legs_that_is_lost_too_often_ends_the_fork(two: Rig) -> None:
+    fork_id = await two.stream()
+    for _ in range(MAX_NEW_LEGS):
+        await lose_part(two, fork_id, OUT)
+        assert two.ends == []
+        two.connect(fork_id, OUT)
+    await lose_part(two, fork_id, OUT)
+    detail = "the leg of out was lost 4 times in 10 s, last: Asterisk closed it"
+    assert two.ends == [EndFork(fork_id, EndReason.LEG_FAILED, detail)]
+
+
+async def test_losses_of_two_legs_are_counted_apart(two: Rig) -> None:
+    fork_id = await two.stream()
+    for attempt in range(1, MAX_NEW_LEGS + 1):
+        for part in (IN, OUT):
+            await lose_part(two, fork_id, part)
+            assert two.last_event[1]["Attempt"] == str(attempt)
+            two.connect(fork_id, part)
+    assert two.ends == []
+    assert await states(two) == ["streaming"]
+
+
+async def test_link_up_keeps_both_legs_and_no_earlier_one(two: Rig) -> None:
+    fork_id = await two.stream()
+    await lose_part(two, fork_id, IN)
+    await two.forks.on_link_up()
+    first, out, new = two.tap.legs
+    assert two.taps.kept == [{out, new}]
+
+
+@pytest.mark.parametrize(("first", "second"), [(IN, OUT), (OUT, IN)])
+async def test_two_legs_of_a_dead_relay_process_are_both_ordered_anew(
+    two: Rig, first: LegPart, second: LegPart
+) -> None:
+    fork_id = await two.stream()
+    spec = two.spec
+    await two.lose_relay(fork_id)
+    assert two.sent[1:] == [spec]
+    assert [order.part for order in two.tap.orders[2:]] == [IN, OUT]
+    assert len(set(two.tap.legs)) == 4
+    assert two.ami.told.count("AudioForkReconnecting") == 1
+    assert two.last_event[1]["Reason"] == RELAY_DIED
+    two.forks.on_report(SinkOpened(fork_id))
+    two.connect(fork_id, first)
+    assert await states(two) == ["reconnecting"]
+    assert two.ami.told.count("STREAMING") == 1
+    await two.clock.advance(0.3)
+    two.connect(fork_id, second)
+    assert two.ami.told[-2:] == ["STREAMING", "AudioForkResumed"]
+    assert two.last_event[1]["GapMs"] == "300"
+    assert await states(two) == ["streaming"]
+    await two.clock.advance(LEG_TIMEOUT_S + 1)
+    assert two.ends == []
+
+
+async def test_gap_of_a_leg_that_was_lost_before_its_relay_process_counts_from_its_own_loss(
+    two: Rig,
+) -> None:
+    fork_id = await two.stream()
+    await lose_part(two, fork_id, IN)
+    await two.clock.advance(0.5)
+    await two.lose_relay(fork_id)
+    await two.clock.advance(0.1)
+    two.connect(fork_id, IN)
+    assert two.last_event[1]["GapMs"] == "750"
+    two.connect(fork_id, OUT)
+    assert two.last_event[1]["GapMs"] == "100"
+
+
+async def test_legs_that_find_no_relay_process_are_not_asked_for_before_there_is_one(
+    rig: Rig,
+) -> None:
+    fork_id = await rig.stream()
+    await rig.lose_relay(fork_id)  # another process took it, and died before the leg came
+    assert len(rig.tap.legs) == 2
+    await rig.no_relay(fork_id)
+    for _ in range(MAX_NEW_LEGS + 1):
+        rig.forks.on_event(OriginateFailed(rig.tap.legs[-1], "3"))
+        await rig.clock.advance(LEG_LOSS_GRACE_S)
+    assert len(rig.tap.legs) == 2 and rig.ends == []
+    rig.live.append(fork_id)
+    await rig.lose_relay(fork_id)
+    rig.connect(fork_id, PAIRS)
+    assert len(rig.tap.legs) == 3
+    await rig.clock.advance(LEG_TIMEOUT_S)
+    assert rig.ends == []
+
+
+async def test_first_leg_of_a_fork_that_finds_no_relay_process_does_not_fail_it(rig: Rig) -> None:
+    fork_id = await rig.start()
+    await rig.no_relay(fork_id)
+    rig.forks.on_event(OriginateFailed(rig.tap.legs[-1], "3"))
+    assert rig.ends == []
+    await rig.lose_relay(fork_id)
+    assert len(rig.tap.legs) == 2
+
+
+async def test_leg_that_was_lost_just_before_the_last_relay_process_waits_for_the_next(
+    rig: Rig,
+) -> None:
+    fork_id = await rig.stream()
+    await rig.lose_leg(fork_id)
+    await rig.no_relay(fork_id)
+    await rig.clock.advance(LEG_LOSS_GRACE_S)
+    assert len(rig.tap.legs) == 1
+    await rig.lose_relay(fork_id)
+    assert len(rig.tap.legs) == 2
+    rig.connect(fork_id, PAIRS)
+    await rig.lose_leg(fork_id)  # of the next
+    await rig.clock.advance(LEG_LOSS_GRACE_S)
+    assert len(rig.tap.legs) == 3
+
+
+@pytest.mark.parametrize(("comes", "missing"), [(IN, OUT), (OUT, IN)])
+async def test_leg_for_a_new_relay_process_that_never_connects_fails_the_fork(
+    two: Rig, comes: LegPart, missing: LegPart
+) -> None:
+    fork_id = await two.stream()
+    await two.lose_relay(fork_id)
+    two.connect(fork_id, comes)
+    await two.clock.advance(LEG_TIMEOUT_S)
+    detail = f"the leg of {missing} did not connect again"
+    assert two.ends == [EndFork(fork_id, EndReason.LEG_FAILED, detail)]
+
+
+async def test_leg_that_was_lost_too_often_ends_the_fork_when_its_relay_process_dies(
+    two: Rig,
+) -> None:
+    fork_id = await two.stream()
+    for _ in range(MAX_NEW_LEGS):
+        await lose_part(two, fork_id, IN)
+        two.connect(fork_id, IN)
+    await two.lose_relay(fork_id)
+    detail = f"the leg of in was lost 4 times in 10 s, last: {RELAY_DIED}"
+    assert two.last_event[1]["Detail"] == detail
+    assert len(two.forks) == 0
+
+
+async def test_channel_that_is_gone_when_one_of_two_legs_is_asked_for_ends_the_fork_once(
+    two: Rig,
+) -> None:
+    two.tap.fault = NoSuchChannel()
+    fork_id = await two.start()
+    await two.clock.advance(LEG_LOSS_GRACE_S)
+    assert two.ends == [EndFork(fork_id, EndReason.NO_SUCH_CHANNEL)]
+
+
+async def test_channel_that_one_of_two_legs_found_was_there(two: Rig) -> None:
+    two.tap.gate, two.tap.fault = asyncio.Event(), NoSuchChannel()
+    fork_id = await two.start()
+    two.connect(fork_id, IN)
+    two.tap.gate.set()
+    await two.clock.advance(LEG_LOSS_GRACE_S)
+    assert two.ends == [EndFork(fork_id, EndReason.HANGUP)]
+
+
+# --- A leg that Asterisk hangs up before it has connected ----------------------------------------
+
+
+async def test_leg_hung_up_before_it_connects_fails_the_fork_with_the_tap_s_text(two: Rig) -> None:
+    fork_id = await two.start()
+    two.connect(fork_id, IN)
+    two.forks.on_event(ChannelHangup(two.tap.legs[1]))
+    await two.clock.advance(LEG_LOSS_GRACE_S - 0.01)
+    assert two.ends == []
+    await two.clock.advance(0.02)
+    assert two.ends == [EndFork(fork_id, EndReason.LEG_FAILED, two.tap.ends_unborn)]
+
+
+@pytest.mark.parametrize("hangup", ["event", "no-event", "late"])
+async def test_leg_hung_up_before_it_connects_with_its_channel_is_a_hangup(
+    two: Rig, hangup: str
+) -> None:
+    fork_id = await two.start()
+    if hangup != "late":
+        del two.ami.channels[UNIQUEID]
+    two.forks.on_event(ChannelHangup(two.tap.legs[0]))
+    if hangup == "event":
+        two.forks.on_event(ChannelHangup(UNIQUEID))
+    await two.clock.settle()
+    two.ami.channels.pop(UNIQUEID, None)
+    await two.clock.advance(LEG_LOSS_GRACE_S)
+    assert two.ends == [EndFork(fork_id, EndReason.HANGUP)]
+
+
+async def test_leg_hung_up_whose_connection_is_told_later_is_no_news(two: Rig) -> None:
+    """It has connected to another process, whose report takes longer."""
+    fork_id = await two.start()
+    two.forks.on_event(ChannelHangup(two.tap.legs[0]))
+    await two.clock.settle()
+    two.connect(fork_id, IN, OUT)
+    await two.clock.advance(1)
+    assert two.ends == []
+
+
+async def test_leg_hung_up_after_it_has_connected_is_for_the_relay_to_tell(two: Rig) -> None:
+    await two.stream()
+    asked = len(two.ami.actions)
+    for leg_id in two.tap.legs:
+        two.forks.on_event(ChannelHangup(leg_id))
+    await two.clock.advance(1)
+    assert two.ends == []
+    assert len(two.ami.actions) == asked
+
+
+async def test_hangup_of_an_earlier_leg_is_no_news_to_the_new_one(two: Rig) -> None:
+    fork_id = await two.stream()
+    await lose_part(two, fork_id, IN)
+    asked = len(two.ami.actions)
+    two.forks.on_event(ChannelHangup(two.tap.legs[0]))
+    await two.clock.advance(1)
+    assert two.ends == []
+    assert len(two.ami.actions) == asked
+
+
+async def test_hangup_of_a_leg_of_others_is_no_news(two: Rig) -> None:
+    await two.start()
+    for uniqueid in (LEG_PREFIX, f"{LEG_PREFIX}{UNKNOWN_ID}-in", f"{two.tap.legs[0]}x"):
+        two.forks.on_event(ChannelHangup(uniqueid))
+    await two.clock.advance(1)
+    assert two.ends == []
+
+
+async def test_hangup_of_a_leg_of_a_tap_that_tells_in_another_way_is_no_news(rig: Rig) -> None:
+    await rig.start()
+    rig.forks.on_event(ChannelHangup(rig.tap.legs[0]))
+    await rig.clock.advance(1)
+    assert rig.ends == []
+
+
+async def test_new_leg_hung_up_before_it_connects_counts_as_lost(two: Rig) -> None:
+    fork_id = await two.stream()
+    await lose_part(two, fork_id, OUT)
+    for _ in range(MAX_NEW_LEGS):
+        assert two.ends == []
+        two.forks.on_event(ChannelHangup(two.tap.legs[-1]))
+        await two.clock.advance(LEG_LOSS_GRACE_S)
+        await two.clock.advance(LEG_LOSS_GRACE_S)
+    detail = f"the leg of out was lost 4 times in 10 s, last: {two.tap.ends_unborn}"
+    assert two.ends == [EndFork(fork_id, EndReason.LEG_FAILED, detail)]
+
+
+async def test_leg_hung_up_before_it_connects_with_the_link_away_waits_for_the_link(
+    two: Rig,
+) -> None:
+    fork_id = await two.start()
+    two.ami.faults["Getvar"] = AmiUnavailable("the link is lost")
+    two.forks.on_event(ChannelHangup(two.tap.legs[0]))
+    await two.clock.advance(1)
+    assert two.ends == []
+    del two.ami.faults["Getvar"]
+    await two.forks.on_link_up()
+    await two.clock.advance(LEG_LOSS_GRACE_S)
+    assert two.ends == [EndFork(fork_id, EndReason.LEG_FAILED, two.tap.ends_unborn)]
+
+
+# --- Legs that Asterisk keeps: their channel has no media -----------------------------------------
+
+OTHER = "PJSIP/200-0000002b"
+
+
+@pytest.fixture
+def stuck(rig: Rig) -> Rig:
+    """The rig with an Asterisk whose legs do not end when they are hung up."""
+    rig.legs_stay = True
+    return rig
+
+
+async def end_one(rig: Rig, **fields: str) -> list[str]:
+    """Start a fork, let its legs connect, and stop it; return the ids of its legs."""
+    fork_id = await rig.attach(**fields)
+    leg_ids = [order.leg_id for order in rig.tap.orders if order.fork_id == fork_id]
+    rig.ami.channels.update({leg_id: "AudioSocket/us-1" for leg_id in leg_ids})
+    await rig.ended(fork_id, EndReason.STOPPED)
+    return leg_ids
+
+
+async def go(rig: Rig, *leg_ids: str, told: bool = True) -> None:
+    """Let legs go at last; Asterisk tells so or not."""
+    for leg_id in leg_ids:
+        del rig.ami.channels[leg_id]
+        if told:
+            rig.forks.on_event(ChannelHangup(leg_id))
+    await rig.clock.settle()
+
+
+async def refused(rig: Rig, after_s: float = LEAVE_TIMEOUT_S, **fields: str) -> str:
+    """Return why a start is refused, which must take so long."""
+    asked = asyncio.create_task(rig.ask(**{**START, **fields}))
+    await rig.clock.advance(after_s - 0.05)
+    assert not asked.done()
+    await rig.clock.advance(0.1)
+    with pytest.raises(RequestRefused) as caught:
+        await asked
+    return str(caught.value)
+
+
+def why_full(count: int) -> str:
+    return (
+        f"{count} legs of earlier forks of the channel cannot end before it has media "
+        "(asterisk#978), and no more are left there"
+    )
+
+
+async def test_no_more_than_two_legs_are_left_to_a_channel(stuck: Rig) -> None:
+    legs = await end_one(stuck)
+    second = asyncio.create_task(stuck.ask(**START))
+    await stuck.clock.settle()
+    assert second.done()
+    stuck.connect((await second)[0], PAIRS)
+    legs.append(stuck.tap.legs[-1])
+    stuck.ami.channels[legs[-1]] = "AudioSocket/us-1"
+    await stuck.ended((await second)[0], EndReason.STOPPED)
+    started = len(stuck.tap.orders)
+    for _ in range(3):
+        assert await refused(stuck) == why_full(2)
+    assert (len(stuck.tap.orders), stuck.live) == (started, [])
+    await end_one(stuck, channel=OTHER)  # that is another matter
+    await go(stuck, *stuck.forks._legs.leaving)
+
+
+async def test_fork_of_two_legs_does_not_begin_beside_one_that_is_left(stuck: Rig) -> None:
+    legs = await end_one(stuck)
+    stuck.taps.parts = (IN, OUT)
+    assert await refused(stuck) == why_full(1)
+    await go(stuck, *legs)
+    stuck.connect(await stuck.start(), IN, OUT)
+    stuck.legs_stay = False
+
+
+async def test_start_waits_for_legs_that_are_about_to_go(stuck: Rig) -> None:
+    legs = await end_one(stuck) + await end_one(stuck)
+    asked = asyncio.create_task(stuck.ask(**START))
+    await stuck.clock.advance(LEAVE_TIMEOUT_S / 2)
+    assert (asked.done(), len(stuck.tap.orders)) == (False, 2)
+    await go(stuck, legs[0])
+    assert await asked == stuck.live
+    await go(stuck, legs[1])
+    stuck.legs_stay = False
+
+
+async def test_start_is_stopped_while_it_waits_for_legs_to_go(stuck: Rig) -> None:
+    legs = await end_one(stuck) + await end_one(stuck)
+    asked = asyncio.create_task(stuck.ask(**START))
+    await stuck.clock.settle()
+    await stuck.ask(command="StopAudioFork", channel=NAME)
+    await go(stuck, *legs)
+    with pytest.raises(RequestRefused, match="^ended before it began: stopped$"):
+        await asked
+    assert len(stuck.tap.orders) == 2
+
+
+async def test_legs_that_have_gone_without_news_are_found_to_be_before_a_start_is_refused(
+    stuck: Rig,
+) -> None:
+    """Hangup may be filtered out in manager.conf."""
+    legs = await end_one(stuck) + await end_one(stuck)
+    await go(stuck, *legs, told=False)
+    assert stuck.forks._legs.leaving == legs
+    asked = asyncio.create_task(stuck.ask(**START))
+    await stuck.clock.advance(LEAVE_TIMEOUT_S)
+    assert await asked == stuck.live
+    assert stuck.forks.legs_left == 0
+    stuck.legs_stay = False
+
+
+async def test_leg_that_asterisk_lists_is_there_though_it_does_not_answer_for_it(
+    stuck: Rig,
+) -> None:
+    """It does not for a channel that is being hung up."""
+    legs = await end_one(stuck) + await end_one(stuck)
+    asked = asyncio.create_task(stuck.ask(**START))
+    await stuck.clock.settle()
+    before = len(stuck.ami.actions)
+    stuck.ami.faults["Getvar"] = AmiActionFailed("Getvar", "No such channel")
+    await stuck.clock.advance(LEAVE_TIMEOUT_S)
+    with pytest.raises(RequestRefused) as caught:
+        await asked
+    assert str(caught.value) == why_full(2)
+    assert set(name for name, *_ in stuck.ami.actions[before:]) == {"CoreShowChannels"}
+    assert stuck.forks._legs.leaving == legs
+    await go(stuck, *legs)
+
+
+@pytest.mark.parametrize(
+    "exc",
+    [
+        AmiUnavailable("the link is lost"),
+        AmiTimeout("CoreShowChannels: no answer within 5 s"),
+        AmiActionFailed("CoreShowChannels", "Permission denied"),
+    ],
+    ids=["down", "late", "denied"],
+)
+async def test_start_that_asterisk_cannot_be_asked_for_room_raises_why(
+    stuck: Rig, exc: AmiError
+) -> None:
+    legs = await end_one(stuck) + await end_one(stuck)
+    started = len(stuck.tap.orders)
+    asked = asyncio.create_task(stuck.ask(**START))
+    await stuck.clock.settle()
+    stuck.ami.faults["CoreShowChannels"] = exc
+    await stuck.clock.advance(LEAVE_TIMEOUT_S)
+    with pytest.raises(AmiError) as caught:
+        await asked
+    assert caught.value is exc
+    assert (len(stuck.tap.orders), stuck.live) == (started, [])
+    assert stuck.forks._legs.leaving == legs
+    del stuck.ami.faults["CoreShowChannels"]
+    await go(stuck, *legs)
+
+
+async def test_legs_are_counted_as_left_and_this_is_said_only_when_they_do_not_go_in_time(
+    stuck: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    legs = await end_one(stuck)
+    await stuck.clock.advance(LEAVE_TIMEOUT_S - 0.1)
+    assert (stuck.forks.legs_left, caplog.messages) == (0, [])
+    await stuck.clock.advance(0.2)
+    assert stuck.forks.legs_left == 1
+    assert caplog.messages == [
+        "1 legs stay in Asterisk until their channel has media or ends (asterisk#978)"
+    ]
+    await go(stuck, *legs)
+    assert stuck.forks.legs_left == 0
+
+
+async def test_legs_that_go_in_time_are_neither_counted_nor_said_to_stay(
+    stuck: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    legs = await end_one(stuck)
+    await stuck.clock.advance(LEAVE_TIMEOUT_S / 2)
+    await go(stuck, *legs)
+    await stuck.clock.advance(LEAVE_TIMEOUT_S)
+    assert (stuck.forks.legs_left, caplog.messages) == (0, [])
+
+
+@pytest.mark.parametrize("whose", ["leg", "channel"])
+async def test_hangup_request_alone_does_not_mean_that_a_leg_is_gone(
+    stuck: Rig, whose: str
+) -> None:
+    (leg_id,) = await end_one(stuck)
+    uniqueid = leg_id if whose == "leg" else UNIQUEID
+    stuck.forks.on_event(ChannelHangup(uniqueid, is_gone=False))
+    assert stuck.forks._legs.leaving == [leg_id]
+    stuck.forks.on_event(ChannelHangup(uniqueid))
+    assert stuck.forks._legs.leaving == []
+
+
+async def test_leg_that_is_requested_to_hang_up_before_its_fork_ends_is_left_all_the_same(
+    stuck: Rig,
+) -> None:
+    fork_id = await stuck.attach()
+    (leg_id,) = stuck.tap.legs
+    stuck.forks.on_event(ChannelHangup(leg_id, is_gone=False))
+    await stuck.ended(fork_id, EndReason.STOPPED)
+    assert stuck.forks._legs.leaving == [leg_id]
+    stuck.forks.on_event(ChannelHangup(leg_id))
+
+
+async def test_leg_that_is_gone_before_its_fork_ends_is_not_left(stuck: Rig) -> None:
+    fork_id = await stuck.attach()
+    stuck.forks.on_event(ChannelHangup(stuck.tap.legs[0]))
+    await stuck.ended(fork_id, EndReason.STOPPED)
+    assert stuck.forks._legs.leaving == []
+
+
+async def test_leg_that_has_yet_to_connect_is_watched_until_asterisk_does_not_list_it(
+    stuck: Rig,
+) -> None:
+    """A stop may come before the leg; Asterisk makes it all the same."""
+    fork_id = await stuck.start()
+    await stuck.ended(fork_id, EndReason.STOPPED)
+    (leg_id,) = stuck.tap.legs
+    assert stuck.forks._legs.leaving == [leg_id]
+    await stuck.clock.advance(LEAVE_TIMEOUT_S)
+    assert stuck.forks._legs.leaving == []
+
+
+async def test_legs_of_a_channel_that_was_hung_up_are_not_left(stuck: Rig) -> None:
+    fork_id = await stuck.attach()
+    stuck.forks.on_event(ChannelHangup(UNIQUEID))
+    await stuck.ended(fork_id, EndReason.HANGUP)
+    assert stuck.forks._legs.leaving == []
+
+
+async def test_each_of_two_legs_goes_by_itself(stuck: Rig) -> None:
+    stuck.taps.parts = (IN, OUT)
+    legs = await end_one(stuck)
+    await stuck.clock.advance(LEAVE_TIMEOUT_S)
+    assert stuck.forks.legs_left == 2
+    await go(stuck, legs[0])
+    assert (stuck.forks._legs.leaving, stuck.forks.legs_left) == (legs[1:], 1)
+    await go(stuck, legs[1])
+    assert stuck.forks.legs_left == 0
+
+
+async def test_new_login_forgets_the_legs_that_are_gone_and_sweeps_none_of_the_others(
+    stuck: Rig,
+) -> None:
+    gone, stays = await end_one(stuck) + await end_one(stuck)
+    del stuck.ami.channels[gone]
+    await stuck.forks.on_link_up()
+    assert stuck.forks._legs.leaving == [stays]
+    assert stuck.taps.kept[-1] == {stays}
+    await go(stuck, stays)
+
+
+# --- Legs of a relay process that died -----------------------------------------------------------
+
+
+async def test_legs_of_a_relay_process_that_died_are_hung_up_at_once(two: Rig) -> None:
+    fork_id = await two.stream()
+    lost = list(two.tap.legs)
+    await two.lose_relay(fork_id)
+    assert two.hung_up == lost
+    assert len(two.tap.legs) == 4
+    await two.lose_relay(fork_id)
+    assert two.hung_up == two.tap.legs[:4]
+
+
+async def test_leg_that_is_gone_is_not_hung_up_when_its_relay_process_dies(two: Rig) -> None:
+    fork_id = await two.stream()
+    two.forks.on_event(ChannelHangup(two.tap.legs[0]))
+    await two.lose_relay(fork_id)
+    assert two.hung_up == two.tap.legs[1:2]
+
+
+async def test_leg_that_is_only_requested_to_hang_up_is_hung_up_all_the_same(two: Rig) -> None:
+    fork_id = await two.stream()
+    two.forks.on_event(ChannelHangup(two.tap.legs[0], is_gone=False))
+    await two.lose_relay(fork_id)
+    assert two.hung_up == two.tap.legs[:2]
+
+
+async def test_legs_of_a_fork_that_was_ending_are_hung_up_too_and_left_if_they_do_not_go(
+    stuck: Rig,
+) -> None:
+    fork_id = await stuck.stream()
+    await stuck.ask(command="StopAudioFork", channel=NAME)
+    await stuck.lose_relay(fork_id)
+    assert stuck.hung_up == stuck.tap.legs
+    stuck.ami.channels |= dict.fromkeys(stuck.tap.legs, "AudioSocket/x")
+    await stuck.clock.advance(LEAVE_TIMEOUT_S)
+    assert stuck.forks.legs_left == 1
+    for leg_id in stuck.tap.legs:
+        del stuck.ami.channels[leg_id]
+    stuck.legs_gone(fork_id)
+
+
+async def test_hang_up_that_asterisk_cannot_be_told_does_not_matter(
+    two: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    fork_id = await two.stream()
+    two.ami.faults["Hangup"] = AmiActionFailed("Hangup", "No such channel")
+    await two.lose_relay(fork_id)
+    assert len(two.tap.legs) == 4
+    assert caplog.messages == ["a relay process died; attempt 1 follows"]
