@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -338,7 +339,7 @@ def test_relay_tells_the_port_of_each_leg_and_leaves_no_process_behind(
     trustme.CA().cert_pem.write_to_path(authority)
     setting = rows.Setting(Row(4, workers=workers), "ws://localhost:1", authority, uuids)
     with rows.audiofork_relay(apart=apart)(setting) as relay:
-        counts = Counter(relay.hear(30)["ports"])
+        counts: Counter[int] = Counter(relay.hear(30)["ports"])
         pids = measure.tree(relay.pid)
     assert list(counts.values()) == ports * [4 // ports]
     assert len(pids) == processes
@@ -429,7 +430,7 @@ def test_one_frame_in_10000_may_be_late_and_none_lost(late: int, lost: int, kept
     times = {"p50_us": 100.0, "p99_us": 200.0, "max_us": 300.0}
     memory = {"memory_kib": 30.0, "idle_kib": 30000}
     counts = {"frames": 10000, "messages": 10000, "lost": lost, "wrong": 0, "late": late}
-    values = measured | times | memory | counts
+    values: dict[str, Any] = measured | times | memory | counts
     assert capacity.in_time(Result("audiofork", Row(67), **values, generator={})) == kept_up
 
 

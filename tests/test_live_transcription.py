@@ -12,10 +12,11 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.asyncio.server import serve
+from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 EXAMPLE = Path(__file__).parent.parent / "examples/live-transcription"
@@ -181,7 +182,8 @@ async def test_slow_recogniser_does_not_hold_up_another(server: Server) -> None:
 async def test_add_more_than_fits_drops_oldest_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     printed: list[str] = []
     monkeypatch.setattr(transcribe, "say", printed.append)
-    party = transcribe.Party("/live", "", f"{HERE}:Namer", None)
+    connection = cast(ServerConnection, None)  # nothing is sent
+    party = transcribe.Party("/live", "", f"{HERE}:Namer", connection)
     for number in range(600):
         party.add(frame(number))
     assert len(party._waiting) == transcribe.MAX_WAITING_BYTES == 500 * 320
@@ -219,7 +221,7 @@ async def test_too_many_forks_are_told_to_come_back(server: Server) -> None:
 
 @pytest.fixture
 def program() -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, EXAMPLE / "transcribe.py", "--listen", "127.0.0.1:0"]
+    command = [sys.executable, str(EXAMPLE / "transcribe.py"), "--listen", "127.0.0.1:0"]
     with subprocess.Popen(
         [*command, "--engine", f"{HERE}:Namer"], stdout=subprocess.PIPE, text=True
     ) as process:

@@ -36,14 +36,14 @@ def line(clock: Clock) -> CounterLine:
     return CounterLine(logger, "connections closed", clock)
 
 
-def test_first_count_is_logged_at_once(line: CounterLine, caplog) -> None:
+def test_first_count_is_logged_at_once(line: CounterLine, caplog: pytest.LogCaptureFixture) -> None:
     line.count("garbage")
     assert caplog.messages == ["connections closed: 1 more, last: garbage"]
     assert caplog.records[0].levelno == logging.WARNING
 
 
 def test_counts_within_a_second_are_one_line_with_the_number(
-    line: CounterLine, clock: Clock, caplog
+    line: CounterLine, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     line.count("first")
     for number in range(1000):
@@ -57,14 +57,18 @@ def test_counts_within_a_second_are_one_line_with_the_number(
     assert line.total == 1003
 
 
-def test_counts_a_second_apart_are_logged_each(line: CounterLine, clock: Clock, caplog) -> None:
+def test_counts_a_second_apart_are_logged_each(
+    line: CounterLine, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     for number in range(3):
         line.count(str(number))
         clock.now_s += 1
     assert caplog.messages == [f"connections closed: 1 more, last: {n}" for n in range(3)]
 
 
-def test_detail_with_percent_signs_is_text(line: CounterLine, caplog) -> None:
+def test_detail_with_percent_signs_is_text(
+    line: CounterLine, caplog: pytest.LogCaptureFixture
+) -> None:
     line.count("100 %d %s")
     assert caplog.messages == ["connections closed: 1 more, last: 100 %d %s"]
 
@@ -98,14 +102,18 @@ def root() -> Iterator[logging.Logger]:
         logging.getLogger(name).setLevel(level)
 
 
-def test_set_up_text_has_level_and_message(root: logging.Logger, capsys) -> None:
+def test_set_up_text_has_level_and_message(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
     set_up(LogConfig())
     logger.info("hello %s", "world")
     logger.debug("too fine")
     assert capsys.readouterr().err.rstrip().endswith(" INFO    hello world")
 
 
-def test_set_up_text_puts_the_fork_before_its_lines(root: logging.Logger, capsys) -> None:
+def test_set_up_text_puts_the_fork_before_its_lines(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
     set_up(LogConfig())
     fork_log = ForkLog(logger, FORK_ID, "Local/50%s@x-1")
     fork_log.warning("lost %d of %s", 3, "50")
@@ -115,7 +123,9 @@ def test_set_up_text_puts_the_fork_before_its_lines(root: logging.Logger, capsys
     assert second.endswith(" WARNING fork 3f2a91c0 Local/50%s@x-1: no arguments")
 
 
-def test_set_up_json_is_one_object_a_line(root: logging.Logger, capsys) -> None:
+def test_set_up_json_is_one_object_a_line(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
     set_up(LogConfig(format="json"))
     ForkLog(logger, FORK_ID, "PJSIP/Zoë-1").warning("two\nlines %d", 7)
     logger.error("plain")
@@ -131,7 +141,9 @@ def test_set_up_json_is_one_object_a_line(root: logging.Logger, capsys) -> None:
     assert second == {"level": "error", "logger": "audiofork.test", "message": "plain"}
 
 
-def test_set_up_json_carries_the_traceback(root: logging.Logger, capsys) -> None:
+def test_set_up_json_carries_the_traceback(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
     set_up(LogConfig(format="json"))
     try:
         raise ZeroDivisionError("by nothing")
@@ -142,7 +154,7 @@ def test_set_up_json_carries_the_traceback(root: logging.Logger, capsys) -> None
     assert exception.startswith("Traceback") and exception.endswith("by nothing")
 
 
-def test_set_up_twice_logs_once(root: logging.Logger, capsys) -> None:
+def test_set_up_twice_logs_once(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
     set_up(LogConfig(format="json"))
     set_up(LogConfig())
     logger.warning("once")

@@ -123,11 +123,13 @@ class _Owner:
         self.attached = 0
         self.closed = 0
 
+        self.on_audio: Callable[[bytes], None] = self._hear
+
     def attach(self, leg: Any) -> None:
         leg.on_usual = self.on_usual
         self.attached += 1
 
-    def on_audio(self, frame: bytes) -> None:
+    def _hear(self, frame: bytes) -> None:
         assert self.attached
         assert not self.closed
         self.frames.append(frame)
@@ -136,7 +138,7 @@ class _Owner:
         assert len(frame) == len(self.frames[-1])
         self.on_audio(frame)
 
-    def on_gathered(self) -> None:
+    def on_gathered(self, *, is_late: bool) -> int:
         raise AssertionError("nothing gathers")
 
     def on_leg_closed(self) -> None:

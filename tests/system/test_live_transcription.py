@@ -67,7 +67,8 @@ def audio(folder: Path, name: str) -> bytes:
     """Return a prompt with silence around it, as in a call."""
     with wave.open(str(folder / f"{name}.wav")) as file:
         assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, 8000)
-        return bytes(8000) + file.readframes(file.getnframes()) + bytes(16000)
+        samples: bytes = file.readframes(file.getnframes())
+    return bytes(8000) + samples + bytes(16000)
 
 
 def errors(said: list[str], understood: list[str]) -> int:

@@ -58,9 +58,7 @@ def authority() -> trustme.CA:
 
 
 @pytest.fixture(scope="module")
-def settings(
-    authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, str]]:
+def settings(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     path = tmp_path_factory.mktemp("tls") / "ca.pem"
     authority.cert_pem.write_to_path(path)
     return {

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -74,7 +75,7 @@ class Forked:
         """Begin to speak numbered blocks, and some audio more."""
         return self.target.call.play(BLOCKS[first : first + count] + WARM_UP)
 
-    async def event(self, name: str, *, timeout_s: float = 10, **fields: str) -> Headers:
+    async def event(self, name: str, *, timeout_s: float = 10, **fields: Any) -> Headers:
         return await self.ami.wait_user_event(
             name, timeout_s=timeout_s, ActionID=self.action_id, **fields
         )

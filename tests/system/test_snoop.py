@@ -75,7 +75,7 @@ def sides(stereo: bytes) -> tuple[bytes, bytes]:
 
 @counts_blocks
 async def test_in_keeps_every_block_that_was_sent(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, how: dict[str, int]
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, how: dict[str, Any]
 ) -> None:
     target = await place_call(ami, caller)
     start_fork(ami, target.channel, recorder.url("/"), "D(in)")
@@ -96,7 +96,7 @@ async def test_out_keeps_every_block_of_a_file_whatever_the_caller_sends(
     caller: SipUser,
     recorder: Recorder,
     tmp_path: Path,
-    how: dict[str, int],
+    how: dict[str, Any],
     direction: str,
 ) -> None:
     """In stereo both sides are whole: what the caller says meanwhile as well."""
@@ -125,7 +125,7 @@ async def test_both_has_every_block_of_both_sides(
     caller: SipUser,
     recorder: Recorder,
     tmp_path: Path,
-    how: dict[str, int],
+    how: dict[str, Any],
 ) -> None:
     played = slin_blocks(400, seed=15, limit=1)
     file = write_slin(tmp_path / "known", played)

@@ -17,7 +17,7 @@ from audiofork.config import Address, AsteriskConfig, FrontConfig
 from audiofork.doors import ami_front as front_module
 from audiofork.doors.ami_front import Front
 from audiofork.doors.ami_front_protocol import HELD_BYTES, TOO_MANY_LINES
-from audiofork.errors import AmiUnavailable, NoSuchChannel, RequestRefused
+from audiofork.errors import AmiUnavailable, ConfigError, NoSuchChannel, RequestRefused
 from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork
 
 GREETING = b"Asterisk Call Manager/11.0.0\r\n"
@@ -580,6 +580,7 @@ async def test_asterisk_that_goes_does_not_wait_long_for_a_client_that_reads_not
     link = await rig.asterisk.link()
     (session,) = rig.front._sessions
     transport = session.client._transport
+    assert transport is not None
     while not transport.get_write_buffer_size():
         link.writer.write(b"x" * 1000)
         await asyncio.sleep(0)
@@ -671,7 +672,7 @@ async def test_close_before_start_does_nothing(rig: Rig) -> None:
 
 
 async def test_start_without_an_address_or_on_a_taken_one_raises(rig: Rig) -> None:
-    with pytest.raises(front_module.ConfigError, match=r"\[front\] listen"):
+    with pytest.raises(ConfigError, match=r"\[front\] listen"):
         await Front(FrontConfig(), AsteriskConfig(), rig.control.ask).start()
     with pytest.raises(OSError):
         await Front(FrontConfig(rig.address), AsteriskConfig(), rig.control.ask).start()
@@ -790,6 +791,7 @@ async def test_client_that_reads_slowly_is_not_cut(
     client = await rig.connect(limit=1)
     link = await rig.asterisk.link(number)
     (session,) = rig.front._sessions
+    assert session.client._transport is not None
     sock = session.client._transport.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 * 1024)
     stream = EVENT * 100_000
@@ -901,5 +903,5 @@ async def test_start_with_a_file_that_cannot_be_used_names_the_option(
         AsteriskConfig(**asterisk),  # type: ignore[arg-type]
         Control().ask,
     )
-    with pytest.raises(front_module.ConfigError, match=option):
+    with pytest.raises(ConfigError, match=option):
         await one.start()
