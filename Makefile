@@ -35,7 +35,7 @@ ifdef ASTERISK
 asterisk: export AUDIOFORK_TESTBED_ASTERISK = $(ASTERISK)
 endif
 asterisk: .venv/installed
-	$(if $(ASTERISK),$(BIN)/python -m testbed.asterisk get)
+	$(BIN)/python -m testbed.asterisk get  # what is fetched once may take longer than a test may
 	$(PYTEST) $(PARALLEL) -m "asterisk and not serial"$(if $(ASTERISK), -rs)
 	$(PYTEST) -m "asterisk and serial"$(if $(ASTERISK), -rs)
 

@@ -110,6 +110,7 @@ def test_two_workers_relay_every_frame(tools: build.Tools, tmp_path: Path) -> No
     assert result.frames > 0
 
 
+@pytest.mark.serial
 def test_frames_of_100_ms_make_one_message_of_five_and_are_not_called_late(
     tools: build.Tools, tmp_path: Path
 ) -> None:

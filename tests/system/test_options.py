@@ -288,6 +288,7 @@ async def test_id_variable_holds_the_fork_id(
     await target.call.hangup()
 
 
+@pytest.mark.serial
 async def test_text_of_the_server_lands_in_the_dialplan_within_100_ms(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
