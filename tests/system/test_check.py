@@ -316,7 +316,7 @@ async def test_address_that_asterisk_cannot_reach_is_a_fault(
 async def test_asterisk_without_a_timing_source_is_a_fault() -> None:
     additions = {
         "manager.conf": manager_conf(),
-        "modules.conf": "noload = res_timing_timerfd.so\n",
+        "modules.conf": "noload = res_timing_pthread.so\n",
     }
     with Asterisk(dialplan=dialplan(), config=additions) as asterisk:
         found = await only_failure(asterisk, configured(asterisk))
@@ -450,7 +450,7 @@ async def test_snoop_without_a_timing_source_is_a_fault() -> None:
     additions = {
         "manager.conf": manager_conf(),
         "ari.conf": ari_conf(),
-        "modules.conf": "noload = res_timing_timerfd.so\n",
+        "modules.conf": "noload = res_timing_pthread.so\n",
     }
     with Asterisk(dialplan=dialplan(), config=additions) as asterisk:
         found = await only_failure(asterisk, with_tap(asterisk, "snoop"))
