@@ -235,6 +235,12 @@ def test_without_a_link_it_says_who_starts_it() -> None:
     assert "started by the daemon" in done.stderr
 
 
+@pytest.fixture(autouse=True)
+def own_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the log of this process alone, which the other tests read."""
+    monkeypatch.setattr(process_module.logs, "set_up", lambda config: None)
+
+
 @asynccontextmanager
 async def in_this_process() -> AsyncIterator[tuple[Link[Up], list[Up]]]:
     """Run what a process runs in this loop; return the daemon's end, and what it hears."""
