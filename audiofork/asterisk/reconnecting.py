@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import logging
 
+from audiofork.backoff import Backoff
+
 FIRST_RETRY_S = 0.5
 LONGEST_RETRY_S = 10.0
 
@@ -21,7 +23,7 @@ class KeptLink:
         self.status = status
         self._log = log
         self._said = ""
-        self._retry_s = FIRST_RETRY_S
+        self._waits = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
         self._retry = asyncio.Event()
 
     def _is_up(self) -> bool:
@@ -38,12 +40,11 @@ class KeptLink:
 
     def _on_success(self) -> None:
         """Let the next pause be a short one."""
-        self._retry_s = FIRST_RETRY_S
+        self._waits.reset()
 
     async def _pause_longer(self) -> None:
         """Wait before the next attempt, twice as long as the last time."""
-        await self._pause(self._retry_s)
-        self._retry_s = min(2 * self._retry_s, LONGEST_RETRY_S)
+        await self._pause(self._waits.next_s())
 
     async def _pause(self, delay_s: float) -> None:
         """Wait before the next attempt, unless somebody has asked for it since the last one."""

@@ -22,6 +22,7 @@ from audiofork.asterisk.ami import (
     RequestReceived,
 )
 from audiofork.asterisk.versions import UNKNOWN, Version
+from audiofork.backoff import Backoff
 from audiofork.config import AsteriskConfig
 from audiofork.errors import (
     AmiActionFailed,
@@ -1108,7 +1109,7 @@ async def test_cancelled_run_leaves_no_task_and_no_socket(
         await entered.wait()
     if stage == "pause":
         monkeypatch.setattr(kept_link, "FIRST_RETRY_S", 60)
-        run.ami._retry_s = 60
+        run.ami._waits = Backoff(60, 60)
         asterisk.connections[-1].drop()
         await wait_until(lambda: "closed the link" in run.ami.status)
     await run.cancel()

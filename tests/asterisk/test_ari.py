@@ -18,6 +18,7 @@ from aiohttp import WSCloseCode, web
 from audiofork.asterisk import ari as ari_module
 from audiofork.asterisk import reconnecting as kept_link
 from audiofork.asterisk.ari import Ari, segment
+from audiofork.backoff import Backoff
 from audiofork.config import AriConfig
 from audiofork.errors import AriError, AriLoginRefused, AriRefused, AriUnavailable
 
@@ -729,7 +730,7 @@ async def test_pauses_grow_to_10_s_begin_anew_after_a_success_and_a_state_is_sai
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(kept_link, "FIRST_RETRY_S", 0.5)
-    ari._retry_s = 0.5
+    ari._waits = Backoff(0.5, 10)
     gates = [asyncio.Event() for _ in range(8)]
     delays_s = record_pauses(monkeypatch, *gates)
     await server.stop()
@@ -890,7 +891,7 @@ async def test_retry_now_during_an_attempt_that_fails_makes_another_at_once(
 async def test_retry_now_of_a_link_that_is_up_is_not_kept_for_later(
     server: FakeAri, link: Ari
 ) -> None:
-    link._retry_s = 60
+    link._waits = Backoff(60, 60)
     link.retry_now()
     await server.drop(server.links[-1])
     await wait_until(lambda: not link.ready)

@@ -1,0 +1,31 @@
+"""Waits between attempts: each twice as long as the one before."""
+
+from __future__ import annotations
+
+
+class Backoff:
+    """The waits of one who tries again and again.
+
+    Where many try the same at once, as the sinks of forks do, `relay/retry.py` spreads them.
+
+    Args:
+        first_s: The first wait.
+        longest_s: The longest.
+        at_once: Whether one attempt without a wait comes before the first wait.
+    """
+
+    def __init__(self, first_s: float, longest_s: float, *, at_once: bool = False) -> None:
+        self._first_s = first_s
+        self._longest_s = longest_s
+        self._at_once = at_once
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew; for when an attempt has led to something that lasts."""
+        self._next_s = 0.0 if self._at_once else self._first_s
+
+    def next_s(self) -> float:
+        """Return how long to wait before the next attempt, in seconds."""
+        wait_s = self._next_s
+        self._next_s = min(max(2 * wait_s, self._first_s), self._longest_s)
+        return wait_s

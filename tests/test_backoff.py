@@ -1,0 +1,25 @@
+"""Waits between attempts."""
+
+from __future__ import annotations
+
+from audiofork.backoff import Backoff
+
+
+def waits(backoff: Backoff, count: int) -> list[float]:
+    return [backoff.next_s() for _ in range(count)]
+
+
+def test_each_wait_is_twice_the_one_before_up_to_the_longest() -> None:
+    assert waits(Backoff(0.5, 3.0), 5) == [0.5, 1, 2, 3, 3]
+
+
+def test_first_attempt_at_once_comes_before_the_first_wait() -> None:
+    assert waits(Backoff(0.25, 5.0, at_once=True), 8) == [0, 0.25, 0.5, 1, 2, 4, 5, 5]
+
+
+def test_reset_begins_anew() -> None:
+    for at_once in (False, True):
+        backoff = Backoff(0.5, 3.0, at_once=at_once)
+        first = waits(backoff, 3)
+        backoff.reset()
+        assert waits(backoff, 3) == first
