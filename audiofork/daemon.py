@@ -22,9 +22,10 @@ from audiofork.doors.control_socket import ControlSocket
 from audiofork.errors import AmiError, CannotListen, ConfigError
 from audiofork.forks.journal import Journal
 from audiofork.forks.registry import Forks
-from audiofork.link.messages import Command, Report, SendReport
-from audiofork.link.processes import Relays
-from audiofork.relay.worker import Worker, configured_tls
+from audiofork.link.inline import InlineRelay, check_files
+from audiofork.link.messages import Report, SendReport
+from audiofork.link.processes import RelayProcesses
+from audiofork.link.relay import Relay
 from audiofork.system import feed_watchdog, lift_file_limit, notify
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Daemon:
     Attributes:
         ready: Set when the AudioSocket server listens and the link to Asterisk is being made.
         forks: The registry.
-        relay: A worker, or several as one.
+        relay: What relays the audio.
     """
 
     def __init__(self, path: Path, config: Config) -> None:
@@ -63,9 +64,6 @@ class Daemon:
     def _on_report(self, report: Report) -> None:
         self.forks.on_report(report)
 
-    def _on_command(self, command: Command) -> None:
-        self.relay.handle(command)
-
     async def run(self) -> None:
         """Serve until told to stop.
 
@@ -81,11 +79,7 @@ class Daemon:
 
     async def _start(self) -> None:
         lift_file_limit()
-        try:
-            address = await self.relay.start()
-        except OSError as exc:
-            listen = self._config.audiosocket.listen
-            raise CannotListen("[audiosocket] listen", listen, exc) from exc
+        address = await self.relay.start()
         self.ami = Ami(self._config.asterisk, lambda event: self.forks.on_event(event), self._up)
         self._taps = self._build_taps()
         security = self._config.security
@@ -93,7 +87,7 @@ class Daemon:
             self.ami,
             self._taps,
             security,
-            self._on_command,
+            self.relay.send,
             self._journal,
             waits_for_hold=self._config.asterisk.on_hold == "wait",
         )
@@ -207,17 +201,12 @@ class Daemon:
         log.info("reloaded%s", f"; {what} will count from the next start" if changed else "")
 
 
-def _relay_of(config: Config, report: SendReport) -> Worker | Relays:
+def _relay_of(config: Config, report: SendReport) -> Relay:
     """Return the relay that the configuration asks for.
 
     Raises:
         ConfigError: It cannot use a file that the configuration names.
     """
     if config.relay.workers == 1:
-        return Worker(config, report)
-    return Relays(config, report, _check_files)
-
-
-def _check_files(config: Config) -> None:
-    """Try the files that each worker will read."""
-    configured_tls(config.websocket)
+        return InlineRelay(config, report)
+    return RelayProcesses(config, report, check_files)

@@ -29,6 +29,7 @@ from audiofork.config import (
     RelayConfig,
     WebSocketConfig,
 )
+from audiofork.link.inline import InlineRelay
 from audiofork.link.messages import (
     Direction,
     EndFork,
@@ -40,8 +41,8 @@ from audiofork.link.messages import (
     StatsTaken,
     TakeStats,
 )
-from audiofork.link.processes import Relays
-from audiofork.relay.worker import Worker
+from audiofork.link.processes import RelayProcesses
+from audiofork.link.relay import Relay
 from audiofork.system import lift_file_limit
 from bench.measure import memory_kib
 
@@ -54,24 +55,24 @@ class Control:
     """
 
     def __init__(self, config: Config, apart: bool) -> None:
-        self.relay: Worker | Relays
+        self.relay: Relay
         if config.relay.workers == 1 and not apart:
-            self.relay = Worker(config, self._on_report)
+            self.relay = InlineRelay(config, self._on_report)
         else:
-            self.relay = Relays(config, self._on_report, lambda config: None)
+            self.relay = RelayProcesses(config, self._on_report, lambda config: None)
         self._issued = asyncio.Event()
 
     async def begin(self, specs: list[ForkSpec]) -> None:
         """Order the forks; return when their legs may come."""
         for spec in specs:
-            self.relay.handle(spec)
+            self.relay.send(spec)
         # Each process answers this after what came before it.
-        self.relay.handle(TakeStats(0))
+        self.relay.send(TakeStats(0))
         await self._issued.wait()
 
     def _on_report(self, report: Report) -> None:
         if isinstance(report, LegLost):
-            self.relay.handle(EndFork(report.fork_id, EndReason.HANGUP))
+            self.relay.send(EndFork(report.fork_id, EndReason.HANGUP))
         elif isinstance(report, StatsTaken):
             self._issued.set()
 

@@ -11,11 +11,12 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import Process
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import audiofork
+from audiofork.backoff import Backoff
 from audiofork.config import Address, Config
 from audiofork.errors import CannotListen
 from audiofork.link.messages import (
@@ -31,6 +32,7 @@ from audiofork.link.messages import (
     StatsTaken,
     TakeStats,
 )
+from audiofork.link.relay import Reports
 from audiofork.link.stream import (
     Close,
     Configure,
@@ -112,8 +114,8 @@ class _Asked:
     stats: dict[str, ForkStats] = field(default_factory=dict)
 
 
-class Relays:
-    """Workers in processes of their own; to the control plane as one.
+class RelayProcesses:
+    """Implements `Relay`: workers in processes of their own, which share the forks.
 
     A process that dies is started again, and one that hangs dies. Its forks are reported in a
     RelayLost, as soon as there is a process that could take them: none has them then. A RelayAway
@@ -129,23 +131,18 @@ class Relays:
         check(config)
         self._check = check
         self._config = config
-        self._report = report
+        self._reports = Reports(report)
         self._workers: list[_Worker] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._closing = asyncio.Event()
         self._owners: dict[str, _Worker] = {}
-        self._homeless: dict[str, float] = {}  # forks that no process has, by the time of the loss
-        self._homeless_timer: asyncio.TimerHandle | None = None
+        self._orphaned: dict[str, float] = {}  # forks that no process has, by the time of the loss
+        self._orphan_timer: asyncio.TimerHandle | None = None
         self._asked: dict[int, _Asked] = {}
 
     # --- Towards the daemon ---
 
     async def start(self) -> Address:
-        """Start all; return where the first listens when all do.
-
-        Raises:
-            CannotListen: One cannot.
-        """
         audiosocket = self._config.audiosocket
         for number in range(self._config.relay.workers):
             advertise = audiosocket.advertise and _nth(audiosocket.advertise, number)
@@ -159,11 +156,6 @@ class Relays:
         return self._workers[0].listen
 
     def configure(self, config: Config) -> None:
-        """Take the settings for forks from now on.
-
-        Raises:
-            ConfigError: There is something that a worker could not use; nothing has changed.
-        """
         self._check(config)
         old = self._config
         self._config = replace(config, audiosocket=old.audiosocket, relay=old.relay)
@@ -175,32 +167,29 @@ class Relays:
         worker.send(Configure.of(replace(self._config, audiosocket=audiosocket)))
 
     @property
-    def addresses(self) -> list[Address]:
-        """Where Asterisk brings the legs of all workers."""
+    def addresses(self) -> Sequence[Address]:
         return [worker.advertise or worker.listen for worker in self._workers]
 
     def address_of(self, fork_id: str) -> Address:
-        """Return where Asterisk shall bring the leg of a fork; of one that is gone, anywhere."""
         worker = self._owners.get(fork_id, self._workers[0])
         return worker.advertise or worker.listen
 
-    def handle(self, command: Command) -> None:
-        """Pass a command on; never waits."""
+    def send(self, command: Command) -> None:
         if isinstance(command, TakeStats):
             self._ask_for_stats(command)
         elif isinstance(command, ForkSpec):
             self._begin(command)
         elif command.fork_id in self._owners:
             self._owners[command.fork_id].send(command)
-        elif isinstance(command, EndFork) and command.fork_id in self._homeless:
-            del self._homeless[command.fork_id]
-            self._end_soon(command.fork_id, command.reason, command.detail)
+        elif isinstance(command, EndFork) and command.fork_id in self._orphaned:
+            del self._orphaned[command.fork_id]
+            self._report_end(command.fork_id, command.reason, command.detail)
 
     def _begin(self, spec: ForkSpec) -> None:
         """Give a fork to the least loaded worker."""
         workers = self._listening()
         if not workers:
-            self._end_soon(spec.fork_id, EndReason.LEG_FAILED, NO_PROCESS)
+            self._report_end(spec.fork_id, EndReason.LEG_FAILED, NO_PROCESS)
             return
         worker = min(workers, key=lambda one: len(one.forks))
         self._owners[spec.fork_id] = worker
@@ -210,13 +199,11 @@ class Relays:
     def _listening(self) -> list[_Worker]:
         return [worker for worker in self._workers if worker.address is not None]
 
-    def _end_soon(self, fork_id: str, reason: EndReason, detail: str) -> None:
-        """Report the end of a fork that no process has, as late as one would."""
-        ended = ForkEnded(fork_id, reason, detail, ForkStats())
-        asyncio.get_running_loop().call_soon(self._report, ended)
+    def _report_end(self, fork_id: str, reason: EndReason, detail: str) -> None:
+        """Report the end of a fork that no process has."""
+        self._reports.put(ForkEnded(fork_id, reason, detail, ForkStats()))
 
     async def close(self) -> None:
-        """End what still runs, and all processes."""
         self._closing.set()
         for worker in self._workers:
             worker.send(Close())
@@ -225,23 +212,24 @@ class Relays:
             for task in late:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._homeless_timer is not None:
-            self._homeless_timer.cancel()
+        if self._orphan_timer is not None:
+            self._orphan_timer.cancel()
+        await self._reports.close()
 
     # --- The processes ---
 
     async def _supervise(self, worker: _Worker) -> None:
         """Keep a process running."""
         loop = asyncio.get_running_loop()
-        pause_s = 0.0
+        pauses = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S, at_once=True)
         while not self._closing.is_set():
             began = loop.time()
             how = await self._run(worker)
             if not self._closing.is_set():
                 self._on_death(worker, how)
-                steady = loop.time() - began > STEADY_S
-                await self._pause(0.0 if steady else pause_s)
-                pause_s = 0.0 if steady else min(max(2 * pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
+                if loop.time() - began > STEADY_S:
+                    pauses.reset()
+                await self._pause(pauses.next_s())
 
     async def _pause(self, pause_s: float) -> None:
         if pause_s:
@@ -295,30 +283,30 @@ class Relays:
         now = asyncio.get_running_loop().time()
         for fork_id in worker.forks:
             del self._owners[fork_id]
-            self._homeless[fork_id] = now
+            self._orphaned[fork_id] = now
         worker.forks.clear()
         for ticket in list(self._asked):
             self._answered(ticket, worker, {})
-        self._find_homes()
+        self._look_after_orphans()
 
-    def _find_homes(self) -> None:
+    def _look_after_orphans(self) -> None:
         """Report the forks that no process has, if there is one now; else wait for one."""
         loop = asyncio.get_running_loop()
         if self._listening():
-            self._report_homeless()
-        elif self._homeless:
-            self._report(RelayAway(tuple(self._homeless)))
-            if self._homeless_timer is None:
-                self._homeless_timer = loop.call_later(NO_PROCESS_TIMEOUT_S, self._report_homeless)
+            self._report_orphaned()
+        elif self._orphaned:
+            self._reports.put(RelayAway(tuple(self._orphaned)))
+            if self._orphan_timer is None:
+                self._orphan_timer = loop.call_later(NO_PROCESS_TIMEOUT_S, self._report_orphaned)
 
-    def _report_homeless(self) -> None:
-        if self._homeless_timer is not None:
-            self._homeless_timer.cancel()
-            self._homeless_timer = None
-        if self._homeless:
-            lost, self._homeless = self._homeless, {}
+    def _report_orphaned(self) -> None:
+        if self._orphan_timer is not None:
+            self._orphan_timer.cancel()
+            self._orphan_timer = None
+        if self._orphaned:
+            lost, self._orphaned = self._orphaned, {}
             away_s = asyncio.get_running_loop().time() - min(lost.values())
-            self._report(RelayLost(tuple(lost), away_s))
+            self._reports.put(RelayLost(tuple(lost), away_s))
 
     # --- From the processes ---
 
@@ -335,14 +323,14 @@ class Relays:
             if isinstance(message, ForkEnded):
                 worker.forks.remove(message.fork_id)
                 del self._owners[message.fork_id]
-            self._report(message)
+            self._reports.put(message)
 
     def _on_listening(self, worker: _Worker, address: Address) -> None:
         worker.address = worker.listen = address  # a port that was chosen stays
         log.info("%s listens", worker)
         if not worker.started.done():
             worker.started.set_result(None)
-        self._find_homes()
+        self._look_after_orphans()
 
     def _on_not_listening(self, worker: _Worker, why: NotListening) -> None:
         log.error("%s cannot listen: %s", worker, why.text)
@@ -373,7 +361,7 @@ class Relays:
         """Report what has been answered, once."""
         asked = self._asked.pop(ticket, None)
         if asked is not None:
-            self._report(StatsTaken(ticket, asked.stats))
+            self._reports.put(StatsTaken(ticket, asked.stats))
 
 
 def _nth(first: Address, number: int) -> Address:

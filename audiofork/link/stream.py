@@ -1,4 +1,4 @@
-"""The link to a relay process: the messages of model.py as bytes and back, over a socket.
+"""The link to a relay process: the messages of messages.py as bytes and back, over a socket.
 
 A message is one line of JSON: the name of its class, and its fields. What they may hold is read
 from the classes' type hints, so a new field needs nothing here. Both ends are of the same version

@@ -18,16 +18,8 @@ import uvloop
 
 from audiofork import log as logs
 from audiofork.errors import ConfigError
-from audiofork.link.messages import (
-    Command,
-    EndReason,
-    ForkEnded,
-    ForkSpec,
-    ForkStats,
-    RelayAway,
-    RelayLost,
-    Report,
-)
+from audiofork.link.messages import Command, RelayAway, RelayLost, Report
+from audiofork.link.relay import give
 from audiofork.link.stream import (
     Close,
     Configure,
@@ -129,13 +121,7 @@ class Process:
 
     def _obey(self, command: Command) -> None:
         assert self._worker is not None, "configured first"
-        try:
-            self._worker.handle(command)
-        except Exception as exc:
-            if isinstance(command, ForkSpec):  # else nobody would hear of it any more
-                stats = ForkStats()
-                self._link.send(ForkEnded(command.fork_id, EndReason.FAULT, repr(exc), stats))
-            raise
+        give(command, self._worker.handle, self._on_report)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The relay as several processes, as one worker to the control plane.
+"""The relay as several processes: how they are started, watched and replaced; see test_relay.
 
 The processes are real; where a fault is wanted that they do not show, a small program stands in.
 """
@@ -46,7 +46,7 @@ from audiofork.link.messages import (
     Streaming,
     TakeStats,
 )
-from audiofork.link.processes import NO_PROCESS, Relays
+from audiofork.link.processes import NO_PROCESS, RelayProcesses
 from testbed.recorder import Recorder
 from tests.relay.peers import Leg, numbered, until
 
@@ -62,7 +62,7 @@ class Rig:
     def __init__(self, config: Config = CONFIG) -> None:
         self.reports: list[Report] = []
         self.unusable = ""  # why a configuration cannot be used
-        self.relays = Relays(config, self.reports.append, self._check)
+        self.relays = RelayProcesses(config, self.reports.append, self._check)
 
     def _check(self, config: Config) -> None:
         if self.unusable:
@@ -77,7 +77,7 @@ class Rig:
     def order(self, fork_id: str, url: str = "ws://127.0.0.1:1/") -> None:
         wishes: dict[str, Any] = {"reconnect_attempts": 0}
         spec = ForkSpec(fork_id, "PJSIP/1", url, Direction.IN, (LegPart.IN,), **wishes)
-        self.relays.handle(spec)
+        self.relays.send(spec)
 
     def worker_of(self, fork_id: str) -> int:
         """Return which worker has a fork."""
@@ -111,7 +111,7 @@ class Rig:
         return report
 
     async def stats(self, ticket: int = 1) -> dict[str, ForkStats]:
-        self.relays.handle(TakeStats(ticket))
+        self.relays.send(TakeStats(ticket))
         await until(lambda: self.of(StatsTaken), TIMEOUT_S)
         taken = self.of(StatsTaken)[-1]
         assert isinstance(taken, StatsTaken) and taken.ticket == ticket
@@ -129,12 +129,6 @@ async def rig() -> AsyncIterator[Rig]:
     for worker in (0, 1):
         with pytest.raises(ProcessLookupError):
             os.kill(rig.pid(worker), 0)
-
-
-@pytest.fixture
-async def recorder() -> AsyncIterator[Recorder]:
-    async with Recorder() as one:
-        yield one
 
 
 async def stream(rig: Rig, fork_id: str, recorder: Recorder, path: str) -> Leg:
@@ -156,8 +150,8 @@ async def test_forks_of_both_workers_are_relayed_and_reported(rig: Rig, recorder
     assert sorted(map(rig.worker_of, forks.values())) == [0, 1]
     assert await rig.stats() == {fork_id: ForkStats(10, 10) for fork_id in forks.values()}
     for path, fork_id in forks.items():
-        rig.relays.handle(SetMute(fork_id, mute_in=True))
-        rig.relays.handle(EndFork(fork_id, EndReason.STOPPED, "enough"))
+        rig.relays.send(SetMute(fork_id, mute_in=True))
+        rig.relays.send(EndFork(fork_id, EndReason.STOPPED, "enough"))
         await rig.reported(ForkEnded(fork_id, EndReason.STOPPED, "enough", ForkStats(10, 10)))
         assert (await recorder.wait_closed(path)).messages == numbered(10)
     assert {type(report) for report in rig.reports} >= {LegAttached, SinkOpened}
@@ -175,7 +169,7 @@ async def test_leg_that_is_lost_may_come_again_to_the_same_worker(
     await leg.close()
     await rig.reported(LegLost(fork_id, LegPart.IN, 10))
     before = rig.worker_of(fork_id)
-    rig.relays.handle(ReopenLeg(fork_id, LegPart.IN))
+    rig.relays.send(ReopenLeg(fork_id, LegPart.IN))
     await rig.stats()
     again = await Leg.connect(rig.relays.address_of(fork_id))
     again.send_uuid(fork_id)
@@ -204,7 +198,7 @@ async def test_forks_go_to_the_least_loaded(rig: Rig) -> None:
     workers = [rig.worker_of(fork_id) for fork_id in forks]
     assert workers.count(0) == workers.count(1) == 5
     for fork_id in (fork_id for fork_id in forks if rig.worker_of(fork_id) == 1):
-        rig.relays.handle(EndFork(fork_id, EndReason.STOPPED))
+        rig.relays.send(EndFork(fork_id, EndReason.STOPPED))
     await until(lambda: len(rig.of(ForkEnded)) == 5, TIMEOUT_S)
     assert [rig.worker_of(rig.begin()) for _ in range(5)] == [1] * 5
 
@@ -373,8 +367,8 @@ async def test_command_for_a_fork_that_is_lost_leads_to_nothing(rig: Rig) -> Non
     rig.signal(rig.worker_of(fork_id), signal.SIGKILL)
     await rig.lost()
     rig.reports.clear()
-    rig.relays.handle(SetMute(fork_id, mute_in=True))
-    rig.relays.handle(ReopenLeg(fork_id, LegPart.IN))
+    rig.relays.send(SetMute(fork_id, mute_in=True))
+    rig.relays.send(ReopenLeg(fork_id, LegPart.IN))
     assert await rig.stats() == {}
     assert rig.reports == []
 
@@ -396,13 +390,13 @@ async def test_without_any_process_forks_wait_for_the_first(
     pids = [rig.pid(0), rig.pid(1)]
     rig.signal(0, signal.SIGKILL)
     rig.signal(1, signal.SIGKILL)
-    await until(lambda: not rig.relays._listening(), TIMEOUT_S)
-    first, *waiting = rig.relays._homeless
+    await until(lambda: rig.of(RelayAway), TIMEOUT_S)
+    first, *waiting = rig.relays._orphaned
     (away,) = rig.of(RelayAway)
     assert isinstance(away, RelayAway)
     assert {first, *waiting} <= set(away.fork_ids)
     rig.reports.clear()  # of the first, perhaps, while the other seemed to live
-    rig.relays.handle(EndFork(first, EndReason.STOPPED, "enough"))
+    rig.relays.send(EndFork(first, EndReason.STOPPED, "enough"))
     await rig.reported(ForkEnded(first, EndReason.STOPPED, "enough", ForkStats()))
     assert rig.of(RelayLost) == []
     go.touch()
@@ -508,10 +502,12 @@ async def test_close_does_not_wait_for_a_process_that_hangs(
 
 
 async def test_close_does_not_wait_for_the_next_start(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(relays_module, "FIRST_PAUSE_S", 600.0)
     monkeypatch.setattr(relays_module, "LONGEST_PAUSE_S", 600.0)
+    rig = Rig()
+    await rig.relays.start()
     stand_in(monkeypatch, tmp_path, "")
     for worker in (0, 1):
         rig.signal(worker, signal.SIGKILL)
@@ -546,7 +542,7 @@ async def test_statistics_do_not_wait_for_a_process_that_dies(
     monkeypatch.setattr(relays_module, "STATS_TIMEOUT_S", 600.0)
     forks = [rig.begin(), rig.begin()]
     rig.signal(0, signal.SIGSTOP)
-    rig.relays.handle(TakeStats(1))
+    rig.relays.send(TakeStats(1))
     rig.signal(0, signal.SIGKILL)
     await until(lambda: rig.of(StatsTaken), TIMEOUT_S)
     survivor = next(one for one in forks if rig.relays.addresses[1] == rig.relays.address_of(one))

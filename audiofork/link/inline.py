@@ -1,0 +1,59 @@
+"""The relay in the daemon's own process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from audiofork.config import Address, Config
+from audiofork.errors import CannotListen
+from audiofork.link.messages import Command, SendReport
+from audiofork.link.relay import Reports, give
+from audiofork.relay.worker import Worker, configured_tls
+
+
+class InlineRelay:
+    """Implements `Relay`: one worker, whose functions are called.
+
+    Args:
+        config: What the worker needs to know.
+        report: Gets what it reports.
+
+    Raises:
+        ConfigError: It could not use a file that the configuration names.
+    """
+
+    def __init__(self, config: Config, report: SendReport) -> None:
+        self._reports = Reports(report)
+        self._worker = Worker(config, self._reports.put)
+
+    async def start(self) -> Address:
+        try:
+            return await self._worker.start()
+        except OSError as exc:
+            raise CannotListen("[audiosocket] listen", self._worker.address, exc) from exc
+
+    def send(self, command: Command) -> None:
+        give(command, self._worker.handle, self._reports.put)
+
+    def configure(self, config: Config) -> None:
+        self._worker.configure(config)
+
+    @property
+    def addresses(self) -> Sequence[Address]:
+        return self._worker.addresses
+
+    def address_of(self, fork_id: str) -> Address:
+        return self._worker.address_of(fork_id)
+
+    async def close(self) -> None:
+        await self._worker.close()
+        await self._reports.close()
+
+
+def check_files(config: Config) -> None:
+    """Try the files that a worker would read, as `Relay.configure` does.
+
+    Raises:
+        ConfigError: One cannot be used.
+    """
+    configured_tls(config.websocket)

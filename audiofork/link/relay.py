@@ -1,0 +1,112 @@
+"""The contract between the control plane and the relay, whatever lies between the two."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+from audiofork.config import Address, Config
+from audiofork.link.messages import (
+    Command,
+    EndReason,
+    ForkEnded,
+    ForkSpec,
+    ForkStats,
+    Report,
+    SendCommand,
+    SendReport,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Relay(Protocol):
+    """Relays the forks that it is told of. Owned by the daemon; `close` ends it.
+
+    Each implementation is given a `SendReport` when it is built, the handler of its reports. It
+    calls the handler for one report at a time, in their order, from the event loop alone: neither
+    within `send` nor within a callback of a transport. What the handler raises is logged, with the
+    name of the report, and goes no further. `Reports` does all of that.
+    """
+
+    async def start(self) -> Address:
+        """Listen for legs; return the address, of several the first.
+
+        Raises:
+            CannotListen: An address cannot be had; nothing is left running.
+        """
+
+    def send(self, command: Command) -> None:
+        """Pass a command on; never waits, and never raises.
+
+        Commands for one fork arrive in their order. One for a fork that there is not, or is no
+        more, has no effect.
+        """
+
+    def configure(self, config: Config) -> None:
+        """Take the settings for forks from now on; where legs come stays.
+
+        Raises:
+            ConfigError: The relay could not use it; nothing has changed.
+        """
+
+    @property
+    def addresses(self) -> Sequence[Address]:
+        """All addresses to which Asterisk brings legs."""
+
+    def address_of(self, fork_id: str) -> Address:
+        """Return the address for the legs of a fork; for a fork that is gone, any of them."""
+
+    async def close(self) -> None:
+        """End all forks and stop listening; every report has been delivered then.
+
+        May be called twice.
+        """
+
+
+class Reports:
+    """Delivers reports to their handler as `Relay` promises.
+
+    Each is a callback of the event loop, which calls them in the order of the calls of `put`.
+    Reports are rare: the way of a frame does not pass here.
+
+    Args:
+        handle: Gets each report.
+    """
+
+    def __init__(self, handle: SendReport) -> None:
+        self._handle = handle
+        self._closed = False
+
+    def put(self, report: Report) -> None:
+        """Have a report delivered once the caller has come to its end."""
+        asyncio.get_running_loop().call_soon(self._deliver, report)
+
+    def _deliver(self, report: Report) -> None:
+        if self._closed:
+            return
+        try:
+            self._handle(report)
+        except Exception:
+            log.exception("%s could not be handled", type(report).__name__)
+
+    async def close(self) -> None:
+        """Let what was put so far be delivered; what comes later is dropped."""
+        await asyncio.sleep(0)  # callbacks are called in order, and the next one is ours
+        self._closed = True
+
+
+def give(command: Command, handle: SendCommand, report: SendReport) -> None:
+    """Give a command to the worker that is to obey it.
+
+    What it raises is a bug: it is logged, and ends the fork that was to begin, since nobody would
+    hear of it any more.
+    """
+    try:
+        handle(command)
+    except Exception as exc:
+        log.exception("%s could not be handled", type(command).__name__)
+        if isinstance(command, ForkSpec):
+            report(ForkEnded(command.fork_id, EndReason.FAULT, repr(exc), ForkStats()))

@@ -1,0 +1,28 @@
+"""What the tests of the link share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import uvloop
+
+from testbed.recorder import Recorder
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run the tests of the contract on both event loops: it rests on the order of callbacks."""
+    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]]
+    loops = {"asyncio": asyncio.new_event_loop}
+    if item.path.name == "test_relay.py":
+        loops["uvloop"] = uvloop.new_event_loop
+    return loops
+
+
+@pytest.fixture
+async def recorder() -> AsyncIterator[Recorder]:
+    async with Recorder() as one:
+        yield one

@@ -1,0 +1,341 @@
+"""The contract `Relay`, tried on every implementation.
+
+A new one joins by a line in IMPLEMENTATIONS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import audiofork
+from audiofork.config import Address, AudioSocketConfig, Config, RelayConfig, WebSocketConfig
+from audiofork.errors import CannotListen, ConfigError
+from audiofork.link.inline import InlineRelay, check_files
+from audiofork.link.messages import (
+    Command,
+    Direction,
+    EndFork,
+    EndReason,
+    ForkEnded,
+    ForkSpec,
+    ForkStats,
+    LegAttached,
+    LegLost,
+    LegPart,
+    ReopenLeg,
+    Report,
+    SendReport,
+    SetGate,
+    SetMute,
+    SinkOpened,
+    StatsTaken,
+    Streaming,
+    TakeStats,
+    Tls,
+)
+from audiofork.link.processes import RelayProcesses
+from audiofork.link.relay import Relay, Reports, give
+from testbed.recorder import Recorder
+from tests.relay.peers import Leg, numbered, until
+
+TIMEOUT_S = 30  # a busy machine may take long to start Python
+CONFIG = Config(
+    audiosocket=AudioSocketConfig(listen=Address("127.0.0.1", 0)), relay=RelayConfig(workers=2)
+)
+IMPLEMENTATIONS: dict[str, Callable[[Config, SendReport], Relay]] = {
+    "inline": InlineRelay,
+    "processes": lambda config, report: RelayProcesses(config, report, check_files),
+}
+PACKAGE = str(Path(audiofork.__file__).parent)
+# Who may not wait for a handler of reports: who sends a command, and transports.
+NOT_WITHIN = {"send", "data_received", "eof_received", "connection_made", "connection_lost"}
+
+
+def callers() -> list[str]:
+    """Return the names of the package's functions that are being called."""
+    names, frame = [], sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(PACKAGE):
+            names.append(frame.f_code.co_name)
+        frame = frame.f_back
+    return names
+
+
+class Rig:
+    """A relay, and what it reports.
+
+    Attributes:
+        on_report: Called with each report, after it is noted.
+        misplaced: Functions of the package that waited for a handler, and may not.
+    """
+
+    def __init__(self, build: Callable[[Config, SendReport], Relay]) -> None:
+        self.reports: list[Report] = []
+        self.on_report: Callable[[Report], None] = lambda report: None
+        self.misplaced: list[str] = []
+        self._handling = False
+        self.relay = build(CONFIG, self._handle)
+
+    def _handle(self, report: Report) -> None:
+        self.misplaced += [name for name in callers() if name in NOT_WITHIN]
+        self.misplaced += ["another handler"] if self._handling else []
+        self.reports.append(report)
+        self._handling = True
+        try:
+            self.on_report(report)
+        finally:
+            self._handling = False
+
+    def begin(self, url: str = "ws://127.0.0.1:1/", **more: Any) -> str:
+        """Order a fork; return its id."""
+        fork_id = str(uuid.uuid4())
+        more = {"legs": (LegPart.IN,), "reconnect_attempts": 0, **more}
+        self.relay.send(ForkSpec(fork_id, "PJSIP/1", url, Direction.IN, **more))
+        return fork_id
+
+    async def attach(self, fork_id: str) -> Leg:
+        """Connect the leg of a fork, when its relay has the fork."""
+        await self.stats()
+        leg = await Leg.connect(self.relay.address_of(fork_id))
+        leg.send_uuid(fork_id)
+        return leg
+
+    async def reported(self, kind: type[Any], count: int = 1) -> Any:
+        """Return the last report of a kind, once there are so many."""
+        await until(lambda: len(self.of(kind)) >= count, TIMEOUT_S)
+        return self.of(kind)[-1]
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [report for report in self.reports if isinstance(report, kind)]
+
+    async def stats(self) -> dict[str, ForkStats]:
+        ticket = 1000 + len(self.of(StatsTaken))
+        self.relay.send(TakeStats(ticket))
+        taken: StatsTaken = await self.reported(StatsTaken, ticket - 999)
+        assert taken.ticket == ticket
+        return taken.stats
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    """A relay that listens; its handler was never called where it may not be."""
+    rig = Rig(IMPLEMENTATIONS[request.param])
+    assert await rig.relay.start() == rig.relay.addresses[0]
+    yield rig
+    await rig.relay.close()
+    assert rig.misplaced == []
+
+
+# --- Commands ---
+
+
+async def test_send_returns_before_the_first_report(rig: Rig) -> None:
+    fork_id = rig.begin(tls=Tls(ca_file="/nowhere.pem"))  # refused at once
+    rig.relay.send(TakeStats(1))
+    assert rig.reports == []
+    ended: ForkEnded = await rig.reported(ForkEnded)
+    assert (ended.fork_id, ended.reason) == (fork_id, EndReason.SINK_REFUSED)
+    await rig.reported(StatsTaken)
+
+
+async def test_send_within_a_handler_reports_after_the_handler(rig: Rig) -> None:
+    def ask_again(report: Report) -> None:
+        if report == StatsTaken(1, {}):
+            rig.relay.send(TakeStats(2))
+            assert rig.reports == [StatsTaken(1, {})]
+
+    rig.on_report = ask_again
+    rig.relay.send(TakeStats(1))
+    assert await rig.reported(StatsTaken, 2) == StatsTaken(2, {})
+
+
+async def test_command_for_a_fork_that_there_is_not_has_no_effect(rig: Rig) -> None:
+    commands: list[Command] = [
+        ReopenLeg("gone", LegPart.IN),
+        SetMute("gone", mute_in=True),
+        SetGate("gone", False),
+        EndFork("gone", EndReason.STOPPED),
+    ]
+    for command in commands:
+        rig.relay.send(command)
+    assert await rig.stats() == {}
+    assert len(rig.reports) == 1
+
+
+async def test_command_that_meets_a_bug_ends_the_fork_alone(rig: Rig) -> None:
+    fork_id = rig.begin(legs=(), sample_rate=-8000)  # what the control plane never asks for
+    ended: ForkEnded = await rig.reported(ForkEnded)
+    assert (ended.fork_id, ended.reason) == (fork_id, EndReason.FAULT)
+    other = rig.begin()
+    assert list(await rig.stats()) == [other]
+
+
+def test_bug_of_another_command_is_logged_and_ends_no_fork(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(command: Command) -> None:
+        raise RuntimeError("a bug")
+
+    reports: list[Report] = []
+    give(SetGate("a", True), fail, reports.append)
+    assert reports == []
+    assert "SetGate could not be handled" in caplog.text and "a bug" in caplog.text
+
+
+# --- Reports ---
+
+
+async def test_reports_of_a_fork_come_in_order(rig: Rig, recorder: Recorder) -> None:
+    fork_id = rig.begin(recorder.url("/a"))
+    await rig.reported(SinkOpened)
+    leg = await rig.attach(fork_id)
+    leg.send_audio(*numbered(10))
+    await recorder.wait_messages("/a", 10)
+    rig.relay.send(EndFork(fork_id, EndReason.STOPPED, "enough"))
+    await rig.reported(ForkEnded)
+    assert [report for report in rig.reports if not isinstance(report, StatsTaken)] == [
+        SinkOpened(fork_id),
+        LegAttached(fork_id, LegPart.IN),
+        Streaming(fork_id),
+        ForkEnded(fork_id, EndReason.STOPPED, "enough", ForkStats(10, 10)),
+    ]
+    await leg.close()
+
+
+@pytest.mark.parametrize("kind", [SinkOpened, LegAttached, Streaming])
+async def test_handler_that_raises_is_logged_and_loses_no_frame(
+    rig: Rig, recorder: Recorder, caplog: pytest.LogCaptureFixture, kind: type[Any]
+) -> None:
+    def fail(report: Report) -> None:
+        if isinstance(report, kind):
+            raise RuntimeError("a bug")
+
+    rig.on_report = fail
+    fork_id = rig.begin(recorder.url("/a"))
+    leg = await rig.attach(fork_id)
+    leg.send_audio(*numbered(10))
+    assert (await recorder.wait_messages("/a", 10)).messages == numbered(10)
+    await rig.reported(kind)
+    assert f"{kind.__name__} could not be handled" in caplog.text and "a bug" in caplog.text
+    await leg.close()
+
+
+async def test_handler_that_raises_delays_no_other_report(rig: Rig, recorder: Recorder) -> None:
+    def fail(report: Report) -> None:
+        raise RuntimeError("a bug")
+
+    rig.on_report = fail
+    fork_id = rig.begin(recorder.url("/a"))
+    leg = await rig.attach(fork_id)
+    await leg.close()
+    assert await rig.reported(LegLost) == LegLost(fork_id, LegPart.IN, 0)
+    rig.relay.send(EndFork(fork_id, EndReason.HANGUP))
+    ended: ForkEnded = await rig.reported(ForkEnded)
+    assert ended.reason is EndReason.HANGUP
+
+
+async def test_reports_put_together_are_delivered_one_by_one_in_order() -> None:
+    delivered: list[Report] = []
+
+    def handle(report: Report) -> None:
+        delivered.append(report)
+        if report == SinkOpened("a"):
+            reports.put(SinkOpened("c"))
+            assert delivered == [SinkOpened("a")]
+
+    reports = Reports(handle)
+    reports.put(SinkOpened("a"))
+    reports.put(SinkOpened("b"))
+    assert delivered == []
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert delivered == [SinkOpened("a"), SinkOpened("b"), SinkOpened("c")]
+
+
+# --- Start, settings, end ---
+
+
+async def test_address_of_a_fork_is_one_of_the_addresses(rig: Rig) -> None:
+    assert rig.relay.address_of(rig.begin()) in rig.relay.addresses
+    assert rig.relay.address_of("gone") in rig.relay.addresses
+
+
+@pytest.mark.parametrize("build", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
+async def test_address_that_is_taken_fails_the_start(
+    build: Callable[[Config, SendReport], Relay],
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        listen = Address("127.0.0.1", other.getsockname()[1])
+        relay = build(replace(CONFIG, audiosocket=AudioSocketConfig(listen=listen)), print)
+        with pytest.raises(CannotListen, match=rf"\[audiosocket\] listen: .* {listen}: .*in use"):
+            await relay.start()
+        await relay.close()
+
+
+UNUSABLE = replace(CONFIG, websocket=WebSocketConfig(ca_list_file="/nowhere.pem", frame_ms=40))
+
+
+@pytest.mark.parametrize("build", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
+def test_relay_is_not_built_with_a_file_that_cannot_be_used(
+    build: Callable[[Config, SendReport], Relay],
+) -> None:
+    with pytest.raises(ConfigError, match=r"/nowhere\.pem"):
+        build(UNUSABLE, print)
+
+
+async def test_configuration_that_cannot_be_used_changes_nothing(
+    rig: Rig, recorder: Recorder
+) -> None:
+    with pytest.raises(ConfigError, match=r"/nowhere\.pem"):
+        rig.relay.configure(UNUSABLE)
+    await assert_message_sizes(rig, recorder, {320})
+
+
+async def test_configuration_counts_for_new_forks(rig: Rig, recorder: Recorder) -> None:
+    before = rig.relay.addresses
+    listen = AudioSocketConfig(listen=Address("127.0.0.1", 1))
+    websocket = WebSocketConfig(frame_ms=40)
+    rig.relay.configure(replace(CONFIG, audiosocket=listen, websocket=websocket))
+    await assert_message_sizes(rig, recorder, {640})
+    assert rig.relay.addresses == before
+
+
+async def assert_message_sizes(rig: Rig, recorder: Recorder, sizes: set[int]) -> None:
+    """Relay ten frames of a new fork, and look at the messages that the server gets."""
+    leg = await rig.attach(rig.begin(recorder.url("/a")))
+    leg.send_audio(*numbered(10))
+    recording = await recorder.wait_messages("/a", 5)
+    assert {len(message) for message in recording.messages} == sizes
+    await leg.close()
+
+
+async def test_close_has_delivered_every_report(rig: Rig, recorder: Recorder) -> None:
+    forks = [rig.begin(recorder.url(path)) for path in ("/a", "/b", "/c")]
+    await rig.reported(SinkOpened, 3)
+    await rig.relay.close()
+    ended = {report.fork_id: report.reason for report in rig.of(ForkEnded)}
+    assert ended == dict.fromkeys(forks, EndReason.SHUTDOWN)
+
+
+async def test_close_twice_does_no_harm(rig: Rig) -> None:
+    await rig.relay.close()
+    await rig.relay.close()
+
+
+async def test_report_that_comes_after_the_close_is_dropped() -> None:
+    delivered: list[Report] = []
+    reports = Reports(delivered.append)
+    reports.put(SinkOpened("a"))
+    await reports.close()
+    reports.put(SinkOpened("b"))
+    await asyncio.sleep(0)
+    assert delivered == [SinkOpened("a")]
