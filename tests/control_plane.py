@@ -17,7 +17,8 @@ from unicodedata import category
 
 import pytest
 
-from audiofork.asterisk.ami import Ami, ChannelHangup, Event, RequestReceived
+from audiofork.asterisk.ami import Ami
+from audiofork.asterisk.ami_protocol import ChannelHangup, Event, RequestReceived
 from audiofork.asterisk.taps.base import LegOrder
 from audiofork.asterisk.taps.choice import Choice
 from audiofork.asterisk.taps.ways import Connects, Way, Wish

@@ -1,9 +1,4 @@
-"""The link to Asterisk's manager interface (AMI): typed events in, actions with limits out.
-
-The only module that knows panoramisk. It uses panoramisk's protocol and its matching of answers
-to actions, with a manager of its own for each connection, because a panoramisk manager that
-reconnects sends unanswered actions again: a late Originate or Setvar would hit another call.
-"""
+"""The link to Asterisk's manager interface (AMI): kept up, with actions that have limits."""
 
 from __future__ import annotations
 
@@ -13,14 +8,9 @@ import functools
 import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
-from panoramisk.actions import Action
-from panoramisk.ami_protocol import AMIProtocol
-from panoramisk.manager import Manager
-from panoramisk.message import Message
-
+from audiofork.asterisk.ami_protocol import Event, Headers, Protocol
 from audiofork.asterisk.reconnecting import KeptLink
 from audiofork.asterisk.versions import UNKNOWN, Version
 from audiofork.config import AsteriskConfig
@@ -39,74 +29,8 @@ ACTION_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 5.0
 # Each refused login is a line in Asterisk's security log, which may feed a ban of our address.
 LOGIN_RETRY_S = 60.0
-MAX_LINE_BYTES = 1024  # longer lines are discarded by Asterisk (main/manager.c)
-CHECK_COMMAND = "AudioForkCheck"
-_MAX_BLOCK_BYTES = 1_048_576
-_END_OF_BLOCK = b"\r\n\r\n"
-# The events that `_typed` makes something of, besides UserEvent.
-_WANTED = {
-    *(b"Hangup", b"HangupRequest", b"BridgeEnter", b"BridgeLeave", b"OriginateResponse"),
-    *(b"Hold", b"Unhold"),
-}
 
-Headers = list[tuple[str, str]]
 OnError = Callable[[AmiError], None]
-
-
-@dataclass(frozen=True, slots=True)
-class RequestReceived:
-    """A UserEvent named AudioFork, from the dialplan or from AMI."""
-
-    fields: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class ChannelHangup:
-    """A channel was hung up, or is about to be.
-
-    Attributes:
-        is_gone: It does not exist any more.
-    """
-
-    uniqueid: str
-    is_gone: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class OriginateFailed:
-    """A leg did not come about."""
-
-    action_id: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class BridgeChanged:
-    """A channel has entered a bridge, or left it."""
-
-    uniqueid: str
-    entered: bool
-
-
-@dataclass(frozen=True, slots=True)
-class HoldChanged:
-    """A channel's party has put its call on hold, or has taken it back."""
-
-    uniqueid: str
-    channel: str
-    on_hold: bool
-
-
-@dataclass(frozen=True, slots=True)
-class CheckRaised:
-    """A UserEvent that `audiofork check` raised, to see whether requests come through."""
-
-    token: str
-
-
-Event = (
-    RequestReceived | ChannelHangup | OriginateFailed | BridgeChanged | HoldChanged | CheckRaised
-)
 
 
 class Ami(KeptLink):
@@ -310,9 +234,8 @@ class _Link:
 
     def __init__(self, config: AsteriskConfig, on_event: Callable[[Event], None]) -> None:
         self._config = config
-        self._manager = _Manager(encoding="utf8", on_lost=self._on_lost)
         self._on_event = on_event
-        self._protocol: _Protocol | None = None
+        self._protocol: Protocol | None = None
         self._lost = asyncio.Event()
 
     async def open(self) -> None:
@@ -327,7 +250,7 @@ class _Link:
         tls = ssl.create_default_context(cafile=config.ca_file or None) if config.tls else None
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             _, protocol = await loop.create_connection(
-                lambda: _Protocol(self._manager, self._on_event), config.host, config.port, ssl=tls
+                lambda: Protocol(self._on_event, self._on_lost), config.host, config.port, ssl=tls
             )
         self._protocol = protocol
         try:
@@ -370,15 +293,9 @@ class _Link:
         pairs = [("Action", name), *headers]
         if action_id:
             pairs.append(("ActionID", action_id))
-        _check(pairs)
-        action = Action(_grouped(pairs))
         if self._protocol is None or self._lost.is_set():
             raise AmiUnavailable("the link to Asterisk is lost")
-        responses = self._protocol.responses
-        answered: asyncio.Future[Any] = self._protocol.send(action, as_list=as_list)
-        # Also when nobody waits any more: panoramisk forgets only what has its answer.
-        answered.add_done_callback(lambda _: responses.pop(action.id, None))
-        return answered
+        return self._protocol.ask(pairs, as_list=as_list)
 
     async def send(
         self,
@@ -404,197 +321,16 @@ class _Link:
         return answer
 
     def write(self, headers: Headers) -> None:
-        """Send an action whose answer is not awaited."""
-        _check(headers)
+        """Send an action whose answer is not awaited; on a link that is lost, do nothing."""
         if self._protocol is not None and not self._lost.is_set():
-            lines = [f"{name}: {value}\r\n" for name, value in headers]
-            self._protocol.transport.write("".join([*lines, "\r\n"]).encode())
+            self._protocol.tell(headers)
 
     def _on_lost(self) -> None:
-        """Wake those who wait for answers: none will come."""
         self._lost.set()
         if self._protocol is not None:
-            for action in self._protocol.take_unanswered():
-                if not action.future.done():
-                    action.future.set_exception(AmiUnavailable("the link to Asterisk was lost"))
+            self._protocol.give_up()
 
     def close(self) -> None:
         if self._protocol is not None:
             self._protocol.transport.abort()
         self._on_lost()
-
-
-def _check(headers: Headers) -> None:
-    """Refuse what would break out of its line, whoever let it come this far."""
-    for name, value in headers:
-        line = f"{name}: {value}"
-        if any(character < " " or character == "\x7f" for character in line):
-            raise ValueError(f"control characters in the AMI header {name!r}")
-        if len(line.encode()) >= MAX_LINE_BYTES:
-            raise ValueError(f"the AMI header {name} is longer than {MAX_LINE_BYTES} bytes")
-
-
-def _grouped(headers: Headers) -> dict[str, str | list[str]]:
-    """Return headers as panoramisk takes them: several of one name become a list."""
-    grouped: dict[str, str | list[str]] = {}
-    for name, value in headers:
-        present = grouped.get(name)
-        if present is None:
-            grouped[name] = value
-        elif isinstance(present, list):
-            present.append(value)
-        else:
-            grouped[name] = [present, value]
-    return grouped
-
-
-class _Manager(Manager):  # type: ignore[misc]
-    """A manager that neither reconnects nor keeps actions for later."""
-
-    def __init__(self, *, encoding: str, on_lost: Callable[[], None]) -> None:
-        super().__init__(encoding=encoding)
-        self._on_lost = on_lost
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._on_lost()
-
-
-class _Protocol(AMIProtocol):  # type: ignore[misc]
-    """Hands panoramisk whole, decoded answers, and turns events into typed ones itself.
-
-    panoramisk would decode each read alone (a character split over two reads is lost), let a
-    UserEvent that carries a second `Event` header end the link, and route by that header.
-    """
-
-    def __init__(self, manager: _Manager, on_event: Callable[[Event], None]) -> None:
-        self._manager = manager
-        self._on_event = on_event
-        self._rest = bytearray()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self.factory = self._manager
-        self.encoding = "utf8"
-
-    def data_received(self, chunk: bytes) -> None:
-        # The end may have begun in the last read; what was before that is not searched again.
-        unsearched = max(0, len(self._rest) - len(_END_OF_BLOCK) + 1)
-        self._rest += chunk
-        if self._rest.find(_END_OF_BLOCK, unsearched) < 0:
-            self._limit_rest()
-            return
-        *blocks, rest = bytes(self._rest).split(_END_OF_BLOCK)
-        self._rest = bytearray(rest)
-        for block in blocks:
-            if _is_foreign(block):
-                continue
-            try:
-                self._on_block(block.decode("utf-8", "replace"))
-            except Exception:
-                log.exception("a message from Asterisk could not be read")  # it may hold a token
-        self._limit_rest()
-
-    def _limit_rest(self) -> None:
-        if len(self._rest) > _MAX_BLOCK_BYTES:
-            log.error("a message from Asterisk has no end after %d bytes", len(self._rest))
-            self.transport.abort()
-
-    def _on_block(self, block: str) -> None:
-        if block.startswith("Asterisk Call Manager/"):
-            block = block.partition("\r\n")[2]
-        headers = _parse(block)
-        if not headers:
-            return
-        name, value = headers[0]
-        if name == "Event" and not self._is_answer(value, headers):
-            event = _typed(value, headers)
-            if event is not None:
-                self._on_event(event)
-            return
-        message = Message.from_line(block)
-        if message is None:
-            return
-        pending = self.responses.get(message.id)
-        if not message.success and pending is None:
-            log.warning("Asterisk refused to raise an event: %s", message.message)
-        elif not message.success:
-            pending.as_list = False  # else panoramisk waits for a list that does not come
-        self.handle_message(message)
-
-    def _is_answer(self, event: str, headers: Headers) -> bool:
-        """Tell whether an event belongs to the answer of an action; a UserEvent never does."""
-        pending = self.responses.get(_last(headers, "ActionID"))
-        return pending is not None and bool(pending.as_list) and event != "UserEvent"
-
-    def take_unanswered(self) -> list[Action]:
-        """Return the actions that wait for an answer, and forget them."""
-        unanswered = list(self.responses.values())
-        self.responses.clear()
-        return unanswered
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._manager.connection_lost(exc)
-
-
-def _is_foreign(block: bytes) -> bool:
-    """Tell, without parsing it, that a message is an event that nobody here needs.
-
-    A busy Asterisk tells of thousands of events a second where no filter holds them back. An
-    event with an ActionID may be part of an answer. The first `UserEvent` header is Asterisk's
-    own; what follows it may be anything.
-    """
-    if not block.startswith(b"Event: "):
-        return False
-    name = block[len(b"Event: ") :].partition(b"\r\n")[0]
-    if name == b"UserEvent":
-        value = block.partition(b"\r\nUserEvent:")[2].partition(b"\r\n")[0]
-        return value.removeprefix(b" ") != b"AudioFork"
-    return name not in _WANTED and b"ActionID" not in block
-
-
-def _parse(block: str) -> Headers:
-    pairs = (line.partition(":") for line in block.split("\r\n"))
-    return [(name, value.removeprefix(" ")) for name, colon, value in pairs if colon]
-
-
-def _last(headers: Headers, name: str) -> str:
-    return next((value for key, value in reversed(headers) if key == name), "")
-
-
-def _first(headers: Headers, name: str) -> str:
-    return next((value for key, value in headers if key == name), "")
-
-
-def _typed(name: str, headers: Headers) -> Event | None:
-    """Return the event that a block is, or None for those that nobody here needs."""
-    if name == "UserEvent":
-        return _request(headers)
-    if name in ("Hangup", "HangupRequest"):
-        return ChannelHangup(_first(headers, "Uniqueid"), name == "Hangup")
-    if name in ("Hold", "Unhold"):
-        channel, uniqueid = _first(headers, "Channel"), _first(headers, "Uniqueid")
-        return HoldChanged(uniqueid, channel, name == "Hold")
-    if name in ("BridgeEnter", "BridgeLeave"):
-        return BridgeChanged(_first(headers, "Uniqueid"), name == "BridgeEnter")
-    if name == "OriginateResponse" and _first(headers, "Response") == "Failure":
-        return OriginateFailed(_first(headers, "ActionID"), _first(headers, "Reason"))
-    return None
-
-
-def _request(headers: Headers) -> RequestReceived | CheckRaised | None:
-    """Take a UserEvent apart: the snapshot of the channel comes before it, the body after.
-
-    An event from the dialplan has a snapshot; one from an AMI action has only a body. The body
-    may name another channel than the one that runs the dialplan.
-    """
-    position = next(i for i, (name, _) in enumerate(headers) if name == "UserEvent")
-    if headers[position][1] != "AudioFork":
-        return None
-    fields = {name.lower(): value for name, value in headers[position + 1 :]}
-    if fields.get("command") == CHECK_COMMAND:
-        return CheckRaised(fields.get("audioforkid", ""))
-    if "channel" not in fields and "uniqueid" not in fields:
-        snapshot = headers[:position]
-        fields["channel"] = _first(snapshot, "Channel")
-        fields["uniqueid"] = _first(snapshot, "Uniqueid")
-    return RequestReceived(fields)

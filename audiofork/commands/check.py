@@ -22,13 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from audiofork.asterisk.ami import (
-    CHECK_COMMAND,
-    Ami,
-    CheckRaised,
-    Event,
-    connected,
-)
+from audiofork.asterisk.ami import Ami, connected
+from audiofork.asterisk.ami_protocol import CHECK_COMMAND, CheckRaised, Event
 from audiofork.asterisk.taps.base import Tap
 from audiofork.asterisk.taps.chanspy import OPTIONS as CHANSPY_OPTIONS
 from audiofork.asterisk.taps.choice import SET_ARI, site_of

@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from audiofork.asterisk.ami import Ami, ChannelHangup, Event, OriginateFailed
+from audiofork.asterisk.ami import Ami
+from audiofork.asterisk.ami_protocol import ChannelHangup, Event, OriginateFailed
 from audiofork.asterisk.taps.base import LEG_PREFIX, LegOrder, Tap
 from audiofork.asterisk.taps.ways import Connects
 from audiofork.audiosocket import (

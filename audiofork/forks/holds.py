@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from audiofork.asterisk.ami import HoldChanged
+from audiofork.asterisk.ami_protocol import HoldChanged
 from audiofork.asterisk.channels import Channels
 from audiofork.errors import AmiError, NoSuchChannel
 

@@ -12,8 +12,9 @@ import uuid
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
-from audiofork.asterisk.ami import (
-    Ami,
+from audiofork.asterisk.ami import Ami
+from audiofork.asterisk.ami_events import Announcer, Headers, harmless
+from audiofork.asterisk.ami_protocol import (
     BridgeChanged,
     ChannelHangup,
     Event,
@@ -21,7 +22,6 @@ from audiofork.asterisk.ami import (
     OriginateFailed,
     RequestReceived,
 )
-from audiofork.asterisk.ami_events import Announcer, Headers, harmless
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.base import fork_id_of
 from audiofork.asterisk.taps.choice import Taps

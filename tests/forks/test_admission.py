@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from audiofork.asterisk.ami import ChannelHangup
+from audiofork.asterisk.ami_protocol import ChannelHangup
 from audiofork.config import SecurityConfig
 from audiofork.errors import RequestRefused
 from audiofork.forks import admission as admission_module

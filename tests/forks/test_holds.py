@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from audiofork.asterisk.ami import BridgeChanged, ChannelHangup, HoldChanged
+from audiofork.asterisk.ami_protocol import BridgeChanged, ChannelHangup, HoldChanged
 from audiofork.asterisk.channels import Channels
 from audiofork.errors import AmiUnavailable
 from audiofork.forks.holds import Holds

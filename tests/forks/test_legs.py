@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from audiofork.asterisk.ami import ChannelHangup, OriginateFailed
+from audiofork.asterisk.ami_protocol import ChannelHangup, OriginateFailed
 from audiofork.asterisk.taps.base import LegOrder
 from audiofork.asterisk.taps.ways import Connects
 from audiofork.errors import (

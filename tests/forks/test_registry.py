@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from audiofork.asterisk.ami import BridgeChanged, ChannelHangup, OriginateFailed, RequestReceived
+from audiofork.asterisk.ami_protocol import (
+    BridgeChanged,
+    ChannelHangup,
+    OriginateFailed,
+    RequestReceived,
+)
 from audiofork.asterisk.taps.ways import Wish
 from audiofork.config import SecurityConfig
 from audiofork.errors import (

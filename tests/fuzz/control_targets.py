@@ -11,15 +11,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from audiofork.asterisk.ami import (
-    Ami,
-    ChannelHangup,
-    CheckRaised,
-    Event,
-    RequestReceived,
-    connected,
-)
+from audiofork.asterisk.ami import Ami, connected
 from audiofork.asterisk.ami_events import MAX_RESPONSE_BYTES, Announcer
+from audiofork.asterisk.ami_protocol import ChannelHangup, CheckRaised, Event, RequestReceived
 from audiofork.config import AsteriskConfig
 from audiofork.doors.control_socket import MAX_ERROR_CHARACTERS, MAX_LINE_BYTES, Code, ControlSocket
 from audiofork.errors import RequestRefused
