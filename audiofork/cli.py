@@ -21,7 +21,8 @@ import uvloop
 
 from audiofork import __version__, config, log
 from audiofork.commands import migrate as migration
-from audiofork.commands.check import Check, Finding, Mark, taps_of
+from audiofork.commands.check import Check, taps_of
+from audiofork.commands.findings import Finding, Mark
 from audiofork.commands.receiver import Receiver, tls_context
 from audiofork.commands.sweep import sweep as sweeping
 from audiofork.daemon import Daemon

@@ -9,13 +9,14 @@ import dataclasses
 import logging
 import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.ami_protocol import ChannelHangup, Event, OriginateFailed
 from audiofork.asterisk.taps.base import LEG_PREFIX, LegOrder, Tap
+from audiofork.asterisk.taps.chanspy import originate_headers
 from audiofork.asterisk.taps.ways import Connects
 from audiofork.audiosocket import (
     FRAME_BYTES,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 TONE = 4321  # a sample that neither silence nor a wrong byte order gives
 RESAMPLED_TONE = range(TONE - 43, TONE + 44)  # 1 %; but for the first frame it is 1 or 2 off
 LEG_TIMEOUT_S = 6.0  # the Originate's own limit is 5 s
+EVENT_TIMEOUT_S = 2.0
 LINK_TIMEOUT_S = 4.0  # of `Ari` it is 3 s
 _TONE_FRAME = encode(Kind.SLIN, TONE.to_bytes(2, "little") * (FRAME_BYTES // 2))
 
@@ -203,7 +205,38 @@ class LegFailed(Exception):
         self.reason = reason
 
 
-class Legs:
+class Events:
+    """What Asterisk tells while the check runs."""
+
+    def __init__(self) -> None:
+        self._heard: list[Event] = []
+        self._news = asyncio.Event()
+
+    def hear(self, event: Event) -> None:
+        self._heard.append(event)
+        self._news.set()
+
+    async def first(
+        self, matches: Callable[[Event], bool], timeout_s: float | None = None
+    ) -> Event | None:
+        """Return the first event that matches, which may have come already; None: none came.
+
+        Args:
+            matches: Whether it is the one.
+            timeout_s: How long to wait; None: EVENT_TIMEOUT_S.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(EVENT_TIMEOUT_S if timeout_s is None else timeout_s):
+                while True:
+                    for event in self._heard:
+                        if matches(event):
+                            return event
+                    self._news.clear()
+                    await self._news.wait()
+        return None
+
+
+class ProbeLegs:
     """Asks Asterisk for legs.
 
     Attributes:
@@ -211,17 +244,12 @@ class Legs:
         news_due: Whether Asterisk has had something to tell of a leg of ours.
     """
 
-    def __init__(
-        self,
-        ami: Ami,
-        probe: Probe,
-        heard: Callable[[Callable[[Event], bool], float], Awaitable[Event | None]],
-    ) -> None:
+    def __init__(self, ami: Ami, probe: Probe, events: Events) -> None:
         self.uniqueids: list[str] = []
         self.news_due = False
         self._ami = ami
         self._probe = probe
-        self._heard = heard
+        self._events = events
 
     def is_of_ours(self, event: Event) -> bool:
         """Tell whether an event speaks of one of the legs."""
@@ -287,15 +315,7 @@ class Legs:
     async def _originate(self, leg_id: str, address: Address, application: str, data: str) -> None:
         uniqueid = f"{LEG_PREFIX}check-{leg_id}"
         self.uniqueids.append(uniqueid)
-        headers = [
-            ("Channel", f"AudioSocket/{address}/{leg_id}/c(slin)"),
-            ("ChannelId", uniqueid),
-            ("Application", application),
-            ("Data", data),
-            ("Timeout", "5000"),
-            ("Variable", "CDR_PROP(disable)=1"),
-            ("Async", "true"),
-        ]
+        headers = originate_headers(uniqueid, address, leg_id, application, data)
         try:
             await self._ami.action("Originate", headers, action_id=uniqueid)
         except AmiActionFailed as exc:
@@ -309,7 +329,7 @@ class Legs:
                 return event.uniqueid == uniqueid
             return isinstance(event, OriginateFailed) and event.action_id == uniqueid
 
-        news = await self._heard(ends_it, LEG_TIMEOUT_S)
+        news = await self._events.first(ends_it, LEG_TIMEOUT_S)
         self.news_due |= news is not None
         return news
 

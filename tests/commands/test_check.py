@@ -25,9 +25,9 @@ from audiofork import config
 from audiofork.asterisk.taps.ways import Site, known_faults, ways_for
 from audiofork.asterisk.versions import UNKNOWN, Version
 from audiofork.audiosocket import SAMPLE_RATES, Decoder, Kind, encode, frame_bytes
-from audiofork.commands import check as checking
-from audiofork.commands import probe
-from audiofork.commands.check import Check, Finding, Mark, Outcome, site_if_all_works, taps_of
+from audiofork.commands import check_audio, probe
+from audiofork.commands.check import Check, site_if_all_works, taps_of
+from audiofork.commands.findings import Finding, Mark, Outcome
 from audiofork.commands.probe import TONE, Probe, ProbeLeg
 from audiofork.config import Address, Config
 from audiofork.doors.control_socket import ControlSocket
@@ -39,7 +39,7 @@ PAIR = TONE.to_bytes(2, "little") + b"\0\0"
 PAIRS = encode(Kind.SLIN, PAIR * 160)
 MIX = encode(Kind.SLIN, PAIR[:2] * 160)
 NARROWBAND = "chanspy_pairs = narrowband\n"
-SLOWEST_FRAMES_PER_SECOND = checking.SLOWEST_FRAMES_PER_SECOND
+SLOWEST_FRAMES_PER_SECOND = check_audio.SLOWEST_FRAMES_PER_SECOND
 
 
 class SpiedAsterisk(FakeAsterisk):
@@ -219,14 +219,14 @@ class SnoopedAri(FakeAri):
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Listen to a fifth of a second in place of a whole one, at whatever pace this machine has."""
-    monkeypatch.setattr(checking, "FRAMES_WANTED", 10)
-    monkeypatch.setattr(checking, "SLOWEST_FRAMES_PER_SECOND", 1.0)
+    monkeypatch.setattr(check_audio, "FRAMES_WANTED", 10)
+    monkeypatch.setattr(check_audio, "SLOWEST_FRAMES_PER_SECOND", 1.0)
 
 
 @pytest.fixture
 def pace_judged(short: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Judge the pace as the product does."""
-    monkeypatch.setattr(checking, "SLOWEST_FRAMES_PER_SECOND", SLOWEST_FRAMES_PER_SECOND)
+    monkeypatch.setattr(check_audio, "SLOWEST_FRAMES_PER_SECOND", SLOWEST_FRAMES_PER_SECOND)
 
 
 @pytest.fixture
@@ -438,13 +438,13 @@ async def test_half_the_pace_is_a_fault(asterisk: SpiedAsterisk) -> None:
 def test_45_frames_a_second_are_the_fewest(apart_s: float, fault: str) -> None:
     leg = ProbeLeg(None)  # type: ignore[arg-type]
     leg.frames = [(100 + n * apart_s, MIX) for n in range(10)]
-    assert checking._too_slow(leg) == fault
+    assert check_audio._too_slow(leg) == fault
 
 
 async def test_audio_that_stays_away_after_a_few_frames_is_a_fault(
     asterisk: SpiedAsterisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checking, "AUDIO_TIMEOUT_S", 0.25)
+    monkeypatch.setattr(check_audio, "AUDIO_TIMEOUT_S", 0.25)
     asterisk.pace_s = 0.1
     assert (await audio_of(asterisk)).text == "audio: 2 frames within 0.25 s, not 50 a second"
 
@@ -452,7 +452,7 @@ async def test_audio_that_stays_away_after_a_few_frames_is_a_fault(
 async def test_silence_that_answers_each_frame_means_no_timing_source(
     asterisk: SpiedAsterisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checking, "AUDIO_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(check_audio, "AUDIO_TIMEOUT_S", 0.1)
     asterisk.pace_s = 0
     asterisk.echo = MIX
     found = await audio_of(asterisk)
@@ -463,7 +463,7 @@ async def test_silence_that_answers_each_frame_means_no_timing_source(
 async def test_silence_that_answers_nothing_is_a_fault(
     asterisk: SpiedAsterisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checking, "AUDIO_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(check_audio, "AUDIO_TIMEOUT_S", 0.1)
     asterisk.pace_s = 0
     assert (await audio_of(asterisk)).text == "audio: none comes"
 
@@ -513,7 +513,7 @@ async def test_leg_that_never_comes_is_a_fault_after_its_time(
     asterisk: SpiedAsterisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probe, "LEG_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(checking, "EVENT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(probe, "EVENT_TIMEOUT_S", 0.05)
     asterisk.brings_legs = False
     _, findings = await findings_of(configured(asterisk))
     (failed,) = failures(findings)
@@ -799,7 +799,7 @@ async def test_snoop_at_half_the_pace_is_a_fault(asterisk: SpiedAsterisk, ari: S
 async def test_silent_snoop_is_a_fault(
     asterisk: SpiedAsterisk, ari: SnoopedAri, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checking, "AUDIO_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(check_audio, "AUDIO_TIMEOUT_S", 0.3)
     ari.pace_s = 0
     narrow, _ = await snoop_faults(asterisk, ari)
     assert narrow.text == "snoop at 8000 Hz: 0 frames within 0.3 s, not 50 a second"

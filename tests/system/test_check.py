@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from audiofork import config
-from audiofork.asterisk.taps.chanspy import OPTIONS
+from audiofork.asterisk.taps import chanspy
 from audiofork.asterisk.versions import CHANSPY_PAIRS, LEG_ENDS_WITH_PEER
-from audiofork.commands.check import Check, Finding, Mark, Outcome
+from audiofork.commands.check import Check
+from audiofork.commands.findings import Finding, Mark, Outcome
 from audiofork.config import Config
 from audiofork.link.messages import LegPart
 from testbed.ami import AmiClient
@@ -292,7 +293,7 @@ async def test_chanspy_without_d_is_a_fault(
     checked: Asterisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A ChanSpy that does not know D passes over it; one that is not told of it does the same."""
-    monkeypatch.setitem(OPTIONS, LegPart.PAIRS, "qulES")
+    monkeypatch.setitem(chanspy.OPTIONS, LegPart.PAIRS, "qulES")
     text = asterisk_settings(checked) + "chanspy_pairs = narrowband\n"
     found = await only_failure(checked, configured(checked, asterisk=text))
     assert found.text.startswith("audio: the ChanSpy of Asterisk ")

@@ -6,6 +6,7 @@ import secrets
 
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.taps.base import LegAddresses, LegOrder, dials, is_leg, leg_name
+from audiofork.config import Address
 from audiofork.errors import AmiActionFailed, AmiError, LegRefused, LegUncertain
 from audiofork.link.messages import LegPart, leg_uuid
 
@@ -37,22 +38,13 @@ class ChanSpyTap:
         return leg_name(fork_id, *((secrets.token_hex(4),) if anew else ()))
 
     async def start(self, leg: LegOrder) -> None:
-        # w: what the leg sends is whispered to the target. Never unless it is needed: some
-        # versions of Asterisk have faults there.
-        options = OPTIONS[leg.part] + ("w" if leg.speaks else "")
-        address = self._relay.address_of(leg.fork_id)
-        headers = [
-            ("Channel", f"AudioSocket/{address}/{leg_uuid(leg.fork_id, leg.part)}/c(slin)"),
-            ("ChannelId", leg.leg_id),
-            ("Application", "ChanSpy"),
-            # The uniqueid, not the name: Asterisk refuses an Originate whose data contains such
-            # words as DB or FILE, and a name may.
-            ("Data", f"{leg.uniqueid},{options}"),
-            ("Timeout", str(ORIGINATE_TIMEOUT_MS)),
-            ("Variable", "CDR_PROP(disable)=1"),
-            # Otherwise the whole AMI session waits for the leg to answer.
-            ("Async", "true"),
-        ]
+        headers = originate_headers(
+            leg.leg_id,
+            self._relay.address_of(leg.fork_id),
+            leg_uuid(leg.fork_id, leg.part),
+            "ChanSpy",
+            spy_data(leg.uniqueid, leg.part, speaks=leg.speaks),
+        )
         try:
             await self._ami.action("Originate", headers, action_id=leg.leg_id)
         except AmiActionFailed as exc:
@@ -66,3 +58,34 @@ class ChanSpyTap:
     def dials_us(self, name: str) -> bool:
         """Tell whether a channel is an AudioSocket connection to this daemon."""
         return dials(name, self._relay.addresses)
+
+
+def spy_data(uniqueid: str, part: LegPart, *, speaks: bool = False) -> str:
+    """Return the arguments of the ChanSpy that brings a part of a channel's audio."""
+    # The uniqueid, not the name: Asterisk refuses an Originate whose data contains such words as
+    # DB or FILE, and a name may. w: what the leg sends is whispered to the target. Never unless it
+    # is needed: some versions of Asterisk have faults there.
+    return f"{uniqueid},{OPTIONS[part]}" + ("w" if speaks else "")
+
+
+def originate_headers(
+    leg_id: str, address: Address, presents: str, application: str, data: str
+) -> list[tuple[str, str]]:
+    """Return the headers of the Originate of a leg: an AudioSocket channel, at 8000 Hz.
+
+    Args:
+        leg_id: Its uniqueid.
+        address: Where it connects to.
+        presents: The UUID that it sends there.
+        application: What it runs, with `data`.
+    """
+    return [
+        ("Channel", f"AudioSocket/{address}/{presents}/c(slin)"),
+        ("ChannelId", leg_id),
+        ("Application", application),
+        ("Data", data),
+        ("Timeout", str(ORIGINATE_TIMEOUT_MS)),
+        ("Variable", "CDR_PROP(disable)=1"),
+        # Otherwise the whole AMI session waits for the leg to answer.
+        ("Async", "true"),
+    ]

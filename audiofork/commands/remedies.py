@@ -1,0 +1,154 @@
+"""What to do about what the command `check` finds amiss."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from audiofork.asterisk.taps.ways import Connects
+from audiofork.config import Address
+
+# The modules of Asterisk that legs need.
+AUDIOSOCKET_MODULES = ("chan_audiosocket.so", "res_audiosocket.so")
+CHANSPY_MODULE = "app_chanspy.so"
+ARI_MODULES = ("res_ari.so", "res_ari_channels.so", "res_ari_events.so", "res_ari_applications.so")
+STASIS_MODULE = "app_stasis.so"
+# What runs where legs by ARI are sent to.
+LEG_MODULES = {Connects.APPLICATION: "app_audiosocket.so", Connects.DIAL: "app_dial.so"}
+# One of them is enough.
+TIMING_MODULES = tuple(f"res_timing_{name}.so" for name in ("timerfd", "pthread", "dahdi"))
+
+NO_SECRET = (
+    "Set [asterisk] secret or secret_file to the secret of the user in manager.conf. Where systemd "
+    "hands the secret to the service, give it to this command as well: "
+    "AUDIOFORK_ASTERISK_SECRET_FILE=/etc/audiofork/ami-secret audiofork check"
+)
+UNREACHABLE = (
+    "Is Asterisk running? manager.conf: enabled = yes, and bindaddr and port as in [asterisk] host "
+    'and port (asterisk -rx "manager show settings"). With [asterisk] tls = yes the port is that '
+    "of tlsbindaddr, and ca_file names who signed its certificate."
+)
+CLOCK = (
+    "Times in logs and call records cannot be compared, and certificates may be taken for expired. "
+    "Let both machines keep time by NTP: timedatectl set-ntp true."
+)
+LISTEN = "[audiosocket] listen must be an address of this machine, such as 127.0.0.1:9093."
+TAKEN = (
+    "Find it by ss -ltnp and stop it, or choose another port in [audiosocket] listen. If it is the "
+    "daemon: it runs with another [control] socket, or you may not use that."
+)
+ADVERTISE = (
+    "[audiosocket] advertise (empty: listen) must be the address of this machine as Asterisk's "
+    "machine sees it, on the port of listen, and no firewall may be between them. Beyond one "
+    "machine listen cannot be 127.0.0.1."
+)
+NO_NEWS = " Without read = call in manager.conf the reason does not come through."
+NO_OPTION_D = (
+    "The directions out and stereo take Asterisk 18.22, 20.7, 21.2, 22 or later; in and both work "
+    "with this one."
+)
+BUSY = " If a timing module is loaded, the machine is too busy: look at its load."
+TIMING = ' What Asterisk has is told by asterisk -rx "timing test".'
+NOT_THE_TONE = (
+    "Something on this Asterisk changes audio between two channels; please report it with the "
+    'output of asterisk -rx "core show version" and "module show".'
+)
+
+
+def load(*modules: str) -> str:
+    """Return how to load modules."""
+    commands = "".join(f'  asterisk -rx "module load {module}"\n' for module in modules)
+    return (
+        f"Run\n{commands}and see that modules.conf does not keep it out (noload, or autoload = no "
+        "without a load line). Some distributions have it in a package of its own."
+    )
+
+
+RELOAD_ARI = 'then run\n  asterisk -rx "module reload res_ari.so"'
+NO_PASSWORD = (
+    "Set [ari] password or password_file to the password of the user in ari.conf. Where systemd "
+    "hands it to the service, give it to this command as well: AUDIOFORK_ARI_PASSWORD_FILE=FILE "
+    "audiofork check"
+)
+HAVE_ARI = """\
+By ARI forks have in and out apart in every call, lose no frame to jitter, and can have wideband. \
+To use it, set in audiofork.ini
+  [ari]
+  url = http://127.0.0.1:8088/ari
+  password = (one of your own)
+and do what the heads of the shipped ari_audiofork.conf and extensions_audiofork.conf say; then \
+check again, which names what is missing."""
+NO_ARI = f"""\
+In ari.conf:
+  [general]
+  enabled = yes
+{RELOAD_ARI}
+{load(*ARI_MODULES)}
+[ari] url has to name what asterisk -rx "http show status" tells, and end with /ari."""
+INCLUDE_EXTENSIONS = """\
+Copy the shipped extensions_audiofork.conf, in place of an older one, beside extensions.conf, and \
+add to the end of that
+  #include extensions_audiofork.conf
+then run
+  asterisk -rx "dialplan reload\""""
+
+
+def http_conf(url: str) -> str:
+    """Return how Asterisk is made to listen where [ari] url says."""
+    parts = urlsplit(url)
+    host = "127.0.0.1" if parts.hostname in ("localhost", None) else parts.hostname
+    if parts.scheme == "https":
+        options = f"tlsenable = yes\n  tlsbindaddr = {Address(host, parts.port or 443)}\n"
+        options += "  tlscertfile = (its certificate and key, in PEM)"
+    else:
+        options = f"bindaddr = {host}\n  bindport = {parts.port or 80}"
+    return f"""\
+Is Asterisk running? In http.conf:
+  [general]
+  enabled = yes
+  {options}
+then run
+  asterisk -rx "module reload http"
+[ari] url has to name what asterisk -rx "http show status" tells; with https, ca_file names who \
+signed its certificate."""
+
+
+def ari_user(username: str) -> str:
+    """Return how Asterisk is made to know our user of ARI."""
+    return f"""\
+Compare [ari] username and password with ari.conf, which needs, as in the shipped \
+ari_audiofork.conf,
+  [{username}]
+  type = user
+  read_only = no
+  password = (that of [ari])
+  password_format = plain
+{RELOAD_ARI}
+If asterisk -rx "ari show users" does not list it, see whether ari.conf includes \
+ari_audiofork.conf twice: Asterisk takes none of its users then."""
+
+
+def read_only(username: str) -> str:
+    """Return how our user of ARI is allowed to write."""
+    return f"""\
+In ari.conf:
+  [{username}]
+  read_only = no
+{RELOAD_ARI}"""
+
+
+def login(user: str) -> str:
+    """Return how Asterisk is made to let our user of AMI in."""
+    return (
+        f"Compare [asterisk] username and secret with section [{user}] of manager.conf, whose "
+        "deny and permit must let this machine in; then run "
+        f'asterisk -rx "manager reload" and asterisk -rx "manager show user {user}".'
+    )
+
+
+def rights(user: str) -> str:
+    """Return the rights that our user of AMI needs."""
+    return (
+        f"In section [{user}] of manager.conf: read = user,call and "
+        "write = originate,call,user,reporting, with the eventfilter lines of the shipped "
+        'manager_audiofork.conf or none; then run asterisk -rx "manager reload".'
+    )
