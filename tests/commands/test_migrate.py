@@ -12,15 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audiofork.commands.migrate import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    Kind,
-    Migration,
-    kind_of,
-    migrate_text,
-    run,
-)
+from audiofork.commands.dialplan import Kind, kind_of
+from audiofork.commands.migrate import EXIT_DONE, EXIT_FAILED, run
+from audiofork.commands.migrate_text import Migration, migrate_text
 
 START = "Gosub(audiofork,start,1(ws://h/,D(in)))"
 

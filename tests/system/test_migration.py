@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 import trustme
 
-from audiofork.commands.migrate import Kind, migrate_text
+from audiofork.commands.dialplan import Kind
+from audiofork.commands.migrate_text import migrate_text
 from testbed.ami import AmiClient, Headers
 from testbed.asterisk import Asterisk, cache_folder
 from testbed.blocks import decode, find_blocks, make_blocks, report

@@ -1,0 +1,155 @@
+"""The text of a dialplan: its comments, and the arguments of an application."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+
+class Kind(enum.Enum):
+    """The language of a dialplan."""
+
+    CONF = "extensions.conf"
+    AEL = "extensions.ael"
+    LUA = "extensions.lua"
+
+
+def kind_of(path: Path) -> Kind:
+    """Tell the language of a file by its name; what is neither .ael nor .lua is a .conf."""
+    return {".ael": Kind.AEL, ".lua": Kind.LUA}.get(path.suffix.lower(), Kind.CONF)
+
+
+class NotPlain(Exception):
+    """A call cannot be rewritten; the text says why."""
+
+
+def line_end(text: str, position: int) -> int:
+    """Return where the line of a position ends."""
+    end = text.find("\n", position)
+    return len(text) if end < 0 else end
+
+
+# --- Comments ------------------------------------------------------------------------------------
+
+
+def without_comments(text: str, kind: Kind) -> str:
+    """Return the text with a blank for each character of a comment; line ends stay."""
+    characters = list(text)
+    for start, end in _COMMENTS[kind](text):
+        for position in range(start, end):
+            if characters[position] != "\n":
+                characters[position] = " "
+    return "".join(characters)
+
+
+def _conf_comments(text: str) -> Iterator[tuple[int, int]]:
+    """Comments as main/config.c finds them: `;`, and nested blocks from `;--` to `--;`."""
+    depth, block_start, position = 0, 0, 0
+    while (found := text.find(";", position)) >= 0:
+        begin, position = position, found + 1
+        if text.endswith("\\", begin, found):
+            continue
+        if text.startswith(";--", found) and not text.startswith(";---", found):
+            block_start = block_start if depth else found
+            depth += 1
+            position = found + 3
+        elif depth and text.endswith("--", begin, found):
+            depth -= 1
+            if not depth:
+                yield block_start, position
+        elif not depth:
+            position = line_end(text, found)
+            yield found, position
+    if depth:
+        yield block_start, len(text)
+
+
+def _ael_comments(text: str) -> Iterator[tuple[int, int]]:
+    """`//` and `/* */`; between parentheses they are text, as the // of a URL is."""
+    depth, position = 0, 0
+    token = re.compile(r"[()]|//|/\*")
+    while match := token.search(text, position):
+        position = match.end()
+        if match[0] in "()":
+            depth = max(0, depth + (1 if match[0] == "(" else -1))
+        elif not depth:
+            position = line_end(text, position) if match[0] == "//" else _block_end(text, position)
+            yield match.start(), position
+
+
+def _block_end(text: str, position: int) -> int:
+    end = text.find("*/", position)
+    return len(text) if end < 0 else end + 2
+
+
+def _lua_comments(text: str) -> Iterator[tuple[int, int]]:
+    for match in LUA_TOKEN.finditer(text):
+        if match.group().startswith("--"):
+            yield match.span()
+
+
+LUA_LONG = r"\[(?P<{0}>=*)\[.*?(?:\](?P={0})\]|\Z)"
+LUA_STRING = r'"(?:\\.|[^"\\\n])*"|' + r"'(?:\\.|[^'\\\n])*'"
+LUA_TOKEN = re.compile(
+    f"--{LUA_LONG.format('a')}|--[^\n]*|{LUA_STRING}|{LUA_LONG.format('b')}", re.DOTALL
+)
+
+_COMMENTS: dict[Kind, Callable[[str], Iterator[tuple[int, int]]]] = {
+    Kind.CONF: _conf_comments,
+    Kind.AEL: _ael_comments,
+    Kind.LUA: _lua_comments,
+}
+
+
+# --- Arguments, by the rules of ast_app_separate_args (main/app.c) -------------------------------
+
+
+def top_level(text: str, delimiters: str) -> list[int]:
+    """Return where delimiters stand outside parentheses, brackets and quotes."""
+    parentheses = brackets = 0
+    quoted = False
+    found = []
+    position = 0
+    while position < len(text):
+        character = text[position]
+        if character == "\\":
+            position += 1
+        elif character == '"':
+            quoted = not quoted
+        elif character in delimiters and not (parentheses or brackets or quoted):
+            found.append(position)
+        else:
+            parentheses = max(0, parentheses + (character == "(") - (character == ")"))
+            brackets = max(0, brackets + (character == "[") - (character == "]"))
+        position += 1
+    return found
+
+
+def split(text: str, delimiter: str, most: int) -> list[str]:
+    """Split into arguments, without the blanks around them; the last one takes the rest."""
+    parts, begin = [], 0
+    for position in top_level(text, delimiter)[: most - 1]:
+        parts.append(text[begin:position])
+        begin = position + 1
+    return [part.strip() for part in [*parts, text[begin:]]]
+
+
+def closing_of(code: str, opening: int, end: int) -> int:
+    """Return where the parenthesis at `opening` is closed; Asterisk counts them inside quotes too.
+
+    Raises:
+        NotPlain: It is not closed before `end`.
+    """
+    depth = 0
+    for position in range(opening, end):
+        depth += (code[position] == "(") - (code[position] == ")")
+        if depth == 0:
+            return position
+    raise NotPlain("the parenthesis is not closed")
+
+
+def unquoted(text: str) -> str:
+    """Return an argument as the application gets it: without quotes and backslashes."""
+    return re.sub(r'\\(.?)|"', r"\1", text)

@@ -1,0 +1,132 @@
+"""What takes the place of one AudioFork() or StopAudioFork(), and what is different then."""
+
+from __future__ import annotations
+
+import re
+
+from audiofork.commands.dialplan import NotPlain, split, top_level, unquoted
+from audiofork.errors import RequestRefused
+from audiofork.forks.options import parse_options, split_options
+from audiofork.forks.urls import check_url
+
+
+def gosub(name: str, arguments: str, delimiter: str = ",") -> str:
+    """Return what takes the place of AudioFork(arguments) or StopAudioFork(arguments).
+
+    Raises:
+        NotPlain: The arguments are not plain.
+    """
+    check_plain(arguments)
+    if name.lower() == "stopaudiofork":
+        return f"Gosub(audiofork,stop,1({split(arguments, delimiter, 2)[0]}))"
+    parts = start_arguments(arguments, delimiter)
+    parts[2:] = [_literal(part) for part in parts[2:]]
+    return f"Gosub(audiofork,start,1({','.join(parts)}))"
+
+
+def check_plain(arguments: str) -> None:
+    """Raise NotPlain for arguments that no rule here is made for."""
+    if "\n" in arguments:
+        raise NotPlain("its arguments go over several lines")
+    if re.search(r"\\[()\\]", arguments):
+        raise NotPlain("its arguments have an escaped parenthesis or backslash")
+    if arguments.replace(r"\"", "").count('"') % 2:
+        raise NotPlain("its arguments have a quote that is not closed")
+
+
+def start_arguments(arguments: str, delimiter: str = ",") -> list[str]:
+    """Return URL, options and command, as far as they are there; the command as it was written.
+
+    Raises:
+        NotPlain: They are not plain.
+    """
+    parts = split(arguments, delimiter, 3)
+    if not unquoted(parts[0]):
+        raise NotPlain("it names no server")
+    if delimiter == "," and any(top_level(part, "|") for part in parts[:2]):
+        raise NotPlain("its arguments have a |, which separates none since Asterisk 1.6")
+    parts[1:2] = [_options(part) for part in parts[1:2]]
+    while not parts[-1]:
+        parts.pop()
+    return parts
+
+
+def _options(text: str) -> str:
+    """Return the option string without the quotes that are not part of an option."""
+    bare = unquoted(text).strip()
+    if top_level(bare, ",") or '"' in bare:
+        raise NotPlain("its options have a comma")
+    if ";" in bare:
+        raise NotPlain("its options have a semicolon")
+    return bare
+
+
+def _literal(command: str) -> str:
+    """Return a command as the shell gets it, but with a backslash before each bare comma.
+
+    AudioFork() took away quotes and one level of backslashes. The Gosub keeps all but the commas.
+    """
+    text = unquoted(command)
+    if ";" in text:
+        raise NotPlain("its command has a semicolon")
+    if text.count('"') % 2 or "\\" in text:
+        raise NotPlain("its command has a lone quote, or a backslash for the shell")
+    if not (commas := top_level(text, ",")):
+        return text
+    if "'" in text:
+        raise NotPlain("its command has a comma, and single quotes")
+    begins = [0, *commas]
+    return "\\".join(text[a:b] for a, b in zip(begins, [*commas, len(text)], strict=True))
+
+
+def notes_on(name: str, arguments: str, delimiter: str = ",") -> list[str]:
+    """Return what differs for a call that was rewritten."""
+    if name.lower() == "stopaudiofork":
+        if arguments.strip():
+            return []
+        return ["without an id all forks of the channel end; the module ended the newest alone"]
+    url, options, command, *_ = [*split(arguments, delimiter, 3), "", ""]
+    notes = _notes_on_options(unquoted(options))
+    try:
+        if "${" not in url:
+            check_url(unquoted(url), ("ws://*", "wss://*"))
+    except RequestRefused as exc:
+        notes.append(f"this URL is refused: {exc}")
+    if command:
+        notes.append("a command runs only with [security] allow_post_process = yes")
+    if _OF_THE_GOSUB.search(command):
+        notes.append(GOSUB_NOTE)
+    return notes
+
+
+GOSUB_NOTE = (
+    "^{EXTEN}, ^{CONTEXT}, ^{PRIORITY} and ^{ARG1} are those of the Gosub: set a variable before, "
+    "and use that"
+)
+_OF_THE_GOSUB = re.compile(r"\^\{(?:EXTEN|CONTEXT|PRIORITY|ARG\d+)\b")
+
+_DIFFERENCES = {
+    "T": "T: certificates are verified; the module verified none. For an authority of your own "
+    "set [websocket] ca_list_file or T(ca=/path)",
+    "a": "a has no effect, as before",
+    "b": "b: audio flows only while the channel is bridged; in the module b had no effect",
+    "S": "S keeps time in D(in); D(out) and D(both) always do",
+}
+
+
+def _notes_on_options(options: str) -> list[str]:
+    if "${" in options:
+        return ["its options hold a variable: see what R, r, T, b and S mean in docs/migration.md"]
+    notes = []
+    try:
+        letters = {letter for letter, _ in split_options(options)}
+        parse_options(options)
+    except RequestRefused as exc:
+        letters = set()
+        notes.append(f"these options are refused: {exc}")
+    notes += [text for letter, text in _DIFFERENCES.items() if letter in letters]
+    if "R" in letters and "r" not in letters:
+        notes.append("R without r: r stays 5; the module set it to 15. r(15) keeps that")
+    if "r" in letters and "R" not in letters:
+        notes.append("r without R: R stays 5; the module set it to 15. R(15) keeps that")
+    return notes
