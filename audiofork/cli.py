@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 import uvloop
 
-from audiofork import __version__, config, log
+from audiofork import __version__, config, config_values, log
 from audiofork.commands import migrate as migration
 from audiofork.commands.check import Check, taps_of
 from audiofork.commands.findings import Finding, Mark
@@ -262,7 +262,7 @@ def _say_each(lines: list[str]) -> None:
 
 def _address(context: click.Context, parameter: click.Parameter, value: str) -> config.Address:
     try:
-        return config.address(value)
+        return config_values.address(value)
     except ValueError as exc:
         raise click.BadParameter(f"expected {exc}, got {value!r}") from exc
 

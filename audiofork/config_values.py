@@ -1,0 +1,153 @@
+"""What an option may be: each function turns text into a value, or raises ValueError.
+
+The exception says what would be right, as the rest of a sentence that begins with "expected".
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from audiofork.addresses import IPNetwork, network_of
+from audiofork.audiosocket import SAMPLE_RATES as RATES_BY_KIND
+
+MAX_WORKERS = 64
+MAX_PORT = 65535
+# In Hz: those that AudioSocket has a kind of message for.
+SAMPLE_RATES = tuple(RATES_BY_KIND.values())
+# Of the audio in one message.
+FRAMES_MS = range(20, 1001, 20)
+
+
+@dataclass(frozen=True)
+class Address:
+    """A TCP address; `host` is a name or a number, without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def text(value: str) -> str:
+    if any(character < " " or character == "\x7f" for character in value):
+        raise ValueError("one line without control characters")
+    return value
+
+
+def yes_or_no(value: str) -> bool:
+    known = configparser.RawConfigParser.BOOLEAN_STATES
+    if value.lower() not in known:
+        raise ValueError("yes or no")
+    return known[value.lower()]
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    def parse(value: str) -> float:
+        try:
+            parsed = float(value)
+        except ValueError:
+            parsed = float("nan")
+        if not low <= parsed <= high:
+            raise ValueError(f"a number from {low:g} to {high:g}")
+        return parsed
+
+    return parse
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        if not value.isascii() or not value.isdigit() or not low <= int(value) <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return int(value)
+
+    return parse
+
+
+def multiple_of_20(value: str) -> int:
+    if not value.isascii() or not value.isdigit() or int(value) not in FRAMES_MS:
+        raise ValueError("a multiple of 20 from 20 to 1000")
+    return int(value)
+
+
+def process_count(value: str) -> int:
+    if value == "auto":
+        return min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+    try:
+        return whole(1, MAX_WORKERS)(value)
+    except ValueError as exc:
+        raise ValueError(f"{exc}, or auto") from None
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in choices:
+            raise ValueError(" or ".join(choices))
+        return value
+
+    return parse
+
+
+def address(value: str) -> Address:
+    host, colon, port = value.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if bracketed else host
+    if not colon or not host or set(host) & set("[]/ ") or bracketed != (":" in host):
+        raise ValueError("host:port, or [address]:port for IPv6")
+    if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > MAX_PORT:
+        raise ValueError("host:port with a port up to 65535")
+    return Address(host, int(port))
+
+
+def address_or_nothing(value: str) -> Address | None:
+    return address(value) if value else None
+
+
+def networks(value: str) -> tuple[IPNetwork, ...]:
+    try:
+        return tuple(network_of(network) for network in value.replace(",", " ").split())
+    except ValueError:
+        raise ValueError("networks like 192.0.2.0/24, or addresses") from None
+
+
+def url_patterns(value: str) -> tuple[str, ...]:
+    patterns = tuple(value.replace(",", " ").split())
+    if any(pattern.partition("://")[0].lower() not in ("ws", "wss", "*") for pattern in patterns):
+        raise ValueError("patterns that begin with ws://, wss:// or *://")
+    return patterns
+
+
+def sample_rate(value: str) -> int:
+    allowed = ("0", *map(str, SAMPLE_RATES))
+    if value not in allowed:
+        raise ValueError(" or ".join(allowed))
+    return int(value)
+
+
+def word(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError("a word of letters, digits, - _ . that begins with a letter or a digit")
+    return value
+
+
+def http_url(value: str) -> str:
+    """Return a URL that paths can be put behind: without a slash at its end."""
+    expected = "http://host[:port][/path] or https://, without user, password, query and fragment"
+    try:
+        parts = urlsplit(value)
+        host = parts.hostname if parts.port != 0 else None
+    except ValueError:  # its text may quote the value
+        raise ValueError(expected) from None
+    is_web = parts.scheme in ("http", "https")
+    if not is_web or not host or not re.fullmatch(r"[!-~]+", value) or set(value) & set("@?#\\"):
+        raise ValueError(expected)
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+
+
+def http_url_or_nothing(value: str) -> str:
+    return http_url(value) if value else ""
