@@ -47,7 +47,7 @@ def warn_of_low_file_limit(max_forks: int) -> None:
 
 
 def can_open(count: int) -> bool:
-    """Tell whether so many more files could be opened now; tries it, and closes them."""
+    """Return whether so many more files could be opened now; tries it, and closes them."""
     opened: list[int] = []
     try:
         opened.append(os.open(os.devnull, os.O_RDONLY))

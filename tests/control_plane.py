@@ -539,7 +539,7 @@ class FakeTaps:
     def why_wide(self, wish: Wish, wide: str) -> str:
         return f"{wish} in a call with {wide}"
 
-    def left_behind(self, present: Mapping[str, str], keep: Iterable[str]) -> list[str]:
+    def stray_legs(self, present: Mapping[str, str], keep: Iterable[str]) -> list[str]:
         self.kept.append(set(keep))
         return self.left
 

@@ -291,6 +291,6 @@ class Protocol(AMIProtocol):  # type: ignore[misc]
         self.handle_message(message)
 
     def _is_answer(self, event: str, headers: Headers) -> bool:
-        """Tell whether an event belongs to the answer of an action; a UserEvent never does."""
+        """Return whether an event belongs to the answer of an action; a UserEvent never does."""
         pending = self.responses.get(_last(headers, "ActionID"))
         return pending is not None and bool(pending.as_list) and event != "UserEvent"

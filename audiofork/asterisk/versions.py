@@ -59,7 +59,7 @@ class Version:
         return self.branch is not None
 
     def has(self, since: Since) -> bool:
-        """Tell whether this release has what others have since then.
+        """Return whether this release has what others have since then.
 
         A version that tells no release counts as the latest: all features, no fault that is known
         of certain releases alone.

@@ -147,7 +147,7 @@ class AudioCheck:
             spy.hang_up()
 
     def _is_beside(self, address: Address) -> bool:
-        """Tell whether this is not the configured port, since the daemon has that."""
+        """Return whether this is not the configured port, since the daemon has that."""
         configured = self._config.audiosocket.advertise or self._config.audiosocket.listen
         return configured.port not in (0, address.port)
 

@@ -92,12 +92,12 @@ class ProbeLeg:
         return (len(self.frames) - 1) / (self.frames[-1][0] - self.frames[0][0])
 
     def has_tone_in_left_alone(self) -> bool:
-        """Tell whether the tone is in the left channel of the frames, and in no right one."""
+        """Return whether the tone is in the left channel of the frames, and in no right one."""
         samples = self._samples()
         return TONE in samples[::2] and not any(samples[1::2])
 
     def is_tone(self, sample_rate: int) -> bool:
-        """Tell whether these are mono frames of that rate, and most of them the tone."""
+        """Return whether these are mono frames of that rate, and most of them the tone."""
         samples = self._samples()
         is_mono = all(len(frame) == frame_bytes(sample_rate) for _, frame in self.frames)
         return is_mono and sum(sample in RESAMPLED_TONE for sample in samples) > len(samples) / 2
@@ -252,7 +252,7 @@ class ProbeLegs:
         self._events = events
 
     def is_of_ours(self, event: Event) -> bool:
-        """Tell whether an event speaks of one of the legs."""
+        """Return whether an event speaks of one of the legs."""
         if isinstance(event, ChannelHangup):
             return event.uniqueid in self.uniqueids
         return isinstance(event, OriginateFailed) and event.action_id in self.uniqueids

@@ -246,7 +246,7 @@ class Forks:
         self._legs.keep_leaving(present)
         keep = {leg.id for fork in self._forks.values() for leg in fork.legs.values()}
         keep.update(self._legs.leaving)
-        swept = self._taps.left_behind(present, keep)
+        swept = self._taps.stray_legs(present, keep)
         try:
             for uniqueid in swept:
                 with contextlib.suppress(AmiActionFailed):  # it may be gone by now

@@ -520,8 +520,8 @@ PRESENT = {
 }
 
 
-def test_legs_left_behind_are_those_of_this_daemon_by_either_tap(rig: Rig) -> None:
-    assert rig.taps().left_behind(PRESENT, ()) == [
+def test_stray_legs_are_those_of_this_daemon_by_either_tap(rig: Rig) -> None:
+    assert rig.taps().stray_legs(PRESENT, ()) == [
         LEG,
         f"{LEG}-0a1b2c3d",
         f"{LEG}-audiofork-in",
@@ -529,19 +529,19 @@ def test_legs_left_behind_are_those_of_this_daemon_by_either_tap(rig: Rig) -> No
     ]
 
 
-def test_legs_that_are_wanted_are_not_left_behind(rig: Rig) -> None:
+def test_legs_that_are_wanted_are_no_stray_legs(rig: Rig) -> None:
     keep = iter([f"{LEG}-0a1b2c3d", f"{LEG}-audiofork-in"])
-    assert rig.taps().left_behind(PRESENT, keep) == [LEG, f"{LEG}-audiofork-out-0a1b2c3d"]
+    assert rig.taps().stray_legs(PRESENT, keep) == [LEG, f"{LEG}-audiofork-out-0a1b2c3d"]
 
 
 def test_legs_by_ari_are_found_while_its_link_is_down(rig: Rig) -> None:
     leg_id = rig.snoop.name_leg(UNKNOWN_ID, LegPart.IN, anew=True)
     rig.ari.ready = False
-    assert rig.taps().left_behind({leg_id: SNOOP_NAME}, ()) == [leg_id]
+    assert rig.taps().stray_legs({leg_id: SNOOP_NAME}, ()) == [leg_id]
 
 
 def test_legs_by_ari_are_nobody_s_where_ari_is_not_configured(rig: Rig) -> None:
-    assert rig.taps(ari=False).left_behind(PRESENT, ()) == [LEG, f"{LEG}-0a1b2c3d"]
+    assert rig.taps(ari=False).stray_legs(PRESENT, ()) == [LEG, f"{LEG}-0a1b2c3d"]
 
 
 @pytest.mark.parametrize(

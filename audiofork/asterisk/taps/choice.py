@@ -174,10 +174,10 @@ class Taps:
         return wished
 
     def is_leg(self, name: str, uniqueid: str) -> bool:
-        """Tell whether a channel is a leg of ours or of another daemon, or a part of one."""
+        """Return whether a channel is a leg of ours or of another daemon, or a part of one."""
         return is_leg(uniqueid) or self._chanspy.dials_us(name)
 
-    def left_behind(self, present: Mapping[str, str], keep: Iterable[str]) -> list[str]:
+    def stray_legs(self, present: Mapping[str, str], keep: Iterable[str]) -> list[str]:
         """Return the uniqueids of our legs that nobody wants any more.
 
         Args:
