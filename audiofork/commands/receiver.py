@@ -13,7 +13,6 @@ import math
 import os
 import re
 import ssl
-import struct
 import time
 from collections import deque
 from collections.abc import Callable
@@ -26,12 +25,12 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import Close, CloseCode
 
 from audiofork.audiosocket import frame_bytes
+from audiofork.commands.wav import SAMPLE_BYTES, WavFile
 from audiofork.config import SAMPLE_RATES, Address
 from audiofork.errors import ReceiverError
 from audiofork.text import printable
 
 DEFAULT_RATE = 8000
-SAMPLE_BYTES = 2
 FULL_SCALE = 32768  # the largest magnitude of an int16
 
 SHOW_INTERVAL_S = 1.0
@@ -41,16 +40,11 @@ KEPT_TAKES = 1000
 
 # Audio is written at each interval; a client that sends faster than live is written sooner.
 MAX_PENDING_BYTES = 65_536  # at 8000 Hz: two seconds of stereo
-# The sizes in a WAV header have 32 bits: 37 hours of stereo at 8000 Hz. A longer file is written
-# all the same, and most players go by the size of the file then.
-MAX_WAV_BYTES = 0xFFFF_FFFF - 36
 
 LABEL_LENGTH = 80  # with time, number and .wav far below the 255 bytes of a file name
 TEXT_LENGTH = 200
 BAR_LENGTH = 20
 BAR_FLOOR_DBFS = -60.0  # an empty bar: the quietest that is of interest in a phone call
-
-_HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
 
 
 @dataclass(frozen=True)
@@ -152,67 +146,21 @@ def shown(text: str) -> str:
     return printable(cut, " ")
 
 
-class WavFile:
-    """A WAV file that can be played at any time: its header follows what was written.
+class _Peaks:
+    """The loudest sample of each channel, 0 to 32768; no channels if no audio came.
 
-    Samples are int16 little-endian, `channels` interleaved, at `sample_rate` Hz. A call's audio
-    is private: only the owner may read the file.
-
-    Raises:
-        OSError: From every call, when the disk does not do what it should.
+    Attributes:
+        ever: Since the fork began.
+        recent: Since the last line.
     """
 
-    def __init__(self, folder: Path, stem: str, channels: int, sample_rate: int) -> None:
-        self._frame_bytes = SAMPLE_BYTES * channels
-        self._channels = channels
-        self._sample_rate = sample_rate
-        self._data_bytes = 0
-        self.path, self._file = self._create(folder, stem)
-        try:
-            self._append(self._header())
-        except OSError:
-            self.close()
-            self.path.unlink(missing_ok=True)
-            raise
+    def __init__(self) -> None:
+        self.ever: list[int] = []
+        self.recent: list[int] = []
 
-    @staticmethod
-    def _create(folder: Path, stem: str) -> tuple[Path, int]:
-        """Create a file that was not there before: STEM.wav, else STEM-2.wav and so on."""
-        number = 1
-        while True:
-            path = folder / (f"{stem}.wav" if number == 1 else f"{stem}-{number}.wav")
-            with contextlib.suppress(FileExistsError):
-                return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            number += 1
-
-    def write(self, audio: bytes | bytearray) -> None:
-        """Append audio, and let the header say so."""
-        try:
-            self._append(audio)
-        except OSError:
-            with contextlib.suppress(OSError):  # no half sample at the end
-                os.ftruncate(self._file, _HEADER.size + self._data_bytes)
-            raise
-        self._data_bytes += len(audio)
-        os.pwrite(self._file, self._header(), 0)
-
-    def _append(self, content: bytes | bytearray) -> None:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(self._file, rest) :]
-
-    def _header(self) -> bytes:
-        """Return the 44 bytes of a canonical WAV header (PCM, one data chunk)."""
-        size = min(self._data_bytes, MAX_WAV_BYTES)
-        bytes_per_s = self._sample_rate * self._frame_bytes
-        return _HEADER.pack(
-            *(b"RIFF", 36 + size, b"WAVE", b"fmt ", 16, 1, self._channels, self._sample_rate),
-            *(bytes_per_s, self._frame_bytes, 8 * SAMPLE_BYTES, b"data", size),
-        )
-
-    def close(self) -> None:
-        """Close the file; what was written is in it."""
-        os.close(self._file)
+    def add(self, peaks: list[int]) -> None:
+        self.ever = [max(pair) for pair in zip(peaks, self.ever or peaks, strict=True)]
+        self.recent = [max(pair) for pair in zip(peaks, self.recent or peaks, strict=True)]
 
 
 class _Recording:
@@ -220,13 +168,11 @@ class _Recording:
 
     def __init__(self, label: str, target: str, folder: Path, say: Callable[[str], None]) -> None:
         self.label = label
-        self._folder = folder
         self._say = say
         # The time of the connection; the file comes with the first audio, which tells its channels.
-        self._stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{label_of(target)}"
+        self._stem = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{label_of(target)}"
         self._channels = channels_of(target)
         self._sample_rate = self._rate_of(target)
-        self._max_pending_bytes = MAX_PENDING_BYTES * self._sample_rate // DEFAULT_RATE
         self._sample_bytes = SAMPLE_BYTES * (self._channels or 1)
         self._begun = False
         self._warned = False
@@ -234,8 +180,7 @@ class _Recording:
         self._file: WavFile | None = None
         self._path: Path | None = None
         self._audio_bytes = 0  # without what is pending
-        self._peaks: list[int] = []
-        self.recent: list[int] = []  # peaks since the last line; empty if no audio came
+        self.peaks = _Peaks()
         self.messages = 0
 
     def _rate_of(self, target: str) -> int:
@@ -258,7 +203,7 @@ class _Recording:
         if excess:
             message = self._cut(message, excess)
         self._pending += message
-        if len(self._pending) > self._max_pending_bytes:
+        if len(self._pending) > MAX_PENDING_BYTES * self._sample_rate // DEFAULT_RATE:
             self.flush()
 
     def _begin(self, first_bytes: int) -> None:
@@ -274,9 +219,9 @@ class _Recording:
         self._channels = self._channels or (2 if first_bytes == pair_bytes else 1)
         self._sample_bytes = SAMPLE_BYTES * self._channels
         try:
-            self._file = WavFile(self._folder, self._stem, self._channels, self._sample_rate)
+            self._file = WavFile(self._stem, self._channels, self._sample_rate)
         except OSError as exc:
-            self._say(f"{self.label}: not recorded, no file in {self._folder}: {exc.strerror}")
+            self._say(f"{self.label}: not recorded, no file in {self._stem.parent}: {exc.strerror}")
             return
         self._path = self._file.path
         kind = "mono" if self._channels == 1 else "stereo, in left, out right"
@@ -300,9 +245,7 @@ class _Recording:
             return
         audio, self._pending = self._pending, bytearray()
         self._audio_bytes += len(audio)
-        peaks = peaks_of(audio, self._channels)
-        self._peaks = [max(pair) for pair in zip(peaks, self._peaks or peaks, strict=True)]
-        self.recent = [max(pair) for pair in zip(peaks, self.recent or peaks, strict=True)]
+        self.peaks.add(peaks_of(audio, self._channels))
         if self._file is None:
             return
         try:
@@ -319,17 +262,20 @@ class _Recording:
 
     def line(self, width: int) -> str:
         """Return the line that shows the fork now."""
-        levels = _levels(self.recent, bars=True) if self.recent else " no audio"
+        recent = self.peaks.recent
+        levels = _levels(recent, bars=True) if recent else " no audio"
         return f"  {self.label:<{width}} {self.duration_s:7.1f} s  {levels}"
 
     def end(self, close_code: int, close_reason: str) -> Take:
         """Write the rest, close the file and say what came of it."""
         self.flush()
         self._close_file()
-        peaks_dbfs = tuple(map(dbfs, self._peaks))
+        peaks_dbfs = tuple(map(dbfs, self.peaks.ever))
         reason = shown(close_reason)
         audio = (
-            f"{self.duration_s:.1f} s, peak {_levels(self._peaks)}" if peaks_dbfs else "no audio"
+            f"{self.duration_s:.1f} s, peak {_levels(self.peaks.ever)}"
+            if peaks_dbfs
+            else "no audio"
         )
         self._say(
             f"{self.label}: ended, {self._path or 'no file'}, {audio}, "
@@ -445,18 +391,18 @@ class Receiver:
             for line in _lines(recordings):
                 self._say(line)
         for recording in recordings:
-            recording.recent = []
+            recording.peaks.recent = []
 
 
 def _lines(recordings: list[_Recording]) -> list[str]:
     if len(recordings) <= MAX_LINES:
         width = max(len(recording.label) for recording in recordings)
         return [recording.line(width) for recording in recordings]
-    heard = [recording for recording in recordings if recording.recent]
+    heard = [recording for recording in recordings if recording.peaks.recent]
     summary = f"  {len(recordings)} forks, {len(heard)} with audio"
     if heard:
-        loudest = max(heard, key=lambda recording: max(recording.recent))
-        summary += f", loudest: {loudest.label} {_level(dbfs(max(loudest.recent)))}"
+        loudest = max(heard, key=lambda recording: max(recording.peaks.recent))
+        summary += f", loudest: {loudest.label} {_level(dbfs(max(loudest.peaks.recent)))}"
     return [summary]
 
 

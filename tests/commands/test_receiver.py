@@ -33,7 +33,6 @@ from audiofork.commands.receiver import (
     Receiver,
     ReceiverError,
     Take,
-    WavFile,
     channels_of,
     dbfs,
     label_of,
@@ -42,6 +41,7 @@ from audiofork.commands.receiver import (
     shown,
     tls_context,
 )
+from audiofork.commands.wav import WavFile
 from audiofork.config import SAMPLE_RATES, Address
 
 FRAME = struct.pack("<160h", *([1000, -2000] * 80))
@@ -343,7 +343,7 @@ async def test_rate_fast_client_may_have_the_same_time_pending(bench: Bench) -> 
 
 
 async def test_long_file_header_does_not_overflow(tmp_path: Path) -> None:
-    file = WavFile(tmp_path, "long", 2, 8000)
+    file = WavFile(tmp_path / "long", 2, 8000)
     file._data_bytes = 1 << 33
     assert len(file._header()) == 44
     file.close()
@@ -494,10 +494,10 @@ def test_disk_full_leaves_no_half_write(tmp_path: Path) -> None:
     """A write that fails half-way is taken back: the file ends with a whole sample."""
     code = f"""
 import pathlib, resource, signal
-from audiofork.commands.receiver import WavFile
+from audiofork.commands.wav import WavFile
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1001, 1001))
-file = WavFile(pathlib.Path({str(tmp_path)!r}), "x", 2, 8000)
+file = WavFile(pathlib.Path({str(tmp_path)!r}) / "x", 2, 8000)
 file.write(bytes(800))
 try:
     file.write(bytes(800))
