@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
@@ -22,6 +21,7 @@ from audiofork.errors import (
     AmiUnavailable,
 )
 from audiofork.text import why
+from audiofork.tls_contexts import client_context
 
 log = logging.getLogger(__name__)
 
@@ -247,7 +247,7 @@ class _Link:
         """
         config = self._config
         loop = asyncio.get_running_loop()
-        tls = ssl.create_default_context(cafile=config.ca_file or None) if config.tls else None
+        tls = client_context(config.ca_file) if config.tls else None
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             _, protocol = await loop.create_connection(
                 lambda: Protocol(self._on_event, self._on_lost), config.host, config.port, ssl=tls

@@ -27,6 +27,7 @@ from audiofork.asterisk.reconnecting import KeptLink
 from audiofork.config import AriConfig
 from audiofork.errors import AriError, AriLoginRefused, AriRefused, AriUnavailable
 from audiofork.text import printable, why
+from audiofork.tls_contexts import client_context
 
 log = logging.getLogger(__name__)
 
@@ -312,7 +313,7 @@ def _new_session(config: AriConfig) -> aiohttp.ClientSession:
     tls: ssl.SSLContext | bool = True
     if config.url.startswith("https:"):  # the system's authorities take memory
         try:
-            tls = ssl.create_default_context(cafile=config.ca_file or None)
+            tls = client_context(config.ca_file)
         except OSError as exc:  # its text does not name the file
             raise AriUnavailable(f"[ari] ca_file: {exc}") from exc
     # Not aiohttp's BasicAuth, which is about to go, nor encode_basic_auth, which is too new.

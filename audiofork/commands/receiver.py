@@ -29,6 +29,7 @@ from audiofork.commands.wav import SAMPLE_BYTES, WavFile
 from audiofork.config import SAMPLE_RATES, Address
 from audiofork.errors import ReceiverError
 from audiofork.text import printable
+from audiofork.tls_contexts import server_context
 
 DEFAULT_RATE = 8000
 FULL_SCALE = 32768  # the largest magnitude of an int16
@@ -428,9 +429,7 @@ def tls_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
     Raises:
         ReceiverError: The files cannot be read or do not belong together.
     """
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        context.load_cert_chain(certificate, key)
+        return server_context(certificate, key, may_ask=True)
     except OSError as exc:  # ssl.SSLError is one
         raise ReceiverError(f"cannot use the certificate {certificate}: {exc}") from exc
-    return context

@@ -23,6 +23,7 @@ from audiofork.doors.ami_front_protocol import AsteriskStream, ClientStream, Own
 from audiofork.errors import AmiError, ConfigError, RequestRefused
 from audiofork.forks.requests import Request, parse_request
 from audiofork.text import why
+from audiofork.tls_contexts import client_context, server_context
 
 log = logging.getLogger(__name__)
 
@@ -414,19 +415,16 @@ def _server_tls(config: FrontConfig) -> ssl.SSLContext | None:
         if config.tls_key_file:
             raise ConfigError("[front] tls_key_file: needs tls_cert_file")
         return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        # With a password of no length nobody is asked for one on a terminal.
-        context.load_cert_chain(config.tls_cert_file, config.tls_key_file or None, password="")
+        return server_context(config.tls_cert_file, config.tls_key_file)
     except OSError as exc:  # ssl.SSLError is one
         raise ConfigError(f"[front] tls_cert_file, tls_key_file: {exc}") from exc
-    return context
 
 
 def _asterisk_tls(config: AsteriskConfig) -> ssl.SSLContext | None:
     if not config.tls:
         return None
     try:
-        return ssl.create_default_context(cafile=config.ca_file or None)
+        return client_context(config.ca_file)
     except OSError as exc:
         raise ConfigError(f"[asterisk] ca_file: {exc}") from exc

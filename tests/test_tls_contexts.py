@@ -1,0 +1,67 @@
+"""How TLS is spoken."""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+from pathlib import Path
+
+import pytest
+import trustme
+
+from audiofork.tls_contexts import client_context, server_context
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate and its key, in one file."""
+    path = tmp_path / "server.pem"
+    trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(path)
+    return path
+
+
+def test_client_verifies_certificate_and_name_from_tls_1_2_on() -> None:
+    context = client_context()
+    assert context.verify_mode is ssl.CERT_REQUIRED and context.check_hostname
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+
+
+def test_client_trusts_the_authorities_of_the_file_alone(tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(path)
+    assert client_context(str(path)).cert_store_stats()["x509_ca"] == 1
+
+
+@pytest.mark.parametrize("content", [None, "nonsense"], ids=["missing", "nonsense"])
+def test_client_with_a_file_that_cannot_be_used_raises(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(OSError):
+        client_context(str(path))
+
+
+def test_server_asks_for_no_certificate_from_tls_1_2_on(certificate: Path) -> None:
+    context = server_context(certificate, "")
+    assert context.verify_mode is ssl.CERT_NONE
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+
+
+def test_server_with_the_key_of_another_certificate_raises(
+    certificate: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.pem"
+    trustme.CA().issue_cert("localhost").private_key_pem.write_to_path(other)
+    with pytest.raises(ssl.SSLError):
+        server_context(certificate, other)
+
+
+def test_server_with_a_key_that_has_a_passphrase_raises_and_asks_nobody(
+    certificate: Path, tmp_path: Path
+) -> None:
+    locked = tmp_path / "locked.pem"
+    # A program of its own: asked for a passphrase, OpenSSL opens the terminal.
+    command = ["openssl", "pkcs8", "-topk8", "-in", certificate, "-out", locked]
+    subprocess.run([*command, "-passout", "pass:hunter2"], check=True, capture_output=True)
+    with pytest.raises(ssl.SSLError):
+        server_context(certificate, locked)
