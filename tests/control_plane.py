@@ -459,7 +459,7 @@ class FakeTap:
     name = "chanspy"
 
     def __init__(self) -> None:
-        self.ends_unborn = ""
+        self.early_hangup_detail = ""
         self.orders: list[LegOrder] = []
         self.fault: Exception | None = None
         self.gate: asyncio.Event | None = None

@@ -7,6 +7,7 @@ import logging
 import time
 from dataclasses import dataclass, field
 
+from audiofork.asterisk.channels import Target
 from audiofork.asterisk.taps.base import Tap
 from audiofork.asterisk.taps.choice import Choice
 from audiofork.asterisk.taps.ways import Way, Wish
@@ -15,7 +16,7 @@ from audiofork.forks.journal import Entry
 from audiofork.forks.lifecycle import ForkEvent, ForkState, next_state
 from audiofork.forks.options import Options, parse_options
 from audiofork.forks.post_process.template import PostProcess, prepare
-from audiofork.forks.requests import StartFork, Target
+from audiofork.forks.requests import StartFork
 from audiofork.link.messages import Direction, EndReason, ForkSpec, ForkStats, LegPart
 from audiofork.log import ForkLog
 

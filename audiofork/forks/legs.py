@@ -77,16 +77,17 @@ class Legs:
         self._send = send
         self._registry = registry
         self._spawn = spawn
-        self._in_line = asyncio.Event()  # the registry with Asterisk; another for each login
+        # Set once the registry is reconciled after a login; replaced at the next.
+        self._synced = asyncio.Event()
         # Legs of ended forks that Asterisk still has: when each was hung up, by uniqueid of the
         # channel that they listen to, and by id.
         self._leaving: dict[str, dict[str, float]] = {}
         self._left = asyncio.Event()  # one of them is gone; another for each
 
-    def on_link_in_line(self) -> None:
-        """Hear that Asterisk can be asked, and that its restart would be known."""
-        self._in_line.set()
-        self._in_line = asyncio.Event()
+    def on_synced(self) -> None:
+        """Let those go on that wait for the link: a restart of Asterisk would be known by now."""
+        self._synced.set()
+        self._synced = asyncio.Event()
 
     # --- Those that were hung up ---
 
@@ -276,16 +277,16 @@ class Legs:
         for leg in fork.legs.values():
             if leg.id == leg_id:
                 leg.gone |= is_gone
-            if leg.id == leg_id and fork.tap.ends_unborn and not leg.attached:
-                self._spawn(self._on_unborn(fork, leg, leg_id))
+            if leg.id == leg_id and fork.tap.early_hangup_detail and not leg.attached:
+                self._spawn(self._on_early_hangup(fork, leg, leg_id))
 
-    async def _on_unborn(self, fork: Fork, leg: Leg, leg_id: str) -> None:
+    async def _on_early_hangup(self, fork: Fork, leg: Leg, leg_id: str) -> None:
         """Tell a leg that never connected from one that ended with its target."""
         end = await self._end_of(fork, 1)
         if end is not None:
             self._registry.end(fork, *end)
         elif leg.id == leg_id and not leg.attached:
-            self._on_failed(fork, leg, fork.tap.ends_unborn)
+            self._on_failed(fork, leg, fork.tap.early_hangup_detail)
 
     def _on_failed(self, fork: Fork, leg: Leg, why: str) -> None:
         """Hear that a leg does not come about."""
@@ -334,7 +335,7 @@ class Legs:
 
         Raises: as `Channels.check_alive`.
         """
-        in_line = self._in_line
+        synced = self._synced
         try:
             await self._channels.check_alive(fork.uniqueid)
         except AmiUnavailable as exc:
@@ -343,7 +344,7 @@ class Legs:
             # Not just for the link: what is made of a restart must come first.
             try:
                 async with asyncio.timeout(ASTERISK_AWAY_S):
-                    await in_line.wait()
+                    await synced.wait()
             except TimeoutError:
                 raise exc from None
             await self._channels.check_alive(fork.uniqueid)

@@ -217,7 +217,7 @@ class Forks:
             self._on_originate_failed(event)
 
     async def on_link_up(self) -> None:
-        """Bring the registry in line with Asterisk; the first thing after a login."""
+        """Reconcile the registry with Asterisk; the first thing after a login."""
         self._holds.forget_all()
         self._end_forks_of_another_asterisk()
         known = list(self._by_channel)  # a younger channel may be missing in the list
@@ -231,7 +231,7 @@ class Forks:
             await self._catch_up_with_bridge(uniqueid)
         if self._taps.narrowband:
             await self._end_if_wide(self._forks_of_pairs())
-        self._legs.on_link_in_line()
+        self._legs.on_synced()
 
     def _end_forks_of_another_asterisk(self) -> None:
         for fork in list(self._forks.values()):

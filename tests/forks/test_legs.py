@@ -414,7 +414,7 @@ async def test_channel_that_a_leg_for_a_dead_relay_process_did_not_find_is_no_ne
 def two(rig: Rig) -> Rig:
     """The rig with a tap that has a leg for each side."""
     rig.taps.parts = (IN, OUT)
-    rig.tap.ends_unborn = "Asterisk ended the leg before it connected"
+    rig.tap.early_hangup_detail = "Asterisk ended the leg before it connected"
     rig.taps.sample_rate = 16000
     return rig
 
@@ -696,7 +696,7 @@ async def test_leg_hung_up_before_it_connects_fails_the_fork_with_the_tap_s_text
     await two.clock.advance(LEG_LOSS_GRACE_S - 0.01)
     assert two.ends == []
     await two.clock.advance(0.02)
-    assert two.ends == [EndFork(fork_id, EndReason.LEG_FAILED, two.tap.ends_unborn)]
+    assert two.ends == [EndFork(fork_id, EndReason.LEG_FAILED, two.tap.early_hangup_detail)]
 
 
 @pytest.mark.parametrize("hangup", ["event", "no-event", "late"])
@@ -768,7 +768,7 @@ async def test_new_leg_hung_up_before_it_connects_counts_as_lost(two: Rig) -> No
         two.forks.on_event(ChannelHangup(two.tap.legs[-1]))
         await two.clock.advance(LEG_LOSS_GRACE_S)
         await two.clock.advance(LEG_LOSS_GRACE_S)
-    detail = f"the leg of out was lost 4 times in 10 s, last: {two.tap.ends_unborn}"
+    detail = f"the leg of out was lost 4 times in 10 s, last: {two.tap.early_hangup_detail}"
     assert two.ends == [EndFork(fork_id, EndReason.LEG_FAILED, detail)]
 
 
@@ -783,7 +783,7 @@ async def test_leg_hung_up_before_it_connects_with_the_link_away_waits_for_the_l
     del two.ami.faults["Getvar"]
     await two.forks.on_link_up()
     await two.clock.advance(LEG_LOSS_GRACE_S)
-    assert two.ends == [EndFork(fork_id, EndReason.LEG_FAILED, two.tap.ends_unborn)]
+    assert two.ends == [EndFork(fork_id, EndReason.LEG_FAILED, two.tap.early_hangup_detail)]
 
 
 # --- Legs that Asterisk keeps: their channel has no media -----------------------------------------
