@@ -19,7 +19,10 @@ from audiofork.errors import (
     NoSuchChannel,
     RequestRefused,
 )
-from audiofork.forks import registry as forks_module
+from audiofork.forks import ending
+from audiofork.forks.bridges import WIDEBAND_SETTLES_S
+from audiofork.forks.ending import HANGUP_GRACE_S
+from audiofork.forks.fork import ForkView, effective_url
 from audiofork.forks.journal import Entry
 from audiofork.forks.legs import (
     ASTERISK_AWAY_S,
@@ -27,19 +30,11 @@ from audiofork.forks.legs import (
     LEG_TIMEOUT_S,
     MAX_NEW_LEGS,
 )
-from audiofork.forks.registry import (
-    HANGUP_GRACE_S,
-    RELAY_DIED,
-    STATS_TIMEOUT_S,
-    WIDEBAND_SETTLES_S,
-    Forks,
-    ForkView,
-    effective_url,
-)
+from audiofork.forks.recovery import RELAY_DIED
 from audiofork.forks.requests import StartFork, parse_request
+from audiofork.forks.statistics import STATS_TIMEOUT_S
 from audiofork.link.messages import (
     Beeps,
-    Command,
     Direction,
     EndFork,
     EndReason,
@@ -332,7 +327,7 @@ async def test_start_beyond_max_forks_is_refused_until_one_ends(rig: Rig) -> Non
 async def test_starts_at_once_beyond_max_forks_leave_as_many_as_allowed(rig: Rig) -> None:
     rig.forks.security = SecurityConfig(max_forks=2)
     for _ in range(5):
-        rig.forks.on_event(RequestReceived(dict(START)))
+        rig.user_events.on_request(RequestReceived(dict(START)))
     await rig.clock.settle()
     assert len(rig.live) == len(rig.forks) == 2
     assert len(rig.ami.events) == 3
@@ -1401,7 +1396,7 @@ async def test_sweep_that_fails_is_said_and_nothing_else(
 ) -> None:
     rig.taps.left = [LEG_PREFIX + UNKNOWN_ID]
     rig.ami.faults["Hangup"] = AmiTimeout("Hangup: no answer")
-    rig.forks.left_behind = [ENTRY]
+    rig.forks.resume_after_login([ENTRY])
     await rig.forks.on_link_up()
     assert "may remain: Hangup: no answer" in caplog.text
     assert rig.live == [ENTRY.fork_id]
@@ -1590,7 +1585,7 @@ ENTRY = Entry(
 
 async def take_up(rig: Rig, *entries: Entry) -> None:
     rig.journal.entries = {entry.fork_id: entry for entry in entries}
-    rig.forks.left_behind = list(entries)
+    rig.forks.resume_after_login(entries)
     await rig.forks.on_link_up()
     await rig.clock.settle()
 
@@ -1658,7 +1653,7 @@ async def test_fork_of_an_earlier_run_is_taken_up(
         "ActionID": "7",
         "TakenUp": "yes",
     }
-    assert "taken up, stereo by chanspy at 8000 Hz to ws://example.org/a?..." in caplog.text
+    assert "resumed, stereo by chanspy at 8000 Hz to ws://example.org/a?..." in caplog.text
     assert "of 1 forks that an earlier run left, 1 live" in caplog.text
 
 
@@ -1739,14 +1734,14 @@ async def test_leg_that_an_earlier_run_asked_for_in_vain_is_no_news(rig: Rig) ->
             {"url": "http://a/"},
             "today",
             "stopped",
-            "not taken up: WsServer: the scheme must be ws or wss",
+            "not resumed: WsServer: the scheme must be ws or wss",
             id="url",
         ),
         pytest.param(
             {"options": "x"},
             "today",
             "stopped",
-            "not taken up: Options: unknown option 'x'",
+            "not resumed: Options: unknown option 'x'",
             id="x",
         ),
     ],
@@ -1838,7 +1833,7 @@ async def test_taken_up_fork_has_its_tap_chosen_anew(rig: Rig) -> None:
         pytest.param(
             RequestRefused("16000 Hz needs the snoop tap: set [ari]"),
             "stopped",
-            "not taken up: 16000 Hz needs the snoop tap: set [ari]",
+            "not resumed: 16000 Hz needs the snoop tap: set [ari]",
             id="refused",
         ),
         pytest.param(
@@ -1909,7 +1904,7 @@ async def test_shutdown_that_keeps_leaves_the_forks_in_the_journal(
 ) -> None:
     rig.allow(allow_post_process=True)
     forks = [await rig.stream(postprocess="echo no"), await rig.attach()]
-    shutdown = asyncio.create_task(rig.forks.shut_down(keep=True))
+    shutdown = asyncio.create_task(rig.stop(keep=True))
     await rig.clock.settle()
     assert rig.ends == [EndFork(fork_id, EndReason.SHUTDOWN) for fork_id in forks]
     assert rig.ami.told[-4:] == ["RECONNECTING", "AudioForkReconnecting"] * 2
@@ -1926,7 +1921,7 @@ async def test_shutdown_that_keeps_leaves_the_forks_in_the_journal(
 async def test_shutdown_that_keeps_ends_what_ends_anyway(rig: Rig) -> None:
     hung_up, refused = await rig.stream(), await rig.stream(channel="PJSIP/200-0000002b")
     rig.forks.on_event(ChannelHangup(UNIQUEID))
-    shutdown = asyncio.create_task(rig.forks.shut_down(keep=True))
+    shutdown = asyncio.create_task(rig.stop(keep=True))
     await rig.clock.settle()
     assert rig.ami.told.count("AudioForkReconnecting") == 1
     await rig.ended(hung_up, EndReason.SHUTDOWN)
@@ -1941,7 +1936,7 @@ async def test_shutdown_that_cannot_keep_ends_the_forks_and_says_so(
 ) -> None:
     rig.journal.works = False
     fork_id = await rig.stream()
-    shutdown = asyncio.create_task(rig.forks.shut_down(keep=True))
+    shutdown = asyncio.create_task(rig.stop(keep=True))
     await rig.clock.settle()
     await rig.ended(fork_id, EndReason.SHUTDOWN)
     await shutdown
@@ -2143,7 +2138,7 @@ async def test_post_process_of_a_start_that_is_refused_does_not_run(
     post_process_rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig = post_process_rig
-    monkeypatch.setattr(forks_module.post_process, "run", lambda *_: pytest.fail("runs"))
+    monkeypatch.setattr(ending.post_process, "run", lambda *_: pytest.fail("runs"))
     await rig.request(**{**START, "channel": "nobody"}, postprocess="true")
     assert rig.last_event[1]["Reason"] == "No such channel"
     assert "PostProcessStatus" not in rig.last_event[1]
@@ -2175,7 +2170,7 @@ async def test_post_process_that_cannot_be_run_is_said(
     async def run(*_: object) -> int:
         raise OSError("no more processes")
 
-    monkeypatch.setattr(forks_module.post_process, "run", run)
+    monkeypatch.setattr(ending.post_process, "run", run)
     await rig.ended(await rig.stream(postprocess="true"), EndReason.HANGUP)
     assert rig.last_event[0] == "AudioForkStopped"
     assert rig.last_event[1]["PostProcessStatus"] == "not run"
@@ -2188,7 +2183,7 @@ async def test_post_process_is_waited_for_by_a_shutdown(
     rig = post_process_rig
     script = f"while [ ! -e {tmp_path}/go ]; do sleep 0.01; done"
     fork_id = await rig.stream(postprocess=script)
-    shutdown = asyncio.create_task(rig.forks.shut_down())
+    shutdown = asyncio.create_task(rig.stop())
     await rig.clock.settle()
     await rig.ended(fork_id, EndReason.SHUTDOWN)
     assert not shutdown.done()
@@ -2204,7 +2199,7 @@ async def test_post_process_that_outlasts_the_daemon_is_said_and_killed(
     script = f"touch {tmp_path}/runs; sleep 60; touch {tmp_path}/late"
     await rig.ended(await rig.stream(postprocess=script), EndReason.SHUTDOWN)
     await rig.until((tmp_path / "runs").exists)
-    closing = asyncio.create_task(rig.forks.close())
+    closing = asyncio.create_task(rig.close())
     await rig.until(closing.done)
     assert rig.last_event[0] == "AudioForkStopped"
     assert rig.last_event[1]["PostProcessStatus"] == "interrupted"
@@ -2306,7 +2301,7 @@ async def test_shutdown_without_forks_returns_at_once_and_refuses_new_ones(rig: 
 
 async def test_shutdown_ends_the_running_forks_and_waits_for_them(rig: Rig) -> None:
     forks = [await rig.stream(), await rig.attach(), await rig.start()]
-    shutdown = asyncio.create_task(rig.forks.shut_down())
+    shutdown = asyncio.create_task(rig.stop())
     await rig.clock.settle()
     assert rig.ends == [EndFork(fork_id, EndReason.SHUTDOWN) for fork_id in forks]
     for fork_id in forks:
@@ -2319,7 +2314,7 @@ async def test_shutdown_ends_the_running_forks_and_waits_for_them(rig: Rig) -> N
 async def test_shutdown_waits_for_the_answer_to_a_stop(rig: Rig) -> None:
     gate = rig.ami.gates["Getvar"] = asyncio.Event()
     await rig.request(command="StopAudioFork", channel=NAME)
-    shutdown = asyncio.create_task(rig.forks.shut_down())
+    shutdown = asyncio.create_task(rig.stop())
     await rig.clock.settle()
     assert not shutdown.done()
     gate.set()
@@ -2330,7 +2325,7 @@ async def test_shutdown_waits_for_the_answer_to_a_stop(rig: Rig) -> None:
 async def test_shutdown_while_a_start_is_looked_up_refuses_it(rig: Rig) -> None:
     gate = rig.ami.gates["Getvar"] = asyncio.Event()
     await rig.request(**START)
-    shutdown = asyncio.create_task(rig.forks.shut_down())
+    shutdown = asyncio.create_task(rig.stop())
     await rig.clock.settle()
     assert not shutdown.done()
     gate.set()
@@ -2344,7 +2339,7 @@ async def test_shutdown_while_a_door_asks_for_a_start_refuses_it(rig: Rig) -> No
     gate = rig.ami.gates["Getvar"] = asyncio.Event()
     asked = asyncio.create_task(rig.ask(**START))
     await rig.clock.settle()
-    shutdown = asyncio.create_task(rig.forks.shut_down())
+    shutdown = asyncio.create_task(rig.stop())
     await rig.clock.settle()
     assert not shutdown.done()
     gate.set()
@@ -2373,7 +2368,7 @@ async def test_fault_during_a_shutdown_does_not_cut_it_short(clock: Clock) -> No
     rig = Rig(clock)
     rig.tap.gate, rig.tap.fault = asyncio.Event(), RuntimeError("boom")
     fork_id = await rig.start()
-    shutdown = asyncio.create_task(rig.forks.shut_down())
+    shutdown = asyncio.create_task(rig.stop())
     await clock.settle()
     await rig.ended(fork_id, EndReason.SHUTDOWN)
     rig.tap.gate.set()
@@ -2391,28 +2386,25 @@ async def test_fault_in_one_start_is_logged_with_its_traceback(
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert record.exc_info is not None
     assert str(record.exc_info[1]) == "boom"
-    await rig.forks.close()
+    await rig.close()
 
 
-async def test_close_gives_up_what_waits_for_asterisk(rig: Rig) -> None:
+async def test_close_gives_up_what_waits_for_asterisk(clock: Clock) -> None:
     tasks_before = asyncio.all_tasks()
+    rig = Rig(clock)
     rig.ami.gates["Getvar"] = asyncio.Event()
-    other = Forks(rig.ami, rig.taps, SecurityConfig(), rig.sent.append)  # type: ignore[arg-type]
-    other.on_event(RequestReceived(dict(START)))
-    await rig.clock.settle()
-    await other.close()
+    await rig.request(**START)
+    await rig.close()
     assert asyncio.all_tasks() == tasks_before
     assert rig.sent == []
 
 
-async def test_close_leaves_no_timer(rig: Rig) -> None:
-    sent: list[Command] = []
-    other = Forks(rig.ami, rig.taps, SecurityConfig(), sent.append)  # type: ignore[arg-type]
-    other.on_event(RequestReceived(dict(START)))
-    await rig.clock.settle()
-    await other.close()
-    await rig.clock.advance(LEG_TIMEOUT_S + 1)
-    assert [type(command) for command in sent] == [ForkSpec]
+async def test_close_leaves_no_timer(clock: Clock) -> None:
+    rig = Rig(clock)
+    await rig.request(**START)
+    await rig.close()
+    await clock.advance(LEG_TIMEOUT_S + 1)
+    assert [type(command) for command in rig.sent] == [ForkSpec]
 
 
 # --- Wideband audio that comes later --------------------------------------------------------------
