@@ -192,3 +192,26 @@ async def test_fork_whose_tls_files_went_since_ends_when_its_relay_process_dies(
     await rig.lose_relay(fork_id)
     assert rig.last_event[1]["Reason"] == "sink-refused"
     assert len(rig.tap.legs) == 1 and len(rig.forks) == 0
+
+
+async def test_attempt_is_that_of_the_leg_that_was_lost_most_often(two: Rig) -> None:
+    fork_id = await two.stream()
+    await two.lose_leg(fork_id, part=LegPart.IN)
+    await two.clock.advance(LEG_LOSS_GRACE_S)
+    two.connect(fork_id, LegPart.IN)
+    await two.lose_relay(fork_id)
+    assert (two.last_event[1]["Attempt"], two.last_event[1]["Reason"]) == ("2", RELAY_DIED)
+
+
+async def test_too_many_dead_relay_processes_name_the_leg_that_was_lost_most_often(
+    two: Rig,
+) -> None:
+    fork_id = await two.stream()
+    await two.lose_leg(fork_id, part=LegPart.OUT)
+    await two.clock.advance(LEG_LOSS_GRACE_S)
+    two.connect(fork_id, LegPart.OUT)
+    for _ in range(MAX_NEW_LEGS):
+        await two.lose_relay(fork_id)
+    detail = f"the leg of out was lost 4 times in 10 s, last: {RELAY_DIED}"
+    assert two.last_event[1]["Detail"] == detail
+    assert len(two.forks) == 0
