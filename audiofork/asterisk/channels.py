@@ -79,7 +79,7 @@ class Channels:
         return {one["uniqueid"]: one.get("channel", "") for one in listed if one.get("uniqueid")}
 
     async def is_bridged(self, uniqueid: str) -> bool:
-        """Tell whether the channel is in a bridge."""
+        """Return whether the channel is in a bridge."""
         try:
             answer = await self._ami.list("Status", [("Channel", uniqueid)])
         except AmiActionFailed as exc:

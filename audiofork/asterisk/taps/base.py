@@ -78,7 +78,7 @@ class Tap(Protocol):
         """
 
     def owns(self, name: str, uniqueid: str) -> bool:
-        """Tell whether a channel is a leg of this daemon, of this run or an earlier one.
+        """Return whether a channel is a leg of this daemon, of this run or an earlier one.
 
         Another daemon may share the Asterisk.
         """
@@ -97,12 +97,12 @@ def fork_id_of(leg_id: str) -> str:
 
 
 def is_leg(uniqueid: str) -> bool:
-    """Tell whether a channel is a leg of ours or of another daemon."""
+    """Return whether a channel is a leg of ours or of another daemon."""
     return uniqueid.startswith(LEG_PREFIX)
 
 
 def is_snoop_leg(name: str, uniqueid: str, app: str) -> bool:
-    """Tell whether a channel is a leg by ARI of the daemon that has a Stasis application."""
+    """Return whether a channel is a leg by ARI of the daemon that has a Stasis application."""
     # To match the whole: another daemon's application may be named as ours and some more.
     fork_and_app = leg_name(".{36}", re.escape(app))
     pattern = fork_and_app + "-(in|out)(-[0-9a-f]{8})?"
@@ -110,5 +110,5 @@ def is_snoop_leg(name: str, uniqueid: str, app: str) -> bool:
 
 
 def dials(name: str, addresses: Iterable[Address]) -> bool:
-    """Tell whether a channel is an AudioSocket connection to one of some addresses."""
+    """Return whether a channel is an AudioSocket connection to one of some addresses."""
     return name.startswith(tuple(f"AudioSocket/{one}-" for one in addresses))

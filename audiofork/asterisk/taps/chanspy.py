@@ -64,5 +64,5 @@ class ChanSpyTap:
         return is_leg(uniqueid) and self.dials_us(name)
 
     def dials_us(self, name: str) -> bool:
-        """Tell whether a channel is an AudioSocket connection to this daemon."""
+        """Return whether a channel is an AudioSocket connection to this daemon."""
         return dials(name, self._relay.addresses)
