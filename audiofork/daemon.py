@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING
 from audiofork import config as configuration
 from audiofork import log as logs
 from audiofork.asterisk.ami import Ami
+from audiofork.asterisk.ami_protocol import Event, RequestReceived
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.chanspy import ChanSpyTap
 from audiofork.asterisk.taps.choice import Taps
 from audiofork.asterisk.taps.ways import known_faults
 from audiofork.config import Config
+from audiofork.doors.ami_events import AmiEvents
 from audiofork.doors.ami_front import Front
 from audiofork.doors.control_socket import ControlSocket
+from audiofork.doors.user_event import UserEvents
 from audiofork.errors import AmiError, CannotListen, ConfigError
+from audiofork.forks.counters import Counters
+from audiofork.forks.events import Events
 from audiofork.forks.journal import Journal
 from audiofork.forks.registry import Forks
 from audiofork.link.inline import InlineRelay, check_files
@@ -46,6 +51,7 @@ class Daemon:
     Attributes:
         ready: Set when the AudioSocket server listens and the link to Asterisk is being made.
         forks: The registry.
+        counters: Counts what happens to forks.
         relay: What relays the audio.
     """
 
@@ -53,6 +59,7 @@ class Daemon:
         self._path = path
         self._config = config
         self._stop = asyncio.Event()
+        self.counters = Counters()
         self.ready = asyncio.Event()
         self.relay = _relay_of(config, self._on_report)
         self._journal = Journal(Path(config.daemon.journal) if config.daemon.journal else None)
@@ -63,6 +70,12 @@ class Daemon:
 
     def _on_report(self, report: Report) -> None:
         self.forks.on_report(report)
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, RequestReceived):
+            self._user_events.on_request(event)
+        else:
+            self.forks.on_event(event)
 
     async def run(self) -> None:
         """Serve until told to stop.
@@ -80,19 +93,11 @@ class Daemon:
     async def _start(self) -> None:
         lift_file_limit()
         address = await self.relay.start()
-        self.ami = Ami(self._config.asterisk, lambda event: self.forks.on_event(event), self._up)
+        self.ami = Ami(self._config.asterisk, self._on_event, self._up)
         self._taps = self._build_taps()
-        security = self._config.security
-        self.forks = Forks(
-            self.ami,
-            self._taps,
-            security,
-            self.relay.send,
-            self._journal,
-            waits_for_hold=self._config.asterisk.on_hold == "wait",
-        )
+        self._build_forks()
         await self._open_doors()
-        self.forks.left_behind = await self._journal.open()
+        self.forks.resume_after_login(await self._journal.open())
         loop = asyncio.get_running_loop()
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, self._stop.set)
@@ -104,6 +109,23 @@ class Daemon:
         log.info("listening for Asterisk's audio on %s", address)
         notify("READY=1")
         self.ready.set()
+
+    def _build_forks(self) -> None:
+        """Build the registry, and those that hear of what happens to forks."""
+        events = Events()
+        ami_events = AmiEvents(self.ami)
+        events.subscribe(ami_events.on_event)
+        events.subscribe(self.counters.on_event)
+        self.forks = Forks(
+            self.ami,
+            self._taps,
+            self._config.security,
+            self.relay.send,
+            events.emit,
+            self._journal,
+            waits_for_hold=self._config.asterisk.on_hold == "wait",
+        )
+        self._user_events = UserEvents(self.forks.ask, ami_events)
 
     def _build_taps(self) -> Taps:
         """Build the ways to get legs, and the link to ARI where it is wanted."""
@@ -167,8 +189,10 @@ class Daemon:
         with contextlib.suppress(TimeoutError, AmiError):
             async with asyncio.timeout(SHUTDOWN_TIMEOUT_S):
                 await self.forks.shut_down(keep=self._keep)
+                await self._user_events.finish()
                 await self.ami.log_off()
         await self.relay.close()
+        await self._user_events.close()
         await self.forks.close()
         for task in self._tasks:
             task.cancel()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+MAX_REASON_CHARACTERS = 200
+
 
 def printable(text: str, stand_in: str) -> str:
     """Return a text with `stand_in` for each character that is not printable.
@@ -9,6 +11,11 @@ def printable(text: str, stand_in: str) -> str:
     What is left can neither begin a new line, in a log or in AMI, nor command a terminal.
     """
     return "".join(character if character.isprintable() else stand_in for character in text)
+
+
+def harmless(text: str) -> str:
+    """Return the beginning of a text as it may stand in one line of a log or an AMI header."""
+    return printable(text, "?")[:MAX_REASON_CHARACTERS]
 
 
 def why(exc: BaseException) -> str:

@@ -24,11 +24,14 @@ from audiofork.asterisk.taps.choice import Choice
 from audiofork.asterisk.taps.ways import Connects, Way, Wish
 from audiofork.asterisk.versions import Version
 from audiofork.config import AsteriskConfig, SecurityConfig
+from audiofork.doors.ami_events import AmiEvents
+from audiofork.doors.user_event import UserEvents
 from audiofork.errors import AmiActionFailed, AmiError, AriError, AriUnavailable
 from audiofork.forks import fork as fork_module
-from audiofork.forks import registry as forks_module
+from audiofork.forks.counters import Counters
+from audiofork.forks.events import DomainEvent, Events
 from audiofork.forks.journal import Entry
-from audiofork.forks.legs import LEAVE_TIMEOUT_S
+from audiofork.forks.leaving import LEAVE_TIMEOUT_S
 from audiofork.forks.registry import Forks
 from audiofork.forks.requests import parse_request
 from audiofork.link.messages import (
@@ -460,7 +463,7 @@ class FakeTap:
     name = "chanspy"
 
     def __init__(self) -> None:
-        self.ends_unborn = ""
+        self.early_hangup_detail = ""
         self.orders: list[LegOrder] = []
         self.fault: Exception | None = None
         self.gate: asyncio.Event | None = None
@@ -565,6 +568,7 @@ class Rig:
     """A registry between an Asterisk, a tap and a relay that are all the test's.
 
     Attributes:
+        events: What the registry has emitted; `counters`: what is counted of it.
         legs_stay: Asterisk keeps the legs of forks that end, for their channels have no media.
     """
 
@@ -580,7 +584,16 @@ class Rig:
         self.stats: dict[str, ForkStats] | None = {}  # its answer to TakeStats, if any
         self.legs_stay = False
         self.journal = FakeJournal()
-        self.forks = Forks(self.ami, self.taps, SecurityConfig(), self._send, self.journal)  # type: ignore[arg-type]
+        self.events: list[DomainEvent] = []
+        self.counters = Counters()
+        ami_events = AmiEvents(self.ami)  # type: ignore[arg-type]
+        hub = Events()
+        for subscriber in (self.events.append, self.counters.on_event, ami_events.on_event):
+            hub.subscribe(subscriber)
+        self.forks = Forks(
+            *(self.ami, self.taps, SecurityConfig(), self._send, hub.emit, self.journal)  # type: ignore[arg-type]
+        )
+        self.user_events = UserEvents(self.forks.ask, ami_events)
 
     def _send(self, command: Command) -> None:
         if isinstance(command, TakeStats):
@@ -600,7 +613,7 @@ class Rig:
             assert command.fork_id in self.live, "the relay does not know it"
 
     async def request(self, **fields: str) -> None:
-        self.forks.on_event(RequestReceived(fields))
+        self.user_events.on_request(RequestReceived(fields))
         await self.clock.settle()
 
     async def start(self, **fields: str) -> str:
@@ -680,9 +693,19 @@ class Rig:
         await self.ended(command.fork_id, command.reason, command.detail)
         return command
 
+    async def stop(self, *, keep: bool = False) -> None:
+        """Stop as the daemon does, up to the link to Asterisk."""
+        await self.forks.shut_down(keep=keep)
+        await self.user_events.finish()
+
+    async def close(self) -> None:
+        """Give up what is still under way, as the daemon does."""
+        await self.user_events.close()
+        await self.forks.close()
+
     async def shut_down(self) -> None:
         """Shut the registry down, which has no forks and so must not wait."""
-        shutdown = asyncio.create_task(self.forks.shut_down())
+        shutdown = asyncio.create_task(self.stop())
         await self.clock.settle()
         done = shutdown.done()
         shutdown.cancel()
@@ -726,7 +749,6 @@ async def rig(
 ) -> AsyncIterator[Rig]:
     """The rig; after the test nothing may be left in the registry, no task and no timer."""
     feigned = types.SimpleNamespace(monotonic=clock, time=lambda: WALL_CLOCK_AHEAD_S + clock())
-    monkeypatch.setattr(forks_module, "time", feigned)
     monkeypatch.setattr(fork_module, "time", feigned)
     rig = Rig(clock)
     yield rig
@@ -735,7 +757,7 @@ async def rig(
         assert [record for record in caplog.get_records("call") if record.exc_info] == []
         await check_nothing_is_left(rig)
     finally:
-        closing = asyncio.create_task(rig.forks.close())
+        closing = asyncio.create_task(rig.close())
         await rig.until(closing.done)
 
 
@@ -746,9 +768,10 @@ async def check_nothing_is_left(rig: Rig) -> None:
     assert len(rig.forks) == 0
     await rig.clock.advance(LEAVE_TIMEOUT_S)  # legs that nobody told of are looked for then
     assert not rig.forks._tasks
-    assert not rig.forks._by_channel
-    assert not rig.forks._stats
-    assert not rig.forks._legs.leaving
+    assert not rig.user_events._tasks
+    assert not rig.forks._table.uniqueids
+    assert not rig.forks._statistics
+    assert not rig.forks._leaving.ids
     assert not rig.journal.entries
     assert asyncio.all_tasks() == {asyncio.current_task()}
     sent, told = list(rig.sent), list(rig.ami.told)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from audiofork.asterisk.ami import Ami
 from audiofork.config import SAMPLE_RATES
 from audiofork.errors import AmiActionFailed, NoSuchChannel
-from audiofork.forks.requests import Target
 
 NO_SUCH_CHANNEL = str(NoSuchChannel())  # Asterisk's words as well as ours
 
@@ -36,6 +36,14 @@ def _names(formats: str) -> list[str]:
 def _rate_of(name: str) -> int:
     """Return the sample rate in Hz of a format."""
     return _WIDE_FORMATS.get(name) or _SLIN_RATES.get(name, 8000)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A channel as a request names it; a uniqueid goes before a name."""
+
+    channel: str = ""
+    uniqueid: str = ""
 
 
 class Channels:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from dataclasses import dataclass, field
 
+from audiofork.asterisk.channels import Target
 from audiofork.asterisk.taps.base import Tap
 from audiofork.asterisk.taps.choice import Choice
 from audiofork.asterisk.taps.ways import Way, Wish
 from audiofork.errors import RequestRefused
+from audiofork.forks.events import ForkInfo
 from audiofork.forks.journal import Entry
-from audiofork.forks.lifecycle import ForkEvent, ForkState, next_state
+from audiofork.forks.lifecycle import Away, ForkEvent, ForkState, next_state
 from audiofork.forks.options import Options, parse_options
 from audiofork.forks.post_process.template import PostProcess, prepare
-from audiofork.forks.requests import StartFork, Target
+from audiofork.forks.requests import StartFork
 from audiofork.link.messages import Direction, EndReason, ForkSpec, ForkStats, LegPart
 from audiofork.log import ForkLog
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -45,61 +50,104 @@ class Leg:
     def __str__(self) -> str:
         return f"the leg of {self.part}" if self.part in (LegPart.IN, LegPart.OUT) else "the leg"
 
+    def cancel_timer(self) -> None:
+        """Give it all the time it takes to connect."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """The channel that a fork copies: as the request names it, then as Asterisk does.
+
+    Attributes:
+        asterisk_started: Names the run of Asterisk that has the channel; empty: not known.
+        bridged: Whether the channel is in a bridge; None while that is not known.
+        values: What the post-process command gets, by variable.
+        hangup_seen: Whether Asterisk has told that the channel is hung up.
+        hangup_timer: Ends the fork a moment later.
+    """
+
+    channel: str
+    uniqueid: str
+    asterisk_started: str = ""
+    bridged: bool | None = None
+    values: dict[str, str] = field(default_factory=dict)
+    hangup_seen: bool = False
+    hangup_timer: asyncio.TimerHandle | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Progress:
+    """How far a fork is.
+
+    Attributes:
+        started: When it was requested, by the monotonic clock.
+        away: What is missing at the moment.
+        relay_away: Whether no relay process has it at the moment.
+        relays_lost: How many relay processes have died with it.
+        end_asked: Why the relay was told to end it, or will be; None: it was not.
+        kept: Whether the next run of the daemon shall resume it.
+        looked_up: Set when its channel is known, or it is refused.
+        chosen: Set when its legs are chosen, or it is refused.
+    """
+
+    started: float = field(default_factory=lambda: time.monotonic())
+    state: ForkState = ForkState.REQUESTED
+    away: set[Away] = field(default_factory=set)
+    relay_away: bool = False
+    relays_lost: int = 0
+    end_asked: EndReason | None = None
+    kept: bool = False
+    looked_up: asyncio.Event = field(default_factory=asyncio.Event)
+    chosen: asyncio.Event = field(default_factory=asyncio.Event)
+
 
 @dataclass(slots=True, eq=False)
 class Fork:
     """One fork, from its request to its end.
 
+    Owned by the registry, whose parts change it by its methods.
+
     Attributes:
-        url: Where the audio goes; differs from the request's with option T.
-        started: When it was requested, by the monotonic clock; `started_at`: in seconds since 1970.
-        asterisk_started: Names the run of Asterisk that has the channel.
+        action_id: Of the request that its events answer.
+        started_at: When it was requested, in seconds since 1970.
+        from_earlier_run: Whether an earlier run of the daemon started it.
         choice: Where its legs come from, and at which sample rate; None while that is open.
         legs: By what they bring.
-        missing: What is away: "server", and the parts whose legs are.
-        relay_away: No relay process has it at the moment.
-        relays_lost: How often the relay process that had it has died.
-        taken_up: An earlier run of the daemon has started it.
-        kept: It shall be taken up by the next run.
-        bridged: Whether the channel is in a bridge; None while that is not known.
-        looked_up: Set when the request is granted or refused.
-        chosen: Set when its legs are chosen, or it is refused.
     """
 
     id: str
     request: StartFork
-    channel: str
-    uniqueid: str
-    url: str
-    log: ForkLog
-    started: float
+    call: Call
     action_id: str
     started_at: float
-    asterisk_started: str = ""
-    choice: Choice | None = None
-    legs: dict[LegPart, Leg] = field(default_factory=dict)
-    missing: set[str] = field(default_factory=set)
-    relay_away: bool = False
-    relays_lost: int = 0
-    taken_up: bool = False
-    kept: bool = False
-    state: ForkState = ForkState.REQUESTED
-    hangup_seen: bool = False
-    bridged: bool | None = None
+    log: ForkLog
+    post_process: PostProcess | None = None
+    from_earlier_run: bool = False
+    progress: Progress = field(default_factory=Progress)
     mute_in: bool = False
     mute_out: bool = False
-    end_asked: EndReason | None = None
-    post_process: PostProcess | None = None
-    values: dict[str, str] = field(default_factory=dict)
-    timers: list[asyncio.TimerHandle] = field(default_factory=list)
-    looked_up: asyncio.Event = field(default_factory=asyncio.Event)
-    chosen: asyncio.Event = field(default_factory=asyncio.Event)
+    choice: Choice | None = None
+    legs: dict[LegPart, Leg] = field(default_factory=dict)
 
-    def apply(self, event: ForkEvent) -> None:
-        """Move on; the only place where the state changes."""
-        following = next_state(self.state, event)
-        self.log.debug("= %s -> %s", self.state.name, following.name)
-        self.state = following
+    # --- What it is ---
+
+    @property
+    def channel(self) -> str:
+        """The name of its channel."""
+        return self.call.channel
+
+    @property
+    def uniqueid(self) -> str:
+        """The uniqueid of its channel."""
+        return self.call.uniqueid
+
+    @property
+    def url(self) -> str:
+        """Where the audio goes; differs from the request's with option T."""
+        return effective_url(self.request)
 
     @property
     def tap(self) -> Tap:
@@ -121,7 +169,146 @@ class Fork:
     @property
     def age_s(self) -> float:
         """Seconds since the request."""
-        return time.monotonic() - self.started
+        return time.monotonic() - self.progress.started
+
+    @property
+    def info(self) -> ForkInfo:
+        """What events tell of it."""
+        return ForkInfo(
+            self.id,
+            self.channel,
+            self.uniqueid,
+            self.url,
+            self.action_id,
+            self.sample_rate,
+            self.from_earlier_run,
+        )
+
+    # --- How it goes on ---
+
+    @property
+    def state(self) -> ForkState:
+        """Where it stands."""
+        return self.progress.state
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether its end was asked for, or its channel has gone."""
+        return self.progress.end_asked is not None or self.call.hangup_seen
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is away."""
+        return not self.progress.away
+
+    def apply(self, event: ForkEvent) -> None:
+        """Move on; the only place where the state changes."""
+        following = next_state(self.state, event)
+        self.log.debug("= %s -> %s", self.state.name, following.name)
+        self.progress.state = following
+
+    def found(self, channel: str, uniqueid: str, asterisk_started: str) -> None:
+        """Note what Asterisk calls its channel."""
+        self.call.channel, self.call.uniqueid = channel, uniqueid
+        self.call.asterisk_started = asterisk_started
+        self.log = ForkLog(log, self.id, channel)
+
+    def settle(self, choice: Choice) -> None:
+        """Note where its legs come from, and so what they bring."""
+        self.choice = choice
+        parts = choice.way.parts[self.request.options.direction]
+        self.legs = {part: Leg(part) for part in parts}
+        self.progress.chosen.set()
+
+    def mute(self, mute_in: bool, mute_out: bool) -> None:
+        """Note which of its sides are silenced."""
+        self.mute_in, self.mute_out = mute_in, mute_out
+        self.log.info("muted: %s", muted_sides(self) or "nothing")
+
+    def first_frame(self) -> None:
+        """Note that audio flows."""
+        self.progress.away.discard(Away.SERVER)
+        self.apply(ForkEvent.FIRST_FRAME)
+        if self.progress.away:
+            self.apply(ForkEvent.LOST)
+
+    def lost(self, *what: Away) -> bool:
+        """Note what is away; return whether audio had flowed."""
+        was_streaming = self.state is not ForkState.ATTACHING
+        self.progress.away.update(what)
+        self.apply(ForkEvent.LOST)
+        return was_streaming
+
+    def back(self, what: Away) -> bool:
+        """Note that it is back; return whether that is news, since audio had flowed."""
+        self.progress.away.discard(what)
+        was_streaming = self.state is ForkState.RECONNECTING
+        if was_streaming and self.is_whole:
+            self.apply(ForkEvent.BACK)
+        return was_streaming
+
+    def live_legs(self) -> list[Leg]:
+        """Return its legs that Asterisk was asked for and that have not ended."""
+        return [leg for leg in self.legs.values() if leg.id and not leg.gone]
+
+    def cancel_timers(self) -> None:
+        """Wait for nothing any more."""
+        if self.call.hangup_timer is not None:
+            self.call.hangup_timer.cancel()
+        for leg in self.legs.values():
+            leg.cancel_timer()
+
+
+def new_fork(request: StartFork) -> Fork:
+    """Return the fork of a request.
+
+    Raises:
+        RequestRefused: Its post-process command cannot be run.
+    """
+    target = request.target
+    fork_id = str(uuid.uuid4())
+    return Fork(
+        id=fork_id,
+        request=request,
+        call=Call(target.channel, target.uniqueid),
+        action_id=request.action_id,
+        started_at=time.time(),
+        log=ForkLog(log, fork_id, target.channel or target.uniqueid),
+        post_process=prepare(request.post_process) if request.post_process else None,
+    )
+
+
+def restored(entry: Entry) -> tuple[Fork, str]:
+    """Return the fork of an entry, and why its request would be refused today, if it would."""
+    options, post_process, why = Options(), None, ""
+    try:
+        options = parse_options(entry.options)
+        post_process = prepare(entry.post_process) if entry.post_process else None
+    except RequestRefused as exc:
+        why = str(exc)
+    fork = Fork(
+        id=entry.fork_id,
+        request=StartFork(
+            target=Target(entry.channel, entry.uniqueid),
+            url=entry.url,
+            options=options,
+            post_process=entry.post_process,
+            action_id=entry.action_id,
+            options_text=entry.options,
+        ),
+        call=Call(entry.channel, entry.uniqueid, entry.asterisk_started, values=entry.values),
+        action_id=entry.action_id,
+        started_at=entry.started,
+        log=ForkLog(log, entry.fork_id, entry.channel),
+        post_process=post_process,
+        from_earlier_run=True,
+        progress=Progress(time.monotonic() - max(0.0, time.time() - entry.started)),
+        mute_in=entry.mute_in,
+        mute_out=entry.mute_out,
+    )
+    fork.progress.looked_up.set()
+    fork.progress.chosen.set()
+    return fork, why
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +359,7 @@ def spec_of(fork: Fork) -> ForkSpec:
         gain_in=options.gain_in,
         gain_out=options.gain_out,
         keep_time=needs_silence(fork),
-        gate_open=not options.bridged_only or bool(fork.bridged),
+        gate_open=not options.bridged_only or bool(fork.call.bridged),
         beeps=options.beeps,
         tls=options.tls,
         reconnect_interval_s=options.reconnect_interval_s,
@@ -182,7 +369,7 @@ def spec_of(fork: Fork) -> ForkSpec:
 
 
 def needs_silence(fork: Fork) -> bool:
-    """Tell whether the relay has to put silence where the leg brings nothing.
+    """Return whether the relay has to put silence where the leg brings nothing.
 
     All directions but `in` are promised to keep time; for that it is an option.
     """
@@ -219,50 +406,12 @@ def entry_of(fork: Fork) -> Entry:
         options=request.options_text,
         post_process=request.post_process,
         action_id=fork.action_id,
-        values=fork.values,
+        values=fork.call.values,
         mute_in=fork.mute_in,
         mute_out=fork.mute_out,
         started=fork.started_at,
-        asterisk_started=fork.asterisk_started,
+        asterisk_started=fork.call.asterisk_started,
     )
-
-
-def restored(entry: Entry, logger: logging.Logger) -> tuple[Fork, str]:
-    """Return the fork of an entry, and why its request would be refused today, if it would."""
-    options, post_process, why = Options(), None, ""
-    try:
-        options = parse_options(entry.options)
-        post_process = prepare(entry.post_process) if entry.post_process else None
-    except RequestRefused as exc:
-        why = str(exc)
-    request = StartFork(
-        target=Target(entry.channel, entry.uniqueid),
-        url=entry.url,
-        options=options,
-        post_process=entry.post_process,
-        action_id=entry.action_id,
-        options_text=entry.options,
-    )
-    fork = Fork(
-        id=entry.fork_id,
-        request=request,
-        channel=entry.channel,
-        uniqueid=entry.uniqueid,
-        url=effective_url(request),
-        log=ForkLog(logger, entry.fork_id, entry.channel),
-        started=time.monotonic() - max(0.0, time.time() - entry.started),
-        action_id=entry.action_id,
-        started_at=entry.started,
-        asterisk_started=entry.asterisk_started,
-        taken_up=True,
-        mute_in=entry.mute_in,
-        mute_out=entry.mute_out,
-        post_process=post_process,
-        values=entry.values,
-    )
-    fork.looked_up.set()
-    fork.chosen.set()
-    return fork, why
 
 
 def muted_sides(fork: Fork) -> str:

@@ -13,9 +13,13 @@ class Holds:
     """Owned by the registry of forks, which passes on what Asterisk tells.
 
     A hold that began before the daemon's link to Asterisk is not known: nobody can be asked for it.
+
+    Attributes:
+        waits: Whether the legs of a fork in a call on hold wait for its end ([asterisk] on_hold).
     """
 
-    def __init__(self, channels: Channels) -> None:
+    def __init__(self, channels: Channels, *, waits: bool = False) -> None:
+        self.waits = waits
         self._channels = channels
         self._holders: dict[str, str] = {}  # names of channels whose party holds, by uniqueid
         self._changed = asyncio.Event()
@@ -42,8 +46,12 @@ class Holds:
         self._changed.set()
         self._changed = asyncio.Event()
 
+    async def delay(self, uniqueid: str) -> bool:
+        """Return whether legs for a channel have to wait until it is not on hold any more."""
+        return self.waits and await self.concern(uniqueid)
+
     async def concern(self, uniqueid: str) -> bool:
-        """Tell whether a channel, or one that it is bridged with, is of a party that holds."""
+        """Return whether a channel, or one that it is bridged with, is of a party that holds."""
         if not self._holders:  # nearly always: nothing is asked
             return False
         if uniqueid in self._holders:

@@ -1,4 +1,4 @@
-"""The journal: the forks that run, on disk, so that the next start can take them up.
+"""The journal: the forks that run, on disk, so that the next start can resume them.
 
 SQLite in WAL mode, held by one process alone. What was written survives the death of the daemon,
 SIGKILL too. The last of it may be lost when the machine dies, but then no call is left either.
@@ -208,7 +208,9 @@ class _Writer(threading.Thread):
         """Put the file aside and write another."""
         self._close()
         aside = self._path.with_name(self._path.name + ".damaged")
-        log.warning("the journal %s cannot be used (%s): now %s", self._path, why, aside.name)
+        log.warning(
+            "the journal %s cannot be used (%s); moved aside as %s", self._path, why, aside.name
+        )
         try:
             _put_aside(self._path, aside)
             self._file = _File(self._path)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
-from collections.abc import Callable, Container, Coroutine, Iterable
-from typing import Any, Protocol
 
-from audiofork.asterisk.ami_events import harmless
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.base import LegOrder
 from audiofork.errors import (
@@ -18,11 +14,16 @@ from audiofork.errors import (
     LegRefused,
     LegUncertain,
     NoSuchChannel,
-    RequestRefused,
 )
+from audiofork.forks.ending import End
+from audiofork.forks.events import Emit, Reconnecting, Resumed
 from audiofork.forks.fork import Fork, Leg
-from audiofork.forks.lifecycle import ForkState
+from audiofork.forks.holds import Holds
+from audiofork.forks.leaving import LeavingLegs
+from audiofork.forks.lifecycle import Away, ForkState
+from audiofork.forks.tasks import Spawn
 from audiofork.link.messages import EndReason, LegLost, LegPart, ReopenLeg, SendCommand
+from audiofork.text import harmless
 
 # How long after a leg's end the news of its channel's hangup may come.
 LEG_LOSS_GRACE_S = 0.15
@@ -32,32 +33,7 @@ MAX_NEW_LEGS = 3
 NEW_LEGS_WINDOW_S = 10.0
 SHUTTING_DOWN = "Asterisk is shutting down"  # Asterisk's words (main/manager.c)
 CANNOT_ASK = "the leg was lost, and Asterisk cannot be asked"
-# A leg that was hung up is gone within 25 ms, but one whose channel has no media cannot go before
-# that has some (asterisk#978). More than so many for one channel are not left there.
-LEAVE_TIMEOUT_S = 1.0
-MAX_LEGS_LEFT = 2
 ASTERISK_AWAY_S = 5.0  # so long a fork without a leg waits to ask Asterisk about its channel
-
-Spawn = Callable[[Coroutine[Any, Any, None]], None]
-
-
-class Registry(Protocol):
-    """What the registry of forks does about what becomes of legs."""
-
-    async def is_held(self, fork: Fork) -> bool:
-        """Tell whether a fork's legs have to wait, since its call is on hold."""
-
-    async def wait_for_hold(self, fork: Fork) -> None:
-        """Return when they need not wait (any more)."""
-
-    def end(self, fork: Fork, reason: EndReason, detail: str = "") -> None:
-        """End the fork."""
-
-    def on_leg_away(self, fork: Fork, part: LegPart, attempt: int, why: str) -> None:
-        """Hear that a leg was lost, and that another is asked for."""
-
-    def on_leg_back(self, fork: Fork, leg: Leg, gap_s: float) -> None:
-        """Hear that it is there, and for how long there was none."""
 
 
 class Legs:
@@ -65,115 +41,40 @@ class Legs:
 
     Args:
         channels: What Asterisk is asked.
+        holds: Tells whether the legs of a fork have to wait.
+        leaving: Watches those that are not wanted any more.
         send: Commands the relay.
-        registry: Hears what becomes of legs.
+        emit: Takes what happens.
+        end: Ends a fork.
         spawn: Runs what has to wait.
     """
 
     def __init__(
-        self, channels: Channels, send: SendCommand, registry: Registry, spawn: Spawn
+        self,
+        channels: Channels,
+        holds: Holds,
+        leaving: LeavingLegs,
+        send: SendCommand,
+        emit: Emit,
+        end: End,
+        spawn: Spawn,
     ) -> None:
         self._channels = channels
+        self._holds = holds
+        self._leaving = leaving
         self._send = send
-        self._registry = registry
+        self._emit = emit
+        self._end = end
         self._spawn = spawn
-        self._in_line = asyncio.Event()  # the registry with Asterisk; another for each login
-        # Legs of ended forks that Asterisk still has: when each was hung up, by uniqueid of the
-        # channel that they listen to, and by id.
-        self._leaving: dict[str, dict[str, float]] = {}
-        self._left = asyncio.Event()  # one of them is gone; another for each
+        # Set once the registry is reconciled after a login; replaced at the next.
+        self._synced = asyncio.Event()
 
-    def on_link_in_line(self) -> None:
-        """Hear that Asterisk can be asked, and that its restart would be known."""
-        self._in_line.set()
-        self._in_line = asyncio.Event()
-
-    # --- Those that were hung up ---
-
-    @property
-    def left_behind(self) -> int:
-        """How many legs of ended forks cannot end yet: their channels have no media."""
-        latest = asyncio.get_running_loop().time() - LEAVE_TIMEOUT_S
-        return sum(at <= latest for legs in self._leaving.values() for at in legs.values())
-
-    @property
-    def leaving(self) -> list[str]:
-        """The ids of the legs of ended forks that Asterisk still has."""
-        return [leg_id for legs in self._leaving.values() for leg_id in legs]
-
-    def on_fork_ended(self, fork: Fork) -> None:
-        """Hear that the relay has hung up all legs of a fork; see whether they go."""
-        self._leave(fork, [leg for leg in fork.legs.values() if leg.id and not leg.gone])
-
-    def _leave(self, fork: Fork, legs: Iterable[Leg]) -> None:
-        """Watch legs that nobody wants any more, also those that have yet to connect."""
-        now = asyncio.get_running_loop().time()
-        there = {leg.id: now for leg in legs}
-        if there and not fork.hangup_seen:
-            self._leaving.setdefault(fork.uniqueid, {}).update(there)
-            loop = asyncio.get_running_loop()
-            loop.call_later(LEAVE_TIMEOUT_S, self._on_leave_timeout, fork, set(there))
-
-    def _on_leave_timeout(self, fork: Fork, leg_ids: set[str]) -> None:
-        if leg_ids & self._leaving.get(fork.uniqueid, {}).keys():
-            self._spawn(self._tell_left(fork, leg_ids))
-
-    async def _tell_left(self, fork: Fork, leg_ids: set[str]) -> None:
-        with contextlib.suppress(AmiError):  # the next login will tell
-            self.keep_leaving(await self._channels.present())
-        left = leg_ids & self._leaving.get(fork.uniqueid, {}).keys()
-        if left:
-            fork.log.warning(
-                "%d legs stay in Asterisk until their channel has media or ends (asterisk#978)",
-                len(left),
-            )
-
-    def on_gone(self, uniqueid: str) -> None:
-        """Hear that a channel does not exist any more: a leg's, or one that legs listened to."""
-        self._leaving.pop(uniqueid, None)
-        for target, legs in list(self._leaving.items()):
-            if legs.pop(uniqueid, None) is not None and not legs:
-                del self._leaving[target]
-        self._left.set()
-        self._left = asyncio.Event()
-
-    def keep_leaving(self, present: Container[str]) -> None:
-        """Forget the leaving legs that are not among the channels there are."""
-        for leg_id in self.leaving:
-            if leg_id not in present:
-                self.on_gone(leg_id)
-
-    async def wait_for_room(self, fork: Fork) -> None:
-        """Return when no more than MAX_LEGS_LEFT legs could be left to a fork's channel.
-
-        Raises:
-            RequestRefused: Those that are leaving do not go.
-        """
-        if self._has_room(fork):
-            return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LEAVE_TIMEOUT_S):
-                while not self._has_room(fork):
-                    await self._left.wait()
-        # The news of their end may be held back by a filter. (Asterisk answers for no channel that
-        # is being hung up, but lists it.)
-        self.keep_leaving(await self._channels.present())
-        if not self._has_room(fork):
-            raise RequestRefused(
-                f"{len(self._leaving[fork.uniqueid])} legs of earlier forks of the channel cannot "
-                "end before it has media (asterisk#978), and no more are left there"
-            )
-
-    def _has_room(self, fork: Fork) -> bool:
-        leaving = len(self._leaving.get(fork.uniqueid, ()))
-        return not leaving or leaving + len(fork.legs) <= MAX_LEGS_LEFT
+    def on_synced(self) -> None:
+        """Let those go on that wait for the link: a restart of Asterisk would be known by now."""
+        self._synced.set()
+        self._synced = asyncio.Event()
 
     # --- To ask for them ---
-
-    def prepare(self, fork: Fork) -> None:
-        """Settle what the fork's legs bring."""
-        parts = fork.way.parts[fork.request.options.direction]
-        fork.legs = {part: Leg(part) for part in parts}
 
     def order(self, fork: Fork, *, anew: bool) -> None:
         """Ask for all legs of a fork; `anew`: there have been some."""
@@ -183,37 +84,21 @@ class Legs:
 
     def _ask(self, fork: Fork, leg: Leg, *, anew: bool) -> None:
         if leg.id and not leg.gone:
-            self._leave(fork, [leg])
+            self._leaving.watch(fork, [leg])
         leg.id = fork.tap.name_leg(fork.id, leg.part, anew=anew)
         leg.attached = leg.gone = False
         self._spawn(self._start(fork, leg, leg.id))
 
     def hang_up(self, fork: Fork) -> None:
         """Have Asterisk hang up a fork's legs, whose relay process cannot any more."""
-        for leg in fork.legs.values():
-            if leg.id and not leg.gone:
-                self._channels.hang_up(leg.id)
+        for leg in fork.live_legs():
+            self._channels.hang_up(leg.id)
 
     async def _start(self, fork: Fork, leg: Leg, leg_id: str) -> None:
-        options = fork.request.options
-        order = LegOrder(
-            leg_id=leg_id,
-            fork_id=fork.id,
-            part=leg.part,
-            uniqueid=fork.uniqueid,
-            connects=fork.way.connects,
-            sample_rate=fork.sample_rate,
-            # The first one speaks for all.
-            speaks=options.beeps.any and leg.part is next(iter(fork.legs)),
-        )
-        if await self._registry.is_held(fork):
-            self._cancel_timer(leg)  # for so long none is late
-            await self._registry.wait_for_hold(fork)
-            if leg.id != leg_id or fork.end_asked is not None or fork.hangup_seen:
-                return
-            self._give_time(fork, leg, f"{leg} did not connect")
+        if not await self._wait_for_hold(fork, leg, leg_id):
+            return
         try:
-            await fork.tap.start(order)
+            await fork.tap.start(_order_of(fork, leg, leg_id))
         except NoSuchChannel:
             if leg.id == leg_id:
                 await self._on_target_gone(fork)
@@ -224,29 +109,31 @@ class Legs:
             # Asterisk may have heard it all the same: the leg comes in time or it does not.
             fork.log.warning("asked for a leg, but: %s", exc)
 
+    async def _wait_for_hold(self, fork: Fork, leg: Leg, leg_id: str) -> bool:
+        """Return when a leg can be asked for; whether it is still wanted."""
+        if not await self._holds.delay(fork.uniqueid):
+            return True
+        leg.cancel_timer()  # for so long none is late
+        fork.log.info("on hold: its legs are asked for when that is over ([asterisk] on_hold)")
+        await self._holds.wait_over(fork.uniqueid)
+        if leg.id != leg_id or fork.is_ending:
+            return False
+        self._give_time(fork, leg, f"{leg} did not connect")
+        return True
+
     async def _on_target_gone(self, fork: Fork) -> None:
-        if not fork.hangup_seen:  # the news of its hangup may be under way
+        if not fork.call.hangup_seen:  # the news of its hangup may be under way
             await asyncio.sleep(LEG_LOSS_GRACE_S)
         legs = fork.legs.values()
         had_one = any(leg.attached or leg.lost_at is not None for leg in legs)
-        was_there = fork.hangup_seen or fork.taken_up or had_one
-        self._registry.end(fork, EndReason.HANGUP if was_there else EndReason.NO_SUCH_CHANNEL)
+        was_there = fork.call.hangup_seen or fork.from_earlier_run or had_one
+        self._end(fork, EndReason.HANGUP if was_there else EndReason.NO_SUCH_CHANNEL)
 
     def _give_time(self, fork: Fork, leg: Leg, detail: str) -> None:
         """End the fork if the leg does not come in time."""
-        self._cancel_timer(leg)
-        end = functools.partial(self._registry.end, fork, EndReason.LEG_FAILED, detail)
+        leg.cancel_timer()
+        end = functools.partial(self._end, fork, EndReason.LEG_FAILED, detail)
         leg.timer = asyncio.get_running_loop().call_later(LEG_TIMEOUT_S, end)
-
-    def _cancel_timer(self, leg: Leg) -> None:
-        if leg.timer is not None:
-            leg.timer.cancel()
-            leg.timer = None
-
-    def forget(self, fork: Fork) -> None:
-        """Wait for no leg of a fork any more."""
-        for leg in fork.legs.values():
-            self._cancel_timer(leg)
 
     # --- What becomes of them ---
 
@@ -254,11 +141,18 @@ class Legs:
         """Hear that a leg has connected."""
         leg = fork.legs[part]
         leg.attached = True
-        self._cancel_timer(leg)
+        leg.cancel_timer()
         if leg.lost_at is not None:
             gap_s = asyncio.get_running_loop().time() - leg.lost_at
             leg.lost_at = None
-            self._registry.on_leg_back(fork, leg, gap_s)
+            self._on_back(fork, leg, gap_s)
+
+    def _on_back(self, fork: Fork, leg: Leg, gap_s: float) -> None:
+        gap_ms = round(gap_s * 1000)
+        fork.log.info("%s is back after %d ms", leg, gap_ms)
+        what = Away(leg.part)
+        if fork.back(what):
+            self._emit(Resumed(fork.info, what, gap_ms=gap_ms, is_streaming=fork.is_whole))
 
     def on_lost(self, fork: Fork, report: LegLost) -> None:
         """Hear that Asterisk closed a leg."""
@@ -276,23 +170,23 @@ class Legs:
         for leg in fork.legs.values():
             if leg.id == leg_id:
                 leg.gone |= is_gone
-            if leg.id == leg_id and fork.tap.ends_unborn and not leg.attached:
-                self._spawn(self._on_unborn(fork, leg, leg_id))
+            if leg.id == leg_id and fork.tap.early_hangup_detail and not leg.attached:
+                self._spawn(self._on_early_hangup(fork, leg, leg_id))
 
-    async def _on_unborn(self, fork: Fork, leg: Leg, leg_id: str) -> None:
+    async def _on_early_hangup(self, fork: Fork, leg: Leg, leg_id: str) -> None:
         """Tell a leg that never connected from one that ended with its target."""
         end = await self._end_of(fork, 1)
         if end is not None:
-            self._registry.end(fork, *end)
+            self._end(fork, *end)
         elif leg.id == leg_id and not leg.attached:
-            self._on_failed(fork, leg, fork.tap.ends_unborn)
+            self._on_failed(fork, leg, fork.tap.early_hangup_detail)
 
     def _on_failed(self, fork: Fork, leg: Leg, why: str) -> None:
         """Hear that a leg does not come about."""
-        if fork.relay_away:
+        if fork.progress.relay_away:
             return  # all legs are ordered anew with a relay process
         if leg.lost_at is None:
-            self._registry.end(fork, EndReason.LEG_FAILED, why)
+            self._end(fork, EndReason.LEG_FAILED, why)
         else:
             self._spawn(self._on_loss(fork, leg, why, 1))
 
@@ -303,11 +197,11 @@ class Legs:
         leg_id = leg.id
         end = await self._end_of(fork, frames_in)
         if end is not None:
-            self._registry.end(fork, *end)
-        elif fork.end_asked is None and fork.state is not ForkState.ENDED:
+            self._end(fork, *end)
+        elif fork.progress.end_asked is None and fork.state is not ForkState.ENDED:
             # Else the relay has died since, and all legs are ordered anew with another process; one
             # that is asked for before finds nobody, and would soon have used up the attempts.
-            if leg.id == leg_id and not fork.relay_away:
+            if leg.id == leg_id and not fork.progress.relay_away:
                 self._replace(fork, leg, why)
 
     async def _end_of(self, fork: Fork, frames_in: int) -> tuple[EndReason, str] | None:
@@ -317,33 +211,33 @@ class Legs:
             await asyncio.sleep(LEG_LOSS_GRACE_S)
             await self._check_alive(fork)
         except NoSuchChannel:
-            if not frames_in and not fork.hangup_seen:
+            if not frames_in and not fork.call.hangup_seen:
                 await asyncio.sleep(LEG_LOSS_GRACE_S)  # the news of its hangup may be under way
-            never_there = not (frames_in or fork.hangup_seen or fork.taken_up)
+            never_there = not (frames_in or fork.call.hangup_seen or fork.from_earlier_run)
             return (EndReason.NO_SUCH_CHANNEL if never_there else EndReason.HANGUP), ""
         except AmiError as exc:
             # It hangs up all channels then, and refuses to speak of them before it says so.
             if isinstance(exc, AmiActionFailed) and exc.message == SHUTTING_DOWN:
                 return EndReason.HANGUP, SHUTTING_DOWN
-            if not fork.hangup_seen:
+            if not fork.call.hangup_seen:
                 return EndReason.LEG_FAILED, f"{CANNOT_ASK}: {exc}"
-        return (EndReason.HANGUP, "") if fork.hangup_seen else None
+        return (EndReason.HANGUP, "") if fork.call.hangup_seen else None
 
     async def _check_alive(self, fork: Fork) -> None:
         """Return if the channel lives; if the link to Asterisk is away, wait for it.
 
         Raises: as `Channels.check_alive`.
         """
-        in_line = self._in_line
+        synced = self._synced
         try:
             await self._channels.check_alive(fork.uniqueid)
         except AmiUnavailable as exc:
-            if fork.hangup_seen:
+            if fork.call.hangup_seen:
                 raise
             # Not just for the link: what is made of a restart must come first.
             try:
                 async with asyncio.timeout(ASTERISK_AWAY_S):
-                    await in_line.wait()
+                    await synced.wait()
             except TimeoutError:
                 raise exc from None
             await self._channels.check_alive(fork.uniqueid)
@@ -353,17 +247,20 @@ class Legs:
     def _replace(self, fork: Fork, leg: Leg, why: str) -> None:
         attempt = _count_loss(leg)
         if attempt > MAX_NEW_LEGS:
-            self._registry.end(fork, EndReason.LEG_FAILED, _too_many(leg, why))
+            self._end(fork, EndReason.LEG_FAILED, _too_many(leg, why))
             return
-        self._tell_loss(fork, leg, attempt, f"{leg} was lost: {why}")
+        self._report_loss(fork, Away(leg.part), attempt, f"{leg} was lost: {why}")
+        self._give_time(fork, leg, f"{leg} did not connect again")
         self._send(ReopenLeg(fork.id, leg.part))
         self._ask(fork, leg, anew=True)
 
-    def _tell_loss(self, fork: Fork, leg: Leg, attempt: int, why: str) -> None:
-        """Tell that another leg will be asked for, and give it its time."""
+    def _report_loss(self, fork: Fork, what: Away, attempt: int, why: str) -> None:
+        """Tell that legs will be asked for in place of lost ones."""
         fork.log.warning("%s; attempt %d follows", harmless(why), attempt)
-        self._registry.on_leg_away(fork, leg.part, attempt, why)
-        self._give_time(fork, leg, f"{leg} did not connect again")
+        # With its relay process all is away, and another has yet to connect to the server.
+        away = [Away.SERVER, *map(Away, fork.legs)] if what is Away.RELAY else [what]
+        was_streaming = fork.lost(*away)
+        self._emit(Reconnecting(fork.info, what, attempt, why, was_streaming))
 
     def lose_all(self, fork: Fork, lost_at: float, why: str) -> str:
         """Note that all legs went with their relay process; they are to be ordered anew.
@@ -374,16 +271,31 @@ class Legs:
         Returns:
             Why that is in vain; empty: it is not.
         """
-        attempt = 0
-        for leg in fork.legs.values():
-            attempt = max(attempt, _count_loss(leg))
-            if attempt > MAX_NEW_LEGS:
-                return _too_many(leg, why)
+        legs = fork.legs.values()
+        for leg in legs:
+            _count_loss(leg)
             if leg.lost_at is None:
                 leg.lost_at = lost_at
-        self._tell_loss(fork, leg, attempt, why)
-        fork.missing.update(fork.legs)
+        worst = max(legs, key=lambda leg: len(leg.losses))
+        attempt = len(worst.losses)
+        if attempt > MAX_NEW_LEGS:
+            return _too_many(worst, why)
+        self._report_loss(fork, Away.RELAY, attempt, why)
         return ""
+
+
+def _order_of(fork: Fork, leg: Leg, leg_id: str) -> LegOrder:
+    """Return what a tap has to know of a leg."""
+    return LegOrder(
+        leg_id=leg_id,
+        fork_id=fork.id,
+        part=leg.part,
+        uniqueid=fork.uniqueid,
+        connects=fork.way.connects,
+        sample_rate=fork.sample_rate,
+        # The first one speaks for all.
+        speaks=fork.request.options.beeps.any and leg.part is next(iter(fork.legs)),
+    )
 
 
 def _count_loss(leg: Leg) -> int:

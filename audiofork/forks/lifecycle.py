@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 
 from audiofork.errors import InvalidTransition
+from audiofork.link.messages import LegPart
 
 
 class ForkState(enum.Enum):
@@ -33,6 +34,18 @@ class ForkEvent(enum.Enum):
     LOST = "server or leg away"
     BACK = "server and leg back"
     END = "leg and sink closed"
+
+
+class Away(enum.Enum):
+    """What may be missing between a call and its server."""
+
+    SERVER = "server"
+    RELAY = "relay process"
+    DAEMON = "daemon"
+    IN = LegPart.IN
+    OUT = LegPart.OUT
+    MIX = LegPart.MIX
+    PAIRS = LegPart.PAIRS
 
 
 TRANSITIONS: dict[tuple[ForkState, ForkEvent], ForkState] = {

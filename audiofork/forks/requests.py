@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from audiofork.asterisk.channels import Target
 from audiofork.errors import RequestRefused
 from audiofork.forks.options import Options, parse_options
 from audiofork.text import printable
@@ -15,14 +16,6 @@ _STATES = {
     **{"1": True, "on": True, "yes": True, "true": True},
     **{"0": False, "off": False, "no": False, "false": False},
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A channel as a request names it; a uniqueid goes before a name."""
-
-    channel: str = ""
-    uniqueid: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ def _check_requested(requested: SplitResult, allowed: tuple[str, ...], allow_pri
 
 
 def _matches(url: SplitResult, pattern: str) -> bool:
-    """Tell whether a URI fits a pattern; what the pattern does not name may be anything."""
+    """Return whether a URI fits a pattern; what the pattern does not name may be anything."""
     scheme, _, rest = pattern.partition("://")
     authority, slash, path = rest.partition("/")
     host, colon, port = authority.rpartition(":")
@@ -95,5 +95,5 @@ def _readable(host: str) -> str:
 
 
 def _fits(text: str, pattern: str) -> bool:
-    """Tell whether a text fits a pattern in which * alone is special."""
+    """Return whether a text fits a pattern in which * alone is special."""
     return fnmatchcase(text, re.sub(r"[\[?]", r"[\g<0>]", pattern))

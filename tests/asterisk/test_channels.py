@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from audiofork.asterisk.channels import Channels
+from audiofork.asterisk.channels import Channels, Target
 from audiofork.errors import (
     AmiActionFailed,
     AmiError,
@@ -10,7 +10,6 @@ from audiofork.errors import (
     AmiUnavailable,
     NoSuchChannel,
 )
-from audiofork.forks.requests import Target
 from tests.control_plane import FakeAmi
 
 NAME, UNIQUEID = "PJSIP/100-0000002a", "1700000000.1"

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from audiofork.asterisk.ami_events import MAX_REASON_CHARACTERS
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.chanspy import ChanSpyTap
 from audiofork.asterisk.taps.choice import FIRST_LINK_TIMEOUT_S, Choice, Taps
@@ -15,6 +14,7 @@ from audiofork.asterisk.versions import Version
 from audiofork.config import Address, AriConfig, AsteriskConfig
 from audiofork.errors import AmiUnavailable, NoSuchChannel, RequestRefused
 from audiofork.link.messages import Direction, LegPart
+from audiofork.text import MAX_REASON_CHARACTERS
 from tests.control_plane import NAME, UNIQUEID, UNKNOWN_ID, Clock, FakeAmi, FakeAri
 
 NATIVE = "CHANNEL(audionativeformat)"

@@ -4,7 +4,6 @@ import itertools
 
 import pytest
 
-from audiofork.asterisk.ami_events import MAX_REASON_CHARACTERS, harmless
 from audiofork.asterisk.taps.ways import (
     WAYS,
     Connects,
@@ -19,6 +18,7 @@ from audiofork.asterisk.taps.ways import (
 )
 from audiofork.asterisk.versions import UNKNOWN, Version
 from audiofork.link.messages import Direction, LegPart
+from audiofork.text import MAX_REASON_CHARACTERS, harmless
 
 IN, OUT, BOTH, STEREO = Direction.IN, Direction.OUT, Direction.BOTH, Direction.STEREO
 APPLICATION, DIAL, SPY_HALF, SPY_IN, SPY_PAIRS, SPY_MIX = WAYS

@@ -10,7 +10,7 @@ from audiofork.config import SecurityConfig
 from audiofork.errors import RequestRefused
 from audiofork.forks import admission as admission_module
 from audiofork.forks.admission import LONGEST_WAIT_S, SPARE_FILES, Admission
-from audiofork.forks.registry import HANGUP_GRACE_S
+from audiofork.forks.ending import HANGUP_GRACE_S
 from audiofork.link.messages import EndReason, ForkSpec, SinkOpened, SinkRetrying, Streaming
 from tests.control_plane import NAME, UNIQUEID, Clock, Rig
 
@@ -218,7 +218,7 @@ async def test_start_that_waits_does_not_begin_on_a_channel_that_was_hung_up(
 async def test_shutdown_refuses_those_that_wait_at_once(rig: Rig, starts: Starts) -> None:
     rig.allow(max_starts=1)
     await starts.ask(4)
-    shutdown = asyncio.create_task(rig.forks.shut_down())
+    shutdown = asyncio.create_task(rig.stop())
     await rig.clock.settle()
     assert starts.refused == dict.fromkeys([1, 2, 3], "the daemon stops")
     asked = len(rig.ami.actions)

@@ -140,7 +140,7 @@ async def test_change_while_asterisk_is_asked_is_not_missed(stage: Stage) -> Non
 @pytest.fixture
 def patient(rig: Rig) -> Rig:
     """A registry whose forks wait for the end of a hold; the party of the channel holds."""
-    rig.forks.waits_for_hold = True
+    rig.forks._holds.waits = True
     rig.forks.on_event(HoldChanged(UNIQUEID, NAME, True))
     return rig
 
@@ -176,7 +176,7 @@ async def test_legs_are_asked_for_on_hold_too_unless_it_is_configured(rig: Rig) 
 
 
 async def test_fork_whose_peer_holds_goes_on_when_the_bridge_is_left(rig: Rig) -> None:
-    rig.forks.waits_for_hold = True
+    rig.forks._holds.waits = True
     rig.ami.values_of[UNIQUEID] = {"BRIDGEPEER": PEER}
     rig.forks.on_event(HoldChanged(PEER_ID, PEER, True))
     fork_id = await rig.start()
@@ -188,7 +188,7 @@ async def test_fork_whose_peer_holds_goes_on_when_the_bridge_is_left(rig: Rig) -
 
 
 async def test_fork_whose_peer_holds_goes_on_when_that_is_gone_and_not_before(rig: Rig) -> None:
-    rig.forks.waits_for_hold = True
+    rig.forks._holds.waits = True
     rig.ami.values_of[UNIQUEID] = {"BRIDGEPEER": PEER}
     rig.forks.on_event(HoldChanged(PEER_ID, PEER, True))
     fork_id = await rig.start()
@@ -262,7 +262,7 @@ async def test_start_on_hold_is_granted_at_once(patient: Rig) -> None:
 
 
 async def test_leg_that_is_lost_on_hold_is_asked_for_again_when_that_is_over(rig: Rig) -> None:
-    rig.forks.waits_for_hold = True
+    rig.forks._holds.waits = True
     fork_id = await rig.stream()
     rig.forks.on_event(HoldChanged(UNIQUEID, NAME, True))
     await rig.lose_leg(fork_id)

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from audiofork.asterisk.channels import Target
 from audiofork.errors import RequestRefused
 from audiofork.forks.options import Options
 from audiofork.forks.requests import (
@@ -9,7 +10,6 @@ from audiofork.forks.requests import (
     MuteFork,
     StartFork,
     StopFork,
-    Target,
     parse_request,
 )
 from audiofork.link.messages import Direction

@@ -6,18 +6,20 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from audiofork.asterisk.ami import Ami, connected
-from audiofork.asterisk.ami_events import MAX_RESPONSE_BYTES, Announcer
 from audiofork.asterisk.ami_protocol import ChannelHangup, CheckRaised, Event, RequestReceived
 from audiofork.config import AsteriskConfig
+from audiofork.doors.ami_events import MAX_RESPONSE_BYTES, AmiEvents
 from audiofork.doors.control_socket import MAX_ERROR_CHARACTERS, MAX_LINE_BYTES, Code, ControlSocket
 from audiofork.errors import RequestRefused
+from audiofork.forks.events import ForkInfo, MessageReceived, Reconnecting, Requested, Started
 from audiofork.forks.fork import effective_url
+from audiofork.forks.lifecycle import Away
 from audiofork.forks.requests import Request, StartFork, parse_request
 from audiofork.forks.urls import check_url
 
@@ -193,7 +195,7 @@ def _answer(link: _Link, event: Event) -> str:
     if isinstance(event, CheckRaised):
         return "check"
     assert isinstance(event, RequestReceived)
-    announcer = Announcer(link.ami)
+    door = AmiEvents(link.ami)
     try:
         request = parse_request(event.fields)
         check_granted(request)
@@ -201,35 +203,28 @@ def _answer(link: _Link, event: Event) -> str:
             return type(request).__name__
         check_url(effective_url(request), ("ws://*", "wss://*"))
     except RequestRefused as exc:
-        announcer.refused(event.fields, str(exc))
+        door.refused(event.fields, str(exc))
         link.check_written()
         return check_refusal(exc)
-    fork = Fork(url=effective_url(request), action_id=request.action_id)
-    announcer.starting(fork, request.options.id_variable)
-    announcer.started(fork)
+    fork = replace(FORK, url=effective_url(request), action_id=request.action_id)
+    door.on_event(Requested(fork, request))
+    door.on_event(Started(replace(fork, from_earlier_run=True)))
     link.check_written()
     return "StartFork"
 
 
-@dataclass(frozen=True)
-class Fork:
-    """What events tell of a fork; the names of its channel are Asterisk's own."""
-
-    id: str = FORK_ID
-    channel: str = "PJSIP/100-0000002a"
-    uniqueid: str = "1700000000.1"
-    url: str = "ws://127.0.0.1/"
-    action_id: str = ""
-    taken_up: bool = True
-    sample_rate: int = 16000
+# What events tell of a fork; the names of its channel are Asterisk's own.
+FORK = ForkInfo(
+    *(FORK_ID, "PJSIP/100-0000002a", "1700000000.1", "ws://127.0.0.1/"), sample_rate=16000
+)
 
 
 async def check_server_text(link: _Link, data: bytes, rng: Random) -> str:
     """Whatever a server says, it is one line for Asterisk."""
     text = data.decode("utf-8", "surrogateescape")
-    announcer = Announcer(link.ami)
-    announcer.message(Fork(), text)
-    announcer.reconnecting(Fork(), 1, text, was_up=False)
+    door = AmiEvents(link.ami)
+    door.on_event(MessageReceived(FORK, text))
+    door.on_event(Reconnecting(FORK, Away.SERVER, 1, text, was_streaming=False))
     assert len(link.transport.written) < 8 * MAX_RESPONSE_BYTES
     link.check_written()
     return "told"

@@ -160,7 +160,7 @@ async def test_sigkill_while_the_server_is_away_takes_up_the_fork(
         daemon.kill()
         position = len(ami.events)
         await start_again(daemon)
-        await daemon.says("taken up")
+        await daemon.says("resumed")
         proxy.resume() if moment == "attaching" else proxy.accept()
         event = await ami.wait_user_event(
             "AudioForkStarted", ActionID=action_id, after=position, timeout_s=20

@@ -54,12 +54,12 @@ class Tap(Protocol):
 
     Attributes:
         name: As [asterisk] tap and `list` name it.
-        ends_unborn: What it means when Asterisk hangs a leg up before it has connected; empty:
-            that is no news, since Asterisk tells in another way.
+        early_hangup_detail: Failure text for a leg that is hung up before it connected; empty if
+            another event reports it.
     """
 
     name: str
-    ends_unborn: str
+    early_hangup_detail: str
 
     def name_leg(self, fork_id: str, part: LegPart, *, anew: bool) -> str:
         """Return the id of a leg that is to be asked for.

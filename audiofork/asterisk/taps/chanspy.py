@@ -27,7 +27,7 @@ class ChanSpyTap:
     """
 
     name = "chanspy"
-    ends_unborn = ""  # a failed OriginateResponse tells more
+    early_hangup_detail = ""  # a failed OriginateResponse reports it
 
     def __init__(self, ami: Ami, relay: LegAddresses) -> None:
         self._ami = ami

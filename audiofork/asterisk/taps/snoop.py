@@ -46,7 +46,7 @@ class SnoopTap:
     """
 
     name = "snoop"
-    ends_unborn = (
+    early_hangup_detail = (
         f"Asterisk ended the leg before it connected: the context {CONTEXT} of "
         "extensions_audiofork.conf is missing or old, or Asterisk cannot reach [audiosocket] "
         "advertise; audiofork check tells"

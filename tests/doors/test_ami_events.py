@@ -1,20 +1,29 @@
 import uuid
-from dataclasses import dataclass
+from dataclasses import replace
 from unicodedata import category
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from audiofork.asterisk.ami_events import (
-    MAX_REASON_CHARACTERS,
-    MAX_RESPONSE_BYTES,
-    Announcer,
-    harmless,
-    without_controls,
-)
+from audiofork.doors.ami_events import MAX_RESPONSE_BYTES, AmiEvents, without_controls
 from audiofork.errors import AmiActionFailed, AmiError, AmiUnavailable
+from audiofork.forks.events import (
+    Ended,
+    Failed,
+    ForkInfo,
+    MessageReceived,
+    Reconnecting,
+    Refused,
+    Requested,
+    Resumed,
+    Started,
+    Stopped,
+)
+from audiofork.forks.lifecycle import Away
+from audiofork.forks.requests import Request, StartFork, parse_request
 from audiofork.link.messages import EndReason, ForkStats
+from audiofork.text import MAX_REASON_CHARACTERS, harmless
 from tests.control_plane import FakeAmi
 
 NAME, UNIQUEID = "PJSIP/100-0000002a", "1700000000.1"
@@ -23,15 +32,22 @@ URL = "ws://example.org/a?token=secret"
 OF_FORK = {"AudioForkID": FORK_ID, "Channel": NAME, "Uniqueid": UNIQUEID, "WsServer": URL}
 
 
-@dataclass
-class Fork:
-    id: str = FORK_ID
-    channel: str = NAME
-    uniqueid: str = UNIQUEID
-    url: str = URL
-    action_id: str = ""
-    taken_up: bool = False
-    sample_rate: int = 8000
+FORK = ForkInfo(FORK_ID, NAME, UNIQUEID, URL, sample_rate=8000)
+TAKEN_UP = replace(FORK, from_earlier_run=True)
+
+
+def request(**fields: str) -> Request:
+    return parse_request({"channel": NAME, "wsserver": URL, **fields})
+
+
+def requested(fork: ForkInfo = FORK, **fields: str) -> Requested:
+    start = request(**fields)
+    assert isinstance(start, StartFork)
+    return Requested(fork, start)
+
+
+def stopped(fork: ForkInfo = FORK, detail: str = "", **stats: int) -> Stopped:
+    return Stopped(fork, EndReason.HANGUP, detail, 12.34, ForkStats(**stats))
 
 
 @pytest.fixture
@@ -42,15 +58,15 @@ def ami() -> FakeAmi:
 
 
 @pytest.fixture
-def announcer(ami: FakeAmi) -> Announcer:
-    return Announcer(ami)  # type: ignore[arg-type]
+def door(ami: FakeAmi) -> AmiEvents:
+    return AmiEvents(ami)  # type: ignore[arg-type]
 
 
 # --- What is told --------------------------------------------------------------------------------
 
 
-def test_starting_sets_variables_and_raises_nothing(ami: FakeAmi, announcer: Announcer) -> None:
-    announcer.starting(Fork(), "")
+def test_starting_sets_variables_and_raises_nothing(ami: FakeAmi, door: AmiEvents) -> None:
+    door.on_event(requested())
     assert ami.variables[UNIQUEID] == {
         "AUDIOFORK_ID": FORK_ID,
         "AUDIOFORK_WSSERVER": URL,
@@ -61,75 +77,86 @@ def test_starting_sets_variables_and_raises_nothing(ami: FakeAmi, announcer: Ann
 
 
 def test_starting_stores_the_id_in_the_variable_of_the_request(
-    ami: FakeAmi, announcer: Announcer
+    ami: FakeAmi, door: AmiEvents
 ) -> None:
-    announcer.starting(Fork(), "MY_FORK")
+    door.on_event(requested(options="i(MY_FORK)"))
     assert ami.variables[UNIQUEID]["MY_FORK"] == FORK_ID
     # The others are there when the status is.
     assert list(ami.variables[UNIQUEID])[-1] == "AUDIOFORK_STATUS"
 
 
-def test_started(ami: FakeAmi, announcer: Announcer) -> None:
-    announcer.started(Fork(sample_rate=16000))
+def test_variables_of_a_fork_of_an_earlier_run_are_left_as_they_are(
+    ami: FakeAmi, door: AmiEvents
+) -> None:
+    door.on_event(requested(TAKEN_UP))
+    assert (ami.variables, ami.events) == ({}, [])
+
+
+def test_refusal_of_a_request_is_left_to_its_door(ami: FakeAmi, door: AmiEvents) -> None:
+    door.on_event(Refused(request(), "No way"))
+    assert (ami.variables, ami.events) == ({}, [])
+
+
+def test_started(ami: FakeAmi, door: AmiEvents) -> None:
+    door.on_event(Started(replace(FORK, sample_rate=16000)))
     assert ami.events == [("AudioForkStarted", {**OF_FORK, "SampleRate": "16000"})]
     assert ami.told == ["STREAMING", "AudioForkStarted"]
 
 
-def test_reconnecting_after_a_loss(ami: FakeAmi, announcer: Announcer) -> None:
-    announcer.reconnecting(Fork(), 2, "a\r\nb", was_up=True)
+def test_reconnecting_after_a_loss(ami: FakeAmi, door: AmiEvents) -> None:
+    door.on_event(Reconnecting(FORK, Away.SERVER, 2, "a\r\nb", was_streaming=True))
     event = {**OF_FORK, "Attempt": "2", "Reason": "a??b"}
     assert ami.events == [("AudioForkReconnecting", event)]
     assert ami.told == ["RECONNECTING", "AudioForkReconnecting"]
 
 
 def test_reconnecting_before_the_first_connection_leaves_the_status(
-    ami: FakeAmi, announcer: Announcer
+    ami: FakeAmi, door: AmiEvents
 ) -> None:
-    announcer.reconnecting(Fork(), 1, "refused", was_up=False)
+    door.on_event(Reconnecting(FORK, Away.SERVER, 1, "refused", was_streaming=False))
     assert ami.told == ["AudioForkReconnecting"]
 
 
-def test_resumed(ami: FakeAmi, announcer: Announcer) -> None:
-    announcer.resumed(Fork(), 17)
+def test_resumed(ami: FakeAmi, door: AmiEvents) -> None:
+    door.on_event(Resumed(FORK, Away.SERVER, 17))
     assert ami.events == [("AudioForkResumed", {**OF_FORK, "FramesDropped": "17"})]
     assert ami.told == ["STREAMING", "AudioForkResumed"]
 
 
-def test_resumed_in_part_leaves_the_status(ami: FakeAmi, announcer: Announcer) -> None:
-    announcer.resumed(Fork(), 0, [("GapMs", "180")], is_up=False)
+def test_resumed_in_part_leaves_the_status(ami: FakeAmi, door: AmiEvents) -> None:
+    door.on_event(Resumed(FORK, Away.IN, gap_ms=180, is_streaming=False))
     headers = {**OF_FORK, "FramesDropped": "0", "GapMs": "180"}
     assert ami.events == [("AudioForkResumed", headers)]
     assert ami.told == ["AudioForkResumed"]
 
 
-def test_first_and_last_event_of_a_fork_that_was_taken_up_say_so(
-    ami: FakeAmi, announcer: Announcer
+def test_first_and_last_event_of_a_fork_of_an_earlier_run_say_so(
+    ami: FakeAmi, door: AmiEvents
 ) -> None:
-    fork = Fork(taken_up=True)
-    announcer.started(fork)
-    announcer.stopped(fork, EndReason.HANGUP, 1, ForkStats(), [("Detail", "why")])
+    door.on_event(Started(TAKEN_UP))
+    door.on_event(stopped(TAKEN_UP, "why"))
     assert [headers["TakenUp"] for _, headers in ami.events] == ["yes", "yes"]
 
 
 @pytest.mark.parametrize(("failed", "status"), [(True, "FAILED"), (False, "STOPPED")])
 def test_ended_sets_the_reason_before_the_status(
-    ami: FakeAmi, announcer: Announcer, failed: bool, status: str
+    ami: FakeAmi, door: AmiEvents, failed: bool, status: str
 ) -> None:
-    announcer.ended(Fork(), EndReason.SINK_GONE, failed=failed)
+    door.on_event(Ended(FORK, EndReason.SINK_GONE, ForkStats(), failed))
     variables = list(ami.variables[UNIQUEID].items())
     assert variables == [("AUDIOFORK_REASON", "sink-gone"), ("AUDIOFORK_STATUS", status)]
     assert ami.events == []
 
 
-def test_failed(ami: FakeAmi, announcer: Announcer) -> None:
-    announcer.failed(Fork(), EndReason.LEG_FAILED, [("Detail", "why")])
+def test_failed(ami: FakeAmi, door: AmiEvents) -> None:
+    door.on_event(Failed(FORK, EndReason.LEG_FAILED, "why", 1, ForkStats()))
     event = {**OF_FORK, "Reason": "leg-failed", "Detail": "why"}
     assert ami.events == [("AudioForkFailed", event)]
 
 
-def test_stopped_has_the_totals(ami: FakeAmi, announcer: Announcer) -> None:
-    stats = ForkStats(617, 610, 7, reconnects=2)
-    announcer.stopped(Fork(), EndReason.HANGUP, 12.34, stats, [("PostProcessStatus", "0")])
+def test_stopped_has_the_totals(ami: FakeAmi, door: AmiEvents) -> None:
+    end = stopped(frames_in=617, frames_sent=610, frames_dropped=7, reconnects=2)
+    door.on_event(replace(end, relays_lost=1, post_process_status="0"))
     event = {
         **OF_FORK,
         "Reason": "hangup",
@@ -138,26 +165,25 @@ def test_stopped_has_the_totals(ami: FakeAmi, announcer: Announcer) -> None:
         "FramesSent": "610",
         "FramesDropped": "7",
         "Reconnects": "2",
+        "RelaysLost": "1",
         "PostProcessStatus": "0",
     }
     assert ami.events == [("AudioForkStopped", event)]
 
 
-def test_stopped_tells_of_ignored_messages_if_there_were_any(
-    ami: FakeAmi, announcer: Announcer
-) -> None:
-    announcer.stopped(Fork(), EndReason.HANGUP, 1, ForkStats(messages_ignored=3), [])
+def test_stopped_tells_of_ignored_messages_if_there_were_any(ami: FakeAmi, door: AmiEvents) -> None:
+    door.on_event(stopped(messages_ignored=3))
     assert ami.events[-1][1]["MessagesIgnored"] == "3"
 
 
-def test_action_id_of_the_request_is_in_every_event(ami: FakeAmi, announcer: Announcer) -> None:
-    fork = Fork(action_id="7")
-    announcer.started(fork)
-    announcer.reconnecting(fork, 1, "", was_up=True)
-    announcer.resumed(fork, 0)
-    announcer.message(fork, "hello")
-    announcer.failed(fork, EndReason.FAULT, [])
-    announcer.stopped(fork, EndReason.FAULT, 1, ForkStats(), [])
+def test_action_id_of_the_request_is_in_every_event(ami: FakeAmi, door: AmiEvents) -> None:
+    fork = replace(FORK, action_id="7")
+    door.on_event(Started(fork))
+    door.on_event(Reconnecting(fork, Away.SERVER, 1, "", was_streaming=True))
+    door.on_event(Resumed(fork, Away.SERVER))
+    door.on_event(MessageReceived(fork, "hello"))
+    door.on_event(Failed(fork, EndReason.FAULT, "", 1, ForkStats()))
+    door.on_event(stopped(fork))
     assert len(ami.events) == 6
     assert {headers["ActionID"] for _, headers in ami.events} == {"7"}
 
@@ -174,10 +200,10 @@ def told_message(ami: FakeAmi) -> str:
 
 
 def test_message_is_set_before_it_is_told(
-    ami: FakeAmi, announcer: Announcer, monkeypatch: pytest.MonkeyPatch
+    ami: FakeAmi, door: AmiEvents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ami, "raise_event", lambda *_: ami.told.append(str(ami.variables)))
-    announcer.message(Fork(), "hello")
+    door.on_event(MessageReceived(FORK, "hello"))
     assert ami.told == ["{'1700000000.1': {'AUDIOFORK_RESPONSE': 'hello'}}"]
 
 
@@ -196,9 +222,9 @@ def test_message_is_set_before_it_is_told(
     ],
 )
 def test_message_loses_control_characters_alone(
-    ami: FakeAmi, announcer: Announcer, text: str, shown: str
+    ami: FakeAmi, door: AmiEvents, text: str, shown: str
 ) -> None:
-    announcer.message(Fork(), text)
+    door.on_event(MessageReceived(FORK, text))
     assert told_message(ami) == shown
 
 
@@ -215,9 +241,9 @@ def test_message_loses_control_characters_alone(
     ],
 )
 def test_message_is_cut_at_900_bytes_between_two_characters(
-    ami: FakeAmi, announcer: Announcer, text: str, shown: str
+    ami: FakeAmi, door: AmiEvents, text: str, shown: str
 ) -> None:
-    announcer.message(Fork(), text)
+    door.on_event(MessageReceived(FORK, text))
     assert told_message(ami) == shown
 
 
@@ -226,7 +252,7 @@ def test_message_is_cut_at_900_bytes_between_two_characters(
 def test_any_text_becomes_one_harmless_line(text: str) -> None:
     ami = FakeAmi()  # which fails on what the real link does not take
     ami.channels = {UNIQUEID: NAME}
-    Announcer(ami).message(Fork(), text)  # type: ignore[arg-type]
+    AmiEvents(ami).on_event(MessageReceived(FORK, text))  # type: ignore[arg-type]
     assert len(told_message(ami).encode()) <= MAX_RESPONSE_BYTES
     assert not {"Cc", "Cs"} & {category(character) for character in without_controls(text)}
     assert harmless(text).isprintable()
@@ -239,9 +265,9 @@ FIELDS = {"channel": NAME, "uniqueid": "", "wsserver": URL, "actionid": "7"}
 
 
 def test_refused_start_sets_variables_and_raises_an_event(
-    ami: FakeAmi, announcer: Announcer, caplog: pytest.LogCaptureFixture
+    ami: FakeAmi, door: AmiEvents, caplog: pytest.LogCaptureFixture
 ) -> None:
-    announcer.refused(FIELDS, "No way")
+    door.refused(FIELDS, "No way")
     ((name, headers),) = ami.events
     assert name == "AudioForkFailed"
     uuid.UUID(headers.pop("AudioForkID"))
@@ -260,9 +286,9 @@ def test_refused_start_sets_variables_and_raises_an_event(
 
 
 def test_refused_without_a_channel_or_url_is_logged_as_such(
-    ami: FakeAmi, announcer: Announcer, caplog: pytest.LogCaptureFixture
+    ami: FakeAmi, door: AmiEvents, caplog: pytest.LogCaptureFixture
 ) -> None:
-    announcer.refused({}, "No channel specified")
+    door.refused({}, "No channel specified")
     assert caplog.messages == ["request for channel (none) refused: No channel specified"]
     assert ami.variables == {}
     assert "ActionID" not in ami.events[0][1]
@@ -270,18 +296,18 @@ def test_refused_without_a_channel_or_url_is_logged_as_such(
 
 @pytest.mark.parametrize("command", ["StopAudioFork", "AUDIOFORKMUTE"])
 def test_refused_stop_or_mute_leaves_the_variables(
-    ami: FakeAmi, announcer: Announcer, command: str
+    ami: FakeAmi, door: AmiEvents, command: str
 ) -> None:
-    announcer.refused({**FIELDS, "command": command, "audioforkid": FORK_ID}, "No such fork")
+    door.refused({**FIELDS, "command": command, "audioforkid": FORK_ID}, "No such fork")
     assert ami.events[0][1]["AudioForkID"] == FORK_ID
     assert ami.variables == {}
 
 
 @pytest.mark.parametrize("name", ["channel", "uniqueid", "wsserver", "actionid", "audioforkid"])
 def test_refused_shows_nothing_of_a_field_that_could_do_harm(
-    ami: FakeAmi, announcer: Announcer, name: str, caplog: pytest.LogCaptureFixture
+    ami: FakeAmi, door: AmiEvents, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    announcer.refused({**FIELDS, name: "a\r\nb" + "é" * 2000}, "c\r\nd" + "é" * 2000)
+    door.refused({**FIELDS, name: "a\r\nb" + "é" * 2000}, "c\r\nd" + "é" * 2000)
     headers = ami.events[0][1]
     assert "a??bé" in str(headers)
     assert headers["Reason"].startswith("c??dé")
@@ -293,10 +319,10 @@ def test_refused_shows_nothing_of_a_field_that_could_do_harm(
 
 
 def test_variable_of_a_channel_that_is_gone_is_not_worth_a_warning(
-    ami: FakeAmi, announcer: Announcer, caplog: pytest.LogCaptureFixture
+    ami: FakeAmi, door: AmiEvents, caplog: pytest.LogCaptureFixture
 ) -> None:
     ami.channels.clear()
-    announcer.started(Fork())
+    door.on_event(Started(FORK))
     assert caplog.messages == []
     assert ami.told == ["AudioForkStarted"]
 
@@ -305,9 +331,9 @@ def test_variable_of_a_channel_that_is_gone_is_not_worth_a_warning(
     "exc", [AmiActionFailed("Setvar", "Permission denied"), AmiUnavailable("down")], ids=str
 )
 def test_variable_that_cannot_be_set_is_logged(
-    ami: FakeAmi, announcer: Announcer, caplog: pytest.LogCaptureFixture, exc: AmiError
+    ami: FakeAmi, door: AmiEvents, caplog: pytest.LogCaptureFixture, exc: AmiError
 ) -> None:
     ami.faults["Setvar"] = exc
-    announcer.started(Fork())
+    door.on_event(Started(FORK))
     assert caplog.messages == [f"AUDIOFORK_STATUS of {UNIQUEID} cannot be set: {exc}"]
     assert ami.told == ["AudioForkStarted"]

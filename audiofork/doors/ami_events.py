@@ -1,4 +1,4 @@
-"""What Asterisk is told of forks: events, and variables of the target channel.
+"""The AMI events: what happens to forks, told to Asterisk by events and channel variables.
 
 Variables are always set before the event of the same news.
 """
@@ -8,19 +8,29 @@ from __future__ import annotations
 import itertools
 import logging
 import uuid
-from typing import Protocol
 from unicodedata import category
 
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.channels import NO_SUCH_CHANNEL
 from audiofork.errors import AmiActionFailed, AmiError
-from audiofork.link.messages import EndReason, ForkStats
+from audiofork.forks.events import (
+    DomainEvent,
+    Ended,
+    Failed,
+    ForkInfo,
+    MessageReceived,
+    Reconnecting,
+    Refused,
+    Requested,
+    Resumed,
+    Started,
+    Stopped,
+)
 from audiofork.log import without_query
-from audiofork.text import printable
+from audiofork.text import harmless
 
 log = logging.getLogger(__name__)
 
-MAX_REASON_CHARACTERS = 200
 MAX_RESPONSE_BYTES = 900  # a line of AMI holds 1024 with its name
 # Control characters, surrogates, and what ends a line or paragraph. Joiners and the blanks of
 # other scripts are text.
@@ -29,90 +39,88 @@ _CONTROLS = frozenset({"Cc", "Cs", "Zl", "Zp"})
 Headers = list[tuple[str, str]]
 
 
-class Announced(Protocol):
-    """What is told of every fork."""
+class AmiEvents:
+    """Renders what happens to forks: raises events and sets variables; never waits.
 
-    @property
-    def id(self) -> str: ...
-    @property
-    def channel(self) -> str: ...
-    @property
-    def uniqueid(self) -> str: ...
-    @property
-    def url(self) -> str: ...
-    @property
-    def action_id(self) -> str: ...
-    @property
-    def taken_up(self) -> bool: ...
-    @property
-    def sample_rate(self) -> int: ...
-
-
-class Announcer:
-    """Raises events and sets variables; never waits."""
+    Subscribes to the events of forks.
+    """
 
     def __init__(self, ami: Ami) -> None:
         self._ami = ami
 
-    def starting(self, fork: Announced, id_variable: str) -> None:
-        """Tell that a fork begins."""
+    def on_event(self, event: DomainEvent) -> None:
+        """Tell Asterisk of an event."""
+        match event:
+            case Requested():
+                self._requested(event)
+            case Started():
+                self._started(event)
+            case Reconnecting():
+                self._reconnecting(event)
+            case Resumed():
+                self._resumed(event)
+            case MessageReceived():
+                self._message(event)
+            case Ended():
+                self._ended(event)
+            case Failed():
+                self._failed(event)
+            case Stopped():
+                self._stopped(event)
+            case Refused():
+                pass  # the requester has an answer of the door; see `refused`
+
+    def _requested(self, event: Requested) -> None:
+        fork = event.fork
+        if fork.from_earlier_run:
+            return  # the variables are there
         self._set(fork.uniqueid, "AUDIOFORK_ID", fork.id)
-        if id_variable:
+        if id_variable := event.request.options.id_variable:
             self._set(fork.uniqueid, id_variable, fork.id)
         self._set(fork.uniqueid, "AUDIOFORK_WSSERVER", fork.url)
         self._set(fork.uniqueid, f"AUDIOFORK_WSSERVER_{fork.id.replace('-', '_')}", fork.url)
         self._set(fork.uniqueid, "AUDIOFORK_STATUS", "STARTING")
 
-    def started(self, fork: Announced) -> None:
-        """Tell that audio flows."""
+    def _started(self, event: Started) -> None:
+        fork = event.fork
         self._set(fork.uniqueid, "AUDIOFORK_STATUS", "STREAMING")
         rate = ("SampleRate", str(fork.sample_rate))
         self._raise(fork, "AudioForkStarted", [rate, *_taken_up(fork)])
 
-    def reconnecting(self, fork: Announced, attempt: int, reason: str, *, was_up: bool) -> None:
-        """Tell that audio does not get through: the server is away, or the leg, or we are."""
-        if was_up:
-            self._set(fork.uniqueid, "AUDIOFORK_STATUS", "RECONNECTING")
-        more = [("Attempt", str(attempt)), ("Reason", harmless(reason))]
-        self._raise(fork, "AudioForkReconnecting", more)
+    def _reconnecting(self, event: Reconnecting) -> None:
+        if event.was_streaming:
+            self._set(event.fork.uniqueid, "AUDIOFORK_STATUS", "RECONNECTING")
+        more = [("Attempt", str(event.attempt)), ("Reason", harmless(event.why))]
+        self._raise(event.fork, "AudioForkReconnecting", more)
 
-    def resumed(
-        self,
-        fork: Announced,
-        frames_dropped: int,
-        more: Headers | None = None,
-        *,
-        is_up: bool = True,
-    ) -> None:
-        """Tell that the server is back, or the leg; `is_up`: that all is well again."""
-        if is_up:
-            self._set(fork.uniqueid, "AUDIOFORK_STATUS", "STREAMING")
-        dropped = ("FramesDropped", str(frames_dropped))
-        self._raise(fork, "AudioForkResumed", [dropped, *(more or [])])
+    def _resumed(self, event: Resumed) -> None:
+        if event.is_streaming:
+            self._set(event.fork.uniqueid, "AUDIOFORK_STATUS", "STREAMING")
+        more = [("FramesDropped", str(event.frames_dropped))]
+        if event.gap_ms is not None:
+            more.append(("GapMs", str(event.gap_ms)))
+        self._raise(event.fork, "AudioForkResumed", more)
 
-    def message(self, fork: Announced, text: str) -> None:
-        """Tell what the server has said."""
-        clean = without_controls(text).encode()[:MAX_RESPONSE_BYTES]
+    def _message(self, event: MessageReceived) -> None:
+        clean = without_controls(event.text).encode()[:MAX_RESPONSE_BYTES]
         shown = clean.decode(errors="ignore")
-        self._set(fork.uniqueid, "AUDIOFORK_RESPONSE", shown)
-        self._raise(fork, "AudioForkMessage", [("Message", shown)])
+        self._set(event.fork.uniqueid, "AUDIOFORK_RESPONSE", shown)
+        self._raise(event.fork, "AudioForkMessage", [("Message", shown)])
 
-    def ended(self, fork: Announced, reason: EndReason, *, failed: bool) -> None:
-        """Set the variables of an end; `failed` or `stopped` raises the event."""
-        self._set(fork.uniqueid, "AUDIOFORK_REASON", reason.value)
-        self._set(fork.uniqueid, "AUDIOFORK_STATUS", "FAILED" if failed else "STOPPED")
+    def _ended(self, event: Ended) -> None:
+        self._set(event.fork.uniqueid, "AUDIOFORK_REASON", event.reason.value)
+        status = "FAILED" if event.has_failed else "STOPPED"
+        self._set(event.fork.uniqueid, "AUDIOFORK_STATUS", status)
 
-    def failed(self, fork: Announced, reason: EndReason, more: Headers) -> None:
-        """Tell that a fork ended before audio flowed."""
-        self._raise(fork, "AudioForkFailed", [("Reason", reason.value), *more])
+    def _failed(self, event: Failed) -> None:
+        more = [("Reason", event.reason.value), *_particulars(event)]
+        self._raise(event.fork, "AudioForkFailed", more)
 
-    def stopped(
-        self, fork: Announced, reason: EndReason, age_s: float, stats: ForkStats, more: Headers
-    ) -> None:
-        """Tell that a fork ended, with its totals."""
+    def _stopped(self, event: Stopped) -> None:
+        stats = event.stats
         totals = [
-            ("Reason", reason.value),
-            ("Duration", f"{age_s:.1f}"),
+            ("Reason", event.reason.value),
+            ("Duration", f"{event.age_s:.1f}"),
             ("FramesIn", str(stats.frames_in)),
             ("FramesSent", str(stats.frames_sent)),
             ("FramesDropped", str(stats.frames_dropped)),
@@ -120,10 +128,11 @@ class Announcer:
         ]
         if stats.messages_ignored:
             totals.append(("MessagesIgnored", str(stats.messages_ignored)))
-        self._raise(fork, "AudioForkStopped", [*totals, *_taken_up(fork), *more])
+        more = [*totals, *_taken_up(event.fork), *_particulars(event)]
+        self._raise(event.fork, "AudioForkStopped", more)
 
     def refused(self, fields: dict[str, str], why: str) -> None:
-        """Answer a request that is not granted, with what of it is harmless."""
+        """Answer a user event that is not granted, with what of it is harmless."""
         safe = {name: harmless(value) for name, value in fields.items()}
         why = harmless(why)
         channel, uniqueid = safe.get("channel", ""), safe.get("uniqueid", "")
@@ -147,13 +156,13 @@ class Announcer:
             headers.append(("ActionID", safe["actionid"]))
         self._ami.raise_event("AudioForkFailed", headers)
 
-    def _raise(self, fork: Announced, name: str, more: Headers | None = None) -> None:
+    def _raise(self, fork: ForkInfo, name: str, more: Headers) -> None:
         headers = [
             ("AudioForkID", fork.id),
             ("Channel", fork.channel),
             ("Uniqueid", fork.uniqueid),
             ("WsServer", fork.url),
-            *(more or []),
+            *more,
         ]
         if fork.action_id:
             headers.append(("ActionID", fork.action_id))
@@ -169,13 +178,18 @@ class Announcer:
         self._ami.post("Setvar", headers, on_error)
 
 
-def _taken_up(fork: Announced) -> Headers:
-    return [("TakenUp", "yes")] if fork.taken_up else []
+def _taken_up(fork: ForkInfo) -> Headers:
+    return [("TakenUp", "yes")] if fork.from_earlier_run else []
 
 
-def harmless(text: str) -> str:
-    """Return what of a text may stand in an AMI header: servers and events send anything."""
-    return printable(text, "?")[:MAX_REASON_CHARACTERS]
+def _particulars(event: Stopped | Failed) -> Headers:
+    """Return the headers of an end that only some ends have."""
+    headers = {
+        "Detail": harmless(event.detail),
+        "RelaysLost": str(event.relays_lost or ""),
+        "PostProcessStatus": event.post_process_status,
+    }
+    return [(name, value) for name, value in headers.items() if value]
 
 
 def without_controls(text: str) -> str:

@@ -1,0 +1,72 @@
+"""Counts of what has happened to forks since the daemon began."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from audiofork.forks.events import (
+    DomainEvent,
+    Ended,
+    Reconnecting,
+    Refused,
+    Requested,
+    Resumed,
+    Started,
+)
+from audiofork.forks.lifecycle import Away
+from audiofork.link.messages import EndReason
+
+_LEGS = frozenset({Away.IN, Away.OUT, Away.MIX, Away.PAIRS})
+
+
+@dataclass(slots=True)
+class Counters:
+    """Subscribes to the events of forks; none of the counts ever falls.
+
+    Attributes:
+        requested: Forks granted, with those resumed from an earlier run.
+        refused: Requests that were understood and not granted, by any door.
+        started: Forks whose first frame went to the server.
+        failed: Forks that ended before that, and not for an ordinary reason.
+        ended: Ended forks by reason, the failed ones too.
+        frames_in, frames_sent, frames_dropped: Frames of 20 ms of ended forks.
+        reconnects: How often a lost server came back.
+        legs_lost: How often a leg was lost or did not come in place of a lost one.
+        relays_lost: How often a fork lost its relay process.
+    """
+
+    requested: int = 0
+    refused: int = 0
+    started: int = 0
+    failed: int = 0
+    ended: Counter[EndReason] = field(default_factory=Counter)
+    frames_in: int = 0
+    frames_sent: int = 0
+    frames_dropped: int = 0
+    reconnects: int = 0
+    legs_lost: int = 0
+    relays_lost: int = 0
+
+    def on_event(self, event: DomainEvent) -> None:
+        """Count an event."""
+        if isinstance(event, Requested):
+            self.requested += 1
+        elif isinstance(event, Started):
+            self.started += 1
+        elif isinstance(event, Reconnecting):
+            self.legs_lost += event.what in _LEGS
+            self.relays_lost += event.what is Away.RELAY
+        elif isinstance(event, Resumed):
+            self.reconnects += event.what is Away.SERVER
+        elif isinstance(event, Ended):
+            self._on_ended(event)
+        elif isinstance(event, Refused):
+            self.refused += 1
+
+    def _on_ended(self, event: Ended) -> None:
+        self.failed += event.has_failed
+        self.ended[event.reason] += 1
+        self.frames_in += event.stats.frames_in
+        self.frames_sent += event.stats.frames_sent
+        self.frames_dropped += event.stats.frames_dropped

@@ -1,0 +1,60 @@
+"""Mutes forks, all that a request names or none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from audiofork.errors import RequestRefused
+from audiofork.forks.fork import Fork, entry_of, why_not_muted
+from audiofork.forks.journal import Journal
+from audiofork.forks.lifecycle import ForkState
+from audiofork.forks.requests import MuteFork
+from audiofork.link.messages import SendCommand, SetMute
+
+
+class Muting:
+    """Owned by the registry of forks.
+
+    Args:
+        journal: Notes what is muted, for the next start.
+        send: Commands the relay.
+    """
+
+    def __init__(self, journal: Journal, send: SendCommand) -> None:
+        self._journal = journal
+        self._send = send
+
+    async def mute_all(self, forks: Iterable[Fork], request: MuteFork) -> list[str]:
+        """Mute all of them, or none if one cannot be: who asked believes what is acknowledged.
+
+        Returns:
+            The ids of those that have not ended meanwhile.
+
+        Raises:
+            RequestRefused: One cannot be muted like that, or all have ended.
+        """
+        await asyncio.gather(*(fork.progress.chosen.wait() for fork in forks))
+        forks = [fork for fork in forks if fork.state is not ForkState.ENDED]
+        if not forks:
+            raise RequestRefused("No such fork")
+        for fork in forks:
+            if why := why_not_muted(fork, *_muted_by(request, fork)):
+                raise RequestRefused(f"AudioForkMute: {why}")
+        for fork in forks:
+            self._mute(fork, *_muted_by(request, fork))
+        return [fork.id for fork in forks]
+
+    def _mute(self, fork: Fork, mute_in: bool, mute_out: bool) -> None:
+        fork.mute(mute_in, mute_out)
+        if fork.state is not ForkState.REQUESTED:  # else it is sent after the spec
+            self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
+            self._journal.put(entry_of(fork))
+
+
+def _muted_by(request: MuteFork, fork: Fork) -> tuple[bool, bool]:
+    """Return whether a fork's in and out will be muted after a request."""
+    return (
+        fork.mute_in if request.mute_in is None else request.mute_in,
+        fork.mute_out if request.mute_out is None else request.mute_out,
+    )

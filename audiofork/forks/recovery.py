@@ -1,0 +1,177 @@
+"""Brings forks back: after a login to Asterisk, from the journal, from lost relay processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+
+from audiofork.asterisk.ami import Ami
+from audiofork.asterisk.taps.choice import Taps
+from audiofork.errors import AmiActionFailed, AmiError, NoSuchChannel, RequestRefused
+from audiofork.forks.admission import Admission
+from audiofork.forks.ending import Ending
+from audiofork.forks.fork import Fork, restored
+from audiofork.forks.journal import Entry
+from audiofork.forks.leaving import LeavingLegs
+from audiofork.forks.legs import Legs
+from audiofork.forks.starting import Starting
+from audiofork.forks.table import ForkTable
+from audiofork.link.messages import EndReason, ForkEnded, ForkStats, RelayAway, RelayLost
+
+log = logging.getLogger(__name__)
+
+RESTARTED = "Asterisk was restarted"
+RELAY_DIED = "a relay process died"
+
+
+class Recovery:
+    """Owned by the registry of forks.
+
+    Args:
+        ami: Tells which run of Asterisk there is; hangs legs up.
+        taps: Know the legs of this daemon.
+        table: The forks there are.
+        admission: Grants or refuses.
+        leaving: The legs that were hung up.
+        legs: Those of the forks.
+        starting: Starts forks anew.
+        ending: Ends those that cannot be.
+
+    Attributes:
+        entries: Forks of an earlier run that are yet to be resumed.
+    """
+
+    def __init__(
+        self,
+        ami: Ami,
+        taps: Taps,
+        table: ForkTable,
+        admission: Admission,
+        leaving: LeavingLegs,
+        legs: Legs,
+        starting: Starting,
+        ending: Ending,
+    ) -> None:
+        self.entries: list[Entry] = []
+        self._ami = ami
+        self._taps = taps
+        self._table = table
+        self._admission = admission
+        self._leaving = leaving
+        self._legs = legs
+        self._starting = starting
+        self._ending = ending
+
+    # --- After a login ---
+
+    def end_forks_of_another_asterisk(self) -> None:
+        """End the forks whose channels went with an earlier run of Asterisk."""
+        for fork in self._table:
+            if self._is_of_another_asterisk(fork):
+                self._ending.end(fork, EndReason.LEG_FAILED, RESTARTED)
+
+    def _is_of_another_asterisk(self, fork: Fork) -> bool:
+        runs = {fork.call.asterisk_started, self._ami.asterisk_started}
+        return len(runs) == 2 and "" not in runs
+
+    async def sweep(self, present: Mapping[str, str]) -> None:
+        """Hang up the legs of this daemon that no fork wants.
+
+        Args:
+            present: Names of all channels, by uniqueid.
+        """
+        self._leaving.reconcile(present)
+        keep = {leg.id for fork in self._table for leg in fork.legs.values()}
+        keep.update(self._leaving.ids)
+        swept = self._taps.stray_legs(present, keep)
+        try:
+            for uniqueid in swept:
+                with contextlib.suppress(AmiActionFailed):  # it may be gone by now
+                    # Not by its name: a fork's earlier leg has the same.
+                    await self._ami.action("Hangup", [("Channel", uniqueid)])
+        except AmiError as exc:
+            log.warning("legs that an earlier run left behind may remain: %s", exc)
+            return
+        if swept:
+            log.warning("hung up %d legs that an earlier run left behind", len(swept))
+
+    # --- From the journal ---
+
+    async def resume(self, present: Mapping[str, str]) -> None:
+        """Start the forks of an earlier run anew, as far as their channels live.
+
+        Args:
+            present: Names of all channels, by uniqueid.
+
+        Raises:
+            AmiError: The link is lost again; what is not done waits for the next login.
+        """
+        count, resumed = len(self.entries), 0
+        while self.entries and not self._admission.refusing:
+            resumed += await self._resume_one(self.entries[0], present)
+            del self.entries[0]
+        if count and not self._admission.refusing:
+            log.info("of %d forks that an earlier run left, %d live", count, resumed)
+
+    async def _resume_one(self, entry: Entry, present: Mapping[str, str]) -> bool:
+        """Resume a fork or end it; return whether it was resumed."""
+        fork, refused = restored(entry)
+        if self._is_of_another_asterisk(fork):
+            self._end(fork, EndReason.LEG_FAILED, f"{RESTARTED} while the daemon was away")
+            return False
+        try:
+            if fork.uniqueid not in present:
+                raise NoSuchChannel
+            if refused:
+                raise RequestRefused(refused)
+            await self._starting.choose(fork)
+            if self._admission.refusing:
+                return False  # it stays in the journal for the next start
+            self._admission.check(fork.request, self._table)
+            self._admission.check_channel(len(self._table.on_channel(fork.uniqueid)))
+        except NoSuchChannel:
+            detail = "the call ended while the daemon was away; its frames are not known"
+            self._end(fork, EndReason.HANGUP, detail)
+            return False
+        except RequestRefused as exc:
+            self._end(fork, EndReason.STOPPED, f"not resumed: {exc}")
+            return False
+        fork.call.channel = present[fork.uniqueid]
+        self._starting.resume(fork)
+        return True
+
+    def _end(self, fork: Fork, reason: EndReason, detail: str) -> None:
+        allowed = self._admission.security.allow_post_process
+        self._ending.end_unresumable(fork, reason, detail, allow_post_process=allowed)
+
+    # --- From lost relay processes ---
+
+    def on_relay_away(self, report: RelayAway) -> None:
+        """Hear that forks have no relay process, and that a leg would find nobody."""
+        for fork_id in report.fork_ids:
+            if (fork := self._table.get(fork_id)) is not None:
+                fork.progress.relay_away = True
+
+    def on_relay_lost(self, report: RelayLost) -> None:
+        """Order forks anew. Their old legs end as soon as they have something to send."""
+        lost_at = asyncio.get_running_loop().time() - report.away_s
+        for fork_id in report.fork_ids:
+            if (fork := self._table.get(fork_id)) is not None:
+                fork.progress.relay_away = False
+                fork.progress.relays_lost += 1
+                self._replace_relay(fork, lost_at)
+
+    def _replace_relay(self, fork: Fork, lost_at: float) -> None:
+        # Not every version ends a leg with its connection; until then it may take a core.
+        self._legs.hang_up(fork)
+        if fork.is_ending:
+            self._end_without_relay(fork, fork.progress.end_asked or EndReason.HANGUP, RELAY_DIED)
+        elif in_vain := self._legs.lose_all(fork, lost_at, RELAY_DIED):
+            self._end_without_relay(fork, EndReason.LEG_FAILED, in_vain)
+        else:
+            self._starting.order(fork, anew=True)
+
+    def _end_without_relay(self, fork: Fork, reason: EndReason, detail: str) -> None:
+        self._ending.on_ended(fork, ForkEnded(fork.id, reason, detail, ForkStats()))

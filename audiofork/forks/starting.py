@@ -1,0 +1,167 @@
+"""How forks begin: granted, looked up, given a tap, ordered from the relay."""
+
+from __future__ import annotations
+
+from audiofork.asterisk.ami import Ami
+from audiofork.asterisk.channels import Channels
+from audiofork.asterisk.taps.choice import Taps
+from audiofork.errors import RequestRefused
+from audiofork.forks.admission import Admission
+from audiofork.forks.ending import Ending
+from audiofork.forks.events import Emit, Requested
+from audiofork.forks.fork import Fork, entry_of, new_fork, spec_of, wish_of
+from audiofork.forks.journal import Journal
+from audiofork.forks.leaving import LeavingLegs
+from audiofork.forks.legs import Legs
+from audiofork.forks.lifecycle import ForkEvent
+from audiofork.forks.requests import StartFork
+from audiofork.forks.table import ForkTable
+from audiofork.link.messages import SendCommand, SetMute
+from audiofork.log import without_query
+
+
+class Starting:
+    """Owned by the registry of forks.
+
+    Args:
+        ami: Tells which run of Asterisk there is.
+        taps: Choose where legs come from.
+        channels: What Asterisk is asked.
+        table: The forks there are; those that begin are added.
+        admission: Grants or refuses starts.
+        leaving: Tells whether a channel has room for more legs.
+        legs: Asks for legs.
+        ending: Forgets forks that are refused.
+        journal: Keeps the forks that run.
+        send: Commands the relay.
+        emit: Takes what happens.
+    """
+
+    def __init__(
+        self,
+        ami: Ami,
+        taps: Taps,
+        channels: Channels,
+        table: ForkTable,
+        admission: Admission,
+        leaving: LeavingLegs,
+        legs: Legs,
+        ending: Ending,
+        journal: Journal,
+        send: SendCommand,
+        emit: Emit,
+    ) -> None:
+        self._ami = ami
+        self._taps = taps
+        self._channels = channels
+        self._table = table
+        self._admission = admission
+        self._leaving = leaving
+        self._legs = legs
+        self._ending = ending
+        self._journal = journal
+        self._send = send
+        self._emit = emit
+
+    async def start(self, request: StartFork) -> Fork:
+        """Start a fork; return it when its legs have been asked for.
+
+        Raises:
+            RequestRefused: It is not granted; the text says why.
+            AmiError: Asterisk cannot be asked.
+        """
+        self._admission.check(request, self._table)
+        due = self._admission.book()
+        fork = new_fork(request)
+        self._table.add(fork)
+        try:
+            await self._look_up(fork)
+            self._check_channel(fork)
+            fork.progress.looked_up.set()  # a stop need not wait until the start is due
+            await self._admission.wait(due)
+            await self.choose(fork)
+            await self._leaving.wait_for_room(fork)
+            _check_wanted(fork)
+        except BaseException:
+            self._ending.forget(fork)
+            fork.apply(ForkEvent.REFUSED)
+            raise
+        finally:
+            fork.progress.looked_up.set()
+            fork.progress.chosen.set()
+        self._launch(fork, "started")
+        return fork
+
+    async def _look_up(self, fork: Fork) -> None:
+        """Ask Asterisk for the name and uniqueid of the channel: an event may say anything."""
+        channel, uniqueid = await self._channels.look_up(fork.request.target)
+        fork.found(channel, uniqueid, self._ami.asterisk_started)
+        if self._taps.is_leg(channel, uniqueid):
+            raise RequestRefused("the channel is itself the leg of a fork")
+        self._table.bind(fork)
+        if fork.post_process is not None:
+            names = fork.post_process.names
+            fork.call.values = await self._channels.values(uniqueid, names)
+        if fork.request.options.bridged_only:
+            bridged = await self._channels.is_bridged(uniqueid)
+            if fork.call.bridged is None:  # else an event has said so meanwhile
+                fork.call.bridged = bridged
+        _check_wanted(fork)
+
+    def _check_channel(self, fork: Fork) -> None:
+        """Refuse the fork if its channel has as many as may be, which were granted before."""
+        others = self._table.on_channel(fork.uniqueid)
+        granted = [one for one in others if one.progress.looked_up.is_set()]
+        self._admission.check_channel(len(granted))
+
+    async def choose(self, fork: Fork) -> None:
+        """Settle where the legs of a fork come from.
+
+        Raises:
+            RequestRefused: They cannot be had; the text says why.
+            NoSuchChannel, AmiError: The call's audio cannot be asked for.
+        """
+        rates = fork.request.options.sample_rates
+        fork.settle(await self._taps.choose(fork.uniqueid, wish_of(fork), rates))
+
+    def resume(self, fork: Fork) -> None:
+        """Start a fork of an earlier run anew, whose channel lives and whose legs are chosen."""
+        self._table.add(fork)
+        self._table.bind(fork)
+        self._launch(fork, "resumed")
+
+    def _launch(self, fork: Fork, what: str) -> None:
+        """Let the relay get ready, and ask for the legs."""
+        fork.apply(ForkEvent.RESOLVED)
+        _log_start(fork, what)
+        self._journal.put(entry_of(fork))
+        self._emit(Requested(fork.info, fork.request))
+        self.order(fork, anew=fork.from_earlier_run)
+
+    def order(self, fork: Fork, *, anew: bool) -> None:
+        """Order a fork from the relay, and its legs from Asterisk; `anew`: there have been some."""
+        self._send(spec_of(fork))
+        if fork in self._table:  # else the relay could not use its TLS files
+            if fork.mute_in or fork.mute_out:
+                self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
+            self._legs.order(fork, anew=anew)
+
+
+def _check_wanted(fork: Fork) -> None:
+    if fork.progress.end_asked is not None:
+        raise RequestRefused(f"ended before it began: {fork.progress.end_asked}")
+
+
+def _log_start(fork: Fork, what: str) -> None:
+    options = fork.request.options
+    fork.log.info(
+        "%s, %s by %s at %d Hz to %s",
+        *(what, options.direction, fork.tap.name, fork.sample_rate),
+        without_query(fork.url),
+    )
+    if fork.choice is not None and fork.choice.note:
+        fork.log.warning("%s", fork.choice.note)
+    if options.ignored:
+        fork.log.info("option %s is accepted and means nothing", options.ignored)
+    if options.tls is not None and options.tls.insecure:
+        fork.log.warning("the server's certificate is not checked: T(insecure)")

@@ -1,0 +1,49 @@
+"""Asks the relay for the statistics of the forks that run."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+from audiofork.link.messages import ForkStats, SendCommand, StatsTaken, TakeStats
+
+STATS_TIMEOUT_S = 2.0
+
+
+class Statistics:
+    """Owned by the registry of forks, which passes on the answers.
+
+    Args:
+        send: Commands the relay.
+    """
+
+    def __init__(self, send: SendCommand) -> None:
+        self._send = send
+        self._tickets = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[dict[str, ForkStats]]] = {}
+
+    def __len__(self) -> int:
+        """How many answers are waited for."""
+        return len(self._asked)
+
+    async def take(self) -> dict[str, ForkStats]:
+        """Return the statistics of all forks that the relay has, by id.
+
+        Raises:
+            TimeoutError: The relay does not answer.
+        """
+        ticket = next(self._tickets)
+        answer: asyncio.Future[dict[str, ForkStats]] = asyncio.get_running_loop().create_future()
+        self._asked[ticket] = answer
+        self._send(TakeStats(ticket))
+        try:
+            async with asyncio.timeout(STATS_TIMEOUT_S):
+                return await answer
+        finally:
+            del self._asked[ticket]
+
+    def on_taken(self, report: StatsTaken) -> None:
+        """Hear an answer; one that is late does no harm."""
+        answer = self._asked.get(report.ticket)
+        if answer is not None and not answer.done():
+            answer.set_result(report.stats)

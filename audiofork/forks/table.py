@@ -1,0 +1,67 @@
+"""The forks there are, by id and by channel."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from audiofork.forks.fork import Fork
+
+
+class ForkTable:
+    """Owned by the registry, which shares it with the parts that begin and end forks.
+
+    A fork is found by its id from its request on, by its channel once Asterisk has named that.
+    """
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, Fork] = {}
+        self._by_channel: dict[str, set[Fork]] = {}
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Fork]:
+        """Iterate over the forks of this moment, oldest first; they may end meanwhile."""
+        return iter(list(self._by_id.values()))
+
+    def __contains__(self, fork: object) -> bool:
+        return isinstance(fork, Fork) and fork.id in self._by_id
+
+    def get(self, fork_id: str) -> Fork | None:
+        """Return a fork by its id."""
+        return self._by_id.get(fork_id)
+
+    def on_channel(self, uniqueid: str) -> list[Fork]:
+        """Return the forks of a channel."""
+        return list(self._by_channel.get(uniqueid, ()))
+
+    @property
+    def uniqueids(self) -> list[str]:
+        """The uniqueids of the channels that have forks."""
+        return list(self._by_channel)
+
+    def add(self, fork: Fork) -> None:
+        """Add a fork, by its id alone."""
+        self._by_id[fork.id] = fork
+        self._empty.clear()
+
+    def bind(self, fork: Fork) -> None:
+        """Add it by its channel, whose uniqueid is Asterisk's own word."""
+        self._by_channel.setdefault(fork.uniqueid, set()).add(fork)
+
+    def remove(self, fork: Fork) -> None:
+        """Remove a fork that is in the table."""
+        del self._by_id[fork.id]
+        on_channel = self._by_channel.get(fork.uniqueid, set())
+        on_channel.discard(fork)
+        if not on_channel:
+            self._by_channel.pop(fork.uniqueid, None)
+        if not self._by_id:
+            self._empty.set()
+
+    async def wait_empty(self) -> None:
+        """Return when there is no fork."""
+        await self._empty.wait()

@@ -1,0 +1,78 @@
+import pytest
+
+from audiofork.errors import NoSuchChannel
+from audiofork.forks.counters import Counters
+from audiofork.link.messages import (
+    EndReason,
+    ForkStats,
+    LegPart,
+    SinkOpened,
+    SinkResumed,
+    SinkRetrying,
+)
+from tests.control_plane import START, Rig
+
+
+def test_counters_begin_at_nothing() -> None:
+    assert Counters() == Counters(requested=0, refused=0, started=0, failed=0, frames_in=0)
+    assert Counters().ended == {}
+
+
+async def test_forks_are_counted_as_requested_started_and_ended_by_reason(rig: Rig) -> None:
+    first, second = await rig.stream(), await rig.attach()
+    assert (rig.counters.requested, rig.counters.started) == (2, 1)
+    assert rig.counters.ended == {}
+    await rig.ended(first, EndReason.HANGUP)
+    await rig.ended(second, EndReason.STOPPED)
+    await rig.ended(await rig.stream(), EndReason.HANGUP)
+    assert (rig.counters.requested, rig.counters.started) == (3, 2)
+    assert rig.counters.ended == {EndReason.HANGUP: 2, EndReason.STOPPED: 1}
+    assert rig.counters.failed == 0
+
+
+async def test_fork_that_fails_counts_as_failed_and_by_its_reason(rig: Rig) -> None:
+    await rig.ended(await rig.attach(), EndReason.SINK_GONE)
+    await rig.ended(await rig.stream(), EndReason.SINK_GONE)  # no failure: audio had flowed
+    assert rig.counters.failed == 1
+    assert rig.counters.ended == {EndReason.SINK_GONE: 2}
+
+
+async def test_refusals_count_at_any_door(rig: Rig) -> None:
+    await rig.request(**{**START, "channel": "nobody"})
+    with pytest.raises(NoSuchChannel):
+        await rig.ask(**{**START, "channel": "nobody"})
+    assert (rig.counters.refused, rig.counters.requested) == (2, 0)
+
+
+async def test_frames_of_ended_forks_add_up(rig: Rig) -> None:
+    for stats in (ForkStats(9, 5, 4), ForkStats(100, 99, 1)):
+        await rig.ended(await rig.stream(), EndReason.HANGUP, stats=stats)
+    counters = rig.counters
+    assert (counters.frames_in, counters.frames_sent, counters.frames_dropped) == (109, 104, 5)
+
+
+async def test_servers_that_come_back_count_as_reconnects(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    for attempt in (1, 2):
+        rig.forks.on_report(SinkRetrying(fork_id, attempt, "refused"))
+    assert rig.counters.reconnects == 0
+    rig.forks.on_report(SinkResumed(fork_id, 0))
+    assert (rig.counters.reconnects, rig.counters.legs_lost) == (1, 0)
+
+
+async def test_lost_legs_count_and_their_return_is_no_reconnect(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    for _ in range(2):
+        await rig.lose_leg(fork_id)
+        await rig.clock.advance(0.5)
+        rig.connect(fork_id, LegPart.PAIRS)
+    assert (rig.counters.legs_lost, rig.counters.reconnects) == (2, 0)
+
+
+async def test_lost_relay_process_counts_by_itself(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    await rig.lose_relay(fork_id)
+    rig.connect(fork_id, LegPart.PAIRS)
+    rig.forks.on_report(SinkOpened(fork_id))
+    counters = rig.counters
+    assert (counters.relays_lost, counters.legs_lost, counters.reconnects) == (1, 0, 0)
