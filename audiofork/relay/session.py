@@ -30,9 +30,9 @@ from audiofork.link.messages import (
 )
 from audiofork.log import CounterLine, ForkLog
 from audiofork.relay.beep import Beeper
-from audiofork.relay.pairing import Joiner
+from audiofork.relay.pairing import Pairing
 from audiofork.relay.shape import Shape, Sides, join_of, shape_of, unchanged
-from audiofork.relay.silence_filler import Timekeeper
+from audiofork.relay.silence_filler import SilenceFiller
 from audiofork.relay.sink import Sink
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class LegHandle(Protocol):
 
     def speak(self, frame: bytes) -> None: ...
 
-    def gather(self, frame_bytes: int, gather_ms: int) -> None: ...
+    def batch_reads(self, frame_bytes: int, batch_ms: int) -> None: ...
 
     def read_rest(self) -> None: ...
 
@@ -93,7 +93,7 @@ class Inlet:
         """Take the leg that connected with the part's UUID, the first or another."""
         self._session.attach(self._part, leg)
 
-    def on_gathered(self, *, is_late: bool) -> int:
+    def on_batch_read(self, *, is_late: bool) -> int:
         """Hear that several frames were read at once.
 
         Args:
@@ -102,7 +102,7 @@ class Inlet:
         Returns:
             How many frames the next message still lacks.
         """
-        return self._session.on_gathered(is_late=is_late)
+        return self._session.on_batch_read(is_late=is_late)
 
     def on_leg_closed(self) -> None:
         """Hear that the leg is closed, and not by us."""
@@ -135,23 +135,23 @@ class Session:
         self._legs: dict[LegPart, LegHandle] = {}
         self._beeper = Beeper(self._speak, self._spoken_rate) if spec.beeps.any else None
         self._start_unheard = spec.beeps.at_start
-        self._timekeeper: Timekeeper | None = None
+        self._silence_filler: SilenceFiller | None = None
         if spec.keep_time and len(spec.legs) == 1:  # two are paired by their clocks
-            self._timekeeper = Timekeeper(
+            self._silence_filler = SilenceFiller(
                 self._send_silence, lambda: self._frames_in, time.monotonic
             )
         self._sides = Sides(spec.gain_in, spec.gain_out)
         self._frame_bytes = leg_frame_bytes(spec.legs[0], spec.sample_rate)  # of each leg
         self._silence = bytes(message_frame_bytes(spec))
         self._shape: Shape = unchanged
-        self._joiner: Joiner | None = None
+        self._pairing: Pairing | None = None
         if len(spec.legs) == 1:
             self._shape = shape_of(spec.legs[0], spec.direction, self._sides)
             self.inlets = {spec.legs[0]: Inlet(self, spec.legs[0], self._on_audio)}
         else:
             self._join = join_of(spec.direction, self._sides)
-            self._joiner = Joiner(self._on_pair, bytes(self._frame_bytes))
-            self.inlets = {part: self._inlet_of_part(part, self._joiner) for part in spec.legs}
+            self._pairing = Pairing(self._on_pair, bytes(self._frame_bytes))
+            self.inlets = {part: self._inlet_of_part(part, self._pairing) for part in spec.legs}
         self._gate_open = spec.gate_open
         self._unfit = 0  # frames of a size that cannot be relayed
         self._fit = False  # whether the only leg has brought a frame of the right size
@@ -177,10 +177,10 @@ class Session:
             return
         self._legs[part] = leg
         self._lead_usual()
-        if self._joiner is not None:
-            self._joiner.attach(part)
-        if self._timekeeper is not None and self._gate_open:
-            self._timekeeper.start()
+        if self._pairing is not None:
+            self._pairing.attach(part)
+        if self._silence_filler is not None and self._gate_open:
+            self._silence_filler.start()
         if self._streaming and part is self._speaking_part:  # late, or in place of a lost leg
             self._begin_beeps()
         self._report(LegAttached(self.spec.fork_id, part))
@@ -215,12 +215,12 @@ class Session:
         Where several go into one message they are read so many at once, from the end of a message
         on. (Not where time is kept: silence would take the place of what waits.)
         """
-        gather_ms = self._sink.frame_ms
-        if gather_ms > PTIME_MS and self._timekeeper is None:
+        batch_ms = self._sink.frame_ms
+        if batch_ms > PTIME_MS and self._silence_filler is None:
             if self._sink.backlog:
                 return
             for leg in self._legs.values():
-                leg.gather(self._frame_bytes, gather_ms)
+                leg.batch_reads(self._frame_bytes, batch_ms)
         is_plain = self._shape is unchanged
         self._lead_usual(self._sink.send if is_plain else self._send_shaped)
 
@@ -235,8 +235,8 @@ class Session:
         else:
             self.end(EndReason.LEG_FAILED, self._why_unfit(size))
 
-    def on_gathered(self, *, is_late: bool) -> int:
-        """See `Inlet.on_gathered`."""
+    def on_batch_read(self, *, is_late: bool) -> int:
+        """See `Inlet.on_batch_read`."""
         if is_late:
             self._sink.send_part()
         return self._sink.missing
@@ -253,12 +253,12 @@ class Session:
         self._sink.send(self._silence)
         self._check_streaming()
 
-    def _inlet_of_part(self, part: LegPart, joiner: Joiner) -> Inlet:
+    def _inlet_of_part(self, part: LegPart, pairing: Pairing) -> Inlet:
         """Return where the leg of one of two parts brings its frames."""
 
         def put(frame: bytes) -> None:
             if len(frame) == self._frame_bytes:
-                joiner.put(part, frame)
+                pairing.put(part, frame)
             elif not self._gate_open:
                 self._gated += 1
             else:
@@ -300,12 +300,12 @@ class Session:
 
     def _let_go_of(self, part: LegPart) -> None:
         self._legs.pop(part, None)
-        if self._joiner is not None:
-            self._joiner.detach(part)
+        if self._pairing is not None:
+            self._pairing.detach(part)
         if self._beeper is not None and part is self._speaking_part:
             self._beeper.stop()
-        if self._timekeeper is not None:
-            self._timekeeper.stop()
+        if self._silence_filler is not None:
+            self._silence_filler.stop()
 
     # --- Commands ---
 
@@ -314,7 +314,7 @@ class Session:
         mute_in = self._sides.mute_in if command.mute_in is None else command.mute_in
         mute_out = self._sides.mute_out if command.mute_out is None else command.mute_out
         sides = replace(self._sides, mute_in=mute_in, mute_out=mute_out)
-        if self._joiner is not None:
+        if self._pairing is not None:
             self._join = join_of(self.spec.direction, sides)
         else:
             self._shape = shape_of(self.spec.legs[0], self.spec.direction, sides)
@@ -325,12 +325,12 @@ class Session:
         """Let audio through, or not."""
         self._gate_open = is_open and self._end is None
         self._lead_usual()
-        if self._timekeeper is None:
+        if self._silence_filler is None:
             return
         if self._gate_open and self._legs:
-            self._timekeeper.start()
+            self._silence_filler.start()
         else:
-            self._timekeeper.stop()
+            self._silence_filler.stop()
 
     @property
     def _frames_in(self) -> int:
@@ -415,8 +415,8 @@ class Session:
         self._end = (reason, detail)
         for leg in list(self._legs.values()):
             leg.read_rest()
-        if self._joiner is not None:
-            self._joiner.flush()
+        if self._pairing is not None:
+            self._pairing.flush()
         self.set_gate(False)
         self._hang_up_legs(beep=reason is EndReason.STOPPED and self.spec.beeps.at_end)
         code = _CLOSE_CODES.get(reason, _FAULT_CLOSE_CODE)

@@ -136,8 +136,8 @@ class _Owner:
         assert len(frame) == len(self.frames[-1])
         self.on_audio(frame)
 
-    def on_gathered(self) -> None:
-        raise AssertionError("nothing gathers")
+    def on_batch_read(self) -> None:
+        raise AssertionError("no reads are batched")
 
     def on_leg_closed(self) -> None:
         self.closed += 1

@@ -31,7 +31,7 @@ class Owner:
         self.attached = 0
         self.frames: list[bytes] = []
         self.usual = 0  # how many of them were as long as the one before
-        self.gathered = self.late = 0
+        self.batches = self.late = 0
         self.missing = 5  # frames, of the next message
         self.closed = 0
 
@@ -48,8 +48,8 @@ class Owner:
         self.usual += 1
         self.frames.append(frame)
 
-    def on_gathered(self, *, is_late: bool) -> int:
-        self.gathered += 1
+    def on_batch_read(self, *, is_late: bool) -> int:
+        self.batches += 1
         self.late += is_late
         return self.missing
 
@@ -666,80 +666,80 @@ async def test_close_hangs_up_all_and_listens_no_more(stage: Stage) -> None:
         await Leg.connect(stage.address)
 
 
-# --- Frames that the kernel gathers --------------------------------------------------------------
+# --- Frames that are read as a batch --------------------------------------------------------------
 
 
 FIRST = bytes(320)
 
 
-async def gathering(stage: Stage, gather_ms: int) -> tuple[Leg, Owner]:
-    """Return a leg that has brought a frame, and gathers from then on."""
+async def batched(stage: Stage, batch_ms: int) -> tuple[Leg, Owner]:
+    """Return a leg that has brought a frame, and whose reads are batched from then on."""
     leg, owner = await stage.issued()
     leg.send_audio(FIRST)
     await until(lambda: owner.frames)
     assert owner.leg is not None
-    owner.leg.gather(320, gather_ms)
+    owner.leg.batch_reads(320, batch_ms)
     return leg, owner
 
 
-async def test_frames_are_gathered_until_a_message_is_full(stage: Stage) -> None:
-    leg, owner = await gathering(stage, 1000)
+async def test_frames_are_not_read_until_a_message_is_full(stage: Stage) -> None:
+    leg, owner = await batched(stage, 1000)
     leg.send_audio(*numbered(49))
     await stage.check_other()
     assert owner.frames == [FIRST]
     leg.send_audio(*numbered(50)[49:])
     await until(lambda: len(owner.frames) == 51)
     assert owner.frames == [FIRST, *numbered(50)]
-    assert (owner.gathered, owner.usual, owner.late) == (1, 50, 0)
+    assert (owner.batches, owner.usual, owner.late) == (1, 50, 0)
 
 
-async def test_frames_are_gathered_until_the_rest_of_a_message_is_there(stage: Stage) -> None:
-    leg, owner = await gathering(stage, 1000)
+async def test_frames_are_not_read_until_the_rest_of_a_message_is_there(stage: Stage) -> None:
+    leg, owner = await batched(stage, 1000)
     owner.missing = 3
     leg.send_audio(*numbered(50))
-    await until(lambda: owner.gathered == 1)
+    await until(lambda: owner.batches == 1)
     leg.send_audio(*numbered(2))
     await stage.check_other()
-    assert owner.gathered == 1
+    assert owner.batches == 1
     owner.missing = 50
     leg.send_audio(*numbered(3)[2:])
-    await until(lambda: owner.gathered == 2)
+    await until(lambda: owner.batches == 2)
     leg.send_audio(*numbered(49))
     await stage.check_other()
     assert owner.frames == [FIRST, *numbered(50), *numbered(3)]
-    assert (owner.gathered, owner.late) == (2, 0)
+    assert (owner.batches, owner.late) == (2, 0)
 
 
 async def test_frames_that_stay_too_few_are_read_in_time(stage: Stage) -> None:
-    leg, owner = await gathering(stage, 100)
+    leg, owner = await batched(stage, 100)
     for times in (1, 2):
         leg.send_audio(*numbered(3))
-        await until(lambda times=times: owner.gathered == times)  # type: ignore[misc]
+        await until(lambda times=times: owner.batches == times)  # type: ignore[misc]
         assert owner.frames == [FIRST] + numbered(3) * times
         assert owner.late == times
 
 
 async def test_frame_after_a_pause_is_read_at_once(stage: Stage) -> None:
-    leg, owner = await gathering(stage, 40)
-    gatherer = owner.leg._gatherer  # type: ignore[union-attr]
-    await until(lambda: gatherer.is_late)
-    assert gatherer._timer is None
+    leg, owner = await batched(stage, 40)
+    batching = owner.leg._batching  # type: ignore[union-attr]
+    await until(lambda: batching.is_late)
+    assert batching._timer is None
     leg.send_audio(*numbered(1))
-    await until(lambda: owner.gathered == 1)
+    await until(lambda: owner.batches == 1)
     assert owner.frames == [FIRST, *numbered(1)]
-    assert gatherer._timer is not None
+    assert batching._timer is not None
 
 
-async def test_end_of_the_connection_brings_what_was_gathered(stage: Stage) -> None:
-    leg, owner = await gathering(stage, 1000)
+async def test_end_of_the_connection_brings_what_was_not_read_yet(stage: Stage) -> None:
+    leg, owner = await batched(stage, 1000)
     leg.send_audio(*numbered(3))
     await leg.close()
     await until(lambda: owner.closed == 1)
     assert owner.frames == [FIRST, *numbered(3)]
 
 
-async def test_rest_of_what_is_gathered_can_be_read_before_the_hangup(stage: Stage) -> None:
-    leg, owner = await gathering(stage, 1000)
+async def test_rest_of_a_batch_can_be_read_before_the_hangup(stage: Stage) -> None:
+    leg, owner = await batched(stage, 1000)
     assert owner.leg is not None
     owner.leg.read_rest()  # nothing is there
     leg.send_audio(*numbered(3))
@@ -752,8 +752,8 @@ async def test_rest_of_what_is_gathered_can_be_read_before_the_hangup(stage: Sta
     assert owner.closed == 0
 
 
-async def test_other_messages_among_gathered_frames_are_passed_over(stage: Stage) -> None:
-    leg, owner = await gathering(stage, 100)
+async def test_other_messages_among_batched_frames_are_passed_over(stage: Stage) -> None:
+    leg, owner = await batched(stage, 100)
     leg.send_audio(*numbered(2))
     leg.send(b"\x03\x00\x015")
     leg.send_audio(*numbered(4)[2:], bytes(640), *numbered(4))
@@ -761,30 +761,30 @@ async def test_other_messages_among_gathered_frames_are_passed_over(stage: Stage
     assert owner.frames == [FIRST, *numbered(4), bytes(640), *numbered(4)]
 
 
-async def test_more_than_the_kernel_may_hold_is_not_gathered(stage: Stage) -> None:
+async def test_more_than_the_kernel_may_hold_is_not_batched(stage: Stage) -> None:
     leg, owner = await stage.issued()
     await until(lambda: owner.attached)
     assert owner.leg is not None
-    owner.leg.gather(1920, 1000)  # a second of 48 kHz
+    owner.leg.batch_reads(1920, 1000)  # a second of 48 kHz
     leg.send_audio(*numbered(2))
     await until(lambda: len(owner.frames) == 2)
-    assert owner.gathered == 0
+    assert owner.batches == 0
 
 
-async def test_leg_that_does_not_gather_has_nothing_more_to_read(stage: Stage) -> None:
+async def test_leg_whose_reads_are_not_batched_has_nothing_more_to_read(stage: Stage) -> None:
     leg, owner = await stage.issued()
     await until(lambda: owner.attached)
     assert owner.leg is not None
     owner.leg.read_rest()
     leg.send_audio(*numbered(2))
     await until(lambda: len(owner.frames) == 2)
-    assert owner.gathered == 0
+    assert owner.batches == 0
 
 
-async def test_garbage_among_gathered_frames_closes_the_leg(
+async def test_garbage_among_batched_frames_closes_the_leg(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    leg, owner = await gathering(stage, 40)
+    leg, owner = await batched(stage, 40)
     leg.send(b"\x10\xff\xff")
     assert "announces 65535 bytes" in await refused(stage, leg, caplog)
     assert owner.closed == 1

@@ -55,14 +55,14 @@ class Leg:
         self.on_usual: Callable[[bytes], None] = self.unled
         self.hang_ups = 0
         self.spoken: list[bytes] = []
-        self.gathered: list[tuple[int, int]] = []
+        self.batched: list[tuple[int, int]] = []
         self.on_rest: Callable[[], None] = lambda: None
 
     def unled(self, frame: bytes) -> None:
         raise AssertionError("no way was given")
 
-    def gather(self, frame_bytes: int, gather_ms: int) -> None:
-        self.gathered.append((frame_bytes, gather_ms))
+    def batch_reads(self, frame_bytes: int, batch_ms: int) -> None:
+        self.batched.append((frame_bytes, batch_ms))
 
     def read_rest(self) -> None:
         self.on_rest()
@@ -619,7 +619,7 @@ async def test_usual_frames_that_are_shaped_take_a_short_way_too(
 async def test_frames_that_take_the_short_way_are_counted_where_time_is_kept(
     begin: Begin, clock: FakeLoop
 ) -> None:
-    """Or the timekeeper would put silence beside what comes."""
+    """Or the silence filler would put silence beside what comes."""
     stage = begin(keep_time=True)
     stage.stream()
     for n in range(100):
@@ -1515,7 +1515,7 @@ async def test_messages_at_the_limit_are_all_passed_on(stage: Stage, clock: Fake
 
 
 @pytest.mark.parametrize(
-    ("direction", "wishes", "frame", "gathered"),
+    ("direction", "wishes", "frame", "batched"),
     [
         (Direction.IN, {}, bytes(320), [(320, 100)]),
         (Direction.BOTH, {}, bytes(320), [(320, 100)]),
@@ -1525,8 +1525,8 @@ async def test_messages_at_the_limit_are_all_passed_on(stage: Stage, clock: Fake
     ],
     ids=["in", "mix", "pairs", "wide", "time-is-kept"],
 )
-async def test_only_leg_gathers_once_audio_flows_and_a_message_has_ended(
-    direction: Direction, wishes: dict[str, Any], frame: bytes, gathered: list[tuple[int, int]]
+async def test_reads_of_the_only_leg_are_batched_once_audio_flows_and_a_message_has_ended(
+    direction: Direction, wishes: dict[str, Any], frame: bytes, batched: list[tuple[int, int]]
 ) -> None:
     stage = Stage(direction, **wishes)
     stage.sink.frame_ms = 100
@@ -1534,22 +1534,24 @@ async def test_only_leg_gathers_once_audio_flows_and_a_message_has_ended(
     leg = stage.legs[stage.only_part]
     stage.audio(frame)
     stage.audio(frame)
-    assert leg.gathered == []
+    assert leg.batched == []
     stage.sink.open()
     stage.sink.is_open = False  # a part of a message waits
     stage.audio(frame)
-    assert leg.gathered == []
+    assert leg.batched == []
     stage.sink.open()
     stage.audio(frame)
-    assert leg.gathered == gathered
+    assert leg.batched == batched
     stage.close_leg()
     stage.attach()  # another in its place
     stage.audio(frame)
-    assert leg.gathered == 2 * gathered
+    assert leg.batched == 2 * batched
     stage.session.end(EndReason.STOPPED)
 
 
-async def test_leg_does_not_gather_where_each_frame_is_a_message_nor_where_there_are_two() -> None:
+async def test_reads_are_not_batched_where_each_frame_is_a_message_nor_where_there_are_two() -> (
+    None
+):
     single, double = Stage(Direction.IN), Stage(Direction.STEREO, legs=(IN, OUT))
     double.sink.frame_ms = 100
     for stage in (single, double):
@@ -1559,21 +1561,21 @@ async def test_leg_does_not_gather_where_each_frame_is_a_message_nor_where_there
         single.audio(bytes(320))
         double.audio(bytes(320), IN)
         double.audio(bytes(320), OUT)
-    assert [leg.gathered for stage in (single, double) for leg in stage.legs.values()] == [[]] * 3
+    assert [leg.batched for stage in (single, double) for leg in stage.legs.values()] == [[]] * 3
     for stage in (single, double):
         stage.session.end(EndReason.STOPPED)
 
 
 @pytest.mark.parametrize("is_late", [True, False])
-async def test_part_of_a_message_that_was_gathered_is_sent_if_it_is_late(is_late: bool) -> None:
+async def test_part_of_a_message_that_was_read_is_sent_if_it_is_late(is_late: bool) -> None:
     stage = Stage(Direction.IN)
     stage.sink.missing = 3
-    assert stage.session.inlets[IN].on_gathered(is_late=is_late) == 3
+    assert stage.session.inlets[IN].on_batch_read(is_late=is_late) == 3
     assert stage.sink.parts_sent == is_late
     stage.session.end(EndReason.STOPPED)
 
 
-async def test_end_sends_what_the_leg_still_gathers() -> None:
+async def test_end_sends_what_the_leg_has_not_read_yet() -> None:
     stage = Stage(Direction.IN)
     stage.sink.frame_ms = 100
     stage.sink.open()
