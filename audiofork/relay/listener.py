@@ -24,8 +24,8 @@ from audiofork.audiosocket import (
 from audiofork.config import Address
 from audiofork.errors import AudioSocketProtocolError
 from audiofork.log import CounterLine
+from audiofork.relay.pipeline import LegHandle
 from audiofork.relay.read_batching import MOST_BATCHED_BYTES, ReadBatching, wire_bytes
-from audiofork.relay.session import LegHandle
 
 log = logging.getLogger(__name__)
 

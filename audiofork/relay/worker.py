@@ -29,7 +29,8 @@ from audiofork.link.messages import (
     leg_uuid,
 )
 from audiofork.relay.listener import Listener
-from audiofork.relay.session import Session, message_frame_bytes
+from audiofork.relay.pipeline import message_frame_bytes
+from audiofork.relay.session import Session
 from audiofork.relay.sink import Sink
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import pytest
 from audiofork.config import Address
 from audiofork.link.messages import LegPart, leg_uuid
 from audiofork.relay.listener import Listener
-from audiofork.relay.session import LegHandle
+from audiofork.relay.pipeline import LegHandle
 from tests.relay.peers import HANGUP, Leg, numbered, until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")

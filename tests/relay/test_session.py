@@ -585,18 +585,19 @@ async def test_gate_stays_shut_after_the_end(stage: Stage) -> None:
 
 
 async def test_usual_frames_go_straight_to_the_sink_only_when_streaming(stage: Stage) -> None:
-    inlet, leg = stage.session.inlets[MIX], stage.legs[MIX]
+    leg = stage.legs[MIX]
     stage.attach()
-    stage.audio(mono_of(1))
-    stage.audio(mono_of(2))
-    assert leg.on_usual == inlet.on_audio
+    for n in (1, 2):
+        stage.audio(mono_of(n))
+        assert leg.on_usual != stage.sink.send
     stage.sink.open()
-    assert leg.on_usual == inlet.on_audio
-    stage.audio(mono_of(3))
+    for n in (3, 4):
+        assert leg.on_usual != stage.sink.send
+        stage.audio(mono_of(n))
     assert leg.on_usual == stage.sink.send
-    stage.audio(mono_of(4))
-    assert stage.sink.frames == [mono_of(n) for n in (1, 2, 3, 4)]
-    assert stage.session.stats() == ForkStats(4, 4, 0)
+    stage.audio(mono_of(5))
+    assert stage.sink.frames == [mono_of(n) for n in (1, 2, 3, 4, 5)]
+    assert stage.session.stats() == ForkStats(5, 5, 0)
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ async def test_frames_of_a_leg_that_is_faster_than_the_server_arrive(
     fork_id = relay.begin(stalled.url)
     leg = await relay.attach(fork_id)
     leg.send_audio(*INS)
-    await until(lambda: stalled.asked and relay.worker.sessions[fork_id]._frames_in == 10)
+    await until(lambda: stalled.asked and relay.worker.sessions[fork_id].stats().frames_in == 10)
     relay.worker.handle(EndFork(fork_id, EndReason.HANGUP))
     assert await leg.read_to_end() == HANGUP
     stalled.answer()
