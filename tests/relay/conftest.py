@@ -7,14 +7,17 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trustme
 import uvloop
 from hypothesis import settings
 
+from audiofork.link.messages import Direction, EndReason
 from testbed.recorder import Recorder
 from tests.relay.peers import FakeLoop, StalledServer
+from tests.relay.session_stage import Begin, SessionStage
 
 # A busy machine is no reason for a test to fail.
 settings.register_profile("relay", deadline=None)
@@ -94,3 +97,20 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[float]:
     for name in ("CLOSE_TIMEOUT_S", "LINGER_S"):
         monkeypatch.setattr(f"audiofork.relay.sink.{name}", 0.1)
     yield 0.1
+
+
+@pytest.fixture
+async def begin() -> AsyncIterator[Begin]:
+    """Begin sessions with wishes of their own; those that still run at the end are ended."""
+    stages: list[SessionStage] = []
+
+    def begin(direction: Direction = Direction.IN, **wishes: Any) -> SessionStage:
+        stages.append(SessionStage(direction, **wishes))
+        stages[-1].session.start()
+        return stages[-1]
+
+    yield begin
+    for stage in stages:
+        stage.sink.may_close.set()
+        stage.session.end(EndReason.STOPPED)
+        await stage.ended()
