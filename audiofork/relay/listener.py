@@ -36,7 +36,7 @@ MAX_STRANGERS = 1000
 
 
 class LegOwner(Protocol):
-    """What a leg tells its session, which sets the leg's `on_usual` when it attaches it.
+    """What a leg tells its fork, whose pipeline sets the leg's `on_usual` when it is attached.
 
     See `audiofork.relay.session.Inlet`.
     """
@@ -102,9 +102,9 @@ class Listener:
         return not self._allow or any(address_of(peer) in network for network in self._allow)
 
     def add(self, leg: _Leg) -> None:
-        """Keep a connection until `remove`; if there are too many strangers, one goes.
+        """Keep a connection until `remove`; if there are too many strangers, refuse one.
 
-        The oldest one: a true leg has its UUID sent long before it is that.
+        The oldest one: a real leg sends its UUID long before it is the oldest.
         """
         self._legs.add(leg)
         self._strangers[leg] = None
@@ -222,7 +222,7 @@ class _Leg(asyncio.Protocol):
         owner.attach(self)
 
     def _on_other(self, kind: int) -> None:
-        """Pass over what needs no action: DTMF comes by AMI, and newer kinds may appear."""
+        """Ignore messages that need no action: DTMF comes by AMI, and newer kinds may appear."""
         if kind == Kind.UUID:
             self.refuse("a second UUID")
         elif kind in (Kind.HANGUP, Kind.ERROR):
@@ -275,7 +275,7 @@ class _Leg(asyncio.Protocol):
 
     @property
     def _spoken_kind(self) -> Kind:
-        """The kind of what the leg brings, for it takes no other."""
+        """The kind of audio that the leg brings: it takes no other."""
         header = self._decoder.usual_header
         return Kind(header[0]) if header else Kind.SLIN
 

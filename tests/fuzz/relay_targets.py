@@ -319,7 +319,7 @@ class _Fork:
         return [frame for frame in frames if any(frame)]
 
     def expected(self, part: LegPart) -> tuple[list[bytes], int]:
-        """Return the frames that a leg has brought, without silence, and how many were odd."""
+        """Return the frames that a leg has brought, without silence, and the number of others."""
         _, frames, _ = _expected_of_leg(_UUID + self.read[part])
         good = [frame for frame in frames if len(frame) == _LOW_FRAME_BYTES]
         return [frame for frame in good if any(frame)], len(frames) - len(good)
@@ -350,22 +350,22 @@ async def _check_fork(listener: Listener, factory: Factory, data: bytes, rng: Ra
 
 def _judge(fork: _Fork, *, is_whole: bool) -> str:
     stats = fork.session.stats()
-    odd_sent = stats.frames_in - len(fork.sink.frames)
-    odd = 0
+    dropped = stats.frames_in - len(fork.sink.frames)
+    unexpected = 0
     for part in fork.legs:
-        brought, odd_of_part = fork.expected(part)
-        odd += odd_of_part
+        brought, unexpected_of_part = fork.expected(part)
+        unexpected += unexpected_of_part
         if is_whole:
             assert fork.sent(part) == brought
         else:
             rest = iter(brought)
             assert all(frame in rest for frame in fork.sent(part)), "out of order, or doubled"
-    assert odd_sent == odd if is_whole else 0 <= odd_sent <= odd
+    assert dropped == unexpected if is_whole else 0 <= dropped <= unexpected
     assert stats.frames_in == (stats.frames_sent + stats.frames_dropped + len(fork.sink.backlog))
     ends = [report for report in fork.reports if isinstance(report, ForkEnded)]
     assert ends == [fork.reports[-1]]
     if ends[0].reason is EndReason.LEG_FAILED:
-        assert odd_sent == 1
+        assert dropped == 1
         return "leg failed"
     return "sent" if fork.sink.frames else "nothing sent"
 
