@@ -14,9 +14,11 @@ import trustme
 import uvloop
 from hypothesis import settings
 
-from audiofork.link.messages import Direction, EndReason
+from audiofork.config import WebSocketConfig
+from audiofork.link.messages import Direction, EndReason, ForkEnded, StatsTaken
 from testbed.recorder import Recorder
 from tests.relay.peers import FakeLoop, StalledServer
+from tests.relay.relay_stage import RelayStage
 from tests.relay.session_stage import Begin, SessionStage
 
 # A busy machine is no reason for a test to fail.
@@ -114,3 +116,21 @@ async def begin() -> AsyncIterator[Begin]:
         stage.sink.may_close.set()
         stage.session.end(EndReason.STOPPED)
         await stage.ended()
+
+
+@pytest.fixture
+async def relay() -> AsyncIterator[RelayStage]:
+    relay = RelayStage(WebSocketConfig(reconnect_attempts=1))
+    address = await relay.worker.start()
+    assert address == relay.worker.address
+    yield relay
+    await relay.worker.close()
+    for leg in relay.legs:
+        await leg.close()
+    # Nothing may be left of any fork.
+    assert relay.worker.sessions == {}
+    assert relay.worker._listener._issued == {}
+    assert relay.worker._listener._legs == set()
+    begun = {report.fork_id for report in relay.reports if not isinstance(report, StatsTaken)}
+    assert all(len(relay.of(fork_id, ForkEnded)) == 1 for fork_id in begun)
+    assert all(isinstance(relay.of(fork_id)[-1], ForkEnded) for fork_id in begun)
