@@ -1,4 +1,4 @@
-"""Tones that tell the target's party of the fork (options B, p and P)."""
+"""Tones by which the target's party knows of the fork (options B, p and P)."""
 
 from __future__ import annotations
 

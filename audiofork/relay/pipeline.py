@@ -78,8 +78,8 @@ def pipeline_of(spec: ForkSpec, taker: Taker) -> Pipeline:
 class Pipeline(ABC):
     """Turns the frames of a fork's legs into those that a taker gets.
 
-    Owned by a session, which attaches and detaches the legs. Usual frames may go by the fast path
-    from a leg to the taker, past the pipeline; that is why it asks the taker how many there were.
+    Owned by a session, which attaches and detaches the legs. Frames on the fast path go from a leg
+    to the taker past the pipeline, so it asks the taker for their number.
 
     Attributes:
         legs: The legs that are there.
@@ -304,7 +304,7 @@ class TwoLegPipeline(Pipeline):
         self._join = self._join_of(self._sides)
 
     def batch_reads(self, batch_ms: int) -> None:
-        """See `Pipeline.batch_reads`: not here, where when a frame comes tells its pair."""
+        """See `Pipeline.batch_reads`: no effect, since frames are paired by when they come."""
 
     def _flush(self) -> None:
         self._pairing.flush()
