@@ -100,7 +100,7 @@ class Decoder:
         usual_header: Header of the latest audio message.
         usual_bytes: Length of the latest audio message with its header; -1 if the next chunk does
             not begin with a header.
-        error: What the peer broke the protocol with, once it has.
+        error: How the peer broke the protocol; None: it has not.
     """
 
     def __init__(self) -> None:
@@ -110,9 +110,9 @@ class Decoder:
         self.error: AudioSocketProtocolError | None = None
 
     def usual_frames(self, chunk: bytes) -> list[bytes]:
-        """Return the payloads of a chunk of nothing but messages like the usual one.
+        """Return the payloads of a chunk that consists of messages like the usual one.
 
-        An empty list: `feed` it.
+        If the list is empty, the chunk consists of others, and must be fed.
         """
         size, header = self.usual_bytes, self.usual_header
         if size < 0 or len(chunk) % size:

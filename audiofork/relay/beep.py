@@ -1,4 +1,4 @@
-"""Tones that tell the target's party of the fork (options B, p and P)."""
+"""Tones by which the target's party knows of the fork (options B, p and P)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable, Iterator
 
 from audiofork.audiosocket import PTIME_S, SAMPLE_BYTES, frame_bytes
+from audiofork.link.messages import Beeps
 
 # The tone that is usual for recorded calls: 1400 Hz, a fifth of a second.
 FREQUENCY_HZ = 1400
@@ -39,24 +40,33 @@ class Beeper:
     """Sends tones over a leg, a frame each 20 ms; owned by a session.
 
     Args:
+        beeps: What the party is to hear.
         speak: Takes each frame.
-        sample_rate: Tells, when a beep begins, at how many Hz the frames have to be.
+        sample_rate: Returns, when a beep begins, the sample rate in Hz of its frames.
     """
 
-    def __init__(self, speak: Callable[[bytes], None], sample_rate: Callable[[], int]) -> None:
+    def __init__(
+        self, beeps: Beeps, speak: Callable[[bytes], None], sample_rate: Callable[[], int]
+    ) -> None:
+        self._start_is_due = beeps.at_start
+        self._interval_s = beeps.interval_s
         self._speak = speak
         self._sample_rate = sample_rate
         self._loop = asyncio.get_running_loop()
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
-    def repeat(self, interval_s: float) -> None:
-        """Beep each so many seconds, counted from now without drift."""
-        self._arm_repeat(self._loop.time() + interval_s, interval_s)
+    def begin(self) -> None:
+        """Beep for the start, unless that was done, and at the interval, from now without drift."""
+        if self._start_is_due:
+            self._start_is_due = False
+            self.beep()
+        if self._interval_s:
+            self._arm_repeat(self._loop.time() + self._interval_s)
 
-    def _arm_repeat(self, at: float, interval_s: float) -> None:
+    def _arm_repeat(self, at: float) -> None:
         def beep_and_go_on() -> None:
             self.beep()
-            self._arm_repeat(at + interval_s, interval_s)
+            self._arm_repeat(at + self._interval_s)
 
         self._timers["repeat"] = self._loop.call_at(at, beep_and_go_on)
 
@@ -74,7 +84,7 @@ class Beeper:
             self._timers["frame"] = self._loop.call_later(TAIL_S, then)
 
     def stop(self) -> None:
-        """Fall silent at once."""
+        """Fall silent at once, until `begin` or `beep`."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()

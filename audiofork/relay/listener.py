@@ -24,8 +24,8 @@ from audiofork.audiosocket import (
 from audiofork.config import Address
 from audiofork.errors import AudioSocketProtocolError
 from audiofork.log import CounterLine
-from audiofork.relay.read_batching import MOST_GATHERED_BYTES, Gatherer, wire_bytes
-from audiofork.relay.session import LegHandle
+from audiofork.relay.pipeline import LegHandle
+from audiofork.relay.read_batching import MOST_BATCHED_BYTES, ReadBatching, wire_bytes
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ MAX_STRANGERS = 1000
 
 
 class LegOwner(Protocol):
-    """What a leg tells its session, which sets the leg's `on_usual` when it attaches it.
+    """What a leg tells its fork, whose pipeline sets the leg's `on_usual` when it is attached.
 
     See `audiofork.relay.session.Inlet`.
     """
@@ -44,7 +44,7 @@ class LegOwner(Protocol):
     on_audio: Callable[[bytes], None]
 
     def attach(self, leg: LegHandle) -> None: ...
-    def on_gathered(self, *, is_late: bool) -> int: ...
+    def on_batch_read(self, *, is_late: bool) -> int: ...
     def on_leg_closed(self) -> None: ...
 
 
@@ -88,23 +88,23 @@ class Listener:
             await self._server.wait_closed()
 
     def issue(self, leg_uuid: str, owner: LegOwner) -> None:
-        """Let the leg with this UUID in, once."""
+        """Accept the leg that presents this UUID, once."""
         self._issued[uuid.UUID(leg_uuid).bytes] = owner
 
     def withdraw(self, leg_uuid: str) -> None:
-        """Let it in no more; does nothing if it has come already."""
+        """Accept it no more; does nothing if it has come already."""
         self._issued.pop(uuid.UUID(leg_uuid).bytes, None)
 
     # --- For the connections ---
 
     def allows(self, peer: str) -> bool:
-        """Tell whether a connection may come from an address."""
+        """Return whether a connection may come from an address."""
         return not self._allow or any(address_of(peer) in network for network in self._allow)
 
     def add(self, leg: _Leg) -> None:
-        """Keep a connection until `remove`; if there are too many strangers, one goes.
+        """Keep a connection until `remove`; if there are too many strangers, refuse one.
 
-        The oldest one: a true leg has its UUID sent long before it is that.
+        The oldest one: a real leg sends its UUID long before it is the oldest.
         """
         self._legs.add(leg)
         self._strangers[leg] = None
@@ -113,14 +113,14 @@ class Listener:
             oldest.refuse(f"no UUID yet, and {MAX_STRANGERS} more connections without one")
 
     def claim(self, leg: _Leg, uuid_bytes: bytes) -> LegOwner | None:
-        """Return whom a UUID was issued to, once."""
+        """Return the owner that a UUID was issued to, once; None if there is none."""
         owner = self._issued.pop(uuid_bytes, None)
         if owner is not None:
             self._strangers.pop(leg, None)
         return owner
 
     def forget_stranger(self, leg: _Leg) -> None:
-        """Count a connection no more among the strangers: it is being closed."""
+        """Take a connection that is being closed off the strangers."""
         self._strangers.pop(leg, None)
 
     def remove(self, leg: _Leg) -> None:
@@ -131,7 +131,7 @@ class Listener:
 
 @lru_cache(maxsize=16)
 def _shared(size: int, header: bytes) -> tuple[int, bytes]:
-    """Return the same two objects to all legs alike: so they stay in the processor's caches."""
+    """Return the same two objects to all legs: so they stay in the processor's caches."""
     return size, header
 
 
@@ -139,7 +139,7 @@ class _Leg(asyncio.Protocol):
     """One AudioSocket connection."""
 
     __slots__ = (
-        *("_deadline", "_decoder", "_gatherer", "_hung_up", "_listener", "_owner", "_peer"),
+        *("_deadline", "_decoder", "_batching", "_hung_up", "_listener", "_owner", "_peer"),
         *("_transport", "_usual_bytes", "_usual_header", "on_usual"),
     )
     on_usual: Callable[[bytes], None]  # set when there is an owner
@@ -147,7 +147,7 @@ class _Leg(asyncio.Protocol):
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._decoder = Decoder()
-        self._gatherer: Gatherer | None = None
+        self._batching: ReadBatching | None = None
         self._owner: LegOwner | None = None
         self._hung_up = False
         self._usual_bytes = -1  # of the decoder, while there is an owner
@@ -168,12 +168,12 @@ class _Leg(asyncio.Protocol):
         if len(chunk) == self._usual_bytes and chunk[:HEADER_BYTES] == self._usual_header:
             on_usual = self.on_usual
             on_usual(chunk[HEADER_BYTES:])
-        elif self._gatherer is not None:
-            self._take_gathered(chunk)
+        elif self._batching is not None:
+            self._take_batch(chunk)
         else:
             self._feed(chunk)
 
-    def _take_gathered(self, chunk: bytes) -> None:
+    def _take_batch(self, chunk: bytes) -> None:
         owner = self._owner
         frames = self._decoder.usual_frames(chunk)
         if owner is None or not frames:
@@ -181,9 +181,9 @@ class _Leg(asyncio.Protocol):
         else:
             for frame in frames:
                 self.on_usual(frame)
-        if self._gatherer is not None and self._owner is not None:
-            missing = self._owner.on_gathered(is_late=self._gatherer.is_late)
-            self._gatherer.on_read(missing)
+        if self._batching is not None and self._owner is not None:
+            missing = self._owner.on_batch_read(is_late=self._batching.is_late)
+            self._batching.on_read(missing)
 
     def _feed(self, chunk: bytes) -> None:
         if self._hung_up:
@@ -200,7 +200,7 @@ class _Leg(asyncio.Protocol):
                 self._owner.on_audio(payload)
             else:
                 self._on_other(kind)
-        if self._owner is not None and self._gatherer is None:
+        if self._owner is not None and self._batching is None:
             self._usual_bytes, self._usual_header = _shared(
                 self._decoder.usual_bytes, self._decoder.usual_header
             )
@@ -222,7 +222,7 @@ class _Leg(asyncio.Protocol):
         owner.attach(self)
 
     def _on_other(self, kind: int) -> None:
-        """Pass over what needs no action: DTMF comes by AMI, and newer kinds may appear."""
+        """Ignore messages that need no action: DTMF comes by AMI, and newer kinds may appear."""
         if kind == Kind.UUID:
             self.refuse("a second UUID")
         elif kind in (Kind.HANGUP, Kind.ERROR):
@@ -243,30 +243,30 @@ class _Leg(asyncio.Protocol):
         self._hung_up = True
         self._deadline.cancel()
         self._forget_owner()
-        self._stop_gathering()
+        self._stop_batching()
         self._listener.forget_stranger(self)
         self._transport.write(HANGUP_MESSAGE)
         self._transport.close()
 
-    def gather(self, frame_bytes: int, gather_ms: int) -> None:
-        """Read as many frames at once as take `gather_ms`, unless that is too much to hold.
+    def batch_reads(self, frame_bytes: int, batch_ms: int) -> None:
+        """Read `batch_ms` of audio at once from now on, unless the kernel cannot hold that.
 
-        None has waited longer then.
+        A frame waits little longer than `batch_ms` to be read.
         """
-        is_much = wire_bytes(frame_bytes, gather_ms) > MOST_GATHERED_BYTES
-        if self._gatherer is None and not self._hung_up and not is_much:
-            self._gatherer = Gatherer(self._transport, frame_bytes, gather_ms)
+        is_much = wire_bytes(frame_bytes, batch_ms) > MOST_BATCHED_BYTES
+        if self._batching is None and not self._hung_up and not is_much:
+            self._batching = ReadBatching(self._transport, frame_bytes, batch_ms)
             self._usual_bytes = -1  # no read is one message
 
     def read_rest(self) -> None:
-        """Hand over what has come and was left to gather."""
-        if self._gatherer is not None and (chunk := self._gatherer.read_rest()):
+        """Hand over what has come and waits to be read as a batch."""
+        if self._batching is not None and (chunk := self._batching.read_rest()):
             self._feed(chunk)
 
-    def _stop_gathering(self) -> None:
-        if self._gatherer is not None:
-            self._gatherer.stop()
-            self._gatherer = None
+    def _stop_batching(self) -> None:
+        if self._batching is not None:
+            self._batching.stop()
+            self._batching = None
 
     def _forget_owner(self) -> LegOwner | None:
         owner, self._owner = self._owner, None
@@ -275,7 +275,7 @@ class _Leg(asyncio.Protocol):
 
     @property
     def _spoken_kind(self) -> Kind:
-        """The kind of what the leg brings, for it takes no other."""
+        """The kind of audio that the leg brings: it takes no other."""
         header = self._decoder.usual_header
         return Kind(header[0]) if header else Kind.SLIN
 
@@ -298,7 +298,7 @@ class _Leg(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._hung_up = True
         self._deadline.cancel()
-        self._stop_gathering()
+        self._stop_batching()
         self._listener.remove(self)
         owner = self._forget_owner()
         if owner is not None:

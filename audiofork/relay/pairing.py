@@ -13,10 +13,10 @@ from collections.abc import Callable
 
 from audiofork.link.messages import LegPart
 
-# Frames that wait over so many pairs on end (one second) do so because the other leg has missed as
-# many ticks; jitter passes.
+# Frames that wait during this many pairs in a row (one second) do so because the other leg has
+# missed as many ticks; jitter passes.
 WINDOW_PAIRS = 50
-# A leg is waited for so long (half a second): more than the network between Asterisk and us may
+# A leg is waited for this long (half a second): more than the network between Asterisk and us may
 # hold a frame back. A leg that is not there is not waited for.
 PATIENCE_FRAMES = 25
 # Until its first frame a leg is waited for no longer than two clocks are apart: when it connects
@@ -26,21 +26,21 @@ FIRST_PATIENCE_FRAMES = 1
 _OTHER = {LegPart.IN: LegPart.OUT, LegPart.OUT: LegPart.IN}
 
 
-class Joiner:
-    """Two streams in, one out.
+class Pairing:
+    """Pairs the frames of two legs.
 
-    Owned by a session, which calls `attach` and `detach` as legs come and go, `put` for each
+    Owned by a pipeline, which calls `attach` and `detach` as legs come and go, `put` for each
     frame, and `flush` at the end.
 
     Args:
-        emit: Gets a frame of in and a frame of out that belong together.
+        emit: Takes a frame of in and a frame of out that belong together.
         silence: Stands for a frame that is missing.
     """
 
     def __init__(self, emit: Callable[[bytes, bytes], None], silence: bytes) -> None:
         self._emit = emit
         self._silence = silence
-        # How many frames may wait for one of a part.
+        # The number of frames that may wait for one of a part.
         self._patience = dict.fromkeys(_OTHER, 0)
         # Frames of one part alone: as soon as there is one of the other, both go.
         self._waiting: deque[bytes] = deque()
@@ -56,18 +56,18 @@ class Joiner:
         self._patience[part] = FIRST_PATIENCE_FRAMES
 
     def detach(self, part: LegPart) -> None:
-        """Wait for them no more: the leg is gone."""
+        """Wait for the frames of a leg no more: it is gone."""
         self._patience[part] = 0
         if self._ahead is not part:
             self.flush()
 
     def flush(self) -> None:
-        """Hand out what waits, with silence for what it waited for."""
+        """Emit what waits, with silence for what it waited for."""
         while self._waiting:
             self._fill()
 
     def put(self, part: LegPart, frame: bytes) -> None:
-        """Take a frame of one part, whose leg is there; hand out what is complete by that."""
+        """Take a frame of one part, whose leg is there; emit what it completes."""
         self._patience[part] = PATIENCE_FRAMES
         if self._waiting and self._ahead is not part:
             self._pair(self._waiting.popleft(), frame)
@@ -79,7 +79,7 @@ class Joiner:
             self._fill()
 
     def _pair(self, frame: bytes, other: bytes) -> None:
-        """Hand out a frame of the part that is ahead, with one of the other part."""
+        """Emit a frame of the part that is ahead, with one of the other part."""
         if self._ahead is LegPart.IN:
             self._emit(frame, other)
         else:
@@ -89,9 +89,9 @@ class Joiner:
         self._pair(self._waiting.popleft(), self._silence)
 
     def _watch(self) -> None:
-        """Note how many wait; at the end of a window, give up waiting for what was missed.
+        """Note the frames that wait; at the end of a window, give up waiting for missed ones.
 
-        A window begins when none waits.
+        A window begins when no frame waits.
         """
         waiting = len(self._waiting)
         if waiting < self._least_waiting:

@@ -54,7 +54,7 @@ class Process:
         self._closed = asyncio.Event()
 
     async def run(self, end: socket.socket) -> None:
-        """Serve the link until it is closed, or says so.
+        """Serve the link until it is closed, or told to close.
 
         Args:
             end: The worker's end.

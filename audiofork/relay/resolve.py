@@ -24,8 +24,8 @@ from audiofork.errors import SinkRefused
 
 # How long one attempt has before the next address is tried beside it (RFC 8305, 8).
 ATTEMPT_DELAY_S = 0.25
-# By these this machine or a router says that no way leads there. Any other failure tells more.
-_NO_WAY = frozenset(
+# By these this machine or a router says that there is no route. Any other failure tells more.
+_NO_ROUTE = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 )
 
@@ -46,7 +46,7 @@ async def open_socket(host: str, port: int, *, allow_private: bool) -> socket.so
     Raises:
         SinkRefused: It has no public address; the text names one that it has, and the rule.
         OSError: The look-up failed, or no address that may be could be connected to; then it is
-            what the last one said, rather than that no way leads to it.
+            what the last one said, or another one if that was only that there is no route.
         UnicodeError: The host is no name.
     """
     infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -117,10 +117,10 @@ class _Race:
             self._won.set_exception(_most_telling(self._failures))
 
     def _begin(self, family: int, there: Any) -> bool:
-        """Begin an attempt; tell whether it is under way, or connected already."""
+        """Begin an attempt; return whether it is under way, or connected already."""
         try:
             attempt = socket.socket(family, socket.SOCK_STREAM)
-        except OSError as exc:  # a family that the kernel has not, or no more descriptors
+        except OSError as exc:  # a family that the kernel lacks, or no more descriptors
             self._failures.append(exc)
             return False
         self._running.add(attempt)
@@ -162,5 +162,5 @@ class _Race:
 
 
 def _most_telling(failures: list[OSError]) -> OSError:
-    telling = [exc for exc in failures if exc.errno not in _NO_WAY]
+    telling = [exc for exc in failures if exc.errno not in _NO_ROUTE]
     return (telling or failures)[-1]

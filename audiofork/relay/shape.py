@@ -53,17 +53,17 @@ def unchanged(frame: bytes) -> bytes:
 
 
 def silence(frame: bytes) -> bytes:
-    """Return as much silence."""
+    """Return silence of the same length."""
     return bytes(len(frame))
 
 
 def louder(factor: int) -> Shape:
-    """Return what multiplies samples, saturating."""
+    """Return a shape that multiplies samples, saturating."""
     return lambda frame: audioop.mul(frame, SAMPLE_BYTES, factor)
 
 
 def quieter(divisor: int) -> Shape:
-    """Return what divides samples, towards zero as Asterisk does.
+    """Return a shape that divides samples, rounding towards zero as Asterisk does.
 
     audioop rounds down, so the negative samples are divided as positive ones. Adding a constant
     saturates, which parts the two: min(x + 32767, 32767) - 32767 = min(x, 0).
@@ -91,7 +91,7 @@ def _constants(frame_bytes: int) -> tuple[bytes, bytes]:
 
 
 def _side(gain: int, mute: bool) -> Shape:
-    """Return what is done to the mono frames of one side."""
+    """Return the shape of the mono frames of one side."""
     if mute:
         return silence
     if gain > 0:
@@ -114,7 +114,7 @@ def _interleave(side_in: bytes, side_out: bytes) -> bytes:
 
 
 def join_of(direction: Direction, sides: Sides = UNTOUCHED) -> Join:
-    """Return what makes one frame of a frame of in and one of out, equally long.
+    """Return the join that makes one frame of a frame of in and one of out, equally long.
 
     Args:
         direction: both or stereo.
@@ -129,7 +129,7 @@ def join_of(direction: Direction, sides: Sides = UNTOUCHED) -> Join:
 
 
 def shape_of(part: LegPart, direction: Direction, sides: Sides = UNTOUCHED) -> Shape:
-    """Return what turns the frames of a fork's only leg into those that the server gets.
+    """Return the shape that turns the frames of a fork's only leg into those for the server.
 
     Args:
         part: What the leg brings.

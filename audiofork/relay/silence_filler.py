@@ -1,4 +1,4 @@
-"""Keeps the time of a stream whose leg brings nothing while the parties send nothing."""
+"""Sends silence where a leg brings nothing, as it does while the parties send nothing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from audiofork.audiosocket import PTIME_S
 # How late a frame may be before silence takes its place. ChanSpy hands frames out at an even
 # pace; what is later than this, and than the next tick, has not been sent by the party.
 PATIENCE_S = 0.1
-# How often is looked while all frames come: each fork has its timer, so this must be cheap.
+# Time between two looks at the clock while all frames come: each fork has its timer, so this must
+# be cheap.
 WATCH_S = 0.1
 
 
-class Timekeeper:
+class SilenceFiller:
     """Has silence sent for the frames that do not come.
 
     It compares a count of frames with the clock, so that a frame costs nothing here. Frames that
@@ -23,8 +24,8 @@ class Timekeeper:
 
     Args:
         send_silence: Sends one frame of silence, which counts as any other.
-        count_frames: Tells how many frames there were so far.
-        clock: Seconds, never going back.
+        count_frames: Returns the number of frames so far.
+        clock: Returns seconds, never going back.
     """
 
     def __init__(
@@ -43,14 +44,14 @@ class Timekeeper:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Begin to keep time; the first frame is due now. May be called again."""
+        """Begin to fill in; the first frame is due now. May be called again."""
         self._began = self._ticked = self._clock()
         self._count_before = self._count = self._count_frames()
         if self._timer is None:
             self._tick()
 
     def stop(self) -> None:
-        """Stop keeping time."""
+        """Fill in no more."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -69,6 +70,6 @@ class Timekeeper:
         self._timer = asyncio.get_running_loop().call_later(wait_s, self._tick)
 
     def _missing(self, at: float) -> int:
-        """Return how many frames were overdue at a time; none or less: none was."""
+        """Return the number of frames overdue at a time; 0 or less if none was."""
         due = int((at - PATIENCE_S - self._began) / PTIME_S + 1)
         return due - (self._count_frames() - self._count_before)

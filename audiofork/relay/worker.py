@@ -29,7 +29,8 @@ from audiofork.link.messages import (
     leg_uuid,
 )
 from audiofork.relay.listener import Listener
-from audiofork.relay.session import Session, message_frame_bytes
+from audiofork.relay.pipeline import message_frame_bytes
+from audiofork.relay.session import Session
 from audiofork.relay.sink import Sink
 
 log = logging.getLogger(__name__)
@@ -75,11 +76,11 @@ class Worker:
 
     @property
     def addresses(self) -> list[Address]:
-        """Where Asterisk brings legs."""
+        """The addresses that Asterisk connects legs to."""
         return [self._advertise or self.address]
 
     def address_of(self, fork_id: str) -> Address:
-        """Return where Asterisk shall bring the leg of a fork."""
+        """Return the address that Asterisk is to connect the leg of a fork to."""
         return self.addresses[0]
 
     def handle(self, command: Command) -> None:
@@ -116,7 +117,7 @@ class Worker:
         session.start()
 
     def _issue(self, session: Session, part: LegPart) -> None:
-        """Let the leg of a part in, once."""
+        """Have the leg of a part accepted, once."""
         self._listener.issue(leg_uuid(session.spec.fork_id, part), session.inlets[part])
 
     def _settings_of(self, spec: ForkSpec) -> WebSocketConfig:
@@ -131,7 +132,7 @@ class Worker:
         return settings
 
     def _tls_of(self, tls: Tls) -> ssl.SSLContext:
-        """Return the context for one fork's own wishes; equal wishes share one."""
+        """Return the context for one fork's own TLS options; equal options share one."""
         settings = self._websocket
         own_cert = bool(tls.cert_file)
         return client_tls(
@@ -149,7 +150,7 @@ class Worker:
         self._report(report)
 
     async def close(self) -> None:
-        """Stop listening, end what still runs, say goodbye to the servers."""
+        """Stop listening, end the forks that still run, close the connections to their servers."""
         self._listener.stop_listening()  # first: another process may already want the port
         sessions = list(self.sessions.values())
         for session in sessions:
@@ -174,7 +175,7 @@ def _obey(session: Session, command: EndFork | SetMute | SetGate) -> None:
 
 
 def configured_tls(websocket: WebSocketConfig) -> ssl.SSLContext:
-    """Return the context for forks without wishes of their own, with the files as they are now.
+    """Return the context for forks without TLS options, with the files as they are now.
 
     Raises:
         ConfigError: The authorities or our certificate cannot be used.

@@ -138,8 +138,8 @@ class _Owner:
         assert len(frame) == len(self.frames[-1])
         self.on_audio(frame)
 
-    def on_gathered(self, *, is_late: bool) -> int:
-        raise AssertionError("nothing gathers")
+    def on_batch_read(self, *, is_late: bool) -> int:
+        raise AssertionError("no reads are batched")
 
     def on_leg_closed(self) -> None:
         self.closed += 1
@@ -321,7 +321,7 @@ class _Fork:
         return [frame for frame in frames if any(frame)]
 
     def expected(self, part: LegPart) -> tuple[list[bytes], int]:
-        """Return the frames that a leg has brought, without silence, and how many were odd."""
+        """Return the frames that a leg has brought, without silence, and the number of others."""
         _, frames, _ = _expected_of_leg(_UUID + self.read[part])
         good = [frame for frame in frames if len(frame) == _LOW_FRAME_BYTES]
         return [frame for frame in good if any(frame)], len(frames) - len(good)
@@ -352,22 +352,22 @@ async def _check_fork(listener: Listener, factory: Factory, data: bytes, rng: Ra
 
 def _judge(fork: _Fork, *, is_whole: bool) -> str:
     stats = fork.session.stats()
-    odd_sent = stats.frames_in - len(fork.sink.frames)
-    odd = 0
+    dropped = stats.frames_in - len(fork.sink.frames)
+    unexpected = 0
     for part in fork.legs:
-        brought, odd_of_part = fork.expected(part)
-        odd += odd_of_part
+        brought, unexpected_of_part = fork.expected(part)
+        unexpected += unexpected_of_part
         if is_whole:
             assert fork.sent(part) == brought
         else:
             rest = iter(brought)
             assert all(frame in rest for frame in fork.sent(part)), "out of order, or doubled"
-    assert odd_sent == odd if is_whole else 0 <= odd_sent <= odd
+    assert dropped == unexpected if is_whole else 0 <= dropped <= unexpected
     assert stats.frames_in == (stats.frames_sent + stats.frames_dropped + len(fork.sink.backlog))
     ends = [report for report in fork.reports if isinstance(report, ForkEnded)]
     assert ends == [fork.reports[-1]]
     if ends[0].reason is EndReason.LEG_FAILED:
-        assert odd_sent == 1
+        assert dropped == 1
         return "leg failed"
     return "sent" if fork.sink.frames else "nothing sent"
 

@@ -7,14 +7,19 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trustme
 import uvloop
 from hypothesis import settings
 
+from audiofork.config import WebSocketConfig
+from audiofork.link.messages import Direction, EndReason, ForkEnded, StatsTaken
 from testbed.recorder import Recorder
 from tests.relay.peers import FakeLoop, StalledServer
+from tests.relay.relay_stage import RelayStage
+from tests.relay.session_stage import Begin, SessionStage
 
 # A busy machine is no reason for a test to fail.
 settings.register_profile("relay", deadline=None)
@@ -82,7 +87,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
     faked = SimpleNamespace(get_running_loop=lambda: loop)
     monkeypatch.setattr("audiofork.relay.beep.asyncio", faked)
     monkeypatch.setattr("audiofork.relay.silence_filler.asyncio", faked)
-    monkeypatch.setattr("audiofork.relay.session.time", SimpleNamespace(monotonic=loop.time))
+    for module in ("pipeline", "session"):
+        time = SimpleNamespace(monotonic=loop.time)
+        monkeypatch.setattr(f"audiofork.relay.{module}.time", time)
     return loop
 
 
@@ -92,3 +99,38 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[float]:
     for name in ("CLOSE_TIMEOUT_S", "LINGER_S"):
         monkeypatch.setattr(f"audiofork.relay.sink.{name}", 0.1)
     yield 0.1
+
+
+@pytest.fixture
+async def begin() -> AsyncIterator[Begin]:
+    """Begin sessions with wishes of their own; those that still run at the end are ended."""
+    stages: list[SessionStage] = []
+
+    def begin(direction: Direction = Direction.IN, **wishes: Any) -> SessionStage:
+        stages.append(SessionStage(direction, **wishes))
+        stages[-1].session.start()
+        return stages[-1]
+
+    yield begin
+    for stage in stages:
+        stage.sink.may_close.set()
+        stage.session.end(EndReason.STOPPED)
+        await stage.ended()
+
+
+@pytest.fixture
+async def relay() -> AsyncIterator[RelayStage]:
+    relay = RelayStage(WebSocketConfig(reconnect_attempts=1))
+    address = await relay.worker.start()
+    assert address == relay.worker.address
+    yield relay
+    await relay.worker.close()
+    for leg in relay.legs:
+        await leg.close()
+    # Nothing may be left of any fork.
+    assert relay.worker.sessions == {}
+    assert relay.worker._listener._issued == {}
+    assert relay.worker._listener._legs == set()
+    begun = {report.fork_id for report in relay.reports if not isinstance(report, StatsTaken)}
+    assert all(len(relay.of(fork_id, ForkEnded)) == 1 for fork_id in begun)
+    assert all(isinstance(relay.of(fork_id)[-1], ForkEnded) for fork_id in begun)

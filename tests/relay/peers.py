@@ -158,7 +158,7 @@ class StalledServer:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         listening.bind(("127.0.0.1", 0))
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Connection(self), sock=listening)
+        self._server = await loop.create_server(lambda: _StalledConnection(self), sock=listening)
         self.url = f"ws://127.0.0.1:{listening.getsockname()[1]}/"
         return self
 
@@ -220,7 +220,7 @@ class StalledServer:
                 self.transport.close()
 
 
-class _Connection(asyncio.Protocol):
+class _StalledConnection(asyncio.Protocol):
     def __init__(self, server: StalledServer) -> None:
         self._server = server
 

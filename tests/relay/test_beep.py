@@ -5,9 +5,11 @@ from __future__ import annotations
 import audioop
 import math
 import struct
+from typing import Any
 
 import pytest
 
+from audiofork.link.messages import Beeps
 from audiofork.relay.beep import Beeper, tone
 from tests.relay.peers import FakeLoop
 
@@ -24,7 +26,11 @@ class Stage:
         self.times: list[float] = []  # since the beginning
         self.heard: list[float] = []  # when the end of a tone was told
         self.rate = 8000
-        self.beeper = Beeper(self._speak, lambda: self.rate)
+        self.beeper = self.beeper_for()
+
+    def beeper_for(self, **beeps: Any) -> Beeper:
+        """Return a beeper for these wishes, which says what the stage hears."""
+        return Beeper(Beeps(**beeps), self._speak, lambda: self.rate)
 
     def _speak(self, frame: bytes) -> None:
         self.frames.append(frame)
@@ -70,14 +76,14 @@ def test_tone_at_another_rate_is_the_same_tone(rate: int) -> None:
 
 def test_beep_at_another_rate_sends_frames_of_that_rate(clock: FakeLoop) -> None:
     spoken: list[bytes] = []
-    Beeper(spoken.append, lambda: 16_000).beep()
+    Beeper(Beeps(), spoken.append, lambda: 16_000).beep()
     clock.advance(1)
     assert spoken == tone(16_000)
     assert len(spoken[0]) == 640
 
 
 def test_each_beep_asks_for_its_rate_when_it_begins(stage: Stage) -> None:
-    stage.beeper.repeat(15)
+    stage.beeper_for(interval_s=15).begin()
     stage.clock.advance(15.1)
     stage.rate = 16_000  # changes nothing of a beep that has begun
     stage.clock.advance(15)
@@ -111,26 +117,46 @@ def test_end_of_a_beep_is_told_after_the_tail(stage: Stage) -> None:
     assert stage.clock.armed == 0
 
 
-def test_repeat_of_a_thousand_beeps_does_not_drift(stage: Stage) -> None:
+def test_interval_of_a_thousand_beeps_does_not_drift(stage: Stage) -> None:
     stage.clock.late_s = 0.004
-    stage.beeper.repeat(15)
+    stage.beeper_for(interval_s=15).begin()
     stage.clock.advance(15 * 1000 + 1)
     assert stage.frames == tone(8000) * 1000
     late = [at - 15 * n for n, at in enumerate(stage.times[::10], 1)]
     assert late == pytest.approx([0.004] * 1000, abs=1e-6)
 
 
-def test_repeat_waits_an_interval_before_the_first(stage: Stage) -> None:
-    stage.beeper.repeat(15)
+def test_first_beep_of_an_interval_comes_at_its_end(stage: Stage) -> None:
+    stage.beeper_for(interval_s=15).begin()
     stage.clock.advance(14.9)
     assert stage.frames == []
     stage.clock.advance(0.2)
     assert stage.frames
 
 
+def test_beep_for_the_start_comes_with_the_first_begin_alone(stage: Stage) -> None:
+    beeper = stage.beeper_for(at_start=True, interval_s=15)
+    beeper.begin()
+    stage.clock.advance(1)
+    assert stage.frames == tone(8000)
+    beeper.stop()
+    beeper.begin()
+    stage.clock.advance(14.9)
+    assert stage.frames == tone(8000)
+    stage.clock.advance(1)
+    assert stage.frames == tone(8000) * 2
+
+
+@pytest.mark.parametrize("beeps", [{}, {"at_end": True}], ids=["none", "at the end"])
+def test_begin_without_a_wish_for_it_beeps_never(stage: Stage, beeps: dict[str, Any]) -> None:
+    stage.beeper_for(**beeps).begin()
+    assert (stage.clock.armed, stage.frames) == (0, [])
+
+
 def test_beep_between_two_repeated_ones_leaves_them_alone(stage: Stage) -> None:
-    stage.beeper.repeat(2)
-    stage.beeper.beep(stage.then)
+    beeper = stage.beeper_for(interval_s=2)
+    beeper.begin()
+    beeper.beep(stage.then)
     stage.clock.advance(4.5)
     assert stage.times[::10] == pytest.approx([0, 2, 4])
     assert stage.heard == pytest.approx([0.3])
@@ -138,11 +164,12 @@ def test_beep_between_two_repeated_ones_leaves_them_alone(stage: Stage) -> None:
 
 @pytest.mark.parametrize("after_s", [0.001, 0.07, 0.25])
 def test_stop_silences_at_once_and_tells_no_end(stage: Stage, after_s: float) -> None:
-    stage.beeper.repeat(15)
-    stage.beeper.beep(stage.then)
+    beeper = stage.beeper_for(interval_s=15)
+    beeper.begin()
+    beeper.beep(stage.then)
     stage.clock.advance(after_s)
     count = len(stage.frames)
-    stage.beeper.stop()
+    beeper.stop()
     assert stage.clock.armed == 0
     stage.clock.advance(60)
     assert (len(stage.frames), stage.heard) == (count, [])

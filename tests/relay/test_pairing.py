@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audiofork.link.messages import LegPart
-from audiofork.relay.pairing import PATIENCE_FRAMES, WINDOW_PAIRS, Joiner
+from audiofork.relay.pairing import PATIENCE_FRAMES, WINDOW_PAIRS, Pairing
 
 IN, OUT = LegPart.IN, LegPart.OUT
 SILENCE = b"-"
@@ -21,20 +21,20 @@ TICK_US = 20_000
 
 
 class Stage:
-    """A joiner whose legs are there, and the pairs that it hands out."""
+    """A pairing whose legs are there, and the pairs that it emits."""
 
     def __init__(self, *there: LegPart) -> None:
         self.pairs: list[tuple[bytes, bytes]] = []
-        self.joiner = Joiner(
+        self.pairing = Pairing(
             lambda side_in, side_out: self.pairs.append((side_in, side_out)), SILENCE
         )
         for part in there:
-            self.joiner.attach(part)
+            self.pairing.attach(part)
 
     def put(self, *frames: str) -> None:
         """Put frames that are named by their part and tick: `i7` is one of in, `o7` one of out."""
         for frame in frames:
-            self.joiner.put(IN if frame.startswith("i") else OUT, frame.encode())
+            self.pairing.put(IN if frame.startswith("i") else OUT, frame.encode())
 
     def ticks(self, first: int, end: int, parts: str = "io", *, without: str = "") -> None:
         """Let ticks pass, at each of which each part brings a frame, but for those named."""
@@ -88,9 +88,9 @@ def test_part_that_is_not_there_is_filled_at_once() -> None:
 def test_flush_hands_out_what_waits_with_silence(stage: Stage) -> None:
     stage.put("i0", "o0", "i1", "i2", "i3")
     assert stage.take() == pairs(0, 1)
-    stage.joiner.flush()
+    stage.pairing.flush()
     assert stage.take() == ["i1 -", "i2 -", "i3 -"]
-    stage.joiner.flush()
+    stage.pairing.flush()
     assert stage.take() == []
     stage.put("i4", "o4")
     assert stage.take() == pairs(4, 5)
@@ -99,7 +99,7 @@ def test_flush_hands_out_what_waits_with_silence(stage: Stage) -> None:
 def test_detach_hands_out_what_waited_for_the_leg_and_waits_no_more(stage: Stage) -> None:
     stage.put("i0", "o0", "i1", "i2")
     assert stage.take() == pairs(0, 1)
-    stage.joiner.detach(OUT)
+    stage.pairing.detach(OUT)
     assert stage.take() == ["i1 -", "i2 -"]
     stage.put("i3")
     assert stage.take() == ["i3 -"]
@@ -108,7 +108,7 @@ def test_detach_hands_out_what_waited_for_the_leg_and_waits_no_more(stage: Stage
 def test_detach_leaves_the_frames_of_the_leg_to_the_other_one(stage: Stage) -> None:
     stage.put("i0", "o0", "i1", "i2")
     assert stage.take() == pairs(0, 1)
-    stage.joiner.detach(IN)
+    stage.pairing.detach(IN)
     assert stage.take() == []
     stage.put("o1", "o2", "o3")
     assert stage.take() == ["i1 o1", "i2 o2", "- o3"]
@@ -116,8 +116,8 @@ def test_detach_leaves_the_frames_of_the_leg_to_the_other_one(stage: Stage) -> N
 
 def test_detach_of_both_leaves_nothing_waiting(stage: Stage) -> None:
     stage.put("i0", "o0", "i1")
-    stage.joiner.detach(IN)
-    stage.joiner.detach(OUT)
+    stage.pairing.detach(IN)
+    stage.pairing.detach(OUT)
     assert stage.take() == ["i0 o0", "i1 -"]
 
 
@@ -129,7 +129,7 @@ def test_leg_that_comes_later_is_aligned_from_its_first_frame_on(silent_ticks: i
     """However long it takes from its connection to its first frame."""
     stage = Stage(OUT)
     stage.ticks(0, 100, "o")
-    stage.joiner.attach(IN)
+    stage.pairing.attach(IN)
     first = 100 + silent_ticks
     stage.ticks(100, first, "o")
     assert len(stage.take()) >= first - 1  # no more than one waits
@@ -139,11 +139,11 @@ def test_leg_that_comes_later_is_aligned_from_its_first_frame_on(silent_ticks: i
 
 def test_leg_in_place_of_a_lost_one_is_aligned_from_its_first_frame_on(stage: Stage) -> None:
     stage.ticks(0, 100)
-    stage.joiner.detach(OUT)
+    stage.pairing.detach(OUT)
     assert stage.take() == pairs(0, 100)
     stage.ticks(100, 150, "i")
     assert stage.take() == [f"i{n} -" for n in range(100, 150)]
-    stage.joiner.attach(OUT)
+    stage.pairing.attach(OUT)
     stage.ticks(150, 160, "i")
     assert stage.take() == [f"i{n} -" for n in range(150, 159)]
     stage.ticks(160, 360, "oi")
@@ -209,8 +209,8 @@ def test_tick_that_both_miss_needs_no_silence(stage: Stage) -> None:
 def test_missed_tick_is_not_mended_twice_when_the_leg_comes_anew(stage: Stage) -> None:
     stage.ticks(0, 145, without="o100")
     stage.take()
-    stage.joiner.detach(OUT)
-    stage.joiner.attach(OUT)
+    stage.pairing.detach(OUT)
+    stage.pairing.attach(OUT)
     stage.take()
     stage.ticks(145, 400)
     assert stage.take() == pairs(145, 400)
@@ -259,9 +259,9 @@ def joined(*legs: Leg, seed: int = 1) -> list[tuple[int | None, int | None]]:
     stage = Stage(*(leg.part for leg in legs))
     came = sorted((one for leg in legs for one in leg.deliveries(rng)), key=itemgetter(0))
     for _, part, frame in came:
-        stage.joiner.put(part, frame)
-    assert len(stage.joiner._waiting) <= 1 + max(leg.jitter_us for leg in legs) // TICK_US
-    stage.joiner.flush()
+        stage.pairing.put(part, frame)
+    assert len(stage.pairing._waiting) <= 1 + max(leg.jitter_us for leg in legs) // TICK_US
+    stage.pairing.flush()
     times = {frame: int(frame) for _, _, frame in came}
     return [(times.get(side_in), times.get(side_out)) for side_in, side_out in stage.pairs]
 
@@ -414,19 +414,19 @@ def test_no_frame_is_lost_doubled_or_out_of_order(events: list[tuple[str, LegPar
     put: dict[LegPart, list[bytes]] = {IN: [], OUT: []}
     for what, part, count in events:
         if what == "flush":
-            stage.joiner.flush()
+            stage.pairing.flush()
         elif what == "attach":
             there.add(part)
-            stage.joiner.attach(part)
+            stage.pairing.attach(part)
         elif what == "detach":
             there.discard(part)
-            stage.joiner.detach(part)
+            stage.pairing.detach(part)
         elif part in there:
             for _ in range(count):
                 put[part].append(f"{part}{len(put[part])}".encode())
-                stage.joiner.put(part, put[part][-1])
-        assert len(stage.joiner._waiting) <= (PATIENCE_FRAMES if there else 0)
-    stage.joiner.flush()
+                stage.pairing.put(part, put[part][-1])
+        assert len(stage.pairing._waiting) <= (PATIENCE_FRAMES if there else 0)
+    stage.pairing.flush()
     assert (SILENCE, SILENCE) not in stage.pairs
     for place, part in enumerate((IN, OUT)):
         assert [pair[place] for pair in stage.pairs if pair[place] != SILENCE] == put[part]

@@ -7,20 +7,20 @@ import random
 import pytest
 
 from audiofork.audiosocket import PTIME_S
-from audiofork.relay.silence_filler import Timekeeper
+from audiofork.relay.silence_filler import SilenceFiller
 from tests.relay.peers import FakeLoop
 
 
 class Stage:
-    """A timekeeper, and the stream that it keeps the time of."""
+    """A silence filler, and the stream that it keeps the time of."""
 
     def __init__(self, clock: FakeLoop) -> None:
         self.clock = clock
         self.began = clock.time()
         self.frames = 0
         self.silences: list[float] = []  # when each was sent
-        self.looks = 0  # how often the keeper has asked the time
-        self.keeper = Timekeeper(
+        self.looks = 0  # how often the filler has asked the time
+        self.filler = SilenceFiller(
             self._silence, lambda: self.frames + len(self.silences), self._look
         )
 
@@ -59,7 +59,7 @@ def stage(clock: FakeLoop) -> Stage:
 
 
 def test_silence_begins_within_220_ms_and_keeps_time_from_then_on(stage: Stage) -> None:
-    stage.keeper.start()
+    stage.filler.start()
     stage.clock.advance(10)
     began = stage.silences[0]
     assert 0.12 <= began <= 0.22
@@ -74,7 +74,7 @@ def test_silence_begins_within_220_ms_and_keeps_time_from_then_on(stage: Stage) 
 def test_silence_begins_within_220_ms_of_the_last_frame_and_follows_50_times_a_second(
     stage: Stage, last_ms: int
 ) -> None:
-    stage.keeper.start()
+    stage.filler.start()
     stage.clock.advance(last_ms % 20 / 1000)
     stage.talk(last_ms // 20)
     last = stage.elapsed_s - PTIME_S
@@ -92,7 +92,7 @@ def test_clock_is_looked_at_10_times_a_second_while_frames_come(
     stage: Stage, late_ms: int, before: str
 ) -> None:
     """Each fork has a timer, so this is what many forks cost."""
-    stage.keeper.start()
+    stage.filler.start()
     if before == "a pause":
         stage.talk(100)
         stage.clock.advance(3)
@@ -105,7 +105,7 @@ def test_clock_is_looked_at_10_times_a_second_while_frames_come(
 
 
 def test_frames_on_time_need_no_silence(stage: Stage) -> None:
-    stage.keeper.start()
+    stage.filler.start()
     stage.talk(3000)
     assert stage.silences == []
 
@@ -113,7 +113,7 @@ def test_frames_on_time_need_no_silence(stage: Stage) -> None:
 @pytest.mark.parametrize("begin_ms", [0, 7, 13, 19])
 @pytest.mark.parametrize("jitter", ["drawn", "up and down", "always late"])
 def test_frames_late_by_100_ms_need_no_silence(stage: Stage, begin_ms: int, jitter: str) -> None:
-    stage.keeper.start()
+    stage.filler.start()
     stage.clock.advance(begin_ms / 1000)
     draw = random.Random(begin_ms)
     late_s = {
@@ -127,7 +127,7 @@ def test_frames_late_by_100_ms_need_no_silence(stage: Stage, begin_ms: int, jitt
 
 
 def test_frames_that_are_missing_here_and_there_are_replaced(stage: Stage) -> None:
-    stage.keeper.start()
+    stage.filler.start()
     for _ in range(50):
         stage.talk(19)
         stage.clock.advance(PTIME_S)
@@ -136,7 +136,7 @@ def test_frames_that_are_missing_here_and_there_are_replaced(stage: Stage) -> No
 
 
 def test_burst_after_a_gap_puts_off_the_next_silence(stage: Stage) -> None:
-    stage.keeper.start()
+    stage.filler.start()
     stage.talk(50)
     stage.clock.advance(1)
     in_gap = len(stage.silences)
@@ -154,7 +154,7 @@ def test_burst_after_a_gap_puts_off_the_next_silence(stage: Stage) -> None:
 
 def test_stream_of_ten_minutes_is_as_long_as_the_clock_says(stage: Stage) -> None:
     draw = random.Random(3)
-    stage.keeper.start()
+    stage.filler.start()
     least = 0.0
     while stage.elapsed_s < 600:
         stage.talk(draw.randrange(300))
@@ -171,13 +171,13 @@ def test_stream_of_ten_minutes_is_as_long_as_the_clock_says(stage: Stage) -> Non
 
 
 def test_stop_ends_the_silence_and_start_forgets_the_pause(stage: Stage) -> None:
-    stage.keeper.start()
+    stage.filler.start()
     stage.talk(50)
-    stage.keeper.stop()
+    stage.filler.stop()
     assert stage.clock.armed == 0
     stage.clock.advance(60)
     assert stage.silences == []
-    stage.keeper.start()
+    stage.filler.start()
     stage.clock.advance(0.11)
     assert stage.silences == []
     stage.clock.advance(0.89)
@@ -186,30 +186,30 @@ def test_stop_ends_the_silence_and_start_forgets_the_pause(stage: Stage) -> None
 
 
 def test_start_again_forgets_a_burst_too(stage: Stage) -> None:
-    stage.keeper.start()
+    stage.filler.start()
     for _ in range(500):
         stage.frame()
-    stage.keeper.stop()
-    stage.keeper.start()
+    stage.filler.stop()
+    stage.filler.start()
     stage.clock.advance(1)
     assert 42 <= len(stage.silences) <= 45
 
 
 def test_start_while_it_runs_arms_no_second_timer(stage: Stage) -> None:
-    stage.keeper.start()
-    stage.keeper.start()
+    stage.filler.start()
+    stage.filler.start()
     assert stage.clock.armed == 1
 
 
 def test_stop_without_a_start_does_nothing(stage: Stage) -> None:
-    stage.keeper.stop()
+    stage.filler.stop()
     assert stage.clock.armed == 0
 
 
 @pytest.mark.parametrize("turns", [4, 8, 12, 50])
 def test_frames_read_after_a_stall_of_the_loop_need_no_silence(stage: Stage, turns: int) -> None:
     """uvloop calls timers first, and then reads what came while it stood still."""
-    stage.keeper.start()
+    stage.filler.start()
     stage.talk(50)
     stage.clock.stall(turns * PTIME_S)
     stage.clock.advance(0)
@@ -220,7 +220,7 @@ def test_frames_read_after_a_stall_of_the_loop_need_no_silence(stage: Stage, tur
 
 
 def test_stall_of_the_loop_in_which_nothing_came_is_filled(stage: Stage) -> None:
-    stage.keeper.start()
+    stage.filler.start()
     stage.talk(50)
     stage.clock.stall(1)
     stage.clock.advance(0.2)
@@ -232,7 +232,7 @@ def test_stall_of_the_loop_in_which_nothing_came_is_filled(stage: Stage) -> None
 def test_frames_read_after_a_stall_that_follows_a_pause_need_no_more_silence(
     stage: Stage, turns: int
 ) -> None:
-    stage.keeper.start()
+    stage.filler.start()
     stage.talk(50)
     stage.clock.advance(1)
     stage.talk(50)

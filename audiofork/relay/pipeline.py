@@ -1,0 +1,310 @@
+"""From the frames of a fork's legs to those that its server gets.
+
+A frame passes a check of its size, the pairing where in and out come by a leg each, the gate and
+the shape; then the taker gets it. All that is one synchronous call, and nothing waits here but
+frames that wait for their pair.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from audiofork.audiosocket import PTIME_MS, frame_bytes
+from audiofork.link.messages import Direction, ForkSpec, LegPart
+from audiofork.relay.pairing import Pairing
+from audiofork.relay.shape import Sides, join_of, shape_of, unchanged
+from audiofork.relay.silence_filler import SilenceFiller
+
+TakeFrame = Callable[[bytes], None]
+
+
+class LegHandle(Protocol):
+    """What a fork may do to its leg.
+
+    Attributes:
+        on_usual: Takes a frame that is as long as the one before: the fast path.
+    """
+
+    on_usual: TakeFrame
+
+    @property
+    def spoken_rate(self) -> int:
+        """The sample rate in Hz that Asterisk takes what the leg speaks for."""
+
+    def hang_up(self) -> None: ...
+
+    def speak(self, frame: bytes) -> None: ...
+
+    def batch_reads(self, frame_bytes: int, batch_ms: int) -> None: ...
+
+    def read_rest(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Taker:
+    """What gets the frames of a pipeline.
+
+    Attributes:
+        take: Takes each frame for the server, `message_frame_bytes` long.
+        count_taken: Returns the number of frames that were given to it so far.
+        on_unexpected_size: Called with the size of each frame that is dropped for its size.
+    """
+
+    take: TakeFrame
+    count_taken: Callable[[], int]
+    on_unexpected_size: Callable[[int], None]
+
+
+def message_frame_bytes(spec: ForkSpec) -> int:
+    """Return the bytes that 20 ms of audio takes in a message to the server."""
+    return frame_bytes(spec.sample_rate) * (2 if spec.direction is Direction.STEREO else 1)
+
+
+def leg_frame_bytes(part: LegPart, sample_rate: int) -> int:
+    """Return the size of each frame that a leg brings."""
+    return frame_bytes(sample_rate) * (2 if part is LegPart.PAIRS else 1)
+
+
+def pipeline_of(spec: ForkSpec, taker: Taker) -> Pipeline:
+    """Return the pipeline for a fork's legs."""
+    return OneLegPipeline(spec, taker) if len(spec.legs) == 1 else TwoLegPipeline(spec, taker)
+
+
+class Pipeline(ABC):
+    """Turns the frames of a fork's legs into those that a taker gets.
+
+    Owned by a session, which attaches and detaches the legs. Frames on the fast path go from a leg
+    to the taker past the pipeline, so it asks the taker for their number.
+
+    Attributes:
+        legs: The legs that are there.
+        frame_bytes: Expected size of the frames that each leg brings.
+        unexpected: Frames that were dropped for their size.
+        filled: Frames of silence that no leg has brought.
+        gated: Frames that came while the gate was shut.
+        is_proven: Whether a frame of the expected size has come from the only leg. Of two legs
+            this stays False: one tells nothing of the other.
+    """
+
+    def __init__(self, spec: ForkSpec, taker: Taker) -> None:
+        self.legs: dict[LegPart, LegHandle] = {}
+        self.frame_bytes = leg_frame_bytes(spec.legs[0], spec.sample_rate)
+        self.unexpected = 0
+        self.filled = 0
+        self.gated = 0
+        self.is_proven = False
+        self._taker = taker
+        self._take = taker.take
+        self._gate_open = spec.gate_open
+        self._sides = Sides(spec.gain_in, spec.gain_out)
+
+    @property
+    def frames_in(self) -> int:
+        """Frames that were given to the taker, or dropped for their size."""
+        return self._taker.count_taken() + self.unexpected
+
+    @property
+    def frames_brought(self) -> int:
+        """Frames that the legs have brought, wanted or not; a pair counts as one."""
+        return self.frames_in - self.filled + self.gated
+
+    @abstractmethod
+    def input_of(self, part: LegPart) -> TakeFrame:
+        """Return what takes each frame of a part, whatever its size."""
+
+    def attach(self, part: LegPart, leg: LegHandle) -> None:
+        """Take a leg, the first of its part or another."""
+        self.legs[part] = leg
+        leg.on_usual = self.input_of(part)
+
+    def detach(self, part: LegPart) -> None:
+        """Forget a leg: it is gone, or about to go."""
+        self.legs.pop(part, None)
+
+    def hand_to(self, take: TakeFrame) -> None:
+        """Hand the frames to `take` from the next one on."""
+        self._take = take
+
+    def set_mute(self, mute_in: bool | None, mute_out: bool | None) -> None:
+        """Put silence in place of a side, or the side itself again; None: as it is."""
+        mute_in = self._sides.mute_in if mute_in is None else mute_in
+        mute_out = self._sides.mute_out if mute_out is None else mute_out
+        self._sides = replace(self._sides, mute_in=mute_in, mute_out=mute_out)
+
+    def set_gate(self, is_open: bool) -> None:
+        """Let audio through, or not."""
+        self._gate_open = is_open
+
+    @abstractmethod
+    def batch_reads(self, batch_ms: int) -> None:
+        """Have `batch_ms` of audio read at once, where the pipeline needs no frame earlier."""
+
+    def finish(self) -> None:
+        """Hand on what the legs have brought so far and what waits; then shut the gate."""
+        for leg in list(self.legs.values()):
+            leg.read_rest()
+        self._flush()
+        self.set_gate(False)
+
+    @abstractmethod
+    def _flush(self) -> None:
+        """Hand on what waits for its pair."""
+
+    def _drop(self, size: int) -> None:
+        """Drop a frame of an unexpected size."""
+        if self._gate_open:
+            self.unexpected += 1
+            self._taker.on_unexpected_size(size)
+        else:
+            self.gated += 1
+
+
+class OneLegPipeline(Pipeline):
+    """The pipeline of a fork whose only leg brings all that the server gets."""
+
+    def __init__(self, spec: ForkSpec, taker: Taker) -> None:
+        super().__init__(spec, taker)
+        self._shape_of = functools.partial(shape_of, spec.legs[0], spec.direction)
+        self._shape = self._shape_of(self._sides)
+        self._silence_filler: SilenceFiller | None = None
+        if spec.keep_time:
+            fill = functools.partial(self._fill, bytes(message_frame_bytes(spec)))
+            self._silence_filler = SilenceFiller(fill, lambda: self.frames_in, time.monotonic)
+
+    def input_of(self, part: LegPart) -> TakeFrame:
+        """See `Pipeline.input_of`."""
+        return self._on_frame
+
+    def _on_frame(self, frame: bytes) -> None:
+        """Relay one frame; let those that follow take the fast path if they may."""
+        if len(frame) != self.frame_bytes:
+            self._set_fast_path(self._on_frame)
+            self._drop(len(frame))
+        elif not self._gate_open:
+            self.gated += 1
+        else:
+            self.is_proven = True
+            # Before the frame is taken: what comes of that may close the fast path again.
+            self._set_fast_path(self._take if self._shape is unchanged else self._take_shaped)
+            self._take(self._shape(frame))
+
+    def _take_shaped(self, frame: bytes) -> None:
+        self._take(self._shape(frame))
+
+    def _set_fast_path(self, take: TakeFrame) -> None:
+        """Set the leg's fast-path handler for frames of the expected size.
+
+        It serves until a frame has another size, the gate or the shape changes, or another taker
+        takes over: then each frame is looked at again.
+        """
+        for leg in self.legs.values():
+            leg.on_usual = take
+
+    def attach(self, part: LegPart, leg: LegHandle) -> None:
+        """See `Pipeline.attach`; silence takes the place of frames that do not come."""
+        super().attach(part, leg)
+        self._start_or_stop_filling()
+
+    def detach(self, part: LegPart) -> None:
+        """See `Pipeline.detach`."""
+        super().detach(part)
+        self._start_or_stop_filling()
+
+    def hand_to(self, take: TakeFrame) -> None:
+        """See `Pipeline.hand_to`."""
+        super().hand_to(take)
+        self._set_fast_path(self._on_frame)
+
+    def set_mute(self, mute_in: bool | None, mute_out: bool | None) -> None:
+        """See `Pipeline.set_mute`."""
+        super().set_mute(mute_in, mute_out)
+        self._shape = self._shape_of(self._sides)
+        self._set_fast_path(self._on_frame)
+
+    def set_gate(self, is_open: bool) -> None:
+        """See `Pipeline.set_gate`; no silence is filled in while it is shut."""
+        super().set_gate(is_open)
+        self._set_fast_path(self._on_frame)
+        self._start_or_stop_filling()
+
+    def _start_or_stop_filling(self) -> None:
+        if self._silence_filler is None:
+            return
+        if self._gate_open and self.legs:
+            self._silence_filler.start()
+        else:
+            self._silence_filler.stop()
+
+    def _fill(self, silence: bytes) -> None:
+        """Send a frame of silence; it counts as one that came."""
+        self.filled += 1
+        self._take(silence)
+
+    def batch_reads(self, batch_ms: int) -> None:
+        """See `Pipeline.batch_reads`.
+
+        Not where silence is filled in: it would take the place of frames that wait to be read.
+        """
+        if batch_ms > PTIME_MS and self._silence_filler is None:
+            for leg in self.legs.values():
+                leg.batch_reads(self.frame_bytes, batch_ms)
+
+    def _flush(self) -> None:
+        pass  # each frame is handed on at once
+
+
+class TwoLegPipeline(Pipeline):
+    """The pipeline of a fork whose in and out come by a leg each, paired by their clocks."""
+
+    def __init__(self, spec: ForkSpec, taker: Taker) -> None:
+        super().__init__(spec, taker)
+        self._join_of = functools.partial(join_of, spec.direction)
+        self._join = self._join_of(self._sides)
+        self._pairing = Pairing(self._on_pair, bytes(self.frame_bytes))
+        self._inputs = {part: self._new_input(part) for part in spec.legs}
+
+    def _new_input(self, part: LegPart) -> TakeFrame:
+        def put(frame: bytes) -> None:
+            if len(frame) == self.frame_bytes:
+                self._pairing.put(part, frame)
+            else:
+                self._drop(len(frame))
+
+        return put
+
+    def input_of(self, part: LegPart) -> TakeFrame:
+        """See `Pipeline.input_of`."""
+        return self._inputs[part]
+
+    def _on_pair(self, side_in: bytes, side_out: bytes) -> None:
+        """Relay 20 ms of both legs."""
+        if self._gate_open:
+            self._take(self._join(side_in, side_out))
+        else:
+            self.gated += 1
+
+    def attach(self, part: LegPart, leg: LegHandle) -> None:
+        """See `Pipeline.attach`."""
+        super().attach(part, leg)
+        self._pairing.attach(part)
+
+    def detach(self, part: LegPart) -> None:
+        """See `Pipeline.detach`; what waited for its frames is handed on with silence."""
+        super().detach(part)
+        self._pairing.detach(part)
+
+    def set_mute(self, mute_in: bool | None, mute_out: bool | None) -> None:
+        """See `Pipeline.set_mute`."""
+        super().set_mute(mute_in, mute_out)
+        self._join = self._join_of(self._sides)
+
+    def batch_reads(self, batch_ms: int) -> None:
+        """See `Pipeline.batch_reads`: no effect, since frames are paired by when they come."""
+
+    def _flush(self) -> None:
+        self._pairing.flush()
