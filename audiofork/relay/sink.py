@@ -30,7 +30,7 @@ from audiofork.relay import retry
 from audiofork.relay.backlog import Backlog
 from audiofork.relay.resolve import open_socket
 from audiofork.relay.tls import open_tls
-from audiofork.relay.unacked import InFlight, message_bytes
+from audiofork.relay.unacked import Unacked, Written
 from audiofork.uri import uri_of
 
 try:
@@ -68,17 +68,25 @@ _next_mask = _masks().__next__
 
 
 def binary_frame(payload: bytes) -> bytes:
-    """Return a final, masked, binary WebSocket frame (RFC 6455, 5.2) of 126 bytes or more."""
+    """Return a final, masked, binary WebSocket frame (RFC 6455, 5.2)."""
+    header, _ = _envelope(len(payload))
     mask = _next_mask()
-    return b"".join((_header(len(payload)), mask, apply_mask(payload, mask)))
+    return b"".join((header, mask, apply_mask(payload, mask)))
 
 
 @functools.lru_cache(maxsize=16)
-def _header(length: int) -> bytes:
-    """Return what comes before the mask: one object to all forks alike, for the caches' sake."""
-    if length < 65_536:
-        return b"\x82\xfe" + length.to_bytes(2, "big")
-    return b"\x82\xff" + length.to_bytes(8, "big")
+def _envelope(length: int) -> tuple[bytes, int]:
+    """Return what comes before the mask, and how many bytes the whole takes on the wire.
+
+    The same two objects to all forks alike, for the processor caches' sake.
+    """
+    if length < 126:
+        header = bytes((0x82, 0x80 | length))
+    elif length < 65_536:
+        header = b"\x82\xfe" + length.to_bytes(2, "big")
+    else:
+        header = b"\x82\xff" + length.to_bytes(8, "big")
+    return header, len(header) + 4 + length
 
 
 class _Outlet:
@@ -89,25 +97,25 @@ class _Outlet:
 
     Attributes:
         at_once: The connection takes each frame in a message of its own, and none waits.
-        header: Of a message of one frame.
-        write: Gives the connection a message; `note` notes its payload as in flight.
+        header: Of a message of one frame, which takes `wire_bytes`.
+        write: Gives the connection a message; `note` notes it as not acknowledged.
         keep: Takes a frame that cannot go at once.
         frames_sent: Those in messages that were written.
         next_check: At so many frames sent, `check` is called.
     """
 
     __slots__ = (
-        *("at_once", "header", "write", "note", "frames_sent", "next_check"),
+        *("at_once", "header", "wire_bytes", "write", "note", "frames_sent", "next_check"),
         *("keep", "check"),
     )
 
     def __init__(
-        self, header: bytes, keep: Callable[[bytes], object], check: Callable[[], object]
+        self, frame_bytes: int, keep: Callable[[bytes], object], check: Callable[[], object]
     ) -> None:
         self.at_once = False
-        self.header = header
+        self.header, self.wire_bytes = _envelope(frame_bytes)
         self.write: Callable[[bytes], object] = lambda message: None
-        self.note: Callable[[bytes], object] = lambda payload: None
+        self.note: Callable[[Written], object] = lambda written: None
         self.frames_sent = 0
         self.next_check = 0
         self.keep = keep
@@ -122,7 +130,7 @@ class _Outlet:
         write, note = self.write, self.note
         mask = _next_mask()
         write(b"".join((self.header, mask, apply_mask(frame, mask))))
-        note(frame)
+        note(((frame,), self.wire_bytes))
         self.frames_sent = sent = self.frames_sent + 1
         if sent >= self.next_check:
             self.check()
@@ -163,7 +171,7 @@ class Sink:
         self._tls = tls if url.lower().startswith("wss:") else None
         self._allow_private = allow_private
         self._connection: _Connection | None = None
-        self._in_flight: InFlight | None = None
+        self._unacked: Unacked | None = None
         self._connect_timeout: asyncio.Timeout | None = None
         self._settled = asyncio.Event()  # open, or never to be open again
         self._flushed = asyncio.Event()  # nothing waits any more, or it cannot be sent now
@@ -173,8 +181,7 @@ class Sink:
         self._good = False  # the connection may be given frames
         self._over = False
         self._patience: asyncio.Timeout | None = None
-        self._frame_bytes = frame_bytes
-        self._outlet = _Outlet(_header(frame_bytes), self._keep, self._has_room)
+        self._outlet = _Outlet(frame_bytes, self._keep, self._has_room)
         self.send = self._outlet.send
         self.frame_ms = config.frame_ms
         self._per_message = config.frame_ms // PTIME_MS
@@ -182,7 +189,7 @@ class Sink:
         self._budget_frames = max(
             int(config.latency_budget * 1000) // PTIME_MS, 2 * self._per_message
         )
-        self._budget_bytes = self._budget_frames * message_bytes(frame_bytes)
+        self._budget_bytes = self._budget_frames * self._outlet.wire_bytes
         self._part_timer: asyncio.TimerHandle | None = None
         self._check_timer: asyncio.TimerHandle | None = None
         self._open_s: float | None = None  # how long the latest connection was open
@@ -268,9 +275,9 @@ class Sink:
         finally:
             self._connect_timeout = None
         self._connection = connection
-        self._in_flight = connection.in_flight = InFlight(connection.transport)
+        self._unacked = connection.unacked = Unacked(connection.transport)
         self._outlet.write = connection.transport.write
-        self._outlet.note = self._in_flight.add
+        self._outlet.note = self._unacked.add
         return connection
 
     async def _open(self) -> _Connection:
@@ -327,16 +334,12 @@ class Sink:
         self._good = False
         self._settled.clear()
         self._connection = None
-        assert self._in_flight is not None
-        lost = [frame for payload in self._in_flight.close() for frame in self._frames_of(payload)]
-        self._in_flight = None
+        assert self._unacked is not None
+        lost = self._unacked.close()
+        self._unacked = None
         self._outlet.frames_sent -= len(lost)
         self.backlog.put_back(lost)
         self._flushed.set()
-
-    def _frames_of(self, payload: bytes) -> list[bytes]:
-        size = self._frame_bytes
-        return [payload[start : start + size] for start in range(0, len(payload), size)]
 
     # --- The way of a frame that cannot go at once ---
 
@@ -368,8 +371,9 @@ class Sink:
         frames = [self.backlog.take() for _ in range(count)]
         payload = frames[0] if count == 1 else b"".join(frames)
         outlet = self._outlet
-        outlet.write(binary_frame(payload))
-        outlet.note(payload)
+        message = binary_frame(payload)
+        outlet.write(message)
+        outlet.note((frames, len(message)))
         outlet.frames_sent += count
         if outlet.frames_sent >= outlet.next_check:
             self._has_room()
@@ -398,9 +402,9 @@ class Sink:
     def _has_room(self) -> bool:
         """Tell whether the kernel holds no more than the budget; if it does, pause for a while."""
         self._outlet.next_check = self.frames_sent + FRAMES_BETWEEN_CHECKS
-        assert self._in_flight is not None
-        self._in_flight.update()
-        if self._in_flight.not_sent <= self._budget_bytes:
+        assert self._unacked is not None
+        self._unacked.update()
+        if self._unacked.not_sent <= self._budget_bytes:
             return True
         self.pause()
         loop = asyncio.get_running_loop()
@@ -489,7 +493,7 @@ class _Connection(ClientConnection):
     def __init__(self, sink: Sink, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._sink = sink
-        self.in_flight: InFlight | None = None  # set when the handshake is over
+        self.unacked: Unacked | None = None  # set when the handshake is over
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -503,9 +507,9 @@ class _Connection(ClientConnection):
 
     def send_data(self) -> None:
         """Let the sink know what the library writes besides frames: pings, pongs, the close."""
-        if self.in_flight is not None:
+        if self.unacked is not None:
             for data in filter(None, self.protocol.writes):
-                self.in_flight.add_control(len(data))
+                self.unacked.add(((), len(data)))
         super().send_data()
         if self.protocol.state is not OPEN:  # a frame after a close frame would be an error
             self._sink.pause()

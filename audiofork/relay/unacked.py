@@ -13,7 +13,7 @@ import os
 import socket
 import ssl
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from audiofork.relay.tls import RECORD_PAYLOAD_BYTES
 
@@ -23,23 +23,25 @@ _INFO = struct.Struct("=120xQ16xI")
 # GCM: 8 of nonce (RFC 8446, 5.2; RFC 5288, 3; RFC 7905, 2).
 _RECORD_BYTES = {"TLSv1.3": 22, "GCM": 29, "CHACHA20": 21}
 
+# The frames that a write carried, and how many bytes it took on the wire, without TLS. A tuple,
+# because one is made for each frame.
+Written = tuple[Sequence[bytes], int]
 
-class InFlight:
+
+class Unacked:
     """The writes of one connection that may still be lost.
 
-    Owned by a sink, which calls `add(payload)` for each message of frames it writes and
-    `add_control()` for what the library writes, `update()` now and then, `close()` once.
+    Owned by a sink, which calls `add()` for each write, `update()` now and then, `close()` once.
 
     Attributes:
         not_sent: Bytes that the kernel had not sent yet at the last `update()`.
-        add: Notes the payload of a message that was written; the hot path, so a list's own method.
+        add: Note a write; a list's own method, because it is called for each frame.
     """
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self.not_sent = 0
-        # Payloads, and how long those writes were that had none.
-        self._writes: list[bytes | int] = []
-        self.add: Callable[[bytes], None] = self._writes.append
+        self._writes: list[Written] = []
+        self.add: Callable[[Written], None] = self._writes.append
         self._position = 0  # in the stream, where the first of them begins
         record_bytes = _record_bytes(transport)
         self._record_bytes = record_bytes or 0
@@ -47,16 +49,11 @@ class InFlight:
         self._before = 0  # bytes that were acknowledged before the first write
         self._before = self._acked() or 0
 
-    def add_control(self, wire_bytes: int) -> None:
-        """Note a write that carries no frame, and how many bytes that took without TLS."""
-        self._writes.append(wire_bytes)
-
     def update(self) -> None:
-        """Forget what the peer has acknowledged, and look what the kernel still holds back."""
+        """Forget what the peer has acknowledged, and ask what the kernel still holds back."""
         acked = self._acked()
         position, gone = self._position, 0
-        for write in self._writes:
-            wire_bytes = write if isinstance(write, int) else message_bytes(len(write))
+        for _, wire_bytes in self._writes:
             records = 1 + (wire_bytes - 1) // RECORD_PAYLOAD_BYTES
             end = position + wire_bytes + records * self._record_bytes
             if acked is not None and end > acked:
@@ -67,9 +64,9 @@ class InFlight:
         self._position = position
 
     def close(self) -> list[bytes]:
-        """Return the payloads not acknowledged, oldest first; called when all is over."""
+        """Return the frames not acknowledged, oldest first; called when the connection is over."""
         self.update()
-        lost = [write for write in self._writes if isinstance(write, bytes)]
+        lost = [frame for frames, _ in self._writes for frame in frames]
         self._writes.clear()
         if self._socket is not None:
             self._socket.close()
@@ -86,11 +83,6 @@ class InFlight:
         except (OSError, struct.error):  # a kernel older than 4.6 tells less
             return None
         return int(acked) - self._before
-
-
-def message_bytes(payload_bytes: int) -> int:
-    """Return the length of a masked WebSocket message (RFC 6455, 5.2); payload of 126 or more."""
-    return payload_bytes + (8 if payload_bytes < 65_536 else 14)
 
 
 def _record_bytes(transport: asyncio.Transport) -> int | None:

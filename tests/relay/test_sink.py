@@ -130,10 +130,10 @@ def offer(sink: Sink, frames: list[bytes], before: int = 0) -> None:
 
 def all_acknowledged(sink: Sink) -> bool:
     """Tell whether the server's TCP has got all frames that were offered."""
-    if sink.backlog or sink._in_flight is None:
+    if sink.backlog or sink._unacked is None:
         return False
-    sink._in_flight.update()
-    return not sink._in_flight._writes
+    sink._unacked.update()
+    return not sink._unacked._writes
 
 
 def offer_until_stalled(sink: Sink, frame_bytes: int = 320) -> int:
@@ -149,15 +149,24 @@ def offer_until_stalled(sink: Sink, frame_bytes: int = 320) -> int:
 # --- Frames --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("length", [126, 320, 640, 65_535])
-def test_binary_frame_is_final_masked_and_unmasks_to_the_payload(length: int) -> None:
-    payload = bytes(range(256)) * 256
-    frame = binary_frame(payload[:length])
-    assert frame[:2] == b"\x82\xfe"
-    assert int.from_bytes(frame[2:4], "big") == length
-    mask = frame[4:8]
-    unmasked = bytes(byte ^ mask[i % 4] for i, byte in enumerate(frame[8:]))
-    assert unmasked == payload[:length]
+@pytest.mark.parametrize(
+    ("length", "header"),
+    [
+        (0, "82 80"),
+        (125, "82 fd"),
+        (126, "82 fe 00 7e"),
+        (320, "82 fe 01 40"),
+        (65_535, "82 fe ff ff"),
+        (65_536, "82 ff 00 00 00 00 00 01 00 00"),
+    ],
+)
+def test_binary_frame_is_final_masked_and_unmasks_to_the_payload(length: int, header: str) -> None:
+    payload = (bytes(range(256)) * 256)[:length]
+    frame = binary_frame(payload)
+    begin = len(bytes.fromhex(header))
+    assert frame[:begin] == bytes.fromhex(header)
+    mask, masked = frame[begin : begin + 4], frame[begin + 4 :]
+    assert bytes(byte ^ mask[i % 4] for i, byte in enumerate(masked)) == payload
 
 
 def test_binary_frame_masks_each_frame_anew() -> None:
@@ -823,9 +832,22 @@ async def test_message_of_several_tls_records_is_acknowledged_when_its_last_byte
         await opened(sink)
         offer(sink, numbered(250, 0, 1280))
         await until(lambda: len(server.frames) == 5 and all_acknowledged(sink))
-        in_flight = sink._in_flight
-        assert in_flight is not None
-        assert in_flight._position == in_flight._acked() > 5 * 64_000
+        unacked = sink._unacked
+        assert unacked is not None
+        assert unacked._position == unacked._acked() > 5 * 64_000
+
+
+@pytest.mark.parametrize("frame_bytes", [100, 125, 126, 65_535, 65_536, 192_000])
+async def test_message_with_a_header_of_any_length_is_acknowledged_when_its_last_byte_is(
+    fickle: FickleServer, start: Start, frame_bytes: int
+) -> None:
+    sink, _ = start(fickle.url, frame_bytes=frame_bytes)
+    await opened(sink)
+    offer(sink, [bytes(frame_bytes)] * 7)
+    await until(lambda: len(fickle.frames) == 7 and all_acknowledged(sink))
+    unacked = sink._unacked
+    assert unacked is not None
+    assert unacked._position == unacked._acked()
 
 
 @pytest.mark.parametrize("frame_bytes", [320, 1280])
@@ -838,9 +860,9 @@ async def test_kernel_never_holds_much_more_than_the_budget(
     for number_ in range(400):
         sink.send(numbered(1, number_, frame_bytes)[0])
         await asyncio.sleep(0.001)
-    assert sink._in_flight is not None
-    sink._in_flight.update()
-    assert sink._in_flight.not_sent <= (10 + 5) * (frame_bytes + 8)
+    assert sink._unacked is not None
+    sink._unacked.update()
+    assert sink._unacked.not_sent <= (10 + 5) * (frame_bytes + 8)
     stalled.transport.abort()
     await failure(task)
 
@@ -943,7 +965,7 @@ async def test_backlog_goes_in_whole_messages(
     assert [len(message) // 320 for message in fickle.frames] == [5] * 8 + [3]
 
 
-@pytest.mark.parametrize("frame_bytes", [320, 640, 1280])
+@pytest.mark.parametrize("frame_bytes", [20, 320, 640, 1280])
 async def test_messages_of_a_broken_connection_wait_again_frame_by_frame(
     stalled: StalledServer, start: Start, frame_bytes: int
 ) -> None:
