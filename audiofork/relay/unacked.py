@@ -15,6 +15,7 @@ import ssl
 import struct
 from collections.abc import Callable, Sequence
 
+from audiofork.relay.formats.base import Event
 from audiofork.relay.tls import RECORD_PAYLOAD_BYTES
 
 # Of struct tcp_info (linux/tcp.h): tcpi_bytes_acked at 120, tcpi_notsent_bytes at 144.
@@ -23,15 +24,15 @@ _INFO = struct.Struct("=120xQ16xI")
 # GCM: 8 of nonce (RFC 8446, 5.2; RFC 5288, 3; RFC 7905, 2).
 _RECORD_BYTES = {"TLSv1.3": 22, "GCM": 29, "CHACHA20": 21}
 
-# The frames that a write carried, and how many bytes it took on the wire, without TLS. A tuple,
-# because one is made for each frame.
-Written = tuple[Sequence[bytes], int]
+# The frames or events that a write carried, and how many bytes it took on the wire, without TLS. A
+# tuple, because one is made for each frame.
+Written = tuple[Sequence[bytes | Event], int]
 
 
 class Unacked:
     """The writes of one connection that may still be lost.
 
-    Owned by a sink, which calls `add()` for each write, `update()` now and then, `close()` once.
+    Owned by an outlet, which calls `add()` for each write, `update()` now and then, `close()` once.
 
     Attributes:
         not_sent: Bytes that the kernel had not sent yet at the last `update()`.
@@ -63,10 +64,10 @@ class Unacked:
         del self._writes[:gone]
         self._position = position
 
-    def close(self) -> list[bytes]:
-        """Return the frames not acknowledged, oldest first; called when the connection is over."""
+    def close(self) -> list[bytes | Event]:
+        """Return what was not acknowledged, oldest first; called when the connection is over."""
         self.update()
-        lost = [frame for frames, _ in self._writes for frame in frames]
+        lost = [item for items, _ in self._writes for item in items]
         self._writes.clear()
         if self._socket is not None:
             self._socket.close()

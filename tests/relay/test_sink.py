@@ -19,8 +19,10 @@ import trustme
 from audiofork import __version__
 from audiofork.config import WebSocketConfig
 from audiofork.errors import SinkError, SinkLost, SinkRefused, SinkUnreachable
+from audiofork.relay.connection import MAX_MESSAGE_BYTES
+from audiofork.relay.outlet import encode
 from audiofork.relay.retry import Retries
-from audiofork.relay.sink import MAX_MESSAGE_BYTES, Sink, binary_frame
+from audiofork.relay.sink import Sink
 from audiofork.relay.worker import client_tls
 from testbed.recorder import Recorder
 from tests.relay.conftest import server_tls
@@ -129,11 +131,11 @@ def offer(sink: Sink, frames: list[bytes], before: int = 0) -> None:
 
 
 def all_acknowledged(sink: Sink) -> bool:
-    """Tell whether the server's TCP has got all frames that were offered."""
-    if sink.backlog or sink._unacked is None:
+    """Return whether the server's TCP has got all frames that were offered, and more may go."""
+    if sink.backlog or sink._outlet._unacked is None or not sink._outlet._takes:
         return False
-    sink._unacked.update()
-    return not sink._unacked._writes
+    sink._outlet._unacked.update()
+    return not sink._outlet._unacked._writes
 
 
 def offer_until_stalled(sink: Sink, frame_bytes: int = 320) -> int:
@@ -160,17 +162,17 @@ def offer_until_stalled(sink: Sink, frame_bytes: int = 320) -> int:
         (65_536, "82 ff 00 00 00 00 00 01 00 00"),
     ],
 )
-def test_binary_frame_is_final_masked_and_unmasks_to_the_payload(length: int, header: str) -> None:
+def test_message_is_final_masked_and_unmasks_to_the_payload(length: int, header: str) -> None:
     payload = (bytes(range(256)) * 256)[:length]
-    frame = binary_frame(payload)
+    frame = encode(payload)
     begin = len(bytes.fromhex(header))
     assert frame[:begin] == bytes.fromhex(header)
     mask, masked = frame[begin : begin + 4], frame[begin + 4 :]
     assert bytes(byte ^ mask[i % 4] for i, byte in enumerate(masked)) == payload
 
 
-def test_binary_frame_masks_each_frame_anew() -> None:
-    assert len({binary_frame(bytes(320))[4:8] for _ in range(3000)}) > 2990
+def test_binary_message_masks_each_frame_anew() -> None:
+    assert len({encode(bytes(320))[4:8] for _ in range(3000)}) > 2990
 
 
 @pytest.mark.parametrize("frame_bytes", [320, 640, 65_532])
@@ -673,8 +675,13 @@ async def test_close_while_connecting_in_vain_with_frames_ends_in_time(
 
 async def test_close_at_the_moment_the_connect_times_out_ends(start: Start) -> None:
     async with answering(None) as port:
-        sink, task = start(f"ws://127.0.0.1:{port}/", connect_timeout=0.02)
-        await until(lambda: sink._connect_timeout is not None and sink._connect_timeout.expired())
+        sink, task = start(f"ws://127.0.0.1:{port}/", connect_timeout=60)
+        await until(lambda: sink._connector._timeout)
+        timeout = sink._connector._timeout
+        assert timeout is not None
+        timeout.reschedule(asyncio.get_running_loop().time())
+        await asyncio.sleep(0)
+        assert timeout.expired()
         assert not task.done()
         await sink.close(1000, "hangup")
         await asyncio.wait([task], timeout=1)
@@ -832,7 +839,7 @@ async def test_message_of_several_tls_records_is_acknowledged_when_its_last_byte
         await opened(sink)
         offer(sink, numbered(250, 0, 1280))
         await until(lambda: len(server.frames) == 5 and all_acknowledged(sink))
-        unacked = sink._unacked
+        unacked = sink._outlet._unacked
         assert unacked is not None
         assert unacked._position == unacked._acked() > 5 * 64_000
 
@@ -845,7 +852,7 @@ async def test_message_with_a_header_of_any_length_is_acknowledged_when_its_last
     await opened(sink)
     offer(sink, [bytes(frame_bytes)] * 7)
     await until(lambda: len(fickle.frames) == 7 and all_acknowledged(sink))
-    unacked = sink._unacked
+    unacked = sink._outlet._unacked
     assert unacked is not None
     assert unacked._position == unacked._acked()
 
@@ -860,9 +867,9 @@ async def test_kernel_never_holds_much_more_than_the_budget(
     for number_ in range(400):
         sink.send(numbered(1, number_, frame_bytes)[0])
         await asyncio.sleep(0.001)
-    assert sink._unacked is not None
-    sink._unacked.update()
-    assert sink._unacked.not_sent <= (10 + 5) * (frame_bytes + 8)
+    assert sink._outlet._unacked is not None
+    sink._outlet._unacked.update()
+    assert sink._outlet._unacked.not_sent <= (10 + 5) * (frame_bytes + 8)
     stalled.transport.abort()
     await failure(task)
 
@@ -972,7 +979,7 @@ async def test_messages_of_a_broken_connection_wait_again_frame_by_frame(
     sink, task = start(stalled.url, frame_ms=100, latency_budget=1, frame_bytes=frame_bytes)
     await opened(sink)
     count = 0
-    while sink._writable:
+    while sink._outlet._takes:
         offer(sink, numbered(1, count, frame_bytes), before=count)
         count += 1
         await asyncio.sleep(0)
@@ -1305,7 +1312,7 @@ async def test_close_between_attempts_ends_in_time_when_the_last_one_hangs(
     await until(lambda: retried)
     offer(sink, numbered(20))
     stalled.hold_handshake = True
-    sink._url = stalled.url
+    sink._connector._url = stalled.url
     sink.hurry()
     async with asyncio.timeout(soon + 1):
         await sink.close(1001, "shutdown")
@@ -1323,7 +1330,7 @@ async def test_close_when_the_server_came_back_with_a_backlog_too_large_for_it_e
     retried = retries_of(sink)
     offer(sink, numbered(25_000))
     await until(lambda: retried)
-    sink._url = stalled.url
+    sink._connector._url = stalled.url
     sink.hurry()
     async with asyncio.timeout(soon + 2):
         await sink.close(1001, "shutdown")
