@@ -3,13 +3,7 @@ import itertools
 import pytest
 
 from audiofork.errors import InvalidTransition
-from audiofork.relay.sink_states import (
-    TRANSITIONS,
-    SinkEvent,
-    SinkState,
-    diagram,
-    next_state,
-)
+from audiofork.relay.sink_states import TRANSITIONS, SinkEvent, SinkState, diagram, next_state
 
 EVERY_PAIR = list(itertools.product(SinkState, SinkEvent))
 LEGAL = {
