@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from audiofork.errors import SinkLost, SinkRefused, SinkUnreachable
+from audiofork.relay.sink_states import SinkState
 from tests.relay.peers import FickleServer, numbered, until, unused_port
 from tests.relay.sinks import (
     Start,
@@ -233,3 +234,21 @@ async def test_final_refusal_among_the_retries_ends_at_once(
     assert isinstance(error, SinkRefused)
     assert str(error) == f"the server answered HTTP {status}"
     assert [attempt for attempt, _ in retried] == [2, 3]
+
+
+async def test_server_that_is_lost_in_the_turn_of_its_proof_is_tried_again(
+    fickle: FickleServer, start: Start, waits: Waits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink, _ = start(fickle.url, reconnect_attempts=0)
+    await opened(sink)
+    fickle.answers_pings = False
+    fickle.break_off()
+    await until(lambda: sink.state is SinkState.PROVING)
+    assert sink._connection is not None
+    await until(lambda: sink._connection and sink._connection.pending_pings)
+    ((pong, _),) = sink._connection.pending_pings.values()
+    sink._connection.transport.abort()
+    pong.set_result(0.0)
+    fickle.answers_pings = True
+    await opened(sink)
+    assert sink.reconnects == 1
