@@ -91,7 +91,7 @@ class _FastPath:
 
     Attributes:
         flow: What stands in the way.
-        header: Of a message of one frame, which takes `wire_bytes`.
+        header: Of a message of one frame.
         write: Gives the connection a message; `note` notes it as not acknowledged.
         keep: Takes a frame that cannot go at once.
         frames_sent: Those in messages that were written.
@@ -99,15 +99,15 @@ class _FastPath:
     """
 
     __slots__ = (
-        *("flow", "header", "wire_bytes", "write", "note", "frames_sent", "next_check"),
+        *("flow", "header", "write", "note", "frames_sent", "next_check"),
         *("keep", "check"),
     )
 
     def __init__(
-        self, frame_bytes: int, keep: Callable[[bytes], object], check: Callable[[], object]
+        self, header: bytes, keep: Callable[[bytes], object], check: Callable[[], object]
     ) -> None:
         self.flow = Flow.SHUT
-        self.header, self.wire_bytes = _envelope(_BINARY, frame_bytes)
+        self.header = header
         self.write: Callable[[bytes], object] = lambda message: None
         self.note: Callable[[Written], object] = lambda written: None
         self.frames_sent = 0
@@ -124,7 +124,7 @@ class _FastPath:
         write, note = self.write, self.note
         mask = _next_mask()
         write(b"".join((self.header, mask, apply_mask(frame, mask))))
-        note(((frame,), self.wire_bytes))
+        note(frame)
         self.frames_sent = sent = self.frames_sent + 1
         if sent >= self.next_check:
             self.check()
@@ -161,7 +161,8 @@ class Outlet:
     ) -> None:
         self._format = message_format
         self._per_message = frame_ms // PTIME_MS
-        self._path = _FastPath(frame_bytes, self._keep, self._check_room)
+        header, self._frame_wire_bytes = _envelope(_BINARY, frame_bytes)
+        self._path = _FastPath(header, self._keep, self._check_room)
         self.send = self._path.send
         # A message that was just written is no sign of a slow server.
         budget_frames = max(int(latency_budget_s * 1000) // PTIME_MS, 2 * self._per_message)
@@ -203,7 +204,7 @@ class Outlet:
 
     def attach(self, transport: asyncio.Transport) -> None:
         """Take a connection whose handshake is over; it gets nothing before `open()`."""
-        self._unacked = Unacked(transport)
+        self._unacked = Unacked(transport, self._frame_wire_bytes)
         self._path.write = transport.write
         self._path.note = self._unacked.add
 

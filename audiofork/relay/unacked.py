@@ -24,9 +24,9 @@ _INFO = struct.Struct("=120xQ16xI")
 # GCM: 8 of nonce (RFC 8446, 5.2; RFC 5288, 3; RFC 7905, 2).
 _RECORD_BYTES = {"TLSv1.3": 22, "GCM": 29, "CHACHA20": 21}
 
-# The frames or events that a write carried, and how many bytes it took on the wire, without TLS. A
-# tuple, because one is made for each frame.
-Written = tuple[Sequence[bytes | Event], int]
+# The frames or events that a write carried, and how many bytes it took on the wire, without TLS; or
+# just a frame that was a message of its own: the hot path makes no tuple for each.
+Written = tuple[Sequence[bytes | Event], int] | bytes
 
 
 class Unacked:
@@ -34,12 +34,16 @@ class Unacked:
 
     Owned by an outlet, which calls `add()` for each write, `update()` now and then, `close()` once.
 
+    Args:
+        frame_wire_bytes: What a frame takes on the wire, without TLS, as a message of its own.
+
     Attributes:
         not_sent: Bytes that the kernel had not sent yet at the last `update()`.
-        add: Note a write; a list's own method, because it is called for each frame.
+        add: Notes a write; a list's own method, because it is called for each frame.
     """
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, frame_wire_bytes: int) -> None:
+        self._frame_wire_bytes = frame_wire_bytes
         self.not_sent = 0
         self._writes: list[Written] = []
         self.add: Callable[[Written], None] = self._writes.append
@@ -54,7 +58,8 @@ class Unacked:
         """Forget what the peer has acknowledged, and ask what the kernel still holds back."""
         acked = self._acked()
         position, gone = self._position, 0
-        for _, wire_bytes in self._writes:
+        for write in self._writes:
+            wire_bytes = self._frame_wire_bytes if isinstance(write, bytes) else write[1]
             records = 1 + (wire_bytes - 1) // RECORD_PAYLOAD_BYTES
             end = position + wire_bytes + records * self._record_bytes
             if acked is not None and end > acked:
@@ -67,7 +72,9 @@ class Unacked:
     def close(self) -> list[bytes | Event]:
         """Return what was not acknowledged, oldest first; called when the connection is over."""
         self.update()
-        lost = [item for items, _ in self._writes for item in items]
+        lost: list[bytes | Event] = []
+        for write in self._writes:
+            lost += (write,) if isinstance(write, bytes) else write[0]
         self._writes.clear()
         if self._socket is not None:
             self._socket.close()

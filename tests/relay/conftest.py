@@ -82,25 +82,6 @@ async def stalled() -> AsyncIterator[StalledServer]:
         yield server
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
-    """Own the time of beeps, of kept time and of the messages' limit."""
-    loop = FakeLoop()
-    faked = SimpleNamespace(get_running_loop=lambda: loop)
-    monkeypatch.setattr("audiofork.relay.beep.asyncio", faked)
-    monkeypatch.setattr("audiofork.relay.silence_filler.asyncio", faked)
-    monkeypatch.setattr("audiofork.relay.session.time", SimpleNamespace(monotonic=loop.time))
-    return loop
-
-
-@pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[float]:
-    """Shorten the time that a sink may take to close; the value is that time."""
-    for name in ("CLOSE_TIMEOUT_S", "LINGER_S"):
-        monkeypatch.setattr(f"audiofork.relay.sink.{name}", 0.1)
-    yield 0.1
-
-
 @pytest.fixture(scope="session")
 def system_tls() -> ssl.SSLContext:
     return client_tls("")
@@ -149,3 +130,22 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
 
     choose(0.01)
     return choose
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
+    """Own the time of beeps, of kept time and of the messages' limit."""
+    loop = FakeLoop()
+    faked = SimpleNamespace(get_running_loop=lambda: loop)
+    monkeypatch.setattr("audiofork.relay.beep.asyncio", faked)
+    monkeypatch.setattr("audiofork.relay.silence_filler.asyncio", faked)
+    monkeypatch.setattr("audiofork.relay.session.time", SimpleNamespace(monotonic=loop.time))
+    return loop
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[float]:
+    """Shorten the time that a sink may take to close; the value is that time."""
+    for name in ("CLOSE_TIMEOUT_S", "LINGER_S"):
+        monkeypatch.setattr(f"audiofork.relay.sink.{name}", 0.1)
+    yield 0.1

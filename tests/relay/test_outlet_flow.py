@@ -30,7 +30,10 @@ class Kernel:
         pass
 
     def close(self) -> list[bytes | Event]:
-        return [item for items, _ in self.writes[self.acknowledged :] for item in items]
+        lost = self.writes[self.acknowledged :]
+        return [
+            one for write in lost for one in (write[0] if isinstance(write, tuple) else [write])
+        ]
 
 
 class PressFormat(RawFormat):
@@ -94,7 +97,7 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     kernel = Kernel()
-    monkeypatch.setattr(outlet_module, "Unacked", lambda transport: kernel)
+    monkeypatch.setattr(outlet_module, "Unacked", lambda *_: kernel)
     return kernel
 
 
