@@ -222,7 +222,7 @@ class Sink(SinkCallbacks):
         self.on_open()
 
     def _take(self, message: Message) -> None:
-        """Tell what a message of the server means."""
+        """Pass on what a message of the server means."""
         match self._format.meaning(message):
             case Text(text):
                 self.on_text(text)
@@ -232,7 +232,7 @@ class Sink(SinkCallbacks):
                 self.on_command(command)
 
     def _on_lost(self, connection: Connection) -> None:
-        """Take back what a connection still held; it tells before anybody else hears."""
+        """Take back what a connection still held, before anybody else hears of the loss."""
         if connection is self._connection:
             self._connection = None
             self._outlet.detach()
