@@ -5,18 +5,21 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from audiofork.asterisk.taps.ways import as_markdown
-from audiofork.forks.lifecycle import diagram
+from audiofork.forks import lifecycle
 from audiofork.link.messages import EndReason
+from audiofork.relay import sink_states
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_state_diagram_is_the_table() -> None:
-    assert diagram() in (ROOT / "docs/architecture.md").read_text()
+@pytest.mark.parametrize("table", [lifecycle, sink_states], ids=["fork", "sink"])
+def test_state_diagram_is_the_table(table: ModuleType) -> None:
+    assert table.diagram() in (ROOT / "docs/architecture.md").read_text()
 
 
 def test_every_end_reason_is_explained() -> None:

@@ -13,8 +13,9 @@ import os
 import socket
 import ssl
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from audiofork.relay.formats.base import Event
 from audiofork.relay.tls import RECORD_PAYLOAD_BYTES
 
 # Of struct tcp_info (linux/tcp.h): tcpi_bytes_acked at 120, tcpi_notsent_bytes at 144.
@@ -23,23 +24,29 @@ _INFO = struct.Struct("=120xQ16xI")
 # GCM: 8 of nonce (RFC 8446, 5.2; RFC 5288, 3; RFC 7905, 2).
 _RECORD_BYTES = {"TLSv1.3": 22, "GCM": 29, "CHACHA20": 21}
 
+# The frames or events that a write carried, and how many bytes it took on the wire, without TLS; or
+# just a frame that was a message of its own: the hot path makes no tuple for each.
+Written = tuple[Sequence[bytes | Event], int] | bytes
 
-class InFlight:
+
+class Unacked:
     """The writes of one connection that may still be lost.
 
-    Owned by a sink, which calls `add(payload)` for each message of frames it writes and
-    `add_control()` for what the library writes, `update()` now and then, `close()` once.
+    Owned by an outlet, which calls `add()` for each write, `update()` now and then, `close()` once.
+
+    Args:
+        frame_wire_bytes: What a frame takes on the wire, without TLS, as a message of its own.
 
     Attributes:
         not_sent: Bytes that the kernel had not sent yet at the last `update()`.
-        add: Notes the payload of a message that was written; the hot path, so a list's own method.
+        add: Notes a write; a list's own method, because it is called for each frame.
     """
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, frame_wire_bytes: int) -> None:
+        self._frame_wire_bytes = frame_wire_bytes
         self.not_sent = 0
-        # Payloads, and how long those writes were that had none.
-        self._writes: list[bytes | int] = []
-        self.add: Callable[[bytes], None] = self._writes.append
+        self._writes: list[Written] = []
+        self.add: Callable[[Written], None] = self._writes.append
         self._position = 0  # in the stream, where the first of them begins
         record_bytes = _record_bytes(transport)
         self._record_bytes = record_bytes or 0
@@ -47,16 +54,12 @@ class InFlight:
         self._before = 0  # bytes that were acknowledged before the first write
         self._before = self._acked() or 0
 
-    def add_control(self, wire_bytes: int) -> None:
-        """Note a write that carries no frame, and how many bytes that took without TLS."""
-        self._writes.append(wire_bytes)
-
     def update(self) -> None:
-        """Forget what the peer has acknowledged, and look what the kernel still holds back."""
+        """Forget what the peer has acknowledged, and ask what the kernel still holds back."""
         acked = self._acked()
         position, gone = self._position, 0
         for write in self._writes:
-            wire_bytes = write if isinstance(write, int) else message_bytes(len(write))
+            wire_bytes = self._frame_wire_bytes if isinstance(write, bytes) else write[1]
             records = 1 + (wire_bytes - 1) // RECORD_PAYLOAD_BYTES
             end = position + wire_bytes + records * self._record_bytes
             if acked is not None and end > acked:
@@ -66,10 +69,12 @@ class InFlight:
         del self._writes[:gone]
         self._position = position
 
-    def close(self) -> list[bytes]:
-        """Return the payloads not acknowledged, oldest first; called when all is over."""
+    def close(self) -> list[bytes | Event]:
+        """Return what was not acknowledged, oldest first; called when the connection is over."""
         self.update()
-        lost = [write for write in self._writes if isinstance(write, bytes)]
+        lost: list[bytes | Event] = []
+        for write in self._writes:
+            lost += (write,) if isinstance(write, bytes) else write[0]
         self._writes.clear()
         if self._socket is not None:
             self._socket.close()
@@ -86,11 +91,6 @@ class InFlight:
         except (OSError, struct.error):  # a kernel older than 4.6 tells less
             return None
         return int(acked) - self._before
-
-
-def message_bytes(payload_bytes: int) -> int:
-    """Return the length of a masked WebSocket message (RFC 6455, 5.2); payload of 126 or more."""
-    return payload_bytes + (8 if payload_bytes < 65_536 else 14)
 
 
 def _record_bytes(transport: asyncio.Transport) -> int | None:

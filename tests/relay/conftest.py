@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -16,10 +17,15 @@ from hypothesis import settings
 
 from audiofork.config import WebSocketConfig
 from audiofork.link.messages import Direction, EndReason, ForkEnded, StatsTaken
+from audiofork.relay.formats.base import MessageFormat
+from audiofork.relay.retry import Retries
+from audiofork.relay.sink import Sink
+from audiofork.relay.worker import client_tls
 from testbed.recorder import Recorder
-from tests.relay.peers import FakeLoop, StalledServer
+from tests.relay.peers import FakeLoop, FickleServer, StalledServer
 from tests.relay.relay_stage import RelayStage
 from tests.relay.session_stage import Begin, SessionStage
+from tests.relay.sinks import Running, Start
 
 # A busy machine is no reason for a test to fail.
 settings.register_profile("relay", deadline=None)
@@ -78,6 +84,56 @@ async def recorder() -> AsyncIterator[Recorder]:
 async def stalled() -> AsyncIterator[StalledServer]:
     async with StalledServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def system_tls() -> ssl.SSLContext:
+    return client_tls("")
+
+
+@pytest.fixture
+async def start(system_tls: ssl.SSLContext) -> AsyncIterator[Start]:
+    """Make sinks that run; those that still do at the end are closed."""
+    running: list[Running] = []
+
+    def start(
+        url: str,
+        tls: ssl.SSLContext = system_tls,
+        frame_bytes: int = 320,
+        format: MessageFormat | None = None,
+        **options: float,
+    ) -> Running:
+        config = WebSocketConfig(**{"reconnect_attempts": 1} | options)
+        sink = Sink(url, config, tls, frame_bytes=frame_bytes, format=format)
+        running.append((sink, asyncio.create_task(sink.run())))
+        return running[-1]
+
+    yield start
+    for sink, task in running:
+        if not task.done():
+            await sink.close(1000, "test over")
+        await asyncio.wait([task], timeout=5)
+        assert task.done()
+        task.exception()
+
+
+@pytest.fixture
+async def fickle() -> AsyncIterator[FickleServer]:
+    async with FickleServer() as server:
+        yield server
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
+    """Choose the limit of the first wait, and which part of the limit is drawn."""
+
+    def choose(first_s: float, part: float = 1.0) -> None:
+        monkeypatch.setattr("audiofork.relay.retry.FIRST_WAIT_S", first_s)
+        drawn = functools.partial(Retries, draw=lambda low, high: low + part * (high - low))
+        monkeypatch.setattr("audiofork.relay.retry.Retries", drawn)
+
+    choose(0.01)
+    return choose
 
 
 @pytest.fixture

@@ -1,0 +1,153 @@
+"""One WebSocket connection, and how it is opened.
+
+The library does the handshake, pings, receiving and closing; what the project relies on of its
+inside is listed in tests/relay/test_websockets_internals.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection
+from websockets.client import ClientProtocol
+from websockets.protocol import OPEN
+from websockets.uri import parse_uri
+
+from audiofork import __version__
+from audiofork.config import WebSocketConfig
+from audiofork.relay.outlet import Outlet
+from audiofork.relay.resolve import open_socket
+from audiofork.relay.tls import open_tls
+from audiofork.uri import uri_of
+
+USER_AGENT = f"audiofork/{__version__}"
+MAX_MESSAGE_BYTES = 65_536
+# TCP gives up a server that acknowledges nothing for so long (tcp(7), TCP_USER_TIMEOUT): pings
+# find it too, but later than the backlog can wait.
+UNACKNOWLEDGED_S = 5.0
+
+OnLost = Callable[["Connection"], None]
+
+
+class Connection(ClientConnection):
+    """A connection that tells its outlet what it writes, and when it has room or none.
+
+    Args:
+        on_lost: Called when it is lost, before anybody else hears of that.
+    """
+
+    def __init__(self, outlet: Outlet, on_lost: OnLost, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._outlet = outlet
+        self._on_lost = on_lost
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is neither closed nor closing: a frame after a close frame is an error."""
+        return self.protocol.state is OPEN
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        limit_ms = int(UNACKNOWLEDGED_S * 1000)
+        own = transport.get_extra_info("socket")
+        own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._on_lost(self)
+        super().connection_lost(exc)
+
+    def send_data(self) -> None:
+        """Let the outlet know what the library writes: pings, pongs, the close."""
+        for data in filter(None, self.protocol.writes):
+            self._outlet.note_control(len(data))
+        super().send_data()
+        if not self.is_open:
+            self._outlet.shut()
+
+    async def drain(self) -> None:
+        """Do not wait: a ping's time limit must run also when the server reads nothing."""
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._outlet.pause()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._outlet.resume()
+
+
+class Connector:
+    """Opens connections to one server, one after the other.
+
+    Args:
+        url: As asked for; ws or wss.
+        tls: What is asked of a wss server.
+        config: Time limits.
+        allow_private: Whether its address may be other than a public one.
+    """
+
+    def __init__(
+        self, url: str, tls: ssl.SSLContext, config: WebSocketConfig, *, allow_private: bool
+    ) -> None:
+        self._url = url
+        self._tls = tls if url.lower().startswith("wss:") else None
+        self._config = config
+        self._allow_private = allow_private
+        self._timeout: asyncio.Timeout | None = None
+
+    async def open(self, outlet: Outlet, on_lost: OnLost, *, close_timeout_s: float) -> Connection:
+        """Return a connection that the server has accepted.
+
+        The library's own `connect` would do TLS by the event loop, and follow redirects, perhaps
+        past allow_urls.
+
+        Args:
+            outlet: Hears what the connection writes; it is not attached yet.
+            close_timeout_s: How long the connection's close may take.
+
+        Raises:
+            TimeoutError: It took too long, or `give_up()` was called.
+            Exception: What `retry.connect_failure` knows.
+        """
+        try:
+            async with asyncio.timeout(self._config.connect_timeout) as self._timeout:
+                uri = parse_uri(uri_of(self._url))
+                connected = await open_socket(uri.host, uri.port, allow_private=self._allow_private)
+                connection = Connection(
+                    outlet,
+                    on_lost,
+                    ClientProtocol(uri, max_size=MAX_MESSAGE_BYTES),
+                    ping_interval=self._config.ping_interval,
+                    ping_timeout=self._config.ping_interval,
+                    close_timeout=close_timeout_s,
+                    write_limit=outlet.budget_bytes,
+                )
+                await self._shake_hands(connection, connected, uri.host)
+                return connection
+        finally:
+            self._timeout = None
+
+    async def _shake_hands(
+        self, connection: Connection, connected: socket.socket, host: str
+    ) -> None:
+        if self._tls is not None:
+            await open_tls(connected, self._tls, host, connection)
+        else:
+            loop = asyncio.get_running_loop()
+            await loop.create_connection(lambda: connection, sock=connected)
+        try:
+            await connection.handshake(user_agent_header=USER_AGENT)
+        except BaseException:
+            connection.transport.abort()
+            raise
+        connection.start_keepalive()
+
+    def give_up(self) -> None:
+        """Let `open()`, if it is under way, raise TimeoutError now."""
+        timeout = self._timeout
+        if timeout is not None and not timeout.expired():  # one that has run out cannot be changed
+            timeout.reschedule(asyncio.get_running_loop().time())

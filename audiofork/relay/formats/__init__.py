@@ -1,0 +1,1 @@
+"""What goes over a fork's WebSocket, and what comes back."""

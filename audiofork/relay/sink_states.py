@@ -1,0 +1,72 @@
+"""The life of a sink as a table; the diagram in docs/architecture.md is made from it.
+
+A pair that is not in the table is a bug.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from audiofork.errors import InvalidTransition
+
+
+class SinkState(enum.Enum):
+    """Where a sink stands with its server."""
+
+    CONNECTING = "connecting"
+    """A connection is being opened."""
+    PROVING = "proving"
+    """A server that is back has to show that it reads, before it gets what waited."""
+    OPEN = "open"
+    """The server gets frames, as far as it takes them."""
+    AWAY = "away"
+    """There is no connection; another attempt may follow."""
+    ENDED = "ended"
+
+
+class SinkEvent(enum.Enum):
+    """What moves a sink on."""
+
+    ACCEPTED = "server accepts, for the first time"
+    RETURNED = "server accepts, once more"
+    PROVED = "ping answered, or not in time"
+    FAILED = "attempt failed"
+    LOST = "connection lost"
+    DUE = "next attempt due"
+    END = "all delivered, or given up"
+
+
+TRANSITIONS: dict[tuple[SinkState, SinkEvent], SinkState] = {
+    (SinkState.CONNECTING, SinkEvent.ACCEPTED): SinkState.OPEN,
+    (SinkState.CONNECTING, SinkEvent.RETURNED): SinkState.PROVING,
+    (SinkState.CONNECTING, SinkEvent.FAILED): SinkState.AWAY,
+    (SinkState.CONNECTING, SinkEvent.END): SinkState.ENDED,
+    (SinkState.PROVING, SinkEvent.PROVED): SinkState.OPEN,
+    (SinkState.PROVING, SinkEvent.LOST): SinkState.AWAY,
+    (SinkState.PROVING, SinkEvent.END): SinkState.ENDED,
+    (SinkState.OPEN, SinkEvent.LOST): SinkState.AWAY,
+    (SinkState.OPEN, SinkEvent.END): SinkState.ENDED,
+    (SinkState.AWAY, SinkEvent.DUE): SinkState.CONNECTING,
+    (SinkState.AWAY, SinkEvent.END): SinkState.ENDED,
+}
+
+
+def next_state(state: SinkState, event: SinkEvent) -> SinkState:
+    """Return the state that follows.
+
+    Raises:
+        InvalidTransition: The table does not have the pair.
+    """
+    try:
+        return TRANSITIONS[state, event]
+    except KeyError:
+        raise InvalidTransition(f"{event.name} in state {state.name}") from None
+
+
+def diagram() -> str:
+    """Return the table as a Mermaid state diagram."""
+    lines = ["stateDiagram-v2", f"    [*] --> {SinkState.CONNECTING.name}"]
+    for (state, event), following in TRANSITIONS.items():
+        lines.append(f"    {state.name} --> {following.name}: {event.value}")
+    lines.append(f"    {SinkState.ENDED.name} --> [*]")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,204 @@
+"""All that the project relies on of the inside of `websockets`, beyond its documented API.
+
+A test that fails here after an upgrade of the library says what is gone; what the project does
+with it is said beside each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import pkgutil
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import websockets
+from websockets.asyncio.client import ClientConnection
+from websockets.client import ClientProtocol
+from websockets.http11 import Response
+from websockets.protocol import CLOSING, CONNECTING, OPEN
+from websockets.uri import parse_uri
+
+from audiofork.relay.connection import Connection
+from tests.relay.peers import StalledServer, until
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+GONE = f"websockets {websockets.__version__} has no {{}} any more: {{}}"
+
+# What it is, and what for.
+NAMES = {
+    "websockets.utils:apply_mask": "outlet.py masks with it where the C code is missing",
+    "websockets.protocol:OPEN": "connection.py: frames may be written in this state alone",
+    "websockets.uri:parse_uri": "connection.py takes host and port from it",
+    "websockets.client:ClientProtocol": "connection.py makes a connection without `connect`",
+    "websockets.client:ClientProtocol.state": "connection.py tells by it that a close has begun",
+    "websockets.asyncio.client:ClientConnection.handshake": "connection.py makes the request",
+    "websockets.asyncio.client:ClientConnection.start_keepalive": "connection.py: pings",
+    "websockets.asyncio.client:ClientConnection.send_data": "connection.py counts what it writes",
+    "websockets.asyncio.client:ClientConnection.drain": "connection.py lets it wait for nothing",
+    "websockets.asyncio.client:ClientConnection.connection_made": "connection.py sets TCP options",
+    "websockets.asyncio.client:ClientConnection.connection_lost": "connection.py hears it first",
+    "websockets.asyncio.client:ClientConnection.pause_writing": "connection.py tells the outlet",
+    "websockets.asyncio.client:ClientConnection.resume_writing": "connection.py tells the outlet",
+}
+
+
+@pytest.mark.parametrize(("name", "use"), NAMES.items(), ids=NAMES)
+def test_name_is_there(name: str, use: str) -> None:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        pytest.fail(GONE.format(name, use))
+
+
+@pytest.mark.parametrize(
+    ("taker", "names"),
+    [
+        (ClientConnection, ["ping_interval", "ping_timeout", "close_timeout", "write_limit"]),
+        (ClientProtocol, ["max_size"]),
+        (ClientConnection.handshake, ["user_agent_header"]),
+    ],
+    ids=["ClientConnection", "ClientProtocol", "handshake"],
+)
+def test_argument_is_taken(taker: Callable[..., object], names: list[str]) -> None:
+    taken = inspect.signature(taker).parameters
+    gone = [name for name in names if name not in taken]
+    assert not gone, GONE.format(f"argument {gone} of {taker}", "connection.py passes it")
+
+
+def test_c_code_and_python_code_mask_alike() -> None:
+    speedups = pytest.importorskip("websockets.speedups", reason="no C code for this platform")
+    masked = speedups.apply_mask(bytes(range(256)), b"\1\2\3\4")
+    assert masked == websockets.utils.apply_mask(bytes(range(256)), b"\1\2\3\4")
+    assert masked[:5] == bytes((1, 3, 1, 7, 5))
+
+
+def test_states_are_what_the_protocol_goes_through() -> None:
+    protocol = ClientProtocol(parse_uri("ws://example.org/"))
+    assert protocol.state is CONNECTING
+    protocol.state = OPEN
+    protocol.send_close(1000)
+    assert protocol.state is CLOSING, "connection.py shuts the outlet in any state but OPEN"
+
+
+def test_writes_are_the_bytes_that_data_to_send_is_going_to_return() -> None:
+    protocol = ClientProtocol(parse_uri("ws://example.org/"))
+    protocol.state = OPEN
+    protocol.send_ping(b"x")
+    writes = list(getattr(protocol, "writes", ()))
+    assert [len(data) for data in writes] == [7], GONE.format(
+        "ClientProtocol.writes", "connection.py counts by it what the library writes"
+    )
+    assert protocol.data_to_send() == writes
+    assert not protocol.writes
+
+
+class Heard:
+    """Stands for an outlet; keeps what a connection tells it."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.written = 0
+
+    def note_control(self, wire_bytes: int) -> None:
+        self.written += wire_bytes
+
+    def __getattr__(self, name: str) -> Callable[[], None]:
+        return lambda: self.calls.append(name)
+
+
+@pytest.fixture
+async def connected(stalled: StalledServer) -> AsyncIterator[tuple[Connection, Heard]]:
+    """A connection whose handshake is over, and what it tells."""
+    heard: Any = Heard()
+    connection = Connection(
+        heard,
+        lambda lost: heard.calls.append("lost"),
+        ClientProtocol(parse_uri(stalled.url)),
+        ping_interval=None,
+        close_timeout=0.1,
+    )
+    uri = parse_uri(stalled.url)
+    loop = asyncio.get_running_loop()
+    await loop.create_connection(lambda: connection, uri.host, uri.port)
+    await connection.handshake()
+    heard.calls.clear()
+    heard.written = 0
+    yield connection, heard
+    connection.transport.abort()
+    await connection.wait_closed()
+
+
+Connected = tuple[Connection, Heard]
+
+
+async def test_ping_goes_by_way_of_send_data_and_waits_for_no_room(connected: Connected) -> None:
+    connection, heard = connected
+    connection.pause_writing()
+    async with asyncio.timeout(1):
+        pong = await connection.ping(b"proof")
+    assert heard.written == 2 + 4 + 5, GONE.format("call of send_data by ping", "see NAMES")
+    assert heard.calls == ["pause"]
+    assert not pong.done()
+    connection.resume_writing()
+    assert heard.calls == ["pause", "resume"]
+    pong.cancel()
+
+
+async def test_paused_is_whether_the_transport_is_full(connected: Connected) -> None:
+    connection, _ = connected
+    assert not connection.paused, GONE.format("Connection.paused", "sink.py asks when it opens")
+    connection.pause_writing()
+    assert connection.paused
+    connection.resume_writing()
+    assert not connection.paused
+
+
+async def test_close_goes_by_way_of_send_data_and_shuts_the_outlet(
+    connected: Connected, stalled: StalledServer
+) -> None:
+    connection, heard = connected
+    stalled.read_on()
+    await connection.close(1000, "bye")
+    assert heard.calls[0] == "shut"
+    assert heard.written >= 2 + 4 + 2 + len("bye")
+    assert "lost" in heard.calls
+
+
+async def test_loss_is_heard_before_recv_raises(
+    connected: Connected, stalled: StalledServer
+) -> None:
+    connection, heard = connected
+    receiving = asyncio.create_task(connection.recv())
+    receiving.add_done_callback(lambda task: heard.calls.append("recv"))
+    await asyncio.sleep(0)
+    stalled.transport.abort()
+    await until(receiving.done)
+    await asyncio.sleep(0)
+    assert heard.calls.index("lost") < heard.calls.index("recv")
+    assert isinstance(receiving.exception(), websockets.ConnectionClosed)
+
+
+async def test_tcp_is_told_how_long_it_may_wait_for_acknowledgements(connected: Connected) -> None:
+    own = connected[0].transport.get_extra_info("socket")
+    assert own.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 5000
+
+
+async def test_response_of_a_refusal_has_status_and_headers() -> None:
+    fields = inspect.signature(Response).parameters
+    assert {"status_code", "headers"} <= fields.keys(), "retry.py tells by them what was refused"
+
+
+async def test_pings_are_pending_until_they_are_answered(
+    connected: Connected, stalled: StalledServer
+) -> None:
+    connection, _ = connected
+    pong = await connection.ping(b"x")
+    assert list(connection.pending_pings) == [b"x"], "tests of the sink answer pings by it"
+    stalled.read_on()
+    async with asyncio.timeout(1):
+        await pong
+    assert not connection.pending_pings
