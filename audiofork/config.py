@@ -51,9 +51,13 @@ _INTRO = """\
 def _option(
     default: str, parse: Callable[[str], Any], doc: str, *, may_be_shown: bool = True
 ) -> Any:
-    """Declare one option: its default as it would stand in the file.
+    """Declare one option.
 
-    What may not be shown, a secret say, stands in no error and in no `repr`.
+    Args:
+        default: As it would stand in the file.
+        parse: Turns the text of the file into a value; see `config_values`.
+        doc: What the sample says of it.
+        may_be_shown: False keeps its value, a secret say, out of errors and of `repr`.
     """
     metadata = {"default": default, "parse": parse, "doc": doc}
     return field(default=parse(default), repr=may_be_shown, metadata=metadata)

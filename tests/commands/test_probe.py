@@ -1,0 +1,49 @@
+"""The probe, which takes the check's own legs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator
+
+from audiofork.audiosocket import Kind, encode
+from audiofork.commands.probe import Probe, ProbeLeg
+from audiofork.config import Address
+from tests.commands.checked import PAIRS
+
+# --- The probe -----------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def probing() -> AsyncIterator[tuple[Probe, Address]]:
+    one = Probe()
+    yield one, await one.start(Address("127.0.0.1", 0))
+    await one.close()
+
+
+async def test_probe_closes_what_it_did_not_expect() -> None:
+    async with probing() as (one, address):
+        for data in (b"GET / HTTP/1.1\r\n\r\n", encode(Kind.UUID, bytes(16))):
+            reader, writer = await asyncio.open_connection(address.host, address.port)
+            writer.write(data)
+            async with asyncio.timeout(2):
+                with contextlib.suppress(ConnectionResetError):
+                    assert await reader.read() == b""
+            writer.close()
+
+
+async def test_probe_keeps_the_frames_of_an_expected_leg_until_it_is_closed() -> None:
+    leg_id = str(uuid.uuid4())
+    async with probing() as (one, address):
+        expected = one.expect(leg_id)
+        _, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(encode(Kind.UUID, uuid.UUID(leg_id).bytes) + PAIRS * 3)
+        leg: ProbeLeg = await expected
+        await leg.wait_frames(3, 2)
+        assert len(leg.frames) == 3
+        assert not leg.closed
+        writer.close()
+        await leg.wait_frames(4, 2)
+        assert leg.closed
+        assert len(leg.frames) == 3
