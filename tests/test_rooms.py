@@ -1,0 +1,79 @@
+"""Imports between the rooms of audiofork/ go only downwards; docs/architecture.md draws them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "audiofork"
+
+GROUND = {"addresses", "audiosocket", "backoff", "config", "config_values", "errors", "log"}
+GROUND |= {"system", "text", "tls_contexts", "uri", ""}
+"""Modules that all rooms may import; the last is the package itself, which has the version."""
+
+ROOMS: dict[str, set[str]] = {
+    **dict.fromkeys(GROUND, GROUND),
+    "link": set(),
+    "asterisk": {"link"},
+    "forks": {"asterisk", "link"},
+    "doors": {"forks", "asterisk", "link"},
+    "commands": {"doors", "forks", "asterisk", "link"},
+    "relay": {"link"},
+    "daemon": {"doors", "forks", "asterisk", "link"},
+    "cli": {"daemon", "commands", "doors"},
+    "__main__": {"cli"},
+}
+"""What each room may import besides itself and the ground."""
+
+RELAY_STARTERS = {"link.inline"}
+"""Who may import the relay: nobody else knows more of it than its messages."""
+
+
+def modules() -> dict[str, Path]:
+    """Return all modules of the package by their names in it."""
+    names = {
+        path: ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        for path in PACKAGE.rglob("*.py")
+    }
+    return {name.removesuffix("__init__").rstrip("."): path for path, name in names.items()}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield what a module imports of the package, by its name in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            package, _, inside = name.partition(".")
+            if package == "audiofork":
+                yield inside
+
+
+def room_of(name: str) -> str:
+    """Return the room of a module, or of something in one."""
+    first = name.partition(".")[0]
+    return first if first in ROOMS else ""
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_module_imports_only_what_lies_below_it(name: str) -> None:
+    room = room_of(name)
+    assert room or not name, f"{name} is in no room: see ROOMS"
+    allowed = {room} | GROUND | ROOMS[room] | ({"relay"} if name in RELAY_STARTERS else set())
+    above = sorted(one for one in imports(modules()[name]) if room_of(one) not in allowed)
+    assert above == []
+
+
+def test_relay_knows_of_the_link_its_messages_alone_but_for_its_own_process() -> None:
+    for name, path in modules().items():
+        if room_of(name) == "relay" and name != "relay.process":
+            of_link = {one for one in imports(path) if room_of(one) == "link"}
+            assert all(one.startswith("link.messages.") for one in of_link), name
