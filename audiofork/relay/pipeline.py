@@ -132,12 +132,14 @@ class Pipeline(ABC):
 
     def set_mute(self, mute_in: bool | None, mute_out: bool | None) -> None:
         """Put silence in place of a side, or the side itself again; None: as it is."""
+        self._read_rest()
         mute_in = self._sides.mute_in if mute_in is None else mute_in
         mute_out = self._sides.mute_out if mute_out is None else mute_out
         self._sides = replace(self._sides, mute_in=mute_in, mute_out=mute_out)
 
     def set_gate(self, is_open: bool) -> None:
         """Let audio through, or not."""
+        self._read_rest()
         self._gate_open = is_open
 
     @abstractmethod
@@ -146,10 +148,18 @@ class Pipeline(ABC):
 
     def finish(self) -> None:
         """Hand on what the legs have brought so far and what waits; then shut the gate."""
-        for leg in list(self.legs.values()):
-            leg.read_rest()
+        self._read_rest()
         self._flush()
         self.set_gate(False)
+
+    def _read_rest(self) -> None:
+        """Hand on what the legs have brought so far.
+
+        Where reads are batched that is up to a message's length of speech: what was said before a
+        command is treated as it was when it was said.
+        """
+        for leg in list(self.legs.values()):
+            leg.read_rest()
 
     @abstractmethod
     def _flush(self) -> None:

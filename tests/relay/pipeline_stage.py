@@ -42,7 +42,7 @@ class FakeLeg:
 
     Attributes:
         batched: What it was told of batched reads: size of a frame, and milliseconds.
-        on_rest: Called when it is to read what it has not read yet.
+        on_rest: Called, once, when it is to read what it has not read yet.
     """
 
     def __init__(self, spoken_rate: int) -> None:
@@ -60,7 +60,8 @@ class FakeLeg:
         self.batched.append((frame_bytes, batch_ms))
 
     def read_rest(self) -> None:
-        self.on_rest()
+        on_rest, self.on_rest = self.on_rest, lambda: None
+        on_rest()
 
     def hang_up(self) -> None:
         self.hang_ups += 1

@@ -192,6 +192,27 @@ def test_usual_frames_while_the_gate_is_shut_are_neither_handed_on_nor_counted()
     assert (stage.pipeline.gated, stage.pipeline.unexpected) == (2, 0)
 
 
+def test_what_was_said_before_a_mute_or_its_end_is_treated_as_it_was_then() -> None:
+    """Where reads are batched up to a second of it has not been read yet."""
+    stage = talking()
+    stage.leg.on_rest = lambda: stage.bring(mono_of(2))
+    stage.pipeline.set_mute(True, True)
+    assert stage.frames == [mono_of(2)]
+    stage.leg.on_rest = lambda: stage.bring(mono_of(2))
+    stage.pipeline.set_mute(False, False)
+    assert stage.frames == [mono_of(2), mono_of(0)]
+
+
+def test_what_was_said_before_the_gate_moves_is_treated_as_it_was_then() -> None:
+    stage = talking()
+    stage.leg.on_rest = lambda: stage.bring(mono_of(2))
+    stage.pipeline.set_gate(False)
+    assert (stage.frames, stage.pipeline.gated) == ([mono_of(2)], 0)
+    stage.leg.on_rest = lambda: stage.bring(mono_of(2))
+    stage.pipeline.set_gate(True)
+    assert (stage.frames, stage.pipeline.gated) == ([mono_of(2)], 1)
+
+
 def test_finish_takes_what_was_not_read_yet_and_shuts_the_gate() -> None:
     stage = talking()
     stage.audio(mono_of(1))

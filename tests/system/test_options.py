@@ -35,6 +35,7 @@ BLOCKS = make_blocks(100, seed=21)
 HEARD = [decode(block) for block in BLOCKS]
 WARM_UP = make_blocks(25, seed=22)
 QUIET = [b"\xff" * 160]
+MUTE_SLACK_BLOCKS = 12
 
 
 @pytest.fixture(scope="module", params=["chanspy", "snoop"])
@@ -133,6 +134,28 @@ async def test_mute_puts_silence_in_the_stream_within_60_ms_and_keeps_time(
     assert max(delays_s) <= 0.25  # as long as a busy machine may hold this process up
     gaps_s = [after - before for before, after in itertools.pairwise(recording.times)]
     assert max(gaps_s) < 0.25
+
+
+async def test_mute_of_long_messages_begins_and_ends_where_it_was_asked_for(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    """A message of a second has not been read yet when the command comes, but for its begin."""
+    blocks = make_blocks(250, seed=11)
+    target = await place_call(ami, caller, "wait")
+    start_fork(ami, target.channel, recorder.url("/"), "D(in)F(1000)")
+    await target.call.play(QUIET * 75)
+    await target.call.play(blocks[:60])
+    mute(ami, target, "both", "1")
+    await target.call.play(blocks[60:170])
+    mute(ami, target, "both", "0")
+    await target.call.play(blocks[170:] + QUIET * 75)
+    await target.call.hangup()
+    recording = await recorder.wait_closed("/")
+    found = set(find_blocks(recording.audio, [decode(block) for block in blocks]))
+    # What Asterisk has still on its way comes a little later.
+    assert set(range(60 - MUTE_SLACK_BLOCKS)) <= found
+    assert found.isdisjoint(range(60 + MUTE_SLACK_BLOCKS, 170 - MUTE_SLACK_BLOCKS))
+    assert set(range(170 + MUTE_SLACK_BLOCKS, 250)) <= found
 
 
 def mute(ami: AmiClient, target: Target, side: str, state: str, **more: str) -> None:
