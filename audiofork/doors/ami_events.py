@@ -126,6 +126,8 @@ class AmiEvents:
             ("FramesDropped", str(stats.frames_dropped)),
             ("Reconnects", str(stats.reconnects)),
         ]
+        if stats.frames_missing:
+            totals.append(("FramesMissing", str(stats.frames_missing)))
         if stats.messages_ignored:
             totals.append(("MessagesIgnored", str(stats.messages_ignored)))
         more = [*totals, *_taken_up(event.fork), *_particulars(event)]

@@ -30,7 +30,7 @@ class Counters:
         started: Forks whose first frame went to the server.
         failed: Forks that ended before that, and not for an ordinary reason.
         ended: Ended forks by reason, the failed ones too.
-        frames_in, frames_sent, frames_dropped: Frames of 20 ms of ended forks.
+        frames_in, frames_sent, frames_dropped, frames_missing: Frames of 20 ms of ended forks.
         reconnects: How often a lost server came back.
         legs_lost: How often a leg was lost or did not come in place of a lost one.
         relays_lost: How often a fork lost its relay process.
@@ -44,6 +44,7 @@ class Counters:
     frames_in: int = 0
     frames_sent: int = 0
     frames_dropped: int = 0
+    frames_missing: int = 0
     reconnects: int = 0
     legs_lost: int = 0
     relays_lost: int = 0
@@ -70,3 +71,4 @@ class Counters:
         self.frames_in += event.stats.frames_in
         self.frames_sent += event.stats.frames_sent
         self.frames_dropped += event.stats.frames_dropped
+        self.frames_missing += event.stats.frames_missing

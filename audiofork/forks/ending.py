@@ -192,3 +192,9 @@ def _log_end(fork: Fork, report: ForkEnded) -> None:
         report.stats.frames_dropped,
         report.stats.reconnects,
     )
+    if report.stats.frames_missing:
+        fork.log.warning(
+            "Asterisk brought %d frames fewer than 50 a second: its timer misses ticks, or the "
+            "machine is too busy (docs/asterisk.md, The timing module)",
+            report.stats.frames_missing,
+        )

@@ -335,6 +335,7 @@ class ForkView:
     muted: str
     tap: str = ""
     sample_rate: int = 0
+    frames_missing: int = 0
 
 
 def effective_url(request: StartFork) -> str:
@@ -359,6 +360,7 @@ def spec_of(fork: Fork) -> ForkSpec:
         gain_in=options.gain_in,
         gain_out=options.gain_out,
         keep_time=needs_silence(fork),
+        steady=fork.way.keeps_time,
         gate_open=not options.bridged_only or bool(fork.call.bridged),
         beeps=options.beeps,
         tls=options.tls,
@@ -435,4 +437,5 @@ def view_of(fork: Fork, stats: ForkStats) -> ForkView:
         muted=muted_sides(fork),
         tap=fork.choice.tap.name if fork.choice is not None else "",
         sample_rate=fork.sample_rate,
+        frames_missing=stats.frames_missing,
     )

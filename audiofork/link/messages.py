@@ -117,6 +117,7 @@ class ForkSpec:
         sample_rate: Of what the legs bring and the server gets, in Hz.
         gain_in: Steps of volume of in, -4 to 4, each a factor of two; `gain_out` of out.
         keep_time: Put silence where the only leg brings nothing.
+        steady: Whether the legs should bring 50 frames a second: fewer are reported as missing.
         gate_open: Whether audio may flow from the start; see `SetGate`.
         beeps: What the party is to hear of the fork.
         tls: None: as configured.
@@ -135,6 +136,7 @@ class ForkSpec:
     gain_in: int = 0
     gain_out: int = 0
     keep_time: bool = False
+    steady: bool = False
     gate_open: bool = True
     beeps: Beeps = Beeps()
     tls: Tls | None = None
@@ -194,6 +196,7 @@ class ForkStats:
     Attributes:
         reconnects: How often a lost server came back.
         messages_ignored: Text messages of the server beyond the limit of a second.
+        frames_missing: Frames that steady legs should have brought by the clock, and have not.
     """
 
     frames_in: int = 0
@@ -201,6 +204,7 @@ class ForkStats:
     frames_dropped: int = 0
     reconnects: int = 0
     messages_ignored: int = 0
+    frames_missing: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from audiofork.link.messages import (
 from audiofork.log import CounterLine, ForkLog
 from audiofork.relay.beep import Beeper
 from audiofork.relay.pipeline import LegHandle, Taker, pipeline_of
+from audiofork.relay.shortfall import Shortfall
 from audiofork.relay.sink import Sink
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,11 @@ class Session:
         self._unexpected_sizes = CounterLine(
             log, f"fork {spec.fork_id[:8]}: frames of an unexpected size"
         )
+        self._shortfall = (
+            Shortfall(lambda: self._pipeline.frames_brought, time.monotonic)
+            if spec.steady
+            else None
+        )
         self._message_limit = MessageLimit()
         self._streaming = False
         self._end: tuple[EndReason, str] | None = None
@@ -119,7 +125,17 @@ class Session:
         self._pipeline.attach(part, leg)
         if self._streaming and part is self._speaking_part:  # late, or in place of a lost leg
             self._beeper.begin()
+        self._compare_with_clock()
         self._report(LegAttached(self.spec.fork_id, part))
+
+    def _compare_with_clock(self) -> None:
+        """Count missing frames while audio is to flow."""
+        if self._shortfall is None:
+            return
+        if self._streaming and self._pipeline.legs and self._end is None:
+            self._shortfall.start()
+        else:
+            self._shortfall.stop()
 
     def _send_first(self, frame: bytes) -> None:
         """Send a frame; once audio flows, and a message has just ended, let the sink take over.
@@ -166,6 +182,7 @@ class Session:
 
     def _detach(self, part: LegPart) -> None:
         self._pipeline.detach(part)
+        self._compare_with_clock()
         if part is self._speaking_part:
             self._beeper.stop()
 
@@ -202,6 +219,7 @@ class Session:
             frames_in=self._pipeline.frames_in,
             frames_sent=self._sink.frames_sent,
             frames_dropped=self._sink.backlog.dropped + self._pipeline.unexpected,
+            frames_missing=self._shortfall.frames if self._shortfall is not None else 0,
             reconnects=self._sink.reconnects,
             messages_ignored=self._message_limit.exceeded,
         )
@@ -240,6 +258,7 @@ class Session:
         if self._streaming or not self._sink.frames_sent:
             return
         self._streaming = True
+        self._compare_with_clock()
         self._report(Streaming(self.spec.fork_id))
         # What waited may reach the server when the leg is gone, or about to go.
         if self._speaking_leg is not None and self._end is None:
@@ -258,6 +277,7 @@ class Session:
             return
         self._end = (reason, detail)
         self._pipeline.finish()
+        self._compare_with_clock()
         if reason is EndReason.STOPPED and self.spec.beeps.at_end and self._speaking_leg:
             self._beeper.stop()
             self._beeper.beep(then=self._hang_up_legs)

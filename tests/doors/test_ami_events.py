@@ -171,6 +171,13 @@ def test_stopped_has_the_totals(ami: FakeAmi, door: AmiEvents) -> None:
     assert ami.events == [("AudioForkStopped", event)]
 
 
+def test_stopped_tells_of_missing_frames_if_there_were_any(ami: FakeAmi, door: AmiEvents) -> None:
+    door.on_event(stopped(frames_missing=7))
+    assert ami.events[0][1]["FramesMissing"] == "7"
+    door.on_event(stopped())
+    assert "FramesMissing" not in ami.events[1][1]
+
+
 def test_stopped_tells_of_ignored_messages_if_there_were_any(ami: FakeAmi, door: AmiEvents) -> None:
     door.on_event(stopped(messages_ignored=3))
     assert ami.events[-1][1]["MessagesIgnored"] == "3"

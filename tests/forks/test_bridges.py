@@ -26,7 +26,7 @@ async def test_without_bridged_only_nobody_asks_and_the_gate_stays_open(rig: Rig
     for entered in (True, False):
         rig.forks.on_event(BridgeChanged(UNIQUEID, entered))
     assert rig.spec.gate_open
-    assert rig.sent == [ForkSpec(fork_id, NAME, URL, Direction.BOTH, (PAIRS,))]
+    assert rig.sent == [ForkSpec(fork_id, NAME, URL, Direction.BOTH, (PAIRS,), steady=True)]
     assert "Status" not in [name for name, _, _ in rig.ami.actions]
 
 

@@ -45,10 +45,11 @@ async def test_refusals_count_at_any_door(rig: Rig) -> None:
 
 
 async def test_frames_of_ended_forks_add_up(rig: Rig) -> None:
-    for stats in (ForkStats(9, 5, 4), ForkStats(100, 99, 1)):
+    for stats in (ForkStats(9, 5, 4, frames_missing=2), ForkStats(100, 99, 1, frames_missing=3)):
         await rig.ended(await rig.stream(), EndReason.HANGUP, stats=stats)
     counters = rig.counters
     assert (counters.frames_in, counters.frames_sent, counters.frames_dropped) == (109, 104, 5)
+    assert counters.frames_missing == 5
 
 
 async def test_servers_that_come_back_count_as_reconnects(rig: Rig) -> None:

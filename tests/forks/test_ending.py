@@ -65,6 +65,18 @@ async def test_log_has_one_line_for_the_start_and_one_for_the_end(
         assert (vars(record)["fork"], vars(record)["channel"]) == (fork_id, NAME)
 
 
+async def test_log_warns_of_frames_that_asterisk_did_not_bring(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    fork_id = await rig.stream()
+    await rig.ended(fork_id, EndReason.HANGUP, stats=ForkStats(5, 5, frames_missing=25))
+    (warning,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert warning.endswith(
+        "Asterisk brought 25 frames fewer than 50 a second: its timer misses ticks, or the machine "
+        "is too busy (docs/asterisk.md, The timing module)"
+    )
+
+
 async def test_two_forks_on_one_channel_go_their_own_ways(rig: Rig) -> None:
     first, second = await rig.stream(), await rig.stream()
     assert len(rig.forks) == 2

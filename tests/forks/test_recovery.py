@@ -116,7 +116,9 @@ async def test_fork_of_an_earlier_run_is_resumed(
     caplog.set_level("INFO")
     await resume(rig, ENTRY)
     (spec,) = rig.sent
-    assert spec == ForkSpec(UNKNOWN_ID, NAME, URL, Direction.STEREO, (PAIRS,), gain_in=2)
+    assert spec == ForkSpec(
+        UNKNOWN_ID, NAME, URL, Direction.STEREO, (PAIRS,), gain_in=2, steady=True
+    )
     assert rig.tap.started == [(UNKNOWN_ID, UNIQUEID)]
     assert rig.tap.legs[0] != LEG_PREFIX + UNKNOWN_ID  # the old leg may still have that name
     assert rig.taps.kept == [set()]

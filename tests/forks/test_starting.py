@@ -31,7 +31,7 @@ PAIRS = LegPart.PAIRS
 async def test_start_asks_the_relay_then_the_tap(rig: Rig) -> None:
     fork_id = await rig.start(options="D(stereo)")
     assert str(uuid.UUID(fork_id)) == fork_id
-    assert rig.sent == [ForkSpec(fork_id, NAME, URL, Direction.STEREO, (PAIRS,))]
+    assert rig.sent == [ForkSpec(fork_id, NAME, URL, Direction.STEREO, (PAIRS,), steady=True)]
     assert rig.tap.started == [(fork_id, UNIQUEID)]
     assert rig.ami.events == []
     assert rig.variables == {

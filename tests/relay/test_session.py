@@ -25,6 +25,7 @@ from audiofork.link.messages import (
     Streaming,
 )
 from audiofork.relay.session import NO_PAIRS
+from audiofork.relay.shortfall import PATIENCE_FRAMES
 from tests.relay.peers import FakeLoop, numbered
 from tests.relay.pipeline_stage import BOTH_LEGS, FORK_ID, IN, MIX, OUT, mono_of, pairs_of
 from tests.relay.session_stage import Begin, SessionStage
@@ -401,6 +402,34 @@ async def test_frame_of_unexpected_size_of_one_of_two_legs_that_stream_is_counte
 
 
 # --- Kept time ------------------------------------------------------------------------------------
+
+
+async def test_frames_that_steady_legs_do_not_bring_are_missing_while_there_is_a_leg(
+    begin: Begin, clock: FakeLoop
+) -> None:
+    stage = begin(Direction.IN, steady=True)
+    clock.advance(5)  # nothing has been brought yet
+    stage.stream()
+    clock.advance(2)
+    missing = 2 * 50 - PATIENCE_FRAMES
+    assert stage.session.stats().frames_missing == missing
+    stage.close_leg()
+    clock.advance(5)
+    stage.attach()
+    clock.advance(PATIENCE_FRAMES * 0.02)
+    stage.session.end(EndReason.STOPPED)
+    clock.advance(5)
+    assert (await stage.ended()).stats.frames_missing == missing
+
+
+async def test_frames_are_not_missing_of_legs_that_may_fall_silent(
+    begin: Begin, clock: FakeLoop
+) -> None:
+    stage = begin(Direction.IN)
+    stage.stream()
+    clock.advance(60)
+    assert stage.session.stats().frames_missing == 0
+    stage.session.end(EndReason.STOPPED)
 
 
 async def test_silence_alone_makes_a_fork_stream(begin: Begin, clock: FakeLoop) -> None:
