@@ -83,6 +83,10 @@ class Flow(enum.IntEnum):
     """There is no connection that may be given frames."""
 
 
+# Up to here frames are taken. A name of its own: members of an enum are slow to look up (3.11).
+_LAST_THAT_TAKES = Flow.FORMED
+
+
 class _FastPath:
     """The way of a frame that goes at once, and all that it needs: the hot path.
 
@@ -193,7 +197,7 @@ class Outlet:
 
     @property
     def _takes(self) -> bool:
-        return self._path.flow <= Flow.FORMED
+        return self._path.flow <= _LAST_THAT_TAKES
 
     @property
     def _number(self) -> int:
@@ -309,7 +313,7 @@ class Outlet:
     def _keep(self, frame: bytes) -> None:
         self.backlog.put(frame)
         is_part = self._timer is not None and len(self.backlog) < self._per_message
-        if self._takes and not is_part:
+        if not is_part and self._takes:
             self._send_waiting()
 
     def _send_waiting(self) -> None:
@@ -361,11 +365,11 @@ class Outlet:
             self._start_timer(self._per_message * PTIME_S, self.send_part)
 
     def _start_timer(self, delay_s: float, then: Callable[[], None]) -> None:
-        def on_due() -> None:
-            self._timer = None
-            then()
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_due, then)
 
-        self._timer = asyncio.get_running_loop().call_later(delay_s, on_due)
+    def _on_due(self, then: Callable[[], None]) -> None:
+        self._timer = None
+        then()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
