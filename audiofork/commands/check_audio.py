@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+from typing import TYPE_CHECKING
 
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.taps.base import Tap
@@ -15,8 +17,11 @@ from audiofork.commands import remedies
 from audiofork.commands.findings import Finding, Findings, Mark
 from audiofork.commands.probe import Events, LegFailed, Probe, ProbeLeg, ProbeLegs, snooping
 from audiofork.config import Address, Config
-from audiofork.errors import LegError, NoSuchChannel
+from audiofork.errors import AriError, LegError, NoSuchChannel
 from audiofork.link.messages import Direction, LegPart
+
+if TYPE_CHECKING:
+    from audiofork.asterisk.ari import Ari
 
 WIDE_RATE = 16000
 FRAMES_WANTED = 50
@@ -206,10 +211,11 @@ class AudioCheck:
         """Have the snoop tap bring what the target says, by each of its extensions."""
         if not self.can_snoop:
             return
-        async with snooping(self._config.ari, address) as tap:
+        async with snooping(self._config.ari, address) as (ari, tap):
             if tap.missing:
                 self._findings.fail(f"snoop: {tap.missing}", remedies.load(*remedies.ARI_MODULES))
                 return
+            await self._check_timing(ari)
             trials = [
                 self._snooped(legs, tap, uniqueid, rate, connects_for(rate, self._version))
                 for rate in (NARROW_RATE, WIDE_RATE)
@@ -221,6 +227,13 @@ class AudioCheck:
                 else:
                     self.can_snoop = False
                     self._findings.fail(finding.text, finding.remedy)
+
+    async def _check_timing(self, ari: Ari) -> None:
+        """Tell of a timing module that loses ticks; where ARI does not say which, tell nothing."""
+        with contextlib.suppress(AriError):
+            module = await ari.get(f"/asterisk/modules/{remedies.TIMERFD}")
+            if module.get("status") == "Running":
+                self._findings.skip(remedies.TICKS_ARE_LOST)
 
     async def _snooped(
         self, legs: ProbeLegs, tap: Tap, uniqueid: str, sample_rate: int, connects: Connects

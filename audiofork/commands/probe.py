@@ -33,6 +33,7 @@ from audiofork.errors import AmiActionFailed, AudioSocketProtocolError
 from audiofork.link.messages import LegPart, leg_uuid
 
 if TYPE_CHECKING:
+    from audiofork.asterisk.ari import Ari
     from audiofork.asterisk.taps.snoop import SnoopTap
 
 TONE = 4321  # a sample that neither silence nor a wrong byte order gives
@@ -356,7 +357,7 @@ class OneAddress:
 
 
 @contextlib.asynccontextmanager
-async def snooping(config: AriConfig, address: Address) -> AsyncIterator[SnoopTap]:
+async def snooping(config: AriConfig, address: Address) -> AsyncIterator[tuple[Ari, SnoopTap]]:
     """Have the daemon's own tap by ARI, with a link that is up or has failed; it brings legs here.
 
     Its application has a name of its own. Asterisk would take the daemon's away from it, and with
@@ -372,7 +373,7 @@ async def snooping(config: AriConfig, address: Address) -> AsyncIterator[SnoopTa
         link = asyncio.create_task(ari.run())
         try:
             await ari.settled(LINK_TIMEOUT_S)
-            yield SnoopTap(ari, own, OneAddress(address))
+            yield ari, SnoopTap(ari, own, OneAddress(address))
         finally:
             link.cancel()
             await asyncio.gather(link, return_exceptions=True)

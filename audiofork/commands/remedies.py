@@ -14,8 +14,9 @@ ARI_MODULES = ("res_ari.so", "res_ari_channels.so", "res_ari_events.so", "res_ar
 STASIS_MODULE = "app_stasis.so"
 # What runs where legs by ARI are sent to.
 LEG_MODULES = {Connects.APPLICATION: "app_audiosocket.so", Connects.DIAL: "app_dial.so"}
-# One of them is enough.
-TIMING_MODULES = tuple(f"res_timing_{name}.so" for name in ("timerfd", "pthread", "dahdi"))
+# One of them is enough; of several Asterisk takes timerfd.
+TIMERFD = "res_timing_timerfd.so"
+TIMING_MODULES = ("res_timing_pthread.so", TIMERFD, "res_timing_dahdi.so")
 
 NO_SECRET = (
     "Set [asterisk] secret or secret_file to the secret of the user in manager.conf. Where systemd "
@@ -48,6 +49,11 @@ NO_OPTION_D = (
 )
 BUSY = " If a timing module is loaded, the machine is too busy: look at its load."
 TIMING = ' What Asterisk has is told by asterisk -rx "timing test".'
+TICKS_ARE_LOST = (
+    f"snoop: {TIMERFD} forgets ticks that a busy machine misses, and half a second of audio is "
+    f"lost after some 25; `noload => {TIMERFD}` in modules.conf and a restart of Asterisk have "
+    f"{TIMING_MODULES[0]} count, which makes up for them"
+)
 NOT_THE_TONE = (
     "Something on this Asterisk changes audio between two channels; please report it with the "
     'output of asterisk -rx "core show version" and "module show".'

@@ -7,9 +7,10 @@ import asyncio
 import pytest
 
 from audiofork.audiosocket import Kind, encode
-from audiofork.commands import check_audio, probe
+from audiofork.commands import check_audio, probe, remedies
 from audiofork.commands.findings import Finding, Mark
 from audiofork.commands.probe import TONE, ProbeLeg
+from tests.asterisk.test_ari import Answer, answer
 from tests.commands.checked import (
     MIX,
     NARROWBAND,
@@ -84,7 +85,7 @@ async def test_silence_that_answers_each_frame_means_no_timing_source(
     asterisk.echo = MIX
     found = await audio_of(asterisk)
     assert found.text == "audio: none comes of itself: Asterisk has no timing source"
-    assert "module load res_timing_timerfd.so" in found.remedy
+    assert "module load res_timing_pthread.so" in found.remedy
 
 
 async def test_silence_that_answers_nothing_is_a_fault(
@@ -201,6 +202,24 @@ async def test_leg_that_ends_in_the_dialplan_names_what_runs_there(
     assert "#include extensions_audiofork.conf" in found.remedy
 
 
+@pytest.mark.parametrize(
+    ("answer_of_ari", "told"),
+    [
+        (answer(200, '{"name": "res_timing_timerfd.so", "status": "Running"}'), True),
+        (answer(200, '{"name": "res_timing_timerfd.so", "status": "Not Running"}'), False),
+        (answer(404, '{"message": "Module could not be found"}'), False),
+    ],
+    ids=["running", "not-running", "not-there"],
+)
+async def test_timing_module_that_loses_ticks_is_told_and_is_no_failure(
+    asterisk: SpiedAsterisk, ari: SnoopedAri, answer_of_ari: Answer, told: bool
+) -> None:
+    ari.answers["/ari/asterisk/modules/res_timing_timerfd.so"] = answer_of_ari
+    outcome, findings = await findings_of(configured(asterisk, ari=ari_section(ari)))
+    assert outcome == 0
+    assert (Finding(Mark.SKIP, remedies.TICKS_ARE_LOST) in findings) == told
+
+
 @pytest.mark.usefixtures("pace_judged")
 async def test_snoop_at_half_the_pace_is_a_fault(asterisk: SpiedAsterisk, ari: SnoopedAri) -> None:
     asterisk.pace_s = 0.002  # fast enough on a loaded machine too
@@ -217,6 +236,7 @@ async def test_silent_snoop_is_a_fault(
     asterisk: SpiedAsterisk, ari: SnoopedAri, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check_audio, "AUDIO_TIMEOUT_S", 0.3)
+    asterisk.pace_s = 0.002  # fast enough on a loaded machine too
     ari.pace_s = 0
     narrow, _ = await snoop_faults(asterisk, ari)
     assert narrow.text == "snoop at 8000 Hz: 0 frames within 0.3 s, not 50 a second"

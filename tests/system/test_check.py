@@ -18,6 +18,7 @@ import pytest
 from audiofork import config
 from audiofork.asterisk.taps import chanspy
 from audiofork.asterisk.versions import CHANSPY_PAIRS, LEG_ENDS_WITH_PEER
+from audiofork.commands import remedies
 from audiofork.commands.check import Check
 from audiofork.commands.findings import Finding, Mark, Outcome
 from audiofork.config import Config
@@ -322,7 +323,7 @@ async def test_asterisk_without_a_timing_source_is_a_fault() -> None:
     with Asterisk(dialplan=dialplan(), config=additions) as asterisk:
         found = await only_failure(asterisk, configured(asterisk))
     assert found.text == "audio: none comes of itself: Asterisk has no timing source"
-    assert 'asterisk -rx "module load res_timing_timerfd.so"' in found.remedy
+    assert 'asterisk -rx "module load res_timing_pthread.so"' in found.remedy
     assert 'asterisk -rx "timing test"' in found.remedy
 
 
@@ -456,7 +457,21 @@ async def test_snoop_without_a_timing_source_is_a_fault() -> None:
     with Asterisk(dialplan=dialplan(), config=additions) as asterisk:
         found = await only_failure(asterisk, with_tap(asterisk, "snoop"))
     assert found.text == "snoop: ARI: 500: Snoop channel could not be created"
-    assert 'asterisk -rx "module load res_timing_timerfd.so"' in found.remedy
+    assert 'asterisk -rx "module load res_timing_pthread.so"' in found.remedy
+
+
+@pytest.mark.parametrize("module", ["timerfd", "pthread"])
+async def test_timing_module_that_loses_ticks_is_told_by_name(module: str) -> None:
+    additions = {
+        "manager.conf": manager_conf(),
+        "ari.conf": ari_conf(),
+        "modules.conf": f"load = res_timing_{module}.so\n",
+    }
+    with Asterisk(dialplan=dialplan(), config=additions) as asterisk:
+        outcome, findings = await findings_of(asterisk, with_ari(asterisk))
+    assert outcome is Outcome.FINE
+    told = Finding(Mark.SKIP, remedies.TICKS_ARE_LOST) in findings
+    assert told == (module == "timerfd")
 
 
 async def test_missing_chanspy_is_no_fault_where_the_snoop_is_required(checked: Asterisk) -> None:
