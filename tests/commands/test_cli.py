@@ -23,6 +23,12 @@ from audiofork.forks.fork import ForkView
 from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork
 
 
+@pytest.fixture(autouse=True)
+def own_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the log of this process alone, which the other tests read."""
+    monkeypatch.setattr("audiofork.log.set_up", lambda config: None)
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     return tmp_path / "audiofork.ini"
