@@ -28,6 +28,7 @@ from audiofork.link.messages import (
     ForkStats,
     RelayAway,
     RelayLost,
+    Report,
     SendReport,
     StatsTaken,
     TakeStats,
@@ -291,22 +292,33 @@ class RelayProcesses:
 
     def _look_after_orphans(self) -> None:
         """Report the forks that no process has, if there is one now; else wait for one."""
-        loop = asyncio.get_running_loop()
-        if self._listening():
-            self._report_orphaned()
-        elif self._orphaned:
-            self._reports.put(RelayAway(tuple(self._orphaned)))
-            if self._orphan_timer is None:
-                self._orphan_timer = loop.call_later(NO_PROCESS_TIMEOUT_S, self._report_orphaned)
+        # As it is when that is heard: the last process may die in the same turn of the loop, and
+        # a fork that is ordered anew would be refused.
+        self._reports.put_made(self._report_of_orphans)
 
-    def _report_orphaned(self) -> None:
+    def _report_of_orphans(self) -> Report | None:
+        if self._listening():
+            return self._give_orphans_back()
+        if not self._orphaned:
+            return None
+        if self._orphan_timer is None:
+            loop = asyncio.get_running_loop()
+            self._orphan_timer = loop.call_later(NO_PROCESS_TIMEOUT_S, self._on_orphans_late)
+        return RelayAway(tuple(self._orphaned))
+
+    def _on_orphans_late(self) -> None:
+        self._reports.put_made(self._give_orphans_back)
+
+    def _give_orphans_back(self) -> RelayLost | None:
+        """Forget the forks that no process has, and return the report that they are lost."""
         if self._orphan_timer is not None:
             self._orphan_timer.cancel()
             self._orphan_timer = None
-        if self._orphaned:
-            lost, self._orphaned = self._orphaned, {}
-            away_s = asyncio.get_running_loop().time() - min(lost.values())
-            self._reports.put(RelayLost(tuple(lost), away_s))
+        if not self._orphaned:
+            return None
+        lost, self._orphaned = self._orphaned, {}
+        away_s = asyncio.get_running_loop().time() - min(lost.values())
+        return RelayLost(tuple(lost), away_s)
 
     # --- From the processes ---
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from audiofork.config import Address, Config
@@ -82,10 +82,18 @@ class Reports:
 
     def put(self, report: Report) -> None:
         """Have a report delivered once the caller has come to its end."""
-        asyncio.get_running_loop().call_soon(self._deliver, report)
+        self.put_made(lambda: report)
 
-    def _deliver(self, report: Report) -> None:
-        if self._closed:
+    def put_made(self, make: Callable[[], Report | None]) -> None:
+        """Have a report made and delivered in one, for what has to be true then; None: no report.
+
+        `put` may deliver what has changed in the meantime.
+        """
+        asyncio.get_running_loop().call_soon(self._deliver, make)
+
+    def _deliver(self, make: Callable[[], Report | None]) -> None:
+        report = None if self._closed else make()
+        if report is None:
             return
         try:
             self._handle(report)

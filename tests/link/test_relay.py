@@ -261,6 +261,17 @@ async def test_reports_put_together_are_delivered_one_by_one_in_order() -> None:
     assert delivered == [SinkOpened("a"), SinkOpened("b"), SinkOpened("c")]
 
 
+async def test_report_that_is_made_is_made_when_its_turn_has_come() -> None:
+    delivered: list[Report] = []
+    reports = Reports(delivered.append)
+    state = "before"
+    reports.put_made(lambda: SinkOpened(state))
+    reports.put_made(lambda: None)
+    state = "now"
+    await asyncio.sleep(0)
+    assert delivered == [SinkOpened("now")]
+
+
 # --- Start, settings, end ---
 
 
