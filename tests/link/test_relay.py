@@ -286,7 +286,9 @@ async def test_address_that_is_taken_fails_the_start(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         listen = Address("127.0.0.1", other.getsockname()[1])
-        relay = build(replace(CONFIG, audiosocket=AudioSocketConfig(listen=listen)), print)
+        alone = RelayConfig(workers=1)  # the next port may be anybody's
+        config = Config(audiosocket=AudioSocketConfig(listen=listen), relay=alone)
+        relay = build(config, print)
         with pytest.raises(CannotListen, match=rf"\[audiosocket\] listen: .* {listen}: .*in use"):
             await relay.start()
         await relay.close()
