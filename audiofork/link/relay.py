@@ -85,9 +85,12 @@ class Reports:
         self.put_made(lambda: report)
 
     def put_made(self, make: Callable[[], Report | None]) -> None:
-        """Have a report made and delivered in one, for what has to be true then; None: no report.
+        """Have a report made when its turn has come, and delivered at once.
 
-        `put` may deliver what has changed in the meantime.
+        For what must be true when it is heard: a report that was `put` may be out of date by then.
+
+        Args:
+            make: Returns the report; None: there is nothing to report.
         """
         asyncio.get_running_loop().call_soon(self._deliver, make)
 
