@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -249,6 +250,8 @@ async def in_this_process() -> AsyncIterator[tuple[Link[Up], list[Up]]]:
     closed = asyncio.Event()
     link = Link(decode_up, heard.append, closed.set)
     await link.open(ours)
+    root = logging.getLogger()  # which the process sets up for itself
+    handlers, level = root.handlers[:], root.level
     running = asyncio.create_task(Process().run(theirs))
     try:
         yield link, heard
@@ -256,6 +259,8 @@ async def in_this_process() -> AsyncIterator[tuple[Link[Up], list[Up]]]:
         link.send(Close())
         async with asyncio.timeout(TIMEOUT_S):
             await asyncio.gather(running, closed.wait())
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 async def test_fault_ends_the_fork_alone(
