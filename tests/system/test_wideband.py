@@ -203,11 +203,11 @@ async def test_prompt_at_16_khz_leaves_a_mu_law_call_as_it_is(
 ) -> None:
     """Once a frame at 16 kHz has passed, ChanSpy's hook is at that rate for good."""
     (tmp_path / "prompt.sln16").write_bytes(tone(PROMPT_HZ, 2, 16000))
-    await set_globals(ami, FILE=str(tmp_path / "prompt"), WSSERVER=recorder.url("/both"))
+    await set_globals(ami, FILE=str(tmp_path / "prompt"), WSSERVER=recorder.url("/prompted"))
     await set_globals(ami, OPTIONS="D(both)", LEAD="0.5")
     target = await place_call(ami, caller, "play")
     target.call.play(speech.payloads(ULAW, IN_HZ), loop=True)
-    recording = await recorder.wait_messages("/both", 200)
+    recording = await recorder.wait_messages("/prompted", 200)
     audio = recording.audio
     prompted = [
         start
