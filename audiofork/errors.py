@@ -23,6 +23,11 @@ AudioForkError
 |   +-- SinkUnreachable           worth another try
 |   +-- SinkLost                  was open and is gone; worth another try
 |   +-- SinkRefused               the server has said no, or that it is done
++-- CannotListen                  whoever has the address
++-- ReceiverError                 who started the receiver: it cannot start
++-- DaemonUnreachable             the daemon is not there, or we may not ask it
++-- DaemonRuns                    the daemon is there where none may be
++-- DaemonFault                   ours: a bug, told by the daemon
 +-- InvalidTransition             ours: a bug
 """
 

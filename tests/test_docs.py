@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from audiofork import errors
 from audiofork.asterisk.taps.ways import as_markdown
 from audiofork.forks import lifecycle
 from audiofork.link.messages import EndReason
@@ -37,3 +39,19 @@ def test_services_are_hardened() -> None:
 
 def test_table_of_ways_is_the_code() -> None:
     assert as_markdown() in (ROOT / "docs/asterisk.md").read_text()
+
+
+def tree_of(cls: type[BaseException], indent: str = "") -> list[str]:
+    """Return the classes below one as the docstring of errors.py draws them, in their order."""
+    lines = []
+    for one in cls.__subclasses__():
+        if one.__module__ == errors.__name__:
+            lines += [f"{indent}+-- {one.__name__}", *tree_of(one, indent + "|   ")]
+    return lines
+
+
+def test_tree_of_the_exceptions_is_the_code() -> None:
+    assert errors.__doc__ is not None
+    _, _, drawn = errors.__doc__.partition(f"{errors.AudioForkError.__name__}\n")
+    names = [re.split(r"(?<=\w) +", line)[0] for line in drawn.splitlines()]
+    assert names == tree_of(errors.AudioForkError)
