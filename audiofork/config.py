@@ -272,13 +272,13 @@ class DaemonConfig:
     journal: str = _option(
         "/var/lib/audiofork/journal.sqlite3",
         text,
-        "A file of the forks that run, so that a daemon that was killed takes them up; "
+        "A file of the forks that run, by which the next start resumes those of a killed daemon; "
         "empty: none. It holds URLs with their queries; its owner alone may read it.",
     )
     on_stop: str = _option(
         "end",
         one_of("end", "keep"),
-        "What SIGTERM does to running forks; keep: the next start takes them up.",
+        "What SIGTERM does to running forks; keep: the next start resumes them.",
     )
 
 

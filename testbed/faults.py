@@ -538,7 +538,7 @@ def _taken_up(
     return [
         Finding(
             name,
-            "all taken up within 2 s of the start",
+            "all resumed within 2 s of the start",
             f"{len(again)}, the last after {last_s:.2f} s, of which {ready_at - started_at:.2f} s "
             "to the link to Asterisk",
             len(again) == len(all_of_it) and last_s <= 2,
