@@ -55,3 +55,17 @@ def test_tree_of_the_exceptions_is_the_code() -> None:
     _, _, drawn = errors.__doc__.partition(f"{errors.AudioForkError.__name__}\n")
     names = [re.split(r"(?<=\w) +", line)[0] for line in drawn.splitlines()]
     assert names == tree_of(errors.AudioForkError)
+
+
+def test_every_module_stands_in_the_table_of_its_room() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    told, room = set(), ""
+    for line in text[text.index("| room | module |") :].splitlines()[2:]:
+        if not line.startswith("|"):
+            break
+        _, named, modules, *_ = line.split("|")
+        room = named.strip(" `") or room
+        told |= {room + name for name in re.findall(r"`([\w/]+\.py)`", modules)}
+    package = ROOT / "audiofork"
+    there = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    assert told == {name for name in there if not name.endswith("__init__.py")}
