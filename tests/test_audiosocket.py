@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 from hypothesis import given
@@ -120,7 +120,12 @@ def test_feed_half_a_message_gives_it_when_the_rest_comes() -> None:
 
 @pytest.mark.parametrize(("wire", "error", "text"), BROKEN.values(), ids=BROKEN)
 @pytest.mark.parametrize("cut", [lambda wire: [wire], single_bytes], ids=["whole", "by byte"])
-def test_feed_broken_header_raises_before_the_payload_comes(cut, wire, error, text) -> None:
+def test_feed_broken_header_raises_before_the_payload_comes(
+    cut: Callable[[bytes], list[bytes]],
+    wire: bytes,
+    error: type[AudioSocketProtocolError],
+    text: str,
+) -> None:
     decoder = Decoder()
     with pytest.raises(error) as raised:
         for chunk in cut(wire[:3]):

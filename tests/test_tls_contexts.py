@@ -61,7 +61,7 @@ def test_server_with_a_key_that_has_a_passphrase_raises_and_asks_nobody(
 ) -> None:
     locked = tmp_path / "locked.pem"
     # A program of its own: asked for a passphrase, OpenSSL opens the terminal.
-    command = ["openssl", "pkcs8", "-topk8", "-in", certificate, "-out", locked]
+    command = ["openssl", "pkcs8", "-topk8", "-in", str(certificate), "-out", str(locked)]
     subprocess.run([*command, "-passout", "pass:hunter2"], check=True, capture_output=True)
     with pytest.raises(ssl.SSLError):
         server_context(certificate, locked)

@@ -390,7 +390,9 @@ async def test_user_event_with_the_id_of_a_pending_list_is_a_request_and_no_entr
     asterisk.answers["CoreShowChannels"] = answer
     channels = await link.ami.list("CoreShowChannels")
     assert [channel["channel"] for channel in channels] == ["b"]
-    assert [event.fields["channel"] for event in link.events] == ["a"]
+    (event,) = link.events
+    assert isinstance(event, RequestReceived)
+    assert event.fields["channel"] == "a"
 
 
 async def test_events_with_the_id_of_a_pending_action_are_no_answer(

@@ -736,7 +736,7 @@ async def test_pauses_grow_to_10_s_begin_anew_after_a_success_and_a_state_is_sai
     await server.stop()
     async with running(ari):
         for number, gate in enumerate(gates[:-1], 1):
-            await wait_until(lambda number=number: len(delays_s) == number)
+            await wait_until(lambda: len(delays_s) == number)  # noqa: B023
             gate.set()
         await wait_until(lambda: len(delays_s) == 8)
         assert delays_s == [0.5, 1, 2, 4, 8, 10, 10, 10]

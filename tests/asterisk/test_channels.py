@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -32,7 +33,9 @@ async def test_present_has_the_names_of_all_channels(ami: FakeAmi, channels: Cha
     assert await channels.present() == {UNIQUEID: NAME, "2.2": "PJSIP/200-0000002b"}
 
 
-QUESTIONS = {
+Question = Callable[[Channels], Awaitable[object]]
+
+QUESTIONS: dict[str, Question] = {
     "look_up": lambda channels: channels.look_up(Target("nobody")),
     "check_alive": lambda channels: channels.check_alive("9.9"),
     "is_bridged": lambda channels: channels.is_bridged("9.9"),
@@ -64,7 +67,9 @@ async def test_check_alive_of_a_channel_that_lives_returns(channels: Channels) -
 
 
 @pytest.mark.parametrize("question", QUESTIONS.values(), ids=list(QUESTIONS))
-async def test_question_about_no_channel_raises_no_such_channel(channels, question) -> None:
+async def test_question_about_no_channel_raises_no_such_channel(
+    channels: Channels, question: Question
+) -> None:
     with pytest.raises(NoSuchChannel, match="^No such channel$"):
         await question(channels)
 
@@ -76,7 +81,7 @@ async def test_question_about_no_channel_raises_no_such_channel(channels, questi
 )
 @pytest.mark.parametrize("question", QUESTIONS.values(), ids=list(QUESTIONS))
 async def test_question_that_cannot_be_asked_raises_why(
-    ami: FakeAmi, channels, question, exc: AmiError
+    ami: FakeAmi, channels: Channels, question: Question, exc: AmiError
 ) -> None:
     ami.faults = {"Getvar": exc, "Status": exc}
     with pytest.raises(type(exc)) as caught:

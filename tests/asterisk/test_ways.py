@@ -391,8 +391,8 @@ def test_refusals_are_told_to_their_end_in_events(
 ) -> None:
     """An event has 200 characters of a reason: what is behind them, the remedy, is lost."""
     refused = 0
-    for direction, rate, speaks, apart, narrowband in itertools.product(
-        Direction, (8000, 16_000), *[(False, True)] * 3
+    for (direction, rate), (speaks, apart, narrowband) in itertools.product(
+        itertools.product(Direction, (8000, 16_000)), itertools.product((False, True), repeat=3)
     ):
         wish = Wish(direction, rate, speaks, apart)
         here = site(version, no_ari=no_ari, no_chanspy=no_chanspy, narrowband=narrowband)

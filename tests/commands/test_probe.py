@@ -41,9 +41,7 @@ async def test_probe_keeps_the_frames_of_an_expected_leg_until_it_is_closed() ->
         writer.write(encode(Kind.UUID, uuid.UUID(leg_id).bytes) + PAIRS * 3)
         leg: ProbeLeg = await expected
         await leg.wait_frames(3, 2)
-        assert len(leg.frames) == 3
-        assert not leg.closed
+        assert (len(leg.frames), leg.closed) == (3, False)
         writer.close()
         await leg.wait_frames(4, 2)
-        assert leg.closed
-        assert len(leg.frames) == 3
+        assert (len(leg.frames), leg.closed) == (3, True)

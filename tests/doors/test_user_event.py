@@ -48,7 +48,8 @@ async def test_bad_start_is_refused_with_event_and_variables(
 ) -> None:
     fields = {**START, **change}
     await rig.request(**fields)
-    assert rig.sent == rig.tap.started == []
+    assert rig.sent == []
+    assert rig.tap.started == []
     ((name, headers),) = rig.ami.events
     assert name == "AudioForkFailed"
     assert headers["Reason"].startswith(reason)

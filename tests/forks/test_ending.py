@@ -5,9 +5,9 @@ import pytest
 
 from audiofork.asterisk.ami_protocol import ChannelHangup
 from audiofork.errors import NoSuchChannel, RequestRefused
-from audiofork.forks import ending
 from audiofork.forks.ending import HANGUP_GRACE_S
 from audiofork.forks.legs import LEG_TIMEOUT_S
+from audiofork.forks.post_process import runner
 from audiofork.link.messages import EndFork, EndReason, ForkSpec, ForkStats, LegAttached, LegPart
 from tests.control_plane import NAME, START, UNIQUEID, URL, Clock, Rig
 
@@ -229,7 +229,8 @@ async def test_shutdown_while_a_door_asks_for_a_start_refuses_it(rig: Rig) -> No
         await asked
     with pytest.raises(RequestRefused, match="^the daemon stops$"):
         await rig.ask(**START)
-    assert rig.sent == rig.ami.events == []
+    assert rig.sent == []
+    assert rig.ami.events == []
 
 
 async def test_fault_during_a_shutdown_does_not_cut_it_short(clock: Clock) -> None:
@@ -341,7 +342,8 @@ def told_of_end(rig: Rig) -> list[str]:
 async def test_post_process_is_refused_unless_allowed(rig: Rig, field: str) -> None:
     await rig.request(**START, **{field: "/bin/true"})
     assert rig.last_event[1]["Reason"] == "PostProcess: not allowed (allow_post_process)"
-    assert rig.sent == rig.ami.actions == []
+    assert rig.sent == []
+    assert rig.ami.actions == []
 
 
 @pytest.mark.parametrize("field", ["postprocess", "command"])
@@ -396,7 +398,7 @@ async def test_post_process_of_a_start_that_is_refused_does_not_run(
     post_process_rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig = post_process_rig
-    monkeypatch.setattr(ending.post_process, "run", lambda *_: pytest.fail("runs"))
+    monkeypatch.setattr(runner, "run", lambda *_: pytest.fail("runs"))
     await rig.request(**{**START, "channel": "nobody"}, postprocess="true")
     assert rig.last_event[1]["Reason"] == "No such channel"
     assert "PostProcessStatus" not in rig.last_event[1]
@@ -428,7 +430,7 @@ async def test_post_process_that_cannot_be_run_is_said(
     async def run(*_: object) -> int:
         raise OSError("no more processes")
 
-    monkeypatch.setattr(ending.post_process, "run", run)
+    monkeypatch.setattr(runner, "run", run)
     await rig.ended(await rig.stream(postprocess="true"), EndReason.HANGUP)
     assert rig.last_event[0] == "AudioForkStopped"
     assert rig.last_event[1]["PostProcessStatus"] == "not run"

@@ -67,11 +67,9 @@ def test_live_legs_are_those_that_were_asked_for_and_are_not_gone(fork: Fork) ->
 
 
 def test_loss_before_audio_flows_is_told_from_one_after(fork: Fork) -> None:
-    assert not fork.lost(Away.SERVER)
-    assert fork.state is ForkState.ATTACHING
+    assert (fork.lost(Away.SERVER), fork.state) == (False, ForkState.ATTACHING)
     fork.first_frame()
-    assert fork.lost(Away.SERVER)
-    assert fork.state is ForkState.RECONNECTING
+    assert (fork.lost(Away.SERVER), fork.state) == (True, ForkState.RECONNECTING)
 
 
 def test_fork_streams_again_when_all_that_was_away_is_back(fork: Fork) -> None:

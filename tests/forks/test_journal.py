@@ -6,6 +6,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -480,7 +481,7 @@ async def test_bug_in_the_journal_is_logged_and_reaches_nobody(
 async def test_open_that_takes_for_ever_is_given_up(
     path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hangs, released = asyncio.Event(), journal_module.threading.Event()
+    hangs, released = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
     def hang(path: Path) -> None:

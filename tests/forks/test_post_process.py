@@ -76,7 +76,7 @@ CONTEXTS = {
 @pytest.fixture(params=["sh", "bash"])
 def shell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What may stand behind /bin/sh: dash, or bash, which evaluates more."""
-    path = shutil.which(request.param)
+    path = shutil.which(str(request.param))
     assert path is not None
     monkeypatch.setattr(post_process, "SHELL", path)
     return path
@@ -102,7 +102,7 @@ def nothing_left() -> Iterator[None]:
 
 def children() -> set[int]:
     """Return the processes whose parent is this one; zombies too, and those of other tests."""
-    found = set()
+    found: set[int] = set()
     for thread in Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):  # ended meanwhile
             found.update(map(int, (thread / "children").read_text().split()))

@@ -234,7 +234,8 @@ async def test_fork_that_cannot_be_resumed_ends(
     rig.ami.asterisk_started = run
     entry = replace(ENTRY, **change)  # type: ignore[arg-type]
     await resume(rig, entry)
-    assert rig.sent == rig.tap.legs == []
+    assert rig.sent == []
+    assert rig.tap.legs == []
     assert rig.journal.entries == {}
     assert rig.last_event == (
         "AudioForkStopped",
@@ -367,7 +368,8 @@ async def test_stop_of_the_daemon_while_forks_are_resumed_leaves_the_rest_for_th
     rig.taps.gate.set()
     await resuming
     assert list(rig.journal.entries) == [UNKNOWN_ID, OTHER.fork_id]
-    assert rig.sent == rig.ami.events == []
+    assert rig.sent == []
+    assert rig.ami.events == []
     assert "an earlier run left" not in caplog.text
     rig.journal.entries.clear()
 
@@ -377,7 +379,8 @@ async def test_forks_of_an_earlier_run_are_left_alone_by_a_daemon_that_stops(rig
     await rig.shut_down()
     await resume(rig, ENTRY, gone)
     assert rig.journal.entries == {UNKNOWN_ID: ENTRY, gone.fork_id: gone}
-    assert rig.sent == rig.ami.events == []
+    assert rig.sent == []
+    assert rig.ami.events == []
     rig.journal.entries.clear()
 
 

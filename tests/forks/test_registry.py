@@ -137,7 +137,9 @@ async def test_ask_for_a_start_that_is_refused_raises_and_leaves_nothing(
     assert len(rig.forks) == 0
     assert await rig.forks.views() == []
     # The answer is the door's to give.
-    assert rig.sent == rig.tap.started == rig.ami.events == []
+    assert rig.sent == []
+    assert rig.tap.started == []
+    assert rig.ami.events == []
     assert rig.ami.variables == {}
 
 
@@ -381,7 +383,8 @@ async def test_report_of_an_unknown_fork_is_logged_and_nothing_else(
 ) -> None:
     rig.forks.on_report(report)
     assert "report of a fork that is not known" in caplog.text
-    assert rig.sent == rig.ami.told == []
+    assert rig.sent == []
+    assert rig.ami.told == []
 
 
 async def test_first_frame_twice_is_a_bug(rig: Rig) -> None:

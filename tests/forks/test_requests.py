@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -54,7 +56,7 @@ def test_start_by_uniqueid_alone() -> None:
 
 
 @pytest.mark.parametrize("change", [str.upper, str.lower, str.swapcase])
-def test_names_of_fields_are_case_insensitive(change) -> None:
+def test_names_of_fields_are_case_insensitive(change: Callable[[str], str]) -> None:
     fields = {**START, "Uniqueid": "1.1", "Options": "D(out)", "ActionID": "7", "Command": ""}
     assert parse_request({change(name): value for name, value in fields.items()}) == parse_request(
         fields

@@ -324,7 +324,8 @@ async def test_start_without_a_tap_is_refused_with_the_reason_and_leaves_nothing
     await rig.request(**START)
     assert rig.last_event[0] == "AudioForkFailed"
     assert rig.last_event[1]["Reason"] == "16000 Hz needs the snoop tap: set [ari]"
-    assert rig.sent == rig.tap.orders == []
+    assert rig.sent == []
+    assert rig.tap.orders == []
     assert rig.journal.entries == {}
     assert len(rig.forks) == 0
 
@@ -359,7 +360,8 @@ async def test_stop_while_the_tap_is_chosen_is_not_lost(rig: Rig) -> None:
     rig.taps.gate.set()
     with pytest.raises(RequestRefused, match="^ended before it began: stopped$"):
         await asked
-    assert rig.sent == rig.tap.orders == []
+    assert rig.sent == []
+    assert rig.tap.orders == []
 
 
 async def test_hangup_while_the_tap_is_chosen_refuses_the_start(rig: Rig) -> None:

@@ -16,7 +16,8 @@ def test_fork_is_found_by_its_id_at_once_and_by_its_channel_once_that_is_known()
     table, fork = ForkTable(), make_fork()
     table.add(fork)
     assert (table.get(fork.id), fork in table, len(table)) == (fork, True, 1)
-    assert table.on_channel("9.9") == table.uniqueids == []
+    assert table.on_channel("9.9") == []
+    assert table.uniqueids == []
     fork.found(NAME, UNIQUEID, "today")
     table.bind(fork)
     assert (table.on_channel(UNIQUEID), table.uniqueids) == ([fork], [UNIQUEID])
@@ -33,7 +34,8 @@ def test_fork_that_is_removed_is_found_by_nothing_and_leaves_the_others() -> Non
     assert (table.get(gone.id), gone in table) == (None, False)
     assert table.on_channel(UNIQUEID) == list(table) == [stays]
     table.remove(stays)
-    assert table.uniqueids == list(table) == []
+    assert table.uniqueids == []
+    assert list(table) == []
 
 
 def test_fork_without_a_known_channel_can_be_removed() -> None:

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -62,7 +63,8 @@ NOT_WITHIN = {"send", "data_received", "eof_received", "connection_made", "conne
 
 def callers() -> list[str]:
     """Return the names of the package's functions that are being called."""
-    names, frame = [], sys._getframe()
+    names: list[str] = []
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_filename.startswith(PACKAGE):
             names.append(frame.f_code.co_name)

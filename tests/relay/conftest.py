@@ -6,6 +6,7 @@ import asyncio
 import functools
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ import uvloop
 from hypothesis import settings
 
 from audiofork.config import WebSocketConfig
-from audiofork.link.messages import Direction, EndReason, ForkEnded, StatsTaken
+from audiofork.link.messages import Direction, EndReason, ForkEnded, ForkReport
 from audiofork.relay.formats.base import MessageFormat
 from audiofork.relay.retry import Retries
 from audiofork.relay.sink import Sink
@@ -101,9 +102,9 @@ async def start(system_tls: ssl.SSLContext) -> AsyncIterator[Start]:
         tls: ssl.SSLContext = system_tls,
         frame_bytes: int = 320,
         format: MessageFormat | None = None,
-        **options: float,
+        **options: Any,
     ) -> Running:
-        config = WebSocketConfig(**{"reconnect_attempts": 1} | options)
+        config = replace(WebSocketConfig(reconnect_attempts=1), **options)
         sink = Sink(url, config, tls, frame_bytes=frame_bytes, format=format)
         running.append((sink, asyncio.create_task(sink.run())))
         return running[-1]
@@ -187,6 +188,6 @@ async def relay() -> AsyncIterator[RelayStage]:
     assert relay.worker.sessions == {}
     assert relay.worker._listener._issued == {}
     assert relay.worker._listener._legs == set()
-    begun = {report.fork_id for report in relay.reports if not isinstance(report, StatsTaken)}
+    begun = {report.fork_id for report in relay.reports if isinstance(report, ForkReport)}
     assert all(len(relay.of(fork_id, ForkEnded)) == 1 for fork_id in begun)
     assert all(isinstance(relay.of(fork_id)[-1], ForkEnded) for fork_id in begun)

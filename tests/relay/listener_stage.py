@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
 
@@ -24,6 +24,7 @@ class Owner:
         self.leg: LegHandle | None = None
         self.attached = 0
         self.frames: list[bytes] = []
+        self.on_audio: Callable[[bytes], None] = self.frames.append
         self.usual = 0  # how many of them were as long as the one before
         self.batches = self.late = 0
         self.missing = 5  # frames, of the next message
@@ -33,9 +34,6 @@ class Owner:
         self.leg = leg
         leg.on_usual = self.on_usual
         self.attached += 1
-
-    def on_audio(self, frame: bytes) -> None:
-        self.frames.append(frame)
 
     def on_usual(self, frame: bytes) -> None:
         assert len(frame) == len(self.frames[-1])
@@ -49,6 +47,12 @@ class Owner:
 
     def on_leg_closed(self) -> None:
         self.closed += 1
+
+    async def wait_attached(self) -> None:
+        await until(lambda: self.attached)
+
+    async def wait_frames(self, count: int) -> None:
+        await until(lambda: len(self.frames) == count)
 
 
 class ListenerStage:

@@ -17,7 +17,7 @@ from typing import Self, cast
 
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
-from websockets.frames import Opcode
+from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
@@ -205,7 +205,7 @@ class StalledServer:
                 self.transport.pause_reading()
                 if not self.hold_handshake:
                     self.answer()
-            elif event.opcode is Opcode.BINARY:
+            elif isinstance(event, Frame) and event.opcode is Opcode.BINARY:
                 self.frames.append(bytes(event.data))
         if self._protocol.close_rcvd is not None:
             self.close_code = self._protocol.close_rcvd.code

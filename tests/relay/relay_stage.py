@@ -8,11 +8,11 @@ from typing import Any
 from audiofork.config import Address, AudioSocketConfig, Config, WebSocketConfig
 from audiofork.link.messages import (
     Direction,
+    ForkReport,
     ForkSpec,
     LegAttached,
     LegPart,
     Report,
-    StatsTaken,
     leg_uuid,
 )
 from audiofork.relay.worker import Worker
@@ -60,5 +60,5 @@ class RelayStage:
         return self.of(fork_id, kind)[0]
 
     def of(self, fork_id: str, kind: type[Any] = object) -> list[Any]:
-        reports = [report for report in self.reports if not isinstance(report, StatsTaken)]
+        reports = [report for report in self.reports if isinstance(report, ForkReport)]
         return [r for r in reports if r.fork_id == fork_id and isinstance(r, kind)]

@@ -33,7 +33,7 @@ async def stage() -> AsyncIterator[ListenerStage]:
     ids=["oversized", "odd audio", "second uuid", "hangup", "error"],
 )
 async def test_leg_that_breaks_the_protocol_is_refused_and_its_owner_told(
-    stage: ListenerStage, caplog, wire: bytes, text: str
+    stage: ListenerStage, caplog: pytest.LogCaptureFixture, wire: bytes, text: str
 ) -> None:
     leg, owner = await stage.issued()
     leg.send_audio(*numbered(2))
@@ -62,7 +62,7 @@ async def test_audio_of_any_kind_and_size_arrives(
     frames = numbered(5, frame_bytes=size)
     for count, frame in enumerate(frames, 1):
         leg.send(bytes([kind]) + size.to_bytes(2, "big") + frame)
-        await until(lambda count=count: len(owner.frames) == count)
+        await owner.wait_frames(count)
     assert owner.frames == frames
     assert (owner.closed, stage.listener.refused.total) == (0, 0)
 
@@ -260,7 +260,7 @@ async def test_hang_up_during_a_chunk_of_frames_stops_them(stage: ListenerStage)
         assert owner.leg is not None
         owner.leg.hang_up()
 
-    owner.on_audio = hang_up  # type: ignore[method-assign]
+    owner.on_audio = hang_up
     leg.send(b"\x10\x00\x02ab" * 3)
     assert await leg.read_to_end() == HANGUP
     assert owner.frames == [b"ab"]
@@ -317,7 +317,7 @@ async def test_frames_that_stay_too_few_are_read_in_time(stage: ListenerStage) -
     leg, owner = await batched(stage, 100)
     for times in (1, 2):
         leg.send_audio(*numbered(3))
-        await until(lambda times=times: owner.batches == times)  # type: ignore[misc]
+        await until(lambda: owner.batches == times)  # noqa: B023
         assert owner.frames == [FIRST] + numbered(3) * times
         assert owner.late == times
 

@@ -52,13 +52,17 @@ async def test_uuid_and_frames_byte_by_byte_arrive(stage: ListenerStage) -> None
     assert owner.frames == frames
 
 
-async def test_unknown_uuid_is_refused(stage: ListenerStage, caplog) -> None:
+async def test_unknown_uuid_is_refused(
+    stage: ListenerStage, caplog: pytest.LogCaptureFixture
+) -> None:
     leg = await stage.connect()
     leg.send_uuid("3f2a91c0-d1e8-4c52-9a7b-0123456789ab")
     assert "unknown or used UUID 3f2a91c0-d1e8" in await refused(stage, leg, caplog)
 
 
-async def test_used_uuid_is_refused_and_the_first_leg_stays(stage: ListenerStage, caplog) -> None:
+async def test_used_uuid_is_refused_and_the_first_leg_stays(
+    stage: ListenerStage, caplog: pytest.LogCaptureFixture
+) -> None:
     fork_id = str(uuid.uuid4())
     owner = Owner()
     stage.listener.issue(fork_id, owner)
@@ -74,7 +78,9 @@ async def test_used_uuid_is_refused_and_the_first_leg_stays(stage: ListenerStage
     assert (owner.attached, owner.closed) == (1, 0)
 
 
-async def test_used_uuid_is_refused_after_its_leg_is_gone(stage: ListenerStage, caplog) -> None:
+async def test_used_uuid_is_refused_after_its_leg_is_gone(
+    stage: ListenerStage, caplog: pytest.LogCaptureFixture
+) -> None:
     fork_id = str(uuid.uuid4())
     owner = Owner()
     stage.listener.issue(fork_id, owner)
@@ -89,7 +95,9 @@ async def test_used_uuid_is_refused_after_its_leg_is_gone(stage: ListenerStage, 
     assert (owner.attached, owner.closed) == (1, 1)
 
 
-async def test_withdrawn_uuid_is_refused(stage: ListenerStage, caplog) -> None:
+async def test_withdrawn_uuid_is_refused(
+    stage: ListenerStage, caplog: pytest.LogCaptureFixture
+) -> None:
     fork_id = str(uuid.uuid4())
     owner = Owner()
     stage.listener.issue(fork_id, owner)
@@ -103,7 +111,10 @@ async def test_withdrawn_uuid_is_refused(stage: ListenerStage, caplog) -> None:
 
 @pytest.mark.parametrize("wire", [b"", b"\x01\x00\x10" + bytes(8)], ids=["nothing", "half"])
 async def test_no_uuid_in_time_is_refused(
-    stage: ListenerStage, caplog, monkeypatch: pytest.MonkeyPatch, wire: bytes
+    stage: ListenerStage,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    wire: bytes,
 ) -> None:
     monkeypatch.setattr("audiofork.relay.listener.UUID_TIMEOUT_S", SHORT_S)
     leg = await stage.connect()
@@ -149,7 +160,7 @@ async def test_leg_that_is_in_has_no_time_limit(
     ],
 )
 async def test_what_is_no_leg_is_refused(
-    stage: ListenerStage, caplog, wire: bytes, text: str
+    stage: ListenerStage, caplog: pytest.LogCaptureFixture, wire: bytes, text: str
 ) -> None:
     leg = await stage.connect()
     leg.send(wire)
@@ -176,7 +187,7 @@ async def test_two_legs_of_a_fork_are_let_in_each_once(stage: ListenerStage) -> 
         leg = await stage.connect()
         leg.send_uuid(leg_uuid(FORK_ID, part))
         leg.send_audio(*numbered(2, 10 * n))
-        await until(lambda owner=owner: len(owner.frames) == 2)
+        await owner.wait_frames(2)
         assert owner.frames == numbered(2, 10 * n)
         again = await stage.connect()
         again.send_uuid(leg_uuid(FORK_ID, part))
@@ -200,12 +211,12 @@ async def test_withdrawn_uuid_of_one_part_leaves_the_other(
         if part is withdrawn:
             assert await leg.read_to_end() == HANGUP
         else:
-            await until(lambda owner=owner: owner.attached)
+            await owner.wait_attached()
         assert owner.attached == (part is not withdrawn)
 
 
 async def test_many_refused_are_counted_and_logged_once_a_second(
-    stage: ListenerStage, caplog
+    stage: ListenerStage, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(20):
         leg = await stage.connect()
@@ -223,7 +234,9 @@ async def test_leg_from_an_allowed_network_is_let_in(allow: str) -> None:
         assert stage.listener.refused.total == 0
 
 
-async def test_leg_from_elsewhere_is_closed_at_once_and_counted(caplog) -> None:
+async def test_leg_from_elsewhere_is_closed_at_once_and_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with stage_with("127.0.0.1") as stage:
         owner = Owner()
         fork_id = str(uuid.uuid4())
@@ -258,7 +271,7 @@ def test_peer_is_allowed_by_its_address_in_either_form(peer: str, allowed: bool)
 
 
 async def test_of_too_many_without_a_uuid_the_oldest_are_closed(
-    stage: ListenerStage, monkeypatch: pytest.MonkeyPatch, caplog
+    stage: ListenerStage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("audiofork.relay.listener.MAX_STRANGERS", 3)
     idle = [await stage.connect() for _ in range(5)]
@@ -278,11 +291,11 @@ async def test_those_that_are_in_or_gone_are_not_counted_as_strangers(
     monkeypatch.setattr("audiofork.relay.listener.MAX_STRANGERS", 1)
     for _ in range(3):
         _, owner = await stage.issued()
-        await until(lambda owner=owner: owner.attached)
+        await owner.wait_attached()
         refused = stage.listener.refused.total
         wrong = await stage.connect()
         wrong.send_uuid(str(uuid.uuid4()))
-        await until(lambda refused=refused: stage.listener.refused.total > refused)
+        await until(lambda: stage.listener.refused.total > refused)  # noqa: B023
         gone = await stage.connect()
         await gone.close()
         await until(lambda: not stage.listener._strangers)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from audiofork import log as logs
 from audiofork.config import Address, AudioSocketConfig, Config, WebSocketConfig
 from audiofork.link.messages import (
     Direction,
@@ -101,7 +102,7 @@ class Control:
 
 
 def start(end: socket.socket) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(COMMAND, stdin=end, stderr=subprocess.PIPE)
+    return subprocess.Popen(COMMAND, stdin=end.fileno(), stderr=subprocess.PIPE)
 
 
 @pytest.fixture
@@ -239,7 +240,7 @@ def test_without_a_link_it_says_who_starts_it() -> None:
 @pytest.fixture(autouse=True)
 def own_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the log of this process alone, which the other tests read."""
-    monkeypatch.setattr(process_module.logs, "set_up", lambda config: None)
+    monkeypatch.setattr(logs, "set_up", lambda config: None)
 
 
 @asynccontextmanager

@@ -109,7 +109,7 @@ class _Socket(socket.socket):
         self.error = 0
         internet.sockets.append(self)
 
-    def connect(self, there: tuple[str, int]) -> None:
+    def connect(self, there: Any) -> None:
         self._internet.connect(self, there[0])
 
     def lead_to(self, there: Any) -> None:

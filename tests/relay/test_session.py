@@ -136,7 +136,11 @@ async def test_done_waits_for_the_sink_to_close(stage: SessionStage) -> None:
     ],
 )
 async def test_sink_that_fails_ends_the_fork_and_hangs_up(
-    stage: SessionStage, failure: Exception, reason: EndReason, detail: str, caplog
+    stage: SessionStage,
+    failure: Exception,
+    reason: EndReason,
+    detail: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     stage.attach()
     stage.sink.over.set_exception(failure)
@@ -244,9 +248,9 @@ async def test_leg_that_comes_in_place_of_a_lost_one_is_reported(
     other, sample = (OUT, 7) if lost is IN else (IN, 5)
     stage.audio(mono_of(sample), other)
     stage.close_leg(lost)
-    assert stage.reports[-1] == LegLost(FORK_ID, lost, 2)
+    assert stage.reports[-1:] == [LegLost(FORK_ID, lost, 2)]
     stage.attach(lost)
-    assert stage.reports[-1] == LegAttached(FORK_ID, lost)
+    assert stage.reports[-1:] == [LegAttached(FORK_ID, lost)]
     assert bring(stage) == mono_of(12)
     assert stage.sink.frames == [mono_of(12), rest, mono_of(12)]
     stage.session.end(EndReason.STOPPED)
@@ -363,7 +367,7 @@ async def test_frame_of_unexpected_size_after_a_good_one_is_counted_though_none_
 
 
 async def test_later_frame_of_unexpected_size_is_counted_and_passed_over(
-    stage: SessionStage, caplog
+    stage: SessionStage, caplog: pytest.LogCaptureFixture
 ) -> None:
     stage.attach()
     stage.sink.open()
@@ -384,7 +388,7 @@ async def test_later_frame_of_unexpected_size_is_counted_and_passed_over(
 
 @pytest.mark.parametrize("part", BOTH_LEGS)
 async def test_frame_of_unexpected_size_of_one_of_two_legs_that_stream_is_counted_and_passed_over(
-    begin: Begin, part: LegPart, caplog
+    begin: Begin, part: LegPart, caplog: pytest.LogCaptureFixture
 ) -> None:
     stage = begin(Direction.BOTH, legs=BOTH_LEGS)
     stage.attach()

@@ -112,8 +112,8 @@ def adjusted(sample: int, gain: int, mute: bool = False) -> int:
     if mute:
         return 0
     if gain > 0:
-        return max(LOWEST, min(LOUDEST, sample * 2**gain))
-    quotient = abs(sample) // 2**-gain
+        return max(LOWEST, min(LOUDEST, sample * (1 << gain)))
+    quotient = abs(sample) // (1 << -gain)
     return quotient if sample > 0 else -quotient
 
 

@@ -195,7 +195,11 @@ async def test_what_the_kernel_does_not_take_waits_and_goes_when_the_peer_reads(
 async def test_rest_of_a_write_that_was_taken_in_part_follows(stage: Stage) -> None:
     """This OpenSSL takes all or nothing; what Python documents is less."""
     send = stage.transport._send
-    stage.transport._send = lambda data: send(data[:3])
+
+    def send_three(data: bytes, flags: int = 0) -> int:
+        return send(data[:3])
+
+    stage.transport._send = send_three  # type: ignore[assignment]  # bytes is all it is given
     stage.transport.write(b"0123456789")
     stage.transport.write(b"abcdef")
     assert await stage.peer.read(16) == b"0123456789abcdef"

@@ -64,7 +64,7 @@ async def test_server_that_stalls_again_and_again_gets_each_frame_once_in_order(
             offer(sink, numbered(20, count), before=count)
             count += 20
             server.read_on()
-            await until(lambda total=count: len(server.frames) == total)
+            await until(lambda: len(server.frames) == count)  # noqa: B023
         assert server.frames == numbered(count)
         assert (sink.frames_sent, sink.backlog.dropped) == (count, 0)
 
@@ -80,7 +80,9 @@ async def test_message_of_several_tls_records_is_acknowledged_when_its_last_byte
         await until(lambda: len(server.frames) == 5 and all_acknowledged(sink))
         unacked = sink._outlet._unacked
         assert unacked is not None
-        assert unacked._position == unacked._acked() > 5 * 64_000
+        acked = unacked._acked()
+        assert acked is not None
+        assert unacked._position == acked > 5 * 64_000
 
 
 @pytest.mark.parametrize("frame_bytes", [100, 125, 126, 65_535, 65_536, 192_000])

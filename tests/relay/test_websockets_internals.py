@@ -20,13 +20,14 @@ from websockets.client import ClientProtocol
 from websockets.http11 import Response
 from websockets.protocol import CLOSING, CONNECTING, OPEN
 from websockets.uri import parse_uri
+from websockets.version import version
 
 from audiofork.relay.connection import Connection
 from tests.relay.peers import StalledServer, until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
-GONE = f"websockets {websockets.__version__} has no {{}} any more: {{}}"
+GONE = f"websockets {version} has no {{}} any more: {{}}"
 
 # What it is, and what for.
 NAMES = {
@@ -142,6 +143,7 @@ async def test_ping_goes_by_way_of_send_data_and_waits_for_no_room(connected: Co
         pong = await connection.ping(b"proof")
     assert heard.written == 2 + 4 + 5, GONE.format("call of send_data by ping", "see NAMES")
     assert heard.calls == ["pause"]
+    assert isinstance(pong, asyncio.Future)
     assert not pong.done()
     connection.resume_writing()
     assert heard.calls == ["pause", "resume"]
@@ -150,11 +152,13 @@ async def test_ping_goes_by_way_of_send_data_and_waits_for_no_room(connected: Co
 
 async def test_paused_is_whether_the_transport_is_full(connected: Connected) -> None:
     connection, _ = connected
-    assert not connection.paused, GONE.format("Connection.paused", "sink.py asks when it opens")
+    seen = [connection.paused]
     connection.pause_writing()
-    assert connection.paused
+    seen.append(connection.paused)
     connection.resume_writing()
-    assert not connection.paused
+    seen.append(connection.paused)
+    told = GONE.format("Connection.paused", "sink.py asks when it opens")
+    assert seen == [False, True, False], told
 
 
 async def test_close_goes_by_way_of_send_data_and_shuts_the_outlet(

@@ -135,7 +135,7 @@ async def test_key_in_one_file_with_a_certificate_is_not_mixed_with_the_configur
     ca: trustme.CA,
     ca_file: Path,
     our_cert: dict[str, str],
-    tmp_path,
+    tmp_path: Path,
 ) -> None:
     other = tmp_path / "other.pem"
     ca.issue_cert("other.example").private_key_and_cert_chain_pem.write_to_path(other)

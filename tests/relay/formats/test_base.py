@@ -67,7 +67,12 @@ class TellingFormat(MessageFormat):
         if isinstance(message, bytes):
             return Audio(message)
         kind, _, rest = message.partition(" ")
-        return {"say": Text(rest), "do": Command(rest), "mark": Command("mark", rest)}.get(kind)
+        meanings: dict[str, Meaning] = {
+            "say": Text(rest),
+            "do": Command(rest),
+            "mark": Command("mark", rest),
+        }
+        return meanings.get(kind)
 
     def payload_bytes(self, frame_bytes: int) -> int:
         return len(PADDING) + 12
