@@ -150,7 +150,7 @@ def sweep(path: Path) -> None:
 # --- The commands that ask the daemon ------------------------------------------------------------
 
 
-def _url(context: click.Context, parameter: click.Parameter, value: str) -> str:
+def _url(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
     """Return the URL of a command line, or the line of standard input that it stands for."""
     if value != "-":
         return value
@@ -260,7 +260,7 @@ def _say_each(lines: list[str]) -> None:
 # --- The receiver --------------------------------------------------------------------------------
 
 
-def _address(context: click.Context, parameter: click.Parameter, value: str) -> config.Address:
+def _address(_context: click.Context, _parameter: click.Parameter, value: str) -> config.Address:
     try:
         return config_values.address(value)
     except ValueError as exc:
@@ -359,7 +359,7 @@ def _say(line: str) -> None:
     try:
         click.echo(line)
     except OSError:
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open to the end)
 
 
 def _fail(message: str, code: int) -> NoReturn:

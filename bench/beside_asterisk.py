@@ -285,8 +285,7 @@ async def measured(options: argparse.Namespace, tap: str) -> tuple[list[Load], l
     """Measure what forks cost by one tap, and how they start."""
     async with staged(options.calls, tap) as stage:
         loads = [await stage.load("no fork", options.seconds)]
-        for direction in DIRECTIONS:
-            loads.append(await stage.load_of(direction, options.seconds))
+        loads += [await stage.load_of(direction, options.seconds) for direction in DIRECTIONS]
         starts = [await stage.start_steadily()]
         await stage.server.wait(lambda count: count["open"] == 0)
         starts.append(await stage.start_at_once())

@@ -38,7 +38,7 @@ class Program:
         folder: Path | None = None,
     ) -> None:
         self._name = " ".join(Path(part).name for part in command[:3])
-        self._log = tempfile.TemporaryFile()  # a pipe could fill up, and stop it
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close; a pipe could fill up)
         self._process = subprocess.Popen(
             [str(part) for part in command],
             stdin=subprocess.PIPE,

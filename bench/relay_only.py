@@ -59,7 +59,7 @@ class Control:
         if config.relay.workers == 1 and not apart:
             self.relay = InlineRelay(config, self._on_report)
         else:
-            self.relay = RelayProcesses(config, self._on_report, lambda config: None)
+            self.relay = RelayProcesses(config, self._on_report, lambda _: None)
         self._issued = asyncio.Event()
 
     async def begin(self, specs: list[ForkSpec]) -> None:

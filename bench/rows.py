@@ -240,7 +240,7 @@ class Bench:
 
     def _file(self, stack: ExitStack, lines: Iterable[str]) -> Path:
         """Write a file that is there as long as the programs."""
-        file = stack.enter_context(NamedTemporaryFile("w", dir=self._folder))
+        file = stack.enter_context(NamedTemporaryFile("w", dir=self._folder))  # noqa: SIM115 (see stack)
         file.writelines(f"{line}\n" for line in lines)
         file.flush()
         return Path(file.name)

@@ -431,7 +431,8 @@ class Asterisk:
             self._choose_ports()
             self._write_configuration()
             try:
-                return self._launch()
+                self._launch()
+                return
             except PortTaken:
                 self._end_process()
                 if not remaining:
@@ -639,7 +640,7 @@ def _run(dialplan: Path | None) -> int:
     return 1
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 

@@ -111,7 +111,8 @@ class Receiver:
         self._echo = asyncio.create_task(self._pass_on())
 
     async def _read(self) -> str:
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         return (await self._process.stdout.readline()).decode().rstrip("\n")
 
     async def _pass_on(self) -> None:

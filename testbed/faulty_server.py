@@ -344,7 +344,7 @@ class Link(asyncio.Protocol):
     def eof_received(self) -> None:
         self._protocol.receive_eof()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         self._server.on_gone(self, self._recording)
 
 
@@ -493,7 +493,8 @@ class ServerProcess:
         await asyncio.to_thread(self._end, signal.SIGKILL)
 
     def _end(self, by: signal.Signals) -> None:
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         self._process.send_signal(by)
         if by is signal.SIGKILL:
             self._process.send_signal(signal.SIGCONT)

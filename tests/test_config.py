@@ -422,7 +422,8 @@ def test_any_text_gives_a_configuration_or_a_config_error(
         try:
             assert isinstance(read(text, **environment), Config)
         except ConfigError as exc:
-            assert str(exc)
+            refusal = str(exc)
+            assert refusal
 
 
 # --- The environment -----------------------------------------------------------------------------

@@ -197,7 +197,8 @@ async def test_recogniser_that_dies_closes_its_connection_alone(server: Server) 
         await dies.send(frame(DEADLY))
         with pytest.raises(ConnectionClosed) as closed:
             await texts(dies, 1)
-        assert closed.value.rcvd is not None and closed.value.rcvd.code == 1011
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1011
         await other.send(frame(1))
         assert await texts(other, 1) == ["1"]
 
@@ -206,7 +207,8 @@ async def test_too_many_forks_are_told_to_come_back(server: Server) -> None:
     clients = [await server.client() for _ in range(5)]
     with pytest.raises(ConnectionClosed) as closed:
         await texts(clients[4], 1)
-    assert closed.value.rcvd is not None and closed.value.rcvd.code == 1013
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1013
     await clients[0].close()
     await server.wait_printed("/live ended")
     async with server.client() as client:
@@ -271,7 +273,8 @@ def test_program_wrong_argument_is_said(arguments: list[str], says: str) -> None
         [sys.executable, EXAMPLE / "transcribe.py", *arguments], capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert says in done.stderr and "Traceback" not in done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_port_that_is_taken_is_told_with_what_to_do() -> None:

@@ -130,7 +130,8 @@ def test_set_up_json_is_one_object_a_line(
     ForkLog(logger, FORK_ID, "PJSIP/Zoë-1").warning("two\nlines %d", 7)
     logger.error("plain")
     first, second = map(json.loads, capsys.readouterr().err.splitlines())
-    assert first.pop("time") and second.pop("time")
+    assert first.pop("time")
+    assert second.pop("time")
     assert first == {
         "level": "warning",
         "logger": "audiofork.test",
@@ -151,7 +152,8 @@ def test_set_up_json_carries_the_traceback(
         logger.exception("failed")
     (line,) = capsys.readouterr().err.splitlines()
     exception = json.loads(line)["exception"]
-    assert exception.startswith("Traceback") and exception.endswith("by nothing")
+    assert exception.startswith("Traceback")
+    assert exception.endswith("by nothing")
 
 
 def test_set_up_twice_logs_once(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:

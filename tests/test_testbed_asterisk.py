@@ -134,7 +134,8 @@ def test_config_is_added_to_files_and_creates_them(installation: Installation) -
     }
     with Asterisk(installation, dialplan=DIALPLAN, config=config) as instance:
         users = instance.cli("manager show users")
-        assert "second" in users and "testbed" in users
+        assert "second" in users
+        assert "testbed" in users
         assert "hello" in instance.cli("dialplan show testbed")
         assert "NoOp" in instance.cli("dialplan show more")
         assert "[section]" in (instance.folder / "etc/new.conf").read_text()

@@ -184,12 +184,17 @@ def test_packet_skips_csrc_extension_and_padding() -> None:
 
 
 @pytest.mark.parametrize(
-    "wire",
-    ["80 00 0001", "00" * 12, "9000000100000000" + "00000001", "a0000001 00000000 00000001 ff"],
+    ("wire", "why"),
+    [
+        ("80 00 0001", "expected at least 12 bytes, got 4"),
+        ("00" * 12, "expected RTP version 2, got 0"),
+        ("9000000100000000" + "00000001", "header extension is cut short"),
+        ("a0000001 00000000 00000001 ff", "header ends at byte 12, payload at -242"),
+    ],
     ids=["short", "version-0", "no-extension", "padding-too-long"],
 )
-def test_packet_malformed_is_refused(wire: str) -> None:
-    with pytest.raises(ValueError):
+def test_packet_malformed_is_refused(wire: str, why: str) -> None:
+    with pytest.raises(ValueError, match=f"^{why}$"):
         Packet.parse(bytes.fromhex(wire))
 
 
@@ -271,17 +276,19 @@ def test_play_on_the_wire(run: Run) -> None:
 def test_call_carries_audio_exactly_both_ways(run: Run) -> None:
     async def scenario() -> None:
         mine, theirs = make_blocks(10, seed=1), make_blocks(10, seed=2)
-        async with SipUser("b", ("127.0.0.1", 9), answer=True, record=True) as b:
-            async with SipUser("a", b.address) as a:
-                there = await a.call("600", record=True)
-                here = await b.incoming()
-                assert set(await asyncio.gather(there.play(mine), here.play(theirs))) == {10}
-                await asyncio.gather(there.wait_received(10), here.wait_received(10))
-                assert [payload for _, payload in here.received] == mine
-                assert there.received_audio() == b"".join(theirs)
-                slin = [decode(block) for block in mine]
-                assert report(find_blocks(decode(here.received_audio()), slin), 10).intact
-                await there.hangup()
+        async with (
+            SipUser("b", ("127.0.0.1", 9), answer=True, record=True) as b,
+            SipUser("a", b.address) as a,
+        ):
+            there = await a.call("600", record=True)
+            here = await b.incoming()
+            assert set(await asyncio.gather(there.play(mine), here.play(theirs))) == {10}
+            await asyncio.gather(there.wait_received(10), here.wait_received(10))
+            assert [payload for _, payload in here.received] == mine
+            assert there.received_audio() == b"".join(theirs)
+            slin = [decode(block) for block in mine]
+            assert report(find_blocks(decode(here.received_audio()), slin), 10).intact
+            await there.hangup()
 
     run(scenario())
 
@@ -289,26 +296,28 @@ def test_call_carries_audio_exactly_both_ways(run: Run) -> None:
 @pytest.mark.parametrize("by", ["caller", "callee"])
 def test_hangup_ends_both_sides_and_frees_their_sockets(run: Run, by: str) -> None:
     async def scenario() -> None:
-        async with SipUser("b", ("127.0.0.1", 9), answer=True) as b:
-            async with SipUser("a", b.address) as a:
-                there = await a.call("600")
-                here = await b.incoming()
-                assert (a.calls, b.calls) == ([there], [here])
-                talking = there.talk()
-                await here.wait_received(1)
-                await (there if by == "caller" else here).hangup()
-                await there.wait_ended()
-                await here.wait_ended()
-                assert (a.calls, b.calls) == ([], [])
-                assert await talking >= 1
-                await there.hangup()  # does nothing
-                for call in (there, here):
-                    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                        probe.bind(("127.0.0.1", call.rtp.port))
-                with pytest.raises(ConnectionError):
-                    there.talk()
-                with pytest.raises(ConnectionError):
-                    await there.wait_received(10**6)
+        async with (
+            SipUser("b", ("127.0.0.1", 9), answer=True) as b,
+            SipUser("a", b.address) as a,
+        ):
+            there = await a.call("600")
+            here = await b.incoming()
+            assert (a.calls, b.calls) == ([there], [here])
+            talking = there.talk()
+            await here.wait_received(1)
+            await (there if by == "caller" else here).hangup()
+            await there.wait_ended()
+            await here.wait_ended()
+            assert (a.calls, b.calls) == ([], [])
+            assert await talking >= 1
+            await there.hangup()  # does nothing
+            for call in (there, here):
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                    probe.bind(("127.0.0.1", call.rtp.port))
+            with pytest.raises(ConnectionError):
+                there.talk()
+            with pytest.raises(ConnectionError):
+                await there.wait_received(10**6)
 
     run(scenario())
 
@@ -328,31 +337,35 @@ def test_close_hangs_up_all_calls(run: Run) -> None:
 
 def test_recording_is_off_unless_asked_for(run: Run) -> None:
     async def scenario() -> None:
-        async with SipUser("b", ("127.0.0.1", 9), answer=True) as b:
-            async with SipUser("a", b.address) as a:
-                there = await a.call("600")
-                here = await b.incoming()
-                await there.play(make_blocks(2))
-                await here.wait_received(2)
-                assert here.received == []
-                here.recording = True
-                await there.play(make_blocks(1))
-                await here.wait_received(3)
-                assert len(here.received) == 1
+        async with (
+            SipUser("b", ("127.0.0.1", 9), answer=True) as b,
+            SipUser("a", b.address) as a,
+        ):
+            there = await a.call("600")
+            here = await b.incoming()
+            await there.play(make_blocks(2))
+            await here.wait_received(2)
+            assert here.received == []
+            here.recording = True
+            await there.play(make_blocks(1))
+            await here.wait_received(3)
+            assert len(here.received) == 1
 
     run(scenario())
 
 
 def test_play_twice_at_once_is_refused_but_not_after_cancelling(run: Run) -> None:
     async def scenario() -> None:
-        async with SipUser("b", ("127.0.0.1", 9), answer=True) as b:
-            async with SipUser("a", b.address) as a:
-                call = await a.call("600")
-                talking = call.talk()
-                with pytest.raises(RuntimeError, match="already playing"):
-                    call.talk()
-                talking.cancel()
-                assert await call.play(make_blocks(2)) == 2
+        async with (
+            SipUser("b", ("127.0.0.1", 9), answer=True) as b,
+            SipUser("a", b.address) as a,
+        ):
+            call = await a.call("600")
+            talking = call.talk()
+            with pytest.raises(RuntimeError, match="already playing"):
+                call.talk()
+            talking.cancel()
+            assert await call.play(make_blocks(2)) == 2
 
     run(scenario())
 
@@ -361,46 +374,54 @@ def test_play_twice_at_once_is_refused_but_not_after_cancelling(run: Run) -> Non
 def test_linear_call(run: Run, codec: Codec) -> None:
     async def scenario() -> None:
         codecs = (ULAW, SLIN, SLIN16)
-        async with SipUser("b", ("127.0.0.1", 9), answer=True, codecs=codecs) as b:
-            async with SipUser("a", b.address) as a:
-                call = await a.call("600", codec=codec)
-                assert (await b.incoming()).rtp.codec == call.rtp.codec == codec
+        async with (
+            SipUser("b", ("127.0.0.1", 9), answer=True, codecs=codecs) as b,
+            SipUser("a", b.address) as a,
+        ):
+            call = await a.call("600", codec=codec)
+            assert (await b.incoming()).rtp.codec == call.rtp.codec == codec
 
     run(scenario())
 
 
 def test_call_without_a_common_codec_is_refused(run: Run) -> None:
     async def scenario() -> None:
-        async with SipUser("b", ("127.0.0.1", 9), answer=True) as b:
-            async with SipUser("a", b.address) as a:
-                with pytest.raises(CallRefused, match="488"):
-                    await a.call("600", codec=SLIN)
-                assert not b.calls
+        async with (
+            SipUser("b", ("127.0.0.1", 9), answer=True) as b,
+            SipUser("a", b.address) as a,
+        ):
+            with pytest.raises(CallRefused, match="488"):
+                await a.call("600", codec=SLIN)
+            assert not b.calls
 
     run(scenario())
 
 
 def test_call_refused(run: Run) -> None:
     async def scenario() -> None:
-        async with SipUser("b", ("127.0.0.1", 9)) as b:
-            async with SipUser("a", b.address) as a:
-                with pytest.raises(CallRefused, match="INVITE refused: 486 Busy Here") as refusal:
-                    await a.call("600")
-                assert (refusal.value.status, refusal.value.reason) == (486, "Busy Here")
-                assert not a.calls
+        async with (
+            SipUser("b", ("127.0.0.1", 9)) as b,
+            SipUser("a", b.address) as a,
+        ):
+            with pytest.raises(CallRefused, match="INVITE refused: 486 Busy Here") as refusal:
+                await a.call("600")
+            assert (refusal.value.status, refusal.value.reason) == (486, "Busy Here")
+            assert not a.calls
 
     run(scenario())
 
 
 def test_requests_that_are_not_served_are_refused(run: Run) -> None:
     async def scenario() -> None:
-        async with SipUser("b", ("127.0.0.1", 9), answer=True) as b:
-            async with SipUser("a", b.address) as a:
-                with pytest.raises(Refused, match="REGISTER refused: 481"):
-                    await a.register()
-                call = await a.call("600")
-                with pytest.raises(TransferRefused, match="REFER refused: 405"):
-                    await call.refer("601")
+        async with (
+            SipUser("b", ("127.0.0.1", 9), answer=True) as b,
+            SipUser("a", b.address) as a,
+        ):
+            with pytest.raises(Refused, match="REGISTER refused: 481"):
+                await a.register()
+            call = await a.call("600")
+            with pytest.raises(TransferRefused, match="REFER refused: 405"):
+                await call.refer("601")
 
     run(scenario())
 
@@ -806,12 +827,14 @@ def test_channel_has_the_codec_of_the_call(
     run: Run, asterisk: Asterisk, codec: Codec, native: str
 ) -> None:
     async def scenario() -> None:
-        async with SipUser("caller", ("127.0.0.1", asterisk.sip_port)) as user:
-            async with AmiClient(asterisk) as ami:
-                await user.call("echo", codec=codec)
-                event = await ami.wait_event(lambda headers: headers.get("Event") == "Newchannel")
-                formats = await ami.variable(event["Channel"], "CHANNEL(audionativeformat)")
-                assert formats == f"({native})"
+        async with (
+            SipUser("caller", ("127.0.0.1", asterisk.sip_port)) as user,
+            AmiClient(asterisk) as ami,
+        ):
+            await user.call("echo", codec=codec)
+            event = await ami.wait_event(lambda headers: headers.get("Event") == "Newchannel")
+            formats = await ami.variable(event["Channel"], "CHANNEL(audionativeformat)")
+            assert formats == f"({native})"
 
     run(scenario())
 

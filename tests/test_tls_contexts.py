@@ -22,7 +22,8 @@ def certificate(tmp_path: Path) -> Path:
 
 def test_client_verifies_certificate_and_name_from_tls_1_2_on() -> None:
     context = client_context()
-    assert context.verify_mode is ssl.CERT_REQUIRED and context.check_hostname
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.check_hostname
     assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
 
 
@@ -32,12 +33,18 @@ def test_client_trusts_the_authorities_of_the_file_alone(tmp_path: Path) -> None
     assert client_context(str(path)).cert_store_stats()["x509_ca"] == 1
 
 
-@pytest.mark.parametrize("content", [None, "nonsense"], ids=["missing", "nonsense"])
-def test_client_with_a_file_that_cannot_be_used_raises(tmp_path: Path, content: str | None) -> None:
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [(None, FileNotFoundError), ("nonsense", ssl.SSLError)],
+    ids=["missing", "nonsense"],
+)
+def test_client_with_a_file_that_cannot_be_used_raises(
+    tmp_path: Path, content: str | None, error: type[OSError]
+) -> None:
     path = tmp_path / "ca.pem"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(OSError):
+    with pytest.raises(error):
         client_context(str(path))
 
 

@@ -94,7 +94,9 @@ def test_uri_of_anything_is_printable_ascii_and_a_uri_and_means_the_same(
     host: str, rest: str
 ) -> None:
     uri = uri_of(f"ws://{host}/{rest}")
-    assert uri.isascii() and uri.isprintable() and " " not in uri
+    assert uri.isascii()
+    assert uri.isprintable()
+    assert " " not in uri
     assert uri_of(uri) == uri
     target = uri.partition("://")[2].partition("/")[2]
     assert _URI_TARGET.fullmatch(target)
@@ -112,7 +114,8 @@ def test_uri_of_any_host_is_one_that_the_library_reads_alike(host: str) -> None:
         uri = uri_of(f"ws://{host}/")
     except UnicodeError:
         return
-    assert uri.isascii() and uri.isprintable()
+    assert uri.isascii()
+    assert uri.isprintable()
     assert uri_of(uri) == uri
     if not set(host) & set("/?#"):
         parts = urlsplit(uri)

@@ -210,7 +210,7 @@ class Protocol(AMIProtocol):  # type: ignore[misc]
         self.factory = Manager(encoding="utf8")  # it is not told of the loss: it would reconnect
         self.encoding = "utf8"
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         self._on_lost()
 
     # --- Out ---

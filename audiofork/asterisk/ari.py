@@ -330,8 +330,8 @@ def _new_session(config: AriConfig) -> aiohttp.ClientSession:
 
 
 async def _refuse_redirect(
-    session: aiohttp.ClientSession,
-    context: SimpleNamespace,
+    _session: aiohttp.ClientSession,
+    _context: SimpleNamespace,
     redirect: aiohttp.TraceRequestRedirectParams,
 ) -> None:
     """End a request that is sent elsewhere; `ws_connect` has no option for that."""

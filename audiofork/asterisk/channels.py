@@ -71,7 +71,7 @@ class Channels:
     def hang_up(self, uniqueid: str) -> None:
         """Have a channel hung up, without waiting; if there is none, all is well."""
         # Not by its name: a fork's earlier leg has the same.
-        self._ami.post("Hangup", [("Channel", uniqueid)], lambda exc: None)
+        self._ami.post("Hangup", [("Channel", uniqueid)], lambda _: None)
 
     async def present(self) -> dict[str, str]:
         """Return the names of all channels, by uniqueid."""

@@ -350,7 +350,7 @@ async def taps_of(config: Config) -> list[str]:
     Raises:
         OSError, TimeoutError, ValueError, AmiError: Asterisk cannot be asked for its version.
     """
-    async with connected(config.asterisk, lambda event: None) as ami:
+    async with connected(config.asterisk, lambda _: None) as ami:
         version = await ami.ask_version()
     return ways_for(site_if_all_works(config, version))
 

@@ -192,7 +192,7 @@ class _Connection(asyncio.Protocol):
         else:
             self._transport.close()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         self._probe.remove(self._transport)
         if self._leg is not None:
             self._leg.on_closed()
@@ -297,11 +297,11 @@ class ProbeLegs:
         news = asyncio.create_task(self._news_of(uniqueid))
         either: set[asyncio.Future[Any]] = {arrival, news}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if arrival.done():
-            news.cancel()
-            self.news_due = True
-            return arrival.result()
-        self._raise(await news, ended)
+        if not arrival.done():
+            self._raise(await news, ended)
+        news.cancel()
+        self.news_due = True
+        return arrival.result()
 
     async def knock(self, address: Address) -> None:
         """Have Asterisk connect to somebody else, and wait until that is over.
@@ -352,7 +352,7 @@ class OneAddress:
     def addresses(self) -> Sequence[Address]:
         return (self.address,)
 
-    def address_of(self, fork_id: str) -> Address:
+    def address_of(self, fork_id: str) -> Address:  # noqa: ARG002 (of LegAddresses)
         return self.address
 
 

@@ -31,7 +31,7 @@ async def sweep(config: Config) -> int:
     """
     _check_dead(config)
     addresses = _addresses(config)
-    async with connected(config.asterisk, lambda event: None) as ami:
+    async with connected(config.asterisk, lambda _: None) as ami:
         present = await Channels(ami).present()
         legs = [
             uniqueid

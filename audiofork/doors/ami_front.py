@@ -343,7 +343,7 @@ class _End(asyncio.BufferedProtocol):
         self._transport.set_write_buffer_limits(high=FULL_BYTES)
         self.on_made()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
+    def get_buffer(self, _sizehint: int) -> memoryview:
         return self._buffer
 
     def buffer_updated(self, count: int) -> None:
@@ -353,7 +353,7 @@ class _End(asyncio.BufferedProtocol):
         assert self._transport is not None
         return self._on_eof() and self._transport.can_write_eof()  # TLS has no half-open state
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         self.closed = True
         self.resume_writing()
         self._on_lost()

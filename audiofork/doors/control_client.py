@@ -170,7 +170,7 @@ _COLUMNS = (
 _NUMBERS = frozenset({"RATE", "AGE", "IN", "SENT", "DROPPED"})
 
 
-def as_json(forks: list[dict[str, Any]], legs_left: int = 0) -> str:
+def as_json(forks: list[dict[str, Any]], _legs_left: int = 0) -> str:
     """Return forks as a JSON array, with the fields of ForkView."""
     return json.dumps(forks, indent=2)
 

@@ -198,7 +198,7 @@ class Legs:
         end = await self._end_of(fork, frames_in)
         if end is not None:
             self._end(fork, *end)
-        elif fork.progress.end_asked is None and fork.state is not ForkState.ENDED:
+        elif fork.progress.end_asked is None and fork.state is not ForkState.ENDED:  # noqa: SIM102
             # Else the relay has died since, and all legs are ordered anew with another process; one
             # that is asked for before finds nobody, and would soon have used up the attempts.
             if leg.id == leg_id and not fork.progress.relay_away:

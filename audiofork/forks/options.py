@@ -173,11 +173,11 @@ def _gain_of_both(options: Options, argument: str | None) -> Options:
     return replace(options, gain_in=gain, gain_out=gain)
 
 
-def _keep_time(options: Options, argument: str | None) -> Options:
+def _keep_time(options: Options, _argument: str | None) -> Options:
     return replace(options, keep_time=True)
 
 
-def _bridged_only(options: Options, argument: str | None) -> Options:
+def _bridged_only(options: Options, _argument: str | None) -> Options:
     return replace(options, bridged_only=True)
 
 
@@ -186,11 +186,11 @@ def _beep_interval(options: Options, argument: str | None) -> Options:
     return replace(options, beeps=replace(options.beeps, interval_s=interval_s))
 
 
-def _beep_at_start(options: Options, argument: str | None) -> Options:
+def _beep_at_start(options: Options, _argument: str | None) -> Options:
     return replace(options, beeps=replace(options.beeps, at_start=True))
 
 
-def _beep_at_end(options: Options, argument: str | None) -> Options:
+def _beep_at_end(options: Options, _argument: str | None) -> Options:
     return replace(options, beeps=replace(options.beeps, at_end=True))
 
 
@@ -227,7 +227,7 @@ def _id_variable(options: Options, argument: str | None) -> Options:
     return replace(options, id_variable=name)
 
 
-def _ignored(options: Options, argument: str | None) -> Options:
+def _ignored(options: Options, _argument: str | None) -> Options:
     return replace(options, ignored="a")
 
 

@@ -282,5 +282,5 @@ class Link(asyncio.Protocol, Generic[_Heard]):
         log.error("a link between the daemon and a relay process is closed: %s", why)
         self._transport.abort()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         self._on_closed()

@@ -295,7 +295,7 @@ class _Leg(asyncio.Protocol):
         if not self._hung_up:
             self._transport.write(encode(self._spoken_kind, frame))
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         self._hung_up = True
         self._deadline.cancel()
         self._stop_batching()

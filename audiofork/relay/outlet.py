@@ -112,8 +112,8 @@ class _FastPath:
     ) -> None:
         self.flow = Flow.SHUT
         self.header = header
-        self.write: Callable[[bytes], object] = lambda message: None
-        self.note: Callable[[Written], object] = lambda written: None
+        self.write: Callable[[bytes], object] = lambda _: None
+        self.note: Callable[[Written], object] = lambda _: None
         self.frames_sent = 0
         self.next_check = 0
         self.keep = keep

@@ -186,7 +186,7 @@ class OneLegPipeline(Pipeline):
             fill = functools.partial(self._fill, bytes(message_frame_bytes(spec)))
             self._silence_filler = SilenceFiller(fill, lambda: self.frames_in, time.monotonic)
 
-    def input_of(self, part: LegPart) -> TakeFrame:
+    def input_of(self, part: LegPart) -> TakeFrame:  # noqa: ARG002 (of the base)
         """See `Pipeline.input_of`."""
         return self._on_frame
 

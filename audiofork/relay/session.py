@@ -232,7 +232,7 @@ class Session:
         except SinkError as exc:
             reason = EndReason.SINK_GONE if exc.retryable else EndReason.SINK_REFUSED
             self.end(reason, str(exc))
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 (logged, and ends the fork)
             ForkLog(log, self.spec.fork_id, self.spec.channel).exception("the sink failed")
             self.end(EndReason.FAULT, repr(exc))
         assert self._closing is not None, "run() returns after close() or raises"

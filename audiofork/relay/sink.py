@@ -39,10 +39,10 @@ class SinkCallbacks:
 
     def __init__(self) -> None:
         self.on_open: Callable[[], None] = lambda: None
-        self.on_retry: Callable[[int, str], None] = lambda attempt, why: None
-        self.on_text: Callable[[str], None] = lambda text: None
-        self.on_audio: Callable[[Audio], None] = lambda audio: None
-        self.on_command: Callable[[Command], None] = lambda command: None
+        self.on_retry: Callable[[int, str], None] = lambda *_: None
+        self.on_text: Callable[[str], None] = lambda _: None
+        self.on_audio: Callable[[Audio], None] = lambda _: None
+        self.on_command: Callable[[Command], None] = lambda _: None
 
 
 class Sink(SinkCallbacks):

@@ -7,6 +7,7 @@ the TCP connection. That costs more than the encryption does (docs/performance.m
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections import deque
@@ -247,10 +248,8 @@ class TlsTransport(asyncio.Transport):
 
     def _say_goodbye(self) -> None:
         """Tell the peer that there is no more, without waiting for its answer."""
-        try:
+        with contextlib.suppress(OSError, ValueError):
             self._tls.unwrap()
-        except (OSError, ValueError):
-            pass
 
     def _tell_of_loss(self, exc: Exception | None) -> None:
         protocol, self._protocol = self._protocol, asyncio.BaseProtocol()

@@ -79,7 +79,7 @@ class Worker:
         """The addresses that Asterisk connects legs to."""
         return [self._advertise or self.address]
 
-    def address_of(self, fork_id: str) -> Address:
+    def address_of(self, fork_id: str) -> Address:  # noqa: ARG002 (of LegAddresses)
         """Return the address that Asterisk is to connect the leg of a fork to."""
         return self.addresses[0]
 

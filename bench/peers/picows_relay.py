@@ -58,7 +58,7 @@ class Leg(asyncio.Protocol):
         )
         self._transport.resume_reading()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         if self._sink is not None:
             self._sink.send_close(picows.WSCloseCode.OK)
 

@@ -106,7 +106,8 @@ async def start(tap: SnoopTap, ari: FakeAri, clock: Clock) -> AsyncIterator[Star
     """A start; after the test nothing may be left of it."""
     start = Start(tap, ari, clock)
     yield start
-    assert start.task is not None and start.task.done()
+    assert start.task is not None
+    assert start.task.done()
     assert ari.starting_ids == []
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
@@ -327,7 +328,8 @@ async def test_start_of_a_channel_that_does_not_enter_in_time_hangs_it_up_and_is
 ) -> None:
     await start.begin()
     await start.clock.advance(ENTER_TIMEOUT_S - 0.1)
-    assert start.task is not None and not start.task.done()
+    assert start.task is not None
+    assert not start.task.done()
     await start.clock.advance(0.2)
     with pytest.raises(LegRefused, match="^ARI: the leg did not enter audiofork in time$"):
         start.result()

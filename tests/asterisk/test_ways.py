@@ -114,7 +114,8 @@ def test_legs_that_speak_come_by_ari_where_that_silences_nobody(
     wish = Wish(direction, rate, speaks=True)
     for version in BEFORE_PAIRS + WITH_PAIRS + BY_APPLICATION:
         way = best_way(wish, site(version))
-        assert way is not None and way.tap == "snoop"
+        assert way is not None
+        assert way.tap == "snoop"
 
 
 @pytest.mark.parametrize("version", LEAKING)
@@ -217,7 +218,8 @@ def test_nothing_comes_by_chanspy_where_it_is_not_wanted(version: str) -> None:
     for direction, apart in itertools.product(Direction, (False, True)):
         wish = Wish(direction, apart=apart)
         way = best_way(wish, here)
-        assert way is not None and way.tap == "snoop"
+        assert way is not None
+        assert way.tap == "snoop"
         served = [way for way in (SPY_HALF, SPY_IN, SPY_PAIRS, SPY_MIX) if direction in way.parts]
         assert {way.why_not(wish, here) for way in served} == {NO_CHANSPY}
         nowhere = site(version, no_ari=NO_ARI, no_chanspy=NO_CHANSPY, narrowband=True)

@@ -469,7 +469,7 @@ async def test_taps_of_a_version_that_is_not_told_are_those_of_the_latest(
 
 
 async def test_taps_without_asterisk_raise_why() -> None:
-    with pytest.raises(OSError):
+    with pytest.raises(ConnectionRefusedError):
         await taps_of(configured())
 
 

@@ -203,7 +203,8 @@ def test_stop_of_a_uuid_is_of_one_fork_and_of_a_name_of_a_channel(daemon: FakeDa
     assert ask(daemon, "stop", FORK_ID.upper()).output == f"{FORK_ID}\n"
     assert ask(daemon, "stop", "PJSIP/100-0000002a").output == f"{FORK_ID}\n"
     one, all_of_channel = daemon.requests
-    assert isinstance(one, StopFork) and isinstance(all_of_channel, StopFork)
+    assert isinstance(one, StopFork)
+    assert isinstance(all_of_channel, StopFork)
     assert (one.fork_id, one.target.channel) == (FORK_ID, "")
     assert (all_of_channel.fork_id, all_of_channel.target.channel) == ("", "PJSIP/100-0000002a")
 

@@ -192,7 +192,8 @@ def test_differences_are_noted_with_their_line(call: str, parts: list[str]) -> N
     assert migration.changes == 1
     assert [note.line for note in migration.notes] == [2] * len(parts)
     for note, part in zip(migration.notes, parts, strict=True):
-        assert part in note.text and not note.left
+        assert part in note.text
+        assert not note.left
 
 
 def test_call_in_a_macro_and_a_context_of_our_name_are_noted() -> None:

@@ -488,7 +488,8 @@ async def test_disk_full(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     assert content(takes["good"].path) == (1, 3 * FRAME)
     complaints = [line for line in bench.lines if "No space left on device" in line]
     assert len(complaints) == 1
-    assert complaints[0].startswith("bad: ") and "ends here" in complaints[0]
+    assert complaints[0].startswith("bad: ")
+    assert "ends here" in complaints[0]
 
 
 def test_disk_full_leaves_no_half_write(tmp_path: Path) -> None:

@@ -331,7 +331,8 @@ asyncio.run(main())
     pipe = subprocess.PIPE
     arguments = [sys.executable, "-c", script, str(path)]
     with subprocess.Popen(arguments, stdin=pipe, stdout=pipe) as process:  # noqa: ASYNC220
-        assert process.stdout is not None and process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdin is not None
         assert await asyncio.to_thread(process.stdout.readline) == b"open\n"
         journal = journals()
         assert await journal.open() == []

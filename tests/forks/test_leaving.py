@@ -38,7 +38,7 @@ async def end_one(rig: Rig, **fields: str) -> list[str]:
     """Start a fork, let its legs connect, and stop it; return the ids of its legs."""
     fork_id = await rig.attach(**fields)
     leg_ids = [order.leg_id for order in rig.tap.orders if order.fork_id == fork_id]
-    rig.ami.channels.update({leg_id: "AudioSocket/us-1" for leg_id in leg_ids})
+    rig.ami.channels.update(dict.fromkeys(leg_ids, "AudioSocket/us-1"))
     await rig.ended(fork_id, EndReason.STOPPED)
     return leg_ids
 
@@ -145,7 +145,7 @@ async def test_leg_that_asterisk_lists_is_there_though_it_does_not_answer_for_it
     with pytest.raises(RequestRefused) as caught:
         await asked
     assert str(caught.value) == why_full(2)
-    assert set(name for name, *_ in stuck.ami.actions[before:]) == {"CoreShowChannels"}
+    assert {name for name, *_ in stuck.ami.actions[before:]} == {"CoreShowChannels"}
     assert stuck.forks._leaving.ids == legs
     await go(stuck, *legs)
 

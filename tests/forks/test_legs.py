@@ -600,7 +600,8 @@ async def test_legs_that_find_no_relay_process_are_not_asked_for_before_there_is
     for _ in range(MAX_NEW_LEGS + 1):
         rig.forks.on_event(OriginateFailed(rig.tap.legs[-1], "3"))
         await rig.clock.advance(LEG_LOSS_GRACE_S)
-    assert len(rig.tap.legs) == 2 and rig.ends == []
+    assert len(rig.tap.legs) == 2
+    assert rig.ends == []
     rig.live.append(fork_id)
     await rig.lose_relay(fork_id)
     rig.connect(fork_id, PAIRS)

@@ -120,7 +120,8 @@ async def test_new_relay_process_hears_what_has_changed_since_the_start(rig: Rig
     rig.sent.clear()
     await rig.lose_relay(fork_id)
     spec, mute = rig.sent
-    assert isinstance(spec, ForkSpec) and spec.gate_open
+    assert isinstance(spec, ForkSpec)
+    assert spec.gate_open
     assert mute == SetMute(fork_id, True, False)
 
 
@@ -135,7 +136,8 @@ async def test_too_many_dead_relay_processes_end_the_fork(rig: Rig) -> None:
     assert (name, headers["Reason"]) == ("AudioForkStopped", "leg-failed")
     assert headers["Detail"] == f"the leg was lost 4 times in 10 s, last: {RELAY_DIED}"
     assert headers["RelaysLost"] == "4"
-    assert len(rig.forks) == 0 and rig.live == []
+    assert len(rig.forks) == 0
+    assert rig.live == []
     assert rig.journal.entries == {}
 
 
@@ -191,7 +193,8 @@ async def test_fork_whose_tls_files_went_since_ends_when_its_relay_process_dies(
     rig.spec_fault = "the certificate cannot be used"
     await rig.lose_relay(fork_id)
     assert rig.last_event[1]["Reason"] == "sink-refused"
-    assert len(rig.tap.legs) == 1 and len(rig.forks) == 0
+    assert len(rig.tap.legs) == 1
+    assert len(rig.forks) == 0
 
 
 async def test_attempt_is_that_of_the_leg_that_was_lost_most_often(two: Rig) -> None:

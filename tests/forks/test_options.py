@@ -495,7 +495,8 @@ def test_parse_options_any_text_gives_options_or_a_refusal(text: str) -> None:
     try:
         options = parse_options(text)
     except RequestRefused as exc:
-        assert str(exc).startswith("Options: ")
+        refusal = str(exc)
+        assert refusal.startswith("Options: ")
     else:
         assert isinstance(options, Options)
         assert -4 <= options.gain_in <= 4

@@ -331,7 +331,8 @@ async def test_run_surroundings(tmp_path: Path) -> None:
     # 0, 1, 2, the pipe that tells the end, and the one of ls itself.
     assert len(next(line for line in text.splitlines() if line.startswith("0,")).split(",")) == 5
     ids = text.splitlines()[-1].split()
-    assert len(set(ids)) == 1 and os.getsid(0) != int(ids[0])
+    assert len(set(ids)) == 1
+    assert os.getsid(0) != int(ids[0])
 
 
 async def test_run_output_goes_to_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -40,4 +40,5 @@ async def test_fault_is_logged_with_its_traceback_and_does_not_hold_up_the_rest(
     await tasks.finish()
     (record,) = caplog.records
     assert record.message == "a fault of the daemon"
-    assert record.exc_info is not None and str(record.exc_info[1]) == "boom"
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "boom"

@@ -151,7 +151,8 @@ def _check_cut(text: str) -> None:
         blank = expected is not None and any(
             letter.isspace() and argument is not None for letter, argument in expected
         )
-        assert expected is None or blank, exc
+        refusal = str(exc)
+        assert expected is None or blank, refusal
         return
     assert pairs == [pair for pair in expected or [] if not pair[0].isspace()]
 
@@ -161,14 +162,17 @@ def check_url_string(data: bytes, rng: Random) -> str:
     try:
         check_url(url, ("ws://*", "wss://*"))
     except RequestRefused as exc:
-        assert str(exc)
+        refusal = str(exc)
+        assert refusal
         if url.isprintable():
             check_refusal(exc)
         return "refused"
     assert url.isprintable()
     assert len(url.encode()) <= MAX_URL_BYTES
     uri = uri_of(url)
-    assert uri.isascii() and uri.isprintable() and uri_of(uri) == uri
+    assert uri.isascii()
+    assert uri.isprintable()
+    assert uri_of(uri) == uri
     for pattern in _PATTERNS:
         _check_pattern(url, pattern)
     _check_private(url)
@@ -224,7 +228,8 @@ def check_config(data: bytes, rng: Random) -> str:
     try:
         config.parse(content, environment, source="audiofork.ini")
     except ConfigError as exc:
-        assert str(exc).startswith("audiofork.ini:")
+        refusal = str(exc)
+        assert refusal.startswith("audiofork.ini:")
         return "refused"
     return "taken"
 

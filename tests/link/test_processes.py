@@ -114,7 +114,8 @@ class Rig:
         self.relays.send(TakeStats(ticket))
         await until(lambda: self.of(StatsTaken), TIMEOUT_S)
         taken = self.of(StatsTaken)[-1]
-        assert isinstance(taken, StatsTaken) and taken.ticket == ticket
+        assert isinstance(taken, StatsTaken)
+        assert taken.ticket == ticket
         self.reports.remove(taken)
         return taken.stats
 
@@ -291,7 +292,8 @@ async def test_process_sees_nothing_of_the_environment_that_is_for_the_daemon(
     await rig.relays.start()
     environment = environment_of(rig.pid(0))
     assert "SSL_CERT_DIR" in environment
-    assert "hunter2" not in environment and "NOTIFY_SOCKET" not in environment
+    assert "hunter2" not in environment
+    assert "NOTIFY_SOCKET" not in environment
     await rig.relays.close()
 
 
@@ -338,10 +340,13 @@ async def test_death_of_a_process_is_reported_for_its_forks_alone_and_another_is
     addresses, old_pid = rig.relays.addresses, rig.pid(dying)
     rig.signal(dying, signal.SIGKILL)
     lost = await rig.lost()
-    assert set(lost.fork_ids) == expected and len(lost.fork_ids) == 2
+    assert set(lost.fork_ids) == expected
+    assert len(lost.fork_ids) == 2
     assert 0 <= lost.away_s < 5
     (line,) = [record.message for record in caplog.records if "died" in record.message]
-    assert "killed by SIGKILL" in line and "2 forks" in line and str(addresses[dying]) in line
+    assert "killed by SIGKILL" in line
+    assert "2 forks" in line
+    assert str(addresses[dying]) in line
     await rig.restarted(dying, old_pid)
     assert rig.relays.addresses == addresses
     assert stays in await rig.stats()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -151,11 +151,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
 
 
 @pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> Iterator[float]:
+def soon(monkeypatch: pytest.MonkeyPatch) -> float:
     """Shorten the time that a sink may take to close; the value is that time."""
     for name in ("CLOSE_TIMEOUT_S", "LINGER_S"):
         monkeypatch.setattr(f"audiofork.relay.sink.{name}", 0.1)
-    yield 0.1
+    return 0.1
 
 
 @pytest.fixture

@@ -127,10 +127,8 @@ class Leg:
 
     async def close(self) -> None:
         self._writer.close()
-        try:
+        with contextlib.suppress(OSError):  # the server was faster
             await self._writer.wait_closed()
-        except OSError:  # the server was faster
-            pass
 
 
 class StalledServer:

@@ -330,5 +330,5 @@ async def test_close_hangs_up_all_and_listens_no_more(stage: ListenerStage) -> N
     await stage.listener.close()
     assert await quiet.read_to_end() == HANGUP
     assert await stage.other.read_to_end() == HANGUP
-    with pytest.raises(OSError):
+    with pytest.raises(ConnectionRefusedError):
         await Leg.connect(stage.address)

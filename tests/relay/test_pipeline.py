@@ -455,7 +455,8 @@ def test_silence_is_handed_to_another_taker_too(clock: FakeLoop) -> None:
     others: list[bytes] = []
     stage.pipeline.hand_to(others.append)
     clock.advance(0.3)
-    assert others and set(others) == {bytes(320)}
+    assert others
+    assert set(others) == {bytes(320)}
     assert stage.frames == []
 
 

@@ -193,7 +193,8 @@ async def test_address_that_is_taken_is_reported(control: Control) -> None:
         listen = Address("127.0.0.1", other.getsockname()[1])
         control.send(Configure.of(Config(audiosocket=AudioSocketConfig(listen=listen))))
         answer = await control.hears(NotListening)
-    assert answer.number == 98 and "in use" in answer.text
+    assert answer.number == 98
+    assert "in use" in answer.text
 
 
 async def test_new_configuration_counts_for_new_forks(control: Control, recorder: Recorder) -> None:

@@ -34,14 +34,16 @@ def bad_status(status: int, headers: dict[str, str] | None = None) -> InvalidSta
 @pytest.mark.parametrize("status", PASSING_STATUSES)
 def test_status_that_may_pass_is_retryable(status: int) -> None:
     error = connect_failure(bad_status(status))
-    assert isinstance(error, SinkUnreachable) and error.retryable
+    assert isinstance(error, SinkUnreachable)
+    assert error.retryable
     assert str(error) == f"the server answered HTTP {status}"
 
 
 @pytest.mark.parametrize("status", FINAL_STATUSES)
 def test_other_status_is_final(status: int) -> None:
     error = connect_failure(bad_status(status))
-    assert isinstance(error, SinkRefused) and not error.retryable
+    assert isinstance(error, SinkRefused)
+    assert not error.retryable
     assert f"HTTP {status}" in str(error)
     assert ("redirects are not followed" in str(error)) == (300 <= status <= 399)
 
@@ -91,14 +93,16 @@ def closed(code: int, reason: str = "") -> ConnectionClosed:
 @pytest.mark.parametrize("code", [1001, 1006, 1011, 1012, 1013, 1014])
 def test_close_code_that_may_pass_is_retryable(code: int) -> None:
     error = closure(closed(code, "later"))
-    assert isinstance(error, SinkLost) and error.retryable
+    assert isinstance(error, SinkLost)
+    assert error.retryable
     assert str(error) == f"the server closed with {code} later"
 
 
 @pytest.mark.parametrize("code", [1000, 1003, 1008, 4000, 4001, 4500, 4999])
 def test_close_code_that_says_no_is_final(code: int) -> None:
     error = closure(closed(code))
-    assert isinstance(error, SinkRefused) and not error.retryable
+    assert isinstance(error, SinkRefused)
+    assert not error.retryable
     assert str(error) == f"the server closed with {code}"
 
 
@@ -213,7 +217,8 @@ def test_waits_are_drawn_from_the_whole_span_when_nobody_says_otherwise() -> Non
     waits = [Retries(0, 5).next_wait_s(AWAY, None, 0) for _ in range(1000)]
     drawn = [wait for wait in waits if wait is not None]
     assert len(set(drawn)) > 900
-    assert 0 <= min(drawn) < 0.05 and 0.2 < max(drawn) <= 0.25
+    assert 0 <= min(drawn) < 0.05
+    assert 0.2 < max(drawn) <= 0.25
 
 
 def test_loss_after_a_healthy_time_starts_anew() -> None:

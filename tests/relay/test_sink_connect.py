@@ -96,7 +96,8 @@ async def test_host_beyond_ascii_is_looked_up_and_asked_in_its_idna_form(
     looked_up = resolved(("127.0.0.1", recorder.port))
     await opened(start("ws://bücher.example/%20ü")[0])
     recording = await recorder.wait(lambda r: r.connection is not None)
-    assert recording.connection is not None and recording.connection.request is not None
+    assert recording.connection is not None
+    assert recording.connection.request is not None
     assert recording.connection.request.headers["Host"] == "xn--bcher-kva.example"
     assert recording.path == "/%20%C3%BC"
     assert looked_up == ["xn--bcher-kva.example"]
@@ -105,14 +106,16 @@ async def test_host_beyond_ascii_is_looked_up_and_asked_in_its_idna_form(
 async def test_request_has_no_extensions(recorder: Recorder, start: Start) -> None:
     start(recorder.url())
     recording = await recorder.wait(lambda r: r.connection is not None)
-    assert recording.connection is not None and recording.connection.request is not None
+    assert recording.connection is not None
+    assert recording.connection.request is not None
     assert "Sec-WebSocket-Extensions" not in recording.connection.request.headers
 
 
 async def test_request_says_who_asks(recorder: Recorder, start: Start) -> None:
     start(recorder.url())
     recording = await recorder.wait(lambda r: r.connection is not None)
-    assert recording.connection is not None and recording.connection.request is not None
+    assert recording.connection is not None
+    assert recording.connection.request is not None
     agents = recording.connection.request.headers.get_all("User-Agent")
     assert agents == [f"audiofork/{__version__}"]
 

@@ -113,4 +113,4 @@ async def test_messages_of_a_broken_connection_wait_again_frame_by_frame(
     await failure(task)
     waiting = [number(sink.backlog.take()) for _ in range(len(sink.backlog))]
     assert waiting == list(range(sink.frames_sent, count))
-    assert 0 < len(waiting)
+    assert len(waiting) > 0

@@ -238,7 +238,7 @@ async def test_close_says_shutdown_to_every_server(relay: RelayStage, recorder: 
         recording = await recorder.wait_closed(f"/{n}")
         assert (recording.close_code, recording.close_reason) == (1001, "shutdown")
         assert relay.of(fork_id, ForkEnded)[0].reason is EndReason.SHUTDOWN
-    with pytest.raises(OSError):
+    with pytest.raises(ConnectionRefusedError):
         await Leg.connect(relay.worker.address)
 
 
@@ -257,7 +257,7 @@ async def test_close_with_a_stalled_server_ends_in_time(
 
 async def test_close_without_forks_listens_no_more(relay: RelayStage) -> None:
     await relay.worker.close()
-    with pytest.raises(OSError):
+    with pytest.raises(ConnectionRefusedError):
         await Leg.connect(relay.worker.address)
 
 

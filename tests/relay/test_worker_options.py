@@ -174,7 +174,8 @@ async def test_file_of_a_fork_that_cannot_be_used_refuses_it_naming_the_file(
     fork_id = relay.begin(recorder.url(), tls=Tls(**{wish: path}))  # type: ignore[arg-type]
     (ended,) = relay.of(fork_id)
     assert (ended.reason, ended.stats) == (EndReason.SINK_REFUSED, ForkStats())
-    assert path in ended.detail and "cannot be used" in ended.detail
+    assert path in ended.detail
+    assert "cannot be used" in ended.detail
     assert relay.worker.sessions == {}
 
 

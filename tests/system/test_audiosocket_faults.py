@@ -62,7 +62,8 @@ async def live_fork_id(
     assert int(stopped["FramesIn"]) == len(recording.messages)
     assert 0 < sent <= len(BLOCKS)
     became = report(find_blocks(recording.audio, HEARD), sent)
-    assert not became.duplicated and not became.out_of_order
+    assert not became.duplicated
+    assert not became.out_of_order
     # One may be lost between caller and daemon, rarely; a peer that disturbs costs many.
     assert became.missing <= 2
     assert len(recorder.recordings) == 1

@@ -56,7 +56,9 @@ READ_ONLY = "read_only = yes"
 def user(name: str, read: str, write: str) -> str:
     """Return the shipped AMI user under another name and with other rights."""
     text = manager_conf()
-    assert "[audiofork]\n" in text and READ in text and WRITE in text
+    assert "[audiofork]\n" in text
+    assert READ in text
+    assert WRITE in text
     text = text.replace("[audiofork]\n", f"[{name}]\n")
     return text.replace(READ, f"read = {read}\n").replace(WRITE, f"write = {write}\n")
 
@@ -77,7 +79,8 @@ def checked() -> Iterator[Asterisk]:
         user("elsewhere", "user,call", "all").replace("127.0.0.1/255", "192.0.2.1/255"),
     ]
     reader = ari_conf().replace("[audiofork]", "[reader]").replace("read_only = no", READ_ONLY)
-    assert "[reader]" in reader and READ_ONLY in reader
+    assert "[reader]" in reader
+    assert READ_ONLY in reader
     additions = {"manager.conf": "\n".join(users), "ari.conf": ari_conf() + reader}
     with Asterisk(dialplan=DIALPLAN + dialplan(), config=additions) as one:
         yield one
@@ -594,7 +597,8 @@ async def test_running_daemon_of_the_same_application_keeps_its_link_and_its_for
             assert gone_on > 45
             assert {len(message) for message in before.messages} == {1280}
             assert {len(message) for message in meanwhile.messages + after.messages} == {640}
-            assert not before.closed and not meanwhile.closed
+            assert not before.closed
+            assert not meanwhile.closed
             await target.call.hangup()
             await recorder.wait_closed("/before")
             await only_channels(ami)

@@ -73,11 +73,14 @@ async def test_start_list_mute_stop_of_one_fork(
     named = {"id": fork_id, "channel": target.channel, "uniqueid": target.uniqueid, "url": url}
     assert {name: fork[name] for name in named} == named
     assert (fork["state"], fork["direction"], fork["muted"]) == ("streaming", "in", "")
-    assert isinstance(fork["frames_sent"], int) and fork["frames_sent"] >= 10
+    assert isinstance(fork["frames_sent"], int)
+    assert fork["frames_sent"] >= 10
     code, table = await command(daemon, "list")
     assert code == 0
-    assert fork_id in table and target.channel in table
-    assert recorder.url("/one?...") in table and "token" not in table
+    assert fork_id in table
+    assert target.channel in table
+    assert recorder.url("/one?...") in table
+    assert "token" not in table
 
     assert await command(daemon, "mute", fork_id, "on") == (0, f"{fork_id}\n")
     position = len(recording.messages)

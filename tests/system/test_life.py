@@ -266,7 +266,9 @@ async def test_fork_survives_an_attended_transfer_of_its_channel(
         assert recording.close_reason == "hangup"
         heard = report(find_blocks(recording.audio, [decode(block) for block in blocks]), 200)
         # Asterisk may repeat the frame at which it moves the caller to the other bridge.
-        assert not heard.missing and not heard.out_of_order and heard.duplicated <= 1
+        assert not heard.missing
+        assert not heard.out_of_order
+        assert heard.duplicated <= 1
 
 
 # --- The server goes ---

@@ -290,7 +290,8 @@ async def test_token_in_a_url_is_in_no_line_of_the_log(
             await no_channels(ami)
             await asyncio.to_thread(daemon.stop)
             log = daemon.log()
-    assert "DEBUG" in log and f"127.0.0.1:{server.port}/?..." in log
+    assert "DEBUG" in log
+    assert f"127.0.0.1:{server.port}/?..." in log
     assert SECRET not in log
     assert "Traceback" not in log
 

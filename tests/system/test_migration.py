@@ -354,7 +354,8 @@ async def test_ami_blocks_start_mute_and_stop(
 def npm(*packages: str) -> Path:
     """Return a node_modules folder that holds packages, fetched once into the testbed's cache."""
     program = shutil.which("npm")
-    assert program and shutil.which("node"), "node and npm are needed: apt install npm"
+    assert program, "npm is needed: apt install npm"
+    assert shutil.which("node"), "node is needed: apt install npm"
     folder = cache_folder() / "npm"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
@@ -432,7 +433,8 @@ async def test_command_line_starts_lists_and_stops(
     fork_id = (await audiofork(start, daemon)).strip()
     recording = await recorder.wait_messages("/cli", 5)
     listed = await audiofork(show, daemon)
-    assert fork_id[:8] in listed and target.channel in listed
+    assert fork_id[:8] in listed
+    assert target.channel in listed
     assert fork_id in await audiofork(stop, daemon)
     await recorder.wait_closed("/cli")
     assert recording.close_reason == "stopped"

@@ -119,9 +119,11 @@ def arrived(audio: bytes, count: int, first: int = 0) -> Report:
 
 def assert_whole(messages: Sequence[bytes | str], stopped: Headers, count: int) -> None:
     """Fail unless each frame that came from Asterisk arrived, with the blocks once and in order."""
-    assert len(messages) == int(stopped["FramesIn"]) and stopped["FramesDropped"] == "0"
+    assert len(messages) == int(stopped["FramesIn"])
+    assert stopped["FramesDropped"] == "0"
     became = arrived(b"".join(m for m in messages if isinstance(m, bytes)), count)
-    assert not became.duplicated and not became.out_of_order
+    assert not became.duplicated
+    assert not became.out_of_order
     assert became.missing <= LOST_BEFORE
 
 
@@ -187,7 +189,8 @@ async def test_connection_cut_by_a_reset_loses_what_was_under_way(
         stopped = await finish(forked, server)
     became = arrived(server.audio_of("/"), 150)
     print(f"lost {became.missing}, twice {became.duplicated}")
-    assert became.missing <= UNDER_WAY and became.duplicated <= UNDER_WAY
+    assert became.missing <= UNDER_WAY
+    assert became.duplicated <= UNDER_WAY
     assert not became.out_of_order
     assert stopped["FramesDropped"] == "0"
 
@@ -232,7 +235,8 @@ async def test_host_that_moves_without_a_word_loses_what_was_acknowledged(
         await spoken
         stopped = await finish(forked, fresh)
         became = arrived(server.audio_of("/") + fresh.audio_of("/"), 150)
-    assert became.missing <= 50 * stalled_s + UNDER_WAY and became.duplicated <= UNDER_WAY
+    assert became.missing <= 50 * stalled_s + UNDER_WAY
+    assert became.duplicated <= UNDER_WAY
     assert not became.out_of_order
     assert stopped["FramesDropped"] == "0"
 
@@ -365,7 +369,8 @@ async def test_server_that_breaks_in_the_middle_of_a_message_loses_what_was_unde
     stopped = await finish(forked, server)
     became = arrived(server.audio_of("/"), 150)
     print(f"lost {became.missing}, twice {became.duplicated}")
-    assert became.missing <= UNDER_WAY and became.duplicated <= UNDER_WAY
+    assert became.missing <= UNDER_WAY
+    assert became.duplicated <= UNDER_WAY
     assert not became.out_of_order
     assert stopped["FramesDropped"] == "0"
 

@@ -33,7 +33,7 @@ class ChanSpyTap:
         self._ami = ami
         self._relay = relay
 
-    def name_leg(self, fork_id: str, part: LegPart, *, anew: bool) -> str:
+    def name_leg(self, fork_id: str, part: LegPart, *, anew: bool) -> str:  # noqa: ARG002 (of Tap)
         # A leg without media cannot end, so a fork's first one may still be there.
         return leg_name(fork_id, *((secrets.token_hex(4),) if anew else ()))
 

@@ -94,22 +94,22 @@ class Rule:
 def _version_rule(since: Since, text: str, without: str) -> Rule:
     """Demand a version that has something; `without` tells what happens on others."""
 
-    def why_not(wish: Wish, site: Site) -> str:
+    def why_not(_wish: Wish, site: Site) -> str:
         has = site.version.has(since)
         return "" if has else f"{without} on Asterisk {site.version}"
 
     return Rule(f"{text} ({releases(since)} or later)", why_not)
 
 
-def _no_ari(wish: Wish, site: Site) -> str:
+def _no_ari(_wish: Wish, site: Site) -> str:
     return site.no_ari
 
 
-def _no_chanspy(wish: Wish, site: Site) -> str:
+def _no_chanspy(_wish: Wish, site: Site) -> str:
     return site.no_chanspy
 
 
-def _is_wide(wish: Wish, site: Site) -> str:
+def _is_wide(wish: Wish, _site: Site) -> str:
     return "" if wish.sample_rate == NARROW_RATE else "has 8000 Hz alone"
 
 
@@ -119,17 +119,17 @@ def _silences(wish: Wish, site: Site) -> str:
     return f"beeps by snoop may silence the other party on {site.version}"
 
 
-def _is_mixed(wish: Wish, site: Site) -> str:
+def _is_mixed(wish: Wish, _site: Site) -> str:
     return "mixes them" if wish.apart else ""
 
 
-def _is_whole(wish: Wish, site: Site) -> str:
+def _is_whole(_wish: Wish, site: Site) -> str:
     if site.version.has(CHANSPY_IN_WHOLE):
         return f"loses more than option o on Asterisk {site.version}"
     return ""
 
 
-def _may_be_wide(wish: Wish, site: Site) -> str:
+def _may_be_wide(_wish: Wish, site: Site) -> str:
     if site.narrowband:
         return ""
     return "needs a site without wideband ([asterisk] chanspy_pairs = narrowband)"

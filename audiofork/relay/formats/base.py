@@ -99,7 +99,7 @@ class MessageFormat(ABC):
             number: That of the first of them.
         """
 
-    def event(self, event: Event, number: int) -> Sequence[Message]:
+    def event(self, event: Event, number: int) -> Sequence[Message]:  # noqa: ARG002 (for others)
         """Return the messages of an event; none where the format has no word for it.
 
         Args:
@@ -107,7 +107,7 @@ class MessageFormat(ABC):
         """
         return ()
 
-    def closing(self, reason: str) -> Sequence[Message]:
+    def closing(self, reason: str) -> Sequence[Message]:  # noqa: ARG002 (for others)
         """Return what a server gets last, before the close frame with the same reason."""
         return ()
 

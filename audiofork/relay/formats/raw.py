@@ -13,7 +13,7 @@ class RawFormat(MessageFormat):
 
     is_verbatim: ClassVar[bool] = True
 
-    def audio(self, frames: Sequence[bytes], number: int) -> bytes:
+    def audio(self, frames: Sequence[bytes], number: int) -> bytes:  # noqa: ARG002 (of the base)
         return frames[0] if len(frames) == 1 else b"".join(frames)
 
     def meaning(self, message: Message) -> Meaning:

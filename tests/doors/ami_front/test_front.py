@@ -663,7 +663,7 @@ async def test_close_parts_with_all_and_may_come_twice(rig: Rig) -> None:
     await link.wait_for(link.ended.is_set)
     assert not rig.control.answered.is_set()
     await rig.front.close()
-    with pytest.raises(OSError):
+    with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(HOST, rig.address.port)
 
 
@@ -674,7 +674,7 @@ async def test_close_before_start_does_nothing(rig: Rig) -> None:
 async def test_start_without_an_address_or_on_a_taken_one_raises(rig: Rig) -> None:
     with pytest.raises(ConfigError, match=r"\[front\] listen"):
         await Front(FrontConfig(), AsteriskConfig(), rig.control.ask).start()
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="in use"):
         await Front(FrontConfig(rig.address), AsteriskConfig(), rig.control.ask).start()
 
 
