@@ -4,15 +4,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 # Tests wait more than they work, most of all for Asterisk's audio: more processes than cores.
-unit: PROCESSES ?= 4
+unit coverage: PROCESSES ?= 4
 asterisk: PROCESSES ?= 6
 PARALLEL = -n $(PROCESSES) --dist worksteal
 
 # What is compiled once need not be compiled by each process of a test run.
-unit asterisk: export PYTHONDONTWRITEBYTECODE =
+unit coverage asterisk: export PYTHONDONTWRITEBYTECODE =
 
 .NOTPARALLEL:
-.PHONY: demo test style types unit asterisk fuzz bench bench-capacity bench-asterisk faults sample-config clean
+.PHONY: demo test style types unit coverage asterisk fuzz bench bench-capacity bench-asterisk faults sample-config clean
 
 demo: .venv/installed
 	$(BIN)/python -m testbed.demo
@@ -29,6 +29,10 @@ types: .venv/installed
 unit: .venv/installed
 	$(PYTEST) $(PARALLEL) -m "not asterisk and not serial"
 	$(PYTEST) -m "not asterisk and serial"
+
+# Apart from `unit`, which would take twice as long.
+coverage: .venv/installed
+	$(PYTEST) $(PARALLEL) -m "not asterisk and not serial" --cov
 
 # `make asterisk ASTERISK=PREFIX` takes the build that is installed there, and tells what it skips.
 ifdef ASTERISK
@@ -67,5 +71,5 @@ sample-config: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv build *.egg-info recordings .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build *.egg-info recordings .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
 	find . -name __pycache__ -prune -exec rm -rf {} +
