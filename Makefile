@@ -2,17 +2,19 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+OLDEST := .venv-oldest
 PYTEST := $(BIN)/python -m pytest
 # Tests wait more than they work, most of all for Asterisk's audio: more processes than cores.
-unit coverage: PROCESSES ?= 4
+unit coverage oldest: PROCESSES ?= 4
 asterisk: PROCESSES ?= 6
 PARALLEL = -n $(PROCESSES) --dist worksteal
 
 # What is compiled once need not be compiled by each process of a test run.
-unit coverage asterisk: export PYTHONDONTWRITEBYTECODE =
+unit coverage oldest asterisk: export PYTHONDONTWRITEBYTECODE =
 
 .NOTPARALLEL:
-.PHONY: demo test style types unit coverage asterisk fuzz bench bench-capacity bench-asterisk faults sample-config clean
+.PHONY: demo test style types unit coverage oldest asterisk fuzz bench bench-capacity bench-asterisk
+.PHONY: faults sample-config clean
 
 demo: .venv/installed
 	$(BIN)/python -m testbed.demo
@@ -33,6 +35,11 @@ unit: .venv/installed
 # Apart from `unit`, which would take twice as long.
 coverage: .venv/installed
 	$(PYTEST) $(PARALLEL) -m "not asterisk and not serial" --cov
+
+# With the oldest version of each dependency that setup.cfg allows.
+oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) -m "not asterisk and not serial" \
+	  tests/relay tests/asterisk tests/forks tests/link
 
 # `make asterisk ASTERISK=PREFIX` takes the build that is installed there, and tells what it skips.
 ifdef ASTERISK
@@ -70,6 +77,14 @@ sample-config: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# Of the dev tools those that the tests use are the usual ones.
+$(OLDEST)/installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv --clear $(OLDEST)
+	sed -n '/^install_requires/,/^$$/s/^ *\([a-z-]*\) >= \([0-9.]*\).*/\1==\2/p' setup.cfg > $(OLDEST)/constraints.txt
+	grep -E '^(pytest|hypothesis|trustme|cryptography)' constraints.txt >> $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt -e '.[dev]'
+	@touch $@
+
 clean:
-	rm -rf .venv build *.egg-info recordings .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
+	rm -rf .venv $(OLDEST) build *.egg-info recordings .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
 	find . -name __pycache__ -prune -exec rm -rf {} +
