@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 
@@ -74,7 +75,8 @@ async def test_audio_that_stays_away_after_a_few_frames_is_a_fault(
 ) -> None:
     monkeypatch.setattr(check_audio, "AUDIO_TIMEOUT_S", 0.25)
     asterisk.pace_s = 0.1
-    assert (await audio_of(asterisk)).text == "audio: 2 frames within 0.25 s, not 50 a second"
+    text = (await audio_of(asterisk)).text  # two frames, unless the machine is busy
+    assert re.fullmatch(r"audio: [1-3] frames within 0\.25 s, not 50 a second", text)
 
 
 async def test_silence_that_answers_each_frame_means_no_timing_source(
