@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from audiofork.audiosocket import FRAME_BYTES
+from audiofork.audiosocket import FRAME_BYTES, PTIME_MS
 from audiofork.errors import SinkError
 from audiofork.link.messages import (
     EndReason,
@@ -99,11 +99,7 @@ class Session:
         self._unexpected_sizes = CounterLine(
             log, f"fork {spec.fork_id[:8]}: frames of an unexpected size"
         )
-        self._shortfall = (
-            Shortfall(lambda: self._pipeline.frames_brought, time.monotonic)
-            if spec.steady
-            else None
-        )
+        self._shortfall = self._new_shortfall() if spec.steady else None
         self._message_limit = MessageLimit()
         self._streaming = False
         self._end: tuple[EndReason, str] | None = None
@@ -127,6 +123,10 @@ class Session:
             self._beeper.begin()
         self._compare_with_clock()
         self._report(LegAttached(self.spec.fork_id, part))
+
+    def _new_shortfall(self) -> Shortfall:
+        batch_frames = self._sink.frame_ms // PTIME_MS
+        return Shortfall(lambda: self._pipeline.frames_brought, time.monotonic, batch_frames)
 
     def _compare_with_clock(self) -> None:
         """Count missing frames while audio is to flow."""
