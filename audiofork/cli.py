@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import io
 import os
 import signal
@@ -347,9 +346,7 @@ def migrate(files: tuple[Path, ...], write: bool) -> None:
 
     Prints the changes as a diff, and notes what it leaves to you.
     """
-    sys.exit(
-        migration.run(files, write=write, say=_say, warn=functools.partial(click.echo, err=True))
-    )
+    sys.exit(migration.run(files, write=write, say=_say, warn=_warn))
 
 
 def _say(line: str) -> None:
@@ -360,6 +357,12 @@ def _say(line: str) -> None:
         click.echo(line)
     except OSError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open to the end)
+
+
+def _warn(line: str) -> None:
+    """Print a line on standard error; when that cannot be, the work goes on all the same."""
+    with contextlib.suppress(OSError):
+        click.echo(line, err=True)
 
 
 def _fail(message: str, code: int) -> NoReturn:

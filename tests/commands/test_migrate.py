@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -528,3 +529,14 @@ def test_migrate_makes_the_guides_after_of_its_before(language: str, name: str) 
     migration = migrate_text(blocks[language, "before", name], KINDS[language])
     assert migration.text == blocks[language, "after", name]
     assert left(migration) == []
+
+
+def test_command_rewrites_all_files_where_its_notes_cannot_be_written(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.conf" for number in range(3)]
+    for one in files:
+        one.write_bytes(BEFORE.encode("latin-1"))
+    command = [sys.executable, "-m", "audiofork", "migrate", "--write", *map(str, files)]
+    with open("/dev/full", "w") as full:
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=full, timeout=60, check=True)
+    assert len({one.read_bytes() for one in files}) == 1
+    assert files[0].read_bytes() != BEFORE.encode("latin-1")
