@@ -6,21 +6,22 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 
 from audiofork import errors
 from audiofork.asterisk.taps.ways import as_markdown
-from audiofork.forks import lifecycle
+from audiofork.forks.lifecycle import FORK_LIFE
 from audiofork.link.messages import EndReason
-from audiofork.relay import sink_states
+from audiofork.relay.sink_states import SINK_LIFE
+from audiofork.states import StateTable
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("table", [lifecycle, sink_states], ids=["fork", "sink"])
-def test_state_diagram_is_the_table(table: ModuleType) -> None:
+@pytest.mark.parametrize("table", [FORK_LIFE, SINK_LIFE], ids=["fork", "sink"])
+def test_state_diagram_is_the_table(table: StateTable[Any, Any]) -> None:
     assert table.diagram() in (ROOT / "docs/architecture.md").read_text()
 
 

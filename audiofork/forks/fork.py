@@ -15,7 +15,7 @@ from audiofork.asterisk.taps.ways import Way, Wish
 from audiofork.errors import RequestRefused
 from audiofork.forks.events import ForkInfo
 from audiofork.forks.journal import Entry
-from audiofork.forks.lifecycle import Away, ForkEvent, ForkState, next_state
+from audiofork.forks.lifecycle import FORK_LIFE, Away, ForkEvent, ForkState
 from audiofork.forks.options import Options, parse_options
 from audiofork.forks.post_process.template import PostProcess, prepare
 from audiofork.forks.requests import StartFork
@@ -203,7 +203,7 @@ class Fork:
 
     def apply(self, event: ForkEvent) -> None:
         """Move on; the only place where the state changes."""
-        following = next_state(self.state, event)
+        following = FORK_LIFE.next_state(self.state, event)
         self.log.debug("= %s -> %s", self.state.name, following.name)
         self.progress.state = following
 

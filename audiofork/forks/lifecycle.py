@@ -1,14 +1,11 @@
-"""The life of a fork as a table; the diagram in docs/architecture.md is made from it.
-
-A pair that is not in the table is a bug.
-"""
+"""The life of a fork as a table; the diagram in docs/architecture.md is made from it."""
 
 from __future__ import annotations
 
 import enum
 
-from audiofork.errors import InvalidTransition
 from audiofork.link.messages import LegPart
+from audiofork.states import StateTable
 
 
 class ForkState(enum.Enum):
@@ -48,36 +45,19 @@ class Away(enum.Enum):
     PAIRS = LegPart.PAIRS
 
 
-TRANSITIONS: dict[tuple[ForkState, ForkEvent], ForkState] = {
-    (ForkState.REQUESTED, ForkEvent.RESOLVED): ForkState.ATTACHING,
-    (ForkState.REQUESTED, ForkEvent.REFUSED): ForkState.ENDED,
-    (ForkState.ATTACHING, ForkEvent.FIRST_FRAME): ForkState.STREAMING,
-    (ForkState.ATTACHING, ForkEvent.LOST): ForkState.ATTACHING,
-    (ForkState.ATTACHING, ForkEvent.END): ForkState.ENDED,
-    (ForkState.STREAMING, ForkEvent.LOST): ForkState.RECONNECTING,
-    (ForkState.STREAMING, ForkEvent.END): ForkState.ENDED,
-    (ForkState.RECONNECTING, ForkEvent.LOST): ForkState.RECONNECTING,
-    (ForkState.RECONNECTING, ForkEvent.BACK): ForkState.STREAMING,
-    (ForkState.RECONNECTING, ForkEvent.END): ForkState.ENDED,
-}
-
-
-def next_state(state: ForkState, event: ForkEvent) -> ForkState:
-    """Return the state that follows.
-
-    Raises:
-        InvalidTransition: The table does not have the pair.
-    """
-    try:
-        return TRANSITIONS[state, event]
-    except KeyError:
-        raise InvalidTransition(f"{event.name} in state {state.name}") from None
-
-
-def diagram() -> str:
-    """Return the table as a Mermaid state diagram."""
-    lines = ["stateDiagram-v2", f"    [*] --> {ForkState.REQUESTED.name}"]
-    for (state, event), following in TRANSITIONS.items():
-        lines.append(f"    {state.name} --> {following.name}: {event.value}")
-    lines.append(f"    {ForkState.ENDED.name} --> [*]")
-    return "\n".join(lines) + "\n"
+FORK_LIFE = StateTable(
+    {
+        (ForkState.REQUESTED, ForkEvent.RESOLVED): ForkState.ATTACHING,
+        (ForkState.REQUESTED, ForkEvent.REFUSED): ForkState.ENDED,
+        (ForkState.ATTACHING, ForkEvent.FIRST_FRAME): ForkState.STREAMING,
+        (ForkState.ATTACHING, ForkEvent.LOST): ForkState.ATTACHING,
+        (ForkState.ATTACHING, ForkEvent.END): ForkState.ENDED,
+        (ForkState.STREAMING, ForkEvent.LOST): ForkState.RECONNECTING,
+        (ForkState.STREAMING, ForkEvent.END): ForkState.ENDED,
+        (ForkState.RECONNECTING, ForkEvent.LOST): ForkState.RECONNECTING,
+        (ForkState.RECONNECTING, ForkEvent.BACK): ForkState.STREAMING,
+        (ForkState.RECONNECTING, ForkEvent.END): ForkState.ENDED,
+    },
+    first=ForkState.REQUESTED,
+    last=ForkState.ENDED,
+)

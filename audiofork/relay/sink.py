@@ -18,7 +18,7 @@ from audiofork.relay.connection import Connection, Connector
 from audiofork.relay.formats.base import Audio, Command, Event, Message, MessageFormat, Text
 from audiofork.relay.formats.raw import RawFormat
 from audiofork.relay.outlet import Outlet
-from audiofork.relay.sink_states import SinkEvent, SinkState, next_state
+from audiofork.relay.sink_states import SINK_LIFE, SinkEvent, SinkState
 
 CLOSE_TIMEOUT_S = 2.0
 # A fork that has ended goes on trying to deliver what waits, for so long at most.
@@ -151,7 +151,7 @@ class Sink(SinkCallbacks):
             self._move(SinkEvent.END)
 
     def _move(self, event: SinkEvent) -> None:
-        self.state = next_state(self.state, event)
+        self.state = SINK_LIFE.next_state(self.state, event)
         self._news.set()
 
     def _is_done(self) -> bool:

@@ -1,13 +1,10 @@
-"""The life of a sink as a table; the diagram in docs/architecture.md is made from it.
-
-A pair that is not in the table is a bug.
-"""
+"""The life of a sink as a table; the diagram in docs/architecture.md is made from it."""
 
 from __future__ import annotations
 
 import enum
 
-from audiofork.errors import InvalidTransition
+from audiofork.states import StateTable
 
 
 class SinkState(enum.Enum):
@@ -36,37 +33,20 @@ class SinkEvent(enum.Enum):
     END = "all delivered, or given up"
 
 
-TRANSITIONS: dict[tuple[SinkState, SinkEvent], SinkState] = {
-    (SinkState.CONNECTING, SinkEvent.ACCEPTED): SinkState.OPEN,
-    (SinkState.CONNECTING, SinkEvent.RETURNED): SinkState.PROVING,
-    (SinkState.CONNECTING, SinkEvent.FAILED): SinkState.AWAY,
-    (SinkState.CONNECTING, SinkEvent.END): SinkState.ENDED,
-    (SinkState.PROVING, SinkEvent.PROVED): SinkState.OPEN,
-    (SinkState.PROVING, SinkEvent.LOST): SinkState.AWAY,
-    (SinkState.PROVING, SinkEvent.END): SinkState.ENDED,
-    (SinkState.OPEN, SinkEvent.LOST): SinkState.AWAY,
-    (SinkState.OPEN, SinkEvent.END): SinkState.ENDED,
-    (SinkState.AWAY, SinkEvent.DUE): SinkState.CONNECTING,
-    (SinkState.AWAY, SinkEvent.END): SinkState.ENDED,
-}
-
-
-def next_state(state: SinkState, event: SinkEvent) -> SinkState:
-    """Return the state that follows.
-
-    Raises:
-        InvalidTransition: The table does not have the pair.
-    """
-    try:
-        return TRANSITIONS[state, event]
-    except KeyError:
-        raise InvalidTransition(f"{event.name} in state {state.name}") from None
-
-
-def diagram() -> str:
-    """Return the table as a Mermaid state diagram."""
-    lines = ["stateDiagram-v2", f"    [*] --> {SinkState.CONNECTING.name}"]
-    for (state, event), following in TRANSITIONS.items():
-        lines.append(f"    {state.name} --> {following.name}: {event.value}")
-    lines.append(f"    {SinkState.ENDED.name} --> [*]")
-    return "\n".join(lines) + "\n"
+SINK_LIFE = StateTable(
+    {
+        (SinkState.CONNECTING, SinkEvent.ACCEPTED): SinkState.OPEN,
+        (SinkState.CONNECTING, SinkEvent.RETURNED): SinkState.PROVING,
+        (SinkState.CONNECTING, SinkEvent.FAILED): SinkState.AWAY,
+        (SinkState.CONNECTING, SinkEvent.END): SinkState.ENDED,
+        (SinkState.PROVING, SinkEvent.PROVED): SinkState.OPEN,
+        (SinkState.PROVING, SinkEvent.LOST): SinkState.AWAY,
+        (SinkState.PROVING, SinkEvent.END): SinkState.ENDED,
+        (SinkState.OPEN, SinkEvent.LOST): SinkState.AWAY,
+        (SinkState.OPEN, SinkEvent.END): SinkState.ENDED,
+        (SinkState.AWAY, SinkEvent.DUE): SinkState.CONNECTING,
+        (SinkState.AWAY, SinkEvent.END): SinkState.ENDED,
+    },
+    first=SinkState.CONNECTING,
+    last=SinkState.ENDED,
+)
