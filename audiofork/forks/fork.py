@@ -86,6 +86,8 @@ class Progress:
         started: When it was requested, by the monotonic clock.
         away: What is missing at the moment.
         relay_away: Whether no relay process has it at the moment.
+        relay_gap_ms: The longest time without a leg since its relay process died; None: it has not,
+            or all is back.
         relays_lost: How many relay processes have died with it.
         end_asked: Why the relay was told to end it, or will be; None: it was not.
         kept: Whether the next run of the daemon shall resume it.
@@ -97,6 +99,7 @@ class Progress:
     state: ForkState = ForkState.REQUESTED
     away: set[Away] = field(default_factory=set)
     relay_away: bool = False
+    relay_gap_ms: int | None = None
     relays_lost: int = 0
     end_asked: EndReason | None = None
     kept: bool = False
@@ -246,6 +249,11 @@ class Fork:
         if was_streaming and self.is_whole:
             self.apply(ForkEvent.BACK)
         return was_streaming
+
+    def end_relay_gap(self) -> int:
+        """Note that all is back with another relay process; return the longest gap in ms."""
+        gap_ms, self.progress.relay_gap_ms = self.progress.relay_gap_ms, None
+        return gap_ms or 0
 
     def live_legs(self) -> list[Leg]:
         """Return its legs that Asterisk was asked for and that have not ended."""

@@ -151,7 +151,12 @@ class Legs:
         gap_ms = round(gap_s * 1000)
         fork.log.info("%s is back after %d ms", leg, gap_ms)
         what = Away(leg.part)
-        if fork.back(what):
+        was_streaming = fork.back(what)
+        if fork.progress.relay_gap_ms is not None:  # told once, when all is back
+            fork.progress.relay_gap_ms = max(fork.progress.relay_gap_ms, gap_ms)
+            if fork.is_whole:
+                self._emit(Resumed(fork.info, Away.RELAY, gap_ms=fork.end_relay_gap()))
+        elif was_streaming:
             self._emit(Resumed(fork.info, what, gap_ms=gap_ms, is_streaming=fork.is_whole))
 
     def on_lost(self, fork: Fork, report: LegLost) -> None:
@@ -260,6 +265,8 @@ class Legs:
         # With its relay process all is away, and another has yet to connect to the server.
         away = [Away.SERVER, *map(Away, fork.legs)] if what is Away.RELAY else [what]
         was_streaming = fork.lost(*away)
+        if what is Away.RELAY and was_streaming and fork.progress.relay_gap_ms is None:
+            fork.progress.relay_gap_ms = 0
         self._emit(Reconnecting(fork.info, what, attempt, why, was_streaming))
 
     def lose_all(self, fork: Fork, lost_at: float, why: str) -> str:

@@ -270,7 +270,7 @@ class Forks:
         fork.log.debug("the server accepted the connection")
         if Away.SERVER in fork.progress.away and fork.back(Away.SERVER) and fork.is_whole:
             # Of a fork whose audio flowed it is the first connection of another relay process.
-            self._emit(Resumed(fork.info, Away.RELAY))
+            self._emit(Resumed(fork.info, Away.RELAY, gap_ms=fork.end_relay_gap()))
 
     def _on_streaming(self, fork: Fork) -> None:
         if fork.progress.relays_lost and fork.state is not ForkState.ATTACHING:
@@ -289,7 +289,11 @@ class Forks:
         if fork.back(Away.SERVER):
             dropped = report.frames_dropped
             fork.log.info("the server is back, %d frames dropped", dropped)
-            self._emit(Resumed(fork.info, Away.SERVER, dropped, is_streaming=fork.is_whole))
+            if fork.progress.relay_gap_ms is None:
+                self._emit(Resumed(fork.info, Away.SERVER, dropped, is_streaming=fork.is_whole))
+            elif fork.is_whole:
+                gap_ms = fork.end_relay_gap()
+                self._emit(Resumed(fork.info, Away.RELAY, dropped, gap_ms=gap_ms))
 
     # --- The end ---
 

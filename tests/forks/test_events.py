@@ -131,8 +131,7 @@ async def test_relay_process_that_died_and_is_replaced_is_named(rig: Rig) -> Non
     rig.forks.on_report(SinkOpened(fork_id))
     assert rig.events == [
         Reconnecting(info(fork_id), Away.RELAY, 1, RELAY_DIED, was_streaming=True),
-        Resumed(info(fork_id), Away.PAIRS, gap_ms=0, is_streaming=False),
-        Resumed(info(fork_id), Away.RELAY),
+        Resumed(info(fork_id), Away.RELAY, gap_ms=0),
     ]
 
 

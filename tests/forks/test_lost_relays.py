@@ -19,6 +19,7 @@ from audiofork.link.messages import (
     ReopenLeg,
     SetMute,
     SinkOpened,
+    SinkResumed,
     SinkRetrying,
     Streaming,
 )
@@ -69,12 +70,38 @@ async def test_fork_of_a_dead_relay_process_waits_for_its_server_too(rig: Rig) -
     fork_id = await rig.stream()
     await rig.lose_relay(fork_id)
     rig.forks.on_report(LegAttached(fork_id, PAIRS))
-    assert rig.ami.told[-2:] == ["AudioForkReconnecting", "AudioForkResumed"]  # the leg alone
+    assert rig.ami.told[-1] == "AudioForkReconnecting"  # the leg alone is back
     rig.forks.on_report(SinkRetrying(fork_id, 1, "Connection refused"))
     rig.forks.on_report(SinkOpened(fork_id))
     assert rig.ami.told[-2:] == ["STREAMING", "AudioForkResumed"]
+    assert rig.ami.told.count("AudioForkResumed") == 1
     rig.forks.on_report(Streaming(fork_id))
     assert [view.state for view in await rig.forks.views()] == ["streaming"]
+
+
+async def test_server_that_goes_again_while_legs_are_missing_is_back_with_them(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    await rig.lose_relay(fork_id)
+    rig.forks.on_report(SinkOpened(fork_id))
+    rig.forks.on_report(SinkRetrying(fork_id, 1, "closed"))
+    await rig.clock.advance(0.2)
+    rig.forks.on_report(LegAttached(fork_id, PAIRS))
+    assert "AudioForkResumed" not in rig.ami.told
+    rig.forks.on_report(SinkResumed(fork_id, 7))
+    assert rig.ami.told[-2:] == ["STREAMING", "AudioForkResumed"]
+    assert (rig.last_event[1]["FramesDropped"], rig.last_event[1]["GapMs"]) == ("7", "200")
+
+
+async def test_leg_that_is_lost_after_all_was_back_is_told_by_itself(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    await rig.lose_relay(fork_id)
+    rig.connect(fork_id, PAIRS)
+    rig.forks.on_report(SinkOpened(fork_id))
+    await rig.lose_leg(fork_id)
+    await rig.clock.advance(0.5)
+    rig.connect(fork_id, PAIRS)
+    assert rig.ami.told.count("AudioForkResumed") == 2
+    assert rig.last_event[1]["GapMs"] == "500"
 
 
 async def test_gap_counts_from_the_death_of_the_relay_process(rig: Rig) -> None:
