@@ -294,6 +294,7 @@ class Session:
     def _report_end(self) -> None:
         assert self._end is not None
         reason, detail = self._end
+        self._check_streaming()  # the first frames may have gone with the close
         self.done.set()
         self._report(ForkEnded(self.spec.fork_id, reason, detail, self.stats()))
 

@@ -408,6 +408,18 @@ async def test_frame_of_unexpected_size_of_one_of_two_legs_that_stream_is_counte
 # --- Kept time ------------------------------------------------------------------------------------
 
 
+async def test_fork_whose_first_frames_go_with_the_close_has_streamed(stage: SessionStage) -> None:
+    """A long message was not full when the fork was stopped."""
+    stage.attach()
+    stage.sink.open()
+    stage.session.end(EndReason.STOPPED)
+    stage.sink.frames_sent = 9
+    await stage.ended()
+    kinds = [type(report) for report in stage.reports]
+    assert kinds[-2:] == [Streaming, ForkEnded]
+    assert stage.count(Streaming) == 1
+
+
 async def test_frames_that_steady_legs_do_not_bring_are_missing_while_there_is_a_leg(
     begin: Begin, clock: FakeLoop
 ) -> None:

@@ -471,3 +471,20 @@ async def test_messages_of_100_ms_hold_every_block_up_to_the_stop(
     sizes = [len(message) for message in recording.messages]
     assert sizes.count(1600) >= 0.9 * len(sizes)
     assert max(sizes) == 1600
+
+
+async def test_fork_that_is_stopped_before_its_first_message_is_full_has_started(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    target = await place_call(ami, caller)
+    url = recorder.url("/unfinished")
+    start_fork(ami, target.channel, url, "D(in)F(1000)")
+    await recorder.wait(lambda r: r.path == "/unfinished")
+    await target.call.play(QUIET * 25)
+    ami.send("UserEvent", UserEvent="AudioFork", Command="StopAudioFork", Channel=target.channel)
+    stopped = await ami.wait_user_event("AudioForkStopped", WsServer=url)
+    assert int(stopped["FramesSent"]) > 0
+    told = [h for _, h in ami.events if h.get("AudioForkID") == stopped["AudioForkID"]]
+    events = [h["UserEvent"] for h in told if h["UserEvent"] != "AudioFork"]
+    assert events == ["AudioForkStarted", "AudioForkStopped"]
+    await target.call.hangup()
