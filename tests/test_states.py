@@ -46,7 +46,11 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize(("table", "legal", "state", "event"), PAIRS, ids=str)
+@pytest.mark.parametrize(
+    ("table", "legal", "state", "event"),
+    PAIRS,
+    ids=[f"{state}-{event.name}" for _, _, state, event in PAIRS],
+)
 def test_next_state_is_in_the_table_or_a_bug(
     table: Table, legal: dict[tuple[str, str], str], state: enum.Enum, event: enum.Enum
 ) -> None:
