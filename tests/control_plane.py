@@ -608,7 +608,7 @@ class Rig:
                 end = ForkEnded(
                     command.fork_id, EndReason.SINK_REFUSED, self.spec_fault, ForkStats()
                 )
-                self.forks.on_report(end)
+                asyncio.get_running_loop().call_soon(self.forks.on_report, end)
         else:
             assert command.fork_id in self.live, "the relay does not know it"
 

@@ -95,7 +95,9 @@ class Legs:
             self._channels.hang_up(leg.id)
 
     async def _start(self, fork: Fork, leg: Leg, leg_id: str) -> None:
-        if not await self._wait_for_hold(fork, leg, leg_id):
+        await self._wait_for_hold(fork, leg, leg_id)
+        if not _is_wanted(fork, leg, leg_id):
+            self._leaving.on_gone(leg_id)  # Asterisk never heard of it
             return
         try:
             await fork.tap.start(_order_of(fork, leg, leg_id))
@@ -109,17 +111,15 @@ class Legs:
             # Asterisk may have heard it all the same: the leg comes in time or it does not.
             fork.log.warning("asked for a leg, but: %s", exc)
 
-    async def _wait_for_hold(self, fork: Fork, leg: Leg, leg_id: str) -> bool:
-        """Return when a leg can be asked for; whether it is still wanted."""
+    async def _wait_for_hold(self, fork: Fork, leg: Leg, leg_id: str) -> None:
+        """Return when the call is not on hold, or legs need not wait for that."""
         if not await self._holds.delay(fork.uniqueid):
-            return True
+            return
         leg.cancel_timer()  # for so long none is late
         fork.log.info("on hold: its legs are asked for when that is over ([asterisk] on_hold)")
         await self._holds.wait_over(fork.uniqueid)
-        if leg.id != leg_id or fork.is_ending:
-            return False
-        self._give_time(fork, leg, f"{leg} did not connect")
-        return True
+        if _is_wanted(fork, leg, leg_id):
+            self._give_time(fork, leg, f"{leg} did not connect")
 
     async def _on_target_gone(self, fork: Fork) -> None:
         if not fork.call.hangup_seen:  # the news of its hangup may be under way
@@ -203,11 +203,10 @@ class Legs:
         end = await self._end_of(fork, frames_in)
         if end is not None:
             self._end(fork, *end)
-        elif fork.progress.end_asked is None and fork.state is not ForkState.ENDED:  # noqa: SIM102
-            # Else the relay has died since, and all legs are ordered anew with another process; one
-            # that is asked for before finds nobody, and would soon have used up the attempts.
-            if leg.id == leg_id and not fork.progress.relay_away:
-                self._replace(fork, leg, why)
+        # Without a relay process all legs are ordered anew with another one; a leg that is asked
+        # for before finds nobody, and would soon have used up the attempts.
+        elif _is_wanted(fork, leg, leg_id) and not fork.progress.relay_away:
+            self._replace(fork, leg, why)
 
     async def _end_of(self, fork: Fork, frames_in: int) -> tuple[EndReason, str] | None:
         """Return why a fork ends whose leg Asterisk closed; None if its channel lives."""
@@ -289,6 +288,11 @@ class Legs:
             return _too_many(worst, why)
         self._report_loss(fork, Away.RELAY, attempt, why)
         return ""
+
+
+def _is_wanted(fork: Fork, leg: Leg, leg_id: str) -> bool:
+    """Return whether a fork goes on, and its leg is still the one of this id."""
+    return leg.id == leg_id and not fork.is_ending and fork.state is not ForkState.ENDED
 
 
 def _order_of(fork: Fork, leg: Leg, leg_id: str) -> LegOrder:

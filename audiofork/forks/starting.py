@@ -141,10 +141,9 @@ class Starting:
     def order(self, fork: Fork, *, anew: bool) -> None:
         """Order a fork from the relay, and its legs from Asterisk; `anew`: there have been some."""
         self._send(spec_of(fork))
-        if fork in self._table:  # else the relay could not use its TLS files
-            if fork.mute_in or fork.mute_out:
-                self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
-            self._legs.order(fork, anew=anew)
+        if fork.mute_in or fork.mute_out:
+            self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
+        self._legs.order(fork, anew=anew)
 
 
 def _check_wanted(fork: Fork) -> None:

@@ -576,6 +576,15 @@ async def test_two_legs_of_a_dead_relay_process_are_both_ordered_anew(
     assert two.ends == []
 
 
+async def test_legs_that_were_never_asked_for_take_no_room_from_the_next(two: Rig) -> None:
+    two.spec_fault = "the certificate cannot be used"
+    await two.request(**START)
+    assert (two.tap.legs, two.live) == ([], [])
+    two.spec_fault = ""
+    await two.start()
+    assert len(two.tap.legs) == 2
+
+
 async def test_gap_of_a_leg_that_was_lost_before_its_relay_process_counts_from_its_own_loss(
     two: Rig,
 ) -> None:
