@@ -13,7 +13,7 @@ from audiofork.asterisk.taps.base import Tap
 from audiofork.asterisk.taps.choice import Choice
 from audiofork.asterisk.taps.ways import Way, Wish
 from audiofork.errors import RequestRefused
-from audiofork.forks.events import ForkInfo
+from audiofork.forks.events import ForkInfo, Resumed
 from audiofork.forks.journal import Entry
 from audiofork.forks.lifecycle import FORK_LIFE, Away, ForkEvent, ForkState
 from audiofork.forks.options import Options, parse_options
@@ -235,25 +235,38 @@ class Fork:
         if self.progress.away:
             self.apply(ForkEvent.LOST)
 
-    def lost(self, *what: Away) -> bool:
+    def lost(self, what: Away) -> bool:
         """Note what is away; return whether audio had flowed."""
         was_streaming = self.state is not ForkState.ATTACHING
-        self.progress.away.update(what)
+        if what is Away.RELAY:  # all goes with it, and another has yet to connect to the server
+            self.progress.away.update((Away.SERVER, *map(Away, self.legs)))
+            if was_streaming and self.progress.relay_gap_ms is None:
+                self.progress.relay_gap_ms = 0
+        else:
+            self.progress.away.add(what)
         self.apply(ForkEvent.LOST)
         return was_streaming
 
-    def back(self, what: Away) -> bool:
-        """Note that it is back; return whether that is news, since audio had flowed."""
-        self.progress.away.discard(what)
-        was_streaming = self.state is ForkState.RECONNECTING
-        if was_streaming and self.is_whole:
-            self.apply(ForkEvent.BACK)
-        return was_streaming
+    def back(
+        self, what: Away, frames_dropped: int = 0, gap_ms: int | None = None
+    ) -> Resumed | None:
+        """Note that it is back; return what is to be told of that; None: it is no news.
 
-    def end_relay_gap(self) -> int:
-        """Note that all is back with another relay process; return the longest gap in ms."""
-        gap_ms, self.progress.relay_gap_ms = self.progress.relay_gap_ms, None
-        return gap_ms or 0
+        It is none of a fork whose audio has not flowed yet. What was lost with a relay process is
+        told of once, when all is back, with the longest gap.
+        """
+        progress = self.progress
+        progress.away.discard(what)
+        if self.state is not ForkState.RECONNECTING:
+            return None
+        if self.is_whole:
+            self.apply(ForkEvent.BACK)
+        if progress.relay_gap_ms is not None:
+            progress.relay_gap_ms = max(progress.relay_gap_ms, gap_ms or 0)
+            if not self.is_whole:
+                return None
+            what, gap_ms, progress.relay_gap_ms = Away.RELAY, progress.relay_gap_ms, None
+        return Resumed(self.info, what, frames_dropped, gap_ms, is_streaming=self.is_whole)
 
     def live_legs(self) -> list[Leg]:
         """Return its legs that Asterisk was asked for and that have not ended."""

@@ -16,7 +16,7 @@ from audiofork.errors import (
     NoSuchChannel,
 )
 from audiofork.forks.ending import End
-from audiofork.forks.events import Emit, Reconnecting, Resumed
+from audiofork.forks.events import Emit, Reconnecting
 from audiofork.forks.fork import Fork, Leg
 from audiofork.forks.holds import Holds
 from audiofork.forks.leaving import LeavingLegs
@@ -150,14 +150,8 @@ class Legs:
     def _on_back(self, fork: Fork, leg: Leg, gap_s: float) -> None:
         gap_ms = round(gap_s * 1000)
         fork.log.info("%s is back after %d ms", leg, gap_ms)
-        what = Away(leg.part)
-        was_streaming = fork.back(what)
-        if fork.progress.relay_gap_ms is not None:  # told once, when all is back
-            fork.progress.relay_gap_ms = max(fork.progress.relay_gap_ms, gap_ms)
-            if fork.is_whole:
-                self._emit(Resumed(fork.info, Away.RELAY, gap_ms=fork.end_relay_gap()))
-        elif was_streaming:
-            self._emit(Resumed(fork.info, what, gap_ms=gap_ms, is_streaming=fork.is_whole))
+        if resumed := fork.back(Away(leg.part), gap_ms=gap_ms):
+            self._emit(resumed)
 
     def on_lost(self, fork: Fork, report: LegLost) -> None:
         """Hear that Asterisk closed a leg."""
@@ -261,11 +255,7 @@ class Legs:
     def _report_loss(self, fork: Fork, what: Away, attempt: int, why: str) -> None:
         """Tell that legs will be asked for in place of lost ones."""
         fork.log.warning("%s; attempt %d follows", harmless(why), attempt)
-        # With its relay process all is away, and another has yet to connect to the server.
-        away = [Away.SERVER, *map(Away, fork.legs)] if what is Away.RELAY else [what]
-        was_streaming = fork.lost(*away)
-        if what is Away.RELAY and was_streaming and fork.progress.relay_gap_ms is None:
-            fork.progress.relay_gap_ms = 0
+        was_streaming = fork.lost(what)
         self._emit(Reconnecting(fork.info, what, attempt, why, was_streaming))
 
     def lose_all(self, fork: Fork, lost_at: float, why: str) -> str:

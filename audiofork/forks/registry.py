@@ -27,7 +27,6 @@ from audiofork.forks.events import (
     MessageReceived,
     Reconnecting,
     Refused,
-    Resumed,
     Started,
 )
 from audiofork.forks.fork import Fork, ForkView, view_of
@@ -268,9 +267,9 @@ class Forks:
 
     def _on_opened(self, fork: Fork) -> None:
         fork.log.debug("the server accepted the connection")
-        if Away.SERVER in fork.progress.away and fork.back(Away.SERVER) and fork.is_whole:
-            # Of a fork whose audio flowed it is the first connection of another relay process.
-            self._emit(Resumed(fork.info, Away.RELAY, gap_ms=fork.end_relay_gap()))
+        # Of a fork whose audio flowed it is the first connection of another relay process.
+        if Away.SERVER in fork.progress.away and (resumed := fork.back(Away.SERVER)):
+            self._emit(resumed)
 
     def _on_streaming(self, fork: Fork) -> None:
         if fork.progress.relays_lost and fork.state is not ForkState.ATTACHING:
@@ -286,14 +285,10 @@ class Forks:
         )
 
     def _on_resumed(self, fork: Fork, report: SinkResumed) -> None:
-        if fork.back(Away.SERVER):
-            dropped = report.frames_dropped
-            fork.log.info("the server is back, %d frames dropped", dropped)
-            if fork.progress.relay_gap_ms is None:
-                self._emit(Resumed(fork.info, Away.SERVER, dropped, is_streaming=fork.is_whole))
-            elif fork.is_whole:
-                gap_ms = fork.end_relay_gap()
-                self._emit(Resumed(fork.info, Away.RELAY, dropped, gap_ms=gap_ms))
+        if fork.state is ForkState.RECONNECTING:
+            fork.log.info("the server is back, %d frames dropped", report.frames_dropped)
+        if resumed := fork.back(Away.SERVER, report.frames_dropped):
+            self._emit(resumed)
 
     # --- The end ---
 

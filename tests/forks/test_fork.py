@@ -74,7 +74,8 @@ def test_loss_before_audio_flows_is_told_from_one_after(fork: Fork) -> None:
 
 def test_fork_streams_again_when_all_that_was_away_is_back(fork: Fork) -> None:
     fork.first_frame()
-    fork.lost(Away.SERVER, Away.IN)
+    fork.lost(Away.SERVER)
+    fork.lost(Away.IN)
     assert fork.back(Away.SERVER)
     assert (fork.state, fork.is_whole) == (ForkState.RECONNECTING, False)
     assert fork.back(Away.IN)
