@@ -9,7 +9,7 @@ import configparser
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from audiofork.addresses import IPNetwork, network_of
@@ -32,6 +32,10 @@ class Address:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def of_worker(self, number: int) -> Address:
+        """Return the address of a relay process, by that of the first; any port stays any."""
+        return replace(self, port=self.port + number) if self.port else self
 
 
 def text(value: str) -> str:

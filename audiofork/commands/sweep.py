@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from dataclasses import replace
 from pathlib import Path
 
 from audiofork.asterisk.ami import connected
@@ -68,4 +67,4 @@ def _addresses(config: Config) -> list[Address]:
     """Return what Asterisk dialled for the relay processes, where that is known before."""
     first = config.audiosocket.advertise or config.audiosocket.listen
     workers = config.relay.workers if first.port else 0
-    return [replace(first, port=first.port + number) for number in range(workers)]
+    return [first.of_worker(number) for number in range(workers)]

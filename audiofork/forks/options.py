@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from audiofork.config import SAMPLE_RATES
+from audiofork.config_values import FRAMES_MS
 from audiofork.errors import RequestRefused
 from audiofork.link.messages import Beeps, Direction, Tls
 
@@ -22,7 +23,6 @@ MAX_VARIABLE_LENGTH = 79  # Asterisk's AST_MAX_EXTENSION less its end
 
 DEFAULT_BEEP_INTERVAL_S = 15.0
 MAX_GAIN = 4
-FRAMES_MS = range(20, 1001, 20)
 MAX_SAMPLE_RATES = 2  # what is wished for, and what will do
 
 

@@ -146,8 +146,8 @@ class RelayProcesses:
     async def start(self) -> Address:
         audiosocket = self._config.audiosocket
         for number in range(self._config.relay.workers):
-            advertise = audiosocket.advertise and _nth(audiosocket.advertise, number)
-            self._workers.append(_Worker(_nth(audiosocket.listen, number), advertise))
+            advertise = audiosocket.advertise and audiosocket.advertise.of_worker(number)
+            self._workers.append(_Worker(audiosocket.listen.of_worker(number), advertise))
         self._tasks = [asyncio.create_task(self._supervise(one)) for one in self._workers]
         try:
             await asyncio.gather(*(worker.started for worker in self._workers))
@@ -374,11 +374,6 @@ class RelayProcesses:
         asked = self._asked.pop(ticket, None)
         if asked is not None:
             self._reports.put(StatsTaken(ticket, asked.stats))
-
-
-def _nth(first: Address, number: int) -> Address:
-    """Return the address of a worker, by that of the first."""
-    return replace(first, port=first.port + number) if first.port else first
 
 
 async def _spawn(end: socket.socket) -> Process:

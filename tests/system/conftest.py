@@ -159,6 +159,13 @@ def tap() -> str:
     return "chanspy"
 
 
+@pytest.fixture(scope="module", params=["chanspy", "snoop"])
+def each_tap(request: pytest.FixtureRequest) -> str:
+    """Both taps, one after the other: for a module that has `tap = each_tap`."""
+    value: str = request.param
+    return value
+
+
 def settings_of(tap: str, asterisk: Asterisk) -> dict[str, str]:
     """Return what lets a daemon use a tap for all directions."""
     if tap == "snoop":

@@ -18,6 +18,7 @@ from testbed.sip import SipUser
 from tests.system.conftest import (
     Target,
     counts_blocks,
+    each_tap,
     needs_pairs,
     needs_whole_in,
     place_call,
@@ -35,10 +36,7 @@ WARM_UP = make_blocks(25, seed=2)
 SILENCE = [b"\xff" * 160]
 
 
-@pytest.fixture(scope="module", params=["chanspy", "snoop"])
-def tap(request: pytest.FixtureRequest) -> str:
-    value: str = request.param
-    return value
+tap = each_tap
 
 
 async def fork_while_talking(

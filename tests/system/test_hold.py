@@ -11,15 +11,12 @@ from testbed.asterisk import Asterisk
 from testbed.daemon import Daemon, asterisk_settings
 from testbed.recorder import Recorder
 from testbed.sip import Call, SipUser
-from tests.system.conftest import Target, place_call, settings_of, start_fork
+from tests.system.conftest import Target, each_tap, place_call, settings_of, start_fork
 
 pytestmark = pytest.mark.asterisk
 
 
-@pytest.fixture(scope="module", params=["chanspy", "snoop"])
-def tap(request: pytest.FixtureRequest) -> str:
-    value: str = request.param
-    return value
+tap = each_tap
 
 
 @pytest.fixture(scope="module")

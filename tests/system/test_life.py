@@ -14,6 +14,7 @@ from testbed.recorder import Recorder
 from testbed.sip import SipUser
 from tests.system.conftest import (
     counts_blocks,
+    each_tap,
     needs_pairs,
     needs_whole_in,
     only_channels,
@@ -30,10 +31,7 @@ CLOSE_LIMIT_S = 0.2
 # --- Requests and what comes back ---
 
 
-@pytest.fixture(scope="module", params=["chanspy", "snoop"])
-def tap(request: pytest.FixtureRequest) -> str:
-    value: str = request.param
-    return value
+tap = each_tap
 
 
 async def test_start_by_ami_raises_started_and_sets_the_variables(

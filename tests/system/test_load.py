@@ -16,7 +16,7 @@ from testbed.blocks import peak
 from testbed.daemon import Daemon
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.system.conftest import only_channels, place_call, settings_of, start_fork
+from tests.system.conftest import each_tap, only_channels, place_call, settings_of, start_fork
 
 pytestmark = pytest.mark.asterisk
 
@@ -26,10 +26,7 @@ FORKS_IN_A_ROW = 1000
 MAX_GROWTH_KIB = 5 * 1024
 
 
-@pytest.fixture(scope="module", params=["chanspy", "snoop"])
-def tap(request: pytest.FixtureRequest) -> str:
-    value: str = request.param
-    return value
+tap = each_tap
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from testbed.sip import SipUser
 from tests.system.conftest import (
     Target,
     counts_blocks,
+    each_tap,
     needs_pairs,
     needs_whole_in,
     place_call,
@@ -38,10 +39,7 @@ QUIET = [b"\xff" * 160]
 MUTE_SLACK_BLOCKS = 12
 
 
-@pytest.fixture(scope="module", params=["chanspy", "snoop"])
-def tap(request: pytest.FixtureRequest) -> str:
-    value: str = request.param
-    return value
+tap = each_tap
 
 
 @pytest.fixture(scope="module")

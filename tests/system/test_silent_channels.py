@@ -13,7 +13,7 @@ from testbed.ami import AmiClient
 from testbed.daemon import Daemon
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.system.conftest import Target, channels, only_channels, place_call, start_fork
+from tests.system.conftest import Target, channels, each_tap, only_channels, place_call, start_fork
 from tests.system.test_cli import command
 
 pytestmark = pytest.mark.asterisk
@@ -22,10 +22,7 @@ LEFT = "legs of ended forks stay until their channels have media or end"
 SILENCE = [b"\xff" * 160]
 
 
-@pytest.fixture(scope="module", params=["chanspy", "snoop"])
-def tap(request: pytest.FixtureRequest) -> str:
-    value: str = request.param
-    return value
+tap = each_tap
 
 
 async def start_and_stop(ami: AmiClient, target: Target, url: str, options: str) -> str:

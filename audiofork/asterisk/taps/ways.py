@@ -140,6 +140,7 @@ _CHANSPY = Rule("[asterisk] tap is not snoop", _no_chanspy)
 _NARROW = Rule("8000 Hz", _is_wide)
 _NARROWBAND = Rule("[asterisk] chanspy_pairs = narrowband, no wideband in the call", _may_be_wide)
 _OPTION_D = _version_rule(CHANSPY_PAIRS, "option D", "cannot keep in and out apart (no option D)")
+_PAIRS_RULES = (_CHANSPY, _NARROW, _NARROWBAND, _OPTION_D)
 _NO_BEEPS = Rule(
     "no beeps where Asterisk is "
     f"{', '.join(f'{b}.{m}' for b, m in sorted(WHISPER_LEAKS.items()))} or later",
@@ -232,10 +233,7 @@ WAYS = (
         {Direction.IN: (LegPart.PAIRS,)},
         keeps_time=True,
         rules=(
-            _CHANSPY,
-            _NARROW,
-            _NARROWBAND,
-            _OPTION_D,
+            *_PAIRS_RULES,
             Rule(f"option o loses frames (before {releases(CHANSPY_IN_WHOLE)})", _is_whole),
         ),
     ),
@@ -254,12 +252,7 @@ WAYS = (
         Connects.ORIGINATE,
         dict.fromkeys((Direction.OUT, Direction.BOTH, Direction.STEREO), (LegPart.PAIRS,)),
         keeps_time=True,
-        rules=(
-            _CHANSPY,
-            _NARROW,
-            _NARROWBAND,
-            _OPTION_D,
-        ),
+        rules=_PAIRS_RULES,
     ),
     Way(
         "chanspy",
