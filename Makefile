@@ -67,7 +67,7 @@ bench-asterisk: .venv/installed
 	$(BIN)/python -m bench.beside_asterisk
 
 sample-config: .venv/installed
-	$(BIN)/python -c "from audiofork import config; print(config.sample(), end='')" > etc/audiofork.ini
+	$(BIN)/python -c "from audiofork import config_file; print(config_file.sample(), end='')" > etc/audiofork.ini
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

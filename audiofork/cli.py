@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 import uvloop
 
-from audiofork import __version__, config, config_values, log
+from audiofork import __version__, config, config_file, config_values, log
 from audiofork.commands import migrate as migration
 from audiofork.commands.check import Check, taps_of
 from audiofork.commands.findings import Finding, Mark
@@ -82,7 +82,7 @@ def main() -> None:
 def run(path: Path) -> None:
     """Run the daemon until SIGTERM or Ctrl-C."""
     try:
-        loaded = config.load(path)
+        loaded = config_file.load(path)
         log.set_up(loaded.log)
         uvloop.run(_run(path, loaded))
     except ConfigError as exc:
@@ -106,7 +106,7 @@ def check(taps: bool, path: Path) -> None:
     Asterisk cannot be reached.
     """
     try:
-        loaded = config.load(path)
+        loaded = config_file.load(path)
         if taps:
             _print_taps(loaded)
             return
@@ -133,7 +133,7 @@ def sweep(path: Path) -> None:
     daemon runs; 4: Asterisk cannot be reached.
     """
     try:
-        loaded = config.load(path)
+        loaded = config_file.load(path)
         count = uvloop.run(sweeping(loaded))
     except ConfigError as exc:
         _fail(str(exc), EXIT_CONFIG)

@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from audiofork import config as configuration
+from audiofork import config_file
 from audiofork import log as logs
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.ami_protocol import Event, RequestReceived
@@ -205,7 +205,7 @@ class Daemon:
     def _reload(self) -> None:
         """Take the file's new settings for new forks, or keep all of the old ones."""
         try:
-            new = configuration.load(self._path)
+            new = config_file.load(self._path)
             self.relay.configure(new)
         except ConfigError as exc:
             log.error("not reloaded, the old configuration stays: %s", exc)

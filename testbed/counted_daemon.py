@@ -14,7 +14,7 @@ from pathlib import Path
 
 import uvloop
 
-from audiofork import config, log
+from audiofork import config_file, log
 from audiofork.daemon import Daemon
 
 
@@ -25,12 +25,12 @@ def _count() -> None:
 
 async def _run(path: Path) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _count)
-    await Daemon(path, config.load(path)).run()
+    await Daemon(path, config_file.load(path)).run()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("-c", dest="path", type=Path, required=True)
     arguments = parser.parse_args()
-    log.set_up(config.load(arguments.path).log)
+    log.set_up(config_file.load(arguments.path).log)
     uvloop.run(_run(arguments.path))

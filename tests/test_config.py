@@ -14,10 +14,8 @@ from audiofork.config import (
     AsteriskConfig,
     Config,
     LogConfig,
-    load,
-    parse,
-    sample,
 )
+from audiofork.config_file import load, parse, sample
 from audiofork.errors import ConfigError
 
 REPOSITORY = Path(__file__).parent.parent

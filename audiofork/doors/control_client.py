@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from audiofork import config
+from audiofork import config_file
 from audiofork.doors.control_socket import Code
 from audiofork.errors import (
     AmiUnavailable,
@@ -35,7 +35,7 @@ def socket_of(path: Path) -> Path:
     Raises:
         ConfigError: The file cannot be used, or it switches the socket off.
     """
-    loaded = config.load(path, {**os.environ, "AUDIOFORK_ASTERISK_SECRET_FILE": ""})
+    loaded = config_file.load(path, {**os.environ, "AUDIOFORK_ASTERISK_SECRET_FILE": ""})
     if not loaded.control.socket:
         raise ConfigError(f"{path}: [control] socket is empty, so the daemon cannot be asked")
     return Path(loaded.control.socket)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from audiofork import config
+from audiofork import config_file
 from audiofork.audiosocket import SAMPLE_RATES, Decoder, Kind, encode, frame_bytes
 from audiofork.commands.check import Check
 from audiofork.commands.findings import Finding, Mark, Outcome
@@ -215,7 +215,7 @@ def configured(asterisk: FakeAsterisk | None = None, /, **sections: str) -> Conf
         **sections,
     }
     ini = "".join(f"[{name}]\n{text}" for name, text in texts.items())
-    return config.parse(ini, {}, source="audiofork.ini")
+    return config_file.parse(ini, {}, source="audiofork.ini")
 
 
 async def findings_of(

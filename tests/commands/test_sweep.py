@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from audiofork import config
+from audiofork import config_file
 from audiofork.asterisk.taps.ways import WAYS
 from audiofork.cli import main
 from audiofork.commands.sweep import sweep
@@ -79,7 +79,7 @@ def text_for(asterisk: FakeAsterisk, more: str = "", control: Path | str = "") -
 
 
 def configured(asterisk: FakeAsterisk, more: str = ARI, control: Path | str = "") -> Config:
-    return config.parse(text_for(asterisk, more, control), {}, source="audiofork.ini")
+    return config_file.parse(text_for(asterisk, more, control), {}, source="audiofork.ini")
 
 
 def hung_up(asterisk: FakeAsterisk) -> list[str]:

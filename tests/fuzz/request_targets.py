@@ -11,7 +11,7 @@ from random import Random
 
 from websockets.uri import parse_uri
 
-from audiofork import config
+from audiofork import config, config_file
 from audiofork.errors import ConfigError, RequestRefused
 from audiofork.forks.options import Options, parse_options, split_options
 from audiofork.forks.post_process.template import MAX_VALUES, prepare
@@ -226,7 +226,7 @@ def check_config(data: bytes, rng: Random) -> str:
     # A file that the text names would be read.
     environment = {"AUDIOFORK_ASTERISK_SECRET_FILE": ""}
     try:
-        config.parse(content, environment, source="audiofork.ini")
+        config_file.parse(content, environment, source="audiofork.ini")
     except ConfigError as exc:
         refusal = str(exc)
         assert refusal.startswith("audiofork.ini:")
@@ -235,7 +235,7 @@ def check_config(data: bytes, rng: Random) -> str:
 
 
 def _config_corpus() -> Iterator[bytes]:
-    sample = config.sample().encode()
+    sample = config_file.sample().encode()
     lines = [line.removeprefix(b";") for line in sample.split(b"\n") if line[:2] != b"; "]
     yield b"\n".join(lines)
     yield b"[asterisk]\nhost = pbx\nsecret = hunter2\ntls = yes\n[log]\nlevel = debug ; why\n"

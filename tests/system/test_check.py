@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from audiofork import config
+from audiofork import config_file
 from audiofork.asterisk.taps import chanspy
 from audiofork.asterisk.versions import CHANSPY_PAIRS, LEG_ENDS_WITH_PEER
 from audiofork.commands import remedies
@@ -103,7 +103,7 @@ def configured(asterisk: Asterisk, username: str = "audiofork", /, **sections: s
         **sections,
     }
     ini = "".join(f"[{name}]\n{text}" for name, text in texts.items())
-    return config.parse(ini, {}, source="audiofork.ini")
+    return config_file.parse(ini, {}, source="audiofork.ini")
 
 
 async def findings_of(
@@ -549,7 +549,7 @@ def follow(asterisk: Asterisk, found: Finding) -> None:
 
 async def test_running_daemon_is_reached_at_its_own_port_and_goes_on(checked: Asterisk) -> None:
     with Daemon(checked, {"audiosocket": f"listen = 127.0.0.1:{free_tcp_port()}\n"}) as daemon:
-        outcome, findings = await findings_of(checked, config.load(daemon.config, {}))
+        outcome, findings = await findings_of(checked, config_file.load(daemon.config, {}))
         assert failures(findings) == []
         assert outcome is Outcome.FINE
         texts = [finding.text for finding in findings]
@@ -582,7 +582,7 @@ async def test_running_daemon_of_the_same_application_keeps_its_link_and_its_for
             start_fork(ami, target.channel, recorder.url("/before"), "D(stereo)L(16000)")
             before = await recorder.wait_messages("/before", 10)
             began, frames = time.monotonic(), len(before.messages)
-            checking_it = asyncio.create_task(check(config.load(daemon.config, {})))
+            checking_it = asyncio.create_task(check(config_file.load(daemon.config, {})))
             await asyncio.sleep(1.8)  # it snoops now
             start_fork(ami, target.channel, recorder.url("/meanwhile"), "D(in)L(16000)")
             meanwhile = await recorder.wait_messages("/meanwhile", 10)
@@ -614,14 +614,14 @@ async def test_running_daemon_that_asterisk_cannot_reach_is_a_fault(
 ) -> None:
     text = f"listen = 127.0.0.1:{free_tcp_port()}\nadvertise = 127.0.0.1:{closed_port}\n"
     with Daemon(checked, {"audiosocket": text}) as daemon:
-        found = await only_failure(checked, config.load(daemon.config, {}))
+        found = await only_failure(checked, config_file.load(daemon.config, {}))
     assert found.text == f"AudioSocket: Asterisk and 127.0.0.1:{closed_port}: cannot connect"
 
 
 async def test_running_daemon_whose_file_limit_is_too_low_is_a_fault(checked: Asterisk) -> None:
     command = ("prlimit", "--nofile=300:300", sys.executable, "-m", "audiofork", "run")
     with Daemon(checked, command=command) as daemon:
-        found = await only_failure(checked, config.load(daemon.config, {}))
+        found = await only_failure(checked, config_file.load(daemon.config, {}))
     assert found.text == ("open files: the daemon may have 300, max_forks = 1000 takes 5400")
     assert "LimitNOFILE=5400" in found.remedy
 
