@@ -14,7 +14,7 @@ unit coverage oldest asterisk: export PYTHONDONTWRITEBYTECODE =
 
 .NOTPARALLEL:
 .PHONY: demo test style types unit coverage oldest asterisk fuzz bench bench-capacity bench-asterisk
-.PHONY: faults sample-config clean
+.PHONY: faults attacks sample-config clean
 
 demo: .venv/installed
 	$(BIN)/python -m testbed.demo
@@ -55,6 +55,9 @@ fuzz: .venv/installed
 
 faults: .venv/installed
 	$(BIN)/python -m testbed.faults
+
+attacks: .venv/installed
+	$(BIN)/python -m testbed.attacks
 
 # `make bench BASE=REV` compares with a revision.
 bench: .venv/installed

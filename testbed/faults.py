@@ -13,42 +13,42 @@ import argparse
 import asyncio
 import collections
 import contextlib
-import itertools
 import os
 import re
 import signal
 import sqlite3
-import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import uvloop
-
 from testbed.ami import LOST, AmiClient, Headers
-from testbed.asterisk import Asterisk
-from testbed.blocks import Report, decode, find_blocks, make_blocks, report
-from testbed.daemon import Daemon, dialplan, manager_conf
+from testbed.crowd import (
+    BLOCK_S,
+    LISTEN,
+    Became,
+    Crowd,
+    became,
+    logged,
+    place_call,
+    start_fork,
+    whole,
+)
+from testbed.daemon import Daemon
 from testbed.faulty_server import (
     BROKEN_OFF,
     FaultyServer,
-    Logged,
     Manner,
     ServerProcess,
     read_log,
 )
-from testbed.recorder import Recording
-from testbed.sip import Call, SipUser
+from testbed.measuring import Finding, Measurements, Scene
+from testbed.sip import SipUser
 
-# A channel that reads what its party sends and says nothing: the cheapest there is.
-DIALPLAN = """
+SHORT = """
 [testbed]
-exten => listen,1,Answer()
- same => n,Wait(3600)
-
 exten => _short.,1,Answer()
  same => n,UserEvent(AudioFork,WsServer: ${WSSERVER}${EXTEN},Options: D(in))
  same => n,UserEvent(AudioFork,WsServer: ${WSSERVER}${EXTEN},Options: D(in))
@@ -57,278 +57,10 @@ exten => _short.,1,Answer()
  same => n,Wait(3600)
 
 """
-BLOCK_S = 0.020
-BLOCKS = make_blocks(2500, seed=61)
-HEARD = [decode(block) for block in BLOCKS]
-# Spoken until the forks stream, and at the end to push the last blocks through.
-WARM_UP = make_blocks(25, seed=62)
-# One block may be lost before the daemon has it, and one of so many.
-LOST_UPSTREAM = 5_000
-LIVE_LAG_S = 0.1  # more than a busy machine delays one block after the other
 COUNTED = (sys.executable, "-m", "testbed.counted_daemon")
 
 
-class Finding(NamedTuple):
-    """One thing that was measured."""
-
-    name: str
-    asked: str
-    seen: str
-    ok: bool
-
-    def __str__(self) -> str:
-        return f"{self.name}: asked {self.asked}; seen {self.seen}: {self.verdict}"
-
-    @property
-    def verdict(self) -> str:
-        return "ok" if self.ok else "MISSED"
-
-
-@dataclass
-class Scene:
-    """What every measurement needs."""
-
-    asterisk: Asterisk
-    ami: AmiClient
-    caller: SipUser
-    options: argparse.Namespace
-
-
-Measure = Callable[[Scene], Awaitable[list[Finding]]]
-MEASURES: dict[str, Measure] = {}
-
-
-def measure(function: Measure) -> Measure:
-    """Make a function one of those that can be named on the command line."""
-    MEASURES[function.__name__] = function
-    return function
-
-
-# --- Calls and their forks ---
-
-_numbers = itertools.count(1)
-
-
-@dataclass
-class Caller:
-    """A call, and when it began to speak the blocks."""
-
-    call: Call
-    channel: str
-    warm_up: asyncio.Future[int] | None = None
-    spoke_at: float = 0.0  # time.monotonic()
-
-
-@dataclass
-class Fork:
-    """One fork that was asked for."""
-
-    path: str
-    action_id: str
-    caller: Caller
-
-
-class Crowd:
-    """Calls that speak the same blocks at the same time, each with some forks.
-
-    Attributes:
-        callers: The calls.
-        forks: The forks of all calls.
-    """
-
-    def __init__(self, scene: Scene) -> None:
-        self._ami = scene.ami
-        self._sip = scene.caller
-        self.callers: list[Caller] = []
-        self.forks: list[Fork] = []
-
-    async def gather(
-        self, calls: int, url: Callable[[str], str], options: str, each: int = 1
-    ) -> None:
-        """Place calls, fork each; return when all forks stream."""
-        self._ami.events.clear()
-        for _ in range(calls):
-            self.callers.append(await place_call(self._ami, self._sip))
-        for caller in self.callers:
-            caller.warm_up = caller.call.play(WARM_UP, loop=True)
-            for _ in range(each):
-                self.forks.append(self._fork(caller, url, options))
-        await self.events("AudioForkStarted", timeout_s=30)
-
-    def _fork(self, caller: Caller, url: Callable[[str], str], options: str) -> Fork:
-        path = f"/{next(_numbers)}"
-        return Fork(path, start_fork(self._ami, caller.channel, url(path), options), caller)
-
-    async def events(self, name: str, *, timeout_s: float = 40) -> dict[str, Headers]:
-        """Wait until each fork has had an event; return the first of each, by path."""
-        paths = {fork.action_id: fork.path for fork in self.forks}
-        found: dict[str, Headers] = {}
-        async with asyncio.timeout(timeout_s):
-            while len(found) < len(paths):
-                found = {}
-                for _, headers in self._ami.events:
-                    path = paths.get(headers.get("ActionID", ""))
-                    if path is not None and headers.get("UserEvent") == name:
-                        found.setdefault(path, headers)
-                await asyncio.sleep(0.1)
-        return found
-
-    async def speak(self) -> None:
-        """Begin to speak the numbered blocks: calls must not send all at the same moment."""
-        for caller in self.callers:
-            await asyncio.sleep(0.001)
-            assert caller.warm_up is not None
-            caller.warm_up.cancel()
-            caller.spoke_at = time.monotonic()
-            caller.call.play(BLOCKS)
-
-    async def hang_up(self) -> dict[str, Headers]:
-        """Speak on for half a second, then hang up; return the last event of each fork."""
-        await asyncio.sleep(0.5)
-        await asyncio.gather(*(caller.call.hangup(5) for caller in self.callers))
-        return await self.events("AudioForkStopped")
-
-    def spoken(self, fork: Fork, until: float) -> int:
-        """Return how many blocks were certainly spoken by a moment."""
-        return int((until - fork.caller.spoke_at) / BLOCK_S) - 10
-
-
-async def place_call(ami: AmiClient, sip: SipUser) -> Caller:
-    """Call, and find the channel that Asterisk made for it."""
-    position = len(ami.events)
-    call = await sip.call("listen", timeout_s=15)
-    event = await ami.wait_event(
-        lambda headers: (
-            headers.get("Event") == "Newchannel" and "SIP/caller-" in headers["Channel"]
-        ),
-        after=position,
-    )
-    return Caller(call, event["Channel"])
-
-
-def start_fork(ami: AmiClient, channel: str, url: str, options: str) -> str:
-    """Ask for a fork; return the ActionID."""
-    return ami.send(
-        "UserEvent",
-        action_id=f"fault-{next(_numbers)}",
-        UserEvent="AudioFork",
-        Command="StartAudioFork",
-        Channel=channel,
-        WsServer=url,
-        Options=options,
-    )
-
-
-# --- What became of the blocks ---
-
-
-@dataclass
-class Became:
-    """What a server got of one fork, over all its connections.
-
-    Attributes:
-        found: The blocks, in the order they came; `times` when each came.
-        report: How that compares with what was spoken by a moment.
-    """
-
-    connections: list[Logged]
-    found: list[int]
-    times: list[float]
-    report: Report
-
-    @property
-    def messages(self) -> int:
-        """How many messages came."""
-        return sum(len(one.messages) for one in self.connections)
-
-    @property
-    def gap(self) -> list[int]:
-        """The blocks that are missing before the last one that came."""
-        return sorted(set(range(max(self.found))) - set(self.found))
-
-    @property
-    def longest_gap(self) -> int:
-        """The most blocks in a row that are missing."""
-        runs = [after - before - 1 for before, after in itertools.pairwise(sorted(set(self.found)))]
-        return max(runs, default=0)
-
-    def live_at(self, since: float) -> float:
-        """Return when the first block came, after a moment, that was no older than live audio.
-
-        Asterisk has a delay of its own, which grows when the machine is busy: live is what comes
-        as late as the last blocks do.
-        """
-        late = [at - index * BLOCK_S for index, at in zip(self.found, self.times, strict=True)]
-        limit = statistics.median(late[-25:]) + LIVE_LAG_S
-        live = (
-            at for at, lag in zip(self.times, late, strict=True) if at >= since and lag <= limit
-        )
-        return next(live, float("inf"))
-
-
-def became(crowd: Crowd, connections: Sequence[Logged], until: float) -> dict[str, Became]:
-    """Tell what became of each fork's blocks; those spoken by a moment have to be there."""
-    mine: dict[str, list[Logged]] = {fork.path: [] for fork in crowd.forks}
-    for one in connections:
-        if one.path in mine:
-            mine[one.path].append(one)
-    result = {}
-    for fork in crowd.forks:
-        every = sorted(mine[fork.path], key=lambda one: one.opened)
-        found, times = _found(every)
-        spoken = crowd.spoken(fork, until)
-        inside = [index for index in found if index < spoken]
-        result[fork.path] = Became(every, found, times, report(inside, spoken))
-    return result
-
-
-def logged(one: Recording) -> Logged:
-    """Return what a server of this process got in the form of one that is a process."""
-    messages = [message for message in one.messages if isinstance(message, bytes)]
-    return Logged(one.path, one.opened, one.closed, one.close_code, one.times, messages)
-
-
-_INDEX = {block: index for index, block in enumerate(HEARD)}
-
-
-def _found(connections: Sequence[Logged]) -> tuple[list[int], list[float]]:
-    """Find the blocks of all messages; most hold exactly one, and that is cheap to see."""
-    found: list[int] = []
-    times: list[float] = []
-    for one in connections:
-        for at, message in zip(one.times, one.messages, strict=True):
-            index = _INDEX.get(message)
-            if index is not None:
-                found.append(index)
-                times.append(at)
-    if not found:  # the blocks do not lie at the edges of the messages
-        found = find_blocks(b"".join(b"".join(one.messages) for one in connections), HEARD)
-        times = [one.times[-1] for one in connections for _ in one.messages][: len(found)]
-    return found, times
-
-
-def _whole(name: str, all_of_it: dict[str, Became], stopped: dict[str, Headers]) -> Finding:
-    """Judge the blocks that came from Asterisk, and those that never came from it.
-
-    Now and then the callers or Asterisk lose a block, as `control` shows, in which nothing is
-    wrong. More than that counts as the daemon's: a leg that broke loses blocks uncounted.
-    """
-    reports = [one.report for one in all_of_it.values()]
-    lost = sum(one.missing for one in reports)
-    twice = sum(one.duplicated for one in reports)
-    swapped = sum(one.out_of_order for one in reports)
-    ours = sum(int(stopped[path]["FramesIn"]) - one.messages for path, one in all_of_it.items())
-    spoken = sum(one.found + one.missing for one in reports)
-    seen = (
-        f"of {spoken} blocks {lost} lost, {twice} twice, {swapped} out of order; "
-        f"{ours} of the frames that came from Asterisk are not at the server"
-    )
-    asked = "each block once and in order"
-    upstream = lost <= max(1, spoken // LOST_UPSTREAM)
-    return Finding(name, asked, seen, upstream and not (twice or swapped or ours))
-
-
-# --- The measurements ---
+measure = Measurements("fault", LISTEN + SHORT)
 
 
 @measure
@@ -343,7 +75,7 @@ async def control(scene: Scene) -> list[Finding]:
             until = time.monotonic()
             stopped = await crowd.hang_up()
             connections = process.connections()
-    return [_whole("nothing, 50 forks", became(crowd, connections, until), stopped)]
+    return [whole("nothing, 50 forks", became(crowd, connections, until), stopped)]
 
 
 @measure
@@ -361,7 +93,7 @@ async def outage_5s(scene: Scene) -> list[Finding]:
     seen = f"first frame after {max(back):.2f} s at most, live audio after {max(live):.2f} s"
     asked = "live again within 1 s of its return (reconnect_interval = 0.5)"
     again = Finding(name, asked, seen, max(live) <= 1)
-    return [_whole(name, all_of_it, stopped), again]
+    return [whole(name, all_of_it, stopped), again]
 
 
 @measure
@@ -440,7 +172,7 @@ async def _stall(scene: Scene, seconds: int) -> list[Finding]:
     name = f"server stalls for {seconds} s, {forks} forks"
     asked = f"memory grows by {limit_kib:.0f} KiB at most (the audio that waits and 20 %)"
     memory = Finding(name, asked, f"{grown_kib} KiB", grown_kib <= limit_kib)
-    return [_whole(name, became(crowd, connections, until), stopped), memory]
+    return [whole(name, became(crowd, connections, until), stopped), memory]
 
 
 @measure
@@ -466,7 +198,7 @@ async def vanished(scene: Scene) -> list[Finding]:
     name = "server vanishes without a packet, 20 calls"
     seen = f"after {min(back):.1f} to {max(back):.1f} s"
     again = Finding(name, "a new connection within 8 s", seen, max(back) <= 8)
-    return [_whole(name, all_of_it, stopped), again]
+    return [whole(name, all_of_it, stopped), again]
 
 
 @measure
@@ -588,7 +320,7 @@ def _back(
         f"live audio after {max(live):.2f} s at most"
     )
     again = Finding(name, "all live again within 5 s, spread", seen, max(live) <= 5)
-    return [_whole(name, all_of_it, stopped), again]
+    return [whole(name, all_of_it, stopped), again]
 
 
 # --- Churn ---
@@ -751,41 +483,12 @@ def _leaks(name: str, counts: Sequence[Counts], rows: int) -> list[Finding]:
 # --- The command ---
 
 
-def table(findings: Sequence[Finding]) -> str:
-    """Return findings as a Markdown table."""
-    rows = [f"| {one.name} | {one.asked} | {one.seen} | {one.verdict} |" for one in findings]
-    return "\n".join(["| fault | asked | seen | |", "|---|---|---|---|", *rows])
-
-
-async def run(names: Sequence[str], options: argparse.Namespace) -> list[Finding]:
-    """Run measurements, one after the other, on one Asterisk."""
-    findings: list[Finding] = []
-    config = {"manager.conf": manager_conf()}
-    with Asterisk(dialplan=DIALPLAN + dialplan(), config=config) as asterisk:
-        for name in names:
-            async with (
-                AmiClient(asterisk) as ami,
-                SipUser("caller", ("127.0.0.1", asterisk.sip_port)) as caller,
-            ):
-                for finding in await MEASURES[name](Scene(asterisk, ami, caller, options)):
-                    print(finding, flush=True)
-                    findings.append(finding)
-    return findings
-
-
 def main() -> int:
     """Run what the command line names; return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(MEASURES))
+    parser = argparse.ArgumentParser()
     parser.add_argument("--storm", type=int, default=200, help="forks of the storm")
     parser.add_argument("--churn", type=int, default=20_000, help="forks of the churn")
-    options = parser.parse_args()
-    unknown = [name for name in options.names if name not in MEASURES]
-    if unknown:
-        parser.error(f"no such measurement: {', '.join(unknown)}")
-    findings = uvloop.run(run(options.names or list(MEASURES), options))
-    print(f"\n{table(findings)}")
-    return 0 if all(one.ok for one in findings) else 1
+    return measure.main(__doc__, parser)
 
 
 if __name__ == "__main__":
