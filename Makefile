@@ -7,6 +7,8 @@ PYTEST := $(BIN)/python -m pytest
 # Tests wait more than they work, most of all for Asterisk's audio: more processes than cores.
 unit coverage oldest: PROCESSES ?= 4
 asterisk: PROCESSES ?= 6
+# All in there needs an Asterisk, and each process of a run would read it in vain.
+UNIT = --ignore tests/system
 PARALLEL = -n $(PROCESSES) --dist worksteal
 
 # What is compiled once need not be compiled by each process of a test run.
@@ -29,12 +31,12 @@ types: .venv/installed
 	$(BIN)/mypy
 
 unit: .venv/installed
-	$(PYTEST) $(PARALLEL) -m "not asterisk and not serial"
-	$(PYTEST) -m "not asterisk and serial"
+	$(PYTEST) $(UNIT) $(PARALLEL) -m "not asterisk and not serial"
+	$(PYTEST) $(UNIT) -m "not asterisk and serial"
 
 # Apart from `unit`, which would take twice as long.
 coverage: .venv/installed
-	$(PYTEST) $(PARALLEL) -m "not asterisk and not serial" --cov
+	$(PYTEST) $(UNIT) $(PARALLEL) -m "not asterisk and not serial" --cov
 
 # With the oldest version of each dependency that setup.cfg allows.
 oldest: $(OLDEST)/installed

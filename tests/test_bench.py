@@ -56,7 +56,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_smallest_row_runs_and_loses_nothing() -> None:
-    done = run("--rows", "smallest", "--json")
+    done = run("--rows", "smallest", "--seconds", "1", "--json")
     assert done.returncode == 0, done.stderr
     floor, audiofork = json.loads(done.stdout)
     for result, name in ((floor, "floor"), (audiofork, "audiofork")):

@@ -14,12 +14,10 @@ from testbed.recorder import Recorder
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Run the tests of the contract on both event loops: it rests on the order of callbacks."""
-    loops: dict[str, Callable[[], asyncio.AbstractEventLoop]]
-    loops = {"asyncio": asyncio.new_event_loop}
+    """Run the tests of the contract on the event loop of the daemon: they rest on its order."""
     if item.path.name == "test_relay.py":
-        loops["uvloop"] = uvloop.new_event_loop
-    return loops
+        return {"uvloop": uvloop.new_event_loop}
+    return {"asyncio": asyncio.new_event_loop}
 
 
 @pytest.fixture
