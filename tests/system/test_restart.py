@@ -7,7 +7,6 @@ gaps are wide, since the machine may be busy; what was measured is printed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import socket
 import subprocess
@@ -18,14 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from testbed.ami import AmiClient, Headers
 from testbed.asterisk import Asterisk, free_port
 from testbed.blocks import decode, find_blocks, make_blocks
 from testbed.daemon import Daemon, dialplan, manager_conf
 from testbed.proxy import Proxy
 from testbed.recorder import Recorder, Recording
-from testbed.sip import SipUser
-from tests.system.conftest import DIALPLAN, channels, place_call, start_fork
+from tests.system.conftest import DIALPLAN, channels, start_fork
+from tests.system.scene import Fork, Scene, staged
 
 pytestmark = pytest.mark.asterisk
 
@@ -49,13 +47,17 @@ def settings() -> dict[str, str]:
 
 
 @pytest.fixture
-async def proxy(recorder: Recorder) -> AsyncIterator[Proxy]:
-    async with Proxy(("127.0.0.1", recorder.port)) as one:
+async def scene(
+    asterisk: Asterisk, recorder: Recorder, settings: dict[str, str]
+) -> AsyncIterator[Scene[Recorder]]:
+    async with staged(asterisk, recorder, settings) as one:
         yield one
 
 
-async def started(ami: AmiClient, action_id: str, *, after: int = 0) -> Headers:
-    return await ami.wait_user_event("AudioForkStarted", ActionID=action_id, after=after)
+@pytest.fixture
+async def proxy(recorder: Recorder) -> AsyncIterator[Proxy]:
+    async with Proxy(("127.0.0.1", recorder.port)) as one:
+        yield one
 
 
 async def start_again(daemon: Daemon) -> None:
@@ -71,19 +73,6 @@ async def after_restart(recorder: Recorder, old: Recording, messages: int) -> Re
     )
 
 
-async def legs(ami: AmiClient, count: int) -> list[str]:
-    """Return the legs once there are so many; closed ones take a moment to go."""
-    found: list[str] = []
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(10):
-            while True:
-                found = [name for name in await channels(ami) if name.startswith("AudioSocket/")]
-                if len(found) == count:
-                    return found
-                await asyncio.sleep(0.05)
-    raise AssertionError(f"expected {count} legs, there are {found}")
-
-
 def gap_s(*parts: bytes) -> float:
     """Return the time of the blocks that are missing between those that came; all in order."""
     found = [index for part in parts for index in find_blocks(part, HEARD)]
@@ -93,39 +82,33 @@ def gap_s(*parts: bytes) -> float:
 
 
 async def test_sigkill_while_streaming_takes_up_all_forks_with_their_ids(
-    asterisk: Asterisk,
-    ami: AmiClient,
-    caller: SipUser,
-    recorder: Recorder,
-    settings: dict[str, str],
+    scene: Scene[Recorder],
 ) -> None:
-    target = await place_call(ami, caller)
+    target = await scene.call()
     target.call.play(BLOCKS)
     paths = [f"/{number}" for number in range(5)]
-    with Daemon(asterisk, settings) as daemon:
-        asked = [start_fork(ami, target.channel, recorder.url(path), "D(in)") for path in paths]
-        ids = [(await started(ami, action_id))["AudioForkID"] for action_id in asked]
-        before = [await recorder.wait_messages(path, 25) for path in paths]
-        position = len(ami.events)
+    with scene.daemon() as daemon:
+        forks = [scene.fork(target, path, "D(in)") for path in paths]
+        ids = [(await fork.started())["AudioForkID"] for fork in forks]
+        before = [await scene.server.wait_messages(path, 25) for path in paths]
+        position = len(scene.ami.events)
         killed = time.monotonic()
         daemon.kill()
         await start_again(daemon)
         away_s = time.monotonic() - killed
-        again = [await started(ami, action_id, after=position) for action_id in asked]
+        again = [await fork.started(after=position) for fork in forks]
         took_up_s = time.monotonic() - killed - away_s
         assert [event["AudioForkID"] for event in again] == ids
         assert {event["TakenUp"] for event in again} == {"yes"}
-        after = [await after_restart(recorder, one, 50) for one in before]
-        await legs(ami, 5)
-        stop_position = len(ami.events)
+        after = [await after_restart(scene.server, one, 50) for one in before]
+        await scene.legs(5)
+        stop_position = len(scene.ami.events)
         await target.call.hangup()
-        for action_id in asked:
-            stopped = await ami.wait_user_event(
-                "AudioForkStopped", ActionID=action_id, after=stop_position
-            )
+        for fork in forks:
+            stopped = await fork.stopped(after=stop_position)
             assert stopped["Reason"] == "hangup"
             assert float(stopped["Duration"]) > away_s  # from its own start
-        await legs(ami, 0)
+        await scene.legs(0)
         assert "Traceback" not in daemon.log()
     gaps_s = [gap_s(one.audio, two.audio) for one, two in zip(before, after, strict=True)]
     print(f"away {away_s:.2f} s, taken up {took_up_s:.2f} s later, longest gap {max(gaps_s):.2f} s")
@@ -135,152 +118,130 @@ async def test_sigkill_while_streaming_takes_up_all_forks_with_their_ids(
 
 @pytest.mark.parametrize("moment", ["attaching", "reconnecting"])
 async def test_sigkill_while_the_server_is_away_takes_up_the_fork(
-    asterisk: Asterisk,
-    ami: AmiClient,
-    caller: SipUser,
-    recorder: Recorder,
+    scene: Scene[Recorder],
     proxy: Proxy,
-    settings: dict[str, str],
     moment: str,
 ) -> None:
-    target = await place_call(ami, caller)
+    target = await scene.call()
     target.call.talk()
-    with Daemon(asterisk, settings) as daemon:
+    with scene.daemon() as daemon:
         if moment == "attaching":
             proxy.stall()  # the handshake gets no answer
-        action_id = start_fork(ami, target.channel, proxy.ws_url(), "r(0)")
+        action_id = start_fork(scene.ami, target.channel, proxy.ws_url(), "r(0)")
+        fork = Fork(scene.ami, target, action_id)
         if moment == "attaching":
-            await ami.wait_event(lambda headers: headers.get("Event") == "ChanSpyStart")
+            await scene.ami.wait_event(lambda headers: headers.get("Event") == "ChanSpyStart")
         else:
-            await started(ami, action_id)
+            await fork.started()
             proxy.refuse()
             proxy.cut()
-            await ami.wait_user_event("AudioForkReconnecting", ActionID=action_id)
-        fork_id = await ami.variable(target.channel, "AUDIOFORK_ID")
+            await fork.event("AudioForkReconnecting")
+        fork_id = await scene.ami.variable(target.channel, "AUDIOFORK_ID")
         daemon.kill()
-        position = len(ami.events)
+        position = len(scene.ami.events)
         await start_again(daemon)
         await daemon.says("resumed")
         proxy.resume() if moment == "attaching" else proxy.accept()
-        event = await ami.wait_user_event(
-            "AudioForkStarted", ActionID=action_id, after=position, timeout_s=20
-        )
+        event = await fork.started(after=position)
         assert (event["AudioForkID"], event["TakenUp"]) == (fork_id, "yes")
-        await legs(ami, 1)
+        await scene.legs(1)
         await target.call.hangup()
-        await ami.wait_user_event("AudioForkStopped", AudioForkID=fork_id, after=position)
-        await legs(ami, 0)
+        await scene.ami.wait_user_event("AudioForkStopped", AudioForkID=fork_id, after=position)
+        await scene.legs(0)
 
 
 async def test_call_without_media_is_taken_up_though_its_old_leg_cannot_end(
-    asterisk: Asterisk,
-    ami: AmiClient,
-    caller: SipUser,
-    recorder: Recorder,
-    settings: dict[str, str],
+    scene: Scene[Recorder],
 ) -> None:
-    target = await place_call(ami, caller, "wait")
-    with Daemon(asterisk, settings) as daemon:
-        action_id = start_fork(ami, target.channel, recorder.url("/"))
-        event = await started(ami, action_id)  # direction both: silence is audio too
-        position = len(ami.events)
+    target = await scene.call("wait")
+    with scene.daemon() as daemon:
+        fork = scene.fork(target)
+        event = await fork.started()  # direction both: silence is audio too
+        position = len(scene.ami.events)
         daemon.kill()
         await start_again(daemon)
-        again = await started(ami, action_id, after=position)
+        again = await fork.started(after=position)
         assert again["AudioForkID"] == event["AudioForkID"]
         target.call.talk()  # lets the old leg go
-        await legs(ami, 1)
+        await scene.legs(1)
         await target.call.hangup()
-        await legs(ami, 0)
+        await scene.legs(0)
 
 
 async def test_call_that_ends_while_the_daemon_is_away_is_told_of_at_its_start(
-    asterisk: Asterisk,
-    ami: AmiClient,
-    caller: SipUser,
-    recorder: Recorder,
-    settings: dict[str, str],
+    scene: Scene[Recorder],
     tmp_path: Path,
 ) -> None:
-    settings["security"] = "allow_post_process = yes\n"
-    target = await place_call(ami, caller)
+    scene.settings["security"] = "allow_post_process = yes\n"
+    target = await scene.call()
     target.call.talk()
-    with Daemon(asterisk, settings) as daemon:
-        action_id = start_fork(
-            ami,
-            target.channel,
-            recorder.url("/"),
+    with scene.daemon() as daemon:
+        fork = scene.fork(
+            target,
             PostProcess=f"echo ^{{UNIQUEID}} > {tmp_path}/ended",
         )
-        await started(ami, action_id)
+        await fork.started()
         daemon.kill()
         await target.call.hangup()
-        await legs(ami, 0)
+        await scene.legs(0)
         await start_again(daemon)
-        stopped = await ami.wait_user_event("AudioForkStopped", ActionID=action_id)
+        stopped = await fork.event("AudioForkStopped")
         assert stopped["Reason"] == "hangup"
         assert stopped["Detail"].startswith("the call ended while the daemon was away")
         assert stopped["PostProcessStatus"] == "0"
         assert (tmp_path / "ended").read_text().strip() == target.uniqueid
         daemon.kill()
-        position = len(ami.events)
+        position = len(scene.ami.events)
         await start_again(daemon)  # not told twice
-        assert not [h for _, h in ami.events[position:] if h.get("UserEvent") == "AudioForkStopped"]
+        later = [headers.get("UserEvent") for _, headers in scene.ami.events[position:]]
+        assert "AudioForkStopped" not in later
 
 
 async def test_stop_that_keeps_closes_with_1001_and_the_next_start_takes_up(
-    asterisk: Asterisk,
-    ami: AmiClient,
-    caller: SipUser,
-    recorder: Recorder,
-    settings: dict[str, str],
+    scene: Scene[Recorder],
 ) -> None:
-    target = await place_call(ami, caller)
+    target = await scene.call()
     target.call.play(BLOCKS)
-    with Daemon(asterisk, settings) as daemon:
+    with scene.daemon() as daemon:
         config = daemon.config.read_text()
         daemon.config.write_text(config.replace("[daemon]\n", "[daemon]\non_stop = keep\n"))
         await daemon.reload("reloaded")
-        action_id = start_fork(ami, target.channel, recorder.url("/"), "D(in)")
-        fork_id = (await started(ami, action_id))["AudioForkID"]
-        before = await recorder.wait_messages("/", 25)
-        position = len(ami.events)
+        fork = scene.fork(target, "/", "D(in)")
+        fork_id = (await fork.started())["AudioForkID"]
+        before = await scene.server.wait_messages("/", 25)
+        position = len(scene.ami.events)
         assert await asyncio.to_thread(daemon.stop) <= 3
         assert daemon.exit_code == 0
-        await recorder.wait_closed("/")
+        await scene.server.wait_closed("/")
         assert (before.close_code, before.close_reason) == (1001, "shutdown")
-        away = await ami.wait_user_event("AudioForkReconnecting", after=position)
+        away = await scene.ami.wait_user_event("AudioForkReconnecting", after=position)
         assert (away["AudioForkID"], away["Reason"]) == (fork_id, "the daemon is restarted")
-        assert await ami.variable(target.channel, "AUDIOFORK_STATUS") == "RECONNECTING"
-        await legs(ami, 0)
+        assert await scene.ami.variable(target.channel, "AUDIOFORK_STATUS") == "RECONNECTING"
+        await scene.legs(0)
         await start_again(daemon)
-        again = await started(ami, action_id, after=position)
+        again = await fork.started(after=position)
         assert (again["AudioForkID"], again["TakenUp"]) == (fork_id, "yes")
-        assert await ami.variable(target.channel, "AUDIOFORK_STATUS") == "STREAMING"
-        after = await after_restart(recorder, before, 50)
+        assert await scene.ami.variable(target.channel, "AUDIOFORK_STATUS") == "STREAMING"
+        after = await after_restart(scene.server, before, 50)
         await target.call.hangup()
-        stopped = await ami.wait_user_event("AudioForkStopped", AudioForkID=fork_id)
+        stopped = await scene.ami.wait_user_event("AudioForkStopped", AudioForkID=fork_id)
         assert stopped["Reason"] == "hangup"
         assert gap_s(before.audio, after.audio) > 0
 
 
 async def test_stop_that_ends_leaves_nothing_to_take_up(
-    asterisk: Asterisk,
-    ami: AmiClient,
-    caller: SipUser,
-    recorder: Recorder,
-    settings: dict[str, str],
+    scene: Scene[Recorder],
 ) -> None:
-    target = await place_call(ami, caller)
+    target = await scene.call()
     target.call.talk()
-    with Daemon(asterisk, settings) as daemon:
-        await started(ami, start_fork(ami, target.channel, recorder.url("/")))
+    with scene.daemon() as daemon:
+        await scene.fork(target).started()
         await asyncio.to_thread(daemon.stop)
-        await ami.wait_user_event("AudioForkStopped", Reason="shutdown")
+        await scene.ami.wait_user_event("AudioForkStopped", Reason="shutdown")
         await start_again(daemon)
-        await started(ami, start_fork(ami, target.channel, recorder.url("/other")))
+        await scene.fork(target, "/other").started()
         assert "an earlier run left" not in daemon.log()
-        assert len(recorder.at("/")) == 1
+        assert len(scene.server.at("/")) == 1
         await target.call.hangup()
 
 
@@ -298,15 +259,11 @@ async def test_restarted_asterisk_ends_its_forks_and_new_ones_work(
     reason: str,
 ) -> None:
     with Daemon(asterisk, settings) as daemon:
-        async with (
-            AmiClient(asterisk) as ami,
-            SipUser("caller", ("127.0.0.1", asterisk.sip_port)) as user,
-        ):
-            target = await place_call(ami, user)
+        async with staged(asterisk, recorder, settings) as scene:
+            target = await scene.call()
             target.call.talk()
             for number in range(3):
-                action_id = start_fork(ami, target.channel, recorder.url(f"/{number}"))
-                await started(ami, action_id)
+                await scene.fork(target, f"/{number}").started()
             if killed:
                 await asyncio.to_thread(asterisk.kill)
             await asyncio.to_thread(asterisk.restart)
@@ -319,16 +276,13 @@ async def test_restarted_asterisk_ends_its_forks_and_new_ones_work(
             assert len(why) == 3
             assert all("Asterisk was restarted" in one or "cannot be asked" in one for one in why)
         await daemon.says("connected to Asterisk", times=2)
-        async with (
-            AmiClient(asterisk) as ami,
-            SipUser("caller", ("127.0.0.1", asterisk.sip_port)) as user,
-        ):
-            target = await place_call(ami, user)
+        async with staged(asterisk, recorder, settings) as scene:
+            target = await scene.call()
             target.call.talk()
-            await started(ami, start_fork(ami, target.channel, recorder.url("/new")))
-            await legs(ami, 1)
+            await scene.fork(target, "/new").started()
+            await scene.legs(1)
             await target.call.hangup()
-            await recorder.wait_closed("/new")
+            await scene.server.wait_closed("/new")
 
 
 async def test_fork_of_a_killed_asterisk_is_not_taken_up(
@@ -336,13 +290,10 @@ async def test_fork_of_a_killed_asterisk_is_not_taken_up(
 ) -> None:
     """Both die: the machine was rebooted, say."""
     with Daemon(asterisk, settings) as daemon:
-        async with (
-            AmiClient(asterisk) as ami,
-            SipUser("caller", ("127.0.0.1", asterisk.sip_port)) as user,
-        ):
-            target = await place_call(ami, user)
+        async with staged(asterisk, recorder, settings) as scene:
+            target = await scene.call()
             target.call.talk()
-            await started(ami, start_fork(ami, target.channel, recorder.url("/")))
+            await scene.fork(target).started()
             daemon.kill()
             await asyncio.to_thread(asterisk.kill)
             await asyncio.to_thread(asterisk.restart)
@@ -351,113 +302,97 @@ async def test_fork_of_a_killed_asterisk_is_not_taken_up(
 
 
 async def test_leg_that_is_hung_up_is_replaced_and_the_server_sees_a_gap_alone(
-    asterisk: Asterisk,
-    ami: AmiClient,
-    caller: SipUser,
-    recorder: Recorder,
-    settings: dict[str, str],
+    scene: Scene[Recorder],
 ) -> None:
-    target = await place_call(ami, caller)
+    target = await scene.call()
     target.call.play(BLOCKS)
-    with Daemon(asterisk, settings):
-        action_id = start_fork(ami, target.channel, recorder.url("/"), "D(in)")
-        await started(ami, action_id)
-        recording = await recorder.wait_messages("/", 25)
-        (leg,) = await legs(ami, 1)
-        await ami.action("Hangup", Channel=leg)
-        lost = await ami.wait_user_event("AudioForkReconnecting", ActionID=action_id)
+    with scene.daemon():
+        fork = scene.fork(target, "/", "D(in)")
+        await fork.started()
+        recording = await scene.server.wait_messages("/", 25)
+        (leg,) = await scene.legs(1)
+        await scene.ami.action("Hangup", Channel=leg)
+        lost = await fork.event("AudioForkReconnecting")
         why = "the leg of in was lost: Asterisk closed it"
         assert (lost["Attempt"], lost["Reason"]) == ("1", why)
-        back = await ami.wait_user_event("AudioForkResumed", ActionID=action_id)
+        back = await fork.event("AudioForkResumed")
         assert back["FramesDropped"] == "0"
         came = len(recording.messages)
-        await recorder.wait_messages("/", came + 50)
-        assert await ami.variable(target.channel, "AUDIOFORK_STATUS") == "STREAMING"
+        await scene.server.wait_messages("/", came + 50)
+        assert await scene.ami.variable(target.channel, "AUDIOFORK_STATUS") == "STREAMING"
         await target.call.hangup()
-        await recorder.wait_closed("/")
-        await legs(ami, 0)
-    assert recorder.at("/") == [recording]
+        await scene.server.wait_closed("/")
+        await scene.legs(0)
+    assert scene.server.at("/") == [recording]
     gap = gap_s(recording.audio)
     print(f"gap {gap * 1000:.0f} ms, without a leg {back['GapMs']} ms")
     assert 0 < gap <= 0.5 + SLACK_S
 
 
 async def test_leg_that_is_hung_up_again_and_again_ends_the_fork(
-    asterisk: Asterisk,
-    ami: AmiClient,
-    caller: SipUser,
-    recorder: Recorder,
-    settings: dict[str, str],
+    scene: Scene[Recorder],
 ) -> None:
-    target = await place_call(ami, caller)
+    target = await scene.call()
     target.call.talk()
     drops = 0
 
     async def hang_up_legs() -> None:
         nonlocal drops
         while True:
-            for name in await channels(ami):
+            for name in await channels(scene.ami):
                 if name.startswith("AudioSocket/"):
-                    answer = await ami.action("Hangup", Channel=name)
+                    answer = await scene.ami.action("Hangup", Channel=name)
                     drops += answer["Response"] == "Success"
             await asyncio.sleep(0.02)
 
-    with Daemon(asterisk, settings):
-        action_id = start_fork(ami, target.channel, recorder.url("/"))
-        await started(ami, action_id)
+    with scene.daemon():
+        fork = scene.fork(target)
+        await fork.started()
         hanging_up = asyncio.create_task(hang_up_legs())
-        stopped = await ami.wait_user_event("AudioForkStopped", ActionID=action_id, timeout_s=30)
+        stopped = await fork.event("AudioForkStopped", timeout_s=30)
         hanging_up.cancel()
         assert stopped["Reason"] == "leg-failed"
         assert stopped["Detail"].startswith("the leg was lost 4 times in 10 s")
         assert drops >= 4
-        await legs(ami, 0)
+        await scene.legs(0)
         await target.call.hangup()
 
 
 async def test_damaged_journal_costs_its_forks_and_nothing_else(
-    asterisk: Asterisk,
-    ami: AmiClient,
-    caller: SipUser,
-    recorder: Recorder,
-    settings: dict[str, str],
+    scene: Scene[Recorder],
 ) -> None:
-    target = await place_call(ami, caller)
+    target = await scene.call()
     target.call.talk()
-    with Daemon(asterisk, settings) as daemon:
-        await started(ami, start_fork(ami, target.channel, recorder.url("/lost")))
+    with scene.daemon() as daemon:
+        await scene.fork(target, "/lost").started()
         daemon.kill()
         for path in daemon.journal.parent.glob(daemon.journal.name + "*"):
             path.write_bytes(b"no journal " * 1000)
         await start_again(daemon)
         assert "cannot be used (file is not a database)" in daemon.log()
-        action_id = start_fork(ami, target.channel, recorder.url("/new"))
-        await started(ami, action_id)
-        position = len(ami.events)
+        fork = scene.fork(target, "/new")
+        await fork.started()
+        position = len(scene.ami.events)
         daemon.kill()
         await start_again(daemon)
-        await started(ami, action_id, after=position)
-        assert len(recorder.at("/lost")) == 1
+        await fork.started(after=position)
+        assert len(scene.server.at("/lost")) == 1
         await target.call.hangup()
-        await legs(ami, 0)
+        await scene.legs(0)
 
 
 async def test_folder_that_takes_no_journal_stops_no_fork(
-    asterisk: Asterisk,
-    ami: AmiClient,
-    caller: SipUser,
-    recorder: Recorder,
-    settings: dict[str, str],
+    scene: Scene[Recorder],
 ) -> None:
     """Root may write to a read-only folder, but not to /proc."""
-    settings["daemon"] = "journal = /proc/journal.sqlite3\non_stop = keep\n"
-    target = await place_call(ami, caller)
+    scene.settings["daemon"] = "journal = /proc/journal.sqlite3\non_stop = keep\n"
+    target = await scene.call()
     target.call.talk()
-    with Daemon(asterisk, settings) as daemon:
-        action_id = start_fork(ami, target.channel, recorder.url("/"))
-        await started(ami, action_id)
+    with scene.daemon() as daemon:
+        fork = scene.fork(target)
+        await fork.started()
         await asyncio.to_thread(daemon.stop)
-        stopped = await ami.wait_user_event("AudioForkStopped", ActionID=action_id)
+        stopped = await fork.event("AudioForkStopped")
         assert stopped["Reason"] == "shutdown"
         assert daemon.log().count("cannot be written") == 1
         assert "cannot be kept without a journal that works" in daemon.log()
@@ -465,31 +400,26 @@ async def test_folder_that_takes_no_journal_stops_no_fork(
 
 
 async def test_full_disk_stops_no_fork_and_the_journal_is_whole_when_there_is_room(
-    asterisk: Asterisk,
-    ami: AmiClient,
-    caller: SipUser,
-    recorder: Recorder,
-    settings: dict[str, str],
+    scene: Scene[Recorder],
 ) -> None:
     """No file of the daemon's may grow beyond 20,000 bytes: its journal is full soon."""
-    target = await place_call(ami, caller)
+    target = await scene.call()
     target.call.talk()
     command = ("prlimit", "--fsize=20000:unlimited", sys.executable, "-m", "audiofork", "run")
-    asked: list[str] = []
-    with Daemon(asterisk, settings, command) as daemon:
+    asked: list[Fork] = []
+    with scene.daemon(*command) as daemon:
         while "cannot be written" not in daemon.log():
             assert len(asked) < 20
-            url = recorder.url(f"/{len(asked)}".ljust(900, "x"))
-            asked.append(start_fork(ami, target.channel, url))
-            await started(ami, asked[-1])
+            asked.append(scene.fork(target, f"/{len(asked)}".ljust(900, "x")))
+            await asked[-1].started()
         subprocess.run(  # noqa: ASYNC221
             ["prlimit", f"--pid={daemon.pid}", "--fsize=unlimited"], check=True
         )
         await daemon.says(f"works again, {len(asked)} forks are in it")
-        position = len(ami.events)
+        position = len(scene.ami.events)
         daemon.kill()
         await start_again(daemon)
-        for action_id in asked:
-            await started(ami, action_id, after=position)
+        for fork in asked:
+            await fork.started(after=position)
         await target.call.hangup()
-        await legs(ami, 0)
+        await scene.legs(0)
