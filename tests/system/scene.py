@@ -74,9 +74,11 @@ class Scene(Generic[ServerT]):
     async def call(self, extension: str = "echo") -> Target:
         return await place_call(self.ami, self.caller, extension)
 
-    def fork(self, target: Target, path: str = "/", options: str = "", **more: str) -> Fork:
-        """Ask for a fork of a call to a path of the server."""
-        url = self.server.url(path)
+    def fork(
+        self, target: Target, path: str = "/", options: str = "", url: str = "", **more: str
+    ) -> Fork:
+        """Ask for a fork of a call, to a path of the server or to another URL."""
+        url = url or self.server.url(path)
         return Fork(self.ami, target, start_fork(self.ami, target.channel, url, options, **more))
 
     async def talking_fork(self, path: str = "/", options: str = "") -> Fork:

@@ -22,7 +22,7 @@ from testbed.blocks import decode, find_blocks, make_blocks
 from testbed.daemon import Daemon, dialplan, manager_conf
 from testbed.proxy import Proxy
 from testbed.recorder import Recorder, Recording
-from tests.system.conftest import DIALPLAN, channels, start_fork
+from tests.system.conftest import DIALPLAN, channels
 from tests.system.scene import Fork, Scene, staged
 
 pytestmark = pytest.mark.asterisk
@@ -127,8 +127,7 @@ async def test_sigkill_while_the_server_is_away_takes_up_the_fork(
     with scene.daemon() as daemon:
         if moment == "attaching":
             proxy.stall()  # the handshake gets no answer
-        action_id = start_fork(scene.ami, target.channel, proxy.ws_url(), "r(0)")
-        fork = Fork(scene.ami, target, action_id)
+        fork = scene.fork(target, options="r(0)", url=proxy.ws_url())
         if moment == "attaching":
             await scene.ami.wait_event(lambda headers: headers.get("Event") == "ChanSpyStart")
         else:

@@ -11,9 +11,7 @@ import datetime
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trustme
@@ -23,20 +21,22 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from testbed.ami import AmiClient, Headers
+from testbed.asterisk import Asterisk
 from testbed.blocks import Report, decode, find_blocks, make_blocks, report
 from testbed.daemon import Daemon
 from testbed.faulty_server import BROKEN_OFF, GARBAGE, FaultyServer, Manner, ServerProcess
 from testbed.proxy import Proxy
 from testbed.sip import SipUser
-from tests.system.conftest import Target, needs_whole_in, no_forks, place_call, start_fork
+from tests.system.conftest import Target, counts_blocks, needs_whole_in, no_forks
+from tests.system.scene import WARM_UP, Fork, Scene
+
+Faulty = Scene[FaultyServer]
 
 # Nearly each of them counts the blocks of a fork by ChanSpy.
-pytestmark = [pytest.mark.asterisk, needs_whole_in()]
+pytestmark = [pytest.mark.asterisk, needs_whole_in(), counts_blocks]
 
 BLOCKS = make_blocks(400, seed=41)
 HEARD = [decode(block) for block in BLOCKS]
-# Spoken until the fork streams, and at the end to push the last blocks through.
-WARM_UP = make_blocks(25, seed=42)
 # Try for ever, and soon: what is looked at is the audio, not the patience.
 SOON = "D(in)R(1)r(0)"
 # Blocks that may be on their way to a reader at any moment; 200 ms, for a busy machine.
@@ -63,30 +63,22 @@ async def server() -> AsyncIterator[FaultyServer]:
         yield one
 
 
-@dataclass
-class Forked:
-    """A call whose fork streams."""
+@pytest.fixture
+def scene(
+    daemon: Daemon,
+    asterisk: Asterisk,
+    settings: dict[str, str],
+    ami: AmiClient,
+    caller: SipUser,
+    server: FaultyServer,
+) -> Faulty:
+    """The daemon is there already."""
+    return Scene(asterisk, ami, caller, server, settings)
 
-    ami: AmiClient
-    target: Target
-    action_id: str
 
-    def speak(self, count: int, first: int = 0) -> asyncio.Future[int]:
-        """Begin to speak numbered blocks, and some audio more."""
-        return self.target.call.play(BLOCKS[first : first + count] + WARM_UP)
-
-    async def event(self, name: str, *, timeout_s: float = 10, **fields: Any) -> Headers:
-        return await self.ami.wait_user_event(
-            name, timeout_s=timeout_s, ActionID=self.action_id, **fields
-        )
-
-    async def hang_up(self) -> Headers:
-        """Hang up; return the fork's last event, whose numbers have to add up."""
-        await self.target.call.hangup()
-        stopped = await self.event("AudioForkStopped", timeout_s=40)
-        frames = [int(stopped[f"Frames{what}"]) for what in ("In", "Sent", "Dropped")]
-        assert frames[0] == frames[1] + frames[2]
-        return stopped
+def speak(fork: Fork, count: int, first: int = 0) -> asyncio.Future[int]:
+    """Begin to speak numbered blocks, and some audio more."""
+    return fork.target.call.play(BLOCKS[first : first + count] + WARM_UP)
 
 
 async def warm_up(target: Target, streams: asyncio.Task[Headers]) -> None:
@@ -96,13 +88,19 @@ async def warm_up(target: Target, streams: asyncio.Task[Headers]) -> None:
     talking.cancel()
 
 
-async def forked_call(ami: AmiClient, caller: SipUser, url: str, options: str = SOON) -> Forked:
-    """Place a call to Echo() and fork it; return when the fork streams."""
-    target = await place_call(ami, caller)
-    action_id = start_fork(ami, target.channel, url, options)
-    started = ami.wait_user_event("AudioForkStarted", ActionID=action_id)
-    await warm_up(target, asyncio.create_task(started))
-    return Forked(ami, target, action_id)
+async def forked_call(
+    scene: Faulty, options: str = SOON, server: FaultyServer | ServerProcess | None = None
+) -> Fork:
+    """Place a call to Echo() and fork it to the scene's server, or another; it streams then."""
+    return await fork_to(scene, (server or scene.server).url("/"), options)
+
+
+async def fork_to(scene: Faulty, url: str, options: str = SOON) -> Fork:
+    """As `forked_call`, by a URL."""
+    target = await scene.call()
+    fork = scene.fork(target, options=options, url=url)
+    await warm_up(target, asyncio.create_task(fork.started()))
+    return fork
 
 
 async def wait_spoken(server: FaultyServer, count: int) -> None:
@@ -124,10 +122,10 @@ def assert_whole(messages: Sequence[bytes | str], stopped: Headers, count: int) 
     became = arrived(b"".join(m for m in messages if isinstance(m, bytes)), count)
     assert not became.duplicated
     assert not became.out_of_order
-    assert became.missing <= LOST_BEFORE
+    assert became.missing <= LOST_BEFORE, "lost before the daemon: all it had has arrived"
 
 
-async def finish(forked: Forked, server: FaultyServer) -> Headers:
+async def finish(forked: Fork, server: FaultyServer) -> Headers:
     """Hang up, and wait until the server has it all."""
     stopped = await forked.hang_up()
     await server.wait(lambda r: r.close_code == 1000 and bool(r.closed))
@@ -139,11 +137,11 @@ async def finish(forked: Forked, server: FaultyServer) -> Headers:
 
 @pytest.mark.parametrize("code", [1001, 1012])
 async def test_server_that_stops_in_order_and_comes_back_loses_nothing(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, server: FaultyServer, code: int
+    scene: Faulty, server: FaultyServer, code: int
 ) -> None:
     """Lost at most: nothing. A server that says goodbye reads what came before the answer."""
-    forked = await forked_call(ami, caller, server.url("/"))
-    spoken = forked.speak(150)
+    forked = await forked_call(scene)
+    spoken = speak(forked, 150)
     await wait_spoken(server, 40)
     await server.stop(code)
     await asyncio.sleep(1)
@@ -158,11 +156,11 @@ async def test_server_that_stops_in_order_and_comes_back_loses_nothing(
 
 
 async def test_connection_that_breaks_with_all_it_acknowledged_read_loses_nothing(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, server: FaultyServer
+    scene: Faulty, server: FaultyServer
 ) -> None:
     """Lost at most: nothing. What the server's TCP has not acknowledged is sent again."""
-    forked = await forked_call(ami, caller, server.url("/"))
-    spoken = forked.speak(150)
+    forked = await forked_call(scene)
+    spoken = speak(forked, 150)
     await wait_spoken(server, 40)
     await server.link.cut()
     await forked.event("AudioForkResumed")
@@ -172,7 +170,7 @@ async def test_connection_that_breaks_with_all_it_acknowledged_read_loses_nothin
 
 
 async def test_connection_cut_by_a_reset_loses_what_was_under_way(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, server: FaultyServer
+    scene: Faulty, server: FaultyServer
 ) -> None:
     """Lost at most: the blocks that the proxy's TCP had acknowledged and nobody had read.
 
@@ -180,8 +178,8 @@ async def test_connection_cut_by_a_reset_loses_what_was_under_way(
     that, up to 40 ms) when the reset forestalled it. That is 2 of each; 10 on a busy machine.
     """
     async with Proxy(("127.0.0.1", server.port)) as proxy:
-        forked = await forked_call(ami, caller, proxy.ws_url("/"))
-        spoken = forked.speak(150)
+        forked = await fork_to(scene, proxy.ws_url())
+        spoken = speak(forked, 150)
         await wait_spoken(server, 40)
         proxy.cut()
         await forked.event("AudioForkResumed")
@@ -196,11 +194,11 @@ async def test_connection_cut_by_a_reset_loses_what_was_under_way(
 
 
 async def test_server_that_vanishes_without_a_word_loses_nothing(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, server: FaultyServer
+    scene: Faulty, server: FaultyServer
 ) -> None:
     """Lost at most: nothing, though it takes 5 s to see that it has gone: no packet is answered."""
-    forked = await forked_call(ami, caller, server.url("/"))
-    spoken = forked.speak(300)
+    forked = await forked_call(scene)
+    spoken = speak(forked, 300)
     await wait_spoken(server, 25)
     vanished, gone_at = server.link, asyncio.get_running_loop().time()
     vanished.vanish()
@@ -214,15 +212,15 @@ async def test_server_that_vanishes_without_a_word_loses_nothing(
 
 
 async def test_host_that_moves_without_a_word_loses_what_was_acknowledged(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, server: FaultyServer
+    scene: Faulty, server: FaultyServer
 ) -> None:
     """Lost at most: what the proxy's TCP takes while it stalls, here for 1 s.
 
     No client can know that what a machine acknowledged went no further.
     """
     async with FaultyServer() as fresh, Proxy(("127.0.0.1", server.port)) as proxy:
-        forked = await forked_call(ami, caller, proxy.ws_url("/"))
-        spoken = forked.speak(150)
+        forked = await fork_to(scene, proxy.ws_url())
+        spoken = speak(forked, 150)
         await wait_spoken(server, 25)
         proxy.stall()
         stalled_at = asyncio.get_running_loop().time()
@@ -242,11 +240,11 @@ async def test_host_that_moves_without_a_word_loses_what_was_acknowledged(
 
 
 async def test_caller_who_hangs_up_while_the_server_is_away_is_heard_to_the_end(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, server: FaultyServer
+    scene: Faulty, server: FaultyServer
 ) -> None:
     """Lost at most: nothing. The fork goes on for up to 30 s to bring the tail."""
-    forked = await forked_call(ami, caller, server.url("/"))
-    spoken = forked.speak(75)
+    forked = await forked_call(scene)
+    spoken = speak(forked, 75)
     await wait_spoken(server, 25)
     await server.stop()
     await spoken
@@ -259,23 +257,22 @@ async def test_caller_who_hangs_up_while_the_server_is_away_is_heard_to_the_end(
 
 
 async def test_server_that_is_away_at_the_start_gets_all_that_was_spoken(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, server: FaultyServer
+    scene: Faulty, server: FaultyServer
 ) -> None:
     """Lost at most: nothing from the leg's first frame on."""
     server.refuse()
-    target = await place_call(ami, caller)
-    action_id = start_fork(ami, target.channel, server.url("/"), SOON)
-    retried = ami.wait_user_event("AudioForkReconnecting", ActionID=action_id)
+    target = await scene.call()
+    fork = scene.fork(target, options=SOON, url=server.url("/"))
+    retried = fork.event("AudioForkReconnecting")
     await warm_up(target, asyncio.create_task(retried))
     # A leg connects 120 ms after its request, an attempt fails at once: give it that time.
-    forked = Forked(ami, target, action_id)
     await target.call.play(WARM_UP)
-    spoken = forked.speak(75)
+    spoken = speak(fork, 75)
     await asyncio.sleep(1)
     await server.start()
-    await forked.event("AudioForkStarted")
+    await fork.started()
     await spoken
-    stopped = await finish(forked, server)
+    stopped = await finish(fork, server)
     assert_whole(server.messages_of("/"), stopped, 75)
 
 
@@ -283,12 +280,12 @@ async def test_server_that_is_away_at_the_start_gets_all_that_was_spoken(
 
 
 async def test_server_process_that_is_frozen_for_3_s_loses_nothing(
-    daemon: Daemon, ami: AmiClient, caller: SipUser
+    scene: Faulty, server: FaultyServer
 ) -> None:
     """Lost at most: nothing. Its kernel takes a part, the backlog keeps the rest."""
     async with ServerProcess(receive_buffer=4096) as process:
-        forked = await forked_call(ami, caller, process.url("/"))
-        spoken = forked.speak(200)
+        forked = await forked_call(scene, server=process)
+        spoken = speak(forked, 200)
         await asyncio.sleep(0.5)
         process.freeze()
         await asyncio.sleep(3)
@@ -301,16 +298,14 @@ async def test_server_process_that_is_frozen_for_3_s_loses_nothing(
     assert stopped["Reconnects"] == "0"
 
 
-async def test_frame_that_went_half_is_sent_again_whole(
-    daemon: Daemon, ami: AmiClient, caller: SipUser
-) -> None:
+async def test_frame_that_went_half_is_sent_again_whole(scene: Faulty) -> None:
     """Lost at most: nothing. The server stalls until a frame is stuck half way, and breaks.
 
     What its kernel had taken it reads before; what did not fit is sent to the next connection.
     """
     async with FaultyServer(receive_buffer=4096) as server:
-        forked = await forked_call(ami, caller, server.url("/"))
-        spoken = forked.speak(150)
+        forked = await forked_call(scene, server=server)
+        spoken = speak(forked, 150)
         await wait_spoken(server, 25)
         stalled = server.link
         stalled.stall()
@@ -334,16 +329,14 @@ async def test_frame_that_went_half_is_sent_again_whole(
     ids=["garbage", "1-MiB-message"],
 )
 async def test_server_that_sends_what_it_may_not_is_closed_and_loses_nothing(
-    daemon: Daemon,
-    ami: AmiClient,
-    caller: SipUser,
+    scene: Faulty,
     server: FaultyServer,
     wire: bytes,
     code: int,
 ) -> None:
     """Lost at most: nothing, if the server reads up to our Close frame."""
-    forked = await forked_call(ami, caller, server.url("/"))
-    spoken = forked.speak(150)
+    forked = await forked_call(scene)
+    spoken = speak(forked, 150)
     await wait_spoken(server, 40)
     server.link.send_raw(wire)
     await forked.event("AudioForkResumed")
@@ -354,14 +347,14 @@ async def test_server_that_sends_what_it_may_not_is_closed_and_loses_nothing(
 
 
 async def test_server_that_breaks_in_the_middle_of_a_message_loses_what_was_under_way(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, server: FaultyServer
+    scene: Faulty, server: FaultyServer
 ) -> None:
     """Lost at most: the blocks that came to the server's TCP when it read no more.
 
     Twice at most: those whose acknowledgement the break forestalled. As with a reset.
     """
-    forked = await forked_call(ami, caller, server.url("/"))
-    spoken = forked.speak(150)
+    forked = await forked_call(scene)
+    spoken = speak(forked, 150)
     await wait_spoken(server, 40)
     server.link.break_in_message()
     await forked.event("AudioForkResumed")
@@ -387,11 +380,11 @@ async def test_server_that_breaks_in_the_middle_of_a_message_loses_what_was_unde
     ids=["503", "408", "garbage", "closes", "no-answer"],
 )
 async def test_server_that_comes_back_in_a_bad_way_first_loses_nothing(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, server: FaultyServer, manner: Manner
+    scene: Faulty, server: FaultyServer, manner: Manner
 ) -> None:
     """Lost at most: nothing; the backlog holds 10 s."""
-    forked = await forked_call(ami, caller, server.url("/"))
-    spoken = forked.speak(150)
+    forked = await forked_call(scene)
+    spoken = speak(forked, 150)
     await wait_spoken(server, 25)
     server.manners = [manner, manner]
     await server.stop()
@@ -405,11 +398,11 @@ async def test_server_that_comes_back_in_a_bad_way_first_loses_nothing(
 
 
 async def test_retry_after_of_a_429_is_obeyed_and_loses_nothing(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, server: FaultyServer
+    scene: Faulty, server: FaultyServer
 ) -> None:
     """Lost at most: nothing. The wait is what the server asked for, if R allows it."""
-    forked = await forked_call(ami, caller, server.url("/"), "D(in)R(3)r(0)")
-    spoken = forked.speak(150)
+    forked = await forked_call(scene, "D(in)R(3)r(0)")
+    spoken = speak(forked, 150)
     await wait_spoken(server, 25)
     server.manners = [Manner(status=429, headers={"Retry-After": "2"})]
     await server.stop()
@@ -423,11 +416,11 @@ async def test_retry_after_of_a_429_is_obeyed_and_loses_nothing(
 
 @pytest.mark.parametrize("code", [1012, BROKEN_OFF])
 async def test_server_that_accepts_and_closes_for_a_while_gets_the_backlog_when_it_behaves(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, server: FaultyServer, code: int
+    scene: Faulty, server: FaultyServer, code: int
 ) -> None:
     """Lost at most: nothing: what waits is given only to a server that answers a ping."""
-    forked = await forked_call(ami, caller, server.url("/"))
-    spoken = forked.speak(250)
+    forked = await forked_call(scene)
+    spoken = speak(forked, 250)
     await wait_spoken(server, 25)
     server.manner = Manner(close_code=code)
     await server.link.cut()
@@ -446,13 +439,13 @@ async def test_server_that_accepts_and_closes_for_a_while_gets_the_backlog_when_
     [(1012, 6), (BROKEN_OFF, 12)],  # a reset may come before the handshake is seen: less is known
 )
 async def test_server_that_accepts_and_closes_is_not_tried_too_often(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, server: FaultyServer, code: int, most: int
+    daemon: Daemon, scene: Faulty, server: FaultyServer, code: int, most: int
 ) -> None:
     """In 5 s, with the default options; nothing is lost before the fork gives up."""
     server.manner = Manner(close_code=code)
-    target = await place_call(ami, caller)
+    target = await scene.call()
     target.call.talk()
-    start_fork(ami, target.channel, server.url("/"), "D(in)")
+    scene.fork(target, options="D(in)")
     await server.wait_connects(1)
     await asyncio.sleep(5)
     tried = sum(at <= server.connects[0] + 5 for at in server.connects)
@@ -463,7 +456,7 @@ async def test_server_that_accepts_and_closes_is_not_tried_too_often(
 
 
 async def test_server_that_answers_no_ping_is_left_and_loses_nothing(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, server: FaultyServer
+    daemon: Daemon, scene: Faulty, server: FaultyServer
 ) -> None:
     """Lost at most: nothing: it has read what it acknowledged."""
     good = daemon.config.read_text()
@@ -472,8 +465,8 @@ async def test_server_that_answers_no_ping_is_left_and_loses_nothing(
     await daemon.reload("INFO    reloaded", times=reloads + 1)
     try:
         server.manners = [Manner(pongs=False)]
-        forked = await forked_call(ami, caller, server.url("/"))
-        spoken = forked.speak(200)
+        forked = await forked_call(scene)
+        spoken = speak(forked, 200)
         await forked.event("AudioForkResumed")
         await spoken
         stopped = await finish(forked, server)
@@ -487,16 +480,14 @@ async def test_server_that_answers_no_ping_is_left_and_loses_nothing(
 
 
 @asynccontextmanager
-async def other_fork(
-    ami: AmiClient, caller: SipUser, *, blocks: int = 100
-) -> AsyncIterator[Target]:
+async def other_fork(scene: Faulty, *, blocks: int = 100) -> AsyncIterator[Target]:
     """A call with a fork to a good server, all of whose blocks arrive whatever is done meanwhile.
 
     Yields its channel, for forks that fare worse.
     """
     async with FaultyServer() as good:
-        forked = await forked_call(ami, caller, good.url("/"))
-        spoken = forked.speak(blocks)
+        forked = await forked_call(scene, server=good)
+        spoken = speak(forked, blocks)
         yield forked.target
         await spoken
         stopped = await finish(forked, good)
@@ -506,14 +497,14 @@ async def other_fork(
 
 @pytest.mark.parametrize("status", [301, 401, 404])
 async def test_server_that_refuses_for_good_is_asked_once(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, server: FaultyServer, status: int
+    scene: Faulty, server: FaultyServer, status: int
 ) -> None:
     """A redirect is one: it could lead past allow_urls. The other fork loses nothing."""
     headers = {"Location": "ws://127.0.0.1:1/"} if status == 301 else {}
     server.manner = Manner(status=status, headers=headers)
-    async with other_fork(ami, caller) as target:
-        action_id = start_fork(ami, target.channel, server.url("/"), SOON)
-        failed = await ami.wait_user_event("AudioForkFailed", ActionID=action_id)
+    async with other_fork(scene) as target:
+        fork = scene.fork(target, options=SOON, url=server.url("/"))
+        failed = await fork.event("AudioForkFailed")
         await asyncio.sleep(1.2)  # the longest wait before another attempt is 1 s
     assert failed["Reason"] == "sink-refused"
     assert failed["Detail"].startswith(f"the server answered HTTP {status}")
@@ -522,14 +513,14 @@ async def test_server_that_refuses_for_good_is_asked_once(
 
 @pytest.mark.parametrize("code", [1000, 1008, 4001])
 async def test_server_that_is_done_is_left_alone(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, server: FaultyServer, code: int
+    scene: Faulty, server: FaultyServer, code: int
 ) -> None:
     """The other fork of the channel loses nothing."""
-    async with other_fork(ami, caller) as target:
-        action_id = start_fork(ami, target.channel, server.url("/"), SOON)
+    async with other_fork(scene) as target:
+        fork = scene.fork(target, options=SOON, url=server.url("/"))
         await server.wait_messages("/", 5)
         server.link.close(code)
-        stopped = await ami.wait_user_event("AudioForkStopped", ActionID=action_id)
+        stopped = await fork.event("AudioForkStopped")
         await asyncio.sleep(1.2)
     assert stopped["Reason"] == "sink-refused"
     assert stopped["Detail"].startswith(f"the server closed with {code}")
@@ -586,9 +577,7 @@ def server_tls(authority: trustme.CA, kind: str, folder: Path) -> ssl.SSLContext
     ],
 )
 async def test_bad_certificate_is_final_and_names_the_check_that_failed(
-    daemon: Daemon,
-    ami: AmiClient,
-    caller: SipUser,
+    scene: Faulty,
     authority: trustme.CA,
     tmp_path: Path,
     kind: str,
@@ -597,10 +586,10 @@ async def test_bad_certificate_is_final_and_names_the_check_that_failed(
     """No frame is sent, there is no second attempt, and the other fork loses nothing."""
     async with (
         FaultyServer(server_tls(authority, kind, tmp_path)) as server,
-        other_fork(ami, caller) as target,
+        other_fork(scene) as target,
     ):
-        action_id = start_fork(ami, target.channel, server.url("/"), SOON)
-        failed = await ami.wait_user_event("AudioForkFailed", ActionID=action_id)
+        fork = scene.fork(target, options=SOON, url=server.url("/"))
+        failed = await fork.event("AudioForkFailed")
         assert failed["Reason"] == "sink-refused"
         assert failed["Detail"].startswith(f"certificate not accepted: {check}")
         await asyncio.sleep(1.2)
@@ -609,12 +598,12 @@ async def test_bad_certificate_is_final_and_names_the_check_that_failed(
 
 
 async def test_break_of_a_tls_connection_loses_nothing(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, authority: trustme.CA, tmp_path: Path
+    scene: Faulty, authority: trustme.CA, tmp_path: Path
 ) -> None:
     """Lost at most: nothing, as without TLS; the certificate is checked at each connect."""
     async with FaultyServer(server_tls(authority, "good", tmp_path)) as server:
-        forked = await forked_call(ami, caller, server.url("/"))
-        spoken = forked.speak(150)
+        forked = await forked_call(scene, server=server)
+        spoken = speak(forked, 150)
         await wait_spoken(server, 40)
         await server.link.cut()
         await forked.event("AudioForkResumed")
