@@ -199,10 +199,12 @@ class SecurityConfig:
     """What requests may ask for."""
 
     allow_urls: tuple[str, ...] = _option(
-        "ws://* wss://*",
+        "*://127.0.0.1 *://[::1] *://localhost",
         url_patterns,
-        "URLs that audio may go to: scheme://host[:port][/path], * stands for any text; "
-        "without a port or path, any. Example: wss://*.example.org ws://127.0.0.1:8080/",
+        "URLs that audio may go to: scheme://host[:port][/path], * stands for any text; without a "
+        "port or path, any. The default is this machine alone: name your servers, as "
+        "wss://*.example.org or ws://192.0.2.7:8080/, for whoever may start a fork can send any "
+        "call there.",
     )
     allow_private: bool = _option(
         "yes",

@@ -27,6 +27,7 @@ from audiofork.forks.counters import Counters
 from audiofork.forks.events import Events
 from audiofork.forks.journal import Journal
 from audiofork.forks.registry import Forks
+from audiofork.forks.urls import hosts_at_will
 from audiofork.link.inline import InlineRelay, check_files
 from audiofork.link.messages import Report, SendReport
 from audiofork.link.processes import RelayProcesses
@@ -107,6 +108,7 @@ class Daemon:
         works = [*links, self.ami.run(), feed_watchdog()]
         self._tasks = [asyncio.create_task(work) for work in works]
         log.info("listening for Asterisk's audio on %s", address)
+        _say_what_is_open(self._config)
         notify("READY=1")
         self.ready.set()
 
@@ -223,6 +225,16 @@ class Daemon:
             changed.append("[daemon] journal")
         what = " and ".join(changed)
         log.info("reloaded%s", f"; {what} will count from the next start" if changed else "")
+        _say_what_is_open(new)
+
+
+def _say_what_is_open(config: Config) -> None:
+    """Log what a configuration allows that an administrator may not have meant."""
+    if hosts_at_will(config.security.allow_urls):
+        log.warning(
+            "[security] allow_urls names no host: whoever may start a fork, each AMI user with "
+            "write = user say, can send the audio of any call anywhere"
+        )
 
 
 def _relay_of(config: Config, report: SendReport) -> Relay:

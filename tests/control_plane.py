@@ -445,6 +445,7 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 NAME, UNIQUEID = "PJSIP/100-0000002a", "1700000000.1"
 URL = "ws://example.org/a?token=secret"
+ANY_URL = ("*://*",)
 UNKNOWN_ID = "3f2a91c0-1111-4222-8333-444455556666"
 START = {"channel": NAME, "wsserver": URL, "actionid": "7"}
 LEG_PREFIX = "audiofork-"
@@ -590,8 +591,9 @@ class Rig:
         hub = Events()
         for subscriber in (self.events.append, self.counters.on_event, ami_events.on_event):
             hub.subscribe(subscriber)
+        security = SecurityConfig(allow_urls=ANY_URL)
         self.forks = Forks(
-            *(self.ami, self.taps, SecurityConfig(), self._send, hub.emit, self.journal)  # type: ignore[arg-type]
+            *(self.ami, self.taps, security, self._send, hub.emit, self.journal)  # type: ignore[arg-type]
         )
         self.user_events = UserEvents(self.forks.ask, ami_events)
 
@@ -625,7 +627,7 @@ class Rig:
         return spec.fork_id
 
     def allow(self, **security: Any) -> None:
-        self.forks.security = SecurityConfig(**security)
+        self.forks.security = SecurityConfig(**{"allow_urls": ANY_URL, **security})
 
     async def ask(self, **fields: str) -> list[str]:
         """Ask as the doors that want an answer do."""

@@ -56,13 +56,20 @@ def check_url(url: str, allowed: tuple[str, ...], *, allow_private: bool = True)
     _check_requested(requested, allowed, allow_private)
 
 
+def hosts_at_will(allowed: tuple[str, ...]) -> bool:
+    """Return whether patterns let whoever may start a fork choose the host freely."""
+    return any(re.match(r"[^/]*//\*(:|/|$)", pattern) for pattern in allowed)
+
+
 def _check_requested(requested: SplitResult, allowed: tuple[str, ...], allow_private: bool) -> None:
     """Raise unless this may be asked for: a URI, whose path the server may unescape."""
     if ".." in re.split(r"[/\\]", unquote(requested.path)):
         # Servers resolve it, and so it could lead out of the path of a pattern.
         raise RequestRefused("WsServer: .. is not allowed in a path")
     if not any(_matches(requested, pattern) for pattern in allowed):
-        raise RequestRefused("WsServer: not among the URLs of [security] allow_urls")
+        raise RequestRefused(
+            "WsServer: not among the URLs of [security] allow_urls: name its server there"
+        )
     address = address_of_host(requested.hostname or "")
     if not allow_private and address is not None and not is_public(address):
         raise RequestRefused(

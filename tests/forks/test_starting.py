@@ -126,7 +126,7 @@ async def test_start_on_a_leg_is_refused(rig: Rig, uniqueid: str, name: str) -> 
 
 
 async def test_start_beyond_max_forks_is_refused_until_one_ends(rig: Rig) -> None:
-    rig.forks.security = SecurityConfig(max_forks=2)
+    rig.allow(max_forks=2)
     first = await rig.stream()
     await rig.stream()
     await rig.request(**START)
@@ -137,7 +137,7 @@ async def test_start_beyond_max_forks_is_refused_until_one_ends(rig: Rig) -> Non
 
 
 async def test_starts_at_once_beyond_max_forks_leave_as_many_as_allowed(rig: Rig) -> None:
-    rig.forks.security = SecurityConfig(max_forks=2)
+    rig.allow(max_forks=2)
     for _ in range(5):
         rig.user_events.on_request(RequestReceived(dict(START)))
     await rig.clock.settle()

@@ -4,9 +4,9 @@ from hypothesis import strategies as st
 
 from audiofork.config import SecurityConfig
 from audiofork.errors import RequestRefused
-from audiofork.forks.urls import MAX_URL_BYTES, check_url
+from audiofork.forks.urls import MAX_URL_BYTES, check_url, hosts_at_will
 
-ANY = SecurityConfig().allow_urls
+ANY = ("*://*",)
 
 
 @pytest.mark.parametrize(
@@ -283,3 +283,32 @@ def test_check_url_any_text_is_allowed_or_refused(url: str) -> None:
         assert refusal.startswith("WsServer: ")
     else:
         assert url.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("patterns", "at_will"),
+    [
+        (SecurityConfig().allow_urls, False),
+        (("wss://*.example.org", "ws://127.0.0.1:8080/"), False),
+        (("*://*",), True),
+        (("wss://a.example", "ws://*:8080/live"), True),
+        (("ws://*/",), True),
+    ],
+)
+def test_patterns_without_a_host_let_it_be_chosen_at_will(
+    patterns: tuple[str, ...], at_will: bool
+) -> None:
+    assert hosts_at_will(patterns) is at_will
+
+
+@pytest.mark.parametrize("url", ["ws://127.0.0.1:1/", "wss://localhost/a", "ws://[::1]:8080/"])
+def test_this_machine_is_allowed_by_default(url: str) -> None:
+    check_url(url, SecurityConfig().allow_urls)
+
+
+@pytest.mark.parametrize(
+    "url", ["ws://192.0.2.1/", "wss://example.org/", "ws://localhost.example/"]
+)
+def test_other_machines_have_to_be_named(url: str) -> None:
+    with pytest.raises(RequestRefused, match="allow_urls: name its server there"):
+        check_url(url, SecurityConfig().allow_urls)

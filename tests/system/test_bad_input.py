@@ -54,7 +54,7 @@ async def undisturbed_fork(
         ({"WsServer": "ws://127.0.0.1/#f"}, "WsServer: a fragment is not allowed"),
         (
             {"WsServer": "ws://192.0.2.1/"},
-            "WsServer: not among the URLs of [security] allow_urls",
+            "WsServer: not among the URLs of [security] allow_urls: name its server there",
         ),
         ({"WsServer": "ws://127.0.0.1/\x01"}, "WsServer: control characters are not allowed"),
         ({"WsServer": "ws://127.0.0.1/\rx"}, "WsServer: control characters are not allowed"),

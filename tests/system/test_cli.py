@@ -130,7 +130,11 @@ async def test_stop_of_a_channel_stops_all_its_forks_and_no_other(
         ("ws:///path", "", "WsServer: no host"),
         ("ws://u:p@127.0.0.1/", "", "WsServer: credentials are not allowed in a URL"),
         ("ws://127.0.0.1/#f", "", "WsServer: a fragment is not allowed"),
-        ("ws://192.0.2.1/", "", "WsServer: not among the URLs of [security] allow_urls"),
+        (
+            "ws://192.0.2.1/",
+            "",
+            "WsServer: not among the URLs of [security] allow_urls: name its server there",
+        ),
         ("ws://127.0.0.1/\r\nAction: x", "", "WsServer: control characters are not allowed"),
         ("ws://127.0.0.1/", "D(up)", "Options: D takes in, out, both or stereo, not 'up'"),
         ("ws://127.0.0.1/", "Q", "Options: unknown option 'Q'"),

@@ -160,6 +160,20 @@ async def test_sighup_takes_the_new_settings_and_a_bad_file_changes_nothing(
         await target.call.hangup()
 
 
+async def test_what_a_configuration_leaves_open_is_said_at_the_start_and_at_a_reload(
+    asterisk: Asterisk,
+) -> None:
+    said = "allow_urls names no host"
+    with Daemon(asterisk) as daemon:
+        assert said not in daemon.log()
+        good = daemon.config.read_text()
+        daemon.config.write_text(good + "[security]\nallow_urls = wss://*\n")
+        await daemon.reload(said)
+        await asyncio.to_thread(daemon.stop)
+        await asyncio.to_thread(daemon.start)
+        assert daemon.log().count(said) == 2
+
+
 async def test_refused_login_is_said_with_what_to_do(asterisk: Asterisk) -> None:
     settings = {"asterisk": f"port = {asterisk.ami_port}\nsecret = wrong\n"}
     daemon = Daemon(asterisk, settings, waits_for="next try in 60 s")

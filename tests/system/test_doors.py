@@ -35,7 +35,11 @@ def settings() -> dict[str, str]:
         ("ws:///path", "", "WsServer: no host"),
         ("ws://u:p@127.0.0.1/", "", "WsServer: credentials are not allowed in a URL"),
         ("ws://127.0.0.1/#f", "", "WsServer: a fragment is not allowed"),
-        ("ws://192.0.2.1/", "", "WsServer: not among the URLs of [security] allow_urls"),
+        (
+            "ws://192.0.2.1/",
+            "",
+            "WsServer: not among the URLs of [security] allow_urls: name its server there",
+        ),
         ("ws://127.0.0.1/" + "x" * 990, "", "WsServer: longer than 1000 bytes"),
         ("ws://127.0.0.1/\x01", "", "WsServer: control characters are not allowed"),
         (GOOD_URL, "Q", "Options: unknown option 'Q'"),
