@@ -23,6 +23,7 @@ from audiofork.doors.ami_front import Front
 from audiofork.doors.control_socket import ControlSocket
 from audiofork.doors.user_event import UserEvents
 from audiofork.errors import AmiError, CannotListen, ConfigError
+from audiofork.forks.attack_log import AttackLog
 from audiofork.forks.counters import Counters
 from audiofork.forks.events import Events
 from audiofork.forks.journal import Journal
@@ -116,6 +117,7 @@ class Daemon:
         ami_events = AmiEvents(self.ami)
         events.subscribe(ami_events.on_event)
         events.subscribe(self.counters.on_event)
+        events.subscribe(AttackLog().on_event)
         self.forks = Forks(
             self.ami,
             self._taps,

@@ -39,6 +39,7 @@ from audiofork.link.messages import (
     Direction,
     EndFork,
     EndReason,
+    ExpectLeg,
     ForkEnded,
     ForkSpec,
     ForkStats,
@@ -578,7 +579,8 @@ class Rig:
         self.ami.channels = {UNIQUEID: NAME, "2.2": "PJSIP/200-0000002b"}
         self.tap = FakeTap()
         self.taps = FakeTaps(self.tap)
-        self.sent: list[Command] = []
+        self.sent: list[Command] = []  # but for TakeStats and `expected`
+        self.expected: list[ExpectLeg] = []
         self.live: list[str] = []  # what the relay has
         self.spec_fault = ""  # why the relay ends a fork at once, if it does
         self.stats: dict[str, ForkStats] | None = {}  # its answer to TakeStats, if any
@@ -599,6 +601,11 @@ class Rig:
         if isinstance(command, TakeStats):
             if self.stats is not None:
                 self.forks.on_report(StatsTaken(command.ticket, self.stats))
+            return
+        if isinstance(command, ExpectLeg):
+            if not self.spec_fault:
+                assert command.fork_id in self.live, "the relay does not know it"
+            self.expected.append(command)
             return
         self.sent.append(command)
         if isinstance(command, ForkSpec):

@@ -32,6 +32,7 @@ class Leg:
     Attributes:
         part: What it brings.
         id: Names the one that was asked for last.
+        uuid: What that one presents to the relay; for Asterisk alone, in no log.
         attached: It has connected.
         gone: Its channel has ended.
         lost_at: Loop time since when there is none; None if there is one, or none yet.
@@ -41,6 +42,7 @@ class Leg:
 
     part: LegPart
     id: str = ""
+    uuid: str = field(default="", repr=False)
     attached: bool = False
     gone: bool = False
     lost_at: float | None = None

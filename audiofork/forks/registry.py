@@ -23,6 +23,8 @@ from audiofork.forks.admission import Admission
 from audiofork.forks.bridges import Bridges
 from audiofork.forks.ending import Ending
 from audiofork.forks.events import (
+    Attack,
+    AttackKind,
     Emit,
     MessageReceived,
     Reconnecting,
@@ -57,6 +59,7 @@ from audiofork.link.messages import (
     SinkResumed,
     SinkRetrying,
     StatsTaken,
+    StrangersRefused,
     Streaming,
 )
 from audiofork.text import harmless
@@ -238,6 +241,9 @@ class Forks:
         """Act on a report of the relay."""
         if isinstance(report, StatsTaken):
             self._statistics.on_taken(report)
+        elif isinstance(report, StrangersRefused):
+            where = f"at the AudioSocket port, from {report.address or 'nobody'}"
+            self._emit(Attack(AttackKind.WRONG_UUID, where, report.count))
         elif isinstance(report, RelayAway):
             self._recovery.on_relay_away(report)
         elif isinstance(report, RelayLost):

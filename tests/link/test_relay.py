@@ -26,13 +26,13 @@ from audiofork.link.messages import (
     Direction,
     EndFork,
     EndReason,
+    ExpectLeg,
     ForkEnded,
     ForkSpec,
     ForkStats,
     LegAttached,
     LegLost,
     LegPart,
-    ReopenLeg,
     Report,
     SendReport,
     SetGate,
@@ -98,10 +98,11 @@ class Rig:
             self._handling = False
 
     def begin(self, url: str = "ws://127.0.0.1:1/", **more: Any) -> str:
-        """Order a fork; return its id."""
+        """Order a fork; its leg may connect with the fork's id. Return that."""
         fork_id = str(uuid.uuid4())
         more = {"legs": (LegPart.IN,), "reconnect_attempts": 0, **more}
         self.relay.send(ForkSpec(fork_id, "PJSIP/1", url, Direction.IN, **more))
+        self.relay.send(ExpectLeg(fork_id, LegPart.IN, fork_id))
         return fork_id
 
     async def attach(self, fork_id: str) -> Leg:
@@ -162,7 +163,7 @@ async def test_send_within_a_handler_reports_after_the_handler(rig: Rig) -> None
 
 async def test_command_for_a_fork_that_there_is_not_has_no_effect(rig: Rig) -> None:
     commands: list[Command] = [
-        ReopenLeg("gone", LegPart.IN),
+        ExpectLeg("gone", LegPart.IN, str(uuid.uuid4())),
         SetMute("gone", mute_in=True),
         SetGate("gone", False),
         EndFork("gone", EndReason.STOPPED),
