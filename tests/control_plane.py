@@ -32,6 +32,7 @@ from audiofork.forks.counters import Counters
 from audiofork.forks.events import DomainEvent, Events
 from audiofork.forks.journal import Entry
 from audiofork.forks.leaving import LEAVE_TIMEOUT_S
+from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.registry import Forks
 from audiofork.forks.requests import parse_request
 from audiofork.link.messages import (
@@ -587,13 +588,15 @@ class Rig:
         self.legs_stay = False
         self.journal = FakeJournal()
         self.events: list[DomainEvent] = []
+        self.commands = Commands({})
         self.counters = Counters()
         ami_events = AmiEvents(self.ami)  # type: ignore[arg-type]
         hub = Events()
         for subscriber in (self.events.append, self.counters.on_event, ami_events.on_event):
             hub.subscribe(subscriber)
         self.forks = Forks(
-            *(self.ami, self.taps, SecurityConfig(), self._send, hub.emit, self.journal)  # type: ignore[arg-type]
+            *(self.ami, self.taps, SecurityConfig(), self._send, hub.emit, self.journal),  # type: ignore[arg-type]
+            commands=self.commands,
         )
         self.user_events = UserEvents(self.forks.ask, ami_events)
 

@@ -38,6 +38,7 @@ from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.legs import Legs
 from audiofork.forks.lifecycle import Away, ForkState
 from audiofork.forks.muting import Muting
+from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.recovery import Recovery
 from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork
 from audiofork.forks.starting import Starting
@@ -80,6 +81,7 @@ class Forks:
         send: Commands the relay.
         emit: Takes what happens.
         journal: Keeps the forks that run; None: nothing does.
+        commands: Those that may run after a fork; None: any text, if `security` allows it.
         waits_for_hold: Whether the legs of a fork in a call on hold wait for its end.
     """
 
@@ -92,9 +94,11 @@ class Forks:
         emit: Emit,
         journal: Journal | None = None,
         *,
+        commands: Commands | None = None,
         waits_for_hold: bool = False,
     ) -> None:
         journal = journal or Journal(None)
+        commands = commands or Commands({})
         self._emit = emit
         self._tasks = tasks = Tasks()
         self._table = table = ForkTable()
@@ -110,9 +114,12 @@ class Forks:
             channels, self._holds, leaving, send, emit, ending.end, tasks.spawn
         )
         self._starting = starting = Starting(
-            ami, taps, channels, table, admission, leaving, legs, ending, journal, send, emit
+            *(ami, taps, channels, table, admission, leaving, legs, ending, journal, send, emit),
+            commands,
         )
-        self._recovery = Recovery(ami, taps, table, admission, leaving, legs, starting, ending)
+        self._recovery = Recovery(
+            ami, taps, table, admission, leaving, legs, starting, ending, commands
+        )
 
     @property
     def security(self) -> SecurityConfig:

@@ -121,7 +121,11 @@ async def test_ask_for_a_start_does_not_wait_for_the_leg(rig: Rig) -> None:
         pytest.param({"wsserver": "ws:///a"}, "WsServer: no host", id="url"),
         pytest.param({"wsserver": "wss://other/"}, "WsServer: not among", id="allow-urls"),
         pytest.param({"options": "T(insecure)"}, "Options: T(insecure) is not", id="insecure"),
-        pytest.param({"postprocess": "true"}, "PostProcess: not allowed", id="post-process"),
+        pytest.param(
+            {"postprocess": "true"},
+            "PostProcess: shell commands are not allowed",
+            id="post-process",
+        ),
         pytest.param(
             {"channel": "AudioSocket/1"}, "the channel is itself the leg of a fork", id="leg"
         ),
