@@ -22,7 +22,7 @@ from testbed.measuring import Finding, Scene
 from testbed.recorder import Recorder
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_FORGED = b"\x41"  # each byte of the audio that is forged
+FORGED = b"\x41"  # each byte of the audio that is forged
 _BURST_FRAMES = 5  # sent at once, before anybody can notice
 _LAST_EVENTS = ("AudioForkStopped", "AudioForkFailed")
 _numbers = itertools.count(1)
@@ -118,7 +118,7 @@ class Racer:
 
     async def _present(self, leg_uuid: str) -> None:
         """Speak as the leg of a UUID until the daemon closes the connection."""
-        frame = _FORGED * self._way.frame_bytes
+        frame = FORGED * self._way.frame_bytes
         message = bytes([self._way.kind]) + len(frame).to_bytes(2, "big") + frame
         with contextlib.suppress(OSError):
             reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
@@ -218,7 +218,7 @@ async def _race(scene: Scene, way: Way, *, takes_id: bool = False, attempts: int
     messages = [message for one in recorder.recordings for message in one.messages]
     return Raced(
         frames=len(messages),
-        forged=sum(message == _FORGED * way.frame_bytes for message in messages),
+        forged=sum(message == FORGED * way.frame_bytes for message in messages),
         undisturbed=sum(not fork.reconnecting for fork in forks),
         live=sum(fork.is_live for fork in forks),
         failed=sum("somebody else" in fork.ended.get("Detail", "") for fork in forks),
@@ -247,7 +247,7 @@ async def _fork(
     action_id = start_fork(scene.ami, target.channel, recorder.url(path), way.options)
     await asyncio.sleep(RACE_S)
     last = [one.messages[-1:] for one in recorder.at(path) if not one.closed]
-    is_live = bool(last) and last[-1] != [_FORGED * way.frame_bytes] and bool(last[-1])
+    is_live = bool(last) and last[-1] != [FORGED * way.frame_bytes] and bool(last[-1])
     await target.call.hangup()
     ended = await scene.ami.wait_event(
         lambda h: h.get("ActionID") == action_id and h.get("UserEvent", "") in _LAST_EVENTS
