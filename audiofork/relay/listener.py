@@ -34,8 +34,9 @@ log = logging.getLogger(__name__)
 UUID_TIMEOUT_S = 2.0
 # Connections that have yet to send one. Asterisk does it within milliseconds.
 MAX_STRANGERS = 1000
-# Between two reports of wrong UUIDs: a flood of them must not become a flood of reports.
-REPORT_INTERVAL_S = 1.0
+# Between two reports of wrong UUIDs: a flood of them must not become a flood of reports. A little
+# more than the second between two lines of the log, so that each has its line.
+REPORT_INTERVAL_S = 1.05
 
 
 class LegOwner(Protocol):

@@ -7,6 +7,7 @@ import pytest
 
 from audiofork.asterisk.ami_protocol import ChannelHangup, OriginateFailed
 from audiofork.asterisk.taps.ways import Wish
+from audiofork.config import PostProcessConfig
 from audiofork.errors import (
     AmiActionFailed,
     AmiTimeout,
@@ -281,6 +282,22 @@ async def test_post_process_of_a_call_that_ended_meanwhile_runs_if_it_is_allowed
     await rig.until(lambda: rig.ami.events)
     assert rig.last_event[1].get("PostProcessStatus") == ("0" if allowed else None)
     assert (tmp_path / "out").exists() is allowed
+
+
+async def test_named_command_of_a_call_that_ended_meanwhile_runs_as_it_is_now(
+    rig: Rig, tmp_path: Path
+) -> None:
+    rig.commands.configure({"note": PostProcessConfig(("/usr/bin/touch", f"{tmp_path}/^{{X}}"))})
+    await resume(rig, replace(ENTRY, uniqueid="9.9", post_process="@note", values={"X": "9.9"}))
+    await rig.until(lambda: rig.ami.events)
+    assert rig.last_event[1]["PostProcessStatus"] == "0"
+    assert (tmp_path / "9.9").exists()
+
+
+async def test_named_command_that_is_gone_after_a_restart_is_told(rig: Rig) -> None:
+    await resume(rig, replace(ENTRY, post_process="@note"))
+    assert rig.last_event[0] == "AudioForkStopped"
+    assert "not resumed: PostProcess: no section [post_process:note]" in rig.last_event[1]["Detail"]
 
 
 async def test_forks_of_an_earlier_run_wait_until_asterisk_can_be_asked(rig: Rig) -> None:
