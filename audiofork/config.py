@@ -289,6 +289,7 @@ class PostProcessConfig:
         "indented. In each ^{NAME}, a channel variable or function, is replaced by its value, "
         "which may hold anything and stays within its argument: so put none into the text of a "
         "program (sh -c, python -c, awk), and -- before one that may begin with -.",
+        may_be_shown=False,  # an argument may be a token
     )
 
 

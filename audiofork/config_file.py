@@ -70,16 +70,15 @@ def parse(content: str, environment: Mapping[str, str], *, source: str) -> Confi
         name: _read_section(name, section_type, ini, environment, content, source)
         for name, section_type in SECTIONS.items()
     }
-    for kind, section_type in NAMED_SECTIONS.items():
-        sections[kind] = {
-            section.partition(":")[2]: _read_section(
-                section, section_type, ini, environment, content, source
-            )
-            for section in ini.sections()
-            if section.partition(":")[0] == kind
-        }
+    for kind in NAMED_SECTIONS:
+        sections[kind] = {}
+    for kind, name in _named(ini):
+        section_type = NAMED_SECTIONS[kind]
+        sections[kind][name] = _read_section(
+            f"{kind}:{name}", section_type, ini, environment, content, source
+        )
     config = Config(**sections)
-    _check_commands(config, source)
+    _check_commands(config, content, source)
     _check_ports(config, source)
     _check_tap(config, source)
     return _with_secrets(config, source)
@@ -127,6 +126,12 @@ def _type_of(section: str) -> type[Any]:
     return NAMED_SECTIONS[kind]
 
 
+def _named(ini: configparser.RawConfigParser) -> list[tuple[str, str]]:
+    """Return the kind and the name of each section that has both."""
+    parts = (section.partition(":") for section in ini.sections())
+    return [(kind, name) for kind, colon, name in parts if colon]
+
+
 def _read_section(
     name: str,
     section_type: type[_Section],
@@ -137,7 +142,7 @@ def _read_section(
 ) -> _Section:
     values: dict[str, Any] = {}
     for option in dataclasses.fields(section_type):  # type: ignore[arg-type]
-        variable = re.sub(r"\W|-", "_", f"AUDIOFORK_{name}_{option.name}".upper())
+        variable = re.sub(r"\W", "_", f"AUDIOFORK_{name}_{option.name}".upper())
         if variable in environment:
             where, value = variable, environment[variable]
         elif ini.has_option(name, option.name):
@@ -167,11 +172,13 @@ def _check_ports(config: Config, source: str) -> None:
             )
 
 
-def _check_commands(config: Config, source: str) -> None:
+def _check_commands(config: Config, content: str, source: str) -> None:
     """Refuse a section of a command that has none."""
     for name, section in config.post_process.items():
         if not section.command:
-            raise ConfigError(f"{source}: [post_process:{name}] command: expected a command")
+            header = f"post_process:{name}"
+            where = f"{source}:{_line_of(content, header, None)}"
+            raise ConfigError(f"{where}: [{header}] command: expected a command")
 
 
 def _check_tap(config: Config, source: str) -> None:
@@ -224,17 +231,19 @@ def sample() -> str:
     """Return the text of `etc/audiofork.ini`."""
     parts = [_INTRO]
     for name, section_type in SECTIONS.items():
-        parts.append(_comment(section_type.__doc__ or "") + f"[{name}]\n")
-        for option in dataclasses.fields(section_type):
-            line = f"{option.name} = {option.metadata['default']}".rstrip()
-            parts.append(_comment(option.metadata["doc"]) + f";{line}\n")
+        parts += _sample_of(section_type, f"[{name}]", {})
     for kind, (name, values) in EXAMPLES.items():
-        section_type = NAMED_SECTIONS[kind]
-        parts.append(_comment(section_type.__doc__ or "") + f";[{kind}:{name}]\n")
-        for option in dataclasses.fields(section_type):
-            line = f"{option.name} = {values[option.name]}"
-            parts.append(_comment(option.metadata["doc"]) + f";{line}\n")
+        parts += _sample_of(NAMED_SECTIONS[kind], f";[{kind}:{name}]", values)
     return "\n".join(parts)
+
+
+def _sample_of(section_type: type[Any], header: str, values: Mapping[str, str]) -> list[str]:
+    """Return the paragraphs of a section; an option that `values` lacks has its default."""
+    parts = [_comment(section_type.__doc__ or "") + f"{header}\n"]
+    for option in dataclasses.fields(section_type):
+        line = f"{option.name} = {values.get(option.name, option.metadata['default'])}".rstrip()
+        parts.append(_comment(option.metadata["doc"]) + f";{line}\n")
+    return parts
 
 
 def _comment(doc: str) -> str:

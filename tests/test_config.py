@@ -673,7 +673,7 @@ def test_environment_overrides_a_command_that_the_file_has() -> None:
         ("[post_process:a b]\n", "a.ini:1: expected [post_process:NAME]"),
         ("[post-process:a]\n", "a.ini:1: unknown section [post-process:a]"),
         ("[log:a]\n", "a.ini:1: unknown section [log:a]"),
-        ("[post_process:a]\n", "a.ini: [post_process:a] command: expected a command"),
+        ("[post_process:a]\n", "a.ini:1: [post_process:a] command: expected a command"),
         ("[post_process:a]\ncommand =\n", "command: expected a command"),
         ("[post_process:a]\ncomand = x\n", "a.ini:2: unknown option comand in [post_process:a]"),
         ("[post_process:a]\ncommand = upload\n", "expected the path of a program, from / on"),
