@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from audiofork.config_values import (
     number,
     one_of,
     process_count,
+    program_and_arguments,
     sample_rate,
     text,
     url_patterns,
@@ -216,7 +217,10 @@ class SecurityConfig:
         "no", yes_or_no, "Let a fork ask for no check of certificates: option T(insecure)."
     )
     allow_post_process: bool = _option(
-        "no", yes_or_no, "Let a fork run a shell command when it has ended."
+        "no",
+        yes_or_no,
+        "Let whoever starts a fork choose a shell command that runs when it has ended. The "
+        "commands of [post_process:NAME] need no such leave.",
     )
     max_forks: int = _option("1000", whole(1, 100_000), "Forks at once.")
     max_forks_per_channel: int = _option("10", whole(1, 100_000), "Forks at once of one channel.")
@@ -277,6 +281,21 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class PostProcessConfig:
+    """A command that a fork may name, PostProcess: @NAME, to run when it has ended; no shell."""
+
+    command: tuple[str, ...] = _option(
+        "",
+        program_and_arguments,
+        "The path of a program and its arguments, split once as a shell does; further lines may be "
+        "indented. In each ^{NAME}, a channel variable or function, is replaced by its value, "
+        "which may hold anything and stays within its argument: so put none into the text of a "
+        "program (sh -c, python -c, awk), and -- before one that may begin with -.",
+        may_be_shown=False,  # an argument may be a token
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole configuration, checked."""
 
@@ -290,6 +309,7 @@ class Config:
     front: FrontConfig = field(default_factory=FrontConfig)
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    post_process: Mapping[str, PostProcessConfig] = field(default_factory=dict)
 
 
 SECTIONS: dict[str, type[Any]] = {
@@ -304,3 +324,14 @@ SECTIONS: dict[str, type[Any]] = {
     "daemon": DaemonConfig,
     "log": LogConfig,
 }
+
+NAMED_SECTIONS: dict[str, type[Any]] = {"post_process": PostProcessConfig}
+"""Those that there may be several of: `[post_process:NAME]`; `Config` has them by NAME."""
+
+EXAMPLES = {
+    "post_process": (
+        "upload",
+        {"command": "/usr/local/bin/upload --from ^{CALLERID(num)} -- ^{UNIQUEID}"},
+    ),
+}
+"""What the sample shows of them."""

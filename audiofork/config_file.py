@@ -8,20 +8,22 @@ from __future__ import annotations
 import configparser
 import dataclasses
 import os
+import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from audiofork.config import SECTIONS, Config
-from audiofork.config_values import MAX_PORT, text
+from audiofork.config import EXAMPLES, NAMED_SECTIONS, SECTIONS, Config
+from audiofork.config_values import MAX_PORT, text, word
 from audiofork.errors import ConfigError
 
 _INTRO = """\
 ; audiofork.ini: the configuration of audiofork.
 ;
 ; Every option stands here with its default. An environment variable AUDIOFORK_SECTION_OPTION
-; (AUDIOFORK_ASTERISK_SECRET, say) overrides the file. An unknown section or option is an error.
+; (AUDIOFORK_ASTERISK_SECRET, say) overrides the file, also in [post_process:NAME], where _ stands
+; for : and the like. An unknown section or option is an error.
 ; SIGHUP makes the daemon read the file again; a file with an error changes nothing. [asterisk],
 ; [ari], [audiosocket], [relay], [control], [front] and [daemon] journal count from the next start.
 """
@@ -64,11 +66,19 @@ def parse(content: str, environment: Mapping[str, str], *, source: str) -> Confi
         # Without the cause, which quotes lines of the file: one may hold the secret.
         raise ConfigError(f"{source}:{_what_is_wrong(exc)}") from None
     _refuse_unknown(ini, content, source)
-    sections = {
+    sections: dict[str, Any] = {
         name: _read_section(name, section_type, ini, environment, content, source)
         for name, section_type in SECTIONS.items()
     }
+    for kind in NAMED_SECTIONS:
+        sections[kind] = {}
+    for kind, name in _named(ini):
+        section_type = NAMED_SECTIONS[kind]
+        sections[kind][name] = _read_section(
+            f"{kind}:{name}", section_type, ini, environment, content, source
+        )
     config = Config(**sections)
+    _check_commands(config, content, source)
     _check_ports(config, source)
     _check_tap(config, source)
     return _with_secrets(config, source)
@@ -91,14 +101,35 @@ def _what_is_wrong(
 
 def _refuse_unknown(ini: configparser.RawConfigParser, content: str, source: str) -> None:
     for section in ini.sections():
-        if section not in SECTIONS:
+        try:
+            known = {option.name for option in dataclasses.fields(_type_of(section))}
+        except ValueError as exc:
             line = _line_of(content, section, None)
-            raise ConfigError(f"{source}:{line}: unknown section [{section}]")
-        known = {option.name for option in dataclasses.fields(SECTIONS[section])}
+            raise ConfigError(f"{source}:{line}: {exc}") from None
         for option in ini.options(section):
             if option not in known:
                 line = _line_of(content, section, option)
                 raise ConfigError(f"{source}:{line}: unknown option {option} in [{section}]")
+
+
+def _type_of(section: str) -> type[Any]:
+    """Return the type of a section; raise ValueError if there is none of its name."""
+    if section in SECTIONS:
+        return SECTIONS[section]
+    kind, _, name = section.partition(":")
+    if kind not in NAMED_SECTIONS:
+        raise ValueError(f"unknown section [{section}]")
+    try:
+        word(name)
+    except ValueError as exc:
+        raise ValueError(f"expected [{kind}:NAME], the name {exc}, got [{section}]") from None
+    return NAMED_SECTIONS[kind]
+
+
+def _named(ini: configparser.RawConfigParser) -> list[tuple[str, str]]:
+    """Return the kind and the name of each section that has both."""
+    parts = (section.partition(":") for section in ini.sections())
+    return [(kind, name) for kind, colon, name in parts if colon]
 
 
 def _read_section(
@@ -111,7 +142,7 @@ def _read_section(
 ) -> _Section:
     values: dict[str, Any] = {}
     for option in dataclasses.fields(section_type):  # type: ignore[arg-type]
-        variable = f"AUDIOFORK_{name}_{option.name}".upper()
+        variable = re.sub(r"\W", "_", f"AUDIOFORK_{name}_{option.name}".upper())
         if variable in environment:
             where, value = variable, environment[variable]
         elif ini.has_option(name, option.name):
@@ -139,6 +170,15 @@ def _check_ports(config: Config, source: str) -> None:
                 f"{source}: [audiosocket] {name}: expected {workers} ports from {address.port} on "
                 f"([relay] workers), the last is {MAX_PORT}"
             )
+
+
+def _check_commands(config: Config, content: str, source: str) -> None:
+    """Refuse a section of a command that has none."""
+    for name, section in config.post_process.items():
+        if not section.command:
+            header = f"post_process:{name}"
+            where = f"{source}:{_line_of(content, header, None)}"
+            raise ConfigError(f"{where}: [{header}] command: expected a command")
 
 
 def _check_tap(config: Config, source: str) -> None:
@@ -191,11 +231,19 @@ def sample() -> str:
     """Return the text of `etc/audiofork.ini`."""
     parts = [_INTRO]
     for name, section_type in SECTIONS.items():
-        parts.append(_comment(section_type.__doc__ or "") + f"[{name}]\n")
-        for option in dataclasses.fields(section_type):
-            line = f"{option.name} = {option.metadata['default']}".rstrip()
-            parts.append(_comment(option.metadata["doc"]) + f";{line}\n")
+        parts += _sample_of(section_type, f"[{name}]", {})
+    for kind, (name, values) in EXAMPLES.items():
+        parts += _sample_of(NAMED_SECTIONS[kind], f";[{kind}:{name}]", values)
     return "\n".join(parts)
+
+
+def _sample_of(section_type: type[Any], header: str, values: Mapping[str, str]) -> list[str]:
+    """Return the paragraphs of a section; an option that `values` lacks has its default."""
+    parts = [_comment(section_type.__doc__ or "") + f"{header}\n"]
+    for option in dataclasses.fields(section_type):
+        line = f"{option.name} = {values.get(option.name, option.metadata['default'])}".rstrip()
+        parts.append(_comment(option.metadata["doc"]) + f";{line}\n")
+    return parts
 
 
 def _comment(doc: str) -> str:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import configparser
 import os
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from audiofork.addresses import IPNetwork, network_of
 from audiofork.audiosocket import SAMPLE_RATES as RATES_BY_KIND
+from audiofork.placeholders import names_in
 
 MAX_WORKERS = 64
 MAX_PORT = 65535
@@ -137,6 +139,20 @@ def word(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
         raise ValueError("a word of letters, digits, - _ . that begins with a letter or a digit")
     return value
+
+
+def program_and_arguments(value: str) -> tuple[str, ...]:
+    """Return a command as the list of its words, split as a shell does; empty: there is none."""
+    try:
+        words = tuple(shlex.split(value))
+    except ValueError as exc:  # shlex's sentences: "No closing quotation"
+        raise ValueError(f"words, in quotes where they hold blanks ({exc})") from None
+    if any(not word.isprintable() for word in words):
+        raise ValueError("words without control characters")
+    names_in(words)
+    if words and (not words[0].startswith("/") or "^{" in words[0]):
+        raise ValueError("the path of a program, from / on and without ^{NAME}, then its arguments")
+    return words
 
 
 def http_url(value: str) -> str:

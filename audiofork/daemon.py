@@ -23,9 +23,11 @@ from audiofork.doors.ami_front import Front
 from audiofork.doors.control_socket import ControlSocket
 from audiofork.doors.user_event import UserEvents
 from audiofork.errors import AmiError, CannotListen, ConfigError
+from audiofork.forks.attack_log import AttackLog
 from audiofork.forks.counters import Counters
 from audiofork.forks.events import Events
 from audiofork.forks.journal import Journal
+from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.registry import Forks
 from audiofork.forks.urls import hosts_at_will
 from audiofork.link.inline import InlineRelay, check_files
@@ -61,6 +63,7 @@ class Daemon:
         self._config = config
         self._stop = asyncio.Event()
         self.counters = Counters()
+        self._commands = Commands(config.post_process)
         self.ready = asyncio.Event()
         self.relay = _relay_of(config, self._on_report)
         self._journal = Journal(Path(config.daemon.journal) if config.daemon.journal else None)
@@ -118,6 +121,7 @@ class Daemon:
         ami_events = AmiEvents(self.ami)
         events.subscribe(ami_events.on_event)
         events.subscribe(self.counters.on_event)
+        events.subscribe(AttackLog().on_event)
         self.forks = Forks(
             self.ami,
             self._taps,
@@ -125,6 +129,7 @@ class Daemon:
             self.relay.send,
             events.emit,
             self._journal,
+            commands=self._commands,
             waits_for_hold=self._config.asterisk.on_hold == "wait",
         )
         self._user_events = UserEvents(self.forks.ask, ami_events)
@@ -213,6 +218,7 @@ class Daemon:
             log.error("not reloaded, the old configuration stays: %s", exc)
             return
         self.forks.security = new.security
+        self._commands.configure(new.post_process)
         self._keep = new.daemon.on_stop == "keep"
         self._taps.sample_rate = new.websocket.sample_rate
         self.ami.retry_now()

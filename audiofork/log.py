@@ -37,10 +37,10 @@ class CounterLine:
         self._unsaid = 0
         self.total = 0
 
-    def count(self, detail: str) -> None:
-        """Count one more; `detail` says what was special about this one."""
-        self.total += 1
-        self._unsaid += 1
+    def count(self, detail: str, number: int = 1) -> None:
+        """Count some more; `detail` says what was special about the last one."""
+        self.total += number
+        self._unsaid += number
         now = self._clock()
         if now < self._next:
             return

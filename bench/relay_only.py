@@ -34,6 +34,7 @@ from audiofork.link.messages import (
     Direction,
     EndFork,
     EndReason,
+    ExpectLeg,
     ForkSpec,
     LegLost,
     LegPart,
@@ -66,6 +67,7 @@ class Control:
         """Order the forks; return when their legs may come."""
         for spec in specs:
             self.relay.send(spec)
+            self.relay.send(ExpectLeg(spec.fork_id, spec.legs[0], spec.fork_id))
         # Each process answers this after what came before it.
         self.relay.send(TakeStats(0))
         await self._issued.wait()

@@ -32,6 +32,7 @@ from audiofork.forks.counters import Counters
 from audiofork.forks.events import DomainEvent, Events
 from audiofork.forks.journal import Entry
 from audiofork.forks.leaving import LEAVE_TIMEOUT_S
+from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.registry import Forks
 from audiofork.forks.requests import parse_request
 from audiofork.link.messages import (
@@ -39,6 +40,7 @@ from audiofork.link.messages import (
     Direction,
     EndFork,
     EndReason,
+    ExpectLeg,
     ForkEnded,
     ForkSpec,
     ForkStats,
@@ -579,13 +581,15 @@ class Rig:
         self.ami.channels = {UNIQUEID: NAME, "2.2": "PJSIP/200-0000002b"}
         self.tap = FakeTap()
         self.taps = FakeTaps(self.tap)
-        self.sent: list[Command] = []
+        self.sent: list[Command] = []  # but for TakeStats and `expected`
+        self.expected: list[ExpectLeg] = []
         self.live: list[str] = []  # what the relay has
         self.spec_fault = ""  # why the relay ends a fork at once, if it does
         self.stats: dict[str, ForkStats] | None = {}  # its answer to TakeStats, if any
         self.legs_stay = False
         self.journal = FakeJournal()
         self.events: list[DomainEvent] = []
+        self.commands = Commands({})
         self.counters = Counters()
         ami_events = AmiEvents(self.ami)  # type: ignore[arg-type]
         hub = Events()
@@ -593,7 +597,8 @@ class Rig:
             hub.subscribe(subscriber)
         security = SecurityConfig(allow_urls=ANY_URL)
         self.forks = Forks(
-            *(self.ami, self.taps, security, self._send, hub.emit, self.journal)  # type: ignore[arg-type]
+            *(self.ami, self.taps, security, self._send, hub.emit, self.journal),  # type: ignore[arg-type]
+            commands=self.commands,
         )
         self.user_events = UserEvents(self.forks.ask, ami_events)
 
@@ -601,6 +606,11 @@ class Rig:
         if isinstance(command, TakeStats):
             if self.stats is not None:
                 self.forks.on_report(StatsTaken(command.ticket, self.stats))
+            return
+        if isinstance(command, ExpectLeg):
+            if not self.spec_fault:
+                assert command.fork_id in self.live, "the relay does not know it"
+            self.expected.append(command)
             return
         self.sent.append(command)
         if isinstance(command, ForkSpec):

@@ -8,18 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audiofork.config import (
+    NAMED_SECTIONS,
     SAMPLE_RATES,
     Address,
     AriConfig,
     AsteriskConfig,
     Config,
     LogConfig,
+    PostProcessConfig,
 )
 from audiofork.config_file import load, parse, sample
 from audiofork.errors import ConfigError
 
 REPOSITORY = Path(__file__).parent.parent
-SECTIONS = {field.name: field.default_factory for field in dataclasses.fields(Config)}
+SECTIONS = {
+    field.name: field.default_factory
+    for field in dataclasses.fields(Config)
+    if field.name not in NAMED_SECTIONS
+}
 OPTIONS = [
     (section, option.name)
     for section, section_type in SECTIONS.items()
@@ -48,10 +54,11 @@ def test_sample_gives_the_defaults() -> None:
     assert read(sample()) == Config()
 
 
-def test_sample_with_every_option_uncommented_gives_the_defaults() -> None:
-    uncommented, count = re.subn(r"(?m)^;(\w+ =)", r"\1", sample())
-    assert count == len(OPTIONS)
-    assert read(uncommented) == Config()
+def test_sample_with_every_option_uncommented_gives_the_defaults_and_the_example() -> None:
+    uncommented, count = re.subn(r"(?m)^;(\w+ =|\[)", r"\1", sample())
+    assert count == len(OPTIONS) + 2
+    command = "/usr/local/bin/upload", "--from", "^{CALLERID(num)}", "--", "^{UNIQUEID}"
+    assert read(uncommented) == Config(post_process={"upload": PostProcessConfig(command)})
 
 
 @pytest.mark.parametrize(("section", "option"), OPTIONS, ids=[".".join(pair) for pair in OPTIONS])
@@ -623,3 +630,60 @@ def test_workers_need_a_port_each(option: str) -> None:
     assert f"[audiosocket] {option}: expected 4 ports from 65533 on" in refusal(
         content.format(65533)
     )
+
+
+# --- [post_process:NAME] -------------------------------------------------------------------------
+
+
+def commands(content: str, environment: dict[str, str] | None = None) -> dict[str, tuple[str, ...]]:
+    config = parse(content, environment or {}, source="a.ini")
+    return {name: section.command for name, section in config.post_process.items()}
+
+
+def test_commands_are_split_once_as_a_shell_does() -> None:
+    content = """[post_process:upload]
+command = /opt/up load '^{NOTE} and more' --
+    ^{CALLERID(num)} "it's #1"
+[log]
+level = debug
+[post_process:Notify-2.a_b]
+command = /opt/notify
+"""
+    assert commands(content) == {
+        "upload": ("/opt/up", "load", "^{NOTE} and more", "--", "^{CALLERID(num)}", "it's #1"),
+        "Notify-2.a_b": ("/opt/notify",),
+    }
+
+
+def test_environment_overrides_a_command_that_the_file_has() -> None:
+    content = "[post_process:up-load]\ncommand = /opt/a\n"
+    environment = {
+        "AUDIOFORK_POST_PROCESS_UP_LOAD_COMMAND": "/opt/b ^{X}",
+        "AUDIOFORK_POST_PROCESS_OTHER_COMMAND": "/opt/c",
+    }
+    assert commands(content, environment) == {"up-load": ("/opt/b", "^{X}")}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[post_process]\n", "a.ini:1: expected [post_process:NAME], the name a word of"),
+        ("[post_process:]\n", "a.ini:1: expected [post_process:NAME]"),
+        ("[post_process: a]\n", "a.ini:1: expected [post_process:NAME]"),
+        ("[post_process:a b]\n", "a.ini:1: expected [post_process:NAME]"),
+        ("[post-process:a]\n", "a.ini:1: unknown section [post-process:a]"),
+        ("[log:a]\n", "a.ini:1: unknown section [log:a]"),
+        ("[post_process:a]\n", "a.ini:1: [post_process:a] command: expected a command"),
+        ("[post_process:a]\ncommand =\n", "command: expected a command"),
+        ("[post_process:a]\ncomand = x\n", "a.ini:2: unknown option comand in [post_process:a]"),
+        ("[post_process:a]\ncommand = upload\n", "expected the path of a program, from / on"),
+        ("[post_process:a]\ncommand = /opt/^{X}\n", "expected the path of a program, from / on"),
+        ("[post_process:a]\ncommand = /opt/a 'b\n", "expected words, in quotes"),
+        ("[post_process:a]\ncommand = /a ^{X\n", "a.ini:2: [post_process:a] command: expected ^{"),
+        ('[post_process:a]\ncommand = /a "b\n c"\n', "words without control characters"),
+    ],
+)
+def test_command_that_cannot_be_is_told_with_its_place(content: str, says: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        commands(content)
+    assert says in str(refusal.value)

@@ -30,7 +30,7 @@ from audiofork.audiosocket import (
 )
 from audiofork.config import Address, AriConfig
 from audiofork.errors import AmiActionFailed, AudioSocketProtocolError
-from audiofork.link.messages import LegPart, leg_uuid
+from audiofork.link.messages import LegPart
 
 if TYPE_CHECKING:
     from audiofork.asterisk.ari import Ari
@@ -142,15 +142,15 @@ class Probe:
             transport.close()
         await self._server.wait_closed()
 
-    def expect(self, leg_id: str) -> asyncio.Future[ProbeLeg]:
+    def expect(self, leg_uuid: str) -> asyncio.Future[ProbeLeg]:
         """Return what will be the leg that presents this UUID."""
         future: asyncio.Future[ProbeLeg] = asyncio.get_running_loop().create_future()
-        self._expected[leg_id] = future
+        self._expected[leg_uuid] = future
         return future
 
-    def take(self, leg_id: str, leg: ProbeLeg) -> bool:
+    def take(self, leg_uuid: str, leg: ProbeLeg) -> bool:
         """Hand over a leg, if it is expected."""
-        future = self._expected.pop(leg_id, None)
+        future = self._expected.pop(leg_uuid, None)
         if future is None or future.done():
             return False
         future.set_result(leg)
@@ -185,9 +185,9 @@ class _Connection(asyncio.Protocol):
             elif self._leg is not None and kind in SAMPLE_RATES:
                 self._leg.on_audio(payload)
 
-    def _identify(self, leg_id: str) -> None:
+    def _identify(self, leg_uuid: str) -> None:
         leg = ProbeLeg(self._transport)
-        if self._probe.take(leg_id, leg):
+        if self._probe.take(leg_uuid, leg):
             self._leg = leg
         else:
             self._transport.close()
@@ -265,9 +265,9 @@ class ProbeLegs:
             LegFailed: It did not come.
             AmiError: Asterisk cannot be asked.
         """
-        leg_id = str(uuid.uuid4())
-        arrival = self._probe.expect(leg_id)
-        await self._originate(leg_id, address, application, data)
+        leg_uuid = str(uuid.uuid4())
+        arrival = self._probe.expect(leg_uuid)
+        await self._originate(leg_uuid, address, application, data)
         return await self._arrived(
             arrival, self.uniqueids[-1], "the leg went somewhere else, and ended there"
         )
@@ -281,12 +281,12 @@ class ProbeLegs:
             LegFailed: It did not come.
             LegError, NoSuchChannel: It could not be asked for.
         """
-        fork_id, part = str(uuid.uuid4()), LegPart.IN
+        fork_id, leg_uuid, part = str(uuid.uuid4()), str(uuid.uuid4()), LegPart.IN
         leg_id = tap.name_leg(fork_id, part, anew=False)
         self.uniqueids.append(leg_id)
-        arrival = self._probe.expect(leg_uuid(fork_id, part))
+        arrival = self._probe.expect(leg_uuid)
         await tap.start(
-            LegOrder(leg_id, fork_id, part, uniqueid, connects, sample_rate, speaks=False)
+            LegOrder(leg_id, leg_uuid, fork_id, part, uniqueid, connects, sample_rate, speaks=False)
         )
         return await self._arrived(arrival, leg_id, "the leg ended before it connected")
 
@@ -313,10 +313,12 @@ class ProbeLegs:
         if not isinstance(news, ChannelHangup):
             self._raise(news, "")
 
-    async def _originate(self, leg_id: str, address: Address, application: str, data: str) -> None:
-        uniqueid = f"{LEG_PREFIX}check-{leg_id}"
+    async def _originate(
+        self, leg_uuid: str, address: Address, application: str, data: str
+    ) -> None:
+        uniqueid = f"{LEG_PREFIX}check-{uuid.uuid4()}"
         self.uniqueids.append(uniqueid)
-        headers = originate_headers(uniqueid, address, leg_id, application, data)
+        headers = originate_headers(uniqueid, address, leg_uuid, application, data)
         try:
             await self._ami.action("Originate", headers, action_id=uniqueid)
         except AmiActionFailed as exc:

@@ -14,6 +14,7 @@ from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.channels import NO_SUCH_CHANNEL
 from audiofork.errors import AmiActionFailed, AmiError
 from audiofork.forks.events import (
+    Attack,
     DomainEvent,
     Ended,
     Failed,
@@ -67,8 +68,8 @@ class AmiEvents:
                 self._failed(event)
             case Stopped():
                 self._stopped(event)
-            case Refused():
-                pass  # the requester has an answer of the door; see `refused`
+            case Refused() | Attack():
+                pass  # the requester has an answer of the door; an attack is for the log
 
     def _requested(self, event: Requested) -> None:
         fork = event.fork

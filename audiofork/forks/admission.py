@@ -9,6 +9,7 @@ from audiofork.config import SecurityConfig
 from audiofork.errors import RequestRefused
 from audiofork.forks.fork import Fork, effective_url
 from audiofork.forks.lifecycle import ForkState
+from audiofork.forks.post_process.commands import is_named
 from audiofork.forks.requests import StartFork
 from audiofork.forks.urls import check_url
 from audiofork.system import FILES_PER_FORK, can_open, file_limit, warn_of_low_file_limit
@@ -72,8 +73,12 @@ class Admission:
         tls = request.options.tls
         if tls is not None and tls.insecure and not security.allow_insecure_tls:
             raise RequestRefused("Options: T(insecure) is not allowed (allow_insecure_tls)")
-        if request.post_process and not security.allow_post_process:
-            raise RequestRefused("PostProcess: not allowed (allow_post_process)")
+        is_text = bool(request.post_process) and not is_named(request.post_process)
+        if is_text and not security.allow_post_process:
+            raise RequestRefused(
+                "PostProcess: shell commands are not allowed (allow_post_process); @NAME runs the "
+                "command of [post_process:NAME]"
+            )
         _check_files(forks)
 
     def _check_open(self) -> None:

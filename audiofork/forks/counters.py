@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from audiofork.forks.events import (
+    Attack,
+    AttackKind,
     DomainEvent,
     Ended,
     Reconnecting,
@@ -34,6 +36,7 @@ class Counters:
         reconnects: How often a lost server came back.
         legs_lost: How often a leg was lost or did not come in place of a lost one.
         relays_lost: How often a fork lost its relay process.
+        attacks: What was tried by somebody who means harm, by its kind.
     """
 
     requested: int = 0
@@ -48,6 +51,7 @@ class Counters:
     reconnects: int = 0
     legs_lost: int = 0
     relays_lost: int = 0
+    attacks: Counter[AttackKind] = field(default_factory=Counter)
 
     def on_event(self, event: DomainEvent) -> None:
         """Count an event."""
@@ -64,6 +68,8 @@ class Counters:
             self._on_ended(event)
         elif isinstance(event, Refused):
             self.refused += 1
+        elif isinstance(event, Attack):
+            self.attacks[event.kind] += event.count
 
     def _on_ended(self, event: Ended) -> None:
         self.failed += event.has_failed

@@ -1,10 +1,12 @@
 """What happens to forks: typed events, each emitted once, for whoever subscribes.
 
-A door renders them for its readers, doors/ami_events.py for Asterisk; counters.py counts them.
+A door renders them for its readers, doors/ami_events.py for Asterisk; counters.py counts them, and
+attack_log.py logs attacks, whoever noticed them.
 """
 
 from __future__ import annotations
 
+import enum
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -148,6 +150,31 @@ class Refused:
     why: str
 
 
+class AttackKind(enum.StrEnum):
+    """What somebody has tried who means harm, or does not know what he does."""
+
+    WRONG_UUID = "wrong-uuid"
+    """To connect to the AudioSocket port with a UUID that no leg has, or has no more."""
+    CONTESTED_LEG = "contested-leg"
+    """To be a fork's leg: two connections presented its UUID."""
+    FORGED_EVENT = "forged-event"
+    """To have an event of Asterisk say what is not so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """Somebody has tried what only an attacker would; it came to nothing.
+
+    Attributes:
+        detail: Who and to what end, as far as that is known, for people; any text.
+        count: How often, since the last such event.
+    """
+
+    kind: AttackKind
+    detail: str
+    count: int = 1
+
+
 DomainEvent = (
     Requested
     | Started
@@ -158,6 +185,7 @@ DomainEvent = (
     | Stopped
     | Failed
     | Refused
+    | Attack
 )
 Emit = Callable[[DomainEvent], None]
 

@@ -17,7 +17,8 @@ from audiofork.forks.events import ForkInfo, Resumed
 from audiofork.forks.journal import Entry
 from audiofork.forks.lifecycle import FORK_LIFE, Away, ForkEvent, ForkState
 from audiofork.forks.options import Options, parse_options
-from audiofork.forks.post_process.template import PostProcess, prepare
+from audiofork.forks.post_process.commands import Commands
+from audiofork.forks.post_process.template import PostProcess
 from audiofork.forks.requests import StartFork
 from audiofork.link.messages import Direction, EndReason, ForkSpec, ForkStats, LegPart
 from audiofork.log import ForkLog
@@ -32,6 +33,7 @@ class Leg:
     Attributes:
         part: What it brings.
         id: Names the one that was asked for last.
+        uuid: What that one presents to the relay; for Asterisk alone, in no log.
         attached: It has connected.
         gone: Its channel has ended.
         lost_at: Loop time since when there is none; None if there is one, or none yet.
@@ -41,6 +43,7 @@ class Leg:
 
     part: LegPart
     id: str = ""
+    uuid: str = field(default="", repr=False)
     attached: bool = False
     gone: bool = False
     lost_at: float | None = None
@@ -280,8 +283,12 @@ class Fork:
             leg.cancel_timer()
 
 
-def new_fork(request: StartFork) -> Fork:
+def new_fork(request: StartFork, commands: Commands) -> Fork:
     """Return the fork of a request.
+
+    Args:
+        request: The start.
+        commands: Those that may run after it.
 
     Raises:
         RequestRefused: Its post-process command cannot be run.
@@ -295,16 +302,16 @@ def new_fork(request: StartFork) -> Fork:
         action_id=request.action_id,
         started_at=time.time(),
         log=ForkLog(log, fork_id, target.channel or target.uniqueid),
-        post_process=prepare(request.post_process) if request.post_process else None,
+        post_process=commands.prepare(request.post_process) if request.post_process else None,
     )
 
 
-def restored(entry: Entry) -> tuple[Fork, str]:
+def restored(entry: Entry, commands: Commands) -> tuple[Fork, str]:
     """Return the fork of an entry, and why its request would be refused today, if it would."""
     options, post_process, why = Options(), None, ""
     try:
         options = parse_options(entry.options)
-        post_process = prepare(entry.post_process) if entry.post_process else None
+        post_process = commands.prepare(entry.post_process) if entry.post_process else None
     except RequestRefused as exc:
         why = str(exc)
     fork = Fork(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import uuid
 
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.base import LegOrder
@@ -16,22 +17,26 @@ from audiofork.errors import (
     NoSuchChannel,
 )
 from audiofork.forks.ending import End
-from audiofork.forks.events import Emit, Reconnecting
+from audiofork.forks.events import Attack, AttackKind, Emit, Reconnecting
 from audiofork.forks.fork import Fork, Leg
 from audiofork.forks.holds import Holds
 from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.lifecycle import Away, ForkState
 from audiofork.forks.tasks import Spawn
-from audiofork.link.messages import EndReason, LegLost, LegPart, ReopenLeg, SendCommand
+from audiofork.link.messages import EndReason, ExpectLeg, LegLost, LegPart, SendCommand
 from audiofork.text import harmless
 
 # How long after a leg's end the news of its channel's hangup may come.
 LEG_LOSS_GRACE_S = 0.15
+# How long after the hangup of a leg's channel its connection, if it was that channel's, may go on.
+ORPHAN_TIMEOUT_S = 1.0
 LEG_TIMEOUT_S = 6.0  # a tap's own limit is 5 s
 # So many new legs in that time in place of a lost one; what loses more is no accident.
 MAX_NEW_LEGS = 3
 NEW_LEGS_WINDOW_S = 10.0
 SHUTTING_DOWN = "Asterisk is shutting down"  # Asterisk's words (main/manager.c)
+CONTESTED = "somebody else presented its UUID as well"
+ORPHANED = "somebody else speaks in its place: its channel has gone"
 CANNOT_ASK = "the leg was lost, and Asterisk cannot be asked"
 ASTERISK_AWAY_S = 5.0  # so long a fork without a leg waits to ask Asterisk about its channel
 
@@ -87,6 +92,8 @@ class Legs:
             self._leaving.watch(fork, [leg])
         leg.id = fork.tap.name_leg(fork.id, leg.part, anew=anew)
         leg.attached = leg.gone = False
+        leg.uuid = str(uuid.uuid4())
+        self._send(ExpectLeg(fork.id, leg.part, leg.uuid))
         self._spawn(self._start(fork, leg, leg.id))
 
     def hang_up(self, fork: Fork) -> None:
@@ -154,9 +161,16 @@ class Legs:
             self._emit(resumed)
 
     def on_lost(self, fork: Fork, report: LegLost) -> None:
-        """Hear that Asterisk closed a leg."""
+        """Hear that a leg is closed."""
         leg = fork.legs[report.part]
-        self._spawn(self._on_loss(fork, leg, "Asterisk closed it", report.frames_in))
+        why = CONTESTED if report.contested else "Asterisk closed it"
+        if report.contested:
+            self._report_attack(fork, leg, why)
+        self._spawn(self._on_loss(fork, leg, why, report.frames_in))
+
+    def _report_attack(self, fork: Fork, leg: Leg, what: str) -> None:
+        detail = f"fork {fork.id} {fork.channel}: {leg}: {what}"
+        self._emit(Attack(AttackKind.CONTESTED_LEG, detail))
 
     def on_failure(self, fork: Fork, leg_id: str, why: str) -> None:
         """Hear that a leg of this id does not come about; an earlier one is no news."""
@@ -169,8 +183,18 @@ class Legs:
         for leg in fork.legs.values():
             if leg.id == leg_id:
                 leg.gone |= is_gone
+            if leg.id == leg_id and is_gone and leg.attached:
+                self._spawn(self._on_channel_gone(fork, leg, leg_id))
             if leg.id == leg_id and fork.tap.early_hangup_detail and not leg.attached:
                 self._spawn(self._on_early_hangup(fork, leg, leg_id))
+
+    async def _on_channel_gone(self, fork: Fork, leg: Leg, leg_id: str) -> None:
+        """Ask for another leg if the connection outlives the channel: it was never that one's."""
+        await asyncio.sleep(ORPHAN_TIMEOUT_S)
+        is_lost = leg.lost_at is not None or fork.progress.relay_away
+        if not is_lost and _is_wanted(fork, leg, leg_id):
+            self._report_attack(fork, leg, ORPHANED)
+            await self._on_loss(fork, leg, ORPHANED, 1)
 
     async def _on_early_hangup(self, fork: Fork, leg: Leg, leg_id: str) -> None:
         """Tell a leg that never connected from one that ended with its target."""
@@ -249,7 +273,6 @@ class Legs:
             return
         self._report_loss(fork, Away(leg.part), attempt, f"{leg} was lost: {why}")
         self._give_time(fork, leg, f"{leg} did not connect again")
-        self._send(ReopenLeg(fork.id, leg.part))
         self._ask(fork, leg, anew=True)
 
     def _report_loss(self, fork: Fork, what: Away, attempt: int, why: str) -> None:
@@ -289,6 +312,7 @@ def _order_of(fork: Fork, leg: Leg, leg_id: str) -> LegOrder:
     """Return what a tap has to know of a leg."""
     return LegOrder(
         leg_id=leg_id,
+        uuid=leg.uuid,
         fork_id=fork.id,
         part=leg.part,
         uniqueid=fork.uniqueid,

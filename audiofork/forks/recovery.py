@@ -16,6 +16,7 @@ from audiofork.forks.fork import Fork, restored
 from audiofork.forks.journal import Entry
 from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.legs import Legs
+from audiofork.forks.post_process.commands import Commands, is_named
 from audiofork.forks.starting import Starting
 from audiofork.forks.table import ForkTable
 from audiofork.link.messages import EndReason, ForkEnded, ForkStats, RelayAway, RelayLost
@@ -38,6 +39,7 @@ class Recovery:
         legs: Those of the forks.
         starting: Starts forks anew.
         ending: Ends those that cannot be.
+        commands: Those that may run after a fork.
 
     Attributes:
         entries: Forks of an earlier run that are yet to be resumed.
@@ -53,6 +55,7 @@ class Recovery:
         legs: Legs,
         starting: Starting,
         ending: Ending,
+        commands: Commands,
     ) -> None:
         self.entries: list[Entry] = []
         self._ami = ami
@@ -63,6 +66,7 @@ class Recovery:
         self._legs = legs
         self._starting = starting
         self._ending = ending
+        self._commands = commands
 
     # --- After a login ---
 
@@ -117,7 +121,7 @@ class Recovery:
 
     async def _resume_one(self, entry: Entry, present: Mapping[str, str]) -> bool:
         """Resume a fork or end it; return whether it was resumed."""
-        fork, refused = restored(entry)
+        fork, refused = restored(entry, self._commands)
         if self._is_of_another_asterisk(fork):
             self._end(fork, EndReason.LEG_FAILED, f"{RESTARTED} while the daemon was away")
             return False
@@ -143,7 +147,8 @@ class Recovery:
         return True
 
     def _end(self, fork: Fork, reason: EndReason, detail: str) -> None:
-        allowed = self._admission.security.allow_post_process
+        named = is_named(fork.request.post_process)
+        allowed = named or self._admission.security.allow_post_process
         self._ending.end_unresumable(fork, reason, detail, allow_post_process=allowed)
 
     # --- From lost relay processes ---

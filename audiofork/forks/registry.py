@@ -23,6 +23,8 @@ from audiofork.forks.admission import Admission
 from audiofork.forks.bridges import Bridges
 from audiofork.forks.ending import Ending
 from audiofork.forks.events import (
+    Attack,
+    AttackKind,
     Emit,
     MessageReceived,
     Reconnecting,
@@ -36,6 +38,7 @@ from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.legs import Legs
 from audiofork.forks.lifecycle import Away, ForkState
 from audiofork.forks.muting import Muting
+from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.recovery import Recovery
 from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork
 from audiofork.forks.starting import Starting
@@ -57,6 +60,7 @@ from audiofork.link.messages import (
     SinkResumed,
     SinkRetrying,
     StatsTaken,
+    StrangersRefused,
     Streaming,
 )
 from audiofork.text import harmless
@@ -77,6 +81,7 @@ class Forks:
         send: Commands the relay.
         emit: Takes what happens.
         journal: Keeps the forks that run; None: nothing does.
+        commands: Those that may run after a fork; None: any text, if `security` allows it.
         waits_for_hold: Whether the legs of a fork in a call on hold wait for its end.
     """
 
@@ -89,9 +94,11 @@ class Forks:
         emit: Emit,
         journal: Journal | None = None,
         *,
+        commands: Commands | None = None,
         waits_for_hold: bool = False,
     ) -> None:
         journal = journal or Journal(None)
+        commands = commands or Commands({})
         self._emit = emit
         self._tasks = tasks = Tasks()
         self._table = table = ForkTable()
@@ -107,9 +114,12 @@ class Forks:
             channels, self._holds, leaving, send, emit, ending.end, tasks.spawn
         )
         self._starting = starting = Starting(
-            ami, taps, channels, table, admission, leaving, legs, ending, journal, send, emit
+            *(ami, taps, channels, table, admission, leaving, legs, ending, journal, send, emit),
+            commands,
         )
-        self._recovery = Recovery(ami, taps, table, admission, leaving, legs, starting, ending)
+        self._recovery = Recovery(
+            ami, taps, table, admission, leaving, legs, starting, ending, commands
+        )
 
     @property
     def security(self) -> SecurityConfig:
@@ -238,6 +248,9 @@ class Forks:
         """Act on a report of the relay."""
         if isinstance(report, StatsTaken):
             self._statistics.on_taken(report)
+        elif isinstance(report, StrangersRefused):
+            where = f"at the AudioSocket port, from {report.address or 'nobody'}"
+            self._emit(Attack(AttackKind.WRONG_UUID, where, report.count))
         elif isinstance(report, RelayAway):
             self._recovery.on_relay_away(report)
         elif isinstance(report, RelayLost):

@@ -14,6 +14,7 @@ from audiofork.forks.journal import Journal
 from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.legs import Legs
 from audiofork.forks.lifecycle import ForkEvent
+from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.requests import StartFork
 from audiofork.forks.table import ForkTable
 from audiofork.link.messages import SendCommand, SetMute
@@ -35,6 +36,7 @@ class Starting:
         journal: Keeps the forks that run.
         send: Commands the relay.
         emit: Takes what happens.
+        commands: Those that may run after a fork.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Starting:
         journal: Journal,
         send: SendCommand,
         emit: Emit,
+        commands: Commands,
     ) -> None:
         self._ami = ami
         self._taps = taps
@@ -62,6 +65,7 @@ class Starting:
         self._journal = journal
         self._send = send
         self._emit = emit
+        self._commands = commands
 
     async def start(self, request: StartFork) -> Fork:
         """Start a fork; return it when its legs have been asked for.
@@ -72,7 +76,7 @@ class Starting:
         """
         self._admission.check(request, self._table)
         due = self._admission.book()
-        fork = new_fork(request)
+        fork = new_fork(request, self._commands)
         self._table.add(fork)
         try:
             await self._look_up(fork)

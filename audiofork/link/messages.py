@@ -7,9 +7,8 @@ link between the planes may be a function call or a socket.
 from __future__ import annotations
 
 import enum
-import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 class Direction(enum.StrEnum):
@@ -36,13 +35,6 @@ class LegPart(enum.StrEnum):
     """Mono frames of the two, mixed by Asterisk: nobody can tell them apart any more."""
     PAIRS = "pairs"
     """Frames of in and out interleaved, at 8000 Hz: left in, right out."""
-
-
-def leg_uuid(fork_id: str, part: LegPart) -> str:
-    """Return the UUID that a leg presents: the fork's own, but for a leg of out."""
-    if part is LegPart.OUT:
-        return str(uuid.uuid5(uuid.UUID(fork_id), part))
-    return fork_id
 
 
 class EndReason(enum.StrEnum):
@@ -105,7 +97,7 @@ class Beeps:
 
 @dataclass(frozen=True, slots=True)
 class ForkSpec:
-    """Command: get ready to relay one fork; its legs will connect with UUIDs of `leg_uuid`.
+    """Command: get ready to relay one fork; for each of its legs an `ExpectLeg` follows.
 
     Attributes:
         fork_id: A UUID in its canonical text form.
@@ -146,11 +138,18 @@ class ForkSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class ReopenLeg:
-    """Command: another leg in place of one that was lost will connect with the same UUID."""
+class ExpectLeg:
+    """Command: a leg, the first of its part or one in place of a lost one, is about to connect.
+
+    The part's leg before it is closed, and its UUID void.
+
+    Attributes:
+        leg_uuid: What it will present: known to Asterisk and to nobody else, good once.
+    """
 
     fork_id: str
     part: LegPart
+    leg_uuid: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +185,7 @@ class TakeStats:
     ticket: int
 
 
-Command = ForkSpec | ReopenLeg | EndFork | SetMute | SetGate | TakeStats
+Command = ForkSpec | ExpectLeg | EndFork | SetMute | SetGate | TakeStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,11 +220,14 @@ class LegLost:
 
     Attributes:
         frames_in: What the fork's legs had brought so far, wanted or not.
+        contested: The relay closed it: somebody else has presented its UUID as well, and nobody
+            can tell which of the two was Asterisk.
     """
 
     fork_id: str
     part: LegPart
     frames_in: int
+    contested: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +288,19 @@ class ForkEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class StrangersRefused:
+    """Report: connections were refused whose UUID no leg has, or has no more.
+
+    Attributes:
+        count: How many, since the last such report.
+        address: Where the last one came from; empty: not known.
+    """
+
+    count: int
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
 class RelayAway:
     """Report: the process that had these forks died, and no other runs.
 
@@ -320,7 +335,7 @@ ForkReport = (
     | SinkMessage
     | ForkEnded
 )
-Report = ForkReport | StatsTaken | RelayAway | RelayLost
+Report = ForkReport | StatsTaken | StrangersRefused | RelayAway | RelayLost
 
 SendCommand = Callable[[Command], None]
 SendReport = Callable[[Report], None]

@@ -31,6 +31,7 @@ from audiofork.link.messages import (
     Report,
     SendReport,
     StatsTaken,
+    StrangersRefused,
     TakeStats,
 )
 from audiofork.link.relay import Reports
@@ -331,6 +332,8 @@ class RelayProcesses:
             self._on_not_listening(worker, message)
         elif isinstance(message, StatsTaken):
             self._answered(message.ticket, worker, message.stats)
+        elif isinstance(message, StrangersRefused):
+            self._reports.put(message)
         elif message.fork_id in worker.forks:
             if isinstance(message, ForkEnded):
                 worker.forks.remove(message.fork_id)

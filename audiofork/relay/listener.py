@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Protocol, cast
@@ -23,7 +22,9 @@ from audiofork.audiosocket import (
 )
 from audiofork.config import Address
 from audiofork.errors import AudioSocketProtocolError
+from audiofork.link.messages import StrangersRefused
 from audiofork.log import CounterLine
+from audiofork.relay.leg_uuids import LegUuids
 from audiofork.relay.pipeline import LegHandle
 from audiofork.relay.read_batching import MOST_BATCHED_BYTES, ReadBatching, wire_bytes
 
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 UUID_TIMEOUT_S = 2.0
 # Connections that have yet to send one. Asterisk does it within milliseconds.
 MAX_STRANGERS = 1000
+# Between two reports of wrong UUIDs: a flood of them must not become a flood of reports. A little
+# more than the second between two lines of the log, so that each has its line.
+REPORT_INTERVAL_S = 1.05
 
 
 class LegOwner(Protocol):
@@ -45,23 +49,29 @@ class LegOwner(Protocol):
 
     def attach(self, leg: LegHandle) -> None: ...
     def on_batch_read(self, *, is_late: bool) -> int: ...
-    def on_leg_closed(self) -> None: ...
+    def on_leg_closed(self, *, contested: bool = False) -> None: ...
 
 
 class Listener:
     """Accepts connections that present an issued UUID: each UUID once, in time.
 
+    A UUID that is presented twice was given away: neither connection is kept then.
+
     Args:
+        report: Told of those whose UUID no leg has, at most once in REPORT_INTERVAL_S.
         allow: The networks that they may come from; empty: any.
 
     Attributes:
         refused: Counts the connections that were closed, and logs them.
     """
 
-    def __init__(self, allow: tuple[IPNetwork, ...] = ()) -> None:
+    def __init__(
+        self, report: Callable[[StrangersRefused], None], allow: tuple[IPNetwork, ...] = ()
+    ) -> None:
         self.refused = CounterLine(log, "AudioSocket connections closed")
         self._allow = allow
-        self._issued: dict[bytes, LegOwner] = {}
+        self._uuids: LegUuids[LegOwner, _Leg] = LegUuids()
+        self._wrong_uuids = _WrongUuids(report)
         self._legs: set[_Leg] = set()
         self._strangers: dict[_Leg, None] = {}  # those of the legs without a UUID, oldest first
         self._server: asyncio.Server | None = None
@@ -84,16 +94,17 @@ class Listener:
         self.stop_listening()
         for leg in list(self._legs):
             leg.hang_up()
+        self._wrong_uuids.close()
         if self._server is not None:
             await self._server.wait_closed()
 
     def issue(self, leg_uuid: str, owner: LegOwner) -> None:
         """Accept the leg that presents this UUID, once."""
-        self._issued[uuid.UUID(leg_uuid).bytes] = owner
+        self._uuids.issue(leg_uuid, owner)
 
     def withdraw(self, leg_uuid: str) -> None:
         """Accept it no more; does nothing if it has come already."""
-        self._issued.pop(uuid.UUID(leg_uuid).bytes, None)
+        self._uuids.withdraw(leg_uuid)
 
     # --- For the connections ---
 
@@ -112,12 +123,25 @@ class Listener:
             oldest = next(iter(self._strangers))
             oldest.refuse(f"no UUID yet, and {MAX_STRANGERS} more connections without one")
 
-    def claim(self, leg: _Leg, uuid_bytes: bytes) -> LegOwner | None:
-        """Return the owner that a UUID was issued to, once; None if there is none."""
-        owner = self._issued.pop(uuid_bytes, None)
+    def claim(self, leg: _Leg, presented: bytes) -> LegOwner | None:
+        """Return the owner that a UUID was issued to, once; else refuse the leg, return None."""
+        owner = self._uuids.use(presented, leg)
         if owner is not None:
             self._strangers.pop(leg, None)
+        else:
+            self._refuse_wrong(leg, presented)
         return owner
+
+    def _refuse_wrong(self, leg: _Leg, presented: bytes) -> None:
+        """Refuse a leg whose UUID is not good; the UUID itself is told to nobody."""
+        void = self._uuids.void(presented)
+        if void is not None and void.holder is None:
+            leg.refuse("the UUID of a leg that is wanted no more")  # Asterisk was late
+            return
+        self._wrong_uuids.count(leg.peer)
+        leg.refuse("unknown or used UUID")
+        if void is not None and void.holder is not None:
+            void.holder.contest()
 
     def forget_stranger(self, leg: _Leg) -> None:
         """Take a connection that is being closed off the strangers."""
@@ -127,6 +151,39 @@ class Listener:
         """Forget a connection that is gone."""
         self._legs.discard(leg)
         self._strangers.pop(leg, None)
+
+
+class _WrongUuids:
+    """Counts connections with a UUID that no leg has; reports the first at once, more together."""
+
+    def __init__(self, report: Callable[[StrangersRefused], None]) -> None:
+        self._report = report
+        self._count = 0  # those not reported yet
+        self._address = ""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def count(self, address: str) -> None:
+        self._count += 1
+        self._address = address
+        if self._timer is None:
+            self._say()
+
+    def _say(self) -> None:
+        self._timer = None
+        if self._count:
+            self._say_now()
+            self._timer = asyncio.get_running_loop().call_later(REPORT_INTERVAL_S, self._say)
+
+    def _say_now(self) -> None:
+        self._report(StrangersRefused(self._count, self._address))
+        self._count = 0
+
+    def close(self) -> None:
+        """Report what is left."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._count:
+            self._say_now()
 
 
 @lru_cache(maxsize=16)
@@ -139,8 +196,8 @@ class _Leg(asyncio.Protocol):
     """One AudioSocket connection."""
 
     __slots__ = (
-        *("_deadline", "_decoder", "_batching", "_hung_up", "_listener", "_owner", "_peer"),
-        *("_transport", "_usual_bytes", "_usual_header", "on_usual"),
+        *("_deadline", "_decoder", "_batching", "_hung_up", "_listener", "_owner", "_transport"),
+        *("_usual_bytes", "_usual_header", "on_usual", "peer"),
     )
     on_usual: Callable[[bytes], None]  # set when there is an owner
 
@@ -156,12 +213,12 @@ class _Leg(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
-        self._peer = peer[0] if peer else ""
+        self.peer: str = peer[0] if peer else ""
         self._deadline = asyncio.get_running_loop().call_later(
             UUID_TIMEOUT_S, self.refuse, f"no UUID within {UUID_TIMEOUT_S:g} s"
         )
         self._listener.add(self)
-        if self._peer and not self._listener.allows(self._peer):
+        if self.peer and not self._listener.allows(self.peer):
             self.refuse("not allowed ([audiosocket] allow)")
 
     def data_received(self, chunk: bytes) -> None:
@@ -215,7 +272,6 @@ class _Leg(asyncio.Protocol):
             return
         owner = self._listener.claim(self, payload)
         if owner is None:
-            self.refuse(f"unknown or used UUID {uuid.UUID(bytes=payload)}")
             return
         self._deadline.cancel()
         self._owner = owner
@@ -230,11 +286,18 @@ class _Leg(asyncio.Protocol):
 
     def refuse(self, why: str) -> None:
         """Close the connection, and count it."""
-        self._listener.refused.count(f"{why}, from {self._peer or 'nobody'}")
+        self._listener.refused.count(f"{why}, from {self.peer or 'nobody'}")
         owner = self._forget_owner()
         self.hang_up()
         if owner is not None:
             owner.on_leg_closed()
+
+    def contest(self) -> None:
+        """End the leg, since its UUID was presented by another connection as well."""
+        owner = self._forget_owner()
+        self.hang_up()
+        if owner is not None:
+            owner.on_leg_closed(contested=True)
 
     def hang_up(self) -> None:
         """End the leg: Asterisk closes it on the message or on the close, whichever it sees."""

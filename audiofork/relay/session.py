@@ -54,7 +54,7 @@ class Inlet:
         self.on_audio = on_audio
 
     def attach(self, leg: LegHandle) -> None:
-        """Take the leg that connected with the part's UUID, the first or another."""
+        """Take the leg that connected with a UUID of the part, the first or another."""
         self._session.attach(self._part, leg)
 
     def on_batch_read(self, *, is_late: bool) -> int:
@@ -68,9 +68,13 @@ class Inlet:
         """
         return self._session.on_batch_read(is_late=is_late)
 
-    def on_leg_closed(self) -> None:
-        """Hear that the leg is closed, and not by us."""
-        self._session.on_leg_closed(self._part)
+    def on_leg_closed(self, *, contested: bool = False) -> None:
+        """Hear that the leg is closed, and not by the session.
+
+        Args:
+            contested: The listener did it, since it may not be Asterisk's: see `LegLost`.
+        """
+        self._session.on_leg_closed(self._part, contested=contested)
 
 
 class Session:
@@ -172,13 +176,20 @@ class Session:
             self._sink.send_part()
         return self._sink.missing
 
-    def on_leg_closed(self, part: LegPart) -> None:
-        """Hear that a leg is closed, and not by us."""
+    def on_leg_closed(self, part: LegPart, *, contested: bool = False) -> None:
+        """See `Inlet.on_leg_closed`."""
         self._detach(part)
         if self._end is None:
-            self._report(LegLost(self.spec.fork_id, part, self._pipeline.frames_brought))
+            brought = self._pipeline.frames_brought
+            self._report(LegLost(self.spec.fork_id, part, brought, contested))
         elif part is self._speaking_part:  # the others have waited for the last beep
             self._hang_up_legs()
+
+    def drop_leg(self, part: LegPart) -> None:
+        """Hang up the leg of a part, if there is one, and report nothing: another one comes."""
+        if (leg := self._pipeline.legs.get(part)) is not None:
+            self._detach(part)
+            leg.hang_up()
 
     def _detach(self, part: LegPart) -> None:
         self._pipeline.detach(part)
@@ -287,9 +298,8 @@ class Session:
         self._closing = asyncio.create_task(self._sink.close(code, reason.value))
 
     def _hang_up_legs(self) -> None:
-        for part, leg in list(self._pipeline.legs.items()):
-            self._detach(part)
-            leg.hang_up()
+        for part in list(self._pipeline.legs):
+            self.drop_leg(part)
 
     def _report_end(self) -> None:
         assert self._end is not None

@@ -14,11 +14,11 @@ from audiofork.link.messages import (
     Command,
     EndFork,
     EndReason,
+    ExpectLeg,
     ForkEnded,
     ForkSpec,
     ForkStats,
     LegPart,
-    ReopenLeg,
     Report,
     SendReport,
     SetGate,
@@ -26,7 +26,6 @@ from audiofork.link.messages import (
     StatsTaken,
     TakeStats,
     Tls,
-    leg_uuid,
 )
 from audiofork.relay.listener import Listener
 from audiofork.relay.pipeline import message_frame_bytes
@@ -52,7 +51,8 @@ class Worker:
         self.address = config.audiosocket.listen
         self._advertise = config.audiosocket.advertise
         self._report = report
-        self._listener = Listener(config.audiosocket.allow)
+        self._listener = Listener(report, config.audiosocket.allow)
+        self._leg_uuids: dict[str, dict[LegPart, str]] = {}  # the latest of each leg, by fork
         self.configure(config)
 
     def configure(self, config: Config) -> None:
@@ -91,8 +91,8 @@ class Worker:
             stats = {fork_id: session.stats() for fork_id, session in self.sessions.items()}
             self._report(StatsTaken(command.ticket, stats))
         elif session := self.sessions.get(command.fork_id):
-            if isinstance(command, ReopenLeg):
-                self._issue(session, command.part)
+            if isinstance(command, ExpectLeg):
+                self._expect(session, command)
             else:
                 _obey(session, command)
 
@@ -112,13 +112,17 @@ class Worker:
         )
         session = Session(spec, sink, self._on_report)
         self.sessions[spec.fork_id] = session
-        for part in spec.legs:
-            self._issue(session, part)
+        self._leg_uuids[spec.fork_id] = {}
         session.start()
 
-    def _issue(self, session: Session, part: LegPart) -> None:
-        """Have the leg of a part accepted, once."""
-        self._listener.issue(leg_uuid(session.spec.fork_id, part), session.inlets[part])
+    def _expect(self, session: Session, command: ExpectLeg) -> None:
+        """Have a leg accepted, once, and the one before it no more."""
+        session.drop_leg(command.part)
+        uuids = self._leg_uuids[command.fork_id]
+        if before := uuids.get(command.part):
+            self._listener.withdraw(before)
+        uuids[command.part] = command.leg_uuid
+        self._listener.issue(command.leg_uuid, session.inlets[command.part])
 
     def _settings_of(self, spec: ForkSpec) -> WebSocketConfig:
         """Return the settings for one fork's sink: its options go before the configuration."""
@@ -144,9 +148,9 @@ class Worker:
 
     def _on_report(self, report: Report) -> None:
         if isinstance(report, ForkEnded):
-            session = self.sessions.pop(report.fork_id)
-            for part in session.inlets:
-                self._listener.withdraw(leg_uuid(report.fork_id, part))
+            del self.sessions[report.fork_id]
+            for leg_uuid in self._leg_uuids.pop(report.fork_id).values():
+                self._listener.withdraw(leg_uuid)
         self._report(report)
 
     async def close(self) -> None:

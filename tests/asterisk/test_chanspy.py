@@ -17,6 +17,7 @@ from tests.control_plane import FakeAmi
 
 FORK_ID = "3f2a91c0-1111-4222-8333-444455556666"
 LEG = LEG_PREFIX + FORK_ID
+LEG_UUID = "6d1c9a52-8a3f-4f5e-9d0b-2f6f3c1e7a90"
 
 
 class FakeRelay:
@@ -47,7 +48,7 @@ def order(
     *,
     speaks: bool = False,
 ) -> LegOrder:
-    return LegOrder(leg_id, fork_id, part, uniqueid, Connects.ORIGINATE, 8000, speaks)
+    return LegOrder(leg_id, LEG_UUID, fork_id, part, uniqueid, Connects.ORIGINATE, 8000, speaks)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ async def test_start_originates_a_leg_that_spies_on_the_uniqueid(
     ((name, headers, action_id),) = ami.actions
     assert (name, action_id) == ("Originate", LEG)
     assert dict(headers) == {
-        "Channel": f"AudioSocket/127.0.0.1:9093/{FORK_ID}/c(slin)",
+        "Channel": f"AudioSocket/127.0.0.1:9093/{LEG_UUID}/c(slin)",
         "ChannelId": LEG,
         "Application": "ChanSpy",
         "Data": f"1700000000.1,{options}{whisper}",
@@ -100,15 +101,15 @@ async def test_start_that_asterisk_may_have_heard_of_raises_that_it_is_uncertain
 
 async def test_start_with_ipv6_dials_the_address_in_brackets(ami: FakeAmi) -> None:
     await ChanSpyTap(ami, FakeRelay("::1")).start(order())  # type: ignore[arg-type]
-    assert dict(ami.actions[0][1])["Channel"] == f"AudioSocket/[::1]:9093/{FORK_ID}/c(slin)"
+    assert dict(ami.actions[0][1])["Channel"] == f"AudioSocket/[::1]:9093/{LEG_UUID}/c(slin)"
 
 
 async def test_leg_dials_the_worker_that_has_the_fork(ami: FakeAmi, tap: ChanSpyTap) -> None:
     await tap.start(order(LEG_PREFIX + OTHER_ID, OTHER_ID))
-    assert dict(ami.actions[0][1])["Channel"] == f"AudioSocket/127.0.0.1:9094/{OTHER_ID}/c(slin)"
+    assert dict(ami.actions[0][1])["Channel"] == f"AudioSocket/127.0.0.1:9094/{LEG_UUID}/c(slin)"
 
 
-OURS = f"AudioSocket/127.0.0.1:9093-{FORK_ID}"
+OURS = f"AudioSocket/127.0.0.1:9093-{LEG_UUID}"
 OTHER_ID = "3f2a91c0-1111-4222-8333-444455556667"
 
 
@@ -124,13 +125,13 @@ async def test_first_leg_has_the_fork_s_name_and_each_further_one_another(
         assert fork_id_of(leg) == FORK_ID
 
 
-async def test_start_of_a_further_leg_presents_the_fork_s_uuid(
+async def test_start_of_a_further_leg_presents_the_uuid_of_the_order(
     ami: FakeAmi, tap: ChanSpyTap
 ) -> None:
     leg = tap.name_leg(FORK_ID, LegPart.PAIRS, anew=True)
     await tap.start(order(leg))
     ((_, headers, action_id),) = ami.actions
-    assert dict(headers)["Channel"] == f"AudioSocket/127.0.0.1:9093/{FORK_ID}/c(slin)"
+    assert dict(headers)["Channel"] == f"AudioSocket/127.0.0.1:9093/{LEG_UUID}/c(slin)"
     assert dict(headers)["ChannelId"] == action_id == leg
 
 
@@ -141,7 +142,7 @@ async def test_start_of_a_further_leg_presents_the_fork_s_uuid(
         pytest.param(f"{LEG}-0a1b2c3d", OURS.replace("9093", "9094"), True, id="elsewhere"),
         pytest.param(f"{LEG_PREFIX}1", OURS.replace("9093", "90931"), False, id="other-port"),
         pytest.param(
-            f"{LEG_PREFIX}2", f"AudioSocket/192.0.2.1:9093-{FORK_ID}", False, id="other-daemon"
+            f"{LEG_PREFIX}2", f"AudioSocket/192.0.2.1:9093-{LEG_UUID}", False, id="other-daemon"
         ),
         pytest.param(f"{LEG_PREFIX}3", "PJSIP/100-0000002b", False, id="other-kind"),
         pytest.param(f"{LEG_PREFIX}4", "", False, id="no-name"),

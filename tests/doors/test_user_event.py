@@ -40,7 +40,7 @@ async def test_log_has_one_line_for_a_refusal(
         pytest.param({"options": "D("}, "Options: missing closing", id="parenthesis"),
         pytest.param({"actionid": "a\r\nb"}, "ActionID: control", id="control-characters"),
         pytest.param({"foo": "a\x01b", "bar\n": ""}, "foo: control", id="unknown-field"),
-        pytest.param({"command": "Dance"}, "PostProcess: not allowed", id="verb"),
+        pytest.param({"command": "Dance"}, "PostProcess: shell commands are", id="verb"),
     ],
 )
 async def test_bad_start_is_refused_with_event_and_variables(

@@ -2,6 +2,7 @@ import pytest
 
 from audiofork.errors import NoSuchChannel
 from audiofork.forks.counters import Counters
+from audiofork.forks.events import Attack, AttackKind
 from audiofork.link.messages import (
     EndReason,
     ForkStats,
@@ -77,3 +78,10 @@ async def test_lost_relay_process_counts_by_itself(rig: Rig) -> None:
     rig.forks.on_report(SinkOpened(fork_id))
     counters = rig.counters
     assert (counters.relays_lost, counters.legs_lost, counters.reconnects) == (1, 0, 0)
+
+
+def test_attacks_add_up_by_their_kind() -> None:
+    counters = Counters()
+    for kind, count in (("wrong-uuid", 3), ("contested-leg", 1), ("wrong-uuid", 2)):
+        counters.on_event(Attack(AttackKind(kind), "from 127.0.0.1", count))
+    assert counters.attacks == {AttackKind.WRONG_UUID: 5, AttackKind.CONTESTED_LEG: 1}

@@ -1,9 +1,11 @@
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
 
 from audiofork.asterisk.ami_protocol import ChannelHangup
+from audiofork.config import PostProcessConfig
 from audiofork.errors import NoSuchChannel, RequestRefused
 from audiofork.forks.ending import HANGUP_GRACE_S
 from audiofork.forks.legs import LEG_TIMEOUT_S
@@ -341,7 +343,8 @@ def told_of_end(rig: Rig) -> list[str]:
 @pytest.mark.parametrize("field", ["postprocess", "command"])
 async def test_post_process_is_refused_unless_allowed(rig: Rig, field: str) -> None:
     await rig.request(**START, **{field: "/bin/true"})
-    assert rig.last_event[1]["Reason"] == "PostProcess: not allowed (allow_post_process)"
+    reason = rig.last_event[1]["Reason"]
+    assert reason.startswith("PostProcess: shell commands are not allowed (allow_post_process)")
     assert rig.sent == []
     assert rig.ami.actions == []
 
@@ -463,3 +466,23 @@ async def test_post_process_that_outlasts_the_daemon_is_said_and_killed(
     await rig.until(closing.done)
     assert rig.last_event[0] == "AudioForkStopped"
     assert rig.last_event[1]["PostProcessStatus"] == "interrupted"
+
+
+async def test_command_of_the_configuration_runs_without_further_leave(
+    rig: Rig, tmp_path: Path
+) -> None:
+    rig.ami.values = {"CALLERID(name)": "'; touch pwned; $(id)"}
+    argv = ("/usr/bin/touch", f"{tmp_path}/a^{{CALLERID(name)}}")
+    rig.commands.configure({"note": PostProcessConfig(argv)})
+    fork_id = await rig.stream(postprocess="@note")
+    await rig.ended(fork_id, EndReason.HANGUP)
+    await rig.until(lambda: told_of_end(rig))
+    assert rig.last_event[1]["PostProcessStatus"] == "0"
+    assert os.listdir(tmp_path) == ["a'; touch pwned; $(id)"]
+
+
+async def test_command_that_the_configuration_does_not_have_refuses_the_fork(rig: Rig) -> None:
+    await rig.request(**START, postprocess="@note")
+    reason = "PostProcess: no section [post_process:note]; there are: none"
+    assert rig.last_event[1]["Reason"] == reason
+    assert rig.sent == []

@@ -8,6 +8,7 @@ from audiofork.errors import InvalidTransition, RequestRefused
 from audiofork.forks.events import ForkInfo
 from audiofork.forks.fork import Fork, new_fork
 from audiofork.forks.lifecycle import Away, ForkEvent, ForkState
+from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.requests import StartFork, parse_request
 from audiofork.link.messages import Direction, LegPart
 from tests.control_plane import NAME, START, UNIQUEID, URL, FakeTap
@@ -16,7 +17,7 @@ from tests.control_plane import NAME, START, UNIQUEID, URL, FakeTap
 def make_fork(**fields: str) -> Fork:
     request = parse_request({**START, **fields})
     assert isinstance(request, StartFork)
-    return new_fork(request)
+    return new_fork(request, Commands({}))
 
 
 def choice(*parts: LegPart) -> Choice:

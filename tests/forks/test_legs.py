@@ -1,6 +1,7 @@
 """The legs of forks: asked for, lost and replaced. The registry around them is the real one."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -17,20 +18,22 @@ from audiofork.errors import (
     NoSuchChannel,
 )
 from audiofork.forks.ending import HANGUP_GRACE_S
+from audiofork.forks.events import Attack, AttackKind
 from audiofork.forks.legs import (
     ASTERISK_AWAY_S,
     LEG_LOSS_GRACE_S,
     LEG_TIMEOUT_S,
     MAX_NEW_LEGS,
     NEW_LEGS_WINDOW_S,
+    ORPHAN_TIMEOUT_S,
 )
 from audiofork.forks.recovery import RELAY_DIED
 from audiofork.link.messages import (
     EndFork,
     EndReason,
     LegAttached,
+    LegLost,
     LegPart,
-    ReopenLeg,
     Report,
     SinkOpened,
     SinkResumed,
@@ -40,6 +43,18 @@ from audiofork.link.messages import (
 from tests.control_plane import LEG_PREFIX, NAME, START, UNIQUEID, UNKNOWN_ID, Rig
 
 IN, OUT, PAIRS = LegPart.IN, LegPart.OUT, LegPart.PAIRS
+
+
+def orders(rig: Rig) -> list[LegOrder]:
+    """Return the legs that were asked for, without their UUIDs."""
+    return [replace(order, uuid="") for order in rig.tap.orders]
+
+
+def expected(rig: Rig) -> list[tuple[str, LegPart]]:
+    """Return the legs that the relay was told of, which are those that were asked for."""
+    told = [command.leg_uuid for command in rig.expected]
+    assert told == [order.uuid for order in rig.tap.orders]
+    return [(command.fork_id, command.part) for command in rig.expected]
 
 
 async def states(rig: Rig) -> list[str]:
@@ -213,7 +228,7 @@ async def test_lost_leg_is_replaced_and_both_are_told(
     assert rig.last_event[1]["Attempt"] == "1"
     assert rig.last_event[1]["Reason"] == "the leg was lost: Asterisk closed it"
     assert [view.state for view in await rig.forks.views()] == ["reconnecting"]
-    assert rig.sent[-1] == ReopenLeg(fork_id, PAIRS)
+    assert expected(rig)[1:] == [(fork_id, PAIRS)]
     assert rig.tap.started == [(fork_id, UNIQUEID)] * 2
     assert rig.tap.speaking == [fork_id] * 2
     assert rig.tap.legs == [LEG_PREFIX + fork_id, f"{LEG_PREFIX}{fork_id}-1"]
@@ -302,7 +317,7 @@ async def test_originate_failure_of_an_earlier_leg_is_no_news(rig: Rig) -> None:
 async def test_leg_that_brought_nothing_is_replaced_while_its_channel_lives(rig: Rig) -> None:
     fork_id = await rig.attach()
     await lose_and_replace(rig, fork_id, frames_in=0)
-    assert rig.sent[-1] == ReopenLeg(fork_id, PAIRS)
+    assert expected(rig)[1:] == [(fork_id, PAIRS)]
     rig.forks.on_report(LegAttached(fork_id, PAIRS))
     assert rig.ami.told == ["STARTING", "AudioForkReconnecting"]
     rig.forks.on_report(Streaming(fork_id))
@@ -407,6 +422,88 @@ async def test_channel_that_a_leg_for_a_dead_relay_process_did_not_find_is_no_ne
     assert rig.ends == []
 
 
+# --- Legs that somebody else may have forged -----------------------------------------------------
+
+
+def attacks(rig: Rig) -> list[Attack]:
+    return [event for event in rig.events if isinstance(event, Attack)]
+
+
+async def test_contested_leg_is_replaced_by_one_with_another_uuid_and_told(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    fork_id = await rig.stream()
+    rig.forks.on_report(LegLost(fork_id, PAIRS, 50, contested=True))
+    await rig.clock.advance(LEG_LOSS_GRACE_S)
+    assert rig.last_event[0] == "AudioForkReconnecting"
+    why = "the leg was lost: somebody else presented its UUID as well"
+    assert rig.last_event[1]["Reason"] == why
+    assert f"{why}; attempt 1 follows" in caplog.text
+    assert expected(rig) == [(fork_id, PAIRS)] * 2
+    assert len({command.leg_uuid for command in rig.expected}) == 2
+    (attack,) = attacks(rig)
+    assert attack.kind is AttackKind.CONTESTED_LEG
+    assert fork_id in attack.detail
+    rig.connect(fork_id, PAIRS)
+    assert rig.ami.told[-1] == "AudioForkResumed"
+
+
+async def test_fork_whose_legs_are_contested_again_and_again_ends_and_says_so(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    for _ in range(MAX_NEW_LEGS + 1):
+        rig.forks.on_report(LegLost(fork_id, PAIRS, 50, contested=True))
+        await rig.clock.advance(LEG_LOSS_GRACE_S)
+        rig.connect(fork_id, PAIRS)
+    (end,) = rig.ends
+    assert end.reason is EndReason.LEG_FAILED
+    assert end.detail.endswith("last: somebody else presented its UUID as well")
+    assert rig.counters.attacks == {AttackKind.CONTESTED_LEG: MAX_NEW_LEGS + 1}
+
+
+async def test_connection_that_outlives_its_channel_is_replaced_as_forged(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    rig.forks.on_event(ChannelHangup(rig.tap.legs[0]))
+    await rig.clock.advance(ORPHAN_TIMEOUT_S - 0.1)
+    assert attacks(rig) == []
+    await rig.clock.advance(0.1)
+    await rig.clock.advance(LEG_LOSS_GRACE_S)
+    assert [attack.kind for attack in attacks(rig)] == [AttackKind.CONTESTED_LEG]
+    assert expected(rig) == [(fork_id, PAIRS)] * 2
+
+
+async def test_leg_that_is_lost_with_its_channel_is_no_attack(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    rig.forks.on_event(ChannelHangup(rig.tap.legs[0]))
+    await rig.lose_leg(fork_id)
+    await rig.clock.advance(ORPHAN_TIMEOUT_S + 1)
+    assert attacks(rig) == []
+    assert len(rig.expected) == 2
+
+
+async def test_channel_of_a_leg_that_goes_with_its_relay_process_is_no_attack(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    await rig.no_relay(fork_id)
+    rig.forks.on_event(ChannelHangup(rig.tap.legs[0]))
+    await rig.clock.advance(ORPHAN_TIMEOUT_S + 1)
+    assert attacks(rig) == []
+    await rig.lose_relay(fork_id)
+    assert len(rig.expected) == 2
+
+
+async def test_uuids_of_legs_are_told_to_the_relay_and_asterisk_alone(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    fork_id = await rig.stream()
+    await lose_and_replace(rig, fork_id)
+    view = (await rig.forks.views())[0]
+    told = [rig.ami.told, rig.ami.events, rig.ami.variables, rig.ami.posts, rig.events, view]
+    shown = f"{told} {rig.journal.entries} {rig.sent} {rig.tap.orders} {rig.expected} {caplog.text}"
+    assert len(rig.expected) == 2
+    assert not any(command.leg_uuid in shown for command in rig.expected)
+    assert not any(fork_id in command.leg_uuid for command in rig.expected)
+
+
 # --- Two legs ------------------------------------------------------------------------------------
 
 
@@ -416,7 +513,7 @@ async def lose_part(rig: Rig, fork_id: str, part: LegPart) -> None:
 
 
 def order_of(fork_id: str, part: LegPart, leg_id: str, *, speaks: bool = False) -> LegOrder:
-    return LegOrder(leg_id, fork_id, part, UNIQUEID, Connects.ORIGINATE, 16000, speaks)
+    return LegOrder(leg_id, "", fork_id, part, UNIQUEID, Connects.ORIGINATE, 16000, speaks)
 
 
 @pytest.mark.parametrize(("options", "speaks"), [("", False), ("p", True)])
@@ -427,7 +524,7 @@ async def test_fork_with_two_legs_asks_for_both_and_the_first_alone_speaks(
     assert two.spec.legs == (IN, OUT)
     assert two.spec.sample_rate == 16000
     leg_id = LEG_PREFIX + fork_id
-    assert two.tap.orders == [
+    assert orders(two) == [
         order_of(fork_id, IN, f"{leg_id}-in", speaks=speaks),
         order_of(fork_id, OUT, f"{leg_id}-out"),
     ]
@@ -472,8 +569,8 @@ async def test_one_of_two_legs_that_is_lost_is_replaced_alone_and_this_is_told(
     assert two.last_event[1]["Attempt"] == "1"
     assert two.last_event[1]["Reason"] == "the leg of out was lost: Asterisk closed it"
     assert await states(two) == ["reconnecting"]
-    assert two.sent[1:] == [ReopenLeg(fork_id, OUT)]
-    assert two.tap.orders[2:] == [order_of(fork_id, OUT, f"{LEG_PREFIX}{fork_id}-out-2")]
+    assert expected(two)[2:] == [(fork_id, OUT)]
+    assert orders(two)[2:] == [order_of(fork_id, OUT, f"{LEG_PREFIX}{fork_id}-out-2")]
     await two.clock.advance(0.05)
     two.connect(fork_id, OUT)
     assert two.ami.told[-2:] == ["STREAMING", "AudioForkResumed"]
@@ -497,7 +594,7 @@ async def test_two_legs_lost_at_once_are_both_waited_for(two: Rig) -> None:
     await two.lose_leg(fork_id, part=IN)
     await two.lose_leg(fork_id, part=OUT)
     await two.clock.advance(LEG_LOSS_GRACE_S)
-    assert two.sent[1:] == [ReopenLeg(fork_id, IN), ReopenLeg(fork_id, OUT)]
+    assert expected(two)[2:] == [(fork_id, IN), (fork_id, OUT)]
     assert [order.part for order in two.tap.orders[2:]] == [IN, OUT]
     two.connect(fork_id, OUT)
     assert two.ami.told[-1] == "AudioForkResumed"
@@ -733,7 +830,7 @@ async def test_leg_hung_up_after_it_has_connected_is_for_the_relay_to_tell(two: 
     asked = len(two.ami.actions)
     for leg_id in two.tap.legs:
         two.forks.on_event(ChannelHangup(leg_id))
-    await two.clock.advance(1)
+    await two.clock.advance(ORPHAN_TIMEOUT_S - 0.1)
     assert two.ends == []
     assert len(two.ami.actions) == asked
 

@@ -17,10 +17,15 @@ import uvloop
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from audiofork.config import PostProcessConfig
 from audiofork.errors import RequestRefused
-from audiofork.forks.post_process import runner as post_process
+from audiofork.forks.post_process import template
+from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.post_process.runner import MAX_OUTPUT_LINES, NOT_STARTED, run
-from audiofork.forks.post_process.template import MAX_COMMAND_BYTES, PostProcess, prepare
+from audiofork.forks.post_process.template import (
+    MAX_COMMAND_BYTES,
+    prepare,
+)
 from audiofork.log import ForkLog
 
 LOG = ForkLog(logging.getLogger("test.post-process"), "3f2a91c0", "PJSIP/100-0000002a")
@@ -78,7 +83,7 @@ def shell(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     """What may stand behind /bin/sh: dash, or bash, which evaluates more."""
     path = shutil.which(str(request.param))
     assert path is not None
-    monkeypatch.setattr(post_process, "SHELL", path)
+    monkeypatch.setattr(template, "SHELL", path)
     return path
 
 
@@ -199,7 +204,8 @@ async def test_run_zero_byte_left_out(show: Path) -> None:
 
 def test_prepare_without_reference_is_the_command_itself() -> None:
     command = "x=`date`; cat <<E >/tmp/$((1+1)) # it's $'all' eval sh -c"
-    assert prepare(command) == PostProcess(command, ())
+    assert prepare(command).arguments({}) == ["/bin/sh", "-c", command]
+    assert prepare(command).names == ()
 
 
 def test_prepare_reference_in_comment_is_not_read() -> None:
@@ -255,18 +261,10 @@ def test_prepare_reference_in_comment_is_not_read() -> None:
         pytest.param("$C ^{X}", "cannot name the command", id="command-from-a-variable"),
         pytest.param("echo $(case a in a) echo ^{X};; esac)", "case in $( )", id="case"),
         pytest.param("eval 'echo ^{X}'", "eval", id="eval"),
-        pytest.param("sudo ssh host 'echo ^{X}'", "ssh", id="ssh"),
         pytest.param("[[ ^{X} -eq 1 ]]", "[[", id="double-brackets"),
         pytest.param("[ -v ^{X} ]", "[ -v", id="test-v"),
         pytest.param("printf -v ^{X} a", "printf -v", id="printf-v"),
         pytest.param(". ^{X}", "for ., which", id="source"),
-        pytest.param("sh -c 'echo ^{X}'", "sh may only run a file", id="sh-c"),
-        pytest.param("nohup /bin/bash -xc 'cat /x ^{X}'", "bash may only run", id="bash-xc"),
-        pytest.param("bash -o posix -c 'echo / ^{X}'", "bash may only run", id="bash-o-c"),
-        pytest.param("'s'h -c 'echo ^{X}'", "sh may only run", id="sh-in-quotes"),
-        pytest.param("echo ^{X} | sh", "sh may only run", id="pipe-to-sh"),
-        pytest.param("echo ^{X} | sh -s /a", "sh may only run", id="pipe-to-sh-s"),
-        pytest.param("sh /srv/^{X}", "sh may only run", id="script-of-sh"),
     ],
 )
 def test_prepare_refused(command: str, says: str) -> None:
@@ -287,6 +285,10 @@ def test_prepare_refused(command: str, says: str) -> None:
         'for i in 1 2; do /opt/upload ^{X} $i "$?"; done',
         "case ^{X} in a*) echo ^{X};; *) exit 1;; esac",
         "ID=^{X} /opt/upload; export ID=^{X}",
+        # What these read as a program is for whoever wrote the command.
+        "sh -c 'echo \"$1\"' sh ^{X}",
+        "python3 -c 'import sys; print(sys.argv[1])' ^{X}",
+        "sudo ssh host ^{X}",
         'curl -d "id=^{X}&day=$(date +%F)" "http://$HOST/${PORT}"',
     ],
 )
@@ -304,6 +306,60 @@ def test_prepare_too_many_values_refused() -> None:
         prepare("echo " + "".join(f"^{{V{number}}}" for number in range(65)))
 
 
+# --- Commands of the configuration ---------------------------------------------------------------
+
+
+def named(*argv: str) -> Commands:
+    return Commands({"upload": PostProcessConfig(argv)})
+
+
+@pytest.mark.parametrize("value", [*HOSTILE, "\x1b[2J", "^{Y}"])
+async def test_named_command_gets_the_value_as_it_is_within_one_argument(
+    show: Path, value: str
+) -> None:
+    command = named(str(show), "before ^{X}", "^{X}", "a^{X}^{Y}b").prepare("@upload")
+    assert command.names == ("X", "Y")
+    assert await run(command, {"X": value}, LOG) == 0
+    arguments = (show.parent / "arguments").read_bytes().decode("utf-8", "surrogateescape")
+    assert arguments.split("\0")[:-1] == [f"before {value}", value, f"a{value}b"]
+
+
+async def test_named_command_runs_without_a_shell_and_without_values_in_its_environment(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    command = named("/usr/bin/env", "A=$(id); ^{X} `id`", "env").prepare("@upload")
+    assert await run(command, {"X": "$(id)"}, LOG) == 0
+    assert "post-process: A=$(id); $(id) `id`" in caplog.messages
+    assert not any("AUDIOFORK_VAR" in message for message in caplog.messages)
+
+
+async def test_named_program_that_is_not_there_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    assert await run(named("/none", "^{X}").prepare("@upload"), {}, LOG) == NOT_STARTED
+    assert "post-process: not started" in caplog.text
+
+
+@pytest.mark.parametrize("wanted", ["@other", "@", "@upload now", "@upload;id", "@@upload", "@/x"])
+def test_name_that_the_configuration_does_not_have_is_refused(wanted: str) -> None:
+    with pytest.raises(RequestRefused) as refusal:
+        named("/bin/true").prepare(wanted)
+    assert "there are: @upload" in str(refusal.value)
+
+
+def test_commands_may_be_exchanged() -> None:
+    commands = named("/bin/true")
+    before = commands.prepare("@upload")
+    commands.configure({"other": PostProcessConfig(("/bin/false",))})
+    assert before.argv == ("/bin/true",)
+    assert commands.prepare(" @other ").argv == ("/bin/false",)
+    with pytest.raises(RequestRefused, match="there are: @other"):
+        commands.prepare("@upload")
+
+
+def test_what_begins_otherwise_is_a_shell_command() -> None:
+    assert named("/bin/true").prepare("echo @upload") == prepare("echo @upload")
+
+
 # --- The process ---------------------------------------------------------------------------------
 
 
@@ -315,7 +371,7 @@ async def test_run_returns_exit_status(command: str, status: int) -> None:
 
 
 async def test_run_no_shell(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(post_process, "SHELL", "/none")
+    monkeypatch.setattr(template, "SHELL", "/none")
     assert await run(prepare("true"), {}, LOG) == NOT_STARTED
 
 

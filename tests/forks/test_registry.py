@@ -12,6 +12,7 @@ from audiofork.errors import (
     NoSuchChannel,
     RequestRefused,
 )
+from audiofork.forks.events import Attack, AttackKind
 from audiofork.forks.fork import ForkView
 from audiofork.forks.statistics import STATS_TIMEOUT_S
 from audiofork.link.messages import (
@@ -27,6 +28,7 @@ from audiofork.link.messages import (
     SinkResumed,
     SinkRetrying,
     StatsTaken,
+    StrangersRefused,
     Streaming,
 )
 from tests.control_plane import LEG_PREFIX, NAME, START, UNIQUEID, UNKNOWN_ID, URL, Rig
@@ -119,7 +121,11 @@ async def test_ask_for_a_start_does_not_wait_for_the_leg(rig: Rig) -> None:
         pytest.param({"wsserver": "ws:///a"}, "WsServer: no host", id="url"),
         pytest.param({"wsserver": "wss://other/"}, "WsServer: not among", id="allow-urls"),
         pytest.param({"options": "T(insecure)"}, "Options: T(insecure) is not", id="insecure"),
-        pytest.param({"postprocess": "true"}, "PostProcess: not allowed", id="post-process"),
+        pytest.param(
+            {"postprocess": "true"},
+            "PostProcess: shell commands are not allowed",
+            id="post-process",
+        ),
         pytest.param(
             {"channel": "AudioSocket/1"}, "the channel is itself the leg of a fork", id="leg"
         ),
@@ -415,3 +421,13 @@ async def test_variables_that_cannot_be_set_are_logged_and_the_fork_goes_on(
     await rig.stream()
     assert f"AUDIOFORK_STATUS of {UNIQUEID} cannot be set: {exc}" in caplog.text
     assert rig.last_event[0] == "AudioForkStarted"
+
+
+async def test_strangers_at_the_audiosocket_port_are_an_attack(rig: Rig) -> None:
+    rig.forks.on_report(StrangersRefused(7, "192.0.2.1"))
+    rig.forks.on_report(StrangersRefused(2, ""))
+    assert rig.events == [
+        Attack(AttackKind.WRONG_UUID, "at the AudioSocket port, from 192.0.2.1", 7),
+        Attack(AttackKind.WRONG_UUID, "at the AudioSocket port, from nobody", 2),
+    ]
+    assert rig.counters.attacks == {AttackKind.WRONG_UUID: 9}

@@ -1,6 +1,7 @@
 import asyncio
 
 from audiofork.forks.fork import Fork, new_fork
+from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.requests import StartFork, parse_request
 from audiofork.forks.table import ForkTable
 from tests.control_plane import NAME, START, UNIQUEID, UNKNOWN_ID
@@ -9,7 +10,7 @@ from tests.control_plane import NAME, START, UNIQUEID, UNKNOWN_ID
 def make_fork() -> Fork:
     request = parse_request({**START, "uniqueid": "9.9"})  # which may not be Asterisk's word
     assert isinstance(request, StartFork)
-    return new_fork(request)
+    return new_fork(request, Commands({}))
 
 
 def test_fork_is_found_by_its_id_at_once_and_by_its_channel_once_that_is_known() -> None:

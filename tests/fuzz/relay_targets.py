@@ -34,7 +34,6 @@ from audiofork.link.messages import (
     LegPart,
     Report,
     SetMute,
-    leg_uuid,
 )
 from audiofork.relay.backlog import Backlog
 from audiofork.relay.listener import Listener
@@ -141,7 +140,7 @@ class _Owner:
     def on_batch_read(self, *, is_late: bool) -> int:
         raise AssertionError("no reads are batched")
 
-    def on_leg_closed(self) -> None:
+    def on_leg_closed(self, *, contested: bool = False) -> None:
         self.closed += 1
 
 
@@ -166,7 +165,7 @@ def _listening(check_legs: CheckLegs) -> Iterator[Check]:
 
     with asyncio.Runner() as runner:
         setattr(runner.get_loop(), "create_server", create_server)  # noqa: B010
-        listener = Listener()
+        listener = Listener(lambda _: None)
         runner.run(listener.start(Address("127.0.0.1", 9092)))
         yield lambda data, rng: runner.run(check(data, rng))
         runner.run(listener.close())
@@ -288,7 +287,7 @@ class _Fork:
         self.legs: dict[LegPart, Any] = {}
         self.read = dict.fromkeys(parts, b"")  # what each leg has brought
         for part in parts:
-            uuid_of_leg = leg_uuid(_FORK_ID, part)
+            uuid_of_leg = str(uuid.uuid4())
             listener.issue(uuid_of_leg, self.session.inlets[part])
             self.legs[part] = leg = factory()
             leg.connection_made(_Transport())

@@ -14,7 +14,7 @@ from websockets.uri import parse_uri
 from audiofork import config, config_file
 from audiofork.errors import ConfigError, RequestRefused
 from audiofork.forks.options import Options, parse_options, split_options
-from audiofork.forks.post_process.template import MAX_VALUES, prepare
+from audiofork.forks.post_process.template import prepare
 from audiofork.forks.requests import (
     MAX_FIELD_BYTES,
     MuteFork,
@@ -23,6 +23,7 @@ from audiofork.forks.requests import (
     parse_request,
 )
 from audiofork.forks.urls import MAX_URL_BYTES, check_url
+from audiofork.placeholders import MAX_NAMES
 from audiofork.uri import uri_of
 from tests.forks.test_options import asterisk_parse_options
 
@@ -216,8 +217,9 @@ def check_post_process(data: bytes, rng: Random) -> str:
         if command.isprintable():
             check_refusal(exc)
         return "refused"
-    assert "^{" not in prepared.script or not prepared.names
-    assert len(set(prepared.names)) == len(prepared.names) <= MAX_VALUES
+    (script,) = prepared.arguments({})[2:]
+    assert "^{" not in script or not prepared.names
+    assert len(set(prepared.names)) == len(prepared.names) <= MAX_NAMES
     return "with values" if prepared.names else "plain"
 
 
@@ -279,7 +281,7 @@ TARGETS = (
         corpus=(
             b'/opt/upload ^{CALLERID(num)} "^{NOTE}"',
             b"sh /opt/a.sh '^{A}' > /tmp/^{B:1:2} 2>&1 && echo $(date) ${HOME} ^{A}",
-            b"/opt/upload " + b" ".join(b"^{V%d}" % number for number in range(MAX_VALUES)),
+            b"/opt/upload " + b" ".join(b"^{V%d}" % number for number in range(MAX_NAMES)),
             b"touch /tmp/x; env A=1 nice -n 5 cat <(echo) | grep -- ^{X} &",
         ),
         tokens=(

@@ -30,6 +30,7 @@ from audiofork.link.messages import (
     Direction,
     EndFork,
     EndReason,
+    ExpectLeg,
     ForkEnded,
     ForkSpec,
     ForkStats,
@@ -38,7 +39,6 @@ from audiofork.link.messages import (
     LegPart,
     RelayAway,
     RelayLost,
-    ReopenLeg,
     Report,
     SetMute,
     SinkOpened,
@@ -78,6 +78,7 @@ class Rig:
         wishes: dict[str, Any] = {"reconnect_attempts": 0}
         spec = ForkSpec(fork_id, "PJSIP/1", url, Direction.IN, (LegPart.IN,), **wishes)
         self.relays.send(spec)
+        self.relays.send(ExpectLeg(fork_id, LegPart.IN, fork_id))
 
     def worker_of(self, fork_id: str) -> int:
         """Return which worker has a fork."""
@@ -170,7 +171,7 @@ async def test_leg_that_is_lost_may_come_again_to_the_same_worker(
     await leg.close()
     await rig.reported(LegLost(fork_id, LegPart.IN, 10))
     before = rig.worker_of(fork_id)
-    rig.relays.send(ReopenLeg(fork_id, LegPart.IN))
+    rig.relays.send(ExpectLeg(fork_id, LegPart.IN, fork_id))
     await rig.stats()
     again = await Leg.connect(rig.relays.address_of(fork_id))
     again.send_uuid(fork_id)
@@ -373,7 +374,7 @@ async def test_command_for_a_fork_that_is_lost_leads_to_nothing(rig: Rig) -> Non
     await rig.lost()
     rig.reports.clear()
     rig.relays.send(SetMute(fork_id, mute_in=True))
-    rig.relays.send(ReopenLeg(fork_id, LegPart.IN))
+    rig.relays.send(ExpectLeg(fork_id, LegPart.IN, fork_id))
     assert await rig.stats() == {}
     assert rig.reports == []
 

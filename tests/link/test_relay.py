@@ -26,19 +26,20 @@ from audiofork.link.messages import (
     Direction,
     EndFork,
     EndReason,
+    ExpectLeg,
     ForkEnded,
     ForkSpec,
     ForkStats,
     LegAttached,
     LegLost,
     LegPart,
-    ReopenLeg,
     Report,
     SendReport,
     SetGate,
     SetMute,
     SinkOpened,
     StatsTaken,
+    StrangersRefused,
     Streaming,
     TakeStats,
     Tls,
@@ -46,7 +47,7 @@ from audiofork.link.messages import (
 from audiofork.link.processes import RelayProcesses
 from audiofork.link.relay import Relay, Reports, give
 from testbed.recorder import Recorder
-from tests.relay.peers import Leg, numbered, until
+from tests.relay.peers import HANGUP, Leg, numbered, until
 
 TIMEOUT_S = 30  # a busy machine may take long to start Python
 CONFIG = Config(
@@ -98,10 +99,11 @@ class Rig:
             self._handling = False
 
     def begin(self, url: str = "ws://127.0.0.1:1/", **more: Any) -> str:
-        """Order a fork; return its id."""
+        """Order a fork; its leg may connect with the fork's id. Return that."""
         fork_id = str(uuid.uuid4())
         more = {"legs": (LegPart.IN,), "reconnect_attempts": 0, **more}
         self.relay.send(ForkSpec(fork_id, "PJSIP/1", url, Direction.IN, **more))
+        self.relay.send(ExpectLeg(fork_id, LegPart.IN, fork_id))
         return fork_id
 
     async def attach(self, fork_id: str) -> Leg:
@@ -162,7 +164,7 @@ async def test_send_within_a_handler_reports_after_the_handler(rig: Rig) -> None
 
 async def test_command_for_a_fork_that_there_is_not_has_no_effect(rig: Rig) -> None:
     commands: list[Command] = [
-        ReopenLeg("gone", LegPart.IN),
+        ExpectLeg("gone", LegPart.IN, str(uuid.uuid4())),
         SetMute("gone", mute_in=True),
         SetGate("gone", False),
         EndFork("gone", EndReason.STOPPED),
@@ -231,6 +233,48 @@ async def test_handler_that_raises_is_logged_and_loses_no_frame(
     assert f"{kind.__name__} could not be handled" in caplog.text
     assert "a bug" in caplog.text
     await leg.close()
+
+
+async def test_connection_with_a_wrong_uuid_is_reported_and_a_bug_there_loses_no_frame(
+    rig: Rig, recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(report: Report) -> None:
+        if isinstance(report, StrangersRefused):
+            raise RuntimeError("a bug")
+
+    rig.on_report = fail
+    fork_id = rig.begin(recorder.url("/a"))
+    leg = await rig.attach(fork_id)
+    leg.send_audio(*numbered(5))
+    await recorder.wait_messages("/a", 5)
+    stranger = await Leg.connect(rig.relay.address_of(fork_id))
+    stranger.send_uuid(str(uuid.uuid4()))
+    assert await stranger.read_to_end() == HANGUP
+    assert await rig.reported(StrangersRefused) == StrangersRefused(1, "127.0.0.1")
+    leg.send_audio(*numbered(5, 5))
+    assert (await recorder.wait_messages("/a", 10)).messages == numbered(10)
+    assert "StrangersRefused could not be handled" in caplog.text
+    for one in (leg, stranger):
+        await one.close()
+
+
+async def test_leg_of_a_uuid_that_two_present_is_reported_as_contested(
+    rig: Rig, recorder: Recorder
+) -> None:
+    fork_id = rig.begin(recorder.url("/a"))
+    first = await rig.attach(fork_id)
+    await rig.reported(LegAttached)
+    second = await rig.attach(fork_id)
+    assert await first.read_to_end() == await second.read_to_end() == HANGUP
+    assert await rig.reported(LegLost) == LegLost(fork_id, LegPart.IN, 0, contested=True)
+    rig.relay.send(ExpectLeg(fork_id, LegPart.IN, other := str(uuid.uuid4())))
+    await rig.stats()
+    third = await Leg.connect(rig.relay.address_of(fork_id))
+    third.send_uuid(other)
+    third.send_audio(*numbered(3))
+    assert (await recorder.wait_messages("/a", 3)).messages == numbered(3)
+    for leg in (first, second, third):
+        await leg.close()
 
 
 async def test_handler_that_raises_delays_no_other_report(rig: Rig, recorder: Recorder) -> None:

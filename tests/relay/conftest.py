@@ -187,7 +187,8 @@ async def relay() -> AsyncIterator[RelayStage]:
         await leg.close()
     # Nothing may be left of any fork.
     assert relay.worker.sessions == {}
-    assert relay.worker._listener._issued == {}
+    assert relay.worker._listener._uuids._issued == {}
+    assert relay.worker._leg_uuids == {}
     assert relay.worker._listener._legs == set()
     begun = {report.fork_id for report in relay.reports if isinstance(report, ForkReport)}
     assert all(len(relay.of(fork_id, ForkEnded)) == 1 for fork_id in begun)

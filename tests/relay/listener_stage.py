@@ -12,6 +12,7 @@ from ipaddress import ip_network
 import pytest
 
 from audiofork.config import Address
+from audiofork.link.messages import StrangersRefused
 from audiofork.relay.listener import Listener
 from audiofork.relay.pipeline import LegHandle
 from tests.relay.peers import HANGUP, Leg, numbered, until
@@ -28,7 +29,7 @@ class Owner:
         self.usual = 0  # how many of them were as long as the one before
         self.batches = self.late = 0
         self.missing = 5  # frames, of the next message
-        self.closed = 0
+        self.closed = self.contested = 0
 
     def attach(self, leg: LegHandle) -> None:
         self.leg = leg
@@ -45,8 +46,9 @@ class Owner:
         self.late += is_late
         return self.missing
 
-    def on_leg_closed(self) -> None:
+    def on_leg_closed(self, *, contested: bool = False) -> None:
         self.closed += 1
+        self.contested += contested
 
     async def wait_attached(self) -> None:
         await until(lambda: self.attached)
@@ -59,7 +61,9 @@ class ListenerStage:
     """A listener, with a good leg whose frames must pass whatever others do."""
 
     def __init__(self, *allow: str) -> None:
-        self.listener = Listener(tuple(ip_network(network) for network in allow))
+        self.reports: list[StrangersRefused] = []
+        networks = tuple(ip_network(network) for network in allow)
+        self.listener = Listener(self.reports.append, networks)
         self.legs: list[Leg] = []
 
     async def connect(self, source: str = "") -> Leg:
@@ -77,10 +81,10 @@ class ListenerStage:
     async def issued(self) -> tuple[Leg, Owner]:
         """Connect a leg whose UUID is issued, and present it."""
         owner = Owner()
-        fork_id = str(uuid.uuid4())
-        self.listener.issue(fork_id, owner)
+        leg_uuid = str(uuid.uuid4())
+        self.listener.issue(leg_uuid, owner)
         leg = await self.connect()
-        leg.send_uuid(fork_id)
+        leg.send_uuid(leg_uuid)
         return leg, owner
 
     async def check_other(self) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 from audiofork.config import Address, AudioSocketConfig, Config, WebSocketConfig
 from audiofork.link.messages import (
     Direction,
+    ExpectLeg,
     ForkReport,
     ForkSpec,
     LegAttached,
     LegPart,
     Report,
-    leg_uuid,
 )
 from audiofork.relay.worker import Worker
 from tests.relay.peers import Leg, until
@@ -29,6 +29,7 @@ class RelayStage:
         self.worker = Worker(Config(audiosocket=listen, websocket=websocket), self.reports.append)
         self.legs: list[Leg] = []
         self.first_parts: dict[str, LegPart] = {}
+        self.leg_uuids: dict[tuple[str, LegPart], str] = {}  # those that are good, if not used
 
     def begin(self, url: str, direction: Direction = Direction.BOTH, **wishes: Any) -> str:
         """Order a fork, by the leg that is usual for the direction; return its id."""
@@ -37,13 +38,20 @@ class RelayStage:
         spec = ForkSpec(fork_id, "PJSIP/100-0000002a", url, direction, **wishes)
         self.first_parts[fork_id] = spec.legs[0]
         self.worker.handle(spec)
+        for part in spec.legs:
+            self.expect(fork_id, part)
         return fork_id
+
+    def expect(self, fork_id: str, part: LegPart) -> None:
+        """Order a leg, by a UUID of its own."""
+        self.leg_uuids[fork_id, part] = leg_uuid = str(uuid.uuid4())
+        self.worker.handle(ExpectLeg(fork_id, part, leg_uuid))
 
     async def attach(self, fork_id: str, part: LegPart | None = None) -> Leg:
         """Connect the leg of a fork, the first if none is named."""
         part = part or self.first_parts[fork_id]
         before = self.reports.count(LegAttached(fork_id, part))
-        leg = await self.connect(leg_uuid(fork_id, part))
+        leg = await self.connect(self.leg_uuids[fork_id, part])
         await until(lambda: self.reports.count(LegAttached(fork_id, part)) > before)
         return leg
 

@@ -9,7 +9,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from audiofork.link.messages import LegPart, leg_uuid
+from audiofork.link.messages import StrangersRefused
 from audiofork.relay.listener import Listener
 from tests.relay.listener_stage import ListenerStage, Owner, refused, stage_with
 from tests.relay.peers import HANGUP, Leg, numbered, until
@@ -52,61 +52,112 @@ async def test_uuid_and_frames_byte_by_byte_arrive(stage: ListenerStage) -> None
     assert owner.frames == frames
 
 
-async def test_unknown_uuid_is_refused(
+UNKNOWN = "3f2a91c0-d1e8-4c52-9a7b-0123456789ab"
+
+
+async def test_unknown_uuid_is_refused_reported_and_not_told(
     stage: ListenerStage, caplog: pytest.LogCaptureFixture
 ) -> None:
     leg = await stage.connect()
-    leg.send_uuid("3f2a91c0-d1e8-4c52-9a7b-0123456789ab")
-    assert "unknown or used UUID 3f2a91c0-d1e8" in await refused(stage, leg, caplog)
+    leg.send_uuid(UNKNOWN)
+    message = await refused(stage, leg, caplog)
+    assert "unknown or used UUID" in message
+    assert UNKNOWN not in message
+    assert stage.reports == [StrangersRefused(1, "127.0.0.1")]
 
 
-async def test_used_uuid_is_refused_and_the_first_leg_stays(
-    stage: ListenerStage, caplog: pytest.LogCaptureFixture
+async def test_wrong_uuids_are_reported_once_at_first_then_together(
+    stage: ListenerStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fork_id = str(uuid.uuid4())
-    owner = Owner()
-    stage.listener.issue(fork_id, owner)
-    first, second = await stage.connect(), await stage.connect()
-    first.send_uuid(fork_id)
-    await until(lambda: owner.attached)
-    second.send_uuid(fork_id)
+    monkeypatch.setattr("audiofork.relay.listener.REPORT_INTERVAL_S", SHORT_S)
+    for _ in range(50):
+        leg = await stage.connect()
+        leg.send_uuid(str(uuid.uuid4()))
+    await until(lambda: sum(report.count for report in stage.reports) == 50)
+    assert stage.reports[0] == StrangersRefused(1, "127.0.0.1")
+    assert len(stage.reports) < 25
+    await stage.check_other()
+    assert stage.listener.refused.total == 50
+
+
+async def test_wrong_uuids_that_wait_for_their_report_are_reported_at_the_close(
+    stage: ListenerStage,
+) -> None:
+    for count in range(1, 4):
+        leg = await stage.connect()
+        leg.send_uuid(UNKNOWN)
+        assert await leg.read_to_end() == HANGUP
+        assert stage.listener.refused.total == count
+    await stage.listener.close()
+    assert stage.reports == [StrangersRefused(1, "127.0.0.1"), StrangersRefused(2, "127.0.0.1")]
+
+
+async def contested(stage: ListenerStage, first: Leg, second: Leg) -> Owner:
+    """Let two connections present the UUID of one leg; neither may be kept."""
+    leg_uuid, owner = str(uuid.uuid4()), Owner()
+    stage.listener.issue(leg_uuid, owner)
+    first.send_uuid(leg_uuid)
+    await owner.wait_attached()
+    second.send_uuid(leg_uuid)
     second.send_audio(*numbered(3, 100))
-    assert f"unknown or used UUID {fork_id}" in await refused(stage, second, caplog)
-    first.send_audio(*numbered(2))
-    await until(lambda: len(owner.frames) == 2)
-    assert owner.frames == numbered(2)
-    assert (owner.attached, owner.closed) == (1, 0)
+    assert await second.read_to_end() == HANGUP
+    assert await first.read_to_end() == HANGUP
+    assert owner.frames == []
+    assert stage.reports == [StrangersRefused(1, "127.0.0.1")]
+    await stage.check_other()
+    return owner
+
+
+async def test_of_two_that_present_one_uuid_neither_is_kept(stage: ListenerStage) -> None:
+    owner = await contested(stage, await stage.connect(), await stage.connect())
+    assert (owner.attached, owner.closed, owner.contested) == (1, 1, 1)
+
+
+async def test_uuid_that_is_presented_a_third_time_contests_nothing_more(
+    stage: ListenerStage,
+) -> None:
+    leg_uuid, owner = str(uuid.uuid4()), Owner()
+    stage.listener.issue(leg_uuid, owner)
+    for _ in range(3):
+        leg = await stage.connect()
+        leg.send_uuid(leg_uuid)
+        await owner.wait_attached()
+    await until(lambda: stage.listener.refused.total == 2)
+    assert (owner.attached, owner.closed, owner.contested) == (1, 1, 1)
 
 
 async def test_used_uuid_is_refused_after_its_leg_is_gone(
     stage: ListenerStage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fork_id = str(uuid.uuid4())
-    owner = Owner()
-    stage.listener.issue(fork_id, owner)
+    leg_uuid, owner = str(uuid.uuid4()), Owner()
+    stage.listener.issue(leg_uuid, owner)
     first = await stage.connect()
-    first.send_uuid(fork_id)
-    await until(lambda: owner.attached)
+    first.send_uuid(leg_uuid)
+    await owner.wait_attached()
     await first.close()
     await until(lambda: owner.closed)
     second = await stage.connect()
-    second.send_uuid(fork_id)
+    second.send_uuid(leg_uuid)
     await refused(stage, second, caplog)
-    assert (owner.attached, owner.closed) == (1, 1)
+    assert stage.reports == [StrangersRefused(1, "127.0.0.1")]
+    assert (owner.attached, owner.closed, owner.contested) == (1, 1, 0)
 
 
-async def test_withdrawn_uuid_is_refused(
+async def test_withdrawn_uuid_is_refused_and_no_attack(
     stage: ListenerStage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fork_id = str(uuid.uuid4())
-    owner = Owner()
-    stage.listener.issue(fork_id, owner)
-    stage.listener.withdraw(fork_id)
-    stage.listener.withdraw(fork_id)
+    leg_uuid, owner = str(uuid.uuid4()), Owner()
+    stage.listener.issue(leg_uuid, owner)
+    stage.listener.withdraw(leg_uuid)
+    stage.listener.withdraw(leg_uuid)
     leg = await stage.connect()
-    leg.send_uuid(fork_id)
-    await refused(stage, leg, caplog)
-    assert owner.attached == 0
+    leg.send_uuid(leg_uuid)
+    assert "wanted no more" in await refused(stage, leg, caplog)
+    assert (owner.attached, stage.reports) == (0, [])
+    again = await stage.connect()
+    again.send_uuid(leg_uuid)
+    assert await again.read_to_end() == HANGUP
+    assert stage.reports == [StrangersRefused(1, "127.0.0.1")]
 
 
 @pytest.mark.parametrize("wire", [b"", b"\x01\x00\x10" + bytes(8)], ids=["nothing", "half"])
@@ -167,54 +218,6 @@ async def test_what_is_no_leg_is_refused(
     assert text in await refused(stage, leg, caplog)
 
 
-# --- Two legs of a fork --------------------------------------------------------------------------
-
-FORK_ID = "3f2a91c0-d1e8-4c52-9a7b-0123456789ab"
-
-
-def test_uuid_of_a_leg_is_the_forks_own_but_for_out() -> None:
-    assert {leg_uuid(FORK_ID, part) for part in LegPart if part != LegPart.OUT} == {FORK_ID}
-    of_out = leg_uuid(FORK_ID, LegPart.OUT)
-    assert of_out == "3b698384-1c43-5bfe-8457-46c0c2c6c454"
-    assert of_out != leg_uuid("3f2a91c0-d1e8-4c52-9a7b-0123456789ac", LegPart.OUT)
-
-
-async def test_two_legs_of_a_fork_are_let_in_each_once(stage: ListenerStage) -> None:
-    owners = {part: Owner() for part in (LegPart.IN, LegPart.OUT)}
-    for part, owner in owners.items():
-        stage.listener.issue(leg_uuid(FORK_ID, part), owner)
-    for n, (part, owner) in enumerate(owners.items(), 1):
-        leg = await stage.connect()
-        leg.send_uuid(leg_uuid(FORK_ID, part))
-        leg.send_audio(*numbered(2, 10 * n))
-        await owner.wait_frames(2)
-        assert owner.frames == numbered(2, 10 * n)
-        again = await stage.connect()
-        again.send_uuid(leg_uuid(FORK_ID, part))
-        assert await again.read_to_end() == HANGUP
-        assert stage.listener.refused.total == n
-    assert [owner.attached for owner in owners.values()] == [1, 1]
-    assert [owner.closed for owner in owners.values()] == [0, 0]
-
-
-@pytest.mark.parametrize("withdrawn", [LegPart.IN, LegPart.OUT])
-async def test_withdrawn_uuid_of_one_part_leaves_the_other(
-    stage: ListenerStage, withdrawn: LegPart
-) -> None:
-    owners = {part: Owner() for part in (LegPart.IN, LegPart.OUT)}
-    for part, owner in owners.items():
-        stage.listener.issue(leg_uuid(FORK_ID, part), owner)
-    stage.listener.withdraw(leg_uuid(FORK_ID, withdrawn))
-    for part, owner in owners.items():
-        leg = await stage.connect()
-        leg.send_uuid(leg_uuid(FORK_ID, part))
-        if part is withdrawn:
-            assert await leg.read_to_end() == HANGUP
-        else:
-            await owner.wait_attached()
-        assert owner.attached == (part is not withdrawn)
-
-
 async def test_many_refused_are_counted_and_logged_once_a_second(
     stage: ListenerStage, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -265,9 +268,9 @@ async def test_leg_from_elsewhere_is_closed_at_once_and_counted(
     ],
 )
 def test_peer_is_allowed_by_its_address_in_either_form(peer: str, allowed: bool) -> None:
-    listener = Listener((ip_network("10.0.0.0/8"), ip_network("fd00::/8")))
+    listener = Listener(print, (ip_network("10.0.0.0/8"), ip_network("fd00::/8")))
     assert listener.allows(peer) is allowed
-    assert Listener().allows(peer)
+    assert Listener(print).allows(peer)
 
 
 async def test_of_too_many_without_a_uuid_the_oldest_are_closed(

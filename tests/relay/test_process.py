@@ -23,6 +23,7 @@ from audiofork.link.messages import (
     Direction,
     EndFork,
     EndReason,
+    ExpectLeg,
     ForkEnded,
     ForkSpec,
     ForkStats,
@@ -88,6 +89,7 @@ class Control:
         fork_id = str(uuid.uuid4())
         url, legs = recorder.url(path), (LegPart.IN,)
         self.send(ForkSpec(fork_id, "PJSIP/100-0000002a", url, Direction.IN, legs))
+        self.send(ExpectLeg(fork_id, LegPart.IN, fork_id))
         self.send(TakeStats(0))
         await self.hears(StatsTaken, len(self.of(StatsTaken)) + 1)  # it has the fork by now
         leg = await Leg.connect(self.of(Listening)[-1].address)
@@ -203,6 +205,7 @@ async def test_new_configuration_counts_for_new_forks(control: Control, recorder
     control.send(Configure.of(replace(CONFIG, websocket=WebSocketConfig(frame_ms=40))))
     fork_id = str(uuid.uuid4())
     control.send(ForkSpec(fork_id, "PJSIP/1", recorder.url("/after"), Direction.IN))
+    control.send(ExpectLeg(fork_id, LegPart.MIX, fork_id))
     control.send(TakeStats(1))
     await control.hears(StatsTaken, 2)
     second = await Leg.connect(control.of(Listening)[-1].address)

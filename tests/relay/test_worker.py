@@ -24,15 +24,14 @@ from audiofork.link.messages import (
     LegAttached,
     LegLost,
     LegPart,
-    ReopenLeg,
     SetGate,
     SetMute,
     SinkMessage,
     SinkOpened,
     StatsTaken,
+    StrangersRefused,
     Streaming,
     TakeStats,
-    leg_uuid,
 )
 from audiofork.relay.beep import tone
 from audiofork.relay.worker import Worker, client_tls
@@ -352,11 +351,10 @@ async def test_one_leg_of_two_may_come_again_and_only_when_it_is_let(
     leg_out = await relay.attach(fork_id, LegPart.OUT)
     await leg_out.close()
     assert await relay.reported(LegLost, fork_id) == LegLost(fork_id, LegPart.OUT, 0)
-    early = await relay.connect(leg_uuid(fork_id, LegPart.OUT))
+    used = relay.leg_uuids[fork_id, LegPart.OUT]
+    relay.expect(fork_id, LegPart.OUT)
+    early = await relay.connect(used)
     assert await early.read_to_end() == HANGUP
-    relay.worker.handle(ReopenLeg(fork_id, LegPart.OUT))
-    of_in = await relay.connect(leg_uuid(fork_id, LegPart.IN))
-    assert await of_in.read_to_end() == HANGUP
     leg_out = await relay.attach(fork_id, LegPart.OUT)
     leg_in.send_audio(INS[0])
     leg_out.send_audio(OUTS[0])
@@ -369,12 +367,12 @@ async def test_uuids_of_both_legs_are_worth_nothing_after_the_end(
     fork_id = relay.begin(recorder.url(), Direction.BOTH, **SIDES)
     relay.worker.handle(EndFork(fork_id, EndReason.STOPPED))
     await relay.reported(ForkEnded, fork_id)
-    assert relay.worker._listener._issued == {}
+    assert relay.worker._listener._uuids._issued == {}
     for part in SIDES["legs"]:
-        leg = await relay.connect(leg_uuid(fork_id, part))
+        leg = await relay.connect(relay.leg_uuids[fork_id, part])
         assert await leg.read_to_end() == HANGUP
-    relay.worker.handle(ReopenLeg(fork_id, LegPart.IN))
-    assert relay.worker._listener._issued == {}
+    relay.expect(fork_id, LegPart.IN)
+    assert relay.worker._listener._uuids._issued == {}
 
 
 async def test_leg_that_was_reopened_and_has_not_come_is_withdrawn_with_the_fork(
@@ -384,11 +382,11 @@ async def test_leg_that_was_reopened_and_has_not_come_is_withdrawn_with_the_fork
     leg = await relay.attach(fork_id, LegPart.OUT)
     await leg.close()
     assert await relay.reported(LegLost, fork_id) == LegLost(fork_id, LegPart.OUT, 0)
-    relay.worker.handle(ReopenLeg(fork_id, LegPart.OUT))
-    assert len(relay.worker._listener._issued) == 1
+    relay.expect(fork_id, LegPart.OUT)
+    assert len(relay.worker._listener._uuids._issued) == 1
     relay.worker.handle(EndFork(fork_id, EndReason.HANGUP))
     await relay.reported(ForkEnded, fork_id)
-    assert relay.worker._listener._issued == {}
+    assert relay.worker._listener._uuids._issued == {}
 
 
 async def test_leg_of_another_rate_fails_the_fork(relay: RelayStage, recorder: Recorder) -> None:
@@ -488,3 +486,45 @@ async def test_text_of_the_server_is_reported(relay: RelayStage, recorder: Recor
     assert connection is not None
     await connection.send("hello")
     assert await relay.reported(SinkMessage, fork_id) == SinkMessage(fork_id, "hello")
+
+
+async def test_leg_of_a_contested_uuid_is_lost_and_its_fork_waits_for_another(
+    relay: RelayStage, recorder: Recorder
+) -> None:
+    fork_id = relay.begin(recorder.url(), Direction.IN, legs=(LegPart.IN,))
+    first = await relay.attach(fork_id)
+    first.send_audio(INS[0])
+    await recorder.wait_messages("/", 1)
+    second = await relay.connect(relay.leg_uuids[fork_id, LegPart.IN])
+    assert await second.read_to_end() == await first.read_to_end() == HANGUP
+    lost = await relay.reported(LegLost, fork_id)
+    assert lost == LegLost(fork_id, LegPart.IN, 1, contested=True)
+    assert relay.reports.count(StrangersRefused(1, "127.0.0.1")) == 1
+    relay.expect(fork_id, LegPart.IN)
+    third = await relay.attach(fork_id)
+    third.send_audio(INS[1])
+    assert (await recorder.wait_messages("/", 2)).messages == INS[:2]
+
+
+async def test_leg_that_another_is_expected_for_is_hung_up_and_not_reported_lost(
+    relay: RelayStage, recorder: Recorder
+) -> None:
+    fork_id = relay.begin(recorder.url(), Direction.IN, legs=(LegPart.IN,))
+    first = await relay.attach(fork_id)
+    relay.expect(fork_id, LegPart.IN)
+    assert await first.read_to_end() == HANGUP
+    second = await relay.attach(fork_id)
+    second.send_audio(INS[0])
+    assert (await recorder.wait_messages("/", 1)).messages == INS[:1]
+    assert relay.of(fork_id, LegLost) == []
+
+
+async def test_uuid_of_a_leg_that_never_came_is_void_once_another_is_expected(
+    relay: RelayStage, recorder: Recorder
+) -> None:
+    fork_id = relay.begin(recorder.url(), Direction.IN, legs=(LegPart.IN,))
+    before = relay.leg_uuids[fork_id, LegPart.IN]
+    relay.expect(fork_id, LegPart.IN)
+    late = await relay.connect(before)
+    assert await late.read_to_end() == HANGUP
+    await relay.attach(fork_id)

@@ -23,7 +23,7 @@ from audiofork.asterisk.versions import (
     releases,
 )
 from audiofork.doors.control_client import Client
-from testbed.ami import AmiClient
+from testbed.ami import AmiClient, Headers
 from testbed.asterisk import Asterisk, find_installation
 from testbed.daemon import (
     Daemon,
@@ -256,6 +256,11 @@ async def only_channels(ami: AmiClient, *names: str) -> None:
 
 async def channels(ami: AmiClient, header: str = "Channel") -> list[str]:
     """Return the names of Asterisk's channels, or another header of each."""
+    return [headers[header] for headers in await listed_channels(ami)]
+
+
+async def listed_channels(ami: AmiClient) -> list[Headers]:
+    """Return what Asterisk tells of each of its channels."""
     position = len(ami.events)
     action_id = ami.send("CoreShowChannels")
     await ami.wait_event(
@@ -263,7 +268,7 @@ async def channels(ami: AmiClient, header: str = "Channel") -> list[str]:
         after=position,
     )
     return [
-        headers[header]
+        headers
         for _, headers in ami.events[position:]
         if headers.get("Event") == "CoreShowChannel" and headers.get("ActionID") == action_id
     ]

@@ -333,6 +333,7 @@ async def test_a_hundred_legs_are_told_of_by_one_event_each_and_by_no_more(
                 await tap.start(
                     LegOrder(
                         leg_id=leg_id,
+                        uuid=str(uuid.uuid4()),
                         fork_id=fork_id,
                         part=LegPart.IN,
                         uniqueid=target.uniqueid,

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from audiofork.asterisk.taps.base import fork_id_of
 from testbed.ami import AmiClient, Headers
 from testbed.asterisk import Asterisk
 from testbed.blocks import decode, find_blocks, make_blocks, report
@@ -27,8 +28,8 @@ from testbed.recorder import Recorder, Recording
 from testbed.sip import SipUser
 from tests.system.conftest import (
     Target,
-    channels,
     counts_blocks,
+    listed_channels,
     needs_whole_in,
     no_channels,
     only_channels,
@@ -98,10 +99,14 @@ async def legs(ami: AmiClient) -> dict[str, int]:
     """Return the port that each fork's leg dials, once no fork has two."""
     async with asyncio.timeout(WAIT_S):
         while True:
-            names = [name for name in await channels(ami) if name.startswith("AudioSocket/")]
-            found = [re.fullmatch(r"AudioSocket/127.0.0.1:(\d+)-(.{36}).*", one) for one in names]
-            ports = {match[2]: int(match[1]) for match in found if match}
-            if len(ports) == len(names):
+            present = [(h["Uniqueid"], h["Channel"]) for h in await listed_channels(ami)]
+            found = [
+                (fork_id_of(uniqueid), re.match(r"AudioSocket/127.0.0.1:(\d+)-", name))
+                for uniqueid, name in present
+            ]
+            dialled = [(fork_id, int(match[1])) for fork_id, match in found if match]
+            ports = dict(dialled)
+            if len(ports) == len(dialled):
                 return ports
             await asyncio.sleep(0.05)
 

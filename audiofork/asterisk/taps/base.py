@@ -1,10 +1,10 @@
-"""What every tap offers: legs that connect with UUIDs of a fork and bring the channel's audio."""
+"""What every tap offers: legs that connect to the relay and bring the channel's audio."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from audiofork.asterisk.taps.ways import Connects
@@ -32,8 +32,9 @@ class LegOrder:
 
     Attributes:
         leg_id: From `name_leg`: its channel's uniqueid.
+        uuid: What it shall present to the relay; for Asterisk alone, in no log.
         fork_id: The fork that it is for.
-        part: What it shall bring; `leg_uuid` tells the UUID to present.
+        part: What it shall bring.
         uniqueid: The channel to listen to.
         connects: How it gets to the relay.
         sample_rate: Of the audio, in Hz.
@@ -41,6 +42,7 @@ class LegOrder:
     """
 
     leg_id: str
+    uuid: str = field(repr=False)
     fork_id: str
     part: LegPart
     uniqueid: str

@@ -8,7 +8,7 @@ from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.taps.base import LegAddresses, LegOrder, dials, is_leg, leg_name
 from audiofork.config import Address
 from audiofork.errors import AmiActionFailed, AmiError, LegRefused, LegUncertain
-from audiofork.link.messages import LegPart, leg_uuid
+from audiofork.link.messages import LegPart
 
 ORIGINATE_TIMEOUT_MS = 5000
 
@@ -41,7 +41,7 @@ class ChanSpyTap:
         headers = originate_headers(
             leg.leg_id,
             self._relay.address_of(leg.fork_id),
-            leg_uuid(leg.fork_id, leg.part),
+            leg.uuid,
             "ChanSpy",
             spy_data(leg.uniqueid, leg.part, speaks=leg.speaks),
         )

@@ -22,7 +22,7 @@ from audiofork.errors import (
     LegUncertain,
     NoSuchChannel,
 )
-from audiofork.link.messages import LegPart, leg_uuid
+from audiofork.link.messages import LegPart
 
 CONTEXT = "audiofork-leg"
 VARIABLE = "AUDIOFORK_LEG"
@@ -118,12 +118,11 @@ class SnoopTap:
     async def _tell_where(self, leg: LegOrder) -> None:
         """Give the channel what the dialplan shall connect it to."""
         address = self._relay.address_of(leg.fork_id)
-        uuid = leg_uuid(leg.fork_id, leg.part)
         if leg.connects is Connects.DIAL:
             codec = "slin" if leg.sample_rate == 8000 else f"slin{leg.sample_rate // 1000}"
-            target = f"AudioSocket/{address}/{uuid}/c({codec})"
+            target = f"AudioSocket/{address}/{leg.uuid}/c({codec})"
         else:
-            target = f"{uuid},{address}"
+            target = f"{leg.uuid},{address}"
         await self._ari.post(
             f"/channels/{segment(leg.leg_id)}/variable", variable=VARIABLE, value=target
         )

@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Mapping
 
-from audiofork.forks.post_process.template import VARIABLE, PostProcess
+from audiofork.forks.post_process.template import PostProcess
 from audiofork.log import ForkLog
 from audiofork.text import printable
 
@@ -21,7 +21,6 @@ NOT_STARTED = 127  # as a shell says it
 # A start takes the loop about a millisecond; many at once take turns, so that audio goes between.
 START_SPACING_S = 0.005
 
-SHELL = "/bin/sh"
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 LANG = "C.UTF-8"
 
@@ -45,15 +44,16 @@ async def run(
     """Run a command and all it starts to their end, or to that of their time.
 
     It is a process group of its own with / as its folder, no input, and no environment but PATH,
-    LANG and the values. Its output goes to the log, line by line up to a limit.
+    LANG and, for a shell command, the values. Its output goes to the log, line by line up to a
+    limit.
 
     Args:
-        values: By the names that `prepare` gave; one that is missing is empty.
+        values: By the command's names; one that is missing is empty.
         limit_s: How long all may take, with what is in the background. Then the group gets
             SIGTERM, and `grace_s` later SIGKILL; SIGKILL at once if the task is cancelled.
 
     Returns:
-        The exit status of the shell; negative: the signal that ended it.
+        The exit status of the program; negative: the signal that ended it.
     """
     await _turn()
     try:
@@ -100,7 +100,7 @@ class _Running:
             # tells that all have ended. Their output may have gone elsewhere.
             self._life, life = _pipe(opened)
             self._process = subprocess.Popen(
-                [SHELL, "-c", command.script],
+                _arguments(command, values),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -124,12 +124,12 @@ class _Running:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to all that is left of the group."""
-        # Safe until `close`: the shell is not reaped, so nobody else can have its number.
+        # Safe until `close`: the program is not reaped, so nobody else can have its number.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
 
     async def close(self) -> int:
-        """Take the shell's exit status, log what is left of the output, close all."""
+        """Take the program's exit status, log what is left of the output, close all."""
         # After SIGKILL this is a matter of milliseconds, unless a disk or network share hangs.
         try:
             for _ in range(200):
@@ -180,14 +180,18 @@ def _pipe(opened: contextlib.ExitStack) -> tuple[int, int]:
     return reading, writing
 
 
+def _arguments(command: PostProcess, values: Mapping[str, str]) -> list[bytes]:
+    return [_bytes(word) for word in command.arguments(values)]
+
+
 def _environment(command: PostProcess, values: Mapping[str, str]) -> dict[bytes, bytes]:
-    variables = {**ENVIRONMENT, "LANG": LANG}
-    for number, name in enumerate(command.names, 1):
-        # No environment holds a zero byte; a channel variable has none either.
-        variables[VARIABLE.format(number)] = values.get(name, "").replace("\0", "")
-    return {
-        name.encode(): value.encode("utf-8", "surrogateescape") for name, value in variables.items()
-    }
+    variables = {**ENVIRONMENT, "LANG": LANG, **command.environment(values)}
+    return {name.encode(): _bytes(value) for name, value in variables.items()}
+
+
+def _bytes(value: str) -> bytes:
+    # Neither an argument nor an environment holds a zero byte; a channel variable has none either.
+    return value.replace("\0", "").encode("utf-8", "surrogateescape")
 
 
 class _Lines:

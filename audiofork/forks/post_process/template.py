@@ -1,24 +1,27 @@
-"""What a post-process command may be, and how values of channel variables come into it.
+"""How values of channel variables come into a post-process command, so that no shell reads them.
 
-A value is never a part of the shell's text. Each `^{NAME}` becomes a reference to an environment
-variable, quoted for the place where it stands, and a shell does not read the result of such a
-reference as syntax. So a value can hold anything; it arrives as it is, within one argument. What
-would read it as a program after all (`eval`, `sh -c`, arithmetic and their like) is refused.
+In a command of the configuration each `^{NAME}` is replaced within its argument, and no shell has
+a part in it. In a shell command a value is never a part of the text: each `^{NAME}` becomes a
+reference to an environment variable, quoted for the place where it stands, and a shell does not
+read the result of such a reference as syntax. So a value can hold anything; it arrives as it is,
+within one argument. Where that shell itself would read it once more (as a command's name, in
+`eval`, in arithmetic and their like) the command is refused. What other programs make of their
+arguments is theirs.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from audiofork.errors import RequestRefused
+from audiofork.placeholders import MAX_NAMES, PLACEHOLDER, filled, names_in
 
+SHELL = "/bin/sh"
 MAX_COMMAND_BYTES = 4096
-MAX_VALUES = 64
 VARIABLE = "AUDIOFORK_VAR_{}"  # from 1, in the order of `names`
 
-# A variable, perhaps with :offset:length, or a function with arguments: `CALLERID(num)`.
-_REFERENCE = re.compile(r"\^\{([\w.~:-]{1,100}(?:\([^(){}^]{0,200}\))?)\}", re.ASCII)
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=", re.ASCII)
 _SIMPLE_EXPANSION = re.compile(r"\$(\{\w+\}|\w|[?$!#@*-])?", re.ASCII)
 _MARK = "\0"  # stands for a reference in a word; no command has this character
@@ -27,10 +30,9 @@ _MARK = "\0"  # stands for a reference in a word; no command has this character
 _BEFORE_COMMAND = frozenset(
     "! { } if then elif else while until do time exec command builtin env nohup nice".split()
 )
-# These run their arguments as a program, here or elsewhere, or evaluate them, in some shell.
-_EVALUATORS = frozenset("eval ssh su let [[ declare typeset local readonly read unset".split())
+# What a shell itself has to read an argument as program or arithmetic.
+_EVALUATORS = frozenset("eval let [[ declare typeset local readonly read unset".split())
 _EVALUATING_BUILTINS = frozenset(". source alias trap getopts mapfile readarray enable".split())
-_SHELLS = frozenset("sh ash bash dash ksh mksh zsh csh tcsh fish".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,37 @@ class PostProcess:
     """A command that is safe to run with any values.
 
     Attributes:
-        script: For /bin/sh -c; refers to the values as environment variables.
+        argv: The program and its arguments.
         names: The channel variables or functions to read, in order, each once.
+        by_environment: The values are environment variables, which a script refers to; else each
+            stands in `argv` in place of its `^{NAME}`.
     """
 
-    script: str
+    argv: tuple[str, ...]
     names: tuple[str, ...]
+    by_environment: bool = False
+
+    def arguments(self, values: Mapping[str, str]) -> list[str]:
+        """Return the program and its arguments for some values."""
+        if self.by_environment:
+            return list(self.argv)
+        return [filled(word, values) for word in self.argv]
+
+    def environment(self, values: Mapping[str, str]) -> dict[str, str]:
+        """Return what of some values goes into the environment."""
+        if not self.by_environment:
+            return {}
+        numbered = enumerate(self.names, 1)
+        return {VARIABLE.format(number): values.get(name, "") for number, name in numbered}
+
+
+def prepare_argv(argv: tuple[str, ...]) -> PostProcess:
+    """Return a command of the configuration: a program and its arguments, with `^{NAME}`."""
+    return PostProcess(argv, names_in(argv))
+
+
+def _script(text: str, names: tuple[str, ...] = ()) -> PostProcess:
+    return PostProcess((SHELL, "-c", text), names, by_environment=True)
 
 
 def prepare(command: str) -> PostProcess:
@@ -59,7 +86,7 @@ def prepare(command: str) -> PostProcess:
     if not command.strip():
         raise _refused("empty")
     if "^{" not in command:
-        return PostProcess(command, ())
+        return _script(command)
     try:
         return _Scanner(command).scan()
     except RecursionError:
@@ -80,7 +107,7 @@ class _Scanner:
     def __init__(self, text: str) -> None:
         self._text = text
         self._at = 0
-        self._script: list[str] = []
+        self._text_out: list[str] = []
         self._names: dict[str, int] = {}
         self._words: list[str] = []  # of the simple command, without quotes
         self._word: str | None = None
@@ -93,7 +120,7 @@ class _Scanner:
             RequestRefused: As `prepare`.
         """
         self._commands(nested=False)
-        return PostProcess("".join(self._script), tuple(self._names))
+        return _script("".join(self._text_out), tuple(self._names))
 
     # --- The text ---
 
@@ -103,7 +130,7 @@ class _Scanner:
     def _take(self, count: int = 1) -> str:
         """Move on, with what is passed put into the script."""
         taken = self._text[self._at : self._at + count]
-        self._script.append(taken)
+        self._text_out.append(taken)
         self._at += count
         return taken
 
@@ -222,13 +249,13 @@ class _Scanner:
         self._add("$()")
 
     def _reference(self, form: str) -> None:
-        found = _REFERENCE.match(self._text, self._at)
+        found = PLACEHOLDER.match(self._text, self._at)
         if found is None:
             raise _refused(f"expected ^{{NAME}}, got {self._text[self._at : self._at + 40]}")
         number = self._names.setdefault(found[1], len(self._names) + 1)
-        if number > MAX_VALUES:
-            raise _refused(f"more than {MAX_VALUES} different ^{{...}}")
-        self._script.append(form.format(VARIABLE.format(number)))
+        if number > MAX_NAMES:
+            raise _refused(f"more than {MAX_NAMES} different ^{{...}}")
+        self._text_out.append(form.format(VARIABLE.format(number)))
         self._at = found.end()
         self._add(_MARK)
 
@@ -250,7 +277,7 @@ class _Scanner:
 
 
 def _check_command(words: list[str]) -> None:
-    """Refuse a simple command that would read a value as a program."""
+    """Refuse a simple command that would have the shell read a value as a program."""
     skipped = 0
     while skipped < len(words) and _is_before_command(words[skipped], skipped):
         skipped += 1
@@ -260,10 +287,8 @@ def _check_command(words: list[str]) -> None:
     if _MARK in words[skipped] or (marked and "$" in words[skipped]):
         raise _refused("a ^{...} or a variable cannot name the command")
     names = [word.rpartition("/")[2] for word in words]
-    for place, name in enumerate(names):
-        if name in _SHELLS:
-            _check_shell(name, words[place + 1 :])
-        elif marked and name in _EVALUATORS:
+    for name in names:
+        if marked and name in _EVALUATORS:
             raise _refused(f"no ^{{...}} for {name}, which may run it")
     if marked and names[skipped] in _EVALUATING_BUILTINS:
         raise _refused(f"no ^{{...}} for {names[skipped]}, which may run it")
@@ -275,13 +300,3 @@ def _is_before_command(word: str, place: int) -> bool:
     if word.startswith("-"):  # an option of `env` or `command`
         return place > 0
     return word in _BEFORE_COMMAND or _ASSIGNMENT.match(word) is not None
-
-
-def _check_shell(name: str, arguments: list[str]) -> None:
-    """Allow a shell no more than to run a file, with arguments: `sh /opt/upload.sh ^{X}`."""
-    for argument in arguments:
-        if "/" in argument and _MARK not in argument and not argument.startswith("-"):
-            return
-        if _MARK in argument or re.match("-[^-]*[cs]", argument):
-            break
-    raise _refused(f"with ^{{...}}, {name} may only run a file that is named by its path")

@@ -1,0 +1,23 @@
+"""The log of attacks: a line a second at most for each kind, with how often it was tried."""
+
+from __future__ import annotations
+
+import logging
+
+from audiofork.forks.events import Attack, AttackKind, DomainEvent
+from audiofork.log import CounterLine
+from audiofork.text import harmless
+
+log = logging.getLogger(__name__)
+
+
+class AttackLog:
+    """Subscribes to what happens to forks."""
+
+    def __init__(self) -> None:
+        self._lines = {kind: CounterLine(log, f"attack, {kind}") for kind in AttackKind}
+
+    def on_event(self, event: DomainEvent) -> None:
+        """Log an attack."""
+        if isinstance(event, Attack):
+            self._lines[event.kind].count(harmless(event.detail), event.count)

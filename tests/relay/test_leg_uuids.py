@@ -1,0 +1,72 @@
+"""The UUIDs of legs: issued, used once, void, forgotten."""
+
+from __future__ import annotations
+
+import uuid
+
+from audiofork.relay.leg_uuids import REMEMBERED_S, LegUuids, Void
+
+ID = "6d1c9a52-8a3f-4f5e-9d0b-2f6f3c1e7a90"
+WIRE = uuid.UUID(ID).bytes
+
+
+class Stage:
+    """UUIDs whose owners and connections are words."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self.uuids: LegUuids[str, str] = LegUuids(lambda: self.now_s)
+
+    def age(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def test_issued_uuid_is_good_once() -> None:
+    stage = Stage()
+    stage.uuids.issue(ID, "owner")
+    assert stage.uuids.use(WIRE, "first") == "owner"
+    assert stage.uuids.use(WIRE, "second") is None
+    assert stage.uuids.void(WIRE) == Void(100, "first")
+
+
+def test_used_uuid_is_remembered_as_long_as_asterisk_may_come() -> None:
+    stage = Stage()
+    stage.uuids.issue(ID, "owner")
+    stage.uuids.use(WIRE, "first")
+    stage.age(REMEMBERED_S - 0.1)
+    assert stage.uuids.void(WIRE) == Void(100, "first")
+    stage.age(0.1)
+    assert stage.uuids.void(WIRE) is None
+
+
+def test_withdrawn_uuid_is_remembered_for_one_late_leg() -> None:
+    stage = Stage()
+    stage.uuids.issue(ID, "owner")
+    stage.uuids.withdraw(ID)
+    assert stage.uuids.use(WIRE, "late") is None
+    assert stage.uuids.void(WIRE) == Void(100, None)
+    assert stage.uuids.void(WIRE) is None
+
+
+def test_uuid_that_was_used_is_not_withdrawn() -> None:
+    stage = Stage()
+    stage.uuids.issue(ID, "owner")
+    stage.uuids.use(WIRE, "first")
+    stage.uuids.withdraw(ID)
+    assert stage.uuids.void(WIRE) == Void(100, "first")
+
+
+def test_unknown_uuid_is_neither_good_nor_remembered() -> None:
+    stage = Stage()
+    assert stage.uuids.use(WIRE, "first") is None
+    assert stage.uuids.void(WIRE) is None
+
+
+def test_void_uuids_do_not_pile_up() -> None:
+    stage = Stage()
+    for number in range(1000):
+        one = uuid.UUID(int=number)
+        stage.uuids.issue(str(one), "owner")
+        stage.uuids.use(one.bytes, "leg")
+        stage.age(REMEMBERED_S / 10)
+    assert len(stage.uuids._void) <= 10
