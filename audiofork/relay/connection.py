@@ -19,6 +19,7 @@ from websockets.uri import parse_uri
 
 from audiofork import __version__
 from audiofork.config import WebSocketConfig
+from audiofork.relay.lookup import NoNameAnswer, lookups
 from audiofork.relay.outlet import Outlet
 from audiofork.relay.resolve import open_socket
 from audiofork.relay.tls import open_tls
@@ -110,12 +111,12 @@ class Connector:
             close_timeout_s: How long the connection's close may take.
 
         Raises:
-            TimeoutError: It took too long, or `give_up()` was called.
+            TimeoutError: It took too long, or `give_up()` was called; NoNameAnswer is one.
             Exception: What `retry.connect_failure` knows.
         """
+        uri = parse_uri(uri_of(self._url))
         try:
             async with asyncio.timeout(self._config.connect_timeout) as self._timeout:
-                uri = parse_uri(uri_of(self._url))
                 connected = await open_socket(uri.host, uri.port, allow_private=self._allow_private)
                 connection = Connection(
                     outlet,
@@ -128,6 +129,10 @@ class Connector:
                 )
                 await self._shake_hands(connection, connected, uri.host)
                 return connection
+        except TimeoutError as exc:
+            if lookups().is_under_way(uri.host):
+                raise NoNameAnswer(uri.host) from exc
+            raise
         finally:
             self._timeout = None
 

@@ -18,6 +18,7 @@ from websockets.exceptions import (
 from websockets.http11 import Response
 
 from audiofork.errors import SinkError, SinkLost, SinkRefused, SinkUnreachable
+from audiofork.relay.lookup import NoNameAnswer
 
 # 408 Request Timeout, 425 Too Early, 429 Too Many Requests; and all of 5xx.
 _PASSING_STATUSES = frozenset({408, 425, 429})
@@ -95,6 +96,8 @@ def connect_failure(exc: Exception) -> SinkError:
         return _bad_status(exc.response)
     if isinstance(exc, ssl.SSLCertVerificationError):
         return SinkRefused(f"certificate not accepted: {exc.verify_message}")
+    if isinstance(exc, NoNameAnswer):
+        return SinkUnreachable(str(exc))
     if isinstance(exc, TimeoutError):
         return SinkUnreachable("no answer in time")
     if isinstance(exc, InvalidMessage):

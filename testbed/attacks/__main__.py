@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import sys
 
-from testbed.attacks import ATTACKS
+# Each of these adds its own to ATTACKS.
+from testbed.attacks import (
+    ATTACKS,
+    names,  # noqa: F401
+)
 
 if __name__ == "__main__":
     sys.exit(ATTACKS.main(__doc__))
