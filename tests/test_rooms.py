@@ -11,7 +11,18 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "audiofork"
 
 GROUND = {"addresses", "audiosocket", "backoff", "config", "config_file", "config_values"}
-GROUND |= {"errors", "log", "states", "system", "text", "threads", "tls_contexts", "uri", ""}
+GROUND |= {
+    "errors",
+    "files",
+    "log",
+    "states",
+    "system",
+    "text",
+    "threads",
+    "tls_contexts",
+    "uri",
+    "",
+}
 """Modules that all rooms may import; the last is the package itself, which has the version."""
 
 ROOMS: dict[str, set[str]] = {

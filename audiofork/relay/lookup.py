@@ -34,13 +34,6 @@ MAX_KNOWN = 1024
 Infos = list[Any]  # as socket.getaddrinfo returns them, with port 0
 
 
-class NoNameAnswer(TimeoutError):
-    """A connect took too long, since its name was still being looked up."""
-
-    def __init__(self, host: str) -> None:
-        super().__init__(f"the look-up of {host} has not been answered in time")
-
-
 class Lookups:
     """The look-ups of one event loop: at most one of each name at a time, whoever wants it.
 

@@ -18,7 +18,6 @@ from websockets.exceptions import (
 from websockets.http11 import Response
 
 from audiofork.errors import SinkError, SinkLost, SinkRefused, SinkUnreachable
-from audiofork.relay.lookup import NoNameAnswer
 
 # 408 Request Timeout, 425 Too Early, 429 Too Many Requests; and all of 5xx.
 _PASSING_STATUSES = frozenset({408, 425, 429})
@@ -30,6 +29,10 @@ _FINAL_CLOSE_CODES = frozenset({1000, 1003, 1008, *range(4000, 5000)})
 FIRST_WAIT_S = 0.25
 # A server that accepts and closes at once is no better than one that refuses.
 HEALTHY_S = 5.0
+
+
+class NotInTime(TimeoutError):
+    """A connect took too long; the text says what it was still waiting for."""
 
 
 class Retries:
@@ -96,7 +99,7 @@ def connect_failure(exc: Exception) -> SinkError:
         return _bad_status(exc.response)
     if isinstance(exc, ssl.SSLCertVerificationError):
         return SinkRefused(f"certificate not accepted: {exc.verify_message}")
-    if isinstance(exc, NoNameAnswer):
+    if isinstance(exc, NotInTime):
         return SinkUnreachable(str(exc))
     if isinstance(exc, TimeoutError):
         return SinkUnreachable("no answer in time")

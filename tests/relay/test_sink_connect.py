@@ -17,9 +17,9 @@ import trustme
 
 from audiofork import __version__
 from audiofork.errors import SinkError, SinkRefused, SinkUnreachable
+from audiofork.relay.client_tls import client_tls
 from audiofork.relay.connection import MAX_MESSAGE_BYTES
 from audiofork.relay.lookup import lookups
-from audiofork.relay.worker import client_tls
 from testbed.recorder import Recorder
 from tests.relay.conftest import server_tls
 from tests.relay.peers import (
@@ -256,7 +256,7 @@ async def test_name_without_an_answer_is_retryable_and_told_and_its_fork_ends_at
     if limit_s < 1:
         error = await failure(task)
         assert isinstance(error, SinkUnreachable)
-        assert str(error) == "the look-up of dead.example has not been answered in time"
+        assert str(error) == "the name dead.example is still being looked up"
     else:
         began = time.monotonic()
         await sink.close(1000, "stopped")
