@@ -123,7 +123,8 @@ def _read_section(
         try:
             values[option.name] = option.metadata["parse"](value.strip())
         except ValueError as exc:
-            shown = repr(value) if option.repr else "the value"
+            # What stands before an @ may be a password.
+            shown = repr(value) if option.repr and "@" not in value else "the value"
             raise ConfigError(
                 f"{where}: [{name}] {option.name}: expected {exc}, got {shown}"
             ) from exc

@@ -617,6 +617,12 @@ def test_configuration_that_is_no_file_is_an_error_at_once(tmp_path: Path) -> No
             load(path, {})
 
 
+@pytest.mark.parametrize("value", ["ws:ok ws//user:hunter2@host", "user:hunter2@host"])
+def test_password_in_a_url_is_not_shown_by_errors(value: str) -> None:
+    text = refusal(f"[security]\nallow_urls = {value}")
+    assert text.endswith("expected patterns that begin with ws://, wss:// or *://, got the value")
+
+
 # --- Files that requests may name ---
 
 

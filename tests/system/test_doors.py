@@ -63,6 +63,33 @@ async def test_refusal_has_the_same_words_at_every_door(
     await target.call.hangup()
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("ws:user:hunter2@127.0.0.1", "ws://user:hunter2/x@127.0.0.1", "user:hunter2@127.0.0.1"),
+        "ws://user:hunter2@127.0.0.1/",
+        "wss:user:hunter2" + "x" * 300 + "@127.0.0.1",
+    ],
+)
+@pytest.mark.parametrize("options", ["", "T(on)"])
+async def test_password_in_a_url_is_told_nowhere(
+    asterisk: Asterisk, daemon: Daemon, ami: AmiClient, caller: SipUser, url: str, options: str
+) -> None:
+    target = await place_call(ami, caller)
+    told = len(ami.events)
+    answers = [
+        await by_user_event(ami, target, url, options),
+        await by_front(asterisk, daemon, target, url, options),
+        await by_command_line(daemon, target.channel, url, options),
+    ]
+    answers.append(await ami.variable(target.channel, "AUDIOFORK_REASON"))
+    assert all("credentials are not allowed in a URL" in answer for answer in answers)
+    events = [headers for _, headers in ami.events[told:] if "AudioForkID" in headers]
+    assert len(events) == 1
+    assert "hunter2" not in f"{answers} {events} {daemon.log()}"
+    await target.call.hangup()
+
+
 async def test_unknown_channel_has_the_same_words_at_every_door(
     asterisk: Asterisk, daemon: Daemon, ami: AmiClient, caller: SipUser
 ) -> None:
