@@ -120,7 +120,9 @@ def _read_wished(
     try:
         return _context(ca, cert, key, insecure)
     except ConfigError as exc:
-        raise SinkRefused(f"Options: T: {exc}") from exc
+        why = str(exc)
+    # Not from within: the failure of a fork would keep its context, a megabyte, for as long.
+    raise SinkRefused(f"Options: T: {why}")
 
 
 def _context(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from pathlib import Path
@@ -122,6 +123,38 @@ async def test_wss_with_an_authority_of_ones_own_carries_the_audio(
             recording = await recorder.wait_closed("/")
     assert (recording.close_code, recording.close_reason) == (1000, "hangup")
     assert report(find_blocks(recording.audio, [decode(block) for block in blocks]), 100).intact
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_files_of_option_t_are_those_of_tls_dir(
+    asterisk: Asterisk, ami: AmiClient, caller: SipUser, tmp_path: Path, workers: int
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "2026.pem")
+    (tmp_path / "ca.pem").symlink_to("2026.pem")
+    os.mkfifo(tmp_path / "pipe")
+    server_tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(server_tls)
+    target = await place_call(ami, caller)
+    target.call.talk()
+    settings = {"security": f"tls_dir = {tmp_path}\n", "relay": f"workers = {workers}\n"}
+    async with Recorder(server_tls) as recorder:
+        with Daemon(asterisk, settings):
+            start_fork(ami, target.channel, recorder.url("/"), "D(in)T(ca=ca.pem)")
+            await recorder.wait_messages("/", 20)
+            for name, why in (
+                ("pipe", "not a regular file"),
+                ("none", "No such file or directory"),
+            ):
+                bad = start_fork(ami, target.channel, recorder.url("/bad"), f"D(in)T(ca={name})")
+                failed = await ami.wait_user_event("AudioForkFailed", ActionID=bad)
+                assert failed["Reason"] == "sink-refused"
+                text = f"Options: T: the authorities of {name} cannot be used: {why}"
+                assert failed["Detail"] == text
+            await target.call.hangup()
+            recording = await recorder.wait_closed("/")
+    assert recording.close_reason == "hangup"
+    assert recorder.at("/bad") == []
 
 
 async def test_wss_with_an_unknown_authority_is_refused_and_names_the_check(

@@ -18,6 +18,7 @@ from tests.system.conftest import Target, only_channels, place_call
 pytestmark = pytest.mark.asterisk
 
 GOOD_URL = "ws://127.0.0.1:1/"
+ELSEWHERE = "not a file below /etc/audiofork/tls ([security] tls_dir)"
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,8 @@ def settings() -> dict[str, str]:
         (GOOD_URL, "v(5)", "Options: v takes a whole number from -4 to 4, not '5'"),
         (GOOD_URL, "r(x)", "Options: r takes a whole number from 0 to 1000000, not 'x'"),
         (GOOD_URL, "T(insecure)", "Options: T(insecure) is not allowed (allow_insecure_tls)"),
+        (GOOD_URL, "T(ca=/dev/ptmx)", f"Options: T(ca=/dev/ptmx): {ELSEWHERE}"),
+        (GOOD_URL, "T(cert=../missing)", f"Options: T(cert=../missing): {ELSEWHERE}"),
         (GOOD_URL, "i(A=B)", "Options: i takes the name of a channel variable, not 'A=B'"),
     ],
 )
