@@ -40,7 +40,7 @@ async def main() -> None:
         server.address = "127.0.0.2"
         await asyncio.sleep(KEPT_S + 0.1)
         print("later:", {info[4][0] for info in await finder.find("a.good.example")})
-        print("still without an answer:", not any(task.done() for task in dead))
+        print("still without an answer:", not any(task.done() for task in dead), flush=True)
         for task in dead:
             task.cancel()
 
