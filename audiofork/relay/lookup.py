@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 # How long an answer serves, also that there is none.
 KEPT_S = 1.0
-# Names that are looked up at once, those aside that have answered before. More are not worth the
-# memory: they come of somebody who makes them up.
-MAX_LOOKUPS = 256
-MAX_KNOWN = 1024
+# Names that are looked up at once, those aside that have answered before. So many forks may be by
+# default; more names, which take 27 MB, come of somebody who makes them up.
+MAX_LOOKUPS = 1000
+MAX_KNOWN = 1000
 
 Infos = list[Any]  # as socket.getaddrinfo returns them, with port 0
 

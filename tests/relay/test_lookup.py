@@ -149,19 +149,24 @@ async def test_answer_serves_for_a_second_also_that_there_is_none(
 
 
 async def test_beyond_the_limit_a_new_name_is_refused_and_a_known_one_is_not(
-    server: NameServer, one: Lookups, clock: FakeLoop, caplog: pytest.LogCaptureFixture
+    server: NameServer,
+    one: Lookups,
+    clock: FakeLoop,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(one._threads, "limit", 20)
     server.names["good.example"] = "192.0.2.1"
     await within(one.find("good.example"))
     clock.advance(1)
-    dead = [asyncio.create_task(one.find(f"dead{n}")) for n in range(lookup.MAX_LOOKUPS)]
-    await until(lambda: len(server.asked) == 1 + lookup.MAX_LOOKUPS)
+    dead = [asyncio.create_task(one.find(f"dead{n}")) for n in range(20)]
+    await until(lambda: len(server.asked) == 21)
     for task in dead:  # those whom nobody waits for take their threads all the same
         task.cancel()
     await asyncio.wait(dead)
     with pytest.raises(SinkUnreachable) as refused:
         await one.find("other.example")
-    text = "other.example was not looked up: 256 other names have yet to answer"
+    text = "other.example was not looked up: 20 other names have yet to answer"
     assert str(refused.value) == text
     assert "names that were not looked up: 1 more, last: other.example" in caplog.text
     assert found(await within(one.find("good.example"))) == ["192.0.2.1"]
