@@ -34,13 +34,13 @@ class NamedFile:
         return read_file(self.path) if self.folder is None else read_below(self.folder, self.path)
 
 
-def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Return the content of a regular file of at most MAX_FILE_BYTES.
+def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """Return the content of a regular file that is not too big.
 
     Raises:
         OSError: It cannot be read, or is none; the text names it.
     """
-    return _content(os.open(path, os.O_PATH | os.O_CLOEXEC), str(path))
+    return _content(os.open(path, os.O_PATH | os.O_CLOEXEC), str(path), max_bytes)
 
 
 def read_below(folder: str, path: str) -> bytes:
@@ -66,7 +66,7 @@ def read_below(folder: str, path: str) -> bytes:
     for part in real.parts:
         # A link that has come since leads nowhere: it is neither a folder nor a file.
         descriptor = _step(descriptor, part, path)
-    return _content(descriptor, path)
+    return _content(descriptor, path, MAX_FILE_BYTES)
 
 
 def path_below(folder: str, path: str) -> str:
@@ -103,7 +103,7 @@ def _step(descriptor: int, part: str, path: str) -> int:
         os.close(descriptor)
 
 
-def _content(found: int, path: str) -> bytes:
+def _content(found: int, path: str, max_bytes: int) -> bytes:
     """Return the content of what a descriptor without rights is of, and close that."""
     try:
         if not stat.S_ISREG(os.fstat(found).st_mode):
@@ -116,10 +116,10 @@ def _content(found: int, path: str) -> bytes:
         os.close(found)
     try:
         content = b""
-        while chunk := os.read(descriptor, MAX_FILE_BYTES + 1 - len(content)):
+        while chunk := os.read(descriptor, max_bytes + 1 - len(content)):
             content += chunk
     finally:
         os.close(descriptor)
-    if len(content) > MAX_FILE_BYTES:
-        raise OSError(errno.EFBIG, f"larger than {MAX_FILE_BYTES >> 20} MiB", path)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"larger than {max_bytes >> 20} MiB", path)
     return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from audiofork.files import MAX_FILE_BYTES, NamedFile, path_below, read_below, read_file
 
@@ -101,6 +104,14 @@ def test_path_outside_is_refused_alike_whether_it_is_there_or_not(folder: Path, 
     with pytest.raises(PermissionError) as caught:
         read_below(str(folder), path.format(folder))
     assert caught.value.strerror == f"not a file below {folder} ([security] tls_dir)"
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from([*"/.a\0é~", "..", "a.pem", "sub", "\ud800", "x" * 300])))
+def test_any_path_is_read_below_the_folder_or_an_os_error(folder: Path, parts: list[str]) -> None:
+    for path in ("".join(parts), f"{folder}/{''.join(parts)}"):
+        with contextlib.suppress(OSError):
+            assert read_below(str(folder), path) in (b"inside", b"below")
 
 
 @pytest.mark.parametrize("target", ["../secret", "../missing", "/etc/passwd", "/dev/ptmx", "/x"])
