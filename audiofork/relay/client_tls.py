@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import ssl
 
 from audiofork.config import Config, WebSocketConfig
 from audiofork.errors import ConfigError, SinkRefused
-from audiofork.files import NamedFile
+from audiofork.files import NamedFile, path_below
 from audiofork.link.messages import Tls
 from audiofork.threads import Threads
 from audiofork.tls_contexts import client_context, show_certificate
@@ -50,6 +51,7 @@ class ClientTls:
         """Return the context for a fork with these wishes; never waits."""
         if wishes is None:
             return self.configured
+        wishes = self._in_one_spelling(wishes)
         context = self._contexts.get(wishes)
         if context is None:
             context = self._contexts[wishes] = self._read(wishes)
@@ -57,6 +59,18 @@ class ClientTls:
             if len(self._contexts) > MAX_CONTEXTS:
                 del self._contexts[next(iter(self._contexts))]
         return context
+
+    def _in_one_spelling(self, wishes: Tls) -> Tls:
+        """Return wishes that are equal if their files are: each context takes a megabyte."""
+        folder = self._folder
+        paths = (wishes.ca_file, wishes.cert_file, wishes.key_file)
+        try:
+            ca, cert, key = (
+                path and os.path.join(folder, path_below(folder, path)) for path in paths
+            )
+        except ValueError:
+            return wishes  # they will be refused
+        return Tls(ca, cert, key, wishes.insecure)
 
     def _read(self, wishes: Tls) -> asyncio.Future[ssl.SSLContext]:
         if self._reads.is_full:

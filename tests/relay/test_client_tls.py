@@ -60,7 +60,8 @@ async def test_equal_wishes_share_a_context_until_the_configuration_is_read_anew
     tls = contexts(ca_file.parent)
     wishes, others = Tls(ca_file="ca.pem"), Tls(ca_file="ca.pem", insecure=True)
     first = await context(tls, wishes)
-    assert await context(tls, Tls(ca_file="ca.pem")) is first
+    for path in ("ca.pem", "./ca.pem", ".//./ca.pem", str(ca_file), f"{ca_file.parent}/./ca.pem"):
+        assert await context(tls, Tls(ca_file=path)) is first
     assert (await context(tls, others)).verify_mode is ssl.CERT_NONE
     tls.configure(Config(security=SecurityConfig(tls_dir=str(ca_file.parent))))
     assert await context(tls, wishes) is not first
@@ -70,7 +71,7 @@ async def test_file_that_is_mended_can_be_used(ca_file: Path, tmp_path: Path) ->
     tls = contexts(tmp_path)
     (tmp_path / "a.pem").write_text("no certificate")
     text = await refusal(tls, Tls(ca_file="a.pem"))
-    assert text.startswith("Options: T: the authorities of a.pem cannot be used: ")
+    assert text.startswith(f"Options: T: the authorities of {tmp_path}/a.pem cannot be used: ")
     (tmp_path / "a.pem").write_bytes(read_file(ca_file))
     assert (await context(tls, Tls(ca_file="a.pem"))).cert_store_stats()["x509_ca"] == 1
 
@@ -117,10 +118,14 @@ async def test_contexts_that_are_kept_are_limited(
     ca_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MAX_CONTEXTS", 2)
+    monkeypatch.setattr("audiofork.files.read_below", lambda folder, path: read_file(ca_file))
     tls = contexts(ca_file.parent)
-    for path in ("ca.pem", "./ca.pem", "././ca.pem"):
+    for path in ("a.pem", "b.pem", "c.pem"):
         await context(tls, Tls(ca_file=path))
-    assert [wishes.ca_file for wishes in tls._contexts] == ["./ca.pem", "././ca.pem"]
+    assert [wishes.ca_file for wishes in tls._contexts] == [
+        f"{ca_file.parent}/b.pem",
+        f"{ca_file.parent}/c.pem",
+    ]
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"], ids=["missing", "garbage"])

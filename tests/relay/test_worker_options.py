@@ -203,6 +203,6 @@ async def test_audio_flows_on_while_files_of_a_fork_do_not_come(
     again = relay.begin(url, tls=Tls(ca_file="a.pem"))
     go.set()
     ended = await relay.reported(ForkEnded, again)
-    text = "Options: T: the authorities of a.pem cannot be used: Stale file handle"
+    text = "Options: T: the authorities of /a.pem cannot be used: Stale file handle"
     assert (ended.reason, ended.detail) == (EndReason.SINK_REFUSED, text)
     await relay.worker.close()

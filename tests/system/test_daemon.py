@@ -149,7 +149,7 @@ async def test_files_of_option_t_are_those_of_tls_dir(
                 bad = start_fork(ami, target.channel, recorder.url("/bad"), f"D(in)T(ca={name})")
                 failed = await ami.wait_user_event("AudioForkFailed", ActionID=bad)
                 assert failed["Reason"] == "sink-refused"
-                text = f"Options: T: the authorities of {name} cannot be used: {why}"
+                text = f"Options: T: the authorities of {tmp_path}/{name} cannot be used: {why}"
                 assert failed["Detail"] == text
             await target.call.hangup()
             recording = await recorder.wait_closed("/")
