@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import os
 import ssl
@@ -52,13 +53,7 @@ class ClientTls:
         if wishes is None:
             return self.configured
         wishes = self._in_one_spelling(wishes)
-        context = self._contexts.get(wishes)
-        if context is None:
-            context = self._contexts[wishes] = self._read(wishes)
-            context.add_done_callback(functools.partial(self._on_read, wishes))
-            if len(self._contexts) > MAX_CONTEXTS:
-                del self._contexts[next(iter(self._contexts))]
-        return context
+        return self._contexts.get(wishes) or self._read(wishes)
 
     def _in_one_spelling(self, wishes: Tls) -> Tls:
         """Return wishes that are equal if their files are: each context takes a megabyte."""
@@ -73,13 +68,19 @@ class ClientTls:
         return Tls(ca, cert, key, wishes.insecure)
 
     def _read(self, wishes: Tls) -> asyncio.Future[ssl.SSLContext]:
-        if self._reads.is_full:
-            refused: asyncio.Future[ssl.SSLContext] = asyncio.get_running_loop().create_future()
-            text = f"Options: T: {MAX_READS} other files are being read, and none comes"
-            refused.set_exception(SinkRefused(text))
-            return refused
         ca, cert, key = self._files(wishes)
-        return self._reads.run(functools.partial(_read_wished, ca, cert, key, wishes.insecure))
+        try:
+            if self._reads.is_full:
+                raise OSError(errno.EAGAIN, f"{MAX_READS} other files are being read, none comes")
+            reading = functools.partial(_read_wished, ca, cert, key, wishes.insecure)
+            context = self._reads.run(reading)
+        except OSError as exc:
+            return _failed(SinkRefused(f"Options: T: {exc.strerror}"))
+        self._contexts[wishes] = context
+        context.add_done_callback(functools.partial(self._on_read, wishes))
+        if len(self._contexts) > MAX_CONTEXTS:
+            del self._contexts[next(iter(self._contexts))]
+        return context
 
     def _files(self, wishes: Tls) -> tuple[NamedFile | None, NamedFile | None, NamedFile | None]:
         """Return where authorities, certificate and key are; None: the system's, or none."""
@@ -90,9 +91,16 @@ class ClientTls:
         return ca, _named(settings.cert_file), _named(settings.priv_key_file)
 
     def _on_read(self, wishes: Tls, context: asyncio.Future[ssl.SSLContext]) -> None:
-        failed = context.exception() is not None  # has it taken, too, if nobody waits any more
+        failed = context.exception() is not None  # has it taken: perhaps nobody waits any more
         if failed and self._contexts.get(wishes) is context:
             del self._contexts[wishes]  # the file may be better next time
+
+
+def _failed(exc: SinkRefused) -> asyncio.Future[ssl.SSLContext]:
+    future: asyncio.Future[ssl.SSLContext] = asyncio.get_running_loop().create_future()
+    future.set_exception(exc)
+    future.exception()  # has it taken: perhaps nobody waits
+    return future
 
 
 def configured_tls(websocket: WebSocketConfig) -> ssl.SSLContext:

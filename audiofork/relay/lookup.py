@@ -13,6 +13,7 @@ so none outlives its TTL by more than that; caches of the system obey it, where 
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import logging
 import socket
@@ -53,8 +54,7 @@ class Lookups:
 
         Raises:
             socket.gaierror: It has none, or no server answers.
-            SinkUnreachable: Too many others are being looked up.
-            OSError: The system has no more threads.
+            SinkUnreachable: Too many others are being looked up, or there are no more threads.
             UnicodeError: The host is no name.
         """
         try:
@@ -73,12 +73,14 @@ class Lookups:
         return answer is not None and not answer.done()
 
     def _begin(self, host: str) -> asyncio.Future[Infos]:
-        if self._threads.is_full and host not in self._known:
-            self._refused.count(host)
-            raise SinkUnreachable(
-                f"{host} was not looked up: {self._threads.running} other names have yet to answer"
-            )
-        answer = self._threads.run(functools.partial(_ask, host))
+        try:
+            if self._threads.is_full and host not in self._known:
+                others = f"{self._threads.running} other names have yet to answer"
+                raise OSError(errno.EAGAIN, others)
+            answer = self._threads.run(functools.partial(_ask, host))
+        except OSError as exc:
+            self._refused.count(f"{host}: {exc.strerror}")
+            raise SinkUnreachable(f"{host} was not looked up: {exc.strerror}") from exc
         self._answers[host] = answer
         answer.add_done_callback(functools.partial(self._on_answer, host))
         return answer

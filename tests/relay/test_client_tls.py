@@ -104,7 +104,7 @@ async def test_files_that_do_not_come_hold_up_so_many_wishes_and_no_more(
     tls = contexts(ca_file.parent)
     slow = [tls.context_of(Tls(ca_file=f"{n}.pem")) for n in range(module.MAX_READS)]
     text = await refusal(tls, Tls(ca_file="one-more.pem"))
-    assert text == "Options: T: 32 other files are being read, and none comes"
+    assert text == "Options: T: 32 other files are being read, none comes"
     assert await context(tls, None) is tls.configured
     go.set()
     async with asyncio.timeout(5):
@@ -112,6 +112,20 @@ async def test_files_that_do_not_come_hold_up_so_many_wishes_and_no_more(
             assert isinstance(one, asyncio.Future)
             await one
     assert await context(tls, Tls(ca_file="one-more.pem"))
+
+
+async def test_system_without_more_threads_is_told(
+    ca_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    tls = contexts(ca_file.parent)
+    with monkeypatch.context() as patched:
+        patched.setattr("threading.Thread.start", refuse)
+        text = await refusal(tls, Tls(ca_file="ca.pem"))
+    assert text == "Options: T: no more threads: can't start new thread"
+    assert await context(tls, Tls(ca_file="ca.pem"))
 
 
 async def test_contexts_that_are_kept_are_limited(

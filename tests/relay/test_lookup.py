@@ -177,6 +177,20 @@ async def test_beyond_the_limit_a_new_name_is_refused_and_a_known_one_is_not(
     assert found(await within(one.find("other.example"))) == ["192.0.2.3"]
 
 
+async def test_system_without_more_threads_is_told(
+    server: NameServer, one: Lookups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("threading.Thread.start", refuse)
+        with pytest.raises(SinkUnreachable, match=r"^h was not looked up: no more threads: can't"):
+            await one.find("h")
+    server.names["h"] = "192.0.2.1"
+    assert found(await within(one.find("h"))) == ["192.0.2.1"]
+
+
 async def test_name_that_answered_long_ago_is_forgotten(
     server: NameServer, one: Lookups, monkeypatch: pytest.MonkeyPatch
 ) -> None:
