@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import os
 import socket
 import struct
 from pathlib import Path
@@ -34,6 +35,8 @@ class NameServer(asyncio.DatagramProtocol):
         self._ttl_s = ttl_s
 
     async def __aenter__(self) -> Self:
+        if os.geteuid():
+            raise PermissionError("a name server listens on port 53, which takes root")
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=ADDRESS)
         return self
