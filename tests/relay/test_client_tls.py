@@ -76,6 +76,18 @@ async def test_file_that_is_mended_can_be_used(ca_file: Path, tmp_path: Path) ->
     assert (await context(tls, Tls(ca_file="a.pem"))).cert_store_stats()["x509_ca"] == 1
 
 
+@pytest.mark.parametrize("path", ["missing.pem", "ca.pem", "/etc/passwd"])
+async def test_certificate_that_cannot_be_used_costs_no_loading_of_authorities(
+    ca_file: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    tls = contexts(ca_file.parent)
+    made: list[str] = []
+    monkeypatch.setattr(module, "client_context", made.append)
+    text = await refusal(tls, Tls(cert_file=path))
+    assert text.startswith("Options: T: the certificate ")
+    assert made == []
+
+
 @pytest.mark.parametrize("path", ["/etc/passwd", "/nowhere/a.pem", "../ca.pem", "/dev/ptmx"])
 async def test_file_outside_is_refused_alike_whether_it_is_there_or_not(
     tmp_path: Path, path: str
