@@ -193,6 +193,38 @@ async def test_sighup_takes_the_new_settings_and_a_bad_file_changes_nothing(
         await target.call.hangup()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("path", ["/dev/ptmx", "/dev/zero", "pipe", "big"])
+async def test_sighup_with_a_file_that_is_none_changes_nothing_and_audio_flows_on(
+    asterisk: Asterisk,
+    ami: AmiClient,
+    caller: SipUser,
+    recorder: Recorder,
+    tmp_path: Path,
+    workers: int,
+    path: str,
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "big").write_bytes(b"#" * (2 << 20))
+    target = await place_call(ami, caller)
+    target.call.talk()
+    with Daemon(asterisk, {"relay": f"workers = {workers}\n"}) as daemon:
+        start_fork(ami, target.channel, recorder.url("/"), "D(in)S")
+        count = len((await recorder.wait_messages("/", 5)).messages)
+        good = daemon.config.read_text()
+        refused = "not reloaded, the old configuration stays"
+        for number, option in enumerate(("ca_list_file", "cert_file"), 1):
+            daemon.config.write_text(f"{good}[websocket]\n{option} = {tmp_path / path}\n")
+            await daemon.reload(refused, times=number)
+        daemon.config.write_text(good.replace("secret = ", f"secret_file = {tmp_path / path}\n;"))
+        await daemon.reload(refused, times=3)
+        await recorder.wait_messages("/", count + 20)
+        start_fork(ami, target.channel, recorder.url("/after"), "D(in)S")
+        await recorder.wait_messages("/after", 5)
+        await target.call.hangup()
+    assert daemon.exit_code == 0
+
+
 async def test_refused_login_is_said_with_what_to_do(asterisk: Asterisk) -> None:
     settings = {"asterisk": f"port = {asterisk.ami_port}\nsecret = wrong\n"}
     daemon = Daemon(asterisk, settings, waits_for="next try in 60 s")
