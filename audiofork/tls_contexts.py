@@ -23,9 +23,8 @@ def client_context(ca_file: str | NamedFile = "") -> ssl.SSLContext:
     Raises:
         OSError: The file cannot be used; the text may not name it. ssl.SSLError is one.
     """
-    if not ca_file:
-        return ssl.create_default_context()
-    with _copy_of(_content(ca_file)) as path:
+    with contextlib.ExitStack() as copies:
+        path = copies.enter_context(_copy_of(_content(ca_file))) if ca_file else None
         return ssl.create_default_context(cafile=path)
 
 
