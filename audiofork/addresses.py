@@ -10,7 +10,59 @@ IPNetwork = IPv4Network | IPv6Network
 
 _MAPPED = IPv6Network("::ffff:0:0/96")
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
+_MULTICAST_IPV4 = IPv4Network("224.0.0.0/4")
 _PUBLIC_IPV6 = IPv6Network("2000::/3")  # all that is given out
+
+# The IANA IPv4 and IPv6 Special-Purpose Address Registries, as they were in 2025 (the last that
+# came was 100:0:0:1::/64): whether a block is globally reachable. What the registries leave open
+# (N/A) is not. A block within another one goes before it. What Python knows of them differs from
+# release to release.
+_SPECIAL: dict[str, bool] = {
+    "0.0.0.0/8": False,  # "This network"
+    "10.0.0.0/8": False,  # Private-Use
+    "100.64.0.0/10": False,  # Shared Address Space
+    "127.0.0.0/8": False,  # Loopback
+    "169.254.0.0/16": False,  # Link Local
+    "172.16.0.0/12": False,  # Private-Use
+    "192.0.0.0/24": False,  # IETF Protocol Assignments, 192.0.0.8 (dummy address) among them
+    "192.0.0.9/32": True,  # Port Control Protocol Anycast
+    "192.0.0.10/32": True,  # Traversal Using Relays around NAT Anycast
+    "192.0.2.0/24": False,  # Documentation (TEST-NET-1)
+    "192.31.196.0/24": True,  # AS112-v4
+    "192.52.193.0/24": True,  # AMT
+    "192.88.99.0/24": False,  # Deprecated (6to4 Relay Anycast), 192.88.99.2 (6a44) among them
+    "192.168.0.0/16": False,  # Private-Use
+    "192.175.48.0/24": True,  # Direct Delegation AS112 Service
+    "198.18.0.0/15": False,  # Benchmarking
+    "198.51.100.0/24": False,  # Documentation (TEST-NET-2)
+    "203.0.113.0/24": False,  # Documentation (TEST-NET-3)
+    "240.0.0.0/4": False,  # Reserved, 255.255.255.255 (Limited Broadcast) among them
+    "::/128": False,  # Unspecified Address
+    "::1/128": False,  # Loopback Address
+    "64:ff9b:1::/48": False,  # IPv4-IPv6 Translat. for local use
+    "100::/64": False,  # Discard-Only Address Block
+    "100:0:0:1::/64": False,  # Dummy IPv6 Prefix
+    "2001::/23": False,  # IETF Protocol Assignments
+    "2001:1::1/128": True,  # Port Control Protocol Anycast
+    "2001:1::2/128": True,  # Traversal Using Relays around NAT Anycast
+    "2001:1::3/128": True,  # DNS-SD Service Registration Protocol Anycast
+    "2001:2::/48": False,  # Benchmarking
+    "2001:3::/32": True,  # AMT
+    "2001:4:112::/48": True,  # AS112-v6
+    "2001:10::/28": False,  # Deprecated (ORCHID)
+    "2001:20::/28": True,  # ORCHIDv2
+    "2001:30::/28": True,  # Drone Remote ID Protocol Entity Tags
+    "2001:db8::/32": False,  # Documentation
+    "2620:4f:8000::/48": True,  # Direct Delegation AS112 Service
+    "3fff::/20": False,  # Documentation
+    "5f00::/16": False,  # Segment Routing (SRv6) SIDs
+    "fc00::/7": False,  # Unique-Local
+    "fe80::/10": False,  # Link-Local Unicast
+}
+_BLOCKS = sorted(
+    ((ip_network(block), reachable) for block, reachable in _SPECIAL.items()),
+    key=lambda one: -one[0].prefixlen,
+)
 
 
 def address_of(text: str) -> IPAddress:
@@ -54,13 +106,23 @@ def is_public(address: IPAddress) -> bool:
     """Tell whether an address is one of the public internet.
 
     Loopback, private, link-local, multicast and reserved ones are not, in whichever form of IPv6
-    they are wrapped: mapped, 6to4, NAT64.
+    they are wrapped: mapped, 6to4, Teredo, NAT64.
     """
+    if isinstance(address, IPv6Address) and (wrapped := _wrapped_in(address)):
+        return all(is_public(one) for one in wrapped)
+    for block, reachable in _BLOCKS:
+        if address in block:
+            return reachable
     if isinstance(address, IPv4Address):
-        return address.is_global and not address.is_multicast and not address.is_reserved
+        return address not in _MULTICAST_IPV4
+    return address in _PUBLIC_IPV6
+
+
+def _wrapped_in(address: IPv6Address) -> tuple[IPv4Address, ...]:
+    """Return the IPv4 addresses that what is sent to an address of IPv6 may go to."""
     if address in _NAT64:
-        return is_public(IPv4Address(int(address) & 0xFFFFFFFF))
+        return (IPv4Address(int(address) & 0xFFFFFFFF),)
+    if address.teredo is not None:
+        return address.teredo
     wrapped = address.ipv4_mapped or address.sixtofour
-    if wrapped is not None:
-        return is_public(wrapped)
-    return address in _PUBLIC_IPV6 and address.is_global
+    return () if wrapped is None else (wrapped,)

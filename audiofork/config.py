@@ -17,6 +17,7 @@ from audiofork.config_values import Address as Address
 from audiofork.config_values import (
     address,
     address_or_nothing,
+    folder_or_nothing,
     http_url_or_nothing,
     multiple_of_20,
     networks,
@@ -215,6 +216,11 @@ class SecurityConfig:
     )
     allow_insecure_tls: bool = _option(
         "no", yes_or_no, "Let a fork ask for no check of certificates: option T(insecure)."
+    )
+    tls_dir: str = _option(
+        "/etc/audiofork/tls",
+        folder_or_nothing,
+        "The folder of the files that option T of a fork may name; empty: none.",
     )
     allow_post_process: bool = _option(
         "no",

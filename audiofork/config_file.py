@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from audiofork.config import EXAMPLES, NAMED_SECTIONS, SECTIONS, Config
 from audiofork.config_values import MAX_PORT, text, word
 from audiofork.errors import ConfigError
+from audiofork.files import read_file
 
 _INTRO = """\
 ; audiofork.ini: the configuration of audiofork.
@@ -45,7 +46,7 @@ def load(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
         ConfigError: The file cannot be read or holds something that is not known or not allowed.
     """
     try:
-        content = path.read_text(encoding="utf-8")
+        content = read_file(path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: {exc}") from exc
     return parse(content, environment, source=str(path))
@@ -153,7 +154,8 @@ def _read_section(
         try:
             values[option.name] = option.metadata["parse"](value.strip())
         except ValueError as exc:
-            shown = repr(value) if option.repr else "the value"
+            # What stands before an @ may be a password.
+            shown = repr(value) if option.repr and "@" not in value else "the value"
             raise ConfigError(
                 f"{where}: [{name}] {option.name}: expected {exc}, got {shown}"
             ) from exc
@@ -217,7 +219,7 @@ def _with_secrets(config: Config, source: str) -> Config:
 
 def _secret(path: Path, where: str) -> str:
     try:
-        return text(path.read_text(encoding="utf-8").strip())
+        return text(read_file(path).decode("utf-8").strip())
     except OSError as exc:
         raise ConfigError(f"{where}: {exc}") from exc
     except ValueError:  # not UTF-8, or more than one line; the cause would quote the secret

@@ -46,6 +46,12 @@ def text(value: str) -> str:
     return value
 
 
+def folder_or_nothing(value: str) -> str:
+    if value and not text(value).startswith("/"):
+        raise ValueError("an absolute path, or nothing")
+    return value
+
+
 def yes_or_no(value: str) -> bool:
     known = configparser.RawConfigParser.BOOLEAN_STATES
     if value.lower() not in known:

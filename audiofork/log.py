@@ -50,13 +50,25 @@ class CounterLine:
 
 
 def without_query(url: str) -> str:
-    """Return a URL as it may stand in a log: queries carry tokens."""
+    """Return a URL as it may stand in a log: queries carry tokens, and an @ may end a password."""
     try:
         parts = urlsplit(url)
     except ValueError:
         return "(not a URL)"
     host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}" + ("?..." if parts.query else "")
+    path = "/..." if "@" in parts.path else parts.path
+    return f"{parts.scheme}://{host}{path}" + ("?..." if parts.query else "")
+
+
+def without_credentials(url: str) -> str:
+    """Return what was given for a URL, and refused, as it may be shown.
+
+    Of one with an @, before which a password may stand anywhere, that is the scheme at most.
+    """
+    if "@" not in url:
+        return url
+    scheme = url.partition(":")[0].lower()
+    return f"{scheme}://..." if scheme in ("ws", "wss", "http", "https") else "..."
 
 
 class _TextFormatter(logging.Formatter):

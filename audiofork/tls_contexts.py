@@ -1,12 +1,20 @@
-"""How TLS is spoken, by whoever speaks it: TLS 1.2 or later, as OpenSSL's defaults are."""
+"""How TLS is spoken, by whoever speaks it: TLS 1.2 or later, as OpenSSL's defaults are.
+
+Certificates and keys are read by `audiofork.files`, never by OpenSSL from where they lie.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import ssl
+from collections.abc import Iterator
 from pathlib import Path
 
+from audiofork.files import NamedFile, read_file
 
-def client_context(ca_file: str = "") -> ssl.SSLContext:
+
+def client_context(ca_file: str | NamedFile = "") -> ssl.SSLContext:
     """Return a context that verifies a server's certificate and name.
 
     Args:
@@ -15,7 +23,33 @@ def client_context(ca_file: str = "") -> ssl.SSLContext:
     Raises:
         OSError: The file cannot be used; the text may not name it. ssl.SSLError is one.
     """
-    return ssl.create_default_context(cafile=ca_file or None)
+    with contextlib.ExitStack() as copies:
+        path = copies.enter_context(_copy_of(_content(ca_file))) if ca_file else None
+        return ssl.create_default_context(cafile=path)
+
+
+def show_certificate(
+    context: ssl.SSLContext,
+    cert_file: str | Path | NamedFile,
+    key_file: str | Path | NamedFile | None = None,
+    *,
+    may_ask: bool = False,
+) -> None:
+    """Let a context show a certificate of ours.
+
+    Args:
+        cert_file: The certificate, in PEM.
+        key_file: Its key; empty or None: in the same file.
+        may_ask: Whether somebody may be asked on a terminal for the passphrase of the key.
+
+    Raises:
+        OSError: A file cannot be used, or they do not belong together. ssl.SSLError is one.
+    """
+    password = None if may_ask else ""  # with one of no length nobody is asked
+    with contextlib.ExitStack() as copies:
+        cert = copies.enter_context(_copy_of(_content(cert_file)))
+        key = copies.enter_context(_copy_of(_content(key_file))) if key_file else None
+        context.load_cert_chain(cert, key, password)
 
 
 def server_context(
@@ -23,15 +57,23 @@ def server_context(
 ) -> ssl.SSLContext:
     """Return a context for a server, which asks its clients for no certificate.
 
-    Args:
-        cert_file: Its certificate, in PEM.
-        key_file: Its key; empty or None: in the same file.
-        may_ask: Whether somebody may be asked on a terminal for the passphrase of the key.
-
-    Raises:
-        OSError: A file cannot be used, or they do not belong together. ssl.SSLError is one.
+    Args, Raises: as of `show_certificate`.
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    # With a password of no length nobody is asked.
-    context.load_cert_chain(cert_file, key_file or None, password=None if may_ask else "")
+    show_certificate(context, cert_file, key_file, may_ask=may_ask)
     return context
+
+
+def _content(file: str | Path | NamedFile) -> bytes:
+    return file.read() if isinstance(file, NamedFile) else read_file(file)
+
+
+@contextlib.contextmanager
+def _copy_of(content: bytes) -> Iterator[str]:
+    """Yield the path of a copy in memory: what OpenSSL loads has to have one."""
+    copy = os.memfd_create("audiofork-pem")
+    try:
+        os.write(copy, content)
+        yield f"/proc/self/fd/{copy}"
+    finally:
+        os.close(copy)

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -605,6 +606,39 @@ def test_secret_file_that_cannot_be_used_is_an_error_without_the_secret(
     assert text.startswith(f"test.ini: [{section}] {option}_file: ")
     assert str(path) in text
     assert "hunter2" not in text
+
+
+@each_secret
+def test_secret_file_that_is_no_file_is_an_error_at_once(
+    section: str, option: str, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    text = refusal(f"[{section}]\n{option}_file = {tmp_path}/pipe")
+    assert text.endswith(f"not a regular file: '{tmp_path}/pipe'")
+
+
+def test_configuration_that_is_no_file_is_an_error_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ConfigError, match=f"{path}: .*not a regular file"):
+            load(path, {})
+
+
+@pytest.mark.parametrize("value", ["ws:ok ws//user:hunter2@host", "user:hunter2@host"])
+def test_password_in_a_url_is_not_shown_by_errors(value: str) -> None:
+    text = refusal(f"[security]\nallow_urls = {value}")
+    assert text.endswith("expected patterns that begin with ws://, wss:// or *://, got the value")
+
+
+# --- Files that requests may name ---
+
+
+def test_tls_dir_is_an_absolute_path_or_nothing() -> None:
+    assert read("").security.tls_dir == "/etc/audiofork/tls"
+    assert read("[security]\ntls_dir = /srv/tls").security.tls_dir == "/srv/tls"
+    assert read("[security]\ntls_dir =").security.tls_dir == ""
+    text = "[security] tls_dir: expected an absolute path, or nothing, got 'tls'"
+    assert text in refusal("[security]\ntls_dir = tls")
 
 
 # --- Several processes ---

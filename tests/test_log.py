@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from audiofork.config import LogConfig
-from audiofork.log import CounterLine, ForkLog, set_up, without_query
+from audiofork.log import CounterLine, ForkLog, set_up, without_credentials, without_query
 
 FORK_ID = "3f2a91c0-d1e8-4c52-9a7b-0123456789ab"
 LIBRARIES = ("asyncio", "panoramisk", "websockets")
@@ -87,6 +87,25 @@ def test_detail_with_percent_signs_is_text(
 )
 def test_without_query_hides_what_may_be_secret(url: str, shown: str) -> None:
     assert without_query(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("ws://example.org/a?token=1", "ws://example.org/a?token=1"),
+        ("ws:user:hunter2@host", "ws://..."),
+        ("wss://user:hunt/er2@host/path?a=b", "wss://..."),
+        ("WS://user:hunter2@host", "ws://..."),
+        ("user:hunter2@host", "..."),
+        ("hunter2@host", "..."),
+        ("ws//user:hunter2@host", "..."),
+    ],
+)
+def test_without_credentials_shows_of_a_url_with_an_at_no_more_than_the_scheme(
+    url: str, shown: str
+) -> None:
+    assert without_credentials(url) == shown
+    assert "hunter2" not in without_query(shown)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 import subprocess
 from pathlib import Path
@@ -31,6 +32,33 @@ def test_client_trusts_the_authorities_of_the_file_alone(tmp_path: Path) -> None
     path = tmp_path / "ca.pem"
     trustme.CA().cert_pem.write_to_path(path)
     assert client_context(str(path)).cert_store_stats()["x509_ca"] == 1
+
+
+def test_authorities_may_have_comments_in_any_script(tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    comment = "Größte Autorität \N{CJK UNIFIED IDEOGRAPH-4E16}\n".encode()
+    path.write_bytes(comment + trustme.CA().cert_pem.bytes() + b"\xff\n")
+    assert client_context(str(path)).cert_store_stats()["x509_ca"] == 1
+
+
+def test_file_that_is_none_or_too_big_is_not_opened(certificate: Path, tmp_path: Path) -> None:
+    big = tmp_path / "big.pem"
+    big.write_bytes(certificate.read_bytes() + b"\n" * (1 << 20))
+    os.mkfifo(tmp_path / "pipe")
+    for path in (big, tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(OSError, match="not a regular file|larger than 1 MiB"):
+            client_context(str(path))
+        with pytest.raises(OSError, match="not a regular file|larger than 1 MiB"):
+            server_context(path)
+        with pytest.raises(OSError, match="not a regular file|larger than 1 MiB"):
+            server_context(certificate, path)
+
+
+def test_nothing_is_left_of_what_was_loaded(certificate: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    server_context(certificate, certificate)
+    client_context(str(certificate))
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,12 @@ from pathlib import Path
 
 from audiofork.commands.dialplan import kind_of
 from audiofork.commands.migrate_text import Migration, migrate_text
+from audiofork.files import read_file
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
 
+MAX_DIALPLAN_BYTES = 16 << 20
 INCLUDE = "#include extensions_audiofork.conf"
 
 
@@ -76,7 +78,7 @@ def _summary(result: Migration, write: bool) -> str:
 
 def _migrate_file(path: Path) -> tuple[str, Migration]:
     # Bytes that are not UTF-8 (an old file in Latin-1) come through as they are.
-    old = path.read_bytes().decode("utf-8", "surrogateescape")
+    old = read_file(path, MAX_DIALPLAN_BYTES).decode("utf-8", "surrogateescape")
     return old, migrate_text(old, kind_of(path))
 
 

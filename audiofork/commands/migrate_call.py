@@ -107,7 +107,7 @@ _OF_THE_GOSUB = re.compile(r"\^\{(?:EXTEN|CONTEXT|PRIORITY|ARG\d+)\b")
 
 _DIFFERENCES = {
     "T": "T: certificates are verified; the module verified none. For an authority of your own "
-    "set [websocket] ca_list_file or T(ca=/path)",
+    "set [websocket] ca_list_file, or T(ca=NAME) with a file in [security] tls_dir",
     "a": "a has no effect, as before",
     "b": "b: audio flows only while the channel is bridged; in the module b had no effect",
     "S": "S keeps time in D(in); D(out) and D(both) always do",

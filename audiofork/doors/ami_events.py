@@ -27,7 +27,7 @@ from audiofork.forks.events import (
     Started,
     Stopped,
 )
-from audiofork.log import without_query
+from audiofork.log import without_credentials, without_query
 from audiofork.text import harmless
 
 log = logging.getLogger(__name__)
@@ -137,9 +137,9 @@ class AmiEvents:
     def refused(self, fields: dict[str, str], why: str) -> None:
         """Answer a user event that is not granted, with what of it is harmless."""
         safe = {name: harmless(value) for name, value in fields.items()}
+        url = harmless(without_credentials(fields.get("wsserver", "")))
         why = harmless(why)
         channel, uniqueid = safe.get("channel", ""), safe.get("uniqueid", "")
-        url = safe.get("wsserver", "")
         where = f" to {without_query(url)}" if url else ""
         log.warning(
             "request for channel %s%s refused: %s", channel or uniqueid or "(none)", where, why

@@ -7,11 +7,13 @@ from collections.abc import Collection
 
 from audiofork.config import SecurityConfig
 from audiofork.errors import RequestRefused
+from audiofork.files import outside_of, path_below
 from audiofork.forks.fork import Fork, effective_url
 from audiofork.forks.lifecycle import ForkState
 from audiofork.forks.post_process.commands import is_named
 from audiofork.forks.requests import StartFork
 from audiofork.forks.urls import check_url
+from audiofork.link.messages import Tls
 from audiofork.system import FILES_PER_FORK, can_open, file_limit, warn_of_low_file_limit
 
 LONGEST_WAIT_S = 5.0
@@ -70,9 +72,8 @@ class Admission:
             raise RequestRefused(f"{security.max_forks} forks run already (max_forks)")
         url = effective_url(request)
         check_url(url, security.allow_urls, allow_private=security.allow_private)
-        tls = request.options.tls
-        if tls is not None and tls.insecure and not security.allow_insecure_tls:
-            raise RequestRefused("Options: T(insecure) is not allowed (allow_insecure_tls)")
+        if request.options.tls is not None:
+            _check_tls(request.options.tls, security)
         is_text = bool(request.post_process) and not is_named(request.post_process)
         if is_text and not security.allow_post_process:
             raise RequestRefused(
@@ -127,6 +128,18 @@ class Admission:
             except TimeoutError:
                 return
         self._check_open()
+
+
+def _check_tls(tls: Tls, security: SecurityConfig) -> None:
+    if tls.insecure and not security.allow_insecure_tls:
+        raise RequestRefused("Options: T(insecure) is not allowed (allow_insecure_tls)")
+    folder = security.tls_dir
+    for name, path in (("ca", tls.ca_file), ("cert", tls.cert_file), ("key", tls.key_file)):
+        try:
+            if path:
+                path_below(folder, path)
+        except ValueError:
+            raise RequestRefused(f"Options: T({name}={path}): {outside_of(folder)}") from None
 
 
 def _check_files(forks: Collection[Fork]) -> None:

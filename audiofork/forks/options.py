@@ -232,17 +232,17 @@ def _ignored(options: Options, _argument: str | None) -> Options:
 
 
 def _tls(options: Options, argument: str | None) -> Options:
-    """T(on), T(insecure), T(ca=/path), T(cert=/path:key=/path), and these joined by colons."""
+    """T(on), T(insecure), T(ca=NAME), T(cert=NAME:key=NAME), and these joined by colons."""
     known = {"ca": "ca_file", "cert": "cert_file", "key": "key_file"}
     tls: dict[str, Any] = {}
     for part in (argument or "").split(":"):
         name, equals, path = part.strip().partition("=")
-        if equals and name in known and path.startswith("/"):
+        if name in known and path and not path.startswith(" "):
             tls[known[name]] = path
         elif name == "insecure" and not equals:
             tls["insecure"] = True
         elif name.lower() not in _ON or equals:
-            raise _bad("T", "on, insecure, ca=/path, cert=/path or key=/path", argument)
+            raise _bad("T", "on, insecure, ca=NAME, cert=NAME or key=NAME", argument)
     if "key_file" in tls and "cert_file" not in tls:
         raise RequestRefused("Options: T takes a key only with a cert")
     return replace(options, use_tls=True, tls=Tls(**tls) if tls else None)

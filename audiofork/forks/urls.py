@@ -12,6 +12,7 @@ from audiofork.uri import escaped, uri_of
 
 # AMI discards lines longer than 1024 bytes, and `WsServer: ` comes before the URL.
 MAX_URL_BYTES = 1000
+_PLAIN_AUTHORITY = re.compile(r"(?:\[[^\]@]*\]|[^:@\[\]]+)(?::[0-9]*)?")
 _PORTS = {"ws": 80, "wss": 443}
 
 
@@ -31,14 +32,16 @@ def check_url(url: str, allowed: tuple[str, ...], *, allow_private: bool = True)
     """
     if len(url.encode(errors="replace")) > MAX_URL_BYTES:
         raise RequestRefused(f"WsServer: longer than {MAX_URL_BYTES} bytes")
-    if "@" in re.split(r"[/?#]", url.partition("//")[2])[0]:
-        # Before all that could fail with a text that quotes them.
+    if _may_hold_credentials(url):
         raise RequestRefused("WsServer: credentials are not allowed in a URL")
     try:
         parts = urlsplit(url)
+    except ValueError:  # its text quotes the host
+        raise RequestRefused("WsServer: not a URL") from None
+    try:
         port = parts.port
-    except ValueError as exc:
-        raise RequestRefused(f"WsServer: not a URL: {exc}") from exc
+    except ValueError:
+        raise RequestRefused("WsServer: not a URL: the port is no number up to 65535") from None
     if parts.scheme not in _PORTS:
         raise RequestRefused("WsServer: the scheme must be ws or wss")
     if not parts.hostname:
@@ -59,6 +62,15 @@ def check_url(url: str, allowed: tuple[str, ...], *, allow_private: bool = True)
 def hosts_at_will(allowed: tuple[str, ...]) -> bool:
     """Return whether patterns let whoever may start a fork choose the host freely."""
     return any(re.match(r"[^/]*//\*(:|/|$)", pattern) for pattern in allowed)
+
+
+def _may_hold_credentials(url: str) -> bool:
+    """Return whether there is an @ that does not stand behind a host, and so perhaps a password.
+
+    It need not be where it belongs: ws:user:pw@host, ws://user:pa/ss@host.
+    """
+    authority = re.split(r"[/?#]", url.partition("://")[2])[0]
+    return "@" in url and not _PLAIN_AUTHORITY.fullmatch(authority)
 
 
 def _check_requested(requested: SplitResult, allowed: tuple[str, ...], allow_private: bool) -> None:

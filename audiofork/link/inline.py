@@ -8,7 +8,8 @@ from audiofork.config import Address, Config
 from audiofork.errors import CannotListen
 from audiofork.link.messages import Command, SendReport
 from audiofork.link.relay import Reports, give
-from audiofork.relay.worker import Worker, configured_tls
+from audiofork.relay.client_tls import configured_tls
+from audiofork.relay.worker import Worker
 
 
 class InlineRelay:

@@ -19,8 +19,11 @@ from websockets.uri import parse_uri
 
 from audiofork import __version__
 from audiofork.config import WebSocketConfig
+from audiofork.relay.client_tls import TlsContext
+from audiofork.relay.lookup import lookups
 from audiofork.relay.outlet import Outlet
 from audiofork.relay.resolve import open_socket
+from audiofork.relay.retry import NotInTime
 from audiofork.relay.tls import open_tls
 from audiofork.uri import uri_of
 
@@ -91,10 +94,10 @@ class Connector:
     """
 
     def __init__(
-        self, url: str, tls: ssl.SSLContext, config: WebSocketConfig, *, allow_private: bool
+        self, url: str, tls: TlsContext, config: WebSocketConfig, *, allow_private: bool
     ) -> None:
         self._url = url
-        self._tls = tls if url.lower().startswith("wss:") else None
+        self._tls: TlsContext | None = tls if url.lower().startswith("wss:") else None
         self._config = config
         self._allow_private = allow_private
         self._timeout: asyncio.Timeout | None = None
@@ -110,12 +113,14 @@ class Connector:
             close_timeout_s: How long the connection's close may take.
 
         Raises:
-            TimeoutError: It took too long, or `give_up()` was called.
+            TimeoutError: It took too long, or `give_up()` was called; NotInTime is one.
             Exception: What `retry.connect_failure` knows.
         """
+        uri = parse_uri(uri_of(self._url))
         try:
             async with asyncio.timeout(self._config.connect_timeout) as self._timeout:
-                uri = parse_uri(uri_of(self._url))
+                if isinstance(self._tls, asyncio.Future):
+                    self._tls = await asyncio.shield(self._tls)
                 connected = await open_socket(uri.host, uri.port, allow_private=self._allow_private)
                 connection = Connection(
                     outlet,
@@ -128,6 +133,12 @@ class Connector:
                 )
                 await self._shake_hands(connection, connected, uri.host)
                 return connection
+        except TimeoutError as exc:
+            if isinstance(self._tls, asyncio.Future):
+                raise NotInTime("the files of option T are still being read") from exc
+            if lookups().is_under_way(uri.host):
+                raise NotInTime(f"the name {uri.host} is still being looked up") from exc
+            raise
         finally:
             self._timeout = None
 
@@ -135,6 +146,7 @@ class Connector:
         self, connection: Connection, connected: socket.socket, host: str
     ) -> None:
         if self._tls is not None:
+            assert isinstance(self._tls, ssl.SSLContext), "its files have been read"
             await open_tls(connected, self._tls, host, connection)
         else:
             loop = asyncio.get_running_loop()

@@ -21,6 +21,7 @@ from typing import Any
 
 from audiofork.addresses import IPAddress, address_of, is_public
 from audiofork.errors import SinkRefused
+from audiofork.relay.lookup import lookups
 
 # How long one attempt has before the next address is tried beside it (RFC 8305, 8).
 ATTEMPT_DELAY_S = 0.25
@@ -45,13 +46,14 @@ async def open_socket(host: str, port: int, *, allow_private: bool) -> socket.so
 
     Raises:
         SinkRefused: It has no public address; the text names one that it has, and the rule.
+        SinkUnreachable: It is not looked up, since too many others are.
         OSError: The look-up failed, or no address that may be could be connected to; then it is
             what the last one said, or another one if that was only that there is no route.
         UnicodeError: The host is no name.
     """
-    infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    infos = await lookups().find(host)
     allowed = [
-        (family, there)
+        (family, _at_port(there, port))
         for family, *_, there in infos
         if allow_private or is_public(_address(there))
     ]
@@ -65,6 +67,10 @@ async def open_socket(host: str, port: int, *, allow_private: bool) -> socket.so
 
 def _address(there: tuple[object, ...]) -> IPAddress:
     return address_of(str(there[0]))
+
+
+def _at_port(there: tuple[Any, ...], port: int) -> tuple[Any, ...]:
+    return (there[0], port, *there[2:])
 
 
 def _interleaved(targets: Iterable[_Target]) -> list[_Target]:

@@ -31,6 +31,10 @@ FIRST_WAIT_S = 0.25
 HEALTHY_S = 5.0
 
 
+class NotInTime(TimeoutError):
+    """A connect took too long; the text says what it was still waiting for."""
+
+
 class Retries:
     """Counts failed attempts in a row, and says how long to wait before the next.
 
@@ -95,6 +99,8 @@ def connect_failure(exc: Exception) -> SinkError:
         return _bad_status(exc.response)
     if isinstance(exc, ssl.SSLCertVerificationError):
         return SinkRefused(f"certificate not accepted: {exc.verify_message}")
+    if isinstance(exc, NotInTime):
+        return SinkUnreachable(str(exc))
     if isinstance(exc, TimeoutError):
         return SinkUnreachable("no answer in time")
     if isinstance(exc, InvalidMessage):

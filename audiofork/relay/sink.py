@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import Callable
 
 from websockets.exceptions import ConnectionClosed
@@ -14,6 +13,7 @@ from audiofork.config import WebSocketConfig
 from audiofork.errors import SinkError
 from audiofork.relay import retry
 from audiofork.relay.backlog import Backlog
+from audiofork.relay.client_tls import TlsContext
 from audiofork.relay.connection import Connection, Connector
 from audiofork.relay.formats.base import Audio, Command, Event, Message, MessageFormat, Text
 from audiofork.relay.formats.raw import RawFormat
@@ -68,7 +68,7 @@ class Sink(SinkCallbacks):
         self,
         url: str,
         config: WebSocketConfig,
-        tls: ssl.SSLContext,
+        tls: TlsContext,
         *,
         frame_bytes: int = FRAME_BYTES,
         allow_private: bool = True,

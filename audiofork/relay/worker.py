@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
-import ssl
 from dataclasses import replace
 
 from audiofork.config import Address, Config, WebSocketConfig
-from audiofork.errors import ConfigError
 from audiofork.link.messages import (
     Command,
     EndFork,
@@ -17,7 +14,6 @@ from audiofork.link.messages import (
     ExpectLeg,
     ForkEnded,
     ForkSpec,
-    ForkStats,
     LegPart,
     Report,
     SendReport,
@@ -25,8 +21,8 @@ from audiofork.link.messages import (
     SetMute,
     StatsTaken,
     TakeStats,
-    Tls,
 )
+from audiofork.relay.client_tls import ClientTls
 from audiofork.relay.listener import Listener
 from audiofork.relay.pipeline import message_frame_bytes
 from audiofork.relay.session import Session
@@ -53,7 +49,8 @@ class Worker:
         self._report = report
         self._listener = Listener(report, config.audiosocket.allow)
         self._leg_uuids: dict[str, dict[LegPart, str]] = {}  # the latest of each leg, by fork
-        self.configure(config)
+        self._tls = ClientTls(config)
+        self._take_settings(config)
 
     def configure(self, config: Config) -> None:
         """Take the settings for sinks from now on: [websocket], and allow_private of [security].
@@ -61,7 +58,10 @@ class Worker:
         Raises:
             ConfigError: The authorities or our certificate cannot be used.
         """
-        self._tls = configured_tls(config.websocket)
+        self._tls.configure(config)
+        self._take_settings(config)
+
+    def _take_settings(self, config: Config) -> None:
         self._websocket = config.websocket
         self._allow_private = config.security.allow_private
 
@@ -97,16 +97,10 @@ class Worker:
                 _obey(session, command)
 
     def _begin(self, spec: ForkSpec) -> None:
-        try:
-            tls = self._tls if spec.tls is None else self._tls_of(spec.tls)
-        except ConfigError as exc:
-            stats = ForkStats()
-            self._report(ForkEnded(spec.fork_id, EndReason.SINK_REFUSED, str(exc), stats))
-            return
         sink = Sink(
             spec.url,
             self._settings_of(spec),
-            tls,
+            self._tls.context_of(spec.tls),
             frame_bytes=message_frame_bytes(spec),
             allow_private=self._allow_private,
         )
@@ -134,17 +128,6 @@ class Worker:
         if spec.frame_ms is not None:
             settings = replace(settings, frame_ms=spec.frame_ms)
         return settings
-
-    def _tls_of(self, tls: Tls) -> ssl.SSLContext:
-        """Return the context for one fork's own TLS options; equal options share one."""
-        settings = self._websocket
-        own_cert = bool(tls.cert_file)
-        return client_tls(
-            tls.ca_file or settings.ca_list_file,
-            tls.cert_file if own_cert else settings.cert_file,
-            tls.key_file if own_cert else settings.priv_key_file,
-            tls.insecure,
-        )
 
     def _on_report(self, report: Report) -> None:
         if isinstance(report, ForkEnded):
@@ -176,46 +159,3 @@ def _obey(session: Session, command: EndFork | SetMute | SetGate) -> None:
         session.set_mute(command)
     else:
         session.set_gate(command.is_open)
-
-
-def configured_tls(websocket: WebSocketConfig) -> ssl.SSLContext:
-    """Return the context for forks without TLS options, with the files as they are now.
-
-    Raises:
-        ConfigError: The authorities or our certificate cannot be used.
-    """
-    client_tls.cache_clear()  # the files may have changed
-    try:
-        return client_tls(websocket.ca_list_file, websocket.cert_file, websocket.priv_key_file)
-    except ConfigError as exc:
-        raise ConfigError(f"[websocket] ca_list_file, cert_file: {exc}") from exc
-
-
-@functools.lru_cache(maxsize=64)
-def client_tls(
-    ca_file: str, cert_file: str = "", key_file: str = "", insecure: bool = False
-) -> ssl.SSLContext:
-    """Return a context that verifies a server's certificate and name; TLS 1.2 or later.
-
-    Args:
-        ca_file: The authorities to trust, in PEM; empty for the system's.
-        cert_file: Our certificate, in PEM; empty for none.
-        key_file: Its key; empty if it is in the same file.
-        insecure: Verify nothing.
-
-    Raises:
-        ConfigError: A file cannot be used; the text names it.
-    """
-    try:
-        context = ssl.create_default_context(cafile=ca_file or None)
-    except OSError as exc:  # ssl.SSLError is one
-        raise ConfigError(f"the authorities of {ca_file} cannot be used: {exc}") from exc
-    try:
-        if cert_file:
-            context.load_cert_chain(cert_file, key_file or None)
-    except OSError as exc:
-        raise ConfigError(f"the certificate {cert_file} cannot be used: {exc}") from exc
-    if insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context

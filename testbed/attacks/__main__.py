@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import sys
 
+# Each of these adds its own to ATTACKS.
 from testbed.attacks import (
     ATTACKS,
-    legs,  # noqa: F401 (adds its own)
+    legs,  # noqa: F401
+    names,  # noqa: F401
 )
 
 if __name__ == "__main__":

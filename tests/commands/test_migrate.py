@@ -462,6 +462,13 @@ def test_diff_is_one_that_patch_takes_both_ways(tmp_path: Path, end: str) -> Non
         assert file.read_bytes() == expected
 
 
+def test_run_reads_no_device_and_no_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    said = Said()
+    assert said.run(Path("/dev/zero"), tmp_path / "pipe") == EXIT_FAILED
+    assert [note.rpartition(": ")[2] for note in said.notes] == ["not a regular file"] * 2
+
+
 def test_run_tells_of_what_is_left_and_of_a_file_that_is_not_there(tmp_path: Path) -> None:
     file = tmp_path / "a.conf"
     file.write_text("exten => s,1,AudioFork()\n same => n,AudioFork(ws://h/)\n")

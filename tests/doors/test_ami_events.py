@@ -292,6 +292,21 @@ def test_refused_start_sets_variables_and_raises_an_event(
     ]
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("ws:user:hunter2@host", "ws://user:hunt/er2@host", "user:hunter2@host"),
+        "ws://user:hunter2" + "x" * 300 + "@host",
+    ],
+)
+def test_refused_shows_no_password_of_a_url(
+    ami: FakeAmi, door: AmiEvents, caplog: pytest.LogCaptureFixture, url: str
+) -> None:
+    door.refused({**FIELDS, "wsserver": url}, "No way")
+    assert "hunt" not in f"{ami.variables} {ami.events} {caplog.text}"
+    assert dict(ami.events[-1][1])["WsServer"] in ("ws://...", "...")
+
+
 def test_refused_without_a_channel_or_url_is_logged_as_such(
     ami: FakeAmi, door: AmiEvents, caplog: pytest.LogCaptureFixture
 ) -> None:

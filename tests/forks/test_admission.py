@@ -312,6 +312,30 @@ async def test_private_address_is_refused_where_none_may_be(rig: Rig) -> None:
     await rig.ask(channel=NAME, wsserver="ws://10.0.0.1/")
 
 
+# --- Files of option T ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ca", "cert", "key"])
+@pytest.mark.parametrize("path", ["/dev/ptmx", "/no", "../shadow", "/srv/tls/../x", "/srv/tlsx"])
+async def test_file_elsewhere_than_in_tls_dir_is_refused_alike_whether_it_is_there_or_not(
+    rig: Rig, name: str, path: str
+) -> None:
+    rig.allow(tls_dir="/srv/tls")
+    more = ":cert=a.pem" if name == "key" else ""
+    with pytest.raises(RequestRefused) as refused:
+        await rig.ask(channel=NAME, wsserver=URL, options=f"T({name}={path}{more})")
+    text = f"Options: T({name}={path}): not a file below /srv/tls ([security] tls_dir)"
+    assert str(refused.value) == text
+
+
+async def test_file_in_tls_dir_is_granted_and_without_a_tls_dir_none(rig: Rig) -> None:
+    rig.allow(tls_dir="/srv/tls")
+    await rig.ask(channel=NAME, wsserver=URL, options="T(ca=a.pem:cert=/srv/tls/b.pem)")
+    rig.allow(tls_dir="")
+    with pytest.raises(RequestRefused, match="tls_dir lets requests name no files"):
+        await rig.ask(channel=NAME, wsserver=URL, options="T(ca=a.pem)")
+
+
 async def test_max_forks_above_the_file_limit_is_said_at_the_start_and_when_set(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

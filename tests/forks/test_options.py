@@ -386,6 +386,8 @@ def test_parse_options_beeps_add_up(text: str) -> None:
         ),
         ("on:insecure", Tls(insecure=True)),
         ('"ca=/a (1).pem"', Tls(ca_file="/a (1).pem")),
+        ("ca=a.pem", Tls(ca_file="a.pem")),
+        ("cert=c.pem:key=sub/k.pem", Tls(cert_file="c.pem", key_file="sub/k.pem")),
     ],
 )
 def test_parse_options_tls(argument: str, tls: Tls | None) -> None:
@@ -396,15 +398,15 @@ def test_parse_options_tls(argument: str, tls: Tls | None) -> None:
     "argument",
     [
         *("no", "0", "off", ":", "on:", "on=1", "insecure=1", "on=", "insecure="),
-        *("ca", "ca=", "ca=a.pem", "CA=/a.pem", "ca =/a", "ca= /a", "ca=/a::cert=/b"),
-        *("cert=relative", "cert=/c:key=", "cert=/c:key=k", "foo=/a", "=/a", "/a"),
+        *("ca", "ca=", "CA=/a.pem", "ca =/a", "ca= /a", "ca=/a::cert=/b"),
+        *("cert=", "cert=/c:key=", "ca= a", "foo=/a", "=/a", "/a"),
     ],
 )
 def test_parse_options_bad_tls_is_refused(argument: str) -> None:
     with pytest.raises(RequestRefused) as caught:
         parse_options(f"T({argument})")
     assert str(caught.value) == (
-        f"Options: T takes on, insecure, ca=/path, cert=/path or key=/path, not {argument!r}"
+        f"Options: T takes on, insecure, ca=NAME, cert=NAME or key=NAME, not {argument!r}"
     )
 
 

@@ -226,6 +226,14 @@ async def test_leg_that_an_earlier_run_asked_for_in_vain_is_no_news(rig: Rig) ->
             "not resumed: Options: unknown option 'x'",
             id="x",
         ),
+        pytest.param(
+            {"options": "T(ca=/dev/ptmx)"},
+            "today",
+            "stopped",
+            "not resumed: Options: T(ca=/dev/ptmx): not a file below /etc/audiofork/tls "
+            "([security] tls_dir)",
+            id="file",
+        ),
     ],
 )
 async def test_fork_that_cannot_be_resumed_ends(
@@ -243,7 +251,7 @@ async def test_fork_that_cannot_be_resumed_ends(
             "AudioForkID": UNKNOWN_ID,
             "Channel": "PJSIP/old-name",
             "Uniqueid": entry.uniqueid,
-            "WsServer": entry.url,
+            "WsServer": entry.url.replace("ws:", "wss:" if "T" in entry.options else "ws:"),
             "Reason": reason,
             "Duration": "100.0",
             "FramesIn": "0",

@@ -264,7 +264,7 @@ async def test_url_that_is_used_is_the_one_that_must_be_allowed(rig: Rig) -> Non
 
 
 async def test_insecure_tls_is_refused_unless_allowed(rig: Rig) -> None:
-    await rig.request(**START, options="T(ca=/a.pem:insecure)")
+    await rig.request(**START, options="T(ca=a.pem:insecure)")
     reason = "Options: T(insecure) is not allowed (allow_insecure_tls)"
     assert rig.last_event[1]["Reason"] == rig.ami.variables[NAME]["AUDIOFORK_REASON"] == reason
     assert rig.sent == []
@@ -273,8 +273,8 @@ async def test_insecure_tls_is_refused_unless_allowed(rig: Rig) -> None:
 
 
 async def test_fork_that_the_relay_ends_at_once_gets_no_leg_and_stays_failed(rig: Rig) -> None:
-    rig.spec_fault = "the authorities of /none.pem cannot be used"
-    (fork_id,) = await rig.ask(**START, options="T(ca=/none.pem)")
+    rig.spec_fault = "the authorities of none.pem cannot be used"
+    (fork_id,) = await rig.ask(**START, options="T(ca=none.pem)")
     await rig.clock.settle()
     assert rig.tap.started == []
     assert rig.ami.told == ["STARTING", "FAILED", "AudioForkFailed"]

@@ -143,7 +143,7 @@ async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
 
 
 async def test_send_returns_before_the_first_report(rig: Rig) -> None:
-    fork_id = rig.begin(tls=Tls(ca_file="/nowhere.pem"))  # refused at once
+    fork_id = rig.begin("wss://127.0.0.1:1/", tls=Tls(ca_file="nowhere"))  # refused
     rig.relay.send(TakeStats(1))
     assert rig.reports == []
     ended: ForkEnded = await rig.reported(ForkEnded)

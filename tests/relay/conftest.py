@@ -18,10 +18,10 @@ from hypothesis import settings
 
 from audiofork.config import WebSocketConfig
 from audiofork.link.messages import Direction, EndReason, ForkEnded, ForkReport
+from audiofork.relay.client_tls import client_tls
 from audiofork.relay.formats.base import MessageFormat
 from audiofork.relay.retry import Retries
 from audiofork.relay.sink import Sink
-from audiofork.relay.worker import client_tls
 from testbed.recorder import Recorder
 from tests.relay.peers import FakeLoop, FickleServer, StalledServer
 from tests.relay.relay_stage import RelayStage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from audiofork.config import Address, AudioSocketConfig, Config, WebSocketConfig
+from audiofork.config import Address, AudioSocketConfig, Config, SecurityConfig, WebSocketConfig
 from audiofork.link.messages import (
     Direction,
     ExpectLeg,
@@ -26,7 +26,9 @@ class RelayStage:
     def __init__(self, websocket: WebSocketConfig) -> None:
         self.reports: list[Report] = []
         listen = AudioSocketConfig(listen=Address("127.0.0.1", 0))
-        self.worker = Worker(Config(audiosocket=listen, websocket=websocket), self.reports.append)
+        self.security = SecurityConfig(tls_dir="/")  # option T may name any file
+        config = Config(audiosocket=listen, websocket=websocket, security=self.security)
+        self.worker = Worker(config, self.reports.append)
         self.legs: list[Leg] = []
         self.first_parts: dict[str, LegPart] = {}
         self.leg_uuids: dict[tuple[str, LegPart], str] = {}  # those that are good, if not used

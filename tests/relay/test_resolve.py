@@ -55,10 +55,12 @@ class Internet:
         self._listening = listening.getsockname()
         self.socket = functools.partial(_Socket, self)
 
-    async def getaddrinfo(self, host: str, port: int, *, type: int) -> list[Any]:
+    async def find(self, host: str) -> list[Any]:
         self.asked.append(host)
         return [
-            (socket.AF_INET6 if ":" in there else socket.AF_INET, type, 6, "", (there, port))
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", (there, 0, 0, 0))
+            if ":" in there
+            else (socket.AF_INET, socket.SOCK_STREAM, 6, "", (there, 0))
             for there in self.names[host]
         ]
 
@@ -110,6 +112,7 @@ class _Socket(socket.socket):
         internet.sockets.append(self)
 
     def connect(self, there: Any) -> None:
+        assert there[1:] in ((80,), (80, 0, 0))
         self._internet.connect(self, there[0])
 
     def lead_to(self, there: Any) -> None:
@@ -142,6 +145,7 @@ async def internet(
     monkeypatch.setattr("audiofork.relay.resolve.asyncio", faked)
     sockets = SimpleNamespace(**vars(socket) | {"socket": one.socket})
     monkeypatch.setattr("audiofork.relay.resolve.socket", sockets)
+    monkeypatch.setattr("audiofork.relay.resolve.lookups", lambda: one)
     before = len(os.listdir("/proc/self/fd"))
     yield one
     assert one.open() == []

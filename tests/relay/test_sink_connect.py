@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import os
 import socket
 import ssl
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +17,9 @@ import trustme
 
 from audiofork import __version__
 from audiofork.errors import SinkError, SinkRefused, SinkUnreachable
+from audiofork.relay.client_tls import client_tls
 from audiofork.relay.connection import MAX_MESSAGE_BYTES
-from audiofork.relay.worker import client_tls
+from audiofork.relay.lookup import lookups
 from testbed.recorder import Recorder
 from tests.relay.conftest import server_tls
 from tests.relay.peers import (
@@ -36,22 +37,18 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
 class Names:
-    """An event loop that finds these addresses for any name; it notes who was looked up."""
+    """Look-ups that find these addresses for any name, and note who was looked up."""
 
     def __init__(self, looked_up: list[str], *addresses: tuple[str, int]) -> None:
         self._looked_up = looked_up
         self._addresses = addresses
-        self._loop = asyncio.get_running_loop()
 
-    async def getaddrinfo(self, host: str, port: int, *, type: int) -> list[Any]:
+    async def find(self, host: str) -> list[Any]:
         self._looked_up.append(host)
         return [
-            (socket.AF_INET6 if ":" in there[0] else socket.AF_INET, type, 6, "", there)
+            (socket.AF_INET6 if ":" in there[0] else socket.AF_INET, 1, 6, "", there)
             for there in self._addresses
         ]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loop, name)
 
 
 @pytest.fixture
@@ -63,8 +60,10 @@ def resolved(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 
     def resolve(*addresses: tuple[str, int]) -> list[str]:
         looked_up: list[str] = []
-        faked = SimpleNamespace(get_running_loop=lambda: Names(looked_up, *addresses))
-        monkeypatch.setattr("audiofork.relay.resolve.asyncio", faked)
+        names = Names(looked_up, *addresses)
+        monkeypatch.setattr("audiofork.relay.resolve.lookups", lambda: names)
+        # Each of the addresses has a port of its own here.
+        monkeypatch.setattr("audiofork.relay.resolve._at_port", lambda there, port: there)
         monkeypatch.setattr("audiofork.relay.resolve.ATTEMPT_DELAY_S", 0.01)
         return looked_up
 
@@ -237,6 +236,34 @@ async def test_refused_port_is_retryable(start: Start) -> None:
 async def test_host_that_does_not_resolve_is_retryable(start: Start) -> None:
     error = await failure(start("ws://nowhere.invalid/")[1])
     assert isinstance(error, SinkUnreachable)
+
+
+@pytest.mark.parametrize("limit_s", [0.05, 5])
+async def test_name_without_an_answer_is_retryable_and_told_and_its_fork_ends_at_once(
+    start: Start, monkeypatch: pytest.MonkeyPatch, limit_s: float
+) -> None:
+    given_up, asked = threading.Event(), threading.Event()
+
+    def ask(host: str, flags: int = 0) -> list[Any]:
+        if not flags:
+            asked.set()
+            given_up.wait(10)
+        raise socket.gaierror(socket.EAI_AGAIN, "try again")
+
+    monkeypatch.setattr("audiofork.relay.lookup._ask", ask)
+    sink, task = start("ws://dead.example/", connect_timeout=limit_s)
+    await until(asked.is_set)
+    if limit_s < 1:
+        error = await failure(task)
+        assert isinstance(error, SinkUnreachable)
+        assert str(error) == "the name dead.example is still being looked up"
+    else:
+        began = time.monotonic()
+        await sink.close(1000, "stopped")
+        await task
+        assert time.monotonic() - began < 1
+    given_up.set()
+    await until(lambda: not lookups()._threads.running)
 
 
 async def test_host_that_cannot_be_a_name_is_refused(start: Start) -> None:

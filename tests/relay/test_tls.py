@@ -16,8 +16,8 @@ from typing import Any, cast
 
 import pytest
 
+from audiofork.relay.client_tls import client_tls
 from audiofork.relay.tls import RECORD_PAYLOAD_BYTES, TlsTransport, open_tls
-from audiofork.relay.worker import client_tls
 from tests.relay.peers import until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")

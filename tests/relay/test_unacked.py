@@ -10,7 +10,7 @@ import pytest
 import trustme
 
 from audiofork.errors import SinkLost
-from audiofork.relay.worker import client_tls
+from audiofork.relay.client_tls import client_tls
 from tests.relay.conftest import server_tls
 from tests.relay.peers import FickleServer, HoldingProxy, StalledServer, number, numbered, until
 from tests.relay.sinks import Start, Waits, all_acknowledged, failure, offer, opened

@@ -34,7 +34,8 @@ from audiofork.link.messages import (
     TakeStats,
 )
 from audiofork.relay.beep import tone
-from audiofork.relay.worker import Worker, client_tls
+from audiofork.relay.client_tls import client_tls
+from audiofork.relay.worker import Worker
 from testbed.recorder import Recorder
 from tests.relay.peers import HANGUP, Leg, StalledServer, numbered, until, unused_port
 from tests.relay.relay_stage import RelayStage

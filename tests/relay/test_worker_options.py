@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import ssl
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,7 +12,6 @@ import pytest
 import trustme
 
 from audiofork.config import Config, WebSocketConfig
-from audiofork.errors import ConfigError
 from audiofork.link.messages import (
     Direction,
     EndFork,
@@ -21,7 +22,6 @@ from audiofork.link.messages import (
     SinkRetrying,
     Tls,
 )
-from audiofork.relay.worker import client_tls
 from testbed.recorder import Recorder
 from tests.relay.conftest import server_tls
 from tests.relay.peers import StalledServer, numbered, until, unused_port
@@ -122,7 +122,7 @@ async def test_certificate_is_shown_to_a_server_that_asks(
         wishes = Tls(ca_file=str(ca_file), cert_file=cert, key_file=key)
     else:
         websocket = WebSocketConfig(cert_file=cert, priv_key_file=key)
-        relay.worker.configure(Config(websocket=websocket))
+        relay.worker.configure(Config(websocket=websocket, security=relay.security))
         wishes = Tls(ca_file=str(ca_file))
     fork_id = relay.begin(strict.url(), tls=wishes)
     await relay.reported(SinkOpened, fork_id)
@@ -140,7 +140,7 @@ async def test_key_in_one_file_with_a_certificate_is_not_mixed_with_the_configur
     other = tmp_path / "other.pem"
     ca.issue_cert("other.example").private_key_and_cert_chain_pem.write_to_path(other)
     websocket = WebSocketConfig(cert_file=our_cert["cert"], priv_key_file=our_cert["key"])
-    relay.worker.configure(Config(websocket=websocket))
+    relay.worker.configure(Config(websocket=websocket, security=relay.security))
     fork_id = relay.begin(strict.url(), tls=Tls(ca_file=str(ca_file), cert_file=str(other)))
     await relay.reported(SinkOpened, fork_id)
     await relay.worker.close()
@@ -168,29 +168,41 @@ async def test_insecure_fork_takes_any_certificate_and_no_other_fork_does(
 
 @pytest.mark.parametrize("wish", ["ca_file", "cert_file"])
 async def test_file_of_a_fork_that_cannot_be_used_refuses_it_naming_the_file(
-    relay: RelayStage, recorder: Recorder, tmp_path: Path, wish: str
+    relay: RelayStage, tmp_path: Path, wish: str
 ) -> None:
     path = str(tmp_path / "missing.pem")
-    fork_id = relay.begin(recorder.url(), tls=Tls(**{wish: path}))  # type: ignore[arg-type]
-    (ended,) = relay.of(fork_id)
+    url = f"wss://127.0.0.1:{unused_port()}/"
+    fork_id = relay.begin(url, tls=Tls(**{wish: path}))  # type: ignore[arg-type]
+    ended = await relay.reported(ForkEnded, fork_id)
     assert (ended.reason, ended.stats) == (EndReason.SINK_REFUSED, ForkStats())
-    assert path in ended.detail
-    assert "cannot be used" in ended.detail
+    what = "authorities of" if wish == "ca_file" else "certificate"
+    text = f"Options: T: the {what} {path} cannot be used: No such file or directory"
+    assert ended.detail == text
     assert relay.worker.sessions == {}
 
 
-def test_equal_wishes_share_a_context(ca_file: Path) -> None:
-    assert client_tls(str(ca_file)) is client_tls(str(ca_file))
-    assert client_tls(str(ca_file), insecure=True).verify_mode is ssl.CERT_NONE
-    assert client_tls(str(ca_file)).verify_mode is ssl.CERT_REQUIRED
-
-
-@pytest.mark.parametrize("content", [None, "no certificate"], ids=["missing", "garbage"])
-def test_certificate_that_cannot_be_used_is_a_config_error(
-    tmp_path: Path, content: str | None
+async def test_audio_flows_on_while_files_of_a_fork_do_not_come(
+    relay: RelayStage, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "own.pem"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(ConfigError, match=r"certificate .*own\.pem cannot be used"):
-        client_tls("", str(path))
+    go = threading.Event()
+
+    def read_slowly(folder: str, path: str) -> bytes:
+        assert go.wait(10)
+        raise OSError(errno.ESTALE, "Stale file handle", path)
+
+    monkeypatch.setattr("audiofork.files.read_below", read_slowly)
+    url = f"wss://127.0.0.1:{unused_port()}/"
+    waiting = relay.begin(url, tls=Tls(ca_file="a.pem"), reconnect_interval_s=0.05)
+    good = relay.begin(recorder.url("/good"), Direction.IN)
+    leg = await relay.attach(good)
+    leg.send_audio(*numbered(10))
+    assert (await recorder.wait_messages("/good", 10)).messages == numbered(10)
+    ended = await relay.reported(ForkEnded, waiting)
+    assert ended.reason is EndReason.SINK_GONE
+    assert ended.detail == "the files of option T are still being read"
+    again = relay.begin(url, tls=Tls(ca_file="a.pem"))
+    go.set()
+    ended = await relay.reported(ForkEnded, again)
+    text = "Options: T: the authorities of /a.pem cannot be used: Stale file handle"
+    assert (ended.reason, ended.detail) == (EndReason.SINK_REFUSED, text)
+    await relay.worker.close()

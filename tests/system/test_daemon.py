@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 from pathlib import Path
@@ -124,6 +125,38 @@ async def test_wss_with_an_authority_of_ones_own_carries_the_audio(
     assert report(find_blocks(recording.audio, [decode(block) for block in blocks]), 100).intact
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_files_of_option_t_are_those_of_tls_dir(
+    asterisk: Asterisk, ami: AmiClient, caller: SipUser, tmp_path: Path, workers: int
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "2026.pem")
+    (tmp_path / "ca.pem").symlink_to("2026.pem")
+    os.mkfifo(tmp_path / "pipe")
+    server_tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(server_tls)
+    target = await place_call(ami, caller)
+    target.call.talk()
+    settings = {"security": f"tls_dir = {tmp_path}\n", "relay": f"workers = {workers}\n"}
+    async with Recorder(server_tls) as recorder:
+        with Daemon(asterisk, settings):
+            start_fork(ami, target.channel, recorder.url("/"), "D(in)T(ca=ca.pem)")
+            await recorder.wait_messages("/", 20)
+            for name, why in (
+                ("pipe", "not a regular file"),
+                ("none", "No such file or directory"),
+            ):
+                bad = start_fork(ami, target.channel, recorder.url("/bad"), f"D(in)T(ca={name})")
+                failed = await ami.wait_user_event("AudioForkFailed", ActionID=bad)
+                assert failed["Reason"] == "sink-refused"
+                text = f"Options: T: the authorities of {tmp_path}/{name} cannot be used: {why}"
+                assert failed["Detail"] == text
+            await target.call.hangup()
+            recording = await recorder.wait_closed("/")
+    assert recording.close_reason == "hangup"
+    assert recorder.at("/bad") == []
+
+
 async def test_wss_with_an_unknown_authority_is_refused_and_names_the_check(
     asterisk: Asterisk, ami: AmiClient, caller: SipUser
 ) -> None:
@@ -172,6 +205,38 @@ async def test_what_a_configuration_leaves_open_is_said_at_the_start_and_at_a_re
         await asyncio.to_thread(daemon.stop)
         await asyncio.to_thread(daemon.start)
         assert daemon.log().count(said) == 2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("path", ["/dev/ptmx", "/dev/zero", "pipe", "big"])
+async def test_sighup_with_a_file_that_is_none_changes_nothing_and_audio_flows_on(
+    asterisk: Asterisk,
+    ami: AmiClient,
+    caller: SipUser,
+    recorder: Recorder,
+    tmp_path: Path,
+    workers: int,
+    path: str,
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "big").write_bytes(b"#" * (2 << 20))
+    target = await place_call(ami, caller)
+    target.call.talk()
+    with Daemon(asterisk, {"relay": f"workers = {workers}\n"}) as daemon:
+        start_fork(ami, target.channel, recorder.url("/"), "D(in)S")
+        count = len((await recorder.wait_messages("/", 5)).messages)
+        good = daemon.config.read_text()
+        refused = "not reloaded, the old configuration stays"
+        for number, option in enumerate(("ca_list_file", "cert_file"), 1):
+            daemon.config.write_text(f"{good}[websocket]\n{option} = {tmp_path / path}\n")
+            await daemon.reload(refused, times=number)
+        daemon.config.write_text(good.replace("secret = ", f"secret_file = {tmp_path / path}\n;"))
+        await daemon.reload(refused, times=3)
+        await recorder.wait_messages("/", count + 20)
+        start_fork(ami, target.channel, recorder.url("/after"), "D(in)S")
+        await recorder.wait_messages("/after", 5)
+        await target.call.hangup()
+    assert daemon.exit_code == 0
 
 
 async def test_refused_login_is_said_with_what_to_do(asterisk: Asterisk) -> None:

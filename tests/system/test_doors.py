@@ -18,6 +18,7 @@ from tests.system.conftest import Target, only_channels, place_call
 pytestmark = pytest.mark.asterisk
 
 GOOD_URL = "ws://127.0.0.1:1/"
+ELSEWHERE = "not a file below /etc/audiofork/tls ([security] tls_dir)"
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,8 @@ def settings() -> dict[str, str]:
         (GOOD_URL, "v(5)", "Options: v takes a whole number from -4 to 4, not '5'"),
         (GOOD_URL, "r(x)", "Options: r takes a whole number from 0 to 1000000, not 'x'"),
         (GOOD_URL, "T(insecure)", "Options: T(insecure) is not allowed (allow_insecure_tls)"),
+        (GOOD_URL, "T(ca=/dev/ptmx)", f"Options: T(ca=/dev/ptmx): {ELSEWHERE}"),
+        (GOOD_URL, "T(cert=../missing)", f"Options: T(cert=../missing): {ELSEWHERE}"),
         (GOOD_URL, "i(A=B)", "Options: i takes the name of a channel variable, not 'A=B'"),
     ],
 )
@@ -64,6 +67,33 @@ async def test_refusal_has_the_same_words_at_every_door(
     assert await by_user_event(ami, target, url, options) == words
     assert words in await by_front(asterisk, daemon, target, url, options)
     assert words in await by_command_line(daemon, target.channel, url, options)
+    await target.call.hangup()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("ws:user:hunter2@127.0.0.1", "ws://user:hunter2/x@127.0.0.1", "user:hunter2@127.0.0.1"),
+        "ws://user:hunter2@127.0.0.1/",
+        "wss:user:hunter2" + "x" * 300 + "@127.0.0.1",
+    ],
+)
+@pytest.mark.parametrize("options", ["", "T(on)"])
+async def test_password_in_a_url_is_told_nowhere(
+    asterisk: Asterisk, daemon: Daemon, ami: AmiClient, caller: SipUser, url: str, options: str
+) -> None:
+    target = await place_call(ami, caller)
+    told = len(ami.events)
+    answers = [
+        await by_user_event(ami, target, url, options),
+        await by_front(asterisk, daemon, target, url, options),
+        await by_command_line(daemon, target.channel, url, options),
+    ]
+    answers.append(await ami.variable(target.channel, "AUDIOFORK_REASON"))
+    assert all("credentials are not allowed in a URL" in answer for answer in answers)
+    events = [headers for _, headers in ami.events[told:] if "AudioForkID" in headers]
+    assert len(events) == 1
+    assert "hunter2" not in f"{answers} {events} {daemon.log()}"
     await target.call.hangup()
 
 
