@@ -9,8 +9,9 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
-from audiofork.asterisk.ami_protocol import Event, Headers, Protocol
+from audiofork.asterisk.ami_protocol import Event, Protocol
 from audiofork.asterisk.reconnecting import KeptLink
+from audiofork.asterisk.snapshots import Headers
 from audiofork.asterisk.versions import UNKNOWN, Version
 from audiofork.config import AsteriskConfig
 from audiofork.errors import (
@@ -20,6 +21,7 @@ from audiofork.errors import (
     AmiTimeout,
     AmiUnavailable,
 )
+from audiofork.log import CounterLine
 from audiofork.text import why
 from audiofork.tls_contexts import client_context
 
@@ -45,6 +47,8 @@ class Ami(KeptLink):
         asterisk_started: Which run of Asterisk the link is to, or was to last: the local time of
             its start. Empty from a login until it is known, which is before `on_up`, and where
             Asterisk does not say.
+        forged: Counts the messages that were dropped since they hold lines that Asterisk has not
+            written, but a caller has.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Ami(KeptLink):
         self._link: _Link | None = None
         self.version = UNKNOWN
         self.asterisk_started = ""
+        self.forged = CounterLine(log, "messages of Asterisk with forged lines dropped")
 
     def _is_up(self) -> bool:
         return self._link is not None
@@ -159,7 +164,7 @@ class Ami(KeptLink):
     async def _connect_once(self) -> None:
         """Serve one connection; ends with the exception that says why it is over."""
         self._begin_attempt()
-        link = _Link(self._config, self._guarded_event)
+        link = _Link(self._config, self._guarded_event, self.forged.count)
         try:
             await link.open()
             self.asterisk_started = ""  # requests may come before the answer
@@ -208,7 +213,7 @@ async def connected(
     async def nothing_to_do() -> None: ...
 
     ami = Ami(config, on_event, nothing_to_do)
-    link = _Link(config, ami._guarded_event)
+    link = _Link(config, ami._guarded_event, ami.forged.count)
     try:
         await link.open()
         ami._link = link
@@ -232,9 +237,15 @@ def _tell_error(name: str, on_error: OnError, answered: asyncio.Future[Any]) -> 
 class _Link:
     """One connection to AMI, from connect to close; never used again after it is lost."""
 
-    def __init__(self, config: AsteriskConfig, on_event: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        config: AsteriskConfig,
+        on_event: Callable[[Event], None],
+        on_forged: Callable[[str], None],
+    ) -> None:
         self._config = config
         self._on_event = on_event
+        self._on_forged = on_forged
         self._protocol: Protocol | None = None
         self._lost = asyncio.Event()
 
@@ -250,7 +261,10 @@ class _Link:
         tls = client_context(config.ca_file) if config.tls else None
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             _, protocol = await loop.create_connection(
-                lambda: Protocol(self._on_event, self._on_lost), config.host, config.port, ssl=tls
+                lambda: Protocol(self._on_event, self._on_lost, self._on_forged),
+                config.host,
+                config.port,
+                ssl=tls,
             )
         self._protocol = protocol
         try:
