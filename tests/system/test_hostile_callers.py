@@ -1,0 +1,183 @@
+"""Whatever a caller dials and calls himself, the forks of other calls are none of his."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from audiofork.asterisk.snapshots import CHANNEL
+from audiofork.doors.control_client import Client
+from testbed.ami import AmiClient
+from testbed.asterisk import Asterisk
+from testbed.daemon import (
+    Daemon,
+    ari_conf,
+    asterisk_settings,
+    dialplan,
+    manager_conf,
+)
+from testbed.recorder import Recorder
+from testbed.sip import SipUser
+from tests.system.conftest import DIALPLAN, Target, place_call, set_globals, start_fork
+
+pytestmark = pytest.mark.asterisk
+
+# Each call raises a request, enters a bridge and leaves it, and is hung up.
+HOSTILE = """
+[testbed]
+exten => _[0-9]!,1,Answer()
+ same => n,UserEvent(AudioFork,WsServer: ${WSSERVER},Options: D(in))
+ same => n,UserEvent(AudioFork,Command: StopAudioFork)
+ same => n,UserEvent(AudioFork,Command: AudioForkMute,Direction: both,State: on)
+ same => n,UserEvent(Other)
+ same => n,Dial(Local/bridged@testbed/n,,S(0.1))
+ same => n,Hangup()
+
+exten => bridged,1,Answer()
+ same => n,Wait(5)
+
+"""
+# Callers of any name are let in.
+ANYBODY = {
+    "modules.conf": "load = res_pjsip_endpoint_identifier_ip.so\n",
+    "pjsip.conf": """
+[global](+)
+endpoint_identifier_order = ip,username
+
+[anybody]
+type = identify
+endpoint = caller
+match = 127.0.0.1
+""",
+}
+EMPTY_LINES_COME = "[cntrl:]]{4}"
+UNFILTERED = "unfiltered"
+
+
+def unfiltered_user() -> str:
+    """Return the AMI user of an earlier release: nothing holds back events with an empty line."""
+    lines = manager_conf().replace("[audiofork]", f"[{UNFILTERED}]").splitlines()
+    return "\n".join(line for line in lines if EMPTY_LINES_COME not in line) + "\n"
+
+
+@pytest.fixture(scope="module")
+def asterisk() -> Iterator[Asterisk]:
+    config = {
+        **ANYBODY,
+        "manager.conf": manager_conf() + unfiltered_user(),
+        "ari.conf": ari_conf(),
+    }
+    with Asterisk(dialplan=DIALPLAN + HOSTILE + dialplan(), config=config) as one:
+        yield one
+
+
+@pytest.fixture(scope="module", params=["audiofork", UNFILTERED])
+def settings(request: pytest.FixtureRequest, asterisk: Asterisk) -> dict[str, str]:
+    user = f"username = {request.param}\nchanspy_pairs = narrowband\n"
+    return {"asterisk": asterisk_settings(asterisk) + user}
+
+
+@dataclass
+class Victim:
+    """A call of somebody else, with a fork of which every frame is wanted."""
+
+    target: Target
+    daemon: Daemon
+    recorder: Recorder
+
+    @property
+    def uniqueid(self) -> str:
+        return self.target.uniqueid
+
+    def forks(self) -> list[dict[str, Any]]:
+        """Return the forks on this call."""
+        with Client(self.daemon.socket) as client:
+            return [fork for fork in client.forks() if fork["uniqueid"] == self.uniqueid]
+
+    async def check(self) -> None:
+        """Fail unless the call has the one fork, which streams on and is not silent."""
+        (fork,) = await asyncio.to_thread(self.forks)
+        assert fork["state"] == "streaming"
+        recording = self.recorder.at("/victim")[0]
+        await self.recorder.wait_messages("/victim", len(recording.messages) + 5)
+        assert any(recording.messages[-1])
+
+
+@asynccontextmanager
+async def victim_of(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> AsyncIterator[Victim]:
+    target = await place_call(ami, caller)
+    target.call.talk()
+    start_fork(ami, target.channel, recorder.url("/victim"), "D(in)")
+    recording = await recorder.wait_messages("/victim", 5)
+    victim = Victim(target, daemon, recorder)
+    yield victim
+    await victim.check()
+    assert len(recorder.at("/victim")) == 1
+    assert max(after - before for before, after in pairwise(recording.times)) < 0.5
+    await target.call.hangup()
+
+
+async def call_as(
+    asterisk: Asterisk, number: str, username: str = "caller", name: str = ""
+) -> None:
+    """Place a hostile call, see it through its dialplan, and hang up."""
+    server = ("127.0.0.1", asterisk.sip_port)
+    async with SipUser(username, server, display_name=name) as hostile:
+        call = await hostile.call(number)
+        call.talk()
+        await call.wait_ended(5)
+
+
+def attacks(victim: str) -> list[str]:
+    """Return what is dialled: each header of a snapshot, and the end of one, as part of a value."""
+    names = [*CHANNEL, "UserEvent", "Event", "ActionID", "uniqueid"]
+    rest = f"1\r\nPriority: 1\r\nUniqueid: {victim}\r\nLinkedid: 1"
+    return [
+        *(f"1\r\n{name}: {victim}" for name in names),
+        rest,
+        f"{rest}\r\nCause: 16",
+        f"{rest}\r\n\r\nX",
+        f"{rest}\r\n\r\n\r\n",
+        f"1\r\n\r\nEvent: Hangup\r\nUniqueid: {victim}\r\n\r\n",
+        f"1\r\n\r\nEvent: UserEvent\r\nUserEvent: AudioFork\r\nUniqueid: {victim}",
+    ]
+
+
+async def test_number_that_was_dialled_is_no_header(
+    asterisk: Asterisk, daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    await set_globals(ami, WSSERVER=recorder.url("/hostile"))
+    async with victim_of(daemon, ami, caller, recorder) as victim:
+        for number in attacks(victim.uniqueid):
+            await call_as(asterisk, quote(number, safe=""))
+            await victim.check()
+
+
+async def test_number_of_the_caller_is_no_header(
+    asterisk: Asterisk, daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    await set_globals(ami, WSSERVER=recorder.url("/hostile"))
+    async with victim_of(daemon, ami, caller, recorder) as victim:
+        for number in attacks(victim.uniqueid):
+            await call_as(asterisk, "1", username=quote(number, safe=""))
+            await victim.check()
+
+
+async def test_name_of_the_caller_is_no_header(
+    asterisk: Asterisk, daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    await set_globals(ami, WSSERVER=recorder.url("/hostile"))
+    async with victim_of(daemon, ami, caller, recorder) as victim:
+        for name in attacks(victim.uniqueid):
+            for written in (quote(name, safe=""), name.replace("\r\n", "\\r\\n")):
+                await call_as(asterisk, "1", name=f'"{written}" ')
+        await victim.check()
