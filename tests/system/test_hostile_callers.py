@@ -43,6 +43,16 @@ exten => _[0-9]!,1,Answer()
 exten => bridged,1,Answer()
  same => n,Wait(5)
 
+; The name of the channel that is forked has what was dialled in it.
+exten => _L!,1,Dial(Local/${EXTEN}@named/n)
+
+[named]
+exten => _L!,1,Answer()
+ same => n,UserEvent(AudioFork,WsServer: ${WSSERVER}/event,Options: D(both))
+ same => n,Gosub(audiofork,start,1(${WSSERVER}/gosub,D(both)))
+ same => n,UserEvent(Returned,Status: ${AUDIOFORK_STATUS})
+ same => n,Echo()
+
 """
 # Callers of any name are let in.
 ANYBODY = {
@@ -181,3 +191,48 @@ async def test_name_of_the_caller_is_no_header(
             for written in (quote(name, safe=""), name.replace("\r\n", "\\r\\n")):
                 await call_as(asterisk, "1", name=f'"{written}" ')
         await victim.check()
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["1", "\x1b[31mred", "\n2026-01-01 ERROR", "\r\nValue: x", "\r\nUniqueid: 1.1", "é\u2028\x7f1"],
+    ids=ascii,
+)
+async def test_name_of_a_channel_is_shown_without_control_characters(
+    asterisk: Asterisk,
+    daemon: Daemon,
+    ami: AmiClient,
+    caller: SipUser,
+    recorder: Recorder,
+    part: str,
+) -> None:
+    """The fork works, asked for by the dialplan and by uniqueid, and nobody sees them."""
+    await set_globals(ami, WSSERVER=recorder.url(""))
+    position, log_begin = len(ami.events), len(daemon.log())
+    call = await caller.call("L" + quote(part, safe=""))
+    call.talk()
+    local = await ami.wait_event(
+        lambda event: event.get("Event") == "Newchannel" and event["Channel"].startswith("Local/"),
+        after=position,
+    )
+    with Client(daemon.socket) as client:
+        await asyncio.to_thread(
+            client.start, local["Uniqueid"], recorder.url("/uniqueid"), "D(both)"
+        )
+        is_forged = "Uniqueid" in part  # what his channel tells by events is dropped then
+        for path in ("/uniqueid",) if is_forged else ("/uniqueid", "/event", "/gosub"):
+            await recorder.wait_messages(path, 3)
+        forks = await asyncio.to_thread(client.forks)
+    assert {fork["state"] for fork in forks} == {"streaming"}
+    assert all(fork["channel"].isprintable() for fork in forks)
+    assert any(fork["channel"].startswith("Local/L") for fork in forks)
+    await call.hangup()
+    await ami.wait_user_event("AudioForkStopped", after=position, Uniqueid=local["Uniqueid"])
+    events = [event for _, event in ami.events[position:]]
+    ours = [event for event in events if event.get("UserEvent", "").startswith("AudioFork")]
+    for event in ours:
+        if event["UserEvent"] != "AudioFork":  # that is the request, with its snapshot
+            assert all(value.isprintable() for value in event.values()), event
+    log = daemon.log()[log_begin:]
+    assert all(line.isprintable() for line in log.split("\n"))
+    assert "Fatal error" not in log
