@@ -54,13 +54,20 @@ def check(event: str, headers: Headers) -> None:
         names = [name.lower() for name, _ in headers]
         if names.count("userevent") != 1:
             raise Forged("UserEvent is not there once")
-        headers = headers[: names.index("userevent")]
-        if not {name.lower() for name, _ in headers} & _lower(CHANNEL):
-            return
-        order: tuple[str, ...] = CHANNEL
+        position = names.index("userevent")
+        if _lower(CHANNEL) & set(names[:position]):
+            _check_order(headers[:position], CHANNEL)
+            _check_body(headers[names.index("channel") : position], headers[position + 1 :])
     else:
-        order = ORDERS.get(event, ())
-    _check_order(headers, order)
+        _check_order(headers, ORDERS.get(event, ()))
+
+
+def _check_body(snapshot: Headers, body: Headers) -> None:
+    """Raise Forged if a field of a UserEvent came by a line end in a value of the snapshot."""
+    lines = {name.lower(): value for name, value in snapshot if name not in CHANNEL}
+    for name, value in body:
+        if (line := lines.get(name.lower())) and value.startswith(line):
+            raise Forged(f"{name} is among what the channel tells of itself")
 
 
 def _check_order(headers: Headers, order: tuple[str, ...]) -> None:

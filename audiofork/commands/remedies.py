@@ -97,6 +97,14 @@ add to the end of that
 then run
   asterisk -rx "dialplan reload\""""
 
+CALLER_DATA = """\
+A caller may choose it so that a comma in it begins another option, another server or a command. \
+Put it through URIENCODE, such as
+  ${URIENCODE(${EXTEN})}
+or give the URL by a variable, which is read whole:
+  Set(AUDIOFORK_URL=ws://127.0.0.1:8080/?called=${URIENCODE(${EXTEN})})
+  Gosub(audiofork,start,1())"""
+
 
 def http_conf(url: str) -> str:
     """Return how Asterisk is made to listen where [ari] url says."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from aiohttp import web
 
@@ -95,15 +95,31 @@ class SpiedAsterisk(FakeAsterisk):
         await super().stop()
 
 
-def dialplan_of(*extensions: str) -> Callable[[dict[str, str]], bytes]:
-    """Return the answer to ShowDialPlan of a context with these extensions."""
+def dialplan_of(*extensions: str, lines: Sequence[str] = ()) -> Callable[[dict[str, str]], bytes]:
+    """Return the answer to ShowDialPlan.
+
+    Args:
+        extensions: Those of the context for legs.
+        lines: What the priorities of another context run.
+    """
 
     def answer(action: dict[str, str]) -> bytes:
-        assert action["context"] == "audiofork-leg"
         event = ("Event: ListDialplan", f"ActionID: {action['id']}")
-        lines = [block(*event, f"Extension: {name}") for name in extensions]
+        leg_lines = [block(*event, f"Extension: {name}") for name in extensions]
+        others = [
+            block(
+                *event,
+                *("Context: calls", "Extension: _X.", f"Priority: {number}"),
+                *(
+                    "Application: " + line.partition("(")[0],
+                    f"AppData: {line.partition('(')[2][:-1]}",
+                ),
+            )
+            for number, line in enumerate(lines, 1)
+        ]
+        lines_of = leg_lines if action.get("context") == "audiofork-leg" else [*leg_lines, *others]
         done = block("Event: ShowDialPlanComplete", f"ActionID: {action['id']}")
-        return b"".join([response(action, "EventList: start"), *lines, done])
+        return b"".join([response(action, "EventList: start"), *lines_of, done])
 
     return answer
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
@@ -25,7 +27,7 @@ from testbed.daemon import (
 )
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.system.conftest import DIALPLAN, Target, place_call, set_globals, start_fork
+from tests.system.conftest import DIALPLAN, Target, no_forks, place_call, set_globals, start_fork
 
 pytestmark = pytest.mark.asterisk
 
@@ -52,6 +54,37 @@ exten => _L!,1,Answer()
  same => n,Gosub(audiofork,start,1(${WSSERVER}/gosub,D(both)))
  same => n,UserEvent(Returned,Status: ${AUDIOFORK_STATUS})
  same => n,Echo()
+
+; What was dialled is in the URL, as it should not be (G, Q, U) and as it should (E, S, V).
+[testbed]
+exten => _G!,1,Answer()
+ same => n,Gosub(audiofork,start,1(${WSSERVER}?called=${EXTEN},D(in)))
+ same => n,Goto(returned,s,1)
+exten => _Q!,1,Answer()
+ same => n,Gosub(audiofork,start,1("${WSSERVER}?called=${EXTEN}"))
+ same => n,Goto(returned,s,1)
+exten => _U!,1,Answer()
+ same => n,UserEvent(AudioFork,WsServer: ${WSSERVER}?called=${EXTEN},Options: D(in))
+ same => n,Goto(asked,s,1)
+exten => _E!,1,Answer()
+ same => n,Gosub(audiofork,start,1(${WSSERVER}?called=${URIENCODE(${EXTEN})},D(in)))
+ same => n,Goto(returned,s,1)
+exten => _S!,1,Answer()
+ same => n,UserEvent(AudioFork,WsServer: ${WSSERVER}?called=${URIENCODE(${EXTEN})},Options: D(in))
+ same => n,Goto(asked,s,1)
+exten => _V!,1,Answer()
+ same => n,Set(AUDIOFORK_URL=${WSSERVER}?called=${EXTEN})
+ same => n,Set(AUDIOFORK_OPTIONS=D(in))
+ same => n,Gosub(audiofork,start,1())
+ same => n,Goto(returned,s,1)
+
+[returned]
+exten => s,1,UserEvent(Returned,Status: ${AUDIOFORK_STATUS},Reason: ${AUDIOFORK_REASON})
+ same => n,Wait(5)
+
+[asked]
+exten => s,1,Wait(0.5)
+ same => n,Goto(returned,s,1)
 
 """
 # Callers of any name are let in.
@@ -91,7 +124,8 @@ def asterisk() -> Iterator[Asterisk]:
 @pytest.fixture(scope="module", params=["audiofork", UNFILTERED])
 def settings(request: pytest.FixtureRequest, asterisk: Asterisk) -> dict[str, str]:
     user = f"username = {request.param}\nchanspy_pairs = narrowband\n"
-    return {"asterisk": asterisk_settings(asterisk) + user}
+    security = "allow_post_process = yes\n"
+    return {"asterisk": asterisk_settings(asterisk) + user, "security": security}
 
 
 @dataclass
@@ -191,6 +225,53 @@ async def test_name_of_the_caller_is_no_header(
             for written in (quote(name, safe=""), name.replace("\r\n", "\\r\\n")):
                 await call_as(asterisk, "1", name=f'"{written}" ')
         await victim.check()
+
+
+def caller_data(elsewhere: str, made: Path) -> list[str]:
+    """Return what is dialled to get into a request: a server elsewhere, a file made."""
+    return [
+        f",D(in),touch {made}",
+        f",,touch {made}",
+        ",T(ca=/nope)",
+        f",WsServer: {elsewhere}",
+        f', "Ws\\Server" : {elsewhere}',
+        f",PostProcess: touch {made}",
+        ",Command: StopAudioFork",
+        f"\r\nWsServer: {elsewhere}",
+        f"\r\nPostProcess: touch {made}",
+        f'",D(in),"touch {made}',
+        f'",WsServer: {elsewhere},"',
+        ")",
+        "(",
+        "%00+é",
+    ]
+
+
+@pytest.mark.parametrize("way", "GQUESV")
+async def test_what_was_dialled_becomes_no_field_of_a_request(
+    asterisk: Asterisk, daemon: Daemon, ami: AmiClient, caller: SipUser, way: str
+) -> None:
+    made = Path(tempfile.mkdtemp(prefix="a")) / "f"  # a number has 79 characters at most
+    async with Recorder() as meant, Recorder() as elsewhere:
+        await set_globals(ami, WSSERVER=meant.url("/"))
+        for tail in caller_data(elsewhere.url("/"), made):
+            position = len(ami.events)
+            number = f"{way}1{tail}"
+            assert len(number) < 80
+            call = await caller.call(quote(number, safe=""))
+            call.talk()
+            returned = await ami.wait_user_event("Returned", after=position)
+            if way in "ES" and not number.endswith("("):  # no parenthesis of a Gosub is closed then
+                assert returned["Status"] == "STREAMING"
+                path = meant.recordings[-1].path
+                assert parse_qs(urlsplit(path).query, keep_blank_values=True) == {
+                    "called": [number]
+                }
+            await call.hangup()
+        await no_forks(daemon)
+        assert elsewhere.recordings == []
+        assert not made.exists()
+        made.parent.rmdir()
 
 
 @pytest.mark.parametrize(
