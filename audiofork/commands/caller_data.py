@@ -5,7 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-_REQUEST = re.compile(r"\baudiofork,(start|stop|mute),|\bUserEvent\(\s*AudioFork\s*,", re.I)
+_REQUEST = re.compile(
+    r"\baudiofork,(start|stop|mute),|\bUserEvent\(\s*AudioFork\s*,"
+    # Of these a part could be another option or command; a URL is one whatever is in it.
+    r"|\bSet\(_*AUDIOFORK_(OPTIONS|POST_PROCESS)=",
+    re.I,
+)
 _CALLERS = {
     *("EXTEN", "CALLERID", "CONNECTEDLINE", "REDIRECTING", "DNID", "RDNIS", "INVALID_EXTEN"),
     *("CALLERIDNUM", "CALLERIDNAME", "CALLINGANI", "DIALEDPEERNUMBER", "DIALEDPEERNAME"),

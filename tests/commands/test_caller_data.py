@@ -21,6 +21,8 @@ from audiofork.commands.caller_data import bare
         ("UserEvent( audiofork ,WsServer: ws://h/${DIALEDPEERNUMBER})", ["DIALEDPEERNUMBER"]),
         ("UserEvent(AudioFork,WsServer: ws://h/${SIP_HEADER(X)}${EXTEN})", ["SIP_HEADER", "EXTEN"]),
         ("Gosub(audiofork,start,1(ws://h/${URIENCODE(${A})}${EXTEN}))", ["EXTEN"]),
+        ("Set(AUDIOFORK_POST_PROCESS=/opt/upload ${EXTEN})", ["EXTEN"]),
+        ("Set(__AUDIOFORK_OPTIONS=D(${CALLERID(num)}))", ["CALLERID"]),
         # None of it can have a comma, or it is none of a caller, or in no request.
         ("Gosub(audiofork,start,1(ws://h/${URIENCODE(${EXTEN})},D(in)))", []),
         ("Gosub(audiofork,start,1(ws://h/${BASE64_ENCODE(${CALLERID(name)})}))", []),
