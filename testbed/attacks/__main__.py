@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import sys
 
-from testbed.attacks import ATTACKS
+from testbed.attacks import (
+    ATTACKS,
+    callers,  # noqa: F401 (it adds its attacks)
+)
 
 if __name__ == "__main__":
     sys.exit(ATTACKS.main(__doc__))

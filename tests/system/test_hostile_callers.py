@@ -14,10 +14,10 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
-from audiofork.asterisk.snapshots import CHANNEL
 from audiofork.doors.control_client import Client
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk
+from testbed.attacks.callers import CONTROL_CHARACTERS, forged_lines, request_parts
 from testbed.daemon import (
     Daemon,
     ari_conf,
@@ -39,7 +39,7 @@ exten => _[0-9]!,1,Answer()
  same => n,UserEvent(AudioFork,Command: StopAudioFork)
  same => n,UserEvent(AudioFork,Command: AudioForkMute,Direction: both,State: on)
  same => n,UserEvent(Other)
- same => n,Dial(Local/bridged@testbed/n,,S(0.1))
+ same => n,Dial(Local/bridged@testbed/n,,L(200))
  same => n,Hangup()
 
 exten => bridged,1,Answer()
@@ -181,28 +181,13 @@ async def call_as(
         await call.wait_ended(5)
 
 
-def attacks(victim: str) -> list[str]:
-    """Return what is dialled: each header of a snapshot, and the end of one, as part of a value."""
-    names = [*CHANNEL, "UserEvent", "Event", "ActionID", "uniqueid"]
-    rest = f"1\r\nPriority: 1\r\nUniqueid: {victim}\r\nLinkedid: 1"
-    return [
-        *(f"1\r\n{name}: {victim}" for name in names),
-        rest,
-        f"{rest}\r\nCause: 16",
-        f"{rest}\r\n\r\nX",
-        f"{rest}\r\n\r\n\r\n",
-        f"1\r\n\r\nEvent: Hangup\r\nUniqueid: {victim}\r\n\r\n",
-        f"1\r\n\r\nEvent: UserEvent\r\nUserEvent: AudioFork\r\nUniqueid: {victim}",
-    ]
-
-
 async def test_number_that_was_dialled_is_no_header(
     asterisk: Asterisk, daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
     await set_globals(ami, WSSERVER=recorder.url("/hostile"))
     async with victim_of(daemon, ami, caller, recorder) as victim:
-        for number in attacks(victim.uniqueid):
-            await call_as(asterisk, quote(number, safe=""))
+        for tail in forged_lines(victim.uniqueid):
+            await call_as(asterisk, quote(f"1{tail}", safe=""))
             await victim.check()
 
 
@@ -211,8 +196,8 @@ async def test_number_of_the_caller_is_no_header(
 ) -> None:
     await set_globals(ami, WSSERVER=recorder.url("/hostile"))
     async with victim_of(daemon, ami, caller, recorder) as victim:
-        for number in attacks(victim.uniqueid):
-            await call_as(asterisk, "1", username=quote(number, safe=""))
+        for tail in forged_lines(victim.uniqueid):
+            await call_as(asterisk, "1", username=quote(f"1{tail}", safe=""))
             await victim.check()
 
 
@@ -221,30 +206,10 @@ async def test_name_of_the_caller_is_no_header(
 ) -> None:
     await set_globals(ami, WSSERVER=recorder.url("/hostile"))
     async with victim_of(daemon, ami, caller, recorder) as victim:
-        for name in attacks(victim.uniqueid):
+        for name in forged_lines(victim.uniqueid):
             for written in (quote(name, safe=""), name.replace("\r\n", "\\r\\n")):
                 await call_as(asterisk, "1", name=f'"{written}" ')
         await victim.check()
-
-
-def caller_data(elsewhere: str, made: Path) -> list[str]:
-    """Return what is dialled to get into a request: a server elsewhere, a file made."""
-    return [
-        f",D(in),touch {made}",
-        f",,touch {made}",
-        ",T(ca=/nope)",
-        f",WsServer: {elsewhere}",
-        f', "Ws\\Server" : {elsewhere}',
-        f",PostProcess: touch {made}",
-        ",Command: StopAudioFork",
-        f"\r\nWsServer: {elsewhere}",
-        f"\r\nPostProcess: touch {made}",
-        f'",D(in),"touch {made}',
-        f'",WsServer: {elsewhere},"',
-        ")",
-        "(",
-        "%00+é",
-    ]
 
 
 @pytest.mark.parametrize("way", "GQUESV")
@@ -254,7 +219,7 @@ async def test_what_was_dialled_becomes_no_field_of_a_request(
     made = Path(tempfile.mkdtemp(prefix="a")) / "f"  # a number has 79 characters at most
     async with Recorder() as meant, Recorder() as elsewhere:
         await set_globals(ami, WSSERVER=meant.url("/"))
-        for tail in caller_data(elsewhere.url("/"), made):
+        for tail in request_parts(elsewhere.url("/"), made):
             position = len(ami.events)
             number = f"{way}1{tail}"
             assert len(number) < 80
@@ -274,11 +239,7 @@ async def test_what_was_dialled_becomes_no_field_of_a_request(
         made.parent.rmdir()
 
 
-@pytest.mark.parametrize(
-    "part",
-    ["1", "\x1b[31mred", "\n2026-01-01 ERROR", "\r\nValue: x", "\r\nUniqueid: 1.1", "é\u2028\x7f1"],
-    ids=ascii,
-)
+@pytest.mark.parametrize("part", ["1", *CONTROL_CHARACTERS], ids=ascii)
 async def test_name_of_a_channel_is_shown_without_control_characters(
     asterisk: Asterisk,
     daemon: Daemon,
