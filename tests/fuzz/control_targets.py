@@ -164,7 +164,7 @@ async def check_ami_stream(link: _Link, data: bytes, rng: Random) -> str:
 
 
 def _missing_end(data: bytes) -> bytes:
-    rest = data.rpartition(_END)[2]
+    rest = data.split(_END)[-1]
     return b"" if not rest else b"\r\n" if rest.endswith(b"\r\n") else _END
 
 
@@ -202,7 +202,7 @@ async def check_snapshot(link: _Link, data: bytes, rng: Random) -> str:
     while _END in data:
         data = data.replace(_END, b"\r\n")
     free = rng.sample(_FREE, k=rng.randrange(1, 4))
-    values = dict(zip(free, data.split(b"|"), strict=False))
+    values = dict(zip(free, (one.rstrip(b"\r\n") for one in data.split(b"|")), strict=False))
     name = rng.choice(("Hangup", "HangupRequest", "BridgeEnter", "BridgeLeave", "Hold", "Unhold"))
     link.receive(*split(_event(name, {**_TRUE, **values}, b"Cause: 16\r\n"), rng))
     request = b"UserEvent: AudioFork\r\nWsServer: ws://h/\r\n"
