@@ -176,7 +176,8 @@ def _check(headers: Headers) -> None:
     """Refuse what would break out of its line, whoever let it come this far."""
     for name, value in headers:
         line = f"{name}: {value}"
-        if any(character < " " or character == "\x7f" for character in line):
+        # A tab in a value does nothing.
+        if any(one < " " or one == "\x7f" for one in name + value.replace("\t", " ")):
             raise ValueError(f"control characters in the AMI header {name!r}")
         if len(line.encode()) >= MAX_LINE_BYTES:
             raise ValueError(f"the AMI header {name} is longer than {MAX_LINE_BYTES} bytes")

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from audiofork.asterisk.ami import Ami, connected
-from audiofork.asterisk.ami_protocol import CHECK_COMMAND, CheckRaised
+from audiofork.asterisk.ami_protocol import CHECK_COMMAND, CheckRaised, Event
 from audiofork.asterisk.taps.choice import SET_ARI, site_of
 from audiofork.asterisk.taps.ways import NARROW_RATE, Site, Wish, best_way, known_faults, ways_for
 from audiofork.asterisk.versions import UNKNOWN, Version
@@ -54,6 +54,8 @@ _WRITE_CLASSES: tuple[tuple[str, str, list[tuple[str, str]]], ...] = (
     ("user", "UserEvent", [("UserEvent", CHECK_COMMAND)]),
     ("reporting", "CoreSettings", []),
 )
+# To the eventfilter that holds back events with an empty line in a value.
+_LIKE_AN_EMPTY_LINE = "a\t\t\t\tb"
 _READ_ONLY = "Write access denied"  # what ARI says to a user that has read_only
 
 
@@ -242,19 +244,27 @@ class Check:
         if "user" not in self._may:
             self._findings.skip("requests: to raise one needs write = user")
             return
-        token = str(uuid.uuid4())
-        ami.raise_event("AudioFork", [("Command", CHECK_COMMAND), ("AudioForkID", token)])
-        event = await self._events.first(
-            lambda event: isinstance(event, CheckRaised) and event.token == token
-        )
-        if event is not None:
+        forged = self._raise_check(ami, ("Value", _LIKE_AN_EMPTY_LINE))
+        if await self._events.first(self._raise_check(ami)) is not None:
             self._findings.ok("requests: UserEvent(AudioFork) comes back (read = user)")
+            # What was raised first has come by now, if it comes at all.
+            if await self._events.first(forged, timeout_s=0) is not None:
+                self._findings.fail(
+                    "requests: events with an empty line in a value are not held back",
+                    remedies.empty_lines(self._config.asterisk.username),
+                )
         else:
             self._findings.fail(
                 "requests: UserEvent(AudioFork) does not come back: read = user is missing, or an "
                 "eventfilter holds it back",
                 remedies.rights(self._config.asterisk.username),
             )
+
+    def _raise_check(self, ami: Ami, *more: tuple[str, str]) -> Callable[[Event], bool]:
+        """Raise a request that does nothing; return what tells it when it comes back."""
+        token = str(uuid.uuid4())
+        ami.raise_event("AudioFork", [("Command", CHECK_COMMAND), ("AudioForkID", token), *more])
+        return lambda event: isinstance(event, CheckRaised) and event.token == token
 
     async def _check_dialplan(self, ami: Ami) -> None:
         """See whether there is what legs by ARI are sent to."""

@@ -164,5 +164,17 @@ def rights(user: str) -> str:
     return (
         f"In section [{user}] of manager.conf: read = user,call and "
         "write = originate,call,user,reporting, with the eventfilter lines of the shipped "
-        'manager_audiofork.conf or none; then run asterisk -rx "manager reload".'
+        'manager_audiofork.conf; then run asterisk -rx "manager reload".'
     )
+
+
+def empty_lines(user: str) -> str:
+    """Return how Asterisk is kept from sending our user of AMI what a caller has forged."""
+    return f"""\
+Somebody could dial a whole event, and end or begin the forks of other calls. In section [{user}] \
+of manager.conf:
+  eventfilter(action(exclude),method(regex)) = [[:cntrl:]]{{4}}[^[:cntrl:]]
+or, before Asterisk 18.26, 20.11, 21.6 and 22.1,
+  eventfilter = ![[:cntrl:]]{{4}}[^[:cntrl:]]
+then run
+  asterisk -rx "manager reload\""""

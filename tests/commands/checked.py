@@ -32,6 +32,7 @@ class SpiedAsterisk(FakeAsterisk):
         frame: What it sends in place of pairs with D and of the mix without.
         echo: What it answers to each frame that it gets.
         brings_legs: Whether it does anything about an Originate.
+        is_unfiltered: Whether it sends events with what looks like an empty line in a value.
     """
 
     def __init__(self) -> None:
@@ -45,10 +46,11 @@ class SpiedAsterisk(FakeAsterisk):
         self.frame = b""
         self.echo = b""
         self.brings_legs = True
+        self.is_unfiltered = False
         self._tasks: list[asyncio.Task[None]] = []
 
     def _raise(self, action: dict[str, str]) -> bytes | None:
-        if action["userevent"] == "AudioFork":
+        if action["userevent"] == "AudioFork" and (self.is_unfiltered or "value" not in action):
             lines = [f"{name}: {action[name]}" for name in ("command", "audioforkid")]
             self.connections[-1].send(block("Event: UserEvent", "UserEvent: AudioFork", *lines))
         return response(action)

@@ -392,6 +392,15 @@ async def test_caller_data_in_many_requests_is_warned_of_ten_times(asterisk: Spi
     assert [bool(finding.remedy) for finding in found] == [False] * 9 + [True]
 
 
+async def test_events_that_a_caller_could_forge_are_a_fault(asterisk: SpiedAsterisk) -> None:
+    asterisk.is_unfiltered = True
+    outcome, findings = await findings_of(configured(asterisk))
+    assert failures(findings) == [
+        "requests: events with an empty line in a value are not held back"
+    ]
+    assert outcome == 1
+
+
 async def test_dialplan_that_may_not_be_looked_into_is_said(asterisk: SpiedAsterisk) -> None:
     asterisk.answers["ShowDialPlan"] = denied
     outcome, findings = await findings_of(configured(asterisk))
