@@ -31,15 +31,18 @@ def bare(application: str, data: str) -> list[str]:
         application: One that is run by a priority, such as Gosub, or ExecIf with another in it.
         data: Its arguments, before anything is put into their places.
     """
-    if not _REQUEST.search(f"{application}({data})"):
-        return []
+    return bare_in(data) if _REQUEST.search(f"{application}({data})") else []
+
+
+def bare_in(text: str) -> list[str]:
+    """Return the names of what callers choose that stand in a text so that they may have commas."""
     found: dict[str, None] = {}
     functions: list[str] = []  # the names after each `${` and `$[` that is open
-    for match in re.finditer(r"\$\{|\$\[|[{}\[\]]", data):
+    for match in re.finditer(r"\$\{|\$\[|[{}\[\]]", text):
         if match[0] in "}]":
             del functions[-1:]
             continue
-        name = _NAME.match(data, match.end())
+        name = _NAME.match(text, match.end())
         functions.append(name[0].upper() if name and match[0] == "${" else "")
         if functions[-1] in _CALLERS and not _SAFE & set(functions):
             found[functions[-1]] = None
