@@ -8,9 +8,11 @@ dialplans that should have used URIENCODE() or variables, not a reason to do wit
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterable, Mapping
-from urllib.parse import unquote_plus
+
+from audiofork.errors import RequestRefused
 
 _ENCODED = ("wsserver", "options", "postprocess", "audioforkid", "direction", "state", "dialled")
 # What would do harm: whose audio goes where, and what is run then.
@@ -18,25 +20,38 @@ _FIELDS = {
     name.lower(): name
     for name in ("WsServer", "PostProcess", "Command", "AudioForkID", "Channel", "Uniqueid")
 }
-WHAT_TO_DO = "put what callers choose through URIENCODE(), or give the URL by AUDIOFORK_URL"
+WHAT_TO_DO = "give the URL by AUDIOFORK_URL, or put what callers choose through URIENCODE()"
 
 
 def decoded(fields: Mapping[str, str]) -> dict[str, str]:
     """Return fields of which the shipped dialplan has encoded the values, as they were before.
 
     Of a URL that was an argument, quotes are taken away as Asterisk would have done.
+
+    Raises:
+        RequestRefused: A value is not encoded.
     """
     encoding = fields.get("encoding", "")
-    if encoding not in ("uri", "uri-quoted"):
+    if encoding not in ("base64", "base64-quoted"):
         return dict(fields)
     plain = {
-        name: unquote_plus(value, errors="replace") if name in _ENCODED else value
+        name: _decoded(name, value) if name in _ENCODED else value
         for name, value in fields.items()
         if name != "encoding"
     }
-    if encoding == "uri-quoted":
+    if encoding == "base64-quoted":
         plain["wsserver"] = re.sub(r'\\(.?)|"', r"\1", plain.get("wsserver", ""))
     return plain
+
+
+def _decoded(name: str, value: str) -> str:
+    try:
+        text = base64.b64decode(value, validate=True)
+    except ValueError:
+        raise RequestRefused(f"{name}: not in base64") from None
+    if not text:
+        raise RequestRefused(f"{name}: Asterisk has not encoded it; is func_base64.so loaded?")
+    return text[1:].decode("utf-8", "replace")  # without the dot
 
 
 def slipped_in(fields: Mapping[str, str], caller_data: Iterable[str]) -> str:

@@ -36,9 +36,10 @@ class UserEvents:
         self._tasks.spawn(self._answer(event))
 
     async def _answer(self, event: RequestReceived) -> None:
-        fields = decoded(event.fields)
-        caller_data = (*event.caller_data, fields.pop("dialled", ""))
+        fields = event.fields
         try:
+            fields = decoded(fields)
+            caller_data = (*event.caller_data, fields.pop("dialled", ""))
             if event.repeated:
                 raise RequestRefused(f"{event.repeated}: comes twice")
             if name := slipped_in(fields, caller_data):

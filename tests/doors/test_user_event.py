@@ -1,6 +1,5 @@
 import asyncio
 import uuid
-from urllib.parse import quote
 
 import pytest
 
@@ -8,6 +7,7 @@ from audiofork.asterisk.ami_protocol import RequestReceived
 from audiofork.errors import AmiActionFailed, AmiError, AmiTimeout, AmiUnavailable
 from audiofork.link.messages import EndReason, SetMute
 from tests.control_plane import NAME, START, UNIQUEID, UNKNOWN_ID, URL, Clock, Rig
+from tests.doors.test_caller_data import encoded
 
 
 @pytest.mark.parametrize("change", [{"channel": "nobody"}, {"options": "x"}], ids=str)
@@ -227,15 +227,11 @@ async def test_field_that_comes_twice_is_refused(rig: Rig) -> None:
 
 
 async def test_field_that_a_caller_has_written_is_refused_with_what_to_do(rig: Rig) -> None:
-    fields = {
-        **START,
-        "encoding": "uri",
-        "wsserver": quote(URL),
-        "dialled": "1%2CWsServer%3A" + URL,
-    }
+    fields = {**START, "encoding": "base64", "wsserver": encoded(URL)}
+    fields["dialled"] = encoded(f"1,WsServer: {URL}")
     rig.user_events.on_request(RequestReceived(fields))
     await rig.user_events.finish()
     ((_, headers),) = rig.ami.events
-    assert headers["Reason"].startswith("WsServer is of the caller's number or name; put what")
+    assert headers["Reason"].startswith("WsServer is of the caller's number or name; give the")
     assert headers["WsServer"] == URL
     assert rig.sent == []
