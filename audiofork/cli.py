@@ -303,9 +303,9 @@ def receive(
     """Write each fork that comes in to a WAV file, and show how loud it is.
 
     A file is named by the time and by the path of the URL, or by the channel if the URL has one:
-    ws://127.0.0.1:8080/?channel=${CHANNEL}. With channels=1 or channels=2 in the URL messages of
-    any size are taken for mono or stereo; without, those of 640 bytes are stereo. Audio is at
-    8000 Hz, or at what the URL says with rate=16000 (then 1280 bytes are stereo).
+    ws://127.0.0.1:8080/?channel=${URIENCODE(${CHANNEL})}. With channels=1 or channels=2 in the URL
+    messages of any size are taken for mono or stereo; without, those of 640 bytes are stereo. Audio
+    is at 8000 Hz, or at what the URL says with rate=16000 (then 1280 bytes are stereo).
     """
     if tls_key and not tls_cert:
         raise click.UsageError("--tls-key needs --tls-cert")

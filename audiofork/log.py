@@ -6,9 +6,11 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 from audiofork.config import LogConfig
+from audiofork.text import printable
 
 
 class ForkLog(logging.LoggerAdapter[logging.Logger]):
@@ -72,7 +74,10 @@ def without_credentials(url: str) -> str:
 
 
 class _TextFormatter(logging.Formatter):
-    """Puts `fork 3f2a91c0 PJSIP/100-0000002a: ` before the lines of a fork."""
+    """Puts `fork 3f2a91c0 PJSIP/100-0000002a: ` before the lines of a fork.
+
+    Whatever a text holds, it is one line and commands no terminal.
+    """
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(of)s%(message)s")
@@ -82,6 +87,17 @@ class _TextFormatter(logging.Formatter):
         record.of = f"fork {fork[:8]} {getattr(record, 'channel', '')}: " if fork else ""
         return super().format(record)
 
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record), "?")
+
+    def formatException(self, ei: Any) -> str:
+        # Indented, so that none of its lines looks like the beginning of a record.
+        return "\n".join(f"  {line}" for line in _printable_lines(super().formatException(ei)))
+
+
+def _printable_lines(traceback: str) -> list[str]:
+    return [printable(line, "?") for line in traceback.split("\n")]
+
 
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
@@ -89,13 +105,13 @@ class _JsonFormatter(logging.Formatter):
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": printable(record.getMessage(), "?"),
         }
         for key in ("fork", "channel"):
             if hasattr(record, key):
-                entry[key] = getattr(record, key)
+                entry[key] = printable(getattr(record, key), "?")
         if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
+            entry["exception"] = "\n".join(_printable_lines(self.formatException(record.exc_info)))
         return json.dumps(entry, ensure_ascii=False)
 
 

@@ -548,7 +548,8 @@ class SipUser(asyncio.DatagramProtocol):
     """A SIP phone with any number of lines, on one UDP socket of 127.0.0.1.
 
     Args:
-        username: User part of From and Contact.
+        username: User part of From and Contact, as it stands in a URI.
+        display_name: What stands before the URI in From.
         server: Host and port that new requests go to.
         answer: What to do with incoming calls: refuse them with 486, answer
             them at once, or answer them at once and call this with each.
@@ -564,8 +565,10 @@ class SipUser(asyncio.DatagramProtocol):
         answer: Callable[[Call], object] | bool = False,
         codecs: Sequence[Codec] = (ULAW,),
         record: bool = False,
+        display_name: str = "",
     ) -> None:
         self.username = username
+        self._display_name = display_name
         self.server = server
         self.uri = self._uri(username)
         self.address: Address = (HOST, 0)  # port known once started
@@ -718,7 +721,7 @@ class SipUser(asyncio.DatagramProtocol):
         headers = [
             ("Via", f"SIP/2.0/UDP {host}:{port};rport;branch=z9hG4bK{_new_id()}"),
             ("Max-Forwards", "70"),
-            ("From", f"<{self.uri}>;tag={tag}"),
+            ("From", f"{self._display_name}<{self.uri}>;tag={tag}"),
             ("To", to),
             ("Call-ID", call_id),
             ("CSeq", f"{sequence} {method}"),

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import re
 import ssl
 import time
 import types
@@ -17,6 +18,7 @@ from unicodedata import category
 
 import pytest
 
+from audiofork.asterisk import snapshots
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.ami_protocol import ChannelHangup, Event, RequestReceived
 from audiofork.asterisk.taps.base import LegOrder
@@ -60,9 +62,29 @@ END = "\r\n\r\n"
 Headers = list[tuple[str, str]]
 
 
-def block(*lines: str) -> bytes:
+def raw_block(*lines: str) -> bytes:
     """Return one message as it stands on the wire."""
     return ("\r\n".join(lines) + END).encode()
+
+
+def block(*lines: str) -> bytes:
+    """Return one message; of an event, the headers that Asterisk puts into it are completed."""
+    event = lines[0].removeprefix("Event: ")
+    if event == "UserEvent":
+        names = [line.partition(":")[0] for line in lines]
+        begin = names.index("UserEvent") if "UserEvent" in names else len(lines)
+        if not set(names[:begin]) & set(snapshots.CHANNEL):
+            return raw_block(*lines)
+        snapshot = _completed(lines[1:begin], snapshots.CHANNEL)
+        return raw_block(lines[0], *snapshot, *lines[begin:])
+    return raw_block(lines[0], *_completed(lines[1:], snapshots.ORDERS.get(event, ())))
+
+
+def _completed(lines: Sequence[str], order: tuple[str, ...]) -> list[str]:
+    """Return lines in the order of their headers, with those that are missing, then the others."""
+    given = {line.partition(":")[0]: line for line in lines if line.partition(":")[0] in order}
+    others = [line for line in lines if line not in given.values()]
+    return [*(given.get(name, f"{name}: ") for name in order), *others]
 
 
 def response(action: dict[str, str], *lines: str, ok: bool = True) -> bytes:
@@ -310,6 +332,8 @@ class FakeAmi:
         if name not in ("Getvar", "Setvar"):
             return ""
         variable, uniqueid = fields["Variable"], self._find(fields["Channel"], name)
+        if safely := re.fullmatch(r"REPLACE\((.*),\\\\r,\\n\)", variable):
+            variable = safely[1]
         if name == "Getvar":
             own = {"CHANNEL(name)": self.channels[uniqueid], "CHANNEL(uniqueid)": uniqueid}
             return {**self.values, **self.values_of.get(uniqueid, {}), **own}.get(variable, "")

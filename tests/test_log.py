@@ -146,7 +146,7 @@ def test_set_up_json_is_one_object_a_line(
     root: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_up(LogConfig(format="json"))
-    ForkLog(logger, FORK_ID, "PJSIP/Zoë-1").warning("two\nlines %d", 7)
+    ForkLog(logger, FORK_ID, "PJSIP/Zoë-1").warning("two words %d", 7)
     logger.error("plain")
     first, second = map(json.loads, capsys.readouterr().err.splitlines())
     assert first.pop("time")
@@ -154,11 +154,40 @@ def test_set_up_json_is_one_object_a_line(
     assert first == {
         "level": "warning",
         "logger": "audiofork.test",
-        "message": "two\nlines 7",
+        "message": "two words 7",
         "fork": FORK_ID,
         "channel": "PJSIP/Zoë-1",
     }
     assert second == {"level": "error", "logger": "audiofork.test", "message": "plain"}
+
+
+HOSTILE = "a\r\n2026-01-01 ERROR b\x1b[31m\x9b31m\u2028\x7f"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_set_up_lets_no_control_character_into_the_log(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    """Whoever names a channel could else write lines of his own, or command the terminal."""
+    set_up(LogConfig(format=form))
+    ForkLog(logger, FORK_ID, HOSTILE).warning("said %s", HOSTILE)
+    (line,) = capsys.readouterr().err.removesuffix("\n").split("\n")
+    assert line.isprintable()
+    assert line.count("a??2026-01-01 ERROR b?[31m?31m??") == 2
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_set_up_lets_no_line_of_a_traceback_look_like_another(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    set_up(LogConfig(format=form))
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        logger.exception("failed")
+    first, *others = capsys.readouterr().err.removesuffix("\n").split("\n")
+    assert all(line.isprintable() for line in [first, *others])
+    assert all(line.startswith("  ") for line in others)
 
 
 def test_set_up_json_carries_the_traceback(

@@ -561,6 +561,7 @@ def test_named_build_too_old(build: Build) -> None:
 def test_manager_conf_filters_by_name_where_asterisk_can(version: str) -> None:
     text = daemon.manager_conf(version)
     assert "\neventfilter(action(include),name(Hangup)) =\n" in text
+    assert "\neventfilter(action(exclude),method(regex)) = [[:cntrl:]]{4}[^[:cntrl:]]\n" in text
     assert "\neventfilter = " not in text
 
 
@@ -574,6 +575,7 @@ def test_manager_conf_filters_by_text_where_asterisk_is_older(version: str) -> N
         "eventfilter = Event: OriginateResponse",
         "eventfilter = Event: Hold",
         "eventfilter = Event: Unhold",
+        "eventfilter = ![[:cntrl:]]{4}[^[:cntrl:]]",
     ]
 
 

@@ -9,8 +9,9 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
-from audiofork.asterisk.ami_protocol import Event, Headers, Protocol
+from audiofork.asterisk.ami_protocol import Event, Protocol
 from audiofork.asterisk.reconnecting import KeptLink
+from audiofork.asterisk.snapshots import Headers
 from audiofork.asterisk.versions import UNKNOWN, Version
 from audiofork.config import AsteriskConfig
 from audiofork.errors import (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,21 +19,21 @@ from panoramisk.ami_protocol import AMIProtocol
 from panoramisk.manager import Manager
 from panoramisk.message import Message
 
+from audiofork.asterisk.ami_blocks import Blocks
+from audiofork.asterisk.snapshots import CALLER_DATA, Forged, Headers, check, repeated
 from audiofork.errors import AmiUnavailable
+from audiofork.text import harmless, printable
 
 log = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 1024  # longer lines are discarded by Asterisk (main/manager.c)
 CHECK_COMMAND = "AudioForkCheck"
-_MAX_BLOCK_BYTES = 1_048_576
-_END_OF_BLOCK = b"\r\n\r\n"
+MAX_BLOCK_BYTES = 1_048_576
 # The events that `typed` makes something of, besides UserEvent.
 _WANTED = {
     *(b"Hangup", b"HangupRequest", b"BridgeEnter", b"BridgeLeave", b"OriginateResponse"),
     *(b"Hold", b"Unhold"),
 }
-
-Headers = list[tuple[str, str]]
 
 
 # --- Events ---------------------------------------------------------------------------------------
@@ -40,9 +41,17 @@ Headers = list[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class RequestReceived:
-    """A UserEvent named AudioFork, from the dialplan or from AMI."""
+    """A UserEvent named AudioFork, from the dialplan or from AMI.
+
+    Attributes:
+        fields: Names in lower case, and values; of several with one name the last.
+        repeated: The name of a field that comes more than once, or nothing.
+        caller_data: What the caller may have chosen of the channel that runs the dialplan.
+    """
 
     fields: dict[str, str]
+    repeated: str = ""
+    caller_data: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +98,25 @@ class CheckRaised:
     token: str
 
 
+@dataclass(frozen=True, slots=True)
+class ForgedMessage:
+    """A message was dropped, since it holds lines that Asterisk has not written, but a caller has.
+
+    Attributes:
+        detail: Which message, of which channel, and what is wrong with it.
+    """
+
+    detail: str
+
+
 Event = (
-    RequestReceived | ChannelHangup | OriginateFailed | BridgeChanged | HoldChanged | CheckRaised
+    RequestReceived
+    | ChannelHangup
+    | OriginateFailed
+    | BridgeChanged
+    | HoldChanged
+    | CheckRaised
+    | ForgedMessage
 )
 
 
@@ -115,23 +141,24 @@ def parse(block: str) -> Headers:
     return [(name, value.removeprefix(" ")) for name, colon, value in pairs if colon]
 
 
-def _last(headers: Headers, name: str) -> str:
-    return next((value for key, value in reversed(headers) if key == name), "")
-
-
 def _first(headers: Headers, name: str) -> str:
     return next((value for key, value in headers if key == name), "")
 
 
 def typed(name: str, headers: Headers) -> Event | None:
-    """Return the event that a block is, or None for those that nobody here needs."""
+    """Return the event that a block is, or None for those that nobody here needs.
+
+    Raises:
+        Forged: It holds lines that Asterisk has not written.
+    """
+    check(name, headers)
     if name == "UserEvent":
         return _request(headers)
     if name in ("Hangup", "HangupRequest"):
         return ChannelHangup(_first(headers, "Uniqueid"), name == "Hangup")
     if name in ("Hold", "Unhold"):
         channel, uniqueid = _first(headers, "Channel"), _first(headers, "Uniqueid")
-        return HoldChanged(uniqueid, channel, name == "Hold")
+        return HoldChanged(uniqueid, printable(channel, "?"), name == "Hold")
     if name in ("BridgeEnter", "BridgeLeave"):
         return BridgeChanged(_first(headers, "Uniqueid"), name == "BridgeEnter")
     if name == "OriginateResponse" and _first(headers, "Response") == "Failure":
@@ -145,17 +172,18 @@ def _request(headers: Headers) -> RequestReceived | CheckRaised | None:
     An event from the dialplan has a snapshot; one from an AMI action has only a body. The body
     may name another channel than the one that runs the dialplan.
     """
-    position = next(i for i, (name, _) in enumerate(headers) if name == "UserEvent")
+    position = next(i for i, (name, _) in enumerate(headers) if name.lower() == "userevent")
     if headers[position][1] != "AudioFork":
         return None
-    fields = {name.lower(): value for name, value in headers[position + 1 :]}
+    snapshot, body = headers[:position], headers[position + 1 :]
+    fields = {name.lower(): value for name, value in body}
     if fields.get("command") == CHECK_COMMAND:
         return CheckRaised(fields.get("audioforkid", ""))
     if "channel" not in fields and "uniqueid" not in fields:
-        snapshot = headers[:position]
-        fields["channel"] = _first(snapshot, "Channel")
+        fields["channel"] = printable(_first(snapshot, "Channel"), "?")
         fields["uniqueid"] = _first(snapshot, "Uniqueid")
-    return RequestReceived(fields)
+    caller_data = tuple(value for name, value in snapshot if name in CALLER_DATA and value)
+    return RequestReceived(fields, next(repeated(name for name, _ in body), ""), caller_data)
 
 
 # --- Headers --------------------------------------------------------------------------------------
@@ -165,7 +193,8 @@ def _check(headers: Headers) -> None:
     """Refuse what would break out of its line, whoever let it come this far."""
     for name, value in headers:
         line = f"{name}: {value}"
-        if any(character < " " or character == "\x7f" for character in line):
+        # A tab in a value does nothing.
+        if any(one < " " or one == "\x7f" for one in name + value.replace("\t", " ")):
             raise ValueError(f"control characters in the AMI header {name!r}")
         if len(line.encode()) >= MAX_LINE_BYTES:
             raise ValueError(f"the AMI header {name} is longer than {MAX_LINE_BYTES} bytes")
@@ -200,10 +229,14 @@ class Protocol(AMIProtocol):  # type: ignore[misc]
         on_lost: Called when the connection is over.
     """
 
-    def __init__(self, on_event: Callable[[Event], None], on_lost: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        on_event: Callable[[Event], None],
+        on_lost: Callable[[], None],
+    ) -> None:
         self._on_event = on_event
         self._on_lost = on_lost
-        self._rest = bytearray()
+        self._blocks = Blocks()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -222,7 +255,8 @@ class Protocol(AMIProtocol):  # type: ignore[misc]
             ValueError: A name or value holds control characters, or a line is too long.
         """
         _check(headers)
-        action = Action(_grouped(headers))
+        # No caller can know it, who could write an answer of his own with it.
+        action = Action({"ActionID": secrets.token_hex(16), **_grouped(headers)})
         responses = self.responses
         answered: asyncio.Future[Any] = self.send(action, as_list=as_list)
         # Also when nobody waits any more: panoramisk forgets only what has its answer.
@@ -246,27 +280,24 @@ class Protocol(AMIProtocol):  # type: ignore[misc]
     # --- In ---
 
     def data_received(self, chunk: bytes) -> None:
-        # The end may have begun in the last read; what was before that is not searched again.
-        unsearched = max(0, len(self._rest) - len(_END_OF_BLOCK) + 1)
-        self._rest += chunk
-        if self._rest.find(_END_OF_BLOCK, unsearched) < 0:
-            self._limit_rest()
-            return
-        *blocks, rest = bytes(self._rest).split(_END_OF_BLOCK)
-        self._rest = bytearray(rest)
-        for block in blocks:
+        whole, cut = self._blocks.feed(chunk)
+        for block in cut:
+            self._drop(block, "an empty line in a value has cut it")
+        for block in whole:
             if is_foreign(block):
                 continue
             try:
                 self._on_block(block.decode("utf-8", "replace"))
+            except Forged as exc:
+                self._drop(block, str(exc))
             except Exception:
                 log.exception("a message from Asterisk could not be read")  # it may hold a token
-        self._limit_rest()
-
-    def _limit_rest(self) -> None:
-        if len(self._rest) > _MAX_BLOCK_BYTES:
-            log.error("a message from Asterisk has no end after %d bytes", len(self._rest))
+        if self._blocks.waiting_bytes > MAX_BLOCK_BYTES:
+            log.error("a message from Asterisk has no end after %d bytes", MAX_BLOCK_BYTES)
             self.transport.abort()
+
+    def _drop(self, block: bytes, why: str) -> None:
+        self._on_event(ForgedMessage(f"{_title(block)}: {why}"))
 
     def _on_block(self, block: str) -> None:
         if block.startswith("Asterisk Call Manager/"):
@@ -279,18 +310,31 @@ class Protocol(AMIProtocol):  # type: ignore[misc]
             event = typed(value, headers)
             if event is not None:
                 self._on_event(event)
-            return
-        message = Message.from_line(block)
-        if message is None:
-            return
+        elif name == "Event":
+            check(value, headers)
+            self._on_answer(headers)
+        elif name == "Response":
+            self._on_answer(headers)
+
+    def _on_answer(self, headers: Headers) -> None:
+        # The first of several with one name is Asterisk's own: it was there before the value.
+        message = Message({name.lower(): value for name, value in reversed(headers)})
         pending = self.responses.get(message.id)
         if not message.success and pending is None:
-            log.warning("Asterisk refused to raise an event: %s", message.message)
+            log.warning("Asterisk refused to raise an event: %s", harmless(message.message))
         elif not message.success:
             pending.as_list = False  # else panoramisk waits for a list that does not come
         self.handle_message(message)
 
     def _is_answer(self, event: str, headers: Headers) -> bool:
         """Return whether an event belongs to the answer of an action; a UserEvent never does."""
-        pending = self.responses.get(_last(headers, "ActionID"))
+        ids = (value for name, value in headers if name == "ActionID")
+        pending = next((self.responses[one] for one in ids if one in self.responses), None)
         return pending is not None and bool(pending.as_list) and event != "UserEvent"
+
+
+def _title(block: bytes) -> str:
+    """Return what a message is and of which channel, as far as it says so itself."""
+    headers = parse(block.decode("utf-8", "replace"))
+    name = headers[0][1] if headers else "a message"
+    return harmless(f"{name} of {_first(headers, 'Channel') or 'an unknown channel'}")

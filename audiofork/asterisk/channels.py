@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from audiofork.asterisk.ami import Ami
 from audiofork.config import SAMPLE_RATES
-from audiofork.errors import AmiActionFailed, NoSuchChannel
+from audiofork.errors import AmiActionFailed, NoSuchChannel, RequestRefused
+from audiofork.text import printable
 
+MAX_VALUE_BYTES = 1022  # Asterisk cuts what a function returns to Getvar (main/manager.c)
 NO_SUCH_CHANNEL = str(NoSuchChannel())  # Asterisk's words as well as ours
 
 # Sample rates in Hz of the formats that are not slin or 8000 (main/codec_builtin.c).
@@ -62,7 +64,7 @@ class Channels:
         name, uniqueid = await asyncio.gather(
             self._known(key, "CHANNEL(name)"), self._known(key, "CHANNEL(uniqueid)")
         )
-        return name, uniqueid
+        return printable(name, "?"), uniqueid
 
     async def check_alive(self, uniqueid: str) -> None:
         """Return if the channel still exists."""
@@ -76,7 +78,11 @@ class Channels:
     async def present(self) -> dict[str, str]:
         """Return the names of all channels, by uniqueid."""
         listed = await self._ami.list("CoreShowChannels")
-        return {one["uniqueid"]: one.get("channel", "") for one in listed if one.get("uniqueid")}
+        return {
+            one["uniqueid"]: printable(one.get("channel", ""), "?")
+            for one in listed
+            if one.get("uniqueid")
+        }
 
     async def is_bridged(self, uniqueid: str) -> bool:
         """Return whether the channel is in a bridge."""
@@ -110,7 +116,7 @@ class Channels:
     async def bridge_peers(self, uniqueid: str) -> set[str]:
         """Return the names of the channels that one is bridged with."""
         peers = await self._value(uniqueid, "BRIDGEPEER")
-        return set(filter(None, peers.split(",")))
+        return {printable(name, "?") for name in peers.split(",") if name}
 
     async def _format(self, channel: str, expression: str) -> str:
         try:
@@ -119,9 +125,18 @@ class Channels:
             return ""
 
     async def values(self, channel: str, names: Iterable[str]) -> dict[str, str]:
-        """Return variables and functions of a channel; what is not set is empty."""
+        """Return variables and functions of a channel; what is not set is empty.
+
+        A carriage return in a value comes as a line feed.
+
+        Raises:
+            RequestRefused: A value is longer than MAX_VALUE_BYTES.
+        """
         wanted = list(names)
         values = await asyncio.gather(*(self._value(channel, name) for name in wanted))
+        for name, value in zip(wanted, values, strict=True):
+            if len(value.encode()) > MAX_VALUE_BYTES:
+                raise RequestRefused(f"^{{{name}}}: longer than {MAX_VALUE_BYTES} bytes")
         return dict(zip(wanted, values, strict=True))
 
     async def _known(self, channel: str, expression: str) -> str:
@@ -131,12 +146,22 @@ class Channels:
         return value
 
     async def _value(self, channel: str, expression: str) -> str:
-        headers = [("Channel", channel), ("Variable", expression)]
+        headers = [("Channel", channel), ("Variable", _safely(expression))]
         try:
             answer = await self._ami.action("Getvar", headers)
         except AmiActionFailed as exc:
             raise _translated(exc) from None
         return answer.get("value", "")
+
+
+def _safely(expression: str) -> str:
+    """Return what gives a variable or function with a line feed for each carriage return.
+
+    Asterisk puts a value into its answer as it is. An empty line in one, which a caller may have
+    chosen, would end the answer, and let the rest pass for a message of Asterisk's.
+    """
+    quoted = expression.replace("\\", "\\\\").replace('"', '\\"')
+    return rf"REPLACE({quoted},\\r,\n)"
 
 
 def _translated(exc: AmiActionFailed) -> Exception:

@@ -19,11 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from audiofork.asterisk.ami import Ami, connected
-from audiofork.asterisk.ami_protocol import CHECK_COMMAND, CheckRaised
+from audiofork.asterisk.ami_protocol import CHECK_COMMAND, CheckRaised, Event
 from audiofork.asterisk.taps.choice import SET_ARI, site_of
 from audiofork.asterisk.taps.ways import NARROW_RATE, Site, Wish, best_way, known_faults, ways_for
 from audiofork.asterisk.versions import UNKNOWN, Version
-from audiofork.commands import remedies
+from audiofork.commands import caller_data, remedies
 from audiofork.commands.check_audio import WIDE_RATE, AudioCheck, connects_for
 from audiofork.commands.findings import Finding, Findings, Outcome
 from audiofork.commands.probe import Events
@@ -44,6 +44,7 @@ from audiofork.link.messages import Direction
 from audiofork.system import FILES_PER_FORK, FURTHER_FILES
 
 MAX_CLOCK_DIFFERENCE_S = 2.0
+MAX_WARNINGS = 10  # of one kind
 
 _DENIED = "Permission denied"
 # What each class is tried with: actions that lack what they need to do anything.
@@ -53,6 +54,8 @@ _WRITE_CLASSES: tuple[tuple[str, str, list[tuple[str, str]]], ...] = (
     ("user", "UserEvent", [("UserEvent", CHECK_COMMAND)]),
     ("reporting", "CoreSettings", []),
 )
+# To the eventfilter that holds back events with an empty line in a value.
+_LIKE_AN_EMPTY_LINE = "a\t\t\t\tb"
 _READ_ONLY = "Write access denied"  # what ARI says to a user that has read_only
 
 
@@ -186,6 +189,7 @@ class Check:
                 await self._check_clock(ami)
                 await self._check_requests_come(ami)
                 await self._check_dialplan(ami)
+                await self._check_caller_data(ami)
                 if await self._check_modules(ami):
                     await self._check_audio(ami)
                 self._tell_what_forks_get()
@@ -240,19 +244,27 @@ class Check:
         if "user" not in self._may:
             self._findings.skip("requests: to raise one needs write = user")
             return
-        token = str(uuid.uuid4())
-        ami.raise_event("AudioFork", [("Command", CHECK_COMMAND), ("AudioForkID", token)])
-        event = await self._events.first(
-            lambda event: isinstance(event, CheckRaised) and event.token == token
-        )
-        if event is not None:
+        forged = self._raise_check(ami, ("Value", _LIKE_AN_EMPTY_LINE))
+        if await self._events.first(self._raise_check(ami)) is not None:
             self._findings.ok("requests: UserEvent(AudioFork) comes back (read = user)")
+            # What was raised first has come by now, if it comes at all.
+            if await self._events.first(forged, timeout_s=0) is not None:
+                self._findings.fail(
+                    "requests: events with an empty line in a value are not held back",
+                    remedies.empty_lines(self._config.asterisk.username),
+                )
         else:
             self._findings.fail(
                 "requests: UserEvent(AudioFork) does not come back: read = user is missing, or an "
                 "eventfilter holds it back",
                 remedies.rights(self._config.asterisk.username),
             )
+
+    def _raise_check(self, ami: Ami, *more: tuple[str, str]) -> Callable[[Event], bool]:
+        """Raise a request that does nothing; return what tells it when it comes back."""
+        token = str(uuid.uuid4())
+        ami.raise_event("AudioFork", [("Command", CHECK_COMMAND), ("AudioForkID", token), *more])
+        return lambda event: isinstance(event, CheckRaised) and event.token == token
 
     async def _check_dialplan(self, ami: Ami) -> None:
         """See whether there is what legs by ARI are sent to."""
@@ -277,6 +289,23 @@ class Check:
         what = f"has no extension {' and '.join(missing)}" if lines else "is missing"
         self._can_snoop = False
         self._findings.fail(f"dialplan: the context {CONTEXT} {what}", remedies.INCLUDE_EXTENSIONS)
+
+    async def _check_caller_data(self, ami: Ami) -> None:
+        """Warn of requests of the dialplan that a caller could add to."""
+        try:
+            found = list(caller_data.warnings(await ami.list("ShowDialPlan")))
+        except AmiError as exc:  # it may be denied, empty, or too long for the time limit
+            self._findings.skip(f"caller data: the dialplan cannot be looked into: {exc}")
+            return
+        if not found:
+            self._findings.ok("caller data: none stands bare in a request of the dialplan")
+            return
+        *others, last = found[:MAX_WARNINGS]
+        for text in others:
+            self._findings.warn(f"caller data: {text}", "")
+        more = len(found) - MAX_WARNINGS
+        suffix = f" (and {more} more)" if more > 0 else ""
+        self._findings.warn(f"caller data: {last}{suffix}", remedies.CALLER_DATA)
 
     def _modules(self) -> list[str]:
         """Return the modules that legs need, by each tap that the daemon would use."""

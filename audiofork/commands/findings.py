@@ -21,6 +21,8 @@ class Mark(enum.StrEnum):
     FAIL = "FAIL"
     SKIP = "skip"
     """Could not be looked into; not a fault in itself."""
+    WARN = "warn"
+    """Works, but may be used to do harm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,9 @@ class Findings:
 
     def skip(self, text: str, remedy: str = "") -> None:
         self._say(Finding(Mark.SKIP, text, remedy))
+
+    def warn(self, text: str, remedy: str) -> None:
+        self._say(Finding(Mark.WARN, text, remedy))
 
     def fail(self, text: str, remedy: str, outcome: Outcome = Outcome.FAULTS) -> None:
         self.outcome = max(self.outcome, outcome)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from audiofork.commands.caller_data import bare_in
 from audiofork.commands.dialplan import NotPlain, split, top_level, unquoted
 from audiofork.errors import RequestRefused
 from audiofork.forks.options import parse_options, split_options
@@ -92,6 +93,11 @@ def notes_on(name: str, arguments: str, delimiter: str = ",") -> list[str]:
             check_url(unquoted(url), ("ws://*", "wss://*"))
     except RequestRefused as exc:
         notes.append(f"this URL is refused: {exc}")
+    for caller in bare_in(arguments):
+        notes.append(
+            f"a caller may choose {caller} so that a comma in it begins another argument: put it "
+            "through URIENCODE(), or the URL into AUDIOFORK_URL"
+        )
     if command:
         notes.append("a command runs only with [security] allow_post_process = yes")
     if _OF_THE_GOSUB.search(command):

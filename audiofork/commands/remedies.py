@@ -97,6 +97,14 @@ add to the end of that
 then run
   asterisk -rx "dialplan reload\""""
 
+CALLER_DATA = """\
+A caller may choose it so that a comma in it begins another option, another server or a command. \
+Put it through URIENCODE, such as
+  ${URIENCODE(${EXTEN})}
+or give the URL by a variable, which is read whole:
+  Set(AUDIOFORK_URL=ws://127.0.0.1:8080/?called=${URIENCODE(${EXTEN})})
+  Gosub(audiofork,start,1())"""
+
 
 def http_conf(url: str) -> str:
     """Return how Asterisk is made to listen where [ari] url says."""
@@ -156,5 +164,17 @@ def rights(user: str) -> str:
     return (
         f"In section [{user}] of manager.conf: read = user,call and "
         "write = originate,call,user,reporting, with the eventfilter lines of the shipped "
-        'manager_audiofork.conf or none; then run asterisk -rx "manager reload".'
+        'manager_audiofork.conf; then run asterisk -rx "manager reload".'
     )
+
+
+def empty_lines(user: str) -> str:
+    """Return how Asterisk is kept from sending our user of AMI what a caller has forged."""
+    return f"""\
+Somebody could dial a whole event, and end or begin the forks of other calls. In section [{user}] \
+of manager.conf:
+  eventfilter(action(exclude),method(regex)) = [[:cntrl:]]{{4}}[^[:cntrl:]]
+or, before Asterisk 18.26, 20.11, 21.6 and 22.1,
+  eventfilter = ![[:cntrl:]]{{4}}[^[:cntrl:]]
+then run
+  asterisk -rx "manager reload\""""

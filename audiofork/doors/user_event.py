@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from audiofork.asterisk.ami_protocol import RequestReceived
 from audiofork.doors.ami_events import AmiEvents
+from audiofork.doors.caller_data import WHAT_TO_DO, decoded, slipped_in
 from audiofork.errors import AmiError, RequestRefused
 from audiofork.forks.requests import Request, parse_request
 from audiofork.forks.tasks import Tasks
@@ -32,10 +33,17 @@ class UserEvents:
 
     def on_request(self, event: RequestReceived) -> None:
         """Grant a request or answer it; never waits."""
-        self._tasks.spawn(self._answer(event.fields))
+        self._tasks.spawn(self._answer(event))
 
-    async def _answer(self, fields: dict[str, str]) -> None:
+    async def _answer(self, event: RequestReceived) -> None:
+        fields = event.fields
         try:
+            fields = decoded(fields)
+            caller_data = (*event.caller_data, fields.pop("dialled", ""))
+            if event.repeated:
+                raise RequestRefused(f"{event.repeated}: comes twice")
+            if name := slipped_in(fields, caller_data):
+                raise RequestRefused(f"{name} is of the caller's number or name; {WHAT_TO_DO}")
             await self._ask(parse_request(fields))
         except RequestRefused as exc:
             self._answers.refused(fields, str(exc))

@@ -11,6 +11,7 @@ from audiofork.asterisk.ami_protocol import (
     BridgeChanged,
     ChannelHangup,
     Event,
+    ForgedMessage,
     HoldChanged,
     OriginateFailed,
 )
@@ -204,6 +205,8 @@ class Forks:
             self._holds.on_changed(event)
         elif isinstance(event, OriginateFailed):
             self._on_originate_failed(event)
+        elif isinstance(event, ForgedMessage):
+            self._emit(Attack(AttackKind.FORGED_EVENT, event.detail))
 
     def _on_hangup(self, uniqueid: str, *, is_gone: bool = True) -> None:
         if (own := self._table.get(fork_id_of(uniqueid))) is not None:

@@ -10,6 +10,7 @@ import sys
 # Each of these adds its own to ATTACKS.
 from testbed.attacks import (
     ATTACKS,
+    callers,  # noqa: F401
     legs,  # noqa: F401
     names,  # noqa: F401
 )

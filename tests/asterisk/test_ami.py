@@ -493,7 +493,6 @@ HOSTILE = {
     "lf": "a\nb",
     "crlf": "a\r\nAction: Hangup",
     "nul": "a\0b",
-    "tab": "a\tb",
     "esc": "a\x1bb",
     "del": "a\x7fb",
 }

@@ -10,6 +10,7 @@ from audiofork.errors import (
     AmiTimeout,
     AmiUnavailable,
     NoSuchChannel,
+    RequestRefused,
 )
 from tests.control_plane import FakeAmi
 
@@ -162,3 +163,38 @@ async def test_sample_rate_of_a_channel_that_names_no_format_finds_none(
     # Of a channel that does not live Asterisk says nothing; one that does has "(nothing)".
     with pytest.raises(NoSuchChannel):
         await channels.sample_rate(UNIQUEID)
+
+
+HOSTILE, SHOWN = "Local/1\n\x1b[31m\u2028@x-1;2", "Local/1??[31m?@x-1;2"
+
+
+async def test_name_is_given_without_control_characters(ami: FakeAmi, channels: Channels) -> None:
+    ami.channels = {UNIQUEID: HOSTILE}
+    ami.values = {"BRIDGEPEER": f"{HOSTILE},PJSIP/2"}
+    assert await channels.look_up(Target(uniqueid=UNIQUEID)) == (SHOWN, UNIQUEID)
+    assert await channels.present() == {UNIQUEID: SHOWN}
+    assert await channels.bridge_peers(UNIQUEID) == {SHOWN, "PJSIP/2"}
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("CALLERID(num)", r"REPLACE(CALLERID(num),\\r,\n)"),
+        (r'CUT(X,\,,"1")', r"REPLACE(CUT(X,\\,,\"1\"),\\r,\n)"),
+    ],
+)
+async def test_value_is_asked_for_without_carriage_returns(
+    ami: FakeAmi, channels: Channels, name: str, asked: str
+) -> None:
+    """An empty line in it would end Asterisk's answer."""
+    await channels.values(UNIQUEID, [name])
+    assert [dict(headers)["Variable"] for _, headers, _ in ami.actions] == [asked]
+
+
+async def test_value_that_asterisk_may_have_cut_is_refused(
+    ami: FakeAmi, channels: Channels
+) -> None:
+    ami.values = {"A": "x" * 1022, "B": "x" * 1023}
+    assert await channels.values(UNIQUEID, ["A"]) == {"A": "x" * 1022}
+    with pytest.raises(RequestRefused, match=r"^\^\{B\}: longer than 1022 bytes$"):
+        await channels.values(UNIQUEID, ["A", "B"])

@@ -254,7 +254,9 @@ async def test_the_channel_s_own_rate_is_asked_for(rig: Rig, configured: bool) -
     taps = rig.taps(sample_rate=0 if configured else 8000)
     choice = await taps.choose(UNIQUEID, BOTH, () if configured else (0,))
     assert choice == rig.by_snoop(DIAL, 16000)
-    assert rig.ami.actions == [("Getvar", [("Channel", UNIQUEID), ("Variable", NATIVE)], "")]
+    assert rig.ami.actions == [
+        ("Getvar", [("Channel", UNIQUEID), ("Variable", f"REPLACE({NATIVE},\\\\r,\\n)")], "")
+    ]
 
 
 async def test_the_channel_s_own_rate_of_8000_hz_is_had_by_chanspy_without_a_note(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from aiohttp import web
 
@@ -32,6 +32,7 @@ class SpiedAsterisk(FakeAsterisk):
         frame: What it sends in place of pairs with D and of the mix without.
         echo: What it answers to each frame that it gets.
         brings_legs: Whether it does anything about an Originate.
+        is_unfiltered: Whether it sends events with what looks like an empty line in a value.
     """
 
     def __init__(self) -> None:
@@ -45,10 +46,11 @@ class SpiedAsterisk(FakeAsterisk):
         self.frame = b""
         self.echo = b""
         self.brings_legs = True
+        self.is_unfiltered = False
         self._tasks: list[asyncio.Task[None]] = []
 
     def _raise(self, action: dict[str, str]) -> bytes | None:
-        if action["userevent"] == "AudioFork":
+        if action["userevent"] == "AudioFork" and (self.is_unfiltered or "value" not in action):
             lines = [f"{name}: {action[name]}" for name in ("command", "audioforkid")]
             self.connections[-1].send(block("Event: UserEvent", "UserEvent: AudioFork", *lines))
         return response(action)
@@ -95,15 +97,31 @@ class SpiedAsterisk(FakeAsterisk):
         await super().stop()
 
 
-def dialplan_of(*extensions: str) -> Callable[[dict[str, str]], bytes]:
-    """Return the answer to ShowDialPlan of a context with these extensions."""
+def dialplan_of(*extensions: str, lines: Sequence[str] = ()) -> Callable[[dict[str, str]], bytes]:
+    """Return the answer to ShowDialPlan.
+
+    Args:
+        extensions: Those of the context for legs.
+        lines: What the priorities of another context run.
+    """
 
     def answer(action: dict[str, str]) -> bytes:
-        assert action["context"] == "audiofork-leg"
         event = ("Event: ListDialplan", f"ActionID: {action['id']}")
-        lines = [block(*event, f"Extension: {name}") for name in extensions]
+        leg_lines = [block(*event, f"Extension: {name}") for name in extensions]
+        others = [
+            block(
+                *event,
+                *("Context: calls", "Extension: _X.", f"Priority: {number}"),
+                *(
+                    "Application: " + line.partition("(")[0],
+                    f"AppData: {line.partition('(')[2][:-1]}",
+                ),
+            )
+            for number, line in enumerate(lines, 1)
+        ]
+        lines_of = leg_lines if action.get("context") == "audiofork-leg" else [*leg_lines, *others]
         done = block("Event: ShowDialPlanComplete", f"ActionID: {action['id']}")
-        return b"".join([response(action, "EventList: start"), *lines, done])
+        return b"".join([response(action, "EventList: start"), *lines_of, done])
 
     return answer
 

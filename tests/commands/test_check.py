@@ -51,7 +51,7 @@ async def test_asterisk_as_it_should_be_has_no_fault(asterisk: SpiedAsterisk) ->
     subjects = [finding.text.partition(":")[0] for finding in findings]
     assert subjects == [
         *("daemon", "open files", "ARI", "login", "rights", "clock"),
-        *("requests", "AudioSocket", "audio", "hangups", "forks"),
+        *("requests", "caller data", "AudioSocket", "audio", "hangups", "forks"),
     ]
 
 
@@ -63,7 +63,15 @@ async def test_asterisk_with_ari_as_it_should_be_has_no_fault(
     assert outcome == 0
     assert [finding.text.partition(":")[0] for finding in findings] == [
         *("daemon", "open files", "ARI", "login", "rights", "clock", "requests", "dialplan"),
-        *("AudioSocket", "audio", "snoop at 8000 Hz", "snoop at 16000 Hz", "hangups", "forks"),
+        *(
+            "caller data",
+            "AudioSocket",
+            "audio",
+            "snoop at 8000 Hz",
+            "snoop at 16000 Hz",
+            "hangups",
+            "forks",
+        ),
     ]
     assert PASSWORD not in str(findings)
 
@@ -182,7 +190,7 @@ async def test_ari_that_is_not_wanted_is_left_alone(
         "ARI: not used ([asterisk] tap = chanspy): legs come by ChanSpy, at 8000 Hz"
     )
     assert ari.asked == []
-    assert asterisk.count("ShowDialPlan") == 0
+    assert not any(finding.text.startswith("dialplan") for finding in findings)
 
 
 @pytest.mark.parametrize("rate", [16000, 0])
@@ -351,6 +359,54 @@ async def test_dialplan_that_may_not_be_looked_into_is_tried(
     assert outcome == 1
     assert Finding(Mark.SKIP, "dialplan: to look into it needs write = reporting") in findings
     assert failures(findings) == ["snoop at 16000 Hz: the leg ended before it connected"]
+
+
+# --- What callers could add to requests ----------------------------------------------------------
+
+
+async def test_caller_data_in_a_request_is_warned_of_with_what_to_do(
+    asterisk: SpiedAsterisk,
+) -> None:
+    lines = [
+        "NoOp(${EXTEN})",
+        "Gosub(audiofork,start,1(ws://h/?to=${EXTEN},D(in)))",
+        "UserEvent(AudioFork,WsServer: ws://h/?to=${URIENCODE(${EXTEN})})",
+    ]
+    asterisk.answers["ShowDialPlan"] = dialplan_of("narrow", "wide", lines=lines)
+    outcome, findings = await findings_of(configured(asterisk))
+    (found,) = (finding for finding in findings if finding.mark is Mark.WARN)
+    assert found.text == (
+        "caller data: context calls, extension _X., priority 2: EXTEN stands bare in Gosub"
+    )
+    assert "URIENCODE(${EXTEN})" in found.remedy
+    assert outcome == 0
+
+
+async def test_caller_data_in_many_requests_is_warned_of_ten_times(asterisk: SpiedAsterisk) -> None:
+    lines = ["Gosub(audiofork,start,1(ws://h/${EXTEN}))"] * 12
+    asterisk.answers["ShowDialPlan"] = dialplan_of("narrow", "wide", lines=lines)
+    _, findings = await findings_of(configured(asterisk))
+    found = [finding for finding in findings if finding.mark is Mark.WARN]
+    assert len(found) == 10
+    assert found[-1].text.endswith(" (and 2 more)")
+    assert [bool(finding.remedy) for finding in found] == [False] * 9 + [True]
+
+
+async def test_events_that_a_caller_could_forge_are_a_fault(asterisk: SpiedAsterisk) -> None:
+    asterisk.is_unfiltered = True
+    outcome, findings = await findings_of(configured(asterisk))
+    assert failures(findings) == [
+        "requests: events with an empty line in a value are not held back"
+    ]
+    assert outcome == 1
+
+
+async def test_dialplan_that_may_not_be_looked_into_is_said(asterisk: SpiedAsterisk) -> None:
+    asterisk.answers["ShowDialPlan"] = denied
+    outcome, findings = await findings_of(configured(asterisk))
+    texts = [finding.text for finding in findings if finding.mark is Mark.SKIP]
+    assert any(text.startswith("caller data: the dialplan cannot be looked") for text in texts)
+    assert outcome == 0
 
 
 # --- What forks get ------------------------------------------------------------------------------

@@ -179,6 +179,8 @@ def test_comments_and_line_ends_around_calls_stay() -> None:
         ("AudioFork(ws://h/,D(up))", ["these options are refused: Options: D takes"]),
         ("AudioFork(ws://h/,${O})", ["its options hold a variable"]),
         ("AudioFork(http://h/)", ["this URL is refused: WsServer: the scheme must be ws or wss"]),
+        ("AudioFork(ws://h/${EXTEN})", ["a caller may choose EXTEN so that a comma in it begins"]),
+        ("AudioFork(ws://h/${URIENCODE(${EXTEN})})", []),
         ("AudioFork(ws://h/,,ls)", ["a command runs only with [security] allow_post_process"]),
         (
             "AudioFork(ws://h/,,ls ^{EXTEN:1})",

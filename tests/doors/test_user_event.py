@@ -3,9 +3,11 @@ import uuid
 
 import pytest
 
+from audiofork.asterisk.ami_protocol import RequestReceived
 from audiofork.errors import AmiActionFailed, AmiError, AmiTimeout, AmiUnavailable
 from audiofork.link.messages import EndReason, SetMute
 from tests.control_plane import NAME, START, UNIQUEID, UNKNOWN_ID, URL, Clock, Rig
+from tests.doors.test_caller_data import encoded
 
 
 @pytest.mark.parametrize("change", [{"channel": "nobody"}, {"options": "x"}], ids=str)
@@ -213,3 +215,23 @@ async def test_fault_in_a_request_is_logged_and_answered(
     assert len(rig.forks) == 0
     (record,) = [record for record in caplog.records if record.exc_info]
     assert record.message == "a request could not be handled"
+
+
+async def test_field_that_comes_twice_is_refused(rig: Rig) -> None:
+    rig.user_events.on_request(RequestReceived(dict(START), repeated="WsServer"))
+    await rig.user_events.finish()
+    ((name, headers),) = rig.ami.events
+    assert name == "AudioForkFailed"
+    assert headers["Reason"] == "WsServer: comes twice"
+    assert rig.sent == []
+
+
+async def test_field_that_a_caller_has_written_is_refused_with_what_to_do(rig: Rig) -> None:
+    fields = {**START, "encoding": "base64", "wsserver": encoded(URL)}
+    fields["dialled"] = encoded(f"1,WsServer: {URL}")
+    rig.user_events.on_request(RequestReceived(fields))
+    await rig.user_events.finish()
+    ((_, headers),) = rig.ami.events
+    assert headers["Reason"].startswith("WsServer is of the caller's number or name; give the")
+    assert headers["WsServer"] == URL
+    assert rig.sent == []

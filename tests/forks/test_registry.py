@@ -2,6 +2,7 @@ import asyncio
 
 import pytest
 
+from audiofork.asterisk.ami_protocol import ForgedMessage
 from audiofork.errors import (
     AmiActionFailed,
     AmiError,
@@ -431,3 +432,11 @@ async def test_strangers_at_the_audiosocket_port_are_an_attack(rig: Rig) -> None
         Attack(AttackKind.WRONG_UUID, "at the AudioSocket port, from nobody", 2),
     ]
     assert rig.counters.attacks == {AttackKind.WRONG_UUID: 9}
+
+
+async def test_message_that_a_caller_has_forged_is_told_as_an_attack(rig: Rig) -> None:
+    rig.forks.on_event(ForgedMessage("Hangup of PJSIP/100-1: Uniqueid is not there once"))
+    (attack,) = [event for event in rig.events if isinstance(event, Attack)]
+    assert attack == Attack(
+        AttackKind.FORGED_EVENT, "Hangup of PJSIP/100-1: Uniqueid is not there once"
+    )

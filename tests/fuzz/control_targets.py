@@ -13,6 +13,7 @@ from typing import Any
 
 from audiofork.asterisk.ami import Ami, connected
 from audiofork.asterisk.ami_protocol import ChannelHangup, CheckRaised, Event, RequestReceived
+from audiofork.asterisk.snapshots import CHANNEL, ORDERS
 from audiofork.config import AsteriskConfig
 from audiofork.doors.ami_events import MAX_RESPONSE_BYTES, AmiEvents
 from audiofork.doors.control_socket import MAX_ERROR_CHARACTERS, MAX_LINE_BYTES, Code, ControlSocket
@@ -149,11 +150,13 @@ async def _connect(stack: AsyncExitStack) -> _Link:
 async def check_ami_stream(link: _Link, data: bytes, rng: Random) -> str:
     """Whatever Asterisk sends, later messages are read, however all of it is cut."""
     data += _missing_end(data)
-    sentinel = b"Event: Hangup\r\nUniqueid: sentinel" + _END
+    sentinel = _event("Hangup", _SENTINEL, b"")
     link.receive(data + sentinel)
     events = link.take_events()
     link.receive(*split(data + sentinel, rng))
-    assert link.take_events() == events
+    # Read in pieces, a message may be taken before it is seen that it was cut by its value.
+    in_pieces = iter(link.take_events())
+    assert all(event in in_pieces for event in events)
     assert events[-1] == ChannelHangup("sentinel")
     assert not link.transport.is_aborted
     assert not link.transport.written
@@ -161,7 +164,7 @@ async def check_ami_stream(link: _Link, data: bytes, rng: Random) -> str:
 
 
 def _missing_end(data: bytes) -> bytes:
-    rest = data.rpartition(_END)[2]
+    rest = data.split(_END)[-1]
     return b"" if not rest else b"\r\n" if rest.endswith(b"\r\n") else _END
 
 
@@ -175,11 +178,12 @@ async def check_user_event(link: _Link, data: bytes, rng: Random) -> str:
     )
     lines = data.replace(b"@ID@", action_id_line[10:]).replace(b"\r", b"\n").split(b"\n")
     body = b"".join(line + b"\r\n" for line in lines if line)
-    snapshot = b"Channel: SIP/9\r\nUniqueid: 9.9\r\n" * rng.randrange(2)
+    snapshot = _snapshot({"Channel": b"SIP/9", "Uniqueid": b"9.9"}) * rng.randrange(2)
     event = b"Event: UserEvent\r\nPrivilege: user,all\r\n" + snapshot + b"UserEvent: AudioFork\r\n"
     link.receive(*split(event + body + b"\r\n", rng))
     events = link.take_events()
-    assert len(events) == 1
+    is_forged = any(line.lower().startswith(b"userevent:") for line in body.split(b"\r\n"))
+    assert len(events) == (0 if is_forged else 1)
     await asyncio.sleep(0)
     assert not listed.done()
     link.receive(
@@ -187,7 +191,49 @@ async def check_user_event(link: _Link, data: bytes, rng: Random) -> str:
         b"Event: CoreShowChannelsComplete\r\n" + action_id_line + _END,
     )
     assert await listed == []
-    return _answer(link, events[0])
+    return _answer(link, events[0]) if events else "forged"
+
+
+async def check_snapshot(link: _Link, data: bytes, rng: Random) -> str:
+    """Whatever a caller puts into the fields of his channel, it is his channel, or nothing.
+
+    An empty line in a field is kept back by Asterisk.
+    """
+    while _END in data:
+        data = data.replace(_END, b"\r\n")
+    free = rng.sample(_FREE, k=rng.randrange(1, 4))
+    values = dict(zip(free, (one.rstrip(b"\r\n") for one in data.split(b"|")), strict=False))
+    name = rng.choice(("Hangup", "HangupRequest", "BridgeEnter", "BridgeLeave", "Hold", "Unhold"))
+    link.receive(*split(_event(name, {**_TRUE, **values}, b"Cause: 16\r\n"), rng))
+    request = b"UserEvent: AudioFork\r\nWsServer: ws://h/\r\n"
+    link.receive(*split(_event("UserEvent", {**_TRUE, **values}, request), rng))
+    events = link.take_events()
+    for event in events:
+        assert getattr(event, "uniqueid", "1.2") == "1.2"
+        if isinstance(event, RequestReceived):
+            assert event.fields["uniqueid"] == "1.2"
+            assert event.fields.keys() == {"channel", "uniqueid", "wsserver"}
+    link.receive(_event("Hangup", _SENTINEL, b""))
+    assert link.take_events()[-1:] == [ChannelHangup("sentinel")]
+    return f"{len(events)} taken"
+
+
+def _snapshot(values: dict[str, bytes], order: tuple[str, ...] = CHANNEL) -> bytes:
+    return b"".join(name.encode() + b": " + values.get(name, b"") + b"\r\n" for name in order)
+
+
+def _event(name: str, values: dict[str, bytes], more: bytes) -> bytes:
+    """Return an event of a channel as Asterisk writes it."""
+    head = b"Event: " + name.encode() + b"\r\nPrivilege: call,all\r\n"
+    return head + _snapshot(values, ORDERS.get(name, CHANNEL)) + more + b"\r\n"
+
+
+_SENTINEL = {"Uniqueid": b"sentinel"}
+_TRUE = {"Channel": b"SIP/1", "Uniqueid": b"1.2", "Linkedid": b"1.2"}
+_FREE = (
+    *("Channel", "CallerIDNum", "CallerIDName", "ConnectedLineNum", "ConnectedLineName"),
+    *("Language", "AccountCode", "Context", "Exten", "BridgeName"),
+)
 
 
 def _answer(link: _Link, event: Event) -> str:
@@ -303,13 +349,16 @@ def _as_line(fields: dict[str, str]) -> bytes:
 
 
 _EVENTS = (
-    b"Event: Hangup\r\nPrivilege: call,all\r\nChannel: SIP/1\r\nUniqueid: 1.2" + _END,
-    b"Event: BridgeEnter\r\nBridgeUniqueid: x\r\nUniqueid: 1.2" + _END,
-    b"Event: Hold\r\nChannel: SIP/1\r\nUniqueid: 1.2\r\nMusicClass: default" + _END,
-    b"Event: Unhold\r\nChannel: SIP/1\r\nUniqueid: 1.2" + _END,
-    b"Event: OriginateResponse\r\nActionID: audiofork-1\r\nResponse: Failure\r\nReason: 8" + _END,
-    b"Event: UserEvent\r\nPrivilege: user,all\r\nChannel: SIP/1\r\nUniqueid: 1.2\r\n"
-    b"UserEvent: AudioFork\r\nWsServer: ws://h/\r\nOptions: D(both)" + _END,
+    _event("Hangup", _TRUE, b"Cause: 16\r\n"),
+    _event("BridgeEnter", _TRUE, b""),
+    _event("Hold", _TRUE, b"MusicClass: default\r\n"),
+    _event("Unhold", _TRUE, b""),
+    b"Event: OriginateResponse\r\nActionID: audiofork-1\r\n"
+    + _snapshot({"Response": b"Failure", "Reason": b"8"}, ORDERS["OriginateResponse"])
+    + b"\r\n",
+    _event(
+        "UserEvent", _TRUE, b"UserEvent: AudioFork\r\nWsServer: ws://h/\r\nOptions: D(both)\r\n"
+    ),
     b"Response: Success\r\nActionID: 7\r\nMessage: Event Sent" + _END,
     b"Response: Error\r\nMessage: Permission denied" + _END,
 )
@@ -350,6 +399,20 @@ TARGETS = (
         tokens=_BODY_TOKENS,
         share=100,
         opened=lambda: _linked(check_user_event),
+    ),
+    Target(
+        "ami-snapshot",
+        corpus=(
+            b"1\r\nUniqueid: 6.6|2",
+            b"1\r\nPriority: 1\r\nUniqueid: 6.6\r\nLinkedid: 6.6\r\nUserEvent: AudioFork",
+            b"\r\n" + _snapshot({"Uniqueid": b"6.6"}) + b"|100",
+        ),
+        tokens=(
+            *(b"\r\n" + name.encode() + b": 6.6" for name in (*CHANNEL, "UserEvent", "Event")),
+            *(b"\r\n", b"|", b"\nUniqueid: 6.6", b"\r\nuniqueid: 6.6", b"\r\nUserEvent: AudioFork"),
+        ),
+        share=100,
+        opened=lambda: _linked(check_snapshot),
     ),
     Target(
         "server-text",

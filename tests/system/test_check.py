@@ -59,6 +59,11 @@ def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 READ, WRITE = "read = user,call\n", "write = originate,call,user,reporting\n"
 READ_ONLY = "read_only = yes"
+CARELESS = """
+[careless]
+exten => _X.,1,Gosub(audiofork,start,1(ws://127.0.0.1/?called=${EXTEN},D(in)))
+
+"""
 
 
 def user(name: str, read: str, write: str) -> str:
@@ -69,6 +74,11 @@ def user(name: str, read: str, write: str) -> str:
     assert WRITE in text
     text = text.replace("[audiofork]\n", f"[{name}]\n")
     return text.replace(READ, f"read = {read}\n").replace(WRITE, f"write = {write}\n")
+
+
+def unfiltered(text: str) -> str:
+    """Return an AMI user to whom events come with an empty line in a value."""
+    return "".join(line for line in text.splitlines(keepends=True) if "[:cntrl:]" not in line)
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +94,14 @@ def checked() -> Iterator[Asterisk]:
         user("hears-no-call", "user", "originate,call,user,reporting"),
         user("may-nothing", "", ""),
         user("system", "user,call", "system,originate,call,user,reporting"),
+        unfiltered(user("unfiltered", "user,call", "originate,call,user,reporting")),
         user("elsewhere", "user,call", "all").replace("127.0.0.1/255", "192.0.2.1/255"),
     ]
     reader = ari_conf().replace("[audiofork]", "[reader]").replace("read_only = no", READ_ONLY)
     assert "[reader]" in reader
     assert READ_ONLY in reader
     additions = {"manager.conf": "\n".join(users), "ari.conf": ari_conf() + reader}
-    with Asterisk(dialplan=DIALPLAN + dialplan(), config=additions) as one:
+    with Asterisk(dialplan=DIALPLAN + CARELESS + dialplan(), config=additions) as one:
         yield one
 
 
@@ -262,6 +273,22 @@ async def test_user_that_hears_no_user_events_is_a_fault(checked: Asterisk) -> N
     found = await only_failure(checked, configured(checked, "hears-no-user"))
     assert "UserEvent(AudioFork) does not come back: read = user is missing" in found.text
     assert "read = user,call" in found.remedy
+
+
+async def test_user_to_whom_a_caller_may_forge_events_is_a_fault(checked: Asterisk) -> None:
+    found = await only_failure(checked, configured(checked, "unfiltered"))
+    assert found.text == "requests: events with an empty line in a value are not held back"
+    (line,) = [line for line in manager_conf().splitlines() if line.endswith("[^[:cntrl:]]")][-1:]
+    assert line.removeprefix(";").strip() in found.remedy
+
+
+async def test_caller_data_in_the_dialplan_is_warned_of(checked: Asterisk) -> None:
+    _, findings = await findings_of(checked, configured(checked))
+    (found,) = [finding for finding in findings if finding.mark is Mark.WARN]
+    assert found.text == (
+        "caller data: context careless, extension _X., priority 1: EXTEN stands bare in Gosub"
+    )
+    assert "${URIENCODE(${EXTEN})}" in found.remedy
 
 
 async def test_user_that_hears_no_hangups_is_a_fault(checked: Asterisk) -> None:

@@ -1,0 +1,102 @@
+"""The order of headers in what Asterisk tells of channels, which no value of a caller can keep.
+
+Asterisk writes values as they are. Who dials `1%0d%0aUniqueid:%20X` has a line of his own in each
+event of his call: what is after a line end in a value looks like a header. But Asterisk writes each
+of its own headers once, in an order that is fixed, so a line that looks like one of them stands
+where there is another before or behind it. The order is the same in 18.0, 20, 22 and 23
+(main/manager_channels.c, main/manager_bridges.c, main/manager.c). Headers that are not in it, new
+ones of later versions, may stand anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+Headers = list[tuple[str, str]]
+
+CHANNEL = (
+    *("Channel", "ChannelState", "ChannelStateDesc", "CallerIDNum", "CallerIDName"),
+    *("ConnectedLineNum", "ConnectedLineName", "Language", "AccountCode", "Context", "Exten"),
+    *("Priority", "Uniqueid", "Linkedid"),
+)
+# What a caller may have chosen: his own data, and that of the call that he has made.
+CALLER_DATA = (
+    *("Channel", "CallerIDNum", "CallerIDName", "ConnectedLineNum", "ConnectedLineName"),
+    *("AccountCode", "Exten"),
+)
+_BRIDGE = (
+    *("BridgeUniqueid", "BridgeType", "BridgeTechnology", "BridgeCreator", "BridgeName"),
+    *("BridgeNumChannels", "BridgeVideoSourceMode"),
+)
+ORDERS = {
+    **dict.fromkeys(("Hangup", "HangupRequest", "Hold", "Unhold"), CHANNEL),
+    **dict.fromkeys(("BridgeEnter", "BridgeLeave"), (*_BRIDGE, *CHANNEL)),
+    # Its ActionID is the first one, if there is one.
+    "OriginateResponse": (
+        *("Response", "Channel", "Reason", "Uniqueid", "CallerIDNum", "CallerIDName"),
+    ),
+    "CoreShowChannel": ("ActionID", *CHANNEL, "BridgeId"),
+    "Status": (*CHANNEL, "BridgeID", "ActionID"),
+}
+
+
+class Forged(Exception):
+    """A message holds lines that Asterisk has not written as headers; the text says which."""
+
+
+def check(event: str, headers: Headers) -> None:
+    """Raise Forged if the headers of an event are not each there once, and in their order.
+
+    Events that are not of a channel pass. Of a UserEvent only the snapshot is looked at, which one
+    by an AMI action does not have; its body may hold what it likes, but no second name.
+    """
+    if event == "UserEvent":
+        names = [name.lower() for name, _ in headers]
+        if names.count("userevent") != 1:
+            raise Forged("UserEvent is not there once")
+        position = names.index("userevent")
+        if _lower(CHANNEL) & set(names[:position]):
+            _check_order(headers[:position], CHANNEL)
+            _check_body(headers[names.index("channel") : position], headers[position + 1 :])
+    else:
+        _check_order(headers, ORDERS.get(event, ()))
+
+
+def _check_body(snapshot: Headers, body: Headers) -> None:
+    """Raise Forged if a field of a UserEvent came by a line end in a value of the snapshot."""
+    lines = {name.lower(): value for name, value in snapshot if name not in CHANNEL}
+    for name, value in body:
+        if (line := lines.get(name.lower())) and value.startswith(line):
+            raise Forged(f"{name} is among what the channel tells of itself")
+
+
+def _check_order(headers: Headers, order: tuple[str, ...]) -> None:
+    known = _lower(order)
+    present = [name.lower() for name, _ in headers if name.lower() in known]
+    wanted = [name.lower() for name in order]
+    if present != wanted:
+        raise Forged(f"{_first_wrong(present, order)} is not there once, at its place")
+
+
+def _first_wrong(present: list[str], order: tuple[str, ...]) -> str:
+    """Return the name of the first header that comes twice, too early, or not at all."""
+    twice = (name for name in order if present.count(name.lower()) > 1)
+    misplaced = (
+        name
+        for position, name in enumerate(order)
+        if present[position : position + 1] != [name.lower()]
+    )
+    return next(twice, "") or next(misplaced, "")
+
+
+def _lower(names: Iterable[str]) -> set[str]:
+    return {name.lower() for name in names}
+
+
+def repeated(names: Iterable[str]) -> Iterator[str]:
+    """Yield the names, in any case, that are among those before them."""
+    seen: set[str] = set()
+    for name in names:
+        if name.lower() in seen:
+            yield name
+        seen.add(name.lower())
