@@ -12,7 +12,13 @@ from random import Random
 from typing import Any
 
 from audiofork.asterisk.ami import Ami, connected
-from audiofork.asterisk.ami_protocol import ChannelHangup, CheckRaised, Event, RequestReceived
+from audiofork.asterisk.ami_protocol import (
+    ChannelHangup,
+    CheckRaised,
+    Event,
+    ForgedMessage,
+    RequestReceived,
+)
 from audiofork.asterisk.snapshots import CHANNEL, ORDERS
 from audiofork.config import AsteriskConfig
 from audiofork.doors.ami_events import MAX_RESPONSE_BYTES, AmiEvents
@@ -94,7 +100,8 @@ class _Link:
             self.transport.protocol.data_received(chunk)
 
     def take_events(self) -> list[Event]:
-        events = list(self.events)
+        """Return the events since the last call, but not those that tell what was dropped."""
+        events = [event for event in self.events if not isinstance(event, ForgedMessage)]
         self.events.clear()
         return events
 
