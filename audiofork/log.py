@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -47,6 +49,52 @@ class CounterLine:
         self._log.warning("%s: %d more, last: %s", self._what, self._unsaid, detail)
         self._next = now + 1
         self._unsaid = 0
+
+
+class SparingLog:
+    """Logs what may come as a flood: one line a second, and how many more there were.
+
+    For requests that are refused. The first is logged as it is; after a second those that came
+    meanwhile are counted in a line.
+
+    Args:
+        logger: Where the lines go.
+        more: What they are, after a number: "requests of AMI clients refused".
+    """
+
+    def __init__(self, logger: logging.Logger, more: str) -> None:
+        self._log = logger
+        self._more = more
+        self._unsaid = 0
+        self._notes: Counter[str] = Counter()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def warning(self, text: str, *values: object, note: str = "") -> None:
+        """Log a line, or count it.
+
+        Args:
+            text: The line, with a place for each of the values.
+            values: What is put there.
+            note: What became of it, to be counted apart: "without an answer".
+        """
+        if note:
+            self._notes[note] += 1
+        if self._timer is not None:
+            self._unsaid += 1
+            return
+        self._log.warning(text, *values)
+        self._timer = asyncio.get_running_loop().call_later(1, self._on_second)
+
+    def _on_second(self) -> None:
+        unsaid, notes, self._unsaid, self._timer = self._unsaid, self._notes, 0, None
+        self._notes = Counter()
+        if unsaid:
+            of_them = "".join(f", {count} {note}" for note, count in notes.items())
+            self._log.warning(
+                "... and %d more %s in the last second%s", unsaid, self._more, of_them
+            )
+            # So that a flood has this line alone, each second.
+            self._timer = asyncio.get_running_loop().call_later(1, self._on_second)
 
 
 def without_query(url: str) -> str:

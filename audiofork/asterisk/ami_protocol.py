@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from panoramisk.actions import Action
@@ -40,9 +40,14 @@ Headers = list[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class RequestReceived:
-    """A UserEvent named AudioFork, from the dialplan or from AMI."""
+    """A UserEvent named AudioFork, from the dialplan or from AMI.
+
+    Attributes:
+        raised_by: The uniqueid of the channel whose dialplan raised it; empty: an AMI user did.
+    """
 
     fields: dict[str, str]
+    raised_by: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +156,11 @@ def _request(headers: Headers) -> RequestReceived | CheckRaised | None:
     fields = {name.lower(): value for name, value in headers[position + 1 :]}
     if fields.get("command") == CHECK_COMMAND:
         return CheckRaised(fields.get("audioforkid", ""))
+    snapshot = headers[:position]
     if "channel" not in fields and "uniqueid" not in fields:
-        snapshot = headers[:position]
         fields["channel"] = _first(snapshot, "Channel")
         fields["uniqueid"] = _first(snapshot, "Uniqueid")
-    return RequestReceived(fields)
+    return RequestReceived(fields, raised_by=_first(snapshot, "Uniqueid"))
 
 
 # --- Headers --------------------------------------------------------------------------------------

@@ -26,12 +26,17 @@ from audiofork.forks.events import (
     Started,
     Stopped,
 )
-from audiofork.log import without_query
+from audiofork.forks.fairness import Allowance
+from audiofork.forks.requests import UNKNOWN, Origin
+from audiofork.log import SparingLog, without_query
 from audiofork.text import harmless
 
 log = logging.getLogger(__name__)
 
 MAX_RESPONSE_BYTES = 900  # a line of AMI holds 1024 with its name
+# Answers to refused requests a second: each is an event that every AMI client may get.
+ANSWERS_TO_ORIGIN = 20
+ANSWERS_TO_DOOR = 100
 # Control characters, surrogates, and what ends a line or paragraph. Joiners and the blanks of
 # other scripts are text.
 _CONTROLS = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -47,6 +52,8 @@ class AmiEvents:
 
     def __init__(self, ami: Ami) -> None:
         self._ami = ami
+        self._answers = Allowance(ANSWERS_TO_ORIGIN, ANSWERS_TO_DOOR)
+        self._refusals: dict[str, SparingLog] = {}  # by door
 
     def on_event(self, event: DomainEvent) -> None:
         """Tell Asterisk of an event."""
@@ -133,25 +140,39 @@ class AmiEvents:
         more = [*totals, *_taken_up(event.fork), *_particulars(event)]
         self._raise(event.fork, "AudioForkStopped", more)
 
-    def refused(self, fields: dict[str, str], why: str) -> None:
-        """Answer a user event that is not granted, with what of it is harmless."""
-        safe = {name: harmless(value) for name, value in fields.items()}
-        why = harmless(why)
-        channel, uniqueid = safe.get("channel", ""), safe.get("uniqueid", "")
-        url = safe.get("wsserver", "")
-        where = f" to {without_query(url)}" if url else ""
-        log.warning(
-            "request for channel %s%s refused: %s", channel or uniqueid or "(none)", where, why
+    def refused(self, fields: dict[str, str], why: str, origin: Origin = UNKNOWN) -> None:
+        """Answer a user event that is not granted, unless too many are."""
+        is_answered = self._answers.take(origin)
+        self._log_refusal(fields, why, origin, is_answered=is_answered)
+        if is_answered:
+            self._answer(fields, harmless(why))
+
+    def _log_refusal(
+        self, fields: dict[str, str], why: str, origin: Origin, *, is_answered: bool
+    ) -> None:
+        name = f"requests by {origin.door or 'user event'} refused"
+        url = fields.get("wsserver", "")
+        self._refusals.setdefault(origin.door, SparingLog(log, name)).warning(
+            "request for channel %s%s refused: %s",
+            harmless(fields.get("channel") or fields.get("uniqueid") or "(none)"),
+            f" to {without_query(harmless(url))}" if url else "",
+            harmless(why),
+            note="" if is_answered else "without an answer",
         )
+
+    def _answer(self, fields: dict[str, str], why: str) -> None:
+        """Raise the event of a refusal and set the variables, with what is harmless."""
+        safe = {name: harmless(value) for name, value in fields.items()}
+        channel, uniqueid = safe.get("channel", ""), safe.get("uniqueid", "")
         is_start = safe.get("command", "").lower() not in ("stopaudiofork", "audioforkmute")
-        if (channel or uniqueid) and is_start:
+        if (channel or uniqueid) and is_start and why != NO_SUCH_CHANNEL:
             self._set(uniqueid or channel, "AUDIOFORK_REASON", why)
             self._set(uniqueid or channel, "AUDIOFORK_STATUS", "FAILED")
         headers = [
             ("AudioForkID", safe.get("audioforkid") or str(uuid.uuid4())),
             ("Channel", channel),
             ("Uniqueid", uniqueid),
-            ("WsServer", url),
+            ("WsServer", safe.get("wsserver", "")),
             ("Reason", why),
         ]
         if safe.get("actionid"):

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from audiofork.asterisk.ami_protocol import RequestReceived
 from audiofork.doors.ami_events import AmiEvents
 from audiofork.errors import AmiError, RequestRefused
-from audiofork.forks.requests import Request, parse_request
+from audiofork.forks.requests import Origin, Request, parse_request
 from audiofork.forks.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -32,18 +32,18 @@ class UserEvents:
 
     def on_request(self, event: RequestReceived) -> None:
         """Grant a request or answer it; never waits."""
-        self._tasks.spawn(self._answer(event.fields))
+        self._tasks.spawn(self._answer(event.fields, _origin_of(event)))
 
-    async def _answer(self, fields: dict[str, str]) -> None:
+    async def _answer(self, fields: dict[str, str], origin: Origin) -> None:
         try:
-            await self._ask(parse_request(fields))
+            await self._ask(parse_request(fields, origin))
         except RequestRefused as exc:
-            self._answers.refused(fields, str(exc))
+            self._answers.refused(fields, str(exc), origin)
         except AmiError as exc:
-            self._answers.refused(fields, f"Asterisk cannot be asked: {exc}")
+            self._answers.refused(fields, f"Asterisk cannot be asked: {exc}", origin)
         except Exception:
             log.exception("a request could not be handled")
-            self._answers.refused(fields, "a fault of the daemon")
+            self._answers.refused(fields, "a fault of the daemon", origin)
 
     async def finish(self) -> None:
         """Return when every request so far is granted or answered."""
@@ -52,3 +52,10 @@ class UserEvents:
     async def close(self) -> None:
         """Give up what is under way."""
         await self._tasks.cancel()
+
+
+def _origin_of(event: RequestReceived) -> Origin:
+    if event.raised_by:
+        return Origin("dialplan", event.raised_by)
+    # Asterisk does not tell which AMI user it was.
+    return Origin("AMI", event.fields.get("uniqueid") or event.fields.get("channel", ""))

@@ -130,7 +130,7 @@ class Recovery:
             if self._admission.refusing:
                 return False  # it stays in the journal for the next start
             self._admission.check(fork.request, self._table)
-            self._admission.check_channel(len(self._table.on_channel(fork.uniqueid)))
+            self._admission.check_room(fork.uniqueid, self._table)
         except NoSuchChannel:
             detail = "the call ended while the daemon was away; its frames are not known"
             self._end(fork, EndReason.HANGUP, detail)

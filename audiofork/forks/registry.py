@@ -35,6 +35,7 @@ from audiofork.forks.journal import Entry, Journal
 from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.legs import Legs
 from audiofork.forks.lifecycle import Away, ForkState
+from audiofork.forks.look_ups import LookUps
 from audiofork.forks.muting import Muting
 from audiofork.forks.recovery import Recovery
 from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork
@@ -97,6 +98,7 @@ class Forks:
         self._table = table = ForkTable()
         self._admission = admission = Admission(security)
         self._channels = channels = Channels(ami)
+        self._look_ups = look_ups = LookUps(channels)
         self._holds = Holds(channels, waits=waits_for_hold)
         self._leaving = leaving = LeavingLegs(channels, tasks.spawn)
         self._statistics = Statistics(send)
@@ -107,7 +109,8 @@ class Forks:
             channels, self._holds, leaving, send, emit, ending.end, tasks.spawn
         )
         self._starting = starting = Starting(
-            ami, taps, channels, table, admission, leaving, legs, ending, journal, send, emit
+            *(ami, taps, channels, look_ups, table, admission),
+            *(leaving, legs, ending, journal, send, emit),
         )
         self._recovery = Recovery(ami, taps, table, admission, leaving, legs, starting, ending)
 
@@ -162,9 +165,9 @@ class Forks:
             return [fork] if fork is not None and fork in self._table else []
         uniqueid = request.target.uniqueid
         if not uniqueid:
-            _, uniqueid = await self._channels.look_up(request.target)
+            _, uniqueid = await self._look_ups.find(request.target, request.origin)
         # A start that came just before may still be asking what its channel is.
-        await asyncio.gather(*(fork.progress.looked_up.wait() for fork in self._table))
+        await asyncio.gather(*(fork.progress.looked_up.wait() for fork in self._table.sought))
         return self._table.on_channel(uniqueid)
 
     async def views(self) -> list[ForkView]:

@@ -3,7 +3,11 @@ import uuid
 
 import pytest
 
+from audiofork.asterisk.ami_protocol import RequestReceived
+from audiofork.doors.ami_events import AmiEvents
+from audiofork.doors.user_event import UserEvents
 from audiofork.errors import AmiActionFailed, AmiError, AmiTimeout, AmiUnavailable
+from audiofork.forks.requests import Origin, Request
 from audiofork.link.messages import EndReason, SetMute
 from tests.control_plane import NAME, START, UNIQUEID, UNKNOWN_ID, URL, Clock, Rig
 
@@ -213,3 +217,26 @@ async def test_fault_in_a_request_is_logged_and_answered(
     assert len(rig.forks) == 0
     (record,) = [record for record in caplog.records if record.exc_info]
     assert record.message == "a request could not be handled"
+
+
+async def test_starts_are_told_apart_by_the_channel_that_runs_the_dialplan_or_that_is_named(
+    rig: Rig,
+) -> None:
+    asked: list[Request] = []
+
+    async def ask(request: Request) -> None:
+        asked.append(request)
+
+    door = UserEvents(ask, AmiEvents(rig.ami))  # type: ignore[arg-type]
+    for event in (
+        RequestReceived({**START, "channel": "PJSIP/other"}, raised_by=UNIQUEID),
+        RequestReceived(START),
+        RequestReceived({"command": "StopAudioFork", "uniqueid": "2.2", "channel": NAME}),
+    ):
+        door.on_request(event)
+    await door.finish()
+    assert [request.origin for request in asked] == [
+        Origin("dialplan", UNIQUEID),
+        Origin("AMI", NAME),
+        Origin("AMI", "2.2"),
+    ]
