@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+import testbed.attacks.starts  # noqa: F401 (adds its attacks)
 from testbed.attacks import ATTACKS
 
 if __name__ == "__main__":

@@ -1,0 +1,255 @@
+"""Requests to start forks by the thousand, none of which can be granted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from audiofork.doors.control_client import Client
+from audiofork.errors import AudioForkError
+from testbed.ami import AmiClient
+from testbed.asterisk import Asterisk
+from testbed.attacks import ATTACKS
+from testbed.crowd import Crowd, became, place_call, whole
+from testbed.daemon import Daemon
+from testbed.faulty_server import Logged, ServerProcess
+from testbed.measuring import Finding, Scene
+
+ATTACKS.add(
+    dialplan="""
+[attacks-starts]
+exten => fork,1,Answer()
+ same => n,UserEvent(AudioFork,WsServer: ${URL},Options: D(in))
+ same => n,Wait(60)
+
+""",
+    manager="""
+[requester]
+secret = requester
+read = user
+write = user
+""",
+)
+
+FORKS = 10
+FLOOD_A_SECOND = 3000
+FLOOD_S = 12
+STARTS = 6  # good ones by each door meanwhile
+LATE_S = 0.5
+LONGEST_GAP_S = 0.2
+MAX_LOG_BYTES = 20_000
+MAX_GROWTH_KIB = 8192
+
+Fields = Iterator[dict[str, str]]
+
+
+@ATTACKS
+async def start_floods(scene: Scene) -> list[Finding]:
+    """An AMI user asks for forks that cannot be, as fast as may be."""
+    findings = []
+    for name, fields in _FLOODS.items():
+        findings += await _flooded(scene, name, fields)
+    return findings
+
+
+def _invented(_channel: str) -> Fields:
+    return ({"Channel": f"PJSIP/nobody-{n:08x}", "WsServer": "ws://a/"} for n in itertools.count())
+
+
+def _one_name(_channel: str) -> Fields:
+    return itertools.repeat({"Channel": "PJSIP/nobody-00000001", "WsServer": "ws://a/"})
+
+
+def _bad_url(channel: str) -> Fields:
+    return itertools.repeat({"Channel": channel, "WsServer": "http://a/"})
+
+
+def _stops(_channel: str) -> Fields:
+    names = (f"PJSIP/nobody-{n:08x}" for n in itertools.count())
+    return ({"Channel": name, "Command": "StopAudioFork"} for name in names)
+
+
+_FLOODS: dict[str, Callable[[str], Fields]] = {
+    "starts on channels that do not exist": _invented,
+    "starts on one channel that does not exist": _one_name,
+    "starts to a URL that is none": _bad_url,
+    "stops on channels that do not exist": _stops,
+}
+
+
+async def _flooded(scene: Scene, name: str, fields: Callable[[str], Fields]) -> list[Finding]:
+    async with ServerProcess() as server:
+        with Daemon(scene.asterisk) as daemon:
+            crowd = Crowd(scene)
+            await crowd.gather(FORKS, server.url, "D(in)")
+            target = await place_call(scene.ami, scene.caller)
+            target.call.talk()  # else the legs of forks that end stay
+            await scene.ami.action("Events", EventMask="off")
+            await crowd.speak()
+            await asyncio.sleep(1)
+            log, memory_kib, cpu_s = len(daemon.log()), daemon.memory_kib(), daemon.cpu_s()
+            async with flood(scene.asterisk, fields(target.channel)) as sent:
+                began = time.monotonic()
+                asked = await _ask(scene, daemon, target.channel, server)
+                until = began + FLOOD_S
+                await asyncio.sleep(until - time.monotonic())
+            took_s = time.monotonic() - began
+            rate = sent.count / took_s
+            cpu = (daemon.cpu_s() - cpu_s) / took_s
+            log, memory_kib = len(daemon.log()) - log, daemon.memory_kib() - memory_kib
+            await scene.ami.action("Events", EventMask="on")
+            stopped = await crowd.hang_up()
+            await target.call.hangup()
+            connections = server.connections()
+    name = f"{name}, {rate:.0f} a second, {cpu * 100:.0f} % of a core"
+    all_of_it = became(crowd, connections, until)
+    gap_s = max(_gap(one.times, began, until) for one in all_of_it.values())
+    return [
+        whole(name, all_of_it, stopped),
+        Finding(
+            name,
+            f"no gap of a good fork above {LONGEST_GAP_S * 1000:.0f} ms",
+            f"{gap_s * 1000:.0f} ms",
+            gap_s <= LONGEST_GAP_S,
+        ),
+        *_late(name, asked, connections),
+        Finding(
+            name,
+            f"the log grows by {MAX_LOG_BYTES} bytes, memory by {MAX_GROWTH_KIB} KiB at most",
+            f"{log} bytes, {memory_kib} KiB",
+            log <= MAX_LOG_BYTES and memory_kib <= MAX_GROWTH_KIB,
+        ),
+    ]
+
+
+def _gap(times: list[float], since: float, until: float) -> float:
+    inside = [since, *(at for at in times if since <= at <= until), until]
+    return max(after - before for before, after in itertools.pairwise(inside))
+
+
+# --- The flood -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Sent:
+    """How many requests were sent."""
+
+    count: int = 0
+
+
+@asynccontextmanager
+async def flood(asterisk: Asterisk, fields: Fields) -> AsyncIterator[Sent]:
+    """Ask as an AMI user of its own, who hears nothing."""
+    sent = Sent()
+    reader, writer = await asyncio.open_connection("127.0.0.1", asterisk.ami_port)
+    writer.write(
+        b"Action: Login\r\nUsername: requester\r\nSecret: requester\r\nEvents: off\r\n\r\n"
+    )
+    tasks = [
+        asyncio.create_task(_drain(reader)),
+        asyncio.create_task(_write(writer, fields, sent)),
+    ]
+    try:
+        yield sent
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        writer.transport.abort()
+
+
+async def _drain(reader: asyncio.StreamReader) -> None:
+    while await reader.read(1 << 16):
+        pass
+
+
+async def _write(writer: asyncio.StreamWriter, fields: Fields, sent: Sent) -> None:
+    """Write at the rate of the flood, or as fast as Asterisk reads."""
+    began = time.monotonic()
+    while True:
+        due = int((time.monotonic() - began) * FLOOD_A_SECOND)
+        for headers in itertools.islice(fields, max(0, min(due - sent.count, 300))):
+            lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            writer.write(f"Action: UserEvent\r\nUserEvent: AudioFork\r\n{lines}\r\n".encode())
+            sent.count += 1
+        await writer.drain()
+        await asyncio.sleep(0.01)
+
+
+# --- Good starts meanwhile -----------------------------------------------------------------------
+
+
+async def _ask(
+    scene: Scene, daemon: Daemon, channel: str, server: ServerProcess
+) -> dict[str, float]:
+    """Ask for forks by each door, one after the other; return when, by the path."""
+    asked: dict[str, float] = {}
+    async with _requester(scene.asterisk) as requester:
+        for number in range(STARTS):
+            for door in ("control socket", "dialplan", "AMI"):
+                path = f"/{door.replace(' ', '-')}-{number}"
+                asked[path] = time.monotonic()
+                if door == "control socket":
+                    await asyncio.to_thread(_start, daemon, channel, server.url(path))
+                elif door == "dialplan":
+                    _start_in_dialplan(scene.ami, server.url(path))
+                else:
+                    requester.send(
+                        "UserEvent",
+                        UserEvent="AudioFork",
+                        Channel=channel,
+                        WsServer=server.url(path),
+                        Options="D(in)",
+                    )
+                await asyncio.sleep(0.5)
+                if len(asked) == 12:  # room for more on the channel
+                    await asyncio.to_thread(_stop, daemon, channel)
+    return asked
+
+
+@asynccontextmanager
+async def _requester(asterisk: Asterisk) -> AsyncIterator[AmiClient]:
+    async with AmiClient(asterisk) as client:
+        await client.action("Events", EventMask="off")
+        yield client
+
+
+def _start(daemon: Daemon, channel: str, url: str) -> None:
+    with Client(daemon.socket) as client, contextlib.suppress(AudioForkError):
+        client.start(channel, url, "D(in)", "")
+
+
+def _stop(daemon: Daemon, channel: str) -> None:
+    with Client(daemon.socket) as client, contextlib.suppress(AudioForkError):
+        client.stop(channel)
+
+
+def _start_in_dialplan(ami: AmiClient, url: str) -> None:
+    ami.send(
+        "Originate",
+        Channel="Local/listen@testbed",
+        Context="attacks-starts",
+        Exten="fork",
+        Priority="1",
+        Async="true",
+        Variable=f"URL={url}",
+    )
+
+
+def _late(name: str, asked: dict[str, float], connections: list[Logged]) -> list[Finding]:
+    """Judge how long each start took until the server had the connection."""
+    opened = {one.path: one.opened for one in connections}
+    findings = []
+    for door in ("control-socket", "dialplan", "AMI"):
+        took = [
+            opened.get(path, float("inf")) - at for path, at in asked.items() if f"/{door}-" in path
+        ]
+        asked_for = f"starts by the {door.replace('-', ' ')} meanwhile take {LATE_S} s at most"
+        seen = f"{min(took):.2f} to {max(took):.2f} s"
+        findings.append(Finding(name, asked_for, seen, max(took) <= LATE_S))
+    return findings
