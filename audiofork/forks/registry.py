@@ -251,6 +251,8 @@ class Forks:
             self._on_fork_report(fork, report)
 
     def _on_fork_report(self, fork: Fork, report: ForkReport) -> None:
+        if isinstance(report, SinkOpened | SinkRetrying | Streaming):
+            self._starting.note_attempts(fork, 0)  # what the relay had to read, it has read
         if isinstance(report, LegAttached):
             self._legs.on_attached(fork, report.part)
         elif isinstance(report, SinkOpened):

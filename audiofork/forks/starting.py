@@ -92,6 +92,7 @@ class Starting:
         finally:
             fork.progress.looked_up.set()
             fork.progress.chosen.set()
+        fork.progress.attempts = 1
         self._launch(fork, "started")
         return fork
 
@@ -126,6 +127,12 @@ class Starting:
         """
         rates = fork.request.options.sample_rates
         fork.settle(await self._taps.choose(fork.uniqueid, wish_of(fork), rates))
+
+    def note_attempts(self, fork: Fork, count: int) -> None:
+        """Write to the journal how many runs have begun to start a fork; 0: one outlives it."""
+        if fork.progress.attempts != count:
+            fork.progress.attempts = count
+            self._journal.put(entry_of(fork))
 
     def resume(self, fork: Fork) -> None:
         """Start a fork of an earlier run anew, whose channel lives and whose legs are chosen."""
