@@ -23,7 +23,8 @@ _INTRO = """\
 ; Every option stands here with its default. An environment variable AUDIOFORK_SECTION_OPTION
 ; (AUDIOFORK_ASTERISK_SECRET, say) overrides the file. An unknown section or option is an error.
 ; SIGHUP makes the daemon read the file again; a file with an error changes nothing. [asterisk],
-; [ari], [audiosocket], [relay], [control], [front] and [daemon] journal count from the next start.
+; [ari], [audiosocket], [relay], [control], [front] and [daemon] journal count from the next start,
+; but the secret of [asterisk] and the password of [ari], with their files, from the next login on.
 """
 
 
