@@ -51,39 +51,36 @@ class CounterLine:
         self._unsaid = 0
 
 
-class SparingLog:
-    """Logs what may come as a flood: one line a second, and how many more there were.
+class Refusals:
+    """Counts what may come as a flood, and says once a second how many there were.
 
-    For requests that are refused. The first is logged as it is; after a second those that came
-    meanwhile are counted in a line.
+    The first one is for its owner to log; after a second a line has the number of the others.
 
     Args:
-        logger: Where the lines go.
-        more: What they are, after a number: "requests of AMI clients refused".
+        logger: Where that line goes.
+        what: What they are, after a number: "requests of AMI clients refused".
     """
 
-    def __init__(self, logger: logging.Logger, more: str) -> None:
+    def __init__(self, logger: logging.Logger, what: str) -> None:
         self._log = logger
-        self._more = more
+        self._what = what
         self._unsaid = 0
         self._notes: Counter[str] = Counter()
         self._timer: asyncio.TimerHandle | None = None
 
-    def warning(self, text: str, *values: object, note: str = "") -> None:
-        """Log a line, or count it.
+    def count(self, note: str = "") -> bool:
+        """Count one; return whether it is to be logged.
 
         Args:
-            text: The line, with a place for each of the values.
-            values: What is put there.
             note: What became of it, to be counted apart: "without an answer".
         """
         if note:
             self._notes[note] += 1
         if self._timer is not None:
             self._unsaid += 1
-            return
-        self._log.warning(text, *values)
+            return False
         self._timer = asyncio.get_running_loop().call_later(1, self._on_second)
+        return True
 
     def _on_second(self) -> None:
         unsaid, notes, self._unsaid, self._timer = self._unsaid, self._notes, 0, None
@@ -91,7 +88,7 @@ class SparingLog:
         if unsaid:
             of_them = "".join(f", {count} {note}" for note, count in notes.items())
             self._log.warning(
-                "... and %d more %s in the last second%s", unsaid, self._more, of_them
+                "... and %d more %s in the last second%s", unsaid, self._what, of_them
             )
             # So that a flood has this line alone, each second.
             self._timer = asyncio.get_running_loop().call_later(1, self._on_second)

@@ -28,7 +28,7 @@ from audiofork.forks.events import (
 )
 from audiofork.forks.fairness import Allowance
 from audiofork.forks.requests import UNKNOWN, Origin
-from audiofork.log import SparingLog, without_query
+from audiofork.log import Refusals, without_query
 from audiofork.text import harmless
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class AmiEvents:
     def __init__(self, ami: Ami) -> None:
         self._ami = ami
         self._answers = Allowance(ANSWERS_TO_ORIGIN, ANSWERS_TO_DOOR)
-        self._refusals: dict[str, SparingLog] = {}  # by door
+        self._refusals: dict[str, Refusals] = {}  # by door
 
     def on_event(self, event: DomainEvent) -> None:
         """Tell Asterisk of an event."""
@@ -143,22 +143,12 @@ class AmiEvents:
     def refused(self, fields: dict[str, str], why: str, origin: Origin = UNKNOWN) -> None:
         """Answer a user event that is not granted, unless too many are."""
         is_answered = self._answers.take(origin)
-        self._log_refusal(fields, why, origin, is_answered=is_answered)
+        if origin.door not in self._refusals:
+            self._refusals[origin.door] = Refusals(log, _refused_by(origin.door))
+        if self._refusals[origin.door].count("" if is_answered else "without an answer"):
+            _log_refusal(fields, why)
         if is_answered:
             self._answer(fields, harmless(why))
-
-    def _log_refusal(
-        self, fields: dict[str, str], why: str, origin: Origin, *, is_answered: bool
-    ) -> None:
-        name = f"requests by {origin.door or 'user event'} refused"
-        url = fields.get("wsserver", "")
-        self._refusals.setdefault(origin.door, SparingLog(log, name)).warning(
-            "request for channel %s%s refused: %s",
-            harmless(fields.get("channel") or fields.get("uniqueid") or "(none)"),
-            f" to {without_query(harmless(url))}" if url else "",
-            harmless(why),
-            note="" if is_answered else "without an answer",
-        )
 
     def _answer(self, fields: dict[str, str], why: str) -> None:
         """Raise the event of a refusal and set the variables, with what is harmless."""
@@ -199,6 +189,20 @@ class AmiEvents:
 
         headers = [("Channel", channel), ("Variable", name), ("Value", value)]
         self._ami.post("Setvar", headers, on_error)
+
+
+def _refused_by(door: str) -> str:
+    return f"requests by {door or 'user event'} refused"
+
+
+def _log_refusal(fields: dict[str, str], why: str) -> None:
+    url = fields.get("wsserver", "")
+    log.warning(
+        "request for channel %s%s refused: %s",
+        harmless(fields.get("channel") or fields.get("uniqueid") or "(none)"),
+        f" to {without_query(harmless(url))}" if url else "",
+        harmless(why),
+    )
 
 
 def _taken_up(fork: ForkInfo) -> Headers:

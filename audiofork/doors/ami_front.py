@@ -22,7 +22,7 @@ from audiofork.config import Address, AsteriskConfig, FrontConfig
 from audiofork.doors.ami_front_protocol import AsteriskStream, ClientStream, OwnAction
 from audiofork.errors import AmiError, ConfigError, RequestRefused
 from audiofork.forks.requests import Origin, Request, parse_request
-from audiofork.log import SparingLog
+from audiofork.log import Refusals
 from audiofork.text import why
 from audiofork.tls_contexts import client_context, server_context
 
@@ -49,7 +49,7 @@ class Front:
     Owned by the daemon; `start` once, `close` any number of times.
 
     Attributes:
-        refusals: Where sessions log them.
+        refusals: Counts them for all sessions.
     """
 
     def __init__(self, config: FrontConfig, asterisk: AsteriskConfig, ask: Ask) -> None:
@@ -61,7 +61,7 @@ class Front:
         self._tasks: set[asyncio.Task[None]] = set()
         self._asterisk_tls: ssl.SSLContext | None = None
         self._trouble = ""
-        self.refusals = SparingLog(log, "actions of AMI clients refused")
+        self.refusals = Refusals(log, "actions of AMI clients refused")
 
     async def start(self) -> Address:
         """Listen; return the address, with the port that was chosen if it was 0.
@@ -156,8 +156,9 @@ class Front:
             return action.success(await self._ask(request))
         except (RequestRefused, AmiError) as exc:
             channel = action.fields.get("channel", "")
-            text = "%s of AMI client %s for %r: %s"
-            self.refusals.warning(text, action.name, client, channel, exc)
+            if self.refusals.count():
+                text = "%s of AMI client %s for %r: %s"
+                log.warning(text, action.name, client, channel, exc)
             return action.error(str(exc))
         except Exception:
             log.exception("%s of AMI client %s could not be handled", action.name, client)
@@ -246,8 +247,9 @@ class _Session:
         assert self._own is not None
         refusal = self._own.fault or refusal
         if refusal:
-            whose = (self._own.name, self.client.name)
-            self._front.refusals.warning("%s of AMI client %s: %s", *whose, refusal)
+            if self._front.refusals.count():
+                whose = (self._own.name, self.client.name)
+                log.warning("%s of AMI client %s: %s", *whose, refusal)
             self._answer(self._own.refusal(refusal))
         else:
             # Goes on when the client is gone: Asterisk too finishes what it has begun.

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from audiofork.asterisk.ami_protocol import RequestReceived
 from audiofork.doors.ami_events import AmiEvents
+from audiofork.doors.inbox import Inbox
 from audiofork.errors import AmiError, RequestRefused
 from audiofork.forks.requests import Origin, Request, parse_request
 from audiofork.forks.tasks import Tasks
@@ -29,10 +30,16 @@ class UserEvents:
         self._ask = ask
         self._answers = answers
         self._tasks = Tasks()
+        self._inbox = Inbox(self._begin)
 
     def on_request(self, event: RequestReceived) -> None:
         """Grant a request or answer it; never waits."""
-        self._tasks.spawn(self._answer(event.fields, _origin_of(event)))
+        origin = _origin_of(event)
+        if not self._inbox.put(event.fields, origin):
+            self._answers.refused(event.fields, "too many requests at once", origin)
+
+    def _begin(self, fields: dict[str, str], origin: Origin) -> None:
+        self._tasks.spawn(self._answer(fields, origin))
 
     async def _answer(self, fields: dict[str, str], origin: Origin) -> None:
         try:
@@ -47,10 +54,12 @@ class UserEvents:
 
     async def finish(self) -> None:
         """Return when every request so far is granted or answered."""
+        self._inbox.flush()
         await self._tasks.finish()
 
     async def close(self) -> None:
         """Give up what is under way."""
+        self._inbox.close()
         await self._tasks.cancel()
 
 
@@ -58,4 +67,5 @@ def _origin_of(event: RequestReceived) -> Origin:
     if event.raised_by:
         return Origin("dialplan", event.raised_by)
     # Asterisk does not tell which AMI user it was.
-    return Origin("AMI", event.fields.get("uniqueid") or event.fields.get("channel", ""))
+    named = (event.fields.get(name, "") for name in ("uniqueid", "channel", "audioforkid"))
+    return Origin("AMI", next(filter(None, named), ""))

@@ -24,6 +24,7 @@ class FairQueue(Generic[_Item]):
 
     def __init__(self) -> None:
         self._doors: OrderedDict[str, OrderedDict[str, deque[_Item]]] = OrderedDict()
+        self._counts: Counter[str] = Counter()  # by door
 
     def __bool__(self) -> bool:
         return bool(self._doors)
@@ -32,12 +33,14 @@ class FairQueue(Generic[_Item]):
         """Let an item wait, behind all others of its origin."""
         door = self._doors.setdefault(origin.door, OrderedDict())
         door.setdefault(origin.who, deque()).append(item)
+        self._counts[origin.door] += 1
 
     def take(self) -> _Item:
         """Remove and return the item whose turn it is; there has to be one."""
         door = next(iter(self._doors))
         who, items = next(iter(self._doors[door].items()))
         item = items.popleft()
+        self._counts[door] -= 1
         self._doors.move_to_end(door)
         self._doors[door].move_to_end(who)
         self._forget_if_empty(Origin(door, who))
@@ -48,6 +51,7 @@ class FairQueue(Generic[_Item]):
         items = self._doors.get(origin.door, OrderedDict()).get(origin.who)
         if items is not None and item in items:
             items.remove(item)
+            self._counts[origin.door] -= 1
             self._forget_if_empty(origin)
 
     def _forget_if_empty(self, origin: Origin) -> None:
@@ -55,23 +59,19 @@ class FairQueue(Generic[_Item]):
         if not door[origin.who]:
             del door[origin.who]
         if not door:
-            del self._doors[origin.door]
+            del self._doors[origin.door], self._counts[origin.door]
 
     def waiting(self, origin: Origin) -> tuple[int, int]:
         """Return how many items wait of an origin, and how many of its door."""
         door = self._doors.get(origin.door, OrderedDict())
-        return len(door.get(origin.who, ())), sum(map(len, door.values()))
+        return len(door.get(origin.who, ())), self._counts[origin.door]
 
     def ahead_of(self, origin: Origin) -> int:
         """Return how many items would be taken before one more of an origin, at most."""
         door = self._doors.get(origin.door, OrderedDict())
         turns = len(door.get(origin.who, ())) + 1
         in_door = sum(min(len(items), turns) for items in door.values())
-        others = (
-            sum(map(len, origins.values()))
-            for name, origins in self._doors.items()
-            if name != origin.door
-        )
+        others = (count for name, count in self._counts.items() if name != origin.door)
         return in_door + sum(min(count, in_door + 1) for count in others)
 
 

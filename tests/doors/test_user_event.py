@@ -5,6 +5,7 @@ import pytest
 
 from audiofork.asterisk.ami_protocol import RequestReceived
 from audiofork.doors.ami_events import AmiEvents
+from audiofork.doors.inbox import OF_ORIGIN
 from audiofork.doors.user_event import UserEvents
 from audiofork.errors import AmiActionFailed, AmiError, AmiTimeout, AmiUnavailable
 from audiofork.forks.requests import Origin, Request
@@ -240,3 +241,16 @@ async def test_starts_are_told_apart_by_the_channel_that_runs_the_dialplan_or_th
         Origin("AMI", NAME),
         Origin("AMI", "2.2"),
     ]
+
+
+async def test_flood_of_one_requester_is_refused_beyond_what_may_wait_and_another_is_served(
+    rig: Rig,
+) -> None:
+    for _ in range(OF_ORIGIN + 10):
+        rig.user_events.on_request(RequestReceived({"channel": "nobody", "wsserver": URL}))
+    rig.user_events.on_request(RequestReceived(dict(START)))
+    assert {event["Reason"] for _, event in rig.ami.events} == {"too many requests at once"}
+    await rig.clock.settle()
+    assert len(rig.live) == 1
+    await rig.user_events.finish()
+    await rig.clock.settle()
