@@ -195,8 +195,8 @@ class _Turns:
 class _Files:
     """Whether the files can be had that forks open.
 
-    To try it takes a system call for each file; so what was found holds for a while, and a start
-    costs the same however many forks there are.
+    To try it takes a system call for each file. Those of one start are tried each time; those that
+    all forks have yet to open so seldom that a start costs the same however many forks there are.
     """
 
     def __init__(self) -> None:
@@ -210,7 +210,8 @@ class _Files:
         if now >= self._looked + FILES_LOOK_S or not (self._starts_left or self._scarce):
             self._look(forks)
             self._looked = now
-        if not self._starts_left:
+        one = SPARE_FILES + FILES_PER_FORK
+        if not self._starts_left or openable(one) < one:
             raise RequestRefused(
                 "no file descriptors left for another fork; raise LimitNOFILE, now "
                 f"{file_limit() or 'unknown'}"

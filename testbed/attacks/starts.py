@@ -20,6 +20,12 @@ from testbed.daemon import Daemon
 from testbed.faulty_server import Logged, ServerProcess
 from testbed.measuring import Finding, Scene
 
+REQUESTER = """
+[requester]
+secret = requester
+read = user
+write = user
+"""
 ATTACKS.add(
     dialplan="""
 [attacks-starts]
@@ -28,12 +34,7 @@ exten => fork,1,Answer()
  same => n,Wait(60)
 
 """,
-    manager="""
-[requester]
-secret = requester
-read = user
-write = user
-""",
+    manager=REQUESTER,
 )
 
 FORKS = 10
@@ -52,7 +53,7 @@ Fields = Iterator[dict[str, str]]
 async def start_floods(scene: Scene) -> list[Finding]:
     """An AMI user asks for forks that cannot be, as fast as may be."""
     findings = []
-    for name, fields in _FLOODS.items():
+    for name, fields in FLOODS.items():
         findings += await _flooded(scene, name, fields)
     return findings
 
@@ -74,7 +75,7 @@ def _stops(_channel: str) -> Fields:
     return ({"Channel": name, "Command": "StopAudioFork"} for name in names)
 
 
-_FLOODS: dict[str, Callable[[str], Fields]] = {
+FLOODS: dict[str, Callable[[str], Fields]] = {
     "starts on channels that do not exist": _invented,
     "starts on one channel that does not exist": _one_name,
     "starts to a URL that is none": _bad_url,
@@ -143,8 +144,10 @@ class Sent:
 
 
 @asynccontextmanager
-async def flood(asterisk: Asterisk, fields: Fields) -> AsyncIterator[Sent]:
-    """Ask as an AMI user of its own, who hears nothing."""
+async def flood(
+    asterisk: Asterisk, fields: Fields, a_second: int = FLOOD_A_SECOND
+) -> AsyncIterator[Sent]:
+    """Ask as an AMI user of its own, who hears nothing; REQUESTER has to be in manager.conf."""
     sent = Sent()
     reader, writer = await asyncio.open_connection("127.0.0.1", asterisk.ami_port)
     writer.write(
@@ -152,7 +155,7 @@ async def flood(asterisk: Asterisk, fields: Fields) -> AsyncIterator[Sent]:
     )
     tasks = [
         asyncio.create_task(_drain(reader)),
-        asyncio.create_task(_write(writer, fields, sent)),
+        asyncio.create_task(_write(writer, fields, sent, a_second)),
     ]
     try:
         yield sent
@@ -168,11 +171,11 @@ async def _drain(reader: asyncio.StreamReader) -> None:
         pass
 
 
-async def _write(writer: asyncio.StreamWriter, fields: Fields, sent: Sent) -> None:
+async def _write(writer: asyncio.StreamWriter, fields: Fields, sent: Sent, a_second: int) -> None:
     """Write at the rate of the flood, or as fast as Asterisk reads."""
     began = time.monotonic()
     while True:
-        due = int((time.monotonic() - began) * FLOOD_A_SECOND)
+        due = int((time.monotonic() - began) * a_second)
         for headers in itertools.islice(fields, max(0, min(due - sent.count, 300))):
             lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
             writer.write(f"Action: UserEvent\r\nUserEvent: AudioFork\r\n{lines}\r\n".encode())

@@ -19,6 +19,7 @@ from audiofork.forks.admission import (
 from audiofork.forks.ending import HANGUP_GRACE_S
 from audiofork.forks.requests import UNKNOWN, Origin, parse_request
 from audiofork.link.messages import EndReason, ForkSpec, SinkOpened, SinkRetrying, Streaming
+from audiofork.system import FILES_PER_FORK
 from tests.control_plane import NAME, UNIQUEID, Clock, Rig
 
 OTHER_UNIQUEID, OTHER_NAME = "2.2", "PJSIP/200-0000002b"
@@ -366,13 +367,24 @@ async def test_refusal_without_a_known_limit_says_so(
         await rig.ask(channel=NAME, wsserver=URL)
 
 
+async def test_files_that_others_have_taken_meanwhile_are_missed_at_once(
+    rig: Rig, free: list[int]
+) -> None:
+    free[0] = 1000
+    await rig.start()
+    free[0] = SPARE_FILES + 3
+    with pytest.raises(RequestRefused, match="no file descriptors"):
+        await rig.ask(channel=NAME, wsserver=URL)
+
+
 async def test_files_are_looked_for_once_for_many_starts(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[int] = []
 
     def openable(most: int) -> int:
-        looks.append(most)
+        if most > SPARE_FILES + FILES_PER_FORK:
+            looks.append(most)
         return most
 
     monkeypatch.setattr(admission_module, "openable", openable)
