@@ -12,6 +12,7 @@ from audiofork.asterisk.ami_protocol import RequestReceived
 from audiofork.doors.ami_events import AmiEvents
 from audiofork.doors.inbox import Inbox
 from audiofork.errors import AmiError, RequestRefused
+from audiofork.forks.look_ups import TOO_MANY
 from audiofork.forks.requests import Origin, Request, parse_request
 from audiofork.forks.tasks import Tasks
 
@@ -36,7 +37,7 @@ class UserEvents:
         """Grant a request or answer it; never waits."""
         origin = _origin_of(event)
         if not self._inbox.put(event.fields, origin):
-            self._answers.refused(event.fields, "too many requests at once", origin)
+            self._answers.refused(event.fields, TOO_MANY, origin)
 
     def _begin(self, fields: dict[str, str], origin: Origin) -> None:
         self._tasks.spawn(self._answer(fields, origin))

@@ -15,11 +15,13 @@ from audiofork.errors import RequestRefused
 from audiofork.forks.fairness import FairQueue
 from audiofork.forks.requests import Origin
 
-AT_ONCE = 16
+AT_ONCE = 50
+LONGEST_WAIT_S = 5.0
 # Those that wait. Of an origin no more than it could have any use for; of a door so many that all
 # starts of a second may come at the same moment.
 WAITING_OF_ORIGIN = 100
 WAITING_OF_DOOR = 1000
+TOO_MANY = "too many requests at once"
 
 
 class LookUps:
@@ -38,7 +40,8 @@ class LookUps:
         """Return the name and uniqueid of a channel, when it is the turn of the origin.
 
         Raises:
-            RequestRefused: The channel does not exist, or too many requests wait.
+            RequestRefused: The channel does not exist, or too many requests wait, or this one has
+                waited for LONGEST_WAIT_S.
             AmiError: Asterisk cannot be asked.
         """
         async with self._turn(origin):
@@ -58,16 +61,25 @@ class LookUps:
     async def _wait(self, origin: Origin) -> None:
         own, of_door = self._waiting.waiting(origin)
         if own >= WAITING_OF_ORIGIN or of_door >= WAITING_OF_DOOR:
-            raise RequestRefused("too many requests at once")
+            raise RequestRefused(TOO_MANY)
         turn = asyncio.get_running_loop().create_future()
         self._waiting.put(origin, turn)
+        has_come = False
         try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._pass_on()  # it had just come
-            self._waiting.remove(origin, turn)
-            raise
+            async with asyncio.timeout(LONGEST_WAIT_S):
+                await turn
+            has_come = True
+        except TimeoutError:
+            raise RequestRefused(TOO_MANY) from None
+        finally:
+            if not has_come:
+                self._give_up(origin, turn)
+
+    def _give_up(self, origin: Origin, turn: asyncio.Future[None]) -> None:
+        """Wait no longer; a turn that has come in the same moment goes to the next."""
+        if turn.done() and not turn.cancelled():
+            self._pass_on()
+        self._waiting.remove(origin, turn)
 
     def _pass_on(self) -> None:
         """Give a turn that is over to the next, if anybody waits."""

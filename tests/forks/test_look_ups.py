@@ -6,7 +6,14 @@ import pytest
 
 from audiofork.asterisk.channels import Target
 from audiofork.errors import NoSuchChannel, RequestRefused
-from audiofork.forks.look_ups import AT_ONCE, WAITING_OF_DOOR, WAITING_OF_ORIGIN, LookUps
+from audiofork.forks.look_ups import (
+    AT_ONCE,
+    LONGEST_WAIT_S,
+    TOO_MANY,
+    WAITING_OF_DOOR,
+    WAITING_OF_ORIGIN,
+    LookUps,
+)
 from audiofork.forks.requests import Origin
 from tests.control_plane import Clock
 
@@ -106,20 +113,37 @@ async def test_origins_that_are_invented_fill_their_door_alone(asked: Asked) -> 
     await asked.answer_all()
 
 
-async def test_those_that_are_cancelled_leave_their_turn_to_others(asked: Asked) -> None:
-    await asked.find(AT_ONCE + 3, FLOOD)
-    waits, has_just_come, _ = asked.tasks[AT_ONCE:]
-    waits.cancel()
-    await asked.settle()
-    asked.channels.answer(1)
-    for _ in range(12):
-        if asked.look_ups._waiting.waiting(FLOOD)[0] == 1:
-            break
-        await asyncio.sleep(0)
-    has_just_come.cancel()
-    await asked.settle()
-    assert len(asked.channels.asked) >= AT_ONCE
-    results = await asked.answer_all()
-    assert sum(isinstance(one, asyncio.CancelledError) for one in results) == 2
-    assert asked.look_ups._under_way == 0
+async def test_look_up_whose_turn_does_not_come_is_refused_in_time(
+    asked: Asked, clock: Clock
+) -> None:
+    await asked.find(AT_ONCE + 2, FLOOD)
+    await clock.advance(LONGEST_WAIT_S)
+    late = asked.tasks[AT_ONCE:]
+    assert [str(task.exception()) for task in late] == [TOO_MANY] * 2
     assert not asked.look_ups._waiting
+    await asked.answer_all()
+    assert asked.look_ups._under_way == 0
+
+
+async def test_turn_of_one_that_is_cancelled_in_that_moment_goes_to_the_next(asked: Asked) -> None:
+    await asked.find(AT_ONCE + 2, FLOOD)
+    asked.channels.answer(1)
+    asked.tasks[AT_ONCE].cancel()  # its turn would come in the next turn of the loop
+    await asked.settle()
+    assert len(asked.channels.asked) == AT_ONCE + 1
+    await asked.answer_all()
+    assert asked.look_ups._under_way == 0
+
+
+async def test_turn_that_has_come_to_one_that_is_cancelled_goes_to_the_next(asked: Asked) -> None:
+    await asked.find(AT_ONCE + 2, FLOOD)
+    first = asked.tasks[AT_ONCE]
+    asked.channels.answer(1)
+    while asked.look_ups._waiting.waiting(FLOOD)[0] == 2:  # noqa: ASYNC110 (one turn at a time)
+        await asyncio.sleep(0)
+    first.cancel()
+    await asked.settle()
+    assert len(asked.channels.asked) == AT_ONCE + 1
+    results = await asked.answer_all()
+    assert [isinstance(one, asyncio.CancelledError) for one in results].count(True) == 1
+    assert asked.look_ups._under_way == 0
