@@ -45,7 +45,7 @@ STARTS = 6  # good ones by each door meanwhile
 LATE_S = {"control-socket": 0.5, "dialplan": 0.5, "AMI": 1.5}
 LONGEST_GAP_S = 0.2
 MAX_LOG_BYTES = 20_000
-MAX_GROWTH_KIB = 12 * 1024  # what may wait takes most of it
+MAX_GROWTH_KIB = 16 * 1024  # what may wait takes most of it
 
 Fields = Iterator[dict[str, str]]
 
