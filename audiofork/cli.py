@@ -23,6 +23,7 @@ from audiofork.commands import migrate as migration
 from audiofork.commands.check import Check, taps_of
 from audiofork.commands.findings import Finding, Mark
 from audiofork.commands.receiver import Receiver, tls_context
+from audiofork.commands.receiver_limits import GIB, Limits
 from audiofork.commands.sweep import sweep as sweeping
 from audiofork.daemon import Daemon
 from audiofork.doors import control_client as client
@@ -266,6 +267,17 @@ def _address(_context: click.Context, _parameter: click.Parameter, value: str) -
         raise click.BadParameter(f"expected {exc}, got {value!r}") from exc
 
 
+def _gib_option(name: str, default: int, text: str) -> Callable[[_Command], _Command]:
+    return click.option(
+        name,
+        type=click.FloatRange(min=0),
+        metavar="GIB",
+        default=default / GIB,
+        show_default=True,
+        help=f"{text} 0: any.",
+    )
+
+
 @main.command()
 @click.option(
     "--listen",
@@ -293,25 +305,32 @@ def _address(_context: click.Context, _parameter: click.Parameter, value: str) -
     type=click.Path(dir_okay=False, path_type=Path),
     help="Its key, if that is not in the same file.",
 )
+@_gib_option("--quota", Limits.quota_bytes, "The most that may be in the directory, in GiB.")
+@_gib_option("--keep-free", Limits.keep_free_bytes, "What is left free on the disk, in GiB.")
 def receive(
     listen: config.Address,
     directory: Path,
     quiet: bool,
     tls_cert: Path | None,
     tls_key: Path | None,
+    quota: float,
+    keep_free: float,
 ) -> None:
     """Write each fork that comes in to a WAV file, and show how loud it is.
 
     A file is named by the time and by the path of the URL, or by the channel if the URL has one:
     ws://127.0.0.1:8080/?channel=${URIENCODE(${CHANNEL})}. With channels=1 or channels=2 in the URL
     messages of any size are taken for mono or stereo; without, those of 640 bytes are stereo. Audio
-    is at 8000 Hz, or at what the URL says with rate=16000 (then 1280 bytes are stereo).
+    is at 8000 Hz, or at what the URL says with rate=16000 (then 1280 bytes are stereo). Where there
+    is no room, by --quota or --keep-free, forks are closed with 1008.
     """
     if tls_key and not tls_cert:
         raise click.UsageError("--tls-key needs --tls-cert")
     try:
         tls = tls_context(tls_cert, tls_key) if tls_cert else None
-        uvloop.run(_receive(Receiver(directory, _say, levels=not quiet), listen, directory, tls))
+        limits = Limits(round(quota * GIB), round(keep_free * GIB))
+        receiver = Receiver(directory, _say, levels=not quiet, limits=limits)
+        uvloop.run(_receive(receiver, listen, directory, tls))
     except ReceiverError as exc:
         _fail(str(exc), EXIT_FAILED)
 

@@ -233,7 +233,8 @@ class SecurityConfig:
     max_starts: int = _option(
         "100",
         whole(1, 10_000),
-        "Starts a second, and so many at once; what is more waits in order, 5 s at most.",
+        "Starts a second, and so many at once; what is more waits, in turns of those who ask, 5 s "
+        "at most.",
     )
 
 

@@ -26,7 +26,8 @@ _INTRO = """\
 ; (AUDIOFORK_ASTERISK_SECRET, say) overrides the file, also in [post_process:NAME], where _ stands
 ; for : and the like. An unknown section or option is an error.
 ; SIGHUP makes the daemon read the file again; a file with an error changes nothing. [asterisk],
-; [ari], [audiosocket], [relay], [control], [front] and [daemon] journal count from the next start.
+; [ari], [audiosocket], [relay], [control], [front] and [daemon] journal count from the next start,
+; but the secret of [asterisk] and the password of [ari], with their files, from the next login on.
 """
 
 

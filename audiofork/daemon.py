@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import signal
 from pathlib import Path
@@ -221,17 +222,32 @@ class Daemon:
         self._commands.configure(new.post_process)
         self._keep = new.daemon.on_stop == "keep"
         self._taps.sample_rate = new.websocket.sample_rate
+        self.ami.take_secret(new.asterisk.secret)
         self.ami.retry_now()
         if self._ari is not None:
+            self._ari.take_password(new.ari.password)
             self._ari.retry_now()
         logs.set_up(new.log)
-        old = self._config
+        what = " and ".join(self._changed_for_the_next_start(new))
+        log.info("reloaded%s", f"; {what} will count from the next start" if what else "")
+        _say_what_is_open(new)
+
+    def _changed_for_the_next_start(self, new: Config) -> list[str]:
+        """Return the names of what differs from what this run was started with."""
+        old, new = _without_secrets(self._config), _without_secrets(new)
         changed = [f"[{name}]" for name in _FIXED if getattr(new, name) != getattr(old, name)]
         if new.daemon.journal != old.daemon.journal:
             changed.append("[daemon] journal")
-        what = " and ".join(changed)
-        log.info("reloaded%s", f"; {what} will count from the next start" if changed else "")
-        _say_what_is_open(new)
+        return changed
+
+
+def _without_secrets(config: Config) -> Config:
+    """Return a configuration without the options that count from the next login on."""
+    return dataclasses.replace(
+        config,
+        asterisk=dataclasses.replace(config.asterisk, secret="", secret_file=""),
+        ari=dataclasses.replace(config.ari, password="", password_file=""),
+    )
 
 
 def _say_what_is_open(config: Config) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -49,6 +51,49 @@ class CounterLine:
         self._log.warning("%s: %d more, last: %s", self._what, self._unsaid, detail)
         self._next = now + 1
         self._unsaid = 0
+
+
+class Refusals:
+    """Counts what may come as a flood, and says once a second how many there were.
+
+    The first one is for its owner to log; after a second a line has the number of the others.
+
+    Args:
+        logger: Where that line goes.
+        what: What they are, after a number: "requests of AMI clients refused".
+    """
+
+    def __init__(self, logger: logging.Logger, what: str) -> None:
+        self._log = logger
+        self._what = what
+        self._unsaid = 0
+        self._notes: Counter[str] = Counter()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def count(self, note: str = "") -> bool:
+        """Count one; return whether it is to be logged.
+
+        Args:
+            note: What became of it, to be counted apart: "without an answer".
+        """
+        if note:
+            self._notes[note] += 1
+        if self._timer is not None:
+            self._unsaid += 1
+            return False
+        self._timer = asyncio.get_running_loop().call_later(1, self._on_second)
+        return True
+
+    def _on_second(self) -> None:
+        unsaid, notes, self._unsaid, self._timer = self._unsaid, self._notes, 0, None
+        self._notes = Counter()
+        if unsaid:
+            of_them = "".join(f", {count} {note}" for note, count in notes.items())
+            self._log.warning(
+                "... and %d more %s in the last second%s", unsaid, self._what, of_them
+            )
+            # So that a flood has this line alone, each second.
+            self._timer = asyncio.get_running_loop().call_later(1, self._on_second)
 
 
 def without_query(url: str) -> str:

@@ -46,19 +46,20 @@ def warn_of_low_file_limit(max_forks: int) -> None:
         )
 
 
-def can_open(count: int) -> bool:
-    """Return whether so many more files could be opened now; tries it, and closes them."""
+def openable(most: int) -> int:
+    """Return how many more files could be opened now; tries it up to so many, and closes them."""
     opened: list[int] = []
     try:
         opened.append(os.open(os.devnull, os.O_RDONLY))
-        while len(opened) < count:
+        while len(opened) < most:
             opened.append(os.dup(opened[0]))
     except OSError as exc:
-        return exc.errno not in (errno.EMFILE, errno.ENFILE)
+        if exc.errno not in (errno.EMFILE, errno.ENFILE):
+            return most  # no /dev/null: it tells nothing of files
     finally:
         for descriptor in opened:
             os.close(descriptor)
-    return True
+    return len(opened)
 
 
 def notify(state: str) -> None:

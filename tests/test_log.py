@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
 from audiofork.config import LogConfig
-from audiofork.log import CounterLine, ForkLog, set_up, without_credentials, without_query
+from audiofork.log import (
+    CounterLine,
+    ForkLog,
+    Refusals,
+    set_up,
+    without_credentials,
+    without_query,
+)
 
 FORK_ID = "3f2a91c0-d1e8-4c52-9a7b-0123456789ab"
 LIBRARIES = ("asyncio", "panoramisk", "websockets")
@@ -227,3 +235,46 @@ def test_set_up_keeps_libraries_to_warnings_and_to_the_level(
     set_up(LogConfig(level=level))
     assert root.level == logging.getLevelName(level.upper())
     assert {logging.getLogger(name).getEffectiveLevel() for name in LIBRARIES} == {library_level}
+
+
+# --- What may come as a flood ---------------------------------------------------------------------
+
+
+@pytest.fixture
+async def second(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Awaitable[None]]:
+    """Let a second pass for the timers of the loop."""
+    loop, now_s = asyncio.get_running_loop(), [1000.0]
+    monkeypatch.setattr(loop, "time", lambda: now_s[0])
+
+    async def passes() -> None:
+        now_s[0] += 1.001
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    return passes
+
+
+async def test_flood_is_one_line_and_then_one_a_second(
+    second: Callable[[], Awaitable[None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    refusals = Refusals(logger, "requests refused")
+    logged = [refusals.count("without an answer" if number > 9 else "") for number in range(1000)]
+    assert logged == [True] + [False] * 999
+    assert caplog.messages == []
+    await second()
+    assert caplog.messages == [
+        "... and 999 more requests refused in the last second, 990 without an answer"
+    ]
+    assert not refusals.count()
+    await second()
+    assert caplog.messages[1:] == ["... and 1 more requests refused in the last second"]
+
+
+async def test_lines_that_are_seldom_are_logged_each(
+    second: Callable[[], Awaitable[None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    refusals = Refusals(logger, "requests refused")
+    for _ in range(3):
+        assert refusals.count()
+        await second()
+    assert caplog.messages == []

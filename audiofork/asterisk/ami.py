@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -64,6 +65,10 @@ class Ami(KeptLink):
 
     def _is_up(self) -> bool:
         return self._link is not None
+
+    def take_secret(self, secret: str) -> None:
+        """Log in with another secret from the next login on; a link that is up goes on."""
+        self._config = dataclasses.replace(self._config, secret=secret)
 
     # --- Actions ---
 

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from panoramisk.actions import Action
@@ -45,11 +45,13 @@ class RequestReceived:
 
     Attributes:
         fields: Names in lower case, and values; of several with one name the last.
+        raised_by: The uniqueid of the channel whose dialplan raised it; empty: an AMI user did.
         repeated: The name of a field that comes more than once, or nothing.
         caller_data: What the caller may have chosen of the channel that runs the dialplan.
     """
 
     fields: dict[str, str]
+    raised_by: str = field(default="", compare=False)
     repeated: str = ""
     caller_data: tuple[str, ...] = ()
 
@@ -179,11 +181,13 @@ def _request(headers: Headers) -> RequestReceived | CheckRaised | None:
     fields = {name.lower(): value for name, value in body}
     if fields.get("command") == CHECK_COMMAND:
         return CheckRaised(fields.get("audioforkid", ""))
+    snapshot = headers[:position]
     if "channel" not in fields and "uniqueid" not in fields:
         fields["channel"] = printable(_first(snapshot, "Channel"), "?")
         fields["uniqueid"] = _first(snapshot, "Uniqueid")
     caller_data = tuple(value for name, value in snapshot if name in CALLER_DATA and value)
-    return RequestReceived(fields, next(repeated(name for name, _ in body), ""), caller_data)
+    twice = next(repeated(name for name, _ in body), "")
+    return RequestReceived(fields, _first(snapshot, "Uniqueid"), twice, caller_data)
 
 
 # --- Headers --------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import http.client
 import json
 import logging
@@ -87,6 +88,10 @@ class Ari(KeptLink):
     def _is_up(self) -> bool:
         return self.ready
 
+    def take_password(self, password: str) -> None:
+        """Use another password from the next request on; an event link that is up goes on."""
+        self._config = dataclasses.replace(self._config, password=password)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -154,7 +159,9 @@ class Ari(KeptLink):
         with self._own_errors():
             async with (
                 asyncio.timeout(REQUEST_TIMEOUT_S),
-                self._opened().request(method, url, json=body) as response,
+                self._opened().request(
+                    method, url, json=body, headers=_login(self._config)
+                ) as response,
             ):
                 content = await _content(response)
         if 200 <= response.status < 300:
@@ -275,7 +282,10 @@ class Ari(KeptLink):
         with self._own_errors():
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 return await self._opened().ws_connect(
-                    url, heartbeat=self._config.ping_interval, max_msg_size=MAX_EVENT_BYTES
+                    url,
+                    headers=_login(self._config),
+                    heartbeat=self._config.ping_interval,
+                    max_msg_size=MAX_EVENT_BYTES,
                 )
 
     async def _read(self, events: aiohttp.ClientWebSocketResponse) -> NoReturn:
@@ -309,6 +319,13 @@ class _Replaced(AriError):
         )
 
 
+def _login(config: AriConfig) -> dict[str, str]:
+    """Return the header that says who we are."""
+    # Not aiohttp's BasicAuth, which is about to go, nor encode_basic_auth, which is too new.
+    login = base64.b64encode(f"{config.username}:{config.password}".encode()).decode()
+    return {"Authorization": f"Basic {login}"}
+
+
 def _new_session(config: AriConfig) -> aiohttp.ClientSession:
     tls: ssl.SSLContext | bool = True
     if config.url.startswith("https:"):  # the system's authorities take memory
@@ -316,15 +333,12 @@ def _new_session(config: AriConfig) -> aiohttp.ClientSession:
             tls = client_context(config.ca_file)
         except OSError as exc:  # its text does not name the file
             raise AriUnavailable(f"[ari] ca_file: {exc}") from exc
-    # Not aiohttp's BasicAuth, which is about to go, nor encode_basic_auth, which is too new.
-    login = base64.b64encode(f"{config.username}:{config.password}".encode()).decode()
     no_redirects = aiohttp.TraceConfig()
     no_redirects.on_request_redirect.append(_refuse_redirect)
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             limit=MAX_CONNECTIONS, keepalive_timeout=KEEP_ALIVE_S, ssl=tls
         ),
-        headers={"Authorization": f"Basic {login}"},
         trace_configs=[no_redirects],
     )
 

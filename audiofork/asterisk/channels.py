@@ -61,10 +61,9 @@ class Channels:
     async def look_up(self, target: Target) -> tuple[str, str]:
         """Return the name and uniqueid of a channel."""
         key = target.uniqueid or target.channel
-        name, uniqueid = await asyncio.gather(
-            self._known(key, "CHANNEL(name)"), self._known(key, "CHANNEL(uniqueid)")
-        )
-        return printable(name, "?"), uniqueid
+        # One after the other: of a channel that does not exist, one question is enough.
+        name = await self._known(key, "CHANNEL(name)")
+        return printable(name, "?"), await self._known(key, "CHANNEL(uniqueid)")
 
     async def check_alive(self, uniqueid: str) -> None:
         """Return if the channel still exists."""

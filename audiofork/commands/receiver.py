@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import audioop
-import contextlib
 import math
 import os
 import re
@@ -25,11 +24,14 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import Close, CloseCode
 
 from audiofork.audiosocket import frame_bytes
-from audiofork.commands.wav import SAMPLE_BYTES, WavFile
+from audiofork.commands.receiver_limits import DEFAULTS, Limits, Output, Second, Space
+from audiofork.commands.wav import SAMPLE_BYTES
 from audiofork.config import SAMPLE_RATES, Address
 from audiofork.errors import ReceiverError
 from audiofork.text import printable
 from audiofork.tls_contexts import server_context
+
+Say = Callable[[str], None]
 
 DEFAULT_RATE = 8000
 FULL_SCALE = 32768  # the largest magnitude of an int16
@@ -38,6 +40,7 @@ SHOW_INTERVAL_S = 1.0
 MAX_LINES = 20  # more forks than this share one line, or nobody could read them
 CLOSE_TIMEOUT_S = 1.0
 KEPT_TAKES = 1000
+MAX_MESSAGE_BYTES = 1_048_576  # a second of stereo at 192,000 Hz is 768,000
 
 # Audio is written at each interval; a client that sends faster than live is written sooner.
 MAX_PENDING_BYTES = 65_536  # at 8000 Hz: two seconds of stereo
@@ -167,19 +170,18 @@ class _Peaks:
 class _Recording:
     """A fork that is being received. Owned by its connection's handler, which ends it."""
 
-    def __init__(self, label: str, target: str, folder: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, label: str, target: str, folder: Path, space: Space, say: Say) -> None:
         self.label = label
         self._say = say
         # The time of the connection; the file comes with the first audio, which tells its channels.
-        self._stem = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{label_of(target)}"
+        stem = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{label_of(target)}"
+        self._output = Output(stem, space)
         self._channels = channels_of(target)
         self._sample_rate = self._rate_of(target)
         self._sample_bytes = SAMPLE_BYTES * (self._channels or 1)
         self._begun = False
         self._warned = False
         self._pending = bytearray()
-        self._file: WavFile | None = None
-        self._path: Path | None = None
         self._audio_bytes = 0  # without what is pending
         self.peaks = _Peaks()
         self.messages = 0
@@ -220,15 +222,15 @@ class _Recording:
         self._channels = self._channels or (2 if first_bytes == pair_bytes else 1)
         self._sample_bytes = SAMPLE_BYTES * self._channels
         try:
-            self._file = WavFile(self._stem, self._channels, self._sample_rate)
+            path = self._output.open(self._channels, self._sample_rate)
         except OSError as exc:
-            self._say(f"{self.label}: not recorded, no file in {self._stem.parent}: {exc.strerror}")
+            folder = self._output.folder
+            self._say(f"{self.label}: not recorded, no file in {folder}: {exc.strerror}")
             return
-        self._path = self._file.path
         kind = "mono" if self._channels == 1 else "stereo, in left, out right"
         if self._sample_rate != DEFAULT_RATE:
             kind += f", {self._sample_rate} Hz"
-        self._say(f"{self.label}: recording {self._path}, {kind}")
+        self._say(f"{self.label}: recording {path}, {kind}")
 
     def _cut(self, message: bytes, excess: int) -> bytes:
         """Drop what is no whole sample: each message begins with one."""
@@ -247,19 +249,13 @@ class _Recording:
         audio, self._pending = self._pending, bytearray()
         self._audio_bytes += len(audio)
         self.peaks.add(peaks_of(audio, self._channels))
-        if self._file is None:
-            return
-        try:
-            self._file.write(audio)
-        except OSError as exc:
-            self._say(f"{self.label}: {self._path} ends here, it cannot be written: {exc.strerror}")
-            self._close_file()
+        if why := self._output.write(audio):
+            self._say(f"{self.label}: {self._output.path} ends here, {why}")
 
-    def _close_file(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.close()
-            self._file = None
+    @property
+    def full(self) -> str:
+        """Why there is no room for more of it; empty: there is."""
+        return self._output.full
 
     def line(self, width: int) -> str:
         """Return the line that shows the fork now."""
@@ -270,7 +266,7 @@ class _Recording:
     def end(self, close_code: int, close_reason: str) -> Take:
         """Write the rest, close the file and say what came of it."""
         self.flush()
-        self._close_file()
+        self._output.close()
         peaks_dbfs = tuple(map(dbfs, self.peaks.ever))
         reason = shown(close_reason)
         audio = (
@@ -279,11 +275,11 @@ class _Recording:
             else "no audio"
         )
         self._say(
-            f"{self.label}: ended, {self._path or 'no file'}, {audio}, "
+            f"{self.label}: ended, {self._output.path or 'no file'}, {audio}, "
             f"{self.messages} messages, closed with {close_code} {reason}".rstrip()
         )
         return Take(
-            *(self.label, self._path, self.duration_s, peaks_dbfs, self.messages),
+            *(self.label, self._output.path, self.duration_s, peaks_dbfs, self.messages),
             *(close_code, reason),
         )
 
@@ -298,15 +294,22 @@ class Receiver:
         directory: Where the files go; created if it is not there.
         say: Gets each line that is to be shown.
         levels: Whether the levels are shown each second, not only the begin and end of a fork.
+        limits: How much may be written. A fork beyond that is closed with 1008, so that it is not
+            tried again.
 
     Attributes:
         takes: The forks that ended, the latest 1000 of them, oldest first.
     """
 
-    def __init__(self, directory: Path, say: Callable[[str], None], *, levels: bool = True) -> None:
+    def __init__(
+        self, directory: Path, say: Say, *, levels: bool = True, limits: Limits = DEFAULTS
+    ) -> None:
         self._directory = directory
         self._say = say
         self._levels = levels
+        self._limits = limits
+        self._space: Space | None = None
+        self._second = Second()
         self._recordings: dict[str, _Recording] = {}  # by label
         self._server: Server | None = None
         self._timer: asyncio.Task[None] | None = None
@@ -318,7 +321,7 @@ class Receiver:
         Raises:
             ReceiverError: The directory cannot be written, or the address cannot be had.
         """
-        _prepare(self._directory)
+        self._space = _prepare(self._directory, self._limits)
         try:
             self._server = await serve(
                 self._handle,
@@ -326,6 +329,7 @@ class Receiver:
                 address.port,
                 ssl=tls,
                 compression=None,
+                max_size=MAX_MESSAGE_BYTES,
                 close_timeout=CLOSE_TIMEOUT_S,
             )
         except OSError as exc:
@@ -344,9 +348,14 @@ class Receiver:
 
     async def _handle(self, connection: ServerConnection) -> None:
         assert connection.request is not None
+        assert self._space is not None
+        if full := self._why_full(self._space):
+            self._second.refuse(full)
+            await connection.close(CloseCode.POLICY_VIOLATION, full)
+            return
         target = connection.request.path
         label = self._free_label(label_of(target))
-        recording = _Recording(label, target, self._directory, self._say)
+        recording = _Recording(label, target, self._directory, self._space, self._say)
         self._recordings[label] = recording
         close = Close(CloseCode.ABNORMAL_CLOSURE, "")
         try:
@@ -364,8 +373,16 @@ class Receiver:
             message = await recv()
             if isinstance(message, bytes):
                 add(message)
-            else:
+            elif self._second.may_show_text():
                 self._say(f"{recording.label}: text: {shown(message)}")
+            if recording.full:
+                await connection.close(CloseCode.POLICY_VIOLATION, recording.full)
+
+    def _why_full(self, space: Space) -> str:
+        try:
+            return space.why_full(MAX_PENDING_BYTES)
+        except OSError:  # the recording will say that it can make no file
+            return ""
 
     def _free_label(self, wanted: str) -> str:
         """Return the label, with a number if a fork that runs has it already."""
@@ -393,6 +410,9 @@ class Receiver:
                 self._say(line)
         for recording in recordings:
             recording.peaks.recent = []
+        for line in self._second.lines():
+            self._say(line)
+        self._second = Second()
 
 
 def _lines(recordings: list[_Recording]) -> list[str]:
@@ -407,13 +427,14 @@ def _lines(recordings: list[_Recording]) -> list[str]:
     return [summary]
 
 
-def _prepare(directory: Path) -> None:
-    """Make the directory, and prove that a file can be made in it."""
+def _prepare(directory: Path, limits: Limits) -> Space:
+    """Make the directory, and prove that a file can be made in it; return what room it has."""
     probe = directory / f".audiofork-{os.getpid()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe.touch(exist_ok=True)
         probe.unlink()
+        return Space(directory, limits)
     except OSError as exc:
         raise ReceiverError(f"cannot write to {directory}: {exc.strerror}") from exc
 

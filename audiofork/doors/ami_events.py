@@ -27,12 +27,17 @@ from audiofork.forks.events import (
     Started,
     Stopped,
 )
-from audiofork.log import without_credentials, without_query
+from audiofork.forks.fairness import Allowance
+from audiofork.forks.requests import UNKNOWN, Origin
+from audiofork.log import Refusals, without_credentials, without_query
 from audiofork.text import harmless
 
 log = logging.getLogger(__name__)
 
 MAX_RESPONSE_BYTES = 900  # a line of AMI holds 1024 with its name
+# Answers to refused requests a second: each is an event that every AMI client may get.
+ANSWERS_TO_ORIGIN = 20
+ANSWERS_TO_DOOR = 100
 # Control characters, surrogates, and what ends a line or paragraph. Joiners and the blanks of
 # other scripts are text.
 _CONTROLS = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -48,6 +53,8 @@ class AmiEvents:
 
     def __init__(self, ami: Ami) -> None:
         self._ami = ami
+        self._answers = Allowance(ANSWERS_TO_ORIGIN, ANSWERS_TO_DOOR)
+        self._refusals: dict[str, Refusals] = {}  # by door
 
     def on_event(self, event: DomainEvent) -> None:
         """Tell Asterisk of an event."""
@@ -134,25 +141,29 @@ class AmiEvents:
         more = [*totals, *_taken_up(event.fork), *_particulars(event)]
         self._raise(event.fork, "AudioForkStopped", more)
 
-    def refused(self, fields: dict[str, str], why: str) -> None:
-        """Answer a user event that is not granted, with what of it is harmless."""
+    def refused(self, fields: dict[str, str], why: str, origin: Origin = UNKNOWN) -> None:
+        """Answer a user event that is not granted, unless too many are."""
+        is_answered = self._answers.take(origin)
+        if origin.door not in self._refusals:
+            self._refusals[origin.door] = Refusals(log, _refused_by(origin.door))
+        if self._refusals[origin.door].count("" if is_answered else "without an answer"):
+            _log_refusal(fields, why)
+        if is_answered:
+            self._answer(fields, harmless(why))
+
+    def _answer(self, fields: dict[str, str], why: str) -> None:
+        """Raise the event of a refusal and set the variables, with what is harmless."""
         safe = {name: harmless(value) for name, value in fields.items()}
-        url = harmless(without_credentials(fields.get("wsserver", "")))
-        why = harmless(why)
         channel, uniqueid = safe.get("channel", ""), safe.get("uniqueid", "")
-        where = f" to {without_query(url)}" if url else ""
-        log.warning(
-            "request for channel %s%s refused: %s", channel or uniqueid or "(none)", where, why
-        )
         is_start = safe.get("command", "").lower() not in ("stopaudiofork", "audioforkmute")
-        if (channel or uniqueid) and is_start:
+        if (channel or uniqueid) and is_start and why != NO_SUCH_CHANNEL:
             self._set(uniqueid or channel, "AUDIOFORK_REASON", why)
             self._set(uniqueid or channel, "AUDIOFORK_STATUS", "FAILED")
         headers = [
             ("AudioForkID", safe.get("audioforkid") or str(uuid.uuid4())),
             ("Channel", channel),
             ("Uniqueid", uniqueid),
-            ("WsServer", url),
+            ("WsServer", _shown_url(fields)),
             ("Reason", why),
         ]
         if safe.get("actionid"):
@@ -179,6 +190,24 @@ class AmiEvents:
 
         headers = [("Channel", channel), ("Variable", name), ("Value", value)]
         self._ami.post("Setvar", headers, on_error)
+
+
+def _refused_by(door: str) -> str:
+    return f"requests by {door or 'user event'} refused"
+
+
+def _log_refusal(fields: dict[str, str], why: str) -> None:
+    url = _shown_url(fields)
+    log.warning(
+        "request for channel %s%s refused: %s",
+        harmless(fields.get("channel") or fields.get("uniqueid") or "(none)"),
+        f" to {without_query(url)}" if url else "",
+        harmless(why),
+    )
+
+
+def _shown_url(fields: dict[str, str]) -> str:
+    return harmless(without_credentials(fields.get("wsserver", "")))
 
 
 def _taken_up(fork: ForkInfo) -> Headers:

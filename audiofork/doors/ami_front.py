@@ -21,7 +21,8 @@ from typing import Any, cast
 from audiofork.config import Address, AsteriskConfig, FrontConfig
 from audiofork.doors.ami_front_protocol import AsteriskStream, ClientStream, OwnAction
 from audiofork.errors import AmiError, ConfigError, RequestRefused
-from audiofork.forks.requests import Request, parse_request
+from audiofork.forks.requests import Origin, Request, parse_request
+from audiofork.log import Refusals
 from audiofork.text import why
 from audiofork.tls_contexts import client_context, server_context
 
@@ -46,6 +47,9 @@ class Front:
     """The listener and its clients.
 
     Owned by the daemon; `start` once, `close` any number of times.
+
+    Attributes:
+        refusals: Counts them for all sessions.
     """
 
     def __init__(self, config: FrontConfig, asterisk: AsteriskConfig, ask: Ask) -> None:
@@ -57,6 +61,7 @@ class Front:
         self._tasks: set[asyncio.Task[None]] = set()
         self._asterisk_tls: ssl.SSLContext | None = None
         self._trouble = ""
+        self.refusals = Refusals(log, "actions of AMI clients refused")
 
     async def start(self) -> Address:
         """Listen; return the address, with the port that was chosen if it was 0.
@@ -147,10 +152,13 @@ class Front:
     async def answer(self, client: str, action: OwnAction) -> bytes:
         """Do what an action asks for, and return the answer for the client."""
         try:
-            return action.success(await self._ask(parse_request(action.request)))
+            request = parse_request(action.request, Origin("front", client))
+            return action.success(await self._ask(request))
         except (RequestRefused, AmiError) as exc:
             channel = action.fields.get("channel", "")
-            log.warning("%s of AMI client %s for %r: %s", action.name, client, channel, exc)
+            if self.refusals.count():
+                text = "%s of AMI client %s for %r: %s"
+                log.warning(text, action.name, client, channel, exc)
             return action.error(str(exc))
         except Exception:
             log.exception("%s of AMI client %s could not be handled", action.name, client)
@@ -239,7 +247,9 @@ class _Session:
         assert self._own is not None
         refusal = self._own.fault or refusal
         if refusal:
-            log.warning("%s of AMI client %s: %s", self._own.name, self.client.name, refusal)
+            if self._front.refusals.count():
+                whose = (self._own.name, self.client.name)
+                log.warning("%s of AMI client %s: %s", *whose, refusal)
             self._answer(self._own.refusal(refusal))
         else:
             # Goes on when the client is gone: Asterisk too finishes what it has begun.

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import dataclasses
 import enum
+import itertools
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audiofork.errors import AmiError, AmiTimeout, AmiUnavailable, ConfigError, RequestRefused
-from audiofork.forks.requests import MUTE, START, STOP, Request, parse_request
+from audiofork.forks.requests import MUTE, START, STOP, Origin, Request, parse_request
 from audiofork.text import printable
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class ControlSocket:
         self._inode = 0
         self._closed = False
         self._connections: set[asyncio.Task[None]] = set()
+        self._numbers = itertools.count(1)
 
     async def start(self) -> None:
         """Listen, in the place of a dead daemon's socket if there is one.
@@ -143,6 +145,7 @@ class ControlSocket:
             self._connections.discard(task)
 
     async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        origin = Origin("control socket", str(next(self._numbers)))
         while True:
             try:
                 line = await _read_line(reader)
@@ -151,16 +154,16 @@ class ControlSocket:
                 return  # where the next line begins nobody knows
             if not line:
                 return
-            await _send(writer, await self._answer(line))
+            await _send(writer, await self._answer(line, origin))
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes, origin: Origin) -> dict[str, Any]:
         """Return the answer to a line; whatever the line holds, it is one of the documented."""
         try:
             fields = parse_line(line)
             if command_of(fields) == LIST:
                 forks = [_plain(view) for view in await self._list()]
                 return {"ok": True, "forks": forks, "legs_left": self._legs_left()}
-            return {"ok": True, "forks": await self._ask(parse_request(fields))}
+            return {"ok": True, "forks": await self._ask(parse_request(fields, origin))}
         except RequestRefused as exc:
             return _refusal(str(exc))
         except AmiError as exc:

@@ -11,8 +11,10 @@ from collections.abc import Awaitable, Callable
 from audiofork.asterisk.ami_protocol import RequestReceived
 from audiofork.doors.ami_events import AmiEvents
 from audiofork.doors.caller_data import WHAT_TO_DO, decoded, slipped_in
+from audiofork.doors.inbox import Inbox
 from audiofork.errors import AmiError, RequestRefused
-from audiofork.forks.requests import Request, parse_request
+from audiofork.forks.look_ups import TOO_MANY
+from audiofork.forks.requests import Origin, Request, parse_request
 from audiofork.forks.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -30,12 +32,18 @@ class UserEvents:
         self._ask = ask
         self._answers = answers
         self._tasks = Tasks()
+        self._inbox = Inbox(self._begin)
 
     def on_request(self, event: RequestReceived) -> None:
         """Grant a request or answer it; never waits."""
-        self._tasks.spawn(self._answer(event))
+        origin = _origin_of(event)
+        if not self._inbox.put(event, origin):
+            self._answers.refused(event.fields, TOO_MANY, origin)
 
-    async def _answer(self, event: RequestReceived) -> None:
+    def _begin(self, event: RequestReceived, origin: Origin) -> None:
+        self._tasks.spawn(self._answer(event, origin))
+
+    async def _answer(self, event: RequestReceived, origin: Origin) -> None:
         fields = event.fields
         try:
             fields = decoded(fields)
@@ -44,19 +52,29 @@ class UserEvents:
                 raise RequestRefused(f"{event.repeated}: comes twice")
             if name := slipped_in(fields, caller_data):
                 raise RequestRefused(f"{name} is of the caller's number or name; {WHAT_TO_DO}")
-            await self._ask(parse_request(fields))
+            await self._ask(parse_request(fields, origin))
         except RequestRefused as exc:
-            self._answers.refused(fields, str(exc))
+            self._answers.refused(fields, str(exc), origin)
         except AmiError as exc:
-            self._answers.refused(fields, f"Asterisk cannot be asked: {exc}")
+            self._answers.refused(fields, f"Asterisk cannot be asked: {exc}", origin)
         except Exception:
             log.exception("a request could not be handled")
-            self._answers.refused(fields, "a fault of the daemon")
+            self._answers.refused(fields, "a fault of the daemon", origin)
 
     async def finish(self) -> None:
         """Return when every request so far is granted or answered."""
+        self._inbox.flush()
         await self._tasks.finish()
 
     async def close(self) -> None:
         """Give up what is under way."""
+        self._inbox.close()
         await self._tasks.cancel()
+
+
+def _origin_of(event: RequestReceived) -> Origin:
+    if event.raised_by:
+        return Origin("dialplan", event.raised_by)
+    # Asterisk does not tell which AMI user it was.
+    named = (event.fields.get(name, "") for name in ("uniqueid", "channel", "audioforkid"))
+    return Origin("AMI", next(filter(None, named), ""))

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
 
 from audiofork.config import SecurityConfig
 from audiofork.errors import RequestRefused
 from audiofork.files import outside_of, path_below
-from audiofork.forks.fork import Fork, effective_url
+from audiofork.forks.fairness import FairQueue
+from audiofork.forks.fork import effective_url
 from audiofork.forks.lifecycle import ForkState
 from audiofork.forks.post_process.commands import is_named
-from audiofork.forks.requests import StartFork
+from audiofork.forks.requests import Origin, StartFork
+from audiofork.forks.table import ForkTable
 from audiofork.forks.urls import check_url
 from audiofork.link.messages import Tls
-from audiofork.system import FILES_PER_FORK, can_open, file_limit, warn_of_low_file_limit
+from audiofork.system import FILES_PER_FORK, file_limit, openable, warn_of_low_file_limit
 
 LONGEST_WAIT_S = 5.0
+_LATE_S = 0.5  # more than timers are late
 # For what must go on when forks have all the rest: look-ups, clients of the doors, post-process
 # commands, and the reconnects of forks whose server has just gone.
 SPARE_FILES = 32
+# A look at the files that could be opened holds for so long, or for so many starts.
+FILES_LOOK_S = 1.0
+FILES_LOOK_STARTS = 50
 # How many files a fork may yet have to open, by its state.
 _FILES_TO_OPEN = {
     ForkState.REQUESTED: FILES_PER_FORK,
@@ -31,8 +36,9 @@ _FILES_TO_OPEN = {
 class Admission:
     """The rules of `[security]`, and the queue of starts that came too fast.
 
-    Owned by the registry of forks, which asks for each start, in this order: `check`; `book`, for
-    when it is due; `check_channel`, when the channel is known; `wait`, until it is due.
+    Owned by the registry of forks, which asks for each start, in this order: `check`, which costs
+    next to nothing; when the channel is known, `check_room`; then `wait_turn`. So what is refused
+    takes nothing of the rate.
 
     Attributes:
         security: The rules; `configure` changes them.
@@ -40,23 +46,23 @@ class Admission:
     """
 
     def __init__(self, security: SecurityConfig) -> None:
-        self._ahead = 0.0  # starts that were booked and are not worked off, at `_counted`
-        self._counted = 0.0
         self.refusing = ""
-        self._refuses = asyncio.Event()
+        self._turns = _Turns()
+        self._files = _Files()
         self.configure(security)
 
     def configure(self, security: SecurityConfig) -> None:
-        """Take the rules for starts from now on."""
+        """Take the rules for starts from now on, and the rate for those that wait, too."""
         self.security = security
+        self._turns.set_rate(security.max_starts)
         warn_of_low_file_limit(security.max_forks)
 
     def refuse_all(self, why: str) -> None:
         """Refuse every start from now on, also those that wait."""
         self.refusing = why
-        self._refuses.set()
+        self._turns.stop()
 
-    def check(self, request: StartFork, forks: Collection[Fork]) -> None:
+    def check(self, request: StartFork, forks: ForkTable) -> None:
         """Refuse what is plain without asking anybody.
 
         Args:
@@ -68,8 +74,7 @@ class Admission:
         """
         security = self.security
         self._check_open()
-        if len(forks) >= security.max_forks:
-            raise RequestRefused(f"{security.max_forks} forks run already (max_forks)")
+        self._check_count(forks)
         url = effective_url(request)
         check_url(url, security.allow_urls, allow_private=security.allow_private)
         if request.options.tls is not None:
@@ -80,53 +85,42 @@ class Admission:
                 "PostProcess: shell commands are not allowed (allow_post_process); @NAME runs the "
                 "command of [post_process:NAME]"
             )
-        _check_files(forks)
+        self._turns.check(request.origin)
 
     def _check_open(self) -> None:
         if self.refusing:
             raise RequestRefused(self.refusing)
 
-    def book(self) -> float:
-        """Return when the next start is due, in the loop's time.
+    def _check_count(self, forks: ForkTable) -> None:
+        if forks.bound >= self.security.max_forks:
+            raise RequestRefused(f"{self.security.max_forks} forks run already (max_forks)")
 
-        As many as may be in a second are due at once; those after them come evenly spaced, in
-        the order of their requests.
+    def check_room(self, uniqueid: str, forks: ForkTable) -> None:
+        """Refuse a start on a channel if there is no room for it.
 
-        Raises:
-            RequestRefused: That would be more than LONGEST_WAIT_S from now.
-        """
-        rate = self.security.max_starts
-        now = asyncio.get_running_loop().time()
-        ahead = max(0.0, self._ahead - (now - self._counted) * rate) + 1
-        wait_s = max(0.0, ahead - rate) / rate
-        if wait_s > LONGEST_WAIT_S:
-            raise RequestRefused(f"more than {rate} starts a second (max_starts)")
-        self._ahead, self._counted = ahead, now
-        return now + wait_s
-
-    def check_channel(self, count: int) -> None:
-        """Refuse a start on a channel that has so many forks already.
+        Args:
+            uniqueid: That of the channel.
+            forks: Those that there are; it is not bound yet.
 
         Raises:
-            RequestRefused: They are as many as may be.
+            RequestRefused: There are as many as may be, on the channel or at all; or the files
+                that it would open are not to be had.
         """
+        count = len(forks.on_channel(uniqueid))
         if count >= self.security.max_forks_per_channel:
             raise RequestRefused(
                 f"{count} forks run already on the channel (max_forks_per_channel)"
             )
+        self._check_count(forks)
+        self._files.check(forks)
 
-    async def wait(self, due: float) -> None:
-        """Return when a start is due.
+    async def wait_turn(self, origin: Origin) -> None:
+        """Return when it is the turn of a start of an origin.
 
         Raises:
-            RequestRefused: All are refused by now.
+            RequestRefused: That would be later than in LONGEST_WAIT_S, or all are refused by now.
         """
-        if due > asyncio.get_running_loop().time():
-            try:
-                async with asyncio.timeout_at(due):
-                    await self._refuses.wait()
-            except TimeoutError:
-                return
+        await self._turns.wait(origin)
         self._check_open()
 
 
@@ -142,11 +136,110 @@ def _check_tls(tls: Tls, security: SecurityConfig) -> None:
             raise RequestRefused(f"Options: T({name}={path}): {outside_of(folder)}") from None
 
 
-def _check_files(forks: Collection[Fork]) -> None:
-    """Refuse a start if the files that it and the others have yet to open are not to be had."""
-    to_open = sum(_FILES_TO_OPEN.get(fork.state, 0) for fork in forks)
-    if not can_open(SPARE_FILES + to_open + FILES_PER_FORK):
-        raise RequestRefused(
-            "no file descriptors left for another fork; raise LimitNOFILE, now "
-            f"{file_limit() or 'unknown'}"
-        )
+class _Turns:
+    """So many starts a second, and so many at once; what comes faster waits, in fair turns."""
+
+    def __init__(self) -> None:
+        self._rate = 1
+        self._used = 0.0  # of what may be at once, at `_counted`; comes back with time
+        self._counted = 0.0
+        self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopped = False
+
+    def set_rate(self, rate: int) -> None:
+        self._rate = rate
+        if self._waiting:
+            self._go_on()
+
+    def stop(self) -> None:
+        """Let none wait from now on."""
+        self._stopped = True
+        self._go_on()
+
+    def check(self, origin: Origin) -> None:
+        """Refuse what would wait too long."""
+        if self._wait_s(origin) > LONGEST_WAIT_S:
+            raise self._too_fast()
+
+    def _too_fast(self) -> RequestRefused:
+        return RequestRefused(f"more than {self._rate} starts a second (max_starts)")
+
+    def _wait_s(self, origin: Origin) -> float:
+        """Return how long a start would wait if no other came after it."""
+        ahead = self._waiting.ahead_of(origin) + 1
+        return max(0.0, self._use() + ahead - self._rate) / self._rate
+
+    def _use(self) -> float:
+        """Return how much is used of what may be at once."""
+        now = asyncio.get_running_loop().time()
+        self._used = max(0.0, self._used - (now - self._counted) * self._rate)
+        self._counted = now
+        return self._used
+
+    async def wait(self, origin: Origin) -> None:
+        if self._stopped:
+            return
+        if not self._waiting and self._use() + 1 <= self._rate:
+            self._used += 1
+            return
+        self.check(origin)
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.put(origin, turn)
+        self._go_on()
+        try:
+            async with asyncio.timeout(LONGEST_WAIT_S + _LATE_S):
+                await turn
+        except TimeoutError:  # younger starts of other origins went before it
+            raise self._too_fast() from None
+        finally:
+            self._waiting.remove(origin, turn)
+
+    def _go_on(self) -> None:
+        """Let those begin whose turn it is, and look again when the next one is due."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._waiting and (self._stopped or self._use() + 1 <= self._rate):
+            turn = self._waiting.take()
+            if not turn.done():
+                self._used += 1
+                turn.set_result(None)
+        if self._waiting:
+            due_s = (self._used + 1 - self._rate) / self._rate
+            self._timer = asyncio.get_running_loop().call_later(due_s, self._go_on)
+
+
+class _Files:
+    """Whether the files can be had that forks open.
+
+    To try it takes a system call for each file. Those of one start are tried each time; those that
+    all forks have yet to open so seldom that a start costs the same however many forks there are.
+    """
+
+    def __init__(self) -> None:
+        self._starts_left = 0
+        self._looked = float("-inf")
+        self._scarce = False
+
+    def check(self, forks: ForkTable) -> None:
+        """Refuse a start if the files that it and the others have yet to open are not to be had."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._looked + FILES_LOOK_S or not (self._starts_left or self._scarce):
+            self._look(forks)
+            self._looked = now
+        one = SPARE_FILES + FILES_PER_FORK
+        if not self._starts_left or openable(one) < one:
+            raise RequestRefused(
+                "no file descriptors left for another fork; raise LimitNOFILE, now "
+                f"{file_limit() or 'unknown'}"
+            )
+        self._starts_left -= 1
+
+    def _look(self, forks: ForkTable) -> None:
+        sought = set(forks.sought)
+        to_open = sum(_FILES_TO_OPEN.get(fork.state, 0) for fork in forks if fork not in sought)
+        wanted = SPARE_FILES + to_open + FILES_LOOK_STARTS * FILES_PER_FORK
+        left = openable(wanted) - SPARE_FILES - to_open
+        self._starts_left = max(0, left // FILES_PER_FORK)
+        self._scarce = self._starts_left < FILES_LOOK_STARTS

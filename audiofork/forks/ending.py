@@ -8,7 +8,7 @@ import logging
 from typing import Protocol
 
 from audiofork.forks.events import Emit, Ended, Failed, Reconnecting, Stopped
-from audiofork.forks.fork import Fork
+from audiofork.forks.fork import Fork, entry_of
 from audiofork.forks.journal import Journal
 from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.lifecycle import Away, ForkEvent, ForkState
@@ -110,6 +110,8 @@ class Ending:
         for fork in self._table:
             if fork.state is not ForkState.REQUESTED and not fork.is_ending:
                 fork.progress.kept = True
+                fork.progress.attempts = 0  # this run has outlived them all
+                self._journal.put(entry_of(fork))
                 why = "the daemon is restarted"
                 self._emit(Reconnecting(fork.info, Away.DAEMON, 1, why, was_streaming=True))
 

@@ -92,6 +92,8 @@ class Progress:
         relay_gap_ms: The longest time without a leg since its relay process died; None: it has not,
             or all is back.
         relays_lost: How many relay processes have died with it.
+        attempts: How many runs of the daemon have begun to start it, since one was seen to outlive
+            that.
         end_asked: Why the relay was told to end it, or will be; None: it was not.
         kept: Whether the next run of the daemon shall resume it.
         looked_up: Set when its channel is known, or it is refused.
@@ -104,6 +106,7 @@ class Progress:
     relay_away: bool = False
     relay_gap_ms: int | None = None
     relays_lost: int = 0
+    attempts: int = 0
     end_asked: EndReason | None = None
     kept: bool = False
     looked_up: asyncio.Event = field(default_factory=asyncio.Event)
@@ -330,7 +333,9 @@ def restored(entry: Entry, commands: Commands) -> tuple[Fork, str]:
         log=ForkLog(log, entry.fork_id, entry.channel),
         post_process=post_process,
         from_earlier_run=True,
-        progress=Progress(time.monotonic() - max(0.0, time.time() - entry.started)),
+        progress=Progress(
+            time.monotonic() - max(0.0, time.time() - entry.started), attempts=entry.attempts
+        ),
         mute_in=entry.mute_in,
         mute_out=entry.mute_out,
     )
@@ -441,6 +446,7 @@ def entry_of(fork: Fork) -> Entry:
         mute_out=fork.mute_out,
         started=fork.started_at,
         asterisk_started=fork.call.asterisk_started,
+        attempts=fork.progress.attempts,
     )
 
 

@@ -35,7 +35,7 @@ _BUSY_S = 0.5  # somebody may just be looking into the file
 _APPLICATION_ID = 0x61666F72  # "afor", in the file's header
 _VERSION = 1
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-_TYPES = {"str": str, "bool": bool, "float": float, "dict[str, str]": dict}
+_TYPES = {"str": str, "bool": bool, "float": float, "int": int, "dict[str, str]": dict}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,8 @@ class Entry:
         values: What the post-process command gets.
         started: When it was requested, in seconds since 1970.
         asterisk_started: Names the run of Asterisk; empty if that is not known.
+        attempts: How many runs of the daemon have begun to start it, of which none was seen to
+            outlive that; 0: one has.
     """
 
     fork_id: str
@@ -62,6 +64,7 @@ class Entry:
     mute_out: bool
     started: float
     asterisk_started: str
+    attempts: int = 0  # files of earlier versions have none
 
 
 class Journal:
@@ -271,6 +274,7 @@ class _File:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute("PRAGMA wal_autocheckpoint = 100")
+        self._db.execute("PRAGMA secure_delete = ON")  # URLs hold tokens
         with self._transaction():  # takes the lock
             if not self._pragma("schema_version"):
                 self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
@@ -282,6 +286,7 @@ class _File:
             raise _Damaged("not a journal of audiofork")
         if (version := self._pragma("user_version")) != _VERSION:
             raise _Damaged(f"of version {version}, expected {_VERSION}")
+        self._wipe()
 
     def _pragma(self, name: str) -> Any:
         return self._db.execute(f"PRAGMA {name}").fetchone()[0]
@@ -316,11 +321,22 @@ class _File:
                         (fork_id, json.dumps(asdict(entry))),
                     )
 
+        if None in changes.values():
+            self._wipe()
+
+    def _wipe(self) -> None:
+        """Let nothing that was deleted remain in the WAL, which has earlier states of the pages."""
+        with _telling_damage():
+            busy = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        if busy:  # nobody else can have it open, but it would go on holding tokens
+            raise sqlite3.OperationalError("the write-ahead log cannot be emptied")
+
     def fill(self, entries: Mapping[str, Entry]) -> None:
         """Write these entries in place of all that is there."""
         with _telling_damage():
             self._db.execute("DELETE FROM forks")
         self.change(entries)
+        self._wipe()
 
     def close(self) -> None:
         with contextlib.suppress(sqlite3.Error):

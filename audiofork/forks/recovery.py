@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 RESTARTED = "Asterisk was restarted"
 RELAY_DIED = "a relay process died"
+# A fork that the daemon cannot outlive must not end it again and again, and all others with it.
+MAX_ATTEMPTS = 2
 
 
 class Recovery:
@@ -130,11 +132,17 @@ class Recovery:
                 raise NoSuchChannel
             if refused:
                 raise RequestRefused(refused)
+            if entry.attempts >= MAX_ATTEMPTS:
+                raise RequestRefused(
+                    f"the daemon died {entry.attempts} times in a row while it was being started"
+                )
+            self._starting.note_attempts(fork, entry.attempts + 1)
             await self._starting.choose(fork)
-            if self._admission.refusing:
-                return False  # it stays in the journal for the next start
+            if self._admission.refusing:  # it stays in the journal for the next start
+                self._starting.note_attempts(fork, entry.attempts)
+                return False
             self._admission.check(fork.request, self._table)
-            self._admission.check_channel(len(self._table.on_channel(fork.uniqueid)))
+            self._admission.check_room(fork.uniqueid, self._table)
         except NoSuchChannel:
             detail = "the call ended while the daemon was away; its frames are not known"
             self._end(fork, EndReason.HANGUP, detail)

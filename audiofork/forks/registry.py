@@ -38,6 +38,7 @@ from audiofork.forks.journal import Entry, Journal
 from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.legs import Legs
 from audiofork.forks.lifecycle import Away, ForkState
+from audiofork.forks.look_ups import LookUps
 from audiofork.forks.muting import Muting
 from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.recovery import Recovery
@@ -105,6 +106,7 @@ class Forks:
         self._table = table = ForkTable()
         self._admission = admission = Admission(security)
         self._channels = channels = Channels(ami)
+        self._look_ups = look_ups = LookUps(channels)
         self._holds = Holds(channels, waits=waits_for_hold)
         self._leaving = leaving = LeavingLegs(channels, tasks.spawn)
         self._statistics = Statistics(send)
@@ -115,11 +117,12 @@ class Forks:
             channels, self._holds, leaving, send, emit, ending.end, tasks.spawn
         )
         self._starting = starting = Starting(
-            *(ami, taps, channels, table, admission, leaving, legs, ending, journal, send, emit),
+            *(ami, taps, channels, look_ups, table, admission),
+            *(leaving, legs, ending, journal, send, emit),
             commands,
         )
         self._recovery = Recovery(
-            ami, taps, table, admission, leaving, legs, starting, ending, commands
+            *(ami, taps, table, admission, leaving, legs, starting, ending, commands)
         )
 
     @property
@@ -173,9 +176,9 @@ class Forks:
             return [fork] if fork is not None and fork in self._table else []
         uniqueid = request.target.uniqueid
         if not uniqueid:
-            _, uniqueid = await self._channels.look_up(request.target)
+            _, uniqueid = await self._look_ups.find(request.target, request.origin)
         # A start that came just before may still be asking what its channel is.
-        await asyncio.gather(*(fork.progress.looked_up.wait() for fork in self._table))
+        await asyncio.gather(*(fork.progress.looked_up.wait() for fork in self._table.sought))
         return self._table.on_channel(uniqueid)
 
     async def views(self) -> list[ForkView]:
@@ -264,6 +267,8 @@ class Forks:
             self._on_fork_report(fork, report)
 
     def _on_fork_report(self, fork: Fork, report: ForkReport) -> None:
+        if isinstance(report, SinkOpened | SinkRetrying | Streaming):
+            self._starting.note_attempts(fork, 0)  # what the relay had to read, it has read
         if isinstance(report, LegAttached):
             self._legs.on_attached(fork, report.part)
         elif isinstance(report, SinkOpened):

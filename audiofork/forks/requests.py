@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from audiofork.asterisk.channels import Target
 from audiofork.errors import RequestRefused
@@ -16,6 +17,27 @@ _STATES = {
     **{"1": True, "on": True, "yes": True, "true": True},
     **{"0": False, "off": False, "no": False, "false": False},
 }
+
+
+class Origin(NamedTuple):
+    """Who asks, as far as that is known: what is shared, is shared fairly among origins.
+
+    Attributes:
+        door: How the request came.
+        who: The channel that runs the dialplan, or a connection; by AMI, where Asterisk does not
+            tell the user, the channel that the request names.
+    """
+
+    door: str = ""
+    who: str = ""
+
+
+UNKNOWN = Origin()
+
+
+def _origin() -> Origin:
+    """Declare the field: no part of what is asked for."""
+    return field(default=UNKNOWN, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +54,7 @@ class StartFork:
     post_process: str = ""
     action_id: str = ""
     options_text: str = ""
+    origin: Origin = _origin()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +64,7 @@ class StopFork:
     target: Target
     fork_id: str
     action_id: str = ""
+    origin: Origin = _origin()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +81,7 @@ class MuteFork:
     mute_in: bool | None
     mute_out: bool | None
     action_id: str = ""
+    origin: Origin = _origin()
 
 
 Request = StartFork | StopFork | MuteFork
@@ -69,12 +94,13 @@ _NAMES = (
 _FIELDS = {name.lower(): name for name in _NAMES}  # as messages write them
 
 
-def parse_request(fields: Mapping[str, str]) -> Request:
+def parse_request(fields: Mapping[str, str], origin: Origin = UNKNOWN) -> Request:
     """Check the fields of a request.
 
     Args:
         fields: Names (any case) and values as they came. `Command` holds the verb; without one
             it is a start.
+        origin: Who asks.
 
     Raises:
         RequestRefused: A field is missing or not allowed; the text names it.
@@ -84,13 +110,13 @@ def parse_request(fields: Mapping[str, str]) -> Request:
         _check_field(_FIELDS.get(name) or printable(name, "?"), value)
     verb = lower.get("command", "").lower()
     if verb == STOP:
-        return _stop(lower)
+        return _stop(lower, origin)
     if verb == MUTE:
-        return _mute(lower)
-    return _start(lower)
+        return _mute(lower, origin)
+    return _start(lower, origin)
 
 
-def _start(fields: dict[str, str]) -> StartFork:
+def _start(fields: dict[str, str], origin: Origin) -> StartFork:
     target = _target(fields)
     url = fields.get("wsserver", "")
     if not url:
@@ -100,15 +126,16 @@ def _start(fields: dict[str, str]) -> StartFork:
     post_process = fields.get("postprocess", "") or ("" if command.lower() == START else command)
     text = fields.get("options", "")
     options = parse_options(text)
-    return StartFork(target, url, options, post_process, fields.get("actionid", ""), text)
+    action_id = fields.get("actionid", "")
+    return StartFork(target, url, options, post_process, action_id, text, origin)
 
 
-def _stop(fields: dict[str, str]) -> StopFork:
+def _stop(fields: dict[str, str], origin: Origin) -> StopFork:
     fork_id = _fork_id(fields)
-    return StopFork(_target(fields, fork_id), fork_id, fields.get("actionid", ""))
+    return StopFork(_target(fields, fork_id), fork_id, fields.get("actionid", ""), origin)
 
 
-def _mute(fields: dict[str, str]) -> MuteFork:
+def _mute(fields: dict[str, str], origin: Origin) -> MuteFork:
     fork_id = _fork_id(fields)
     target = _target(fields, fork_id)
     direction = fields.get("direction", "").lower()
@@ -123,7 +150,7 @@ def _mute(fields: dict[str, str]) -> MuteFork:
     mute = _STATES[state]
     mute_in = mute if direction in ("read", "both") else None
     mute_out = mute if direction in ("write", "both") else None
-    return MuteFork(target, fork_id, mute_in, mute_out, fields.get("actionid", ""))
+    return MuteFork(target, fork_id, mute_in, mute_out, fields.get("actionid", ""), origin)
 
 
 def _check_field(name: str, value: str) -> None:

@@ -14,6 +14,7 @@ from audiofork.forks.journal import Journal
 from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.legs import Legs
 from audiofork.forks.lifecycle import ForkEvent
+from audiofork.forks.look_ups import LookUps
 from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.requests import StartFork
 from audiofork.forks.table import ForkTable
@@ -28,6 +29,7 @@ class Starting:
         ami: Tells which run of Asterisk there is.
         taps: Choose where legs come from.
         channels: What Asterisk is asked.
+        look_ups: Find the channels of requests.
         table: The forks there are; those that begin are added.
         admission: Grants or refuses starts.
         leaving: Tells whether a channel has room for more legs.
@@ -44,6 +46,7 @@ class Starting:
         ami: Ami,
         taps: Taps,
         channels: Channels,
+        look_ups: LookUps,
         table: ForkTable,
         admission: Admission,
         leaving: LeavingLegs,
@@ -57,6 +60,7 @@ class Starting:
         self._ami = ami
         self._taps = taps
         self._channels = channels
+        self._look_ups = look_ups
         self._table = table
         self._admission = admission
         self._leaving = leaving
@@ -75,14 +79,13 @@ class Starting:
             AmiError: Asterisk cannot be asked.
         """
         self._admission.check(request, self._table)
-        due = self._admission.book()
         fork = new_fork(request, self._commands)
         self._table.add(fork)
         try:
             await self._look_up(fork)
-            self._check_channel(fork)
-            fork.progress.looked_up.set()  # a stop need not wait until the start is due
-            await self._admission.wait(due)
+            fork.progress.looked_up.set()  # a stop need not wait until it is the start's turn
+            await self._admission.wait_turn(request.origin)
+            await self._ask_about_call(fork)
             await self.choose(fork)
             await self._leaving.wait_for_room(fork)
             _check_wanted(fork)
@@ -93,30 +96,31 @@ class Starting:
         finally:
             fork.progress.looked_up.set()
             fork.progress.chosen.set()
+        fork.progress.attempts = 1
         self._launch(fork, "started")
         return fork
 
     async def _look_up(self, fork: Fork) -> None:
         """Ask Asterisk for the name and uniqueid of the channel: an event may say anything."""
-        channel, uniqueid = await self._channels.look_up(fork.request.target)
-        fork.found(channel, uniqueid, self._ami.asterisk_started)
+        request = fork.request
+        channel, uniqueid = await self._look_ups.find(request.target, request.origin)
         if self._taps.is_leg(channel, uniqueid):
             raise RequestRefused("the channel is itself the leg of a fork")
+        self._admission.check_room(uniqueid, self._table)
+        fork.found(channel, uniqueid, self._ami.asterisk_started)
         self._table.bind(fork)
+        _check_wanted(fork)
+
+    async def _ask_about_call(self, fork: Fork) -> None:
+        """Ask Asterisk for what the request wants of the channel."""
         if fork.post_process is not None:
             names = fork.post_process.names
-            fork.call.values = await self._channels.values(uniqueid, names)
+            fork.call.values = await self._channels.values(fork.uniqueid, names)
         if fork.request.options.bridged_only:
-            bridged = await self._channels.is_bridged(uniqueid)
+            bridged = await self._channels.is_bridged(fork.uniqueid)
             if fork.call.bridged is None:  # else an event has said so meanwhile
                 fork.call.bridged = bridged
         _check_wanted(fork)
-
-    def _check_channel(self, fork: Fork) -> None:
-        """Refuse the fork if its channel has as many as may be, which were granted before."""
-        others = self._table.on_channel(fork.uniqueid)
-        granted = [one for one in others if one.progress.looked_up.is_set()]
-        self._admission.check_channel(len(granted))
 
     async def choose(self, fork: Fork) -> None:
         """Settle where the legs of a fork come from.
@@ -127,6 +131,12 @@ class Starting:
         """
         rates = fork.request.options.sample_rates
         fork.settle(await self._taps.choose(fork.uniqueid, wish_of(fork), rates))
+
+    def note_attempts(self, fork: Fork, count: int) -> None:
+        """Write to the journal how many runs have begun to start a fork; 0: one outlives it."""
+        if fork.progress.attempts != count:
+            fork.progress.attempts = count
+            self._journal.put(entry_of(fork))
 
     def resume(self, fork: Fork) -> None:
         """Start a fork of an earlier run anew, whose channel lives and whose legs are chosen."""

@@ -16,6 +16,7 @@ class ForkTable:
 
     def __init__(self) -> None:
         self._by_id: dict[str, Fork] = {}
+        self._sought: set[Fork] = set()
         self._by_channel: dict[str, set[Fork]] = {}
         self._empty = asyncio.Event()
         self._empty.set()
@@ -39,6 +40,16 @@ class ForkTable:
         return list(self._by_channel.get(uniqueid, ()))
 
     @property
+    def bound(self) -> int:
+        """How many forks have a channel that Asterisk has named."""
+        return len(self._by_id) - len(self._sought)
+
+    @property
+    def sought(self) -> list[Fork]:
+        """The other forks: each may turn out to be of any channel, or of none."""
+        return list(self._sought)
+
+    @property
     def uniqueids(self) -> list[str]:
         """The uniqueids of the channels that have forks."""
         return list(self._by_channel)
@@ -46,15 +57,18 @@ class ForkTable:
     def add(self, fork: Fork) -> None:
         """Add a fork, by its id alone."""
         self._by_id[fork.id] = fork
+        self._sought.add(fork)
         self._empty.clear()
 
     def bind(self, fork: Fork) -> None:
         """Add it by its channel, whose uniqueid is Asterisk's own word."""
         self._by_channel.setdefault(fork.uniqueid, set()).add(fork)
+        self._sought.discard(fork)
 
     def remove(self, fork: Fork) -> None:
         """Remove a fork that is in the table."""
         del self._by_id[fork.id]
+        self._sought.discard(fork)
         on_channel = self._by_channel.get(fork.uniqueid, set())
         on_channel.discard(fork)
         if not on_channel:

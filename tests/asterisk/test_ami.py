@@ -84,6 +84,18 @@ async def test_login_without_permission_for_the_version_succeeds(
     assert run.ami.version is UNKNOWN
 
 
+async def test_secret_that_is_rotated_counts_from_the_next_login_on(
+    asterisk: FakeAsterisk, link: AmiRun
+) -> None:
+    link.ami.take_secret("rotated")
+    await link.ami.action("Ping", [])  # the link goes on
+    assert asterisk.count("Login") == 1
+    asterisk.connections[-1].drop()
+    await link.up()
+    logins = [action["secret"] for action in asterisk.actions if action["action"] == "Login"]
+    assert logins == ["hunter2", "rotated"]
+
+
 async def test_login_refused_says_so_once_and_pauses_long(
     asterisk: FakeAsterisk,
     run_ami: RunAmi,

@@ -314,6 +314,18 @@ async def wire(monkeypatch: pytest.MonkeyPatch) -> Any:
     await run.cancel()
 
 
+async def test_request_of_a_dialplan_tells_its_channel_and_one_of_ami_tells_none(
+    asterisk: FakeAsterisk, link: AmiRun
+) -> None:
+    asterisk.send(block(*SNAPSHOT, "Uniqueid: 2.2"))
+    asterisk.send(block(*BODY_ALONE, "Uniqueid: 2.2"))
+    events = await link.settled()
+    assert [event.raised_by for event in events if isinstance(event, RequestReceived)] == [
+        "1700000000.1",
+        "",
+    ]
+
+
 STREAM = (
     block(*SNAPSHOT, "WsServer: ws://a/", "Note: Zoë 🎧")
     + block("Event: Hangup", "Uniqueid: Zoë")

@@ -778,6 +778,20 @@ async def test_login_refused_is_said_once_and_pauses_long(
     assert delays_s == [60, 60]
 
 
+async def test_password_that_is_rotated_counts_from_the_next_request_and_event_link_on(
+    server: FakeAri, link: Ari
+) -> None:
+    link.take_password("rotated")
+    assert link.ready, "the event link goes on"
+    rotated = "Basic " + base64.b64encode(b"audiofork:rotated").decode()
+    assert rotated not in server.headers
+    await link.get("/asterisk/info")
+    assert server.headers[-1] == rotated
+    await server.drop(server.links[-1])
+    await wait_until(lambda: len(server.links) == 2 and link.ready)
+    assert set(server.headers[-2:]) == {rotated}
+
+
 @pytest.mark.parametrize(("status", "kind"), [(401, AriLoginRefused), (500, AriRefused)])
 async def test_link_refused_raises_without_the_password(
     server: FakeAri, ari: Ari, status: int, kind: type[AriError]

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import wave
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -24,8 +24,10 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from audiofork.commands import receiver as receiver_module
+from audiofork.commands import receiver_limits as limits_module
 from audiofork.commands.receiver import (
     BAR_LENGTH,
     LABEL_LENGTH,
@@ -40,6 +42,14 @@ from audiofork.commands.receiver import (
     shown,
     tls_context,
 )
+from audiofork.commands.receiver_limits import (
+    DEFAULTS,
+    FILE_BYTES,
+    LOOK_AGAIN_S,
+    TEXTS_SHOWN,
+    Limits,
+    Space,
+)
 from audiofork.commands.wav import WavFile
 from audiofork.config import SAMPLE_RATES, Address
 from audiofork.errors import ReceiverError
@@ -52,10 +62,10 @@ ANY_PORT = Address("127.0.0.1", 0)
 class Bench:
     """A receiver that listens, with what it said."""
 
-    def __init__(self, directory: Path, *, levels: bool = True) -> None:
+    def __init__(self, directory: Path, *, levels: bool = True, limits: Limits = DEFAULTS) -> None:
         self.directory = directory
         self.lines: list[str] = []
-        self.receiver = Receiver(directory, self.lines.append, levels=levels)
+        self.receiver = Receiver(directory, self.lines.append, levels=levels, limits=limits)
         self.port = 0
 
     def client(self, target: str = "/") -> connect:
@@ -472,7 +482,7 @@ async def test_disk_full(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         await bench.received(1, "bad")
         await bench.received(1, "good")
         bench.receiver.show()
-        file = bench.receiver._recordings["bad"]._file
+        file = bench.receiver._recordings["bad"]._output._file
         assert file is not None
         full = os.open("/dev/full", os.O_WRONLY)
         os.dup2(full, file._file)
@@ -496,6 +506,14 @@ def test_disk_full_leaves_no_half_write(tmp_path: Path) -> None:
     """A write that fails half-way is taken back: the file ends with a whole sample."""
     code = f"""
 import pathlib, resource, signal
+from audiofork.commands.receiver_limits import (
+    DEFAULTS,
+    FILE_BYTES,
+    LOOK_AGAIN_S,
+    TEXTS_SHOWN,
+    Limits,
+    Space,
+)
 from audiofork.commands.wav import WavFile
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1001, 1001))
@@ -509,6 +527,117 @@ except OSError:
     subprocess.run([sys.executable, "-c", code], check=True)
     assert content(tmp_path / "x.wav") == (2, bytes(800))
     assert (tmp_path / "x.wav").stat().st_size == 844
+
+
+# --- Limits ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def limited(tmp_path: Path) -> AsyncIterator[Callable[[Limits], Awaitable[Bench]]]:
+    benches: list[Bench] = []
+
+    async def start(limits: Limits) -> Bench:
+        benches.append(Bench(tmp_path / "recordings", limits=limits))
+        benches[-1].port = (await benches[-1].receiver.start(ANY_PORT)).port
+        return benches[-1]
+
+    yield start
+    for bench in benches:
+        await bench.receiver.close()
+
+
+async def send_until_closed(client: ClientConnection, message: bytes) -> None:
+    async with asyncio.timeout(10):
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                await client.send(message)
+
+
+async def test_fork_beyond_the_quota_is_closed_for_good_and_its_file_is_whole(
+    limited: Callable[[Limits], Awaitable[Bench]],
+) -> None:
+    bench = await limited(Limits(quota_bytes=200_000, keep_free_bytes=0))
+    async with bench.client("/in") as client:
+        await send_until_closed(client, FRAME)
+        assert (client.close_code, client.close_reason) == (
+            1008,
+            "the recordings take 0.000186265 GiB (--quota)",
+        )
+    take = await bench.take()
+    assert take.path is not None
+    assert 100_000 < take.path.stat().st_size <= 200_000
+    channels, audio = content(take.path)
+    assert (channels, audio) == (1, FRAME * (len(audio) // 320))
+    assert "ends here, the recordings take" in await bench.said("ends here")
+    async with bench.client("/next") as client:
+        async with asyncio.timeout(10):
+            await client.wait_closed()
+        assert client.close_code == 1008
+    bench.receiver.show()
+    assert "1 connections refused: the recordings take" in await bench.said("refused")
+    assert len(bench.files()) == 1
+
+
+async def test_other_forks_go_on_until_the_quota_is_reached_by_them(
+    limited: Callable[[Limits], Awaitable[Bench]],
+) -> None:
+    bench = await limited(Limits(quota_bytes=200_000, keep_free_bytes=0))
+    async with bench.client("/good") as good, bench.client("/flood") as flood:
+        await good.send(FRAME)
+        await bench.received(1, "good")
+        bench.receiver.show()
+        await send_until_closed(flood, FRAME * 200)
+        assert good.close_code is None
+
+
+def test_quota_counts_what_is_there_and_empty_files_too(tmp_path: Path) -> None:
+    now = [0.0]
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "old.wav").write_bytes(bytes(10_000))
+    for number in range(3):
+        (tmp_path / f"{number}.wav").touch()
+    used = 10_000 + 3 * FILE_BYTES
+    space = Space(tmp_path, Limits(used + 100, 0), lambda: now[0])
+    assert space.why_full(100) == ""
+    assert space.why_full(101) != ""
+    (tmp_path / "sub" / "old.wav").unlink()
+    assert space.why_full(101) != ""
+    now[0] += LOOK_AGAIN_S  # somebody has made room, which is seen in time
+    assert space.why_full(101) == ""
+    space.take(10_100)
+    assert space.why_full() == ""
+    assert space.why_full(1) != ""
+
+
+def test_room_on_the_disk_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = os.statvfs(tmp_path)
+    free = disk.f_bavail * disk.f_frsize
+    # As statvfs says; what others write meanwhile is left out.
+    monkeypatch.setattr(limits_module, "_free_bytes", lambda _: free)
+    space = Space(tmp_path, Limits(0, free - 1000))
+    assert space.why_full(1000) == ""
+    assert space.why_full(1001).endswith(" of the disk are free (--keep-free)")
+    assert Space(tmp_path, Limits(0, 0)).why_full(1 << 60) == ""
+
+
+def test_free_room_is_that_of_the_disk(tmp_path: Path) -> None:
+    assert Space(tmp_path, Limits(0, 1)).why_full() == ""
+    assert Space(tmp_path, Limits(0, 1 << 60)).why_full().startswith("less than 1.07374e+09 GiB")
+
+
+async def test_flood_of_texts_shows_the_first_of_a_second_and_counts_the_rest(
+    bench: Bench,
+) -> None:
+    async with bench.client() as client:
+        for number in range(500):
+            await client.send(f"text {number}")
+        await client.send(FRAME)
+        await bench.received(1)
+        bench.receiver.show()
+        shown_texts = [line for line in bench.lines if ": text: " in line]
+        told = [int(line.split()[0]) for line in bench.lines if "more texts not shown" in line]
+        assert len(shown_texts) + sum(told) == 500
+        assert len(shown_texts) <= TEXTS_SHOWN * (1 + len(told))
 
 
 async def test_directory_that_cannot_be_made(tmp_path: Path) -> None:

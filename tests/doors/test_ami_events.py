@@ -6,7 +6,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from audiofork.doors.ami_events import MAX_RESPONSE_BYTES, AmiEvents, without_controls
+from audiofork.doors.ami_events import (
+    ANSWERS_TO_DOOR,
+    ANSWERS_TO_ORIGIN,
+    MAX_RESPONSE_BYTES,
+    AmiEvents,
+    without_controls,
+)
 from audiofork.errors import AmiActionFailed, AmiError, AmiUnavailable
 from audiofork.forks.events import (
     Ended,
@@ -21,7 +27,7 @@ from audiofork.forks.events import (
     Stopped,
 )
 from audiofork.forks.lifecycle import Away
-from audiofork.forks.requests import Request, StartFork, parse_request
+from audiofork.forks.requests import Origin, Request, StartFork, parse_request
 from audiofork.link.messages import EndReason, ForkStats
 from audiofork.text import MAX_REASON_CHARACTERS, harmless
 from tests.control_plane import FakeAmi
@@ -271,7 +277,7 @@ def test_any_text_becomes_one_harmless_line(text: str) -> None:
 FIELDS = {"channel": NAME, "uniqueid": "", "wsserver": URL, "actionid": "7"}
 
 
-def test_refused_start_sets_variables_and_raises_an_event(
+async def test_refused_start_sets_variables_and_raises_an_event(
     ami: FakeAmi, door: AmiEvents, caplog: pytest.LogCaptureFixture
 ) -> None:
     door.refused(FIELDS, "No way")
@@ -299,7 +305,7 @@ def test_refused_start_sets_variables_and_raises_an_event(
         "ws://user:hunter2" + "x" * 300 + "@host",
     ],
 )
-def test_refused_shows_no_password_of_a_url(
+async def test_refused_shows_no_password_of_a_url(
     ami: FakeAmi, door: AmiEvents, caplog: pytest.LogCaptureFixture, url: str
 ) -> None:
     door.refused({**FIELDS, "wsserver": url}, "No way")
@@ -307,7 +313,7 @@ def test_refused_shows_no_password_of_a_url(
     assert dict(ami.events[-1][1])["WsServer"] in ("ws://...", "...")
 
 
-def test_refused_without_a_channel_or_url_is_logged_as_such(
+async def test_refused_without_a_channel_or_url_is_logged_as_such(
     ami: FakeAmi, door: AmiEvents, caplog: pytest.LogCaptureFixture
 ) -> None:
     door.refused({}, "No channel specified")
@@ -317,7 +323,7 @@ def test_refused_without_a_channel_or_url_is_logged_as_such(
 
 
 @pytest.mark.parametrize("command", ["StopAudioFork", "AUDIOFORKMUTE"])
-def test_refused_stop_or_mute_leaves_the_variables(
+async def test_refused_stop_or_mute_leaves_the_variables(
     ami: FakeAmi, door: AmiEvents, command: str
 ) -> None:
     door.refused({**FIELDS, "command": command, "audioforkid": FORK_ID}, "No such fork")
@@ -326,7 +332,7 @@ def test_refused_stop_or_mute_leaves_the_variables(
 
 
 @pytest.mark.parametrize("name", ["channel", "uniqueid", "wsserver", "actionid", "audioforkid"])
-def test_refused_shows_nothing_of_a_field_that_could_do_harm(
+async def test_refused_shows_nothing_of_a_field_that_could_do_harm(
     ami: FakeAmi, door: AmiEvents, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     door.refused({**FIELDS, name: "a\r\nb" + "é" * 2000}, "c\r\nd" + "é" * 2000)
@@ -335,6 +341,34 @@ def test_refused_shows_nothing_of_a_field_that_could_do_harm(
     assert headers["Reason"].startswith("c??dé")
     assert all(len(value) <= MAX_REASON_CHARACTERS for value in headers.values())
     assert "\r" not in caplog.text
+
+
+async def test_refused_start_on_a_channel_that_is_not_there_sets_no_variable(
+    ami: FakeAmi, door: AmiEvents
+) -> None:
+    door.refused({**FIELDS, "channel": "nobody"}, "No such channel")
+    assert ami.events[0][1]["Reason"] == "No such channel"
+    assert ami.posts == []
+
+
+async def test_flood_of_refusals_is_answered_so_far_and_logged_once(
+    ami: FakeAmi, door: AmiEvents, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(10_000):
+        door.refused(FIELDS, "No way", Origin("AMI", str(number)))
+    assert len(ami.events) == ANSWERS_TO_DOOR
+    assert len(caplog.messages) == 1
+    door.refused(FIELDS, "No way", Origin("dialplan", UNIQUEID))
+    assert len(ami.events) == ANSWERS_TO_DOOR + 1
+    assert len(caplog.messages) == 2
+
+
+async def test_flood_of_one_origin_leaves_answers_for_others(ami: FakeAmi, door: AmiEvents) -> None:
+    for _ in range(1000):
+        door.refused(FIELDS, "No way", Origin("AMI", NAME))
+    assert len(ami.events) == ANSWERS_TO_ORIGIN
+    door.refused(FIELDS, "No way", Origin("AMI", "other"))
+    assert len(ami.events) == ANSWERS_TO_ORIGIN + 1
 
 
 # --- What cannot be set --------------------------------------------------------------------------

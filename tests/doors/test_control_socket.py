@@ -157,6 +157,17 @@ async def test_start_is_granted_with_the_id(client: Client, registry: Registry) 
     assert (request.target.channel, request.url) == ("PJSIP/1-1", "ws://localhost/")
 
 
+async def test_each_connection_asks_as_an_origin_of_its_own(
+    clients: list[Client], path: Path, registry: Registry
+) -> None:
+    for client in (await connect(clients, path), await connect(clients, path)):
+        await client.ask(START)
+        await client.ask({"Command": "StopAudioFork", "AudioForkID": FORK_ID})
+    first, again, second, _ = (request.origin for request in registry.requests)
+    assert first == again != second
+    assert {first.door, second.door} == {"control socket"}
+
+
 async def test_stop_and_mute_are_granted_with_the_ids(client: Client, registry: Registry) -> None:
     stop = {"Command": "StopAudioFork", "AudioForkID": FORK_ID}
     mute = {"command": "AUDIOFORKMUTE", "channel": "PJSIP/1-1", "direction": "read", "state": "on"}

@@ -4,7 +4,11 @@ import uuid
 import pytest
 
 from audiofork.asterisk.ami_protocol import RequestReceived
+from audiofork.doors.ami_events import AmiEvents
+from audiofork.doors.inbox import OF_ORIGIN
+from audiofork.doors.user_event import UserEvents
 from audiofork.errors import AmiActionFailed, AmiError, AmiTimeout, AmiUnavailable
+from audiofork.forks.requests import Origin, Request
 from audiofork.link.messages import EndReason, SetMute
 from tests.control_plane import NAME, START, UNIQUEID, UNKNOWN_ID, URL, Clock, Rig
 from tests.doors.test_caller_data import encoded
@@ -235,3 +239,39 @@ async def test_field_that_a_caller_has_written_is_refused_with_what_to_do(rig: R
     assert headers["Reason"].startswith("WsServer is of the caller's number or name; give the")
     assert headers["WsServer"] == URL
     assert rig.sent == []
+
+
+async def test_starts_are_told_apart_by_the_channel_that_runs_the_dialplan_or_that_is_named(
+    rig: Rig,
+) -> None:
+    asked: list[Request] = []
+
+    async def ask(request: Request) -> None:
+        asked.append(request)
+
+    door = UserEvents(ask, AmiEvents(rig.ami))  # type: ignore[arg-type]
+    for event in (
+        RequestReceived({**START, "channel": "PJSIP/other"}, raised_by=UNIQUEID),
+        RequestReceived(START),
+        RequestReceived({"command": "StopAudioFork", "uniqueid": "2.2", "channel": NAME}),
+    ):
+        door.on_request(event)
+    await door.finish()
+    assert [request.origin for request in asked] == [
+        Origin("dialplan", UNIQUEID),
+        Origin("AMI", NAME),
+        Origin("AMI", "2.2"),
+    ]
+
+
+async def test_flood_of_one_requester_is_refused_beyond_what_may_wait_and_another_is_served(
+    rig: Rig,
+) -> None:
+    for _ in range(OF_ORIGIN + 10):
+        rig.user_events.on_request(RequestReceived({"channel": "nobody", "wsserver": URL}))
+    rig.user_events.on_request(RequestReceived(dict(START)))
+    assert {event["Reason"] for _, event in rig.ami.events} == {"too many requests at once"}
+    await rig.clock.settle()
+    assert len(rig.live) == 1
+    await rig.user_events.finish()
+    await rig.clock.settle()

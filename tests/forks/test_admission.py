@@ -9,9 +9,17 @@ from audiofork.asterisk.ami_protocol import ChannelHangup
 from audiofork.config import SecurityConfig
 from audiofork.errors import RequestRefused
 from audiofork.forks import admission as admission_module
-from audiofork.forks.admission import LONGEST_WAIT_S, SPARE_FILES, Admission
+from audiofork.forks.admission import (
+    FILES_LOOK_S,
+    FILES_LOOK_STARTS,
+    LONGEST_WAIT_S,
+    SPARE_FILES,
+    Admission,
+)
 from audiofork.forks.ending import HANGUP_GRACE_S
+from audiofork.forks.requests import UNKNOWN, Origin, parse_request
 from audiofork.link.messages import EndReason, ForkSpec, SinkOpened, SinkRetrying, Streaming
+from audiofork.system import FILES_PER_FORK
 from tests.control_plane import NAME, UNIQUEID, Clock, Rig
 
 OTHER_UNIQUEID, OTHER_NAME = "2.2", "PJSIP/200-0000002b"
@@ -36,12 +44,18 @@ class Starts:
         self._rig = rig
         self.tasks: list[asyncio.Task[list[str]]] = []
 
-    async def ask(self, count: int, **fields: str) -> None:
+    async def ask(self, count: int, origin: Origin = UNKNOWN, **fields: str) -> None:
         """Ask for so many starts at once, each with its number in the URL."""
         for _ in range(count):
             request = {"channel": NAME, "wsserver": f"{URL}{len(self.tasks)}", **fields}
-            self.tasks.append(asyncio.create_task(self._rig.ask(**request)))
+            asked = self._rig.forks.ask(parse_request(request, origin))
+            self.tasks.append(asyncio.create_task(asked))
         await self._rig.clock.settle()
+
+    async def go_on(self, seconds: float) -> None:
+        """Let time pass as it does for timers: in small steps."""
+        for _ in range(round(seconds / 0.1) + 1):
+            await self._rig.clock.advance(0.1)
 
     @property
     def begun(self) -> list[int]:
@@ -138,7 +152,7 @@ async def test_start_that_would_wait_longer_than_may_be_is_refused_at_once(
     await starts.ask(1)
     assert starts.refused[14] == TOO_FAST
     assert len(rig.ami.actions) == asked, "Asterisk need not be asked"
-    await rig.clock.advance(LONGEST_WAIT_S + 0.01)
+    await starts.go_on(LONGEST_WAIT_S)
     assert starts.begun == list(range(12))
 
 
@@ -150,7 +164,7 @@ async def test_place_in_the_queue_is_free_again_when_one_has_begun(
     await rig.clock.advance(0.501)
     await starts.ask(2)
     assert starts.refused == {13: TOO_FAST}
-    await rig.clock.advance(5.01)
+    await starts.go_on(LONGEST_WAIT_S)
     assert starts.begun == list(range(13))
 
 
@@ -174,12 +188,23 @@ async def test_what_is_refused_for_another_reason_uses_nothing_of_the_rate(
 
 async def test_default_lets_100_begin_at_once_and_600_in_5_s(clock: Clock) -> None:
     admission = Admission(SecurityConfig())
+    begun: list[float] = []
+
+    async def start() -> None:
+        await admission.wait_turn(UNKNOWN)
+        begun.append(clock.now_s)
+
     now = clock.now_s
-    due = [admission.book() - now for _ in range(600)]
-    assert due[:100] == [0] * 100
-    assert due[100:] == pytest.approx([0.01 * n for n in range(1, 501)])
+    tasks = [asyncio.create_task(start()) for _ in range(600)]
+    await clock.settle()
     with pytest.raises(RequestRefused, match="^more than 100 starts a second"):
-        admission.book()
+        await admission.wait_turn(UNKNOWN)
+    for _ in range(500):
+        await clock.advance(0.01)
+    await clock.advance(0.01)
+    await asyncio.gather(*tasks)
+    assert begun[:100] == [now] * 100
+    assert begun[100:] == pytest.approx([now + 0.01 * n for n in range(1, 501)], abs=0.011)
 
 
 async def test_stop_is_not_queued_behind_starts(rig: Rig, starts: Starts) -> None:
@@ -229,16 +254,50 @@ async def test_shutdown_refuses_those_that_wait_at_once(rig: Rig, starts: Starts
     await shutdown
 
 
-async def test_rate_that_is_set_anew_counts_for_starts_from_then_on(
+async def test_rate_that_is_set_anew_counts_at_once_for_those_that_wait_too(
     rig: Rig, starts: Starts
 ) -> None:
     rig.allow(max_starts=1)
     await starts.ask(2)
-    rig.allow(max_starts=100)
+    rig.allow(max_starts=3)
     await starts.ask(3)
-    assert starts.begun == [0, 2, 3, 4]
-    await rig.clock.advance(1.01)
-    assert starts.begun == [0, 2, 3, 4, 1]
+    assert starts.begun == [0, 1, 2]
+    await rig.clock.advance(0.34)
+    assert starts.begun == [0, 1, 2, 3]
+
+
+async def test_starts_of_one_origin_do_not_hold_up_those_of_another(
+    rig: Rig, starts: Starts
+) -> None:
+    rig.allow(max_starts=2, max_forks_per_channel=100)
+    await starts.ask(12, origin=Origin("AMI", "flood"))
+    await starts.ask(1, origin=Origin("AMI", "other"))
+    await starts.ask(1, origin=Origin("dialplan", "1.1"))
+    assert starts.begun == [0, 1]
+    await starts.go_on(1.0)
+    assert starts.begun == [0, 1, 2, 13]
+    await starts.go_on(0.5)
+    assert starts.begun == [0, 1, 2, 13, 12]
+
+
+async def test_start_that_others_go_before_is_refused_in_the_end(rig: Rig, starts: Starts) -> None:
+    rig.allow(max_starts=2, max_forks_per_channel=100)
+    await starts.ask(12, origin=Origin("AMI", "flood"))
+    await starts.ask(4, origin=Origin("dialplan", "1.1"))
+    await starts.go_on(LONGEST_WAIT_S + 1)
+    assert {8, 9, 10, 11} >= starts.refused.keys() != set()
+    assert set(starts.refused.values()) == {TOO_FAST}
+    assert {12, 13, 14, 15} <= set(starts.begun)
+
+
+async def test_channels_that_are_not_there_use_nothing_of_the_rate(
+    rig: Rig, starts: Starts
+) -> None:
+    rig.allow(max_starts=2)
+    await starts.ask(20, channel="nobody")
+    assert set(starts.refused.values()) == {"No such channel"}
+    await starts.ask(2)
+    assert starts.begun == [20, 21]
 
 
 # --- Descriptors ---------------------------------------------------------------------------------
@@ -248,7 +307,7 @@ async def test_rate_that_is_set_anew_counts_for_starts_from_then_on(
 def free(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many descriptors are free; in the test's hands."""
     left = [SPARE_FILES + 8]
-    monkeypatch.setattr(admission_module, "can_open", lambda count: count <= left[0])
+    monkeypatch.setattr(admission_module, "openable", lambda most: min(most, left[0]))
     monkeypatch.setattr(admission_module, "file_limit", lambda: 77)
     return left
 
@@ -261,11 +320,13 @@ async def test_start_without_free_descriptors_is_refused_and_running_ones_stay(
 ) -> None:
     running = await rig.stream()
     free[0] = SPARE_FILES + 3
+    await rig.clock.advance(FILES_LOOK_S)
     with pytest.raises(RequestRefused) as caught:
         await rig.ask(channel=NAME, wsserver=URL)
     assert str(caught.value) == NO_FILES
     assert (rig.live, rig.ends) == ([running], [])
     free[0] = SPARE_FILES + 4
+    await rig.clock.advance(FILES_LOOK_S)
     await rig.start()
 
 
@@ -278,17 +339,21 @@ async def test_descriptors_are_kept_for_forks_that_have_yet_to_open_theirs(
         await rig.ask(channel=NAME, wsserver=URL)
     rig.forks.on_report(SinkOpened(second))
     rig.forks.on_report(Streaming(second))  # but 8 are still free: it had some already
+    await rig.clock.advance(FILES_LOOK_S)
     await rig.start()
 
 
 async def test_descriptors_are_kept_for_forks_whose_server_is_away(
     rig: Rig, free: list[int]
 ) -> None:
+    free[0] += 4
     for fork_id in [await rig.stream(), await rig.stream(), await rig.stream()]:
         rig.forks.on_report(SinkRetrying(fork_id, 1, "away"))
+    await rig.clock.advance(FILES_LOOK_S)
     with pytest.raises(RequestRefused, match="no file descriptors"):
         await rig.ask(channel=NAME, wsserver=URL)
-    free[0] += 5
+    free[0] += 1
+    await rig.clock.advance(FILES_LOOK_S)
     await rig.start()
 
 
@@ -296,9 +361,42 @@ async def test_refusal_without_a_known_limit_says_so(
     rig: Rig, free: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free[0] = 0
+    await rig.clock.advance(FILES_LOOK_S)
     monkeypatch.setattr(admission_module, "file_limit", lambda: None)
     with pytest.raises(RequestRefused, match="raise LimitNOFILE, now unknown$"):
         await rig.ask(channel=NAME, wsserver=URL)
+
+
+async def test_files_that_others_have_taken_meanwhile_are_missed_at_once(
+    rig: Rig, free: list[int]
+) -> None:
+    free[0] = 1000
+    await rig.start()
+    free[0] = SPARE_FILES + 3
+    with pytest.raises(RequestRefused, match="no file descriptors"):
+        await rig.ask(channel=NAME, wsserver=URL)
+
+
+async def test_files_are_looked_for_once_for_many_starts(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+
+    def openable(most: int) -> int:
+        if most > SPARE_FILES + FILES_PER_FORK:
+            looks.append(most)
+        return most
+
+    monkeypatch.setattr(admission_module, "openable", openable)
+    rig.allow(max_forks_per_channel=1000)
+    for _ in range(FILES_LOOK_STARTS):
+        await rig.start()
+    assert len(looks) == 1
+    await rig.start()
+    assert len(looks) == 2
+    await rig.clock.advance(FILES_LOOK_S)
+    await rig.start()
+    assert len(looks) == 3
 
 
 # --- Private addresses ---------------------------------------------------------------------------

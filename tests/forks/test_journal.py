@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -123,6 +125,86 @@ async def test_removed_entry_is_gone(path: Path, journals: Callable[[], Journal]
     journal.remove("unknown")
     await journal.close()
     assert await entries(path) == [OTHER]
+
+
+async def traces(path: Path, text: str) -> list[str]:
+    """Return the names of the files beside a journal, itself too, that hold a text."""
+    files = sorted(path.parent.iterdir())
+    return [one.name for one in files if text.encode() in one.read_bytes()]
+
+
+async def no_trace(path: Path, text: str) -> None:
+    async with asyncio.timeout(5):
+        while await traces(path, text):  # noqa: ASYNC110 (a thread has no event)
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("length", [0, 20_000], ids=["in-a-page", "over-pages"])
+async def test_nothing_of_a_removed_entry_is_left_in_any_file_while_others_stay(
+    path: Path, journals: Callable[[], Journal], length: int
+) -> None:
+    journal = journals()
+    await journal.open()
+    secret = replace(ENTRY, url="ws://example.org/?token=hunter2" + "x" * length)
+    other = replace(OTHER, url="ws://example.org/?token=stays")
+    await write(journal, other, secret)
+    await write(journal, replace(secret, mute_out=True))  # an earlier state is in the WAL
+    assert await traces(path, "hunter2")
+    journal.remove(secret.fork_id)
+    await no_trace(path, "hunter2")
+    assert await traces(path, "token=stays")
+    assert journal.works
+
+
+async def test_nothing_of_many_that_end_at_once_is_left(
+    path: Path, journals: Callable[[], Journal]
+) -> None:
+    journal = journals()
+    await journal.open()
+    many = [
+        replace(ENTRY, fork_id=str(uuid.UUID(int=number)), url=f"ws://a/?token=hunter2-{number}")
+        for number in range(300)
+    ]
+    await write(journal, OTHER, *many)
+    for entry in many:
+        journal.remove(entry.fork_id)
+    await no_trace(path, "hunter2")
+    await journal.close()
+    assert await entries(path) == [OTHER]
+
+
+async def test_what_a_killed_run_had_deleted_is_gone_when_the_next_has_opened(
+    path: Path, journals: Callable[[], Journal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = journals()
+    await journal.open()
+    with monkeypatch.context() as dying:
+        dying.setattr(journal_module._File, "_wipe", lambda _: None)
+        secret = replace(ENTRY, url="ws://example.org/?token=hunter2")
+        await write(journal, secret)
+        journal.remove(secret.fork_id)
+        await until(lambda: not journal._writer._entries)  # type: ignore[union-attr]
+        await asyncio.sleep(0.05)
+        left = {one.name: one.read_bytes() for one in path.parent.iterdir()}
+    await journal.close()
+    for name, content in left.items():
+        (path.parent / name).write_bytes(content)
+    assert await traces(path, "hunter2")
+    assert await journals().open() == []
+    assert await traces(path, "hunter2") == []
+
+
+async def test_entry_of_a_version_that_counted_no_attempts_is_read(
+    path: Path, journals: Callable[[], Journal]
+) -> None:
+    journal = journals()
+    await journal.open()
+    journal.put(ENTRY)
+    await journal.close()
+    with contextlib.closing(sqlite3.connect(path)) as file:
+        file.execute("UPDATE forks SET entry = json_remove(entry, '$.attempts')")
+        file.commit()
+    assert await entries(path) == [ENTRY]
 
 
 async def test_what_was_left_can_be_removed(path: Path, journals: Callable[[], Journal]) -> None:

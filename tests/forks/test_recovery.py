@@ -1,5 +1,6 @@
 import asyncio
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,12 +23,15 @@ from audiofork.link.messages import (
     Direction,
     EndFork,
     EndReason,
+    ForkReport,
     ForkSpec,
     LegAttached,
     LegLost,
     LegPart,
     SetGate,
     SetMute,
+    SinkOpened,
+    SinkRetrying,
     Streaming,
 )
 from tests.control_plane import (
@@ -86,6 +90,7 @@ async def test_running_fork_is_in_the_journal_until_it_ends(rig: Rig) -> None:
             mute_out=False,
             started=WALL_CLOCK_AHEAD_S + 1000,
             asterisk_started="today",
+            attempts=1,
         )
     }
     await rig.ended(fork_id, EndReason.STOPPED)
@@ -150,9 +155,35 @@ async def test_resumed_fork_counts_its_age_from_its_own_start(rig: Rig) -> None:
 
 async def test_resumed_fork_stays_in_the_journal_as_it_was(rig: Rig) -> None:
     await resume(rig, ENTRY)
+    assert rig.journal.entries == {UNKNOWN_ID: replace(ENTRY, channel=NAME, attempts=1)}
+    rig.forks.on_report(SinkOpened(UNKNOWN_ID))
     assert rig.journal.entries == {UNKNOWN_ID: replace(ENTRY, channel=NAME)}
     await rig.ended(UNKNOWN_ID, EndReason.HANGUP)
     assert rig.journal.entries == {}
+
+
+@pytest.mark.parametrize(
+    "report", [SinkOpened, Streaming, lambda fork_id: SinkRetrying(fork_id, 1, "away")]
+)
+async def test_attempt_counts_until_the_relay_has_come_as_far_as_the_server(
+    rig: Rig, report: Callable[[str], ForkReport]
+) -> None:
+    fork_id = await rig.start()
+    assert rig.journal.entries[fork_id].attempts == 1
+    rig.connect(fork_id, *rig.taps.parts)
+    assert rig.journal.entries[fork_id].attempts == 1
+    rig.forks.on_report(report(fork_id))
+    assert rig.journal.entries[fork_id].attempts == 0
+
+
+async def test_fork_that_is_kept_for_the_next_start_counts_as_outlived(rig: Rig) -> None:
+    fork_id = await rig.start()
+    stopping = asyncio.create_task(rig.stop(keep=True))
+    await rig.clock.settle()
+    await rig.obey()
+    await stopping
+    assert rig.journal.entries[fork_id].attempts == 0
+    rig.journal.entries.clear()
 
 
 async def test_resumed_fork_stays_muted(rig: Rig) -> None:
@@ -234,14 +265,27 @@ async def test_leg_that_an_earlier_run_asked_for_in_vain_is_no_news(rig: Rig) ->
             "([security] tls_dir)",
             id="file",
         ),
+        pytest.param(
+            {"attempts": 2},
+            "today",
+            "stopped",
+            "not resumed: the daemon died 2 times in a row while it was being started",
+            id="deaths",
+        ),
     ],
 )
 async def test_fork_that_cannot_be_resumed_ends(
-    rig: Rig, change: dict[str, str], run: str, reason: str, detail: str
+    rig: Rig,
+    change: dict[str, str],
+    run: str,
+    reason: str,
+    detail: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     rig.ami.asterisk_started = run
     entry = replace(ENTRY, **change)  # type: ignore[arg-type]
     await resume(rig, entry)
+    assert detail in caplog.text
     assert rig.sent == []
     assert rig.tap.legs == []
     assert rig.journal.entries == {}
@@ -389,9 +433,10 @@ async def test_stop_of_the_daemon_while_forks_are_resumed_leaves_the_rest_for_th
     resuming = asyncio.create_task(resume(rig, ENTRY, OTHER))
     await rig.clock.settle()
     await rig.shut_down()
+    assert rig.journal.entries[UNKNOWN_ID].attempts == 1, "it could be killed now"
     rig.taps.gate.set()
     await resuming
-    assert list(rig.journal.entries) == [UNKNOWN_ID, OTHER.fork_id]
+    assert list(rig.journal.entries.values()) == [ENTRY, OTHER]
     assert rig.sent == []
     assert rig.ami.events == []
     assert "an earlier run left" not in caplog.text

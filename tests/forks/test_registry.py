@@ -206,17 +206,31 @@ async def test_ask_for_a_stop_or_mute_of_nothing_raises(
     assert rig.sent == sent
 
 
-async def test_forks_that_are_still_looked_up_count_at_the_door(rig: Rig) -> None:
+async def test_starts_that_are_looked_up_at_once_leave_as_many_as_allowed(rig: Rig) -> None:
     rig.allow(max_forks=1)
     gate = rig.ami.gates["Getvar"] = asyncio.Event()
-    asked = asyncio.create_task(rig.ask(**START))
+    asked = [asyncio.create_task(rig.ask(**START)) for _ in range(3)]
     await rig.clock.settle()
-    questions = len(rig.ami.actions)
-    with pytest.raises(RequestRefused, match=r"^1 forks run already \(max_forks\)$"):
-        await rig.ask(**START)
-    assert len(rig.ami.actions) == questions
     gate.set()
-    assert await asked == rig.live
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    assert results[0] == rig.live
+    assert [str(one) for one in results[1:]] == ["1 forks run already (max_forks)"] * 2
+
+
+async def test_start_that_is_looked_up_takes_no_place_until_its_channel_is_found(
+    rig: Rig,
+) -> None:
+    rig.allow(max_forks=1)
+    gate = rig.ami.gates["Getvar"] = asyncio.Event()
+    bogus = [asyncio.create_task(rig.ask(**{**START, "channel": "nobody"})) for _ in range(3)]
+    await rig.clock.settle()
+    good = asyncio.create_task(rig.ask(**START))
+    await rig.clock.settle()
+    gate.set()
+    assert await good == rig.live
+    for one in bogus:
+        with pytest.raises(NoSuchChannel):
+            await one
 
 
 async def test_fork_that_was_refused_counts_no_more(rig: Rig) -> None:

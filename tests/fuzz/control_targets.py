@@ -101,7 +101,9 @@ class _Link:
 
     def take_events(self) -> list[Event]:
         """Return the events since the last call, but not those that tell what was dropped."""
-        events = [event for event in self.events if not isinstance(event, ForgedMessage)]
+        events: list[Event] = [
+            event for event in self.events if not isinstance(event, ForgedMessage)
+        ]
         self.events.clear()
         return events
 

@@ -229,6 +229,23 @@ async def test_secret_changed_is_said_once_and_running_forks_lose_no_block(
     await fork.target.call.hangup()
 
 
+async def test_secret_that_is_rotated_counts_from_the_next_login_after_sighup(
+    asterisk: Asterisk, daemon: Daemon, proxy: Proxy, ami: AmiClient
+) -> None:
+    config = daemon.config.read_text()
+    with other_secret(asterisk):
+        daemon.config.write_text(config.replace(f"secret = {SECRET}", "secret = another"))
+        await daemon.reload("INFO    reloaded\n")  # nothing that waits for the next start
+        proxy.cut()
+        await daemon.says("connected to Asterisk", times=2)
+    assert "refused the login" not in daemon.log()
+    proxy.cut()
+    await daemon.says("refused the login of audiofork")
+    daemon.config.write_text(config)
+    await daemon.reload("connected to Asterisk", times=3)  # and at once where the login is refused
+    assert "another" not in daemon.log()
+
+
 def start_by_socket(daemon: Daemon, channel: str, recorder: Recorder) -> None:
     with Client(daemon.socket) as client:
         client.start(channel, recorder.url("/refused"))

@@ -454,6 +454,27 @@ async def test_request_that_fails_is_answered_and_the_client_goes_on(
     assert ("Traceback" in caplog.text) == isinstance(fault, ZeroDivisionError)
 
 
+async def test_each_client_asks_as_an_origin_of_its_own(rig: Rig) -> None:
+    for client in ((await rig.client())[0], (await rig.client())[0]):
+        client.send(START + START)
+        await client.reader.readuntil(b"\r\n\r\n")
+        await client.reader.readuntil(b"\r\n\r\n")
+    first, again, second, _ = (request.origin for request in rig.control.requests)
+    assert first == again != second
+    assert {first.door, second.door} == {"front"}
+
+
+async def test_refusals_of_all_clients_are_one_line_in_the_log(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.control.fault = NoSuchChannel()
+    for client in ((await rig.client())[0], (await rig.client())[0]):
+        client.send(START * 5)
+        for _ in range(5):
+            assert b"No such channel" in await client.reader.readuntil(b"\r\n\r\n")
+    assert caplog.text.count("No such channel") == 1
+
+
 async def test_session_without_the_class_is_refused_as_asterisk_refuses(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:

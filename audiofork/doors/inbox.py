@@ -1,0 +1,62 @@
+"""Where requests wait that come faster than they shall be handled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from audiofork.forks.fairness import FairQueue
+from audiofork.forks.requests import Origin
+
+_Item = TypeVar("_Item")
+
+# A request takes some 0.1 ms: so a flood leaves half a core, and audio waits 5 ms for it at most.
+AT_ONCE = 50
+PAUSE_S = 0.01
+# So many may wait: of one origin more than it has forks to stop, of a door those of half a second
+# or so.
+OF_ORIGIN = 200
+OF_DOOR = 3000
+
+
+class Inbox(Generic[_Item]):
+    """Hands on what comes, in fair turns; after AT_ONCE of them there is a pause for the rest.
+
+    Args:
+        handle: Takes an item and its origin; must not raise.
+    """
+
+    def __init__(self, handle: Callable[[_Item, Origin], None]) -> None:
+        self._handle = handle
+        self._waiting: FairQueue[tuple[_Item, Origin]] = FairQueue()
+        self._timer: asyncio.Handle | None = None
+
+    def put(self, item: _Item, origin: Origin) -> bool:
+        """Take an item; return whether there was room. It is handed on when this has returned."""
+        own, of_door = self._waiting.waiting(origin)
+        if own >= OF_ORIGIN or of_door >= OF_DOOR:
+            return False
+        self._waiting.put(origin, (item, origin))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_soon(self._hand_on)
+        return True
+
+    def _hand_on(self) -> None:
+        self._timer = None
+        for _ in range(AT_ONCE):
+            if not self._waiting:
+                return
+            self._handle(*self._waiting.take())
+        self._timer = asyncio.get_running_loop().call_later(PAUSE_S, self._hand_on)
+
+    def flush(self) -> None:
+        """Hand on all that waits."""
+        while self._waiting:
+            self._handle(*self._waiting.take())
+
+    def close(self) -> None:
+        """Forget what waits."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._waiting = FairQueue()

@@ -1,0 +1,91 @@
+"""Look-ups of the channels that requests name: so many at once, in turns.
+
+A request may name a channel that does not exist, as often as its sender likes, and each one costs
+Asterisk an action.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from audiofork.asterisk.channels import Channels, Target
+from audiofork.errors import RequestRefused
+from audiofork.forks.fairness import FairQueue
+from audiofork.forks.requests import Origin
+
+AT_ONCE = 50
+LONGEST_WAIT_S = 5.0
+# Those that wait. Of an origin no more than it could have any use for; of a door so many that all
+# starts of a second may come at the same moment.
+WAITING_OF_ORIGIN = 100
+WAITING_OF_DOOR = 1000
+TOO_MANY = "too many requests at once"
+
+
+class LookUps:
+    """Owned by the registry of forks.
+
+    Args:
+        channels: What Asterisk is asked.
+    """
+
+    def __init__(self, channels: Channels) -> None:
+        self._channels = channels
+        self._under_way = 0
+        self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
+
+    async def find(self, target: Target, origin: Origin) -> tuple[str, str]:
+        """Return the name and uniqueid of a channel, when it is the turn of the origin.
+
+        Raises:
+            RequestRefused: The channel does not exist, or too many requests wait, or this one has
+                waited for LONGEST_WAIT_S.
+            AmiError: Asterisk cannot be asked.
+        """
+        async with self._turn(origin):
+            return await self._channels.look_up(target)
+
+    @asynccontextmanager
+    async def _turn(self, origin: Origin) -> AsyncIterator[None]:
+        if self._under_way >= AT_ONCE:
+            await self._wait(origin)
+        else:
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    async def _wait(self, origin: Origin) -> None:
+        own, of_door = self._waiting.waiting(origin)
+        if own >= WAITING_OF_ORIGIN or of_door >= WAITING_OF_DOOR:
+            raise RequestRefused(TOO_MANY)
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.put(origin, turn)
+        has_come = False
+        try:
+            async with asyncio.timeout(LONGEST_WAIT_S):
+                await turn
+            has_come = True
+        except TimeoutError:
+            raise RequestRefused(TOO_MANY) from None
+        finally:
+            if not has_come:
+                self._give_up(origin, turn)
+
+    def _give_up(self, origin: Origin, turn: asyncio.Future[None]) -> None:
+        """Wait no longer; a turn that has come in the same moment goes to the next."""
+        if turn.done() and not turn.cancelled():
+            self._pass_on()
+        self._waiting.remove(origin, turn)
+
+    def _pass_on(self) -> None:
+        """Give a turn that is over to the next, if anybody waits."""
+        while self._waiting:
+            turn = self._waiting.take()
+            if not turn.done():  # else its task was cancelled a moment ago
+                turn.set_result(None)
+                return
+        self._under_way -= 1
