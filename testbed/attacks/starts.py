@@ -45,9 +45,15 @@ STARTS = 6  # good ones by each door meanwhile
 LATE_S = {"control-socket": 0.5, "dialplan": 0.5, "AMI": 1.5}
 LONGEST_GAP_S = 0.2
 MAX_LOG_BYTES = 20_000
-MAX_GROWTH_KIB = 16 * 1024  # what may wait takes most of it
+MAX_GROWTH_KIB = 20 * 1024  # what may wait takes most of it, and it grows no further
 
 Fields = Iterator[dict[str, str]]
+
+
+@ATTACKS
+async def no_flood(scene: Scene) -> list[Finding]:
+    """The same without a flood: what is late here is the machine."""
+    return await _flooded(scene, "no flood", lambda _: iter(()))
 
 
 @ATTACKS
