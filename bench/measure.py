@@ -49,8 +49,9 @@ def tree(pid: int) -> list[int]:
     """Return a process and all that descend from it."""
     found = [pid]
     for task in (PROC / str(pid) / "task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += tree(int(child))
+        with contextlib.suppress(FileNotFoundError):  # a thread that has ended meanwhile
+            for child in (task / "children").read_text().split():
+                found += tree(int(child))
     return found
 
 
