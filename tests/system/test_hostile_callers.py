@@ -160,7 +160,7 @@ class Victim:
         assert fork["state"] == "streaming"
         recording = self.recorder.at("/victim")[0]
         await self.recorder.wait_messages("/victim", len(recording.messages) + 5)
-        assert any(recording.messages[-1])
+        assert any(any(message) for message in recording.messages[-25:])
 
 
 @asynccontextmanager
@@ -175,7 +175,7 @@ async def victim_of(
     yield victim
     await victim.check()
     assert len(recorder.at("/victim")) == 1
-    assert max(after - before for before, after in pairwise(recording.times)) < 0.5
+    assert max(after - before for before, after in pairwise(recording.times)) < 1
     await target.call.hangup()
 
 
