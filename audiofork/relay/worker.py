@@ -32,6 +32,7 @@ from audiofork.relay.listener import Listener
 from audiofork.relay.pipeline import message_frame_bytes
 from audiofork.relay.session import Session
 from audiofork.relay.sink import Sink
+from audiofork.tls_contexts import client_context
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +204,7 @@ def client_tls(
         ConfigError: A file cannot be used; the text names it.
     """
     try:
-        context = ssl.create_default_context(cafile=ca_file or None)
+        context = client_context(ca_file)
     except OSError as exc:  # ssl.SSLError is one
         raise ConfigError(f"the authorities of {ca_file} cannot be used: {exc}") from exc
     try:
