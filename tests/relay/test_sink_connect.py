@@ -17,7 +17,7 @@ import trustme
 
 from audiofork import __version__
 from audiofork.errors import SinkError, SinkRefused, SinkUnreachable
-from audiofork.relay.connection import MAX_MESSAGE_BYTES
+from audiofork.relay.server_limits import MAX_MESSAGE_BYTES
 from audiofork.relay.worker import client_tls
 from testbed.recorder import Recorder
 from tests.relay.conftest import server_tls
