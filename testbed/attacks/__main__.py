@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import sys
 
-from testbed.attacks import ATTACKS
+from testbed.attacks import (
+    ATTACKS,
+    servers,  # noqa: F401 - adds its attacks
+)
 
 if __name__ == "__main__":
     sys.exit(ATTACKS.main(__doc__))
