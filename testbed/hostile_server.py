@@ -1,6 +1,6 @@
 """A WebSocket server that means harm, as a process of its own, so that it floods at full speed.
 
-    python -m testbed.hostile_server MODE FILE
+    python -m testbed.hostile_server MODE FILE [CERTIFICATE]
 
 It accepts every connection and then does what its mode says, for ever. A mode may end in `-noread`
 (it reads nothing) or `-slow` (next to nothing). It prints its port, and writes to the file a line
@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import json
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,9 @@ from typing import Self, TextIO, cast
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
+
+from audiofork.tls_contexts import server_context
+from testbed.openssl import ask_for_another_handshake, ask_for_another_key
 
 HOST = "127.0.0.1"
 
@@ -64,6 +68,9 @@ LAST_WORDS = {
 
 WITHIN_BOUNDS = {"never": (b"", 3600.0), "text20": (frame(Opcode.TEXT, b"x" * 900), 0.05)}
 """What is sent over and over, and how long after the other, by mode."""
+
+TLS_FLOODS = {"keys": ask_for_another_key, "handshakes": ask_for_another_handshake}
+"""What TLS is asked for over and over, by mode; a certificate is wanted."""
 
 OTHERS = {
     "closeflood": "a close frame, and then pings",
@@ -123,6 +130,8 @@ class _Connection:
         began = time.monotonic()
         with contextlib.suppress(OSError):
             self._answer()
+            if isinstance(self._socket, ssl.SSLSocket):
+                self._ask_without_end(self._socket)
             reading = threading.Thread(target=self._read, daemon=True)
             reading.start()
             self._send()
@@ -150,6 +159,13 @@ class _Connection:
                 self._socket.sendall(block)
                 self._over.sent_bytes += len(block)
 
+    def _ask_without_end(self, tls: ssl.SSLSocket) -> None:
+        ask = TLS_FLOODS[self._mode]
+        with contextlib.suppress(AssertionError):
+            while True:
+                ask(tls)
+        raise ConnectionResetError
+
     def _receive(self, most: int) -> bytes:
         if chunk := self._socket.recv(most):
             return chunk
@@ -172,16 +188,21 @@ class HostileServer:
     """The server, run as a process.
 
     Args:
-        mode: One of `FLOODS`, `LAST_WORDS`, `WITHIN_BOUNDS` and `OTHERS`, perhaps with a habit.
+        mode: One of `FLOODS`, `LAST_WORDS`, `WITHIN_BOUNDS` and `OTHERS`, perhaps with a habit; or
+            one of `TLS_FLOODS`.
+        certificate: For localhost, with its key, in PEM; None: no TLS.
     """
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: str, certificate: Path | None = None) -> None:
         self.mode = mode
+        self._certificate = certificate
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="audiofork-hostile-")
         self._log = Path(self._folder.name) / "log"
         command = [sys.executable, "-m", "testbed.hostile_server", self.mode, str(self._log)]
+        if self._certificate is not None:
+            command.append(str(self._certificate))
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         port = self._process.stdout.readline()
@@ -204,6 +225,8 @@ class HostileServer:
 
     @property
     def url(self) -> str:
+        if self._certificate is not None:
+            return f"wss://localhost:{self.port}/"
         return f"ws://{HOST}:{self.port}/"
 
     @property
@@ -213,8 +236,12 @@ class HostileServer:
         return [Over(**json.loads(line)) for line in lines]
 
 
-def serve(mode: str, log: TextIO) -> None:
+def serve(mode: str, log: TextIO, certificate: str) -> None:
     """Listen on a free port, and be hostile."""
+    context = server_context(certificate) if certificate else None
+    if context is not None and mode == "handshakes":
+        context.options &= ~ssl.OP_NO_RENEGOTIATION
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
     with socket.socket() as listening:
         if "-" in mode:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -224,10 +251,13 @@ def serve(mode: str, log: TextIO) -> None:
         while True:
             accepted, _ = listening.accept()
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            run: Callable[[], None] = _Connection(accepted, mode, log).run
-            threading.Thread(target=run, daemon=True).start()
+            with contextlib.suppress(OSError):
+                if context is not None:
+                    accepted = context.wrap_socket(accepted, server_side=True)
+                run: Callable[[], None] = _Connection(accepted, mode, log).run
+                threading.Thread(target=run, daemon=True).start()
 
 
 if __name__ == "__main__":
     with Path(sys.argv[2]).open("a") as file:
-        serve(sys.argv[1], file)
+        serve(sys.argv[1], file, "".join(sys.argv[3:]))

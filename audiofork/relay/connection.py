@@ -20,7 +20,7 @@ from audiofork import __version__
 from audiofork.config import WebSocketConfig
 from audiofork.relay.outlet import Outlet
 from audiofork.relay.resolve import open_socket
-from audiofork.relay.server_limits import LimitedProtocol
+from audiofork.relay.server_limits import WORK, LimitedProtocol
 from audiofork.relay.tls import open_tls
 from audiofork.uri import uri_of
 
@@ -71,6 +71,8 @@ class Connection(ClientConnection):
         limit_ms = int(UNACKNOWLEDGED_S * 1000)
         own = transport.get_extra_info("socket")
         own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
+        if records := transport.get_extra_info("tls_records"):
+            records.on_costly = self._on_costly
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._end_timer is not None:
@@ -82,6 +84,11 @@ class Connection(ClientConnection):
         super().data_received(data)
         if self._limited.costs_too_much:
             self.transport.pause_reading()
+
+    def _on_costly(self) -> None:
+        self._limited.give_up(WORK)
+        self.send_data()
+        self.transport.pause_reading()
 
     def send_data(self) -> None:
         """Let the outlet know what the library writes: pings, pongs, the close."""

@@ -38,6 +38,8 @@ MESSAGES = Limit("messages", 500, 2_000)
 CONTROL_FRAMES = Limit("control frames", 20, 100)
 # Ten times the audio of 48 kHz; of 16 kHz a minute and a half, or one in base64, in one go.
 BYTES = Limit("bytes", 1 << 20, 3 << 20)
+# OpenSSL's, for records that carry nothing: requests for another key, alerts.
+WORK = Limit("ms of work with TLS", 50, 250)
 # What comes in drops costs by the drop: each read counts as so many bytes at least.
 LEAST_BYTES = 1024
 
@@ -57,7 +59,7 @@ class Allowance:
         self._at_s = clock()
         self._left: float = limit.at_once
 
-    def take(self, amount: int = 1) -> bool:
+    def take(self, amount: float = 1) -> bool:
         """Take an amount; return whether there was as much left."""
         now_s = self._clock()
         gained = (now_s - self._at_s) * self.limit.a_second
@@ -86,7 +88,7 @@ class LimitedProtocol(ClientProtocol):
 
     def receive_data(self, data: bytes | bytearray) -> None:
         if not self._bytes.take(max(len(data), LEAST_BYTES)):
-            self._give_up(BYTES)
+            self.give_up(BYTES)
         elif self._head is None:
             super().receive_data(data)
         else:
@@ -105,10 +107,14 @@ class LimitedProtocol(ClientProtocol):
         if allowance.take():
             super().recv_frame(frame)
         else:
-            self._give_up(allowance.limit)
+            self.give_up(allowance.limit)
 
-    def _give_up(self, limit: Limit) -> None:
-        """Close, and leave what has come and is not taken apart yet as it is."""
+    def give_up(self, limit: Limit) -> None:
+        """Close, and leave what has come and is not taken apart yet as it is.
+
+        Args:
+            limit: What the server has exceeded.
+        """
         self.costs_too_much = True
         if self.state is OPEN:
             reason = f"more than {limit.a_second} {limit.what} a second"

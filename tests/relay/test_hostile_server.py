@@ -5,14 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import trustme
 
 from audiofork.errors import SinkLost, SinkRefused
 from audiofork.relay import sink as sinks
+from audiofork.relay.connection import Connection
+from audiofork.relay.sink import Sink
 from audiofork.relay.sink_states import SinkState
+from audiofork.relay.worker import client_tls
 from testbed.faulty_server import FaultyServer
-from testbed.hostile_server import FLOODS, LAST_WORDS, WITHIN_BOUNDS, HostileServer
+from testbed.hostile_server import (
+    FLOODS,
+    LAST_WORDS,
+    TLS_FLOODS,
+    WITHIN_BOUNDS,
+    HostileServer,
+)
 from tests.relay.peers import StalledServer, numbered, until
 from tests.relay.sinks import Start, Waits, failure, offer, opened, retries_of
 
@@ -71,9 +82,7 @@ async def test_pongs_that_are_not_read_take_no_memory(
     hostile: HostileServer, start: Start, soon: float
 ) -> None:
     sink, task = start(hostile.url)
-    await opened(sink)
-    connection = sink._connection
-    assert connection is not None
+    connection = await opened_connection(sink)
     most = 0
     async with asyncio.timeout(10):
         while not task.done():
@@ -106,6 +115,32 @@ async def test_server_within_the_bounds_is_kept(hostile: HostileServer, start: S
         await asyncio.sleep(0.01)
     assert sink.frames_sent == 50
     assert not task.done()
+
+
+@pytest.mark.parametrize("mode", list(TLS_FLOODS))
+async def test_server_that_floods_with_requests_of_tls_is_closed_with_1008_and_lost(
+    mode: str, ca: trustme.CA, ca_file: Path, tmp_path: Path, start: Start, soon: float
+) -> None:
+    certificate = tmp_path / "server.pem"
+    ca.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(certificate)
+    with HostileServer(mode, certificate) as hostile:
+        sink, task = start(hostile.url, client_tls(str(ca_file)))
+        connection = await opened_connection(sink)
+        most_kept = 0
+        async with asyncio.timeout(20):
+            while not task.done():
+                most_kept = max(most_kept, connection.transport.get_write_buffer_size())
+                await asyncio.sleep(0.005)
+        error = await failure(task)
+        assert isinstance(error, SinkLost)
+        assert str(error) == "closed by us with 1008 more than 50 ms of work with TLS a second"
+        assert most_kept < 2_000_000
+
+
+async def opened_connection(sink: Sink) -> Connection:
+    await opened(sink)
+    assert sink._connection is not None
+    return sink._connection
 
 
 @pytest.mark.parametrize("hostile", ["403body"], indirect=True)
