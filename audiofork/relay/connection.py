@@ -28,6 +28,9 @@ USER_AGENT = f"audiofork/{__version__}"
 # TCP gives up a server that acknowledges nothing for so long (tcp(7), TCP_USER_TIMEOUT): pings
 # find it too, but later than the backlog can wait.
 UNACKNOWLEDGED_S = 5.0
+# After a read of more than this, others have their turn, and its messages are taken, before the
+# next: event loops read again and again as long as there is something.
+MUCH_BYTES = 16_384
 
 Hear = Callable[["Connection"], None]
 
@@ -84,6 +87,13 @@ class Connection(ClientConnection):
         super().data_received(data)
         if self._limited.costs_too_much:
             self.transport.pause_reading()
+        elif len(data) > MUCH_BYTES:
+            self.transport.pause_reading()
+            self.loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if not (self._limited.costs_too_much or self.transport.is_closing()):
+            self.transport.resume_reading()
 
     def _on_costly(self) -> None:
         self._limited.give_up(WORK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ssl
 from collections.abc import Callable
 
@@ -196,7 +197,7 @@ class Sink(SinkCallbacks):
                     self._on_closing(connection)
                 if self.state is SinkState.PROVING:
                     await self._prove(connection)
-                if self.state is SinkState.OPEN:
+                else:
                     self._open(connection)
                 while True:
                     self._take(await connection.recv())
@@ -233,13 +234,19 @@ class Sink(SinkCallbacks):
         return connection
 
     async def _prove(self, connection: Connection) -> None:
-        """Wait until the server shows that it reads, though not for ever: some answer no ping."""
-        pong = await connection.ping()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PROOF_TIMEOUT_S):
-                await pong
-        if connection is self._connection:  # it may be lost in this very turn
+        """Open when the server shows that it reads, or in a while: some answer no ping.
+
+        Its messages are taken meanwhile, lest they pile up.
+        """
+        proved = functools.partial(self._on_proved, connection)
+        pong = asyncio.ensure_future(await connection.ping())
+        pong.add_done_callback(proved)
+        asyncio.get_running_loop().call_later(PROOF_TIMEOUT_S, proved)
+
+    def _on_proved(self, connection: Connection, _pong: object = None) -> None:
+        if connection is self._connection and self.state is SinkState.PROVING:
             self._move(SinkEvent.PROVED)
+            self._open(connection)
 
     def _open(self, connection: Connection) -> None:
         """Give the connection what waited, and then all that comes."""

@@ -21,6 +21,8 @@ from audiofork.relay.server_limits import WORK, Allowance
 # What one record can carry (RFC 8446, 5.1).
 RECORD_PAYLOAD_BYTES = 16_384
 _DEFAULT_LIMIT_BYTES = 65_536
+# OpenSSL's answers may wait for a peer that does not read, beyond what the protocol writes.
+MOST_ANSWERS_BYTES = 1 << 20
 
 
 async def open_tls(
@@ -75,7 +77,7 @@ class Records:
             ciphers that are worth it, it is the same for all; else `on_extra` tells.
         on_extra: Called with the number of bytes that the next write, or a read, takes on the wire
             beside its records: OpenSSL answers requests for another key, say.
-        on_costly: Called when the peer causes more work than it may.
+        on_costly: Called when the peer causes more work than it may, or reads no answers.
     """
 
     def __init__(self, context: ssl.SSLContext, host: str) -> None:
@@ -303,6 +305,8 @@ class TlsTransport(asyncio.Transport):
         if wire and not self._closing:
             self._records.on_extra(len(wire))
             self._write_records(wire)
+            if self._waiting_bytes > self._limits[1] + MOST_ANSWERS_BYTES:
+                self._records.on_costly()
 
     def _end(self) -> None:
         """Take the end of the peer's side for the end."""

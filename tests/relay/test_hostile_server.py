@@ -13,6 +13,7 @@ import trustme
 from audiofork.errors import SinkLost, SinkRefused
 from audiofork.relay import sink as sinks
 from audiofork.relay.connection import Connection
+from audiofork.relay.server_limits import WORK
 from audiofork.relay.sink import Sink
 from audiofork.relay.sink_states import SinkState
 from audiofork.relay.worker import client_tls
@@ -119,8 +120,16 @@ async def test_server_within_the_bounds_is_kept(hostile: HostileServer, start: S
 
 @pytest.mark.parametrize("mode", list(TLS_FLOODS))
 async def test_server_that_floods_with_requests_of_tls_is_closed_with_1008_and_lost(
-    mode: str, ca: trustme.CA, ca_file: Path, tmp_path: Path, start: Start, soon: float
+    mode: str,
+    ca: trustme.CA,
+    ca_file: Path,
+    tmp_path: Path,
+    start: Start,
+    soon: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # On a busy machine it causes less than it may.
+    monkeypatch.setattr("audiofork.relay.tls.WORK", WORK._replace(a_second=1, at_once=20))
     certificate = tmp_path / "server.pem"
     ca.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(certificate)
     with HostileServer(mode, certificate) as hostile:
@@ -134,7 +143,7 @@ async def test_server_that_floods_with_requests_of_tls_is_closed_with_1008_and_l
         error = await failure(task)
         assert isinstance(error, SinkLost)
         assert str(error) == "closed by us with 1008 more than 50 ms of work with TLS a second"
-        assert most_kept < 2_000_000
+        assert most_kept < 200_000
 
 
 async def opened_connection(sink: Sink) -> Connection:

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import pytest
 
+from audiofork.relay import tls as tls_module
 from audiofork.relay.server_limits import Allowance, Limit
 from audiofork.relay.tls import RECORD_PAYLOAD_BYTES, TlsTransport, open_tls
 from audiofork.relay.unacked import Unacked
@@ -386,6 +387,26 @@ async def test_peer_that_asks_for_keys_without_end_is_told_to_be_costly(stage: S
     finally:
         stop.set()
         await flooding
+
+
+async def test_peer_that_reads_no_answers_of_openssl_is_told_to_be_costly(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here OpenSSL has a kilobyte to say each time that something comes."""
+    costly: list[int] = []
+    records, transport = stage.transport.get_extra_info("tls_records"), stage.transport
+    records.on_costly = lambda: costly.append(transport.get_write_buffer_size())
+    transport.set_write_buffer_limits(high=1000)
+    transport.write(MUCH)
+    before = transport.get_write_buffer_size()
+    monkeypatch.setattr(tls_module, "MOST_ANSWERS_BYTES", before)
+    monkeypatch.setattr(records, "take", lambda: bytes(1000))
+    while not costly:
+        kept = transport.get_write_buffer_size()
+        await stage.peer.send(b"x")
+        await until(lambda: transport.get_write_buffer_size() > kept)  # noqa: B023
+        assert transport.get_write_buffer_size() < before + 10_000
+    assert costly[0] > before + 1000
 
 
 # --- The end -------------------------------------------------------------------------------------
