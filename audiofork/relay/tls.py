@@ -107,12 +107,13 @@ class Records:
 
     def seal(self, data: bytes | bytearray | memoryview[Any]) -> bytes:
         """Return what data takes on the wire, a record for each 16 KiB."""
+        length = len(data)
         sealed = self._encrypt(data)
-        while sealed < len(data):  # this OpenSSL takes all; what Python documents is less
+        while sealed < length:  # this OpenSSL takes all; what Python documents is less
             sealed += self._encrypt(memoryview(data)[sealed:])
         wire = self.take()
-        if len(wire) - len(data) != self.record_bytes:
-            self._note_overhead(len(data), len(wire) - len(data))
+        if len(wire) - length != self.record_bytes:
+            self._note_overhead(length, len(wire) - length)
         return wire
 
     def _note_overhead(self, length: int, overhead: int) -> None:
@@ -190,20 +191,15 @@ class TlsTransport(asyncio.Transport):
         if self._closing or not data:
             return
         try:
-            self._write_records(self._records.seal(data))
+            wire = self._records.seal(data)
+            sent = self._send(wire) if self._takes else 0
+        except BlockingIOError:
+            sent = 0
         except OSError as exc:
             self._lose(exc)
-
-    def _write_records(self, wire: bytes) -> None:
-        sent = 0
-        if self._takes:
-            try:
-                sent = self._send(wire)
-            except BlockingIOError:  # not `suppress`, which costs more than the rest of this
-                sent = 0
-            if sent == len(wire):
-                return
-        self._keep(wire[sent:])
+            return
+        if sent != len(wire):
+            self._keep(wire[sent:])
 
     def _keep(self, data: bytes) -> None:
         self._waiting.append(data)
@@ -304,7 +300,7 @@ class TlsTransport(asyncio.Transport):
         wire = self._records.take()
         if wire and not self._closing:
             self._records.on_extra(len(wire))
-            self._write_records(wire)
+            self._keep(wire)
             if self._waiting_bytes > self._limits[1] + MOST_ANSWERS_BYTES:
                 self._records.on_costly()
 
