@@ -125,15 +125,15 @@ class Records:
 
     def open(self) -> bytes | None:
         """Return what the next record carries; nothing: the peer's goodbye; None: no record."""
-        began_s = time.thread_time()
         try:
             return self.tls.read(RECORD_PAYLOAD_BYTES)
         except ssl.SSLWantReadError:
             return None
-        finally:
-            # Much may come that carries nothing, and how many records that were only OpenSSL knows.
-            if not self._work_ms.take((time.thread_time() - began_s) * 1000):
-                self.on_costly()
+
+    def charge(self, work_s: float) -> None:
+        """Take note of CPU time that what the peer has sent has cost."""
+        if not self._work_ms.take(work_s * 1000):
+            self.on_costly()
 
     def say_goodbye(self) -> bytes:
         """Return what tells the peer that there is no more."""
@@ -266,8 +266,17 @@ class TlsTransport(asyncio.Transport):
     def resume_reading(self) -> None:
         if not self._reading and not self._closing:
             self._reading = True
-            self._loop.add_reader(self._fd, self._read)
+            self._loop.add_reader(self._fd, self._on_readable)
             self._loop.call_soon(self._deliver)  # what OpenSSL has the socket does not tell
+
+    def _on_readable(self) -> None:
+        """Read, and charge the peer for it.
+
+        Much may come that carries nothing, and only OpenSSL knows how many records it was.
+        """
+        began_s = time.thread_time()
+        self._read()
+        self._records.charge(time.thread_time() - began_s)
 
     def _read(self) -> None:
         try:

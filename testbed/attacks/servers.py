@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import trustme
+
 from testbed.attacks import ATTACKS
 from testbed.crowd import Crowd, became, start_fork, whole
 from testbed.daemon import Daemon
 from testbed.faulty_server import Logged, ServerProcess
-from testbed.hostile_server import FLOODS, HostileServer
+from testbed.hostile_server import FLOODS, TLS_FLOODS, HostileServer
 from testbed.measuring import Finding, Scene
 
 FLOOD_S = 30
@@ -25,8 +27,10 @@ CALLS, FORKS_A_CALL = 4, 5
 LONGEST_GAP_S = 0.2
 MAX_GROWTH_KIB = 4096
 WATCHDOG_S = 4  # it is fed twice in that time
-MODES = [*FLOODS, "drip", "closeflood", "ping-slow", "ping125-slow", "ping-noread"]
-MODES += ["ping125-noread", "bigtext-noread", "text20", "never-noread", "close1001", "403body"]
+# The first does nothing: what the others show beyond it is their doing.
+MODES = ["never", *FLOODS, "drip", "closeflood", "ping-slow", "ping125-slow", "ping-noread"]
+MODES += ["ping125-noread", "bigtext-noread", "text20", "close1001", "403body"]
+MODES += TLS_FLOODS
 
 
 @ATTACKS
@@ -42,9 +46,15 @@ async def floods_two_workers(scene: Scene) -> list[Finding]:
 
 
 async def _beside(scene: Scene, mode: str, *, workers: int) -> list[Finding]:
-    with HostileServer(mode) as hostile, Watched() as watched:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        HostileServer(mode, _certificate(mode, Path(folder))) as hostile,
+        Watched() as watched,
+    ):
         async with ServerProcess() as server:
             settings = {"relay": f"workers = {workers}\n"}
+            if mode in TLS_FLOODS:
+                settings["websocket"] = f"ca_list_file = {folder}/ca.pem\n"
             with Daemon(scene.asterisk, settings, watched.command) as daemon:
                 crowd = Crowd(scene)
                 await crowd.gather(CALLS, server.url, "D(in)", each=FORKS_A_CALL)
@@ -54,7 +64,10 @@ async def _beside(scene: Scene, mode: str, *, workers: int) -> list[Finding]:
                 start_fork(scene.ami, crowd.callers[0].channel, hostile.url, "D(in)R(1)r(0)")
                 await watched.watch(FLOOD_S)
                 until = time.monotonic()
-                stopped = await crowd.hang_up()
+                try:
+                    stopped = await crowd.hang_up()
+                except TimeoutError:
+                    return [Finding(mode, "forks that end", "none: the daemon is starved", False)]
                 connections = server.connections()
         harm = sum(one.sent_bytes for one in hostile.over) // 1_000_000
         connects = len(hostile.over)
@@ -67,6 +80,17 @@ async def _beside(scene: Scene, mode: str, *, workers: int) -> list[Finding]:
         lost._replace(seen=f"{connects} connections closed, {harm} MB taken; {lost.seen}"),
         Finding(name, *suffered),
     ]
+
+
+def _certificate(mode: str, folder: Path) -> Path | None:
+    """Make what a server with TLS needs, and `ca.pem` beside it."""
+    if mode not in TLS_FLOODS:
+        return None
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    path = folder / "server.pem"
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(path)
+    return path
 
 
 @dataclass
