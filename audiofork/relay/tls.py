@@ -61,8 +61,11 @@ async def _shake_hands(records: Records, connected: socket.socket) -> None:
     while not is_done:
         try:
             is_done = records.shake_hands()
-        finally:  # an alert, too, where it fails
-            await loop.sock_sendall(connected, records.take())
+        except OSError:
+            with contextlib.suppress(OSError):
+                connected.send(records.take())  # tells the server why
+            raise
+        await loop.sock_sendall(connected, records.take())
         if not is_done:
             records.feed(await loop.sock_recv(connected, RECORD_PAYLOAD_BYTES))
 
