@@ -32,7 +32,6 @@ from audiofork.text import harmless
 log = logging.getLogger(__name__)
 
 MAX_RESPONSE_BYTES = 900  # a line of AMI holds 1024 with its name
-_MOST_LOOKED_AT = 4 * MAX_RESPONSE_BYTES
 # Control characters, surrogates, and what ends a line or paragraph. Joiners and the blanks of
 # other scripts are text.
 _CONTROLS = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -197,6 +196,5 @@ def _particulars(event: Stopped | Failed) -> Headers:
 
 def without_controls(text: str) -> str:
     """Return the beginning of a text, on one line, without control characters."""
-    looked_at = text[:_MOST_LOOKED_AT]  # 64 KiB of control characters would take their time
-    kept = (character for character in looked_at if category(character) not in _CONTROLS)
-    return "".join(itertools.islice(kept, MAX_RESPONSE_BYTES))
+    kept = (character for character in text if category(character) not in _CONTROLS)
+    return "".join(itertools.islice(kept, MAX_RESPONSE_BYTES))  # 64 KiB would take its time
