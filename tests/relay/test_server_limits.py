@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from websockets import utils
 from websockets.frames import Close, Frame, Opcode
 from websockets.http11 import Response
@@ -234,3 +236,38 @@ def test_refusal_that_never_ends_costs_no_more_than_others(clock: Clock) -> None
     while not protocol.costs_too_much:
         protocol.receive_data(b"x" * 65_536)
     assert protocol.state is CONNECTING
+
+
+# --- Whatever comes ------------------------------------------------------------------------------
+
+CHUNKS = st.lists(
+    st.one_of(
+        st.binary(max_size=50),
+        st.builds(
+            lambda first, payload: bytes((first, len(payload))) + payload,
+            st.one_of(
+                st.sampled_from([0x00, 0x80, 0x01, 0x81, 0x82, 0x89, 0x8A]), st.integers(0, 255)
+            ),
+            st.binary(max_size=125),
+        ),
+        st.sampled_from([b"HTTP/1.1 403 No\r\n", b"HTTP/1.1 101 Go\r\n", b"\r\n", b"\r\n\r\n"]),
+    ),
+    max_size=30,
+)
+
+
+@pytest.mark.parametrize("is_open", [False, True], ids=["handshake", "open"])
+@given(chunks=CHUNKS)
+def test_nothing_that_comes_raises(is_open: bool, chunks: list[bytes]) -> None:
+    clock = Clock()
+    protocol = LimitedProtocol(parse_uri("ws://example.org/"), clock)
+    if is_open:
+        accept = b"HTTP/1.1 101 Go\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        protocol.receive_data(accept + b"Sec-WebSocket-Accept: %b\r\n\r\n" % accept_key(protocol))
+    for chunk in chunks:
+        protocol.receive_data(chunk)
+        protocol.events_received()
+        protocol.data_to_send()
+    protocol.receive_eof()
+    protocol.receive_eof()
+    assert protocol.state is CLOSED
