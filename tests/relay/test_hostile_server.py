@@ -204,6 +204,17 @@ async def test_frames_before_a_close_frame_count_as_sent_when_they_are_acknowled
     await sink.close(1000, "test over")
 
 
+async def test_server_that_ends_its_side_of_tcp_and_reads_nothing_is_lost_in_time(
+    stalled: StalledServer, start: Start, soon: float
+) -> None:
+    sink, task = start(stalled.url)
+    connection = await opened_connection(sink)
+    connection.transport.write(bytes(20_000_000))  # the kernel and the transport are full
+    stalled.transport.write_eof()
+    async with asyncio.timeout(soon + 1):
+        assert isinstance(await failure(task), SinkLost)
+
+
 async def test_close_of_a_sink_whose_server_has_closed_gives_what_waits_to_the_next(
     start: Start, waits: Waits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
