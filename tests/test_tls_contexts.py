@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import os
 import ssl
 import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
+from audiofork.relay.client_tls import client_tls
 from audiofork.tls_contexts import client_context, server_context
 
 
@@ -100,3 +109,62 @@ def test_server_with_a_key_that_has_a_passphrase_raises_and_asks_nobody(
     subprocess.run([*command, "-passout", "pass:hunter2"], check=True, capture_output=True)
     with pytest.raises(ssl.SSLError):
         server_context(certificate, locked)
+
+
+# --- What a hostile peer may not do --------------------------------------------------------------
+
+
+def certified(name: x509.Name, names: Sequence[x509.GeneralName], path: Path) -> None:
+    """Write a certificate that vouches for itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now - day, now + day)
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    certificate = builder.sign(key, hashes.SHA256())
+    how = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(certificate.public_bytes(Encoding.PEM) + key.private_bytes(*how))
+
+
+def shake_hands(client: ssl.SSLContext, server: ssl.SSLContext) -> tuple[ssl.SSLObject, ...]:
+    """Connect a client and a server on localhost in memory; return both ends, the client first."""
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = (
+        client.wrap_bio(to_client, to_server, server_hostname="localhost"),
+        server.wrap_bio(to_server, to_client, server_side=True),
+    )
+    for _ in range(4):
+        for end in ends:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    return ends
+
+
+ALL_CLIENTS = [client_context, client_tls]
+
+
+@pytest.mark.parametrize("client_of", ALL_CLIENTS)
+def test_certificate_with_a_common_name_alone_is_refused(
+    tmp_path: Path, client_of: Callable[[str], ssl.SSLContext]
+) -> None:
+    path = tmp_path / "both.pem"
+    certified(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]), [], path)
+    with pytest.raises(ssl.SSLCertVerificationError, match="[Hh]ostname mismatch"):
+        shake_hands(client_of(str(path)), server_context(path))
+
+
+@pytest.mark.parametrize("client_of", ALL_CLIENTS)
+def test_certificate_with_the_name_as_an_alternative_is_accepted(
+    tmp_path: Path, client_of: Callable[[str], ssl.SSLContext]
+) -> None:
+    path = tmp_path / "both.pem"
+    other = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "other")])
+    certified(other, [x509.DNSName("localhost")], path)
+    client, _ = shake_hands(client_of(str(path)), server_context(path))
+    assert client.version() == "TLSv1.3"
+
+
+def test_no_context_lets_its_peer_renegotiate(certificate: Path) -> None:
+    for context in (client_context(), client_tls(""), server_context(certificate)):
+        assert context.options & ssl.OP_NO_RENEGOTIATION

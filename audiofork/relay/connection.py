@@ -13,8 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection
-from websockets.client import ClientProtocol
-from websockets.protocol import OPEN
+from websockets.protocol import CONNECTING, OPEN
 from websockets.uri import parse_uri
 
 from audiofork import __version__
@@ -24,29 +23,49 @@ from audiofork.relay.lookup import lookups
 from audiofork.relay.outlet import Outlet
 from audiofork.relay.resolve import open_socket
 from audiofork.relay.retry import NotInTime
+from audiofork.relay.server_limits import WORK, LimitedProtocol
 from audiofork.relay.tls import open_tls
 from audiofork.uri import uri_of
 
 USER_AGENT = f"audiofork/{__version__}"
-MAX_MESSAGE_BYTES = 65_536
 # TCP gives up a server that acknowledges nothing for so long (tcp(7), TCP_USER_TIMEOUT): pings
 # find it too, but later than the backlog can wait.
 UNACKNOWLEDGED_S = 5.0
+# After a read of more than this, others have their turn, and its messages are taken, before the
+# next: event loops read again and again as long as there is something.
+MUCH_BYTES = 16_384
 
-OnLost = Callable[["Connection"], None]
+Hear = Callable[["Connection"], None]
 
 
 class Connection(ClientConnection):
     """A connection that tells its outlet what it writes, and when it has room or none.
 
+    From a close frame on, whoever sent it, its end is near: it is aborted when the close has had
+    its time. So it is when the server has ended its side of TCP.
+
     Args:
+        on_closing: Called once it takes no frames any more, while its end has yet to come; not
+            before it has been open, and never from within a call.
         on_lost: Called when it is lost, before anybody else hears of that.
     """
 
-    def __init__(self, outlet: Outlet, on_lost: OnLost, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        outlet: Outlet,
+        on_closing: Hear,
+        on_lost: Hear,
+        protocol: LimitedProtocol,
+        **options: Any,
+    ) -> None:
+        # Nothing but the limits keeps it from reading: with a queue that is full the library
+        # would resume where the server has been given up.
+        super().__init__(protocol, max_queue=None, **options)
         self._outlet = outlet
+        self._limited = protocol
+        self._on_closing = on_closing
         self._on_lost = on_lost
+        self._end_timer: asyncio.TimerHandle | None = None
 
     @property
     def is_open(self) -> bool:
@@ -58,18 +77,46 @@ class Connection(ClientConnection):
         limit_ms = int(UNACKNOWLEDGED_S * 1000)
         own = transport.get_extra_info("socket")
         own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
+        if records := transport.get_extra_info("tls_records"):
+            records.on_costly = self._on_costly
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._end_timer is not None:
+            self._end_timer.cancel()
         self._on_lost(self)
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._limited.costs_too_much:
+            self.transport.pause_reading()
+        elif len(data) > MUCH_BYTES:
+            self.transport.pause_reading()
+            self.loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if not (self._limited.costs_too_much or self.transport.is_closing()):
+            self.transport.resume_reading()
+
+    def _on_costly(self) -> None:
+        self._limited.give_up(WORK)
+        self.send_data()
+        self.transport.pause_reading()
 
     def send_data(self) -> None:
         """Let the outlet know what the library writes: pings, pongs, the close."""
         for data in filter(None, self.protocol.writes):
             self._outlet.note_control(len(data))
         super().send_data()
-        if not self.is_open:
-            self._outlet.shut()
+        if self.protocol.state not in (CONNECTING, OPEN):
+            self._begin_to_end()
+
+    def _begin_to_end(self) -> None:
+        self._outlet.shut()
+        if self._end_timer is None:
+            assert self.close_timeout is not None
+            self._end_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
+            self.loop.call_soon(self._on_closing, self)
 
     async def drain(self) -> None:
         """Do not wait: a ping's time limit must run also when the server reads nothing."""
@@ -102,7 +149,9 @@ class Connector:
         self._allow_private = allow_private
         self._timeout: asyncio.Timeout | None = None
 
-    async def open(self, outlet: Outlet, on_lost: OnLost, *, close_timeout_s: float) -> Connection:
+    async def open(
+        self, outlet: Outlet, on_closing: Hear, on_lost: Hear, *, close_timeout_s: float
+    ) -> Connection:
         """Return a connection that the server has accepted.
 
         The library's own `connect` would do TLS by the event loop, and follow redirects, perhaps
@@ -124,8 +173,9 @@ class Connector:
                 connected = await open_socket(uri.host, uri.port, allow_private=self._allow_private)
                 connection = Connection(
                     outlet,
+                    on_closing,
                     on_lost,
-                    ClientProtocol(uri, max_size=MAX_MESSAGE_BYTES),
+                    LimitedProtocol(uri),
                     ping_interval=self._config.ping_interval,
                     ping_timeout=self._config.ping_interval,
                     close_timeout=close_timeout_s,

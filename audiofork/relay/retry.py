@@ -15,6 +15,7 @@ from websockets.exceptions import (
     InvalidURI,
     WebSocketException,
 )
+from websockets.frames import Close
 from websockets.http11 import Response
 
 from audiofork.errors import SinkError, SinkLost, SinkRefused, SinkUnreachable
@@ -133,11 +134,15 @@ def _bad_status(response: Response) -> SinkError:
     return SinkRefused(f"the server answered HTTP {status}{hint}")
 
 
-def closure(exc: ConnectionClosed) -> SinkError:
-    """Turn the end of an open connection into an error of ours."""
-    if exc.rcvd is None:
-        if exc.sent is not None:
-            return SinkLost(f"closed by us with {exc.sent.code} {exc.sent.reason}".rstrip())
+def closure(received: Close | None, sent: Close | None) -> SinkError:
+    """Turn the end of an open connection into an error of ours.
+
+    Args:
+        received: What the server has closed with, and `sent` what we have; None: nothing.
+    """
+    if received is None:
+        if sent is not None:
+            return SinkLost(f"closed by us with {sent.code} {sent.reason}".rstrip())
         return SinkLost("the connection broke")
-    text = f"the server closed with {exc.rcvd.code} {exc.rcvd.reason}".rstrip()
-    return SinkRefused(text) if exc.rcvd.code in _FINAL_CLOSE_CODES else SinkLost(text)
+    text = f"the server closed with {received.code} {received.reason}".rstrip()
+    return SinkRefused(text) if received.code in _FINAL_CLOSE_CODES else SinkLost(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Callable
 
 from websockets.exceptions import ConnectionClosed
@@ -88,6 +89,7 @@ class Sink(SinkCallbacks):
         self.send = self._outlet.send
         self.state = SinkState.CONNECTING
         self._connection: Connection | None = None
+        self._listening: asyncio.Timeout | None = None  # runs out when the connection closes
         self._openings = 0
         self._open_s: float | None = None  # how long the latest connection was open
         self.dropped_in_gap = 0
@@ -162,11 +164,18 @@ class Sink(SinkCallbacks):
         now = asyncio.get_running_loop().time()
         wait_s = retries.next_wait_s(error, self._open_s, now)
         if wait_s is None or self._hurry.is_set():
+            await self._end_of_connection()
             raise error
         self.on_retry(retries.attempt, str(error))
+        await self._end_of_connection()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._hurry.wait()
+
+    async def _end_of_connection(self) -> None:
+        """Wait for the end of a connection that is closing: what it held comes back then."""
+        if self._connection is not None:
+            await self._connection.wait_closed()
 
     async def _serve(self) -> None:
         """Live through one connection; return when `close()` ended it, or raise SinkError."""
@@ -175,24 +184,44 @@ class Sink(SinkCallbacks):
         if connection is None:
             return
         opened = asyncio.get_running_loop().time()
+        await self._listen(connection)
+        self._open_s = asyncio.get_running_loop().time() - opened
+        if not self._is_done():
+            raise retry.closure(connection.protocol.close_rcvd, connection.protocol.close_sent)
+
+    async def _listen(self, connection: Connection) -> None:
+        """Give a connection the frames and take its messages until it is lost, or as good as."""
         try:
-            if self.state is SinkState.PROVING:
-                await self._prove(connection)
-            if self.state is SinkState.OPEN:
-                self._open(connection)
-            while True:
-                self._take(await connection.recv())
-        except ConnectionClosed as exc:
-            self._open_s = asyncio.get_running_loop().time() - opened
+            async with asyncio.timeout(None) as self._listening:
+                if not connection.is_open:  # closing before it was ours
+                    self._on_closing(connection)
+                if self.state is SinkState.PROVING:
+                    await self._prove(connection)
+                else:
+                    self._open(connection)
+                while True:
+                    self._take(await connection.recv())
+        except ConnectionClosed:
             self._on_lost(connection)  # where it was lost before it was ours
-            if not self._is_done():
-                raise retry.closure(exc) from exc
+        except TimeoutError:
+            self._leave_open()
+
+    def _on_closing(self, connection: Connection) -> None:
+        """Take a connection for lost from its close frame on; what it holds comes back later.
+
+        But in the end nothing follows, and what has arrived by then decides whether all is done.
+        """
+        if connection is not self._connection or self._outlet.is_ending:
+            return
+        assert self._listening is not None
+        if not self._listening.expired():
+            self._listening.reschedule(asyncio.get_running_loop().time())
 
     async def _connect(self) -> Connection | None:
         """Return a connection that is accepted, or None when `close()` needs none any more."""
         try:
             connection = await self._connector.open(
-                self._outlet, self._on_lost, close_timeout_s=CLOSE_TIMEOUT_S
+                self._outlet, self._on_closing, self._on_lost, close_timeout_s=CLOSE_TIMEOUT_S
             )
         except Exception as exc:
             if self._is_done() and isinstance(exc, TimeoutError):
@@ -205,13 +234,19 @@ class Sink(SinkCallbacks):
         return connection
 
     async def _prove(self, connection: Connection) -> None:
-        """Wait until the server shows that it reads, though not for ever: some answer no ping."""
-        pong = await connection.ping()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PROOF_TIMEOUT_S):
-                await pong
-        if connection is self._connection:  # it may be lost in this very turn
+        """Open when the server shows that it reads, or in a while: some answer no ping.
+
+        Its messages are taken meanwhile, lest they pile up.
+        """
+        proved = functools.partial(self._on_proved, connection)
+        pong = asyncio.ensure_future(await connection.ping())
+        pong.add_done_callback(proved)
+        asyncio.get_running_loop().call_later(PROOF_TIMEOUT_S, proved)
+
+    def _on_proved(self, connection: Connection, _pong: object = None) -> None:
+        if connection is self._connection and self.state is SinkState.PROVING:
             self._move(SinkEvent.PROVED)
+            self._open(connection)
 
     def _open(self, connection: Connection) -> None:
         """Give the connection what waited, and then all that comes."""
@@ -236,6 +271,11 @@ class Sink(SinkCallbacks):
         if connection is self._connection:
             self._connection = None
             self._outlet.detach()
+            self._leave_open()
+            self._news.set()
+
+    def _leave_open(self) -> None:
+        if self.state is not SinkState.AWAY:  # by its close frame, or by its end
             self._move(SinkEvent.LOST)
 
     # --- The end ---

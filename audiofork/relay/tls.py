@@ -1,7 +1,8 @@
-"""TLS over a socket of its own: OpenSSL reads and writes the socket itself.
+"""TLS over a socket of its own: OpenSSL makes the records, and never sees the socket.
 
-An event loop's TLS passes each write through buffers in memory and then through the transport of
-the TCP connection. That costs more than the encryption does (docs/performance.md), and memory.
+An event loop's TLS passes each write through the transport of the TCP connection, which costs more
+than the encryption does, and memory (docs/performance.md). OpenSSL on the socket itself would
+write what nobody has asked for, uncounted, and wait for what we do not know.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
-# What one record can carry (RFC 8446, 5.1). Reads ask for as much, so that OpenSSL, which reads one
-# record at a time, holds nothing that the event loop would not know of.
+from audiofork.relay.server_limits import WORK, Allowance
+
+# What one record can carry (RFC 8446, 5.1).
 RECORD_PAYLOAD_BYTES = 16_384
 _DEFAULT_LIMIT_BYTES = 65_536
-
-_NOT_NOW = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+# OpenSSL's answers may wait for a peer that does not read, beyond what the protocol writes.
+MOST_ANSWERS_BYTES = 1 << 20
 
 
 async def open_tls(
@@ -37,16 +41,11 @@ async def open_tls(
         ValueError: The host cannot be a name.
     """
     try:
-        # Takes the socket over.
-        tls = context.wrap_socket(connected, server_hostname=host, do_handshake_on_connect=False)
+        records = Records(context, host)
+        await _shake_hands(records, connected)
+        transport = TlsTransport(connected, records, protocol)
     except BaseException:
         connected.close()
-        raise
-    try:
-        await _shake_hands(tls)
-        transport = TlsTransport(tls, protocol)
-    except BaseException:
-        tls.close()
         raise
     try:
         protocol.connection_made(transport)
@@ -56,51 +55,127 @@ async def open_tls(
     return transport
 
 
-async def _shake_hands(tls: ssl.SSLSocket) -> None:
-    loop, fd = asyncio.get_running_loop(), tls.fileno()
-    while True:
-        ready = asyncio.Event()
+async def _shake_hands(records: Records, connected: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    is_done = False
+    while not is_done:
         try:
-            tls.do_handshake()
-            return
+            is_done = records.shake_hands()
+        except OSError:
+            with contextlib.suppress(OSError):
+                connected.send(records.take())  # tells the server why
+            raise
+        await loop.sock_sendall(connected, records.take())
+        if not is_done:
+            records.feed(await loop.sock_recv(connected, RECORD_PAYLOAD_BYTES))
+
+
+class Records:
+    """OpenSSL, between what is sent and received and the records that carry it.
+
+    Attributes:
+        tls: The connection as OpenSSL sees it.
+        take: Returns what is to be written to the socket, if anything.
+        record_bytes: What a record adds to what it carries. That of the first write: with all
+            ciphers that are worth it, it is the same for all; else `on_extra` tells.
+        on_extra: Called with the number of bytes that the next write, or a read, takes on the wire
+            beside its records: OpenSSL answers requests for another key, say.
+        on_costly: Called when the peer causes more work than it may, or reads no answers.
+    """
+
+    def __init__(self, context: ssl.SSLContext, host: str) -> None:
+        self._incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._incoming, outgoing, server_hostname=host)
+        self.take = outgoing.read
+        self.record_bytes: int | None = None
+        self.on_extra: Callable[[int], object] = lambda _: None
+        self.on_costly: Callable[[], object] = lambda: None
+        self._encrypt = self.tls.write
+        self._work_ms = Allowance(WORK, time.monotonic)
+
+    def shake_hands(self) -> bool:
+        """Go on with the handshake as far as what has come allows; return whether it is over."""
+        try:
+            self.tls.do_handshake()
         except ssl.SSLWantReadError:
-            loop.add_reader(fd, ready.set)
-        except ssl.SSLWantWriteError:
-            loop.add_writer(fd, ready.set)
+            return False
+        return True
+
+    def feed(self, chunk: bytes) -> None:
+        """Take what was read from the socket; nothing: its end."""
+        if chunk:
+            self._incoming.write(chunk)
+        else:
+            self._incoming.write_eof()
+
+    def seal(self, data: bytes | bytearray | memoryview[Any]) -> bytes:
+        """Return what data takes on the wire, a record for each 16 KiB."""
+        length = len(data)
+        sealed = self._encrypt(data)
+        while sealed < length:  # this OpenSSL takes all; what Python documents is less
+            sealed += self._encrypt(memoryview(data)[sealed:])
+        wire = self.take()
+        if len(wire) - length != self.record_bytes:
+            self._note_overhead(length, len(wire) - length)
+        return wire
+
+    def _note_overhead(self, length: int, overhead: int) -> None:
+        records = -(-length // RECORD_PAYLOAD_BYTES)
+        if self.record_bytes is None:
+            self.record_bytes = overhead // records
+        if extra := overhead - records * self.record_bytes:
+            self.on_extra(extra)
+
+    def open(self) -> bytes | None:
+        """Return what the next record carries; nothing: the peer's goodbye; None: no record."""
         try:
-            await ready.wait()
-        finally:
-            loop.remove_reader(fd)
-            loop.remove_writer(fd)
+            return self.tls.read(RECORD_PAYLOAD_BYTES)
+        except ssl.SSLWantReadError:
+            return None
+
+    def charge(self, work_s: float) -> None:
+        """Take note of CPU time that what the peer has sent has cost."""
+        if not self._work_ms.take(work_s * 1000):
+            self.on_costly()
+
+    def say_goodbye(self) -> bytes:
+        """Return what tells the peer that there is no more."""
+        with contextlib.suppress(OSError):  # it would rather wait for the peer's
+            self.tls.unwrap()
+        return self.take()
 
 
 class TlsTransport(asyncio.Transport):
-    """A transport (PEP 3156) over an SSLSocket whose handshake is over.
+    """A transport (PEP 3156) over a socket whose TLS handshake is over.
 
     Owned by its protocol. A write goes out at once, as one record for each 16 KiB; what the kernel
-    does not take waits here. When the peer ends its side the connection is over, and what waits
-    is lost with it.
+    does not take waits here, as it goes over the wire. When the peer ends its side the connection
+    is over, and what waits is lost with it.
 
     The event loop watches the socket no more before it is closed: uvloop aborts the process if a
     socket is closed that it still watches.
 
     Args:
-        tls: Non-blocking; the transport closes it, after `connection_lost`.
+        connected: Non-blocking; the transport closes it, after `connection_lost`.
     """
 
-    def __init__(self, tls: ssl.SSLSocket, protocol: asyncio.Protocol) -> None:
+    def __init__(
+        self, connected: socket.socket, records: Records, protocol: asyncio.Protocol
+    ) -> None:
         super().__init__(
             {
-                "socket": tls,
-                "ssl_object": tls,
-                "sockname": tls.getsockname(),
-                "peername": tls.getpeername(),
+                "socket": connected,
+                "ssl_object": records.tls,
+                "tls_records": records,
+                "sockname": connected.getsockname(),
+                "peername": connected.getpeername(),
             }
         )
         self._loop = asyncio.get_running_loop()
-        self._tls = tls
-        self._fd = tls.fileno()
-        self._send = tls.send
+        self._socket = connected
+        self._fd = connected.fileno()
+        self._records = records
+        self._send = connected.send
         self._protocol: asyncio.BaseProtocol = protocol
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
@@ -116,22 +191,20 @@ class TlsTransport(asyncio.Transport):
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         """Send now what the kernel takes, and the rest as soon as it does."""
-        if self._takes:
-            try:
-                sent = self._send(data)
-            except _NOT_NOW:
-                sent = 0
-            except OSError as exc:
-                self._lose(exc)
-                return
-            if sent == len(data):
-                return
-            data = memoryview(data)[sent:]
-        self._keep(bytes(data))
-
-    def _keep(self, data: bytes) -> None:
         if self._closing or not data:
             return
+        try:
+            wire = self._records.seal(data)
+            sent = self._send(wire) if self._takes else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError as exc:
+            self._lose(exc)
+            return
+        if sent != len(wire):
+            self._keep(wire[sent:])
+
+    def _keep(self, data: bytes) -> None:
         self._waiting.append(data)
         self._waiting_bytes += len(data)
         if self._takes:
@@ -147,8 +220,8 @@ class TlsTransport(asyncio.Transport):
         while waiting:
             data = waiting[0]
             try:
-                sent = self._send(data)  # after "not now" OpenSSL wants the same once more
-            except _NOT_NOW:
+                sent = self._send(data)
+            except BlockingIOError:
                 return
             except OSError as exc:
                 self._lose(exc)
@@ -196,22 +269,58 @@ class TlsTransport(asyncio.Transport):
     def resume_reading(self) -> None:
         if not self._reading and not self._closing:
             self._reading = True
-            self._loop.add_reader(self._fd, self._read)
+            self._loop.add_reader(self._fd, self._on_readable)
+            self._loop.call_soon(self._deliver)  # what OpenSSL has the socket does not tell
+
+    def _on_readable(self) -> None:
+        """Read, and charge the peer for it.
+
+        Much may come that carries nothing, and only OpenSSL knows how many records it was.
+        """
+        began_s = time.thread_time()
+        self._read()
+        self._records.charge(time.thread_time() - began_s)
 
     def _read(self) -> None:
         try:
-            data = self._tls.recv(RECORD_PAYLOAD_BYTES)
-        except _NOT_NOW:  # a part of a record, or one that is OpenSSL's own
+            chunk = self._socket.recv(RECORD_PAYLOAD_BYTES)
+        except BlockingIOError:
             return
         except OSError as exc:
             self._lose(exc)
             return
-        assert isinstance(self._protocol, asyncio.Protocol)
-        if data:
-            self._protocol.data_received(data)
+        if chunk:
+            self._records.feed(chunk)
+            self._deliver()
         else:
-            self._protocol.eof_received()
-            self._lose(None)
+            self._end()
+
+    def _deliver(self) -> None:
+        """Give the protocol what has come, record by record, and send what OpenSSL answers."""
+        try:
+            while self._reading and (data := self._records.open()) is not None:
+                if not data:
+                    self._end()
+                    return
+                assert isinstance(self._protocol, asyncio.Protocol)
+                self._protocol.data_received(data)
+            self._answer()
+        except OSError as exc:
+            self._lose(exc)
+
+    def _answer(self) -> None:
+        wire = self._records.take()
+        if wire and not self._closing:
+            self._records.on_extra(len(wire))
+            self._keep(wire)
+            if self._waiting_bytes > self._limits[1] + MOST_ANSWERS_BYTES:
+                self._records.on_costly()
+
+    def _end(self) -> None:
+        """Take the end of the peer's side for the end."""
+        assert isinstance(self._protocol, asyncio.Protocol)
+        self._protocol.eof_received()
+        self._lose(None)
 
     # --- The end ---
 
@@ -248,15 +357,19 @@ class TlsTransport(asyncio.Transport):
 
     def _say_goodbye(self) -> None:
         """Tell the peer that there is no more, without waiting for its answer."""
-        with contextlib.suppress(OSError, ValueError):
-            self._tls.unwrap()
+        with contextlib.suppress(OSError):
+            self._send(self._records.say_goodbye())
+            # The kernel would reset a connection that is closed with something unread, and the peer
+            # perhaps lose what it has not read: servers send tickets that nobody has asked for.
+            self._socket.recv(_DEFAULT_LIMIT_BYTES)
 
     def _tell_of_loss(self, exc: Exception | None) -> None:
         protocol, self._protocol = self._protocol, asyncio.BaseProtocol()
+        self._records.on_costly = lambda: None  # lest it keep the protocol
         try:
             protocol.connection_lost(exc)
         finally:
-            self._tls.close()
+            self._socket.close()
 
     # --- Which protocol ---
 

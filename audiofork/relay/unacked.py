@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import socket
-import ssl
 import struct
+import termios
 from collections.abc import Callable, Sequence
 
 from audiofork.relay.formats.base import Event
-from audiofork.relay.tls import RECORD_PAYLOAD_BYTES
+from audiofork.relay.tls import RECORD_PAYLOAD_BYTES, Records
 
 # Of struct tcp_info (linux/tcp.h): tcpi_bytes_acked at 120, tcpi_notsent_bytes at 144.
 _INFO = struct.Struct("=120xQ16xI")
-# What a record adds to what it carries: 5 bytes of header, 16 of tag; TLS 1.3: 1 of type; 1.2 with
-# GCM: 8 of nonce (RFC 8446, 5.2; RFC 5288, 3; RFC 7905, 2).
-_RECORD_BYTES = {"TLSv1.3": 22, "GCM": 29, "CHACHA20": 21}
+_OUTQ = struct.Struct("=i")
 
 # The frames or events that a write carried, and how many bytes it took on the wire, without TLS; or
-# just a frame that was a message of its own: the hot path makes no tuple for each.
-Written = tuple[Sequence[bytes | Event], int] | bytes
+# just a frame that was a message of its own: the hot path makes no tuple for each; or the number of
+# bytes that TLS took for itself, or a record less than others do.
+Written = tuple[Sequence[bytes | Event], int] | bytes | int
 
 
 class Unacked:
@@ -43,25 +43,29 @@ class Unacked:
     """
 
     def __init__(self, transport: asyncio.Transport, frame_wire_bytes: int) -> None:
-        self._frame_wire_bytes = frame_wire_bytes
         self.not_sent = 0
         self._writes: list[Written] = []
         self.add: Callable[[Written], None] = self._writes.append
         self._position = 0  # in the stream, where the first of them begins
-        record_bytes = _record_bytes(transport)
-        self._record_bytes = record_bytes or 0
-        self._socket = None if record_bytes is None else _duplicate(transport)
-        self._before = 0  # bytes that were acknowledged before the first write
-        self._before = self._acked() or 0
+        records: Records | None = transport.get_extra_info("tls_records")
+        self._record_bytes = (records and records.record_bytes) or 0
+        if records is not None:
+            records.on_extra = self.add
+        self._frame_on_wire = self._on_wire(((), frame_wire_bytes))
+        self._socket = _duplicate(transport)
+        # In the stream of the connection, where the first write begins. What has no socket of its
+        # own, or is not acknowledged yet, is asked for first: rather too much than too little.
+        queued = transport.get_write_buffer_size() + self._queued()
+        self._before = 0
+        self._before = (self._acked() or 0) + queued
 
     def update(self) -> None:
         """Forget what the peer has acknowledged, and ask what the kernel still holds back."""
         acked = self._acked()
         position, gone = self._position, 0
+        frame_on_wire = self._frame_on_wire
         for write in self._writes:
-            wire_bytes = self._frame_wire_bytes if isinstance(write, bytes) else write[1]
-            records = 1 + (wire_bytes - 1) // RECORD_PAYLOAD_BYTES
-            end = position + wire_bytes + records * self._record_bytes
+            end = position + (frame_on_wire if isinstance(write, bytes) else self._on_wire(write))
             if acked is not None and end > acked:
                 break
             position = end
@@ -69,12 +73,20 @@ class Unacked:
         del self._writes[:gone]
         self._position = position
 
+    def _on_wire(self, write: tuple[Sequence[bytes | Event], int] | int) -> int:
+        """Return how many bytes a write took on the wire, TLS among them."""
+        if isinstance(write, int):
+            return write
+        wire_bytes = write[1]
+        return wire_bytes + (1 + (wire_bytes - 1) // RECORD_PAYLOAD_BYTES) * self._record_bytes
+
     def close(self) -> list[bytes | Event]:
         """Return what was not acknowledged, oldest first; called when the connection is over."""
         self.update()
         lost: list[bytes | Event] = []
         for write in self._writes:
-            lost += (write,) if isinstance(write, bytes) else write[0]
+            if not isinstance(write, int):
+                lost += (write,) if isinstance(write, bytes) else write[0]
         self._writes.clear()
         if self._socket is not None:
             self._socket.close()
@@ -92,15 +104,12 @@ class Unacked:
             return None
         return int(acked) - self._before
 
-
-def _record_bytes(transport: asyncio.Transport) -> int | None:
-    """Return what each record of TLS adds; None where that is not constant."""
-    tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
-    cipher = tls.cipher() if tls is not None else None
-    if tls is None or cipher is None:
-        return 0
-    names = (tls.version() or "", *cipher[0].replace("_", "-").split("-"))
-    return next((_RECORD_BYTES[name] for name in names if name in _RECORD_BYTES), None)
+    def _queued(self) -> int:
+        """Return how many bytes the kernel has that the peer has not acknowledged."""
+        if self._socket is None:
+            return 0
+        queued = fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(_OUTQ.size))
+        return int(_OUTQ.unpack(queued)[0])
 
 
 def _duplicate(transport: asyncio.Transport) -> socket.socket | None:

@@ -13,6 +13,7 @@ from testbed.attacks import (
     callers,  # noqa: F401
     legs,  # noqa: F401
     names,  # noqa: F401
+    servers,  # noqa: F401
     starts,  # noqa: F401
 )
 

@@ -32,7 +32,10 @@ class Kernel:
     def close(self) -> list[bytes | Event]:
         lost = self.writes[self.acknowledged :]
         return [
-            one for write in lost for one in (write[0] if isinstance(write, tuple) else [write])
+            one
+            for write in lost
+            if not isinstance(write, int)
+            for one in (write[0] if isinstance(write, tuple) else [write])
         ]
 
 

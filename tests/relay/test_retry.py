@@ -8,9 +8,7 @@ import ssl
 import pytest
 from websockets.datastructures import Headers
 from websockets.exceptions import (
-    ConnectionClosed,
     ConnectionClosedError,
-    ConnectionClosedOK,
     InvalidHeader,
     InvalidMessage,
     InvalidStatus,
@@ -85,14 +83,13 @@ def test_connect_failure_that_is_a_bug_is_raised() -> None:
         connect_failure(ZeroDivisionError())
 
 
-def closed(code: int, reason: str = "") -> ConnectionClosed:
-    kind = ConnectionClosedOK if code in (1000, 1001) else ConnectionClosedError
-    return kind(Close(code, reason), Close(code, reason), True)
+def closed(code: int, reason: str = "") -> tuple[Close, Close]:
+    return Close(code, reason), Close(code, reason)
 
 
 @pytest.mark.parametrize("code", [1001, 1006, 1011, 1012, 1013, 1014])
 def test_close_code_that_may_pass_is_retryable(code: int) -> None:
-    error = closure(closed(code, "later"))
+    error = closure(*closed(code, "later"))
     assert isinstance(error, SinkLost)
     assert error.retryable
     assert str(error) == f"the server closed with {code} later"
@@ -100,7 +97,7 @@ def test_close_code_that_may_pass_is_retryable(code: int) -> None:
 
 @pytest.mark.parametrize("code", [1000, 1003, 1008, 4000, 4001, 4500, 4999])
 def test_close_code_that_says_no_is_final(code: int) -> None:
-    error = closure(closed(code))
+    error = closure(*closed(code))
     assert isinstance(error, SinkRefused)
     assert not error.retryable
     assert str(error) == f"the server closed with {code}"
@@ -108,18 +105,18 @@ def test_close_code_that_says_no_is_final(code: int) -> None:
 
 @pytest.mark.parametrize("code", [3000, 3999])
 def test_close_code_beside_the_final_ones_is_retryable(code: int) -> None:
-    assert closure(closed(code)).retryable
+    assert closure(*closed(code)).retryable
 
 
 def test_closure_without_a_close_frame_is_retryable() -> None:
-    error = closure(ConnectionClosedError(None, None))
+    error = closure(None, None)
     assert isinstance(error, SinkLost)
     assert str(error) == "the connection broke"
 
 
 @pytest.mark.parametrize("reason", ["", "keepalive ping timeout"])
 def test_closure_by_the_client_says_so_and_is_retryable(reason: str) -> None:
-    error = closure(ConnectionClosedError(None, Close(1011, reason)))
+    error = closure(None, Close(1011, reason))
     assert isinstance(error, SinkLost)
     assert str(error) == f"closed by us with 1011 {reason}".strip()
 

@@ -504,6 +504,12 @@ async def test_sink_that_comes_back_is_reported_with_what_was_lost_meanwhile(
     assert stage.session.stats() == ForkStats(12, 0, 12, reconnects=1)
 
 
+async def test_beginning_of_a_long_text_is_passed_on(stage: SessionStage) -> None:
+    """What is left out would travel to the control plane, and be searched there."""
+    stage.sink.on_text("a" * 3600 + "b" * 60_000)
+    assert stage.reports == [SinkMessage(FORK_ID, "a" * 3600)]
+
+
 async def test_messages_beyond_20_a_second_are_counted_and_not_passed_on(
     stage: SessionStage, clock: FakeLoop
 ) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from audiofork.errors import SinkError, SinkLost, SinkRefused, SinkUnreachable
-from audiofork.relay.connection import MAX_MESSAGE_BYTES
+from audiofork.relay.server_limits import MAX_MESSAGE_BYTES
 from testbed.recorder import Recorder
 from tests.relay.peers import (
     FickleServer,

@@ -18,8 +18,8 @@ import trustme
 from audiofork import __version__
 from audiofork.errors import SinkError, SinkRefused, SinkUnreachable
 from audiofork.relay.client_tls import client_tls
-from audiofork.relay.connection import MAX_MESSAGE_BYTES
 from audiofork.relay.lookup import lookups
+from audiofork.relay.server_limits import MAX_MESSAGE_BYTES
 from testbed.recorder import Recorder
 from tests.relay.conftest import server_tls
 from tests.relay.peers import (

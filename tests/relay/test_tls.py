@@ -9,6 +9,8 @@ import os
 import socket
 import ssl
 import struct
+import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -16,8 +18,13 @@ from typing import Any, cast
 
 import pytest
 
+from audiofork.relay import tls as tls_module
 from audiofork.relay.client_tls import client_tls
+from audiofork.relay.server_limits import Allowance, Limit
 from audiofork.relay.tls import RECORD_PAYLOAD_BYTES, TlsTransport, open_tls
+from audiofork.relay.unacked import Unacked
+from audiofork.tls_contexts import client_context
+from testbed.openssl import ask_for_another_handshake, ask_for_another_key
 from tests.relay.peers import until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -142,11 +149,13 @@ async def connected_pair() -> tuple[socket.socket, socket.socket]:
 
 
 @contextlib.asynccontextmanager
-async def connected(server: ssl.SSLContext, ca_file: Path) -> AsyncIterator[Stage]:
+async def connected(
+    server: ssl.SSLContext, ca_file: Path, client: ssl.SSLContext | None = None
+) -> AsyncIterator[Stage]:
     near, far = await connected_pair()
     shaking = asyncio.to_thread(server.wrap_socket, far, server_side=True)
     protocol = Protocol()
-    opening = open_tls(near, client_tls(str(ca_file)), "localhost", protocol)
+    opening = open_tls(near, client or client_tls(str(ca_file)), "localhost", protocol)
     tls, transport = await asyncio.gather(shaking, opening)
     yield Stage(transport, protocol, Peer(tls))
     transport.abort()
@@ -215,11 +224,12 @@ async def test_protocol_pauses_above_the_high_limit_and_resumes_at_the_low_one(
     assert transport.get_write_buffer_limits() == (100, 1000)
     transport.write(MUCH)
     assert protocol.calls == ["made", "pause"]
-    for size in (500, 100):
+    for size in (500, 50):
         transport.write(bytes(size))
-    assert await stage.peer.read(len(MUCH) + 600) == MUCH + bytes(600)
+    assert await stage.peer.read(len(MUCH) + 550) == MUCH + bytes(550)
     await until(lambda: sizes)
-    assert (protocol.calls, sizes) == (["made", "pause", "resume"], [100])
+    assert protocol.calls == ["made", "pause", "resume"]
+    assert 50 < sizes[0] <= 100
 
 
 async def test_protocol_may_write_while_it_is_told_to_resume(stage: Stage) -> None:
@@ -274,6 +284,129 @@ async def test_peer_is_read_while_it_does_not_read(stage: Stage) -> None:
     stage.transport.write(MUCH)
     await stage.peer.send(b"pong")
     await until(lambda: stage.protocol.received == b"pong")
+
+
+# --- What OpenSSL does of its own ----------------------------------------------------------------
+
+
+def extras_of(stage: Stage) -> list[int]:
+    """Return the list to which what is told of OpenSSL's own bytes is going to be added."""
+    extras: list[int] = []
+    stage.transport.get_extra_info("tls_records").on_extra = extras.append
+    stage.transport.write(b"first")
+    return extras
+
+
+def on_wire(stage: Stage) -> int:
+    """Return how many bytes the kernel has been given, over the connection's life."""
+    records = stage.transport.get_extra_info("tls_records")
+    told = records.on_extra
+    unacked = Unacked(stage.transport, 320)
+    unacked.close()
+    records.on_extra = told
+    return unacked._before
+
+
+async def test_each_byte_on_the_wire_is_told_whatever_keys_the_peer_asks_for(
+    stage: Stage,
+) -> None:
+    extras = extras_of(stage)
+    record_bytes = stage.transport.get_extra_info("tls_records").record_bytes
+    before = on_wire(stage)
+    for count in range(20):
+        if stage.peer.tls.version() == "TLSv1.3":
+            for _ in range(count % 4):
+                await asyncio.to_thread(ask_for_another_key, stage.peer.tls)
+            await stage.peer.send(b"x" if count % 2 else b"")
+            await asyncio.sleep(0.01)
+        stage.transport.write(bytes(328))
+    assert on_wire(stage) - before == 20 * (328 + record_bytes) + sum(extras)
+    assert await stage.peer.read(5 + 20 * 328) == b"first" + bytes(20 * 328)
+    if stage.peer.tls.version() == "TLSv1.3":
+        assert extras
+        assert all(extra % 27 == 0 for extra in extras)
+
+
+@pytest.mark.parametrize("stage", [ssl.TLSVersion.TLSv1_2], indirect=True, ids=["1.2"])
+async def test_peer_that_asks_for_another_handshake_is_told_no_and_nothing_spins(
+    stage: Stage,
+) -> None:
+    watched = Watched()
+    stage.transport._loop = cast(asyncio.AbstractEventLoop, watched)
+    extras = extras_of(stage)
+    before = on_wire(stage)
+    assert await stage.peer.read(5) == b"first"
+    await asyncio.to_thread(ask_for_another_handshake, stage.peer.tls)
+    await until(lambda: extras)
+    stage.transport.write(bytes(328))
+    began_s = time.thread_time()
+    await asyncio.sleep(0.2)
+    assert time.thread_time() - began_s < 0.1
+    assert not watched.writers
+    record_bytes = stage.transport.get_extra_info("tls_records").record_bytes
+    assert on_wire(stage) - before == 328 + record_bytes + sum(extras)
+    assert not stage.protocol.lost
+
+
+async def test_handshake_in_the_midst_ends_the_connection_and_nothing_spins(
+    tls: ssl.SSLContext, ca_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No context of ours allows it; a write that OpenSSL does not take must not be tried for ever.
+
+    The peer asks for another handshake and then does not take part in it.
+    """
+    allowing = client_context(str(ca_file))
+    allowing.options &= ~ssl.OP_NO_RENEGOTIATION
+    allowing.maximum_version = ssl.TLSVersion.TLSv1_2
+    async with connected(tls, ca_file, allowing) as stage:
+        stage.transport.write(b"first")
+        await asyncio.to_thread(ask_for_another_handshake, stage.peer.tls)
+        await asyncio.sleep(0.05)
+        stage.transport.write(b"second")
+        assert isinstance(await stage.lost(), ssl.SSLError)
+
+
+@pytest.mark.parametrize("stage", [ssl.TLSVersion.TLSv1_3], indirect=True, ids=["1.3"])
+async def test_peer_that_asks_for_keys_without_end_is_told_to_be_costly(stage: Stage) -> None:
+    costly = asyncio.Event()
+    records = stage.transport.get_extra_info("tls_records")
+    records.on_costly = costly.set
+    # What a thread of ours can ask for is less than what is allowed.
+    records._work_ms = Allowance(Limit("ms", 1, 5), time.monotonic)
+    stop = threading.Event()
+
+    def flood() -> None:
+        with contextlib.suppress(AssertionError):
+            while not stop.is_set():
+                ask_for_another_key(stage.peer.tls)
+
+    stage.peer.tls.settimeout(1)
+    flooding = asyncio.create_task(asyncio.to_thread(flood))
+    try:
+        await asyncio.wait_for(costly.wait(), 20)
+    finally:
+        stop.set()
+        await flooding
+
+
+async def test_peer_that_reads_no_answers_of_openssl_is_told_to_be_costly(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here OpenSSL has a kilobyte to say each time that something comes."""
+    costly: list[int] = []
+    records, transport = stage.transport.get_extra_info("tls_records"), stage.transport
+    records.on_costly = lambda: costly.append(transport.get_write_buffer_size())
+    transport.set_write_buffer_limits(high=1000)
+    transport.write(MUCH)
+    before = transport.get_write_buffer_size()
+    monkeypatch.setattr(tls_module, "MOST_ANSWERS_BYTES", before)
+    monkeypatch.setattr(records, "take", lambda: bytes(1000))
+    while not costly:
+        kept = transport.get_write_buffer_size()
+        await stage.peer.send(b"x")
+        await until(lambda: transport.get_write_buffer_size() > kept)  # noqa: B023
+        assert transport.get_write_buffer_size() < before + 10_000
+    assert costly[0] > before + 1000
 
 
 # --- The end -------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import trustme
 
 from audiofork.errors import SinkLost
 from audiofork.relay.client_tls import client_tls
+from testbed.openssl import ask_for_another_key
 from tests.relay.conftest import server_tls
 from tests.relay.peers import FickleServer, HoldingProxy, StalledServer, number, numbered, until
 from tests.relay.sinks import Start, Waits, all_acknowledged, failure, offer, opened
@@ -18,18 +19,42 @@ from tests.relay.sinks import Start, Waits, all_acknowledged, failure, offer, op
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
 
-@pytest.mark.parametrize("frame_on_wire", [8 + 320, 8 + 320 + 22])
+@pytest.mark.parametrize(
+    ("frame_on_wire", "version", "ciphers"),
+    [
+        (8 + 320, None, ""),
+        (8 + 320 + 22, ssl.TLSVersion.TLSv1_3, ""),
+        (8 + 320 + 29, ssl.TLSVersion.TLSv1_2, "ECDHE+AESGCM"),
+        (8 + 320 + 77, ssl.TLSVersion.TLSv1_2, "ECDHE-ECDSA-AES256-SHA384"),
+    ],
+    ids=["plain", "1.3", "1.2 with GCM", "1.2 with CBC"],
+)
 async def test_frames_of_a_broken_connection_that_were_not_acknowledged_wait_again(
-    ca: trustme.CA, system_tls: ssl.SSLContext, start: Start, waits: Waits, frame_on_wire: int
+    ca: trustme.CA,
+    system_tls: ssl.SSLContext,
+    start: Start,
+    waits: Waits,
+    frame_on_wire: int,
+    version: ssl.TLSVersion | None,
+    ciphers: str,
 ) -> None:
-    tls = server_tls(ca.issue_cert("localhost")) if frame_on_wire > 328 else None
+    """Of TLS 1.3 with a server that asks for another key with each frame."""
+    tls = None
+    if version is not None:
+        tls = server_tls(ca.issue_cert("localhost"))
+        tls.maximum_version = version
+        if ciphers:
+            tls.set_ciphers(ciphers)
     async with FickleServer(tls) as server, HoldingProxy(server.port) as proxy:
         trusting = ssl.create_default_context()
         ca.configure_trust(trusting)
         url = f"wss://localhost:{proxy.port}/" if tls else f"ws://127.0.0.1:{proxy.port}/"
         sink, task = start(url, trusting if tls else system_tls)
         await opened(sink)
-        offer(sink, numbered(50))
+        for count in range(50):
+            if version is ssl.TLSVersion.TLSv1_3:
+                await ask_for_key(server)
+            offer(sink, numbered(1, count), before=count)
         await until(lambda: len(server.frames) == 50 and all_acknowledged(sink))
         await proxy.hold()
         count = 50
@@ -45,6 +70,13 @@ async def test_frames_of_a_broken_connection_that_were_not_acknowledged_wait_aga
         assert len(sink.backlog) == count - 50 - taken
         waiting = [number(sink.backlog.take()) for _ in range(len(sink.backlog))]
         assert waiting == list(range(50 + taken, count))
+
+
+async def ask_for_key(server: FickleServer) -> None:
+    await until(lambda: server.connection)
+    assert server.connection is not None
+    ask_for_another_key(server.connection.transport.get_extra_info("ssl_object"))
+    await (await server.connection.ping())  # takes it along
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["ws", "wss"])

@@ -17,12 +17,14 @@ import pytest
 import websockets
 from websockets.asyncio.client import ClientConnection
 from websockets.client import ClientProtocol
+from websockets.frames import Close
 from websockets.http11 import Response
 from websockets.protocol import CLOSING, CONNECTING, OPEN
 from websockets.uri import parse_uri
 from websockets.version import version
 
 from audiofork.relay.connection import Connection
+from audiofork.relay.server_limits import LimitedProtocol
 from tests.relay.peers import StalledServer, until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -34,8 +36,12 @@ NAMES = {
     "websockets.utils:apply_mask": "outlet.py masks with it where the C code is missing",
     "websockets.protocol:OPEN": "connection.py: frames may be written in this state alone",
     "websockets.uri:parse_uri": "connection.py takes host and port from it",
-    "websockets.client:ClientProtocol": "connection.py makes a connection without `connect`",
+    "websockets.client:ClientProtocol": "server_limits.py limits what it takes",
     "websockets.client:ClientProtocol.state": "connection.py tells by it that a close has begun",
+    "websockets.client:ClientProtocol.receive_data": "server_limits.py counts bytes",
+    "websockets.client:ClientProtocol.receive_eof": "server_limits.py ends the answer's head",
+    "websockets.client:ClientProtocol.recv_frame": "server_limits.py counts frames",
+    "websockets.client:ClientProtocol.fail": "server_limits.py gives a server up",
     "websockets.asyncio.client:ClientConnection.handshake": "connection.py makes the request",
     "websockets.asyncio.client:ClientConnection.start_keepalive": "connection.py: pings",
     "websockets.asyncio.client:ClientConnection.send_data": "connection.py counts what it writes",
@@ -58,7 +64,10 @@ def test_name_is_there(name: str, use: str) -> None:
 @pytest.mark.parametrize(
     ("taker", "names"),
     [
-        (ClientConnection, ["ping_interval", "ping_timeout", "close_timeout", "write_limit"]),
+        (
+            ClientConnection,
+            ["ping_interval", "ping_timeout", "close_timeout", "write_limit", "max_queue"],
+        ),
         (ClientProtocol, ["max_size"]),
         (ClientConnection.handshake, ["user_agent_header"]),
     ],
@@ -117,8 +126,9 @@ async def connected(stalled: StalledServer) -> AsyncIterator[tuple[Connection, H
     heard: Any = Heard()
     connection = Connection(
         heard,
+        lambda closing: heard.calls.append("closing"),
         lambda lost: heard.calls.append("lost"),
-        ClientProtocol(parse_uri(stalled.url)),
+        LimitedProtocol(parse_uri(stalled.url)),
         ping_interval=None,
         close_timeout=0.1,
     )
@@ -170,6 +180,14 @@ async def test_close_goes_by_way_of_send_data_and_shuts_the_outlet(
     assert heard.calls[0] == "shut"
     assert heard.written >= 2 + 4 + 2 + len("bye")
     assert "lost" in heard.calls
+
+
+async def test_protocol_tells_what_both_sides_have_closed_with(connected: Connected) -> None:
+    connection, _ = connected
+    protocol = connection.protocol
+    assert (protocol.close_rcvd, protocol.close_sent) == (None, None), "sink.py asks for them"
+    await connection.close(1000, "bye")
+    assert protocol.close_sent == Close(1000, "bye")
 
 
 async def test_loss_is_heard_before_recv_raises(
