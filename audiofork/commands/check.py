@@ -39,6 +39,7 @@ from audiofork.errors import (
     AudioForkError,
     DaemonUnreachable,
 )
+from audiofork.forks.urls import hosts_at_will
 from audiofork.link.inline import check_files
 from audiofork.link.messages import Direction
 from audiofork.system import FILES_PER_FORK, FURTHER_FILES
@@ -93,6 +94,7 @@ class Check:
         """Check everything; what depends on something that failed is left out."""
         await asyncio.to_thread(self._check_daemon)
         self._check_file_limit()
+        self._check_urls()
         await self._check_ari()
         await self._check_asterisk()
         return self._findings.outcome
@@ -130,6 +132,13 @@ class Check:
                 f"Set LimitNOFILE={needed} in the service (systemctl edit audiofork) or by "
                 "ulimit -Hn, and restart the daemon; or lower [security] max_forks.",
             )
+
+    def _check_urls(self) -> None:
+        allowed = self._config.security.allow_urls
+        if hosts_at_will(allowed):
+            self._findings.warn("URLs: audio may go to any host", remedies.NAME_HOSTS)
+        else:
+            self._findings.ok(f"URLs: audio may go to {' '.join(allowed) or 'nobody'}")
 
     # --- The REST interface ---
 

@@ -97,6 +97,10 @@ add to the end of that
 then run
   asterisk -rx "dialplan reload\""""
 
+NAME_HOSTS = (
+    "Whoever may start a fork, each AMI user with write = user say, can send any call there. Name "
+    "your servers: [security] allow_urls = wss://speech.example.org, and reload the daemon."
+)
 CALLER_DATA = """\
 A caller may choose it so that a comma in it begins another option, another server or a command. \
 Put it through URIENCODE, such as

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from audiofork.asterisk.ami import Ami
+from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.choice import Taps
 from audiofork.errors import AmiActionFailed, AmiError, NoSuchChannel, RequestRefused
 from audiofork.forks.admission import Admission
@@ -35,6 +36,7 @@ class Recovery:
     Args:
         ami: Tells which run of Asterisk there is; hangs legs up.
         taps: Know the legs of this daemon.
+        channels: What Asterisk is asked.
         table: The forks there are.
         admission: Grants or refuses.
         leaving: The legs that were hung up.
@@ -51,6 +53,7 @@ class Recovery:
         self,
         ami: Ami,
         taps: Taps,
+        channels: Channels,
         table: ForkTable,
         admission: Admission,
         leaving: LeavingLegs,
@@ -62,6 +65,7 @@ class Recovery:
         self.entries: list[Entry] = []
         self._ami = ami
         self._taps = taps
+        self._channels = channels
         self._table = table
         self._admission = admission
         self._leaving = leaving
@@ -72,7 +76,25 @@ class Recovery:
 
     # --- After a login ---
 
-    def end_forks_of_another_asterisk(self) -> None:
+    async def after_login(self, on_gone: Callable[[str], None]) -> None:
+        """Reconcile the forks with the channels that Asterisk has.
+
+        Args:
+            on_gone: Hears the uniqueid of each channel of a fork that was hung up meanwhile.
+
+        Raises:
+            AmiError: The link is lost again.
+        """
+        self._end_forks_of_another_asterisk()
+        known = self._table.uniqueids  # a younger channel may be missing in the list
+        present = await self._channels.present()
+        for uniqueid in known:
+            if uniqueid not in present:
+                on_gone(uniqueid)
+        await self._sweep(present)
+        await self._resume(present)
+
+    def _end_forks_of_another_asterisk(self) -> None:
         """End the forks whose channels went with an earlier run of Asterisk."""
         for fork in self._table:
             if self._is_of_another_asterisk(fork):
@@ -82,7 +104,7 @@ class Recovery:
         runs = {fork.call.asterisk_started, self._ami.asterisk_started}
         return len(runs) == 2 and "" not in runs
 
-    async def sweep(self, present: Mapping[str, str]) -> None:
+    async def _sweep(self, present: Mapping[str, str]) -> None:
         """Hang up the legs of this daemon that no fork wants.
 
         Args:
@@ -105,7 +127,7 @@ class Recovery:
 
     # --- From the journal ---
 
-    async def resume(self, present: Mapping[str, str]) -> None:
+    async def _resume(self, present: Mapping[str, str]) -> None:
         """Start the forks of an earlier run anew, as far as their channels live.
 
         Args:

@@ -105,7 +105,7 @@ class Forks:
         self._tasks = tasks = Tasks()
         self._table = table = ForkTable()
         self._admission = admission = Admission(security)
-        self._channels = channels = Channels(ami)
+        channels = Channels(ami)
         self._look_ups = look_ups = LookUps(channels)
         self._holds = Holds(channels, waits=waits_for_hold)
         self._leaving = leaving = LeavingLegs(channels, tasks.spawn)
@@ -122,7 +122,7 @@ class Forks:
             commands,
         )
         self._recovery = Recovery(
-            *(ami, taps, table, admission, leaving, legs, starting, ending, commands)
+            *(ami, taps, channels, table, admission, leaving, legs, starting, ending, commands)
         )
 
     @property
@@ -237,14 +237,7 @@ class Forks:
             AmiError: The link is lost again.
         """
         self._holds.forget_all()
-        self._recovery.end_forks_of_another_asterisk()
-        known = self._table.uniqueids  # a younger channel may be missing in the list
-        present = await self._channels.present()
-        for uniqueid in known:
-            if uniqueid not in present:
-                self._on_hangup(uniqueid)
-        await self._recovery.sweep(present)
-        await self._recovery.resume(present)
+        await self._recovery.after_login(self._on_hangup)
         await self._bridges.catch_up()
         self._legs.on_synced()
 

@@ -50,7 +50,7 @@ async def test_asterisk_as_it_should_be_has_no_fault(asterisk: SpiedAsterisk) ->
     assert outcome == 0
     subjects = [finding.text.partition(":")[0] for finding in findings]
     assert subjects == [
-        *("daemon", "open files", "ARI", "login", "rights", "clock"),
+        *("daemon", "open files", "URLs", "ARI", "login", "rights", "clock"),
         *("requests", "caller data", "AudioSocket", "audio", "hangups", "forks"),
     ]
 
@@ -62,7 +62,17 @@ async def test_asterisk_with_ari_as_it_should_be_has_no_fault(
     assert failures(findings) == []
     assert outcome == 0
     assert [finding.text.partition(":")[0] for finding in findings] == [
-        *("daemon", "open files", "ARI", "login", "rights", "clock", "requests", "dialplan"),
+        *(
+            "daemon",
+            "open files",
+            "URLs",
+            "ARI",
+            "login",
+            "rights",
+            "clock",
+            "requests",
+            "dialplan",
+        ),
         *(
             "caller data",
             "AudioSocket",
@@ -170,8 +180,8 @@ async def test_ari_that_is_not_configured_is_no_fault_and_says_how_to_have_it(
     asterisk: SpiedAsterisk,
 ) -> None:
     _, findings = await findings_of(configured(asterisk))
-    assert findings[2].mark is Mark.SKIP
-    assert findings[2].text == ("ARI: not configured ([ari] url): legs come by ChanSpy, at 8000 Hz")
+    assert findings[3].mark is Mark.SKIP
+    assert findings[3].text == ("ARI: not configured ([ari] url): legs come by ChanSpy, at 8000 Hz")
     assert findings[-1].text == (
         "forks: in by chanspy, both by chanspy; out and stereo are refused, so is the mute of one "
         "side"
@@ -185,8 +195,8 @@ async def test_ari_that_is_not_wanted_is_left_alone(
     text = asterisk_section(asterisk, "tap = chanspy\n")
     outcome, findings = await findings_of(configured(asterisk=text, ari=ari_section(ari)))
     assert outcome == 0
-    assert findings[2].mark is Mark.SKIP
-    assert findings[2].text == (
+    assert findings[3].mark is Mark.SKIP
+    assert findings[3].text == (
         "ARI: not used ([asterisk] tap = chanspy): legs come by ChanSpy, at 8000 Hz"
     )
     assert ari.asked == []
@@ -591,6 +601,24 @@ async def test_file_limit_that_is_enough_is_no_fault(
     monkeypatch.setattr(resource, "getrlimit", lambda which: (100, limit))
     _, findings = await findings_of(configured(asterisk="port = 9\n"))
     assert findings[1].mark is Mark.OK
+
+
+@pytest.mark.parametrize(
+    ("section", "text"),
+    [
+        ("", "URLs: audio may go to *://127.0.0.1 *://[::1] *://localhost"),
+        ("allow_urls =\n", "URLs: audio may go to nobody"),
+    ],
+)
+async def test_hosts_that_audio_may_go_to_are_named(section: str, text: str) -> None:
+    _, findings = await findings_of(configured(security=section))
+    assert (findings[2].mark, findings[2].text) == (Mark.OK, text)
+
+
+async def test_url_patterns_that_name_no_host_are_warned_of() -> None:
+    _, findings = await findings_of(configured(security="allow_urls = wss://*\n"))
+    assert (findings[2].mark, findings[2].text) == (Mark.WARN, "URLs: audio may go to any host")
+    assert "[security] allow_urls = wss://" in findings[2].remedy
 
 
 async def test_running_daemon_is_counted_and_its_own_limit_is_looked_at(tmp_path: Path) -> None:
