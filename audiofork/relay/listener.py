@@ -192,6 +192,10 @@ def _shared(size: int, header: bytes) -> tuple[int, bytes]:
     return size, header
 
 
+def _to_nobody(_frame: bytes) -> None:
+    """Take a frame of a leg that has no owner any more."""
+
+
 class _Leg(asyncio.Protocol):
     """One AudioSocket connection."""
 
@@ -334,6 +338,8 @@ class _Leg(asyncio.Protocol):
     def _forget_owner(self) -> LegOwner | None:
         owner, self._owner = self._owner, None
         self._usual_bytes = -1
+        # The leg is remembered for a while, by its UUID; its fork with all it holds is not.
+        self.on_usual = _to_nobody
         return owner
 
     @property

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import uuid
+import weakref
 from collections.abc import AsyncIterator
 from ipaddress import ip_network
 
@@ -335,3 +337,22 @@ async def test_close_hangs_up_all_and_listens_no_more(stage: ListenerStage) -> N
     assert await stage.other.read_to_end() == HANGUP
     with pytest.raises(ConnectionRefusedError):
         await Leg.connect(stage.address)
+
+
+async def owner_of_closed_leg(stage: ListenerStage) -> weakref.ref[Owner]:
+    leg, owner = await stage.issued()
+    leg.send_audio(*numbered(3))
+    await owner.wait_frames(3)
+    await leg.close()
+    await until(lambda: owner.closed)
+    owner.leg = None
+    owner.on_audio = print  # but for what it holds itself
+    return weakref.ref(owner)
+
+
+async def test_closed_leg_keeps_nothing_of_its_fork_while_its_uuid_is_remembered(
+    stage: ListenerStage,
+) -> None:
+    owner = await owner_of_closed_leg(stage)
+    gc.collect()
+    assert owner() is None

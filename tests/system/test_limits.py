@@ -184,7 +184,7 @@ async def test_low_limit_of_descriptors_is_said_at_the_start(asterisk: Asterisk)
 async def test_where_no_private_address_is_allowed_every_form_of_one_is_refused(
     asterisk: Asterisk, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
-    with Daemon(asterisk, {"security": "allow_private = no\n"}):
+    with Daemon(asterisk, {"security": "allow_private = no\nallow_urls = *://*\n"}):
         target = await place_call(ami, caller)
         target.call.talk()
         for host in ("127.0.0.1", "127.1", "0x7f.1", "2130706433", "[::1]", "[::ffff:7f00:1]"):
