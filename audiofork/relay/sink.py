@@ -186,6 +186,8 @@ class Sink(SinkCallbacks):
         opened = asyncio.get_running_loop().time()
         await self._listen(connection)
         self._open_s = asyncio.get_running_loop().time() - opened
+        if self._outlet.is_ending:
+            await self._end_of_connection()  # what it gives back decides whether all is done
         if not self._is_done():
             raise retry.closure(connection.protocol.close_rcvd, connection.protocol.close_sent)
 
@@ -275,7 +277,7 @@ class Sink(SinkCallbacks):
             self._news.set()
 
     def _leave_open(self) -> None:
-        if self.state is not SinkState.AWAY:  # by its close frame, or by its end
+        if self.state in (SinkState.PROVING, SinkState.OPEN):  # else it has been left already
             self._move(SinkEvent.LOST)
 
     # --- The end ---

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from audiofork.errors import SinkError, SinkLost, SinkRefused, SinkUnreachable
+from audiofork.relay.connection import Connection
 from audiofork.relay.server_limits import MAX_MESSAGE_BYTES
+from audiofork.relay.sink import Sink
 from testbed.recorder import Recorder
 from tests.relay.peers import (
     FickleServer,
@@ -244,6 +247,32 @@ async def test_close_after_a_close_frame_without_an_end_of_tcp_ends_in_time(
     async with asyncio.timeout(soon + 1):
         await sink.close(1000, "stopped")
         await task
+
+
+async def test_close_at_the_moment_of_the_servers_close_frame_counts_what_has_not_arrived(
+    stalled: StalledServer, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+    closing: list[asyncio.Task[None]] = []
+    on_closing = Sink._on_closing
+
+    def close_as_well(sink: Sink, connection: Connection) -> None:
+        on_closing(sink, connection)
+        closing.append(asyncio.create_task(sink.close(1000, "stopped")))
+
+    monkeypatch.setattr(Sink, "_on_closing", close_as_well)
+    sink, task = start(stalled.url, ping_interval=60)
+    await opened(sink)
+    offer(sink, numbered(3))
+    stalled.send_close(1001)
+    await until(lambda: closing)
+    stalled.transport.abort()
+    async with asyncio.timeout(5):
+        await asyncio.gather(task, *closing, return_exceptions=True)
+    assert sink._connection is None
+    assert sink.frames_sent + sink.backlog.dropped == 3
+    assert faults == []
 
 
 async def test_frames_after_close_are_counted(recorder: Recorder, start: Start) -> None:
