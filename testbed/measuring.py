@@ -68,6 +68,10 @@ class Measurements:
         self._measures[function.__name__] = function
         return function
 
+    @property
+    def names(self) -> list[str]:
+        return list(self._measures)
+
     def add(self, dialplan: str = "", manager: str = "") -> None:
         """Add contexts and AMI users, those of a module of measurements."""
         self._dialplan += dialplan

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+import testbed.attacks.__main__  # noqa: F401 (adds all of them)
 from audiofork import errors
 from audiofork.asterisk.taps.ways import as_markdown
 from audiofork.forks.lifecycle import FORK_LIFE
 from audiofork.link.messages import EndReason
 from audiofork.relay.sink_states import SINK_LIFE
 from audiofork.states import StateTable
+from testbed.attacks import ATTACKS
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,3 +72,18 @@ def test_every_module_stands_in_the_table_of_its_room() -> None:
     package = ROOT / "audiofork"
     there = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
     assert told == {name for name in there if not name.endswith("__init__.py")}
+
+
+def test_tests_and_attacks_that_security_names_are_there() -> None:
+    text = (ROOT / "docs/security.md").read_text()
+    folder = Path("tests")
+    for name in re.findall(r"`((?:tests/[\w/]+/|tests/)?test_\w+\.py)`", text):
+        if "/" in name:  # those that follow without a folder are in the same
+            folder = Path(name).parent
+        assert (ROOT / folder / Path(name).name).exists(), name
+    named = [
+        word
+        for part in re.findall(r"`make attacks`:((?:[\s,]+`\w+`)+)", text)
+        for word in re.findall(r"`(\w+)`", part)
+    ]
+    assert sorted(named) == sorted(ATTACKS.names)
