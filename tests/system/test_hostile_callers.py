@@ -27,6 +27,7 @@ from testbed.daemon import (
 )
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
+from tests.relay.peers import until
 from tests.system.conftest import DIALPLAN, Target, no_forks, place_call, set_globals, start_fork
 
 pytestmark = pytest.mark.asterisk
@@ -82,6 +83,21 @@ exten => _W!,1,Answer()
  same => n,Set(AUDIOFORK_OPTIONS=D(in))
  same => n,Gosub(audiofork,start,1())
  same => n,Goto(returned,s,1)
+
+; An agent whose call is forked, and who talks to others: their numbers stay on his channel.
+exten => agent,1,Answer()
+ same => n,Gosub(audiofork,start,1(${WSSERVER}/agent,D(in)))
+ same => n(talking),Wait(0.1)
+ same => n,GotoIf($["${STEP}" = "talk"]?talking)
+ same => n,Gosub(audiofork,mute,1(read,on))
+ same => n,UserEvent(Muted)
+ same => n(muted),Wait(0.1)
+ same => n,GotoIf($["${STEP}" = "mute"]?muted)
+ same => n,Gosub(audiofork,stop,1(${AUDIOFORK_ID}))
+ same => n,UserEvent(AfterStop,Status: ${AUDIOFORK_STATUS})
+ same => n,Wait(600)
+exten => meet,1,Answer()
+ same => n,Bridge(${AGENT})
 
 [returned]
 exten => s,1,UserEvent(Returned,Status: ${AUDIOFORK_STATUS},Reason: ${AUDIOFORK_REASON})
@@ -288,3 +304,39 @@ async def test_name_of_a_channel_is_shown_without_control_characters(
     log = daemon.log()[log_begin:]
     assert all(line.isprintable() for line in log.split("\n"))
     assert "Fatal error" not in log
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("e%0d%0aUniqueid: 9.9", id="line-end"),
+        pytest.param("e%0d%0a%0d%0aXYZ", id="empty-line"),
+        pytest.param("e%1b%1b", id="held-back"),
+        pytest.param("J%c3%bcrgen, (x)%22", id="honest"),
+    ],
+)
+async def test_who_was_bridged_to_a_channel_keeps_no_request_of_its_dialplan_from_the_daemon(
+    daemon: Daemon, asterisk: Asterisk, ami: AmiClient, caller: SipUser, name: str
+) -> None:
+    async with (
+        Recorder() as recorder,
+        SipUser(quote(name, safe="%"), ("127.0.0.1", asterisk.sip_port)) as other,
+    ):
+        await set_globals(ami, WSSERVER=recorder.url("").rstrip("/"), STEP="talk")
+        agent = await place_call(ami, caller, "agent")
+        agent.call.talk()
+        recording = await recorder.wait_messages("/agent", 5)
+        await set_globals(ami, AGENT=agent.channel)
+        met = await other.call("meet")
+        for _ in range(100):
+            if await ami.variable(agent.channel, "CONNECTEDLINE(num)"):
+                break
+            await asyncio.sleep(0.05)
+        await met.hangup()
+        await set_globals(ami, STEP="mute")
+        await ami.wait_user_event("Muted")
+        await until(lambda: recording.messages[-1] == bytes(320))
+        await set_globals(ami, STEP="stop")
+        after = await ami.wait_user_event("AfterStop")
+        assert after["Status"] == "STOPPED"
+        await agent.call.hangup()
