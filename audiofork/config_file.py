@@ -47,7 +47,7 @@ def load(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
         ConfigError: The file cannot be read or holds something that is not known or not allowed.
     """
     try:
-        content = read_file(path).decode("utf-8")
+        content = read_file(path).decode("utf-8-sig")  # editors of Windows begin with a mark
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: {exc}") from exc
     return parse(content, environment, source=str(path))

@@ -25,6 +25,11 @@ SAMPLE_RATES = tuple(RATES_BY_KIND.values())
 FRAMES_MS = range(20, 1001, 20)
 
 
+_URL_PATTERN = re.compile(
+    r"(?i:wss?|\*)://(\[[0-9a-f:.*]+\]|[^.@?#/:\[\]][^@?#/:\[\]]*)(:(\d+|\*))?(/[^?#]*)?"
+)
+
+
 @dataclass(frozen=True)
 class Address:
     """A TCP address; `host` is a name or a number, without brackets."""
@@ -129,8 +134,11 @@ def networks(value: str) -> tuple[IPNetwork, ...]:
 
 def url_patterns(value: str) -> tuple[str, ...]:
     patterns = tuple(value.replace(",", " ").split())
-    if any(pattern.partition("://")[0].lower() not in ("ws", "wss", "*") for pattern in patterns):
-        raise ValueError("patterns that begin with ws://, wss:// or *://")
+    if not all(_URL_PATTERN.fullmatch(pattern) for pattern in patterns):
+        raise ValueError(
+            "patterns that begin with ws://, wss:// or *://, then host, :port, /path; no user, no "
+            "query (and *.example.org, not .example.org)"
+        )
     return patterns
 
 

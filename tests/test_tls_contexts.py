@@ -37,6 +37,40 @@ def test_client_verifies_certificate_and_name_from_tls_1_2_on() -> None:
     assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
 
 
+@pytest.mark.parametrize(
+    ("curve", "agrees"), [("prime256v1", True), ("secp384r1", False), ("secp521r1", False)]
+)
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_client_agrees_to_no_key_exchange_but_one_that_is_cheap(
+    tmp_path: Path, curve: str, agrees: bool, version: ssl.TLSVersion
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(server)
+    server.set_ecdh_curve(curve)
+    server.maximum_version = version
+    client = client_context(str(tmp_path / "ca.pem"))
+    down, up = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = client.wrap_bio(down, up, server_hostname="localhost")
+    theirs = server.wrap_bio(up, down, server_side=True)
+    refused = False
+    for side in (ours, theirs, ours, theirs):
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLError:
+            refused = True
+            break
+    assert refused is not agrees
+
+
+def test_client_offers_no_numbers_of_the_servers_own() -> None:
+    exchanges = {cipher["kea"] for cipher in client_context().get_ciphers()}
+    assert exchanges == {"kx-any", "kx-ecdhe"}  # the former of TLS 1.3, by the curves
+
+
 def test_client_trusts_the_authorities_of_the_file_alone(tmp_path: Path) -> None:
     path = tmp_path / "ca.pem"
     trustme.CA().cert_pem.write_to_path(path)

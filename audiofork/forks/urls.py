@@ -60,8 +60,15 @@ def check_url(url: str, allowed: tuple[str, ...], *, allow_private: bool = True)
 
 
 def hosts_at_will(allowed: tuple[str, ...]) -> bool:
-    """Return whether patterns let whoever may start a fork choose the host freely."""
-    return any(re.match(r"[^/]*//\*(:|/|$)", pattern) for pattern in allowed)
+    """Return whether patterns let whoever may start a fork choose a host of anybody's.
+
+    `*.example.org` names the hosts of one owner; a `*` anywhere else may stand for another's:
+    `wss://example.org*` allows example.org.example.net.
+    """
+    hosts = (re.match(r"[^/]*//(\[[^]]*\]|[^:/]*)", pattern) for pattern in allowed)
+    return any(
+        host is not None and "*" in re.sub(r"^\*(?=\.[^.*]+\.)", "", host[1]) for host in hosts
+    )
 
 
 def _may_hold_credentials(url: str) -> bool:

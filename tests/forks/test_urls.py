@@ -317,6 +317,11 @@ def test_check_url_any_text_is_allowed_or_refused(url: str) -> None:
         (("*://*",), True),
         (("wss://a.example", "ws://*:8080/live"), True),
         (("ws://*/",), True),
+        (("wss://speech.example.org*",), True),
+        (("wss://*example.org",), True),
+        (("wss://*.*",), True),
+        (("wss://*.org",), True),
+        (("ws://10.*",), True),
     ],
 )
 def test_patterns_without_a_host_let_it_be_chosen_at_will(
