@@ -39,6 +39,8 @@ FULL_SCALE = 32768  # the largest magnitude of an int16
 SHOW_INTERVAL_S = 1.0
 MAX_LINES = 20  # more forks than this share one line, or nobody could read them
 CLOSE_TIMEOUT_S = 1.0
+# A connection that sends no handshake holds up the end for as long.
+HANDSHAKE_TIMEOUT_S = 2.0
 KEPT_TAKES = 1000
 MAX_MESSAGE_BYTES = 1_048_576  # a second of stereo at 192,000 Hz is 768,000
 
@@ -330,6 +332,7 @@ class Receiver:
                 ssl=tls,
                 compression=None,
                 max_size=MAX_MESSAGE_BYTES,
+                open_timeout=HANDSHAKE_TIMEOUT_S,
                 close_timeout=CLOSE_TIMEOUT_S,
             )
         except OSError as exc:

@@ -869,3 +869,16 @@ def test_command_failures(tmp_path: Path, command: Callable[..., Command]) -> No
 @pytest.mark.parametrize("arguments", [("--listen", "8080"), ("--tls-key", "key.pem")])
 def test_command_usage(command: Callable[..., Command], arguments: tuple[str, ...]) -> None:
     assert command(*arguments).end()[0] == 2
+
+
+async def test_end_does_not_wait_for_a_connection_that_sends_no_handshake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiver_module, "HANDSHAKE_TIMEOUT_S", 0.05)
+    bench = Bench(tmp_path / "recordings")
+    port = (await bench.receiver.start(ANY_PORT)).port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with asyncio.timeout(5):
+        await bench.receiver.close()
+        assert await reader.read() == b""
+    writer.close()
