@@ -32,7 +32,7 @@ class Threads(Generic[T]):
 
     @property
     def is_full(self) -> bool:
-        """Whether as many run as may."""
+        """Whether the limit is reached."""
         return self.running >= self.limit
 
     def run(self, function: Callable[[], T]) -> asyncio.Future[T]:
