@@ -221,7 +221,7 @@ class _Session:
             self._parts.append(self._client_stream.end())
             self._pump()
             self._end_within(LINGER_S)
-        return True  # what it asked for last is yet to be answered
+        return True  # the answers to its last actions must still be sent
 
     def _pump(self) -> None:
         """Forward what the client has sent, up to the next action of ours."""
