@@ -60,7 +60,7 @@ def check_url(url: str, allowed: tuple[str, ...], *, allow_private: bool = True)
 
 
 def hosts_at_will(allowed: tuple[str, ...]) -> bool:
-    """Return whether the patterns allow a request to name any host."""
+    """Return whether patterns let whoever may start a fork choose the host freely."""
     return any(re.match(r"[^/]*//\*(:|/|$)", pattern) for pattern in allowed)
 
 
