@@ -1,4 +1,4 @@
-"""IP addresses: which are of the public internet, and which a text or a connection means."""
+"""IP addresses: parses them from text and hosts, and decides which are public."""
 
 from __future__ import annotations
 
@@ -103,10 +103,10 @@ def address_of_host(host: str) -> IPAddress | None:
 
 
 def is_public(address: IPAddress) -> bool:
-    """Tell whether an address is one of the public internet.
+    """Return whether an address belongs to the public internet.
 
-    Loopback, private, link-local, multicast and reserved ones are not, in whichever form of IPv6
-    they are wrapped: mapped, 6to4, Teredo, NAT64.
+    Loopback, private, link-local, multicast and reserved addresses do not; nor do IPv6 addresses
+    that contain one: mapped, 6to4, Teredo, NAT64.
     """
     if isinstance(address, IPv6Address) and (wrapped := _wrapped_in(address)):
         return all(is_public(one) for one in wrapped)

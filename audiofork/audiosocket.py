@@ -88,19 +88,19 @@ def encode(kind: int, payload: bytes = b"") -> bytes:
 
 
 class Decoder:
-    """Cuts the byte stream of one connection into messages.
+    """Splits the byte stream of one connection into messages.
 
-    After an error it refuses all further input: the stream has lost its framing.
+    After an error it refuses all further input, because message boundaries are unknown then.
 
-    Nearly every chunk is just one audio message like the one before. Such a chunk has
-    `usual_bytes` and begins with `usual_header`; it need not be fed, and what follows the header
-    is its payload.
+    Nearly every chunk is just one audio message like the one before. Such a chunk is `usual_bytes`
+    long and begins with `usual_header`. It need not be fed: the bytes after the header are its
+    payload.
 
     Attributes:
         usual_header: Header of the latest audio message.
         usual_bytes: Length of the latest audio message with its header; -1 if the next chunk does
             not begin with a header.
-        error: How the peer broke the protocol; None: it has not.
+        error: How the peer broke the protocol; None if it has not.
     """
 
     def __init__(self) -> None:

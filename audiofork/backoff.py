@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 class Backoff:
-    """The waits of one who tries again and again.
+    """Computes the waits between repeated attempts.
 
-    Where many try the same at once, as the sinks of forks do, `relay/retry.py` spreads them.
+    If many retry at the same time, as the sinks of forks do, `relay/retry.py` spreads the waits.
 
     Args:
         first_s: The first wait.
@@ -21,7 +21,7 @@ class Backoff:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew; for when an attempt has led to something that lasts."""
+        """Begin with the first wait again, after an attempt that had lasting success."""
         self._next_s = 0.0 if self._at_once else self._first_s
 
     def next_s(self) -> float:

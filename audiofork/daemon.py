@@ -53,7 +53,7 @@ class Daemon:
     Owned by the command `run`; `run()` returns after a SIGTERM or SIGINT.
 
     Attributes:
-        ready: Set when the AudioSocket server listens and the link to Asterisk is being made.
+        ready: Set when the AudioSocket server listens and the connect to Asterisk has begun.
         forks: The registry.
         counters: Counts what happens to forks.
         relay: What relays the audio.
@@ -86,7 +86,7 @@ class Daemon:
         """Serve until told to stop.
 
         Raises:
-            CannotListen: An address cannot be had.
+            CannotListen: An address cannot be used.
             ConfigError: A file that the configuration names cannot be used.
         """
         await self._start()
@@ -117,7 +117,7 @@ class Daemon:
         self.ready.set()
 
     def _build_forks(self) -> None:
-        """Build the registry, and those that hear of what happens to forks."""
+        """Build the registry, and the subscribers to the events of forks."""
         events = Events()
         ami_events = AmiEvents(self.ami)
         events.subscribe(ami_events.on_event)
@@ -136,7 +136,7 @@ class Daemon:
         self._user_events = UserEvents(self.forks.ask, ami_events)
 
     def _build_taps(self) -> Taps:
-        """Build the ways to get legs, and the link to ARI where it is wanted."""
+        """Build the taps, and the connection to ARI if it is configured."""
         config = self._config
         chanspy = ChanSpyTap(self.ami, self.relay)
         snoop = None
@@ -156,7 +156,7 @@ class Daemon:
         )
 
     async def _open_doors(self) -> None:
-        """Start the doors besides AMI itself, as far as they are configured."""
+        """Start the configured doors, apart from user events over AMI."""
         config = self._config
         if config.front.listen is not None:
             self._front = Front(config.front, config.asterisk, self.forks.ask)
@@ -190,7 +190,7 @@ class Daemon:
         await self.forks.on_link_up()
 
     async def _shut_down(self) -> None:
-        """New forks off, running forks ended, servers told, the link to Asterisk last."""
+        """Refuse new forks, end the running ones, close their servers; log off from AMI last."""
         notify("STOPPING=1")
         log.info("stopping, %d forks to %s", len(self.forks), "keep" if self._keep else "end")
         await self._close_doors()

@@ -8,23 +8,23 @@ AudioForkError
 |   +-- MessageTooBig
 |   +-- BadLength
 +-- AmiError                      Asterisk, or the way to it
-|   +-- AmiUnavailable            the link is down
+|   +-- AmiUnavailable            the connection is down
 |   +-- AmiLoginRefused
 |   +-- AmiTimeout                no answer in time
 |   +-- AmiActionFailed           Asterisk answered with an error
 +-- AriError                      Asterisk's REST interface, or the way to it
-|   +-- AriUnavailable            the link is down, or no answer in time
+|   +-- AriUnavailable            the connection is down, or no answer in time
 |   +-- AriLoginRefused           or our user may not write
 |   +-- AriRefused                Asterisk answered with another error
 +-- LegError                      a leg that Asterisk was asked for
-|   +-- LegRefused                it does not come
-|   +-- LegUncertain              it may come
+|   +-- LegRefused                it will not connect
+|   +-- LegUncertain              it may connect
 +-- SinkError                     the WebSocket server, or the way to it
 |   +-- SinkUnreachable           worth another try
 |   +-- SinkLost                  was open and is gone; worth another try
 |   +-- SinkRefused               the server has said no, or that it is done
-+-- CannotListen                  whoever has the address
-+-- ReceiverError                 who started the receiver: it cannot start
++-- CannotListen                  the program that uses the address
++-- ReceiverError                 the user of the receiver: it cannot start
 +-- DaemonUnreachable             the daemon is not there, or we may not ask it
 +-- DaemonRuns                    the daemon is there where none may be
 +-- DaemonFault                   ours: a bug, told by the daemon
@@ -79,7 +79,7 @@ class AmiError(AudioForkError):
 
 
 class AmiUnavailable(AmiError):
-    """There is no link to Asterisk at the moment."""
+    """There is no connection to Asterisk now."""
 
 
 class AmiLoginRefused(AmiError):
@@ -104,7 +104,7 @@ class AriError(AudioForkError):
 
 
 class AriUnavailable(AriError):
-    """There is no link to Asterisk's REST interface at the moment, or no answer in time."""
+    """There is no connection to Asterisk's REST interface now, or no answer in time."""
 
 
 class AriLoginRefused(AriError):
@@ -121,7 +121,7 @@ class AriRefused(AriError):
     """Asterisk answered a request to its REST interface with an error.
 
     Attributes:
-        status: That of HTTP: 404 for a channel that does not exist, say.
+        status: The HTTP status, for example 404 for a channel that does not exist.
         message: What Asterisk said, one line.
     """
 
@@ -132,23 +132,23 @@ class AriRefused(AriError):
 
 
 class LegError(AudioForkError):
-    """A leg that Asterisk was asked for is not under way for sure."""
+    """A leg was requested from Asterisk, but it is refused or its state is unknown."""
 
 
 class LegRefused(LegError):
-    """Asterisk refuses it: it does not come."""
+    """Asterisk refused the leg: it will not connect."""
 
 
 class LegUncertain(LegError):
-    """Asterisk did not answer in time: it comes or it does not."""
+    """Asterisk did not answer: the leg may connect or not."""
 
 
 class SinkError(AudioForkError):
     """A WebSocket server cannot be used (any more).
 
     Attributes:
-        retryable: Whether another attempt may fare better.
-        retry_after_s: How long the server asked to be left alone.
+        retryable: Whether another attempt may succeed.
+        retry_after_s: How many seconds the server asked to wait before another attempt.
     """
 
     retryable = True
@@ -156,11 +156,11 @@ class SinkError(AudioForkError):
 
 
 class SinkUnreachable(SinkError):
-    """No connection came about, for a reason that may pass."""
+    """The connect failed, for a reason that may be temporary."""
 
 
 class SinkLost(SinkError):
-    """The connection was open and broke, for a reason that may pass."""
+    """The connection was open and broke, for a reason that may be temporary."""
 
 
 class SinkRefused(SinkError):

@@ -1,6 +1,6 @@
 """Files that somebody names: read whole if they are regular and not too big, else not at all.
 
-A path may lead to a device or a pipe, which holds up whoever opens or reads it, and may never end.
+A path may lead to a device or a pipe, which may block its reader or never end.
 """
 
 from __future__ import annotations

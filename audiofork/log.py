@@ -1,4 +1,4 @@
-"""Logging: set-up, the per-fork prefix, and lines that come once a second at most."""
+"""Logging: set-up, the prefix of a fork, and lines that appear at most once a second."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class ForkLog(logging.LoggerAdapter[logging.Logger]):
 
 
 class CounterLine:
-    """Logs that something happened, at most once a second, with how often it did.
+    """Logs something at most once a second, with the number of times that it happened.
 
-    For what a peer can cause at will: a flood of it must not become a flood in the log.
+    For events that a peer can cause: a flood of them must not become a flood in the log.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class CounterLine:
         self.total = 0
 
     def count(self, detail: str, number: int = 1) -> None:
-        """Count some more; `detail` says what was special about the last one."""
+        """Count occurrences; `detail` describes the last one."""
         self.total += number
         self._unsaid += number
         now = self._clock()

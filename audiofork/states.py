@@ -1,4 +1,4 @@
-"""Lives as tables: what follows on what, and a diagram of it for docs/architecture.md."""
+"""State tables: transitions by state and event, and a diagram for docs/architecture.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""This process as the system sees it: systemd, and the limit on open files."""
+"""The system around this process: systemd, and the limit on open files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def file_limit() -> int | None:
 
 
 def warn_of_low_file_limit(max_forks: int) -> None:
-    """Say so in the log if this process may not open as many files as so many forks take."""
+    """Log a warning if the limit on open files is too low for this number of forks."""
     limit, needed = file_limit(), FILES_PER_FORK * max_forks + FURTHER_FILES
     if limit is not None and limit < needed:
         log.warning(
@@ -47,7 +47,7 @@ def warn_of_low_file_limit(max_forks: int) -> None:
 
 
 def openable(most: int) -> int:
-    """Return how many more files could be opened now; tries it up to so many, and closes them."""
+    """Return how many more files can be opened now: open up to `most`, then close them."""
     opened: list[int] = []
     try:
         opened.append(os.open(os.devnull, os.O_RDONLY))

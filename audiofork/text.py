@@ -8,7 +8,7 @@ MAX_REASON_CHARACTERS = 200
 def printable(text: str, stand_in: str) -> str:
     """Return a text with `stand_in` for each character that is not printable.
 
-    What is left can neither begin a new line, in a log or in AMI, nor command a terminal.
+    The result cannot begin a new line in a log or in AMI, or control a terminal.
     """
     return "".join(character if character.isprintable() else stand_in for character in text)
 
@@ -19,5 +19,5 @@ def harmless(text: str) -> str:
 
 
 def why(exc: BaseException) -> str:
-    """Return what an exception says; a timeout says nothing of its own."""
+    """Return the text of an exception; supply one for a timeout, which has none."""
     return str(exc) or ("no answer in time" if isinstance(exc, TimeoutError) else repr(exc))

@@ -32,7 +32,7 @@ class Threads(Generic[T]):
 
     @property
     def is_full(self) -> bool:
-        """Whether as many run as may."""
+        """Whether the limit is reached."""
         return self.running >= self.limit
 
     def run(self, function: Callable[[], T]) -> asyncio.Future[T]:
@@ -57,7 +57,7 @@ class Threads(Generic[T]):
         settle: Callable[[], None]
         try:
             settle = functools.partial(future.set_result, function())
-        except Exception as exc:  # noqa: BLE001 (whoever waits gets it)
+        except Exception as exc:  # noqa: BLE001 (the future passes it on)
             settle = functools.partial(future.set_exception, exc)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(self._on_done, future, settle)

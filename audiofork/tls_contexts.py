@@ -1,4 +1,4 @@
-"""How TLS is spoken, by whoever speaks it: TLS 1.2 or later, as OpenSSL's defaults are.
+"""The TLS contexts of all connections: TLS 1.2 or later, with OpenSSL's defaults.
 
 Certificates and keys are read by `audiofork.files`, never by OpenSSL from where they lie.
 """

@@ -1,1 +1,1 @@
-"""The links to Asterisk: what it is asked, what it is told, and the ways to get audio."""
+"""The connections to Asterisk (AMI and ARI): questions, actions, events, and the taps for audio."""

@@ -1,4 +1,4 @@
-"""The link to Asterisk's manager interface (AMI): kept up, with actions that have limits."""
+"""The connection to Asterisk's manager interface (AMI): reconnects, and limits actions in time."""
 
 from __future__ import annotations
 
@@ -29,24 +29,28 @@ log = logging.getLogger(__name__)
 
 ACTION_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 5.0
-# Each refused login is a line in Asterisk's security log, which may feed a ban of our address.
+# Each refused login is a line in Asterisk's security log, and tools may ban our address for it.
 LOGIN_RETRY_S = 60.0
 
 OnError = Callable[[AmiError], None]
 
 
 class Ami(KeptLink):
-    """The link, kept up for as long as `run()` runs.
+    """The AMI connection; `run()` opens it, and opens it again when it is lost.
 
-    Owned by the daemon. Events go to `on_event`; `on_up` is awaited after each login, before
-    events that came meanwhile are the application's to see. An exception in either is logged and
-    harms neither the link nor other events.
+    Owned by the daemon. `on_event` is called with each event; `on_up` is awaited after each login.
+    An exception in either is logged, and harms neither the connection nor other events.
+
+    Args:
+        config: Where Asterisk is, and how to log in.
+        on_event: Called with each typed event.
+        on_up: Awaited after each login.
 
     Attributes:
-        version: Asterisk's, or that of the last link.
-        asterisk_started: Which run of Asterisk the link is to, or was to last: the local time of
-            its start. Empty from a login until it is known, which is before `on_up`, and where
-            Asterisk does not say.
+        version: The version of the connected Asterisk, or of the last one.
+        asterisk_started: Identifies the run of the connected Asterisk, or of the last one: the
+            local time of its start. Empty from a login until it is known, which is before `on_up`,
+            and if Asterisk does not report it.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class Ami(KeptLink):
         return self._link is not None
 
     def take_secret(self, secret: str) -> None:
-        """Log in with another secret from the next login on; a link that is up goes on."""
+        """Use another secret from the next login on; an open connection stays open."""
         self._config = dataclasses.replace(self._config, secret=secret)
 
     # --- Actions ---
@@ -75,11 +79,11 @@ class Ami(KeptLink):
     async def action(
         self, name: str, headers: Iterable[tuple[str, str]], *, action_id: str = ""
     ) -> dict[str, str]:
-        """Send an action and return the headers of its answer, names in lower case.
+        """Send an action and return the headers of its answer, with names in lower case.
 
         Raises:
-            ValueError: A name or value holds control characters, or a line is too long.
-            AmiUnavailable: There is no link, or it was lost before the answer.
+            ValueError: A name or value contains control characters, or a line is too long.
+            AmiUnavailable: There is no connection, or it was lost before the answer.
             AmiTimeout: No answer within ACTION_TIMEOUT_S.
             AmiActionFailed: The answer is an error.
         """
@@ -89,7 +93,7 @@ class Ami(KeptLink):
     async def list(
         self, name: str, headers: Iterable[tuple[str, str]] = ()
     ) -> list[dict[str, str]]:
-        """Send an action that answers with a list, and return the list's events.
+        """Send an action whose answer is a list, and return the events of the list.
 
         Raises: as `action`.
         """
@@ -107,9 +111,9 @@ class Ami(KeptLink):
         return await self._link.send(name, headers, as_list=as_list, action_id=action_id)
 
     async def ask_version(self) -> Version:
-        """Ask which Asterisk there is; UNKNOWN: it does not tell this user.
+        """Return the version of Asterisk; UNKNOWN if this user may not ask.
 
-        Raises: as `action`, but for AmiActionFailed.
+        Raises: as `action`, except AmiActionFailed.
         """
         try:
             answer = await self.action("CoreSettings", [])
@@ -118,7 +122,7 @@ class Ami(KeptLink):
         return Version.parse(answer.get("asteriskversion", ""))
 
     def post(self, name: str, headers: Iterable[tuple[str, str]], on_error: OnError) -> None:
-        """Send an action now, without waiting; `on_error` hears why it failed, if it does."""
+        """Send an action now, without waiting; call `on_error` if it fails."""
         try:
             if self._link is None:
                 raise AmiUnavailable(self.status)
@@ -129,10 +133,10 @@ class Ami(KeptLink):
         answered.add_done_callback(functools.partial(_tell_error, name, on_error))
 
     def raise_event(self, name: str, headers: Iterable[tuple[str, str]]) -> None:
-        """Raise a UserEvent now, without waiting; without a link it is lost, and the log says so.
+        """Send a UserEvent now, without waiting; without a connection, log that it is lost.
 
-        The event carries an ActionID only if `headers` has one: it is the requester's, so no
-        answer can be matched to it. An error in the answer is logged.
+        The event has an ActionID only if `headers` has one. That is the requester's ActionID, so
+        the answer cannot be matched to this action. An error in the answer is logged.
         """
         if self._link is None:
             log.warning("event %s is lost: %s", name, self.status)
@@ -140,35 +144,35 @@ class Ami(KeptLink):
         self._link.write([("Action", "UserEvent"), ("UserEvent", name), *headers])
 
     async def log_off(self) -> None:
-        """Say goodbye; when this returns, Asterisk has done all that was asked before.
+        """Log off; when this returns, Asterisk has executed all earlier actions.
 
         Raises: as `action`.
         """
         await self.action("Logoff", [])
 
-    # --- The link's life ---
+    # --- Connecting ---
 
     async def run(self) -> None:
-        """Connect, log in, watch the link, and begin anew when it is lost; until cancelled."""
+        """Connect, log in and watch the connection; reconnect when it is lost; until cancelled."""
         while True:
             try:
                 await self._connect_once()
             except AmiLoginRefused as exc:
                 self._say(logging.ERROR, f"{exc}; next try in {LOGIN_RETRY_S:g} s")
                 await self._pause(LOGIN_RETRY_S)
-            # ValueError: the configured host is no name, or the secret does not fit a line.
+            # ValueError: the configured host is not a valid name, or the secret is too long.
             except (OSError, TimeoutError, AmiError, ValueError) as exc:
                 where = f"{self._config.host}:{self._config.port}"
                 self._say(logging.WARNING, f"no link to Asterisk at {where}: {why(exc)}")
                 await self._pause_longer()
 
     async def _connect_once(self) -> None:
-        """Serve one connection; ends with the exception that says why it is over."""
+        """Open and serve one connection; raise the exception that says why it ended."""
         self._begin_attempt()
         link = _Link(self._config, self._guarded_event)
         try:
             await link.open()
-            self.asterisk_started = ""  # requests may come before the answer
+            self.asterisk_started = ""  # requests may come before the answer to CoreStatus
             self._link = link
             self._on_success()
             self.version = await self.ask_version()
@@ -203,12 +207,12 @@ class Ami(KeptLink):
 async def connected(
     config: AsteriskConfig, on_event: Callable[[Event], None]
 ) -> AsyncIterator[Ami]:
-    """Connect and log in once, for a caller that has a few questions and wants no second try.
+    """Connect and log in once, without reconnecting, for a caller that asks a few questions.
 
     Raises:
-        OSError, TimeoutError: No connection came about.
-        ValueError: The configured host is no name, or the secret does not fit a line.
-        AmiError: AmiLoginRefused, or Asterisk broke the link off.
+        OSError, TimeoutError: The connect failed.
+        ValueError: The configured host is not a valid name, or the secret is too long.
+        AmiError: AmiLoginRefused, or Asterisk closed the connection.
     """
 
     async def nothing_to_do() -> None: ...
@@ -225,7 +229,7 @@ async def connected(
 
 
 def _tell_error(name: str, on_error: OnError, answered: asyncio.Future[Any]) -> None:
-    """Look at the answer to an action that nobody waits for."""
+    """Check the answer to an action that no coroutine waits for; call `on_error` if it failed."""
     if answered.cancelled():
         return
     exc = answered.exception()
@@ -236,7 +240,7 @@ def _tell_error(name: str, on_error: OnError, answered: asyncio.Future[Any]) -> 
 
 
 class _Link:
-    """One connection to AMI, from connect to close; never used again after it is lost."""
+    """One AMI connection, from connect to close; never used again after it is lost."""
 
     def __init__(self, config: AsteriskConfig, on_event: Callable[[Event], None]) -> None:
         self._config = config
@@ -268,10 +272,11 @@ class _Link:
             ) from exc
 
     async def watch(self) -> None:
-        """Ping until the link is lost.
+        """Ping until the connection is lost.
 
         Raises:
-            AmiError: Always: how it was lost.
+            AmiError: Always; it says how the connection was lost.
+            TimeoutError: A ping got no answer in time.
         """
         while not self._lost.is_set():
             try:
@@ -290,11 +295,11 @@ class _Link:
         as_list: bool = False,
         action_id: str = "",
     ) -> asyncio.Future[Any]:
-        """Send an action; its answer will be a panoramisk message, or a list of them.
+        """Send an action; the result will be a panoramisk message, or a list of them.
 
         Raises:
-            ValueError: A name or value holds control characters, or a line is too long.
-            AmiUnavailable: The link is lost.
+            ValueError: A name or value contains control characters, or a line is too long.
+            AmiUnavailable: The connection is lost.
         """
         pairs = [("Action", name), *headers]
         if action_id:
@@ -327,7 +332,7 @@ class _Link:
         return answer
 
     def write(self, headers: Headers) -> None:
-        """Send an action whose answer is not awaited; on a link that is lost, do nothing."""
+        """Send an action without waiting for its answer; no effect on a lost connection."""
         if self._protocol is not None and not self._lost.is_set():
             self._protocol.tell(headers)
 

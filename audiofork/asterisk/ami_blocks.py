@@ -1,4 +1,4 @@
-"""Cuts what comes over AMI into messages, and finds those that a value has cut in two."""
+"""Splits the AMI stream into messages, and drops those that an empty line in a value has split."""
 
 from __future__ import annotations
 
@@ -7,31 +7,32 @@ _BEGINNINGS = (b"Event: ", b"Response: ")
 
 
 class Blocks:
-    """The messages of one connection, each without the empty line that ends it.
+    """Splits the stream of one connection into messages, without the empty line at their end.
 
-    An empty line in a value ends its message early, and lets the rest pass for a message. A rest
-    that does not begin as messages do shows it: both are dropped. One that does cannot be told
-    from a message. So Asterisk is kept from sending such events (the last eventfilter of
-    manager_audiofork.conf), and is asked for values in a way that leaves no line end in them.
+    Asterisk writes values unchanged. An empty line in a value ends its message early, and the rest
+    looks like another message. If the rest does not begin as messages do, both parts are dropped.
+    If it does, it cannot be distinguished from a message. So an eventfilter (the last one of
+    manager_audiofork.conf) keeps Asterisk from sending such events, and `channels` asks for values
+    in a way that replaces line ends.
     """
 
     def __init__(self) -> None:
         self._rest = bytearray()
-        self._held: bytes | None = None  # a message whose follower has begun with too few bytes
+        self._held: bytes | None = None  # waits until it is clear how the next message begins
         self._is_greeting = True
 
     @property
     def waiting_bytes(self) -> int:
-        """How long the message that has no end yet is."""
+        """The size in bytes of the incomplete message."""
         return len(self._rest)
 
     def feed(self, chunk: bytes) -> tuple[list[bytes], list[bytes]]:
-        """Return the messages that are whole now, and what is dropped since a message was cut.
+        """Return the messages that are complete now, and the parts dropped because of a split.
 
-        Chunks may split messages anywhere; the rest is kept for the next call. The first message
-        of a connection may begin as it likes.
+        Chunks may split messages anywhere; an incomplete message is kept for the next call. The
+        first message of a connection is the greeting, which may begin in any way.
         """
-        # The end may have begun in the last read; what was before that is not searched again.
+        # The end marker may have begun in the last chunk; bytes before that are not searched again.
         unsearched = max(0, len(self._rest) - len(_END) + 1)
         self._rest += chunk
         if self._held is None and self._rest.find(_END, unsearched) < 0:
@@ -44,6 +45,7 @@ class Blocks:
         return self._judged(blocks, rest)
 
     def _judged(self, blocks: list[bytes], rest: bytes) -> tuple[list[bytes], list[bytes]]:
+        # A block is whole if it and the one after it begin as messages do.
         last = rest if self._held is None else self._held
         begin = [block.startswith(_BEGINNINGS) for block in blocks]
         begin.append(last.startswith(_BEGINNINGS) or (not rest and self._held is None))

@@ -1,8 +1,8 @@
-"""What goes over the manager interface (AMI): headers out, answers and typed events in.
+"""The AMI protocol: sends actions, receives answers and typed events.
 
-The only module that knows panoramisk, of which it uses the protocol and the matching of answers to
-actions. A panoramisk manager that reconnects sends unanswered actions again, and a late Originate
-or Setvar would hit another call: so each connection has a manager of its own.
+The only module that uses panoramisk: its protocol, and its matching of answers to actions. A
+panoramisk manager that reconnects sends unanswered actions again, and a late Originate or Setvar
+could affect another call. So each connection has a manager of its own.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from audiofork.text import harmless, printable
 
 log = logging.getLogger(__name__)
 
-MAX_LINE_BYTES = 1024  # longer lines are discarded by Asterisk (main/manager.c)
+MAX_LINE_BYTES = 1024  # Asterisk discards longer lines (main/manager.c)
 CHECK_COMMAND = "AudioForkCheck"
 MAX_BLOCK_BYTES = 1_048_576
-# The events that `typed` makes something of, besides UserEvent.
+# The events that `typed` converts, besides UserEvent.
 _WANTED = {
     *(b"Hangup", b"HangupRequest", b"BridgeEnter", b"BridgeLeave", b"OriginateResponse"),
     *(b"Hold", b"Unhold"),
@@ -44,10 +44,10 @@ class RequestReceived:
     """A UserEvent named AudioFork, from the dialplan or from AMI.
 
     Attributes:
-        fields: Names in lower case, and values; of several with one name the last.
-        raised_by: The uniqueid of the channel whose dialplan raised it; empty: an AMI user did.
-        repeated: The name of a field that comes more than once, or nothing.
-        caller_data: What the caller may have chosen of the channel that runs the dialplan.
+        fields: Names in lower case, and values; the last value if a name comes more than once.
+        raised_by: The uniqueid of the channel whose dialplan sent it; empty for an AMI user.
+        repeated: The name of a field that comes more than once; empty if there is none.
+        caller_data: Values of the channel that runs the dialplan which the caller may have chosen.
     """
 
     fields: dict[str, str]
@@ -61,7 +61,7 @@ class ChannelHangup:
     """A channel was hung up, or is about to be.
 
     Attributes:
-        is_gone: It does not exist any more.
+        is_gone: Whether the channel does not exist any more.
     """
 
     uniqueid: str
@@ -70,7 +70,7 @@ class ChannelHangup:
 
 @dataclass(frozen=True, slots=True)
 class OriginateFailed:
-    """A leg did not come about."""
+    """Asterisk could not make a leg."""
 
     action_id: str
     reason: str
@@ -86,7 +86,7 @@ class BridgeChanged:
 
 @dataclass(frozen=True, slots=True)
 class HoldChanged:
-    """A channel's party has put its call on hold, or has taken it back."""
+    """A channel's party has put its call on hold, or has resumed it."""
 
     uniqueid: str
     channel: str
@@ -95,17 +95,17 @@ class HoldChanged:
 
 @dataclass(frozen=True, slots=True)
 class CheckRaised:
-    """A UserEvent that `audiofork check` raised, to see whether requests come through."""
+    """A UserEvent that `audiofork check` sent, to see whether requests arrive."""
 
     token: str
 
 
 @dataclass(frozen=True, slots=True)
 class ForgedMessage:
-    """A message was dropped, since it holds lines that Asterisk has not written, but a caller has.
+    """A message was dropped, because it contains lines that a caller has injected.
 
     Attributes:
-        detail: Which message, of which channel, and what is wrong with it.
+        detail: The message, its channel, and what is wrong with it, for people; any text.
     """
 
     detail: str
@@ -123,11 +123,11 @@ Event = (
 
 
 def is_foreign(block: bytes) -> bool:
-    """Tell, without parsing it, that a message is an event that nobody here needs.
+    """Return whether a message is an event that this daemon does not need, without parsing it.
 
-    A busy Asterisk tells of thousands of events a second where no filter holds them back. An
-    event with an ActionID may be part of an answer. The first `UserEvent` header is Asterisk's
-    own; what follows it may be anything.
+    Without an event filter, a busy Asterisk sends thousands of events a second. An event with an
+    ActionID may be part of an answer. The first `UserEvent` header is Asterisk's own; the headers
+    after it may be anything.
     """
     if not block.startswith(b"Event: "):
         return False
@@ -148,10 +148,14 @@ def _first(headers: Headers, name: str) -> str:
 
 
 def typed(name: str, headers: Headers) -> Event | None:
-    """Return the event that a block is, or None for those that nobody here needs.
+    """Return the typed event of a message; None if this daemon does not need it.
+
+    Args:
+        name: The name of the event.
+        headers: All headers of the message.
 
     Raises:
-        Forged: It holds lines that Asterisk has not written.
+        Forged: The message contains lines that Asterisk has not written.
     """
     check(name, headers)
     if name == "UserEvent":
@@ -169,10 +173,11 @@ def typed(name: str, headers: Headers) -> Event | None:
 
 
 def _request(headers: Headers) -> RequestReceived | CheckRaised | None:
-    """Take a UserEvent apart: the snapshot of the channel comes before it, the body after.
+    """Return the request of a UserEvent; None if it is not one of ours.
 
-    An event from the dialplan has a snapshot; one from an AMI action has only a body. The body
-    may name another channel than the one that runs the dialplan.
+    The snapshot of the channel comes before the UserEvent header, the body after it. An event from
+    the dialplan has a snapshot; one from an AMI action has only a body. The body may name another
+    channel than the one that runs the dialplan.
     """
     position = next(i for i, (name, _) in enumerate(headers) if name.lower() == "userevent")
     if headers[position][1] != "AudioFork":
@@ -194,10 +199,10 @@ def _request(headers: Headers) -> RequestReceived | CheckRaised | None:
 
 
 def _check(headers: Headers) -> None:
-    """Refuse what would break out of its line, whoever let it come this far."""
+    """Raise ValueError for a header that would not stay in one line, or is too long."""
     for name, value in headers:
         line = f"{name}: {value}"
-        # A tab in a value does nothing.
+        # A tab in a value is harmless.
         if any(one < " " or one == "\x7f" for one in name + value.replace("\t", " ")):
             raise ValueError(f"control characters in the AMI header {name!r}")
         if len(line.encode()) >= MAX_LINE_BYTES:
@@ -205,7 +210,7 @@ def _check(headers: Headers) -> None:
 
 
 def _grouped(headers: Headers) -> dict[str, str | list[str]]:
-    """Return headers as panoramisk takes them: several of one name become a list."""
+    """Return headers as panoramisk expects them: several of one name become a list."""
     grouped: dict[str, str | list[str]] = {}
     for name, value in headers:
         present = grouped.get(name)
@@ -222,15 +227,15 @@ def _grouped(headers: Headers) -> dict[str, str | list[str]]:
 
 
 class Protocol(AMIProtocol):  # type: ignore[misc]
-    """One connection: sends actions, matches answers to them, and hands on typed events.
+    """One connection: sends actions, matches answers to them, and passes on typed events.
 
-    panoramisk is handed whole, decoded answers alone. It would decode each read by itself (a
-    character split over two reads is lost), let a UserEvent that carries a second `Event` header
-    end the link, and route by that header.
+    panoramisk gets only complete, decoded answers. Its own reader decodes each read separately, so
+    a character that is split over two reads is lost. A UserEvent with a second `Event` header would
+    be routed by that header, and end the connection.
 
     Args:
-        on_event: Gets each event that somebody needs.
-        on_lost: Called when the connection is over.
+        on_event: Called with each event that this daemon needs.
+        on_lost: Called when the connection is lost.
     """
 
     def __init__(
@@ -244,7 +249,8 @@ class Protocol(AMIProtocol):  # type: ignore[misc]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.factory = Manager(encoding="utf8")  # it is not told of the loss: it would reconnect
+        # The manager never learns of the loss of the connection, because it would reconnect.
+        self.factory = Manager(encoding="utf8")
         self.encoding = "utf8"
 
     def connection_lost(self, _exc: Exception | None) -> None:
@@ -253,28 +259,28 @@ class Protocol(AMIProtocol):  # type: ignore[misc]
     # --- Out ---
 
     def ask(self, headers: Headers, *, as_list: bool) -> asyncio.Future[Any]:
-        """Send an action; its answer will be a panoramisk message, or a list of them.
+        """Send an action; the result will be a panoramisk message, or a list of them.
 
         Raises:
-            ValueError: A name or value holds control characters, or a line is too long.
+            ValueError: A name or value contains control characters, or a line is too long.
         """
         _check(headers)
-        # No caller can know it, who could write an answer of his own with it.
+        # Random: a caller who knew the ActionID could inject an answer by a value of his channel.
         action = Action({"ActionID": secrets.token_hex(16), **_grouped(headers)})
         responses = self.responses
         answered: asyncio.Future[Any] = self.send(action, as_list=as_list)
-        # Also when nobody waits any more: panoramisk forgets only what has its answer.
+        # Needed after a timeout: panoramisk itself removes only actions that were answered.
         answered.add_done_callback(lambda _: responses.pop(action.id, None))
         return answered
 
     def tell(self, headers: Headers) -> None:
-        """Send an action whose answer is not awaited; raises as `ask`."""
+        """Send an action without waiting for its answer; raises as `ask`."""
         _check(headers)
         lines = [f"{name}: {value}\r\n" for name, value in headers]
         self.transport.write("".join([*lines, "\r\n"]).encode())
 
     def give_up(self) -> None:
-        """Wake those who wait for answers, with AmiUnavailable: none will come."""
+        """Raise AmiUnavailable in all coroutines that wait for answers: the connection is lost."""
         unanswered = list(self.responses.values())
         self.responses.clear()
         for action in unanswered:
@@ -295,7 +301,8 @@ class Protocol(AMIProtocol):  # type: ignore[misc]
             except Forged as exc:
                 self._drop(block, str(exc))
             except Exception:
-                log.exception("a message from Asterisk could not be read")  # it may hold a token
+                # Without the message itself: it may contain a token.
+                log.exception("a message from Asterisk could not be read")
         if self._blocks.waiting_bytes > MAX_BLOCK_BYTES:
             log.error("a message from Asterisk has no end after %d bytes", MAX_BLOCK_BYTES)
             self.transport.abort()
@@ -321,13 +328,13 @@ class Protocol(AMIProtocol):  # type: ignore[misc]
             self._on_answer(headers)
 
     def _on_answer(self, headers: Headers) -> None:
-        # The first of several with one name is Asterisk's own: it was there before the value.
+        # If a name comes twice, the first is Asterisk's own: it precedes an injected value.
         message = Message({name.lower(): value for name, value in reversed(headers)})
         pending = self.responses.get(message.id)
         if not message.success and pending is None:
             log.warning("Asterisk refused to raise an event: %s", harmless(message.message))
         elif not message.success:
-            pending.as_list = False  # else panoramisk waits for a list that does not come
+            pending.as_list = False  # else panoramisk waits for a list that never comes
         self.handle_message(message)
 
     def _is_answer(self, event: str, headers: Headers) -> bool:
@@ -338,7 +345,7 @@ class Protocol(AMIProtocol):  # type: ignore[misc]
 
 
 def _title(block: bytes) -> str:
-    """Return what a message is and of which channel, as far as it says so itself."""
+    """Return the name and channel of a message, as far as it contains them."""
     headers = parse(block.decode("utf-8", "replace"))
     name = headers[0][1] if headers else "a message"
     return harmless(f"{name} of {_first(headers, 'Channel') or 'an unknown channel'}")

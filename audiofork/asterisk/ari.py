@@ -1,7 +1,8 @@
-"""The link to Asterisk's REST interface (ARI): requests with limits, and channels that come to us.
+"""The connection to Asterisk's REST interface (ARI): requests, and the events of our application.
 
-The only module that knows aiohttp, which costs 10 MB of memory: import it where ARI is used. The
-exceptions of aiohttp hold the headers of the request, and so the password: none leaves this module.
+The only module that imports aiohttp, which costs 10 MB of memory: import it only if ARI is used.
+The exceptions of aiohttp contain the headers of the request, and so the password: none of them may
+leave this module.
 """
 
 from __future__ import annotations
@@ -34,28 +35,28 @@ log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 3.0
 CLOSE_TIMEOUT_S = 1.0
-# For what somebody has to put right. Each refused login is a line in Asterisk's security log, which
-# may feed a ban of our address.
+# Retry interval for failures that an administrator must repair. Each refused login is a line in
+# Asterisk's security log, and tools may ban our address for it.
 REFUSED_RETRY_S = 60.0
 MAX_CONNECTIONS = 32  # Asterisk has a thread for each, and room for 100 (session_limit)
-KEEP_ALIVE_S = 5.0  # well below Asterisk's 15 (session_keep_alive): it shall not close them first
+KEEP_ALIVE_S = 5.0  # below Asterisk's 15 (session_keep_alive), so that Asterisk never closes first
 MAX_EVENT_BYTES = MAX_ANSWER_BYTES = 262_144  # an event or a channel is 1 or 2 KiB
 MAX_MESSAGE_LENGTH = 200
-# What another daemon takes from us is told by ApplicationReplaced, and by nothing else.
+# Only ApplicationReplaced reports that another daemon has taken over our application.
 EVENT_FILTER = {"allowed": [{"type": "StasisStart"}, {"type": "ApplicationReplaced"}]}
 
 
 def segment(text: str) -> str:
-    """Return a text as one segment of a path."""
+    """Return a text quoted as one segment of a path."""
     return quote(text, safe="")
 
 
 class Ari(KeptLink):
-    """Requests to ARI, and the event link, which is kept up for as long as `run()` runs.
+    """Sends requests to ARI; `run()` keeps the event connection open.
 
-    Owned by the daemon; `close()` ends it. Requests may be made at once, from any task. They need
-    neither `run()` nor a link that is up, and try to connect if there is no connection: look at
-    `ready` where a wait is too dear. `starting()` alone needs the link.
+    Owned by the daemon; `close()` ends it. Any task may send requests, also several at once. They
+    need neither `run()` nor the event connection, and connect if there is no connection. Check
+    `ready` first if the caller cannot wait. Only `starting()` needs the event connection.
     """
 
     def __init__(self, config: AriConfig) -> None:
@@ -68,18 +69,18 @@ class Ari(KeptLink):
 
     @property
     def ready(self) -> bool:
-        """Whether the link is up: events come, and only those that are wanted."""
+        """Whether the event connection is open and the event filter is set."""
         return self._up.is_set()
 
     async def settled(self, timeout_s: float) -> None:
-        """Wait until the link is up, or an attempt has failed since `run()` began."""
+        """Wait at most `timeout_s` until the first attempt of `run()` has succeeded or failed."""
         await _wait(self._settled, timeout_s)
 
     async def wait_ready(self, timeout_s: float) -> None:
-        """Return when the link is up.
+        """Wait until the event connection is ready.
 
         Raises:
-            AriUnavailable: It is not within that time.
+            AriUnavailable: It is not ready within `timeout_s` seconds.
         """
         await _wait(self._up, timeout_s)
         if not self.ready:
@@ -89,7 +90,7 @@ class Ari(KeptLink):
         return self.ready
 
     def take_password(self, password: str) -> None:
-        """Use another password from the next request on; an event link that is up goes on."""
+        """Use another password from the next request on; an open event connection stays open."""
         self._config = dataclasses.replace(self._config, password=password)
 
     async def __aenter__(self) -> Self:
@@ -104,40 +105,40 @@ class Ari(KeptLink):
         await self.close()
 
     async def close(self) -> None:
-        """Close all connections; `run()` has to be over. May be called twice."""
+        """Close all connections; `run()` must have ended. May be called twice."""
         if self._session is not None:
             await self._session.close()
 
     # --- Requests ---
 
     async def get(self, path: str, /, **query: str) -> Any:
-        """Ask for something, and return the decoded answer; None if it is empty.
+        """Send a GET request and return the decoded answer; None if it is empty.
 
         Args:
-            path: Below the configured URL, with a slash before it; see `segment`.
-            query: Behind the question mark; quoted here.
+            path: The path below the configured URL, with a leading slash; see `segment`.
+            query: The query; this method quotes it.
 
         Raises:
             ValueError: The path is not quoted.
             AriUnavailable: No connection, or no answer within REQUEST_TIMEOUT_S.
-            AriLoginRefused: Asterisk does not know our user, or does not let it write.
-            AriRefused: Asterisk answered with another error, or with what is no ARI.
+            AriLoginRefused: Asterisk does not know our user, or the user may not write.
+            AriRefused: Asterisk answered with another error, or the answer is not from ARI.
         """
         return await self._request("GET", path, query)
 
     async def post(self, path: str, /, **query: str) -> Any:
-        """Make something, or have something done; as `get`.
+        """Send a POST request; as `get`.
 
-        After AriUnavailable it may be done or not: nothing is sent twice.
+        After AriUnavailable, Asterisk may have executed it or not: no request is repeated.
         """
         return await self._request("POST", path, query)
 
     async def put(self, path: str, body: Any, /) -> Any:
-        """Set something, told in JSON; as `get`."""
+        """Send a PUT request with a JSON body; as `get`."""
         return await self._request("PUT", path, {}, body)
 
     async def delete(self, path: str, /) -> Any:
-        """Remove something, or hang it up; as `get`."""
+        """Send a DELETE request, for example to hang up a channel; as `get`."""
         return await self._request("DELETE", path, {})
 
     async def check_rights(self) -> None:
@@ -148,7 +149,7 @@ class Ari(KeptLink):
         try:
             await self.delete("/channels/audiofork-check")
         except AriRefused as exc:
-            # Who may not write is told so before Asterisk looks for the channel.
+            # Asterisk checks the right to write before it looks for the channel.
             if exc.message != "Channel not found":
                 raise
 
@@ -172,7 +173,7 @@ class Ari(KeptLink):
         text = self._config.url + path
         if query:
             text += "?" + urlencode(query, safe="", quote_via=quote)
-        if not re.fullmatch(r"[!-~]+", text):  # a line of its own in HTTP, say
+        if not re.fullmatch(r"[!-~]+", text):  # a line end would inject a header, for example
             raise ValueError(f"not quoted: {path!r}")
         return yarl.URL(text, encoded=True)
 
@@ -185,7 +186,7 @@ class Ari(KeptLink):
 
     @contextlib.contextmanager
     def _own_errors(self) -> Iterator[None]:
-        """Turn aiohttp's exceptions into ours, without the cause: it holds the password."""
+        """Turn aiohttp's exceptions into ours, without the cause: it contains the password."""
         try:
             yield
         except aiohttp.WSServerHandshakeError as exc:
@@ -196,23 +197,26 @@ class Ari(KeptLink):
             raise AriUnavailable(printable(_reason(exc), " ")[:MAX_MESSAGE_LENGTH]) from None
 
     def _refusal(self, status: int, message: str) -> AriError:
-        # 403 is also the answer to a user that may only read.
+        # 403 is also the answer if the user may only read.
         if status in (401, 403):
             return AriLoginRefused(self._config.username, message)
         return AriRefused(status, message)
 
-    # --- Channels that come to us ---
+    # --- Channels that enter our application ---
 
     @contextlib.contextmanager
     def starting(self, channel_id: str) -> Iterator[asyncio.Future[None]]:
-        """Watch for a channel that is about to enter our application.
+        """Watch for a channel that will enter our application.
+
+        Args:
+            channel_id: Its id; only one watch for each id at a time.
 
         Yields:
-            A future that is done when it has entered, and fails with AriUnavailable when the link
-            is lost before. It sets no limit of time. One for each id at a time.
+            A future that is done when it has entered. It fails with AriUnavailable if the event
+            connection is lost before. It has no time limit.
 
         Raises:
-            AriUnavailable: The link is down.
+            AriUnavailable: The event connection is not ready.
         """
         if not self.ready:
             raise AriUnavailable(self.status)
@@ -222,7 +226,7 @@ class Ari(KeptLink):
             yield started
         finally:
             del self._starting[channel_id]
-            started.cancel()  # else asyncio complains of a failure that nobody has looked at
+            started.cancel()  # else asyncio logs a failure that was never retrieved
 
     def _on_event(self, data: Any) -> None:
         try:
@@ -241,10 +245,10 @@ class Ari(KeptLink):
             case _:
                 log.warning("ARI sent what is no event")
 
-    # --- The link's life ---
+    # --- The event connection ---
 
     async def run(self) -> None:
-        """Connect, hear events, and begin anew when the link is lost; until cancelled."""
+        """Connect and read events; reconnect when the connection is lost; until cancelled."""
         while True:
             try:
                 await self._connect_once()
@@ -260,12 +264,12 @@ class Ari(KeptLink):
         self._settled.set()
 
     async def _connect_once(self) -> NoReturn:
-        """Serve one connection; ends with the exception that says why it is over."""
+        """Open and serve one connection; raise the exception that says why it ended."""
         self._begin_attempt()
         events = await self._open_events()
         try:
-            # Asterisk knows the application since the link is open, and forgets it in time. This
-            # tells, too, whether our user may write.
+            # Set after each connect: Asterisk knows the application from then on, and forgets it
+            # some time after a loss. This also checks whether our user may write.
             await self.put(f"/applications/{segment(self._config.app)}/eventFilter", EVENT_FILTER)
             self._up.set()
             self._on_success()
@@ -296,7 +300,7 @@ class Ari(KeptLink):
         raise AriUnavailable("Asterisk closed the link")
 
     def _lose(self) -> None:
-        """Wake those who wait for channels: none will come."""
+        """Raise AriUnavailable in all coroutines that wait for channels: none will come."""
         self._up.clear()
         for started in self._starting.values():
             if not started.done():
@@ -310,7 +314,7 @@ async def _wait(event: asyncio.Event, timeout_s: float) -> None:
 
 
 class _Replaced(AriError):
-    """Another program uses our application's name: Asterisk sends our channels there now."""
+    """Another program uses the name of our application, and gets our channels now."""
 
     def __init__(self, app: str) -> None:
         super().__init__(
@@ -320,15 +324,15 @@ class _Replaced(AriError):
 
 
 def _login(config: AriConfig) -> dict[str, str]:
-    """Return the header that says who we are."""
-    # Not aiohttp's BasicAuth, which is about to go, nor encode_basic_auth, which is too new.
+    """Return the header that authenticates us."""
+    # aiohttp's BasicAuth will be removed, and encode_basic_auth is too new.
     login = base64.b64encode(f"{config.username}:{config.password}".encode()).decode()
     return {"Authorization": f"Basic {login}"}
 
 
 def _new_session(config: AriConfig) -> aiohttp.ClientSession:
     tls: ssl.SSLContext | bool = True
-    if config.url.startswith("https:"):  # the system's authorities take memory
+    if config.url.startswith("https:"):  # only then: the system's authorities take memory
         try:
             tls = client_context(config.ca_file)
         except OSError as exc:  # its text does not name the file
@@ -348,7 +352,7 @@ async def _refuse_redirect(
     _context: SimpleNamespace,
     redirect: aiohttp.TraceRequestRedirectParams,
 ) -> None:
-    """End a request that is sent elsewhere; `ws_connect` has no option for that."""
+    """End a request that is redirected; `ws_connect` has no option for that."""
     redirect.response.close()
     raise AriRefused(redirect.response.status, "a redirect; check [ari] url")
 
@@ -370,7 +374,7 @@ def _decoded(status: int, content: bytes) -> Any:
 
 
 def _message(reason: str | None, content: bytes) -> str:
-    """Return the text of an error, in one line: ARI's own, or that of HTTP."""
+    """Return the text of an error in one line: from ARI, or else from HTTP."""
     try:
         message = str(json.loads(content)["message"])
     except (ValueError, RecursionError, LookupError, TypeError):
@@ -379,8 +383,8 @@ def _message(reason: str | None, content: bytes) -> str:
 
 
 def _reason(exc: Exception) -> str:
-    """Return why a request failed; of a connect that did, aiohttp names the address instead."""
-    # Errors of TLS are connect errors, too, and tell the reason themselves.
+    """Return why a request failed; for a failed connect, aiohttp itself names only the address."""
+    # TLS errors are connect errors too, but their text has the reason.
     if isinstance(exc, aiohttp.ClientConnectorError) and not isinstance(
         exc, aiohttp.ClientSSLError
     ):
@@ -390,7 +394,7 @@ def _reason(exc: Exception) -> str:
 
 
 def _of_handshake(status: int) -> str:
-    """Return the text of a refused event link: aiohttp does not keep Asterisk's own."""
+    """Return the text for a refused event connection: aiohttp does not keep Asterisk's own."""
     if status < 400:
         return "no event link; check [ari] url"
     hint = "; check [ari] url, and [general] enabled in ari.conf" if status == 404 else ""

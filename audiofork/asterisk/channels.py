@@ -1,4 +1,4 @@
-"""What Asterisk is asked about its channels."""
+"""Questions to Asterisk about its channels."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from audiofork.config import SAMPLE_RATES
 from audiofork.errors import AmiActionFailed, NoSuchChannel, RequestRefused
 from audiofork.text import printable
 
-MAX_VALUE_BYTES = 1022  # Asterisk cuts what a function returns to Getvar (main/manager.c)
-NO_SUCH_CHANNEL = str(NoSuchChannel())  # Asterisk's words as well as ours
+MAX_VALUE_BYTES = 1022  # Getvar cuts longer results of a function (main/manager.c)
+NO_SUCH_CHANNEL = str(NoSuchChannel())  # Asterisk uses the same words
 
 # Sample rates in Hz of the formats that are not slin or 8000 (main/codec_builtin.c).
 _WIDE_FORMATS = {
@@ -31,7 +31,7 @@ _SLIN_RATES = {f"slin{rate // 1000}": rate for rate in SAMPLE_RATES}
 
 
 def _names(formats: str) -> list[str]:
-    """Return the names in what Asterisk says of formats: `(ulaw|alaw)`, or one name."""
+    """Return the names in Asterisk's text of formats: `(ulaw|alaw)`, or one name."""
     return formats.strip("()").split("|")
 
 
@@ -42,17 +42,17 @@ def _rate_of(name: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A channel as a request names it; a uniqueid goes before a name."""
+    """A channel as a request names it; a uniqueid takes precedence over a name."""
 
     channel: str = ""
     uniqueid: str = ""
 
 
 class Channels:
-    """Questions about channels; a channel is named by its name or its uniqueid.
+    """Asks Asterisk about channels, which are given by name or uniqueid.
 
-    Every method raises NoSuchChannel if Asterisk does not have the channel (any more), and AmiError
-    if Asterisk cannot be asked.
+    Every method raises NoSuchChannel if Asterisk does not have the channel, or not any more, and
+    AmiError if Asterisk cannot be asked.
     """
 
     def __init__(self, ami: Ami) -> None:
@@ -61,7 +61,7 @@ class Channels:
     async def look_up(self, target: Target) -> tuple[str, str]:
         """Return the name and uniqueid of a channel."""
         key = target.uniqueid or target.channel
-        # One after the other: of a channel that does not exist, one question is enough.
+        # One after the other: for a channel that does not exist, one question is enough.
         name = await self._known(key, "CHANNEL(name)")
         return printable(name, "?"), await self._known(key, "CHANNEL(uniqueid)")
 
@@ -70,8 +70,8 @@ class Channels:
         await self._known(uniqueid, "CHANNEL(uniqueid)")
 
     def hang_up(self, uniqueid: str) -> None:
-        """Have a channel hung up, without waiting; if there is none, all is well."""
-        # Not by its name: a fork's earlier leg has the same.
+        """Hang up a channel, without waiting; errors are ignored, as it may be gone."""
+        # By uniqueid, because an earlier leg of a fork has the same channel name.
         self._ami.post("Hangup", [("Channel", uniqueid)], lambda _: None)
 
     async def present(self) -> dict[str, str]:
@@ -97,9 +97,9 @@ class Channels:
         return max(_rate_of(name) for name in _names(formats))
 
     async def wide_format(self, uniqueid: str) -> str:
-        """Return which format of a call, its bridge peers' too, is above 8000 Hz; empty: none is.
+        """Return a format above 8000 Hz of a channel or its bridge peers; empty if there is none.
 
-        Prompts that are played at another rate are not known by that.
+        This does not find prompts that are played at another rate.
         """
         channels = [uniqueid, *await self.bridge_peers(uniqueid)]
         formats = await asyncio.gather(
@@ -120,13 +120,13 @@ class Channels:
     async def _format(self, channel: str, expression: str) -> str:
         try:
             return await self._value(channel, expression)
-        except NoSuchChannel:  # a peer that has just gone
+        except NoSuchChannel:  # the peer has just gone
             return ""
 
     async def values(self, channel: str, names: Iterable[str]) -> dict[str, str]:
-        """Return variables and functions of a channel; what is not set is empty.
+        """Return values of variables and functions of a channel; empty for one that is not set.
 
-        A carriage return in a value comes as a line feed.
+        A carriage return in a value is replaced by a line feed.
 
         Raises:
             RequestRefused: A value is longer than MAX_VALUE_BYTES.
@@ -154,10 +154,10 @@ class Channels:
 
 
 def _safely(expression: str) -> str:
-    """Return what gives a variable or function with a line feed for each carriage return.
+    """Return an expression that replaces carriage returns in a value by line feeds.
 
-    Asterisk puts a value into its answer as it is. An empty line in one, which a caller may have
-    chosen, would end the answer, and let the rest pass for a message of Asterisk's.
+    Asterisk writes a value into its answer unchanged, and a caller may have chosen the value. An
+    empty line in it would end the answer, and the rest would look like a message of Asterisk.
     """
     quoted = expression.replace("\\", "\\\\").replace('"', '\\"')
     return rf"REPLACE({quoted},\\r,\n)"

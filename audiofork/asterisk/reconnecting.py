@@ -1,4 +1,4 @@
-"""What the links to AMI and ARI share: attempts to connect, and what is said of them."""
+"""The common part of the AMI and ARI connections: connect attempts, and their log lines."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ LONGEST_RETRY_S = 10.0
 
 
 class KeptLink:
-    """A link that is made anew whenever it is lost.
+    """A connection to Asterisk that is opened again whenever it is lost.
 
     Attributes:
-        status: The state of the link, as text for people.
+        status: The state of the connection, as text for people.
     """
 
     def __init__(self, status: str, log: logging.Logger) -> None:
@@ -30,7 +30,7 @@ class KeptLink:
         raise NotImplementedError
 
     def retry_now(self) -> None:
-        """Make a link that is down try at once, and say how that went; else do nothing."""
+        """Try to connect at once and log the result; no effect on an open connection."""
         if not self._is_up():
             self._said = ""
             self._retry.set()
@@ -39,21 +39,21 @@ class KeptLink:
         self._retry.clear()
 
     def _on_success(self) -> None:
-        """Let the next pause be a short one."""
+        """Reset the next pause to the shortest."""
         self._waits.reset()
 
     async def _pause_longer(self) -> None:
-        """Wait before the next attempt, twice as long as the last time."""
+        """Wait before the next attempt; the pause grows with each failure."""
         await self._pause(self._waits.next_s())
 
     async def _pause(self, delay_s: float) -> None:
-        """Wait before the next attempt, unless somebody has asked for it since the last one."""
+        """Wait before the next attempt; return at once if `retry_now` was called since the last."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay_s):
                 await self._retry.wait()
 
     def _say(self, level: int, status: str) -> None:
-        """Log a change of the link's state once, not with each attempt."""
+        """Set the status; log it only if it has changed, not at each attempt."""
         if status != self._said:
             self._log.log(level, "%s", status)
         self.status = self._said = status

@@ -1,11 +1,11 @@
-"""The order of headers in what Asterisk tells of channels, which no value of a caller can keep.
+"""Detects injected headers in Asterisk's events about channels, by the order of headers.
 
-Asterisk writes values as they are. Who dials `1%0d%0aUniqueid:%20X` has a line of his own in each
-event of his call: what is after a line end in a value looks like a header. But Asterisk writes each
-of its own headers once, in an order that is fixed, so a line that looks like one of them stands
-where there is another before or behind it. The order is the same in 18.0, 20, 22 and 23
-(main/manager_channels.c, main/manager_bridges.c, main/manager.c). Headers that are not in it, new
-ones of later versions, may stand anywhere.
+Asterisk writes values unchanged. A caller who dials `1%0d%0aUniqueid:%20X` injects a line into each
+event of his call: the text after a line end in a value looks like a header. But Asterisk writes
+each of its own headers once, in a fixed order. An injected copy comes twice or at the wrong place,
+so the event is recognized as forged. The order is the same in 18.0, 20, 22 and 23
+(main/manager_channels.c, main/manager_bridges.c, main/manager.c). Headers that are not in it, such
+as new ones of later versions, may be at any place.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CHANNEL = (
     *("ConnectedLineNum", "ConnectedLineName", "Language", "AccountCode", "Context", "Exten"),
     *("Priority", "Uniqueid", "Linkedid"),
 )
-# What a caller may have chosen: his own data, and that of the call that he has made.
+# Headers whose value a caller may have chosen: his own data, and that of the call that he made.
 CALLER_DATA = (
     *("Channel", "CallerIDNum", "CallerIDName", "ConnectedLineNum", "ConnectedLineName"),
     *("AccountCode", "Exten"),
@@ -31,7 +31,7 @@ _BRIDGE = (
 ORDERS = {
     **dict.fromkeys(("Hangup", "HangupRequest", "Hold", "Unhold"), CHANNEL),
     **dict.fromkeys(("BridgeEnter", "BridgeLeave"), (*_BRIDGE, *CHANNEL)),
-    # Its ActionID is the first one, if there is one.
+    # It may have an ActionID before these.
     "OriginateResponse": (
         *("Response", "Channel", "Reason", "Uniqueid", "CallerIDNum", "CallerIDName"),
     ),
@@ -41,14 +41,14 @@ ORDERS = {
 
 
 class Forged(Exception):
-    """A message holds lines that Asterisk has not written as headers; the text says which."""
+    """A message contains lines that Asterisk has not written as headers; the text names one."""
 
 
 def check(event: str, headers: Headers) -> None:
-    """Raise Forged if the headers of an event are not each there once, and in their order.
+    """Raise Forged if the known headers of an event are not all there once, in their order.
 
-    Events that are not of a channel pass. Of a UserEvent only the snapshot is looked at, which one
-    by an AMI action does not have; its body may hold what it likes, but no second name.
+    Events that have no order here are not checked. In a UserEvent only the snapshot is checked; one
+    from an AMI action has none. Its body may contain anything except a second UserEvent header.
     """
     if event == "UserEvent":
         names = [name.lower() for name, _ in headers]
@@ -63,7 +63,8 @@ def check(event: str, headers: Headers) -> None:
 
 
 def _check_body(snapshot: Headers, body: Headers) -> None:
-    """Raise Forged if a field of a UserEvent came by a line end in a value of the snapshot."""
+    """Raise Forged if a field of the body was injected by a value of the snapshot."""
+    # An injected line appears in the snapshot too, as a header that Asterisk does not write there.
     lines = {name.lower(): value for name, value in snapshot if name not in CHANNEL}
     for name, value in body:
         if (line := lines.get(name.lower())) and value.startswith(line):
@@ -79,7 +80,7 @@ def _check_order(headers: Headers, order: tuple[str, ...]) -> None:
 
 
 def _first_wrong(present: list[str], order: tuple[str, ...]) -> str:
-    """Return the name of the first header that comes twice, too early, or not at all."""
+    """Return the name of the first header that comes twice, at a wrong place, or not at all."""
     twice = (name for name in order if present.count(name.lower()) > 1)
     misplaced = (
         name
@@ -94,7 +95,7 @@ def _lower(names: Iterable[str]) -> set[str]:
 
 
 def repeated(names: Iterable[str]) -> Iterator[str]:
-    """Yield the names, in any case, that are among those before them."""
+    """Yield the names that have come before, in any case."""
     seen: set[str] = set()
     for name in names:
         if name.lower() in seen:

@@ -1,7 +1,7 @@
-"""What each version of Asterisk can do, and where it harms, as measured or read in its sources.
+"""Features and faults of Asterisk versions, as measured or read in its sources.
 
-Features and faults come and go with releases, on each branch at another number, so each fact here
-names the first release of each branch that has it. docs/asterisk.md tells which versions were run.
+They begin with different releases on each branch, so each fact here names the first release of each
+branch that has it. docs/asterisk.md says which versions were tested.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# "22.10.1~dfsg+~cs6.17", "certified/20.7-cert2", "Asterisk 18.26.4", "22.11.0-rc1". A build
-# from a development branch ("GIT-22-f0c1c1a") tells no release.
+# "22.10.1~dfsg+~cs6.17", "certified/20.7-cert2", "Asterisk 18.26.4", "22.11.0-rc1". The version of
+# a build from a development branch ("GIT-22-f0c1c1a") has no release number.
 _RELEASE = re.compile(r"(?:^|[\s/-])(\d+)\.(\d+)")
 
-# A fact: the first release that has it, by branch. A branch that is older than all named lacks
-# it, and so does one between two named; a later one has it.
+# A fact: the first release that has it, by branch. A branch that is not named has it only if it is
+# later than all named branches.
 Since = Mapping[int, int]
 
 CHANSPY_PAIRS: Since = {18: 22, 20: 7, 21: 2, 22: 0}
-"""ChanSpy's option D: in and out side by side."""
+"""ChanSpy has option D: in and out interleaved."""
 CHANSPY_IN_WHOLE: Since = {18: 25, 20: 10, 21: 5, 22: 0}
-"""ChanSpy's option o feeds `in` alone. Before that `out` fills up unread; both are flushed then."""
+"""ChanSpy's option o feeds only `in`. Before, `out` fills up unread; then both are flushed."""
 AUDIOSOCKET_RESTS: Since = {18: 20, 20: 5, 21: 0}
-"""AudioSocket() waits between frames. Before that it polls without a wait: a core for each leg."""
+"""AudioSocket() waits between frames. Before, it polls without a wait: 100 % CPU for each leg."""
 LEG_ENDS_WITH_PEER: Since = {20: 14, 21: 9, 22: 4}
-"""A leg ends when its connection does. Before that an end of file is read again and again."""
+"""A leg ends when its connection ends. Before, the end of file is read again and again."""
 AUDIOSOCKET_RATES: Since = {20: 17, 21: 12, 22: 7, 23: 1}
-"""AudioSocket has a kind of its own for each sample rate. Before that all comes as 8000 Hz."""
+"""AudioSocket has a message kind for each sample rate. Before, all rates come as 8000 Hz."""
 WHISPER_LEAKS: Since = {20: 21, 22: 11, 23: 5}
-"""A timer of whispered channels leaks while nothing is heard, and may silence the other party."""
+"""Whispering leaks a timer while the party hears nothing, and may silence the other party."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class Version:
     """A release of Asterisk.
 
     Attributes:
-        branch, minor: 22 and 10 of 22.10.1; None and None where the version tells no release.
-        text: As Asterisk says it.
+        branch, minor: 22 and 10 of 22.10.1; both None if the version has no release number.
+        text: The version as Asterisk reports it.
     """
 
     branch: int | None
@@ -47,7 +47,7 @@ class Version:
 
     @classmethod
     def parse(cls, text: str) -> Version:
-        """Read what Asterisk says of itself; a certified release counts as what it is based on."""
+        """Parse Asterisk's version text; a certified release counts as its base release."""
         found = _RELEASE.search(text)
         if found is None:
             return cls(None, None, text)
@@ -55,14 +55,14 @@ class Version:
 
     @property
     def is_known(self) -> bool:
-        """Whether the text names a release."""
+        """Whether the text contains a release number."""
         return self.branch is not None
 
     def has(self, since: Since) -> bool:
-        """Return whether this release has what others have since then.
+        """Return whether this release has a feature or fault.
 
-        A version that tells no release counts as the latest: all features, no fault that is known
-        of certain releases alone.
+        A version without a release number counts as a fixed latest one: it has all features, but
+        not the fault WHISPER_LEAKS.
         """
         if self.branch is None or self.minor is None:
             return since is not WHISPER_LEAKS
@@ -78,7 +78,7 @@ UNKNOWN = Version(None, None, "(version unknown)")
 
 
 def releases(since: Since) -> str:
-    """Return the releases that have something first, for people: `18.22, 20.7, 21.2, 22`."""
+    """Return the first releases that have a fact, for people: `18.22, 20.7, 21.2, 22`."""
     return ", ".join(
         f"{branch}.{minor}" if minor else f"{branch}" for branch, minor in sorted(since.items())
     )

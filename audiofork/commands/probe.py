@@ -1,4 +1,4 @@
-"""Legs for the command `check`: asks Asterisk for them, and keeps what they bring."""
+"""Legs for the command `check`: requests them from Asterisk, and keeps their audio."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from audiofork.asterisk.ari import Ari
     from audiofork.asterisk.taps.snoop import SnoopTap
 
-TONE = 4321  # a sample that neither silence nor a wrong byte order gives
+TONE = 4321  # a sample value that differs from silence and from its own bytes swapped
 RESAMPLED_TONE = range(TONE - 43, TONE + 44)  # 1 %; but for the first frame it is 1 or 2 off
 LEG_TIMEOUT_S = 6.0  # the Originate's own limit is 5 s
 EVENT_TIMEOUT_S = 2.0
@@ -81,7 +81,7 @@ class ProbeLeg:
             await asyncio.sleep(due - loop.time())
 
     async def wait_frames(self, count: int, timeout_s: float) -> None:
-        """Wait until so many frames have come, or the leg is closed, or the time is over."""
+        """Wait until `count` frames have come, the leg is closed, or `timeout_s` has passed."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while len(self.frames) < count and not self.closed:
@@ -89,7 +89,7 @@ class ProbeLeg:
                     await self._changed.wait()
 
     def frames_per_second(self) -> float:
-        """Return the pace of the frames so far, which must be two at least."""
+        """Return the frames per second so far; at least two frames must have come."""
         return (len(self.frames) - 1) / (self.frames[-1][0] - self.frames[0][0])
 
     def has_tone_in_left_alone(self) -> bool:
@@ -116,7 +116,7 @@ class ProbeLeg:
 
 
 class Probe:
-    """Owned by the check; takes the legs that are expected, and closes every other connection."""
+    """Accepts the expected legs, and closes every other connection; owned by the check."""
 
     def __init__(self) -> None:
         self._expected: dict[str, asyncio.Future[ProbeLeg]] = {}
@@ -124,10 +124,10 @@ class Probe:
         self._server: asyncio.Server | None = None
 
     async def start(self, listen: Address) -> Address:
-        """Listen; return the address, with the port that was chosen if `listen` has none.
+        """Listen; return the address. The kernel chooses the port if that of `listen` is 0.
 
         Raises:
-            OSError: The address cannot be had.
+            OSError: The address cannot be used.
         """
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _Connection(self), listen.host, listen.port)
@@ -143,7 +143,7 @@ class Probe:
         await self._server.wait_closed()
 
     def expect(self, leg_uuid: str) -> asyncio.Future[ProbeLeg]:
-        """Return what will be the leg that presents this UUID."""
+        """Return a future of the leg that presents this UUID."""
         future: asyncio.Future[ProbeLeg] = asyncio.get_running_loop().create_future()
         self._expected[leg_uuid] = future
         return future
@@ -199,7 +199,7 @@ class _Connection(asyncio.Protocol):
 
 
 class LegFailed(Exception):
-    """Asterisk did not bring a leg; `reason` is that of the OriginateResponse, if one came."""
+    """Asterisk connected no leg; `reason` is that of the OriginateResponse, if one came."""
 
     def __init__(self, text: str, reason: str = "") -> None:
         super().__init__(text)
@@ -207,7 +207,7 @@ class LegFailed(Exception):
 
 
 class Events:
-    """What Asterisk tells while the check runs."""
+    """The events of Asterisk while the check runs."""
 
     def __init__(self) -> None:
         self._heard: list[Event] = []
@@ -238,11 +238,11 @@ class Events:
 
 
 class ProbeLegs:
-    """Asks Asterisk for legs.
+    """Requests legs from Asterisk.
 
     Attributes:
-        uniqueids: Of the legs asked for so far.
-        news_due: Whether Asterisk has had something to tell of a leg of ours.
+        uniqueids: The uniqueids of the legs requested so far.
+        news_due: Whether Asterisk should have sent an event about a leg of ours.
     """
 
     def __init__(self, ami: Ami, probe: Probe, events: Events) -> None:
@@ -253,16 +253,16 @@ class ProbeLegs:
         self._events = events
 
     def is_of_ours(self, event: Event) -> bool:
-        """Return whether an event speaks of one of the legs."""
+        """Return whether an event is about one of the legs."""
         if isinstance(event, ChannelHangup):
             return event.uniqueid in self.uniqueids
         return isinstance(event, OriginateFailed) and event.action_id in self.uniqueids
 
     async def start(self, address: Address, application: str, data: str) -> ProbeLeg:
-        """Have Asterisk bring a leg that runs an application; return it when it is here.
+        """Request a leg that runs an application; return it when it has connected.
 
         Raises:
-            LegFailed: It did not come.
+            LegFailed: It did not connect.
             AmiError: Asterisk cannot be asked.
         """
         leg_uuid = str(uuid.uuid4())
@@ -275,11 +275,11 @@ class ProbeLegs:
     async def snoop(
         self, tap: Tap, uniqueid: str, sample_rate: int, connects: Connects
     ) -> ProbeLeg:
-        """Have a tap bring a leg that hears what a channel's party says, as for a fork.
+        """Request a leg from a tap that brings what a channel's party says, as for a fork.
 
         Raises:
-            LegFailed: It did not come.
-            LegError, NoSuchChannel: It could not be asked for.
+            LegFailed: It did not connect.
+            LegError, NoSuchChannel: It could not be requested.
         """
         fork_id, leg_uuid, part = str(uuid.uuid4()), str(uuid.uuid4()), LegPart.IN
         leg_id = tap.name_leg(fork_id, part, anew=False)

@@ -22,7 +22,7 @@ class Limits:
     """What the receiver keeps to; 0: any.
 
     Attributes:
-        quota_bytes: All files in its folder, whoever made them.
+        quota_bytes: Most bytes of all files in its folder, also of files made by others.
         keep_free_bytes: What has to be free on the disk.
     """
 
@@ -56,7 +56,7 @@ class Space:
         self._used_bytes = _size_of(self._folder) if self._limits.quota_bytes else 0
 
     def why_full(self, more_bytes: int = 0) -> str:
-        """Return why so many bytes may not be written; empty: they may."""
+        """Return why these bytes may not be written; empty if they may."""
         quota, keep_free = self._limits.quota_bytes, self._limits.keep_free_bytes
         if quota and self._used_bytes + more_bytes > quota:
             if self._clock() >= self._looked + LOOK_AGAIN_S:
@@ -68,7 +68,7 @@ class Space:
         return ""
 
     def take(self, count: int) -> None:
-        """Note that so many bytes were written."""
+        """Count bytes that were written."""
         self._used_bytes += count
 
 

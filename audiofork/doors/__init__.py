@@ -1,1 +1,1 @@
-"""The doors by which people and programs ask for forks, and hear of them."""
+"""The doors: interfaces through which people and programs request forks and get their events."""

@@ -1,6 +1,6 @@
-"""The AMI events: what happens to forks, told to Asterisk by events and channel variables.
+"""Reports the events of forks to Asterisk, as AMI events and channel variables.
 
-Variables are always set before the event of the same news.
+Variables are always set before the event that reports the same change.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Headers = list[tuple[str, str]]
 
 
 class AmiEvents:
-    """Renders what happens to forks: raises events and sets variables; never waits.
+    """Sends an AMI event and sets variables for each event of a fork; never waits.
 
     Subscribes to the events of forks.
     """
@@ -57,7 +57,7 @@ class AmiEvents:
         self._refusals: dict[str, Refusals] = {}  # by door
 
     def on_event(self, event: DomainEvent) -> None:
-        """Tell Asterisk of an event."""
+        """Report an event of a fork to Asterisk."""
         match event:
             case Requested():
                 self._requested(event)
@@ -142,7 +142,7 @@ class AmiEvents:
         self._raise(event.fork, "AudioForkStopped", more)
 
     def refused(self, fields: dict[str, str], why: str, origin: Origin = UNKNOWN) -> None:
-        """Answer a user event that is not granted, unless too many are."""
+        """Answer a user event that was not granted, unless there are too many of them."""
         is_answered = self._answers.take(origin)
         if origin.door not in self._refusals:
             self._refusals[origin.door] = Refusals(log, _refused_by(origin.door))
@@ -152,7 +152,7 @@ class AmiEvents:
             self._answer(fields, harmless(why))
 
     def _answer(self, fields: dict[str, str], why: str) -> None:
-        """Raise the event of a refusal and set the variables, with what is harmless."""
+        """Send the event of a refusal and set the variables, with harmless values only."""
         safe = {name: harmless(value) for name, value in fields.items()}
         channel, uniqueid = safe.get("channel", ""), safe.get("uniqueid", "")
         is_start = safe.get("command", "").lower() not in ("stopaudiofork", "audioforkmute")

@@ -1,9 +1,9 @@
 """The AMI front: lets clients of app_audiofork go on as they are.
 
-It listens in Asterisk's place, and each client gets a connection to Asterisk of its own, through
-which all goes as it comes but the actions that app_audiofork had. Those are answered here, once
-Asterisk has said that the client's session may ask for them. As in Asterisk, a client's actions
-are done one by one: while one of ours is under way the next ones wait, and events go on.
+It listens in place of Asterisk, and opens a connection to Asterisk for each client. All bytes pass
+unchanged, except the actions of app_audiofork. Those are answered here, after Asterisk has
+confirmed that the client's session has the permission. As in Asterisk, the actions of a client are
+executed one after the other: during one of ours the next ones wait, but events still pass.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ class Front:
         self.refusals = Refusals(log, "actions of AMI clients refused")
 
     async def start(self) -> Address:
-        """Listen; return the address, with the port that was chosen if it was 0.
+        """Listen; return the address. The kernel chooses the port if it is 0.
 
         Raises:
-            OSError: The address cannot be had.
-            ConfigError: A certificate cannot be used, or there is nowhere to listen.
+            OSError: The address cannot be used.
+            ConfigError: A certificate cannot be used, or no address is configured.
         """
         if self._config.listen is None:
             raise ConfigError("[front] listen: missing")
@@ -86,7 +86,7 @@ class Front:
         return Address(host, port)
 
     async def close(self) -> None:
-        """Stop listening and part with every client; takes three times CLOSE_S at most."""
+        """Stop listening and close every session; takes at most three times CLOSE_S."""
         if self._server is None:
             return
         server, self._server = self._server, None
@@ -128,7 +128,7 @@ class Front:
         return task
 
     async def connect(self, end: _End) -> bool:
-        """Connect one end to Asterisk; tell whether that went well. Trouble is logged once."""
+        """Connect one end to Asterisk; return whether it worked. A failure is logged only once."""
         config, tls = self._asterisk, self._asterisk_tls
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -150,7 +150,7 @@ class Front:
         return True
 
     async def answer(self, client: str, action: OwnAction) -> bytes:
-        """Do what an action asks for, and return the answer for the client."""
+        """Execute an action, and return the answer for the client."""
         try:
             request = parse_request(action.request, Origin("front", client))
             return action.success(await self._ask(request))
@@ -221,10 +221,10 @@ class _Session:
             self._parts.append(self._client_stream.end())
             self._pump()
             self._end_within(LINGER_S)
-        return True  # what it asked for last is yet to be answered
+        return True  # the answers to its last actions must still be sent
 
     def _pump(self) -> None:
-        """Hand on what the client sent, up to the next action of ours."""
+        """Forward what the client has sent, up to the next action of ours."""
         while self._parts and self._connected and self._own is None:
             part = self._parts.popleft()
             if isinstance(part, bytes):
@@ -235,7 +235,7 @@ class _Session:
             self.asterisk.finish()
 
     def _begin(self, action: OwnAction) -> None:
-        """Ask Asterisk whether the client may ask for this; `_decide` goes on."""
+        """Ask Asterisk whether the client has the permission; `_decide` handles the answer."""
         self._own = action
         self.client.hold("own action")
         probe_id = next(self._probe_ids)
@@ -243,7 +243,7 @@ class _Session:
         self.asterisk.write(action.probe(probe_id))
 
     def _decide(self, refusal: str) -> None:
-        """Go on when all answers to earlier actions are with the client."""
+        """Continue when the client has got all answers to earlier actions."""
         assert self._own is not None
         refusal = self._own.fault or refusal
         if refusal:
@@ -381,13 +381,13 @@ class _End(asyncio.BufferedProtocol):
     # --- Called by the session ---
 
     def hold(self, reason: str) -> None:
-        """Read nothing for a reason."""
+        """Pause reading for a reason."""
         self._holds.add(reason)
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def release(self, reason: str) -> None:
-        """Read again, unless there is another reason not to."""
+        """Resume reading, unless another reason remains."""
         self._holds.discard(reason)
         if self._transport is not None and not self._holds and not self._transport.is_closing():
             self._transport.resume_reading()

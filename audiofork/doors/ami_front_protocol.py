@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from audiofork.forks.requests import MUTE, START, STOP
 from audiofork.text import printable
 
-LINE_BYTES = 1024  # a line without an end among so many bytes spoils its message
+LINE_BYTES = 1024  # a longer line spoils its message
 MAX_HEADERS = 128
 HELD_BYTES = 12 * 1024  # of a message that has not named its action yet
 ANSWER_BYTES = 1024  # more than the answer to a probe ever has
@@ -331,7 +331,7 @@ class AsteriskStream:
         return found + len(_END) - len(self._tail) if found >= 0 else -1
 
     def _is_answer(self, message: bytes) -> bool:
-        # The end of a message of which a part has been passed may look like one.
+        # The part of a message after the bytes already passed may look like a whole message.
         is_whole = bool(self._probe) and self._between
         return is_whole and message.startswith(b"Response: ") and self._probe in message
 

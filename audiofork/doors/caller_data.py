@@ -24,7 +24,7 @@ WHAT_TO_DO = "give the URL by AUDIOFORK_URL, or put what callers choose through 
 
 
 def decoded(fields: Mapping[str, str]) -> dict[str, str]:
-    """Return fields of which the shipped dialplan has encoded the values, as they were before.
+    """Return the fields of a request with the values decoded that the shipped dialplan has encoded.
 
     Of a URL that was an argument, quotes are taken away as Asterisk would have done.
 

@@ -1,4 +1,4 @@
-"""Where requests wait that come faster than they shall be handled."""
+"""The queue of requests that come faster than they may be handled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OF_DOOR = 3000
 
 
 class Inbox(Generic[_Item]):
-    """Hands on what comes, in fair turns; after AT_ONCE of them there is a pause for the rest.
+    """Passes items on in fair turns; after AT_ONCE items it pauses.
 
     Args:
         handle: Takes an item and its origin; must not raise.
@@ -51,12 +51,12 @@ class Inbox(Generic[_Item]):
         self._timer = asyncio.get_running_loop().call_later(PAUSE_S, self._hand_on)
 
     def flush(self) -> None:
-        """Hand on all that waits."""
+        """Pass on all items that wait."""
         while self._waiting:
             self._handle(*self._waiting.take())
 
     def close(self) -> None:
-        """Forget what waits."""
+        """Drop all items that wait."""
         if self._timer is not None:
             self._timer.cancel()
         self._waiting = FairQueue()

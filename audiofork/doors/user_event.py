@@ -1,6 +1,6 @@
 """The door of user events: requests by `UserEvent: AudioFork`, from the dialplan or over AMI.
 
-What is granted shows in the events of the fork; what is not is answered with an event too.
+A granted request shows in the events of the fork; a refused one is answered with an event.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 
 
 class UserEvents:
-    """Owned by the daemon, which passes on the requests that come by AMI.
+    """Executes requests from user events; owned by the daemon, which passes them on.
 
     Args:
-        ask: Grants a request, or raises RequestRefused or AmiError.
-        answers: Tells Asterisk of a refusal.
+        ask: Executes a request, or raises RequestRefused or AmiError.
+        answers: Reports a refusal to Asterisk.
     """
 
     def __init__(self, ask: Callable[[Request], Awaitable[object]], answers: AmiEvents) -> None:
@@ -35,7 +35,7 @@ class UserEvents:
         self._inbox = Inbox(self._begin)
 
     def on_request(self, event: RequestReceived) -> None:
-        """Grant a request or answer it; never waits."""
+        """Start to execute a request; never waits. A refusal is answered with an event."""
         origin = _origin_of(event)
         if not self._inbox.put(event, origin):
             self._answers.refused(event.fields, TOO_MANY, origin)
@@ -62,12 +62,12 @@ class UserEvents:
             self._answers.refused(fields, "a fault of the daemon", origin)
 
     async def finish(self) -> None:
-        """Return when every request so far is granted or answered."""
+        """Wait until every request so far is executed or refused."""
         self._inbox.flush()
         await self._tasks.finish()
 
     async def close(self) -> None:
-        """Give up what is under way."""
+        """Cancel the requests that are being executed."""
         self._inbox.close()
         await self._tasks.cancel()
 

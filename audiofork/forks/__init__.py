@@ -1,1 +1,1 @@
-"""The life of forks: requests, the registry, their legs, their end. It touches no audio."""
+"""Forks in the control plane: requests, the registry, legs, recovery, the end. No audio here."""

@@ -1,4 +1,4 @@
-"""Decides whether a start is granted, and when."""
+"""Decides whether a start is granted, and when it may begin."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from audiofork.link.messages import Tls
 from audiofork.system import FILES_PER_FORK, file_limit, openable, warn_of_low_file_limit
 
 LONGEST_WAIT_S = 5.0
-_LATE_S = 0.5  # more than timers are late
-# For what must go on when forks have all the rest: look-ups, clients of the doors, post-process
-# commands, and the reconnects of forks whose server has just gone.
+_LATE_S = 0.5  # timers are late by less than this
+# File descriptors kept free for look-ups, clients of the doors, post-process commands, and the
+# reconnects of forks whose server has just gone.
 SPARE_FILES = 32
-# A look at the files that could be opened holds for so long, or for so many starts.
+# One count of the free file descriptors is used for this time, or for this many starts.
 FILES_LOOK_S = 1.0
 FILES_LOOK_STARTS = 50
-# How many files a fork may yet have to open, by its state.
+# How many files a fork may still have to open, by its state.
 _FILES_TO_OPEN = {
     ForkState.REQUESTED: FILES_PER_FORK,
     ForkState.ATTACHING: FILES_PER_FORK,
@@ -34,15 +34,15 @@ _FILES_TO_OPEN = {
 
 
 class Admission:
-    """The rules of `[security]`, and the queue of starts that came too fast.
+    """Applies the rules of `[security]`, and queues starts that come too fast.
 
-    Owned by the registry of forks, which asks for each start, in this order: `check`, which costs
-    next to nothing; when the channel is known, `check_room`; then `wait_turn`. So what is refused
-    takes nothing of the rate.
+    Owned by the registry of forks. For each start it calls `check`, which costs almost nothing;
+    then `check_room` when the channel is known; then `wait_turn`. In this order a refused start
+    does not count against the rate.
 
     Attributes:
         security: The rules; `configure` changes them.
-        refusing: Why every start is refused; empty: not every one is.
+        refusing: Why every start is refused; empty if starts are accepted.
     """
 
     def __init__(self, security: SecurityConfig) -> None:
@@ -52,22 +52,22 @@ class Admission:
         self.configure(security)
 
     def configure(self, security: SecurityConfig) -> None:
-        """Take the rules for starts from now on, and the rate for those that wait, too."""
+        """Use these rules for starts from now on; the rate also applies to starts that wait."""
         self.security = security
         self._turns.set_rate(security.max_starts)
         warn_of_low_file_limit(security.max_forks)
 
     def refuse_all(self, why: str) -> None:
-        """Refuse every start from now on, also those that wait."""
+        """Refuse every start from now on, also the starts that wait."""
         self.refusing = why
         self._turns.stop()
 
     def check(self, request: StartFork, forks: ForkTable) -> None:
-        """Refuse what is plain without asking anybody.
+        """Check a start against all rules that need no question to Asterisk.
 
         Args:
             request: The start.
-            forks: Those that there are.
+            forks: All forks.
 
         Raises:
             RequestRefused: The text names the option that forbids it.
@@ -96,15 +96,15 @@ class Admission:
             raise RequestRefused(f"{self.security.max_forks} forks run already (max_forks)")
 
     def check_room(self, uniqueid: str, forks: ForkTable) -> None:
-        """Refuse a start on a channel if there is no room for it.
+        """Check that there is room for another fork on a channel.
 
         Args:
-            uniqueid: That of the channel.
-            forks: Those that there are; it is not bound yet.
+            uniqueid: The uniqueid of the channel.
+            forks: All forks; the new one is not bound yet.
 
         Raises:
-            RequestRefused: There are as many as may be, on the channel or at all; or the files
-                that it would open are not to be had.
+            RequestRefused: The limit of forks is reached, on the channel or in total; or too few
+                file descriptors are free.
         """
         count = len(forks.on_channel(uniqueid))
         if count >= self.security.max_forks_per_channel:
@@ -115,10 +115,10 @@ class Admission:
         self._files.check(forks)
 
     async def wait_turn(self, origin: Origin) -> None:
-        """Return when it is the turn of a start of an origin.
+        """Wait until a start of an origin may begin.
 
         Raises:
-            RequestRefused: That would be later than in LONGEST_WAIT_S, or all are refused by now.
+            RequestRefused: That would take longer than LONGEST_WAIT_S, or every start is refused.
         """
         await self._turns.wait(origin)
         self._check_open()
@@ -137,11 +137,14 @@ def _check_tls(tls: Tls, security: SecurityConfig) -> None:
 
 
 class _Turns:
-    """So many starts a second, and so many at once; what comes faster waits, in fair turns."""
+    """Limits the starts to a rate (token bucket); faster starts wait in a fair queue.
+
+    The rate per second is also the largest burst.
+    """
 
     def __init__(self) -> None:
         self._rate = 1
-        self._used = 0.0  # of what may be at once, at `_counted`; comes back with time
+        self._used = 0.0  # how much of the burst was used at `_counted`; it falls with time
         self._counted = 0.0
         self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
         self._timer: asyncio.TimerHandle | None = None
@@ -153,12 +156,12 @@ class _Turns:
             self._go_on()
 
     def stop(self) -> None:
-        """Let none wait from now on."""
+        """Let all waiting starts continue; later ones do not wait."""
         self._stopped = True
         self._go_on()
 
     def check(self, origin: Origin) -> None:
-        """Refuse what would wait too long."""
+        """Raise RequestRefused if a start would wait too long."""
         if self._wait_s(origin) > LONGEST_WAIT_S:
             raise self._too_fast()
 
@@ -166,12 +169,12 @@ class _Turns:
         return RequestRefused(f"more than {self._rate} starts a second (max_starts)")
 
     def _wait_s(self, origin: Origin) -> float:
-        """Return how long a start would wait if no other came after it."""
+        """Return how many seconds a start would wait if no other start came after it."""
         ahead = self._waiting.ahead_of(origin) + 1
         return max(0.0, self._use() + ahead - self._rate) / self._rate
 
     def _use(self) -> float:
-        """Return how much is used of what may be at once."""
+        """Return how much of the burst is used now."""
         now = asyncio.get_running_loop().time()
         self._used = max(0.0, self._used - (now - self._counted) * self._rate)
         self._counted = now
@@ -190,13 +193,13 @@ class _Turns:
         try:
             async with asyncio.timeout(LONGEST_WAIT_S + _LATE_S):
                 await turn
-        except TimeoutError:  # younger starts of other origins went before it
+        except TimeoutError:  # later starts of other origins overtook it in the fair queue
             raise self._too_fast() from None
         finally:
             self._waiting.remove(origin, turn)
 
     def _go_on(self) -> None:
-        """Let those begin whose turn it is, and look again when the next one is due."""
+        """Let starts begin as the rate allows, and set a timer for the next one."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -211,10 +214,11 @@ class _Turns:
 
 
 class _Files:
-    """Whether the files can be had that forks open.
+    """Checks whether enough file descriptors are free for another fork.
 
-    To try it takes a system call for each file. Those of one start are tried each time; those that
-    all forks have yet to open so seldom that a start costs the same however many forks there are.
+    That takes a system call for each file. The files of one start are checked each time. The files
+    that all forks still have to open are checked rarely, so that the cost of a start does not grow
+    with the number of forks.
     """
 
     def __init__(self) -> None:
@@ -223,7 +227,7 @@ class _Files:
         self._scarce = False
 
     def check(self, forks: ForkTable) -> None:
-        """Refuse a start if the files that it and the others have yet to open are not to be had."""
+        """Raise RequestRefused if too few files are left for this start and the other forks."""
         now = asyncio.get_running_loop().time()
         if now >= self._looked + FILES_LOOK_S or not (self._starts_left or self._scarce):
             self._look(forks)

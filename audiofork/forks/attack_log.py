@@ -1,4 +1,4 @@
-"""The log of attacks: a line a second at most for each kind, with how often it was tried."""
+"""Logs attacks: at most one line a second for each kind, with the number of attempts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ log = logging.getLogger(__name__)
 
 
 class AttackLog:
-    """Subscribes to what happens to forks."""
+    """Subscribes to the events of forks."""
 
     def __init__(self) -> None:
         self._lines = {kind: CounterLine(log, f"attack, {kind}") for kind in AttackKind}
 
     def on_event(self, event: DomainEvent) -> None:
-        """Log an attack."""
+        """Log the event if it is an attack."""
         if isinstance(event, Attack):
             self._lines[event.kind].count(harmless(event.detail), event.count)

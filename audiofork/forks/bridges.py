@@ -1,4 +1,4 @@
-"""What bridges mean to forks: gates of option b, and wideband audio that enters."""
+"""Handles bridge events: opens the gates of option b, and detects wideband audio in a call."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from audiofork.forks.table import ForkTable
 from audiofork.forks.tasks import Spawn
 from audiofork.link.messages import EndReason, LegPart, SendCommand, SetGate
 
-# A conference takes up to two seconds to follow the rates of those who have entered it.
+# A conference takes up to 2 s to adopt the sample rates of channels that have entered it.
 WIDEBAND_SETTLES_S = 5.0
 
 
 class Bridges:
-    """Owned by the registry of forks, which passes on what Asterisk tells.
+    """Opens and shuts gates, and ends forks of pairs whose call gets wideband audio.
 
-    ChanSpy gets in and out wrong in wideband calls. Where the site claims to have none, forks have
-    pairs all the same, and end when their call gets wideband audio.
+    Owned by the registry of forks, which passes on events of Asterisk. In wideband calls ChanSpy
+    gets in and out wrong. If the configuration says that no call is wideband, forks use pairs
+    anyway, and must end when their call gets wideband audio.
 
     Args:
-        channels: What Asterisk is asked.
-        taps: Know what audio a call has.
-        table: The forks there are.
-        send: Commands the relay.
+        channels: Asks Asterisk about channels.
+        taps: Finds out what audio a call has.
+        table: All forks.
+        send: Sends a command to the relay.
         end: Ends a fork.
-        spawn: Runs what has to wait.
+        spawn: Runs a coroutine in the background.
     """
 
     def __init__(
@@ -55,18 +56,22 @@ class Bridges:
         self._entered_since = False  # since the timer was set
 
     def on_changed(self, event: BridgeChanged) -> None:
-        """Hear that a channel has entered or left a bridge."""
+        """Handle a channel that has entered or left a bridge."""
         self._move_gates(event.uniqueid, event.entered)
         if event.entered and self._taps.narrowband:
             self._spawn(self._look_for_wideband(event.uniqueid))
             self._look_for_wideband_later()
 
     async def catch_up(self) -> None:
-        """Ask for what events may have told while there was no link to Asterisk."""
+        """Ask Asterisk for changes whose events were missed without a connection to Asterisk.
+
+        Raises:
+            AmiError: Asterisk cannot be asked.
+        """
         for uniqueid in self._table.uniqueids:
             forks = self._table.on_channel(uniqueid)
             if any(fork.request.options.bridged_only for fork in forks):
-                with contextlib.suppress(NoSuchChannel):  # its forks end with their legs
+                with contextlib.suppress(NoSuchChannel):  # its forks end when their legs are lost
                     self.on_changed(
                         BridgeChanged(uniqueid, await self._channels.is_bridged(uniqueid))
                     )
@@ -74,7 +79,7 @@ class Bridges:
             await self._end_if_wide(self._forks_of_pairs())
 
     def close(self) -> None:
-        """Look at no bridge any more."""
+        """Stop checking bridges."""
         if self._wideband_timer is not None:
             self._wideband_timer.cancel()
 
@@ -82,13 +87,14 @@ class Bridges:
         for fork in self._table.on_channel(uniqueid):
             if fork.request.options.bridged_only and fork.call.bridged is not entered:
                 fork.call.bridged = entered
-                if fork.state is not ForkState.REQUESTED:  # else it goes into the spec
+                if fork.state is not ForkState.REQUESTED:  # else ForkSpec will carry the gate
                     self._send(SetGate(fork.id, entered))
 
     def _look_for_wideband_later(self) -> None:
-        """Look at all forks of pairs once more: a conference takes its time to change its rate.
+        """Check all forks of pairs again later.
 
-        Nor does Asterisk name more than eleven members of a bridge.
+        A conference changes its rate only after some time, and Asterisk names at most eleven
+        members of a bridge.
         """
         if self._wideband_timer is None:
             loop = asyncio.get_running_loop()
@@ -107,17 +113,17 @@ class Bridges:
         return [fork for fork in self._table if LegPart.PAIRS in fork.legs]
 
     async def _look_for_wideband(self, uniqueid: str) -> None:
-        """End the forks that a channel with wideband audio makes wrong by entering their bridge."""
+        """End the forks in the bridge that a channel has entered, if it brings wideband audio."""
         pairs = self._forks_of_pairs()
         peers: set[str] = set()
-        with contextlib.suppress(NoSuchChannel, AmiError):  # it has gone, or the link has
+        with contextlib.suppress(NoSuchChannel, AmiError):  # the channel or the connection is gone
             peers = await self._channels.bridge_peers(uniqueid) if pairs else set()
         await self._end_if_wide(
             fork for fork in pairs if fork.uniqueid == uniqueid or fork.channel in peers
         )
 
     async def _end_if_wide(self, forks: Iterable[Fork]) -> None:
-        """End those of some forks of pairs whose calls have wideband audio."""
+        """End each of these forks of pairs whose call has wideband audio."""
         for fork in forks:
             with contextlib.suppress(NoSuchChannel, AmiError):
                 if wide := await self._taps.wide(fork.uniqueid):

@@ -1,4 +1,4 @@
-"""Counts of what has happened to forks since the daemon began."""
+"""Counts the events of forks since the start of the daemon."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _LEGS = frozenset({Away.IN, Away.OUT, Away.MIX, Away.PAIRS})
 
 @dataclass(slots=True)
 class Counters:
-    """Subscribes to the events of forks; none of the counts ever falls.
+    """Subscribes to the events of forks; no counter ever decreases.
 
     Attributes:
-        requested: Forks granted, with those resumed from an earlier run.
-        refused: Requests that were understood and not granted, by any door.
-        started: Forks whose first frame went to the server.
-        failed: Forks that ended before that, and not for an ordinary reason.
-        ended: Ended forks by reason, the failed ones too.
+        requested: Forks granted, and forks resumed from an earlier run.
+        refused: Valid requests that were not granted, from all doors.
+        started: Forks whose first frame was sent to the server.
+        failed: Forks that ended before that for a reason that is a failure.
+        ended: Ended forks by reason, with those that failed.
         frames_in, frames_sent, frames_dropped, frames_missing: Frames of 20 ms of ended forks.
-        reconnects: How often a lost server came back.
-        legs_lost: How often a leg was lost or did not come in place of a lost one.
+        reconnects: How often a server was connected again after a loss.
+        legs_lost: How often a leg was lost, or its replacement did not connect.
         relays_lost: How often a fork lost its relay process.
-        attacks: What was tried by somebody who means harm, by its kind.
+        attacks: Attacks by kind.
     """
 
     requested: int = 0

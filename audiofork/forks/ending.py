@@ -1,4 +1,4 @@
-"""How forks end: asked for, reported by the relay, told after the post-process command."""
+"""Ends forks: asks the relay, handles its report, emits the last event after the post-process."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from audiofork.text import harmless
 
 log = logging.getLogger(__name__)
 
-# Asterisk closes the leg within 20 ms of a hangup; the frames of that time are still wanted. A
-# target without media may keep its leg open for ever, so after this the fork ends anyway.
+# Asterisk closes the leg within 20 ms after a hangup; the frames of that time must not be lost. A
+# target without media may keep its leg open for ever, so after this time the fork ends anyway.
 HANGUP_GRACE_S = 0.1
 
-# What makes a fork that never streamed a failure; the other reasons are ordinary ends.
+# A fork that ends for one of these reasons before audio flowed has failed.
 _FAILURES = frozenset(
     {
         EndReason.SINK_REFUSED,
@@ -44,15 +44,17 @@ class End(Protocol):
 
 
 class Ending:
-    """Owned by the registry of forks.
+    """Ends forks, in three steps: asked for, reported by the relay, last event emitted.
+
+    Owned by the registry of forks.
 
     Args:
-        table: The forks there are; those that have ended are removed.
-        leaving: Watches the legs that ended forks leave.
-        journal: Forgets forks that have ended.
-        send: Commands the relay.
-        emit: Takes what happens.
-        tasks: Run the post-process commands.
+        table: All forks; ended ones are removed.
+        leaving: Watches the legs of ended forks until Asterisk has ended them.
+        journal: Ended forks are removed from it.
+        send: Sends a command to the relay.
+        emit: Called with each event.
+        tasks: Runs the post-process commands.
     """
 
     def __init__(
@@ -74,15 +76,16 @@ class Ending:
     # --- Asked for ---
 
     def end(self, fork: Fork, reason: EndReason, detail: str = "") -> None:
-        """Ask for the end of a fork; the relay reports when it has come. The first reason wins."""
+        """Ask the relay to end a fork; `on_ended` handles its report. The first reason is kept."""
         if fork.progress.end_asked is not None or fork.state is ForkState.ENDED:
             return
+        # A fork that is still REQUESTED is unknown to the relay: Starting sees this and refuses it.
         fork.progress.end_asked = reason
         if fork.state is not ForkState.REQUESTED:
             self._send(EndFork(fork.id, reason, detail))
 
     def on_hangup(self, fork: Fork) -> None:
-        """Hear that the channel of a fork is hung up; the last frames may be under way."""
+        """Handle the hangup of a fork's channel: end the fork after HANGUP_GRACE_S."""
         if not fork.call.hangup_seen:
             fork.call.hangup_seen = True
             loop = asyncio.get_running_loop()
@@ -91,10 +94,10 @@ class Ending:
             )
 
     def end_all(self, *, keep: bool) -> None:
-        """End all forks, since the daemon stops.
+        """End all forks, because the daemon stops.
 
         Args:
-            keep: Leave those that live in the journal, so that the next start resumes them.
+            keep: Whether running forks stay in the journal, so that the next start resumes them.
         """
         if keep and not self._journal.works:
             log.warning("the forks end: they cannot be kept without a journal that works")
@@ -103,22 +106,22 @@ class Ending:
         for fork in self._table:
             if fork.progress.end_asked is None:
                 self.end(fork, EndReason.SHUTDOWN)
-            else:  # it may be delivering what waits, for which there is less time now
+            else:  # it may still be delivering frames; SHUTDOWN shortens the time for that
                 self._send(EndFork(fork.id, EndReason.SHUTDOWN))
 
     def _keep_all(self) -> None:
         for fork in self._table:
             if fork.state is not ForkState.REQUESTED and not fork.is_ending:
                 fork.progress.kept = True
-                fork.progress.attempts = 0  # this run has outlived them all
+                fork.progress.attempts = 0  # this run did not die while starting them
                 self._journal.put(entry_of(fork))
                 why = "the daemon is restarted"
                 self._emit(Reconnecting(fork.info, Away.DAEMON, 1, why, was_streaming=True))
 
-    # --- Come ---
+    # --- Reported ---
 
     def on_ended(self, fork: Fork, report: ForkEnded) -> None:
-        """Hear that the relay has closed all of a fork."""
+        """Handle the report that the relay has closed a fork's legs and sink."""
         if fork.progress.kept and report.reason is EndReason.SHUTDOWN:
             fork.apply(ForkEvent.END)
             fork.log.info("left for the next start after %.1f s", fork.age_s)
@@ -134,14 +137,21 @@ class Ending:
         self._close(fork, report, has_failed=has_failed)
 
     def forget(self, fork: Fork) -> None:
-        """Wait for nothing of a fork any more, and remove it from the table."""
+        """Cancel the timers of a fork, and remove it from the table."""
         fork.cancel_timers()
         self._table.remove(fork)
 
     def end_unresumable(
         self, fork: Fork, reason: EndReason, detail: str, *, allow_post_process: bool
     ) -> None:
-        """End a fork of an earlier run that cannot be resumed; it is not in the table."""
+        """End a fork of an earlier run that cannot be resumed; it is not in the table.
+
+        Args:
+            fork: The fork.
+            reason: Why it ends.
+            detail: More about the reason, for people.
+            allow_post_process: Whether its post-process command may run.
+        """
         fork.log.warning("ended: %s (%s)", reason, harmless(detail))
         self._journal.remove(fork.id)
         self._emit(Ended(fork.info, reason, ForkStats(), has_failed=False))
@@ -149,10 +159,10 @@ class Ending:
             fork.post_process = None
         self._close(fork, ForkEnded(fork.id, reason, detail, ForkStats()), has_failed=False)
 
-    # --- Told ---
+    # --- The last event ---
 
     def _close(self, fork: Fork, report: ForkEnded, *, has_failed: bool) -> None:
-        """Emit the last event of a fork, once its post-process command has run."""
+        """Emit the last event of a fork, after its post-process command, if any, has run."""
         kind = Failed if has_failed else Stopped
         outcome = kind(
             fork.info,
@@ -171,7 +181,7 @@ class Ending:
         self, fork: Fork, command: PostProcess, outcome: Stopped | Failed
     ) -> None:
         """Run the post-process command, then emit the last event with its exit status."""
-        status = "interrupted"  # by the end of the daemon
+        status = "interrupted"  # stays if the end of the daemon cancels this task
         try:
             status = str(await post_process.run(command, fork.call.values, fork.log))
         except OSError as exc:

@@ -1,7 +1,7 @@
-"""What happens to forks: typed events, each emitted once, for whoever subscribes.
+"""The events of forks: typed, each emitted once, for all subscribers.
 
-A door renders them for its readers, doors/ami_events.py for Asterisk; counters.py counts them, and
-attack_log.py logs attacks, whoever noticed them.
+Each door turns them into messages for its readers; doors/ami_events.py does so for Asterisk.
+counters.py counts them, and attack_log.py logs attacks.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ForkInfo:
-    """A fork as events name it.
+    """A fork as events describe it.
 
     Attributes:
-        url: Where the audio goes, with its query.
-        action_id: Of the request that this answers; empty: it had none.
-        sample_rate: Of the audio, in Hz; 0 while that is open.
+        url: The URL that the audio goes to, with its query.
+        action_id: The ActionID of the request that events answer; empty if it had none.
+        sample_rate: The sample rate in Hz; 0 while it is not chosen.
         from_earlier_run: Whether an earlier run of the daemon started it.
     """
 
@@ -40,7 +40,7 @@ class ForkInfo:
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """A start was granted, or a fork of an earlier run resumed: its legs are asked for next."""
+    """A start was granted, or a fork of an earlier run is resumed; its legs are requested next."""
 
     fork: ForkInfo
     request: StartFork
@@ -48,18 +48,19 @@ class Requested:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The first frame went to the server."""
+    """The first frame was sent to the server."""
 
     fork: ForkInfo
 
 
 @dataclass(frozen=True, slots=True)
 class Reconnecting:
-    """Audio does not get through, and another attempt follows.
+    """Audio does not reach the server, and another attempt follows.
 
     Attributes:
-        what: What is away.
+        what: The part that is missing.
         attempt: Number of the attempt, from 1.
+        why: Why it is missing, for people; any text.
         was_streaming: Whether audio had flowed before.
     """
 
@@ -72,13 +73,13 @@ class Reconnecting:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """Something is back, of a fork whose audio had flowed.
+    """A missing part is back, in a fork whose audio had flowed.
 
     Attributes:
-        what: What is back.
-        frames_dropped: Frames that did not fit the backlog meanwhile.
-        gap_ms: For how long there was no leg; None: it was not the leg.
-        is_streaming: Whether nothing else is away.
+        what: The part that is back.
+        frames_dropped: Frames that did not fit in the backlog meanwhile.
+        gap_ms: How many milliseconds there was no leg; None if the part is not a leg.
+        is_streaming: Whether no other part is missing.
     """
 
     fork: ForkInfo
@@ -115,10 +116,10 @@ class _Outcome:
     """The last event of a fork.
 
     Attributes:
-        detail: The particulars of the reason, for people; any text.
+        detail: More about the reason, for people; any text.
         age_s: Seconds since the request.
-        relays_lost: How many relay processes died with it; `stats` are those of the last.
-        post_process_status: Exit status, or why there is none; empty: there was no command.
+        relays_lost: How many relay processes the fork has lost; `stats` is from the last one only.
+        post_process_status: The command's exit status, or why there is none; empty if no command.
     """
 
     fork: ForkInfo
@@ -131,43 +132,44 @@ class _Outcome:
 
 
 class Stopped(_Outcome):
-    """A fork is over, after audio flowed or for an ordinary reason."""
+    """A fork has ended: audio had flowed, or the reason is not a failure."""
 
     __slots__ = ()
 
 
 class Failed(_Outcome):
-    """A fork is over before audio flowed, and not for an ordinary reason."""
+    """A fork has ended before audio flowed, for a reason that is a failure."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A request was understood and not granted; its door answers the requester."""
+    """A valid request was not granted; its door answers the requester."""
 
     request: Request
     why: str
 
 
 class AttackKind(enum.StrEnum):
-    """What somebody has tried who means harm, or does not know what he does."""
+    """Kinds of attacks; a mistake of a harmless client may look the same."""
 
     WRONG_UUID = "wrong-uuid"
-    """To connect to the AudioSocket port with a UUID that no leg has, or has no more."""
+    """A connection to the AudioSocket port with a UUID that was not issued or is void."""
     CONTESTED_LEG = "contested-leg"
-    """To be a fork's leg: two connections presented its UUID."""
+    """Another client acts as a fork's leg: two connections presented its UUID, for example."""
     FORGED_EVENT = "forged-event"
-    """To have an event of Asterisk say what is not so."""
+    """An AMI event with forged content."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """Somebody has tried what only an attacker would; it came to nothing.
+    """An attack was noticed and had no effect.
 
     Attributes:
-        detail: Who and to what end, as far as that is known, for people; any text.
-        count: How often, since the last such event.
+        kind: The kind of attack.
+        detail: Who attacked and what was the target, as far as known, for people; any text.
+        count: How often, since the last event of this kind.
     """
 
     kind: AttackKind
@@ -193,18 +195,18 @@ Emit = Callable[[DomainEvent], None]
 class Events:
     """Passes each event to all subscribers, in the order of their subscriptions.
 
-    Owned by the daemon. Subscribers never wait. What one raises is logged and goes no further.
+    Owned by the daemon. Subscribers never wait. An exception of one is logged and not passed on.
     """
 
     def __init__(self) -> None:
         self._subscribers: list[Emit] = []
 
     def subscribe(self, subscriber: Emit) -> None:
-        """Have all events from now on."""
+        """Call `subscriber` with all events from now on."""
         self._subscribers.append(subscriber)
 
     def emit(self, event: DomainEvent) -> None:
-        """Pass an event on."""
+        """Pass an event to all subscribers."""
         for subscriber in self._subscribers:
             try:
                 subscriber(event)

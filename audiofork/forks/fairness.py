@@ -1,7 +1,7 @@
-"""Who has the next turn where requests of many origins wait, and how much of each is answered.
+"""Shares turns fairly between the origins of requests, and limits the requests of each.
 
-An origin may flood; it then waits behind itself. One that invents origins (by AMI a request may
-name any channel) has the turns of its door alone.
+An origin that floods waits behind its own requests. A client that invents origins (over AMI a
+request may name any channel) gets no more than the turns of its door.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _Item = TypeVar("_Item")
 
 
 class FairQueue(Generic[_Item]):
-    """What waits: each door has its turn, in it each origin, in it what has waited longest.
+    """A queue in which doors take turns, and within a door its origins; an origin's items are FIFO.
 
-    No I/O and no clock: its owner takes from it. Origins of which nothing waits are forgotten.
+    No I/O and no clock: its owner takes the items. Origins without waiting items are forgotten.
     """
 
     def __init__(self) -> None:
@@ -30,13 +30,13 @@ class FairQueue(Generic[_Item]):
         return bool(self._doors)
 
     def put(self, origin: Origin, item: _Item) -> None:
-        """Let an item wait, behind all others of its origin."""
+        """Add an item behind all others of its origin."""
         door = self._doors.setdefault(origin.door, OrderedDict())
         door.setdefault(origin.who, deque()).append(item)
         self._counts[origin.door] += 1
 
     def take(self) -> _Item:
-        """Remove and return the item whose turn it is; there has to be one."""
+        """Remove and return the item whose turn it is; the queue must not be empty."""
         door = next(iter(self._doors))
         who, items = next(iter(self._doors[door].items()))
         item = items.popleft()
@@ -47,7 +47,7 @@ class FairQueue(Generic[_Item]):
         return item
 
     def remove(self, origin: Origin, item: _Item) -> None:
-        """Remove an item that waits no longer; one that is not there is no fault."""
+        """Remove an item that waits no longer; no effect if it is not in the queue."""
         items = self._doors.get(origin.door, OrderedDict()).get(origin.who)
         if items is not None and item in items:
             items.remove(item)
@@ -62,12 +62,12 @@ class FairQueue(Generic[_Item]):
             del self._doors[origin.door], self._counts[origin.door]
 
     def waiting(self, origin: Origin) -> tuple[int, int]:
-        """Return how many items wait of an origin, and how many of its door."""
+        """Return how many items of an origin wait, and how many of its door."""
         door = self._doors.get(origin.door, OrderedDict())
         return len(door.get(origin.who, ())), self._counts[origin.door]
 
     def ahead_of(self, origin: Origin) -> int:
-        """Return how many items would be taken before one more of an origin, at most."""
+        """Return how many items, at most, would be taken before a new item of an origin."""
         door = self._doors.get(origin.door, OrderedDict())
         turns = len(door.get(origin.who, ())) + 1
         in_door = sum(min(len(items), turns) for items in door.values())
@@ -76,14 +76,14 @@ class FairQueue(Generic[_Item]):
 
 
 class Allowance:
-    """How often something may be done a second, for each origin and for each door.
+    """Limits how often something may be done per second, for each origin and for each door.
 
-    Holds no more than one number for each time that it may be done.
+    Its memory is bounded: it counts only origins that were allowed in the current second.
 
     Args:
-        each: So often for one origin.
-        door: So often for one door.
-        clock: Seconds.
+        each: How often per second for one origin.
+        door: How often per second for one door.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Allowance:
         self._done: Counter[Origin | str] = Counter()
 
     def take(self, origin: Origin) -> bool:
-        """Return whether it may be done now, once more, and count it if so."""
+        """Return whether it may be done once more now; if so, count it."""
         now = self._clock()
         if now >= self._until:
             self._done.clear()

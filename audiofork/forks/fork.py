@@ -1,4 +1,4 @@
-"""One fork as the control plane knows it."""
+"""One fork in the control plane: its data, its state, and what is derived from them."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Leg:
 
     Attributes:
         part: What it brings.
-        id: Names the one that was asked for last.
-        uuid: What that one presents to the relay; for Asterisk alone, in no log.
-        attached: It has connected.
-        gone: Its channel has ended.
-        lost_at: Loop time since when there is none; None if there is one, or none yet.
+        id: The id of the leg that was requested last.
+        uuid: What that leg presents to the relay; only Asterisk may know it, so no log shows it.
+        attached: Whether it has connected.
+        gone: Whether its channel has ended.
+        lost_at: The loop time when it was lost; None if it is not lost, or has not come yet.
         losses: Loop times of the latest losses.
-        timer: Runs out if it does not connect.
+        timer: Ends the fork if the leg does not connect in time.
     """
 
     part: LegPart
@@ -54,7 +54,7 @@ class Leg:
         return f"the leg of {self.part}" if self.part in (LegPart.IN, LegPart.OUT) else "the leg"
 
     def cancel_timer(self) -> None:
-        """Give it all the time it takes to connect."""
+        """Stop the time limit of the connect."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -62,14 +62,16 @@ class Leg:
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """The channel that a fork copies: as the request names it, then as Asterisk does.
+    """The channel that a fork copies.
 
     Attributes:
-        asterisk_started: Names the run of Asterisk that has the channel; empty: not known.
-        bridged: Whether the channel is in a bridge; None while that is not known.
-        values: What the post-process command gets, by variable.
-        hangup_seen: Whether Asterisk has told that the channel is hung up.
-        hangup_timer: Ends the fork a moment later.
+        channel: Its name: first as in the request, then as Asterisk reports it.
+        uniqueid: Its uniqueid, likewise.
+        asterisk_started: Identifies the run of Asterisk that has the channel; empty if unknown.
+        bridged: Whether the channel is in a bridge; None while unknown.
+        values: Values for the post-process command, by variable.
+        hangup_seen: Whether Asterisk has reported the hangup of the channel.
+        hangup_timer: Ends the fork HANGUP_GRACE_S after the hangup.
     """
 
     channel: str
@@ -83,21 +85,22 @@ class Call:
 
 @dataclass(slots=True, eq=False)
 class Progress:
-    """How far a fork is.
+    """The changing state of a fork.
 
     Attributes:
-        started: When it was requested, by the monotonic clock.
-        away: What is missing at the moment.
-        relay_away: Whether no relay process has it at the moment.
-        relay_gap_ms: The longest time without a leg since its relay process died; None: it has not,
-            or all is back.
-        relays_lost: How many relay processes have died with it.
-        attempts: How many runs of the daemon have begun to start it, since one was seen to outlive
-            that.
-        end_asked: Why the relay was told to end it, or will be; None: it was not.
-        kept: Whether the next run of the daemon shall resume it.
-        looked_up: Set when its channel is known, or it is refused.
-        chosen: Set when its legs are chosen, or it is refused.
+        started: When it was requested, in seconds of the monotonic clock.
+        state: The state of its life.
+        away: The parts that are missing now.
+        relay_away: Whether no relay process has the fork now.
+        relay_gap_ms: The longest time without a leg since its relay process died, in milliseconds;
+            None if none died or all is back.
+        relays_lost: How many relay processes the fork has lost.
+        attempts: How many runs of the daemon in a row may have died while starting it; 0 when a
+            run has survived that.
+        end_asked: Why the relay was asked to end it, or will be; None if it was not.
+        kept: Whether the next run of the daemon will resume it.
+        looked_up: Set when its channel is known, or the fork is refused.
+        chosen: Set when its legs are chosen, or the fork is refused.
     """
 
     started: float = field(default_factory=lambda: time.monotonic())
@@ -120,11 +123,19 @@ class Fork:
     Owned by the registry, whose parts change it by its methods.
 
     Attributes:
-        action_id: Of the request that its events answer.
+        id: A UUID.
+        request: The start that was granted.
+        call: The channel that it copies.
+        action_id: The ActionID of the request that its events answer.
         started_at: When it was requested, in seconds since 1970.
+        log: Adds the fork's id and channel to log lines.
+        post_process: The command to run after its end; None if there is none.
         from_earlier_run: Whether an earlier run of the daemon started it.
-        choice: Where its legs come from, and at which sample rate; None while that is open.
-        legs: By what they bring.
+        progress: Its changing state.
+        mute_in: Whether in is muted.
+        mute_out: Whether out is muted.
+        choice: The tap and the sample rate of its legs; None while not chosen.
+        legs: Its legs by part.
     """
 
     id: str
@@ -155,24 +166,24 @@ class Fork:
 
     @property
     def url(self) -> str:
-        """Where the audio goes; differs from the request's with option T."""
+        """The URL that the audio goes to; with option T it differs from the request's."""
         return effective_url(self.request)
 
     @property
     def tap(self) -> Tap:
-        """Where its legs come from."""
+        """The tap that makes its legs."""
         assert self.choice is not None, "chosen before it is launched"
         return self.choice.tap
 
     @property
     def way(self) -> Way:
-        """What its legs bring, and how."""
+        """The way of its tap: what its legs bring, and how."""
         assert self.choice is not None, "chosen before it is launched"
         return self.choice.way
 
     @property
     def sample_rate(self) -> int:
-        """Of its audio, in Hz; 0 while that is open."""
+        """The sample rate in Hz; 0 while it is not chosen."""
         return self.choice.sample_rate if self.choice is not None else 0
 
     @property
@@ -182,7 +193,7 @@ class Fork:
 
     @property
     def info(self) -> ForkInfo:
-        """What events tell of it."""
+        """The description for events."""
         return ForkInfo(
             self.id,
             self.channel,
@@ -197,54 +208,54 @@ class Fork:
 
     @property
     def state(self) -> ForkState:
-        """Where it stands."""
+        """The state of its life."""
         return self.progress.state
 
     @property
     def is_ending(self) -> bool:
-        """Whether its end was asked for, or its channel has gone."""
+        """Whether its end was asked for, or its channel was hung up."""
         return self.progress.end_asked is not None or self.call.hangup_seen
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is away."""
+        """Whether no part is missing."""
         return not self.progress.away
 
     def apply(self, event: ForkEvent) -> None:
-        """Move on; the only place where the state changes."""
+        """Change the state by an event; the state changes only here."""
         following = FORK_LIFE.next_state(self.state, event)
         self.log.debug("= %s -> %s", self.state.name, following.name)
         self.progress.state = following
 
     def found(self, channel: str, uniqueid: str, asterisk_started: str) -> None:
-        """Note what Asterisk calls its channel."""
+        """Set the name and uniqueid of its channel as Asterisk reports them."""
         self.call.channel, self.call.uniqueid = channel, uniqueid
         self.call.asterisk_started = asterisk_started
         self.log = ForkLog(log, self.id, channel)
 
     def settle(self, choice: Choice) -> None:
-        """Note where its legs come from, and so what they bring."""
+        """Set the tap and sample rate, and create its legs."""
         self.choice = choice
         parts = choice.way.parts[self.request.options.direction]
         self.legs = {part: Leg(part) for part in parts}
         self.progress.chosen.set()
 
     def mute(self, mute_in: bool, mute_out: bool) -> None:
-        """Note which of its sides are silenced."""
+        """Set which of its sides are muted, and log it."""
         self.mute_in, self.mute_out = mute_in, mute_out
         self.log.info("muted: %s", muted_sides(self) or "nothing")
 
     def first_frame(self) -> None:
-        """Note that audio flows."""
+        """Change the state: audio flows."""
         self.progress.away.discard(Away.SERVER)
         self.apply(ForkEvent.FIRST_FRAME)
         if self.progress.away:
             self.apply(ForkEvent.LOST)
 
     def lost(self, what: Away) -> bool:
-        """Note what is away; return whether audio had flowed."""
+        """Add a missing part; return whether audio had flowed."""
         was_streaming = self.state is not ForkState.ATTACHING
-        if what is Away.RELAY:  # all goes with it, and another has yet to connect to the server
+        if what is Away.RELAY:  # its legs and its connection to the server are lost too
             self.progress.away.update((Away.SERVER, *map(Away, self.legs)))
             if was_streaming and self.progress.relay_gap_ms is None:
                 self.progress.relay_gap_ms = 0
@@ -256,10 +267,15 @@ class Fork:
     def back(
         self, what: Away, frames_dropped: int = 0, gap_ms: int | None = None
     ) -> Resumed | None:
-        """Note that it is back; return what is to be told of that; None: it is no news.
+        """Remove a missing part; return the event to emit, or None.
 
-        It is none of a fork whose audio has not flowed yet. What was lost with a relay process is
-        told of once, when all is back, with the longest gap.
+        None if audio has not flowed yet. After the loss of a relay process there is one event, when
+        all parts are back, with the longest gap.
+
+        Args:
+            what: The part that is back.
+            frames_dropped: Frames that did not fit in the backlog meanwhile.
+            gap_ms: How many milliseconds there was no leg; None if the part is not a leg.
         """
         progress = self.progress
         progress.away.discard(what)
@@ -275,11 +291,11 @@ class Fork:
         return Resumed(self.info, what, frames_dropped, gap_ms, is_streaming=self.is_whole)
 
     def live_legs(self) -> list[Leg]:
-        """Return its legs that Asterisk was asked for and that have not ended."""
+        """Return its legs that were requested from Asterisk and have not ended."""
         return [leg for leg in self.legs.values() if leg.id and not leg.gone]
 
     def cancel_timers(self) -> None:
-        """Wait for nothing any more."""
+        """Cancel all its timers."""
         if self.call.hangup_timer is not None:
             self.call.hangup_timer.cancel()
         for leg in self.legs.values():
@@ -287,11 +303,11 @@ class Fork:
 
 
 def new_fork(request: StartFork, commands: Commands) -> Fork:
-    """Return the fork of a request.
+    """Return a new fork for a request.
 
     Args:
         request: The start.
-        commands: Those that may run after it.
+        commands: The post-process commands.
 
     Raises:
         RequestRefused: Its post-process command cannot be run.
@@ -310,7 +326,10 @@ def new_fork(request: StartFork, commands: Commands) -> Fork:
 
 
 def restored(entry: Entry, commands: Commands) -> tuple[Fork, str]:
-    """Return the fork of an entry, and why its request would be refused today, if it would."""
+    """Return the fork of a journal entry, and why its request would be refused now; empty if not.
+
+    The configuration or the version may have changed since the earlier run.
+    """
     options, post_process, why = Options(), None, ""
     try:
         options = parse_options(entry.options)
@@ -351,8 +370,9 @@ class ForkView:
     Attributes:
         state: requested, attaching, streaming or reconnecting.
         age_s: Seconds since the request.
-        muted: Nothing, read, write or both.
-        tap: chanspy or snoop; nothing while that is open, like the sample rate (Hz).
+        muted: "read", "write", "both", or empty for neither.
+        tap: "chanspy" or "snoop"; empty while not chosen.
+        sample_rate: In Hz; 0 while not chosen.
     """
 
     id: str
@@ -372,7 +392,7 @@ class ForkView:
 
 
 def effective_url(request: StartFork) -> str:
-    """Return the URL of a request; option T makes wss of ws."""
+    """Return the URL of a request; option T turns ws into wss."""
     scheme, colon, rest = request.url.partition(":")
     return (
         f"wss:{rest}"
@@ -404,9 +424,9 @@ def spec_of(fork: Fork) -> ForkSpec:
 
 
 def needs_silence(fork: Fork) -> bool:
-    """Return whether the relay has to put silence where the leg brings nothing.
+    """Return whether the relay must send silence while the leg brings no frames.
 
-    All directions but `in` are promised to keep time; for that it is an option.
+    All directions except `in` keep time always; `in` keeps time only with option S.
     """
     options = fork.request.options
     promised = options.keep_time or options.direction is not Direction.IN
@@ -414,14 +434,14 @@ def needs_silence(fork: Fork) -> bool:
 
 
 def wish_of(fork: Fork) -> Wish:
-    """Return what a fork needs of its legs, at whatever sample rate."""
+    """Return what a fork needs from its legs, apart from the sample rate."""
     options = fork.request.options
     apart = options.gain_in != options.gain_out or fork.mute_in != fork.mute_out
     return Wish(options.direction, speaks=options.beeps.any, apart=apart)
 
 
 def why_not_muted(fork: Fork, mute_in: bool, mute_out: bool) -> str:
-    """Return why a fork's sides cannot be muted like that; empty: they can."""
+    """Return why a fork's sides cannot be muted like that; empty if they can."""
     if mute_in == mute_out or LegPart.MIX not in fork.legs:
         return ""
     return (
@@ -431,7 +451,7 @@ def why_not_muted(fork: Fork, mute_in: bool, mute_out: bool) -> str:
 
 
 def entry_of(fork: Fork) -> Entry:
-    """Return what the journal keeps of a fork."""
+    """Return the journal entry of a fork."""
     request = fork.request
     return Entry(
         fork_id=fork.id,

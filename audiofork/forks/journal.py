@@ -1,10 +1,10 @@
-"""The journal: the forks that run, on disk, so that the next start can resume them.
+"""The journal: the running forks on disk, so that the next start can resume them.
 
-SQLite in WAL mode, held by one process alone. What was written survives the death of the daemon,
-SIGKILL too. The last of it may be lost when the machine dies, but then no call is left either.
+It uses SQLite in WAL mode, locked by one process. Written entries survive the death of the daemon,
+even by SIGKILL. The last ones may be lost if the machine crashes, but then all calls are lost too.
 
-A disk may take its time, and audio may not: a thread of its own reads and writes. It knows what
-the file should hold, so that a file that was lost, damaged or full is written anew.
+A disk may be slow, and audio must not wait: a separate thread reads and writes. It keeps all
+entries in memory, so that it can rewrite a file that was lost, damaged or full.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 RETRY_S = 5.0
 OPEN_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 1.0
-_BUSY_S = 0.5  # somebody may just be looking into the file
+_BUSY_S = 0.5  # how long to wait for the lock: another program may be reading the file
 
 _APPLICATION_ID = 0x61666F72  # "afor", in the file's header
 _VERSION = 1
@@ -40,16 +40,16 @@ _TYPES = {"str": str, "bool": bool, "float": float, "int": int, "dict[str, str]"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One running fork: all that it takes to start it again.
+    """One running fork: all that is needed to start it again.
 
     Attributes:
-        url: As requested, with its query: the file is for its owner alone.
+        url: As requested, with its query; so only the owner may read the file.
         options: The option string as requested.
-        values: What the post-process command gets.
+        values: Values for the post-process command, by variable.
         started: When it was requested, in seconds since 1970.
-        asterisk_started: Names the run of Asterisk; empty if that is not known.
-        attempts: How many runs of the daemon have begun to start it, of which none was seen to
-            outlive that; 0: one has.
+        asterisk_started: Identifies the run of Asterisk; empty if unknown.
+        attempts: How many runs of the daemon in a row may have died while starting it; 0 when a
+            run has survived that.
     """
 
     fork_id: str
@@ -64,16 +64,16 @@ class Entry:
     mute_out: bool
     started: float
     asterisk_started: str
-    attempts: int = 0  # files of earlier versions have none
+    attempts: int = 0  # missing in files of earlier versions
 
 
 class Journal:
-    """Keeps entries in a file; no fault of the file ever reaches a fork.
+    """Keeps entries in a file; a fault of the file never affects a fork.
 
-    Owned by the daemon. Faults are said in the log when they begin and when they end.
+    Owned by the daemon. Faults are logged when they begin and when they end.
 
     Args:
-        path: The file; None: keep nothing.
+        path: The file; None to keep nothing.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -81,11 +81,14 @@ class Journal:
 
     @property
     def works(self) -> bool:
-        """Whether the file holds what it should, as far as is known."""
+        """Whether the last write succeeded, so that the file has all entries as far as known."""
         return self._writer is not None and self._writer.works
 
     async def open(self) -> list[Entry]:
-        """Begin; return the entries that an earlier run left, oldest first."""
+        """Open the file; return the entries that an earlier run left, oldest first.
+
+        Returns none if the file does not open within OPEN_TIMEOUT_S.
+        """
         if self._writer is None:
             return []
         self._writer.start()
@@ -97,7 +100,7 @@ class Journal:
             return []
 
     def put(self, entry: Entry) -> None:
-        """Write an entry, in place of one of the same fork; never waits."""
+        """Write an entry; it replaces one of the same fork. Never waits."""
         if self._writer is not None:
             self._writer.changes.put((entry.fork_id, entry))
 
@@ -107,7 +110,7 @@ class Journal:
             self._writer.changes.put((fork_id, None))
 
     async def close(self) -> None:
-        """Write what is left, let go of the file; waits CLOSE_TIMEOUT_S at most."""
+        """Write all waiting changes and close the file; waits at most CLOSE_TIMEOUT_S."""
         if self._writer is None or not self._writer.is_alive():
             return
         self._writer.changes.put(None)
@@ -124,19 +127,20 @@ class _Writer(threading.Thread):
     """The thread that reads and writes the file.
 
     Attributes:
-        changes: Entries by fork id, None in place of those to remove; None alone: the end.
-        opened: The entries found at the start.
+        changes: Queue of pairs: a fork id, and its entry or None to remove it. None alone means:
+            close.
+        opened: Result: the entries found at the start.
         closed: Done when the file is closed.
         works: Whether the last write succeeded.
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(name="journal", daemon=True)  # a disk that hangs must not hold up the end
+        super().__init__(name="journal", daemon=True)  # a disk that hangs must not block the exit
         self.changes: queue.SimpleQueue[tuple[str, Entry | None] | None] = queue.SimpleQueue()
         self.opened: concurrent.futures.Future[list[Entry]] = concurrent.futures.Future()
         self.closed: concurrent.futures.Future[None] = concurrent.futures.Future()
         for future in (self.opened, self.closed):
-            future.set_running_or_notify_cancel()  # who waits no more must not cancel them
+            future.set_running_or_notify_cancel()  # so that a caller's timeout cannot cancel it
         self.works = False
         self._path = path
         self._file: _File | None = None
@@ -160,7 +164,7 @@ class _Writer(threading.Thread):
             self.closed.set_result(None)
 
     def _open(self) -> None:
-        """Read what an earlier run left."""
+        """Open the file and read the entries that an earlier run left."""
         try:
             self._file = _File(self._path)
             self._entries = {entry.fork_id: entry for entry in self._file.entries()}
@@ -171,7 +175,7 @@ class _Writer(threading.Thread):
             self._on_fault(exc)
 
     def _step(self) -> bool:
-        """Write the next changes, all that wait in one go; return whether there will be more."""
+        """Write all waiting changes in one transaction; return False if the end was requested."""
         changes, more = self._take_changes()
         for fork_id, entry in changes.items():
             if entry is None:
@@ -183,7 +187,11 @@ class _Writer(threading.Thread):
         return more
 
     def _take_changes(self) -> tuple[dict[str, Entry | None], bool]:
-        """Wait for changes, or until a file that does not work is to be tried again."""
+        """Wait for changes, or until it is time to retry a file that does not work.
+
+        Returns:
+            The changes by fork id, and whether the thread goes on.
+        """
         changes: dict[str, Entry | None] = {}
         with contextlib.suppress(queue.Empty):
             change = self.changes.get(timeout=None if self._file else RETRY_S)
@@ -208,7 +216,7 @@ class _Writer(threading.Thread):
             self._on_success()
 
     def _rebuild(self, why: _Damaged) -> None:
-        """Put the file aside and write another."""
+        """Move the file aside and write a new one."""
         self._close()
         aside = self._path.with_name(self._path.name + ".damaged")
         log.warning(
@@ -226,7 +234,7 @@ class _Writer(threading.Thread):
         self._close()
         self.works = False
         if getattr(exc, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
-            self._locked_out = True  # for good: what the other writes is not ours to replace
+            self._locked_out = True  # for ever: the entries of another daemon must stay
             log.error(
                 "the journal %s is in use, probably by another daemon: running without a journal",
                 self._path,
@@ -269,12 +277,12 @@ class _File:
             raise
 
     def _set_up(self) -> None:
-        # Held exclusively, WAL needs no shared memory; and another daemon finds it locked.
+        # With an exclusive lock, WAL needs no shared memory, and another daemon notices the lock.
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute("PRAGMA wal_autocheckpoint = 100")
-        self._db.execute("PRAGMA secure_delete = ON")  # URLs hold tokens
+        self._db.execute("PRAGMA secure_delete = ON")  # URLs may contain tokens
         with self._transaction():  # takes the lock
             if not self._pragma("schema_version"):
                 self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
@@ -298,12 +306,12 @@ class _File:
             yield
             self._db.execute("COMMIT")
         except BaseException:
-            with contextlib.suppress(sqlite3.Error):  # some faults have rolled back already
+            with contextlib.suppress(sqlite3.Error):  # after some errors SQLite has rolled back
                 self._db.execute("ROLLBACK")
             raise
 
     def entries(self) -> list[Entry]:
-        """Return what it holds, oldest first."""
+        """Return all entries, oldest first."""
         with _telling_damage():
             rows = self._db.execute("SELECT entry FROM forks ORDER BY number").fetchall()
         return [_entry_of(text) for (text,) in rows]
@@ -325,14 +333,14 @@ class _File:
             self._wipe()
 
     def _wipe(self) -> None:
-        """Let nothing that was deleted remain in the WAL, which has earlier states of the pages."""
+        """Empty the WAL: it contains earlier states of pages, and so deleted entries."""
         with _telling_damage():
             busy = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        if busy:  # nobody else can have it open, but it would go on holding tokens
+        if busy:  # should not happen under the lock; but deleted tokens would stay in the WAL
             raise sqlite3.OperationalError("the write-ahead log cannot be emptied")
 
     def fill(self, entries: Mapping[str, Entry]) -> None:
-        """Write these entries in place of all that is there."""
+        """Replace all entries by these."""
         with _telling_damage():
             self._db.execute("DELETE FROM forks")
         self.change(entries)
@@ -368,7 +376,10 @@ def _entry_of(text: object) -> Entry:
 
 
 def _make_private(path: Path) -> None:
-    """See to a file that is for its owner alone; SQLite gives those beside it the same mode."""
+    """Create the file if needed, readable by its owner only.
+
+    SQLite gives the files beside it, such as the WAL, the same mode.
+    """
     with contextlib.suppress(FileExistsError):
         path.parent.mkdir(mode=0o700)
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -378,11 +389,11 @@ def _make_private(path: Path) -> None:
             raise OSError("not a regular file")
         os.fchmod(descriptor, 0o600)
     finally:
-        # Before SQLite opens it: a close takes away all locks that the process has on the file.
+        # Closed before SQLite opens it: close() drops all locks that the process has on the file.
         os.close(descriptor)
 
 
 def _put_aside(path: Path, aside: Path) -> None:
     path.replace(aside)
-    for end in ("-wal", "-shm", "-journal"):  # SQLite would take them for the new file's
+    for end in ("-wal", "-shm", "-journal"):  # else SQLite would apply them to the new file
         path.with_name(path.name + end).unlink(missing_ok=True)

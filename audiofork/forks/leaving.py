@@ -1,4 +1,4 @@
-"""The legs that were hung up and that Asterisk still has."""
+"""Watches legs that are no longer wanted until Asterisk has ended them."""
 
 from __future__ import annotations
 
@@ -11,35 +11,39 @@ from audiofork.errors import AmiError, RequestRefused
 from audiofork.forks.fork import Fork, Leg
 from audiofork.forks.tasks import Spawn
 
-# A leg that was hung up is gone within 25 ms, but one whose channel has no media cannot go before
-# that has some (asterisk#978). More than so many for one channel are not left there.
+# A leg ends within 25 ms after its hangup. But if the channel that it copies has no media, the leg
+# cannot end before that channel has some (asterisk#978). A channel may have at most MAX_LEGS_LEFT
+# such legs; a start that could leave more is refused.
 LEAVE_TIMEOUT_S = 1.0
 MAX_LEGS_LEFT = 2
 
 
 class LeavingLegs:
-    """Owned by the registry of forks, which tells what it hears of channels."""
+    """The legs that were hung up and that Asterisk still has.
+
+    Owned by the registry of forks, which passes on events of channels.
+    """
 
     def __init__(self, channels: Channels, spawn: Spawn) -> None:
         self._channels = channels
         self._spawn = spawn
-        # When each was hung up, by uniqueid of the channel that they listen to, and by id.
+        # Loop time of each hangup, by uniqueid of the copied channel, and by id of the leg.
         self._legs: dict[str, dict[str, float]] = {}
-        self._left = asyncio.Event()  # one of them is gone; another for each
+        self._left = asyncio.Event()  # set when a leg is gone, and then replaced by a new event
 
     @property
     def ids(self) -> list[str]:
-        """The ids of all of them."""
+        """The ids of all these legs."""
         return [leg_id for legs in self._legs.values() for leg_id in legs]
 
     @property
     def stuck(self) -> int:
-        """How many of them cannot end yet: their channels have no media."""
+        """How many have not ended after LEAVE_TIMEOUT_S, as their target has no media."""
         latest = asyncio.get_running_loop().time() - LEAVE_TIMEOUT_S
         return sum(at <= latest for legs in self._legs.values() for at in legs.values())
 
     def watch(self, fork: Fork, legs: Iterable[Leg]) -> None:
-        """See whether legs go that nobody wants any more, also those that have yet to connect."""
+        """Watch legs of a fork that are no longer wanted; some may not have connected yet."""
         loop = asyncio.get_running_loop()
         ids = {leg.id for leg in legs}
         if ids and not fork.call.hangup_seen:
@@ -51,7 +55,7 @@ class LeavingLegs:
             self._spawn(self._warn(fork, leg_ids))
 
     async def _warn(self, fork: Fork, leg_ids: set[str]) -> None:
-        with contextlib.suppress(AmiError):  # the next login will tell
+        with contextlib.suppress(AmiError):  # the next login reconciles as well
             self.reconcile(await self._channels.present())
         left = leg_ids & self._legs.get(fork.uniqueid, {}).keys()
         if left:
@@ -61,7 +65,7 @@ class LeavingLegs:
             )
 
     def on_gone(self, uniqueid: str) -> None:
-        """Hear that a channel does not exist any more: a leg's, or one that legs listened to."""
+        """Handle a channel that does not exist any more: a leg, or a channel that legs copied."""
         self._legs.pop(uniqueid, None)
         for target, legs in list(self._legs.items()):
             if legs.pop(uniqueid, None) is not None and not legs:
@@ -70,17 +74,17 @@ class LeavingLegs:
         self._left = asyncio.Event()
 
     def reconcile(self, present: Container[str]) -> None:
-        """Forget those that are not among the channels there are."""
+        """Forget the legs that are not among the channels of Asterisk."""
         for leg_id in self.ids:
             if leg_id not in present:
                 self.on_gone(leg_id)
 
     async def wait_for_room(self, fork: Fork) -> None:
-        """Return when no more than MAX_LEGS_LEFT legs could be left to a fork's channel.
+        """Wait until at most MAX_LEGS_LEFT legs could be left on a fork's channel, with its own.
 
         Raises:
-            RequestRefused: Those that are leaving do not go.
-            AmiError: Asterisk cannot be asked whether they have gone.
+            RequestRefused: The earlier legs do not end.
+            AmiError: Asterisk cannot be asked whether they have ended.
         """
         if self._has_room(fork):
             return
@@ -88,8 +92,8 @@ class LeavingLegs:
             async with asyncio.timeout(LEAVE_TIMEOUT_S):
                 while not self._has_room(fork):
                     await self._left.wait()
-        # The news of their end may be held back by a filter. (Asterisk answers for no channel that
-        # is being hung up, but lists it.)
+        # An event filter may hide the events of their end, so ask for the list of channels. A
+        # channel that is being hung up is in the list, but Asterisk answers no question about it.
         self.reconcile(await self._channels.present())
         if not self._has_room(fork):
             raise RequestRefused(

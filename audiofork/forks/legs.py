@@ -1,4 +1,4 @@
-"""The legs of forks: asks for them, watches for their loss, asks for others in their place."""
+"""The legs of forks: requests them, notices their loss, requests replacements."""
 
 from __future__ import annotations
 
@@ -26,32 +26,35 @@ from audiofork.forks.tasks import Spawn
 from audiofork.link.messages import EndReason, ExpectLeg, LegLost, LegPart, SendCommand
 from audiofork.text import harmless
 
-# How long after a leg's end the news of its channel's hangup may come.
+# How long after the end of a leg the hangup event of the copied channel may come.
 LEG_LOSS_GRACE_S = 0.15
-# How long after the hangup of a leg's channel its connection, if it was that channel's, may go on.
+# How long after the hangup of a leg's own channel its connection may stay open. If it stays open
+# longer, it is not the connection of that channel.
 ORPHAN_TIMEOUT_S = 1.0
-LEG_TIMEOUT_S = 6.0  # a tap's own limit is 5 s
-# So many new legs in that time in place of a lost one; what loses more is no accident.
+LEG_TIMEOUT_S = 6.0  # longer than the limit of the taps, 5 s
+# Most replacements of a leg within NEW_LEGS_WINDOW_S; a leg that is lost more often ends the fork.
 MAX_NEW_LEGS = 3
 NEW_LEGS_WINDOW_S = 10.0
 SHUTTING_DOWN = "Asterisk is shutting down"  # Asterisk's words (main/manager.c)
 CONTESTED = "somebody else presented its UUID as well"
 ORPHANED = "somebody else speaks in its place: its channel has gone"
 CANNOT_ASK = "the leg was lost, and Asterisk cannot be asked"
-ASTERISK_AWAY_S = 5.0  # so long a fork without a leg waits to ask Asterisk about its channel
+ASTERISK_AWAY_S = 5.0  # how long a fork without a leg waits for a connection to Asterisk
 
 
 class Legs:
-    """Owned by the registry of forks, which tells what it hears of legs.
+    """Requests the legs of forks and replaces lost ones; ends a fork whose channel is gone.
+
+    Owned by the registry of forks, which passes on events and reports about legs.
 
     Args:
-        channels: What Asterisk is asked.
-        holds: Tells whether the legs of a fork have to wait.
-        leaving: Watches those that are not wanted any more.
-        send: Commands the relay.
-        emit: Takes what happens.
+        channels: Asks Asterisk about channels.
+        holds: Knows whether the legs of a fork must wait for the end of a hold.
+        leaving: Watches the legs that are no longer wanted.
+        send: Sends a command to the relay.
+        emit: Called with each event.
         end: Ends a fork.
-        spawn: Runs what has to wait.
+        spawn: Runs a coroutine in the background.
     """
 
     def __init__(
@@ -75,14 +78,19 @@ class Legs:
         self._synced = asyncio.Event()
 
     def on_synced(self) -> None:
-        """Let those go on that wait for the link: a restart of Asterisk would be known by now."""
+        """Wake forks that wait for the connection: a restart of Asterisk is handled by now."""
         self._synced.set()
         self._synced = asyncio.Event()
 
-    # --- To ask for them ---
+    # --- Requests ---
 
     def order(self, fork: Fork, *, anew: bool) -> None:
-        """Ask for all legs of a fork; `anew`: there have been some."""
+        """Request all legs of a fork.
+
+        Args:
+            fork: The fork.
+            anew: Whether the fork had legs before, so that the new ones need other ids.
+        """
         for leg in fork.legs.values():
             self._give_time(fork, leg, f"{leg} did not connect{' again' if leg.lost_at else ''}")
             self._ask(fork, leg, anew=anew)
@@ -97,14 +105,14 @@ class Legs:
         self._spawn(self._start(fork, leg, leg.id))
 
     def hang_up(self, fork: Fork) -> None:
-        """Have Asterisk hang up a fork's legs, whose relay process cannot any more."""
+        """Ask Asterisk to hang up a fork's legs, because its relay process is gone."""
         for leg in fork.live_legs():
             self._channels.hang_up(leg.id)
 
     async def _start(self, fork: Fork, leg: Leg, leg_id: str) -> None:
         await self._wait_for_hold(fork, leg, leg_id)
         if not _is_wanted(fork, leg, leg_id):
-            self._leaving.on_gone(leg_id)  # Asterisk never heard of it
+            self._leaving.on_gone(leg_id)  # it was never requested from Asterisk
             return
         try:
             await fork.tap.start(_order_of(fork, leg, leg_id))
@@ -112,24 +120,24 @@ class Legs:
             if leg.id == leg_id:
                 await self._on_target_gone(fork)
         except LegRefused as exc:
-            if leg.id == leg_id:  # else another was asked for since
+            if leg.id == leg_id:  # else another leg was requested since
                 self._on_failed(fork, leg, str(exc))
         except LegUncertain as exc:
-            # Asterisk may have heard it all the same: the leg comes in time or it does not.
+            # Asterisk may have got the request: the leg's timer ends the fork if no leg comes.
             fork.log.warning("asked for a leg, but: %s", exc)
 
     async def _wait_for_hold(self, fork: Fork, leg: Leg, leg_id: str) -> None:
-        """Return when the call is not on hold, or legs need not wait for that."""
+        """Return when the call is not on hold, or at once if legs need not wait for that."""
         if not await self._holds.delay(fork.uniqueid):
             return
-        leg.cancel_timer()  # for so long none is late
+        leg.cancel_timer()  # the time limit does not count during a hold
         fork.log.info("on hold: its legs are asked for when that is over ([asterisk] on_hold)")
         await self._holds.wait_over(fork.uniqueid)
         if _is_wanted(fork, leg, leg_id):
             self._give_time(fork, leg, f"{leg} did not connect")
 
     async def _on_target_gone(self, fork: Fork) -> None:
-        if not fork.call.hangup_seen:  # the news of its hangup may be under way
+        if not fork.call.hangup_seen:  # the hangup event may still come
             await asyncio.sleep(LEG_LOSS_GRACE_S)
         legs = fork.legs.values()
         had_one = any(leg.attached or leg.lost_at is not None for leg in legs)
@@ -137,15 +145,15 @@ class Legs:
         self._end(fork, EndReason.HANGUP if was_there else EndReason.NO_SUCH_CHANNEL)
 
     def _give_time(self, fork: Fork, leg: Leg, detail: str) -> None:
-        """End the fork if the leg does not come in time."""
+        """Start the time limit of a leg; the fork ends with `detail` if it does not connect."""
         leg.cancel_timer()
         end = functools.partial(self._end, fork, EndReason.LEG_FAILED, detail)
         leg.timer = asyncio.get_running_loop().call_later(LEG_TIMEOUT_S, end)
 
-    # --- What becomes of them ---
+    # --- Events and reports ---
 
     def on_attached(self, fork: Fork, part: LegPart) -> None:
-        """Hear that a leg has connected."""
+        """Handle a leg that has connected."""
         leg = fork.legs[part]
         leg.attached = True
         leg.cancel_timer()
@@ -161,7 +169,7 @@ class Legs:
             self._emit(resumed)
 
     def on_lost(self, fork: Fork, report: LegLost) -> None:
-        """Hear that a leg is closed."""
+        """Handle the report of a leg that was closed, but not by the relay."""
         leg = fork.legs[report.part]
         why = CONTESTED if report.contested else "Asterisk closed it"
         if report.contested:
@@ -173,13 +181,19 @@ class Legs:
         self._emit(Attack(AttackKind.CONTESTED_LEG, detail))
 
     def on_failure(self, fork: Fork, leg_id: str, why: str) -> None:
-        """Hear that a leg of this id does not come about; an earlier one is no news."""
+        """Handle a leg that Asterisk could not make; no effect if it was replaced since."""
         for leg in fork.legs.values():
             if leg.id == leg_id:
                 self._on_failed(fork, leg, why)
 
     def on_hangup(self, fork: Fork, leg_id: str, *, is_gone: bool = True) -> None:
-        """Hear that a leg of this id was hung up; that it was lost, the relay tells."""
+        """Handle the hangup of a leg's channel; the relay reports the loss of its connection.
+
+        Args:
+            fork: The fork.
+            leg_id: The id of the leg.
+            is_gone: Whether the channel does not exist any more.
+        """
         for leg in fork.legs.values():
             if leg.id == leg_id:
                 leg.gone |= is_gone
@@ -189,7 +203,7 @@ class Legs:
                 self._spawn(self._on_early_hangup(fork, leg, leg_id))
 
     async def _on_channel_gone(self, fork: Fork, leg: Leg, leg_id: str) -> None:
-        """Ask for another leg if the connection outlives the channel: it was never that one's."""
+        """Replace a leg whose connection outlives its channel: another client has opened it."""
         await asyncio.sleep(ORPHAN_TIMEOUT_S)
         is_lost = leg.lost_at is not None or fork.progress.relay_away
         if not is_lost and _is_wanted(fork, leg, leg_id):
@@ -197,7 +211,7 @@ class Legs:
             await self._on_loss(fork, leg, ORPHANED, 1)
 
     async def _on_early_hangup(self, fork: Fork, leg: Leg, leg_id: str) -> None:
-        """Tell a leg that never connected from one that ended with its target."""
+        """End the fork if its channel is gone; else treat the leg as one that did not connect."""
         end = await self._end_of(fork, 1)
         if end is not None:
             self._end(fork, *end)
@@ -205,40 +219,47 @@ class Legs:
             self._on_failed(fork, leg, fork.tap.early_hangup_detail)
 
     def _on_failed(self, fork: Fork, leg: Leg, why: str) -> None:
-        """Hear that a leg does not come about."""
+        """End the fork, or replace the leg if it had connected before."""
         if fork.progress.relay_away:
-            return  # all legs are ordered anew with a relay process
+            return  # all legs are requested again when another relay process has the fork
         if leg.lost_at is None:
             self._end(fork, EndReason.LEG_FAILED, why)
         else:
             self._spawn(self._on_loss(fork, leg, why, 1))
 
     async def _on_loss(self, fork: Fork, leg: Leg, why: str, frames_in: int) -> None:
-        """Ask for another leg if the channel lives; else end the fork, with the true reason."""
+        """Replace a leg if the fork's channel exists; else end the fork, with the true reason."""
         if leg.lost_at is None:
             leg.lost_at = asyncio.get_running_loop().time()
         leg_id = leg.id
         end = await self._end_of(fork, frames_in)
         if end is not None:
             self._end(fork, *end)
-        # Without a relay process all legs are ordered anew with another one; a leg that is asked
-        # for before finds nobody, and would soon have used up the attempts.
+        # Without a relay process no leg can connect, so a request now would only use up attempts.
+        # All legs are requested again when another relay process has the fork.
         elif _is_wanted(fork, leg, leg_id) and not fork.progress.relay_away:
             self._replace(fork, leg, why)
 
     async def _end_of(self, fork: Fork, frames_in: int) -> tuple[EndReason, str] | None:
-        """Return why a fork ends whose leg Asterisk closed; None if its channel lives."""
+        """Return why a fork must end after Asterisk closed its leg; None if its channel exists.
+
+        Args:
+            fork: The fork.
+            frames_in: Frames that its legs have brought; 0 means that the channel may never have
+                existed.
+        """
         try:
             await self._check_alive(fork)
             await asyncio.sleep(LEG_LOSS_GRACE_S)
             await self._check_alive(fork)
         except NoSuchChannel:
             if not frames_in and not fork.call.hangup_seen:
-                await asyncio.sleep(LEG_LOSS_GRACE_S)  # the news of its hangup may be under way
+                await asyncio.sleep(LEG_LOSS_GRACE_S)  # the hangup event may still come
             never_there = not (frames_in or fork.call.hangup_seen or fork.from_earlier_run)
             return (EndReason.NO_SUCH_CHANNEL if never_there else EndReason.HANGUP), ""
         except AmiError as exc:
-            # It hangs up all channels then, and refuses to speak of them before it says so.
+            # At a shutdown Asterisk hangs up all channels, and rejects actions before it sends the
+            # hangup events.
             if isinstance(exc, AmiActionFailed) and exc.message == SHUTTING_DOWN:
                 return EndReason.HANGUP, SHUTTING_DOWN
             if not fork.call.hangup_seen:
@@ -246,7 +267,7 @@ class Legs:
         return (EndReason.HANGUP, "") if fork.call.hangup_seen else None
 
     async def _check_alive(self, fork: Fork) -> None:
-        """Return if the channel lives; if the link to Asterisk is away, wait for it.
+        """Return if the channel exists; wait up to ASTERISK_AWAY_S for a connection to Asterisk.
 
         Raises: as `Channels.check_alive`.
         """
@@ -256,7 +277,8 @@ class Legs:
         except AmiUnavailable as exc:
             if fork.call.hangup_seen:
                 raise
-            # Not just for the link: what is made of a restart must come first.
+            # Wait until the registry is reconciled, not only for the connection: if Asterisk was
+            # restarted, that must end the fork first, with its own reason.
             try:
                 async with asyncio.timeout(ASTERISK_AWAY_S):
                     await synced.wait()
@@ -264,7 +286,7 @@ class Legs:
                 raise exc from None
             await self._channels.check_alive(fork.uniqueid)
 
-    # --- Others in their place ---
+    # --- Replacements ---
 
     def _replace(self, fork: Fork, leg: Leg, why: str) -> None:
         attempt = _count_loss(leg)
@@ -276,19 +298,21 @@ class Legs:
         self._ask(fork, leg, anew=True)
 
     def _report_loss(self, fork: Fork, what: Away, attempt: int, why: str) -> None:
-        """Tell that legs will be asked for in place of lost ones."""
+        """Log and emit that lost legs will be requested again."""
         fork.log.warning("%s; attempt %d follows", harmless(why), attempt)
         was_streaming = fork.lost(what)
         self._emit(Reconnecting(fork.info, what, attempt, why, was_streaming))
 
     def lose_all(self, fork: Fork, lost_at: float, why: str) -> str:
-        """Note that all legs went with their relay process; they are to be ordered anew.
+        """Count the loss of all legs with their relay process; the caller requests them again.
 
         Args:
-            lost_at: When, in loop time.
+            fork: The fork.
+            lost_at: When they were lost, in loop time.
+            why: Why they were lost.
 
         Returns:
-            Why that is in vain; empty: it is not.
+            Why the fork must end instead; empty if the legs may be requested again.
         """
         legs = fork.legs.values()
         for leg in legs:
@@ -304,12 +328,12 @@ class Legs:
 
 
 def _is_wanted(fork: Fork, leg: Leg, leg_id: str) -> bool:
-    """Return whether a fork goes on, and its leg is still the one of this id."""
+    """Return whether a fork goes on, and this id is still that of its leg."""
     return leg.id == leg_id and not fork.is_ending and fork.state is not ForkState.ENDED
 
 
 def _order_of(fork: Fork, leg: Leg, leg_id: str) -> LegOrder:
-    """Return what a tap has to know of a leg."""
+    """Return what a tap needs to know about a leg."""
     return LegOrder(
         leg_id=leg_id,
         uuid=leg.uuid,
@@ -318,13 +342,13 @@ def _order_of(fork: Fork, leg: Leg, leg_id: str) -> LegOrder:
         uniqueid=fork.uniqueid,
         connects=fork.way.connects,
         sample_rate=fork.sample_rate,
-        # The first one speaks for all.
+        # Only the first leg carries beeps, or the party would hear them twice.
         speaks=fork.request.options.beeps.any and leg.part is next(iter(fork.legs)),
     )
 
 
 def _count_loss(leg: Leg) -> int:
-    """Return how often a leg was lost of late, this time included."""
+    """Count a loss; return how often the leg was lost within NEW_LEGS_WINDOW_S."""
     now = asyncio.get_running_loop().time()
     recent = [at for at in leg.losses if now - at < NEW_LEGS_WINDOW_S]
     leg.losses = [*recent, now]

@@ -1,4 +1,4 @@
-"""The life of a fork as a table; the diagram in docs/architecture.md is made from it."""
+"""The states of a fork as a table; the diagram in docs/architecture.md is made from it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from audiofork.states import StateTable
 
 
 class ForkState(enum.Enum):
-    """Where a fork stands."""
+    """The state of a fork."""
 
     REQUESTED = "requested"
     """Its channel is being looked up."""
     ATTACHING = "attaching"
-    """The leg and the WebSocket connection are under way."""
+    """The legs and the WebSocket connection are being set up."""
     STREAMING = "streaming"
     """Audio flows to the server."""
     RECONNECTING = "reconnecting"
-    """The server is away, and audio waits in the backlog; or the leg is away."""
+    """The server is missing, and audio waits in the backlog; or a leg or the relay is missing."""
     ENDED = "ended"
 
 
 class ForkEvent(enum.Enum):
-    """What moves a fork on."""
+    """What changes the state of a fork."""
 
     RESOLVED = "channel found"
     REFUSED = "request refused"

@@ -1,7 +1,7 @@
-"""Look-ups of the channels that requests name: so many at once, in turns.
+"""Look-ups of the channels that requests name: a limited number at once, in fair turns.
 
-A request may name a channel that does not exist, as often as its sender likes, and each one costs
-Asterisk an action.
+A client may send any number of requests for channels that do not exist, and each costs Asterisk
+an action.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from audiofork.forks.requests import Origin
 
 AT_ONCE = 50
 LONGEST_WAIT_S = 5.0
-# Those that wait. Of an origin no more than it could have any use for; of a door so many that all
-# starts of a second may come at the same moment.
+# Most look-ups that wait. One origin needs no more than this; through one door, all starts of a
+# second may come at the same moment.
 WAITING_OF_ORIGIN = 100
 WAITING_OF_DOOR = 1000
 TOO_MANY = "too many requests at once"
 
 
 class LookUps:
-    """Owned by the registry of forks.
+    """Limits and queues the look-ups of channels; owned by the registry of forks.
 
     Args:
-        channels: What Asterisk is asked.
+        channels: Asks Asterisk about channels.
     """
 
     def __init__(self, channels: Channels) -> None:
@@ -37,7 +37,7 @@ class LookUps:
         self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
 
     async def find(self, target: Target, origin: Origin) -> tuple[str, str]:
-        """Return the name and uniqueid of a channel, when it is the turn of the origin.
+        """Wait for the origin's turn; return the name and uniqueid of a channel.
 
         Raises:
             RequestRefused: The channel does not exist, or too many requests wait, or this one has
@@ -76,16 +76,16 @@ class LookUps:
                 self._give_up(origin, turn)
 
     def _give_up(self, origin: Origin, turn: asyncio.Future[None]) -> None:
-        """Wait no longer; a turn that has come in the same moment goes to the next."""
+        """Stop waiting; if the turn has come at the same moment, pass it on."""
         if turn.done() and not turn.cancelled():
             self._pass_on()
         self._waiting.remove(origin, turn)
 
     def _pass_on(self) -> None:
-        """Give a turn that is over to the next, if anybody waits."""
+        """Give the turn to the next look-up that waits, if any."""
         while self._waiting:
             turn = self._waiting.take()
-            if not turn.done():  # else its task was cancelled a moment ago
+            if not turn.done():  # else its task was just cancelled
                 turn.set_result(None)
                 return
         self._under_way -= 1

@@ -1,4 +1,4 @@
-"""Mutes forks, all that a request names or none."""
+"""Mutes the forks that a request names: all of them, or none."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from audiofork.link.messages import SendCommand, SetMute
 
 
 class Muting:
-    """Owned by the registry of forks.
+    """Mutes and unmutes forks; owned by the registry of forks.
 
     Args:
-        journal: Notes what is muted, for the next start.
-        send: Commands the relay.
+        journal: Keeps which sides are muted, for the next start of the daemon.
+        send: Sends a command to the relay.
     """
 
     def __init__(self, journal: Journal, send: SendCommand) -> None:
@@ -26,13 +26,16 @@ class Muting:
         self._send = send
 
     async def mute_all(self, forks: Iterable[Fork], request: MuteFork) -> list[str]:
-        """Mute all of them, or none if one cannot be: who asked believes what is acknowledged.
+        """Mute all these forks, or none if one cannot be muted.
+
+        The requester must be able to rely on the answer: a party that should be muted must not be
+        heard.
 
         Returns:
-            The ids of those that have not ended meanwhile.
+            The ids of the forks that have not ended meanwhile.
 
         Raises:
-            RequestRefused: One cannot be muted like that, or all have ended.
+            RequestRefused: A fork cannot be muted like that, or all have ended.
         """
         await asyncio.gather(*(fork.progress.chosen.wait() for fork in forks))
         forks = [fork for fork in forks if fork.state is not ForkState.ENDED]
@@ -47,13 +50,13 @@ class Muting:
 
     def _mute(self, fork: Fork, mute_in: bool, mute_out: bool) -> None:
         fork.mute(mute_in, mute_out)
-        if fork.state is not ForkState.REQUESTED:  # else it is sent after the spec
+        if fork.state is not ForkState.REQUESTED:  # else Starting sends it after ForkSpec
             self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
             self._journal.put(entry_of(fork))
 
 
 def _muted_by(request: MuteFork, fork: Fork) -> tuple[bool, bool]:
-    """Return whether a fork's in and out will be muted after a request."""
+    """Return whether in and whether out of a fork will be muted after a request."""
     return (
         fork.mute_in if request.mute_in is None else request.mute_in,
         fork.mute_out if request.mute_out is None else request.mute_out,

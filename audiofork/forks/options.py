@@ -1,9 +1,9 @@
 """The option string of a fork: Asterisk's grammar, our letters.
 
 The grammar is that of ast_app_parse_options (main/app.c): each letter may have an argument in
-parentheses. Parentheses nest; an argument that begins with a quote may hold any of them inside
-quotes; a backslash outside quotes takes the next character as it is. Of a letter that comes
-twice, the last one stands. Blanks between options mean nothing.
+parentheses. Parentheses may be nested. If an argument begins with a quote, parentheses inside
+quotes do not count. A backslash outside quotes escapes the next character. If a letter comes
+twice, the last one is used. Blanks between options are ignored.
 """
 
 from __future__ import annotations
@@ -18,32 +18,33 @@ from audiofork.errors import RequestRefused
 from audiofork.link.messages import Beeps, Direction, Tls
 
 MAX_OPTIONS_BYTES = 4096
-MAX_VARIABLE_LENGTH = 79  # Asterisk's AST_MAX_EXTENSION less its end
+MAX_VARIABLE_LENGTH = 79  # Asterisk's AST_MAX_EXTENSION without the final NUL
 
 
 DEFAULT_BEEP_INTERVAL_S = 15.0
 MAX_GAIN = 4
-MAX_SAMPLE_RATES = 2  # what is wished for, and what will do
+MAX_SAMPLE_RATES = 2  # the preferred rate, and the rate to use instead
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the option string of a request says; None where it says nothing.
+    """The parsed option string of a request; the defaults stand for options that are missing.
 
     Attributes:
         direction: Option D.
-        gain_in: Option v or W: steps of volume, -4 to 4; `gain_out`: V or W.
+        gain_in: Option v or W: steps of volume, -4 to 4.
+        gain_out: Option V or W, likewise.
         keep_time: Option S.
         bridged_only: Option b.
         beeps: Options B, p and P.
         use_tls: Option T.
-        tls: The arguments of T, if it has any but `on`.
-        reconnect_interval_s: Option R.
-        reconnect_attempts: Option r.
-        frame_ms: Option F.
-        sample_rates: Option L: Hz, the one that is wished for first; 0: the channel's own.
+        tls: The arguments of T, if it has any except `on`.
+        reconnect_interval_s: Option R, in seconds; None for the configured interval.
+        reconnect_attempts: Option r; None for the configured number.
+        frame_ms: Option F, in milliseconds; None for the configured size.
+        sample_rates: Option L, in Hz, the preferred one first; 0: the channel's own rate.
         id_variable: Option i.
-        ignored: Letters that are accepted and mean nothing.
+        ignored: Letters that are accepted and have no effect.
     """
 
     direction: Direction = Direction.BOTH
@@ -78,10 +79,10 @@ def parse_options(text: str) -> Options:
 
 
 def split_options(text: str) -> list[tuple[str, str | None]]:
-    """Cut an option string into letters and arguments.
+    """Split an option string into letters and arguments.
 
     Returns:
-        Pairs in the order of the string; the argument is None where there are no parentheses.
+        Pairs in the order of the string; an argument is None if there are no parentheses.
 
     Raises:
         RequestRefused: The string is too long, or a parenthesis is not closed.
@@ -104,7 +105,7 @@ def split_options(text: str) -> list[tuple[str, str | None]]:
 
 
 def _argument(letter: str, text: str, start: int) -> tuple[str, int]:
-    """Return the argument that begins at `start`, and the position behind its parenthesis."""
+    """Return the argument that begins at `start`, and the position after its parenthesis."""
     quotes_count = text[start : start + 1] == '"'
     quoted = False
     depth = 1
@@ -133,7 +134,7 @@ def _argument(letter: str, text: str, start: int) -> tuple[str, int]:
 _ON = frozenset({"on", "yes", "true", "1"})
 
 # --- The letters ---------------------------------------------------------------------------------
-# Each function takes the options so far and the argument, and returns the options with it.
+# Each function takes the options so far and an argument, and returns the new options.
 
 
 def _bad(letter: str, expected: str, argument: str | None) -> RequestRefused:
@@ -210,7 +211,7 @@ def _frame_ms(options: Options, argument: str | None) -> Options:
 
 
 def _sample_rates(options: Options, argument: str | None) -> Options:
-    """L(16000), L(0) for the channel's own, L(16000,8000) for what can be had."""
+    """Parse L(16000), L(0) for the channel's own rate, or L(16000,8000) with a second choice."""
     known = {str(rate): rate for rate in (0, *SAMPLE_RATES)}
     rates = tuple(known.get(part.strip(), -1) for part in (argument or "").split(","))
     if -1 in rates or len(rates) > MAX_SAMPLE_RATES:
@@ -221,7 +222,7 @@ def _sample_rates(options: Options, argument: str | None) -> Options:
 
 def _id_variable(options: Options, argument: str | None) -> Options:
     name = (argument or "").strip()
-    # What Asterisk calls a variable; a function would do more than store a value.
+    # Only a plain variable name: setting a dialplan function could do more than store a value.
     if not (name.isascii() and name.isidentifier() and len(name) <= MAX_VARIABLE_LENGTH):
         raise _bad("i", "the name of a channel variable", argument)
     return replace(options, id_variable=name)
@@ -232,7 +233,7 @@ def _ignored(options: Options, _argument: str | None) -> Options:
 
 
 def _tls(options: Options, argument: str | None) -> Options:
-    """T(on), T(insecure), T(ca=NAME), T(cert=NAME:key=NAME), and these joined by colons."""
+    """Parse T(on), T(insecure), T(ca=NAME), T(cert=NAME:key=NAME), or several joined by colons."""
     known = {"ca": "ca_file", "cert": "cert_file", "key": "key_file"}
     tls: dict[str, Any] = {}
     for part in (argument or "").split(":"):

@@ -1,4 +1,4 @@
-"""Brings forks back: after a login to Asterisk, from the journal, from lost relay processes."""
+"""Recovers forks: after a login to Asterisk, from the journal, and from lost relay processes."""
 
 from __future__ import annotations
 
@@ -26,27 +26,29 @@ log = logging.getLogger(__name__)
 
 RESTARTED = "Asterisk was restarted"
 RELAY_DIED = "a relay process died"
-# A fork that the daemon cannot outlive must not end it again and again, and all others with it.
+# A fork whose start kills the daemon must not kill it again and again, with all other forks.
 MAX_ATTEMPTS = 2
 
 
 class Recovery:
-    """Owned by the registry of forks.
+    """Brings the forks in line with Asterisk, resumes forks, and moves them to new relay processes.
+
+    Owned by the registry of forks.
 
     Args:
-        ami: Tells which run of Asterisk there is; hangs legs up.
-        taps: Know the legs of this daemon.
-        channels: What Asterisk is asked.
-        table: The forks there are.
-        admission: Grants or refuses.
-        leaving: The legs that were hung up.
-        legs: Those of the forks.
-        starting: Starts forks anew.
-        ending: Ends those that cannot be.
-        commands: Those that may run after a fork.
+        ami: Knows the current run of Asterisk; hangs up legs.
+        taps: Recognizes the legs of this daemon.
+        channels: Asks Asterisk about channels.
+        table: All forks.
+        admission: Grants or refuses starts.
+        leaving: Watches the legs that were hung up.
+        legs: Requests and replaces the legs of forks.
+        starting: Starts forks again.
+        ending: Ends forks that cannot be resumed.
+        commands: The post-process commands.
 
     Attributes:
-        entries: Forks of an earlier run that are yet to be resumed.
+        entries: Forks of an earlier run that are not resumed yet.
     """
 
     def __init__(
@@ -80,13 +82,14 @@ class Recovery:
         """Reconcile the forks with the channels that Asterisk has.
 
         Args:
-            on_gone: Hears the uniqueid of each channel of a fork that was hung up meanwhile.
+            on_gone: Called with the uniqueid of each forked channel that was hung up meanwhile.
 
         Raises:
-            AmiError: The link is lost again.
+            AmiError: The connection to Asterisk is lost again.
         """
         self._end_forks_of_another_asterisk()
-        known = self._table.uniqueids  # a younger channel may be missing in the list
+        # Taken before the list: a channel that is added later may be missing in the list.
+        known = self._table.uniqueids
         present = await self._channels.present()
         for uniqueid in known:
             if uniqueid not in present:
@@ -95,7 +98,7 @@ class Recovery:
         await self._resume(present)
 
     def _end_forks_of_another_asterisk(self) -> None:
-        """End the forks whose channels went with an earlier run of Asterisk."""
+        """End the forks whose channels belonged to an earlier run of Asterisk."""
         for fork in self._table:
             if self._is_of_another_asterisk(fork):
                 self._ending.end(fork, EndReason.LEG_FAILED, RESTARTED)
@@ -105,7 +108,7 @@ class Recovery:
         return len(runs) == 2 and "" not in runs
 
     async def _sweep(self, present: Mapping[str, str]) -> None:
-        """Hang up the legs of this daemon that no fork wants.
+        """Hang up the legs of this daemon that belong to no fork.
 
         Args:
             present: Names of all channels, by uniqueid.
@@ -116,8 +119,8 @@ class Recovery:
         swept = self._taps.stray_legs(present, keep)
         try:
             for uniqueid in swept:
-                with contextlib.suppress(AmiActionFailed):  # it may be gone by now
-                    # Not by its name: a fork's earlier leg has the same.
+                with contextlib.suppress(AmiActionFailed):  # the channel may be gone by now
+                    # By uniqueid, because an earlier leg of a fork has the same channel name.
                     await self._ami.action("Hangup", [("Channel", uniqueid)])
         except AmiError as exc:
             log.warning("legs that an earlier run left behind may remain: %s", exc)
@@ -128,13 +131,13 @@ class Recovery:
     # --- From the journal ---
 
     async def _resume(self, present: Mapping[str, str]) -> None:
-        """Start the forks of an earlier run anew, as far as their channels live.
+        """Resume the forks of an earlier run whose channels exist; end the others.
 
         Args:
             present: Names of all channels, by uniqueid.
 
         Raises:
-            AmiError: The link is lost again; what is not done waits for the next login.
+            AmiError: The connection is lost again; the remaining entries wait for the next login.
         """
         count, resumed = len(self.entries), 0
         while self.entries and not self._admission.refusing:
@@ -144,7 +147,7 @@ class Recovery:
             log.info("of %d forks that an earlier run left, %d live", count, resumed)
 
     async def _resume_one(self, entry: Entry, present: Mapping[str, str]) -> bool:
-        """Resume a fork or end it; return whether it was resumed."""
+        """Resume a fork, or end it; return whether it was resumed."""
         fork, refused = restored(entry, self._commands)
         if self._is_of_another_asterisk(fork):
             self._end(fork, EndReason.LEG_FAILED, f"{RESTARTED} while the daemon was away")
@@ -158,9 +161,10 @@ class Recovery:
                 raise RequestRefused(
                     f"the daemon died {entry.attempts} times in a row while it was being started"
                 )
+            # Written before the start: if it kills the daemon, the next run must know.
             self._starting.note_attempts(fork, entry.attempts + 1)
             await self._starting.choose(fork)
-            if self._admission.refusing:  # it stays in the journal for the next start
+            if self._admission.refusing:  # the daemon stops: the next run will resume it
                 self._starting.note_attempts(fork, entry.attempts)
                 return False
             self._admission.check(fork.request, self._table)
@@ -184,13 +188,13 @@ class Recovery:
     # --- From lost relay processes ---
 
     def on_relay_away(self, report: RelayAway) -> None:
-        """Hear that forks have no relay process, and that a leg would find nobody."""
+        """Mark forks that have no relay process for now: none of their legs can connect."""
         for fork_id in report.fork_ids:
             if (fork := self._table.get(fork_id)) is not None:
                 fork.progress.relay_away = True
 
     def on_relay_lost(self, report: RelayLost) -> None:
-        """Order forks anew. Their old legs end as soon as they have something to send."""
+        """Start forks again in another relay process; their old legs are hung up."""
         lost_at = asyncio.get_running_loop().time() - report.away_s
         for fork_id in report.fork_ids:
             if (fork := self._table.get(fork_id)) is not None:
@@ -199,7 +203,7 @@ class Recovery:
                 self._replace_relay(fork, lost_at)
 
     def _replace_relay(self, fork: Fork, lost_at: float) -> None:
-        # Not every version ends a leg with its connection; until then it may take a core.
+        # Some versions do not end a leg when its connection closes; such a leg may use 100 % CPU.
         self._legs.hang_up(fork)
         if fork.is_ending:
             self._end_without_relay(fork, fork.progress.end_asked or EndReason.HANGUP, RELAY_DIED)

@@ -1,4 +1,4 @@
-"""The registry of forks: passes requests, events and reports to the parts that act on them."""
+"""The registry of forks: passes requests, events and reports to the parts that handle them."""
 
 from __future__ import annotations
 
@@ -73,18 +73,19 @@ log = logging.getLogger(__name__)
 class Forks:
     """All forks of the daemon.
 
-    Owned by the daemon, which feeds it events of the AMI link and reports of the relay. It sets
-    up Asterisk's legs, commands the relay and emits what happens.
+    Owned by the daemon, which passes on the events of the AMI connection and the reports of the
+    relay. It requests legs from Asterisk, sends commands to the relay, and emits events.
 
     Args:
-        ami: The link to Asterisk.
-        taps: Choose where legs come from.
-        security: What requests may ask for.
-        send: Commands the relay.
-        emit: Takes what happens.
-        journal: Keeps the forks that run; None: nothing does.
-        commands: Those that may run after a fork; None: any text, if `security` allows it.
-        waits_for_hold: Whether the legs of a fork in a call on hold wait for its end.
+        ami: The connection to Asterisk.
+        taps: Chooses the tap of each fork.
+        security: The rules for requests.
+        send: Sends a command to the relay.
+        emit: Called with each event.
+        journal: Keeps the running forks on disk; None to keep nothing.
+        commands: The named post-process commands; None for none. A shell command needs only the
+            permission of `security`.
+        waits_for_hold: Whether the legs of a fork in a call on hold wait for the end of the hold.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class Forks:
 
     @property
     def security(self) -> SecurityConfig:
-        """What requests may ask for; may be set anew."""
+        """The rules for requests; setting them applies to later requests."""
         return self._admission.security
 
     @security.setter
@@ -140,10 +141,10 @@ class Forks:
     # --- From the doors ---
 
     async def ask(self, request: Request) -> list[str]:
-        """Grant a request.
+        """Execute a request.
 
         Returns:
-            The ids of the forks it concerns: for a start one, whose leg has been asked for.
+            The ids of the forks it concerns: for a start, the new one, whose legs were requested.
 
         Raises:
             RequestRefused: It is not granted; the text says why.
@@ -177,7 +178,7 @@ class Forks:
         uniqueid = request.target.uniqueid
         if not uniqueid:
             _, uniqueid = await self._look_ups.find(request.target, request.origin)
-        # A start that came just before may still be asking what its channel is.
+        # Starts that came before this request may still be looking up their channel.
         await asyncio.gather(*(fork.progress.looked_up.wait() for fork in self._table.sought))
         return self._table.on_channel(uniqueid)
 
@@ -185,20 +186,20 @@ class Forks:
         """Return all forks, oldest first.
 
         Raises:
-            TimeoutError: The relay does not answer.
+            TimeoutError: The relay does not answer in time.
         """
         stats = await self._statistics.take()
         return [view_of(fork, stats.get(fork.id, ForkStats())) for fork in self._table]
 
     @property
     def legs_left(self) -> int:
-        """How many legs of ended forks Asterisk still has, since their channels have no media."""
+        """How many legs of ended forks cannot end in Asterisk, as their channels have no media."""
         return self._leaving.stuck
 
     # --- From Asterisk ---
 
     def on_event(self, event: Event) -> None:
-        """Act on an event of the AMI link; requests are not among them."""
+        """Handle an event of the AMI connection; requests come by `ask`."""
         if isinstance(event, ChannelHangup):
             self._on_hangup(event.uniqueid, is_gone=event.is_gone)
         elif isinstance(event, BridgeChanged):
@@ -227,14 +228,14 @@ class Forks:
             self._legs.on_failure(fork, event.action_id, detail)
 
     def resume_after_login(self, entries: Iterable[Entry]) -> None:
-        """Take the forks of an earlier run, to be resumed when Asterisk can be asked."""
+        """Keep the forks of an earlier run until the next login, which resumes them."""
         self._recovery.entries = list(entries)
 
     async def on_link_up(self) -> None:
-        """Reconcile the registry with Asterisk; the first thing after a login.
+        """Reconcile the registry with Asterisk; called first after each login.
 
         Raises:
-            AmiError: The link is lost again.
+            AmiError: The connection to Asterisk is lost again.
         """
         self._holds.forget_all()
         await self._recovery.after_login(self._on_hangup)
@@ -244,7 +245,7 @@ class Forks:
     # --- From the relay ---
 
     def on_report(self, report: Report) -> None:
-        """Act on a report of the relay."""
+        """Handle a report of the relay."""
         if isinstance(report, StatsTaken):
             self._statistics.on_taken(report)
         elif isinstance(report, StrangersRefused):
@@ -261,7 +262,8 @@ class Forks:
 
     def _on_fork_report(self, fork: Fork, report: ForkReport) -> None:
         if isinstance(report, SinkOpened | SinkRetrying | Streaming):
-            self._starting.note_attempts(fork, 0)  # what the relay had to read, it has read
+            # The relay has read the fork's files and survived: this start did not kill the daemon.
+            self._starting.note_attempts(fork, 0)
         if isinstance(report, LegAttached):
             self._legs.on_attached(fork, report.part)
         elif isinstance(report, SinkOpened):
@@ -281,13 +283,13 @@ class Forks:
 
     def _on_opened(self, fork: Fork) -> None:
         fork.log.debug("the server accepted the connection")
-        # Of a fork whose audio flowed it is the first connection of another relay process.
+        # If audio has flowed before, this is the first connection of another relay process.
         if Away.SERVER in fork.progress.away and (resumed := fork.back(Away.SERVER)):
             self._emit(resumed)
 
     def _on_streaming(self, fork: Fork) -> None:
         if fork.progress.relays_lost and fork.state is not ForkState.ATTACHING:
-            return  # it is not the first frame but for the relay process
+            return  # the first frame of another relay process, not of the fork
         fork.first_frame()
         self._emit(Started(fork.info))
 
@@ -307,10 +309,10 @@ class Forks:
     # --- The end ---
 
     async def shut_down(self, *, keep: bool = False) -> None:
-        """Refuse new forks, end the running ones, return when all of them have ended.
+        """Refuse new forks and end the running ones; return when all have ended.
 
         Args:
-            keep: Leave them in the journal, so that the next start resumes them.
+            keep: Whether running forks stay in the journal, so that the next start resumes them.
         """
         self._admission.refuse_all("the daemon stops")
         self._ending.end_all(keep=keep)
@@ -318,7 +320,7 @@ class Forks:
         await self._tasks.finish()
 
     async def close(self) -> None:
-        """Give up what is still under way."""
+        """Cancel all timers and tasks that are left."""
         self._bridges.close()
         for fork in self._table:
             fork.cancel_timers()

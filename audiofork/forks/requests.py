@@ -1,4 +1,4 @@
-"""From the fields of any door to a request, or to a refusal with its reason."""
+"""Parses the fields of a message from any door into a request, or refuses it with a reason."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _STATES = {
 
 
 class Origin(NamedTuple):
-    """Who asks, as far as that is known: what is shared, is shared fairly among origins.
+    """Who sends a request, as far as known; turns are shared fairly between origins.
 
     Attributes:
-        door: How the request came.
-        who: The channel that runs the dialplan, or a connection; by AMI, where Asterisk does not
-            tell the user, the channel that the request names.
+        door: The door that the request came through.
+        who: The channel that runs the dialplan, or a connection. Over AMI, where Asterisk does not
+            report the user, it is the channel that the request names.
     """
 
     door: str = ""
@@ -36,7 +36,7 @@ UNKNOWN = Origin()
 
 
 def _origin() -> Origin:
-    """Declare the field: no part of what is asked for."""
+    """Declare the field; requests that differ only in their origin are equal."""
     return field(default=UNKNOWN, compare=False)
 
 
@@ -45,7 +45,7 @@ class StartFork:
     """Start a fork on a channel.
 
     Attributes:
-        options_text: The option string that `options` came from.
+        options_text: The option string that `options` was parsed from.
     """
 
     target: Target
@@ -72,7 +72,7 @@ class MuteFork:
     """Mute or unmute sides of one fork, or of all forks of a channel if there is no fork_id.
 
     Attributes:
-        mute_in: True or False for the side *read*; None leaves it as it is.
+        mute_in: True or False for the side *read*; None leaves it unchanged.
         mute_out: The same for the side *write*.
     """
 
@@ -98,9 +98,9 @@ def parse_request(fields: Mapping[str, str], origin: Origin = UNKNOWN) -> Reques
     """Check the fields of a request.
 
     Args:
-        fields: Names (any case) and values as they came. `Command` holds the verb; without one
-            it is a start.
-        origin: Who asks.
+        fields: Names (in any case) and values as received. `Command` holds the verb; a request
+            without a verb is a start.
+        origin: Who sends the request.
 
     Raises:
         RequestRefused: A field is missing or not allowed; the text names it.
@@ -122,7 +122,7 @@ def _start(fields: dict[str, str], origin: Origin) -> StartFork:
     if not url:
         raise RequestRefused("WsServer: missing")
     command = fields.get("command", "")
-    # app_audiofork takes a Command that is no verb for the post-process command.
+    # As in app_audiofork, a Command that is not a verb is the post-process command.
     post_process = fields.get("postprocess", "") or ("" if command.lower() == START else command)
     text = fields.get("options", "")
     options = parse_options(text)
@@ -154,7 +154,7 @@ def _mute(fields: dict[str, str], origin: Origin) -> MuteFork:
 
 
 def _check_field(name: str, value: str) -> None:
-    # Values end up in AMI actions, where a line break would begin a new header.
+    # Values are copied into AMI actions, where a line break would begin a new header.
     if not value.isprintable():
         raise RequestRefused(f"{name}: control characters are not allowed")
     if name != "Options" and len(value.encode()) > MAX_FIELD_BYTES:
@@ -169,7 +169,7 @@ def _target(fields: dict[str, str], fork_id: str = "") -> Target:
 
 
 def _fork_id(fields: dict[str, str]) -> str:
-    """Return the fork id in its canonical form, or nothing."""
+    """Return the fork id in its canonical form; empty if the request has none."""
     text = fields.get("audioforkid", "")
     try:
         return str(uuid.UUID(text)) if text else ""

@@ -1,4 +1,4 @@
-"""How forks begin: granted, looked up, given a tap, ordered from the relay."""
+"""Starts forks: checks the request, looks up the channel, chooses the tap, orders the relay."""
 
 from __future__ import annotations
 
@@ -23,22 +23,24 @@ from audiofork.log import without_query
 
 
 class Starting:
-    """Owned by the registry of forks.
+    """Starts new forks, resumed forks, and forks that have lost their relay process.
+
+    Owned by the registry of forks.
 
     Args:
-        ami: Tells which run of Asterisk there is.
-        taps: Choose where legs come from.
-        channels: What Asterisk is asked.
-        look_ups: Find the channels of requests.
-        table: The forks there are; those that begin are added.
+        ami: Knows the current run of Asterisk.
+        taps: Chooses the tap of each fork.
+        channels: Asks Asterisk about channels.
+        look_ups: Finds the channels of requests.
+        table: All forks; new ones are added.
         admission: Grants or refuses starts.
-        leaving: Tells whether a channel has room for more legs.
-        legs: Asks for legs.
-        ending: Forgets forks that are refused.
-        journal: Keeps the forks that run.
-        send: Commands the relay.
-        emit: Takes what happens.
-        commands: Those that may run after a fork.
+        leaving: Waits until a channel has room for more legs.
+        legs: Requests the legs.
+        ending: Removes forks that are refused.
+        journal: Keeps the running forks on disk.
+        send: Sends a command to the relay.
+        emit: Called with each event.
+        commands: The post-process commands.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class Starting:
         self._commands = commands
 
     async def start(self, request: StartFork) -> Fork:
-        """Start a fork; return it when its legs have been asked for.
+        """Start a fork; return it when its legs have been requested.
 
         Raises:
             RequestRefused: It is not granted; the text says why.
@@ -83,7 +85,7 @@ class Starting:
         self._table.add(fork)
         try:
             await self._look_up(fork)
-            fork.progress.looked_up.set()  # a stop need not wait until it is the start's turn
+            fork.progress.looked_up.set()  # so that a stop need not wait for the start's turn
             await self._admission.wait_turn(request.origin)
             await self._ask_about_call(fork)
             await self.choose(fork)
@@ -101,7 +103,7 @@ class Starting:
         return fork
 
     async def _look_up(self, fork: Fork) -> None:
-        """Ask Asterisk for the name and uniqueid of the channel: an event may say anything."""
+        """Ask Asterisk for the name and uniqueid of the channel: a request may contain anything."""
         request = fork.request
         channel, uniqueid = await self._look_ups.find(request.target, request.origin)
         if self._taps.is_leg(channel, uniqueid):
@@ -112,40 +114,44 @@ class Starting:
         _check_wanted(fork)
 
     async def _ask_about_call(self, fork: Fork) -> None:
-        """Ask Asterisk for what the request wants of the channel."""
+        """Ask Asterisk for what the options and the post-process command need of the channel."""
         if fork.post_process is not None:
             names = fork.post_process.names
             fork.call.values = await self._channels.values(fork.uniqueid, names)
         if fork.request.options.bridged_only:
             bridged = await self._channels.is_bridged(fork.uniqueid)
-            if fork.call.bridged is None:  # else an event has said so meanwhile
+            if fork.call.bridged is None:  # else a newer event has set it meanwhile
                 fork.call.bridged = bridged
         _check_wanted(fork)
 
     async def choose(self, fork: Fork) -> None:
-        """Settle where the legs of a fork come from.
+        """Choose the tap (ChanSpy or ARI snoop) and the sample rate of a fork.
 
         Raises:
-            RequestRefused: They cannot be had; the text says why.
-            NoSuchChannel, AmiError: The call's audio cannot be asked for.
+            RequestRefused: No tap can provide what the fork needs; the text says why.
+            NoSuchChannel: The channel does not exist.
+            AmiError: Asterisk cannot be asked.
         """
         rates = fork.request.options.sample_rates
         fork.settle(await self._taps.choose(fork.uniqueid, wish_of(fork), rates))
 
     def note_attempts(self, fork: Fork, count: int) -> None:
-        """Write to the journal how many runs have begun to start a fork; 0: one outlives it."""
+        """Write to the journal how many runs in a row may have died while starting a fork.
+
+        0 means that a run has survived the start. See `Recovery`: it gives up at MAX_ATTEMPTS.
+        """
         if fork.progress.attempts != count:
             fork.progress.attempts = count
             self._journal.put(entry_of(fork))
 
     def resume(self, fork: Fork) -> None:
-        """Start a fork of an earlier run anew, whose channel lives and whose legs are chosen."""
+        """Start a fork of an earlier run again; its channel exists and its legs are chosen."""
         self._table.add(fork)
         self._table.bind(fork)
         self._launch(fork, "resumed")
 
     def _launch(self, fork: Fork, what: str) -> None:
-        """Let the relay get ready, and ask for the legs."""
+        """Write the fork to the journal, emit Requested, and order the fork and its legs."""
         fork.apply(ForkEvent.RESOLVED)
         _log_start(fork, what)
         self._journal.put(entry_of(fork))
@@ -153,7 +159,12 @@ class Starting:
         self.order(fork, anew=fork.from_earlier_run)
 
     def order(self, fork: Fork, *, anew: bool) -> None:
-        """Order a fork from the relay, and its legs from Asterisk; `anew`: there have been some."""
+        """Order a fork from the relay, and its legs from Asterisk.
+
+        Args:
+            fork: The fork.
+            anew: Whether it had legs before; see `Legs.order`.
+        """
         self._send(spec_of(fork))
         if fork.mute_in or fork.mute_out:
             self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))

@@ -1,4 +1,4 @@
-"""Asks the relay for the statistics of the forks that run."""
+"""Asks the relay for the statistics of the running forks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ STATS_TIMEOUT_S = 2.0
 
 
 class Statistics:
-    """Owned by the registry of forks, which passes on the answers.
+    """Requests statistics, and matches the answers; owned by the registry, which passes them on.
 
     Args:
-        send: Commands the relay.
+        send: Sends a command to the relay.
     """
 
     def __init__(self, send: SendCommand) -> None:
@@ -23,14 +23,14 @@ class Statistics:
         self._asked: dict[int, asyncio.Future[dict[str, ForkStats]]] = {}
 
     def __len__(self) -> int:
-        """How many answers are waited for."""
+        """Return how many requests wait for an answer."""
         return len(self._asked)
 
     async def take(self) -> dict[str, ForkStats]:
         """Return the statistics of all forks that the relay has, by id.
 
         Raises:
-            TimeoutError: The relay does not answer.
+            TimeoutError: The relay does not answer within STATS_TIMEOUT_S.
         """
         ticket = next(self._tickets)
         answer: asyncio.Future[dict[str, ForkStats]] = asyncio.get_running_loop().create_future()
@@ -43,7 +43,7 @@ class Statistics:
             del self._asked[ticket]
 
     def on_taken(self, report: StatsTaken) -> None:
-        """Hear an answer; one that is late does no harm."""
+        """Handle an answer; ignore one that is late."""
         answer = self._asked.get(report.ticket)
         if answer is not None and not answer.done():
             answer.set_result(report.stats)

@@ -1,4 +1,4 @@
-"""The forks there are, by id and by channel."""
+"""The table of all forks, by id and by channel."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from audiofork.forks.fork import Fork
 
 
 class ForkTable:
-    """Owned by the registry, which shares it with the parts that begin and end forks.
+    """All forks; owned by the registry, which shares it with the parts that start and end forks.
 
-    A fork is found by its id from its request on, by its channel once Asterisk has named that.
+    A fork can be found by its id from its request on, and by its channel after the look-up.
     """
 
     def __init__(self) -> None:
@@ -25,14 +25,14 @@ class ForkTable:
         return len(self._by_id)
 
     def __iter__(self) -> Iterator[Fork]:
-        """Iterate over the forks of this moment, oldest first; they may end meanwhile."""
+        """Iterate over a copy of the table, oldest first; forks may end meanwhile."""
         return iter(list(self._by_id.values()))
 
     def __contains__(self, fork: object) -> bool:
         return isinstance(fork, Fork) and fork.id in self._by_id
 
     def get(self, fork_id: str) -> Fork | None:
-        """Return a fork by its id."""
+        """Return the fork with this id; None if there is none."""
         return self._by_id.get(fork_id)
 
     def on_channel(self, uniqueid: str) -> list[Fork]:
@@ -41,12 +41,12 @@ class ForkTable:
 
     @property
     def bound(self) -> int:
-        """How many forks have a channel that Asterisk has named."""
+        """How many forks have a channel that was looked up."""
         return len(self._by_id) - len(self._sought)
 
     @property
     def sought(self) -> list[Fork]:
-        """The other forks: each may turn out to be of any channel, or of none."""
+        """The other forks, whose channel is not known yet."""
         return list(self._sought)
 
     @property
@@ -55,13 +55,13 @@ class ForkTable:
         return list(self._by_channel)
 
     def add(self, fork: Fork) -> None:
-        """Add a fork, by its id alone."""
+        """Add a fork by its id only."""
         self._by_id[fork.id] = fork
         self._sought.add(fork)
         self._empty.clear()
 
     def bind(self, fork: Fork) -> None:
-        """Add it by its channel, whose uniqueid is Asterisk's own word."""
+        """Add it by its channel, with the uniqueid that Asterisk has reported."""
         self._by_channel.setdefault(fork.uniqueid, set()).add(fork)
         self._sought.discard(fork)
 
@@ -77,5 +77,5 @@ class ForkTable:
             self._empty.set()
 
     async def wait_empty(self) -> None:
-        """Return when there is no fork."""
+        """Wait until there is no fork."""
         await self._empty.wait()

@@ -1,4 +1,4 @@
-"""Coroutines that run by themselves, with an owner who waits for them in the end."""
+"""Background tasks with an owner that waits for them at the end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Spawn = Callable[[Coroutine[Any, Any, None]], None]
 
 
 class Tasks:
-    """Running tasks of one owner; what one of them raises is logged and goes no further."""
+    """The running tasks of one owner; an exception of a task is logged and not passed on."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
@@ -22,17 +22,17 @@ class Tasks:
         return len(self._tasks)
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine to its end; never waits."""
+        """Start a coroutine as a task; never waits."""
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._on_done)
 
     async def finish(self) -> None:
-        """Wait for the tasks there are."""
+        """Wait for the running tasks."""
         await asyncio.gather(*self._tasks, return_exceptions=True)  # `_on_done` logs them
 
     async def cancel(self) -> None:
-        """Cancel the tasks there are, and wait for them."""
+        """Cancel the running tasks, and wait for them."""
         for task in self._tasks:
             task.cancel()
         await self.finish()

@@ -1,4 +1,4 @@
-"""Which URLs audio may go to."""
+"""Checks which URLs audio may go to."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _PORTS = {"ws": 80, "wss": 443}
 
 
 def check_url(url: str, allowed: tuple[str, ...], *, allow_private: bool = True) -> None:
-    """Raise unless a fork may be sent to this URL.
+    """Raise unless audio may go to this URL.
 
-    A name is not resolved here; what it points to is checked when it is connected to.
+    A name is not resolved here; its addresses are checked when the connection is opened.
 
     Args:
-        url: As it came with a request.
+        url: The URL as in the request.
         allowed: Patterns as in `[security] allow_urls`.
-        allow_private: Whether its host may be an address that is not public.
+        allow_private: Whether its host may be a private address.
 
     Raises:
-        RequestRefused: The text names the rule that the URL breaks; it holds nothing of the URL
+        RequestRefused: The text names the rule that the URL breaks; it contains no part of the URL
             that may be secret.
     """
     if len(url.encode(errors="replace")) > MAX_URL_BYTES:
@@ -36,7 +36,7 @@ def check_url(url: str, allowed: tuple[str, ...], *, allow_private: bool = True)
         raise RequestRefused("WsServer: credentials are not allowed in a URL")
     try:
         parts = urlsplit(url)
-    except ValueError:  # its text quotes the host
+    except ValueError:  # its text is not passed on, because it quotes the host
         raise RequestRefused("WsServer: not a URL") from None
     try:
         port = parts.port
@@ -72,18 +72,18 @@ def hosts_at_will(allowed: tuple[str, ...]) -> bool:
 
 
 def _may_hold_credentials(url: str) -> bool:
-    """Return whether there is an @ that does not stand behind a host, and so perhaps a password.
+    """Return whether the URL may contain a password: it has an @ and no plain host.
 
-    It need not be where it belongs: ws:user:pw@host, ws://user:pa/ss@host.
+    The password may be in an unusual place: ws:user:pw@host, ws://user:pa/ss@host.
     """
     authority = re.split(r"[/?#]", url.partition("://")[2])[0]
     return "@" in url and not _PLAIN_AUTHORITY.fullmatch(authority)
 
 
 def _check_requested(requested: SplitResult, allowed: tuple[str, ...], allow_private: bool) -> None:
-    """Raise unless this may be asked for: a URI, whose path the server may unescape."""
+    """Raise unless this URI is allowed; the server may unescape its path."""
     if ".." in re.split(r"[/\\]", unquote(requested.path)):
-        # Servers resolve it, and so it could lead out of the path of a pattern.
+        # Servers resolve it, so it could lead to a path outside the pattern.
         raise RequestRefused("WsServer: .. is not allowed in a path")
     if not any(_matches(requested, pattern) for pattern in allowed):
         raise RequestRefused(
@@ -97,7 +97,7 @@ def _check_requested(requested: SplitResult, allowed: tuple[str, ...], allow_pri
 
 
 def _matches(url: SplitResult, pattern: str) -> bool:
-    """Return whether a URI fits a pattern; what the pattern does not name may be anything."""
+    """Return whether a URI matches a pattern; a part that the pattern omits may be anything."""
     scheme, _, rest = pattern.partition("://")
     authority, slash, path = rest.partition("/")
     host, colon, port = authority.rpartition(":")
@@ -113,7 +113,7 @@ def _matches(url: SplitResult, pattern: str) -> bool:
 
 
 def _readable(host: str) -> str:
-    """Return a host in the one form that IDNA shows, so that either form fits the other."""
+    """Return a host in its Unicode form, so that it matches in either form of IDNA."""
     try:
         return host.encode("idna").decode("idna")
     except UnicodeError:
@@ -121,5 +121,5 @@ def _readable(host: str) -> str:
 
 
 def _fits(text: str, pattern: str) -> bool:
-    """Return whether a text fits a pattern in which * alone is special."""
+    """Return whether a text matches a pattern in which only * is special."""
     return fnmatchcase(text, re.sub(r"[\[?]", r"[\g<0>]", pattern))

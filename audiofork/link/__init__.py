@@ -1,1 +1,1 @@
-"""What passes between the control plane and the relay, and by which way."""
+"""The link between the control plane and the relay: its messages and its transports."""

@@ -13,11 +13,11 @@ from audiofork.relay.worker import Worker
 
 
 class InlineRelay:
-    """Implements `Relay`: one worker, whose functions are called.
+    """Implements `Relay`: one worker, called directly.
 
     Args:
-        config: What the worker needs to know.
-        report: Gets what it reports.
+        config: The configuration for the worker.
+        report: Called with each report.
 
     Raises:
         ConfigError: It could not use a file that the configuration names.

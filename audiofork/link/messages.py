@@ -25,20 +25,20 @@ class Direction(enum.StrEnum):
 
 
 class LegPart(enum.StrEnum):
-    """What one leg of a fork brings."""
+    """What a leg of a fork brings."""
 
     IN = "in"
     """Mono frames of in."""
     OUT = "out"
     """Mono frames of out."""
     MIX = "mix"
-    """Mono frames of the two, mixed by Asterisk: nobody can tell them apart any more."""
+    """Mono frames of the two, mixed by Asterisk: they cannot be separated any more."""
     PAIRS = "pairs"
     """Frames of in and out interleaved, at 8000 Hz: left in, right out."""
 
 
 class EndReason(enum.StrEnum):
-    """Why a fork ended; the first reason stands."""
+    """Why a fork ended; the first reason is kept."""
 
     HANGUP = "hangup"
     """The channel was hung up."""
@@ -49,7 +49,7 @@ class EndReason(enum.StrEnum):
     SINK_GONE = "sink-gone"
     """The WebSocket server cannot be reached (any more)."""
     LEG_FAILED = "leg-failed"
-    """The leg did not come about, or broke while its channel lived."""
+    """The leg did not connect, or was lost while its channel existed."""
     NO_SUCH_CHANNEL = "no-such-channel"
     """Asterisk does not have the channel."""
     SHUTDOWN = "shutdown"
@@ -154,7 +154,7 @@ class ExpectLeg:
 
 @dataclass(frozen=True, slots=True)
 class EndFork:
-    """Command: hang up the leg, give the server what is left, close."""
+    """Command: hang up the legs, deliver the frames that wait, close the sink."""
 
     fork_id: str
     reason: EndReason
@@ -163,7 +163,7 @@ class EndFork:
 
 @dataclass(frozen=True, slots=True)
 class SetMute:
-    """Command: put silence in place of a side, or the side itself again; None: as it is."""
+    """Command: mute or unmute the sides; None leaves a side as it is."""
 
     fork_id: str
     mute_in: bool | None = None
@@ -172,7 +172,7 @@ class SetMute:
 
 @dataclass(frozen=True, slots=True)
 class SetGate:
-    """Command: let audio through or not. What comes while the gate is shut is not counted."""
+    """Command: open or shut the gate. Frames that come while it is shut are not counted."""
 
     fork_id: str
     is_open: bool
@@ -216,7 +216,7 @@ class LegAttached:
 
 @dataclass(frozen=True, slots=True)
 class LegLost:
-    """Report: Asterisk closed a leg; why, only the control plane can find out.
+    """Report: Asterisk closed a leg; only the control plane can find out why.
 
     Attributes:
         frames_in: What the fork's legs had brought so far, wanted or not.
@@ -255,7 +255,7 @@ class SinkRetrying:
 
 @dataclass(frozen=True, slots=True)
 class SinkResumed:
-    """Report: the server is back, and got what waited for it."""
+    """Report: the connection to the server was opened again, and waiting frames are sent."""
 
     fork_id: str
     frames_dropped: int
@@ -279,7 +279,7 @@ class StatsTaken:
 
 @dataclass(frozen=True, slots=True)
 class ForkEnded:
-    """Report: the leg and the sink are closed; the last thing heard of a fork."""
+    """Report: legs and sink are closed; the last report of a fork."""
 
     fork_id: str
     reason: EndReason

@@ -1,4 +1,4 @@
-"""The relay as several processes: starts them, watches them, shares the forks out among them."""
+"""The relay as several processes: starts them, watches them, and distributes the forks."""
 
 from __future__ import annotations
 
@@ -51,22 +51,23 @@ from audiofork.link.stream import (
 log = logging.getLogger(__name__)
 
 PING_INTERVAL_S = 1.0
-# So many pings without an answer: a process hangs, or, while it starts, never will have started.
+# A process hangs, or will never finish its start, after this many pings without an answer.
 MAX_UNANSWERED = 5
 MAX_UNANSWERED_AT_START = 30
-# A process that died is started again at once, one that dies again within this time after a pause.
+# A process that died is started again at once; if it dies again within this time, after a pause.
 STEADY_S = 10.0
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 5.0
 EXIT_TIMEOUT_S = 0.5  # between the end of the link and that of the process
-CLOSE_TIMEOUT_S = 3.0  # a worker grants its forks 2.5
-# How long forks wait for a process if there is none.
+CLOSE_TIMEOUT_S = 3.0  # more than the 2.5 s that a worker gives its forks
+# How long forks wait for a relay process if there is none.
 NO_PROCESS_TIMEOUT_S = 6.0
-STATS_TIMEOUT_S = 1.0  # less than the registry waits
+STATS_TIMEOUT_S = 1.0  # less than the time that the registry waits
 
 NO_PROCESS = "no relay process runs at the moment"
 MODULE = "audiofork.relay.process"
-# What of the environment is for the daemon alone: its configuration with the secret, systemd's.
+# Environment variables that relay processes must not get: the configuration with the secret, and
+# those of systemd.
 _NOT_INHERITED = ("AUDIOFORK_", "CREDENTIALS_", "NOTIFY_", "WATCHDOG_")
 
 
@@ -110,7 +111,7 @@ class _Worker:
 
 @dataclass
 class _Asked:
-    """A TakeStats that not all have answered."""
+    """A TakeStats that not all processes have answered."""
 
     waits_for: set[_Worker]
     stats: dict[str, ForkStats] = field(default_factory=dict)
@@ -202,7 +203,7 @@ class RelayProcesses:
         return [worker for worker in self._workers if worker.address is not None]
 
     def _report_end(self, fork_id: str, reason: EndReason, detail: str) -> None:
-        """Report the end of a fork that no process has."""
+        """Report the end of a fork that has no relay process."""
         self._reports.put(ForkEnded(fork_id, reason, detail, ForkStats()))
 
     async def close(self) -> None:
@@ -240,7 +241,7 @@ class RelayProcesses:
                     await self._closing.wait()
 
     async def _run(self, worker: _Worker) -> str:
-        """Run one process until its end; return how it came."""
+        """Run one process until its end; return how it ended, for people."""
         ours, theirs = socket.socketpair()
         try:
             worker.process = process = await _spawn(theirs)
@@ -269,7 +270,7 @@ class RelayProcesses:
             await process.wait()
 
     async def _reap(self, process: Process) -> str:
-        """Return how a process has ended whose link is closed."""
+        """Return how a process ended, after its link was closed."""
         try:
             async with asyncio.timeout(EXIT_TIMEOUT_S):
                 code = await process.wait()
@@ -292,9 +293,9 @@ class RelayProcesses:
         self._look_after_orphans()
 
     def _look_after_orphans(self) -> None:
-        """Report the forks that no process has, if there is one now; else wait for one."""
-        # As it is when that is heard: the last process may die in the same turn of the loop, and
-        # a fork that is ordered anew would be refused.
+        """Report the forks that have no process, if a process can take them now; else wait."""
+        # Decided when the report is delivered: the last process may die in the same turn of the
+        # event loop, and then a fork that is ordered again would be refused.
         self._reports.put_made(self._report_of_orphans)
 
     def _report_of_orphans(self) -> Report | None:
@@ -350,7 +351,7 @@ class RelayProcesses:
     def _on_not_listening(self, worker: _Worker, why: NotListening) -> None:
         log.error("%s cannot listen: %s", worker, why.text)
         worker.fail_start(OSError(why.number, why.text))
-        worker.listen = worker.wanted  # somebody else may have the port by now
+        worker.listen = worker.wanted  # another program may use the chosen port by now
         worker.send(Close())  # another process tries
 
     # --- Statistics ---
@@ -373,7 +374,7 @@ class RelayProcesses:
                 self._answer(ticket)
 
     def _answer(self, ticket: int) -> None:
-        """Report what has been answered, once."""
+        """Report the statistics that have been answered, once."""
         asked = self._asked.pop(ticket, None)
         if asked is not None:
             self._reports.put(StatsTaken(ticket, asked.stats))
@@ -407,7 +408,7 @@ async def _watch(worker: _Worker, process: Process) -> None:
     while True:
         await asyncio.sleep(PING_INTERVAL_S)
         limit = MAX_UNANSWERED if worker.address is not None else MAX_UNANSWERED_AT_START
-        # Counted by our own turns: if it was this process that stood still, one is none.
+        # Pings are counted, not seconds: while this process itself is stopped, it sends none.
         if worker.unanswered >= limit:
             log.error("%s does not answer", worker)
             _kill(process)

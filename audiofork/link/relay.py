@@ -1,4 +1,4 @@
-"""The contract between the control plane and the relay, whatever lies between the two."""
+"""The interface of the relay for the control plane, the same for each transport of the link."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Relay(Protocol):
 
     @property
     def addresses(self) -> Sequence[Address]:
-        """All addresses to which Asterisk brings legs."""
+        """All addresses that Asterisk connects legs to."""
 
     def address_of(self, fork_id: str) -> Address:
         """Return the address for the legs of a fork; for a fork that is gone, any of them."""
@@ -81,7 +81,7 @@ class Reports:
         self._closed = False
 
     def put(self, report: Report) -> None:
-        """Have a report delivered once the caller has come to its end."""
+        """Deliver a report in a later callback of the event loop, after the caller has returned."""
         self.put_made(lambda: report)
 
     def put_made(self, make: Callable[[], Report | None]) -> None:
@@ -110,10 +110,10 @@ class Reports:
 
 
 def give(command: Command, handle: SendCommand, report: SendReport) -> None:
-    """Give a command to the worker that is to obey it.
+    """Pass a command to the worker.
 
-    What it raises is a bug: it is logged, and ends the fork that was to begin, since nobody would
-    hear of it any more.
+    An exception is a bug: it is logged, and ends a fork that should begin, because no other report
+    of that fork would follow.
     """
     try:
         handle(command)

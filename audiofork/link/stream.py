@@ -69,7 +69,7 @@ class Configure:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Down: say `Pong`."""
+    """Down: answer with `Pong`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +79,19 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """Up: the loop turns."""
+    """Up: the answer to `Ping`: the event loop of the relay process runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """Up: legs may come, to this address."""
+    """Up: the relay process accepts legs at this address."""
 
     address: Address
 
 
 @dataclass(frozen=True, slots=True)
 class NotListening:
-    """Up: the address cannot be had; `number` and `text` are of the system."""
+    """Up: the address cannot be used; `number` and `text` are those of the system's error."""
 
     number: int
     text: str
@@ -216,12 +216,12 @@ _Heard = TypeVar("_Heard")
 class Link(asyncio.Protocol, Generic[_Heard]):
     """One end of a link.
 
-    Owned by whoever sends by it. A peer that sends what is no message, or does not read, loses the
-    link; what a message leads to here never does.
+    Owned by the side that sends over it. The link is closed if the peer sends an invalid message,
+    or does not read. An exception in the handler of a message never closes it.
 
     Args:
         decode: `decode_down` or `decode_up`.
-        on_message: Gets each message.
+        on_message: Called with each message.
         on_closed: Called once, after the last message.
     """
 
@@ -237,7 +237,7 @@ class Link(asyncio.Protocol, Generic[_Heard]):
         self._unfinished = b""
 
     async def open(self, end: socket.socket) -> None:
-        """Begin, over a connected socket that belongs to the link from now on.
+        """Start to use a connected socket, which belongs to the link from now on.
 
         Messages may come before this returns.
         """
@@ -256,7 +256,7 @@ class Link(asyncio.Protocol, Generic[_Heard]):
             self._give_up("the peer does not read")
 
     def close(self) -> None:
-        """Close the link when the peer has what was sent."""
+        """Close the link after what was written has been sent."""
         self._transport.close()
 
     def data_received(self, chunk: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Frames that wait because their server is not there yet, or not fast enough."""
+"""The queue of frames whose server is not connected yet, or not fast enough."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from audiofork.audiosocket import PTIME_MS
 
 
 class Backlog:
-    """A queue of frames, bounded in time; the oldest make room and are counted.
+    """A queue of at most `limit_s` seconds of frames; it drops and counts the oldest.
 
     Attributes:
         dropped: Frames that were lost here since the fork began.
@@ -30,7 +30,7 @@ class Backlog:
             self.dropped += 1
 
     def put_back(self, frames: list[bytes]) -> None:
-        """Keep frames that are older than all that wait, as far as there is room."""
+        """Put frames at the front: they are older than all others. Drop what does not fit."""
         self._frames.extendleft(reversed(frames))
         while len(self._frames) > self._limit:
             self._frames.popleft()
@@ -40,11 +40,11 @@ class Backlog:
         """Remove and return the oldest frame.
 
         Raises:
-            IndexError: There is none.
+            IndexError: The backlog is empty.
         """
         return self._frames.popleft()
 
     def drop_all(self) -> None:
-        """Give up what waits: nobody will take it any more."""
+        """Drop all frames: no server will get them any more."""
         self.dropped += len(self._frames)
         self._frames.clear()

@@ -1,4 +1,4 @@
-"""Tones by which the target's party knows of the fork (options B, p and P)."""
+"""Tones that tell the target's party about the fork (options B, p and P)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from audiofork.audiosocket import PTIME_S, SAMPLE_BYTES, frame_bytes
 from audiofork.link.messages import Beeps
 
-# The tone that is usual for recorded calls: 1400 Hz, a fifth of a second.
+# The usual tone for recorded calls: 1400 Hz for 200 ms.
 FREQUENCY_HZ = 1400
 BEEP_FRAMES = 10
 AMPLITUDE = 8192  # -12 dBFS
-_RAMP_S = 0.005  # or the tone would click
-# After its last frame Asterisk still holds some of a tone.
+_RAMP_S = 0.005  # without a ramp the tone clicks
+# Asterisk still plays buffered audio after it got the last frame of a tone.
 TAIL_S = 0.1
 
 
@@ -37,12 +37,12 @@ def tone(sample_rate: int) -> list[bytes]:
 
 
 class Beeper:
-    """Sends tones over a leg, a frame each 20 ms; owned by a session.
+    """Sends tones over a leg, one frame every 20 ms; owned by a session.
 
     Args:
-        beeps: What the party is to hear.
-        speak: Takes each frame.
-        sample_rate: Returns, when a beep begins, the sample rate in Hz of its frames.
+        beeps: Which beeps the party hears, and how often.
+        speak: Called with each frame.
+        sample_rate: Called when a beep begins; returns the sample rate of its frames in Hz.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Beeper:
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def begin(self) -> None:
-        """Beep for the start, unless that was done, and at the interval, from now without drift."""
+        """Play the start beep, only once; repeat beeps at the interval from now, without drift."""
         if self._start_is_due:
             self._start_is_due = False
             self.beep()
@@ -71,7 +71,7 @@ class Beeper:
         self._timers["repeat"] = self._loop.call_at(at, beep_and_go_on)
 
     def beep(self, then: Callable[[], None] | None = None) -> None:
-        """Beep now, and call `then` when it has been heard."""
+        """Beep now; call `then` when the party has heard the beep."""
         self._frame(iter(tone(self._sample_rate())), self._loop.time(), then)
 
     def _frame(self, rest: Iterator[bytes], due: float, then: Callable[[], None] | None) -> None:
@@ -84,7 +84,7 @@ class Beeper:
             self._timers["frame"] = self._loop.call_later(TAIL_S, then)
 
     def stop(self) -> None:
-        """Fall silent at once, until `begin` or `beep`."""
+        """Stop all beeps at once, until the next `begin` or `beep`."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()

@@ -1,4 +1,4 @@
-"""How servers of forks are checked, and what of ours they are shown."""
+"""TLS contexts for servers: how a server is verified, and which certificate of ours it gets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from audiofork.link.messages import Tls
 from audiofork.threads import Threads
 from audiofork.tls_contexts import client_context, show_certificate
 
-# Contexts that are read at once: more than these are under way only where files do not come.
+# Most reads at the same time: this many run only if the reads of files hang.
 MAX_READS = 32
 MAX_CONTEXTS = 64
 
@@ -24,10 +24,10 @@ TlsContext = ssl.SSLContext | asyncio.Future[ssl.SSLContext]
 
 
 class ClientTls:
-    """The contexts for servers: the configured one, and those of forks with an option T.
+    """Keeps the contexts for servers: the configured one, and those of forks with an option T.
 
-    Owned by the worker. The files that forks name are read in threads: requests choose them, and
-    so perhaps how long that takes. Equal wishes share a context.
+    Owned by the worker. It reads the files that forks name in threads, because a request chooses
+    the file and a slow file must not block the event loop. Equal wishes share a context.
 
     Attributes:
         configured: The context for forks without TLS options.
@@ -38,10 +38,10 @@ class ClientTls:
         self.configure(config)
 
     def configure(self, config: Config) -> None:
-        """Take the settings for forks from now on, with the files as they are now.
+        """Use these settings, and the files as they are now, for forks from now on.
 
         Raises:
-            ConfigError: The authorities or our certificate cannot be used; nothing has changed.
+            ConfigError: The authorities or our certificate cannot be used; the settings stay.
         """
         self.configured = configured_tls(config.websocket)
         self._websocket = config.websocket
@@ -49,14 +49,14 @@ class ClientTls:
         self._contexts: dict[Tls, asyncio.Future[ssl.SSLContext]] = {}
 
     def context_of(self, wishes: Tls | None) -> TlsContext:
-        """Return the context for a fork with these wishes; never waits."""
+        """Return the context for a fork with these TLS options; never waits."""
         if wishes is None:
             return self.configured
         wishes = self._in_one_spelling(wishes)
         return self._contexts.get(wishes) or self._read(wishes)
 
     def _in_one_spelling(self, wishes: Tls) -> Tls:
-        """Return wishes that are equal if their files are: each context takes a megabyte."""
+        """Return the wishes with full paths, so that the same files share a context (1 MB each)."""
         folder = self._folder
         paths = (wishes.ca_file, wishes.cert_file, wishes.key_file)
         try:
@@ -83,7 +83,10 @@ class ClientTls:
         return context
 
     def _files(self, wishes: Tls) -> tuple[NamedFile | None, NamedFile | None, NamedFile | None]:
-        """Return where authorities, certificate and key are; None: the system's, or none."""
+        """Return the files of authorities, certificate and key.
+
+        None means the system's authorities, no certificate, or a key in the certificate's file.
+        """
         settings, below = self._websocket, self._folder
         ca = _named(wishes.ca_file, below) or _named(settings.ca_list_file)
         if wishes.cert_file:
@@ -91,15 +94,16 @@ class ClientTls:
         return ca, _named(settings.cert_file), _named(settings.priv_key_file)
 
     def _on_read(self, wishes: Tls, context: asyncio.Future[ssl.SSLContext]) -> None:
-        failed = context.exception() is not None  # has it taken: perhaps nobody waits any more
+        # `exception()` also marks it as retrieved: asyncio would log it if no fork waits any more.
+        failed = context.exception() is not None
         if failed and self._contexts.get(wishes) is context:
-            del self._contexts[wishes]  # the file may be better next time
+            del self._contexts[wishes]  # read again next time: the file may be repaired
 
 
 def _failed(exc: SinkRefused) -> asyncio.Future[ssl.SSLContext]:
     future: asyncio.Future[ssl.SSLContext] = asyncio.get_running_loop().create_future()
     future.set_exception(exc)
-    future.exception()  # has it taken: perhaps nobody waits
+    future.exception()  # marks it as retrieved: asyncio would log it if no fork waits
     return future
 
 
@@ -143,7 +147,7 @@ def _read_wished(
         return _context(ca, cert, key, insecure)
     except ConfigError as exc:
         why = str(exc)
-    # Not from within: the failure of a fork would keep its context, a megabyte, for as long.
+    # Raised outside `except`: else its traceback would keep the context (1 MB) in memory.
     raise SinkRefused(f"Options: T: {why}")
 
 
@@ -151,8 +155,8 @@ def _context(
     ca: NamedFile | None, cert: NamedFile | None, key: NamedFile | None, insecure: bool
 ) -> ssl.SSLContext:
     if cert is not None:
-        # First by itself: to load the system's authorities takes 15 ms, and whoever asks for a
-        # certificate that cannot be used may ask often.
+        # Tried alone first: loading the system's authorities takes 15 ms, and requests that name a
+        # bad certificate may come often.
         _show(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), cert, key)
     try:
         context = client_context(ca or "")

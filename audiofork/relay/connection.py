@@ -1,7 +1,7 @@
 """One WebSocket connection, and how it is opened.
 
-The library does the handshake, pings, receiving and closing; what the project relies on of its
-inside is listed in tests/relay/test_websockets_internals.py.
+The library does the handshake, pings, receiving and closing. The internals of the library that
+this module relies on are listed in tests/relay/test_websockets_internals.py.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from audiofork.relay.tls import open_tls
 from audiofork.uri import uri_of
 
 USER_AGENT = f"audiofork/{__version__}"
-# TCP gives up a server that acknowledges nothing for so long (tcp(7), TCP_USER_TIMEOUT): pings
-# find it too, but later than the backlog can wait.
+# TCP gives up a server that acknowledges nothing for this time (tcp(7), TCP_USER_TIMEOUT). Pings
+# also find such a server, but only after the backlog has overflowed.
 UNACKNOWLEDGED_S = 5.0
-# After a read of more than this, others have their turn, and its messages are taken, before the
-# next: event loops read again and again as long as there is something.
+# After a read of more than this, reading pauses for one turn of the event loop. Otherwise the loop
+# reads on as long as data comes, and neither other forks nor the messages read get their turn.
 MUCH_BYTES = 16_384
 
 Hear = Callable[["Connection"], None]
 
 
 class Connection(ClientConnection):
-    """A connection that tells its outlet what it writes, and when it has room or none.
+    """A connection that tells its outlet what it writes, and whether it has room.
 
-    From a close frame on, whoever sent it, its end is near: it is aborted when the close has had
-    its time. So it is when the server has ended its side of TCP.
+    After a close frame of either side, or when the server closes its side of TCP, the connection
+    has `close_timeout` seconds to close; then it is aborted.
 
     Args:
-        on_closing: Called once it takes no frames any more, while its end has yet to come; not
-            before it has been open, and never from within a call.
-        on_lost: Called when it is lost, before anybody else hears of that.
+        on_closing: Called once, when an open connection begins to close and takes no more frames.
+            Called by the event loop, never from within a method of this class.
+        on_lost: Called when it is lost, before `recv()` or any other waiter learns of that.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class Connection(ClientConnection):
         protocol: LimitedProtocol,
         **options: Any,
     ) -> None:
-        # Nothing but the limits keeps it from reading: with a queue that is full the library
-        # would resume where the server has been given up.
+        # No queue limit: when a full queue empties, the library resumes reading, even from a
+        # server that has been given up. Only the limits here may pause and resume reading.
         super().__init__(protocol, max_queue=None, **options)
         self._outlet = outlet
         self._limited = protocol
@@ -69,7 +69,7 @@ class Connection(ClientConnection):
 
     @property
     def is_open(self) -> bool:
-        """Whether it is neither closed nor closing: a frame after a close frame is an error."""
+        """Whether frames may be sent: it is open, and no close frame was sent or received."""
         return self.protocol.state is OPEN
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -104,7 +104,7 @@ class Connection(ClientConnection):
         self.transport.pause_reading()
 
     def send_data(self) -> None:
-        """Let the outlet know what the library writes: pings, pongs, the close."""
+        """Send what the library writes, and count it in the outlet: pings, pongs, the close."""
         for data in filter(None, self.protocol.writes):
             self._outlet.note_control(len(data))
         super().send_data()
@@ -119,7 +119,7 @@ class Connection(ClientConnection):
             self.loop.call_soon(self._on_closing, self)
 
     async def drain(self) -> None:
-        """Do not wait: a ping's time limit must run also when the server reads nothing."""
+        """Return at once: the time limit of a ping must run even if the server reads nothing."""
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -134,10 +134,10 @@ class Connector:
     """Opens connections to one server, one after the other.
 
     Args:
-        url: As asked for; ws or wss.
-        tls: What is asked of a wss server.
+        url: The requested URL; ws or wss.
+        tls: The TLS context for a wss server.
         config: Time limits.
-        allow_private: Whether its address may be other than a public one.
+        allow_private: Whether the server may have a private address.
     """
 
     def __init__(
@@ -154,16 +154,18 @@ class Connector:
     ) -> Connection:
         """Return a connection that the server has accepted.
 
-        The library's own `connect` would do TLS by the event loop, and follow redirects, perhaps
-        past allow_urls.
+        The library's own `connect` is not used: it does TLS in the event loop, and follows
+        redirects, which could lead to a server that allow_urls forbids.
 
         Args:
-            outlet: Hears what the connection writes; it is not attached yet.
-            close_timeout_s: How long the connection's close may take.
+            outlet: Counts what the connection writes; the caller attaches it later.
+            on_closing: See `Connection`.
+            on_lost: See `Connection`.
+            close_timeout_s: How long the connection's close may take, in seconds.
 
         Raises:
-            TimeoutError: It took too long, or `give_up()` was called; NotInTime is one.
-            Exception: What `retry.connect_failure` knows.
+            TimeoutError: It took too long, or `give_up()` was called; NotInTime is a subclass.
+            Exception: Any failure that `retry.connect_failure` can turn into a SinkError.
         """
         uri = parse_uri(uri_of(self._url))
         try:
@@ -209,7 +211,7 @@ class Connector:
         connection.start_keepalive()
 
     def give_up(self) -> None:
-        """Let `open()`, if it is under way, raise TimeoutError now."""
+        """Make a running `open()` raise TimeoutError now."""
         timeout = self._timeout
-        if timeout is not None and not timeout.expired():  # one that has run out cannot be changed
+        if timeout is not None and not timeout.expired():  # an expired one cannot be rescheduled
             timeout.reschedule(asyncio.get_running_loop().time())

@@ -1,8 +1,8 @@
-"""The UUIDs by which legs are known: each issued for one leg, good once, and void after that.
+"""The UUIDs that identify legs: each is issued for one leg, valid once, and void after that.
 
-Asterisk presents each UUID that it is told of, at most once. It shows it to readers of its events
-before the leg has connected, though, so somebody else may come first. That is found out when
-Asterisk comes second: so a void UUID is remembered until Asterisk cannot come any more.
+Asterisk presents each UUID at most once. But its events show the UUID before the leg has
+connected, so another client may present it first. That is noticed when Asterisk presents it as the
+second one. So a void UUID is remembered until Asterisk cannot connect any more.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar
 
-# A leg that has not connected 6 s after it was asked for never will.
+# Asterisk never connects a leg later than 6 s after it was requested.
 REMEMBERED_S = 10.0
 
 _Owner = TypeVar("_Owner")
@@ -20,11 +20,11 @@ _Holder = TypeVar("_Holder")
 
 
 class Void(NamedTuple, Generic[_Holder]):
-    """A UUID that is good no more.
+    """A UUID that is not valid any more.
 
     Attributes:
-        since: By the clock, in seconds.
-        holder: The connection that has used it; None: it was withdrawn before.
+        since: When it became void, in seconds of the clock.
+        holder: The connection that used it; None if it was withdrawn before use.
     """
 
     since: float
@@ -32,7 +32,7 @@ class Void(NamedTuple, Generic[_Holder]):
 
 
 class LegUuids(Generic[_Owner, _Holder]):
-    """Owned by the listener."""
+    """The UUIDs that are issued or void; owned by the listener."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -40,26 +40,26 @@ class LegUuids(Generic[_Owner, _Holder]):
         self._void: dict[bytes, Void[_Holder]] = {}  # oldest first
 
     def issue(self, leg_uuid: str, owner: _Owner) -> None:
-        """Make a UUID good, once."""
+        """Accept a UUID, once."""
         self._issued[uuid.UUID(leg_uuid).bytes] = owner
 
     def withdraw(self, leg_uuid: str) -> None:
-        """Make it void; does nothing if it is."""
+        """Make a UUID void; no effect if it is already."""
         key = uuid.UUID(leg_uuid).bytes
         if self._issued.pop(key, None) is not None:
             self._remember(key, None)
 
     def use(self, presented: bytes, holder: _Holder) -> _Owner | None:
-        """Return the owner that a UUID was issued to, once; None: it is not good."""
+        """Return the owner of an issued UUID, and make the UUID void; None if it is not valid."""
         owner = self._issued.pop(presented, None)
         if owner is not None:
             self._remember(presented, holder)
         return owner
 
     def void(self, presented: bytes) -> Void[_Holder] | None:
-        """Return what is remembered of a UUID that is not good; None: nothing.
+        """Return the record of a void UUID; None if there is none.
 
-        One that was withdrawn is remembered for one leg alone, Asterisk's own, which is late.
+        A withdrawn UUID is then forgotten: only one leg may use it, Asterisk's own that is late.
         """
         self._forget_old()
         void = self._void.get(presented)

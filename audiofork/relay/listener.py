@@ -1,6 +1,6 @@
-"""The AudioSocket server: takes the legs that Asterisk brings, each to its session.
+"""The AudioSocket server: accepts legs from Asterisk and gives each to its session.
 
-Reading is never paused: Asterisk takes a short write for a failure and drops the leg.
+Reading is never paused: Asterisk treats a short write as a failure and drops the leg.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from audiofork.relay.read_batching import MOST_BATCHED_BYTES, ReadBatching, wire
 
 log = logging.getLogger(__name__)
 
-# Asterisk sends the UUID as soon as it is connected; 2 s is what it grants others itself.
+# Asterisk sends the UUID as soon as it is connected. As a server it grants clients 2 s itself.
 UUID_TIMEOUT_S = 2.0
-# Connections that have yet to send one. Asterisk does it within milliseconds.
+# Most connections without a UUID. Asterisk sends its UUID within milliseconds.
 MAX_STRANGERS = 1000
-# Between two reports of wrong UUIDs: a flood of them must not become a flood of reports. A little
-# more than the second between two lines of the log, so that each has its line.
+# Time between two reports of wrong UUIDs: a flood of them must not become a flood of reports. It
+# is a little more than the 1 s between two log lines, so that each report gets its line.
 REPORT_INTERVAL_S = 1.05
 
 
 class LegOwner(Protocol):
-    """What a leg tells its fork, whose pipeline sets the leg's `on_usual` when it is attached.
+    """The calls that a leg makes to its fork: see `audiofork.relay.session.Inlet`.
 
-    See `audiofork.relay.session.Inlet`.
+    The fork's pipeline sets `on_usual` of the leg in `attach`.
     """
 
     on_audio: Callable[[bytes], None]
@@ -55,14 +55,14 @@ class LegOwner(Protocol):
 class Listener:
     """Accepts connections that present an issued UUID: each UUID once, in time.
 
-    A UUID that is presented twice was given away: neither connection is kept then.
+    A UUID that is presented twice has leaked: both connections are closed then.
 
     Args:
-        report: Told of those whose UUID no leg has, at most once in REPORT_INTERVAL_S.
-        allow: The networks that they may come from; empty: any.
+        report: Called with the number of wrong UUIDs, at most once in REPORT_INTERVAL_S.
+        allow: The networks that connections may come from; empty for any.
 
     Attributes:
-        refused: Counts the connections that were closed, and logs them.
+        refused: Counts and logs the connections that were refused.
     """
 
     def __init__(
@@ -73,11 +73,15 @@ class Listener:
         self._uuids: LegUuids[LegOwner, _Leg] = LegUuids()
         self._wrong_uuids = _WrongUuids(report)
         self._legs: set[_Leg] = set()
-        self._strangers: dict[_Leg, None] = {}  # those of the legs without a UUID, oldest first
+        self._strangers: dict[_Leg, None] = {}  # legs that have sent no UUID yet, oldest first
         self._server: asyncio.Server | None = None
 
     async def start(self, listen: Address) -> Address:
-        """Listen; return the address, with the port that was chosen if `listen` has none."""
+        """Listen; return the address. The kernel chooses the port if that of `listen` is 0.
+
+        Raises:
+            OSError: The address cannot be used.
+        """
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
             lambda: _Leg(self), listen.host, listen.port, backlog=1024
@@ -85,7 +89,7 @@ class Listener:
         return Address(listen.host, self._server.sockets[0].getsockname()[1])
 
     def stop_listening(self) -> None:
-        """Take no more connections; those that there are stay."""
+        """Accept no more connections; existing ones stay."""
         if self._server is not None:
             self._server.close()
 
@@ -103,19 +107,19 @@ class Listener:
         self._uuids.issue(leg_uuid, owner)
 
     def withdraw(self, leg_uuid: str) -> None:
-        """Accept it no more; does nothing if it has come already."""
+        """Stop accepting this UUID; no effect if its leg has connected already."""
         self._uuids.withdraw(leg_uuid)
 
     # --- For the connections ---
 
     def allows(self, peer: str) -> bool:
-        """Return whether a connection may come from an address."""
+        """Return whether connections from an address are allowed."""
         return not self._allow or any(address_of(peer) in network for network in self._allow)
 
     def add(self, leg: _Leg) -> None:
-        """Keep a connection until `remove`; if there are too many strangers, refuse one.
+        """Keep a connection until `remove`; if there are too many strangers, refuse the oldest.
 
-        The oldest one: a real leg sends its UUID long before it is the oldest.
+        The oldest is no real leg: Asterisk sends the UUID long before its leg is the oldest.
         """
         self._legs.add(leg)
         self._strangers[leg] = None
@@ -124,7 +128,7 @@ class Listener:
             oldest.refuse(f"no UUID yet, and {MAX_STRANGERS} more connections without one")
 
     def claim(self, leg: _Leg, presented: bytes) -> LegOwner | None:
-        """Return the owner that a UUID was issued to, once; else refuse the leg, return None."""
+        """Return the owner of an issued UUID; refuse the leg and return None if it is wrong."""
         owner = self._uuids.use(presented, leg)
         if owner is not None:
             self._strangers.pop(leg, None)
@@ -133,7 +137,7 @@ class Listener:
         return owner
 
     def _refuse_wrong(self, leg: _Leg, presented: bytes) -> None:
-        """Refuse a leg whose UUID is not good; the UUID itself is told to nobody."""
+        """Refuse a leg with a wrong UUID; no log line or report shows the UUID itself."""
         void = self._uuids.void(presented)
         if void is not None and void.holder is None:
             leg.refuse("the UUID of a leg that is wanted no more")  # Asterisk was late
@@ -144,7 +148,7 @@ class Listener:
             void.holder.contest()
 
     def forget_stranger(self, leg: _Leg) -> None:
-        """Take a connection that is being closed off the strangers."""
+        """Count a connection no longer among the strangers: it is being closed."""
         self._strangers.pop(leg, None)
 
     def remove(self, leg: _Leg) -> None:
@@ -154,11 +158,11 @@ class Listener:
 
 
 class _WrongUuids:
-    """Counts connections with a UUID that no leg has; reports the first at once, more together."""
+    """Counts connections with a wrong UUID; reports the first at once, later ones together."""
 
     def __init__(self, report: Callable[[StrangersRefused], None]) -> None:
         self._report = report
-        self._count = 0  # those not reported yet
+        self._count = 0  # not reported yet
         self._address = ""
         self._timer: asyncio.TimerHandle | None = None
 
@@ -179,7 +183,7 @@ class _WrongUuids:
         self._count = 0
 
     def close(self) -> None:
-        """Report what is left."""
+        """Report those that are not reported yet."""
         if self._timer is not None:
             self._timer.cancel()
         if self._count:
@@ -188,12 +192,12 @@ class _WrongUuids:
 
 @lru_cache(maxsize=16)
 def _shared(size: int, header: bytes) -> tuple[int, bytes]:
-    """Return the same two objects to all legs: so they stay in the processor's caches."""
+    """Return the same two objects for all legs, so that they stay in the processor's caches."""
     return size, header
 
 
 def _to_nobody(_frame: bytes) -> None:
-    """Take a frame of a leg that has no owner any more."""
+    """Discard a frame of a leg that has no owner any more."""
 
 
 class _Leg(asyncio.Protocol):
@@ -203,7 +207,7 @@ class _Leg(asyncio.Protocol):
         *("_deadline", "_decoder", "_batching", "_hung_up", "_listener", "_owner", "_transport"),
         *("_usual_bytes", "_usual_header", "on_usual", "peer"),
     )
-    on_usual: Callable[[bytes], None]  # set when there is an owner
+    on_usual: Callable[[bytes], None]  # set by the owner's pipeline
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -211,7 +215,7 @@ class _Leg(asyncio.Protocol):
         self._batching: ReadBatching | None = None
         self._owner: LegOwner | None = None
         self._hung_up = False
-        self._usual_bytes = -1  # of the decoder, while there is an owner
+        self._usual_bytes = -1  # as in the decoder while the fast path is used; else no length
         self._usual_header = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -282,7 +286,10 @@ class _Leg(asyncio.Protocol):
         owner.attach(self)
 
     def _on_other(self, kind: int) -> None:
-        """Ignore messages that need no action: DTMF comes by AMI, and newer kinds may appear."""
+        """Refuse the leg on hangup, error or a second UUID; ignore other kinds.
+
+        DTMF comes over AMI, and later versions of Asterisk may send new kinds.
+        """
         if kind == Kind.UUID:
             self.refuse("a second UUID")
         elif kind in (Kind.HANGUP, Kind.ERROR):
@@ -297,14 +304,14 @@ class _Leg(asyncio.Protocol):
             owner.on_leg_closed()
 
     def contest(self) -> None:
-        """End the leg, since its UUID was presented by another connection as well."""
+        """End the leg, because another connection presented the same UUID."""
         owner = self._forget_owner()
         self.hang_up()
         if owner is not None:
             owner.on_leg_closed(contested=True)
 
     def hang_up(self) -> None:
-        """End the leg: Asterisk closes it on the message or on the close, whichever it sees."""
+        """End the leg: Asterisk hangs up when it sees the hangup message or the close."""
         if self._hung_up:
             return
         self._hung_up = True
@@ -316,17 +323,17 @@ class _Leg(asyncio.Protocol):
         self._transport.close()
 
     def batch_reads(self, frame_bytes: int, batch_ms: int) -> None:
-        """Read `batch_ms` of audio at once from now on, unless the kernel cannot hold that.
+        """Read `batch_ms` of audio at once from now on, unless that is too much for the kernel.
 
-        A frame waits little longer than `batch_ms` to be read.
+        A frame then waits little longer than `batch_ms` milliseconds to be read.
         """
         is_much = wire_bytes(frame_bytes, batch_ms) > MOST_BATCHED_BYTES
         if self._batching is None and not self._hung_up and not is_much:
             self._batching = ReadBatching(self._transport, frame_bytes, batch_ms)
-            self._usual_bytes = -1  # no read is one message
+            self._usual_bytes = -1  # turns the fast path off: a read has several messages now
 
     def read_rest(self) -> None:
-        """Hand over what has come and waits to be read as a batch."""
+        """Read at once what waits in the kernel for a full batch, and hand it on."""
         if self._batching is not None and (chunk := self._batching.read_rest()):
             self._feed(chunk)
 
@@ -338,28 +345,28 @@ class _Leg(asyncio.Protocol):
     def _forget_owner(self) -> LegOwner | None:
         owner, self._owner = self._owner, None
         self._usual_bytes = -1
-        # The leg is remembered for a while, by its UUID; its fork with all it holds is not.
+        # LegUuids keeps the leg for a while; through `on_usual` it would keep the whole fork.
         self.on_usual = _to_nobody
         return owner
 
     @property
     def _spoken_kind(self) -> Kind:
-        """The kind of audio that the leg brings: it takes no other."""
+        """The message kind of the leg's own audio: Asterisk accepts no other kind."""
         header = self._decoder.usual_header
         return Kind(header[0]) if header else Kind.SLIN
 
     @property
     def spoken_rate(self) -> int:
-        """The sample rate in Hz that Asterisk takes what the leg speaks for.
+        """The sample rate in Hz that Asterisk assumes for frames sent to it.
 
-        A version that brings all rates under one kind takes all for 8000 Hz in turn.
+        Versions that send all rates as one kind also play all that they get at 8000 Hz.
         """
         return SAMPLE_RATES[self._spoken_kind]
 
     def speak(self, frame: bytes) -> None:
-        """Let the target's party hear a frame of `spoken_rate`.
+        """Play a frame, at `spoken_rate`, to the target's party.
 
-        Each is a write of its own: Asterisk takes half a message for a failure.
+        Each frame is one write: Asterisk treats half a message as a failure.
         """
         if not self._hung_up:
             self._transport.write(encode(self._spoken_kind, frame))

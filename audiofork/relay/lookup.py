@@ -1,13 +1,13 @@
-"""Look-ups of host names, none of which can hold up another.
+"""Look-ups of host names; a slow one cannot delay another.
 
-getaddrinfo knows what a user of this machine expects of a name: /etc/hosts, nsswitch.conf with
-all its sources (mDNS, containers, directories), search domains, a resolv.conf that changes. A
-library that speaks DNS itself would know DNS and /etc/hosts. But getaddrinfo blocks, for half a
-minute where no server answers, and event loops give it few threads: in uvloop two such names hold
-up everybody. So each look-up has a thread of its own, which takes 27 kB while it waits.
+getaddrinfo resolves names as all programs on this machine do: /etc/hosts, nsswitch.conf with all
+its sources (mDNS, containers, directories), search domains, a resolv.conf that changes. A DNS
+library would use only DNS and /etc/hosts. But getaddrinfo blocks, for 30 s if no DNS server
+answers, and event loops give it few threads: in uvloop two such names delay all others. So each
+look-up has a thread of its own, which takes 27 kB while it waits.
 
-getaddrinfo tells no TTL. An answer serves the connects of one second and is asked for anew then,
-so none outlives its TTL by more than that; caches of the system obey it, where there are any.
+getaddrinfo does not return the TTL. So an answer is used for 1 s only, and never outlives its TTL
+by more than that. Caches of the system, if any, obey the TTL.
 """
 
 from __future__ import annotations
@@ -25,46 +25,47 @@ from audiofork.threads import Threads
 
 log = logging.getLogger(__name__)
 
-# How long an answer serves, also that there is none.
+# How long an answer is reused; also an answer that the name does not exist.
 KEPT_S = 1.0
-# Names that are looked up at once, those aside that have answered before. So many forks may be by
-# default; more names, which take 27 MB, come of somebody who makes them up.
+# Look-ups at the same time (27 MB); names that have resolved before do not obey this limit. It is
+# the default limit of forks: more names at once are made up by an attacker.
 MAX_LOOKUPS = 1000
+# Names remembered as resolved before; the oldest is forgotten.
 MAX_KNOWN = 1000
 
 Infos = list[Any]  # as socket.getaddrinfo returns them, with port 0
 
 
 class Lookups:
-    """The look-ups of one event loop: at most one of each name at a time, whoever wants it.
+    """The look-ups of one event loop; forks that want the same name share one look-up.
 
-    A name that has answered before is looked up at any rate: made-up names, however many, keep
-    no fork from its server.
+    A name that has resolved before is looked up even above MAX_LOOKUPS. So a flood of made-up
+    names cannot keep a fork from its server.
     """
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._threads: Threads[Infos] = Threads(MAX_LOOKUPS)
         self._answers: dict[str, asyncio.Future[Infos]] = {}  # under way, or of the last second
-        self._known: dict[str, None] = {}  # names that have answered, the latest last
+        self._known: dict[str, None] = {}  # names that have resolved, the latest last
         self._refused = CounterLine(log, "names that were not looked up")
 
     async def find(self, host: str) -> Infos:
-        """Return the addresses of a host, one at least; a number is its own at once.
+        """Return the addresses of a host, at least one; an IP address needs no look-up.
 
         Raises:
-            socket.gaierror: It has none, or no server answers.
-            SinkUnreachable: Too many others are being looked up, or there are no more threads.
-            UnicodeError: The host is no name.
+            socket.gaierror: The host has no address, or no DNS server answers.
+            SinkUnreachable: Too many other look-ups are running, or no thread can be started.
+            UnicodeError: The host is not a valid name.
         """
         try:
-            return _ask(host, socket.AI_NUMERICHOST)  # asks nobody
+            return _ask(host, socket.AI_NUMERICHOST)  # parses only, so it does not block
         except socket.gaierror:
             pass
         answer = self._answers.get(host)
         if answer is None:
             answer = self._begin(host)
-        # Others may wait for it, too.
+        # Shielded: if this fork is cancelled, other forks may still wait for the same answer.
         return await asyncio.shield(answer)
 
     def is_under_way(self, host: str) -> bool:
@@ -102,7 +103,7 @@ _of_loop: Lookups | None = None
 
 
 def lookups() -> Lookups:
-    """Return the look-ups of the running event loop, of which a process has one."""
+    """Return the look-ups of the running event loop; a process has one loop, tests have more."""
     global _of_loop
     if _of_loop is None or _of_loop.loop is not asyncio.get_running_loop():
         _of_loop = Lookups()

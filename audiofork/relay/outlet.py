@@ -1,4 +1,4 @@
-"""The way of frames and events into an open connection, and where they wait when it is shut.
+"""Writes frames and events to an open connection, and keeps them while there is none.
 
 Messages are framed and masked here: the library's `send()` is a coroutine and costs three times
 as much (docs/architecture.md).
@@ -23,10 +23,11 @@ try:
 except ImportError:  # the library's wheel for this platform has no C code
     from websockets.utils import apply_mask
 
-# How often the kernel is asked what it holds back: by frames while all is well, else by time.
+# How often the kernel is asked for its unsent bytes: counted in frames while frames are sent, in
+# seconds while they wait.
 FRAMES_BETWEEN_CHECKS = 5
 CHECK_INTERVAL_S = 0.01
-# Events that wait for a server; those before them are dropped.
+# Most events that wait for a server; the oldest are dropped.
 MOST_EVENTS = 100
 
 
@@ -55,9 +56,9 @@ def encode(message: Message) -> bytes:
 
 @functools.lru_cache(maxsize=64)
 def _envelope(opcode: int, length: int) -> tuple[bytes, int]:
-    """Return what comes before the mask, and how many bytes the whole takes on the wire.
+    """Return the header before the mask, and the bytes of the whole message on the wire.
 
-    The same two objects to all forks alike, for the processor caches' sake.
+    All forks get the same two objects, so that they stay in the processor's caches.
     """
     if length < 126:
         header = bytes((opcode, 0x80 | length))
@@ -69,37 +70,39 @@ def _envelope(opcode: int, length: int) -> tuple[bytes, int]:
 
 
 class Flow(enum.IntEnum):
-    """What stands between the next frame and its server; the less, the lower."""
+    """What delays the next frame on its way to the server; a lower value is a shorter delay."""
 
     FREE = 0
-    """Nothing: it goes at once, in a message of its own."""
+    """Nothing: it is sent at once, in a message of its own."""
     FORMED = 1
-    """It goes as soon as its message is complete; other frames may belong to that."""
+    """Its message: it is sent when the message is complete; that may need more frames."""
     KERNEL = 2
-    """The kernel holds as much as the latency budget allows, and is asked again soon."""
+    """The kernel: it holds as much as the latency budget allows, and is asked again soon."""
     TRANSPORT = 3
-    """The transport does, and tells when it has room."""
+    """The transport: its buffer is full; it calls `resume()` when it has room."""
     SHUT = 4
-    """There is no connection that may be given frames."""
+    """There is no connection that takes frames."""
 
 
-# Up to here frames are taken. A name of its own: members of an enum are slow to look up (3.11).
+# Frames are sent up to this value. A global name, because Python 3.11 looks up enum members slowly.
 _LAST_THAT_TAKES = Flow.FORMED
 
 
 class _FastPath:
-    """The way of a frame that goes at once, and all that it needs: the hot path.
+    """Sends a frame that needs no waiting: the hot path, with all the data that it needs.
 
-    Small and apart from its outlet, because a frame of another fork comes before the next of this
-    one, and what it touches is no longer in the processor's caches by then.
+    It is small and separate from its outlet. Frames of other forks come between two frames of this
+    fork and push its data out of the processor's caches; so little data must be read again.
 
     Attributes:
-        flow: What stands in the way.
-        header: Of a message of one frame.
-        write: Gives the connection a message; `note` notes it as not acknowledged.
-        keep: Takes a frame that cannot go at once.
-        frames_sent: Those in messages that were written.
-        next_check: At so many frames sent, `check` is called.
+        flow: What delays the next frame.
+        header: The header of a message of one frame.
+        write: Writes a message to the connection.
+        note: Records a message as written and not acknowledged yet.
+        keep: Called with a frame that cannot be sent at once.
+        check: Called when `frames_sent` reaches `next_check`; asks the kernel for its unsent bytes.
+        frames_sent: Frames in messages that were written.
+        next_check: The value of `frames_sent` at which `check` is called.
     """
 
     __slots__ = (
@@ -124,7 +127,7 @@ class _FastPath:
         if self.flow:
             self.keep(frame)
             return
-        # Looked up before they are called: that is faster than a call of an attribute.
+        # Local names first: calling an attribute of an instance directly is slower.
         write, note = self.write, self.note
         mask = _next_mask()
         write(b"".join((self.header, mask, apply_mask(frame, mask))))
@@ -135,23 +138,24 @@ class _FastPath:
 
 
 class Outlet:
-    """Gives frames and events to one connection after the other, in order.
+    """Writes frames and events, in order, to one connection after the other.
 
     Owned by a sink, which calls `attach()`, `open()` and `detach()` for each connection. Frames
     offered = `frames_sent` + `backlog.dropped` + `len(backlog)`, at any moment.
 
     Args:
-        frame_bytes: Size of every frame.
-        frame_ms: Audio in a full message.
-        backlog_s: How much audio may wait here.
-        latency_budget_s: How much audio may wait below: in the transport, and in the kernel.
+        message_format: Makes the messages of frames and events.
+        frame_bytes: Size of every frame in bytes.
+        frame_ms: Audio in a full message, in milliseconds.
+        backlog_s: Seconds of audio that may wait here.
+        latency_budget_s: Seconds of audio that may wait below, in the transport and in the kernel.
 
     Attributes:
         send: Sends a frame now, or keeps it in the backlog; never waits.
-        budget_bytes: The latency budget, on the wire.
-        dropped_before: Frames that had been dropped when frames last began to wait.
-        is_ending: No more frames are to come: the last message goes as it is.
-        on_idle: Called when nothing waits any more.
+        budget_bytes: The latency budget, in bytes on the wire.
+        dropped_before: The value of `backlog.dropped` when frames last began to wait.
+        is_ending: Whether no more frames will come, so that the last message may be short.
+        on_idle: Called when no frame waits any more.
     """
 
     def __init__(
@@ -168,15 +172,16 @@ class Outlet:
         header, self._frame_wire_bytes = _envelope(_BINARY, frame_bytes)
         self._path = _FastPath(header, self._keep, self._check_room)
         self.send = self._path.send
-        # A message that was just written is no sign of a slow server.
+        # At least two messages: one that was just written does not show that the server is slow.
         budget_frames = max(int(latency_budget_s * 1000) // PTIME_MS, 2 * self._per_message)
         _, wire_bytes = _envelope(_BINARY, message_format.payload_bytes(frame_bytes))
         self.budget_bytes = budget_frames * wire_bytes
         self.backlog = Backlog(max(backlog_s, frame_ms / 1000))
-        # Each with the number of the frame before which it goes.
+        # Each with the number of the frame that it must precede.
         self._events: deque[tuple[int, Event]] = deque(maxlen=MOST_EVENTS)
         self._unacked: Unacked | None = None
-        self._timer: asyncio.TimerHandle | None = None  # FORMED: for a part; KERNEL: to ask again
+        # FORMED: sends an incomplete message when due; KERNEL: asks the kernel again.
+        self._timer: asyncio.TimerHandle | None = None
         self.dropped_before = 0
         self.is_ending = False
         self.on_idle: Callable[[], None] = lambda: None
@@ -187,12 +192,12 @@ class Outlet:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a connection that is given frames, as far as it has room."""
+        """Whether there is a connection that takes frames, now or when it has room."""
         return self._path.flow is not Flow.SHUT
 
     @property
     def missing(self) -> int:
-        """How many frames the last message of what waits still lacks; of nothing, all."""
+        """Frames that the last waiting message still lacks; a whole message if none waits."""
         return self._per_message - len(self.backlog) % self._per_message
 
     @property
@@ -201,22 +206,22 @@ class Outlet:
 
     @property
     def _number(self) -> int:
-        """The number of the next frame to go: each before it was sent, or dropped."""
+        """The number of the next frame to send; all frames before it were sent or dropped."""
         return self._path.frames_sent + self.backlog.dropped
 
     # --- The connection ---
 
     def attach(self, transport: asyncio.Transport) -> None:
-        """Take a connection whose handshake is over; it gets nothing before `open()`."""
+        """Use a connection whose handshake is over; nothing is written to it before `open()`."""
         self._unacked = Unacked(transport, self._frame_wire_bytes)
         self._path.write = transport.write
         self._path.note = self._unacked.add
 
     def open(self, *, is_full: bool) -> None:
-        """Give the connection the opening, then what waited, and then all that comes.
+        """Write the format's opening, then what waited, and then all that comes.
 
         Args:
-            is_full: The transport has no room, and `resume()` is going to be called.
+            is_full: Whether the transport is full; then it calls `resume()` when it has room.
         """
         self._path.flow = Flow.FORMED
         self._write_all(self._format.opening())
@@ -226,11 +231,11 @@ class Outlet:
             self._proceed()
 
     def shut(self) -> None:
-        """Keep frames: the connection is closing, or lost."""
+        """Keep frames from now on: the connection is closing, or lost."""
         self._hold(Flow.SHUT)
 
     def detach(self) -> None:
-        """Take back what the connection was given and its server has not acknowledged."""
+        """Put back at the front what was written and the server has not acknowledged."""
         self.shut()
         assert self._unacked is not None
         lost = self._unacked.close()
@@ -242,7 +247,7 @@ class Outlet:
         self.backlog.put_back(frames)
 
     def note_control(self, wire_bytes: int) -> None:
-        """Note what the library has written: pings, pongs, the close."""
+        """Count what the library has written: pings, pongs, the close."""
         if self._unacked is not None:
             self._unacked.add(((), wire_bytes))
 
@@ -263,7 +268,7 @@ class Outlet:
         self._path.flow = flow
 
     def _proceed(self) -> None:
-        """Send what waits, then all that comes, as far as the connection takes it."""
+        """Send what waits, then all that comes, unless the kernel holds too much."""
         if not self._has_room():
             return
         self._path.flow = Flow.FORMED
@@ -272,11 +277,11 @@ class Outlet:
             self._path.flow = Flow.FREE
 
     def _check_room(self) -> None:
-        if self._takes:  # else the transport is full, and says when it is no more
+        if self._takes:  # else the transport is full, and calls `resume()` when it has room
             self._has_room()
 
     def _has_room(self) -> bool:
-        """Return whether the kernel holds no more than the budget; if it does, hold for a while."""
+        """Return whether the kernel's unsent bytes fit the budget; if not, hold for a while."""
         self._path.next_check = self.frames_sent + FRAMES_BETWEEN_CHECKS
         assert self._unacked is not None
         self._unacked.update()
@@ -286,7 +291,7 @@ class Outlet:
         self._start_timer(CHECK_INTERVAL_S, self._proceed)
         return False
 
-    # --- The way of what cannot go at once ---
+    # --- What cannot be sent at once ---
 
     def send_event(self, event: Event) -> None:
         """Send an event after the frames that came before it; never waits."""
@@ -295,29 +300,30 @@ class Outlet:
             self._send_waiting()
 
     def send_part(self) -> None:
-        """Send what waits for the rest of its message, without that."""
+        """Send the frames of an incomplete message now, without the frames that it lacks."""
         if self._takes and self.backlog:
             self._send_message()
 
     def finish(self) -> None:
-        """Send what waits, and from now on each message as it is: no more frames are to come."""
+        """Send what waits, also an incomplete message: no more frames will come."""
         self.is_ending = True
         if self._takes:
             self._send_waiting()
 
     def send_closing(self, reason: str) -> None:
-        """Send what the server is to get last."""
+        """Send the format's last messages, if the connection takes any."""
         if self.is_open:
             self._write_all(self._format.closing(reason))
 
     def _keep(self, frame: bytes) -> None:
         self.backlog.put(frame)
+        # While a timer runs and the message is incomplete, there is nothing to send yet.
         is_part = self._timer is not None and len(self.backlog) < self._per_message
         if not is_part and self._takes:
             self._send_waiting()
 
     def _send_waiting(self) -> None:
-        """Send what waits, in order, as far as the server takes it and it fills messages."""
+        """Send what waits, in order, while the connection takes it and messages are full."""
         while self._takes:
             if self._events and self._events[0][0] <= self._number:
                 self._write_event()
@@ -332,7 +338,7 @@ class Outlet:
             self.on_idle()
 
     def _send_message(self) -> None:
-        """Send the next message: all its frames that wait, but none behind an event."""
+        """Send the next message: its frames that wait, but only those before the next event."""
         self._stop_timer()
         number = self._number
         count = min(self._per_message, len(self.backlog))
@@ -352,7 +358,10 @@ class Outlet:
         self._write_all(self._format.event(event, number), event)
 
     def _write_all(self, messages: Iterable[Message], event: Event | None = None) -> None:
-        """Write messages that carry no frames; the last one stands for the event of all."""
+        """Write messages without frames; record the event with the last one.
+
+        So the event counts as delivered only if all its messages were acknowledged.
+        """
         wire = [encode(message) for message in messages]
         for index, message in enumerate(wire, 1):
             self._path.write(message)
@@ -360,7 +369,7 @@ class Outlet:
             self._path.note((carried, len(message)))
 
     def _start_part(self) -> None:
-        """Wait for the rest of a message, but not longer than the message lasts."""
+        """Wait for the missing frames of a message, at most as long as a full message lasts."""
         if self._timer is None:
             self._start_timer(self._per_message * PTIME_S, self.send_part)
 
@@ -378,7 +387,12 @@ class Outlet:
 
 
 def _numbered_events(items: Iterable[bytes | Event], number: int) -> Iterator[tuple[int, Event]]:
-    """Yield each event with the number of the frame that follows; the first frame's is given."""
+    """Yield each event with the number of the frame that follows it.
+
+    Args:
+        items: Frames and events in the order of the stream.
+        number: The number of the first frame among them.
+    """
     for item in items:
         if isinstance(item, bytes):
             number += 1

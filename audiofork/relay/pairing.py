@@ -1,9 +1,8 @@
 """Pairs the frames of two legs, one of in and one of out, by their 20-ms clocks.
 
-Asterisk sends a frame of each leg every 20 ms, silence where there is nothing else, so the frames
-that come within the same 20 ms belong together. A clock that misses a tick leaves its leg one
-frame behind for good; silence in its place brings the two together again. No frame is ever left
-out.
+Asterisk sends a frame of each leg every 20 ms, and silence if there is no audio. So frames that
+come within the same 20 ms belong together. If a clock misses a tick, its leg stays one frame
+behind; a frame of silence in place of the missing one corrects that. No frame is ever dropped.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from collections.abc import Callable
 
 from audiofork.link.messages import LegPart
 
-# Frames that wait during this many pairs in a row (one second) do so because the other leg has
-# missed as many ticks; jitter passes.
+# If some frames wait all the time during this many pairs (1 s), the other leg has missed as many
+# ticks. Jitter lasts less long.
 WINDOW_PAIRS = 50
-# A leg is waited for this long (half a second): more than the network between Asterisk and us may
-# hold a frame back. A leg that is not there is not waited for.
+# How long a frame waits for the other leg (0.5 s): longer than the network may delay a frame. If
+# the other leg is not connected, the frame does not wait.
 PATIENCE_FRAMES = 25
-# Until its first frame a leg is waited for no longer than two clocks are apart: when it connects
-# tells nothing of its clock.
+# How long a frame waits for a leg that is connected but has sent no frame yet: two clocks are at
+# most one tick apart. The moment of the connect says nothing about the leg's clock.
 FIRST_PATIENCE_FRAMES = 1
 
 _OTHER = {LegPart.IN: LegPart.OUT, LegPart.OUT: LegPart.IN}
@@ -33,41 +32,41 @@ class Pairing:
     frame, and `flush` at the end.
 
     Args:
-        emit: Takes a frame of in and a frame of out that belong together.
-        silence: Stands for a frame that is missing.
+        emit: Called with a frame of in and a frame of out that belong together.
+        silence: Replaces a frame that is missing.
     """
 
     def __init__(self, emit: Callable[[bytes, bytes], None], silence: bytes) -> None:
         self._emit = emit
         self._silence = silence
-        # The number of frames that may wait for one of a part.
+        # For each part, how many frames of the other part may wait for it.
         self._patience = dict.fromkeys(_OTHER, 0)
-        # Frames of one part alone: as soon as there is one of the other, both go.
+        # Frames of one part only: when a frame of the other part comes, both are emitted.
         self._waiting: deque[bytes] = deque()
-        self._ahead = LegPart.IN  # the part of those
+        self._ahead = LegPart.IN  # the part of the waiting frames
         self._begin_window()
 
     def _begin_window(self) -> None:
         self._pairs = 0
-        self._least_waiting = PATIENCE_FRAMES + 1  # after a pair of the window
+        self._least_waiting = PATIENCE_FRAMES + 1  # the minimum over all pairs of the window
 
     def attach(self, part: LegPart) -> None:
         """Wait for the frames of a leg from now on."""
         self._patience[part] = FIRST_PATIENCE_FRAMES
 
     def detach(self, part: LegPart) -> None:
-        """Wait for the frames of a leg no more: it is gone."""
+        """Stop waiting for the frames of a leg: it is gone."""
         self._patience[part] = 0
         if self._ahead is not part:
             self.flush()
 
     def flush(self) -> None:
-        """Emit what waits, with silence for what it waited for."""
+        """Emit the frames that wait, each with silence for the missing frame."""
         while self._waiting:
             self._fill()
 
     def put(self, part: LegPart, frame: bytes) -> None:
-        """Take a frame of one part, whose leg is there; emit what it completes."""
+        """Add a frame of a part whose leg is connected; emit the pair that it completes, if any."""
         self._patience[part] = PATIENCE_FRAMES
         if self._waiting and self._ahead is not part:
             self._pair(self._waiting.popleft(), frame)
@@ -89,9 +88,9 @@ class Pairing:
         self._pair(self._waiting.popleft(), self._silence)
 
     def _watch(self) -> None:
-        """Note the frames that wait; at the end of a window, give up waiting for missed ones.
+        """Count the frames that wait; at the end of a window, fill in silence for missed ticks.
 
-        A window begins when no frame waits.
+        A pair after which no frame waits also ends the window, because no tick was missed then.
         """
         waiting = len(self._waiting)
         if waiting < self._least_waiting:

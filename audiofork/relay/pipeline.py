@@ -1,8 +1,7 @@
-"""From the frames of a fork's legs to those that its server gets.
+"""Turns the frames of a fork's legs into the frames that its server gets.
 
-A frame passes a check of its size, the pairing where in and out come by a leg each, the gate and
-the shape; then the taker gets it. All that is one synchronous call, and nothing waits here but
-frames that wait for their pair.
+A frame passes a check of its size, the pairing (if in and out have a leg each), the gate and the
+shape; then the taker gets it. That is one synchronous call. Frames wait here only for their pair.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ class LegHandle(Protocol):
     """What a fork may do to its leg.
 
     Attributes:
-        on_usual: Takes a frame that is as long as the one before: the fast path.
+        on_usual: Called with a frame that is as long as the one before: the fast path.
     """
 
     on_usual: TakeFrame
 
     @property
     def spoken_rate(self) -> int:
-        """The sample rate in Hz that Asterisk takes what the leg speaks for."""
+        """The sample rate in Hz that Asterisk assumes for frames sent to it."""
 
     def hang_up(self) -> None: ...
 
@@ -47,11 +46,11 @@ class LegHandle(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Taker:
-    """What gets the frames of a pipeline.
+    """The receiver of a pipeline's frames.
 
     Attributes:
-        take: Takes each frame for the server, `message_frame_bytes` long.
-        count_taken: Returns the number of frames that were given to it so far.
+        take: Called with each frame for the server, `message_frame_bytes` long.
+        count_taken: Returns the number of frames that `take` has got so far.
         on_unexpected_size: Called with the size of each frame that is dropped for its size.
     """
 
@@ -66,7 +65,7 @@ def message_frame_bytes(spec: ForkSpec) -> int:
 
 
 def leg_frame_bytes(part: LegPart, sample_rate: int) -> int:
-    """Return the size of each frame that a leg brings."""
+    """Return the size in bytes of each frame that a leg brings."""
     return frame_bytes(sample_rate) * (2 if part is LegPart.PAIRS else 1)
 
 
@@ -78,17 +77,17 @@ def pipeline_of(spec: ForkSpec, taker: Taker) -> Pipeline:
 class Pipeline(ABC):
     """Turns the frames of a fork's legs into those that a taker gets.
 
-    Owned by a session, which attaches and detaches the legs. Frames on the fast path go from a leg
-    to the taker past the pipeline, so it asks the taker for their number.
+    Owned by a session, which attaches and detaches the legs. On the fast path, frames go from a leg
+    directly to the taker. So the pipeline cannot count them and asks the taker for their number.
 
     Attributes:
-        legs: The legs that are there.
-        frame_bytes: Expected size of the frames that each leg brings.
-        unexpected: Frames that were dropped for their size.
-        filled: Frames of silence that no leg has brought.
+        legs: The legs that are connected.
+        frame_bytes: Expected size in bytes of the frames that each leg brings.
+        unexpected: Frames that were dropped because of their size.
+        filled: Frames of silence that were filled in.
         gated: Frames that came while the gate was shut.
-        is_proven: Whether a frame of the expected size has come from the only leg. Of two legs
-            this stays False: one tells nothing of the other.
+        is_proven: Whether a frame of the expected size has come from the only leg. With two legs
+            it stays False: a frame of one proves nothing about the other.
     """
 
     def __init__(self, spec: ForkSpec, taker: Taker) -> None:
@@ -105,20 +104,20 @@ class Pipeline(ABC):
 
     @property
     def frames_in(self) -> int:
-        """Frames that were given to the taker, or dropped for their size."""
+        """Frames that the taker got, or that were dropped because of their size."""
         return self._taker.count_taken() + self.unexpected
 
     @property
     def frames_brought(self) -> int:
-        """Frames that the legs have brought, wanted or not; a pair counts as one."""
+        """Frames that the legs have brought, used or not; a pair counts as one."""
         return self.frames_in - self.filled + self.gated
 
     @abstractmethod
     def input_of(self, part: LegPart) -> TakeFrame:
-        """Return what takes each frame of a part, whatever its size."""
+        """Return the function to call with each frame of a part; it accepts any size."""
 
     def attach(self, part: LegPart, leg: LegHandle) -> None:
-        """Take a leg, the first of its part or another."""
+        """Add a leg: the first of its part, or one that replaces it."""
         self.legs[part] = leg
         leg.on_usual = self.input_of(part)
 
@@ -131,39 +130,39 @@ class Pipeline(ABC):
         self._take = take
 
     def set_mute(self, mute_in: bool | None, mute_out: bool | None) -> None:
-        """Put silence in place of a side, or the side itself again; None: as it is."""
+        """Mute or unmute the sides; None leaves a side as it is."""
         self._read_rest()
         mute_in = self._sides.mute_in if mute_in is None else mute_in
         mute_out = self._sides.mute_out if mute_out is None else mute_out
         self._sides = replace(self._sides, mute_in=mute_in, mute_out=mute_out)
 
     def set_gate(self, is_open: bool) -> None:
-        """Let audio through, or not."""
+        """Open or shut the gate; no audio passes a shut gate."""
         self._read_rest()
         self._gate_open = is_open
 
     @abstractmethod
     def batch_reads(self, batch_ms: int) -> None:
-        """Have `batch_ms` of audio read at once, where the pipeline needs no frame earlier."""
+        """Let legs read `batch_ms` of audio at once, if the pipeline needs no frame earlier."""
 
     def finish(self) -> None:
-        """Hand on what the legs have brought so far and what waits; then shut the gate."""
+        """Hand on all unread and waiting frames; then shut the gate."""
         self._read_rest()
         self._flush()
         self.set_gate(False)
 
     def _read_rest(self) -> None:
-        """Hand on what the legs have brought so far.
+        """Read and hand on what waits in the kernel.
 
-        Where reads are batched that is up to a message's length of speech: what was said before a
-        command is treated as it was when it was said.
+        With batched reads that is up to one message of audio. A command must not change how audio
+        from before the command is treated.
         """
         for leg in list(self.legs.values()):
             leg.read_rest()
 
     @abstractmethod
     def _flush(self) -> None:
-        """Hand on what waits for its pair."""
+        """Hand on the frames that wait for their pair."""
 
     def _drop(self, size: int) -> None:
         """Drop a frame of an unexpected size."""
@@ -175,7 +174,7 @@ class Pipeline(ABC):
 
 
 class OneLegPipeline(Pipeline):
-    """The pipeline of a fork whose only leg brings all that the server gets."""
+    """The pipeline of a fork with one leg, which brings all that the server gets."""
 
     def __init__(self, spec: ForkSpec, taker: Taker) -> None:
         super().__init__(spec, taker)
@@ -191,7 +190,7 @@ class OneLegPipeline(Pipeline):
         return self._on_frame
 
     def _on_frame(self, frame: bytes) -> None:
-        """Relay one frame; let those that follow take the fast path if they may."""
+        """Relay one frame; let the next frames use the fast path if they may."""
         if len(frame) != self.frame_bytes:
             self._set_fast_path(self._on_frame)
             self._drop(len(frame))
@@ -199,7 +198,7 @@ class OneLegPipeline(Pipeline):
             self.gated += 1
         else:
             self.is_proven = True
-            # Before the frame is taken: what comes of that may close the fast path again.
+            # Set before `_take`: that call may have to turn the fast path off again.
             self._set_fast_path(self._take if self._shape is unchanged else self._take_shaped)
             self._take(self._shape(frame))
 
@@ -209,14 +208,14 @@ class OneLegPipeline(Pipeline):
     def _set_fast_path(self, take: TakeFrame) -> None:
         """Set the leg's fast-path handler for frames of the expected size.
 
-        It serves until a frame has another size, the gate or the shape changes, or another taker
-        takes over: then each frame is looked at again.
+        It is used until a frame has another size, the gate or the shape changes, or `hand_to` is
+        called. After that `_on_frame` checks each frame again.
         """
         for leg in self.legs.values():
             leg.on_usual = take
 
     def attach(self, part: LegPart, leg: LegHandle) -> None:
-        """See `Pipeline.attach`; silence takes the place of frames that do not come."""
+        """See `Pipeline.attach`; from now on silence replaces missing frames, if configured."""
         super().attach(part, leg)
         self._start_or_stop_filling()
 
@@ -251,14 +250,14 @@ class OneLegPipeline(Pipeline):
             self._silence_filler.stop()
 
     def _fill(self, silence: bytes) -> None:
-        """Send a frame of silence; it counts as one that came."""
+        """Hand on a frame of silence; `frames_in` counts it like any other."""
         self.filled += 1
         self._take(silence)
 
     def batch_reads(self, batch_ms: int) -> None:
         """See `Pipeline.batch_reads`.
 
-        Not where silence is filled in: it would take the place of frames that wait to be read.
+        No effect if silence is filled in: frames that wait unread would be replaced by silence.
         """
         if batch_ms > PTIME_MS and self._silence_filler is None:
             for leg in self.legs.values():
@@ -269,7 +268,7 @@ class OneLegPipeline(Pipeline):
 
 
 class TwoLegPipeline(Pipeline):
-    """The pipeline of a fork whose in and out come by a leg each, paired by their clocks."""
+    """The pipeline of a fork with a leg for in and one for out, paired by their clocks."""
 
     def __init__(self, spec: ForkSpec, taker: Taker) -> None:
         super().__init__(spec, taker)
@@ -304,7 +303,7 @@ class TwoLegPipeline(Pipeline):
         self._pairing.attach(part)
 
     def detach(self, part: LegPart) -> None:
-        """See `Pipeline.detach`; what waited for its frames is handed on with silence."""
+        """See `Pipeline.detach`; frames that waited for this leg are handed on with silence."""
         super().detach(part)
         self._pairing.detach(part)
 
@@ -314,7 +313,7 @@ class TwoLegPipeline(Pipeline):
         self._join = self._join_of(self._sides)
 
     def batch_reads(self, batch_ms: int) -> None:
-        """See `Pipeline.batch_reads`: no effect, since frames are paired by when they come."""
+        """See `Pipeline.batch_reads`; no effect: pairing needs the time when each frame comes."""
 
     def _flush(self) -> None:
         self._pairing.flush()

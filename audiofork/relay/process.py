@@ -1,8 +1,8 @@
 """A worker as a process of its own: `python -m audiofork.relay.process`.
 
-The daemon starts it, with one end of a link as its standard input, and ends it: by a message, or
-by its own end, which closes the link. Signals that a terminal or systemd sends to all of the
-daemon's processes are for the daemon to act on.
+The daemon starts it, with one end of a link as its standard input. It ends on a message of the
+daemon, or when the daemon ends, because that closes the link. It ignores signals that a terminal
+or systemd sends to all processes of the daemon: only the daemon acts on them.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from audiofork.system import lift_file_limit
 
 log = logging.getLogger(__name__)
 
-# A worker of a daemon that was killed may still be about to close its port.
+# How long to retry if the port is in use: a worker of a killed daemon may not have closed it yet.
 LISTEN_TIMEOUT_S = 1.0
 _LISTEN_INTERVAL_S = 0.05
 _LAST_WORDS_TIMEOUT_S = 1.0
 
 
 class Process:
-    """The worker and its link; `run` returns when one of them has ended."""
+    """Runs the worker and its link; `run` returns when one of them has ended."""
 
     def __init__(self) -> None:
         self._link = Link(decode_down, self._on_message, self._on_closed)
@@ -54,10 +54,10 @@ class Process:
         self._closed = asyncio.Event()
 
     async def run(self, end: socket.socket) -> None:
-        """Serve the link until it is closed, or told to close.
+        """Serve the link until it is closed, or a message asks to close it.
 
         Args:
-            end: The worker's end.
+            end: The worker's end of the link.
         """
         await self._link.open(end)
         await self._stop.wait()
@@ -97,7 +97,7 @@ class Process:
                 self._starting = asyncio.create_task(self._listen(self._worker))
             else:
                 self._worker.configure(message.config)
-        except ConfigError as exc:  # the daemon could use it a moment ago
+        except ConfigError as exc:  # rare: the daemon has just checked the same configuration
             log.error("a relay process cannot use the configuration: %s", exc)
             if self._worker is None:
                 self._link.send(NotListening(0, str(exc)))

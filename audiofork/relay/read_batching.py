@@ -1,9 +1,9 @@
-"""Reads several frames of a leg at once, where several go into one message anyway.
+"""Reads several frames of a leg at once, if a message has several frames anyway.
 
-To read one frame costs as much as to read five, and each read wakes the process: half of what a
-frame costs. Linux wakes the process only when a set number of bytes is there (socket(7),
-SO_RCVLOWAT). This pauses nothing: the kernel goes on acknowledging, and the end of the connection
-comes through at once.
+Reading one frame costs as much as reading five, and each read wakes the process: that is half of
+the cost of a frame. With SO_RCVLOWAT (socket(7)) Linux wakes the process only when a set number of
+bytes is there. Nothing is paused: the kernel still acknowledges data, and still reports the end of
+the connection at once.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import socket
 
 from audiofork.audiosocket import HEADER_BYTES, PTIME_MS, PTIME_S
 
-# Far less than the kernel takes before it asks the sender to wait: Asterisk would take that for a
-# failure, and drop the leg.
+# Far less than the kernel's receive buffer: if that were full, the sender would have to wait, and
+# Asterisk would treat that as a failure and drop the leg.
 MOST_BATCHED_BYTES = 32_768
 _MOST_READ_BYTES = 1_048_576
 
 
 def wire_bytes(frame_bytes: int, batch_ms: int) -> int:
-    """Return the bytes that `batch_ms` of audio takes on the wire, each frame in a message."""
+    """Return the bytes that `batch_ms` of audio takes on the wire, with one message per frame."""
     return batch_ms // PTIME_MS * (HEADER_BYTES + frame_bytes)
 
 
@@ -34,18 +34,18 @@ class ReadBatching:
 
     Args:
         transport: The connection.
-        frame_bytes: Size of a frame.
-        batch_ms: Milliseconds of audio in a full batch; `wire_bytes` tells their size.
+        frame_bytes: Size of a frame in bytes.
+        batch_ms: Audio in a full batch, in milliseconds; `wire_bytes` returns its size.
 
     Attributes:
-        is_late: What is read next, or was just read, has waited long enough already.
+        is_late: Whether the frames just read, or read next, have waited as long as they may.
     """
 
     def __init__(self, transport: asyncio.Transport, frame_bytes: int, batch_ms: int) -> None:
         self._socket: socket.socket = transport.get_extra_info("socket")
         self._message_bytes = HEADER_BYTES + frame_bytes
-        # The first of the frames comes a tick after the read. One tick more is left for jitter:
-        # ChanSpy skips one at times, and two frames come with the next.
+        # The first frame of a batch comes one tick after the last read. Another tick is for jitter:
+        # ChanSpy sometimes skips a tick and sends two frames at the next.
         self._patience_s = batch_ms / 1000 + 2 * PTIME_S
         self._loop = asyncio.get_running_loop()
         self._read_at = self._loop.time()
@@ -60,29 +60,33 @@ class ReadBatching:
             self._timer = self._loop.call_later(self._patience_s, self._on_timer)
 
     def _wake_at(self, count: int) -> None:
-        """Have the process woken when this number of bytes is there."""
+        """Tell the kernel to wake the process when this number of bytes is there."""
         if count != self._wanted_bytes:
             self._wanted_bytes = count
-            with contextlib.suppress(OSError):  # the connection is being closed
+            with contextlib.suppress(OSError):  # raised if the connection is being closed
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
 
     def _on_timer(self) -> None:
         left_s = self._read_at + self._patience_s - self._loop.time()
         if left_s > 0:
             self._timer = self._loop.call_later(left_s, self._on_timer)
-        else:  # read what there is, or, if that is nothing, the next frame
+        else:  # wake for what has come; if nothing has, for the next frame
             self._timer = None
             self.is_late = True
             self._wake_at(1)
 
     def on_read(self, missing: int) -> None:
-        """Note a read, and await the frames that the next message still lacks."""
+        """Wait for the next batch after a read.
+
+        Args:
+            missing: Frames that the next message still lacks.
+        """
         self._read_at = self._loop.time()
         self.is_late = False
         self._await_frames(missing)
 
     def read_rest(self) -> bytes:
-        """Return what the kernel has and the loop has not read yet."""
+        """Return the bytes that the event loop has not read yet."""
         with contextlib.suppress(OSError):
             return os.read(self._socket.fileno(), _MOST_READ_BYTES)
         return b""

@@ -1,12 +1,12 @@
-"""Connections, to no other address than one that was checked.
+"""Opens TCP connections, only to addresses that were checked.
 
-A name may point to one address when it is checked and to another when it is connected to (DNS
-rebinding), so it is resolved once, and the connection goes to what came of that.
+A name may point to one address when it is checked and to another when the connection is opened
+(DNS rebinding). So the name is resolved once, and only those addresses are used.
 
-Its addresses are tried as Happy Eyeballs wants it (RFC 8305): one that does not answer costs a
-quarter of a second, not the whole time that a connect may take. `aiohappyeyeballs` does the same,
-but a cancellation at the moment when an attempt succeeds is lost in it, and the connect timeout
-is one: the handshake that follows would have no limit.
+The addresses are tried by Happy Eyeballs (RFC 8305): one that does not answer delays the connect
+by 0.25 s, not by the whole connect timeout. `aiohappyeyeballs` does the same, but it loses a
+cancellation that comes when an attempt succeeds. The connect timeout is a cancellation: if it were
+lost, the handshake that follows would have no time limit.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from audiofork.addresses import IPAddress, address_of, is_public
 from audiofork.errors import SinkRefused
 from audiofork.relay.lookup import lookups
 
-# How long one attempt has before the next address is tried beside it (RFC 8305, 8).
+# How long one attempt runs alone before the next address is tried as well (RFC 8305, 8).
 ATTEMPT_DELAY_S = 0.25
-# By these this machine or a router says that there is no route. Any other failure tells more.
+# Errors of this machine or a router: there is no route. Any other error says more.
 _NO_ROUTE = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 )
 
-_Target = tuple[int, Any]  # a family, and an address as its sockets take it
+_Target = tuple[int, Any]  # an address family, and an address as its sockets expect it
 
 
 async def open_socket(host: str, port: int, *, allow_private: bool) -> socket.socket:
-    """Connect to a host, at the first of its addresses to take a connection.
+    """Connect to a host: to the first of its addresses that accepts a connection.
 
     Args:
-        host: A name or a number, without brackets.
+        host: A name or an IP address, without brackets.
         port: The TCP port.
-        allow_private: Whether its address may be other than a public one.
+        allow_private: Whether the host may have a private address.
 
     Returns:
         A connected, non-blocking socket, which the caller closes.
 
     Raises:
-        SinkRefused: It has no public address; the text names one that it has, and the rule.
-        SinkUnreachable: It is not looked up, since too many others are.
-        OSError: The look-up failed, or no address that may be could be connected to; then it is
-            what the last one said, or another one if that was only that there is no route.
-        UnicodeError: The host is no name.
+        SinkRefused: The host has no public address; the text names a private one, and the rule.
+        SinkUnreachable: Too many other names are being looked up.
+        OSError: The look-up failed, or no allowed address accepted a connection. Then it is the
+            last error; one that only says that there is no route is used if there is no other.
+        UnicodeError: The host is not a valid name.
     """
     infos = await lookups().find(host)
     allowed = [
@@ -74,7 +74,7 @@ def _at_port(there: tuple[Any, ...], port: int) -> tuple[Any, ...]:
 
 
 def _interleaved(targets: Iterable[_Target]) -> list[_Target]:
-    """Return the targets with the families in turn, the first one's first, else in order."""
+    """Return the targets with the families alternating, beginning with the first target's."""
     families: dict[int, list[_Target]] = {}
     for target in targets:
         families.setdefault(target[0], []).append(target)
@@ -83,12 +83,13 @@ def _interleaved(targets: Iterable[_Target]) -> list[_Target]:
 
 
 class _Race:
-    """Attempts to connect, each begun a while after the one before, or when one has failed.
+    """Attempts to connect; each begins ATTEMPT_DELAY_S after the one before, or when one fails.
 
-    It has no tasks: when `run()` is left, by whatever, all that was open is closed in that turn.
+    It has no tasks. So when `run()` ends, also by an exception, it closes all other sockets in the
+    same turn of the event loop.
 
     Args:
-        targets: Where to connect to, one at least.
+        targets: Where to connect to; at least one.
     """
 
     def __init__(self, targets: Iterable[_Target]) -> None:
@@ -100,7 +101,11 @@ class _Race:
         self._won: asyncio.Future[socket.socket] = self._loop.create_future()
 
     async def run(self) -> socket.socket:
-        """Return the first connection; raise OSError if none comes about."""
+        """Return the first connection.
+
+        Raises:
+            OSError: All attempts failed.
+        """
         winner = None
         try:
             self._begin_next()
@@ -110,10 +115,10 @@ class _Race:
             self._end(winner)
 
     def _begin_next(self) -> None:
-        """Begin one attempt, and others in place of those that fail at once."""
+        """Begin one attempt; if it fails at once, begin the next."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._won.done():  # in this turn
+        if self._won.done():  # `run()` will end in this turn of the event loop
             return
         for target in self._waiting:
             if self._begin(*target):
@@ -126,7 +131,7 @@ class _Race:
         """Begin an attempt; return whether it is under way, or connected already."""
         try:
             attempt = socket.socket(family, socket.SOCK_STREAM)
-        except OSError as exc:  # a family that the kernel lacks, or no more descriptors
+        except OSError as exc:  # the kernel lacks the family, or no descriptor is left
             self._failures.append(exc)
             return False
         self._running.add(attempt)
@@ -149,7 +154,7 @@ class _Race:
         if code:
             self._fail(attempt, OSError(code, os.strerror(code)))
             self._begin_next()
-        elif not self._won.done():  # two may be ready in one turn
+        elif not self._won.done():  # two attempts may succeed in one turn
             self._won.set_result(attempt)
 
     def _fail(self, attempt: socket.socket, exc: OSError) -> None:
@@ -162,7 +167,7 @@ class _Race:
             self._timer.cancel()
         for attempt in self._running:
             if attempt is not winner:
-                # First: uvloop aborts the process if a socket is closed that it still watches.
+                # Before close(): uvloop aborts the process if it still watches a closed socket.
                 self._loop.remove_writer(attempt.fileno())
                 attempt.close()
 

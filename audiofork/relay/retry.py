@@ -1,4 +1,4 @@
-"""When to try a WebSocket server again, and which of its failures are worth another try."""
+"""Decides when to try a WebSocket server again, and after which failures."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from audiofork.errors import SinkError, SinkLost, SinkRefused, SinkUnreachable
 
 # 408 Request Timeout, 425 Too Early, 429 Too Many Requests; and all of 5xx.
 _PASSING_STATUSES = frozenset({408, 425, 429})
-# 1000 done, 1003 does not take this data, 1008 against its policy; 4000 to 4999 are the server's
-# own codes. By all of these a server says that it wants no more.
+# 1000 done, 1003 unsupported data, 1008 policy violation; 4000 to 4999 are the server's own codes.
+# A server that closes with one of these wants no more connections.
 _FINAL_CLOSE_CODES = frozenset({1000, 1003, 1008, *range(4000, 5000)})
 
 
 FIRST_WAIT_S = 0.25
-# A server that accepts and closes at once is no better than one that refuses.
+# A connection that was open for less counts as a failure, like one that was refused.
 HEALTHY_S = 5.0
 
 
@@ -37,17 +37,17 @@ class NotInTime(TimeoutError):
 
 
 class Retries:
-    """Counts failed attempts in a row, and says how long to wait before the next.
+    """Counts failed attempts in a row, and computes how long to wait before the next.
 
-    Waits grow by factors of two up to the longest, with full jitter: each is drawn between
-    nothing and its limit, so that many forks do not come back to a server all at once. After a
-    connection that was accepted and did not last it is drawn from the limit's upper half.
+    The limit of a wait doubles with each failure, up to `longest_wait_s`. The wait is random
+    between 0 and its limit (full jitter), so that many forks do not return to a server at once.
+    After a connection that was accepted and did not last, it is in the upper half of that range.
 
     Args:
-        attempts: So many failures in a row are the end, though not before as much time has passed
-            as these attempts take when `longest_wait_s` apart; 0: go on for ever.
-        longest_wait_s: The highest limit of a wait.
-        draw: Draws a number between two; random.uniform but for tests.
+        attempts: Give up after this many failures in a row, but not before these attempts would
+            have taken if they were `longest_wait_s` apart; 0: never give up.
+        longest_wait_s: The highest limit of a wait, in seconds.
+        draw: Returns a random number between two numbers; tests replace it.
     """
 
     def __init__(
@@ -64,16 +64,16 @@ class Retries:
 
     @property
     def attempt(self) -> int:
-        """The number of the next attempt; 1 when the last one was good."""
+        """The number of the next attempt; 1 if the last connection was good."""
         return self._failures + 1
 
     def next_wait_s(self, error: SinkError, open_s: float | None, now_s: float) -> float | None:
-        """Return how long to wait, or None to give up.
+        """Return how many seconds to wait, or None to give up.
 
         Args:
-            error: What went wrong.
-            open_s: How long the connection had been open; None if it never was.
-            now_s: The time, by a clock that never goes back.
+            error: Why the last attempt or connection failed.
+            open_s: How many seconds the connection was open; None if it never was.
+            now_s: The time in seconds, by a clock that never goes back.
         """
         was_good = open_s is not None and open_s >= HEALTHY_S
         self._failures = 0 if was_good else self._failures + 1
@@ -93,7 +93,7 @@ class Retries:
 
 
 def connect_failure(exc: Exception) -> SinkError:
-    """Turn what a connect or handshake raised into an error of ours."""
+    """Return the SinkError for an exception of a connect or handshake; raise others again."""
     if isinstance(exc, SinkError):
         return exc
     if isinstance(exc, InvalidStatus):
@@ -108,13 +108,13 @@ def connect_failure(exc: Exception) -> SinkError:
         return SinkUnreachable("the server closed without an HTTP answer, or sent garbage")
     if isinstance(exc, ConnectionClosed):
         return SinkUnreachable("the server closed before the handshake")
-    if isinstance(exc, InvalidURI):  # its own text holds the URL, and so perhaps a token
+    if isinstance(exc, InvalidURI):  # its own text has the URL, which may hold a token
         return SinkRefused("not a URL that can be connected to")
     if isinstance(exc, UnicodeError):  # from IDNA, before any look-up
         return SinkRefused(f"not a host name: {exc}")
-    if isinstance(exc, ssl.SSLError | socket.gaierror):  # their numbers are not the system's
+    if isinstance(exc, ssl.SSLError | socket.gaierror):  # their errno is not the system's
         return SinkUnreachable(exc.strerror or str(exc))
-    if isinstance(exc, OSError):  # event loops put the address in place of the reason
+    if isinstance(exc, OSError):  # event loops replace the reason by the address
         return SinkUnreachable(os.strerror(exc.errno) if exc.errno else str(exc))
     if isinstance(exc, WebSocketException):
         return SinkRefused(f"not a WebSocket server: {exc}")
@@ -129,16 +129,17 @@ def _bad_status(response: Response) -> SinkError:
         if asked.isascii() and asked.isdigit():
             error.retry_after_s = float(asked[:9])
         return error
-    # A redirect could lead to where allow_urls forbids to go.
+    # Redirects are not followed: they could lead to a server that allow_urls forbids.
     hint = "; redirects are not followed" if 300 <= status <= 399 else ""
     return SinkRefused(f"the server answered HTTP {status}{hint}")
 
 
 def closure(received: Close | None, sent: Close | None) -> SinkError:
-    """Turn the end of an open connection into an error of ours.
+    """Return the SinkError for the end of an open connection.
 
     Args:
-        received: What the server has closed with, and `sent` what we have; None: nothing.
+        received: The server's close frame; None if there was none.
+        sent: Our close frame; None if there was none.
     """
     if received is None:
         if sent is not None:

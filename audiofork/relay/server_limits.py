@@ -1,8 +1,8 @@
-"""What one connection's server may cost: beyond it the server is given up.
+"""Limits what one server may cost: a server that exceeds a limit is given up.
 
-Whatever a server sends is work here, and some of it memory: a frame without payload as much as one
-with, a ping also an answer that waits until the server reads it. What all may cost together is
-bounded before the library takes it apart, so that no server can slow down the fork of another.
+All that a server sends costs CPU time, and some of it memory. A frame without payload costs as much
+as one with payload; the answer to a ping also waits in memory until the server reads it. The limits
+apply before the library parses the data, so that no server can slow down the forks of others.
 """
 
 from __future__ import annotations
@@ -19,37 +19,44 @@ from websockets.uri import WebSocketURI
 
 POLICY_VIOLATION = 1008  # a close code (RFC 6455, 7.4.1)
 MAX_MESSAGE_BYTES = 65_536
-# Of an answer to the handshake; what follows is not waited for.
+# Longest head of an HTTP answer to the handshake.
 MAX_HEAD_BYTES = 16_384
 
 
 class Limit(NamedTuple):
-    """So much a second, and so much at once after a time of less."""
+    """A rate limit (token bucket).
+
+    Attributes:
+        what: What is counted, for the close reason.
+        a_second: The amount allowed per second.
+        at_once: The largest burst, after a time with less.
+    """
 
     what: str
     a_second: int
     at_once: int
 
 
-# Audio of a bot, sent as fast as it is made: ten times the 50 messages a second of the call's, and
-# 40 s of it in one go. Each part of a message counts as one. Taking one costs 5 us.
+# Enough for audio of a bot that sends faster than real time: ten times the 50 messages a second of
+# a call, and 40 s of audio in one burst. Each fragment of a message counts. One costs 5 us.
 MESSAGES = Limit("messages", 500, 2_000)
 # Servers ping every few seconds. A ping costs 15 us with its answer, and 131 bytes of memory.
 CONTROL_FRAMES = Limit("control frames", 20, 100)
-# Ten times the audio of 48 kHz; of 16 kHz a minute and a half, or one in base64, in one go.
+# Ten times the rate of 48-kHz audio. The burst is 90 s of 16-kHz audio, or 60 s in base64.
 BYTES = Limit("bytes", 1 << 20, 3 << 20)
-# Over TLS, of all that comes: a record may carry nothing but work for OpenSSL, as one that asks
-# for another key does. Some five times what MESSAGES and BYTES cost.
+# CPU time for all that comes over TLS: a record may carry no data and still cost work in OpenSSL,
+# for example a request for a new key. About five times the cost of MESSAGES and BYTES.
 WORK = Limit("ms of work", 50, 200)
-# What comes in drops costs by the drop: each read counts as so many bytes at least.
+# Many small reads cost more than one large one: each read counts as at least this many bytes.
 LEAST_BYTES = 1024
 
 
 class Allowance:
-    """What is left of a limit.
+    """The amount that is left of a limit.
 
     Args:
-        clock: As of `LimitedProtocol`.
+        limit: The limit.
+        clock: See `LimitedProtocol`.
     """
 
     __slots__ = ("_at_s", "_clock", "_left", "limit")
@@ -61,7 +68,7 @@ class Allowance:
         self._left: float = limit.at_once
 
     def take(self, amount: float = 1) -> bool:
-        """Take an amount; return whether there was as much left."""
+        """Take an amount; return whether that much was left."""
         now_s = self._clock()
         gained = (now_s - self._at_s) * self.limit.a_second
         self._at_s = now_s
@@ -70,19 +77,20 @@ class Allowance:
 
 
 class LimitedProtocol(ClientProtocol):
-    """The library's, which gives up a server that costs too much, and waits for no refusal's body.
+    """The library's protocol with limits; it also does not wait for the body of an HTTP refusal.
 
     Args:
-        clock: Tells the time in seconds; never goes back.
+        uri: The server's URI.
+        clock: Returns the time in seconds; never goes back.
 
     Attributes:
-        costs_too_much: Whether it has given the server up: nothing more should be read of it.
+        costs_too_much: Whether the server was given up, so that nothing more should be read.
     """
 
     def __init__(self, uri: WebSocketURI, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(uri, max_size=MAX_MESSAGE_BYTES)
         self.costs_too_much = False
-        self._head: bytearray | None = bytearray()  # of the answer, until it is whole
+        self._head: bytearray | None = bytearray()  # of the HTTP answer, until it is complete
         self._bytes = Allowance(BYTES, clock)
         self._messages = Allowance(MESSAGES, clock)
         self._control_frames = Allowance(CONTROL_FRAMES, clock)
@@ -102,7 +110,7 @@ class LimitedProtocol(ClientProtocol):
         super().receive_eof()
 
     def recv_frame(self, frame: Frame) -> None:
-        """Take a frame, or give up. Called by the parser, for each frame that it has found."""
+        """Handle a frame, or give up the server. The library calls it for each parsed frame."""
         is_control = frame.opcode >= Opcode.CLOSE
         allowance = self._control_frames if is_control else self._messages
         if allowance.take():
@@ -111,10 +119,10 @@ class LimitedProtocol(ClientProtocol):
             self.give_up(allowance.limit)
 
     def give_up(self, limit: Limit) -> None:
-        """Close, and leave what has come and is not taken apart yet as it is.
+        """Close the connection; data that is not parsed yet is not parsed any more.
 
         Args:
-            limit: What the server has exceeded.
+            limit: The limit that the server has exceeded.
         """
         self.costs_too_much = True
         if self.state is OPEN:
@@ -132,9 +140,10 @@ _RETRY_AFTER = re.compile(rb"(?im)^retry-after:[ \t]*([0-9]+)[ \t\r]*$")
 
 
 def _refusal(head: bytes) -> bytes | None:
-    """Return what counts of an answer that refuses; None where it does not.
+    """Return a short form of an HTTP answer that refuses; None if it does not refuse.
 
-    The library reads the body, and takes one that is too long or never ends for garbage.
+    It keeps the status and Retry-After only. The library would read the body, and would treat one
+    that is too long or never ends as an invalid answer.
     """
     status = _STATUS_LINE.match(head)
     if status is None or status[1] == b"101":

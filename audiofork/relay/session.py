@@ -1,4 +1,4 @@
-"""One running fork: its legs on one side, its sink on the other."""
+"""One running fork in the relay: connects its legs to its sink."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ NO_PAIRS = (
     "this Asterisk's ChanSpy cannot keep in and out apart; it takes 18.22, 20.7, 21.2, 22 or later"
 )
 MAX_MESSAGES_A_SECOND = 20
-# Of each: four times what an event shows. What is left out need neither travel to the control
-# plane nor be searched there for control characters.
+# Longest text passed on, four times what an event shows. The rest would only cost time on the link
+# and in the control plane, which searches it for control characters.
 MAX_TEXT_LENGTH = 3600
 _CLOSE_CODES = {EndReason.HANGUP: 1000, EndReason.STOPPED: 1000, EndReason.SHUTDOWN: 1001}
 _FAULT_CLOSE_CODE = 1011
 
 
 class Inlet:
-    """Where the leg of one part brings its frames; what the listener knows of a session.
+    """Passes the calls of the leg of one part to its session; the listener knows only this class.
 
     Attributes:
-        on_audio: Takes a frame of any size.
+        on_audio: Called with a frame of any size.
     """
 
     def __init__(self, session: Session, part: LegPart, on_audio: Callable[[bytes], None]) -> None:
@@ -57,14 +57,14 @@ class Inlet:
         self.on_audio = on_audio
 
     def attach(self, leg: LegHandle) -> None:
-        """Take the leg that connected with a UUID of the part, the first or another."""
+        """Add the leg that presented a UUID of this part: the first, or one that replaces it."""
         self._session.attach(self._part, leg)
 
     def on_batch_read(self, *, is_late: bool) -> int:
-        """Hear that several frames were read at once.
+        """Handle the end of a batched read of several frames.
 
         Args:
-            is_late: They have waited already, and must not wait any more.
+            is_late: Whether the frames have waited so long that they must be sent now.
 
         Returns:
             The number of frames that the next message still lacks.
@@ -72,23 +72,25 @@ class Inlet:
         return self._session.on_batch_read(is_late=is_late)
 
     def on_leg_closed(self, *, contested: bool = False) -> None:
-        """Hear that the leg is closed, and not by the session.
+        """Handle a leg that was closed, but not by the session.
 
         Args:
-            contested: The listener did it, since it may not be Asterisk's: see `LegLost`.
+            contested: Whether the listener closed it, because it may not be Asterisk's leg: see
+                `LegLost`.
         """
         self._session.on_leg_closed(self._part, contested=contested)
 
 
 class Session:
-    """Relays the frames of a fork's legs to one sink, by a pipeline; begins, reports and ends.
+    """Relays the frames of a fork's legs through a pipeline to one sink, and reports its events.
 
-    Owned by the worker. `inlets` are called by the legs, `end` by anybody and as often as they
-    like: the first reason stands. `done` is set when legs and sink are closed and ForkEnded is
-    reported.
+    Owned by the worker. The legs call `inlets`. `end` may be called at any time and repeatedly:
+    the first reason is kept.
 
     Attributes:
-        inlets: Where legs bring their frames, by what they bring.
+        spec: What the control plane has ordered.
+        done: Set when legs and sink are closed, just before ForkEnded is reported.
+        inlets: The inlet for the leg of each part.
     """
 
     def __init__(self, spec: ForkSpec, sink: Sink, report: SendReport) -> None:
@@ -114,19 +116,20 @@ class Session:
         self._running: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to connect to the server."""
+        """Start to connect to the server."""
         self._running = asyncio.create_task(self._run())
 
     # --- The legs' side ---
 
     def attach(self, part: LegPart, leg: LegHandle) -> None:
-        """Take a leg, the first of its part or another."""
+        """Add a leg: the first of its part, or one that replaces it."""
         if self._end is not None:
             leg.hang_up()
             return
+        # The new leg does not batch its reads yet: `_send_first` decides again when it may.
         self._pipeline.hand_to(self._send_first)
         self._pipeline.attach(part, leg)
-        if self._streaming and part is self._speaking_part:  # late, or in place of a lost leg
+        if self._streaming and part is self._speaking_part:  # it came late or replaces a lost leg
             self._beeper.begin()
         self._compare_with_clock()
         self._report(LegAttached(self.spec.fork_id, part))
@@ -136,7 +139,7 @@ class Session:
         return Shortfall(lambda: self._pipeline.frames_brought, time.monotonic, batch_frames)
 
     def _compare_with_clock(self) -> None:
-        """Count missing frames while audio is to flow."""
+        """Count missing frames while audio should flow; stop counting otherwise."""
         if self._shortfall is None:
             return
         if self._streaming and self._pipeline.legs and self._end is None:
@@ -145,9 +148,10 @@ class Session:
             self._shortfall.stop()
 
     def _send_first(self, frame: bytes) -> None:
-        """Send a frame; once audio flows, and a message has just ended, let the sink take over.
+        """Send a frame; when audio flows and no frame waits, let the pipeline call the sink itself.
 
-        Only then may legs be read a message at a time. A leg that has just come begins anew.
+        Only then may legs batch their reads: a batch must begin where a message begins. After a
+        new leg has connected, this method is used again.
         """
         self._sink.send(frame)
         self._check_streaming()
@@ -160,7 +164,10 @@ class Session:
         return sink.frames_sent + sink.backlog.dropped + len(sink.backlog)
 
     def _on_unexpected_size(self, size: int) -> None:
-        """Log a frame that was dropped for its size; if it is the first one, the leg is wrong."""
+        """Log a frame that was dropped because of its size; end the fork if no frame was right.
+
+        The leg then has another format than the fork expects.
+        """
         if self._pipeline.is_proven or self._streaming:
             expected = self._pipeline.frame_bytes
             self._unexpected_sizes.count(f"{size} bytes in place of {expected}")
@@ -185,11 +192,11 @@ class Session:
         if self._end is None:
             brought = self._pipeline.frames_brought
             self._report(LegLost(self.spec.fork_id, part, brought, contested))
-        elif part is self._speaking_part:  # the others have waited for the last beep
+        elif part is self._speaking_part:  # the other legs stayed for the last beep, now lost
             self._hang_up_legs()
 
     def drop_leg(self, part: LegPart) -> None:
-        """Hang up the leg of a part, if there is one, and report nothing: another one comes."""
+        """Hang up the leg of a part, if there is one, without a LegLost report."""
         if (leg := self._pipeline.legs.get(part)) is not None:
             self._detach(part)
             leg.hang_up()
@@ -202,7 +209,7 @@ class Session:
 
     @property
     def _speaking_part(self) -> LegPart:
-        """The part whose leg the party hears beeps over."""
+        """The part whose leg carries the beeps to the party."""
         return self.spec.legs[0]
 
     @property
@@ -220,11 +227,11 @@ class Session:
     # --- Commands ---
 
     def set_mute(self, command: SetMute) -> None:
-        """Put silence in place of a side, or the side itself again, from the next frame on."""
+        """Mute or unmute the sides, from the next frame on."""
         self._pipeline.set_mute(command.mute_in, command.mute_out)
 
     def set_gate(self, is_open: bool) -> None:
-        """Let audio through, or not."""
+        """Open or shut the gate; after the end it stays shut."""
         self._pipeline.set_gate(is_open and self._end is None)
 
     def stats(self) -> ForkStats:
@@ -274,16 +281,17 @@ class Session:
         self._streaming = True
         self._compare_with_clock()
         self._report(Streaming(self.spec.fork_id))
-        # What waited may reach the server when the leg is gone, or about to go.
+        # The first frame may be sent when the leg is already lost or the fork ends: no beep then.
         if self._speaking_leg is not None and self._end is None:
             self._beeper.begin()
 
     # --- The end ---
 
     def end(self, reason: EndReason, detail: str = "") -> None:
-        """End the fork: the leg at once, the sink when it has what is left.
+        """End the fork: hang up the legs (after the end beep, if any), then close the sink.
 
-        The first reason stands; a shutdown that follows it leaves less time.
+        The sink first delivers the frames that wait. The first reason is kept, but a later
+        SHUTDOWN shortens the time for that.
         """
         if reason is EndReason.SHUTDOWN:
             self._sink.hurry()
@@ -307,24 +315,24 @@ class Session:
     def _report_end(self) -> None:
         assert self._end is not None
         reason, detail = self._end
-        self._check_streaming()  # the first frames may have gone with the close
+        self._check_streaming()  # the first frames may have been sent during the close
         self.done.set()
         self._report(ForkEnded(self.spec.fork_id, reason, detail, self.stats()))
 
 
 class MessageLimit:
-    """Lets MAX_MESSAGES_A_SECOND text messages of a server through.
+    """Allows MAX_MESSAGES_A_SECOND text messages of a server per second.
 
     Attributes:
-        exceeded: Messages that were not let through.
+        exceeded: Messages that were not allowed.
     """
 
     def __init__(self) -> None:
         self.exceeded = 0
-        self._allowed: list[float] = []  # when the latest were let through
+        self._allowed: list[float] = []  # the times of those allowed in the last second
 
     def allows(self) -> bool:
-        """Return whether a message that comes now is let through."""
+        """Return whether a message that comes now is allowed."""
         now = time.monotonic()
         self._allowed = [at for at in self._allowed if now - at < 1]
         if len(self._allowed) >= MAX_MESSAGES_A_SECOND:

@@ -1,8 +1,8 @@
-"""From the frames of a fork's legs to the frames that the server gets.
+"""Functions that turn the frames of a fork's legs into the frames that the server gets.
 
 A leg delivers mono frames at any rate, or pairs (in and out interleaved) at 8000 Hz. All samples
-are int16 little-endian; audioop works in the machine's byte order, which is little-endian on
-everything that Debian's Asterisk runs on.
+are int16 little-endian. audioop uses the machine's byte order, which is little-endian on all
+machines that Debian's Asterisk runs on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Join = Callable[[bytes, bytes], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """What is done to in and out: steps of volume (-4 to 4, each a factor of two), or silence."""
+    """Volume and mute of in and out; a step of gain (-4 to 4) doubles or halves the volume."""
 
     gain_in: int = 0
     gain_out: int = 0
@@ -65,8 +65,9 @@ def louder(factor: int) -> Shape:
 def quieter(divisor: int) -> Shape:
     """Return a shape that divides samples, rounding towards zero as Asterisk does.
 
-    audioop rounds down, so the negative samples are divided as positive ones. Adding a constant
-    saturates, which parts the two: min(x + 32767, 32767) - 32767 = min(x, 0).
+    audioop rounds down, so negative samples are negated, divided and negated again. Adding a
+    constant saturates, and so separates them from the positive samples:
+    min(x + 32767, 32767) - 32767 = min(x, 0).
     """
 
     def divide(frame: bytes) -> bytes:
@@ -85,13 +86,13 @@ def quieter(divisor: int) -> Shape:
 
 @functools.cache
 def _constants(frame_bytes: int) -> tuple[bytes, bytes]:
-    """Return frames of the greatest and of the least sample."""
+    """Return a frame of samples of 32767, and one of samples of -32768."""
     samples = frame_bytes // SAMPLE_BYTES
     return b"\xff\x7f" * samples, b"\x00\x80" * samples
 
 
 def _side(gain: int, mute: bool) -> Shape:
-    """Return the shape of the mono frames of one side."""
+    """Return the shape for the mono frames of one side."""
     if mute:
         return silence
     if gain > 0:
@@ -114,7 +115,7 @@ def _interleave(side_in: bytes, side_out: bytes) -> bytes:
 
 
 def join_of(direction: Direction, sides: Sides = UNTOUCHED) -> Join:
-    """Return the join that makes one frame of a frame of in and one of out, equally long.
+    """Return the function that joins a frame of in and an equally long one of out to one frame.
 
     Args:
         direction: both or stereo.
@@ -133,9 +134,9 @@ def shape_of(part: LegPart, direction: Direction, sides: Sides = UNTOUCHED) -> S
 
     Args:
         part: What the leg brings.
-        direction: What the server gets; matters for pairs alone.
-        sides: Volume and mute. Of a mix they must be the same for both; if one side alone is
-            muted all the same, the whole falls silent: a muted party is never heard.
+        direction: What the server gets; it matters only for pairs.
+        sides: Volume and mute. For a mix they must be the same for both sides. If only one side
+            of a mix is muted, all is silent: a muted party must never be heard.
     """
     if part is LegPart.PAIRS:
         return _of_pairs(direction, sides)

@@ -1,4 +1,4 @@
-"""Counts the frames that Asterisk should have brought by the clock, and has not."""
+"""Counts the frames that Asterisk should have sent according to the clock, and did not."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from collections.abc import Callable
 from audiofork.audiosocket import PTIME_S
 
 WATCH_S = 1.0
-# Frames that may be late without being missing: a leg takes a moment to begin.
+# Frames that may be late without counting as missing: a leg needs some time to begin.
 PATIENCE_FRAMES = 10
-# Where the process itself was held up, frames may wait unread: that look is left out.
+# If a check is later than this, the process itself was delayed, and frames may wait unread: such a
+# check is skipped.
 LATE_S = 0.1
 
 
 class Shortfall:
-    """Compares the frames of legs that bring 50 a second with the clock, while they are there.
+    """Compares the number of frames with the clock, for legs that send 50 frames a second.
 
-    It looks each second, not at the end: of that one hears late, and nobody has brought anything
-    since. Costs nothing a frame.
+    It checks every second while legs are connected, and has no cost per frame. A check at the end
+    would be wrong: the end is reported late, and the time without frames before it would count.
 
     Args:
         count_frames: Returns how many frames the legs have brought.
-        clock: Returns seconds.
-        batch_frames: Frames that may wait to be read at once.
+        clock: Returns the time in seconds.
+        batch_frames: Frames that may wait for a batched read.
 
     Attributes:
-        frames: How many frames are missing, as of the last look.
+        frames: How many frames are missing, as of the last check.
     """
 
     def __init__(
@@ -39,12 +40,12 @@ class Shortfall:
         self._timer: asyncio.TimerHandle | None = None
         self._began = 0.0
         self._looked_at = 0.0
-        self._count_before = 0  # frames until the beginning; `_count_seen` at the last look
+        self._count_before = 0  # frames at the start; `_count_seen`: at the last check
         self._count_seen = 0
         self._missing_before = 0
 
     def start(self) -> None:
-        """Begin to compare; no effect while it runs."""
+        """Start to compare; no effect if it runs already."""
         if self._timer is None:
             self._began = self._looked_at = self._clock()
             self._count_before = self._count_seen = self._count_frames()
@@ -52,7 +53,7 @@ class Shortfall:
             self._wait()
 
     def stop(self) -> None:
-        """Stop comparing: the legs are gone, or what they bring is not wanted any more."""
+        """Stop comparing: the legs are gone, or their frames are not used any more."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -62,7 +63,7 @@ class Shortfall:
 
     def _look(self) -> None:
         now, count = self._clock(), self._count_frames()
-        # Legs that bring nothing at all may be over, and the news of it under way.
+        # If no frame came at all, the legs may have ended, and the report of that is not here yet.
         if now - self._looked_at < WATCH_S + LATE_S and count > self._count_seen:
             due = int((now - self._began) / PTIME_S)
             missing = due - (count - self._count_before) - self._patience

@@ -1,4 +1,4 @@
-"""Sends silence where a leg brings nothing, as it does while the parties send nothing."""
+"""Sends silence while a leg brings no frames, as happens while the parties send nothing."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ from collections.abc import Callable
 
 from audiofork.audiosocket import PTIME_S
 
-# How late a frame may be before silence takes its place. ChanSpy hands frames out at an even
-# pace; what is later than this, and than the next tick, has not been sent by the party.
+# How late a frame may be before silence replaces it. ChanSpy sends frames at a steady rate. A frame
+# that is later than this, and than the next tick, was not sent by the party.
 PATIENCE_S = 0.1
-# Time between two looks at the clock while all frames come: each fork has its timer, so this must
-# be cheap.
+# Time between two checks while all frames come. Each fork has a timer, so it must not run often.
 WATCH_S = 0.1
 
 
 class SilenceFiller:
-    """Has silence sent for the frames that do not come.
+    """Sends silence for the frames that do not come.
 
-    It compares a count of frames with the clock, so that a frame costs nothing here. Frames that
-    come after all are sent too, so that nothing is lost; the stream is ahead of the clock then,
-    and the next silence is put off until the clock has caught up.
+    It compares the number of frames with the clock, so it has no cost per frame. A frame that comes
+    after its silence is sent too, so that nothing is lost. Then the stream is ahead of the clock,
+    and no silence is sent until the clock has caught up.
 
     Args:
-        send_silence: Sends one frame of silence, which counts as any other.
+        send_silence: Sends one frame of silence, which `count_frames` must count.
         count_frames: Returns the number of frames so far.
-        clock: Returns seconds, never going back.
+        clock: Returns the time in seconds; never goes back.
     """
 
     def __init__(
@@ -38,38 +37,37 @@ class SilenceFiller:
         self._count_frames = count_frames
         self._clock = clock
         self._began = 0.0  # when the first frame was due
-        self._count_before = 0  # frames until then
+        self._count_before = 0  # frames before that time
         self._ticked = 0.0
         self._count = 0  # frames at the last tick
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Begin to fill in; the first frame is due now. May be called again."""
+        """Start to fill in; the first frame is due now. If it runs, it restarts from now."""
         self._began = self._ticked = self._clock()
         self._count_before = self._count = self._count_frames()
         if self._timer is None:
             self._tick()
 
     def stop(self) -> None:
-        """Fill in no more."""
+        """Stop filling in."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _tick(self) -> None:
-        # What was missing at the last tick, and has not come since: after a stall of the loop its
-        # timers can run before the frames that came meanwhile are read.
+        # Frames missing at the last tick that have not come since. Not those missing now: after a
+        # stall of the loop, its timers may run before it reads the frames that have come.
         missing = self._missing(self._ticked)
         pauses = missing > 0 or self._count_frames() == self._count
         for _ in range(missing):
             self._send_silence()
         self._ticked, self._count = self._clock(), self._count_frames()
-        # Frames that come again after a pause stay as late as silence was sent: that is no reason
-        # to look more often.
+        # After a pause, frames may stay late by the patience: only a real pause needs fast ticks.
         wait_s = PTIME_S if pauses and self._missing(self._ticked + PTIME_S) > 0 else WATCH_S
         self._timer = asyncio.get_running_loop().call_later(wait_s, self._tick)
 
     def _missing(self, at: float) -> int:
-        """Return the number of frames overdue at a time; 0 or less if none was."""
+        """Return the number of frames overdue at a time in seconds; 0 or less if none was."""
         due = int((at - PATIENCE_S - self._began) / PTIME_S + 1)
         return due - (self._count_frames() - self._count_before)

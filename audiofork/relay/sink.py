@@ -1,4 +1,4 @@
-"""The WebSocket end of a fork: connects, connects again, and closes when all is delivered."""
+"""The WebSocket end of a fork: connects, reconnects, and closes when all is delivered."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ from audiofork.relay.outlet import Outlet
 from audiofork.relay.sink_states import SINK_LIFE, SinkEvent, SinkState
 
 CLOSE_TIMEOUT_S = 2.0
-# A fork that has ended goes on trying to deliver what waits, for so long at most.
+# How long a fork that has ended still tries to deliver the frames that wait.
 LINGER_S = 30.0
-# A server that is back gets what waited when it has answered a ping, or after this time: one
-# that accepts and closes at once would swallow it.
+# After a reconnect, the frames that waited are sent when the server has answered a ping, or after
+# this time. A server that accepts and closes at once would lose them.
 PROOF_TIMEOUT_S = 1.0
 
 
 class SinkCallbacks:
-    """What a sink tells; its owner sets what it wants to hear.
+    """The callbacks of a sink; its owner sets those that it needs.
 
     Attributes:
-        on_open: Called when the server has accepted a connection and is given what waited.
-        on_retry: Called with the number of the next attempt and why the last one failed.
-        on_text: Called with each text of the server; so are `on_audio` and `on_command`.
+        on_open: Called when a connection is open and the frames that waited are being sent.
+        on_retry: Called with the number of the next attempt, and why the last one failed.
+        on_text: Called with each text message of the server.
+        on_audio: Called with each piece of audio of the server.
+        on_command: Called with each command of the server.
     """
 
     def __init__(self) -> None:
@@ -51,18 +53,23 @@ class Sink(SinkCallbacks):
 
     Owned by a session, which runs `run()` in a task, calls `send()` for each frame and `close()`
     once. Frames offered = `frames_sent` + `backlog.dropped` + `len(backlog)`, at any moment.
-    A frame that was sent over a connection that broke counts as sent only if the server's TCP has
-    acknowledged it; else it waits again.
+    When a connection breaks, a frame counts as sent only if the server's TCP has acknowledged it;
+    else it goes back to the backlog.
 
     Args:
-        frame_bytes: Size of every frame.
-        format: What goes over the WebSocket; raw by default.
+        url: The server's URL; ws or wss.
+        config: Time limits and sizes.
+        tls: The TLS context for a wss server.
+        frame_bytes: Size of every frame in bytes.
+        allow_private: Whether the server may have a private address.
+        format: The format of the messages; raw by default.
 
     Attributes:
         send: Sends a frame now, or keeps it in the backlog; never waits.
-        frame_ms: Audio in a full message.
-        state: Where it stands with the server.
-        dropped_in_gap: Frames that were lost when a lost server came back last, since it took none.
+        frame_ms: Audio in a full message, in milliseconds.
+        frames_sent: Frames that were sent.
+        state: The state of the connection to the server.
+        dropped_in_gap: Frames dropped during the latest gap, from the loss to the reconnect.
     """
 
     def __init__(
@@ -89,14 +96,14 @@ class Sink(SinkCallbacks):
         self.send = self._outlet.send
         self.state = SinkState.CONNECTING
         self._connection: Connection | None = None
-        self._listening: asyncio.Timeout | None = None  # runs out when the connection closes
+        self._listening: asyncio.Timeout | None = None  # expires when the connection closes
         self._openings = 0
         self._open_s: float | None = None  # how long the latest connection was open
         self.dropped_in_gap = 0
-        self._news = asyncio.Event()  # for close(): another state, or nothing waits any more
+        self._news = asyncio.Event()  # wakes close(): the state changed, or no frame waits
         self._outlet.on_idle = self._news.set
-        self._hurry = asyncio.Event()  # no time to wait between attempts
-        self._patience: asyncio.Timeout | None = None
+        self._hurry = asyncio.Event()  # set: no more attempts after the current one
+        self._patience: asyncio.Timeout | None = None  # the time limit of close()
 
     @property
     def frame_ms(self) -> int:
@@ -108,21 +115,21 @@ class Sink(SinkCallbacks):
 
     @property
     def backlog(self) -> Backlog:
-        """The frames that wait, and how many were dropped."""
+        """The queue of frames that wait; it also counts those dropped."""
         return self._outlet.backlog
 
     @property
     def missing(self) -> int:
-        """How many frames the last message of what waits still lacks; of nothing, all."""
+        """Frames that the last waiting message still lacks; a whole message if none waits."""
         return self._outlet.missing
 
     @property
     def reconnects(self) -> int:
-        """How often a lost server came back."""
+        """How often the connection was opened again after it was lost."""
         return max(self._openings - 1, 0)
 
     def send_part(self) -> None:
-        """Send what waits for the rest of its message, without that."""
+        """Send the frames of an incomplete message now, without the frames that it lacks."""
         self._outlet.send_part()
 
     def send_event(self, event: Event) -> None:
@@ -132,12 +139,12 @@ class Sink(SinkCallbacks):
     # --- The connection's life ---
 
     async def run(self) -> None:
-        """Connect, listen to the server, connect again when it is lost.
+        """Connect, receive messages, and reconnect when the connection is lost.
 
         Returns when `close()` ended it.
 
         Raises:
-            SinkError: It did not come about or was lost, and there is no sense in another attempt.
+            SinkError: The connect failed or the connection was lost, and no attempt is left.
         """
         config = self._config
         retries = retry.Retries(config.reconnect_attempts, config.reconnect_interval)
@@ -160,7 +167,7 @@ class Sink(SinkCallbacks):
         return self._outlet.is_ending and not self.backlog
 
     async def _before_next(self, retries: retry.Retries, error: SinkError) -> None:
-        """Wait until the next attempt is due; raise the error if there is to be none."""
+        """Wait until the next attempt is due; raise the error if there is none."""
         now = asyncio.get_running_loop().time()
         wait_s = retries.next_wait_s(error, self._open_s, now)
         if wait_s is None or self._hurry.is_set():
@@ -173,12 +180,16 @@ class Sink(SinkCallbacks):
                 await self._hurry.wait()
 
     async def _end_of_connection(self) -> None:
-        """Wait for the end of a connection that is closing: what it held comes back then."""
+        """Wait for the end of a closing connection: its unacknowledged frames come back then."""
         if self._connection is not None:
             await self._connection.wait_closed()
 
     async def _serve(self) -> None:
-        """Live through one connection; return when `close()` ended it, or raise SinkError."""
+        """Open and serve one connection; return when `close()` ended it.
+
+        Raises:
+            SinkError: The connect failed, or the connection was lost.
+        """
         self._open_s = None
         connection = await self._connect()
         if connection is None:
@@ -187,15 +198,15 @@ class Sink(SinkCallbacks):
         await self._listen(connection)
         self._open_s = asyncio.get_running_loop().time() - opened
         if self._outlet.is_ending:
-            await self._end_of_connection()  # what it gives back decides whether all is done
+            await self._end_of_connection()  # frames that come back must still be delivered
         if not self._is_done():
             raise retry.closure(connection.protocol.close_rcvd, connection.protocol.close_sent)
 
     async def _listen(self, connection: Connection) -> None:
-        """Give a connection the frames and take its messages until it is lost, or as good as."""
+        """Send frames and receive messages until the connection is lost or begins to close."""
         try:
             async with asyncio.timeout(None) as self._listening:
-                if not connection.is_open:  # closing before it was ours
+                if not connection.is_open:  # it began to close before `_connection` was set
                     self._on_closing(connection)
                 if self.state is SinkState.PROVING:
                     await self._prove(connection)
@@ -204,14 +215,15 @@ class Sink(SinkCallbacks):
                 while True:
                     self._take(await connection.recv())
         except ConnectionClosed:
-            self._on_lost(connection)  # where it was lost before it was ours
+            self._on_lost(connection)  # no effect, unless it was lost before `_connection` was set
         except TimeoutError:
             self._leave_open()
 
     def _on_closing(self, connection: Connection) -> None:
-        """Take a connection for lost from its close frame on; what it holds comes back later.
+        """Treat a closing connection as lost; its unacknowledged frames come back later.
 
-        But in the end nothing follows, and what has arrived by then decides whether all is done.
+        Not while the fork ends: then no new frames come, and only the real end of the connection
+        shows whether all frames have arrived.
         """
         if connection is not self._connection or self._outlet.is_ending:
             return
@@ -220,7 +232,7 @@ class Sink(SinkCallbacks):
             self._listening.reschedule(asyncio.get_running_loop().time())
 
     async def _connect(self) -> Connection | None:
-        """Return a connection that is accepted, or None when `close()` needs none any more."""
+        """Return an accepted connection, or None if `close()` needs no connection any more."""
         try:
             connection = await self._connector.open(
                 self._outlet, self._on_closing, self._on_lost, close_timeout_s=CLOSE_TIMEOUT_S
@@ -236,9 +248,9 @@ class Sink(SinkCallbacks):
         return connection
 
     async def _prove(self, connection: Connection) -> None:
-        """Open when the server shows that it reads, or in a while: some answer no ping.
+        """Send a ping; open the connection on the pong, or after PROOF_TIMEOUT_S.
 
-        Its messages are taken meanwhile, lest they pile up.
+        Some servers answer no ping. The caller receives messages meanwhile, so they do not pile up.
         """
         proved = functools.partial(self._on_proved, connection)
         pong = asyncio.ensure_future(await connection.ping())
@@ -251,7 +263,7 @@ class Sink(SinkCallbacks):
             self._open(connection)
 
     def _open(self, connection: Connection) -> None:
-        """Give the connection what waited, and then all that comes."""
+        """Send the frames that waited, and then all that come."""
         self._openings += 1
         self.dropped_in_gap = self.backlog.dropped - self._outlet.dropped_before
         if connection.is_open:
@@ -259,7 +271,7 @@ class Sink(SinkCallbacks):
         self.on_open()
 
     def _take(self, message: Message) -> None:
-        """Pass on what a message of the server means."""
+        """Call the callback for a message of the server."""
         match self._format.meaning(message):
             case Text(text):
                 self.on_text(text)
@@ -269,7 +281,7 @@ class Sink(SinkCallbacks):
                 self.on_command(command)
 
     def _on_lost(self, connection: Connection) -> None:
-        """Take back what a connection still held, before anybody else hears of the loss."""
+        """Take back the unacknowledged frames, before any other code learns of the loss."""
         if connection is self._connection:
             self._connection = None
             self._outlet.detach()
@@ -277,16 +289,20 @@ class Sink(SinkCallbacks):
             self._news.set()
 
     def _leave_open(self) -> None:
-        if self.state in (SinkState.PROVING, SinkState.OPEN):  # else it has been left already
+        if self.state in (SinkState.PROVING, SinkState.OPEN):  # else LOST was handled already
             self._move(SinkEvent.LOST)
 
     # --- The end ---
 
     async def close(self, code: int, reason: str) -> None:
-        """Give the server what still waits, then close.
+        """Deliver the frames that wait, then close.
 
-        While the server is away the attempts go on, for LINGER_S at most; with nothing to give
-        it, they end at once. What then still waits is dropped and counted.
+        While there is no connection, the attempts go on for LINGER_S at most; if no frame waits,
+        they end at once. Frames that still wait after that are dropped and counted.
+
+        Args:
+            code: The code of the close frame.
+            reason: The reason of the close frame.
         """
         limit_s = CLOSE_TIMEOUT_S if self._hurry.is_set() else LINGER_S
         nothing_waits = not self.backlog
@@ -304,14 +320,14 @@ class Sink(SinkCallbacks):
         self.backlog.drop_all()
 
     def hurry(self) -> None:
-        """Let `close()`, under way or to come, take no longer than CLOSE_TIMEOUT_S."""
+        """Shorten the time limit of `close()`, running or later, to CLOSE_TIMEOUT_S."""
         self._hurry.set()
         if self._patience is not None and not self._patience.expired():
             limit = asyncio.get_running_loop().time() + CLOSE_TIMEOUT_S
             self._patience.reschedule(min(limit, self._patience.when() or limit))
 
     async def _say_goodbye(self, code: int, reason: str) -> None:
-        """Close the connection if it has got all; else wait for news of it."""
+        """Close the connection if no frame waits; else wait for a change."""
         connection = self._connection
         waits = self.backlog and self._outlet.is_open
         if self.state is SinkState.OPEN and connection is not None and not waits:
@@ -327,4 +343,4 @@ class Sink(SinkCallbacks):
             self._connector.give_up()
         else:
             self._connection.transport.abort()
-            await self._connection.wait_closed()  # it gives back what it held
+            await self._connection.wait_closed()  # its unacknowledged frames come back, to count

@@ -1,4 +1,4 @@
-"""The life of a sink as a table; the diagram in docs/architecture.md is made from it."""
+"""The states of a sink as a table; the diagram in docs/architecture.md is made from it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from audiofork.states import StateTable
 
 
 class SinkState(enum.Enum):
-    """Where a sink stands with its server."""
+    """The state of a sink's connection to its server."""
 
     CONNECTING = "connecting"
     """A connection is being opened."""
     PROVING = "proving"
-    """A server that is back has to show that it reads, before it gets what waited."""
+    """A connection was opened again; the server must answer a ping before it gets frames."""
     OPEN = "open"
-    """The server gets frames, as far as it takes them."""
+    """The server gets frames, as fast as it reads them."""
     AWAY = "away"
     """There is no connection; another attempt may follow."""
     ENDED = "ended"
 
 
 class SinkEvent(enum.Enum):
-    """What moves a sink on."""
+    """What changes the state of a sink."""
 
     ACCEPTED = "server accepts, for the first time"
     RETURNED = "server accepts, once more"

@@ -1,8 +1,8 @@
-"""TLS over a socket of its own: OpenSSL makes the records, and never sees the socket.
+"""A TLS transport that owns its socket: OpenSSL makes the records, and never sees the socket.
 
-An event loop's TLS passes each write through the transport of the TCP connection, which costs more
-than the encryption does, and memory (docs/performance.md). OpenSSL on the socket itself would
-write what nobody has asked for, uncounted, and wait for what we do not know.
+The event loop's own TLS passes each write through the transport of the TCP connection. That costs
+more than the encryption, and more memory (docs/performance.md). If OpenSSL used the socket itself,
+it would write bytes that nobody counts, and could wait for reads that we do not know of.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ from typing import Any
 
 from audiofork.relay.server_limits import WORK, Allowance
 
-# What one record can carry (RFC 8446, 5.1).
+# The most that one record can carry (RFC 8446, 5.1).
 RECORD_PAYLOAD_BYTES = 16_384
 _DEFAULT_LIMIT_BYTES = 65_536
-# OpenSSL's answers may wait for a peer that does not read, beyond what the protocol writes.
+# How much of OpenSSL's answers may wait, above the write limit, for a peer that does not read.
 MOST_ANSWERS_BYTES = 1 << 20
 
 
 async def open_tls(
     connected: socket.socket, context: ssl.SSLContext, host: str, protocol: asyncio.Protocol
 ) -> TlsTransport:
-    """Shake hands, and give a connection to a protocol.
+    """Do the TLS handshake; return the transport, after `connection_made` of the protocol.
 
     Args:
-        connected: A connected, non-blocking socket; from now on this function's.
-        context: What is asked of the server.
-        host: Whose certificate it must have.
+        connected: A connected, non-blocking socket; this function or the transport closes it.
+        context: How the server is verified, and which certificate it gets.
+        host: The name that the server's certificate must have.
+        protocol: Owns the transport.
 
     Raises:
         ssl.SSLCertVerificationError: The certificate is not accepted.
-        OSError: The handshake failed otherwise; ssl.SSLError is one.
-        ValueError: The host cannot be a name.
+        OSError: The handshake failed for another reason; ssl.SSLError is a subclass.
+        ValueError: The host is not a valid name.
     """
     try:
         records = Records(context, host)
@@ -71,16 +72,16 @@ async def _shake_hands(records: Records, connected: socket.socket) -> None:
 
 
 class Records:
-    """OpenSSL, between what is sent and received and the records that carry it.
+    """Encrypts data to TLS records and decrypts records, with OpenSSL.
 
     Attributes:
         tls: The connection as OpenSSL sees it.
-        take: Returns what is to be written to the socket, if anything.
-        record_bytes: What a record adds to what it carries. That of the first write: with all
-            ciphers that are worth it, it is the same for all; else `on_extra` tells.
-        on_extra: Called with the number of bytes that the next write, or a read, takes on the wire
-            beside its records: OpenSSL answers requests for another key, say.
-        on_costly: Called when the peer causes more work than it may, or reads no answers.
+        take: Returns the bytes to write to the socket; empty if there are none.
+        record_bytes: Bytes that a record adds to its data, as in the first write; None before.
+            With all usual ciphers each record adds the same; else `on_extra` gets the difference.
+        on_extra: Called with the bytes on the wire that are not in the records of a write, for
+            example OpenSSL's answer to a request for a new key. May be negative.
+        on_costly: Called when the peer causes more work than allowed, or reads no answers.
     """
 
     def __init__(self, context: ssl.SSLContext, host: str) -> None:
@@ -94,7 +95,11 @@ class Records:
         self._work_ms = Allowance(WORK, time.monotonic)
 
     def shake_hands(self) -> bool:
-        """Go on with the handshake as far as what has come allows; return whether it is over."""
+        """Continue the handshake with the data fed so far; return whether it is over.
+
+        Raises:
+            OSError: The handshake failed.
+        """
         try:
             self.tls.do_handshake()
         except ssl.SSLWantReadError:
@@ -102,17 +107,17 @@ class Records:
         return True
 
     def feed(self, chunk: bytes) -> None:
-        """Take what was read from the socket; nothing: its end."""
+        """Take bytes that were read from the socket; empty at the end of the stream."""
         if chunk:
             self._incoming.write(chunk)
         else:
             self._incoming.write_eof()
 
     def seal(self, data: bytes | bytearray | memoryview[Any]) -> bytes:
-        """Return what data takes on the wire, a record for each 16 KiB."""
+        """Return the encrypted records for data, one for each 16 KiB."""
         length = len(data)
         sealed = self._encrypt(data)
-        while sealed < length:  # this OpenSSL takes all; what Python documents is less
+        while sealed < length:  # OpenSSL takes all at once, but Python does not promise that
             sealed += self._encrypt(memoryview(data)[sealed:])
         wire = self.take()
         if len(wire) - length != self.record_bytes:
@@ -127,20 +132,20 @@ class Records:
             self.on_extra(extra)
 
     def open(self) -> bytes | None:
-        """Return what the next record carries; nothing: the peer's goodbye; None: no record."""
+        """Return the data of the next record; empty if the peer closes; None if no record waits."""
         try:
             return self.tls.read(RECORD_PAYLOAD_BYTES)
         except ssl.SSLWantReadError:
             return None
 
     def charge(self, work_s: float) -> None:
-        """Take note of CPU time that what the peer has sent has cost."""
+        """Charge the peer for CPU time in seconds that its data has cost."""
         if not self._work_ms.take(work_s * 1000):
             self.on_costly()
 
     def say_goodbye(self) -> bytes:
-        """Return what tells the peer that there is no more."""
-        with contextlib.suppress(OSError):  # it would rather wait for the peer's
+        """Return the record that tells the peer that no more data comes (close_notify)."""
+        with contextlib.suppress(OSError):  # raised because the peer's own has not come yet
             self.tls.unwrap()
         return self.take()
 
@@ -148,15 +153,17 @@ class Records:
 class TlsTransport(asyncio.Transport):
     """A transport (PEP 3156) over a socket whose TLS handshake is over.
 
-    Owned by its protocol. A write goes out at once, as one record for each 16 KiB; what the kernel
-    does not take waits here, as it goes over the wire. When the peer ends its side the connection
-    is over, and what waits is lost with it.
+    Owned by its protocol. A write is sent at once, as one record for each 16 KiB; bytes that the
+    kernel does not take wait here, already encrypted. When the peer ends its side, the connection
+    is over, and the bytes that wait are lost.
 
-    The event loop watches the socket no more before it is closed: uvloop aborts the process if a
-    socket is closed that it still watches.
+    The event loop must stop watching the socket before it is closed: uvloop aborts the process if
+    it still watches a closed socket.
 
     Args:
-        connected: Non-blocking; the transport closes it, after `connection_lost`.
+        connected: The non-blocking socket; the transport closes it after `connection_lost`.
+        records: Encrypts and decrypts; its handshake is over.
+        protocol: The protocol that the transport calls.
     """
 
     def __init__(
@@ -179,18 +186,18 @@ class TlsTransport(asyncio.Transport):
         self._protocol: asyncio.BaseProtocol = protocol
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
-        self._takes = True  # nothing waits, and no end is in sight
+        self._takes = True  # whether a write may go to the kernel: none waits, and not closing
         self._closing = False
         self._lost = False
         self._reading = False
-        self._paused = False  # the protocol was told to pause
+        self._paused = False  # whether the protocol's `pause_writing` was called
         self._limits = (_DEFAULT_LIMIT_BYTES // 4, _DEFAULT_LIMIT_BYTES)
         self.resume_reading()
 
     # --- Writing ---
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
-        """Send now what the kernel takes, and the rest as soon as it does."""
+        """Send now what the kernel takes, and the rest as soon as the kernel has room."""
         if self._closing or not data:
             return
         try:
@@ -215,7 +222,7 @@ class TlsTransport(asyncio.Transport):
             self._protocol.pause_writing()
 
     def _flush(self) -> None:
-        """Send what waits, as far as the kernel takes it."""
+        """Send the bytes that wait, as many as the kernel takes."""
         waiting = self._waiting
         while waiting:
             data = waiting[0]
@@ -270,12 +277,14 @@ class TlsTransport(asyncio.Transport):
         if not self._reading and not self._closing:
             self._reading = True
             self._loop.add_reader(self._fd, self._on_readable)
-            self._loop.call_soon(self._deliver)  # what OpenSSL has the socket does not tell
+            # OpenSSL may hold records that are already read: the socket gives no event for those.
+            self._loop.call_soon(self._deliver)
 
     def _on_readable(self) -> None:
-        """Read, and charge the peer for it.
+        """Read, and charge the peer for the CPU time.
 
-        Much may come that carries nothing, and only OpenSSL knows how many records it was.
+        Records without data cost work too, and only OpenSSL knows how many there were. So CPU time
+        is measured instead of records.
         """
         began_s = time.thread_time()
         self._read()
@@ -296,7 +305,7 @@ class TlsTransport(asyncio.Transport):
             self._end()
 
     def _deliver(self) -> None:
-        """Give the protocol what has come, record by record, and send what OpenSSL answers."""
+        """Give the protocol the data of each record, and send OpenSSL's answers."""
         try:
             while self._reading and (data := self._records.open()) is not None:
                 if not data:
@@ -317,7 +326,7 @@ class TlsTransport(asyncio.Transport):
                 self._records.on_costly()
 
     def _end(self) -> None:
-        """Take the end of the peer's side for the end."""
+        """End the connection, because the peer has ended its side."""
         assert isinstance(self._protocol, asyncio.Protocol)
         self._protocol.eof_received()
         self._lose(None)
@@ -328,7 +337,7 @@ class TlsTransport(asyncio.Transport):
         return self._closing
 
     def close(self) -> None:
-        """Close when all that waits has been sent."""
+        """Close when all bytes that wait have been sent."""
         if self._closing:
             return
         self._closing = True
@@ -338,11 +347,11 @@ class TlsTransport(asyncio.Transport):
             self._lose(None)
 
     def abort(self) -> None:
-        """Close now."""
+        """Close now; bytes that wait are lost."""
         self._lose(None)
 
     def _lose(self, exc: Exception | None) -> None:
-        """End the connection; the protocol hears of it in the next turn."""
+        """End the connection; `connection_lost` is called in the next turn of the event loop."""
         if self._lost:
             return
         self._lost = self._closing = True
@@ -356,16 +365,16 @@ class TlsTransport(asyncio.Transport):
         self._loop.call_soon(self._tell_of_loss, exc)
 
     def _say_goodbye(self) -> None:
-        """Tell the peer that there is no more, without waiting for its answer."""
+        """Tell the peer that no more data comes, without waiting for its answer."""
         with contextlib.suppress(OSError):
             self._send(self._records.say_goodbye())
-            # The kernel would reset a connection that is closed with something unread, and the peer
-            # perhaps lose what it has not read: servers send tickets that nobody has asked for.
+            # Read what waits: the kernel resets a connection that is closed with unread data, and
+            # the peer may then lose what it has not read. Servers send session tickets unasked.
             self._socket.recv(_DEFAULT_LIMIT_BYTES)
 
     def _tell_of_loss(self, exc: Exception | None) -> None:
         protocol, self._protocol = self._protocol, asyncio.BaseProtocol()
-        self._records.on_costly = lambda: None  # lest it keep the protocol
+        self._records.on_costly = lambda: None  # so that it keeps no reference to the protocol
         try:
             protocol.connection_lost(exc)
         finally:

@@ -1,8 +1,8 @@
-"""What a connection was given and its peer's TCP has not acknowledged: it can be sent again.
+"""Keeps the frames and events that the peer's TCP has not acknowledged, to send them again.
 
-A connection that breaks takes along what lies in its buffers, here and in the kernel. Linux tells
-how many bytes the peer's TCP has acknowledged (tcp(7), TCP_INFO), so the frames that never got
-there are known to the byte.
+When a connection breaks, the data in its buffers is lost, here and in the kernel. Linux reports
+how many bytes the peer's TCP has acknowledged (tcp(7), TCP_INFO). So the frames that did not
+arrive are known exactly.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from audiofork.relay.tls import RECORD_PAYLOAD_BYTES, Records
 _INFO = struct.Struct("=120xQ16xI")
 _OUTQ = struct.Struct("=i")
 
-# The frames or events that a write carried, and how many bytes it took on the wire, without TLS; or
-# just a frame that was a message of its own: the hot path makes no tuple for each; or the number of
-# bytes that TLS took for itself, or a record less than others do.
+# One write; sizes are in bytes on the wire. One of:
+# - a tuple: the frames or events that it carried, and its size without TLS;
+# - bytes: a frame that was a message of its own (no tuple, because the hot path writes it);
+# - an int: extra bytes of TLS, negative if a record adds less than others.
 Written = tuple[Sequence[bytes | Event], int] | bytes | int
 
 
@@ -35,32 +36,34 @@ class Unacked:
     Owned by an outlet, which calls `add()` for each write, `update()` now and then, `close()` once.
 
     Args:
-        frame_wire_bytes: What a frame takes on the wire, without TLS, as a message of its own.
+        transport: The connection's transport.
+        frame_wire_bytes: Bytes of a message of one frame on the wire, without TLS.
 
     Attributes:
         not_sent: Bytes that the kernel had not sent yet at the last `update()`.
-        add: Notes a write; a list's own method, because it is called for each frame.
+        add: Records a write; bound to `list.append` because it runs for every frame.
     """
 
     def __init__(self, transport: asyncio.Transport, frame_wire_bytes: int) -> None:
         self.not_sent = 0
         self._writes: list[Written] = []
         self.add: Callable[[Written], None] = self._writes.append
-        self._position = 0  # in the stream, where the first of them begins
+        self._position = 0  # where the first write in the list begins, in bytes since `_before`
         records: Records | None = transport.get_extra_info("tls_records")
         self._record_bytes = (records and records.record_bytes) or 0
         if records is not None:
             records.on_extra = self.add
         self._frame_on_wire = self._on_wire(((), frame_wire_bytes))
         self._socket = _duplicate(transport)
-        # In the stream of the connection, where the first write begins. What has no socket of its
-        # own, or is not acknowledged yet, is asked for first: rather too much than too little.
+        # Bytes of the TCP stream before the first write. The queued bytes are read before the
+        # acknowledged ones. A byte acknowledged in between then counts twice, so at worst a frame
+        # that arrived is sent again, and none is lost.
         queued = transport.get_write_buffer_size() + self._queued()
         self._before = 0
         self._before = (self._acked() or 0) + queued
 
     def update(self) -> None:
-        """Forget what the peer has acknowledged, and ask what the kernel still holds back."""
+        """Forget the writes that the peer has acknowledged; update `not_sent`."""
         acked = self._acked()
         position, gone = self._position, 0
         frame_on_wire = self._frame_on_wire
@@ -74,14 +77,14 @@ class Unacked:
         self._position = position
 
     def _on_wire(self, write: tuple[Sequence[bytes | Event], int] | int) -> int:
-        """Return how many bytes a write took on the wire, TLS among them."""
+        """Return how many bytes a write took on the wire, with TLS."""
         if isinstance(write, int):
             return write
         wire_bytes = write[1]
         return wire_bytes + (1 + (wire_bytes - 1) // RECORD_PAYLOAD_BYTES) * self._record_bytes
 
     def close(self) -> list[bytes | Event]:
-        """Return what was not acknowledged, oldest first; called when the connection is over."""
+        """Return the frames and events not acknowledged, oldest first; called after the end."""
         self.update()
         lost: list[bytes | Event] = []
         for write in self._writes:
@@ -94,18 +97,18 @@ class Unacked:
         return lost
 
     def _acked(self) -> int | None:
-        """Return how many bytes the peer has acknowledged; None where that cannot be known."""
+        """Return how many bytes since `_before` the peer has acknowledged; None if unknown."""
         if self._socket is None:
             return None
         try:
             info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
             acked, self.not_sent = _INFO.unpack(info)
-        except (OSError, struct.error):  # a kernel older than 4.6 tells less
+        except (OSError, struct.error):  # struct.error: a kernel older than 4.6 returns less
             return None
         return int(acked) - self._before
 
     def _queued(self) -> int:
-        """Return how many bytes the kernel has that the peer has not acknowledged."""
+        """Return how many bytes in the kernel the peer has not acknowledged."""
         if self._socket is None:
             return 0
         queued = fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(_OUTQ.size))
@@ -113,10 +116,13 @@ class Unacked:
 
 
 def _duplicate(transport: asyncio.Transport) -> socket.socket | None:
-    """Return a descriptor of our own: event loops close theirs before they tell of the loss."""
+    """Return a duplicate of the socket; None if there is none.
+
+    Event loops close their own socket before they call `connection_lost`.
+    """
     own = transport.get_extra_info("socket")
     if own is None:
         return None
-    with contextlib.suppress(OSError):  # no descriptor left
+    with contextlib.suppress(OSError):  # raised if no descriptor is left
         return socket.socket(fileno=os.dup(own.fileno()))
     return None

@@ -1,4 +1,4 @@
-"""The relay as the control plane sees it: takes commands, gives reports."""
+"""The worker: executes the commands of the control plane and sends reports."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from audiofork.relay.sink import Sink
 
 log = logging.getLogger(__name__)
 
-# A little more than a sink may take to close.
+# A little more than the time limit of a sink's close.
 _CLOSE_TIMEOUT_S = 2.5
 
 
 class Worker:
-    """A listener and its sessions.
+    """Owns a listener and the sessions of its forks.
 
     Attributes:
         sessions: The sessions that run, by fork id.
@@ -53,10 +53,10 @@ class Worker:
         self._take_settings(config)
 
     def configure(self, config: Config) -> None:
-        """Take the settings for sinks from now on: [websocket], and allow_private of [security].
+        """Use these settings for new sinks: [websocket], and allow_private of [security].
 
         Raises:
-            ConfigError: The authorities or our certificate cannot be used.
+            ConfigError: The authorities or our certificate cannot be used; the settings stay.
         """
         self._tls.configure(config)
         self._take_settings(config)
@@ -69,7 +69,7 @@ class Worker:
         """Listen; return the address with the port that was chosen.
 
         Raises:
-            OSError: The address cannot be had.
+            OSError: The address cannot be used.
         """
         self.address = await self._listener.start(self.address)
         return self.address
@@ -80,11 +80,11 @@ class Worker:
         return [self._advertise or self.address]
 
     def address_of(self, fork_id: str) -> Address:  # noqa: ARG002 (of LegAddresses)
-        """Return the address that Asterisk is to connect the leg of a fork to."""
+        """Return the address that Asterisk must connect the leg of a fork to."""
         return self.addresses[0]
 
     def handle(self, command: Command) -> None:
-        """Obey the control plane; never waits."""
+        """Execute a command of the control plane; never waits."""
         if isinstance(command, ForkSpec):
             self._begin(command)
         elif isinstance(command, TakeStats):
@@ -110,7 +110,7 @@ class Worker:
         session.start()
 
     def _expect(self, session: Session, command: ExpectLeg) -> None:
-        """Have a leg accepted, once, and the one before it no more."""
+        """Accept a new leg of a part, once; drop its earlier leg and withdraw the earlier UUID."""
         session.drop_leg(command.part)
         uuids = self._leg_uuids[command.fork_id]
         if before := uuids.get(command.part):
@@ -119,7 +119,7 @@ class Worker:
         self._listener.issue(command.leg_uuid, session.inlets[command.part])
 
     def _settings_of(self, spec: ForkSpec) -> WebSocketConfig:
-        """Return the settings for one fork's sink: its options go before the configuration."""
+        """Return the settings for one fork's sink: its options override the configuration."""
         settings = self._websocket
         if (interval_s := spec.reconnect_interval_s) is not None:
             settings = replace(settings, reconnect_interval=interval_s, connect_timeout=interval_s)
@@ -137,8 +137,8 @@ class Worker:
         self._report(report)
 
     async def close(self) -> None:
-        """Stop listening, end the forks that still run, close the connections to their servers."""
-        self._listener.stop_listening()  # first: another process may already want the port
+        """Stop listening, end all forks, and close the connections to their servers."""
+        self._listener.stop_listening()  # first: another process may already need the port
         sessions = list(self.sessions.values())
         for session in sessions:
             session.end(EndReason.SHUTDOWN)

@@ -1,1 +1,1 @@
-"""Taps: ways to get a leg that carries the audio of a channel."""
+"""Taps: each makes Asterisk connect legs that carry the audio of a channel."""

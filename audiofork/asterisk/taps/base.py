@@ -1,4 +1,4 @@
-"""What every tap offers: legs that connect to the relay and bring the channel's audio."""
+"""The interface of taps: they request legs, which connect to the relay with a channel's audio."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ _FORK_ID_LENGTH = 36
 
 
 class LegAddresses(Protocol):
-    """Where Asterisk brings legs: what a tap has to know of the relay."""
+    """The addresses of the relay that legs connect to; a tap knows nothing else of the relay."""
 
     @property
     def addresses(self) -> Sequence[Address]:
-        """All of them."""
+        """All addresses."""
 
     def address_of(self, fork_id: str) -> Address:
-        """Return the one for the legs of a fork."""
+        """Return the address for the legs of a fork."""
 
 
 @dataclass(frozen=True, slots=True)
 class LegOrder:
-    """A leg that is wanted.
+    """An order for a leg.
 
     Attributes:
-        leg_id: From `name_leg`: its channel's uniqueid.
-        uuid: What it shall present to the relay; for Asterisk alone, in no log.
+        leg_id: The uniqueid of its channel, from `name_leg`.
+        uuid: What it must present to the relay; only Asterisk may know it, so no log shows it.
         fork_id: The fork that it is for.
-        part: What it shall bring.
-        uniqueid: The channel to listen to.
-        connects: How it gets to the relay.
-        sample_rate: Of the audio, in Hz.
-        speaks: Whether what the relay sends is to be heard by the channel's party.
+        part: What it must bring.
+        uniqueid: The channel to copy.
+        connects: How it connects to the relay.
+        sample_rate: The sample rate in Hz.
+        speaks: Whether the channel's party must hear what the relay sends.
     """
 
     leg_id: str
@@ -52,10 +52,10 @@ class LegOrder:
 
 
 class Tap(Protocol):
-    """A way to get legs. A leg is hung up by the relay, which closes its connection.
+    """Requests legs from Asterisk. The relay hangs up a leg: it closes the leg's connection.
 
     Attributes:
-        name: As [asterisk] tap and `list` name it.
+        name: The name in [asterisk] tap and in `list`.
         early_hangup_detail: Failure text for a leg that is hung up before it connected; empty if
             another event reports it.
     """
@@ -64,25 +64,27 @@ class Tap(Protocol):
     early_hangup_detail: str
 
     def name_leg(self, fork_id: str, part: LegPart, *, anew: bool) -> str:
-        """Return the id of a leg that is to be asked for.
+        """Return the id for a new leg.
 
         Args:
-            anew: There has been such a leg for this fork, which may still hold its own id.
+            fork_id: The fork that it is for.
+            part: What it must bring.
+            anew: Whether the fork had such a leg before, which may still exist with its own id.
         """
 
     async def start(self, leg: LegOrder) -> None:
-        """Ask Asterisk for a leg.
+        """Request a leg from Asterisk.
 
         Raises:
-            NoSuchChannel: The channel to listen to is gone.
-            LegRefused: Asterisk refuses, or cannot be asked.
-            LegUncertain: Asterisk did not answer: the leg comes in time or it does not.
+            NoSuchChannel: The channel to copy is gone.
+            LegRefused: Asterisk has refused the leg.
+            LegUncertain: No answer came, or there is no connection; the leg may still connect.
         """
 
     def owns(self, name: str, uniqueid: str) -> bool:
-        """Return whether a channel is a leg of this daemon, of this run or an earlier one.
+        """Return whether a channel is a leg of this daemon, from this run or an earlier one.
 
-        Another daemon may share the Asterisk.
+        Other daemons may use the same Asterisk.
         """
 
 
@@ -92,25 +94,25 @@ def leg_name(fork_id: str, *more: str) -> str:
 
 
 def fork_id_of(leg_id: str) -> str:
-    """Return the fork of a leg's id, or nothing."""
+    """Return the fork id in a leg's id; empty if it is not the id of a leg."""
     if not leg_id.startswith(LEG_PREFIX):
         return ""
     return leg_id.removeprefix(LEG_PREFIX)[:_FORK_ID_LENGTH]
 
 
 def is_leg(uniqueid: str) -> bool:
-    """Return whether a channel is a leg of ours or of another daemon."""
+    """Return whether a channel is a leg, of this daemon or another one."""
     return uniqueid.startswith(LEG_PREFIX)
 
 
 def is_snoop_leg(name: str, uniqueid: str, app: str) -> bool:
-    """Return whether a channel is a leg by ARI of the daemon that has a Stasis application."""
-    # To match the whole: another daemon's application may be named as ours and some more.
+    """Return whether a channel is a leg by ARI of the daemon with this Stasis application."""
+    # Match the whole id: the application of another daemon may have a longer name.
     fork_and_app = leg_name(".{36}", re.escape(app))
     pattern = fork_and_app + "-(in|out)(-[0-9a-f]{8})?"
     return name.startswith("Snoop/") and re.fullmatch(pattern, uniqueid) is not None
 
 
 def dials(name: str, addresses: Iterable[Address]) -> bool:
-    """Return whether a channel is an AudioSocket connection to one of some addresses."""
+    """Return whether a channel is an AudioSocket connection to one of these addresses."""
     return name.startswith(tuple(f"AudioSocket/{one}-" for one in addresses))

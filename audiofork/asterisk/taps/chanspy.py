@@ -1,4 +1,4 @@
-"""The ChanSpy tap: an originated AudioSocket leg that runs ChanSpy. It needs nothing but AMI."""
+"""The ChanSpy tap: originates an AudioSocket channel that runs ChanSpy. It needs only AMI."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from audiofork.link.messages import LegPart
 ORIGINATE_TIMEOUT_MS = 5000
 
 # q: no beep; u: the target is given by its uniqueid; E: end with the target; S: end when it is
-# gone; l: the long queue, which rides out jitter. o: in alone. D: in and out side by side, which
-# is wrong where the call has wideband audio: of each frame its first 160 samples alone are taken.
+# gone; l: the long queue, which absorbs jitter. o: only in. D: in and out interleaved. D is wrong
+# if the call has wideband audio: it takes only the first 160 samples of each frame.
 OPTIONS = {LegPart.IN: "quolES", LegPart.PAIRS: "qulDES", LegPart.MIX: "qulES"}
 
 
@@ -22,8 +22,8 @@ class ChanSpyTap:
     """Implements `Tap`.
 
     Args:
-        ami: The link to Asterisk.
-        relay: Knows where Asterisk shall bring the audio.
+        ami: The connection to Asterisk.
+        relay: Knows the addresses that legs must connect to.
     """
 
     name = "chanspy"
@@ -34,7 +34,7 @@ class ChanSpyTap:
         self._relay = relay
 
     def name_leg(self, fork_id: str, part: LegPart, *, anew: bool) -> str:  # noqa: ARG002 (of Tap)
-        # A leg without media cannot end, so a fork's first one may still be there.
+        # A leg without media cannot end, so an earlier leg of the fork may still have the plain id.
         return leg_name(fork_id, *((secrets.token_hex(4),) if anew else ()))
 
     async def start(self, leg: LegOrder) -> None:
@@ -61,10 +61,10 @@ class ChanSpyTap:
 
 
 def spy_data(uniqueid: str, part: LegPart, *, speaks: bool = False) -> str:
-    """Return the arguments of the ChanSpy that brings a part of a channel's audio."""
-    # The uniqueid, not the name: Asterisk refuses an Originate whose data contains such words as
-    # DB or FILE, and a name may. w: what the leg sends is whispered to the target. Never unless it
-    # is needed: some versions of Asterisk have faults there.
+    """Return the arguments of ChanSpy for a part of a channel's audio."""
+    # The uniqueid, not the name: Asterisk refuses an Originate whose data contains words such as
+    # DB or FILE, and a name may contain them. w: whisper what the leg sends to the target. Only if
+    # needed, because some versions of Asterisk have faults there (WHISPER_LEAKS).
     return f"{uniqueid},{OPTIONS[part]}" + ("w" if speaks else "")
 
 
@@ -75,9 +75,10 @@ def originate_headers(
 
     Args:
         leg_id: Its uniqueid.
-        address: Where it connects to.
-        presents: The UUID that it sends there.
-        application: What it runs, with `data`.
+        address: The address that it connects to.
+        presents: The UUID that it presents there.
+        application: The application that it runs.
+        data: The arguments of the application.
     """
     return [
         ("Channel", f"AudioSocket/{address}/{presents}/c(slin)"),
@@ -86,6 +87,6 @@ def originate_headers(
         ("Data", data),
         ("Timeout", str(ORIGINATE_TIMEOUT_MS)),
         ("Variable", "CDR_PROP(disable)=1"),
-        # Otherwise the whole AMI session waits for the leg to answer.
+        # Without this, the whole AMI session waits until the leg answers.
         ("Async", "true"),
     ]

@@ -24,7 +24,7 @@ from audiofork.errors import RequestRefused
 from audiofork.link.messages import LegPart
 
 CHANNELS_OWN_RATE = 0
-# A daemon that has just started waits so long for its first attempt to connect to ARI.
+# How long a daemon that has just started waits for its first attempt to connect to ARI.
 FIRST_LINK_TIMEOUT_S = 1.0
 
 SET_ARI = "set up [ari] (audiofork check tells how)"
@@ -33,33 +33,33 @@ NOT_BY_CHANSPY = "is ruled out ([asterisk] tap = snoop)"
 
 
 class ByAri(Tap, Protocol):
-    """A tap that depends on the link to ARI: `SnoopTap`, whose module costs memory."""
+    """A tap that depends on the connection to ARI: `SnoopTap`, whose module costs memory."""
 
     @property
     def missing(self) -> str:
-        """Why no leg can be had at the moment; empty: it can."""
+        """Why it cannot make legs now; empty if it can."""
 
     async def settle(self, timeout_s: float) -> None:
-        """Wait until the first attempt to connect to ARI has come to an end."""
+        """Wait at most `timeout_s` seconds for the end of the first attempt to connect to ARI."""
 
 
 class Connected(Protocol):
-    """What tells which Asterisk there is: `Ami`."""
+    """Knows the version of Asterisk: `Ami`."""
 
     @property
     def version(self) -> Version:
-        """Its version."""
+        """The version of Asterisk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a fork gets.
+    """The tap, way and sample rate of a fork.
 
     Attributes:
-        tap: Where its legs come from.
-        way: What they bring, and how.
-        sample_rate: Of its audio, in Hz.
-        note: What is not as it was wished for; empty: all is.
+        tap: Requests its legs.
+        way: What the legs bring, and how.
+        sample_rate: The sample rate in Hz.
+        note: What differs from the wish, or is a known fault, for people; empty if nothing.
     """
 
     tap: Tap
@@ -69,19 +69,19 @@ class Choice:
 
 
 class Taps:
-    """All taps there are, and the choice between them.
+    """Chooses the tap (ChanSpy or ARI snoop) and the sample rate of a new fork.
 
     Args:
-        asterisk: Tells its version.
-        chanspy: The tap that needs nothing but AMI.
-        snoop: The tap by ARI; None where that is not configured, or not wanted.
-        channels: Tells what audio a call has.
-        config: Which taps are wanted, and what the site claims of its audio.
-        sample_rate: Of forks that wish for none, in Hz; 0: the channel's own.
+        asterisk: Knows the version of Asterisk.
+        chanspy: The tap that needs only AMI.
+        snoop: The tap by ARI; None if it is not configured, or not allowed.
+        channels: Asks Asterisk what audio a call has.
+        config: Which taps are allowed, and whether the site has only narrowband audio.
+        sample_rate: Sample rate in Hz of forks without option L; 0: the channel's own.
 
     Attributes:
-        narrowband: Whether all audio of the site is at 8000 Hz, as it claims.
-        sample_rate: May be set anew.
+        narrowband: Whether the configuration says that all audio of the site is at 8000 Hz.
+        sample_rate: As the argument; may be changed for later forks.
     """
 
     def __init__(
@@ -103,22 +103,24 @@ class Taps:
         self.sample_rate = sample_rate
 
     async def settle(self) -> None:
-        """Wait a moment, once, for a link that is just being made."""
+        """Wait, only once, up to FIRST_LINK_TIMEOUT_S for the first connect to ARI."""
         if self._snoop is not None and not self._has_settled:
             await self._snoop.settle(FIRST_LINK_TIMEOUT_S)
             self._has_settled = True
 
     async def choose(self, uniqueid: str, wish: Wish, wished_rates: Sequence[int] = ()) -> Choice:
-        """Choose for a fork that begins.
+        """Choose the tap and sample rate of a new fork.
 
         Args:
             uniqueid: Its channel.
-            wish: What it needs; its sample rate does not matter.
-            wished_rates: Rates in Hz, the best first, 0 for the channel's own; none: as configured.
+            wish: What it needs; the sample rate in it is ignored.
+            wished_rates: Rates in Hz, the preferred one first, 0 for the channel's own; empty for
+                the configured rate.
 
         Raises:
-            RequestRefused: What is wished for cannot be had right; the text says what to configure.
-            NoSuchChannel, AmiError: The call's audio cannot be asked for.
+            RequestRefused: No tap can provide correct audio; the text says what to configure.
+            NoSuchChannel: The channel does not exist.
+            AmiError: Asterisk cannot be asked.
         """
         await self.settle()
         site = self.site()
@@ -133,7 +135,11 @@ class Taps:
         raise RequestRefused(why_none(replace(wish, sample_rate=rates[0]), site))
 
     async def _unless_wide(self, uniqueid: str, pairs: Way, wish: Wish, site: Site) -> Way:
-        """Return the way of pairs, or another if the call has audio that it gets wrong."""
+        """Return the way of pairs; another way if the call has wideband audio.
+
+        Raises:
+            RequestRefused: The call has wideband audio, and there is no other way.
+        """
         wide = await self.wide(uniqueid)
         if not wide:
             return pairs
@@ -153,16 +159,16 @@ class Taps:
         return Choice(tap, way, wish.sample_rate, "; ".join(filter(None, notes)))
 
     def site(self) -> Site:
-        """Return what there is to get legs by at the moment."""
+        """Return which taps are available now."""
         no_ari = self._snoop.missing if self._snoop is not None else SET_ARI
         return site_of(self._config, self._asterisk.version, no_ari)
 
     async def wide(self, uniqueid: str) -> str:
-        """Return what of a call has wideband audio, for people; empty: nothing has."""
+        """Return a wideband format of a call, for people; empty if it has none."""
         return await self._channels.wide_format(uniqueid)
 
     def why_wide(self, wish: Wish, wide: str) -> str:
-        """Return why a fork cannot have in and out apart by ChanSpy in a call with wideband."""
+        """Return why ChanSpy cannot keep in and out apart in a call with wideband audio."""
         return (
             f"the call has wideband audio ({wide}), though [asterisk] chanspy_pairs = narrowband: "
             f"ChanSpy gets in and out wrong; {why_not_by_ari(wish, self.site())}"
@@ -174,15 +180,15 @@ class Taps:
         return wished
 
     def is_leg(self, name: str, uniqueid: str) -> bool:
-        """Return whether a channel is a leg of ours or of another daemon, or a part of one."""
+        """Return whether a channel is a leg of any daemon, or part of a leg of this daemon."""
         return is_leg(uniqueid) or self._chanspy.dials_us(name)
 
     def stray_legs(self, present: Mapping[str, str], keep: Iterable[str]) -> list[str]:
-        """Return the uniqueids of our legs that nobody wants any more.
+        """Return the uniqueids of legs of this daemon that no fork needs.
 
         Args:
             present: The names of all channels, by uniqueid.
-            keep: Ids of the legs that are wanted.
+            keep: Ids of the legs that forks need.
         """
         wanted = set(keep)
         taps = [tap for tap in (self._chanspy, self._snoop) if tap is not None]
@@ -194,12 +200,12 @@ class Taps:
 
 
 def site_of(config: AsteriskConfig, version: Version, no_ari: str) -> Site:
-    """Return what legs can be had by.
+    """Return which taps are available.
 
     Args:
-        config: Rules taps out, and tells what the site claims of its audio.
-        version: Asterisk's.
-        no_ari: Why nothing could be had by ARI if that is wanted; empty: it could.
+        config: Which taps are allowed, and whether the site has only narrowband audio.
+        version: The version of Asterisk.
+        no_ari: Why ARI cannot be used even if it is allowed; empty if it can.
     """
     return Site(
         version,

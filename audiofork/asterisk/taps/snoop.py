@@ -1,7 +1,7 @@
-"""The snoop tap: legs by ARI, one for each side, whole under jitter and silence, at any rate.
+"""The snoop tap: legs by ARI, one for each side, complete under jitter and silence, at any rate.
 
-ARI makes a snoop channel, which enters our Stasis application; from there it is sent into the
-context of extensions_audiofork.conf that connects it to the relay.
+ARI creates a snoop channel, which enters our Stasis application. Then it is sent to the context of
+extensions_audiofork.conf that connects it to the relay.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from audiofork.link.messages import LegPart
 
 CONTEXT = "audiofork-leg"
 VARIABLE = "AUDIOFORK_LEG"
-# A channel enters the application within a millisecond or two.
+# A channel usually enters the application within 2 ms.
 ENTER_TIMEOUT_S = 3.0
-# So long a leg in place of a lost one waits for a link that is away.
+# How long a leg waits for the event connection to ARI, if that is down.
 LINK_TIMEOUT_S = 5.0
 
-# The extensions of CONTEXT. That of Dial is called so since only wideband legs went there once.
+# The extensions of CONTEXT. The one for Dial has this name because it once served only wideband.
 EXTENSIONS = {Connects.APPLICATION: "narrow", Connects.DIAL: "wide"}
 _CHANNEL_GONE = 404
 
@@ -40,9 +40,9 @@ class SnoopTap:
     """Implements `Tap`.
 
     Args:
-        ari: The link to ARI.
-        config: Names our application.
-        relay: Knows where Asterisk shall bring the audio.
+        ari: The connection to ARI.
+        config: Contains the name of our application.
+        relay: Knows the addresses that legs must connect to.
     """
 
     name = "snoop"
@@ -59,11 +59,11 @@ class SnoopTap:
 
     @property
     def missing(self) -> str:
-        """Why no leg can be had at the moment; empty: it can."""
+        """Why it cannot make legs now; empty if it can."""
         return "" if self._ari.ready else self._ari.status
 
     async def settle(self, timeout_s: float) -> None:
-        """Wait until the first attempt to connect to ARI has come to an end."""
+        """Wait at most `timeout_s` seconds for the end of the first attempt to connect to ARI."""
         await self._ari.settled(timeout_s)
 
     def name_leg(self, fork_id: str, part: LegPart, *, anew: bool) -> str:
@@ -82,10 +82,15 @@ class SnoopTap:
             raise LegUncertain(f"ARI: {exc}") from exc
 
     async def _lead(self, leg: LegOrder, entered: asyncio.Future[None]) -> None:
-        """Lead the new channel out of our application to the relay; hang it up if that fails."""
+        """Send the new channel from our application to the relay; hang it up if that fails.
+
+        Raises:
+            LegRefused: It did not enter our application in time.
+            AriError: A request failed.
+        """
         try:
             async with asyncio.timeout(ENTER_TIMEOUT_S):
-                await entered  # before that Asterisk would refuse the rest
+                await entered  # Asterisk refuses the other requests before that
             await self._tell_where(leg)
             await self._send_on(leg)
         except TimeoutError:
@@ -96,15 +101,16 @@ class SnoopTap:
             raise
 
     async def _discard(self, leg: LegOrder) -> None:
-        """Hang up a channel that would stay in the application for ever."""
-        with contextlib.suppress(AriError):  # it may be gone, or the next start finds it
+        """Hang up a channel that would otherwise stay in the application for ever."""
+        with contextlib.suppress(AriError):  # it may be gone; else the next start hangs it up
             await self._ari.delete(f"/channels/{segment(leg.leg_id)}")
 
     async def _snoop(self, leg: LegOrder) -> None:
-        """Make the channel that hears the target.
+        """Create the snoop channel of the target.
 
         Raises:
-            NoSuchChannel: There is no target any more.
+            NoSuchChannel: The target does not exist any more.
+            AriError: The request failed.
         """
         path = f"/channels/{segment(leg.uniqueid)}/snoop/{segment(leg.leg_id)}"
         whisper = {"whisper": "out"} if leg.speaks else {}
@@ -116,7 +122,7 @@ class SnoopTap:
             raise
 
     async def _tell_where(self, leg: LegOrder) -> None:
-        """Give the channel what the dialplan shall connect it to."""
+        """Set the channel variable that tells the dialplan where to connect the leg."""
         address = self._relay.address_of(leg.fork_id)
         if leg.connects is Connects.DIAL:
             codec = "slin" if leg.sample_rate == 8000 else f"slin{leg.sample_rate // 1000}"
@@ -128,7 +134,7 @@ class SnoopTap:
         )
 
     async def _send_on(self, leg: LegOrder) -> None:
-        """Send the channel into the dialplan; the application hears no more of it."""
+        """Send the channel to the dialplan; it leaves the application."""
         await self._ari.post(
             f"/channels/{segment(leg.leg_id)}/continue",
             context=CONTEXT,

@@ -1,7 +1,7 @@
 """The ways to get a fork's legs, the best first: one table, for the daemon, `check` and the docs.
 
-A way is taken for a fork if none of its rules speaks against it. Wrong audio is worse than none:
-where no way is right, the fork is refused, and the rules say why.
+A fork uses the first way whose rules are all met. Wrong audio is worse than none: if no way gives
+correct audio, the fork is refused, and the rules say why.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ class Connects(enum.StrEnum):
     APPLICATION = "AudioSocket()"
     """The snoop channel runs the application."""
     DIAL = "Dial(AudioSocket/...)"
-    """The snoop channel dials an AudioSocket channel: two more in Asterisk, at any rate."""
+    """The snoop channel dials an AudioSocket channel: two more channels, but any sample rate."""
     ORIGINATE = "Originate"
     """An AudioSocket channel runs ChanSpy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a fork needs of its legs.
+    """What a fork needs from its legs.
 
     Attributes:
+        direction: What the server gets.
         sample_rate: In Hz.
-        speaks: Whether the channel's party is to hear beeps.
-        apart: Whether something is done to in that is not done to out: volume, or mute.
+        speaks: Whether the channel's party must hear beeps.
+        apart: Whether in and out have different volume or mute.
     """
 
     direction: Direction
@@ -63,12 +64,12 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What there is to get legs by.
+    """What the installation provides for legs.
 
     Attributes:
-        version: Asterisk's.
-        no_ari: Why nothing can be had by ARI; empty: it can.
-        no_chanspy: Why nothing is to be had by ChanSpy; empty: it may.
+        version: The version of Asterisk.
+        no_ari: Why ARI cannot be used; empty if it can.
+        no_chanspy: Why ChanSpy may not be used; empty if it may.
         narrowband: Whether all audio is at 8000 Hz: [asterisk] chanspy_pairs.
     """
 
@@ -83,8 +84,8 @@ class Rule:
     """A condition of a way.
 
     Attributes:
-        text: What it demands, for people.
-        why_not: Returns what speaks against the way; empty: nothing.
+        text: The condition, for people.
+        why_not: Returns why the condition is not met; empty if it is.
     """
 
     text: str
@@ -92,7 +93,7 @@ class Rule:
 
 
 def _version_rule(since: Since, text: str, without: str) -> Rule:
-    """Demand a version that has something; `without` tells what happens on others."""
+    """Return a rule that needs a version with a feature; `without` says what happens on others."""
 
     def why_not(_wish: Wish, site: Site) -> str:
         has = site.version.has(since)
@@ -160,13 +161,13 @@ class Way:
     """One way to get the legs of a fork.
 
     Attributes:
-        tap: The `Tap` that brings them, by its name.
-        how: What does it inside Asterisk, for people.
-        connects: How a leg gets to the relay.
-        parts: What the legs bring, by the direction of the fork; others are not served.
+        tap: The name of the `Tap`.
+        how: How it works inside Asterisk, for people.
+        connects: How a leg connects to the relay.
+        parts: What the legs bring, by the direction of the fork; other directions are impossible.
         keeps_time: Whether each leg brings 50 frames a second, also in silence.
-        rules: When it may be taken.
-        flaw: What is lost on versions that lack something, and since when they have it.
+        rules: The conditions for using it.
+        flaw: The first releases without a known loss of audio, and the loss, for people.
     """
 
     tap: str
@@ -178,17 +179,17 @@ class Way:
     flaw: tuple[Since, str] | None = None
 
     def why_not(self, wish: Wish, site: Site) -> str:
-        """Return the first thing that speaks against it; empty: nothing does."""
+        """Return the first reason against it; empty if there is none."""
         return next(iter(self.all_against(wish, site)), "")
 
     def all_against(self, wish: Wish, site: Site) -> list[str]:
-        """Return all that speaks against it."""
+        """Return all reasons against it."""
         if wish.direction not in self.parts:
             return [f"has {', '.join(self.parts)} alone"]
         return [why for rule in self.rules if (why := rule.why_not(wish, site))]
 
     def flaw_on(self, version: Version) -> str:
-        """Return what is lost on a version; empty: nothing is known to be."""
+        """Return what audio is lost on a version, for people; empty if no loss is known."""
         if self.flaw is None or version.has(self.flaw[0]):
             return ""
         return f"{self.flaw[1]} on Asterisk {version}; ARI's snoop has it whole"
@@ -267,12 +268,12 @@ WAYS = (
 
 
 def best_way(wish: Wish, site: Site) -> Way | None:
-    """Return the first way that serves a fork; None: none does, and `why_none` tells why."""
+    """Return the first way that a fork can use; None if there is none: see `why_none`."""
     return next((way for way in WAYS if not way.why_not(wish, site)), None)
 
 
 def why_none(wish: Wish, site: Site) -> str:
-    """Return why no way serves a fork, by each tap."""
+    """Return why a fork can use no way, for each tap."""
     by_chanspy = [
         way.why_not(wish, site)
         for way in WAYS
@@ -284,12 +285,12 @@ def why_none(wish: Wish, site: Site) -> str:
 
 
 def why_not_by_ari(wish: Wish, site: Site) -> str:
-    """Return what keeps a fork from the snoop tap; empty: nothing does."""
+    """Return why a fork cannot use the snoop tap; empty if it can."""
     return next(way for way in WAYS if way.connects is Connects.DIAL).why_not(wish, site)
 
 
 def known_faults(version: Version) -> list[str]:
-    """Return what an administrator should know of a version of Asterisk, a sentence each."""
+    """Return the faults of a version that an administrator should know, one sentence each."""
     faults = []
     if version.has(WHISPER_LEAKS):
         faults.append(
@@ -310,7 +311,7 @@ def known_faults(version: Version) -> list[str]:
 
 
 def ways_for(site: Site) -> list[str]:
-    """Return lines that tell all ways, the best first, and what speaks against each at a site."""
+    """Return lines that list all ways, the best first, and the reasons against each at a site."""
     lines = [f"Asterisk {site.version}; of these a fork takes the first that serves it:"]
     for number, way in enumerate(WAYS, 1):
         lines.append(f"{number}. {way}: {', '.join(way.parts)}")

@@ -1,1 +1,1 @@
-"""The command that may run after a fork."""
+"""The post-process command, which may run after the end of a fork."""

@@ -1,4 +1,4 @@
-"""The commands that forks may have run when they have ended: the administrator's, or any text."""
+"""The post-process commands that a request may name: those of the configuration, or shell text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from audiofork.config import PostProcessConfig
 from audiofork.errors import RequestRefused
 from audiofork.forks.post_process.template import PostProcess, prepare, prepare_argv
 
-# What no shell command begins with.
+# Marks a name; no shell command begins with it.
 _MARK = "@"
 
 
@@ -18,20 +18,23 @@ def is_named(wanted: str) -> bool:
 
 
 class Commands:
-    """Owned by the daemon, which tells it the sections [post_process:NAME] as they change."""
+    """The named commands; owned by the daemon, which calls `configure` when sections change."""
 
     def __init__(self, sections: Mapping[str, PostProcessConfig]) -> None:
         self.configure(sections)
 
     def configure(self, sections: Mapping[str, PostProcessConfig]) -> None:
-        """Take other commands, for forks that begin from now on."""
+        """Use these sections [post_process:NAME] for forks that begin from now on."""
         self._named = {name: prepare_argv(one.command) for name, one in sections.items()}
 
     def prepare(self, wanted: str) -> PostProcess:
-        """Return what a request asks for, ready to run: @NAME, or else a shell command.
+        """Return the command that a request asks for, ready to run.
+
+        Args:
+            wanted: @NAME, or a shell command.
 
         Raises:
-            RequestRefused: There is no such command, or it cannot be made safe.
+            RequestRefused: There is no command of that name, or the text cannot be made safe.
         """
         if not is_named(wanted):
             return prepare(wanted)

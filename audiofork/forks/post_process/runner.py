@@ -1,4 +1,4 @@
-"""Runs the command that comes when a fork has ended: in a group of its own, for a limited time."""
+"""Runs a post-process command: in a process group of its own, for a limited time."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from audiofork.text import printable
 
 LIMIT_S = 300.0
 GRACE_S = 2.0  # between SIGTERM and SIGKILL
-NOT_STARTED = 127  # as a shell says it
+NOT_STARTED = 127  # the exit status that a shell uses for this
 
-# A start takes the loop about a millisecond; many at once take turns, so that audio goes between.
+# A start blocks the event loop for about 1 ms; several starts are spaced, so that audio is relayed
+# between them.
 START_SPACING_S = 0.005
 
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -26,7 +27,7 @@ LANG = "C.UTF-8"
 
 MAX_OUTPUT_LINES = 100
 MAX_LINE_CHARACTERS = 500
-# A pipe holds 64 KiB: this often emptied, a command that prints without end is slowed to 1.3 MB/s
+# A pipe holds 64 KiB. With this interval, a command that prints without end is slowed to 1.3 MB/s
 # and costs 20 short reads a second.
 READ_BYTES = 65536
 READ_INTERVAL_S = 0.05
@@ -41,24 +42,26 @@ async def run(
     limit_s: float = LIMIT_S,
     grace_s: float = GRACE_S,
 ) -> int:
-    """Run a command and all it starts to their end, or to that of their time.
+    """Run a command, and wait until it and all its child processes have ended or time is up.
 
-    It is a process group of its own with / as its folder, no input, and no environment but PATH,
-    LANG and, for a shell command, the values. Its output goes to the log, line by line up to a
-    limit.
+    It has a process group of its own, the working directory /, and no input. The environment is
+    PATH, LANG and, for a shell command, the values. Its output is logged up to a limit of lines.
 
     Args:
-        values: By the command's names; one that is missing is empty.
-        limit_s: How long all may take, with what is in the background. Then the group gets
-            SIGTERM, and `grace_s` later SIGKILL; SIGKILL at once if the task is cancelled.
+        command: The command.
+        values: By the command's names; a missing one counts as empty.
+        log: The log of the fork.
+        limit_s: Time limit in seconds, also for processes in the background. Then the group gets
+            SIGTERM, and after `grace_s` SIGKILL. If the task is cancelled it gets SIGKILL at once.
+        grace_s: Seconds between SIGTERM and SIGKILL.
 
     Returns:
-        The exit status of the program; negative: the signal that ended it.
+        The exit status of the program; negative: minus the number of the signal that ended it.
     """
     await _turn()
     try:
         running = _Running(command, values, log)
-    except (OSError, ValueError) as exc:  # ValueError: what no environment can hold
+    except (OSError, ValueError) as exc:  # ValueError: an argument or the environment is invalid
         log.warning("post-process: not started: %s", exc)
         return NOT_STARTED
     try:
@@ -77,7 +80,7 @@ _next_start = 0.0
 
 
 async def _turn() -> None:
-    """Wait until no other command has just been started."""
+    """Wait until START_SPACING_S has passed since the start of another command."""
     global _next_start
     now = time.monotonic()
     begin = max(now, _next_start)
@@ -87,7 +90,7 @@ async def _turn() -> None:
 
 
 class _Running:
-    """A process group, and its output on the way to the log."""
+    """A running process group; logs its output."""
 
     def __init__(self, command: PostProcess, values: Mapping[str, str], log: ForkLog) -> None:
         self._loop = asyncio.get_running_loop()
@@ -96,8 +99,8 @@ class _Running:
         self._ended = asyncio.Event()
         with contextlib.ExitStack() as opened:
             self._output, output = _pipe(opened)
-            # Held open by each process that the command leaves, and by nobody else: its end
-            # tells that all have ended. Their output may have gone elsewhere.
+            # Only the processes of the command hold the writing end of this pipe, so it closes
+            # when all have ended. The output pipe cannot show that: it may be redirected.
             self._life, life = _pipe(opened)
             self._process = subprocess.Popen(
                 _arguments(command, values),
@@ -123,14 +126,14 @@ class _Running:
         return self._ended.is_set()
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to all that is left of the group."""
-        # Safe until `close`: the program is not reaped, so nobody else can have its number.
+        """Send a signal to all remaining processes of the group."""
+        # Safe until `close`: the program is not reaped before, so its pid cannot be reused.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
 
     async def close(self) -> int:
-        """Take the program's exit status, log what is left of the output, close all."""
-        # After SIGKILL this is a matter of milliseconds, unless a disk or network share hangs.
+        """Log the rest of the output and close the pipes; return the program's exit status."""
+        # After SIGKILL this takes milliseconds, unless a disk or network share hangs.
         try:
             for _ in range(200):
                 if self._process.poll() is not None:
@@ -156,7 +159,7 @@ class _Running:
         self._ended.set()
 
     def _read_some(self) -> None:
-        """Read once, then not for a while."""
+        """Read once, then not again before READ_INTERVAL_S."""
         self._loop.remove_reader(self._output)
         try:
             chunk = os.read(self._output, READ_BYTES)
@@ -172,7 +175,7 @@ class _Running:
 
 
 def _pipe(opened: contextlib.ExitStack) -> tuple[int, int]:
-    """Return a pipe whose reading end does not block; `opened` closes both if it comes to that."""
+    """Return a pipe whose reading end does not block; `opened` closes both ends after a failure."""
     reading, writing = os.pipe()
     opened.callback(os.close, reading)
     opened.callback(os.close, writing)
@@ -190,12 +193,12 @@ def _environment(command: PostProcess, values: Mapping[str, str]) -> dict[bytes,
 
 
 def _bytes(value: str) -> bytes:
-    # Neither an argument nor an environment holds a zero byte; a channel variable has none either.
+    # Arguments and environment cannot contain NUL; a channel variable never does.
     return value.replace("\0", "").encode("utf-8", "surrogateescape")
 
 
 class _Lines:
-    """The first lines of an output, for the log; the rest is counted."""
+    """Logs the first lines of an output, and counts the bytes of the rest."""
 
     def __init__(self, log: ForkLog) -> None:
         self._log = log
@@ -204,7 +207,7 @@ class _Lines:
         self._unlogged_bytes = 0
 
     def feed(self, chunk: bytes) -> None:
-        """Take a part of the output."""
+        """Add a part of the output."""
         *lines, self._part = (self._part + chunk).split(b"\n", self._left)
         for line in lines:
             self._say(line)
@@ -218,7 +221,7 @@ class _Lines:
         self._log.info("post-process: %s", printable(text, " "))
 
     def close(self) -> None:
-        """Log the last line, if it had no end, and how much was not logged."""
+        """Log an incomplete last line, and how many bytes were not logged."""
         if self._part:
             self._say(self._part)
         if self._unlogged_bytes:

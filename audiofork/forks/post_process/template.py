@@ -1,12 +1,11 @@
-"""How values of channel variables come into a post-process command, so that no shell reads them.
+"""Puts values of channel variables into a post-process command, so that no shell executes them.
 
-In a command of the configuration each `^{NAME}` is replaced within its argument, and no shell has
-a part in it. In a shell command a value is never a part of the text: each `^{NAME}` becomes a
-reference to an environment variable, quoted for the place where it stands, and a shell does not
-read the result of such a reference as syntax. So a value can hold anything; it arrives as it is,
-within one argument. Where that shell itself would read it once more (as a command's name, in
-`eval`, in arithmetic and their like) the command is refused. What other programs make of their
-arguments is theirs.
+In a command of the configuration each `^{NAME}` is replaced within its argument; no shell is used.
+In a shell command a value is never part of the text. Each `^{NAME}` becomes a reference to an
+environment variable, with the quotes that its place needs, and a shell does not read the value of
+a quoted reference as syntax. So a value may contain anything and arrives unchanged, in one
+argument. If the shell itself would evaluate it again (as the name of a command, in `eval`, in
+arithmetic and so on) the command is refused. What other programs do with it is not checked.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from audiofork.placeholders import MAX_NAMES, PLACEHOLDER, filled, names_in
 
 SHELL = "/bin/sh"
 MAX_COMMAND_BYTES = 4096
-VARIABLE = "AUDIOFORK_VAR_{}"  # from 1, in the order of `names`
+VARIABLE = "AUDIOFORK_VAR_{}"  # numbered from 1, in the order of `names`
 
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=", re.ASCII)
 _SIMPLE_EXPANSION = re.compile(r"\$(\{\w+\}|\w|[?$!#@*-])?", re.ASCII)
-_MARK = "\0"  # stands for a reference in a word; no command has this character
+_MARK = "\0"  # represents a reference in a word; no command contains this character
 
-# What may stand before the name of a command.
+# Words that may precede the name of a command.
 _BEFORE_COMMAND = frozenset(
     "! { } if then elif else while until do time exec command builtin env nohup nice".split()
 )
-# What a shell itself has to read an argument as program or arithmetic.
+# Commands by which the shell itself evaluates an argument as program or arithmetic.
 _EVALUATORS = frozenset("eval let [[ declare typeset local readonly read unset".split())
 _EVALUATING_BUILTINS = frozenset(". source alias trap getopts mapfile readarray enable".split())
 
@@ -42,8 +41,8 @@ class PostProcess:
     Attributes:
         argv: The program and its arguments.
         names: The channel variables or functions to read, in order, each once.
-        by_environment: The values are environment variables, which a script refers to; else each
-            stands in `argv` in place of its `^{NAME}`.
+        by_environment: Whether the values are passed as environment variables, which a script
+            refers to; else each replaces its `^{NAME}` in `argv`.
     """
 
     argv: tuple[str, ...]
@@ -51,13 +50,13 @@ class PostProcess:
     by_environment: bool = False
 
     def arguments(self, values: Mapping[str, str]) -> list[str]:
-        """Return the program and its arguments for some values."""
+        """Return the program and its arguments, for these values."""
         if self.by_environment:
             return list(self.argv)
         return [filled(word, values) for word in self.argv]
 
     def environment(self, values: Mapping[str, str]) -> dict[str, str]:
-        """Return what of some values goes into the environment."""
+        """Return the environment variables for these values."""
         if not self.by_environment:
             return {}
         numbered = enumerate(self.names, 1)
@@ -74,10 +73,10 @@ def _script(text: str, names: tuple[str, ...] = ()) -> PostProcess:
 
 
 def prepare(command: str) -> PostProcess:
-    """Turn a command with `^{NAME}` in it into a script that refers to values.
+    """Turn a shell command with `^{NAME}` into a script that refers to environment variables.
 
     Raises:
-        RequestRefused: It cannot be made safe; the text says what is in the way.
+        RequestRefused: It cannot be made safe; the text says why.
     """
     if not command.isprintable():
         raise _refused("control characters are not allowed")
@@ -98,10 +97,10 @@ def _refused(why: str) -> RequestRefused:
 
 
 class _Scanner:
-    """Goes through a command as a shell would, and puts references in.
+    """Parses a command as a shell would, and inserts the references.
 
-    Only that a value arrives whole depends on what is understood here, never that it is not
-    executed: the script gets nothing but names of environment variables.
+    If it parsed a command wrongly, a value might be split into several arguments. It would still
+    not be executed, because the script contains only names of environment variables.
     """
 
     def __init__(self, text: str) -> None:
@@ -128,7 +127,7 @@ class _Scanner:
         return self._text.startswith(starts, self._at)
 
     def _take(self, count: int = 1) -> str:
-        """Move on, with what is passed put into the script."""
+        """Copy the next characters to the script and move past them; return them."""
         taken = self._text[self._at : self._at + count]
         self._text_out.append(taken)
         self._at += count
@@ -138,11 +137,11 @@ class _Scanner:
         self._word = (self._word or "") + text
 
     def _commands(self, *, nested: bool) -> None:
-        """Scan a list of commands, up to the end or to the parenthesis that closes it."""
+        """Scan a list of commands, up to the end or its closing parenthesis."""
         depth = 0
         while self._at < len(self._text):
             if self._sees("#") and self._word is None:
-                break  # a comment goes to the end of the line, and there is one line
+                break  # a comment: the command has only one line, so it goes to the end
             if self._sees(")") and nested and not depth:
                 self._end_command(nested=True)
                 return
@@ -227,7 +226,7 @@ class _Scanner:
         self._add(self._take(2)[1:])
 
     def _expansion(self) -> None:
-        """Scan what begins with a dollar or is in backquotes."""
+        """Scan an expansion: it begins with a dollar or a backquote."""
         if self._sees("`", "$((", "$["):
             raise _refused("no ^{...} together with backquotes or arithmetic; $( ) is possible")
         if self._sees("$("):
@@ -277,7 +276,7 @@ class _Scanner:
 
 
 def _check_command(words: list[str]) -> None:
-    """Refuse a simple command that would have the shell read a value as a program."""
+    """Refuse a simple command that would make the shell evaluate a value as a program."""
     skipped = 0
     while skipped < len(words) and _is_before_command(words[skipped], skipped):
         skipped += 1

@@ -1,4 +1,4 @@
-"""What each format of a fork's WebSocket messages has to say."""
+"""The interface of a format of WebSocket messages, and what messages can mean."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Message = bytes | str
 
 @dataclass(frozen=True, slots=True)
 class Dtmf:
-    """The channel's party has pressed a key.
+    """The channel's party pressed a key.
 
     Attributes:
         digit: 0 to 9, *, #, A to D.
@@ -24,12 +24,12 @@ class Dtmf:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """The server's audio has been played up to a place that the server has named."""
+    """The server's audio was played up to a mark that the server has set."""
 
     name: str
 
 
-# What happens in a call beside its audio, and is told to the server.
+# What happens in a call, apart from audio, and is reported to the server.
 Event = Dtmf | Mark
 
 
@@ -49,8 +49,8 @@ class Command:
     """The server wants something done.
 
     Attributes:
-        name: What: "mark" or "clear", say.
-        value: What with; empty where the name says it all.
+        name: The command, for example "mark" or "clear".
+        value: Its argument; empty if it has none.
     """
 
     name: str
@@ -59,35 +59,35 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The server sends a text for whoever listens to the fork's events."""
+    """The server sends a text for the readers of the fork's events."""
 
     text: str
 
 
-# What a message of the server means; None: nothing that concerns us.
+# What a message of the server means; None: the message is ignored.
 Meaning = Audio | Command | Text | None
 
 
 class MessageFormat(ABC):
-    """Decides what goes over the WebSocket of one fork, and what a message of the server means.
+    """Encodes the messages of one fork, and decodes the messages of its server.
 
-    It does no I/O and keeps its own counters, of messages, say. Owned by the fork's sink; an
+    It does no I/O and keeps its own counters, for example of messages. Owned by the fork's sink; an
     instance serves all connections of one fork, one after the other, and no other fork.
 
-    Frames are numbered from 0 on as the fork brings them. Those that are lost have numbers, too,
-    so 20 ms times the number is the time of a frame since the fork began. A connection that
-    breaks gives back what its server has not acknowledged: the same frames and events are then
-    asked for again, after the opening of the next connection.
+    Frames are numbered from 0 in the order in which the fork brings them. Lost frames have numbers
+    too, so 20 ms times the number is the time of a frame since the fork began. When a connection
+    breaks, the frames and events that its server has not acknowledged are encoded again, after the
+    opening of the next connection.
 
     Attributes:
-        is_verbatim: A message of audio is binary and consists of its frames as they are. A frame
-            that is a message of its own is then sent without a call of `audio()`.
+        is_verbatim: Whether a message of audio is binary and is just its frames. A message of one
+            frame is then sent without a call of `audio()`.
     """
 
     is_verbatim: ClassVar[bool] = False
 
     def opening(self) -> Sequence[Message]:
-        """Return what a server gets first, over each connection anew."""
+        """Return the first messages on each connection."""
         return ()
 
     @abstractmethod
@@ -96,25 +96,26 @@ class MessageFormat(ABC):
 
         Args:
             frames: 20 ms of slin each, all of the same size.
-            number: That of the first of them.
+            number: The number of the first of them.
         """
 
     def event(self, event: Event, number: int) -> Sequence[Message]:  # noqa: ARG002 (for others)
-        """Return the messages of an event; none where the format has no word for it.
+        """Return the messages of an event; none if the format has no message for it.
 
         Args:
-            number: That of the frame before which the event came.
+            event: The event.
+            number: The number of the frame that follows the event.
         """
         return ()
 
     def closing(self, reason: str) -> Sequence[Message]:  # noqa: ARG002 (for others)
-        """Return what a server gets last, before the close frame with the same reason."""
+        """Return the last messages, before the close frame with the same reason."""
         return ()
 
     @abstractmethod
     def meaning(self, message: Message) -> Meaning:
-        """Return what a message of the server means; never raises, whatever it holds."""
+        """Return what a message of the server means; never raises."""
 
     def payload_bytes(self, frame_bytes: int) -> int:
-        """Return about how long the message of one frame is; the latency budget follows from it."""
+        """Return the approximate bytes of a message of one frame, for the latency budget."""
         return frame_bytes

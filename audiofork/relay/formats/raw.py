@@ -1,4 +1,4 @@
-"""The format of app_audiofork: binary messages of slin, and nothing else."""
+"""The format of app_audiofork: binary messages of slin only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from audiofork.relay.formats.base import Meaning, Message, MessageFormat, Text
 
 
 class RawFormat(MessageFormat):
-    """Frames as they are. A text of the server is a text; its binary messages mean nothing."""
+    """Sends frames unchanged. Passes the server's text messages on; ignores binary ones."""
 
     is_verbatim: ClassVar[bool] = True
 
