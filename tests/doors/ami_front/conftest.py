@@ -1,4 +1,4 @@
-"""Runs every asynchronous test here on both event loops."""
+"""Runs every asynchronous test here on the event loop that the daemon runs on."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ import uvloop
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    return {"uvloop": uvloop.new_event_loop}
