@@ -51,7 +51,7 @@ from tests.relay.peers import HANGUP, Leg, numbered, until
 
 TIMEOUT_S = 30  # a busy machine may take long to start Python
 CONFIG = Config(
-    audiosocket=AudioSocketConfig(listen=Address("127.0.0.1", 0)), relay=RelayConfig(workers=2)
+    audiosocket=AudioSocketConfig(listen=Address("127.0.0.1", 0)), relay=RelayConfig(workers=1)
 )
 IMPLEMENTATIONS: dict[str, Callable[[Config, SendReport], Relay]] = {
     "inline": InlineRelay,
