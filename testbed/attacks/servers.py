@@ -36,13 +36,15 @@ MODES += TLS_FLOODS
 @ATTACKS
 async def floods(scene: Scene) -> list[Finding]:
     """One server does each kind of harm for 30 s at full speed beside 20 forks; one worker."""
-    return [one for mode in MODES for one in await _beside(scene, mode, workers=1)]
+    modes: list[str] = scene.options.modes
+    return [one for mode in modes for one in await _beside(scene, mode, workers=1)]
 
 
 @ATTACKS
 async def floods_two_workers(scene: Scene) -> list[Finding]:
     """As `floods`, with two workers."""
-    return [one for mode in MODES for one in await _beside(scene, mode, workers=2)]
+    modes: list[str] = scene.options.modes
+    return [one for mode in modes for one in await _beside(scene, mode, workers=2)]
 
 
 async def _beside(scene: Scene, mode: str, *, workers: int) -> list[Finding]:
