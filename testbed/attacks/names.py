@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from audiofork.doors.ami_events import ANSWERS_TO_ORIGIN
 from testbed.attacks import ATTACKS
 from testbed.crowd import Caller, Crowd, became, place_call, start_fork, whole
 from testbed.daemon import Daemon
@@ -105,6 +106,7 @@ ELSEWHERE = (
 )
 BAD = ("pipe", "big.pem", "garbage.pem", "folder", "missing.pem")
 ROUNDS = 10
+PACE_S = 1.2 / ANSWERS_TO_ORIGIN  # more than these in a second get no answer
 ANSWER_LIMIT_S = 1.0
 GONE_PORT = 1  # nobody listens there, and nobody gets that far
 
@@ -160,8 +162,10 @@ async def _refusal(scene: Scene, caller: Caller, path: str) -> tuple[float, str]
     url = f"wss://127.0.0.1:{GONE_PORT}/"
     action_id = start_fork(scene.ami, caller.channel, url, f"D(in)T(cert={path})")
     failed = await scene.ami.wait_user_event("AudioForkFailed", ActionID=action_id)
+    took_s = time.monotonic() - began
     text = failed.get("Detail") or failed["Reason"]
-    return time.monotonic() - began, text.replace(path, "...")
+    await asyncio.sleep(PACE_S)
+    return took_s, text.replace(path, "...")
 
 
 def _judged(
