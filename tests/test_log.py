@@ -18,20 +18,11 @@ from audiofork.log import (
     without_credentials,
     without_query,
 )
+from tests.told_clock import Clock
 
 FORK_ID = "3f2a91c0-d1e8-4c52-9a7b-0123456789ab"
 LIBRARIES = ("asyncio", "panoramisk", "websockets")
 logger = logging.getLogger("audiofork.test")
-
-
-class Clock:
-    """A clock that goes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture

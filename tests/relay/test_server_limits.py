@@ -23,14 +23,7 @@ from audiofork.relay.server_limits import (
     Limit,
     LimitedProtocol,
 )
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from tests.told_clock import Clock
 
 
 @pytest.fixture
