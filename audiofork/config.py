@@ -54,7 +54,7 @@ def _option(
 
 @dataclass(frozen=True)
 class AsteriskConfig:
-    """The link to Asterisk's manager interface (AMI)."""
+    """The connection to Asterisk's manager interface (AMI)."""
 
     host: str = _option("127.0.0.1", text, "Where Asterisk's manager interface listens.")
     port: int = _option("5038", whole(1, 65535), "Its port; 5039 is usual with tls.")
@@ -68,7 +68,7 @@ class AsteriskConfig:
     ping_interval: float = _option(
         "10",
         number(1, 3600),
-        "Seconds between two checks of the link; it is given up after two without an answer.",
+        "Seconds between two checks of the connection; it is given up after two without an answer.",
     )
     tap: str = _option(
         "auto",
@@ -95,7 +95,7 @@ class AsteriskConfig:
 
 @dataclass(frozen=True)
 class AriConfig:
-    """The link to Asterisk's REST interface (ARI)."""
+    """The connection to Asterisk's REST interface (ARI)."""
 
     url: str = _option(
         "",
@@ -123,7 +123,7 @@ class AriConfig:
     ping_interval: float = _option(
         "10",
         number(1, 3600),
-        "Seconds between two checks of the link; it is given up after two without an answer.",
+        "Seconds between two checks of the connection; it is given up after two without an answer.",
     )
 
 

@@ -187,7 +187,7 @@ class Daemon:
         notify(f"STATUS={self.ami.status}")
         for fault in known_faults(self.ami.version):
             log.warning("Asterisk %s: %s", self.ami.version, fault)
-        await self.forks.on_link_up()
+        await self.forks.on_login()
 
     async def _shut_down(self) -> None:
         """Refuse new forks, end the running ones, close their servers; log off from AMI last."""

@@ -249,7 +249,7 @@ async def killed(scene: Scene) -> list[Finding]:
 
 
 def _kill_and_start(daemon: Daemon) -> tuple[float, float, float]:
-    """Return when it was killed, was started, and had its link to Asterisk."""
+    """Return when it was killed, was started, and had its connection to Asterisk."""
     killed_at = time.monotonic()
     daemon.kill()
     started_at = time.monotonic()
@@ -272,7 +272,7 @@ def _taken_up(
             name,
             "all resumed within 2 s of the start",
             f"{len(again)}, the last after {last_s:.2f} s, of which {ready_at - started_at:.2f} s "
-            "to the link to Asterisk",
+            "to the connection to Asterisk",
             len(again) == len(all_of_it) and last_s <= 2,
         ),
         Finding(

@@ -370,7 +370,7 @@ class FakeAri:
     """
 
     def __init__(self) -> None:
-        self.status = "no link to ARI"
+        self.status = "no connection to ARI"
         self.settle_timeouts: list[float] = []
         self.first_attempt = asyncio.Event()
         self.first_attempt.set()
@@ -393,7 +393,7 @@ class FakeAri:
         else:
             self._up.clear()
             for started in self._starting.values():
-                started.set_exception(AriUnavailable("the link to ARI was lost"))
+                started.set_exception(AriUnavailable("the connection to ARI was lost"))
 
     @property
     def starting_ids(self) -> list[str]:
@@ -730,7 +730,7 @@ class Rig:
         return command
 
     async def stop(self, *, keep: bool = False) -> None:
-        """Stop as the daemon does, up to the link to Asterisk."""
+        """Stop as the daemon does, up to the connection to Asterisk."""
         await self.forks.shut_down(keep=keep)
         await self.user_events.finish()
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 from audiofork.asterisk.ami_protocol import Event, Protocol
-from audiofork.asterisk.reconnecting import KeptLink
+from audiofork.asterisk.reconnecting import ReconnectingClient
 from audiofork.asterisk.snapshots import Headers
 from audiofork.asterisk.versions import UNKNOWN, Version
 from audiofork.config import AsteriskConfig
@@ -35,7 +35,7 @@ LOGIN_RETRY_S = 60.0
 OnError = Callable[[AmiError], None]
 
 
-class Ami(KeptLink):
+class Ami(ReconnectingClient):
     """The AMI connection; `run()` opens it, and opens it again when it is lost.
 
     Owned by the daemon. `on_event` is called with each event; `on_up` is awaited after each login.
@@ -63,12 +63,12 @@ class Ami(KeptLink):
         self._config = config
         self._on_event = on_event
         self._on_up = on_up
-        self._link: _Link | None = None
+        self._connection: _AmiConnection | None = None
         self.version = UNKNOWN
         self.asterisk_started = ""
 
     def _is_up(self) -> bool:
-        return self._link is not None
+        return self._connection is not None
 
     def take_secret(self, secret: str) -> None:
         """Use another secret from the next login on; an open connection stays open."""
@@ -106,9 +106,9 @@ class Ami(KeptLink):
     async def _send(
         self, name: str, headers: Iterable[tuple[str, str]], *, as_list: bool, action_id: str = ""
     ) -> Any:
-        if self._link is None:
+        if self._connection is None:
             raise AmiUnavailable(self.status)
-        return await self._link.send(name, headers, as_list=as_list, action_id=action_id)
+        return await self._connection.send(name, headers, as_list=as_list, action_id=action_id)
 
     async def ask_version(self) -> Version:
         """Return the version of Asterisk; UNKNOWN if this user may not ask.
@@ -124,9 +124,9 @@ class Ami(KeptLink):
     def post(self, name: str, headers: Iterable[tuple[str, str]], on_error: OnError) -> None:
         """Send an action now, without waiting; call `on_error` if it fails."""
         try:
-            if self._link is None:
+            if self._connection is None:
                 raise AmiUnavailable(self.status)
-            answered = self._link.start(name, headers)
+            answered = self._connection.start(name, headers)
         except AmiError as exc:
             on_error(exc)
             return
@@ -138,10 +138,10 @@ class Ami(KeptLink):
         The event has an ActionID only if `headers` has one. That is the requester's ActionID, so
         the answer cannot be matched to this action. An error in the answer is logged.
         """
-        if self._link is None:
+        if self._connection is None:
             log.warning("event %s is lost: %s", name, self.status)
             return
-        self._link.write([("Action", "UserEvent"), ("UserEvent", name), *headers])
+        self._connection.write([("Action", "UserEvent"), ("UserEvent", name), *headers])
 
     async def log_off(self) -> None:
         """Log off; when this returns, Asterisk has executed all earlier actions.
@@ -163,20 +163,20 @@ class Ami(KeptLink):
             # ValueError: the configured host is not a valid name, or the secret is too long.
             except (OSError, TimeoutError, AmiError, ValueError) as exc:
                 where = f"{self._config.host}:{self._config.port}"
-                self._say(logging.WARNING, f"no link to Asterisk at {where}: {why(exc)}")
+                self._say(logging.WARNING, f"no connection to Asterisk at {where}: {why(exc)}")
                 await self._pause_longer()
 
     async def _connect_once(self) -> None:
         """Open and serve one connection; raise the exception that says why it ended."""
         self._begin_attempt()
-        link = _Link(self._config, self._guarded_event)
+        connection = _AmiConnection(self._config, self._guarded_event)
         try:
-            await link.open()
+            await connection.open()
             self.asterisk_started = ""  # requests may come before the answer to CoreStatus
-            self._link = link
+            self._connection = connection
             self._on_success()
             self.version = await self.ask_version()
-            self.asterisk_started = await self._started(link)
+            self.asterisk_started = await self._started(connection)
             self._say(logging.INFO, f"connected to Asterisk {self.version}")
             try:
                 await self._on_up()
@@ -184,14 +184,14 @@ class Ami(KeptLink):
                 log.warning("after the login to Asterisk: %s", exc)
             except Exception:
                 log.exception("a fault after the login to Asterisk")
-            await link.watch()
+            await connection.watch()
         finally:
-            self._link = None
-            link.close()
+            self._connection = None
+            connection.close()
 
-    async def _started(self, link: _Link) -> str:
+    async def _started(self, connection: _AmiConnection) -> str:
         try:
-            answer = await link.send("CoreStatus", [])
+            answer = await connection.send("CoreStatus", [])
         except AmiActionFailed:
             return ""
         return f"{answer.corestartupdate} {answer.corestartuptime}".strip()
@@ -218,14 +218,14 @@ async def connected(
     async def nothing_to_do() -> None: ...
 
     ami = Ami(config, on_event, nothing_to_do)
-    link = _Link(config, ami._guarded_event)
+    connection = _AmiConnection(config, ami._guarded_event)
     try:
-        await link.open()
-        ami._link = link
+        await connection.open()
+        ami._connection = connection
         yield ami
     finally:
-        ami._link = None
-        link.close()
+        ami._connection = None
+        connection.close()
 
 
 def _tell_error(name: str, on_error: OnError, answered: asyncio.Future[Any]) -> None:
@@ -239,7 +239,7 @@ def _tell_error(name: str, on_error: OnError, answered: asyncio.Future[Any]) -> 
         on_error(AmiActionFailed(name, str(answered.result().message)))
 
 
-class _Link:
+class _AmiConnection:
     """One AMI connection, from connect to close; never used again after it is lost."""
 
     def __init__(self, config: AsteriskConfig, on_event: Callable[[Event], None]) -> None:
@@ -285,7 +285,7 @@ class _Link:
             except TimeoutError:
                 async with asyncio.timeout(self._config.ping_interval):
                     await self.send("Ping", [])
-        raise AmiUnavailable("Asterisk closed the link")
+        raise AmiUnavailable("Asterisk closed the connection")
 
     def start(
         self,
@@ -305,7 +305,7 @@ class _Link:
         if action_id:
             pairs.append(("ActionID", action_id))
         if self._protocol is None or self._lost.is_set():
-            raise AmiUnavailable("the link to Asterisk is lost")
+            raise AmiUnavailable("the connection to Asterisk is lost")
         return self._protocol.ask(pairs, as_list=as_list)
 
     async def send(

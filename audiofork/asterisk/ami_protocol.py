@@ -285,7 +285,7 @@ class Protocol(AMIProtocol):  # type: ignore[misc]
         self.responses.clear()
         for action in unanswered:
             if not action.future.done():
-                action.future.set_exception(AmiUnavailable("the link to Asterisk was lost"))
+                action.future.set_exception(AmiUnavailable("the connection to Asterisk was lost"))
 
     # --- In ---
 

@@ -25,7 +25,7 @@ from urllib.parse import quote, urlencode
 import aiohttp
 import yarl
 
-from audiofork.asterisk.reconnecting import KeptLink
+from audiofork.asterisk.reconnecting import ReconnectingClient
 from audiofork.config import AriConfig
 from audiofork.errors import AriError, AriLoginRefused, AriRefused, AriUnavailable
 from audiofork.text import printable, why
@@ -51,7 +51,7 @@ def segment(text: str) -> str:
     return quote(text, safe="")
 
 
-class Ari(KeptLink):
+class Ari(ReconnectingClient):
     """Sends requests to ARI; `run()` keeps the event connection open.
 
     Owned by the daemon; `close()` ends it. Any task may send requests, also several at once. They
@@ -181,7 +181,7 @@ class Ari(KeptLink):
         if self._session is None:
             self._session = _new_session(self._config)
         if self._session.closed:
-            raise AriUnavailable("the link to ARI is closed")
+            raise AriUnavailable("the connection to ARI is closed")
         return self._session
 
     @contextlib.contextmanager
@@ -256,7 +256,7 @@ class Ari(KeptLink):
                 self._say(logging.ERROR, f"{exc}; next try in {REFUSED_RETRY_S:g} s")
                 await self._pause(REFUSED_RETRY_S)
             except AriError as exc:
-                self._say(logging.WARNING, f"no link to ARI at {self._config.url}: {exc}")
+                self._say(logging.WARNING, f"no connection to ARI at {self._config.url}: {exc}")
                 await self._pause_longer()
 
     def _say(self, level: int, status: str) -> None:
@@ -297,14 +297,14 @@ class Ari(KeptLink):
             if message.type is aiohttp.WSMsgType.ERROR:
                 raise AriUnavailable(printable(why(message.data), " "))
             self._on_event(message.data)
-        raise AriUnavailable("Asterisk closed the link")
+        raise AriUnavailable("Asterisk closed the connection")
 
     def _lose(self) -> None:
         """Raise AriUnavailable in all coroutines that wait for channels: none will come."""
         self._up.clear()
         for started in self._starting.values():
             if not started.done():
-                started.set_exception(AriUnavailable("the link to ARI was lost"))
+                started.set_exception(AriUnavailable("the connection to ARI was lost"))
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> None:
@@ -396,6 +396,6 @@ def _reason(exc: Exception) -> str:
 def _of_handshake(status: int) -> str:
     """Return the text for a refused event connection: aiohttp does not keep Asterisk's own."""
     if status < 400:
-        return "no event link; check [ari] url"
+        return "no event connection; check [ari] url"
     hint = "; check [ari] url, and [general] enabled in ari.conf" if status == 404 else ""
     return http.client.responses.get(status, "no reason given") + hint

@@ -12,7 +12,7 @@ FIRST_RETRY_S = 0.5
 LONGEST_RETRY_S = 10.0
 
 
-class KeptLink:
+class ReconnectingClient:
     """A connection to Asterisk that is opened again whenever it is lost.
 
     Attributes:

@@ -40,7 +40,7 @@ TONE = 4321  # a sample value that differs from silence and from its own bytes s
 RESAMPLED_TONE = range(TONE - 43, TONE + 44)  # 1 %; but for the first frame it is 1 or 2 off
 LEG_TIMEOUT_S = 6.0  # the Originate's own limit is 5 s
 EVENT_TIMEOUT_S = 2.0
-LINK_TIMEOUT_S = 4.0  # of `Ari` it is 3 s
+READY_TIMEOUT_S = 4.0  # of `Ari` it is 3 s
 _TONE_FRAME = encode(Kind.SLIN, TONE.to_bytes(2, "little") * (FRAME_BYTES // 2))
 
 
@@ -360,7 +360,7 @@ class OneAddress:
 
 @contextlib.asynccontextmanager
 async def snooping(config: AriConfig, address: Address) -> AsyncIterator[tuple[Ari, SnoopTap]]:
-    """Have the daemon's own tap by ARI, with a link that is up or has failed; it brings legs here.
+    """Have the daemon's own tap by ARI, by a connection that is up or has failed.
 
     Its application has a name of its own. Asterisk would take the daemon's away from it, and with
     it the legs of its forks.
@@ -372,10 +372,10 @@ async def snooping(config: AriConfig, address: Address) -> AsyncIterator[tuple[A
     logging.getLogger(Ari.__module__).addHandler(logging.NullHandler())
     own = dataclasses.replace(config, app=f"{config.app}-check")
     async with Ari(own) as ari:
-        link = asyncio.create_task(ari.run())
+        running = asyncio.create_task(ari.run())
         try:
-            await ari.settled(LINK_TIMEOUT_S)
+            await ari.settled(READY_TIMEOUT_S)
             yield ari, SnoopTap(ari, own, OneAddress(address))
         finally:
-            link.cancel()
-            await asyncio.gather(link, return_exceptions=True)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)

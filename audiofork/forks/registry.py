@@ -231,7 +231,7 @@ class Forks:
         """Keep the forks of an earlier run until the next login, which resumes them."""
         self._recovery.entries = list(entries)
 
-    async def on_link_up(self) -> None:
+    async def on_login(self) -> None:
         """Reconcile the registry with Asterisk; called first after each login.
 
         Raises:

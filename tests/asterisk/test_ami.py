@@ -9,7 +9,7 @@ import pytest
 import trustme
 
 from audiofork.asterisk import ami as ami_module
-from audiofork.asterisk import reconnecting as kept_link
+from audiofork.asterisk import reconnecting
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.ami_protocol import (
     BridgeChanged,
@@ -35,7 +35,7 @@ RunAmi = Callable[..., AmiRun]
 
 @pytest.fixture(autouse=True)
 def short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_link, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(reconnecting, "FIRST_RETRY_S", 0.01)
 
 
 async def wait_until(condition: Callable[[], object]) -> None:
@@ -676,7 +676,7 @@ async def test_reconnect_backs_off_and_begins_anew_after_a_login(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(kept_link, "FIRST_RETRY_S", 0.5)
+    monkeypatch.setattr(reconnecting, "FIRST_RETRY_S", 0.5)
     gates = [asyncio.Event() for _ in range(8)]
     delays_s = record_pauses(monkeypatch, *gates)
     port = asterisk.port
@@ -686,8 +686,8 @@ async def test_reconnect_backs_off_and_begins_anew_after_a_login(
         gate.set()
     await wait_until(lambda: len(delays_s) == 7)
     assert delays_s == [0.5, 1, 2, 4, 8, 10, 10]
-    assert run.ami.status.startswith(f"no link to Asterisk at 127.0.0.1:{port}: ")
-    assert caplog.text.count("no link to Asterisk") == 1
+    assert run.ami.status.startswith(f"no connection to Asterisk at 127.0.0.1:{port}: ")
+    assert caplog.text.count("no connection to Asterisk") == 1
 
     await asterisk.start()
     gates[6].set()
@@ -695,8 +695,8 @@ async def test_reconnect_backs_off_and_begins_anew_after_a_login(
     asterisk.connections[-1].drop()
     await wait_until(lambda: len(delays_s) == 8)
     assert delays_s[-1] == 0.5
-    assert run.ami.status.endswith("Asterisk closed the link")
-    with pytest.raises(AmiUnavailable, match="Asterisk closed the link"):
+    assert run.ami.status.endswith("Asterisk closed the connection")
+    with pytest.raises(AmiUnavailable, match="Asterisk closed the connection"):
         await run.ami.action("Ping", [])
     gates[7].set()
     await run.up()
@@ -737,13 +737,13 @@ async def test_retry_now_during_an_attempt_that_fails_makes_another_at_once(
 async def test_retry_now_of_a_link_that_is_up_is_not_kept_for_later(
     asterisk: FakeAsterisk, run_ami: RunAmi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kept_link, "FIRST_RETRY_S", 60)
+    monkeypatch.setattr(reconnecting, "FIRST_RETRY_S", 60)
     run = run_ami()
     await run.up()
     await run.settled()
     run.ami.retry_now()
     asterisk.connections[-1].drop()
-    await wait_until(lambda: "closed the link" in run.ami.status)
+    await wait_until(lambda: "closed the connection" in run.ami.status)
     await asyncio.sleep(0.05)
     assert asterisk.count("Login") == 1
 
@@ -785,7 +785,7 @@ async def test_ca_file_that_is_missing_is_said_and_does_not_end_the_link(run_ami
 
 def _our_tasks() -> list[str]:
     names = [str(task.get_coro()) for task in asyncio.all_tasks()]
-    return [name for name in names if "Ami" in name or "_Link" in name]
+    return [name for name in names if "Ami" in name or "_AmiConnection" in name]
 
 
 @pytest.mark.parametrize("stage", ["login", "version", "up", "serving", "pause"])
@@ -812,10 +812,10 @@ async def test_cancelled_run_leaves_no_task_and_no_socket(
     if stage == "up":
         await entered.wait()
     if stage == "pause":
-        monkeypatch.setattr(kept_link, "FIRST_RETRY_S", 60)
+        monkeypatch.setattr(reconnecting, "FIRST_RETRY_S", 60)
         run.ami._waits = Backoff(60, 60)
         asterisk.connections[-1].drop()
-        await wait_until(lambda: "closed the link" in run.ami.status)
+        await wait_until(lambda: "closed the connection" in run.ami.status)
     await run.cancel()
     assert run.task.cancelled()
     assert _our_tasks() == []
@@ -902,7 +902,7 @@ async def test_tls_with_a_certificate_that_does_not_fit_is_refused_with_the_reas
         ca_file = str(tmp_path / "other.pem")
         trustme.CA().cert_pem.write_to_path(ca_file)
     run = run_ami(host=host, port=server.port, tls=True, ca_file=ca_file)
-    await wait_until(lambda: "no link" in run.ami.status)
+    await wait_until(lambda: "no connection" in run.ami.status)
     assert expected in run.ami.status
     await run.cancel()
     assert server.actions == []

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from audiofork.asterisk import ami_protocol
-from audiofork.asterisk import reconnecting as kept_link
+from audiofork.asterisk import ami_protocol, reconnecting
 from audiofork.asterisk.ami_protocol import (
     BridgeChanged,
     ChannelHangup,
@@ -30,7 +29,7 @@ from tests.control_plane import AmiRun, FakeAsterisk, block, raw_block
 
 @pytest.fixture(autouse=True)
 def short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_link, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(reconnecting, "FIRST_RETRY_S", 0.01)
 
 
 # --- Typed events --------------------------------------------------------------------------------
@@ -360,7 +359,7 @@ async def test_link_just_lost_takes_nothing_more(wire: Any) -> None:
     transport, run = wire
     writes = transport.writes
     transport.abort()
-    with pytest.raises(AmiUnavailable, match="the link to Asterisk is lost"):
+    with pytest.raises(AmiUnavailable, match="the connection to Asterisk is lost"):
         await run.ami.action("Ping", [])
     transport.protocol.connection_lost(None)  # as after a close from both sides
     assert transport.writes == writes

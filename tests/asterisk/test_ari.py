@@ -16,7 +16,7 @@ import trustme
 from aiohttp import WSCloseCode, web
 
 from audiofork.asterisk import ari as ari_module
-from audiofork.asterisk import reconnecting as kept_link
+from audiofork.asterisk import reconnecting
 from audiofork.asterisk.ari import Ari, segment
 from audiofork.backoff import Backoff
 from audiofork.config import AriConfig
@@ -37,7 +37,7 @@ class FakeAri:
         asked: Method and target of each request, as they were on the wire.
         bodies: What came with each.
         answers: What to do for a path, instead of what ARI would do.
-        links: The event links that were opened.
+        links: The event connections that were opened.
         answers_pings: Whether new links do.
     """
 
@@ -149,7 +149,7 @@ def password_in_no_log_line(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_link, "FIRST_RETRY_S", 0.01)
+    monkeypatch.setattr(reconnecting, "FIRST_RETRY_S", 0.01)
 
 
 @pytest.fixture
@@ -432,7 +432,7 @@ async def test_closed_twice_refuses_requests(server: FakeAri, ari: Ari) -> None:
     await ari.close()
     await ari.close()
     exc = await failure(ari.get("/a"), AriUnavailable)
-    assert str(exc) == "the link to ARI is closed"
+    assert str(exc) == "the connection to ARI is closed"
 
 
 async def test_rights_are_those_of_a_user_that_may_write(server: FakeAri, ari: Ari) -> None:
@@ -555,7 +555,7 @@ async def test_link_lost_while_channels_start_fails_each_and_is_no_link_for_othe
         async with asyncio.timeout(5):
             results = await asyncio.gather(a, b, return_exceptions=True)
     assert [type(result) for result in results] == [AriUnavailable, AriUnavailable]
-    assert str(results[0]) == "the link to ARI was lost"
+    assert str(results[0]) == "the connection to ARI was lost"
 
 
 async def test_channel_that_came_before_the_link_was_lost_has_come(
@@ -654,7 +654,7 @@ async def test_event_above_the_limit_ends_the_link_and_the_next_one_serves(
         await wait_until(a.done)
         assert isinstance(a.exception(), AriUnavailable)
     await wait_until(lambda: link.ready)
-    assert "no link to ARI at" in caplog.text
+    assert "no connection to ARI at" in caplog.text
     assert "exceeds limit" in caplog.text
 
 
@@ -720,7 +720,10 @@ async def test_link_lost_comes_back_with_its_filter_and_each_state_is_said_once(
         await server.send(starts("a"))
         await wait_until(a.done)
     assert levels(caplog) == [logging.WARNING, logging.INFO]
-    assert f"no link to ARI at http://127.0.0.1:{server.port}/ari: Asterisk closed" in caplog.text
+    assert (
+        f"no connection to ARI at http://127.0.0.1:{server.port}/ari: Asterisk closed"
+        in caplog.text
+    )
 
 
 async def test_pauses_grow_to_10_s_begin_anew_after_a_success_and_a_state_is_said_once(
@@ -729,7 +732,7 @@ async def test_pauses_grow_to_10_s_begin_anew_after_a_success_and_a_state_is_sai
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(kept_link, "FIRST_RETRY_S", 0.5)
+    monkeypatch.setattr(reconnecting, "FIRST_RETRY_S", 0.5)
     ari._waits = Backoff(0.5, 10)
     gates = [asyncio.Event() for _ in range(8)]
     delays_s = record_pauses(monkeypatch, *gates)
@@ -741,7 +744,9 @@ async def test_pauses_grow_to_10_s_begin_anew_after_a_success_and_a_state_is_sai
         await wait_until(lambda: len(delays_s) == 8)
         assert delays_s == [0.5, 1, 2, 4, 8, 10, 10, 10]
         assert levels(caplog) == [logging.WARNING]
-        assert ari.status.startswith(f"no link to ARI at http://127.0.0.1:{server.port}/ari: ")
+        assert ari.status.startswith(
+            f"no connection to ARI at http://127.0.0.1:{server.port}/ari: "
+        )
         await server.start(server.port)
         gates[7].set()
         await wait_until(lambda: ari.ready)
@@ -782,7 +787,7 @@ async def test_password_that_is_rotated_counts_from_the_next_request_and_event_l
     server: FakeAri, link: Ari
 ) -> None:
     link.take_password("rotated")
-    assert link.ready, "the event link goes on"
+    assert link.ready, "the event connection goes on"
     rotated = "Basic " + base64.b64encode(b"audiofork:rotated").decode()
     assert rotated not in server.headers
     await link.get("/asterisk/info")
@@ -815,7 +820,7 @@ async def test_link_refused_raises_without_the_password(
         pytest.param(
             "/ari/events",
             answer(200, "{}"),
-            "200: no event link; check [ari] url",
+            "200: no event connection; check [ari] url",
             id="link-is-none",
         ),
         pytest.param(
@@ -847,7 +852,7 @@ async def test_link_that_fails_to_come_up_says_why_once_and_is_tried_again(
     server.answers[path] = respond
     async with running(ari):
         await wait_until(lambda: server.count("GET /ari/events?app=audiofork") == 3)
-        assert ari.status == f"no link to ARI at http://127.0.0.1:{server.port}/ari: {said}"
+        assert ari.status == f"no connection to ARI at http://127.0.0.1:{server.port}/ari: {said}"
         assert not ari.ready
         assert levels(caplog) == [logging.WARNING]
         del server.answers[path]

@@ -88,7 +88,7 @@ async def test_start_refused_raises(ami: FakeAmi, tap: ChanSpyTap) -> None:
 
 @pytest.mark.parametrize(
     "exc",
-    [AmiTimeout("Originate: no answer within 5 s"), AmiUnavailable("the link is lost")],
+    [AmiTimeout("Originate: no answer within 5 s"), AmiUnavailable("the connection is lost")],
     ids=["timeout", "link"],
 )
 async def test_start_that_asterisk_may_have_heard_of_raises_that_it_is_uncertain(

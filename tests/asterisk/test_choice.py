@@ -7,7 +7,7 @@ import pytest
 
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.chanspy import ChanSpyTap
-from audiofork.asterisk.taps.choice import FIRST_LINK_TIMEOUT_S, Choice, Taps
+from audiofork.asterisk.taps.choice import FIRST_CONNECT_TIMEOUT_S, Choice, Taps
 from audiofork.asterisk.taps.snoop import SnoopTap
 from audiofork.asterisk.taps.ways import WAYS, Site, Way, Wish
 from audiofork.asterisk.versions import Version
@@ -19,7 +19,7 @@ from tests.control_plane import NAME, UNIQUEID, UNKNOWN_ID, Clock, FakeAmi, Fake
 
 NATIVE = "CHANNEL(audionativeformat)"
 SET_ARI = "set up [ari] (audiofork check tells how)"
-DOWN = "no link to ARI at http://127.0.0.1:8088/ari: Connection refused"
+DOWN = "no connection to ARI at http://127.0.0.1:8088/ari: Connection refused"
 APPLICATION, DIAL, SPY_HALF, SPY_IN, SPY_PAIRS, SPY_MIX = WAYS
 BOTH = Wish(Direction.BOTH)
 
@@ -159,7 +159,7 @@ async def test_fork_waits_a_moment_for_a_link_that_is_just_being_made(
     rig.ari.ready = False
     rig.ari.first_attempt.clear()
     choosing = asyncio.create_task(rig.taps().choose(UNIQUEID, BOTH, (16000, 8000)))
-    await clock.advance(FIRST_LINK_TIMEOUT_S - 0.1)
+    await clock.advance(FIRST_CONNECT_TIMEOUT_S - 0.1)
     assert not choosing.done()
     rig.ari.ready = ready
     rig.ari.first_attempt.set()
@@ -174,7 +174,7 @@ async def test_only_the_first_fork_waits_for_a_link_that_is_not_made(
     rig.ari.ready = False
     rig.ari.first_attempt.clear()
     choosing = asyncio.create_task(taps.choose(UNIQUEID, BOTH))
-    await clock.advance(FIRST_LINK_TIMEOUT_S)
+    await clock.advance(FIRST_CONNECT_TIMEOUT_S)
     await choosing
     await taps.choose(UNIQUEID, BOTH)
     assert len(rig.ari.settle_timeouts) == 1
@@ -186,7 +186,7 @@ async def test_fork_does_not_wait_longer_for_a_link_that_is_just_being_made(
     rig.ari.ready = False
     rig.ari.first_attempt.clear()
     choosing = asyncio.create_task(rig.taps().choose(UNIQUEID, BOTH))
-    await clock.advance(FIRST_LINK_TIMEOUT_S)
+    await clock.advance(FIRST_CONNECT_TIMEOUT_S)
     assert choosing.done()
     assert (await choosing).tap is rig.chanspy
 
@@ -433,7 +433,7 @@ async def test_sides_apart_are_refused_where_the_site_may_have_wideband(
     asked = "D(both), in and out treated apart" if wish.apart else f"D({wish.direction})"
     or_mixed = ", or mixes them" if wish.apart else ""
     assert text == (
-        f"{asked}: set up [ari] (audiofork check tells how); ChanSpy needs a site without wideband "
+        f"{asked}: set up [ari] (audiofork check tells how); ChanSpy needs a narrowband site "
         f"([asterisk] chanspy_pairs = narrowband){or_mixed}"
     )
 

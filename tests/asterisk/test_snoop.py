@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from audiofork.asterisk.taps.base import LegOrder, fork_id_of
-from audiofork.asterisk.taps.snoop import ENTER_TIMEOUT_S, LINK_TIMEOUT_S, SnoopTap
+from audiofork.asterisk.taps.snoop import ENTER_TIMEOUT_S, READY_TIMEOUT_S, SnoopTap
 from audiofork.asterisk.taps.ways import Connects
 from audiofork.config import Address, AriConfig
 from audiofork.errors import (
@@ -288,7 +288,7 @@ async def test_start_that_ari_does_not_answer_later_hangs_the_channel_up_and_is_
 async def test_start_waits_for_a_link_that_is_away(start: Start) -> None:
     start.ari.ready = False
     await start.begin()
-    await start.clock.advance(LINK_TIMEOUT_S - 0.1)
+    await start.clock.advance(READY_TIMEOUT_S - 0.1)
     assert start.paths == []
     start.ari.ready = True
     await start.clock.settle()
@@ -299,9 +299,9 @@ async def test_start_waits_for_a_link_that_is_away(start: Start) -> None:
 
 async def test_start_with_a_link_that_stays_away_is_uncertain(start: Start) -> None:
     start.ari.ready = False
-    start.ari.status = "no link to ARI at http://127.0.0.1:8088/ari: Connection refused"
+    start.ari.status = "no connection to ARI at http://127.0.0.1:8088/ari: Connection refused"
     await start.begin()
-    await start.clock.advance(LINK_TIMEOUT_S)
+    await start.clock.advance(READY_TIMEOUT_S)
     with pytest.raises(LegUncertain, match=f"^ARI: {start.ari.status}$"):
         start.result()
     assert start.paths == []
@@ -313,7 +313,7 @@ async def test_start_whose_link_is_lost_before_the_channel_enters_is_uncertain(
     await start.begin()
     start.ari.ready = False
     await start.clock.settle()
-    with pytest.raises(LegUncertain, match="^ARI: the link to ARI was lost$"):
+    with pytest.raises(LegUncertain, match="^ARI: the connection to ARI was lost$"):
         start.result()
     assert start.paths == [SNOOP]
     assert start.ari.deleted == [CHANNEL]
@@ -377,7 +377,7 @@ async def test_settle_waits_for_the_first_attempt_to_connect(
 def test_what_is_missing_is_the_link_s_own_status(ari: FakeAri, tap: SnoopTap) -> None:
     assert tap.missing == ""
     ari.ready = False
-    assert tap.missing == "no link to ARI"
+    assert tap.missing == "no connection to ARI"
 
 
 NAME = f"Snoop/{UNIQUEID}-00000001"

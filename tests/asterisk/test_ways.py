@@ -252,7 +252,7 @@ def test_all_that_speaks_against_a_way_is_told_in_the_order_of_its_rules() -> No
     assert SPY_PAIRS.all_against(Wish(OUT, 16_000), here) == [
         "is ruled out",
         "has 8000 Hz alone",
-        "needs a site without wideband ([asterisk] chanspy_pairs = narrowband)",
+        "needs a narrowband site ([asterisk] chanspy_pairs = narrowband)",
         "cannot keep in and out apart (no option D) on Asterisk 18.19.0",
     ]
     assert SPY_IN.all_against(Wish(OUT, 16_000), here) == ["has in alone"]
@@ -302,7 +302,7 @@ def test_in_alone_by_chanspy_is_whole_on_later_versions(version: str) -> None:
 
 # --- What people are told ------------------------------------------------------------------------
 
-WIDEBAND = "needs a site without wideband ([asterisk] chanspy_pairs = narrowband)"
+WIDEBAND = "needs a narrowband site ([asterisk] chanspy_pairs = narrowband)"
 
 
 @pytest.mark.parametrize(
@@ -368,8 +368,8 @@ def test_wish_tells_what_is_not_a_matter_of_course(wish: Wish, text: str) -> Non
         ),
         pytest.param(
             Wish(IN),
-            site("22.10.1", no_ari="the link is down", no_chanspy="is ruled out"),
-            "D(in): the link is down; ChanSpy is ruled out",
+            site("22.10.1", no_ari="the connection is down", no_chanspy="is ruled out"),
+            "D(in): the connection is down; ChanSpy is ruled out",
             id="snoop-alone",
         ),
     ],
@@ -380,7 +380,7 @@ def test_why_there_is_no_way_is_told_by_each_tap(wish: Wish, here: Site, text: s
 
 
 SET_ARI = "set up [ari] (audiofork check tells how)"
-LINK_DOWN = "no link to ARI at http://127.0.0.1:8088/ari: Connection refused"
+LINK_DOWN = "no connection to ARI at http://127.0.0.1:8088/ari: Connection refused"
 
 
 @pytest.mark.parametrize("no_chanspy", ["", "is ruled out ([asterisk] tap = snoop)"])
@@ -485,7 +485,7 @@ def test_ways_for_a_site_tell_what_each_needs_and_what_speaks_against_it() -> No
         "   needs: [asterisk] tap is not snoop; 8000 Hz; [asterisk] chanspy_pairs = narrowband, no "
         "wideband in the call; option D (18.22, 20.7, 21.2, 22 or later); option o loses frames "
         "(before 18.25, 20.10, 21.5, 22)",
-        "   here: no: needs a site without wideband ([asterisk] chanspy_pairs = narrowband)",
+        "   here: no: needs a narrowband site ([asterisk] chanspy_pairs = narrowband)",
         "4. chanspy, in alone (option o): in",
         "   needs: [asterisk] tap is not snoop; 8000 Hz",
         "   here: yes",
@@ -494,7 +494,7 @@ def test_ways_for_a_site_tell_what_each_needs_and_what_speaks_against_it() -> No
         "5. chanspy, in and out side by side (option D): out, both, stereo",
         "   needs: [asterisk] tap is not snoop; 8000 Hz; [asterisk] chanspy_pairs = narrowband, no "
         "wideband in the call; option D (18.22, 20.7, 21.2, 22 or later)",
-        "   here: no: needs a site without wideband ([asterisk] chanspy_pairs = narrowband)",
+        "   here: no: needs a narrowband site ([asterisk] chanspy_pairs = narrowband)",
         "6. chanspy, in and out mixed by Asterisk: both",
         "   needs: [asterisk] tap is not snoop; 8000 Hz; volume and mute the same for in and out",
         "   here: yes",

@@ -128,7 +128,7 @@ async def test_asterisk_that_goes_meanwhile_is_unreachable(asterisk: SpiedAsteri
     asterisk.answers["Getvar"] = drop
     outcome, findings = await findings_of(configured(asterisk))
     assert outcome == 4
-    assert "the link to Asterisk was lost" in failures(findings)[0]
+    assert "the connection to Asterisk was lost" in failures(findings)[0]
 
 
 async def test_certificate_that_is_not_trusted_is_unreachable_and_names_ca_file() -> None:
@@ -315,7 +315,7 @@ async def test_link_that_does_not_come_up_is_a_fault_that_names_the_modules(
 ) -> None:
     ari.answers[path] = answer(404, '{"message": "Resource not found"}')
     found = await ari_fault(asterisk, ari_section(ari))
-    assert found.text.startswith("snoop: no link to ARI at http://127.0.0.1:")
+    assert found.text.startswith("snoop: no connection to ARI at http://127.0.0.1:")
     assert 'asterisk -rx "module load res_ari_events.so"' in found.remedy
     assert 'asterisk -rx "module load res_ari_applications.so"' in found.remedy
 

@@ -76,14 +76,14 @@ async def test_bridged_only_on_a_channel_that_goes_before_its_status_is_refused(
         await asked
 
 
-async def test_link_up_catches_up_with_bridges(rig: Rig) -> None:
+async def test_login_catches_up_with_bridges(rig: Rig) -> None:
     fork_id = await rig.stream(options="b")
     await rig.stream(channel="PJSIP/200-0000002b")
     rig.ami.bridged = {UNIQUEID, "2.2"}
-    await rig.forks.on_link_up()
+    await rig.forks.on_login()
     assert rig.sent[2:] == [SetGate(fork_id, True)]
     rig.ami.channels.clear()
-    await rig.forks.on_link_up()
+    await rig.forks.on_login()
     assert len(rig.sent) == 3
 
 
@@ -178,7 +178,7 @@ async def test_wideband_that_came_while_the_link_was_away_is_found_after_the_log
 ) -> None:
     fork_id = await narrow.stream()
     narrow.taps.wide_in[UNIQUEID] = "slin16"
-    await narrow.forks.on_link_up()
+    await narrow.forks.on_login()
     await narrow.clock.settle()
     assert narrow.ends == [EndFork(fork_id, EndReason.LEG_FAILED, why_wide("slin16"))]
 

@@ -243,9 +243,9 @@ async def test_relay_process_that_dies_on_hold_has_the_legs_asked_for_once(patie
 async def test_fork_does_not_wait_for_the_end_of_a_hold_that_may_have_been_missed(
     patient: Rig,
 ) -> None:
-    """The link to Asterisk was away, and nobody can be asked who holds."""
+    """The connection to Asterisk was away, and nobody can be asked who holds."""
     fork_id = await patient.start()
-    await patient.forks.on_link_up()
+    await patient.forks.on_login()
     await patient.clock.settle()
     assert patient.tap.started == [(fork_id, UNIQUEID)]
 

@@ -153,7 +153,7 @@ async def test_leg_that_asterisk_lists_is_there_though_it_does_not_answer_for_it
 @pytest.mark.parametrize(
     "exc",
     [
-        AmiUnavailable("the link is lost"),
+        AmiUnavailable("the connection is lost"),
         AmiTimeout("CoreShowChannels: no answer within 5 s"),
         AmiActionFailed("CoreShowChannels", "Permission denied"),
     ],
@@ -269,7 +269,7 @@ async def test_new_login_forgets_the_legs_that_are_gone_and_sweeps_none_of_the_o
 ) -> None:
     gone, stays = await end_one(stuck) + await end_one(stuck)
     del stuck.ami.channels[gone]
-    await stuck.forks.on_link_up()
+    await stuck.forks.on_login()
     assert stuck.forks._leaving.ids == [stays]
     assert stuck.taps.kept[-1] == {stays}
     await go(stuck, stays)

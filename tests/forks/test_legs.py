@@ -90,7 +90,7 @@ async def test_leg_that_asterisk_may_have_heard_of_is_waited_for(
 
 
 async def test_leg_that_asterisk_has_not_heard_of_fails_the_fork_in_time(rig: Rig) -> None:
-    rig.tap.fault = LegUncertain("the link is lost")
+    rig.tap.fault = LegUncertain("the connection is lost")
     fork_id = await rig.start()
     await rig.clock.advance(LEG_TIMEOUT_S)
     assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, "the leg did not connect")]
@@ -640,10 +640,10 @@ async def test_losses_of_two_legs_are_counted_apart(two: Rig) -> None:
     assert await states(two) == ["streaming"]
 
 
-async def test_link_up_keeps_both_legs_and_no_earlier_one(two: Rig) -> None:
+async def test_login_keeps_both_legs_and_no_earlier_one(two: Rig) -> None:
     fork_id = await two.stream()
     await lose_part(two, fork_id, IN)
-    await two.forks.on_link_up()
+    await two.forks.on_login()
     first, out, new = two.tap.legs
     assert two.taps.kept == [{out, new}]
 
@@ -876,11 +876,11 @@ async def test_leg_hung_up_before_it_connects_with_the_link_away_waits_for_the_l
     two: Rig,
 ) -> None:
     fork_id = await two.start()
-    two.ami.faults["Getvar"] = AmiUnavailable("the link is lost")
+    two.ami.faults["Getvar"] = AmiUnavailable("the connection is lost")
     two.forks.on_event(ChannelHangup(two.tap.legs[0]))
     await two.clock.advance(1)
     assert two.ends == []
     del two.ami.faults["Getvar"]
-    await two.forks.on_link_up()
+    await two.forks.on_login()
     await two.clock.advance(LEG_LOSS_GRACE_S)
     assert two.ends == [EndFork(fork_id, EndReason.LEG_FAILED, two.tap.early_hangup_detail)]

@@ -70,7 +70,7 @@ ENTRY = Entry(
 async def resume(rig: Rig, *entries: Entry) -> None:
     rig.journal.entries = {entry.fork_id: entry for entry in entries}
     rig.forks.resume_after_login(entries)
-    await rig.forks.on_link_up()
+    await rig.forks.on_login()
     await rig.clock.settle()
 
 
@@ -358,9 +358,9 @@ async def test_forks_of_an_earlier_run_wait_until_asterisk_can_be_asked(rig: Rig
         await resume(rig, ENTRY)
     assert rig.journal.entries == {UNKNOWN_ID: ENTRY}
     del rig.ami.faults["CoreShowChannels"]
-    await rig.forks.on_link_up()
+    await rig.forks.on_login()
     assert rig.live == [UNKNOWN_ID]
-    await rig.forks.on_link_up()
+    await rig.forks.on_login()
     assert rig.live == [UNKNOWN_ID]
 
 
@@ -410,7 +410,7 @@ async def test_link_lost_while_forks_are_resumed_leaves_the_rest_for_the_next_lo
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    rig.taps.faults["2.2"] = AmiUnavailable("the link is lost")
+    rig.taps.faults["2.2"] = AmiUnavailable("the connection is lost")
     third = replace(ENTRY, fork_id=str(uuid.uuid4()))
     with pytest.raises(AmiUnavailable):
         await resume(rig, ENTRY, OTHER, third)
@@ -418,7 +418,7 @@ async def test_link_lost_while_forks_are_resumed_leaves_the_rest_for_the_next_lo
     assert len(rig.journal.entries) == 3
     assert rig.ami.events == []
     del rig.taps.faults["2.2"]
-    await rig.forks.on_link_up()
+    await rig.forks.on_login()
     await rig.clock.settle()
     assert rig.live == [UNKNOWN_ID, OTHER.fork_id, third.fork_id]
     assert [leg.fork_id for leg in rig.tap.orders] == rig.live
@@ -476,11 +476,11 @@ async def test_fork_of_an_earlier_run_with_one_side_muted_is_not_resumed_if_all_
     assert rig.last_event[1]["Reason"] == "stopped"
 
 
-# --- The link to Asterisk is away, and back ------------------------------------------------------
+# --- The connection to Asterisk is away, and back ------------------------------------------------
 
 
 async def lose_link_and_leg(rig: Rig, fork_id: str) -> None:
-    rig.ami.faults["Getvar"] = AmiUnavailable("the link is lost")
+    rig.ami.faults["Getvar"] = AmiUnavailable("the connection is lost")
     await rig.lose_leg(fork_id)
     await rig.clock.advance(ASTERISK_AWAY_S - 1)
     assert rig.ends == []
@@ -490,7 +490,7 @@ async def lose_link_and_leg(rig: Rig, fork_id: str) -> None:
 async def test_leg_lost_with_the_link_is_replaced_when_the_link_is_back(rig: Rig) -> None:
     fork_id = await rig.stream()
     await lose_link_and_leg(rig, fork_id)
-    await rig.forks.on_link_up()
+    await rig.forks.on_login()
     await rig.clock.advance(LEG_LOSS_GRACE_S)
     assert len(rig.expected) == 2
     rig.forks.on_report(LegAttached(fork_id, PAIRS))
@@ -502,7 +502,7 @@ async def test_leg_lost_with_the_link_and_the_channel_is_a_hangup(rig: Rig) -> N
     fork_id = await rig.stream()
     await lose_link_and_leg(rig, fork_id)
     del rig.ami.channels[UNIQUEID]
-    await rig.forks.on_link_up()
+    await rig.forks.on_login()
     await rig.clock.advance(1)
     assert rig.ends == [EndFork(fork_id, EndReason.HANGUP)]
 
@@ -516,14 +516,14 @@ async def test_restart_of_asterisk_ends_its_forks_and_new_ones_work(
         await lose_link_and_leg(rig, fork_id)
     rig.ami.channels = {"3.3": "PJSIP/300-00000001"}
     rig.ami.asterisk_started = "later"
-    await rig.forks.on_link_up()
+    await rig.forks.on_login()
     await rig.clock.advance(1)
     assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, "Asterisk was restarted")]
     await rig.obey()
     assert rig.last_event[1]["Reason"] == "leg-failed"
     assert rig.last_event[1]["Detail"] == "Asterisk was restarted"
     await rig.stream(channel="PJSIP/300-00000001")
-    await rig.forks.on_link_up()
+    await rig.forks.on_login()
     assert len(rig.ends) == 1
 
 
@@ -536,17 +536,17 @@ async def test_asterisk_that_does_not_say_when_it_started_is_asked_for_the_chann
     await rig.stream(channel="PJSIP/200-0000002b")
     rig.ami.asterisk_started = runs[1]
     del rig.ami.channels[UNIQUEID]
-    await rig.forks.on_link_up()
+    await rig.forks.on_login()
     await rig.clock.advance(HANGUP_GRACE_S)
     assert rig.ends == [EndFork(fork_id, EndReason.HANGUP)]
 
 
-async def test_link_up_ends_the_forks_whose_channels_went_meanwhile(rig: Rig) -> None:
+async def test_login_ends_the_forks_whose_channels_went_meanwhile(rig: Rig) -> None:
     gone = {await rig.stream(), await rig.attach()}
     await rig.stream(channel="PJSIP/200-0000002b")
     del rig.ami.channels[UNIQUEID]
     asked = len(rig.ami.actions)
-    await rig.forks.on_link_up()
+    await rig.forks.on_login()
     assert [name for name, _, _ in rig.ami.actions[asked:]] == ["CoreShowChannels"]
     await rig.clock.advance(HANGUP_GRACE_S)
     assert {end.fork_id for end in rig.ends} == gone
@@ -555,7 +555,7 @@ async def test_link_up_ends_the_forks_whose_channels_went_meanwhile(rig: Rig) ->
 
 async def test_channel_that_is_younger_than_the_list_lives(rig: Rig) -> None:
     gate = rig.ami.gates["CoreShowChannels"] = asyncio.Event()
-    linked = asyncio.create_task(rig.forks.on_link_up())
+    linked = asyncio.create_task(rig.forks.on_login())
     await rig.clock.settle()
     fork_id = await rig.stream()
     name = rig.ami.channels.pop(UNIQUEID)
@@ -573,7 +573,7 @@ async def test_sweep_that_fails_is_said_and_nothing_else(
     rig.taps.left = [LEG_PREFIX + UNKNOWN_ID]
     rig.ami.faults["Hangup"] = AmiTimeout("Hangup: no answer")
     rig.forks.resume_after_login([ENTRY])
-    await rig.forks.on_link_up()
+    await rig.forks.on_login()
     assert "may remain: Hangup: no answer" in caplog.text
     assert rig.live == [ENTRY.fork_id]
 
@@ -585,9 +585,9 @@ def hung_up(rig: Rig) -> list[str]:
     return [dict(headers)["Channel"] for name, headers, _ in rig.ami.actions if name == "Hangup"]
 
 
-async def test_link_up_without_forks_sweeps(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+async def test_login_without_forks_sweeps(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     rig.taps.left = [LEG_PREFIX + UNKNOWN_ID, f"{LEG_PREFIX}{UNKNOWN_ID}-0a1b2c3d"]
-    await rig.forks.on_link_up()
+    await rig.forks.on_login()
     assert rig.taps.kept == [set()]
     assert hung_up(rig) == rig.taps.left
     assert "hung up 2 legs" in caplog.text
@@ -598,13 +598,13 @@ async def test_sweep_of_a_leg_that_is_gone_goes_on(
 ) -> None:
     rig.taps.left = [LEG_PREFIX + UNKNOWN_ID, f"{LEG_PREFIX}{UNKNOWN_ID}-0a1b2c3d"]
     rig.ami.faults["Hangup"] = AmiActionFailed("Hangup", "No such channel")
-    await rig.forks.on_link_up()
+    await rig.forks.on_login()
     assert hung_up(rig) == rig.taps.left
     assert "may remain" not in caplog.text
 
 
-async def test_link_up_with_forks_sweeps_but_keeps_their_legs(rig: Rig) -> None:
+async def test_login_with_forks_sweeps_but_keeps_their_legs(rig: Rig) -> None:
     forks = {await rig.stream(), await rig.start()}
-    await rig.forks.on_link_up()
+    await rig.forks.on_login()
     assert rig.taps.kept == [{LEG_PREFIX + fork_id for fork_id in forks}]
     assert rig.ends == []

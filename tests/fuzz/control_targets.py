@@ -43,7 +43,7 @@ from .request_targets import (
 _END = b"\r\n\r\n"
 FORK_ID = "3f2a91c0-d1e8-4c52-9a7b-0123456789ab"
 
-# --- The link to Asterisk ------------------------------------------------------------------------
+# --- The connection to Asterisk ------------------------------------------------------------------
 
 
 class _Transport(asyncio.Transport):

@@ -75,7 +75,7 @@ def username() -> str:
 async def daemon(
     asterisk: Asterisk, ami: AmiClient, proxy: Proxy, username: str
 ) -> AsyncIterator[Daemon]:
-    """A daemon whose AMI link goes through the proxy; nothing may be left after the test."""
+    """A daemon whose AMI connection goes through the proxy; nothing may be left after the test."""
     link = f"port = {proxy.port}\nusername = {username}\nsecret = {SECRET}\nping_interval = 1\n"
     daemon = Daemon(asterisk, {"asterisk": link})
     # In a thread, for the proxy needs this loop.
@@ -132,7 +132,7 @@ async def lose_link(daemon: Daemon, proxy: Proxy) -> None:
     """Break the link off, and let no other come about."""
     proxy.refuse()
     proxy.cut()
-    await daemon.says("no link to Asterisk")
+    await daemon.says("no connection to Asterisk")
 
 
 async def restore_link(daemon: Daemon, proxy: Proxy) -> None:
@@ -304,7 +304,9 @@ async def test_start_by_the_socket_without_a_link_is_refused_with_the_reason(
 ) -> None:
     target = await place_call(ami, caller)
     await lose_link(daemon, proxy)
-    with pytest.raises(AmiUnavailable, match=f"no link to Asterisk at 127.0.0.1:{proxy.port}: "):
+    with pytest.raises(
+        AmiUnavailable, match=f"no connection to Asterisk at 127.0.0.1:{proxy.port}: "
+    ):
         await asyncio.to_thread(start_by_socket, daemon, target.channel, recorder)
     assert await asyncio.to_thread(forks_of, daemon) == []
     await restore_link(daemon, proxy)

@@ -1,4 +1,4 @@
-"""The link to ARI, against a real Asterisk with the shipped ARI user."""
+"""The connection to ARI, against a real Asterisk with the shipped ARI user."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ async def test_link_that_asterisk_answers_pings_on_is_kept(
         await wait_until(lambda: ari.ready)
         await asyncio.sleep(1)
         assert ari.ready
-    assert "no link" not in caplog.text
+    assert "no connection" not in caplog.text
 
 
 async def test_two_daemons_with_one_name_are_told(asterisk: Asterisk, link: Ari) -> None:

@@ -84,15 +84,15 @@ async def test_forks_go_on_while_ari_is_cut_and_new_ones_fall_back_to_chanspy(
         await target.call.play(WARM_UP)
         ari_proxy.refuse()
         ari_proxy.cut()
-        await daemon.says("no link to ARI")
+        await daemon.says("no connection to ARI")
         playing = target.call.play(BLOCKS + 5 * WARM_UP)  # ten seconds and a half
         start_fork(ami, target.channel, recorder.url("/falls-back"), "D(both)L(16000,8000)")
         start_fork(ami, target.channel, recorder.url("/refused"), "D(both)L(16000)")
         refused = await ami.wait_user_event("AudioForkFailed", WsServer=recorder.url("/refused"))
-        assert refused["Reason"].startswith("D(both), 16000 Hz: no link to ARI at")
+        assert refused["Reason"].startswith("D(both), 16000 Hz: no connection to ARI at")
         fallen = await recorder.wait_messages("/falls-back", 10)
         assert {len(message) for message in fallen.messages} == {320}
-        await daemon.says("8000 Hz in place of 16000: no link to ARI at")
+        await daemon.says("8000 Hz in place of 16000: no connection to ARI at")
         await playing
         ari_proxy.accept()
         await daemon.says("connected to ARI", times=2)
@@ -112,10 +112,10 @@ async def test_new_forks_are_refused_while_ari_is_cut_where_the_snoop_is_require
         target = await place_call(ami, caller)
         ari_proxy.refuse()
         ari_proxy.cut()
-        await daemon.says("no link to ARI")
+        await daemon.says("no connection to ARI")
         action_id = start_fork(ami, target.channel, recorder.url("/"), "D(in)")
         failed = await ami.wait_user_event("AudioForkFailed", ActionID=action_id)
-        assert failed["Reason"].startswith("D(in): no link to ARI at")
+        assert failed["Reason"].startswith("D(in): no connection to ARI at")
         await target.call.hangup()
     await only_channels(ami)
 

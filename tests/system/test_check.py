@@ -459,8 +459,8 @@ async def test_user_without_reporting_learns_of_a_missing_context_from_the_trial
         ("app_audiosocket.so", "snoop at 8000 Hz: the leg ended before it connected"),
         ("app_dial.so", "snoop at 16000 Hz: the leg ended before it connected"),
         ("app_stasis.so", "snoop: ARI: the leg did not enter audiofork-check in time"),
-        ("res_ari_events.so", "snoop: no link to ARI at "),
-        ("res_ari_applications.so", "snoop: no link to ARI at "),
+        ("res_ari_events.so", "snoop: no connection to ARI at "),
+        ("res_ari_applications.so", "snoop: no connection to ARI at "),
         ("res_ari_channels.so", "ARI at "),
     ],
 )
@@ -641,7 +641,7 @@ async def test_running_daemon_of_the_same_application_keeps_its_link_and_its_for
             await only_channels(ami)
         log = daemon.log()
         assert "took the ARI application" not in log
-        assert "no link to ARI" not in log
+        assert "no connection to ARI" not in log
         assert log.count("connected to ARI") == 1
         assert "Traceback" not in log
 
@@ -709,4 +709,4 @@ def test_command_says_a_fault_of_ari_once_and_not_on_standard_error(
     with without(checked, "res_ari_events.so"):
         fault = run_check(path)
     assert (fault.returncode, fault.stderr) == (1, "")
-    assert fault.stdout.count("no link to ARI") == 1
+    assert fault.stdout.count("no connection to ARI") == 1

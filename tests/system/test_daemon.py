@@ -252,7 +252,7 @@ async def test_daemon_without_an_asterisk_says_so_and_waits(asterisk: Asterisk) 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     settings = {"asterisk": f"port = {port}\nsecret = any\n"}
-    with Daemon(asterisk, settings, waits_for="no link to Asterisk at 127.0.0.1") as daemon:
+    with Daemon(asterisk, settings, waits_for="no connection to Asterisk at 127.0.0.1") as daemon:
         assert daemon.exit_code is None
         assert daemon.stop() < 1
         assert daemon.exit_code == 0

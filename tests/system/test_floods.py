@@ -61,7 +61,7 @@ async def test_flood_of_requests_by_ami_holds_up_no_start_by_another_door(
         await ami.action("Events", EventMask="on")
         await target.call.hangup()
         await no_channels(ami)
-        assert "no link to Asterisk" not in daemon.log()
+        assert "no connection to Asterisk" not in daemon.log()
 
 
 def start(daemon: Daemon, channel: str, url: str) -> None:

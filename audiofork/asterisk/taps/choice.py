@@ -25,7 +25,7 @@ from audiofork.link.messages import LegPart
 
 CHANNELS_OWN_RATE = 0
 # How long a daemon that has just started waits for its first attempt to connect to ARI.
-FIRST_LINK_TIMEOUT_S = 1.0
+FIRST_CONNECT_TIMEOUT_S = 1.0
 
 SET_ARI = "set up [ari] (audiofork check tells how)"
 NOT_BY_ARI = "[asterisk] tap = chanspy rules ARI out"
@@ -103,9 +103,9 @@ class Taps:
         self.sample_rate = sample_rate
 
     async def settle(self) -> None:
-        """Wait, only once, up to FIRST_LINK_TIMEOUT_S for the first connect to ARI."""
+        """Wait, only once, up to FIRST_CONNECT_TIMEOUT_S for the first connect to ARI."""
         if self._snoop is not None and not self._has_settled:
-            await self._snoop.settle(FIRST_LINK_TIMEOUT_S)
+            await self._snoop.settle(FIRST_CONNECT_TIMEOUT_S)
             self._has_settled = True
 
     async def choose(self, uniqueid: str, wish: Wish, wished_rates: Sequence[int] = ()) -> Choice:

@@ -29,7 +29,7 @@ VARIABLE = "AUDIOFORK_LEG"
 # A channel usually enters the application within 2 ms.
 ENTER_TIMEOUT_S = 3.0
 # How long a leg waits for the event connection to ARI, if that is down.
-LINK_TIMEOUT_S = 5.0
+READY_TIMEOUT_S = 5.0
 
 # The extensions of CONTEXT. The one for Dial has this name because it once served only wideband.
 EXTENSIONS = {Connects.APPLICATION: "narrow", Connects.DIAL: "wide"}
@@ -72,7 +72,7 @@ class SnoopTap:
 
     async def start(self, leg: LegOrder) -> None:
         try:
-            await self._ari.wait_ready(LINK_TIMEOUT_S)
+            await self._ari.wait_ready(READY_TIMEOUT_S)
             with self._ari.starting(leg.leg_id) as entered:
                 await self._snoop(leg)
                 await self._lead(leg, entered)

@@ -110,7 +110,7 @@ def _no_chanspy(_wish: Wish, site: Site) -> str:
     return site.no_chanspy
 
 
-def _is_wide(wish: Wish, _site: Site) -> str:
+def _narrow_alone(wish: Wish, _site: Site) -> str:
     return "" if wish.sample_rate == NARROW_RATE else "has 8000 Hz alone"
 
 
@@ -124,7 +124,7 @@ def _is_mixed(wish: Wish, _site: Site) -> str:
     return "mixes them" if wish.apart else ""
 
 
-def _is_whole(_wish: Wish, site: Site) -> str:
+def _in_by_o_loses_less(_wish: Wish, site: Site) -> str:
     if site.version.has(CHANSPY_IN_WHOLE):
         return f"loses more than option o on Asterisk {site.version}"
     return ""
@@ -133,12 +133,12 @@ def _is_whole(_wish: Wish, site: Site) -> str:
 def _may_be_wide(_wish: Wish, site: Site) -> str:
     if site.narrowband:
         return ""
-    return "needs a site without wideband ([asterisk] chanspy_pairs = narrowband)"
+    return "needs a narrowband site ([asterisk] chanspy_pairs = narrowband)"
 
 
 _ARI = Rule("ARI", _no_ari)
 _CHANSPY = Rule("[asterisk] tap is not snoop", _no_chanspy)
-_NARROW = Rule("8000 Hz", _is_wide)
+_NARROW = Rule("8000 Hz", _narrow_alone)
 _NARROWBAND = Rule("[asterisk] chanspy_pairs = narrowband, no wideband in the call", _may_be_wide)
 _OPTION_D = _version_rule(CHANSPY_PAIRS, "option D", "cannot keep in and out apart (no option D)")
 _PAIRS_RULES = (_CHANSPY, _NARROW, _NARROWBAND, _OPTION_D)
@@ -235,7 +235,9 @@ WAYS = (
         keeps_time=True,
         rules=(
             *_PAIRS_RULES,
-            Rule(f"option o loses frames (before {releases(CHANSPY_IN_WHOLE)})", _is_whole),
+            Rule(
+                f"option o loses frames (before {releases(CHANSPY_IN_WHOLE)})", _in_by_o_loses_less
+            ),
         ),
     ),
     Way(
