@@ -57,39 +57,51 @@ class AsteriskConfig:
     """The connection to Asterisk's manager interface (AMI)."""
 
     host: str = _option("127.0.0.1", text, "Where Asterisk's manager interface listens.")
-    port: int = _option("5038", whole(1, 65535), "Its port; 5039 is usual with tls.")
+    port: int = _option("5038", whole(1, 65535), "Its port; usually 5039 with tls.")
     username: str = _option("audiofork", text, "The user of manager_audiofork.conf.")
-    secret: str = _option("", text, "Its secret; secret_file keeps it apart.", may_be_shown=False)
-    secret_file: str = _option(
-        "", text, "A file that holds the secret; with systemd, ${CREDENTIALS_DIRECTORY}/NAME works."
+    secret: str = _option(
+        "",
+        text,
+        "The secret of that user; secret_file keeps it out of this file.",
+        may_be_shown=False,
     )
-    tls: bool = _option("no", yes_or_no, "Speak TLS to the manager interface.")
-    ca_file: str = _option("", text, "Authorities that may sign its certificate; empty: system's.")
+    secret_file: str = _option(
+        "",
+        text,
+        "A file that holds the secret; under systemd ${CREDENTIALS_DIRECTORY}/NAME can be used.",
+    )
+    tls: bool = _option("no", yes_or_no, "Connect to the manager interface by TLS.")
+    ca_file: str = _option(
+        "",
+        text,
+        "A PEM file of the authorities that may sign its certificate; empty: the system's.",
+    )
     ping_interval: float = _option(
         "10",
         number(1, 3600),
-        "Seconds between two checks of the connection; it is given up after two without an answer.",
+        "Seconds between two checks of the connection; after two without an answer it is closed "
+        "and opened again.",
     )
     tap: str = _option(
         "auto",
         one_of("auto", "chanspy", "snoop"),
-        "How audio is captured. auto: by ARI's snoop where [ari] is set and reachable at that "
-        "moment, else by ChanSpy; snoop: by ARI alone, forks are refused while it is not "
-        "reachable; chanspy: never by ARI.",
+        "How audio is captured. auto: by ARI snoop where [ari] is configured and reachable when "
+        "the fork starts, otherwise by ChanSpy; snoop: by ARI snoop only, forks are refused while "
+        "ARI is not reachable; chanspy: by ChanSpy only.",
     )
     chanspy_pairs: str = _option(
         "never",
         one_of("never", "narrowband"),
-        "Whether ChanSpy may bring in and out apart, which D(out), D(stereo) and a mute of one "
-        "side need. It gets them wrong in calls with wideband audio (G.722, Opus, 16-kHz prompts). "
-        "never: such forks are refused without ARI; narrowband: all audio of this site is at 8000 "
-        "Hz, prompts too; a fork in a call that is not is refused.",
+        "Whether ChanSpy may be used to capture in and out separately, as D(out), D(stereo) and "
+        "muting one side require. Its audio is wrong in calls with wideband audio (G.722, Opus, "
+        "16-kHz prompts). never: such forks are refused without ARI; narrowband: all audio of this "
+        "site, prompts too, is at 8000 Hz, and a fork in a call that is not is refused.",
     )
     on_hold: str = _option(
         "attach",
         one_of("attach", "wait"),
-        "What a fork does in a call that is on hold, where its first leg would stop the music. "
-        "attach: take the audio at once; wait: until the hold is over.",
+        "What a fork does that starts in a call on hold, where capturing stops the music on hold. "
+        "attach: capture at once; wait: capture when the hold is over.",
     )
 
 
@@ -100,58 +112,70 @@ class AriConfig:
     url: str = _option(
         "",
         http_url_or_nothing,
-        "Where it listens, http://127.0.0.1:8088/ari say; empty: off.",
+        "Where it listens, e.g. http://127.0.0.1:8088/ari; empty: ARI is not used.",
         may_be_shown=False,  # a wrong one may hold a password
     )
     username: str = _option("audiofork", text, "The user of ari_audiofork.conf.")
     password: str = _option(
-        "", text, "Its password; password_file keeps it apart.", may_be_shown=False
+        "",
+        text,
+        "The password of that user; password_file keeps it out of this file.",
+        may_be_shown=False,
     )
     password_file: str = _option(
         "",
         text,
-        "A file that holds the password; with systemd, ${CREDENTIALS_DIRECTORY}/NAME works.",
+        "A file that holds the password; under systemd ${CREDENTIALS_DIRECTORY}/NAME can be used.",
     )
     app: str = _option(
         "audiofork",
         word,
-        "The name of our Stasis application; two daemons beside one Asterisk need two names.",
+        "The name of our Stasis application; two daemons at one Asterisk need different names.",
     )
     ca_file: str = _option(
-        "", text, "Authorities that may sign its certificate, for https; empty: system's."
+        "",
+        text,
+        "For https: a PEM file of the authorities that may sign its certificate; empty: the "
+        "system's.",
     )
     ping_interval: float = _option(
         "10",
         number(1, 3600),
-        "Seconds between two checks of the connection; it is given up after two without an answer.",
+        "Seconds between two checks of the connection; after two without an answer it is closed "
+        "and opened again.",
     )
 
 
 @dataclass(frozen=True)
 class AudioSocketConfig:
-    """Where Asterisk brings the audio (AudioSocket: plain TCP, so keep it on a private network)."""
+    """Where Asterisk delivers audio (AudioSocket, plain TCP: keep it on a private network)."""
 
-    listen: Address = _option("127.0.0.1:9093", address, "Where the daemon listens; port 0: any.")
+    listen: Address = _option(
+        "127.0.0.1:9093", address, "Where the daemon listens; port 0: any free port."
+    )
     advertise: Address | None = _option(
-        "", address_or_nothing, "The address that Asterisk dials; empty: the same as listen."
+        "",
+        address_or_nothing,
+        "The address that Asterisk connects to, if that differs from listen.",
     )
     allow: tuple[IPNetwork, ...] = _option(
         "",
         networks,
-        "Networks (192.0.2.0/24) and addresses that Asterisk may dial from; empty: any.",
+        "Addresses and networks (192.0.2.0/24) that Asterisk may connect from; empty: any.",
     )
 
 
 @dataclass(frozen=True)
 class RelayConfig:
-    """What relays the audio."""
+    """The processes that relay the audio."""
 
     workers: int = _option(
         "1",
         process_count,
-        "Processes that share the forks; auto: one for each core. 1: the daemon's own. The second "
-        "listens at the next port after [audiosocket] listen, and so on; Asterisk dials the ports "
-        "from advertise on likewise. With port 0 each has any.",
+        "How many processes share the forks; auto: one for each core; 1: the daemon's own process "
+        "relays. The first listens at the port of [audiosocket] listen, the second at the next "
+        "one, and so on; Asterisk connects to as many ports from advertise on. With port 0 each "
+        "takes any free port.",
     )
 
 
@@ -159,145 +183,174 @@ class RelayConfig:
 class WebSocketConfig:
     """The connections to WebSocket servers; names as in Asterisk's websocket_client.conf."""
 
-    connect_timeout: float = _option("5", number(0.1, 60), "Seconds for a connect and handshake.")
+    connect_timeout: float = _option(
+        "5", number(0.1, 60), "Longest time in seconds for the connection and the handshake."
+    )
     reconnect_interval: float = _option(
-        "5", number(0.25, 600), "Longest wait in seconds between two attempts; option R of a fork."
+        "5",
+        number(0.25, 600),
+        "Longest wait in seconds between two attempts to connect; option R of a fork.",
     )
     reconnect_attempts: int = _option(
         "5",
         whole(0, 1_000_000),
-        "Attempts in a row before a fork gives up, as if all were reconnect_interval apart; 0: for "
-        "ever; option r of a fork.",
+        "Attempts in a row until a fork gives up, counted as if they were reconnect_interval "
+        "apart; 0: it never does; option r of a fork.",
     )
     backlog: float = _option(
-        "10", number(0, 600), "Seconds of audio kept for a server that is not there or too slow."
+        "10",
+        number(0, 600),
+        "Seconds of audio that are kept for a server that is away or too slow.",
     )
     frame_ms: int = _option(
-        "20", multiple_of_20, "Milliseconds of audio in one message; option F of a fork."
+        "20",
+        multiple_of_20,
+        "Milliseconds of audio in one message, a multiple of 20; option F of a fork.",
     )
     sample_rate: int = _option(
         "8000",
         sample_rate,
-        "Samples a second of the audio sent; 0: the channel's own; option L of a fork. Above 8000 "
-        "needs [ari].",
+        "Sample rate in Hz of the audio that is sent; 0: the channel's own; option L of a fork. "
+        "More than 8000 needs [ari].",
     )
     latency_budget: float = _option(
         "0.2",
         number(0.02, 10),
-        "Seconds of audio that may wait in buffers for a slow server; more goes to the backlog.",
+        "Seconds of audio that may wait in the connection's buffers; what is more waits in the "
+        "backlog.",
     )
     ping_interval: float = _option(
-        "20", number(1, 3600), "Seconds between pings; a server that answers none is gone."
+        "20",
+        number(1, 3600),
+        "Seconds between pings; a server that does not answer one is taken for gone.",
     )
     ca_list_file: str = _option(
-        "", text, "Authorities that may sign a server's certificate; empty: the system's."
+        "",
+        text,
+        "A PEM file of the authorities that may sign servers' certificates; empty: the system's.",
     )
-    cert_file: str = _option("", text, "Our certificate in PEM, for servers that ask for one.")
-    priv_key_file: str = _option("", text, "Its key, if that is not in the same file.")
+    cert_file: str = _option("", text, "Our certificate (PEM), for servers that ask for one.")
+    priv_key_file: str = _option(
+        "", text, "The key of the certificate, if it is not in the same file."
+    )
 
 
 @dataclass(frozen=True)
 class SecurityConfig:
-    """What requests may ask for."""
+    """What those who start forks may ask for."""
 
     allow_urls: tuple[str, ...] = _option(
         "*://127.0.0.1 *://[::1] *://localhost",
         url_patterns,
-        "URLs that audio may go to: scheme://host[:port][/path], * stands for any text; without a "
-        "port or path, any. The default is this machine alone: name your servers, as "
-        "wss://*.example.org or ws://192.0.2.7:8080/, for whoever may start a fork can send any "
-        "call there.",
+        "Where audio may be sent: scheme://host[:port][/path], * stands for any text; without a "
+        "port or a path, any. The default is this machine alone. Name your servers, e.g. "
+        "wss://*.example.org or ws://192.0.2.7:8080/: whoever may start a fork can send any call "
+        "there.",
     )
     allow_private: bool = _option(
         "yes",
         yes_or_no,
-        "Let audio go to loopback, private and other addresses that are not of the public "
-        "internet; no: names are resolved once, and only public addresses are connected to.",
+        "Whether audio may be sent to loopback, private and other addresses that are not public; "
+        "no: each name is resolved once, and only public addresses are connected to.",
     )
     allow_insecure_tls: bool = _option(
-        "no", yes_or_no, "Let a fork ask for no check of certificates: option T(insecure)."
+        "no", yes_or_no, "Whether forks may leave certificates unchecked: option T(insecure)."
     )
     tls_dir: str = _option(
         "/etc/audiofork/tls",
         folder_or_nothing,
-        "The folder of the files that option T of a fork may name; empty: none.",
+        "The folder with the files that option T of a fork may name; empty: none.",
     )
     allow_post_process: bool = _option(
         "no",
         yes_or_no,
-        "Let whoever starts a fork choose a shell command that runs when it has ended. The "
-        "commands of [post_process:NAME] need no such leave.",
+        "Whether whoever starts a fork may choose a shell command that runs when it has ended. The "
+        "commands of [post_process:NAME] are always allowed.",
     )
-    max_forks: int = _option("1000", whole(1, 100_000), "Forks at once.")
-    max_forks_per_channel: int = _option("10", whole(1, 100_000), "Forks at once of one channel.")
+    max_forks: int = _option("1000", whole(1, 100_000), "How many forks may run at once.")
+    max_forks_per_channel: int = _option(
+        "10", whole(1, 100_000), "How many forks of one channel may run at once."
+    )
     max_starts: int = _option(
         "100",
         whole(1, 10_000),
-        "Starts a second, and so many at once; what is more waits, in turns of those who ask, 5 s "
-        "at most.",
+        "How many forks may start in a second, and in one burst. More wait, up to 5 s, and those "
+        "who ask take turns.",
     )
 
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """The socket behind the commands start, stop, mute and list."""
+    """The Unix socket by which the command line asks the daemon."""
 
     socket: str = _option(
-        "/run/audiofork/control.sock", text, "A path; empty: none. Its owner and group may use it."
+        "/run/audiofork/control.sock",
+        text,
+        "Its path; empty: none. Its owner and its group may use it.",
     )
 
 
 @dataclass(frozen=True)
 class FrontConfig:
-    """The AMI front: lets existing clients of app_audiofork go on as they are."""
+    """The AMI front, which lets clients of app_audiofork work unchanged."""
 
     listen: Address | None = _option(
         "",
         address_or_nothing,
-        "Where it listens, 127.0.0.1:5040 say; empty: off. Asterisk sees its clients at the "
-        "daemon's address: permit and deny of manager.conf do not tell them apart, so keep it "
+        "Where it listens, e.g. 127.0.0.1:5040; empty: off. Asterisk sees the daemon's address in "
+        "place of its clients', so permit and deny of manager.conf cannot tell them apart: keep it "
         "on a private network.",
     )
-    tls_cert_file: str = _option("", text, "Its certificate in PEM; set: clients speak TLS.")
-    tls_key_file: str = _option("", text, "Its key, if that is not in the same file.")
+    tls_cert_file: str = _option(
+        "", text, "Its certificate (PEM); if set, clients have to connect by TLS."
+    )
+    tls_key_file: str = _option(
+        "", text, "The key of the certificate, if it is not in the same file."
+    )
 
 
 @dataclass(frozen=True)
 class DaemonConfig:
-    """What outlives the daemon."""
+    """What happens to running forks when the daemon stops or is killed."""
 
     journal: str = _option(
         "/var/lib/audiofork/journal.sqlite3",
         text,
-        "A file of the forks that run, by which the next start resumes those of a killed daemon; "
-        "empty: none. It holds URLs with their queries; its owner alone may read it.",
+        "The file that records running forks, so that the next start resumes those of a killed "
+        "daemon; empty: none. It holds whole URLs, so only its owner may read it.",
     )
     on_stop: str = _option(
         "end",
         one_of("end", "keep"),
-        "What SIGTERM does to running forks; keep: the next start resumes them.",
+        "What SIGTERM does to running forks. end: they end; keep: the next start resumes them.",
     )
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    """The log goes to standard error, which systemd hands to the journal."""
+    """The log, which goes to standard error; systemd passes it to the journal."""
 
-    level: str = _option("info", one_of("debug", "info", "warning", "error"), "What is logged.")
-    format: str = _option("text", one_of("text", "json"), "One line of text, or one JSON object.")
+    level: str = _option(
+        "info",
+        one_of("debug", "info", "warning", "error"),
+        "The least severe messages that are logged.",
+    )
+    format: str = _option(
+        "text", one_of("text", "json"), "text: one line an entry; json: one JSON object an entry."
+    )
 
 
 @dataclass(frozen=True)
 class PostProcessConfig:
-    """A command that a fork may name, PostProcess: @NAME, to run when it has ended; no shell."""
+    """A command that a fork may have run when it has ended: PostProcess: @NAME; without a shell."""
 
     command: tuple[str, ...] = _option(
         "",
         program_and_arguments,
-        "The path of a program and its arguments, split once as a shell does; further lines may be "
-        "indented. In each ^{NAME}, a channel variable or function, is replaced by its value, "
-        "which may hold anything and stays within its argument: so put none into the text of a "
-        "program (sh -c, python -c, awk), and -- before one that may begin with -.",
+        "The path of a program and its arguments, split as a shell does; may go on in indented "
+        "lines. In each argument ^{NAME}, a channel variable or function, is replaced by its "
+        "value. A value may hold any text but stays within its argument: do not use it in the text "
+        "of a program (sh -c, python -c, awk), and put -- before one that may begin with -.",
         may_be_shown=False,  # an argument may be a token
     )
 
