@@ -92,8 +92,10 @@ class AmiEvents:
     def _started(self, event: Started) -> None:
         fork = event.fork
         self._set(fork.uniqueid, "AUDIOFORK_STATUS", "STREAMING")
-        rate = ("SampleRate", str(fork.sample_rate))
-        self._raise(fork, "AudioForkStarted", [rate, *_taken_up(fork)])
+        more = [("SampleRate", str(fork.sample_rate))]
+        if event.subprotocol:
+            more.append(("Subprotocol", event.subprotocol))
+        self._raise(fork, "AudioForkStarted", [*more, *_taken_up(fork)])
 
     def _reconnecting(self, event: Reconnecting) -> None:
         if event.was_streaming:

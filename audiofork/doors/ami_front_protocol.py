@@ -26,6 +26,8 @@ HELD_BYTES = 12 * 1024  # of a message that has not named its action yet
 ANSWER_BYTES = 1024  # more than the answer to a probe ever has
 
 AUDIOFORK = "audiofork"
+# What app_audiofork always offers; some servers insist on it.
+MODULE_SUBPROTOCOL = "echo"
 OWN_ACTIONS = frozenset({AUDIOFORK, START, STOP, MUTE})
 _FIELDS = frozenset(
     {
@@ -91,7 +93,10 @@ class OwnAction:
         is_verb = command.strip().lower() in (START, STOP, MUTE)
         if self.verb != START or is_verb:
             command = self.verb
-        return {**self.fields, "command": command}
+        fields = {**self.fields, "command": command}
+        if self.verb == START:  # of a letter that comes twice the last one counts
+            fields["options"] = f"s({MODULE_SUBPROTOCOL}){fields.get('options', '')}"
+        return fields
 
     def probe(self, probe_id: str) -> bytes:
         """Return an action that needs the same classes and changes nothing.

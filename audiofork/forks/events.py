@@ -48,9 +48,14 @@ class Requested:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The first frame was sent to the server."""
+    """The first frame was sent to the server.
+
+    Attributes:
+        subprotocol: The subprotocol that the server has chosen; empty: none.
+    """
 
     fork: ForkInfo
+    subprotocol: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,7 @@ class Progress:
         relays_lost: How many relay processes the fork has lost.
         attempts: How many runs of the daemon in a row may have died while starting it; 0 when a
             run has survived that.
+        subprotocol: The subprotocol that the server has chosen; empty: none.
         end_asked: Why the relay was asked to end it, or will be; None if it was not.
         kept: Whether the next run of the daemon will resume it.
         looked_up: Set when its channel is known, or the fork is refused.
@@ -110,6 +111,7 @@ class Progress:
     relay_gap_ms: int | None = None
     relays_lost: int = 0
     attempts: int = 0
+    subprotocol: str = ""
     end_asked: EndReason | None = None
     kept: bool = False
     looked_up: asyncio.Event = field(default_factory=asyncio.Event)
@@ -417,6 +419,7 @@ def spec_of(fork: Fork) -> ForkSpec:
         gate_open=not options.bridged_only or bool(fork.call.bridged),
         beeps=options.beeps,
         tls=options.tls,
+        handshake=options.handshake,
         reconnect_interval_s=options.reconnect_interval_s,
         reconnect_attempts=options.reconnect_attempts,
         frame_ms=options.frame_ms,

@@ -9,13 +9,14 @@ twice, the last one is used. Blanks between options are ignored.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from audiofork.config import SAMPLE_RATES
 from audiofork.config_values import FRAMES_MS
 from audiofork.errors import RequestRefused
-from audiofork.link.messages import Beeps, Direction, Tls
+from audiofork.forks import handshakes
+from audiofork.link.messages import Beeps, Direction, Handshake, Tls
 
 MAX_OPTIONS_BYTES = 4096
 MAX_VARIABLE_LENGTH = 79  # Asterisk's AST_MAX_EXTENSION without the final NUL
@@ -42,6 +43,9 @@ class Options:
         reconnect_interval_s: Option R, in seconds; None for the configured interval.
         reconnect_attempts: Option r; None for the configured number.
         frame_ms: Option F, in milliseconds; None for the configured size.
+        headers: Option H: names and values, which may be secrets.
+        authorization: Option A: the value of the header Authorization; a secret.
+        subprotocols: Option s, the preferred one first.
         sample_rates: Option L, in Hz, the preferred one first; 0: the channel's own rate.
         id_variable: Option i.
         ignored: Letters that are accepted and have no effect.
@@ -58,9 +62,18 @@ class Options:
     reconnect_interval_s: float | None = None
     reconnect_attempts: int | None = None
     frame_ms: int | None = None
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    authorization: str = field(default="", repr=False)
+    subprotocols: tuple[str, ...] = ()
     sample_rates: tuple[int, ...] = ()
     id_variable: str = ""
     ignored: str = ""
+
+    @property
+    def handshake(self) -> Handshake:
+        """What options H, A and s add to the request of the WebSocket handshake."""
+        own = (("Authorization", self.authorization),) if self.authorization else ()
+        return Handshake((*own, *self.headers), self.subprotocols)
 
 
 def parse_options(text: str) -> Options:
@@ -75,6 +88,8 @@ def parse_options(text: str) -> Options:
         if parser is None:
             raise RequestRefused(f"Options: unknown option {letter!r}")
         options = parser(options, argument)
+    if options.authorization and any(n.lower() == "authorization" for n, _ in options.headers):
+        raise RequestRefused("Options: A and H both set the header Authorization")
     return options
 
 
@@ -249,6 +264,27 @@ def _tls(options: Options, argument: str | None) -> Options:
     return replace(options, use_tls=True, tls=Tls(**tls) if tls else None)
 
 
+def _headers(options: Options, argument: str | None) -> Options:
+    try:
+        return replace(options, headers=handshakes.headers(argument or ""))
+    except ValueError as exc:  # the argument may be a secret, so it is not repeated
+        raise RequestRefused(f"Options: H takes {exc}") from None
+
+
+def _authorization(options: Options, argument: str | None) -> Options:
+    try:
+        return replace(options, authorization=handshakes.authorization(argument or ""))
+    except ValueError as exc:
+        raise RequestRefused(f"Options: A takes {exc}") from None
+
+
+def _subprotocols(options: Options, argument: str | None) -> Options:
+    try:
+        return replace(options, subprotocols=handshakes.subprotocols(argument or ""))
+    except ValueError as exc:
+        raise _bad("s", str(exc), argument) from None
+
+
 _PARSERS: dict[str, Callable[[Options, str | None], Options]] = {
     "D": _direction,
     "T": _tls,
@@ -263,6 +299,9 @@ _PARSERS: dict[str, Callable[[Options, str | None], Options]] = {
     "v": _gain_in,
     "V": _gain_out,
     "W": _gain_of_both,
+    "H": _headers,
+    "A": _authorization,
+    "s": _subprotocols,
     "i": _id_variable,
     "S": _keep_time,
     "a": _ignored,

@@ -267,7 +267,7 @@ class Forks:
         if isinstance(report, LegAttached):
             self._legs.on_attached(fork, report.part)
         elif isinstance(report, SinkOpened):
-            self._on_opened(fork)
+            self._on_opened(fork, report)
         elif isinstance(report, Streaming):
             self._on_streaming(fork)
         elif isinstance(report, SinkRetrying):
@@ -281,8 +281,13 @@ class Forks:
         else:
             self._ending.on_ended(fork, report)
 
-    def _on_opened(self, fork: Fork) -> None:
-        fork.log.debug("the server accepted the connection")
+    def _on_opened(self, fork: Fork, report: SinkOpened) -> None:
+        fork.progress.subprotocol = report.subprotocol
+        if offered := fork.request.options.subprotocols:
+            chosen = report.subprotocol or f"none of {', '.join(offered)}"
+            fork.log.info("the server accepted the connection, subprotocol: %s", chosen)
+        else:
+            fork.log.debug("the server accepted the connection")
         # If audio has flowed before, this is the first connection of another relay process.
         if Away.SERVER in fork.progress.away and (resumed := fork.back(Away.SERVER)):
             self._emit(resumed)
@@ -291,7 +296,7 @@ class Forks:
         if fork.progress.relays_lost and fork.state is not ForkState.ATTACHING:
             return  # the first frame of another relay process, not of the fork
         fork.first_frame()
-        self._emit(Started(fork.info))
+        self._emit(Started(fork.info, fork.progress.subprotocol))
 
     def _on_retrying(self, fork: Fork, report: SinkRetrying) -> None:
         was_streaming = fork.lost(Away.SERVER)

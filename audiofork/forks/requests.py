@@ -45,7 +45,7 @@ class StartFork:
     """Start a fork on a channel.
 
     Attributes:
-        options_text: The option string that `options` was parsed from.
+        options_text: The option string that `options` was parsed from; it may hold secrets.
     """
 
     target: Target
@@ -53,7 +53,7 @@ class StartFork:
     options: Options
     post_process: str = ""
     action_id: str = ""
-    options_text: str = ""
+    options_text: str = field(default="", repr=False)
     origin: Origin = _origin()
 
 

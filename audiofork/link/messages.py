@@ -76,6 +76,22 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True)
+class Handshake:
+    """What a fork adds to the HTTP request of the WebSocket handshake.
+
+    Attributes:
+        headers: Names and values; a value may be a secret, so none is shown.
+        subprotocols: The subprotocols that are offered, the preferred one first.
+    """
+
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    subprotocols: tuple[str, ...] = ()
+
+
+PLAIN_HANDSHAKE = Handshake()
+
+
+@dataclass(frozen=True, slots=True)
 class Beeps:
     """Tones that the target's party hears.
 
@@ -113,6 +129,7 @@ class ForkSpec:
         gate_open: Whether audio may flow from the start; see `SetGate`.
         beeps: What the party is to hear of the fork.
         tls: None: as configured.
+        handshake: What is added to the request of the handshake.
         reconnect_interval_s: Longest wait between two attempts, and limit of one; None: as
             configured.
         reconnect_attempts: Attempts in a row, 0 for ever; None: as configured.
@@ -132,6 +149,7 @@ class ForkSpec:
     gate_open: bool = True
     beeps: Beeps = Beeps()
     tls: Tls | None = None
+    handshake: Handshake = PLAIN_HANDSHAKE
     reconnect_interval_s: float | None = None
     reconnect_attempts: int | None = None
     frame_ms: int | None = None
@@ -232,9 +250,14 @@ class LegLost:
 
 @dataclass(frozen=True, slots=True)
 class SinkOpened:
-    """Report: the WebSocket server accepted the connection."""
+    """Report: the WebSocket server accepted the connection.
+
+    Attributes:
+        subprotocol: The one of those offered that it has chosen; empty: none.
+    """
 
     fork_id: str
+    subprotocol: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from websockets.uri import parse_uri
 
 from audiofork import __version__
 from audiofork.config import WebSocketConfig
+from audiofork.link.messages import PLAIN_HANDSHAKE, Handshake
 from audiofork.relay.client_tls import TlsContext
 from audiofork.relay.lookup import lookups
 from audiofork.relay.outlet import Outlet
@@ -138,15 +139,23 @@ class Connector:
         tls: The TLS context for a wss server.
         config: Time limits.
         allow_private: Whether the server may have a private address.
+        handshake: What is added to the request of the handshake.
     """
 
     def __init__(
-        self, url: str, tls: TlsContext, config: WebSocketConfig, *, allow_private: bool
+        self,
+        url: str,
+        tls: TlsContext,
+        config: WebSocketConfig,
+        *,
+        allow_private: bool,
+        handshake: Handshake = PLAIN_HANDSHAKE,
     ) -> None:
         self._url = url
         self._tls: TlsContext | None = tls if url.lower().startswith("wss:") else None
         self._config = config
         self._allow_private = allow_private
+        self._handshake = handshake
         self._timeout: asyncio.Timeout | None = None
 
     async def open(
@@ -177,7 +186,7 @@ class Connector:
                     outlet,
                     on_closing,
                     on_lost,
-                    LimitedProtocol(uri),
+                    LimitedProtocol(uri, subprotocols=self._handshake.subprotocols),
                     ping_interval=self._config.ping_interval,
                     ping_timeout=self._config.ping_interval,
                     close_timeout=close_timeout_s,
@@ -204,7 +213,7 @@ class Connector:
             loop = asyncio.get_running_loop()
             await loop.create_connection(lambda: connection, sock=connected)
         try:
-            await connection.handshake(user_agent_header=USER_AGENT)
+            await connection.handshake(self._handshake.headers, USER_AGENT)
         except BaseException:
             connection.transport.abort()
             raise

@@ -13,6 +13,7 @@ from websockets.exceptions import (
     InvalidMessage,
     InvalidStatus,
     InvalidURI,
+    NegotiationError,
     WebSocketException,
 )
 from websockets.frames import Close
@@ -26,6 +27,12 @@ _PASSING_STATUSES = frozenset({408, 425, 429})
 # A server that closes with one of these wants no more connections.
 _FINAL_CLOSE_CODES = frozenset({1000, 1003, 1008, *range(4000, 5000)})
 
+# What a user may have forgotten, by the status of the answer.
+_HINTS = {
+    400: "it may demand a subprotocol: option s",
+    401: "it demands credentials: option A",
+    403: "it may demand other credentials: option A",
+}
 
 FIRST_WAIT_S = 0.25
 # A connection that was open for less counts as a failure, like one that was refused.
@@ -116,6 +123,8 @@ def connect_failure(exc: Exception) -> SinkError:
         return SinkUnreachable(exc.strerror or str(exc))
     if isinstance(exc, OSError):  # event loops replace the reason by the address
         return SinkUnreachable(os.strerror(exc.errno) if exc.errno else str(exc))
+    if isinstance(exc, NegotiationError):  # we offer no extensions, so it is about these
+        return SinkRefused(f"the server chose a subprotocol that was not offered (option s): {exc}")
     if isinstance(exc, WebSocketException):
         return SinkRefused(f"not a WebSocket server: {exc}")
     raise exc
@@ -130,8 +139,8 @@ def _bad_status(response: Response) -> SinkError:
             error.retry_after_s = float(asked[:9])
         return error
     # Redirects are not followed: they could lead to a server that allow_urls forbids.
-    hint = "; redirects are not followed" if 300 <= status <= 399 else ""
-    return SinkRefused(f"the server answered HTTP {status}{hint}")
+    hint = "redirects are not followed" if 300 <= status <= 399 else _HINTS.get(status, "")
+    return SinkRefused(f"the server answered HTTP {status}{hint and f'; {hint}'}")
 
 
 def closure(received: Close | None, sent: Close | None) -> SinkError:

@@ -264,7 +264,7 @@ class Session:
         if self._sink.reconnects:
             self._report(SinkResumed(self.spec.fork_id, self._sink.dropped_in_gap))
         else:
-            self._report(SinkOpened(self.spec.fork_id))
+            self._report(SinkOpened(self.spec.fork_id, self._sink.subprotocol))
         self._check_streaming()
 
     def _on_sink_retry(self, attempt: int, why: str) -> None:

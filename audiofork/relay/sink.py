@@ -12,6 +12,7 @@ from websockets.exceptions import ConnectionClosed
 from audiofork.audiosocket import FRAME_BYTES
 from audiofork.config import WebSocketConfig
 from audiofork.errors import SinkError
+from audiofork.link.messages import PLAIN_HANDSHAKE, Handshake
 from audiofork.relay import retry
 from audiofork.relay.backlog import Backlog
 from audiofork.relay.client_tls import TlsContext
@@ -62,6 +63,7 @@ class Sink(SinkCallbacks):
         tls: The TLS context for a wss server.
         frame_bytes: Size of every frame in bytes.
         allow_private: Whether the server may have a private address.
+        handshake: What is added to the request of the handshake.
         format: The format of the messages; raw by default.
 
     Attributes:
@@ -80,11 +82,14 @@ class Sink(SinkCallbacks):
         *,
         frame_bytes: int = FRAME_BYTES,
         allow_private: bool = True,
+        handshake: Handshake = PLAIN_HANDSHAKE,
         format: MessageFormat | None = None,
     ) -> None:
         super().__init__()
         self._config = config
-        self._connector = Connector(url, tls, config, allow_private=allow_private)
+        self._connector = Connector(
+            url, tls, config, allow_private=allow_private, handshake=handshake
+        )
         self._format = format or RawFormat()
         self._outlet = Outlet(
             self._format,
@@ -122,6 +127,11 @@ class Sink(SinkCallbacks):
     def missing(self) -> int:
         """Frames that the last waiting message still lacks; a whole message if none waits."""
         return self._outlet.missing
+
+    @property
+    def subprotocol(self) -> str:
+        """The subprotocol that the server has chosen; empty: none, or there is no connection."""
+        return (self._connection is not None and self._connection.subprotocol) or ""
 
     @property
     def reconnects(self) -> int:

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from audiofork.asterisk.channels import Target
 from audiofork.config import SAMPLE_RATES
 from audiofork.errors import RequestRefused
 from audiofork.forks.options import (
@@ -10,7 +11,8 @@ from audiofork.forks.options import (
     parse_options,
     split_options,
 )
-from audiofork.link.messages import Beeps, Direction, Tls
+from audiofork.forks.requests import StartFork
+from audiofork.link.messages import Beeps, Direction, Handshake, Tls
 
 # --- The grammar ---------------------------------------------------------------------------------
 
@@ -454,7 +456,9 @@ def test_parse_options_letter_that_comes_twice_the_last_stands(
 
 
 def test_parse_options_every_letter_at_once() -> None:
-    text = "D(stereo)T(ca=/a)R(9)r(8)F(40)L(16000,8000)bB(7)pPv(1)V(2)i(x)Sa"
+    text = (
+        "H(X-Call:7)A(t0ken)s(a&b)D(stereo)T(ca=/a)R(9)r(8)F(40)L(16000,8000)bB(7)pPv(1)V(2)i(x)Sa"
+    )
     assert parse_options(text) == Options(
         direction=Direction.STEREO,
         gain_in=1,
@@ -467,10 +471,78 @@ def test_parse_options_every_letter_at_once() -> None:
         reconnect_interval_s=9.0,
         reconnect_attempts=8,
         frame_ms=40,
+        headers=(("X-Call", "7"),),
+        authorization="Bearer t0ken",
+        subprotocols=("a", "b"),
         sample_rates=(16000, 8000),
         id_variable="x",
         ignored="a",
     )
+
+
+# --- The handshake -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "headers", "subprotocols"),
+    [
+        ("H(X-Call:7)", (("X-Call", "7"),), ()),
+        ("H( X-Call : a b ;c=d )", (("X-Call", "a b ;c=d"),), ()),
+        ("H(A:1&a:2&B:http://x:1/)", (("A", "1"), ("a", "2"), ("B", "http://x:1/")), ()),
+        ("H(Empty:)", (("Empty", ""),), ()),
+        ("A(t0k/en==)", (("Authorization", "Bearer t0k/en=="),), ()),
+        ("A(user:pass:word)", (("Authorization", "Basic dXNlcjpwYXNzOndvcmQ="),), ()),
+        ("A(:)", (("Authorization", "Basic Og=="),), ()),
+        ("A(t)H(X:1)", (("Authorization", "Bearer t"), ("X", "1")), ()),
+        ("s(echo)", (), ("echo",)),
+        ("s(v2.bot & v1.bot)", (), ("v2.bot", "v1.bot")),
+        ("s(echo)s(other)", (), ("other",)),
+    ],
+)
+def test_parse_options_of_the_handshake(
+    text: str, headers: tuple[tuple[str, str], ...], subprotocols: tuple[str, ...]
+) -> None:
+    assert parse_options(text).handshake == Handshake(headers, subprotocols)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *("", "S3CRET", ":S3CRET", "a:S3CRET&", "a b:S3CRET", "a@b:S3CRET", "a:S3CRÉT", "ä:S3CRET"),
+        *("Host:S3CRET", "upgrade:S3CRET", "CONNECTION:S3CRET", "Sec-WebSocket-Key:S3CRET"),
+        *("sec-websocket-protocol:S3CRET", "Transfer-Encoding:S3CRET", "Content-Length:S3CRET"),
+        *("a:S3CRET\r\nb:c", "a:S3CRET\n", "a:\0S3CRET", "a:S3CRET\ud800"),
+        "&".join(f"a{number}:S3CRET" for number in range(33)),
+    ],
+)
+def test_parse_options_bad_headers_are_refused_without_their_values(argument: str) -> None:
+    with pytest.raises(RequestRefused, match=r"^Options: H takes ") as caught:
+        parse_options(f"H({argument})")
+    assert "S3CRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("argument", ["", "S3CRET S3CRET", "S3CRET\n", "S3CRÉT", "\0S3CRET"])
+def test_parse_options_bad_credentials_are_refused_without_them(argument: str) -> None:
+    with pytest.raises(RequestRefused) as caught:
+        parse_options(f"A({argument})")
+    assert str(caught.value) == "Options: A takes a token without blanks, or user:password"
+
+
+def test_parse_options_both_a_and_a_header_authorization_are_refused() -> None:
+    with pytest.raises(RequestRefused, match="A and H both set the header Authorization"):
+        parse_options("A(t)H(authorization:Basic x)")
+
+
+@pytest.mark.parametrize("argument", ["", "a b", "a&", "&a", "a&a", "a,b", "ä", "a/b", '"'])
+def test_parse_options_bad_subprotocols_are_refused(argument: str) -> None:
+    with pytest.raises(RequestRefused, match=r"^Options: s takes names of subprotocols|missing"):
+        parse_options(f"s({argument})")
+
+
+def test_no_secret_of_the_options_is_in_a_repr() -> None:
+    text = "A(S3CRET)H(X-Key:S3CRET)"
+    request = StartFork(Target("a"), "ws://h/", parse_options(text), options_text=text)
+    assert "S3CRET" not in repr(request) + repr(request.options.handshake)
 
 
 LETTERS = "DTRrbBpPvVWiSaLFHAsMtn"
@@ -504,6 +576,9 @@ def test_parse_options_any_text_gives_options_or_a_refusal(text: str) -> None:
         assert -4 <= options.gain_in <= 4
         assert -4 <= options.gain_out <= 4
         assert options.id_variable == "" or options.id_variable.isidentifier()
+        for name, value in options.handshake.headers:
+            assert (name + value).isascii()
+            assert (name + value).isprintable()
         assert options.use_tls or options.tls is None
         assert len(options.sample_rates) <= 2
         assert set(options.sample_rates) <= {0, *SAMPLE_RATES}

@@ -342,6 +342,44 @@ async def test_server_that_is_not_there_yet_leaves_the_status_at_starting(rig: R
     assert rig.ami.told[-2:] == ["STREAMING", "AudioForkStarted"]
 
 
+@pytest.mark.parametrize(
+    ("options", "chosen", "told", "said"),
+    [
+        ("s(echo)", "echo", "echo", "subprotocol: echo"),
+        ("s(v2&v1)", "", None, "subprotocol: none of v2, v1"),
+        ("", "", None, ""),
+    ],
+)
+async def test_subprotocol_that_the_server_chose_is_told(
+    rig: Rig,
+    caplog: pytest.LogCaptureFixture,
+    options: str,
+    chosen: str,
+    told: str | None,
+    said: str,
+) -> None:
+    caplog.set_level("INFO")
+    fork_id = await rig.start(options=options)
+    rig.forks.on_report(LegAttached(fork_id, PAIRS))
+    rig.forks.on_report(SinkOpened(fork_id, chosen))
+    rig.forks.on_report(Streaming(fork_id))
+    assert rig.last_event[0] == "AudioForkStarted"
+    assert rig.last_event[1].get("Subprotocol") == told
+    assert said in caplog.text
+    assert bool(said) == ("accepted the connection" in caplog.text)
+
+
+async def test_secrets_of_the_options_are_in_no_event_variable_or_log(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    await rig.start(options="A(S3CRET)H(X-Key:S3CRET)")
+    await rig.ask(command="StopAudioFork", channel=NAME)
+    await rig.obey()
+    assert ("Authorization", "Bearer S3CRET") in rig.spec.handshake.headers
+    assert "S3CRET" not in f"{caplog.text}{rig.ami.events}{rig.variables}"
+
+
 async def test_resumed_while_nothing_was_lost_is_not_told(rig: Rig) -> None:
     fork_id = await rig.stream()
     told = list(rig.ami.told)

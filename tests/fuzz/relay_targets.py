@@ -238,6 +238,7 @@ class _Sink:
     """Stands for the sink of a fork."""
 
     def __init__(self, frame_bytes: int) -> None:
+        self.subprotocol = ""
         self.on_open: Callable[[], None] = lambda: None
         self.frames: list[bytes] = []
         self.frames_sent = 0

@@ -17,7 +17,14 @@ import uvloop
 from hypothesis import settings
 
 from audiofork.config import WebSocketConfig
-from audiofork.link.messages import Direction, EndReason, ForkEnded, ForkReport
+from audiofork.link.messages import (
+    PLAIN_HANDSHAKE,
+    Direction,
+    EndReason,
+    ForkEnded,
+    ForkReport,
+    Handshake,
+)
 from audiofork.relay.client_tls import client_tls
 from audiofork.relay.formats.base import MessageFormat
 from audiofork.relay.retry import Retries
@@ -102,10 +109,11 @@ async def start(system_tls: ssl.SSLContext) -> AsyncIterator[Start]:
         tls: ssl.SSLContext = system_tls,
         frame_bytes: int = 320,
         format: MessageFormat | None = None,
+        handshake: Handshake = PLAIN_HANDSHAKE,
         **options: Any,
     ) -> Running:
         config = replace(WebSocketConfig(reconnect_attempts=1), **options)
-        sink = Sink(url, config, tls, frame_bytes=frame_bytes, format=format)
+        sink = Sink(url, config, tls, frame_bytes=frame_bytes, format=format, handshake=handshake)
         running.append((sink, asyncio.create_task(sink.run())))
         return running[-1]
 

@@ -50,6 +50,7 @@ class FakeSink:
         self.on_retry: Callable[[int, str], None] = lambda attempt, why: None
         self.on_text: Callable[[str], None] = lambda text: None
         self.reconnects = 0
+        self.subprotocol = ""
         self.dropped_in_gap = 0
         self.frames: list[bytes] = []
         self.frames_sent = 0

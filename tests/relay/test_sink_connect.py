@@ -14,9 +14,13 @@ from typing import Any
 
 import pytest
 import trustme
+from websockets.asyncio.server import ServerConnection, basic_auth, serve
+from websockets.typing import Subprotocol
 
 from audiofork import __version__
 from audiofork.errors import SinkError, SinkRefused, SinkUnreachable
+from audiofork.forks.options import parse_options
+from audiofork.link.messages import Handshake
 from audiofork.relay.client_tls import client_tls
 from audiofork.relay.lookup import lookups
 from audiofork.relay.server_limits import MAX_MESSAGE_BYTES
@@ -34,6 +38,12 @@ from tests.relay.peers import (
 from tests.relay.sinks import Start, Waits, failure, offer, opened, retries_of
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+async def swallow(connection: ServerConnection) -> None:
+    """Serve a connection: read all that comes."""
+    async for _ in connection:
+        pass
 
 
 class Names:
@@ -117,6 +127,86 @@ async def test_request_says_who_asks(recorder: Recorder, start: Start) -> None:
     assert recording.connection.request is not None
     agents = recording.connection.request.headers.get_all("User-Agent")
     assert agents == [f"audiofork/{__version__}"]
+
+
+async def test_request_has_the_headers_of_the_fork(recorder: Recorder, start: Start) -> None:
+    own = (("Authorization", "Bearer t0ken"), ("X-Call", "a;b"), ("x-call", "c"))
+    start(recorder.url(), handshake=Handshake(own))
+    recording = await recorder.wait(lambda r: r.connection is not None)
+    assert recording.connection is not None
+    assert recording.connection.request is not None
+    headers = recording.connection.request.headers
+    assert headers["Authorization"] == "Bearer t0ken"
+    assert headers.get_all("X-Call") == ["a;b", "c"]
+    assert headers["User-Agent"] == f"audiofork/{__version__}"
+
+
+async def test_request_with_a_user_agent_of_the_fork_has_no_other(
+    recorder: Recorder, start: Start
+) -> None:
+    start(recorder.url(), handshake=Handshake((("user-agent", "PBX 9"),)))
+    recording = await recorder.wait(lambda r: r.connection is not None)
+    assert recording.connection is not None
+    assert recording.connection.request is not None
+    assert recording.connection.request.headers.get_all("User-Agent") == ["PBX 9"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("A(bot:s3cret)", ""),
+        ("A(bot:wrong)", "HTTP 401; it demands credentials: option A"),
+        ("", "HTTP 401; it demands credentials: option A"),
+    ],
+)
+async def test_server_that_demands_a_password_accepts_the_right_one_alone(
+    start: Start, text: str, said: str
+) -> None:
+    check = basic_auth(realm="calls", credentials=("bot", "s3cret"))
+    async with serve(swallow, "127.0.0.1", 0, process_request=check) as server:
+        url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/"
+        sink, task = start(url, handshake=parse_options(text).handshake)
+        if said:
+            assert said in str(await failure(task))
+        else:
+            await opened(sink)
+
+
+@pytest.mark.parametrize(
+    ("offered", "spoken", "chosen"),
+    [(("echo",), "echo", "echo"), (("v2", "v1"), "v1", "v1"), (("echo",), "", ""), ((), "", "")],
+)
+async def test_subprotocol_that_the_server_chooses_is_known(
+    start: Start, offered: tuple[str, ...], spoken: str, chosen: str
+) -> None:
+    known = [Subprotocol(spoken)] if spoken else None
+    async with serve(swallow, "127.0.0.1", 0, subprotocols=known) as server:
+        url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/"
+        sink, _ = start(url, handshake=Handshake(subprotocols=offered))
+        await opened(sink)
+        assert sink.subprotocol == chosen
+
+
+async def test_server_that_insists_on_a_subprotocol_refuses_with_a_hint(start: Start) -> None:
+    async with serve(swallow, "127.0.0.1", 0, subprotocols=[Subprotocol("echo")]) as server:
+        url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/"
+        error = await failure(start(url)[1])
+    assert isinstance(error, SinkRefused)
+    assert str(error) == "the server answered HTTP 400; it may demand a subprotocol: option s"
+
+
+@pytest.mark.parametrize("offered", [("echo",), ()])
+async def test_server_that_chooses_a_subprotocol_not_offered_is_refused(
+    start: Start, offered: tuple[str, ...]
+) -> None:
+    def choose(connection: ServerConnection, _offered: object) -> Subprotocol:
+        return Subprotocol("other")
+
+    async with serve(swallow, "127.0.0.1", 0, select_subprotocol=choose) as server:
+        url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/"
+        error = await failure(start(url, handshake=Handshake(subprotocols=offered))[1])
+    assert isinstance(error, SinkRefused)
+    assert "a subprotocol that was not offered" in str(error)
 
 
 async def test_proxies_of_the_environment_are_not_used(

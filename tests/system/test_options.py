@@ -9,6 +9,9 @@ import statistics
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
+from websockets.typing import Subprotocol
 
 from audiofork.link.messages import Direction, LegPart
 from audiofork.relay import beep
@@ -486,3 +489,39 @@ async def test_fork_that_is_stopped_before_its_first_message_is_full_has_started
     events = [h["UserEvent"] for h in told if h["UserEvent"] != "AudioFork"]
     assert events == ["AudioForkStarted", "AudioForkStopped"]
     await target.call.hangup()
+
+
+async def test_server_that_demands_a_token_and_a_subprotocol_gets_the_audio(
+    ami: AmiClient, caller: SipUser, daemon: Daemon
+) -> None:
+    """And what a secret is stands neither in the log nor in the event."""
+    got: list[bytes] = []
+
+    async def take(connection: ServerConnection) -> None:
+        async for message in connection:
+            assert isinstance(message, bytes)
+            got.append(message)
+
+    def check(connection: ServerConnection, request: Request) -> Response | None:
+        wanted = {"Authorization": "Bearer t0ken-7", "X-Call": "a;b"}
+        if all(request.headers.get(name) == value for name, value in wanted.items()):
+            return None
+        return connection.respond(401, "no\n")
+
+    known = [Subprotocol("v1.bot")]
+    async with serve(take, "127.0.0.1", 0, process_request=check, subprotocols=known) as server:
+        url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/"
+        target = await place_call(ami, caller)
+        wrong = start_fork(ami, target.channel, url, "D(in)A(wrong)s(v1.bot)")
+        failed = await ami.wait_user_event("AudioForkFailed", ActionID=wrong)
+        options = "D(in)A(t0ken-7)H(X-Call:a;b)s(v2.bot&v1.bot)"
+        action_id = start_fork(ami, target.channel, url, options)
+        await target.call.play(BLOCKS)
+        started = await ami.wait_user_event("AudioForkStarted", ActionID=action_id)
+        await target.call.hangup()
+        await ami.wait_user_event("AudioForkStopped", ActionID=action_id)
+    assert started["Subprotocol"] == "v1.bot"
+    assert failed["Reason"] == "sink-refused"
+    assert failed["Detail"].endswith("HTTP 401; it demands credentials: option A")
+    assert len(got) >= len(BLOCKS) - 20
+    assert "t0ken-7" not in daemon.log()

@@ -298,6 +298,18 @@ def test_request_of_a_start_has_its_post_process_command() -> None:
     assert (request.post_process, request.url, request.action_id) == ("mv a b", "ws://h/", "7")
 
 
+@pytest.mark.parametrize(
+    ("options", "offered"),
+    [(b"", ("echo",)), (b"Options: D(in)\r\n", ("echo",)), (b"Options: s(v2)\r\n", ("v2",))],
+)
+def test_request_of_a_start_offers_what_the_module_does_unless_it_names_others(
+    options: bytes, offered: tuple[str, ...]
+) -> None:
+    request = parse_request(own(START[:-2] + options + b"\r\n").request)
+    assert isinstance(request, StartFork)
+    assert request.options.subprotocols == offered
+
+
 def test_request_of_a_stop_with_any_command_starts_nothing() -> None:
     message = (
         START.replace(b"AudioFork", b"StopAudioFork")[:-2] + b"Command: StartAudioFork\r\n\r\n"
