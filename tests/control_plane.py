@@ -1,4 +1,5 @@
 import asyncio
+import base64
 import contextlib
 import re
 import ssl
@@ -21,6 +22,7 @@ import pytest
 from audiofork.asterisk import snapshots
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.ami_protocol import ChannelHangup, Event, RequestReceived
+from audiofork.asterisk.channels import MAX_VALUE_BYTES
 from audiofork.asterisk.taps.base import LegOrder
 from audiofork.asterisk.taps.choice import Choice
 from audiofork.asterisk.taps.ways import Connects, Way, Wish
@@ -334,6 +336,8 @@ class FakeAmi:
         variable, uniqueid = fields["Variable"], self._find(fields["Channel"], name)
         if safely := re.fullmatch(r"REPLACE\((.*),\\\\r,\\n\)", variable):
             variable = safely[1]
+        if at_once := re.fullmatch(r"REPLACE\((BASE64_ENCODE\(.*),~\)", variable):
+            return self._encoded(uniqueid, at_once[1])
         if name == "Getvar":
             own = {"CHANNEL(name)": self.channels[uniqueid], "CHANNEL(uniqueid)": uniqueid}
             return {**self.values, **self.values_of.get(uniqueid, {}), **own}.get(variable, "")
@@ -341,6 +345,16 @@ class FakeAmi:
         if variable == "AUDIOFORK_STATUS":
             self.told.append(fields["Value"])
         return ""
+
+    def _encoded(self, uniqueid: str, wanted: str) -> str:
+        """Return what Asterisk makes of the expressions that `Channels.at_once` asks for."""
+        values = {**self.values, **self.values_of.get(uniqueid, {})}
+        texts = [
+            values.get(one.removeprefix("${").removesuffix("}"), "")
+            for one in re.findall(r"BASE64_ENCODE\(\.(.*?)\)(?=\}_\$\{BASE64|$)", wanted)
+        ]
+        whole = "_".join(base64.b64encode(b"." + text.encode()).decode() for text in texts)
+        return whole[:MAX_VALUE_BYTES]
 
     def _find(self, key: str, action: str) -> str:
         for uniqueid, name in self.channels.items():

@@ -13,6 +13,7 @@ from audiofork.forks.lifecycle import ForkState
 from audiofork.forks.post_process.commands import is_named
 from audiofork.forks.requests import Origin, StartFork
 from audiofork.forks.table import ForkTable
+from audiofork.forks.url_templates import check_template
 from audiofork.forks.urls import check_url
 from audiofork.link.messages import Tls
 from audiofork.system import FILES_PER_FORK, file_limit, openable, warn_of_low_file_limit
@@ -75,8 +76,7 @@ class Admission:
         security = self.security
         self._check_open()
         self._check_count(forks)
-        url = effective_url(request)
-        check_url(url, security.allow_urls, allow_private=security.allow_private)
+        self.check_url(request)
         if request.options.tls is not None:
             _check_tls(request.options.tls, security)
         is_text = bool(request.post_process) and not is_named(request.post_process)
@@ -86,6 +86,15 @@ class Admission:
                 "command of [post_process:NAME]"
             )
         self._turns.check(request.origin)
+
+    def check_url(self, request: StartFork) -> None:
+        """Check whether audio may go to the URL of a request, whatever its fields will hold.
+
+        Raises: as `check`.
+        """
+        url = check_template(effective_url(request))
+        security = self.security
+        check_url(url, security.allow_urls, allow_private=security.allow_private)
 
     def _check_open(self) -> None:
         if self.refusing:

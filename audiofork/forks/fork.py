@@ -20,7 +20,7 @@ from audiofork.forks.options import Options, parse_options
 from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.post_process.template import PostProcess
 from audiofork.forks.requests import StartFork
-from audiofork.link.messages import Direction, EndReason, ForkSpec, ForkStats, LegPart
+from audiofork.link.messages import Direction, EndReason, ForkSpec, ForkStats, LegPart, Metadata
 from audiofork.log import ForkLog
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,8 @@ class Call:
         asterisk_started: Identifies the run of Asterisk that has the channel; empty if unknown.
         bridged: Whether the channel is in a bridge; None while unknown.
         values: Values for the post-process command, by variable.
+        info: Fields of the call for the server, by name; empty: they were not asked for.
+        params: Parameters for the server: those of the request, and of channel variables.
         hangup_seen: Whether Asterisk has reported the hangup of the channel.
         hangup_timer: Ends the fork HANGUP_GRACE_S after the hangup.
     """
@@ -79,6 +81,8 @@ class Call:
     asterisk_started: str = ""
     bridged: bool | None = None
     values: dict[str, str] = field(default_factory=dict)
+    info: dict[str, str] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
     hangup_seen: bool = False
     hangup_timer: asyncio.TimerHandle | None = None
 
@@ -348,7 +352,14 @@ def restored(entry: Entry, commands: Commands) -> tuple[Fork, str]:
             action_id=entry.action_id,
             options_text=entry.options,
         ),
-        call=Call(entry.channel, entry.uniqueid, entry.asterisk_started, values=entry.values),
+        call=Call(
+            entry.channel,
+            entry.uniqueid,
+            entry.asterisk_started,
+            values=entry.values,
+            info=entry.call,
+            params=entry.params,
+        ),
         action_id=entry.action_id,
         started_at=entry.started,
         log=ForkLog(log, entry.fork_id, entry.channel),
@@ -420,10 +431,16 @@ def spec_of(fork: Fork) -> ForkSpec:
         beeps=options.beeps,
         tls=options.tls,
         handshake=options.handshake,
+        metadata=_metadata_of(fork) if options.metadata else None,
         reconnect_interval_s=options.reconnect_interval_s,
         reconnect_attempts=options.reconnect_attempts,
         frame_ms=options.frame_ms,
     )
+
+
+def _metadata_of(fork: Fork) -> Metadata:
+    resumed = fork.from_earlier_run or fork.progress.relays_lost > 0
+    return Metadata(fork.call.info, fork.call.params, resumed)
 
 
 def needs_silence(fork: Fork) -> bool:
@@ -470,6 +487,8 @@ def entry_of(fork: Fork) -> Entry:
         started=fork.started_at,
         asterisk_started=fork.call.asterisk_started,
         attempts=fork.progress.attempts,
+        call=fork.call.info,
+        params=fork.call.params,
     )
 
 

@@ -21,7 +21,7 @@ import stat
 import threading
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,9 @@ class Entry:
     mute_out: bool
     started: float
     asterisk_started: str
-    attempts: int = 0  # missing in files of earlier versions
+    attempts: int = 0  # this and the next two are missing in files of earlier versions
+    call: dict[str, str] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
 
 
 class Journal:

@@ -16,12 +16,15 @@ from audiofork.config import SAMPLE_RATES
 from audiofork.config_values import FRAMES_MS
 from audiofork.errors import RequestRefused
 from audiofork.forks import handshakes
+from audiofork.forks.params import MAX_PARAMS
 from audiofork.link.messages import Beeps, Direction, Handshake, Tls
 
 MAX_OPTIONS_BYTES = 4096
 MAX_VARIABLE_LENGTH = 79  # Asterisk's AST_MAX_EXTENSION without the final NUL
 
 
+# The value of a parameter that option M names is that of this variable with its name.
+PARAM_VARIABLE = "AUDIOFORK_PARAM_"
 DEFAULT_BEEP_INTERVAL_S = 15.0
 MAX_GAIN = 4
 MAX_SAMPLE_RATES = 2  # the preferred rate, and the rate to use instead
@@ -46,6 +49,8 @@ class Options:
         headers: Option H: names and values, which may be secrets.
         authorization: Option A: the value of the header Authorization; a secret.
         subprotocols: Option s, the preferred one first.
+        metadata: Option M.
+        param_variables: The argument of M: names of parameters whose values are channel variables.
         sample_rates: Option L, in Hz, the preferred one first; 0: the channel's own rate.
         id_variable: Option i.
         ignored: Letters that are accepted and have no effect.
@@ -65,6 +70,8 @@ class Options:
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     authorization: str = field(default="", repr=False)
     subprotocols: tuple[str, ...] = ()
+    metadata: bool = False
+    param_variables: tuple[str, ...] = ()
     sample_rates: tuple[int, ...] = ()
     id_variable: str = ""
     ignored: str = ""
@@ -285,6 +292,18 @@ def _subprotocols(options: Options, argument: str | None) -> Options:
         raise _bad("s", str(exc), argument) from None
 
 
+def _metadata(options: Options, argument: str | None) -> Options:
+    """Parse M, or M(name&name)."""
+    names = tuple(name.strip() for name in argument.split("&")) if argument else ()
+    if not all(name.isascii() and name.isidentifier() for name in names) or any(
+        len(PARAM_VARIABLE + name) > MAX_VARIABLE_LENGTH for name in names
+    ):
+        raise _bad("M", f"nothing, or names of variables without {PARAM_VARIABLE}", argument)
+    if len(names) > MAX_PARAMS:
+        raise RequestRefused(f"Options: M takes {MAX_PARAMS} names at most")
+    return replace(options, metadata=True, param_variables=names)
+
+
 _PARSERS: dict[str, Callable[[Options, str | None], Options]] = {
     "D": _direction,
     "T": _tls,
@@ -302,6 +321,7 @@ _PARSERS: dict[str, Callable[[Options, str | None], Options]] = {
     "H": _headers,
     "A": _authorization,
     "s": _subprotocols,
+    "M": _metadata,
     "i": _id_variable,
     "S": _keep_time,
     "a": _ignored,

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from audiofork.asterisk.channels import Target
 from audiofork.errors import RequestRefused
 from audiofork.forks.options import Options, parse_options
+from audiofork.forks.params import MAX_PARAMS_BYTES, check_size, parse_params
 from audiofork.text import printable
 
 MAX_FIELD_BYTES = 1000  # AMI discards lines longer than 1024 bytes
@@ -46,6 +47,7 @@ class StartFork:
 
     Attributes:
         options_text: The option string that `options` was parsed from; it may hold secrets.
+        params: Parameters for the server; a value may be a secret.
     """
 
     target: Target
@@ -54,6 +56,7 @@ class StartFork:
     post_process: str = ""
     action_id: str = ""
     options_text: str = field(default="", repr=False)
+    params: dict[str, str] = field(default_factory=dict, repr=False)
     origin: Origin = _origin()
 
 
@@ -89,7 +92,7 @@ Request = StartFork | StopFork | MuteFork
 START, STOP, MUTE = "startaudiofork", "stopaudiofork", "audioforkmute"
 _NAMES = (
     *("Channel", "Uniqueid", "WsServer", "Options", "PostProcess"),
-    *("AudioForkID", "Direction", "State", "ActionID", "Command"),
+    *("AudioForkID", "Direction", "State", "ActionID", "Command", "Params"),
 )
 _FIELDS = {name.lower(): name for name in _NAMES}  # as messages write them
 
@@ -127,7 +130,19 @@ def _start(fields: dict[str, str], origin: Origin) -> StartFork:
     text = fields.get("options", "")
     options = parse_options(text)
     action_id = fields.get("actionid", "")
-    return StartFork(target, url, options, post_process, action_id, text, origin)
+    params = _params(fields)
+    if params and not options.metadata:
+        raise RequestRefused("Params: they are sent to the server with option M")
+    return StartFork(target, url, options, post_process, action_id, text, params, origin)
+
+
+def _params(fields: dict[str, str]) -> dict[str, str]:
+    try:
+        params = parse_params(fields.get("params", ""))
+        check_size(params)
+        return params
+    except ValueError as exc:
+        raise RequestRefused(f"Params: {exc}") from None
 
 
 def _stop(fields: dict[str, str], origin: Origin) -> StopFork:
@@ -157,8 +172,10 @@ def _check_field(name: str, value: str) -> None:
     # Values are copied into AMI actions, where a line break would begin a new header.
     if not value.isprintable():
         raise RequestRefused(f"{name}: control characters are not allowed")
-    if name != "Options" and len(value.encode()) > MAX_FIELD_BYTES:
+    if name not in ("Options", "Params") and len(value.encode()) > MAX_FIELD_BYTES:
         raise RequestRefused(f"{name}: longer than {MAX_FIELD_BYTES} bytes")
+    if name == "Params" and len(value) > 3 * MAX_PARAMS_BYTES:  # three characters for a byte
+        raise RequestRefused(f"Params: longer than {MAX_PARAMS_BYTES} bytes, all together")
 
 
 def _target(fields: dict[str, str], fork_id: str = "") -> Target:

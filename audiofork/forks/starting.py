@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.choice import Taps
 from audiofork.errors import RequestRefused
+from audiofork.forks import call_info, url_templates
 from audiofork.forks.admission import Admission
 from audiofork.forks.ending import Ending
 from audiofork.forks.events import Emit, Requested
@@ -15,6 +18,8 @@ from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.legs import Legs
 from audiofork.forks.lifecycle import ForkEvent
 from audiofork.forks.look_ups import LookUps
+from audiofork.forks.options import PARAM_VARIABLE
+from audiofork.forks.params import check_size
 from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.requests import StartFork
 from audiofork.forks.table import ForkTable
@@ -118,11 +123,35 @@ class Starting:
         if fork.post_process is not None:
             names = fork.post_process.names
             fork.call.values = await self._channels.values(fork.uniqueid, names)
+        await self._tell_of_call(fork)
         if fork.request.options.bridged_only:
             bridged = await self._channels.is_bridged(fork.uniqueid)
             if fork.call.bridged is None:  # else a newer event has set it meanwhile
                 fork.call.bridged = bridged
         _check_wanted(fork)
+
+    async def _tell_of_call(self, fork: Fork) -> None:
+        """Ask for what the server is told of the call, and put it into the URL, if it has fields.
+
+        Raises:
+            RequestRefused: The URL is not allowed with them, or the parameters are too long.
+        """
+        request, call = fork.request, fork.call
+        if not (request.options.metadata or url_templates.names(request.url)):
+            return
+        asked = await call_info.ask(self._channels, call.channel, call.uniqueid)
+        call.info = {"fork_id": fork.id, **asked}
+        names = request.options.param_variables
+        variables = [PARAM_VARIABLE + name for name in names]
+        values = await self._channels.at_once(call.uniqueid, variables) if names else []
+        call.params = {**request.params, **dict(zip(names, values, strict=True))}
+        try:
+            check_size(call.params)
+        except ValueError as exc:
+            raise RequestRefused(f"Params: {exc}") from None
+        if url_templates.names(request.url):
+            fork.request = replace(request, url=url_templates.filled(request.url, call.info))
+            self._admission.check_url(fork.request)
 
     async def choose(self, fork: Fork) -> None:
         """Choose the tap (ChanSpy or ARI snoop) and the sample rate of a fork.

@@ -92,6 +92,21 @@ PLAIN_HANDSHAKE = Handshake()
 
 
 @dataclass(frozen=True, slots=True)
+class Metadata:
+    """What a server is told of the call; a caller may have chosen any of it.
+
+    Attributes:
+        call: Fields of the call, by name.
+        params: Parameters of the request; a value may be a secret.
+        resumed: Whether another process has relayed the fork before, whose frames are not counted.
+    """
+
+    call: dict[str, str] = field(default_factory=dict, repr=False)
+    params: dict[str, str] = field(default_factory=dict, repr=False)
+    resumed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Beeps:
     """Tones that the target's party hears.
 
@@ -130,6 +145,7 @@ class ForkSpec:
         beeps: What the party is to hear of the fork.
         tls: None: as configured.
         handshake: What is added to the request of the handshake.
+        metadata: What the server is told of the call; None: nothing.
         reconnect_interval_s: Longest wait between two attempts, and limit of one; None: as
             configured.
         reconnect_attempts: Attempts in a row, 0 for ever; None: as configured.
@@ -150,6 +166,7 @@ class ForkSpec:
     beeps: Beeps = Beeps()
     tls: Tls | None = None
     handshake: Handshake = PLAIN_HANDSHAKE
+    metadata: Metadata | None = None
     reconnect_interval_s: float | None = None
     reconnect_attempts: int | None = None
     frame_ms: int | None = None

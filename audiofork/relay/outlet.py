@@ -224,7 +224,7 @@ class Outlet:
             is_full: Whether the transport is full; then it calls `resume()` when it has room.
         """
         self._path.flow = Flow.FORMED
-        self._write_all(self._format.opening())
+        self._write_all(self._format.opening(self._number, self.backlog.dropped))
         if is_full:
             self.pause()
         elif self._takes:
@@ -313,7 +313,7 @@ class Outlet:
     def send_closing(self, reason: str) -> None:
         """Send the format's last messages, if the connection takes any."""
         if self.is_open:
-            self._write_all(self._format.closing(reason))
+            self._write_all(self._format.closing(reason, self._number, self.backlog.dropped))
 
     def _keep(self, frame: bytes) -> None:
         self.backlog.put(frame)

@@ -23,6 +23,8 @@ from audiofork.link.messages import (
     TakeStats,
 )
 from audiofork.relay.client_tls import ClientTls
+from audiofork.relay.formats.description import Description
+from audiofork.relay.formats.raw import RawFormat
 from audiofork.relay.listener import Listener
 from audiofork.relay.pipeline import message_frame_bytes
 from audiofork.relay.session import Session
@@ -97,13 +99,16 @@ class Worker:
                 _obey(session, command)
 
     def _begin(self, spec: ForkSpec) -> None:
+        settings = self._settings_of(spec)
+        description = Description(spec, settings.frame_ms) if spec.metadata else None
         sink = Sink(
             spec.url,
-            self._settings_of(spec),
+            settings,
             self._tls.context_of(spec.tls),
             frame_bytes=message_frame_bytes(spec),
             allow_private=self._allow_private,
             handshake=spec.handshake,
+            format=RawFormat(description),
         )
         session = Session(spec, sink, self._on_report)
         self.sessions[spec.fork_id] = session

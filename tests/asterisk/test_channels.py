@@ -198,3 +198,52 @@ async def test_value_that_asterisk_may_have_cut_is_refused(
     assert await channels.values(UNIQUEID, ["A"]) == {"A": "x" * 1022}
     with pytest.raises(RequestRefused, match=r"^\^\{B\}: longer than 1022 bytes$"):
         await channels.values(UNIQUEID, ["A", "B"])
+
+
+async def test_values_at_once_are_one_question_and_come_as_they_are(
+    ami: FakeAmi, channels: Channels
+) -> None:
+    odd = 'a\r\n\r\nEvent: x, "_}~\\ ü'
+    ami.values_of[UNIQUEID] = {"CALLERID(num)": "7", "CALLERID(name)": odd, "A(b,c)": "_"}
+    wanted = ["CALLERID(num)", "CALLERID(name)", "NOT_SET", "A(b,c)"]
+    assert await channels.at_once(UNIQUEID, wanted) == ["7", odd, "", "_"]
+    assert len(ami.actions) == 1
+
+
+async def test_values_at_once_that_do_not_fit_one_question_take_several(
+    ami: FakeAmi, channels: Channels
+) -> None:
+    values = {f"AUDIOFORK_PARAM_{number:04}": str(number) for number in range(100)}
+    ami.values_of[UNIQUEID] = values
+    assert await channels.at_once(UNIQUEID, values) == list(values.values())
+
+
+async def test_values_at_once_that_do_not_fit_one_answer_come_by_several(
+    ami: FakeAmi, channels: Channels
+) -> None:
+    values = {f"V{number}": str(number) * 100 for number in range(20)}
+    ami.values_of[UNIQUEID] = values
+    assert await channels.at_once(UNIQUEID, values) == list(values.values())
+    assert len(ami.actions) > 1
+
+
+@pytest.mark.parametrize("name", ["LONG", "OTHER"])
+async def test_value_at_once_that_is_too_long_is_cut_and_costs_no_other(
+    ami: FakeAmi, channels: Channels, name: str
+) -> None:
+    ami.values_of[UNIQUEID] = {"LONG": "ü" * 2000, "OTHER": "o"}
+    long, other = await channels.at_once(UNIQUEID, ["LONG", "OTHER"])
+    assert "ü" * 370 <= long.rstrip("\ufffd") <= "ü" * 400
+    assert other == "o"
+
+
+async def test_values_at_once_without_the_module_that_encodes_are_empty(
+    ami: FakeAmi, channels: Channels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ami, "_encoded", lambda *_: "__")
+    assert await channels.at_once(UNIQUEID, ["A", "B"]) == ["", ""]
+
+
+async def test_values_at_once_of_no_channel_raise_no_such_channel(channels: Channels) -> None:
+    with pytest.raises(NoSuchChannel):
+        await channels.at_once("9.9", ["A"])

@@ -7,6 +7,7 @@ from audiofork.asterisk.ami_protocol import ChannelHangup, RequestReceived
 from audiofork.asterisk.taps.ways import Wish
 from audiofork.config import SecurityConfig
 from audiofork.errors import AmiUnavailable, NoSuchChannel, RequestRefused
+from audiofork.forks.call_info import FIELDS
 from audiofork.forks.ending import HANGUP_GRACE_S
 from audiofork.forks.fork import effective_url
 from audiofork.forks.requests import StartFork, parse_request
@@ -431,3 +432,91 @@ async def test_relay_keeps_the_time_that_is_promised_and_that_the_leg_does_not_k
     rig.taps.keeps_time = leg_keeps_time
     await rig.start(options=options)
     assert rig.spec.keep_time is needs_silence
+
+
+# --- What the server is told of the call ---------------------------------------------------------
+
+
+async def test_fork_with_metadata_asks_once_and_orders_what_is_known(rig: Rig) -> None:
+    rig.ami.values_of[UNIQUEID] = {
+        "CALLERID(num)": "7",
+        "CONTEXT": "from-phones",
+        "EXTEN": "100",
+        "CHANNEL(pjsip,call-id)": "x@y",
+    }
+    before = len(rig.ami.actions)
+    fork_id = await rig.start(options="M", params="a=1")
+    known = [headers for name, headers, _ in rig.ami.actions[before:] if name == "Getvar"]
+    assert len(known) == 3, "name and uniqueid, as ever, and one more"
+    metadata = rig.spec.metadata
+    assert metadata is not None
+    assert metadata.params == {"a": "1"}
+    assert metadata.call == {
+        **dict.fromkeys(FIELDS, ""),
+        "fork_id": fork_id,
+        "channel": NAME,
+        "uniqueid": UNIQUEID,
+        "call_started": "2023-11-14T22:13:20Z",
+        "caller_number": "7",
+        "context": "from-phones",
+        "exten": "100",
+        "sip_call_id": "x@y",
+    }
+
+
+async def test_start_by_the_gosub_tells_what_was_dialled(rig: Rig) -> None:
+    rig.ami.values_of[UNIQUEID] = {
+        "CONTEXT": "audiofork",
+        "EXTEN": "start",
+        "STACK_PEEK(1,c,1)": "from-phones",
+        "STACK_PEEK(1,e,1)": "100",
+    }
+    await rig.start(options="M")
+    assert rig.spec.metadata is not None
+    call = rig.spec.metadata.call
+    assert (call["context"], call["exten"]) == ("from-phones", "100")
+
+
+async def test_parameters_may_be_those_of_channel_variables(rig: Rig) -> None:
+    rig.ami.values_of[UNIQUEID] = {"AUDIOFORK_PARAM_ticket": "T & 7"}
+    await rig.start(options="M(ticket&none)", params="ticket=1&b=2")
+    assert rig.spec.metadata is not None
+    assert rig.spec.metadata.params == {"ticket": "T & 7", "b": "2", "none": ""}
+
+
+async def test_parameters_that_are_too_long_with_those_of_variables_refuse_the_fork(
+    rig: Rig,
+) -> None:
+    rig.ami.values_of[UNIQUEID] = {"AUDIOFORK_PARAM_b": "x" * 200}
+    await rig.request(channel=NAME, wsserver=URL, options="M(b)", params=f"a={'x' * 8000}")
+    assert rig.last_event[1]["Reason"] == "Params: longer than 8192 bytes, all together"
+    assert not rig.sent
+
+
+async def test_parameters_without_the_option_that_sends_them_are_refused(rig: Rig) -> None:
+    await rig.request(channel=NAME, wsserver=URL, params="a=1")
+    assert rig.last_event[1]["Reason"] == "Params: they are sent to the server with option M"
+
+
+async def test_fork_without_metadata_asks_nothing_more(rig: Rig) -> None:
+    await rig.start()
+    assert rig.spec.metadata is None
+    assert "BASE64_ENCODE" not in str(rig.ami.actions)
+
+
+async def test_fields_of_the_url_are_filled_in_for_all_that_follows(rig: Rig) -> None:
+    rig.ami.values_of[UNIQUEID] = {"CALLERID(num)": "+49 7"}
+    fork_id = await rig.start(wsserver="ws://example.org/{uniqueid}?from={caller_number}")
+    url = f"ws://example.org/{UNIQUEID}?from=%2B49%207"
+    assert rig.spec.url == url
+    assert rig.variables["AUDIOFORK_WSSERVER"] == url
+    assert rig.journal.entries[fork_id].url == url
+
+
+async def test_url_that_its_fields_lead_out_of_the_allowed_is_refused(rig: Rig) -> None:
+    security = SecurityConfig(allow_urls=("ws://example.org/100/*",))
+    rig.forks.security = security
+    rig.ami.values_of[UNIQUEID] = {"EXTEN": "200"}
+    await rig.request(channel=NAME, wsserver="ws://example.org/{exten}/x")
+    assert "not among the URLs" in rig.last_event[1]["Reason"]
+    assert not rig.sent

@@ -45,7 +45,7 @@ class PressFormat(RawFormat):
     def event(self, event: Event, number: int) -> tuple[str, str]:
         return "press", "release"
 
-    def closing(self, reason: str) -> tuple[str]:
+    def closing(self, reason: str, number: int, dropped: int) -> tuple[str]:
         return (reason,)
 
 

@@ -86,8 +86,13 @@ class MessageFormat(ABC):
 
     is_verbatim: ClassVar[bool] = False
 
-    def opening(self) -> Sequence[Message]:
-        """Return the first messages on each connection."""
+    def opening(self, number: int, dropped: int) -> Sequence[Message]:  # noqa: ARG002 (for others)
+        """Return the first messages on each connection.
+
+        Args:
+            number: The number of the first frame that follows.
+            dropped: How many of the frames before it the server will never get.
+        """
         return ()
 
     @abstractmethod
@@ -108,8 +113,14 @@ class MessageFormat(ABC):
         """
         return ()
 
-    def closing(self, reason: str) -> Sequence[Message]:  # noqa: ARG002 (for others)
-        """Return the last messages, before the close frame with the same reason."""
+    def closing(self, reason: str, number: int, dropped: int) -> Sequence[Message]:  # noqa: ARG002
+        """Return the last messages, before the close frame with the same reason.
+
+        Args:
+            reason: Why the fork ended.
+            number: How many frames there were in all; `dropped` as in `opening`.
+            dropped: See `number`.
+        """
         return ()
 
     @abstractmethod

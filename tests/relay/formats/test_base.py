@@ -48,7 +48,7 @@ class TellingFormat(MessageFormat):
     def __init__(self) -> None:
         self.openings = 0
 
-    def opening(self) -> Sequence[Message]:
+    def opening(self, number: int, dropped: int) -> Sequence[Message]:
         self.openings += 1
         return f"start {self.openings}", b"\xff" * 4
 
@@ -60,7 +60,7 @@ class TellingFormat(MessageFormat):
             return f"press {event.digit} {number_}", f"release {event.digit}"
         return ()
 
-    def closing(self, reason: str) -> Sequence[Message]:
+    def closing(self, reason: str, number: int, dropped: int) -> Sequence[Message]:
         return (f"stop {reason}",)
 
     def meaning(self, message: Message) -> Meaning:

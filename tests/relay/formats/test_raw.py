@@ -16,7 +16,11 @@ def test_audio_is_the_frames_as_they_are(frames: list[bytes]) -> None:
 def test_nothing_goes_beside_audio() -> None:
     raw = RawFormat()
     events: list[Event] = [Dtmf("5"), Mark("end")]
-    messages = [raw.opening(), raw.closing("hangup"), *(raw.event(event, 0) for event in events)]
+    messages = [
+        raw.opening(0, 0),
+        raw.closing("hangup", 9, 1),
+        *(raw.event(event, 0) for event in events),
+    ]
     assert not any(messages)
 
 
