@@ -17,7 +17,7 @@ from audiofork.config_values import FRAMES_MS
 from audiofork.errors import RequestRefused
 from audiofork.forks import handshakes
 from audiofork.forks.params import MAX_PARAMS
-from audiofork.link.messages import Beeps, Direction, Handshake, Tls
+from audiofork.link.messages import Beeps, Codec, Direction, Format, Handshake, Tls
 
 MAX_OPTIONS_BYTES = 4096
 MAX_VARIABLE_LENGTH = 79  # Asterisk's AST_MAX_EXTENSION without the final NUL
@@ -25,6 +25,9 @@ MAX_VARIABLE_LENGTH = 79  # Asterisk's AST_MAX_EXTENSION without the final NUL
 
 # The value of a parameter that option M names is that of this variable with its name.
 PARAM_VARIABLE = "AUDIOFORK_PARAM_"
+TWILIO_SAMPLE_RATE = 8000
+# What servers of a format expect to be offered, unless option s names others.
+_SUBPROTOCOLS = {Format.JAMBONZ: ("audio.jambonz.org",), Format.CHAN_WEBSOCKET: ("media",)}
 DEFAULT_BEEP_INTERVAL_S = 15.0
 MAX_GAIN = 4
 MAX_SAMPLE_RATES = 2  # the preferred rate, and the rate to use instead
@@ -49,6 +52,8 @@ class Options:
         headers: Option H: names and values, which may be secrets.
         authorization: Option A: the value of the header Authorization; a secret.
         subprotocols: Option s, the preferred one first.
+        format: Option x.
+        codec: Option c.
         metadata: Option M.
         param_variables: The argument of M: names of parameters whose values are channel variables.
         sample_rates: Option L, in Hz, the preferred one first; 0: the channel's own rate.
@@ -70,6 +75,8 @@ class Options:
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     authorization: str = field(default="", repr=False)
     subprotocols: tuple[str, ...] = ()
+    format: Format = Format.RAW
+    codec: Codec = Codec.SLIN
     metadata: bool = False
     param_variables: tuple[str, ...] = ()
     sample_rates: tuple[int, ...] = ()
@@ -77,10 +84,21 @@ class Options:
     ignored: str = ""
 
     @property
+    def tells_of_call(self) -> bool:
+        """Whether the server is told of the call."""
+        return self.metadata or self.format is not Format.RAW
+
+    @property
+    def wished_rates(self) -> tuple[int, ...]:
+        """The sample rates that the fork may have, in Hz; empty: as configured."""
+        return (TWILIO_SAMPLE_RATE,) if self.format is Format.TWILIO else self.sample_rates
+
+    @property
     def handshake(self) -> Handshake:
         """What options H, A and s add to the request of the WebSocket handshake."""
         own = (("Authorization", self.authorization),) if self.authorization else ()
-        return Handshake((*own, *self.headers), self.subprotocols)
+        offered = self.subprotocols or _SUBPROTOCOLS.get(self.format, ())
+        return Handshake((*own, *self.headers), offered)
 
 
 def parse_options(text: str) -> Options:
@@ -97,7 +115,18 @@ def parse_options(text: str) -> Options:
         options = parser(options, argument)
     if options.authorization and any(n.lower() == "authorization" for n, _ in options.headers):
         raise RequestRefused("Options: A and H both set the header Authorization")
+    _check_format(options)
     return options
+
+
+def _check_format(options: Options) -> None:
+    """Raise RequestRefused if a format cannot carry what other options ask for."""
+    format_ = options.format
+    if format_ is Format.TWILIO and set(options.sample_rates) - {TWILIO_SAMPLE_RATE}:
+        raise RequestRefused("Options: x(twilio) has 8000 Hz alone, leave L out")
+    has_codec = format_ in (Format.RAW, Format.JSON)
+    if options.codec is not Codec.SLIN and not has_codec:
+        raise RequestRefused(f"Options: x({format_}) has a codec of its own, leave c out")
 
 
 def split_options(text: str) -> list[tuple[str, str | None]]:
@@ -292,6 +321,22 @@ def _subprotocols(options: Options, argument: str | None) -> Options:
         raise _bad("s", str(exc), argument) from None
 
 
+def _format(options: Options, argument: str | None) -> Options:
+    try:
+        chosen = Format((argument or "").strip().lower())
+    except ValueError:
+        raise _bad("x", f"one of {', '.join(Format)}", argument) from None
+    return replace(options, format=chosen)
+
+
+def _codec(options: Options, argument: str | None) -> Options:
+    try:
+        codec = Codec((argument or "").strip().lower())
+    except ValueError:
+        raise _bad("c", f"one of {', '.join(Codec)}", argument) from None
+    return replace(options, codec=codec)
+
+
 def _metadata(options: Options, argument: str | None) -> Options:
     """Parse M, or M(name&name)."""
     names = tuple(name.strip() for name in argument.split("&")) if argument else ()
@@ -322,6 +367,8 @@ _PARSERS: dict[str, Callable[[Options, str | None], Options]] = {
     "A": _authorization,
     "s": _subprotocols,
     "M": _metadata,
+    "x": _format,
+    "c": _codec,
     "i": _id_variable,
     "S": _keep_time,
     "a": _ignored,

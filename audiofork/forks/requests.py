@@ -131,8 +131,8 @@ def _start(fields: dict[str, str], origin: Origin) -> StartFork:
     options = parse_options(text)
     action_id = fields.get("actionid", "")
     params = _params(fields)
-    if params and not options.metadata:
-        raise RequestRefused("Params: they are sent to the server with option M")
+    if params and not options.tells_of_call:
+        raise RequestRefused("Params: they are sent to the server with option M or x")
     return StartFork(target, url, options, post_process, action_id, text, params, origin)
 
 

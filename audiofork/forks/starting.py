@@ -137,7 +137,7 @@ class Starting:
             RequestRefused: The URL is not allowed with them, or the parameters are too long.
         """
         request, call = fork.request, fork.call
-        if not (request.options.metadata or url_templates.names(request.url)):
+        if not (request.options.tells_of_call or url_templates.names(request.url)):
             return
         asked = await call_info.ask(self._channels, call.channel, call.uniqueid)
         call.info = {"fork_id": fork.id, **asked}
@@ -161,7 +161,7 @@ class Starting:
             NoSuchChannel: The channel does not exist.
             AmiError: Asterisk cannot be asked.
         """
-        rates = fork.request.options.sample_rates
+        rates = fork.request.options.wished_rates
         fork.settle(await self._taps.choose(fork.uniqueid, wish_of(fork), rates))
 
     def note_attempts(self, fork: Fork, count: int) -> None:

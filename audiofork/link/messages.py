@@ -24,6 +24,34 @@ class Direction(enum.StrEnum):
     """The two side by side: left in, right out."""
 
 
+class Format(enum.StrEnum):
+    """What is spoken over the WebSocket of a fork."""
+
+    RAW = "raw"
+    """Binary messages of audio, as app_audiofork."""
+    JSON = "json"
+    """The same, and JSON texts for all that happens."""
+    TWILIO = "twilio"
+    """Twilio's Media Streams."""
+    VONAGE = "vonage"
+    """Vonage's Voice API."""
+    JAMBONZ = "jambonz"
+    """jambonz's `listen`."""
+    CHAN_WEBSOCKET = "chan_websocket"
+    """Asterisk's own channel driver."""
+
+
+class Codec(enum.StrEnum):
+    """What audio is encoded in on its way to the server."""
+
+    SLIN = "slin"
+    """Signed 16-bit little-endian samples."""
+    ULAW = "ulaw"
+    """G.711 mu-law."""
+    ALAW = "alaw"
+    """G.711 A-law."""
+
+
 class LegPart(enum.StrEnum):
     """What a leg of a fork brings."""
 
@@ -145,6 +173,8 @@ class ForkSpec:
         beeps: What the party is to hear of the fork.
         tls: None: as configured.
         handshake: What is added to the request of the handshake.
+        format: What is spoken over the WebSocket.
+        codec: What the audio is encoded in, where the format leaves that open.
         metadata: What the server is told of the call; None: nothing.
         reconnect_interval_s: Longest wait between two attempts, and limit of one; None: as
             configured.
@@ -166,6 +196,8 @@ class ForkSpec:
     beeps: Beeps = Beeps()
     tls: Tls | None = None
     handshake: Handshake = PLAIN_HANDSHAKE
+    format: Format = Format.RAW
+    codec: Codec = Codec.SLIN
     metadata: Metadata | None = None
     reconnect_interval_s: float | None = None
     reconnect_attempts: int | None = None

@@ -11,7 +11,7 @@ import enum
 import functools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from audiofork.audiosocket import PTIME_MS, PTIME_S
 from audiofork.relay.backlog import Backlog
@@ -52,6 +52,13 @@ def encode(message: Message) -> bytes:
     header, _ = _envelope(opcode, len(payload))
     mask = _next_mask()
     return b"".join((header, mask, apply_mask(payload, mask)))
+
+
+def encode_all(messages: Sequence[Message]) -> bytes:
+    """Return messages as WebSocket frames, one after the other."""
+    if len(messages) == 1:
+        return encode(messages[0])
+    return b"".join([encode(message) for message in messages])
 
 
 @functools.lru_cache(maxsize=64)
@@ -103,15 +110,21 @@ class _FastPath:
         check: Called when `frames_sent` reaches `next_check`; asks the kernel for its unsent bytes.
         frames_sent: Frames in messages that were written.
         next_check: The value of `frames_sent` at which `check` is called.
+        audio: Makes the messages of frames, where they are not just the frames.
+        dropped: Frames that were dropped before the next one.
     """
 
     __slots__ = (
         *("flow", "header", "write", "note", "frames_sent", "next_check"),
-        *("keep", "check"),
+        *("keep", "check", "audio", "dropped"),
     )
 
     def __init__(
-        self, header: bytes, keep: Callable[[bytes], object], check: Callable[[], object]
+        self,
+        header: bytes,
+        keep: Callable[[bytes], object],
+        check: Callable[[], object],
+        audio: Callable[[Sequence[bytes], int], Sequence[Message]],
     ) -> None:
         self.flow = Flow.SHUT
         self.header = header
@@ -121,6 +134,8 @@ class _FastPath:
         self.next_check = 0
         self.keep = keep
         self.check = check
+        self.audio = audio
+        self.dropped = 0
 
     def send(self, frame: bytes) -> None:
         """Send a frame now, or keep it in the backlog; never waits."""
@@ -133,6 +148,20 @@ class _FastPath:
         write(b"".join((self.header, mask, apply_mask(frame, mask))))
         note(frame)
         self.frames_sent = sent = self.frames_sent + 1
+        if sent >= self.next_check:
+            self.check()
+
+    def send_encoded(self, frame: bytes) -> None:
+        """As `send`, for a format that makes other messages of frames."""
+        if self.flow:
+            self.keep(frame)
+            return
+        sent = self.frames_sent
+        frames = (frame,)
+        data = encode_all(self.audio(frames, sent + self.dropped))
+        self.write(data)
+        self.note((frames, len(data)))
+        self.frames_sent = sent = sent + 1
         if sent >= self.next_check:
             self.check()
 
@@ -170,8 +199,9 @@ class Outlet:
         self._format = message_format
         self._per_message = frame_ms // PTIME_MS
         header, self._frame_wire_bytes = _envelope(_BINARY, frame_bytes)
-        self._path = _FastPath(header, self._keep, self._check_room)
-        self.send = self._path.send
+        path = _FastPath(header, self._keep, self._check_room, message_format.audio)
+        self._path = path
+        self.send = path.send if message_format.is_verbatim else path.send_encoded
         # At least two messages: one that was just written does not show that the server is slow.
         budget_frames = max(int(latency_budget_s * 1000) // PTIME_MS, 2 * self._per_message)
         _, wire_bytes = _envelope(_BINARY, message_format.payload_bytes(frame_bytes))
@@ -182,6 +212,7 @@ class Outlet:
         self._unacked: Unacked | None = None
         # FORMED: sends an incomplete message when due; KERNEL: asks the kernel again.
         self._timer: asyncio.TimerHandle | None = None
+        self._told_dropped = 0  # how many lost frames the server has been told of
         self.dropped_before = 0
         self.is_ending = False
         self.on_idle: Callable[[], None] = lambda: None
@@ -224,6 +255,7 @@ class Outlet:
             is_full: Whether the transport is full; then it calls `resume()` when it has room.
         """
         self._path.flow = Flow.FORMED
+        self._told_dropped = self.backlog.dropped
         self._write_all(self._format.opening(self._number, self.backlog.dropped))
         if is_full:
             self.pause()
@@ -273,7 +305,8 @@ class Outlet:
             return
         self._path.flow = Flow.FORMED
         self._send_waiting()
-        if self._takes and self._per_message == 1 and self._format.is_verbatim:
+        if self._takes and self._per_message == 1:
+            self._path.dropped = self.backlog.dropped
             self._path.flow = Flow.FREE
 
     def _check_room(self) -> None:
@@ -344,14 +377,21 @@ class Outlet:
         count = min(self._per_message, len(self.backlog))
         if self._events:
             count = min(count, self._events[0][0] - number)
+        self._tell_of_gap(number)
         frames = [self.backlog.take() for _ in range(count)]
         path = self._path
-        message = encode(self._format.audio(frames, number))
-        path.write(message)
-        path.note((frames, len(message)))
+        data = encode_all(self._format.audio(frames, number))
+        path.write(data)
+        path.note((frames, len(data)))
         path.frames_sent += count
         if path.frames_sent >= path.next_check:
             self._check_room()
+
+    def _tell_of_gap(self, number: int) -> None:
+        """Tell the server of the frames that were dropped just before this one, if any."""
+        if lost := self.backlog.dropped - self._told_dropped:
+            self._told_dropped += lost
+            self._write_all(self._format.gap(number, lost))
 
     def _write_event(self) -> None:
         number, event = self._events.popleft()

@@ -23,8 +23,7 @@ from audiofork.link.messages import (
     TakeStats,
 )
 from audiofork.relay.client_tls import ClientTls
-from audiofork.relay.formats.description import Description
-from audiofork.relay.formats.raw import RawFormat
+from audiofork.relay.formats.choice import format_of
 from audiofork.relay.listener import Listener
 from audiofork.relay.pipeline import message_frame_bytes
 from audiofork.relay.session import Session
@@ -100,7 +99,6 @@ class Worker:
 
     def _begin(self, spec: ForkSpec) -> None:
         settings = self._settings_of(spec)
-        description = Description(spec, settings.frame_ms) if spec.metadata else None
         sink = Sink(
             spec.url,
             settings,
@@ -108,7 +106,7 @@ class Worker:
             frame_bytes=message_frame_bytes(spec),
             allow_private=self._allow_private,
             handshake=spec.handshake,
-            format=RawFormat(description),
+            format=format_of(spec, settings.frame_ms),
         )
         session = Session(spec, sink, self._on_report)
         self.sessions[spec.fork_id] = session

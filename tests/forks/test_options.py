@@ -174,9 +174,9 @@ def test_parse_options_letter_twice_last_stands() -> None:
     assert parse_options("D(in)D(out)") == Options(Direction.OUT)
 
 
-@pytest.mark.parametrize("text", ["x", "D(in)x", "x(1)D(in)", "d(in)"])
+@pytest.mark.parametrize("text", ["y", "D(in)y", "y(1)D(in)", "d(in)"])
 def test_parse_options_unknown_letter_is_named(text: str) -> None:
-    letter = "d" if "d" in text else "x"
+    letter = "d" if "d" in text else "y"
     with pytest.raises(RequestRefused, match=f"unknown option '{letter}'"):
         parse_options(text)
 

@@ -495,7 +495,7 @@ async def test_parameters_that_are_too_long_with_those_of_variables_refuse_the_f
 
 async def test_parameters_without_the_option_that_sends_them_are_refused(rig: Rig) -> None:
     await rig.request(channel=NAME, wsserver=URL, params="a=1")
-    assert rig.last_event[1]["Reason"] == "Params: they are sent to the server with option M"
+    assert rig.last_event[1]["Reason"] == "Params: they are sent to the server with option M or x"
 
 
 async def test_fork_without_metadata_asks_nothing_more(rig: Rig) -> None:

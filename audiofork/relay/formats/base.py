@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 # A WebSocket message: bytes are a binary one, str is a text.
 Message = bytes | str
@@ -84,7 +83,7 @@ class MessageFormat(ABC):
             frame is then sent without a call of `audio()`.
     """
 
-    is_verbatim: ClassVar[bool] = False
+    is_verbatim: bool = False
 
     def opening(self, number: int, dropped: int) -> Sequence[Message]:  # noqa: ARG002 (for others)
         """Return the first messages on each connection.
@@ -95,9 +94,20 @@ class MessageFormat(ABC):
         """
         return ()
 
+    def gap(self, number: int, frames: int) -> Sequence[Message]:  # noqa: ARG002 (for others)
+        """Return the messages that tell of lost frames; none if the format has none for it.
+
+        Those that were lost before an opening are told there.
+
+        Args:
+            number: The number of the first frame after the gap.
+            frames: How many before it were lost.
+        """
+        return ()
+
     @abstractmethod
-    def audio(self, frames: Sequence[bytes], number: int) -> Message:
-        """Return the message of one or several frames.
+    def audio(self, frames: Sequence[bytes], number: int) -> Sequence[Message]:
+        """Return the messages of one or several frames.
 
         Args:
             frames: 20 ms of slin each, all of the same size.

@@ -6,9 +6,14 @@ import json
 from typing import Any
 
 from audiofork.audiosocket import PTIME_MS
-from audiofork.link.messages import Direction, ForkSpec, Metadata
+from audiofork.link.messages import Codec, Direction, ForkSpec, Metadata
 
 VERSION = 1
+_ENCODINGS: dict[Codec, dict[str, Any]] = {
+    Codec.SLIN: {"encoding": "slin", "bits": 16, "byte_order": "little"},
+    Codec.ULAW: {"encoding": "ulaw", "bits": 8},
+    Codec.ALAW: {"encoding": "alaw", "bits": 8},
+}
 # What each channel of the audio is, in their order.
 _TRACKS = {
     Direction.IN: ["in"],
@@ -40,9 +45,7 @@ class Description:
             "direction": spec.direction.value,
             "tracks": tracks,
             "audio": {
-                "encoding": "slin",
-                "bits": 16,
-                "byte_order": "little",
+                **_ENCODINGS[spec.codec],
                 "sample_rate": spec.sample_rate,
                 "channels": len(tracks),
                 "message_ms": frame_ms,

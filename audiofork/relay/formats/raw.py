@@ -1,25 +1,25 @@
-"""The format of app_audiofork: binary messages of slin; texts around them if they are asked for."""
+"""The format of app_audiofork: binary messages of audio; texts around it if they are asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
-from audiofork.relay.formats.base import Meaning, Message, MessageFormat, Text
+from audiofork.link.messages import Codec
+from audiofork.relay.formats.base import Message
+from audiofork.relay.formats.binary import BinaryFormat
 from audiofork.relay.formats.description import Description
 
 
-class RawFormat(MessageFormat):
-    """Sends frames unchanged. Passes the server's text messages on; ignores binary ones.
+class RawFormat(BinaryFormat):
+    """Sends audio alone, or a text at each opening and one before the close besides.
 
     Args:
-        description: Tells the server of the fork, in a text at each opening and one before the
-            close; None: it is told nothing.
+        codec: What the audio is encoded in.
+        description: What the texts say; None: there are none.
     """
 
-    is_verbatim: ClassVar[bool] = True
-
-    def __init__(self, description: Description | None = None) -> None:
+    def __init__(self, codec: Codec = Codec.SLIN, description: Description | None = None) -> None:
+        super().__init__(codec)
         self._description = description
 
     def opening(self, number: int, dropped: int) -> Sequence[Message]:
@@ -27,9 +27,3 @@ class RawFormat(MessageFormat):
 
     def closing(self, reason: str, number: int, dropped: int) -> Sequence[Message]:
         return (self._description.stop(reason, number, dropped),) if self._description else ()
-
-    def audio(self, frames: Sequence[bytes], number: int) -> bytes:  # noqa: ARG002 (of the base)
-        return frames[0] if len(frames) == 1 else b"".join(frames)
-
-    def meaning(self, message: Message) -> Meaning:
-        return Text(message) if isinstance(message, str) else None

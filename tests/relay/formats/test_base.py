@@ -52,8 +52,9 @@ class TellingFormat(MessageFormat):
         self.openings += 1
         return f"start {self.openings}", b"\xff" * 4
 
-    def audio(self, frames: Sequence[bytes], number_: int) -> str:
-        return f"audio {number_}: {' '.join(str(number(frame)) for frame in frames)} {PADDING}"
+    def audio(self, frames: Sequence[bytes], number_: int) -> Sequence[Message]:
+        told = " ".join(str(number(frame)) for frame in frames)
+        return (f"audio {number_}: {told} {PADDING}",)
 
     def event(self, event: Event, number_: int) -> Sequence[Message]:
         if isinstance(event, Dtmf):

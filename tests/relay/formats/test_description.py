@@ -13,7 +13,7 @@ CALL = {"channel": "PJSIP/1", "caller_name": '"Zoë"\r\n'}
 def raw(direction: Direction = Direction.IN, **wishes: Any) -> RawFormat:
     metadata = Metadata(CALL, {"a": "1"})
     spec = ForkSpec("id", "PJSIP/1", "ws://h/", direction, metadata=metadata, **wishes)
-    return RawFormat(Description(spec, 100))
+    return RawFormat(description=Description(spec, 100))
 
 
 def test_opening_tells_of_the_call_and_of_the_audio() -> None:

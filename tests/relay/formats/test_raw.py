@@ -10,7 +10,7 @@ from audiofork.relay.formats.raw import RawFormat
 
 @pytest.mark.parametrize("frames", [[b"ab"], [b"ab", b"cd", b"ef"]], ids=["one", "several"])
 def test_audio_is_the_frames_as_they_are(frames: list[bytes]) -> None:
-    assert RawFormat().audio(frames, 7) == b"".join(frames)
+    assert RawFormat().audio(frames, 7) == (b"".join(frames),)
 
 
 def test_nothing_goes_beside_audio() -> None:

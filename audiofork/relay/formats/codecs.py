@@ -1,0 +1,31 @@
+"""The codecs that audio is sent in: from slin, 16-bit little-endian, to bytes on the wire."""
+
+from __future__ import annotations
+
+import audioop
+from collections.abc import Callable
+
+from audiofork.link.messages import Codec
+
+Encode = Callable[[bytes], bytes]
+
+
+def encoder(codec: Codec) -> Encode:
+    """Return what encodes samples; each is taken for itself, so several channels stay so."""
+    return _ENCODERS[codec]
+
+
+def _as_it_is(samples: bytes) -> bytes:
+    return samples
+
+
+def _ulaw(samples: bytes) -> bytes:
+    return audioop.lin2ulaw(samples, 2)
+
+
+def _alaw(samples: bytes) -> bytes:
+    return audioop.lin2alaw(samples, 2)
+
+
+_ENCODERS: dict[Codec, Encode] = {Codec.SLIN: _as_it_is, Codec.ULAW: _ulaw, Codec.ALAW: _alaw}
+BITS = {Codec.SLIN: 16, Codec.ULAW: 8, Codec.ALAW: 8}

@@ -1,0 +1,94 @@
+"""What servers of other platforms get of a real call."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+from typing import Any
+
+import pytest
+
+from testbed.ami import AmiClient
+from testbed.blocks import decode, find_blocks, make_blocks, report
+from testbed.recorder import Recorder
+from testbed.sip import SipUser
+from tests.system.conftest import counts_blocks, place_call, start_fork
+
+pytestmark = [pytest.mark.asterisk, pytest.mark.usefixtures("daemon")]
+
+BLOCKS = make_blocks(400, seed=61)
+HEARD = [decode(block) for block in BLOCKS]
+WARM_UP = make_blocks(50, seed=62)
+
+
+@pytest.fixture(scope="module")
+def tap() -> str:
+    return "snoop"
+
+
+async def spoken(
+    ami: AmiClient, caller: SipUser, recorder: Recorder, options: str, blocks: list[bytes]
+) -> list[bytes | str]:
+    """Fork an Echo() call while known blocks are spoken; return what the server got."""
+    target = await place_call(ami, caller)
+    start_fork(ami, target.channel, recorder.url("/"), options)
+    await target.call.play(WARM_UP)
+    await target.call.play(blocks + WARM_UP[:10])
+    await target.call.hangup()
+    return (await recorder.wait_closed("/")).messages
+
+
+@counts_blocks
+async def test_twilio_brings_the_callers_mu_law_as_it_went_in(
+    ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    messages = await spoken(ami, caller, recorder, "D(in)x(twilio)", BLOCKS)
+    assert all(isinstance(message, str) for message in messages)
+    told: list[dict[str, Any]] = [json.loads(message) for message in messages]
+    assert [one["event"] for one in told[:2]] == ["connected", "start"]
+    assert told[-1]["event"] == "stop"
+    media = [one["media"] for one in told[2:-1]]
+    numbers = [int(one["sequenceNumber"]) for one in told[1:]]
+    assert numbers == list(range(1, len(told)))
+    stamps = [int(one["timestamp"]) for one in media]
+    assert {later - earlier for earlier, later in itertools.pairwise(stamps)} == {20}
+    audio = b"".join(base64.b64decode(one["payload"]) for one in media)
+    found = report(find_blocks(decode(audio), HEARD), 400)
+    assert found.intact
+    # Not only what it decodes to: the very bytes.
+    assert all(block in audio for block in BLOCKS)
+    assert told[1]["start"]["customParameters"]["to_number"] == "echo"
+
+
+@counts_blocks
+@pytest.mark.parametrize("codec", ["ulaw", "alaw"])
+async def test_raw_in_another_codec_is_half_as_long(
+    ami: AmiClient, caller: SipUser, recorder: Recorder, codec: str
+) -> None:
+    messages = await spoken(ami, caller, recorder, f"D(in)c({codec})", BLOCKS[:100])
+    assert {len(message) for message in messages} == {160}
+    if codec == "ulaw":
+        audio = b"".join(message for message in messages if isinstance(message, bytes))
+        assert all(block in audio for block in BLOCKS[:100])
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("json", "event", "start"),
+        ("vonage", "content-type", "audio/l16;rate=8000"),
+        ("jambonz", "sampleRate", 8000),
+        ("chan_websocket", "event", "MEDIA_START"),
+    ],
+)
+async def test_first_message_is_the_text_of_the_format_and_then_comes_audio(
+    ami: AmiClient, caller: SipUser, recorder: Recorder, name: str, field: str, value: object
+) -> None:
+    messages = await spoken(ami, caller, recorder, f"D(in)x({name})", BLOCKS[:50])
+    first, *others = messages
+    assert isinstance(first, str)
+    assert json.loads(first)[field] == value
+    audio = [message for message in others if isinstance(message, bytes)]
+    assert {len(message) for message in audio} == {320}
+    assert len(audio) >= 50
