@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import audioop
-import binascii
 import hashlib
 import json
+from audioop import lin2ulaw
+from binascii import b2a_base64
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,17 +83,17 @@ class TwilioFormat(MessageFormat):
 
     def audio(self, frames: Sequence[bytes], number: int) -> Sequence[Message]:
         samples = frames[0] if len(frames) == 1 else b"".join(frames)
-        sides: tuple[bytes, ...] = (samples,)
-        if len(self._media) == 2:
-            sides = (audioop.tomono(samples, 2, 1, 0), audioop.tomono(samples, 2, 0, 1))
         self._chunk += 1
-        at_ms = number * PTIME_MS
-        messages = []
-        for template, side in zip(self._media, sides, strict=True):
-            self._sequence += 1
-            payload = binascii.b2a_base64(audioop.lin2ulaw(side, 2), newline=False).decode()
-            messages.append(template % (self._sequence, self._chunk, at_ms, payload))
-        return messages
+        if len(self._media) == 1:
+            return (self._track(self._media[0], samples, number),)
+        left, right = audioop.tomono(samples, 2, 1, 0), audioop.tomono(samples, 2, 0, 1)
+        inbound, outbound = self._media
+        return self._track(inbound, left, number), self._track(outbound, right, number)
+
+    def _track(self, template: str, samples: bytes, number: int) -> str:
+        self._sequence = sequence = self._sequence + 1
+        payload = b2a_base64(lin2ulaw(samples, 2), newline=False).decode()
+        return template % (sequence, self._chunk, number * PTIME_MS, payload)
 
     def event(self, event: Event, number: int) -> Sequence[Message]:  # noqa: ARG002 (of the base)
         if not isinstance(event, Dtmf):
