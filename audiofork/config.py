@@ -97,6 +97,12 @@ class AsteriskConfig:
         "16-kHz prompts). never: such forks are refused without ARI; narrowband: all audio of this "
         "site, prompts too, is at 8000 Hz, and a fork in a call that is not is refused.",
     )
+    dtmf_events: bool = _option(
+        "no",
+        yes_or_no,
+        "Whether there is an event AudioForkDtmf for each key that a party presses, in forks whose "
+        "servers are told of keys. Keys may be secrets, such as the number of a card.",
+    )
     on_hold: str = _option(
         "attach",
         one_of("attach", "wait"),

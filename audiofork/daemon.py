@@ -119,7 +119,7 @@ class Daemon:
     def _build_forks(self) -> None:
         """Build the registry, and the subscribers to the events of forks."""
         events = Events()
-        ami_events = AmiEvents(self.ami)
+        ami_events = AmiEvents(self.ami, tells_keys=self._config.asterisk.dtmf_events)
         events.subscribe(ami_events.on_event)
         events.subscribe(self.counters.on_event)
         events.subscribe(AttackLog().on_event)

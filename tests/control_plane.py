@@ -817,7 +817,7 @@ async def check_nothing_is_left(rig: Rig) -> None:
     await rig.clock.settle()
     assert len(rig.forks) == 0
     await rig.clock.advance(LEAVE_TIMEOUT_S)  # legs that nobody told of are looked for then
-    assert not rig.forks._tasks
+    assert not rig.forks._ending.tasks
     assert not rig.user_events._tasks
     assert not rig.forks._table.uniqueids
     assert not rig.forks._statistics

@@ -575,6 +575,7 @@ def test_manager_conf_filters_by_text_where_asterisk_is_older(version: str) -> N
         "eventfilter = Event: OriginateResponse",
         "eventfilter = Event: Hold",
         "eventfilter = Event: Unhold",
+        "eventfilter = Event: DTMFEnd",
         "eventfilter = ![[:cntrl:]]{4}[^[:cntrl:]]",
     ]
 

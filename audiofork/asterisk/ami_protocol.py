@@ -32,8 +32,12 @@ MAX_BLOCK_BYTES = 1_048_576
 # The events that `typed` converts, besides UserEvent.
 _WANTED = {
     *(b"Hangup", b"HangupRequest", b"BridgeEnter", b"BridgeLeave", b"OriginateResponse"),
-    *(b"Hold", b"Unhold"),
+    *(b"Hold", b"Unhold", b"DTMFEnd"),
 }
+
+
+_DIGITS = "0123456789*#ABCD"
+_LONGEST_KEY_MS = 3_600_000
 
 
 # --- Events ---------------------------------------------------------------------------------------
@@ -94,6 +98,20 @@ class HoldChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyPressed:
+    """A channel's party has pressed a key, and released it.
+
+    Attributes:
+        digit: 0 to 9, *, #, A to D.
+        duration_ms: How long it was pressed, in milliseconds.
+    """
+
+    uniqueid: str
+    digit: str
+    duration_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class CheckRaised:
     """A UserEvent that `audiofork check` sent, to see whether requests arrive."""
 
@@ -117,6 +135,7 @@ Event = (
     | OriginateFailed
     | BridgeChanged
     | HoldChanged
+    | KeyPressed
     | CheckRaised
     | ForgedMessage
 )
@@ -165,11 +184,26 @@ def typed(name: str, headers: Headers) -> Event | None:
     if name in ("Hold", "Unhold"):
         channel, uniqueid = _first(headers, "Channel"), _first(headers, "Uniqueid")
         return HoldChanged(uniqueid, printable(channel, "?"), name == "Hold")
+    if name == "DTMFEnd":
+        return _key(headers)
     if name in ("BridgeEnter", "BridgeLeave"):
         return BridgeChanged(_first(headers, "Uniqueid"), name == "BridgeEnter")
     if name == "OriginateResponse" and _first(headers, "Response") == "Failure":
         return OriginateFailed(_first(headers, "ActionID"), _first(headers, "Reason"))
     return None
+
+
+def _key(headers: Headers) -> KeyPressed | None:
+    """Return the key that a party has pressed; None for one that is played to it.
+
+    A key of a bridged call comes twice: received on the channel of who pressed it, sent on the
+    other.
+    """
+    digit, duration = _first(headers, "Digit"), _first(headers, "DurationMs")
+    if _first(headers, "Direction") != "Received" or digit not in _DIGITS or not digit:
+        return None
+    duration_ms = int(duration) if duration.isascii() and duration.isdigit() else 0
+    return KeyPressed(_first(headers, "Uniqueid"), digit, min(duration_ms, _LONGEST_KEY_MS))
 
 
 def _request(headers: Headers) -> RequestReceived | CheckRaised | None:

@@ -30,6 +30,7 @@ _BRIDGE = (
 )
 ORDERS = {
     **dict.fromkeys(("Hangup", "HangupRequest", "Hold", "Unhold"), CHANNEL),
+    "DTMFEnd": (*CHANNEL, "Digit", "DurationMs", "Direction"),
     **dict.fromkeys(("BridgeEnter", "BridgeLeave"), (*_BRIDGE, *CHANNEL)),
     # It may have an ActionID before these.
     "OriginateResponse": (

@@ -20,6 +20,7 @@ from audiofork.forks.events import (
     Failed,
     ForkInfo,
     MessageReceived,
+    Pressed,
     Reconnecting,
     Refused,
     Requested,
@@ -49,10 +50,15 @@ class AmiEvents:
     """Sends an AMI event and sets variables for each event of a fork; never waits.
 
     Subscribes to the events of forks.
+
+    Args:
+        ami: The connection to Asterisk.
+        tells_keys: Whether there is an event for each key that a party presses.
     """
 
-    def __init__(self, ami: Ami) -> None:
+    def __init__(self, ami: Ami, *, tells_keys: bool = False) -> None:
         self._ami = ami
+        self._tells_keys = tells_keys
         self._answers = Allowance(ANSWERS_TO_ORIGIN, ANSWERS_TO_DOOR)
         self._refusals: dict[str, Refusals] = {}  # by door
 
@@ -69,13 +75,16 @@ class AmiEvents:
                 self._resumed(event)
             case MessageReceived():
                 self._message(event)
+            case Pressed() if self._tells_keys:
+                more = [("Digit", event.digit), ("DurationMs", str(event.duration_ms))]
+                self._raise(event.fork, "AudioForkDtmf", more)
             case Ended():
                 self._ended(event)
             case Failed():
                 self._failed(event)
             case Stopped():
                 self._stopped(event)
-            case Refused() | Attack():
+            case Pressed() | Refused() | Attack():
                 pass  # the requester has an answer of the door; an attack is for the log
 
     def _requested(self, event: Requested) -> None:

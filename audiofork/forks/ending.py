@@ -71,7 +71,7 @@ class Ending:
         self._journal = journal
         self._send = send
         self._emit = emit
-        self._tasks = tasks
+        self.tasks = tasks
 
     # --- Asked for ---
 
@@ -173,7 +173,7 @@ class Ending:
             fork.progress.relays_lost,
         )
         if fork.post_process is not None:
-            self._tasks.spawn(self._post_process(fork, fork.post_process, outcome))
+            self.tasks.spawn(self._post_process(fork, fork.post_process, outcome))
         else:
             self._emit(outcome)
 

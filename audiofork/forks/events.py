@@ -103,6 +103,15 @@ class MessageReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class Pressed:
+    """The channel's party has pressed a key, and the server is told of it."""
+
+    fork: ForkInfo
+    digit: str
+    duration_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """The audio of a fork has ended; Stopped or Failed follows, after its post-process command.
 
@@ -188,6 +197,7 @@ DomainEvent = (
     | Reconnecting
     | Resumed
     | MessageReceived
+    | Pressed
     | Ended
     | Stopped
     | Failed

@@ -102,6 +102,7 @@ class Progress:
         attempts: How many runs of the daemon in a row may have died while starting it; 0 when a
             run has survived that.
         subprotocol: The subprotocol that the server has chosen; empty: none.
+        keys: How many keys the party has pressed that the server was told of.
         end_asked: Why the relay was asked to end it, or will be; None if it was not.
         kept: Whether the next run of the daemon will resume it.
         looked_up: Set when its channel is known, or the fork is refused.
@@ -116,6 +117,7 @@ class Progress:
     relays_lost: int = 0
     attempts: int = 0
     subprotocol: str = ""
+    keys: int = 0
     end_asked: EndReason | None = None
     kept: bool = False
     looked_up: asyncio.Event = field(default_factory=asyncio.Event)
@@ -386,6 +388,7 @@ class ForkView:
         muted: "read", "write", "both", or empty for neither.
         tap: "chanspy" or "snoop"; empty while not chosen.
         sample_rate: In Hz; 0 while not chosen.
+        keys: Keys of the party that the server was told of.
     """
 
     id: str
@@ -401,6 +404,7 @@ class ForkView:
     muted: str
     tap: str = ""
     sample_rate: int = 0
+    keys: int = 0
     frames_missing: int = 0
 
 
@@ -515,5 +519,6 @@ def view_of(fork: Fork, stats: ForkStats) -> ForkView:
         muted=muted_sides(fork),
         tap=fork.choice.tap.name if fork.choice is not None else "",
         sample_rate=fork.sample_rate,
+        keys=fork.progress.keys,
         frames_missing=stats.frames_missing,
     )

@@ -13,6 +13,7 @@ from audiofork.asterisk.ami_protocol import (
     Event,
     ForgedMessage,
     HoldChanged,
+    KeyPressed,
     OriginateFailed,
 )
 from audiofork.asterisk.channels import Channels
@@ -35,6 +36,7 @@ from audiofork.forks.events import (
 from audiofork.forks.fork import Fork, ForkView, view_of
 from audiofork.forks.holds import Holds
 from audiofork.forks.journal import Entry, Journal
+from audiofork.forks.keys import Keys
 from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.legs import Legs
 from audiofork.forks.lifecycle import Away, ForkState
@@ -103,7 +105,7 @@ class Forks:
         journal = journal or Journal(None)
         commands = commands or Commands({})
         self._emit = emit
-        self._tasks = tasks = Tasks()
+        tasks = Tasks()
         self._table = table = ForkTable()
         self._admission = admission = Admission(security)
         channels = Channels(ami)
@@ -112,6 +114,7 @@ class Forks:
         self._leaving = leaving = LeavingLegs(channels, tasks.spawn)
         self._statistics = Statistics(send)
         self._muting = Muting(journal, send)
+        self._keys = Keys(table, send, emit)
         self._ending = ending = Ending(table, leaving, journal, send, emit, tasks)
         self._bridges = Bridges(channels, taps, table, send, ending.end, tasks.spawn)
         self._legs = legs = Legs(
@@ -207,6 +210,8 @@ class Forks:
             self._holds.look_again()
         elif isinstance(event, HoldChanged):
             self._holds.on_changed(event)
+        elif isinstance(event, KeyPressed):
+            self._keys.on_pressed(event)
         elif isinstance(event, OriginateFailed):
             self._on_originate_failed(event)
         elif isinstance(event, ForgedMessage):
@@ -322,11 +327,11 @@ class Forks:
         self._admission.refuse_all("the daemon stops")
         self._ending.end_all(keep=keep)
         await self._table.wait_empty()
-        await self._tasks.finish()
+        await self._ending.tasks.finish()
 
     async def close(self) -> None:
         """Cancel all timers and tasks that are left."""
         self._bridges.close()
         for fork in self._table:
             fork.cancel_timers()
-        await self._tasks.cancel()
+        await self._ending.tasks.cancel()

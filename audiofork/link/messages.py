@@ -40,6 +40,11 @@ class Format(enum.StrEnum):
     CHAN_WEBSOCKET = "chan_websocket"
     """Asterisk's own channel driver."""
 
+    @property
+    def has_events(self) -> bool:
+        """Whether it has messages for what happens beside audio, such as keys."""
+        return self is not Format.RAW
+
 
 class Codec(enum.StrEnum):
     """What audio is encoded in on its way to the server."""
@@ -246,13 +251,27 @@ class SetGate:
 
 
 @dataclass(frozen=True, slots=True)
+class PressKey:
+    """Command: tell the server that the channel's party has pressed a key.
+
+    Attributes:
+        digit: 0 to 9, *, #, A to D.
+        duration_ms: How long it was pressed, in milliseconds.
+    """
+
+    fork_id: str
+    digit: str
+    duration_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class TakeStats:
     """Command: report the statistics of all forks."""
 
     ticket: int
 
 
-Command = ForkSpec | ExpectLeg | EndFork | SetMute | SetGate | TakeStats
+Command = ForkSpec | ExpectLeg | EndFork | SetMute | SetGate | PressKey | TakeStats
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from audiofork.link.messages import (
     LegAttached,
     LegLost,
     LegPart,
+    PressKey,
     SendReport,
     SetMute,
     SinkMessage,
@@ -27,6 +28,7 @@ from audiofork.link.messages import (
 )
 from audiofork.log import CounterLine, ForkLog
 from audiofork.relay.beep import Beeper
+from audiofork.relay.formats.base import Dtmf
 from audiofork.relay.pipeline import LegHandle, Taker, pipeline_of
 from audiofork.relay.shortfall import Shortfall
 from audiofork.relay.sink import Sink
@@ -229,6 +231,11 @@ class Session:
     def set_mute(self, command: SetMute) -> None:
         """Mute or unmute the sides, from the next frame on."""
         self._pipeline.set_mute(command.mute_in, command.mute_out)
+
+    def press(self, command: PressKey) -> None:
+        """Tell the server of a key that the party has pressed, if its format has a way to."""
+        if self._end is None:
+            self._sink.send_event(Dtmf(command.digit, command.duration_ms))
 
     def set_gate(self, is_open: bool) -> None:
         """Open or shut the gate; after the end it stays shut."""

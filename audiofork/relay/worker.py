@@ -15,6 +15,7 @@ from audiofork.link.messages import (
     ForkEnded,
     ForkSpec,
     LegPart,
+    PressKey,
     Report,
     SendReport,
     SetGate,
@@ -156,10 +157,12 @@ class Worker:
         await self._listener.close()
 
 
-def _obey(session: Session, command: EndFork | SetMute | SetGate) -> None:
+def _obey(session: Session, command: EndFork | SetMute | SetGate | PressKey) -> None:
     if isinstance(command, EndFork):
         session.end(command.reason, command.detail)
     elif isinstance(command, SetMute):
         session.set_mute(command)
+    elif isinstance(command, PressKey):
+        session.press(command)
     else:
         session.set_gate(command.is_open)

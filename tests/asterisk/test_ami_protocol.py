@@ -18,6 +18,7 @@ from audiofork.asterisk.ami_protocol import (
     Event,
     ForgedMessage,
     HoldChanged,
+    KeyPressed,
     OriginateFailed,
     RequestReceived,
 )
@@ -157,6 +158,14 @@ async def test_user_event_with_forged_lines_is_dropped_and_told(
             ["Event: Unhold", "Channel: PJSIP/100-1", "Uniqueid: 1.1"],
             HoldChanged("1.1", "PJSIP/100-1", False),
             id="unhold",
+        ),
+        pytest.param(
+            [
+                *("Event: DTMFEnd", "Channel: PJSIP/100-1", "Uniqueid: 1.1", "Digit: #"),
+                *("DurationMs: 120", "Direction: Received"),
+            ],
+            KeyPressed("1.1", "#", 120),
+            id="key",
         ),
         pytest.param(
             ["Event: BridgeEnter", "BridgeUniqueid: b", "Channel: a", "Uniqueid: 1.1"],

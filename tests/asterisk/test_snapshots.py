@@ -28,6 +28,7 @@ TAILS = {
     "HangupRequest": [("Cause", "16"), ("TechCause", "200")],
     "Hold": [("MusicClass", "default")],
     "Unhold": [],
+    "DTMFEnd": [("Digit", "5"), ("DurationMs", "100"), ("Direction", "Received")],
     "BridgeEnter": [("SwapUniqueid", "1700000000.7")],
     "BridgeLeave": [],
     "UserEvent": [("UserEvent", "AudioFork"), ("WsServer", "ws://127.0.0.1/")],

@@ -19,6 +19,7 @@ from audiofork.forks.events import (
     Failed,
     ForkInfo,
     MessageReceived,
+    Pressed,
     Reconnecting,
     Refused,
     Requested,
@@ -393,3 +394,10 @@ def test_variable_that_cannot_be_set_is_logged(
     door.on_event(Started(FORK))
     assert caplog.messages == [f"AUDIOFORK_STATUS of {UNIQUEID} cannot be set: {exc}"]
     assert ami.told == ["AudioForkStarted"]
+
+
+@pytest.mark.parametrize("tells_keys", [True, False])
+def test_key_is_an_event_only_where_that_is_wished(ami: FakeAmi, tells_keys: bool) -> None:
+    AmiEvents(ami, tells_keys=tells_keys).on_event(Pressed(FORK, "#", 120))  # type: ignore[arg-type]
+    event = ("AudioForkDtmf", {**OF_FORK, "Digit": "#", "DurationMs": "120"})
+    assert ami.events == [event] * tells_keys

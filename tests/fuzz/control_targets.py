@@ -212,7 +212,9 @@ async def check_snapshot(link: _Link, data: bytes, rng: Random) -> str:
         data = data.replace(_END, b"\r\n")
     free = rng.sample(_FREE, k=rng.randrange(1, 4))
     values = dict(zip(free, (one.rstrip(b"\r\n") for one in data.split(b"|")), strict=False))
-    name = rng.choice(("Hangup", "HangupRequest", "BridgeEnter", "BridgeLeave", "Hold", "Unhold"))
+    name = rng.choice(
+        ("Hangup", "HangupRequest", "BridgeEnter", "BridgeLeave", "Hold", "Unhold", "DTMFEnd")
+    )
     link.receive(*split(_event(name, {**_TRUE, **values}, b"Cause: 16\r\n"), rng))
     request = b"UserEvent: AudioFork\r\nWsServer: ws://h/\r\n"
     link.receive(*split(_event("UserEvent", {**_TRUE, **values}, request), rng))
@@ -362,6 +364,7 @@ _EVENTS = (
     _event("BridgeEnter", _TRUE, b""),
     _event("Hold", _TRUE, b"MusicClass: default\r\n"),
     _event("Unhold", _TRUE, b""),
+    _event("DTMFEnd", {**_TRUE, "Digit": b"5", "DurationMs": b"9", "Direction": b"Received"}, b""),
     b"Event: OriginateResponse\r\nActionID: audiofork-1\r\n"
     + _snapshot({"Response": b"Failure", "Reason": b"8"}, ORDERS["OriginateResponse"])
     + b"\r\n",

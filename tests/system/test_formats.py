@@ -92,3 +92,21 @@ async def test_first_message_is_the_text_of_the_format_and_then_comes_audio(
     audio = [message for message in others if isinstance(message, bytes)]
     assert {len(message) for message in audio} == {320}
     assert len(audio) >= 50
+
+
+async def test_keys_of_the_party_come_once_where_they_were_pressed(
+    ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    target = await place_call(ami, caller)
+    start_fork(ami, target.channel, recorder.url("/"), "D(in)x(json)")
+    await target.call.play(WARM_UP)
+    for digit in "5#":
+        pressed = {"Channel": target.channel, "Digit": digit, "Duration": "100", "Receive": "true"}
+        await ami.action("PlayDTMF", **pressed)
+        await target.call.play(WARM_UP[:25])
+    await target.call.hangup()
+    recording = await recorder.wait_closed("/")
+    told = [json.loads(one) for one in recording.messages if isinstance(one, str)]
+    keys = [one for one in told if one["event"] == "dtmf"]
+    assert [one["digit"] for one in keys] == ["5", "#"]
+    assert 300 <= keys[1]["position_ms"] - keys[0]["position_ms"] <= 1500

@@ -16,9 +16,11 @@ class Dtmf:
 
     Attributes:
         digit: 0 to 9, *, #, A to D.
+        duration_ms: How long it was pressed, in milliseconds.
     """
 
     digit: str
+    duration_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

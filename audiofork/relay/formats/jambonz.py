@@ -36,4 +36,5 @@ class JambonzFormat(BinaryFormat):
     def event(self, event: Event, number: int) -> Sequence[Message]:  # noqa: ARG002 (of the base)
         if not isinstance(event, Dtmf):
             return ()
-        return (json.dumps({"event": "dtmf", "dtmf": event.digit, "duration": "100"}),)
+        key = {"dtmf": event.digit, "duration": str(event.duration_ms)}
+        return (json.dumps({"event": "dtmf", **key}),)

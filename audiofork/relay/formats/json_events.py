@@ -20,5 +20,5 @@ class JsonFormat(RawFormat):
     def event(self, event: Event, number: int) -> Sequence[Message]:
         if not isinstance(event, Dtmf):
             return ()
-        told = {"event": "dtmf", "digit": event.digit, "position_ms": number * PTIME_MS}
-        return (json.dumps(told),)
+        key = {"digit": event.digit, "duration_ms": event.duration_ms}
+        return (json.dumps({"event": "dtmf", **key, "position_ms": number * PTIME_MS}),)

@@ -26,4 +26,5 @@ class VonageFormat(BinaryFormat):
     def event(self, event: Event, number: int) -> Sequence[Message]:  # noqa: ARG002 (of the base)
         if not isinstance(event, Dtmf):
             return ()
-        return (json.dumps({"event": "websocket:dtmf", "digit": event.digit, "duration": 100}),)
+        key = {"digit": event.digit, "duration": event.duration_ms}
+        return (json.dumps({"event": "websocket:dtmf", **key}),)

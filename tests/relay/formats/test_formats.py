@@ -49,10 +49,10 @@ def test_audio_in_another_codec_is_half_as_long(format_: Format, codec: Codec, d
 def test_json_tells_of_gaps_and_keys_where_they_are() -> None:
     one = make(Format.JSON)
     assert opening(one)["params"] == PARAMS
-    told = [json.loads(text) for text in (*one.gap(500, 20), *one.event(Dtmf("5"), 7))]
+    told = [json.loads(text) for text in (*one.gap(500, 20), *one.event(Dtmf("5", 90), 7))]
     assert told == [
         {"event": "gap", "position_ms": 9600, "lost_ms": 400},
-        {"event": "dtmf", "digit": "5", "position_ms": 140},
+        {"event": "dtmf", "digit": "5", "duration_ms": 90, "position_ms": 140},
     ]
     assert json.loads(one.closing("stopped", 9, 1)[0])["event"] == "stop"
 
@@ -112,13 +112,13 @@ def test_chan_websocket_begins_with_media_start(
 @pytest.mark.parametrize(
     ("format_", "told"),
     [
-        (Format.VONAGE, {"event": "websocket:dtmf", "digit": "5"}),
-        (Format.JAMBONZ, {"event": "dtmf", "dtmf": "5"}),
+        (Format.VONAGE, {"event": "websocket:dtmf", "digit": "5", "duration": 90}),
+        (Format.JAMBONZ, {"event": "dtmf", "dtmf": "5", "duration": "90"}),
         (Format.CHAN_WEBSOCKET, {"event": "DTMF_END", "digit": "5"}),
     ],
 )
-def test_key_is_told(format_: Format, told: dict[str, str]) -> None:
-    (text,) = make(format_).event(Dtmf("5"), 9)
+def test_key_is_told(format_: Format, told: dict[str, object]) -> None:
+    (text,) = make(format_).event(Dtmf("5", 90), 9)
     assert told.items() <= json.loads(text).items()
 
 
