@@ -7,6 +7,7 @@ this module relies on are listed in tests/relay/test_websockets_internals.py.
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 from collections.abc import Callable
@@ -148,6 +149,14 @@ class Connector:
         self._config = config
         self._allow_private = allow_private
         self._timeout: asyncio.Timeout | None = None
+        self._step = ""  # what `open()` waits for
+
+    @property
+    def tried(self) -> str:
+        """What is tried, for people: scheme://host:port, without path and query."""
+        scheme, _, rest = self._url.partition("://")
+        authority = re.split("[/?#]", rest, maxsplit=1)[0]
+        return f"{scheme.lower()}://{authority}"
 
     async def open(
         self, outlet: Outlet, on_closing: Hear, on_lost: Hear, *, close_timeout_s: float
@@ -172,6 +181,7 @@ class Connector:
             async with asyncio.timeout(self._config.connect_timeout) as self._timeout:
                 if isinstance(self._tls, asyncio.Future):
                     self._tls = await asyncio.shield(self._tls)
+                self._step = "no TCP connection"
                 connected = await open_socket(uri.host, uri.port, allow_private=self._allow_private)
                 connection = Connection(
                     outlet,
@@ -190,7 +200,8 @@ class Connector:
                 raise NotInTime("the files of option T are still being read") from exc
             if lookups().is_under_way(uri.host):
                 raise NotInTime(f"the name {uri.host} is still being looked up") from exc
-            raise
+            limit_s = self._config.connect_timeout
+            raise NotInTime(f"{self._step} within {limit_s:g} s") from exc
         finally:
             self._timeout = None
 
@@ -199,10 +210,12 @@ class Connector:
     ) -> None:
         if self._tls is not None:
             assert isinstance(self._tls, ssl.SSLContext), "its files have been read"
+            self._step = "TCP connected, but no TLS"
             await open_tls(connected, self._tls, host, connection)
         else:
             loop = asyncio.get_running_loop()
             await loop.create_connection(lambda: connection, sock=connected)
+        self._step = "connected, but no answer to the WebSocket handshake"
         try:
             await connection.handshake(user_agent_header=USER_AGENT)
         except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import grp
 import json
 import socket
 import threading
@@ -386,7 +387,7 @@ def test_socket_of_a_dead_daemon_exits_with_4(tmp_path: Path) -> None:
         dead.bind(str(tmp_path / "dead.sock"))
     result = CliRunner().invoke(main, ["list", "--socket", str(tmp_path / "dead.sock")])
     assert result.exit_code == 4
-    assert "Connection refused; is it running" in result.output
+    assert "Connection refused (no program listens there); is it running" in result.output
 
 
 def test_socket_that_one_may_not_use_names_who_may(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,9 +398,44 @@ def test_socket_that_one_may_not_use_names_who_may(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(socket, "socket", Locked)
     result = CliRunner().invoke(main, ["list", "--socket", "/run/audiofork/control.sock"])
     assert result.exit_code == 4
-    assert "Permission denied; run this as root, or as a user of the socket's group" in (
-        result.output
-    )
+    assert "; run this as root, or as a member of the socket's group" in result.output
+
+
+def test_socket_of_another_user_names_its_group_and_how_to_join_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Locked(socket.socket):
+        def connect(self, address: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / "control.sock"
+    path.touch()
+    group = grp.getgrgid(path.stat().st_gid).gr_name
+    monkeypatch.setattr(socket, "socket", Locked)
+    result = CliRunner().invoke(main, ["list", "--socket", str(path)])
+    assert result.exit_code == 4
+    assert f"a member of the group {group} (usermod -aG {group} USER, " in result.output
+
+
+def answer(listening: socket.socket, line: bytes) -> None:
+    """Answer the first line of the first connection with this one."""
+    with listening.accept()[0] as connection:
+        connection.recv(1000)
+        connection.sendall(line)
+
+
+@pytest.mark.parametrize("line", [b"hello\n", b"[1]\n", b"{}\n", b"7\n"])
+def test_socket_of_another_program_is_said_to_be_that(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.bind(str(path))
+        other.listen()
+        answering = threading.Thread(target=answer, args=(other, line))
+        answering.start()
+        result = CliRunner().invoke(main, ["stop", "PJSIP/1", "--socket", str(path)])
+        answering.join()
+    assert result.exit_code == 4
+    assert f"what answers at {path} is not the daemon of audiofork" in result.output
 
 
 def test_daemon_that_does_not_answer_is_given_up(
