@@ -29,16 +29,16 @@ def harmless(text: str) -> str:
     return printable(text, "?")[:MAX_REASON_CHARACTERS]
 
 
-def did_you_mean(given: str, known: Iterable[str]) -> str:
+def did_you_mean(given: str, known: Iterable[str], shape: str = "{}") -> str:
     """Return `; did you mean X?` for the known word that is nearest to a given one, or nothing.
 
     A word that differs only in case, or in having - for _, is nearest; else one that has nearly the
-    same letters.
+    same letters. `shape` is how it is shown.
     """
     by_form = {_form(word): word for word in known}
     form = _form(given)
     nearest = [form] if form in by_form else difflib.get_close_matches(form, by_form, 1, 0.6)
-    return f"; did you mean {by_form[nearest[0]]}?" if nearest else ""
+    return f"; did you mean {shape.format(by_form[nearest[0]])}?" if nearest else ""
 
 
 def _form(word: str) -> str:

@@ -497,3 +497,52 @@ def test_check_exits_with_1_after_a_fault(config: Path) -> None:
     result = CliRunner().invoke(main, ["check", "-c", str(config)])
     assert result.exit_code == 1
     assert "FAIL  login: no secret is configured" in result.output
+
+
+# --- What a newcomer sees ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["", *main.commands])
+def test_help_names_the_exit_codes(command: str) -> None:
+    result = CliRunner().invoke(main, [*command.split(), "--help"], terminal_width=200)
+    assert result.exit_code == 0
+    for code in ("0 done", "1 failed", "2 the command", "3 the configuration", "4 the daemon"):
+        assert code in result.output
+
+
+def test_help_tells_of_each_command_in_a_whole_line() -> None:
+    listing = CliRunner().invoke(main, ["--help"]).output.partition("Commands:")[2]
+    assert len(listing.partition("Exit codes")[0].strip().splitlines()) == len(main.commands)
+    assert "..." not in listing
+
+
+def test_command_that_is_nearly_one_gets_the_nearest() -> None:
+    result = CliRunner().invoke(main, ["strat"])
+    assert result.exit_code == 2
+    assert "Did you mean 'start'?" in result.output
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_variable_of_no_option_is_an_error_of_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    (tmp_path / "a.ini").touch()
+    monkeypatch.setenv("AUDIOFORK_LOG_LEVL", "hunter2")
+    result = CliRunner().invoke(main, [command, "-c", str(tmp_path / "a.ini")])
+    assert result.exit_code == 3
+    assert result.output == (
+        "audiofork: the environment variable AUDIOFORK_LOG_LEVL is of no option; did you mean "
+        "AUDIOFORK_LOG_LEVEL?\n"
+    )
+
+
+@pytest.mark.parametrize("command", [["run"], ["check"], ["sweep"], ["list"], ["stop", "x/1"]])
+def test_configuration_that_is_missing_says_what_makes_one(
+    tmp_path: Path, command: list[str]
+) -> None:
+    result = CliRunner().invoke(main, [*command, "-c", str(tmp_path / "none.ini")])
+    assert result.exit_code == 3
+    assert result.output == (
+        f"audiofork: {tmp_path}/none.ini: No such file or directory; `audiofork setup` makes one, "
+        "-c names another\n"
+    )
