@@ -29,15 +29,21 @@ def harmless(text: str) -> str:
     return printable(text, "?")[:MAX_REASON_CHARACTERS]
 
 
-def did_you_mean(given: str, known: Iterable[str], shape: str = "{}") -> str:
+def did_you_mean(given: str, known: Iterable[str], shape: str = "{}", likeness: float = 0.6) -> str:
     """Return `; did you mean X?` for the known word that is nearest to a given one, or nothing.
 
     A word that differs only in case, or in having - for _, is nearest; else one that has nearly the
-    same letters. `shape` is how it is shown.
+    same letters.
+
+    Args:
+        given: What was given.
+        known: The words that would have been right.
+        shape: How the word is shown.
+        likeness: How much alike the two have to be: 1 is the same.
     """
     by_form = {_form(word): word for word in known}
     form = _form(given)
-    nearest = [form] if form in by_form else difflib.get_close_matches(form, by_form, 1, 0.6)
+    nearest = [form] if form in by_form else difflib.get_close_matches(form, by_form, 1, likeness)
     return f"; did you mean {shape.format(by_form[nearest[0]])}?" if nearest else ""
 
 

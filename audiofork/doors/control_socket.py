@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from audiofork.errors import AmiError, AmiTimeout, AmiUnavailable, ConfigError, RequestRefused
 from audiofork.forks.requests import MUTE, START, STOP, Origin, Request, parse_request
-from audiofork.text import A_BUG, printable, reason_of
+from audiofork.text import A_BUG, did_you_mean, printable, reason_of
 
 if TYPE_CHECKING:
     from audiofork.forks.fork import ForkView
@@ -231,6 +231,7 @@ def command_of(fields: dict[str, str]) -> str:
     if command not in COMMANDS:
         raise RequestRefused(
             "Command: expected StartAudioFork, StopAudioFork, AudioForkMute or ListAudioForks"
+            + did_you_mean(command, ("StartAudioFork", "StopAudioFork", "AudioForkMute"))
         )
     return command
 

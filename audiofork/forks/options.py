@@ -16,6 +16,7 @@ from audiofork.config import SAMPLE_RATES
 from audiofork.config_values import FRAMES_MS
 from audiofork.errors import RequestRefused
 from audiofork.link.messages import Beeps, Direction, Tls
+from audiofork.text import did_you_mean
 
 MAX_OPTIONS_BYTES = 4096
 MAX_VARIABLE_LENGTH = 79  # Asterisk's AST_MAX_EXTENSION without the final NUL
@@ -73,9 +74,21 @@ def parse_options(text: str) -> Options:
     for letter, argument in split_options(text):
         parser = _PARSERS.get(letter)
         if parser is None:
-            raise RequestRefused(f"Options: unknown option {letter!r}")
+            raise RequestRefused(f"Options: unknown option {letter!r}{_hint(letter)}")
         options = parser(options, argument)
     return options
+
+
+def _hint(letter: str) -> str:
+    """Return what may be meant by a letter that is no option."""
+    if letter in _QUOTES:
+        return "; the options stand there without quotes"
+    if letter.swapcase() in _PARSERS:
+        return f"; did you mean {letter.swapcase()}?"
+    return f"; there are {' '.join(_PARSERS)}"
+
+
+_QUOTES = "\"'`\u201c\u201d\u2018\u2019"
 
 
 def split_options(text: str) -> list[tuple[str, str | None]]:
@@ -137,9 +150,9 @@ _ON = frozenset({"on", "yes", "true", "1"})
 # Each function takes the options so far and an argument, and returns the new options.
 
 
-def _bad(letter: str, expected: str, argument: str | None) -> RequestRefused:
+def _bad(letter: str, expected: str, argument: str | None, hint: str = "") -> RequestRefused:
     given = repr(argument) if argument else "nothing"
-    return RequestRefused(f"Options: {letter} takes {expected}, not {given}")
+    return RequestRefused(f"Options: {letter} takes {expected}, not {given}{hint}")
 
 
 def _number(letter: str, argument: str | None, low: int, high: int) -> int:
@@ -157,8 +170,13 @@ def _direction(options: Options, argument: str | None) -> Options:
     try:
         direction = Direction((argument or "").strip().lower())
     except ValueError:
-        raise _bad("D", "in, out, both or stereo", argument) from None
+        hint = _SIDES.get(argument or "") or did_you_mean(argument or "", Direction)
+        raise _bad("D", "in, out, both or stereo", argument, hint) from None
     return replace(options, direction=direction)
+
+
+# By other names that Asterisk has for them.
+_SIDES = {"read": "; read is in", "write": "; write is out"}
 
 
 def _gain_in(options: Options, argument: str | None) -> Options:

@@ -254,7 +254,7 @@ async def test_leg_that_an_earlier_run_asked_for_in_vain_is_no_news(rig: Rig) ->
             {"options": "x"},
             "today",
             "stopped",
-            "not resumed: Options: unknown option 'x'",
+            "not resumed: Options: unknown option 'x'; there are D T R r F L b B p P v V W i S a",
             id="x",
         ),
         pytest.param(
