@@ -36,6 +36,16 @@ UNACKNOWLEDGED_S = 5.0
 # reads on as long as data comes, and neither other forks nor the messages read get their turn.
 MUCH_BYTES = 16_384
 
+# What a connect waits for, one after the other, and what it may be if it does not come.
+_TCP = "no TCP connection"
+_TLS = "TCP connected, but no TLS"
+_HANDSHAKE = "connected, but no answer to the WebSocket handshake"
+_MAY_BE = {
+    _TCP: ": a firewall, or a machine that is off",
+    _TLS: ": the server hangs, or does not speak TLS there",
+    _HANDSHAKE: ": the server hangs, or does not speak HTTP there",
+}
+
 Hear = Callable[["Connection"], None]
 
 
@@ -149,7 +159,7 @@ class Connector:
         self._config = config
         self._allow_private = allow_private
         self._timeout: asyncio.Timeout | None = None
-        self._step = ""  # what `open()` waits for
+        self._step = _TCP  # what `open()` waits for
 
     @property
     def tried(self) -> str:
@@ -181,7 +191,7 @@ class Connector:
             async with asyncio.timeout(self._config.connect_timeout) as self._timeout:
                 if isinstance(self._tls, asyncio.Future):
                     self._tls = await asyncio.shield(self._tls)
-                self._step = "no TCP connection"
+                self._step = _TCP
                 connected = await open_socket(uri.host, uri.port, allow_private=self._allow_private)
                 connection = Connection(
                     outlet,
@@ -201,7 +211,7 @@ class Connector:
             if lookups().is_under_way(uri.host):
                 raise NotInTime(f"the name {uri.host} is still being looked up") from exc
             limit_s = self._config.connect_timeout
-            raise NotInTime(f"{self._step} within {limit_s:g} s") from exc
+            raise NotInTime(f"{self._step} within {limit_s:g} s{_MAY_BE[self._step]}") from exc
         finally:
             self._timeout = None
 
@@ -210,12 +220,12 @@ class Connector:
     ) -> None:
         if self._tls is not None:
             assert isinstance(self._tls, ssl.SSLContext), "its files have been read"
-            self._step = "TCP connected, but no TLS"
+            self._step = _TLS
             await open_tls(connected, self._tls, host, connection)
         else:
             loop = asyncio.get_running_loop()
             await loop.create_connection(lambda: connection, sock=connected)
-        self._step = "connected, but no answer to the WebSocket handshake"
+        self._step = _HANDSHAKE
         try:
             await connection.handshake(user_agent_header=USER_AGENT)
         except BaseException:

@@ -106,6 +106,8 @@ def connect_failure(exc: Exception, tried: str) -> SinkError:
         return SinkRefused(f"{tried}: certificate not accepted: {reason_of(exc, _AUTHORITIES)}")
     if isinstance(exc, ssl.SSLError):
         return SinkUnreachable(f"{tried}: no TLS: {reason_of(exc)}{_if_plain(exc)}")
+    if isinstance(exc, ConnectionResetError) and tried.startswith("wss:"):
+        return SinkUnreachable(f"{tried}: {reason_of(exc)}{_PERHAPS_PLAIN}")
     if isinstance(exc, InvalidMessage | ConnectionClosed):
         text = "the server closed without an HTTP answer, or sent garbage"
         return SinkUnreachable(f"{tried}: {text}{_if_tls(tried)}")
@@ -125,8 +127,13 @@ _AUTHORITIES = "[websocket] ca_list_file, or by option T(ca=NAME)"
 
 def _if_plain(exc: ssl.SSLError) -> str:
     """Return what to do about a server that speaks no TLS."""
-    hint = "; use ws:// without option T, or the server's port for TLS"
-    return hint if exc.reason in NOT_TLS else ""
+    if exc.reason in NOT_TLS:
+        return f"; {_USE_PLAIN}"
+    return _PERHAPS_PLAIN if isinstance(exc, ssl.SSLEOFError) else ""
+
+
+_USE_PLAIN = "use ws:// without option T, or the server's port for TLS"
+_PERHAPS_PLAIN = f"; if it does not speak TLS there, {_USE_PLAIN}"
 
 
 def _if_tls(tried: str) -> str:

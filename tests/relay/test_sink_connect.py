@@ -287,8 +287,7 @@ async def test_server_that_never_answers_times_out(start: Start, scheme: str) ->
         sink, task = start(f"{scheme}://127.0.0.1:{port}/", connect_timeout=0.05)
         error = await failure(task)
     assert isinstance(error, SinkUnreachable)
-    step = {"ws": "no answer to the WebSocket handshake", "wss": "no TLS"}[scheme]
-    assert str(error).endswith(f"onnected, but {step} within 0.05 s")
+    assert " within 0.05 s: " in str(error)
     offer(sink, numbered(1))
 
 
@@ -328,7 +327,9 @@ async def test_addresses_that_drop_what_comes_time_out_and_leave_nothing(
         resolved(silent, other)
         before = len(os.listdir("/proc/self/fd"))
         error = await failure(start("ws://example.org/", connect_timeout=0.05)[1])
-        assert str(error) == "ws://example.org: no TCP connection within 0.05 s"
+        assert str(error).startswith(
+            "ws://example.org: no TCP connection within 0.05 s: a firewall"
+        )
         assert len(os.listdir("/proc/self/fd")) == before
 
 
