@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 OLDEST := .venv-oldest
 PYTEST := $(BIN)/python -m pytest
+# Before anything is installed.
+TELLING = $(PYTHON) -m testbed.progress
+PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 # Tests wait more than they work, most of all for Asterisk's audio: more processes than cores.
 unit coverage oldest: PROCESSES ?= 4
 asterisk: PROCESSES ?= 6
@@ -18,8 +21,10 @@ unit coverage oldest asterisk: export PYTHONDONTWRITEBYTECODE =
 .PHONY: demo test style types unit coverage oldest asterisk fuzz bench bench-capacity bench-asterisk
 .PHONY: faults attacks sample-config clean
 
-demo: .venv/installed
-	$(BIN)/python -m testbed.demo
+# Less than the tests need, and so sooner there.
+demo: .venv/runs
+	@echo "Starting the demo ..."
+	@$(BIN)/python -m testbed.demo
 
 test: style types unit asterisk
 
@@ -74,12 +79,16 @@ bench-asterisk: .venv/installed
 sample-config: .venv/installed
 	$(BIN)/python -c "from audiofork import config_file; print(config_file.sample(), end='')" > etc/audiofork.ini
 
-.venv/installed: setup.cfg pyproject.toml constraints.txt
+.venv/runs: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or later is needed; name one: make PYTHON=python3.12 ..."; exit 1; }
-	@$(PYTHON) -m venv .venv || \
+	@$(TELLING) "Making a virtual environment, .venv" $(PYTHON) -m venv .venv || \
 	  { echo "No virtual environment: apt install python3-venv"; exit 1; }
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(TELLING) "Installing audiofork into it" $(PIP_INSTALL) -e .
+	@touch $@
+
+.venv/installed: .venv/runs
+	@$(TELLING) "Installing what its tests need" $(PIP_INSTALL) -e '.[dev]'
 	@touch $@
 
 # Of the dev tools those that the tests use are the usual ones.

@@ -45,6 +45,11 @@ EXIT_FAILED = 1
 EXIT_CONFIG = 3
 EXIT_UNREACHABLE = 4
 
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 the configuration cannot be "
+    "used, 4 the daemon or Asterisk cannot be reached."
+)
+
 DEFAULT_CONFIG = Path("/etc/audiofork/audiofork.ini")
 WATCH_INTERVAL_S = 1.0
 
@@ -72,10 +77,24 @@ def _of_the_daemon(command: _Command) -> _Command:
     return _config_option(_socket_option(command))
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """The commands; the help of each ends with the exit codes, which are the same for all."""
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        cmd.epilog = cmd.epilog or EXIT_CODES
+        super().add_command(cmd, name)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES
+)
 @click.version_option(__version__, prog_name="audiofork")
 def main() -> None:
-    """Sends the audio of live Asterisk calls to WebSocket servers."""
+    """Sends the audio of live Asterisk calls to WebSocket servers.
+
+    To begin: `audiofork setup` connects it to the Asterisk of this machine, `audiofork check` tries
+    all that it needs, `audiofork receive` is a server to send a first call to.
+    """
 
 
 @main.command()
@@ -84,6 +103,7 @@ def run(path: Path) -> None:
     """Run the daemon until SIGTERM or Ctrl-C."""
     try:
         loaded = config_file.load(path)
+        config_file.refuse_unknown_variables(loaded)
         log.set_up(loaded.log)
         uvloop.run(_run(path, loaded))
     except ConfigError as exc:
@@ -96,7 +116,7 @@ async def _run(path: Path, loaded: config.Config) -> None:
     await Daemon(path, loaded).run()
 
 
-@main.command()
+@main.command(short_help="Try what the daemon needs; say how to mend each fault.")
 @click.option("--taps", is_flag=True, help="Only print the ways to get audio, the best first.")
 @_config_option
 def check(taps: bool, path: Path) -> None:
@@ -108,6 +128,7 @@ def check(taps: bool, path: Path) -> None:
     """
     try:
         loaded = config_file.load(path)
+        config_file.refuse_unknown_variables(loaded)
         if taps:
             _print_taps(loaded)
             return
@@ -160,7 +181,7 @@ def _url(_context: click.Context, _parameter: click.Parameter, value: str) -> st
     return line
 
 
-@main.command()
+@main.command(short_help="Send the audio of a channel to a WebSocket server.")
 @click.argument("channel")
 @click.argument("url", callback=_url)
 @click.option("--options", default="", metavar="OPTIONS", help="The option string, D(in) say.")
@@ -188,7 +209,7 @@ def start(
         _say(daemon.start(channel, url, options, post_process))
 
 
-@main.command()
+@main.command(short_help="Stop a fork, or every fork of a channel.")
 @click.argument("target")
 @_of_the_daemon
 def stop(target: str, path: Path, socket_path: Path | None) -> None:
@@ -200,12 +221,12 @@ def stop(target: str, path: Path, socket_path: Path | None) -> None:
         _say_each(daemon.stop(target))
 
 
-@main.command()
+@main.command(short_help="Put silence in place of a fork's audio, or take it away.")
 @click.argument("target")
-@click.argument("state", type=click.Choice(["on", "off"]))
+@click.argument("state", type=click.Choice(["on", "off"], case_sensitive=False))
 @click.option(
     "--direction",
-    type=click.Choice(["read", "write", "both"]),
+    type=click.Choice(["read", "write", "both"], case_sensitive=False),
     default="both",
     show_default=True,
     help="read: what the party says; write: what it hears.",
@@ -220,7 +241,7 @@ def mute(target: str, state: str, direction: str, path: Path, socket_path: Path 
         _say_each(daemon.mute(target, direction, state == "on"))
 
 
-@main.command(name="list")
+@main.command(name="list", short_help="Show the forks there are.")
 @click.option("--json", "as_json", is_flag=True, help="An array of JSON objects, URLs whole.")
 @click.option("--watch", is_flag=True, help="Show it anew each second, until Ctrl-C.")
 @_of_the_daemon
@@ -278,7 +299,7 @@ def _gib_option(name: str, default: int, text: str) -> Callable[[_Command], _Com
     )
 
 
-@main.command()
+@main.command(short_help="Write forks to WAV files: a server to try with.")
 @click.option(
     "--listen",
     metavar="HOST:PORT",

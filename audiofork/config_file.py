@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import configparser
 import dataclasses
 import os
 import re
@@ -15,16 +14,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from audiofork.config import EXAMPLES, NAMED_SECTIONS, SECTIONS, Config
-from audiofork.config_values import MAX_PORT, text, word
+from audiofork.config_values import MAX_PORT, NotAChoice, text, word
 from audiofork.errors import ConfigError
 from audiofork.files import read_file
+from audiofork.ini import Ini
+from audiofork.text import did_you_mean, printable, why
 
 _INTRO = """\
 ; audiofork.ini: the configuration of audiofork.
 ;
 ; Every option stands here with its default. An environment variable AUDIOFORK_SECTION_OPTION
 ; (AUDIOFORK_ASTERISK_SECRET, say) overrides the file, also in [post_process:NAME], where _ stands
-; for : and the like. An unknown section or option is an error.
+; for : and the like. An unknown section or option is an error, an environment variable that is
+; named so and is of no option, too. A section may stand twice, an option may not.
 ; SIGHUP makes the daemon read the file again; a file with an error changes nothing. [asterisk],
 ; [ari], [audiosocket], [relay], [control], [front] and [daemon] journal count from the next start,
 ; but the secret of [asterisk] and the password of [ari], with their files, from the next login on.
@@ -48,79 +50,120 @@ def load(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
     """
     try:
         content = read_file(path).decode("utf-8-sig")  # editors of Windows begin with a mark
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path}: {exc}") from exc
+    except FileNotFoundError as exc:
+        raise ConfigError(f"{why(exc)}; `audiofork setup` makes one, -c names another") from exc
+    except OSError as exc:
+        raise ConfigError(why(exc)) from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path}: {why(exc)}") from None  # the cause quotes the file
     return parse(content, environment, source=str(path))
 
 
 def parse(content: str, environment: Mapping[str, str], *, source: str) -> Config:
     """Parse the text of a configuration file; see `load`."""
-    ini = configparser.RawConfigParser(
-        inline_comment_prefixes=(";",), comment_prefixes=(";", "#"), default_section=""
-    )
-    try:
-        ini.read_string(content, source)
-    except (
-        configparser.DuplicateOptionError,
-        configparser.DuplicateSectionError,
-        configparser.ParsingError,
-    ) as exc:
-        # Without the cause, which quotes lines of the file: one may hold the secret.
-        raise ConfigError(f"{source}:{_what_is_wrong(exc)}") from None
-    _refuse_unknown(ini, content, source)
+    given = _Given(Ini(content, source), environment)
+    _refuse_unknown(given.ini)
     sections: dict[str, Any] = {
-        name: _read_section(name, section_type, ini, environment, content, source)
-        for name, section_type in SECTIONS.items()
+        name: _read_section(name, section_type, given) for name, section_type in SECTIONS.items()
     }
     for kind in NAMED_SECTIONS:
         sections[kind] = {}
-    for kind, name in _named(ini):
-        section_type = NAMED_SECTIONS[kind]
-        sections[kind][name] = _read_section(
-            f"{kind}:{name}", section_type, ini, environment, content, source
-        )
+    for kind, name in _named(given.ini):
+        sections[kind][name] = _read_section(f"{kind}:{name}", NAMED_SECTIONS[kind], given)
     config = Config(**sections)
-    _check_commands(config, content, source)
-    _check_ports(config, source)
-    _check_tap(config, source)
-    return _with_secrets(config, source)
+    _check_commands(config, given)
+    _check_ports(config, given)
+    _check_tap(config, given)
+    return _with_secrets(config, given)
 
 
-def _what_is_wrong(
-    exc: configparser.DuplicateOptionError
-    | configparser.DuplicateSectionError
-    | configparser.ParsingError,
-) -> str:
-    """Return the line and the fault, but nothing of the line's text."""
-    if isinstance(exc, configparser.DuplicateOptionError):
-        return f"{exc.lineno}: option {exc.option} stands twice in [{exc.section}]"
-    if isinstance(exc, configparser.DuplicateSectionError):
-        return f"{exc.lineno}: section [{exc.section}] stands twice"
-    if isinstance(exc, configparser.MissingSectionHeaderError):
-        return f"{exc.lineno}: expected a [section] before the first option"
-    return f"{exc.errors[0][0]}: expected option = value or [section]"
+class _Given:
+    """What is given: the file, and the environment that goes before it."""
+
+    def __init__(self, ini: Ini, environment: Mapping[str, str]) -> None:
+        self.ini = ini
+        self._environment = environment
+
+    def text(self, section: str, option: str) -> str | None:
+        """Return the text of an option; None if it has its default."""
+        variable = variable_of(section, option)
+        if variable in self._environment:
+            return self._environment[variable]
+        return self.ini.get(section, option, fallback=None)
+
+    def place(self, section: str, option: str = "") -> str:
+        """Return where it stands: the variable, FILE:LINE, or FILE if it has its default."""
+        variable = variable_of(section, option)
+        return variable if variable in self._environment else self.ini.place(section, option)
 
 
-def _refuse_unknown(ini: configparser.RawConfigParser, content: str, source: str) -> None:
+def variable_of(section: str, option: str) -> str:
+    """Return the environment variable that goes before an option of the file."""
+    return re.sub(r"\W", "_", f"{_PREFIX}{section}_{option}".upper())
+
+
+def refuse_unknown_variables(config: Config, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse an environment variable that is named like those of options, but is of none.
+
+    Raises:
+        ConfigError: There is one; the text names it and the nearest that there is.
+    """
+    named = [
+        (f"{kind}:{name}", section_type)
+        for kind, section_type in NAMED_SECTIONS.items()
+        for name in getattr(config, kind)
+    ]
+    known = {
+        variable_of(section, option.name)
+        for section, section_type in (*SECTIONS.items(), *named)
+        for option in dataclasses.fields(section_type)
+    }
+    for name in sorted(environment):
+        if name.upper().startswith(_PREFIX) and not (name in known or _OTHERS.match(name)):
+            rests = [variable.removeprefix(_PREFIX) for variable in sorted(known)]
+            hint = did_you_mean(name[len(_PREFIX) :], rests, f"{_PREFIX}{{}}")
+            raise ConfigError(
+                f"the environment variable {printable(name, '?')} is of no option{hint}"
+            )
+
+
+_PREFIX = "AUDIOFORK_"
+# Those of the tests and of `make demo`.
+_OTHERS = re.compile(r"AUDIOFORK_(TESTBED_\w+|DEBIAN_MIRROR)")
+
+
+def _refuse_unknown(ini: Ini) -> None:
     for section in ini.sections():
         try:
-            known = {option.name for option in dataclasses.fields(_type_of(section))}
+            known = [option.name for option in dataclasses.fields(_type_of(section))]
         except ValueError as exc:
-            line = _line_of(content, section, None)
-            raise ConfigError(f"{source}:{line}: {exc}") from None
+            raise ConfigError(f"{ini.place(section)}: {exc}") from None
         for option in ini.options(section):
             if option not in known:
-                line = _line_of(content, section, option)
-                raise ConfigError(f"{source}:{line}: unknown option {option} in [{section}]")
+                hint = _of_another_section(option) or did_you_mean(option, known)
+                raise ConfigError(
+                    f"{ini.place(section, option)}: unknown option {option} in [{section}]{hint}"
+                )
+
+
+def _of_another_section(option: str) -> str:
+    """Return a hint to the section that has an option, if it is one alone."""
+    having = [
+        name
+        for name, section_type in SECTIONS.items()
+        if option in {one.name for one in dataclasses.fields(section_type)}
+    ]
+    return f"; {option} is an option of [{having[0]}]" if len(having) == 1 else ""
 
 
 def _type_of(section: str) -> type[Any]:
     """Return the type of a section; raise ValueError if there is none of its name."""
     if section in SECTIONS:
         return SECTIONS[section]
-    kind, _, name = section.partition(":")
+    kind, colon, name = section.partition(":")
     if kind not in NAMED_SECTIONS:
-        raise ValueError(f"unknown section [{section}]")
+        known = [f"{one}:{name}" for one in NAMED_SECTIONS] if colon else SECTIONS
+        raise ValueError(f"unknown section [{section}]{did_you_mean(section, known, '[{}]')}")
     try:
         word(name)
     except ValueError as exc:
@@ -128,91 +171,68 @@ def _type_of(section: str) -> type[Any]:
     return NAMED_SECTIONS[kind]
 
 
-def _named(ini: configparser.RawConfigParser) -> list[tuple[str, str]]:
+def _named(ini: Ini) -> list[tuple[str, str]]:
     """Return the kind and the name of each section that has both."""
     parts = (section.partition(":") for section in ini.sections())
     return [(kind, name) for kind, colon, name in parts if colon]
 
 
-def _read_section(
-    name: str,
-    section_type: type[_Section],
-    ini: configparser.RawConfigParser,
-    environment: Mapping[str, str],
-    content: str,
-    source: str,
-) -> _Section:
+def _read_section(name: str, section_type: type[_Section], given: _Given) -> _Section:
     values: dict[str, Any] = {}
     for option in dataclasses.fields(section_type):  # type: ignore[arg-type]
-        variable = re.sub(r"\W", "_", f"AUDIOFORK_{name}_{option.name}".upper())
-        if variable in environment:
-            where, value = variable, environment[variable]
-        elif ini.has_option(name, option.name):
-            where = f"{source}:{_line_of(content, name, option.name)}"
-            value = ini.get(name, option.name)
-        else:
+        value = given.text(name, option.name)
+        if value is None:
             continue
         try:
             values[option.name] = option.metadata["parse"](value.strip())
         except ValueError as exc:
             # What stands before an @ may be a password.
             shown = repr(value) if option.repr and "@" not in value else "the value"
+            hint = exc.hint if isinstance(exc, NotAChoice) else ""
             raise ConfigError(
-                f"{where}: [{name}] {option.name}: expected {exc}, got {shown}"
+                f"{given.place(name, option.name)}: [{name}] {option.name}: expected {exc}, "
+                f"got {shown}{hint}"
             ) from exc
     return section_type(**values)
 
 
-def _check_ports(config: Config, source: str) -> None:
+def _check_ports(config: Config, given: _Given) -> None:
     """Refuse an address that has no room for all workers after it."""
     workers = config.relay.workers
     for name in ("listen", "advertise"):
         address = getattr(config.audiosocket, name)
         if address is not None and address.port + workers - 1 > MAX_PORT:
             raise ConfigError(
-                f"{source}: [audiosocket] {name}: expected {workers} ports from {address.port} on "
-                f"([relay] workers), the last is {MAX_PORT}"
+                f"{given.place('audiosocket', name)}: [audiosocket] {name}: expected {workers} "
+                f"ports from {address.port} on ([relay] workers), the last is {MAX_PORT}"
             )
 
 
-def _check_commands(config: Config, content: str, source: str) -> None:
+def _check_commands(config: Config, given: _Given) -> None:
     """Refuse a section of a command that has none."""
     for name, section in config.post_process.items():
         if not section.command:
             header = f"post_process:{name}"
-            where = f"{source}:{_line_of(content, header, None)}"
-            raise ConfigError(f"{where}: [{header}] command: expected a command")
+            raise ConfigError(f"{given.place(header)}: [{header}] command: expected a command")
 
 
-def _check_tap(config: Config, source: str) -> None:
+def _check_tap(config: Config, given: _Given) -> None:
     """Refuse a tap that there is no link for."""
     if config.asterisk.tap == "snoop" and not config.ari.url:
-        raise ConfigError(f"{source}: [asterisk] tap: snoop needs [ari] url")
+        raise ConfigError(
+            f"{given.place('asterisk', 'tap')}: [asterisk] tap: snoop needs [ari] url "
+            "(`audiofork setup` sets ARI up)"
+        )
 
 
-def _line_of(content: str, section: str, option: str | None) -> int:
-    """Return the number of the line where a section or option stands."""
-    current = ""
-    for line_number, line in enumerate(content.splitlines(), 1):
-        stripped = line.strip()
-        if stripped.startswith("["):
-            current = stripped[1:].partition("]")[0]
-            if option is None and current == section:
-                return line_number
-        elif current == section and option is not None:
-            name = stripped.replace(":", "=", 1).partition("=")[0].strip().lower()
-            if name == option:
-                return line_number
-    return 0
-
-
-def _with_secrets(config: Config, source: str) -> Config:
+def _with_secrets(config: Config, given: _Given) -> Config:
     """Read each secret that has a file of its own from there."""
     for section, option in (("asterisk", "secret"), ("ari", "password")):
         values = getattr(config, section)
         path = os.path.expandvars(getattr(values, f"{option}_file"))
         if path:
-            secret = _secret(Path(path), f"{source}: [{section}] {option}_file")
+            place = given.place(section, f"{option}_file")
+            secret = _secret(Path(path), f"{place}: [{section}] {option}_file")
             values = dataclasses.replace(values, **{option: secret})
             config = dataclasses.replace(config, **{section: values})
     return config
@@ -222,7 +242,9 @@ def _secret(path: Path, where: str) -> str:
     try:
         return text(read_file(path).decode("utf-8").strip())
     except OSError as exc:
-        raise ConfigError(f"{where}: {exc}") from exc
+        unset = "$" in str(path)
+        hint = "; systemd sets that variable for the service alone" if unset else ""
+        raise ConfigError(f"{where}: {why(exc)}{hint}") from exc
     except ValueError:  # not UTF-8, or more than one line; the cause would quote the secret
         raise ConfigError(f"{where}: expected one line of text in {path}") from None
 

@@ -9,13 +9,14 @@ import configparser
 import os
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from audiofork.addresses import IPNetwork, network_of
 from audiofork.audiosocket import SAMPLE_RATES as RATES_BY_KIND
 from audiofork.placeholders import names_in
+from audiofork.text import did_you_mean
 
 MAX_WORKERS = 64
 MAX_PORT = 65535
@@ -60,7 +61,7 @@ def folder_or_nothing(value: str) -> str:
 def yes_or_no(value: str) -> bool:
     known = configparser.RawConfigParser.BOOLEAN_STATES
     if value.lower() not in known:
-        raise ValueError("yes or no")
+        raise NotAChoice(value, ("yes", "no", "true", "false", "on", "off"), "yes or no")
     return known[value.lower()]
 
 
@@ -101,10 +102,22 @@ def process_count(value: str) -> int:
         raise ValueError(f"{exc}, or auto") from None
 
 
+class NotAChoice(ValueError):
+    """Raised for a text that is none of several words.
+
+    Attributes:
+        hint: What may have been meant; follows what was given.
+    """
+
+    def __init__(self, value: str, choices: Iterable[str], expected: str = "") -> None:
+        super().__init__(expected or " or ".join(choices))
+        self.hint = did_you_mean(value, choices)
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if value not in choices:
-            raise ValueError(" or ".join(choices))
+            raise NotAChoice(value, choices)
         return value
 
     return parse

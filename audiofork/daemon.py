@@ -36,6 +36,7 @@ from audiofork.link.messages import Report, SendReport
 from audiofork.link.processes import RelayProcesses
 from audiofork.link.relay import Relay
 from audiofork.system import feed_watchdog, lift_file_limit, notify
+from audiofork.text import why
 
 if TYPE_CHECKING:
     from audiofork.asterisk.ari import Ari
@@ -174,7 +175,7 @@ class Daemon:
         try:
             await control.start()
         except (ConfigError, OSError) as exc:  # calls go before convenience
-            log.warning("the commands start, stop, mute and list will not work: %s", exc)
+            log.warning("the commands start, stop, mute and list will not work: %s", why(exc))
         else:
             self._socket = control
 

@@ -33,6 +33,8 @@ AudioForkError
 
 from __future__ import annotations
 
+from audiofork.text import reason_of
+
 
 class AudioForkError(Exception):
     """Base of all errors that this package raises on purpose."""
@@ -173,7 +175,7 @@ class CannotListen(AudioForkError):
     """The daemon cannot listen where it should; the text names the option and why."""
 
     def __init__(self, option: str, address: object, exc: OSError) -> None:
-        super().__init__(f"{option}: cannot listen on {address}: {exc.strerror or exc}")
+        super().__init__(f"{option}: cannot listen on {address}: {reason_of(exc)}")
 
 
 class ReceiverError(AudioForkError):

@@ -103,11 +103,16 @@ def _step(descriptor: int, part: str, path: str) -> int:
         os.close(descriptor)
 
 
+def _kind_of(mode: int) -> str:
+    return "a folder, not a file" if stat.S_ISDIR(mode) else "not a regular file"
+
+
 def _content(found: int, path: str, max_bytes: int) -> bytes:
     """Return the content of what a descriptor without rights is of, and close that."""
     try:
-        if not stat.S_ISREG(os.fstat(found).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", path)
+        mode = os.fstat(found).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, _kind_of(mode), path)
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(f"/proc/self/fd/{found}", flags)
     except PermissionError as exc:

@@ -10,6 +10,8 @@ import os
 import resource
 import socket
 
+from audiofork.text import why
+
 log = logging.getLogger(__name__)
 
 # Connections of two legs at most, the server's, and what asks the kernel what of that has arrived.
@@ -73,7 +75,7 @@ def notify(state: str) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify_socket:
             notify_socket.sendto(state.encode(), address)
     except OSError as exc:
-        log.warning("systemd cannot be told %s: %s", state, exc)
+        log.warning("systemd cannot be told %s: %s", state, why(exc))
 
 
 async def feed_watchdog() -> None:

@@ -6,10 +6,13 @@ Certificates and keys are read by `audiofork.files`, never by OpenSSL from where
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from audiofork.files import NamedFile, read_file
 
@@ -23,11 +26,14 @@ def client_context(ca_file: str | NamedFile = "") -> ssl.SSLContext:
         ca_file: The authorities to trust, in PEM; empty: the system's.
 
     Raises:
-        OSError: The file cannot be used; the text may not name it. ssl.SSLError is one.
+        OSError: The file cannot be used; it is named.
     """
     with contextlib.ExitStack() as copies:
         path = copies.enter_context(_copy_of(_content(ca_file))) if ca_file else None
-        context = ssl.create_default_context(cafile=path)
+        try:
+            context = ssl.create_default_context(cafile=path)
+        except ssl.SSLError:
+            raise _fault(ca_file, "holds no certificate in PEM") from None
     context.hostname_checks_common_name = False
     _bound_key_exchange(context)
     return _without_renegotiation(context)
@@ -61,13 +67,21 @@ def show_certificate(
         may_ask: Whether somebody may be asked on a terminal for the passphrase of the key.
 
     Raises:
-        OSError: A file cannot be used, or they do not belong together. ssl.SSLError is one.
+        OSError: A file cannot be used, or they do not belong together; the file is named.
     """
     password = None if may_ask else ""  # with one of no length nobody is asked
+    certificate = _content(cert_file)
+    key = _content(key_file) if key_file else None
     with contextlib.ExitStack() as copies:
-        cert = copies.enter_context(_copy_of(_content(cert_file)))
-        key = copies.enter_context(_copy_of(_content(key_file))) if key_file else None
-        context.load_cert_chain(cert, key, password)
+        cert_copy = copies.enter_context(_copy_of(certificate))
+        key_copy = copies.enter_context(_copy_of(key)) if key is not None else None
+        try:
+            context.load_cert_chain(cert_copy, key_copy, password)
+        except ssl.SSLError as exc:
+            found = _what_is_wrong(exc, certificate, certificate if key is None else key)
+            raise _fault(
+                cert_file if found.of_certificate else key_file or cert_file, found.text
+            ) from None
 
 
 def server_context(
@@ -86,6 +100,33 @@ def _without_renegotiation(context: ssl.SSLContext) -> ssl.SSLContext:
     """Let no peer ask for another handshake (TLS 1.2), which costs more than all that it sends."""
     context.options |= ssl.OP_NO_RENEGOTIATION
     return context
+
+
+class _Wrong(NamedTuple):
+    of_certificate: bool
+    text: str
+
+
+def _what_is_wrong(exc: ssl.SSLError, certificate: bytes, key: bytes) -> _Wrong:
+    """Return what OpenSSL, which says `PEM lib` to all of it, does not like."""
+    if b"-----BEGIN CERTIFICATE-----" not in certificate:
+        return _Wrong(True, "holds no certificate in PEM")
+    if not re.search(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----", key):
+        return _Wrong(False, "holds no private key in PEM")
+    if exc.reason == "KEY_VALUES_MISMATCH":
+        return _Wrong(False, "the key does not belong to the certificate")
+    if re.search(rb"BEGIN ENCRYPTED|Proc-Type: 4,ENCRYPTED", key):
+        return _Wrong(False, "the key is encrypted, and its passphrase is missing or wrong")
+    if re.search(rb"BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----", certificate):
+        return _Wrong(False, _DAMAGED)
+    return _Wrong(True, _DAMAGED)
+
+
+_DAMAGED = "a certificate or key in it is damaged"
+
+
+def _fault(file: str | Path | NamedFile, text: str) -> OSError:
+    return OSError(errno.EINVAL, text, str(file))
 
 
 def _content(file: str | Path | NamedFile) -> bytes:

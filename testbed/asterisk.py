@@ -41,6 +41,7 @@ from typing import IO
 
 from audiofork.asterisk.versions import CHANSPY_PAIRS, Version
 from testbed import debian
+from testbed.progress import Telling
 
 log = logging.getLogger(__name__)
 
@@ -249,7 +250,8 @@ def _cached() -> Installation:
 def _locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with Telling(lambda: "another process is fetching Asterisk", tell=log.info):
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

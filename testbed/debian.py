@@ -16,9 +16,11 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from testbed.progress import Telling, megabytes
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +84,16 @@ def fetch(target: Path) -> None:
         work = Path(name)
         packages = _download(work, os.environ.get(MIRROR_VARIABLE))
         log.info("unpacking %d packages", len(packages))
-        tree = unpack(packages, work / "all")
-        _keep_needed(tree, work / "kept")
-        (work / "kept").rename(target)
+        with _telling(lambda: f"unpacked {megabytes(work / 'all')}"):
+            tree = unpack(packages, work / "all")
+        with _telling(lambda: "leaving out what takes part in no call"):
+            _keep_needed(tree, work / "kept")
+            (work / "kept").rename(target)
+            shutil.rmtree(tree, ignore_errors=True)
+
+
+def _telling(how_far: Callable[[], str]) -> Telling:
+    return Telling(how_far, tell=log.info, at_once=True)
 
 
 def _require_tools() -> None:
@@ -210,7 +219,7 @@ def debian_mirrors(sources: Sequence[Source]) -> list[str]:
 
 
 def _download_from(work: Path, mirror: str, keyrings: Sequence[Path]) -> list[Path]:
-    log.info("downloading Asterisk from %s (about 110 MB)", mirror)
+    log.info("downloading Asterisk from %s", mirror)
     keys = ",".join(str(file) for file in keyrings)
     # Without arch, a machine with foreign architectures would fetch their lists, too.
     arch = _command("dpkg", "--print-architecture").stdout.strip()
@@ -269,7 +278,8 @@ class PrivateApt:
 
     def update(self, *, check: bool = True) -> None:
         """Fetch the package lists; without `check`, make do with those that can be had."""
-        self._run("update", "-o", "APT::Update::Error-Mode=any", check=check)
+        with _telling(lambda: f"lists of packages: {megabytes(self.folder / 'state/lists')}"):
+            self._run("update", "-o", "APT::Update::Error-Mode=any", check=check)
 
     def download(self, *packages: str) -> list[Path]:
         """Download the packages themselves."""
@@ -278,14 +288,24 @@ class PrivateApt:
 
     def download_closure(self, *packages: str) -> list[Path]:
         """Download the packages and everything they depend on."""
-        self._run("install", "--yes", "--download-only", *packages)
+        with _telling(lambda: "looking up what it needs"):
+            total = f"{self._size_of(packages) / 1e6:.0f} MB"
+        archives = self.folder / "cache/archives"
+        with _telling(lambda: f"downloaded {megabytes(archives)} of {total}"):
+            self._run("install", "--yes", "--download-only", *packages)
         return sorted(self.folder.glob("cache/archives/*.deb"))
 
-    def _run(self, *arguments: str, check: bool = True) -> None:
+    def _size_of(self, packages: Sequence[str]) -> int:
+        """Return how many bytes there are to download; apt prints 'URL' NAME SIZE SUM of each."""
+        said = self._run("install", "--yes", "--print-uris", *packages)
+        return sum(map(int, re.findall(r"^'\S+' \S+ (\d+) ", said, re.M)))
+
+    def _run(self, *arguments: str, check: bool = True) -> str:
         done = _command("apt-get", "-q", "-c", str(self._conf), *arguments, cwd=self.folder)
         self._complaints += re.findall(r"^[EW]: .*", done.stdout, re.M)
         if check and done.returncode != 0:
             raise FetchFailed("\n".join(self._complaints) or done.stdout[-1000:])
+        return done.stdout
 
 
 def unpack(packages: Sequence[Path], folder: Path) -> Path:

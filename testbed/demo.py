@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from testbed.asterisk import (
     find_installation,
 )
 from testbed.daemon import Daemon, ari_conf, ari_settings, dialplan, manager_conf
+from testbed.progress import Telling, say
 from testbed.rtp import ULAW
 from testbed.sip import Call, SipError, SipUser
 
@@ -155,8 +157,13 @@ async def receiving() -> AsyncIterator[Receiver]:
         await receiver.stop()
 
 
-def say(text: str = "") -> None:
-    print(text, flush=True)
+def tell_of_the_fetch() -> None:
+    """Show on the console how far the fetch of Asterisk is."""
+    shown = logging.StreamHandler(sys.stdout)
+    shown.setFormatter(logging.Formatter("  %(message)s"))
+    for name in ("testbed.asterisk", "testbed.debian"):
+        logging.getLogger(name).addHandler(shown)
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def speech(asterisk: Asterisk) -> Speech:
@@ -204,17 +211,19 @@ async def demo(installation: Installation) -> None:
     async with receiving() as receiver:
         lines = DIALPLAN.format(url=receiver.url, callee=installation.callee)
         with contextlib.ExitStack() as stack:
-            say(f"Starting a private Asterisk {installation.version} ...")
-            asterisk = stack.enter_context(private_asterisk(installation, lines))
-            say("Starting the daemon, audiofork run ...")
-            daemon = Daemon(asterisk, {"ari": ari_settings(asterisk)})
-            stack.push(daemon)  # before the start, which may fail half-way
-            daemon.start()
+            with Telling(lambda: "still starting") as telling:
+                telling.say(f"Starting a private Asterisk {installation.version} ...")
+                asterisk = stack.enter_context(private_asterisk(installation, lines))
+                telling.say("Starting the daemon, audiofork run ...")
+                daemon = Daemon(asterisk, {"ari": ari_settings(asterisk)})
+                stack.push(daemon)  # before the start, which may fail half-way
+                daemon.start()
             explain(lines)
             try:
                 await place_call(asterisk, speech(asterisk))
                 await receiver.wait_ended()
                 conclude(recordings() - before)
+                say("Stopping Asterisk and the daemon ...")
             except (SipError, TimeoutError, DemoFailed) as exc:
                 what = str(exc) or "no call came about in time"
                 raise DemoFailed(f"{what}\n\nThe daemon said:\n{daemon.log()}") from exc
@@ -322,6 +331,7 @@ def main() -> int:
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         say("Looking for Asterisk; the first time it is fetched, which takes a minute ...")
+        tell_of_the_fetch()
         installation = find_installation()
         asyncio.run(demo(installation))
     except KeyboardInterrupt:

@@ -18,7 +18,13 @@ from audiofork.config import (
     LogConfig,
     PostProcessConfig,
 )
-from audiofork.config_file import load, parse, sample
+from audiofork.config_file import (
+    load,
+    parse,
+    refuse_unknown_variables,
+    sample,
+    variable_of,
+)
 from audiofork.errors import ConfigError
 
 REPOSITORY = Path(__file__).parent.parent
@@ -365,7 +371,9 @@ def test_bad_url_of_ari_is_an_error_that_does_not_quote_it(value: str) -> None:
 
 
 def test_tap_by_snoop_without_ari_is_an_error_that_names_both() -> None:
-    assert refusal("[asterisk]\ntap = snoop") == "test.ini: [asterisk] tap: snoop needs [ari] url"
+    assert refusal("[asterisk]\ntap = snoop") == (
+        "test.ini:2: [asterisk] tap: snoop needs [ari] url (`audiofork setup` sets ARI up)"
+    )
 
 
 def test_bad_value_of_the_second_section_names_its_own_line() -> None:
@@ -377,7 +385,11 @@ def test_bad_value_of_the_second_section_names_its_own_line() -> None:
     ("content", "expected"),
     [
         pytest.param("\n[foo]\n", "test.ini:2: unknown section [foo]", id="section"),
-        pytest.param("[Asterisk]\n", "test.ini:1: unknown section [Asterisk]", id="upper-case"),
+        pytest.param(
+            "[Asterisk]\n",
+            "test.ini:1: unknown section [Asterisk]; did you mean [asterisk]?",
+            id="upper-case",
+        ),
         pytest.param(
             "[DEFAULT]\nport = 1\n", "test.ini:1: unknown section [DEFAULT]", id="default"
         ),
@@ -388,21 +400,65 @@ def test_bad_value_of_the_second_section_names_its_own_line() -> None:
         ),
         pytest.param(
             "[asterisk]\nport = 1\n[log]\nport = 1\n",
-            "test.ini:4: unknown option port in [log]",
+            "test.ini:4: unknown option port in [log]; port is an option of [asterisk]",
             id="option-of-another-section",
         ),
         pytest.param(
             "[log]\nFoo: 1\n", "test.ini:2: unknown option foo in [log]", id="option-with-colon"
         ),
         pytest.param(
-            "[log]\n[asterisk]\n[log]\n",
-            "test.ini:3: section [log] stands twice",
-            id="section-twice",
+            "[log]\nlevel = info\nLEVEL = debug\n",
+            "test.ini:3: option level stands twice in [log], in line 2 and in line 3: keep one",
+            id="option-twice",
         ),
         pytest.param(
-            "[log]\nlevel = info\nLEVEL = debug\n",
-            "test.ini:3: option level stands twice in [log]",
-            id="option-twice",
+            "[log]\nlevel = info\n[ari]\n[log]\nformat = json\n\nlevel: info\n",
+            "test.ini:7: option level stands twice in [log], in line 2 and in line 7: keep one",
+            id="option-twice-in-a-section-of-two-parts",
+        ),
+        pytest.param(
+            "[asterisk]\nsecrt = x\n",
+            "test.ini:2: unknown option secrt in [asterisk]; did you mean secret?",
+            id="near-miss-of-an-option",
+        ),
+        pytest.param(
+            "[asterisk]\nsecret-file = x\n",
+            "test.ini:2: unknown option secret-file in [asterisk]; did you mean secret_file?",
+            id="hyphen-in-an-option",
+        ),
+        pytest.param(
+            "[web_socket]\n",
+            "test.ini:1: unknown section [web_socket]; did you mean [websocket]?",
+            id="near-miss-of-a-section",
+        ),
+        pytest.param(
+            "[postprocess:upload]\n",
+            "test.ini:1: unknown section [postprocess:upload]; did you mean [post_process:upload]?",
+            id="near-miss-of-a-section-with-a-name",
+        ),
+        pytest.param(
+            "[log]\nlevel = Info\n",
+            "test.ini:2: [log] level: expected debug or info or warning or error, got 'Info'; "
+            "did you mean info?",
+            id="choice-in-another-case",
+        ),
+        pytest.param(
+            "[asterisk]\ntap = snop\n",
+            "test.ini:2: [asterisk] tap: expected auto or chanspy or snoop, got 'snop'; "
+            "did you mean snoop?",
+            id="near-miss-of-a-choice",
+        ),
+        pytest.param(
+            "[asterisk]\ntls = ture\n",
+            "test.ini:2: [asterisk] tls: expected yes or no, got 'ture'; did you mean true?",
+            id="near-miss-of-yes",
+        ),
+        pytest.param(
+            "[relay]\nworkers = 2\n[post_process:a]\ncommand = /a\n  [log]\n[audiosocket]\n"
+            "listen = 127.0.0.1:65535\n",
+            "test.ini:7: [audiosocket] listen: expected 2 ports from 65535 on ([relay] workers), "
+            "the last is 65535",
+            id="line-after-a-continued-one-that-looks-like-a-section",
         ),
         pytest.param(
             "; comment\nlevel = info\n",
@@ -521,6 +577,93 @@ def test_load_of_what_cannot_be_read_is_an_error_that_names_it(
         load(tmp_path / "a.ini", {})
 
 
+def test_section_that_stands_several_times_is_taken_together() -> None:
+    config = read("[ari]\nurl = http://h/ari\n[log]\n[ari]\nusername = x\n[ari]\n;url =\n")
+    assert (config.ari.url, config.ari.username) == ("http://h/ari", "x")
+
+
+def test_load_of_a_file_that_is_missing_says_what_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "none.ini", {})
+    assert str(caught.value) == (
+        f"{tmp_path}/none.ini: No such file or directory; `audiofork setup` makes one, -c names "
+        "another"
+    )
+
+
+def test_load_of_a_folder_says_that_it_is_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"^{tmp_path}: a folder, not a file$"):
+        load(tmp_path, {})
+
+
+def test_load_of_a_file_in_another_encoding_names_the_line_and_not_its_text(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.ini"
+    path.write_bytes("[asterisk]\nsecret = hünter2\n".encode("latin-1"))
+    with pytest.raises(ConfigError) as caught:
+        load(path, {})
+    assert str(caught.value) == f"{path}: line 2 is not UTF-8 (byte 0xfc): save it as UTF-8"
+    assert caught.value.__suppress_context__
+
+
+def test_secret_file_below_a_variable_that_is_not_set_says_who_sets_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    text = refusal("[asterisk]\nsecret_file = ${CREDENTIALS_DIRECTORY}/ami\n")
+    assert text == (
+        "test.ini:2: [asterisk] secret_file: ${CREDENTIALS_DIRECTORY}/ami: No such file or "
+        "directory; systemd sets that variable for the service alone"
+    )
+
+
+def test_secret_file_that_the_environment_names_is_told_by_the_variable() -> None:
+    text = refusal("", AUDIOFORK_ASTERISK_SECRET_FILE="/none")
+    assert text == (
+        "AUDIOFORK_ASTERISK_SECRET_FILE: [asterisk] secret_file: /none: No such file or directory"
+    )
+
+
+# --- Environment variables that are of no option ---
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("AUDIOFORK_ASTERISK_SECERT", "AUDIOFORK_ASTERISK_SECRET"),
+        ("AUDIOFORK_LOGLEVEL", "AUDIOFORK_LOG_LEVEL"),
+        ("audiofork_log_level", "AUDIOFORK_LOG_LEVEL"),
+        ("AUDIOFORK_POST_PROCESS_UPLOAD_COMAND", "AUDIOFORK_POST_PROCESS_UPLOAD_COMMAND"),
+        ("AUDIOFORK_", ""),
+        ("AUDIOFORK_ZZZ_QQQ\n", ""),
+    ],
+)
+def test_variable_of_no_option_is_refused_with_the_nearest_there_is(
+    name: str, nearest: str
+) -> None:
+    config = read("[post_process:upload]\ncommand = /opt/a\n")
+    with pytest.raises(ConfigError) as caught:
+        refuse_unknown_variables(config, {name: "hunter2"})
+    text = f"the environment variable {name.strip()}"
+    assert str(caught.value).startswith(text)
+    hint = f"; did you mean {nearest}?" if nearest else ""
+    assert str(caught.value).endswith(f" is of no option{hint}")
+
+
+def test_variables_of_options_of_the_tests_and_of_others_are_no_error() -> None:
+    config = read("[post_process:up-load]\ncommand = /opt/a\n")
+    known = {variable_of(section, option): "x" for section, option in OPTIONS}
+    others = {
+        "AUDIOFORK_POST_PROCESS_UP_LOAD_COMMAND": "/opt/b",
+        "AUDIOFORK_TESTBED_KEEP": "1",
+        "AUDIOFORK_DEBIAN_MIRROR": "http://x",
+        "_AUDIOFORK_COMPLETE": "bash_source",
+        "HOME": "/root",
+    }
+    refuse_unknown_variables(config, {**known, **others})
+
+
 # --- The secrets -------------------------------------------------------------------------------
 
 SECRETS = [("asterisk", "secret"), ("ari", "password")]
@@ -607,7 +750,7 @@ def test_secret_file_that_cannot_be_used_is_an_error_without_the_secret(
     if content is not None:
         path.write_bytes(content)
     text = refusal(f"[{section}]\n{option}_file = {path}")
-    assert text.startswith(f"test.ini: [{section}] {option}_file: ")
+    assert text.startswith(f"test.ini:2: [{section}] {option}_file: ")
     assert str(path) in text
     assert "hunter2" not in text
 
@@ -618,7 +761,7 @@ def test_secret_file_that_is_no_file_is_an_error_at_once(
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
     text = refusal(f"[{section}]\n{option}_file = {tmp_path}/pipe")
-    assert text.endswith(f"not a regular file: '{tmp_path}/pipe'")
+    assert text.endswith(f"{tmp_path}/pipe: not a regular file")
 
 
 def test_configuration_that_is_no_file_is_an_error_at_once(tmp_path: Path) -> None:

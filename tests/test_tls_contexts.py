@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from audiofork.relay.client_tls import client_tls
+from audiofork.text import why
 from audiofork.tls_contexts import client_context, server_context
 
 
@@ -106,7 +107,7 @@ def test_nothing_is_left_of_what_was_loaded(certificate: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "error"),
-    [(None, FileNotFoundError), ("nonsense", ssl.SSLError)],
+    [(None, FileNotFoundError), ("nonsense", OSError)],
     ids=["missing", "nonsense"],
 )
 def test_client_with_a_file_that_cannot_be_used_raises(
@@ -130,7 +131,7 @@ def test_server_with_the_key_of_another_certificate_raises(
 ) -> None:
     other = tmp_path / "other.pem"
     trustme.CA().issue_cert("localhost").private_key_pem.write_to_path(other)
-    with pytest.raises(ssl.SSLError):
+    with pytest.raises(OSError, match="the key does not belong to the certificate: .*other.pem"):
         server_context(certificate, other)
 
 
@@ -141,8 +142,34 @@ def test_server_with_a_key_that_has_a_passphrase_raises_and_asks_nobody(
     # A program of its own: asked for a passphrase, OpenSSL opens the terminal.
     command = ["openssl", "pkcs8", "-topk8", "-in", str(certificate), "-out", str(locked)]
     subprocess.run([*command, "-passout", "pass:hunter2"], check=True, capture_output=True)
-    with pytest.raises(ssl.SSLError):
+    with pytest.raises(OSError, match="the key is encrypted, .*locked.pem"):
         server_context(certificate, locked)
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "says"),
+    [
+        ("nonsense", None, "nonsense: holds no certificate in PEM"),
+        ("cert", None, "cert: holds no private key in PEM"),
+        ("cert", "nonsense", "nonsense: holds no private key in PEM"),
+        ("key", "key", "key: holds no certificate in PEM"),
+        ("damaged", "key", "damaged: a certificate or key in it is damaged"),
+        ("cert", "folder", "folder: a folder, not a file"),
+        ("none", "key", "none: No such file or directory"),
+    ],
+)
+def test_server_with_files_that_cannot_serve_names_the_file_and_what_it_lacks(
+    tmp_path: Path, cert: str, key: str | None, says: str
+) -> None:
+    leaf = trustme.CA().issue_cert("localhost")
+    leaf.cert_chain_pems[0].write_to_path(tmp_path / "cert")
+    leaf.private_key_pem.write_to_path(tmp_path / "key")
+    (tmp_path / "nonsense").write_text("nonsense")
+    (tmp_path / "damaged").write_bytes(leaf.cert_chain_pems[0].bytes()[:200])
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match=r".*") as caught:
+        server_context(tmp_path / cert, tmp_path / key if key else None)
+    assert why(caught.value) == f"{tmp_path}/{says}"
 
 
 # --- What a hostile peer may not do --------------------------------------------------------------

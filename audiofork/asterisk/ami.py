@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
@@ -31,6 +32,10 @@ ACTION_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 5.0
 # Each refused login is a line in Asterisk's security log, and tools may ban our address for it.
 LOGIN_RETRY_S = 60.0
+NO_SECRET = (
+    "no secret for Asterisk's manager interface: set [asterisk] secret_file (`audiofork setup` "
+    "makes all of it), then systemctl restart audiofork"
+)
 
 OnError = Callable[[AmiError], None]
 
@@ -163,7 +168,8 @@ class Ami(ReconnectingClient):
             # ValueError: the configured host is not a valid name, or the secret is too long.
             except (OSError, TimeoutError, AmiError, ValueError) as exc:
                 where = f"{self._config.host}:{self._config.port}"
-                self._say(logging.WARNING, f"no connection to Asterisk at {where}: {why(exc)}")
+                reason = why(exc, "[asterisk] ca_file")
+                self._say(logging.WARNING, f"no connection to Asterisk at {where}: {reason}")
                 await self._pause_longer()
 
     async def _connect_once(self) -> None:
@@ -239,6 +245,15 @@ def _tell_error(name: str, on_error: OnError, answered: asyncio.Future[Any]) -> 
         on_error(AmiActionFailed(name, str(answered.result().message)))
 
 
+def _tls_of(config: AsteriskConfig) -> ssl.SSLContext | None:
+    if not config.tls:
+        return None
+    try:
+        return client_context(config.ca_file)
+    except OSError as exc:
+        raise AmiUnavailable(f"[asterisk] ca_file: {why(exc)}") from exc
+
+
 class _AmiConnection:
     """One AMI connection, from connect to close; never used again after it is lost."""
 
@@ -253,11 +268,14 @@ class _AmiConnection:
 
         Raises:
             OSError, TimeoutError: The connect failed.
-            AmiLoginRefused: Asterisk does not accept the username or the secret.
+            AmiLoginRefused: There is no secret, or Asterisk does not accept it or the username.
+            AmiUnavailable: The authorities for TLS cannot be used.
         """
         config = self._config
         loop = asyncio.get_running_loop()
-        tls = client_context(config.ca_file) if config.tls else None
+        if not config.secret:
+            raise AmiLoginRefused(NO_SECRET)
+        tls = _tls_of(config)
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             _, protocol = await loop.create_connection(
                 lambda: Protocol(self._on_event, self._on_lost), config.host, config.port, ssl=tls

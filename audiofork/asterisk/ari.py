@@ -14,7 +14,6 @@ import dataclasses
 import http.client
 import json
 import logging
-import os
 import re
 import ssl
 from collections.abc import Iterator, Mapping
@@ -252,7 +251,7 @@ class Ari(ReconnectingClient):
         while True:
             try:
                 await self._connect_once()
-            except (AriLoginRefused, _Replaced) as exc:
+            except (AriLoginRefused, _NoPassword, _Replaced) as exc:
                 self._say(logging.ERROR, f"{exc}; next try in {REFUSED_RETRY_S:g} s")
                 await self._pause(REFUSED_RETRY_S)
             except AriError as exc:
@@ -266,6 +265,8 @@ class Ari(ReconnectingClient):
     async def _connect_once(self) -> NoReturn:
         """Open and serve one connection; raise the exception that says why it ended."""
         self._begin_attempt()
+        if not self._config.password:
+            raise _NoPassword
         events = await self._open_events()
         try:
             # Set after each connect: Asterisk knows the application from then on, and forgets it
@@ -323,6 +324,16 @@ class _Replaced(AriError):
         )
 
 
+class _NoPassword(AriError):
+    """The configuration has no password for ARI."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "no password for ARI: set [ari] password_file (`audiofork setup` makes all of it), "
+            "then systemctl restart audiofork"
+        )
+
+
 def _login(config: AriConfig) -> dict[str, str]:
     """Return the header that authenticates us."""
     # aiohttp's BasicAuth will be removed, and encode_basic_auth is too new.
@@ -335,8 +346,8 @@ def _new_session(config: AriConfig) -> aiohttp.ClientSession:
     if config.url.startswith("https:"):  # only then: the system's authorities take memory
         try:
             tls = client_context(config.ca_file)
-        except OSError as exc:  # its text does not name the file
-            raise AriUnavailable(f"[ari] ca_file: {exc}") from exc
+        except OSError as exc:
+            raise AriUnavailable(f"[ari] ca_file: {why(exc)}") from exc
     no_redirects = aiohttp.TraceConfig()
     no_redirects.on_request_redirect.append(_refuse_redirect)
     return aiohttp.ClientSession(
@@ -384,13 +395,12 @@ def _message(reason: str | None, content: bytes) -> str:
 
 def _reason(exc: Exception) -> str:
     """Return why a request failed; for a failed connect, aiohttp itself names only the address."""
-    # TLS errors are connect errors too, but their text has the reason.
-    if isinstance(exc, aiohttp.ClientConnectorError) and not isinstance(
-        exc, aiohttp.ClientSSLError
-    ):
-        number = exc.os_error.errno
-        return os.strerror(number) if number and number > 0 else why(exc)
-    return why(exc)
+    cause: BaseException = exc
+    if isinstance(exc, aiohttp.ClientConnectorCertificateError):
+        cause = exc.certificate_error
+    elif isinstance(exc, aiohttp.ClientConnectorError):
+        cause = exc.os_error
+    return why(cause, "[ari] ca_file")
 
 
 def _of_handshake(status: int) -> str:

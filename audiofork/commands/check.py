@@ -43,6 +43,7 @@ from audiofork.forks.urls import hosts_at_will
 from audiofork.link.inline import check_files
 from audiofork.link.messages import Direction
 from audiofork.system import FILES_PER_FORK, FURTHER_FILES
+from audiofork.text import why
 
 MAX_CLOCK_DIFFERENCE_S = 2.0
 MAX_WARNINGS = 10  # of one kind
@@ -209,9 +210,9 @@ class Check:
         # ValueError: the configured host is no name, or the secret does not fit a line.
         except (OSError, TimeoutError, AmiError, ValueError) as exc:
             where = f"{config.host}:{config.port}"
-            why = str(exc) or "no answer in time"
+            text = why(exc, "[asterisk] ca_file")
             self._findings.fail(
-                f"Asterisk at {where}: {why}", remedies.UNREACHABLE, Outcome.UNREACHABLE
+                f"Asterisk at {where}: {text}", remedies.UNREACHABLE, Outcome.UNREACHABLE
             )
 
     async def _check_rights(self, ami: Ami) -> None:

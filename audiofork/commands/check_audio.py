@@ -19,6 +19,7 @@ from audiofork.commands.probe import Events, LegFailed, Probe, ProbeLeg, ProbeLe
 from audiofork.config import Address, Config
 from audiofork.errors import AriError, LegError, NoSuchChannel
 from audiofork.link.messages import Direction, LegPart
+from audiofork.text import reason_of
 
 if TYPE_CHECKING:
     from audiofork.asterisk.ari import Ari
@@ -92,7 +93,7 @@ class AudioCheck:
         except OSError as exc:
             if exc.errno != errno.EADDRINUSE:
                 self._findings.fail(
-                    f"AudioSocket: cannot listen on {listen}: {exc.strerror}", remedies.LISTEN
+                    f"AudioSocket: cannot listen on {listen}: {reason_of(exc)}", remedies.LISTEN
                 )
                 return None
         if not self._daemon_runs and self._config.control.socket:

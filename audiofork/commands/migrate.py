@@ -21,6 +21,7 @@ from pathlib import Path
 from audiofork.commands.dialplan import kind_of
 from audiofork.commands.migrate_text import Migration, migrate_text
 from audiofork.files import read_file
+from audiofork.text import reason_of
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -57,7 +58,7 @@ def run(
             if write and result.changes:
                 _replace_file(path, _encode(result.text))
         except OSError as exc:
-            warn(f"{path}: {exc.strerror or exc}")
+            warn(f"{path}: {reason_of(exc)}")
             failed = True
             continue
         for note in result.notes:

@@ -28,7 +28,7 @@ from audiofork.commands.receiver_limits import DEFAULTS, Limits, Output, Second,
 from audiofork.commands.wav import SAMPLE_BYTES
 from audiofork.config import SAMPLE_RATES, Address
 from audiofork.errors import ReceiverError
-from audiofork.text import printable
+from audiofork.text import printable, reason_of, why
 from audiofork.tls_contexts import server_context
 
 Say = Callable[[str], None]
@@ -227,7 +227,7 @@ class _Recording:
             path = self._output.open(self._channels, self._sample_rate)
         except OSError as exc:
             folder = self._output.folder
-            self._say(f"{self.label}: not recorded, no file in {folder}: {exc.strerror}")
+            self._say(f"{self.label}: not recorded, no file in {folder}: {reason_of(exc)}")
             return
         kind = "mono" if self._channels == 1 else "stereo, in left, out right"
         if self._sample_rate != DEFAULT_RATE:
@@ -336,7 +336,7 @@ class Receiver:
                 close_timeout=CLOSE_TIMEOUT_S,
             )
         except OSError as exc:
-            raise ReceiverError(f"cannot listen on {address}: {_why(exc)}") from exc
+            raise ReceiverError(f"cannot listen on {address}: {reason_of(exc)}") from exc
         self._timer = asyncio.create_task(self._tick())
         return Address(address.host, next(iter(self._server.sockets)).getsockname()[1])
 
@@ -439,12 +439,7 @@ def _prepare(directory: Path, limits: Limits) -> Space:
         probe.unlink()
         return Space(directory, limits)
     except OSError as exc:
-        raise ReceiverError(f"cannot write to {directory}: {exc.strerror}") from exc
-
-
-def _why(exc: OSError) -> str:
-    # The loop puts a sentence of its own into strerror; the number has the plain one.
-    return os.strerror(exc.errno) if exc.errno and exc.errno > 0 else str(exc)
+        raise ReceiverError(f"cannot write to {directory}: {reason_of(exc)}") from exc
 
 
 def tls_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
@@ -455,5 +450,5 @@ def tls_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
     """
     try:
         return server_context(certificate, key, may_ask=True)
-    except OSError as exc:  # ssl.SSLError is one
-        raise ReceiverError(f"cannot use the certificate {certificate}: {exc}") from exc
+    except OSError as exc:
+        raise ReceiverError(f"cannot use the certificate: {why(exc)}") from exc

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from audiofork.commands.wav import WavFile
+from audiofork.text import reason_of
 
 GIB = 1 << 30
 FILE_BYTES = 4096  # what a file takes at least, so that a million empty ones count
@@ -115,7 +116,7 @@ class Output:
                 return ""
         except OSError as exc:
             self.close()
-            return f"it cannot be written: {exc.strerror}"
+            return f"it cannot be written: {reason_of(exc)}"
         self.close()
         return self.full
 

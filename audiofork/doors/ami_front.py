@@ -23,7 +23,7 @@ from audiofork.doors.ami_front_protocol import AsteriskStream, ClientStream, Own
 from audiofork.errors import AmiError, ConfigError, RequestRefused
 from audiofork.forks.requests import Origin, Request, parse_request
 from audiofork.log import Refusals
-from audiofork.text import why
+from audiofork.text import A_BUG, why
 from audiofork.tls_contexts import client_context, server_context
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ class Front:
                     ssl_shutdown_timeout=TLS_TIMEOUT_S if tls else None,
                 )
         except (OSError, TimeoutError, ValueError) as exc:  # ValueError: no name for a host
-            text = why(exc)
+            text = why(exc, "[asterisk] ca_file")
             if text != self._trouble:
                 where = Address(config.host, config.port)
                 log.warning("AMI front: no connection to Asterisk at %s: %s", where, text)
@@ -162,7 +162,7 @@ class Front:
             return action.error(str(exc))
         except Exception:
             log.exception("%s of AMI client %s could not be handled", action.name, client)
-            return action.error("a fault of audiofork; see its log")
+            return action.error(A_BUG)
 
 
 class _Session:
@@ -427,8 +427,8 @@ def _server_tls(config: FrontConfig) -> ssl.SSLContext | None:
         return None
     try:
         return server_context(config.tls_cert_file, config.tls_key_file)
-    except OSError as exc:  # ssl.SSLError is one
-        raise ConfigError(f"[front] tls_cert_file, tls_key_file: {exc}") from exc
+    except OSError as exc:
+        raise ConfigError(f"[front] tls_cert_file, tls_key_file: {why(exc)}") from exc
 
 
 def _asterisk_tls(config: AsteriskConfig) -> ssl.SSLContext | None:
@@ -437,4 +437,4 @@ def _asterisk_tls(config: AsteriskConfig) -> ssl.SSLContext | None:
     try:
         return client_context(config.ca_file)
     except OSError as exc:
-        raise ConfigError(f"[asterisk] ca_file: {exc}") from exc
+        raise ConfigError(f"[asterisk] ca_file: {why(exc)}") from exc

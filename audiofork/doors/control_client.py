@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import socket
@@ -21,7 +22,7 @@ from audiofork.errors import (
     RequestRefused,
 )
 from audiofork.log import without_query
-from audiofork.text import printable
+from audiofork.text import printable, reason_of
 
 # The daemon gives up a question to Asterisk after 5 s, and a start asks two.
 ANSWER_TIMEOUT_S = 15.0
@@ -123,10 +124,15 @@ class Client:
             text = f"no answer of the daemon at {self._path} within {ANSWER_TIMEOUT_S:g} s"
             raise DaemonUnreachable(text) from exc
         except OSError as exc:
-            raise DaemonUnreachable(f"the daemon at {self._path} is gone: {exc}") from exc
+            text = f"the daemon at {self._path} is gone: {reason_of(exc)}"
+            raise DaemonUnreachable(text) from exc
         if not line:
             raise DaemonUnreachable(f"the daemon at {self._path} has closed the connection")
-        return _granted(json.loads(line))
+        try:
+            return _granted(json.loads(line))
+        except (ValueError, LookupError, TypeError):
+            text = f"what answers at {self._path} is not the daemon of audiofork"
+            raise DaemonUnreachable(text) from None
 
 
 def _granted(answer: dict[str, Any]) -> dict[str, Any]:
@@ -140,12 +146,21 @@ def _granted(answer: dict[str, Any]) -> dict[str, Any]:
 
 def _what_to_do(path: Path, exc: OSError) -> str:
     if isinstance(exc, PermissionError):
-        advice = "run this as root, or as a user of the socket's group"
+        advice = f"run this as root, or as a member of {_group_of(path)}"
     elif isinstance(exc, FileNotFoundError | ConnectionRefusedError):
         advice = "is it running (systemctl status audiofork), with this path in [control] socket?"
     else:
         advice = "try again"
-    return f"no daemon at {path}: {exc.strerror or exc}; {advice}"
+    return f"no daemon at {path}: {reason_of(exc)}; {advice}"
+
+
+def _group_of(path: Path) -> str:
+    """Return the group that may use a socket, and how to become a member of it."""
+    try:
+        group = grp.getgrgid(path.stat().st_gid).gr_name
+    except (OSError, KeyError):
+        return "the socket's group"
+    return f"the group {group} (usermod -aG {group} USER, then log in again)"
 
 
 def _channel(channel: str) -> dict[str, str]:

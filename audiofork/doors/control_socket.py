@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from audiofork.errors import AmiError, AmiTimeout, AmiUnavailable, ConfigError, RequestRefused
 from audiofork.forks.requests import MUTE, START, STOP, Origin, Request, parse_request
-from audiofork.text import printable
+from audiofork.text import A_BUG, did_you_mean, printable, reason_of
 
 if TYPE_CHECKING:
     from audiofork.forks.fork import ForkView
@@ -172,7 +172,7 @@ class ControlSocket:
             return _refusal(text, Code.ASTERISK if away else Code.REFUSED)
         except Exception:
             log.exception("a request of the control socket could not be handled")
-            return _refusal("a fault of the daemon; its log says more", Code.FAULT)
+            return _refusal(A_BUG, Code.FAULT)
 
 
 async def _read_line(reader: asyncio.StreamReader) -> bytes:
@@ -231,6 +231,7 @@ def command_of(fields: dict[str, str]) -> str:
     if command not in COMMANDS:
         raise RequestRefused(
             "Command: expected StartAudioFork, StopAudioFork, AudioForkMute or ListAudioForks"
+            + did_you_mean(command, ("StartAudioFork", "StopAudioFork", "AudioForkMute"))
         )
     return command
 
@@ -262,7 +263,7 @@ def _bind(path: Path) -> socket.socket:
         bound.bind(os.fspath(path))
     except OSError as exc:
         bound.close()
-        raise ConfigError(f"[control] socket {path}: {exc.strerror}") from exc
+        raise ConfigError(f"[control] socket {path}: {reason_of(exc)}") from exc
     finally:
         os.umask(old_mask)
     return bound
@@ -285,6 +286,6 @@ def _remove_stale(path: Path) -> None:
     except ConnectionRefusedError:
         path.unlink(missing_ok=True)
     except OSError as exc:  # a live daemon's backlog may be full, or it is another user's
-        raise ConfigError(f"[control] socket {path}: {exc.strerror or exc}") from exc
+        raise ConfigError(f"[control] socket {path}: {reason_of(exc)}") from exc
     else:
         raise ConfigError(f"[control] socket {path}: another daemon listens there")

@@ -16,6 +16,7 @@ from audiofork.errors import AmiError, RequestRefused
 from audiofork.forks.look_ups import TOO_MANY
 from audiofork.forks.requests import Origin, Request, parse_request
 from audiofork.forks.tasks import Tasks
+from audiofork.text import A_BUG
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class UserEvents:
             self._answers.refused(fields, f"Asterisk cannot be asked: {exc}", origin)
         except Exception:
             log.exception("a request could not be handled")
-            self._answers.refused(fields, "a fault of the daemon", origin)
+            self._answers.refused(fields, A_BUG, origin)
 
     async def finish(self) -> None:
         """Wait until every request so far is executed or refused."""

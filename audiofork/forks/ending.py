@@ -17,7 +17,7 @@ from audiofork.forks.post_process.template import PostProcess
 from audiofork.forks.table import ForkTable
 from audiofork.forks.tasks import Tasks
 from audiofork.link.messages import EndFork, EndReason, ForkEnded, ForkStats, SendCommand
-from audiofork.text import harmless
+from audiofork.text import harmless, why
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ class Ending:
         try:
             status = str(await post_process.run(command, fork.call.values, fork.log))
         except OSError as exc:
-            fork.log.error("the post-process command cannot be run: %s", exc)
+            fork.log.error("the post-process command cannot be run: %s", why(exc))
             status = "not run"
         finally:
             self._emit(dataclasses.replace(outcome, post_process_status=status))

@@ -25,6 +25,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from audiofork.text import reason_of
+
 log = logging.getLogger(__name__)
 
 RETRY_S = 5.0
@@ -247,7 +249,7 @@ class _Writer(threading.Thread):
                 "the journal %s cannot be written: %s; forks go on, but will be lost "
                 "if the daemon is killed",
                 self._path,
-                exc,
+                reason_of(exc),
             )
 
     def _on_success(self) -> None:
@@ -373,7 +375,7 @@ def _entry_of(text: object) -> Entry:
             raise ValueError("a field of another type")
         uuid.UUID(entry.fork_id)
     except (TypeError, ValueError, RecursionError) as exc:
-        raise _Damaged(f"an entry cannot be read: {exc}") from exc
+        raise _Damaged("an entry cannot be read") from exc
     return entry
 
 

@@ -18,6 +18,7 @@ from audiofork.errors import RequestRefused
 from audiofork.forks import handshakes
 from audiofork.forks.params import MAX_PARAMS
 from audiofork.link.messages import Beeps, Codec, Direction, Format, Handshake, Tls
+from audiofork.text import did_you_mean
 
 MAX_OPTIONS_BYTES = 4096
 MAX_VARIABLE_LENGTH = 79  # Asterisk's AST_MAX_EXTENSION without the final NUL
@@ -111,7 +112,7 @@ def parse_options(text: str) -> Options:
     for letter, argument in split_options(text):
         parser = _PARSERS.get(letter)
         if parser is None:
-            raise RequestRefused(f"Options: unknown option {letter!r}")
+            raise RequestRefused(f"Options: unknown option {letter!r}{_hint(letter)}")
         options = parser(options, argument)
     if options.authorization and any(n.lower() == "authorization" for n, _ in options.headers):
         raise RequestRefused("Options: A and H both set the header Authorization")
@@ -127,6 +128,18 @@ def _check_format(options: Options) -> None:
     has_codec = format_ in (Format.RAW, Format.JSON)
     if options.codec is not Codec.SLIN and not has_codec:
         raise RequestRefused(f"Options: x({format_}) has a codec of its own, leave c out")
+
+
+def _hint(letter: str) -> str:
+    """Return what may be meant by a letter that is no option."""
+    if letter in _QUOTES:
+        return "; the options stand there without quotes"
+    if letter.swapcase() in _PARSERS:
+        return f"; did you mean {letter.swapcase()}?"
+    return f"; there are {' '.join(_PARSERS)}"
+
+
+_QUOTES = "\"'`\u201c\u201d\u2018\u2019"
 
 
 def split_options(text: str) -> list[tuple[str, str | None]]:
@@ -188,9 +201,9 @@ _ON = frozenset({"on", "yes", "true", "1"})
 # Each function takes the options so far and an argument, and returns the new options.
 
 
-def _bad(letter: str, expected: str, argument: str | None) -> RequestRefused:
+def _bad(letter: str, expected: str, argument: str | None, hint: str = "") -> RequestRefused:
     given = repr(argument) if argument else "nothing"
-    return RequestRefused(f"Options: {letter} takes {expected}, not {given}")
+    return RequestRefused(f"Options: {letter} takes {expected}, not {given}{hint}")
 
 
 def _number(letter: str, argument: str | None, low: int, high: int) -> int:
@@ -208,8 +221,13 @@ def _direction(options: Options, argument: str | None) -> Options:
     try:
         direction = Direction((argument or "").strip().lower())
     except ValueError:
-        raise _bad("D", "in, out, both or stereo", argument) from None
+        hint = _SIDES.get(argument or "") or did_you_mean(argument or "", Direction)
+        raise _bad("D", "in, out, both or stereo", argument, hint) from None
     return replace(options, direction=direction)
+
+
+# By other names that Asterisk has for them.
+_SIDES = {"read": "; read is in", "write": "; write is out"}
 
 
 def _gain_in(options: Options, argument: str | None) -> Options:

@@ -67,7 +67,7 @@ from audiofork.link.messages import (
     StrangersRefused,
     Streaming,
 )
-from audiofork.text import harmless
+from audiofork.text import harmless, printable
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class Forks:
             return [(await self._starting.start(request)).id]
         forks = await self._named_by(request)
         if not forks:
-            raise RequestRefused("No such fork")
+            raise RequestRefused(self._no_such_fork(request))
         if isinstance(request, MuteFork):
             return await self._muting.mute_all(forks, request)
         for fork in forks:
@@ -184,6 +184,15 @@ class Forks:
         # Starts that came before this request may still be looking up their channel.
         await asyncio.gather(*(fork.progress.looked_up.wait() for fork in self._table.sought))
         return self._table.on_channel(uniqueid)
+
+    def _no_such_fork(self, request: StopFork | MuteFork) -> str:
+        """Return the refusal; a part of an id, which the log shows, names the fork that has it."""
+        given = request.fork_id or request.target.uniqueid
+        meant = self._table.like(given)
+        if meant is None:
+            return "No such fork"
+        channel = printable(meant.channel, "?")
+        return f"No such fork {given}; did you mean {meant.id}, on channel {channel}?"
 
     async def views(self) -> list[ForkView]:
         """Return all forks, oldest first.

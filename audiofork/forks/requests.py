@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from audiofork.asterisk.channels import Target
 from audiofork.errors import RequestRefused
 from audiofork.forks.options import Options, parse_options
 from audiofork.forks.params import MAX_PARAMS_BYTES, check_size, parse_params
-from audiofork.text import printable
+from audiofork.text import did_you_mean, printable
 
 MAX_FIELD_BYTES = 1000  # AMI discards lines longer than 1024 bytes
 _STATES = {
@@ -94,6 +95,13 @@ _NAMES = (
     *("Channel", "Uniqueid", "WsServer", "Options", "PostProcess"),
     *("AudioForkID", "Direction", "State", "ActionID", "Command", "Params"),
 )
+_VERBS = ("StartAudioFork", "StopAudioFork", "AudioForkMute")
+# How alike a name has to be to that of a field, or to a verb, to be taken for it.
+_MISSPELT = 0.8
+# What pages of the web and phones put around a text that is copied from them.
+_BLANKS = " \t\u00a0\u200b\ufeff"
+_DIRECTIONS = ("read", "write", "both")
+_SIDES = {"in": "; in is read", "out": "; out is write"}
 _FIELDS = {name.lower(): name for name in _NAMES}  # as messages write them
 
 
@@ -108,9 +116,10 @@ def parse_request(fields: Mapping[str, str], origin: Origin = UNKNOWN) -> Reques
     Raises:
         RequestRefused: A field is missing or not allowed; the text names it.
     """
-    lower = {name.lower(): value.strip(" \t") for name, value in fields.items()}
+    lower = {name.lower(): value.strip(_BLANKS) for name, value in fields.items()}
     for name, value in lower.items():
         _check_field(_FIELDS.get(name) or printable(name, "?"), value)
+    _refuse_misspelt(lower)
     verb = lower.get("command", "").lower()
     if verb == STOP:
         return _stop(lower, origin)
@@ -119,12 +128,30 @@ def parse_request(fields: Mapping[str, str], origin: Origin = UNKNOWN) -> Reques
     return _start(lower, origin)
 
 
+def _refuse_misspelt(fields: Mapping[str, str]) -> None:
+    """Refuse a name that is nearly one of a field that is not there, and nearly a verb.
+
+    All else that is not known is left alone: requests come with headers that are for others.
+    """
+    # Not ActionID: actions of AMI have a header Action.
+    absent = [name for name in _NAMES if name != "ActionID" and not fields.get(name.lower())]
+    for name in fields.keys() - _FIELDS.keys():
+        if hint := did_you_mean(name, absent, likeness=_MISSPELT):
+            raise RequestRefused(f"{printable(name, '?')}: no such field{hint}")
+    command = fields.get("command", "")
+    hint = did_you_mean(command, _VERBS, likeness=_MISSPELT)
+    if command.lower() not in (START, STOP, MUTE) and hint:
+        raise RequestRefused(f"Command: no such verb as {command}{hint}")
+
+
 def _start(fields: dict[str, str], origin: Origin) -> StartFork:
     target = _target(fields)
     url = fields.get("wsserver", "")
-    if not url:
-        raise RequestRefused("WsServer: missing")
     command = fields.get("command", "")
+    if not url:
+        unknown = command and command.lower() != START
+        hint = f"; Command: {command} is none of {', '.join(_VERBS)}" if unknown else ""
+        raise RequestRefused(f"WsServer: missing{hint}")
     # As in app_audiofork, a Command that is not a verb is the post-process command.
     post_process = fields.get("postprocess", "") or ("" if command.lower() == START else command)
     text = fields.get("options", "")
@@ -154,14 +181,16 @@ def _mute(fields: dict[str, str], origin: Origin) -> MuteFork:
     fork_id = _fork_id(fields)
     target = _target(fields, fork_id)
     direction = fields.get("direction", "").lower()
-    if direction not in ("read", "write", "both"):
+    if direction not in _DIRECTIONS:
         what = "Invalid" if direction else "No"
-        raise RequestRefused(f"{what} direction specified. Must be read, write or both")
+        hint = _SIDES.get(direction) or did_you_mean(direction, _DIRECTIONS)
+        raise RequestRefused(f"{what} direction specified. Must be read, write or both{hint}")
     state = fields.get("state", "").lower()
     if not state:
         raise RequestRefused("No state specified")
     if state not in _STATES:
-        raise RequestRefused("State: expected 1, 0, on, off, yes, no, true or false")
+        hint = did_you_mean(state, _STATES)
+        raise RequestRefused(f"State: expected 1, 0, on, off, yes, no, true or false{hint}")
     mute = _STATES[state]
     mute_in = mute if direction in ("read", "both") else None
     mute_out = mute if direction in ("write", "both") else None
@@ -171,7 +200,8 @@ def _mute(fields: dict[str, str], origin: Origin) -> MuteFork:
 def _check_field(name: str, value: str) -> None:
     # Values are copied into AMI actions, where a line break would begin a new header.
     if not value.isprintable():
-        raise RequestRefused(f"{name}: control characters are not allowed")
+        colours = " (it has the colours of a terminal)" if "\x1b[" in value else ""
+        raise RequestRefused(f"{name}: control characters are not allowed{colours}")
     if name not in ("Options", "Params") and len(value.encode()) > MAX_FIELD_BYTES:
         raise RequestRefused(f"{name}: longer than {MAX_FIELD_BYTES} bytes")
     if name == "Params" and len(value) > 3 * MAX_PARAMS_BYTES:  # three characters for a byte
@@ -186,9 +216,22 @@ def _target(fields: dict[str, str], fork_id: str = "") -> Target:
 
 
 def _fork_id(fields: dict[str, str]) -> str:
-    """Return the fork id in its canonical form; empty if the request has none."""
+    """Return the fork id in its canonical form; empty if the request has none.
+
+    The beginning of one comes back as it is: no fork has it, but the registry knows which is meant.
+    """
     text = fields.get("audioforkid", "")
+    if is_beginning_of_id(text):
+        return text.lower()
     try:
         return str(uuid.UUID(text)) if text else ""
     except ValueError:
         raise RequestRefused("AudioForkID: not a UUID") from None
+
+
+def is_beginning_of_id(text: str) -> bool:
+    """Return whether a text is the beginning of a fork's id, 8 of its characters or more."""
+    return 8 <= len(text) < 36 and _AS_ID.fullmatch(text) is not None
+
+
+_AS_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{0,4}){0,3}(-[0-9a-f]{0,12})?", re.IGNORECASE)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 from collections.abc import Iterator
 
 from audiofork.forks.fork import Fork
+from audiofork.forks.requests import is_beginning_of_id
 
 
 class ForkTable:
@@ -34,6 +36,17 @@ class ForkTable:
     def get(self, fork_id: str) -> Fork | None:
         """Return the fork with this id; None if there is none."""
         return self._by_id.get(fork_id)
+
+    def like(self, given: str) -> Fork | None:
+        """Return the fork whose id begins with a text, or is nearly that; None if none is.
+
+        A text with fewer characters than the log shows of an id is none.
+        """
+        if is_beginning_of_id(given):
+            begins = given.lower()
+            return next((fork for fork in self if fork.id.startswith(begins)), None)
+        near = difflib.get_close_matches(given, self._by_id, 1, 0.9)
+        return self._by_id[near[0]] if near else None
 
     def on_channel(self, uniqueid: str) -> list[Fork]:
         """Return the forks of a channel."""

@@ -8,6 +8,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from audiofork.addresses import address_of_host, is_public
 from audiofork.errors import RequestRefused
+from audiofork.text import reason_of
 from audiofork.uri import escaped, uri_of
 
 # AMI discards lines longer than 1024 bytes, and `WsServer: ` comes before the URL.
@@ -55,7 +56,7 @@ def check_url(url: str, allowed: tuple[str, ...], *, allow_private: bool = True)
     try:
         requested = urlsplit(uri_of(url))
     except UnicodeError as exc:
-        raise RequestRefused(f"WsServer: not a host name: {exc}") from exc
+        raise RequestRefused(f"WsServer: not a host name: {reason_of(exc)}") from exc
     _check_requested(requested, allowed, allow_private)
 
 

@@ -47,6 +47,7 @@ from audiofork.link.stream import (
     Up,
     decode_up,
 )
+from audiofork.text import why
 
 log = logging.getLogger(__name__)
 
@@ -247,7 +248,7 @@ class RelayProcesses:
             worker.process = process = await _spawn(theirs)
         except OSError as exc:
             ours.close()
-            return f"cannot be started: {exc}"
+            return f"cannot be started: {why(exc)}"
         finally:
             theirs.close()
         closed = asyncio.Event()

@@ -18,6 +18,7 @@ from audiofork.link.messages import (
     SendCommand,
     SendReport,
 )
+from audiofork.text import A_BUG
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def give(command: Command, handle: SendCommand, report: SendReport) -> None:
     """
     try:
         handle(command)
-    except Exception as exc:
+    except Exception:
         log.exception("%s could not be handled", type(command).__name__)
         if isinstance(command, ForkSpec):
-            report(ForkEnded(command.fork_id, EndReason.FAULT, repr(exc), ForkStats()))
+            report(ForkEnded(command.fork_id, EndReason.FAULT, A_BUG, ForkStats()))

@@ -12,6 +12,7 @@ from audiofork.config import Config, WebSocketConfig
 from audiofork.errors import ConfigError, SinkRefused
 from audiofork.files import NamedFile, path_below
 from audiofork.link.messages import Tls
+from audiofork.text import reason_of, why
 from audiofork.threads import Threads
 from audiofork.tls_contexts import client_context, show_certificate
 
@@ -75,7 +76,7 @@ class ClientTls:
             reading = functools.partial(_read_wished, ca, cert, key, wishes.insecure)
             context = self._reads.run(reading)
         except OSError as exc:
-            return _failed(SinkRefused(f"Options: T: {exc.strerror}"))
+            return _failed(SinkRefused(f"Options: T: {reason_of(exc)}"))
         self._contexts[wishes] = context
         context.add_done_callback(functools.partial(self._on_read, wishes))
         if len(self._contexts) > MAX_CONTEXTS:
@@ -146,9 +147,9 @@ def _read_wished(
     try:
         return _context(ca, cert, key, insecure)
     except ConfigError as exc:
-        why = str(exc)
+        text = str(exc)
     # Raised outside `except`: else its traceback would keep the context (1 MB) in memory.
-    raise SinkRefused(f"Options: T: {why}")
+    raise SinkRefused(f"Options: T: {text}")
 
 
 def _context(
@@ -160,8 +161,8 @@ def _context(
         _show(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), cert, key)
     try:
         context = client_context(ca or "")
-    except OSError as exc:  # ssl.SSLError is one
-        raise ConfigError(f"the authorities of {ca} cannot be used: {_why(exc)}") from exc
+    except OSError as exc:
+        raise ConfigError(f"the authorities of {ca} cannot be used: {_why(exc, ca)}") from exc
     if cert is not None:
         _show(context, cert, key)
     if insecure:
@@ -174,8 +175,9 @@ def _show(context: ssl.SSLContext, cert: NamedFile, key: NamedFile | None) -> No
     try:
         show_certificate(context, cert, key)
     except OSError as exc:
-        raise ConfigError(f"the certificate {cert} cannot be used: {_why(exc)}") from exc
+        raise ConfigError(f"the certificate {cert} cannot be used: {_why(exc, cert)}") from exc
 
 
-def _why(exc: OSError) -> str:
-    return exc.strerror or str(exc)
+def _why(exc: OSError, named: NamedFile | None) -> str:
+    """Return the reason, with the file that it is about if that is not the one that was named."""
+    return reason_of(exc) if exc.filename in (None, str(named)) else why(exc)

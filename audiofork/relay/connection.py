@@ -7,6 +7,7 @@ this module relies on are listed in tests/relay/test_websockets_internals.py.
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 from collections.abc import Callable
@@ -35,6 +36,16 @@ UNACKNOWLEDGED_S = 5.0
 # After a read of more than this, reading pauses for one turn of the event loop. Otherwise the loop
 # reads on as long as data comes, and neither other forks nor the messages read get their turn.
 MUCH_BYTES = 16_384
+
+# What a connect waits for, one after the other, and what it may be if it does not come.
+_TCP = "no TCP connection"
+_TLS = "TCP connected, but no TLS"
+_HANDSHAKE = "connected, but no answer to the WebSocket handshake"
+_MAY_BE = {
+    _TCP: ": a firewall, or a machine that is off",
+    _TLS: ": the server hangs, or does not speak TLS there",
+    _HANDSHAKE: ": the server hangs, or does not speak HTTP there",
+}
 
 Hear = Callable[["Connection"], None]
 
@@ -157,6 +168,14 @@ class Connector:
         self._allow_private = allow_private
         self._handshake = handshake
         self._timeout: asyncio.Timeout | None = None
+        self._step = _TCP  # what `open()` waits for
+
+    @property
+    def tried(self) -> str:
+        """What is tried, for people: scheme://host:port, without path and query."""
+        scheme, _, rest = self._url.partition("://")
+        authority = re.split("[/?#]", rest, maxsplit=1)[0]
+        return f"{scheme.lower()}://{authority}"
 
     async def open(
         self, outlet: Outlet, on_closing: Hear, on_lost: Hear, *, close_timeout_s: float
@@ -181,6 +200,7 @@ class Connector:
             async with asyncio.timeout(self._config.connect_timeout) as self._timeout:
                 if isinstance(self._tls, asyncio.Future):
                     self._tls = await asyncio.shield(self._tls)
+                self._step = _TCP
                 connected = await open_socket(uri.host, uri.port, allow_private=self._allow_private)
                 connection = Connection(
                     outlet,
@@ -199,7 +219,8 @@ class Connector:
                 raise NotInTime("the files of option T are still being read") from exc
             if lookups().is_under_way(uri.host):
                 raise NotInTime(f"the name {uri.host} is still being looked up") from exc
-            raise
+            limit_s = self._config.connect_timeout
+            raise NotInTime(f"{self._step} within {limit_s:g} s{_MAY_BE[self._step]}") from exc
         finally:
             self._timeout = None
 
@@ -208,10 +229,12 @@ class Connector:
     ) -> None:
         if self._tls is not None:
             assert isinstance(self._tls, ssl.SSLContext), "its files have been read"
+            self._step = _TLS
             await open_tls(connected, self._tls, host, connection)
         else:
             loop = asyncio.get_running_loop()
             await loop.create_connection(lambda: connection, sock=connected)
+        self._step = _HANDSHAKE
         try:
             await connection.handshake(self._handshake.headers, USER_AGENT)
         except BaseException:

@@ -21,6 +21,7 @@ from typing import Any
 
 from audiofork.errors import SinkUnreachable
 from audiofork.log import CounterLine
+from audiofork.text import reason_of
 from audiofork.threads import Threads
 
 log = logging.getLogger(__name__)
@@ -80,8 +81,8 @@ class Lookups:
                 raise OSError(errno.EAGAIN, others)
             answer = self._threads.run(functools.partial(_ask, host))
         except OSError as exc:
-            self._refused.count(f"{host}: {exc.strerror}")
-            raise SinkUnreachable(f"{host} was not looked up: {exc.strerror}") from exc
+            self._refused.count(f"{host}: {reason_of(exc)}")
+            raise SinkUnreachable(f"{host} was not looked up: {reason_of(exc)}") from exc
         self._answers[host] = answer
         answer.add_done_callback(functools.partial(self._on_answer, host))
         return answer

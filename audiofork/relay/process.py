@@ -33,6 +33,7 @@ from audiofork.link.stream import (
 )
 from audiofork.relay.worker import Worker
 from audiofork.system import lift_file_limit
+from audiofork.text import reason_of
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ class Process:
                 return
             except OSError as exc:
                 if exc.errno != errno.EADDRINUSE or loop.time() > deadline:
-                    self._link.send(NotListening(exc.errno or 0, exc.strerror or str(exc)))
+                    self._link.send(NotListening(exc.errno or 0, reason_of(exc)))
                     return
             await asyncio.sleep(_LISTEN_INTERVAL_S)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import http
 import random
-import socket
 import ssl
 from collections.abc import Callable
 
@@ -20,19 +19,13 @@ from websockets.frames import Close
 from websockets.http11 import Response
 
 from audiofork.errors import SinkError, SinkLost, SinkRefused, SinkUnreachable
+from audiofork.text import NOT_TLS, plain, reason_of
 
 # 408 Request Timeout, 425 Too Early, 429 Too Many Requests; and all of 5xx.
 _PASSING_STATUSES = frozenset({408, 425, 429})
 # 1000 done, 1003 unsupported data, 1008 policy violation; 4000 to 4999 are the server's own codes.
 # A server that closes with one of these wants no more connections.
 _FINAL_CLOSE_CODES = frozenset({1000, 1003, 1008, *range(4000, 5000)})
-
-# What a user may have forgotten, by the status of the answer.
-_HINTS = {
-    400: "it may demand a subprotocol: option s",
-    401: "it demands credentials: option A",
-    403: "it may demand other credentials: option A",
-}
 
 FIRST_WAIT_S = 0.25
 # A connection that was open for less counts as a failure, like one that was refused.
@@ -99,48 +92,96 @@ class Retries:
         return 0 < self._attempts <= self._failures and tried_s >= patience_s
 
 
-def connect_failure(exc: Exception) -> SinkError:
-    """Return the SinkError for an exception of a connect or handshake; raise others again."""
+def connect_failure(exc: Exception, tried: str) -> SinkError:
+    """Return the SinkError for an exception of a connect or handshake; raise others again.
+
+    Args:
+        tried: What was tried, scheme://host:port; it begins the text.
+    """
     if isinstance(exc, SinkError):
         return exc
     if isinstance(exc, InvalidStatus):
-        return _bad_status(exc.response)
+        return _bad_status(exc.response, tried)
     if isinstance(exc, ssl.SSLCertVerificationError):
-        return SinkRefused(f"certificate not accepted: {exc.verify_message}")
-    if isinstance(exc, NotInTime):
-        return SinkUnreachable(str(exc))
-    if isinstance(exc, TimeoutError):
-        return SinkUnreachable("no answer in time")
-    if isinstance(exc, InvalidMessage):
-        return SinkUnreachable("the server closed without an HTTP answer, or sent garbage")
-    if isinstance(exc, ConnectionClosed):
-        return SinkUnreachable("the server closed before the handshake")
+        return SinkRefused(f"{tried}: certificate not accepted: {reason_of(exc, _AUTHORITIES)}")
+    if isinstance(exc, ssl.SSLError):
+        return SinkUnreachable(f"{tried}: no TLS: {reason_of(exc)}{_if_plain(exc)}")
+    if isinstance(exc, ConnectionResetError) and tried.startswith("wss:"):
+        return SinkUnreachable(f"{tried}: {reason_of(exc)}{_PERHAPS_PLAIN}")
+    if isinstance(exc, InvalidMessage | ConnectionClosed):
+        text = "the server closed without an HTTP answer, or sent garbage"
+        return SinkUnreachable(f"{tried}: {text}{_if_tls(tried)}")
     if isinstance(exc, InvalidURI):  # its own text has the URL, which may hold a token
         return SinkRefused("not a URL that can be connected to")
     if isinstance(exc, UnicodeError):  # from IDNA, before any look-up
-        return SinkRefused(f"not a host name: {exc}")
-    if isinstance(exc, ssl.SSLError | socket.gaierror):  # their errno is not the system's
-        return SinkUnreachable(exc.strerror or str(exc))
-    if isinstance(exc, OSError):  # event loops replace the reason by the address
-        return SinkUnreachable(os.strerror(exc.errno) if exc.errno else str(exc))
+        return SinkRefused(f"not a host name: {reason_of(exc)}")
+    if isinstance(exc, OSError):
+        return SinkUnreachable(f"{tried}: {reason_of(exc)}")
     if isinstance(exc, NegotiationError):  # we offer no extensions, so it is about these
-        return SinkRefused(f"the server chose a subprotocol that was not offered (option s): {exc}")
+        why = f"chose a subprotocol that was not offered (option s): {plain(str(exc))}"
+        return SinkRefused(f"{tried}: the server {why}")
     if isinstance(exc, WebSocketException):
-        return SinkRefused(f"not a WebSocket server: {exc}")
+        return SinkRefused(f"{tried}: not a WebSocket server: {plain(str(exc))}")
     raise exc
 
 
-def _bad_status(response: Response) -> SinkError:
+_AUTHORITIES = "[websocket] ca_list_file, or by option T(ca=NAME)"
+
+
+def _if_plain(exc: ssl.SSLError) -> str:
+    """Return what to do about a server that speaks no TLS."""
+    if exc.reason in NOT_TLS:
+        return f"; {_USE_PLAIN}"
+    return _PERHAPS_PLAIN if isinstance(exc, ssl.SSLEOFError) else ""
+
+
+_USE_PLAIN = "use ws:// without option T, or the server's port for TLS"
+_PERHAPS_PLAIN = f"; if it does not speak TLS there, {_USE_PLAIN}"
+
+
+def _if_tls(tried: str) -> str:
+    """Return what to do if a server that was greeted without TLS expects it."""
+    return "; if it speaks TLS there, use wss://" if tried.startswith("ws:") else ""
+
+
+_HINTS = {
+    400: "it may insist on a subprotocol (option s), or the port is one for TLS, which wants wss://",
+    401: "it wants a token or a login: option A",
+    403: "it wants another token or login (option A), or forbids this address",
+    404: "it has nothing at this path",
+    426: "it wants another protocol at this path",
+    502: "a proxy does not reach the server behind it",
+    503: "it takes no more now, or a proxy has no server behind it",
+    504: "a proxy waits for the server behind it",
+}
+
+
+def _bad_status(response: Response, tried: str) -> SinkError:
     status = response.status_code
+    text = f"{tried}: the server answered HTTP {status}{_phrase(status)}"
+    if hint := _hint(status):
+        text += f"; {hint}"
     if status in _PASSING_STATUSES or 500 <= status <= 599:
-        error = SinkUnreachable(f"the server answered HTTP {status}")
+        error = SinkUnreachable(text)
         asked = response.headers.get("Retry-After", "").strip()
         if asked.isascii() and asked.isdigit():
             error.retry_after_s = float(asked[:9])
         return error
+    return SinkRefused(text)
+
+
+def _hint(status: int) -> str:
+    if 200 <= status <= 299:
+        return "a web server, with no WebSocket at this path"
     # Redirects are not followed: they could lead to a server that allow_urls forbids.
-    hint = "redirects are not followed" if 300 <= status <= 399 else _HINTS.get(status, "")
-    return SinkRefused(f"the server answered HTTP {status}{hint and f'; {hint}'}")
+    return "redirects are not followed" if 300 <= status <= 399 else _HINTS.get(status, "")
+
+
+def _phrase(status: int) -> str:
+    try:
+        return f" {http.HTTPStatus(status).phrase}"
+    except ValueError:
+        return ""
 
 
 def closure(received: Close | None, sent: Close | None) -> SinkError:

@@ -32,6 +32,7 @@ from audiofork.relay.formats.base import Dtmf
 from audiofork.relay.pipeline import LegHandle, Taker, pipeline_of
 from audiofork.relay.shortfall import Shortfall
 from audiofork.relay.sink import Sink
+from audiofork.text import A_BUG
 
 log = logging.getLogger(__name__)
 
@@ -260,9 +261,9 @@ class Session:
         except SinkError as exc:
             reason = EndReason.SINK_GONE if exc.retryable else EndReason.SINK_REFUSED
             self.end(reason, str(exc))
-        except Exception as exc:  # noqa: BLE001 (logged, and ends the fork)
+        except Exception:  # noqa: BLE001 (logged, and ends the fork)
             ForkLog(log, self.spec.fork_id, self.spec.channel).exception("the sink failed")
-            self.end(EndReason.FAULT, repr(exc))
+            self.end(EndReason.FAULT, A_BUG)
         assert self._closing is not None, "run() returns after close() or raises"
         await self._closing
         self._report_end()

@@ -251,7 +251,7 @@ class Sink(SinkCallbacks):
             if self._is_done() and isinstance(exc, TimeoutError):
                 return None
             self._move(SinkEvent.FAILED)
-            raise retry.connect_failure(exc) from exc
+            raise retry.connect_failure(exc, self._connector.tried) from exc
         self._connection = connection
         self._outlet.attach(connection.transport)
         self._move(SinkEvent.RETURNED if self._openings else SinkEvent.ACCEPTED)

@@ -316,7 +316,7 @@ async def wire(monkeypatch: pytest.MonkeyPatch) -> Any:
         return wires[0], wires[0].protocol
 
     monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", create_connection)
-    run = AmiRun(AsteriskConfig())
+    run = AmiRun(AsteriskConfig(secret="x"))
     await run.up()
     yield wires[0], run
     await run.cancel()

@@ -7,7 +7,7 @@ import pytest
 
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.chanspy import ChanSpyTap
-from audiofork.asterisk.taps.choice import FIRST_CONNECT_TIMEOUT_S, Choice, Taps
+from audiofork.asterisk.taps.choice import FIRST_CONNECT_TIMEOUT_S, NOT_BY_CHANSPY, Choice, Taps
 from audiofork.asterisk.taps.snoop import SnoopTap
 from audiofork.asterisk.taps.ways import WAYS, Site, Way, Wish
 from audiofork.asterisk.versions import Version
@@ -108,7 +108,7 @@ async def test_tap_snoop_refuses_forks_with_the_reason_while_the_link_is_down(
     rig.ari.ready = False
     asked = f"D({direction}), 16000 Hz" if rate == 16000 else f"D({direction})"
     assert await refusal(taps, rate, wish=Wish(direction)) == (
-        f"{asked}: {DOWN}; ChanSpy is ruled out ([asterisk] tap = snoop)"
+        f"{asked}: {DOWN}; ChanSpy {NOT_BY_CHANSPY}"
     )
     rig.ari.ready = True
     assert (await taps.choose(UNIQUEID, Wish(direction), (rate,))).tap is rig.snoop
@@ -140,7 +140,7 @@ async def test_way_is_that_of_the_version_that_asterisk_has_at_the_moment(
         (True, "auto", True, True, ("", "", True)),
         (True, "auto", False, False, (DOWN, "", False)),
         (False, "auto", False, True, (SET_ARI, "", False)),
-        (True, "snoop", False, True, ("", "is ruled out ([asterisk] tap = snoop)", False)),
+        (True, "snoop", False, True, ("", NOT_BY_CHANSPY, False)),
         (False, "chanspy", True, True, ("[asterisk] tap = chanspy rules ARI out", "", True)),
     ],
 )

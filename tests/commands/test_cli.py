@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import grp
 import json
 import socket
 import threading
@@ -386,7 +387,7 @@ def test_socket_of_a_dead_daemon_exits_with_4(tmp_path: Path) -> None:
         dead.bind(str(tmp_path / "dead.sock"))
     result = CliRunner().invoke(main, ["list", "--socket", str(tmp_path / "dead.sock")])
     assert result.exit_code == 4
-    assert "Connection refused; is it running" in result.output
+    assert "Connection refused (no program listens there); is it running" in result.output
 
 
 def test_socket_that_one_may_not_use_names_who_may(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,9 +398,44 @@ def test_socket_that_one_may_not_use_names_who_may(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(socket, "socket", Locked)
     result = CliRunner().invoke(main, ["list", "--socket", "/run/audiofork/control.sock"])
     assert result.exit_code == 4
-    assert "Permission denied; run this as root, or as a user of the socket's group" in (
-        result.output
-    )
+    assert "; run this as root, or as a member of the socket's group" in result.output
+
+
+def test_socket_of_another_user_names_its_group_and_how_to_join_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Locked(socket.socket):
+        def connect(self, address: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / "control.sock"
+    path.touch()
+    group = grp.getgrgid(path.stat().st_gid).gr_name
+    monkeypatch.setattr(socket, "socket", Locked)
+    result = CliRunner().invoke(main, ["list", "--socket", str(path)])
+    assert result.exit_code == 4
+    assert f"a member of the group {group} (usermod -aG {group} USER, " in result.output
+
+
+def answer(listening: socket.socket, line: bytes) -> None:
+    """Answer the first line of the first connection with this one."""
+    with listening.accept()[0] as connection:
+        connection.recv(1000)
+        connection.sendall(line)
+
+
+@pytest.mark.parametrize("line", [b"hello\n", b"[1]\n", b"{}\n", b"7\n"])
+def test_socket_of_another_program_is_said_to_be_that(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.bind(str(path))
+        other.listen()
+        answering = threading.Thread(target=answer, args=(other, line))
+        answering.start()
+        result = CliRunner().invoke(main, ["stop", "PJSIP/1", "--socket", str(path)])
+        answering.join()
+    assert result.exit_code == 4
+    assert f"what answers at {path} is not the daemon of audiofork" in result.output
 
 
 def test_daemon_that_does_not_answer_is_given_up(
@@ -461,3 +497,52 @@ def test_check_exits_with_1_after_a_fault(config: Path) -> None:
     result = CliRunner().invoke(main, ["check", "-c", str(config)])
     assert result.exit_code == 1
     assert "FAIL  login: no secret is configured" in result.output
+
+
+# --- What a newcomer sees ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["", *main.commands])
+def test_help_names_the_exit_codes(command: str) -> None:
+    result = CliRunner().invoke(main, [*command.split(), "--help"], terminal_width=200)
+    assert result.exit_code == 0
+    for code in ("0 done", "1 failed", "2 the command", "3 the configuration", "4 the daemon"):
+        assert code in result.output
+
+
+def test_help_tells_of_each_command_in_a_whole_line() -> None:
+    listing = CliRunner().invoke(main, ["--help"]).output.partition("Commands:")[2]
+    assert len(listing.partition("Exit codes")[0].strip().splitlines()) == len(main.commands)
+    assert "..." not in listing
+
+
+def test_command_that_is_nearly_one_gets_the_nearest() -> None:
+    result = CliRunner().invoke(main, ["strat"])
+    assert result.exit_code == 2
+    assert "Did you mean 'start'?" in result.output
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_variable_of_no_option_is_an_error_of_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    (tmp_path / "a.ini").touch()
+    monkeypatch.setenv("AUDIOFORK_LOG_LEVL", "hunter2")
+    result = CliRunner().invoke(main, [command, "-c", str(tmp_path / "a.ini")])
+    assert result.exit_code == 3
+    assert result.output == (
+        "audiofork: the environment variable AUDIOFORK_LOG_LEVL is of no option; did you mean "
+        "AUDIOFORK_LOG_LEVEL?\n"
+    )
+
+
+@pytest.mark.parametrize("command", [["run"], ["check"], ["sweep"], ["list"], ["stop", "x/1"]])
+def test_configuration_that_is_missing_says_what_makes_one(
+    tmp_path: Path, command: list[str]
+) -> None:
+    result = CliRunner().invoke(main, [*command, "-c", str(tmp_path / "none.ini")])
+    assert result.exit_code == 3
+    assert result.output == (
+        f"audiofork: {tmp_path}/none.ini: No such file or directory; `audiofork setup` makes one, "
+        "-c names another\n"
+    )

@@ -32,6 +32,7 @@ from audiofork.errors import (
 )
 from audiofork.forks.fork import ForkView
 from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork
+from audiofork.text import A_BUG
 
 FORK_ID = "3f2a91c0-0000-4000-8000-000000000001"
 START = {"Command": "StartAudioFork", "Channel": "PJSIP/1-1", "WsServer": "ws://localhost/"}
@@ -316,7 +317,7 @@ async def test_bug_is_logged_with_its_traceback_and_ends_nothing(
     assert answer == {
         "ok": False,
         "code": "fault",
-        "error": "a fault of the daemon; its log says more",
+        "error": A_BUG,
     }
     assert "ZeroDivisionError: a bug" in caplog.text
     assert (await client.ask(LIST))["ok"] is True

@@ -10,6 +10,7 @@ from audiofork.doors.user_event import UserEvents
 from audiofork.errors import AmiActionFailed, AmiError, AmiTimeout, AmiUnavailable
 from audiofork.forks.requests import Origin, Request
 from audiofork.link.messages import EndReason, SetMute
+from audiofork.text import A_BUG
 from tests.control_plane import NAME, START, UNIQUEID, UNKNOWN_ID, URL, Clock, Rig
 from tests.doors.test_caller_data import encoded
 
@@ -40,7 +41,7 @@ async def test_log_has_one_line_for_a_refusal(
             {"wsserver": "ws://\u2100" + "a" * 990}, "WsServer: not a URL", id="long-url-in-reason"
         ),
         pytest.param({"wsserver": "ws://" + "a" * 2000}, "WsServer: longer than", id="long-url"),
-        pytest.param({"options": "x"}, "Options: unknown option 'x'", id="letter"),
+        pytest.param({"options": "y"}, "Options: unknown option 'y'", id="letter"),
         pytest.param({"options": "D(up)"}, "Options: D takes in, out", id="argument"),
         pytest.param({"options": "D(" + "é" * 900 + ")"}, "Options: D takes", id="long-argument"),
         pytest.param({"options": "D("}, "Options: missing closing", id="parenthesis"),
@@ -214,7 +215,7 @@ async def test_fault_in_a_request_is_logged_and_answered(
     rig = Rig(clock)
     monkeypatch.setattr(rig.taps, "is_leg", lambda name, uniqueid: 1 / 0)
     await rig.request(**START)
-    assert rig.last_event[1]["Reason"] == "a fault of the daemon"
+    assert rig.last_event[1]["Reason"] == A_BUG
     assert rig.last_event[1]["ActionID"] == "7"
     assert len(rig.forks) == 0
     (record,) = [record for record in caplog.records if record.exc_info]

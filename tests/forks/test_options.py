@@ -182,12 +182,32 @@ def test_parse_options_unknown_letter_is_named(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("d(in)", "unknown option 'd'; did you mean D?"),
+        ("D(in)t(on)", "unknown option 't'; did you mean T?"),
+        ("X", "unknown option 'X'; did you mean x?"),
+        ("q", "unknown option 'q'; there are D T R r F L b B p P v V W H A s M x c i S a"),
+        ('"D(in)"', "unknown option '\"'; the options stand there without quotes"),
+        ("\u201cD(in)\u201d", "the options stand there without quotes"),
+    ],
+)
+def test_parse_options_unknown_letter_gets_the_one_that_is_meant_or_all_there_are(
+    text: str, hint: str
+) -> None:
+    with pytest.raises(RequestRefused) as caught:
+        parse_options(text)
+    assert str(caught.value).endswith(hint)
+
+
+@pytest.mark.parametrize(
     ("text", "given"),
     [
         pytest.param("D", "nothing", id="no-argument"),
         pytest.param("D()", "nothing", id="empty-argument"),
-        pytest.param("D(read)", "'read'", id="other-word"),
-        pytest.param("D(in,out)", "'in,out'", id="two-words"),
+        pytest.param("D(read)", "'read'; read is in", id="word-of-ami"),
+        pytest.param("D(sterio)", "'sterio'; did you mean stereo?", id="near-miss"),
+        pytest.param("D(7)", "'7'", id="other-word"),
         pytest.param("D(nothing)", "'nothing'", id="the-word-nothing"),
     ],
 )

@@ -251,11 +251,11 @@ async def test_leg_that_an_earlier_run_asked_for_in_vain_is_no_news(rig: Rig) ->
             id="url",
         ),
         pytest.param(
-            {"options": "x"},
+            {"options": "y"},
             "today",
             "stopped",
-            "not resumed: Options: unknown option 'x'",
-            id="x",
+            "not resumed: Options: unknown option 'y'; there are D T R r F L b B p P v V W H A",
+            id="option",
         ),
         pytest.param(
             {"options": "T(ca=/dev/ptmx)"},

@@ -206,6 +206,37 @@ async def test_ask_for_a_stop_or_mute_of_nothing_raises(
     assert rig.sent == sent
 
 
+@pytest.mark.parametrize("command", ["StopAudioFork", "AudioForkMute"])
+@pytest.mark.parametrize("name", ["audioforkid", "uniqueid"])
+@pytest.mark.parametrize("shown", [8, 9, 20, 35])
+async def test_ask_by_the_beginning_of_an_id_names_the_fork_and_does_nothing(
+    rig: Rig, command: str, name: str, shown: int
+) -> None:
+    fork_id = await rig.stream()
+    sent = list(rig.sent)
+    given = fork_id[:shown]
+    with pytest.raises(RequestRefused) as caught:
+        await rig.ask(**{name: given}, command=command, direction="both", state="1")
+    assert str(caught.value) == (
+        f"No such fork {given}; did you mean {fork_id}, on channel {NAME}?"
+    )
+    assert rig.sent == sent
+
+
+async def test_ask_by_an_id_that_is_nearly_one_names_the_fork(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    given = fork_id[:-1] + ("0" if fork_id[-1] != "0" else "1")
+    with pytest.raises(RequestRefused, match=f"^No such fork {given}; did you mean {fork_id}, "):
+        await rig.ask(audioforkid=given, command="StopAudioFork")
+
+
+@pytest.mark.parametrize("given", ["3f2a91c", "170000.12", "zzzzzzzz"])
+async def test_ask_by_what_is_no_part_of_an_id_names_no_fork(rig: Rig, given: str) -> None:
+    await rig.stream()
+    with pytest.raises(RequestRefused, match="^No such fork$"):
+        await rig.ask(uniqueid=given, command="StopAudioFork")
+
+
 async def test_starts_that_are_looked_up_at_once_leave_as_many_as_allowed(rig: Rig) -> None:
     rig.allow(max_forks=1)
     gate = rig.ami.gates["Getvar"] = asyncio.Event()

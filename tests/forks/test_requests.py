@@ -5,6 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from audiofork.asterisk.channels import Target
+from audiofork.asterisk.snapshots import CHANNEL
 from audiofork.errors import RequestRefused
 from audiofork.forks.options import Options
 from audiofork.forks.requests import (
@@ -74,7 +75,7 @@ def test_verb_of_a_stop_is_case_insensitive(verb: str) -> None:
     assert parse_request(fields) == StopFork(Target("PJSIP/1"), "", "7")
 
 
-@pytest.mark.parametrize("command", ["Start", "StopAudioFork2", "rm -r *", "/opt/x ^{A} | wc"])
+@pytest.mark.parametrize("command", ["Start", "stop", "rm -r *", "/opt/x ^{A} | wc"])
 def test_command_that_is_no_verb_is_the_post_process_command_of_a_start(command: str) -> None:
     request = parse_request({**START, "Command": f" {command} "})
     assert isinstance(request, StartFork)
@@ -118,8 +119,8 @@ def test_start_without_url_is_refused() -> None:
 
 
 def test_start_with_bad_options_is_refused() -> None:
-    with pytest.raises(RequestRefused, match="^Options: unknown option 'x'$"):
-        parse_request({**START, "Options": "x"})
+    with pytest.raises(RequestRefused, match="^Options: unknown option 'y'; there are "):
+        parse_request({**START, "Options": "y"})
 
 
 @pytest.mark.parametrize("command", ["StartAudioFork", "StopAudioFork", "AudioForkMute"])
@@ -207,8 +208,7 @@ def test_mute_by_id_needs_no_channel() -> None:
         ({"Channel": ""}, "No channel specified"),
         ({"AudioForkID": "1"}, "AudioForkID: not a UUID"),
         ({"Direction": ""}, "No direction specified. Must be read, write or both"),
-        ({"Direction": "in"}, "Invalid direction specified. Must be read, write or both"),
-        ({"Direction": "read,write"}, "Invalid direction specified. Must be read, write or both"),
+        ({"Direction": "7"}, "Invalid direction specified. Must be read, write or both"),
         ({"State": ""}, "No state specified"),
         ({"State": "2"}, "State: expected 1, 0, on, off, yes, no, true or false"),
         ({"State": "mute"}, "State: expected 1, 0, on, off, yes, no, true or false"),
@@ -247,10 +247,90 @@ def test_stop_by_id_in_any_form_of_a_uuid(text: str) -> None:
     assert parse_request(fields) == StopFork(Target(), FORK_ID)
 
 
-@pytest.mark.parametrize("text", ["3f2a91c0", FORK_ID + "0", FORK_ID[:-1] + "x", "*", "-"])
+@pytest.mark.parametrize("text", ["3f2a91c", FORK_ID + "0", FORK_ID[:-1] + "x", "*", "-"])
 def test_stop_by_id_that_is_no_uuid_is_refused(text: str) -> None:
     with pytest.raises(RequestRefused, match="^AudioForkID: not a UUID$"):
         parse_request({"Command": "StopAudioFork", "Channel": "PJSIP/1", "AudioForkID": text})
+
+
+@pytest.mark.parametrize("length", range(8, 36))
+def test_stop_by_the_beginning_of_an_id_is_left_to_those_who_know_the_forks(length: int) -> None:
+    fields = {"Command": "StopAudioFork", "AudioForkID": FORK_ID[:length].upper()}
+    assert parse_request(fields) == StopFork(Target(), FORK_ID[:length])
+
+
+# --- Near misses ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("Option", "Options"),
+        ("optoins", "Options"),
+        ("Post-Process", "PostProcess"),
+        ("Post_Process", "PostProcess"),
+        ("Unique-Id", "Uniqueid"),
+    ],
+)
+def test_field_that_is_nearly_one_is_refused_with_that(name: str, meant: str) -> None:
+    with pytest.raises(RequestRefused) as caught:
+        parse_request({**START, name: "x"})
+    assert str(caught.value).endswith(f": no such field; did you mean {meant}?")
+
+
+def test_field_that_is_nearly_one_is_ignored_where_that_one_is_there_too() -> None:
+    fields = {**START, "Options": "D(in)"}
+    assert parse_request({**fields, "Option": "x"}) == parse_request(fields)
+
+
+def test_headers_that_asterisk_puts_into_events_and_actions_are_near_to_no_field() -> None:
+    headers = [*CHANNEL, "Action", "UserEvent", "Event", "Privilege", "Variable", "Account"]
+    fields = {name: "x" for name in headers if name not in KNOWN}
+    stop = {"Command": "StopAudioFork", "AudioForkID": FORK_ID}
+    for request in (START, stop):
+        assert parse_request({**fields, **request}) == parse_request(request)
+
+
+@pytest.mark.parametrize(
+    ("command", "meant"),
+    [
+        ("StopAudioFork2", "StopAudioFork"),
+        ("StopAudoFork", "StopAudioFork"),
+        ("stratAudioFork", "StartAudioFork"),
+        ("MuteAudioFork", ""),
+        ("AudioForkMut", "AudioForkMute"),
+    ],
+)
+def test_verb_that_is_nearly_one_starts_nothing(command: str, meant: str) -> None:
+    with pytest.raises(RequestRefused) as caught:
+        parse_request({"Channel": "PJSIP/1", "Command": command})
+    hint = f"; did you mean {meant}?"
+    assert (hint if meant else f"{command} is none of StartAudioFork, ") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("direction", "hint"),
+    [("raed", "did you mean read?"), ("in", "in is read"), ("out", "out is write")],
+)
+def test_direction_that_is_nearly_one_gets_that(direction: str, hint: str) -> None:
+    with pytest.raises(RequestRefused, match=f"read, write or both; {hint}".replace("?", r"\?")):
+        parse_request({**MUTE, "Direction": direction})
+
+
+def test_state_that_is_nearly_one_gets_that() -> None:
+    with pytest.raises(RequestRefused, match=r"true or false; did you mean true\?$"):
+        parse_request({**MUTE, "State": "ture"})
+
+
+@pytest.mark.parametrize("blank", ["\u00a0", "\u200b", "\ufeff", " \u00a0 "])
+def test_blanks_that_copying_puts_around_values_are_removed(blank: str) -> None:
+    fields = {name: f"{blank}{value}{blank}" for name, value in START.items()}
+    assert parse_request(fields) == parse_request(START)
+
+
+def test_colours_of_a_terminal_around_a_value_are_named() -> None:
+    with pytest.raises(RequestRefused, match=r"^Channel: .* \(it has the colours of a terminal\)$"):
+        parse_request({**START, "Channel": "\x1b[32mPJSIP/1\x1b[0m"})
 
 
 # --- Anything ------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ from audiofork.link.stream import (
 from audiofork.relay import process as process_module
 from audiofork.relay.process import Process
 from audiofork.relay.worker import Worker
+from audiofork.text import A_BUG
 from testbed.recorder import Recorder
 from tests.relay.peers import Leg, numbered, until
 
@@ -284,7 +285,7 @@ async def test_fault_ends_the_fork_alone(
         link.send(ForkSpec("a", "", "", Direction.IN))
         link.send(TakeStats(1))
         await until(lambda: StatsTaken(1, {}) in heard)
-    assert ForkEnded("a", EndReason.FAULT, "RuntimeError('a bug')", ForkStats()) in heard
+    assert ForkEnded("a", EndReason.FAULT, A_BUG, ForkStats()) in heard
 
 
 async def test_address_that_is_about_to_be_free_is_waited_for(

@@ -21,6 +21,7 @@ from websockets.http11 import Response
 from audiofork.errors import SinkError, SinkLost, SinkRefused, SinkUnreachable
 from audiofork.relay.retry import HEALTHY_S, Retries, closure, connect_failure
 
+TRIED = "ws://example.org:8080"
 PASSING_STATUSES = [408, 425, 429, 500, 501, 502, 503, 504, 599]
 FINAL_STATUSES = [200, 204, 301, 302, 307, 308, 400, 401, 403, 404, 405, 410, 426, 451, 499, 600]
 
@@ -31,15 +32,15 @@ def bad_status(status: int, headers: dict[str, str] | None = None) -> InvalidSta
 
 @pytest.mark.parametrize("status", PASSING_STATUSES)
 def test_status_that_may_pass_is_retryable(status: int) -> None:
-    error = connect_failure(bad_status(status))
+    error = connect_failure(bad_status(status), TRIED)
     assert isinstance(error, SinkUnreachable)
     assert error.retryable
-    assert str(error) == f"the server answered HTTP {status}"
+    assert str(error).startswith(f"{TRIED}: the server answered HTTP {status}")
 
 
 @pytest.mark.parametrize("status", FINAL_STATUSES)
 def test_other_status_is_final(status: int) -> None:
-    error = connect_failure(bad_status(status))
+    error = connect_failure(bad_status(status), TRIED)
     assert isinstance(error, SinkRefused)
     assert not error.retryable
     assert f"HTTP {status}" in str(error)
@@ -48,7 +49,13 @@ def test_other_status_is_final(status: int) -> None:
 
 def certificate_error() -> ssl.SSLCertVerificationError:
     error = ssl.SSLCertVerificationError(1, "certificate verify failed")
-    error.verify_message = "certificate has expired"
+    error.verify_code, error.verify_message = 10, "certificate has expired"
+    return error
+
+
+def tls_fault() -> ssl.SSLError:
+    error = ssl.SSLError(1, "[SSL: ODD] odd (_ssl.c:1)")
+    error.reason = "ODD"
     return error
 
 
@@ -56,23 +63,23 @@ FAILURES = {
     "refused": (ConnectionRefusedError(111, "Connection refused"), True, "Connection refused"),
     "unreachable": (OSError(113, "No route to host"), True, "No route to host"),
     "several addresses": (OSError("Multiple exceptions: a, b"), True, "Multiple exceptions: a, b"),
-    "dns": (socket.gaierror(-2, "Name or service not known"), True, "Name or service not known"),
+    "dns": (socket.gaierror(-2, "Name or service not known"), True, "no such host name"),
     "reset": (ConnectionResetError(104, "Connection reset by peer"), True, "Connection reset"),
     "timeout": (TimeoutError(), True, "no answer in time"),
-    "tls fault": (ssl.SSLError(1, "WRONG_VERSION_NUMBER"), True, "WRONG_VERSION_NUMBER"),
+    "tls fault": (tls_fault(), True, "no TLS: TLS failed"),
     "certificate": (certificate_error(), False, "certificate has expired"),
     "garbage": (InvalidMessage("did not receive a valid HTTP response"), True, "garbage"),
-    "gone at once": (ConnectionClosedError(None, None), True, "closed before the handshake"),
+    "gone at once": (ConnectionClosedError(None, None), True, "closed without an HTTP answer"),
     "no upgrade": (InvalidUpgrade("Upgrade", "h2c"), False, "not a WebSocket server: invalid Up"),
     "bad accept": (InvalidHeader("Sec-WebSocket-Accept", "x"), False, "not a WebSocket server"),
     "bad url": (InvalidURI("ws://?token", "no host"), False, "not a URL"),
-    "bad host name": (UnicodeError("label too long"), False, "not a host name: label too long"),
+    "bad host name": (UnicodeError("label too long"), False, "not a host name: a part"),
 }
 
 
 @pytest.mark.parametrize(("exc", "retryable", "text"), FAILURES.values(), ids=FAILURES)
 def test_connect_failure_is_ours_and_says_why(exc: Exception, retryable: bool, text: str) -> None:
-    error = connect_failure(exc)
+    error = connect_failure(exc, TRIED)
     assert type(error) is (SinkUnreachable if retryable else SinkRefused)
     assert error.retryable is retryable
     assert text in str(error)
@@ -80,7 +87,7 @@ def test_connect_failure_is_ours_and_says_why(exc: Exception, retryable: bool, t
 
 def test_connect_failure_that_is_a_bug_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
-        connect_failure(ZeroDivisionError())
+        connect_failure(ZeroDivisionError(), TRIED)
 
 
 def closed(code: int, reason: str = "") -> tuple[Close, Close]:
@@ -139,13 +146,13 @@ def test_closure_by_the_client_says_so_and_is_retryable(reason: str) -> None:
     ],
 )
 def test_retry_after_in_seconds_is_taken_and_all_else_ignored(text: str, seconds: float) -> None:
-    error = connect_failure(bad_status(503, {"Retry-After": text}))
+    error = connect_failure(bad_status(503, {"Retry-After": text}), TRIED)
     assert isinstance(error, SinkUnreachable)
     assert error.retry_after_s == seconds
 
 
 def test_retry_after_is_nothing_where_the_server_gave_none() -> None:
-    assert connect_failure(bad_status(503)).retry_after_s == 0
+    assert connect_failure(bad_status(503), TRIED).retry_after_s == 0
 
 
 # --- Retries -------------------------------------------------------------------------------------

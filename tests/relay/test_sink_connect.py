@@ -155,8 +155,8 @@ async def test_request_with_a_user_agent_of_the_fork_has_no_other(
     ("text", "said"),
     [
         ("A(bot:s3cret)", ""),
-        ("A(bot:wrong)", "HTTP 401; it demands credentials: option A"),
-        ("", "HTTP 401; it demands credentials: option A"),
+        ("A(bot:wrong)", "HTTP 401 Unauthorized; it wants a token or a login: option A"),
+        ("", "HTTP 401 Unauthorized; it wants a token or a login: option A"),
     ],
 )
 async def test_server_that_demands_a_password_accepts_the_right_one_alone(
@@ -192,7 +192,7 @@ async def test_server_that_insists_on_a_subprotocol_refuses_with_a_hint(start: S
         url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/"
         error = await failure(start(url)[1])
     assert isinstance(error, SinkRefused)
-    assert str(error) == "the server answered HTTP 400; it may demand a subprotocol: option s"
+    assert "HTTP 400 Bad Request; it may insist on a subprotocol (option s)" in str(error)
 
 
 @pytest.mark.parametrize("offered", [("echo",), ()])
@@ -240,9 +240,9 @@ PAST = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 @pytest.mark.parametrize(
     ("host", "trusted", "not_after", "check"),
     [
-        ("localhost", False, None, "issuer certificate|self-signed|self signed"),
-        ("elsewhere.example", True, None, "Hostname mismatch.*'localhost'"),
-        ("localhost", True, PAST, "certificate has expired"),
+        ("localhost", False, None, "an authority that is not trusted here"),
+        ("elsewhere.example", True, None, "for other names than localhost"),
+        ("localhost", True, PAST, "its certificate has expired"),
     ],
     ids=["wrong authority", "wrong host", "expired"],
 )
@@ -260,7 +260,7 @@ async def test_wss_with_a_bad_certificate_is_refused_naming_the_check(
         error = await failure(start(recorder.url(), context)[1])
         assert not recorder.recordings
     assert isinstance(error, SinkRefused)
-    assert str(error).startswith("certificate not accepted: ")
+    assert ": certificate not accepted: its certificate " in str(error)
     with pytest.raises(AssertionError, match=check):
         raise AssertionError(str(error))
 
@@ -269,7 +269,7 @@ async def test_wss_to_a_plain_server_is_retryable(start: Start) -> None:
     async with answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
         error = await failure(start(f"wss://127.0.0.1:{port}/")[1])
     assert isinstance(error, SinkUnreachable)
-    assert "SSL" in str(error)
+    assert "does not speak TLS on this port; use ws://" in str(error)
 
 
 ANSWERS = {
@@ -318,9 +318,11 @@ async def test_redirect_is_refused_and_not_followed(
 
 
 async def test_refused_port_is_retryable(start: Start) -> None:
-    error = await failure(start(f"ws://127.0.0.1:{unused_port()}/")[1])
+    port = unused_port()
+    error = await failure(start(f"ws://127.0.0.1:{port}/a?token=x")[1])
     assert isinstance(error, SinkUnreachable)
-    assert str(error) == "Connection refused"
+    text = f"ws://127.0.0.1:{port}: Connection refused (no program listens there)"
+    assert str(error) == text
 
 
 async def test_host_that_does_not_resolve_is_retryable(start: Start) -> None:
@@ -346,7 +348,7 @@ async def test_name_without_an_answer_is_retryable_and_told_and_its_fork_ends_at
     if limit_s < 1:
         error = await failure(task)
         assert isinstance(error, SinkUnreachable)
-        assert str(error) == "the name dead.example is still being looked up"
+        assert str(error).endswith("the name dead.example is still being looked up")
     else:
         began = time.monotonic()
         await sink.close(1000, "stopped")
@@ -375,7 +377,7 @@ async def test_server_that_never_answers_times_out(start: Start, scheme: str) ->
         sink, task = start(f"{scheme}://127.0.0.1:{port}/", connect_timeout=0.05)
         error = await failure(task)
     assert isinstance(error, SinkUnreachable)
-    assert str(error) == "no answer in time"
+    assert " within 0.05 s: " in str(error)
     offer(sink, numbered(1))
 
 
@@ -415,7 +417,9 @@ async def test_addresses_that_drop_what_comes_time_out_and_leave_nothing(
         resolved(silent, other)
         before = len(os.listdir("/proc/self/fd"))
         error = await failure(start("ws://example.org/", connect_timeout=0.05)[1])
-        assert str(error) == "no answer in time"
+        assert str(error).startswith(
+            "ws://example.org: no TCP connection within 0.05 s: a firewall"
+        )
         assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -425,7 +429,8 @@ async def test_addresses_that_all_refuse_are_told_of_as_one(
     resolved(("127.0.0.1", unused_port()), ("127.0.0.2", unused_port()))
     error = await failure(start("ws://example.org/")[1])
     assert isinstance(error, SinkUnreachable)
-    assert str(error) == "Connection refused"
+    text = "ws://example.org: Connection refused (no program listens there)"
+    assert str(error) == text
 
 
 async def test_frames_before_open_wait_and_go_first_in_order(

@@ -232,7 +232,7 @@ async def test_final_refusal_among_the_retries_ends_at_once(
     retried = retries_of(sink)
     error = await failure(task)
     assert isinstance(error, SinkRefused)
-    assert str(error).startswith(f"the server answered HTTP {status}")
+    assert f": the server answered HTTP {status} " in str(error)
     assert [attempt for attempt, _ in retried] == [2, 3]
 
 

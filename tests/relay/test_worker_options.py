@@ -59,7 +59,8 @@ async def test_interval_of_a_fork_limits_each_of_its_attempts(
     stalled.hold_handshake = True
     fork_id = relay.begin(stalled.url, reconnect_interval_s=0.05)
     ended = await relay.reported(ForkEnded, fork_id)
-    assert (ended.reason, ended.detail) == (EndReason.SINK_GONE, "no answer in time")
+    assert ended.reason is EndReason.SINK_GONE
+    assert " within 0.05 s: " in ended.detail
 
 
 async def test_interval_of_a_fork_limits_its_waits(
@@ -104,7 +105,7 @@ async def test_authorities_of_a_fork_go_before_the_configured_ones(
         ended = await relay.reported(ForkEnded, doubting)
         await relay.worker.close()
     assert ended.reason is EndReason.SINK_REFUSED
-    assert ended.detail.startswith("certificate not accepted: ")
+    assert ": certificate not accepted: " in ended.detail
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["fork's own", "configured"])
@@ -199,7 +200,7 @@ async def test_audio_flows_on_while_files_of_a_fork_do_not_come(
     assert (await recorder.wait_messages("/good", 10)).messages == numbered(10)
     ended = await relay.reported(ForkEnded, waiting)
     assert ended.reason is EndReason.SINK_GONE
-    assert ended.detail == "the files of option T are still being read"
+    assert ended.detail.endswith("the files of option T are still being read")
     again = relay.begin(url, tls=Tls(ca_file="a.pem"))
     go.set()
     ended = await relay.reported(ForkEnded, again)

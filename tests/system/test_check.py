@@ -381,7 +381,7 @@ async def test_ari_that_does_not_listen_is_a_fault(checked: Asterisk, closed_por
     found = await only_failure(
         checked, with_ari(checked, ari=f"url = {url}\npassword = {SECRET}\n")
     )
-    assert found.text == f"ARI at {url}: Connection refused"
+    assert found.text == f"ARI at {url}: Connection refused (no program listens there)"
     assert f"\n  bindport = {closed_port}\n" in found.remedy
 
 
@@ -557,7 +557,7 @@ async def test_who_does_as_the_check_says_comes_from_nothing_to_no_fault() -> No
         assert outcome is Outcome.FINE
         address = f"http://127.0.0.1:{asterisk.http_port}/ari"
         assert told == [
-            f"ARI at {address}: Connection refused",
+            f"ARI at {address}: Connection refused (no program listens there)",
             "dialplan: the context audiofork-leg is missing",
             f"ARI at {address}: 404: Not Found",
             "ARI: Asterisk's REST interface refused audiofork: Authentication required",

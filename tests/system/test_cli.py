@@ -255,7 +255,7 @@ async def test_socket_of_a_killed_daemon_is_replaced(asterisk: Asterisk) -> None
         killed.kill()
         code, output = await command(killed, "list")
         assert code == 4
-        assert f"no daemon at {killed.socket}: Connection refused; is it running" in output
+        assert f"no daemon at {killed.socket}: Connection refused (no program" in output
         with Daemon(asterisk, {"control": f"socket = {killed.socket}\n"}) as daemon:
             assert await command(daemon, "list") == (0, "no forks\n")
         assert not killed.socket.exists()

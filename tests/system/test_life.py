@@ -294,6 +294,8 @@ async def test_unreachable_server_fails_the_fork_with_its_reason(
     target = await place_call(ami, caller)
     action_id = start_fork(ami, target.channel, "ws://127.0.0.1:1/", "r(1)")
     failed = await ami.wait_user_event("AudioForkFailed", ActionID=action_id)
-    assert (failed["Reason"], failed["Detail"]) == ("sink-gone", "Connection refused")
+    assert failed["Reason"] == "sink-gone"
+    text = "ws://127.0.0.1:1: Connection refused (no program listens there)"
+    assert failed["Detail"] == text
     assert await ami.variable(target.channel, "AUDIOFORK_STATUS") == "FAILED"
     await target.call.hangup()

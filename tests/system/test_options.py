@@ -522,6 +522,6 @@ async def test_server_that_demands_a_token_and_a_subprotocol_gets_the_audio(
         await ami.wait_user_event("AudioForkStopped", ActionID=action_id)
     assert started["Subprotocol"] == "v1.bot"
     assert failed["Reason"] == "sink-refused"
-    assert failed["Detail"].endswith("HTTP 401; it demands credentials: option A")
+    assert failed["Detail"].endswith("HTTP 401 Unauthorized; it wants a token or a login: option A")
     assert len(got) >= len(BLOCKS) - 20
     assert "t0ken-7" not in daemon.log()

@@ -507,7 +507,7 @@ async def test_server_that_refuses_for_good_is_asked_once(
         failed = await fork.event("AudioForkFailed")
         await asyncio.sleep(1.2)  # the longest wait before another attempt is 1 s
     assert failed["Reason"] == "sink-refused"
-    assert failed["Detail"].startswith(f"the server answered HTTP {status}")
+    assert f": the server answered HTTP {status}" in failed["Detail"]
     assert len(server.connects) == 1
 
 
@@ -570,10 +570,10 @@ def server_tls(authority: trustme.CA, kind: str, folder: Path) -> ssl.SSLContext
 @pytest.mark.parametrize(
     ("kind", "check"),
     [
-        ("expired", "certificate has expired"),
-        ("wrong-host", "Hostname mismatch"),
-        ("self-signed", "self-signed certificate"),
-        ("wrong-authority", "unable to get local issuer certificate"),
+        ("expired", "has expired"),
+        ("wrong-host", "is for other names than "),
+        ("self-signed", "is signed by itself"),
+        ("wrong-authority", "comes from an authority that is not trusted here"),
     ],
 )
 async def test_bad_certificate_is_final_and_names_the_check_that_failed(
@@ -591,7 +591,7 @@ async def test_bad_certificate_is_final_and_names_the_check_that_failed(
         fork = scene.fork(target, options=SOON, url=server.url("/"))
         failed = await fork.event("AudioForkFailed")
         assert failed["Reason"] == "sink-refused"
-        assert failed["Detail"].startswith(f"certificate not accepted: {check}")
+        assert f": certificate not accepted: its certificate {check}" in failed["Detail"]
         await asyncio.sleep(1.2)
         assert server.recordings == []
         assert len(server.connects) <= 1

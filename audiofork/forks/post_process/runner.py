@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from audiofork.forks.post_process.template import PostProcess
 from audiofork.log import ForkLog
-from audiofork.text import printable
+from audiofork.text import printable, why
 
 LIMIT_S = 300.0
 GRACE_S = 2.0  # between SIGTERM and SIGKILL
@@ -62,7 +62,7 @@ async def run(
     try:
         running = _Running(command, values, log)
     except (OSError, ValueError) as exc:  # ValueError: an argument or the environment is invalid
-        log.warning("post-process: not started: %s", exc)
+        log.warning("post-process: not started: %s", why(exc))
         return NOT_STARTED
     try:
         if not await running.ended_within(limit_s):

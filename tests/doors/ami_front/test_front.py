@@ -19,6 +19,7 @@ from audiofork.doors.ami_front import Front
 from audiofork.doors.ami_front_protocol import HELD_BYTES, TOO_MANY_LINES
 from audiofork.errors import AmiUnavailable, ConfigError, NoSuchChannel, RequestRefused
 from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork
+from audiofork.text import A_BUG
 
 GREETING = b"Asterisk Call Manager/11.0.0\r\n"
 PING = b"Action: Ping\r\nActionID: 1\r\n\r\n"
@@ -439,7 +440,7 @@ async def test_bad_request_is_refused_in_the_words_of_the_module(
         (AmiUnavailable("no link"), b"Could not start monitoring channel: no link"),
         (
             ZeroDivisionError("boom"),
-            b"Could not start monitoring channel: a fault of audiofork; see its log",
+            b"Could not start monitoring channel: " + A_BUG.encode(),
         ),
     ],
 )
@@ -904,7 +905,7 @@ async def test_asterisk_with_a_certificate_of_somebody_else_is_not_spoken_to(
         assert await client.reader.read() == b""
     await bare_rig.sessions(0)
     assert "no connection to Asterisk" in caplog.text
-    assert "certificate verify failed" in caplog.text
+    assert "comes from an authority that is not trusted here" in caplog.text
     assert not bare_rig.asterisk.links
 
 
