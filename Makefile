@@ -7,8 +7,10 @@ PYTEST := $(BIN)/python -m pytest
 # Tests wait more than they work, most of all for Asterisk's audio: more processes than cores.
 unit coverage oldest: PROCESSES ?= 4
 asterisk: PROCESSES ?= 6
-# All in there needs an Asterisk, and each process of a run would read it in vain.
-UNIT = --ignore tests/system
+# All in tests/system needs an Asterisk, and nothing else is ever run again.
+UNIT = --ignore tests/system -p no:rerunfailures
+# Where there are such tests; to collect all of them would take longer than to run these.
+SERIAL = $(shell grep -rl --include='*.py' --exclude-dir=system 'mark\.serial' tests)
 PARALLEL = -n $(PROCESSES) --dist worksteal
 
 # What is compiled once need not be compiled by each process of a test run.
@@ -32,7 +34,7 @@ types: .venv/installed
 
 unit: .venv/installed
 	$(PYTEST) $(UNIT) $(PARALLEL) -m "not asterisk and not serial"
-	$(PYTEST) $(UNIT) -m "not asterisk and serial"
+	$(PYTEST) $(UNIT) $(SERIAL) -m "not asterisk and serial"
 
 # Apart from `unit`, which would take twice as long.
 coverage: .venv/installed
