@@ -3,9 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OLDEST := .venv-oldest
+PYTHONS ?= 3.12 3.13 3.14
 PYTEST := $(BIN)/python -m pytest
 # Tests wait more than they work, most of all for Asterisk's audio: more processes than cores.
-unit coverage oldest: PROCESSES ?= 4
+unit coverage oldest python-%: PROCESSES ?= 4
 asterisk: PROCESSES ?= 6
 # All in tests/system needs an Asterisk, and nothing else is ever run again.
 UNIT = --ignore tests/system -p no:rerunfailures
@@ -14,10 +15,10 @@ SERIAL = $(shell grep -rl --include='*.py' --exclude-dir=system 'mark\.serial' t
 PARALLEL = -n $(PROCESSES) --dist worksteal
 
 # What is compiled once need not be compiled by each process of a test run.
-unit coverage oldest asterisk: export PYTHONDONTWRITEBYTECODE =
+unit coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
 
 .NOTPARALLEL:
-.PHONY: demo test style types unit coverage oldest asterisk fuzz bench bench-capacity bench-asterisk
+.PHONY: demo test style types unit coverage oldest pythons asterisk fuzz bench bench-capacity bench-asterisk
 .PHONY: faults attacks sample-config clean
 
 demo: .venv/installed
@@ -44,6 +45,14 @@ coverage: .venv/installed
 oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pytest $(PARALLEL) -m "not asterisk and not serial" \
 	  tests/relay tests/asterisk tests/forks tests/link
+
+# With other versions of Python, as far as they can be had; `make python-3.13` takes one.
+pythons: .venv/installed
+	found=$$($(BIN)/python -m testbed.pythons $(PYTHONS)) && \
+	  for python in $$found; do $(MAKE) python-$${python##*python} || exit 1; done
+
+python-%: .venv-%/installed
+	.venv-$*/bin/python -m pytest $(UNIT) $(PARALLEL) -m "not asterisk and not serial"
 
 # `make asterisk ASTERISK=PREFIX` takes the build that is installed there, and tells what it skips.
 ifdef ASTERISK
@@ -92,6 +101,12 @@ $(OLDEST)/installed: setup.cfg constraints.txt
 	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt -e '.[dev]'
 	@touch $@
 
+.PRECIOUS: .venv-%/installed
+.venv-%/installed: setup.cfg constraints.txt | .venv/installed
+	$$($(BIN)/python -m testbed.pythons $*) -m venv --clear .venv-$*
+	.venv-$*/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
 clean:
-	rm -rf .venv $(OLDEST) build *.egg-info recordings .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
+	rm -rf .venv .venv-* build *.egg-info recordings .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
 	find . -name __pycache__ -prune -exec rm -rf {} +
