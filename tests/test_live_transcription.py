@@ -252,7 +252,7 @@ def test_port_that_is_taken_is_told_with_what_to_do() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         done = subprocess.run(
-            [sys.executable, EXAMPLE / "transcribe.py", "--listen", listen],
+            [sys.executable, EXAMPLE / "transcribe.py", "--listen", listen, "--engine", ENGINE],
             capture_output=True,
             text=True,
             timeout=60,
