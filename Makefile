@@ -3,22 +3,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OLDEST := .venv-oldest
+PYTHONS ?= 3.12 3.13 3.14
 PYTEST := $(BIN)/python -m pytest
 # Before anything is installed.
 TELLING = $(PYTHON) -m testbed.progress
 PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 # Tests wait more than they work, most of all for Asterisk's audio: more processes than cores.
-unit coverage oldest: PROCESSES ?= 4
+unit coverage oldest python-%: PROCESSES ?= 4
 asterisk: PROCESSES ?= 6
-# All in there needs an Asterisk, and each process of a run would read it in vain.
-UNIT = --ignore tests/system
+# All in tests/system needs an Asterisk, and nothing else is ever run again.
+UNIT = --ignore tests/system -p no:rerunfailures
+# Where there are such tests; to collect all of them would take longer than to run these.
+SERIAL = $(shell grep -rl --include='*.py' --exclude-dir=system 'mark\.serial' tests)
 PARALLEL = -n $(PROCESSES) --dist worksteal
 
 # What is compiled once need not be compiled by each process of a test run.
-unit coverage oldest asterisk: export PYTHONDONTWRITEBYTECODE =
+unit coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
 
 .NOTPARALLEL:
-.PHONY: demo test style types unit coverage oldest asterisk fuzz bench bench-capacity bench-asterisk
+.PHONY: demo test style types unit coverage oldest pythons asterisk fuzz bench bench-capacity bench-asterisk
 .PHONY: faults attacks sample-config clean
 
 # Less than the tests need, and so sooner there.
@@ -37,7 +40,7 @@ types: .venv/installed
 
 unit: .venv/installed
 	$(PYTEST) $(UNIT) $(PARALLEL) -m "not asterisk and not serial"
-	$(PYTEST) $(UNIT) -m "not asterisk and serial"
+	$(PYTEST) $(UNIT) $(SERIAL) -m "not asterisk and serial"
 
 # Apart from `unit`, which would take twice as long.
 coverage: .venv/installed
@@ -47,6 +50,14 @@ coverage: .venv/installed
 oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pytest $(PARALLEL) -m "not asterisk and not serial" \
 	  tests/relay tests/asterisk tests/forks tests/link
+
+# With other versions of Python, as far as they can be had; `make python-3.13` takes one.
+pythons: .venv/installed
+	found=$$($(BIN)/python -m testbed.pythons $(PYTHONS)) && \
+	  for python in $$found; do $(MAKE) python-$${python##*python} || exit 1; done
+
+python-%: .venv-%/installed
+	.venv-$*/bin/python -m pytest $(UNIT) $(PARALLEL) -m "not asterisk and not serial"
 
 # `make asterisk ASTERISK=PREFIX` takes the build that is installed there, and tells what it skips.
 ifdef ASTERISK
@@ -99,6 +110,12 @@ $(OLDEST)/installed: setup.cfg constraints.txt
 	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt -e '.[dev]'
 	@touch $@
 
+.PRECIOUS: .venv-%/installed
+.venv-%/installed: setup.cfg constraints.txt | .venv/installed
+	$$($(BIN)/python -m testbed.pythons $*) -m venv --clear .venv-$*
+	.venv-$*/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
 clean:
-	rm -rf .venv $(OLDEST) build *.egg-info recordings .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
+	rm -rf .venv .venv-* build *.egg-info recordings .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
 	find . -name __pycache__ -prune -exec rm -rf {} +

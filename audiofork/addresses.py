@@ -11,12 +11,12 @@ IPNetwork = IPv4Network | IPv6Network
 _MAPPED = IPv6Network("::ffff:0:0/96")
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
 _MULTICAST_IPV4 = IPv4Network("224.0.0.0/4")
-_PUBLIC_IPV6 = IPv6Network("2000::/3")  # all that is given out
+_PUBLIC_IPV6 = IPv6Network("2000::/3")  # all that IANA has allocated
 
-# The IANA IPv4 and IPv6 Special-Purpose Address Registries, as they were in 2025 (the last that
-# came was 100:0:0:1::/64): whether a block is globally reachable. What the registries leave open
-# (N/A) is not. A block within another one goes before it. What Python knows of them differs from
-# release to release.
+# The IANA IPv4 and IPv6 Special-Purpose Address Registries of 2025 (the last entry was
+# 100:0:0:1::/64): whether each block is globally reachable. N/A in a registry counts as False. The
+# smallest block that holds an address decides. They are listed here because `ipaddress` differs
+# from one release of Python to the next.
 _SPECIAL: dict[str, bool] = {
     "0.0.0.0/8": False,  # "This network"
     "10.0.0.0/8": False,  # Private-Use
@@ -66,20 +66,20 @@ _BLOCKS = sorted(
 
 
 def address_of(text: str) -> IPAddress:
-    """Return the address that a text holds; one of IPv4 that is written as IPv6 comes as itself.
+    """Return the address that a text holds; an IPv4-mapped IPv6 address becomes the IPv4 one.
 
     Raises:
-        ValueError: It holds none.
+        ValueError: The text is no address.
     """
     found = ip_address(text)
     return getattr(found, "ipv4_mapped", None) or found
 
 
 def network_of(text: str) -> IPNetwork:
-    """Return the network that a text holds, 192.0.2.0/24 say; an address is a network of one.
+    """Return the network that a text holds, such as 192.0.2.0/24; an address is a network of one.
 
     Raises:
-        ValueError: It holds none, or an address with more bits than the mask leaves.
+        ValueError: The text is no network, or its address has bits set beyond the mask.
     """
     found = ip_network(text)
     if isinstance(found, IPv6Network) and found.subnet_of(_MAPPED):
@@ -88,9 +88,9 @@ def network_of(text: str) -> IPNetwork:
 
 
 def address_of_host(host: str) -> IPAddress | None:
-    """Return the address that the host of a URL is, or None if it is a name.
+    """Return the address that the host of a URL stands for; None: it is a name.
 
-    Takes also what the C library takes for an IPv4 address: 127.1, 0x7f.1, 2130706433.
+    Accepts the forms of IPv4 that the C library does: 127.1, 0x7f.1, 2130706433.
     """
     try:
         return address_of(host)
@@ -119,7 +119,7 @@ def is_public(address: IPAddress) -> bool:
 
 
 def _wrapped_in(address: IPv6Address) -> tuple[IPv4Address, ...]:
-    """Return the IPv4 addresses that what is sent to an address of IPv6 may go to."""
+    """Return the IPv4 addresses that an IPv6 address contains, to which packets for it may go."""
     if address in _NAT64:
         return (IPv4Address(int(address) & 0xFFFFFFFF),)
     if address.teredo is not None:

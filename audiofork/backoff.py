@@ -1,4 +1,4 @@
-"""Waits between attempts: each twice as long as the one before."""
+"""Computes the waits between attempts: each is twice as long as the one before."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from __future__ import annotations
 class Backoff:
     """Computes the waits between repeated attempts.
 
-    If many retry at the same time, as the sinks of forks do, `relay/retry.py` spreads the waits.
+    Where many retry at the same time, as the sinks of forks do, each wait is the limit of one that
+    is drawn at random (`relay/retry.py`).
 
     Args:
-        first_s: The first wait.
-        longest_s: The longest.
+        first_s: The first wait, in seconds.
+        longest_s: The longest, in seconds; it limits the first one, too.
         at_once: Whether one attempt without a wait comes before the first wait.
     """
 
     def __init__(self, first_s: float, longest_s: float, *, at_once: bool = False) -> None:
-        self._first_s = first_s
+        self._first_s = min(first_s, longest_s)
         self._longest_s = longest_s
         self._at_once = at_once
         self.reset()

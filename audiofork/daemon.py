@@ -1,4 +1,4 @@
-"""Builds the parts of the daemon, starts and stops them in order."""
+"""Builds the parts of the daemon; starts and stops them in order."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The sections that are used at the start alone.
+# The sections that are only used at the start: a reload does not apply them.
 _FIXED = ("asterisk", "ari", "audiosocket", "relay", "control", "front")
-SHUTDOWN_TIMEOUT_S = 2.5  # of the 3 s that a stop may take
+SHUTDOWN_TIMEOUT_S = 2.5  # for the forks to end; a stop may take 3 s in all
 
 
 class Daemon:
-    """The control plane and the relay, joined.
+    """Joins the control plane and the relay.
 
     Owned by the command `run`; `run()` returns after a SIGTERM or SIGINT.
 
@@ -108,7 +108,7 @@ class Daemon:
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        # ARI first: with the login to AMI forks of an earlier run may come that want it.
+        # ARI first: after the login to AMI, forks of an earlier run are resumed, which may use it.
         links = [self._ari.run()] if self._ari is not None else []
         works = [*links, self.ami.run(), feed_watchdog()]
         self._tasks = [asyncio.create_task(work) for work in works]
@@ -142,7 +142,7 @@ class Daemon:
         chanspy = ChanSpyTap(self.ami, self.relay)
         snoop = None
         if config.ari.url and config.asterisk.tap != "chanspy":
-            from audiofork.asterisk.ari import Ari  # what they import takes 10 MB
+            from audiofork.asterisk.ari import Ari  # their imports take 10 MB of memory
             from audiofork.asterisk.taps.snoop import SnoopTap
 
             self._ari = Ari(config.ari)
@@ -174,7 +174,7 @@ class Daemon:
         )
         try:
             await control.start()
-        except (ConfigError, OSError) as exc:  # calls go before convenience
+        except (ConfigError, OSError) as exc:  # forks matter more than these commands
             log.warning("the commands start, stop, mute and list will not work: %s", why(exc))
         else:
             self._socket = control
@@ -191,7 +191,7 @@ class Daemon:
         await self.forks.on_login()
 
     async def _shut_down(self) -> None:
-        """Refuse new forks, end the running ones, close their servers; log off from AMI last."""
+        """Close the doors, end or keep the forks, log off from AMI; then stop all other parts."""
         notify("STOPPING=1")
         log.info("stopping, %d forks to %s", len(self.forks), "keep" if self._keep else "end")
         await self._close_doors()
@@ -212,7 +212,7 @@ class Daemon:
         log.info("stopped")
 
     def _reload(self) -> None:
-        """Take the file's new settings for new forks, or keep all of the old ones."""
+        """Apply the configuration file to new forks; if it is invalid, keep the old settings."""
         try:
             new = config_file.load(self._path)
             self.relay.configure(new)
@@ -234,7 +234,7 @@ class Daemon:
         _say_what_is_open(new)
 
     def _changed_for_the_next_start(self, new: Config) -> list[str]:
-        """Return the names of what differs from what this run was started with."""
+        """Return which sections and options differ from this run's, and need a restart."""
         old, new = _without_secrets(self._config), _without_secrets(new)
         changed = [f"[{name}]" for name in _FIXED if getattr(new, name) != getattr(old, name)]
         if new.daemon.journal != old.daemon.journal:
@@ -243,7 +243,7 @@ class Daemon:
 
 
 def _without_secrets(config: Config) -> Config:
-    """Return a configuration without the options that count from the next login on."""
+    """Return a configuration without the secrets: a reload applies those at the next login."""
     return dataclasses.replace(
         config,
         asterisk=dataclasses.replace(config.asterisk, secret="", secret_file=""),
@@ -252,7 +252,7 @@ def _without_secrets(config: Config) -> Config:
 
 
 def _say_what_is_open(config: Config) -> None:
-    """Log what a configuration allows that an administrator may not have meant."""
+    """Log a warning if a configuration lets forks go to any host."""
     if hosts_at_will(config.security.allow_urls):
         log.warning(
             "[security] allow_urls names no host: whoever may start a fork, each AMI user with "

@@ -1,6 +1,6 @@
-"""Files that somebody names: read whole if they are regular and not too big, else not at all.
+"""Reads files that a configuration or request names, if they are regular and not too big.
 
-A path may lead to a device or a pipe, which may block its reader or never end.
+Anything else is not read at all: a device or a pipe may block its reader, or never end.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ MAX_FILE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class NamedFile:
-    """A file that the administrator names, or one in a folder that is open to requests.
+    """A file that the administrator names, or that a request names below one folder.
 
     Attributes:
-        path: Its path; within the folder also one that begins there.
-        folder: None: it may lie anywhere.
+        path: Its path; if there is a folder, it may also be relative to that.
+        folder: The folder that the file has to lie below; None: it may lie anywhere.
     """
 
     path: str
@@ -30,15 +30,15 @@ class NamedFile:
         return self.path
 
     def read(self) -> bytes:
-        """Return its content; see `read_file` and `read_below`."""
+        """Return its content; raises as `read_file` and `read_below` do."""
         return read_file(self.path) if self.folder is None else read_below(self.folder, self.path)
 
 
 def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> bytes:
-    """Return the content of a regular file that is not too big.
+    """Return the content of a regular file of at most `max_bytes` bytes.
 
     Raises:
-        OSError: It cannot be read, or is none; the text names it.
+        OSError: It cannot be read, is not regular, or is too big; the text names it.
     """
     return _content(os.open(path, os.O_PATH | os.O_CLOEXEC), str(path), max_bytes)
 
@@ -46,15 +46,15 @@ def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> 
 def read_below(folder: str, path: str) -> bytes:
     """Return the content of a file as `read_file` does, if it lies below a folder.
 
-    Symbolic links may lead about within the folder. Of what is outside the error tells nothing,
-    not even whether it is there.
+    Symbolic links are followed if they stay within the folder. The error for a path outside is
+    always the same, so that it does not tell whether there is a file.
 
     Args:
-        folder: Where it must lie; empty: nowhere.
-        path: Relative to the folder, or one that begins with it.
+        folder: The folder; empty: no file may be read.
+        path: Relative to the folder, or absolute below it.
 
     Raises:
-        OSError: It cannot be read, or is none, or lies elsewhere.
+        OSError: The file cannot be read, is not regular, is too big, or lies elsewhere.
     """
     try:
         inside = path_below(folder, path)
@@ -64,16 +64,16 @@ def read_below(folder: str, path: str) -> bytes:
         raise OSError(errno.EACCES, outside_of(folder), path) from None
     descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     for part in real.parts:
-        # A link that has come since leads nowhere: it is neither a folder nor a file.
+        # A link that was put there after `realpath` is not followed: opened so, it is no file.
         descriptor = _step(descriptor, part, path)
     return _content(descriptor, path, MAX_FILE_BYTES)
 
 
 def path_below(folder: str, path: str) -> str:
-    """Return a path relative to a folder; asks no file system.
+    """Return a path relative to a folder, by its text alone.
 
     Raises:
-        ValueError: It does not lie there.
+        ValueError: The path does not lie below the folder.
     """
     if not folder or "\0" in path or ".." in path.split("/"):
         raise ValueError(path)
@@ -86,7 +86,7 @@ def path_below(folder: str, path: str) -> str:
 
 
 def outside_of(folder: str) -> str:
-    """Return what is wrong with a path that does not lie below a folder."""
+    """Return the text of the error for a path that does not lie below a folder."""
     return f"not a file below {folder} ([security] tls_dir)" if folder else _NOWHERE
 
 
@@ -94,7 +94,7 @@ _NOWHERE = "[security] tls_dir lets requests name no files"
 
 
 def _step(descriptor: int, part: str, path: str) -> int:
-    """Return the descriptor of a part of a path, in place of that of the folder it is in."""
+    """Open a part of a path in the folder of a descriptor, which is closed; return the new one."""
     try:
         return os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
     except OSError as exc:
@@ -108,7 +108,7 @@ def _kind_of(mode: int) -> str:
 
 
 def _content(found: int, path: str, max_bytes: int) -> bytes:
-    """Return the content of what a descriptor without rights is of, and close that."""
+    """Return the content of the file that an O_PATH descriptor stands for, and close that."""
     try:
         mode = os.fstat(found).st_mode
         if not stat.S_ISREG(mode):

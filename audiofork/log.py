@@ -1,4 +1,4 @@
-"""Logging: set-up, the prefix of a fork, and lines that appear at most once a second."""
+"""Sets up the log; marks the lines of a fork; limits floods of lines to one a second."""
 
 from __future__ import annotations
 
@@ -16,16 +16,24 @@ from audiofork.text import printable
 
 
 class ForkLog(logging.LoggerAdapter[logging.Logger]):
-    """Marks each record as being of a fork; the formatter shows it."""
+    """Adds the id and channel of a fork to each record; the formatter shows them."""
 
     def __init__(self, logger: logging.Logger, fork_id: str, channel: str) -> None:
         super().__init__(logger, {"fork": fork_id, "channel": channel})
 
 
 class CounterLine:
-    """Logs something at most once a second, with the number of times that it happened.
+    """Logs a warning at most once a second, with how often its event happened since the last one.
 
     For events that a peer can cause: a flood of them must not become a flood in the log.
+
+    Args:
+        logger: Where the line goes.
+        what: What happened, the beginning of the line.
+        clock: Returns the time in seconds; tests replace it.
+
+    Attributes:
+        total: How often the event happened in all.
     """
 
     def __init__(
@@ -42,7 +50,12 @@ class CounterLine:
         self.total = 0
 
     def count(self, detail: str, number: int = 1) -> None:
-        """Count occurrences; `detail` describes the last one."""
+        """Count some events, and log them unless a line was logged within the last second.
+
+        Args:
+            detail: Describes the last of them.
+            number: How many there were.
+        """
         self.total += number
         self._unsaid += number
         now = self._clock()
@@ -54,13 +67,13 @@ class CounterLine:
 
 
 class Refusals:
-    """Counts what may come as a flood, and says once a second how many there were.
+    """Counts refusals, which may come as a flood, and logs once a second how many there were.
 
-    The first one is for its owner to log; after a second a line has the number of the others.
+    The owner logs the first one itself; a second later a line has the number of the others.
 
     Args:
         logger: Where that line goes.
-        what: What they are, after a number: "requests of AMI clients refused".
+        what: What is counted, to follow a number: "requests of AMI clients refused".
     """
 
     def __init__(self, logger: logging.Logger, what: str) -> None:
@@ -71,10 +84,10 @@ class Refusals:
         self._timer: asyncio.TimerHandle | None = None
 
     def count(self, note: str = "") -> bool:
-        """Count one; return whether it is to be logged.
+        """Count one refusal; return whether the owner is to log it.
 
         Args:
-            note: What became of it, to be counted apart: "without an answer".
+            note: What is special about it, counted separately: "without an answer".
         """
         if note:
             self._notes[note] += 1
@@ -92,12 +105,12 @@ class Refusals:
             self._log.warning(
                 "... and %d more %s in the last second%s", unsaid, self._what, of_them
             )
-            # So that a flood has this line alone, each second.
+            # While the flood lasts, no refusal is logged but in this line, once a second.
             self._timer = asyncio.get_running_loop().call_later(1, self._on_second)
 
 
 def without_query(url: str) -> str:
-    """Return a URL as it may stand in a log: queries carry tokens, and an @ may end a password."""
+    """Return a URL without what may be secret in a log: its query, and all before an @."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -108,9 +121,9 @@ def without_query(url: str) -> str:
 
 
 def without_credentials(url: str) -> str:
-    """Return what was given for a URL, and refused, as it may be shown.
+    """Return a text that was refused as a URL without what may be a password.
 
-    Of one with an @, before which a password may stand anywhere, that is the scheme at most.
+    If it has an @, a password may stand anywhere before that: then only the scheme is left.
     """
     if "@" not in url:
         return url
@@ -119,9 +132,9 @@ def without_credentials(url: str) -> str:
 
 
 class _TextFormatter(logging.Formatter):
-    """Puts `fork 3f2a91c0 PJSIP/100-0000002a: ` before the lines of a fork.
+    """Formats a record as a line, of a fork behind `fork 3f2a91c0 PJSIP/100-0000002a: `.
 
-    Whatever a text holds, it is one line and commands no terminal.
+    Control characters are replaced, so that no text begins a new line or controls a terminal.
     """
 
     def __init__(self) -> None:
@@ -161,12 +174,12 @@ class _JsonFormatter(logging.Formatter):
 
 
 def set_up(config: LogConfig) -> None:
-    """Send the log to standard error in the configured form; may be called again."""
+    """Send the log to standard error in the configured format; may be called again."""
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonFormatter() if config.format == "json" else _TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(config.level.upper())
-    # What these libraries say at lower levels, this package says in its own words.
+    # Below warnings, this package itself logs what these libraries would.
     for library in ("asyncio", "panoramisk", "websockets"):
         logging.getLogger(library).setLevel(max(logging.WARNING, root.level))

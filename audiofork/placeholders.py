@@ -1,4 +1,4 @@
-"""`^{NAME}` in commands: stands for the value of a channel's variable or function."""
+"""Finds and fills `^{NAME}`, which stands for the value of a channel variable or function."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterable, Mapping
 
 MAX_NAMES = 64
 
-# A variable, perhaps with :offset:length, or a function with arguments: `CALLERID(num)`.
+# The name of a variable, which may have :offset:length, or a function call: `CALLERID(num)`.
 PLACEHOLDER = re.compile(r"\^\{([\w.~:-]{1,100}(?:\([^(){}^]{0,200}\))?)\}", re.ASCII)
 
 
 def names_in(words: Iterable[str]) -> tuple[str, ...]:
-    """Return the names that words have placeholders for, in order, each once.
+    """Return the names in the placeholders of some words, in order, each once.
 
     Raises:
-        ValueError: There are too many, or what begins like a placeholder is none; the text says
-            what would be right, as the rest of a sentence that begins with "expected".
+        ValueError: There are more than MAX_NAMES, or a placeholder is malformed. The text says what
+            is allowed, to follow "expected".
     """
     names: dict[str, None] = {}
     for word in words:
@@ -30,12 +30,12 @@ def names_in(words: Iterable[str]) -> tuple[str, ...]:
 
 
 def filled(word: str, values: Mapping[str, str]) -> str:
-    """Return a word with values in place of its placeholders, which may hold anything.
+    """Return a word with each placeholder replaced by its value.
 
-    What looks like a placeholder in a value is none.
+    Values are not searched for placeholders in turn.
 
     Args:
-        word: One that `names_in` takes.
-        values: By name; one that is missing is empty.
+        word: A word that `names_in` accepts.
+        values: The values, any text, by name; a missing one counts as empty.
     """
     return PLACEHOLDER.sub(lambda found: values.get(found[1], ""), word)

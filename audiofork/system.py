@@ -1,4 +1,4 @@
-"""The system around this process: systemd, and the limit on open files."""
+"""Talks to systemd, and handles the limit on open files."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from audiofork.text import why
 
 log = logging.getLogger(__name__)
 
-# Connections of two legs at most, the server's, and what asks the kernel what of that has arrived.
+# Two legs at most, the connection to the server, and a descriptor for the kernel's counts of what
+# has arrived there.
 FILES_PER_FORK = 4
-# Beside them: clients of the control socket and the AMI front, strangers at the AudioSocket port,
-# logs and libraries.
+# For all else: clients of the control socket and of the AMI front, strangers at the AudioSocket
+# port, the log, libraries.
 FURTHER_FILES = 1400
 
 
 def lift_file_limit() -> None:
-    """Lift the limit on open files as far as may be: each fork takes four."""
-    with contextlib.suppress(ValueError, OSError):  # a hardened service may not even ask
+    """Raise the limit on open files to the hard limit: each fork takes FILES_PER_FORK."""
+    with contextlib.suppress(ValueError, OSError):  # a hardened service may not even read it
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def file_limit() -> int | None:
-    """Return how many files this process may have open; None: it is not known, or any number."""
+    """Return how many files this process may have open; None: unlimited, or unknown."""
     try:
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     except (ValueError, OSError):
@@ -49,7 +50,7 @@ def warn_of_low_file_limit(max_forks: int) -> None:
 
 
 def openable(most: int) -> int:
-    """Return how many more files can be opened now: open up to `most`, then close them."""
+    """Return how many more files can be opened now, up to `most`: opens them, then closes them."""
     opened: list[int] = []
     try:
         opened.append(os.open(os.devnull, os.O_RDONLY))
@@ -57,7 +58,7 @@ def openable(most: int) -> int:
             opened.append(os.dup(opened[0]))
     except OSError as exc:
         if exc.errno not in (errno.EMFILE, errno.ENFILE):
-            return most  # no /dev/null: it tells nothing of files
+            return most  # there is no /dev/null: this shows nothing about the limit
     finally:
         for descriptor in opened:
             os.close(descriptor)
@@ -65,7 +66,7 @@ def openable(most: int) -> int:
 
 
 def notify(state: str) -> None:
-    """Tell systemd, if it started us; see sd_notify(3)."""
+    """Tell systemd a state, if it started this process; see sd_notify(3)."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
@@ -79,7 +80,10 @@ def notify(state: str) -> None:
 
 
 async def feed_watchdog() -> None:
-    """Tell systemd twice in each watchdog period that the loop still turns."""
+    """Tell systemd twice in each watchdog period that the event loop runs.
+
+    Returns at once if the unit has no watchdog.
+    """
     period_us = int(os.environ.get("WATCHDOG_USEC", "0"))
     while period_us:
         notify("WATCHDOG=1")

@@ -1,4 +1,4 @@
-"""Calls that may block, in threads of their own."""
+"""Runs calls that may block, each in a thread of its own."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ T = TypeVar("T")
 class Threads(Generic[T]):
     """Runs functions that may block for long, each in a thread of its own.
 
-    A pool of few threads is held up by few functions that do not return; here one that does not
-    costs its own thread and no more. The process ends without waiting for it.
+    In a pool, a few functions that do not return take all threads; here each takes only its own.
+    The process exits without waiting for them.
 
     Args:
-        limit: How many may run at once.
+        limit: How many calls may run at once; the caller looks at `is_full`.
 
     Attributes:
-        running: How many run, those included whose result nobody waits for any more.
+        running: How many calls run, also those whose future was cancelled.
     """
 
     def __init__(self, limit: int) -> None:
@@ -36,10 +36,10 @@ class Threads(Generic[T]):
         return self.running >= self.limit
 
     def run(self, function: Callable[[], T]) -> asyncio.Future[T]:
-        """Begin a call, whatever the limit; return the future of its result or exception.
+        """Begin a call, even beyond the limit; return the future of its result or exception.
 
         Raises:
-            OSError: The system has no more threads.
+            OSError: The system cannot start another thread.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()

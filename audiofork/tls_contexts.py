@@ -36,7 +36,7 @@ def client_context(ca_file: str | NamedFile = "") -> ssl.SSLContext:
             raise _fault(ca_file, "holds no certificate in PEM") from None
     context.hostname_checks_common_name = False
     _bound_key_exchange(context)
-    return _without_renegotiation(context)
+    return _hardened(context)
 
 
 def _bound_key_exchange(context: ssl.SSLContext) -> None:
@@ -93,11 +93,16 @@ def server_context(
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     show_certificate(context, cert_file, key_file, may_ask=may_ask)
-    return _without_renegotiation(context)
+    return _hardened(context)
 
 
-def _without_renegotiation(context: ssl.SSLContext) -> ssl.SSLContext:
-    """Let no peer ask for another handshake (TLS 1.2), which costs more than all that it sends."""
+def _hardened(context: ssl.SSLContext) -> ssl.SSLContext:
+    """Return the context with TLS 1.2 as the oldest version, and without its renegotiation.
+
+    Another handshake costs more than all that a peer may send beside it.
+    """
+    # Python leaves the version to the system's openssl.cnf where it was built so, as Debian's is.
+    context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
     context.options |= ssl.OP_NO_RENEGOTIATION
     return context
 

@@ -50,6 +50,22 @@ PREFIX_VARIABLE = "AUDIOFORK_TESTBED_ASTERISK"
 CACHE_VARIABLE = "AUDIOFORK_TESTBED_CACHE"
 KEEP_VARIABLE = "AUDIOFORK_TESTBED_KEEP"
 
+
+def _link_sounds(tree: Path, _: Path) -> None:
+    """Set the link that Debian sets in a package script, which is not run."""
+    sounds = tree / "usr/share/asterisk/sounds"
+    (sounds / "en").symlink_to(next(sounds.glob("en_*")).name)
+
+
+# Stable releases carry no Asterisk with AudioSocket.
+DEBIANS = debian.Wanted(
+    "Asterisk (about 110 MB)",
+    "sid",
+    ("asterisk", "asterisk-core-sounds-en-wav"),
+    ("usr/sbin/asterisk", "usr/share/asterisk"),
+    _link_sounds,
+)
+
 OLDEST_BRANCH = 18
 # The modules of SIP, best first, and what their channels' names begin with.
 SIP_MODULES = {"chan_pjsip.so": "PJSIP", "chan_sip.so": "SIP"}
@@ -223,7 +239,7 @@ def _run_version(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def cache_folder() -> Path:
-    """Return the folder that holds the fetched Asterisk."""
+    """Return the folder that holds what was fetched."""
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named).absolute()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -232,12 +248,12 @@ def cache_folder() -> Path:
 
 def _cached() -> Installation:
     cache = cache_folder()
-    tree = cache / f"asterisk-{debian.SUITE}-{platform.machine()}"
+    tree = cache / f"asterisk-{DEBIANS.suite}-{platform.machine()}"
     try:
         if not tree.exists():
-            with _locked(cache):
+            with locked(cache):
                 if not tree.exists():
-                    debian.fetch(tree)
+                    debian.fetch(DEBIANS, tree)
         return _unpacked(tree)
     except (debian.FetchFailed, OSError) as exc:
         raise AsteriskUnavailable(
@@ -247,7 +263,8 @@ def _cached() -> Installation:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which one process has at a time; make the folder if need be."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         with Telling(lambda: "another process is fetching Asterisk", tell=log.info):

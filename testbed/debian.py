@@ -1,8 +1,8 @@
-"""Get Asterisk out of Debian's packages without root.
+"""Gets programs out of Debian's packages without root.
 
-apt resolves and downloads everything Asterisk needs into a private folder, as if
-nothing were installed, and dpkg-deb unpacks it; the machine's own packages are
-not touched. apt checks Debian's signatures throughout.
+apt resolves and downloads everything they need into a private folder, as if nothing
+were installed, and dpkg-deb unpacks it; the machine's own packages are not touched.
+apt checks Debian's signatures throughout.
 
 Debian's address and keys come from the machine: from its apt sources on Debian,
 from the packages `debootstrap` and `debian-archive-keyring` elsewhere.
@@ -24,14 +24,11 @@ from testbed.progress import Telling, megabytes
 
 log = logging.getLogger(__name__)
 
-# Stable releases carry no Asterisk with AudioSocket.
-SUITE = "sid"
-PACKAGES = ("asterisk", "asterisk-core-sounds-en-wav")
 MIRROR_VARIABLE = "AUDIOFORK_DEBIAN_MIRROR"
 WORK_PREFIX = ".fetch-"
 
-# The rest of the closure (perl, gnupg, documentation) takes part in no call.
-KEPT = ("lib", "lib64", "usr/lib", "usr/lib64", "usr/sbin/asterisk", "usr/share/asterisk")
+# What is kept of everything: the libraries of a closure, but for those of its tools.
+KEPT = ("lib", "lib64", "usr/lib", "usr/lib64")
 DROPPED = ("usr/lib/*/perl*", "usr/lib/*/libperl*", "usr/lib/*/gconv", "usr/lib/gnupg*")
 
 KEYRING_NAMES = ("debian-archive-keyring.gpg", "debian-archive-keyring.pgp")
@@ -51,6 +48,25 @@ class FetchFailed(Exception):
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What is to be fetched.
+
+    Attributes:
+        what: For people, after "downloading".
+        suite: The suite of Debian.
+        packages: Their names in it.
+        kept: Files and folders that are kept beside the libraries.
+        finish: Called with the unpacked tree, and where that will lie.
+    """
+
+    what: str
+    suite: str
+    packages: tuple[str, ...]
+    kept: tuple[str, ...]
+    finish: Callable[[Path, Path], None]
+
+
+@dataclass(frozen=True)
 class Source:
     """One address in apt's sources."""
 
@@ -67,8 +83,8 @@ class Origin:
     keyrings: tuple[Path, ...]
 
 
-def fetch(target: Path) -> None:
-    """Download and unpack Asterisk into `target`, which does not exist yet.
+def fetch(wanted: Wanted, target: Path) -> None:
+    """Download packages and all they need, and unpack them into `target`, which is not there yet.
 
     `target` appears complete or not at all: the work is done in a folder beside it.
     The caller sees to it that nobody else does the same at the same time.
@@ -82,12 +98,13 @@ def fetch(target: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)  # of a fetch that was killed
     with tempfile.TemporaryDirectory(prefix=WORK_PREFIX, dir=target.parent) as name:
         work = Path(name)
-        packages = _download(work, os.environ.get(MIRROR_VARIABLE))
+        packages = _download(wanted, work, os.environ.get(MIRROR_VARIABLE))
         log.info("unpacking %d packages", len(packages))
         with _telling(lambda: f"unpacked {megabytes(work / 'all')}"):
             tree = unpack(packages, work / "all")
-        with _telling(lambda: "leaving out what takes part in no call"):
-            _keep_needed(tree, work / "kept")
+        with _telling(lambda: f"leaving out what {wanted.what} does not need here"):
+            _keep_needed(tree, work / "kept", wanted.kept)
+            wanted.finish(work / "kept", target)
             (work / "kept").rename(target)
             shutil.rmtree(tree, ignore_errors=True)
 
@@ -102,12 +119,12 @@ def _require_tools() -> None:
         raise FetchFailed(f"{' and '.join(missing)} not found; this needs a Debian or an Ubuntu")
 
 
-def _download(work: Path, mirror: str | None) -> list[Path]:
+def _download(wanted: Wanted, work: Path, mirror: str | None) -> list[Path]:
     failures: list[str] = []
     for origin in _origins(work, mirror, failures):
         for address in origin.mirrors:
             try:
-                return _download_from(work, address, origin.keyrings)
+                return _download_from(wanted, work, address, origin.keyrings)
             except FetchFailed as exc:
                 failures.append(str(exc))
     failures.append(f"{MIRROR_VARIABLE} can name a mirror of Debian")
@@ -164,7 +181,7 @@ def origin_from_packages(work: Path) -> Origin:
 
 def _debootstrap_mirrors(tree: Path) -> Iterator[str]:
     scripts = tree / "usr/share/debootstrap/scripts"
-    for file in (scripts / SUITE, scripts / "debian-common", tree / "usr/sbin/debootstrap"):
+    for file in (scripts / "sid", scripts / "debian-common", tree / "usr/sbin/debootstrap"):
         if file.is_file() and (mirror := default_mirror(file.read_text())):
             yield mirror
 
@@ -208,7 +225,7 @@ def debian_mirrors(sources: Sequence[Source]) -> list[str]:
     """Return the addresses that may be Debian's main archive, the likeliest first.
 
     Other repositories use Debian's suite names, too. It does no harm to ask one of
-    them in vain: sid signed by Debian is found only in Debian's archive.
+    them in vain: a suite signed by Debian is found only in Debian's archive.
     """
     uris = [
         source.uri.rstrip("/")
@@ -218,15 +235,15 @@ def debian_mirrors(sources: Sequence[Source]) -> list[str]:
     return sorted(dict.fromkeys(uris), key=lambda uri: not uri.endswith("/debian"))
 
 
-def _download_from(work: Path, mirror: str, keyrings: Sequence[Path]) -> list[Path]:
-    log.info("downloading Asterisk from %s", mirror)
+def _download_from(wanted: Wanted, work: Path, mirror: str, keyrings: Sequence[Path]) -> list[Path]:
+    log.info("downloading %s from %s", wanted.what, mirror)
     keys = ",".join(str(file) for file in keyrings)
     # Without arch, a machine with foreign architectures would fetch their lists, too.
     arch = _command("dpkg", "--print-architecture").stdout.strip()
     options = f"arch={arch} signed-by={keys}"
-    apt = PrivateApt(work / "debian", f"deb [{options}] {mirror} {SUITE} main\n")
+    apt = PrivateApt(work / "debian", f"deb [{options}] {mirror} {wanted.suite} main\n")
     apt.update()
-    return apt.download_closure(*PACKAGES)
+    return apt.download_closure(*wanted.packages)
 
 
 class PrivateApt:
@@ -318,17 +335,14 @@ def unpack(packages: Sequence[Path], folder: Path) -> Path:
     return folder
 
 
-def _keep_needed(tree: Path, kept: Path) -> None:
-    for name in KEPT:
+def _keep_needed(tree: Path, kept: Path, more: Sequence[str]) -> None:
+    for name in (*KEPT, *more):
         if (tree / name).exists():
             (kept / name).parent.mkdir(parents=True, exist_ok=True)
             (tree / name).rename(kept / name)
     for pattern in DROPPED:
         for path in kept.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    # Debian sets this link in a package script, which was not run.
-    sounds = kept / "usr/share/asterisk/sounds"
-    (sounds / "en").symlink_to(next(sounds.glob("en_*")).name)
 
 
 def _command(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -13,6 +13,10 @@ def test_each_wait_is_twice_the_one_before_up_to_the_longest() -> None:
     assert waits(Backoff(0.5, 3.0), 5) == [0.5, 1, 2, 3, 3]
 
 
+def test_first_wait_is_no_longer_than_the_longest() -> None:
+    assert waits(Backoff(0.5, 0.1), 3) == [0.1, 0.1, 0.1]
+
+
 def test_first_attempt_at_once_comes_before_the_first_wait() -> None:
     assert waits(Backoff(0.25, 5.0, at_once=True), 8) == [0, 0.25, 0.5, 1, 2, 4, 5, 5]
 

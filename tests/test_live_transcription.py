@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import cast
@@ -24,36 +22,9 @@ sys.path.insert(0, str(EXAMPLE))
 
 import transcribe  # noqa: E402
 
-HERE = "tests.test_live_transcription"
-SLOW, DEADLY, WORDY = 30001, 30002, 30003  # samples by which the engine below knows what to do
+from tests.namer import DEADLY, SLOW, WORDY  # noqa: E402
 
-
-class Namer:
-    """Understands the word `1000` where the samples are 1000; each frame of 20 ms is a text."""
-
-    def __init__(self) -> None:
-        self._frames = 0
-
-    def feed(self, pcm: bytes) -> list[str]:
-        texts = []
-        for start in range(0, len(pcm), 320):
-            sample = int.from_bytes(pcm[start : start + 2], "little", signed=True)
-            self._frames += 1
-            if sample == SLOW:
-                time.sleep(0.05)
-            elif sample == DEADLY:
-                os._exit(3)
-            elif sample == WORDY:
-                texts.append("one\ntwo \r\n three\x20" + 1000 * "é")
-            elif sample:
-                texts.append(str(sample))
-        return texts
-
-    def partial(self) -> str:
-        return f"heard {self._frames}"
-
-    def finish(self) -> list[str]:
-        return [f"in all {self._frames}"]
+ENGINE = "tests.namer:Namer"
 
 
 def frame(sample: int, samples: int = 160) -> bytes:
@@ -86,7 +57,7 @@ class Server:
 async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
     printed: list[str] = []
     monkeypatch.setattr(transcribe, "say", printed.append)
-    handle = transcribe.Transcriber(f"{HERE}:Namer", 4).handle
+    handle = transcribe.Transcriber(ENGINE, 4).handle
     async with serve(handle, "127.0.0.1", 0, compression=None) as listening:
         yield Server(next(iter(listening.sockets)).getsockname()[1], printed)
 
@@ -183,7 +154,7 @@ async def test_add_more_than_fits_drops_oldest_and_counts(monkeypatch: pytest.Mo
     printed: list[str] = []
     monkeypatch.setattr(transcribe, "say", printed.append)
     connection = cast(ServerConnection, None)  # nothing is sent
-    party = transcribe.Party("/live", "", f"{HERE}:Namer", connection)
+    party = transcribe.Party("/live", "", ENGINE, connection)
     for number in range(600):
         party.add(frame(number))
     assert len(party._waiting) == transcribe.MAX_WAITING_BYTES == 500 * 320
@@ -225,7 +196,7 @@ async def test_too_many_forks_are_told_to_come_back(server: Server) -> None:
 def program() -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, str(EXAMPLE / "transcribe.py"), "--listen", "127.0.0.1:0"]
     with subprocess.Popen(
-        [*command, "--engine", f"{HERE}:Namer"], stdout=subprocess.PIPE, text=True
+        [*command, "--engine", ENGINE], stdout=subprocess.PIPE, text=True
     ) as process:
         yield process
         process.kill()
@@ -281,7 +252,7 @@ def test_port_that_is_taken_is_told_with_what_to_do() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         done = subprocess.run(
-            [sys.executable, EXAMPLE / "transcribe.py", "--listen", listen],
+            [sys.executable, EXAMPLE / "transcribe.py", "--listen", listen, "--engine", ENGINE],
             capture_output=True,
             text=True,
             timeout=60,

@@ -35,21 +35,21 @@ from audiofork.text import harmless
 
 log = logging.getLogger(__name__)
 
-MAX_RESPONSE_BYTES = 900  # a line of AMI holds 1024 with its name
-# Answers to refused requests a second: each is an event that every AMI client may get.
+MAX_RESPONSE_BYTES = 900  # a line of AMI has 1024 at most, with the name of its header
+# How many refused requests are answered per second: each answer is an event for all AMI clients.
 ANSWERS_TO_ORIGIN = 20
 ANSWERS_TO_DOOR = 100
-# Control characters, surrogates, and what ends a line or paragraph. Joiners and the blanks of
-# other scripts are text.
+# Unicode categories of control characters, surrogates, and separators of lines and paragraphs.
+# Joiners and the spaces of other scripts are kept.
 _CONTROLS = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 Headers = list[tuple[str, str]]
 
 
 class AmiEvents:
-    """Sends an AMI event and sets variables for each event of a fork; never waits.
+    """Sends an AMI event and sets channel variables for each event of a fork; does not wait.
 
-    Subscribes to the events of forks.
+    Owned by the daemon, which subscribes `on_event` to the events of forks.
 
     Args:
         ami: The connection to Asterisk.
@@ -85,12 +85,12 @@ class AmiEvents:
             case Stopped():
                 self._stopped(event)
             case Pressed() | Refused() | Attack():
-                pass  # the requester has an answer of the door; an attack is for the log
+                pass  # the door answers the requester; an attack only goes to the log
 
     def _requested(self, event: Requested) -> None:
         fork = event.fork
         if fork.from_earlier_run:
-            return  # the variables are there
+            return  # the channel has the variables since then
         self._set(fork.uniqueid, "AUDIOFORK_ID", fork.id)
         if id_variable := event.request.options.id_variable:
             self._set(fork.uniqueid, id_variable, fork.id)
@@ -153,7 +153,13 @@ class AmiEvents:
         self._raise(event.fork, "AudioForkStopped", more)
 
     def refused(self, fields: dict[str, str], why: str, origin: Origin = UNKNOWN) -> None:
-        """Answer a user event that was not granted, unless there are too many of them."""
+        """Answer a refused request with an event, unless there are too many of them.
+
+        Args:
+            fields: The fields of the request, by name in lower case.
+            why: Why it is refused.
+            origin: Who asked.
+        """
         is_answered = self._answers.take(origin)
         if origin.door not in self._refusals:
             self._refusals[origin.door] = Refusals(log, _refused_by(origin.door))
@@ -163,7 +169,10 @@ class AmiEvents:
             self._answer(fields, harmless(why))
 
     def _answer(self, fields: dict[str, str], why: str) -> None:
-        """Send the event of a refusal and set the variables, with harmless values only."""
+        """Send the event of a refusal, and set the variables of the channel.
+
+        The values come from outside, so control characters in them are replaced.
+        """
         safe = {name: harmless(value) for name, value in fields.items()}
         channel, uniqueid = safe.get("channel", ""), safe.get("uniqueid", "")
         is_start = safe.get("command", "").lower() not in ("stopaudiofork", "audioforkmute")
@@ -195,7 +204,7 @@ class AmiEvents:
 
     def _set(self, channel: str, name: str, value: str) -> None:
         def on_error(exc: AmiError) -> None:
-            # The channel may well be gone by now.
+            # A channel that was hung up meanwhile is no reason for a warning.
             if not (isinstance(exc, AmiActionFailed) and exc.message == NO_SUCH_CHANNEL):
                 log.warning("%s of %s cannot be set: %s", name, channel, exc)
 
@@ -226,7 +235,7 @@ def _taken_up(fork: ForkInfo) -> Headers:
 
 
 def _particulars(event: Stopped | Failed) -> Headers:
-    """Return the headers of an end that only some ends have."""
+    """Return the headers that only some events of an end have."""
     headers = {
         "Detail": harmless(event.detail),
         "RelaysLost": str(event.relays_lost or ""),
@@ -238,4 +247,5 @@ def _particulars(event: Stopped | Failed) -> Headers:
 def without_controls(text: str) -> str:
     """Return the beginning of a text, on one line, without control characters."""
     kept = (character for character in text if category(character) not in _CONTROLS)
-    return "".join(itertools.islice(kept, MAX_RESPONSE_BYTES))  # 64 KiB would take its time
+    # Of a whole message, which may have 64 KiB, that would take long.
+    return "".join(itertools.islice(kept, MAX_RESPONSE_BYTES))

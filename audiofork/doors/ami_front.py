@@ -1,9 +1,9 @@
-"""The AMI front: lets clients of app_audiofork go on as they are.
+"""Runs the AMI front, which serves clients of app_audiofork without a change to them.
 
 It listens in place of Asterisk, and opens a connection to Asterisk for each client. All bytes pass
 unchanged, except the actions of app_audiofork. Those are answered here, after Asterisk has
 confirmed that the client's session has the permission. As in Asterisk, the actions of a client are
-executed one after the other: during one of ours the next ones wait, but events still pass.
+executed one after the other: during an action of app_audiofork the next ones wait, and events pass.
 """
 
 from __future__ import annotations
@@ -31,25 +31,31 @@ log = logging.getLogger(__name__)
 Ask = Callable[[Request], Awaitable[list[str]]]
 
 CONNECT_TIMEOUT_S = 5.0
-# With these and HELD_BYTES of front_protocol.py no client makes us hold more than 64 KiB. (With TLS
-# asyncio's own buffers come on top, which have limits of their own.)
+# With these and HELD_BYTES of ami_front_protocol.py a client takes 64 KiB of memory at most. (With
+# TLS asyncio's buffers are added, which have limits of their own.)
 READ_BYTES = 4 * 1024
 FULL_BYTES = 12 * 1024
-# A client that does not take FULL_BYTES in so long is cut. Asterisk is less patient: by default it
-# cuts one that takes nothing for 0.1 s (writetimeout), once the kernel's buffers are full.
+# A client that does not read FULL_BYTES within this time is disconnected. Asterisk itself waits
+# less: by default it disconnects one that reads nothing for 0.1 s (writetimeout), once the kernel's
+# buffers are full.
 STALL_S = 5.0
-LINGER_S = 30.0  # for Asterisk to do what a client asked for before it went
+LINGER_S = 30.0  # for Asterisk to execute what a client sent before it disconnected
 CLOSE_S = 0.2
 TLS_TIMEOUT_S = 5.0
 
 
 class Front:
-    """The listener and its clients.
+    """Listens for AMI clients, and keeps a session for each.
 
-    Owned by the daemon; `start` once, `close` any number of times.
+    Owned by the daemon; call `start` once, `close` any number of times.
+
+    Args:
+        config: Where to listen, and the certificate.
+        asterisk: Where Asterisk's AMI is.
+        ask: Executes a request and returns the ids of its forks; raises RequestRefused or AmiError.
 
     Attributes:
-        refusals: Counts them for all sessions.
+        refusals: Counts the refused actions of all sessions.
     """
 
     def __init__(self, config: FrontConfig, asterisk: AsteriskConfig, ask: Ask) -> None:
@@ -64,7 +70,7 @@ class Front:
         self.refusals = Refusals(log, "actions of AMI clients refused")
 
     async def start(self) -> Address:
-        """Listen; return the address. The kernel chooses the port if it is 0.
+        """Listen; return the address. The kernel chooses the port if that is 0.
 
         Raises:
             OSError: The address cannot be used.
@@ -113,7 +119,7 @@ class Front:
     # --- For the sessions ---
 
     def add(self, session: _Session) -> None:
-        """Keep a session until `remove`."""
+        """Add a session, to be closed with the front."""
         self._sessions.add(session)
 
     def remove(self, session: _Session) -> None:
@@ -121,14 +127,14 @@ class Front:
         self._sessions.discard(session)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Do something that ends with the front at the latest."""
+        """Run a coroutine in a task, which is cancelled when the front closes."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def connect(self, end: _End) -> bool:
-        """Connect one end to Asterisk; return whether it worked. A failure is logged only once."""
+        """Connect an end to Asterisk; return whether that worked. Logs each failure only once."""
         config, tls = self._asterisk, self._asterisk_tls
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -139,7 +145,7 @@ class Front:
                     ssl=tls,
                     ssl_shutdown_timeout=TLS_TIMEOUT_S if tls else None,
                 )
-        except (OSError, TimeoutError, ValueError) as exc:  # ValueError: no name for a host
+        except (OSError, TimeoutError, ValueError) as exc:  # ValueError: an invalid host name
             text = why(exc, "[asterisk] ca_file")
             if text != self._trouble:
                 where = Address(config.host, config.port)
@@ -150,7 +156,12 @@ class Front:
         return True
 
     async def answer(self, client: str, action: OwnAction) -> bytes:
-        """Execute an action, and return the answer for the client."""
+        """Execute an action of app_audiofork; return the answer for the client.
+
+        Args:
+            client: The address of the client.
+            action: The action.
+        """
         try:
             request = parse_request(action.request, Origin("front", client))
             return action.success(await self._ask(request))
@@ -166,12 +177,12 @@ class Front:
 
 
 class _Session:
-    """One client and its connection to Asterisk.
+    """A client and its connection to Asterisk. Owned by the front until both ends are closed.
 
     Attributes:
-        client: The end towards the client.
-        asterisk: The end towards Asterisk.
-        over: Set when both ends are closed.
+        client: The connection to the client.
+        asterisk: The connection to Asterisk.
+        over: Set when both are closed.
     """
 
     def __init__(self, front: Front) -> None:
@@ -190,7 +201,7 @@ class _Session:
         self._connected = False
         self._client_done = False
         self._last_call: asyncio.TimerHandle | None = None
-        # Asterisk sends each client the ActionIDs of all requests, but nobody else's probes.
+        # Random: to each client Asterisk sends events with the ActionIDs of other sessions, too.
         self._probe_ids = (f"audiofork-{secrets.token_hex(8)}-{n}" for n in itertools.count(1))
 
     # --- From the client to Asterisk ---
@@ -210,7 +221,7 @@ class _Session:
 
     def _on_client_bytes(self, chunk: bytes) -> None:
         if not self._connected:
-            # Not in connection_made, where uvloop does not heed it.
+            # Not in connection_made: uvloop ignores it there.
             self.client.hold("connecting")
         self._parts.extend(self._client_stream.feed(chunk))
         self._pump()
@@ -221,10 +232,10 @@ class _Session:
             self._parts.append(self._client_stream.end())
             self._pump()
             self._end_within(LINGER_S)
-        return True  # the answers to its last actions must still be sent
+        return True  # keeps the connection open for the answers to its last actions
 
     def _pump(self) -> None:
-        """Forward what the client has sent, up to the next action of ours."""
+        """Forward what the client has sent, up to the next action of app_audiofork."""
         while self._parts and self._connected and self._own is None:
             part = self._parts.popleft()
             if isinstance(part, bytes):
@@ -235,7 +246,7 @@ class _Session:
             self.asterisk.finish()
 
     def _begin(self, action: OwnAction) -> None:
-        """Ask Asterisk whether the client has the permission; `_decide` handles the answer."""
+        """Ask Asterisk whether the client has the permission; the answer goes to `_decide`."""
         self._own = action
         self.client.hold("own action")
         probe_id = next(self._probe_ids)
@@ -243,7 +254,7 @@ class _Session:
         self.asterisk.write(action.probe(probe_id))
 
     def _decide(self, refusal: str) -> None:
-        """Continue when the client has got all answers to earlier actions."""
+        """Execute or refuse the action, now that the client has the answers to all earlier ones."""
         assert self._own is not None
         refusal = self._own.fault or refusal
         if refusal:
@@ -252,7 +263,7 @@ class _Session:
                 log.warning("%s of AMI client %s: %s", *whose, refusal)
             self._answer(self._own.refusal(refusal))
         else:
-            # Goes on when the client is gone: Asterisk too finishes what it has begun.
+            # Not cancelled when the client disconnects: Asterisk, too, finishes what it has begun.
             self._front.spawn(self._grant(self._own))
 
     async def _grant(self, action: OwnAction) -> None:
@@ -291,7 +302,7 @@ class _Session:
         self._check_over()
 
     def _end_within(self, limit_s: float) -> None:
-        """Give both sides so long to end by themselves."""
+        """Abort the session if both ends are not closed within this time, in seconds."""
         if self._last_call is not None:
             self._last_call.cancel()
         self._last_call = asyncio.get_running_loop().call_later(limit_s, self.abort)
@@ -304,7 +315,7 @@ class _Session:
             self.over.set()
 
     def close(self) -> None:
-        """Close both ends when what was written is out."""
+        """Close both ends after what was written has been sent."""
         self.asterisk.close()
         self.client.close()
 
@@ -315,12 +326,19 @@ class _Session:
 
 
 class _End(asyncio.BufferedProtocol):
-    """One end of a session: reads no more than the other end can take.
+    """One of the two connections of a session; stops reading while the other one is full.
+
+    Args:
+        on_bytes: Called with the bytes that were read.
+        on_eof: Called when the far side sends no more; returns whether to stay open for writing.
+        on_lost: Called when the connection is closed.
 
     Attributes:
-        peer: The other end.
-        closed: There is no connection, not yet or no more.
-        name: The address at the far side, for the log.
+        peer: The other connection.
+        on_made: Called when the connection is open.
+        on_stalled: Called when the far side has not read for STALL_S.
+        closed: Whether there is no connection, before it is open or after it was closed.
+        name: The address of the far side, for the log.
     """
 
     peer: _End
@@ -381,24 +399,24 @@ class _End(asyncio.BufferedProtocol):
     # --- Called by the session ---
 
     def hold(self, reason: str) -> None:
-        """Pause reading for a reason."""
+        """Stop reading, for a reason that `release` names."""
         self._holds.add(reason)
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def release(self, reason: str) -> None:
-        """Resume reading, unless another reason remains."""
+        """Drop a reason to stop reading; read again if it was the last one."""
         self._holds.discard(reason)
         if self._transport is not None and not self._holds and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def write(self, piece: bytes) -> None:
-        """Send bytes; without a connection they are lost."""
+        """Send bytes; they are dropped if there is no connection."""
         if piece and self._transport is not None and not self._transport.is_closing():
             self._transport.write(piece)
 
     def finish(self) -> None:
-        """Say that nothing more will be sent; what the far side still sends is read."""
+        """Send no more, and read on until the far side closes; with TLS, close."""
         if self._transport is None or self._transport.is_closing():
             return
         if self._transport.can_write_eof():
@@ -407,7 +425,7 @@ class _End(asyncio.BufferedProtocol):
             self._transport.close()
 
     def close(self) -> None:
-        """Close when what was written is out."""
+        """Close after what was written has been sent."""
         if self._transport is not None:
             self._transport.close()
 

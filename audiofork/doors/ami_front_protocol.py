@@ -1,12 +1,12 @@
-"""The bytes that go through the AMI front, without sockets.
+"""Parses the bytes that pass through the AMI front; does no I/O.
 
-`ClientStream` cuts what a client sends where Asterisk would cut it, and takes the actions of the
-daemon's own out. `AsteriskStream` follows where Asterisk's messages end, takes the answers to
-probes out, and puts the daemon's answers in between two messages.
+`ClientStream` splits what a client sends into messages as Asterisk does, and takes out the actions
+that the daemon answers. `AsteriskStream` finds the ends of Asterisk's messages, takes out the
+answers to probes, and inserts the daemon's answers between two messages.
 
-A probe asks Asterisk, on the client's own connection, for something harmless that needs the
-classes of an action; the answer tells whether the session has them. Asterisk does a session's
-actions one by one, so all answers to earlier actions have come when the probe's answer comes.
+A probe is an action without effect, sent on the client's own connection, that needs the same
+classes as an action of the client; its answer shows whether the session has them. Asterisk executes
+the actions of a session one by one, so the answers to all earlier actions come before it.
 
 Source: get_input, do_message, process_message in main/manager.c (Asterisk f0c1c1a).
 """
@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from audiofork.forks.requests import MUTE, START, STOP
 from audiofork.text import printable
 
-LINE_BYTES = 1024  # a longer line spoils its message
+LINE_BYTES = 1024  # Asterisk refuses a message with a longer line
 MAX_HEADERS = 128
-HELD_BYTES = 12 * 1024  # of a message that has not named its action yet
-ANSWER_BYTES = 1024  # more than the answer to a probe ever has
+HELD_BYTES = 12 * 1024  # kept of a message until it names its action
+ANSWER_BYTES = 1024  # longer than any answer to a probe
 
 AUDIOFORK = "audiofork"
 # What app_audiofork always offers; some servers insist on it.
@@ -41,7 +41,7 @@ _END = b"\r\n\r\n"
 TOO_MANY_LINES = "Too many lines in message or allocation failure"
 LINE_TOO_LONG = "Failed to parse message: line too long"
 
-# app_audiofork's texts: what it says without the particulars, and what stands alone.
+# The texts of app_audiofork: those that a reason follows, and those that stand alone.
 _FAILED = {
     START: "Could not start monitoring channel",
     STOP: "Could not stop monitoring channel",
@@ -63,10 +63,10 @@ class OwnAction:
     """An action that the daemon answers.
 
     Attributes:
-        name: The action in lower case.
-        fields: The headers that requests know, by their names in lower case; the first of each.
-        action_id: The ActionID as it came.
-        fault: Why Asterisk would not read the message; empty if it would.
+        name: The name of the action, in lower case.
+        fields: The first value of each header that a request may have, by name in lower case.
+        action_id: The ActionID as the client sent it.
+        fault: Why Asterisk would refuse the message unread; empty: it would not.
     """
 
     name: str
@@ -76,10 +76,10 @@ class OwnAction:
 
     @property
     def verb(self) -> str:
-        """What is asked for: START, STOP or MUTE.
+        """What the client asks for: START, STOP or MUTE.
 
-        Only `AudioFork` takes its verb from Command: Asterisk checks classes by the action, and
-        the one for a stop must not start anything.
+        Only `AudioFork` takes it from Command. Asterisk checks the permission by the name of the
+        action, so an action that may stop forks must not be able to start one.
         """
         command = self.fields.get("command", "").strip().lower()
         if self.name == AUDIOFORK:
@@ -110,18 +110,18 @@ class OwnAction:
         return "\r\n".join([asked[0], f"ActionID: {probe_id}", asked[1], "\r\n"]).encode()
 
     def success(self, fork_ids: Iterable[str]) -> bytes:
-        """Return the answer that names the forks concerned."""
+        """Return the answer that names the forks that were started, stopped or muted."""
         lines = [f"AudioForkID: {fork_id}" for fork_id in fork_ids]
         return self._answer(b"Success", lines)
 
     def error(self, reason: str) -> bytes:
-        """Return the answer to a request that was refused, in app_audiofork's words."""
+        """Return the answer to a refused request, in the words of app_audiofork."""
         if reason not in _WHOLE_TEXTS:
             reason = f"{_FAILED[self.verb]}: {reason}"
         return self.refusal(reason)
 
     def refusal(self, text: str) -> bytes:
-        """Return an answer with an error's whole text."""
+        """Return an error with this text, and nothing before it."""
         return self._answer(b"Error", [f"Message: {printable(text, ' ')}"])
 
     def _answer(self, response: bytes, lines: list[str]) -> bytes:
@@ -139,7 +139,7 @@ class _Fate(enum.Enum):
 
 @dataclass(slots=True)
 class _Message:
-    """One message of a client, as far as Asterisk would know it by now."""
+    """A message of a client, as far as it was read."""
 
     fate: _Fate = _Fate.UNKNOWN
     headers: int = 0
@@ -167,7 +167,7 @@ class _Message:
         self._spoil()
 
     def _spoil(self) -> None:
-        # Asterisk will answer with an error, unless it is already known to be ours to answer.
+        # Asterisk answers with an error, unless the action is already known to be one of ours.
         if self.fate is _Fate.UNKNOWN:
             self.fate = _Fate.PASS
 
@@ -176,7 +176,7 @@ class _Message:
         if self.headers > MAX_HEADERS:
             fault = TOO_MANY_LINES
         fields = {
-            # What is no UTF-8 becomes surrogates, which `parse_request` refuses.
+            # Bytes that are not UTF-8 become surrogates, which `parse_request` refuses.
             name: value.decode("utf-8", "surrogateescape")
             for name, value in self.fields.items()
         }
@@ -184,33 +184,34 @@ class _Message:
 
 
 class ClientStream:
-    """What one client sends, from its first byte to its last.
+    """Splits what one client sends, from its first byte to its last.
 
-    It holds HELD_BYTES at most, of a message that has not named its action yet.
+    It keeps HELD_BYTES at most, of a message that has not named its action yet.
     """
 
     def __init__(self) -> None:
         self._held = bytearray()
-        self._line = bytearray()  # the unfinished line, as Asterisk would have it in its buffer
+        self._line = bytearray()  # the unfinished line, as it would be in Asterisk's buffer
         self._message = _Message()
 
     def feed(self, chunk: bytes) -> list[bytes | OwnAction]:
-        """Take what was read; return what is to be forwarded and what is to be answered.
+        """Take what was read; return what to forward to Asterisk and what to answer.
 
         Args:
             chunk: Any bytes, split anywhere.
 
         Returns:
-            In the order of the stream: bytes for Asterisk, as they came, and actions of ours,
-            whose bytes are left out.
+            In the order of the stream: bytes for Asterisk, unchanged, and the actions that the
+            daemon answers, whose bytes are left out.
         """
         parts: list[bytes | OwnAction] = []
-        done = start = position = 0  # handed out; beginning of the message; read
+        # The end of what was returned, the start of the message, the end of what was read.
+        done = start = position = 0
         while position < len(chunk):
             position, line = self._read_line(chunk, position)
             if line:
                 self._message.add(line)
-            elif line is not None:  # an empty one: the end of the message
+            elif line is not None:  # an empty line ends the message
                 if self._message.fate is _Fate.OWN:
                     self._forward(parts, chunk[done:start], own=start == 0)
                     parts.append(self._message.own_action())
@@ -220,10 +221,10 @@ class ClientStream:
         return parts
 
     def _read_line(self, chunk: bytes, position: int) -> tuple[int, bytes | None]:
-        """Return where to go on, and the line if there is a whole one, without its end.
+        """Return where to read on, and the line without its end; None: it is not complete.
 
-        As Asterisk does: lines end with LF, before which one CR may stand, and NUL ends what
-        counts of a line. Of LINE_BYTES without an end all but the last one are forgotten.
+        Reads as Asterisk does: a line ends with LF or CR LF, and what follows a NUL in it is
+        ignored. Of LINE_BYTES bytes without an end, all but the last byte are dropped.
         """
         room = LINE_BYTES - len(self._line)
         end = chunk.find(b"\n", position, position + room)
@@ -240,7 +241,7 @@ class ClientStream:
     def _forward_rest(
         self, parts: list[bytes | OwnAction], chunk: bytes, done: int, start: int
     ) -> None:
-        """Deal with the end of a chunk, where a message may be under way."""
+        """Forward or keep the end of a chunk, which may be in the middle of a message."""
         fate = self._message.fate
         if fate is _Fate.PASS:
             self._forward(parts, chunk[done:])
@@ -256,41 +257,42 @@ class ClientStream:
             self._forward(parts, b"")
 
     def _forward(self, parts: list[bytes | OwnAction], piece: bytes, *, own: bool = False) -> None:
-        """Hand out what was held, and a piece; what was held of an own message is dropped."""
+        """Forward what was kept, and a piece; drop what was kept of an action of our own."""
         if not own and (self._held or piece):
             parts.append(bytes(self._held) + piece)
         self._held.clear()
 
     def end(self) -> bytes:
-        """Return what was held when the client said its last byte."""
+        """Return what was kept, at the end of what the client sends."""
         held = bytes(self._held)
         self._held.clear()
         return held
 
 
 class AsteriskStream:
-    """What Asterisk sends to one client, from the greeting to the last byte.
+    """Changes what Asterisk sends to one client, from the greeting to the last byte.
 
-    It holds ANSWER_BYTES at most, and only while the answer to a probe is awaited.
+    It keeps ANSWER_BYTES at most, and only while it waits for the answer to a probe.
     """
 
     def __init__(self) -> None:
         self._greeted = False
-        self._between = False  # what was passed ends where a message ends
-        self._tail = b""  # the last three bytes passed
+        self._between = False  # whether what was passed on ends where a message ends
+        self._tail = b""  # the last three bytes that were passed on
         self._held = b""
         self._probe = b""
         self._inserts: list[bytes] = []
 
     def expect(self, probe_id: str) -> None:
-        """Take the answer to a probe out of what comes; there may be one at a time."""
+        """Take out the answer to this probe when it comes; there is one probe at a time."""
         self._probe = f"\r\nActionID: {probe_id}\r\n".encode()
 
     def insert(self, message: bytes) -> bytes:
-        """Put in a message of ours.
+        """Insert a message of the daemon.
 
         Returns:
-            What is to be sent to the client now; if nothing, `feed` returns it in its place.
+            The message, to be sent to the client now; or nothing, and `feed` returns it after the
+            message of Asterisk that is half sent.
         """
         if self._between:
             return message
@@ -298,11 +300,11 @@ class AsteriskStream:
         return b""
 
     def feed(self, chunk: bytes) -> tuple[bytes, str | None]:
-        """Take what was read.
+        """Take what was read from Asterisk.
 
         Returns:
-            What is to be sent to the client; and, if the probe was answered, why Asterisk
-            refuses, or nothing if it does not.
+            The bytes for the client; and None, or if the probe was answered, why Asterisk refuses,
+            which is empty if it does not.
         """
         if self._greeted and not self._probe and not self._inserts:
             self._pass(chunk)
@@ -326,9 +328,9 @@ class AsteriskStream:
         return bytes(out), answer
 
     def _message_end(self, rest: bytes) -> int:
-        """Return where the message that is under way ends, or a number below 1.
+        """Return where in `rest` the current message ends; a number below 1: not in it.
 
-        Messages end with an empty line, the greeting with its only line.
+        Messages end with an empty line; the greeting is a single line.
         """
         if not self._greeted:
             return rest.find(b"\n") + 1
@@ -336,7 +338,7 @@ class AsteriskStream:
         return found + len(_END) - len(self._tail) if found >= 0 else -1
 
     def _is_answer(self, message: bytes) -> bool:
-        # The part of a message after the bytes already passed may look like a whole message.
+        # What follows the bytes of a message that were passed on may look like a whole message.
         is_whole = bool(self._probe) and self._between
         return is_whole and message.startswith(b"Response: ") and self._probe in message
 
@@ -349,9 +351,9 @@ class AsteriskStream:
 
 
 def _refusal(answer: bytes) -> str:
-    """Return why a probe was refused, or nothing if it was granted.
+    """Return why Asterisk refused a probe; empty: it did not.
 
-    A session with the classes is told that there is no such module or channel.
+    The answer to a session with the classes is that there is no such module or channel.
     """
     lines = answer.decode("utf-8", "replace").split("\r\n")
     text = next((line[9:] for line in lines if line.startswith("Message: ")), "")

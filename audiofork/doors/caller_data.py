@@ -1,9 +1,9 @@
-"""What a caller wrote into a request of the dialplan, as far as it shows.
+"""Finds fields that a caller has added to a request of the dialplan.
 
-Asterisk splits the arguments of UserEvent() and Gosub() at commas after it has put values in their
-places. Where a dialplan puts in `${EXTEN}` as it is, who dials `1,WsServer: ws://...` adds a field.
-What was added is also in what Asterisk tells of the caller: that is refused. It is a net for
-dialplans that should have used URIENCODE() or variables, not a reason to do without them.
+Asterisk splits the arguments of UserEvent() and Gosub() at commas after it has replaced variables.
+If a dialplan uses `${EXTEN}` as it is, a caller who dials `1,WsServer: ws://...` adds a field. The
+same text is then in what Asterisk reports of the caller, so the request is refused. This protects
+dialplans that should have used URIENCODE() or variables; it does not replace those.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from audiofork.errors import RequestRefused
 
 _ENCODED = ("wsserver", "options", "postprocess", "audioforkid", "direction", "state", "dialled")
-# What would do harm: whose audio goes where, and what is run then.
+# The fields that could do harm: whose audio is sent where, and what is run afterwards.
 _FIELDS = {
     name.lower(): name
     for name in ("WsServer", "PostProcess", "Command", "AudioForkID", "Channel", "Uniqueid")
@@ -24,12 +24,12 @@ WHAT_TO_DO = "give the URL by AUDIOFORK_URL, or put what callers choose through 
 
 
 def decoded(fields: Mapping[str, str]) -> dict[str, str]:
-    """Return the fields of a request with the values decoded that the shipped dialplan has encoded.
+    """Return the fields of a request, with the values decoded that the shipped dialplan encodes.
 
-    Of a URL that was an argument, quotes are taken away as Asterisk would have done.
+    Quotes and backslashes are removed from a URL that was an argument, as Asterisk would do.
 
     Raises:
-        RequestRefused: A value is not encoded.
+        RequestRefused: A value that should be encoded is not.
     """
     encoding = fields.get("encoding", "")
     if encoding not in ("base64", "base64-quoted"):
@@ -51,20 +51,21 @@ def _decoded(name: str, value: str) -> str:
         raise RequestRefused(f"{name}: not in base64") from None
     if not text:
         raise RequestRefused(f"{name}: Asterisk has not encoded it; is func_base64.so loaded?")
-    return text[1:].decode("utf-8", "replace")  # without the dot
+    # The dialplan puts a dot first, so that an empty value differs from one that was not encoded.
+    return text[1:].decode("utf-8", "replace")
 
 
 def slipped_in(fields: Mapping[str, str], caller_data: Iterable[str]) -> str:
-    """Return the name of a field that a caller has written, or nothing.
+    """Return the name of a field that the caller has added; empty: there is none.
 
     Args:
-        fields: Those of a request, decoded; names in lower case.
-        caller_data: What the caller may have chosen.
+        fields: The decoded fields of a request, by name in lower case.
+        caller_data: Texts that the caller may have chosen, such as a number or a name.
     """
     plain = {name: _bare(value) for name, value in fields.items()}
     for text in caller_data:
         first, *others = map(str.strip, _bare(text).split(","))
-        # It has ended the URL, so what follows are further arguments.
+        # The text is the end of the URL, so its further pieces became further arguments.
         ends_url = bool(first) and plain.get("wsserver", "").endswith(first)
         for piece in others:
             name, _, value = map(str.strip, piece.partition(":"))
@@ -76,5 +77,5 @@ def slipped_in(fields: Mapping[str, str], caller_data: Iterable[str]) -> str:
 
 
 def _bare(text: str) -> str:
-    """Return a text without what Asterisk takes out of arguments."""
+    """Return a text without the characters that Asterisk removes from arguments."""
     return text.replace('"', "").replace("\\", "").strip()

@@ -1,4 +1,4 @@
-"""The queue of requests that come faster than they may be handled."""
+"""Queues requests that arrive faster than they may be handled."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from audiofork.forks.requests import Origin
 
 _Item = TypeVar("_Item")
 
-# A request takes some 0.1 ms: so a flood leaves half a core, and audio waits 5 ms for it at most.
+# A request takes about 0.1 ms: a flood takes half a core at most, and delays audio by 5 ms at most.
 AT_ONCE = 50
 PAUSE_S = 0.01
-# So many may wait: of one origin more than it has forks to stop, of a door those of half a second
-# or so.
+# How many requests may wait: of one origin, more than it has forks to stop; of one door, those of
+# about half a second.
 OF_ORIGIN = 200
 OF_DOOR = 3000
 
 
 class Inbox(Generic[_Item]):
-    """Passes items on in fair turns; after AT_ONCE items it pauses.
+    """Passes items to a handler, in turn for each origin; pauses after each AT_ONCE items.
 
     Args:
-        handle: Takes an item and its origin; must not raise.
+        handle: Called with an item and its origin; must not raise.
     """
 
     def __init__(self, handle: Callable[[_Item, Origin], None]) -> None:
@@ -33,7 +33,7 @@ class Inbox(Generic[_Item]):
         self._timer: asyncio.Handle | None = None
 
     def put(self, item: _Item, origin: Origin) -> bool:
-        """Take an item; return whether there was room. It is handed on when this has returned."""
+        """Queue an item, to be handled after this returns; return whether there was room for it."""
         own, of_door = self._waiting.waiting(origin)
         if own >= OF_ORIGIN or of_door >= OF_DOOR:
             return False
@@ -51,7 +51,7 @@ class Inbox(Generic[_Item]):
         self._timer = asyncio.get_running_loop().call_later(PAUSE_S, self._hand_on)
 
     def flush(self) -> None:
-        """Pass on all items that wait."""
+        """Handle all items that wait, now."""
         while self._waiting:
             self._handle(*self._waiting.take())
 

@@ -1,6 +1,6 @@
-"""The door of user events: requests by `UserEvent: AudioFork`, from the dialplan or over AMI.
+"""Executes requests that come as `UserEvent: AudioFork`, from the dialplan or over AMI.
 
-A granted request shows in the events of the fork; a refused one is answered with an event.
+An accepted request is answered by the events of its fork, a refused one by an event of its own.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 
 
 class UserEvents:
-    """Executes requests from user events; owned by the daemon, which passes them on.
+    """Executes the requests in user events. Owned by the daemon, which passes the events on.
 
     Args:
-        ask: Executes a request, or raises RequestRefused or AmiError.
-        answers: Reports a refusal to Asterisk.
+        ask: Executes a request; raises RequestRefused or AmiError.
+        answers: Sends the answer to a refused request to Asterisk.
     """
 
     def __init__(self, ask: Callable[[Request], Awaitable[object]], answers: AmiEvents) -> None:
@@ -36,7 +36,7 @@ class UserEvents:
         self._inbox = Inbox(self._begin)
 
     def on_request(self, event: RequestReceived) -> None:
-        """Start to execute a request; never waits. A refusal is answered with an event."""
+        """Begin to execute a request; does not wait. A refusal is answered with an event."""
         origin = _origin_of(event)
         if not self._inbox.put(event, origin):
             self._answers.refused(event.fields, TOO_MANY, origin)
@@ -76,6 +76,6 @@ class UserEvents:
 def _origin_of(event: RequestReceived) -> Origin:
     if event.raised_by:
         return Origin("dialplan", event.raised_by)
-    # Asterisk does not tell which AMI user it was.
+    # Asterisk does not report which AMI user sent the event.
     named = (event.fields.get(name, "") for name in ("uniqueid", "channel", "audioforkid"))
     return Origin("AMI", next(filter(None, named), ""))

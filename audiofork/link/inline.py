@@ -1,4 +1,4 @@
-"""The relay in the daemon's own process."""
+"""Runs the relay in the daemon's own process."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from audiofork.relay.worker import Worker
 
 
 class InlineRelay:
-    """Implements `Relay`: one worker, called directly.
+    """Implements `Relay` by one worker, which is called directly.
 
     Args:
-        config: The configuration for the worker.
+        config: The configuration of the worker.
         report: Called with each report.
 
     Raises:
-        ConfigError: It could not use a file that the configuration names.
+        ConfigError: The worker cannot use a file that the configuration names.
     """
 
     def __init__(self, config: Config, report: SendReport) -> None:
@@ -52,9 +52,9 @@ class InlineRelay:
 
 
 def check_files(config: Config) -> None:
-    """Try the files that a worker would read, as `Relay.configure` does.
+    """Read the files that a worker will read, without a worker.
 
     Raises:
-        ConfigError: One cannot be used.
+        ConfigError: One of them cannot be used.
     """
     configured_tls(config.websocket)

@@ -1,7 +1,7 @@
-"""What travels between the control plane and the relay.
+"""Defines the messages between the control plane and the relay.
 
 Commands go down, reports come up. All are small, frozen and made of plain values, so that the
-link between the planes may be a function call or a socket.
+link between the planes can be a function call or a socket.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Codec(enum.StrEnum):
 
 
 class LegPart(enum.StrEnum):
-    """What a leg of a fork brings."""
+    """Which audio a leg of a fork carries."""
 
     IN = "in"
     """Mono frames of in."""
@@ -76,30 +76,30 @@ class EndReason(enum.StrEnum):
     HANGUP = "hangup"
     """The channel was hung up."""
     STOPPED = "stopped"
-    """Somebody asked for it."""
+    """Somebody asked to stop it."""
     SINK_REFUSED = "sink-refused"
-    """The WebSocket server said no, or said that it is done."""
+    """The WebSocket server refused the connection, or closed it for good."""
     SINK_GONE = "sink-gone"
-    """The WebSocket server cannot be reached (any more)."""
+    """The WebSocket server could not be reached, at first or again after a loss."""
     LEG_FAILED = "leg-failed"
     """The leg did not connect, or was lost while its channel existed."""
     NO_SUCH_CHANNEL = "no-such-channel"
     """Asterisk does not have the channel."""
     SHUTDOWN = "shutdown"
-    """The daemon stops."""
+    """The daemon stopped."""
     FAULT = "fault"
-    """A bug of ours."""
+    """A bug in the daemon."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """How a wss:// server is checked, where a fork does not want the configured way.
+    """How the certificate of a wss:// server is checked, in place of the configured way.
 
     Attributes:
-        ca_file: Authorities that may sign its certificate, in PEM; empty: as configured.
-        cert_file: Our certificate; empty: as configured.
-        key_file: Its key; empty: in the same file.
-        insecure: Check nothing.
+        ca_file: Path of the trusted authorities, in PEM; empty: as configured.
+        cert_file: Path of the certificate that the daemon shows; empty: as configured.
+        key_file: Path of its key; empty: the key is in `cert_file`.
+        insecure: Whether to accept any certificate.
     """
 
     ca_file: str = ""
@@ -141,12 +141,12 @@ class Metadata:
 
 @dataclass(frozen=True, slots=True)
 class Beeps:
-    """Tones that the target's party hears.
+    """Tones that the party of the forked channel hears.
 
     Attributes:
-        interval_s: Time between two periodic ones; 0: none.
-        at_start: One when audio begins to flow.
-        at_end: One when the fork is stopped.
+        interval_s: Seconds between two periodic tones; 0: no periodic tones.
+        at_start: Whether one is played when audio begins to flow.
+        at_end: Whether one is played when the fork is stopped.
     """
 
     interval_s: float = 0.0
@@ -155,35 +155,36 @@ class Beeps:
 
     @property
     def any(self) -> bool:
-        """Whether the leg has to speak to the party at all."""
+        """Whether there are any, so that the leg has to speak to the party."""
         return bool(self.interval_s) or self.at_start or self.at_end
 
 
 @dataclass(frozen=True, slots=True)
 class ForkSpec:
-    """Command: get ready to relay one fork; for each of its legs an `ExpectLeg` follows.
+    """Command: prepare to relay a fork; an `ExpectLeg` follows for each of its legs.
 
     Attributes:
         fork_id: A UUID in its canonical text form.
-        channel: Name of the channel, for people to read.
+        channel: Name of the channel, for the log.
         url: ws:// or wss:// URL of the server.
-        direction: What the server is to get.
-        legs: What comes from Asterisk, one leg for each: in, out, or both of them by a leg each;
-            the mix; or pairs.
-        sample_rate: Of what the legs bring and the server gets, in Hz.
-        gain_in: Steps of volume of in, -4 to 4, each a factor of two; `gain_out` of out.
-        keep_time: Put silence where the only leg brings nothing.
-        steady: Whether the legs should bring 50 frames a second: fewer are reported as missing.
-        gate_open: Whether audio may flow from the start; see `SetGate`.
-        beeps: What the party is to hear of the fork.
-        tls: None: as configured.
+        direction: Which audio the server gets.
+        legs: The legs that Asterisk connects: in, out, or one for each; the mix; or pairs.
+        sample_rate: In Hz, of the audio from the legs and to the server.
+        gain_in: Volume of in, in steps of a factor of two, -4 to 4; `gain_out`: of out.
+        keep_time: Whether to send silence while the only leg brings nothing.
+        steady: Whether the legs should bring 50 frames a second; frames short of that are counted
+            as missing.
+        gate_open: Whether audio flows from the start; see `SetGate`.
+        beeps: Tones that tell the party of the fork.
+        tls: How the server is checked; None: as configured.
         handshake: What is added to the request of the handshake.
         format: What is spoken over the WebSocket.
         codec: What the audio is encoded in, where the format leaves that open.
         metadata: What the server is told of the call; None: nothing.
-        reconnect_interval_s: Longest wait between two attempts, and limit of one; None: as
+        reconnect_interval_s: Longest wait between two connects, and time limit of one, in seconds;
+            None: as configured.
+        reconnect_attempts: Failed connects in a row before the fork ends, 0: no limit; None: as
             configured.
-        reconnect_attempts: Attempts in a row, 0 for ever; None: as configured.
         frame_ms: Milliseconds of audio in one message; None: as configured.
     """
 
@@ -211,12 +212,12 @@ class ForkSpec:
 
 @dataclass(frozen=True, slots=True)
 class ExpectLeg:
-    """Command: a leg, the first of its part or one in place of a lost one, is about to connect.
+    """Command: expect a leg to connect, the first of its part or one that replaces a lost one.
 
-    The part's leg before it is closed, and its UUID void.
+    An earlier leg of the part is closed, and its UUID is not accepted any more.
 
     Attributes:
-        leg_uuid: What it will present: known to Asterisk and to nobody else, good once.
+        leg_uuid: The UUID that the leg will present. Only Asterisk knows it; it is accepted once.
     """
 
     fork_id: str
@@ -226,7 +227,7 @@ class ExpectLeg:
 
 @dataclass(frozen=True, slots=True)
 class EndFork:
-    """Command: hang up the legs, deliver the frames that wait, close the sink."""
+    """Command: hang up the legs, send the frames that wait, close the sink."""
 
     fork_id: str
     reason: EndReason
@@ -235,7 +236,7 @@ class EndFork:
 
 @dataclass(frozen=True, slots=True)
 class SetMute:
-    """Command: mute or unmute the sides; None leaves a side as it is."""
+    """Command: mute (True) or unmute (False) each side; None leaves a side unchanged."""
 
     fork_id: str
     mute_in: bool | None = None
@@ -244,7 +245,7 @@ class SetMute:
 
 @dataclass(frozen=True, slots=True)
 class SetGate:
-    """Command: open or shut the gate. Frames that come while it is shut are not counted."""
+    """Command: open or shut the gate. Frames that arrive while it is shut are not counted."""
 
     fork_id: str
     is_open: bool
@@ -266,7 +267,11 @@ class PressKey:
 
 @dataclass(frozen=True, slots=True)
 class TakeStats:
-    """Command: report the statistics of all forks."""
+    """Command: report the statistics of all forks.
+
+    Attributes:
+        ticket: A number that the answer repeats.
+    """
 
     ticket: int
 
@@ -276,12 +281,12 @@ Command = ForkSpec | ExpectLeg | EndFork | SetMute | SetGate | PressKey | TakeSt
 
 @dataclass(frozen=True, slots=True)
 class ForkStats:
-    """Frames of 20 ms since a fork began; in = sent + dropped + those that still wait.
+    """Counts of 20-ms frames since a fork began; in = sent + dropped + waiting.
 
     Attributes:
-        reconnects: How often a lost server came back.
-        messages_ignored: Text messages of the server beyond the limit of a second.
-        frames_missing: Frames that steady legs should have brought by the clock, and have not.
+        reconnects: How often a lost connection to the server was opened again.
+        messages_ignored: Text messages of the server beyond the limit per second.
+        frames_missing: Frames that steady legs should have brought by now, and did not.
     """
 
     frames_in: int = 0
@@ -294,7 +299,7 @@ class ForkStats:
 
 @dataclass(frozen=True, slots=True)
 class LegAttached:
-    """Report: Asterisk connected a leg, the first of its part or one in place of a lost one."""
+    """Report: Asterisk connected a leg, the first of its part or one that replaces a lost one."""
 
     fork_id: str
     part: LegPart
@@ -302,12 +307,12 @@ class LegAttached:
 
 @dataclass(frozen=True, slots=True)
 class LegLost:
-    """Report: Asterisk closed a leg; only the control plane can find out why.
+    """Report: a leg was closed, usually by Asterisk; only the control plane can find out why.
 
     Attributes:
-        frames_in: What the fork's legs had brought so far, wanted or not.
-        contested: The relay closed it: somebody else has presented its UUID as well, and nobody
-            can tell which of the two was Asterisk.
+        frames_in: How many frames the legs of the fork had brought, used or not.
+        contested: Whether the relay closed it because a second connection presented its UUID: it
+            cannot tell which of the two is Asterisk.
     """
 
     fork_id: str
@@ -330,14 +335,19 @@ class SinkOpened:
 
 @dataclass(frozen=True, slots=True)
 class Streaming:
-    """Report: the first frame went to the server."""
+    """Report: the first frame was sent to the server."""
 
     fork_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class SinkRetrying:
-    """Report: there is no connection, and another attempt will be made."""
+    """Report: there is no connection to the server; another attempt follows.
+
+    Attributes:
+        attempt: The number of that attempt, from 1.
+        detail: Why the last one failed, or the connection was lost.
+    """
 
     fork_id: str
     attempt: int
@@ -346,7 +356,11 @@ class SinkRetrying:
 
 @dataclass(frozen=True, slots=True)
 class SinkResumed:
-    """Report: the connection to the server was opened again, and waiting frames are sent."""
+    """Report: the connection to the server was opened again, and waiting frames are sent.
+
+    Attributes:
+        frames_dropped: How many frames were dropped while there was no connection.
+    """
 
     fork_id: str
     frames_dropped: int
@@ -380,11 +394,11 @@ class ForkEnded:
 
 @dataclass(frozen=True, slots=True)
 class StrangersRefused:
-    """Report: connections were refused whose UUID no leg has, or has no more.
+    """Report: connections to the AudioSocket port were refused because no leg has their UUID.
 
     Attributes:
-        count: How many, since the last such report.
-        address: Where the last one came from; empty: not known.
+        count: How many since the last such report.
+        address: The address that the last one came from; empty: unknown.
     """
 
     count: int
@@ -393,10 +407,10 @@ class StrangersRefused:
 
 @dataclass(frozen=True, slots=True)
 class RelayAway:
-    """Report: the process that had these forks died, and no other runs.
+    """Report: the process that relayed these forks died, and no other process runs.
 
-    A RelayLost follows as soon as one could take them, or when none has come in time. Until then
-    a leg would find nobody.
+    A RelayLost follows as soon as a process can take them, or when none has started in time. Until
+    then nothing listens for their legs.
     """
 
     fork_ids: tuple[str, ...]
@@ -404,12 +418,12 @@ class RelayAway:
 
 @dataclass(frozen=True, slots=True)
 class RelayLost:
-    """Report: the process that had these forks died, and their statistics with it.
+    """Report: the process that relayed these forks died, and their statistics are lost.
 
-    Each that is still wanted has to be ordered anew; else it is ended.
+    Each fork that is still wanted has to be sent again as a `ForkSpec`; the others have ended.
 
     Attributes:
-        away_s: How long ago that was, at most.
+        away_s: Seconds since the process died; of several, since the first.
     """
 
     fork_ids: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""The relay as several processes: starts them, watches them, and distributes the forks."""
+"""Runs the relay as several processes: starts and watches them, and distributes the forks."""
 
 from __future__ import annotations
 
@@ -52,18 +52,19 @@ from audiofork.text import why
 log = logging.getLogger(__name__)
 
 PING_INTERVAL_S = 1.0
-# A process hangs, or will never finish its start, after this many pings without an answer.
+# A process is killed after this many pings without an answer: it hangs, or cannot finish its start.
 MAX_UNANSWERED = 5
 MAX_UNANSWERED_AT_START = 30
-# A process that died is started again at once; if it dies again within this time, after a pause.
+# A process that dies is restarted at once. One that ran for less than this is restarted after a
+# pause, which grows.
 STEADY_S = 10.0
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 5.0
-EXIT_TIMEOUT_S = 0.5  # between the end of the link and that of the process
-CLOSE_TIMEOUT_S = 3.0  # more than the 2.5 s that a worker gives its forks
-# How long forks wait for a relay process if there is none.
+EXIT_TIMEOUT_S = 0.5  # from the end of the link to the exit of the process
+CLOSE_TIMEOUT_S = 3.0  # longer than the 2.5 s that a worker gives its forks to end
+# How long forks wait for a relay process while none runs.
 NO_PROCESS_TIMEOUT_S = 6.0
-STATS_TIMEOUT_S = 1.0  # less than the time that the registry waits
+STATS_TIMEOUT_S = 1.0  # shorter than the registry waits for the answer
 
 NO_PROCESS = "no relay process runs at the moment"
 MODULE = "audiofork.relay.process"
@@ -73,16 +74,16 @@ _NOT_INHERITED = ("AUDIOFORK_", "CREDENTIALS_", "NOTIFY_", "WATCHDOG_")
 
 
 class _Worker:
-    """One place of the relay, and the process that fills it.
+    """One of the configured workers, and the process that does its work at the moment.
 
     Attributes:
-        wanted: Where its process shall listen, perhaps at any port.
+        wanted: The configured address; port 0 stands for any.
         listen: The same with the port that the first process got.
-        advertise: What Asterisk dials for it, if that is another address.
-        address: Where the process listens; None: it does not.
-        forks: Those that it has.
-        started: Set when the first process listens, or cannot.
-        unanswered: Pings since the last answer.
+        advertise: The address that Asterisk connects to, if it is a different one.
+        address: Where the process listens; None: it does not listen.
+        forks: The ids of the forks that it relays.
+        started: Done when the first process listens; fails if it cannot.
+        unanswered: The number of pings since the last answer.
     """
 
     def __init__(self, listen: Address, advertise: Address | None) -> None:
@@ -104,7 +105,7 @@ class _Worker:
             self.link.send(message)
 
     def fail_start(self, why: OSError) -> None:
-        """Note that the first process cannot listen."""
+        """Fail the start of the relay, if it is still waited for."""
         if not self.started.done():
             exc = CannotListen("[audiosocket] listen", self.listen, why)
             self.started.set_exception(exc)
@@ -112,23 +113,24 @@ class _Worker:
 
 @dataclass
 class _Asked:
-    """A TakeStats that not all processes have answered."""
+    """A TakeStats that some processes have not answered yet."""
 
     waits_for: set[_Worker]
     stats: dict[str, ForkStats] = field(default_factory=dict)
 
 
 class RelayProcesses:
-    """Implements `Relay`: workers in processes of their own, which share the forks.
+    """Implements `Relay` by workers in processes of their own, which share the forks.
 
-    A process that dies is started again, and one that hangs dies. Its forks are reported in a
-    RelayLost, as soon as there is a process that could take them: none has them then. A RelayAway
-    comes before if they have to wait for that.
+    A process that dies is restarted, and one that hangs is killed. The forks that it relayed are
+    reported in a RelayLost as soon as a process can take them, in a RelayAway before that if they
+    have to wait.
 
     Args:
-        config: How many, and all that they need to know; where they listen stays.
-        report: Gets what they report.
-        check: Raises ConfigError if there is something that a worker could not use.
+        config: The configuration, with the number of workers. The addresses that they listen at do
+            not change in a reload.
+        report: Called with each report.
+        check: Raises ConfigError if the workers could not use a configuration.
     """
 
     def __init__(self, config: Config, report: SendReport, check: Callable[[Config], None]) -> None:
@@ -140,7 +142,7 @@ class RelayProcesses:
         self._tasks: list[asyncio.Task[None]] = []
         self._closing = asyncio.Event()
         self._owners: dict[str, _Worker] = {}
-        self._orphaned: dict[str, float] = {}  # forks that no process has, by the time of the loss
+        self._orphaned: dict[str, float] = {}  # when each fork without a process lost it
         self._orphan_timer: asyncio.TimerHandle | None = None
         self._asked: dict[int, _Asked] = {}
 
@@ -190,7 +192,7 @@ class RelayProcesses:
             self._report_end(command.fork_id, command.reason, command.detail)
 
     def _begin(self, spec: ForkSpec) -> None:
-        """Give a fork to the least loaded worker."""
+        """Order a fork from the worker with the fewest forks."""
         workers = self._listening()
         if not workers:
             self._report_end(spec.fork_id, EndReason.LEG_FAILED, NO_PROCESS)
@@ -204,7 +206,7 @@ class RelayProcesses:
         return [worker for worker in self._workers if worker.address is not None]
 
     def _report_end(self, fork_id: str, reason: EndReason, detail: str) -> None:
-        """Report the end of a fork that has no relay process."""
+        """Report the end of a fork that no process relays."""
         self._reports.put(ForkEnded(fork_id, reason, detail, ForkStats()))
 
     async def close(self) -> None:
@@ -223,7 +225,7 @@ class RelayProcesses:
     # --- The processes ---
 
     async def _supervise(self, worker: _Worker) -> None:
-        """Keep a process running."""
+        """Keep a process running for a worker until the relay is closed."""
         loop = asyncio.get_running_loop()
         pauses = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S, at_once=True)
         while not self._closing.is_set():
@@ -242,7 +244,7 @@ class RelayProcesses:
                     await self._closing.wait()
 
     async def _run(self, worker: _Worker) -> str:
-        """Run one process until its end; return how it ended, for people."""
+        """Run one process until it ends; return how it ended, as text for the log."""
         ours, theirs = socket.socketpair()
         try:
             worker.process = process = await _spawn(theirs)
@@ -264,14 +266,14 @@ class RelayProcesses:
                 worker.send(Close())
             await closed.wait()
             return await self._reap(process)
-        finally:  # also if it does not close in time
+        finally:  # also when `close` has waited long enough and cancels this
             watch.cancel()
             link.close()
             _kill(process)
             await process.wait()
 
     async def _reap(self, process: Process) -> str:
-        """Return how a process ended, after its link was closed."""
+        """Wait until a process whose link was closed exits, or kill it; return how it ended."""
         try:
             async with asyncio.timeout(EXIT_TIMEOUT_S):
                 code = await process.wait()
@@ -294,9 +296,9 @@ class RelayProcesses:
         self._look_after_orphans()
 
     def _look_after_orphans(self) -> None:
-        """Report the forks that have no process, if a process can take them now; else wait."""
-        # Decided when the report is delivered: the last process may die in the same turn of the
-        # event loop, and then a fork that is ordered again would be refused.
+        """Report the forks without a process, as lost if another can take them, else as waiting."""
+        # Which of the two is decided when the report is delivered: the last process may die in the
+        # same turn of the event loop, and then a fork that is ordered again would be refused.
         self._reports.put_made(self._report_of_orphans)
 
     def _report_of_orphans(self) -> Report | None:
@@ -313,7 +315,7 @@ class RelayProcesses:
         self._reports.put_made(self._give_orphans_back)
 
     def _give_orphans_back(self) -> RelayLost | None:
-        """Forget the forks that no process has, and return the report that they are lost."""
+        """Forget the forks without a process; return the report of their loss, if there are any."""
         if self._orphan_timer is not None:
             self._orphan_timer.cancel()
             self._orphan_timer = None
@@ -343,7 +345,7 @@ class RelayProcesses:
             self._reports.put(message)
 
     def _on_listening(self, worker: _Worker, address: Address) -> None:
-        worker.address = worker.listen = address  # a port that was chosen stays
+        worker.address = worker.listen = address  # a port that the system chose is kept
         log.info("%s listens", worker)
         if not worker.started.done():
             worker.started.set_result(None)
@@ -352,8 +354,8 @@ class RelayProcesses:
     def _on_not_listening(self, worker: _Worker, why: NotListening) -> None:
         log.error("%s cannot listen: %s", worker, why.text)
         worker.fail_start(OSError(why.number, why.text))
-        worker.listen = worker.wanted  # another program may use the chosen port by now
-        worker.send(Close())  # another process tries
+        worker.listen = worker.wanted  # another program may have taken the chosen port
+        worker.send(Close())  # it exits, and the next process tries
 
     # --- Statistics ---
 
@@ -375,20 +377,20 @@ class RelayProcesses:
                 self._answer(ticket)
 
     def _answer(self, ticket: int) -> None:
-        """Report the statistics that have been answered, once."""
+        """Report the statistics that have come, the first time that this is called for a ticket."""
         asked = self._asked.pop(ticket, None)
         if asked is not None:
             self._reports.put(StatsTaken(ticket, asked.stats))
 
 
 async def _spawn(end: socket.socket) -> Process:
-    """Start a process at this end of a link.
+    """Start a relay process that gets a socket as its standard input.
 
-    It runs the same code as this one, whatever the folder; what a terminal sends to the daemon
-    does not reach it.
+    It imports the package from where this process did, whatever the current folder is. It has a
+    session of its own, so that signals of a terminal (Ctrl-C) go to the daemon alone.
 
     Raises:
-        OSError: It cannot be started.
+        OSError: The process cannot be started.
     """
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)
@@ -405,7 +407,7 @@ async def _spawn(end: socket.socket) -> Process:
 
 
 async def _watch(worker: _Worker, process: Process) -> None:
-    """Kill a process that does not answer."""
+    """Ping a process regularly; kill it when too many pings are unanswered."""
     while True:
         await asyncio.sleep(PING_INTERVAL_S)
         limit = MAX_UNANSWERED if worker.address is not None else MAX_UNANSWERED_AT_START

@@ -1,4 +1,4 @@
-"""The interface of the relay for the control plane, the same for each transport of the link."""
+"""Defines the interface of the relay for the control plane, whatever transport lies between."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ log = logging.getLogger(__name__)
 
 
 class Relay(Protocol):
-    """Relays the forks that it is told of. Owned by the daemon; `close` ends it.
+    """Relays the forks that it is sent. Owned by the daemon; `close` ends it.
 
-    Each implementation is given a `SendReport` when it is built, the handler of its reports. It
-    calls the handler for one report at a time, in their order, from the event loop alone: neither
-    within `send` nor within a callback of a transport. What the handler raises is logged, with the
-    name of the report, and goes no further. `Reports` does all of that.
+    Each implementation is built with a `SendReport`, the handler of its reports. It calls the
+    handler for one report at a time, in order, from the event loop: neither within `send` nor
+    within a callback of a transport. An exception of the handler is logged with the name of the
+    report, and has no other effect. `Reports` does all of that.
     """
 
     async def start(self) -> Address:
-        """Listen for legs; return the address, of several the first.
+        """Listen for legs; return the address, or the first of several.
 
         Raises:
-            CannotListen: An address cannot be had; nothing is left running.
+            CannotListen: An address cannot be used; nothing is left running.
         """
 
     def send(self, command: Command) -> None:
-        """Pass a command on; never waits, and never raises.
+        """Pass a command to the relay; does not wait or raise.
 
-        Commands for one fork arrive in their order. One for a fork that there is not, or is no
-        more, has no effect.
+        Commands for one fork are executed in order. A command for a fork that does not exist, or
+        has ended, has no effect.
         """
 
     def configure(self, config: Config) -> None:
-        """Take the settings for forks from now on; where legs come stays.
+        """Apply a configuration to the forks that begin from now on, but not its addresses.
 
         Raises:
-            ConfigError: The relay could not use it; nothing has changed.
+            ConfigError: The relay cannot use it; the old configuration stays.
         """
 
     @property
@@ -58,10 +58,10 @@ class Relay(Protocol):
         """All addresses that Asterisk connects legs to."""
 
     def address_of(self, fork_id: str) -> Address:
-        """Return the address for the legs of a fork; for a fork that is gone, any of them."""
+        """Return the address for the legs of a fork; for one that has ended, any of `addresses`."""
 
     async def close(self) -> None:
-        """End all forks and stop listening; every report has been delivered then.
+        """End all forks and stop listening; return when every report was delivered.
 
         May be called twice.
         """
@@ -70,11 +70,11 @@ class Relay(Protocol):
 class Reports:
     """Delivers reports to their handler as `Relay` promises.
 
-    Each is a callback of the event loop, which calls them in the order of the calls of `put`.
-    Reports are rare: the way of a frame does not pass here.
+    Each is delivered in a callback of its own, and the event loop keeps the order of callbacks.
+    Reports are rare, so this may cost something: no frame passes here.
 
     Args:
-        handle: Gets each report.
+        handle: Called with each report.
     """
 
     def __init__(self, handle: SendReport) -> None:
@@ -86,12 +86,13 @@ class Reports:
         self.put_made(lambda: report)
 
     def put_made(self, make: Callable[[], Report | None]) -> None:
-        """Have a report made when its turn has come, and delivered at once.
+        """Make a report when its turn comes, and deliver it at once.
 
-        For what must be true when it is heard: a report that was `put` may be out of date by then.
+        For a report that must be true when it is delivered: one that is made now may be out of date
+        by then.
 
         Args:
-            make: Returns the report; None: there is nothing to report.
+            make: Returns the report, or None if there is nothing to report any more.
         """
         asyncio.get_running_loop().call_soon(self._deliver, make)
 
@@ -105,16 +106,21 @@ class Reports:
             log.exception("%s could not be handled", type(report).__name__)
 
     async def close(self) -> None:
-        """Let what was put so far be delivered; what comes later is dropped."""
-        await asyncio.sleep(0)  # callbacks are called in order, and the next one is ours
+        """Return when all reports so far are delivered; later ones are dropped."""
+        await asyncio.sleep(0)  # callbacks run in order: this task goes on after all of theirs
         self._closed = True
 
 
 def give(command: Command, handle: SendCommand, report: SendReport) -> None:
-    """Pass a command to the worker.
+    """Call the handler of a worker with a command.
 
-    An exception is a bug: it is logged, and ends a fork that should begin, because no other report
-    of that fork would follow.
+    An exception of the handler is a bug and is logged. If the command was to begin a fork, the end
+    of the fork is reported too: no other report of it would follow.
+
+    Args:
+        command: The command.
+        handle: The handler of the worker.
+        report: Called with the end of the fork.
     """
     try:
         handle(command)

@@ -1,4 +1,4 @@
-"""The link to a relay process: the messages of messages.py as bytes and back, over a socket.
+"""Carries the messages of messages.py over a socket, to a relay process and back.
 
 A message is one line of JSON: the name of its class, and its fields. What they may hold is read
 from the classes' type hints, so a new field needs nothing here. Both ends are of the same version
@@ -33,17 +33,17 @@ from audiofork.link.messages import Command, ForkReport, StatsTaken, StrangersRe
 
 log = logging.getLogger(__name__)
 
-# What may wait for a peer that does not read, and how long a message may be: far beyond the
-# statistics of a thousand forks, which are the longest.
+# How many bytes may wait for a peer that does not read, and how long a message may be: far more
+# than the longest, the statistics of a thousand forks.
 MAX_WAITING_BYTES = 8 * 1024 * 1024
 MAX_LINE_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Configure:
-    """Down, before all else and at each reload: what a relay has to know of the configuration.
+    """Down, first of all and at each reload: the part of the configuration that a relay needs.
 
-    No more than that: neither how to log in to Asterisk nor what else the control plane keeps.
+    It leaves out the rest, above all how to log in to Asterisk.
     """
 
     audiosocket: AudioSocketConfig
@@ -53,12 +53,12 @@ class Configure:
 
     @classmethod
     def of(cls, config: Config) -> Configure:
-        """Return the part of a configuration."""
+        """Return the message with this part of a configuration."""
         return cls(config.audiosocket, config.websocket, config.security, config.log)
 
     @property
     def config(self) -> Config:
-        """The configuration with this part; the rest is as it is by default."""
+        """A configuration with this part, and the defaults for the rest."""
         return Config(
             audiosocket=self.audiosocket,
             websocket=self.websocket,
@@ -74,7 +74,7 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Down: end all forks in order, and then yourself."""
+    """Down: end all forks in order, then exit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,12 @@ class Listening:
 
 @dataclass(frozen=True, slots=True)
 class NotListening:
-    """Up: the address cannot be used; `number` and `text` are those of the system's error."""
+    """Up: the relay process cannot listen.
+
+    Attributes:
+        number: The errno of the failure; 0: none.
+        text: The failure as text.
+    """
 
     number: int
     text: str
@@ -105,13 +110,13 @@ Up = ForkReport | StatsTaken | StrangersRefused | Pong | Listening | NotListenin
 
 
 def encode(message: Down | Up) -> bytes:
-    """Return a message as a line."""
+    """Return a message as a line of JSON, with its line feed."""
     entry = [type(message).__name__, _plain(message)]
     return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON knows."""
+    """Return a value as types that JSON has."""
     if dataclasses.is_dataclass(value):
         names = (field.name for field in dataclasses.fields(value))
         return {name: _plain(getattr(value, name)) for name in names}
@@ -125,16 +130,16 @@ def _plain(value: Any) -> Any:
 
 
 def decode_down(line: bytes) -> Down:
-    """Return the message of a line that the control plane sent.
+    """Return the message in a line that the control plane sent.
 
     Raises:
-        ValueError: There is none; the text tells nothing of the values.
+        ValueError: The line holds no valid message; the text shows none of its values.
     """
     return cast(Down, _decode(line, _classes(Down)))
 
 
 def decode_up(line: bytes) -> Up:
-    """Return the message of a line that a relay sent; raises as `decode_down`."""
+    """Return the message in a line that a relay process sent; raises as `decode_down` does."""
     return cast(Up, _decode(line, _classes(Up)))
 
 
@@ -154,7 +159,16 @@ def _decode(line: bytes, known: dict[str, type[Any]]) -> Any:
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
-    """Return a value of JSON as its type hint says."""
+    """Return a value of JSON as the type that a type hint names.
+
+    Args:
+        value: The value.
+        hint: The type hint.
+        where: The name of the field, for the error.
+
+    Raises:
+        ValueError: The value does not fit the hint.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return _typed_by_one_of(value, arguments, where)
@@ -214,13 +228,13 @@ _Heard = TypeVar("_Heard")
 
 
 class Link(asyncio.Protocol, Generic[_Heard]):
-    """One end of a link.
+    """One end of the link between the daemon and a relay process.
 
-    Owned by the side that sends over it. The link is closed if the peer sends an invalid message,
-    or does not read. An exception in the handler of a message never closes it.
+    Owned by the side that sends over it. The link is closed if the peer sends an invalid message or
+    does not read. An exception in the handler of a message does not close it.
 
     Args:
-        decode: `decode_down` or `decode_up`.
+        decode: Makes a message of a line: `decode_down` or `decode_up`.
         on_message: Called with each message.
         on_closed: Called once, after the last message.
     """
@@ -237,9 +251,9 @@ class Link(asyncio.Protocol, Generic[_Heard]):
         self._unfinished = b""
 
     async def open(self, end: socket.socket) -> None:
-        """Start to use a connected socket, which belongs to the link from now on.
+        """Start to use a connected socket, which the link closes from now on.
 
-        Messages may come before this returns.
+        Messages may be handled before this returns.
         """
         loop = asyncio.get_running_loop()
         await loop.create_unix_connection(lambda: self, sock=end)

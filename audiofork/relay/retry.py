@@ -18,6 +18,7 @@ from websockets.exceptions import (
 from websockets.frames import Close
 from websockets.http11 import Response
 
+from audiofork.backoff import Backoff
 from audiofork.errors import SinkError, SinkLost, SinkRefused, SinkUnreachable
 from audiofork.text import NOT_TLS, plain, reason_of
 
@@ -59,6 +60,7 @@ class Retries:
         self._attempts = attempts
         self._longest_wait_s = longest_wait_s
         self._draw = draw
+        self._limits = Backoff(FIRST_WAIT_S, longest_wait_s)
         self._failures = 0
         self._first_failed_s = 0.0
 
@@ -79,10 +81,10 @@ class Retries:
         self._failures = 0 if was_good else self._failures + 1
         if self._failures <= 1:
             self._first_failed_s = now_s
+            self._limits.reset()
         if not error.retryable or self._is_enough(now_s):
             return None
-        doublings = min(max(self._failures - 1, 0), 16)
-        limit_s = min(FIRST_WAIT_S * 2**doublings, self._longest_wait_s)
+        limit_s = self._limits.next_s()
         wait_s = self._draw(0 if open_s is None else limit_s / 2, limit_s)
         return max(wait_s, min(error.retry_after_s, self._longest_wait_s))
 

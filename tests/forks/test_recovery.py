@@ -254,7 +254,8 @@ async def test_leg_that_an_earlier_run_asked_for_in_vain_is_no_news(rig: Rig) ->
             {"options": "y"},
             "today",
             "stopped",
-            "not resumed: Options: unknown option 'y'; there are D T R r F L b B p P v V W H A",
+            "not resumed: Options: unknown option 'y'; "
+            "there are D T R r F L b B p P v V W H A s M x c i S a",
             id="option",
         ),
         pytest.param(
