@@ -31,7 +31,7 @@ from audiofork.forks.requests import MUTE, START, STOP, Origin, Request, parse_r
 from audiofork.text import printable
 
 if TYPE_CHECKING:
-    from audiofork.forks.fork import ForkView
+    from audiofork.forks.view import ForkView
 
 log = logging.getLogger(__name__)
 

@@ -32,11 +32,12 @@ from audiofork.forks.events import (
     Refused,
     Started,
 )
-from audiofork.forks.fork import Fork, ForkView, view_of
+from audiofork.forks.fork import Fork
 from audiofork.forks.holds import Holds
 from audiofork.forks.journal import Entry, Journal
 from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.legs import Legs
+from audiofork.forks.life_log import log_streaming
 from audiofork.forks.lifecycle import Away, ForkState
 from audiofork.forks.look_ups import LookUps
 from audiofork.forks.muting import Muting
@@ -47,6 +48,7 @@ from audiofork.forks.starting import Starting
 from audiofork.forks.statistics import Statistics
 from audiofork.forks.table import ForkTable
 from audiofork.forks.tasks import Tasks
+from audiofork.forks.view import ForkView, view_of
 from audiofork.link.messages import (
     EndReason,
     ForkReport,
@@ -283,6 +285,7 @@ class Forks:
 
     def _on_opened(self, fork: Fork) -> None:
         fork.log.debug("the server accepted the connection")
+        fork.chronicle.on_server()
         # If audio has flowed before, this is the first connection of another relay process.
         if Away.SERVER in fork.progress.away and (resumed := fork.back(Away.SERVER)):
             self._emit(resumed)
@@ -291,10 +294,11 @@ class Forks:
         if fork.progress.relays_lost and fork.state is not ForkState.ATTACHING:
             return  # the first frame of another relay process, not of the fork
         fork.first_frame()
+        log_streaming(fork)
         self._emit(Started(fork.info))
 
     def _on_retrying(self, fork: Fork, report: SinkRetrying) -> None:
-        was_streaming = fork.lost(Away.SERVER)
+        was_streaming = fork.lost(Away.SERVER, report.detail, report.attempt, report.wait_s)
         fork.log.warning("attempt %d follows: %s", report.attempt, harmless(report.detail))
         self._emit(
             Reconnecting(fork.info, Away.SERVER, report.attempt, report.detail, was_streaming)

@@ -19,8 +19,8 @@ from audiofork.cli import main
 from audiofork.doors import control_client as client
 from audiofork.doors.control_socket import ControlSocket
 from audiofork.errors import AmiUnavailable, NoSuchChannel
-from audiofork.forks.fork import ForkView
 from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork
+from audiofork.forks.view import ForkView
 
 
 @pytest.fixture(autouse=True)

@@ -30,8 +30,8 @@ from audiofork.errors import (
     NoSuchChannel,
     RequestRefused,
 )
-from audiofork.forks.fork import ForkView
 from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork
+from audiofork.forks.view import ForkView
 
 FORK_ID = "3f2a91c0-0000-4000-8000-000000000001"
 START = {"Command": "StartAudioFork", "Channel": "PJSIP/1-1", "WsServer": "ws://localhost/"}
