@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
 
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.ami_protocol import (
@@ -32,6 +32,7 @@ from audiofork.forks.events import (
     Refused,
     Started,
 )
+from audiofork.forks.following import StartNews, follow
 from audiofork.forks.fork import Fork
 from audiofork.forks.holds import Holds
 from audiofork.forks.journal import Entry, Journal
@@ -183,6 +184,19 @@ class Forks:
         # Starts that came before this request may still be looking up their channel.
         await asyncio.gather(*(fork.progress.looked_up.wait() for fork in self._table.sought))
         return self._table.on_channel(uniqueid)
+
+    def follow(self, fork_id: str) -> AsyncGenerator[StartNews, None]:
+        """Tell how a start goes on, until audio flows or the fork has ended; see `follow`.
+
+        To be called as soon as `ask` has returned: a fork may end in any later turn of the loop.
+
+        Raises:
+            RequestRefused: There is no such fork (any more).
+        """
+        fork = self._table.get(fork_id)
+        if fork is None:
+            raise RequestRefused("No such fork")
+        return follow(fork)
 
     async def views(self) -> list[ForkView]:
         """Return all forks, oldest first.

@@ -79,7 +79,7 @@ def view_of(fork: Fork, stats: ForkStats) -> ForkView:
         tap=fork.choice.tap.name if fork.choice is not None else "",
         sample_rate=fork.sample_rate,
         frames_missing=stats.frames_missing,
-        waits_for=" and ".join(_waits_for(fork)),
+        waits_for=_shown(_waits_for(fork), fork),
         last_error=harmless(trouble.why) if trouble else "",
         last_error_s=now - trouble.at if trouble else None,
         away_s=now - trouble.since if trouble and is_away else None,
@@ -94,6 +94,11 @@ def _latest(fork: Fork) -> Trouble | None:
     troubles = fork.chronicle.troubles
     missing = [trouble for what, trouble in troubles.items() if what in fork.progress.away]
     return max(missing or troubles.values(), key=lambda trouble: trouble.at, default=None)
+
+
+def _shown(missing: tuple[str, ...], fork: Fork) -> str:
+    """Return what is missing as a text; a fork that ends still delivers what it has."""
+    return " and ".join(missing) + (" to deliver the rest" if missing and fork.is_ending else "")
 
 
 def _waits_for(fork: Fork) -> tuple[str, ...]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from audiofork.asterisk.ami_protocol import HoldChanged
+from audiofork.asterisk.ami_protocol import ChannelHangup, HoldChanged
 from audiofork.forks.view import ForkView
 from audiofork.link.messages import (
+    EndReason,
     LegAttached,
     LegPart,
     SinkOpened,
@@ -149,6 +150,16 @@ async def test_error_is_that_of_what_is_still_missing_not_of_what_came_back_sinc
     rig.forks.on_report(LegAttached(fork_id, PAIRS))
     one = await view(rig)
     assert (one.waits_for, one.last_error) == ("the server", "Connection refused")
+
+
+async def test_fork_of_a_call_that_is_over_waits_for_the_server_to_deliver_the_rest(
+    rig: Rig,
+) -> None:
+    fork_id = await rig.stream()
+    rig.forks.on_report(SinkRetrying(fork_id, 1, "Connection refused", 5.0))
+    rig.forks.on_event(ChannelHangup(UNIQUEID))
+    assert (await view(rig)).waits_for == "the server to deliver the rest"
+    await rig.ended(fork_id, EndReason.HANGUP)
 
 
 async def test_fork_without_a_relay_process_waits_for_one(rig: Rig) -> None:
