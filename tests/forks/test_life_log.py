@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from audiofork.forks.requests import Origin, parse_request
 from audiofork.link.messages import (
     EndReason,
+    ForkEnded,
     ForkStats,
     LegAttached,
     LegPart,
@@ -87,6 +90,24 @@ async def test_fork_that_never_streams_has_no_line_that_says_so(
     assert fields(requested)["event"] == "requested"
     assert ended.getMessage().startswith("ended: sink-gone (Connection refused), 0.0 s, ")
     assert ended.levelname == "WARNING"
+
+
+async def test_many_forks_have_no_line_more_than_one_for_each_event(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.allow(max_forks_per_channel=1000, max_starts=1000)
+    asked = [rig.forks.ask(parse_request(START)) for _ in range(300)]
+    for (fork_id,) in await asyncio.gather(*asked):
+        rig.connect(fork_id, PAIRS)
+        rig.forks.on_report(SinkOpened(fork_id))
+        rig.forks.on_report(Streaming(fork_id))
+        rig.live.remove(fork_id)
+        rig.forks.on_report(ForkEnded(fork_id, EndReason.HANGUP, "", ForkStats()))
+        rig.legs_gone(fork_id)
+    await rig.clock.settle()
+    counts = Counter(fields(one)["event"] for one in events(caplog))
+    assert counts == {"requested": 300, "streaming": 300, "ended": 300}
+    assert len(caplog.records) == 900
 
 
 async def test_refused_start_has_no_line_of_a_life(

@@ -120,9 +120,11 @@ async def test_start_ends_when_audio_flows(scene: Scene[FaultyServer]) -> None:
     assert re.search(r"streaming \d+ ms after the request \(the server after \d+ ms, the legs", log)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 async def test_server_that_comes_late_is_waited_for_with_its_error_and_the_next_attempt(
-    scene: Scene[FaultyServer],
+    scene: Scene[FaultyServer], workers: int
 ) -> None:
+    scene.settings["relay"] = f"workers = {workers}\n"
     target = await scene.call()
     target.call.talk()
     scene.server.refuse()
