@@ -117,17 +117,28 @@ def _rows(forks: list[Fork], width: int | None, flows: Flows | None) -> str:
     lines = _aligned(columns, cells)
     if width is None or max(map(len, lines)) <= width:
         return "\n".join(lines)
-    narrow = _aligned(
-        _WATCHED_NARROW_COLUMNS if flows else _NARROW_COLUMNS,
-        [{**one, "ID": one["ID"][:8]} for one in cells],
-    )
-    blocks = ([line, *_below(fork, width)] for fork, line in zip(forks, narrow[1:], strict=True))
-    return "\n".join([narrow[0], *(line for block in blocks for line in block)])
+    short = [{**one, "ID": one["ID"][:8]} for one in cells]
+    return "\n".join(_narrow_rows(forks, short, width, bool(flows)))
 
 
-def _below(fork: Fork, width: int) -> Iterator[str]:
-    """Return what stands below a fork's line in a narrow terminal, whole."""
-    texts = [printable(without_query(fork["url"]), "?"), _trouble(fork)]
+def _narrow_rows(
+    forks: list[Fork], cells: list[dict[str, str]], width: int, watched: bool
+) -> Iterator[str]:
+    """Yield lines for a narrow terminal: what does not fit a fork's line stands below it."""
+    columns = _WATCHED_NARROW_COLUMNS if watched else _NARROW_COLUMNS
+    heading, *lines = _aligned(columns, cells)
+    below = ["URL"]
+    if max(map(len, lines)) > width:
+        heading, *lines = _aligned(tuple(name for name in columns if name != "CHANNEL"), cells)
+        below = ["CHANNEL", "URL"]
+    yield heading
+    for fork, line, one in zip(forks, lines, cells, strict=True):
+        yield line
+        yield from _wrapped([*(one[name] for name in below), _trouble(fork)], width)
+
+
+def _wrapped(texts: list[str], width: int) -> Iterator[str]:
+    """Yield texts as indented lines, whole."""
     for text in filter(None, texts):
         yield from textwrap.wrap(
             text,

@@ -11,7 +11,7 @@ from audiofork.forks.events import Emit, Ended, Failed, Reconnecting, Stopped
 from audiofork.forks.fork import Fork, entry_of
 from audiofork.forks.journal import Journal
 from audiofork.forks.leaving import LeavingLegs
-from audiofork.forks.life_log import log_ended, log_unresumable
+from audiofork.forks.life_log import log_ended, log_left, log_unresumable
 from audiofork.forks.lifecycle import Away, ForkEvent, ForkState
 from audiofork.forks.post_process import runner as post_process
 from audiofork.forks.post_process.template import PostProcess
@@ -124,7 +124,7 @@ class Ending:
         """Handle the report that the relay has closed a fork's legs and sink."""
         if fork.progress.kept and report.reason is EndReason.SHUTDOWN:
             fork.apply(ForkEvent.END)
-            fork.log.info("left for the next start after %.1f s", fork.age_s)
+            log_left(fork)
             self.forget(fork)
             return
         self._journal.remove(fork.id)

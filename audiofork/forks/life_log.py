@@ -99,6 +99,15 @@ def log_ended(fork: Fork, report: ForkEnded, *, is_failure: bool) -> None:
         )
 
 
+def log_left(fork: Fork) -> None:
+    """Log that a fork ends in this run of the daemon, and is left for the next one."""
+    fork.log.info(
+        "left for the next start after %.1f s",
+        fork.age_s,
+        extra=_fields("left", duration_s=round(fork.age_s, 1)),
+    )
+
+
 def log_unresumable(fork: Fork, reason: EndReason, detail: str) -> None:
     """Log the end of a fork of an earlier run that cannot be resumed; it has no statistics."""
     fork.log.warning(

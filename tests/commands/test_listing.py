@@ -115,6 +115,15 @@ def test_table_in_a_terminal_of_80_columns_wraps_no_line_and_leaves_out_no_part_
     assert lines[-1] == "2 legs of ended forks stay until their channels have media or end"
 
 
+def test_channel_without_room_in_a_terminal_stands_whole_below_its_fork() -> None:
+    channel = "PJSIP/a-trunk-with-a-long-name.example.org-0000002a"
+    lines = table([fork(channel=channel), fork(AWAY)], width=80).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["ID", "STATE", "AGE", "SENT", "DROPPED"]
+    assert [line.strip() for line in lines[2:4]] == [channel, "wss://example.org/live?..."]
+    assert lines[5].strip() == "PJSIP/100-0000002a"
+
+
 def test_watched_table_fits_80_columns_with_frames_a_second() -> None:
     flows = Flows()
     flows.look([fork(AWAY)])

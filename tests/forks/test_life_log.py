@@ -159,6 +159,21 @@ async def test_who_asked_cannot_write_a_line_of_his_own(
     assert fields(requested)["who"].startswith("a??b?x")
 
 
+async def test_fork_that_is_left_for_the_next_run_says_so_in_place_of_its_end(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    await rig.stream()
+    await rig.clock.advance(2.0)
+    stop = asyncio.create_task(rig.stop(keep=True))
+    await rig.clock.settle()
+    await rig.obey()
+    await stop
+    last = events(caplog)[-1]
+    assert fields(last) == {"event": "left", "duration_s": 2.0}
+    assert last.getMessage() == "left for the next start after 2.0 s"
+    rig.journal.entries.clear()
+
+
 async def test_fields_of_a_fork_that_cannot_be_resumed_have_the_reason(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
