@@ -215,8 +215,7 @@ def start(
         try:
             fork_id, news = daemon.start_and_follow(channel, url, options, post_process)
             _say(fork_id)
-            columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
-            _warn(wait(fork_id, news, timeout, Progress(_show, columns)))
+            _warn(wait(fork_id, news, timeout, Progress(_show, _columns_of_stderr())))
         except KeyboardInterrupt:
             _fail(interrupted(fork_id), EXIT_INTERRUPTED)
 
@@ -449,6 +448,13 @@ def _warn(line: str) -> None:
     """Print a line on standard error; when that cannot be, the work goes on all the same."""
     with contextlib.suppress(OSError):
         click.echo(line, err=True)
+
+
+def _columns_of_stderr() -> int | None:
+    """Return how wide the terminal is that standard error goes to; None: it goes elsewhere."""
+    if not sys.stderr.isatty():
+        return None
+    return os.get_terminal_size(sys.stderr.fileno()).columns or 80
 
 
 def _show(text: str) -> None:

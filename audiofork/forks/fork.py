@@ -293,6 +293,7 @@ class Fork:
         """
         progress = self.progress
         progress.away.discard(what)
+        self.chronicle.tell()
         if self.state is not ForkState.RECONNECTING:
             return None
         if self.is_whole:

@@ -10,7 +10,14 @@ import pytest
 from audiofork.errors import RequestRefused
 from audiofork.forks.following import BEAT_S, StartNews, StartResult
 from audiofork.forks.requests import parse_request
-from audiofork.link.messages import EndReason, LegAttached, LegPart, SinkOpened, SinkRetrying
+from audiofork.link.messages import (
+    EndReason,
+    LegAttached,
+    LegPart,
+    SinkOpened,
+    SinkResumed,
+    SinkRetrying,
+)
 from audiofork.link.messages import Streaming as StreamingReport
 from tests.control_plane import START, UNKNOWN_ID, Rig
 
@@ -63,6 +70,18 @@ async def test_start_is_told_at_once_and_at_each_change_until_it_streams(rig: Ri
     assert follower.task.done()
     assert follower.last == (StartResult.STREAMING, "", "")
     assert follower.heard[-1].ms == 0
+
+
+async def test_server_that_is_back_before_any_audio_is_told_at_once(rig: Rig) -> None:
+    fork_id, follower = await follow(rig)
+    rig.connect(fork_id, PAIRS)
+    rig.forks.on_report(SinkOpened(fork_id))
+    rig.forks.on_report(SinkRetrying(fork_id, 1, "the connection broke", 0.3))
+    await rig.clock.settle()
+    assert follower.waits_for[-1] == "the server"
+    rig.forks.on_report(SinkResumed(fork_id, 0))
+    await rig.clock.settle()
+    assert follower.waits_for[-1] == "audio of the call"
 
 
 async def test_start_that_does_not_change_is_told_each_second(rig: Rig) -> None:
