@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from audiofork.errors import AudioForkError, DaemonUnreachable
+from audiofork.errors import DaemonUnreachable, StartFailed
 from audiofork.text import printable
 
 STREAMING, ENDED = "streaming", "ended"
@@ -21,10 +21,6 @@ _WHAT_TO_DO = {
     "shutdown": "the daemon was stopped: start it (systemctl start audiofork), then the fork",
     "fault": "a bug of audiofork: please report it, with the traceback in the daemon's log",
 }
-
-
-class StartFailed(AudioForkError):
-    """A fork was granted and does not stream; the text says why and what to do."""
 
 
 class Progress:
