@@ -98,7 +98,7 @@ def wait(
 
     Args:
         fork_id: Its id.
-        news: What the daemon tells of its start; nothing by a daemon that cannot.
+        news: What the daemon tells of its start; nothing where it does not.
         timeout_s: Wait no longer than that, in seconds; 0: for ever.
         progress: Shows what it waits for.
         clock: Returns the time in seconds.
@@ -124,7 +124,10 @@ def wait(
         raise DaemonUnreachable(_why_unknown(fork_id, exc)) from exc
     finally:
         progress.end()
-    return f"{name}: the daemon is older than this command and does not tell when it streams"
+    return (
+        f"{name} was granted, and the daemon does not tell when it streams (it is older than this "
+        "command, or too many wait already): audiofork list"
+    )
 
 
 def interrupted(fork_id: str) -> str:

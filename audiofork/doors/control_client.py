@@ -89,7 +89,8 @@ class Client:
         """Start a fork; return its id, and what tells how its start goes on.
 
         That yields the fields of StartNews, each second at least, and last of all that the fork
-        streams or has ended. Of an older daemon, which does not tell, it yields nothing.
+        streams or has ended. Where the daemon does not tell, it yields nothing: an older
+        one, or too many wait already.
         """
         fields = {**_start(channel, url, options, post_process), "Wait": "yes"}
         answer = self._answer_to(fields)

@@ -15,7 +15,8 @@ second
     {"ok": true, "result": "waiting", "fork": {...}, "ms": null, "reason": "", "detail": ""}
     {"ok": true, "result": "streaming", "fork": {...}, "ms": 312, "reason": "", "detail": ""}
 
-The last of them has the result streaming or ended; the next request is read after it.
+The last of them has the result streaming or ended; the next request is read after it. Where too
+many wait already, there is the first answer alone, without `waits`.
 """
 
 from __future__ import annotations
@@ -58,6 +59,8 @@ COMMANDS = frozenset({START, STOP, MUTE, LIST})
 
 MAX_LINE_BYTES = 65_536
 MAX_CONNECTIONS = 256
+# Starts that are waited for, so that while a server is away there is room for who asks why.
+MAX_WAITING = 128
 # Between two requests, or from the first byte of a line to its last, or until an answer is read.
 PATIENCE_S = 60.0
 CLOSE_TIMEOUT_S = 1.0
@@ -112,6 +115,7 @@ class ControlSocket:
         self._server: asyncio.Server | None = None
         self._inode = 0
         self._closed = False
+        self._waiting = 0
         self._connections: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
 
@@ -192,7 +196,8 @@ class ControlSocket:
         """Yield the answers to a line; whatever the line holds, they are the documented ones."""
         try:
             fields = parse_line(line)
-            if command_of(fields) == START and flag_of(fields, "Wait"):
+            waits = command_of(fields) == START and flag_of(fields, "Wait")
+            if waits and self._waiting < MAX_WAITING:
                 async with contextlib.aclosing(self._start(fields, origin)) as parts:
                     async for part in parts:
                         yield {"ok": True, **part}
@@ -216,12 +221,16 @@ class ControlSocket:
 
     async def _start(self, fields: dict[str, str], origin: Origin) -> Answers:
         """Start a fork, and tell how that goes on."""
-        ids = await self._ask(parse_request(fields, origin))
-        # Followed before anything else may happen: it could end meanwhile.
-        async with contextlib.aclosing(self._follow(ids[0])) as all_news:
-            yield {"forks": ids, "waits": True}
-            async for news in all_news:
-                yield _plain(news)
+        self._waiting += 1
+        try:
+            ids = await self._ask(parse_request(fields, origin))
+            # Followed before anything else may happen: it could end meanwhile.
+            async with contextlib.aclosing(self._follow(ids[0])) as all_news:
+                yield {"forks": ids, "waits": True}
+                async for news in all_news:
+                    yield _plain(news)
+        finally:
+            self._waiting -= 1
 
 
 async def _nothing() -> AsyncGenerator[StartNews, None]:

@@ -271,7 +271,9 @@ def test_start_by_a_daemon_that_does_not_tell_says_so_and_exits_with_0(
     monkeypatch.setattr("audiofork.doors.control_socket.flag_of", lambda fields, name: False)
     result = ask(daemon, *START)
     assert (result.exit_code, result.stdout) == (0, f"{FORK_ID}\n")
-    assert "the daemon is older than this command and does not tell when" in result.stderr
+    assert (
+        "fork 3f2a91c0 was granted, and the daemon does not tell when it streams" in result.stderr
+    )
 
 
 def test_start_without_a_wait_asks_for_no_news(daemon: FakeDaemon) -> None:

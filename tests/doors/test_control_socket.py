@@ -284,6 +284,24 @@ async def test_client_that_goes_while_it_waits_is_noticed_at_the_next_news(
         await registry.deserted.wait()
 
 
+async def test_start_is_granted_and_not_followed_where_too_many_wait_already(
+    clients: list[Client], path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a server is away there is room for who asks why."""
+    monkeypatch.setattr(control, "MAX_WAITING", 2)
+    registry.beats = True
+    waiting = [await connect(clients, path) for _ in range(2)]
+    for client in waiting:
+        assert (await client.ask(WAIT))["waits"] is True
+    late = await connect(clients, path)
+    assert await late.ask(WAIT) == {"ok": True, "forks": [FORK_ID]}
+    assert (await late.ask(LIST))["ok"] is True
+    await waiting[0].close()
+    async with asyncio.timeout(5):
+        await registry.deserted.wait()
+    assert (await late.ask(WAIT))["waits"] is True
+
+
 async def test_close_ends_a_start_that_is_waited_for_without_a_line_in_the_log(
     client: Client, registry: Registry, server: ControlSocket, caplog: pytest.LogCaptureFixture
 ) -> None:
