@@ -131,21 +131,21 @@ async def test_server_that_comes_late_is_waited_for_with_its_error_and_the_next_
     with scene.daemon() as daemon:
         async with start(daemon, target, scene.server.url("/"), FOR_EVER) as command:
             await command.fork_id()
-            await command.says(r"has waited \d+ s for the server: Connection refused; attempt 2 ")
-            await command.says(r"has waited \d+ s for the server: Connection refused; attempt 4 ")
+            await command.says(r"has waited \d+ s for the server: .*Connection refused; attempt 2 ")
+            await command.says(r"has waited \d+ s for the server: .*Connection refused; attempt 4 ")
             (fork,) = json.loads(await listed(daemon, "--json"))
             assert (fork["state"], fork["waits_for"]) == ("attaching", "the server")
-            assert fork["last_error"] == "Connection refused"
+            assert fork["last_error"].endswith("Connection refused")
             assert 0 <= fork["next_attempt_s"] <= 1
             assert fork["attempt"] >= 4
             table = await listed(daemon)
-            assert re.search(r"  (now|in 1 s)  +the server, for \d+ s: Connection refused\n", table)
+            assert re.search(r"  (now|in 1 s)  +the server, for \d+ s: .*refused\n", table)
             await scene.server.start()
             code, last = await command.ends()
             assert (code, " streams, " in last) == (0, True)
         (fork,) = json.loads(await listed(daemon, "--json"))
-        assert (fork["waits_for"], fork["last_error"]) == ("", "Connection refused")
-        assert fork["next_attempt_s"] is None
+        assert fork["last_error"].endswith("Connection refused")
+        assert (fork["waits_for"], fork["next_attempt_s"]) == ("", None)
 
 
 async def test_server_that_does_not_come_ends_the_command_with_1_and_what_to_do(
@@ -179,7 +179,7 @@ async def test_server_that_refuses_ends_the_command_with_1_and_its_answer(
             code, last = await command.ends()
         assert "secret" not in last + daemon.log()
     assert code == 1
-    assert f"sink-refused (the server answered HTTP {status}" in last
+    assert re.search(rf"sink-refused \(.*the server answered HTTP {status}", last)
     assert "that is final: correct the URL, its token or the certificate" in last
 
 
