@@ -116,6 +116,19 @@ def parse_request(fields: Mapping[str, str], origin: Origin = UNKNOWN) -> Reques
     return _start(lower, origin)
 
 
+def flag_of(fields: Mapping[str, str], name: str) -> bool:
+    """Return a field that is yes or no; without it, no.
+
+    Raises:
+        RequestRefused: It is something else.
+    """
+    lower = {key.lower(): value.strip(" \t").lower() for key, value in fields.items()}
+    text = lower.get(name.lower(), "no")
+    if text not in _STATES:
+        raise RequestRefused(f"{name}: expected 1, 0, on, off, yes, no, true or false")
+    return _STATES[text]
+
+
 def _start(fields: dict[str, str], origin: Origin) -> StartFork:
     target = _target(fields)
     url = fields.get("wsserver", "")
@@ -145,9 +158,7 @@ def _mute(fields: dict[str, str], origin: Origin) -> MuteFork:
     state = fields.get("state", "").lower()
     if not state:
         raise RequestRefused("No state specified")
-    if state not in _STATES:
-        raise RequestRefused("State: expected 1, 0, on, off, yes, no, true or false")
-    mute = _STATES[state]
+    mute = flag_of(fields, "State")
     mute_in = mute if direction in ("read", "both") else None
     mute_out = mute if direction in ("write", "both") else None
     return MuteFork(target, fork_id, mute_in, mute_out, fields.get("actionid", ""), origin)

@@ -246,11 +246,18 @@ class Streaming:
 
 @dataclass(frozen=True, slots=True)
 class SinkRetrying:
-    """Report: there is no connection, and another attempt will be made."""
+    """Report: there is no connection, and another attempt will be made.
+
+    Attributes:
+        attempt: The number of that attempt.
+        detail: Why there is no connection, for people; any text.
+        wait_s: Seconds until that attempt, from now on.
+    """
 
     fork_id: str
     attempt: int
     detail: str
+    wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
