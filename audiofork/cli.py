@@ -351,24 +351,45 @@ async def _receive(
         await receiver.close()
 
 
+def _branch(_context: click.Context, _option: click.Parameter, text: str | None) -> int | None:
+    if text is None:
+        return None
+    branch, _, _ = text.partition(".")
+    if not (branch.isascii() and branch.isdigit() and len(branch) < 4):
+        raise click.BadParameter(f"expected a number as 22 or 18.26.4, not {text!r}")
+    return int(branch)
+
+
 @main.command()
-@click.argument(
-    "files",
-    nargs=-1,
-    required=True,
-    metavar="FILE...",
-    type=click.Path(dir_okay=False, path_type=Path),
-)
+@click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path))
 @click.option("--write", is_flag=True, help="Rewrite the files; without it, only show a diff.")
-def migrate(files: tuple[Path, ...], write: bool) -> None:
-    """Rewrite dialplans of app_audiofork: extensions.conf, .ael, .lua.
+@click.option(
+    "--asterisk-config",
+    "folder",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Asterisk's configuration folder, which included files are relative to; else the folder "
+    "of each FILE.",
+)
+@click.option(
+    "--asterisk-version",
+    "version",
+    metavar="VERSION",
+    callback=_branch,
+    help="The Asterisk that runs the dialplan, as 22 or 18.26.4; else the one that is installed.",
+)
+def migrate(files: tuple[Path, ...], write: bool, folder: Path | None, version: int | None) -> None:
+    """Rewrite dialplans of app_audiofork: extensions.conf, .ael, .lua, and what they include.
 
-    Prints the changes as a diff, and notes what it leaves to you.
+    Without a FILE, those in /etc/asterisk. Prints the changes as a diff, and notes what it leaves
+    to you. --write keeps a copy of each file that it rewrites. Exit code 0: nothing is left to do
+    by hand; 1: something is, or a file cannot be read or written.
     """
-    sys.exit(migration.run(files, write=write, say=_say, warn=_warn))
+    task = migration.Task(files, folder, version or migration.local_branch(), write)
+    sys.exit(migration.run(task, say=_say, warn=_warn))
 
 
-def _say(line: str) -> None:
+def _say(line: str | bytes) -> None:
     """Print a line; when nobody reads any more, or cannot, the work goes on all the same."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")

@@ -19,10 +19,21 @@ def gosub(name: str, arguments: str, delimiter: str = ",") -> str:
     """
     check_plain(arguments)
     if name.lower() == "stopaudiofork":
-        return f"Gosub(audiofork,stop,1({split(arguments, delimiter, 2)[0]}))"
+        return _gosub_if("stop", split(arguments, delimiter, 2)[0])
     parts = start_arguments(arguments, delimiter)
     parts[2:] = [_literal(part) for part in parts[2:]]
-    return f"Gosub(audiofork,start,1({','.join(parts)}))"
+    return _gosub_if("start", ",".join(parts))
+
+
+def _gosub_if(extension: str, arguments: str) -> str:
+    """Return a Gosub that is left out where the shipped dialplan is not loaded.
+
+    A Gosub to a context that does not exist ends the call. ExecIf() splits at ? and : outside
+    parentheses alone, and leaves quotes and backslashes where they are.
+    """
+    otherwise = ":Log(WARNING,no context audiofork)" if extension == "start" else ""
+    exists = f"${{DIALPLAN_EXISTS(audiofork,{extension},1)}}"
+    return f"ExecIf({exists}?Gosub(audiofork,{extension},1({arguments})){otherwise})"
 
 
 def check_plain(arguments: str) -> None:
