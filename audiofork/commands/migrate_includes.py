@@ -124,7 +124,8 @@ class Reader:
             file.notes.append(Note(line, f"there is no {missing}, which may be missing"))
             return
         hint = "" if self._folder else "; --asterisk-config names Asterisk's folder if that differs"
-        text = f"there is no {missing}: Asterisk refuses a dialplan that includes it{hint}"
+        what = "ignores it" if file.kind is Kind.AEL else "loads nothing of such a dialplan"
+        text = f"there is no {missing}: Asterisk {what}{hint}"
         file.notes.append(Note(line, text, left=True))
 
 

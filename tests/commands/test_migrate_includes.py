@@ -119,7 +119,7 @@ def test_relative_names_are_looked_for_in_asterisks_folder(tmp_path: Path) -> No
     assert names(read(main, folder=folder), folder) == ["sub/extensions.conf", "part.conf"]
     (note,) = told(read(main))
     assert note[0] == 1
-    assert note[1].startswith(f"there is no {folder}/sub/part.conf: Asterisk refuses a dialplan")
+    assert note[1].startswith(f"there is no {folder}/sub/part.conf: Asterisk loads nothing of such")
     assert "--asterisk-config" in note[1]
     assert note[2]
 
@@ -132,8 +132,8 @@ def test_relative_names_are_looked_for_in_asterisks_folder(tmp_path: Path) -> No
             "not looked into: exec /usr/bin/make-dialplan",
             True,
         ),
-        ("#include none.conf", "there is no {folder}/none.conf: Asterisk refuses", True),
-        ("#include none/*.conf", "there is no {folder}/none/*.conf: Asterisk refuses", True),
+        ("#include none.conf", "there is no {folder}/none.conf: Asterisk loads nothing", True),
+        ("#include none/*.conf", "there is no {folder}/none/*.conf: Asterisk loads nothing", True),
         ("#tryinclude none.conf", "there is no {folder}/none.conf, which may be missing", False),
         ("#include folder", "not looked into: {folder}/folder: not a regular file", True),
         ("#include pipe", "not looked into: {folder}/pipe: not a regular file", True),
