@@ -177,14 +177,18 @@ def closing_of(code: str, opening: int, end: int) -> int:
     """Return where the parenthesis at `opening` is closed; Asterisk counts them inside quotes too.
 
     Raises:
-        NotPlain: It is not closed before `end`.
+        NotPlain: It is not closed before `end`, or not within as many characters as a line has.
     """
     depth = 0
-    for position in range(opening, end):
-        depth += (code[position] == "(") - (code[position] == ")")
+    for match in _PARENTHESIS.finditer(code, opening, min(end, opening + MAX_LINE_CHARACTERS)):
+        depth += 1 if match[0] == "(" else -1
         if depth == 0:
-            return position
+            return match.start()
     raise NotPlain("the parenthesis is not closed")
+
+
+_PARENTHESIS = re.compile(r"[()]")
+MAX_LINE_CHARACTERS = 8192  # what Asterisk reads of a line
 
 
 def unquoted(text: str) -> str:

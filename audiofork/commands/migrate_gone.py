@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterator
 
@@ -10,7 +9,6 @@ from audiofork.commands.dialplan import Kind, NotPlain, closing_of, line_end, sp
 from audiofork.commands.migrate_draft import Draft
 
 WITHOUT_MACROS = 21  # the first branch that has neither app_macro nor chan_sip
-MAX_CALL_CHARACTERS = 20_000
 MAX_ARGUMENTS = 50
 
 
@@ -41,9 +39,9 @@ _LUA_CALL = re.compile(
     re.I,
 )
 # Options of Dial() that wait in a variable: Set(DIAL_OPTIONS=tM(x)), or a global variable.
-_OPTIONS = re.compile(
-    r"(?:^|(?<=[\s.(,]))_{0,2}(?:GLOBAL\([ \t]*)?\w*OPT\w*\)?"
-    r"[ \t]*=>?[ \t]*[\"']?(?P<value>[^\s\"']+)",
+_ASSIGNED = re.compile(
+    r"(?:^|(?<=[\s.(,]))(?:_{0,2}GLOBAL\([ \t]*)?(?P<variable>\w++)\)?"
+    r"[ \t]*=>?[ \t]*[\"']?(?=(?P<value>[^\s\"']{1,500}))",
     re.M,
 )
 _ARGUMENT_OF_OPTIONS = {"dial": 2, "retrydial": 5}
@@ -61,16 +59,20 @@ def _macros(code: str, kind: Kind) -> Iterator[tuple[int, str]]:
         else:
             options = arguments[_ARGUMENT_OF_OPTIONS[name.lower()] :][:1]
             yield from _of_options(match.start(), f"{name}()", *options)
-    for match in _OPTIONS.finditer(code):
-        yield from _of_options(match.start(), "these options", match["value"])
+    for match in _ASSIGNED.finditer(code):
+        if "OPT" in match["variable"]:
+            yield from _of_options(match.start(), "these options", match["value"])
 
 
 def _arguments(code: str, match: re.Match[str], kind: Kind) -> list[str]:
-    """Return the arguments of a call, as far as they can be told."""
-    start, end = match.end(), line_end(code, match.end())
-    limit = end if kind is Kind.CONF else min(len(code), start + MAX_CALL_CHARACTERS)
-    with contextlib.suppress(NotPlain):
-        end = closing_of(code, start - 1, limit)
+    """Return the arguments of a call; one that is empty if it does not end."""
+    start = match.end()
+    try:
+        end = closing_of(
+            code, start - 1, len(code) if kind is not Kind.CONF else line_end(code, start)
+        )
+    except NotPlain:
+        return [""]
     text = code[start:end]
     if kind is Kind.LUA:  # what its strings hold is joined by commas
         text = ",".join(one.strip("\"'") for one in split(text, ",", MAX_ARGUMENTS))

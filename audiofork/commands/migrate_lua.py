@@ -17,29 +17,63 @@ _LUA_FUNCTION = re.compile(r"""\bchannel\s*(?:\.\s*|\[\s*["'])AUDIOFORK\b""")
 
 
 def rewrite_lua(draft: Draft) -> None:
-    tokens = [match.span() for match in LUA_TOKEN.finditer(draft.text)]
+    """Rewrite calls whose arguments are plain strings, and note all others."""
+    strings = _strings(draft.text)
     for match in _LUA_CALL.finditer(draft.code):
         name = match["name"] or match["quoted"]
-        if name.lower() not in ("audiofork", "stopaudiofork"):
-            continue
-        token = bisect.bisect(tokens, (match.start(), 0)) - 1
-        if token >= 0 and match.start() < tokens[token][1]:
-            continue  # within a string
-        try:
-            end, arguments = _lua_arguments(draft.code, match.end())
-            if draft.has_comment(match.start(), end):
-                raise NotPlain("a comment stands in it")
-            replacement = _lua_event(name, arguments)
-        except NotPlain as exc:
-            draft.leave(match.start(), str(exc))
-            continue
-        draft.replace(match.start(), end, replacement)
-        for text in notes_on(name, arguments):
-            if text != GOSUB_NOTE:
-                draft.note(match.start(), text)
+        if name.lower() in ("audiofork", "stopaudiofork") and not _within(strings, match.start()):
+            draft.handled.add(match.start("name" if match["name"] else "quoted"))
+            try:
+                _rewrite_call(draft, name, match.start(), match.end())
+            except NotPlain as exc:
+                draft.leave(match.start(), str(exc))
     for match in _LUA_FUNCTION.finditer(draft.code):
         hint = 'channel["AUDIOFORK_WSSERVER_" .. id:gsub("-", "_")]:get()'
         draft.leave(match.start(), f"the function AUDIOFORK: write {hint}")
+    _report_the_rest(draft, strings)
+
+
+def _strings(text: str) -> list[tuple[int, int]]:
+    """Return where strings and comments stand."""
+    return [match.span() for match in LUA_TOKEN.finditer(text)]
+
+
+def _within(spans: list[tuple[int, int]], position: int) -> bool:
+    index = bisect.bisect(spans, (position, 0)) - 1
+    return index >= 0 and position < spans[index][1]
+
+
+def _rewrite_call(draft: Draft, name: str, start: int, name_end: int) -> None:
+    end, arguments = _lua_arguments(draft.code, name_end)
+    if draft.has_comment(start, end):
+        raise NotPlain("a comment stands in it")
+    draft.replace(start, end, _lua_event(name, arguments))
+    for text in notes_on(name, arguments):
+        if text != GOSUB_NOTE:
+            draft.note(start, text)
+
+
+_WORD = re.compile(r"(?<![\w/-])(?:Stop)?AudioFork\b(?![/-])", re.I)
+_OPENING = re.compile(r"\s*\(")
+_EVENT = re.compile(r"""UserEvent\s*\(?\s*["']\Z""", re.I)
+
+
+def _report_the_rest(draft: Draft, strings: list[tuple[int, int]]) -> None:
+    """Note other ways to name the applications: app[name], a function of its own, app.Exec()."""
+    for match in _WORD.finditer(draft.code):
+        start, end = match.span()
+        if start in draft.handled or match[0] == "AUDIOFORK":
+            continue  # the function is noted where it stands
+        before, after = draft.code[max(0, start - 80) : start], draft.code[end : end + 1]
+        if not _within(strings, start):
+            told = before.rstrip().endswith(".")
+        elif _OPENING.match(draft.code, end):
+            told = not before.endswith(".")
+        else:
+            is_whole = before[-1:] in ("'", '"') and after == before[-1:]
+            told = is_whole and match[0].endswith("AudioFork") and not _EVENT.search(before)
+        if told:
+            draft.leave(start, f"{match[0]} is not a plain application call")
 
 
 def _lua_arguments(code: str, position: int) -> tuple[int, str]:

@@ -143,7 +143,12 @@ def _last(code: str, position: int) -> str:
     return code[max(0, position - 1) : position]
 
 
-def _application(draft: Draft, start: int, end: int, *, old_forms: bool = False) -> None:
+MAX_WRAPPED = 20  # calls within each other; what is deeper is noted
+
+
+def _application(
+    draft: Draft, start: int, end: int, *, old_forms: bool = False, levels: int = MAX_WRAPPED
+) -> None:
     """Rewrite the application call that code[start:end] is, or those that it wraps."""
     start, end = _trim(draft.code, start, end)
     match = _NAME.match(draft.code, start, end)
@@ -156,9 +161,9 @@ def _application(draft: Draft, start: int, end: int, *, old_forms: bool = False)
             _call(draft, start, match.end(), end, old_forms)
         except NotPlain as exc:
             draft.leave(start, str(exc))
-    elif name in ("exec", "tryexec", "execif"):
+    elif name in ("exec", "tryexec", "execif") and levels:
         for inner_start, inner_end in _wrapped(draft.code, name, match.end(), end):
-            _application(draft, inner_start, inner_end)
+            _application(draft, inner_start, inner_end, levels=levels - 1)
 
 
 def _trim(code: str, start: int, end: int) -> tuple[int, int]:
@@ -223,8 +228,7 @@ _NAMED_END = re.compile(r"[ \t\r]*(?:[,|);\n]|\Z)")
 def _report_the_rest(draft: Draft) -> None:
     """Note each use of the words that was not rewritten, and is none of this package's own."""
     for match in _WORD.finditer(draft.code):
-        line_start = draft.code.rfind("\n", 0, match.start()) + 1
-        before = draft.code[max(line_start, match.start() - 500) : match.start()]
+        before = draft.code[max(0, match.start() - 500) : match.start()].rpartition("\n")[2]
         after = draft.code[match.end() : match.end() + 80]
         if match.start() in draft.handled or re.search(
             r"\$\{$|UserEvent\s*\(\s*(?:AudioFork,.*)?$", before, re.I

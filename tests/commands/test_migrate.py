@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,8 @@ def test_plain_call_is_rewritten(before: str, after: str) -> None:
         ("Set(A=AudioFork(ws://h/))", "AudioFork is not a plain application call"),
         ("Set(A=AudioFork)", "AudioFork is not a plain application call"),
         ("Originate(Local/a,app,AudioFork,ws://h/)", "AudioFork is not a plain application call"),
+        ("Exec(" * 30 + "AudioFork(ws://h/)" + ")" * 30, "AudioFork is not a plain application"),
+        ("Exec(" * 3000 + "AudioFork(ws://h/)" + ")" * 3000, "AudioFork is not a plain app"),
         ("ExecIf(1?${A}(x)?AudioFork(ws://h/))", "AudioFork is not a plain application call"),
         ("Set(A=${AUDIOFORK(${A:1},filename)})", "the function AUDIOFORK: expected "),
         ("Set(A=${AUDIOFORK(0x7f,filename)})", "the function AUDIOFORK: expected "),
@@ -174,6 +177,25 @@ def test_comments_and_line_ends_around_calls_stay() -> None:
     after = re.sub(r"AudioFork\(ws://h/,D\(in\)\)", START, before)
     assert conf(before).text == after
     assert conf(before).changes == 3
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "exten => _[1,2]X,1,%s",
+        "exten => a\\,b,1,%s",
+        "exten => _[1-3]./100,n(label),%s",
+        "exten => s,1(a),%s ;-- c --;",
+        " same =>  n(label) , %s",
+        "same=hint+1,%s",
+        "\ufeffexten => s,1,%s",
+        "\texten\t=>\ts,1,\t%s\t\r",
+    ],
+)
+def test_call_is_found_in_whatever_line_asterisk_takes(line: str) -> None:
+    migration = conf(line % "AudioFork(ws://h/,D(in))")
+    assert migration.text == line % START
+    assert migration.notes == ()
 
 
 @pytest.mark.parametrize(
@@ -334,6 +356,42 @@ def test_lua_call_that_is_not_plain_is_left_and_told(line: str, why: str) -> Non
     assert told.startswith(f"left as it is: {why}")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        'app.Exec("AudioFork(ws://h/)")',
+        "app.ExecIf('1?StopAudioFork():NoOp()')",
+        'local name = "AudioFork"',
+        'app[stop and "StopAudioFork" or "NoOp"]()',
+        "local a = app; a.AudioFork('ws://h/')",
+        "a . StopAudioFork()",
+        'app.Originate("Local/a", "app", "AudioFork", "ws://h/")',
+    ],
+)
+def test_lua_call_by_another_way_is_told(line: str) -> None:
+    text = f"-- {line}\n{line}\n"
+    migration = migrate_text(text, Kind.LUA)
+    assert migration.text == text
+    ((number, told),) = left(migration)
+    assert number == 2
+    assert told.endswith("AudioFork is not a plain application call")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'app.UserEvent("AudioFork", "WsServer: ws://h/")',
+        "app.userevent( 'AudioFork')",
+        'app.Verbose("the AudioFork of a call")',
+        'require "audiofork"',
+        "local audiofork = 1",
+        "my.audiofork_id = 1",
+    ],
+)
+def test_lua_that_is_no_call_is_left_without_a_word(line: str) -> None:
+    assert migrate_text(f"{line}\n", Kind.LUA) == Migration(f"{line}\n", (), 0)
+
+
 def test_lua_call_within_a_string_is_left_without_a_word() -> None:
     text = (
         """s = "app.AudioFork('x')" -- app.AudioFork('x')\nt = '-- ' .. [[\napp.AudioFork('x')]]"""
@@ -385,6 +443,26 @@ def test_lines_without_the_modules_words_stay(text: str, kind: Kind) -> None:
     assert len(before) == len(after)
     changed = [old for old, new in zip(before, after, strict=True) if old != new]
     assert all("audiofork" in line.lower() for line in changed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (Kind.CONF, "exten => s,1,AudioFork(ws://h/,D(in\n" * 20_000),
+        (Kind.CONF, "exten => s,1," + "AudioFork(ws://h/," * 20_000),
+        (Kind.CONF, "exten => " + "[a]" * 100_000),
+        (Kind.CONF, "exten => s,1,AudioFork(" + "\\" * 100_000),
+        (Kind.CONF, "OPT" * 100_000),
+        (Kind.AEL, "context a {\n" + "AudioFork(ws://h/;\n" * 20_000),
+        (Kind.LUA, "app.AudioFork(\n" * 20_000),
+        (Kind.LUA, "app.AudioFork([==[\n" * 20_000),
+    ],
+    ids=lambda value: value.name if isinstance(value, Kind) else value[:25],
+)
+def test_text_that_never_closes_what_it_opens_takes_no_time(kind: Kind, text: str) -> None:
+    begin = time.process_time()
+    assert migrate_text(text, kind).text == text
+    assert time.process_time() - begin < 5
 
 
 # --- The migration guide ---

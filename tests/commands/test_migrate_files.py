@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audiofork.commands import migrate_files
-from audiofork.commands.migrate import EXIT_DONE, EXIT_FAILED, Task, run
+from audiofork.commands.migrate import EXIT_DONE, EXIT_FAILED, Task, local_branch, run
 from tests.commands.test_migrate import start
 
 
@@ -255,3 +255,64 @@ def test_command_rewrites_all_files_where_its_notes_cannot_be_written(tmp_path: 
         subprocess.run(command, stdout=subprocess.DEVNULL, stderr=full, timeout=60, check=True)
     assert len({one.read_bytes() for one in files}) == 1
     assert files[0].read_bytes() != BEFORE.encode("latin-1")
+
+
+@pytest.mark.parametrize("option", ["--asterisk-version=22", "--asterisk-version=21.0.0-rc1"])
+def test_command_names_macros_of_an_asterisk_without_them_and_exits_1(
+    tmp_path: Path, option: str
+) -> None:
+    (tmp_path / "extensions.conf").write_text("#include part.conf\n")
+    (tmp_path / "part.conf").write_bytes(b"exten => s,1,Dial(SIP/a,60,gM(in))\n;\xe4\x1b\n")
+    done = migrate("--asterisk-config", str(tmp_path), option)
+    assert (done.returncode, done.stdout) == (EXIT_FAILED, b"")
+    part = f"{tmp_path}/part.conf:1: "
+    first, second, *_ = (
+        done.stderr.decode()
+        .removeprefix(f"{tmp_path}/extensions.conf: nothing to rewrite\n")
+        .splitlines()
+    )
+    assert first.startswith(f"{part}M(in) of Dial()")
+    assert second.startswith(f"{part}SIP/a: ")
+
+
+def test_command_has_nothing_left_to_do_for_an_asterisk_with_macros(tmp_path: Path) -> None:
+    file = tmp_path / "extensions.conf"
+    file.write_bytes(b"exten => s,1,Dial(SIP/a,60,gM(in))\n same => n,AudioFork(ws://h/\xe4)\n")
+    done = migrate("--asterisk-version", "18.26.4", "--write", str(file))
+    assert done.returncode == EXIT_DONE
+    assert b"M(in) of Dial()" in done.stderr
+    assert b"SIP/a" not in done.stderr
+    patch(done.stdout, "-R")
+    assert b"AudioFork(ws://h/\xe4)\n" in file.read_bytes()
+
+
+@pytest.mark.parametrize("version", ["", "new", "-1", "1234", "22x"])
+def test_command_refuses_a_version_that_is_none(version: str) -> None:
+    done = migrate("--asterisk-version", version)
+    assert done.returncode == 2
+    assert b"expected a number as 22 or 18.26.4" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "branch"),
+    [
+        ("echo Asterisk 20.9.1~dfsg", 20),
+        ("echo Asterisk certified/18.9-cert5", 18),
+        ("echo Asterisk GIT-master-f0c1c1a", None),
+        ("exit 1", None),
+        (None, None),
+    ],
+)
+def test_version_is_that_of_the_asterisk_that_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, branch: int | None
+) -> None:
+    if script is not None:
+        (tmp_path / "asterisk").write_text(f'#!/bin/sh\n[ "$1" = -V ] || exit 1\n{script}\n')
+        (tmp_path / "asterisk").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert local_branch() == branch
+
+
+def migrate(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "audiofork", "migrate", *arguments]
+    return subprocess.run(command, capture_output=True, timeout=60)
