@@ -7,7 +7,7 @@ import re
 from audiofork.commands.caller_data import bare_in
 from audiofork.commands.dialplan import NotPlain, split, top_level, unquoted
 from audiofork.errors import RequestRefused
-from audiofork.forks.options import parse_options, split_options
+from audiofork.forks.options import as_the_module, parse_options, split_options
 from audiofork.forks.urls import check_url
 
 
@@ -57,20 +57,21 @@ def start_arguments(arguments: str, delimiter: str = ",") -> list[str]:
         raise NotPlain("it names no server")
     if delimiter == "," and any(top_level(part, "|") for part in parts[:2]):
         raise NotPlain("its arguments have a |, which separates none since Asterisk 1.6")
-    parts[1:2] = [_options(part) for part in parts[1:2]]
-    while not parts[-1]:
-        parts.pop()
-    return parts
+    url, options, *command = [*parts, ""] if len(parts) == 1 else parts
+    return [url, _options(options), *filter(None, command)]
 
 
 def _options(text: str) -> str:
-    """Return the option string without the quotes that are not part of an option."""
+    """Return the options without the quotes around them, and with the subprotocol of the module."""
     bare = unquoted(text).strip()
     if top_level(bare, ",") or '"' in bare:
         raise NotPlain("its options have a comma")
     if ";" in bare:
         raise NotPlain("its options have a semicolon")
-    return bare
+    try:
+        return as_the_module(bare)
+    except RequestRefused:
+        return bare  # told by notes_on
 
 
 def _literal(command: str) -> str:

@@ -15,12 +15,11 @@ from audiofork.commands.migrate_draft import Migration
 from audiofork.commands.migrate_text import migrate_text
 
 
-def start(arguments: str) -> str:
-    """What is written for AudioFork(arguments)."""
+def start(url: str, options: str = "", *command: str) -> str:
+    """What is written for AudioFork(url,options,command)."""
     exists = "${DIALPLAN_EXISTS(audiofork,start,1)}"
-    return (
-        f"ExecIf({exists}?Gosub(audiofork,start,1({arguments})):Log(WARNING,no context audiofork))"
-    )
+    gosub = f"Gosub(audiofork,start,1({','.join([url, f'{options}s(echo)', *command])}))"
+    return f"ExecIf({exists}?{gosub}:Log(WARNING,no context audiofork))"
 
 
 def stop(arguments: str) -> str:
@@ -28,7 +27,7 @@ def stop(arguments: str) -> str:
     return f"ExecIf(${{DIALPLAN_EXISTS(audiofork,stop,1)}}?Gosub(audiofork,stop,1({arguments})))"
 
 
-START = start("ws://h/,D(in)")
+START = start("ws://h/", "D(in)")
 
 
 def conf(text: str) -> Migration:
@@ -54,22 +53,22 @@ def left(migration: Migration) -> list[tuple[int, str]]:
         ("audiofork( ws://h/ , D(in) )", START),
         ("AUDIOFORK(ws://h/,D(in),)", START),
         ("AudioFork(ws://h/,,)", start("ws://h/")),
-        ("AudioFork(ws://h/,D(in),ls ^{X})", start("ws://h/,D(in),ls ^{X}")),
-        ("AudioFork(ws://h/,,ls ^{X})", start("ws://h/,,ls ^{X}")),
-        ("AudioFork(ws://h/,,a b,c)", start(r"ws://h/,,a b\,c")),
-        ("AudioFork(ws://h/,,a | b)", start("ws://h/,,a | b")),
-        (r"AudioFork(ws://h/,,a \"b,c\")", start('ws://h/,,a "b,c"')),
-        ('AudioFork(ws://h/,,"a b")', start("ws://h/,,a b")),
-        (r"AudioFork(ws://h/,,a\,b)", start(r"ws://h/,,a\,b")),
-        ("AudioFork(ws://h/,,a (b,c))", start("ws://h/,,a (b,c)")),
-        ('AudioFork("ws://h/?a,b",D(in))', start('"ws://h/?a,b",D(in)')),
-        (r"AudioFork(ws://h/?a\,b,D(in))", start(r"ws://h/?a\,b,D(in)")),
-        (r"AudioFork(ws://h/\;a,D(in))", start(r"ws://h/\;a,D(in)")),
+        ("AudioFork(ws://h/,D(in),ls ^{X})", start("ws://h/", "D(in)", "ls ^{X}")),
+        ("AudioFork(ws://h/,,ls ^{X})", start("ws://h/", "", "ls ^{X}")),
+        ("AudioFork(ws://h/,,a b,c)", start("ws://h/", "", r"a b\,c")),
+        ("AudioFork(ws://h/,,a | b)", start("ws://h/", "", "a | b")),
+        (r"AudioFork(ws://h/,,a \"b,c\")", start("ws://h/", "", 'a "b,c"')),
+        ('AudioFork(ws://h/,,"a b")', start("ws://h/", "", "a b")),
+        (r"AudioFork(ws://h/,,a\,b)", start("ws://h/", "", r"a\,b")),
+        ("AudioFork(ws://h/,,a (b,c))", start("ws://h/", "", "a (b,c)")),
+        ('AudioFork("ws://h/?a,b",D(in))', start('"ws://h/?a,b"', "D(in)")),
+        (r"AudioFork(ws://h/?a\,b,D(in))", start(r"ws://h/?a\,b", "D(in)")),
+        (r"AudioFork(ws://h/\;a,D(in))", start(r"ws://h/\;a", "D(in)")),
         ('AudioFork(ws://h/,"D(in)")', START),
-        ("AudioFork(${URL},${OPTIONS})", start("${URL},${OPTIONS}")),
+        ("AudioFork(${URL},${OPTIONS})", start("${URL}", "${OPTIONS}")),
         (
             "AudioFork(ws://h/${CUT(CHANNEL,/,2)},D(in)R(10)r(5)T(on))",
-            start("ws://h/${CUT(CHANNEL,/,2)},D(in)R(10)r(5)T(on)"),
+            start("ws://h/${CUT(CHANNEL,/,2)}", "D(in)R(10)r(5)T(on)"),
         ),
         ("StopAudioFork()", stop("")),
         ("StopAudioFork", stop("")),
@@ -303,20 +302,24 @@ def test_ael_call_that_is_not_plain_is_left_and_told(line: str, why: str) -> Non
     [
         (
             'app.AudioFork("ws://h/", "D(in)")',
-            'app.UserEvent("AudioFork", "WsServer: ws://h/", "Options: D(in)")',
+            'app.UserEvent("AudioFork", "WsServer: ws://h/", "Options: D(in)s(echo)")',
         ),
-        ("app.audiofork('ws://h/')", 'app.UserEvent("AudioFork", "WsServer: ws://h/")'),
+        (
+            "app.audiofork('ws://h/')",
+            'app.UserEvent("AudioFork", "WsServer: ws://h/", "Options: s(echo)")',
+        ),
         (
             'app["AudioFork"](\n  "ws://h/,D(in),ls" )',
-            'app.UserEvent("AudioFork", "WsServer: ws://h/", "Options: D(in)", "PostProcess: ls")',
+            'app.UserEvent("AudioFork", "WsServer: ws://h/", "Options: D(in)s(echo)", '
+            '"PostProcess: ls")',
         ),
         (
             "app.AudioFork([==['ws://h/']==])",
-            'app.UserEvent("AudioFork", "WsServer: \'ws://h/\'")',
+            'app.UserEvent("AudioFork", "WsServer: \'ws://h/\'", "Options: s(echo)")',
         ),
         (
             r'app.AudioFork("\"ws://h/?a,b\"")',
-            r'app.UserEvent("AudioFork", "WsServer: \"ws://h/?a,b\"")',
+            r'app.UserEvent("AudioFork", "WsServer: \"ws://h/?a,b\"", "Options: s(echo)")',
         ),
         (
             'app.StopAudioFork("${ID}")',

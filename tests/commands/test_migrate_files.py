@@ -38,7 +38,7 @@ class Said:
 
 
 BEFORE = "[a]\nexten => s,1,AudioFork(ws://h/,T(on))\n same => n,NoOp(\u00fc)\n"
-AFTER = BEFORE.replace("AudioFork(ws://h/,T(on))", start("ws://h/,T(on)"))
+AFTER = BEFORE.replace("AudioFork(ws://h/,T(on))", start("ws://h/", "T(on)"))
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_diff_of_a_big_file_takes_no_time(tmp_path: Path) -> None:
     assert said.run(file) == EXIT_DONE
     assert time.process_time() - begin < 10
     patch(said.patch)
-    assert file.read_bytes().count(b"Gosub(audiofork,start,1(ws://h/))") == 25_000
+    assert file.read_bytes().count(b"Gosub(audiofork,start,1(ws://h/,s(echo)))") == 25_000
 
 
 def test_run_reads_no_device_and_no_pipe(tmp_path: Path) -> None:

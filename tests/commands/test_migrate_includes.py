@@ -298,4 +298,4 @@ def test_language_of_a_piece_is_that_of_the_file_that_includes_it(tmp_path: Path
     )
     said = Said()
     assert said.run(folder / "extensions.ael", write=True) == EXIT_DONE
-    assert "?Gosub(audiofork,start,1(ws://h/))" in (folder / "piece.conf").read_text()
+    assert "?Gosub(audiofork,start,1(ws://h/,s(echo)))" in (folder / "piece.conf").read_text()

@@ -92,13 +92,14 @@ async def call(ami: AmiClient, context: str, extension: str) -> tuple[bool, list
 
 
 def fields(request: Headers) -> list[str]:
-    """Return what a request asks for: URL, options and command; or the id of a stop."""
+    """Return what a request asks for: URL, the module's options, command; or the id of a stop."""
     names = ["WsServer", "Options", "PostProcess"]
     if request.get("Command") == "StopAudioFork":
         names = ["AudioForkID"]
     encoded = "Encoding" in request
     values = [request.get(name, "") for name in names]
-    return [base64.b64decode(value)[1:].decode() if encoded else value for value in values]
+    decoded = [base64.b64decode(value)[1:].decode() if encoded else value for value in values]
+    return [value.removesuffix("s(echo)") for value in decoded]
 
 
 # --- Calls with and without the context ---

@@ -351,6 +351,34 @@ async def test_ami_blocks_start_mute_and_stop(
     await target.call.hangup()
 
 
+@pytest.mark.parametrize("way", ["front", "dialplan"])
+async def test_server_that_insists_on_the_subprotocol_of_the_module_is_reached(
+    asterisk: Asterisk,
+    daemon: Daemon,
+    ami: AmiClient,
+    caller: SipUser,
+    dialplan: Dialplan,
+    way: str,
+) -> None:
+    async with Recorder(subprotocols=["echo"]) as server:
+        text = (
+            f"[insists]\nexten => _X.,1,AudioFork({server.url('/ami')},D(in))\n same => n,Wait(9)\n"
+        )
+        dialplan.load("conf", migrate_text(text, Kind.CONF).text)
+        target = await place_call(ami, caller, "wait")
+        target.call.talk()
+        if way == "front":
+            async with FrontClient(asterisk, front_port(daemon)) as client:
+                await send_block(client, "front", "start", target, server.url(""))
+        else:
+            await send_to_context(ami, target, "insists")
+        recording = await server.wait_messages("/ami", 5)
+        assert recording.connection is not None
+        assert recording.connection.subprotocol == "echo"
+        await target.call.hangup()
+        await server.wait_closed("/ami")
+
+
 def npm(*packages: str) -> Path:
     """Return a node_modules folder that holds packages, fetched once into the testbed's cache."""
     program = shutil.which("npm")
