@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,7 +132,7 @@ class _Run:
         new = encode(result.text)
         for line in diff(file.path, file.content, new):
             self._say(line)
-        notes = sorted([*file.notes, *result.notes], key=lambda note: note.line)
+        notes = sorted([*file.notes, *_generated(result), *result.notes], key=_line_of)
         for note in notes:
             self.warn(f"{file.path}:{note.line}: {note.text}")
             self.failed |= note.left
@@ -154,6 +154,21 @@ class _Run:
     def warn(self, text: str) -> None:
         """Say something that no name of a file can put out of shape."""
         self._warn(printable(text, "?"))
+
+
+def _line_of(note: Note) -> int:
+    return note.line
+
+
+def _generated(result: Migration) -> Iterator[Note]:
+    """Yield a note if a file that is rewritten says in its head that a program writes it."""
+    if result.changes and (found := _GENERATED.search(result.text, 0, HEAD_CHARACTERS)):
+        line = result.text.count("\n", 0, found.start()) + 1
+        yield Note(line, "the file is a generated one: change what it is generated from", left=True)
+
+
+_GENERATED = re.compile(r"auto-?(?:matically )?generated|do not edit", re.I)
+HEAD_CHARACTERS = 2000
 
 
 def _summary(result: Migration, notes: Sequence[Note], copy: Path | None) -> str:

@@ -130,7 +130,9 @@ class Reader:
 
 
 _DIRECTIVE = re.compile(
-    r"^[ \t]*#(?P<directive>include|tryinclude|exec)[ \t]+(?P<name>[^\r\n]+)", re.I | re.M
+    r"^[ \t]*(?:#(?P<directive>include|tryinclude|exec)[ \t]+"
+    r"|(?P<switch>[le]?switch)[ \t]*=>?[ \t]*(?=Realtime))(?P<name>[^\r\n]+)",
+    re.I | re.M,
 )
 # What Lua runs of other files; the files of `require` are libraries as a rule.
 _LUA_FILE = re.compile(r"(?<![\w.:])(?P<directive>dofile|loadfile)\b(?P<name>[^\r\n]*)")
@@ -145,7 +147,8 @@ def directives(text: str, kind: Kind) -> Iterator[tuple[int, str, str]]:
         position = match.start()
         name = _dequoted(match["name"].strip())
         if name:
-            yield line, match["directive"].lower(), name
+            # A switch to Realtime: a part of the dialplan that is in a database.
+            yield line, (match["directive"] or match["switch"]).lower(), name
 
 
 def _dequoted(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
 from collections.abc import Iterator
@@ -195,6 +196,28 @@ async def test_migrated_calls_go_on_without_the_context(
     if language == "conf":
         assert "WARNING" in without_context.log()
         assert "Ext. plain: no context audiofork" in without_context.log()
+
+
+async def test_agi_script_goes_on_without_the_context(without_context: Asterisk) -> None:
+    answers: list[bytes] = []
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\n\n")
+        for command in (b'GOSUB audiofork start 1 "ws://h/"\n', b"VERBOSE on 1\n"):
+            writer.write(command)
+            answers.append(await reader.readline())
+        writer.close()
+
+    # res_agi needs res_speech, and app_stack tells it of GOSUB when it is loaded.
+    for command in ("load res_speech", "load res_agi", "unload app_stack", "load app_stack"):
+        without_context.cli(f"module {command}.so")
+    async with await asyncio.start_server(script, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with Loaded(without_context) as loaded:
+            loaded.conf(f"[agi]\n{conf('agi', f'AGI(agi://127.0.0.1:{port})')}".encode())
+            async with AmiClient(without_context) as ami:
+                assert await call(ami, "agi", "agi") == (True, [])
+    assert answers == [b"200 result=-1 Gosub label not found\n", b"200 result=1\n"]
 
 
 # --- A dialplan of all sorts of lines ---
