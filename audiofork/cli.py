@@ -19,9 +19,9 @@ import click
 import uvloop
 
 from audiofork import __version__, config, config_file, config_values, log
-from audiofork.commands import migrate as migration
 from audiofork.commands.check import Check, taps_of
 from audiofork.commands.findings import Finding, Mark
+from audiofork.commands.migrate_command import migrate_command
 from audiofork.commands.receiver import Receiver, tls_context
 from audiofork.commands.receiver_limits import GIB, Limits
 from audiofork.commands.sweep import sweep as sweeping
@@ -351,44 +351,6 @@ async def _receive(
         await receiver.close()
 
 
-def _branch(_context: click.Context, _option: click.Parameter, text: str | None) -> int | None:
-    if text is None:
-        return None
-    branch, _, _ = text.partition(".")
-    if not (branch.isascii() and branch.isdigit() and len(branch) < 4):
-        raise click.BadParameter(f"expected a number as 22 or 18.26.4, not {text!r}")
-    return int(branch)
-
-
-@main.command()
-@click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path))
-@click.option("--write", is_flag=True, help="Rewrite the files; without it, only show a diff.")
-@click.option(
-    "--asterisk-config",
-    "folder",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Asterisk's configuration folder, which included files are relative to; else the folder "
-    "of each FILE.",
-)
-@click.option(
-    "--asterisk-version",
-    "version",
-    metavar="VERSION",
-    callback=_branch,
-    help="The Asterisk that runs the dialplan, as 22 or 18.26.4; else the one that is installed.",
-)
-def migrate(files: tuple[Path, ...], write: bool, folder: Path | None, version: int | None) -> None:
-    """Rewrite dialplans of app_audiofork: extensions.conf, .ael, .lua, and what they include.
-
-    Without a FILE, those in /etc/asterisk. Prints the changes as a diff, and notes what it leaves
-    to you. --write keeps a copy of each file that it rewrites. Exit code 0: nothing is left to do
-    by hand; 1: something is, or a file cannot be read or written.
-    """
-    task = migration.Task(files, folder, version or migration.local_branch(), write)
-    sys.exit(migration.run(task, say=_say, warn=_warn))
-
-
 def _say(line: str | bytes) -> None:
     """Print a line; when nobody reads any more, or cannot, the work goes on all the same."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -408,3 +370,6 @@ def _warn(line: str) -> None:
 def _fail(message: str, code: int) -> NoReturn:
     click.echo(f"audiofork: {message}", err=True)
     sys.exit(code)
+
+
+main.add_command(migrate_command(_say, _warn))
