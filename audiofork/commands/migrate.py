@@ -79,7 +79,7 @@ def run(task: Task, say: Callable[[bytes], None], warn: Callable[[str], None]) -
         folder = task.folder or DEFAULT_FOLDER
         one.fail(folder, f"there is no {', '.join(DIALPLANS)}: name files, or --asterisk-config")
     if one.has_gosubs and not _has_shipped(reader):
-        one.warn(f"extensions.conf needs the line: #include {SHIPPED}")
+        one.warn(f"extensions.conf needs the line: #include {SHIPPED} (audiofork setup adds it)")
     return EXIT_FAILED if one.failed else EXIT_DONE
 
 

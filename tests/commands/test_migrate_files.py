@@ -19,6 +19,10 @@ from audiofork.commands import migrate_files
 from audiofork.commands.migrate import EXIT_DONE, EXIT_FAILED, Task, local_branch, run
 from tests.commands.test_migrate import start
 
+NEEDS_INCLUDE = (
+    "extensions.conf needs the line: #include extensions_audiofork.conf (audiofork setup adds it)"
+)
+
 
 class Said:
     """What `run` said: the diff, and the notes."""
@@ -58,7 +62,7 @@ def test_run_shows_a_diff_and_changes_nothing(file: Path) -> None:
     assert said.notes[0].startswith(f"{file}:2: T: certificates are verified")
     assert said.notes[1:] == [
         f"{file}: 1 to rewrite, by --write",
-        "extensions.conf needs the line: #include extensions_audiofork.conf",
+        NEEDS_INCLUDE,
     ]
 
 
