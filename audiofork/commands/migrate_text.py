@@ -46,6 +46,7 @@ def migrate_text(text: str, kind: Kind, branch: int | None = None) -> Migration:
     else:
         _rewrite_ael(draft)
     _report_the_rest(draft)
+    _note_bare_gosubs(draft)
     note_gone(draft, kind, branch)
     return draft.finish()
 
@@ -239,3 +240,15 @@ def _report_the_rest(draft: Draft) -> None:
         named = match[0] in ("AudioFork", "StopAudioFork") and _NAMED_END.match(after)
         if called or (named and re.search(r"(?:^|[,=|?:(;{}])\s*$", before)):
             draft.leave(match.start(), f"{match[0]} is not a plain application call")
+
+
+_BARE_GOSUB = re.compile(r"(?<!1\)\}\?)\bGosub[ \t]*\([ \t]*audiofork,(start|stop|mute),", re.I)
+
+
+def _note_bare_gosubs(draft: Draft) -> None:
+    """Note each Gosub that was written by hand, or by an earlier version."""
+    for match in _BARE_GOSUB.finditer(draft.code):
+        exists = f"${{DIALPLAN_EXISTS(audiofork,{match[1].lower()},1)}}"
+        instead = f"write ExecIf({exists}?Gosub(...))"
+        text = f"ends the call where the context audiofork is missing: {instead}"
+        draft.note(match.start(), text)

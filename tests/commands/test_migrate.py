@@ -230,6 +230,18 @@ def test_differences_are_noted_with_their_line(call: str, parts: list[str]) -> N
         assert not note.left
 
 
+def test_gosub_that_may_end_the_call_is_noted_and_left() -> None:
+    text = f"[a]\nexten => s,1,Gosub(audiofork,start,1(ws://h/))\n same => n,{START}\n"
+    migration = conf(text)
+    assert (migration.text, migration.changes) == (text, 0)
+    (note,) = migration.notes
+    assert (note.line, note.left) == (2, False)
+    assert note.text == (
+        "ends the call where the context audiofork is missing: "
+        "write ExecIf(${DIALPLAN_EXISTS(audiofork,start,1)}?Gosub(...))"
+    )
+
+
 def test_call_in_a_macro_and_a_context_of_our_name_are_noted() -> None:
     migration = conf("[macro-in]\nexten => s,1,AudioFork(ws://h/)\n[audiofork]\n")
     assert [(note.line, note.text.split(":")[0]) for note in migration.notes] == [
