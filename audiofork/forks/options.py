@@ -82,17 +82,6 @@ def parse_options(text: str) -> Options:
     return options
 
 
-def as_the_module(text: str) -> str:
-    """Return an option string that offers the subprotocol of app_audiofork, unless it has some.
-
-    Raises:
-        RequestRefused: See `split_options`.
-    """
-    # With an argument: in a dialplan, an s may also be part of the name of a variable.
-    has_some = any(letter == "s" and argument for letter, argument in split_options(text))
-    return text if has_some else f"{text}s({SUBPROTOCOL_OF_MODULE})"
-
-
 def split_options(text: str) -> list[tuple[str, str | None]]:
     """Split an option string into letters and arguments.
 
@@ -294,3 +283,14 @@ _PARSERS: dict[str, Callable[[Options, str | None], Options]] = {
     "S": _keep_time,
     "a": _ignored,
 }
+
+
+def as_the_module(text: str) -> str:
+    """Return an option string that offers the subprotocol of app_audiofork, unless it has some.
+
+    Raises:
+        RequestRefused: See `split_options`.
+    """
+    # With an argument: in a dialplan, an s may also be part of the name of a variable.
+    has_some = any(letter == "s" and argument for letter, argument in split_options(text))
+    return text if has_some else f"{text}s({SUBPROTOCOL_OF_MODULE})"
