@@ -20,11 +20,11 @@ import click
 import uvloop
 
 from audiofork import __version__, config, config_file, config_values, log
-from audiofork.commands import migrate as migration
 from audiofork.commands.check import Check, taps_of
 from audiofork.commands.findings import Finding, Mark
 from audiofork.commands.listing import as_json as forks_as_json
 from audiofork.commands.listing import table
+from audiofork.commands.migrate_command import migrate_command
 from audiofork.commands.receiver import Receiver, tls_context
 from audiofork.commands.receiver_limits import GIB, Limits
 from audiofork.commands.sweep import sweep as sweeping
@@ -407,24 +407,7 @@ async def _receive(
         await receiver.close()
 
 
-@main.command()
-@click.argument(
-    "files",
-    nargs=-1,
-    required=True,
-    metavar="FILE...",
-    type=click.Path(dir_okay=False, path_type=Path),
-)
-@click.option("--write", is_flag=True, help="Rewrite the files; without it, only show a diff.")
-def migrate(files: tuple[Path, ...], write: bool) -> None:
-    """Rewrite dialplans of app_audiofork: extensions.conf, .ael, .lua.
-
-    Prints the changes as a diff, and notes what it leaves to you.
-    """
-    sys.exit(migration.run(files, write=write, say=_say, warn=_warn))
-
-
-def _say(line: str) -> None:
+def _say(line: str | bytes) -> None:
     """Print a line; when nobody reads any more, or cannot, the work goes on all the same."""
     try:
         click.echo(line, _stdout())
@@ -466,3 +449,6 @@ def _show(text: str) -> None:
 def _fail(message: str, code: int) -> NoReturn:
     click.echo(f"audiofork: {message}", err=True)
     sys.exit(code)
+
+
+main.add_command(migrate_command(_say, _warn))

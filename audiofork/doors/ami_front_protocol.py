@@ -17,6 +17,7 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from audiofork.forks.options import as_the_module
 from audiofork.forks.requests import MUTE, START, STOP
 from audiofork.text import printable
 
@@ -86,12 +87,19 @@ class OwnAction:
 
     @property
     def request(self) -> dict[str, str]:
-        """The fields of the request, fit for `parse_request`."""
+        """The fields of the request, fit for `parse_request`.
+
+        Raises:
+            RequestRefused: Its options cannot be read.
+        """
         command = self.fields.get("command", "")
         is_verb = command.strip().lower() in (START, STOP, MUTE)
         if self.verb != START or is_verb:
             command = self.verb
-        return {**self.fields, "command": command}
+        fields = {**self.fields, "command": command}
+        if self.verb == START:
+            fields["options"] = as_the_module(fields.get("options", ""))
+        return fields
 
     def probe(self, probe_id: str) -> bytes:
         """Return an action that needs the same classes and changes nothing.
