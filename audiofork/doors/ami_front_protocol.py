@@ -17,7 +17,6 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from audiofork.forks.options import as_the_module
 from audiofork.forks.requests import MUTE, START, STOP
 from audiofork.text import printable
 
@@ -87,19 +86,12 @@ class OwnAction:
 
     @property
     def request(self) -> dict[str, str]:
-        """The fields of the request, fit for `parse_request`.
-
-        Raises:
-            RequestRefused: Its options cannot be read.
-        """
+        """The fields of the request, fit for `parse_request`."""
         command = self.fields.get("command", "")
         is_verb = command.strip().lower() in (START, STOP, MUTE)
         if self.verb != START or is_verb:
             command = self.verb
-        fields = {**self.fields, "command": command}
-        if self.verb == START:
-            fields["options"] = as_the_module(fields.get("options", ""))
-        return fields
+        return {**self.fields, "command": command}
 
     def probe(self, probe_id: str) -> bytes:
         """Return an action that needs the same classes and changes nothing.

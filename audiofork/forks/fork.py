@@ -407,7 +407,6 @@ def spec_of(fork: Fork) -> ForkSpec:
         reconnect_interval_s=options.reconnect_interval_s,
         reconnect_attempts=options.reconnect_attempts,
         frame_ms=options.frame_ms,
-        subprotocols=options.subprotocols,
     )
 
 

@@ -8,7 +8,6 @@ twice, the last one is used. Blanks between options are ignored.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +24,6 @@ MAX_VARIABLE_LENGTH = 79  # Asterisk's AST_MAX_EXTENSION without the final NUL
 DEFAULT_BEEP_INTERVAL_S = 15.0
 MAX_GAIN = 4
 MAX_SAMPLE_RATES = 2  # the preferred rate, and the rate to use instead
-SUBPROTOCOL_OF_MODULE = "echo"  # what app_audiofork always offers
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,6 @@ class Options:
         reconnect_attempts: Option r; None for the configured number.
         frame_ms: Option F, in milliseconds; None for the configured size.
         sample_rates: Option L, in Hz, the preferred one first; 0: the channel's own rate.
-        subprotocols: Option s: what the server is offered, the preferred one first.
         id_variable: Option i.
         ignored: Letters that are accepted and have no effect.
     """
@@ -62,7 +59,6 @@ class Options:
     reconnect_attempts: int | None = None
     frame_ms: int | None = None
     sample_rates: tuple[int, ...] = ()
-    subprotocols: tuple[str, ...] = ()
     id_variable: str = ""
     ignored: str = ""
 
@@ -224,17 +220,6 @@ def _sample_rates(options: Options, argument: str | None) -> Options:
     return replace(options, sample_rates=rates)
 
 
-def _subprotocols(options: Options, argument: str | None) -> Options:
-    names = tuple((argument or "").split("&"))
-    if not all(_TOKEN.fullmatch(name) for name in names) or len(set(names)) < len(names):
-        raise _bad("s", "names of subprotocols with & between them, each once", argument)
-    return replace(options, subprotocols=names)
-
-
-# A token of HTTP (RFC 9110, 5.6.2), but without the & that separates the names here.
-_TOKEN = re.compile(r"[!#$%'*+.^_`|~0-9A-Za-z-]+")
-
-
 def _id_variable(options: Options, argument: str | None) -> Options:
     name = (argument or "").strip()
     # Only a plain variable name: setting a dialplan function could do more than store a value.
@@ -278,19 +263,7 @@ _PARSERS: dict[str, Callable[[Options, str | None], Options]] = {
     "v": _gain_in,
     "V": _gain_out,
     "W": _gain_of_both,
-    "s": _subprotocols,
     "i": _id_variable,
     "S": _keep_time,
     "a": _ignored,
 }
-
-
-def as_the_module(text: str) -> str:
-    """Return an option string that offers the subprotocol of app_audiofork, unless it has some.
-
-    Raises:
-        RequestRefused: See `split_options`.
-    """
-    # With an argument: in a dialplan, an s may also be part of the name of a variable.
-    has_some = any(letter == "s" and argument for letter, argument in split_options(text))
-    return text if has_some else f"{text}s({SUBPROTOCOL_OF_MODULE})"

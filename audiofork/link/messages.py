@@ -117,7 +117,6 @@ class ForkSpec:
             configured.
         reconnect_attempts: Attempts in a row, 0 for ever; None: as configured.
         frame_ms: Milliseconds of audio in one message; None: as configured.
-        subprotocols: Of WebSocket, what the server is offered, the preferred one first.
     """
 
     fork_id: str
@@ -136,7 +135,6 @@ class ForkSpec:
     reconnect_interval_s: float | None = None
     reconnect_attempts: int | None = None
     frame_ms: int | None = None
-    subprotocols: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection
@@ -138,23 +138,15 @@ class Connector:
         tls: The TLS context for a wss server.
         config: Time limits.
         allow_private: Whether the server may have a private address.
-        subprotocols: What the server is offered; one that chooses another is refused.
     """
 
     def __init__(
-        self,
-        url: str,
-        tls: TlsContext,
-        config: WebSocketConfig,
-        *,
-        allow_private: bool,
-        subprotocols: Sequence[str],
+        self, url: str, tls: TlsContext, config: WebSocketConfig, *, allow_private: bool
     ) -> None:
         self._url = url
         self._tls: TlsContext | None = tls if url.lower().startswith("wss:") else None
         self._config = config
         self._allow_private = allow_private
-        self._subprotocols = subprotocols
         self._timeout: asyncio.Timeout | None = None
 
     async def open(
@@ -185,7 +177,7 @@ class Connector:
                     outlet,
                     on_closing,
                     on_lost,
-                    LimitedProtocol(uri, subprotocols=self._subprotocols),
+                    LimitedProtocol(uri),
                     ping_interval=self._config.ping_interval,
                     ping_timeout=self._config.ping_interval,
                     close_timeout=close_timeout_s,

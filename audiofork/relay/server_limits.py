@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
-from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
 POLICY_VIOLATION = 1008  # a close code (RFC 6455, 7.4.1)
@@ -83,21 +82,13 @@ class LimitedProtocol(ClientProtocol):
     Args:
         uri: The server's URI.
         clock: Returns the time in seconds; never goes back.
-        subprotocols: What the server is offered.
 
     Attributes:
         costs_too_much: Whether the server was given up, so that nothing more should be read.
     """
 
-    def __init__(
-        self,
-        uri: WebSocketURI,
-        clock: Callable[[], float] = time.monotonic,
-        *,
-        subprotocols: Sequence[str] = (),
-    ) -> None:
-        offered = [Subprotocol(name) for name in subprotocols]
-        super().__init__(uri, subprotocols=offered or None, max_size=MAX_MESSAGE_BYTES)
+    def __init__(self, uri: WebSocketURI, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(uri, max_size=MAX_MESSAGE_BYTES)
         self.costs_too_much = False
         self._head: bytearray | None = bytearray()  # of the HTTP answer, until it is complete
         self._bytes = Allowance(BYTES, clock)

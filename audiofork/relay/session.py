@@ -265,10 +265,6 @@ class Session:
             self._report(SinkResumed(self.spec.fork_id, self._sink.dropped_in_gap))
         else:
             self._report(SinkOpened(self.spec.fork_id))
-            if self.spec.subprotocols and not self._sink.subprotocol:
-                text = "the server chose none of the subprotocols %s"
-                fork_log = ForkLog(log, self.spec.fork_id, self.spec.channel)
-                fork_log.info(text, ", ".join(self.spec.subprotocols))
         self._check_streaming()
 
     def _on_sink_retry(self, attempt: int, why: str, wait_s: float) -> None:

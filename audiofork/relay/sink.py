@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from websockets.exceptions import ConnectionClosed
 
@@ -63,7 +63,6 @@ class Sink(SinkCallbacks):
         tls: The TLS context for a wss server.
         frame_bytes: Size of every frame in bytes.
         allow_private: Whether the server may have a private address.
-        subprotocols: What the server is offered.
         format: The format of the messages; raw by default.
 
     Attributes:
@@ -82,14 +81,11 @@ class Sink(SinkCallbacks):
         *,
         frame_bytes: int = FRAME_BYTES,
         allow_private: bool = True,
-        subprotocols: Sequence[str] = (),
         format: MessageFormat | None = None,
     ) -> None:
         super().__init__()
         self._config = config
-        self._connector = Connector(
-            url, tls, config, allow_private=allow_private, subprotocols=subprotocols
-        )
+        self._connector = Connector(url, tls, config, allow_private=allow_private)
         self._format = format or RawFormat()
         self._outlet = Outlet(
             self._format,
@@ -113,11 +109,6 @@ class Sink(SinkCallbacks):
     @property
     def frame_ms(self) -> int:
         return self._config.frame_ms
-
-    @property
-    def subprotocol(self) -> str | None:
-        """What the server has chosen of the subprotocols that it was offered; None: nothing."""
-        return self._connection.subprotocol if self._connection else None
 
     @property
     def frames_sent(self) -> int:

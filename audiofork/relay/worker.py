@@ -103,7 +103,6 @@ class Worker:
             self._tls.context_of(spec.tls),
             frame_bytes=message_frame_bytes(spec),
             allow_private=self._allow_private,
-            subprotocols=spec.subprotocols,
         )
         session = Session(spec, sink, self._on_report)
         self.sessions[spec.fork_id] = session

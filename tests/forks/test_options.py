@@ -7,7 +7,6 @@ from audiofork.errors import RequestRefused
 from audiofork.forks.options import (
     MAX_OPTIONS_BYTES,
     Options,
-    as_the_module,
     parse_options,
     split_options,
 )
@@ -307,47 +306,6 @@ def test_parse_options_sample_rates_in_the_order_of_the_wish(
     assert parse_options(text) == Options(sample_rates=rates)
 
 
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("", ()),
-        ("s(echo)", ("echo",)),
-        ("s(v2.chat&echo)", ("v2.chat", "echo")),
-        ("s(!#$%'*+-.^_`|~)", ("!#$%'*+-.^_`|~",)),
-        ("s(a)s(b)", ("b",)),
-    ],
-)
-def test_parse_options_subprotocols_in_the_order_of_the_wish(
-    text: str, names: tuple[str, ...]
-) -> None:
-    assert parse_options(text) == Options(subprotocols=names)
-
-
-@pytest.mark.parametrize("argument", ["", "a&", "&", "a&&b", "a b", "a,b", "a&a", "a:b", "\u00e4"])
-def test_parse_options_bad_subprotocols_are_refused(argument: str) -> None:
-    expected = "s takes names of subprotocols with & between them, each once, not"
-    with pytest.raises(RequestRefused, match=expected):
-        parse_options(f"s({argument})")
-    with pytest.raises(RequestRefused, match=expected):
-        parse_options("s")
-
-
-@pytest.mark.parametrize(
-    ("text", "whole"),
-    [
-        ("", "s(echo)"),
-        ("D(in)S", "D(in)Ss(echo)"),
-        ("s(v2)D(in)", "s(v2)D(in)"),
-        ("i(s)", "i(s)s(echo)"),
-        ("${options}", "${options}s(echo)"),
-    ],
-)
-def test_options_of_the_module_offer_its_subprotocol_unless_they_name_some(
-    text: str, whole: str
-) -> None:
-    assert as_the_module(text) == whole
-
-
 def test_parse_options_without_a_sample_rate_leave_it_to_the_configuration() -> None:
     assert parse_options("").sample_rates == ()
 
@@ -496,7 +454,7 @@ def test_parse_options_letter_that_comes_twice_the_last_stands(
 
 
 def test_parse_options_every_letter_at_once() -> None:
-    text = "D(stereo)T(ca=/a)R(9)r(8)F(40)L(16000,8000)bB(7)pPv(1)V(2)i(x)s(y)Sa"
+    text = "D(stereo)T(ca=/a)R(9)r(8)F(40)L(16000,8000)bB(7)pPv(1)V(2)i(x)Sa"
     assert parse_options(text) == Options(
         direction=Direction.STEREO,
         gain_in=1,
@@ -510,7 +468,6 @@ def test_parse_options_every_letter_at_once() -> None:
         reconnect_attempts=8,
         frame_ms=40,
         sample_rates=(16000, 8000),
-        subprotocols=("y",),
         id_variable="x",
         ignored="a",
     )

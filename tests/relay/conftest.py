@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,13 +102,10 @@ async def start(system_tls: ssl.SSLContext) -> AsyncIterator[Start]:
         tls: ssl.SSLContext = system_tls,
         frame_bytes: int = 320,
         format: MessageFormat | None = None,
-        subprotocols: Sequence[str] = (),
         **options: Any,
     ) -> Running:
         config = replace(WebSocketConfig(reconnect_attempts=1), **options)
-        sink = Sink(
-            url, config, tls, frame_bytes=frame_bytes, format=format, subprotocols=subprotocols
-        )
+        sink = Sink(url, config, tls, frame_bytes=frame_bytes, format=format)
         running.append((sink, asyncio.create_task(sink.run())))
         return running[-1]
 

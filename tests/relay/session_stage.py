@@ -61,8 +61,6 @@ class FakeSink:
         self.may_close = asyncio.Event()
         self.may_close.set()
 
-    subprotocol: str | None = None
-
     def open(self) -> None:
         self.is_open = True
         self.frames_sent += self.backlog.waiting

@@ -50,17 +50,6 @@ def in_direction(*directions: Direction) -> pytest.MarkDecorator:
 # --- The beginning and the end ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("chosen", "said"), [(None, True), ("b", False)])
-async def test_server_that_chooses_no_subprotocol_is_logged(
-    begin: Begin, caplog: pytest.LogCaptureFixture, chosen: str | None, said: bool
-) -> None:
-    caplog.set_level("INFO")
-    stage = begin(Direction.BOTH, subprotocols=("a", "b"))
-    stage.sink.subprotocol = chosen
-    stage.sink.open()
-    assert ("the server chose none of the subprotocols a, b" in caplog.text) == said
-
-
 async def test_leg_sink_and_first_frame_are_reported_in_order(stage: SessionStage) -> None:
     stage.attach()
     stage.sink.open()

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import trustme
-from websockets.typing import Subprotocol
 
 from audiofork import __version__
 from audiofork.errors import SinkError, SinkRefused, SinkUnreachable
@@ -226,42 +225,6 @@ async def test_redirect_is_refused_and_not_followed(
     assert isinstance(error, SinkRefused)
     assert "redirects are not followed" in str(error)
     assert not recorder.recordings
-
-
-async def test_server_that_insists_on_a_subprotocol_gets_it(start: Start) -> None:
-    async with Recorder(subprotocols=["echo"]) as server:
-        sink, _ = start(server.url(), subprotocols=("other", "echo"))
-        await opened(sink)
-        assert sink.subprotocol == "echo"
-        connection = server.recordings[0].connection
-        assert connection is not None
-        assert connection.subprotocol == "echo"
-        await sink.close(1000, "over")
-
-
-@pytest.mark.parametrize("subprotocols", [(), ("other",)])
-async def test_server_that_insists_on_a_subprotocol_refuses_others(
-    start: Start, subprotocols: tuple[str, ...]
-) -> None:
-    async with Recorder(subprotocols=["echo"]) as server:
-        error = await failure(start(server.url(), subprotocols=subprotocols)[1])
-    assert isinstance(error, SinkRefused)
-    assert "HTTP 400" in str(error)
-
-
-async def test_server_that_chooses_no_subprotocol_is_used(start: Start) -> None:
-    async with Recorder() as server:
-        sink, _ = start(server.url(), subprotocols=("echo",))
-        await opened(sink)
-        assert sink.subprotocol is None
-        await sink.close(1000, "over")
-
-
-async def test_server_that_chooses_what_it_was_not_offered_is_refused(start: Start) -> None:
-    async with Recorder(choose=lambda _connection, _offered: Subprotocol("other")) as server:
-        error = await failure(start(server.url(), subprotocols=("echo",))[1])
-    assert isinstance(error, SinkRefused)
-    assert "unsupported subprotocol: other" in str(error)
 
 
 async def test_refused_port_is_retryable(start: Start) -> None:

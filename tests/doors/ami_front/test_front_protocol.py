@@ -16,8 +16,6 @@ from audiofork.doors.ami_front_protocol import (
     ClientStream,
     OwnAction,
 )
-from audiofork.errors import RequestRefused
-from audiofork.forks.options import parse_options
 from audiofork.forks.requests import StartFork, StopFork, parse_request
 
 # A busy machine is no reason for a test to fail.
@@ -298,26 +296,6 @@ def test_request_of_a_start_has_its_post_process_command() -> None:
     request = parse_request(own(START[:-2] + b"Command: mv a b\r\n\r\n").request)
     assert isinstance(request, StartFork)
     assert (request.post_process, request.url, request.action_id) == ("mv a b", "ws://h/", "7")
-
-
-@pytest.mark.parametrize(
-    ("options", "offered"),
-    [("", ("echo",)), ("Options: D(in)\r\n", ("echo",)), ("Options: s(v2)\r\n", ("v2",))],
-)
-def test_request_of_a_start_offers_the_subprotocol_of_the_module(
-    options: str, offered: tuple[str, ...]
-) -> None:
-    message = b"Action: AudioFork\r\nChannel: a/b\r\nWsServer: ws://h/\r\n" + options.encode()
-    request = parse_request(own(message + b"\r\n").request)
-    assert isinstance(request, StartFork)
-    assert request.options.subprotocols == offered
-    assert parse_options(request.options_text) == request.options
-
-
-def test_request_of_a_start_with_options_that_never_close_is_refused() -> None:
-    message = b"Action: AudioFork\r\nChannel: a/b\r\nWsServer: ws://h/\r\nOptions: D(in\r\n\r\n"
-    with pytest.raises(RequestRefused, match="missing closing parenthesis of option 'D'"):
-        parse_request(own(message).request)
 
 
 def test_request_of_a_stop_with_any_command_starts_nothing() -> None:
