@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import io
 import os
+import shutil
 import signal
 import ssl
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import click
 import uvloop
 
 from audiofork import __version__, config, config_file, config_values, log
-from audiofork.commands import migrate as migration
 from audiofork.commands.check import Check, taps_of
 from audiofork.commands.findings import Finding, Mark
+from audiofork.commands.listing import as_json as forks_as_json
+from audiofork.commands.listing import table
+from audiofork.commands.migrate_command import migrate_command
 from audiofork.commands.receiver import Receiver, tls_context
 from audiofork.commands.receiver_limits import GIB, Limits
 from audiofork.commands.sweep import sweep as sweeping
+from audiofork.commands.waiting import Progress, interrupted, wait
+from audiofork.commands.watching import Screen, Watch, is_terminal
 from audiofork.daemon import Daemon
 from audiofork.doors import control_client as client
 from audiofork.doors.control_socket import MAX_LINE_BYTES
@@ -44,6 +49,7 @@ from audiofork.text import why
 EXIT_FAILED = 1
 EXIT_CONFIG = 3
 EXIT_UNREACHABLE = 4
+EXIT_INTERRUPTED = 130  # as a shell has it: 128 and SIGINT
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 the configuration cannot be "
@@ -51,7 +57,8 @@ EXIT_CODES = (
 )
 
 DEFAULT_CONFIG = Path("/etc/audiofork/audiofork.ini")
-WATCH_INTERVAL_S = 1.0
+# Longer than a fork tries at most, by default, before it gives an absent server up.
+START_TIMEOUT_S = 30.0
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -191,22 +198,47 @@ def _url(_context: click.Context, _parameter: click.Parameter, value: str) -> st
     metavar="COMMAND",
     help="What to run when the fork has ended, if the configuration allows it.",
 )
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    default=START_TIMEOUT_S,
+    show_default=True,
+    help="Wait no longer than that; 0: for ever.",
+)
+@click.option("--no-wait", is_flag=True, help="Do not wait until audio flows.")
 @_of_the_daemon
 def start(
     channel: str,
     url: str,
     options: str,
     post_process: str,
+    timeout: float,
+    no_wait: bool,
     path: Path,
     socket_path: Path | None,
 ) -> None:
     """Send the audio of CHANNEL (a name or a uniqueid) to URL; prints the id of the fork.
 
+    Then it waits until audio flows, and says on standard error what it waits for. Exit code 0:
+    audio flows; 1: the fork was refused, has ended, or has no audio yet (it goes on trying); 3: the
+    configuration cannot be used; 4: the daemon or Asterisk cannot be reached; 130: Ctrl-C, which
+    leaves the fork as it is.
+
     With - for URL it is read from standard input, one line. Arguments show in the list of
     processes, so give a URL that holds a token in this way.
     """
     with _daemon(path, socket_path) as daemon:
-        _say(daemon.start(channel, url, options, post_process))
+        if no_wait:
+            _say(daemon.start(channel, url, options, post_process))
+            return
+        fork_id = ""
+        try:
+            fork_id, news = daemon.start_and_follow(channel, url, options, post_process)
+            _say(fork_id)
+            _warn(wait(fork_id, news, timeout, Progress(_show, _columns_of_stderr())))
+        except KeyboardInterrupt:
+            _fail(interrupted(fork_id), EXIT_INTERRUPTED)
 
 
 @main.command(short_help="Stop a fork, or every fork of a channel.")
@@ -244,27 +276,51 @@ def mute(target: str, state: str, direction: str, path: Path, socket_path: Path 
 @main.command(name="list", short_help="Show the forks there are.")
 @click.option("--json", "as_json", is_flag=True, help="An array of JSON objects, URLs whole.")
 @click.option("--watch", is_flag=True, help="Show it anew each second, until Ctrl-C.")
+@click.option("--wide", is_flag=True, help="A line for each fork, however narrow the terminal is.")
 @_of_the_daemon
-def list_forks(as_json: bool, watch: bool, path: Path, socket_path: Path | None) -> None:
-    """Show the forks there are: frames of 20 ms, URLs without their query."""
-    show = client.as_json if as_json else client.table
-    with _daemon(path, socket_path) as daemon, contextlib.suppress(KeyboardInterrupt):
-        while True:
-            text = show(*daemon.listing())
-            if watch:
-                click.clear()
-            _say(text)
-            if not watch:
-                break
-            time.sleep(WATCH_INTERVAL_S)
+def list_forks(
+    as_json: bool, watch: bool, wide: bool, path: Path, socket_path: Path | None
+) -> None:
+    """Show the forks there are: frames of 20 ms, URLs without their query.
+
+    NEXT is when the next attempt is made to reach what is missing. In a terminal without room for
+    that, a fork has its id's first eight characters, and its URL and error on lines of their own.
+    """
+    if watch:
+        _watch(path, socket_path, as_json=as_json, wide=wide)
+        return
+    with _daemon(path, socket_path) as daemon:
+        forks, legs_left = daemon.listing()
+    width = None if wide or not sys.stdout.isatty() else shutil.get_terminal_size().columns
+    _say(forks_as_json(forks) if as_json else table(forks, legs_left, width))
+
+
+def _watch(path: Path, socket_path: Path | None, *, as_json: bool, wide: bool) -> None:
+    screen = Screen(_stdout(), in_place=is_terminal(sys.stdout, os.environ.get("TERM", "")))
+    if screen.size is not None:  # so that the terminal is left as it was
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with _exit_codes(), contextlib.suppress(KeyboardInterrupt):
+        connect = functools.partial(_connect, path, socket_path)
+        Watch(connect, screen, _warn, as_json=as_json, wide=wide).run()
+        _close_stdout()  # nobody reads any more
+
+
+def _connect(path: Path, socket_path: Path | None) -> client.Client:
+    return client.Client(socket_path or client.socket_of(path))
 
 
 @contextmanager
 def _daemon(path: Path, socket_path: Path | None) -> Iterator[client.Client]:
     """Connect to the daemon; what goes wrong becomes a message and an exit code."""
+    with _exit_codes(), _connect(path, socket_path) as daemon:
+        yield daemon
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Turn what goes wrong into a message and an exit code."""
     try:
-        with client.Client(socket_path or client.socket_of(path)) as daemon:
-            yield daemon
+        yield
     except ConfigError as exc:
         _fail(str(exc), EXIT_CONFIG)
     except (DaemonUnreachable, AmiUnavailable) as exc:
@@ -372,31 +428,24 @@ async def _receive(
         await receiver.close()
 
 
-@main.command()
-@click.argument(
-    "files",
-    nargs=-1,
-    required=True,
-    metavar="FILE...",
-    type=click.Path(dir_okay=False, path_type=Path),
-)
-@click.option("--write", is_flag=True, help="Rewrite the files; without it, only show a diff.")
-def migrate(files: tuple[Path, ...], write: bool) -> None:
-    """Rewrite dialplans of app_audiofork: extensions.conf, .ael, .lua.
-
-    Prints the changes as a diff, and notes what it leaves to you.
-    """
-    sys.exit(migration.run(files, write=write, say=_say, warn=_warn))
-
-
-def _say(line: str) -> None:
+def _say(line: str | bytes) -> None:
     """Print a line; when nobody reads any more, or cannot, the work goes on all the same."""
+    try:
+        click.echo(line, _stdout())
+    except OSError:
+        _close_stdout()
+
+
+def _stdout() -> TextIO:
+    """Return standard output, which takes every character."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
-    try:
-        click.echo(line)
-    except OSError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open to the end)
+    return sys.stdout
+
+
+def _close_stdout() -> None:
+    """Let what is written from now on go nowhere: nobody reads any more."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open to the end)
 
 
 def _warn(line: str) -> None:
@@ -405,6 +454,22 @@ def _warn(line: str) -> None:
         click.echo(line, err=True)
 
 
+def _columns_of_stderr() -> int | None:
+    """Return how wide the terminal is that standard error goes to; None: it goes elsewhere."""
+    if not sys.stderr.isatty():
+        return None
+    return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+
+
+def _show(text: str) -> None:
+    """Write a text to standard error as it is, if that can be."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True, nl=False)
+
+
 def _fail(message: str, code: int) -> NoReturn:
     click.echo(f"audiofork: {message}", err=True)
     sys.exit(code)
+
+
+main.add_command(migrate_command(_say, _warn))

@@ -169,8 +169,9 @@ class Daemon:
             await self._open_socket(Path(config.control.socket))
 
     async def _open_socket(self, path: Path) -> None:
+        forks = self.forks
         control = ControlSocket(
-            path, self.forks.ask, self.forks.views, lambda: self.forks.legs_left
+            path, forks.ask, forks.views, lambda: forks.legs_left, follow=forks.follow
         )
         try:
             await control.start()

@@ -28,6 +28,7 @@ AudioForkError
 +-- DaemonUnreachable             the daemon is not there, or we may not ask it
 +-- DaemonRuns                    the daemon is there where none may be
 +-- DaemonFault                   ours: a bug, told by the daemon
++-- StartFailed                   a fork that was granted and does not stream
 +-- InvalidTransition             ours: a bug
 """
 
@@ -192,6 +193,10 @@ class DaemonRuns(AudioForkError):
 
 class DaemonFault(AudioForkError):
     """The daemon met a bug of its own."""
+
+
+class StartFailed(AudioForkError):
+    """A fork was granted and does not stream; the text says why and what to do."""
 
 
 class InvalidTransition(AudioForkError):

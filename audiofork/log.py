@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,6 +20,12 @@ class ForkLog(logging.LoggerAdapter[logging.Logger]):
 
     def __init__(self, logger: logging.Logger, fork_id: str, channel: str) -> None:
         super().__init__(logger, {"fork": fork_id, "channel": channel})
+
+    def process(
+        self, msg: Any, kwargs: MutableMapping[str, Any]
+    ) -> tuple[Any, MutableMapping[str, Any]]:
+        """Keep the `fields` of a record besides; the JSON format has them."""
+        return msg, {**kwargs, "extra": {**(self.extra or {}), **kwargs.get("extra", {})}}
 
 
 class CounterLine:
@@ -168,6 +174,8 @@ class _JsonFormatter(logging.Formatter):
         for key in ("fork", "channel"):
             if hasattr(record, key):
                 entry[key] = printable(getattr(record, key), "?")
+        for key, value in getattr(record, "fields", {}).items():
+            entry[key] = printable(value, "?") if isinstance(value, str) else value
         if record.exc_info:
             entry["exception"] = "\n".join(_printable_lines(self.formatException(record.exc_info)))
         return json.dumps(entry, ensure_ascii=False)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
 
 
 class Recording:
@@ -42,14 +43,30 @@ class Recording:
 class Recorder:
     """The server.
 
+    Args:
+        tls: For wss.
+        keep: Whether the messages are kept.
+        subprotocols: Those that it knows; a client that offers none of them gets HTTP 400.
+        choose: Chooses of what a client offers, in place of that.
+
     Attributes:
         recordings: One for each connection, oldest first.
         port: Where it listens on 127.0.0.1.
     """
 
-    def __init__(self, tls: ssl.SSLContext | None = None, *, keep: bool = True) -> None:
+    def __init__(
+        self,
+        tls: ssl.SSLContext | None = None,
+        *,
+        keep: bool = True,
+        subprotocols: Sequence[str] = (),
+        choose: Callable[[ServerConnection, Sequence[Subprotocol]], Subprotocol | None]
+        | None = None,
+    ) -> None:
         self._tls = tls
         self._keep = keep
+        self._subprotocols = [Subprotocol(name) for name in subprotocols] or None
+        self._choose = choose
         self._changed = asyncio.Event()
         self._server: Server | None = None
         self.recordings: list[Recording] = []
@@ -57,7 +74,14 @@ class Recorder:
 
     async def __aenter__(self) -> Self:
         self._server = await serve(
-            self._handle, "127.0.0.1", 0, ssl=self._tls, compression=None, max_queue=None
+            self._handle,
+            "127.0.0.1",
+            0,
+            ssl=self._tls,
+            compression=None,
+            max_queue=None,
+            subprotocols=self._subprotocols,
+            select_subprotocol=self._choose,
         )
         self.port = next(iter(self._server.sockets)).getsockname()[1]
         return self

@@ -31,6 +31,7 @@ from audiofork.config import AsteriskConfig, SecurityConfig
 from audiofork.doors.ami_events import AmiEvents
 from audiofork.doors.user_event import UserEvents
 from audiofork.errors import AmiActionFailed, AmiError, AriError, AriUnavailable
+from audiofork.forks import chronicle, view
 from audiofork.forks import fork as fork_module
 from audiofork.forks.counters import Counters
 from audiofork.forks.events import DomainEvent, Events
@@ -799,7 +800,8 @@ async def rig(
 ) -> AsyncIterator[Rig]:
     """The rig; after the test nothing may be left in the registry, no task and no timer."""
     feigned = types.SimpleNamespace(monotonic=clock, time=lambda: WALL_CLOCK_AHEAD_S + clock())
-    monkeypatch.setattr(fork_module, "time", feigned)
+    for module in (fork_module, chronicle, view):
+        monkeypatch.setattr(module, "time", feigned)
     rig = Rig(clock)
     yield rig
     try:

@@ -160,6 +160,22 @@ def test_set_up_json_is_one_object_a_line(
     assert second == {"level": "error", "logger": "audiofork.test", "message": "plain"}
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_fields_of_a_record_stand_in_json_alone_and_are_printable(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    set_up(LogConfig(format=form))
+    fields = {"event": "ended", "detail": HOSTILE, "frames_in": 7, "legs_ms": None}
+    ForkLog(logger, FORK_ID, "PJSIP/1-1").info("ended: hangup", extra={"fields": fields})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ("frames_in" in line) is (form == "json")
+    if form == "json":
+        entry = json.loads(line)
+        assert (entry["fork"], entry["event"], entry["frames_in"]) == (FORK_ID, "ended", 7)
+        assert entry["detail"].isprintable()
+        assert entry["legs_ms"] is None
+
+
 HOSTILE = "a\r\n2026-01-01 ERROR b\x1b[31m\x9b31m\u2028\x7f"
 
 

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+MAX_DIALPLAN_BYTES = 16 << 20
+
 
 class Kind(enum.Enum):
     """The language of a dialplan."""
@@ -16,9 +18,43 @@ class Kind(enum.Enum):
     LUA = "extensions.lua"
 
 
-def kind_of(path: Path) -> Kind:
-    """Tell the language of a file by its name; what is neither .ael nor .lua is a .conf."""
-    return {".ael": Kind.AEL, ".lua": Kind.LUA}.get(path.suffix.lower(), Kind.CONF)
+def kind_of(path: Path, text: str, included_by: Kind | None = None) -> Kind:
+    """Tell the language of a file by its content; where that does not tell, by what includes it.
+
+    Args:
+        path: Its name tells the language of a file that nothing includes: what is neither .ael
+            nor .lua is a .conf.
+        text: What is in it.
+        included_by: The language of the file that includes it.
+    """
+    found = [kind for kind, mark in _MARKS.items() if mark.search(without_comments(text, kind))]
+    if len(found) == 1:
+        return found[0]
+    by_name = {".ael": Kind.AEL, ".lua": Kind.LUA}.get(path.suffix.lower(), Kind.CONF)
+    return included_by or by_name
+
+
+# What a line of each language begins with, and no line of another does.
+_MARKS = {
+    Kind.CONF: re.compile(
+        r"^[ \t]*(?:\[[^\[\]\"'\n]+\][ \t]*(?:\([^)\n]*\)[ \t]*)?\r?$"
+        r"|(?:exten|same)[ \t]*=>?[ \t]*\S)",
+        re.M | re.I,
+    ),
+    Kind.AEL: re.compile(
+        r"^[ \t]*(?:(?:abstract|extend)[ \t]+)*"
+        r"(?:context[ \t]+[\w-]+|macro[ \t]+[\w-]+[ \t]*\([^)\n]*\)|globals)\s*\{",
+        re.M,
+    ),
+    Kind.LUA: re.compile(
+        r"^[ \t]*(?:local[ \t]+\w|(?:local[ \t]+)?function[ \t(]|\w+[ \t]*=[ \t]*\{|app[ \t]*[.\[])"
+        r"|^[ \t]*\[[\"'][^\n]*\][ \t]*=",
+        re.M,
+    ),
+}
+
+
+BYTE_ORDER_MARK = "\ufeff"  # Asterisk skips it at the begin of a .conf file
 
 
 class NotPlain(Exception):
@@ -36,17 +72,18 @@ def line_end(text: str, position: int) -> int:
 
 def without_comments(text: str, kind: Kind) -> str:
     """Return the text with a blank for each character of a comment; line ends stay."""
-    characters = list(text)
+    parts, position = [], 0
     for start, end in _COMMENTS[kind](text):
-        for position in range(start, end):
-            if characters[position] != "\n":
-                characters[position] = " "
-    return "".join(characters)
+        parts += [text[position:start], re.sub(r"[^\n]", " ", text[start:end])]
+        position = end
+    return "".join([*parts, text[position:]])
 
 
 def _conf_comments(text: str) -> Iterator[tuple[int, int]]:
     """Comments as main/config.c finds them: `;`, and nested blocks from `;--` to `--;`."""
     depth, block_start, position = 0, 0, 0
+    if text.startswith(BYTE_ORDER_MARK):
+        yield 0, 1
     while (found := text.find(";", position)) >= 0:
         begin, position = position, found + 1
         if text.endswith("\\", begin, found):
@@ -140,14 +177,18 @@ def closing_of(code: str, opening: int, end: int) -> int:
     """Return where the parenthesis at `opening` is closed; Asterisk counts them inside quotes too.
 
     Raises:
-        NotPlain: It is not closed before `end`.
+        NotPlain: It is not closed before `end`, or not within as many characters as a line has.
     """
     depth = 0
-    for position in range(opening, end):
-        depth += (code[position] == "(") - (code[position] == ")")
+    for match in _PARENTHESIS.finditer(code, opening, min(end, opening + MAX_LINE_CHARACTERS)):
+        depth += 1 if match[0] == "(" else -1
         if depth == 0:
-            return position
+            return match.start()
     raise NotPlain("the parenthesis is not closed")
+
+
+_PARENTHESIS = re.compile(r"[()]")
+MAX_LINE_CHARACTERS = 8192  # what Asterisk reads of a line
 
 
 def unquoted(text: str) -> str:

@@ -2,123 +2,186 @@
 
 What is plain is rewritten, all else stays as it is and is told with its line:
 
-    AudioFork(URL,OPTIONS,COMMAND)      Gosub(audiofork,start,1(URL,OPTIONS,COMMAND))
-    StopAudioFork(ID)                   Gosub(audiofork,stop,1(ID))
+    AudioFork(URL,OPTIONS,COMMAND)      ExecIf(...?Gosub(audiofork,start,1(URL,OPTIONS,COMMAND)))
+    StopAudioFork(ID)                   ExecIf(...?Gosub(audiofork,stop,1(ID)))
     ${AUDIOFORK(${VARIABLE},filename)}  ${AUDIOFORK_WSSERVER_${REPLACE(VARIABLE,-,_)}}
 
-In Lua the two become app.UserEvent(): pbx_lua does not come back from a Gosub.
+In Lua the first two become app.UserEvent(): pbx_lua does not come back from a Gosub.
 """
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
-import tempfile
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from audiofork.commands.dialplan import kind_of
-from audiofork.commands.migrate_text import Migration, migrate_text
-from audiofork.files import read_file
-from audiofork.text import reason_of
+from audiofork.asterisk.versions import Version
+from audiofork.commands.migrate_draft import Migration, Note
+from audiofork.commands.migrate_files import diff, replace_file
+from audiofork.commands.migrate_includes import DialplanFile, Reader, encode
+from audiofork.commands.migrate_text import migrate_text
+from audiofork.text import printable
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
 
-MAX_DIALPLAN_BYTES = 16 << 20
-INCLUDE = "#include extensions_audiofork.conf"
+DIALPLANS = ("extensions.conf", "extensions.ael", "extensions.lua")
+DEFAULT_FOLDER = Path("/etc/asterisk")
+SHIPPED = "extensions_audiofork.conf"
+VERSION_TIMEOUT_S = 5.0
 
 
-def run(
-    paths: Sequence[Path], *, write: bool, say: Callable[[str], None], warn: Callable[[str], None]
-) -> int:
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What `migrate` is to do.
+
+    Attributes:
+        paths: The files, each with all that it includes; none: those of the folder.
+        folder: Asterisk's configuration folder, which included files are relative to; None: the
+            folder of each file.
+        branch: The Asterisk that runs the dialplan, 22 for 22.10.1; None if that is not known.
+        write: Whether to change the files.
+    """
+
+    paths: Sequence[Path] = ()
+    folder: Path | None = None
+    branch: int | None = None
+    write: bool = False
+
+
+def run(task: Task, say: Callable[[bytes], None], warn: Callable[[str], None]) -> int:
     """Show how files would be rewritten, as a diff that `patch` takes, or rewrite them.
 
-    Files are replaced whole and at once, with their mode and owner; no copy of the old one
-    stays: the diff turns the new one back (`patch -R`).
+    Files are replaced whole and at once; each leaves a copy of what it was.
 
     Args:
-        paths: The files; each one's language is told by its name.
-        write: Whether to change the files.
-        say: Takes each line of the diff.
+        task: What to do.
+        say: Takes each line of the diff, without its line end.
         warn: Takes notes, as file:line: text, and errors.
 
     Returns:
-        EXIT_DONE, or EXIT_FAILED if a file cannot be read or written, or something of the module
-        was left in one.
+        EXIT_DONE, or EXIT_FAILED if a file cannot be read or written, or something is left to be
+        done by hand.
     """
-    failed = False
-    needs_include = False
+    reader = Reader(task.folder or (None if task.paths else DEFAULT_FOLDER))
+    paths = task.paths or dialplans_of(task.folder or DEFAULT_FOLDER)
     for path in paths:
-        try:
-            old, result = _migrate_file(path)
-            for line in _diff(path, old, result.text):
-                say(line)
-            if write and result.changes:
-                _replace_file(path, _encode(result.text))
-        except OSError as exc:
-            warn(f"{path}: {reason_of(exc)}")
-            failed = True
-            continue
-        for note in result.notes:
-            warn(f"{path}:{note.line}: {note.text}")
-            failed |= note.left
-        warn(f"{path}: {_summary(result, write)}")
-        needs_include |= "Gosub(audiofork," in result.text and INCLUDE not in result.text
-    if needs_include:
-        warn(f"extensions.conf needs the line: {INCLUDE}")
-    return EXIT_FAILED if failed else EXIT_DONE
+        reader.read(path)
+    one = _Run(task.write, task.branch, reader.patterns, say, warn)
+    for path, why in reader.errors:
+        one.fail(path, why)
+    for file in reader.files:
+        one.migrate(file)
+    if not paths:
+        folder = task.folder or DEFAULT_FOLDER
+        one.fail(folder, f"there is no {', '.join(DIALPLANS)}: name files, or --asterisk-config")
+    if one.has_gosubs and not _has_shipped(reader):
+        one.warn(f"extensions.conf needs the line: #include {SHIPPED} (audiofork setup adds it)")
+    return EXIT_FAILED if one.failed else EXIT_DONE
 
 
-def _summary(result: Migration, write: bool) -> str:
-    left = sum(note.left for note in result.notes)
-    done = "rewritten" if write else "to rewrite, by --write"
-    return f"{result.changes} {done}" + (f", {left} left to do by hand" if left else "")
+def dialplans_of(folder: Path) -> list[Path]:
+    """Return the dialplans that Asterisk loads of a configuration folder, as far as they exist."""
+    return [path for name in DIALPLANS if (path := folder / name).exists()]
 
 
-def _migrate_file(path: Path) -> tuple[str, Migration]:
-    # Bytes that are not UTF-8 (an old file in Latin-1) come through as they are.
-    old = read_file(path, MAX_DIALPLAN_BYTES).decode("utf-8", "surrogateescape")
-    return old, migrate_text(old, kind_of(path))
-
-
-def _encode(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
-
-
-def _diff(path: Path, old: str, new: str) -> Iterator[str]:
-    lines = difflib.unified_diff(_lines(old), _lines(new), str(path), str(path), lineterm="\n")
-    for line in lines:
-        printable = _encode(line).decode("utf-8", "replace")
-        yield printable.removesuffix("\n")
-        if not line.endswith("\n"):
-            yield "\\ No newline at end of file"
-
-
-def _lines(text: str) -> list[str]:
-    """Split at \\n alone, as Asterisk does; str.splitlines() knows many more line ends."""
-    return re.findall(r"[^\n]*\n|[^\n]+", text)
-
-
-def _replace_file(path: Path, content: bytes) -> None:
-    """Put a new file in the place of an old one, or leave the old one as it was.
-
-    Raises:
-        OSError: The folder cannot be written to, or the owner cannot be kept.
-    """
-    target = path.resolve()  # of a link, the file that it names is replaced
-    status = target.stat()
-    # Asterisk's `#include *.conf` must not see the new file before its time.
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+def local_branch() -> int | None:
+    """Return the branch of the Asterisk that is installed here, 22 for 22.10.1; None: of none."""
+    program = shutil.which("asterisk")
+    if program is None:
+        return None
     try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fchown(descriptor, status.st_uid, status.st_gid)
-            os.fchmod(descriptor, status.st_mode & 0o7777)
-            os.fsync(descriptor)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        told = subprocess.run(
+            [program, "-V"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return Version.parse(told.stdout).branch
+
+
+class _Run:
+    """One run of the command.
+
+    Attributes:
+        failed: Whether something is left to be done.
+        has_gosubs: Whether what was written calls the shipped dialplan.
+    """
+
+    def __init__(
+        self,
+        write: bool,
+        branch: int | None,
+        patterns: Sequence[str],
+        say: Callable[[bytes], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        self._write = write
+        self._branch = branch
+        self._patterns = patterns
+        self._say = say
+        self._warn = warn
+        self.failed = False
+        self.has_gosubs = False
+
+    def migrate(self, file: DialplanFile) -> None:
+        """Show what becomes of a file, and write it if that is wanted."""
+        result = migrate_text(file.text, file.kind, self._branch)
+        new = encode(result.text)
+        for line in diff(file.path, file.content, new):
+            self._say(line)
+        notes = sorted([*file.notes, *_generated(result), *result.notes], key=_line_of)
+        for note in notes:
+            self.warn(f"{file.path}:{note.line}: {note.text}")
+            self.failed |= note.left
+        self.has_gosubs |= "Gosub(audiofork,start,1(" in result.text
+        copy = None
+        if self._write and result.changes:
+            try:
+                copy = replace_file(file.path, file.content, new, self._patterns)
+            except OSError as exc:
+                self.fail(file.path, f"not rewritten: {exc.strerror or exc}")
+                return
+        self.warn(f"{file.path}: {_summary(result, notes, copy)}")
+
+    def fail(self, path: Path, why: str) -> None:
+        """Say why a file is not read or written."""
+        self.failed = True
+        self.warn(f"{path}: {why}")
+
+    def warn(self, text: str) -> None:
+        """Say something that no name of a file can put out of shape."""
+        self._warn(printable(text, "?"))
+
+
+def _line_of(note: Note) -> int:
+    return note.line
+
+
+def _generated(result: Migration) -> Iterator[Note]:
+    """Yield a note if a file that is rewritten says in its head that a program writes it."""
+    if result.changes and (found := _GENERATED.search(result.text, 0, HEAD_CHARACTERS)):
+        line = result.text.count("\n", 0, found.start()) + 1
+        yield Note(line, "the file is a generated one: change what it is generated from", left=True)
+
+
+_GENERATED = re.compile(r"auto-?(?:matically )?generated|do not edit", re.I)
+HEAD_CHARACTERS = 2000
+
+
+def _summary(result: Migration, notes: Sequence[Note], copy: Path | None) -> str:
+    left = sum(note.left for note in notes)
+    done = f"rewritten, as it was: {copy}" if copy else "to rewrite, by --write"
+    parts = [f"{result.changes} {done}" if result.changes else "nothing to rewrite"]
+    return ", ".join(parts + ([f"{left} left to do by hand"] if left else []))
+
+
+def _has_shipped(reader: Reader) -> bool:
+    """Return whether the dialplan includes the shipped one, or holds it."""
+    names = [Path(pattern).name for pattern in reader.patterns]
+    return SHIPPED in names or any(
+        re.search(r"^[ \t]*\[audiofork\]", file.text, re.M) and "UserEvent(AudioFork" in file.text
+        for file in reader.files
+    )

@@ -7,7 +7,7 @@ import re
 from audiofork.commands.caller_data import bare_in
 from audiofork.commands.dialplan import NotPlain, split, top_level, unquoted
 from audiofork.errors import RequestRefused
-from audiofork.forks.options import parse_options, split_options
+from audiofork.forks.options import as_the_module, parse_options, split_options
 from audiofork.forks.urls import check_url
 
 
@@ -19,10 +19,21 @@ def gosub(name: str, arguments: str, delimiter: str = ",") -> str:
     """
     check_plain(arguments)
     if name.lower() == "stopaudiofork":
-        return f"Gosub(audiofork,stop,1({split(arguments, delimiter, 2)[0]}))"
+        return _gosub_if("stop", split(arguments, delimiter, 2)[0])
     parts = start_arguments(arguments, delimiter)
     parts[2:] = [_literal(part) for part in parts[2:]]
-    return f"Gosub(audiofork,start,1({','.join(parts)}))"
+    return _gosub_if("start", ",".join(parts))
+
+
+def _gosub_if(extension: str, arguments: str) -> str:
+    """Return a Gosub that is left out where the shipped dialplan is not loaded.
+
+    A Gosub to a context that does not exist ends the call. ExecIf() splits at ? and : outside
+    parentheses alone, and leaves quotes and backslashes where they are.
+    """
+    otherwise = ":Log(WARNING,no context audiofork)" if extension == "start" else ""
+    exists = f"${{DIALPLAN_EXISTS(audiofork,{extension},1)}}"
+    return f"ExecIf({exists}?Gosub(audiofork,{extension},1({arguments})){otherwise})"
 
 
 def check_plain(arguments: str) -> None:
@@ -46,20 +57,21 @@ def start_arguments(arguments: str, delimiter: str = ",") -> list[str]:
         raise NotPlain("it names no server")
     if delimiter == "," and any(top_level(part, "|") for part in parts[:2]):
         raise NotPlain("its arguments have a |, which separates none since Asterisk 1.6")
-    parts[1:2] = [_options(part) for part in parts[1:2]]
-    while not parts[-1]:
-        parts.pop()
-    return parts
+    url, options, *command = [*parts, ""] if len(parts) == 1 else parts
+    return [url, _options(options), *filter(None, command)]
 
 
 def _options(text: str) -> str:
-    """Return the option string without the quotes that are not part of an option."""
+    """Return the options without the quotes around them, and with the subprotocol of the module."""
     bare = unquoted(text).strip()
     if top_level(bare, ",") or '"' in bare:
         raise NotPlain("its options have a comma")
     if ";" in bare:
         raise NotPlain("its options have a semicolon")
-    return bare
+    try:
+        return as_the_module(bare)
+    except RequestRefused:
+        return bare  # told by notes_on
 
 
 def _literal(command: str) -> str:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import bisect
 import re
-from dataclasses import dataclass, field
 
 from audiofork.commands.dialplan import (
-    LUA_LONG,
-    LUA_STRING,
-    LUA_TOKEN,
     Kind,
     NotPlain,
     closing_of,
@@ -18,99 +13,42 @@ from audiofork.commands.dialplan import (
     top_level,
     without_comments,
 )
-from audiofork.commands.migrate_call import (
-    GOSUB_NOTE,
-    check_plain,
-    gosub,
-    notes_on,
-    start_arguments,
-)
+from audiofork.commands.migrate_call import gosub, notes_on
+from audiofork.commands.migrate_draft import Draft, Migration
+from audiofork.commands.migrate_gone import note_gone
+from audiofork.commands.migrate_lua import rewrite_lua
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Something to know about a line.
-
-    Attributes:
-        line: Its number, from 1.
-        text: What there is to know.
-        left: Whether something of the module stays on the line that has to be changed by hand.
-    """
-
-    line: int
-    text: str
-    left: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Migration:
-    """What came of a text; `changes` counts the calls that were rewritten."""
-
-    text: str
-    notes: tuple[Note, ...]
-    changes: int
-
-
-def migrate_text(text: str, kind: Kind) -> Migration:
+def migrate_text(text: str, kind: Kind, branch: int | None = None) -> Migration:
     """Rewrite all plain uses of app_audiofork in the text of a dialplan.
 
     Comments stay as they are. What was migrated once is not changed a second time.
+
+    Args:
+        text: The dialplan.
+        kind: Its language.
+        branch: The Asterisk that runs it, 22 for 22.10.1; None if that is not known. What
+            Asterisk 21 no longer has is noted.
     """
-    draft = _Draft(text, without_comments(text, kind))
+    draft = Draft(text, without_comments(text, kind))
     if kind is Kind.LUA:
-        _rewrite_lua(draft)
+        rewrite_lua(draft)
+        note_gone(draft, kind, branch)
         return draft.finish()
     _rewrite_functions(draft)
     first = draft.finish()
-    draft = _Draft(first.text, without_comments(first.text, kind), first.changes)
+    draft = Draft(first.text, without_comments(first.text, kind), first.changes)
     draft.notes = dict.fromkeys(first.notes)
     if kind is Kind.CONF:
         _rewrite_conf(draft)
     else:
         _rewrite_ael(draft)
     _report_the_rest(draft)
+    _note_bare_gosubs(draft)
+    note_gone(draft, kind, branch)
     return draft.finish()
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A text, the edits it is to get, and what was noted of it.
-
-    Attributes:
-        code: The text with blanks in place of comments; the same positions.
-        edits: Start, end, replacement; they do not overlap.
-        notes: In the order they were made, each once.
-        handled: Positions of the application names that were rewritten or noted.
-    """
-
-    text: str
-    code: str
-    changes: int = 0
-    edits: list[tuple[int, int, str]] = field(default_factory=list)
-    notes: dict[Note, None] = field(default_factory=dict)
-    handled: set[int] = field(default_factory=set)
-    line_ends: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.line_ends = [match.start() for match in re.finditer("\n", self.text)]
-
-    def replace(self, start: int, end: int, replacement: str) -> None:
-        self.edits.append((start, end, replacement))
-
-    def note(self, position: int, text: str, *, left: bool = False) -> None:
-        line = bisect.bisect_left(self.line_ends, position) + 1
-        self.notes[Note(line, f"left as it is: {text}" if left else text, left)] = None
-
-    def finish(self) -> Migration:
-        parts, position = [], 0
-        for start, end, replacement in sorted(self.edits):
-            parts += [self.text[position:start], replacement]
-            position = end
-        parts.append(self.text[position:])
-        notes = tuple(sorted(self.notes, key=lambda note: note.line))
-        return Migration("".join(parts), notes, self.changes + len(self.edits))
 
 
 # --- extensions.conf and AEL ---------------------------------------------------------------------
@@ -118,11 +56,15 @@ class _Draft:
 _NAME = re.compile(r"[A-Za-z]\w*")
 _WORD = re.compile(r"(?<![\w/.-])(?:Stop)?AudioFork(?![\w/.-])", re.IGNORECASE)
 _FUNCTION = re.compile(r"\$\{AUDIOFORK\(")
-_EXTENSION = re.compile(r"[ \t]*(?:exten[ \t]*=>?[^,\n]*,|same[ \t]*=>?)([^,\n]*),", re.IGNORECASE)
+# An extension may have commas in brackets or behind a backslash (pbx_strsep in pbx_config.c).
+_EXTENSION = re.compile(
+    r"[ \t]*(?:exten[ \t]*=>?(?:\[[^\]\n]*+\]|\\[^\n]|[^,\n])*+,|same[ \t]*=>?)([^,\n]*+),",
+    re.IGNORECASE,
+)
 _SECTION = re.compile(r"[ \t]*\[([^\]\n]*)\]")
 
 
-def _rewrite_functions(draft: _Draft) -> None:
+def _rewrite_functions(draft: Draft) -> None:
     for match in _FUNCTION.finditer(draft.code):
         try:
             closing = closing_of(draft.code, match.end() - 1, line_end(draft.code, match.end()))
@@ -132,13 +74,13 @@ def _rewrite_functions(draft: _Draft) -> None:
                 raise NotPlain("expected ${AUDIOFORK(${VARIABLE},filename)}")
         except NotPlain as exc:
             hint = "see AUDIOFORK_WSSERVER_<id with _ for -> in docs/migration.md"
-            draft.note(match.start(), f"the function AUDIOFORK: {exc}; {hint}", left=True)
+            draft.leave(match.start(), f"the function AUDIOFORK: {exc}; {hint}")
             continue
         replacement = f"${{AUDIOFORK_WSSERVER_${{REPLACE({variable[1]},-,_)}}}}"
         draft.replace(match.start(), closing + 2, replacement)
 
 
-def _rewrite_conf(draft: _Draft) -> None:
+def _rewrite_conf(draft: Draft) -> None:
     section, position = "", 0
     while position < len(draft.code):
         end = line_end(draft.code, position)
@@ -161,7 +103,7 @@ _MACRO = (
 )
 
 
-def _rewrite_ael(draft: _Draft) -> None:
+def _rewrite_ael(draft: Draft) -> None:
     """Rewrite calls that are statements, and those that Exec() and its like run as such."""
     depth, position = 0, 0
     for match in _AEL_CALL.finditer(draft.code):
@@ -202,7 +144,12 @@ def _last(code: str, position: int) -> str:
     return code[max(0, position - 1) : position]
 
 
-def _application(draft: _Draft, start: int, end: int, *, old_forms: bool = False) -> None:
+MAX_WRAPPED = 20  # calls within each other; what is deeper is noted
+
+
+def _application(
+    draft: Draft, start: int, end: int, *, old_forms: bool = False, levels: int = MAX_WRAPPED
+) -> None:
     """Rewrite the application call that code[start:end] is, or those that it wraps."""
     start, end = _trim(draft.code, start, end)
     match = _NAME.match(draft.code, start, end)
@@ -214,10 +161,10 @@ def _application(draft: _Draft, start: int, end: int, *, old_forms: bool = False
         try:
             _call(draft, start, match.end(), end, old_forms)
         except NotPlain as exc:
-            draft.note(start, str(exc), left=True)
-    elif name in ("exec", "tryexec", "execif"):
+            draft.leave(start, str(exc))
+    elif name in ("exec", "tryexec", "execif") and levels:
         for inner_start, inner_end in _wrapped(draft.code, name, match.end(), end):
-            _application(draft, inner_start, inner_end)
+            _application(draft, inner_start, inner_end, levels=levels - 1)
 
 
 def _trim(code: str, start: int, end: int) -> tuple[int, int]:
@@ -248,7 +195,7 @@ def _wrapped(code: str, name: str, start: int, end: int) -> list[tuple[int, int]
     return [(begin, begin + colons[0]), (begin + colons[0] + 1, closing)]
 
 
-def _call(draft: _Draft, start: int, name_end: int, end: int, old_forms: bool) -> None:
+def _call(draft: Draft, start: int, name_end: int, end: int, old_forms: bool) -> None:
     """Rewrite AudioFork or StopAudioFork at `start`, which nothing but blanks may follow.
 
     Raises:
@@ -269,7 +216,7 @@ def _call(draft: _Draft, start: int, name_end: int, end: int, old_forms: bool) -
         arguments = ""
     else:
         raise NotPlain("expected arguments in parentheses")
-    if draft.code[start:end] != draft.text[start:end]:
+    if draft.has_comment(start, end):
         raise NotPlain("a comment stands in it")
     draft.replace(start, end, gosub(name, arguments, delimiter))
     for text in notes_on(name, arguments, delimiter):
@@ -279,11 +226,10 @@ def _call(draft: _Draft, start: int, name_end: int, end: int, old_forms: bool) -
 _NAMED_END = re.compile(r"[ \t\r]*(?:[,|);\n]|\Z)")
 
 
-def _report_the_rest(draft: _Draft) -> None:
+def _report_the_rest(draft: Draft) -> None:
     """Note each use of the words that was not rewritten, and is none of this package's own."""
     for match in _WORD.finditer(draft.code):
-        line_start = draft.code.rfind("\n", 0, match.start()) + 1
-        before = draft.code[max(line_start, match.start() - 500) : match.start()]
+        before = draft.code[max(0, match.start() - 500) : match.start()].rpartition("\n")[2]
         after = draft.code[match.end() : match.end() + 80]
         if match.start() in draft.handled or re.search(
             r"\$\{$|UserEvent\s*\(\s*(?:AudioFork,.*)?$", before, re.I
@@ -293,84 +239,16 @@ def _report_the_rest(draft: _Draft) -> None:
         # The context audiofork, in small letters, is ours.
         named = match[0] in ("AudioFork", "StopAudioFork") and _NAMED_END.match(after)
         if called or (named and re.search(r"(?:^|[,=|?:(;{}])\s*$", before)):
-            draft.note(match.start(), f"{match[0]} is not a plain application call", left=True)
+            draft.leave(match.start(), f"{match[0]} is not a plain application call")
 
 
-# --- Lua -----------------------------------------------------------------------------------------
-
-_LUA_CALL = re.compile(
-    r"""\bapp\s*(?:\.\s*(?P<name>\w+)|\[\s*(?P<quote>["'])(?P<quoted>\w+)(?P=quote)\s*\])""",
-)
-_LUA_ARGUMENT = re.compile(rf"\s*(?:{LUA_STRING}|{LUA_LONG.format('c')})\s*(?P<end>[,)])", re.S)
-_LUA_FUNCTION = re.compile(r"""\bchannel\s*(?:\.\s*|\[\s*["'])AUDIOFORK\b""")
+_BARE_GOSUB = re.compile(r"(?<!1\)\}\?)\bGosub[ \t]*\([ \t]*audiofork,(start|stop|mute),", re.I)
 
 
-def _rewrite_lua(draft: _Draft) -> None:
-    tokens = [match.span() for match in LUA_TOKEN.finditer(draft.text)]
-    for match in _LUA_CALL.finditer(draft.code):
-        name = match["name"] or match["quoted"]
-        if name.lower() not in ("audiofork", "stopaudiofork"):
-            continue
-        token = bisect.bisect(tokens, (match.start(), 0)) - 1
-        if token >= 0 and match.start() < tokens[token][1]:
-            continue  # within a string
-        try:
-            end, arguments = _lua_arguments(draft.code, match.end())
-            if draft.code[match.start() : end] != draft.text[match.start() : end]:
-                raise NotPlain("a comment stands in it")
-            replacement = _lua_event(name, arguments)
-        except NotPlain as exc:
-            draft.note(match.start(), str(exc), left=True)
-            continue
-        draft.replace(match.start(), end, replacement)
-        for text in notes_on(name, arguments):
-            if text != GOSUB_NOTE:
-                draft.note(match.start(), text)
-    for match in _LUA_FUNCTION.finditer(draft.code):
-        hint = 'channel["AUDIOFORK_WSSERVER_" .. id:gsub("-", "_")]:get()'
-        draft.note(match.start(), f"the function AUDIOFORK: write {hint}", left=True)
-
-
-def _lua_arguments(code: str, position: int) -> tuple[int, str]:
-    """Return the end of a call and its arguments, joined by commas as pbx_lua joins them."""
-    opening = re.compile(r"\s*\(").match(code, position)
-    if not opening:
-        raise NotPlain("expected arguments in parentheses")
-    position, values = opening.end(), list[str]()
-    if empty := re.compile(r"\s*\)").match(code, position):
-        return empty.end(), ""
-    while match := _LUA_ARGUMENT.match(code, position):
-        values.append(_lua_value(match[0][: match.start("end") - match.start()].strip()))
-        position = match.end()
-        if match["end"] == ")":
-            return position, ",".join(values)
-    raise NotPlain("expected plain strings as arguments")
-
-
-def _lua_value(literal: str) -> str:
-    if literal.startswith("["):
-        equals = literal.index("[", 1)
-        return literal[equals + 1 : -equals - 1].removeprefix("\n")
-    if re.search(r"\\[^\"'\\]", literal):
-        raise NotPlain("a string has an escape")
-    return re.sub(r"\\(.)", r"\1", literal[1:-1])
-
-
-def _lua_event(name: str, arguments: str) -> str:
-    """Return the app.UserEvent() in place of a call."""
-    check_plain(arguments)
-    if name.lower() == "stopaudiofork":
-        fields = ["Command: StopAudioFork"]
-        if arguments.strip():
-            fields.append(f"AudioForkID: {split(arguments, ',', 2)[0]}")
-    else:
-        names = ("WsServer", "Options", "PostProcess")
-        values = start_arguments(arguments)
-        if top_level("".join(values[2:]), ","):
-            raise NotPlain("its command has a comma")
-        fields = [f"{n}: {v}" for n, v in zip(names, values, strict=False) if v]
-    return f"app.UserEvent({', '.join(_lua_quoted(text) for text in ['AudioFork', *fields])})"
-
-
-def _lua_quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def _note_bare_gosubs(draft: Draft) -> None:
+    """Note each Gosub that was written by hand, or by an earlier version."""
+    for match in _BARE_GOSUB.finditer(draft.code):
+        exists = f"${{DIALPLAN_EXISTS(audiofork,{match[1].lower()},1)}}"
+        instead = f"write ExecIf({exists}?Gosub(...))"
+        text = f"ends the call where the context audiofork is missing: {instead}"
+        draft.note(match.start(), text)

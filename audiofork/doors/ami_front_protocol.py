@@ -17,6 +17,7 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from audiofork.forks.options import as_the_module
 from audiofork.forks.requests import MUTE, START, STOP
 from audiofork.text import printable
 
@@ -26,8 +27,6 @@ HELD_BYTES = 12 * 1024  # kept of a message until it names its action
 ANSWER_BYTES = 1024  # longer than any answer to a probe
 
 AUDIOFORK = "audiofork"
-# What app_audiofork always offers; some servers insist on it.
-MODULE_SUBPROTOCOL = "echo"
 OWN_ACTIONS = frozenset({AUDIOFORK, START, STOP, MUTE})
 _FIELDS = frozenset(
     {
@@ -94,8 +93,8 @@ class OwnAction:
         if self.verb != START or is_verb:
             command = self.verb
         fields = {**self.fields, "command": command}
-        if self.verb == START:  # of a letter that comes twice the last one counts
-            fields["options"] = f"s({MODULE_SUBPROTOCOL}){fields.get('options', '')}"
+        if self.verb == START:
+            fields["options"] = as_the_module(fields.get("options", ""))
         return fields
 
     def probe(self, probe_id: str) -> bytes:

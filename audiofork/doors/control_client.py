@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,8 +21,7 @@ from audiofork.errors import (
     DaemonUnreachable,
     RequestRefused,
 )
-from audiofork.log import without_query
-from audiofork.text import printable, reason_of
+from audiofork.text import reason_of
 
 # The daemon gives up a question to Asterisk after 5 s, and a start asks two.
 ANSWER_TIMEOUT_S = 15.0
@@ -84,9 +83,26 @@ class Client:
 
     def start(self, channel: str, url: str, options: str = "", post_process: str = "") -> str:
         """Start a fork on a channel, by name or uniqueid; return its id."""
-        fields = {"Command": "StartAudioFork", **_channel(channel), "WsServer": url}
-        fields |= {"Options": options, "PostProcess": post_process}
-        return str(self._ask(fields)[0])
+        return str(self._ask(_start(channel, url, options, post_process))[0])
+
+    def start_and_follow(
+        self, channel: str, url: str, options: str = "", post_process: str = ""
+    ) -> tuple[str, Iterator[dict[str, Any]]]:
+        """Start a fork; return its id, and what tells how its start goes on.
+
+        That yields the fields of StartNews, each second at least, and last of all that the fork
+        streams or has ended. Where the daemon does not tell, it yields nothing: an older
+        one, or too many wait already.
+        """
+        fields = {**_start(channel, url, options, post_process), "Wait": "yes"}
+        answer = self._answer_to(fields)
+        return str(answer["forks"][0]), self._news() if answer.get("waits") else iter(())
+
+    def _news(self) -> Iterator[dict[str, Any]]:
+        news = {"result": "waiting"}
+        while news["result"] == "waiting":
+            news = self._answer_to(None)
+            yield news
 
     def stop(self, target: str) -> list[str]:
         """Stop the fork with this id, or every fork of a channel; return their ids."""
@@ -116,9 +132,11 @@ class Client:
         forks: list[Any] = self._answer_to(fields)["forks"]
         return forks
 
-    def _answer_to(self, fields: Mapping[str, str]) -> dict[str, Any]:
+    def _answer_to(self, fields: Mapping[str, str] | None) -> dict[str, Any]:
+        """Return the answer to a request; None: a further answer to the last one."""
         try:
-            self._socket.sendall(json.dumps(fields).encode() + b"\n")
+            if fields is not None:
+                self._socket.sendall(json.dumps(fields).encode() + b"\n")
             line = self._answers.readline()
         except TimeoutError as exc:
             text = f"no answer of the daemon at {self._path} within {ANSWER_TIMEOUT_S:g} s"
@@ -163,6 +181,11 @@ def _group_of(path: Path) -> str:
     return f"the group {group} (usermod -aG {group} USER, then log in again)"
 
 
+def _start(channel: str, url: str, options: str, post_process: str) -> dict[str, str]:
+    fields = {"Command": "StartAudioFork", **_channel(channel), "WsServer": url}
+    return {**fields, "Options": options, "PostProcess": post_process}
+
+
 def _channel(channel: str) -> dict[str, str]:
     """Return the field that names a channel: every name has a slash, a uniqueid has none."""
     return {"Channel" if "/" in channel else "Uniqueid": channel}
@@ -174,59 +197,3 @@ def _target(target: str) -> dict[str, str]:
         return {"AudioForkID": str(uuid.UUID(target))}
     except ValueError:
         return _channel(target)
-
-
-# --- What people see -----------------------------------------------------------------------------
-
-_COLUMNS = (
-    *("ID", "CHANNEL", "DIRECTION", "TAP", "RATE", "STATE", "MUTED", "AGE"),
-    *("IN", "SENT", "DROPPED", "URL"),
-)
-_NUMBERS = frozenset({"RATE", "AGE", "IN", "SENT", "DROPPED"})
-
-
-def as_json(forks: list[dict[str, Any]], _legs_left: int = 0) -> str:
-    """Return forks as a JSON array, with the fields of ForkView."""
-    return json.dumps(forks, indent=2)
-
-
-def table(forks: list[dict[str, Any]], legs_left: int = 0) -> str:
-    """Return forks as lines of text with a heading; URLs without their query."""
-    left = f"\n{legs_left} legs of ended forks stay until their channels have media or end"
-    return (_rows(forks) if forks else "no forks") + (left if legs_left else "")
-
-
-def _rows(forks: list[dict[str, Any]]) -> str:
-    rows = [_COLUMNS, *(_row(fork) for fork in forks)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if name in _NUMBERS else cell.ljust(width)
-            for name, cell, width in zip(_COLUMNS, row, widths, strict=True)
-        ).rstrip()
-        for row in rows
-    )
-
-
-def _row(fork: dict[str, Any]) -> tuple[str, ...]:
-    cells = (
-        fork["id"],
-        fork["channel"],
-        fork["direction"],
-        fork["tap"] or "-",
-        fork["sample_rate"] or "-",
-        fork["state"],
-        fork["muted"] or "-",
-        _age(fork["age_s"]),
-        fork["frames_in"],
-        fork["frames_sent"],
-        fork["frames_dropped"],
-        without_query(fork["url"]),
-    )
-    return tuple(printable(str(cell), "?") for cell in cells)
-
-
-def _age(seconds: float) -> str:
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}"

@@ -7,7 +7,16 @@ and a Command, which may also be ListAudioForks. An answer is one of
     {"ok": true, "forks": [...]}        ids; for ListAudioForks objects with the fields of ForkView
     {"ok": false, "code": "refused", "error": "No such channel"}
 
-where `code` is one of the values of `Code`.
+where `code` is one of the values of `Code`. A StartAudioFork with the field `Wait: yes` that is
+granted has further answers, with the fields of StartNews: one at once, at each change, and each
+second
+
+    {"ok": true, "forks": ["3f2a..."], "waits": true}
+    {"ok": true, "result": "waiting", "fork": {...}, "ms": null, "reason": "", "detail": ""}
+    {"ok": true, "result": "streaming", "fork": {...}, "ms": 312, "reason": "", "detail": ""}
+
+The last of them has the result streaming or ended; the next request is read after it. Where too
+many wait already, there is the first answer alone, without `waits`.
 """
 
 from __future__ import annotations
@@ -22,16 +31,26 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable
+import struct
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audiofork.errors import AmiError, AmiTimeout, AmiUnavailable, ConfigError, RequestRefused
-from audiofork.forks.requests import MUTE, START, STOP, Origin, Request, parse_request
+from audiofork.forks.requests import (
+    MUTE,
+    START,
+    STOP,
+    Origin,
+    Request,
+    flag_of,
+    parse_request,
+)
 from audiofork.text import A_BUG, did_you_mean, printable, reason_of
 
 if TYPE_CHECKING:
-    from audiofork.forks.fork import ForkView
+    from audiofork.forks.following import StartNews
+    from audiofork.forks.view import ForkView
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +59,8 @@ COMMANDS = frozenset({START, STOP, MUTE, LIST})
 
 MAX_LINE_BYTES = 65_536
 MAX_CONNECTIONS = 256
+# Starts that are waited for, so that while a server is away there is room for who asks why.
+MAX_WAITING = 128
 # Between two requests, or from the first byte of a line to its last, or until an answer is read.
 PATIENCE_S = 60.0
 CLOSE_TIMEOUT_S = 1.0
@@ -60,6 +81,9 @@ class Code(enum.StrEnum):
     """A bug of the daemon's; its log has a traceback."""
 
 
+Answers = AsyncGenerator[dict[str, Any], None]
+
+
 class ControlSocket:
     """The server of the control socket.
 
@@ -72,6 +96,7 @@ class ControlSocket:
             RequestRefused or AmiError.
         list_forks: Returns the forks there are.
         legs_left: Returns how many legs of ended forks Asterisk still has.
+        follow: Tells how the start of a fork goes on; called with its id when `ask` has returned.
     """
 
     def __init__(
@@ -80,14 +105,17 @@ class ControlSocket:
         ask: Callable[[Request], Awaitable[list[str]]],
         list_forks: Callable[[], Awaitable[list[ForkView]]],
         legs_left: Callable[[], int] = lambda: 0,
+        follow: Callable[[str], AsyncGenerator[StartNews, None]] = lambda _: _nothing(),
     ) -> None:
         self._path = path
         self._ask = ask
         self._list = list_forks
+        self._follow = follow
         self._legs_left = legs_left
         self._server: asyncio.Server | None = None
         self._inode = 0
         self._closed = False
+        self._waiting = 0
         self._connections: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
 
@@ -138,6 +166,10 @@ class ControlSocket:
                 await writer.wait_closed()
         except (OSError, TimeoutError):
             pass  # the client is gone, or does not read
+        except asyncio.CancelledError:
+            # Streams of Python 3.11 log a task that was cancelled as a fault; this one ends here.
+            if not self._closed:
+                raise
         except Exception:
             log.exception("a fault while a control connection was served")
         finally:
@@ -145,7 +177,8 @@ class ControlSocket:
             self._connections.discard(task)
 
     async def _answer_all(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        origin = Origin("control socket", str(next(self._numbers)))
+        who = f"connection {next(self._numbers)}{_of_user(writer)}"
+        origin = Origin("control socket", who)
         while True:
             try:
                 line = await _read_line(reader)
@@ -154,25 +187,67 @@ class ControlSocket:
                 return  # where the next line begins nobody knows
             if not line:
                 return
-            await _send(writer, await self._answer(line, origin))
+            # Closed at once where the client is gone: nobody waits any more.
+            async with contextlib.aclosing(self._answers(line, origin)) as answers:
+                async for answer in answers:
+                    await _send(writer, answer)
 
-    async def _answer(self, line: bytes, origin: Origin) -> dict[str, Any]:
-        """Return the answer to a line; whatever the line holds, it is one of the documented."""
+    async def _answers(self, line: bytes, origin: Origin) -> Answers:
+        """Yield the answers to a line; whatever the line holds, they are the documented ones."""
         try:
             fields = parse_line(line)
-            if command_of(fields) == LIST:
-                forks = [_plain(view) for view in await self._list()]
-                return {"ok": True, "forks": forks, "legs_left": self._legs_left()}
-            return {"ok": True, "forks": await self._ask(parse_request(fields, origin))}
+            waits = command_of(fields) == START and flag_of(fields, "Wait")
+            if waits and self._waiting < MAX_WAITING:
+                async with contextlib.aclosing(self._start(fields, origin)) as parts:
+                    async for part in parts:
+                        yield {"ok": True, **part}
+            else:
+                yield {"ok": True, **await self._answer(fields, origin)}
         except RequestRefused as exc:
-            return _refusal(str(exc))
+            yield _refusal(str(exc))
         except AmiError as exc:
             away = isinstance(exc, AmiUnavailable | AmiTimeout)
             text = f"Asterisk cannot be asked: {exc}"
-            return _refusal(text, Code.ASTERISK if away else Code.REFUSED)
+            yield _refusal(text, Code.ASTERISK if away else Code.REFUSED)
         except Exception:
             log.exception("a request of the control socket could not be handled")
-            return _refusal(A_BUG, Code.FAULT)
+            yield _refusal(A_BUG, Code.FAULT)
+
+    async def _answer(self, fields: dict[str, str], origin: Origin) -> dict[str, Any]:
+        if command_of(fields) == LIST:
+            forks = [_plain(view) for view in await self._list()]
+            return {"forks": forks, "legs_left": self._legs_left()}
+        return {"forks": await self._ask(parse_request(fields, origin))}
+
+    async def _start(self, fields: dict[str, str], origin: Origin) -> Answers:
+        """Start a fork, and tell how that goes on."""
+        self._waiting += 1
+        try:
+            ids = await self._ask(parse_request(fields, origin))
+            # Followed before anything else may happen: it could end meanwhile.
+            async with contextlib.aclosing(self._follow(ids[0])) as all_news:
+                yield {"forks": ids, "waits": True}
+                async for news in all_news:
+                    yield _plain(news)
+        finally:
+            self._waiting -= 1
+
+
+async def _nothing() -> AsyncGenerator[StartNews, None]:
+    """Yield nothing."""
+    none: tuple[StartNews, ...] = ()
+    for news in none:
+        yield news
+
+
+def _of_user(writer: asyncio.StreamWriter) -> str:
+    """Return whose connection it is, for the log; empty if that is not known."""
+    peer: socket.socket | None = writer.get_extra_info("socket")
+    if peer is None:
+        return ""
+    credentials = struct.Struct("3i")  # of the peer, in ucred's order: pid, uid, gid
+    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
+    return f" of uid {credentials.unpack(raw)[1]}"
 
 
 async def _read_line(reader: asyncio.StreamReader) -> bytes:
@@ -240,8 +315,8 @@ def _refusal(text: str, code: Code = Code.REFUSED) -> dict[str, Any]:
     return {"ok": False, "code": code.value, "error": text[:MAX_ERROR_CHARACTERS]}
 
 
-def _plain(view: ForkView) -> dict[str, Any]:
-    """Return a fork as JSON can hold it."""
+def _plain(view: ForkView | StartNews) -> dict[str, Any]:
+    """Return a fork, or the news of one, as JSON can hold it."""
     return {
         name: value.value if isinstance(value, enum.Enum) else value
         for name, value in dataclasses.asdict(view).items()

@@ -11,13 +11,14 @@ from audiofork.forks.events import Emit, Ended, Failed, Reconnecting, Stopped
 from audiofork.forks.fork import Fork, entry_of
 from audiofork.forks.journal import Journal
 from audiofork.forks.leaving import LeavingLegs
+from audiofork.forks.life_log import log_ended, log_left, log_unresumable
 from audiofork.forks.lifecycle import Away, ForkEvent, ForkState
 from audiofork.forks.post_process import runner as post_process
 from audiofork.forks.post_process.template import PostProcess
 from audiofork.forks.table import ForkTable
 from audiofork.forks.tasks import Tasks
 from audiofork.link.messages import EndFork, EndReason, ForkEnded, ForkStats, SendCommand
-from audiofork.text import harmless, why
+from audiofork.text import why
 
 log = logging.getLogger(__name__)
 
@@ -124,14 +125,15 @@ class Ending:
         """Handle the report that the relay has closed a fork's legs and sink."""
         if fork.progress.kept and report.reason is EndReason.SHUTDOWN:
             fork.apply(ForkEvent.END)
-            fork.log.info("left for the next start after %.1f s", fork.age_s)
+            log_left(fork)
             self.forget(fork)
             return
         self._journal.remove(fork.id)
         self._leaving.watch(fork, fork.live_legs())
         has_failed = fork.state is ForkState.ATTACHING and report.reason in _FAILURES
+        fork.chronicle.end = report
         fork.apply(ForkEvent.END)
-        _log_end(fork, report)
+        log_ended(fork, report, is_failure=report.reason in _FAILURES)
         self._emit(Ended(fork.info, report.reason, report.stats, has_failed))
         self.forget(fork)
         self._close(fork, report, has_failed=has_failed)
@@ -152,7 +154,7 @@ class Ending:
             detail: More about the reason, for people.
             allow_post_process: Whether its post-process command may run.
         """
-        fork.log.warning("ended: %s (%s)", reason, harmless(detail))
+        log_unresumable(fork, reason, detail)
         self._journal.remove(fork.id)
         self._emit(Ended(fork.info, reason, ForkStats(), has_failed=False))
         if not allow_post_process:
@@ -189,24 +191,3 @@ class Ending:
             status = "not run"
         finally:
             self._emit(dataclasses.replace(outcome, post_process_status=status))
-
-
-def _log_end(fork: Fork, report: ForkEnded) -> None:
-    ordinary = report.reason not in _FAILURES
-    fork.log.log(
-        logging.INFO if ordinary else logging.WARNING,
-        "ended: %s%s, %.1f s, frames %d in, %d sent, %d dropped, %d reconnects",
-        report.reason,
-        f" ({harmless(report.detail)})" if report.detail else "",
-        fork.age_s,
-        report.stats.frames_in,
-        report.stats.frames_sent,
-        report.stats.frames_dropped,
-        report.stats.reconnects,
-    )
-    if report.stats.frames_missing:
-        fork.log.warning(
-            "Asterisk brought %d frames fewer than 50 a second: its timer misses ticks, or the "
-            "machine is too busy (docs/asterisk.md, The timing module)",
-            report.stats.frames_missing,
-        )

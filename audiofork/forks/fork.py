@@ -13,6 +13,7 @@ from audiofork.asterisk.taps.base import Tap
 from audiofork.asterisk.taps.choice import Choice
 from audiofork.asterisk.taps.ways import Way, Wish
 from audiofork.errors import RequestRefused
+from audiofork.forks.chronicle import Chronicle
 from audiofork.forks.events import ForkInfo, Resumed
 from audiofork.forks.journal import Entry
 from audiofork.forks.lifecycle import FORK_LIFE, Away, ForkEvent, ForkState
@@ -20,7 +21,7 @@ from audiofork.forks.options import Options, parse_options
 from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.post_process.template import PostProcess
 from audiofork.forks.requests import StartFork
-from audiofork.link.messages import Direction, EndReason, ForkSpec, ForkStats, LegPart, Metadata
+from audiofork.link.messages import Direction, EndReason, ForkSpec, LegPart, Metadata
 from audiofork.log import ForkLog
 
 log = logging.getLogger(__name__)
@@ -140,6 +141,7 @@ class Fork:
         post_process: The command to run after its end; None if there is none.
         from_earlier_run: Whether an earlier run of the daemon started it.
         progress: Its changing state.
+        chronicle: What has happened to it, and when.
         mute_in: Whether in is muted.
         mute_out: Whether out is muted.
         choice: The tap and the sample rate of its legs; None while not chosen.
@@ -155,6 +157,7 @@ class Fork:
     post_process: PostProcess | None = None
     from_earlier_run: bool = False
     progress: Progress = field(default_factory=Progress)
+    chronicle: Chronicle = field(default_factory=Chronicle)
     mute_in: bool = False
     mute_out: bool = False
     choice: Choice | None = None
@@ -234,6 +237,7 @@ class Fork:
         following = FORK_LIFE.next_state(self.state, event)
         self.log.debug("= %s -> %s", self.state.name, following.name)
         self.progress.state = following
+        self.chronicle.on_state(following)
 
     def found(self, channel: str, uniqueid: str, asterisk_started: str) -> None:
         """Set the name and uniqueid of its channel as Asterisk reports them."""
@@ -260,15 +264,25 @@ class Fork:
         if self.progress.away:
             self.apply(ForkEvent.LOST)
 
-    def lost(self, what: Away) -> bool:
-        """Add a missing part; return whether audio had flowed."""
+    def lost(self, what: Away, why: str = "", attempt: int = 1, wait_s: float = 0.0) -> bool:
+        """Add a missing part; return whether audio had flowed.
+
+        Args:
+            what: The part.
+            why: Why it is missing, for people; any text.
+            attempt: The number of the attempt that follows.
+            wait_s: Seconds until that attempt.
+        """
         was_streaming = self.state is not ForkState.ATTACHING
+        parts: tuple[Away, ...] = (what,)
         if what is Away.RELAY:  # its legs and its connection to the server are lost too
-            self.progress.away.update((Away.SERVER, *map(Away, self.legs)))
+            parts = (Away.SERVER, *map(Away, self.legs))
             if was_streaming and self.progress.relay_gap_ms is None:
                 self.progress.relay_gap_ms = 0
-        else:
-            self.progress.away.add(what)
+        for part in parts:
+            is_new = part not in self.progress.away
+            self.chronicle.on_trouble(part, why, attempt, wait_s, is_new=is_new)
+        self.progress.away.update(parts)
         self.apply(ForkEvent.LOST)
         return was_streaming
 
@@ -287,6 +301,7 @@ class Fork:
         """
         progress = self.progress
         progress.away.discard(what)
+        self.chronicle.tell()
         if self.state is not ForkState.RECONNECTING:
             return None
         if self.is_whole:
@@ -376,36 +391,6 @@ def restored(entry: Entry, commands: Commands) -> tuple[Fork, str]:
     fork.progress.looked_up.set()
     fork.progress.chosen.set()
     return fork, why
-
-
-@dataclass(frozen=True, slots=True)
-class ForkView:
-    """A fork as `list` shows it.
-
-    Attributes:
-        state: requested, attaching, streaming or reconnecting.
-        age_s: Seconds since the request.
-        muted: "read", "write", "both", or empty for neither.
-        tap: "chanspy" or "snoop"; empty while not chosen.
-        sample_rate: In Hz; 0 while not chosen.
-        keys: Keys of the party that the server was told of.
-    """
-
-    id: str
-    channel: str
-    uniqueid: str
-    url: str
-    direction: str
-    state: str
-    age_s: float
-    frames_in: int
-    frames_sent: int
-    frames_dropped: int
-    muted: str
-    tap: str = ""
-    sample_rate: int = 0
-    keys: int = 0
-    frames_missing: int = 0
 
 
 def effective_url(request: StartFork) -> str:
@@ -502,23 +487,3 @@ def muted_sides(fork: Fork) -> str:
     if fork.mute_in and fork.mute_out:
         return "both"
     return "read" if fork.mute_in else "write" if fork.mute_out else ""
-
-
-def view_of(fork: Fork, stats: ForkStats) -> ForkView:
-    return ForkView(
-        id=fork.id,
-        channel=fork.channel,
-        uniqueid=fork.uniqueid,
-        url=fork.url,
-        direction=fork.request.options.direction.value,
-        state=fork.state.value,
-        age_s=fork.age_s,
-        frames_in=stats.frames_in,
-        frames_sent=stats.frames_sent,
-        frames_dropped=stats.frames_dropped,
-        muted=muted_sides(fork),
-        tap=fork.choice.tap.name if fork.choice is not None else "",
-        sample_rate=fork.sample_rate,
-        keys=fork.progress.keys,
-        frames_missing=stats.frames_missing,
-    )

@@ -132,7 +132,9 @@ class Legs:
             return
         leg.cancel_timer()  # the time limit does not count during a hold
         fork.log.info("on hold: its legs are asked for when that is over ([asterisk] on_hold)")
+        fork.chronicle.on_hold(held=True)
         await self._holds.wait_over(fork.uniqueid)
+        fork.chronicle.on_hold(held=False)
         if _is_wanted(fork, leg, leg_id):
             self._give_time(fork, leg, f"{leg} did not connect")
 
@@ -157,6 +159,8 @@ class Legs:
         leg = fork.legs[part]
         leg.attached = True
         leg.cancel_timer()
+        if all(one.attached for one in fork.legs.values()):
+            fork.chronicle.on_legs()
         if leg.lost_at is not None:
             gap_s = asyncio.get_running_loop().time() - leg.lost_at
             leg.lost_at = None
@@ -300,7 +304,7 @@ class Legs:
     def _report_loss(self, fork: Fork, what: Away, attempt: int, why: str) -> None:
         """Log and emit that lost legs will be requested again."""
         fork.log.warning("%s; attempt %d follows", harmless(why), attempt)
-        was_streaming = fork.lost(what)
+        was_streaming = fork.lost(what, why, attempt)
         self._emit(Reconnecting(fork.info, what, attempt, why, was_streaming))
 
     def lose_all(self, fork: Fork, lost_at: float, why: str) -> str:

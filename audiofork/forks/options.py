@@ -27,6 +27,8 @@ MAX_VARIABLE_LENGTH = 79  # Asterisk's AST_MAX_EXTENSION without the final NUL
 # The value of a parameter that option M names is that of this variable with its name.
 PARAM_VARIABLE = "AUDIOFORK_PARAM_"
 TWILIO_SAMPLE_RATE = 8000
+# What app_audiofork always offered; some servers insist on it.
+SUBPROTOCOL_OF_MODULE = "echo"
 # What servers of a format expect to be offered, unless option s names others.
 _SUBPROTOCOLS = {Format.JAMBONZ: ("audio.jambonz.org",), Format.CHAN_WEBSOCKET: ("media",)}
 DEFAULT_BEEP_INTERVAL_S = 15.0
@@ -391,3 +393,14 @@ _PARSERS: dict[str, Callable[[Options, str | None], Options]] = {
     "S": _keep_time,
     "a": _ignored,
 }
+
+
+def as_the_module(text: str) -> str:
+    """Return an option string that offers the subprotocol of app_audiofork, unless it has some.
+
+    Raises:
+        RequestRefused: See `split_options`.
+    """
+    # With an argument: in a dialplan, an s may also be part of the name of a variable.
+    has_some = any(letter == "s" and argument for letter, argument in split_options(text))
+    return text if has_some else f"{text}s({SUBPROTOCOL_OF_MODULE})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
 
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.ami_protocol import (
@@ -33,12 +33,14 @@ from audiofork.forks.events import (
     Refused,
     Started,
 )
-from audiofork.forks.fork import Fork, ForkView, view_of
+from audiofork.forks.following import StartNews, follow
+from audiofork.forks.fork import Fork
 from audiofork.forks.holds import Holds
 from audiofork.forks.journal import Entry, Journal
 from audiofork.forks.keys import Keys
 from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.legs import Legs
+from audiofork.forks.life_log import log_streaming
 from audiofork.forks.lifecycle import Away, ForkState
 from audiofork.forks.look_ups import LookUps
 from audiofork.forks.muting import Muting
@@ -49,6 +51,7 @@ from audiofork.forks.starting import Starting
 from audiofork.forks.statistics import Statistics
 from audiofork.forks.table import ForkTable
 from audiofork.forks.tasks import Tasks
+from audiofork.forks.view import ForkView, view_of
 from audiofork.link.messages import (
     EndReason,
     ForkReport,
@@ -194,6 +197,19 @@ class Forks:
         channel = printable(meant.channel, "?")
         return f"No such fork {given}; did you mean {meant.id}, on channel {channel}?"
 
+    def follow(self, fork_id: str) -> AsyncGenerator[StartNews, None]:
+        """Tell how a start goes on, until audio flows or the fork has ended; see `follow`.
+
+        To be called as soon as `ask` has returned: a fork may end in any later turn of the loop.
+
+        Raises:
+            RequestRefused: There is no such fork (any more).
+        """
+        fork = self._table.get(fork_id)
+        if fork is None:
+            raise RequestRefused("No such fork")
+        return follow(fork)
+
     async def views(self) -> list[ForkView]:
         """Return all forks, oldest first.
 
@@ -302,6 +318,7 @@ class Forks:
             fork.log.info("the server accepted the connection, subprotocol: %s", chosen)
         else:
             fork.log.debug("the server accepted the connection")
+        fork.chronicle.on_server()
         # If audio has flowed before, this is the first connection of another relay process.
         if Away.SERVER in fork.progress.away and (resumed := fork.back(Away.SERVER)):
             self._emit(resumed)
@@ -310,10 +327,11 @@ class Forks:
         if fork.progress.relays_lost and fork.state is not ForkState.ATTACHING:
             return  # the first frame of another relay process, not of the fork
         fork.first_frame()
+        log_streaming(fork)
         self._emit(Started(fork.info, fork.progress.subprotocol))
 
     def _on_retrying(self, fork: Fork, report: SinkRetrying) -> None:
-        was_streaming = fork.lost(Away.SERVER)
+        was_streaming = fork.lost(Away.SERVER, report.detail, report.attempt, report.wait_s)
         fork.log.warning("attempt %d follows: %s", report.attempt, harmless(report.detail))
         self._emit(
             Reconnecting(fork.info, Away.SERVER, report.attempt, report.detail, was_streaming)

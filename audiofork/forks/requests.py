@@ -144,6 +144,20 @@ def _refuse_misspelt(fields: Mapping[str, str]) -> None:
         raise RequestRefused(f"Command: no such verb as {command}{hint}")
 
 
+def flag_of(fields: Mapping[str, str], name: str) -> bool:
+    """Return a field that is yes or no; without it, no.
+
+    Raises:
+        RequestRefused: It is something else.
+    """
+    lower = {key.lower(): value.strip(" \t").lower() for key, value in fields.items()}
+    text = lower.get(name.lower(), "no")
+    if text not in _STATES:
+        hint = did_you_mean(text, _STATES)
+        raise RequestRefused(f"{name}: expected 1, 0, on, off, yes, no, true or false{hint}")
+    return _STATES[text]
+
+
 def _start(fields: dict[str, str], origin: Origin) -> StartFork:
     target = _target(fields)
     url = fields.get("wsserver", "")
@@ -188,10 +202,7 @@ def _mute(fields: dict[str, str], origin: Origin) -> MuteFork:
     state = fields.get("state", "").lower()
     if not state:
         raise RequestRefused("No state specified")
-    if state not in _STATES:
-        hint = did_you_mean(state, _STATES)
-        raise RequestRefused(f"State: expected 1, 0, on, off, yes, no, true or false{hint}")
-    mute = _STATES[state]
+    mute = flag_of(fields, "State")
     mute_in = mute if direction in ("read", "both") else None
     mute_out = mute if direction in ("write", "both") else None
     return MuteFork(target, fork_id, mute_in, mute_out, fields.get("actionid", ""), origin)

@@ -16,6 +16,7 @@ from audiofork.forks.fork import Fork, entry_of, new_fork, spec_of, wish_of
 from audiofork.forks.journal import Journal
 from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.legs import Legs
+from audiofork.forks.life_log import log_requested
 from audiofork.forks.lifecycle import ForkEvent
 from audiofork.forks.look_ups import LookUps
 from audiofork.forks.options import PARAM_VARIABLE
@@ -24,7 +25,6 @@ from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.requests import StartFork
 from audiofork.forks.table import ForkTable
 from audiofork.link.messages import SendCommand, SetMute
-from audiofork.log import without_query
 
 
 class Starting:
@@ -104,7 +104,7 @@ class Starting:
             fork.progress.looked_up.set()
             fork.progress.chosen.set()
         fork.progress.attempts = 1
-        self._launch(fork, "started")
+        self._launch(fork)
         return fork
 
     async def _look_up(self, fork: Fork) -> None:
@@ -177,12 +177,12 @@ class Starting:
         """Start a fork of an earlier run again; its channel exists and its legs are chosen."""
         self._table.add(fork)
         self._table.bind(fork)
-        self._launch(fork, "resumed")
+        self._launch(fork)
 
-    def _launch(self, fork: Fork, what: str) -> None:
+    def _launch(self, fork: Fork) -> None:
         """Write the fork to the journal, emit Requested, and order the fork and its legs."""
         fork.apply(ForkEvent.RESOLVED)
-        _log_start(fork, what)
+        log_requested(fork)
         self._journal.put(entry_of(fork))
         self._emit(Requested(fork.info, fork.request))
         self.order(fork, anew=fork.from_earlier_run)
@@ -203,18 +203,3 @@ class Starting:
 def _check_wanted(fork: Fork) -> None:
     if fork.progress.end_asked is not None:
         raise RequestRefused(f"ended before it began: {fork.progress.end_asked}")
-
-
-def _log_start(fork: Fork, what: str) -> None:
-    options = fork.request.options
-    fork.log.info(
-        "%s, %s by %s at %d Hz to %s",
-        *(what, options.direction, fork.tap.name, fork.sample_rate),
-        without_query(fork.url),
-    )
-    if fork.choice is not None and fork.choice.note:
-        fork.log.warning("%s", fork.choice.note)
-    if options.ignored:
-        fork.log.info("option %s is accepted and means nothing", options.ignored)
-    if options.tls is not None and options.tls.insecure:
-        fork.log.warning("the server's certificate is not checked: T(insecure)")

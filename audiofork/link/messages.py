@@ -346,12 +346,14 @@ class SinkRetrying:
 
     Attributes:
         attempt: The number of that attempt, from 1.
-        detail: Why the last one failed, or the connection was lost.
+        detail: Why the last one failed, or the connection was lost, for people; any text.
+        wait_s: Seconds until that attempt, from now on.
     """
 
     fork_id: str
     attempt: int
     detail: str
+    wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -275,8 +275,8 @@ class Session:
             self._report(SinkOpened(self.spec.fork_id, self._sink.subprotocol))
         self._check_streaming()
 
-    def _on_sink_retry(self, attempt: int, why: str) -> None:
-        self._report(SinkRetrying(self.spec.fork_id, attempt, why))
+    def _on_sink_retry(self, attempt: int, why: str, wait_s: float) -> None:
+        self._report(SinkRetrying(self.spec.fork_id, attempt, why, wait_s))
 
     def _on_text(self, text: str) -> None:
         """Pass a text message on, unless the server sends too many."""

@@ -35,7 +35,8 @@ class SinkCallbacks:
 
     Attributes:
         on_open: Called when a connection is open and the frames that waited are being sent.
-        on_retry: Called with the number of the next attempt, and why the last one failed.
+        on_retry: Called with the number of the next attempt, why the last one failed, and in how
+            many seconds the next one is due.
         on_text: Called with each text message of the server.
         on_audio: Called with each piece of audio of the server.
         on_command: Called with each command of the server.
@@ -43,7 +44,7 @@ class SinkCallbacks:
 
     def __init__(self) -> None:
         self.on_open: Callable[[], None] = lambda: None
-        self.on_retry: Callable[[int, str], None] = lambda *_: None
+        self.on_retry: Callable[[int, str, float], None] = lambda *_: None
         self.on_text: Callable[[str], None] = lambda _: None
         self.on_audio: Callable[[Audio], None] = lambda _: None
         self.on_command: Callable[[Command], None] = lambda _: None
@@ -183,7 +184,7 @@ class Sink(SinkCallbacks):
         if wait_s is None or self._hurry.is_set():
             await self._end_of_connection()
             raise error
-        self.on_retry(retries.attempt, str(error))
+        self.on_retry(retries.attempt, str(error), wait_s)
         await self._end_of_connection()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):

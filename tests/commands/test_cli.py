@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import grp
+import itertools
 import json
+import os
+import pty
+import select
+import signal
 import socket
+import subprocess
+import sys
+import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,8 +29,9 @@ from audiofork.cli import main
 from audiofork.doors import control_client as client
 from audiofork.doors.control_socket import ControlSocket
 from audiofork.errors import AmiUnavailable, NoSuchChannel
-from audiofork.forks.fork import ForkView
+from audiofork.forks.following import StartNews, StartResult
 from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork
+from audiofork.forks.view import ForkView
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +111,8 @@ class FakeDaemon:
         error: What a request is answered with, if anything.
         views: The forks there are.
         legs_left: How many legs of ended ones Asterisk still has.
+        news: What is told of a start to who waits.
+        goes: Whether it ends after that; `hangs`: whether nothing comes after that.
     """
 
     def __init__(self, path: Path) -> None:
@@ -109,6 +121,8 @@ class FakeDaemon:
         self.error: Exception | None = None
         self.views: list[ForkView] = []
         self.legs_left = 0
+        self.news = [StartNews(StartResult.STREAMING, VIEW, 312)]
+        self.goes = self.hangs = False
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run)
@@ -121,7 +135,9 @@ class FakeDaemon:
 
     async def _serve(self) -> None:
         self._stop = asyncio.Event()
-        control = ControlSocket(self.path, self._ask, self._list, lambda: self.legs_left)
+        control = ControlSocket(
+            self.path, self._ask, self._list, lambda: self.legs_left, follow=self._follow
+        )
         await control.start()
         self._ready.set()
         await self._stop.wait()
@@ -135,6 +151,14 @@ class FakeDaemon:
 
     async def _list(self) -> list[ForkView]:
         return self.views
+
+    async def _follow(self, _fork_id: str) -> AsyncGenerator[StartNews, None]:
+        for one in self.news:
+            yield one
+        if self.goes:
+            self._stop.set()
+        if self.goes or self.hangs:
+            await asyncio.Event().wait()
 
     def stop(self) -> None:
         if self._thread.is_alive():
@@ -153,15 +177,137 @@ def ask(daemon: FakeDaemon, *arguments: str) -> Result:
     return CliRunner().invoke(main, [*arguments, "--socket", str(daemon.path)])
 
 
-def test_start_prints_the_id(daemon: FakeDaemon) -> None:
+@pytest.mark.parametrize("more", [[], ["--no-wait"]])
+def test_start_prints_the_id_alone_on_standard_output(daemon: FakeDaemon, more: list[str]) -> None:
     arguments = ["PJSIP/100-0000002a", "ws://localhost/", "--options", "D(in)"]
-    result = ask(daemon, "start", *arguments, "--post-process", "ls")
-    assert (result.exit_code, result.output) == (0, f"{FORK_ID}\n")
+    result = ask(daemon, "start", *arguments, "--post-process", "ls", *more)
+    assert (result.exit_code, result.stdout) == (0, f"{FORK_ID}\n")
     request = daemon.requests[0]
     assert isinstance(request, StartFork)
     assert (request.target.channel, request.target.uniqueid) == ("PJSIP/100-0000002a", "")
     assert (request.url, request.options.direction) == ("ws://localhost/", "in")
     assert request.post_process == "ls"
+
+
+START = ["start", "PJSIP/100-0000002a", "ws://localhost/"]
+AWAY = dataclasses.replace(
+    VIEW,
+    state="attaching",
+    waits_for="the server",
+    last_error="Connection refused",
+    last_error_s=1.0,
+    away_s=5.0,
+    attempt=2,
+    next_attempt_s=3.2,
+)
+
+
+def test_start_says_after_how_long_the_fork_streams(daemon: FakeDaemon) -> None:
+    result = ask(daemon, *START)
+    assert result.stderr == "fork 3f2a91c0 streams, 312 ms after the request\n"
+
+
+def test_start_says_what_it_waits_for_once_and_anew_when_that_changes(daemon: FakeDaemon) -> None:
+    waiting = dataclasses.replace(AWAY, next_attempt_s=None, waits_for="the server and the leg")
+    sooner, third = (
+        dataclasses.replace(AWAY, next_attempt_s=0.4),
+        dataclasses.replace(AWAY, attempt=3),
+    )
+    views = [waiting, waiting, AWAY, sooner, third]
+    daemon.news = [*(StartNews(StartResult.WAITING, view) for view in views), *daemon.news]
+    result = ask(daemon, *START)
+    assert (result.exit_code, result.stdout) == (0, f"{FORK_ID}\n")
+    assert result.stderr.splitlines() == [
+        "fork 3f2a91c0 waits for the server and the leg",
+        "fork 3f2a91c0 has waited 5 s for the server: Connection refused; attempt 2 in 3 s",
+        "fork 3f2a91c0 has waited 5 s for the server: Connection refused; attempt 3 in 3 s",
+        "fork 3f2a91c0 streams, 312 ms after the request",
+    ]
+
+
+def test_start_of_a_fork_that_ends_exits_with_1_and_says_why_and_what_to_do(
+    daemon: FakeDaemon,
+) -> None:
+    ended = dataclasses.replace(VIEW, state="ended")
+    daemon.news = [
+        StartNews(StartResult.ENDED, ended, reason="sink-gone", detail="Connection refused")
+    ]
+    result = ask(daemon, *START)
+    assert (result.exit_code, result.stdout) == (1, f"{FORK_ID}\n")
+    assert result.stderr == (
+        f"audiofork: fork {FORK_ID} of PJSIP/100-0000002a has ended before it streamed: sink-gone "
+        "(Connection refused); is the server running, and does the URL name its host and port? "
+        "Then start anew\n"
+    )
+
+
+def test_start_that_takes_longer_than_the_timeout_exits_with_1_and_leaves_the_fork(
+    daemon: FakeDaemon,
+) -> None:
+    daemon.news = [StartNews(StartResult.WAITING, AWAY)] * 2
+    result = ask(daemon, *START, "--timeout", "0.000001")
+    assert (result.exit_code, result.stdout) == (1, f"{FORK_ID}\n")
+    assert result.stderr == (
+        f"audiofork: fork {FORK_ID} does not stream after 1e-06 s: it has waited 5 s for "
+        "the server: Connection refused; attempt 2 in 3 s. It goes on trying; to end it: "
+        f"audiofork stop {FORK_ID}\n"
+    )
+    assert [type(request) for request in daemon.requests] == [StartFork]
+
+
+def test_start_whose_daemon_goes_exits_with_4_and_says_what_becomes_of_the_fork(
+    daemon: FakeDaemon,
+) -> None:
+    daemon.news, daemon.goes = [StartNews(StartResult.WAITING, AWAY)], True
+    result = ask(daemon, *START)
+    assert (result.exit_code, result.stdout) == (4, f"{FORK_ID}\n")
+    assert f"the daemon at {daemon.path} has closed the connection, before fork" in result.stderr
+    assert "With [daemon] on_stop = keep it goes on when the daemon is back" in result.stderr
+
+
+def test_start_by_a_daemon_that_does_not_tell_says_so_and_exits_with_0(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was started before the update of the command."""
+    monkeypatch.setattr("audiofork.doors.control_socket.flag_of", lambda fields, name: False)
+    result = ask(daemon, *START)
+    assert (result.exit_code, result.stdout) == (0, f"{FORK_ID}\n")
+    assert (
+        "fork 3f2a91c0 was granted, and the daemon does not tell when it streams" in result.stderr
+    )
+
+
+def test_start_without_a_wait_asks_for_no_news(daemon: FakeDaemon) -> None:
+    daemon.news = []
+    result = ask(daemon, *START, "--no-wait")
+    assert (result.exit_code, result.output) == (0, f"{FORK_ID}\n")
+
+
+def test_ctrl_c_leaves_a_fork_that_was_started_and_exits_with_130(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("audiofork.cli.wait", interrupt)
+    result = ask(daemon, *START)
+    assert (result.exit_code, result.stdout) == (130, f"{FORK_ID}\n")
+    left = f"audiofork: fork {FORK_ID} is left as it is; to end it: audiofork stop {FORK_ID}\n"
+    assert result.stderr == left
+    assert [type(request) for request in daemon.requests] == [StartFork]
+
+
+def test_ctrl_c_before_the_daemon_has_answered_says_how_to_find_out(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(daemon: client.Client, *_: object) -> None:
+        daemon.forks()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(client.Client, "start_and_follow", interrupt)
+    result = ask(daemon, *START)
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert "audiofork list shows whether it started" in result.stderr
 
 
 @pytest.mark.parametrize("ending", ["\n", "", "\r\n", " \nws://second/\n"])
@@ -171,7 +317,7 @@ def test_start_reads_the_url_from_standard_input_in_place_of_a_dash(
     url = "ws://localhost/?token=hunter2"
     arguments = ["start", "PJSIP/100-0000002a", "-", "--socket", str(daemon.path)]
     result = CliRunner().invoke(main, arguments, input=url + ending)
-    assert (result.exit_code, result.output) == (0, f"{FORK_ID}\n")
+    assert (result.exit_code, result.stdout) == (0, f"{FORK_ID}\n")
     request = daemon.requests[0]
     assert isinstance(request, StartFork)
     assert request.url == url
@@ -235,11 +381,11 @@ def test_list_is_a_table_with_urls_without_their_query(daemon: FakeDaemon) -> No
     heading, row = result.output.splitlines()
     assert heading.split() == [
         *("ID", "CHANNEL", "DIRECTION", "TAP", "RATE", "STATE", "MUTED", "AGE"),
-        *("IN", "SENT", "DROPPED", "URL"),
+        *("IN", "SENT", "DROPPED", "URL", "NEXT", "LAST", "ERROR"),
     ]
     assert row.split() == [
         *(FORK_ID, "PJSIP/100-0000002a", "stereo", "snoop", "16000", "streaming", "-", "1:02:03"),
-        *("1000", "990", "0", "wss://example.org/live?..."),
+        *("1000", "990", "0", "wss://example.org/live?...", "-", "-"),
     ]
     assert [row.index("PJSIP"), row.index("stereo")] == [
         heading.index("CHANNEL"),
@@ -291,12 +437,10 @@ def test_list_as_json_has_every_field(daemon: FakeDaemon) -> None:
     assert (forks[0]["tap"], forks[0]["sample_rate"]) == ("snoop", 16000)
 
 
-def test_table_shows_nothing_that_a_terminal_would_obey() -> None:
-    fork = {**dataclasses.asdict(VIEW), "channel": "PJSIP/\x1b[2Jx\n", "muted": "read"}
-    text = client.table([fork])
-    assert "PJSIP/?[2Jx?" in text
-    assert "\x1b" not in text
-    assert "  read  " in text
+def test_list_in_a_pipe_has_a_line_for_each_fork_however_long(daemon: FakeDaemon) -> None:
+    daemon.views = [VIEW] * 3
+    for arguments in ([], ["--wide"]):
+        assert len(ask(daemon, "list", *arguments).output.splitlines()) == 4
 
 
 def test_watch_shows_the_list_until_ctrl_c(
@@ -315,17 +459,144 @@ def test_watch_shows_the_list_until_ctrl_c(
     result = ask(daemon, "list", "--watch")
     assert result.exit_code == 0
     assert naps == [1.0] * 3
-    assert result.output.count("streaming") == 1
+    assert result.output.count("1 forks (1 streaming)\nframes a second: 0 in, ") == 1
     assert result.output.count("no forks") == 2
 
 
-def test_watch_ends_when_the_daemon_goes(
-    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+def test_watch_goes_on_when_the_daemon_is_restarted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(time, "sleep", lambda seconds: daemon.stop())
+    daemons = [FakeDaemon(tmp_path / "control.sock")]
+    naps = itertools.count()
+
+    def sleep(_seconds: float) -> None:
+        match next(naps):
+            case 1:
+                daemons[0].stop()
+            case 4:
+                daemons.append(FakeDaemon(daemons[0].path))
+            case 6:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    try:
+        result = ask(daemons[0], "list", "--watch")
+    finally:
+        for daemon in daemons:
+            daemon.stop()
+    assert result.exit_code == 0
+    assert result.stdout.count("no forks") == 4
+    closed, away, back = result.stderr.splitlines()
+    again = "; trying again each second"
+    assert closed.startswith(f"the daemon at {daemons[0].path} ")
+    assert closed.endswith(again)
+    assert away.startswith(f"no daemon at {daemons[0].path}: No such file or directory; ")
+    assert back == "the daemon is back"
+
+
+class Terminal:
+    """A terminal of 80 columns and 24 lines, with a command in it.
+
+    Attributes:
+        seen: All that it was sent.
+    """
+
+    def __init__(self, *arguments: str) -> None:
+        self._ours, its = pty.openpty()
+        termios.tcsetwinsize(its, (24, 80))
+        self.process: subprocess.Popen[bytes] = subprocess.Popen(
+            [sys.executable, "-m", "audiofork", *arguments],
+            **dict.fromkeys(("stdin", "stdout", "stderr"), its),  # type: ignore[call-overload]
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "", "LINES": ""},
+            start_new_session=True,
+        )
+        os.close(its)
+        self.seen = ""
+
+    def until(self, text: str, times: int = 1) -> None:
+        """Read until it was sent a text so many times; its end is a failure."""
+        while self.seen.count(text) < times:
+            assert self._read(), f"it has ended: {self.seen!r}"
+
+    def exit_code(self) -> int:
+        """Read to the end; return the exit code."""
+        while self._read():
+            pass
+        return self.process.wait(10)
+
+    def _read(self) -> bool:
+        ready, _, _ = select.select([self._ours], [], [], 20)
+        assert ready, f"it hangs: {self.seen!r}"
+        try:
+            piece = os.read(self._ours, 65_536)
+        except OSError:  # EIO: nobody has the other end any more
+            piece = b""
+        self.seen += piece.decode()
+        return bool(piece)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._ours)
+
+
+def test_list_in_a_terminal_of_80_columns_wraps_no_line(daemon: FakeDaemon) -> None:
+    daemon.views = [VIEW, AWAY]
+    with contextlib.closing(Terminal("list", "--socket", str(daemon.path))) as terminal:
+        assert terminal.exit_code() == 0
+    lines = terminal.seen.split("\r\n")
+    assert max(map(len, lines)) <= 80
+    assert "has waited 5 s for the server: Connection refused; attempt 2 in 3 s" in lines[-2]
+
+
+@pytest.mark.parametrize("ends_by", [signal.SIGINT, signal.SIGTERM])
+def test_watch_redraws_a_terminal_in_place_and_leaves_it_as_it_was(
+    daemon: FakeDaemon, ends_by: signal.Signals
+) -> None:
+    daemon.views = [VIEW]
+    arguments = ("list", "--watch", "--socket", str(daemon.path))
+    with contextlib.closing(Terminal(*arguments)) as terminal:
+        terminal.until("\x1b[J", times=2)
+        terminal.process.send_signal(ends_by)
+        assert terminal.exit_code() == 0
+    assert terminal.seen.startswith("\x1b[?1049h")
+    assert terminal.seen.endswith("\x1b[?1049l")
+    assert terminal.seen.count("\x1b[H") == terminal.seen.count("\x1b[J")
+
+
+def test_start_in_a_terminal_counts_down_in_one_line_that_is_gone_at_the_end(
+    daemon: FakeDaemon,
+) -> None:
+    sooner = dataclasses.replace(AWAY, next_attempt_s=2.2)
+    news = (StartNews(StartResult.WAITING, view) for view in (AWAY, sooner))
+    daemon.news = [*news, *daemon.news]
+    with contextlib.closing(Terminal(*START, "--socket", str(daemon.path))) as terminal:
+        assert terminal.exit_code() == 0
+    first, *shown, last = terminal.seen.split("\r\x1b[K")
+    assert first == f"{FORK_ID}\r\n"
+    away = "fork 3f2a91c0 has waited 5 s for the server: Connection refused; attempt 2 in"
+    assert shown == [f"{away} 3 s"[:79], f"{away} 2 s"[:79]]
+    assert last == "fork 3f2a91c0 streams, 312 ms after the request\r\n"
+
+
+def test_ctrl_c_in_a_terminal_leaves_a_fork_that_waits_and_says_how_to_end_it(
+    daemon: FakeDaemon,
+) -> None:
+    daemon.news, daemon.hangs = [StartNews(StartResult.WAITING, AWAY)], True
+    with contextlib.closing(Terminal(*START, "--socket", str(daemon.path))) as terminal:
+        terminal.until("Connection refused")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.exit_code() == 130
+    assert f"to end it: audiofork stop {FORK_ID}" in terminal.seen
+    assert [type(request) for request in daemon.requests] == [StartFork]
+
+
+def test_watch_without_a_daemon_at_the_start_exits_with_4(daemon: FakeDaemon) -> None:
+    daemon.stop()
     result = ask(daemon, "list", "--watch")
     assert result.exit_code == 4
-    assert f"audiofork: the daemon at {daemon.path}" in result.output
+    assert f"audiofork: no daemon at {daemon.path}" in result.output
 
 
 def test_refusal_is_told_in_the_daemons_words_and_exits_with_1(daemon: FakeDaemon) -> None:

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import os
 import re
-import stat
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audiofork.commands.dialplan import Kind, kind_of
-from audiofork.commands.migrate import EXIT_DONE, EXIT_FAILED, run
-from audiofork.commands.migrate_text import Migration, migrate_text
+from audiofork.commands.dialplan import Kind
+from audiofork.commands.migrate_draft import Migration
+from audiofork.commands.migrate_text import migrate_text
 
-START = "Gosub(audiofork,start,1(ws://h/,D(in)))"
+
+def start(url: str, options: str = "", *command: str) -> str:
+    """What is written for AudioFork(url,options,command)."""
+    exists = "${DIALPLAN_EXISTS(audiofork,start,1)}"
+    gosub = f"Gosub(audiofork,start,1({','.join([url, f'{options}s(echo)', *command])}))"
+    return f"ExecIf({exists}?{gosub}:Log(WARNING,no context audiofork))"
+
+
+def stop(arguments: str) -> str:
+    """What is written for StopAudioFork(arguments)."""
+    return f"ExecIf(${{DIALPLAN_EXISTS(audiofork,stop,1)}}?Gosub(audiofork,stop,1({arguments})))"
+
+
+START = start("ws://h/", "D(in)")
 
 
 def conf(text: str) -> Migration:
@@ -38,35 +48,35 @@ def left(migration: Migration) -> list[tuple[int, str]]:
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("AudioFork(ws://h/)", "Gosub(audiofork,start,1(ws://h/))"),
+        ("AudioFork(ws://h/)", start("ws://h/")),
         ("AudioFork(ws://h/,D(in))", START),
         ("audiofork( ws://h/ , D(in) )", START),
         ("AUDIOFORK(ws://h/,D(in),)", START),
-        ("AudioFork(ws://h/,,)", "Gosub(audiofork,start,1(ws://h/))"),
-        ("AudioFork(ws://h/,D(in),ls ^{X})", "Gosub(audiofork,start,1(ws://h/,D(in),ls ^{X}))"),
-        ("AudioFork(ws://h/,,ls ^{X})", "Gosub(audiofork,start,1(ws://h/,,ls ^{X}))"),
-        ("AudioFork(ws://h/,,a b,c)", r"Gosub(audiofork,start,1(ws://h/,,a b\,c))"),
-        ("AudioFork(ws://h/,,a | b)", "Gosub(audiofork,start,1(ws://h/,,a | b))"),
-        (r"AudioFork(ws://h/,,a \"b,c\")", 'Gosub(audiofork,start,1(ws://h/,,a "b,c"))'),
-        ('AudioFork(ws://h/,,"a b")', "Gosub(audiofork,start,1(ws://h/,,a b))"),
-        (r"AudioFork(ws://h/,,a\,b)", r"Gosub(audiofork,start,1(ws://h/,,a\,b))"),
-        ("AudioFork(ws://h/,,a (b,c))", "Gosub(audiofork,start,1(ws://h/,,a (b,c)))"),
-        ('AudioFork("ws://h/?a,b",D(in))', 'Gosub(audiofork,start,1("ws://h/?a,b",D(in)))'),
-        (r"AudioFork(ws://h/?a\,b,D(in))", r"Gosub(audiofork,start,1(ws://h/?a\,b,D(in)))"),
-        (r"AudioFork(ws://h/\;a,D(in))", r"Gosub(audiofork,start,1(ws://h/\;a,D(in)))"),
+        ("AudioFork(ws://h/,,)", start("ws://h/")),
+        ("AudioFork(ws://h/,D(in),ls ^{X})", start("ws://h/", "D(in)", "ls ^{X}")),
+        ("AudioFork(ws://h/,,ls ^{X})", start("ws://h/", "", "ls ^{X}")),
+        ("AudioFork(ws://h/,,a b,c)", start("ws://h/", "", r"a b\,c")),
+        ("AudioFork(ws://h/,,a | b)", start("ws://h/", "", "a | b")),
+        (r"AudioFork(ws://h/,,a \"b,c\")", start("ws://h/", "", 'a "b,c"')),
+        ('AudioFork(ws://h/,,"a b")', start("ws://h/", "", "a b")),
+        (r"AudioFork(ws://h/,,a\,b)", start("ws://h/", "", r"a\,b")),
+        ("AudioFork(ws://h/,,a (b,c))", start("ws://h/", "", "a (b,c)")),
+        ('AudioFork("ws://h/?a,b",D(in))', start('"ws://h/?a,b"', "D(in)")),
+        (r"AudioFork(ws://h/?a\,b,D(in))", start(r"ws://h/?a\,b", "D(in)")),
+        (r"AudioFork(ws://h/\;a,D(in))", start(r"ws://h/\;a", "D(in)")),
         ('AudioFork(ws://h/,"D(in)")', START),
-        ("AudioFork(${URL},${OPTIONS})", "Gosub(audiofork,start,1(${URL},${OPTIONS}))"),
+        ("AudioFork(${URL},${OPTIONS})", start("${URL}", "${OPTIONS}")),
         (
             "AudioFork(ws://h/${CUT(CHANNEL,/,2)},D(in)R(10)r(5)T(on))",
-            "Gosub(audiofork,start,1(ws://h/${CUT(CHANNEL,/,2)},D(in)R(10)r(5)T(on)))",
+            start("ws://h/${CUT(CHANNEL,/,2)}", "D(in)R(10)r(5)T(on)"),
         ),
-        ("StopAudioFork()", "Gosub(audiofork,stop,1())"),
-        ("StopAudioFork", "Gosub(audiofork,stop,1())"),
-        ("stopaudiofork(${ID})", "Gosub(audiofork,stop,1(${ID}))"),
+        ("StopAudioFork()", stop("")),
+        ("StopAudioFork", stop("")),
+        ("stopaudiofork(${ID})", stop("${ID}")),
         ("AudioFork,ws://h/,D(in)", START),
         ("AudioFork|ws://h/|D(in)", START),
         ("AudioFork,ws://h/|D(in)", START),
-        ("StopAudioFork,${ID}", "Gosub(audiofork,stop,1(${ID}))"),
+        ("StopAudioFork,${ID}", stop("${ID}")),
         ("Exec(AudioFork(ws://h/,D(in)))", f"Exec({START})"),
         ("TryExec(AudioFork(ws://h/,D(in)))", f"TryExec({START})"),
         ("TryExec( Exec(AudioFork(ws://h/,D(in))))", f"TryExec( Exec({START}))"),
@@ -76,7 +86,7 @@ def left(migration: Migration) -> list[tuple[int, str]]:
         ),
         (
             "ExecIf($[${A}]?AudioFork(ws://h/,D(in)):StopAudioFork(${I}))",
-            f"ExecIf($[${{A}}]?{START}:Gosub(audiofork,stop,1(${{I}})))",
+            f"ExecIf($[${{A}}]?{START}:{stop('${I}')})",
         ),
         (
             "Set(X=${AUDIOFORK(${MY_ID},filename)})",
@@ -88,7 +98,7 @@ def left(migration: Migration) -> list[tuple[int, str]]:
         ),
         (
             "AudioFork(${AUDIOFORK(${A},filename)})",
-            "Gosub(audiofork,start,1(${AUDIOFORK_WSSERVER_${REPLACE(A,-,_)}}))",
+            start("${AUDIOFORK_WSSERVER_${REPLACE(A,-,_)}}"),
         ),
     ],
 )
@@ -120,6 +130,8 @@ def test_plain_call_is_rewritten(before: str, after: str) -> None:
         ("Set(A=AudioFork(ws://h/))", "AudioFork is not a plain application call"),
         ("Set(A=AudioFork)", "AudioFork is not a plain application call"),
         ("Originate(Local/a,app,AudioFork,ws://h/)", "AudioFork is not a plain application call"),
+        ("Exec(" * 30 + "AudioFork(ws://h/)" + ")" * 30, "AudioFork is not a plain application"),
+        ("Exec(" * 3000 + "AudioFork(ws://h/)" + ")" * 3000, "AudioFork is not a plain app"),
         ("ExecIf(1?${A}(x)?AudioFork(ws://h/))", "AudioFork is not a plain application call"),
         ("Set(A=${AUDIOFORK(${A:1},filename)})", "the function AUDIOFORK: expected "),
         ("Set(A=${AUDIOFORK(0x7f,filename)})", "the function AUDIOFORK: expected "),
@@ -167,6 +179,25 @@ def test_comments_and_line_ends_around_calls_stay() -> None:
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        "exten => _[1,2]X,1,%s",
+        "exten => a\\,b,1,%s",
+        "exten => _[1-3]./100,n(label),%s",
+        "exten => s,1(a),%s ;-- c --;",
+        " same =>  n(label) , %s",
+        "same=hint+1,%s",
+        "\ufeffexten => s,1,%s",
+        "\texten\t=>\ts,1,\t%s\t\r",
+    ],
+)
+def test_call_is_found_in_whatever_line_asterisk_takes(line: str) -> None:
+    migration = conf(line % "AudioFork(ws://h/,D(in))")
+    assert migration.text == line % START
+    assert migration.notes == ()
+
+
+@pytest.mark.parametrize(
     ("call", "parts"),
     [
         ("AudioFork(ws://h/,D(in)R(10)r(5))", []),
@@ -197,6 +228,18 @@ def test_differences_are_noted_with_their_line(call: str, parts: list[str]) -> N
     for note, part in zip(migration.notes, parts, strict=True):
         assert part in note.text
         assert not note.left
+
+
+def test_gosub_that_may_end_the_call_is_noted_and_left() -> None:
+    text = f"[a]\nexten => s,1,Gosub(audiofork,start,1(ws://h/))\n same => n,{START}\n"
+    migration = conf(text)
+    assert (migration.text, migration.changes) == (text, 0)
+    (note,) = migration.notes
+    assert (note.line, note.left) == (2, False)
+    assert note.text == (
+        "ends the call where the context audiofork is missing: "
+        "write ExecIf(${DIALPLAN_EXISTS(audiofork,start,1)}?Gosub(...))"
+    )
 
 
 def test_call_in_a_macro_and_a_context_of_our_name_are_noted() -> None:
@@ -233,11 +276,11 @@ context a {{ // AudioFork(ws://h/);
   s => {{
     {START}; /* AudioFork(x);
     */ if (${{X}}) {START} ; else {START};
-    label: Gosub(audiofork,stop,1());
+    label: {stop("")};
     ExecIf($[${{X}}]?{START});
     NoOp(${{AUDIOFORK_WSSERVER_${{REPLACE(ID,-,_)}}}});
   }}
-  _X. => Gosub(audiofork,stop,1(${{ID}}));
+  _X. => {stop("${ID}")};
 }}
 """
     migration = migrate_text(before, Kind.AEL)
@@ -271,20 +314,24 @@ def test_ael_call_that_is_not_plain_is_left_and_told(line: str, why: str) -> Non
     [
         (
             'app.AudioFork("ws://h/", "D(in)")',
-            'app.UserEvent("AudioFork", "WsServer: ws://h/", "Options: D(in)")',
+            'app.UserEvent("AudioFork", "WsServer: ws://h/", "Options: D(in)s(echo)")',
         ),
-        ("app.audiofork('ws://h/')", 'app.UserEvent("AudioFork", "WsServer: ws://h/")'),
+        (
+            "app.audiofork('ws://h/')",
+            'app.UserEvent("AudioFork", "WsServer: ws://h/", "Options: s(echo)")',
+        ),
         (
             'app["AudioFork"](\n  "ws://h/,D(in),ls" )',
-            'app.UserEvent("AudioFork", "WsServer: ws://h/", "Options: D(in)", "PostProcess: ls")',
+            'app.UserEvent("AudioFork", "WsServer: ws://h/", "Options: D(in)s(echo)", '
+            '"PostProcess: ls")',
         ),
         (
             "app.AudioFork([==['ws://h/']==])",
-            'app.UserEvent("AudioFork", "WsServer: \'ws://h/\'")',
+            'app.UserEvent("AudioFork", "WsServer: \'ws://h/\'", "Options: s(echo)")',
         ),
         (
             r'app.AudioFork("\"ws://h/?a,b\"")',
-            r'app.UserEvent("AudioFork", "WsServer: \"ws://h/?a,b\"")',
+            r'app.UserEvent("AudioFork", "WsServer: \"ws://h/?a,b\"", "Options: s(echo)")',
         ),
         (
             'app.StopAudioFork("${ID}")',
@@ -322,6 +369,42 @@ def test_lua_call_that_is_not_plain_is_left_and_told(line: str, why: str) -> Non
     ((number, told),) = left(migration)
     assert number == 3
     assert told.startswith(f"left as it is: {why}")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'app.Exec("AudioFork(ws://h/)")',
+        "app.ExecIf('1?StopAudioFork():NoOp()')",
+        'local name = "AudioFork"',
+        'app[stop and "StopAudioFork" or "NoOp"]()',
+        "local a = app; a.AudioFork('ws://h/')",
+        "a . StopAudioFork()",
+        'app.Originate("Local/a", "app", "AudioFork", "ws://h/")',
+    ],
+)
+def test_lua_call_by_another_way_is_told(line: str) -> None:
+    text = f"-- {line}\n{line}\n"
+    migration = migrate_text(text, Kind.LUA)
+    assert migration.text == text
+    ((number, told),) = left(migration)
+    assert number == 2
+    assert told.endswith("AudioFork is not a plain application call")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'app.UserEvent("AudioFork", "WsServer: ws://h/")',
+        "app.userevent( 'AudioFork')",
+        'app.Verbose("the AudioFork of a call")',
+        'require "audiofork"',
+        "local audiofork = 1",
+        "my.audiofork_id = 1",
+    ],
+)
+def test_lua_that_is_no_call_is_left_without_a_word(line: str) -> None:
+    assert migrate_text(f"{line}\n", Kind.LUA) == Migration(f"{line}\n", (), 0)
 
 
 def test_lua_call_within_a_string_is_left_without_a_word() -> None:
@@ -377,135 +460,24 @@ def test_lines_without_the_modules_words_stay(text: str, kind: Kind) -> None:
     assert all("audiofork" in line.lower() for line in changed)
 
 
-# --- Files ---
-
-
-class Said:
-    """What `run` said: the diff, and the notes."""
-
-    def __init__(self) -> None:
-        self.diff: list[str] = []
-        self.notes: list[str] = []
-
-    def run(self, *paths: Path, write: bool = False) -> int:
-        return run(paths, write=write, say=self.diff.append, warn=self.notes.append)
-
-
-BEFORE = "[a]\nexten => s,1,AudioFork(ws://h/,T(on))\n same => n,NoOp(\u00fc)\n"
-AFTER = "[a]\nexten => s,1,Gosub(audiofork,start,1(ws://h/,T(on)))\n same => n,NoOp(\u00fc)\n"
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "extensions.conf"
-    path.write_bytes(BEFORE.encode("latin-1"))
-    return path
-
-
-def test_run_shows_a_diff_and_changes_nothing(file: Path) -> None:
-    said = Said()
-    assert said.run(file) == EXIT_DONE
-    assert file.read_bytes() == BEFORE.encode("latin-1")
-    assert said.diff[:2] == [f"--- {file}", f"+++ {file}"]
-    assert said.diff[4:6] == [f"-{BEFORE.splitlines()[1]}", f"+{AFTER.splitlines()[1]}"]
-    assert said.notes[0].startswith(f"{file}:2: T: certificates are verified")
-    assert said.notes[1:] == [
-        f"{file}: 1 to rewrite, by --write",
-        "extensions.conf needs the line: #include extensions_audiofork.conf",
-    ]
-
-
-def test_run_with_write_keeps_mode_and_other_bytes_and_leaves_nothing_else(file: Path) -> None:
-    file.chmod(0o640)
-    said = Said()
-    assert said.run(file, write=True) == EXIT_DONE
-    assert file.read_bytes() == AFTER.encode("latin-1")
-    assert stat.S_IMODE(file.stat().st_mode) == 0o640
-    assert os.listdir(file.parent) == [file.name]
-    assert f"{file}: 1 rewritten" in said.notes
-    inode = file.stat().st_ino
-    again = Said()
-    assert again.run(file, write=True) == EXIT_DONE
-    assert again.diff == []
-    assert file.stat().st_ino == inode
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_run_with_write_keeps_the_owner(file: Path) -> None:
-    os.chown(file, 4321, 4322)
-    assert Said().run(file, write=True) == EXIT_DONE
-    assert (file.stat().st_uid, file.stat().st_gid) == (4321, 4322)
-
-
-def test_run_with_write_follows_a_link_to_the_file(file: Path, tmp_path: Path) -> None:
-    link = tmp_path / "sub/extensions.conf"
-    link.parent.mkdir()
-    link.symlink_to(file)
-    assert Said().run(link, write=True) == EXIT_DONE
-    assert link.is_symlink()
-    assert file.read_bytes() == AFTER.encode("latin-1")
-
-
-@pytest.mark.parametrize("end", ["", "\n", "\r\n"], ids=["none", "lf", "crlf"])
-def test_diff_is_one_that_patch_takes_both_ways(tmp_path: Path, end: str) -> None:
-    file = tmp_path / "extensions.conf"
-    before = f"[a]\nexten => s,1,AudioFork(ws://h/){end}".encode()
-    file.write_bytes(before)
-    said = Said()
-    said.run(file)
-    diff = "\n".join(said.diff) + "\n"
-    for arguments, expected in [
-        ([], before.replace(b"AudioFork(ws://h/)", b"Gosub(audiofork,start,1(ws://h/))")),
-        (["-R"], before),
-    ]:
-        command = ["git", "apply", "--unsafe-paths", "-p0", *arguments, "-"]
-        relative = diff.replace(str(file), file.name)
-        subprocess.run(command, input=relative.encode(), cwd=tmp_path, check=True)
-        assert file.read_bytes() == expected
-
-
-def test_run_reads_no_device_and_no_pipe(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    said = Said()
-    assert said.run(Path("/dev/zero"), tmp_path / "pipe") == EXIT_FAILED
-    assert [note.rpartition(": ")[2] for note in said.notes] == ["not a regular file"] * 2
-
-
-def test_run_tells_of_what_is_left_and_of_a_file_that_is_not_there(tmp_path: Path) -> None:
-    file = tmp_path / "a.conf"
-    file.write_text("exten => s,1,AudioFork()\n same => n,AudioFork(ws://h/)\n")
-    said = Said()
-    assert said.run(tmp_path / "none.conf", file) == EXIT_FAILED
-    assert said.notes[0] == f"{tmp_path / 'none.conf'}: No such file or directory"
-    assert said.notes[1] == f"{file}:1: left as it is: it names no server"
-    assert said.notes[2] == f"{file}: 1 to rewrite, by --write, 1 left to do by hand"
-
-
-def test_run_that_cannot_write_leaves_the_file_as_it_was(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "fchown", fail)
-    said = Said()
-    assert said.run(file, write=True) == EXIT_FAILED
-    assert any(note.startswith(f"{file}: Operation not permitted") for note in said.notes)
-    assert file.read_bytes() == BEFORE.encode("latin-1")
-    assert os.listdir(file.parent) == [file.name]
-
-
 @pytest.mark.parametrize(
-    ("name", "kind"),
+    ("kind", "text"),
     [
-        ("extensions.conf", Kind.CONF),
-        ("extensions.AEL", Kind.AEL),
-        ("extensions.lua", Kind.LUA),
-        ("part.inc", Kind.CONF),
+        (Kind.CONF, "exten => s,1,AudioFork(ws://h/,D(in\n" * 20_000),
+        (Kind.CONF, "exten => s,1," + "AudioFork(ws://h/," * 20_000),
+        (Kind.CONF, "exten => " + "[a]" * 100_000),
+        (Kind.CONF, "exten => s,1,AudioFork(" + "\\" * 100_000),
+        (Kind.CONF, "OPT" * 100_000),
+        (Kind.AEL, "context a {\n" + "AudioFork(ws://h/;\n" * 20_000),
+        (Kind.LUA, "app.AudioFork(\n" * 20_000),
+        (Kind.LUA, "app.AudioFork([==[\n" * 20_000),
     ],
+    ids=lambda value: value.name if isinstance(value, Kind) else value[:25],
 )
-def test_language_is_told_by_the_name(name: str, kind: Kind) -> None:
-    assert kind_of(Path("/etc/asterisk", name)) is kind
+def test_text_that_never_closes_what_it_opens_takes_no_time(kind: Kind, text: str) -> None:
+    begin = time.process_time()
+    assert migrate_text(text, kind).text == text
+    assert time.process_time() - begin < 5
 
 
 # --- The migration guide ---
@@ -538,14 +510,3 @@ def test_migrate_makes_the_guides_after_of_its_before(language: str, name: str) 
     migration = migrate_text(blocks[language, "before", name], KINDS[language])
     assert migration.text == blocks[language, "after", name]
     assert left(migration) == []
-
-
-def test_command_rewrites_all_files_where_its_notes_cannot_be_written(tmp_path: Path) -> None:
-    files = [tmp_path / f"{number}.conf" for number in range(3)]
-    for one in files:
-        one.write_bytes(BEFORE.encode("latin-1"))
-    command = [sys.executable, "-m", "audiofork", "migrate", "--write", *map(str, files)]
-    with open("/dev/full", "w") as full:
-        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=full, timeout=60, check=True)
-    assert len({one.read_bytes() for one in files}) == 1
-    assert files[0].read_bytes() != BEFORE.encode("latin-1")

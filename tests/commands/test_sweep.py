@@ -18,8 +18,8 @@ from audiofork.commands.sweep import sweep
 from audiofork.config import Config
 from audiofork.doors.control_socket import ControlSocket
 from audiofork.errors import AmiUnavailable, DaemonRuns
-from audiofork.forks.fork import ForkView
 from audiofork.forks.requests import Request
+from audiofork.forks.view import ForkView
 from tests.control_plane import FakeAsterisk, block, response
 
 FORK = "3f2a91c0-1111-4222-8333-444455556666"

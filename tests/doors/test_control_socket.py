@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from audiofork.errors import (
     NoSuchChannel,
     RequestRefused,
 )
-from audiofork.forks.fork import ForkView
+from audiofork.forks.following import StartNews, StartResult
 from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork
+from audiofork.forks.view import ForkView
 from audiofork.text import A_BUG
 
 FORK_ID = "3f2a91c0-0000-4000-8000-000000000001"
@@ -62,6 +63,10 @@ class Registry:
         self.error: Exception | None = None
         self.views = [VIEW]
         self.legs_left = 0
+        self.news: list[StartNews] = []
+        self.beats = False
+        self.followed: list[str] = []
+        self.deserted = asyncio.Event()
         self.go_on = asyncio.Event()
         self.go_on.set()
 
@@ -75,6 +80,17 @@ class Registry:
 
     async def list(self) -> list[ForkView]:
         return self.views
+
+    async def follow(self, fork_id: str) -> AsyncGenerator[StartNews, None]:
+        self.followed.append(fork_id)
+        try:
+            for one in self.news:
+                yield one
+            while self.beats:
+                yield StartNews(StartResult.WAITING, VIEW)
+                await asyncio.sleep(0.01)
+        finally:
+            self.deserted.set()
 
 
 class Client:
@@ -123,7 +139,9 @@ async def registry() -> Registry:
 
 @pytest.fixture
 async def server(path: Path, registry: Registry) -> AsyncIterator[ControlSocket]:
-    one = ControlSocket(path, registry.ask, registry.list, lambda: registry.legs_left)
+    one = ControlSocket(
+        path, registry.ask, registry.list, lambda: registry.legs_left, follow=registry.follow
+    )
     await one.start()
     yield one
     await one.close()
@@ -205,6 +223,96 @@ async def test_last_line_without_its_end_is_answered_and_the_connection_closed(
     client.writer.write(json.dumps(LIST).encode())
     client.writer.write_eof()
     assert json.loads(await client.rest())["ok"] is True
+
+
+# --- A start that is waited for ------------------------------------------------------------------
+
+WAIT = {**START, "Wait": "yes"}
+
+
+async def test_start_that_waits_is_granted_with_the_id_first_and_then_told_to_its_end(
+    client: Client, registry: Registry
+) -> None:
+    registry.news = [
+        StartNews(StartResult.WAITING, VIEW),
+        StartNews(StartResult.STREAMING, VIEW, 312),
+    ]
+    client.send(WAIT, LIST)
+    granted, waiting, streaming, listed = [await client.answer() for _ in range(4)]
+    assert granted == {"ok": True, "forks": [FORK_ID], "waits": True}
+    assert waiting == {
+        **{"ok": True, "result": "waiting", "fork": asdict(VIEW)},
+        **{"ms": None, "reason": "", "detail": ""},
+    }
+    assert streaming == {**waiting, "result": "streaming", "ms": 312}
+    assert listed["forks"] == [asdict(VIEW)]
+    assert registry.followed == [FORK_ID]
+
+
+@pytest.mark.parametrize("fields", [{}, {"Wait": "no"}, {"wait": "0"}])
+async def test_start_that_does_not_wait_has_one_answer(
+    client: Client, registry: Registry, fields: dict[str, str]
+) -> None:
+    client.send({**START, **fields}, LIST)
+    assert await client.answer() == {"ok": True, "forks": [FORK_ID]}
+    assert len((await client.answer())["forks"]) == 1
+    assert registry.followed == []
+
+
+async def test_wait_that_is_neither_yes_nor_no_refuses_the_start(
+    client: Client, registry: Registry
+) -> None:
+    answer = await client.ask({**START, "Wait": "30"})
+    assert answer["error"].startswith("Wait: expected 1, 0, on, off, yes, no, true or false")
+    assert registry.requests == []
+
+
+async def test_refused_start_that_waits_has_one_answer(client: Client, registry: Registry) -> None:
+    registry.error = NoSuchChannel()
+    client.send(WAIT, LIST)
+    assert (await client.answer())["error"] == "No such channel"
+    assert (await client.answer())["ok"] is True
+
+
+async def test_client_that_goes_while_it_waits_is_noticed_at_the_next_news(
+    client: Client, registry: Registry
+) -> None:
+    registry.beats = True
+    client.send(WAIT)
+    await client.answer()
+    await client.close()
+    async with asyncio.timeout(5):
+        await registry.deserted.wait()
+
+
+async def test_start_is_granted_and_not_followed_where_too_many_wait_already(
+    clients: list[Client], path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a server is away there is room for who asks why."""
+    monkeypatch.setattr(control, "MAX_WAITING", 2)
+    registry.beats = True
+    waiting = [await connect(clients, path) for _ in range(2)]
+    for client in waiting:
+        assert (await client.ask(WAIT))["waits"] is True
+    late = await connect(clients, path)
+    assert await late.ask(WAIT) == {"ok": True, "forks": [FORK_ID]}
+    assert (await late.ask(LIST))["ok"] is True
+    await waiting[0].close()
+    async with asyncio.timeout(5):
+        await registry.deserted.wait()
+    assert (await late.ask(WAIT))["waits"] is True
+
+
+async def test_close_ends_a_start_that_is_waited_for_without_a_line_in_the_log(
+    client: Client, registry: Registry, server: ControlSocket, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry.beats = True
+    client.send(WAIT)
+    await client.answer()
+    await server.close()
+    await client.rest()
+    assert registry.deserted.is_set()
+    assert caplog.text == ""
 
 
 # --- Refusals ------------------------------------------------------------------------------------

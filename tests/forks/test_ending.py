@@ -43,42 +43,6 @@ async def test_end_is_told_with_reason_duration_and_counts(rig: Rig) -> None:
     assert rig.ami.told[-2:] == ["STOPPED", "AudioForkStopped"]
 
 
-@pytest.mark.parametrize(
-    ("reason", "level", "text"),
-    [
-        (EndReason.HANGUP, "INFO", "ended: hangup (why), 12.3 s, frames 5 in, 3 sent, 2 dropped"),
-        (EndReason.SINK_GONE, "WARNING", "ended: sink-gone (why), 12.3 s, frames 5 in, "),
-    ],
-)
-async def test_log_has_one_line_for_the_start_and_one_for_the_end(
-    rig: Rig, caplog: pytest.LogCaptureFixture, reason: EndReason, level: str, text: str
-) -> None:
-    caplog.set_level("INFO")
-    fork_id = await rig.stream()
-    await rig.clock.advance(12.34)
-    await rig.ended(fork_id, reason, "why", ForkStats(5, 3, 2))
-    start, end = caplog.records
-    assert start.getMessage().endswith(
-        "started, both by chanspy at 8000 Hz to ws://example.org/a?..."
-    )
-    assert end.levelname == level
-    assert text in end.getMessage()
-    for record in (start, end):
-        assert (vars(record)["fork"], vars(record)["channel"]) == (fork_id, NAME)
-
-
-async def test_log_warns_of_frames_that_asterisk_did_not_bring(
-    rig: Rig, caplog: pytest.LogCaptureFixture
-) -> None:
-    fork_id = await rig.stream()
-    await rig.ended(fork_id, EndReason.HANGUP, stats=ForkStats(5, 5, frames_missing=25))
-    (warning,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
-    assert warning.endswith(
-        "Asterisk brought 25 frames fewer than 50 a second: its timer misses ticks, or the machine "
-        "is too busy (docs/asterisk.md, The timing module)"
-    )
-
-
 async def test_two_forks_on_one_channel_go_their_own_ways(rig: Rig) -> None:
     first, second = await rig.stream(), await rig.stream()
     assert len(rig.forks) == 2

@@ -14,8 +14,8 @@ from audiofork.errors import (
     RequestRefused,
 )
 from audiofork.forks.events import Attack, AttackKind
-from audiofork.forks.fork import ForkView
 from audiofork.forks.statistics import STATS_TIMEOUT_S
+from audiofork.forks.view import ForkView
 from audiofork.link.messages import (
     EndFork,
     EndReason,
@@ -301,6 +301,7 @@ async def test_views_show_all_forks_oldest_first(rig: Rig) -> None:
             muted="",
             tap="chanspy",
             sample_rate=8000,
+            waits_for="the server and the leg",
         ),
     ]
 

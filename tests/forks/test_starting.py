@@ -308,7 +308,7 @@ async def test_rate_that_is_chosen_is_ordered_told_logged_and_shown(
     assert rig.last_event[1]["SampleRate"] == "16000"
     (view,) = await rig.forks.views()
     assert (view.tap, view.sample_rate) == ("chanspy", 16000)
-    assert "started, both by chanspy at 16000 Hz to " in caplog.text
+    assert ", both by chanspy at 16000 Hz to " in caplog.text
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 

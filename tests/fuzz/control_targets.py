@@ -299,6 +299,8 @@ class _Writer:
 
     async def drain(self) -> None: ...
 
+    def get_extra_info(self, name: str) -> None: ...
+
 
 async def _ask(request: Request) -> list[str]:
     check_granted(request)

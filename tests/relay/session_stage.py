@@ -47,7 +47,7 @@ class FakeSink:
         self.parts_sent = 0
         self.missing = 1  # frames, of the next message
         self.on_open: Callable[[], None] = lambda: None
-        self.on_retry: Callable[[int, str], None] = lambda attempt, why: None
+        self.on_retry: Callable[[int, str, float], None] = lambda *_: None
         self.on_text: Callable[[str], None] = lambda text: None
         self.reconnects = 0
         self.subprotocol = ""

@@ -60,5 +60,5 @@ def offer_until_stalled(sink: Sink, frame_bytes: int = 320) -> int:
 def retries_of(sink: Sink) -> list[tuple[int, str]]:
     """Return the list to which a sink's retries are going to be added."""
     retried: list[tuple[int, str]] = []
-    sink.on_retry = lambda attempt, why: retried.append((attempt, why))
+    sink.on_retry = lambda attempt, why, _wait_s: retried.append((attempt, why))
     return retried

@@ -490,8 +490,8 @@ async def test_no_silence_after_the_end_not_even_during_the_last_beep(
 
 
 async def test_retries_of_the_sink_are_reported(stage: SessionStage) -> None:
-    stage.sink.on_retry(2, "no answer in time")
-    assert stage.reports == [SinkRetrying(FORK_ID, 2, "no answer in time")]
+    stage.sink.on_retry(2, "no answer in time", 0.75)
+    assert stage.reports == [SinkRetrying(FORK_ID, 2, "no answer in time", 0.75)]
 
 
 async def test_sink_that_comes_back_is_reported_with_what_was_lost_meanwhile(

@@ -60,6 +60,16 @@ async def test_server_that_answers_no_ping_gets_what_waited_all_the_same(
 # --- A server that goes and comes back -----------------------------------------------------------
 
 
+async def test_each_retry_is_told_with_the_wait_before_it(start: Start, waits: Waits) -> None:
+    told: list[float] = []
+    sink, _ = start(
+        f"ws://127.0.0.1:{unused_port()}/", reconnect_attempts=0, reconnect_interval=0.04
+    )
+    sink.on_retry = lambda _attempt, _why, wait_s: told.append(wait_s)
+    await until(lambda: len(told) >= 4)
+    assert told[:4] == [0.01, 0.02, 0.04, 0.04]
+
+
 async def test_frames_that_waited_for_a_server_arrive_first_in_order_and_once(
     fickle: FickleServer, start: Start, waits: Waits
 ) -> None:

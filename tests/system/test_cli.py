@@ -30,21 +30,27 @@ def settings() -> dict[str, str]:
     return {"security": "allow_urls = ws://127.0.0.1 wss://*.example.org\nmax_forks = 50\n"}
 
 
-async def command(daemon: Daemon, *arguments: str) -> tuple[int, str]:
-    """Run a command beside the daemon; return its exit code and all that it prints."""
+async def told(daemon: Daemon, *arguments: str) -> tuple[int, str, str]:
+    """Run a command beside the daemon; return its exit code, what it prints, and its errors."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "audiofork", *arguments, "-c", str(daemon.config)),
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
+        stderr=asyncio.subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(20):
-            output, _ = await process.communicate()
+        async with asyncio.timeout(45):
+            output, errors = await process.communicate()
     finally:
         if process.returncode is None:
             process.kill()
     assert process.returncode is not None
-    return process.returncode, output.decode()
+    return process.returncode, output.decode(), errors.decode()
+
+
+async def command(daemon: Daemon, *arguments: str) -> tuple[int, str]:
+    """Run a command beside the daemon; return its exit code, and its errors or what it prints."""
+    code, output, errors = await told(daemon, *arguments)
+    return code, output if code == 0 else errors
 
 
 async def forks(daemon: Daemon) -> list[dict[str, object]]:

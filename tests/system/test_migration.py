@@ -241,6 +241,48 @@ async def test_migrated_command_does_what_it_did(
     assert await wait_written(file) == printed
 
 
+DOCUMENTED = """
+[main-out]
+exten => _.,1,Verbose(call was placed..)
+same => n,Answer()
+same => n,AudioFork(ws://localhost:8080/out,D(out))
+same => n,Dial(SIP/1001,60,gM(in))
+same => n,Hangup()
+
+[macro-in]
+exten => _.,1,Verbose(macro-in called)
+same => n,AudioFork(ws://localhost:8080/in,D(out))
+"""  # of the module's documentation
+
+
+@needs_pairs()
+async def test_example_of_the_module_streams_once_its_notes_are_followed(
+    asterisk: Asterisk,
+    daemon: Daemon,
+    ami: AmiClient,
+    caller: SipUser,
+    recorder: Recorder,
+    dialplan: Dialplan,
+) -> None:
+    migration = migrate_text(DOCUMENTED, Kind.CONF, 22)
+    macro, sip = [note.text for note in migration.notes if note.left]
+    instead = re.findall(r"write (U\(\S+\)), and let each way through \[macro-in\] end with", macro)
+    assert "write PJSIP/1001" in sip
+    text = migration.text.replace("M(in)", *instead).replace("SIP/1001", "${CALLEE}")
+    text += "same => n,Return()\n"
+    dialplan.load("conf", text.replace("ws://localhost:8080", recorder.url("")))
+    async with talking_callee(asterisk):
+        target = await place_call(ami, caller, "wait")
+        target.call.talk()
+        await send_to_context(ami, target, "main-out")
+        for path in ("/out", "/in"):
+            recording = await recorder.wait_messages(path, 20)
+            assert any(any(message) for message in recording.messages)
+        await target.call.hangup()
+        for path in ("/out", "/in"):
+            await recorder.wait_closed(path)
+
+
 async def wait_written(file: Path) -> str:
     """Return the text of a file as soon as it has one."""
     async with asyncio.timeout(SETTLE_S):
@@ -349,6 +391,34 @@ async def test_ami_blocks_start_mute_and_stop(
         assert answer["Response"] == "Success"
         assert (await recorder.wait_closed("/ami")).close_reason == "stopped"
     await target.call.hangup()
+
+
+@pytest.mark.parametrize("way", ["front", "dialplan"])
+async def test_server_that_insists_on_the_subprotocol_of_the_module_is_reached(
+    asterisk: Asterisk,
+    daemon: Daemon,
+    ami: AmiClient,
+    caller: SipUser,
+    dialplan: Dialplan,
+    way: str,
+) -> None:
+    async with Recorder(subprotocols=["echo"]) as server:
+        text = (
+            f"[insists]\nexten => _X.,1,AudioFork({server.url('/ami')},D(in))\n same => n,Wait(9)\n"
+        )
+        dialplan.load("conf", migrate_text(text, Kind.CONF).text)
+        target = await place_call(ami, caller, "wait")
+        target.call.talk()
+        if way == "front":
+            async with FrontClient(asterisk, front_port(daemon)) as client:
+                await send_block(client, "front", "start", target, server.url(""))
+        else:
+            await send_to_context(ami, target, "insists")
+        recording = await server.wait_messages("/ami", 5)
+        assert recording.connection is not None
+        assert recording.connection.subprotocol == "echo"
+        await target.call.hangup()
+        await server.wait_closed("/ami")
 
 
 def npm(*packages: str) -> Path:

@@ -1,0 +1,206 @@
+"""The command list: forks as a table or as JSON, and shown anew each second."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from audiofork.commands.waiting import clock_time, duration, next_attempt, outlook
+from audiofork.log import without_query
+from audiofork.text import printable
+
+Fork = dict[str, Any]
+"""A fork with the fields of ForkView."""
+
+_NUMBERS = frozenset({"RATE", "AGE", "IN", "SENT", "DROPPED", "IN/S", "SENT/S"})
+_COLUMNS = (
+    *("ID", "CHANNEL", "DIRECTION", "TAP", "RATE", "STATE", "MUTED", "AGE"),
+    *("IN", "SENT", "DROPPED", "URL", "NEXT", "LAST ERROR"),
+)
+_WATCHED_COLUMNS = (*_COLUMNS[:11], "IN/S", "SENT/S", *_COLUMNS[11:])
+_NARROW_COLUMNS = ("ID", "CHANNEL", "STATE", "AGE", "SENT", "DROPPED")
+_WATCHED_NARROW_COLUMNS = (*_NARROW_COLUMNS, "SENT/S")
+_INDENT = " " * 10
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Frames a second of a fork, between two looks."""
+
+    frames_in: float
+    frames_sent: float
+    frames_dropped: float
+
+
+class Flows:
+    """Computes how many frames a second forks have had since the look before."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, Fork] = {}
+        self._flows: dict[str, Flow] = {}
+
+    def look(self, forks: list[Fork]) -> None:
+        """Take the forks of a look."""
+        now = {fork["id"]: fork for fork in forks}
+        pairs = (
+            (self._before[fork_id], now[fork_id]) for fork_id in now if fork_id in self._before
+        )
+        flows = {after["id"]: _flow(before, after) for before, after in pairs}
+        self._flows = {fork_id: flow for fork_id, flow in flows.items() if flow is not None}
+        self._before = now
+
+    def of(self, fork: Fork) -> Flow | None:
+        """Return that of a fork; None if it is new, or its counts began anew."""
+        return self._flows.get(fork["id"])
+
+    @property
+    def total(self) -> Flow:
+        """The sum of all."""
+        return Flow(
+            sum(flow.frames_in for flow in self._flows.values()),
+            sum(flow.frames_sent for flow in self._flows.values()),
+            sum(flow.frames_dropped for flow in self._flows.values()),
+        )
+
+
+def _flow(before: Fork, after: Fork) -> Flow | None:
+    seconds = after["age_s"] - before["age_s"]
+    names = ("frames_in", "frames_sent", "frames_dropped")
+    more = [after[name] - before[name] for name in names]
+    # Counts begin anew with a daemon that was restarted. Frames that a broken connection has
+    # given back count as sent no more, so a few less are no new beginning.
+    if seconds <= 0 or more[0] < 0:
+        return None
+    return Flow(*(max(0, count) / seconds for count in more))
+
+
+def as_json(forks: list[Fork]) -> str:
+    """Return forks as a JSON array, with the fields of ForkView."""
+    return json.dumps(forks, indent=2)
+
+
+def table(
+    forks: list[Fork], legs_left: int = 0, width: int | None = None, flows: Flows | None = None
+) -> str:
+    """Return forks as lines of text with a heading; URLs without their query.
+
+    Args:
+        forks: The forks, oldest first.
+        legs_left: How many legs of ended forks Asterisk still has.
+        width: The columns of the terminal: where a line for each fork does not fit, a fork has
+            short columns, and its URL and its error on lines of their own. None: a line for each.
+        flows: Shows frames a second, if given.
+    """
+    left = f"\n{legs_left} legs of ended forks stay until their channels have media or end"
+    return (_rows(forks, width, flows) if forks else "no forks") + (left if legs_left else "")
+
+
+def summary(forks: list[Fork], flows: Flows) -> str:
+    """Return two lines: the numbers of forks by state, and the frames a second of all."""
+    states = Counter(str(fork["state"]) for fork in forks)
+    of_them = ", ".join(f"{count} {printable(state, '?')}" for state, count in states.items())
+    total = flows.total
+    return (
+        f"{len(forks)} forks{f' ({of_them})' if of_them else ''}\n"
+        f"frames a second: {total.frames_in:.0f} in, {total.frames_sent:.0f} sent, "
+        f"{total.frames_dropped:.0f} dropped"
+    )
+
+
+def _rows(forks: list[Fork], width: int | None, flows: Flows | None) -> str:
+    columns = _WATCHED_COLUMNS if flows else _COLUMNS
+    cells = [_cells(fork, flows) for fork in forks]
+    lines = _aligned(columns, cells)
+    if width is None or max(map(len, lines)) <= width:
+        return "\n".join(lines)
+    short = [{**one, "ID": one["ID"][:8]} for one in cells]
+    return "\n".join(_narrow_rows(forks, short, width, bool(flows)))
+
+
+def _narrow_rows(
+    forks: list[Fork], cells: list[dict[str, str]], width: int, watched: bool
+) -> Iterator[str]:
+    """Yield lines for a narrow terminal: what does not fit a fork's line stands below it."""
+    columns = _WATCHED_NARROW_COLUMNS if watched else _NARROW_COLUMNS
+    heading, *lines = _aligned(columns, cells)
+    below = ["URL"]
+    if max(map(len, lines)) > width:
+        heading, *lines = _aligned(tuple(name for name in columns if name != "CHANNEL"), cells)
+        below = ["CHANNEL", "URL"]
+    yield heading
+    for fork, line, one in zip(forks, lines, cells, strict=True):
+        yield line
+        yield from _wrapped([*(one[name] for name in below), _trouble(fork)], width)
+
+
+def _wrapped(texts: list[str], width: int) -> Iterator[str]:
+    """Yield texts as indented lines, whole."""
+    for text in filter(None, texts):
+        yield from textwrap.wrap(
+            text,
+            max(width, len(_INDENT) + 20),
+            initial_indent=_INDENT,
+            subsequent_indent=_INDENT,
+            break_on_hyphens=False,
+        )
+
+
+def _trouble(fork: Fork) -> str:
+    """Return what a fork waits for and why, or the error that is over."""
+    if text := outlook(fork):
+        return text
+    error = printable(fork.get("last_error", ""), "?")
+    return f"last error: {error}, {duration(fork['last_error_s'])} ago" if error else ""
+
+
+def _aligned(columns: tuple[str, ...], cells: list[dict[str, str]]) -> list[str]:
+    rows = [{name: name for name in columns}, *cells]
+    widths = {name: max(len(row[name]) for row in rows) for name in columns}
+    return [
+        "  ".join(
+            row[name].rjust(widths[name]) if name in _NUMBERS else row[name].ljust(widths[name])
+            for name in columns
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _cells(fork: Fork, flows: Flows | None) -> dict[str, str]:
+    flow = flows.of(fork) if flows else None
+    cells = {
+        "ID": fork["id"],
+        "CHANNEL": fork["channel"],
+        "DIRECTION": fork["direction"],
+        "TAP": fork["tap"] or "-",
+        "RATE": fork["sample_rate"] or "-",
+        "STATE": fork["state"],
+        "MUTED": fork["muted"] or "-",
+        "AGE": clock_time(fork["age_s"]),
+        "IN": fork["frames_in"],
+        "SENT": fork["frames_sent"],
+        "DROPPED": fork["frames_dropped"],
+        "IN/S": f"{flow.frames_in:.0f}" if flow else "-",
+        "SENT/S": f"{flow.frames_sent:.0f}" if flow else "-",
+        "URL": without_query(fork["url"]),
+        "NEXT": _next(fork),
+        "LAST ERROR": _last_error(fork),
+    }
+    return {name: printable(str(cell), "?") for name, cell in cells.items()}
+
+
+def _next(fork: Fork) -> str:
+    return "-" if fork.get("next_attempt_s") is None else next_attempt(fork)
+
+
+def _last_error(fork: Fork) -> str:
+    """Return the cell: the error, whose it is or how long it has been over."""
+    waits_for, error = fork.get("waits_for", ""), fork.get("last_error", "")
+    if not error:
+        return f"none yet, waits for {waits_for}" if waits_for else "-"
+    if fork["away_s"] is None:
+        return f"{error} ({duration(fork['last_error_s'])} ago)"
+    return f"{waits_for}, for {duration(fork['away_s'])}: {error}"

@@ -1,0 +1,163 @@
+"""The command start: waits until audio flows, and says what it waits for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from audiofork.errors import DaemonUnreachable, StartFailed
+from audiofork.text import printable
+
+STREAMING, ENDED = "streaming", "ended"
+
+_WHAT_TO_DO = {
+    "hangup": "the call was hung up before any audio went to the server",
+    "stopped": "somebody stopped it before any audio went to the server",
+    "no-such-channel": "the call was over before the fork began",
+    "sink-refused": "that is final: correct the URL, its token or the certificate, and start anew",
+    "sink-gone": "is the server running, and does the URL name its host and port? Then start anew",
+    "leg-failed": "Asterisk brought no audio: `audiofork check` finds out why",
+    "shutdown": "the daemon was stopped: start it (systemctl start audiofork), then the fork",
+    "fault": "a bug of audiofork: please report it, with the traceback in the daemon's log",
+}
+
+
+class Progress:
+    """Shows what a start waits for: a terminal has one line, which changes; a pipe a line a change.
+
+    Args:
+        write: Writes a text as it is.
+        columns: Of the terminal; None: it goes to a pipe.
+    """
+
+    def __init__(self, write: Callable[[str], None], columns: int | None) -> None:
+        self._write = write
+        self._columns = columns
+        self._shown: object = None
+
+    def show(self, text: str, matter: object) -> None:
+        """Show a text.
+
+        Args:
+            text: What is the case now.
+            matter: What of it is news, in a pipe: a countdown is none.
+        """
+        if self._columns is not None:
+            self._write(f"\r\x1b[K{text[: self._columns - 1]}")  # a line that wraps would stay
+        elif matter != self._shown:
+            self._write(f"{text}\n")
+        self._shown = matter
+
+    def end(self) -> None:
+        """Clear the line, for others that follow."""
+        if self._columns is not None and self._shown is not None:
+            self._write("\r\x1b[K")
+
+
+def outlook(fork: dict[str, Any]) -> str:
+    """Return what a fork waits for, why, and when the next attempt is; empty: it streams."""
+    waits_for = fork.get("waits_for", "")
+    if not waits_for:
+        return ""
+    if fork.get("next_attempt_s") is None:
+        return printable(f"waits for {waits_for}", "?")
+    text = (
+        f"has waited {duration(fork['away_s'])} for {waits_for}: {fork['last_error']}; "
+        f"attempt {fork['attempt']} {next_attempt(fork)}"
+    )
+    return printable(text, "?")
+
+
+def duration(seconds: float) -> str:
+    """Return a time of whole seconds."""
+    return f"{seconds:.0f} s" if seconds < 60 else clock_time(seconds)
+
+
+def clock_time(seconds: float) -> str:
+    """Return a time as hours, minutes and seconds."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}"
+
+
+def next_attempt(fork: dict[str, Any]) -> str:
+    """Return when the next attempt to reach what a fork misses is due."""
+    seconds = fork["next_attempt_s"]
+    return f"in {seconds:.0f} s" if seconds >= 1 else "now"
+
+
+def wait(
+    fork_id: str,
+    news: Iterator[dict[str, Any]],
+    timeout_s: float,
+    progress: Progress,
+    clock: Callable[[], float] = time.monotonic,
+) -> str:
+    """Wait until a fork streams; return what there is to say of that.
+
+    Args:
+        fork_id: Its id.
+        news: What the daemon tells of its start; nothing where it does not.
+        timeout_s: Wait no longer than that, in seconds; 0: for ever.
+        progress: Shows what it waits for.
+        clock: Returns the time in seconds.
+
+    Raises:
+        StartFailed: It has ended, or does not stream in time.
+        DaemonUnreachable: The daemon has gone away meanwhile.
+    """
+    deadline = clock() + timeout_s if timeout_s else float("inf")
+    name = f"fork {fork_id[:8]}"
+    try:
+        for one in news:
+            if one["result"] == STREAMING:
+                return f"{name} streams, {one['ms']} ms after the request"
+            if one["result"] == ENDED:
+                raise StartFailed(_why_ended(fork_id, one))
+            text = outlook(one["fork"])
+            if clock() >= deadline:
+                raise StartFailed(_why_given_up(fork_id, timeout_s, text))
+            matter = [one["fork"].get(key) for key in ("waits_for", "last_error", "attempt")]
+            progress.show(f"{name} {text}", matter)
+    except DaemonUnreachable as exc:
+        raise DaemonUnreachable(_why_unknown(fork_id, exc)) from exc
+    finally:
+        progress.end()
+    return (
+        f"{name} was granted, and the daemon does not tell when it streams (it is older than this "
+        "command, or too many wait already): audiofork list"
+    )
+
+
+def interrupted(fork_id: str) -> str:
+    """Return what there is to say when somebody waits no longer.
+
+    Args:
+        fork_id: The id of the fork; empty: the daemon has not granted it yet.
+    """
+    if not fork_id:
+        return "interrupted before the daemon answered: audiofork list shows whether it started"
+    return f"fork {fork_id} is left as it is; to end it: audiofork stop {fork_id}"
+
+
+def _why_ended(fork_id: str, news: dict[str, Any]) -> str:
+    reason, detail = str(news["reason"]), printable(str(news["detail"]), "?")
+    because = f"{reason} ({detail})" if detail else reason
+    channel = printable(str(news["fork"]["channel"]), "?")
+    advice = _WHAT_TO_DO.get(reason, "the daemon's log says more")
+    return f"fork {fork_id} of {channel} has ended before it streamed: {because}; {advice}"
+
+
+def _why_given_up(fork_id: str, timeout_s: float, text: str) -> str:
+    return (
+        f"fork {fork_id} does not stream after {timeout_s:g} s: it {text}. "
+        f"It goes on trying; to end it: audiofork stop {fork_id}"
+    )
+
+
+def _why_unknown(fork_id: str, exc: DaemonUnreachable) -> str:
+    return (
+        f"{exc}, before fork {fork_id} streamed. With [daemon] on_stop = keep it goes on when the "
+        "daemon is back, else it has ended: audiofork list"
+    )

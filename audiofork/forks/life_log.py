@@ -1,0 +1,121 @@
+"""The log of a fork's life: a line when it is requested, one when it streams, one when it ends.
+
+Each line has the same fields as text and as JSON; docs/usage.md has them.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from audiofork.forks.fork import Fork
+from audiofork.link.messages import EndReason, ForkEnded
+from audiofork.log import without_query
+from audiofork.text import harmless
+
+
+def log_requested(fork: Fork) -> None:
+    """Log that a start was granted, or that a fork of an earlier run is resumed."""
+    options = fork.request.options
+    event = "resumed" if fork.from_earlier_run else "requested"
+    url, (door, who) = without_query(fork.url), fork.request.origin
+    asked = " ".join(filter(None, (door, harmless(who))))
+    fork.log.info(
+        "%s%s, %s by %s at %d Hz to %s",
+        *(event, f" by {asked}" if asked else ""),
+        *(options.direction, fork.tap.name, fork.sample_rate, url),
+        extra=_fields(
+            event,
+            door=door,
+            who=harmless(who),
+            direction=options.direction.value,
+            tap=fork.tap.name,
+            sample_rate=fork.sample_rate,
+            url=url,
+        ),
+    )
+    _log_notes(fork)
+
+
+def _log_notes(fork: Fork) -> None:
+    """Log what of the request came out otherwise than somebody may expect."""
+    options = fork.request.options
+    if fork.choice is not None and fork.choice.note:
+        fork.log.warning("%s", fork.choice.note)
+    if options.ignored:
+        fork.log.info("option %s is accepted and means nothing", options.ignored)
+    if options.tls is not None and options.tls.insecure:
+        fork.log.warning("the server's certificate is not checked: T(insecure)")
+
+
+def log_streaming(fork: Fork) -> None:
+    """Log that the first frame went to the server."""
+    times = fork.chronicle
+    ms, server_ms, legs_ms = (
+        times.ms_until(at) for at in (times.streaming_at, times.server_at, times.legs_at)
+    )
+    parts = {"the server": server_ms, "the legs": legs_ms}
+    fork.log.info(
+        "streaming %d ms after the %s (%s)",
+        *(ms, "resumption" if fork.from_earlier_run else "request"),
+        ", ".join(f"{what} after {at} ms" for what, at in parts.items() if at is not None),
+        extra=_fields("streaming", ms=ms, server_ms=server_ms, legs_ms=legs_ms),
+    )
+
+
+def log_ended(fork: Fork, report: ForkEnded, *, is_failure: bool) -> None:
+    """Log the end of a fork.
+
+    Args:
+        fork: The fork, whose state is that of its end.
+        report: What the relay has reported, or what stands in its place.
+        is_failure: Whether somebody should look after it.
+    """
+    stats, times = report.stats, fork.chronicle
+    detail = harmless(report.detail)
+    fork.log.log(
+        logging.WARNING if is_failure else logging.INFO,
+        "ended: %s%s, %.1f s, frames %d in, %d sent, %d dropped, %d reconnects, %d gaps%s",
+        *(report.reason, f" ({detail})" if detail else "", fork.age_s),
+        *(stats.frames_in, stats.frames_sent, stats.frames_dropped, stats.reconnects, times.gaps),
+        f" of {times.gap_s:.1f} s" if times.gaps else "",
+        extra=_fields(
+            "ended",
+            reason=report.reason.value,
+            detail=detail,
+            duration_s=round(fork.age_s, 1),
+            frames_in=stats.frames_in,
+            frames_sent=stats.frames_sent,
+            frames_dropped=stats.frames_dropped,
+            reconnects=stats.reconnects,
+            gaps=times.gaps,
+            gap_s=round(times.gap_s, 1),
+        ),
+    )
+    if stats.frames_missing:
+        fork.log.warning(
+            "Asterisk brought %d frames fewer than 50 a second: its timer misses ticks, or the "
+            "machine is too busy (docs/asterisk.md, The timing module)",
+            stats.frames_missing,
+        )
+
+
+def log_left(fork: Fork) -> None:
+    """Log that a fork ends in this run of the daemon, and is left for the next one."""
+    fork.log.info(
+        "left for the next start after %.1f s",
+        fork.age_s,
+        extra=_fields("left", duration_s=round(fork.age_s, 1)),
+    )
+
+
+def log_unresumable(fork: Fork, reason: EndReason, detail: str) -> None:
+    """Log the end of a fork of an earlier run that cannot be resumed; it has no statistics."""
+    fork.log.warning(
+        "ended: %s (%s)",
+        *(reason, harmless(detail)),
+        extra=_fields("ended", reason=reason.value, detail=harmless(detail)),
+    )
+
+
+def _fields(event: str, **fields: str | int | float | None) -> dict[str, object]:
+    return {"fields": {"event": event, **fields}}

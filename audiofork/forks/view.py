@@ -1,0 +1,127 @@
+"""A fork as lists show it, and as those see it who wait for its audio."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from audiofork.forks.chronicle import Trouble
+from audiofork.forks.fork import Fork, muted_sides
+from audiofork.forks.lifecycle import Away, ForkState
+from audiofork.link.messages import ForkStats
+from audiofork.text import harmless
+
+
+@dataclass(frozen=True, slots=True)
+class ForkView:
+    """A fork as `list` shows it.
+
+    Attributes:
+        state: requested, attaching, streaming or reconnecting; ended, to who waited for it alone.
+        age_s: Seconds since the request.
+        muted: "read", "write", "both", or empty for neither.
+        tap: "chanspy" or "snoop"; empty while not chosen.
+        sample_rate: In Hz; 0 while not chosen.
+        waits_for: What is missing before its audio flows (again), for people; empty: nothing.
+        last_error: The latest error of what is missing, else of what was; empty: there was none.
+        last_error_s: Seconds since that error; None: there was none.
+        away_s: Seconds since the part with that error went missing; None: none is missing.
+        attempt: The number of the attempt that follows, from 1; 0: none is missing.
+        next_attempt_s: Seconds until that attempt, 0 while it is under way; None: none is missing.
+        keys: Keys of the party that the server was told of.
+        gaps: How often its audio was interrupted, in this run of the daemon.
+    """
+
+    id: str
+    channel: str
+    uniqueid: str
+    url: str
+    direction: str
+    state: str
+    age_s: float
+    frames_in: int
+    frames_sent: int
+    frames_dropped: int
+    muted: str
+    tap: str = ""
+    sample_rate: int = 0
+    frames_missing: int = 0
+    waits_for: str = ""
+    last_error: str = ""
+    last_error_s: float | None = None
+    away_s: float | None = None
+    attempt: int = 0
+    next_attempt_s: float | None = None
+    gaps: int = 0
+    keys: int = 0
+
+
+def view_of(fork: Fork, stats: ForkStats) -> ForkView:
+    """Return a fork as it is now.
+
+    Args:
+        fork: The fork.
+        stats: Its statistics, which only the relay knows.
+    """
+    now = time.monotonic()
+    trouble = _latest(fork)
+    is_away = trouble is not None and bool(fork.progress.away)
+    return ForkView(
+        id=fork.id,
+        channel=fork.channel,
+        uniqueid=fork.uniqueid,
+        url=fork.url,
+        direction=fork.request.options.direction.value,
+        state=fork.state.value,
+        age_s=fork.age_s,
+        frames_in=stats.frames_in,
+        frames_sent=stats.frames_sent,
+        frames_dropped=stats.frames_dropped,
+        muted=muted_sides(fork),
+        tap=fork.choice.tap.name if fork.choice is not None else "",
+        sample_rate=fork.sample_rate,
+        frames_missing=stats.frames_missing,
+        waits_for=_shown(_waits_for(fork), fork),
+        last_error=harmless(trouble.why) if trouble else "",
+        last_error_s=now - trouble.at if trouble else None,
+        away_s=now - trouble.since if trouble and is_away else None,
+        attempt=trouble.attempt if trouble and is_away else 0,
+        next_attempt_s=max(0.0, trouble.next_at - now) if trouble and is_away else None,
+        gaps=fork.chronicle.gaps,
+        keys=fork.progress.keys,
+    )
+
+
+def _latest(fork: Fork) -> Trouble | None:
+    """Return the latest error of the parts that are missing; of all if none is."""
+    troubles = fork.chronicle.troubles
+    missing = [trouble for what, trouble in troubles.items() if what in fork.progress.away]
+    return max(missing or troubles.values(), key=lambda trouble: trouble.at, default=None)
+
+
+def _shown(missing: tuple[str, ...], fork: Fork) -> str:
+    """Return what is missing as a text; a fork that ends still delivers what it has."""
+    return " and ".join(missing) + (" to deliver the rest" if missing and fork.is_ending else "")
+
+
+def _waits_for(fork: Fork) -> tuple[str, ...]:
+    """Return what is missing, whether it was lost or has not come yet."""
+    if fork.state is ForkState.REQUESTED:
+        return ("its turn" if fork.progress.looked_up.is_set() else "Asterisk's answer",)
+    if fork.progress.relay_away:
+        return ("a relay process",)
+    missing = _missing_parts(fork)
+    if missing or fork.state is not ForkState.ATTACHING:
+        return missing
+    is_gated = fork.request.options.bridged_only and not fork.call.bridged
+    return ("a bridge (option b)",) if is_gated else ("audio of the call",)
+
+
+def _missing_parts(fork: Fork) -> tuple[str, ...]:
+    if fork.state is ForkState.ENDED:
+        return ()
+    has_server = fork.chronicle.server_at is not None and Away.SERVER not in fork.progress.away
+    server = () if has_server else ("the server",)
+    if fork.chronicle.held:
+        return (*server, "the end of the hold")
+    return (*server, *(str(leg) for leg in fork.legs.values() if not leg.attached))
