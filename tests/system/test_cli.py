@@ -169,6 +169,25 @@ async def test_channel_that_is_not_there_exits_with_1(daemon: Daemon, arguments:
     assert await command(daemon, *arguments) == (1, "audiofork: No such channel\n")
 
 
+@pytest.mark.parametrize("arguments", [["stop"], ["mute", "on"]], ids=["stop", "mute"])
+async def test_beginning_of_an_id_that_the_log_shows_gets_the_whole_one_and_does_nothing(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, arguments: list[str]
+) -> None:
+    target = await place_call(ami, caller)
+    target.call.talk()
+    _, output = await command(daemon, "start", target.channel, recorder.url("/"))
+    fork_id = output.strip()
+    verb, *rest = arguments
+    assert await command(daemon, verb, fork_id[:8], *rest) == (
+        1,
+        f"audiofork: No such fork {fork_id[:8]}; did you mean {fork_id}, on channel "
+        f"{target.channel}?\n",
+    )
+    (fork,) = await forks(daemon)
+    assert (fork["id"], fork["muted"]) == (fork_id, "")
+    await target.call.hangup()
+
+
 async def test_fork_that_is_not_there_exits_with_1(daemon: Daemon) -> None:
     fork_id = "3f2a91c0-0000-4000-8000-000000000001"
     assert await command(daemon, "stop", fork_id) == (1, "audiofork: No such fork\n")
