@@ -248,6 +248,8 @@ def _reason(exc: Exception) -> str:
     reason = why(exc, "[asterisk] ca_file")
     if isinstance(exc, ssl.SSLError) and exc.reason in NOT_TLS:
         return f"{reason}; with tls = yes [asterisk] port is that of tlsbindaddr in manager.conf"
+    if isinstance(exc, ConnectionRefusedError):
+        return f"{reason}; is Asterisk running, and does manager.conf say enabled = yes?"
     return reason
 
 

@@ -702,6 +702,7 @@ async def test_reconnect_backs_off_and_begins_anew_after_a_login(
     await wait_until(lambda: len(delays_s) == 7)
     assert delays_s == [0.5, 1, 2, 4, 8, 10, 10]
     assert run.ami.status.startswith(f"no connection to Asterisk at 127.0.0.1:{port}: ")
+    assert run.ami.status.endswith("is Asterisk running, and does manager.conf say enabled = yes?")
     assert caplog.text.count("no connection to Asterisk") == 1
 
     await asterisk.start()
