@@ -151,8 +151,8 @@ def refuse_unknown_variables(config: Config, environment: Mapping[str, str] = os
 
 
 _PREFIX = "AUDIOFORK_"
-# Those of the tests and of `make demo`.
-_OTHERS = re.compile(r"AUDIOFORK_(TESTBED_\w+|DEBIAN_MIRROR)")
+# Those of the tests, of `make demo` and of packages that are tried.
+_OTHERS = re.compile(r"AUDIOFORK_(TESTBED_\w+|DEBIAN_MIRROR|PACKAGE(_\w+)?)")
 
 
 def _refuse_unknown(ini: Ini) -> None:

@@ -687,6 +687,8 @@ def test_variables_of_options_of_the_tests_and_of_others_are_no_error() -> None:
     others = {
         "AUDIOFORK_POST_PROCESS_UP_LOAD_COMMAND": "/opt/b",
         "AUDIOFORK_TESTBED_KEEP": "1",
+        "AUDIOFORK_PACKAGE": "/a.deb",
+        "AUDIOFORK_PACKAGE_SUITE": "trixie",
         "AUDIOFORK_DEBIAN_MIRROR": "http://x",
         "_AUDIOFORK_COMPLETE": "bash_source",
         "HOME": "/root",
