@@ -114,9 +114,9 @@ def run(path: Path) -> None:
         log.set_up(loaded.log)
         uvloop.run(_run(path, loaded))
     except ConfigError as exc:
-        _fail(str(exc), EXIT_CONFIG)
+        _fail(config_file.with_place(str(exc), path), EXIT_CONFIG)
     except CannotListen as exc:
-        _fail(str(exc), EXIT_FAILED)
+        _fail(config_file.with_place(str(exc), path), EXIT_FAILED)
 
 
 async def _run(path: Path, loaded: config.Config) -> None:

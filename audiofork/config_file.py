@@ -48,15 +48,38 @@ def load(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
     Raises:
         ConfigError: The file cannot be read or holds something that is not known or not allowed.
     """
+    return parse(_content(path), environment, source=str(path))
+
+
+def with_place(text: str, path: Path, environment: Mapping[str, str] = os.environ) -> str:
+    """Return the text of an error that begins `[section] option`, with its place before that.
+
+    For errors of files and addresses that options name, which are used long after they were read.
+
+    Args:
+        text: One that begins otherwise comes back as it is.
+        path: The configuration file.
+        environment: As for `load`.
+    """
+    named = re.match(r"\[(\w+)\] (\w+)", text)
+    if named is None:
+        return text
     try:
-        content = read_file(path).decode("utf-8-sig")  # editors of Windows begin with a mark
+        given = _Given(Ini(_content(path), str(path)), environment)
+    except ConfigError:  # it is another one by now
+        return f"{path}: {text}"
+    return f"{given.place(named[1], named[2])}: {text}"
+
+
+def _content(path: Path) -> str:
+    try:
+        return read_file(path).decode("utf-8-sig")  # editors of Windows begin with a mark
     except FileNotFoundError as exc:
         raise ConfigError(f"{why(exc)}; `audiofork setup` makes one, -c names another") from exc
     except OSError as exc:
         raise ConfigError(why(exc)) from exc
     except UnicodeDecodeError as exc:
         raise ConfigError(f"{path}: {why(exc)}") from None  # the cause quotes the file
-    return parse(content, environment, source=str(path))
 
 
 def parse(content: str, environment: Mapping[str, str], *, source: str) -> Config:
@@ -128,8 +151,8 @@ def refuse_unknown_variables(config: Config, environment: Mapping[str, str] = os
 
 
 _PREFIX = "AUDIOFORK_"
-# Those of the tests and of `make demo`.
-_OTHERS = re.compile(r"AUDIOFORK_(TESTBED_\w+|DEBIAN_MIRROR)")
+# Those of the tests, of `make demo` and of packages that are tried.
+_OTHERS = re.compile(r"AUDIOFORK_(TESTBED_\w+|DEBIAN_MIRROR|PACKAGE(_\w+)?)")
 
 
 def _refuse_unknown(ini: Ini) -> None:

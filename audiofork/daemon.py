@@ -218,7 +218,8 @@ class Daemon:
             new = config_file.load(self._path)
             self.relay.configure(new)
         except ConfigError as exc:
-            log.error("not reloaded, the old configuration stays: %s", exc)
+            text = config_file.with_place(str(exc), self._path)
+            log.error("not reloaded, the old configuration stays: %s", text)
             return
         self.forks.security = new.security
         self._commands.configure(new.post_process)

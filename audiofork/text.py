@@ -11,7 +11,8 @@ import socket
 import ssl
 from collections.abc import Iterable
 
-MAX_REASON_CHARACTERS = 200
+# Of four bytes at most each: a line of AMI holds 1024 with its name.
+MAX_REASON_CHARACTERS = 240
 # What those are told who must not see a traceback.
 A_BUG = "a bug in audiofork; the log has the details"
 

@@ -24,6 +24,7 @@ from audiofork.config_file import (
     refuse_unknown_variables,
     sample,
     variable_of,
+    with_place,
 )
 from audiofork.errors import ConfigError
 
@@ -625,6 +626,35 @@ def test_secret_file_that_the_environment_names_is_told_by_the_variable() -> Non
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("[front] listen: cannot listen", "{}:3: "),
+        ("[front] tls_cert_file, tls_key_file: /a", "{}: "),
+        ("[log] level: x", "AUDIOFORK_LOG_LEVEL: "),
+        ("/etc/a.ini:7: unknown", ""),
+        ("no secret", ""),
+    ],
+)
+def test_error_of_what_an_option_names_gets_the_place_of_the_option(
+    tmp_path: Path, text: str, place: str
+) -> None:
+    path = tmp_path / "a.ini"
+    path.write_text("[log]\n[front]\nlisten = 127.0.0.1:1\n")
+    environment = {"AUDIOFORK_LOG_LEVEL": "info"}
+    assert with_place(text, path, environment) == place.format(path) + text
+
+
+@pytest.mark.parametrize("content", [None, "nonsense"])
+def test_error_of_what_an_option_names_gets_the_file_where_that_has_changed(
+    tmp_path: Path, content: str | None
+) -> None:
+    path = tmp_path / "a.ini"
+    if content is not None:
+        path.write_text(content)
+    assert with_place("[log] level: x", path, {}) == f"{path}: [log] level: x"
+
+
 # --- Environment variables that are of no option ---
 
 
@@ -657,6 +687,8 @@ def test_variables_of_options_of_the_tests_and_of_others_are_no_error() -> None:
     others = {
         "AUDIOFORK_POST_PROCESS_UP_LOAD_COMMAND": "/opt/b",
         "AUDIOFORK_TESTBED_KEEP": "1",
+        "AUDIOFORK_PACKAGE": "/a.deb",
+        "AUDIOFORK_PACKAGE_SUITE": "trixie",
         "AUDIOFORK_DEBIAN_MIRROR": "http://x",
         "_AUDIOFORK_COMPLETE": "bash_source",
         "HOME": "/root",

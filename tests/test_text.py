@@ -250,4 +250,4 @@ def test_nearest_word_is_proposed_or_none(given: str, nearest: str) -> None:
 
 
 def test_harmless_is_one_short_line() -> None:
-    assert harmless("a\r\nb\x1b[0m" + "x" * 500) == "a??b?[0m" + "x" * 192
+    assert harmless("a\r\nb\x1b[0m" + "x" * 500) == "a??b?[0m" + "x" * 232

@@ -116,7 +116,7 @@ def test_client_with_a_file_that_cannot_be_used_raises(
     path = tmp_path / "ca.pem"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(error):
+    with pytest.raises(error, match=r"ca\.pem"):
         client_context(str(path))
 
 

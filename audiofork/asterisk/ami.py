@@ -23,7 +23,7 @@ from audiofork.errors import (
     AmiTimeout,
     AmiUnavailable,
 )
-from audiofork.text import why
+from audiofork.text import NOT_TLS, why
 from audiofork.tls_contexts import client_context
 
 log = logging.getLogger(__name__)
@@ -168,8 +168,7 @@ class Ami(ReconnectingClient):
             # ValueError: the configured host is not a valid name, or the secret is too long.
             except (OSError, TimeoutError, AmiError, ValueError) as exc:
                 where = f"{self._config.host}:{self._config.port}"
-                reason = why(exc, "[asterisk] ca_file")
-                self._say(logging.WARNING, f"no connection to Asterisk at {where}: {reason}")
+                self._say(logging.WARNING, f"no connection to Asterisk at {where}: {_reason(exc)}")
                 await self._pause_longer()
 
     async def _connect_once(self) -> None:
@@ -243,6 +242,15 @@ def _tell_error(name: str, on_error: OnError, answered: asyncio.Future[Any]) -> 
         on_error(exc)
     elif exc is None and not answered.result().success:
         on_error(AmiActionFailed(name, str(answered.result().message)))
+
+
+def _reason(exc: Exception) -> str:
+    reason = why(exc, "[asterisk] ca_file")
+    if isinstance(exc, ssl.SSLError) and exc.reason in NOT_TLS:
+        return f"{reason}; with tls = yes [asterisk] port is that of tlsbindaddr in manager.conf"
+    if isinstance(exc, ConnectionRefusedError):
+        return f"{reason}; is Asterisk running, and does manager.conf say enabled = yes?"
+    return reason
 
 
 def _tls_of(config: AsteriskConfig) -> ssl.SSLContext | None:

@@ -127,7 +127,7 @@ def connect_failure(exc: Exception, tried: str) -> SinkError:
     raise exc
 
 
-_AUTHORITIES = "[websocket] ca_list_file, or by option T(ca=NAME)"
+_AUTHORITIES = "[websocket] ca_list_file or T(ca=NAME)"
 
 
 def _if_plain(exc: ssl.SSLError) -> str:

@@ -96,6 +96,21 @@ async def test_secret_that_is_rotated_counts_from_the_next_login_on(
     assert logins == ["hunter2", "rotated"]
 
 
+async def test_missing_secret_is_said_and_asterisk_not_bothered(
+    asterisk: FakeAsterisk, run_ami: RunAmi
+) -> None:
+    run = run_ami(secret="")
+    await wait_until(lambda: "no secret" in run.ami.status)
+    assert run.ami.status == (
+        "no secret for Asterisk's manager interface: set [asterisk] secret_file (`audiofork setup` "
+        "makes all of it), then systemctl restart audiofork; next try in 60 s"
+    )
+    assert asterisk.count("Login") == 0
+    run.ami.take_secret("hunter2")
+    run.ami.retry_now()
+    await run.up()
+
+
 async def test_login_refused_says_so_once_and_pauses_long(
     asterisk: FakeAsterisk,
     run_ami: RunAmi,
@@ -687,6 +702,7 @@ async def test_reconnect_backs_off_and_begins_anew_after_a_login(
     await wait_until(lambda: len(delays_s) == 7)
     assert delays_s == [0.5, 1, 2, 4, 8, 10, 10]
     assert run.ami.status.startswith(f"no connection to Asterisk at 127.0.0.1:{port}: ")
+    assert run.ami.status.endswith("is Asterisk running, and does manager.conf say enabled = yes?")
     assert caplog.text.count("no connection to Asterisk") == 1
 
     await asterisk.start()
@@ -906,3 +922,22 @@ async def test_tls_with_a_certificate_that_does_not_fit_is_refused_with_the_reas
     assert expected in run.ami.status
     await run.cancel()
     assert server.actions == []
+
+
+async def test_tls_with_a_port_that_has_none_tells_which_port_has(
+    asterisk: FakeAsterisk, run_ami: RunAmi
+) -> None:
+    run = run_ami(tls=True)
+    await wait_until(lambda: "no connection" in run.ami.status)
+    assert run.ami.status == (
+        f"no connection to Asterisk at 127.0.0.1:{asterisk.port}: the other side does not speak "
+        "TLS on this port; with tls = yes [asterisk] port is that of tlsbindaddr in manager.conf"
+    )
+
+
+async def test_tls_with_authorities_that_cannot_be_read_names_option_and_file(
+    asterisk: FakeAsterisk, run_ami: RunAmi, tmp_path: Path
+) -> None:
+    run = run_ami(tls=True, ca_file=str(tmp_path))
+    await wait_until(lambda: "no connection" in run.ami.status)
+    assert run.ami.status.endswith(f": [asterisk] ca_file: {tmp_path}: a folder, not a file")

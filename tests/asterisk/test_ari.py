@@ -491,6 +491,16 @@ async def test_ca_file_that_is_missing_is_said(server: FakeAri, tmp_path: Path) 
         await wait_until(lambda: ari.status.endswith(text))
 
 
+async def test_missing_password_is_said_and_asterisk_not_bothered(server: FakeAri) -> None:
+    async with Ari(server.config(password="")) as ari, running(ari):
+        await wait_until(lambda: "no password" in ari.status)
+        assert ari.status == (
+            "no password for ARI: set [ari] password_file (`audiofork setup` makes all of it), "
+            "then systemctl restart audiofork; next try in 60 s"
+        )
+    assert server.asked == []
+
+
 # --- The link comes up ---------------------------------------------------------------------------
 
 

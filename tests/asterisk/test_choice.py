@@ -371,7 +371,7 @@ async def test_sides_apart_are_refused_in_a_wideband_call_of_a_narrowband_site(
 def test_refusal_of_a_wideband_call_is_told_to_its_end_in_events(rig: Rig, wide: str) -> None:
     for taps in (rig.taps(ari=False, narrowband=True), rig.taps(narrowband=True)):
         rig.ari.ready = False
-        assert len(taps.why_wide(BOTH, wide)) <= MAX_REASON_CHARACTERS == 200
+        assert len(taps.why_wide(BOTH, wide)) <= MAX_REASON_CHARACTERS == 240
 
 
 def test_refusal_of_a_wideband_call_names_what_keeps_ari_from_it(rig: Rig) -> None:

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from audiofork.asterisk.taps.choice import NOT_BY_CHANSPY
 from audiofork.asterisk.taps.ways import (
     WAYS,
     Connects,
@@ -380,10 +381,13 @@ def test_why_there_is_no_way_is_told_by_each_tap(wish: Wish, here: Site, text: s
 
 
 SET_ARI = "set up [ari] (audiofork check tells how)"
-LINK_DOWN = "no connection to ARI at http://127.0.0.1:8088/ari: Connection refused"
+LINK_DOWN = (
+    "no connection to ARI at http://127.0.0.1:8088/ari: "
+    "Connection refused (no program listens there)"
+)
 
 
-@pytest.mark.parametrize("no_chanspy", ["", "is ruled out ([asterisk] tap = snoop)"])
+@pytest.mark.parametrize("no_chanspy", ["", NOT_BY_CHANSPY])
 @pytest.mark.parametrize(
     "no_ari", ["", SET_ARI, "[asterisk] tap = chanspy rules ARI out", LINK_DOWN]
 )
@@ -391,7 +395,7 @@ LINK_DOWN = "no connection to ARI at http://127.0.0.1:8088/ari: Connection refus
 def test_refusals_are_told_to_their_end_in_events(
     version: str, no_ari: str, no_chanspy: str
 ) -> None:
-    """An event has 200 characters of a reason: what is behind them, the remedy, is lost."""
+    """An event has 240 characters of a reason: what is behind them, the remedy, is lost."""
     refused = 0
     for (direction, rate), (speaks, apart, narrowband) in itertools.product(
         itertools.product(Direction, (8000, 16_000)), itertools.product((False, True), repeat=3)
@@ -401,7 +405,7 @@ def test_refusals_are_told_to_their_end_in_events(
         if best_way(wish, here) is None:
             refused += 1
             text = why_none(wish, here)
-            assert len(text) <= MAX_REASON_CHARACTERS == 200, text
+            assert len(text) <= MAX_REASON_CHARACTERS == 240, text
             assert harmless(text) == text
     assert refused or not no_ari
 

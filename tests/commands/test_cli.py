@@ -71,7 +71,10 @@ def test_run_with_unusable_authorities_exits_with_3(config: Path, tmp_path: Path
     config.write_text(f"[websocket]\nca_list_file = {tmp_path}/none.pem\n")
     result = CliRunner().invoke(main, ["run", "-c", str(config)])
     assert result.exit_code == 3
-    assert "ca_list_file" in result.output
+    assert result.output == (
+        f"audiofork: {config}:2: [websocket] ca_list_file, cert_file: the authorities of "
+        f"{tmp_path}/none.pem cannot be used: No such file or directory\n"
+    )
 
 
 def test_run_on_a_taken_port_says_so_and_exits_with_1(config: Path) -> None:
@@ -80,7 +83,10 @@ def test_run_on_a_taken_port_says_so_and_exits_with_1(config: Path) -> None:
         config.write_text(f"[audiosocket]\nlisten = {address}\n")
         result = CliRunner().invoke(main, ["run", "-c", str(config)])
     assert result.exit_code == 1
-    assert f"cannot listen on {address}" in result.output
+    assert result.output == (
+        f"audiofork: {config}:2: [audiosocket] listen: cannot listen on {address}: Address already "
+        "in use (another program listens there; as root, ss -ltnp tells which)\n"
+    )
 
 
 # --- The commands that ask the daemon ------------------------------------------------------------

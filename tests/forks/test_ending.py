@@ -11,6 +11,7 @@ from audiofork.forks.ending import HANGUP_GRACE_S
 from audiofork.forks.legs import LEG_TIMEOUT_S
 from audiofork.forks.post_process import runner
 from audiofork.link.messages import EndFork, EndReason, ForkSpec, ForkStats, LegAttached, LegPart
+from audiofork.text import MAX_REASON_CHARACTERS
 from tests.control_plane import NAME, START, UNIQUEID, URL, Clock, Rig
 
 PAIRS = LegPart.PAIRS
@@ -279,7 +280,7 @@ async def test_control_characters_of_the_server_do_not_reach_asterisk(
     )
     detail = rig.last_event[1]["Detail"]
     assert detail.startswith("a??Action: Hangup????é")
-    assert len(detail) == 200
+    assert len(detail) == MAX_REASON_CHARACTERS
     assert "\r" not in caplog.text
 
 

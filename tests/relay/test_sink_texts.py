@@ -14,6 +14,7 @@ import trustme
 from websockets.asyncio.server import ServerConnection, serve
 
 from audiofork.relay.client_tls import client_tls
+from audiofork.text import MAX_REASON_CHARACTERS
 from tests.relay.conftest import server_tls
 from tests.relay.peers import answering, unused_port
 from tests.relay.sinks import Start, failure
@@ -43,6 +44,7 @@ async def told(start: Start, url: str, tls: ssl.SSLContext | None = None) -> str
     assert text.startswith(f"{url}: ")
     assert is_for_people(text)
     assert "hunter2" not in text
+    assert len(text) + len("speech.eu-central-1.example.org") < MAX_REASON_CHARACTERS, "not cut"
     return text.removeprefix(f"{url}: ")
 
 
@@ -109,7 +111,7 @@ async def test_certificate_of_an_authority_that_is_not_known_tells_where_to_add_
         text = await told(start, f"wss://localhost:{port}", client_tls(""))
     assert text.endswith(
         "comes from an authority that is not trusted here; if it is right, add that authority to "
-        "[websocket] ca_list_file, or by option T(ca=NAME)"
+        "[websocket] ca_list_file or T(ca=NAME)"
     )
 
 

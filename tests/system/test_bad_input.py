@@ -59,7 +59,10 @@ async def undisturbed_fork(
         ({"WsServer": "ws://127.0.0.1/\x01"}, "WsServer: control characters are not allowed"),
         ({"WsServer": "ws://127.0.0.1/\rx"}, "WsServer: control characters are not allowed"),
         ({"Options": "D(both)\x7f"}, "Options: control characters are not allowed"),
-        ({"Options": "Q"}, "Options: unknown option 'Q'"),
+        (
+            {"Options": "Q"},
+            "Options: unknown option 'Q'; there are D T R r F L b B p P v V W i S a",
+        ),
         ({"Options": "D(sideways)"}, "Options: D takes in, out, both or stereo, not 'sideways'"),
         ({"Options": "D"}, "Options: D takes in, out, both or stereo, not nothing"),
         ({"Options": "D(in"}, "Options: missing closing parenthesis of option 'D'"),

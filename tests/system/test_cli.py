@@ -143,7 +143,11 @@ async def test_stop_of_a_channel_stops_all_its_forks_and_no_other(
         ),
         ("ws://127.0.0.1/\r\nAction: x", "", "WsServer: control characters are not allowed"),
         ("ws://127.0.0.1/", "D(up)", "Options: D takes in, out, both or stereo, not 'up'"),
-        ("ws://127.0.0.1/", "Q", "Options: unknown option 'Q'"),
+        (
+            "ws://127.0.0.1/",
+            "Q",
+            "Options: unknown option 'Q'; there are D T R r F L b B p P v V W i S a",
+        ),
         ("ws://127.0.0.1/", "D(in", "Options: missing closing parenthesis of option 'D'"),
         ("ws://127.0.0.1/", "S" * 60_000, "Options: longer than 4096 bytes"),
         ("ws://127.0.0.1/", "S" * 65_536, "the request is longer than 65536 bytes"),
@@ -169,6 +173,25 @@ async def test_refused_start_is_told_in_the_words_of_every_door_and_exits_with_1
 )
 async def test_channel_that_is_not_there_exits_with_1(daemon: Daemon, arguments: list[str]) -> None:
     assert await command(daemon, *arguments) == (1, "audiofork: No such channel\n")
+
+
+@pytest.mark.parametrize("arguments", [["stop"], ["mute", "on"]], ids=["stop", "mute"])
+async def test_beginning_of_an_id_that_the_log_shows_gets_the_whole_one_and_does_nothing(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, arguments: list[str]
+) -> None:
+    target = await place_call(ami, caller)
+    target.call.talk()
+    _, output = await command(daemon, "start", target.channel, recorder.url("/"))
+    fork_id = output.strip()
+    verb, *rest = arguments
+    assert await command(daemon, verb, fork_id[:8], *rest) == (
+        1,
+        f"audiofork: No such fork {fork_id[:8]}; did you mean {fork_id}, on channel "
+        f"{target.channel}?\n",
+    )
+    (fork,) = await forks(daemon)
+    assert (fork["id"], fork["muted"]) == (fork_id, "")
+    await target.call.hangup()
 
 
 async def test_fork_that_is_not_there_exits_with_1(daemon: Daemon) -> None:

@@ -29,7 +29,7 @@ FIRST_CONNECT_TIMEOUT_S = 1.0
 
 SET_ARI = "set up [ari] (audiofork check tells how)"
 NOT_BY_ARI = "[asterisk] tap = chanspy rules ARI out"
-NOT_BY_CHANSPY = "is ruled out ([asterisk] tap = snoop; auto lets it serve while ARI is away)"
+NOT_BY_CHANSPY = "is ruled out ([asterisk] tap = snoop); audiofork check tells how to mend ARI"
 
 
 class ByAri(Tap, Protocol):
