@@ -1,4 +1,4 @@
-"""What forks cost a real Asterisk and the daemon beside it, and how fast they start.
+"""Measures what forks cost a real Asterisk and the daemon beside it, and how fast they start.
 
     python -m bench.beside_asterisk [--calls 100] [--seconds 8] [--tap NAME] [--json]
 

@@ -1,4 +1,4 @@
-"""Gets what the benchmark needs: compiles the C programs, fetches the peers' libraries.
+"""Prepares the benchmark: compiles the C programs, fetches the libraries of other relays.
 
 All goes into the cache folder of the testbed (~/.cache/audiofork), once.
 """

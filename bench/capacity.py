@@ -1,4 +1,4 @@
-"""How many forks one and two relay processes relay before frames are late.
+"""Measures how many forks one and two relay processes relay before frames are late.
 
     python -m bench.capacity [--share PERCENT] [--seconds S]
 

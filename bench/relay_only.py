@@ -1,4 +1,4 @@
-"""The relay of audiofork without Asterisk and without the control plane.
+"""Runs the relay of audiofork without Asterisk and without the control plane.
 
     python -m bench.relay_only --url URL --uuids FILE [--mix] [--ca FILE] [--workers N] [--apart]
 

@@ -1,4 +1,4 @@
-"""One row of the table: a relay under load for a few seconds."""
+"""Measures one row of the table: a relay under load for a few seconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run a private Asterisk: any user, free ports on 127.0.0.1, nothing left behind.
+"""Runs a private Asterisk as any user, on free ports of 127.0.0.1, and leaves nothing behind.
 
     python -m testbed.asterisk get
     python -m testbed.asterisk run --dialplan FILE

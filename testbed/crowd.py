@@ -1,4 +1,4 @@
-"""Calls that speak numbered blocks of 20 ms, forks of them, and what became of each block."""
+"""Places calls that speak numbered 20-ms blocks, forks them, and follows each block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A WebSocket server that fails on demand, for fault tests.
+"""Runs a WebSocket server that fails on demand, for fault tests.
 
 In a test's own process it is a `FaultyServer`, as a process that can be stopped and killed a
 `ServerProcess`, which runs `python -m testbed.faulty_server PORT FILE`.

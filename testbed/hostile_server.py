@@ -1,4 +1,4 @@
-"""A WebSocket server that means harm, as a process of its own, so that it floods at full speed.
+"""Runs a hostile WebSocket server in a process of its own, so that it floods at full speed.
 
     python -m testbed.hostile_server MODE FILE [CERTIFICATE]
 

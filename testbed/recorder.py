@@ -1,4 +1,4 @@
-"""A WebSocket server that keeps all it gets, for tests and benchmarks."""
+"""Runs a WebSocket server that records what it receives, for tests and benchmarks."""
 
 from __future__ import annotations
 

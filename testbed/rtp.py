@@ -1,4 +1,4 @@
-"""The audio side of test calls: RTP packets, SDP, and sending on time.
+"""Handles the audio of test calls: RTP packets, SDP, and sending on time.
 
 One Pacer wakes up for all calls of a user, so a hundred of them cost a few
 hundred wake-ups a second instead of one for each packet.

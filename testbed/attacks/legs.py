@@ -1,4 +1,4 @@
-"""Attacks on the AudioSocket port: to be a fork's leg, and to keep the legs out."""
+"""Attacks on the AudioSocket port: forges legs of forks, and keeps real legs out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a WebSocket server can do to the forks of other servers."""
+"""Attacks by a WebSocket server on the forks of other servers."""
 
 from __future__ import annotations
 
