@@ -125,7 +125,7 @@ PIECE = st.one_of(
 VALUE = st.lists(PIECE, max_size=20).map("".join)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.sampled_from(list(TAILS)), st.dictionaries(st.sampled_from(FREE), VALUE, max_size=4))
 @example("Hangup", {"Exten": f"1\r\nUniqueid: {VICTIM}"})
 def test_uniqueid_is_asterisk_s_whatever_is_in_the_values(
