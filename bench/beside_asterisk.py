@@ -65,7 +65,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Starts:
-    """How forks started; times in ms from the request to the first message."""
+    """The starts of forks; times in ms from the request to the first message."""
 
     what: str
     asked: int

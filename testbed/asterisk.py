@@ -128,7 +128,7 @@ class Installation:
 
     @property
     def callee(self) -> str:
-        """What Dial() calls the endpoint `callee` by; the dialplan has it in ${CALLEE}."""
+        """The name of the endpoint `callee` for Dial(); the dialplan has it in ${CALLEE}."""
         return f"{self.technology}/callee"
 
 
@@ -147,7 +147,7 @@ def find_installation() -> Installation:
 
 
 def new_enough(version: str) -> bool:
-    """Tell whether this version's ChanSpy has option D."""
+    """Return whether ChanSpy of this version has option D."""
     parsed = Version.parse(version)
     return parsed.is_known and parsed.has(CHANSPY_PAIRS)
 

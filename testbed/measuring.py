@@ -37,7 +37,7 @@ class Finding(NamedTuple):
 
 @dataclass
 class Scene:
-    """What every measurement needs: an Asterisk with the shipped users, and one who calls."""
+    """Provides what every measurement needs: an Asterisk with the shipped users, and a caller."""
 
     asterisk: Asterisk
     ami: AmiClient

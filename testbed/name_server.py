@@ -21,7 +21,7 @@ _A = 1
 
 
 class NameServer(asyncio.DatagramProtocol):
-    """Says that all names below a domain are this machine.
+    """Answers that all names below a domain are this machine.
 
     Attributes:
         asked: How often each name's IPv4 address was asked for.

@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 
 
 class Recording:
-    """What came over one connection.
+    """What was received over one connection.
 
     Attributes:
         path: Path and query of the request.

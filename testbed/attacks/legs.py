@@ -173,7 +173,7 @@ async def every_leg(scene: Scene) -> list[Finding]:
 
 @dataclass
 class Raced:
-    """What became of forks whose legs somebody wanted to be.
+    """What became of forks whose legs somebody tried to forge.
 
     Attributes:
         frames: What their server has got; `forged` is of the attacker.
