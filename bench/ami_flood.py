@@ -1,4 +1,4 @@
-"""What other people's AMI events cost the daemon: CPU, and the delay of a fork's start.
+"""Measures what foreign AMI events cost the daemon: CPU time, and delay of a fork's start.
 
     python -m bench.ami_flood [--rate 2000] [--seconds 10] [--starts 20]
 

@@ -1,4 +1,4 @@
-"""What forks cost a real Asterisk and the daemon beside it, and how fast they start.
+"""Measures what forks cost a real Asterisk and the daemon beside it, and how fast they start.
 
     python -m bench.beside_asterisk [--calls 100] [--seconds 8] [--tap NAME] [--json]
 
@@ -65,7 +65,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Starts:
-    """How forks started; times in ms from the request to the first message."""
+    """The starts of forks; times in ms from the request to the first message."""
 
     what: str
     asked: int

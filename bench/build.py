@@ -1,4 +1,4 @@
-"""Gets what the benchmark needs: compiles the C programs, fetches the peers' libraries.
+"""Prepares the benchmark: compiles the C programs, fetches the libraries of other relays.
 
 All goes into the cache folder of the testbed (~/.cache/audiofork), once.
 """
@@ -28,7 +28,7 @@ _FETCH_TIMEOUT_S = 120
 
 
 class CannotBuild(Exception):
-    """What the benchmark needs is missing; the text says what to install."""
+    """Something that the benchmark needs is missing; the text says what to install."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def tools() -> Tools:
 
 
 def _has_openssl(compiler: str) -> bool:
-    """Tell whether OpenSSL's headers and libraries are there, by linking something empty."""
+    """Return whether OpenSSL's headers and libraries are installed: links an empty program."""
     command = [compiler, "-include", "openssl/ssl.h", "-x", "c", "-", "-o", os.devnull]
     source = b"int main(void) { return SSL_CTX_new(TLS_client_method()) == NULL; }"
     done = subprocess.run([*command, "-lssl", "-lcrypto"], input=source, capture_output=True)

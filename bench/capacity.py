@@ -1,4 +1,4 @@
-"""How many forks one and two relay processes relay before frames are late.
+"""Measures how many forks one and two relay processes relay before frames are late.
 
     python -m bench.capacity [--share PERCENT] [--seconds S]
 
@@ -55,14 +55,14 @@ class Search:
 
     @property
     def done(self) -> bool:
-        """Whether nothing more needs to be tried."""
+        """Whether the search is over."""
         if self.bad is None:
             return self.good >= MOST_FORKS
         return self.bad - self.good <= max(1, self.bad // FINENESS)
 
     @property
     def forks(self) -> int:
-        """What to try next."""
+        """The next number of forks to try."""
         if self.bad is not None:
             return (self.good + self.bad) // 2
         return min(2 * self.good, MOST_FORKS) or FIRST_FORKS
@@ -76,7 +76,7 @@ class Search:
 
 
 def in_time(result: Result) -> bool:
-    """Tell whether the relay kept up."""
+    """Return whether the relay kept up."""
     return result.intact and result.late <= MAX_LATE * result.frames
 
 
@@ -104,7 +104,7 @@ class Trial:
         return quota.held(measure.tree(pid)[1:], self._share_percent)
 
     def is_good(self, forks: int) -> bool:
-        """Tell whether so many forks are relayed in time; prints each try."""
+        """Return whether this number of forks is relayed in time; prints each try."""
         return any(self._try(Row(forks, workers=self._workers)) for _ in range(TRIES))
 
     def _try(self, row: Row) -> bool:

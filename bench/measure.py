@@ -1,4 +1,4 @@
-"""CPU time and memory of a process and its children, from /proc."""
+"""Measures the CPU time and memory of a process and its children, from /proc."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A program of the benchmark as a child process that speaks lines of JSON."""
+"""Runs a program of the benchmark as a child process that speaks lines of JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Holds processes to a share of a core, by CPU quotas of cgroups (v1 or v2). It takes root."""
+"""Limits processes to a share of a core, by CPU quotas of cgroups (v1 or v2). Needs root."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The relay of audiofork without Asterisk and without the control plane.
+"""Runs the relay of audiofork without Asterisk and without the control plane.
 
     python -m bench.relay_only --url URL --uuids FILE [--mix] [--ca FILE] [--workers N] [--apart]
 
@@ -49,7 +49,7 @@ from bench.measure import memory_kib
 
 
 class Control:
-    """What the control plane does for a relay, as far as a benchmark needs it.
+    """Does what the control plane does for a relay, as far as a benchmark needs it.
 
     Args:
         apart: A single worker gets a process of its own, too.

@@ -1,4 +1,4 @@
-"""One row of the table: a relay under load for a few seconds."""
+"""Measures one row of the table: a relay under load for a few seconds."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """How the row is asked for: 200-ws-mono, 400-wss-mixed-2w, 200-ws-mono-F100."""
+        """The name of the row: 200-ws-mono, 400-wss-mixed-2w, 200-ws-mono-F100."""
         name = f"{self.forks}-{self.scheme}-{'mixed' if self.mixed else 'mono'}"
         name += f"-{self.workers}w" if self.workers != 1 else ""
         return name + (f"-F{self.frame_ms}" if self.frame_ms != FRAME_MS else "")
@@ -63,7 +63,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Span:
-    """How long a row is run: first without, then with measuring."""
+    """How many seconds a row runs, first without and then with measuring."""
 
     warm_s: float = 1.0
     measured_s: float = 5.0
@@ -71,7 +71,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured; times of frames are from the generator's stamp to the sink.
+    """The result of a row; delays of frames are from the generator's stamp to the sink.
 
     They hold the wait for the other frames of a message, where a message has several.
 
@@ -117,7 +117,7 @@ class Result:
 
     @property
     def disturbed(self) -> bool:
-        """Whether other programs had so much of the machine that the cost says little.
+        """Whether other programs used so much of the machine that the cost means little.
 
         Frames that wait come in heaps, and a heap costs less than its frames one by one.
         """
@@ -126,13 +126,13 @@ class Result:
 
     @property
     def intact(self) -> bool:
-        """Whether every frame came once, in order and unchanged."""
+        """Whether every frame arrived once, in order and unchanged."""
         return not self.lost and not self.wrong
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a relay is told: where to send, whom to trust, who will come."""
+    """The settings of a relay: where to send, whom to trust, which legs to expect."""
 
     row: Row
     url: str
@@ -141,7 +141,7 @@ class Setting:
 
     @property
     def arguments(self) -> list[str]:
-        """What every relay takes."""
+        """The arguments that every relay takes."""
         mix = ["--mix"] if self.row.mixed else []
         return ["--url", self.url, "--ca", str(self.ca_file), *mix]
 

@@ -1,4 +1,4 @@
-"""The table: what a frame costs in this relay, in the floor and in others.
+"""Prints the table of what a frame costs in this relay, in the floor and in others.
 
     python -m bench.run [--rows all|smallest|NAME,NAME...] [--json] [--seconds S]
 

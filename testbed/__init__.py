@@ -1,1 +1,1 @@
-"""A real Asterisk of one's own, for tests, the demo and benchmarks."""
+"""Runs a private Asterisk, SIP phones and WebSocket servers for tests, demo and benchmarks."""

@@ -1,4 +1,4 @@
-"""A small AMI client of the tests' own, independent of the one under test."""
+"""Speaks AMI for the tests, by a client that shares no code with the one under test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run a private Asterisk: any user, free ports on 127.0.0.1, nothing left behind.
+"""Runs a private Asterisk as any user, on free ports of 127.0.0.1, and leaves nothing behind.
 
     python -m testbed.asterisk get
     python -m testbed.asterisk run --dialplan FILE
@@ -129,7 +129,7 @@ class Installation:
 
     @property
     def callee(self) -> str:
-        """What Dial() calls the endpoint `callee` by; the dialplan has it in ${CALLEE}."""
+        """The name of the endpoint `callee` for Dial(); the dialplan has it in ${CALLEE}."""
         return f"{self.technology}/callee"
 
 
@@ -148,7 +148,7 @@ def find_installation() -> Installation:
 
 
 def new_enough(version: str) -> bool:
-    """Tell whether this version's ChanSpy has option D."""
+    """Return whether ChanSpy of this version has option D."""
     parsed = Version.parse(version)
     return parsed.is_known and parsed.has(CHANSPY_PAIRS)
 

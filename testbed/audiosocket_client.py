@@ -1,4 +1,4 @@
-"""An AudioSocket client of the tests' own: Asterisk's end of a leg, or a stranger's."""
+"""Connects to the AudioSocket port, as Asterisk does for a leg, or as a stranger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbered audio blocks, and finding them again in what arrived.
+"""Makes numbered blocks of audio, and finds them again in what arrived.
 
 A block is 20 ms of noise that occurs once, so its place in a received stream
 proves which frames came through, in which order, and that no bit was changed.

@@ -1,4 +1,4 @@
-"""The daemon, telling how many tasks it has: `python -m testbed.counted_daemon -c FILE`.
+"""Runs the daemon and reports how many tasks it has: `python -m testbed.counted_daemon -c FILE`.
 
 On SIGUSR1 it logs `tasks: N`. Leaks show in such counts, and nothing else can see them.
 """

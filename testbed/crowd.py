@@ -1,4 +1,4 @@
-"""Calls that speak numbered blocks of 20 ms, forks of them, and what became of each block."""
+"""Places calls that speak numbered 20-ms blocks, forks them, and follows each block."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def start_fork(ami: AmiClient, channel: str, url: str, options: str) -> str:
 
 @dataclass
 class Became:
-    """What a server got of one fork, over all its connections.
+    """What a server received of one fork, over all its connections.
 
     Attributes:
         found: The blocks, in the order they came; `times` when each came.
@@ -167,7 +167,7 @@ class Became:
 
     @property
     def messages(self) -> int:
-        """How many messages came."""
+        """The number of messages that were received."""
         return sum(len(one.messages) for one in self.connections)
 
     @property
@@ -196,7 +196,7 @@ class Became:
 
 
 def became(crowd: Crowd, connections: Sequence[Logged], until: float) -> dict[str, Became]:
-    """Tell what became of each fork's blocks; those spoken by a moment have to be there."""
+    """Return what became of the blocks of each fork; those spoken before a time must have come."""
     mine: dict[str, list[Logged]] = {fork.path: [] for fork in crowd.forks}
     for one in connections:
         if one.path in mine:

@@ -49,7 +49,7 @@ class FetchFailed(Exception):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be fetched.
+    """Names the packages to fetch, and what is kept of them.
 
     Attributes:
         what: For people, after "downloading".
@@ -77,7 +77,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where Debian's archive is, and the keys its signatures are checked with."""
+    """The addresses of Debian's archive, and the keys that its signatures are checked with."""
 
     mirrors: tuple[str, ...]
     keyrings: tuple[Path, ...]

@@ -76,7 +76,7 @@ class DemoFailed(Exception):
 
 @dataclass(frozen=True)
 class Speech:
-    """What the two phones send: u-law payloads of 20 ms, silence included."""
+    """The u-law payloads of 20 ms that the two phones send, silence included."""
 
     caller: list[bytes]
     callee: list[bytes]

@@ -333,7 +333,7 @@ MAX_GROWTH_KIB = 5 * 1024
 
 
 class Counts(NamedTuple):
-    """What a leak would show in."""
+    """The resources of the daemon that would show a leak."""
 
     memory_kib: int
     descriptors: int
@@ -363,7 +363,7 @@ async def churn(scene: Scene) -> list[Finding]:
 
 @dataclass
 class Tally:
-    """What was heard of the forks.
+    """What the servers received of the forks.
 
     Attributes:
         live: How many forks of each call have streamed, by the end of their URL; the call takes

@@ -1,4 +1,4 @@
-"""A WebSocket server that fails on demand, for fault tests.
+"""Runs a WebSocket server that fails on demand, for fault tests.
 
 In a test's own process it is a `FaultyServer`, as a process that can be stopped and killed a
 `ServerProcess`, which runs `python -m testbed.faulty_server PORT FILE`.
@@ -43,7 +43,7 @@ START_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class Manner:
-    """How the server treats one connection; as it stands: well.
+    """How the server treats one connection; the defaults make no fault.
 
     Attributes:
         accepts: False: the TCP connection is closed at once.
@@ -262,7 +262,7 @@ class Link(asyncio.Protocol):
 
     @property
     def unfinished_bytes(self) -> int:
-        """How much has been read of a frame that is not complete."""
+        """How many bytes of an incomplete frame have been read."""
         return len(self._protocol.reader.buffer)
 
     def send_raw(self, wire: bytes) -> None:
@@ -393,7 +393,7 @@ _NOTE = struct.Struct("<dIBI")  # time.monotonic(), connection, kind, length of 
 
 @dataclass
 class Logged:
-    """What a server process got over one connection; see `Recording`."""
+    """What a server process received over one connection; see `Recording`."""
 
     path: str
     opened: float

@@ -1,4 +1,4 @@
-"""A WebSocket server that means harm, as a process of its own, so that it floods at full speed.
+"""Runs a hostile WebSocket server in a process of its own, so that it floods at full speed.
 
     python -m testbed.hostile_server MODE FILE [CERTIFICATE]
 
@@ -52,7 +52,7 @@ FLOODS = {
     "emptybinary": frame(Opcode.BINARY) * 30_000,
     "cont0": frame(Opcode.CONT, fin=False) * 30_000,
 }
-"""What is sent over and over, by mode."""
+"""The bytes that are sent over and over, by mode."""
 
 _BEFORE = {"cont0": frame(Opcode.TEXT, fin=False)}
 
@@ -64,13 +64,13 @@ LAST_WORDS = {
     "badtext": frame(Opcode.TEXT, b"\xff"),
     "toolong": frame(Opcode.TEXT, b"x" * 65_537),
 }
-"""What is sent once, by mode; TCP stays as it is, and what comes is read."""
+"""The bytes that are sent once, by mode; the connection stays open, and is read."""
 
 WITHIN_BOUNDS = {"never": (b"", 3600.0), "text20": (frame(Opcode.TEXT, b"x" * 900), 0.05)}
-"""What is sent over and over, and how long after the other, by mode."""
+"""The bytes that are sent over and over, and the seconds between them, by mode."""
 
 TLS_FLOODS = {"keys": ask_for_another_key, "handshakes": ask_for_another_handshake}
-"""What TLS is asked for over and over, by mode; a certificate is wanted."""
+"""The request to TLS that is repeated, by mode; takes a certificate."""
 
 OTHERS = {
     "closeflood": "a close frame, and then pings",
@@ -220,7 +220,7 @@ class HostileServer:
 
     @property
     def reads(self) -> bool:
-        """Whether it reads all that comes."""
+        """Whether the server reads all that it is sent."""
         return "-" not in self.mode
 
     @property

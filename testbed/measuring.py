@@ -1,4 +1,4 @@
-"""What `make faults` and `make attacks` have in common: measurements by name, and their table.
+"""Runs measurements by name and prints their table, for `make faults` and `make attacks`.
 
 A measurement is a coroutine function that stages something on a real Asterisk and returns what it
 asked for and what it saw.
@@ -37,7 +37,7 @@ class Finding(NamedTuple):
 
 @dataclass
 class Scene:
-    """What every measurement needs: an Asterisk with the shipped users, and one who calls."""
+    """Provides what every measurement needs: an Asterisk with the shipped users, and a caller."""
 
     asterisk: Asterisk
     ami: AmiClient

@@ -1,4 +1,4 @@
-"""A DNS server for the names of one domain, which answers no question about any other name.
+"""Runs a DNS server that answers for the names of one domain, and for no other name.
 
 Who is to ask it runs with a resolv.conf of its own, in a mount namespace: that takes root.
 """
@@ -21,7 +21,7 @@ _A = 1
 
 
 class NameServer(asyncio.DatagramProtocol):
-    """Says that all names below a domain are this machine.
+    """Answers that all names below a domain are this machine.
 
     Attributes:
         asked: How often each name's IPv4 address was asked for.

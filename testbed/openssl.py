@@ -1,4 +1,4 @@
-"""What OpenSSL can do to its peer, and Python's ssl does not offer."""
+"""Calls functions of OpenSSL that Python's ssl module does not offer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A TCP proxy on 127.0.0.1 that fails on demand, for fault tests."""
+"""Runs a TCP proxy on 127.0.0.1 that fails on demand, for fault tests."""
 
 from __future__ import annotations
 

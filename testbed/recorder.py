@@ -1,4 +1,4 @@
-"""A WebSocket server that keeps all it gets, for tests and benchmarks."""
+"""Runs a WebSocket server that records what it receives, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from websockets.typing import Subprotocol
 
 
 class Recording:
-    """What came over one connection.
+    """What was received over one connection.
 
     Attributes:
         path: Path and query of the request.

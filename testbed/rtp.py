@@ -1,4 +1,4 @@
-"""The audio side of test calls: RTP packets, SDP, and sending on time.
+"""Handles the audio of test calls: RTP packets, SDP, and sending on time.
 
 One Pacer wakes up for all calls of a user, so a hundred of them cost a few
 hundred wake-ups a second instead of one for each packet.
@@ -31,7 +31,7 @@ class SdpError(ValueError):
 
 
 class Codec(NamedTuple):
-    """How audio looks inside an RTP packet of 20 ms."""
+    """The format of the audio in a 20-ms RTP packet."""
 
     name: str
     payload_type: int
@@ -184,7 +184,7 @@ def schedule(
 
 
 def sent_indices(count: int, talk_ms: int, silent_ms: int) -> list[int]:
-    """Which of count packets a play with these DTX times sends."""
+    """Return the numbers of the packets, of `count`, that are sent with these times of DTX."""
     slots = schedule(talk_ms=talk_ms, silent_ms=silent_ms)
     return [slot.frame for slot in itertools.takewhile(lambda s: s.frame < count, slots)]
 

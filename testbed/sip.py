@@ -1,4 +1,4 @@
-"""A small SIP user agent for tests, the demo and benchmarks: calls over UDP on one host.
+"""Implements a small SIP user agent for tests, demo and benchmarks: calls over UDP on one host.
 
     async with SipUser("caller", ("127.0.0.1", 5060), record=True) as caller:
         call = await caller.call("600")

@@ -1,4 +1,4 @@
-"""Tones, and finding them again: what a fork carries, and at which speed, is heard by its pitch."""
+"""Makes tones and measures their pitch, which shows what a fork carries and at which rate."""
 
 from __future__ import annotations
 

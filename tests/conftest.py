@@ -5,14 +5,19 @@ from __future__ import annotations
 import gc
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from testbed import guard
 
 # Here, for each process of a parallel run by itself.
 guard.end_with_us()
 
-# Seven thousand tests that are collected are no garbage: whoever looks through them for some, again
-# and again, takes a twentieth of the whole run.
+# A busy machine is no reason for a test to fail.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
+
+# Thousands of collected tests are no garbage. To look through them for some, again and again, took
+# a twentieth of the whole run.
 gc.disable()
 
 

@@ -1,7 +1,7 @@
-"""A WebSocket server that writes each fork to a WAV file and shows how loud it is.
+"""Runs a WebSocket server that writes each fork to a WAV file and shows its level.
 
-The companion for a first try: it lets a new user hear what a fork sends. Files are written from
-the event loop, about once a second, so a disk that hangs holds up all forks.
+It serves a first try: a new user can hear what a fork sends. Files are written from the event loop,
+about once a second, so a disk that hangs delays all forks.
 """
 
 from __future__ import annotations
@@ -37,35 +37,35 @@ DEFAULT_RATE = 8000
 FULL_SCALE = 32768  # the largest magnitude of an int16
 
 SHOW_INTERVAL_S = 1.0
-MAX_LINES = 20  # more forks than this share one line, or nobody could read them
+MAX_LINES = 20  # more forks than this are summed up in one line, which can still be read
 CLOSE_TIMEOUT_S = 1.0
-# A connection that sends no handshake holds up the end for as long.
+# A connection that sends no handshake delays the end of the receiver by this.
 HANDSHAKE_TIMEOUT_S = 2.0
 KEPT_TAKES = 1000
-MAX_MESSAGE_BYTES = 1_048_576  # a second of stereo at 192,000 Hz is 768,000
+MAX_MESSAGE_BYTES = 1_048_576  # one second of stereo at 192,000 Hz has 768,000
 
-# Audio is written at each interval; a client that sends faster than live is written sooner.
+# Audio is written once per interval, or when so much waits: a client may send faster than live.
 MAX_PENDING_BYTES = 65_536  # at 8000 Hz: two seconds of stereo
 
-LABEL_LENGTH = 80  # with time, number and .wav far below the 255 bytes of a file name
+LABEL_LENGTH = 80  # a file name may have 255 bytes; time, number and .wav are added
 TEXT_LENGTH = 200
 BAR_LENGTH = 20
-BAR_FLOOR_DBFS = -60.0  # an empty bar: the quietest that is of interest in a phone call
+BAR_FLOOR_DBFS = -60.0  # the level of an empty bar: in a phone call, quieter is of no interest
 
 
 @dataclass(frozen=True)
 class Take:
-    """One finished fork.
+    """The recording of a fork that has ended.
 
     Attributes:
-        label: What the fork was called in the lines shown.
-        path: Its file; None if no audio came or the file could not be created.
-        duration_s: Length of the audio that came.
-        peaks_dbfs: Loudest sample of each channel, 0 at full scale, -inf for digital silence;
-            empty if no audio came. Of two channels the first is what the party said.
-        messages: Binary messages that came.
-        close_code: Of the WebSocket; 1006 if the connection broke.
-        close_reason: Of the WebSocket; control characters are replaced.
+        label: The name of the fork in the lines shown.
+        path: The file; None: no audio came, or the file could not be created.
+        duration_s: Length of the audio in seconds.
+        peaks_dbfs: Loudest sample of each channel in dBFS, -inf for digital silence; empty: no
+            audio came. The first of two channels is what the party said.
+        messages: Number of binary messages.
+        close_code: The close code of the WebSocket; 1006: the connection broke.
+        close_reason: The close reason of the WebSocket, with control characters replaced.
     """
 
     label: str
@@ -81,10 +81,10 @@ class Take:
 
 
 def label_of(target: str) -> str:
-    """Return what to call a fork: a name of A-Z a-z 0-9 . _ - that can stand in a file name.
+    """Return a name for a fork, of A-Z a-z 0-9 . _ - so that it can be part of a file name.
 
     Args:
-        target: Path and query of its request; `channel` in the query goes before the path.
+        target: Path and query of the request; `channel` in the query is preferred to the path.
     """
     path, query = _split(target)
     wanted = query.get("channel", [""])[0] or unquote(path)
@@ -99,10 +99,10 @@ def channels_of(target: str) -> int:
 
 
 def rate_of(target: str) -> int:
-    """Return the sample rate in Hz that `rate` in the query of a request says, 8000 without.
+    """Return the sample rate in Hz from `rate` in the query of a request; 8000: there is no `rate`.
 
     Raises:
-        ValueError: It is none of SAMPLE_RATES.
+        ValueError: The rate is not in SAMPLE_RATES.
     """
     value = _split(target)[1].get("rate", [str(DEFAULT_RATE)])[0]
     if value not in map(str, SAMPLE_RATES):
@@ -111,7 +111,7 @@ def rate_of(target: str) -> int:
 
 
 def _split(target: str) -> tuple[str, dict[str, list[str]]]:
-    # With a host of our own, or a path that begins with two slashes would be taken for one.
+    # A host is put before it: the beginning of a path with two slashes would be taken for one.
     parts = urlsplit("//host/" + target.lstrip("/"))
     return parts.path, parse_qs(parts.query)
 
@@ -122,7 +122,7 @@ def dbfs(peak: int) -> float:
 
 
 def peaks_of(audio: bytes | bytearray, channels: int) -> list[int]:
-    """Return the loudest magnitude in each channel of slin, 0 to 32768."""
+    """Return the largest magnitude in each channel of slin, 0 to 32768."""
     if channels == 1:
         return [audioop.max(audio, SAMPLE_BYTES)]
     left = audioop.tomono(audio, SAMPLE_BYTES, 1, 0)
@@ -139,7 +139,7 @@ def _level(level_dbfs: float, *, bar: bool = False) -> str:
 
 
 def _levels(peaks: list[int], *, bars: bool = False) -> str:
-    """Return peaks as text: one, or in and out."""
+    """Return the peaks of one channel, or of in and out, as text."""
     parts = [_level(dbfs(peak), bar=bars) for peak in peaks]
     if len(parts) == 1:
         return parts[0]
@@ -147,17 +147,17 @@ def _levels(peaks: list[int], *, bars: bool = False) -> str:
 
 
 def shown(text: str) -> str:
-    """Return a text from the network as it may be shown on a terminal: one short line."""
+    """Return a text from the network as one short line, which cannot control a terminal."""
     cut = text[:TEXT_LENGTH] + ("..." if len(text) > TEXT_LENGTH else "")
     return printable(cut, " ")
 
 
 class _Peaks:
-    """The loudest sample of each channel, 0 to 32768; no channels if no audio came.
+    """Keeps the largest magnitude of each channel, 0 to 32768; empty lists before any audio.
 
     Attributes:
-        ever: Since the fork began.
-        recent: Since the last line.
+        ever: Those since the fork began.
+        recent: Those since the last line was shown.
     """
 
     def __init__(self) -> None:
@@ -170,12 +170,13 @@ class _Peaks:
 
 
 class _Recording:
-    """A fork that is being received. Owned by its connection's handler, which ends it."""
+    """Records a fork. Owned by the handler of its connection, which calls `end`."""
 
     def __init__(self, label: str, target: str, folder: Path, space: Space, say: Say) -> None:
         self.label = label
         self._say = say
-        # The time of the connection; the file comes with the first audio, which tells its channels.
+        # The name has the time of the connection. The file is created at the first audio, which
+        # shows the number of channels.
         stem = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{label_of(target)}"
         self._output = Output(stem, space)
         self._channels = channels_of(target)
@@ -184,7 +185,7 @@ class _Recording:
         self._begun = False
         self._warned = False
         self._pending = bytearray()
-        self._audio_bytes = 0  # without what is pending
+        self._audio_bytes = 0  # those written, without what is pending
         self.peaks = _Peaks()
         self.messages = 0
 
@@ -200,7 +201,7 @@ class _Recording:
         return self._audio_bytes / (self._sample_rate * self._sample_bytes)
 
     def add(self, message: bytes) -> None:
-        """Take a binary message; called for each one, so it does next to nothing."""
+        """Add a binary message to what is pending; kept short, since it runs for each message."""
         self.messages += 1
         if not self._begun and message:
             self._begin(len(message))
@@ -212,7 +213,7 @@ class _Recording:
             self.flush()
 
     def _begin(self, first_bytes: int) -> None:
-        """Settle the channels by the query, else by the size of a frame, and open the file."""
+        """Find the number of channels, by the query or the size of a frame, and create the file."""
         self._begun = True
         mono_bytes = frame_bytes(self._sample_rate)
         pair_bytes = 2 * mono_bytes
@@ -235,7 +236,7 @@ class _Recording:
         self._say(f"{self.label}: recording {path}, {kind}")
 
     def _cut(self, message: bytes, excess: int) -> bytes:
-        """Drop what is no whole sample: each message begins with one."""
+        """Drop the bytes after the last whole sample: the next message begins with a new one."""
         if not self._warned:
             self._warned = True
             self._say(
@@ -245,7 +246,7 @@ class _Recording:
         return message[:-excess]
 
     def flush(self) -> None:
-        """Measure and write what is pending."""
+        """Measure and write the audio that is pending."""
         if not self._pending:
             return
         audio, self._pending = self._pending, bytearray()
@@ -256,17 +257,17 @@ class _Recording:
 
     @property
     def full(self) -> str:
-        """Why there is no room for more of it; empty: there is."""
+        """Why there is no room for more audio; empty: there is room."""
         return self._output.full
 
     def line(self, width: int) -> str:
-        """Return the line that shows the fork now."""
+        """Return the line that shows the fork now, with a label padded to `width` characters."""
         recent = self.peaks.recent
         levels = _levels(recent, bars=True) if recent else " no audio"
         return f"  {self.label:<{width}} {self.duration_s:7.1f} s  {levels}"
 
     def end(self, close_code: int, close_reason: str) -> Take:
-        """Write the rest, close the file and say what came of it."""
+        """Write the rest, close the file, and show a line with the totals."""
         self.flush()
         self._output.close()
         peaks_dbfs = tuple(map(dbfs, self.peaks.ever))
@@ -290,17 +291,17 @@ class _Recording:
 
 
 class Receiver:
-    """Receives forks, any number at once.
+    """Receives any number of forks at once.
 
     Args:
-        directory: Where the files go; created if it is not there.
-        say: Gets each line that is to be shown.
-        levels: Whether the levels are shown each second, not only the begin and end of a fork.
-        limits: How much may be written. A fork beyond that is closed with 1008, so that it is not
-            tried again.
+        directory: The folder for the files; created if it does not exist.
+        say: Called with each line to show.
+        levels: Whether to show levels each second, besides the start and end of each fork.
+        limits: How much may be written. A fork beyond that is closed with 1008, a code after which
+            clients do not connect again.
 
     Attributes:
-        takes: The forks that ended, the latest 1000 of them, oldest first.
+        takes: The last KEPT_TAKES forks that ended, oldest first.
     """
 
     def __init__(
@@ -318,10 +319,10 @@ class Receiver:
         self.takes: deque[Take] = deque(maxlen=KEPT_TAKES)
 
     async def start(self, address: Address, tls: ssl.SSLContext | None = None) -> Address:
-        """Listen; return the address, with the port that was chosen if `address` has none.
+        """Listen; return the address, with the port that the system chose if `address` has port 0.
 
         Raises:
-            ReceiverError: The directory cannot be written, or the address cannot be had.
+            ReceiverError: The directory cannot be written to, or the address cannot be used.
         """
         self._space = _prepare(self._directory, self._limits)
         try:
@@ -364,7 +365,7 @@ class Receiver:
         try:
             await self._receive(connection, recording)
         except ConnectionClosed as exc:
-            # What we close with, if the client sent nothing: too big, no pong.
+            # If the client sent no close frame, ours: the message was too big, or no pong came.
             close = exc.rcvd or exc.sent or close
         finally:
             del self._recordings[label]
@@ -384,18 +385,18 @@ class Receiver:
     def _why_full(self, space: Space) -> str:
         try:
             return space.why_full(MAX_PENDING_BYTES)
-        except OSError:  # the recording will say that it can make no file
+        except OSError:  # reported when the file cannot be created
             return ""
 
     def _free_label(self, wanted: str) -> str:
-        """Return the label, with a number if a fork that runs has it already."""
+        """Return a label, with a number added if a running fork has the same one."""
         label, number = wanted, 1
         while label in self._recordings:
             number += 1
             label = f"{wanted}-{number}"
         return label
 
-    # One timer for all forks; several hundred would wake the loop as many times a second.
+    # One timer serves all forks: hundreds of timers would wake the loop hundreds of times a second.
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         begin = loop.time()
@@ -404,7 +405,7 @@ class Receiver:
             self.show()
 
     def show(self) -> None:
-        """Write what came since the last call, and show how loud it was; called each second."""
+        """Write the audio since the last call, and show its levels; called once a second."""
         recordings = list(self._recordings.values())
         for recording in recordings:
             recording.flush()
@@ -431,7 +432,7 @@ def _lines(recordings: list[_Recording]) -> list[str]:
 
 
 def _prepare(directory: Path, limits: Limits) -> Space:
-    """Make the directory, and prove that a file can be made in it; return what room it has."""
+    """Create the directory, check that a file can be created in it, and return its `Space`."""
     probe = directory / f".audiofork-{os.getpid()}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -443,10 +444,10 @@ def _prepare(directory: Path, limits: Limits) -> Space:
 
 
 def tls_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
-    """Return a server's TLS settings.
+    """Return the TLS context of the receiver.
 
     Raises:
-        ReceiverError: The files cannot be read or do not belong together.
+        ReceiverError: The files cannot be read, or the key does not belong to the certificate.
     """
     try:
         return server_context(certificate, key, may_ask=True)

@@ -1,4 +1,4 @@
-"""What the receiver keeps to: how much it writes, and how many lines it shows."""
+"""Limits what the receiver writes to the disk, and how many lines it shows."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from audiofork.commands.wav import WavFile
 from audiofork.text import reason_of
 
 GIB = 1 << 30
-FILE_BYTES = 4096  # what a file takes at least, so that a million empty ones count
-LOOK_AGAIN_S = 10.0  # somebody may have made room
-TEXTS_SHOWN = 20  # a second, of all forks together
+FILE_BYTES = 4096  # each file counts as at least so many, so that a million empty ones are limited
+LOOK_AGAIN_S = 10.0  # files may have been deleted meanwhile
+TEXTS_SHOWN = 20  # per second, of all forks together
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the receiver keeps to; 0: any.
+    """The limits of a receiver; 0: no limit.
 
     Attributes:
-        quota_bytes: Most bytes of all files in its folder, also of files made by others.
-        keep_free_bytes: What has to be free on the disk.
+        quota_bytes: How many bytes all files in its folder may take, also those of others.
+        keep_free_bytes: How many bytes have to stay free on the disk.
     """
 
     quota_bytes: int = 10 * GIB
@@ -35,13 +35,13 @@ DEFAULTS = Limits()
 
 
 class Space:
-    """The room that is left in a folder, which has to be there.
+    """Watches the room that is left in an existing folder.
 
-    Counts what is written, and looks at the files themselves only when there is no room, once in
-    LOOK_AGAIN_S.
+    Counts the bytes that are written; reads the sizes of the files again only when the quota is
+    used up, at most once in LOOK_AGAIN_S.
 
     Raises:
-        OSError: From every call, when the disk does not do what it should.
+        OSError: By every call, if the folder or its disk cannot be read.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Space:
         self._used_bytes = _size_of(self._folder) if self._limits.quota_bytes else 0
 
     def why_full(self, more_bytes: int = 0) -> str:
-        """Return why these bytes may not be written; empty if they may."""
+        """Return why so many more bytes may not be written; empty: they may."""
         quota, keep_free = self._limits.quota_bytes, self._limits.keep_free_bytes
         if quota and self._used_bytes + more_bytes > quota:
             if self._clock() >= self._looked + LOOK_AGAIN_S:
@@ -69,16 +69,16 @@ class Space:
         return ""
 
     def take(self, count: int) -> None:
-        """Count bytes that were written."""
+        """Count this number of bytes as written."""
         self._used_bytes += count
 
 
 class Output:
-    """The file of a recording: there is none before its first audio, nor when it has ended.
+    """Writes the file of a recording, from `open` until it is closed or there is no more room.
 
     Attributes:
-        path: Where it is, or was.
-        full: Why there was no room for more; empty: there was.
+        path: The path of the file, also after it was closed; None: there was none.
+        full: Why there was no more room; empty: there was.
     """
 
     def __init__(self, stem: Path, space: Space) -> None:
@@ -90,14 +90,14 @@ class Output:
 
     @property
     def folder(self) -> Path:
-        """Where the file goes."""
+        """The folder of the file."""
         return self._stem.parent
 
     def open(self, channels: int, sample_rate: int) -> Path:
-        """Begin the file.
+        """Create the file; return its path.
 
         Raises:
-            OSError: It cannot be created.
+            OSError: The file cannot be created.
         """
         self._file = WavFile(self._stem, channels, sample_rate)
         self._space.take(FILE_BYTES)
@@ -105,7 +105,7 @@ class Output:
         return self.path
 
     def write(self, audio: bytes | bytearray) -> str:
-        """Write audio if there is a file; return why that has ended with this, if it has."""
+        """Write audio if the file is open; return why this closed it, empty: it did not."""
         if self._file is None:
             return ""
         try:
@@ -121,7 +121,7 @@ class Output:
         return self.full
 
     def close(self) -> None:
-        """Close the file, if there is one."""
+        """Close the file, if it is open."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.close()
@@ -129,7 +129,7 @@ class Output:
 
 
 class Second:
-    """What came in a second that may come as a flood, and is counted."""
+    """Counts the events of one second that may come as a flood."""
 
     def __init__(self) -> None:
         self._texts = 0
@@ -137,17 +137,17 @@ class Second:
         self._why = ""
 
     def refuse(self, why: str) -> None:
-        """Count a connection that is refused."""
+        """Count a refused connection, with the reason."""
         self._refused += 1
         self._why = why
 
     def may_show_text(self) -> bool:
-        """Count a text; return whether it is among the first."""
+        """Count a text message; return whether it is among the first TEXTS_SHOWN."""
         self._texts += 1
         return self._texts <= TEXTS_SHOWN
 
     def lines(self) -> list[str]:
-        """Return what there is to say of it."""
+        """Return the lines about refused connections and hidden texts; empty: there were none."""
         lines = []
         if self._refused:
             lines.append(f"{self._refused} connections refused: {self._why}")

@@ -1,7 +1,8 @@
-"""The command `sweep`: hangs up the legs that a daemon left behind which is dead and stays so.
+"""Hangs up the legs that a dead daemon left behind: the command `sweep`.
 
-A daemon that starts does that itself. Before Asterisk 20.14, 21.9 and 22.4 a leg whose connection
-has ended may take a core while its channel is silent, so nobody should have to wait for that.
+A daemon does that itself when it starts; this is for one that will not be started again soon.
+Before Asterisk 20.14, 21.9 and 22.4, a leg whose connection has ended may use a whole core while
+its channel is silent.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ _RUNS = "the daemon runs, so the legs are wanted; it sweeps at its start itself"
 
 
 async def sweep(config: Config) -> int:
-    """Hang up all legs of this configuration's daemon; return how many did not end by themselves.
+    """Hang up all legs of the daemon with this configuration; return how many were hung up.
 
     Raises:
-        DaemonRuns: It is not dead.
+        DaemonRuns: The daemon runs, or may run.
         OSError, TimeoutError, ValueError, AmiError: Asterisk cannot be asked.
     """
     _check_dead(config)
@@ -40,14 +41,14 @@ async def sweep(config: Config) -> int:
         ]
         count = 0
         for uniqueid in legs:
-            with contextlib.suppress(AmiActionFailed):  # it is gone by now, or just going
+            with contextlib.suppress(AmiActionFailed):  # the leg has ended meanwhile
                 await ami.action("Hangup", [("Channel", uniqueid)])
                 count += 1
     return count
 
 
 def _check_dead(config: Config) -> None:
-    """Raise unless the daemon is dead for sure."""
+    """Raise DaemonRuns unless it is certain that the daemon does not run."""
     if config.control.socket:
         try:
             with Client(Path(config.control.socket)):
@@ -64,7 +65,7 @@ def _check_dead(config: Config) -> None:
 
 
 def _addresses(config: Config) -> list[Address]:
-    """Return what Asterisk dialled for the relay processes, where that is known before."""
+    """Return the addresses that Asterisk dials for the relay processes; none if the port is 0."""
     first = config.audiosocket.advertise or config.audiosocket.listen
     workers = config.relay.workers if first.port else 0
     return [first.of_worker(number) for number in range(workers)]

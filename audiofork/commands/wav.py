@@ -1,4 +1,4 @@
-"""WAV files that grow."""
+"""Writes WAV files that can be played while they grow."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import struct
 from pathlib import Path
 
 SAMPLE_BYTES = 2
-# The sizes in a WAV header have 32 bits: 37 hours of stereo at 8000 Hz. A longer file is written
-# all the same, and most players go by the size of the file then.
+# The sizes in a WAV header have 32 bits, enough for 37 hours of stereo at 8000 Hz. A longer file is
+# written all the same; most players then use the size of the file.
 MAX_WAV_BYTES = 0xFFFF_FFFF - 36
 
 _HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")
 
 
 class WavFile:
-    """A WAV file that can be played at any time: its header follows what was written.
+    """A WAV file that can be played at any time: each write updates its header.
 
-    It is named STEM.wav, or STEM-2.wav and so on if there is one already.
+    Its name is STEM.wav, or STEM-2.wav and so on if that exists.
 
     Samples are int16 little-endian, `channels` interleaved, at `sample_rate` Hz. A call's audio
     is private: only the owner may read the file.
 
     Raises:
-        OSError: From every call, when the disk does not do what it should.
+        OSError: By every call, if the file cannot be created or written.
     """
 
     def __init__(self, stem: Path, channels: int, sample_rate: int) -> None:
@@ -42,7 +42,7 @@ class WavFile:
 
     @staticmethod
     def _create(stem: Path) -> tuple[Path, int]:
-        """Create a file that was not there before: STEM.wav, else STEM-2.wav and so on."""
+        """Create a file that did not exist: STEM.wav, else STEM-2.wav and so on."""
         number = 1
         while True:
             path = Path(f"{stem}.wav" if number == 1 else f"{stem}-{number}.wav")
@@ -51,11 +51,11 @@ class WavFile:
             number += 1
 
     def write(self, audio: bytes | bytearray) -> None:
-        """Append audio, and let the header say so."""
+        """Append whole samples, and update the header."""
         try:
             self._append(audio)
         except OSError:
-            with contextlib.suppress(OSError):  # no half sample at the end
+            with contextlib.suppress(OSError):  # leave no half sample at the end
                 os.ftruncate(self._file, _HEADER.size + self._data_bytes)
             raise
         self._data_bytes += len(audio)
@@ -76,5 +76,5 @@ class WavFile:
         )
 
     def close(self) -> None:
-        """Close the file; what was written is in it."""
+        """Close the file; all that was written is in it."""
         os.close(self._file)

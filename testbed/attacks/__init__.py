@@ -1,4 +1,4 @@
-"""Callers, servers and AMI users that mean harm, on the real parts: `make attacks`.
+"""Lets hostile callers, servers and AMI users attack the real parts: `make attacks`.
 
 Each attack tells what it did, what the good forks lost, and how the daemon stood it. All that is
 connected to is on loopback.

@@ -1,4 +1,4 @@
-"""Callers who mean harm: what they dial looks like headers, options, or commands for a terminal."""
+"""Attacks by what callers dial: headers, options, control sequences for a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacks on the AudioSocket port: to be a fork's leg, and to keep the legs out."""
+"""Attacks on the AudioSocket port: forges legs of forks, and keeps real legs out."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ async def every_leg(scene: Scene) -> list[Finding]:
 
 @dataclass
 class Raced:
-    """What became of forks whose legs somebody wanted to be.
+    """What became of forks whose legs somebody tried to forge.
 
     Attributes:
         frames: What their server has got; `forged` is of the attacker.

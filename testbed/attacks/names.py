@@ -1,4 +1,4 @@
-"""Attacks by names: of hosts whose DNS does not answer, of files that are none."""
+"""Attacks by names: of hosts whose DNS server does not answer, of files that are not regular."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a WebSocket server can do to the forks of other servers."""
+"""Attacks by a WebSocket server on the forks of other servers."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class Watched:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """What runs a daemon that tells of itself."""
+        """The command that runs a daemon which reports about itself."""
         told = (f"NOTIFY_SOCKET={self._path}", f"WATCHDOG_USEC={WATCHDOG_S * 1_000_000}")
         return ("env", *told, sys.executable, "-m", "audiofork", "run")
 

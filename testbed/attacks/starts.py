@@ -1,4 +1,4 @@
-"""Requests to start forks by the thousand, none of which can be granted."""
+"""Attacks by thousands of requests to start forks, all of which are refused."""
 
 from __future__ import annotations
 

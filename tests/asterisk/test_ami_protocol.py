@@ -232,7 +232,7 @@ def test_what_is_dropped_unread_would_have_been_nothing() -> None:
         + [b"\n", b"\r", b" ", b":", b"ActionID: 1", b"Status", b"Response: Success", b"\xff\xe2"]
     )
 
-    @settings(max_examples=2000, deadline=None)
+    @settings(max_examples=2000)
     @given(st.lists(piece, max_size=12))
     @example([b"Event: ", b"UserEvent", b"\r\n", b"UserEvent: ", b"AudioFork"])
     def check(pieces: list[bytes]) -> None:

@@ -68,21 +68,19 @@ def without_ari(version: str, *, narrowband: bool = False) -> Site:
 # --- A leg for each side by AudioSocket() ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", [*BY_APPLICATION, *LEAKING, "(version unknown)"])
 @pytest.mark.parametrize("direction", Direction)
 @pytest.mark.parametrize("apart", [False, True])
 def test_narrow_legs_come_by_the_application_where_it_rests_and_its_legs_end_with_the_daemon(
-    version: str, direction: Direction, apart: bool
+    direction: Direction, apart: bool
 ) -> None:
-    assert best_way(Wish(direction, apart=apart), site(version)) is APPLICATION
+    for version in (*BY_APPLICATION, *LEAKING, "(version unknown)"):
+        assert best_way(Wish(direction, apart=apart), site(version)) is APPLICATION, version
 
 
-@pytest.mark.parametrize("version", BEFORE_PAIRS + WITH_PAIRS)
 @pytest.mark.parametrize("direction", Direction)
-def test_narrow_legs_come_by_dial_where_the_application_does_harm(
-    version: str, direction: Direction
-) -> None:
-    assert best_way(Wish(direction), site(version)) is DIAL
+def test_narrow_legs_come_by_dial_where_the_application_does_harm(direction: Direction) -> None:
+    for version in BEFORE_PAIRS + WITH_PAIRS:
+        assert best_way(Wish(direction), site(version)) is DIAL, version
 
 
 @pytest.mark.parametrize(
@@ -100,11 +98,12 @@ def test_application_is_not_taken_for_the_first_harm_that_it_does(version: str, 
 
 @pytest.mark.parametrize("rate", [12_000, 16_000, 48_000, 192_000])
 @pytest.mark.parametrize("direction", Direction)
-@pytest.mark.parametrize("version", ["18.0.0", "22.3.0", "22.10.1", "24.0.0"])
-def test_wide_legs_come_by_dial_alone(version: str, direction: Direction, rate: int) -> None:
+def test_wide_legs_come_by_dial_alone(direction: Direction, rate: int) -> None:
     wish = Wish(direction, rate)
-    assert best_way(wish, site(version, narrowband=True)) is DIAL
-    assert [way for way in WAYS if not way.why_not(wish, site(version, narrowband=True))] == [DIAL]
+    for version in ("18.0.0", "22.3.0", "22.10.1", "24.0.0"):
+        here = site(version, narrowband=True)
+        assert best_way(wish, here) is DIAL, version
+        assert [way for way in WAYS if not way.why_not(wish, here)] == [DIAL], version
 
 
 @pytest.mark.parametrize("direction", Direction)
@@ -142,25 +141,21 @@ def test_no_leg_comes_by_ari_where_there_is_none(version: str) -> None:
 # --- ChanSpy -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", ALL)
 @pytest.mark.parametrize("wish", [Wish(IN), Wish(IN, speaks=True), Wish(IN, apart=True)], ids=str)
-def test_in_alone_comes_by_chanspy_on_every_version(version: str, wish: Wish) -> None:
-    assert best_way(wish, without_ari(version)) is SPY_IN
+def test_in_alone_comes_by_chanspy_on_every_version(wish: Wish) -> None:
+    for version in ALL:
+        assert best_way(wish, without_ari(version)) is SPY_IN, version
 
 
-@pytest.mark.parametrize("version", HALF_IS_BETTER)
 @pytest.mark.parametrize("wish", [Wish(IN), Wish(IN, speaks=True), Wish(IN, apart=True)], ids=str)
-def test_in_is_half_of_pairs_at_a_narrowband_site_where_in_alone_loses_frames(
-    version: str, wish: Wish
-) -> None:
-    assert best_way(wish, without_ari(version, narrowband=True)) is SPY_HALF
+def test_in_is_half_of_pairs_at_a_narrowband_site_where_in_alone_loses_frames(wish: Wish) -> None:
+    for version in HALF_IS_BETTER:
+        assert best_way(wish, without_ari(version, narrowband=True)) is SPY_HALF, version
 
 
-@pytest.mark.parametrize("version", sorted({*ALL} - {*HALF_IS_BETTER}))
-def test_in_is_alone_at_a_narrowband_site_where_that_is_whole_or_there_are_no_pairs(
-    version: str,
-) -> None:
-    assert best_way(Wish(IN), without_ari(version, narrowband=True)) is SPY_IN
+def test_in_is_alone_at_a_narrowband_site_where_that_is_whole_or_there_are_no_pairs() -> None:
+    for version in {*ALL} - {*HALF_IS_BETTER}:
+        assert best_way(Wish(IN), without_ari(version, narrowband=True)) is SPY_IN, version
 
 
 def test_half_of_pairs_says_where_in_alone_is_better() -> None:
@@ -169,30 +164,28 @@ def test_half_of_pairs_says_where_in_alone_is_better() -> None:
     )
 
 
-@pytest.mark.parametrize("version", ALL)
 @pytest.mark.parametrize("speaks", [False, True])
-def test_both_comes_mixed_by_chanspy_on_every_version(version: str, speaks: bool) -> None:
-    assert best_way(Wish(BOTH, speaks=speaks), without_ari(version)) is SPY_MIX
+def test_both_comes_mixed_by_chanspy_on_every_version(speaks: bool) -> None:
+    for version in ALL:
+        assert best_way(Wish(BOTH, speaks=speaks), without_ari(version)) is SPY_MIX, version
 
 
-@pytest.mark.parametrize("version", ALL)
 @pytest.mark.parametrize(
     "wish", [Wish(OUT), Wish(STEREO), Wish(STEREO, apart=True), Wish(BOTH, apart=True)], ids=str
 )
-def test_sides_apart_do_not_come_by_chanspy_where_calls_may_be_wideband(
-    version: str, wish: Wish
-) -> None:
-    assert best_way(wish, without_ari(version)) is None
+def test_sides_apart_do_not_come_by_chanspy_where_calls_may_be_wideband(wish: Wish) -> None:
+    for version in ALL:
+        assert best_way(wish, without_ari(version)) is None, version
 
 
-@pytest.mark.parametrize("version", [*WITH_PAIRS, *BY_APPLICATION, *LEAKING])
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("direction", [OUT, BOTH, STEREO])
 def test_sides_apart_come_in_pairs_at_a_narrowband_site_with_option_d(
-    version: str, direction: Direction, apart: bool
+    direction: Direction, apart: bool
 ) -> None:
-    way = best_way(Wish(direction, apart=apart), without_ari(version, narrowband=True))
-    assert way is SPY_PAIRS
+    for version in (*WITH_PAIRS, *BY_APPLICATION, *LEAKING):
+        way = best_way(Wish(direction, apart=apart), without_ari(version, narrowband=True))
+        assert way is SPY_PAIRS, version
 
 
 @pytest.mark.parametrize("version", BEFORE_PAIRS)

@@ -125,15 +125,14 @@ def test_start_with_bad_options_is_refused() -> None:
 
 @pytest.mark.parametrize("command", ["StartAudioFork", "StopAudioFork", "AudioForkMute"])
 @pytest.mark.parametrize("name", KNOWN)
-@pytest.mark.parametrize(
-    "character", list("\r\n\0\t\x1b\x7f\x85\u2028\ud800"), ids=lambda character: ascii(character)
-)
-def test_control_character_in_a_field_is_refused(command: str, name: str, character: str) -> None:
-    fields = {**START, "Command": command, "AudioForkID": FORK_ID}
-    fields[name] = fields.get(name, "") + f"a{character}b"
-    with pytest.raises(RequestRefused) as caught:
-        parse_request(fields)
-    assert str(caught.value) == f"{name}: control characters are not allowed"
+def test_control_character_in_a_field_is_refused(command: str, name: str) -> None:
+    for character in "\r\n\0\t\x1b\x7f\x85\u2028\ud800":
+        fields = {**START, "Command": command, "AudioForkID": FORK_ID}
+        fields[name] = fields.get(name, "") + f"a{character}b"
+        with pytest.raises(RequestRefused) as caught:
+            parse_request(fields)
+        expected = f"{name}: control characters are not allowed"
+        assert str(caught.value) == expected, ascii(character)
 
 
 @pytest.mark.parametrize("name", [name for name in KNOWN if name != "Options"])

@@ -430,6 +430,7 @@ async def test_forks_of_processes_that_die_at_once_wait_for_one_and_are_not_refu
         rig.order(fork_id)
     assert first.forks == forks
     assert rig.of(ForkEnded) == []
+    await rig.relays.close()  # while the time-out is the short one
 
 
 async def test_report_of_a_fork_that_the_process_does_not_have_is_dropped(rig: Rig) -> None:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from ipaddress import IPv4Network, IPv6Network
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from audiofork.config import (
@@ -56,9 +56,6 @@ from audiofork.link.stream import (
     decode_up,
     encode,
 )
-
-# A busy machine is no reason for a test to fail.
-at_leisure = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 ID = "3f2a91c0-1111-4222-8333-444455556666"
 STATS = ForkStats(5, 4, 1, 2, 3)
@@ -106,13 +103,11 @@ ANY_UP = st.one_of(
 )
 
 
-@at_leisure
 @given(ANY_DOWN)
 def test_any_command_comes_back_as_it_was(command: model.Command) -> None:
     assert repr(decode_down(encode(command))) == repr(command)  # not a number equals nothing
 
 
-@at_leisure
 @given(ANY_UP)
 def test_any_report_comes_back_as_it_was(report: model.ForkReport) -> None:
     assert repr(decode_up(encode(report))) == repr(report)
@@ -218,14 +213,12 @@ def test_command_is_no_report() -> None:
         decode_up(encode(TakeStats(1)))
 
 
-@at_leisure
 @given(st.binary())
 def test_bytes_are_decoded_or_refused(line: bytes) -> None:
     with pytest.raises(ValueError, match=REFUSED):
         decode_down(line)
 
 
-@at_leisure
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists))
 def test_fields_of_any_type_are_decoded_or_refused(value: object) -> None:
     for name in MUTE:

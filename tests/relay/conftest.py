@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import trustme
 import uvloop
-from hypothesis import settings
 
 from audiofork.config import WebSocketConfig
 from audiofork.link.messages import (
@@ -34,10 +33,6 @@ from tests.relay.peers import FakeLoop, FickleServer, StalledServer
 from tests.relay.relay_stage import RelayStage
 from tests.relay.session_stage import Begin, SessionStage
 from tests.relay.sinks import Running, Start
-
-# A busy machine is no reason for a test to fail.
-settings.register_profile("relay", deadline=None)
-settings.load_profile("relay")
 
 
 def pytest_asyncio_loop_factories(

@@ -37,7 +37,7 @@ class ByAri(Tap, Protocol):
 
     @property
     def missing(self) -> str:
-        """Why it cannot make legs now; empty if it can."""
+        """Why the tap cannot make legs now; empty: it can."""
 
     async def settle(self, timeout_s: float) -> None:
         """Wait at most `timeout_s` seconds for the end of the first attempt to connect to ARI."""

@@ -59,7 +59,7 @@ class SnoopTap:
 
     @property
     def missing(self) -> str:
-        """Why it cannot make legs now; empty if it can."""
+        """Why the tap cannot make legs now; empty: it can."""
         return "" if self._ari.ready else self._ari.status
 
     async def settle(self, timeout_s: float) -> None:

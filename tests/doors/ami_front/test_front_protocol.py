@@ -1,7 +1,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from audiofork.doors.ami_front_protocol import (
@@ -17,9 +17,6 @@ from audiofork.doors.ami_front_protocol import (
     OwnAction,
 )
 from audiofork.forks.requests import StartFork, StopFork, parse_request
-
-# A busy machine is no reason for a test to fail.
-patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 PING = b"Action: Ping\r\nActionID: 1\r\n\r\n"
 START = b"Action: AudioFork\r\nChannel: SIP/1\r\nWsServer: ws://h/\r\nActionID: 7\r\n\r\n"
@@ -234,7 +231,6 @@ PIECES = st.one_of(
 )
 
 
-@patient
 @given(st.lists(PIECES, max_size=20), st.lists(st.integers(0, 10**6), max_size=8))
 @example([b"Action: AudioFork\r\n", b"x" * 1023, b"\r\n", PING], [])
 def test_any_bytes_in_any_split_are_forwarded_but_for_our_actions(
@@ -251,7 +247,6 @@ def test_any_bytes_in_any_split_are_forwarded_but_for_our_actions(
         action.error("why")
 
 
-@patient
 @given(st.lists(PIECES, max_size=8))
 def test_any_bytes_one_by_one_are_forwarded_but_for_our_actions(pieces: list[bytes]) -> None:
     stream = b"".join(pieces)
@@ -481,7 +476,6 @@ MESSAGES = st.lists(
 )
 
 
-@patient
 @given(MESSAGES, MESSAGES, st.lists(st.integers(0, 10**6), max_size=10))
 def test_probe_and_insert_leave_the_stream_whole_in_any_split(
     before: list[bytes], after: list[bytes], cuts: list[int]
