@@ -107,7 +107,7 @@ Put it through URIENCODE, such as
   ${URIENCODE(${EXTEN})}
 or give the URL by a variable, which is read whole:
   Set(AUDIOFORK_URL=ws://127.0.0.1:8080/?called=${URIENCODE(${EXTEN})})
-  Gosub(audiofork,start,1())"""
+  ExecIf(${DIALPLAN_EXISTS(audiofork,start,1)}?Gosub(audiofork,start,1()))"""
 
 
 def http_conf(url: str) -> str:
