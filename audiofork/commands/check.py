@@ -23,8 +23,9 @@ from audiofork.asterisk.ami_protocol import CHECK_COMMAND, CheckRaised, Event
 from audiofork.asterisk.taps.choice import SET_ARI, site_of
 from audiofork.asterisk.taps.ways import NARROW_RATE, Site, Wish, best_way, known_faults, ways_for
 from audiofork.asterisk.versions import UNKNOWN, Version
-from audiofork.commands import caller_data, remedies
+from audiofork.commands import remedies
 from audiofork.commands.check_audio import WIDE_RATE, AudioCheck, connects_for
+from audiofork.commands.check_dialplan import DialplanCheck
 from audiofork.commands.findings import Finding, Findings, Outcome
 from audiofork.commands.probe import Events
 from audiofork.config import Config
@@ -45,7 +46,6 @@ from audiofork.link.messages import Direction
 from audiofork.system import FILES_PER_FORK, FURTHER_FILES
 
 MAX_CLOCK_DIFFERENCE_S = 2.0
-MAX_WARNINGS = 10  # of one kind
 
 _DENIED = "Permission denied"
 # What each class is tried with: actions that lack what they need to do anything.
@@ -197,8 +197,8 @@ class Check:
                 await self._check_rights(ami)
                 await self._check_clock(ami)
                 await self._check_requests_come(ami)
-                await self._check_dialplan(ami)
-                await self._check_caller_data(ami)
+                if not await DialplanCheck(self._findings).run(ami):
+                    self._can_snoop = False
                 if await self._check_modules(ami):
                     await self._check_audio(ami)
                 self._tell_what_forks_get()
@@ -275,50 +275,9 @@ class Check:
         ami.raise_event("AudioFork", [("Command", CHECK_COMMAND), ("AudioForkID", token), *more])
         return lambda event: isinstance(event, CheckRaised) and event.token == token
 
-    async def _check_dialplan(self, ami: Ami) -> None:
-        """See whether there is what legs by ARI are sent to."""
-        if not self._by_ari:
-            return
-        from audiofork.asterisk.taps.snoop import CONTEXT, EXTENSIONS
-
-        try:
-            lines = await ami.list("ShowDialPlan", [("Context", CONTEXT)])
-        except AmiActionFailed as exc:
-            if exc.message == _DENIED:
-                self._findings.skip("dialplan: to look into it needs write = reporting")
-                return
-            lines = []  # there is no such context
-        present = {line.get("extension") for line in lines}
-        missing = [name for name in EXTENSIONS.values() if name not in present]
-        if not missing:
-            self._findings.ok(
-                f"dialplan: the context {CONTEXT} has {' and '.join(EXTENSIONS.values())}"
-            )
-            return
-        what = f"has no extension {' and '.join(missing)}" if lines else "is missing"
-        self._can_snoop = False
-        self._findings.fail(f"dialplan: the context {CONTEXT} {what}", remedies.INCLUDE_EXTENSIONS)
-
-    async def _check_caller_data(self, ami: Ami) -> None:
-        """Warn of requests of the dialplan that a caller could add to."""
-        try:
-            found = list(caller_data.warnings(await ami.list("ShowDialPlan")))
-        except AmiError as exc:  # it may be denied, empty, or too long for the time limit
-            self._findings.skip(f"caller data: the dialplan cannot be looked into: {exc}")
-            return
-        if not found:
-            self._findings.ok("caller data: none stands bare in a request of the dialplan")
-            return
-        *others, last = found[:MAX_WARNINGS]
-        for text in others:
-            self._findings.warn(f"caller data: {text}", "")
-        more = len(found) - MAX_WARNINGS
-        suffix = f" (and {more} more)" if more > 0 else ""
-        self._findings.warn(f"caller data: {last}{suffix}", remedies.CALLER_DATA)
-
     def _modules(self) -> list[str]:
         """Return the modules that legs need, by each tap that the daemon would use."""
-        modules = list(remedies.AUDIOSOCKET_MODULES)
+        modules = [*remedies.AUDIOSOCKET_MODULES, *remedies.DIALPLAN_MODULES]
         if self._config.asterisk.tap != "snoop":
             modules.append(remedies.CHANSPY_MODULE)
         if self._by_ari:

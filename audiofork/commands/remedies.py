@@ -12,6 +12,11 @@ AUDIOSOCKET_MODULES = ("chan_audiosocket.so", "res_audiosocket.so")
 CHANSPY_MODULE = "app_chanspy.so"
 ARI_MODULES = ("res_ari.so", "res_ari_channels.so", "res_ari_events.so", "res_ari_applications.so")
 STASIS_MODULE = "app_stasis.so"
+# What the shipped dialplan and the lines that call it run.
+DIALPLAN_MODULES = (
+    *("app_exec.so", "app_stack.so", "app_userevent.so", "app_verbose.so"),
+    *("func_base64.so", "func_callerid.so", "func_dialplan.so", "func_logic.so", "func_strings.so"),
+)
 # What runs where legs by ARI are sent to.
 LEG_MODULES = {Connects.APPLICATION: "app_audiosocket.so", Connects.DIAL: "app_dial.so"}
 # One of them is enough; of several Asterisk takes timerfd.
@@ -91,11 +96,23 @@ In ari.conf:
 {load(*ARI_MODULES)}
 [ari] url has to name what asterisk -rx "http show status" tells, and end with /ari."""
 INCLUDE_EXTENSIONS = """\
-Copy the shipped extensions_audiofork.conf, in place of an older one, beside extensions.conf, and \
-add to the end of that
+Run audiofork setup, as root on Asterisk's machine. By hand: copy the shipped \
+extensions_audiofork.conf, in place of an older one, beside extensions.conf (asterisk -rx \
+"core show settings" tells the folder), and add to the end of that (with FreePBX, of \
+extensions_custom.conf), if it is not there,
   #include extensions_audiofork.conf
 then run
   asterisk -rx "dialplan reload\""""
+
+NEWER_EXTENSIONS = (
+    "The daemon is older than that file: after an upgrade, systemctl restart audiofork. If it is "
+    "the version that you want, run audiofork setup, which puts its own file in place."
+)
+EDITED_EXTENSIONS = (
+    "If you have not meant that, put the shipped file in its place (audiofork setup does), and run "
+    'asterisk -rx "dialplan reload". What you want changed belongs into contexts of your own: the '
+    "next version of the file would undo it."
+)
 
 NAME_HOSTS = (
     "Whoever may start a fork, each AMI user with write = user say, can send any call there. Name "

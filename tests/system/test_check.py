@@ -235,7 +235,7 @@ async def test_asterisk_with_ari_has_no_fault_and_brings_legs_by_it_within_4_s(
     texts = [finding.text for finding in findings]
     address = f"http://127.0.0.1:{checked.http_port}/ari"
     assert f"ARI: audiofork may write at {address}" in texts
-    assert "dialplan: the context audiofork-leg has narrow and wide" in texts
+    assert "dialplan: audiofork and audiofork-leg are there, as shipped (version 1)" in texts
     assert any(text.startswith("audio: 5") or text.startswith("audio: 4") for text in texts)
     for rate in (8000, 16000):
         (snoop,) = [text for text in texts if text.startswith(f"snoop at {rate} Hz: ")]
@@ -414,18 +414,39 @@ async def test_url_that_is_not_that_of_ari_is_a_fault(checked: Asterisk) -> None
         ("context audiofork-leg", "is missing"),
         ("extension narrow@audiofork-leg", "has no extension narrow"),
         ("extension wide@audiofork-leg", "has no extension wide"),
+        ("context audiofork", "is missing; a bare Gosub into audiofork ends the call"),
+        (
+            "extension clean@audiofork",
+            "has no extension clean; a bare Gosub into audiofork ends the call",
+        ),
     ],
 )
+@pytest.mark.parametrize("by_ari", [False, True], ids=["chanspy", "ari"])
 async def test_missing_part_of_the_dialplan_is_named(
-    checked: Asterisk, removed: str, what: str
+    checked: Asterisk, removed: str, what: str, by_ari: bool
 ) -> None:
     checked.cli(f"dialplan remove {removed}")
     try:
-        found = await only_failure(checked, with_ari(checked))
+        found = await only_failure(checked, (with_ari if by_ari else configured)(checked))
     finally:
         checked.cli("dialplan reload")
-    assert found.text == f"dialplan: the context audiofork-leg {what}"
+    context = removed.split("@")[-1].removeprefix("context ")
+    assert found.text == f"dialplan: the context {context} {what}"
     assert "\n  #include extensions_audiofork.conf\n" in found.remedy
+
+
+async def test_edited_or_older_dialplan_is_told(checked: Asterisk) -> None:
+    checked.cli("dialplan remove extension version@audiofork")
+    older = await only_failure(checked, configured(checked))
+    assert older.text.endswith("_audiofork.conf is older (version 0) than this daemon's (1)")
+    checked.cli("dialplan reload")
+    checked.cli("dialplan add extension extra,1,NoOp into audiofork")
+    outcome, findings = await findings_of(checked, configured(checked))
+    checked.cli("dialplan remove extension extra@audiofork")
+    assert "dialplan: extensions_audiofork.conf has been edited" in [
+        finding.text for finding in findings if finding.mark is Mark.WARN
+    ]
+    assert outcome is Outcome.FINE
 
 
 async def test_user_without_reporting_learns_of_a_missing_context_from_the_trial(
@@ -524,12 +545,8 @@ async def test_missing_chanspy_is_no_fault_where_the_snoop_is_required(checked: 
 
 
 async def test_nothing_of_ari_is_looked_at_where_chanspy_is_required(checked: Asterisk) -> None:
-    checked.cli("dialplan remove context audiofork-leg")
-    try:
-        with without(checked, "res_ari_channels.so"):
-            outcome, findings = await findings_of(checked, with_tap(checked, "chanspy"))
-    finally:
-        checked.cli("dialplan reload")
+    with without(checked, "res_ari_channels.so"):
+        outcome, findings = await findings_of(checked, with_tap(checked, "chanspy"))
     assert failures(findings) == []
     assert outcome is Outcome.FINE
     assert "ARI: not used ([asterisk] tap = chanspy): legs come by ChanSpy, at 8000 Hz" in [
@@ -558,7 +575,8 @@ async def test_who_does_as_the_check_says_comes_from_nothing_to_no_fault() -> No
         address = f"http://127.0.0.1:{asterisk.http_port}/ari"
         assert told == [
             f"ARI at {address}: Connection refused",
-            "dialplan: the context audiofork-leg is missing",
+            "dialplan: the context audiofork is missing, the context audiofork-leg is missing; "
+            "a bare Gosub into audiofork ends the call",
             f"ARI at {address}: 404: Not Found",
             "ARI: Asterisk's REST interface refused audiofork: Authentication required",
         ]
