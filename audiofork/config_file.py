@@ -10,11 +10,11 @@ import dataclasses
 import os
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from audiofork.config import EXAMPLES, NAMED_SECTIONS, SECTIONS, Config
+from audiofork.config import EXAMPLES, NAMED_SECTIONS, SECTIONS, Config, ControlConfig
 from audiofork.config_values import MAX_PORT, text, word
 from audiofork.errors import ConfigError
 from audiofork.files import read_file
@@ -36,25 +36,46 @@ _INTRO = """\
 _Section = TypeVar("_Section")
 
 
-def load(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
+def load(
+    path: Path,
+    environment: Mapping[str, str] = os.environ,
+    *,
+    secrets_of: Sequence[str] = ("asterisk", "ari"),
+) -> Config:
     """Read a configuration file.
 
     Args:
         path: An ini file; `;` and `#` begin comments.
         environment: AUDIOFORK_SECTION_OPTION in it overrides the file.
+        secrets_of: The sections whose secrets are read where they have a file of their own.
 
     Raises:
         ConfigError: The file cannot be read or holds something that is not known or not allowed.
     """
+    return parse(_content_of(path), environment, source=str(path), secrets_of=secrets_of)
+
+
+def load_control(path: Path, environment: Mapping[str, str] = os.environ) -> ControlConfig:
+    """Read [control] of a configuration file, and nothing else: no secret, no other section.
+
+    Raises:
+        ConfigError: The file cannot be read, is no ini file, or that section cannot be used.
+    """
+    content = _content_of(path)
+    ini = _ini_of(content, str(path))
+    if ini.has_section("control"):
+        _refuse_unknown_options("control", ini, content, str(path))
+    return _read_section("control", ControlConfig, ini, environment, content, str(path))
+
+
+def _content_of(path: Path) -> str:
     try:
-        content = read_file(path).decode("utf-8-sig")  # editors of Windows begin with a mark
+        return read_file(path).decode("utf-8-sig")  # editors of Windows begin with a mark
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: {exc}") from exc
-    return parse(content, environment, source=str(path))
 
 
-def parse(content: str, environment: Mapping[str, str], *, source: str) -> Config:
-    """Parse the text of a configuration file; see `load`."""
+def _ini_of(content: str, source: str) -> configparser.RawConfigParser:
     ini = configparser.RawConfigParser(
         inline_comment_prefixes=(";",), comment_prefixes=(";", "#"), default_section=""
     )
@@ -67,6 +88,18 @@ def parse(content: str, environment: Mapping[str, str], *, source: str) -> Confi
     ) as exc:
         # Without the cause, which quotes lines of the file: one may hold the secret.
         raise ConfigError(f"{source}:{_what_is_wrong(exc)}") from None
+    return ini
+
+
+def parse(
+    content: str,
+    environment: Mapping[str, str],
+    *,
+    source: str,
+    secrets_of: Sequence[str] = ("asterisk", "ari"),
+) -> Config:
+    """Parse the text of a configuration file; see `load`."""
+    ini = _ini_of(content, source)
     _refuse_unknown(ini, content, source)
     sections: dict[str, Any] = {
         name: _read_section(name, section_type, ini, environment, content, source)
@@ -83,7 +116,7 @@ def parse(content: str, environment: Mapping[str, str], *, source: str) -> Confi
     _check_commands(config, content, source)
     _check_ports(config, source)
     _check_tap(config, source)
-    return _with_secrets(config, source)
+    return _with_secrets(config, source, secrets_of)
 
 
 def _what_is_wrong(
@@ -103,15 +136,21 @@ def _what_is_wrong(
 
 def _refuse_unknown(ini: configparser.RawConfigParser, content: str, source: str) -> None:
     for section in ini.sections():
-        try:
-            known = {option.name for option in dataclasses.fields(_type_of(section))}
-        except ValueError as exc:
-            line = _line_of(content, section, None)
-            raise ConfigError(f"{source}:{line}: {exc}") from None
-        for option in ini.options(section):
-            if option not in known:
-                line = _line_of(content, section, option)
-                raise ConfigError(f"{source}:{line}: unknown option {option} in [{section}]")
+        _refuse_unknown_options(section, ini, content, source)
+
+
+def _refuse_unknown_options(
+    section: str, ini: configparser.RawConfigParser, content: str, source: str
+) -> None:
+    try:
+        known = {option.name for option in dataclasses.fields(_type_of(section))}
+    except ValueError as exc:
+        line = _line_of(content, section, None)
+        raise ConfigError(f"{source}:{line}: {exc}") from None
+    for option in ini.options(section):
+        if option not in known:
+            line = _line_of(content, section, option)
+            raise ConfigError(f"{source}:{line}: unknown option {option} in [{section}]")
 
 
 def _type_of(section: str) -> type[Any]:
@@ -206,9 +245,11 @@ def _line_of(content: str, section: str, option: str | None) -> int:
     return 0
 
 
-def _with_secrets(config: Config, source: str) -> Config:
-    """Read each secret that has a file of its own from there."""
+def _with_secrets(config: Config, source: str, sections: Sequence[str]) -> Config:
+    """Read each secret of these sections that has a file of its own from there."""
     for section, option in (("asterisk", "secret"), ("ari", "password")):
+        if section not in sections:
+            continue
         values = getattr(config, section)
         path = os.path.expandvars(getattr(values, f"{option}_file"))
         if path:

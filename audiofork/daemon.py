@@ -21,6 +21,7 @@ from audiofork.asterisk.taps.ways import known_faults
 from audiofork.config import Config
 from audiofork.doors.ami_events import AmiEvents
 from audiofork.doors.ami_front import Front
+from audiofork.doors.check_process import CheckProcess
 from audiofork.doors.control_socket import ControlSocket
 from audiofork.doors.user_event import UserEvents
 from audiofork.errors import AmiError, CannotListen, ConfigError
@@ -169,7 +170,11 @@ class Daemon:
 
     async def _open_socket(self, path: Path) -> None:
         control = ControlSocket(
-            path, self.forks.ask, self.forks.views, lambda: self.forks.legs_left
+            path,
+            self.forks.ask,
+            self.forks.views,
+            lambda: self.forks.legs_left,
+            CheckProcess(self._path).run,
         )
         try:
             await control.start()

@@ -24,8 +24,9 @@ TIMERFD = "res_timing_timerfd.so"
 TIMING_MODULES = ("res_timing_pthread.so", TIMERFD, "res_timing_dahdi.so")
 
 NO_SECRET = (
-    "Set [asterisk] secret or secret_file to the secret of the user in manager.conf. Where systemd "
-    "hands the secret to the service, give it to this command as well: "
+    "Run audiofork setup, or set [asterisk] secret_file to a file with the secret of the user in "
+    "manager.conf. Where systemd hands it to the service (LoadCredential), start the daemon, which "
+    "then checks itself; or let this command read the same file: "
     "AUDIOFORK_ASTERISK_SECRET_FILE=/etc/audiofork/ami-secret audiofork check"
 )
 UNREACHABLE = (
@@ -76,9 +77,10 @@ def load(*modules: str) -> str:
 
 RELOAD_ARI = 'then run\n  asterisk -rx "module reload res_ari.so"'
 NO_PASSWORD = (
-    "Set [ari] password or password_file to the password of the user in ari.conf. Where systemd "
-    "hands it to the service, give it to this command as well: AUDIOFORK_ARI_PASSWORD_FILE=FILE "
-    "audiofork check"
+    "Run audiofork setup, or set [ari] password_file to a file with the password of the user in "
+    "ari.conf. Where systemd hands it to the service (LoadCredential), start the daemon, which then "
+    "checks itself; or let this command read the same file: "
+    "AUDIOFORK_ARI_PASSWORD_FILE=/etc/audiofork/ami-secret audiofork check"
 )
 HAVE_ARI = """\
 By ARI forks have in and out apart in every call, lose no frame to jitter, and can have wideband. \

@@ -2,12 +2,16 @@
 
 A Unix stream socket. One JSON object a line in, one JSON object a line out, as many on a
 connection as the client likes. A request has the fields of `requests.py`, each value a string,
-and a Command, which may also be ListAudioForks. An answer is one of
+and a Command, which may also be ListAudioForks or CheckAudioFork. An answer is one of
 
     {"ok": true, "forks": [...]}        ids; for ListAudioForks objects with the fields of ForkView
     {"ok": false, "code": "refused", "error": "No such channel"}
 
-where `code` is one of the values of `Code`.
+where `code` is one of the values of `Code`. CheckAudioFork is answered by a line for each line of
+the check, which the daemon has done by a process of its own, and one for its end:
+
+    {"ok": true, "line": "ok    login: ..."}
+    {"ok": true, "exit_code": 0}
 """
 
 from __future__ import annotations
@@ -22,11 +26,18 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from audiofork.errors import AmiError, AmiTimeout, AmiUnavailable, ConfigError, RequestRefused
+from audiofork.errors import (
+    AmiError,
+    AmiTimeout,
+    AmiUnavailable,
+    ConfigError,
+    DaemonBusy,
+    RequestRefused,
+)
 from audiofork.forks.requests import MUTE, START, STOP, Origin, Request, parse_request
 from audiofork.text import printable
 
@@ -36,7 +47,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LIST = "listaudioforks"
-COMMANDS = frozenset({START, STOP, MUTE, LIST})
+CHECK = "checkaudiofork"
+COMMANDS = frozenset({START, STOP, MUTE, LIST, CHECK})
 
 MAX_LINE_BYTES = 65_536
 MAX_CONNECTIONS = 256
@@ -56,8 +68,13 @@ class Code(enum.StrEnum):
     """The request cannot be granted; `error` says why."""
     ASTERISK = "asterisk"
     """Asterisk cannot be reached, or does not answer."""
+    BUSY = "busy"
+    """The daemon does this for somebody else; `error` says what to do."""
     FAULT = "fault"
     """A bug of the daemon's; its log has a traceback."""
+
+
+RunCheck = Callable[[Mapping[str, str]], AsyncGenerator[dict[str, Any]]]
 
 
 class ControlSocket:
@@ -72,6 +89,8 @@ class ControlSocket:
             RequestRefused or AmiError.
         list_forks: Returns the forks there are.
         legs_left: Returns how many legs of ended forks Asterisk still has.
+        check: Runs a check, and yields the answers to who asked for it, but for `ok`; None: it
+            is refused.
     """
 
     def __init__(
@@ -80,11 +99,13 @@ class ControlSocket:
         ask: Callable[[Request], Awaitable[list[str]]],
         list_forks: Callable[[], Awaitable[list[ForkView]]],
         legs_left: Callable[[], int] = lambda: 0,
+        check: RunCheck | None = None,
     ) -> None:
         self._path = path
         self._ask = ask
         self._list = list_forks
         self._legs_left = legs_left
+        self._check = check
         self._server: asyncio.Server | None = None
         self._inode = 0
         self._closed = False
@@ -154,25 +175,40 @@ class ControlSocket:
                 return  # where the next line begins nobody knows
             if not line:
                 return
-            await _send(writer, await self._answer(line, origin))
+            # Closed at once where the client is gone: what is still being done for it ends.
+            async with contextlib.aclosing(self._answers(line, origin)) as answers:
+                async for answer in answers:
+                    await _send(writer, answer)
 
-    async def _answer(self, line: bytes, origin: Origin) -> dict[str, Any]:
-        """Return the answer to a line; whatever the line holds, it is one of the documented."""
+    async def _answers(self, line: bytes, origin: Origin) -> AsyncGenerator[dict[str, Any]]:
+        """Yield the answers to a line; whatever the line holds, they are the documented ones."""
         try:
             fields = parse_line(line)
-            if command_of(fields) == LIST:
-                forks = [_plain(view) for view in await self._list()]
-                return {"ok": True, "forks": forks, "legs_left": self._legs_left()}
-            return {"ok": True, "forks": await self._ask(parse_request(fields, origin))}
+            if command_of(fields) == CHECK:
+                if self._check is None:
+                    raise RequestRefused("this daemon runs no checks")
+                async with contextlib.aclosing(self._check(_lower(fields))) as parts:
+                    async for part in parts:
+                        yield {"ok": True, **part}
+            else:
+                yield {"ok": True, **await self._answer(fields, origin)}
         except RequestRefused as exc:
-            return _refusal(str(exc))
+            yield _refusal(str(exc))
+        except DaemonBusy as exc:
+            yield _refusal(str(exc), Code.BUSY)
         except AmiError as exc:
             away = isinstance(exc, AmiUnavailable | AmiTimeout)
             text = f"Asterisk cannot be asked: {exc}"
-            return _refusal(text, Code.ASTERISK if away else Code.REFUSED)
+            yield _refusal(text, Code.ASTERISK if away else Code.REFUSED)
         except Exception:
             log.exception("a request of the control socket could not be handled")
-            return _refusal("a fault of the daemon; its log says more", Code.FAULT)
+            yield _refusal("a fault of the daemon; its log says more", Code.FAULT)
+
+    async def _answer(self, fields: dict[str, str], origin: Origin) -> dict[str, Any]:
+        if command_of(fields) == LIST:
+            forks = [_plain(view) for view in await self._list()]
+            return {"forks": forks, "legs_left": self._legs_left()}
+        return {"forks": await self._ask(parse_request(fields, origin))}
 
 
 async def _read_line(reader: asyncio.StreamReader) -> bytes:
@@ -226,13 +262,17 @@ def command_of(fields: dict[str, str]) -> str:
     Raises:
         RequestRefused: It is missing or not known; parse_request would take it for a start.
     """
-    lower = {name.lower(): value for name, value in fields.items()}
-    command = lower.get("command", "").strip(" \t").lower()
+    command = _lower(fields).get("command", "").strip(" \t").lower()
     if command not in COMMANDS:
         raise RequestRefused(
-            "Command: expected StartAudioFork, StopAudioFork, AudioForkMute or ListAudioForks"
+            "Command: expected StartAudioFork, StopAudioFork, AudioForkMute, ListAudioForks or "
+            "CheckAudioFork"
         )
     return command
+
+
+def _lower(fields: dict[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in fields.items()}
 
 
 def _refusal(text: str, code: Code = Code.REFUSED) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from audiofork.errors import (
     AmiTimeout,
     AmiUnavailable,
     ConfigError,
+    DaemonBusy,
     NoSuchChannel,
     RequestRefused,
 )
@@ -61,6 +62,8 @@ class Registry:
         self.error: Exception | None = None
         self.views = [VIEW]
         self.legs_left = 0
+        self.checks: list[dict[str, str]] = []
+        self.checks_ended = 0
         self.go_on = asyncio.Event()
         self.go_on.set()
 
@@ -74,6 +77,17 @@ class Registry:
 
     async def list(self) -> list[ForkView]:
         return self.views
+
+    async def check(self, fields: Mapping[str, str]) -> AsyncGenerator[dict[str, Any]]:
+        self.checks.append(dict(fields))
+        try:
+            yield {"line": "ok    one"}
+            await self.go_on.wait()
+            if self.error is not None:
+                raise self.error
+            yield {"exit_code": 1}
+        finally:
+            self.checks_ended += 1
 
 
 class Client:
@@ -122,7 +136,9 @@ async def registry() -> Registry:
 
 @pytest.fixture
 async def server(path: Path, registry: Registry) -> AsyncIterator[ControlSocket]:
-    one = ControlSocket(path, registry.ask, registry.list, lambda: registry.legs_left)
+    one = ControlSocket(
+        path, registry.ask, registry.list, lambda: registry.legs_left, registry.check
+    )
     await one.start()
     yield one
     await one.close()
@@ -206,9 +222,78 @@ async def test_last_line_without_its_end_is_answered_and_the_connection_closed(
     assert json.loads(await client.rest())["ok"] is True
 
 
+# --- Checks --------------------------------------------------------------------------------------
+
+CHECK = {"Command": "CheckAudioFork", "Config": "/etc/audiofork/audiofork.ini"}
+
+
+async def test_check_is_answered_line_by_line_and_the_next_request_after_it(
+    client: Client, registry: Registry
+) -> None:
+    registry.go_on.clear()
+    client.send(CHECK, LIST)
+    assert await client.answer() == {"ok": True, "line": "ok    one"}
+    registry.go_on.set()
+    assert await client.answer() == {"ok": True, "exit_code": 1}
+    assert "forks" in await client.answer()
+    assert registry.checks == [{"command": "CheckAudioFork", "config": CHECK["Config"]}]
+
+
+async def test_check_keeps_no_other_connection_waiting(
+    clients: list[Client], path: Path, registry: Registry
+) -> None:
+    registry.go_on.clear()
+    one, other = await connect(clients, path), await connect(clients, path)
+    await one.ask(CHECK)
+    assert (await other.ask(LIST))["ok"]
+    registry.go_on.set()
+    assert "exit_code" in await one.answer()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RequestRefused("it runs with /x.ini"), "refused"),
+        (DaemonBusy("another check runs"), "busy"),
+        (TimeoutError(), "fault"),
+    ],
+)
+async def test_check_that_fails_says_so_after_its_lines(
+    client: Client, registry: Registry, error: Exception, code: str
+) -> None:
+    registry.error = error
+    assert (await client.ask(CHECK))["line"] == "ok    one"
+    answer = await client.answer()
+    assert (answer["ok"], answer["code"]) == (False, code)
+    assert registry.checks_ended == 1
+
+
+async def test_check_of_a_daemon_that_stops_is_ended(
+    client: Client, registry: Registry, server: ControlSocket
+) -> None:
+    registry.go_on.clear()
+    await client.ask(CHECK)
+    await server.close()
+    assert registry.checks_ended == 1
+
+
+async def test_check_is_refused_where_there_is_none(path: Path, registry: Registry) -> None:
+    server = ControlSocket(path, registry.ask, registry.list)
+    await server.start()
+    clients: list[Client] = []
+    answer = await (await connect(clients, path)).ask(CHECK)
+    assert answer == {"ok": False, "code": "refused", "error": "this daemon runs no checks"}
+    await clients[0].close()
+    await server.close()
+
+
 # --- Refusals ------------------------------------------------------------------------------------
 
 NOT_JSON = "expected a JSON object in one line of UTF-8"
+NO_COMMAND = (
+    "Command: expected StartAudioFork, StopAudioFork, AudioForkMute, ListAudioForks or "
+    "CheckAudioFork"
+)
 
 
 @pytest.mark.parametrize(
@@ -228,10 +313,13 @@ NOT_JSON = "expected a JSON object in one line of UTF-8"
         ('{"Command": "ListAudioForks"}'.encode("utf-8-sig"), NOT_JSON),
         (b'{"Command": 1}', "Command: expected a string"),
         (b'{"Command": "ListAudioForks", "Channel": null}', "Channel: expected a string"),
-        (b"{}", "Command: expected StartAudioFork, StopAudioFork, AudioForkMute or ListAudioForks"),
+        (
+            b"{}",
+            NO_COMMAND,
+        ),
         (
             b'{"Command": "rm -rf /", "Channel": "a", "WsServer": "ws://localhost/"}',
-            "Command: expected StartAudioFork, StopAudioFork, AudioForkMute or ListAudioForks",
+            NO_COMMAND,
         ),
         (b'{"Command": "StartAudioFork"}', "No channel specified"),
         (b'{"Command": "StartAudioFork", "Channel": "a"}', "WsServer: missing"),

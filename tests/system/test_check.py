@@ -681,6 +681,93 @@ async def test_running_daemon_whose_file_limit_is_too_low_is_a_fault(checked: As
     assert "LimitNOFILE=5400" in found.remedy
 
 
+@pytest.fixture
+def secretive(checked: Asterisk, tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon that alone has the secrets, as the shipped service has them from systemd."""
+    (tmp_path / "ami-secret").write_text(f"{SECRET}\n")
+    file = "${CREDENTIALS_DIRECTORY}/ami-secret"
+    url = f"http://127.0.0.1:{checked.http_port}/ari"
+    sections = {
+        "asterisk": f"port = {checked.ami_port}\nsecret_file = {file}\n",
+        "ari": f"url = {url}\npassword_file = {file}\n",
+        "audiosocket": f"listen = 127.0.0.1:{free_tcp_port()}\n",
+    }
+    given = f"CREDENTIALS_DIRECTORY={tmp_path}"
+    with Daemon(
+        checked, sections, command=("env", given, sys.executable, "-m", "audiofork", "run")
+    ) as one:
+        yield one
+
+
+def run_beside(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "audiofork", *arguments, "-c", str(daemon.config)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+async def test_each_command_works_where_the_daemon_alone_has_the_secrets(
+    checked: Asterisk, secretive: Daemon
+) -> None:
+    async with (
+        SipUser("caller", ("127.0.0.1", checked.sip_port)) as caller,
+        AmiClient(checked) as ami,
+        Recorder() as recorder,
+    ):
+        target = await place_call(ami, caller)
+        target.call.talk()
+        url = recorder.url("/fork")
+        commands = [
+            ["list"],
+            ["start", target.channel, url, "--options", "D(in)"],
+            ["mute", target.channel, "on"],
+            ["check", "--taps"],
+            ["check"],
+            ["stop", target.channel],
+        ]
+        for command in commands:
+            done = await asyncio.to_thread(run_beside, secretive, *command)
+            assert (done.returncode, done.stderr) == (0, ""), done.stdout
+            assert "FAIL" not in done.stdout
+            if command == ["check"]:
+                assert done.stdout.startswith("ok    check: by the daemon that runs")
+                assert "daemon: runs, 1 forks" in done.stdout
+                assert "snoop at 16000 Hz: " in done.stdout
+        fork = await recorder.wait_closed("/fork")
+        assert fork.messages
+        await target.call.hangup()
+        await only_channels(ami)
+    assert run_beside(secretive, "check", "--here").returncode == 3
+    assert SECRET not in secretive.log()
+
+
+async def test_check_by_the_daemon_holds_up_none_of_its_forks(
+    checked: Asterisk, secretive: Daemon
+) -> None:
+    async with (
+        SipUser("caller", ("127.0.0.1", checked.sip_port)) as caller,
+        AmiClient(checked) as ami,
+        Recorder() as recorder,
+    ):
+        target = await place_call(ami, caller)
+        target.call.talk()
+        start_fork(ami, target.channel, recorder.url("/fork"), "D(stereo)")
+        fork = await recorder.wait_messages("/fork", 10)
+        began, frames = time.monotonic(), len(fork.messages)
+        both = [asyncio.to_thread(run_beside, secretive, "check") for _ in range(2)]
+        done = await asyncio.gather(*both)
+        gone_on = (len(fork.messages) - frames) / (time.monotonic() - began)
+        assert gone_on > 45
+        # One at a time.
+        assert sorted(one.returncode for one in done) == [0, 1]
+        assert [one.stderr for one in done if one.returncode] == [
+            "audiofork: another check runs; ask again in some seconds\n"
+        ]
+        await target.call.hangup()
+        await recorder.wait_closed("/fork")
+        await only_channels(ami)
+    assert "Traceback" not in secretive.log()
+    assert secretive.log().count("connected to ARI") == 1
+
+
 # --- The command ---------------------------------------------------------------------------------
 
 
@@ -701,7 +788,9 @@ def test_command_tells_its_findings_with_remedies_and_exits_with_0_1_3_or_4(
     path.write_text(text)
     fine = run_check(path)
     assert (fine.returncode, fine.stderr) == (0, "")
-    assert fine.stdout.startswith(f"ok    configuration: {path}\n")
+    assert fine.stdout.startswith(
+        f"skip  check: from here, by no daemon\nok    configuration: {path}\n"
+    )
     assert "FAIL" not in fine.stdout
     path.write_text(text.replace(SECRET, "wrong"))
     fault = run_check(path)
