@@ -26,6 +26,7 @@ from audiofork.asterisk.versions import UNKNOWN, Version
 from audiofork.commands import remedies
 from audiofork.commands.check_audio import WIDE_RATE, AudioCheck, connects_for
 from audiofork.commands.check_dialplan import DialplanCheck
+from audiofork.commands.check_port import KnownDaemon
 from audiofork.commands.findings import Finding, Findings, Outcome
 from audiofork.commands.probe import Events
 from audiofork.config import Config
@@ -83,7 +84,8 @@ class Check:
         self._findings = Findings(say)
         self._clock = clock
         self._daemon_pid = 0
-        self._daemon_runs = False
+        self._daemon = KnownDaemon()
+        self._requests_come = False
         self._by_ari = bool(config.ari.url) and config.asterisk.tap != "chanspy"
         self._can_snoop = self._by_ari
         self._may: set[str] = set()
@@ -108,13 +110,16 @@ class Check:
             return
         try:
             with Client(Path(path)) as client:
-                count = len(client.forks())
+                count, run_id = len(client.forks()), client.run_id()
                 self._daemon_pid = client.daemon_pid
         except AudioForkError as exc:
-            self._daemon_runs = not isinstance(exc, DaemonUnreachable)
+            # Somebody has made a socket there that we may not use.
+            is_closed_to_us = isinstance(exc.__cause__, PermissionError)
+            runs = is_closed_to_us or not isinstance(exc, DaemonUnreachable)
+            self._daemon = KnownDaemon(runs)
             self._findings.skip(f"daemon: {exc}")
             return
-        self._daemon_runs = True
+        self._daemon = KnownDaemon(True, run_id)
         self._findings.ok(f"daemon: runs, {count} forks")
 
     def _check_file_limit(self) -> None:
@@ -255,6 +260,7 @@ class Check:
             return
         forged = self._raise_check(ami, ("Value", _LIKE_AN_EMPTY_LINE))
         if await self._events.first(self._raise_check(ami)) is not None:
+            self._requests_come = True
             self._findings.ok("requests: UserEvent(AudioFork) comes back (read = user)")
             # What was raised first has come by now, if it comes at all.
             if await self._events.first(forged, timeout_s=0) is not None:
@@ -314,7 +320,8 @@ class Check:
             self._version,
             self._findings,
             self._events,
-            daemon_runs=self._daemon_runs,
+            daemon=self._daemon,
+            can_ask=self._requests_come,
             can_snoop=self._can_snoop,
         )
         await audio.run(ami)

@@ -303,12 +303,16 @@ class ProbeLegs:
         self.news_due = True
         return arrival.result()
 
-    async def knock(self, address: Address) -> None:
+    async def knock(self, address: Address, leg_uuid: str) -> None:
         """Have Asterisk connect to somebody else, and wait until that is over.
+
+        Args:
+            address: Where to.
+            leg_uuid: What it presents there.
 
         Raises: as `start`.
         """
-        await self._originate(str(uuid.uuid4()), address, "Wait", "1")
+        await self._originate(leg_uuid, address, "Wait", "1")
         news = await self._news_of(self.uniqueids[-1])
         if not isinstance(news, ChannelHangup):
             self._raise(news, "")

@@ -40,8 +40,14 @@ CLOCK = (
 )
 LISTEN = "[audiosocket] listen must be an address of this machine, such as 127.0.0.1:9093."
 TAKEN = (
-    "Find it by ss -ltnp and stop it, or choose another port in [audiosocket] listen. If it is the "
-    "daemon: it runs with another [control] socket, or you may not use that."
+    "ss -ltnp, as root, tells which program it is. Another one: stop it, or choose another port in "
+    "[audiosocket] listen and restart the daemon. The daemon: its log says whether it is connected "
+    "to this Asterisk; after an upgrade or a change of [audiosocket], systemctl restart audiofork."
+)
+RESTART = "Changes of [audiosocket] count from the next start: systemctl restart audiofork."
+OTHER_SOCKET = (
+    "The commands list, start, stop and mute cannot ask it. Let [control] socket name the one that "
+    "it was started with, or restart it (systemctl restart audiofork) if that has been removed."
 )
 ADVERTISE = (
     "[audiosocket] advertise (empty: listen) must be the address of this machine as Asterisk's "
@@ -78,8 +84,8 @@ def load(*modules: str) -> str:
 RELOAD_ARI = 'then run\n  asterisk -rx "module reload res_ari.so"'
 NO_PASSWORD = (
     "Run audiofork setup, or set [ari] password_file to a file with the password of the user in "
-    "ari.conf. Where systemd hands it to the service (LoadCredential), start the daemon, which then "
-    "checks itself; or let this command read the same file: "
+    "ari.conf. Where systemd hands it to the service (LoadCredential), start the daemon, which "
+    "then checks itself; or let this command read the same file: "
     "AUDIOFORK_ARI_PASSWORD_FILE=/etc/audiofork/ami-secret audiofork check"
 )
 HAVE_ARI = """\

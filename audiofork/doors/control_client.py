@@ -131,6 +131,10 @@ class Client:
             answer = self._next_answer()
         return int(answer["exit_code"])
 
+    def run_id(self) -> str:
+        """Return who the daemon is; empty if it is too old to tell."""
+        return str(self._answer_to({"Command": "ListAudioForks"}).get("run", ""))
+
     def _ask(self, fields: Mapping[str, str]) -> list[Any]:
         forks: list[Any] = self._answer_to(fields)["forks"]
         return forks

@@ -91,6 +91,7 @@ class ControlSocket:
         legs_left: Returns how many legs of ended forks Asterisk still has.
         check: Runs a check, and yields the answers to who asked for it, but for `ok`; None: it
             is refused.
+        run_id: Who this daemon is, of all there may be at this Asterisk.
     """
 
     def __init__(
@@ -100,12 +101,14 @@ class ControlSocket:
         list_forks: Callable[[], Awaitable[list[ForkView]]],
         legs_left: Callable[[], int] = lambda: 0,
         check: RunCheck | None = None,
+        run_id: str = "",
     ) -> None:
         self._path = path
         self._ask = ask
         self._list = list_forks
         self._legs_left = legs_left
         self._check = check
+        self._run_id = run_id
         self._server: asyncio.Server | None = None
         self._inode = 0
         self._closed = False
@@ -207,7 +210,7 @@ class ControlSocket:
     async def _answer(self, fields: dict[str, str], origin: Origin) -> dict[str, Any]:
         if command_of(fields) == LIST:
             forks = [_plain(view) for view in await self._list()]
-            return {"forks": forks, "legs_left": self._legs_left()}
+            return {"forks": forks, "legs_left": self._legs_left(), "run": self._run_id}
         return {"forks": await self._ask(parse_request(fields, origin))}
 
 

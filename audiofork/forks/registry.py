@@ -50,12 +50,12 @@ from audiofork.forks.tasks import Tasks
 from audiofork.link.messages import (
     EndReason,
     ForkReport,
+    ForksReport,
     ForkStats,
     LegAttached,
     LegLost,
     RelayAway,
     RelayLost,
-    Report,
     SendCommand,
     SinkMessage,
     SinkOpened,
@@ -244,7 +244,7 @@ class Forks:
 
     # --- From the relay ---
 
-    def on_report(self, report: Report) -> None:
+    def on_report(self, report: ForksReport) -> None:
         """Handle a report of the relay."""
         if isinstance(report, StatsTaken):
             self._statistics.on_taken(report)

@@ -18,6 +18,7 @@ import trustme
 
 from audiofork.asterisk.taps.ways import Site, known_faults, ways_for
 from audiofork.asterisk.versions import UNKNOWN, Version
+from audiofork.commands import check_port
 from audiofork.commands.check import Check, site_if_all_works, taps_of
 from audiofork.commands.check_dialplan import VERSION
 from audiofork.commands.findings import Finding, Mark
@@ -645,15 +646,35 @@ async def test_listen_address_of_another_machine_is_a_fault(asterisk: SpiedAster
     assert failures(findings)[0].startswith("AudioSocket: cannot listen on 192.0.2.1:9093: ")
 
 
-async def test_port_of_another_program_is_a_fault(asterisk: SpiedAsterisk, tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["", "{}/c.sock"], ids=["no socket", "socket"])
+async def test_port_of_another_program_is_a_fault(
+    asterisk: SpiedAsterisk, tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_port, "ANSWER_TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
-        settings = configured(
-            asterisk, audiosocket=f"listen = {listen}\n", control=f"socket = {tmp_path}/c.sock\n"
-        )
+        control = f"socket = {path.format(tmp_path)}\n"
+        settings = configured(asterisk, audiosocket=f"listen = {listen}\n", control=control)
         outcome, findings = await findings_of(settings)
     assert outcome == 1
-    assert failures(findings) == [f"AudioSocket: another program listens on {listen}"]
+    assert failures(findings) == [
+        f"AudioSocket: a program listens on {listen}, and a daemon of this Asterisk does not say "
+        "that it is"
+    ]
+
+
+async def test_who_has_the_port_is_not_told_while_requests_do_not_come(
+    asterisk: SpiedAsterisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiofork.commands.probe.EVENT_TIMEOUT_S", 0.1)
+    asterisk.answers["UserEvent"] = response
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        settings = configured(asterisk, audiosocket=f"listen = {listen}\n")
+        _, findings = await findings_of(settings)
+    (found,) = (one for one in findings if one.text.startswith("AudioSocket: a program"))
+    assert found.mark is Mark.SKIP
+    assert "read = user is missing" in failures(findings)[0]
 
 
 async def test_too_low_a_file_limit_is_a_fault_with_the_number_to_set(

@@ -37,6 +37,7 @@ from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork
 FORK_ID = "3f2a91c0-0000-4000-8000-000000000001"
 START = {"Command": "StartAudioFork", "Channel": "PJSIP/1-1", "WsServer": "ws://localhost/"}
 LIST = {"Command": "ListAudioForks"}
+RUN = "0d0d0d0d-0000-4000-8000-000000000001"
 VIEW = ForkView(
     id=FORK_ID,
     channel="PJSIP/1-1",
@@ -137,7 +138,7 @@ async def registry() -> Registry:
 @pytest.fixture
 async def server(path: Path, registry: Registry) -> AsyncIterator[ControlSocket]:
     one = ControlSocket(
-        path, registry.ask, registry.list, lambda: registry.legs_left, registry.check
+        path, registry.ask, registry.list, lambda: registry.legs_left, registry.check, RUN
     )
     await one.start()
     yield one
@@ -193,14 +194,19 @@ async def test_stop_and_mute_are_granted_with_the_ids(client: Client, registry: 
 
 
 async def test_list_shows_each_fork_with_all_its_fields(client: Client) -> None:
-    assert await client.ask(LIST) == {"ok": True, "forks": [asdict(VIEW)], "legs_left": 0}
+    assert await client.ask(LIST) == {
+        "ok": True,
+        "forks": [asdict(VIEW)],
+        "legs_left": 0,
+        "run": RUN,
+    }
 
 
 async def test_list_tells_how_many_legs_of_ended_forks_are_left(
     client: Client, registry: Registry
 ) -> None:
     registry.views, registry.legs_left = [], 3
-    assert await client.ask(LIST) == {"ok": True, "forks": [], "legs_left": 3}
+    assert await client.ask(LIST) == {"ok": True, "forks": [], "legs_left": 3, "run": RUN}
 
 
 async def test_list_of_1000_forks_arrives_whole(client: Client, registry: Registry) -> None:

@@ -610,7 +610,7 @@ async def test_running_daemon_is_reached_at_its_own_port_and_goes_on(checked: As
         texts = [finding.text for finding in findings]
         assert "daemon: runs, 0 forks" in texts
         address = f"127.0.0.1:{daemon.audiosocket_port}"
-        assert f"AudioSocket: Asterisk reaches the daemon at {address}" in texts
+        assert f"AudioSocket: Asterisk reaches the daemon at {address}, which says so" in texts
         assert any(text.endswith("in and out mixed by ChanSpy") for text in texts)
         assert daemon.exit_code is None
         assert "Traceback" not in daemon.log()
@@ -662,6 +662,117 @@ async def test_running_daemon_of_the_same_application_keeps_its_link_and_its_for
         assert "no connection to ARI" not in log
         assert log.count("connected to ARI") == 1
         assert "Traceback" not in log
+
+
+class Foreign:
+    """A program that accepts what comes to a port, and keeps it."""
+
+    async def __aenter__(self) -> Foreign:
+        self._peers: list[asyncio.StreamWriter] = []
+        self._server = await asyncio.start_server(self._keep, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def _keep(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._peers.append(writer)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for peer in self._peers:
+            peer.close()
+
+
+def beside(asterisk: Asterisk, daemon: Daemon, port: int, *, with_socket: bool) -> Config:
+    """Return the configuration of a daemon with another port in it."""
+    path = daemon.socket if with_socket else ""
+    return configured(
+        asterisk, audiosocket=f"listen = 127.0.0.1:{port}\n", control=f"socket = {path}\n"
+    )
+
+
+@pytest.mark.parametrize("with_socket", [False, True], ids=["no socket", "socket"])
+async def test_foreign_program_on_the_port_does_not_pass_for_the_daemon(
+    checked: Asterisk, with_socket: bool
+) -> None:
+    async with Foreign() as foreign:
+        # None, and then one that has another port of the same Asterisk.
+        settings = configured(
+            checked, audiosocket=f"listen = 127.0.0.1:{foreign.port}\n", control="socket =\n"
+        )
+        found = await only_failure(checked, settings)
+        assert found.text == (
+            f"AudioSocket: a program listens on 127.0.0.1:{foreign.port}, and a daemon of this "
+            "Asterisk does not say that it is"
+        )
+        assert "ss -ltnp" in found.remedy
+        with Daemon(checked) as daemon:
+            settings = beside(checked, daemon, foreign.port, with_socket=with_socket)
+            found = await only_failure(checked, settings)
+            assert found.text == (
+                f"AudioSocket: it is not the daemon that listens on 127.0.0.1:{foreign.port}"
+            )
+
+
+async def test_another_daemon_on_the_port_does_not_pass_for_that_of_the_socket(
+    checked: Asterisk,
+) -> None:
+    with Daemon(checked) as one, Daemon(checked) as other:
+        port = other.audiosocket_port
+        found = await only_failure(checked, beside(checked, one, port, with_socket=True))
+        assert found.text == f"AudioSocket: another daemon listens on 127.0.0.1:{port}"
+        settings = beside(checked, other, port, with_socket=True)
+        outcome, findings = await findings_of(checked, settings)
+        assert (outcome, failures(findings)) == (Outcome.FINE, [])
+        # Without a socket either is a daemon that says so.
+        outcome, _ = await findings_of(checked, beside(checked, other, port, with_socket=False))
+        assert outcome is Outcome.FINE
+        for daemon in (one, other):
+            assert "WARNING" not in daemon.log()
+
+
+async def test_daemon_of_the_port_that_cannot_be_asked_is_a_fault(
+    checked: Asterisk, tmp_path: Path
+) -> None:
+    with Daemon(checked) as daemon:
+        port = daemon.audiosocket_port
+        settings = configured(
+            checked,
+            audiosocket=f"listen = 127.0.0.1:{port}\n",
+            control=f"socket = {tmp_path}/gone.sock\n",
+        )
+        found = await only_failure(checked, settings)
+    assert found.text == (
+        f"daemon: one listens on 127.0.0.1:{port}, but not on [control] socket {tmp_path}/gone.sock"
+    )
+
+
+async def test_port_that_the_running_daemon_does_not_have_yet_is_a_fault(
+    checked: Asterisk,
+) -> None:
+    with Daemon(checked) as daemon:
+        port = free_tcp_port()
+        found = await only_failure(checked, beside(checked, daemon, port, with_socket=True))
+    assert found.text == (f"AudioSocket: the daemon that runs does not listen on 127.0.0.1:{port}")
+    assert "systemctl restart audiofork" in found.remedy
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_check_makes_no_daemon_log_anything(checked: Asterisk, workers: int) -> None:
+    first = 20000 + free_tcp_port() % 8000  # two in a row, below those that the kernel hands out
+    sections = {
+        "ari": ari_settings(checked),
+        "audiosocket": f"listen = 127.0.0.1:{first}\n",
+        "relay": f"workers = {workers}\n",
+    }
+    with Daemon(checked, sections) as daemon:
+        await daemon.says("connected to ARI")
+        before = daemon.log()
+        outcome, findings = await findings_of(checked, config_file.load(daemon.config, {}))
+        assert (outcome, failures(findings)) == (Outcome.FINE, [])
+        ports = [f"127.0.0.1:{first + number}" for number in range(workers)]
+        text = f"AudioSocket: Asterisk reaches the daemon at {' and '.join(ports)}, which says so"
+        assert text in [finding.text for finding in findings]
+        assert daemon.log() == before
 
 
 async def test_running_daemon_that_asterisk_cannot_reach_is_a_fault(
