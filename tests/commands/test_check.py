@@ -190,7 +190,7 @@ async def test_ari_that_is_not_configured_is_no_fault_and_says_how_to_have_it(
         "forks: in by chanspy, both by chanspy; out and stereo are refused, so is the mute of one "
         "side"
     )
-    assert "\n  [ari]\n  url = http://127.0.0.1:8088/ari\n  password = " in findings[-1].remedy
+    assert "\n  [ari]\n  url = http://127.0.0.1:8088/ari\n  password_file = " in findings[-1].remedy
 
 
 async def test_ari_that_is_not_wanted_is_left_alone(
@@ -246,7 +246,7 @@ async def test_ari_that_does_not_listen_is_a_fault_with_the_lines_of_http_conf(
 ) -> None:
     found = await ari_fault(asterisk, f"url = {url}\npassword = {PASSWORD}\n")
     assert found.text == f"ARI at {url}: Connection refused"
-    assert "In http.conf:" in found.remedy
+    assert "hand, in http.conf" in found.remedy
     for line in ("[general]", "enabled = yes", *lines, 'asterisk -rx "module reload http"'):
         assert f"\n  {line}\n" in found.remedy
 
@@ -258,7 +258,7 @@ async def test_ari_that_does_not_answer_is_a_fault(
     ari.answers["/ari/channels/audiofork-check"] = silence
     found = await ari_fault(asterisk, ari_section(ari))
     assert found.text.endswith("/ari: no answer within 0.05 s")
-    assert "In http.conf:" in found.remedy
+    assert "hand, in http.conf" in found.remedy
 
 
 async def test_neither_asterisk_nor_ari_there_is_unreachable() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import shutil
 import socket
@@ -583,20 +584,40 @@ async def test_who_does_as_the_check_says_comes_from_nothing_to_no_fault() -> No
 
 
 def follow(asterisk: Asterisk, found: Finding) -> None:
-    """Put the lines of a remedy into the file that it names last before them, and run the rest."""
+    """Do what a remedy says by hand: its indented lines are commands, or lines of a file.
+
+    The file is the one that is named last before them.
+    """
     etc = asterisk.folder / "etc"
     shutil.copy(ETC / "asterisk/extensions_audiofork.conf", etc)
-    before, _, _ = found.remedy.partition("\n  ")
-    name = re.findall(r"\b(?:http|ari|extensions)\.conf", before)[-1]
-    lines = [line[2:] for line in found.remedy.splitlines() if line.startswith("  ")]
-    commands = [line for line in lines if line.startswith("asterisk -rx")]
-    added = [line for line in lines if line not in commands]
-    text = "\n".join(added).replace("(that of [ari])", SECRET) + "\n"
-    file = etc / name
-    general = "" if added[0] == "[general]" else file.read_text()
-    file.write_text(general + "\n" + text)
-    for command in commands:
-        asterisk.cli(command.removeprefix('asterisk -rx "').removesuffix('"'))
+    before = ""
+    for indented, lines in itertools.groupby(
+        found.remedy.splitlines(), lambda line: line.startswith("  ")
+    ):
+        if not indented:
+            before += " ".join(lines)
+            continue
+        block = [line[2:] for line in lines]
+        if block[0].startswith("asterisk -rx"):
+            for command in block:
+                asterisk.cli(command.removeprefix('asterisk -rx "').removesuffix('"'))
+        elif block[0].startswith("install "):
+            for command in block:
+                command = command.replace(" -g asterisk", "").replace("/etc/asterisk", str(etc))
+                subprocess.run(command.split(), check=True, timeout=10)
+        else:
+            add(
+                etc / re.findall(r"\b(?:http|ari_audiofork|ari|extensions)\.conf", before)[-1],
+                block,
+            )
+    secret = etc / "ari_audiofork.conf"
+    assert not secret.exists() or secret.stat().st_mode & 0o777 == 0o640
+
+
+def add(file: Path, lines: list[str]) -> None:
+    """Add lines to a file, or let them replace it if they are its section [general]."""
+    before = "" if lines[0] == "[general]" else file.read_text()
+    file.write_text(before + "\n" + "\n".join(lines).replace("(that of [ari])", SECRET) + "\n")
 
 
 # --- Beside a daemon -----------------------------------------------------------------------------
