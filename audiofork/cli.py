@@ -20,7 +20,7 @@ import uvloop
 
 from audiofork import __version__, config, config_file, config_values, log
 from audiofork.commands import migrate as migration
-from audiofork.commands.check import Check, taps_of
+from audiofork.commands.check import Check, load, taps_of
 from audiofork.commands.findings import Finding, Mark
 from audiofork.commands.receiver import Receiver, tls_context
 from audiofork.commands.receiver_limits import GIB, Limits
@@ -113,11 +113,11 @@ def check(taps: bool, here: bool, path: Path, socket_path: Path | None) -> None:
     if not here:
         _check_by_daemon(taps, path, socket_path)
     try:
-        loaded = config_file.load(path)
         if taps:
-            _print_taps(loaded)
+            _print_taps(config_file.load(path, secrets_of=["asterisk"]))
             return
-        one = Check(loaded, lambda finding: _say(str(finding)))
+        loaded, unread = load(path)
+        one = Check(loaded, lambda finding: _say(str(finding)), unread=unread)
     except ConfigError as exc:
         _fail(str(exc), EXIT_CONFIG)
     _say(str(Finding(Mark.OK, f"configuration: {path}")))

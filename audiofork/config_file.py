@@ -31,6 +31,10 @@ _INTRO = """\
 """
 
 
+SECTIONS_WITH_SECRETS = ("asterisk", "ari")
+"""Those of which a secret may have a file of its own."""
+
+
 # --- Reading -------------------------------------------------------------------------------------
 
 _Section = TypeVar("_Section")
@@ -40,7 +44,7 @@ def load(
     path: Path,
     environment: Mapping[str, str] = os.environ,
     *,
-    secrets_of: Sequence[str] = ("asterisk", "ari"),
+    secrets_of: Sequence[str] = SECTIONS_WITH_SECRETS,
 ) -> Config:
     """Read a configuration file.
 
@@ -96,7 +100,7 @@ def parse(
     environment: Mapping[str, str],
     *,
     source: str,
-    secrets_of: Sequence[str] = ("asterisk", "ari"),
+    secrets_of: Sequence[str] = SECTIONS_WITH_SECRETS,
 ) -> Config:
     """Parse the text of a configuration file; see `load`."""
     ini = _ini_of(content, source)

@@ -14,10 +14,11 @@ import contextlib
 import resource
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from audiofork import config_file
 from audiofork.asterisk.ami import Ami, connected
 from audiofork.asterisk.ami_protocol import CHECK_COMMAND, CheckRaised, Event
 from audiofork.asterisk.taps.choice import SET_ARI, site_of
@@ -30,6 +31,7 @@ from audiofork.commands.check_port import KnownDaemon
 from audiofork.commands.findings import Finding, Findings, Outcome
 from audiofork.commands.probe import Events
 from audiofork.config import Config
+from audiofork.config_file import SECTIONS_WITH_SECRETS
 from audiofork.doors.control_client import Client
 from audiofork.errors import (
     AmiActionFailed,
@@ -39,6 +41,7 @@ from audiofork.errors import (
     AriLoginRefused,
     AriRefused,
     AudioForkError,
+    ConfigError,
     DaemonUnreachable,
 )
 from audiofork.forks.urls import hosts_at_will
@@ -68,6 +71,7 @@ class Check:
         config: What the daemon would run with.
         say: Gets each finding as soon as it is there.
         clock: Seconds since 1970.
+        unread: Why a secret could not be read, by its section: see `load`.
 
     Raises:
         ConfigError: The daemon could not be built with this configuration.
@@ -78,11 +82,13 @@ class Check:
         config: Config,
         say: Callable[[Finding], None],
         clock: Callable[[], float] = time.time,
+        unread: Mapping[str, str] | None = None,
     ) -> None:
         check_files(config)
         self._config = config
         self._findings = Findings(say)
         self._clock = clock
+        self._unread = unread or {}
         self._daemon_pid = 0
         self._daemon = KnownDaemon()
         self._requests_come = False
@@ -153,8 +159,9 @@ class Check:
         if not self._by_ari:
             self._tell_that_ari_is_not_used()
             return
-        if not config.password:
-            self._no_ari("ARI: no password is configured", remedies.NO_PASSWORD)
+        if "ari" in self._unread or not config.password:
+            why = self._unread.get("ari", "no password is configured")
+            self._no_ari(f"ARI: {why}", remedies.NO_PASSWORD)
             return
         from audiofork.asterisk.ari import Ari  # what it imports takes 10 MB
 
@@ -194,8 +201,9 @@ class Check:
 
     async def _check_asterisk(self) -> None:
         config = self._config.asterisk
-        if not config.secret:
-            self._findings.fail("login: no secret is configured", remedies.NO_SECRET)
+        if "asterisk" in self._unread or not config.secret:
+            why = self._unread.get("asterisk", "no secret is configured")
+            self._findings.fail(f"login: {why}", remedies.NO_SECRET)
             return
         try:
             async with connected(config, self._events.hear) as ami:
@@ -341,6 +349,26 @@ class Check:
         not_had = f"{' and '.join(refused)} are refused, so is the mute of one side"
         text = f"forks: {'; '.join(filter(None, (had, not_had)))}"
         self._findings.skip(text, "" if self._by_ari else remedies.HAVE_ARI)
+
+
+def load(path: Path) -> tuple[Config, dict[str, str]]:
+    """Return a configuration, and why a secret of it cannot be read, by its section.
+
+    Where systemd hands the secrets to the service, nobody else has them: the rest is to be checked
+    all the same.
+
+    Raises:
+        ConfigError: The file cannot be used.
+    """
+    config, unread = config_file.load(path, secrets_of=()), {}
+    for section in SECTIONS_WITH_SECRETS:
+        try:
+            loaded = config_file.load(path, secrets_of=[section])
+        except ConfigError as exc:
+            unread[section] = str(exc)
+        else:
+            config = replace(config, **{section: getattr(loaded, section)})
+    return config, unread
 
 
 def site_if_all_works(config: Config, version: Version) -> Site:

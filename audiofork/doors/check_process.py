@@ -20,8 +20,8 @@ from audiofork.errors import DaemonBusy, RequestRefused
 
 # Between two lines. A check that waits for something gives it up after some seconds.
 LINE_TIMEOUT_S = 60.0
-# From SIGINT on it hangs up its legs.
-END_TIMEOUT_S = 2.0
+# From SIGINT on it hangs up its legs. A daemon that stops has 3 s for all that it has to end.
+END_TIMEOUT_S = 1.0
 BY_THE_DAEMON = "ok    check: by the daemon that runs, with its secrets and in its sandbox"
 # What systemd tells the daemon alone.
 _NOT_INHERITED = ("NOTIFY_", "WATCHDOG_")

@@ -162,6 +162,9 @@ class ControlSocket:
                 await writer.wait_closed()
         except (OSError, TimeoutError):
             pass  # the client is gone, or does not read
+        except asyncio.CancelledError:
+            if not self._closed:  # by `close`; asyncio would log that with a traceback
+                raise
         except Exception:
             log.exception("a fault while a control connection was served")
         finally:

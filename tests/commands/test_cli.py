@@ -594,3 +594,18 @@ def test_sweep_needs_the_secret_of_ami_alone(config: Path, tmp_path: Path) -> No
     assert CliRunner().invoke(main, ["sweep", "-c", str(config)]).exit_code == 4
     config.write_text(text + "secret_file = /none\n")
     assert CliRunner().invoke(main, ["sweep", "-c", str(config)]).exit_code == 3
+
+
+def test_check_from_here_checks_the_rest_where_a_secret_cannot_be_read(
+    config: Path, tmp_path: Path
+) -> None:
+    config.write_text(
+        "[asterisk]\nport = 9\nsecret = x\nsecret_file = ${CREDENTIALS_DIRECTORY}/s\n"
+        "[ari]\nurl = http://127.0.0.1:9/ari\npassword_file = ${CREDENTIALS_DIRECTORY}/s\n"
+        f"[control]\nsocket = {tmp_path}/none.sock\n"
+    )
+    result = CliRunner().invoke(main, ["check", "-c", str(config)])
+    assert result.exit_code == 1
+    assert f"FAIL  login: {config}: [asterisk] secret_file: " in result.output
+    assert f"FAIL  ARI: {config}: [ari] password_file: " in result.output
+    assert "ok    open files: " in result.output

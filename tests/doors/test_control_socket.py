@@ -283,6 +283,16 @@ async def test_check_of_a_daemon_that_stops_is_ended(
     assert registry.checks_ended == 1
 
 
+async def test_close_while_a_client_is_served_is_nothing_to_log(
+    client: Client, registry: Registry, server: ControlSocket, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry.go_on.clear()
+    await client.ask(CHECK)
+    await server.close()
+    await client.rest()
+    assert caplog.records == []
+
+
 async def test_check_is_refused_where_there_is_none(path: Path, registry: Registry) -> None:
     server = ControlSocket(path, registry.ask, registry.list)
     await server.start()

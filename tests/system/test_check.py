@@ -867,8 +867,41 @@ async def test_each_command_works_where_the_daemon_alone_has_the_secrets(
         assert fork.messages
         await target.call.hangup()
         await only_channels(ami)
-    assert run_beside(secretive, "check", "--here").returncode == 3
+    here = run_beside(secretive, "check", "--here")
+    assert here.returncode == 1
+    for subject, option in (("ARI", "[ari] password_file"), ("login", "[asterisk] secret_file")):
+        assert f"FAIL  {subject}: {secretive.config}: {option}: " in here.stdout
+    assert "start the daemon" in " ".join(here.stdout.split())
     assert SECRET not in secretive.log()
+
+
+async def test_check_that_nobody_waits_for_any_more_leaves_nothing_in_asterisk(
+    checked: Asterisk, secretive: Daemon
+) -> None:
+    """Its client goes away, and then the daemon itself."""
+    async with AmiClient(checked) as ami:
+        for ends in ("client", "daemon"):
+            position = len(ami.events)
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "audiofork", "check", "-c", str(secretive.config)),
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            await ami.wait_event(
+                lambda h: (
+                    h.get("Event") == "Newchannel"
+                    and h["Uniqueid"].startswith("audiofork-check-")
+                    and str(secretive.audiosocket_port) not in h["Channel"]
+                ),
+                after=position,
+            )
+            if ends == "client":
+                process.kill()
+            else:
+                assert await asyncio.to_thread(secretive.stop) < 3
+            await process.wait()
+            await no_channels(ami)
+    assert "Traceback" not in secretive.log()
 
 
 async def test_check_by_the_daemon_holds_up_none_of_its_forks(
