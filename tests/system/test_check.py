@@ -961,7 +961,7 @@ def test_command_tells_its_findings_with_remedies_and_exits_with_0_1_3_or_4(
     fault = run_check(path)
     assert fault.returncode == 1
     assert "\nFAIL  login: " in fault.stdout
-    assert "\n        Compare [asterisk] username and secret" in fault.stdout
+    assert "\n        Run audiofork setup, as root on Asterisk" in fault.stdout
     path.write_text(text.replace("secret", "sceret"))
     assert run_check(path).returncode == 3
     path.write_text(text.replace(str(checked.ami_port), str(free_tcp_port())))
