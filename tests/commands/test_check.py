@@ -23,7 +23,7 @@ from audiofork.commands.check import Check, site_if_all_works, taps_of
 from audiofork.commands.check_dialplan import VERSION
 from audiofork.commands.findings import Finding, Mark
 from audiofork.doors.control_socket import ControlSocket
-from audiofork.errors import ConfigError
+from audiofork.errors import ConfigError, DaemonUnreachable
 from testbed.daemon import ETC
 from tests.asterisk.test_ari import PASSWORD, answer, silence
 from tests.commands.checked import (
@@ -661,6 +661,29 @@ async def test_port_of_another_program_is_a_fault(
         f"AudioSocket: a program listens on {listen}, and a daemon of this Asterisk does not say "
         "that it is"
     ]
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["no socket", "a socket closed to us"])
+async def test_daemon_of_the_port_that_cannot_be_asked_is_a_fault_unless_it_is_not_for_us(
+    asterisk: SpiedAsterisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: bool
+) -> None:
+    def refuse(path: Path) -> None:
+        cause = PermissionError() if closed else FileNotFoundError()
+        raise DaemonUnreachable(f"no daemon at {path}") from cause
+
+    async def is_the_daemon(*_: object) -> bool:
+        return True
+
+    monkeypatch.setattr("audiofork.commands.check.Client", refuse)
+    monkeypatch.setattr(check_port.PortCheck, "_check", is_the_daemon)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        settings = configured(
+            asterisk, audiosocket=f"listen = {listen}\n", control=f"socket = {tmp_path}/c.sock\n"
+        )
+        _, findings = await findings_of(settings)
+    text = f"daemon: one listens on {listen}, but not on [control] socket {tmp_path}/c.sock"
+    assert failures(findings) == ([] if closed else [text])
 
 
 async def test_who_has_the_port_is_not_told_while_requests_do_not_come(
