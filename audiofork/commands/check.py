@@ -292,6 +292,7 @@ class Check:
     def _modules(self) -> list[str]:
         """Return the modules that legs need, by each tap that the daemon would use."""
         modules = [*remedies.AUDIOSOCKET_MODULES, *remedies.DIALPLAN_MODULES]
+        modules.append(remedies.GUARD_MODULE)
         if self._config.asterisk.tap != "snoop":
             modules.append(remedies.CHANSPY_MODULE)
         if self._by_ari:

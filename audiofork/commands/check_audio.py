@@ -18,7 +18,7 @@ from audiofork.commands.check_port import KnownDaemon, PortCheck
 from audiofork.commands.findings import Finding, Findings, Mark
 from audiofork.commands.probe import Events, LegFailed, Probe, ProbeLeg, ProbeLegs, snooping
 from audiofork.config import Address, Config
-from audiofork.errors import AriError, LegError, NoSuchChannel
+from audiofork.errors import AriError, AriRefused, LegError, NoSuchChannel
 from audiofork.link.messages import Direction, LegPart
 
 if TYPE_CHECKING:
@@ -225,6 +225,7 @@ class AudioCheck:
                 self._findings.fail(f"snoop: {tap.missing}", remedies.load(*remedies.ARI_MODULES))
                 return
             await self._check_timing(ari)
+            await self._check_dialplan_modules(ari)
             trials = [
                 self._snooped(legs, tap, uniqueid, rate, connects_for(rate, self._version))
                 for rate in (NARROW_RATE, WIDE_RATE)
@@ -243,6 +244,16 @@ class AudioCheck:
             module = await ari.get(f"/asterisk/modules/{remedies.TIMERFD}")
             if module.get("status") == "Running":
                 self._findings.skip(remedies.TICKS_ARE_LOST)
+
+    async def _check_dialplan_modules(self, ari: Ari) -> None:
+        """Name what the lines lack that fork from the dialplan: without app_exec they end calls.
+
+        To a user of AMI who has `system` they have been named before.
+        """
+        missing = [name for name in remedies.DIALPLAN_MODULES if await _is_missing(ari, name)]
+        if missing:
+            text = f"modules: {', '.join(missing)} not loaded, which forks from the dialplan need"
+            self._findings.fail(text, remedies.load(*missing))
 
     async def _snooped(
         self, legs: ProbeLegs, tap: Tap, uniqueid: str, sample_rate: int, connects: Connects
@@ -283,6 +294,17 @@ class AudioCheck:
                 "eventfilter holds them back",
                 remedies.rights(self._config.asterisk.username),
             )
+
+
+async def _is_missing(ari: Ari, module: str) -> bool:
+    """Return whether ARI says that a module is not loaded; it may not tell of modules at all."""
+    try:
+        await ari.get(f"/asterisk/modules/{module}")
+    except AriRefused as exc:
+        return "could not be found in running modules" in exc.message
+    except AriError:
+        return False
+    return False
 
 
 def _too_slow(leg: ProbeLeg) -> str:

@@ -91,7 +91,7 @@ class DialplanCheck:
         if not answer.get("value"):
             self._findings.fail(
                 "dialplan: Asterisk does not know DIALPLAN_EXISTS(), so no guarded Gosub forks",
-                remedies.load("func_dialplan.so"),
+                remedies.load(remedies.GUARD_MODULE),
             )
 
     async def _check_caller_data(self, ami: Ami) -> None:

@@ -15,8 +15,10 @@ STASIS_MODULE = "app_stasis.so"
 # What the shipped dialplan and the lines that call it run.
 DIALPLAN_MODULES = (
     *("app_exec.so", "app_stack.so", "app_userevent.so", "app_verbose.so"),
-    *("func_base64.so", "func_callerid.so", "func_dialplan.so", "func_logic.so", "func_strings.so"),
+    *("func_base64.so", "func_callerid.so", "func_logic.so", "func_strings.so"),
 )
+# What they ask first, whether the dialplan is there.
+GUARD_MODULE = "func_dialplan.so"
 # What runs where legs by ARI are sent to.
 LEG_MODULES = {Connects.APPLICATION: "app_audiosocket.so", Connects.DIAL: "app_dial.so"}
 # One of them is enough; of several Asterisk takes timerfd.

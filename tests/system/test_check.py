@@ -503,6 +503,24 @@ async def test_missing_module_of_ari_or_the_dialplan_is_named(
     assert f"modules: {module} not loaded" in [one.text for one in failures(findings)]
 
 
+@pytest.mark.parametrize("module", ["app_exec.so", "app_verbose.so", "func_base64.so"])
+async def test_missing_module_of_the_dialplan_is_named_by_ari(
+    checked: Asterisk, module: str
+) -> None:
+    with without(checked, module):
+        found = await only_failure(checked, with_ari(checked))
+    assert found.text == f"modules: {module} not loaded, which forks from the dialplan need"
+    assert f'\n  asterisk -rx "module load {module}"\n' in found.remedy
+
+
+@pytest.mark.parametrize("by_ari", [False, True], ids=["chanspy", "ari"])
+async def test_missing_func_dialplan_is_named_once(checked: Asterisk, by_ari: bool) -> None:
+    with without(checked, "func_dialplan.so"):
+        found = await only_failure(checked, (with_ari if by_ari else configured)(checked))
+    assert found.text.startswith("dialplan: Asterisk does not know DIALPLAN_EXISTS()")
+    assert '\n  asterisk -rx "module load func_dialplan.so"\n' in found.remedy
+
+
 async def test_user_with_system_finds_all_modules_of_ari(checked: Asterisk) -> None:
     text = f"port = {checked.ami_port}\nusername = system\nsecret = {SECRET}\n"
     outcome, findings = await findings_of(checked, with_ari(checked, asterisk=text))
