@@ -134,11 +134,16 @@ class Probe:
         return Address(listen.host, self._server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
-        """Stop listening and close every connection."""
+        """Stop listening, and hang up every leg that is still connected.
+
+        Older versions of Asterisk do not end a silent leg for the end of its connection alone.
+        """
         if self._server is None:
             return
         self._server.close()
         for transport in list(self._transports):
+            if not transport.is_closing():
+                transport.write(HANGUP_MESSAGE)
             transport.close()
         await self._server.wait_closed()
 

@@ -766,7 +766,8 @@ async def test_another_daemon_on_the_port_does_not_pass_for_that_of_the_socket(
         outcome, _ = await findings_of(checked, beside(checked, other, port, with_socket=False))
         assert outcome is Outcome.FINE
         for daemon in (one, other):
-            assert "WARNING" not in daemon.log()
+            assert "attack" not in daemon.log()
+            assert "AudioSocket connections closed" not in daemon.log()
 
 
 async def test_daemon_of_the_port_that_cannot_be_asked_is_a_fault(
