@@ -20,7 +20,7 @@ import click
 import uvloop
 
 from audiofork import __version__, config, config_file, config_values, log
-from audiofork.commands.check import Check, taps_of
+from audiofork.commands.check import Check, load, taps_of
 from audiofork.commands.findings import Finding, Mark
 from audiofork.commands.listing import as_json as forks_as_json
 from audiofork.commands.listing import table
@@ -39,9 +39,11 @@ from audiofork.errors import (
     AudioForkError,
     CannotListen,
     ConfigError,
+    DaemonBusy,
     DaemonRuns,
     DaemonUnreachable,
     ReceiverError,
+    RequestRefused,
 )
 from audiofork.system import lift_file_limit
 from audiofork.text import why
@@ -125,25 +127,45 @@ async def _run(path: Path, loaded: config.Config) -> None:
 
 @main.command(short_help="Try what the daemon needs; say how to mend each fault.")
 @click.option("--taps", is_flag=True, help="Only print the ways to get audio, the best first.")
-@_config_option
-def check(taps: bool, path: Path) -> None:
+@click.option("--here", is_flag=True, help="Check from here, also if a daemon runs.")
+@_of_the_daemon
+def check(taps: bool, here: bool, path: Path, socket_path: Path | None) -> None:
     """Try what the daemon will need, and say what to do about each fault.
 
-    Asterisk opens a channel to here and spies on it. That takes two or three seconds, disturbs no
-    call. Exit code 0: all is well; 1: there are faults; 3: the configuration cannot be used; 4:
-    Asterisk cannot be reached.
+    The daemon does it if it runs with this configuration: it has the secrets, and what it may do is
+    what counts. Else it is done from here. Asterisk opens a channel and spies on it. That takes two
+    or three seconds, disturbs no call. Exit code 0: all is well; 1: there are faults; 3: the
+    configuration cannot be used; 4: Asterisk cannot be reached.
     """
+    if not here:
+        _check_by_daemon(taps, path, socket_path)
     try:
-        loaded = config_file.load(path)
-        config_file.refuse_unknown_variables(loaded)
         if taps:
-            _print_taps(loaded)
+            _print_taps(config_file.load(path, secrets_of=["asterisk"]))
             return
-        one = Check(loaded, lambda finding: _say(str(finding)))
+        loaded, unread = load(path)
+        config_file.refuse_unknown_variables(loaded)
+        one = Check(loaded, lambda finding: _say(str(finding)), unread=unread)
     except ConfigError as exc:
         _fail(str(exc), EXIT_CONFIG)
     _say(str(Finding(Mark.OK, f"configuration: {path}")))
     sys.exit(uvloop.run(one.run()))
+
+
+def _check_by_daemon(taps: bool, path: Path, socket_path: Path | None) -> None:
+    """Have the daemon check, and exit as it says; return if none can, and say why."""
+    try:
+        with client.Client(socket_path or client.socket_of(path)) as daemon:
+            sys.exit(daemon.check(path, _say, taps=taps))
+    except DaemonBusy as exc:
+        _fail(str(exc), EXIT_FAILED)
+    except (ConfigError, DaemonUnreachable, RequestRefused) as exc:
+        # Why a daemon cannot be asked, the check says itself.
+        reason = f": the daemon refuses: {exc}" if isinstance(exc, RequestRefused) else ""
+        if not taps:
+            _say(str(Finding(Mark.SKIP, f"check: from here, by no daemon{reason}")))
+    except AudioForkError as exc:
+        _fail(str(exc), EXIT_FAILED)
 
 
 def _print_taps(loaded: config.Config) -> None:
@@ -162,7 +184,7 @@ def sweep(path: Path) -> None:
     daemon runs; 4: Asterisk cannot be reached.
     """
     try:
-        loaded = config_file.load(path)
+        loaded = config_file.load(path, secrets_of=["asterisk"])
         count = uvloop.run(sweeping(loaded))
     except ConfigError as exc:
         _fail(str(exc), EXIT_CONFIG)

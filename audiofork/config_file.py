@@ -9,11 +9,11 @@ import dataclasses
 import os
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from audiofork.config import EXAMPLES, NAMED_SECTIONS, SECTIONS, Config
+from audiofork.config import EXAMPLES, NAMED_SECTIONS, SECTIONS, Config, ControlConfig
 from audiofork.config_values import MAX_PORT, NotAChoice, text, word
 from audiofork.errors import ConfigError
 from audiofork.files import read_file
@@ -33,22 +33,44 @@ _INTRO = """\
 """
 
 
+SECTIONS_WITH_SECRETS = ("asterisk", "ari")
+"""Those of which a secret may have a file of its own."""
+
+
 # --- Reading -------------------------------------------------------------------------------------
 
 _Section = TypeVar("_Section")
 
 
-def load(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
+def load(
+    path: Path,
+    environment: Mapping[str, str] = os.environ,
+    *,
+    secrets_of: Sequence[str] = SECTIONS_WITH_SECRETS,
+) -> Config:
     """Read a configuration file.
 
     Args:
         path: An ini file; `;` and `#` begin comments.
         environment: AUDIOFORK_SECTION_OPTION in it overrides the file.
+        secrets_of: The sections whose secrets are read where they have a file of their own.
 
     Raises:
         ConfigError: The file cannot be read or holds something that is not known or not allowed.
     """
-    return parse(_content(path), environment, source=str(path))
+    return parse(_content(path), environment, source=str(path), secrets_of=secrets_of)
+
+
+def load_control(path: Path, environment: Mapping[str, str] = os.environ) -> ControlConfig:
+    """Read [control] of a configuration file, and nothing else: no secret, no other section.
+
+    Raises:
+        ConfigError: The file cannot be read, is no ini file, or that section cannot be used.
+    """
+    given = _Given(Ini(_content(path), str(path)), environment)
+    if given.ini.has_section("control"):
+        _refuse_unknown_options("control", given.ini)
+    return _read_section("control", ControlConfig, given)
 
 
 def with_place(text: str, path: Path, environment: Mapping[str, str] = os.environ) -> str:
@@ -82,7 +104,13 @@ def _content(path: Path) -> str:
         raise ConfigError(f"{path}: {why(exc)}") from None  # the cause quotes the file
 
 
-def parse(content: str, environment: Mapping[str, str], *, source: str) -> Config:
+def parse(
+    content: str,
+    environment: Mapping[str, str],
+    *,
+    source: str,
+    secrets_of: Sequence[str] = SECTIONS_WITH_SECRETS,
+) -> Config:
     """Parse the text of a configuration file; see `load`."""
     given = _Given(Ini(content, source), environment)
     _refuse_unknown(given.ini)
@@ -97,7 +125,7 @@ def parse(content: str, environment: Mapping[str, str], *, source: str) -> Confi
     _check_commands(config, given)
     _check_ports(config, given)
     _check_tap(config, given)
-    return _with_secrets(config, given)
+    return _with_secrets(config, given, secrets_of)
 
 
 class _Given:
@@ -157,16 +185,20 @@ _OTHERS = re.compile(r"AUDIOFORK_(TESTBED_\w+|DEBIAN_MIRROR|PACKAGE(_\w+)?)")
 
 def _refuse_unknown(ini: Ini) -> None:
     for section in ini.sections():
-        try:
-            known = [option.name for option in dataclasses.fields(_type_of(section))]
-        except ValueError as exc:
-            raise ConfigError(f"{ini.place(section)}: {exc}") from None
-        for option in ini.options(section):
-            if option not in known:
-                hint = _of_another_section(option) or did_you_mean(option, known)
-                raise ConfigError(
-                    f"{ini.place(section, option)}: unknown option {option} in [{section}]{hint}"
-                )
+        _refuse_unknown_options(section, ini)
+
+
+def _refuse_unknown_options(section: str, ini: Ini) -> None:
+    try:
+        known = [option.name for option in dataclasses.fields(_type_of(section))]
+    except ValueError as exc:
+        raise ConfigError(f"{ini.place(section)}: {exc}") from None
+    for option in ini.options(section):
+        if option not in known:
+            hint = _of_another_section(option) or did_you_mean(option, known)
+            raise ConfigError(
+                f"{ini.place(section, option)}: unknown option {option} in [{section}]{hint}"
+            )
 
 
 def _of_another_section(option: str) -> str:
@@ -248,9 +280,11 @@ def _check_tap(config: Config, given: _Given) -> None:
         )
 
 
-def _with_secrets(config: Config, given: _Given) -> Config:
-    """Read each secret that has a file of its own from there."""
+def _with_secrets(config: Config, given: _Given, sections: Sequence[str]) -> Config:
+    """Read each secret of these sections that has a file of its own from there."""
     for section, option in (("asterisk", "secret"), ("ari", "password")):
+        if section not in sections:
+            continue
         values = getattr(config, section)
         path = os.path.expandvars(getattr(values, f"{option}_file"))
         if path:

@@ -7,13 +7,14 @@ import contextlib
 import dataclasses
 import logging
 import signal
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from audiofork import config_file
 from audiofork import log as logs
 from audiofork.asterisk.ami import Ami
-from audiofork.asterisk.ami_protocol import Event, RequestReceived
+from audiofork.asterisk.ami_protocol import CheckRaised, Event, RequestReceived
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.chanspy import ChanSpyTap
 from audiofork.asterisk.taps.choice import Taps
@@ -21,6 +22,8 @@ from audiofork.asterisk.taps.ways import known_faults
 from audiofork.config import Config
 from audiofork.doors.ami_events import AmiEvents
 from audiofork.doors.ami_front import Front
+from audiofork.doors.check_answers import CheckAnswers
+from audiofork.doors.check_process import CheckProcess
 from audiofork.doors.control_socket import ControlSocket
 from audiofork.doors.user_event import UserEvents
 from audiofork.errors import AmiError, CannotListen, ConfigError
@@ -32,7 +35,7 @@ from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.registry import Forks
 from audiofork.forks.urls import hosts_at_will
 from audiofork.link.inline import InlineRelay, check_files
-from audiofork.link.messages import Report, SendReport
+from audiofork.link.messages import CheckLeg, Report, SendReport
 from audiofork.link.processes import RelayProcesses
 from audiofork.link.relay import Relay
 from audiofork.system import feed_watchdog, lift_file_limit, notify
@@ -64,6 +67,7 @@ class Daemon:
         self._path = path
         self._config = config
         self._stop = asyncio.Event()
+        self._run_id = str(uuid.uuid4())
         self.counters = Counters()
         self._commands = Commands(config.post_process)
         self.ready = asyncio.Event()
@@ -75,11 +79,16 @@ class Daemon:
         self._socket: ControlSocket | None = None
 
     def _on_report(self, report: Report) -> None:
-        self.forks.on_report(report)
+        if isinstance(report, CheckLeg):
+            self._check_answers.on_report(report)
+        else:
+            self.forks.on_report(report)
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, RequestReceived):
             self._user_events.on_request(event)
+        elif isinstance(event, CheckRaised):
+            self._check_answers.on_raised(event)
         else:
             self.forks.on_event(event)
 
@@ -100,6 +109,9 @@ class Daemon:
         lift_file_limit()
         address = await self.relay.start()
         self.ami = Ami(self._config.asterisk, self._on_event, self._up)
+        self._check_answers = CheckAnswers(
+            self.ami.raise_event, self.relay.send, self._config.relay.workers, self._run_id
+        )
         self._taps = self._build_taps()
         self._build_forks()
         await self._open_doors()
@@ -171,7 +183,13 @@ class Daemon:
     async def _open_socket(self, path: Path) -> None:
         forks = self.forks
         control = ControlSocket(
-            path, forks.ask, forks.views, lambda: forks.legs_left, follow=forks.follow
+            path,
+            forks.ask,
+            forks.views,
+            lambda: forks.legs_left,
+            follow=forks.follow,
+            check=CheckProcess(self._path).run,
+            run_id=self._run_id,
         )
         try:
             await control.start()

@@ -27,6 +27,7 @@ AudioForkError
 +-- ReceiverError                 the user of the receiver: it cannot start
 +-- DaemonUnreachable             the daemon is not there, or we may not ask it
 +-- DaemonRuns                    the daemon is there where none may be
++-- DaemonBusy                    the daemon does for somebody else what it does once at a time
 +-- DaemonFault                   ours: a bug, told by the daemon
 +-- StartFailed                   a fork that was granted and does not stream
 +-- InvalidTransition             ours: a bug
@@ -189,6 +190,10 @@ class DaemonUnreachable(AudioForkError):
 
 class DaemonRuns(AudioForkError):
     """There is a daemon where none may be; the text says why."""
+
+
+class DaemonBusy(AudioForkError):
+    """The daemon does one of these at a time; the text says what to do."""
 
 
 class DaemonFault(AudioForkError):

@@ -45,6 +45,7 @@ from audiofork.link.messages import (
     Direction,
     EndFork,
     EndReason,
+    ExpectCheckLeg,
     ExpectLeg,
     ForkEnded,
     ForkSpec,
@@ -660,7 +661,7 @@ class Rig:
                     command.fork_id, EndReason.SINK_REFUSED, self.spec_fault, ForkStats()
                 )
                 asyncio.get_running_loop().call_soon(self.forks.on_report, end)
-        else:
+        elif not isinstance(command, ExpectCheckLeg):
             assert command.fork_id in self.live, "the relay does not know it"
 
     async def request(self, **fields: str) -> None:

@@ -20,6 +20,7 @@ from audiofork.config import (
 )
 from audiofork.config_file import (
     load,
+    load_control,
     parse,
     refuse_unknown_variables,
     sample,
@@ -907,3 +908,41 @@ def test_mark_that_editors_of_windows_begin_a_file_with_is_no_error(tmp_path: Pa
     path = tmp_path / "audiofork.ini"
     path.write_bytes(b"\xef\xbb\xbf[asterisk]\nsecret = x\n")
     assert load(path, {}).asterisk.secret == "x"
+
+
+# --- One section alone ---------------------------------------------------------------------------
+
+
+def test_control_is_read_alone_with_its_environment_and_its_default(tmp_path: Path) -> None:
+    path = tmp_path / "audiofork.ini"
+    path.write_text("[asterisk]\nsecret_file = /none\nprot = x\n[control]\nsocket = /a\n[what]\n")
+    assert load_control(path, {}).socket == "/a"
+    assert load_control(path, {"AUDIOFORK_CONTROL_SOCKET": "/b"}).socket == "/b"
+    path.write_text("")
+    assert load_control(path, {}) == Config().control
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (
+            "[control]\nsokcet = /a\n",
+            ":2: unknown option sokcet in [control]; did you mean socket?",
+        ),
+        ("socket = /a\n", ":1: expected a [section] before the first option"),
+    ],
+)
+def test_fault_of_control_is_told_with_its_line(tmp_path: Path, content: str, told: str) -> None:
+    path = tmp_path / "audiofork.ini"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        load_control(path, {})
+    assert str(caught.value) == f"{path}{told}"
+
+
+def test_secrets_of_other_sections_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "audiofork.ini"
+    path.write_text("[asterisk]\nsecret = x\n[ari]\npassword_file = /none\n")
+    assert load(path, {}, secrets_of=["asterisk"]).ari.password == ""
+    with pytest.raises(ConfigError, match="password_file"):
+        load(path, {})

@@ -87,3 +87,12 @@ def test_tests_and_attacks_that_security_names_are_there() -> None:
         for word in re.findall(r"`(\w+)`", part)
     ]
     assert sorted(named) == sorted(ATTACKS.names)
+
+
+def test_no_gosub_of_an_example_can_end_a_call() -> None:
+    """Each asks first whether the context is there; one into a missing context ends the call."""
+    files = [ROOT / "docs/usage.md", *ROOT.glob("etc/**/*.conf"), *ROOT.glob("examples/*/*.*")]
+    bare = re.compile(r"(?<!1\)\}\?)Gosub\(audiofork,")
+    lines = [line for path in files for line in path.read_text().splitlines()]
+    assert [line for line in lines if bare.search(line)] == []
+    assert sum("?Gosub(audiofork," in line for line in lines) > 10

@@ -113,9 +113,19 @@ class KeyPressed:
 
 @dataclass(frozen=True, slots=True)
 class CheckRaised:
-    """A UserEvent that `audiofork check` sent, to see whether requests arrive."""
+    """A UserEvent that `audiofork check` sent, to see whether requests arrive; or an answer.
+
+    Attributes:
+        token: Of the check; what it has sent and the answers have the same.
+        leg_uuid: Of a leg that will come, to the daemon that Asterisk reaches; empty: of none.
+        answer: What a daemon says; empty: the check itself has sent this.
+        run: Who that daemon is.
+    """
 
     token: str
+    leg_uuid: str = field(default="", repr=False)
+    answer: str = ""
+    run: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,16 +227,18 @@ def _request(headers: Headers) -> RequestReceived | CheckRaised | None:
     if headers[position][1] != "AudioFork":
         return None
     snapshot, body = headers[:position], headers[position + 1 :]
+    raised_by = _first(snapshot, "Uniqueid")
     fields = {name.lower(): value for name, value in body}
     if fields.get("command") == CHECK_COMMAND:
-        return CheckRaised(fields.get("audioforkid", ""))
-    snapshot = headers[:position]
+        # Of a dialplan's event no more is taken: something of it may be a caller's.
+        more = () if raised_by else ("leguuid", "answer", "run")
+        return CheckRaised(*(fields.get(name, "") for name in ("audioforkid", *more)))
     if "channel" not in fields and "uniqueid" not in fields:
         fields["channel"] = printable(_first(snapshot, "Channel"), "?")
-        fields["uniqueid"] = _first(snapshot, "Uniqueid")
+        fields["uniqueid"] = raised_by
     caller_data = tuple(value for name, value in snapshot if name in CALLER_DATA and value)
     twice = next(repeated(name for name, _ in body), "")
-    return RequestReceived(fields, _first(snapshot, "Uniqueid"), twice, caller_data)
+    return RequestReceived(fields, raised_by, twice, caller_data)
 
 
 # --- Headers --------------------------------------------------------------------------------------

@@ -14,20 +14,24 @@ import contextlib
 import resource
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from audiofork import config_file
 from audiofork.asterisk.ami import Ami, connected
 from audiofork.asterisk.ami_protocol import CHECK_COMMAND, CheckRaised, Event
 from audiofork.asterisk.taps.choice import SET_ARI, site_of
 from audiofork.asterisk.taps.ways import NARROW_RATE, Site, Wish, best_way, known_faults, ways_for
 from audiofork.asterisk.versions import UNKNOWN, Version
-from audiofork.commands import caller_data, remedies
+from audiofork.commands import remedies
 from audiofork.commands.check_audio import WIDE_RATE, AudioCheck, connects_for
+from audiofork.commands.check_dialplan import DialplanCheck
+from audiofork.commands.check_port import KnownDaemon
 from audiofork.commands.findings import Finding, Findings, Outcome
 from audiofork.commands.probe import Events
 from audiofork.config import Config
+from audiofork.config_file import SECTIONS_WITH_SECRETS
 from audiofork.doors.control_client import Client
 from audiofork.errors import (
     AmiActionFailed,
@@ -37,6 +41,7 @@ from audiofork.errors import (
     AriLoginRefused,
     AriRefused,
     AudioForkError,
+    ConfigError,
     DaemonUnreachable,
 )
 from audiofork.forks.urls import hosts_at_will
@@ -46,7 +51,6 @@ from audiofork.system import FILES_PER_FORK, FURTHER_FILES
 from audiofork.text import why
 
 MAX_CLOCK_DIFFERENCE_S = 2.0
-MAX_WARNINGS = 10  # of one kind
 
 _DENIED = "Permission denied"
 # What each class is tried with: actions that lack what they need to do anything.
@@ -68,6 +72,7 @@ class Check:
         config: What the daemon would run with.
         say: Gets each finding as soon as it is there.
         clock: Seconds since 1970.
+        unread: Why a secret could not be read, by its section: see `load`.
 
     Raises:
         ConfigError: The daemon could not be built with this configuration.
@@ -78,13 +83,16 @@ class Check:
         config: Config,
         say: Callable[[Finding], None],
         clock: Callable[[], float] = time.time,
+        unread: Mapping[str, str] | None = None,
     ) -> None:
         check_files(config)
         self._config = config
         self._findings = Findings(say)
         self._clock = clock
+        self._unread = unread or {}
         self._daemon_pid = 0
-        self._daemon_runs = False
+        self._daemon = KnownDaemon()
+        self._requests_come = False
         self._by_ari = bool(config.ari.url) and config.asterisk.tap != "chanspy"
         self._can_snoop = self._by_ari
         self._may: set[str] = set()
@@ -109,13 +117,16 @@ class Check:
             return
         try:
             with Client(Path(path)) as client:
-                count = len(client.forks())
+                count, run_id = len(client.forks()), client.run_id()
                 self._daemon_pid = client.daemon_pid
         except AudioForkError as exc:
-            self._daemon_runs = not isinstance(exc, DaemonUnreachable)
+            # Somebody has made a socket there that we may not use.
+            is_closed_to_us = isinstance(exc.__cause__, PermissionError)
+            runs = is_closed_to_us or not isinstance(exc, DaemonUnreachable)
+            self._daemon = KnownDaemon(runs)
             self._findings.skip(f"daemon: {exc}")
             return
-        self._daemon_runs = True
+        self._daemon = KnownDaemon(True, run_id)
         self._findings.ok(f"daemon: runs, {count} forks")
 
     def _check_file_limit(self) -> None:
@@ -149,8 +160,9 @@ class Check:
         if not self._by_ari:
             self._tell_that_ari_is_not_used()
             return
-        if not config.password:
-            self._no_ari("ARI: no password is configured", remedies.NO_PASSWORD)
+        if "ari" in self._unread or not config.password:
+            unread = self._unread.get("ari", "no password is configured")
+            self._no_ari(f"ARI: {unread}", remedies.NO_PASSWORD)
             return
         from audiofork.asterisk.ari import Ari  # what it imports takes 10 MB
 
@@ -190,16 +202,17 @@ class Check:
 
     async def _check_asterisk(self) -> None:
         config = self._config.asterisk
-        if not config.secret:
-            self._findings.fail("login: no secret is configured", remedies.NO_SECRET)
+        if "asterisk" in self._unread or not config.secret:
+            unread = self._unread.get("asterisk", "no secret is configured")
+            self._findings.fail(f"login: {unread}", remedies.NO_SECRET)
             return
         try:
             async with connected(config, self._events.hear) as ami:
                 await self._check_rights(ami)
                 await self._check_clock(ami)
                 await self._check_requests_come(ami)
-                await self._check_dialplan(ami)
-                await self._check_caller_data(ami)
+                if not await DialplanCheck(self._findings).run(ami):
+                    self._can_snoop = False
                 if await self._check_modules(ami):
                     await self._check_audio(ami)
                 self._tell_what_forks_get()
@@ -256,6 +269,7 @@ class Check:
             return
         forged = self._raise_check(ami, ("Value", _LIKE_AN_EMPTY_LINE))
         if await self._events.first(self._raise_check(ami)) is not None:
+            self._requests_come = True
             self._findings.ok("requests: UserEvent(AudioFork) comes back (read = user)")
             # What was raised first has come by now, if it comes at all.
             if await self._events.first(forged, timeout_s=0) is not None:
@@ -276,50 +290,10 @@ class Check:
         ami.raise_event("AudioFork", [("Command", CHECK_COMMAND), ("AudioForkID", token), *more])
         return lambda event: isinstance(event, CheckRaised) and event.token == token
 
-    async def _check_dialplan(self, ami: Ami) -> None:
-        """See whether there is what legs by ARI are sent to."""
-        if not self._by_ari:
-            return
-        from audiofork.asterisk.taps.snoop import CONTEXT, EXTENSIONS
-
-        try:
-            lines = await ami.list("ShowDialPlan", [("Context", CONTEXT)])
-        except AmiActionFailed as exc:
-            if exc.message == _DENIED:
-                self._findings.skip("dialplan: to look into it needs write = reporting")
-                return
-            lines = []  # there is no such context
-        present = {line.get("extension") for line in lines}
-        missing = [name for name in EXTENSIONS.values() if name not in present]
-        if not missing:
-            self._findings.ok(
-                f"dialplan: the context {CONTEXT} has {' and '.join(EXTENSIONS.values())}"
-            )
-            return
-        what = f"has no extension {' and '.join(missing)}" if lines else "is missing"
-        self._can_snoop = False
-        self._findings.fail(f"dialplan: the context {CONTEXT} {what}", remedies.INCLUDE_EXTENSIONS)
-
-    async def _check_caller_data(self, ami: Ami) -> None:
-        """Warn of requests of the dialplan that a caller could add to."""
-        try:
-            found = list(caller_data.warnings(await ami.list("ShowDialPlan")))
-        except AmiError as exc:  # it may be denied, empty, or too long for the time limit
-            self._findings.skip(f"caller data: the dialplan cannot be looked into: {exc}")
-            return
-        if not found:
-            self._findings.ok("caller data: none stands bare in a request of the dialplan")
-            return
-        *others, last = found[:MAX_WARNINGS]
-        for text in others:
-            self._findings.warn(f"caller data: {text}", "")
-        more = len(found) - MAX_WARNINGS
-        suffix = f" (and {more} more)" if more > 0 else ""
-        self._findings.warn(f"caller data: {last}{suffix}", remedies.CALLER_DATA)
-
     def _modules(self) -> list[str]:
         """Return the modules that legs need, by each tap that the daemon would use."""
-        modules = list(remedies.AUDIOSOCKET_MODULES)
+        modules = [*remedies.AUDIOSOCKET_MODULES, *remedies.DIALPLAN_MODULES]
+        modules.append(remedies.GUARD_MODULE)
         if self._config.asterisk.tap != "snoop":
             modules.append(remedies.CHANSPY_MODULE)
         if self._by_ari:
@@ -356,7 +330,8 @@ class Check:
             self._version,
             self._findings,
             self._events,
-            daemon_runs=self._daemon_runs,
+            daemon=self._daemon,
+            can_ask=self._requests_come,
             can_snoop=self._can_snoop,
         )
         await audio.run(ami)
@@ -376,6 +351,26 @@ class Check:
         not_had = f"{' and '.join(refused)} are refused, so is the mute of one side"
         text = f"forks: {'; '.join(filter(None, (had, not_had)))}"
         self._findings.skip(text, "" if self._by_ari else remedies.HAVE_ARI)
+
+
+def load(path: Path) -> tuple[Config, dict[str, str]]:
+    """Return a configuration, and why a secret of it cannot be read, by its section.
+
+    Where systemd hands the secrets to the service, nobody else has them: the rest is to be checked
+    all the same.
+
+    Raises:
+        ConfigError: The file cannot be used.
+    """
+    config, unread = config_file.load(path, secrets_of=()), {}
+    for section in SECTIONS_WITH_SECRETS:
+        try:
+            loaded = config_file.load(path, secrets_of=[section])
+        except ConfigError as exc:
+            unread[section] = str(exc)
+        else:
+            config = replace(config, **{section: getattr(loaded, section)})
+    return config, unread
 
 
 def site_if_all_works(config: Config, version: Version) -> Site:

@@ -14,10 +14,11 @@ from audiofork.asterisk.taps.ways import NARROW_RATE, Connects, Site, Wish, best
 from audiofork.asterisk.versions import Version
 from audiofork.audiosocket import FRAME_BYTES
 from audiofork.commands import remedies
+from audiofork.commands.check_port import KnownDaemon, PortCheck
 from audiofork.commands.findings import Finding, Findings, Mark
 from audiofork.commands.probe import Events, LegFailed, Probe, ProbeLeg, ProbeLegs, snooping
 from audiofork.config import Address, Config
-from audiofork.errors import AriError, LegError, NoSuchChannel
+from audiofork.errors import AriError, AriRefused, LegError, NoSuchChannel
 from audiofork.link.messages import Direction, LegPart
 from audiofork.text import reason_of
 
@@ -42,7 +43,8 @@ class AudioCheck:
         version: Asterisk's.
         findings: Gets what comes of it.
         events: What Asterisk tells.
-        daemon_runs: Whether a daemon may have the AudioSocket address.
+        daemon: What is known of one that may have the AudioSocket address.
+        can_ask: Whether requests come to who listens to Asterisk.
         can_snoop: Whether ARI has let us in so far.
 
     Attributes:
@@ -56,14 +58,16 @@ class AudioCheck:
         findings: Findings,
         events: Events,
         *,
-        daemon_runs: bool,
+        daemon: KnownDaemon,
+        can_ask: bool,
         can_snoop: bool,
     ) -> None:
         self._config = config
         self._version = version
         self._findings = findings
         self._events = events
-        self._daemon_runs = daemon_runs
+        self._daemon = daemon
+        self._can_ask = can_ask
         self.can_snoop = can_snoop
 
     async def run(self, ami: Ami) -> None:
@@ -71,7 +75,7 @@ class AudioCheck:
         probe = Probe()
         legs = ProbeLegs(ami, probe, self._events)
         try:
-            address = await self._listen(probe, legs)
+            address = await self._listen(ami, probe, legs)
             if address is not None:
                 await self._check_audio(legs, address)
         finally:
@@ -79,7 +83,7 @@ class AudioCheck:
         if legs.news_due:
             await self._check_hangups_come(legs)
 
-    async def _listen(self, probe: Probe, legs: ProbeLegs) -> Address | None:
+    async def _listen(self, ami: Ami, probe: Probe, legs: ProbeLegs) -> Address | None:
         """Listen where the daemon would; if it does already, on a port beside it.
 
         Returns:
@@ -89,30 +93,35 @@ class AudioCheck:
         advertise = self._config.audiosocket.advertise or listen
         try:
             chosen = await probe.start(listen)
-            return self._config.audiosocket.advertise or chosen
         except OSError as exc:
             if exc.errno != errno.EADDRINUSE:
                 self._findings.fail(
                     f"AudioSocket: cannot listen on {listen}: {reason_of(exc)}", remedies.LISTEN
                 )
                 return None
-        if not self._daemon_runs and self._config.control.socket:
-            self._findings.fail(f"AudioSocket: another program listens on {listen}", remedies.TAKEN)
-            return None
-        if not await self._check_daemon_port(legs, advertise):
-            return None
-        chosen = await probe.start(Address(listen.host, 0))
-        return Address(advertise.host, chosen.port)
+            if not await self._check_port(ami, legs, advertise):
+                return None
+            chosen = await probe.start(Address(listen.host, 0))
+            return Address(advertise.host, chosen.port)
+        if self._daemon.runs and listen.port:
+            text = f"AudioSocket: the daemon that runs does not listen on {listen}"
+            self._findings.fail(text, remedies.RESTART)
+        return self._config.audiosocket.advertise or chosen
 
-    async def _check_daemon_port(self, legs: ProbeLegs, advertise: Address) -> bool:
-        """See whether Asterisk reaches the daemon that runs; it will refuse the leg."""
+    async def _check_port(self, ami: Ami, legs: ProbeLegs, advertise: Address) -> bool:
+        """See whether it is the daemon that has the port, and whether Asterisk reaches it."""
+        if not self._can_ask:
+            self._findings.skip(
+                f"AudioSocket: a program listens on {self._config.audiosocket.listen}; whether it "
+                "is the daemon cannot be asked while requests do not come"
+            )
+            return True
+        port = PortCheck(self._config, self._findings, self._events, self._daemon)
         try:
-            await legs.knock(advertise)
+            return await port.run(ami, legs)
         except LegFailed as exc:
             self._leg_failed(exc, advertise)
             return False
-        self._findings.ok(f"AudioSocket: Asterisk reaches the daemon at {advertise}")
-        return True
 
     async def _check_audio(self, legs: ProbeLegs, address: Address) -> None:
         try:
@@ -217,6 +226,7 @@ class AudioCheck:
                 self._findings.fail(f"snoop: {tap.missing}", remedies.load(*remedies.ARI_MODULES))
                 return
             await self._check_timing(ari)
+            await self._check_dialplan_modules(ari)
             trials = [
                 self._snooped(legs, tap, uniqueid, rate, connects_for(rate, self._version))
                 for rate in (NARROW_RATE, WIDE_RATE)
@@ -235,6 +245,16 @@ class AudioCheck:
             module = await ari.get(f"/asterisk/modules/{remedies.TIMERFD}")
             if module.get("status") == "Running":
                 self._findings.skip(remedies.TICKS_ARE_LOST)
+
+    async def _check_dialplan_modules(self, ari: Ari) -> None:
+        """Name what the lines lack that fork from the dialplan: without app_exec they end calls.
+
+        To a user of AMI who has `system` they have been named before.
+        """
+        missing = [name for name in remedies.DIALPLAN_MODULES if await _is_missing(ari, name)]
+        if missing:
+            text = f"modules: {', '.join(missing)} not loaded, which forks from the dialplan need"
+            self._findings.fail(text, remedies.load(*missing))
 
     async def _snooped(
         self, legs: ProbeLegs, tap: Tap, uniqueid: str, sample_rate: int, connects: Connects
@@ -275,6 +295,17 @@ class AudioCheck:
                 "eventfilter holds them back",
                 remedies.rights(self._config.asterisk.username),
             )
+
+
+async def _is_missing(ari: Ari, module: str) -> bool:
+    """Return whether ARI says that a module is not loaded; it may not tell of modules at all."""
+    try:
+        await ari.get(f"/asterisk/modules/{module}")
+    except AriRefused as exc:
+        return "could not be found in running modules" in exc.message
+    except AriError:
+        return False
+    return False
 
 
 def _too_slow(leg: ProbeLeg) -> str:

@@ -22,7 +22,7 @@ class Mark(enum.StrEnum):
     SKIP = "skip"
     """Could not be looked into; not a fault in itself."""
     WARN = "warn"
-    """Works, but may be used to do harm."""
+    """Works, but may be used to do harm, or is not as it was shipped."""
 
 
 @dataclass(frozen=True, slots=True)

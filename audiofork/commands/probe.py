@@ -134,11 +134,16 @@ class Probe:
         return Address(listen.host, self._server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
-        """Stop listening and close every connection."""
+        """Stop listening, and hang up every leg that is still connected.
+
+        Older versions of Asterisk do not end a silent leg for the end of its connection alone.
+        """
         if self._server is None:
             return
         self._server.close()
         for transport in list(self._transports):
+            if not transport.is_closing():
+                transport.write(HANGUP_MESSAGE)
             transport.close()
         await self._server.wait_closed()
 
@@ -303,12 +308,16 @@ class ProbeLegs:
         self.news_due = True
         return arrival.result()
 
-    async def knock(self, address: Address) -> None:
+    async def knock(self, address: Address, leg_uuid: str) -> None:
         """Have Asterisk connect to somebody else, and wait until that is over.
+
+        Args:
+            address: Where to.
+            leg_uuid: What it presents there.
 
         Raises: as `start`.
         """
-        await self._originate(str(uuid.uuid4()), address, "Wait", "1")
+        await self._originate(leg_uuid, address, "Wait", "1")
         news = await self._news_of(self.uniqueids[-1])
         if not isinstance(news, ChannelHangup):
             self._raise(news, "")

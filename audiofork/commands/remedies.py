@@ -12,21 +12,34 @@ AUDIOSOCKET_MODULES = ("chan_audiosocket.so", "res_audiosocket.so")
 CHANSPY_MODULE = "app_chanspy.so"
 ARI_MODULES = ("res_ari.so", "res_ari_channels.so", "res_ari_events.so", "res_ari_applications.so")
 STASIS_MODULE = "app_stasis.so"
+# What the shipped dialplan and the lines that call it run.
+DIALPLAN_MODULES = (
+    *("app_exec.so", "app_stack.so", "app_userevent.so", "app_verbose.so"),
+    *("func_base64.so", "func_callerid.so", "func_logic.so", "func_strings.so"),
+)
+# What they ask first, whether the dialplan is there.
+GUARD_MODULE = "func_dialplan.so"
 # What runs where legs by ARI are sent to.
 LEG_MODULES = {Connects.APPLICATION: "app_audiosocket.so", Connects.DIAL: "app_dial.so"}
 # One of them is enough; of several Asterisk takes timerfd.
 TIMERFD = "res_timing_timerfd.so"
 TIMING_MODULES = ("res_timing_pthread.so", TIMERFD, "res_timing_dahdi.so")
 
+# What comes after it is the way by hand.
+SETUP = "Run audiofork setup, as root on Asterisk's machine, which does it. By hand: "
+FOLDER = 'Asterisk\'s folder (asterisk -rx "core show settings" tells it)'
+
 NO_SECRET = (
-    "Set [asterisk] secret or secret_file to the secret of the user in manager.conf. Where systemd "
-    "hands the secret to the service, give it to this command as well: "
+    f"{SETUP}set [asterisk] secret_file to a file that the daemon alone can read, with the secret "
+    "of the user in manager.conf. Where systemd hands it to the service (LoadCredential), start "
+    "the daemon, which then checks itself; or let this command read the same file: "
     "AUDIOFORK_ASTERISK_SECRET_FILE=/etc/audiofork/ami-secret audiofork check"
 )
 UNREACHABLE = (
-    "Is Asterisk running? manager.conf: enabled = yes, and bindaddr and port as in [asterisk] host "
-    'and port (asterisk -rx "manager show settings"). With [asterisk] tls = yes the port is that '
-    "of tlsbindaddr, and ca_file names who signed its certificate."
+    'Is Asterisk running (asterisk -rx "core show version")? If it is: audiofork setup, as root on '
+    "its machine, lets the daemon in. By hand, in manager.conf: enabled = yes, and bindaddr and "
+    'port as in [asterisk] host and port (asterisk -rx "manager show settings"). With [asterisk] '
+    "tls = yes the port is that of tlsbindaddr, and ca_file names who signed its certificate."
 )
 CLOCK = (
     "Times in logs and call records cannot be compared, and certificates may be taken for expired. "
@@ -34,8 +47,14 @@ CLOCK = (
 )
 LISTEN = "[audiosocket] listen must be an address of this machine, such as 127.0.0.1:9093."
 TAKEN = (
-    "Find it by ss -ltnp and stop it, or choose another port in [audiosocket] listen. If it is the "
-    "daemon: it runs with another [control] socket, or you may not use that."
+    "ss -ltnp, as root, tells which program it is. Another one: stop it, or choose another port in "
+    "[audiosocket] listen and restart the daemon. The daemon: its log says whether it is connected "
+    "to this Asterisk; after an upgrade or a change of [audiosocket], systemctl restart audiofork."
+)
+RESTART = "Changes of [audiosocket] count from the next start: systemctl restart audiofork."
+OTHER_SOCKET = (
+    "The commands list, start, stop and mute cannot ask it. Let [control] socket name the one that "
+    "it was started with, or restart it (systemctl restart audiofork) if that has been removed."
 )
 ADVERTISE = (
     "[audiosocket] advertise (empty: listen) must be the address of this machine as Asterisk's "
@@ -51,7 +70,7 @@ BUSY = " If a timing module is loaded, the machine is too busy: look at its load
 TIMING = ' What Asterisk has is told by asterisk -rx "timing test".'
 TICKS_ARE_LOST = (
     f"snoop: {TIMERFD} forgets ticks that a busy machine misses, and half a second of audio is "
-    f"lost after some 25; `noload => {TIMERFD}` in modules.conf and a restart of Asterisk have "
+    f"lost after some 25; noload => {TIMERFD} in modules.conf and a restart of Asterisk have "
     f"{TIMING_MODULES[0]} count, which makes up for them"
 )
 NOT_THE_TONE = (
@@ -71,31 +90,42 @@ def load(*modules: str) -> str:
 
 RELOAD_ARI = 'then run\n  asterisk -rx "module reload res_ari.so"'
 NO_PASSWORD = (
-    "Set [ari] password or password_file to the password of the user in ari.conf. Where systemd "
-    "hands it to the service, give it to this command as well: AUDIOFORK_ARI_PASSWORD_FILE=FILE "
-    "audiofork check"
+    f"{SETUP}set [ari] password_file to a file that the daemon alone can read, with the password "
+    "of the user in ari.conf. Where systemd hands it to the service (LoadCredential), start the "
+    "daemon, which then checks itself; or let this command read the same file: "
+    "AUDIOFORK_ARI_PASSWORD_FILE=/etc/audiofork/ami-secret audiofork check"
 )
-HAVE_ARI = """\
+HAVE_ARI = f"""\
 By ARI forks have in and out apart in every call, lose no frame to jitter, and can have wideband. \
-To use it, set in audiofork.ini
+{SETUP}set in audiofork.ini
   [ari]
   url = http://127.0.0.1:8088/ari
-  password = (one of your own)
+  password_file = (a file that the daemon alone can read)
 and do what the heads of the shipped ari_audiofork.conf and extensions_audiofork.conf say; then \
 check again, which names what is missing."""
 NO_ARI = f"""\
-In ari.conf:
+{SETUP}in ari.conf (with FreePBX, Advanced Settings, "Enable the Asterisk REST Interface"):
   [general]
   enabled = yes
 {RELOAD_ARI}
 {load(*ARI_MODULES)}
 [ari] url has to name what asterisk -rx "http show status" tells, and end with /ari."""
-INCLUDE_EXTENSIONS = """\
-Copy the shipped extensions_audiofork.conf, in place of an older one, beside extensions.conf, and \
-add to the end of that
+INCLUDE_EXTENSIONS = f"""\
+{SETUP}copy the shipped extensions_audiofork.conf, in place of an older one, into {FOLDER}, and \
+add to the end of extensions.conf (with FreePBX, of extensions_custom.conf), if it is not there,
   #include extensions_audiofork.conf
 then run
   asterisk -rx "dialplan reload\""""
+
+NEWER_EXTENSIONS = (
+    "The daemon is older than that file: after an upgrade, systemctl restart audiofork. If it is "
+    "the version that you want, run audiofork setup, which puts its own file in place."
+)
+EDITED_EXTENSIONS = (
+    "If you have not meant that, put the shipped file in its place (audiofork setup does), and run "
+    'asterisk -rx "dialplan reload". What you want changed belongs into contexts of your own: the '
+    "next version of the file would undo it."
+)
 
 NAME_HOSTS = (
     "Whoever may start a fork, each AMI user with write = user say, can send any call there. Name "
@@ -107,7 +137,7 @@ Put it through URIENCODE, such as
   ${URIENCODE(${EXTEN})}
 or give the URL by a variable, which is read whole:
   Set(AUDIOFORK_URL=ws://127.0.0.1:8080/?called=${URIENCODE(${EXTEN})})
-  Gosub(audiofork,start,1())"""
+  ExecIf(${DIALPLAN_EXISTS(audiofork,start,1)}?Gosub(audiofork,start,1()))"""
 
 
 def http_conf(url: str) -> str:
@@ -120,7 +150,8 @@ def http_conf(url: str) -> str:
     else:
         options = f"bindaddr = {host}\n  bindport = {parts.port or 80}"
     return f"""\
-Is Asterisk running? In http.conf:
+Is Asterisk running? If it is: audiofork setup, as root on its machine, has it listen there. By \
+hand, in http.conf (with FreePBX, Advanced Settings, "Enable the mini-HTTP Server"):
   [general]
   enabled = yes
   {options}
@@ -133,13 +164,17 @@ signed its certificate."""
 def ari_user(username: str) -> str:
     """Return how Asterisk is made to know our user of ARI."""
     return f"""\
-Compare [ari] username and password with ari.conf, which needs, as in the shipped \
-ari_audiofork.conf,
+{SETUP}make a file in {FOLDER} that Asterisk alone can read; after -g comes the group that it \
+runs as:
+  install -m 640 -g asterisk /dev/null /etc/asterisk/ari_audiofork.conf
+Write into it, as in the shipped ari_audiofork.conf,
   [{username}]
   type = user
   read_only = no
   password = (that of [ari])
   password_format = plain
+and to the end of ari.conf (with FreePBX, of ari_additional_custom.conf), if it is not there,
+  #include ari_audiofork.conf
 {RELOAD_ARI}
 If asterisk -rx "ari show users" does not list it, see whether ari.conf includes \
 ari_audiofork.conf twice: Asterisk takes none of its users then."""
@@ -148,7 +183,7 @@ ari_audiofork.conf twice: Asterisk takes none of its users then."""
 def read_only(username: str) -> str:
     """Return how our user of ARI is allowed to write."""
     return f"""\
-In ari.conf:
+{SETUP}where the user stands, in ari.conf or a file that it includes:
   [{username}]
   read_only = no
 {RELOAD_ARI}"""
@@ -157,8 +192,9 @@ In ari.conf:
 def login(user: str) -> str:
     """Return how Asterisk is made to let our user of AMI in."""
     return (
-        f"Compare [asterisk] username and secret with section [{user}] of manager.conf, whose "
-        "deny and permit must let this machine in; then run "
+        f"{SETUP}compare [asterisk] username and secret with section [{user}] of manager.conf "
+        "or a file that it includes, which Asterisk alone should be able to read (install -m 640 "
+        "-g asterisk). Its deny and permit must let this machine in. Then run "
         f'asterisk -rx "manager reload" and asterisk -rx "manager show user {user}".'
     )
 
@@ -166,8 +202,8 @@ def login(user: str) -> str:
 def rights(user: str) -> str:
     """Return the rights that our user of AMI needs."""
     return (
-        f"In section [{user}] of manager.conf: read = user,call and "
-        "write = originate,call,user,reporting, with the eventfilter lines of the shipped "
+        f"{SETUP}in section [{user}] of manager.conf or a file that it includes: read = user,call "
+        "and write = originate,call,user,reporting, with the eventfilter lines of the shipped "
         'manager_audiofork.conf; then run asterisk -rx "manager reload".'
     )
 
@@ -175,8 +211,8 @@ def rights(user: str) -> str:
 def empty_lines(user: str) -> str:
     """Return how Asterisk is kept from sending our user of AMI what a caller has forged."""
     return f"""\
-Somebody could dial a whole event, and end or begin the forks of other calls. In section [{user}] \
-of manager.conf:
+Somebody could dial a whole event, and end or begin the forks of other calls. {SETUP}in section \
+[{user}] of manager.conf or a file that it includes:
   eventfilter(action(exclude),method(regex)) = [[:cntrl:]]{{4}}[^[:cntrl:]]
 or, before Asterisk 18.26, 20.11, 21.6 and 22.1,
   eventfilter = ![[:cntrl:]]{{4}}[^[:cntrl:]]

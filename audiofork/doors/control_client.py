@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +17,7 @@ from audiofork.doors.control_socket import Code
 from audiofork.errors import (
     AmiUnavailable,
     ConfigError,
+    DaemonBusy,
     DaemonFault,
     DaemonUnreachable,
     RequestRefused,
@@ -25,27 +26,30 @@ from audiofork.text import reason_of
 
 # The daemon gives up a question to Asterisk after 5 s, and a start asks two.
 ANSWER_TIMEOUT_S = 15.0
+# Longer than the daemon waits for the next line.
+CHECK_TIMEOUT_S = 70.0
 
 
 def socket_of(path: Path) -> Path:
     """Return the control socket that a configuration file names.
 
-    The secret is not read: who may use the socket need not be able to.
+    No secret is read, and nothing else than [control]: who may use the socket need not be able
+    to, and what is wrong elsewhere does not keep anybody from asking a daemon that runs.
 
     Raises:
-        ConfigError: The file cannot be used, or it switches the socket off.
+        ConfigError: The file or that section cannot be used, or it switches the socket off.
     """
-    loaded = config_file.load(path, {**os.environ, "AUDIOFORK_ASTERISK_SECRET_FILE": ""})
-    if not loaded.control.socket:
+    socket_path = config_file.load_control(path).socket
+    if not socket_path:
         raise ConfigError(f"{path}: [control] socket is empty, so the daemon cannot be asked")
-    return Path(loaded.control.socket)
+    return Path(socket_path)
 
 
 class Client:
     """One connection to the daemon; a context manager.
 
     Every method raises DaemonUnreachable if the daemon is not there or goes away, RequestRefused
-    with the daemon's words, AmiUnavailable if the daemon does not reach Asterisk, and
+    with the daemon's words, AmiUnavailable if the daemon does not reach Asterisk, DaemonBusy, and
     DaemonFault.
 
     Raises:
@@ -128,6 +132,26 @@ class Client:
         answer = self._answer_to({"Command": "ListAudioForks"})
         return answer["forks"], int(answer.get("legs_left", 0))
 
+    def check(self, config: Path, say: Callable[[str], None], *, taps: bool = False) -> int:
+        """Have the daemon check itself and its Asterisk; return the exit code of the check.
+
+        Args:
+            config: The configuration that is meant: a daemon with another one refuses.
+            say: Gets each line of the check.
+            taps: Only tell the ways to get audio.
+        """
+        self._socket.settimeout(CHECK_TIMEOUT_S)
+        fields = {"Command": "CheckAudioFork", "Config": str(config.resolve())}
+        answer = self._answer_to(fields | ({"Taps": "yes"} if taps else {}))
+        while "exit_code" not in answer:
+            say(str(answer["line"]))
+            answer = self._answer_to(None)
+        return int(answer["exit_code"])
+
+    def run_id(self) -> str:
+        """Return who the daemon is; empty if it is too old to tell."""
+        return str(self._answer_to({"Command": "ListAudioForks"}).get("run", ""))
+
     def _ask(self, fields: Mapping[str, str]) -> list[Any]:
         forks: list[Any] = self._answer_to(fields)["forks"]
         return forks
@@ -139,7 +163,8 @@ class Client:
                 self._socket.sendall(json.dumps(fields).encode() + b"\n")
             line = self._answers.readline()
         except TimeoutError as exc:
-            text = f"no answer of the daemon at {self._path} within {ANSWER_TIMEOUT_S:g} s"
+            limit_s = self._socket.gettimeout()
+            text = f"no answer of the daemon at {self._path} within {limit_s:g} s"
             raise DaemonUnreachable(text) from exc
         except OSError as exc:
             text = f"the daemon at {self._path} is gone: {reason_of(exc)}"
@@ -159,6 +184,8 @@ def _granted(answer: dict[str, Any]) -> dict[str, Any]:
     error = str(answer["error"])
     if answer["code"] == Code.ASTERISK:
         raise AmiUnavailable(error)
+    if answer["code"] == Code.BUSY:
+        raise DaemonBusy(error)
     raise DaemonFault(error) if answer["code"] == Code.FAULT else RequestRefused(error)
 
 

@@ -2,7 +2,7 @@
 
 A Unix stream socket. One JSON object a line in, one JSON object a line out, as many on a
 connection as the client likes. A request has the fields of `requests.py`, each value a string,
-and a Command, which may also be ListAudioForks. An answer is one of
+and a Command, which may also be ListAudioForks or CheckAudioFork. An answer is one of
 
     {"ok": true, "forks": [...]}        ids; for ListAudioForks objects with the fields of ForkView
     {"ok": false, "code": "refused", "error": "No such channel"}
@@ -17,6 +17,12 @@ second
 
 The last of them has the result streaming or ended; the next request is read after it. Where too
 many wait already, there is the first answer alone, without `waits`.
+
+CheckAudioFork is answered by a line for each line of
+the check, which the daemon has done by a process of its own, and one for its end:
+
+    {"ok": true, "line": "ok    login: ..."}
+    {"ok": true, "exit_code": 0}
 """
 
 from __future__ import annotations
@@ -32,11 +38,18 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from audiofork.errors import AmiError, AmiTimeout, AmiUnavailable, ConfigError, RequestRefused
+from audiofork.errors import (
+    AmiError,
+    AmiTimeout,
+    AmiUnavailable,
+    ConfigError,
+    DaemonBusy,
+    RequestRefused,
+)
 from audiofork.forks.requests import (
     MUTE,
     START,
@@ -55,7 +68,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LIST = "listaudioforks"
-COMMANDS = frozenset({START, STOP, MUTE, LIST})
+CHECK = "checkaudiofork"
+COMMANDS = frozenset({START, STOP, MUTE, LIST, CHECK})
 
 MAX_LINE_BYTES = 65_536
 MAX_CONNECTIONS = 256
@@ -77,11 +91,14 @@ class Code(enum.StrEnum):
     """The request cannot be granted; `error` says why."""
     ASTERISK = "asterisk"
     """Asterisk cannot be reached, or does not answer."""
+    BUSY = "busy"
+    """The daemon does this for somebody else; `error` says what to do."""
     FAULT = "fault"
     """A bug of the daemon's; its log has a traceback."""
 
 
 Answers = AsyncGenerator[dict[str, Any], None]
+RunCheck = Callable[[Mapping[str, str]], Answers]
 
 
 class ControlSocket:
@@ -97,6 +114,9 @@ class ControlSocket:
         list_forks: Returns the forks there are.
         legs_left: Returns how many legs of ended forks Asterisk still has.
         follow: Tells how the start of a fork goes on; called with its id when `ask` has returned.
+        check: Runs a check, and yields the answers to who asked for it, but for `ok`; None: it
+            is refused.
+        run_id: Who this daemon is, of all there may be at this Asterisk.
     """
 
     def __init__(
@@ -106,12 +126,16 @@ class ControlSocket:
         list_forks: Callable[[], Awaitable[list[ForkView]]],
         legs_left: Callable[[], int] = lambda: 0,
         follow: Callable[[str], AsyncGenerator[StartNews, None]] = lambda _: _nothing(),
+        check: RunCheck | None = None,
+        run_id: str = "",
     ) -> None:
         self._path = path
         self._ask = ask
         self._list = list_forks
         self._follow = follow
         self._legs_left = legs_left
+        self._check = check
+        self._run_id = run_id
         self._server: asyncio.Server | None = None
         self._inode = 0
         self._closed = False
@@ -187,7 +211,7 @@ class ControlSocket:
                 return  # where the next line begins nobody knows
             if not line:
                 return
-            # Closed at once where the client is gone: nobody waits any more.
+            # Closed at once where the client is gone: what is still being done for it ends.
             async with contextlib.aclosing(self._answers(line, origin)) as answers:
                 async for answer in answers:
                     await _send(writer, answer)
@@ -196,15 +220,17 @@ class ControlSocket:
         """Yield the answers to a line; whatever the line holds, they are the documented ones."""
         try:
             fields = parse_line(line)
-            waits = command_of(fields) == START and flag_of(fields, "Wait")
-            if waits and self._waiting < MAX_WAITING:
-                async with contextlib.aclosing(self._start(fields, origin)) as parts:
+            parts = self._parts_of(fields, origin)
+            if parts is not None:
+                async with contextlib.aclosing(parts):
                     async for part in parts:
                         yield {"ok": True, **part}
             else:
                 yield {"ok": True, **await self._answer(fields, origin)}
         except RequestRefused as exc:
             yield _refusal(str(exc))
+        except DaemonBusy as exc:
+            yield _refusal(str(exc), Code.BUSY)
         except AmiError as exc:
             away = isinstance(exc, AmiUnavailable | AmiTimeout)
             text = f"Asterisk cannot be asked: {exc}"
@@ -216,8 +242,23 @@ class ControlSocket:
     async def _answer(self, fields: dict[str, str], origin: Origin) -> dict[str, Any]:
         if command_of(fields) == LIST:
             forks = [_plain(view) for view in await self._list()]
-            return {"forks": forks, "legs_left": self._legs_left()}
+            return {"forks": forks, "legs_left": self._legs_left(), "run": self._run_id}
         return {"forks": await self._ask(parse_request(fields, origin))}
+
+    def _parts_of(self, fields: dict[str, str], origin: Origin) -> Answers | None:
+        """Return the answers to a request that has several; None if it has one.
+
+        Raises:
+            RequestRefused: It is not granted.
+        """
+        command = command_of(fields)
+        if command == CHECK:
+            if self._check is None:
+                raise RequestRefused("this daemon runs no checks")
+            return self._check(_lower(fields))
+        if command == START and flag_of(fields, "Wait") and self._waiting < MAX_WAITING:
+            return self._start(fields, origin)
+        return None
 
     async def _start(self, fields: dict[str, str], origin: Origin) -> Answers:
         """Start a fork, and tell how that goes on."""
@@ -301,14 +342,18 @@ def command_of(fields: dict[str, str]) -> str:
     Raises:
         RequestRefused: It is missing or not known; parse_request would take it for a start.
     """
-    lower = {name.lower(): value for name, value in fields.items()}
-    command = lower.get("command", "").strip(" \t").lower()
+    command = _lower(fields).get("command", "").strip(" \t").lower()
     if command not in COMMANDS:
         raise RequestRefused(
-            "Command: expected StartAudioFork, StopAudioFork, AudioForkMute or ListAudioForks"
+            "Command: expected StartAudioFork, StopAudioFork, AudioForkMute, ListAudioForks or "
+            "CheckAudioFork"
             + did_you_mean(command, ("StartAudioFork", "StopAudioFork", "AudioForkMute"))
         )
     return command
+
+
+def _lower(fields: dict[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in fields.items()}
 
 
 def _refusal(text: str, code: Code = Code.REFUSED) -> dict[str, Any]:

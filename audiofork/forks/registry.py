@@ -55,12 +55,12 @@ from audiofork.forks.view import ForkView, view_of
 from audiofork.link.messages import (
     EndReason,
     ForkReport,
+    ForksReport,
     ForkStats,
     LegAttached,
     LegLost,
     RelayAway,
     RelayLost,
-    Report,
     SendCommand,
     SinkMessage,
     SinkOpened,
@@ -274,7 +274,7 @@ class Forks:
 
     # --- From the relay ---
 
-    def on_report(self, report: Report) -> None:
+    def on_report(self, report: ForksReport) -> None:
         """Handle a report of the relay."""
         if isinstance(report, StatsTaken):
             self._statistics.on_taken(report)

@@ -276,7 +276,14 @@ class TakeStats:
     ticket: int
 
 
-Command = ForkSpec | ExpectLeg | EndFork | SetMute | SetGate | PressKey | TakeStats
+@dataclass(frozen=True, slots=True)
+class ExpectCheckLeg:
+    """Command: a leg of a check is about to connect; report it, and hang it up."""
+
+    leg_uuid: str = field(repr=False)
+
+
+Command = ForkSpec | ExpectLeg | EndFork | SetMute | SetGate | PressKey | TakeStats | ExpectCheckLeg
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,6 +415,14 @@ class StrangersRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckLeg:
+    """Report: a leg of a check is expected now, or has come and was hung up."""
+
+    leg_uuid: str = field(repr=False)
+    has_come: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RelayAway:
     """Report: the process that relayed these forks died, and no other process runs.
 
@@ -442,7 +457,9 @@ ForkReport = (
     | SinkMessage
     | ForkEnded
 )
-Report = ForkReport | StatsTaken | StrangersRefused | RelayAway | RelayLost
+ForksReport = ForkReport | StatsTaken | StrangersRefused | RelayAway | RelayLost
+"""What concerns forks."""
+Report = ForksReport | CheckLeg
 
 SendCommand = Callable[[Command], None]
 SendReport = Callable[[Report], None]

@@ -20,9 +20,11 @@ from audiofork.backoff import Backoff
 from audiofork.config import Address, Config
 from audiofork.errors import CannotListen
 from audiofork.link.messages import (
+    CheckLeg,
     Command,
     EndFork,
     EndReason,
+    ExpectCheckLeg,
     ForkEnded,
     ForkSpec,
     ForkStats,
@@ -185,6 +187,9 @@ class RelayProcesses:
             self._ask_for_stats(command)
         elif isinstance(command, ForkSpec):
             self._begin(command)
+        elif isinstance(command, ExpectCheckLeg):
+            for worker in self._workers:
+                worker.send(command)
         elif command.fork_id in self._owners:
             self._owners[command.fork_id].send(command)
         elif isinstance(command, EndFork) and command.fork_id in self._orphaned:
@@ -336,7 +341,7 @@ class RelayProcesses:
             self._on_not_listening(worker, message)
         elif isinstance(message, StatsTaken):
             self._answered(message.ticket, worker, message.stats)
-        elif isinstance(message, StrangersRefused):
+        elif isinstance(message, StrangersRefused | CheckLeg):
             self._reports.put(message)
         elif message.fork_id in worker.forks:
             if isinstance(message, ForkEnded):

@@ -29,7 +29,7 @@ from audiofork.config import (
     SecurityConfig,
     WebSocketConfig,
 )
-from audiofork.link.messages import Command, ForkReport, StatsTaken, StrangersRefused
+from audiofork.link.messages import CheckLeg, Command, ForkReport, StatsTaken, StrangersRefused
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class NotListening:
 
 
 Down = Command | Configure | Ping | Close
-Up = ForkReport | StatsTaken | StrangersRefused | Pong | Listening | NotListening
+Up = ForkReport | StatsTaken | StrangersRefused | CheckLeg | Pong | Listening | NotListening
 
 
 # --- Messages as lines ---------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from audiofork.link.messages import (
     Command,
     EndFork,
     EndReason,
+    ExpectCheckLeg,
     ExpectLeg,
     ForkEnded,
     ForkSpec,
@@ -23,6 +24,7 @@ from audiofork.link.messages import (
     StatsTaken,
     TakeStats,
 )
+from audiofork.relay.check_legs import CheckLegs
 from audiofork.relay.client_tls import ClientTls
 from audiofork.relay.formats.choice import format_of
 from audiofork.relay.listener import Listener
@@ -50,6 +52,7 @@ class Worker:
         self._advertise = config.audiosocket.advertise
         self._report = report
         self._listener = Listener(report, config.audiosocket.allow)
+        self._check_legs = CheckLegs(self._listener, report)
         self._leg_uuids: dict[str, dict[LegPart, str]] = {}  # the latest of each leg, by fork
         self._tls = ClientTls(config)
         self._take_settings(config)
@@ -92,6 +95,8 @@ class Worker:
         elif isinstance(command, TakeStats):
             stats = {fork_id: session.stats() for fork_id, session in self.sessions.items()}
             self._report(StatsTaken(command.ticket, stats))
+        elif isinstance(command, ExpectCheckLeg):
+            self._check_legs.expect(command.leg_uuid)
         elif session := self.sessions.get(command.fork_id):
             if isinstance(command, ExpectLeg):
                 self._expect(session, command)
@@ -144,6 +149,7 @@ class Worker:
     async def close(self) -> None:
         """Stop listening, end all forks, and close the connections to their servers."""
         self._listener.stop_listening()  # first: another process may already need the port
+        self._check_legs.close()
         sessions = list(self.sessions.values())
         for session in sessions:
             session.end(EndReason.SHUTDOWN)

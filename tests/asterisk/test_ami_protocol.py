@@ -15,6 +15,7 @@ from audiofork.asterisk import ami_protocol, reconnecting
 from audiofork.asterisk.ami_protocol import (
     BridgeChanged,
     ChannelHangup,
+    CheckRaised,
     Event,
     ForgedMessage,
     HoldChanged,
@@ -22,7 +23,7 @@ from audiofork.asterisk.ami_protocol import (
     OriginateFailed,
     RequestReceived,
 )
-from audiofork.asterisk.snapshots import Forged
+from audiofork.asterisk.snapshots import CHANNEL, Forged
 from audiofork.config import AsteriskConfig
 from audiofork.errors import AmiUnavailable
 from tests.control_plane import AmiRun, FakeAsterisk, block, raw_block
@@ -48,6 +49,32 @@ SNAPSHOT = (
 CALLER_DATA = ("PJSIP/100-0000002a", "Zoë")
 OWN_CHANNEL = {"channel": "PJSIP/100-0000002a", "uniqueid": "1700000000.1"}
 BODY_ALONE = ("Event: UserEvent", "Privilege: user,all", "UserEvent: AudioFork")
+
+
+def typed_of(*lines: str) -> Event | None:
+    return ami_protocol.typed("UserEvent", ami_protocol.parse("\r\n".join(lines)))
+
+
+CHECK = ("Command: AudioForkCheck", "AudioForkID: t", "LegUUID: u")
+
+
+@pytest.mark.parametrize(
+    ("lines", "event"),
+    [
+        (CHECK[:1], CheckRaised("")),
+        (CHECK, CheckRaised("t", "u")),
+        ((*CHECK[:2], "Answer: came", "Run: r"), CheckRaised("t", "", "came", "r")),
+    ],
+)
+def test_event_of_a_check_is_whole_from_ami_and_has_no_more_than_its_token_from_a_dialplan(
+    lines: tuple[str, ...], event: Event
+) -> None:
+    """What a dialplan raises may hold what a caller has chosen."""
+    assert typed_of(*BODY_ALONE, *lines) == event
+    snapshot = (f"{name}: x" for name in CHANNEL)
+    dialplan = typed_of("Event: UserEvent", *snapshot, "UserEvent: AudioFork", *lines)
+    assert isinstance(event, CheckRaised)
+    assert dialplan == CheckRaised(event.token)
 
 
 @pytest.mark.parametrize(

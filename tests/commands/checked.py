@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from audiofork.commands.check import Check
 from audiofork.commands.findings import Finding, Mark, Outcome
 from audiofork.commands.probe import TONE
 from audiofork.config import Config
+from testbed.daemon import ETC
 from tests.asterisk.test_ari import PASSWORD, FakeAri, starts
 from tests.control_plane import FakeAsterisk, block, response
 
@@ -39,7 +41,7 @@ class SpiedAsterisk(FakeAsterisk):
         super().__init__()
         self.answers["Getvar"] = lambda action: response(action, f"Value: {int(time.time())}")
         self.answers["ModuleCheck"] = lambda action: denied(action)
-        self.answers["ShowDialPlan"] = dialplan_of("narrow", "wide")
+        self.answers["ShowDialPlan"] = dialplan_of()
         self.answers["UserEvent"] = self._raise
         self.answers["Originate"] = self._originate
         self.pace_s = 0.02
@@ -97,31 +99,60 @@ class SpiedAsterisk(FakeAsterisk):
         await super().stop()
 
 
-def dialplan_of(*extensions: str, lines: Sequence[str] = ()) -> Callable[[dict[str, str]], bytes]:
+Row = dict[str, str]
+
+
+def rows_of(text: str) -> list[Row]:
+    """Return the priorities of a dialplan as ShowDialPlan tells them."""
+    rows: list[Row] = []
+    context = extension = ""
+    for line in text.splitlines():
+        if found := re.fullmatch(r"\[(.+)\]", line):
+            context = found[1]
+        elif found := re.fullmatch(
+            r"(?:exten => (\w+),1| same => n)(?:\((\w+)\))?,(\w+)\((.*)\)", line
+        ):
+            priority = "1" if found[1] else str(int(rows[-1]["Priority"]) + 1)
+            extension = found[1] or extension
+            row = {"Context": context, "Extension": extension, "Priority": priority}
+            row |= {"ExtensionLabel": found[2]} if found[2] else {}
+            rows.append(row | {"Application": found[3], "AppData": found[4]})
+        else:
+            assert not line or line.startswith(";"), line
+    return rows
+
+
+def shipped_rows(text: str = "") -> list[Row]:
+    """Return what Asterisk tells of the shipped dialplan, or of such a text in its place."""
+    return rows_of(text or (ETC / "asterisk/extensions_audiofork.conf").read_text())
+
+
+def dialplan_of(
+    *lines: str, shipped: Sequence[Row] | None = None
+) -> Callable[[dict[str, str]], bytes]:
     """Return the answer to ShowDialPlan.
 
     Args:
-        extensions: Those of the context for legs.
-        lines: What the priorities of another context run.
+        lines: What the priorities of a context of calls run.
+        shipped: What there is of the shipped dialplan; None: all of it.
     """
+    calls = [
+        {
+            **{"Context": "calls", "Extension": "_X.", "Priority": str(number)},
+            **{"Application": line.partition("(")[0], "AppData": line.partition("(")[2][:-1]},
+        }
+        for number, line in enumerate(lines, 1)
+    ]
+    rows = [*(shipped_rows() if shipped is None else shipped), *calls]
 
     def answer(action: dict[str, str]) -> bytes:
+        wanted = [row for row in rows if action.get("context", row["Context"]) == row["Context"]]
+        if not wanted:
+            return response(action, "Message: Did not find context", ok=False)
         event = ("Event: ListDialplan", f"ActionID: {action['id']}")
-        leg_lines = [block(*event, f"Extension: {name}") for name in extensions]
-        others = [
-            block(
-                *event,
-                *("Context: calls", "Extension: _X.", f"Priority: {number}"),
-                *(
-                    "Application: " + line.partition("(")[0],
-                    f"AppData: {line.partition('(')[2][:-1]}",
-                ),
-            )
-            for number, line in enumerate(lines, 1)
-        ]
-        lines_of = leg_lines if action.get("context") == "audiofork-leg" else [*leg_lines, *others]
         done = block("Event: ShowDialPlanComplete", f"ActionID: {action['id']}")
-        return b"".join([response(action, "EventList: start"), *lines_of, done])
+        told = [block(*event, *(f"{name}: {row[name]}" for name in row)) for row in wanted]
+        return b"".join([response(action, "EventList: start"), *told, done])
 
     return answer
 

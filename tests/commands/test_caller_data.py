@@ -17,6 +17,11 @@ from audiofork.commands.caller_data import bare
         ("Gosub(audiofork,start,1(ws://h/${IF($[1=1]?${EXTEN}:x)}))", ["EXTEN"]),
         ("GosubIf($[1=1]?audiofork,start,1(ws://h/${PJSIP_HEADER(read,X-A)}))", ["PJSIP_HEADER"]),
         ("ExecIf($[1=1]?Gosub(audiofork,start,1(ws://h/${EXTEN})))", ["EXTEN"]),
+        (
+            "ExecIf(${DIALPLAN_EXISTS(audiofork,start,1)}?Gosub(audiofork,start,1(ws://h/${EXTEN}))"
+            ":Log(WARNING,no context audiofork))",
+            ["EXTEN"],
+        ),
         ("UserEvent(AudioFork,WsServer: ws://h/${CONNECTEDLINE(num)})", ["CONNECTEDLINE"]),
         ("UserEvent( audiofork ,WsServer: ws://h/${DIALEDPEERNUMBER})", ["DIALEDPEERNUMBER"]),
         ("UserEvent(AudioFork,WsServer: ws://h/${SIP_HEADER(X)}${EXTEN})", ["SIP_HEADER", "EXTEN"]),
@@ -29,6 +34,7 @@ from audiofork.commands.caller_data import bare
         ("Gosub(audiofork,start,1(ws://h/${FILTER(0-9,${EXTEN})}))", []),
         ("Gosub(audiofork,start,1(ws://h/${UNIQUEID}))", []),
         ("Gosub(audiofork,start,1())", []),
+        ("ExecIf(${DIALPLAN_EXISTS(audiofork,start,1)}?Gosub(audiofork,start,1()))", []),
         ("Gosub(audiofork,stop,1(${AUDIOFORK_ID}))", []),
         ("Gosub(audiofork,start,1(ws://h/,D(in),x ^{CALLERID(num)}))", []),
         ("Gosub(other,start,1(${EXTEN}))", []),

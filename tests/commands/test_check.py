@@ -19,10 +19,13 @@ import trustme
 from audiofork.asterisk.taps.choice import NOT_BY_CHANSPY
 from audiofork.asterisk.taps.ways import Site, known_faults, ways_for
 from audiofork.asterisk.versions import UNKNOWN, Version
+from audiofork.commands import check_port
 from audiofork.commands.check import Check, site_if_all_works, taps_of
+from audiofork.commands.check_dialplan import VERSION
 from audiofork.commands.findings import Finding, Mark
 from audiofork.doors.control_socket import ControlSocket
-from audiofork.errors import ConfigError
+from audiofork.errors import ConfigError, DaemonUnreachable
+from testbed.daemon import ETC
 from tests.asterisk.test_ari import PASSWORD, answer, silence
 from tests.commands.checked import (
     NARROWBAND,
@@ -35,6 +38,7 @@ from tests.commands.checked import (
     dialplan_of,
     failures,
     findings_of,
+    shipped_rows,
     version_of,
 )
 from tests.control_plane import FakeAsterisk, response
@@ -52,7 +56,7 @@ async def test_asterisk_as_it_should_be_has_no_fault(asterisk: SpiedAsterisk) ->
     subjects = [finding.text.partition(":")[0] for finding in findings]
     assert subjects == [
         *("daemon", "open files", "URLs", "ARI", "login", "rights", "clock"),
-        *("requests", "caller data", "AudioSocket", "audio", "hangups", "forks"),
+        *("requests", "dialplan", "caller data", "AudioSocket", "audio", "hangups", "forks"),
     ]
 
 
@@ -187,7 +191,7 @@ async def test_ari_that_is_not_configured_is_no_fault_and_says_how_to_have_it(
         "forks: in by chanspy, both by chanspy; out and stereo are refused, so is the mute of one "
         "side"
     )
-    assert "\n  [ari]\n  url = http://127.0.0.1:8088/ari\n  password = " in findings[-1].remedy
+    assert "\n  [ari]\n  url = http://127.0.0.1:8088/ari\n  password_file = " in findings[-1].remedy
 
 
 async def test_ari_that_is_not_wanted_is_left_alone(
@@ -201,7 +205,6 @@ async def test_ari_that_is_not_wanted_is_left_alone(
         "ARI: not used ([asterisk] tap = chanspy): legs come by ChanSpy, at 8000 Hz"
     )
     assert ari.asked == []
-    assert not any(finding.text.startswith("dialplan") for finding in findings)
 
 
 @pytest.mark.parametrize("rate", [16000, 0])
@@ -244,7 +247,7 @@ async def test_ari_that_does_not_listen_is_a_fault_with_the_lines_of_http_conf(
 ) -> None:
     found = await ari_fault(asterisk, f"url = {url}\npassword = {PASSWORD}\n")
     assert found.text == f"ARI at {url}: Connection refused (no program listens there)"
-    assert "In http.conf:" in found.remedy
+    assert "hand, in http.conf" in found.remedy
     for line in ("[general]", "enabled = yes", *lines, 'asterisk -rx "module reload http"'):
         assert f"\n  {line}\n" in found.remedy
 
@@ -256,7 +259,7 @@ async def test_ari_that_does_not_answer_is_a_fault(
     ari.answers["/ari/channels/audiofork-check"] = silence
     found = await ari_fault(asterisk, ari_section(ari))
     assert found.text.endswith("/ari: no answer within 0.05 s")
-    assert "In http.conf:" in found.remedy
+    assert "hand, in http.conf" in found.remedy
 
 
 async def test_neither_asterisk_nor_ari_there_is_unreachable() -> None:
@@ -337,28 +340,100 @@ async def nothing(*_: object) -> None: ...
 # --- What legs by ARI are sent to ----------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tap", ["auto", "chanspy"])
 @pytest.mark.parametrize(
-    ("extensions", "what"),
-    [(["narrow"], "has no extension wide"), (["s"], "has no extension narrow and wide")],
+    ("context", "lacks", "what"),
+    [
+        ("audiofork-leg", ["wide"], "has no extension wide"),
+        ("audiofork-leg", ["narrow", "wide"], "is missing"),
+        (
+            "audiofork",
+            ["clean"],
+            "has no extension clean; a bare Gosub into audiofork ends the call",
+        ),
+        ("audiofork", ["start", "mute"], "has no extension start and mute; a bare"),
+        ("audiofork", [], "is missing; a bare Gosub into audiofork ends the call"),
+    ],
 )
-async def test_missing_extension_is_a_fault_without_a_snoop(
-    asterisk: SpiedAsterisk, ari: SnoopedAri, extensions: list[str], what: str
+async def test_missing_part_of_the_dialplan_is_a_fault_by_each_tap(
+    asterisk: SpiedAsterisk, ari: SnoopedAri, tap: str, context: str, lacks: list[str], what: str
 ) -> None:
-    asterisk.answers["ShowDialPlan"] = dialplan_of(*extensions)
-    found = await ari_fault(asterisk, ari_section(ari))
-    assert found.text == f"dialplan: the context audiofork-leg {what}"
+    rows = [
+        row
+        for row in shipped_rows()
+        if row["Context"] != context or (lacks and row["Extension"] not in lacks)
+    ]
+    asterisk.answers["ShowDialPlan"] = dialplan_of(shipped=rows)
+    text = asterisk_section(asterisk, f"tap = {tap}\n")
+    outcome, findings = await findings_of(configured(asterisk=text, ari=ari_section(ari)))
+    (found,) = (finding for finding in findings if finding.mark is Mark.FAIL)
+    assert outcome == 1
+    assert found.text.startswith(f"dialplan: the context {context} {what}")
+    assert "Run audiofork setup" in found.remedy
     assert "\n  #include extensions_audiofork.conf\n" in found.remedy
     assert found.remedy.endswith('\n  asterisk -rx "dialplan reload"')
-    assert ari.apps == []
+    # Where legs by ARI cannot come, none is asked for.
+    assert bool(ari.apps) == (tap == "auto" and context == "audiofork")
 
 
 async def test_missing_context_is_a_fault_also_while_ari_is_away(asterisk: SpiedAsterisk) -> None:
-    asterisk.answers["ShowDialPlan"] = lambda action: response(
-        action, "Message: Did not find context audiofork-leg", ok=False
-    )
+    asterisk.answers["ShowDialPlan"] = dialplan_of(shipped=[])
     ari = "url = http://127.0.0.1:9/ari\npassword = x\n"
     _, findings = await findings_of(configured(asterisk, ari=ari))
-    assert failures(findings)[1:] == ["dialplan: the context audiofork-leg is missing"]
+    assert failures(findings)[1:] == [
+        "dialplan: the context audiofork is missing, the context audiofork-leg is missing; "
+        "a bare Gosub into audiofork ends the call"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("was", "is_now", "mark", "told", "remedy"),
+    [
+        ("version,1,NoOp(1)", "version,1,NoOp(0)", Mark.FAIL, "is older (version 0)", "setup"),
+        ("version,1,NoOp(1)", "version,1,NoOp(x)", Mark.FAIL, "is older (version 0)", "setup"),
+        ("version,1,NoOp(1)", "other,1,NoOp(1)", Mark.FAIL, "is older (version 0)", "setup"),
+        ("version,1,NoOp(1)", "version,1,NoOp(2)", Mark.FAIL, "is newer (version 2)", "restart"),
+        ("Wait(0.02)", "Wait(0.5)", Mark.WARN, "has been edited", "put the shipped file"),
+        ("Dial(${AUDIOFORK_LEG})", "Dial(x)", Mark.WARN, "has been edited", "put the shipped file"),
+        ("(late)", "(later)", Mark.WARN, "has been edited", "put the shipped file"),
+    ],
+)
+async def test_dialplan_other_than_the_shipped_is_told(
+    asterisk: SpiedAsterisk, was: str, is_now: str, mark: Mark, told: str, remedy: str
+) -> None:
+    shipped = (ETC / "asterisk/extensions_audiofork.conf").read_text()
+    assert was in shipped
+    rows = shipped_rows(shipped.replace(was, is_now))
+    asterisk.answers["ShowDialPlan"] = dialplan_of(shipped=rows)
+    outcome, findings = await findings_of(configured(asterisk))
+    (found,) = (one for one in findings if one.text.startswith("dialplan: "))
+    assert found.text.startswith(f"dialplan: extensions_audiofork.conf {told}")
+    assert found.mark is mark
+    assert remedy in found.remedy
+    assert outcome == (1 if mark is Mark.FAIL else 0)
+
+
+async def test_shipped_dialplan_is_known_as_it_is(asterisk: SpiedAsterisk) -> None:
+    """After a change of the file: raise the number in its extension `version`, and VERSION."""
+    _, findings = await findings_of(configured(asterisk))
+    text = f"dialplan: audiofork and audiofork-leg are there, as shipped (version {VERSION})"
+    assert Finding(Mark.OK, text) in findings
+    assert (
+        f"exten => version,1,NoOp({VERSION})\n"
+        in (ETC / "asterisk/extensions_audiofork.conf").read_text()
+    )
+
+
+async def test_asterisk_without_dialplan_exists_is_a_fault(asterisk: SpiedAsterisk) -> None:
+    time_of = asterisk.answers["Getvar"]
+    assert callable(time_of)
+    asterisk.answers["Getvar"] = lambda action: (
+        response(action, "Value: ") if "DIALPLAN" in action["variable"] else time_of(action)
+    )
+    _, findings = await findings_of(configured(asterisk))
+    assert failures(findings) == [
+        "dialplan: Asterisk does not know DIALPLAN_EXISTS(), so no guarded Gosub forks"
+    ]
 
 
 async def test_dialplan_that_may_not_be_looked_into_is_tried(
@@ -383,7 +458,7 @@ async def test_caller_data_in_a_request_is_warned_of_with_what_to_do(
         "Gosub(audiofork,start,1(ws://h/?to=${EXTEN},D(in)))",
         "UserEvent(AudioFork,WsServer: ws://h/?to=${URIENCODE(${EXTEN})})",
     ]
-    asterisk.answers["ShowDialPlan"] = dialplan_of("narrow", "wide", lines=lines)
+    asterisk.answers["ShowDialPlan"] = dialplan_of(*lines)
     outcome, findings = await findings_of(configured(asterisk))
     (found,) = (finding for finding in findings if finding.mark is Mark.WARN)
     assert found.text == (
@@ -395,7 +470,7 @@ async def test_caller_data_in_a_request_is_warned_of_with_what_to_do(
 
 async def test_caller_data_in_many_requests_is_warned_of_ten_times(asterisk: SpiedAsterisk) -> None:
     lines = ["Gosub(audiofork,start,1(ws://h/${EXTEN}))"] * 12
-    asterisk.answers["ShowDialPlan"] = dialplan_of("narrow", "wide", lines=lines)
+    asterisk.answers["ShowDialPlan"] = dialplan_of(*lines)
     _, findings = await findings_of(configured(asterisk))
     found = [finding for finding in findings if finding.mark is Mark.WARN]
     assert len(found) == 10
@@ -572,15 +647,58 @@ async def test_listen_address_of_another_machine_is_a_fault(asterisk: SpiedAster
     assert failures(findings)[0].startswith("AudioSocket: cannot listen on 192.0.2.1:9093: ")
 
 
-async def test_port_of_another_program_is_a_fault(asterisk: SpiedAsterisk, tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["", "{}/c.sock"], ids=["no socket", "socket"])
+async def test_port_of_another_program_is_a_fault(
+    asterisk: SpiedAsterisk, tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_port, "ANSWER_TIMEOUT_S", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        control = f"socket = {path.format(tmp_path)}\n"
+        settings = configured(asterisk, audiosocket=f"listen = {listen}\n", control=control)
+        outcome, findings = await findings_of(settings)
+    assert outcome == 1
+    assert failures(findings) == [
+        f"AudioSocket: a program listens on {listen}, and a daemon of this Asterisk does not say "
+        "that it is"
+    ]
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["no socket", "a socket closed to us"])
+async def test_daemon_of_the_port_that_cannot_be_asked_is_a_fault_unless_it_is_not_for_us(
+    asterisk: SpiedAsterisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: bool
+) -> None:
+    def refuse(path: Path) -> None:
+        cause = PermissionError() if closed else FileNotFoundError()
+        raise DaemonUnreachable(f"no daemon at {path}") from cause
+
+    async def is_the_daemon(*_: object) -> bool:
+        return True
+
+    monkeypatch.setattr("audiofork.commands.check.Client", refuse)
+    monkeypatch.setattr(check_port.PortCheck, "_check", is_the_daemon)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         settings = configured(
             asterisk, audiosocket=f"listen = {listen}\n", control=f"socket = {tmp_path}/c.sock\n"
         )
-        outcome, findings = await findings_of(settings)
-    assert outcome == 1
-    assert failures(findings) == [f"AudioSocket: another program listens on {listen}"]
+        _, findings = await findings_of(settings)
+    text = f"daemon: one listens on {listen}, but not on [control] socket {tmp_path}/c.sock"
+    assert failures(findings) == ([] if closed else [text])
+
+
+async def test_who_has_the_port_is_not_told_while_requests_do_not_come(
+    asterisk: SpiedAsterisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiofork.commands.probe.EVENT_TIMEOUT_S", 0.1)
+    asterisk.answers["UserEvent"] = response
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        settings = configured(asterisk, audiosocket=f"listen = {listen}\n")
+        _, findings = await findings_of(settings)
+    (found,) = (one for one in findings if one.text.startswith("AudioSocket: a program"))
+    assert found.mark is Mark.SKIP
+    assert "read = user is missing" in failures(findings)[0]
 
 
 async def test_too_low_a_file_limit_is_a_fault_with_the_number_to_set(

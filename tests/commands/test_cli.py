@@ -18,8 +18,9 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -28,7 +29,7 @@ from audiofork import __version__
 from audiofork.cli import main
 from audiofork.doors import control_client as client
 from audiofork.doors.control_socket import ControlSocket
-from audiofork.errors import AmiUnavailable, NoSuchChannel
+from audiofork.errors import AmiUnavailable, DaemonBusy, NoSuchChannel, RequestRefused
 from audiofork.forks.following import StartNews, StartResult
 from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork
 from audiofork.forks.view import ForkView
@@ -114,6 +115,7 @@ class FakeDaemon:
 
     Attributes:
         requests: What was asked for so far.
+        checks: What checks were asked for.
         error: What a request is answered with, if anything.
         views: The forks there are.
         legs_left: How many legs of ended ones Asterisk still has.
@@ -124,6 +126,7 @@ class FakeDaemon:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.requests: list[Request] = []
+        self.checks: list[dict[str, str]] = []
         self.error: Exception | None = None
         self.views: list[ForkView] = []
         self.legs_left = 0
@@ -142,7 +145,9 @@ class FakeDaemon:
     async def _serve(self) -> None:
         self._stop = asyncio.Event()
         control = ControlSocket(
-            self.path, self._ask, self._list, lambda: self.legs_left, follow=self._follow
+            *(self.path, self._ask, self._list, lambda: self.legs_left),
+            follow=self._follow,
+            check=self._check,
         )
         await control.start()
         self._ready.set()
@@ -165,6 +170,14 @@ class FakeDaemon:
             self._stop.set()
         if self.goes or self.hangs:
             await asyncio.Event().wait()
+
+    async def _check(self, fields: Mapping[str, str]) -> AsyncGenerator[dict[str, Any]]:
+        self.checks.append(dict(fields))
+        if self.error is not None:
+            raise self.error
+        yield {"line": "ok    login: audiofork"}
+        yield {"line": "FAIL  audio: none comes"}
+        yield {"exit_code": 1}
 
     def stop(self) -> None:
         if self._thread.is_alive():
@@ -807,7 +820,7 @@ def test_variable_of_no_option_is_an_error_of_the_configuration(
     monkeypatch.setenv("AUDIOFORK_LOG_LEVL", "hunter2")
     result = CliRunner().invoke(main, [command, "-c", str(tmp_path / "a.ini")])
     assert result.exit_code == 3
-    assert result.output == (
+    assert result.output.endswith(
         "audiofork: the environment variable AUDIOFORK_LOG_LEVL is of no option; did you mean "
         "AUDIOFORK_LOG_LEVEL?\n"
     )
@@ -819,7 +832,142 @@ def test_configuration_that_is_missing_says_what_makes_one(
 ) -> None:
     result = CliRunner().invoke(main, [*command, "-c", str(tmp_path / "none.ini")])
     assert result.exit_code == 3
-    assert result.output == (
+    assert result.output.endswith(
         f"audiofork: {tmp_path}/none.ini: No such file or directory; `audiofork setup` makes one, "
         "-c names another\n"
     )
+
+
+# --- A check by the daemon, and which commands need what -----------------------------------------
+
+
+def checkable(daemon: FakeDaemon, config: Path) -> Path:
+    """Write a configuration whose secrets only systemd's service has; return its path."""
+    folder = "${CREDENTIALS_DIRECTORY}"
+    config.write_text(
+        f"[asterisk]\nport = 9\nsecret_file = {folder}/ami-secret\n"
+        f"[ari]\nurl = http://127.0.0.1:9/ari\npassword_file = {folder}/ami-secret\n"
+        f"[control]\nsocket = {daemon.path}\n"
+    )
+    return config
+
+
+def test_check_is_done_by_the_daemon_that_has_the_secrets(daemon: FakeDaemon, config: Path) -> None:
+    result = CliRunner().invoke(main, ["check", "-c", str(checkable(daemon, config))])
+    assert result.output == "ok    login: audiofork\nFAIL  audio: none comes\n"
+    assert result.exit_code == 1
+    assert daemon.checks == [{"command": "CheckAudioFork", "config": str(config)}]
+
+
+def test_taps_are_asked_of_the_daemon(daemon: FakeDaemon, config: Path) -> None:
+    CliRunner().invoke(main, ["check", "--taps", "-c", str(checkable(daemon, config))])
+    assert [check.get("taps") for check in daemon.checks] == ["yes"]
+
+
+def test_check_that_the_daemon_refuses_is_done_from_here_and_says_why(
+    daemon: FakeDaemon, config: Path
+) -> None:
+    daemon.error = RequestRefused("it runs with /etc/other.ini")
+    config.write_text(f"[asterisk]\nport = 9\nsecret = x\n[control]\nsocket = {daemon.path}\n")
+    result = CliRunner().invoke(main, ["check", "-c", str(config)])
+    first, second, *_ = result.output.splitlines()
+    assert first == (
+        "skip  check: from here, by no daemon: the daemon refuses: it runs with /etc/other.ini"
+    )
+    assert second == f"ok    configuration: {config}"
+    assert "FAIL  Asterisk at 127.0.0.1:9: " in result.output
+    assert result.exit_code == 4
+
+
+def test_check_from_here_does_not_ask_the_daemon_for_one(daemon: FakeDaemon, config: Path) -> None:
+    config.write_text(f"[asterisk]\nport = 9\nsecret = x\n[control]\nsocket = {daemon.path}\n")
+    result = CliRunner().invoke(main, ["check", "--here", "-c", str(config)])
+    assert result.output.startswith(f"ok    configuration: {config}\n")
+    assert daemon.checks == []
+
+
+def test_check_without_a_daemon_is_done_from_here_and_says_so(config: Path, tmp_path: Path) -> None:
+    config.write_text(f"[asterisk]\nport = 9\n[control]\nsocket = {tmp_path}/none.sock\n")
+    result = CliRunner().invoke(main, ["check", "-c", str(config)])
+    assert result.output.startswith("skip  check: from here, by no daemon\n")
+    assert f"skip  daemon: no daemon at {tmp_path}/none.sock" in result.output
+
+
+def test_check_while_another_runs_says_so_and_exits_with_1(
+    daemon: FakeDaemon, config: Path
+) -> None:
+    daemon.error = DaemonBusy("another check runs; ask again in some seconds")
+    result = CliRunner().invoke(main, ["check", "-c", str(checkable(daemon, config))])
+    assert result.output == "audiofork: another check runs; ask again in some seconds\n"
+    assert result.exit_code == 1
+
+
+COMMANDS = [
+    ["list"],
+    ["start", "PJSIP/1-1", "ws://localhost/"],
+    ["stop", FORK_ID],
+    ["mute", FORK_ID, "on"],
+    ["check"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=[one[0] for one in COMMANDS])
+def test_commands_that_ask_the_daemon_need_no_secret(
+    daemon: FakeDaemon, config: Path, command: list[str]
+) -> None:
+    result = CliRunner().invoke(main, [*command, "-c", str(checkable(daemon, config))])
+    assert "ami-secret" not in result.output
+    assert result.exit_code == (1 if command == ["check"] else 0)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=[one[0] for one in COMMANDS])
+@pytest.mark.parametrize(
+    "fault", ["[websocket]\nretrys = 1\n", "[relay]\nworkers = -1\n", "[ra]\n"]
+)
+def test_fault_elsewhere_keeps_nobody_from_asking_a_daemon_that_runs(
+    daemon: FakeDaemon, config: Path, command: list[str], fault: str
+) -> None:
+    path = checkable(daemon, config)
+    path.write_text(path.read_text() + fault)
+    result = CliRunner().invoke(main, [*command, "-c", str(path)])
+    assert result.exit_code == (1 if command == ["check"] else 0)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=[one[0] for one in COMMANDS])
+@pytest.mark.parametrize(
+    ("control", "told"),
+    [("sokcet = /x\n", "sokcet"), ("sock\n", ""), ("socket = /a\nsocket = /b\n", "twice")],
+)
+def test_fault_where_the_socket_is_named_exits_with_3(
+    config: Path, command: list[str], control: str, told: str
+) -> None:
+    config.write_text(f"[control]\n{control}")
+    result = CliRunner().invoke(main, [*command, "-c", str(config)])
+    assert result.exit_code == 3
+    assert f"{config}:" in result.output
+    assert told in result.output
+
+
+def test_sweep_needs_the_secret_of_ami_alone(config: Path, tmp_path: Path) -> None:
+    """A daemon that is dead can give it to nobody."""
+    text = "[ari]\nurl = http://127.0.0.1:9/ari\npassword_file = /none\n"
+    text += f"[control]\nsocket = {tmp_path}/none.sock\n[asterisk]\nport = 9\n"
+    config.write_text(text + "secret = x\n")
+    assert CliRunner().invoke(main, ["sweep", "-c", str(config)]).exit_code == 4
+    config.write_text(text + "secret_file = /none\n")
+    assert CliRunner().invoke(main, ["sweep", "-c", str(config)]).exit_code == 3
+
+
+def test_check_from_here_checks_the_rest_where_a_secret_cannot_be_read(
+    config: Path, tmp_path: Path
+) -> None:
+    config.write_text(
+        "[asterisk]\nport = 9\nsecret = x\nsecret_file = ${CREDENTIALS_DIRECTORY}/s\n"
+        "[ari]\nurl = http://127.0.0.1:9/ari\npassword_file = ${CREDENTIALS_DIRECTORY}/s\n"
+        f"[control]\nsocket = {tmp_path}/none.sock\n"
+    )
+    result = CliRunner().invoke(main, ["check", "-c", str(config)])
+    assert result.exit_code == 1
+    assert f"FAIL  login: {config}:4: [asterisk] secret_file: " in result.output
+    assert f"FAIL  ARI: {config}:7: [ari] password_file: " in result.output
+    assert "ok    open files: " in result.output

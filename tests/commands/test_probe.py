@@ -7,7 +7,7 @@ import contextlib
 import uuid
 from collections.abc import AsyncIterator
 
-from audiofork.audiosocket import Kind, encode
+from audiofork.audiosocket import HANGUP_MESSAGE, Kind, encode
 from audiofork.commands.probe import Probe, ProbeLeg
 from audiofork.config import Address
 from tests.commands.checked import PAIRS
@@ -45,3 +45,17 @@ async def test_probe_keeps_the_frames_of_an_expected_leg_until_it_is_closed() ->
         writer.close()
         await leg.wait_frames(4, 2)
         assert (len(leg.frames), leg.closed) == (3, True)
+
+
+async def test_close_hangs_up_the_legs_that_are_still_there() -> None:
+    """An older Asterisk does not end a silent leg for the end of its connection alone."""
+    leg_id = str(uuid.uuid4())
+    async with probing() as (one, address):
+        expected = one.expect(leg_id)
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(encode(Kind.UUID, uuid.UUID(leg_id).bytes))
+        await expected
+        await one.close()
+        async with asyncio.timeout(2):
+            assert await reader.read() == HANGUP_MESSAGE
+        writer.close()

@@ -10,7 +10,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from audiofork.errors import (
     AmiTimeout,
     AmiUnavailable,
     ConfigError,
+    DaemonBusy,
     NoSuchChannel,
     RequestRefused,
 )
@@ -38,6 +39,7 @@ from audiofork.text import A_BUG
 FORK_ID = "3f2a91c0-0000-4000-8000-000000000001"
 START = {"Command": "StartAudioFork", "Channel": "PJSIP/1-1", "WsServer": "ws://localhost/"}
 LIST = {"Command": "ListAudioForks"}
+RUN = "0d0d0d0d-0000-4000-8000-000000000001"
 VIEW = ForkView(
     id=FORK_ID,
     channel="PJSIP/1-1",
@@ -67,6 +69,8 @@ class Registry:
         self.beats = False
         self.followed: list[str] = []
         self.deserted = asyncio.Event()
+        self.checks: list[dict[str, str]] = []
+        self.checks_ended = 0
         self.go_on = asyncio.Event()
         self.go_on.set()
 
@@ -91,6 +95,17 @@ class Registry:
                 await asyncio.sleep(0.01)
         finally:
             self.deserted.set()
+
+    async def check(self, fields: Mapping[str, str]) -> AsyncGenerator[dict[str, Any]]:
+        self.checks.append(dict(fields))
+        try:
+            yield {"line": "ok    one"}
+            await self.go_on.wait()
+            if self.error is not None:
+                raise self.error
+            yield {"exit_code": 1}
+        finally:
+            self.checks_ended += 1
 
 
 class Client:
@@ -140,7 +155,10 @@ async def registry() -> Registry:
 @pytest.fixture
 async def server(path: Path, registry: Registry) -> AsyncIterator[ControlSocket]:
     one = ControlSocket(
-        path, registry.ask, registry.list, lambda: registry.legs_left, follow=registry.follow
+        *(path, registry.ask, registry.list, lambda: registry.legs_left),
+        follow=registry.follow,
+        check=registry.check,
+        run_id=RUN,
     )
     await one.start()
     yield one
@@ -196,14 +214,19 @@ async def test_stop_and_mute_are_granted_with_the_ids(client: Client, registry: 
 
 
 async def test_list_shows_each_fork_with_all_its_fields(client: Client) -> None:
-    assert await client.ask(LIST) == {"ok": True, "forks": [asdict(VIEW)], "legs_left": 0}
+    assert await client.ask(LIST) == {
+        "ok": True,
+        "forks": [asdict(VIEW)],
+        "legs_left": 0,
+        "run": RUN,
+    }
 
 
 async def test_list_tells_how_many_legs_of_ended_forks_are_left(
     client: Client, registry: Registry
 ) -> None:
     registry.views, registry.legs_left = [], 3
-    assert await client.ask(LIST) == {"ok": True, "forks": [], "legs_left": 3}
+    assert await client.ask(LIST) == {"ok": True, "forks": [], "legs_left": 3, "run": RUN}
 
 
 async def test_list_of_1000_forks_arrives_whole(client: Client, registry: Registry) -> None:
@@ -315,9 +338,88 @@ async def test_close_ends_a_start_that_is_waited_for_without_a_line_in_the_log(
     assert caplog.text == ""
 
 
+# --- Checks --------------------------------------------------------------------------------------
+
+CHECK = {"Command": "CheckAudioFork", "Config": "/etc/audiofork/audiofork.ini"}
+
+
+async def test_check_is_answered_line_by_line_and_the_next_request_after_it(
+    client: Client, registry: Registry
+) -> None:
+    registry.go_on.clear()
+    client.send(CHECK, LIST)
+    assert await client.answer() == {"ok": True, "line": "ok    one"}
+    registry.go_on.set()
+    assert await client.answer() == {"ok": True, "exit_code": 1}
+    assert "forks" in await client.answer()
+    assert registry.checks == [{"command": "CheckAudioFork", "config": CHECK["Config"]}]
+
+
+async def test_check_keeps_no_other_connection_waiting(
+    clients: list[Client], path: Path, registry: Registry
+) -> None:
+    registry.go_on.clear()
+    one, other = await connect(clients, path), await connect(clients, path)
+    await one.ask(CHECK)
+    assert (await other.ask(LIST))["ok"]
+    registry.go_on.set()
+    assert "exit_code" in await one.answer()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RequestRefused("it runs with /x.ini"), "refused"),
+        (DaemonBusy("another check runs"), "busy"),
+        (TimeoutError(), "fault"),
+    ],
+)
+async def test_check_that_fails_says_so_after_its_lines(
+    client: Client, registry: Registry, error: Exception, code: str
+) -> None:
+    registry.error = error
+    assert (await client.ask(CHECK))["line"] == "ok    one"
+    answer = await client.answer()
+    assert (answer["ok"], answer["code"]) == (False, code)
+    assert registry.checks_ended == 1
+
+
+async def test_check_of_a_daemon_that_stops_is_ended(
+    client: Client, registry: Registry, server: ControlSocket
+) -> None:
+    registry.go_on.clear()
+    await client.ask(CHECK)
+    await server.close()
+    assert registry.checks_ended == 1
+
+
+async def test_close_while_a_client_is_served_is_nothing_to_log(
+    client: Client, registry: Registry, server: ControlSocket, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry.go_on.clear()
+    await client.ask(CHECK)
+    await server.close()
+    await client.rest()
+    assert caplog.records == []
+
+
+async def test_check_is_refused_where_there_is_none(path: Path, registry: Registry) -> None:
+    server = ControlSocket(path, registry.ask, registry.list)
+    await server.start()
+    clients: list[Client] = []
+    answer = await (await connect(clients, path)).ask(CHECK)
+    assert answer == {"ok": False, "code": "refused", "error": "this daemon runs no checks"}
+    await clients[0].close()
+    await server.close()
+
+
 # --- Refusals ------------------------------------------------------------------------------------
 
 NOT_JSON = "expected a JSON object in one line of UTF-8"
+NO_COMMAND = (
+    "Command: expected StartAudioFork, StopAudioFork, AudioForkMute, ListAudioForks or "
+    "CheckAudioFork"
+)
 
 
 @pytest.mark.parametrize(
@@ -337,10 +439,13 @@ NOT_JSON = "expected a JSON object in one line of UTF-8"
         ('{"Command": "ListAudioForks"}'.encode("utf-8-sig"), NOT_JSON),
         (b'{"Command": 1}', "Command: expected a string"),
         (b'{"Command": "ListAudioForks", "Channel": null}', "Channel: expected a string"),
-        (b"{}", "Command: expected StartAudioFork, StopAudioFork, AudioForkMute or ListAudioForks"),
+        (
+            b"{}",
+            NO_COMMAND,
+        ),
         (
             b'{"Command": "rm -rf /", "Channel": "a", "WsServer": "ws://localhost/"}',
-            "Command: expected StartAudioFork, StopAudioFork, AudioForkMute or ListAudioForks",
+            NO_COMMAND,
         ),
         (b'{"Command": "StartAudioFork"}', "No channel specified"),
         (b'{"Command": "StartAudioFork", "Channel": "a"}', "WsServer: missing"),

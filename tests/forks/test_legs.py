@@ -34,7 +34,6 @@ from audiofork.link.messages import (
     LegAttached,
     LegLost,
     LegPart,
-    Report,
     SinkOpened,
     SinkResumed,
     SinkRetrying,
@@ -340,7 +339,7 @@ async def test_leg_and_server_lost_are_both_waited_for(rig: Rig, leg_first: bool
     fork_id = await rig.stream()
     rig.forks.on_report(SinkRetrying(fork_id, 1, "gone"))
     await lose_and_replace(rig, fork_id)
-    back: list[Report] = [LegAttached(fork_id, PAIRS), SinkResumed(fork_id, 2)]
+    back: list[LegAttached | SinkResumed] = [LegAttached(fork_id, PAIRS), SinkResumed(fork_id, 2)]
     rig.forks.on_report(back.pop(0 if leg_first else 1))
     assert rig.ami.told[-1] == "AudioForkResumed"
     assert rig.ami.told.count("STREAMING") == 1

@@ -19,6 +19,7 @@ from audiofork.link.messages import (
     SinkRetrying,
     Streaming,
 )
+from audiofork.text import MAX_REASON_CHARACTERS
 from tests.control_plane import NAME, START, UNIQUEID, Rig
 
 PAIRS = LegPart.PAIRS
@@ -185,7 +186,7 @@ async def test_error_of_any_text_is_one_printable_line(rig: Rig) -> None:
     rig.forks.on_report(SinkRetrying(fork_id, 2, "a\r\nb\x1b[2J" + "x" * 5000, 3.0))
     shown = (await view(rig)).last_error
     assert shown.startswith("a??b?[2Jx")
-    assert len(shown) == 200
+    assert len(shown) == MAX_REASON_CHARACTERS
 
 
 async def test_views_of_a_thousand_forks_are_made_in_a_fraction_of_a_second(rig: Rig) -> None:

@@ -347,7 +347,7 @@ def _check_answer(line: bytes) -> bool:
     assert line.decode().isprintable()
     answer = json.loads(line)
     if answer["ok"]:
-        listed = {"ok": True, "forks": [], "legs_left": 0}
+        listed = {"ok": True, "forks": [], "legs_left": 0, "run": ""}
         assert answer in ({"ok": True, "forks": [FORK_ID]}, listed)
         return True
     assert set(answer) == {"ok", "code", "error"}

@@ -22,10 +22,12 @@ from audiofork.config import Address, AudioSocketConfig, Config, RelayConfig, We
 from audiofork.errors import CannotListen, ConfigError
 from audiofork.link.inline import InlineRelay, check_files
 from audiofork.link.messages import (
+    CheckLeg,
     Command,
     Direction,
     EndFork,
     EndReason,
+    ExpectCheckLeg,
     ExpectLeg,
     ForkEnded,
     ForkSpec,
@@ -256,6 +258,21 @@ async def test_connection_with_a_wrong_uuid_is_reported_and_a_bug_there_loses_no
     assert "StrangersRefused could not be handled" in caplog.text
     for one in (leg, stranger):
         await one.close()
+
+
+async def test_leg_of_a_check_is_expected_everywhere_and_reported_where_it_comes(rig: Rig) -> None:
+    for address in rig.relay.addresses:
+        leg_uuid = str(uuid.uuid4())
+        before = len(rig.of(CheckLeg))
+        rig.relay.send(ExpectCheckLeg(leg_uuid))
+        expected = before + len(rig.relay.addresses)
+        assert await rig.reported(CheckLeg, expected) == CheckLeg(leg_uuid, has_come=False)
+        leg = await Leg.connect(address)
+        leg.send_uuid(leg_uuid)
+        assert await leg.read_to_end() == HANGUP
+        assert await rig.reported(CheckLeg, expected + 1) == CheckLeg(leg_uuid, has_come=True)
+        await leg.close()
+    assert rig.of(StrangersRefused) == []
 
 
 async def test_leg_of_a_uuid_that_two_present_is_reported_as_contested(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import shutil
 import socket
@@ -235,7 +236,7 @@ async def test_asterisk_with_ari_has_no_fault_and_brings_legs_by_it_within_4_s(
     texts = [finding.text for finding in findings]
     address = f"http://127.0.0.1:{checked.http_port}/ari"
     assert f"ARI: audiofork may write at {address}" in texts
-    assert "dialplan: the context audiofork-leg has narrow and wide" in texts
+    assert "dialplan: audiofork and audiofork-leg are there, as shipped (version 1)" in texts
     assert any(text.startswith("audio: 5") or text.startswith("audio: 4") for text in texts)
     for rate in (8000, 16000):
         (snoop,) = [text for text in texts if text.startswith(f"snoop at {rate} Hz: ")]
@@ -414,18 +415,39 @@ async def test_url_that_is_not_that_of_ari_is_a_fault(checked: Asterisk) -> None
         ("context audiofork-leg", "is missing"),
         ("extension narrow@audiofork-leg", "has no extension narrow"),
         ("extension wide@audiofork-leg", "has no extension wide"),
+        ("context audiofork", "is missing; a bare Gosub into audiofork ends the call"),
+        (
+            "extension clean@audiofork",
+            "has no extension clean; a bare Gosub into audiofork ends the call",
+        ),
     ],
 )
+@pytest.mark.parametrize("by_ari", [False, True], ids=["chanspy", "ari"])
 async def test_missing_part_of_the_dialplan_is_named(
-    checked: Asterisk, removed: str, what: str
+    checked: Asterisk, removed: str, what: str, by_ari: bool
 ) -> None:
     checked.cli(f"dialplan remove {removed}")
     try:
-        found = await only_failure(checked, with_ari(checked))
+        found = await only_failure(checked, (with_ari if by_ari else configured)(checked))
     finally:
         checked.cli("dialplan reload")
-    assert found.text == f"dialplan: the context audiofork-leg {what}"
+    context = removed.split("@")[-1].removeprefix("context ")
+    assert found.text == f"dialplan: the context {context} {what}"
     assert "\n  #include extensions_audiofork.conf\n" in found.remedy
+
+
+async def test_edited_or_older_dialplan_is_told(checked: Asterisk) -> None:
+    checked.cli("dialplan remove extension version@audiofork")
+    older = await only_failure(checked, configured(checked))
+    assert older.text.endswith("_audiofork.conf is older (version 0) than this daemon's (1)")
+    checked.cli("dialplan reload")
+    checked.cli("dialplan add extension extra,1,NoOp into audiofork")
+    outcome, findings = await findings_of(checked, configured(checked))
+    checked.cli("dialplan remove extension extra@audiofork")
+    assert "dialplan: extensions_audiofork.conf has been edited" in [
+        finding.text for finding in findings if finding.mark is Mark.WARN
+    ]
+    assert outcome is Outcome.FINE
 
 
 async def test_user_without_reporting_learns_of_a_missing_context_from_the_trial(
@@ -481,6 +503,24 @@ async def test_missing_module_of_ari_or_the_dialplan_is_named(
     assert f"modules: {module} not loaded" in [one.text for one in failures(findings)]
 
 
+@pytest.mark.parametrize("module", ["app_exec.so", "app_verbose.so", "func_base64.so"])
+async def test_missing_module_of_the_dialplan_is_named_by_ari(
+    checked: Asterisk, module: str
+) -> None:
+    with without(checked, module):
+        found = await only_failure(checked, with_ari(checked))
+    assert found.text == f"modules: {module} not loaded, which forks from the dialplan need"
+    assert f'\n  asterisk -rx "module load {module}"\n' in found.remedy
+
+
+@pytest.mark.parametrize("by_ari", [False, True], ids=["chanspy", "ari"])
+async def test_missing_func_dialplan_is_named_once(checked: Asterisk, by_ari: bool) -> None:
+    with without(checked, "func_dialplan.so"):
+        found = await only_failure(checked, (with_ari if by_ari else configured)(checked))
+    assert found.text.startswith("dialplan: Asterisk does not know DIALPLAN_EXISTS()")
+    assert '\n  asterisk -rx "module load func_dialplan.so"\n' in found.remedy
+
+
 async def test_user_with_system_finds_all_modules_of_ari(checked: Asterisk) -> None:
     text = f"port = {checked.ami_port}\nusername = system\nsecret = {SECRET}\n"
     outcome, findings = await findings_of(checked, with_ari(checked, asterisk=text))
@@ -524,12 +564,8 @@ async def test_missing_chanspy_is_no_fault_where_the_snoop_is_required(checked: 
 
 
 async def test_nothing_of_ari_is_looked_at_where_chanspy_is_required(checked: Asterisk) -> None:
-    checked.cli("dialplan remove context audiofork-leg")
-    try:
-        with without(checked, "res_ari_channels.so"):
-            outcome, findings = await findings_of(checked, with_tap(checked, "chanspy"))
-    finally:
-        checked.cli("dialplan reload")
+    with without(checked, "res_ari_channels.so"):
+        outcome, findings = await findings_of(checked, with_tap(checked, "chanspy"))
     assert failures(findings) == []
     assert outcome is Outcome.FINE
     assert "ARI: not used ([asterisk] tap = chanspy): legs come by ChanSpy, at 8000 Hz" in [
@@ -558,27 +594,48 @@ async def test_who_does_as_the_check_says_comes_from_nothing_to_no_fault() -> No
         address = f"http://127.0.0.1:{asterisk.http_port}/ari"
         assert told == [
             f"ARI at {address}: Connection refused (no program listens there)",
-            "dialplan: the context audiofork-leg is missing",
+            "dialplan: the context audiofork is missing, the context audiofork-leg is missing; "
+            "a bare Gosub into audiofork ends the call",
             f"ARI at {address}: 404: Not Found",
             "ARI: Asterisk's REST interface refused audiofork: Authentication required",
         ]
 
 
 def follow(asterisk: Asterisk, found: Finding) -> None:
-    """Put the lines of a remedy into the file that it names last before them, and run the rest."""
+    """Do what a remedy says by hand: its indented lines are commands, or lines of a file.
+
+    The file is the one that is named last before them.
+    """
     etc = asterisk.folder / "etc"
     shutil.copy(ETC / "asterisk/extensions_audiofork.conf", etc)
-    before, _, _ = found.remedy.partition("\n  ")
-    name = re.findall(r"\b(?:http|ari|extensions)\.conf", before)[-1]
-    lines = [line[2:] for line in found.remedy.splitlines() if line.startswith("  ")]
-    commands = [line for line in lines if line.startswith("asterisk -rx")]
-    added = [line for line in lines if line not in commands]
-    text = "\n".join(added).replace("(that of [ari])", SECRET) + "\n"
-    file = etc / name
-    general = "" if added[0] == "[general]" else file.read_text()
-    file.write_text(general + "\n" + text)
-    for command in commands:
-        asterisk.cli(command.removeprefix('asterisk -rx "').removesuffix('"'))
+    before = ""
+    for indented, lines in itertools.groupby(
+        found.remedy.splitlines(), lambda line: line.startswith("  ")
+    ):
+        if not indented:
+            before += " ".join(lines)
+            continue
+        block = [line[2:] for line in lines]
+        if block[0].startswith("asterisk -rx"):
+            for command in block:
+                asterisk.cli(command.removeprefix('asterisk -rx "').removesuffix('"'))
+        elif block[0].startswith("install "):
+            for command in block:
+                command = command.replace(" -g asterisk", "").replace("/etc/asterisk", str(etc))
+                subprocess.run(command.split(), check=True, timeout=10)
+        else:
+            add(
+                etc / re.findall(r"\b(?:http|ari_audiofork|ari|extensions)\.conf", before)[-1],
+                block,
+            )
+    secret = etc / "ari_audiofork.conf"
+    assert not secret.exists() or secret.stat().st_mode & 0o777 == 0o640
+
+
+def add(file: Path, lines: list[str]) -> None:
+    """Add lines to a file, or let them replace it if they are its section [general]."""
+    before = "" if lines[0] == "[general]" else file.read_text()
+    file.write_text(before + "\n" + "\n".join(lines).replace("(that of [ari])", SECRET) + "\n")
 
 
 # --- Beside a daemon -----------------------------------------------------------------------------
@@ -592,7 +649,7 @@ async def test_running_daemon_is_reached_at_its_own_port_and_goes_on(checked: As
         texts = [finding.text for finding in findings]
         assert "daemon: runs, 0 forks" in texts
         address = f"127.0.0.1:{daemon.audiosocket_port}"
-        assert f"AudioSocket: Asterisk reaches the daemon at {address}" in texts
+        assert f"AudioSocket: Asterisk reaches the daemon at {address}, which says so" in texts
         assert any(text.endswith("in and out mixed by ChanSpy") for text in texts)
         assert daemon.exit_code is None
         assert "Traceback" not in daemon.log()
@@ -646,6 +703,118 @@ async def test_running_daemon_of_the_same_application_keeps_its_link_and_its_for
         assert "Traceback" not in log
 
 
+class Foreign:
+    """A program that accepts what comes to a port, and keeps it."""
+
+    async def __aenter__(self) -> Foreign:
+        self._peers: list[asyncio.StreamWriter] = []
+        self._server = await asyncio.start_server(self._keep, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def _keep(self, _reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._peers.append(writer)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for peer in self._peers:
+            peer.close()
+
+
+def beside(asterisk: Asterisk, daemon: Daemon, port: int, *, with_socket: bool) -> Config:
+    """Return the configuration of a daemon with another port in it."""
+    path = daemon.socket if with_socket else ""
+    return configured(
+        asterisk, audiosocket=f"listen = 127.0.0.1:{port}\n", control=f"socket = {path}\n"
+    )
+
+
+@pytest.mark.parametrize("with_socket", [False, True], ids=["no socket", "socket"])
+async def test_foreign_program_on_the_port_does_not_pass_for_the_daemon(
+    checked: Asterisk, with_socket: bool
+) -> None:
+    async with Foreign() as foreign:
+        # None, and then one that has another port of the same Asterisk.
+        settings = configured(
+            checked, audiosocket=f"listen = 127.0.0.1:{foreign.port}\n", control="socket =\n"
+        )
+        found = await only_failure(checked, settings)
+        assert found.text == (
+            f"AudioSocket: a program listens on 127.0.0.1:{foreign.port}, and a daemon of this "
+            "Asterisk does not say that it is"
+        )
+        assert "ss -ltnp" in found.remedy
+        with Daemon(checked) as daemon:
+            settings = beside(checked, daemon, foreign.port, with_socket=with_socket)
+            found = await only_failure(checked, settings)
+            assert found.text == (
+                f"AudioSocket: it is not the daemon that listens on 127.0.0.1:{foreign.port}"
+            )
+
+
+async def test_another_daemon_on_the_port_does_not_pass_for_that_of_the_socket(
+    checked: Asterisk,
+) -> None:
+    with Daemon(checked) as one, Daemon(checked) as other:
+        port = other.audiosocket_port
+        found = await only_failure(checked, beside(checked, one, port, with_socket=True))
+        assert found.text == f"AudioSocket: another daemon listens on 127.0.0.1:{port}"
+        settings = beside(checked, other, port, with_socket=True)
+        outcome, findings = await findings_of(checked, settings)
+        assert (outcome, failures(findings)) == (Outcome.FINE, [])
+        # Without a socket either is a daemon that says so.
+        outcome, _ = await findings_of(checked, beside(checked, other, port, with_socket=False))
+        assert outcome is Outcome.FINE
+        for daemon in (one, other):
+            assert "attack" not in daemon.log()
+            assert "AudioSocket connections closed" not in daemon.log()
+
+
+async def test_daemon_of_the_port_that_cannot_be_asked_is_a_fault(
+    checked: Asterisk, tmp_path: Path
+) -> None:
+    with Daemon(checked) as daemon:
+        port = daemon.audiosocket_port
+        settings = configured(
+            checked,
+            audiosocket=f"listen = 127.0.0.1:{port}\n",
+            control=f"socket = {tmp_path}/gone.sock\n",
+        )
+        found = await only_failure(checked, settings)
+    assert found.text == (
+        f"daemon: one listens on 127.0.0.1:{port}, but not on [control] socket {tmp_path}/gone.sock"
+    )
+
+
+async def test_port_that_the_running_daemon_does_not_have_yet_is_a_fault(
+    checked: Asterisk,
+) -> None:
+    with Daemon(checked) as daemon:
+        port = free_tcp_port()
+        found = await only_failure(checked, beside(checked, daemon, port, with_socket=True))
+    assert found.text == (f"AudioSocket: the daemon that runs does not listen on 127.0.0.1:{port}")
+    assert "systemctl restart audiofork" in found.remedy
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_check_makes_no_daemon_log_anything(checked: Asterisk, workers: int) -> None:
+    first = 20000 + free_tcp_port() % 8000  # two in a row, below those that the kernel hands out
+    sections = {
+        "ari": ari_settings(checked),
+        "audiosocket": f"listen = 127.0.0.1:{first}\n",
+        "relay": f"workers = {workers}\n",
+    }
+    with Daemon(checked, sections) as daemon:
+        await daemon.says("connected to ARI")
+        before = daemon.log()
+        outcome, findings = await findings_of(checked, config_file.load(daemon.config, {}))
+        assert (outcome, failures(findings)) == (Outcome.FINE, [])
+        ports = [f"127.0.0.1:{first + number}" for number in range(workers)]
+        text = f"AudioSocket: Asterisk reaches the daemon at {' and '.join(ports)}, which says so"
+        assert text in [finding.text for finding in findings]
+        assert daemon.log() == before
+
+
 async def test_running_daemon_that_asterisk_cannot_reach_is_a_fault(
     checked: Asterisk, closed_port: int
 ) -> None:
@@ -661,6 +830,126 @@ async def test_running_daemon_whose_file_limit_is_too_low_is_a_fault(checked: As
         found = await only_failure(checked, config_file.load(daemon.config, {}))
     assert found.text == ("open files: the daemon may have 300, max_forks = 1000 takes 5400")
     assert "LimitNOFILE=5400" in found.remedy
+
+
+@pytest.fixture
+def secretive(checked: Asterisk, tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon that alone has the secrets, as the shipped service has them from systemd."""
+    (tmp_path / "ami-secret").write_text(f"{SECRET}\n")
+    file = "${CREDENTIALS_DIRECTORY}/ami-secret"
+    url = f"http://127.0.0.1:{checked.http_port}/ari"
+    sections = {
+        "asterisk": f"port = {checked.ami_port}\nsecret_file = {file}\n",
+        "ari": f"url = {url}\npassword_file = {file}\n",
+        "audiosocket": f"listen = 127.0.0.1:{free_tcp_port()}\n",
+    }
+    given = f"CREDENTIALS_DIRECTORY={tmp_path}"
+    with Daemon(
+        checked, sections, command=("env", given, sys.executable, "-m", "audiofork", "run")
+    ) as one:
+        yield one
+
+
+def run_beside(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "audiofork", *arguments, "-c", str(daemon.config)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+async def test_each_command_works_where_the_daemon_alone_has_the_secrets(
+    checked: Asterisk, secretive: Daemon
+) -> None:
+    async with (
+        SipUser("caller", ("127.0.0.1", checked.sip_port)) as caller,
+        AmiClient(checked) as ami,
+        Recorder() as recorder,
+    ):
+        target = await place_call(ami, caller)
+        target.call.talk()
+        url = recorder.url("/fork")
+        commands = [
+            ["list"],
+            ["start", target.channel, url, "--options", "D(in)"],
+            ["mute", target.channel, "on"],
+            ["check", "--taps"],
+            ["check"],
+            ["stop", target.channel],
+        ]
+        for command in commands:
+            done = await asyncio.to_thread(run_beside, secretive, *command)
+            assert (done.returncode, done.stderr) == (0, ""), done.stdout
+            assert "FAIL" not in done.stdout
+            if command == ["check"]:
+                assert done.stdout.startswith("ok    check: by the daemon that runs")
+                assert "daemon: runs, 1 forks" in done.stdout
+                assert "snoop at 16000 Hz: " in done.stdout
+        fork = await recorder.wait_closed("/fork")
+        assert fork.messages
+        await target.call.hangup()
+        await only_channels(ami)
+    here = run_beside(secretive, "check", "--here")
+    assert here.returncode == 1
+    for subject, option in (("ARI", "[ari] password_file"), ("login", "[asterisk] secret_file")):
+        assert f"FAIL  {subject}: {secretive.config}: {option}: " in here.stdout
+    assert "start the daemon" in " ".join(here.stdout.split())
+    assert SECRET not in secretive.log()
+
+
+async def test_check_that_nobody_waits_for_any_more_leaves_nothing_in_asterisk(
+    checked: Asterisk, secretive: Daemon
+) -> None:
+    """Its client goes away, and then the daemon itself."""
+    async with AmiClient(checked) as ami:
+        for ends in ("client", "daemon"):
+            position = len(ami.events)
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "audiofork", "check", "-c", str(secretive.config)),
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.DEVNULL,
+            )
+            await ami.wait_event(
+                lambda h: (
+                    h.get("Event") == "Newchannel"
+                    and h["Uniqueid"].startswith("audiofork-check-")
+                    and str(secretive.audiosocket_port) not in h["Channel"]
+                ),
+                after=position,
+            )
+            if ends == "client":
+                process.kill()
+            else:
+                assert await asyncio.to_thread(secretive.stop) < 3
+            await process.wait()
+            await no_channels(ami)
+    assert "Traceback" not in secretive.log()
+
+
+async def test_check_by_the_daemon_holds_up_none_of_its_forks(
+    checked: Asterisk, secretive: Daemon
+) -> None:
+    async with (
+        SipUser("caller", ("127.0.0.1", checked.sip_port)) as caller,
+        AmiClient(checked) as ami,
+        Recorder() as recorder,
+    ):
+        target = await place_call(ami, caller)
+        target.call.talk()
+        start_fork(ami, target.channel, recorder.url("/fork"), "D(stereo)")
+        fork = await recorder.wait_messages("/fork", 10)
+        began, frames = time.monotonic(), len(fork.messages)
+        both = [asyncio.to_thread(run_beside, secretive, "check") for _ in range(2)]
+        done = await asyncio.gather(*both)
+        gone_on = (len(fork.messages) - frames) / (time.monotonic() - began)
+        assert gone_on > 45
+        # One at a time.
+        assert sorted(one.returncode for one in done) == [0, 1]
+        assert [one.stderr for one in done if one.returncode] == [
+            "audiofork: another check runs; ask again in some seconds\n"
+        ]
+        await target.call.hangup()
+        await recorder.wait_closed("/fork")
+        await only_channels(ami)
+    assert "Traceback" not in secretive.log()
+    assert secretive.log().count("connected to ARI") == 1
 
 
 # --- The command ---------------------------------------------------------------------------------
@@ -683,13 +972,15 @@ def test_command_tells_its_findings_with_remedies_and_exits_with_0_1_3_or_4(
     path.write_text(text)
     fine = run_check(path)
     assert (fine.returncode, fine.stderr) == (0, "")
-    assert fine.stdout.startswith(f"ok    configuration: {path}\n")
+    assert fine.stdout.startswith(
+        f"skip  check: from here, by no daemon\nok    configuration: {path}\n"
+    )
     assert "FAIL" not in fine.stdout
     path.write_text(text.replace(SECRET, "wrong"))
     fault = run_check(path)
     assert fault.returncode == 1
     assert "\nFAIL  login: " in fault.stdout
-    assert "\n        Compare [asterisk] username and secret" in fault.stdout
+    assert "\n        Run audiofork setup, as root on Asterisk" in fault.stdout
     path.write_text(text.replace("secret", "sceret"))
     assert run_check(path).returncode == 3
     path.write_text(text.replace(str(checked.ami_port), str(free_tcp_port())))

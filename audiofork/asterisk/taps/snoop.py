@@ -12,7 +12,7 @@ import secrets
 
 from audiofork.asterisk.ari import Ari, segment
 from audiofork.asterisk.taps.base import LegAddresses, LegOrder, is_snoop_leg, leg_name
-from audiofork.asterisk.taps.ways import Connects
+from audiofork.asterisk.taps.ways import CONTEXT, EXTENSIONS, Connects
 from audiofork.config import AriConfig
 from audiofork.errors import (
     AriError,
@@ -24,15 +24,12 @@ from audiofork.errors import (
 )
 from audiofork.link.messages import LegPart
 
-CONTEXT = "audiofork-leg"
 VARIABLE = "AUDIOFORK_LEG"
 # A channel usually enters the application within 2 ms.
 ENTER_TIMEOUT_S = 3.0
 # How long a leg waits for the event connection to ARI, if that is down.
 READY_TIMEOUT_S = 5.0
 
-# The extensions of CONTEXT. The one for Dial has this name because it once served only wideband.
-EXTENSIONS = {Connects.APPLICATION: "narrow", Connects.DIAL: "wide"}
 _CHANNEL_GONE = 404
 
 

@@ -37,6 +37,12 @@ class Connects(enum.StrEnum):
     """An AudioSocket channel runs ChanSpy."""
 
 
+# Where legs by ARI are sent to, in the shipped dialplan.
+CONTEXT = "audiofork-leg"
+# Its extensions. The one for Dial has this name because it once served only wideband.
+EXTENSIONS = {Connects.APPLICATION: "narrow", Connects.DIAL: "wide"}
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What a fork needs from its legs.

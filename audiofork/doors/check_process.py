@@ -1,0 +1,113 @@
+"""The command `check`, run by the daemon for somebody who asks by the control socket.
+
+As a process of its own, started like the daemon: it has the daemon's secrets and sandbox, holds
+up no audio, and takes what it needs of memory for these seconds alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
+from typing import Any
+
+import audiofork
+from audiofork.errors import DaemonBusy, RequestRefused
+
+# Between two lines. A check that waits for something gives it up after some seconds.
+LINE_TIMEOUT_S = 60.0
+# From SIGINT on it hangs up its legs. A daemon that stops has 3 s for all that it has to end.
+END_TIMEOUT_S = 1.0
+BY_THE_DAEMON = "ok    check: by the daemon that runs, with its secrets and in its sandbox"
+# What systemd tells the daemon alone.
+_NOT_INHERITED = ("NOTIFY_", "WATCHDOG_")
+
+
+class CheckProcess:
+    """Runs one check at a time.
+
+    Args:
+        path: The daemon's configuration.
+        command: What is run, with further arguments.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        command: tuple[str, ...] = (sys.executable, "-P", "-m", "audiofork", "check", "--here"),
+    ) -> None:
+        self._path = path.absolute()
+        self._command = command
+        self._runs = False
+
+    async def run(self, fields: Mapping[str, str]) -> AsyncGenerator[dict[str, Any]]:
+        """Yield each line of the check as it comes, in `line`; at the end `exit_code`.
+
+        Close the iterator to end the check before.
+
+        Args:
+            fields: The request's, names in lower case: `config`, the file that is to be checked,
+                and `taps`, which is not empty where only the ways to get audio are asked for.
+
+        Raises:
+            RequestRefused: This daemon has another configuration.
+            DaemonBusy: Another check runs.
+            TimeoutError: It says nothing more.
+        """
+        wanted = fields.get("config", "")
+        if wanted and Path(wanted) not in (self._path, self._path.resolve()):
+            raise RequestRefused(f"it runs with {self._path}")
+        if self._runs:
+            raise DaemonBusy("another check runs; ask again in some seconds")
+        self._runs = True
+        try:
+            process = await self._start(*(["--taps"] if fields.get("taps") else []))
+            try:
+                assert process.stdout is not None
+                if not fields.get("taps"):
+                    yield {"line": BY_THE_DAEMON}
+                while line := await _line_of(process.stdout):
+                    yield {"line": line.decode(errors="replace").removesuffix("\n")}
+                yield {"exit_code": await process.wait()}
+            finally:
+                await _end(process)
+        finally:
+            self._runs = False
+
+    async def _start(self, *options: str) -> asyncio.subprocess.Process:
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)
+        }
+        root = str(Path(audiofork.__file__).parent.parent)
+        others = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = root + (os.pathsep + others if others else "")
+        return await asyncio.create_subprocess_exec(
+            *(*self._command, *options, "-c", str(self._path)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=environment,
+        )
+
+
+async def _line_of(stream: asyncio.StreamReader) -> bytes:
+    async with asyncio.timeout(LINE_TIMEOUT_S):
+        return await stream.readline()
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End a process that still runs; wait until it is gone."""
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGINT)
+    try:
+        async with asyncio.timeout(END_TIMEOUT_S):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
