@@ -24,6 +24,7 @@ from audiofork.commands.check import Check, taps_of
 from audiofork.commands.findings import Finding, Mark
 from audiofork.commands.receiver import Receiver, tls_context
 from audiofork.commands.receiver_limits import GIB, Limits
+from audiofork.commands.setup.command import setup
 from audiofork.commands.sweep import sweep as sweeping
 from audiofork.daemon import Daemon
 from audiofork.doors import control_client as client
@@ -76,6 +77,9 @@ def _of_the_daemon(command: _Command) -> _Command:
 @click.version_option(__version__, prog_name="audiofork")
 def main() -> None:
     """Sends the audio of live Asterisk calls to WebSocket servers."""
+
+
+main.add_command(setup)
 
 
 @main.command()
