@@ -64,7 +64,7 @@ def setup(
     """
     if undo and (dry_run or folder or host):
         raise click.UsageError("--undo takes no other option but --yes")
-    one = for_this_machine(click.echo, lambda question: yes or _confirm(question), ini, state)
+    one = for_this_machine(_say, lambda question: yes or _confirm(question), ini, state)
     one.folder = folder.absolute() if folder else None
     try:
         sys.exit(_run(one, undo=undo, dry_run=dry_run, host=host))
@@ -85,8 +85,8 @@ def _run(one: Setup, *, undo: bool, dry_run: bool, host: str | None) -> int:
             raise SetupError("--undo writes to files of root: run it as root")
         return one.undo()
     if host:
-        click.echo(f"Asterisk is on {host}, where setup can change nothing. What to do:\n")
-        click.echo(by_hand.text(one.paths.ini, host))
+        _say(f"Asterisk is on {host}, where setup can change nothing. What to do:\n")
+        _say(by_hand.text(one.paths.ini, host))
         return 0
     if is_root and not dry_run:
         return one.do()
@@ -101,9 +101,17 @@ def _show(one: Setup) -> int:
 
 
 def _tell_by_hand(one: Setup, why: str) -> int:
-    click.echo(f"{why}. As root, `audiofork setup` does what follows; or do it yourself:\n")
-    click.echo(by_hand.text(one.paths.ini))
+    _say(f"{why}. As root, `audiofork setup` does what follows; or do it yourself:\n")
+    _say(by_hand.text(one.paths.ini))
     return EXIT_FAILED
+
+
+def _say(text: str) -> None:
+    """Print a text; when nobody reads any more the work goes on all the same."""
+    try:
+        click.echo(text)
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open to the end)
 
 
 def _confirm(question: str) -> bool:

@@ -66,7 +66,7 @@ class Setup:
 
         Raises:
             SetupError, ConfigError: Nothing was changed, or the text says what is left to do.
-            OSError: As before; it has been taken back.
+            OSError: Nothing was changed: a file cannot be read, or the record not be made.
         """
         record = Record(self.state)
         with record.locked():
@@ -78,7 +78,13 @@ class Setup:
             if plan.changes:
                 self._write(record, plan)
             if not record.is_complete or (self.systemd and record.service is None):
-                self._tell(record, plan)
+                try:
+                    self._tell(record, plan)
+                except OSError as exc:
+                    raise SetupError(
+                        f"{exc.filename}: {exc.strerror}; the files are written: once that is "
+                        "mended, run audiofork setup again, or audiofork setup --undo"
+                    ) from exc
             self._tell_the_end(record)
         return self.check(self.paths.ini)
 
@@ -136,6 +142,9 @@ class Setup:
                 record.apply(change)
         except BaseException as exc:
             self._roll_back(record, earlier, begun, exc)
+            if isinstance(exc, OSError):
+                what = f"{change.path}: {exc.strerror or exc}"
+                raise SetupError(f"{what}; what was done until then has been taken back") from exc
             raise
 
     def _roll_back(
@@ -192,19 +201,30 @@ class Setup:
         if not record.path.exists():
             self.say(f"nothing to take back: {record.path} is not there")
             return 0
-        with record.locked():
-            if self.systemd and record.service:
-                self.systemd.take_back(record.service, self.say)
-            failed = self._take_back_files(record)
-            record.remove_folders()
-            if self.systemd and record.service:
-                self.systemd.reload(record.service, self.say)
-            system.reload_asterisk(
-                lambda command: ask(record.command, command), record.reloads, self.say
-            )
-            if not failed:
-                record.forget()
+        try:
+            with record.locked():
+                failed = self._take_back(record)
+        except OSError as exc:
+            raise SetupError(
+                f"{exc.filename}: {exc.strerror}; once that is mended, run audiofork setup --undo "
+                "again, for what is left"
+            ) from exc
         return EXIT_FAILED if failed else 0
+
+    def _take_back(self, record: Record) -> bool:
+        """Take back the service, the files, and what Asterisk knows of them, in this order."""
+        if self.systemd and record.service:
+            self.systemd.take_back(record.service, self.say)
+        failed = self._take_back_files(record)
+        record.remove_folders()
+        if self.systemd and record.service:
+            self.systemd.reload(record.service, self.say)
+        system.reload_asterisk(
+            lambda command: ask(record.command, command), record.reloads, self.say
+        )
+        if not failed:
+            record.forget()
+        return failed
 
     def _take_back_files(self, record: Record) -> bool:
         """Take back each file, the last first; return whether one could not be."""

@@ -124,7 +124,7 @@ BODIES = st.sampled_from(
 
 @given(st.fixed_dictionaries({name: BODIES for name in FILES if name != "asterisk.conf"}))
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_no_line_is_touched_twice_is_once_and_undo_is_byte_identical(
     tmp_path_factory: pytest.TempPathFactory, bodies: dict[str, bytes]
@@ -437,7 +437,7 @@ def test_full_disk_at_any_file_leaves_nothing_behind(
 ) -> None:
     tree = machine.tree()
     disk = Disk(monkeypatch, at)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises((SetupError, OSError), match="No space left"):
         machine.setup().do()
     assert disk.written >= at
     assert machine.tree() == tree
