@@ -7,13 +7,18 @@ them.
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import shlex
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from audiofork.asterisk.versions import EVENT_FILTERS_BY_NAME, Version
 from audiofork.commands.setup.daemon_files import Paths
 from audiofork.commands.setup.run import Setup
 from testbed.ami import AmiClient
@@ -24,6 +29,8 @@ from testbed.sip import SipUser
 from tests.system.conftest import only_channels, place_call
 
 pytestmark = pytest.mark.asterisk
+
+ROOT = Path(__file__).parent.parent.parent
 
 DIALPLAN = """
 [testbed]
@@ -136,3 +143,56 @@ async def test_call_is_forked_after_setup_and_all_is_as_it_was_after_undo(
     assert "audiofork" not in asterisk.cli("manager show users")
     assert "Disabled" in asterisk.cli("http show status")
     assert "There is no existence" in asterisk.cli("dialplan show audiofork")
+
+
+# --- By hand -------------------------------------------------------------------------------------
+
+
+def commands_by_hand() -> str:
+    """Return the commands of docs/asterisk.md, "By hand", one after the other."""
+    text = (ROOT / "docs/asterisk.md").read_text()
+    section = text[text.index("\n### By hand\n") :]
+    section = section[: section.index("\n### ", 1)]
+    return "".join(re.findall(r"(?m)^ {7}(.*\n)", section))
+
+
+@pytest.mark.parametrize("asterisk", ["debian"], indirect=True)
+async def test_who_does_by_hand_what_the_docs_say_gets_a_check_without_a_fault(
+    asterisk: Asterisk, tmp_path: Path
+) -> None:
+    """To the letter, but for places, ports, the group, and what needs systemd."""
+    etc, ini = asterisk.folder / "etc", tmp_path / "audiofork/audiofork.ini"
+    script = commands_by_hand()
+    assert script.endswith("systemctl enable --now audiofork\naudiofork check\n")
+    script = re.sub(r"(?m)^(systemctl|cp systemd/).*\n", "", script)
+    ports = (
+        f"s/^;port = 5038/port = {asterisk.ami_port}/; s/^;listen = .*:9093/listen = 127.0.0.1:0/"
+    )
+    program = f"{sys.executable} -m audiofork"
+    for old, new in {
+        "/etc/asterisk": str(etc),
+        "/etc/audiofork": str(ini.parent),
+        "-g asterisk": f"-g {os.getgid()}",
+        "127.0.0.1:8088": f"127.0.0.1:{asterisk.http_port}",
+        "audiofork check\n": f"sed -i '{ports}' {ini}\n{program} check -c {ini}\n",
+        "asterisk -rx": f"{etc.parent}/run/asterisk -C {etc}/asterisk.conf -rx",
+    }.items():
+        script = script.replace(old, new)
+    if not Version.parse(asterisk.installation.version).has(EVENT_FILTERS_BY_NAME):
+        shipped = "etc/asterisk/${user}_audiofork.conf |"
+        older = f"{sys.executable} -c 'import sys; from audiofork.commands.setup.asterisk_files "
+        older += "import with_older_filters as older; print(older(sys.stdin.read()))' |"
+        assert shipped in script
+        script = script.replace(shipped, f"{shipped} {older}")
+    done = await asyncio.to_thread(
+        subprocess.run,
+        ["sh", "-e", "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "FAIL" not in done.stdout
+    assert "\nok    forks: in by snoop, out by snoop, both by snoop, stereo by snoop" in done.stdout
