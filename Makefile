@@ -16,7 +16,7 @@ unit coverage oldest asterisk: export PYTHONDONTWRITEBYTECODE =
 
 .NOTPARALLEL:
 .PHONY: demo test style types unit coverage oldest asterisk fuzz bench bench-capacity bench-asterisk
-.PHONY: faults attacks sample-config clean
+.PHONY: faults attacks sample-config deb package-test wheel clean
 
 demo: .venv/installed
 	$(BIN)/python -m testbed.demo
@@ -73,6 +73,18 @@ bench-asterisk: .venv/installed
 
 sample-config: .venv/installed
 	$(BIN)/python -c "from audiofork import config_file; print(config_file.sample(), end='')" > etc/audiofork.ini
+
+# For the system that this runs on; `make deb SUITE=bookworm`, as root, for another release of Debian.
+deb: $(if $(SUITE),.venv/installed)
+	$(if $(SUITE),$(BIN)/python -m testbed.package.build $(SUITE),packaging/build-deb)
+
+# As root: boots a Debian system from a folder, with systemd as PID 1, and a network of loopback alone.
+package-test: SUITE ?= trixie
+package-test: .venv/installed
+	$(BIN)/python -m testbed.asterisk get
+	AUDIOFORK_PACKAGE=$$($(BIN)/python -m testbed.package.build $(SUITE)) && export AUDIOFORK_PACKAGE && \
+	  AUDIOFORK_PACKAGE_SUITE=$(SUITE) unshare --net --mount sh -c \
+	  'ip link set lo up && exec $(PYTEST) -s -m package tests/system/test_package.py'
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
