@@ -107,6 +107,7 @@ class Daemon:
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGUSR1, self._keep_this_time)
         # ARI first: with the login to AMI forks of an earlier run may come that want it.
         links = [self._ari.run()] if self._ari is not None else []
         works = [*links, self.ami.run(), feed_watchdog()]
@@ -209,6 +210,11 @@ class Daemon:
             await self._ari.close()
         await self._journal.close()
         log.info("stopped")
+
+    def _keep_this_time(self) -> None:
+        """Keep the running forks at the stop that follows: a package is being upgraded, say."""
+        self._keep = True
+        log.info("SIGUSR1: forks that run at the next stop will be resumed by the next start")
 
     def _reload(self) -> None:
         """Take the file's new settings for new forks, or keep all of the old ones."""
