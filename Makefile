@@ -16,7 +16,7 @@ unit coverage oldest asterisk: export PYTHONDONTWRITEBYTECODE =
 
 .NOTPARALLEL:
 .PHONY: demo test style types unit coverage oldest asterisk fuzz bench bench-capacity bench-asterisk
-.PHONY: faults attacks sample-config deb package-test wheel clean
+.PHONY: faults attacks sample-config deb package-test first-hour wheel clean
 
 demo: .venv/installed
 	$(BIN)/python -m testbed.demo
@@ -85,6 +85,12 @@ package-test: .venv/installed
 	AUDIOFORK_PACKAGE=$$($(BIN)/python -m testbed.package.build $(SUITE)) && export AUDIOFORK_PACKAGE && \
 	  AUDIOFORK_PACKAGE_SUITE=$(SUITE) unshare --net --mount sh -c \
 	  'ip link set lo up && exec $(PYTEST) -s -m package tests/system/test_package.py'
+
+# As root: README's way to the first fork, on a Debian system made for it. DEB=1 takes the package; SYSTEMD=no runs the
+# system as containers do (sid's systemd wants a machine with unified cgroups). Beside sid's own Asterisk; on another release the build that AUDIOFORK_TESTBED_ASTERISK names.
+first-hour: SUITE ?= sid
+first-hour: .venv/installed
+	$(BIN)/python -m testbed.package.first_hour $(SUITE) $(if $(DEB),--deb) $(if $(filter no,$(SYSTEMD)),--no-systemd)
 
 # The wheel out of the sdist, so that both are whole; then it is installed and run.
 wheel:

@@ -25,13 +25,13 @@ def build(suite: str) -> Path:
     dist = CHECKOUT / "dist"
     dist.mkdir(exist_ok=True)
     with layered(root_of(suite)) as root:
-        _copy_checkout(root / "build")
+        copy_checkout(root / "build")
         _nspawn(root, dist)
         built = (root / "built").read_text().strip()
     return dist / Path(built).name
 
 
-def _copy_checkout(target: Path) -> None:
+def copy_checkout(target: Path) -> None:
     """Copy what git knows, and what is new."""
     target.mkdir()
     files = "git ls-files --cached --others --exclude-standard -z"
@@ -41,14 +41,32 @@ def _copy_checkout(target: Path) -> None:
 
 
 def _nspawn(root: Path, dist: Path) -> None:
-    command = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--pipe"]
-    command += [f"--directory={root}", "--resolv-conf=copy-host", f"--bind={dist}:/dist"]
-    if _AUTHORITIES.exists():
-        command.append(f"--bind-ro={_AUTHORITIES}")
-    command += [f"--setenv={name}" for name in os.environ if name.lower().startswith(_PASSED_ON)]
     script = (
         "/build/packaging/build-deb >&2 && cp /build/dist/*.deb /dist && ls /build/dist > /built"
     )
+    run_in(root, script, f"--bind={dist}:/dist")
+
+
+def run_in(root: Path, script: str, *options: str) -> None:
+    """Run a script in a root file system, with the network of this machine.
+
+    Args:
+        root: The root file system.
+        script: For `sh`; what it prints goes to standard error.
+        options: Of systemd-nspawn.
+
+    Raises:
+        subprocess.CalledProcessError: It failed; the reason has been printed.
+    """
+    command = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--pipe"]
+    command += [f"--directory={root}", f"--machine=audiofork-{os.getpid()}"]
+    command += ["--resolv-conf=copy-host", *options]
+    if _AUTHORITIES.exists():
+        # Elsewhere than its own, which the script may have a package put there.
+        command += [f"--bind-ro={_AUTHORITIES}:/authorities"]
+    command += [f"--setenv={name}" for name in os.environ if name.lower().startswith(_PASSED_ON)]
+    if _AUTHORITIES.exists():
+        command.append("--setenv=PIP_CERT=/authorities")
     subprocess.run(
         [*command, "sh", "-c", script], check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr
     )
