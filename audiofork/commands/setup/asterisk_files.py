@@ -78,7 +78,8 @@ class AsteriskFiles:
         section = self._conf(conf).section(user)
         if section is None or section.value("password_format", "plain") != "plain":
             return ""
-        return section.value("password" if conf == ARI else "secret")
+        secret = section.value("password" if conf == ARI else "secret")
+        return secret.encode("latin-1").decode("utf-8", "replace")
 
     def plan(self, secret: str, ami_user: str = USER, ari_user: str = USER) -> Access:
         """Plan all of them, for a secret of both users.
@@ -150,14 +151,13 @@ class AsteriskFiles:
 
     def _plan_ami_user(self, user: str, secret: str, host: str) -> None:
         text = manager_user(shipped.text(shipped.MANAGER_CONF), self._asterisk.version)
-        text = text.replace("[audiofork]", f"[{user}]").replace(PLACEHOLDER, secret)
+        text = _for_user(text, user, secret)
         if host != LOOPBACK:
             text = text.replace("permit = 127.", f"permit = {_network(host)}\npermit = 127.", 1)
         self._plan_user(MANAGER, user, text, "manager_audiofork.conf")
 
     def _plan_ari_user(self, user: str, secret: str) -> None:
-        text = shipped.text(shipped.ARI_CONF)
-        text = text.replace("[audiofork]", f"[{user}]").replace(PLACEHOLDER, secret)
+        text = _for_user(shipped.text(shipped.ARI_CONF), user, secret)
         self._plan_user(ARI, user, text, "ari_audiofork.conf")
 
     def _plan_user(self, conf: str, user: str, text: str, name: str) -> None:
@@ -256,6 +256,12 @@ def with_older_filters(text: str) -> str:
     """Do as the comment of the shipped file says, for an Asterisk without filters by name."""
     text = re.sub(r"(?m)^eventfilter\(.*\n?", "", text)
     return re.sub(r"(?m)^; +(?=eventfilter = )", "", text)
+
+
+def _for_user(text: str, user: str, secret: str) -> str:
+    """Return a shipped file for a user and a secret; a ; would begin a comment."""
+    text = text.replace("[audiofork]", f"[{user}]")
+    return text.replace(PLACEHOLDER, secret.replace(";", "\\;"))
 
 
 def _reachable(address: str) -> str:

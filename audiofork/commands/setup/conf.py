@@ -160,7 +160,7 @@ class Conf:
             self._obey(line, f"{path}:{number}", depth)
         elif "=" in line and self._current is not None:
             name, _, value = line.partition("=")
-            text = value.removeprefix(">").strip()
+            text = value.removeprefix(">").strip().replace("\\;", ";")
             self._current.settings.append(Setting(name.strip(), text, path, number))
 
     def _enter(self, line: str, path: Path, number: int) -> None:

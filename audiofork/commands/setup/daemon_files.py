@@ -159,7 +159,11 @@ def plan_units(draft: Draft, paths: Paths) -> None:
     Raises:
         SetupError: The service could not run this program.
     """
-    if paths.units is None or paths.has_packaged_units:
+    if paths.units is None:
+        return
+    if paths.has_packaged_units:
+        if (own := paths.units / SERVICE).exists():
+            draft.notes.append(f"{own} hides the package's: remove it, unless it is yours")
         return
     program = this_program()
     for one in (program[0], sys.executable):

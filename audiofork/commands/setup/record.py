@@ -63,6 +63,7 @@ class Record:
         reloads: What Asterisk is told when all is taken back.
         command: What runs Asterisk's program.
         service: None: it was not touched.
+        pending: Of these, what it has not been told yet.
         is_complete: Asterisk and systemd have heard of all changes.
 
     Raises:
@@ -74,6 +75,7 @@ class Record:
         self.entries: dict[str, Entry] = {}
         self.folders: list[str] = []
         self.reloads: list[str] = []
+        self.pending: list[str] = []
         self.command: list[str] = []
         self.service: Service | None = None
         self.is_complete = True
@@ -89,7 +91,7 @@ class Record:
             values = json.loads(self.path.read_text())
             self.entries = {one["path"]: Entry(**one) for one in values["entries"]}
             self.folders, self.reloads = values["folders"], values["reloads"]
-            self.command = values["command"]
+            self.command, self.pending = values["command"], values["pending"]
             self.service = Service(**values["service"]) if values["service"] else None
             self.is_complete = values["is_complete"]
         except OSError as exc:
@@ -128,6 +130,7 @@ class Record:
             "entries": [asdict(one) for one in self.entries.values()],
             "folders": self.folders,
             "reloads": self.reloads,
+            "pending": self.pending,
             "command": self.command,
             "service": asdict(self.service) if self.service else None,
             "is_complete": self.is_complete,
@@ -137,7 +140,9 @@ class Record:
 
     def forget(self) -> None:
         """Remove it, with its folder unless something else is in it."""
-        for path in (self.path, self.folder / _LOCK):
+        kept = {entry.copy for entry in self.entries.values()}
+        copies = [path for path in self.folder.glob("*-*") if path.name not in kept]
+        for path in (*copies, self.path, self.folder / _LOCK):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.folder.rmdir()
@@ -156,7 +161,7 @@ class Record:
         if entry is None:
             entry = Entry(key)
             if change.before is not None:
-                entry.copy = f"{len(self.entries):04}-{change.path.name}"
+                entry.copy = f"{digest(key.encode())[:16]}-{change.path.name}"
                 files.copy(change.path, self.folder / entry.copy)
             self.entries[key] = entry
         elif digest(change.before) not in entry.digests and not self._is_as_before(entry, change):
@@ -203,6 +208,9 @@ class Record:
         """Have the record as it was before this run; None: there was none."""
         if earlier is not None:
             files.replace(self.path, earlier, like=self.path, mode=0, group=0)
+            for path in self.folder.glob("*-*"):
+                if path.name.encode() not in earlier:
+                    path.unlink()
             return
         self.remove_folders()
         for entry in self.entries.values():

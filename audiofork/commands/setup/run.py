@@ -132,7 +132,8 @@ class Setup:
         earlier = record.path.read_bytes() if record.path.exists() else None
         paths = [change.path for change in plan.changes]
         reloads = plan.of_asterisk.reloads_for(paths)
-        record.reloads += [one for one in reloads if one not in record.reloads]
+        for known in (record.reloads, record.pending):
+            known += [one for one in reloads if one not in known]
         record.command = list(plan.asterisk.command)
         record.is_complete = False
         begun: list[Change] = []
@@ -163,7 +164,7 @@ class Setup:
     def _tell(self, record: Record, plan: _Plan) -> None:
         """Have Asterisk and systemd take notice of what has changed."""
         if plan.asterisk.runs:
-            system.reload_asterisk(plan.asterisk.ask, record.reloads, self.say)
+            system.reload_asterisk(plan.asterisk.ask, record.pending, self.say)
         else:
             self.say("start Asterisk: it reads its files then")
         if self.systemd is not None:
@@ -173,7 +174,7 @@ class Setup:
             concerned = {self.paths.ini, self.paths.secret, *self._units()}
             anew = not concerned.isdisjoint(change.path for change in plan.changes)
             self.systemd.start(self.say, anew=anew)
-        record.is_complete = True
+        record.pending, record.is_complete = [], True
         record.save()
 
     def _units(self) -> list[Path]:

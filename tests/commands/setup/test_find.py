@@ -138,4 +138,10 @@ def test_units_of_a_package_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "audiofork.service").touch()
     draft = Draft()
     plan_units(draft, Paths(units=tmp_path / "etc", packaged_units=(tmp_path,)))
+    assert not draft.changes()
+    assert not draft.notes
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/audiofork.service").touch()
+    plan_units(draft, Paths(units=tmp_path / "etc", packaged_units=(tmp_path,)))
     assert draft.changes() == []
+    assert "hides the package's" in draft.notes[0]

@@ -371,6 +371,40 @@ def test_secret_that_stands_in_the_configuration_is_taken(machine: Machine) -> N
     assert "mine" not in machine.last()
 
 
+@pytest.mark.parametrize("secret", ["a;b", "a\\\\b", "p\u00e4ss w\u00f6rt", "[x]=>#"])
+def test_secret_of_any_characters_reaches_asterisk_as_it_is(machine: Machine, secret: str) -> None:
+    machine.ini.parent.mkdir()
+    (machine.ini.parent / "ami-secret").write_text(secret + "\n")
+    machine.setup().do()
+    section = Conf(machine.etc, "manager.conf", Files()).section("audiofork")
+    assert section is not None
+    assert section.value("secret").encode("latin-1").decode() == secret
+    tree = machine.tree()
+    machine.setup().do()
+    assert machine.tree() == tree
+
+
+def test_file_of_its_own_is_renewed_for_another_version_of_asterisk(machine: Machine) -> None:
+    tree = machine.tree()
+    machine.setup().do()
+    machine.program.write_text(machine.program.read_text().replace("22.10.1", "20.9.0"))
+    machine.setup().do()
+    assert "\neventfilter = Event: UserEvent\n" in machine.text("manager_audiofork.conf")
+    assert machine.asked() == [*RELOADS, "manager reload"]
+    machine.setup().undo()
+    assert machine.tree() == tree
+
+
+def test_user_that_was_made_by_hand_stays_as_he_is(machine: Machine) -> None:
+    user = b"[audiofork]\nsecret = mine\npermit = 192.0.2.0/24\n"
+    text = FILES["manager.conf"] + user
+    machine.write("manager.conf", text)
+    machine.setup().do()
+    assert machine.text("manager.conf").encode() == text
+    assert not (machine.etc / "manager_audiofork.conf").exists()
+    assert "\npassword = mine\n" in machine.text("ari_audiofork.conf")
+
+
 # --- Taken back where the user has been, too -----------------------------------------------------
 
 
@@ -461,6 +495,31 @@ def test_disk_that_stays_full_leaves_what_undo_or_the_next_run_completes(
     assert machine.asked()[-4:] == RELOADS
     machine.setup().undo()
     assert machine.tree() == tree
+
+
+@pytest.mark.parametrize("at", range(1, 5))
+def test_full_disk_in_a_second_run_leaves_what_the_first_has_done(
+    machine: Machine, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = machine.tree()
+    machine.setup().do()
+    machine.write("extensions.conf", b"; mine\n")
+    once = machine.tree(), sorted(path.name for path in (machine.root / "state").iterdir())
+    with monkeypatch.context() as patch:
+        Disk(patch, at)
+        if at < 3:
+            with pytest.raises(SetupError, match=r"extensions\.conf|record\.json"):
+                machine.setup().do()
+            assert (machine.tree(), sorted(os.listdir(machine.root / "state"))) == once
+    machine.setup().do()
+    machine.setup().undo()
+    mine = machine.tree().pop("etc/asterisk/extensions.conf")
+    assert mine[3] == b"; mine\n"
+    assert {**machine.tree(), "etc/asterisk/extensions.conf": 0} == {
+        **tree,
+        "etc/asterisk/extensions.conf": 0,
+    }
+    assert not (machine.root / "state").exists()
 
 
 class Killed(BaseException):
