@@ -7,8 +7,14 @@ import textwrap
 from pathlib import Path
 
 from audiofork import shipped
-from audiofork.commands.setup.asterisk_files import LOOPBACK
+from audiofork.commands.setup.asterisk_files import LOOPBACK, PLACEHOLDER, RELOADS
+from audiofork.commands.setup.daemon_files import this_program
 
+_PERMIT = "permit = 127.0.0.1/255.255.255.255"
+_SECRET = """\
+install -d {folder}
+(umask 077; python3 -c 'import secrets; print(secrets.token_hex(24))' > {secret})
+"""
 _INI = """\
 [asterisk]
 host = {host}
@@ -18,9 +24,31 @@ secret_file = {secret}
 url = http://{host}:8088/ari
 password_file = {secret}
 """
-_BEYOND = """
+_INI_BEYOND = """
 [audiosocket]
 listen = {ours}:9093
+"""
+_FREEPBX = """\
+With FreePBX write to manager_custom.conf, http_custom.conf, ari_general_custom.conf, \
+ari_additional_custom.conf (the user of ARI) and extensions_custom.conf in place of manager.conf, \
+http.conf, ari.conf and extensions.conf."""
+_BEYOND = """\
+Nobody but this machine should reach the ports of AMI and HTTP there: a private network, a \
+firewall, or TLS (tlsenable in manager.conf and http.conf; [asterisk] tls = yes, and https:// in \
+[ari] url)."""
+_ADDED = {
+    "manager.conf": "[general](+)\nenabled = yes\n#include manager_audiofork.conf",
+    "http.conf": "[general](+)\nenabled = yes\nbindaddr = {host}",
+    "ari.conf": "[general](+)\nenabled = yes\n#include ari_audiofork.conf",
+    "extensions.conf": "#include extensions_audiofork.conf",
+}
+_UNITS = """\
+for unit in audiofork audiofork-sweep; do
+  sed 's|/opt/audiofork/bin/audiofork|{program}|' {folder}/$unit.service \\
+    > /etc/systemd/system/$unit.service; done
+systemctl daemon-reload
+systemctl enable --now audiofork
+audiofork check -c {ini}
 """
 
 
@@ -32,68 +60,60 @@ def text(ini: Path, host: str = LOOPBACK) -> str:
         host: Where Asterisk is.
     """
     is_here = host == LOOPBACK
-    ours = LOOPBACK if is_here else _our_address(host)
-    secret = ini.parent / "ami-secret"
-    there = "here" if is_here else f"on {host}"
-    settings = (_INI + ("" if is_here else _BEYOND)).format(host=host, secret=secret, ours=ours)
+    names = {
+        "host": host,
+        "ours": LOOPBACK if is_here else _our_address(host),
+        "there": "here" if is_here else f"on {host}",
+        "secret": str(ini.parent / "ami-secret"),
+        "folder": str(ini.parent),
+    }
+    units = shipped.find(shipped.SERVICE).parent
+    unit_commands = _UNITS.format(program=" ".join(this_program()), folder=units, ini=ini)
     parts = [
         "1. Here, as root, make the secret:",
-        _code(
-            f"install -d {ini.parent}\n"
-            "(umask 077; python3 -c 'import secrets; print(secrets.token_hex(24))' "
-            f"> {secret})"
-        ),
+        _code(_SECRET.format(**names)),
         f"2. Here, put into {ini}, each section once:",
-        _code(settings),
-        f"3. Asterisk's files, {there}, are in /etc/asterisk, unless `asterisk -rx \"core show "
-        'settings"` names another folder. With FreePBX write to manager_custom.conf, '
-        "http_custom.conf, ari_general_custom.conf, ari_additional_custom.conf (the user of ARI) "
-        "and extensions_custom.conf in place of manager.conf, http.conf, ari.conf and "
-        "extensions.conf. At the end of manager.conf:",
-        _code("[general](+)\nenabled = yes\n#include manager_audiofork.conf"),
-        "At the end of http.conf:" if is_here else _HTTP_BEYOND,
-        _code(f"[general](+)\nenabled = yes\nbindaddr = {host}"),
-        "At the end of ari.conf:",
-        _code("[general](+)\nenabled = yes\n#include ari_audiofork.conf"),
-        "At the end of extensions.conf:",
-        _code("#include extensions_audiofork.conf"),
-    ]
-    for name in (shipped.MANAGER_CONF, shipped.ARI_CONF, shipped.EXTENSIONS_CONF):
-        content = shipped.text(name).replace(
-            "permit = 127.0.0.1/255.255.255.255", f"permit = {ours}"
-        )
-        parts += [_heading(name, secret, there), _code(content)]
-    parts += [
-        f"4. Have Asterisk, {there}, read them:",
-        _code("\n".join(f"asterisk -rx '{command}'" for command in _RELOADS)),
-        "5. Here, install the unit and start it, then see whether all is well:",
-        _code(
-            f"cp {shipped.find(shipped.SERVICE)} {shipped.find(shipped.SWEEP_SERVICE)} "
-            "/etc/systemd/system/\n"
-            "systemctl daemon-reload && systemctl enable --now audiofork\n"
-            f"audiofork check -c {ini}"
-        ),
+        _code((_INI if is_here else _INI + _INI_BEYOND).format(**names)),
+        "3. Asterisk's files, {there}, are in /etc/asterisk, unless asterisk -rx 'core show "
+        "settings' names another folder.".format(**names),
+        *([] if is_here else [_BEYOND]),
+        _FREEPBX,
+        *_lines_of_asterisk(names, is_here=is_here),
+        *_files_of_asterisk(names),
+        "4. Have Asterisk, {there}, read them:".format(**names),
+        _code("\n".join(f"asterisk -rx '{command}'" for command in RELOADS.values())),
+        "5. Here, install the units and start the service, then see whether all is well:",
+        _code(unit_commands),
     ]
     return "\n\n".join(parts)
 
 
-_RELOADS = ("manager reload", "module reload http", "module reload res_ari.so", "dialplan reload")
-_HTTP_BEYOND = (
-    "At the end of http.conf; nobody but this machine should reach that port, nor that of AMI "
-    "(manager.conf, bindaddr): a private network, a firewall, or TLS (tlsenable, and https:// in "
-    "[ari] url):"
-)
+def _lines_of_asterisk(names: dict[str, str], *, is_here: bool) -> list[str]:
+    """Return what is added to Asterisk's own files."""
+    parts = []
+    for name, lines in _ADDED.items():
+        # Debian's manager.conf has 127.0.0.1.
+        bind = "enabled = yes\nbindaddr = {host}\n" if name == "manager.conf" else "enabled = yes\n"
+        added = lines if is_here else lines.replace("enabled = yes\n", bind)
+        parts += [f"At the end of {name}:", _code(added.format(**names))]
+    return parts
 
 
-def _heading(name: str, secret: Path, there: str) -> str:
-    """Return what is said before a file of Asterisk's."""
-    target = Path(name).name
-    if name == shipped.EXTENSIONS_CONF:
-        return f"{target}, {there}:"
-    return (
-        f"{target}, {there}, readable for Asterisk's group alone (chmod 640), with the secret "
-        f"that is in {secret} in place of CHANGE-ME:"
-    )
+def _files_of_asterisk(names: dict[str, str]) -> list[str]:
+    """Return the shipped files, each with what is to be done with it."""
+    parts = []
+    for name in (shipped.MANAGER_CONF, shipped.ARI_CONF, shipped.EXTENSIONS_CONF):
+        content = shipped.text(name)
+        heading = f"{Path(name).name}, {names['there']}"
+        if PLACEHOLDER in content:
+            heading += (
+                f", readable for Asterisk's group alone (chmod 640), with what is in "
+                f"{names['secret']} in place of {PLACEHOLDER}"
+            )
+        permit = f"permit = {names['ours']}"
+        is_here = names["ours"] == LOOPBACK
+        parts += [f"{heading}:", _code(content if is_here else content.replace(_PERMIT, permit))]
+    return parts
 
 
 def _code(content: str) -> str:
@@ -103,9 +123,8 @@ def _code(content: str) -> str:
 def _our_address(host: str) -> str:
     """Return the address of this machine as a host sees it; nothing is sent."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, 5038, type=socket.SOCK_DGRAM)[
-            0
-        ]
+        found = socket.getaddrinfo(host, 5038, type=socket.SOCK_DGRAM)
+        family, kind, protocol, _, address = found[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.connect(address)
             return str(probe.getsockname()[0])
