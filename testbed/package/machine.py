@@ -85,7 +85,7 @@ def booted(root: Path) -> Iterator[Machine]:
         TimeoutError: It has not started in time.
     """
     with layered(root) as folder:
-        command = [*_NSPAWN, f"--directory={folder}"]
+        command = [*_NSPAWN, f"--directory={folder}", f"--machine=audiofork-{os.getpid()}"]
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
