@@ -524,6 +524,25 @@ def test_full_disk_in_a_second_run_leaves_what_the_first_has_done(
     assert not (machine.root / "state").exists()
 
 
+def test_file_is_there_before_another_includes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asterisk may read its files at any moment, and refuses those whose include is missing."""
+    off = b"[general]\nenabled = no\n"
+    machine = Machine(tmp_path, {**FILES, "manager.conf": off, "ari.conf": off})
+    written: list[str] = []
+    done = files.replace
+
+    def replace(path: Path, content: bytes, **how: object) -> None:
+        written.append(path.name)
+        done(path, content, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(files, "replace", replace)
+    machine.setup().do()
+    for name in ("manager", "ari", "extensions"):
+        assert written.index(f"{name}_audiofork.conf") < written.index(f"{name}.conf")
+
+
 class Killed(BaseException):
     pass
 
