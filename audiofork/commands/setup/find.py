@@ -74,7 +74,7 @@ def find(folder: Path | None = None, root: Path = Path("/")) -> Asterisk:
             f"{program} is Asterisk {version}; {OLDEST_BRANCH} or later is needed, "
             "for AudioSocket: nothing was changed"
         )
-    group = _group(settings, etc)
+    group = _group(settings, etc, root)
     return Asterisk(command, version, etc, group, bool(settings), _is_generated(etc, root))
 
 
@@ -167,10 +167,10 @@ def _options(folder: Path) -> configparser.RawConfigParser:
     return parser
 
 
-def _group(settings: dict[str, str], folder: Path) -> int:
+def _group(settings: dict[str, str], folder: Path, root: Path) -> int:
     """Return the number of the group that Asterisk runs as, or will."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        return _group_of_process(Path(settings.get("PID file", "")))
+        return _group_of_process(Path(settings.get("PID file", "")), root)
     options = _options(folder)
     user = options.get("options", "runuser", fallback="")
     group = options.get("options", "rungroup", fallback="")
@@ -181,9 +181,9 @@ def _group(settings: dict[str, str], folder: Path) -> int:
     return 0
 
 
-def _group_of_process(pid_file: Path) -> int:
+def _group_of_process(pid_file: Path, root: Path) -> int:
     """Return the group of the process that a file names; `-G` is told nowhere else."""
-    status = Path(f"/proc/{int(pid_file.read_text())}/status").read_text()
+    status = (root / f"proc/{int(pid_file.read_text())}/status").read_text()
     return int(re.findall(r"^Gid:\s+\d+\s+(\d+)", status, re.MULTILINE)[0])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import grp
-import os
 from pathlib import Path
 
 import pytest
@@ -89,10 +88,13 @@ def test_program_that_is_broken_is_told(tmp_path: Path) -> None:
 
 def test_group_is_that_of_the_process(tmp_path: Path) -> None:
     pid = tmp_path / "asterisk.pid"
-    pid.write_text(f"{os.getpid()}\n")
+    pid.write_text("321\n")
+    status = tmp_path / "proc/321/status"
+    status.parent.mkdir(parents=True)
+    status.write_text("Name:\tasterisk\nUid:\t7\t8\t8\t8\nGid:\t77\t88\t88\t88\n")
     script = settings("20.1", PID_file=pid, Configuration_directory=tmp_path)
     program(tmp_path / "usr/sbin/asterisk", script)
-    assert find(root=tmp_path).group == os.getegid()
+    assert find(root=tmp_path).group == 88
 
 
 @pytest.mark.parametrize("text", ["[options]\nrungroup = {}\n", "[options]\nrunuser => {}\n"])
