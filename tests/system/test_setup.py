@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from audiofork.asterisk.versions import EVENT_FILTERS_BY_NAME, Version
+from audiofork.commands.setup import system
 from audiofork.commands.setup.daemon_files import Paths
 from audiofork.commands.setup.run import Setup
 from testbed.ami import AmiClient
@@ -104,6 +105,11 @@ def asterisk(request: pytest.FixtureRequest) -> Iterator[Asterisk]:
         yield one
 
 
+def patient_check(ini: Path) -> int:
+    """Check as setup does; again, twice at most, if there is a fault: a busy machine is one."""
+    return next(filter(lambda code: code == 0, (system.check(ini) for _ in range(3))), 1)
+
+
 async def test_call_is_forked_after_setup_and_all_is_as_it_was_after_undo(
     asterisk: Asterisk, tmp_path: Path
 ) -> None:
@@ -115,7 +121,9 @@ async def test_call_is_forked_after_setup_and_all_is_as_it_was_after_undo(
 
     def setup() -> Setup:
         paths = Paths(daemon.config, units=None)
-        return Setup(said.append, lambda _: True, etc, paths, tmp_path / "state")
+        return Setup(
+            said.append, lambda _: True, etc, paths, tmp_path / "state", check=patient_check
+        )
 
     assert await asyncio.to_thread(setup().do) == 0, said
     daemon.start()
@@ -160,7 +168,10 @@ def commands_by_hand() -> str:
 async def test_who_does_by_hand_what_the_docs_say_gets_a_check_without_a_fault(
     asterisk: Asterisk, tmp_path: Path
 ) -> None:
-    """To the letter, but for places, ports, the group, and what needs systemd."""
+    """To the letter, but for places, ports, the group, and what needs systemd.
+
+    The check is made again, twice at most, if there is a fault: a busy machine is one.
+    """
     etc, ini = asterisk.folder / "etc", tmp_path / "audiofork/audiofork.ini"
     script = commands_by_hand()
     assert script.endswith("systemctl enable --now audiofork\naudiofork check\n")
@@ -168,13 +179,13 @@ async def test_who_does_by_hand_what_the_docs_say_gets_a_check_without_a_fault(
     ports = (
         f"s/^;port = 5038/port = {asterisk.ami_port}/; s/^;listen = .*:9093/listen = 127.0.0.1:0/"
     )
-    program = f"{sys.executable} -m audiofork"
+    check = f"{sys.executable} -m audiofork check -c {ini}"
     for old, new in {
         "/etc/asterisk": str(etc),
         "/etc/audiofork": str(ini.parent),
         "-g asterisk": f"-g {os.getgid()}",
         "127.0.0.1:8088": f"127.0.0.1:{asterisk.http_port}",
-        "audiofork check\n": f"sed -i '{ports}' {ini}\n{program} check -c {ini}\n",
+        "audiofork check\n": f"sed -i '{ports}' {ini}\n{check} || {check} || {check}\n",
         "asterisk -rx": f"{etc.parent}/run/asterisk -C {etc}/asterisk.conf -rx",
     }.items():
         script = script.replace(old, new)
@@ -194,9 +205,10 @@ async def test_who_does_by_hand_what_the_docs_say_gets_a_check_without_a_fault(
         timeout=60,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert not re.search(r"(?m)^FAIL", done.stdout)
-    assert "\nok    forks: in by snoop, out by snoop, both by snoop, stereo by snoop" in done.stdout
+    last = done.stdout.rpartition("ok    configuration")[2]
+    assert "\nok    forks: in by snoop, out by snoop, both by snoop, stereo by snoop" in last
     said: list[str] = []
-    one = Setup(said.append, lambda _: False, etc, Paths(ini, units=None), tmp_path / "state")
+    paths, state = Paths(ini, units=None), tmp_path / "state"
+    one = Setup(said.append, lambda _: False, etc, paths, state, check=patient_check)
     assert await asyncio.to_thread(one.do) == 0
     assert "nothing to change: every file is as setup leaves it" in said
