@@ -23,7 +23,7 @@ unit coverage oldest newest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
 
 .NOTPARALLEL:
 .PHONY: demo test style types unit coverage oldest newest pythons asterisk fuzz bench bench-capacity bench-asterisk
-.PHONY: faults attacks sample-config clean
+.PHONY: faults attacks sample-config deb package-test first-hour wheel clean
 
 # Less than the tests need, and so sooner there.
 demo: .venv/runs
@@ -65,14 +65,14 @@ pythons: .venv/installed
 python-%: .venv-%/installed
 	.venv-$*/bin/python -m pytest $(UNIT) $(PARALLEL) -m "not asterisk and not serial"
 
-# `make asterisk ASTERISK=PREFIX` takes the build that is installed there, and tells what it skips.
+# `make asterisk ASTERISK=PREFIX` takes the build that is installed there. What is skipped is told.
 ifdef ASTERISK
 asterisk: export AUDIOFORK_TESTBED_ASTERISK = $(ASTERISK)
 endif
-asterisk: .venv/installed
+asterisk: .venv/installed .venv/stt
 	$(BIN)/python -m testbed.asterisk get  # what is fetched once may take longer than a test may
-	$(PYTEST) $(PARALLEL) -m "asterisk and not serial"$(if $(ASTERISK), -rs)
-	$(PYTEST) -m "asterisk and serial"$(if $(ASTERISK), -rs)
+	$(PYTEST) $(PARALLEL) -m "asterisk and not serial" -rs
+	$(PYTEST) -m "asterisk and serial" -rs
 
 fuzz: .venv/installed
 	$(BIN)/python -m tests.fuzz.million
@@ -96,6 +96,35 @@ bench-asterisk: .venv/installed
 sample-config: .venv/installed
 	$(BIN)/python -c "from audiofork import config_file; print(config_file.sample(), end='')" > etc/audiofork.ini
 
+# For the system that this runs on; `make deb SUITE=bookworm`, as root, for another release of Debian.
+deb: $(if $(SUITE),.venv/installed)
+	$(if $(SUITE),$(BIN)/python -m testbed.package.build $(SUITE),packaging/build-deb)
+
+# As root: boots a Debian system from a folder, with systemd as PID 1, and a network of loopback alone.
+package-test: SUITE ?= trixie
+package-test: .venv/installed
+	$(BIN)/python -m testbed.asterisk get
+	AUDIOFORK_PACKAGE=$$($(BIN)/python -m testbed.package.build $(SUITE)) && export AUDIOFORK_PACKAGE && \
+	  AUDIOFORK_PACKAGE_SUITE=$(SUITE) unshare --net --mount sh -c \
+	  'ip link set lo up && exec $(PYTEST) -s -m package tests/system/test_package.py'
+
+# As root: README's way to the first fork, on a Debian system made for it. DEB=1 takes the package; SYSTEMD=no runs the
+# system as containers do (sid's systemd wants a machine with unified cgroups). Beside sid's own Asterisk; on another release the build that AUDIOFORK_TESTBED_ASTERISK names.
+first-hour: SUITE ?= sid
+first-hour: .venv/installed
+	$(BIN)/python -m testbed.package.first_hour $(SUITE) $(if $(DEB),--deb) $(if $(filter no,$(SYSTEMD)),--no-systemd)
+
+# The wheel out of the sdist, so that both are whole; then it is installed and run.
+wheel:
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/pip install --quiet --disable-pip-version-check build twine
+	rm -f dist/audiofork-*
+	build/tools/bin/python -m build --outdir dist
+	build/tools/bin/twine check --strict dist/audiofork-*
+	$(PYTHON) -m venv --clear build/installed
+	build/installed/bin/pip install --quiet --disable-pip-version-check dist/audiofork-*.whl
+	build/installed/bin/python -m audiofork --version
+
 .venv/runs: setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or later is needed; name one: make PYTHON=python3.12 ..."; exit 1; }
@@ -106,6 +135,13 @@ sample-config: .venv/installed
 
 .venv/installed: .venv/runs
 	@$(TELLING) "Installing what its tests need" $(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+# For the tests of the example that need speech; where there is no wheel yet they are skipped.
+.venv/stt: .venv/installed examples/live-transcription/requirements.txt
+	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 14))'; then \
+	  $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    -r examples/live-transcription/requirements.txt; fi
 	@touch $@
 
 # Of the dev tools those that the tests use are the usual ones.
@@ -123,5 +159,5 @@ $(OLDEST)/installed: setup.cfg constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-* build *.egg-info recordings .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
+	rm -rf .venv .venv-* build dist *.egg-info recordings .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
 	find . -name __pycache__ -prune -exec rm -rf {} +

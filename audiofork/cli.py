@@ -27,6 +27,7 @@ from audiofork.commands.listing import table
 from audiofork.commands.migrate_command import migrate_command
 from audiofork.commands.receiver import Receiver, tls_context
 from audiofork.commands.receiver_limits import GIB, Limits
+from audiofork.commands.setup.command import setup
 from audiofork.commands.sweep import sweep as sweeping
 from audiofork.commands.waiting import Progress, interrupted, wait
 from audiofork.commands.watching import Screen, Watch, is_terminal
@@ -104,6 +105,9 @@ def main() -> None:
     To begin: `audiofork setup` connects it to the Asterisk of this machine, `audiofork check` tries
     all that it needs, `audiofork receive` is a server to send a first call to.
     """
+
+
+main.add_command(setup)
 
 
 @main.command()

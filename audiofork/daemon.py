@@ -120,6 +120,7 @@ class Daemon:
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signal_number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGUSR1, self._keep_this_time)
         # ARI first: after the login to AMI, forks of an earlier run are resumed, which may use it.
         links = [self._ari.run()] if self._ari is not None else []
         works = [*links, self.ami.run(), feed_watchdog()]
@@ -229,6 +230,11 @@ class Daemon:
             await self._ari.close()
         await self._journal.close()
         log.info("stopped")
+
+    def _keep_this_time(self) -> None:
+        """Keep the running forks at the stop that follows: a package is being upgraded, say."""
+        self._keep = True
+        log.info("SIGUSR1: forks that run at the next stop will be resumed by the next start")
 
     def _reload(self) -> None:
         """Apply the configuration file to new forks; if it is invalid, keep the old settings."""

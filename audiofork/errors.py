@@ -25,6 +25,7 @@ AudioForkError
 |   +-- SinkRefused               the server has said no, or that it is done
 +-- CannotListen                  the program that uses the address
 +-- ReceiverError                 the user of the receiver: it cannot start
++-- SetupError                    the administrator's: this machine cannot be set up so
 +-- DaemonUnreachable             the daemon is not there, or we may not ask it
 +-- DaemonRuns                    the daemon is there where none may be
 +-- DaemonBusy                    the daemon does for somebody else what it does once at a time
@@ -182,6 +183,10 @@ class CannotListen(AudioForkError):
 
 class ReceiverError(AudioForkError):
     """The receiver cannot start; the text says why."""
+
+
+class SetupError(AudioForkError):
+    """The command setup cannot do its work; the text says why, and what to do."""
 
 
 class DaemonUnreachable(AudioForkError):

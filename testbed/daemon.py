@@ -15,14 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from audiofork.asterisk.versions import Since, Version
+from audiofork.asterisk.versions import Version
+from audiofork.commands.setup.asterisk_files import manager_user
 from testbed.asterisk import Asterisk, find_installation
 
 SECRET = "testbed-secret"
 ETC = Path(__file__).parent.parent / "etc"
 START_TIMEOUT_S = 30.0
-FILTERS_BY_NAME: Since = {18: 26, 20: 11, 21: 6, 22: 1}
-"""manager.conf knows `eventfilter(action(include),name(...))`."""
 
 
 def manager_conf(version: str = "") -> str:
@@ -32,14 +31,7 @@ def manager_conf(version: str = "") -> str:
         version: Of the Asterisk that reads it; by default the one that `find_installation` gives.
     """
     shipped = (ETC / "asterisk/manager_audiofork.conf").read_text().replace("CHANGE-ME", SECRET)
-    by_name = Version.parse(version or find_installation().version).has(FILTERS_BY_NAME)
-    return shipped if by_name else with_older_filters(shipped)
-
-
-def with_older_filters(text: str) -> str:
-    """Do as the comment of the shipped file says, for an Asterisk without filters by name."""
-    text = re.sub(r"(?m)^eventfilter\(.*\n?", "", text)
-    return re.sub(r"(?m)^; +(?=eventfilter = )", "", text)
+    return manager_user(shipped, Version.parse(version or find_installation().version))
 
 
 def asterisk_settings(asterisk: Asterisk) -> str:

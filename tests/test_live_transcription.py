@@ -251,8 +251,9 @@ def test_program_wrong_argument_is_said(arguments: list[str], says: str) -> None
 def test_port_that_is_taken_is_told_with_what_to_do() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [sys.executable, str(EXAMPLE / "transcribe.py"), "--listen", listen]
         done = subprocess.run(
-            [sys.executable, EXAMPLE / "transcribe.py", "--listen", listen, "--engine", ENGINE],
+            [*command, "--engine", ENGINE],
             capture_output=True,
             text=True,
             timeout=60,

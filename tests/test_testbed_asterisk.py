@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from audiofork.asterisk.versions import CHANSPY_IN_WHOLE, CHANSPY_PAIRS
+from audiofork.asterisk.versions import CHANSPY_IN_WHOLE, CHANSPY_PAIRS, EVENT_FILTERS_BY_NAME
 from testbed import asterisk, daemon, debian
 from testbed.asterisk import (
     Asterisk,
@@ -27,7 +27,6 @@ from testbed.asterisk import (
     find_installation,
     new_enough,
 )
-from testbed.daemon import FILTERS_BY_NAME
 from testbed.debian import Source
 from tests.system.conftest import lack
 
@@ -600,7 +599,7 @@ def test_nothing_is_lacking_in_the_default_asterisk(monkeypatch: pytest.MonkeyPa
     """A test that is skipped everywhere proves nothing."""
     monkeypatch.delenv(asterisk.PREFIX_VARIABLE, raising=False)
     version = find_installation().version
-    for fact in (CHANSPY_PAIRS, CHANSPY_IN_WHOLE, FILTERS_BY_NAME):
+    for fact in (CHANSPY_PAIRS, CHANSPY_IN_WHOLE, EVENT_FILTERS_BY_NAME):
         assert lack(version, fact, "that") == ""
 
 

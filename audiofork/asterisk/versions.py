@@ -28,6 +28,8 @@ LEG_ENDS_WITH_PEER: Since = {20: 14, 21: 9, 22: 4}
 """A leg ends when its connection ends. Before, the end of file is read again and again."""
 AUDIOSOCKET_RATES: Since = {20: 17, 21: 12, 22: 7, 23: 1}
 """AudioSocket has a message kind for each sample rate. Before, all rates come as 8000 Hz."""
+EVENT_FILTERS_BY_NAME: Since = {18: 26, 20: 11, 21: 6, 22: 1}
+"""manager.conf knows `eventfilter(action(include),name(...))`."""
 WHISPER_LEAKS: Since = {20: 21, 22: 11, 23: 5}
 """Whispering leaks a timer while the party hears nothing, and may silence the other party."""
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -196,15 +197,25 @@ async def test_call_that_ends_while_the_daemon_is_away_is_told_of_at_its_start(
         assert "AudioForkStopped" not in later
 
 
+async def keep_by_configuration(daemon: Daemon) -> None:
+    config = daemon.config.read_text()
+    daemon.config.write_text(config.replace("[daemon]\n", "[daemon]\non_stop = keep\n"))
+    await daemon.reload("reloaded")
+
+
+async def keep_by_signal(daemon: Daemon) -> None:
+    daemon.signal(signal.SIGUSR1)
+    await daemon.says("forks that run at the next stop will be resumed")
+
+
+@pytest.mark.parametrize("keep", [keep_by_configuration, keep_by_signal])
 async def test_stop_that_keeps_closes_with_1001_and_the_next_start_takes_up(
-    scene: Scene[Recorder],
+    scene: Scene[Recorder], keep: Callable[[Daemon], Awaitable[None]]
 ) -> None:
     target = await scene.call()
     target.call.play(BLOCKS)
     with scene.daemon() as daemon:
-        config = daemon.config.read_text()
-        daemon.config.write_text(config.replace("[daemon]\n", "[daemon]\non_stop = keep\n"))
-        await daemon.reload("reloaded")
+        await keep(daemon)
         fork = scene.fork(target, "/", "D(in)")
         fork_id = (await fork.started())["AudioForkID"]
         before = await scene.server.wait_messages("/", 25)

@@ -1,0 +1,1 @@
+"""The command `setup`: puts the daemon beside an Asterisk, and takes all of it back."""
