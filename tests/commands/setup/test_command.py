@@ -133,5 +133,5 @@ def test_file_that_cannot_be_read_is_named(machine: Machine) -> None:
     (machine.etc / "ari.conf").mkdir()
     result = run(machine, "--yes")
     assert result.exit_code == 1
-    said = f"audiofork: {machine.etc}/ari.conf: not a regular file; nothing was changed"
+    said = f"audiofork: {machine.etc}/ari.conf: a folder, not a file; nothing was changed"
     assert result.output.splitlines()[-1] == said
