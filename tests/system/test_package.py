@@ -36,6 +36,7 @@ HEARD = [decode(block) for block in BLOCKS]
 WARM_UP = make_blocks(25, seed=72)
 BLOCK_S = 0.02
 MOST_LOST = 200  # far more than usual: a busy machine takes long to start a process
+WHEN_SWEPT = ("audiofork-sweep", "ExecMainStartTimestampMonotonic")
 GIVEN_UP_S = 60.0  # 15 attempts to start, on a busy machine
 
 
@@ -217,6 +218,8 @@ async def test_member_of_the_group_uses_the_control_socket_and_others_do_not(
 async def test_killed_daemon_is_started_at_once_and_takes_its_forks_up(
     scene: Scene[Recorder], machine: Machine
 ) -> None:
+    """And nothing is swept, which could hit its new legs."""
+    swept = await asyncio.to_thread(machine.show, *WHEN_SWEPT)
     fork = await streaming_call(scene)
     speaking = fork.target.call.play(BLOCKS[:SPOKEN])
     await asyncio.sleep(1)
@@ -228,6 +231,7 @@ async def test_killed_daemon_is_started_at_once_and_takes_its_forks_up(
     lost = await lost_blocks(scene, fork)
     print(f"SIGKILL: {lost} of {SPOKEN} blocks lost")
     assert 0 < lost <= MOST_LOST
+    assert await asyncio.to_thread(machine.show, *WHEN_SWEPT) == swept
 
 
 async def test_upgrade_keeps_the_forks_of_calls(
