@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from testbed.package.roots import layered
 
 START_S = 60.0
 COMMAND_S = 120.0
+# In a process namespace of its own, since a system outlives a systemd-nspawn that was killed.
+_UNSHARE = "unshare --pid --fork --kill-child --mount-proc".split()
 _NSPAWN = "systemd-nspawn --quiet --boot --register=no --keep-unit --console=pipe".split()
 _ENVIRONMENT = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8"]
 
@@ -84,28 +87,44 @@ def booted(root: Path) -> Iterator[Machine]:
     Raises:
         TimeoutError: It has not started in time.
     """
-    with layered(root) as folder:
-        command = [*_NSPAWN, f"--directory={folder}", f"--machine=audiofork-{os.getpid()}"]
+    with layered(root) as folder, tempfile.TemporaryFile("w+") as console:
+        place = [f"--directory={folder}", f"--machine=audiofork-{os.getpid()}"]
+        command = [*_UNSHARE, *_NSPAWN, *place]
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT
         )
         try:
             machine = Machine(folder, _first_process(process))
             _wait_started(machine)
             yield machine
+        except TimeoutError as exc:
+            console.seek(0)
+            raise TimeoutError(f"{exc}; it said:\n{console.read()}") from exc
         finally:
             process.kill()  # what runs in it ends with it
             process.wait()
 
 
-def _first_process(nspawn: subprocess.Popen[bytes]) -> int:
+def _first_process(unshare: subprocess.Popen[bytes]) -> int:
     """Return the id that the system's PID 1 has here."""
-    path = Path(f"/proc/{nspawn.pid}/task/{nspawn.pid}/children")
-    for _ in _attempts("systemd-nspawn starts no system", nspawn):
-        for child in path.read_text().split():
-            if Path(f"/proc/{child}/comm").read_text().strip() == "systemd":
-                return int(child)
+    for _ in _attempts("systemd-nspawn starts no system", unshare):
+        for nspawn in _children(unshare.pid):
+            for child in _children(nspawn):
+                if _name(child) == "systemd":
+                    return child
     raise AssertionError
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):  # ended meanwhile
+        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def _name(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
 
 
 def _wait_started(machine: Machine) -> None:
