@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
-import io
 import os
 import shutil
 import signal
-import ssl
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import click
 import uvloop
 
-from audiofork import __version__, config, config_file, config_values, log
+from audiofork import __version__, config, config_file, log
 from audiofork.commands.check import Check, load, taps_of
 from audiofork.commands.findings import Finding, Mark
 from audiofork.commands.listing import as_json as forks_as_json
 from audiofork.commands.listing import table
 from audiofork.commands.migrate_command import migrate_command
-from audiofork.commands.receiver import Receiver, tls_context
-from audiofork.commands.receiver_limits import GIB, Limits
+from audiofork.commands.receive_command import receive
 from audiofork.commands.setup.command import setup
 from audiofork.commands.sweep import sweep as sweeping
+from audiofork.commands.terminal import (
+    EXIT_CODES,
+    EXIT_CONFIG,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_UNREACHABLE,
+    close_stdout,
+    columns_of_stderr,
+    fail,
+    say,
+    show,
+    stdout,
+    warn,
+)
 from audiofork.commands.waiting import Progress, interrupted, wait
 from audiofork.commands.watching import Screen, Watch, is_terminal
 from audiofork.daemon import Daemon
@@ -43,21 +53,9 @@ from audiofork.errors import (
     DaemonBusy,
     DaemonRuns,
     DaemonUnreachable,
-    ReceiverError,
     RequestRefused,
 )
-from audiofork.system import lift_file_limit
 from audiofork.text import why
-
-EXIT_FAILED = 1
-EXIT_CONFIG = 3
-EXIT_UNREACHABLE = 4
-EXIT_INTERRUPTED = 130  # as a shell has it: 128 and SIGINT
-
-EXIT_CODES = (
-    "Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 the configuration cannot be "
-    "used, 4 the daemon or Asterisk cannot be reached."
-)
 
 DEFAULT_CONFIG = Path("/etc/audiofork/audiofork.ini")
 # Longer than a fork tries at most, by default, before it gives an absent server up.
@@ -120,9 +118,9 @@ def run(path: Path) -> None:
         log.set_up(loaded.log)
         uvloop.run(_run(path, loaded))
     except ConfigError as exc:
-        _fail(config_file.with_place(str(exc), path), EXIT_CONFIG)
+        fail(config_file.with_place(str(exc), path), EXIT_CONFIG)
     except CannotListen as exc:
-        _fail(config_file.with_place(str(exc), path), EXIT_FAILED)
+        fail(config_file.with_place(str(exc), path), EXIT_FAILED)
 
 
 async def _run(path: Path, loaded: config.Config) -> None:
@@ -149,10 +147,10 @@ def check(taps: bool, here: bool, path: Path, socket_path: Path | None) -> None:
             return
         loaded, unread = load(path)
         config_file.refuse_unknown_variables(loaded)
-        one = Check(loaded, lambda finding: _say(str(finding)), unread=unread)
+        one = Check(loaded, lambda finding: say(str(finding)), unread=unread)
     except ConfigError as exc:
-        _fail(str(exc), EXIT_CONFIG)
-    _say(str(Finding(Mark.OK, f"configuration: {path}")))
+        fail(str(exc), EXIT_CONFIG)
+    say(str(Finding(Mark.OK, f"configuration: {path}")))
     sys.exit(uvloop.run(one.run()))
 
 
@@ -160,23 +158,23 @@ def _check_by_daemon(taps: bool, path: Path, socket_path: Path | None) -> None:
     """Have the daemon check, and exit as it says; return if none can, and say why."""
     try:
         with client.Client(socket_path or client.socket_of(path)) as daemon:
-            sys.exit(daemon.check(path, _say, taps=taps))
+            sys.exit(daemon.check(path, say, taps=taps))
     except DaemonBusy as exc:
-        _fail(str(exc), EXIT_FAILED)
+        fail(str(exc), EXIT_FAILED)
     except (ConfigError, DaemonUnreachable, RequestRefused) as exc:
         # Why a daemon cannot be asked, the check says itself.
         reason = f": the daemon refuses: {exc}" if isinstance(exc, RequestRefused) else ""
         if not taps:
-            _say(str(Finding(Mark.SKIP, f"check: from here, by no daemon{reason}")))
+            say(str(Finding(Mark.SKIP, f"check: from here, by no daemon{reason}")))
     except AudioForkError as exc:
-        _fail(str(exc), EXIT_FAILED)
+        fail(str(exc), EXIT_FAILED)
 
 
 def _print_taps(loaded: config.Config) -> None:
     try:
         _say_each(uvloop.run(taps_of(loaded)))
     except (OSError, TimeoutError, ValueError, AmiError) as exc:
-        _fail(f"Asterisk cannot be asked for its version: {why(exc)}", EXIT_UNREACHABLE)
+        fail(f"Asterisk cannot be asked for its version: {why(exc)}", EXIT_UNREACHABLE)
 
 
 @main.command()
@@ -191,14 +189,14 @@ def sweep(path: Path) -> None:
         loaded = config_file.load(path, secrets_of=["asterisk"])
         count = uvloop.run(sweeping(loaded))
     except ConfigError as exc:
-        _fail(str(exc), EXIT_CONFIG)
+        fail(str(exc), EXIT_CONFIG)
     except DaemonRuns as exc:
-        _fail(str(exc), EXIT_FAILED)
+        fail(str(exc), EXIT_FAILED)
     except (OSError, TimeoutError, ValueError, AmiError) as exc:
-        _fail(f"Asterisk cannot be asked: {why(exc)}", EXIT_UNREACHABLE)
-    _say(f"{count} legs hung up")
+        fail(f"Asterisk cannot be asked: {why(exc)}", EXIT_UNREACHABLE)
+    say(f"{count} legs hung up")
     if not (loaded.audiosocket.advertise or loaded.audiosocket.listen).port:
-        _say("legs by ChanSpy are not known by a port that changes: set [audiosocket] listen")
+        say("legs by ChanSpy are not known by a port that changes: set [audiosocket] listen")
 
 
 # --- The commands that ask the daemon ------------------------------------------------------------
@@ -256,15 +254,15 @@ def start(
     """
     with _daemon(path, socket_path) as daemon:
         if no_wait:
-            _say(daemon.start(channel, url, options, post_process))
+            say(daemon.start(channel, url, options, post_process))
             return
         fork_id = ""
         try:
             fork_id, news = daemon.start_and_follow(channel, url, options, post_process)
-            _say(fork_id)
-            _warn(wait(fork_id, news, timeout, Progress(_show, _columns_of_stderr())))
+            say(fork_id)
+            warn(wait(fork_id, news, timeout, Progress(show, columns_of_stderr())))
         except KeyboardInterrupt:
-            _fail(interrupted(fork_id), EXIT_INTERRUPTED)
+            fail(interrupted(fork_id), EXIT_INTERRUPTED)
 
 
 @main.command(short_help="Stop a fork, or every fork of a channel.")
@@ -318,17 +316,17 @@ def list_forks(
     with _daemon(path, socket_path) as daemon:
         forks, legs_left = daemon.listing()
     width = None if wide or not sys.stdout.isatty() else shutil.get_terminal_size().columns
-    _say(forks_as_json(forks) if as_json else table(forks, legs_left, width))
+    say(forks_as_json(forks) if as_json else table(forks, legs_left, width))
 
 
 def _watch(path: Path, socket_path: Path | None, *, as_json: bool, wide: bool) -> None:
-    screen = Screen(_stdout(), in_place=is_terminal(sys.stdout, os.environ.get("TERM", "")))
+    screen = Screen(stdout(), in_place=is_terminal(sys.stdout, os.environ.get("TERM", "")))
     if screen.size is not None:  # so that the terminal is left as it was
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _exit_codes(), contextlib.suppress(KeyboardInterrupt):
         connect = functools.partial(_connect, path, socket_path)
-        Watch(connect, screen, _warn, as_json=as_json, wide=wide).run()
-        _close_stdout()  # nobody reads any more
+        Watch(connect, screen, warn, as_json=as_json, wide=wide).run()
+        close_stdout()  # nobody reads any more
 
 
 def _connect(path: Path, socket_path: Path | None) -> client.Client:
@@ -348,154 +346,17 @@ def _exit_codes() -> Iterator[None]:
     try:
         yield
     except ConfigError as exc:
-        _fail(str(exc), EXIT_CONFIG)
+        fail(str(exc), EXIT_CONFIG)
     except (DaemonUnreachable, AmiUnavailable) as exc:
-        _fail(str(exc), EXIT_UNREACHABLE)
+        fail(str(exc), EXIT_UNREACHABLE)
     except AudioForkError as exc:
-        _fail(str(exc), EXIT_FAILED)
+        fail(str(exc), EXIT_FAILED)
 
 
 def _say_each(lines: list[str]) -> None:
     for line in lines:
-        _say(line)
+        say(line)
 
 
-# --- The receiver --------------------------------------------------------------------------------
-
-
-def _address(_context: click.Context, _parameter: click.Parameter, value: str) -> config.Address:
-    try:
-        return config_values.address(value)
-    except ValueError as exc:
-        raise click.BadParameter(f"expected {exc}, got {value!r}") from exc
-
-
-def _gib_option(name: str, default: int, text: str) -> Callable[[_Command], _Command]:
-    return click.option(
-        name,
-        type=click.FloatRange(min=0),
-        metavar="GIB",
-        default=default / GIB,
-        show_default=True,
-        help=f"{text} 0: any.",
-    )
-
-
-@main.command(short_help="Write forks to WAV files: a server to try with.")
-@click.option(
-    "--listen",
-    metavar="HOST:PORT",
-    default="127.0.0.1:8080",
-    show_default=True,
-    callback=_address,
-    help="Where to listen; port 0: any.",
-)
-@click.option(
-    "--directory",
-    type=click.Path(path_type=Path),
-    default=Path("recordings"),
-    show_default=True,
-    help="Where the WAV files go.",
-)
-@click.option("--quiet", is_flag=True, help="Show no levels, only the begin and end of each fork.")
-@click.option(
-    "--tls-cert",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="A certificate in PEM: serve wss:// in place of ws://.",
-)
-@click.option(
-    "--tls-key",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Its key, if that is not in the same file.",
-)
-@_gib_option("--quota", Limits.quota_bytes, "The most that may be in the directory, in GiB.")
-@_gib_option("--keep-free", Limits.keep_free_bytes, "What is left free on the disk, in GiB.")
-def receive(
-    listen: config.Address,
-    directory: Path,
-    quiet: bool,
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    quota: float,
-    keep_free: float,
-) -> None:
-    """Write each fork that comes in to a WAV file, and show how loud it is.
-
-    A file is named by the time and by the path of the URL, or by the channel if the URL has one:
-    ws://127.0.0.1:8080/?channel=${URIENCODE(${CHANNEL})}. With channels=1 or channels=2 in the URL
-    messages of any size are taken for mono or stereo; without, those of 640 bytes are stereo. Audio
-    is at 8000 Hz, or at what the URL says with rate=16000 (then 1280 bytes are stereo). Where there
-    is no room, by --quota or --keep-free, forks are closed with 1008.
-    """
-    if tls_key and not tls_cert:
-        raise click.UsageError("--tls-key needs --tls-cert")
-    try:
-        tls = tls_context(tls_cert, tls_key) if tls_cert else None
-        limits = Limits(round(quota * GIB), round(keep_free * GIB))
-        receiver = Receiver(directory, _say, levels=not quiet, limits=limits)
-        uvloop.run(_receive(receiver, listen, directory, tls))
-    except ReceiverError as exc:
-        _fail(str(exc), EXIT_FAILED)
-
-
-async def _receive(
-    receiver: Receiver, listen: config.Address, directory: Path, tls: ssl.SSLContext | None
-) -> None:
-    stop = asyncio.Event()
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signal_number, stop.set)
-    lift_file_limit()
-    try:
-        address = await receiver.start(listen, tls)
-        scheme = "wss" if tls else "ws"
-        _say(f"listening on {scheme}://{address}/, recording to {directory}; Ctrl-C ends")
-        await stop.wait()
-    finally:
-        await receiver.close()
-
-
-def _say(line: str | bytes) -> None:
-    """Print a line; when nobody reads any more, or cannot, the work goes on all the same."""
-    try:
-        click.echo(line, _stdout())
-    except OSError:
-        _close_stdout()
-
-
-def _stdout() -> TextIO:
-    """Return standard output, which takes every character."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
-    return sys.stdout
-
-
-def _close_stdout() -> None:
-    """Let what is written from now on go nowhere: nobody reads any more."""
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open to the end)
-
-
-def _warn(line: str) -> None:
-    """Print a line on standard error; when that cannot be, the work goes on all the same."""
-    with contextlib.suppress(OSError):
-        click.echo(line, err=True)
-
-
-def _columns_of_stderr() -> int | None:
-    """Return how wide the terminal is that standard error goes to; None: it goes elsewhere."""
-    if not sys.stderr.isatty():
-        return None
-    return os.get_terminal_size(sys.stderr.fileno()).columns or 80
-
-
-def _show(text: str) -> None:
-    """Write a text to standard error as it is, if that can be."""
-    with contextlib.suppress(OSError):
-        click.echo(text, err=True, nl=False)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"audiofork: {message}", err=True)
-    sys.exit(code)
-
-
-main.add_command(migrate_command(_say, _warn))
+main.add_command(receive)
+main.add_command(migrate_command(say, warn))

@@ -23,10 +23,8 @@ from audiofork.commands.migrate_draft import Migration, Note
 from audiofork.commands.migrate_files import diff, replace_file
 from audiofork.commands.migrate_includes import DialplanFile, Reader, encode
 from audiofork.commands.migrate_text import migrate_text
+from audiofork.commands.terminal import EXIT_DONE, EXIT_FAILED
 from audiofork.text import printable
-
-EXIT_DONE = 0
-EXIT_FAILED = 1
 
 DIALPLANS = ("extensions.conf", "extensions.ael", "extensions.lua")
 DEFAULT_FOLDER = Path("/etc/asterisk")

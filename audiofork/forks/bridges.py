@@ -11,8 +11,9 @@ from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.choice import Taps
 from audiofork.errors import AmiError, NoSuchChannel
 from audiofork.forks.ending import End
-from audiofork.forks.fork import Fork, wish_of
+from audiofork.forks.fork import Fork
 from audiofork.forks.lifecycle import ForkState
+from audiofork.forks.orders import wish_of
 from audiofork.forks.table import ForkTable
 from audiofork.forks.tasks import Spawn
 from audiofork.link.messages import EndReason, LegPart, SendCommand, SetGate

@@ -12,7 +12,7 @@ from audiofork.forks import call_info, url_templates
 from audiofork.forks.admission import Admission
 from audiofork.forks.ending import Ending
 from audiofork.forks.events import Emit, Requested
-from audiofork.forks.fork import Fork, entry_of, new_fork, spec_of, wish_of
+from audiofork.forks.fork import Fork, entry_of, new_fork
 from audiofork.forks.journal import Journal
 from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.legs import Legs
@@ -20,6 +20,7 @@ from audiofork.forks.life_log import log_requested
 from audiofork.forks.lifecycle import ForkEvent
 from audiofork.forks.look_ups import LookUps
 from audiofork.forks.options import PARAM_VARIABLE
+from audiofork.forks.orders import spec_of, wish_of
 from audiofork.forks.params import check_size
 from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.requests import StartFork

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audiofork.commands import migrate_files
-from audiofork.commands.migrate import EXIT_DONE, EXIT_FAILED, Task, local_branch, run
+from audiofork.commands.migrate import Task, local_branch, run
+from audiofork.commands.terminal import EXIT_DONE, EXIT_FAILED
 from tests.commands.test_migrate import start
 
 NEEDS_INCLUDE = (

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from audiofork.commands.dialplan import Kind, kind_of
-from audiofork.commands.migrate import EXIT_DONE, EXIT_FAILED
 from audiofork.commands.migrate_includes import MAX_LEVELS, Reader, directives, expand_braces
+from audiofork.commands.terminal import EXIT_DONE, EXIT_FAILED
 from tests.commands.test_migrate_files import NEEDS_INCLUDE, Said
 
 CALL = "exten => s,1,AudioFork(ws://h/)\n"

@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 
 from audiofork.commands.setup import by_hand
-from audiofork.commands.setup.run import EXIT_FAILED, STATE, Setup, for_this_machine
+from audiofork.commands.setup.run import STATE, Setup, for_this_machine
+from audiofork.commands.terminal import EXIT_CONFIG, EXIT_FAILED, fail, say
 from audiofork.errors import ConfigError, SetupError
-
-_EXIT_CONFIG = 3
+from audiofork.text import why
 
 
 @click.command()
@@ -64,18 +64,16 @@ def setup(
     """
     if undo and (dry_run or folder or host):
         raise click.UsageError("--undo takes no other option but --yes")
-    one = for_this_machine(_say, lambda question: yes or _confirm(question), ini, state)
+    one = for_this_machine(say, lambda question: yes or _confirm(question), ini, state)
     one.folder = folder.absolute() if folder else None
     try:
         sys.exit(_run(one, undo=undo, dry_run=dry_run, host=host))
     except ConfigError as exc:
-        _fail(str(exc), _EXIT_CONFIG)
+        fail(str(exc), EXIT_CONFIG)
     except SetupError as exc:
-        _fail(str(exc), EXIT_FAILED)
+        fail(str(exc), EXIT_FAILED)
     except OSError as exc:
-        _fail(
-            f"{exc.filename or 'a file'}: {exc.strerror or exc}; nothing was changed", EXIT_FAILED
-        )
+        fail(f"{why(exc)}; nothing was changed", EXIT_FAILED)
 
 
 def _run(one: Setup, *, undo: bool, dry_run: bool, host: str | None) -> int:
@@ -85,8 +83,8 @@ def _run(one: Setup, *, undo: bool, dry_run: bool, host: str | None) -> int:
             raise SetupError("--undo writes to files of root: run it as root")
         return one.undo()
     if host:
-        _say(f"Asterisk is on {host}, where setup can change nothing. What to do:\n")
-        _say(by_hand.text(one.paths.ini, host))
+        say(f"Asterisk is on {host}, where setup can change nothing. What to do:\n")
+        say(by_hand.text(one.paths.ini, host))
         return 0
     if is_root and not dry_run:
         return one.do()
@@ -101,17 +99,9 @@ def _show(one: Setup) -> int:
 
 
 def _tell_by_hand(one: Setup, why: str) -> int:
-    _say(f"{why}. As root, `audiofork setup` does what follows; or do it yourself:\n")
-    _say(by_hand.text(one.paths.ini))
+    say(f"{why}. As root, `audiofork setup` does what follows; or do it yourself:\n")
+    say(by_hand.text(one.paths.ini))
     return EXIT_FAILED
-
-
-def _say(text: str) -> None:
-    """Print a text; when nobody reads any more the work goes on all the same."""
-    try:
-        click.echo(text)
-    except OSError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open to the end)
 
 
 def _confirm(question: str) -> bool:
@@ -120,8 +110,3 @@ def _confirm(question: str) -> bool:
     except click.Abort:  # Ctrl-C, or nobody is there to answer
         click.echo("")
         return False
-
-
-def _fail(message: str, code: int) -> None:
-    click.echo(f"audiofork: {message}", err=True)
-    sys.exit(code)

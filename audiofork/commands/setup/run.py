@@ -21,10 +21,10 @@ from audiofork.commands.setup.daemon_files import (
 from audiofork.commands.setup.draft import Change, Draft, group_name
 from audiofork.commands.setup.find import Asterisk, ask, find
 from audiofork.commands.setup.record import Record
+from audiofork.commands.terminal import EXIT_FAILED
 from audiofork.errors import SetupError
 
 STATE = Path("/var/lib/audiofork-setup")
-EXIT_FAILED = 1
 
 Say = Callable[[str], None]
 

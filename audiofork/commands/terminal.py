@@ -1,0 +1,67 @@
+"""What the commands print, and what they exit with."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from typing import NoReturn, TextIO
+
+import click
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_CONFIG = 3
+EXIT_UNREACHABLE = 4
+EXIT_INTERRUPTED = 130  # as a shell has it: 128 and SIGINT
+
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 the configuration cannot be "
+    "used, 4 the daemon or Asterisk cannot be reached."
+)
+
+
+def say(line: str | bytes) -> None:
+    """Print a line; when nobody reads any more, or cannot, the work goes on all the same."""
+    try:
+        click.echo(line, stdout())
+    except OSError:
+        close_stdout()
+
+
+def stdout() -> TextIO:
+    """Return standard output, which takes every character."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    return sys.stdout
+
+
+def close_stdout() -> None:
+    """Let what is written from now on go nowhere: nobody reads any more."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open to the end)
+
+
+def warn(line: str) -> None:
+    """Print a line on standard error; when that cannot be, the work goes on all the same."""
+    with contextlib.suppress(OSError):
+        click.echo(line, err=True)
+
+
+def columns_of_stderr() -> int | None:
+    """Return how wide the terminal is that standard error goes to; None: it goes elsewhere."""
+    if not sys.stderr.isatty():
+        return None
+    return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+
+
+def show(text: str) -> None:
+    """Write a text to standard error as it is, if that can be."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True, nl=False)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Print why a command failed on standard error, and exit."""
+    click.echo(f"audiofork: {message}", err=True)
+    sys.exit(code)
