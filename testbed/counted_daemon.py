@@ -1,6 +1,6 @@
 """Runs the daemon and reports how many tasks it has: `python -m testbed.counted_daemon -c FILE`.
 
-On SIGUSR1 it logs `tasks: N`. Leaks show in such counts, and nothing else can see them.
+On SIGUSR2 it logs `tasks: N`. Leaks show in such counts, and nothing else can see them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _count() -> None:
 
 
 async def _run(path: Path) -> None:
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _count)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, _count)
     await Daemon(path, config_file.load(path)).run()
 
 

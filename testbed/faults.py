@@ -446,7 +446,7 @@ async def _counts(ami: AmiClient, daemon: Daemon) -> Counts:
 
 async def _count(ami: AmiClient, daemon: Daemon) -> Counts:
     told = daemon.log().count("tasks: ")
-    daemon.signal(signal.SIGUSR1)
+    daemon.signal(signal.SIGUSR2)
     await daemon.says("tasks: ", times=told + 1)
     tasks = re.findall(r"tasks: (\d+)", daemon.log())[-1]
     ami.events.clear()

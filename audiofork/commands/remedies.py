@@ -202,9 +202,9 @@ def login(user: str) -> str:
 def rights(user: str) -> str:
     """Return the rights that our user of AMI needs."""
     return (
-        f"{SETUP}in section [{user}] of manager.conf or a file that it includes: read = user,call "
-        "and write = originate,call,user,reporting, with the eventfilter lines of the shipped "
-        'manager_audiofork.conf; then run asterisk -rx "manager reload".'
+        f"{SETUP}in section [{user}] of manager.conf or a file that it includes: read = "
+        "user,call,dtmf and write = originate,call,user,reporting, with the eventfilter lines of "
+        'the shipped manager_audiofork.conf; then run asterisk -rx "manager reload".'
     )
 
 

@@ -58,7 +58,7 @@ def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(check_audio, "SLOWEST_FRAMES_PER_SECOND", 1.0)
 
 
-READ, WRITE = "read = user,call\n", "write = originate,call,user,reporting\n"
+READ, WRITE = "read = user,call,dtmf\n", "write = originate,call,user,reporting\n"
 READ_ONLY = "read_only = yes"
 CARELESS = """
 [careless]
@@ -273,7 +273,7 @@ async def test_missing_write_class_is_named(checked: Asterisk, right: str) -> No
 async def test_user_that_hears_no_user_events_is_a_fault(checked: Asterisk) -> None:
     found = await only_failure(checked, configured(checked, "hears-no-user"))
     assert "UserEvent(AudioFork) does not come back: read = user is missing" in found.text
-    assert "read = user,call" in found.remedy
+    assert "read = user,call,dtmf" in found.remedy
 
 
 async def test_user_to_whom_a_caller_may_forge_events_is_a_fault(checked: Asterisk) -> None:
@@ -295,7 +295,7 @@ async def test_caller_data_in_the_dialplan_is_warned_of(checked: Asterisk) -> No
 async def test_user_that_hears_no_hangups_is_a_fault(checked: Asterisk) -> None:
     found = await only_failure(checked, configured(checked, "hears-no-call"))
     assert "Asterisk does not tell of them: read = call is missing" in found.text
-    assert "read = user,call" in found.remedy
+    assert "read = user,call,dtmf" in found.remedy
 
 
 async def test_user_without_any_right_lacks_all_and_nothing_else_is_blamed(
@@ -868,7 +868,7 @@ async def test_each_command_works_where_the_daemon_alone_has_the_secrets(
         url = recorder.url("/fork")
         commands = [
             ["list"],
-            ["start", target.channel, url, "--options", "D(in)"],
+            ["start", target.channel, url, "--options", "D(in)", "--no-wait"],
             ["mute", target.channel, "on"],
             ["check", "--taps"],
             ["check"],

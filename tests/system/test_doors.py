@@ -43,7 +43,11 @@ def settings() -> dict[str, str]:
         ),
         ("ws://127.0.0.1/" + "x" * 990, "", "WsServer: longer than 1000 bytes"),
         ("ws://127.0.0.1/\x01", "", "WsServer: control characters are not allowed"),
-        (GOOD_URL, "Q", "Options: unknown option 'Q'; there are D T R r F L b B p P v V W i S a"),
+        (
+            GOOD_URL,
+            "Q",
+            "Options: unknown option 'Q'; there are D T R r F L b B p P v V W H A s M x c i S a",
+        ),
         (GOOD_URL, "D(up)", "Options: D takes in, out, both or stereo, not 'up'"),
         (GOOD_URL, "D(in", "Options: missing closing parenthesis of option 'D'"),
         (GOOD_URL, "v(5)", "Options: v takes a whole number from -4 to 4, not '5'"),

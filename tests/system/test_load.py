@@ -40,7 +40,7 @@ def counted(asterisk: Asterisk, tap: str) -> Iterator[Daemon]:
 async def tasks(daemon: Daemon) -> int:
     """Return how many tasks the daemon has."""
     before = daemon.log().count("tasks: ")
-    daemon.signal(signal.SIGUSR1)
+    daemon.signal(signal.SIGUSR2)
     for _ in range(100):
         counts: list[str] = re.findall(r"tasks: (\d+)", daemon.log())
         if len(counts) > before:

@@ -500,7 +500,7 @@ async def test_command_line_starts_lists_and_stops(
     target.call.talk()
     text = BLOCKS["sh", "after", "cli"].replace(CHANNEL, target.channel)
     start, show, stop = text.replace("ws://localhost:8080", recorder.url("")).splitlines()
-    fork_id = (await audiofork(start, daemon)).strip()
+    fork_id = (await audiofork(start, daemon)).splitlines()[0]
     recording = await recorder.wait_messages("/cli", 5)
     listed = await audiofork(show, daemon)
     assert fork_id[:8] in listed

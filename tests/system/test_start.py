@@ -131,11 +131,15 @@ async def test_server_that_comes_late_is_waited_for_with_its_error_and_the_next_
     with scene.daemon() as daemon:
         async with start(daemon, target, scene.server.url("/"), FOR_EVER) as command:
             await command.fork_id()
-            await command.says(r"has waited \d+ s for the server: .*Connection refused; attempt 2 ")
-            await command.says(r"has waited \d+ s for the server: .*Connection refused; attempt 4 ")
+            await command.says(
+                r"has waited \d+ s for the server: .*Connection refused.*; attempt 2 "
+            )
+            await command.says(
+                r"has waited \d+ s for the server: .*Connection refused.*; attempt 4 "
+            )
             (fork,) = json.loads(await listed(daemon, "--json"))
             assert (fork["state"], fork["waits_for"]) == ("attaching", "the server")
-            assert fork["last_error"].endswith("Connection refused")
+            assert fork["last_error"].endswith("Connection refused (no program listens there)")
             assert 0 <= fork["next_attempt_s"] <= 1
             assert fork["attempt"] >= 4
             table = await listed(daemon)
@@ -144,7 +148,7 @@ async def test_server_that_comes_late_is_waited_for_with_its_error_and_the_next_
             code, last = await command.ends()
             assert (code, " streams, " in last) == (0, True)
         (fork,) = json.loads(await listed(daemon, "--json"))
-        assert fork["last_error"].endswith("Connection refused")
+        assert fork["last_error"].endswith("Connection refused (no program listens there)")
         assert (fork["waits_for"], fork["next_attempt_s"]) == ("", None)
 
 
