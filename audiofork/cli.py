@@ -223,6 +223,12 @@ def _url(_context: click.Context, _parameter: click.Parameter, value: str) -> st
     help="What to run when the fork has ended, if the configuration allows it.",
 )
 @click.option(
+    "--params",
+    default="",
+    metavar="NAME=VALUE&...",
+    help="Parameters for the server, percent-encoded; with option M or x.",
+)
+@click.option(
     "--timeout",
     type=click.FloatRange(min=0),
     metavar="SECONDS",
@@ -237,6 +243,7 @@ def start(
     url: str,
     options: str,
     post_process: str,
+    params: str,
     timeout: float,
     no_wait: bool,
     path: Path,
@@ -252,13 +259,14 @@ def start(
     With - for URL it is read from standard input, one line. Arguments show in the list of
     processes, so give a URL that holds a token in this way.
     """
+    wishes = {"Options": options, "PostProcess": post_process, "Params": params}
     with _daemon(path, socket_path) as daemon:
         if no_wait:
-            say(daemon.start(channel, url, options, post_process))
+            say(daemon.start(channel, url, **wishes))
             return
         fork_id = ""
         try:
-            fork_id, news = daemon.start_and_follow(channel, url, options, post_process)
+            fork_id, news = daemon.start_and_follow(channel, url, **wishes)
             say(fork_id)
             warn(wait(fork_id, news, timeout, Progress(show, columns_of_stderr())))
         except KeyboardInterrupt:

@@ -85,20 +85,26 @@ class Client:
         credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         return int.from_bytes(credentials[:4], "little")
 
-    def start(self, channel: str, url: str, options: str = "", post_process: str = "") -> str:
-        """Start a fork on a channel, by name or uniqueid; return its id."""
-        return str(self._ask(_start(channel, url, options, post_process))[0])
+    def start(self, channel: str, url: str, **wishes: str) -> str:
+        """Start a fork on a channel, by name or uniqueid; return its id.
+
+        Args:
+            channel: The channel.
+            url: Where its audio goes.
+            wishes: Further fields of the request: Options, PostProcess, Params.
+        """
+        return str(self._ask(_start(channel, url, wishes))[0])
 
     def start_and_follow(
-        self, channel: str, url: str, options: str = "", post_process: str = ""
+        self, channel: str, url: str, **wishes: str
     ) -> tuple[str, Iterator[dict[str, Any]]]:
-        """Start a fork; return its id, and what tells how its start goes on.
+        """Start a fork, as `start`; return its id, and what tells how its start goes on.
 
         That yields the fields of StartNews, each second at least, and last of all that the fork
         streams or has ended. Where the daemon does not tell, it yields nothing: an older
         one, or too many wait already.
         """
-        fields = {**_start(channel, url, options, post_process), "Wait": "yes"}
+        fields = {**_start(channel, url, wishes), "Wait": "yes"}
         answer = self._answer_to(fields)
         return str(answer["forks"][0]), self._news() if answer.get("waits") else iter(())
 
@@ -208,9 +214,8 @@ def _group_of(path: Path) -> str:
     return f"the group {group} (usermod -aG {group} USER, then log in again)"
 
 
-def _start(channel: str, url: str, options: str, post_process: str) -> dict[str, str]:
-    fields = {"Command": "StartAudioFork", **_channel(channel), "WsServer": url}
-    return {**fields, "Options": options, "PostProcess": post_process}
+def _start(channel: str, url: str, wishes: Mapping[str, str]) -> dict[str, str]:
+    return {"Command": "StartAudioFork", **_channel(channel), "WsServer": url, **wishes}
 
 
 def _channel(channel: str) -> dict[str, str]:

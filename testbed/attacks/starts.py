@@ -288,7 +288,7 @@ async def _requester(asterisk: Asterisk) -> AsyncIterator[AmiClient]:
 
 def _start(daemon: Daemon, channel: str, url: str) -> None:
     with Client(daemon.socket) as client, contextlib.suppress(AudioForkError):
-        client.start(channel, url, "D(in)", "")
+        client.start(channel, url, Options="D(in)")
 
 
 def _stop(daemon: Daemon, channel: str) -> None:

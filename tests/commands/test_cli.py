@@ -198,14 +198,15 @@ def ask(daemon: FakeDaemon, *arguments: str) -> Result:
 
 @pytest.mark.parametrize("more", [[], ["--no-wait"]])
 def test_start_prints_the_id_alone_on_standard_output(daemon: FakeDaemon, more: list[str]) -> None:
-    arguments = ["PJSIP/100-0000002a", "ws://localhost/", "--options", "D(in)"]
-    result = ask(daemon, "start", *arguments, "--post-process", "ls", *more)
+    arguments = ["PJSIP/100-0000002a", "ws://localhost/", "--options", "D(in)M"]
+    further = ["--post-process", "ls", "--params", "ticket=47%2011"]
+    result = ask(daemon, "start", *arguments, *further, *more)
     assert (result.exit_code, result.stdout) == (0, f"{FORK_ID}\n")
     request = daemon.requests[0]
     assert isinstance(request, StartFork)
     assert (request.target.channel, request.target.uniqueid) == ("PJSIP/100-0000002a", "")
     assert (request.url, request.options.direction) == ("ws://localhost/", "in")
-    assert request.post_process == "ls"
+    assert (request.post_process, request.params) == ("ls", {"ticket": "47 11"})
 
 
 START = ["start", "PJSIP/100-0000002a", "ws://localhost/"]
@@ -319,7 +320,7 @@ def test_ctrl_c_leaves_a_fork_that_was_started_and_exits_with_130(
 def test_ctrl_c_before_the_daemon_has_answered_says_how_to_find_out(
     daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(daemon: client.Client, *_: object) -> None:
+    def interrupt(daemon: client.Client, *_: object, **_wishes: str) -> None:
         daemon.forks()
         raise KeyboardInterrupt
 

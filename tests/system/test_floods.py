@@ -66,7 +66,7 @@ async def test_flood_of_requests_by_ami_holds_up_no_start_by_another_door(
 
 def start(daemon: Daemon, channel: str, url: str) -> None:
     with Client(daemon.socket) as client:
-        client.start(channel, url, "D(in)")
+        client.start(channel, url, Options="D(in)")
 
 
 # --- The journal ---------------------------------------------------------------------------------

@@ -285,7 +285,7 @@ async def test_name_of_a_channel_is_shown_without_control_characters(
     )
     with Client(daemon.socket) as client:
         await asyncio.to_thread(
-            client.start, local["Uniqueid"], recorder.url("/uniqueid"), "D(both)"
+            client.start, local["Uniqueid"], recorder.url("/uniqueid"), Options="D(both)"
         )
         is_forged = "Uniqueid" in part  # what his channel tells by events is dropped then
         for path in ("/uniqueid",) if is_forged else ("/uniqueid", "/event", "/gosub"):
