@@ -19,6 +19,7 @@ from audiofork.config_values import (
     address_or_nothing,
     folder_or_nothing,
     http_url_or_nothing,
+    lines,
     multiple_of_20,
     networks,
     number,
@@ -27,9 +28,11 @@ from audiofork.config_values import (
     program_and_arguments,
     sample_rate,
     text,
+    texts,
     url_patterns,
     whole,
     word,
+    words,
     yes_or_no,
 )
 
@@ -362,6 +365,53 @@ class PostProcessConfig:
 
 
 @dataclass(frozen=True)
+class ProfileConfig:
+    """A server that a fork may name, WsServer: @NAME, so that no URL or secret is in a dialplan."""
+
+    url: str = _option(
+        "",
+        text,
+        "Where the audio is sent, whatever [security] allow_urls has; may hold fields of the call, "
+        "e.g. wss://speech.example.org/live?call={uniqueid}.",
+        may_be_shown=False,  # its query may be a secret
+    )
+    options: str = _option(
+        "",
+        text,
+        "The option string; a fork's own is added, and counts for letters of both.",
+    )
+    token: str = _option(
+        "", text, "Sent as Authorization: Bearer; user:password as Basic.", may_be_shown=False
+    )
+    token_file: str = _option("", text, "A file that holds the token.")
+    headers: tuple[str, ...] = _option(
+        "",
+        lines,
+        "Headers of the handshake, NAME: VALUE, one in a line; further lines are indented.",
+        may_be_shown=False,
+    )
+    params: str = _option(
+        "",
+        text,
+        "Parameters for the server, a=1&b=2, percent-encoded; a fork's own are added.",
+        may_be_shown=False,
+    )
+    opening: str = _option(
+        "",
+        texts,
+        "A text that is sent at each opening; fields of the call, {caller_number}, are escaped as "
+        "in a string of JSON.",
+        may_be_shown=False,
+    )
+    closing: str = _option(
+        "", texts, "A text that is sent before the close, likewise.", may_be_shown=False
+    )
+    channels: tuple[str, ...] = _option(
+        "*", words, "The channels that may be forked to it; * stands for any text: PJSIP/trunk-*."
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole configuration, checked."""
 
@@ -376,6 +426,7 @@ class Config:
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
     log: LogConfig = field(default_factory=LogConfig)
     post_process: Mapping[str, PostProcessConfig] = field(default_factory=dict)
+    profile: Mapping[str, ProfileConfig] = field(default_factory=dict)
 
 
 SECTIONS: dict[str, type[Any]] = {
@@ -391,13 +442,23 @@ SECTIONS: dict[str, type[Any]] = {
     "log": LogConfig,
 }
 
-NAMED_SECTIONS: dict[str, type[Any]] = {"post_process": PostProcessConfig}
+NAMED_SECTIONS: dict[str, type[Any]] = {
+    "post_process": PostProcessConfig,
+    "profile": ProfileConfig,
+}
 """Those that there may be several of: `[post_process:NAME]`; `Config` has them by NAME."""
 
 EXAMPLES = {
     "post_process": (
         "upload",
         {"command": "/usr/local/bin/upload --from ^{CALLERID(num)} -- ^{UNIQUEID}"},
+    ),
+    "profile": (
+        "speech",
+        {
+            "url": "wss://speech.example.org/live?call={uniqueid}",
+            "options": "D(stereo)x(json)",
+        },
     ),
 }
 """What the sample shows of them."""

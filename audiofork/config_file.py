@@ -33,7 +33,7 @@ _INTRO = """\
 """
 
 
-SECTIONS_WITH_SECRETS = ("asterisk", "ari")
+SECTIONS_WITH_SECRETS = ("asterisk", "ari", "profile")
 """Those of which a secret may have a file of its own."""
 
 
@@ -83,7 +83,7 @@ def with_place(text: str, path: Path, environment: Mapping[str, str] = os.enviro
         path: The configuration file.
         environment: As for `load`.
     """
-    named = re.match(r"\[(\w+)\] (\w+)", text)
+    named = re.match(r"\[([\w:.-]+)\] (\w+)", text)
     if named is None:
         return text
     try:
@@ -282,17 +282,26 @@ def _check_tap(config: Config, given: _Given) -> None:
 
 def _with_secrets(config: Config, given: _Given, sections: Sequence[str]) -> Config:
     """Read each secret of these sections that has a file of its own from there."""
+    read = {name: getattr(config, name) for name in sections}
     for section, option in (("asterisk", "secret"), ("ari", "password")):
-        if section not in sections:
-            continue
-        values = getattr(config, section)
-        path = os.path.expandvars(getattr(values, f"{option}_file"))
-        if path:
-            place = given.place(section, f"{option}_file")
-            secret = _secret(Path(path), f"{place}: [{section}] {option}_file")
-            values = dataclasses.replace(values, **{option: secret})
-            config = dataclasses.replace(config, **{section: values})
-    return config
+        if section in read:
+            read[section] = _with_secret(read[section], section, option, given)
+    if "profile" in read:
+        read["profile"] = {
+            name: _with_secret(profile, f"profile:{name}", "token", given)
+            for name, profile in config.profile.items()
+        }
+    return dataclasses.replace(config, **read)
+
+
+def _with_secret(values: _Section, section: str, option: str, given: _Given) -> _Section:
+    """Return the values of a section with the secret of its file, if it names one."""
+    path = os.path.expandvars(getattr(values, f"{option}_file"))
+    if not path:
+        return values
+    place = given.place(section, f"{option}_file")
+    secret = _secret(Path(path), f"{place}: [{section}] {option}_file")
+    return dataclasses.replace(values, **{option: secret})  # type: ignore[type-var]
 
 
 def _secret(path: Path, where: str) -> str:

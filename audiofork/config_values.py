@@ -46,6 +46,10 @@ class Address:
         return replace(self, port=self.port + number) if self.port else self
 
 
+# Among the URLs that are allowed: the profiles, which always are.
+PROFILES_ALONE = "@*"
+
+
 def text(value: str) -> str:
     if any(character < " " or character == "\x7f" for character in value):
         raise ValueError("one line without control characters")
@@ -146,13 +150,27 @@ def networks(value: str) -> tuple[IPNetwork, ...]:
 
 
 def url_patterns(value: str) -> tuple[str, ...]:
-    patterns = tuple(value.replace(",", " ").split())
+    patterns = tuple(one for one in value.replace(",", " ").split() if one != PROFILES_ALONE)
     if not all(_URL_PATTERN.fullmatch(pattern) for pattern in patterns):
         raise ValueError(
             "patterns that begin with ws://, wss:// or *://, then host, :port, /path; no user, no "
             "query (and *.example.org, not .example.org)"
         )
     return patterns
+
+
+def lines(value: str) -> tuple[str, ...]:
+    """Return the lines of a value that goes on in indented lines."""
+    return tuple(line.strip() for line in value.splitlines() if line.strip())
+
+
+def texts(value: str) -> str:
+    """Return a text of one or several lines."""
+    return "\n".join(lines(value))
+
+
+def words(value: str) -> tuple[str, ...]:
+    return tuple(value.split())
 
 
 def sample_rate(value: str) -> int:

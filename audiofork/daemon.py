@@ -32,6 +32,7 @@ from audiofork.forks.counters import Counters
 from audiofork.forks.events import Events
 from audiofork.forks.journal import Journal
 from audiofork.forks.post_process.commands import Commands
+from audiofork.forks.profiles import Profiles
 from audiofork.forks.registry import Forks
 from audiofork.forks.urls import hosts_at_will
 from audiofork.link.inline import InlineRelay, check_files
@@ -70,6 +71,7 @@ class Daemon:
         self._run_id = str(uuid.uuid4())
         self.counters = Counters()
         self._commands = Commands(config.post_process)
+        self._profiles = Profiles(config.profile)
         self.ready = asyncio.Event()
         self.relay = _relay_of(config, self._on_report)
         self._journal = Journal(Path(config.daemon.journal) if config.daemon.journal else None)
@@ -145,6 +147,7 @@ class Daemon:
             events.emit,
             self._journal,
             commands=self._commands,
+            profiles=self._profiles,
             waits_for_hold=self._config.asterisk.on_hold == "wait",
         )
         self._user_events = UserEvents(self.forks.ask, ami_events)
@@ -240,6 +243,7 @@ class Daemon:
         """Apply the configuration file to new forks; if it is invalid, keep the old settings."""
         try:
             new = config_file.load(self._path)
+            Profiles(new.profile)  # raises before anything is changed
             self.relay.configure(new)
         except ConfigError as exc:
             text = config_file.with_place(str(exc), self._path)
@@ -247,6 +251,7 @@ class Daemon:
             return
         self.forks.security = new.security
         self._commands.configure(new.post_process)
+        self._profiles.configure(new.profile)
         self._keep = new.daemon.on_stop == "keep"
         self._taps.sample_rate = new.websocket.sample_rate
         self.ami.take_secret(new.asterisk.secret)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, MutableMapping
@@ -115,8 +116,16 @@ class Refusals:
             self._timer = asyncio.get_running_loop().call_later(1, self._on_second)
 
 
+_PROFILE = re.compile(r"@[\w.-]+", re.ASCII)
+
+
 def without_query(url: str) -> str:
-    """Return a URL without what may be secret in a log: its query, and all before an @."""
+    """Return a URL without what may be secret in a log: its query, and all before an @.
+
+    The name of a profile, @NAME, comes back as it is.
+    """
+    if _PROFILE.fullmatch(url):
+        return url
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -131,7 +140,7 @@ def without_credentials(url: str) -> str:
 
     If it has an @, a password may stand anywhere before that: then only the scheme is left.
     """
-    if "@" not in url:
+    if "@" not in url or _PROFILE.fullmatch(url):
         return url
     scheme = url.partition(":")[0].lower()
     return f"{scheme}://..." if scheme in ("ws", "wss", "http", "https") else "..."

@@ -38,6 +38,7 @@ from audiofork.forks.events import DomainEvent, Events
 from audiofork.forks.journal import Entry
 from audiofork.forks.leaving import LEAVE_TIMEOUT_S
 from audiofork.forks.post_process.commands import Commands
+from audiofork.forks.profiles import Profiles
 from audiofork.forks.registry import Forks
 from audiofork.forks.requests import parse_request
 from audiofork.link.messages import (
@@ -630,6 +631,7 @@ class Rig:
         self.journal = FakeJournal()
         self.events: list[DomainEvent] = []
         self.commands = Commands({})
+        self.profiles = Profiles({})
         self.counters = Counters()
         ami_events = AmiEvents(self.ami)  # type: ignore[arg-type]
         hub = Events()
@@ -639,6 +641,7 @@ class Rig:
         self.forks = Forks(
             *(self.ami, self.taps, security, self._send, hub.emit, self.journal),  # type: ignore[arg-type]
             commands=self.commands,
+            profiles=self.profiles,
         )
         self.user_events = UserEvents(self.forks.ask, ami_events)
 

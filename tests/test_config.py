@@ -2,6 +2,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from audiofork.config import (
     Config,
     LogConfig,
     PostProcessConfig,
+    ProfileConfig,
 )
 from audiofork.config_file import (
     load,
@@ -65,9 +67,14 @@ def test_sample_gives_the_defaults() -> None:
 
 def test_sample_with_every_option_uncommented_gives_the_defaults_and_the_example() -> None:
     uncommented, count = re.subn(r"(?m)^;(\w+ =|\[)", r"\1", sample())
-    assert count == len(OPTIONS) + 2
+    named = [len(fields(one)) + 1 for one in (PostProcessConfig, ProfileConfig)]
+    assert count == len(OPTIONS) + sum(named)
     command = "/usr/local/bin/upload", "--from", "^{CALLERID(num)}", "--", "^{UNIQUEID}"
-    assert read(uncommented) == Config(post_process={"upload": PostProcessConfig(command)})
+    url = "wss://speech.example.org/live?call={uniqueid}"
+    assert read(uncommented) == Config(
+        post_process={"upload": PostProcessConfig(command)},
+        profile={"speech": ProfileConfig(url, "D(stereo)x(json)")},
+    )
 
 
 @pytest.mark.parametrize(("section", "option"), OPTIONS, ids=[".".join(pair) for pair in OPTIONS])
@@ -87,6 +94,38 @@ def test_by_default_what_is_dangerous_is_off() -> None:
     assert not config.security.allow_post_process
     assert config.front.listen is None
     assert config.ari.url == ""
+
+
+def test_profile_has_its_token_from_a_file_and_lines_of_headers_and_texts(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("t0ken\n")
+    config = read(
+        "[profile:a]\nurl = ws://h/\n"
+        f"token_file = {tmp_path}/token\n"
+        "headers = X-A: 1\n  X-B: 2\n"
+        'opening = {\n  "a": 1\n  }\n'
+        "channels = PJSIP/* SIP/*\n"
+        "[profile:b]\nurl = ws://h/\n"
+    )
+    assert config.profile["a"] == ProfileConfig(
+        url="ws://h/",
+        token="t0ken",
+        token_file=f"{tmp_path}/token",
+        headers=("X-A: 1", "X-B: 2"),
+        opening='{\n"a": 1\n}',
+        channels=("PJSIP/*", "SIP/*"),
+    )
+    assert config.profile["b"].token == ""
+    assert "t0ken" not in repr(config)
+
+
+def test_token_file_that_is_missing_is_told_with_its_line() -> None:
+    assert refusal("[profile:a]\nurl = ws://h/\ntoken_file = /none\n").startswith(
+        "test.ini:3: [profile:a] token_file: /none: No such file"
+    )
+
+
+def test_urls_that_are_allowed_may_be_those_of_profiles_alone() -> None:
+    assert read("[security]\nallow_urls = @*\n").security.allow_urls == ()
 
 
 # --- Values --------------------------------------------------------------------------------------

@@ -285,3 +285,9 @@ async def test_lines_that_are_seldom_are_logged_each(
         assert refusals.count()
         await second()
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("hide", [without_query, without_credentials])
+def test_name_of_a_profile_is_no_secret(hide: Callable[[str], str]) -> None:
+    assert hide("@speech") == "@speech"
+    assert "S3CRET" not in hide("@S3CRET@host/")

@@ -11,6 +11,7 @@ from audiofork.forks.fairness import FairQueue
 from audiofork.forks.fork import effective_url
 from audiofork.forks.lifecycle import ForkState
 from audiofork.forks.post_process.commands import is_named
+from audiofork.forks.profiles import ANYWHERE
 from audiofork.forks.requests import Origin, StartFork
 from audiofork.forks.table import ForkTable
 from audiofork.forks.url_templates import check_template
@@ -94,7 +95,9 @@ class Admission:
         """
         url = check_template(effective_url(request))
         security = self.security
-        check_url(url, security.allow_urls, allow_private=security.allow_private)
+        # The administrator has written down where a profile sends audio.
+        allowed = ANYWHERE if request.profile else security.allow_urls
+        check_url(url, allowed, allow_private=security.allow_private)
 
     def _check_open(self) -> None:
         if self.refusing:

@@ -6,13 +6,15 @@ import asyncio
 import logging
 import time
 import uuid
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from audiofork.asterisk.channels import Target
 from audiofork.asterisk.taps.base import Tap
 from audiofork.asterisk.taps.choice import Choice
 from audiofork.asterisk.taps.ways import Way
 from audiofork.errors import RequestRefused
+from audiofork.forks import url_templates
 from audiofork.forks.chronicle import Chronicle
 from audiofork.forks.events import ForkInfo, Resumed
 from audiofork.forks.journal import Entry
@@ -20,6 +22,7 @@ from audiofork.forks.lifecycle import FORK_LIFE, Away, ForkEvent, ForkState
 from audiofork.forks.options import Options, parse_options
 from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.post_process.template import PostProcess
+from audiofork.forks.profiles import Profiles, Texts
 from audiofork.forks.requests import StartFork
 from audiofork.link.messages import EndReason, LegPart
 from audiofork.log import ForkLog
@@ -73,6 +76,7 @@ class Call:
         values: Values for the post-process command, by variable.
         info: Fields of the call for the server, by name; empty: they were not asked for.
         params: Parameters for the server: those of the request, and of channel variables.
+        texts: Texts of the profile for the server, with the fields of the call.
         hangup_seen: Whether Asterisk has reported the hangup of the channel.
         hangup_timer: Ends the fork HANGUP_GRACE_S after the hangup.
     """
@@ -84,6 +88,7 @@ class Call:
     values: dict[str, str] = field(default_factory=dict)
     info: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
+    texts: Texts = Texts()
     hangup_seen: bool = False
     hangup_timer: asyncio.TimerHandle | None = None
 
@@ -177,8 +182,12 @@ class Fork:
 
     @property
     def url(self) -> str:
-        """The URL that the audio goes to; with option T it differs from the request's."""
-        return effective_url(self.request)
+        """The URL for events, variables, lists and logs; of a profile its name, @NAME.
+
+        With option T it differs from the request's.
+        """
+        profile = self.request.profile
+        return f"@{profile}" if profile else effective_url(self.request)
 
     @property
     def tap(self) -> Tap:
@@ -348,27 +357,25 @@ def new_fork(request: StartFork, commands: Commands) -> Fork:
     )
 
 
-def restored(entry: Entry, commands: Commands) -> tuple[Fork, str]:
+def restored(entry: Entry, commands: Commands, profiles: Profiles) -> tuple[Fork, str]:
     """Return the fork of a journal entry, and why its request would be refused now; empty if not.
 
     The configuration or the version may have changed since the earlier run.
     """
-    options, post_process, why = Options(), None, ""
+    post_process, why = None, ""
+    target = Target(entry.channel, entry.uniqueid)
+    request = StartFork(
+        target, entry.url, Options(), entry.post_process, entry.action_id, entry.options
+    )
     try:
-        options = parse_options(entry.options)
+        request = replace(request, options=parse_options(entry.options))
+        request = with_fields(profiles.apply(request), entry.call)
         post_process = commands.prepare(entry.post_process) if entry.post_process else None
     except RequestRefused as exc:
         why = str(exc)
     fork = Fork(
         id=entry.fork_id,
-        request=StartFork(
-            target=Target(entry.channel, entry.uniqueid),
-            url=entry.url,
-            options=options,
-            post_process=entry.post_process,
-            action_id=entry.action_id,
-            options_text=entry.options,
-        ),
+        request=request,
         call=Call(
             entry.channel,
             entry.uniqueid,
@@ -376,6 +383,7 @@ def restored(entry: Entry, commands: Commands) -> tuple[Fork, str]:
             values=entry.values,
             info=entry.call,
             params=entry.params,
+            texts=profiles.texts_of(request).filled(entry.call),
         ),
         action_id=entry.action_id,
         started_at=entry.started,
@@ -391,6 +399,11 @@ def restored(entry: Entry, commands: Commands) -> tuple[Fork, str]:
     fork.progress.looked_up.set()
     fork.progress.chosen.set()
     return fork, why
+
+
+def with_fields(request: StartFork, values: Mapping[str, str]) -> StartFork:
+    """Return a request with the fields of a call in its URL."""
+    return replace(request, url=url_templates.filled(request.url, values))
 
 
 def effective_url(request: StartFork) -> str:
@@ -420,7 +433,7 @@ def entry_of(fork: Fork) -> Entry:
         fork_id=fork.id,
         channel=fork.channel,
         uniqueid=fork.uniqueid,
-        url=request.url,
+        url=f"@{request.profile}" if request.profile else request.url,
         options=request.options_text,
         post_process=request.post_process,
         action_id=fork.action_id,

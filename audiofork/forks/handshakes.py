@@ -25,13 +25,14 @@ def headers(text: str) -> tuple[tuple[str, str], ...]:
     Raises:
         ValueError: The text is not of this form, or a name is reserved.
     """
-    found = [_header(part) for part in text.split("&")]
+    found = [header(part) for part in text.split("&")]
     if len(found) > MAX_HEADERS:
         raise ValueError(f"{MAX_HEADERS} headers at most")
     return tuple(found)
 
 
-def _header(part: str) -> tuple[str, str]:
+def header(part: str) -> tuple[str, str]:
+    """Parse `name:value`; raises as `headers`."""
     name, colon, value = part.partition(":")
     name, value = name.strip(" \t"), value.strip(" \t")
     if not (colon and _TOKEN.fullmatch(name)):

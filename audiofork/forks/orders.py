@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from audiofork.asterisk.taps.ways import Wish
-from audiofork.forks.fork import Fork
+from audiofork.forks.fork import Fork, effective_url
 from audiofork.link.messages import Direction, ForkSpec, Metadata
 
 
@@ -13,7 +13,7 @@ def spec_of(fork: Fork) -> ForkSpec:
     return ForkSpec(
         fork_id=fork.id,
         channel=fork.channel,
-        url=fork.url,
+        url=effective_url(fork.request),
         direction=options.direction,
         legs=tuple(fork.legs),
         sample_rate=fork.sample_rate,
@@ -27,6 +27,8 @@ def spec_of(fork: Fork) -> ForkSpec:
         handshake=options.handshake,
         format=options.format,
         codec=options.codec,
+        opening=fork.call.texts.opening,
+        closing=fork.call.texts.closing,
         metadata=_metadata_of(fork) if options.tells_of_call else None,
         reconnect_interval_s=options.reconnect_interval_s,
         reconnect_attempts=options.reconnect_attempts,

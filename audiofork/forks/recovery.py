@@ -18,6 +18,7 @@ from audiofork.forks.journal import Entry
 from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.legs import Legs
 from audiofork.forks.post_process.commands import Commands, is_named
+from audiofork.forks.profiles import Profiles
 from audiofork.forks.starting import Starting
 from audiofork.forks.table import ForkTable
 from audiofork.link.messages import EndReason, ForkEnded, ForkStats, RelayAway, RelayLost
@@ -46,6 +47,7 @@ class Recovery:
         starting: Starts forks again.
         ending: Ends forks that cannot be resumed.
         commands: The post-process commands.
+        profiles: The servers that requests may name.
 
     Attributes:
         entries: Forks of an earlier run that are not resumed yet.
@@ -63,6 +65,7 @@ class Recovery:
         starting: Starting,
         ending: Ending,
         commands: Commands,
+        profiles: Profiles,
     ) -> None:
         self.entries: list[Entry] = []
         self._ami = ami
@@ -75,6 +78,7 @@ class Recovery:
         self._starting = starting
         self._ending = ending
         self._commands = commands
+        self._profiles = profiles
 
     # --- After a login ---
 
@@ -148,7 +152,7 @@ class Recovery:
 
     async def _resume_one(self, entry: Entry, present: Mapping[str, str]) -> bool:
         """Resume a fork, or end it; return whether it was resumed."""
-        fork, refused = restored(entry, self._commands)
+        fork, refused = restored(entry, self._commands, self._profiles)
         if self._is_of_another_asterisk(fork):
             self._end(fork, EndReason.LEG_FAILED, f"{RESTARTED} while the daemon was away")
             return False

@@ -45,6 +45,7 @@ from audiofork.forks.lifecycle import Away, ForkState
 from audiofork.forks.look_ups import LookUps
 from audiofork.forks.muting import Muting
 from audiofork.forks.post_process.commands import Commands
+from audiofork.forks.profiles import Profiles
 from audiofork.forks.recovery import Recovery
 from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork
 from audiofork.forks.starting import Starting
@@ -90,6 +91,7 @@ class Forks:
         journal: Keeps the running forks on disk; None to keep nothing.
         commands: The named post-process commands; None for none. A shell command needs only the
             permission of `security`.
+        profiles: The servers that requests may name; None for none.
         waits_for_hold: Whether the legs of a fork in a call on hold wait for the end of the hold.
     """
 
@@ -103,10 +105,12 @@ class Forks:
         journal: Journal | None = None,
         *,
         commands: Commands | None = None,
+        profiles: Profiles | None = None,
         waits_for_hold: bool = False,
     ) -> None:
         journal = journal or Journal(None)
         commands = commands or Commands({})
+        profiles = profiles or Profiles({})
         self._emit = emit
         tasks = Tasks()
         self._table = table = ForkTable()
@@ -126,10 +130,11 @@ class Forks:
         self._starting = starting = Starting(
             *(ami, taps, channels, look_ups, table, admission),
             *(leaving, legs, ending, journal, send, emit),
-            commands,
+            *(commands, profiles),
         )
         self._recovery = Recovery(
-            *(ami, taps, channels, table, admission, leaving, legs, starting, ending, commands)
+            *(ami, taps, channels, table, admission, leaving, legs, starting, ending, commands),
+            profiles,
         )
 
     @property

@@ -49,6 +49,7 @@ class StartFork:
     Attributes:
         options_text: The option string that `options` was parsed from; it may hold secrets.
         params: Parameters for the server; a value may be a secret.
+        profile: The name of the profile that the URL is of; empty: of none.
     """
 
     target: Target
@@ -58,6 +59,7 @@ class StartFork:
     action_id: str = ""
     options_text: str = field(default="", repr=False)
     params: dict[str, str] = field(default_factory=dict, repr=False)
+    profile: str = ""
     origin: Origin = _origin()
 
 
@@ -172,9 +174,9 @@ def _start(fields: dict[str, str], origin: Origin) -> StartFork:
     options = parse_options(text)
     action_id = fields.get("actionid", "")
     params = _params(fields)
-    if params and not options.tells_of_call:
+    if params and not options.tells_of_call and not url.startswith("@"):  # a profile may have it
         raise RequestRefused("Params: they are sent to the server with option M or x")
-    return StartFork(target, url, options, post_process, action_id, text, params, origin)
+    return StartFork(target, url, options, post_process, action_id, text, params, origin=origin)
 
 
 def _params(fields: dict[str, str]) -> dict[str, str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.choice import Taps
@@ -12,7 +10,7 @@ from audiofork.forks import call_info, url_templates
 from audiofork.forks.admission import Admission
 from audiofork.forks.ending import Ending
 from audiofork.forks.events import Emit, Requested
-from audiofork.forks.fork import Fork, entry_of, new_fork
+from audiofork.forks.fork import Fork, entry_of, new_fork, with_fields
 from audiofork.forks.journal import Journal
 from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.legs import Legs
@@ -23,6 +21,7 @@ from audiofork.forks.options import PARAM_VARIABLE
 from audiofork.forks.orders import spec_of, wish_of
 from audiofork.forks.params import check_size
 from audiofork.forks.post_process.commands import Commands
+from audiofork.forks.profiles import Profiles
 from audiofork.forks.requests import StartFork
 from audiofork.forks.table import ForkTable
 from audiofork.link.messages import SendCommand, SetMute
@@ -47,6 +46,7 @@ class Starting:
         send: Sends a command to the relay.
         emit: Called with each event.
         commands: The post-process commands.
+        profiles: The servers that requests may name.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Starting:
         send: SendCommand,
         emit: Emit,
         commands: Commands,
+        profiles: Profiles,
     ) -> None:
         self._ami = ami
         self._taps = taps
@@ -78,6 +79,7 @@ class Starting:
         self._send = send
         self._emit = emit
         self._commands = commands
+        self._profiles = profiles
 
     async def start(self, request: StartFork) -> Fork:
         """Start a fork; return it when its legs have been requested.
@@ -86,6 +88,7 @@ class Starting:
             RequestRefused: It is not granted; the text says why.
             AmiError: Asterisk cannot be asked.
         """
+        request = self._profiles.apply(request)
         self._admission.check(request, self._table)
         fork = new_fork(request, self._commands)
         self._table.add(fork)
@@ -115,6 +118,7 @@ class Starting:
         if self._taps.is_leg(channel, uniqueid):
             raise RequestRefused("the channel is itself the leg of a fork")
         self._admission.check_room(uniqueid, self._table)
+        self._profiles.check_channel(request, channel)
         fork.found(channel, uniqueid, self._ami.asterisk_started)
         self._table.bind(fork)
         _check_wanted(fork)
@@ -138,7 +142,8 @@ class Starting:
             RequestRefused: The URL is not allowed with them, or the parameters are too long.
         """
         request, call = fork.request, fork.call
-        if not (request.options.tells_of_call or url_templates.names(request.url)):
+        texts = self._profiles.texts_of(request)
+        if not (request.options.tells_of_call or texts.any or url_templates.names(request.url)):
             return
         asked = await call_info.ask(self._channels, call.channel, call.uniqueid)
         call.info = {"fork_id": fork.id, **asked}
@@ -150,8 +155,9 @@ class Starting:
             check_size(call.params)
         except ValueError as exc:
             raise RequestRefused(f"Params: {exc}") from None
+        call.texts = texts.filled(call.info)
         if url_templates.names(request.url):
-            fork.request = replace(request, url=url_templates.filled(request.url, call.info))
+            fork.request = with_fields(request, call.info)
             self._admission.check_url(fork.request)
 
     async def choose(self, fork: Fork) -> None:

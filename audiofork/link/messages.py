@@ -181,6 +181,8 @@ class ForkSpec:
         format: What is spoken over the WebSocket.
         codec: What the audio is encoded in, where the format leaves that open.
         metadata: What the server is told of the call; None: nothing.
+        opening: A text that is sent at each opening; empty: none.
+        closing: A text that is sent before the close; empty: none.
         reconnect_interval_s: Longest wait between two connects, and time limit of one, in seconds;
             None: as configured.
         reconnect_attempts: Failed connects in a row before the fork ends, 0: no limit; None: as
@@ -190,7 +192,7 @@ class ForkSpec:
 
     fork_id: str
     channel: str
-    url: str
+    url: str = field(repr=False)
     direction: Direction
     legs: tuple[LegPart, ...] = (LegPart.MIX,)
     sample_rate: int = 8000
@@ -205,6 +207,8 @@ class ForkSpec:
     format: Format = Format.RAW
     codec: Codec = Codec.SLIN
     metadata: Metadata | None = None
+    opening: str = field(default="", repr=False)
+    closing: str = field(default="", repr=False)
     reconnect_interval_s: float | None = None
     reconnect_attempts: int | None = None
     frame_ms: int | None = None

@@ -8,7 +8,7 @@ import pytest
 
 from audiofork.asterisk.ami_protocol import ChannelHangup, OriginateFailed
 from audiofork.asterisk.taps.ways import Wish
-from audiofork.config import PostProcessConfig
+from audiofork.config import PostProcessConfig, ProfileConfig
 from audiofork.errors import (
     AmiActionFailed,
     AmiTimeout,
@@ -609,3 +609,28 @@ async def test_login_with_forks_sweeps_but_keeps_their_legs(rig: Rig) -> None:
     await rig.forks.on_login()
     assert rig.taps.kept == [{LEG_PREFIX + fork_id for fork_id in forks}]
     assert rig.ends == []
+
+
+# --- Profiles ------------------------------------------------------------------------------------
+
+
+async def test_fork_to_a_profile_is_resumed_to_what_the_profile_has_now(rig: Rig) -> None:
+    section = ProfileConfig(
+        url="ws://h/{uniqueid}", options="x(json)", token="new", opening="{caller_number}"
+    )
+    rig.profiles.configure({"speech": section})
+    call = {"uniqueid": UNIQUEID, "caller_number": "7"}
+    entry = replace(ENTRY, url="@speech", options="D(in)", call=call, params={"a": "1"})
+    await resume(rig, entry)
+    assert rig.spec.url == f"ws://h/{UNIQUEID}"
+    assert rig.spec.handshake.headers == (("Authorization", "Bearer new"),)
+    assert rig.spec.opening == "7"
+    assert rig.spec.metadata is not None
+    assert (rig.spec.metadata.call, rig.spec.metadata.params) == (call, {"a": "1"})
+    assert rig.journal.entries[UNKNOWN_ID].url == "@speech"
+
+
+async def test_fork_to_a_profile_that_is_gone_is_not_resumed(rig: Rig) -> None:
+    await resume(rig, replace(ENTRY, url="@speech"))
+    assert not rig.sent
+    assert "not resumed: WsServer: no section [profile:speech]" in rig.last_event[1]["Detail"]

@@ -9,6 +9,7 @@ from audiofork.relay.formats.description import Description
 from audiofork.relay.formats.jambonz import JambonzFormat
 from audiofork.relay.formats.json_events import JsonFormat
 from audiofork.relay.formats.raw import RawFormat
+from audiofork.relay.formats.texts import WithTexts
 from audiofork.relay.formats.twilio import TwilioFormat
 from audiofork.relay.formats.vonage import VonageFormat
 
@@ -20,6 +21,13 @@ def format_of(spec: ForkSpec, frame_ms: int) -> MessageFormat:
         spec: The fork.
         frame_ms: Audio in a full message, in milliseconds.
     """
+    own = _own_format_of(spec, frame_ms)
+    if spec.opening or spec.closing:
+        return WithTexts(own, spec.opening, spec.closing)
+    return own
+
+
+def _own_format_of(spec: ForkSpec, frame_ms: int) -> MessageFormat:
     match spec.format:
         case Format.RAW:
             return RawFormat(spec.codec, Description(spec, frame_ms) if spec.metadata else None)

@@ -128,3 +128,16 @@ def test_text_of_the_server_is_a_text_and_audio_of_it_means_nothing(format_: For
     assert one.meaning("hello") == Text("hello")
     assert one.meaning(bytes(320)) is None
     assert one.event(Mark("x"), 0) == ()
+
+
+@pytest.mark.parametrize("format_", Format)
+def test_texts_of_a_profile_come_after_the_opening_and_before_the_end(format_: Format) -> None:
+    plain, one = make(format_), make(format_, opening="hello", closing="bye")
+    assert list(one.opening(0, 0)) == [*plain.opening(0, 0), "hello"]
+    assert list(one.audio((FRAME,), 0)) == list(plain.audio((FRAME,), 0))
+    assert one.is_verbatim == plain.is_verbatim
+    assert one.payload_bytes(320) == plain.payload_bytes(320)
+    assert list(one.gap(9, 1)) == list(plain.gap(9, 1))
+    assert list(one.event(Dtmf("5"), 0)) == list(plain.event(Dtmf("5"), 0))
+    assert one.meaning("x") == plain.meaning("x")
+    assert list(one.closing("hangup", 9, 0)) == ["bye", *plain.closing("hangup", 9, 0)]

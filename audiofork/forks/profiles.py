@@ -1,0 +1,146 @@
+"""Profiles: servers that the administrator has written down, and requests name, WsServer: @NAME.
+
+So neither a URL nor a secret of it stands in a dialplan, and whoever may start forks need not be
+able to send a call anywhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+from audiofork.config import ProfileConfig
+from audiofork.errors import ConfigError, RequestRefused
+from audiofork.forks import handshakes
+from audiofork.forks.call_info import FIELDS
+from audiofork.forks.options import Options, parse_options
+from audiofork.forks.params import parse_params
+from audiofork.forks.requests import StartFork
+from audiofork.forks.url_templates import check_template
+from audiofork.forks.urls import check_url
+from audiofork.text import did_you_mean, printable
+
+MARK = "@"  # no URL begins with it
+ANYWHERE = ("*://*",)
+_FIELD = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Texts:
+    """Texts that go to the server beside those of the format.
+
+    Attributes:
+        opening: Sent at each opening; empty: nothing.
+        closing: Sent before the close; empty: nothing.
+    """
+
+    opening: str = ""
+    closing: str = ""
+
+    @property
+    def any(self) -> bool:
+        """Whether there is one."""
+        return bool(self.opening or self.closing)
+
+    def filled(self, values: Mapping[str, str]) -> Texts:
+        """Return them with the fields of a call, escaped as within a string of JSON."""
+
+        def value(found: re.Match[str]) -> str:
+            known = found[1] in FIELDS
+            return json.dumps(values.get(found[1], ""))[1:-1] if known else found[0]
+
+        return Texts(_FIELD.sub(value, self.opening), _FIELD.sub(value, self.closing))
+
+
+class Profiles:
+    """The profiles; owned by the daemon, which calls `configure` when sections change.
+
+    Raises:
+        ConfigError: A section cannot be used; the text begins with `[section] option`.
+    """
+
+    def __init__(self, sections: Mapping[str, ProfileConfig]) -> None:
+        self.configure(sections)
+
+    def configure(self, sections: Mapping[str, ProfileConfig]) -> None:
+        """Use these sections [profile:NAME] for new forks; raises as the class."""
+        for name, section in sections.items():
+            _check(name, section)
+        self._sections = dict(sections)
+
+    def apply(self, request: StartFork) -> StartFork:
+        """Return a request with what its profile has; one that names none comes back as it is.
+
+        Its options are added to the profile's; of a letter that both have, its own counts.
+
+        Raises:
+            RequestRefused: There is no such profile, or the options do not go together.
+        """
+        if not request.url.startswith(MARK):
+            return request
+        name = request.url.removeprefix(MARK)
+        if (section := self._sections.get(name)) is None:
+            hint = did_you_mean(name, self._sections, f"{MARK}{{}}")
+            raise RequestRefused(f"WsServer: no section [profile:{printable(name, '?')}]{hint}")
+        options = _options_of(section, request.options_text)
+        params = {**parse_params(section.params), **request.params}
+        if params and not options.tells_of_call:
+            raise RequestRefused("Params: they are sent to the server with option M or x")
+        return dataclasses.replace(
+            request, url=section.url, options=options, params=params, profile=name
+        )
+
+    def check_channel(self, request: StartFork, channel: str) -> None:
+        """Raise RequestRefused unless a profile may be used for a channel."""
+        section = self._sections.get(request.profile)
+        if section is not None and not any(
+            fnmatchcase(channel, pattern) for pattern in section.channels
+        ):
+            raise RequestRefused(f"WsServer: {MARK}{request.profile} is not for this channel")
+
+    def texts_of(self, request: StartFork) -> Texts:
+        """Return the texts of a request's profile, their fields not filled in."""
+        section = self._sections.get(request.profile)
+        return Texts(section.opening, section.closing) if section is not None else Texts()
+
+
+def _options_of(section: ProfileConfig, further: str) -> Options:
+    """Return the options of a profile with those of a request, and with its headers and token."""
+    options = parse_options(section.options + further)
+    headers = tuple(handshakes.header(line) for line in section.headers)
+    authorization = options.authorization
+    if not authorization and section.token:
+        authorization = handshakes.authorization(section.token)
+    return dataclasses.replace(
+        options, headers=(*headers, *options.headers), authorization=authorization
+    )
+
+
+def _check(name: str, section: ProfileConfig) -> None:
+    """Raise ConfigError if a profile cannot be used."""
+
+    def bad(option: str, why: object) -> ConfigError:
+        return ConfigError(f"[profile:{name}] {option}: {why}")
+
+    try:
+        check_url(check_template(section.url), ANYWHERE)
+    except RequestRefused as exc:
+        raise bad("url", exc) from None
+    for option, check in (("headers", handshakes.header), ("token", handshakes.authorization)):
+        values = section.headers if option == "headers" else [section.token][: bool(section.token)]
+        try:
+            for value in values:
+                check(value)
+        except ValueError as exc:
+            raise bad(option, f"expected {exc}") from None
+    try:
+        parse_params(section.params)
+    except ValueError as exc:
+        raise bad("params", exc) from None
+    try:
+        _options_of(section, "")
+    except RequestRefused as exc:
+        raise bad("options", exc) from None

@@ -1,0 +1,141 @@
+import json
+
+import pytest
+
+from audiofork.asterisk.channels import Target
+from audiofork.config import ProfileConfig
+from audiofork.errors import ConfigError, RequestRefused
+from audiofork.forks.options import parse_options
+from audiofork.forks.profiles import Profiles, Texts
+from audiofork.forks.requests import StartFork
+from audiofork.link.messages import EndReason, Format
+from tests.control_plane import NAME, UNIQUEID, Rig
+
+URL = "wss://speech.example.net/live?key=S3CRET"
+SPEECH = ProfileConfig(
+    url=URL,
+    options="D(stereo)x(json)F(100)",
+    token="t0ken",
+    headers=("X-Site: 7", "X-Two:2"),
+    params="lang=de&model=a",
+)
+
+
+def request(url: str = "@speech", options: str = "", **params: str) -> StartFork:
+    return StartFork(Target(NAME), url, parse_options(options), options_text=options, params=params)
+
+
+def test_profile_gives_url_options_headers_token_and_parameters() -> None:
+    applied = Profiles({"speech": SPEECH}).apply(request())
+    assert (applied.url, applied.profile) == (URL, "speech")
+    assert (applied.options.direction, applied.options.format) == ("stereo", Format.JSON)
+    assert applied.options.handshake.headers == (
+        ("Authorization", "Bearer t0ken"),
+        ("X-Site", "7"),
+        ("X-Two", "2"),
+    )
+    assert applied.params == {"lang": "de", "model": "a"}
+
+
+def test_what_the_request_has_is_added_and_goes_first() -> None:
+    given = request(options="D(in)H(X-Call:1)A(mine)", lang="fr", ticket="9")
+    applied = Profiles({"speech": SPEECH}).apply(given)
+    assert (applied.options.direction, applied.options.frame_ms) == ("in", 100)
+    assert applied.options.handshake.headers[0] == ("Authorization", "Bearer mine")
+    assert ("X-Call", "1") in applied.options.handshake.headers
+    assert applied.params == {"lang": "fr", "model": "a", "ticket": "9"}
+    assert applied.options_text == given.options_text, "what the journal keeps"
+
+
+def test_request_without_a_profile_comes_back_as_it_is() -> None:
+    given = request("ws://h/@speech")
+    assert Profiles({"speech": SPEECH}).apply(given) is given
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [("@speach", "; did you mean @speech?"), ("@", ""), ("@x\x1b", ""), ("@speech/x", "")],
+)
+def test_profile_that_there_is_not_is_refused_with_the_nearest(url: str, hint: str) -> None:
+    with pytest.raises(RequestRefused, match=r"^WsServer: no section \[profile:") as caught:
+        Profiles({"speech": SPEECH}).apply(request(url))
+    assert hint in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        (ProfileConfig(), "url: WsServer: the scheme must be ws or wss"),
+        (ProfileConfig(url="http://h/"), "url: WsServer: the scheme must be ws or wss"),
+        (ProfileConfig(url="ws://{exten}/"), "url: WsServer: a field may stand in the path"),
+        (ProfileConfig(url="ws://h/{nobody}"), "url: WsServer: no field {nobody}"),
+        (ProfileConfig(url="ws://h/", options="Z"), "options: Options: unknown option 'Z'"),
+        (ProfileConfig(url="ws://h/", headers=("S3CRET",)), "headers: expected name:value"),
+        (ProfileConfig(url="ws://h/", headers=("Host: S3CRET",)), "headers: expected no header"),
+        (ProfileConfig(url="ws://h/", token="S3 CRET"), "token: expected a token without blanks"),
+        (ProfileConfig(url="ws://h/", params="S3CRET"), "params: expected name=value"),
+        (ProfileConfig(url="ws://h/", options="A(x)H(Authorization:y)"), "options: Options: A and"),
+    ],
+)
+def test_profile_that_cannot_be_used_is_an_error_of_the_configuration(
+    section: ProfileConfig, told: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Profiles({"speech": section})
+    assert str(caught.value).startswith(f"[profile:speech] {told}")
+    assert "S3CRET" not in str(caught.value)
+
+
+def test_fields_in_texts_are_escaped_as_in_json_and_other_braces_left_alone() -> None:
+    texts = Texts('{"from": "{caller_name}", "n": {"a": 1}, "x": "{nobody}"}', "bye {exten}")
+    filled = texts.filled({"caller_name": 'Zoë "Z"\r\n\\', "exten": "1"})
+    assert json.loads(filled.opening) == {
+        "from": 'Zoë "Z"\r\n\\',
+        "n": {"a": 1},
+        "x": "{nobody}",
+    }
+    assert filled.closing == "bye 1"
+
+
+# --- In the registry -----------------------------------------------------------------------------
+
+
+async def test_fork_to_a_profile_shows_its_name_alone(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    rig.profiles.configure({"speech": SPEECH})
+    rig.forks.security = type(rig.forks.security)(allow_urls=())
+    fork_id = await rig.start(wsserver="@speech")
+    assert rig.spec.url == URL
+    assert rig.variables["AUDIOFORK_WSSERVER"] == "@speech"
+    assert [view.url for view in await rig.forks.views()] == ["@speech"]
+    assert rig.journal.entries[fork_id].url == "@speech"
+    await rig.ended(fork_id, EndReason.STOPPED)
+    assert rig.last_event[1]["WsServer"] == "@speech"
+    everything = f"{caplog.text}{rig.ami.events}{rig.variables}{rig.spec!r}"
+    assert "S3CRET" not in everything
+    assert "t0ken" not in everything
+
+
+@pytest.mark.parametrize(("patterns", "granted"), [("PJSIP/*", True), ("PJSIP/trunk-* X/*", False)])
+async def test_profile_is_for_its_channels_alone(rig: Rig, patterns: str, granted: bool) -> None:
+    section = ProfileConfig(url=URL, channels=tuple(patterns.split()))
+    rig.profiles.configure({"speech": section})
+    await rig.request(channel=NAME, wsserver="@speech")
+    assert bool(rig.sent) is granted
+    if not granted:
+        assert rig.last_event[1]["Reason"] == "WsServer: @speech is not for this channel"
+
+
+async def test_fields_of_the_call_are_filled_in_also_without_metadata(rig: Rig) -> None:
+    rig.ami.values_of[UNIQUEID] = {"CALLERID(num)": '7"'}
+    section = ProfileConfig(
+        url="ws://h/{uniqueid}", opening='{"from": "{caller_number}"}', closing="bye"
+    )
+    rig.profiles.configure({"speech": section})
+    await rig.start(wsserver="@speech")
+    assert rig.spec.url == f"ws://h/{UNIQUEID}"
+    assert (rig.spec.opening, rig.spec.closing) == ('{"from": "7\\""}', "bye")
+    assert rig.spec.metadata is None
