@@ -40,6 +40,7 @@ TONE = 4321  # a sample value that differs from silence and from its own bytes s
 RESAMPLED_TONE = range(TONE - 43, TONE + 44)  # 1 %; but for the first frame it is 1 or 2 off
 LEG_TIMEOUT_S = 6.0  # the Originate's own limit is 5 s
 EVENT_TIMEOUT_S = 2.0
+OVERTAKEN_S = 0.5  # by an event that another connection brings
 READY_TIMEOUT_S = 4.0  # of `Ari` it is 3 s
 _TONE_FRAME = encode(Kind.SLIN, TONE.to_bytes(2, "little") * (FRAME_BYTES // 2))
 
@@ -303,10 +304,17 @@ class ProbeLegs:
         either: set[asyncio.Future[Any]] = {arrival, news}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not arrival.done():
+            await self._still_coming(arrival, await news)
+        if not arrival.done():
             self._raise(await news, ended)
         news.cancel()
         self.news_due = True
         return arrival.result()
+
+    async def _still_coming(self, arrival: asyncio.Future[ProbeLeg], news: Event | None) -> None:
+        """Wait a little for a leg whose channel has ended: that may overtake its connection."""
+        if isinstance(news, ChannelHangup):
+            await asyncio.wait([arrival], timeout=OVERTAKEN_S)
 
     async def knock(self, address: Address, leg_uuid: str) -> None:
         """Have Asterisk connect to somebody else, and wait until that is over.

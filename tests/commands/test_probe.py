@@ -6,9 +6,14 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncIterator
+from typing import Any, cast
 
+import pytest
+
+from audiofork.asterisk.ami_protocol import ChannelHangup
 from audiofork.audiosocket import HANGUP_MESSAGE, Kind, encode
-from audiofork.commands.probe import Probe, ProbeLeg
+from audiofork.commands import probe
+from audiofork.commands.probe import Events, LegFailed, Probe, ProbeLeg, ProbeLegs
 from audiofork.config import Address
 from tests.commands.checked import PAIRS
 
@@ -59,3 +64,31 @@ async def test_close_hangs_up_the_legs_that_are_still_there() -> None:
         async with asyncio.timeout(2):
             assert await reader.read() == HANGUP_MESSAGE
         writer.close()
+
+
+async def test_leg_whose_end_overtakes_its_connection_has_come() -> None:
+    """The event and the connection come by two sockets: on a busy machine either may be first."""
+    events = Events()
+    legs = ProbeLegs(cast(Any, None), cast(Any, None), events)
+    arrival: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    waits = asyncio.create_task(legs._arrived(arrival, "1.1", "it ended elsewhere"))
+    await asyncio.sleep(0)
+    events.hear(ChannelHangup("1.1"))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    arrival.set_result("the leg")
+    assert await waits == cast(Any, "the leg")
+
+
+async def test_leg_that_ends_and_does_not_come_has_ended_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(probe, "OVERTAKEN_S", 0.01)
+    events = Events()
+    legs = ProbeLegs(cast(Any, None), cast(Any, None), events)
+    arrival: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    waits = asyncio.create_task(legs._arrived(arrival, "1.1", "it ended elsewhere"))
+    await asyncio.sleep(0)
+    events.hear(ChannelHangup("1.1"))
+    with pytest.raises(LegFailed, match="it ended elsewhere"):
+        await waits
