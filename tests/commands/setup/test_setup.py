@@ -395,6 +395,20 @@ def test_file_of_its_own_is_renewed_for_another_version_of_asterisk(machine: Mac
     assert machine.tree() == tree
 
 
+@pytest.mark.parametrize("name", ["manager.conf", "manager_audiofork.conf"])
+def test_links_that_lead_in_a_circle_are_named_and_nothing_is_changed(
+    machine: Machine, name: str
+) -> None:
+    path = machine.etc / name
+    path.unlink(missing_ok=True)
+    path.symlink_to("other.conf")
+    (machine.etc / "other.conf").symlink_to(name)
+    with pytest.raises(OSError, match="Too many levels of symbolic links") as caught:
+        machine.setup().do()
+    assert caught.value.filename == str(path)
+    assert not (machine.etc / "ari_audiofork.conf").exists()
+
+
 def test_user_that_was_made_by_hand_stays_as_he_is(machine: Machine) -> None:
     user = b"[audiofork]\nsecret = mine\npermit = 192.0.2.0/24\n"
     text = FILES["manager.conf"] + user
