@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -13,6 +15,19 @@ from audiofork.commands.setup.run import STATE, Setup, for_this_machine
 from audiofork.commands.terminal import EXIT_CONFIG, EXIT_FAILED, fail, say
 from audiofork.errors import ConfigError, SetupError
 from audiofork.text import why
+
+
+def _host(_context: click.Context, _option: click.Parameter, text: str | None) -> str | None:
+    """Return a host as all that it is put into takes it: without the brackets of IPv6."""
+    if text is None:
+        return None
+    host = text.removeprefix("[").removesuffix("]")
+    if re.fullmatch(r"[\w.-]+", host, re.ASCII):
+        return host
+    try:
+        return str(ipaddress.IPv6Address(host))
+    except ValueError:
+        raise click.BadParameter(f"expected a name or an address, got {text!r}") from None
 
 
 @click.command()
@@ -30,6 +45,7 @@ from audiofork.text import why
     "--asterisk",
     "host",
     metavar="HOST",
+    callback=_host,
     help="Asterisk is on another host: only print what to put where.",
 )
 @click.option(
