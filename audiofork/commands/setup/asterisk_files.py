@@ -285,6 +285,6 @@ def _network(host: str) -> str:
 
 
 def _port(section: Section, text: str) -> int:
-    if not text.isascii() or not text.isdigit():
+    if not text.isascii() or not text.isdigit() or not 0 < int(text[:6]) < 65536:
         raise SetupError(f"{section}: expected a port, got {text!r}; nothing was changed")
     return int(text)

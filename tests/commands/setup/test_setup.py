@@ -288,6 +288,8 @@ def with_ini(text: str) -> Callable[[Machine], object]:
         (with_file("extensions.conf", b"\n[audiofork]\n"), r"extensions\.conf:2 has a context"),
         (with_file("ari.conf", b"[general]\n;-- open"), r"a comment that begins with ;--"),
         (with_file("http.conf", b"[general]\nbindport = x\n"), r"expected a port, got 'x'"),
+        (with_file("http.conf", b"[general]\nbindport = 0\n"), r"http.conf:1: expected a port, go"),
+        (with_file("manager.conf", b"[general]\nport = 65536\n"), r"manager.conf:1: expected a p"),
         (
             with_file("manager.conf", b"[general]\nenabled=yes\n[audiofork]\nsecret=a\n"),
             None,
