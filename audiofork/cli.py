@@ -31,6 +31,7 @@ from audiofork.commands.terminal import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_UNREACHABLE,
+    Amount,
     close_stdout,
     columns_of_stderr,
     fail,
@@ -224,7 +225,7 @@ def _url(_context: click.Context, _parameter: click.Parameter, value: str) -> st
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=Amount(),
     metavar="SECONDS",
     default=START_TIMEOUT_S,
     show_default=True,

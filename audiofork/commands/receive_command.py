@@ -32,7 +32,7 @@ def _address(_context: click.Context, _parameter: click.Parameter, value: str) -
 def _gib_option(name: str, default: int, text: str) -> Callable[[_Command], _Command]:
     return click.option(
         name,
-        type=click.FloatRange(min=0),
+        type=terminal.Amount(),
         metavar="GIB",
         default=default / GIB,
         show_default=True,

@@ -666,6 +666,18 @@ def test_arguments_that_make_no_sense_are_a_usage_error(arguments: list[str]) ->
     assert CliRunner().invoke(main, arguments).exit_code == 2
 
 
+@pytest.mark.parametrize("given", ["nan", "inf", "1e999", "5m", ""])
+@pytest.mark.parametrize(
+    "arguments",
+    [["start", "PJSIP/1-1", "ws://h/", "--timeout"], ["receive", "--quota"]],
+    ids=["start", "receive"],
+)
+def test_what_is_no_amount_is_a_usage_error_that_says_so(arguments: list[str], given: str) -> None:
+    result = CliRunner().invoke(main, [*arguments, given])
+    assert result.exit_code == 2
+    assert f"{arguments[-1]}': expected a number, got {given!r}" in result.output
+
+
 def test_no_daemon_exits_with_4_and_says_what_to_do(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["list", "--socket", str(tmp_path / "none.sock")])
     assert result.exit_code == 4
