@@ -618,10 +618,28 @@ def test_watch_without_a_daemon_at_the_start_exits_with_4(daemon: FakeDaemon) ->
     assert f"audiofork: no daemon at {daemon.path}" in result.output
 
 
-def test_refusal_is_told_in_the_daemons_words_and_exits_with_1(daemon: FakeDaemon) -> None:
+def test_channel_that_is_not_there_is_named_and_exits_with_1(daemon: FakeDaemon) -> None:
     daemon.error = NoSuchChannel()
     result = ask(daemon, "start", "PJSIP/none", "ws://localhost/")
-    assert (result.exit_code, result.output) == (1, "audiofork: No such channel\n")
+    assert (result.exit_code, result.output) == (
+        1,
+        'audiofork: No such channel: PJSIP/none; asterisk -rx "core show channels concise" has '
+        "their whole names\n",
+    )
+
+
+@pytest.mark.parametrize("arguments", [["stop"], ["mute", "on"]], ids=["stop", "mute"])
+@pytest.mark.parametrize("target", [FORK_ID, "PJSIP/1-1", "1700000000.42"])
+def test_target_without_a_fork_is_named(
+    daemon: FakeDaemon, arguments: list[str], target: str
+) -> None:
+    daemon.error = RequestRefused("No such fork")
+    verb, *rest = arguments
+    result = ask(daemon, verb, target, *rest)
+    assert (result.exit_code, result.output) == (
+        1,
+        f"audiofork: No such fork: {target}; audiofork list shows those there are\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -690,6 +708,16 @@ def test_socket_of_a_dead_daemon_exits_with_4(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["list", "--socket", str(tmp_path / "dead.sock")])
     assert result.exit_code == 4
     assert "Connection refused (no program listens there); is it running" in result.output
+
+
+def test_socket_whose_path_is_too_long_is_told_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 108)
+    result = CliRunner().invoke(main, ["list", "--socket", str(path)])
+    assert result.exit_code == 4
+    assert result.output == (
+        f"audiofork: no daemon at {path}: the path of a socket has no more than 107 bytes; choose "
+        "a shorter one in [control] socket\n"
+    )
 
 
 def test_socket_that_one_may_not_use_names_who_may(monkeypatch: pytest.MonkeyPatch) -> None:
