@@ -274,6 +274,28 @@ def test_start_that_takes_longer_than_the_timeout_exits_with_1_and_leaves_the_fo
     assert [type(request) for request in daemon.requests] == [StartFork]
 
 
+@pytest.mark.parametrize(
+    ("ending", "words"),
+    [
+        ("hangup", "The call was hung up meanwhile"),
+        ("stopped", "Somebody stopped it meanwhile"),
+        ("sink-gone", "It is being ended"),
+    ],
+)
+def test_start_of_a_fork_that_is_being_ended_says_so_and_not_how_to_end_it(
+    daemon: FakeDaemon, ending: str, words: str
+) -> None:
+    away = dataclasses.replace(AWAY, waits_for="the server to deliver the rest", ending=ending)
+    daemon.news = [StartNews(StartResult.WAITING, away)] * 2
+    result = ask(daemon, *START, "--timeout", "0.000001")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"audiofork: fork {FORK_ID} does not stream after 1e-06 s: it has waited 5 s for the "
+        f"server to deliver the rest: Connection refused; attempt 2 in 3 s. {words}; it goes on "
+        "for 30 s at most, to deliver what was said until then\n"
+    )
+
+
 def test_start_whose_daemon_goes_exits_with_4_and_says_what_becomes_of_the_fork(
     daemon: FakeDaemon,
 ) -> None:
