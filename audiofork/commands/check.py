@@ -62,6 +62,7 @@ _WRITE_CLASSES: tuple[tuple[str, str, list[tuple[str, str]]], ...] = (
 )
 # To the eventfilter that holds back events with an empty line in a value.
 _LIKE_AN_EMPTY_LINE = "a\t\t\t\tb"
+_IN_USE = "Login Already In Use"  # what AMI says where a user may be logged in once
 _READ_ONLY = "Write access denied"  # what ARI says to a user that has read_only
 
 
@@ -217,9 +218,9 @@ class Check:
                     await self._check_audio(ami)
                 self._tell_what_forks_get()
         except AmiLoginRefused as exc:
-            self._findings.fail(
-                f"login: {str(exc).partition(';')[0]}", remedies.login(config.username)
-            )
+            text = str(exc).partition(";")[0]
+            remedy = remedies.second_login if text.endswith(_IN_USE) else remedies.login
+            self._findings.fail(f"login: {text}", remedy(config.username))
         # ValueError: the configured host is no name, or the secret does not fit a line.
         except (OSError, TimeoutError, AmiError, ValueError) as exc:
             where = f"{config.host}:{config.port}"

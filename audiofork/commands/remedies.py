@@ -199,6 +199,16 @@ def login(user: str) -> str:
     )
 
 
+def second_login(user: str) -> str:
+    """Return how Asterisk is made to let our user of AMI in beside himself."""
+    return (
+        f"The daemon, say, is logged in as {user}, and manager.conf says allowmultiplelogin = no. "
+        f"In section [{user}] of manager.conf or a file that it includes write "
+        "allowmultiplelogin = yes, as the shipped manager_audiofork.conf does; run "
+        'asterisk -rx "manager reload", and restart the daemon: it counts from the next login.'
+    )
+
+
 def rights(user: str) -> str:
     """Return the rights that our user of AMI needs."""
     return (

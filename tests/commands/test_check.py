@@ -157,6 +157,23 @@ async def test_secret_that_no_line_can_hold_is_not_quoted(asterisk: SpiedAsteris
     assert "xxx" not in str(findings)
 
 
+@pytest.mark.parametrize(
+    ("refusal", "advice"),
+    [
+        ("Authentication failed", "compare [asterisk] username and secret"),
+        ("Login Already In Use", "write allowmultiplelogin = yes"),
+    ],
+)
+async def test_login_that_is_refused_gets_the_advice_that_fits(
+    asterisk: SpiedAsterisk, refusal: str, advice: str
+) -> None:
+    asterisk.answers["Login"] = lambda action: response(action, f"Message: {refusal}", ok=False)
+    outcome, findings = await findings_of(configured(asterisk))
+    assert outcome == 1
+    assert failures(findings) == [f"login: Asterisk refused the login of audiofork: {refusal}"]
+    assert advice in findings[-1].remedy
+
+
 async def test_missing_secret_is_a_fault_without_a_login(asterisk: SpiedAsterisk) -> None:
     text = f"port = {asterisk.port}\n"
     outcome, findings = await findings_of(configured(asterisk=text))
