@@ -409,6 +409,9 @@ def _reason(exc: Exception) -> str:
     if isinstance(exc, aiohttp.ClientConnectionResetError) and not exc.errno:
         # The peer spoke first, which no HTTP server does, or left.
         return f"the connection ended before the request was sent; perhaps {NOT_HTTP}"
+    if isinstance(exc, aiohttp.ClientOSError) and not exc.errno:
+        # It says [Errno None], and the URL.
+        return "the connection broke off while the request was sent"
     if isinstance(exc, aiohttp.ClientConnectorCertificateError):
         cause = exc.certificate_error
     elif isinstance(exc, aiohttp.ClientConnectorError):

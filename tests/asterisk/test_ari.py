@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import trustme
 from aiohttp import WSCloseCode, web
@@ -406,6 +407,18 @@ async def test_peer_that_speaks_first_is_said_to_be_no_http_server() -> None:
             for _ in range(20):  # the greeting may come before the request, or after it
                 exc = await failure(ari.get("/a"), AriUnavailable)
                 assert str(exc).endswith(ari_module.NOT_HTTP)
+
+
+async def test_connection_that_breaks_off_while_a_request_is_sent_is_told_in_plain_words(
+    server: FakeAri, ari: Ari, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_off(*_: object, **__: object) -> None:
+        url = "http://127.0.0.1:8088/ari/applications/audiofork/eventFilter"
+        raise aiohttp.ClientOSError(None, f"Can not write request body for {url}")
+
+    monkeypatch.setattr(aiohttp.ClientSession, "_request", break_off)
+    exc = await failure(ari.get("/a"), AriUnavailable)
+    assert str(exc) == "the connection broke off while the request was sent"
 
 
 async def test_proxy_of_the_environment_is_not_used(
