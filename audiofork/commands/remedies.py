@@ -46,6 +46,10 @@ CLOCK = (
     "Let both machines keep time by NTP: timedatectl set-ntp true."
 )
 LISTEN = "[audiosocket] listen must be an address of this machine, such as 127.0.0.1:9093."
+FRONT = (
+    "[front] listen must be an address of this machine, and a port that no other program has: not "
+    "Asterisk's own 5038. AMI clients are given that port."
+)
 TAKEN = (
     "ss -ltnp, as root, tells which program it is. Another one: stop it, or choose another port in "
     "[audiosocket] listen and restart the daemon. The daemon: its log says whether it is connected "

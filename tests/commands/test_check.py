@@ -183,6 +183,43 @@ async def test_missing_secret_is_a_fault_without_a_login(asterisk: SpiedAsterisk
     assert asterisk.actions == []
 
 
+# --- The front -----------------------------------------------------------------------------------
+
+
+NO_DAEMON = "socket = /nonexistent/control.sock\n"
+
+
+async def test_port_of_the_front_that_another_program_has_is_a_fault(
+    asterisk: SpiedAsterisk,
+) -> None:
+    front = f"listen = 127.0.0.1:{asterisk.port}\n"
+    outcome, findings = await findings_of(configured(asterisk, front=front, control=NO_DAEMON))
+    assert outcome == 1
+    assert failures(findings) == [
+        f"AMI front: cannot listen on 127.0.0.1:{asterisk.port}: Address already in use (another "
+        "program listens there; as root, ss -ltnp tells which)"
+    ]
+
+
+async def test_port_of_the_front_that_is_free_is_said_to_be(asterisk: SpiedAsterisk) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    outcome, findings = await findings_of(
+        configured(asterisk, front=f"listen = 127.0.0.1:{port}\n", control=NO_DAEMON)
+    )
+    assert outcome == 0
+    assert f"AMI front: 127.0.0.1:{port} is free for it" in [one.text for one in findings]
+
+
+async def test_port_of_the_front_is_left_alone_where_a_daemon_may_run(
+    asterisk: SpiedAsterisk,
+) -> None:
+    front = f"listen = 127.0.0.1:{asterisk.port}\n"
+    outcome, findings = await findings_of(configured(asterisk, front=front))
+    assert outcome == 0
+    assert not any(one.text.startswith("AMI front") for one in findings)
+
+
 # --- ARI -----------------------------------------------------------------------------------------
 
 
