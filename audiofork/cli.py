@@ -68,7 +68,7 @@ _config_option = click.option(
     "-c",
     "--config",
     "path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False, readable=False, path_type=Path),
     default=DEFAULT_CONFIG,
     show_default=True,
     help="The configuration file.",

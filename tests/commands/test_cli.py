@@ -61,6 +61,20 @@ def test_run_without_its_configuration_exits_with_3(config: Path) -> None:
     assert "No such file" in result.output
 
 
+def test_configuration_that_one_may_not_read_exits_with_3_and_says_who_may_not(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> bytes:
+        raise PermissionError(13, "Permission denied", str(config))
+
+    config.touch()
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    monkeypatch.setattr("audiofork.config_file.read_file", refuse)
+    result = CliRunner().invoke(main, ["list", "-c", str(config)])
+    assert result.exit_code == 3
+    assert f"audiofork: {config}: Permission denied (for the user " in result.output
+
+
 def test_run_with_a_bad_option_names_the_line_and_exits_with_3(config: Path) -> None:
     config.write_text("[asterisk]\nhost = localhost\nprot = 5038\n")
     result = CliRunner().invoke(main, ["run", "-c", str(config)])

@@ -52,12 +52,15 @@ def _host(_context: click.Context, _option: click.Parameter, text: str | None) -
     "-c",
     "--config",
     "ini",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False, readable=False, path_type=Path),
     default=Path("/etc/audiofork/audiofork.ini"),
     show_default=True,
     help="The daemon's configuration file, which is made or added to.",
 )
-@click.option("--state", type=click.Path(path_type=Path), default=STATE, hidden=True)
+# Not readable=True, click's default: of what only root may read the text is that of _run.
+@click.option(
+    "--state", type=click.Path(readable=False, path_type=Path), default=STATE, hidden=True
+)
 def setup(
     *,
     yes: bool,

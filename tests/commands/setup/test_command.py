@@ -97,6 +97,20 @@ def test_dry_run_that_may_not_read_a_file_says_what_to_put_where(
     assert result.output.startswith("/etc/asterisk/manager.conf can be read by root alone")
 
 
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"], ["--asterisk=127.0.0.2"], ["--undo"]])
+def test_record_and_configuration_that_root_alone_may_read_are_no_wrong_command_line(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    assert run(machine, "--yes").exit_code == 0
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    result = CliRunner().invoke(
+        main, ["setup", "-c", str(machine.ini), "--state", str(machine.root / "state"), *arguments]
+    )
+    assert result.exit_code != 2, result.output
+    assert "is not readable" not in result.output
+
+
 def test_for_another_host_it_says_what_to_put_where(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
