@@ -76,7 +76,7 @@ _config_option = click.option(
 _socket_option = click.option(
     "--socket",
     "socket_path",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     help="The daemon's control socket, in place of the one that the configuration names.",
 )
 

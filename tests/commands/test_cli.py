@@ -75,6 +75,29 @@ def test_configuration_that_one_may_not_read_exits_with_3_and_says_who_may_not(
     assert f"audiofork: {config}: Permission denied (for the user " in result.output
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list", "--socket"],
+        ["migrate"],
+        ["migrate", "--asterisk-config"],
+        ["setup", "--asterisk=127.0.0.2", "--asterisk-config"],
+        ["receive", "--listen=192.0.2.1:1", "--directory"],
+        ["receive", "--tls-cert"],
+    ],
+    ids=" ".join,
+)
+def test_what_one_may_not_read_is_no_wrong_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    path = tmp_path / "own"
+    path.touch() if arguments[-1] in ("--socket", "--tls-cert", "migrate") else path.mkdir()
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    result = CliRunner().invoke(main, [*arguments, str(path)])
+    assert "is not readable" not in result.output
+    assert result.exit_code != 2, result.output
+
+
 def test_run_with_a_bad_option_names_the_line_and_exits_with_3(config: Path) -> None:
     config.write_text("[asterisk]\nhost = localhost\nprot = 5038\n")
     result = CliRunner().invoke(main, ["run", "-c", str(config)])

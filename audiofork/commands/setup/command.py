@@ -38,7 +38,7 @@ def _host(_context: click.Context, _option: click.Parameter, text: str | None) -
     "--asterisk-config",
     "folder",
     metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False, readable=False, path_type=Path),
     help="Asterisk's configuration folder, where it is not found by itself.",
 )
 @click.option(
