@@ -31,6 +31,7 @@ from audiofork.commands.terminal import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_UNREACHABLE,
+    Amount,
     close_stdout,
     columns_of_stderr,
     fail,
@@ -67,7 +68,7 @@ _config_option = click.option(
     "-c",
     "--config",
     "path",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False, readable=False, path_type=Path),
     default=DEFAULT_CONFIG,
     show_default=True,
     help="The configuration file.",
@@ -75,7 +76,7 @@ _config_option = click.option(
 _socket_option = click.option(
     "--socket",
     "socket_path",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     help="The daemon's control socket, in place of the one that the configuration names.",
 )
 
@@ -230,7 +231,7 @@ def _url(_context: click.Context, _parameter: click.Parameter, value: str) -> st
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=Amount(),
     metavar="SECONDS",
     default=START_TIMEOUT_S,
     show_default=True,

@@ -40,6 +40,7 @@ REFUSED_RETRY_S = 60.0
 MAX_CONNECTIONS = 32  # Asterisk has a thread for each, and room for 100 (session_limit)
 KEEP_ALIVE_S = 5.0  # below Asterisk's 15 (session_keep_alive), so that Asterisk never closes first
 MAX_EVENT_BYTES = MAX_ANSWER_BYTES = 262_144  # an event or a channel is 1 or 2 KiB
+NOT_HTTP = "what listens there does not speak HTTP; check the port in [ari] url"
 MAX_MESSAGE_LENGTH = 200
 # Only ApplicationReplaced reports that another daemon has taken over our application.
 EVENT_FILTER = {"allowed": [{"type": "StasisStart"}, {"type": "ApplicationReplaced"}]}
@@ -394,8 +395,23 @@ def _message(reason: str | None, content: bytes) -> str:
 
 
 def _reason(exc: Exception) -> str:
-    """Return why a request failed; for a failed connect, aiohttp itself names only the address."""
+    """Return why a request failed; for a failed connect, aiohttp itself names only the address.
+
+    Its texts of what is no HTTP quote the peer, and name its own exceptions.
+    """
     cause: BaseException = exc
+    if isinstance(exc, aiohttp.ClientResponseError):
+        return NOT_HTTP
+    if isinstance(exc, aiohttp.ClientPayloadError):
+        return "the answer broke off"
+    if isinstance(exc, aiohttp.ServerDisconnectedError):
+        return "the other side closed the connection without an answer"
+    if isinstance(exc, aiohttp.ClientConnectionResetError) and not exc.errno:
+        # The peer spoke first, which no HTTP server does, or left.
+        return f"the connection ended before the request was sent; perhaps {NOT_HTTP}"
+    if isinstance(exc, aiohttp.ClientOSError) and not exc.errno:
+        # It says [Errno None], and the URL.
+        return "the connection broke off while the request was sent"
     if isinstance(exc, aiohttp.ClientConnectorCertificateError):
         cause = exc.certificate_error
     elif isinstance(exc, aiohttp.ClientConnectorError):

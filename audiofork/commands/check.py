@@ -48,7 +48,7 @@ from audiofork.forks.urls import hosts_at_will
 from audiofork.link.inline import check_files
 from audiofork.link.messages import Direction
 from audiofork.system import FILES_PER_FORK, FURTHER_FILES
-from audiofork.text import why
+from audiofork.text import reason_of, why
 
 MAX_CLOCK_DIFFERENCE_S = 2.0
 
@@ -62,6 +62,7 @@ _WRITE_CLASSES: tuple[tuple[str, str, list[tuple[str, str]]], ...] = (
 )
 # To the eventfilter that holds back events with an empty line in a value.
 _LIKE_AN_EMPTY_LINE = "a\t\t\t\tb"
+_IN_USE = "Login Already In Use"  # what AMI says where a user may be logged in once
 _READ_ONLY = "Write access denied"  # what ARI says to a user that has read_only
 
 
@@ -104,6 +105,7 @@ class Check:
         await asyncio.to_thread(self._check_daemon)
         self._check_file_limit()
         self._check_urls()
+        await self._check_front()
         await self._check_ari()
         await self._check_asterisk()
         return self._findings.outcome
@@ -151,6 +153,22 @@ class Check:
             self._findings.warn("URLs: audio may go to any host", remedies.NAME_HOSTS)
         else:
             self._findings.ok(f"URLs: audio may go to {' '.join(allowed) or 'nobody'}")
+
+    async def _check_front(self) -> None:
+        """See whether the daemon could listen for AMI clients, unless it runs, or may."""
+        listen = self._config.front.listen
+        if listen is None or self._daemon.runs or not self._config.control.socket:
+            return
+        try:
+            server = await asyncio.start_server(_hang_up, listen.host, listen.port)
+        except OSError as exc:
+            self._findings.fail(
+                f"AMI front: cannot listen on {listen}: {reason_of(exc)}", remedies.FRONT
+            )
+        else:
+            server.close()
+            await server.wait_closed()
+            self._findings.ok(f"AMI front: {listen} is free for it")
 
     # --- The REST interface ---
 
@@ -217,9 +235,9 @@ class Check:
                     await self._check_audio(ami)
                 self._tell_what_forks_get()
         except AmiLoginRefused as exc:
-            self._findings.fail(
-                f"login: {str(exc).partition(';')[0]}", remedies.login(config.username)
-            )
+            text = str(exc).partition(";")[0]
+            remedy = remedies.second_login if text.endswith(_IN_USE) else remedies.login
+            self._findings.fail(f"login: {text}", remedy(config.username))
         # ValueError: the configured host is no name, or the secret does not fit a line.
         except (OSError, TimeoutError, AmiError, ValueError) as exc:
             where = f"{config.host}:{config.port}"
@@ -387,6 +405,10 @@ async def taps_of(config: Config) -> list[str]:
     async with connected(config.asterisk, lambda _: None) as ami:
         version = await ami.ask_version()
     return ways_for(site_if_all_works(config, version))
+
+
+def _hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
 
 
 async def _is_loaded(ami: Ami, module: str) -> bool:

@@ -82,8 +82,14 @@ def run(task: Task, say: Callable[[bytes], None], warn: Callable[[str], None]) -
 
 
 def dialplans_of(folder: Path) -> list[Path]:
-    """Return the dialplans that Asterisk loads of a configuration folder, as far as they exist."""
-    return [path for name in DIALPLANS if (path := folder / name).exists()]
+    """Return the dialplans that Asterisk loads of a configuration folder, as far as they exist.
+
+    Of a folder that we may not look into it is the first: who reads it is told so.
+    """
+    try:
+        return [path for name in DIALPLANS if (path := folder / name).exists()]
+    except PermissionError:
+        return [folder / DIALPLANS[0]]
 
 
 def local_branch() -> int | None:

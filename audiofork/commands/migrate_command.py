@@ -20,13 +20,15 @@ def migrate_command(say: Callable[[bytes], None], warn: Callable[[str], None]) -
     """
 
     @click.command(short_help="Rewrite dialplans of app_audiofork.")
-    @click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path(path_type=Path))
+    @click.argument(
+        "files", nargs=-1, metavar="[FILE]...", type=click.Path(readable=False, path_type=Path)
+    )
     @click.option("--write", is_flag=True, help="Rewrite the files; without it, only show a diff.")
     @click.option(
         "--asterisk-config",
         "folder",
         metavar="DIR",
-        type=click.Path(path_type=Path),
+        type=click.Path(readable=False, path_type=Path),
         help="Asterisk's configuration folder, which included files are relative to; else the "
         "folder of each FILE.",
     )

@@ -32,7 +32,7 @@ def _address(_context: click.Context, _parameter: click.Parameter, value: str) -
 def _gib_option(name: str, default: int, text: str) -> Callable[[_Command], _Command]:
     return click.option(
         name,
-        type=click.FloatRange(min=0),
+        type=terminal.Amount(),
         metavar="GIB",
         default=default / GIB,
         show_default=True,
@@ -51,7 +51,7 @@ def _gib_option(name: str, default: int, text: str) -> Callable[[_Command], _Com
 )
 @click.option(
     "--directory",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     default=Path("recordings"),
     show_default=True,
     help="Where the WAV files go.",
@@ -59,12 +59,12 @@ def _gib_option(name: str, default: int, text: str) -> Callable[[_Command], _Com
 @click.option("--quiet", is_flag=True, help="Show no levels, only the begin and end of each fork.")
 @click.option(
     "--tls-cert",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False, readable=False, path_type=Path),
     help="A certificate in PEM: serve wss:// in place of ws://.",
 )
 @click.option(
     "--tls-key",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False, readable=False, path_type=Path),
     help="Its key, if that is not in the same file.",
 )
 @_gib_option("--quota", Limits.quota_bytes, "The most that may be in the directory, in GiB.")

@@ -46,6 +46,10 @@ CLOCK = (
     "Let both machines keep time by NTP: timedatectl set-ntp true."
 )
 LISTEN = "[audiosocket] listen must be an address of this machine, such as 127.0.0.1:9093."
+FRONT = (
+    "[front] listen must be an address of this machine, and a port that no other program has: not "
+    "Asterisk's own 5038. AMI clients are given that port."
+)
 TAKEN = (
     "ss -ltnp, as root, tells which program it is. Another one: stop it, or choose another port in "
     "[audiosocket] listen and restart the daemon. The daemon: its log says whether it is connected "
@@ -196,6 +200,16 @@ def login(user: str) -> str:
         "or a file that it includes, which Asterisk alone should be able to read (install -m 640 "
         "-g asterisk). Its deny and permit must let this machine in. Then run "
         f'asterisk -rx "manager reload" and asterisk -rx "manager show user {user}".'
+    )
+
+
+def second_login(user: str) -> str:
+    """Return how Asterisk is made to let our user of AMI in beside himself."""
+    return (
+        f"The daemon, say, is logged in as {user}, and manager.conf says allowmultiplelogin = no. "
+        f"In section [{user}] of manager.conf or a file that it includes write "
+        "allowmultiplelogin = yes, as the shipped manager_audiofork.conf does; run "
+        'asterisk -rx "manager reload", and restart the daemon: it counts from the next login.'
     )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import sys
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -20,6 +21,25 @@ EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 the command line is wrong, 3 the configuration cannot be "
     "used, 4 the daemon or Asterisk cannot be reached."
 )
+
+
+class Amount(click.FloatRange):
+    """A number of a command line, from 0 on: no nan and no inf, which Python takes for numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            self.fail(f"expected a number, got {value!r}", param, ctx)
+        converted: float = super().convert(value, param, ctx)
+        return converted
 
 
 def say(line: str | bytes) -> None:

@@ -21,6 +21,11 @@ _WHAT_TO_DO = {
     "shutdown": "the daemon was stopped: start it (systemctl start audiofork), then the fork",
     "fault": "a bug of audiofork: please report it, with the traceback in the daemon's log",
 }
+_WHILE_ENDING = {
+    "hangup": "The call was hung up meanwhile",
+    "stopped": "Somebody stopped it meanwhile",
+    "shutdown": "The daemon is being stopped",
+}
 
 
 class Progress:
@@ -117,7 +122,7 @@ def wait(
                 raise StartFailed(_why_ended(fork_id, one))
             text = outlook(one["fork"])
             if clock() >= deadline:
-                raise StartFailed(_why_given_up(fork_id, timeout_s, text))
+                raise StartFailed(_why_given_up(fork_id, timeout_s, one["fork"]))
             matter = [one["fork"].get(key) for key in ("waits_for", "last_error", "attempt")]
             progress.show(f"{name} {text}", matter)
     except DaemonUnreachable as exc:
@@ -149,11 +154,12 @@ def _why_ended(fork_id: str, news: dict[str, Any]) -> str:
     return f"fork {fork_id} of {channel} has ended before it streamed: {because}; {advice}"
 
 
-def _why_given_up(fork_id: str, timeout_s: float, text: str) -> str:
-    return (
-        f"fork {fork_id} does not stream after {timeout_s:g} s: it {text}. "
-        f"It goes on trying; to end it: audiofork stop {fork_id}"
-    )
+def _why_given_up(fork_id: str, timeout_s: float, fork: dict[str, Any]) -> str:
+    text = f"fork {fork_id} does not stream after {timeout_s:g} s: it {outlook(fork)}. "
+    if ending := fork.get("ending", ""):
+        over = _WHILE_ENDING.get(ending, "It is being ended")
+        return f"{text}{over}; it goes on for 30 s at most, to deliver what was said until then"
+    return f"{text}It goes on trying; to end it: audiofork stop {fork_id}"
 
 
 def _why_unknown(fork_id: str, exc: DaemonUnreachable) -> str:

@@ -8,12 +8,13 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from audiofork import config_file
-from audiofork.doors.control_socket import Code
+from audiofork.doors.control_socket import MAX_PATH_BYTES, Code
 from audiofork.errors import (
     AmiUnavailable,
     ConfigError,
@@ -22,7 +23,7 @@ from audiofork.errors import (
     DaemonUnreachable,
     RequestRefused,
 )
-from audiofork.text import reason_of
+from audiofork.text import printable, reason_of
 
 # The daemon gives up a question to Asterisk after 5 s, and a start asks two.
 ANSWER_TIMEOUT_S = 15.0
@@ -93,7 +94,8 @@ class Client:
             url: Where its audio goes.
             wishes: Further fields of the request: Options, PostProcess, Params.
         """
-        return str(self._ask(_start(channel, url, wishes))[0])
+        with _named(channel):
+            return str(self._ask(_start(channel, url, wishes))[0])
 
     def start_and_follow(
         self, channel: str, url: str, **wishes: str
@@ -105,7 +107,8 @@ class Client:
         one, or too many wait already.
         """
         fields = {**_start(channel, url, wishes), "Wait": "yes"}
-        answer = self._answer_to(fields)
+        with _named(channel):
+            answer = self._answer_to(fields)
         return str(answer["forks"][0]), self._news() if answer.get("waits") else iter(())
 
     def _news(self) -> Iterator[dict[str, Any]]:
@@ -116,7 +119,8 @@ class Client:
 
     def stop(self, target: str) -> list[str]:
         """Stop the fork with this id, or every fork of a channel; return their ids."""
-        return self._ask({"Command": "StopAudioFork", **_target(target)})
+        with _named(target):
+            return self._ask({"Command": "StopAudioFork", **_target(target)})
 
     def mute(self, target: str, direction: str, on: bool) -> list[str]:
         """Mute or unmute a fork, or every fork of a channel; return their ids.
@@ -127,7 +131,8 @@ class Client:
             on: Whether to mute.
         """
         fields = {"Direction": direction, "State": "1" if on else "0"}
-        return self._ask({"Command": "AudioForkMute", **_target(target), **fields})
+        with _named(target):
+            return self._ask({"Command": "AudioForkMute", **_target(target), **fields})
 
     def forks(self) -> list[dict[str, Any]]:
         """Return the forks there are, each with the fields of ForkView."""
@@ -184,6 +189,24 @@ class Client:
             raise DaemonUnreachable(text) from None
 
 
+_WHERE_THEY_ARE = {
+    "No such channel": 'asterisk -rx "core show channels concise" has their whole names',
+    "No such fork": "audiofork list shows those there are",
+}
+
+
+@contextmanager
+def _named(target: str) -> Iterator[None]:
+    """Name what is not there, and say where to look; the daemon's words are those of the module."""
+    try:
+        yield
+    except RequestRefused as exc:
+        if (text := str(exc)) not in _WHERE_THEY_ARE:
+            raise
+        named = f"{text}: {printable(target, '?')}; {_WHERE_THEY_ARE[text]}"
+        raise RequestRefused(named) from exc
+
+
 def _granted(answer: dict[str, Any]) -> dict[str, Any]:
     if answer["ok"]:
         return answer
@@ -198,6 +221,11 @@ def _granted(answer: dict[str, Any]) -> dict[str, Any]:
 def _what_to_do(path: Path, exc: OSError) -> str:
     if isinstance(exc, PermissionError):
         advice = f"run this as root, or as a member of {_group_of(path)}"
+    elif len(os.fsencode(path)) > MAX_PATH_BYTES:
+        return (
+            f"no daemon at {path}: the path of a socket has no more than {MAX_PATH_BYTES} bytes; "
+            "choose a shorter one in [control] socket"
+        )
     elif isinstance(exc, FileNotFoundError | ConnectionRefusedError):
         advice = "is it running (systemctl status audiofork), with this path in [control] socket?"
     else:

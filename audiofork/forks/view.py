@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from audiofork.forks.chronicle import Trouble
 from audiofork.forks.fork import Fork, muted_sides
 from audiofork.forks.lifecycle import Away, ForkState
-from audiofork.link.messages import ForkStats
+from audiofork.link.messages import EndReason, ForkStats
 from audiofork.text import harmless
 
 
@@ -29,6 +29,7 @@ class ForkView:
         attempt: The number of the attempt that follows, from 1; 0: none is missing.
         next_attempt_s: Seconds until that attempt, 0 while it is under way; None: none is missing.
         keys: Keys of the party that the server was told of.
+        ending: Why it is being ended, `hangup` or `stopped` say; empty: it is not.
         gaps: How often its audio was interrupted, in this run of the daemon.
     """
 
@@ -54,6 +55,7 @@ class ForkView:
     next_attempt_s: float | None = None
     gaps: int = 0
     keys: int = 0
+    ending: str = ""
 
 
 def view_of(fork: Fork, stats: ForkStats) -> ForkView:
@@ -89,7 +91,15 @@ def view_of(fork: Fork, stats: ForkStats) -> ForkView:
         next_attempt_s=max(0.0, trouble.next_at - now) if trouble and is_away else None,
         gaps=fork.chronicle.gaps,
         keys=fork.progress.keys,
+        ending=_ending(fork),
     )
+
+
+def _ending(fork: Fork) -> str:
+    """Return why a fork is being ended; at a hangup the relay is asked a little later."""
+    if fork.progress.end_asked is not None:
+        return fork.progress.end_asked.value
+    return EndReason.HANGUP.value if fork.is_ending else ""
 
 
 def _latest(fork: Fork) -> Trouble | None:

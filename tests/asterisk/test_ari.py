@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import trustme
 from aiohttp import WSCloseCode, web
@@ -363,26 +364,61 @@ async def test_connection_refused_is_unavailable(server: FakeAri, ari: Ari) -> N
 
 
 @pytest.mark.parametrize(
-    "babbled",
+    ("babbled", "why"),
     [
-        pytest.param(b"Asterisk Call Manager/2.8.0\r\n\x1b[2J\r\n\r\n", id="ami"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nX: a\x1b\nb" + 500 * b"." + b"\r\n\r\n", id="header"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", id="cut"),
-        pytest.param(b"", id="nothing"),
+        pytest.param(
+            b"Asterisk Call Manager/2.8.0\r\n\x1b[2J\r\n\r\n", ari_module.NOT_HTTP, id="ami"
+        ),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nX: a\x1b\nb" + 500 * b"." + b"\r\n\r\n",
+            ari_module.NOT_HTTP,
+            id="header",
+        ),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}", "the answer broke off", id="cut"
+        ),
+        pytest.param(b"", "the other side closed the connection without an answer", id="nothing"),
     ],
 )
-async def test_peer_that_speaks_no_http_is_unavailable_in_one_line(babbled: bytes) -> None:
+async def test_peer_that_speaks_no_http_is_unavailable_in_plain_words(
+    babbled: bytes, why: str
+) -> None:
     async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(babbled)
         await reader.read(65536)
+        writer.write(babbled)
         writer.close()
 
     async with await asyncio.start_server(babble, "127.0.0.1", 0) as peer:
         port = peer.sockets[0].getsockname()[1]
         async with Ari(AriConfig(url=f"http://127.0.0.1:{port}", password=PASSWORD)) as ari:
             exc = await failure(ari.get("/a"), AriUnavailable)
-            assert str(exc).isprintable()
-            assert len(str(exc)) <= 200
+            assert str(exc) == why
+
+
+async def test_peer_that_speaks_first_is_said_to_be_no_http_server() -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"Asterisk Call Manager/2.8.0\r\n")
+        await reader.read(65536)
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as peer:
+        port = peer.sockets[0].getsockname()[1]
+        async with Ari(AriConfig(url=f"http://127.0.0.1:{port}", password=PASSWORD)) as ari:
+            for _ in range(20):  # the greeting may come before the request, or after it
+                exc = await failure(ari.get("/a"), AriUnavailable)
+                assert str(exc).endswith(ari_module.NOT_HTTP)
+
+
+async def test_connection_that_breaks_off_while_a_request_is_sent_is_told_in_plain_words(
+    server: FakeAri, ari: Ari, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_off(*_: object, **__: object) -> None:
+        url = "http://127.0.0.1:8088/ari/applications/audiofork/eventFilter"
+        raise aiohttp.ClientOSError(None, f"Can not write request body for {url}")
+
+    monkeypatch.setattr(aiohttp.ClientSession, "_request", break_off)
+    exc = await failure(ari.get("/a"), AriUnavailable)
+    assert str(exc) == "the connection broke off while the request was sent"
 
 
 async def test_proxy_of_the_environment_is_not_used(

@@ -157,6 +157,23 @@ async def test_secret_that_no_line_can_hold_is_not_quoted(asterisk: SpiedAsteris
     assert "xxx" not in str(findings)
 
 
+@pytest.mark.parametrize(
+    ("refusal", "advice"),
+    [
+        ("Authentication failed", "compare [asterisk] username and secret"),
+        ("Login Already In Use", "write allowmultiplelogin = yes"),
+    ],
+)
+async def test_login_that_is_refused_gets_the_advice_that_fits(
+    asterisk: SpiedAsterisk, refusal: str, advice: str
+) -> None:
+    asterisk.answers["Login"] = lambda action: response(action, f"Message: {refusal}", ok=False)
+    outcome, findings = await findings_of(configured(asterisk))
+    assert outcome == 1
+    assert failures(findings) == [f"login: Asterisk refused the login of audiofork: {refusal}"]
+    assert advice in findings[-1].remedy
+
+
 async def test_missing_secret_is_a_fault_without_a_login(asterisk: SpiedAsterisk) -> None:
     text = f"port = {asterisk.port}\n"
     outcome, findings = await findings_of(configured(asterisk=text))
@@ -164,6 +181,43 @@ async def test_missing_secret_is_a_fault_without_a_login(asterisk: SpiedAsterisk
     assert failures(findings) == ["login: no secret is configured"]
     assert "AUDIOFORK_ASTERISK_SECRET_FILE" in findings[-1].remedy
     assert asterisk.actions == []
+
+
+# --- The front -----------------------------------------------------------------------------------
+
+
+NO_DAEMON = "socket = /nonexistent/control.sock\n"
+
+
+async def test_port_of_the_front_that_another_program_has_is_a_fault(
+    asterisk: SpiedAsterisk,
+) -> None:
+    front = f"listen = 127.0.0.1:{asterisk.port}\n"
+    outcome, findings = await findings_of(configured(asterisk, front=front, control=NO_DAEMON))
+    assert outcome == 1
+    assert failures(findings) == [
+        f"AMI front: cannot listen on 127.0.0.1:{asterisk.port}: Address already in use (another "
+        "program listens there; as root, ss -ltnp tells which)"
+    ]
+
+
+async def test_port_of_the_front_that_is_free_is_said_to_be(asterisk: SpiedAsterisk) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    outcome, findings = await findings_of(
+        configured(asterisk, front=f"listen = 127.0.0.1:{port}\n", control=NO_DAEMON)
+    )
+    assert outcome == 0
+    assert f"AMI front: 127.0.0.1:{port} is free for it" in [one.text for one in findings]
+
+
+async def test_port_of_the_front_is_left_alone_where_a_daemon_may_run(
+    asterisk: SpiedAsterisk,
+) -> None:
+    front = f"listen = 127.0.0.1:{asterisk.port}\n"
+    outcome, findings = await findings_of(configured(asterisk, front=front))
+    assert outcome == 0
+    assert not any(one.text.startswith("AMI front") for one in findings)
 
 
 # --- ARI -----------------------------------------------------------------------------------------

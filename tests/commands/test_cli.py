@@ -61,6 +61,43 @@ def test_run_without_its_configuration_exits_with_3(config: Path) -> None:
     assert "No such file" in result.output
 
 
+def test_configuration_that_one_may_not_read_exits_with_3_and_says_who_may_not(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> bytes:
+        raise PermissionError(13, "Permission denied", str(config))
+
+    config.touch()
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    monkeypatch.setattr("audiofork.config_file.read_file", refuse)
+    result = CliRunner().invoke(main, ["list", "-c", str(config)])
+    assert result.exit_code == 3
+    assert f"audiofork: {config}: Permission denied (for the user " in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list", "--socket"],
+        ["migrate"],
+        ["migrate", "--asterisk-config"],
+        ["setup", "--asterisk=127.0.0.2", "--asterisk-config"],
+        ["receive", "--listen=192.0.2.1:1", "--directory"],
+        ["receive", "--tls-cert"],
+    ],
+    ids=" ".join,
+)
+def test_what_one_may_not_read_is_no_wrong_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    path = tmp_path / "own"
+    path.touch() if arguments[-1] in ("--socket", "--tls-cert", "migrate") else path.mkdir()
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    result = CliRunner().invoke(main, [*arguments, str(path)])
+    assert "is not readable" not in result.output
+    assert result.exit_code != 2, result.output
+
+
 def test_run_with_a_bad_option_names_the_line_and_exits_with_3(config: Path) -> None:
     config.write_text("[asterisk]\nhost = localhost\nprot = 5038\n")
     result = CliRunner().invoke(main, ["run", "-c", str(config)])
@@ -273,6 +310,28 @@ def test_start_that_takes_longer_than_the_timeout_exits_with_1_and_leaves_the_fo
         f"audiofork stop {FORK_ID}\n"
     )
     assert [type(request) for request in daemon.requests] == [StartFork]
+
+
+@pytest.mark.parametrize(
+    ("ending", "words"),
+    [
+        ("hangup", "The call was hung up meanwhile"),
+        ("stopped", "Somebody stopped it meanwhile"),
+        ("sink-gone", "It is being ended"),
+    ],
+)
+def test_start_of_a_fork_that_is_being_ended_says_so_and_not_how_to_end_it(
+    daemon: FakeDaemon, ending: str, words: str
+) -> None:
+    away = dataclasses.replace(AWAY, waits_for="the server to deliver the rest", ending=ending)
+    daemon.news = [StartNews(StartResult.WAITING, away)] * 2
+    result = ask(daemon, *START, "--timeout", "0.000001")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"audiofork: fork {FORK_ID} does not stream after 1e-06 s: it has waited 5 s for the "
+        f"server to deliver the rest: Connection refused; attempt 2 in 3 s. {words}; it goes on "
+        "for 30 s at most, to deliver what was said until then\n"
+    )
 
 
 def test_start_whose_daemon_goes_exits_with_4_and_says_what_becomes_of_the_fork(
@@ -619,10 +678,28 @@ def test_watch_without_a_daemon_at_the_start_exits_with_4(daemon: FakeDaemon) ->
     assert f"audiofork: no daemon at {daemon.path}" in result.output
 
 
-def test_refusal_is_told_in_the_daemons_words_and_exits_with_1(daemon: FakeDaemon) -> None:
+def test_channel_that_is_not_there_is_named_and_exits_with_1(daemon: FakeDaemon) -> None:
     daemon.error = NoSuchChannel()
     result = ask(daemon, "start", "PJSIP/none", "ws://localhost/")
-    assert (result.exit_code, result.output) == (1, "audiofork: No such channel\n")
+    assert (result.exit_code, result.output) == (
+        1,
+        'audiofork: No such channel: PJSIP/none; asterisk -rx "core show channels concise" has '
+        "their whole names\n",
+    )
+
+
+@pytest.mark.parametrize("arguments", [["stop"], ["mute", "on"]], ids=["stop", "mute"])
+@pytest.mark.parametrize("target", [FORK_ID, "PJSIP/1-1", "1700000000.42"])
+def test_target_without_a_fork_is_named(
+    daemon: FakeDaemon, arguments: list[str], target: str
+) -> None:
+    daemon.error = RequestRefused("No such fork")
+    verb, *rest = arguments
+    result = ask(daemon, verb, target, *rest)
+    assert (result.exit_code, result.output) == (
+        1,
+        f"audiofork: No such fork: {target}; audiofork list shows those there are\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -667,6 +744,18 @@ def test_arguments_that_make_no_sense_are_a_usage_error(arguments: list[str]) ->
     assert CliRunner().invoke(main, arguments).exit_code == 2
 
 
+@pytest.mark.parametrize("given", ["nan", "inf", "1e999", "5m", ""])
+@pytest.mark.parametrize(
+    "arguments",
+    [["start", "PJSIP/1-1", "ws://h/", "--timeout"], ["receive", "--quota"]],
+    ids=["start", "receive"],
+)
+def test_what_is_no_amount_is_a_usage_error_that_says_so(arguments: list[str], given: str) -> None:
+    result = CliRunner().invoke(main, [*arguments, given])
+    assert result.exit_code == 2
+    assert f"{arguments[-1]}': expected a number, got {given!r}" in result.output
+
+
 def test_no_daemon_exits_with_4_and_says_what_to_do(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["list", "--socket", str(tmp_path / "none.sock")])
     assert result.exit_code == 4
@@ -679,6 +768,16 @@ def test_socket_of_a_dead_daemon_exits_with_4(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["list", "--socket", str(tmp_path / "dead.sock")])
     assert result.exit_code == 4
     assert "Connection refused (no program listens there); is it running" in result.output
+
+
+def test_socket_whose_path_is_too_long_is_told_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 108)
+    result = CliRunner().invoke(main, ["list", "--socket", str(path)])
+    assert result.exit_code == 4
+    assert result.output == (
+        f"audiofork: no daemon at {path}: the path of a socket has no more than 107 bytes; choose "
+        "a shorter one in [control] socket\n"
+    )
 
 
 def test_socket_that_one_may_not_use_names_who_may(monkeypatch: pytest.MonkeyPatch) -> None:

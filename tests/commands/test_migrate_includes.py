@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -220,6 +221,19 @@ def test_lua_files_that_are_run_are_named(tmp_path: Path) -> None:
 
 
 # --- Without files ---
+
+
+def test_folder_that_one_may_not_look_into_is_said_to_be_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object, *_: object, **__: object) -> NoReturn:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    monkeypatch.setattr("audiofork.commands.migrate_includes.read_file", refuse)
+    said = Said()
+    assert said.run(folder=tmp_path) == EXIT_FAILED
+    assert said.notes == [f"{tmp_path}/extensions.conf: Permission denied"]
 
 
 def test_run_without_files_takes_the_dialplans_of_the_folder(tmp_path: Path) -> None:

@@ -163,8 +163,19 @@ async def test_fork_of_a_call_that_is_over_waits_for_the_server_to_deliver_the_r
     fork_id = await rig.stream()
     rig.forks.on_report(SinkRetrying(fork_id, 1, "Connection refused", 5.0))
     rig.forks.on_event(ChannelHangup(UNIQUEID))
-    assert (await view(rig)).waits_for == "the server to deliver the rest"
+    one = await view(rig)
+    assert (one.waits_for, one.ending) == ("the server to deliver the rest", "hangup")
     await rig.ended(fork_id, EndReason.HANGUP)
+
+
+async def test_fork_that_was_stopped_says_so_until_it_has_ended(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    assert (await view(rig)).ending == ""
+    rig.forks.on_report(SinkRetrying(fork_id, 1, "Connection refused", 5.0))
+    await rig.request(command="StopAudioFork", audioforkid=fork_id)
+    one = await view(rig)
+    assert (one.waits_for, one.ending) == ("the server to deliver the rest", "stopped")
+    await rig.ended(fork_id, EndReason.STOPPED)
 
 
 async def test_fork_without_a_relay_process_waits_for_one(rig: Rig) -> None:

@@ -172,7 +172,11 @@ async def test_refused_start_is_told_in_the_words_of_every_door_and_exits_with_1
     ],
 )
 async def test_channel_that_is_not_there_exits_with_1(daemon: Daemon, arguments: list[str]) -> None:
-    assert await command(daemon, *arguments) == (1, "audiofork: No such channel\n")
+    assert await command(daemon, *arguments) == (
+        1,
+        f'audiofork: No such channel: {arguments[1]}; asterisk -rx "core show channels concise" '
+        "has their whole names\n",
+    )
 
 
 @pytest.mark.parametrize("arguments", [["stop"], ["mute", "on"]], ids=["stop", "mute"])
@@ -196,7 +200,10 @@ async def test_beginning_of_an_id_that_the_log_shows_gets_the_whole_one_and_does
 
 async def test_fork_that_is_not_there_exits_with_1(daemon: Daemon) -> None:
     fork_id = "3f2a91c0-0000-4000-8000-000000000001"
-    assert await command(daemon, "stop", fork_id) == (1, "audiofork: No such fork\n")
+    assert await command(daemon, "stop", fork_id) == (
+        1,
+        f"audiofork: No such fork: {fork_id}; audiofork list shows those there are\n",
+    )
 
 
 async def test_watch_shows_frames_that_go_on_until_ctrl_c(

@@ -72,6 +72,7 @@ FREEPBX = {
 }
 GROWN = {
     "manager.conf": "\ufeff[general]\r\nenabled = no\r\n[general](+)\r\nenabled = yes\r\n"
+    "allowmultiplelogin = no\r\n"
     "port = {ami}\r\n;-- [general]\r\nport = 1 --;\r\n[phone](!)\r\nwritetimeout = 5000\r\n" + USER,
     "http.conf": "[base](!)\nenabled = no\nbindport = {http}\n[general](base)\n"
     ";-- enabled = yes --;",

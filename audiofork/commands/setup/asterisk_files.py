@@ -14,7 +14,7 @@ from pathlib import Path
 
 from audiofork import shipped
 from audiofork.asterisk.versions import EVENT_FILTERS_BY_NAME, Version
-from audiofork.commands.setup.conf import GENERAL, Conf, Section, is_true
+from audiofork.commands.setup.conf import GENERAL, Conf, Section, is_true, real
 from audiofork.commands.setup.draft import FOR_ALL, FOR_GROUP, PRIVATE, Draft
 from audiofork.commands.setup.find import Asterisk
 from audiofork.errors import SetupError
@@ -101,7 +101,7 @@ class AsteriskFiles:
         """Return what Asterisk has to be told when these files have changed."""
         found = []
         for name, command in RELOADS.items():
-            concerned = {path.resolve() for path in self._conf(name).read}
+            concerned = {real(path) for path in self._conf(name).read}
             if concerned.intersection(paths):
                 found.append(command)
         return found
@@ -165,7 +165,7 @@ class AsteriskFiles:
         section = tree.section(user)
         place = tree.wildcard_place("audiofork.conf", name) or self._asterisk.folder / name
         if section is not None:
-            if section.path.resolve() == place.resolve() and self._is_ours(place):
+            if real(section.path) == real(place) and self._is_ours(place):
                 self._write(place, text)
             return
         if self._draft.files.read(place) is not None and not self._is_ours(place):
@@ -180,7 +180,7 @@ class AsteriskFiles:
             section
             for context in CONTEXTS
             for section in tree.sections(context)
-            if section.path.resolve() != place.resolve()
+            if real(section.path) != real(place)
         ]
         if others:
             raise SetupError(
@@ -285,6 +285,6 @@ def _network(host: str) -> str:
 
 
 def _port(section: Section, text: str) -> int:
-    if not text.isascii() or not text.isdigit():
+    if not text.isascii() or not text.isdigit() or not 0 < int(text[:6]) < 65536:
         raise SetupError(f"{section}: expected a port, got {text!r}; nothing was changed")
     return int(text)

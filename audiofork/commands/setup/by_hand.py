@@ -9,6 +9,7 @@ from pathlib import Path
 from audiofork import shipped
 from audiofork.commands.setup.asterisk_files import LOOPBACK, PLACEHOLDER, RELOADS
 from audiofork.commands.setup.daemon_files import this_program
+from audiofork.config_values import Address
 
 _PERMIT = "permit = 127.0.0.1/255.255.255.255"
 _SECRET = """\
@@ -21,12 +22,12 @@ host = {host}
 secret_file = {secret}
 
 [ari]
-url = http://{host}:8088/ari
+url = http://{http}/ari
 password_file = {secret}
 """
 _INI_BEYOND = """
 [audiosocket]
-listen = {ours}:9093
+listen = {audio}
 """
 _FREEPBX = """\
 With FreePBX write to manager_custom.conf, http_custom.conf, ari_general_custom.conf, \
@@ -38,7 +39,7 @@ firewall, or TLS (tlsenable in manager.conf and http.conf; [asterisk] tls = yes,
 [ari] url)."""
 _ADDED = {
     "manager.conf": "[general](+)\nenabled = yes\n#include manager_audiofork.conf",
-    "http.conf": "[general](+)\nenabled = yes\nbindaddr = {host}",
+    "http.conf": "[general](+)\nenabled = yes\nbindaddr = {address}",
     "ari.conf": "[general](+)\nenabled = yes\n#include ari_audiofork.conf",
     "extensions.conf": "#include extensions_audiofork.conf",
 }
@@ -60,9 +61,13 @@ def text(ini: Path, host: str = LOOPBACK) -> str:
         host: Where Asterisk is.
     """
     is_here = host == LOOPBACK
+    ours = LOOPBACK if is_here else _our_address(host)
     names = {
         "host": host,
-        "ours": LOOPBACK if is_here else _our_address(host),
+        "address": _address_of(host),
+        "http": str(Address(host, 8088)),
+        "audio": str(Address(ours, 9093)),
+        "ours": ours,
         "there": "here" if is_here else f"on {host}",
         "secret": str(ini.parent / "ami-secret"),
         "folder": str(ini.parent),
@@ -93,7 +98,9 @@ def _lines_of_asterisk(names: dict[str, str], *, is_here: bool) -> list[str]:
     parts = []
     for name, lines in _ADDED.items():
         # Debian's manager.conf has 127.0.0.1.
-        bind = "enabled = yes\nbindaddr = {host}\n" if name == "manager.conf" else "enabled = yes\n"
+        bind = (
+            "enabled = yes\nbindaddr = {address}\n" if name == "manager.conf" else "enabled = yes\n"
+        )
         added = lines if is_here else lines.replace("enabled = yes\n", bind)
         parts += [f"At the end of {name}:", _code(added.format(**names))]
     return parts
@@ -118,6 +125,14 @@ def _files_of_asterisk(names: dict[str, str]) -> list[str]:
 
 def _code(content: str) -> str:
     return textwrap.indent(content.rstrip(), "    ")
+
+
+def _address_of(host: str) -> str:
+    """Return the address of a host: in place of a name Asterisk's AMI listens on all addresses."""
+    try:
+        return str(socket.getaddrinfo(host, 5038, type=socket.SOCK_DGRAM)[0][4][0])
+    except OSError:
+        return f"(the address of {host})"
 
 
 def _our_address(host: str) -> str:

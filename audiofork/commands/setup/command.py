@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +17,19 @@ from audiofork.errors import ConfigError, SetupError
 from audiofork.text import why
 
 
+def _host(_context: click.Context, _option: click.Parameter, text: str | None) -> str | None:
+    """Return a host as all that it is put into takes it: without the brackets of IPv6."""
+    if text is None:
+        return None
+    host = text.removeprefix("[").removesuffix("]")
+    if re.fullmatch(r"[\w.-]+", host, re.ASCII):
+        return host
+    try:
+        return str(ipaddress.IPv6Address(host))
+    except ValueError:
+        raise click.BadParameter(f"expected a name or an address, got {text!r}") from None
+
+
 @click.command()
 @click.option("--yes", is_flag=True, help="Ask nothing.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be changed.")
@@ -23,25 +38,29 @@ from audiofork.text import why
     "--asterisk-config",
     "folder",
     metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=click.Path(file_okay=False, readable=False, path_type=Path),
     help="Asterisk's configuration folder, where it is not found by itself.",
 )
 @click.option(
     "--asterisk",
     "host",
     metavar="HOST",
+    callback=_host,
     help="Asterisk is on another host: only print what to put where.",
 )
 @click.option(
     "-c",
     "--config",
     "ini",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(dir_okay=False, readable=False, path_type=Path),
     default=Path("/etc/audiofork/audiofork.ini"),
     show_default=True,
     help="The daemon's configuration file, which is made or added to.",
 )
-@click.option("--state", type=click.Path(path_type=Path), default=STATE, hidden=True)
+# Not readable=True, click's default: of what only root may read the text is that of _run.
+@click.option(
+    "--state", type=click.Path(readable=False, path_type=Path), default=STATE, hidden=True
+)
 def setup(
     *,
     yes: bool,

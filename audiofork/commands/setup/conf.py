@@ -77,10 +77,10 @@ class Files:
         Raises:
             OSError: It cannot be read, or is none.
         """
-        if (real := path.resolve()) in self.planned:
-            return self.planned[real]
+        if (target := real(path)) in self.planned:
+            return self.planned[target]
         try:
-            return read_file(real, MAX_CONF_BYTES)
+            return read_file(target, MAX_CONF_BYTES)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -202,5 +202,5 @@ def is_true(value: str) -> bool:
 
 
 def real(path: Path) -> Path:
-    """Return the file that a path leads to, itself there or not."""
+    """Return the file that a path leads to, itself there or not; of a circle of links, a link."""
     return Path(os.path.realpath(path))

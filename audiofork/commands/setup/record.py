@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from audiofork.commands.setup import edits, files
+from audiofork.commands.setup.conf import real
 from audiofork.commands.setup.draft import Change
 from audiofork.errors import SetupError
 
@@ -151,7 +152,7 @@ class Record:
 
     def is_ours(self, path: Path) -> bool:
         """Return whether a file is as a setup has left it."""
-        entry = self.entries.get(str(path.resolve()))
+        entry = self.entries.get(str(real(path)))
         return entry is not None and digest(content_of(path)) in entry.digests
 
     def note(self, change: Change) -> None:

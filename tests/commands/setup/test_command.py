@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,20 @@ def test_dry_run_that_may_not_read_a_file_says_what_to_put_where(
     assert result.output.startswith("/etc/asterisk/manager.conf can be read by root alone")
 
 
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"], ["--asterisk=127.0.0.2"], ["--undo"]])
+def test_record_and_configuration_that_root_alone_may_read_are_no_wrong_command_line(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    assert run(machine, "--yes").exit_code == 0
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    result = CliRunner().invoke(
+        main, ["setup", "-c", str(machine.ini), "--state", str(machine.root / "state"), *arguments]
+    )
+    assert result.exit_code != 2, result.output
+    assert "is not readable" not in result.output
+
+
 def test_for_another_host_it_says_what_to_put_where(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,9 +126,41 @@ def test_for_another_host_it_says_what_to_put_where(
     assert machine.tree() == tree
 
 
+@pytest.mark.parametrize("given", ["::1", "[::1]"])
+def test_an_ipv6_host_has_brackets_where_a_port_follows(given: str) -> None:
+    result = CliRunner().invoke(main, ["setup", "--asterisk", given])
+    assert result.exit_code == 0
+    for line in (
+        "host = ::1",
+        "url = http://[::1]:8088/ari",
+        "listen = [::1]:9093",
+        "permit = ::1",
+    ):
+        assert f"    {line}\n" in result.output
+    assert result.output.count("    bindaddr = ::1\n") == 2
+
+
+def test_asterisk_is_told_to_listen_on_the_address_of_a_host_and_not_on_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer = [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("192.0.2.7", 5038))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answer)
+    text = by_hand.text(Path("/etc/audiofork/audiofork.ini"), "pbx.example.org")
+    assert text.count("    bindaddr = 192.0.2.7\n") == 2
+    assert "    host = pbx.example.org\n" in text
+
+
+@pytest.mark.parametrize("given", ["", "http://pbx/", "pbx:5038", "my pbx", "1::2::3", "p\nbx"])
+def test_what_is_no_host_is_refused(given: str) -> None:
+    result = CliRunner().invoke(main, ["setup", "--asterisk", given])
+    assert result.exit_code == 2
+    assert f"expected a name or an address, got {given!r}" in result.output
+
+
 def test_host_that_is_not_known_leaves_our_address_to_the_reader() -> None:
     text = by_hand.text(Path("/etc/audiofork/audiofork.ini"), "no.such.host.invalid")
     assert "listen = (the address of this machine):9093" in text
+    assert text.count("    bindaddr = (the address of no.such.host.invalid)\n") == 2
 
 
 def test_what_is_in_the_way_ends_with_1_and_a_bad_configuration_with_3(machine: Machine) -> None:

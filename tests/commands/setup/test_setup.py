@@ -288,6 +288,8 @@ def with_ini(text: str) -> Callable[[Machine], object]:
         (with_file("extensions.conf", b"\n[audiofork]\n"), r"extensions\.conf:2 has a context"),
         (with_file("ari.conf", b"[general]\n;-- open"), r"a comment that begins with ;--"),
         (with_file("http.conf", b"[general]\nbindport = x\n"), r"expected a port, got 'x'"),
+        (with_file("http.conf", b"[general]\nbindport = 0\n"), r"http.conf:1: expected a port, go"),
+        (with_file("manager.conf", b"[general]\nport = 65536\n"), r"manager.conf:1: expected a p"),
         (
             with_file("manager.conf", b"[general]\nenabled=yes\n[audiofork]\nsecret=a\n"),
             None,
@@ -393,6 +395,20 @@ def test_file_of_its_own_is_renewed_for_another_version_of_asterisk(machine: Mac
     assert machine.asked() == [*RELOADS, "manager reload"]
     machine.setup().undo()
     assert machine.tree() == tree
+
+
+@pytest.mark.parametrize("name", ["manager.conf", "manager_audiofork.conf"])
+def test_links_that_lead_in_a_circle_are_named_and_nothing_is_changed(
+    machine: Machine, name: str
+) -> None:
+    path = machine.etc / name
+    path.unlink(missing_ok=True)
+    path.symlink_to("other.conf")
+    (machine.etc / "other.conf").symlink_to(name)
+    with pytest.raises(OSError, match="Too many levels of symbolic links") as caught:
+        machine.setup().do()
+    assert caught.value.filename == str(path)
+    assert not (machine.etc / "ari_audiofork.conf").exists()
 
 
 def test_user_that_was_made_by_hand_stays_as_he_is(machine: Machine) -> None:
