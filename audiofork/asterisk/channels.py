@@ -14,6 +14,7 @@ from audiofork.text import printable
 
 MAX_VALUE_BYTES = 1022  # Getvar cuts longer results of a function (main/manager.c)
 MAX_QUESTION_BYTES = 900  # a line of AMI has 1024 at most
+_COLON = b"\xff"  # stands for a colon on the way: a byte that no UTF-8 has
 _END = "Lg=="  # a dot in base64: tells a whole answer from one that was cut
 NO_SUCH_CHANNEL = str(NoSuchChannel())  # Asterisk uses the same words
 
@@ -191,13 +192,18 @@ class Channels:
 
 
 def _value_of(expression: str) -> str:
-    return f"${{{expression}}}"
+    """Return what stands for a value that may lie within the parentheses of a function.
+
+    Asterisk puts the value there first and looks for a `:offset:length` behind the parentheses
+    then, so after a `)` in the value no colon of it may stand.
+    """
+    return rf"${{REPLACE({expression},:,\\xff)}}"
 
 
 def _decoded(value: str) -> str:
     """Return the text of a value that Asterisk has encoded, as far as it was not cut."""
     whole = value[: len(value) - len(value) % 4]
-    return base64.b64decode(whole)[1:].decode("utf-8", "replace")
+    return base64.b64decode(whole)[1:].replace(_COLON, b":").decode("utf-8", "replace")
 
 
 def _safely(expression: str) -> str:

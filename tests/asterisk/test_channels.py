@@ -203,7 +203,7 @@ async def test_value_that_asterisk_may_have_cut_is_refused(
 async def test_values_at_once_are_one_question_and_come_as_they_are(
     ami: FakeAmi, channels: Channels
 ) -> None:
-    odd = 'a\r\n\r\nEvent: x, "_}~\\ ü'
+    odd = 'a):1:2\r\n\r\nEvent: x, "_}~\\ ü'
     ami.values_of[UNIQUEID] = {"CALLERID(num)": "7", "CALLERID(name)": odd, "A(b,c)": "_"}
     wanted = ["CALLERID(num)", "CALLERID(name)", "NOT_SET", "A(b,c)"]
     assert await channels.at_once(UNIQUEID, wanted) == ["7", odd, "", "_"]
