@@ -54,7 +54,7 @@ class Options:
         frame_ms: Option F, in milliseconds; None for the configured size.
         headers: Option H: names and values, which may be secrets.
         authorization: Option A: the value of the header Authorization; a secret.
-        subprotocols: Option s, the preferred one first.
+        subprotocols: Option s, the preferred one first; one may be a secret.
         format: Option x.
         codec: Option c.
         metadata: Option M.
@@ -77,7 +77,7 @@ class Options:
     frame_ms: int | None = None
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     authorization: str = field(default="", repr=False)
-    subprotocols: tuple[str, ...] = ()
+    subprotocols: tuple[str, ...] = field(default=(), repr=False)
     format: Format = Format.RAW
     codec: Codec = Codec.SLIN
     metadata: bool = False
@@ -204,7 +204,9 @@ _ON = frozenset({"on", "yes", "true", "1"})
 
 
 def _bad(letter: str, expected: str, argument: str | None, hint: str = "") -> RequestRefused:
-    given = repr(argument) if argument else "nothing"
+    # Not further than a parenthesis: where one is missing, A or H may follow with a secret.
+    known, parenthesis, _ = (argument or "").partition("(")
+    given = repr(f"{known}(..." if parenthesis else known) if argument else "nothing"
     return RequestRefused(f"Options: {letter} takes {expected}, not {given}{hint}")
 
 
@@ -337,8 +339,8 @@ def _authorization(options: Options, argument: str | None) -> Options:
 def _subprotocols(options: Options, argument: str | None) -> Options:
     try:
         return replace(options, subprotocols=handshakes.subprotocols(argument or ""))
-    except ValueError as exc:
-        raise _bad("s", str(exc), argument) from None
+    except ValueError as exc:  # some servers expect a token as the second name
+        raise RequestRefused(f"Options: s takes {exc}") from None
 
 
 def _format(options: Options, argument: str | None) -> Options:
