@@ -353,10 +353,10 @@ class FakeAmi:
         values = {**self.values, **self.values_of.get(uniqueid, {})}
         texts = [
             values.get(one.removeprefix("${REPLACE(").removesuffix(r",:,\\xff)}"), "").encode()
-            for one in re.findall(r"BASE64_ENCODE\(\.(.*?)\)(?=\}_\$\{BASE64|$)", wanted)
+            for one in re.findall(r"BASE64_ENCODE\(\.(.*?)~\^\)(?=\}_\$\{BASE64|$)", wanted)
         ]
         whole = "_".join(
-            base64.b64encode(b"." + text.replace(b":", b"\xff")).decode() for text in texts
+            base64.b64encode(b"." + text.replace(b":", b"\xff") + b"~^").decode() for text in texts
         )
         return whole[:MAX_VALUE_BYTES]
 
