@@ -398,11 +398,17 @@ _PARSERS: dict[str, Callable[[Options, str | None], Options]] = {
 
 
 def as_the_module(text: str) -> str:
-    """Return an option string that offers the subprotocol of app_audiofork, unless it has some.
+    """Return an option string that offers the subprotocol of app_audiofork.
+
+    Unless it names others, or a format whose servers expect others: no client of the module does.
 
     Raises:
         RequestRefused: See `split_options`.
     """
     # With an argument: in a dialplan, an s may also be part of the name of a variable.
-    has_some = any(letter == "s" and argument for letter, argument in split_options(text))
+    has_some = any(
+        argument
+        and (letter == "s" or (letter == "x" and argument.strip().lower() in _SUBPROTOCOLS))
+        for letter, argument in split_options(text)
+    )
     return text if has_some else f"{text}s({SUBPROTOCOL_OF_MODULE})"
