@@ -203,8 +203,8 @@ def sweep(path: Path) -> None:
 # --- The commands that ask the daemon ------------------------------------------------------------
 
 
-def _url(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    """Return the URL of a command line, or the line of standard input that it stands for."""
+def _or_line(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """Return a value of a command line, or the line of standard input that a dash stands for."""
     if value != "-":
         return value
     line = sys.stdin.buffer.readline(MAX_LINE_BYTES).decode(errors="replace").strip()
@@ -215,8 +215,14 @@ def _url(_context: click.Context, _parameter: click.Parameter, value: str) -> st
 
 @main.command(short_help="Send the audio of a channel to a WebSocket server.")
 @click.argument("channel")
-@click.argument("url", callback=_url)
-@click.option("--options", default="", metavar="OPTIONS", help="The option string, D(in) say.")
+@click.argument("url", callback=_or_line, is_eager=True)  # so its line is the first
+@click.option(
+    "--options",
+    default="",
+    callback=_or_line,
+    metavar="OPTIONS",
+    help="The option string, D(in) say; with - it is read from standard input.",
+)
 @click.option(
     "--post-process",
     default="",
@@ -257,8 +263,9 @@ def start(
     configuration cannot be used; 4: the daemon or Asterisk cannot be reached; 130: Ctrl-C, which
     leaves the fork as it is.
 
-    With - for URL it is read from standard input, one line. Arguments show in the list of
-    processes, so give a URL that holds a token in this way.
+    With - for URL it is read from standard input, one line; with - for OPTIONS they are, from the
+    line after that. Arguments show in the list of processes, so give a URL that holds a token, and
+    options A and H, in this way.
     """
     wishes = {"Options": options, "PostProcess": post_process, "Params": params}
     with _daemon(path, socket_path) as daemon:

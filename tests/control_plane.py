@@ -353,10 +353,12 @@ class FakeAmi:
         """Return what Asterisk makes of the expressions that `Channels.at_once` asks for."""
         values = {**self.values, **self.values_of.get(uniqueid, {})}
         texts = [
-            values.get(one.removeprefix("${").removesuffix("}"), "")
-            for one in re.findall(r"BASE64_ENCODE\(\.(.*?)\)(?=\}_\$\{BASE64|$)", wanted)
+            values.get(one.removeprefix("${REPLACE(").removesuffix(r",:,\\xff)}"), "").encode()
+            for one in re.findall(r"BASE64_ENCODE\(\.(.*?)~\^\)(?=\}_\$\{BASE64|$)", wanted)
         ]
-        whole = "_".join(base64.b64encode(b"." + text.encode()).decode() for text in texts)
+        whole = "_".join(
+            base64.b64encode(b"." + text.replace(b":", b"\xff") + b"~^").decode() for text in texts
+        )
         return whole[:MAX_VALUE_BYTES]
 
     def _find(self, key: str, action: str) -> str:

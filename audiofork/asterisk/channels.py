@@ -14,7 +14,11 @@ from audiofork.text import printable
 
 MAX_VALUE_BYTES = 1022  # Getvar cuts longer results of a function (main/manager.c)
 MAX_QUESTION_BYTES = 900  # a line of AMI has 1024 at most
-_END = "Lg=="  # a dot in base64: tells a whole answer from one that was cut
+_COLON = b"\xff"  # stands for a colon on the way: a byte that no UTF-8 has
+# Asterisk 18 up to some release leaves the last one or two bytes out of what it encodes, unless
+# their number is a multiple of three. So there are two for it to lose.
+_TAIL = "~^"
+_END = "Ln5e"  # a dot and _TAIL in base64: tells a whole answer from one that was cut
 NO_SUCH_CHANNEL = str(NoSuchChannel())  # Asterisk uses the same words
 
 # Sample rates in Hz of the formats that are not slin or 8000 (main/codec_builtin.c).
@@ -161,7 +165,9 @@ class Channels:
         # REPLACE() puts "${" and "}" around its first argument, and puts in the values of what it
         # has then. EVAL() would do the same, but is denied to a user without the class system. The
         # dot is there since BASE64_ENCODE() warns of an empty value.
-        encoded = "}_${".join(f"BASE64_ENCODE(.{one})" for one in (*map(_value_of, wanted), ""))
+        encoded = "}_${".join(
+            f"BASE64_ENCODE(.{one}{_TAIL})" for one in (*map(_value_of, wanted), "")
+        )
         if len(encoded) > MAX_QUESTION_BYTES and len(wanted) > 1:
             return None
         answer = await self._evaluated(channel, f"REPLACE({encoded},~)")
@@ -191,13 +197,23 @@ class Channels:
 
 
 def _value_of(expression: str) -> str:
-    return f"${{{expression}}}"
+    """Return what stands for a value that may lie within the parentheses of a function.
+
+    Asterisk puts the value there first and looks for a `:offset:length` behind the parentheses
+    then, so after a `)` in the value no colon of it may stand.
+    """
+    return rf"${{REPLACE({expression},:,\\xff)}}"
 
 
 def _decoded(value: str) -> str:
     """Return the text of a value that Asterisk has encoded, as far as it was not cut."""
     whole = value[: len(value) - len(value) % 4]
-    return base64.b64decode(whole)[1:].decode("utf-8", "replace")
+    text = base64.b64decode(whole)[1:]
+    for tail in (_TAIL.encode(), _TAIL[:1].encode()):
+        if text.endswith(tail):
+            text = text.removesuffix(tail)
+            break
+    return text.replace(_COLON, b":").decode("utf-8", "replace")
 
 
 def _safely(expression: str) -> str:

@@ -12,9 +12,9 @@ from audiofork.commands.findings import Findings
 from audiofork.errors import AmiActionFailed, AmiError
 
 FILE = "extensions_audiofork.conf"
-VERSION = 1
+VERSION = 2
 """Of the shipped file, as its extension `version` says; another text has another version."""
-FINGERPRINT = "88684346d1458e9c"
+FINGERPRINT = "95b73dbecdf9d5e6"
 """Of the shipped file, as `fingerprint` makes it of what Asterisk has read."""
 # The contexts of the shipped file, with what somebody or something is sent to in each.
 REQUESTS = "audiofork"

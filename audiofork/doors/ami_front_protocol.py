@@ -30,7 +30,7 @@ AUDIOFORK = "audiofork"
 OWN_ACTIONS = frozenset({AUDIOFORK, START, STOP, MUTE})
 _FIELDS = frozenset(
     {
-        *("channel", "uniqueid", "wsserver", "options", "postprocess"),
+        *("channel", "uniqueid", "wsserver", "options", "params", "postprocess"),
         *("audioforkid", "direction", "state", "actionid", "command"),
     }
 )

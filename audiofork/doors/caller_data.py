@@ -52,7 +52,8 @@ def _decoded(name: str, value: str) -> str:
     if not text:
         raise RequestRefused(f"{name}: Asterisk has not encoded it; is func_base64.so loaded?")
     # The dialplan puts a dot first, so that an empty value differs from one that was not encoded.
-    return text[1:].decode("utf-8", "replace")
+    # And it puts a byte that is never in UTF-8 in the place of each colon.
+    return text[1:].replace(b"\xff", b":").decode("utf-8", "replace")
 
 
 def slipped_in(fields: Mapping[str, str], caller_data: Iterable[str]) -> str:

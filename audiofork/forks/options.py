@@ -54,7 +54,7 @@ class Options:
         frame_ms: Option F, in milliseconds; None for the configured size.
         headers: Option H: names and values, which may be secrets.
         authorization: Option A: the value of the header Authorization; a secret.
-        subprotocols: Option s, the preferred one first.
+        subprotocols: Option s, the preferred one first; one may be a secret.
         format: Option x.
         codec: Option c.
         metadata: Option M.
@@ -77,7 +77,7 @@ class Options:
     frame_ms: int | None = None
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     authorization: str = field(default="", repr=False)
-    subprotocols: tuple[str, ...] = ()
+    subprotocols: tuple[str, ...] = field(default=(), repr=False)
     format: Format = Format.RAW
     codec: Codec = Codec.SLIN
     metadata: bool = False
@@ -204,7 +204,9 @@ _ON = frozenset({"on", "yes", "true", "1"})
 
 
 def _bad(letter: str, expected: str, argument: str | None, hint: str = "") -> RequestRefused:
-    given = repr(argument) if argument else "nothing"
+    # Not further than a parenthesis: where one is missing, A or H may follow with a secret.
+    known, parenthesis, _ = (argument or "").partition("(")
+    given = repr(f"{known}(..." if parenthesis else known) if argument else "nothing"
     return RequestRefused(f"Options: {letter} takes {expected}, not {given}{hint}")
 
 
@@ -337,8 +339,8 @@ def _authorization(options: Options, argument: str | None) -> Options:
 def _subprotocols(options: Options, argument: str | None) -> Options:
     try:
         return replace(options, subprotocols=handshakes.subprotocols(argument or ""))
-    except ValueError as exc:
-        raise _bad("s", str(exc), argument) from None
+    except ValueError as exc:  # some servers expect a token as the second name
+        raise RequestRefused(f"Options: s takes {exc}") from None
 
 
 def _format(options: Options, argument: str | None) -> Options:
@@ -396,11 +398,17 @@ _PARSERS: dict[str, Callable[[Options, str | None], Options]] = {
 
 
 def as_the_module(text: str) -> str:
-    """Return an option string that offers the subprotocol of app_audiofork, unless it has some.
+    """Return an option string that offers the subprotocol of app_audiofork.
+
+    Unless it names others, or a format whose servers expect others: no client of the module does.
 
     Raises:
         RequestRefused: See `split_options`.
     """
     # With an argument: in a dialplan, an s may also be part of the name of a variable.
-    has_some = any(letter == "s" and argument for letter, argument in split_options(text))
+    has_some = any(
+        argument
+        and (letter == "s" or (letter == "x" and argument.strip().lower() in _SUBPROTOCOLS))
+        for letter, argument in split_options(text)
+    )
     return text if has_some else f"{text}s({SUBPROTOCOL_OF_MODULE})"

@@ -114,11 +114,12 @@ class Handshake:
 
     Attributes:
         headers: Names and values; a value may be a secret, so none is shown.
-        subprotocols: The subprotocols that are offered, the preferred one first.
+        subprotocols: Those that are offered, the preferred one first; some servers expect a token
+            as one of them, so none is shown.
     """
 
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-    subprotocols: tuple[str, ...] = ()
+    subprotocols: tuple[str, ...] = field(default=(), repr=False)
 
 
 PLAIN_HANDSHAKE = Handshake()

@@ -131,14 +131,14 @@ class Pipeline(ABC):
 
     def set_mute(self, mute_in: bool | None, mute_out: bool | None) -> None:
         """Mute or unmute the sides; None leaves a side as it is."""
-        self._read_rest()
+        self.read_rest()
         mute_in = self._sides.mute_in if mute_in is None else mute_in
         mute_out = self._sides.mute_out if mute_out is None else mute_out
         self._sides = replace(self._sides, mute_in=mute_in, mute_out=mute_out)
 
     def set_gate(self, is_open: bool) -> None:
         """Open or shut the gate; no audio passes a shut gate."""
-        self._read_rest()
+        self.read_rest()
         self._gate_open = is_open
 
     @abstractmethod
@@ -147,11 +147,11 @@ class Pipeline(ABC):
 
     def finish(self) -> None:
         """Hand on all unread and waiting frames; then shut the gate."""
-        self._read_rest()
+        self.read_rest()
         self._flush()
         self.set_gate(False)
 
-    def _read_rest(self) -> None:
+    def read_rest(self) -> None:
         """Read and hand on what waits in the kernel.
 
         With batched reads that is up to one message of audio. A command must not change how audio

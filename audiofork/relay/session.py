@@ -236,6 +236,7 @@ class Session:
     def press(self, command: PressKey) -> None:
         """Tell the server of a key that the party has pressed, if its format has a way to."""
         if self._end is None:
+            self._pipeline.read_rest()  # what was said before the key comes before it
             self._sink.send_event(Dtmf(command.digit, command.duration_ms))
 
     def set_gate(self, is_open: bool) -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -203,7 +204,7 @@ async def test_value_that_asterisk_may_have_cut_is_refused(
 async def test_values_at_once_are_one_question_and_come_as_they_are(
     ami: FakeAmi, channels: Channels
 ) -> None:
-    odd = 'a\r\n\r\nEvent: x, "_}~\\ ü'
+    odd = 'a):1:2\r\n\r\nEvent: x, "_}~\\ ü'
     ami.values_of[UNIQUEID] = {"CALLERID(num)": "7", "CALLERID(name)": odd, "A(b,c)": "_"}
     wanted = ["CALLERID(num)", "CALLERID(name)", "NOT_SET", "A(b,c)"]
     assert await channels.at_once(UNIQUEID, wanted) == ["7", odd, "", "_"]
@@ -242,6 +243,19 @@ async def test_values_at_once_without_the_module_that_encodes_are_empty(
 ) -> None:
     monkeypatch.setattr(ami, "_encoded", lambda *_: "__")
     assert await channels.at_once(UNIQUEID, ["A", "B"]) == ["", ""]
+
+
+async def test_values_at_once_are_whole_where_asterisk_leaves_out_what_base64_would_pad(
+    ami: FakeAmi, channels: Channels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 18.24.3 does; 18.26.4 does not."""
+    values = {f"V{length}": "1234567"[:length] for length in range(8)}
+    ami.values_of[UNIQUEID] = values
+    whole = ami._encoded
+    monkeypatch.setattr(
+        ami, "_encoded", lambda *of: re.sub("[^_=]{2}(?:==|[^_=]=)", "", whole(*of))
+    )
+    assert await channels.at_once(UNIQUEID, values) == list(values.values())
 
 
 async def test_values_at_once_of_no_channel_raise_no_such_channel(channels: Channels) -> None:

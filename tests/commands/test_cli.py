@@ -402,6 +402,25 @@ def test_start_reads_the_url_from_standard_input_in_place_of_a_dash(
     assert request.url == url
 
 
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        (("ws://localhost/", "--options", "-"), "A(hunter2)\n"),
+        (("-", "--options", "-"), "ws://localhost/\nA(hunter2)"),
+        (("--options", "-", "-"), "ws://localhost/\nA(hunter2)\n"),
+    ],
+)
+def test_start_reads_the_options_from_standard_input_in_place_of_a_dash(
+    daemon: FakeDaemon, arguments: tuple[str, ...], lines: str
+) -> None:
+    words = ["start", "1.1", *arguments, "--socket", str(daemon.path)]
+    result = CliRunner().invoke(main, words, input=lines)
+    assert result.exit_code == 0, result.output
+    request = daemon.requests[0]
+    assert isinstance(request, StartFork)
+    assert (request.url, request.options_text) == ("ws://localhost/", "A(hunter2)")
+
+
 @pytest.mark.parametrize("line", ["", "\n"])
 def test_start_without_the_url_that_a_dash_promises_is_a_usage_error(
     daemon: FakeDaemon, line: str

@@ -559,8 +559,17 @@ def test_parse_options_bad_subprotocols_are_refused(argument: str) -> None:
         parse_options(f"s({argument})")
 
 
+@pytest.mark.parametrize(
+    "text", ["D(inA(S3CRET))", "L(8000H(a:S3CRET))", "x(json A(S3CRET))", "s(token&S3CRET,b)"]
+)
+def test_parse_options_refusal_holds_no_secret_behind_a_missing_parenthesis(text: str) -> None:
+    with pytest.raises(RequestRefused) as caught:
+        parse_options(text)
+    assert "S3CRET" not in str(caught.value)
+
+
 def test_no_secret_of_the_options_is_in_a_repr() -> None:
-    text = "A(S3CRET)H(X-Key:S3CRET)"
+    text = "A(S3CRET)H(X-Key:S3CRET)s(token&S3CRET)"
     request = StartFork(Target("a"), "ws://h/", parse_options(text), options_text=text)
     assert "S3CRET" not in repr(request) + repr(request.options.handshake)
 

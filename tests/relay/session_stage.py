@@ -13,6 +13,7 @@ from audiofork.link.messages import (
     Report,
     SetMute,
 )
+from audiofork.relay.formats.base import Event
 from audiofork.relay.pipeline import message_frame_bytes
 from audiofork.relay.session import Session
 from audiofork.relay.sink import Sink
@@ -39,6 +40,7 @@ class FakeSink:
 
     Attributes:
         frames: All that it was given; each must be `frame_bytes` long.
+        events: The events that it was given, and before how many frames.
     """
 
     def __init__(self, frame_bytes: int) -> None:
@@ -53,6 +55,7 @@ class FakeSink:
         self.subprotocol = ""
         self.dropped_in_gap = 0
         self.frames: list[bytes] = []
+        self.events: list[tuple[int, Event]] = []
         self.frames_sent = 0
         self.backlog = FakeBacklog()
         self.is_open = False
@@ -85,6 +88,9 @@ class FakeSink:
 
     def send_part(self) -> None:
         self.parts_sent += 1
+
+    def send_event(self, event: Event) -> None:
+        self.events.append((len(self.frames), event))
 
     def hurry(self) -> None:
         self.hurried = True

@@ -13,8 +13,10 @@ from audiofork.link.messages import (
     ForkStats,
     LegLost,
     LegPart,
+    PressKey,
     Streaming,
 )
+from audiofork.relay.formats.base import Dtmf
 from tests.relay.pipeline_stage import BOTH_LEGS, FORK_ID, IN, OUT, PAIRS, mono_of
 from tests.relay.session_stage import Begin, SessionStage
 
@@ -274,3 +276,16 @@ async def test_end_sends_what_the_leg_has_not_read_yet() -> None:
     stage.session.end(EndReason.STOPPED)
     assert stage.sink.frames == [b"\1" * 320, b"\2" * 320]
     assert leg.hang_ups == 1
+
+
+async def test_key_comes_after_what_the_leg_has_not_read_yet() -> None:
+    """With several frames in a message, a second of audio may wait in the kernel."""
+    stage = SessionStage(Direction.IN)
+    stage.sink.frame_ms = 100
+    stage.sink.open()
+    stage.attach()
+    stage.audio(b"\1" * 320)
+    stage.legs[IN].on_rest = lambda: stage.session.inlets[IN].on_audio(b"\2" * 320)
+    stage.session.press(PressKey(FORK_ID, "5", 80))
+    assert stage.sink.events == [(2, Dtmf("5", 80))]
+    stage.session.end(EndReason.STOPPED)

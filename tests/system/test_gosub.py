@@ -27,7 +27,7 @@ ARGUMENTS = [
     ("ws://[::1]:8080/?a=[b]:c,D(in)", ["ws://[::1]:8080/?a=[b]:c", "D(in)", ""]),
     ("wss://h/,,/opt/up a: ^{CHANNEL}?", ["wss://h/", "", "/opt/up a: ^{CHANNEL}?"]),
     ("wss://h/,,/opt/up a\\, b", ["wss://h/", "", "/opt/up a\\, b"]),
-    ("", ['ws://v:1/?a,b:c("', "D(both)", ""]),
+    ("", ['ws://v:1/?a,b)c:1:d("', "D(both)", ""]),
 ]
 
 
@@ -36,7 +36,7 @@ def extension(name: str, line: str) -> str:
     lines = [
         "Answer()",
         "Set(AUDIOFORK_WAIT_MS=20)",
-        'Set(AUDIOFORK_URL=ws://v:1/?a,b:c(")',
+        'Set(AUDIOFORK_URL=ws://v:1/?a,b)c:1:d(")',
         "Set(AUDIOFORK_OPTIONS=D(both))",
         line,
         f"UserEvent(WentOn,Extension: {name})",
@@ -102,7 +102,9 @@ async def test_arguments_come_to_the_daemon_as_by_a_bare_gosub(
         went_on, (request,) = await call(ami, f"form{number}")
     assert went_on
     fields = [request[name] for name in ("WsServer", "Options", "PostProcess")]
-    assert [base64.b64decode(field)[1:].decode() for field in fields] == ARGUMENTS[number][1]
+    assert [base64.b64decode(field)[1:] for field in fields] == [
+        text.encode().replace(b":", b"\xff") for text in ARGUMENTS[number][1]
+    ]
 
 
 async def test_each_line_of_the_documentation_makes_its_request(whole: Asterisk) -> None:

@@ -20,6 +20,8 @@ pytestmark = [pytest.mark.asterisk, pytest.mark.usefixtures("daemon")]
 BLOCKS = make_blocks(25, seed=51)
 # Quotes, letters of other scripts, what would end a field, an argument or a header elsewhere.
 ODD_NAME = 'Zoë "Z" <&>, {x}: 100%; \\ 日本'
+# Within a function's parentheses, Asterisk would take what follows for `:offset:length`.
+CUT_NAME = "Mallory):1:2"
 
 
 async def told(recorder: Recorder, path: str = "/") -> tuple[Recording, list[dict[str, Any]]]:
@@ -77,7 +79,7 @@ async def test_gosub_tells_what_was_dialled_and_its_parameters(
     assert start["params"] == {"ticket": 'a&b=c "d"', "none": ""}
 
 
-@pytest.mark.parametrize("name", [ODD_NAME, "x" * 600], ids=["odd", "long"])
+@pytest.mark.parametrize("name", [ODD_NAME, CUT_NAME, "x" * 600], ids=["odd", "cut", "long"])
 async def test_whatever_a_caller_calls_himself_changes_no_other_field(
     ami: AmiClient, caller: SipUser, recorder: Recorder, name: str
 ) -> None:

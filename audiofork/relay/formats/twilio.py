@@ -111,7 +111,9 @@ class TwilioFormat(MessageFormat):
             known = json.loads(message)
         except (ValueError, RecursionError):
             return Text(message)
-        is_audio = isinstance(known, dict) and known.get("event") in _OF_AUDIO
+        event = known.get("event") if isinstance(known, dict) else None
+        # A list or an object would not do for a look-up in a set.
+        is_audio = isinstance(event, str) and event in _OF_AUDIO
         return None if is_audio else Text(message)
 
     def payload_bytes(self, frame_bytes: int) -> int:

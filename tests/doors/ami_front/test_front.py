@@ -382,6 +382,36 @@ async def test_start_is_answered_with_the_id_and_never_reaches_asterisk(rig: Rig
     assert link.probes == [b"ModuleCheck"]
 
 
+async def test_start_brings_parameters_for_the_server(rig: Rig) -> None:
+    client, _ = await rig.client()
+    client.send(START.replace(b"\r\n\r\n", b"\r\nOptions: x(json)\r\nParams: a=1&b=%26\r\n\r\n"))
+    await client.expect(STARTED)
+    (request,) = rig.control.requests
+    assert isinstance(request, StartFork)
+    assert request.params == {"a": "1", "b": "&"}
+
+
+@pytest.mark.parametrize(
+    ("options", "offered"),
+    [
+        ("", ("echo",)),
+        ("D(in)s(bot)", ("bot",)),
+        ("x(json)", ("echo",)),
+        ("x(jambonz)", ("audio.jambonz.org",)),
+        ("x( Chan_WebSocket )", ("media",)),
+    ],
+)
+async def test_start_offers_the_subprotocol_of_the_module_where_no_other_is_wanted(
+    rig: Rig, options: str, offered: tuple[str, ...]
+) -> None:
+    client, _ = await rig.client()
+    client.send(START.replace(b"\r\n\r\n", f"\r\nOptions: {options}\r\n\r\n".encode()))
+    await client.expect(STARTED)
+    (request,) = rig.control.requests
+    assert isinstance(request, StartFork)
+    assert request.options.handshake.subprotocols == offered
+
+
 async def test_stop_and_mute_are_answered(rig: Rig) -> None:
     client, link = await rig.client()
     rig.asterisk.verdict = "No such channel"

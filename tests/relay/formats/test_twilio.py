@@ -130,6 +130,8 @@ def test_key_and_end_are_told() -> None:
         ("hello", Text("hello")),
         ("[" * 100_000, Text("[" * 100_000)),
         ("[]", Text("[]")),
+        ('{"event":[]}', Text('{"event":[]}')),
+        ('{"event":{"a":1}}', Text('{"event":{"a":1}}')),
     ],
 )
 def test_messages_of_the_server(message: Message, means: object) -> None:
