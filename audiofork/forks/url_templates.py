@@ -15,7 +15,7 @@ from audiofork.forks.call_info import FIELDS
 from audiofork.forks.urls import MAX_URL_BYTES
 
 MAX_VALUE_BYTES = 120  # of an encoded value; the rest is cut
-_FIELD = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+_FIELD = re.compile(r"\{([A-Za-z][A-Za-z0-9_]*)\}")
 _AUTHORITY = re.compile(r"[^:]*://[^/?#]*")
 
 

@@ -20,12 +20,12 @@ def test_fields_are_filled_in_percent_encoded() -> None:
     )
 
 
-@pytest.mark.parametrize("url", ["ws://h/", "ws://h/{}", "ws://h/{A}?{1}", 'ws://h/?{"a":1}'])
+@pytest.mark.parametrize("url", ["ws://h/", "ws://h/{}", "ws://h/{-}?{1}", 'ws://h/?{"a":1}'])
 def test_url_without_a_field_is_left_as_it_is(url: str) -> None:
     assert filled(url, {"a": "x"}) == check_template(url) == url
 
 
-@pytest.mark.parametrize("url", ["ws://h/?a={calling_number}", "ws://h/{x}"])
+@pytest.mark.parametrize("url", ["ws://h/?a={calling_number}", "ws://h/{x}", "ws://h/{Exten}"])
 def test_field_that_is_not_known_is_refused_with_those_there_are(url: str) -> None:
     with pytest.raises(RequestRefused, match=r"^WsServer: no field \{.*uniqueid.*%7B$"):
         check_template(url)
