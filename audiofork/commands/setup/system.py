@@ -16,7 +16,10 @@ Say = Callable[[str], None]
 
 
 def reload_asterisk(ask: Callable[[str], str], commands: list[str], say: Say) -> None:
-    """Have Asterisk read its files again."""
+    """Have Asterisk read its files again; one that does not answer does so at its next start."""
+    if commands and not ask("core show settings"):
+        say("Asterisk does not answer: what has changed counts from its next start")
+        return
     for command in commands:
         answer = " ".join(ask(command).split())
         failed = any(

@@ -688,3 +688,16 @@ def test_state_of_the_service_is_kept_from_the_first_run() -> None:
     told = {"is-enabled": (0, "enabled\n"), "is-active": (3, "inactive\n")}
     systemd = Systemd(lambda arguments: told[arguments[0]])
     assert systemd.state() == Service(was_enabled=True, was_active=False)
+
+
+def test_undo_beside_an_asterisk_that_does_not_answer_says_when_it_counts(
+    machine: Machine,
+) -> None:
+    machine.setup().do()
+    asked = machine.asked()
+    machine.program.write_text('#!/bin/sh\necho "$@" >> "$(dirname "$0")/asked"\nexit 1\n')
+    machine.said.clear()
+    assert machine.setup().undo() == 0
+    assert "Asterisk does not answer: what has changed counts from its next start" in machine.said
+    assert not [line for line in machine.said if line.startswith("asterisk -rx")]
+    assert machine.asked() == asked
