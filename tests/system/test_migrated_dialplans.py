@@ -92,6 +92,11 @@ async def call(ami: AmiClient, context: str, extension: str) -> tuple[bool, list
     return went_on, [headers for headers in events if headers.get("UserEvent") == "AudioFork"]
 
 
+def _decoded(value: str) -> str:
+    """Return what the shipped dialplan has encoded: behind a dot, with a byte for each colon."""
+    return base64.b64decode(value)[1:].replace(b"\xff", b":").decode()
+
+
 def fields(request: Headers) -> list[str]:
     """Return what a request asks for: URL, the module's options, command; or the id of a stop."""
     names = ["WsServer", "Options", "PostProcess"]
@@ -99,7 +104,7 @@ def fields(request: Headers) -> list[str]:
         names = ["AudioForkID"]
     encoded = "Encoding" in request
     values = [request.get(name, "") for name in names]
-    decoded = [base64.b64decode(value)[1:].decode() if encoded else value for value in values]
+    decoded = [_decoded(value) if encoded else value for value in values]
     return [value.removesuffix("s(echo)") for value in decoded]
 
 

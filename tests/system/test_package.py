@@ -91,7 +91,7 @@ def set_up(machine: Machine, asterisk: Asterisk) -> None:
     secret.write_text(SECRET)
     ini = machine.root / "etc/audiofork/audiofork.ini"
     text = ini.read_text().replace(";port = 5038", f"port = {asterisk.ami_port}")
-    text = text.replace(";url =", f"url = http://127.0.0.1:{asterisk.http_port}/ari")
+    text = text.replace(";url =\n", f"url = http://127.0.0.1:{asterisk.http_port}/ari\n")
     ini.write_text(text)
 
 
