@@ -4,13 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 OLDEST := .venv-oldest
 PYTHONS ?= 3.12 3.13 3.14
-NEWER := 3.13 3.14
 PYTEST := $(BIN)/python -m pytest
 # Before anything is installed.
 TELLING = $(PYTHON) -m testbed.progress
 PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 # Tests wait more than they work, most of all for Asterisk's audio: more processes than cores.
-unit coverage oldest newer-% python-%: PROCESSES ?= 4
+unit coverage oldest python-%: PROCESSES ?= 4
 asterisk: PROCESSES ?= 6
 # All in tests/system needs an Asterisk, and nothing else is ever run again.
 UNIT = --ignore tests/system -p no:rerunfailures
@@ -19,10 +18,10 @@ SERIAL = $(shell grep -rl --include='*.py' --exclude-dir=system 'mark\.serial' t
 PARALLEL = -n $(PROCESSES) --dist worksteal
 
 # What is compiled once need not be compiled by each process of a test run.
-unit coverage oldest newer-% asterisk python-%: export PYTHONDONTWRITEBYTECODE =
+unit coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
 
 .NOTPARALLEL:
-.PHONY: demo test style types unit coverage oldest newer pythons asterisk fuzz bench bench-capacity bench-asterisk
+.PHONY: demo test style types unit coverage oldest pythons asterisk fuzz bench bench-capacity bench-asterisk
 .PHONY: faults attacks sample-config deb package-test first-hour wheel clean
 
 # Less than the tests need, and so sooner there.
@@ -30,7 +29,7 @@ demo: .venv/runs
 	@echo "Starting the demo ..."
 	@$(BIN)/python -m testbed.demo
 
-test: style types unit newer asterisk
+test: style types unit asterisk
 
 style: .venv/installed
 	$(BIN)/ruff format --check .
@@ -51,13 +50,6 @@ coverage: .venv/installed
 oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pytest $(PARALLEL) -m "not asterisk and not serial" \
 	  tests/relay tests/asterisk tests/forks tests/link
-
-# With newer Pythons, what depends most on the version: audio, TLS, processes, event loops.
-newer: $(NEWER:%=newer-%)
-
-newer-%: .venv-%/installed
-	.venv-$*/bin/python -m pytest $(UNIT) $(PARALLEL) -m "not asterisk and not serial" \
-	  tests/relay tests/asterisk tests/link tests/test_tls_contexts.py tests/test_testbed_pythons.py
 
 # With other versions of Python, as far as they can be had; `make python-3.13` takes one.
 pythons: .venv/installed

@@ -96,7 +96,9 @@ async def test_check_that_nobody_waits_for_is_ended(
         else f"import signal\ndef end(*_):\n open('{ended}', 'w'); sys.exit()\n"
         "signal.signal(signal.SIGINT, end)\n"
     )
-    check = checking(tmp_path / "x.ini", f"{first}print(os.getpid(), flush=True); time.sleep(60)")
+    # Short sleeps: a signal that comes just before one is seen after it.
+    rest = "print(os.getpid(), flush=True)\nfor _ in range(1200): time.sleep(0.05)"
+    check = checking(tmp_path / "x.ini", first + rest)
     async with contextlib.aclosing(check.run({})) as parts:
         await first_of(parts)
         pid = int((await first_of(parts))["line"])
