@@ -1,4 +1,4 @@
-"""Talks to systemd, and handles the limit on open files."""
+"""Talks to systemd, handles the limit on open files, and what a child process inherits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import logging
 import os
 import resource
 import socket
+from pathlib import Path
 
+import audiofork
 from audiofork.text import why
 
 log = logging.getLogger(__name__)
@@ -20,6 +22,8 @@ FILES_PER_FORK = 4
 # For all else: clients of the control socket and of the AMI front, strangers at the AudioSocket
 # port, the log, libraries.
 FURTHER_FILES = 1400
+# Prefixes of the environment variables by which systemd talks with the daemon alone.
+_OF_SYSTEMD = ("NOTIFY_", "WATCHDOG_")
 
 
 def lift_file_limit() -> None:
@@ -63,6 +67,24 @@ def openable(most: int) -> int:
         for descriptor in opened:
             os.close(descriptor)
     return len(opened)
+
+
+def child_environment(*withheld: str) -> dict[str, str]:
+    """Return the environment for a further process of this package.
+
+    It imports the package from where this process did, whatever the current folder is.
+
+    Args:
+        withheld: Prefixes of variables that it must not get, besides those for the daemon alone.
+    """
+    not_inherited = (*_OF_SYSTEMD, *withheld)
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(not_inherited)
+    }
+    root = str(Path(audiofork.__file__).parent.parent)
+    others = environment.get("PYTHONPATH")
+    environment["PYTHONPATH"] = root + (os.pathsep + others if others else "")
+    return environment
 
 
 def notify(state: str) -> None:

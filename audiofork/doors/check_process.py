@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import sys
 from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
-import audiofork
 from audiofork.errors import DaemonBusy, RequestRefused
+from audiofork.system import child_environment
 
 # Between two lines. A check that waits for something gives it up after some seconds.
 LINE_TIMEOUT_S = 60.0
 # From SIGINT on it hangs up its legs. A daemon that stops has 3 s for all that it has to end.
 END_TIMEOUT_S = 1.0
 BY_THE_DAEMON = "ok    check: by the daemon that runs, with its secrets and in its sandbox"
-# What systemd tells the daemon alone.
-_NOT_INHERITED = ("NOTIFY_", "WATCHDOG_")
 
 
 class CheckProcess:
@@ -79,18 +76,12 @@ class CheckProcess:
             self._runs = False
 
     async def _start(self, *options: str) -> asyncio.subprocess.Process:
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)
-        }
-        root = str(Path(audiofork.__file__).parent.parent)
-        others = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = root + (os.pathsep + others if others else "")
         return await asyncio.create_subprocess_exec(
             *(*self._command, *options, "-c", str(self._path)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env=environment,
+            env=child_environment(),
         )
 
 

@@ -6,16 +6,13 @@ import asyncio
 import contextlib
 import functools
 import logging
-import os
 import signal
 import socket
 import sys
 from asyncio.subprocess import Process
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-import audiofork
 from audiofork.backoff import Backoff
 from audiofork.config import Address, Config
 from audiofork.errors import CannotListen
@@ -49,6 +46,7 @@ from audiofork.link.stream import (
     Up,
     decode_up,
 )
+from audiofork.system import child_environment
 from audiofork.text import why
 
 log = logging.getLogger(__name__)
@@ -70,9 +68,9 @@ STATS_TIMEOUT_S = 1.0  # shorter than the registry waits for the answer
 
 NO_PROCESS = "no relay process runs at the moment"
 MODULE = "audiofork.relay.process"
-# Environment variables that relay processes must not get: the configuration with the secret, and
-# those of systemd.
-_NOT_INHERITED = ("AUDIOFORK_", "CREDENTIALS_", "NOTIFY_", "WATCHDOG_")
+# Prefixes of environment variables that relay processes must not get: the configuration with the
+# secret.
+_WITHHELD = ("AUDIOFORK_", "CREDENTIALS_")
 
 
 class _Worker:
@@ -391,22 +389,15 @@ class RelayProcesses:
 async def _spawn(end: socket.socket) -> Process:
     """Start a relay process that gets a socket as its standard input.
 
-    It imports the package from where this process did, whatever the current folder is. It has a
-    session of its own, so that signals of a terminal (Ctrl-C) go to the daemon alone.
+    It has a session of its own, so that signals of a terminal (Ctrl-C) go to the daemon alone.
 
     Raises:
         OSError: The process cannot be started.
     """
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(_NOT_INHERITED)
-    }
-    root = str(Path(audiofork.__file__).parent.parent)
-    others = environment.get("PYTHONPATH")
-    environment["PYTHONPATH"] = root + (os.pathsep + others if others else "")
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", MODULE),
         stdin=end.fileno(),
-        env=environment,
+        env=child_environment(*_WITHHELD),
         start_new_session=True,
     )
 
