@@ -33,6 +33,7 @@ from audiofork.errors import AmiUnavailable, DaemonBusy, NoSuchChannel, RequestR
 from audiofork.forks.following import StartNews, StartResult
 from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork
 from audiofork.forks.view import ForkView
+from tests.commands.views import FORK_ID, VIEW
 
 
 @pytest.fixture(autouse=True)
@@ -128,23 +129,6 @@ def test_run_on_a_taken_port_says_so_and_exits_with_1(config: Path) -> None:
 
 
 # --- The commands that ask the daemon ------------------------------------------------------------
-
-FORK_ID = "3f2a91c0-0000-4000-8000-000000000001"
-VIEW = ForkView(
-    id=FORK_ID,
-    channel="PJSIP/100-0000002a",
-    uniqueid="1700000000.42",
-    url="wss://example.org/live?token=secret",
-    direction="stereo",
-    state="streaming",
-    age_s=3723.9,
-    frames_in=1000,
-    frames_sent=990,
-    frames_dropped=0,
-    muted="",
-    tap="snoop",
-    sample_rate=16000,
-)
 
 
 class FakeDaemon:

@@ -17,7 +17,8 @@ import pytest
 
 from audiofork.commands.watching import Screen, Watch, is_terminal
 from audiofork.errors import DaemonFault, DaemonUnreachable
-from tests.commands.test_listing import AWAY, VIEW, fork
+from tests.commands.test_listing import AWAY, fork
+from tests.commands.views import VIEW
 
 Forks = list[dict[str, Any]]
 
