@@ -186,8 +186,8 @@ class Fork:
 
         With option T it differs from the request's.
         """
-        profile = self.request.profile
-        return f"@{profile}" if profile else effective_url(self.request)
+        request = self.request
+        return request.server if request.profile else effective_url(request)
 
     @property
     def tap(self) -> Tap:
@@ -433,7 +433,7 @@ def entry_of(fork: Fork) -> Entry:
         fork_id=fork.id,
         channel=fork.channel,
         uniqueid=fork.uniqueid,
-        url=f"@{request.profile}" if request.profile else request.url,
+        url=request.server,
         options=request.options_text,
         post_process=request.post_process,
         action_id=fork.action_id,

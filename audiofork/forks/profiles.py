@@ -18,12 +18,11 @@ from audiofork.forks import handshakes
 from audiofork.forks.call_info import FIELDS
 from audiofork.forks.options import Options, parse_options
 from audiofork.forks.params import parse_params
-from audiofork.forks.requests import StartFork
+from audiofork.forks.requests import PROFILE_MARK, StartFork, check_params_are_sent
 from audiofork.forks.url_templates import check_template
 from audiofork.forks.urls import check_url
 from audiofork.text import did_you_mean, printable
 
-MARK = "@"  # no URL begins with it
 ANYWHERE = ("*://*",)
 _FIELD = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
@@ -79,16 +78,15 @@ class Profiles:
         Raises:
             RequestRefused: There is no such profile, or the options do not go together.
         """
-        if not request.url.startswith(MARK):
+        if not request.url.startswith(PROFILE_MARK):
             return request
-        name = request.url.removeprefix(MARK)
+        name = request.url.removeprefix(PROFILE_MARK)
         if (section := self._sections.get(name)) is None:
-            hint = did_you_mean(name, self._sections, f"{MARK}{{}}")
+            hint = did_you_mean(name, self._sections, f"{PROFILE_MARK}{{}}")
             raise RequestRefused(f"WsServer: no section [profile:{printable(name, '?')}]{hint}")
         options = _options_of(section, request.options_text)
         params = {**parse_params(section.params), **request.params}
-        if params and not options.tells_of_call:
-            raise RequestRefused("Params: they are sent to the server with option M or x")
+        check_params_are_sent(params, options)
         return dataclasses.replace(
             request, url=section.url, options=options, params=params, profile=name
         )
@@ -99,7 +97,7 @@ class Profiles:
         if section is not None and not any(
             fnmatchcase(channel, pattern) for pattern in section.channels
         ):
-            raise RequestRefused(f"WsServer: {MARK}{request.profile} is not for this channel")
+            raise RequestRefused(f"WsServer: {request.server} is not for this channel")
 
     def texts_of(self, request: StartFork) -> Texts:
         """Return the texts of a request's profile, their fields not filled in."""

@@ -14,6 +14,7 @@ from audiofork.forks.options import Options, parse_options
 from audiofork.forks.params import MAX_PARAMS_BYTES, check_size, parse_params
 from audiofork.text import did_you_mean, printable
 
+PROFILE_MARK = "@"  # before the name of a profile, in place of a URL: none begins with it
 MAX_FIELD_BYTES = 1000  # AMI discards lines longer than 1024 bytes
 _STATES = {
     **{"1": True, "on": True, "yes": True, "true": True},
@@ -61,6 +62,11 @@ class StartFork:
     params: dict[str, str] = field(default_factory=dict, repr=False)
     profile: str = ""
     origin: Origin = _origin()
+
+    @property
+    def server(self) -> str:
+        """What it was asked for as the server: a URL, or a profile as @NAME."""
+        return PROFILE_MARK + self.profile if self.profile else self.url
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +180,15 @@ def _start(fields: dict[str, str], origin: Origin) -> StartFork:
     options = parse_options(text)
     action_id = fields.get("actionid", "")
     params = _params(fields)
-    if params and not options.tells_of_call and not url.startswith("@"):  # a profile may have it
-        raise RequestRefused("Params: they are sent to the server with option M or x")
+    if not url.startswith(PROFILE_MARK):  # a profile may have the option
+        check_params_are_sent(params, options)
     return StartFork(target, url, options, post_process, action_id, text, params, origin=origin)
+
+
+def check_params_are_sent(params: Mapping[str, str], options: Options) -> None:
+    """Raise RequestRefused if there are parameters that no option sends to the server."""
+    if params and not options.tells_of_call:
+        raise RequestRefused("Params: they are sent to the server with option M or x")
 
 
 def _params(fields: dict[str, str]) -> dict[str, str]:
