@@ -9,19 +9,19 @@ PYTEST := $(BIN)/python -m pytest
 TELLING = $(PYTHON) -m testbed.progress
 PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 # Tests wait more than they work, most of all for Asterisk's audio: more processes than cores.
-unit coverage oldest python-%: PROCESSES ?= 4
+unit tools coverage oldest python-%: PROCESSES ?= 4
 asterisk: PROCESSES ?= 6
-# All in tests/system needs an Asterisk, and nothing else is ever run again.
-UNIT = --ignore tests/system -p no:rerunfailures
+# All in tests/system needs an Asterisk; tests/tools is about testbed/, bench/ and examples/.
+UNIT = --ignore tests/system --ignore tests/tools -p no:rerunfailures
 # Where there are such tests; to collect all of them would take longer than to run these.
-SERIAL = $(shell grep -rl --include='*.py' --exclude-dir=system 'mark\.serial' tests)
+SERIAL = $(shell grep -rl --include='*.py' --exclude-dir=system --exclude-dir=tools 'mark\.serial' tests)
 PARALLEL = -n $(PROCESSES) --dist worksteal
 
 # What is compiled once need not be compiled by each process of a test run.
-unit coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
+unit tools coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
 
 .NOTPARALLEL:
-.PHONY: demo test style types unit coverage oldest pythons asterisk fuzz bench bench-capacity bench-asterisk
+.PHONY: demo test style types unit tools coverage oldest pythons asterisk fuzz bench bench-capacity bench-asterisk
 .PHONY: faults attacks sample-config deb package-test first-hour wheel clean
 
 # Less than the tests need, and so sooner there.
@@ -29,7 +29,7 @@ demo: .venv/runs
 	@echo "Starting the demo ..."
 	@$(BIN)/python -m testbed.demo
 
-test: style types unit asterisk
+test: style types unit tools asterisk
 
 style: .venv/installed
 	$(BIN)/ruff format --check .
@@ -41,6 +41,11 @@ types: .venv/installed
 unit: .venv/installed
 	$(PYTEST) $(UNIT) $(PARALLEL) -m "not asterisk and not serial"
 	$(PYTEST) $(UNIT) $(SERIAL) -m "not asterisk and serial"
+
+# The testbed, the bench and the examples, which are no part of the package.
+tools: .venv/installed
+	$(PYTEST) -p no:rerunfailures $(PARALLEL) -m "not asterisk and not serial" tests/tools
+	$(PYTEST) -p no:rerunfailures -m "not asterisk and serial" tests/tools
 
 # Apart from `unit`, which would take twice as long.
 coverage: .venv/installed

@@ -32,7 +32,7 @@ from bench.program import Answer, Program, ProgramFailed
 from bench.rows import Bench, Result, Row, Span
 from bench.run import line, select
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SHORT = Span(warm_s=0.1, measured_s=0.4)
 
 
