@@ -54,6 +54,7 @@ from audiofork.forks.table import ForkTable
 from audiofork.forks.tasks import Tasks
 from audiofork.forks.view import ForkView, view_of
 from audiofork.link.messages import (
+    CommandAsked,
     EndReason,
     ForkReport,
     ForksReport,
@@ -313,6 +314,8 @@ class Forks:
             self._emit(MessageReceived(fork.info, report.text))
         elif isinstance(report, LegLost):
             self._legs.on_lost(fork, report)
+        elif isinstance(report, CommandAsked):
+            fork.log.warning("the server asks for %s, which nothing does yet", report.command)
         else:
             self._ending.on_ended(fork, report)
 

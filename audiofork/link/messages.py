@@ -57,6 +57,27 @@ class Codec(enum.StrEnum):
     """G.711 A-law."""
 
 
+class ServerCommand(enum.StrEnum):
+    """What a server may be allowed to ask for, in the words of its format."""
+
+    AUDIO = "audio"
+    """Audio is played to the party, where the fork has a voice."""
+    CLEAR = "clear"
+    """What waits to be played is dropped."""
+    MARK = "mark"
+    """A mark comes back once the audio before it has been played."""
+    PAUSE = "pause"
+    """The server gets no audio until `RESUME`; it is allowed with this."""
+    RESUME = "resume"
+    """The server gets audio again."""
+    HANGUP = "hangup"
+    """The channel is hung up."""
+    DTMF = "dtmf"
+    """Keys are played to the party."""
+    TRANSFER = "transfer"
+    """The call goes on at another place of the dialplan, of those that the profile allows."""
+
+
 class LegPart(enum.StrEnum):
     """Which audio a leg of a fork carries."""
 
@@ -161,6 +182,22 @@ class Beeps:
 
 
 @dataclass(frozen=True, slots=True)
+class Voice:
+    """How the server's audio is played over a leg of the fork.
+
+    Attributes:
+        part: The leg that it is played over.
+        steady: Whether the leg gets a frame every 20 ms for ever, silence while the server says
+            nothing; else only while it speaks.
+        buffer_s: Seconds of audio that may wait to be played; what is more is dropped.
+    """
+
+    part: LegPart
+    steady: bool = False
+    buffer_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
 class ForkSpec:
     """Command: prepare to relay a fork; an `ExpectLeg` follows for each of its legs.
 
@@ -189,6 +226,8 @@ class ForkSpec:
         reconnect_attempts: Failed connects in a row before the fork ends, 0: no limit; None: as
             configured.
         frame_ms: Milliseconds of audio in one message; None: as configured.
+        voice: How the server's audio is played; None: the server is not heard.
+        commands: What the server may ask for; all else is counted and ignored.
     """
 
     fork_id: str
@@ -213,6 +252,8 @@ class ForkSpec:
     reconnect_interval_s: float | None = None
     reconnect_attempts: int | None = None
     frame_ms: int | None = None
+    voice: Voice | None = None
+    commands: tuple[ServerCommand, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +340,11 @@ class ForkStats:
         reconnects: How often a lost connection to the server was opened again.
         messages_ignored: Text messages of the server beyond the limit per second.
         frames_missing: Frames that steady legs should have brought by now, and did not.
+        frames_played: Frames of the server's audio that were played to the party.
+        frames_cleared: Those that the server has dropped by a command before they were played.
+        frames_unplayed: Those that did not fit into the buffer, or were left at the end.
+        underruns: How often the server's audio came too late to be played without a gap.
+        commands_refused: What the server asked for and is not allowed to.
     """
 
     frames_in: int = 0
@@ -307,6 +353,11 @@ class ForkStats:
     reconnects: int = 0
     messages_ignored: int = 0
     frames_missing: int = 0
+    frames_played: int = 0
+    frames_cleared: int = 0
+    frames_unplayed: int = 0
+    underruns: int = 0
+    commands_refused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,6 +440,20 @@ class SinkMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class CommandAsked:
+    """Report: the server asks for what the relay cannot do by itself, and is allowed to.
+
+    Attributes:
+        command: HANGUP, DTMF or TRANSFER.
+        value: Its argument: keys, or the name of a place; any text.
+    """
+
+    fork_id: str
+    command: ServerCommand
+    value: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StatsTaken:
     """Report: the answer to `TakeStats`; statistics by fork id."""
 
@@ -460,6 +525,7 @@ ForkReport = (
     | SinkRetrying
     | SinkResumed
     | SinkMessage
+    | CommandAsked
     | ForkEnded
 )
 ForksReport = ForkReport | StatsTaken | StrangersRefused | RelayAway | RelayLost

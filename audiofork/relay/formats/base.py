@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from audiofork.link.messages import ServerCommand
+
 # A WebSocket message: bytes are a binary one, str is a text.
 Message = bytes | str
 
@@ -30,8 +32,24 @@ class Mark:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """What waited to be played was dropped, as the server has asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class BufferLevel:
+    """So much of the server's audio waits to be played that more would soon be dropped.
+
+    Attributes:
+        is_high: Whether the server should wait; False: it need not any more.
+    """
+
+    is_high: bool
+
+
 # What happens in a call, apart from audio, and is reported to the server.
-Event = Dtmf | Mark
+Event = Dtmf | Mark | Cleared | BufferLevel
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +57,12 @@ class Audio:
     """The server sends audio for the call.
 
     Attributes:
-        samples: slin: int16 little-endian, mono, at the fork's sample rate; any length.
+        samples: slin: int16 little-endian, mono; any number of bytes, also an odd one.
+        sample_rate: In Hz.
     """
 
     samples: bytes
+    sample_rate: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +70,11 @@ class Command:
     """The server wants something done.
 
     Attributes:
-        name: The command, for example "mark" or "clear".
-        value: Its argument; empty if it has none.
+        command: What it wants; not AUDIO.
+        value: The name of a mark, keys, a place to transfer to; empty if it has none.
     """
 
-    name: str
+    command: ServerCommand
     value: str = ""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from audiofork.link.messages import ServerCommand
 from audiofork.relay import outlet
 from audiofork.relay.formats.base import (
     Audio,
@@ -66,12 +67,12 @@ class TellingFormat(MessageFormat):
 
     def meaning(self, message: Message) -> Meaning:
         if isinstance(message, bytes):
-            return Audio(message)
+            return Audio(message, 8000)
         kind, _, rest = message.partition(" ")
         meanings: dict[str, Meaning] = {
             "say": Text(rest),
-            "do": Command(rest),
-            "mark": Command("mark", rest),
+            "clear": Command(ServerCommand.CLEAR),
+            "mark": Command(ServerCommand.MARK, rest),
         }
         return meanings.get(kind)
 
@@ -338,14 +339,14 @@ async def test_message_of_the_server_is_told_as_what_it_means(
     sink.on_text = sink.on_audio = sink.on_command = told.append
     await until(lambda: fickle.connection)
     assert fickle.connection is not None
-    for message in "say hello", b"\1\2", "mark 7", "nonsense", "", "do clear", "say bye":
+    for message in "say hello", b"\1\2", "mark 7", "nonsense", "", "clear", "say bye":
         await fickle.connection.send(message)
     await until(lambda: "bye" in told)
     assert told == [
         "hello",
-        Audio(b"\1\2"),
-        Command("mark", "7"),
-        Command("clear"),
+        Audio(b"\1\2", 8000),
+        Command(ServerCommand.MARK, "7"),
+        Command(ServerCommand.CLEAR),
         "bye",
     ]
     assert not task.done()
