@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from audiofork.asterisk.taps.ways import Wish
 from audiofork.forks.fork import Fork, effective_url
-from audiofork.link.messages import Direction, ForkSpec, Metadata
+from audiofork.link.messages import Direction, ForkSpec, LegPart, Metadata, ServerCommand, Voice
+
+# What a server that is heard in a call may ask for.
+GRANTED = (ServerCommand.AUDIO, ServerCommand.CLEAR, ServerCommand.MARK)
 
 
 def spec_of(fork: Fork) -> ForkSpec:
@@ -33,6 +36,8 @@ def spec_of(fork: Fork) -> ForkSpec:
         reconnect_interval_s=options.reconnect_interval_s,
         reconnect_attempts=options.reconnect_attempts,
         frame_ms=options.frame_ms,
+        voice=Voice(LegPart.IN, steady=True) if fork.connects else None,
+        commands=GRANTED if fork.connects else (),
     )
 
 

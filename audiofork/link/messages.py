@@ -102,6 +102,8 @@ class EndReason(enum.StrEnum):
     """The WebSocket server refused the connection, or closed it for good."""
     SINK_GONE = "sink-gone"
     """The WebSocket server could not be reached, at first or again after a loss."""
+    SINK_CLOSED = "sink-closed"
+    """The WebSocket server of a connected fork has closed normally: it is done with the call."""
     LEG_FAILED = "leg-failed"
     """The leg did not connect, or was lost while its channel existed."""
     NO_SUCH_CHANNEL = "no-such-channel"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from audiofork.audiosocket import FRAME_BYTES, PTIME_MS
-from audiofork.errors import SinkError
+from audiofork.errors import SinkClosed, SinkError
 from audiofork.link.messages import (
     EndReason,
     ForkEnded,
@@ -260,14 +260,19 @@ class Session:
         try:
             await self._sink.run()
         except SinkError as exc:
-            reason = EndReason.SINK_GONE if exc.retryable else EndReason.SINK_REFUSED
-            self.end(reason, str(exc))
+            self.end(self._reason_of(exc), str(exc))
         except Exception:  # noqa: BLE001 (logged, and ends the fork)
             ForkLog(log, self.spec.fork_id, self.spec.channel).exception("the sink failed")
             self.end(EndReason.FAULT, A_BUG)
         assert self._closing is not None, "run() returns after close() or raises"
         await self._closing
         self._report_end()
+
+    def _reason_of(self, error: SinkError) -> EndReason:
+        owns_call = self.spec.voice is not None and self.spec.voice.steady
+        if owns_call and isinstance(error, SinkClosed):
+            return EndReason.SINK_CLOSED
+        return EndReason.SINK_GONE if error.retryable else EndReason.SINK_REFUSED
 
     def _on_sink_open(self) -> None:
         if self._sink.reconnects:

@@ -512,7 +512,7 @@ async def lose_part(rig: Rig, fork_id: str, part: LegPart) -> None:
 
 
 def order_of(fork_id: str, part: LegPart, leg_id: str, *, speaks: bool = False) -> LegOrder:
-    return LegOrder(leg_id, "", fork_id, part, UNIQUEID, Connects.ORIGINATE, 16000, speaks)
+    return LegOrder(leg_id, "", fork_id, part, UNIQUEID, Connects.ORIGINATE, 16000, speaks, NAME)
 
 
 @pytest.mark.parametrize(("options", "speaks"), [("", False), ("p", True)])
