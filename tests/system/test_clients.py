@@ -11,6 +11,7 @@ import itertools
 from collections.abc import AsyncIterator
 
 import pytest
+from websockets.asyncio.server import ServerConnection, basic_auth, serve
 
 from testbed.ami import AmiClient
 from testbed.blocks import decode, find_blocks, make_blocks, report
@@ -57,6 +58,33 @@ async def press(ami: AmiClient, target: Target, digit: str) -> None:
 
 def joined(payloads: list[str]) -> bytes:
     return b"".join(map(base64.b64decode, payloads))
+
+
+@counts_blocks
+async def test_server_that_demands_a_login_hears_each_block(
+    ami: AmiClient, caller: SipUser
+) -> None:
+    """One that demands a token and a subprotocol: tests/system/test_options.py."""
+    got: list[str | bytes] = []
+
+    async def take(connection: ServerConnection) -> None:
+        got.extend([message async for message in connection])
+
+    check = basic_auth(realm="calls", credentials=("bot", "s3cret:&)"))
+    async with serve(take, "127.0.0.1", 0, process_request=check) as server:
+        url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}/"
+        target = await place_call(ami, caller)
+        wrong = start_fork(ami, target.channel, url, "D(in)A(bot:other)")
+        failed = await ami.wait_user_event("AudioForkFailed", ActionID=wrong)
+        action_id = start_fork(ami, target.channel, url, 'D(in)A("bot:s3cret:&)")')
+        await target.call.play(WARM_UP)
+        await ami.wait_user_event("AudioForkStarted", ActionID=action_id)
+        await target.call.play(BLOCKS[:100] + WARM_UP[:10])
+        await target.call.hangup()
+        await ami.wait_user_event("AudioForkStopped", ActionID=action_id)
+    assert "HTTP 401" in failed["Detail"]
+    audio = b"".join(message for message in got if isinstance(message, bytes))
+    assert report(find_blocks(audio, HEARD[:100]), 100).intact
 
 
 @counts_blocks

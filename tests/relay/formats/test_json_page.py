@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from jsonschema import Draft7Validator
-from referencing import Registry
-from referencing.jsonschema import DRAFT7
 
 from audiofork.forks.call_info import FIELDS
 from audiofork.link.messages import Codec, Direction, EndReason, Format
 from audiofork.relay.formats.base import Dtmf, Message, MessageFormat, Mute
 from audiofork.relay.formats.description import VERSION
 from tests.relay.formats.formats import make
+from tests.relay.formats.json_page import MESSAGES, PAGE, ROOT, check
 
-ROOT = Path(__file__).parents[3]
-PAGE: dict[str, Any] = yaml.safe_load((ROOT / "docs/json-format.asyncapi.yaml").read_text())
-MESSAGES: dict[str, Any] = PAGE["components"]["messages"]
 TEXTS = [name for name, message in MESSAGES.items() if message["payload"]["type"] == "object"]
 # What AsyncAPI itself publishes; `make clients` fetches it.
 SPECS = ROOT / ".venv-node/node_modules/@asyncapi/specs/schemas/3.0.0-without-$id.json"
-_REGISTRY: Registry[Any] = Registry().with_resource("page:", DRAFT7.create_resource(PAGE))
-
-
-def check(text: Message) -> str:
-    """Hold a text against the page, which has to name each of its fields; return what it is."""
-    told = json.loads(text)
-    name: str = told["event"]
-    payload = {"$ref": f"page:#/components/messages/{name}/payload"}
-    known = Draft7Validator.FORMAT_CHECKER
-    Draft7Validator(payload, registry=_REGISTRY, format_checker=known).validate(told)
-    assert set(told) <= set(MESSAGES[name]["payload"]["properties"])
-    if name == "start":
-        assert set(told["audio"]) <= set(PAGE["components"]["schemas"]["audio"]["properties"])
-    return name
 
 
 def all_texts(one: MessageFormat) -> list[Message]:
