@@ -150,10 +150,9 @@ wheel:
 
 .venv-node/installed: testbed/clients/package.json testbed/clients/package-lock.json
 	mkdir -p .venv-node
-	cp testbed/clients/package*.json .venv-node
-	cd .venv-node && if command -v npm; then npm ci --no-audit --no-fund; \
+	cp $^ .venv-node
+	if command -v npm > /dev/null; then cd .venv-node && npm ci --no-audit --no-fund && touch installed; \
 	  else echo "No npm (apt install nodejs npm): tests that need it are skipped"; fi
-	@touch $@
 
 # Of the dev tools those that the tests use are the usual ones.
 $(OLDEST)/installed: setup.cfg constraints.txt
