@@ -6,9 +6,20 @@ import json
 from collections.abc import Sequence
 
 from audiofork.audiosocket import PTIME_MS
-from audiofork.link.messages import Direction, ForkSpec
-from audiofork.relay.formats.base import Dtmf, Message, Mute
+from audiofork.link.messages import Direction, ForkSpec, ServerCommand
+from audiofork.relay.formats import from_server
+from audiofork.relay.formats.base import (
+    BufferLevel,
+    Command,
+    Dtmf,
+    Mark,
+    Meaning,
+    Message,
+    Mute,
+    Text,
+)
 from audiofork.relay.formats.description import Description
+from audiofork.relay.formats.from_server import json_object
 from audiofork.relay.formats.raw import RawFormat
 
 # Most changes of the muted sides that a broken connection may give back.
@@ -26,7 +37,7 @@ class JsonFormat(RawFormat):
     """
 
     def __init__(self, spec: ForkSpec, frame_ms: int) -> None:
-        super().__init__(spec.codec, Description(spec, frame_ms))
+        super().__init__(spec.codec, Description(spec, frame_ms), spec.sample_rate)
         self._has_in = spec.direction is not Direction.OUT
         self._has_out = spec.direction is not Direction.IN
         # Which sides are muted, by the frame from which on they are; ascending. More than the last:
@@ -56,6 +67,34 @@ class JsonFormat(RawFormat):
         if len(self._mutes) > _MOST_MUTES:
             del self._mutes[next(iter(self._mutes))]
         return (_text("mute", number, muted=muted),)
+
+    def mark(self, mark: Mark, number: int) -> Sequence[Message]:
+        return (_text("mark", number, name=mark.name),)
+
+    def cleared(self) -> Sequence[Message]:
+        return (json.dumps({"event": "cleared"}),)
+
+    def buffer_level(self, level: BufferLevel) -> Sequence[Message]:
+        return (json.dumps({"event": "buffer", "state": "high" if level.is_high else "low"}),)
+
+    def meaning_of_text(self, text: str) -> Meaning:
+        """Return the command that a text holds; a text without one is for the fork's readers."""
+        found = json_object(text)
+        command = _COMMANDS.get(from_server.text(found, "command"))
+        if command is None:
+            return Text(text)
+        return Command(command, from_server.text(found, _VALUES.get(command, "")))
+
+
+_COMMANDS = {
+    command.value: command for command in ServerCommand if command is not ServerCommand.AUDIO
+}
+# Which member of a command has its argument.
+_VALUES = {
+    ServerCommand.MARK: "name",
+    ServerCommand.DTMF: "digits",
+    ServerCommand.TRANSFER: "to",
+}
 
 
 def _text(event: str, number: int, **content: object) -> str:

@@ -22,7 +22,7 @@ _REGISTRY: Registry[Any] = Registry().with_resource("page:", DRAFT7.create_resou
 def check(text: Message) -> str:
     """Hold a text against the page, which has to name each of its fields; return what it is."""
     told = json.loads(text)
-    name: str = told["event"]
+    name: str = "command" if "command" in told else told["event"]
     payload = {"$ref": f"page:#/components/messages/{name}/payload"}
     known = Draft7Validator.FORMAT_CHECKER
     Draft7Validator(payload, registry=_REGISTRY, format_checker=known).validate(told)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from audiofork.link.messages import Codec, Direction, Format
-from audiofork.relay.formats.base import Dtmf, Mark, MessageFormat, Mute, Text
+from audiofork.relay.formats.base import Audio, Dtmf, MessageFormat, Mute, Text
 from tests.relay.formats.formats import CALL, FORK_ID, PARAMS, make
 
 BINARY = [one for one in Format if one is not Format.TWILIO]
@@ -112,11 +112,10 @@ def test_key_is_told(format_: Format, told: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("format_", BINARY)
-def test_text_of_the_server_is_a_text_and_audio_of_it_means_nothing(format_: Format) -> None:
-    one = make(format_)
+def test_text_of_the_server_is_a_text_and_audio_of_it_is_audio(format_: Format) -> None:
+    one = make(format_, sample_rate=16000)
     assert one.meaning("hello") == Text("hello")
-    assert one.meaning(bytes(320)) is None
-    assert one.event(Mark("x"), 0) == ()
+    assert one.meaning(bytes(320)) == Audio(bytes(320), 16000)
     if not format_.has_mute:
         assert one.event(Mute(is_in=True, is_out=True), 0) == ()
 

@@ -42,7 +42,7 @@ def test_gaps_and_keys_are_told_where_they_are() -> None:
         {"event": "gap", "position_ms": 9600, "lost_ms": 400},
         {"event": "dtmf", "digit": "5", "duration_ms": 90, "position_ms": 140},
     ]
-    assert one.event(Mark("x"), 7) == ()
+    assert read(one.event(Mark("x"), 7)) == [{"event": "mark", "name": "x", "position_ms": 140}]
     assert json.loads(one.closing("stopped", 9, 1)[0])["event"] == "stop"
 
 
