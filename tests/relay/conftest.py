@@ -146,6 +146,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
     loop = FakeLoop()
     faked = SimpleNamespace(get_running_loop=lambda: loop)
     monkeypatch.setattr("audiofork.relay.beep.asyncio", faked)
+    monkeypatch.setattr("audiofork.relay.pacer.asyncio", faked)
     monkeypatch.setattr("audiofork.relay.silence_filler.asyncio", faked)
     monkeypatch.setattr("audiofork.relay.shortfall.asyncio", faked)
     for module in ("pipeline", "session"):
