@@ -16,7 +16,6 @@ from audiofork.link.messages import Direction
 from audiofork.text import did_you_mean, printable
 
 PROFILE_MARK = "@"  # before the name of a profile, in place of a URL: none begins with it
-EARLY_SAMPLE_RATE = 8000
 MAX_FIELD_BYTES = 1000  # AMI discards lines longer than 1024 bytes
 _STATES = {
     **{"1": True, "on": True, "yes": True, "true": True},
@@ -55,7 +54,6 @@ class StartFork:
         params: Parameters for the server; a value may be a secret.
         profile: The name of the profile that the URL is of; empty: of none.
         connects: Whether the server becomes the other party of the call; else it gets a copy.
-        early: Whether a connected call is not answered for that.
     """
 
     target: Target
@@ -67,7 +65,6 @@ class StartFork:
     params: dict[str, str] = field(default_factory=dict, repr=False)
     profile: str = ""
     connects: bool = False
-    early: bool = False
     origin: Origin = _origin()
 
     @property
@@ -109,7 +106,7 @@ START, STOP, MUTE = "startaudiofork", "stopaudiofork", "audioforkmute"
 CONNECT = "connectaudiofork"
 _NAMES = (
     *("Channel", "Uniqueid", "WsServer", "Options", "PostProcess"),
-    *("AudioForkID", "Direction", "State", "ActionID", "Command", "Params", "Early"),
+    *("AudioForkID", "Direction", "State", "ActionID", "Command", "Params"),
 )
 VERBS = ("StartAudioFork", "StopAudioFork", "AudioForkMute", "ConnectAudioFork")
 # How alike a name has to be to that of a field, or to a verb, to be taken for it.
@@ -192,13 +189,9 @@ def _start(fields: dict[str, str], origin: Origin) -> StartFork:
     params = _params(fields)
     if not url.startswith(PROFILE_MARK):  # a profile may have the option
         check_params_are_sent(params, options)
-    early = flag_of(fields, "Early")
-    if early and not connects:
-        raise RequestRefused("Early: it is for ConnectAudioFork alone")
     return StartFork(
         *(target, url, options, post_process, action_id, text, params),
         connects=connects,
-        early=early,
         origin=origin,
     )
 
@@ -214,8 +207,6 @@ def connected(request: StartFork) -> StartFork:
         raise RequestRefused(
             f"Options: D({options.direction}): a connected server gets what the party says, D(in)"
         )
-    if request.early and set(options.wished_rates) - {EARLY_SAMPLE_RATE}:
-        raise RequestRefused("Early: such a call has 8000 Hz alone, leave L out")
     return replace(request, options=replace(options, direction=Direction.IN))
 
 

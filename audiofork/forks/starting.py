@@ -180,7 +180,7 @@ class Starting:
         """
         request, rates = fork.request, fork.request.options.wished_rates
         if request.connects:
-            choice = await self._taps.connecting(fork.uniqueid, rates, early=request.early)
+            choice = await self._taps.connecting(fork.uniqueid, rates)
         else:
             choice = await self._taps.choose(fork.uniqueid, wish_of(fork), rates)
         fork.settle(choice)

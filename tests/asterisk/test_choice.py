@@ -567,3 +567,30 @@ def test_leg_is_known_by_its_uniqueid_or_by_whom_it_dials(
     rig: Rig, ari: bool, uniqueid: str, name: str, expected: bool
 ) -> None:
     assert rig.taps(ari=ari).is_leg(name, uniqueid) is expected
+
+
+# --- Connected forks -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "rates", "got"),
+    [
+        ("22.7.0", (16000,), 16000),
+        ("22.7.0", (), 8000),
+        ("22.7.0", (0,), 16000),
+        ("22.6.0", (16000, 8000), 8000),
+        ("18.26.4", (), 8000),
+    ],
+)
+async def test_connected_fork_has_the_first_rate_that_this_asterisk_has(
+    rig: Rig, version: str, rates: tuple[int, ...], got: int
+) -> None:
+    rig.ami.version = Version.parse(version)
+    choice = await rig.taps().connecting(UNIQUEID, rates)
+    assert (choice.tap.name, choice.sample_rate) == ("connect", got)
+
+
+async def test_connected_fork_at_a_rate_that_this_asterisk_lacks_is_refused(rig: Rig) -> None:
+    rig.ami.version = Version.parse("22.6.0")
+    with pytest.raises(RequestRefused, match=r"^16000 Hz: .* 8000 Hz alone on Asterisk 22.6.0"):
+        await rig.taps().connecting(UNIQUEID, (16000,))
