@@ -56,6 +56,7 @@ from audiofork.link.messages import (
     LegPart,
     RelayAway,
     RelayLost,
+    ServerCommand,
     SinkOpened,
     StatsTaken,
     Streaming,
@@ -491,6 +492,8 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 NAME, UNIQUEID = "PJSIP/100-0000002a", "1700000000.1"
 URL = "ws://example.org/a?token=secret"
 ANY_URL = ("*://*",)
+# What each server may ask for, as long as the configuration says nothing else.
+COMMANDS = (ServerCommand.AUDIO, ServerCommand.CLEAR, ServerCommand.MARK)
 UNKNOWN_ID = "3f2a91c0-1111-4222-8333-444455556666"
 START = {"channel": NAME, "wsserver": URL, "actionid": "7"}
 LEG_PREFIX = "audiofork-"
@@ -534,7 +537,7 @@ class FakeTap:
 
     @property
     def speaking(self) -> list[str]:
-        return [leg.fork_id for leg in self.orders if leg.speaks]
+        return [leg.fork_id for leg in self.orders if leg.heard_by]
 
     @property
     def legs(self) -> list[str]:

@@ -17,6 +17,7 @@ from audiofork.errors import RequestRefused
 from audiofork.forks import url_templates
 from audiofork.forks.chronicle import Chronicle
 from audiofork.forks.events import ForkInfo, Resumed
+from audiofork.forks.grants import Grants
 from audiofork.forks.journal import Entry
 from audiofork.forks.lifecycle import FORK_LIFE, Away, ForkEvent, ForkState
 from audiofork.forks.options import Options, parse_options
@@ -144,6 +145,7 @@ class Fork:
         started_at: When it was requested, in seconds since 1970.
         log: Adds the fork's id and channel to log lines.
         post_process: The command to run after its end; None if there is none.
+        grants: What its server may do in the call.
         from_earlier_run: Whether an earlier run of the daemon started it.
         progress: Its changing state.
         chronicle: What has happened to it, and when.
@@ -160,6 +162,7 @@ class Fork:
     started_at: float
     log: ForkLog
     post_process: PostProcess | None = None
+    grants: Grants = Grants()
     from_earlier_run: bool = False
     progress: Progress = field(default_factory=Progress)
     chronicle: Chronicle = field(default_factory=Chronicle)

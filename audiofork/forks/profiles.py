@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
-from audiofork.config import ProfileConfig
+from audiofork.config import Place, ProfileConfig
 from audiofork.errors import ConfigError, RequestRefused
 from audiofork.forks import handshakes
 from audiofork.forks.call_info import FIELDS
@@ -98,6 +98,16 @@ class Profiles:
             fnmatchcase(channel, pattern) for pattern in section.channels
         ):
             raise RequestRefused(f"WsServer: {request.server} is not for this channel")
+
+    def commands_of(self, request: StartFork) -> tuple[str, ...]:
+        """Return what the server of a request's profile may ask for beside what all may."""
+        section = self._sections.get(request.profile)
+        return section.commands if section is not None else ()
+
+    def places_of(self, request: StartFork) -> tuple[Place, ...]:
+        """Return the places that the server of a request's profile may transfer calls to."""
+        section = self._sections.get(request.profile)
+        return section.transfer_to if section is not None else ()
 
     def texts_of(self, request: StartFork) -> Texts:
         """Return the texts of a request's profile, their fields not filled in."""

@@ -19,7 +19,7 @@ from audiofork.asterisk.ami_protocol import (
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.base import fork_id_of
 from audiofork.asterisk.taps.choice import Taps
-from audiofork.config import SecurityConfig
+from audiofork.config import SecurityConfig, WebSocketConfig
 from audiofork.errors import AmiError, RequestRefused
 from audiofork.forks.admission import Admission
 from audiofork.forks.bridges import Bridges
@@ -94,6 +94,7 @@ class Forks:
             permission of `security`.
         profiles: The servers that requests may name; None for none.
         waits_for_hold: Whether the legs of a fork in a call on hold wait for the end of the hold.
+        playout_buffer_s: Seconds of a server's audio that may wait to be played.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class Forks:
         commands: Commands | None = None,
         profiles: Profiles | None = None,
         waits_for_hold: bool = False,
+        playout_buffer_s: float = WebSocketConfig.playout_buffer,
     ) -> None:
         journal = journal or Journal(None)
         commands = commands or Commands({})
@@ -115,7 +117,7 @@ class Forks:
         self._emit = emit
         tasks = Tasks()
         self._table = table = ForkTable()
-        self._admission = admission = Admission(security)
+        self._admission = admission = Admission(security, playout_buffer_s)
         channels = Channels(ami)
         self._look_ups = look_ups = LookUps(channels)
         self._holds = Holds(channels, waits=waits_for_hold)
@@ -146,6 +148,10 @@ class Forks:
     @security.setter
     def security(self, security: SecurityConfig) -> None:
         self._admission.configure(security)
+
+    def set_playout_buffer(self, seconds: float) -> None:
+        """Let so much of a server's audio wait to be played, in later forks."""
+        self._admission.playout_buffer_s = seconds
 
     def __len__(self) -> int:
         return len(self._table)

@@ -161,13 +161,14 @@ class Starting:
             self._admission.check_url(fork.request)
 
     async def choose(self, fork: Fork) -> None:
-        """Choose the tap (ChanSpy or ARI snoop) and the sample rate of a fork.
+        """Choose the tap (ChanSpy or ARI snoop) and sample rate of a fork, and what it grants.
 
         Raises:
             RequestRefused: No tap can provide what the fork needs; the text says why.
             NoSuchChannel: The channel does not exist.
             AmiError: Asterisk cannot be asked.
         """
+        fork.grants = self._admission.grants_of(fork.request, self._profiles)
         rates = fork.request.options.wished_rates
         fork.settle(await self._taps.choose(fork.uniqueid, wish_of(fork), rates))
 
