@@ -278,6 +278,7 @@ class FakeAmi:
         events: Each event that was raised, with its headers.
         variables: Channel variables by uniqueid or name, whichever was used.
         told: Names of events and values of AUDIOFORK_STATUS in their order.
+        others_open: How many further connections there are.
     """
 
     def __init__(self) -> None:
@@ -294,6 +295,7 @@ class FakeAmi:
         self.variables: dict[str, dict[str, str]] = {}
         self.told: list[str] = []
         self.asterisk_started = "today"
+        self.others_open = 0
 
     async def action(self, name: str, headers: Headers, *, action_id: str = "") -> dict[str, str]:
         await self._take(name, headers, action_id)
@@ -326,6 +328,14 @@ class FakeAmi:
             self._value(name, dict(headers))
         except AmiError as exc:
             on_error(exc)
+
+    @contextlib.asynccontextmanager
+    async def another(self) -> AsyncIterator["FakeAmi"]:
+        self.others_open += 1
+        try:
+            yield self
+        finally:
+            self.others_open -= 1
 
     def raise_event(self, name: str, headers: Headers) -> None:
         _check(headers)

@@ -110,6 +110,7 @@ class Progress:
             run has survived that.
         subprotocol: The subprotocol that the server has chosen; empty: none.
         keys: How many keys the party has pressed that the server was told of.
+        commands_refused: How many commands of the server were refused by this plane.
         end_asked: Why the relay was asked to end it, or will be; None if it was not.
         kept: Whether the next run of the daemon will resume it.
         looked_up: Set when its channel is known, or the fork is refused.
@@ -125,6 +126,7 @@ class Progress:
     attempts: int = 0
     subprotocol: str = ""
     keys: int = 0
+    commands_refused: int = 0
     end_asked: EndReason | None = None
     kept: bool = False
     looked_up: asyncio.Event = field(default_factory=asyncio.Event)
@@ -210,6 +212,11 @@ class Fork:
         return self.choice.sample_rate if self.choice is not None else 0
 
     @property
+    def speaks(self) -> bool:
+        """Whether its server may be heard in the call."""
+        return self.request.options.audience is not None
+
+    @property
     def age_s(self) -> float:
         """Seconds since the request."""
         return time.monotonic() - self.progress.started
@@ -225,6 +232,7 @@ class Fork:
             self.action_id,
             self.sample_rate,
             self.from_earlier_run,
+            self.speaks,
         )
 
     # --- How it goes on ---
