@@ -14,7 +14,7 @@ from audiofork.forks.grants import Grants, granted
 from audiofork.forks.lifecycle import ForkState
 from audiofork.forks.post_process.commands import is_named
 from audiofork.forks.profiles import ANYWHERE, Profiles
-from audiofork.forks.requests import PROFILE_MARK, Origin, StartFork
+from audiofork.forks.requests import Origin, StartFork
 from audiofork.forks.table import ForkTable
 from audiofork.forks.url_templates import check_template
 from audiofork.forks.urls import check_url, is_among
@@ -161,10 +161,10 @@ def _check_speaker(request: StartFork, url: str, allowed: tuple[str, ...]) -> No
     """Raise RequestRefused unless the server of a request may be heard in calls."""
     if request.profile:
         name = request.server
-        is_allowed = any(fnmatchcase(name, one) for one in allowed if one.startswith(PROFILE_MARK))
+        is_allowed = any(fnmatchcase(name, pattern) for pattern in allowed)
     else:
         name = "the server of this URL"
-        is_allowed = is_among(url, (one for one in allowed if not one.startswith(PROFILE_MARK)))
+        is_allowed = is_among(url, allowed)
     if not is_allowed:
         raise RequestRefused(
             f"Options: k({request.options.audience}): {name} may not be heard in calls, "

@@ -193,6 +193,18 @@ async def test_keys_beyond_those_that_may_wait_are_refused_whole(rig: Rig, fork_
     assert len(outcomes(rig)) == 3
 
 
+async def test_keys_that_asterisk_refuses_leave_room_for_others(rig: Rig, fork_id: str) -> None:
+    rig.ami.faults["PlayDTMF"] = AmiActionFailed("PlayDTMF", "no")
+    await ask(rig, fork_id, DTMF, "1" * MAX_KEYS)
+    assert outcomes(rig) == [("dtmf", f"of {MAX_KEYS} keys", "failed", "PlayDTMF: no")]
+    del rig.ami.faults["PlayDTMF"]
+    rig.ami.actions.clear()
+    rig.forks.on_report(CommandAsked(fork_id, DTMF, "2"))
+    await ask(rig, fork_id, DTMF, "3" * (MAX_KEYS - 1))
+    await sound(rig, MAX_KEYS)
+    assert played(rig) == "2" + "3" * (MAX_KEYS - 1)
+
+
 @pytest.mark.parametrize("by", ["stop", "server"])
 async def test_keys_that_are_left_when_the_fork_ends_are_not_played(
     rig: Rig, fork_id: str, by: str
