@@ -213,49 +213,50 @@ def _or_line(_context: click.Context, _parameter: click.Parameter, value: str) -
     return line
 
 
+def _starts(command: _Command) -> _Command:
+    """Add what commands take that start a fork."""
+    for parameter in reversed(_START_PARAMETERS):
+        command = parameter(command)
+    return _of_the_daemon(command)
+
+
+_START_PARAMETERS: tuple[Callable[[Any], Any], ...] = (
+    click.argument("channel"),
+    click.argument("url", callback=_or_line, is_eager=True),  # so its line is the first
+    click.option(
+        "--options",
+        default="",
+        callback=_or_line,
+        metavar="OPTIONS",
+        help="The option string, D(in) say; with - it is read from standard input.",
+    ),
+    click.option(
+        "--post-process",
+        default="",
+        metavar="COMMAND",
+        help="What to run when the fork has ended, if the configuration allows it.",
+    ),
+    click.option(
+        "--params",
+        default="",
+        metavar="NAME=VALUE&...",
+        help="Parameters for the server, percent-encoded; with option M or x.",
+    ),
+    click.option(
+        "--timeout",
+        type=Amount(),
+        metavar="SECONDS",
+        default=START_TIMEOUT_S,
+        show_default=True,
+        help="Wait no longer than that; 0: for ever.",
+    ),
+    click.option("--no-wait", is_flag=True, help="Do not wait until audio flows."),
+)
+
+
 @main.command(short_help="Send the audio of a channel to a WebSocket server.")
-@click.argument("channel")
-@click.argument("url", callback=_or_line, is_eager=True)  # so its line is the first
-@click.option(
-    "--options",
-    default="",
-    callback=_or_line,
-    metavar="OPTIONS",
-    help="The option string, D(in) say; with - it is read from standard input.",
-)
-@click.option(
-    "--post-process",
-    default="",
-    metavar="COMMAND",
-    help="What to run when the fork has ended, if the configuration allows it.",
-)
-@click.option(
-    "--params",
-    default="",
-    metavar="NAME=VALUE&...",
-    help="Parameters for the server, percent-encoded; with option M or x.",
-)
-@click.option(
-    "--timeout",
-    type=Amount(),
-    metavar="SECONDS",
-    default=START_TIMEOUT_S,
-    show_default=True,
-    help="Wait no longer than that; 0: for ever.",
-)
-@click.option("--no-wait", is_flag=True, help="Do not wait until audio flows.")
-@_of_the_daemon
-def start(
-    channel: str,
-    url: str,
-    options: str,
-    post_process: str,
-    params: str,
-    timeout: float,
-    no_wait: bool,
-    path: Path,
-    socket_path: Path | None,
-) -> None:
+@_starts
+def start(channel: str, url: str, timeout: float, no_wait: bool, **more: Any) -> None:
     """Send the audio of CHANNEL (a name or a uniqueid) to URL; prints the id of the fork.
 
     Then it waits until audio flows, and says on standard error what it waits for. Exit code 0:
@@ -267,7 +268,37 @@ def start(
     line after that. Arguments show in the list of processes, so give a URL that holds a token, and
     options A and H, in this way.
     """
-    wishes = {"Options": options, "PostProcess": post_process, "Params": params}
+    _begin("StartAudioFork", channel, url, timeout, no_wait=no_wait, **more)
+
+
+@main.command(short_help="Make a WebSocket server the other party of a call.")
+@_starts
+def connect(channel: str, url: str, timeout: float, no_wait: bool, **more: Any) -> None:
+    """Make the server at URL the other party of CHANNEL (a name or a uniqueid); prints an id.
+
+    The channel leaves its place in the dialplan as soon as the server is there, and whom it talked
+    to. When the server is done, the call goes on where the channel variable AUDIOFORK_NEXT says
+    (context,exten,priority), else it is hung up. If the server is not there, nothing happens to the
+    call. All else is as with `start`, exit codes too.
+    """
+    _begin("ConnectAudioFork", channel, url, timeout, no_wait=no_wait, **more)
+
+
+def _begin(
+    command: str,
+    channel: str,
+    url: str,
+    timeout: float,
+    *,
+    options: str,
+    post_process: str,
+    params: str,
+    no_wait: bool,
+    path: Path,
+    socket_path: Path | None,
+) -> None:
+    """Start a fork, and wait until its audio flows."""
+    wishes = {"Command": command, "Options": options, "PostProcess": post_process, "Params": params}
     with _daemon(path, socket_path) as daemon:
         if no_wait:
             say(daemon.start(channel, url, **wishes))

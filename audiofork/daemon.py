@@ -18,6 +18,7 @@ from audiofork.asterisk.ami_protocol import CheckRaised, Event, RequestReceived
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.chanspy import ChanSpyTap
 from audiofork.asterisk.taps.choice import Taps
+from audiofork.asterisk.taps.connect import ConnectTap
 from audiofork.asterisk.taps.ways import known_faults
 from audiofork.config import Config
 from audiofork.doors.ami_events import AmiEvents
@@ -168,6 +169,7 @@ class Daemon:
             self.ami,
             chanspy,
             snoop,
+            ConnectTap(self.ami, self.relay),
             Channels(self.ami),
             config.asterisk,
             config.websocket.sample_rate,

@@ -23,6 +23,7 @@ AudioForkError
 |   +-- SinkUnreachable           worth another try
 |   +-- SinkLost                  was open and is gone; worth another try
 |   +-- SinkRefused               the server has said no, or that it is done
+|   |   +-- SinkClosed            it is done: it has closed normally
 +-- CannotListen                  the program that uses the address
 +-- ReceiverError                 the user of the receiver: it cannot start
 +-- SetupError                    the administrator's: this machine cannot be set up so
@@ -172,6 +173,10 @@ class SinkRefused(SinkError):
     """The server said no, said that it is done, or cannot be trusted."""
 
     retryable = False
+
+
+class SinkClosed(SinkRefused):
+    """The server has closed the connection normally: it is done."""
 
 
 class CannotListen(AudioForkError):

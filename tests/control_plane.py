@@ -25,6 +25,7 @@ from audiofork.asterisk.ami_protocol import ChannelHangup, Event, RequestReceive
 from audiofork.asterisk.channels import MAX_VALUE_BYTES
 from audiofork.asterisk.taps.base import LegOrder
 from audiofork.asterisk.taps.choice import Choice
+from audiofork.asterisk.taps.connect import DIAL_WAY, EARLY_WAY
 from audiofork.asterisk.taps.ways import Connects, Way, Wish
 from audiofork.asterisk.versions import Version
 from audiofork.config import AsteriskConfig, SecurityConfig
@@ -594,6 +595,12 @@ class FakeTaps:
         how = "as the test says"
         way = Way(self._tap.name, how, Connects.ORIGINATE, parts, self.keeps_time, rules=())
         return Choice(self._tap, way, self.sample_rate, self.note)
+
+    async def connecting(
+        self, uniqueid: str, wished_rates: Sequence[int] = (), *, early: bool = False
+    ) -> Choice:
+        self.asked.append((uniqueid, tuple(wished_rates)))
+        return Choice(self._tap, EARLY_WAY if early else DIAL_WAY, self.sample_rate, self.note)
 
     async def wide(self, uniqueid: str) -> str:
         return self.wide_in.get(uniqueid, "")

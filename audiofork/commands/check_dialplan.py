@@ -12,14 +12,14 @@ from audiofork.commands.findings import Findings
 from audiofork.errors import AmiActionFailed, AmiError
 
 FILE = "extensions_audiofork.conf"
-VERSION = 2
+VERSION = 3
 """Of the shipped file, as its extension `version` says; another text has another version."""
-FINGERPRINT = "95b73dbecdf9d5e6"
+FINGERPRINT = "c5e53ff34b539460"
 """Of the shipped file, as `fingerprint` makes it of what Asterisk has read."""
 # The contexts of the shipped file, with what somebody or something is sent to in each.
 REQUESTS = "audiofork"
 CONTEXTS = {
-    REQUESTS: ("start", "stop", "mute", "clean"),
+    REQUESTS: ("start", "connect", "led", "talk", "stop", "mute", "clean"),
     CONTEXT: tuple(EXTENSIONS.values()),
 }
 MAX_WARNINGS = 10  # of one kind

@@ -17,6 +17,7 @@ _WHAT_TO_DO = {
     "no-such-channel": "the call was over before the fork began",
     "sink-refused": "that is final: correct the URL, its token or the certificate, and start anew",
     "sink-gone": "is the server running, and does the URL name its host and port? Then start anew",
+    "sink-closed": "the server was done before any audio went to it",
     "leg-failed": "Asterisk brought no audio: `audiofork check` finds out why",
     "shutdown": "the daemon was stopped: start it (systemctl start audiofork), then the fork",
     "fault": "a bug of audiofork: please report it, with the traceback in the daemon's log",

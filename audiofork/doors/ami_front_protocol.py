@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from audiofork.forks.options import as_the_module
-from audiofork.forks.requests import MUTE, START, STOP
+from audiofork.forks.requests import CONNECT, MUTE, START, STOP
 from audiofork.text import printable
 
 LINE_BYTES = 1024  # Asterisk refuses a message with a longer line
@@ -27,11 +27,11 @@ HELD_BYTES = 12 * 1024  # kept of a message until it names its action
 ANSWER_BYTES = 1024  # longer than any answer to a probe
 
 AUDIOFORK = "audiofork"
-OWN_ACTIONS = frozenset({AUDIOFORK, START, STOP, MUTE})
+OWN_ACTIONS = frozenset({AUDIOFORK, START, STOP, MUTE, CONNECT})
 _FIELDS = frozenset(
     {
         *("channel", "uniqueid", "wsserver", "options", "params", "postprocess"),
-        *("audioforkid", "direction", "state", "actionid", "command"),
+        *("audioforkid", "direction", "state", "actionid", "command", "early"),
     }
 )
 _BLANKS = bytes(range(1, 33))  # what ast_skip_blanks skips
@@ -45,6 +45,7 @@ _FAILED = {
     START: "Could not start monitoring channel",
     STOP: "Could not stop monitoring channel",
     MUTE: "Cannot set mute flag",
+    CONNECT: "Could not connect channel",
 }
 _WHOLE_TEXTS = frozenset(
     {
@@ -75,21 +76,21 @@ class OwnAction:
 
     @property
     def verb(self) -> str:
-        """What the client asks for: START, STOP or MUTE.
+        """What the client asks for: START, STOP, MUTE or CONNECT.
 
         Only `AudioFork` takes it from Command. Asterisk checks the permission by the name of the
         action, so an action that may stop forks must not be able to start one.
         """
         command = self.fields.get("command", "").strip().lower()
         if self.name == AUDIOFORK:
-            return command if command in (STOP, MUTE) else START
+            return command if command in (STOP, MUTE, CONNECT) else START
         return self.name
 
     @property
     def request(self) -> dict[str, str]:
         """The fields of the request, fit for `parse_request`."""
         command = self.fields.get("command", "")
-        is_verb = command.strip().lower() in (START, STOP, MUTE)
+        is_verb = command.strip().lower() in (START, STOP, MUTE, CONNECT)
         if self.verb != START or is_verb:
             command = self.verb
         fields = {**self.fields, "command": command}
@@ -102,7 +103,7 @@ class OwnAction:
 
         AudioFork needs `system`, as ModuleCheck does; the others `system` or `call`, as Hangup.
         """
-        if self.name in (AUDIOFORK, START):
+        if self.name in (AUDIOFORK, START, CONNECT):
             asked = "Action: ModuleCheck", "Module: audiofork"
         else:
             asked = "Action: Hangup", f"Channel: none/{probe_id}"

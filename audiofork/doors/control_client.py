@@ -92,7 +92,7 @@ class Client:
         Args:
             channel: The channel.
             url: Where its audio goes.
-            wishes: Further fields of the request: Options, PostProcess, Params.
+            wishes: Further fields of the request: Options, PostProcess, Params; another Command.
         """
         with _named(channel):
             return str(self._ask(_start(channel, url, wishes))[0])

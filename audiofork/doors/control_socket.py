@@ -51,9 +51,11 @@ from audiofork.errors import (
     RequestRefused,
 )
 from audiofork.forks.requests import (
+    CONNECT,
     MUTE,
     START,
     STOP,
+    VERBS,
     Origin,
     Request,
     flag_of,
@@ -69,7 +71,7 @@ log = logging.getLogger(__name__)
 
 LIST = "listaudioforks"
 CHECK = "checkaudiofork"
-COMMANDS = frozenset({START, STOP, MUTE, LIST, CHECK})
+COMMANDS = frozenset({START, STOP, MUTE, CONNECT, LIST, CHECK})
 
 MAX_LINE_BYTES = 65_536
 MAX_CONNECTIONS = 256
@@ -256,7 +258,7 @@ class ControlSocket:
             if self._check is None:
                 raise RequestRefused("this daemon runs no checks")
             return self._check(_lower(fields))
-        if command == START and flag_of(fields, "Wait") and self._waiting < MAX_WAITING:
+        if command in (START, CONNECT) and flag_of(fields, "Wait") and self._waiting < MAX_WAITING:
             return self._start(fields, origin)
         return None
 
@@ -345,9 +347,8 @@ def command_of(fields: dict[str, str]) -> str:
     command = _lower(fields).get("command", "").strip(" \t").lower()
     if command not in COMMANDS:
         raise RequestRefused(
-            "Command: expected StartAudioFork, StopAudioFork, AudioForkMute, ListAudioForks or "
-            "CheckAudioFork"
-            + did_you_mean(command, ("StartAudioFork", "StopAudioFork", "AudioForkMute"))
+            f"Command: expected {', '.join(VERBS)}, ListAudioForks or CheckAudioFork"
+            + did_you_mean(command, VERBS)
         )
     return command
 

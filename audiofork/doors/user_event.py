@@ -14,7 +14,7 @@ from audiofork.doors.caller_data import WHAT_TO_DO, decoded, slipped_in
 from audiofork.doors.inbox import Inbox
 from audiofork.errors import AmiError, RequestRefused
 from audiofork.forks.look_ups import TOO_MANY
-from audiofork.forks.requests import Origin, Request, parse_request
+from audiofork.forks.requests import DIALPLAN, Origin, Request, parse_request
 from audiofork.forks.tasks import Tasks
 from audiofork.text import A_BUG
 
@@ -75,7 +75,7 @@ class UserEvents:
 
 def _origin_of(event: RequestReceived) -> Origin:
     if event.raised_by:
-        return Origin("dialplan", event.raised_by)
+        return Origin(DIALPLAN, event.raised_by)
     # Asterisk does not report which AMI user sent the event.
     named = (event.fields.get(name, "") for name in ("uniqueid", "channel", "audioforkid"))
     return Origin("AMI", next(filter(None, named), ""))

@@ -112,7 +112,7 @@ class Ending:
 
     def _keep_all(self) -> None:
         for fork in self._table:
-            if fork.state is not ForkState.REQUESTED and not fork.is_ending:
+            if fork.state is not ForkState.REQUESTED and not (fork.is_ending or fork.connects):
                 fork.progress.kept = True
                 fork.progress.attempts = 0  # this run did not die while starting them
                 self._journal.put(entry_of(fork))

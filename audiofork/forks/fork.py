@@ -18,7 +18,7 @@ from audiofork.forks import url_templates
 from audiofork.forks.chronicle import Chronicle
 from audiofork.forks.events import ForkInfo, Resumed
 from audiofork.forks.grants import Grants
-from audiofork.forks.journal import Entry
+from audiofork.forks.journal import Entry, Journal
 from audiofork.forks.lifecycle import FORK_LIFE, Away, ForkEvent, ForkState
 from audiofork.forks.options import Options, parse_options
 from audiofork.forks.post_process.commands import Commands
@@ -214,12 +214,17 @@ class Fork:
     @property
     def speaks(self) -> bool:
         """Whether its server may be heard in the call."""
-        return self.request.options.audience is not None
+        return self.connects or self.request.options.audience is not None
 
     @property
     def age_s(self) -> float:
         """Seconds since the request."""
         return time.monotonic() - self.progress.started
+
+    @property
+    def connects(self) -> bool:
+        """Whether the server is the other party of the call; such a fork is never resumed."""
+        return self.request.connects
 
     @property
     def info(self) -> ForkInfo:
@@ -457,6 +462,15 @@ def entry_of(fork: Fork) -> Entry:
         call=fork.call.info,
         params=fork.call.params,
     )
+
+
+def record(fork: Fork, journal: Journal) -> None:
+    """Write a fork to the journal, unless it cannot be resumed by the next run of the daemon.
+
+    The leg of a connected fork is an end of its call, which goes on in the dialplan without it.
+    """
+    if not fork.connects:
+        journal.put(entry_of(fork))
 
 
 def muted_sides(fork: Fork) -> str:

@@ -25,12 +25,10 @@ class Grants:
 
 
 def granted(*options: Iterable[str]) -> tuple[ServerCommand, ...]:
-    """Return the commands that any of these options allow; `resume` comes with `pause`.
+    """Return the commands that any of these options allow, each once.
 
     Args:
         options: Words of [security] allow_commands, and of a profile's commands.
     """
-    commands = dict.fromkeys(ServerCommand(word) for words in options for word in words)
-    if ServerCommand.PAUSE in commands:
-        commands[ServerCommand.RESUME] = None
-    return tuple(commands)
+    words = dict.fromkeys(word for option in options for word in option)
+    return tuple(ServerCommand(word) for word in words)

@@ -23,6 +23,7 @@ from audiofork.forks.holds import Holds
 from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.lifecycle import Away, ForkState
 from audiofork.forks.orders import heard_by
+from audiofork.forks.requests import DIALPLAN
 from audiofork.forks.tasks import Spawn
 from audiofork.link.messages import EndReason, ExpectLeg, LegLost, LegPart, SendCommand
 from audiofork.text import harmless
@@ -40,6 +41,7 @@ SHUTTING_DOWN = "Asterisk is shutting down"  # Asterisk's words (main/manager.c)
 CONTESTED = "somebody else presented its UUID as well"
 ORPHANED = "somebody else speaks in its place: its channel has gone"
 CANNOT_ASK = "the leg was lost, and Asterisk cannot be asked"
+MOVED_ON = "the call went on without the server: it was transferred, or taken elsewhere"
 ASTERISK_AWAY_S = 5.0  # how long a fork without a leg waits for a connection to Asterisk
 
 
@@ -96,11 +98,17 @@ class Legs:
             self._give_time(fork, leg, f"{leg} did not connect{' again' if leg.lost_at else ''}")
             self._ask(fork, leg, anew=anew)
 
+    def connect(self, fork: Fork) -> None:
+        """Request the leg of a connected fork, once: its server is there."""
+        if not any(leg.uuid for leg in fork.legs.values()):
+            self.order(fork, anew=False)
+
     def _ask(self, fork: Fork, leg: Leg, *, anew: bool) -> None:
         if leg.id and not leg.gone:
             self._leaving.watch(fork, [leg])
         leg.id = fork.tap.name_leg(fork.id, leg.part, anew=anew)
-        leg.attached = leg.gone = False
+        leg.attached = False
+        leg.gone = fork.connects  # there is no channel of its own that could be left behind
         leg.uuid = str(uuid.uuid4())
         self._send(ExpectLeg(fork.id, leg.part, leg.uuid))
         self._spawn(self._start(fork, leg, leg.id))
@@ -242,6 +250,8 @@ class Legs:
             self._end(fork, *end)
         # Without a relay process no leg can connect, so a request now would only use up attempts.
         # All legs are requested again when another relay process has the fork.
+        elif fork.connects:
+            self._end(fork, EndReason.STOPPED, MOVED_ON)
         elif _is_wanted(fork, leg, leg_id) and not fork.progress.relay_away:
             self._replace(fork, leg, why)
 
@@ -348,7 +358,15 @@ def _order_of(fork: Fork, leg: Leg, leg_id: str) -> LegOrder:
         connects=fork.way.connects,
         sample_rate=fork.sample_rate,
         heard_by=heard_by(fork, leg.part),
+        channel=fork.channel,
+        leads=fork.connects and not _waits_itself(fork),
     )
+
+
+def _waits_itself(fork: Fork) -> bool:
+    """Return whether the channel's own dialplan has asked, and waits for the server."""
+    origin = fork.request.origin
+    return origin.door == DIALPLAN and origin.who == fork.uniqueid
 
 
 def _count_loss(leg: Leg) -> int:

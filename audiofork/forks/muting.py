@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable
 
 from audiofork.errors import RequestRefused
-from audiofork.forks.fork import Fork, entry_of, why_not_muted
+from audiofork.forks.fork import Fork, record, why_not_muted
 from audiofork.forks.journal import Journal
 from audiofork.forks.lifecycle import ForkState
 from audiofork.forks.requests import MuteFork
@@ -52,7 +52,7 @@ class Muting:
         fork.mute(mute_in, mute_out)
         if fork.state is not ForkState.REQUESTED:  # else Starting sends it after ForkSpec
             self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
-            self._journal.put(entry_of(fork))
+            record(fork, self._journal)
 
 
 def _muted_by(request: MuteFork, fork: Fork) -> tuple[bool, bool]:

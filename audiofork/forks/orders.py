@@ -40,6 +40,8 @@ def spec_of(fork: Fork) -> ForkSpec:
 
 def _voice_of(fork: Fork) -> Voice | None:
     options = fork.request.options
+    if fork.connects:  # its leg is the other party: it hears silence, or what the server says
+        return Voice(tuple(fork.legs), steady=True, buffer_s=fork.grants.buffer_s)
     if options.audience is None:
         return None
     parts = (fork.way.leg_heard_by(side, options.direction) for side in options.audience.sides)

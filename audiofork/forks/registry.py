@@ -335,6 +335,8 @@ class Forks:
         else:
             fork.log.debug("the server accepted the connection")
         fork.chronicle.on_server()
+        if fork.connects:
+            self._legs.connect(fork)
         # If audio has flowed before, this is the first connection of another relay process.
         if Away.SERVER in fork.progress.away and (resumed := fork.back(Away.SERVER)):
             self._emit(resumed)
@@ -352,6 +354,9 @@ class Forks:
         self._emit(
             Reconnecting(fork.info, Away.SERVER, report.attempt, report.detail, was_streaming)
         )
+        if fork.connects and fork.chronicle.server_at is None:
+            # The caller waits, and the dialplan has another way.
+            self._ending.end(fork, EndReason.SINK_GONE, report.detail)
 
     def _on_resumed(self, fork: Fork, report: SinkResumed) -> None:
         if fork.state is ForkState.RECONNECTING:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from audiofork.asterisk.channels import Target
 from audiofork.errors import RequestRefused
 from audiofork.forks.options import Options, parse_options
 from audiofork.forks.params import MAX_PARAMS_BYTES, check_size, parse_params
+from audiofork.link.messages import Direction
 from audiofork.text import did_you_mean, printable
 
 PROFILE_MARK = "@"  # before the name of a profile, in place of a URL: none begins with it
+EARLY_SAMPLE_RATE = 8000
 MAX_FIELD_BYTES = 1000  # AMI discards lines longer than 1024 bytes
 _STATES = {
     **{"1": True, "on": True, "yes": True, "true": True},
@@ -36,6 +38,7 @@ class Origin(NamedTuple):
 
 
 UNKNOWN = Origin()
+DIALPLAN = "dialplan"  # the door of what a channel's dialplan asks; `who` is the channel
 
 
 def _origin() -> Origin:
@@ -51,6 +54,8 @@ class StartFork:
         options_text: The option string that `options` was parsed from; it may hold secrets.
         params: Parameters for the server; a value may be a secret.
         profile: The name of the profile that the URL is of; empty: of none.
+        connects: Whether the server becomes the other party of the call; else it gets a copy.
+        early: Whether a connected call is not answered for that.
     """
 
     target: Target
@@ -61,6 +66,8 @@ class StartFork:
     options_text: str = field(default="", repr=False)
     params: dict[str, str] = field(default_factory=dict, repr=False)
     profile: str = ""
+    connects: bool = False
+    early: bool = False
     origin: Origin = _origin()
 
     @property
@@ -99,11 +106,12 @@ class MuteFork:
 Request = StartFork | StopFork | MuteFork
 
 START, STOP, MUTE = "startaudiofork", "stopaudiofork", "audioforkmute"
+CONNECT = "connectaudiofork"
 _NAMES = (
     *("Channel", "Uniqueid", "WsServer", "Options", "PostProcess"),
-    *("AudioForkID", "Direction", "State", "ActionID", "Command", "Params"),
+    *("AudioForkID", "Direction", "State", "ActionID", "Command", "Params", "Early"),
 )
-_VERBS = ("StartAudioFork", "StopAudioFork", "AudioForkMute")
+VERBS = ("StartAudioFork", "StopAudioFork", "AudioForkMute", "ConnectAudioFork")
 # How alike a name has to be to that of a field, or to a verb, to be taken for it.
 _MISSPELT = 0.8
 # What pages of the web and phones put around a text that is copied from them.
@@ -147,8 +155,8 @@ def _refuse_misspelt(fields: Mapping[str, str]) -> None:
         if hint := did_you_mean(name, absent, likeness=_MISSPELT):
             raise RequestRefused(f"{printable(name, '?')}: no such field{hint}")
     command = fields.get("command", "")
-    hint = did_you_mean(command, _VERBS, likeness=_MISSPELT)
-    if command.lower() not in (START, STOP, MUTE) and hint:
+    hint = did_you_mean(command, VERBS, likeness=_MISSPELT)
+    if command.lower() not in (START, STOP, MUTE, CONNECT) and hint:
         raise RequestRefused(f"Command: no such verb as {command}{hint}")
 
 
@@ -170,19 +178,49 @@ def _start(fields: dict[str, str], origin: Origin) -> StartFork:
     target = _target(fields)
     url = fields.get("wsserver", "")
     command = fields.get("command", "")
+    connects = command.lower() == CONNECT
+    is_start = connects or command.lower() == START
     if not url:
-        unknown = command and command.lower() != START
-        hint = f"; Command: {command} is none of {', '.join(_VERBS)}" if unknown else ""
+        unknown = command and not is_start
+        hint = f"; Command: {command} is none of {', '.join(VERBS)}" if unknown else ""
         raise RequestRefused(f"WsServer: missing{hint}")
     # As in app_audiofork, a Command that is not a verb is the post-process command.
-    post_process = fields.get("postprocess", "") or ("" if command.lower() == START else command)
+    post_process = fields.get("postprocess", "") or ("" if is_start else command)
     text = fields.get("options", "")
     options = parse_options(text)
     action_id = fields.get("actionid", "")
     params = _params(fields)
     if not url.startswith(PROFILE_MARK):  # a profile may have the option
         check_params_are_sent(params, options)
-    return StartFork(target, url, options, post_process, action_id, text, params, origin=origin)
+    early = flag_of(fields, "Early")
+    if early and not connects:
+        raise RequestRefused("Early: it is for ConnectAudioFork alone")
+    return StartFork(
+        *(target, url, options, post_process, action_id, text, params),
+        connects=connects,
+        early=early,
+        origin=origin,
+    )
+
+
+def connected(request: StartFork) -> StartFork:
+    """Return the request of a connected fork with its direction: what the party says.
+
+    Raises:
+        RequestRefused: An option asks for what such a fork does not have.
+    """
+    options = request.options
+    if options.direction not in (Direction.BOTH, Direction.IN):
+        raise RequestRefused(
+            f"Options: D({options.direction}): a connected server gets what the party says, D(in)"
+        )
+    if options.audience is not None:
+        raise RequestRefused(
+            f"Options: k({options.audience}): a connected server is the other party, leave k out"
+        )
+    if request.early and set(options.wished_rates) - {EARLY_SAMPLE_RATE}:
+        raise RequestRefused("Early: such a call has 8000 Hz alone, leave L out")
+    return replace(request, options=replace(options, direction=Direction.IN))
 
 
 def check_params_are_sent(params: Mapping[str, str], options: Options) -> None:

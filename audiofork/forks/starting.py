@@ -10,7 +10,7 @@ from audiofork.forks import call_info, url_templates
 from audiofork.forks.admission import Admission
 from audiofork.forks.ending import Ending
 from audiofork.forks.events import Emit, Requested
-from audiofork.forks.fork import Fork, entry_of, new_fork, with_fields
+from audiofork.forks.fork import Fork, new_fork, record, with_fields
 from audiofork.forks.journal import Journal
 from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.legs import Legs
@@ -22,7 +22,7 @@ from audiofork.forks.orders import spec_of, wish_of
 from audiofork.forks.params import check_size
 from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.profiles import Profiles
-from audiofork.forks.requests import StartFork
+from audiofork.forks.requests import StartFork, connected
 from audiofork.forks.table import ForkTable
 from audiofork.link.messages import SendCommand, SetMute
 
@@ -92,6 +92,8 @@ class Starting:
             AmiError: Asterisk cannot be asked.
         """
         request = self._profiles.apply(request)
+        if request.connects:
+            request = connected(request)
         self.admission.check(request, self._table)
         fork = new_fork(request, self._commands)
         self._table.add(fork)
@@ -121,10 +123,18 @@ class Starting:
         if self._taps.is_leg(channel, uniqueid):
             raise RequestRefused("the channel is itself the leg of a fork")
         self.admission.check_room(uniqueid, self._table)
+        if request.connects:
+            self._check_not_connected(uniqueid)
         self._profiles.check_channel(request, channel)
         fork.found(channel, uniqueid, self._ami.asterisk_started)
         self._table.bind(fork)
         _check_wanted(fork)
+
+    def _check_not_connected(self, uniqueid: str) -> None:
+        """Raise RequestRefused if a channel has a server as its other party already."""
+        for other in self._table.on_channel(uniqueid):
+            if other.connects:
+                raise RequestRefused(f"the channel is connected already, by the fork {other.id}")
 
     async def _ask_about_call(self, fork: Fork) -> None:
         """Ask Asterisk for what the options and the post-process command need of the channel."""
@@ -172,8 +182,12 @@ class Starting:
             AmiError: Asterisk cannot be asked.
         """
         fork.grants = self.admission.grants_of(fork.request, self._profiles)
-        rates = fork.request.options.wished_rates
-        fork.settle(await self._taps.choose(fork.uniqueid, wish_of(fork), rates))
+        request, rates = fork.request, fork.request.options.wished_rates
+        if request.connects:
+            choice = await self._taps.connecting(fork.uniqueid, rates, early=request.early)
+        else:
+            choice = await self._taps.choose(fork.uniqueid, wish_of(fork), rates)
+        fork.settle(choice)
 
     def note_attempts(self, fork: Fork, count: int) -> None:
         """Write to the journal how many runs in a row may have died while starting a fork.
@@ -182,7 +196,7 @@ class Starting:
         """
         if fork.progress.attempts != count:
             fork.progress.attempts = count
-            self._journal.put(entry_of(fork))
+            record(fork, self._journal)
 
     def resume(self, fork: Fork) -> None:
         """Start a fork of an earlier run again; its channel exists and its legs are chosen."""
@@ -194,12 +208,15 @@ class Starting:
         """Write the fork to the journal, emit Requested, and order the fork and its legs."""
         fork.apply(ForkEvent.RESOLVED)
         log_requested(fork)
-        self._journal.put(entry_of(fork))
+        record(fork, self._journal)
         self._emit(Requested(fork.info, fork.request))
         self.order(fork, anew=fork.from_earlier_run)
 
     def order(self, fork: Fork, *, anew: bool) -> None:
         """Order a fork from the relay, and its legs from Asterisk.
+
+        The leg of a connected fork is ordered when the server is there: until then the call goes
+        on as it is.
 
         Args:
             fork: The fork.
@@ -208,7 +225,8 @@ class Starting:
         self._send(spec_of(fork))
         if fork.mute_in or fork.mute_out:
             self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
-        self._legs.order(fork, anew=anew)
+        if not fork.connects:
+            self._legs.order(fork, anew=anew)
 
 
 def _check_wanted(fork: Fork) -> None:

@@ -45,6 +45,11 @@ class Format(enum.StrEnum):
         """Whether it has messages for what happens beside audio, such as keys."""
         return self is not Format.RAW
 
+    @property
+    def has_mute(self) -> bool:
+        """Whether it has a message for sides that are muted, or are not any more."""
+        return self is Format.JSON
+
 
 class Codec(enum.StrEnum):
     """What audio is encoded in on its way to the server."""
@@ -102,6 +107,8 @@ class EndReason(enum.StrEnum):
     """The WebSocket server refused the connection, or closed it for good."""
     SINK_GONE = "sink-gone"
     """The WebSocket server could not be reached, at first or again after a loss."""
+    SINK_CLOSED = "sink-closed"
+    """The WebSocket server of a connected fork has closed normally: it is done with the call."""
     LEG_FAILED = "leg-failed"
     """The leg did not connect, or was lost while its channel existed."""
     NO_SUCH_CHANNEL = "no-such-channel"

@@ -15,11 +15,11 @@ from websockets.exceptions import (
     NegotiationError,
     WebSocketException,
 )
-from websockets.frames import Close
+from websockets.frames import Close, CloseCode
 from websockets.http11 import Response
 
 from audiofork.backoff import Backoff
-from audiofork.errors import SinkError, SinkLost, SinkRefused, SinkUnreachable
+from audiofork.errors import SinkClosed, SinkError, SinkLost, SinkRefused, SinkUnreachable
 from audiofork.text import NOT_TLS, plain, reason_of
 
 # 408 Request Timeout, 425 Too Early, 429 Too Many Requests; and all of 5xx.
@@ -198,4 +198,6 @@ def closure(received: Close | None, sent: Close | None) -> SinkError:
             return SinkLost(f"closed by us with {sent.code} {sent.reason}".rstrip())
         return SinkLost("the connection broke")
     text = f"the server closed with {received.code} {received.reason}".rstrip()
+    if received.code == CloseCode.NORMAL_CLOSURE:
+        return SinkClosed(text)
     return SinkRefused(text) if received.code in _FINAL_CLOSE_CODES else SinkLost(text)

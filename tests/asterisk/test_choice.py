@@ -8,6 +8,7 @@ import pytest
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.chanspy import ChanSpyTap
 from audiofork.asterisk.taps.choice import FIRST_CONNECT_TIMEOUT_S, NOT_BY_CHANSPY, Choice, Taps
+from audiofork.asterisk.taps.connect import ConnectTap
 from audiofork.asterisk.taps.snoop import SnoopTap
 from audiofork.asterisk.taps.ways import WAYS, Site, Way, Wish
 from audiofork.asterisk.versions import Version
@@ -55,7 +56,8 @@ class Rig:
         pairs = "narrowband" if narrowband else "never"
         config = AsteriskConfig(tap=tap, chanspy_pairs=pairs)
         snoop = self.snoop if ari else None
-        return Taps(self.ami, self.chanspy, snoop, channels, config, sample_rate)
+        connect = ConnectTap(self.ami, FakeRelay())  # type: ignore[arg-type]
+        return Taps(self.ami, self.chanspy, snoop, connect, channels, config, sample_rate)
 
     def by_snoop(self, way: Way = APPLICATION, sample_rate: int = 8000) -> Choice:
         return Choice(self.snoop, way, sample_rate)

@@ -516,7 +516,7 @@ async def lose_part(rig: Rig, fork_id: str, part: LegPart) -> None:
 def order_of(
     fork_id: str, part: LegPart, leg_id: str, heard_by: Audience | None = None
 ) -> LegOrder:
-    return LegOrder(leg_id, "", fork_id, part, UNIQUEID, Connects.ORIGINATE, 16000, heard_by)
+    return LegOrder(leg_id, "", fork_id, part, UNIQUEID, Connects.ORIGINATE, 16000, heard_by, NAME)
 
 
 @pytest.mark.parametrize(

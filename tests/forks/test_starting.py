@@ -278,7 +278,7 @@ async def test_reload_changes_what_servers_may_ask_for_in_later_forks(rig: Rig) 
     await rig.start()
     assert [spec.commands for spec in rig.sent if isinstance(spec, ForkSpec)] == [
         COMMANDS,
-        (ServerCommand.MARK, ServerCommand.PAUSE, ServerCommand.RESUME),
+        (ServerCommand.MARK, ServerCommand.PAUSE),
     ]
 
 

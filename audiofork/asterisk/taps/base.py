@@ -39,6 +39,8 @@ class LegOrder:
         connects: How it connects to the relay.
         sample_rate: The sample rate in Hz.
         heard_by: PARTY or PEER: who must hear what the relay sends; None: nobody.
+        channel: The name of the channel.
+        leads: Whether the channel has to be taken to where it connects to the relay.
     """
 
     leg_id: str
@@ -49,6 +51,8 @@ class LegOrder:
     connects: Connects
     sample_rate: int
     heard_by: Audience | None = None
+    channel: str = ""
+    leads: bool = False
 
 
 class Tap(Protocol):

@@ -9,6 +9,7 @@ from typing import Protocol
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.base import Tap, is_leg
 from audiofork.asterisk.taps.chanspy import ChanSpyTap
+from audiofork.asterisk.taps.connect import DIAL_WAY, EARLY_WAY, ConnectTap
 from audiofork.asterisk.taps.ways import (
     NARROW_RATE,
     Site,
@@ -75,6 +76,7 @@ class Taps:
         asterisk: Knows the version of Asterisk.
         chanspy: The tap that needs only AMI.
         snoop: The tap by ARI; None if it is not configured, or not allowed.
+        connect: The tap of connected forks.
         channels: Asks Asterisk what audio a call has.
         config: Which taps are allowed, and whether the site has only narrowband audio.
         sample_rate: Sample rate in Hz of forks without option L; 0: the channel's own.
@@ -89,6 +91,7 @@ class Taps:
         asterisk: Connected,
         chanspy: ChanSpyTap,
         snoop: ByAri | None,
+        connect: ConnectTap,
         channels: Channels,
         config: AsteriskConfig,
         sample_rate: int = NARROW_RATE,
@@ -96,6 +99,7 @@ class Taps:
         self._asterisk = asterisk
         self._chanspy = chanspy
         self._snoop = snoop
+        self._connect = connect
         self._config = config
         self.narrowband = config.chanspy_pairs == "narrowband"
         self._has_settled = False
@@ -133,6 +137,25 @@ class Taps:
             if way is not None:
                 return self._choice(way, wish, rates[0], site)
         raise RequestRefused(why_none(replace(wish, sample_rate=rates[0]), site))
+
+    async def connecting(
+        self, uniqueid: str, wished_rates: Sequence[int] = (), *, early: bool = False
+    ) -> Choice:
+        """Choose the way and the sample rate of a connected fork.
+
+        Args:
+            uniqueid: Its channel.
+            wished_rates: As for `choose`.
+            early: Whether the call may not be answered for that: at 8000 Hz alone.
+
+        Raises:
+            NoSuchChannel: The channel does not exist.
+            AmiError: Asterisk cannot be asked.
+        """
+        if early:
+            return Choice(self._connect, EARLY_WAY, NARROW_RATE)
+        wished = wished_rates[0] if wished_rates else self.sample_rate
+        return Choice(self._connect, DIAL_WAY, await self._rate(uniqueid, wished))
 
     async def _unless_wide(self, uniqueid: str, pairs: Way, wish: Wish, site: Site) -> Way:
         """Return the way of pairs; another way if the call has wideband audio.

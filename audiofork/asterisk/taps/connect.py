@@ -1,0 +1,77 @@
+"""The tap of connected forks: the dialplan itself connects the channel to the relay.
+
+The channel is told where by a variable, for which the extension `connect` of
+extensions_audiofork.conf waits. A channel that is elsewhere is sent to the extension `led` first.
+"""
+
+from __future__ import annotations
+
+from audiofork.asterisk.ami import Ami
+from audiofork.asterisk.channels import NO_SUCH_CHANNEL
+from audiofork.asterisk.taps.base import LegAddresses, LegOrder, leg_name
+from audiofork.asterisk.taps.ways import Connects, Way
+from audiofork.config import Address
+from audiofork.errors import AmiActionFailed, AmiError, LegRefused, LegUncertain, NoSuchChannel
+from audiofork.link.messages import Direction, LegPart
+
+VARIABLE = "AUDIOFORK_LEG"
+CONTEXT = "audiofork"
+EXTENSION = "led"
+
+# One leg, which carries both directions: what the party says comes over it, and what the server
+# says goes over it. Asterisk sends frames only while the party does.
+_IN = {Direction.IN: (LegPart.IN,)}
+DIAL_WAY = Way("connect", "by Dial()", Connects.DIAL, _IN, keeps_time=False, rules=())
+EARLY_WAY = Way(
+    "connect", "by AudioSocket()", Connects.APPLICATION, _IN, keeps_time=False, rules=()
+)
+
+
+class ConnectTap:
+    """Implements `Tap`.
+
+    Args:
+        ami: The connection to Asterisk.
+        relay: Knows the addresses that legs must connect to.
+    """
+
+    name = "connect"
+    early_hangup_detail = ""
+
+    def __init__(self, ami: Ami, relay: LegAddresses) -> None:
+        self._ami = ami
+        self._relay = relay
+
+    def name_leg(self, fork_id: str, part: LegPart, *, anew: bool) -> str:  # noqa: ARG002 (of Tap)
+        return leg_name(fork_id)  # no channel has it: the leg is an end of the call itself
+
+    async def start(self, leg: LegOrder) -> None:
+        where = target(leg, self._relay.address_of(leg.fork_id))
+        try:
+            await self._ami.action(
+                "Setvar", [("Channel", leg.uniqueid), ("Variable", VARIABLE), ("Value", where)]
+            )
+            if leg.leads:
+                await self._lead(leg)
+        except AmiActionFailed as exc:
+            if exc.message == NO_SUCH_CHANNEL:
+                raise NoSuchChannel from exc
+            raise LegRefused(str(exc)) from exc
+        except AmiError as exc:
+            raise LegUncertain(str(exc)) from exc
+
+    async def _lead(self, leg: LegOrder) -> None:
+        """Take the channel out of the dialplan, to the extension that connects it."""
+        place = [("Context", CONTEXT), ("Exten", EXTENSION), ("Priority", "1")]
+        await self._ami.action("Redirect", [("Channel", leg.channel), *place])
+
+    def owns(self, name: str, uniqueid: str) -> bool:  # noqa: ARG002 (of Tap)
+        return False  # it ends with its call
+
+
+def target(leg: LegOrder, address: Address) -> str:
+    """Return what Dial() takes, or what AudioSocket() does: UUID,host:port."""
+    if leg.connects is Connects.APPLICATION:
+        return f"{leg.uuid},{address}"
+    codec = "slin" if leg.sample_rate == 8000 else f"slin{leg.sample_rate // 1000}"
+    return f"AudioSocket/{address}/{leg.uuid}/c({codec})"

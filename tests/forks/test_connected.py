@@ -1,0 +1,139 @@
+"""Forks whose server is the other party of the call. The registry around them is the real one."""
+
+from __future__ import annotations
+
+import asyncio
+
+from audiofork.asterisk.ami_protocol import RequestReceived
+from audiofork.errors import LegRefused
+from audiofork.forks.legs import LEG_LOSS_GRACE_S, LEG_TIMEOUT_S, MOVED_ON
+from audiofork.forks.recovery import RELAY_DIED
+from audiofork.link.messages import (
+    EndFork,
+    EndReason,
+    ForkSpec,
+    LegPart,
+    ServerCommand,
+    SinkOpened,
+    SinkResumed,
+    SinkRetrying,
+    Voice,
+)
+from tests.control_plane import START, UNIQUEID, Rig
+
+CONNECT = {"Command": "ConnectAudioFork"}
+
+
+async def opened(rig: Rig) -> str:
+    """Connect a call to a server that is there; return the id of the fork."""
+    fork_id = await rig.start(**CONNECT)
+    rig.forks.on_report(SinkOpened(fork_id))
+    await rig.clock.settle()
+    return fork_id
+
+
+async def talking(rig: Rig) -> str:
+    """Connect a call, whose leg comes; return the id of the fork."""
+    fork_id = await opened(rig)
+    rig.connect(fork_id, LegPart.IN)
+    return fork_id
+
+
+async def test_server_is_heard_at_every_time_and_may_play_clear_and_mark(rig: Rig) -> None:
+    await rig.start(**CONNECT)
+    (spec,) = rig.sent
+    assert isinstance(spec, ForkSpec)
+    assert spec.voice == Voice((LegPart.IN,), steady=True)
+    assert spec.commands == (ServerCommand.AUDIO, ServerCommand.CLEAR, ServerCommand.MARK)
+    assert spec.legs == (LegPart.IN,)
+
+
+async def test_call_is_left_alone_until_the_server_is_there(rig: Rig) -> None:
+    fork_id = await rig.start(**CONNECT)
+    await rig.clock.advance(LEG_TIMEOUT_S + 1)
+    assert (rig.tap.orders, rig.expected, rig.ends) == ([], [], [])
+    rig.forks.on_report(SinkOpened(fork_id))
+    await rig.clock.settle()
+    (order,) = rig.tap.orders
+    assert (order.part, order.leads) == (LegPart.IN, True)
+
+
+async def test_call_that_asks_itself_is_not_taken_from_where_it_waits(rig: Rig) -> None:
+    rig.user_events.on_request(RequestReceived({**START, "command": "ConnectAudioFork"}, UNIQUEID))
+    await rig.clock.settle()
+    (spec,) = rig.sent
+    assert isinstance(spec, ForkSpec)
+    rig.forks.on_report(SinkOpened(spec.fork_id))
+    await rig.clock.settle()
+    assert [order.leads for order in rig.tap.orders] == [False]
+
+
+async def test_server_that_is_not_there_at_first_ends_it_without_another_attempt(rig: Rig) -> None:
+    fork_id = await rig.start(**CONNECT)
+    rig.forks.on_report(SinkRetrying(fork_id, 1, "Connection refused", 0.2))
+    assert rig.ends == [EndFork(fork_id, EndReason.SINK_GONE, "Connection refused")]
+
+
+async def test_server_that_is_lost_in_the_call_is_tried_again_with_the_same_leg(rig: Rig) -> None:
+    fork_id = await talking(rig)
+    rig.forks.on_report(SinkRetrying(fork_id, 1, "the connection broke", 0.2))
+    rig.forks.on_report(SinkResumed(fork_id, 0))
+    await rig.clock.settle()
+    assert rig.ends == []
+    assert len(rig.tap.orders) == 1
+
+
+async def test_leg_that_ends_while_the_call_goes_on_ends_it_and_is_not_replaced(rig: Rig) -> None:
+    fork_id = await talking(rig)
+    await rig.lose_leg(fork_id, part=LegPart.IN)
+    await rig.clock.advance(2 * LEG_LOSS_GRACE_S)
+    assert rig.ends == [EndFork(fork_id, EndReason.STOPPED, MOVED_ON)]
+    assert len(rig.tap.orders) == 1
+
+
+async def test_leg_that_does_not_come_ends_it(rig: Rig) -> None:
+    fork_id = await opened(rig)
+    await rig.clock.advance(LEG_TIMEOUT_S)
+    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, "the leg of in did not connect")]
+
+
+async def test_call_that_may_not_be_taken_from_where_it_is_ends_it_with_the_reason(
+    rig: Rig,
+) -> None:
+    rig.tap.fault = LegRefused("Redirect: Permission denied")
+    fork_id = await opened(rig)
+    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, "Redirect: Permission denied")]
+
+
+async def test_it_is_never_in_the_journal(rig: Rig) -> None:
+    fork_id = await talking(rig)
+    await rig.request(Command="AudioForkMute", AudioForkID=fork_id, Direction="read", State="1")
+    assert rig.journal.entries == {}
+    stopping = asyncio.create_task(rig.stop(keep=True))
+    await rig.clock.settle()
+    await rig.obey()
+    await stopping
+    assert rig.journal.entries == {}
+
+
+async def test_relay_process_that_dies_ends_it(rig: Rig) -> None:
+    fork_id = await talking(rig)
+    await rig.lose_relay(fork_id)
+    assert rig.last_event[0] == "AudioForkFailed"
+    assert rig.last_event[1]["Detail"] == RELAY_DIED
+    assert rig.live == []
+
+
+async def test_second_server_for_a_call_is_refused_and_a_copy_is_not(rig: Rig) -> None:
+    fork_id = await talking(rig)
+    await rig.request(**START, **CONNECT)
+    why = f"the channel is connected already, by the fork {fork_id}"
+    assert rig.last_event[1]["Reason"] == why
+    assert isinstance(rig.sent[-1], ForkSpec)
+    assert await rig.start() != fork_id
+
+
+async def test_directions_without_in_are_refused(rig: Rig) -> None:
+    for direction in ("out", "stereo"):
+        await rig.request(**START, **CONNECT, **{"Options": f"D({direction})"})
+        assert rig.last_event[1]["Reason"].startswith(f"Options: D({direction}): a connected")

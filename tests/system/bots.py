@@ -1,0 +1,20 @@
+"""The dialplan of calls whose other party is a WebSocket server, and what it tells."""
+
+from __future__ import annotations
+
+from testbed.ami import AmiClient, Headers
+
+BOT = """
+[testbed]
+exten => bot,1,Answer()
+ same => n,Gosub(audiofork,connect,1(${BOT_URL},${BOT_OPTIONS}))
+ same => n,UserEvent(Back,Status: ${AUDIOFORK_STATUS},Why: ${AUDIOFORK_REASON})
+ same => n,Wait(20)
+exten => next,1,UserEvent(Next)
+ same => n,Wait(20)
+"""
+
+
+async def went_on(ami: AmiClient) -> Headers:
+    """Return the event by which the dialplan says that it goes on after the server."""
+    return await ami.wait_event(lambda h: h.get("UserEvent") == "Back")

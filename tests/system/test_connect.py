@@ -1,0 +1,132 @@
+"""Calls whose other party is a WebSocket server: `connect`, on the real Asterisk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from audiofork.doors.control_client import Client
+from audiofork.errors import RequestRefused
+from testbed.ami import AmiClient
+from testbed.asterisk import Asterisk
+from testbed.daemon import Daemon, ari_conf, dialplan, manager_conf
+from testbed.recorder import Recorder
+from testbed.sip import SipUser
+from tests.system.bots import BOT, went_on
+from tests.system.conftest import DIALPLAN, no_channels, place_call, set_globals
+
+pytestmark = pytest.mark.asterisk
+
+
+@pytest.fixture(scope="module")
+def asterisk() -> Iterator[Asterisk]:
+    config = {"manager.conf": manager_conf(), "ari.conf": ari_conf()}
+    with Asterisk(dialplan=DIALPLAN + BOT + dialplan(), config=config) as one:
+        yield one
+
+
+async def test_server_that_closes_lets_the_dialplan_go_on(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    await set_globals(ami, BOT_URL=recorder.url("/bot"), BOT_OPTIONS="")
+    target = await place_call(ami, caller, "bot")
+    target.call.talk()
+    recording = await recorder.wait_messages("/bot", 50)
+    assert recording.connection is not None
+    await recording.connection.close(1000, "thanks")
+    back = await went_on(ami)
+    assert (back["Status"], back["Why"]) == ("STOPPED", "sink-closed")
+    await target.call.hangup()
+    await no_channels(ami)
+
+
+async def test_caller_that_hangs_up_ends_the_server_s_connection(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    await set_globals(ami, BOT_URL=recorder.url("/bot"), BOT_OPTIONS="")
+    target = await place_call(ami, caller, "bot")
+    target.call.talk()
+    await recorder.wait_messages("/bot", 50)
+    await target.call.hangup()
+    recording = await recorder.wait_closed("/bot")
+    assert (recording.close_code, recording.close_reason) == (1000, "hangup")
+    stopped = await ami.wait_user_event("AudioForkStopped", Uniqueid=target.uniqueid)
+    assert stopped["Reason"] == "hangup"
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("ws://127.0.0.1:1/", "sink-gone"),
+        ("ws://203.0.113.1/", "WsServer: "),
+        ("nonsense", "WsServer: "),
+    ],
+)
+async def test_server_that_is_not_there_lets_the_dialplan_go_on_at_once(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, url: str, why: str
+) -> None:
+    await set_globals(ami, BOT_URL=url, BOT_OPTIONS="r(0)")
+    target = await place_call(ami, caller, "bot")
+    back = await went_on(ami)
+    assert back["Status"] == "FAILED"
+    assert back["Why"].startswith(why)
+    await target.call.hangup()
+
+
+async def test_stop_by_another_door_lets_the_dialplan_go_on(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    await set_globals(ami, BOT_URL=recorder.url("/bot"), BOT_OPTIONS="")
+    target = await place_call(ami, caller, "bot")
+    target.call.talk()
+    await recorder.wait_messages("/bot", 20)
+    with Client(daemon.socket) as client:
+        await asyncio.to_thread(client.stop, target.uniqueid)
+    assert (await went_on(ami))["Why"] == "stopped"
+    await target.call.hangup()
+
+
+async def test_direction_that_a_connected_server_cannot_have_is_refused(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    await set_globals(ami, BOT_URL=recorder.url("/bot"), BOT_OPTIONS="D(stereo)")
+    target = await place_call(ami, caller, "bot")
+    back = await went_on(ami)
+    assert back["Why"].startswith("Options: D(stereo): a connected server gets what the party says")
+    await target.call.hangup()
+
+
+@pytest.mark.parametrize("after", ["", "testbed,next,1"])
+async def test_call_that_is_led_to_a_server_goes_on_where_it_was_told(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, after: str
+) -> None:
+    target = await place_call(ami, caller, "echo")
+    target.call.talk()
+    if after:
+        await ami.action("Setvar", Channel=target.channel, Variable="AUDIOFORK_NEXT", Value=after)
+    with Client(daemon.socket) as client:
+        url = recorder.url("/bot")
+        await asyncio.to_thread(client.start, target.channel, url, Command="ConnectAudioFork")
+    recording = await recorder.wait_messages("/bot", 50)
+    assert recording.connection is not None
+    await recording.connection.close()
+    if after:
+        await ami.wait_event(lambda h: h.get("UserEvent") == "Next")
+        await target.call.hangup()
+    else:
+        await target.call.wait_ended()
+
+
+async def test_channel_with_a_server_gets_no_second_one(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    await set_globals(ami, BOT_URL=recorder.url("/bot"), BOT_OPTIONS="")
+    target = await place_call(ami, caller, "bot")
+    target.call.talk()
+    await recorder.wait_messages("/bot", 20)
+    url = recorder.url("/other")
+    with Client(daemon.socket) as client, pytest.raises(RequestRefused, match="connected already"):
+        await asyncio.to_thread(client.start, target.channel, url, Command="ConnectAudioFork")
+    await target.call.hangup()
