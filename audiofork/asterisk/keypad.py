@@ -26,7 +26,7 @@ Another = Callable[[], AbstractAsyncContextManager[Ami]]
 class Keypad:
     """Plays keys one after the other, for all forks; those that wait take turns.
 
-    The connection is opened when the first key is played, and opened again when it was lost.
+    The connection is opened for a key where there is none, and stays until `close`.
 
     Args:
         another: Opens a further connection to Asterisk.
@@ -52,9 +52,9 @@ class Keypad:
         async with self._turn:
             try:
                 await (await self._connected()).action("PlayDTMF", headers)
-            except AmiUnavailable:  # it was lost since the last key
-                await self.close()
-                await (await self._connected()).action("PlayDTMF", headers)
+            except AmiUnavailable:
+                await self._close()  # so that the next key opens another
+                raise
 
     async def _connected(self) -> Ami:
         if self._ami is None:
@@ -69,7 +69,11 @@ class Keypad:
         return self._ami
 
     async def close(self) -> None:
-        """Close the connection, if there is one."""
+        """Close the connection, if there is one; keys may be played again."""
+        async with self._turn:
+            await self._close()
+
+    async def _close(self) -> None:
         self._ami = None
         with contextlib.suppress(AmiError):
             await self._opened.aclose()

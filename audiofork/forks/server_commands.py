@@ -130,6 +130,8 @@ class ServerCommands:
             waiting.count -= left
             if not waiting.count:
                 self._keys.pop(fork.id, None)
+            if not self._keys:
+                await self._keypad.close()
 
     async def _play_one(self, fork: Fork, key: str) -> None:
         if fork.is_ending or fork.state is ForkState.ENDED:

@@ -57,12 +57,25 @@ async def test_key_that_is_refused_says_why_and_the_next_is_played(
     assert len(asterisk.connections) == 2
 
 
-async def test_lost_connection_is_opened_again_for_the_next_key(
+async def test_lost_connection_fails_a_key_and_is_opened_again_for_the_next(
     asterisk: FakeAsterisk, keypad: Keypad
 ) -> None:
     await keypad.play("1.1", "1")
     asterisk.connections[-1].drop()
     await asterisk.connections[-1].closed.wait()
+    with pytest.raises(AmiUnavailable):
+        await keypad.play("1.1", "2")
+    await keypad.play("1.1", "3")
+    assert len(asterisk.connections) == 3
+
+
+async def test_connection_is_closed_and_opened_again_for_a_key(
+    asterisk: FakeAsterisk, keypad: Keypad
+) -> None:
+    await keypad.play("1.1", "1")
+    await keypad.close()
+    async with asyncio.timeout(5):
+        await asterisk.connections[-1].closed.wait()
     await keypad.play("1.1", "2")
     assert len(asterisk.connections) == 3
 

@@ -145,8 +145,11 @@ async def test_keys_are_played_one_after_the_other_by_a_connection_of_their_own(
     await sound(rig, 1)
     assert told(rig) == {"Command": "dtmf", "Value": "of 4 keys", "Outcome": "done"}
     assert "12a#" not in caplog.text.lower()
-    await ask(rig, fork_id, DTMF, "*")
-    await sound(rig, 1)
+    assert rig.ami.others_open == 0
+
+
+async def test_connection_of_keys_is_closed_with_the_daemon(rig: Rig, fork_id: str) -> None:
+    await ask(rig, fork_id, DTMF, "123")
     assert rig.ami.others_open == 1
     await rig.forks.close()
     assert rig.ami.others_open == 0
