@@ -59,6 +59,7 @@ class Speaker:
         self.is_steady = voice is not None and voice.steady
         self._pacer = pacer
         self._legs: dict[LegPart, LegHandle] = {}
+        self._voice_legs: list[LegHandle] = []  # those of them that carry the server's audio
         self._rate = spec.sample_rate
         self._tone: deque[bytes] = deque()
         self._after_tone: Callable[[], None] | None = None
@@ -76,24 +77,24 @@ class Speaker:
         """Whether there is a leg for beeps."""
         return self.tone_part in self._legs
 
-    @property
-    def _has_voice(self) -> bool:
-        """Whether there is a leg for the server's audio."""
-        return any(part in self._legs for part in self._voice_parts)
-
     def attach(self, part: LegPart, leg: LegHandle) -> None:
         """Speak over a leg of one of `parts`: its first, or one that replaces it."""
         self._legs[part] = leg
+        self._choose_voice_legs()
         if self in self._pacer:
             return
         if self.is_steady:
             self._pacer.place_anywhere(self)
-        elif self.playout is not None and self.playout.begins_at is not None and self._has_voice:
+        elif self._voice_legs and self.playout is not None and self.playout.begins_at is not None:
             self._pacer.place(self, self._pacer.now())
+
+    def _choose_voice_legs(self) -> None:
+        self._voice_legs = [self._legs[part] for part in self._voice_parts if part in self._legs]
 
     def detach(self, part: LegPart) -> None:
         """Speak no more over a leg: it is gone, or about to go; without any, audio waits."""
         self._legs.pop(part, None)
+        self._choose_voice_legs()
         if part is self.tone_part:
             self.beeper.stop()
             self._stop_tone()
@@ -107,7 +108,7 @@ class Speaker:
         assert self.playout is not None
         self.playout.put(audio.samples, audio.sample_rate, self._pacer.now())
         begins_at = self.playout.begins_at
-        if begins_at is not None and self._has_voice and self not in self._pacer:
+        if begins_at is not None and self._voice_legs and self not in self._pacer:
             self._pacer.place(self, begins_at)
 
     def end(self) -> None:
@@ -143,7 +144,7 @@ class Speaker:
             if leg.spoken_rate != self._rate and not self._takes(leg.spoken_rate):
                 return
         playout = self.playout
-        frame = playout.take(now) if playout is not None and self._has_voice else None
+        frame = playout.take(now) if playout is not None and self._voice_legs else None
         if frame is None and not self._tone:
             self._stay_silent(now)
             return
@@ -160,15 +161,14 @@ class Speaker:
     def _speak(self, frame: bytes, sound: bytes | None) -> None:
         """Play a frame of the server's audio, and one of the tone, added where both are heard."""
         was_written = False
-        for part, leg in self._legs.items():
-            tone_of_leg = sound if part is self.tone_part else None
-            if part not in self._voice_parts:
-                if tone_of_leg is not None:
-                    leg.speak(tone_of_leg)
-            elif tone_of_leg is None:
-                was_written |= leg.speak(frame)
+        tone_leg = self._legs[self.tone_part] if sound is not None else None
+        for leg in self._voice_legs:
+            if leg is tone_leg and sound is not None:
+                was_written |= leg.speak(audioop.add(sound, frame, SAMPLE_BYTES))
             else:
-                was_written |= leg.speak(audioop.add(tone_of_leg, frame, SAMPLE_BYTES))
+                was_written |= leg.speak(frame)
+        if tone_leg is not None and sound is not None and tone_leg not in self._voice_legs:
+            tone_leg.speak(sound)
         if not was_written and self.playout is not None:
             self.playout.take_back()
 
@@ -182,16 +182,15 @@ class Speaker:
 
         That begins when it is due, in place of this frame, and not at the next turn of the leg.
         """
-        playout = self.playout if self._has_voice else None
+        playout = self.playout if self._voice_legs else None
         begins_at = playout.begins_at if playout is not None else None
         if begins_at is None and not self.is_steady:
             self._pacer.remove(self)
         elif begins_at is not None and begins_at < now + _LATEST_S:
             self._pacer.place(self, begins_at)
         elif self.is_steady:
-            for part in self._voice_parts:
-                if (leg := self._legs.get(part)) is not None:
-                    leg.speak(_silence(self._rate))
+            for leg in self._voice_legs:
+                leg.speak(_silence(self._rate))
 
     def _takes(self, spoken_rate: int) -> bool:
         """Play at another rate from now on; return whether the rate is known.
