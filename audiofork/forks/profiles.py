@@ -21,6 +21,7 @@ from audiofork.forks.params import parse_params
 from audiofork.forks.requests import PROFILE_MARK, StartFork, check_params_are_sent
 from audiofork.forks.url_templates import check_template
 from audiofork.forks.urls import check_url
+from audiofork.link.messages import ServerCommand
 from audiofork.text import did_you_mean, printable
 
 ANYWHERE = ("*://*",)
@@ -144,6 +145,8 @@ def _check(name: str, section: ProfileConfig) -> None:
                 check(value)
         except ValueError as exc:
             raise bad(option, f"expected {exc}") from None
+    if ServerCommand.TRANSFER in section.commands and not section.transfer_to:
+        raise bad("transfer_to", "expected places, since commands has transfer; got nothing")
     try:
         parse_params(section.params)
     except ValueError as exc:
