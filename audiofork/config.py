@@ -5,52 +5,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from audiofork.addresses import IPNetwork
 
 # Named here too, for all who use the configuration.
+from audiofork.config_security import SecurityConfig as SecurityConfig
 from audiofork.config_values import SAMPLE_RATES as SAMPLE_RATES
 from audiofork.config_values import Address as Address
+from audiofork.config_values import Place as Place
 from audiofork.config_values import (
     address,
     address_or_nothing,
-    folder_or_nothing,
     http_url_or_nothing,
     lines,
     multiple_of_20,
     networks,
     number,
     one_of,
+    places,
     process_count,
     program_and_arguments,
     sample_rate,
+    server_commands,
     text,
     texts,
-    url_patterns,
     whole,
     word,
     words,
     yes_or_no,
 )
-
-
-def _option(
-    default: str, parse: Callable[[str], Any], doc: str, *, may_be_shown: bool = True
-) -> Any:
-    """Declare one option.
-
-    Args:
-        default: As it would stand in the file.
-        parse: Turns the text of the file into a value; see `config_values`.
-        doc: What the sample says of it.
-        may_be_shown: False keeps its value, a secret say, out of errors and of `repr`.
-    """
-    metadata = {"default": default, "parse": parse, "doc": doc}
-    return field(default=parse(default), repr=may_be_shown, metadata=metadata)
-
+from audiofork.config_values import option as _option
 
 # --- The sections --------------------------------------------------------------------------------
 
@@ -228,6 +215,12 @@ class WebSocketConfig:
         "Seconds of audio that may wait in the connection's buffers; what is more waits in the "
         "backlog.",
     )
+    playout_buffer: float = _option(
+        "60",
+        number(1, 600),
+        "Seconds of a server's audio that may wait to be played into the call (option k); what is "
+        "more is dropped and counted.",
+    )
     ping_interval: float = _option(
         "20",
         number(1, 3600),
@@ -241,50 +234,6 @@ class WebSocketConfig:
     cert_file: str = _option("", text, "Our certificate (PEM), for servers that ask for one.")
     priv_key_file: str = _option(
         "", text, "The key of the certificate, if it is not in the same file."
-    )
-
-
-@dataclass(frozen=True)
-class SecurityConfig:
-    """What those who start forks may ask for."""
-
-    allow_urls: tuple[str, ...] = _option(
-        "*://127.0.0.1 *://[::1] *://localhost",
-        url_patterns,
-        "Where audio may be sent: scheme://host[:port][/path], * stands for any text; without a "
-        "port or a path, any. The default is this machine alone. Name your servers, e.g. "
-        "wss://*.example.org or ws://192.0.2.7:8080/: whoever may start a fork can send any call "
-        "there.",
-    )
-    allow_private: bool = _option(
-        "yes",
-        yes_or_no,
-        "Whether audio may be sent to loopback, private and other addresses that are not public; "
-        "no: each name is resolved once, and only public addresses are connected to.",
-    )
-    allow_insecure_tls: bool = _option(
-        "no", yes_or_no, "Whether forks may leave certificates unchecked: option T(insecure)."
-    )
-    tls_dir: str = _option(
-        "/etc/audiofork/tls",
-        folder_or_nothing,
-        "The folder with the files that option T of a fork may name; empty: none.",
-    )
-    allow_post_process: bool = _option(
-        "no",
-        yes_or_no,
-        "Whether whoever starts a fork may choose a shell command that runs when it has ended. The "
-        "commands of [post_process:NAME] are always allowed.",
-    )
-    max_forks: int = _option("1000", whole(1, 100_000), "How many forks may run at once.")
-    max_forks_per_channel: int = _option(
-        "10", whole(1, 100_000), "How many forks of one channel may run at once."
-    )
-    max_starts: int = _option(
-        "100",
-        whole(1, 10_000),
-        "How many forks may start in a second, and in one burst. More wait, up to 5 s, and those "
-        "who ask take turns.",
     )
 
 
@@ -405,6 +354,17 @@ class ProfileConfig:
     )
     closing: str = _option(
         "", texts, "A text that is sent before the close, likewise.", may_be_shown=False
+    )
+    commands: tuple[str, ...] = _option(
+        "",
+        server_commands,
+        "What its server may ask for beside [security] allow_commands, in the same words.",
+    )
+    transfer_to: tuple[Place, ...] = _option(
+        "",
+        places,
+        "The places of the dialplan that its server may transfer the call to (commands = "
+        "transfer), context,exten,priority, with blanks between them.",
     )
     channels: tuple[str, ...] = _option(
         "*", words, "The channels that may be forked to it; * stands for any text: PJSIP/trunk-*."

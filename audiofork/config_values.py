@@ -1,6 +1,7 @@
 """What an option may be: each function turns text into a value, or raises ValueError.
 
 The exception says what would be right, as the rest of a sentence that begins with "expected".
+`option` declares one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 from urllib.parse import urlsplit
 
 from audiofork.addresses import IPNetwork, network_of
@@ -30,6 +32,24 @@ _URL_PATTERN = re.compile(
     r"(?i:wss?|\*)://(\[[0-9a-f:.*]+\]|[^.@?#/:\[\]][^@?#/:\[\]]*)(:(\d+|\*))?(/[^?#]*)?"
 )
 
+_PROFILE_PATTERN = re.compile(r"@(\*|[A-Za-z0-9][A-Za-z0-9._*-]*)")
+_PLACE_PART = re.compile(r"[^\s,;&|\x00-\x1f\x7f]{1,79}")
+
+
+def option(
+    default: str, parse: Callable[[str], Any], doc: str, *, may_be_shown: bool = True
+) -> Any:
+    """Declare one option.
+
+    Args:
+        default: As it would stand in the file.
+        parse: Turns the text of the file into a value, or raises ValueError.
+        doc: What the sample says of it.
+        may_be_shown: False keeps its value, a secret say, out of errors and of `repr`.
+    """
+    metadata = {"default": default, "parse": parse, "doc": doc}
+    return field(default=parse(default), repr=may_be_shown, metadata=metadata)
+
 
 @dataclass(frozen=True)
 class Address:
@@ -44,6 +64,22 @@ class Address:
     def of_worker(self, number: int) -> Address:
         """Return the address of a relay process, by that of the first; any port stays any."""
         return replace(self, port=self.port + number) if self.port else self
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place of the dialplan; its priority is a number or a label."""
+
+    context: str
+    exten: str
+    priority: str = "1"
+
+    def __str__(self) -> str:
+        return f"{self.context},{self.exten},{self.priority}"
+
+
+# What a server may be allowed to ask for.
+SERVER_COMMANDS = ("audio", "clear", "mark", "pause", "hangup", "dtmf", "transfer")
 
 
 # Among the URLs that are allowed: the profiles, which always are.
@@ -157,6 +193,36 @@ def url_patterns(value: str) -> tuple[str, ...]:
             "query (and *.example.org, not .example.org)"
         )
     return patterns
+
+
+def speakers(value: str) -> tuple[str, ...]:
+    """Return patterns of URLs, and names of profiles with an @ before them."""
+    patterns = tuple(value.replace(",", " ").split())
+    if not all(_PROFILE_PATTERN.fullmatch(one) or _URL_PATTERN.fullmatch(one) for one in patterns):
+        raise ValueError(
+            "@NAME of a profile, @* for all of them, or patterns that begin with ws://, wss:// or "
+            "*://, then host, :port, /path; no user, no query"
+        )
+    return patterns
+
+
+def server_commands(value: str) -> tuple[str, ...]:
+    wanted = tuple(value.replace(",", " ").split())
+    for word in wanted:
+        if word not in SERVER_COMMANDS:
+            raise NotAChoice(word, SERVER_COMMANDS, f"words of {', '.join(SERVER_COMMANDS)}")
+    return wanted
+
+
+def place(value: str) -> Place:
+    parts = value.split(",")
+    if not 2 <= len(parts) <= 3 or not all(_PLACE_PART.fullmatch(part) for part in parts):
+        raise ValueError("context,exten or context,exten,priority, blanks between two of them")
+    return Place(*parts)
+
+
+def places(value: str) -> tuple[Place, ...]:
+    return tuple(place(one) for one in value.split())
 
 
 def lines(value: str) -> tuple[str, ...]:

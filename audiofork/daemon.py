@@ -150,6 +150,7 @@ class Daemon:
             commands=self._commands,
             profiles=self._profiles,
             waits_for_hold=self._config.asterisk.on_hold == "wait",
+            playout_buffer_s=self._config.websocket.playout_buffer,
         )
         self._user_events = UserEvents(self.forks.ask, ami_events)
 
@@ -252,6 +253,7 @@ class Daemon:
             log.error("not reloaded, the old configuration stays: %s", text)
             return
         self.forks.security = new.security
+        self.forks.set_playout_buffer(new.websocket.playout_buffer)
         self._commands.configure(new.post_process)
         self._profiles.configure(new.profile)
         self._keep = new.daemon.on_stop == "keep"

@@ -57,6 +57,7 @@ from audiofork.link.messages import (
     LegPart,
     RelayAway,
     RelayLost,
+    ServerCommand,
     SinkOpened,
     StatsTaken,
     Streaming,
@@ -278,6 +279,7 @@ class FakeAmi:
         events: Each event that was raised, with its headers.
         variables: Channel variables by uniqueid or name, whichever was used.
         told: Names of events and values of AUDIOFORK_STATUS in their order.
+        others_open: How many further connections there are.
     """
 
     def __init__(self) -> None:
@@ -294,6 +296,7 @@ class FakeAmi:
         self.variables: dict[str, dict[str, str]] = {}
         self.told: list[str] = []
         self.asterisk_started = "today"
+        self.others_open = 0
 
     async def action(self, name: str, headers: Headers, *, action_id: str = "") -> dict[str, str]:
         await self._take(name, headers, action_id)
@@ -326,6 +329,14 @@ class FakeAmi:
             self._value(name, dict(headers))
         except AmiError as exc:
             on_error(exc)
+
+    @contextlib.asynccontextmanager
+    async def another(self) -> AsyncIterator["FakeAmi"]:
+        self.others_open += 1
+        try:
+            yield self
+        finally:
+            self.others_open -= 1
 
     def raise_event(self, name: str, headers: Headers) -> None:
         _check(headers)
@@ -492,6 +503,8 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 NAME, UNIQUEID = "PJSIP/100-0000002a", "1700000000.1"
 URL = "ws://example.org/a?token=secret"
 ANY_URL = ("*://*",)
+# What each server may ask for, as long as the configuration says nothing else.
+COMMANDS = (ServerCommand.AUDIO, ServerCommand.CLEAR, ServerCommand.MARK)
 UNKNOWN_ID = "3f2a91c0-1111-4222-8333-444455556666"
 START = {"channel": NAME, "wsserver": URL, "actionid": "7"}
 LEG_PREFIX = "audiofork-"
@@ -535,7 +548,7 @@ class FakeTap:
 
     @property
     def speaking(self) -> list[str]:
-        return [leg.fork_id for leg in self.orders if leg.speaks]
+        return [leg.fork_id for leg in self.orders if leg.heard_by]
 
     @property
     def legs(self) -> list[str]:

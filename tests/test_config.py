@@ -17,6 +17,7 @@ from audiofork.config import (
     AsteriskConfig,
     Config,
     LogConfig,
+    Place,
     PostProcessConfig,
     ProfileConfig,
 )
@@ -29,7 +30,9 @@ from audiofork.config_file import (
     variable_of,
     with_place,
 )
+from audiofork.config_values import SERVER_COMMANDS
 from audiofork.errors import ConfigError
+from audiofork.link.messages import ServerCommand
 
 REPOSITORY = Path(__file__).parent.parent
 SECTIONS = {
@@ -366,6 +369,14 @@ def test_url_with_a_semicolon_stays_whole() -> None:
             ("[security] allow_urls", pattern, "patterns that begin with ws://")
             for pattern in ("*", "wss://", "ws://a/?x", "ws://a:80a", "ws://.a.org")
         ),
+        ("[security] allow_speak", "http://a", "@NAME of a profile, @* for all of them, or"),
+        ("[security] allow_speak", "speech", "@NAME of a profile, @* for all of them, or"),
+        ("[security] allow_commands", "audio xyz", "words of audio, clear, mark, pause, hangup"),
+        ("[websocket] playout_buffer", "0", "a number from 1 to 600"),
+        ("[profile:a] commands", "xyz", "words of audio, clear, mark, pause, hangup, dtmf, tr"),
+        ("[profile:a] transfer_to", "sales", "context,exten or context,exten,priority"),
+        ("[profile:a] transfer_to", "a,1,1 b,", "context,exten or context,exten,priority"),
+        ("[profile:a] transfer_to", "a,1,1,1", "context,exten or context,exten,priority"),
         ("[log] level", "loud", "debug or info or warning or error"),
         ("[log] format", "xml", "text or json"),
     ],
@@ -378,6 +389,34 @@ def test_bad_value_is_an_error_that_names_line_section_and_option(
     text = refusal(content)
     assert text.startswith(f"test.ini:5: {option}: expected {expected}")
     assert text.endswith(f", got {value.replace(chr(10) + ' ', chr(10))!r}")
+
+
+def test_what_servers_may_do_is_read_with_its_places() -> None:
+    config = read(
+        "[security]\nallow_speak = @bot, @sales-* wss://*.example.org/live\n"
+        "allow_commands = audio, hangup\n"
+        "[profile:bot]\nurl = wss://h/\ncommands = transfer\n"
+        "transfer_to = sales,100,1 ivr,s\n  help,_X.,again\n"
+    )
+    assert config.security.allow_speak == ("@bot", "@sales-*", "wss://*.example.org/live")
+    assert config.security.allow_commands == ("audio", "hangup")
+    assert config.profile["bot"].commands == ("transfer",)
+    assert config.profile["bot"].transfer_to == (
+        Place("sales", "100", "1"),
+        Place("ivr", "s", "1"),
+        Place("help", "_X.", "again"),
+    )
+    assert [str(place) for place in config.profile["bot"].transfer_to][1] == "ivr,s,1"
+
+
+def test_misspelt_word_of_what_servers_may_ask_for_is_told_the_right_one() -> None:
+    text = refusal("[security]\nallow_commands = audio hang-up\n")
+    assert text.endswith("got 'audio hang-up'; did you mean hangup?")
+
+
+def test_words_of_what_servers_may_ask_for_are_those_of_the_relay() -> None:
+    """All but `resume`, which comes with `pause`."""
+    assert {*SERVER_COMMANDS, "resume"} == {*ServerCommand}
 
 
 @pytest.mark.parametrize(
@@ -554,6 +593,7 @@ def test_environment_reaches_the_option(section: str, option: str, tmp_path: Pat
         "chanspy",
         "narrowband",
         "wait",
+        "hangup",
         "http://h/ari",
         "16000",
         str(tmp_path / "b"),

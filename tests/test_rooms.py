@@ -10,7 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "audiofork"
 
-GROUND = {"addresses", "audiosocket", "backoff", "config", "config_file", "config_values"}
+GROUND = {"addresses", "audiosocket", "backoff", "config", "config_file", "config_security"}
+GROUND |= {"config_values"}
 GROUND |= {"errors", "files", "ini", "log", "placeholders", "shipped", "states", "system", "text"}
 GROUND |= {"threads"}
 GROUND |= {"tls_contexts", "uri", ""}

@@ -155,6 +155,10 @@ class Ami(ReconnectingClient):
         """
         await self.action("Logoff", [])
 
+    def another(self) -> contextlib.AbstractAsyncContextManager[Ami]:
+        """Return a further connection, for actions that keep one busy: see `connected`."""
+        return connected(self._config, lambda _event: None)
+
     # --- Connecting ---
 
     async def run(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from audiofork.asterisk.ami import Ami
-from audiofork.config import SAMPLE_RATES
+from audiofork.config import SAMPLE_RATES, Place
 from audiofork.errors import AmiActionFailed, NoSuchChannel, RequestRefused
 from audiofork.text import printable
 
@@ -75,6 +75,10 @@ class Channels:
     async def check_alive(self, uniqueid: str) -> None:
         """Return if the channel still exists."""
         await self._known(uniqueid, "CHANNEL(uniqueid)")
+
+    async def has_place(self, uniqueid: str, place: Place) -> bool:
+        """Return whether a channel could go on at a place of the dialplan."""
+        return await self._value(uniqueid, f"DIALPLAN_EXISTS({place})") != "0"
 
     def hang_up(self, uniqueid: str) -> None:
         """Hang up a channel, without waiting; errors are ignored, as it may be gone."""

@@ -291,9 +291,7 @@ class ProbeLegs:
         leg_id = tap.name_leg(fork_id, part, anew=False)
         self.uniqueids.append(leg_id)
         arrival = self._probe.expect(leg_uuid)
-        await tap.start(
-            LegOrder(leg_id, leg_uuid, fork_id, part, uniqueid, connects, sample_rate, speaks=False)
-        )
+        await tap.start(LegOrder(leg_id, leg_uuid, fork_id, part, uniqueid, connects, sample_rate))
         return await self._arrived(arrival, leg_id, "the leg ended before it connected")
 
     async def _arrived(

@@ -128,6 +128,7 @@ class Ending:
             log_left(fork)
             self.forget(fork)
             return
+        report = _with_refused(report, fork.progress.commands_refused)
         self._journal.remove(fork.id)
         self._leaving.watch(fork, fork.live_legs())
         has_failed = fork.state is ForkState.ATTACHING and report.reason in _FAILURES
@@ -191,3 +192,10 @@ class Ending:
             status = "not run"
         finally:
             self._emit(dataclasses.replace(outcome, post_process_status=status))
+
+
+def _with_refused(report: ForkEnded, count: int) -> ForkEnded:
+    """Return a report that also counts the commands which the relay let pass, and were refused."""
+    total = report.stats.commands_refused + count
+    stats = dataclasses.replace(report.stats, commands_refused=total)
+    return dataclasses.replace(report, stats=stats)

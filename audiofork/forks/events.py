@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from audiofork.forks.lifecycle import Away
 from audiofork.forks.requests import Request, StartFork
-from audiofork.link.messages import EndReason, ForkStats
+from audiofork.link.messages import EndReason, ForkStats, ServerCommand
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ class ForkInfo:
         action_id: The ActionID of the request that events answer; empty if it had none.
         sample_rate: The sample rate in Hz; 0 while it is not chosen.
         from_earlier_run: Whether an earlier run of the daemon started it.
+        speaks: Whether its server may be heard in the call.
     """
 
     id: str
@@ -36,6 +37,7 @@ class ForkInfo:
     action_id: str = ""
     sample_rate: int = 0
     from_earlier_run: bool = False
+    speaks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,34 @@ class Pressed:
     fork: ForkInfo
     digit: str
     duration_ms: int
+
+
+class CommandOutcome(enum.StrEnum):
+    """What came of a command of a server."""
+
+    DONE = "done"
+    REFUSED = "refused"
+    """It may not be, or cannot be understood."""
+    FAILED = "failed"
+    """Asterisk could not be asked, or has refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandHandled:
+    """A server has asked for what only Asterisk can do.
+
+    Attributes:
+        command: What it has asked for: HANGUP, DTMF or TRANSFER.
+        value: Its argument, for people; of keys only how many there are.
+        outcome: What came of it.
+        reason: Why it was not done, for people; any text.
+    """
+
+    fork: ForkInfo
+    command: ServerCommand
+    value: str
+    outcome: CommandOutcome
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +228,7 @@ DomainEvent = (
     | Resumed
     | MessageReceived
     | Pressed
+    | CommandHandled
     | Ended
     | Stopped
     | Failed

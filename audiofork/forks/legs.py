@@ -22,6 +22,7 @@ from audiofork.forks.fork import Fork, Leg
 from audiofork.forks.holds import Holds
 from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.lifecycle import Away, ForkState
+from audiofork.forks.orders import heard_by
 from audiofork.forks.requests import DIALPLAN
 from audiofork.forks.tasks import Spawn
 from audiofork.link.messages import EndReason, ExpectLeg, LegLost, LegPart, SendCommand
@@ -356,8 +357,7 @@ def _order_of(fork: Fork, leg: Leg, leg_id: str) -> LegOrder:
         uniqueid=fork.uniqueid,
         connects=fork.way.connects,
         sample_rate=fork.sample_rate,
-        # Only the first leg carries beeps, or the party would hear them twice.
-        speaks=fork.request.options.beeps.any and leg.part is next(iter(fork.legs)),
+        heard_by=heard_by(fork, leg.part),
         channel=fork.channel,
         leads=fork.connects and not _waits_itself(fork),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from audiofork.forks.fork import Fork
-from audiofork.link.messages import EndReason, ForkEnded
+from audiofork.link.messages import EndReason, ForkEnded, ForkStats
 from audiofork.log import without_query
 from audiofork.text import harmless
 
@@ -74,10 +74,11 @@ def log_ended(fork: Fork, report: ForkEnded, *, is_failure: bool) -> None:
     detail = harmless(report.detail)
     fork.log.log(
         logging.WARNING if is_failure else logging.INFO,
-        "ended: %s%s, %.1f s, frames %d in, %d sent, %d dropped, %d reconnects, %d gaps%s",
+        "ended: %s%s, %.1f s, frames %d in, %d sent, %d dropped, %d reconnects, %d gaps%s%s",
         *(report.reason, f" ({detail})" if detail else "", fork.age_s),
         *(stats.frames_in, stats.frames_sent, stats.frames_dropped, stats.reconnects, times.gaps),
         f" of {times.gap_s:.1f} s" if times.gaps else "",
+        _played(stats) if fork.speaks else "",
         extra=_fields(
             "ended",
             reason=report.reason.value,
@@ -89,6 +90,7 @@ def log_ended(fork: Fork, report: ForkEnded, *, is_failure: bool) -> None:
             reconnects=stats.reconnects,
             gaps=times.gaps,
             gap_s=round(times.gap_s, 1),
+            **(_played_fields(stats) if fork.speaks else {}),
         ),
     )
     if stats.frames_missing:
@@ -97,6 +99,19 @@ def log_ended(fork: Fork, report: ForkEnded, *, is_failure: bool) -> None:
             "machine is too busy (docs/asterisk.md, The timing module)",
             stats.frames_missing,
         )
+
+
+def _played(stats: ForkStats) -> str:
+    """Return what became of the server's audio, as the rest of a line."""
+    return (
+        f"; of the server's {stats.frames_played} played, {stats.frames_cleared} cleared, "
+        f"{stats.frames_unplayed} unplayed, {stats.underruns} underruns"
+    )
+
+
+def _played_fields(stats: ForkStats) -> dict[str, int]:
+    names = ("frames_played", "frames_cleared", "frames_unplayed", "underruns")
+    return {name: getattr(stats, name) for name in names}
 
 
 def log_left(fork: Fork) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from audiofork.asterisk.taps.ways import Audience
 from audiofork.config import SAMPLE_RATES
 from audiofork.config_values import FRAMES_MS
 from audiofork.errors import RequestRefused
@@ -47,6 +48,7 @@ class Options:
         keep_time: Option S.
         bridged_only: Option b.
         beeps: Options B, p and P.
+        audience: Option k: who hears the server's audio; None: nobody.
         use_tls: Option T.
         tls: The arguments of T, if it has any except `on`.
         reconnect_interval_s: Option R, in seconds; None for the configured interval.
@@ -70,6 +72,7 @@ class Options:
     keep_time: bool = False
     bridged_only: bool = False
     beeps: Beeps = Beeps()
+    audience: Audience | None = None
     use_tls: bool = False
     tls: Tls | None = None
     reconnect_interval_s: float | None = None
@@ -268,6 +271,15 @@ def _beep_at_end(options: Options, _argument: str | None) -> Options:
     return replace(options, beeps=replace(options.beeps, at_end=True))
 
 
+def _audience(options: Options, argument: str | None) -> Options:
+    try:
+        audience = Audience((argument or "").strip().lower())
+    except ValueError:
+        hint = did_you_mean(argument or "", Audience)
+        raise _bad("k", "party, peer or both", argument, hint) from None
+    return replace(options, audience=audience)
+
+
 def _interval(options: Options, argument: str | None) -> Options:
     return replace(options, reconnect_interval_s=float(_number("R", argument, 1, 600)))
 
@@ -382,6 +394,7 @@ _PARSERS: dict[str, Callable[[Options, str | None], Options]] = {
     "B": _beep_interval,
     "p": _beep_at_start,
     "P": _beep_at_end,
+    "k": _audience,
     "v": _gain_in,
     "V": _gain_out,
     "W": _gain_of_both,

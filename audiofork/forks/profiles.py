@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
-from audiofork.config import ProfileConfig
+from audiofork.config import Place, ProfileConfig
 from audiofork.errors import ConfigError, RequestRefused
 from audiofork.forks import handshakes
 from audiofork.forks.call_info import FIELDS
@@ -21,6 +21,7 @@ from audiofork.forks.params import parse_params
 from audiofork.forks.requests import PROFILE_MARK, StartFork, check_params_are_sent
 from audiofork.forks.url_templates import check_template
 from audiofork.forks.urls import check_url
+from audiofork.link.messages import ServerCommand
 from audiofork.text import did_you_mean, printable
 
 ANYWHERE = ("*://*",)
@@ -99,6 +100,16 @@ class Profiles:
         ):
             raise RequestRefused(f"WsServer: {request.server} is not for this channel")
 
+    def commands_of(self, request: StartFork) -> tuple[str, ...]:
+        """Return what the server of a request's profile may ask for beside what all may."""
+        section = self._sections.get(request.profile)
+        return section.commands if section is not None else ()
+
+    def places_of(self, request: StartFork) -> tuple[Place, ...]:
+        """Return the places that the server of a request's profile may transfer calls to."""
+        section = self._sections.get(request.profile)
+        return section.transfer_to if section is not None else ()
+
     def texts_of(self, request: StartFork) -> Texts:
         """Return the texts of a request's profile, their fields not filled in."""
         section = self._sections.get(request.profile)
@@ -134,6 +145,8 @@ def _check(name: str, section: ProfileConfig) -> None:
                 check(value)
         except ValueError as exc:
             raise bad(option, f"expected {exc}") from None
+    if ServerCommand.TRANSFER in section.commands and not section.transfer_to:
+        raise bad("transfer_to", "expected places, since commands has transfer; got nothing")
     try:
         parse_params(section.params)
     except ValueError as exc:

@@ -207,6 +207,10 @@ def connected(request: StartFork) -> StartFork:
         raise RequestRefused(
             f"Options: D({options.direction}): a connected server gets what the party says, D(in)"
         )
+    if options.audience is not None:
+        raise RequestRefused(
+            f"Options: k({options.audience}): a connected server is the other party, leave k out"
+        )
     return replace(request, options=replace(options, direction=Direction.IN))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -58,6 +59,12 @@ def check_url(url: str, allowed: tuple[str, ...], *, allow_private: bool = True)
     except UnicodeError as exc:
         raise RequestRefused(f"WsServer: not a host name: {reason_of(exc)}") from exc
     _check_requested(requested, allowed, allow_private)
+
+
+def is_among(url: str, patterns: Iterable[str]) -> bool:
+    """Return whether a URL that `check_url` lets pass matches one of several patterns."""
+    requested = urlsplit(uri_of(url))
+    return any(_matches(requested, pattern) for pattern in patterns)
 
 
 def hosts_at_will(allowed: tuple[str, ...]) -> bool:

@@ -31,6 +31,9 @@ class ForkView:
         keys: Keys of the party that the server was told of.
         ending: Why it is being ended, `hangup` or `stopped` say; empty: it is not.
         gaps: How often its audio was interrupted, in this run of the daemon.
+        speaks: Whether its server may be heard in the call.
+        frames_played, frames_cleared, frames_unplayed, underruns: Of its audio, as in `ForkStats`.
+        commands_refused: What the server has asked for in vain.
     """
 
     id: str
@@ -56,6 +59,12 @@ class ForkView:
     gaps: int = 0
     keys: int = 0
     ending: str = ""
+    speaks: bool = False
+    frames_played: int = 0
+    frames_cleared: int = 0
+    frames_unplayed: int = 0
+    underruns: int = 0
+    commands_refused: int = 0
 
 
 def view_of(fork: Fork, stats: ForkStats) -> ForkView:
@@ -92,6 +101,12 @@ def view_of(fork: Fork, stats: ForkStats) -> ForkView:
         gaps=fork.chronicle.gaps,
         keys=fork.progress.keys,
         ending=_ending(fork),
+        speaks=fork.speaks,
+        frames_played=stats.frames_played,
+        frames_cleared=stats.frames_cleared,
+        frames_unplayed=stats.frames_unplayed,
+        underruns=stats.underruns,
+        commands_refused=stats.commands_refused + fork.progress.commands_refused,
     )
 
 

@@ -190,16 +190,16 @@ class Beeps:
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """How the server's audio is played over a leg of the fork.
+    """How the server's audio is played over legs of the fork.
 
     Attributes:
-        part: The leg that it is played over.
-        steady: Whether the leg gets a frame every 20 ms for ever, silence while the server says
+        parts: The legs that it is played over, the same audio over each; at least one.
+        steady: Whether the legs get a frame every 20 ms for ever, silence while the server says
             nothing; else only while it speaks.
         buffer_s: Seconds of audio that may wait to be played; what is more is dropped.
     """
 
-    part: LegPart
+    parts: tuple[LegPart, ...]
     steady: bool = False
     buffer_s: float = 60.0
 

@@ -432,7 +432,7 @@ async def test_sides_apart_are_refused_where_the_site_may_have_wideband(
     narrow: Rig, wish: Wish
 ) -> None:
     text = await refusal(narrow.taps(ari=False), wish=wish)
-    asked = "D(both), in and out treated apart" if wish.apart else f"D({wish.direction})"
+    asked = "D(both), in and out apart" if wish.apart else f"D({wish.direction})"
     or_mixed = ", or mixes them" if wish.apart else ""
     assert text == (
         f"{asked}: set up [ari] (audiofork check tells how); ChanSpy needs a narrowband site "

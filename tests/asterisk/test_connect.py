@@ -22,7 +22,6 @@ from tests.control_plane import NAME, UNIQUEID, FakeAmi
 def order(sample_rate: int = 8000, *, leads: bool = False) -> LegOrder:
     return LegOrder(
         *("", LEG_UUID, FORK_ID, LegPart.IN, UNIQUEID, Connects.DIAL, sample_rate),
-        speaks=False,
         channel=NAME,
         leads=leads,
     )

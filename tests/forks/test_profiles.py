@@ -75,6 +75,10 @@ def test_profile_that_there_is_not_is_refused_with_the_nearest(url: str, hint: s
         (ProfileConfig(url="ws://h/", headers=("Host: S3CRET",)), "headers: expected no header"),
         (ProfileConfig(url="ws://h/", token="S3 CRET"), "token: expected a token without blanks"),
         (ProfileConfig(url="ws://h/", params="S3CRET"), "params: expected name=value"),
+        (
+            ProfileConfig(url="ws://h/", commands=("transfer",)),
+            "transfer_to: expected places, since commands has transfer; got nothing",
+        ),
         (ProfileConfig(url="ws://h/", options="A(x)H(Authorization:y)"), "options: Options: A and"),
     ],
 )

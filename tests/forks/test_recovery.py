@@ -35,6 +35,7 @@ from audiofork.link.messages import (
     Streaming,
 )
 from tests.control_plane import (
+    COMMANDS,
     LEG_PREFIX,
     NAME,
     START,
@@ -122,7 +123,7 @@ async def test_fork_of_an_earlier_run_is_resumed(
     await resume(rig, ENTRY)
     (spec,) = rig.sent
     assert spec == ForkSpec(
-        UNKNOWN_ID, NAME, URL, Direction.STEREO, (PAIRS,), gain_in=2, steady=True
+        UNKNOWN_ID, NAME, URL, Direction.STEREO, (PAIRS,), gain_in=2, steady=True, commands=COMMANDS
     )
     assert rig.tap.started == [(UNKNOWN_ID, UNIQUEID)]
     assert rig.tap.legs[0] != LEG_PREFIX + UNKNOWN_ID  # the old leg may still have that name
@@ -255,7 +256,7 @@ async def test_leg_that_an_earlier_run_asked_for_in_vain_is_no_news(rig: Rig) ->
             "today",
             "stopped",
             "not resumed: Options: unknown option 'y'; "
-            "there are D T R r F L b B p P v V W H A s M x c i S a",
+            "there are D T R r F L b B p P k v V W H A s M x c i S a",
             id="option",
         ),
         pytest.param(

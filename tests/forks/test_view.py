@@ -38,6 +38,16 @@ async def test_new_fork_waits_for_the_server_and_its_leg_and_has_no_error(rig: R
     assert (one.attempt, one.next_attempt_s, one.gaps) == (0, None, 0)
 
 
+async def test_fork_that_speaks_shows_what_becomes_of_the_server_s_audio(rig: Rig) -> None:
+    rig.allow(allow_speak=("*://*",))
+    fork_id = await rig.stream(options="k(party)")
+    rig.stats = {fork_id: ForkStats(frames_played=9, frames_cleared=4, underruns=1)}
+    one = await view(rig)
+    assert one.speaks
+    assert (one.frames_played, one.frames_cleared, one.frames_unplayed) == (9, 4, 0)
+    assert one.underruns == 1
+
+
 async def test_fork_whose_channel_is_looked_up_waits_for_asterisk(rig: Rig) -> None:
     rig.ami.gates["Getvar"] = asyncio.Event()
     asked = asyncio.create_task(rig.ask(**START))

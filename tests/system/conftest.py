@@ -54,6 +54,9 @@ exten => play,1,Answer()
  same => n,Wait(600)
 
 exten => callee,1,Dial(${CALLEE})
+exten => callee-and-on,1,Dial(${CALLEE},,g)
+ same => n,UserEvent(WentOn)
+ same => n,Wait(600)
 exten => third,1,Answer()
  same => n,Wait(600)
 
