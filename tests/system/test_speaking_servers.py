@@ -17,6 +17,7 @@ from testbed.rtp import ULAW
 from testbed.sip import Call, SipUser
 from tests.system.conftest import (
     Target,
+    channels,
     counts_blocks,
     each_tap,
     place_call,
@@ -133,13 +134,19 @@ def bot(daemon: Daemon, recorder: Recorder) -> Iterator[None]:
 
 
 async def ask(
-    ami: AmiClient, daemon: Daemon, target: Target, recorder: Recorder, **command: str
+    ami: AmiClient,
+    daemon: Daemon,
+    target: Target,
+    recorder: Recorder,
+    verb: str = "StartAudioFork",
+    **command: str,
 ) -> dict[str, str]:
     """Fork a call to the bot, which asks for something; return the event that tells of it."""
     times = daemon.log().count("reloaded")
     await daemon.reload("reloaded", times=times + 1)
     target.call.talk()
-    start_fork(ami, target.channel, "@bot")
+    fork = {"Channel": target.channel, "WsServer": "@bot"}
+    ami.send("UserEvent", UserEvent="AudioFork", Command=verb, **fork)
     recording = await recorder.wait_messages("/bot", 3)
     assert recording.connection is not None
     await recording.connection.send(json.dumps(command))
@@ -168,6 +175,23 @@ async def test_server_transfers_the_call_and_the_fork_goes_on(
     assert await ami.variable(target.channel, "EXTEN") == "third"
     (recording,) = recorder.at("/bot")
     await recorder.wait_messages("/bot", len(recording.messages) + 25)
+    await target.call.hangup()
+
+
+@pytest.mark.usefixtures("bot")
+async def test_server_that_is_the_other_party_transfers_the_call_and_is_out_of_it(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    target = await place_call(ami, caller)
+    connect = "ConnectAudioFork"
+    order = {"command": "transfer", "to": "testbed,third,1"}
+    event = await ask(ami, daemon, target, recorder, connect, **order)
+    assert event["Outcome"] == "done"
+    end = await ami.wait_user_event("AudioForkStopped", Uniqueid=target.uniqueid)
+    assert end["Reason"] == "stopped"
+    assert "transferred" in end["Detail"]
+    assert await channels(ami) == [target.channel]
+    assert await ami.variable(target.channel, "EXTEN") == "third"
     await target.call.hangup()
 
 
