@@ -624,6 +624,11 @@ class SipUser(asyncio.DatagramProtocol):
         await self.close()
 
     @property
+    def ringing(self) -> list[Call]:
+        """Calls that are not answered yet; they may have audio already."""
+        return [call for call in self._dialogs.values() if not call.established]
+
+    @property
     def calls(self) -> list[Call]:
         """The calls that are up, oldest first."""
         return [call for call in self._dialogs.values() if call.established]

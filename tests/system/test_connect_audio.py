@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
-from websockets.asyncio.server import ServerConnection, serve
-from websockets.exceptions import ConnectionClosed
-from websockets.typing import Subprotocol
+from websockets.asyncio.server import ServerConnection
 
 from audiofork.asterisk.versions import AUDIOSOCKET_RATES
 from testbed.ami import AmiClient
@@ -28,10 +25,9 @@ from tests.system.conftest import (
     place_call,
     set_globals,
 )
+from tests.system.servers import Behave, server
 
 pytestmark = pytest.mark.asterisk
-
-Behave = Callable[[ServerConnection], Awaitable[None]]
 
 
 @pytest.fixture(scope="module")
@@ -39,21 +35,6 @@ def asterisk() -> Iterator[Asterisk]:
     config = {"manager.conf": manager_conf(), "ari.conf": ari_conf()}
     with Asterisk(dialplan=DIALPLAN + BOT + dialplan(), config=config) as one:
         yield one
-
-
-@contextlib.asynccontextmanager
-async def server(behave: Behave) -> AsyncIterator[str]:
-    """Run a server; yield its URL."""
-
-    async def handle(connection: ServerConnection) -> None:
-        with contextlib.suppress(ConnectionClosed):
-            await behave(connection)
-
-    def choose(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
-        return offered[0] if offered else None
-
-    async with serve(handle, "127.0.0.1", 0, select_subprotocol=choose, compression=None) as one:
-        yield f"ws://127.0.0.1:{one.sockets[0].getsockname()[1]}/"
 
 
 async def call(
