@@ -1,6 +1,7 @@
 """Runs the relay of audiofork without Asterisk and without the control plane.
 
     python -m bench.relay_only --url URL --uuids FILE [--mix] [--ca FILE] [--workers N] [--apart]
+        [--voice]
 
 Runs the relay as `audiofork run` does: the same event loop, limits and log; one worker in this
 process, several in processes of their own. Prints one line of JSON when it listens and the UUIDs
@@ -16,6 +17,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -39,11 +41,16 @@ from audiofork.link.messages import (
     LegLost,
     LegPart,
     Report,
+    ServerCommand,
     StatsTaken,
     TakeStats,
+    Voice,
 )
 from audiofork.link.processes import RelayProcesses
 from audiofork.link.relay import Relay
+from audiofork.relay import worker
+from audiofork.relay.formats.base import Audio, Meaning, Message, Text
+from audiofork.relay.formats.raw import RawFormat
 from audiofork.system import lift_file_limit
 from bench.measure import memory_kib
 
@@ -93,7 +100,17 @@ def spec_of(fork_id: str, arguments: argparse.Namespace) -> ForkSpec:
     direction = Direction.BOTH if arguments.mix else Direction.IN
     url = f"{arguments.url}/{fork_id}"
     legs = (LegPart.PAIRS if arguments.mix else LegPart.IN,)
-    return ForkSpec(fork_id, "bench", url, direction, legs, frame_ms=arguments.frame_ms)
+    voice: dict[str, Any] = {}
+    if arguments.voice:
+        voice = {"voice": Voice(legs[0], steady=True), "commands": (ServerCommand.AUDIO,)}
+    return ForkSpec(fork_id, "bench", url, direction, legs, frame_ms=arguments.frame_ms, **voice)
+
+
+class VoiceFormat(RawFormat):
+    """Raw audio both ways."""
+
+    def meaning(self, message: Message) -> Meaning:
+        return Audio(message, 8000) if isinstance(message, bytes) else Text(message)
 
 
 async def run(arguments: argparse.Namespace) -> None:
@@ -126,7 +143,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--apart", action="store_true", help="a process for a single worker, too")
     parser.add_argument("--frame-ms", type=int, default=20)
+    parser.add_argument("--voice", action="store_true", help="play what the server sends")
     arguments = parser.parse_args()
+    if arguments.voice:
+        vars(worker)["format_of"] = lambda *_: VoiceFormat()
     log.set_up(LogConfig())
     uvloop.run(run(arguments))
 

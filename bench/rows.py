@@ -40,6 +40,7 @@ class Row:
         mixed: Legs bring pairs of 640 bytes, the server gets the mix; else 320 bytes, unchanged.
         workers: Processes of the relay, where it can have several.
         frame_ms: Audio in each message, where the relay can put several frames in one.
+        speaks: The server sends each frame back, and the relay plays it over the leg.
     """
 
     forks: int
@@ -47,18 +48,20 @@ class Row:
     mixed: bool = False
     workers: int = 1
     frame_ms: int = FRAME_MS
+    speaks: bool = False
 
     @property
     def name(self) -> str:
-        """The name of the row: 200-ws-mono, 400-wss-mixed-2w, 200-ws-mono-F100."""
+        """The name of the row: 400-wss-mixed-2w, 200-ws-mono-F100, 200-ws-mono-voice."""
         name = f"{self.forks}-{self.scheme}-{'mixed' if self.mixed else 'mono'}"
         name += f"-{self.workers}w" if self.workers != 1 else ""
-        return name + (f"-F{self.frame_ms}" if self.frame_ms != FRAME_MS else "")
+        name += f"-F{self.frame_ms}" if self.frame_ms != FRAME_MS else ""
+        return name + ("-voice" if self.speaks else "")
 
     @property
     def for_floor(self) -> Row:
-        """The row that the floor runs to be compared with: one process, 20 ms in a message."""
-        return replace(self, workers=1, frame_ms=FRAME_MS)
+        """The row that the floor runs to be compared with: one process, silent, single frames."""
+        return replace(self, workers=1, frame_ms=FRAME_MS, speaks=False)
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,7 @@ def audiofork_relay(source: Path = ROOT, apart: bool = False) -> StartRelay:
         command: list[str | Path] = [sys.executable, "-m", "bench.relay_only", *setting.arguments]
         command += ["--uuids", setting.uuids_file, "--workers", str(row.workers)]
         command += ["--frame-ms", str(row.frame_ms), *(["--apart"] if apart else [])]
+        command += ["--voice"] if row.speaks else []
         return Program(command, {"PYTHONPATH": f"{source}:{ROOT}"}, source)
 
     return start
@@ -223,7 +227,8 @@ class Bench:
         with ExitStack() as stack:
             uuids = [str(uuid.uuid4()) for _ in range(row.forks)]
             tls = ("--tls", self._server_file) if row.scheme == "wss" else ()
-            sink = stack.enter_context(Program((self.tools.sink, *tls)))
+            echo = ("--echo",) if row.speaks else ()
+            sink = stack.enter_context(Program((self.tools.sink, *tls, *echo)))
             url = f"{row.scheme}://localhost:{sink.hear()['port']}"
             setting = Setting(row, url, self._ca_file, self._file(stack, uuids))
             relay = stack.enter_context(start(setting))

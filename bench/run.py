@@ -39,6 +39,7 @@ OTHER_ROWS = (
     Row(400, "wss", workers=2),
     Row(200, frame_ms=100),
     Row(400, frame_ms=100),
+    Row(200, speaks=True),
 )
 # Each of the others comes next to the floor that it is compared with.
 ROWS = tuple(
