@@ -23,13 +23,16 @@ from audiofork.text import did_you_mean, printable, why
 _INTRO = """\
 ; audiofork.ini: the configuration of audiofork.
 ;
-; Every option stands here with its default. An environment variable AUDIOFORK_SECTION_OPTION
-; (AUDIOFORK_ASTERISK_SECRET, say) overrides the file, also in [post_process:NAME], where _ stands
-; for : and the like. An unknown section or option is an error, an environment variable that is
-; named so and is of no option, too. A section may stand twice, an option may not.
-; SIGHUP makes the daemon read the file again; a file with an error changes nothing. [asterisk],
-; [ari], [audiosocket], [relay], [control], [front] and [daemon] journal count from the next start,
-; but the secret of [asterisk] and the password of [ari], with their files, from the next login on.
+; This file lists every option with its default. An environment variable AUDIOFORK_SECTION_OPTION
+; (for example AUDIOFORK_ASTERISK_SECRET) overrides the file. This includes [post_process:NAME];
+; write _ for : and other such characters in its name. An unknown section or option is an error,
+; and so is an AUDIOFORK_ variable that matches no option. A section may appear twice, an option
+; may not.
+;
+; SIGHUP makes the daemon read the file again; a file with an error changes nothing. Changes to
+; [asterisk], [ari], [audiosocket], [relay], [control], [front] and [daemon] journal take effect at
+; the next start, except that the secret of [asterisk] and the password of [ari], and their files,
+; take effect at the next login.
 """
 
 
