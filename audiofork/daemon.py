@@ -261,7 +261,7 @@ class Daemon:
             self._ari.retry_now()
         logs.set_up(new.log)
         what = " and ".join(self._changed_for_the_next_start(new))
-        log.info("reloaded%s", f"; {what} will count from the next start" if what else "")
+        log.info("reloaded%s", f"; changes to {what} take effect at the next start" if what else "")
         _say_what_is_open(new)
 
     def _changed_for_the_next_start(self, new: Config) -> list[str]:
@@ -286,8 +286,8 @@ def _say_what_is_open(config: Config) -> None:
     """Log a warning if a configuration lets forks go to any host."""
     if hosts_at_will(config.security.allow_urls):
         log.warning(
-            "[security] allow_urls names no host: whoever may start a fork, each AMI user with "
-            "write = user say, can send the audio of any call anywhere"
+            "[security] allow_urls names no host: whoever may start a fork, such as each AMI user "
+            "with write = user, can send the audio of any call anywhere"
         )
 
 

@@ -47,7 +47,7 @@ def warn_of_low_file_limit(max_forks: int) -> None:
     limit, needed = file_limit(), FILES_PER_FORK * max_forks + FURTHER_FILES
     if limit is not None and limit < needed:
         log.warning(
-            "this process may have %d files open, but [security] max_forks = %d takes %d; "
+            "this process may open %d files, but [security] max_forks = %d needs %d; "
             "set LimitNOFILE=%d, or lower max_forks",
             *(limit, max_forks, needed, needed),
         )
@@ -98,7 +98,7 @@ def notify(state: str) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify_socket:
             notify_socket.sendto(state.encode(), address)
     except OSError as exc:
-        log.warning("systemd cannot be told %s: %s", state, why(exc))
+        log.warning("could not tell systemd %s: %s", state, why(exc))
 
 
 async def feed_watchdog() -> None:

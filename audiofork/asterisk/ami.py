@@ -188,7 +188,7 @@ class Ami(ReconnectingClient):
             except AmiError as exc:
                 log.warning("after the login to Asterisk: %s", exc)
             except Exception:
-                log.exception("a fault after the login to Asterisk")
+                log.exception("unexpected error after the login to Asterisk")
             await connection.watch()
         finally:
             self._connection = None

@@ -350,7 +350,7 @@ class Protocol(AMIProtocol):  # type: ignore[misc]
                 # Without the message itself: it may contain a token.
                 log.exception("a message from Asterisk could not be read")
         if self._blocks.waiting_bytes > MAX_BLOCK_BYTES:
-            log.error("a message from Asterisk has no end after %d bytes", MAX_BLOCK_BYTES)
+            log.error("a message from Asterisk did not end within %d bytes", MAX_BLOCK_BYTES)
             self.transport.abort()
 
     def _drop(self, block: bytes, why: str) -> None:

@@ -243,7 +243,7 @@ class Ari(ReconnectingClient):
             case {"type": str()}:
                 pass  # from before the filter was set
             case _:
-                log.warning("ARI sent what is no event")
+                log.warning("ARI sent a message that is not an event")
 
     # --- The event connection ---
 

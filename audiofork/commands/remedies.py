@@ -55,7 +55,7 @@ TAKEN = (
     "[audiosocket] listen and restart the daemon. The daemon: its log says whether it is connected "
     "to this Asterisk; after an upgrade or a change of [audiosocket], systemctl restart audiofork."
 )
-RESTART = "Changes of [audiosocket] count from the next start: systemctl restart audiofork."
+RESTART = "Changes to [audiosocket] take effect at the next start: systemctl restart audiofork."
 OTHER_SOCKET = (
     "The commands list, start, stop and mute cannot ask it. Let [control] socket name the one that "
     "it was started with, or restart it (systemctl restart audiofork) if that has been removed."
@@ -132,8 +132,9 @@ EDITED_EXTENSIONS = (
 )
 
 NAME_HOSTS = (
-    "Whoever may start a fork, each AMI user with write = user say, can send any call there. Name "
-    "your servers: [security] allow_urls = wss://speech.example.org, and reload the daemon."
+    "Whoever may start a fork, such as each AMI user with write = user, can send any call "
+    "there. Name your servers: [security] allow_urls = wss://speech.example.org, and reload the "
+    "daemon."
 )
 CALLER_DATA = """\
 A caller may choose it so that a comma in it begins another option, another server or a command. \

@@ -286,7 +286,7 @@ class _Session:
     # --- The end ---
 
     def _on_client_stalled(self) -> None:
-        log.warning("AMI client %s is cut: it reads nothing", self.client.name)
+        log.warning("AMI client %s disconnected: it reads nothing", self.client.name)
         self.abort()
 
     def _on_client_lost(self) -> None:

@@ -195,7 +195,7 @@ class ControlSocket:
             if not self._closed:
                 raise
         except Exception:
-            log.exception("a fault while a control connection was served")
+            log.exception("unexpected error while serving a control connection")
         finally:
             writer.transport.abort()
             self._connections.discard(task)

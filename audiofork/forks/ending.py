@@ -101,7 +101,7 @@ class Ending:
             keep: Whether running forks stay in the journal, so that the next start resumes them.
         """
         if keep and not self._journal.works:
-            log.warning("the forks end: they cannot be kept without a journal that works")
+            log.warning("ending all forks: they cannot be kept, because the journal does not work")
         elif keep:
             self._keep_all()
         for fork in self._table:

@@ -226,4 +226,4 @@ class Events:
             try:
                 subscriber(event)
             except Exception:
-                log.exception("a fault of a subscriber, at %s", type(event).__name__)
+                log.exception("a subscriber failed on %s", type(event).__name__)

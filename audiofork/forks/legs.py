@@ -124,14 +124,14 @@ class Legs:
                 self._on_failed(fork, leg, str(exc))
         except LegUncertain as exc:
             # Asterisk may have got the request: the leg's timer ends the fork if no leg comes.
-            fork.log.warning("asked for a leg, but: %s", exc)
+            fork.log.warning("cannot tell whether Asterisk got the request for a leg: %s", exc)
 
     async def _wait_for_hold(self, fork: Fork, leg: Leg, leg_id: str) -> None:
         """Return when the call is not on hold, or at once if legs need not wait for that."""
         if not await self._holds.delay(fork.uniqueid):
             return
         leg.cancel_timer()  # the time limit does not count during a hold
-        fork.log.info("on hold: its legs are asked for when that is over ([asterisk] on_hold)")
+        fork.log.info("on hold: its legs are requested when the hold is over ([asterisk] on_hold)")
         fork.chronicle.on_hold(held=True)
         await self._holds.wait_over(fork.uniqueid)
         fork.chronicle.on_hold(held=False)

@@ -42,7 +42,7 @@ def _log_notes(fork: Fork) -> None:
     if fork.choice is not None and fork.choice.note:
         fork.log.warning("%s", fork.choice.note)
     if options.ignored:
-        fork.log.info("option %s is accepted and means nothing", options.ignored)
+        fork.log.info("option %s is accepted but has no effect", options.ignored)
     if options.tls is not None and options.tls.insecure:
         fork.log.warning("the server's certificate is not checked: T(insecure)")
 
@@ -93,7 +93,7 @@ def log_ended(fork: Fork, report: ForkEnded, *, is_failure: bool) -> None:
     )
     if stats.frames_missing:
         fork.log.warning(
-            "Asterisk brought %d frames fewer than 50 a second: its timer misses ticks, or the "
+            "Asterisk delivered %d frames fewer than 50 a second: its timer misses ticks, or the "
             "machine is too busy (docs/asterisk.md, The timing module)",
             stats.frames_missing,
         )

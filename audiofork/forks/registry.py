@@ -291,7 +291,7 @@ class Forks:
         elif isinstance(report, RelayLost):
             self._recovery.on_relay_lost(report)
         elif (fork := self._table.get(report.fork_id)) is None:
-            log.error("report of a fork that is not known: %r", report)
+            log.error("report for an unknown fork: %r", report)
         else:
             self._on_fork_report(fork, report)
 

@@ -293,7 +293,7 @@ class Link(asyncio.Protocol, Generic[_Heard]):
             log.exception("%s could not be handled", type(message).__name__)
 
     def _give_up(self, why: str) -> None:
-        log.error("a link between the daemon and a relay process is closed: %s", why)
+        log.error("closing the link between the daemon and a relay process: %s", why)
         self._transport.abort()
 
     def connection_lost(self, _exc: Exception | None) -> None:

@@ -668,7 +668,7 @@ async def test_garbage_is_said_and_passed_over(
         await server.send(starts("a"))
         await wait_until(a.done)
         assert a.exception() is None
-    assert caplog.text.count("ARI sent what is no event") == 1
+    assert caplog.text.count("ARI sent a message that is not an event") == 1
     assert len(server.links) == 1
 
 

@@ -58,7 +58,7 @@ def test_fault_of_a_subscriber_is_logged_and_the_next_one_hears_the_event(
     events.subscribe(heard.append)
     events.emit(STARTED)
     assert heard == [STARTED]
-    assert caplog.messages == ["a fault of a subscriber, at Started"]
+    assert caplog.messages == ["a subscriber failed on Started"]
     assert caplog.records[0].exc_info is not None
 
 

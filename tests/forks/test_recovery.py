@@ -141,7 +141,7 @@ async def test_fork_of_an_earlier_run_is_resumed(
         "TakenUp": "yes",
     }
     assert "resumed, stereo by chanspy at 8000 Hz to ws://example.org/a?..." in caplog.text
-    assert "of 1 forks that an earlier run left, 1 live" in caplog.text
+    assert "resumed 1 of the 1 forks that an earlier run left" in caplog.text
 
 
 async def test_resumed_fork_counts_its_age_from_its_own_start(rig: Rig) -> None:
@@ -423,7 +423,7 @@ async def test_link_lost_while_forks_are_resumed_leaves_the_rest_for_the_next_lo
     await rig.clock.settle()
     assert rig.live == [UNKNOWN_ID, OTHER.fork_id, third.fork_id]
     assert [leg.fork_id for leg in rig.tap.orders] == rig.live
-    assert "of 2 forks that an earlier run left, 2 live" in caplog.text
+    assert "resumed 2 of the 2 forks that an earlier run left" in caplog.text
 
 
 async def test_stop_of_the_daemon_while_forks_are_resumed_leaves_the_rest_for_the_next_start(
