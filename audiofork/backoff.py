@@ -6,8 +6,8 @@ from __future__ import annotations
 class Backoff:
     """Computes the waits between repeated attempts.
 
-    Where many retry at the same time, as the sinks of forks do, each wait is the limit of one that
-    is drawn at random (`relay/retry.py`).
+    If many clients retry at the same time, as the sinks of forks do, each of these waits is only
+    the limit of a random wait (`relay/retry.py`).
 
     Args:
         first_s: The first wait, in seconds.

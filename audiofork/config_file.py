@@ -1,4 +1,4 @@
-"""The configuration's file: read, checked, and its sample made.
+"""Reads and checks the configuration file, and generates its sample.
 
 `etc/audiofork.ini` is generated from `config.py` (`make sample-config`).
 """
@@ -37,7 +37,7 @@ _INTRO = """\
 
 
 SECTIONS_WITH_SECRETS = ("asterisk", "ari", "profile")
-"""Those of which a secret may have a file of its own."""
+"""The sections with secrets that may be in a file of their own."""
 
 
 # --- Reading -------------------------------------------------------------------------------------
@@ -56,10 +56,10 @@ def load(
     Args:
         path: An ini file; `;` and `#` begin comments.
         environment: AUDIOFORK_SECTION_OPTION in it overrides the file.
-        secrets_of: The sections whose secrets are read where they have a file of their own.
+        secrets_of: The sections whose secrets are read from their own files, if they have such.
 
     Raises:
-        ConfigError: The file cannot be read or holds something that is not known or not allowed.
+        ConfigError: The file cannot be read, or contains something unknown or not allowed.
     """
     return parse(_content(path), environment, source=str(path), secrets_of=secrets_of)
 
@@ -68,7 +68,7 @@ def load_control(path: Path, environment: Mapping[str, str] = os.environ) -> Con
     """Read [control] of a configuration file, and nothing else: no secret, no other section.
 
     Raises:
-        ConfigError: The file cannot be read, is no ini file, or that section cannot be used.
+        ConfigError: The file cannot be read, is not an ini file, or that section cannot be used.
     """
     given = _Given(Ini(_content(path), str(path)), environment)
     if given.ini.has_section("control"):
@@ -77,12 +77,12 @@ def load_control(path: Path, environment: Mapping[str, str] = os.environ) -> Con
 
 
 def with_place(text: str, path: Path, environment: Mapping[str, str] = os.environ) -> str:
-    """Return the text of an error that begins `[section] option`, with its place before that.
+    """Return the text of an error that begins with `[section] option`, preceded by its place.
 
-    For errors of files and addresses that options name, which are used long after they were read.
+    For errors of files and addresses that options name: those are used long after the file is read.
 
     Args:
-        text: One that begins otherwise comes back as it is.
+        text: A text that begins otherwise is returned unchanged.
         path: The configuration file.
         environment: As for `load`.
     """
@@ -91,7 +91,7 @@ def with_place(text: str, path: Path, environment: Mapping[str, str] = os.enviro
         return text
     try:
         given = _Given(Ini(_content(path), str(path)), environment)
-    except ConfigError:  # it is another one by now
+    except ConfigError:  # the file was changed meanwhile
         return f"{path}: {text}"
     return f"{given.place(named[1], named[2])}: {text}"
 
@@ -132,7 +132,7 @@ def parse(
 
 
 class _Given:
-    """What is given: the file, and the environment that goes before it."""
+    """The given values: from the file, and from the environment, which overrides it."""
 
     def __init__(self, ini: Ini, environment: Mapping[str, str]) -> None:
         self.ini = ini
@@ -146,21 +146,21 @@ class _Given:
         return self.ini.get(section, option, fallback=None)
 
     def place(self, section: str, option: str = "") -> str:
-        """Return where it stands: the variable, FILE:LINE, or FILE if it has its default."""
+        """Return the place of a value: the variable, FILE:LINE, or FILE if it has its default."""
         variable = variable_of(section, option)
         return variable if variable in self._environment else self.ini.place(section, option)
 
 
 def variable_of(section: str, option: str) -> str:
-    """Return the environment variable that goes before an option of the file."""
+    """Return the environment variable that overrides an option of the file."""
     return re.sub(r"\W", "_", f"{_PREFIX}{section}_{option}".upper())
 
 
 def refuse_unknown_variables(config: Config, environment: Mapping[str, str] = os.environ) -> None:
-    """Refuse an environment variable that is named like those of options, but is of none.
+    """Refuse an environment variable that looks like that of an option, but matches none.
 
     Raises:
-        ConfigError: There is one; the text names it and the nearest that there is.
+        ConfigError: There is such a variable; the text names it and the nearest known one.
     """
     named = [
         (f"{kind}:{name}", section_type)
@@ -182,7 +182,7 @@ def refuse_unknown_variables(config: Config, environment: Mapping[str, str] = os
 
 
 _PREFIX = "AUDIOFORK_"
-# Those of the tests, of `make demo` and of packages that are tried.
+# Variables of the tests, of `make demo` and of package tests.
 _OTHERS = re.compile(r"AUDIOFORK_(TESTBED_\w+|DEBIAN_MIRROR|PACKAGE(_\w+)?)")
 
 
@@ -205,7 +205,7 @@ def _refuse_unknown_options(section: str, ini: Ini) -> None:
 
 
 def _of_another_section(option: str) -> str:
-    """Return a hint to the section that has an option, if it is one alone."""
+    """Return a hint to the section that has an option, if exactly one has it."""
     having = [
         name
         for name, section_type in SECTIONS.items()
@@ -215,7 +215,7 @@ def _of_another_section(option: str) -> str:
 
 
 def _type_of(section: str) -> type[Any]:
-    """Return the type of a section; raise ValueError if there is none of its name."""
+    """Return the type of a section; raise ValueError if the name is unknown."""
     if section in SECTIONS:
         return SECTIONS[section]
     kind, colon, name = section.partition(":")
@@ -244,7 +244,7 @@ def _read_section(name: str, section_type: type[_Section], given: _Given) -> _Se
         try:
             values[option.name] = option.metadata["parse"](value.strip())
         except ValueError as exc:
-            # What stands before an @ may be a password.
+            # The text before an @ may be a password.
             shown = repr(value) if option.repr and "@" not in value else "the value"
             hint = exc.hint if isinstance(exc, NotAChoice) else ""
             raise ConfigError(
@@ -255,7 +255,7 @@ def _read_section(name: str, section_type: type[_Section], given: _Given) -> _Se
 
 
 def _check_ports(config: Config, given: _Given) -> None:
-    """Refuse an address that has no room for all workers after it."""
+    """Refuse an address whose port leaves too few ports for all workers."""
     workers = config.relay.workers
     for name in ("listen", "advertise"):
         address = getattr(config.audiosocket, name)
@@ -267,7 +267,7 @@ def _check_ports(config: Config, given: _Given) -> None:
 
 
 def _check_commands(config: Config, given: _Given) -> None:
-    """Refuse a section of a command that has none."""
+    """Refuse a post-process section without a command."""
     for name, section in config.post_process.items():
         if not section.command:
             header = f"post_process:{name}"
@@ -275,7 +275,7 @@ def _check_commands(config: Config, given: _Given) -> None:
 
 
 def _check_tap(config: Config, given: _Given) -> None:
-    """Refuse a tap that there is no link for."""
+    """Refuse a tap that needs a connection that is not configured."""
     if config.asterisk.tap == "snoop" and not config.ari.url:
         raise ConfigError(
             f"{given.place('asterisk', 'tap')}: [asterisk] tap: snoop needs [ari] url "
@@ -284,7 +284,7 @@ def _check_tap(config: Config, given: _Given) -> None:
 
 
 def _with_secrets(config: Config, given: _Given, sections: Sequence[str]) -> Config:
-    """Read each secret of these sections that has a file of its own from there."""
+    """Read the secrets of these sections from their own files, where they have such."""
     read = {name: getattr(config, name) for name in sections}
     for section, option in (("asterisk", "secret"), ("ari", "password")):
         if section in read:

@@ -58,7 +58,7 @@ class Daemon:
     Owned by the command `run`; `run()` returns after a SIGTERM or SIGINT.
 
     Attributes:
-        ready: Set when the AudioSocket server listens and the connect to Asterisk has begun.
+        ready: Set when the AudioSocket server listens and the first connect to Asterisk has begun.
         forks: The registry.
         counters: Counts what happens to forks.
         relay: What relays the audio.
@@ -235,7 +235,7 @@ class Daemon:
         log.info("stopped")
 
     def _keep_this_time(self) -> None:
-        """Keep the running forks at the stop that follows: a package is being upgraded, say."""
+        """Keep the running forks at the next stop, for example while a package is upgraded."""
         self._keep = True
         log.info("SIGUSR1: forks that run at the next stop will be resumed by the next start")
 
@@ -265,7 +265,7 @@ class Daemon:
         _say_what_is_open(new)
 
     def _changed_for_the_next_start(self, new: Config) -> list[str]:
-        """Return which sections and options differ from this run's, and need a restart."""
+        """Return the sections and options that have changed and need a restart."""
         old, new = _without_secrets(self._config), _without_secrets(new)
         changed = [f"[{name}]" for name in _FIXED if getattr(new, name) != getattr(old, name)]
         if new.daemon.journal != old.daemon.journal:

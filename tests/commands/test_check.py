@@ -197,7 +197,7 @@ async def test_port_of_the_front_that_another_program_has_is_a_fault(
     assert outcome == 1
     assert failures(findings) == [
         f"AMI front: cannot listen on 127.0.0.1:{asterisk.port}: Address already in use (another "
-        "program listens there; as root, ss -ltnp tells which)"
+        "program listens there; as root, ss -ltnp shows which)"
     ]
 
 

@@ -124,7 +124,7 @@ def test_run_on_a_taken_port_says_so_and_exits_with_1(config: Path) -> None:
     assert result.exit_code == 1
     assert result.output == (
         f"audiofork: {config}:2: [audiosocket] listen: cannot listen on {address}: Address already "
-        "in use (another program listens there; as root, ss -ltnp tells which)\n"
+        "in use (another program listens there; as root, ss -ltnp shows which)\n"
     )
 
 
@@ -412,13 +412,13 @@ def test_start_without_the_url_that_a_dash_promises_is_a_usage_error(
     arguments = ["start", "PJSIP/100-0000002a", "-", "--socket", str(daemon.path)]
     result = CliRunner().invoke(main, arguments, input=line)
     assert result.exit_code == 2
-    assert "there is none on standard input" in result.output
+    assert "standard input has no line for it" in result.output
     assert daemon.requests == []
 
 
 def test_help_of_start_says_how_a_token_stays_out_of_the_list_of_processes() -> None:
     result = CliRunner().invoke(main, ["start", "--help"])
-    assert "With - for URL it is read from standard input" in result.output
+    assert "If URL is -, it is read from standard input" in result.output
 
 
 def test_channel_without_a_slash_is_a_uniqueid(daemon: FakeDaemon) -> None:

@@ -230,7 +230,7 @@ async def test_command_says_that_legs_by_chanspy_are_not_known_by_a_port_that_ch
     assert await invoke(path, "sweep") == (
         0,
         "2 legs hung up\n"
-        "legs by ChanSpy are not known by a port that changes: set [audiosocket] listen\n",
+        "legs by ChanSpy cannot be recognized if the port changes: set [audiosocket] listen\n",
     )
 
 
