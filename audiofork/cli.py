@@ -167,7 +167,7 @@ def _check_by_daemon(taps: bool, path: Path, socket_path: Path | None) -> None:
         # If the daemon cannot be reached, the check itself reports why.
         reason = f": the daemon refuses: {exc}" if isinstance(exc, RequestRefused) else ""
         if not taps:
-            say(str(Finding(Mark.SKIP, f"check: from here, by no daemon{reason}")))
+            say(str(Finding(Mark.SKIP, f"check: from here, not by a daemon{reason}")))
     except AudioForkError as exc:
         fail(str(exc), EXIT_FAILED)
 

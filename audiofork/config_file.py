@@ -177,7 +177,7 @@ def refuse_unknown_variables(config: Config, environment: Mapping[str, str] = os
             rests = [variable.removeprefix(_PREFIX) for variable in sorted(known)]
             hint = did_you_mean(name[len(_PREFIX) :], rests, f"{_PREFIX}{{}}")
             raise ConfigError(
-                f"the environment variable {printable(name, '?')} is of no option{hint}"
+                f"the environment variable {printable(name, '?')} matches no option{hint}"
             )
 
 

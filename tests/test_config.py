@@ -718,7 +718,7 @@ def test_variable_of_no_option_is_refused_with_the_nearest_there_is(
     text = f"the environment variable {name.strip()}"
     assert str(caught.value).startswith(text)
     hint = f"; did you mean {nearest}?" if nearest else ""
-    assert str(caught.value).endswith(f" is of no option{hint}")
+    assert str(caught.value).endswith(f" matches no option{hint}")
 
 
 def test_variables_of_options_of_the_tests_and_of_others_are_no_error() -> None:

@@ -1,4 +1,4 @@
-"""Runs the AMI front, which serves clients of app_audiofork without a change to them.
+"""Runs the AMI front, which lets clients of app_audiofork work unchanged.
 
 It listens in place of Asterisk, and opens a connection to Asterisk for each client. All bytes pass
 unchanged, except the actions of app_audiofork. Those are answered here, after Asterisk has

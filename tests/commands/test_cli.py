@@ -686,8 +686,8 @@ def test_channel_that_is_not_there_is_named_and_exits_with_1(daemon: FakeDaemon)
     result = ask(daemon, "start", "PJSIP/none", "ws://localhost/")
     assert (result.exit_code, result.output) == (
         1,
-        'audiofork: No such channel: PJSIP/none; asterisk -rx "core show channels concise" has '
-        "their whole names\n",
+        'audiofork: No such channel: PJSIP/none; asterisk -rx "core show channels concise" lists '
+        "the full names\n",
     )
 
 
@@ -701,7 +701,7 @@ def test_target_without_a_fork_is_named(
     result = ask(daemon, verb, target, *rest)
     assert (result.exit_code, result.output) == (
         1,
-        f"audiofork: No such fork: {target}; audiofork list shows those there are\n",
+        f"audiofork: No such fork: {target}; audiofork list shows all forks\n",
     )
 
 
@@ -924,7 +924,7 @@ def test_variable_of_no_option_is_an_error_of_the_configuration(
     result = CliRunner().invoke(main, [command, "-c", str(tmp_path / "a.ini")])
     assert result.exit_code == 3
     assert result.output.endswith(
-        "audiofork: the environment variable AUDIOFORK_LOG_LEVL is of no option; did you mean "
+        "audiofork: the environment variable AUDIOFORK_LOG_LEVL matches no option; did you mean "
         "AUDIOFORK_LOG_LEVEL?\n"
     )
 
@@ -970,12 +970,13 @@ def test_taps_are_asked_of_the_daemon(daemon: FakeDaemon, config: Path) -> None:
 def test_check_that_the_daemon_refuses_is_done_from_here_and_says_why(
     daemon: FakeDaemon, config: Path
 ) -> None:
-    daemon.error = RequestRefused("it runs with /etc/other.ini")
+    daemon.error = RequestRefused("it runs with another configuration, /etc/other.ini")
     config.write_text(f"[asterisk]\nport = 9\nsecret = x\n[control]\nsocket = {daemon.path}\n")
     result = CliRunner().invoke(main, ["check", "-c", str(config)])
     first, second, *_ = result.output.splitlines()
     assert first == (
-        "skip  check: from here, by no daemon: the daemon refuses: it runs with /etc/other.ini"
+        "skip  check: from here, not by a daemon: the daemon refuses: it runs with another "
+        "configuration, /etc/other.ini"
     )
     assert second == f"ok    configuration: {config}"
     assert "FAIL  Asterisk at 127.0.0.1:9: " in result.output
@@ -992,16 +993,16 @@ def test_check_from_here_does_not_ask_the_daemon_for_one(daemon: FakeDaemon, con
 def test_check_without_a_daemon_is_done_from_here_and_says_so(config: Path, tmp_path: Path) -> None:
     config.write_text(f"[asterisk]\nport = 9\n[control]\nsocket = {tmp_path}/none.sock\n")
     result = CliRunner().invoke(main, ["check", "-c", str(config)])
-    assert result.output.startswith("skip  check: from here, by no daemon\n")
+    assert result.output.startswith("skip  check: from here, not by a daemon\n")
     assert f"skip  daemon: no daemon at {tmp_path}/none.sock" in result.output
 
 
 def test_check_while_another_runs_says_so_and_exits_with_1(
     daemon: FakeDaemon, config: Path
 ) -> None:
-    daemon.error = DaemonBusy("another check runs; ask again in some seconds")
+    daemon.error = DaemonBusy("another check runs; ask again in a few seconds")
     result = CliRunner().invoke(main, ["check", "-c", str(checkable(daemon, config))])
-    assert result.output == "audiofork: another check runs; ask again in some seconds\n"
+    assert result.output == "audiofork: another check runs; ask again in a few seconds\n"
     assert result.exit_code == 1
 
 

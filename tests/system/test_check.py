@@ -944,7 +944,7 @@ async def test_check_by_the_daemon_holds_up_none_of_its_forks(
         # One at a time.
         assert sorted(one.returncode for one in done) == [0, 1]
         assert [one.stderr for one in done if one.returncode] == [
-            "audiofork: another check runs; ask again in some seconds\n"
+            "audiofork: another check runs; ask again in a few seconds\n"
         ]
         await target.call.hangup()
         await recorder.wait_closed("/fork")
@@ -974,7 +974,7 @@ def test_command_tells_its_findings_with_remedies_and_exits_with_0_1_3_or_4(
     fine = run_check(path)
     assert (fine.returncode, fine.stderr) == (0, "")
     assert fine.stdout.startswith(
-        f"skip  check: from here, by no daemon\nok    configuration: {path}\n"
+        f"skip  check: from here, not by a daemon\nok    configuration: {path}\n"
     )
     assert "FAIL" not in fine.stdout
     path.write_text(text.replace(SECRET, "wrong"))
