@@ -1,4 +1,4 @@
-"""What to do about what the command `check` finds amiss."""
+"""What to do about the faults that the command `check` finds."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ AUDIOSOCKET_MODULES = ("chan_audiosocket.so", "res_audiosocket.so")
 CHANSPY_MODULE = "app_chanspy.so"
 ARI_MODULES = ("res_ari.so", "res_ari_channels.so", "res_ari_events.so", "res_ari_applications.so")
 STASIS_MODULE = "app_stasis.so"
-# What the shipped dialplan and the lines that call it run.
+# The applications that the shipped dialplan, and the lines that call it, run.
 DIALPLAN_MODULES = (
     *("app_exec.so", "app_stack.so", "app_userevent.so", "app_verbose.so"),
     *("func_base64.so", "func_callerid.so", "func_logic.so", "func_strings.so"),
 )
-# What they ask first, whether the dialplan is there.
+# The function with which these lines check whether the dialplan exists.
 GUARD_MODULE = "func_dialplan.so"
-# What runs where legs by ARI are sent to.
+# The applications that run in the context to which legs by ARI are sent.
 LEG_MODULES = {Connects.APPLICATION: "app_audiosocket.so", Connects.DIAL: "app_dial.so"}
-# One of them is enough; of several Asterisk takes timerfd.
+# One of them is enough; of several, Asterisk uses timerfd.
 TIMERFD = "res_timing_timerfd.so"
 TIMING_MODULES = ("res_timing_pthread.so", TIMERFD, "res_timing_dahdi.so")
 
-# What comes after it is the way by hand.
+# The instructions to do it by hand follow this text.
 SETUP = "Run audiofork setup, as root on Asterisk's machine, which does it. By hand: "
 FOLDER = 'Asterisk\'s folder (asterisk -rx "core show settings" tells it)'
 
@@ -84,7 +84,7 @@ NOT_THE_TONE = (
 
 
 def load(*modules: str) -> str:
-    """Return how to load modules."""
+    """Return the instructions to load modules."""
     commands = "".join(f'  asterisk -rx "module load {module}"\n' for module in modules)
     return (
         f"Run\n{commands}and see that modules.conf does not keep it out (noload, or autoload = no "
@@ -146,7 +146,7 @@ or give the URL by a variable, which is read whole:
 
 
 def http_conf(url: str) -> str:
-    """Return how Asterisk is made to listen where [ari] url says."""
+    """Return the instructions to make Asterisk listen where [ari] url says."""
     parts = urlsplit(url)
     host = "127.0.0.1" if parts.hostname in ("localhost", None) else parts.hostname
     if parts.scheme == "https":
@@ -167,7 +167,7 @@ signed its certificate."""
 
 
 def ari_user(username: str) -> str:
-    """Return how Asterisk is made to know our user of ARI."""
+    """Return the instructions to add our ARI user to Asterisk."""
     return f"""\
 {SETUP}make a file in {FOLDER} that Asterisk alone can read; after -g comes the group that it \
 runs as:
@@ -186,7 +186,7 @@ ari_audiofork.conf twice: Asterisk takes none of its users then."""
 
 
 def read_only(username: str) -> str:
-    """Return how our user of ARI is allowed to write."""
+    """Return the instructions to let our ARI user write."""
     return f"""\
 {SETUP}where the user stands, in ari.conf or a file that it includes:
   [{username}]
@@ -195,7 +195,7 @@ def read_only(username: str) -> str:
 
 
 def login(user: str) -> str:
-    """Return how Asterisk is made to let our user of AMI in."""
+    """Return the instructions to make Asterisk accept the login of our AMI user."""
     return (
         f"{SETUP}compare [asterisk] username and secret with section [{user}] of manager.conf "
         "or a file that it includes, which Asterisk alone should be able to read (install -m 640 "
@@ -205,7 +205,7 @@ def login(user: str) -> str:
 
 
 def second_login(user: str) -> str:
-    """Return how Asterisk is made to let our user of AMI in beside himself."""
+    """Return the instructions to let our AMI user log in more than once."""
     return (
         f"The daemon, say, is logged in as {user}, and manager.conf says allowmultiplelogin = no. "
         f"In section [{user}] of manager.conf or a file that it includes write "
@@ -215,7 +215,7 @@ def second_login(user: str) -> str:
 
 
 def rights(user: str) -> str:
-    """Return the rights that our user of AMI needs."""
+    """Return the instructions to give our AMI user the rights that it needs."""
     return (
         f"{SETUP}in section [{user}] of manager.conf or a file that it includes: read = "
         "user,call,dtmf and write = originate,call,user,reporting, with the eventfilter lines of "
@@ -224,7 +224,7 @@ def rights(user: str) -> str:
 
 
 def empty_lines(user: str) -> str:
-    """Return how Asterisk is kept from sending our user of AMI what a caller has forged."""
+    """Return the instructions to keep Asterisk from sending forged events to our AMI user."""
     return f"""\
 Somebody could dial a whole event, and end or begin the forks of other calls. {SETUP}in section \
 [{user}] of manager.conf or a file that it includes:
