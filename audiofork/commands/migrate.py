@@ -168,7 +168,7 @@ def _generated(result: Migration) -> Iterator[Note]:
     """Yield a note if the head of a rewritten file says that a program generates it."""
     if result.changes and (found := _GENERATED.search(result.text, 0, HEAD_CHARACTERS)):
         line = result.text.count("\n", 0, found.start()) + 1
-        yield Note(line, "the file is a generated one: change what it is generated from", left=True)
+        yield Note(line, "the file is generated: change its source", left=True)
 
 
 _GENERATED = re.compile(r"auto-?(?:matically )?generated|do not edit", re.I)
@@ -177,7 +177,7 @@ HEAD_CHARACTERS = 2000
 
 def _summary(result: Migration, notes: Sequence[Note], copy: Path | None) -> str:
     left = sum(note.left for note in notes)
-    done = f"rewritten, as it was: {copy}" if copy else "to rewrite, by --write"
+    done = f"rewritten; old file:  {copy}" if copy else "to rewrite with --write"
     parts = [f"{result.changes} {done}" if result.changes else "nothing to rewrite"]
     return ", ".join(parts + ([f"{left} left to do by hand"] if left else []))
 

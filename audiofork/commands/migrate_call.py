@@ -39,7 +39,7 @@ def _gosub_if(extension: str, arguments: str) -> str:
 def check_plain(arguments: str) -> None:
     """Raise NotPlain for arguments that no rule here covers."""
     if "\n" in arguments:
-        raise NotPlain("its arguments go over several lines")
+        raise NotPlain("its arguments span several lines")
     if re.search(r"\\[()\\]", arguments):
         raise NotPlain("its arguments have an escaped parenthesis or backslash")
     if arguments.replace(r"\"", "").count('"') % 2:
@@ -56,7 +56,9 @@ def start_arguments(arguments: str, delimiter: str = ",") -> list[str]:
     if not unquoted(parts[0]):
         raise NotPlain("it names no server")
     if delimiter == "," and any(top_level(part, "|") for part in parts[:2]):
-        raise NotPlain("its arguments have a |, which separates none since Asterisk 1.6")
+        raise NotPlain(
+            "its arguments contain a |, which has not separated arguments since Asterisk 1.6"
+        )
     url, options, *command = [*parts, ""] if len(parts) == 1 else parts
     return [url, _options(options), *filter(None, command)]
 
@@ -97,7 +99,7 @@ def notes_on(name: str, arguments: str, delimiter: str = ",") -> list[str]:
     if name.lower() == "stopaudiofork":
         if arguments.strip():
             return []
-        return ["without an id all forks of the channel end; the module ended the newest alone"]
+        return ["without an id all forks of the channel end; the module ended only the newest"]
     url, options, command, *_ = [*split(arguments, delimiter, 3), "", ""]
     notes = _notes_on_options(unquoted(options))
     try:
@@ -134,7 +136,9 @@ _DIFFERENCES = {
 
 def _notes_on_options(options: str) -> list[str]:
     if "${" in options:
-        return ["its options hold a variable: see what R, r, T, b and S mean in docs/migration.md"]
+        return [
+            "its options contain a variable: see what R, r, T, b and S mean in docs/migration.md"
+        ]
     notes = []
     try:
         letters = {letter for letter, _ in split_options(options)}

@@ -89,7 +89,7 @@ class Reader:
         self._seen.add(os.path.realpath(path))
         content = read_file(path, MAX_DIALPLAN_BYTES)
         if b"\0" in content:
-            raise OSError(0, "not a text: it has bytes of value 0")
+            raise OSError(0, "not a text file: it contains NUL bytes")
         text = decode(content)
         file = DialplanFile(path, content, kind_of(path, text, included_by))
         self.files.append(file)
@@ -97,7 +97,7 @@ class Reader:
             if directive in ("include", "tryinclude"):
                 self._include(file, line, directive, name, folder, levels - 1)
             else:
-                file.notes.append(Note(line, f"not looked into: {directive} {name}", left=True))
+                file.notes.append(Note(line, f"not followed: {directive} {name}", left=True))
 
     def _include(
         self, file: DialplanFile, line: int, directive: str, name: str, folder: Path, levels: int
@@ -114,14 +114,14 @@ class Reader:
                 self._read(Path(path), folder, file.kind, levels)
             except OSError as exc:
                 why = exc.strerror or str(exc)
-                file.notes.append(Note(line, f"not looked into: {path}: {why}", left=True))
+                file.notes.append(Note(line, f"not followed: {path}: {why}", left=True))
 
     def _note_missing(
         self, file: DialplanFile, line: int, directive: str, patterns: Sequence[str]
     ) -> None:
         missing = " or ".join(patterns)
         if directive == "tryinclude":
-            file.notes.append(Note(line, f"there is no {missing}, which may be missing"))
+            file.notes.append(Note(line, f"there is no {missing}, which is allowed"))
             return
         hint = "" if self._folder else "; --asterisk-config names Asterisk's folder if that differs"
         what = "ignores it" if file.kind is Kind.AEL else "loads nothing of such a dialplan"

@@ -46,7 +46,7 @@ def _within(spans: list[tuple[int, int]], position: int) -> bool:
 def _rewrite_call(draft: Draft, name: str, start: int, name_end: int) -> None:
     end, arguments = _lua_arguments(draft.code, name_end)
     if draft.has_comment(start, end):
-        raise NotPlain("a comment stands in it")
+        raise NotPlain("it contains a comment")
     draft.replace(start, end, _lua_event(name, arguments))
     for text in notes_on(name, arguments):
         if text != GOSUB_NOTE:

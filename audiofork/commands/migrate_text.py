@@ -217,7 +217,7 @@ def _call(draft: Draft, start: int, name_end: int, end: int, old_forms: bool) ->
     else:
         raise NotPlain("expected arguments in parentheses")
     if draft.has_comment(start, end):
-        raise NotPlain("a comment stands in it")
+        raise NotPlain("it contains a comment")
     draft.replace(start, end, gosub(name, arguments, delimiter))
     for text in notes_on(name, arguments, delimiter):
         draft.note(start, text)

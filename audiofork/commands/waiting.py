@@ -15,11 +15,11 @@ _WHAT_TO_DO = {
     "hangup": "the call was hung up before any audio went to the server",
     "stopped": "somebody stopped it before any audio went to the server",
     "no-such-channel": "the call was over before the fork began",
-    "sink-refused": "that is final: correct the URL, its token or the certificate, and start anew",
-    "sink-gone": "is the server running, and does the URL name its host and port? Then start anew",
-    "leg-failed": "Asterisk brought no audio: `audiofork check` finds out why",
+    "sink-refused": "that is final: correct the URL, its token or the certificate, and start again",
+    "sink-gone": "is the server running, and does the URL name its host and port? Then start again",
+    "leg-failed": "Asterisk delivered no audio: `audiofork check` finds out why",
     "shutdown": "the daemon was stopped: start it (systemctl start audiofork), then the fork",
-    "fault": "a bug of audiofork: please report it, with the traceback in the daemon's log",
+    "fault": "a bug in audiofork: please report it, with the traceback in the daemon's log",
 }
 _WHILE_ENDING = {
     "hangup": "The call was hung up meanwhile",
@@ -130,8 +130,8 @@ def wait(
     finally:
         progress.end()
     return (
-        f"{name} was granted, and the daemon does not tell when it streams (it is older than this "
-        "command, or too many wait already): audiofork list"
+        f"{name} was granted, but the daemon does not report when it streams (it is older than "
+        "this command, or too many wait already): audiofork list"
     )
 
 
@@ -158,12 +158,12 @@ def _why_given_up(fork_id: str, timeout_s: float, fork: dict[str, Any]) -> str:
     text = f"fork {fork_id} does not stream after {timeout_s:g} s: it {outlook(fork)}. "
     if ending := fork.get("ending", ""):
         over = _WHILE_ENDING.get(ending, "It is being ended")
-        return f"{text}{over}; it goes on for 30 s at most, to deliver what was said until then"
-    return f"{text}It goes on trying; to end it: audiofork stop {fork_id}"
+        return f"{text}{over}; it continues for at most 30 s, to deliver what was said until then"
+    return f"{text}It keeps trying; to end it: audiofork stop {fork_id}"
 
 
 def _why_unknown(fork_id: str, exc: DaemonUnreachable) -> str:
     return (
-        f"{exc}, before fork {fork_id} streamed. With [daemon] on_stop = keep it goes on when the "
-        "daemon is back, else it has ended: audiofork list"
+        f"{exc}, before fork {fork_id} streamed. With [daemon] on_stop = keep it continues when "
+        "the daemon is back, otherwise it has ended: audiofork list"
     )

@@ -127,7 +127,7 @@ class Watch:
         """Report why the daemon cannot be asked; or, with an empty text, that it can be again."""
         if self._screen.size is not None:
             if trouble:  # else the next look is shown at once
-                self._screen.show(f"{trouble}\n\ntrying again each second; Ctrl-C ends")
+                self._screen.show(f"{trouble}\n\ntrying again each second; Ctrl-C to quit")
         elif trouble != self._trouble:
             self._warn(f"{trouble}; trying again each second" if trouble else "the daemon is back")
         self._trouble = trouble

@@ -278,7 +278,7 @@ def test_start_of_a_fork_that_ends_exits_with_1_and_says_why_and_what_to_do(
     assert result.stderr == (
         f"audiofork: fork {FORK_ID} of PJSIP/100-0000002a has ended before it streamed: sink-gone "
         "(Connection refused); is the server running, and does the URL name its host and port? "
-        "Then start anew\n"
+        "Then start again\n"
     )
 
 
@@ -290,7 +290,7 @@ def test_start_that_takes_longer_than_the_timeout_exits_with_1_and_leaves_the_fo
     assert (result.exit_code, result.stdout) == (1, f"{FORK_ID}\n")
     assert result.stderr == (
         f"audiofork: fork {FORK_ID} does not stream after 1e-06 s: it has waited 5 s for "
-        "the server: Connection refused; attempt 2 in 3 s. It goes on trying; to end it: "
+        "the server: Connection refused; attempt 2 in 3 s. It keeps trying; to end it: "
         f"audiofork stop {FORK_ID}\n"
     )
     assert [type(request) for request in daemon.requests] == [StartFork]
@@ -313,8 +313,8 @@ def test_start_of_a_fork_that_is_being_ended_says_so_and_not_how_to_end_it(
     assert result.exit_code == 1
     assert result.stderr == (
         f"audiofork: fork {FORK_ID} does not stream after 1e-06 s: it has waited 5 s for the "
-        f"server to deliver the rest: Connection refused; attempt 2 in 3 s. {words}; it goes on "
-        "for 30 s at most, to deliver what was said until then\n"
+        f"server to deliver the rest: Connection refused; attempt 2 in 3 s. {words}; it continues "
+        "for at most 30 s, to deliver what was said until then\n"
     )
 
 
@@ -325,7 +325,7 @@ def test_start_whose_daemon_goes_exits_with_4_and_says_what_becomes_of_the_fork(
     result = ask(daemon, *START)
     assert (result.exit_code, result.stdout) == (4, f"{FORK_ID}\n")
     assert f"the daemon at {daemon.path} has closed the connection, before fork" in result.stderr
-    assert "With [daemon] on_stop = keep it goes on when the daemon is back" in result.stderr
+    assert "With [daemon] on_stop = keep it continues when the daemon is back" in result.stderr
 
 
 def test_start_by_a_daemon_that_does_not_tell_says_so_and_exits_with_0(
@@ -336,7 +336,7 @@ def test_start_by_a_daemon_that_does_not_tell_says_so_and_exits_with_0(
     result = ask(daemon, *START)
     assert (result.exit_code, result.stdout) == (0, f"{FORK_ID}\n")
     assert (
-        "fork 3f2a91c0 was granted, and the daemon does not tell when it streams" in result.stderr
+        "fork 3f2a91c0 was granted, but the daemon does not report when it streams" in result.stderr
     )
 
 
