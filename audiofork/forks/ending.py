@@ -45,7 +45,7 @@ class End(Protocol):
 
 
 class Ending:
-    """Ends forks, in three steps: asked for, reported by the relay, last event emitted.
+    """Ends forks in three steps: ask the relay, handle its report, emit the last event.
 
     Owned by the registry of forks.
 

@@ -35,7 +35,7 @@ LEG_TIMEOUT_S = 6.0  # longer than the limit of the taps, 5 s
 # Most replacements of a leg within NEW_LEGS_WINDOW_S; a leg that is lost more often ends the fork.
 MAX_NEW_LEGS = 3
 NEW_LEGS_WINDOW_S = 10.0
-SHUTTING_DOWN = "Asterisk is shutting down"  # Asterisk's words (main/manager.c)
+SHUTTING_DOWN = "Asterisk is shutting down"  # Asterisk's own text (main/manager.c)
 CONTESTED = "somebody else presented its UUID as well"
 ORPHANED = "somebody else speaks in its place: its channel has gone"
 CANNOT_ASK = "the leg was lost, and Asterisk cannot be asked"

@@ -24,7 +24,7 @@ MAX_OPTIONS_BYTES = 4096
 MAX_VARIABLE_LENGTH = 79  # Asterisk's AST_MAX_EXTENSION without the final NUL
 
 
-# The value of a parameter that option M names is that of this variable with its name.
+# A parameter that option M names gets the value of this variable, completed by its name.
 PARAM_VARIABLE = "AUDIOFORK_PARAM_"
 TWILIO_SAMPLE_RATE = 8000
 # What app_audiofork always offered; some servers insist on it.
@@ -126,14 +126,14 @@ def _check_format(options: Options) -> None:
     """Raise RequestRefused if a format cannot carry what other options ask for."""
     format_ = options.format
     if format_ is Format.TWILIO and set(options.sample_rates) - {TWILIO_SAMPLE_RATE}:
-        raise RequestRefused("Options: x(twilio) has 8000 Hz alone, leave L out")
+        raise RequestRefused("Options: x(twilio) has only 8000 Hz, leave L out")
     has_codec = format_ in (Format.RAW, Format.JSON)
     if options.codec is not Codec.SLIN and not has_codec:
         raise RequestRefused(f"Options: x({format_}) has a codec of its own, leave c out")
 
 
 def _hint(letter: str) -> str:
-    """Return what may be meant by a letter that is no option."""
+    """Return a hint to what may be meant by an unknown letter."""
     if letter in _QUOTES:
         return "; the options stand there without quotes"
     if letter.swapcase() in _PARSERS:
@@ -204,7 +204,7 @@ _ON = frozenset({"on", "yes", "true", "1"})
 
 
 def _bad(letter: str, expected: str, argument: str | None, hint: str = "") -> RequestRefused:
-    # Not further than a parenthesis: where one is missing, A or H may follow with a secret.
+    # Only up to a parenthesis: if one is missing, A or H may follow with a secret.
     known, parenthesis, _ = (argument or "").partition("(")
     given = repr(f"{known}(..." if parenthesis else known) if argument else "nothing"
     return RequestRefused(f"Options: {letter} takes {expected}, not {given}{hint}")
@@ -230,7 +230,7 @@ def _direction(options: Options, argument: str | None) -> Options:
     return replace(options, direction=direction)
 
 
-# By other names that Asterisk has for them.
+# Asterisk has other names for the directions.
 _SIDES = {"read": "; read is in", "write": "; write is out"}
 
 
@@ -400,7 +400,8 @@ _PARSERS: dict[str, Callable[[Options, str | None], Options]] = {
 def as_the_module(text: str) -> str:
     """Return an option string that offers the subprotocol of app_audiofork.
 
-    Unless it names others, or a format whose servers expect others: no client of the module does.
+    Except if it names others, or a format whose servers expect others; no client of app_audiofork
+    does that.
 
     Raises:
         RequestRefused: See `split_options`.

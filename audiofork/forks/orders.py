@@ -1,4 +1,4 @@
-"""What a fork asks of others: of the relay, and of the taps that make its legs."""
+"""The orders of a fork: to the relay, and to the taps that request its legs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from audiofork.link.messages import Direction, ForkSpec, Metadata
 
 
 def spec_of(fork: Fork) -> ForkSpec:
-    """Return what the relay is ordered for a fork."""
+    """Return the order to the relay for a fork."""
     options = fork.request.options
     return ForkSpec(
         fork_id=fork.id,

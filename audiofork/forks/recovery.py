@@ -32,7 +32,7 @@ MAX_ATTEMPTS = 2
 
 
 class Recovery:
-    """Brings the forks in line with Asterisk, resumes forks, and moves them to new relay processes.
+    """Reconciles the forks with Asterisk, resumes forks, and moves them to new relay processes.
 
     Owned by the registry of forks.
 

@@ -194,7 +194,7 @@ class Forks:
         return self._table.on_channel(uniqueid)
 
     def _no_such_fork(self, request: StopFork | MuteFork) -> str:
-        """Return the refusal; a part of an id, which the log shows, names the fork that has it."""
+        """Return the refusal; for a part of an id, as the log shows it, it names the whole id."""
         given = request.fork_id or request.target.uniqueid
         meant = self._table.like(given)
         if meant is None:
@@ -203,12 +203,12 @@ class Forks:
         return f"No such fork {given}; did you mean {meant.id}, on channel {channel}?"
 
     def follow(self, fork_id: str) -> AsyncGenerator[StartNews, None]:
-        """Tell how a start goes on, until audio flows or the fork has ended; see `follow`.
+        """Yield the progress of a start, until audio flows or the fork has ended; see `follow`.
 
-        To be called as soon as `ask` has returned: a fork may end in any later turn of the loop.
+        Call it as soon as `ask` has returned: a fork may end in any later turn of the loop.
 
         Raises:
-            RequestRefused: There is no such fork (any more).
+            RequestRefused: The fork does not exist, or no longer exists.
         """
         fork = self._table.get(fork_id)
         if fork is None:

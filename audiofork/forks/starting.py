@@ -124,7 +124,7 @@ class Starting:
         _check_wanted(fork)
 
     async def _ask_about_call(self, fork: Fork) -> None:
-        """Ask Asterisk for what the options and the post-process command need of the channel."""
+        """Ask Asterisk for what the options and the post-process command need to know."""
         if fork.post_process is not None:
             names = fork.post_process.names
             fork.call.values = await self._channels.values(fork.uniqueid, names)
@@ -136,10 +136,10 @@ class Starting:
         _check_wanted(fork)
 
     async def _tell_of_call(self, fork: Fork) -> None:
-        """Ask for what the server is told of the call, and put it into the URL, if it has fields.
+        """Ask for the details of the call for the server, and fill in the fields of the URL.
 
         Raises:
-            RequestRefused: The URL is not allowed with them, or the parameters are too long.
+            RequestRefused: The filled URL is not allowed, or the parameters are too long.
         """
         request, call = fork.request, fork.call
         texts = self._profiles.texts_of(request)

@@ -25,12 +25,12 @@ class Direction(enum.StrEnum):
 
 
 class Format(enum.StrEnum):
-    """What is spoken over the WebSocket of a fork."""
+    """The protocol spoken over the WebSocket of a fork."""
 
     RAW = "raw"
     """Binary messages of audio, as app_audiofork."""
     JSON = "json"
-    """The same, and JSON texts for all that happens."""
+    """The same, with JSON texts for all that happens."""
     TWILIO = "twilio"
     """Twilio's Media Streams."""
     VONAGE = "vonage"
@@ -42,12 +42,12 @@ class Format(enum.StrEnum):
 
     @property
     def has_events(self) -> bool:
-        """Whether it has messages for what happens beside audio, such as keys."""
+        """Whether it has messages for events besides audio, such as keys."""
         return self is not Format.RAW
 
 
 class Codec(enum.StrEnum):
-    """What audio is encoded in on its way to the server."""
+    """The encoding of the audio on its way to the server."""
 
     SLIN = "slin"
     """Signed 16-bit little-endian samples."""
@@ -93,7 +93,7 @@ class EndReason(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """How the certificate of a wss:// server is checked, in place of the configured way.
+    """How the certificate of a wss:// server is checked, instead of the configured way.
 
     Attributes:
         ca_file: Path of the trusted authorities, in PEM; empty: as configured.
@@ -114,8 +114,8 @@ class Handshake:
 
     Attributes:
         headers: Names and values; a value may be a secret, so none is shown.
-        subprotocols: Those that are offered, the preferred one first; some servers expect a token
-            as one of them, so none is shown.
+        subprotocols: The offered subprotocols, the preferred one first; some servers expect a
+            token as one of them, so none is shown.
     """
 
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
@@ -146,8 +146,8 @@ class Beeps:
 
     Attributes:
         interval_s: Seconds between two periodic tones; 0: no periodic tones.
-        at_start: Whether one is played when audio begins to flow.
-        at_end: Whether one is played when the fork is stopped.
+        at_start: Whether a tone is played when audio begins to flow.
+        at_end: Whether a tone is played when the fork is stopped.
     """
 
     interval_s: float = 0.0
@@ -156,7 +156,7 @@ class Beeps:
 
     @property
     def any(self) -> bool:
-        """Whether there are any, so that the leg has to speak to the party."""
+        """Whether there are any tones, so that the leg must speak to the party."""
         return bool(self.interval_s) or self.at_start or self.at_end
 
 
@@ -179,8 +179,8 @@ class ForkSpec:
         beeps: Tones that tell the party of the fork.
         tls: How the server is checked; None: as configured.
         handshake: What is added to the request of the handshake.
-        format: What is spoken over the WebSocket.
-        codec: What the audio is encoded in, where the format leaves that open.
+        format: The protocol spoken over the WebSocket.
+        codec: The encoding of the audio, if the format leaves a choice.
         metadata: What the server is told of the call; None: nothing.
         opening: A text that is sent at each opening; empty: none.
         closing: A text that is sent before the close; empty: none.
@@ -463,7 +463,7 @@ ForkReport = (
     | ForkEnded
 )
 ForksReport = ForkReport | StatsTaken | StrangersRefused | RelayAway | RelayLost
-"""What concerns forks."""
+"""The reports about forks."""
 Report = ForksReport | CheckLeg
 
 SendCommand = Callable[[Command], None]

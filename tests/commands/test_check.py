@@ -672,7 +672,7 @@ async def test_taps_without_asterisk_raise_why() -> None:
 @pytest.mark.parametrize(
     ("more", "url", "site"),
     [
-        ("", "", ("set up [ari] (audiofork check tells how)", "", False)),
+        ("", "", ("set up [ari] (audiofork check says how)", "", False)),
         ("", "http://127.0.0.1:8088/ari", ("", "", False)),
         (
             "tap = chanspy\n" + NARROWBAND,

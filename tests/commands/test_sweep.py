@@ -282,7 +282,7 @@ async def test_taps_are_printed_the_best_first_and_nothing_else_is_tried(
     code, output = await invoke(path, "check", "--taps")
     assert code == 0
     lines = output.splitlines()
-    assert lines[0] == "Asterisk 22.5.2; of these a fork takes the first that serves it:"
+    assert lines[0] == "Asterisk 22.5.2; a fork uses the first of these that suits it:"
     ways = [line for line in lines if line[0].isdigit()]
     assert len(ways) == len(WAYS)
     assert lines[-1] == "   here: yes"

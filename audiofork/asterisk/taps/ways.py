@@ -64,7 +64,7 @@ class Wish:
         if self.speaks:
             more.append("beeps")
         if self.apart and self.direction is Direction.BOTH:
-            more.append("in and out treated apart")
+            more.append("in and out treated separately")
         return ", ".join([f"D({self.direction})", *more])
 
 
@@ -117,7 +117,7 @@ def _no_chanspy(_wish: Wish, site: Site) -> str:
 
 
 def _narrow_alone(wish: Wish, _site: Site) -> str:
-    return "" if wish.sample_rate == NARROW_RATE else "has 8000 Hz alone"
+    return "" if wish.sample_rate == NARROW_RATE else "has only 8000 Hz"
 
 
 def _silences(wish: Wish, site: Site) -> str:
@@ -198,7 +198,7 @@ class Way:
         """Return what audio is lost on a version, for people; empty if no loss is known."""
         if self.flaw is None or version.has(self.flaw[0]):
             return ""
-        return f"{self.flaw[1]} on Asterisk {version}; ARI's snoop has it whole"
+        return f"{self.flaw[1]} on Asterisk {version}; ARI's snoop loses none"
 
     def __str__(self) -> str:
         return f"{self.tap}, {self.how}"
@@ -216,7 +216,9 @@ WAYS = (
             _ARI,
             _NARROW,
             _version_rule(
-                AUDIOSOCKET_RESTS, "AudioSocket() rests", "AudioSocket() takes a core for each leg"
+                AUDIOSOCKET_RESTS,
+                "AudioSocket() does not poll",
+                "AudioSocket() uses a core for each leg",
             ),
             _version_rule(
                 LEG_ENDS_WITH_PEER,
@@ -303,7 +305,7 @@ def known_faults(version: Version) -> list[str]:
     if version.has(WHISPER_LEAKS):
         faults.append(
             "options B, p and P (beeps) leak some 86 MB an hour while their party hears nothing; "
-            "by ARI's snoop they may silence the other party, so they are had by ChanSpy alone"
+            "by ARI's snoop they may silence the other party, so only ChanSpy is used for them"
         )
     if not version.has(LEG_ENDS_WITH_PEER):
         faults.append(
@@ -320,7 +322,7 @@ def known_faults(version: Version) -> list[str]:
 
 def ways_for(site: Site) -> list[str]:
     """Return lines that list all ways, the best first, and the reasons against each at a site."""
-    lines = [f"Asterisk {site.version}; of these a fork takes the first that serves it:"]
+    lines = [f"Asterisk {site.version}; a fork uses the first of these that suits it:"]
     for number, way in enumerate(WAYS, 1):
         lines.append(f"{number}. {way}: {', '.join(way.parts)}")
         against = way.all_against(Wish(next(iter(way.parts))), site)
@@ -338,5 +340,5 @@ def as_markdown() -> str:
         f"{'; '.join(rule.text for rule in way.rules)} |"
         for number, way in enumerate(WAYS, 1)
     ]
-    head = ["| | tap | how | for | where |", "|---|---|---|---|---|"]
+    head = ["| | tap | how | for | conditions |", "|---|---|---|---|---|"]
     return "\n".join([*head, *rows])
