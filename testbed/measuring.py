@@ -28,7 +28,7 @@ class Finding(NamedTuple):
     ok: bool
 
     def __str__(self) -> str:
-        return f"{self.name}: asked {self.asked}; seen {self.seen}: {self.verdict}"
+        return f"{self.name}: required {self.asked}; result {self.seen}: {self.verdict}"
 
     @property
     def verdict(self) -> str:
@@ -115,4 +115,4 @@ class Measurements:
 def table(what: str, findings: Sequence[Finding]) -> str:
     """Return findings as a Markdown table."""
     rows = [f"| {one.name} | {one.asked} | {one.seen} | {one.verdict} |" for one in findings]
-    return "\n".join([f"| {what} | asked | seen | |", "|---|---|---|---|", *rows])
+    return "\n".join([f"| {what} | requirement | result | |", "|---|---|---|---|", *rows])
