@@ -97,10 +97,12 @@ class Legs:
 
     def _ask(self, fork: Fork, leg: Leg, *, anew: bool) -> None:
         if leg.id and not leg.gone:
+            # The earlier leg may stay in Asterisk, and a channel has room for only a few of those.
             self._leaving.watch(fork, [leg])
         leg.id = fork.tap.name_leg(fork.id, leg.part, anew=anew)
         leg.attached = leg.gone = False
         leg.uuid = str(uuid.uuid4())
+        # First the relay, then Asterisk: the relay refuses a leg whose UUID it does not know yet.
         self._send(ExpectLeg(fork.id, leg.part, leg.uuid))
         self._spawn(self._start(fork, leg, leg.id))
 
@@ -141,6 +143,7 @@ class Legs:
     async def _on_target_gone(self, fork: Fork) -> None:
         if not fork.call.hangup_seen:  # the hangup event may still come
             await asyncio.sleep(LEG_LOSS_GRACE_S)
+        # The channel existed if anything shows that; otherwise the request came too late.
         legs = fork.legs.values()
         had_one = any(leg.attached or leg.lost_at is not None for leg in legs)
         was_there = fork.call.hangup_seen or fork.from_earlier_run or had_one
@@ -200,7 +203,7 @@ class Legs:
         """
         for leg in fork.legs.values():
             if leg.id == leg_id:
-                leg.gone |= is_gone
+                leg.gone |= is_gone  # False: so far its hangup was only requested
             if leg.id == leg_id and is_gone and leg.attached:
                 self._spawn(self._on_channel_gone(fork, leg, leg_id))
             if leg.id == leg_id and fork.tap.early_hangup_detail and not leg.attached:
@@ -212,7 +215,9 @@ class Legs:
         is_lost = leg.lost_at is not None or fork.progress.relay_away
         if not is_lost and _is_wanted(fork, leg, leg_id):
             self._report_attack(fork, leg, ORPHANED)
-            await self._on_loss(fork, leg, ORPHANED, 1)
+            await self._on_loss(
+                fork, leg, ORPHANED, 1
+            )  # 1: the leg proves that the channel existed
 
     async def _on_early_hangup(self, fork: Fork, leg: Leg, leg_id: str) -> None:
         """End the fork if its channel is gone; else treat the leg as one that did not connect."""
@@ -253,6 +258,7 @@ class Legs:
                 existed.
         """
         try:
+            # Twice: Asterisk closes the leg before the channel that it copies is gone.
             await self._check_alive(fork)
             await asyncio.sleep(LEG_LOSS_GRACE_S)
             await self._check_alive(fork)
@@ -275,7 +281,7 @@ class Legs:
 
         Raises: as `Channels.check_alive`.
         """
-        synced = self._synced
+        synced = self._synced  # taken first: a login during the question must not be missed
         try:
             await self._channels.check_alive(fork.uniqueid)
         except AmiUnavailable as exc:
@@ -323,6 +329,7 @@ class Legs:
             _count_loss(leg)
             if leg.lost_at is None:
                 leg.lost_at = lost_at
+        # One leg is enough to end the fork: its losses are the fork's attempts.
         worst = max(legs, key=lambda leg: len(leg.losses))
         attempt = len(worst.losses)
         if attempt > MAX_NEW_LEGS:

@@ -176,6 +176,7 @@ class Forks:
         if isinstance(request, MuteFork):
             return await self._muting.mute_all(forks, request)
         for fork in forks:
+            # The last event answers the stop, not the start.
             fork.action_id = request.action_id or fork.action_id
             self._ending.end(fork, EndReason.STOPPED)
         return [fork.id for fork in forks]
@@ -184,7 +185,7 @@ class Forks:
         if request.fork_id:
             fork = self._table.get(request.fork_id)
             if fork is not None:
-                await fork.progress.looked_up.wait()
+                await fork.progress.looked_up.wait()  # its start may be refused meanwhile
             return [fork] if fork is not None and fork in self._table else []
         uniqueid = request.target.uniqueid
         if not uniqueid:
@@ -275,6 +276,7 @@ class Forks:
         self._holds.forget_all()
         await self._recovery.after_login(self._on_hangup)
         await self._bridges.catch_up()
+        # Last: forks whose channels are gone must have ended before others request legs again.
         self._legs.on_synced()
 
     # --- From the relay ---
@@ -356,6 +358,7 @@ class Forks:
         Args:
             keep: Whether running forks stay in the journal, so that the next start resumes them.
         """
+        # First, so that no start that waits for its turn begins a fork after the others have ended.
         self._admission.refuse_all("the daemon stops")
         self._ending.end_all(keep=keep)
         await self._table.wait_empty()
