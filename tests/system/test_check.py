@@ -259,7 +259,7 @@ async def test_wrong_secret_is_told_without_quoting_it(checked: Asterisk) -> Non
 async def test_user_that_may_not_log_in_is_a_fault(checked: Asterisk, username: str) -> None:
     found = await only_failure(checked, configured(checked, username))
     assert f"refused the login of {username}" in found.text
-    assert "deny and permit must let this machine in" in found.remedy
+    assert "deny and permit must allow this machine" in found.remedy
 
 
 @pytest.mark.parametrize("right", ["originate", "call", "user", "reporting"])
