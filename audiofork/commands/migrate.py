@@ -177,7 +177,7 @@ HEAD_CHARACTERS = 2000
 
 def _summary(result: Migration, notes: Sequence[Note], copy: Path | None) -> str:
     left = sum(note.left for note in notes)
-    done = f"rewritten; old file:  {copy}" if copy else "to rewrite with --write"
+    done = f"rewritten; old file: {copy}" if copy else "to rewrite with --write"
     parts = [f"{result.changes} {done}" if result.changes else "nothing to rewrite"]
     return ", ".join(parts + ([f"{left} left to do by hand"] if left else []))
 

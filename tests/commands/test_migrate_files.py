@@ -76,7 +76,7 @@ def test_run_with_write_keeps_mode_and_other_bytes_and_a_copy(file: Path) -> Non
     assert copy.read_bytes() == BEFORE.encode("latin-1")
     assert [stat.S_IMODE(one.stat().st_mode) for one in (file, copy)] == [0o640, 0o640]
     assert sorted(os.listdir(file.parent)) == [file.name, copy.name]
-    assert f"{file}: 1 rewritten; old file:  {copy}" in said.notes
+    assert f"{file}: 1 rewritten; old file: {copy}" in said.notes
     inode = file.stat().st_ino
     again = Said()
     assert again.run(file, write=True) == EXIT_DONE

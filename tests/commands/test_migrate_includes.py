@@ -90,8 +90,8 @@ def test_run_migrates_what_is_included_and_reports_each_file(tmp_path: Path) -> 
     assert said.run(folder / "extensions.conf", write=True) == EXIT_DONE
     assert said.notes[:4] == [
         f"{folder}/extensions.conf: nothing to rewrite",
-        f"{folder}/one.conf: 1 rewritten; old file:  {folder}/one.conf.before-migrate",
-        f"{folder}/sub/two.conf: 1 rewritten; old file:  {folder}/sub/two.conf.before-migrate",
+        f"{folder}/one.conf: 1 rewritten; old file: {folder}/one.conf.before-migrate",
+        f"{folder}/sub/two.conf: 1 rewritten; old file: {folder}/sub/two.conf.before-migrate",
         f"{folder}/sub/three.conf: nothing to rewrite",
     ]
     for name in ("one.conf", "sub/two.conf"):
