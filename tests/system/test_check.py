@@ -879,7 +879,7 @@ async def test_each_command_works_where_the_daemon_alone_has_the_secrets(
             assert (done.returncode, done.stderr) == (0, ""), done.stdout
             assert "FAIL" not in done.stdout
             if command == ["check"]:
-                assert done.stdout.startswith("ok    check: by the daemon that runs")
+                assert done.stdout.startswith("ok    check: by the running daemon")
                 assert "daemon: runs, 1 forks" in done.stdout
                 assert "snoop at 16000 Hz: " in done.stdout
         fork = await recorder.wait_closed("/fork")
