@@ -12,7 +12,7 @@ from typing import Any
 
 from audiofork.audiosocket import PTIME_MS
 from audiofork.link.messages import Direction, ForkSpec, Metadata
-from audiofork.relay.formats.base import Dtmf, Event, Meaning, Message, MessageFormat, Text
+from audiofork.relay.formats.base import Dtmf, Meaning, Message, MessageFormat, Text
 
 SAMPLE_RATE = 8000
 _TRACKS = {
@@ -95,10 +95,8 @@ class TwilioFormat(MessageFormat):
         payload = b2a_base64(lin2ulaw(samples, 2), newline=False).decode()
         return template % (sequence, self._chunk, number * PTIME_MS, payload)
 
-    def event(self, event: Event, number: int) -> Sequence[Message]:  # noqa: ARG002 (of the base)
-        if not isinstance(event, Dtmf):
-            return ()
-        return (self._numbered("dtmf", {"track": "inbound_track", "digit": event.digit}),)
+    def dtmf(self, key: Dtmf, number: int) -> Sequence[Message]:  # noqa: ARG002 (of the base)
+        return (self._numbered("dtmf", {"track": "inbound_track", "digit": key.digit}),)
 
     def closing(self, reason: str, number: int, dropped: int) -> Sequence[Message]:  # noqa: ARG002
         sids = {"accountSid": self._account_sid, "callSid": self._call_sid}
