@@ -88,7 +88,12 @@ class Profiles:
         params = {**parse_params(section.params), **request.params}
         check_params_are_sent(params, options)
         return dataclasses.replace(
-            request, url=section.url, options=options, params=params, profile=name
+            request,
+            url=section.url,
+            options=options,
+            params=params,
+            profile=name,
+            proxy=section.proxy and section.proxy.with_login(section.proxy_login),
         )
 
     def check_channel(self, request: StartFork, channel: str) -> None:

@@ -10,6 +10,8 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from audiofork.config import Proxy
+
 
 class Direction(enum.StrEnum):
     """Whose audio a fork carries, seen from the channel, as in ARI."""
@@ -189,6 +191,7 @@ class ForkSpec:
         reconnect_attempts: Failed connects in a row before the fork ends, 0: no limit; None: as
             configured.
         frame_ms: Milliseconds of audio in one message; None: as configured.
+        proxy: What the server is connected to through; None: as configured.
     """
 
     fork_id: str
@@ -213,6 +216,7 @@ class ForkSpec:
     reconnect_interval_s: float | None = None
     reconnect_attempts: int | None = None
     frame_ms: int | None = None
+    proxy: Proxy | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,8 @@ def connect_failure(exc: Exception, tried: str) -> SinkError:
     if isinstance(exc, SinkError):
         return exc
     if isinstance(exc, InvalidStatus):
-        return _bad_status(exc.response, tried)
+        hint = _hint(exc.response.status_code)
+        return bad_status(exc.response, f"{tried}: the server", hint)
     if isinstance(exc, ssl.SSLCertVerificationError):
         return SinkRefused(f"{tried}: certificate not accepted: {reason_of(exc, _AUTHORITIES)}")
     if isinstance(exc, ssl.SSLError):
@@ -158,10 +159,17 @@ _HINTS = {
 }
 
 
-def _bad_status(response: Response, tried: str) -> SinkError:
+def bad_status(response: Response, who: str, hint: str) -> SinkError:
+    """Return the SinkError for an answer other than the one that was wanted.
+
+    Args:
+        response: The answer.
+        who: Who has answered; begins the text.
+        hint: What to do about it; empty: nothing is known.
+    """
     status = response.status_code
-    text = f"{tried}: the server answered HTTP {status}{_phrase(status)}"
-    if hint := _hint(status):
+    text = f"{who} answered HTTP {status}{_phrase(status)}"
+    if hint:
         text += f"; {hint}"
     if status in _PASSING_STATUSES or 500 <= status <= 599:
         error = SinkUnreachable(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import ssl
 from collections.abc import Callable
 
 from websockets.exceptions import ConnectionClosed
@@ -66,6 +67,7 @@ class Sink(SinkCallbacks):
         allow_private: Whether the server may have a private address.
         handshake: What is added to the request of the handshake.
         format: The format of the messages; raw by default.
+        proxy_tls: The TLS context for an https proxy.
 
     Attributes:
         send: Sends a frame now, or keeps it in the backlog; never waits.
@@ -85,11 +87,17 @@ class Sink(SinkCallbacks):
         allow_private: bool = True,
         handshake: Handshake = PLAIN_HANDSHAKE,
         format: MessageFormat | None = None,
+        proxy_tls: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__()
         self._config = config
         self._connector = Connector(
-            url, tls, config, allow_private=allow_private, handshake=handshake
+            url,
+            tls,
+            config,
+            allow_private=allow_private,
+            handshake=handshake,
+            proxy_tls=proxy_tls,
         )
         self._format = format or RawFormat()
         self._outlet = Outlet(

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from audiofork.asterisk.channels import Target
-from audiofork.config import ProfileConfig
+from audiofork.config import ProfileConfig, Proxy
 from audiofork.errors import ConfigError, RequestRefused
 from audiofork.forks.options import parse_options
 from audiofork.forks.profiles import Profiles, Texts
@@ -45,6 +45,24 @@ def test_what_the_request_has_is_added_and_goes_first() -> None:
     assert ("X-Call", "1") in applied.options.handshake.headers
     assert applied.params == {"lang": "fr", "model": "a", "ticket": "9"}
     assert applied.options_text == given.options_text, "what the journal keeps"
+
+
+@pytest.mark.parametrize(
+    ("proxy", "login", "expected"),
+    [
+        (None, "", None),
+        (Proxy(), "", Proxy()),
+        (Proxy("http", "h", 1), "", Proxy("http", "h", 1)),
+        (Proxy("http", "h", 1, "a:b"), "pbx:s3cret", Proxy("http", "h", 1, "pbx:s3cret")),
+    ],
+)
+def test_proxy_of_a_profile_is_that_of_its_forks(
+    proxy: Proxy | None, login: str, expected: Proxy | None
+) -> None:
+    section = ProfileConfig(url=URL, proxy=proxy, proxy_login=login)
+    applied = Profiles({"speech": section}).apply(request())
+    assert applied.proxy == expected
+    assert "s3cret" not in repr(applied)
 
 
 def test_request_without_a_profile_comes_back_as_it_is() -> None:
