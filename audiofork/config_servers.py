@@ -10,12 +10,16 @@ from audiofork.config_values import (
     login,
     multiple_of_20,
     number,
+    one_of,
     proxy,
     sample_rate,
     text,
     whole,
 )
 from audiofork.config_values import option as _option
+
+# As in link.messages.Format.
+FORMATS = ("raw", "json", "twilio", "vonage", "jambonz", "chan_websocket")
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,12 @@ class WebSocketConfig:
         sample_rate,
         "Sample rate in Hz of the audio that is sent; 0: the channel's own; option L of a fork. "
         "More than 8000 needs [ari].",
+    )
+    format: str = _option(
+        "raw",
+        one_of(*FORMATS),
+        "What is spoken with servers: raw, json, twilio, vonage, jambonz or chan_websocket; option "
+        "x of a fork or of its profile.",
     )
     latency_budget: float = _option(
         "0.2",

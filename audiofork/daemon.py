@@ -36,7 +36,7 @@ from audiofork.forks.profiles import Profiles
 from audiofork.forks.registry import Forks
 from audiofork.forks.urls import hosts_at_will
 from audiofork.link.inline import InlineRelay, check_files
-from audiofork.link.messages import CheckLeg, Report, SendReport
+from audiofork.link.messages import CheckLeg, Format, Report, SendReport
 from audiofork.link.processes import RelayProcesses
 from audiofork.link.relay import Relay
 from audiofork.system import feed_watchdog, lift_file_limit, notify
@@ -71,7 +71,7 @@ class Daemon:
         self._run_id = str(uuid.uuid4())
         self.counters = Counters()
         self._commands = Commands(config.post_process)
-        self._profiles = Profiles(config.profile)
+        self._profiles = Profiles(config.profile, Format(config.websocket.format))
         self.ready = asyncio.Event()
         self.relay = _relay_of(config, self._on_report)
         self._journal = Journal(Path(config.daemon.journal) if config.daemon.journal else None)
@@ -252,6 +252,7 @@ class Daemon:
         self.forks.security = new.security
         self._commands.configure(new.post_process)
         self._profiles.configure(new.profile)
+        self._profiles.default_format = Format(new.websocket.format)
         self._keep = new.daemon.on_stop == "keep"
         self._taps.sample_rate = new.websocket.sample_rate
         self.ami.take_secret(new.asterisk.secret)

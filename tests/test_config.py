@@ -30,7 +30,9 @@ from audiofork.config_file import (
     variable_of,
     with_place,
 )
+from audiofork.config_servers import FORMATS
 from audiofork.errors import ConfigError
+from audiofork.link.messages import Format
 
 REPOSITORY = Path(__file__).parent.parent
 SECTIONS = {
@@ -307,6 +309,12 @@ def test_url_with_a_semicolon_stays_whole() -> None:
     assert config.security.allow_urls == ("ws://h/a;b",)
 
 
+def test_format_may_be_each_that_there_is() -> None:
+    for one in Format:
+        assert read(f"[websocket]\nformat = {one}").websocket.format == one
+    assert len(Format) == len(FORMATS)
+
+
 # --- Proxies -----------------------------------------------------------------------------------
 
 
@@ -420,6 +428,7 @@ def test_no_proxy_takes_names_addresses_and_networks() -> None:
         ("[ari] app", "Zoë", "a word of letters, digits, - _ ."),
         ("[websocket] sample_rate", "22050", "0 or 8000 or 12000 or 16000 or 24000"),
         ("[websocket] sample_rate", "08000", "0 or 8000 or 12000 or 16000 or 24000"),
+        ("[websocket] format", "mulaw", "raw or json or twilio or vonage or jambonz"),
         ("[websocket] reconnect_interval", "0.2", "a number from 0.25 to 600"),
         ("[websocket] reconnect_attempts", "2.5", "a whole number from 0 to 1000000"),
         ("[security] allow_post_process", "always", "yes or no"),

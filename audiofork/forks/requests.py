@@ -183,8 +183,6 @@ def _start(fields: dict[str, str], origin: Origin) -> StartFork:
     options = parse_options(text)
     action_id = fields.get("actionid", "")
     params = _params(fields)
-    if not url.startswith(PROFILE_MARK):  # a profile may have the option
-        check_params_are_sent(params, options)
     return StartFork(target, url, options, post_process, action_id, text, params, origin=origin)
 
 

@@ -67,7 +67,7 @@ def test_proxy_of_a_profile_is_that_of_its_forks(
 
 def test_request_without_a_profile_comes_back_as_it_is() -> None:
     given = request("ws://h/@speech")
-    assert Profiles({"speech": SPEECH}).apply(given) is given
+    assert Profiles({"speech": SPEECH}).apply(given) == given
 
 
 @pytest.mark.parametrize(
@@ -157,3 +157,50 @@ async def test_fields_of_the_call_are_filled_in_also_without_metadata(rig: Rig) 
     assert rig.spec.url == f"ws://h/{UNIQUEID}"
     assert (rig.spec.opening, rig.spec.closing) == ('{"from": "7\\""}', "bye")
     assert rig.spec.metadata is None
+
+
+# --- The format of all forks ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "default", "expected"),
+    [
+        ("", Format.RAW, Format.RAW),
+        ("", Format.TWILIO, Format.TWILIO),
+        ("x(raw)", Format.TWILIO, Format.RAW),
+        ("x(json)c(ulaw)", Format.TWILIO, Format.JSON),
+        ("c(ulaw)L(16000)", Format.JSON, Format.JSON),
+    ],
+)
+def test_format_is_that_of_option_x_or_the_configured_one(
+    options: str, default: Format, expected: Format
+) -> None:
+    applied = Profiles({}, default).apply(request("ws://h/", options))
+    assert applied.options.format is expected
+    assert applied.options.tells_of_call is (expected is not Format.RAW)
+
+
+def test_format_of_a_profile_goes_before_the_configured_one() -> None:
+    profiles = Profiles({"speech": SPEECH, "plain": ProfileConfig(url=URL)}, Format.TWILIO)
+    assert profiles.apply(request()).options.format is Format.JSON
+    assert profiles.apply(request("@plain")).options.format is Format.TWILIO
+
+
+def test_parameters_are_sent_by_the_configured_format() -> None:
+    given = request("ws://h/", "", ticket="7")
+    assert Profiles({}, Format.JSON).apply(given).params == {"ticket": "7"}
+    with pytest.raises(RequestRefused, match=r"^Params: they are sent to the server with option M"):
+        Profiles({}).apply(given)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [("L(16000)", "has 8000 Hz alone, leave L out"), ("c(ulaw)", "has a codec of its own, leave")],
+)
+def test_option_that_the_configured_format_cannot_carry_is_refused_naming_its_place(
+    options: str, why: str
+) -> None:
+    with pytest.raises(RequestRefused) as caught:
+        Profiles({}, Format.TWILIO).apply(request("ws://h/", options))
+    assert str(caught.value).startswith(f"Options: [websocket] format = twilio {why}")
+    assert str(caught.value).endswith(", or name another format by option x")

@@ -172,6 +172,18 @@ async def test_proxy_of_a_fork_goes_before_the_configured_one_and_before_no_prox
         await relay.reported(ForkEnded, fork_id)
 
 
+async def test_authorities_of_an_https_proxy_are_the_configured_ones(
+    recorder: Recorder, ca_file: Path, tls: ssl.SSLContext
+) -> None:
+    async with Tunnels("https", tls=tls) as tunnels:
+        relay = RelayStage(
+            WebSocketConfig(ca_list_file=str(ca_file), proxy=proxy(tunnels.url()), no_proxy=())
+        )
+        await relay.worker.start()
+        await relay.reported(SinkOpened, relay.begin(recorder.url()))
+        await relay.worker.close()
+
+
 # --- Where it may not lead -----------------------------------------------------------------------
 
 
