@@ -302,6 +302,8 @@ class ForkStats:
     Attributes:
         reconnects: How often a lost connection to the server was opened again.
         messages_ignored: Text messages of the server beyond the limit per second.
+        messages_unused: Messages of the server that its format does not know, or that ask for what
+            a fork cannot do.
         frames_missing: Frames that steady legs should have brought by now, and did not.
     """
 
@@ -311,6 +313,7 @@ class ForkStats:
     reconnects: int = 0
     messages_ignored: int = 0
     frames_missing: int = 0
+    messages_unused: int = 0
 
 
 @dataclass(frozen=True, slots=True)

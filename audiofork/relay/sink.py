@@ -41,6 +41,7 @@ class SinkCallbacks:
         on_text: Called with each text message of the server.
         on_audio: Called with each piece of audio of the server.
         on_command: Called with each command of the server.
+        messages_unused: How many messages of the server had no callback: nothing came of them.
     """
 
     def __init__(self) -> None:
@@ -49,6 +50,7 @@ class SinkCallbacks:
         self.on_text: Callable[[str], None] = lambda _: None
         self.on_audio: Callable[[Audio], None] = lambda _: None
         self.on_command: Callable[[Command], None] = lambda _: None
+        self.messages_unused = 0
 
 
 class Sink(SinkCallbacks):
@@ -290,7 +292,7 @@ class Sink(SinkCallbacks):
         self.on_open()
 
     def _take(self, message: Message) -> None:
-        """Call the callback for a message of the server."""
+        """Call the callback for a message of the server, or count it."""
         match self._format.meaning(message):
             case Text(text):
                 self.on_text(text)
@@ -298,6 +300,8 @@ class Sink(SinkCallbacks):
                 self.on_audio(audio)
             case Command() as command:
                 self.on_command(command)
+            case None:
+                self.messages_unused += 1
 
     def _on_lost(self, connection: Connection) -> None:
         """Take back the unacknowledged frames, before any other code learns of the loss."""
