@@ -12,6 +12,7 @@ from typing import Any
 from audiofork.addresses import IPNetwork
 
 # Named here too, for all who use the configuration.
+from audiofork.config_servers import TwilioConfig as TwilioConfig
 from audiofork.config_servers import WebSocketConfig as WebSocketConfig
 from audiofork.config_values import SAMPLE_RATES as SAMPLE_RATES
 from audiofork.config_values import Address as Address
@@ -32,6 +33,7 @@ from audiofork.config_values import (
     text,
     texts,
     url_patterns,
+    web_page_or_nothing,
     whole,
     word,
     words,
@@ -346,6 +348,12 @@ class ProfileConfig:
     )
     proxy_login: str = _option("", login, "user:password for this proxy.", may_be_shown=False)
     proxy_login_file: str = _option("", text, "A file that holds it.")
+    status_callback: str = _option(
+        "",
+        web_page_or_nothing,
+        "As [twilio] status_callback, for streams of this profile; empty: as that has it.",
+        may_be_shown=False,
+    )
     channels: tuple[str, ...] = _option(
         "*", words, "The channels that may be forked to it; * stands for any text: PJSIP/trunk-*."
     )
@@ -360,6 +368,7 @@ class Config:
     audiosocket: AudioSocketConfig = field(default_factory=AudioSocketConfig)
     relay: RelayConfig = field(default_factory=RelayConfig)
     websocket: WebSocketConfig = field(default_factory=WebSocketConfig)
+    twilio: TwilioConfig = field(default_factory=TwilioConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
     front: FrontConfig = field(default_factory=FrontConfig)
@@ -375,6 +384,7 @@ SECTIONS: dict[str, type[Any]] = {
     "audiosocket": AudioSocketConfig,
     "relay": RelayConfig,
     "websocket": WebSocketConfig,
+    "twilio": TwilioConfig,
     "security": SecurityConfig,
     "control": ControlConfig,
     "front": FrontConfig,

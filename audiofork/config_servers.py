@@ -14,6 +14,7 @@ from audiofork.config_values import (
     proxy,
     sample_rate,
     text,
+    web_page_or_nothing,
     whole,
 )
 from audiofork.config_values import option as _option
@@ -107,4 +108,17 @@ class WebSocketConfig:
         hosts,
         "Servers that are connected to directly all the same: names, in which * stands for any "
         "text (*.example.org), addresses and networks; empty: none.",
+    )
+
+
+@dataclass(frozen=True)
+class TwilioConfig:
+    """What servers in Twilio's format are told beside the WebSocket: option x(twilio)."""
+
+    status_callback: str = _option(
+        "",
+        web_page_or_nothing,
+        "The URL that gets Twilio's form posts when a stream has started, failed or stopped; "
+        "https is verified by [websocket] ca_list_file. Empty: off.",
+        may_be_shown=False,  # its query may be a secret
     )

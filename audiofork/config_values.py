@@ -310,5 +310,21 @@ def http_url(value: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
 
 
+def web_page_or_nothing(value: str) -> str:
+    """Return a URL that is asked for as it is; its query may be a secret."""
+    if not value:
+        return ""
+    before, question_mark, query = value.partition("?")
+    try:
+        http_url(before)
+    except ValueError:
+        is_page = False
+    else:
+        is_page = re.fullmatch(r"[!-~]*", query) is not None and "#" not in query
+    if not is_page:
+        raise ValueError("http://host[:port][/path][?query] or https://, without user and fragment")
+    return value
+
+
 def http_url_or_nothing(value: str) -> str:
     return http_url(value) if value else ""

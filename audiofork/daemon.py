@@ -25,6 +25,7 @@ from audiofork.doors.ami_front import Front
 from audiofork.doors.check_answers import CheckAnswers
 from audiofork.doors.check_process import CheckProcess
 from audiofork.doors.control_socket import ControlSocket
+from audiofork.doors.twilio_callback import TwilioCallback
 from audiofork.doors.user_event import UserEvents
 from audiofork.errors import AmiError, CannotListen, ConfigError
 from audiofork.forks.attack_log import AttackLog
@@ -137,6 +138,8 @@ class Daemon:
         events = Events()
         ami_events = AmiEvents(self.ami, tells_keys=self._config.asterisk.dtmf_events)
         events.subscribe(ami_events.on_event)
+        self._twilio_callback = TwilioCallback(self._config)
+        events.subscribe(self._twilio_callback.on_event)
         events.subscribe(self.counters.on_event)
         events.subscribe(AttackLog().on_event)
         self.forks = Forks(
@@ -223,9 +226,11 @@ class Daemon:
                 await self.forks.shut_down(keep=self._keep)
                 await self._user_events.finish()
                 await self.ami.log_off()
+                await self._twilio_callback.finish()
         await self.relay.close()
         await self._user_events.close()
         await self.forks.close()
+        await self._twilio_callback.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -254,6 +259,7 @@ class Daemon:
         self._profiles.configure(new.profile)
         self._profiles.default_format = Format(new.websocket.format)
         self._keep = new.daemon.on_stop == "keep"
+        self._twilio_callback.configure(new)
         self._taps.sample_rate = new.websocket.sample_rate
         self.ami.take_secret(new.asterisk.secret)
         self.ami.retry_now()

@@ -315,6 +315,36 @@ def test_format_may_be_each_that_there_is() -> None:
     assert len(Format) == len(FORMATS)
 
 
+# --- Status callbacks --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["", "http://h:8/a?b=%20", "https://h/?hunter2=x&y=@", "http://[::1]"]
+)
+@pytest.mark.parametrize("section", ["twilio", "profile:a"])
+def test_status_callback_is_asked_for_as_it_stands(section: str, text: str) -> None:
+    config = read(f"[{section}]\nstatus_callback = {text}")
+    values = config.twilio if section == "twilio" else config.profile["a"]
+    assert values.status_callback == text
+    assert "hunter2" not in repr(config)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "h/hunter2",
+        "ws://h/hunter2",
+        "http://u:hunter2@h/",
+        "http:///?hunter2",
+        "http://h/?#hunter2",
+    ],
+)
+def test_bad_status_callback_is_an_error_that_does_not_quote_it(value: str) -> None:
+    text = refusal(f"[twilio]\nstatus_callback = {value}")
+    assert text.startswith("test.ini:2: [twilio] status_callback: expected http://host[:port][/pa")
+    assert "hunter2" not in text
+
+
 # --- Proxies -----------------------------------------------------------------------------------
 
 

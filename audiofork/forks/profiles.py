@@ -105,6 +105,7 @@ class Profiles:
             options=options,
             params=params,
             profile=name,
+            status_callback=section.status_callback,
             proxy=section.proxy and section.proxy.with_login(section.proxy_login),
         )
 

@@ -53,6 +53,7 @@ class StartFork:
         params: Parameters for the server; a value may be a secret.
         profile: The name of the profile that the URL is of; empty: of none.
         proxy: The proxy that the profile has; None: as configured for all.
+        status_callback: The status callback that the profile has; empty: as configured for all.
     """
 
     target: Target
@@ -64,6 +65,7 @@ class StartFork:
     params: dict[str, str] = field(default_factory=dict, repr=False)
     profile: str = ""
     proxy: Proxy | None = field(default=None, repr=False)
+    status_callback: str = field(default="", repr=False)
     origin: Origin = _origin()
 
     @property

@@ -56,12 +56,14 @@ def test_what_the_request_has_is_added_and_goes_first() -> None:
         (Proxy("http", "h", 1, "a:b"), "pbx:s3cret", Proxy("http", "h", 1, "pbx:s3cret")),
     ],
 )
-def test_proxy_of_a_profile_is_that_of_its_forks(
+def test_proxy_and_status_callback_of_a_profile_are_those_of_its_forks(
     proxy: Proxy | None, login: str, expected: Proxy | None
 ) -> None:
-    section = ProfileConfig(url=URL, proxy=proxy, proxy_login=login)
+    callback = "https://h/?key=s3cret"
+    section = ProfileConfig(url=URL, proxy=proxy, proxy_login=login, status_callback=callback)
     applied = Profiles({"speech": section}).apply(request())
     assert applied.proxy == expected
+    assert applied.status_callback == callback
     assert "s3cret" not in repr(applied)
 
 
