@@ -7,12 +7,11 @@ from collections.abc import Mapping
 
 import aiohttp
 
+from audiofork.backoff import is_passing
 from audiofork.errors import PostFailed
 from audiofork.text import reason_of
 
 TIMEOUT_S = 5.0
-# 408 Request Timeout, 425 Too Early, 429 Too Many Requests; and all of 5xx.
-_PASSING_STATUSES = frozenset({408, 425, 429})
 
 
 class FormPosts:
@@ -47,8 +46,7 @@ class FormPosts:
             # Without the cause: it has the URL, whose query may be a secret.
             raise PostFailed(_reason(exc)) from None
         if not 200 <= status <= 299:
-            is_passing = status in _PASSING_STATUSES or status >= 500
-            raise PostFailed(f"the server answered HTTP {status}", retryable=is_passing)
+            raise PostFailed(f"the server answered HTTP {status}", retryable=is_passing(status))
 
     async def close(self) -> None:
         """Close the connections."""

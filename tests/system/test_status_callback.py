@@ -50,6 +50,22 @@ async def test_stream_without_option_x_is_posted_with_the_sids_that_its_server_g
     assert "hunter2" not in daemon.log()
 
 
+async def test_reload_counts_for_the_format_of_new_forks(
+    ami: AmiClient, caller: SipUser, recorder: Recorder, daemon: Daemon
+) -> None:
+    before = daemon.config.read_text()
+    daemon.config.write_text(before.replace("format = twilio", "format = vonage"))
+    await daemon.reload("reloaded")
+    target = await place_call(ami, caller)
+    start_fork(ami, target.channel, recorder.url("/"), "D(in)")
+    await target.call.play(WARM_UP)
+    await target.call.hangup()
+    (first, *_) = (await recorder.wait_closed("/")).messages
+    daemon.config.write_text(before)
+    await daemon.reload("reloaded", times=2)
+    assert json.loads(first)["event"] == "websocket:connected"
+
+
 async def test_end_of_the_daemon_still_tells_of_the_streams_that_it_ends(
     ami: AmiClient, caller: SipUser, recorder: Recorder, daemon: Daemon
 ) -> None:
