@@ -106,8 +106,8 @@ class WebSocketConfig:
     no_proxy: tuple[str, ...] = _option(
         "localhost 127.0.0.0/8 ::1",
         hosts,
-        "Servers that are connected to directly all the same: names, in which * stands for any "
-        "text (*.example.org), addresses and networks; empty: none.",
+        "Servers that are connected to directly all the same: names and addresses, in which * "
+        "stands for any text (*.example.org), and networks; empty: none.",
     )
 
 

@@ -55,8 +55,8 @@ def _is_among(host: str, hosts: tuple[str, ...]) -> bool:
 def _fits(host: str, address: IPAddress | None, one: str) -> bool:
     try:
         network = network_of(one)
-    except ValueError:  # a name
-        return address is None and fnmatchcase(host, one)
+    except ValueError:  # a name, or a text with *
+        return fnmatchcase(host, one)
     return address is not None and address in network
 
 
