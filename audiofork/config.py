@@ -5,52 +5,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from audiofork.addresses import IPNetwork
 
 # Named here too, for all who use the configuration.
+from audiofork.config_servers import TwilioConfig as TwilioConfig
+from audiofork.config_servers import WebSocketConfig as WebSocketConfig
 from audiofork.config_values import SAMPLE_RATES as SAMPLE_RATES
 from audiofork.config_values import Address as Address
+from audiofork.config_values import Proxy as Proxy
 from audiofork.config_values import (
     address,
     address_or_nothing,
     folder_or_nothing,
     http_url_or_nothing,
     lines,
-    multiple_of_20,
+    login,
     networks,
     number,
     one_of,
     process_count,
     program_and_arguments,
-    sample_rate,
+    proxy_or_nothing,
     text,
     texts,
     url_patterns,
+    web_page_or_nothing,
     whole,
     word,
     words,
     yes_or_no,
 )
-
-
-def _option(
-    default: str, parse: Callable[[str], Any], doc: str, *, may_be_shown: bool = True
-) -> Any:
-    """Declare one option.
-
-    Args:
-        default: As it would stand in the file.
-        parse: Turns the text of the file into a value; see `config_values`.
-        doc: What the sample says of it.
-        may_be_shown: False keeps its value, a secret say, out of errors and of `repr`.
-    """
-    metadata = {"default": default, "parse": parse, "doc": doc}
-    return field(default=parse(default), repr=may_be_shown, metadata=metadata)
-
+from audiofork.config_values import option as _option
 
 # --- The sections --------------------------------------------------------------------------------
 
@@ -185,62 +174,6 @@ class RelayConfig:
         "relays. The first listens at the port of [audiosocket] listen, the second at the next "
         "one, and so on; Asterisk connects to as many ports from advertise on. With port 0 each "
         "takes any free port.",
-    )
-
-
-@dataclass(frozen=True)
-class WebSocketConfig:
-    """The connections to WebSocket servers; names as in Asterisk's websocket_client.conf."""
-
-    connect_timeout: float = _option(
-        "5", number(0.1, 60), "Longest time in seconds for the connection and the handshake."
-    )
-    reconnect_interval: float = _option(
-        "5",
-        number(0.25, 600),
-        "Longest wait in seconds between two attempts to connect; option R of a fork.",
-    )
-    reconnect_attempts: int = _option(
-        "5",
-        whole(0, 1_000_000),
-        "Attempts in a row until a fork gives up, counted as if they were reconnect_interval "
-        "apart; 0: it never does; option r of a fork.",
-    )
-    backlog: float = _option(
-        "10",
-        number(0, 600),
-        "Seconds of audio that are kept for a server that is away or too slow.",
-    )
-    frame_ms: int = _option(
-        "20",
-        multiple_of_20,
-        "Milliseconds of audio in one message, a multiple of 20; option F of a fork.",
-    )
-    sample_rate: int = _option(
-        "8000",
-        sample_rate,
-        "Sample rate in Hz of the audio that is sent; 0: the channel's own; option L of a fork. "
-        "More than 8000 needs [ari].",
-    )
-    latency_budget: float = _option(
-        "0.2",
-        number(0.02, 10),
-        "Seconds of audio that may wait in the connection's buffers; what is more waits in the "
-        "backlog.",
-    )
-    ping_interval: float = _option(
-        "20",
-        number(1, 3600),
-        "Seconds between pings; a server that does not answer one is taken for gone.",
-    )
-    ca_list_file: str = _option(
-        "",
-        text,
-        "A PEM file of the authorities that may sign servers' certificates; empty: the system's.",
-    )
-    cert_file: str = _option("", text, "Our certificate (PEM), for servers that ask for one.")
-    priv_key_file: str = _option(
-        "", text, "The key of the certificate, if it is not in the same file."
     )
 
 
@@ -406,6 +339,21 @@ class ProfileConfig:
     closing: str = _option(
         "", texts, "A text that is sent before the close, likewise.", may_be_shown=False
     )
+    proxy: Proxy | None = _option(
+        "",
+        proxy_or_nothing,
+        "The proxy for this server, whatever [websocket] no_proxy has; none: no proxy; empty: as "
+        "[websocket] has it.",
+        may_be_shown=False,
+    )
+    proxy_login: str = _option("", login, "user:password for this proxy.", may_be_shown=False)
+    proxy_login_file: str = _option("", text, "A file that holds it.")
+    status_callback: str = _option(
+        "",
+        web_page_or_nothing,
+        "As [twilio] status_callback, for streams of this profile; empty: as that has it.",
+        may_be_shown=False,
+    )
     channels: tuple[str, ...] = _option(
         "*", words, "The channels that may be forked to it; * stands for any text: PJSIP/trunk-*."
     )
@@ -420,6 +368,7 @@ class Config:
     audiosocket: AudioSocketConfig = field(default_factory=AudioSocketConfig)
     relay: RelayConfig = field(default_factory=RelayConfig)
     websocket: WebSocketConfig = field(default_factory=WebSocketConfig)
+    twilio: TwilioConfig = field(default_factory=TwilioConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
     front: FrontConfig = field(default_factory=FrontConfig)
@@ -435,6 +384,7 @@ SECTIONS: dict[str, type[Any]] = {
     "audiosocket": AudioSocketConfig,
     "relay": RelayConfig,
     "websocket": WebSocketConfig,
+    "twilio": TwilioConfig,
     "security": SecurityConfig,
     "control": ControlConfig,
     "front": FrontConfig,

@@ -254,6 +254,7 @@ class Session:
             frames_missing=self._shortfall.frames if self._shortfall is not None else 0,
             reconnects=self._sink.reconnects,
             messages_ignored=self._message_limit.exceeded,
+            messages_unused=self._sink.messages_unused,
         )
 
     # --- The sink's side ---

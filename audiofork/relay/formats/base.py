@@ -78,7 +78,7 @@ class Text:
     text: str
 
 
-# What a message of the server means; None: the message is ignored.
+# What a message of the server means; None: nothing comes of it, and it is counted.
 Meaning = Audio | Command | Text | None
 
 
