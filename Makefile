@@ -9,19 +9,19 @@ PYTEST := $(BIN)/python -m pytest
 TELLING = $(PYTHON) -m testbed.progress
 PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 # Tests wait more than they work, most of all for Asterisk's audio: more processes than cores.
-unit coverage oldest python-%: PROCESSES ?= 4
+unit tools coverage oldest python-%: PROCESSES ?= 4
 asterisk: PROCESSES ?= 6
-# All in tests/system needs an Asterisk, and nothing else is ever run again.
-UNIT = --ignore tests/system -p no:rerunfailures
+# All in tests/system needs an Asterisk; tests/tools is about testbed/, bench/ and examples/.
+UNIT = --ignore tests/system --ignore tests/tools -p no:rerunfailures
 # Where there are such tests; to collect all of them would take longer than to run these.
-SERIAL = $(shell grep -rl --include='*.py' --exclude-dir=system 'mark\.serial' tests)
+SERIAL = $(shell grep -rl --include='*.py' --exclude-dir=system --exclude-dir=tools 'mark\.serial' tests)
 PARALLEL = -n $(PROCESSES) --dist worksteal
 
 # What is compiled once need not be compiled by each process of a test run.
-unit coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
+unit tools coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
 
 .NOTPARALLEL:
-.PHONY: demo test style types unit coverage oldest pythons asterisk fuzz bench bench-capacity bench-asterisk
+.PHONY: demo test style types clients unit tools coverage oldest pythons asterisk fuzz bench bench-capacity bench-asterisk
 .PHONY: faults attacks sample-config deb package-test first-hour wheel clean
 
 # Less than the tests need, and so sooner there.
@@ -29,7 +29,7 @@ demo: .venv/runs
 	@echo "Starting the demo ..."
 	@$(BIN)/python -m testbed.demo
 
-test: style types unit asterisk
+test: style types clients unit tools asterisk
 
 style: .venv/installed
 	$(BIN)/ruff format --check .
@@ -41,6 +41,11 @@ types: .venv/installed
 unit: .venv/installed
 	$(PYTEST) $(UNIT) $(PARALLEL) -m "not asterisk and not serial"
 	$(PYTEST) $(UNIT) $(SERIAL) -m "not asterisk and serial"
+
+# The testbed, the bench and the examples, which are no part of the package.
+tools: .venv/installed
+	$(PYTEST) -p no:rerunfailures $(PARALLEL) -m "not asterisk and not serial" tests/tools
+	$(PYTEST) -p no:rerunfailures -m "not asterisk and serial" tests/tools
 
 # Apart from `unit`, which would take twice as long.
 coverage: .venv/installed
@@ -63,10 +68,13 @@ python-%: .venv-%/installed
 ifdef ASTERISK
 asterisk: export AUDIOFORK_TESTBED_ASTERISK = $(ASTERISK)
 endif
-asterisk: .venv/installed .venv/stt
+asterisk: .venv/installed .venv/stt clients
 	$(BIN)/python -m testbed.asterisk get  # what is fetched once may take longer than a test may
 	$(PYTEST) $(PARALLEL) -m "asterisk and not serial" -rs
 	$(PYTEST) -m "asterisk and serial" -rs
+
+# Servers that others wrote, for the tests of formats; those that cannot be had are skipped.
+clients: .venv-pipecat/installed .venv-vocode/installed .venv-node/installed
 
 fuzz: .venv/installed
 	$(BIN)/python -m tests.fuzz.million
@@ -137,6 +145,19 @@ wheel:
 	  $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
 	    -r examples/live-transcription/requirements.txt; fi
 	@touch $@
+
+# The versions that are pinned have wheels up to Python 3.12.
+.venv-pipecat/installed .venv-vocode/installed: .venv-%/installed: testbed/clients/%.txt
+	$(PYTHON) -m venv --clear .venv-$*
+	if .venv-$*/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then \
+	  .venv-$*/bin/pip install --quiet --disable-pip-version-check --only-binary :all: --no-deps -r $<; fi
+	@touch $@
+
+.venv-node/installed: testbed/clients/package.json testbed/clients/package-lock.json
+	mkdir -p .venv-node
+	cp $^ .venv-node
+	if command -v npm > /dev/null; then cd .venv-node && npm ci --no-audit --no-fund && touch installed; \
+	  else echo "No npm (apt install nodejs npm): tests that need it are skipped"; fi
 
 # Of the dev tools those that the tests use are the usual ones.
 $(OLDEST)/installed: setup.cfg constraints.txt

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+# 408 Request Timeout, 425 Too Early, 429 Too Many Requests.
+_PASSING_STATUSES = frozenset({408, 425, 429})
+
+
+def is_passing(status: int) -> bool:
+    """Return whether another attempt may succeed after an answer with this HTTP status."""
+    return status in _PASSING_STATUSES or 500 <= status <= 599
+
 
 class Backoff:
     """Computes the waits between repeated attempts.

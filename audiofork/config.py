@@ -5,52 +5,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from audiofork.addresses import IPNetwork
 
 # Named here too, for all who use the configuration.
+from audiofork.config_servers import TwilioConfig as TwilioConfig
+from audiofork.config_servers import WebSocketConfig as WebSocketConfig
 from audiofork.config_values import SAMPLE_RATES as SAMPLE_RATES
 from audiofork.config_values import Address as Address
+from audiofork.config_values import Proxy as Proxy
 from audiofork.config_values import (
     address,
     address_or_nothing,
     folder_or_nothing,
     http_url_or_nothing,
     lines,
-    multiple_of_20,
+    login,
     networks,
     number,
     one_of,
     process_count,
     program_and_arguments,
-    sample_rate,
+    proxy_or_nothing,
     text,
     texts,
     url_patterns,
+    web_page_or_nothing,
     whole,
     word,
     words,
     yes_or_no,
 )
-
-
-def _option(
-    default: str, parse: Callable[[str], Any], doc: str, *, may_be_shown: bool = True
-) -> Any:
-    """Declare one option.
-
-    Args:
-        default: The default, as written in the file.
-        parse: Turns the text of the file into a value; see `config_values`.
-        doc: What the sample says about the option.
-        may_be_shown: False keeps its value (a secret, for example) out of errors and `repr`.
-    """
-    metadata = {"default": default, "parse": parse, "doc": doc}
-    return field(default=parse(default), repr=may_be_shown, metadata=metadata)
-
+from audiofork.config_values import option as _option
 
 # --- The sections --------------------------------------------------------------------------------
 
@@ -189,64 +178,6 @@ class RelayConfig:
         "relays. The first listens on the port of [audiosocket] listen, the second on the next "
         "port, and so on; Asterisk connects to the same number of ports from that of advertise "
         "on. With port 0 each process takes any free port.",
-    )
-
-
-@dataclass(frozen=True)
-class WebSocketConfig:
-    """The connections to WebSocket servers; names as in Asterisk's websocket_client.conf."""
-
-    connect_timeout: float = _option(
-        "5", number(0.1, 60), "The longest time in seconds for the connection and the handshake."
-    )
-    reconnect_interval: float = _option(
-        "5",
-        number(0.25, 600),
-        "The longest wait in seconds between two attempts to connect; option R of a fork.",
-    )
-    reconnect_attempts: int = _option(
-        "5",
-        whole(0, 1_000_000),
-        "The number of failed attempts in a row after which a fork gives up, counted as if they "
-        "were reconnect_interval apart; 0: it never gives up; option r of a fork.",
-    )
-    backlog: float = _option(
-        "10",
-        number(0, 600),
-        "Seconds of audio to keep for a server that is away or too slow.",
-    )
-    frame_ms: int = _option(
-        "20",
-        multiple_of_20,
-        "Milliseconds of audio in one message, a multiple of 20; option F of a fork.",
-    )
-    sample_rate: int = _option(
-        "8000",
-        sample_rate,
-        "Sample rate in Hz of the audio that is sent; 0: the channel's own; option L of a fork. "
-        "More than 8000 needs [ari].",
-    )
-    latency_budget: float = _option(
-        "0.2",
-        number(0.02, 10),
-        "Seconds of audio that may wait in the connection's buffers; the rest waits in the "
-        "backlog.",
-    )
-    ping_interval: float = _option(
-        "20",
-        number(1, 3600),
-        "Seconds between pings; a server that does not answer one counts as gone.",
-    )
-    ca_list_file: str = _option(
-        "",
-        text,
-        "A PEM file of the authorities that may sign servers' certificates; empty: the system's.",
-    )
-    cert_file: str = _option(
-        "", text, "The daemon's certificate (PEM), for servers that ask for one."
-    )
-    priv_key_file: str = _option(
-        "", text, "The key of the certificate, if it is not in the same file."
     )
 
 
@@ -416,6 +347,21 @@ class ProfileConfig:
     closing: str = _option(
         "", texts, "A text to send before the close, with the same fields.", may_be_shown=False
     )
+    proxy: Proxy | None = _option(
+        "",
+        proxy_or_nothing,
+        "The proxy for this server, whatever [websocket] no_proxy says; none: no proxy; empty: as "
+        "[websocket] says.",
+        may_be_shown=False,
+    )
+    proxy_login: str = _option("", login, "The user:password for this proxy.", may_be_shown=False)
+    proxy_login_file: str = _option("", text, "A file that contains this user:password.")
+    status_callback: str = _option(
+        "",
+        web_page_or_nothing,
+        "Like [twilio] status_callback, for streams of this profile; empty: as [twilio] says.",
+        may_be_shown=False,
+    )
     channels: tuple[str, ...] = _option(
         "*",
         words,
@@ -432,6 +378,7 @@ class Config:
     audiosocket: AudioSocketConfig = field(default_factory=AudioSocketConfig)
     relay: RelayConfig = field(default_factory=RelayConfig)
     websocket: WebSocketConfig = field(default_factory=WebSocketConfig)
+    twilio: TwilioConfig = field(default_factory=TwilioConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
     front: FrontConfig = field(default_factory=FrontConfig)
@@ -447,6 +394,7 @@ SECTIONS: dict[str, type[Any]] = {
     "audiosocket": AudioSocketConfig,
     "relay": RelayConfig,
     "websocket": WebSocketConfig,
+    "twilio": TwilioConfig,
     "security": SecurityConfig,
     "control": ControlConfig,
     "front": FrontConfig,

@@ -13,7 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from audiofork.config import EXAMPLES, NAMED_SECTIONS, SECTIONS, Config, ControlConfig
+from audiofork.config import (
+    EXAMPLES,
+    NAMED_SECTIONS,
+    SECTIONS,
+    Config,
+    ControlConfig,
+    ProfileConfig,
+)
 from audiofork.config_values import MAX_PORT, NotAChoice, text, word
 from audiofork.errors import ConfigError
 from audiofork.files import read_file
@@ -36,7 +43,7 @@ _INTRO = """\
 """
 
 
-SECTIONS_WITH_SECRETS = ("asterisk", "ari", "profile")
+SECTIONS_WITH_SECRETS = ("asterisk", "ari", "websocket", "profile")
 """The sections with secrets that may be in a file of their own."""
 
 
@@ -128,6 +135,7 @@ def parse(
     _check_commands(config, given)
     _check_ports(config, given)
     _check_tap(config, given)
+    _check_logins(config, given)
     return _with_secrets(config, given, secrets_of)
 
 
@@ -283,18 +291,36 @@ def _check_tap(config: Config, given: _Given) -> None:
         )
 
 
+def _check_logins(config: Config, given: _Given) -> None:
+    """Refuse a login for a proxy that is not configured."""
+    sections: dict[str, Any] = {f"profile:{name}": one for name, one in config.profile.items()}
+    for header, section in {"websocket": config.websocket, **sections}.items():
+        for option in ("proxy_login", "proxy_login_file"):
+            if getattr(section, option) and not section.proxy:
+                place = given.place(header, option)
+                raise ConfigError(f"{place}: [{header}] {option}: [{header}] names no proxy")
+
+
 def _with_secrets(config: Config, given: _Given, sections: Sequence[str]) -> Config:
     """Read the secrets of these sections from their own files, where they have such."""
     read = {name: getattr(config, name) for name in sections}
-    for section, option in (("asterisk", "secret"), ("ari", "password")):
+    for section, option in _SECRETS:
         if section in read:
             read[section] = _with_secret(read[section], section, option, given)
     if "profile" in read:
         read["profile"] = {
-            name: _with_secret(profile, f"profile:{name}", "token", given)
-            for name, profile in config.profile.items()
+            name: _of_profile(profile, name, given) for name, profile in config.profile.items()
         }
     return dataclasses.replace(config, **read)
+
+
+_SECRETS = (("asterisk", "secret"), ("ari", "password"), ("websocket", "proxy_login"))
+
+
+def _of_profile(profile: ProfileConfig, name: str, given: _Given) -> ProfileConfig:
+    for option in ("token", "proxy_login"):
+        profile = _with_secret(profile, f"profile:{name}", option, given)
+    return profile
 
 
 def _with_secret(values: _Section, section: str, option: str, given: _Given) -> _Section:
@@ -302,8 +328,12 @@ def _with_secret(values: _Section, section: str, option: str, given: _Given) -> 
     path = os.path.expandvars(getattr(values, f"{option}_file"))
     if not path:
         return values
-    place = given.place(section, f"{option}_file")
-    secret = _secret(Path(path), f"{place}: [{section}] {option}_file")
+    where = f"{given.place(section, f'{option}_file')}: [{section}] {option}_file"
+    parse = values.__dataclass_fields__[option].metadata["parse"]  # type: ignore[attr-defined]
+    try:
+        secret = parse(_secret(Path(path), where))
+    except ValueError as exc:
+        raise ConfigError(f"{where}: expected {exc} in {path}") from None
     return dataclasses.replace(values, **{option: secret})  # type: ignore[type-var]
 
 

@@ -25,6 +25,7 @@ from audiofork.doors.ami_front import Front
 from audiofork.doors.check_answers import CheckAnswers
 from audiofork.doors.check_process import CheckProcess
 from audiofork.doors.control_socket import ControlSocket
+from audiofork.doors.twilio_callback import TwilioCallback
 from audiofork.doors.user_event import UserEvents
 from audiofork.errors import AmiError, CannotListen, ConfigError
 from audiofork.forks.attack_log import AttackLog
@@ -36,7 +37,7 @@ from audiofork.forks.profiles import Profiles
 from audiofork.forks.registry import Forks
 from audiofork.forks.urls import hosts_at_will
 from audiofork.link.inline import InlineRelay, check_files
-from audiofork.link.messages import CheckLeg, Report, SendReport
+from audiofork.link.messages import CheckLeg, Format, Report, SendReport
 from audiofork.link.processes import RelayProcesses
 from audiofork.link.relay import Relay
 from audiofork.system import feed_watchdog, lift_file_limit, notify
@@ -71,7 +72,7 @@ class Daemon:
         self._run_id = str(uuid.uuid4())
         self.counters = Counters()
         self._commands = Commands(config.post_process)
-        self._profiles = Profiles(config.profile)
+        self._profiles = Profiles(config.profile, Format(config.websocket.format))
         self.ready = asyncio.Event()
         self.relay = _relay_of(config, self._on_report)
         self._journal = Journal(Path(config.daemon.journal) if config.daemon.journal else None)
@@ -137,6 +138,8 @@ class Daemon:
         events = Events()
         ami_events = AmiEvents(self.ami, tells_keys=self._config.asterisk.dtmf_events)
         events.subscribe(ami_events.on_event)
+        self._twilio_callback = TwilioCallback(self._config)
+        events.subscribe(self._twilio_callback.on_event)
         events.subscribe(self.counters.on_event)
         events.subscribe(AttackLog().on_event)
         self.forks = Forks(
@@ -223,9 +226,11 @@ class Daemon:
                 await self.forks.shut_down(keep=self._keep)
                 await self._user_events.finish()
                 await self.ami.log_off()
+                await self._twilio_callback.finish()
         await self.relay.close()
         await self._user_events.close()
         await self.forks.close()
+        await self._twilio_callback.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -252,7 +257,9 @@ class Daemon:
         self.forks.security = new.security
         self._commands.configure(new.post_process)
         self._profiles.configure(new.profile)
+        self._profiles.default_format = Format(new.websocket.format)
         self._keep = new.daemon.on_stop == "keep"
+        self._twilio_callback.configure(new)
         self._taps.sample_rate = new.websocket.sample_rate
         self.ami.take_secret(new.asterisk.secret)
         self.ami.retry_now()

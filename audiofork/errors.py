@@ -23,6 +23,7 @@ AudioForkError
 |   +-- SinkUnreachable           worth another try
 |   +-- SinkLost                  was open and is gone; worth another try
 |   +-- SinkRefused               the server has said no, or that it is done
++-- PostFailed                    a web server that is told of forks, or the way to it
 +-- CannotListen                  the program that uses the address
 +-- ReceiverError                 the user of the receiver: it cannot start
 +-- SetupError                    the administrator's: this machine cannot be set up
@@ -172,6 +173,18 @@ class SinkRefused(SinkError):
     """The server said no, said that it is done, or cannot be trusted."""
 
     retryable = False
+
+
+class PostFailed(AudioForkError):
+    """A web server did not take a post.
+
+    Attributes:
+        retryable: Whether another attempt may succeed.
+    """
+
+    def __init__(self, why: str, *, retryable: bool = True) -> None:
+        super().__init__(why)
+        self.retryable = retryable
 
 
 class CannotListen(AudioForkError):

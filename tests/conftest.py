@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
+import os
+import time
 
 import pytest
+from _pytest.capture import CaptureManager
 from hypothesis import HealthCheck, settings
 
 from testbed import guard
@@ -30,3 +34,36 @@ def pytest_collection_finish() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest tests: else one process would run them after all others are done."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+class _HangingTests:
+    """Ends this process, with the traceback of all threads, if a test hangs for about 5 minutes.
+
+    pytest-timeout comes first, but its signal waits for code that does not come back to Python.
+    pytest's `faulthandler_timeout` does the same with a thread for each test; that took a tenth of
+    the whole run.
+    """
+
+    LIMIT_S = 330.0
+    SPARED_S = 30.0  # for so long the limit is left as it was set
+
+    def __init__(self, standard_error: int) -> None:
+        self._standard_error = standard_error
+        self._next = 0.0
+
+    def pytest_runtest_setup(self) -> None:
+        if (now := time.monotonic()) > self._next:
+            self._next = now + self.SPARED_S
+            faulthandler.dump_traceback_later(self.LIMIT_S, exit=True, file=self._standard_error)
+
+    def pytest_unconfigure(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        os.close(self._standard_error)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    capture = config.pluginmanager.getplugin("capturemanager")
+    assert isinstance(capture, CaptureManager)
+    with capture.global_and_fixture_disabled():
+        standard_error = os.dup(2)
+    config.pluginmanager.register(_HangingTests(standard_error), "hanging tests")

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "audiofork"
 
 GROUND = {"addresses", "audiosocket", "backoff", "config", "config_file", "config_values"}
 GROUND |= {"errors", "files", "ini", "log", "placeholders", "shipped", "states", "system", "text"}
-GROUND |= {"threads"}
+GROUND |= {"config_servers", "threads", "twilio_sids"}
 GROUND |= {"tls_contexts", "uri", ""}
 """Modules that all rooms may import; the last is the package itself, which has the version."""
 

@@ -134,7 +134,7 @@ class Ending:
         fork.chronicle.end = report
         fork.apply(ForkEvent.END)
         log_ended(fork, report, is_failure=report.reason in _FAILURES)
-        self._emit(Ended(fork.info, report.reason, report.stats, has_failed))
+        self._emit(Ended(fork.info, report.reason, report.stats, has_failed, report.detail))
         self.forget(fork)
         self._close(fork, report, has_failed=has_failed)
 
@@ -156,7 +156,7 @@ class Ending:
         """
         log_unresumable(fork, reason, detail)
         self._journal.remove(fork.id)
-        self._emit(Ended(fork.info, reason, ForkStats(), has_failed=False))
+        self._emit(Ended(fork.info, reason, ForkStats(), has_failed=False, detail=detail))
         if not allow_post_process:
             fork.post_process = None
         self._close(fork, ForkEnded(fork.id, reason, detail, ForkStats()), has_failed=False)

@@ -33,6 +33,7 @@ def spec_of(fork: Fork) -> ForkSpec:
         reconnect_interval_s=options.reconnect_interval_s,
         reconnect_attempts=options.reconnect_attempts,
         frame_ms=options.frame_ms,
+        proxy=fork.request.proxy,
     )
 
 

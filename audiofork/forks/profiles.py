@@ -16,11 +16,12 @@ from audiofork.config import ProfileConfig
 from audiofork.errors import ConfigError, RequestRefused
 from audiofork.forks import handshakes
 from audiofork.forks.call_info import FIELDS
-from audiofork.forks.options import Options, parse_options
+from audiofork.forks.options import Options, parse_options, with_format
 from audiofork.forks.params import parse_params
 from audiofork.forks.requests import PROFILE_MARK, StartFork, check_params_are_sent
 from audiofork.forks.url_templates import check_template
 from audiofork.forks.urls import check_url
+from audiofork.link.messages import Format
 from audiofork.text import did_you_mean, printable
 
 ANYWHERE = ("*://*",)
@@ -57,11 +58,17 @@ class Texts:
 class Profiles:
     """The profiles; owned by the daemon, which calls `configure` when sections change.
 
+    Attributes:
+        default_format: What forks without option x speak; may be changed for later forks.
+
     Raises:
         ConfigError: A section cannot be used; the text begins with `[section] option`.
     """
 
-    def __init__(self, sections: Mapping[str, ProfileConfig]) -> None:
+    def __init__(
+        self, sections: Mapping[str, ProfileConfig], default_format: Format = Format.RAW
+    ) -> None:
+        self.default_format = default_format
         self.configure(sections)
 
     def configure(self, sections: Mapping[str, ProfileConfig]) -> None:
@@ -71,13 +78,19 @@ class Profiles:
         self._sections = dict(sections)
 
     def apply(self, request: StartFork) -> StartFork:
-        """Return a request with what its profile has; one that names none comes back as it is.
+        """Return a request with what its profile has, if it names one, and the format.
 
         Its options are added to the profile's; of a letter that both have, its own counts.
 
         Raises:
             RequestRefused: There is no such profile, or the options do not go together.
         """
+        request = self._of_profile(request)
+        options = with_format(request.options, self.default_format)
+        check_params_are_sent(request.params, options)
+        return dataclasses.replace(request, options=options)
+
+    def _of_profile(self, request: StartFork) -> StartFork:
         if not request.url.startswith(PROFILE_MARK):
             return request
         name = request.url.removeprefix(PROFILE_MARK)
@@ -86,9 +99,14 @@ class Profiles:
             raise RequestRefused(f"WsServer: no section [profile:{printable(name, '?')}]{hint}")
         options = _options_of(section, request.options_text)
         params = {**parse_params(section.params), **request.params}
-        check_params_are_sent(params, options)
         return dataclasses.replace(
-            request, url=section.url, options=options, params=params, profile=name
+            request,
+            url=section.url,
+            options=options,
+            params=params,
+            profile=name,
+            status_callback=section.status_callback,
+            proxy=section.proxy and section.proxy.with_login(section.proxy_login),
         )
 
     def check_channel(self, request: StartFork, channel: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from audiofork.asterisk.channels import Target
+from audiofork.config import Proxy
 from audiofork.errors import RequestRefused
 from audiofork.forks.options import Options, parse_options
 from audiofork.forks.params import MAX_PARAMS_BYTES, check_size, parse_params
@@ -51,6 +52,8 @@ class StartFork:
         options_text: The option string that `options` was parsed from; may contain secrets.
         params: Parameters for the server; a value may be a secret.
         profile: The name of the profile that the URL comes from; empty: it comes from none.
+        proxy: The proxy of the profile; None: the proxy that is configured for all forks.
+        status_callback: The status callback of the profile; empty: the one for all forks.
     """
 
     target: Target
@@ -61,6 +64,8 @@ class StartFork:
     options_text: str = field(default="", repr=False)
     params: dict[str, str] = field(default_factory=dict, repr=False)
     profile: str = ""
+    proxy: Proxy | None = field(default=None, repr=False)
+    status_callback: str = field(default="", repr=False)
     origin: Origin = _origin()
 
     @property
@@ -180,8 +185,6 @@ def _start(fields: dict[str, str], origin: Origin) -> StartFork:
     options = parse_options(text)
     action_id = fields.get("actionid", "")
     params = _params(fields)
-    if not url.startswith(PROFILE_MARK):  # a profile may have the option
-        check_params_are_sent(params, options)
     return StartFork(target, url, options, post_process, action_id, text, params, origin=origin)
 
 

@@ -191,7 +191,7 @@ class Starting:
         fork.apply(ForkEvent.RESOLVED)
         log_requested(fork)
         self._journal.put(entry_of(fork))
-        self._emit(Requested(fork.info, fork.request))
+        self._emit(Requested(fork.info, fork.request, fork.call.info))
         self.order(fork, anew=fork.from_earlier_run)
 
     def order(self, fork: Fork, *, anew: bool) -> None:

@@ -28,6 +28,8 @@ class ForkView:
         away_s: Seconds since the part with that error went missing; None: none is missing.
         attempt: The number of the next attempt, from 1; 0: none is missing.
         next_attempt_s: Seconds until that attempt, 0 while it is under way; None: none is missing.
+        messages_ignored: Texts of the server beyond the limit per second.
+        messages_unused: Messages of the server that nothing came of.
         keys: Keys of the party that the server was told of.
         ending: Why it is being ended, for example `hangup` or `stopped`; empty: it is not.
         gaps: How often its audio was interrupted, in this run of the daemon.
@@ -54,6 +56,8 @@ class ForkView:
     attempt: int = 0
     next_attempt_s: float | None = None
     gaps: int = 0
+    messages_ignored: int = 0
+    messages_unused: int = 0
     keys: int = 0
     ending: str = ""
 
@@ -90,6 +94,8 @@ def view_of(fork: Fork, stats: ForkStats) -> ForkView:
         attempt=trouble.attempt if trouble and is_away else 0,
         next_attempt_s=max(0.0, trouble.next_at - now) if trouble and is_away else None,
         gaps=fork.chronicle.gaps,
+        messages_ignored=stats.messages_ignored,
+        messages_unused=stats.messages_unused,
         keys=fork.progress.keys,
         ending=_ending(fork),
     )

@@ -10,6 +10,8 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from audiofork.config import Proxy
+
 
 class Direction(enum.StrEnum):
     """Whose audio a fork carries, seen from the channel, as in ARI."""
@@ -44,6 +46,11 @@ class Format(enum.StrEnum):
     def has_events(self) -> bool:
         """Whether it has messages for events besides audio, such as keys."""
         return self is not Format.RAW
+
+    @property
+    def has_mute(self) -> bool:
+        """Whether it has a message for sides that are muted, or are not any more."""
+        return self is Format.JSON
 
 
 class Codec(enum.StrEnum):
@@ -189,6 +196,7 @@ class ForkSpec:
         reconnect_attempts: Failed connects in a row before the fork ends, 0: no limit; None: as
             configured.
         frame_ms: Milliseconds of audio in one message; None: as configured.
+        proxy: What the server is connected to through; None: as configured.
     """
 
     fork_id: str
@@ -213,6 +221,7 @@ class ForkSpec:
     reconnect_interval_s: float | None = None
     reconnect_attempts: int | None = None
     frame_ms: int | None = None
+    proxy: Proxy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +307,8 @@ class ForkStats:
     Attributes:
         reconnects: How often a lost connection to the server was opened again.
         messages_ignored: Text messages of the server beyond the limit per second.
+        messages_unused: Messages of the server that its format does not know, or that ask for what
+            a fork cannot do.
         frames_missing: Frames that steady legs should have brought by now, and did not.
     """
 
@@ -307,6 +318,7 @@ class ForkStats:
     reconnects: int = 0
     messages_ignored: int = 0
     frames_missing: int = 0
+    messages_unused: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from audiofork.link.messages import (
 )
 from audiofork.log import CounterLine, ForkLog
 from audiofork.relay.beep import Beeper
-from audiofork.relay.formats.base import Dtmf
+from audiofork.relay.formats.base import Dtmf, Mute
 from audiofork.relay.pipeline import LegHandle, Taker, pipeline_of
 from audiofork.relay.shortfall import Shortfall
 from audiofork.relay.sink import Sink
@@ -230,8 +230,10 @@ class Session:
     # --- Commands ---
 
     def set_mute(self, command: SetMute) -> None:
-        """Mute or unmute the sides, from the next frame on."""
+        """Mute or unmute the sides, from the next frame on; tell the server, as with a key."""
         self._pipeline.set_mute(command.mute_in, command.mute_out)
+        if self._end is None and self.spec.format.has_mute:
+            self._sink.send_event(Mute(*self._pipeline.muted))
 
     def press(self, command: PressKey) -> None:
         """Tell the server of a key that the party has pressed, if its format has a way to."""
@@ -252,6 +254,7 @@ class Session:
             frames_missing=self._shortfall.frames if self._shortfall is not None else 0,
             reconnects=self._sink.reconnects,
             messages_ignored=self._message_limit.exceeded,
+            messages_unused=self._sink.messages_unused,
         )
 
     # --- The sink's side ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import ssl
 from collections.abc import Callable
 
 from websockets.exceptions import ConnectionClosed
@@ -40,6 +41,7 @@ class SinkCallbacks:
         on_text: Called with each text message of the server.
         on_audio: Called with each piece of audio of the server.
         on_command: Called with each command of the server.
+        messages_unused: How many messages of the server had no callback: nothing came of them.
     """
 
     def __init__(self) -> None:
@@ -48,6 +50,7 @@ class SinkCallbacks:
         self.on_text: Callable[[str], None] = lambda _: None
         self.on_audio: Callable[[Audio], None] = lambda _: None
         self.on_command: Callable[[Command], None] = lambda _: None
+        self.messages_unused = 0
 
 
 class Sink(SinkCallbacks):
@@ -66,6 +69,7 @@ class Sink(SinkCallbacks):
         allow_private: Whether the server may have a private address.
         handshake: What is added to the request of the handshake.
         format: The format of the messages; raw by default.
+        proxy_tls: The TLS context for an https proxy.
 
     Attributes:
         send: Sends a frame now, or keeps it in the backlog; never waits.
@@ -85,11 +89,17 @@ class Sink(SinkCallbacks):
         allow_private: bool = True,
         handshake: Handshake = PLAIN_HANDSHAKE,
         format: MessageFormat | None = None,
+        proxy_tls: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__()
         self._config = config
         self._connector = Connector(
-            url, tls, config, allow_private=allow_private, handshake=handshake
+            url,
+            tls,
+            config,
+            allow_private=allow_private,
+            handshake=handshake,
+            proxy_tls=proxy_tls,
         )
         self._format = format or RawFormat()
         self._outlet = Outlet(
@@ -282,7 +292,7 @@ class Sink(SinkCallbacks):
         self.on_open()
 
     def _take(self, message: Message) -> None:
-        """Call the callback for a message of the server."""
+        """Call the callback for a message of the server, or count it."""
         match self._format.meaning(message):
             case Text(text):
                 self.on_text(text)
@@ -290,6 +300,8 @@ class Sink(SinkCallbacks):
                 self.on_audio(audio)
             case Command() as command:
                 self.on_command(command)
+            case None:
+                self.messages_unused += 1
 
     def _on_lost(self, connection: Connection) -> None:
         """Take back the unacknowledged frames, before any other code learns of the loss."""

@@ -101,7 +101,8 @@ async def test_running_daemons_application_is_not_taken_from_it(
 
 
 def test_module_costs_a_daemon_without_ari_no_aiohttp() -> None:
-    code = "import sys; import audiofork.commands.check; print('aiohttp' in sys.modules)"
+    modules = "audiofork.commands.check, audiofork.daemon"
+    code = f"import sys; import {modules}; print('aiohttp' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "False\n"
 

@@ -188,6 +188,9 @@ def test_stopped_tells_of_missing_frames_if_there_were_any(ami: FakeAmi, door: A
 def test_stopped_tells_of_ignored_messages_if_there_were_any(ami: FakeAmi, door: AmiEvents) -> None:
     door.on_event(stopped(messages_ignored=3))
     assert ami.events[-1][1]["MessagesIgnored"] == "3"
+    assert "MessagesUnused" not in ami.events[-1][1]
+    door.on_event(stopped(messages_unused=4))
+    assert ami.events[-1][1]["MessagesUnused"] == "4"
 
 
 def test_action_id_of_the_request_is_in_every_event(ami: FakeAmi, door: AmiEvents) -> None:

@@ -105,10 +105,12 @@ async def start(system_tls: ssl.SSLContext) -> AsyncIterator[Start]:
         frame_bytes: int = 320,
         format: MessageFormat | None = None,
         handshake: Handshake = PLAIN_HANDSHAKE,
+        proxy_tls: ssl.SSLContext | None = None,
         **options: Any,
     ) -> Running:
         config = replace(WebSocketConfig(reconnect_attempts=1), **options)
-        sink = Sink(url, config, tls, frame_bytes=frame_bytes, format=format, handshake=handshake)
+        wishes: dict[str, Any] = {"format": format, "handshake": handshake, "proxy_tls": proxy_tls}
+        sink = Sink(url, config, tls, frame_bytes=frame_bytes, **wishes)
         running.append((sink, asyncio.create_task(sink.run())))
         return running[-1]
 

@@ -54,6 +54,7 @@ class FakeSink:
         self.reconnects = 0
         self.subprotocol = ""
         self.dropped_in_gap = 0
+        self.messages_unused = 0
         self.frames: list[bytes] = []
         self.events: list[tuple[int, Event]] = []
         self.frames_sent = 0

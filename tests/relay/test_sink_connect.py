@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import socket
 import ssl
@@ -20,12 +21,13 @@ from websockets.typing import Subprotocol
 from audiofork import __version__
 from audiofork.errors import SinkError, SinkRefused, SinkUnreachable
 from audiofork.forks.options import parse_options
-from audiofork.link.messages import Handshake
+from audiofork.link.messages import Format, Handshake
 from audiofork.relay.client_tls import client_tls
 from audiofork.relay.lookup import lookups
 from audiofork.relay.server_limits import MAX_MESSAGE_BYTES
 from testbed.recorder import Recorder
 from tests.relay.conftest import server_tls
+from tests.relay.formats.formats import make
 from tests.relay.peers import (
     FickleServer,
     StalledServer,
@@ -491,7 +493,37 @@ async def test_text_messages_are_told_in_order_and_binary_ones_are_not(
         await fickle.connection.send(message)
     await until(lambda: len(texts) >= 4)
     assert texts == ["one", "", "zw\u00f6lf\r\n\0", "x" * MAX_MESSAGE_BYTES]
+    assert sink.messages_unused == 1
     assert not task.done()
+
+
+@pytest.mark.parametrize("name", Format)
+async def test_message_that_the_format_does_not_know_is_told_or_counted_and_never_fatal(
+    fickle: FickleServer, start: Start, name: Format
+) -> None:
+    sink, task = start(fickle.url, format=make(name))
+    texts: list[str] = []
+    sink.on_text = texts.append
+    await until(lambda: fickle.connection)
+    assert fickle.connection is not None
+    strange = ["no JSON", '{"event": ["media"]}', "[" * 50_000, '"\\ud800"', "{", "7"]
+    messages: list[str | bytes] = [b"\0\1\2", *strange, b""]
+    for message in messages:
+        await fickle.connection.send(message)
+    await until(lambda: len(texts) + sink.messages_unused == 8)
+    assert texts == strange
+    assert not task.done()
+
+
+async def test_audio_and_commands_for_a_fork_that_only_sends_are_counted(
+    fickle: FickleServer, start: Start
+) -> None:
+    sink, _ = start(fickle.url, format=make(Format.TWILIO))
+    await until(lambda: fickle.connection)
+    assert fickle.connection is not None
+    for event in "media", "mark", "clear":
+        await fickle.connection.send(json.dumps({"event": event}))
+    await until(lambda: sink.messages_unused == 3)
 
 
 async def test_text_that_is_not_utf_8_is_closed_with_1007_and_retried(

@@ -30,8 +30,21 @@ class Mark:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class Mute:
+    """From here on these sides of the audio are silence, or are not any more.
+
+    Attributes:
+        is_in: Whether what the channel's own party says is muted.
+        is_out: Whether what that party hears is muted.
+    """
+
+    is_in: bool
+    is_out: bool
+
+
 # What happens in a call, apart from audio, and is reported to the server.
-Event = Dtmf | Mark
+Event = Dtmf | Mark | Mute
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +78,7 @@ class Text:
     text: str
 
 
-# What a message of the server means; None: the message is ignored.
+# What a message of the server means; None: nothing comes of it, and it is counted.
 Meaning = Audio | Command | Text | None
 
 
@@ -116,13 +129,31 @@ class MessageFormat(ABC):
             number: The number of the first of them.
         """
 
-    def event(self, event: Event, number: int) -> Sequence[Message]:  # noqa: ARG002 (for others)
-        """Return the messages of an event; none if the format has no message for it.
+    def event(self, event: Event, number: int) -> Sequence[Message]:
+        """Return the messages of an event: what the method of its kind returns.
 
         Args:
             event: The event.
             number: The number of the frame that follows the event.
         """
+        match event:
+            case Dtmf():
+                return self.dtmf(event, number)
+            case Mark():
+                return self.mark(event, number)
+            case Mute():
+                return self.mute(event, number)
+
+    def dtmf(self, key: Dtmf, number: int) -> Sequence[Message]:  # noqa: ARG002 (for others)
+        """Return the messages that tell of a pressed key; none if the format has none for it."""
+        return ()
+
+    def mark(self, mark: Mark, number: int) -> Sequence[Message]:  # noqa: ARG002 (for others)
+        """Return the messages that tell that a mark was reached; none if it has none for it."""
+        return ()
+
+    def mute(self, mute: Mute, number: int) -> Sequence[Message]:  # noqa: ARG002 (for others)
+        """Return the messages that tell which sides are muted now; none if it has none for it."""
         return ()
 
     def closing(self, reason: str, number: int, dropped: int) -> Sequence[Message]:  # noqa: ARG002

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from audiofork.audiosocket import PTIME_MS
 from audiofork.link.messages import Codec, Direction, ForkSpec, Metadata
-from audiofork.relay.formats.base import Dtmf, Event, Message
+from audiofork.relay.formats.base import Dtmf, Message
 from audiofork.relay.formats.binary import BinaryFormat
 from audiofork.relay.formats.codecs import BITS
 
@@ -37,8 +37,6 @@ class ChanWebSocketFormat(BinaryFormat):
     def opening(self, number: int, dropped: int) -> Sequence[Message]:  # noqa: ARG002 (of the base)
         return (json.dumps(self._start),)
 
-    def event(self, event: Event, number: int) -> Sequence[Message]:  # noqa: ARG002 (of the base)
-        if not isinstance(event, Dtmf):
-            return ()
+    def dtmf(self, key: Dtmf, number: int) -> Sequence[Message]:  # noqa: ARG002 (of the base)
         channel = {"channel_id": self._start["channel_id"]}
-        return (json.dumps({"event": "DTMF_END", "digit": event.digit, **channel}),)
+        return (json.dumps({"event": "DTMF_END", "digit": key.digit, **channel}),)

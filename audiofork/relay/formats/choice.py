@@ -32,7 +32,7 @@ def _own_format_of(spec: ForkSpec, frame_ms: int) -> MessageFormat:
         case Format.RAW:
             return RawFormat(spec.codec, Description(spec, frame_ms) if spec.metadata else None)
         case Format.JSON:
-            return JsonFormat(spec.codec, Description(spec, frame_ms))
+            return JsonFormat(spec, frame_ms)
         case Format.TWILIO:
             return TwilioFormat(spec)
         case Format.VONAGE:

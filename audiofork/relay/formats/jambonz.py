@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from audiofork.link.messages import ForkSpec, Metadata
-from audiofork.relay.formats.base import Dtmf, Event, Message
+from audiofork.relay.formats.base import Dtmf, Message
 from audiofork.relay.formats.binary import BinaryFormat
 
 
@@ -33,8 +33,6 @@ class JambonzFormat(BinaryFormat):
     def opening(self, number: int, dropped: int) -> Sequence[Message]:  # noqa: ARG002 (of the base)
         return (json.dumps(self._attributes),)
 
-    def event(self, event: Event, number: int) -> Sequence[Message]:  # noqa: ARG002 (of the base)
-        if not isinstance(event, Dtmf):
-            return ()
-        key = {"dtmf": event.digit, "duration": str(event.duration_ms)}
-        return (json.dumps({"event": "dtmf", **key}),)
+    def dtmf(self, key: Dtmf, number: int) -> Sequence[Message]:  # noqa: ARG002 (of the base)
+        pressed = {"dtmf": key.digit, "duration": str(key.duration_ms)}
+        return (json.dumps({"event": "dtmf", **pressed}),)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from audiofork.link.messages import ForkSpec
-from audiofork.relay.formats.base import Dtmf, Event, Message
+from audiofork.relay.formats.base import Dtmf, Message
 from audiofork.relay.formats.binary import BinaryFormat, told_of
 
 
@@ -23,8 +23,6 @@ class VonageFormat(BinaryFormat):
         own = {"event": "websocket:connected", **kind}  # whatever a parameter is called
         return (json.dumps({**self._headers, **own}),)
 
-    def event(self, event: Event, number: int) -> Sequence[Message]:  # noqa: ARG002 (of the base)
-        if not isinstance(event, Dtmf):
-            return ()
-        key = {"digit": event.digit, "duration": event.duration_ms}
-        return (json.dumps({"event": "websocket:dtmf", **key}),)
+    def dtmf(self, key: Dtmf, number: int) -> Sequence[Message]:  # noqa: ARG002 (of the base)
+        pressed = {"digit": key.digit, "duration": key.duration_ms}
+        return (json.dumps({"event": "websocket:dtmf", **pressed}),)

@@ -12,7 +12,7 @@ import pytest
 from testbed import progress
 from testbed.progress import Telling, megabytes, run
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Said:

@@ -17,7 +17,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-EXAMPLE = Path(__file__).parent.parent / "examples/live-transcription"
+EXAMPLE = Path(__file__).parents[2] / "examples/live-transcription"
 sys.path.insert(0, str(EXAMPLE))
 
 import transcribe  # noqa: E402

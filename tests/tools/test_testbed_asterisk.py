@@ -261,7 +261,7 @@ def test_killed_owner_takes_asterisk_along(installation: Installation) -> None:
     """Asterisk ends at once; the next start sweeps the folder."""
     with subprocess.Popen(
         [sys.executable, "-c", OWNER],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

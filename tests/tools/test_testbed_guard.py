@@ -44,7 +44,7 @@ def wait_for_count(mark: str, count: int) -> None:
 def test_owner_that_ends_takes_all_along(end: signal.Signals | None) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", OWNER],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
