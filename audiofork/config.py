@@ -403,8 +403,36 @@ class ProfileConfig:
         "in a string of JSON.",
         may_be_shown=False,
     )
+    opening_answer: str = _option(
+        "",
+        text,
+        "A part of the text by which the server answers the opening; audio waits for it. Empty: "
+        "audio follows at once.",
+    )
     closing: str = _option(
-        "", texts, "A text that is sent before the close, likewise.", may_be_shown=False
+        "",
+        texts,
+        "A text that is sent before the close, likewise; {messages} in it is the number of "
+        "messages of audio.",
+        may_be_shown=False,
+    )
+    closing_wait: float = _option(
+        "5",
+        number(0, 25),
+        "Seconds that the server has, after the closing text, for its last results, until it "
+        "closes.",
+    )
+    closing_answer: str = _option(
+        "",
+        text,
+        "A part of the text that is the server's last, if it leaves it to us to close; empty: it "
+        "closes itself.",
+    )
+    full_messages: bool = _option(
+        "no",
+        yes_or_no,
+        "Whether a message that has less audio than the others, the last one say, is filled up "
+        "with silence.",
     )
     channels: tuple[str, ...] = _option(
         "*", words, "The channels that may be forked to it; * stands for any text: PJSIP/trunk-*."

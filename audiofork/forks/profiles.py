@@ -21,37 +21,30 @@ from audiofork.forks.params import parse_params
 from audiofork.forks.requests import PROFILE_MARK, StartFork, check_params_are_sent
 from audiofork.forks.url_templates import check_template
 from audiofork.forks.urls import check_url
+from audiofork.link.messages import PLAIN_DIALOGUE, Dialogue
 from audiofork.text import did_you_mean, printable
 
 ANYWHERE = ("*://*",)
 _FIELD = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Texts:
-    """Texts that go to the server beside those of the format.
+def has_texts(dialogue: Dialogue) -> bool:
+    """Return whether a dialogue has texts, which may hold fields of a call."""
+    return bool(dialogue.opening or dialogue.closing)
 
-    Attributes:
-        opening: Sent at each opening; empty: nothing.
-        closing: Sent before the close; empty: nothing.
-    """
 
-    opening: str = ""
-    closing: str = ""
+def filled(dialogue: Dialogue, values: Mapping[str, str]) -> Dialogue:
+    """Return it with the fields of a call in its texts, escaped as within a string of JSON."""
 
-    @property
-    def any(self) -> bool:
-        """Whether there is one."""
-        return bool(self.opening or self.closing)
+    def value(found: re.Match[str]) -> str:
+        known = found[1] in FIELDS
+        return json.dumps(values.get(found[1], ""))[1:-1] if known else found[0]
 
-    def filled(self, values: Mapping[str, str]) -> Texts:
-        """Return them with the fields of a call, escaped as within a string of JSON."""
-
-        def value(found: re.Match[str]) -> str:
-            known = found[1] in FIELDS
-            return json.dumps(values.get(found[1], ""))[1:-1] if known else found[0]
-
-        return Texts(_FIELD.sub(value, self.opening), _FIELD.sub(value, self.closing))
+    return dataclasses.replace(
+        dialogue,
+        opening=_FIELD.sub(value, dialogue.opening),
+        closing=_FIELD.sub(value, dialogue.closing),
+    )
 
 
 class Profiles:
@@ -99,10 +92,19 @@ class Profiles:
         ):
             raise RequestRefused(f"WsServer: {request.server} is not for this channel")
 
-    def texts_of(self, request: StartFork) -> Texts:
-        """Return the texts of a request's profile, their fields not filled in."""
+    def dialogue_of(self, request: StartFork) -> Dialogue:
+        """Return what a request's profile has its server told, the fields not filled in."""
         section = self._sections.get(request.profile)
-        return Texts(section.opening, section.closing) if section is not None else Texts()
+        if section is None:
+            return PLAIN_DIALOGUE
+        return Dialogue(
+            opening=section.opening,
+            opening_answer=section.opening_answer,
+            closing=section.closing,
+            closing_answer=section.closing_answer,
+            closing_wait_s=section.closing_wait if section.closing else 0.0,
+            full_messages=section.full_messages,
+        )
 
 
 def _options_of(section: ProfileConfig, further: str) -> Options:

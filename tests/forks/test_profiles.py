@@ -6,9 +6,9 @@ from audiofork.asterisk.channels import Target
 from audiofork.config import ProfileConfig
 from audiofork.errors import ConfigError, RequestRefused
 from audiofork.forks.options import parse_options
-from audiofork.forks.profiles import Profiles, Texts
+from audiofork.forks.profiles import Profiles, filled
 from audiofork.forks.requests import StartFork
-from audiofork.link.messages import EndReason, Format
+from audiofork.link.messages import Dialogue, EndReason, Format
 from tests.control_plane import NAME, UNIQUEID, Rig
 
 URL = "wss://speech.example.net/live?key=S3CRET"
@@ -88,14 +88,16 @@ def test_profile_that_cannot_be_used_is_an_error_of_the_configuration(
 
 
 def test_fields_in_texts_are_escaped_as_in_json_and_other_braces_left_alone() -> None:
-    texts = Texts('{"from": "{caller_name}", "n": {"a": 1}, "x": "{nobody}"}', "bye {exten}")
-    filled = texts.filled({"caller_name": 'Zoë "Z"\r\n\\', "exten": "1"})
-    assert json.loads(filled.opening) == {
+    dialogue = Dialogue(
+        opening='{"from": "{caller_name}", "n": {"a": 1}, "x": "{nobody}"}', closing="bye {exten}"
+    )
+    told = filled(dialogue, {"caller_name": 'Zoë "Z"\r\n\\', "exten": "1"})
+    assert json.loads(told.opening) == {
         "from": 'Zoë "Z"\r\n\\',
         "n": {"a": 1},
         "x": "{nobody}",
     }
-    assert filled.closing == "bye 1"
+    assert told.closing == "bye 1"
 
 
 # --- In the registry -----------------------------------------------------------------------------
@@ -137,5 +139,6 @@ async def test_fields_of_the_call_are_filled_in_also_without_metadata(rig: Rig) 
     rig.profiles.configure({"speech": section})
     await rig.start(wsserver="@speech")
     assert rig.spec.url == f"ws://h/{UNIQUEID}"
-    assert (rig.spec.opening, rig.spec.closing) == ('{"from": "7\\""}', "bye")
+    dialogue = rig.spec.dialogue
+    assert (dialogue.opening, dialogue.closing) == ('{"from": "7\\""}', "bye")
     assert rig.spec.metadata is None
