@@ -135,6 +135,12 @@ NAME_HOSTS = (
     "Whoever may start a fork, each AMI user with write = user say, can send any call there. Name "
     "your servers: [security] allow_urls = wss://speech.example.org, and reload the daemon."
 )
+PROFILES = (
+    "Without it the daemon does not start, and a reload keeps the old profiles. The daemon's user "
+    "has to be able to read profiles.d and what its files name (install -m 640 -g audiofork); "
+    "where systemd hands a token to the service (LoadCredential), start the daemon, which then "
+    "checks itself."
+)
 CALLER_DATA = """\
 A caller may choose it so that a comma in it begins another option, another server or a command. \
 Put it through URIENCODE, such as

@@ -20,7 +20,7 @@ from audiofork.asterisk.taps.choice import NOT_BY_CHANSPY
 from audiofork.asterisk.taps.ways import Site, known_faults, ways_for
 from audiofork.asterisk.versions import UNKNOWN, Version
 from audiofork.commands import check_port
-from audiofork.commands.check import Check, site_if_all_works, taps_of
+from audiofork.commands.check import Check, load, site_if_all_works, taps_of
 from audiofork.commands.check_dialplan import VERSION
 from audiofork.commands.findings import Finding, Mark
 from audiofork.doors.control_socket import ControlSocket
@@ -98,6 +98,27 @@ async def test_running_daemons_application_is_not_taken_from_it(
     await findings_of(settings)
     assert ari.apps == ["ours-check"]
     assert [asked for asked in ari.asked if "ours" in asked.replace("ours-check", "")] == []
+
+
+async def test_profiles_are_named_and_one_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
+    ini = tmp_path / "audiofork.ini"
+    ini.write_text("[control]\nsocket =\n[profile:b]\nurl = ws://h/\n[profile:a]\nurl = ws://h/\n")
+    findings: list[Finding] = []
+    settings, unread = load(ini)
+    await Check(settings, findings.append, unread=unread).run()
+    assert "profiles: a b" in [finding.text for finding in findings]
+    (tmp_path / "profiles.d").mkdir()
+    (tmp_path / "profiles.d/c.ini").write_text("[front]\n")
+    findings.clear()
+    settings, unread = load(ini)
+    await Check(settings, findings.append, unread=unread).run()
+    (told,) = [text for text in failures(findings) if text.startswith("profiles: ")]
+    assert told.startswith(f"profiles: {tmp_path}/profiles.d/c.ini:1: expected [profile:NAME]")
+
+
+async def test_profile_that_cannot_be_used_is_an_error_of_the_configuration() -> None:
+    with pytest.raises(ConfigError, match=r"^\[profile:a\] url: "):
+        Check(configured(**{"profile:a": "url = http://h/\n"}), print)
 
 
 def test_module_costs_a_daemon_without_ari_no_aiohttp() -> None:
