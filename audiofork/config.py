@@ -384,6 +384,12 @@ class ProfileConfig:
         "", text, "Sent as Authorization: Bearer; user:password as Basic.", may_be_shown=False
     )
     token_file: str = _option("", text, "A file that holds the token.")
+    token_header: str = _option(
+        "",
+        text,
+        "The header that the token is sent in, if it is another, with {token} in its place: "
+        "Authorization: Token {token}.",
+    )
     headers: tuple[str, ...] = _option(
         "",
         lines,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
 from audiofork.config import ProfileConfig
@@ -25,6 +25,7 @@ from audiofork.link.messages import PLAIN_DIALOGUE, Dialogue
 from audiofork.text import did_you_mean, printable
 
 ANYWHERE = ("*://*",)
+_TOKEN = "{token}"
 _FIELD = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 
@@ -108,15 +109,37 @@ class Profiles:
 
 
 def _options_of(section: ProfileConfig, further: str) -> Options:
-    """Return the options of a profile with those of a request, and with its headers and token."""
+    """Return the options of a profile with those of a request, and with its headers and token.
+
+    Of a header that both have, the request's own counts.
+    """
     options = parse_options(section.options + further)
-    headers = tuple(handshakes.header(line) for line in section.headers)
-    authorization = options.authorization
-    if not authorization and section.token:
-        authorization = handshakes.authorization(section.token)
-    return dataclasses.replace(
-        options, headers=(*headers, *options.headers), authorization=authorization
-    )
+    headers = [handshakes.header(line) for line in section.headers]
+    if section.token:
+        headers.insert(0, _token_header(section))
+    given = {name.lower() for name, _ in options.handshake.headers}
+    own = [(name, value) for name, value in headers if name.lower() not in given]
+    return dataclasses.replace(options, headers=(*own, *options.headers))
+
+
+def _token_header(section: ProfileConfig) -> tuple[str, str]:
+    """Return the name and the value of the header that carries a profile's token.
+
+    Raises:
+        ValueError: There is no header of this form; the text does not repeat the token.
+    """
+    if not section.token_header:
+        return "Authorization", handshakes.authorization(section.token)
+    if _TOKEN not in section.token_header:
+        raise ValueError(f"name: value with {_TOKEN} in it")
+    return handshakes.header(section.token_header.replace(_TOKEN, section.token))
+
+
+def _check_headers(section: ProfileConfig) -> None:
+    """Raise ValueError if a header stands twice; the text repeats no value."""
+    names = [handshakes.header(line)[0].lower() for line in section.headers]
+    if section.token and _token_header(section)[0].lower() in names:
+        raise ValueError("no header that the token is sent in")
 
 
 def _check(name: str, section: ProfileConfig) -> None:
@@ -129,11 +152,15 @@ def _check(name: str, section: ProfileConfig) -> None:
         check_url(check_template(section.url), ANYWHERE)
     except RequestRefused as exc:
         raise bad("url", exc) from None
-    for option, check in (("headers", handshakes.header), ("token", handshakes.authorization)):
-        values = section.headers if option == "headers" else [section.token][: bool(section.token)]
+    token_option = "token_header" if section.token_header else "token"
+    checks: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("headers", lambda: [handshakes.header(line) for line in section.headers]),
+        (token_option, lambda: section.token and _token_header(section)),
+        ("headers", lambda: _check_headers(section)),
+    )
+    for option, check in checks:
         try:
-            for value in values:
-                check(value)
+            check()
         except ValueError as exc:
             raise bad(option, f"expected {exc}") from None
     try:

@@ -47,6 +47,26 @@ def test_what_the_request_has_is_added_and_goes_first() -> None:
     assert applied.options_text == given.options_text, "what the journal keeps"
 
 
+@pytest.mark.parametrize(
+    ("header", "options", "sent"),
+    [
+        ("Authorization: Token {token}", "", [("Authorization", "Token t0ken"), ("X-A", "1")]),
+        ("X-Key: {token}", "A(mine)", [("Authorization", "Bearer mine"), ("X-Key", "t0ken")]),
+        ("Authorization: {token}", "A(mine)", [("Authorization", "Bearer mine")]),
+        ("", "H(authorization:mine)", [("authorization", "mine")]),
+        ("", "H(x-a:2)", [("Authorization", "Bearer t0ken"), ("x-a", "2")]),
+    ],
+)
+def test_token_is_sent_in_the_header_of_the_profile_unless_the_request_has_one(
+    header: str, options: str, sent: list[tuple[str, str]]
+) -> None:
+    section = ProfileConfig(url=URL, token="t0ken", token_header=header, headers=("X-A: 1",))
+    handshake = Profiles({"speech": section}).apply(request(options=options)).options.handshake
+    assert [one for one in handshake.headers if one in sent] == sent
+    names = [name.lower() for name, _ in handshake.headers]
+    assert len(set(names)) == len(names)
+
+
 def test_request_without_a_profile_comes_back_as_it_is() -> None:
     given = request("ws://h/@speech")
     assert Profiles({"speech": SPEECH}).apply(given) is given
@@ -74,6 +94,18 @@ def test_profile_that_there_is_not_is_refused_with_the_nearest(url: str, hint: s
         (ProfileConfig(url="ws://h/", headers=("S3CRET",)), "headers: expected name:value"),
         (ProfileConfig(url="ws://h/", headers=("Host: S3CRET",)), "headers: expected no header"),
         (ProfileConfig(url="ws://h/", token="S3 CRET"), "token: expected a token without blanks"),
+        (
+            ProfileConfig(url="ws://h/", token="S3CRET", token_header="X-Key: {toke}"),
+            "token_header: expected name: value with {token} in it",
+        ),
+        (
+            ProfileConfig(url="ws://h/", token="S3CR\u00c9T", token_header="X-Key: {token}"),
+            "token_header: expected printable ASCII alone as the value of X-Key",
+        ),
+        (
+            ProfileConfig(url="ws://h/", token="S3CRET", headers=("authorization: x",)),
+            "headers: expected no header that the token is sent in",
+        ),
         (ProfileConfig(url="ws://h/", params="S3CRET"), "params: expected name=value"),
         (ProfileConfig(url="ws://h/", options="A(x)H(Authorization:y)"), "options: Options: A and"),
     ],

@@ -227,6 +227,21 @@ async def test_server_that_breaks_off_after_the_closing_text_is_not_waited_for(
     assert (sink.frames_sent, sink.backlog.dropped) == (2, 0)
 
 
+async def test_no_message_is_too_short_where_the_server_takes_none(
+    recorder: Recorder, start: Start
+) -> None:
+    full = WithDialogue(RawFormat(), Dialogue(full_messages=True), 100)
+    sink, task = start(recorder.url(), format=full, frame_ms=100)
+    await opened(sink)
+    offer(sink, numbered(6))
+    await sink.close(1000, "hangup")
+    await task
+    recording = await recorder.wait_closed("/")
+    assert [len(message) for message in recording.messages] == [1600, 1600]
+    assert recording.audio == b"".join(numbered(6)) + bytes(4 * 320)
+    assert sink.frames_sent == 6
+
+
 # --- What the format makes of it -----------------------------------------------------------------
 
 
