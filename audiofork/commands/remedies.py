@@ -228,6 +228,19 @@ def rights(user: str) -> str:
     )
 
 
+def keys(user: str) -> str:
+    """Return how our user of AMI hears of the keys that parties press."""
+    return f"""\
+No server wants them? Then leave it so. {SETUP}in section [{user}] of manager.conf or a file that \
+it includes:
+  read = user,call,dtmf
+  eventfilter(action(include),name(DTMFEnd)) =
+or, before Asterisk 18.26, 20.11, 21.6 and 22.1,
+  eventfilter = Event: DTMFEnd
+then run
+  asterisk -rx "manager reload\""""
+
+
 def empty_lines(user: str) -> str:
     """Return how Asterisk is kept from sending our user of AMI what a caller has forged."""
     return f"""\

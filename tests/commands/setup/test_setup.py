@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from audiofork import config_file
+from audiofork import config_file, shipped
 from audiofork.commands.setup import files
 from audiofork.commands.setup.conf import Conf, Files, is_true
 from audiofork.commands.setup.edits import MARK
@@ -467,6 +467,35 @@ def test_user_that_was_made_by_hand_stays_as_he_is(machine: Machine) -> None:
     assert machine.text("manager.conf").encode() == text
     assert not (machine.etc / "manager_audiofork.conf").exists()
     assert "\npassword = mine\n" in machine.text("ari_audiofork.conf")
+
+
+@pytest.mark.parametrize(
+    ("read", "is_told"),
+    [("read = user,call", True), ("", True), ("read = user, DTMF", False), ("read = all", False)],
+)
+def test_user_made_by_hand_who_hears_no_keys_is_told_of(
+    machine: Machine, read: str, is_told: bool
+) -> None:
+    user = f"[audiofork]\nsecret = mine\n{read}\n".encode()
+    machine.write("manager.conf", FILES["manager.conf"] + user)
+    machine.setup().do()
+    assert (" its read lacks dtmf, so no server is told" in machine.last()) is is_told
+
+
+def test_user_of_an_earlier_setup_gets_the_class_of_keys(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = machine.tree()
+    with monkeypatch.context() as patch:
+        text = shipped.text
+        patch.setattr(shipped, "text", lambda name: text(name).replace("call,dtmf", "call"))
+        machine.setup().do()
+    assert "\nread = user,call\n" in machine.text("manager_audiofork.conf")
+    machine.setup().do()
+    assert "\nread = user,call,dtmf\n" in machine.text("manager_audiofork.conf")
+    assert "lacks dtmf" not in machine.last()
+    machine.setup().undo()
+    assert machine.tree() == tree
 
 
 # --- Taken back where the user has been, too -----------------------------------------------------
