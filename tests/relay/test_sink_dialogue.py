@@ -126,6 +126,24 @@ async def test_close_before_the_answer_still_delivers_what_waits(
     assert (sink.frames_sent, sink.backlog.dropped) == (3, 0)
 
 
+async def test_server_that_does_not_answer_at_the_end_is_tried_again_for_what_waits(
+    recorder: Recorder, start: Start, waits: Waits
+) -> None:
+    hello = said(opening="hello", opening_answer="Started")
+    sink, task = start(recorder.url(), format=hello, connect_timeout=0.1, reconnect_attempts=0)
+    await told(recorder, "hello")
+    offer(sink, numbered(3))
+    closing = asyncio.create_task(sink.close(1000, "hangup"))
+    second = await told(recorder, "hello", number=1)
+    await second.send("Started")
+    async with asyncio.timeout(5):
+        await closing
+        await task
+    assert recorder.recordings[0].messages == ["hello"]
+    assert recorder.recordings[1].messages == ["hello", *numbered(3)]
+    assert (sink.frames_sent, sink.backlog.dropped) == (3, 0)
+
+
 # --- At the end ----------------------------------------------------------------------------------
 
 
