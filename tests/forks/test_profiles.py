@@ -8,7 +8,7 @@ from audiofork.errors import ConfigError, RequestRefused
 from audiofork.forks.options import parse_options
 from audiofork.forks.profiles import Profiles, filled
 from audiofork.forks.requests import StartFork
-from audiofork.link.messages import Dialogue, EndReason, Format
+from audiofork.link.messages import PLAIN_DIALOGUE, Dialogue, EndReason, Format
 from tests.control_plane import NAME, UNIQUEID, Rig
 
 URL = "wss://speech.example.net/live?key=S3CRET"
@@ -130,6 +130,33 @@ def test_fields_in_texts_are_escaped_as_in_json_and_other_braces_left_alone() ->
         "x": "{nobody}",
     }
     assert told.closing == "bye 1"
+
+
+def test_dialogue_is_the_profiles_with_a_wait_only_after_a_closing_text() -> None:
+    sections = {
+        "all": ProfileConfig(
+            url=URL,
+            opening="hello",
+            opening_answer="Started",
+            closing="bye",
+            closing_answer="End",
+            full_messages=True,
+        ),
+        "open": ProfileConfig(url=URL, opening="hello"),
+        "plain": ProfileConfig(url=URL),
+    }
+    profiles = Profiles(sections)
+    told = {name: profiles.dialogue_of(profiles.apply(request(f"@{name}"))) for name in sections}
+    assert told["all"] == Dialogue(
+        opening="hello",
+        opening_answer="Started",
+        closing="bye",
+        closing_answer="End",
+        closing_wait_s=ProfileConfig.closing_wait,
+        full_messages=True,
+    )
+    assert told["open"] == Dialogue(opening="hello")
+    assert told["plain"] == profiles.dialogue_of(request("ws://h/")) == PLAIN_DIALOGUE
 
 
 # --- In the registry -----------------------------------------------------------------------------
