@@ -24,7 +24,8 @@ from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.post_process.template import PostProcess
 from audiofork.forks.profiles import Profiles, filled
 from audiofork.forks.requests import StartFork
-from audiofork.link.messages import PLAIN_DIALOGUE, Dialogue, EndReason, LegPart
+from audiofork.link.dialogue import PLAIN_DIALOGUE, Dialogue
+from audiofork.link.messages import EndReason, LegPart
 from audiofork.log import ForkLog
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from audiofork.forks.params import parse_params
 from audiofork.forks.requests import PROFILE_MARK, StartFork, check_params_are_sent
 from audiofork.forks.url_templates import check_template
 from audiofork.forks.urls import check_url
-from audiofork.link.messages import PLAIN_DIALOGUE, Dialogue
+from audiofork.link.dialogue import PLAIN_DIALOGUE, Dialogue
 from audiofork.text import did_you_mean, printable
 
 ANYWHERE = ("*://*",)

@@ -8,7 +8,8 @@ from audiofork.errors import ConfigError, RequestRefused
 from audiofork.forks.options import parse_options
 from audiofork.forks.profiles import Profiles, filled
 from audiofork.forks.requests import StartFork
-from audiofork.link.messages import PLAIN_DIALOGUE, Dialogue, EndReason, Format
+from audiofork.link.dialogue import PLAIN_DIALOGUE, Dialogue
+from audiofork.link.messages import EndReason, Format
 from tests.control_plane import NAME, UNIQUEID, Rig
 
 URL = "wss://speech.example.net/live?key=S3CRET"
