@@ -325,6 +325,9 @@ class ProfileConfig:
         may_be_shown=False,
     )
     token_file: str = _option("", text, "A file that contains the token.")
+    token_header: str = _option(
+        "", text, "The header that carries the token, if another: Authorization: Token {token}."
+    )
     headers: tuple[str, ...] = _option(
         "",
         lines,
@@ -344,8 +347,31 @@ class ProfileConfig:
         "for a JSON string.",
         may_be_shown=False,
     )
+    opening_answer: str = _option(
+        "",
+        text,
+        "A part of the server's answer to the opening, which audio waits for; empty: audio does "
+        "not wait.",
+    )
     closing: str = _option(
-        "", texts, "A text to send before the close, with the same fields.", may_be_shown=False
+        "",
+        texts,
+        "A text to send before the close, with the same fields; {messages} is the number of audio "
+        "messages on this connection.",
+        may_be_shown=False,
+    )
+    closing_wait: float = _option(
+        "5",
+        number(0, 25),
+        "Seconds that the server has after the closing text, to send its last results.",
+    )
+    closing_answer: str = _option(
+        "", text, "A part of the server's last text, if the server leaves the close to the daemon."
+    )
+    full_messages: bool = _option(
+        "no",
+        yes_or_no,
+        "Whether to fill up short audio messages, such as the last one, with silence.",
     )
     proxy: Proxy | None = _option(
         "",

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from audiofork import profile_files
 from audiofork.config import (
     EXAMPLES,
     NAMED_SECTIONS,
@@ -34,7 +35,8 @@ _INTRO = """\
 ; (for example AUDIOFORK_ASTERISK_SECRET) overrides the file. This includes [post_process:NAME];
 ; write _ for : and other such characters in its name. An unknown section or option is an error,
 ; and so is an AUDIOFORK_ variable that matches no option. A section may appear twice, an option
-; may not.
+; may not. Files *.ini in profiles.d beside this file are read, too; they may contain only sections
+; [profile:NAME].
 ;
 ; SIGHUP makes the daemon read the file again; a file with an error changes nothing. Changes to
 ; [asterisk], [ari], [audiosocket], [relay], [control], [front] and [daemon] journal take effect at
@@ -63,12 +65,15 @@ def load(
     Args:
         path: An ini file; `;` and `#` begin comments.
         environment: AUDIOFORK_SECTION_OPTION in it overrides the file.
-        secrets_of: The sections whose secrets are read from their own files, if they have such.
+        secrets_of: The sections whose secrets are read from their own files, if they have such. The
+            files of profiles.d, which may contain secrets, are read only if profile is among them.
 
     Raises:
-        ConfigError: The file cannot be read, or contains something unknown or not allowed.
+        ConfigError: A file cannot be read, or contains something unknown or not allowed.
     """
-    return parse(_content(path), environment, source=str(path), secrets_of=secrets_of)
+    further = profile_files.read_all(path, _content) if "profile" in secrets_of else []
+    given = _Given(Ini(_content(path), str(path)), environment, further)
+    return _parsed(given, secrets_of)
 
 
 def load_control(path: Path, environment: Mapping[str, str] = os.environ) -> ControlConfig:
@@ -97,8 +102,9 @@ def with_place(text: str, path: Path, environment: Mapping[str, str] = os.enviro
     if named is None:
         return text
     try:
-        given = _Given(Ini(_content(path), str(path)), environment)
-    except ConfigError:  # the file was changed meanwhile
+        further = profile_files.read_all(path, _content)
+        given = _Given(Ini(_content(path), str(path)), environment, further)
+    except ConfigError:  # a file was changed meanwhile
         return f"{path}: {text}"
     return f"{given.place(named[1], named[2])}: {text}"
 
@@ -122,14 +128,19 @@ def parse(
     secrets_of: Sequence[str] = SECTIONS_WITH_SECRETS,
 ) -> Config:
     """Parse the text of a configuration file; see `load`."""
-    given = _Given(Ini(content, source), environment)
-    _refuse_unknown(given.ini)
+    return _parsed(_Given(Ini(content, source), environment), secrets_of)
+
+
+def _parsed(given: _Given, secrets_of: Sequence[str]) -> Config:
+    profile_files.refuse_doubles(given.inis)
+    for ini in given.inis:
+        _refuse_unknown(ini)
     sections: dict[str, Any] = {
         name: _read_section(name, section_type, given) for name, section_type in SECTIONS.items()
     }
     for kind in NAMED_SECTIONS:
         sections[kind] = {}
-    for kind, name in _named(given.ini):
+    for kind, name in (one for ini in given.inis for one in _named(ini)):
         sections[kind][name] = _read_section(f"{kind}:{name}", NAMED_SECTIONS[kind], given)
     config = Config(**sections)
     _check_commands(config, given)
@@ -140,23 +151,31 @@ def parse(
 
 
 class _Given:
-    """The given values: from the file, and from the environment, which overrides it."""
+    """The given values: of the file and the files of profiles; the environment overrides both."""
 
-    def __init__(self, ini: Ini, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, ini: Ini, environment: Mapping[str, str], further: Sequence[Ini] = ()
+    ) -> None:
         self.ini = ini
+        self.inis = [ini, *further]
         self._environment = environment
+
+    def _ini_of(self, section: str) -> Ini:
+        return next((ini for ini in self.inis if ini.has_section(section)), self.ini)
 
     def text(self, section: str, option: str) -> str | None:
         """Return the text of an option; None if it has its default."""
         variable = variable_of(section, option)
         if variable in self._environment:
             return self._environment[variable]
-        return self.ini.get(section, option, fallback=None)
+        return self._ini_of(section).get(section, option, fallback=None)
 
     def place(self, section: str, option: str = "") -> str:
         """Return the place of a value: the variable, FILE:LINE, or FILE if it has its default."""
         variable = variable_of(section, option)
-        return variable if variable in self._environment else self.ini.place(section, option)
+        if variable in self._environment:
+            return variable
+        return self._ini_of(section).place(section, option)
 
 
 def variable_of(section: str, option: str) -> str:

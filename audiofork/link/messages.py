@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from audiofork.config import Proxy
+from audiofork.link.dialogue import PLAIN_DIALOGUE, Dialogue
 
 
 class Direction(enum.StrEnum):
@@ -189,8 +190,7 @@ class ForkSpec:
         format: The protocol spoken over the WebSocket.
         codec: The encoding of the audio, if the format leaves a choice.
         metadata: What the server is told of the call; None: nothing.
-        opening: A text that is sent at each opening; empty: none.
-        closing: A text that is sent before the close; empty: none.
+        dialogue: What is said around the format.
         reconnect_interval_s: Longest wait between two connects, and time limit of one, in seconds;
             None: as configured.
         reconnect_attempts: Failed connects in a row before the fork ends, 0: no limit; None: as
@@ -216,8 +216,7 @@ class ForkSpec:
     format: Format = Format.RAW
     codec: Codec = Codec.SLIN
     metadata: Metadata | None = None
-    opening: str = field(default="", repr=False)
-    closing: str = field(default="", repr=False)
+    dialogue: Dialogue = PLAIN_DIALOGUE
     reconnect_interval_s: float | None = None
     reconnect_attempts: int | None = None
     frame_ms: int | None = None
