@@ -83,8 +83,8 @@ class LimitedProtocol(ClientProtocol):
     Args:
         uri: The server's URI.
         clock: Returns the time in seconds; never goes back.
-        subprotocols: Those that are offered, the preferred one first; a server that chooses
-            another one fails the handshake.
+        subprotocols: The offered subprotocols, the preferred one first; the handshake fails if the
+            server chooses another one.
 
     Attributes:
         costs_too_much: Whether the server was given up, so that nothing more should be read.
