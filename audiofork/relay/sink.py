@@ -309,10 +309,10 @@ class Sink(SinkCallbacks):
     def _take(self, message: Message) -> None:
         """Call the callback for a message of the server."""
         match self._format.meaning(message):
-            case Text(text):
-                self.on_text(text)
             case Audio() as audio:
                 self.on_audio(audio)
+            case Text(text):
+                self.on_text(text)
             case Command() as command:
                 self.on_command(command)
 

@@ -140,7 +140,7 @@ class Speaker:
         else:
             self._stay_silent(leg, now)
             return
-        if playout is not None:
+        if playout is not None and playout.marks:
             playout.tell_marks()
 
     def _speak(self, leg: LegHandle, frame: bytes) -> None:
