@@ -25,7 +25,7 @@ from audiofork.relay.lookup import lookups
 from audiofork.relay.outlet import Outlet
 from audiofork.relay.resolve import open_socket
 from audiofork.relay.retry import NotInTime
-from audiofork.relay.server_limits import WORK, LimitedProtocol
+from audiofork.relay.server_limits import MAX_MESSAGE_BYTES, WORK, LimitedProtocol
 from audiofork.relay.tls import open_tls
 from audiofork.uri import uri_of
 
@@ -159,6 +159,7 @@ class Connector:
         config: Time limits.
         allow_private: Whether the server may have a private address.
         handshake: What is added to the request of the handshake.
+        max_message_bytes: Longest message of the server.
     """
 
     def __init__(
@@ -169,12 +170,14 @@ class Connector:
         *,
         allow_private: bool,
         handshake: Handshake = PLAIN_HANDSHAKE,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self._url = url
         self._tls: TlsContext | None = tls if url.lower().startswith("wss:") else None
         self._config = config
         self._allow_private = allow_private
         self._handshake = handshake
+        self._max_message_bytes = max_message_bytes
         self._timeout: asyncio.Timeout | None = None
         self._step = _TCP  # what `open()` waits for
 
@@ -214,7 +217,11 @@ class Connector:
                     outlet,
                     on_closing,
                     on_lost,
-                    LimitedProtocol(uri, subprotocols=self._handshake.subprotocols),
+                    LimitedProtocol(
+                        uri,
+                        subprotocols=self._handshake.subprotocols,
+                        max_message_bytes=self._max_message_bytes,
+                    ),
                     ping_interval=self._config.ping_interval,
                     ping_timeout=self._config.ping_interval,
                     close_timeout=close_timeout_s,

@@ -20,6 +20,9 @@ from websockets.uri import WebSocketURI
 
 POLICY_VIOLATION = 1008  # a close code (RFC 6455, 7.4.1)
 MAX_MESSAGE_BYTES = 65_536
+# The same of a server whose audio is played: 20 s at 24 kHz, or 90 s of mu-law in base64, since
+# many send what they say in one piece.
+MAX_SPOKEN_BYTES = 1 << 20
 # Longest head of an HTTP answer to the handshake.
 MAX_HEAD_BYTES = 16_384
 
@@ -85,6 +88,7 @@ class LimitedProtocol(ClientProtocol):
         clock: Returns the time in seconds; never goes back.
         subprotocols: Those that are offered, the preferred one first; a server that chooses
             another one fails the handshake.
+        max_message_bytes: Longest message.
 
     Attributes:
         costs_too_much: Whether the server was given up, so that nothing more should be read.
@@ -98,9 +102,10 @@ class LimitedProtocol(ClientProtocol):
         clock: Callable[[], float] = time.monotonic,
         *,
         subprotocols: Sequence[str] = (),
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         offered = [Subprotocol(name) for name in subprotocols] or None
-        super().__init__(uri, subprotocols=offered, max_size=MAX_MESSAGE_BYTES)
+        super().__init__(uri, subprotocols=offered, max_size=max_message_bytes)
         self.costs_too_much = False
         self.take: Callable[[bytes | str], None] | None = None
         self._parts: list[bytes] = []  # of a message that has several frames

@@ -20,6 +20,7 @@ from audiofork.relay.connection import Connection, Connector
 from audiofork.relay.formats.base import Audio, Command, Event, Message, MessageFormat, Text
 from audiofork.relay.formats.raw import RawFormat
 from audiofork.relay.outlet import Outlet
+from audiofork.relay.server_limits import MAX_MESSAGE_BYTES
 from audiofork.relay.sink_states import SINK_LIFE, SinkEvent, SinkState
 
 CLOSE_TIMEOUT_S = 2.0
@@ -66,6 +67,7 @@ class Sink(SinkCallbacks):
         allow_private: Whether the server may have a private address.
         handshake: What is added to the request of the handshake.
         format: The format of the messages; raw by default.
+        max_message_bytes: Longest message of the server; a longer one closes the connection.
 
     Attributes:
         send: Sends a frame now, or keeps it in the backlog; never waits.
@@ -85,11 +87,17 @@ class Sink(SinkCallbacks):
         allow_private: bool = True,
         handshake: Handshake = PLAIN_HANDSHAKE,
         format: MessageFormat | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         super().__init__()
         self._config = config
         self._connector = Connector(
-            url, tls, config, allow_private=allow_private, handshake=handshake
+            url,
+            tls,
+            config,
+            allow_private=allow_private,
+            handshake=handshake,
+            max_message_bytes=max_message_bytes,
         )
         self._format = format or RawFormat()
         self._outlet = Outlet(
