@@ -175,8 +175,9 @@ class Playout:
         self._tell(Cleared())
 
     def drop_rest(self) -> None:
-        """Drop all that waits, and the marks: nothing will be played any more."""
+        """Drop all that waits, and tell nothing of it: nothing will be played any more."""
         self.marks.clear()
+        self._is_high = False
         self.counts.unplayed += self._drop()
 
     def _drop(self) -> int:
