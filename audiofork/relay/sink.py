@@ -21,6 +21,7 @@ from audiofork.relay.connection import Connection, Connector
 from audiofork.relay.formats.base import Audio, Command, Event, Message, MessageFormat, Text
 from audiofork.relay.formats.raw import RawFormat
 from audiofork.relay.outlet import Outlet
+from audiofork.relay.server_limits import MAX_MESSAGE_BYTES
 from audiofork.relay.sink_states import SINK_LIFE, SinkEvent, SinkState
 
 CLOSE_TIMEOUT_S = 2.0
@@ -70,6 +71,7 @@ class Sink(SinkCallbacks):
         handshake: What is added to the request of the handshake.
         format: The format of the messages; raw by default.
         proxy_tls: The TLS context for an https proxy.
+        max_message_bytes: Longest message of the server; a longer one closes the connection.
 
     Attributes:
         send: Sends a frame now, or keeps it in the backlog; never waits.
@@ -90,6 +92,7 @@ class Sink(SinkCallbacks):
         handshake: Handshake = PLAIN_HANDSHAKE,
         format: MessageFormat | None = None,
         proxy_tls: ssl.SSLContext | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         super().__init__()
         self._config = config
@@ -100,6 +103,7 @@ class Sink(SinkCallbacks):
             allow_private=allow_private,
             handshake=handshake,
             proxy_tls=proxy_tls,
+            max_message_bytes=max_message_bytes,
         )
         self._format = format or RawFormat()
         self._outlet = Outlet(
@@ -350,10 +354,10 @@ class Sink(SinkCallbacks):
     def _take(self, message: Message) -> None:
         """Call the callback for a message of the server, or count it."""
         match self._format.meaning(message):
-            case Text(text):
-                self.on_text(text)
             case Audio() as audio:
                 self.on_audio(audio)
+            case Text(text):
+                self.on_text(text)
             case Command() as command:
                 self.on_command(command)
             case None:
