@@ -147,10 +147,11 @@ def check(taps: bool, here: bool, path: Path, socket_path: Path | None) -> None:
             _print_taps(config_file.load(path, secrets_of=["asterisk"]))
             return
         loaded, unread = load(path)
-        config_file.refuse_unknown_variables(loaded)
+        if "profile" not in unread:  # else it is not known which there are
+            config_file.refuse_unknown_variables(loaded)
         one = Check(loaded, lambda finding: say(str(finding)), unread=unread)
     except ConfigError as exc:
-        fail(str(exc), EXIT_CONFIG)
+        fail(config_file.with_place(str(exc), path), EXIT_CONFIG)
     say(str(Finding(Mark.OK, f"configuration: {path}")))
     sys.exit(uvloop.run(one.run()))
 

@@ -376,14 +376,15 @@ class ProfileConfig:
         may_be_shown=False,  # its query may be a secret
     )
     options: str = _option(
-        "",
-        text,
-        "The option string; a fork's own is added, and counts for letters of both.",
+        "", text, "The option string; a fork's own is added, and counts for letters of both."
     )
     token: str = _option(
         "", text, "Sent as Authorization: Bearer; user:password as Basic.", may_be_shown=False
     )
     token_file: str = _option("", text, "A file that holds the token.")
+    token_header: str = _option(
+        "", text, "The header of the token, if another: Authorization: Token {token}."
+    )
     headers: tuple[str, ...] = _option(
         "",
         lines,
@@ -403,8 +404,23 @@ class ProfileConfig:
         "in a string of JSON.",
         may_be_shown=False,
     )
+    opening_answer: str = _option(
+        "", text, "A part of the text that audio waits for, the server's answer to the opening."
+    )
     closing: str = _option(
-        "", texts, "A text that is sent before the close, likewise.", may_be_shown=False
+        "",
+        texts,
+        "A text that is sent before the close, likewise; {messages}: how many had audio.",
+        may_be_shown=False,
+    )
+    closing_wait: float = _option(
+        "5", number(0, 25), "Seconds that the server has after that text, for its last results."
+    )
+    closing_answer: str = _option(
+        "", text, "A part of the server's last text, if it leaves it to us to close."
+    )
+    full_messages: bool = _option(
+        "no", yes_or_no, "Whether short messages of audio, such as the last, get silence added."
     )
     channels: tuple[str, ...] = _option(
         "*", words, "The channels that may be forked to it; * stands for any text: PJSIP/trunk-*."

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from audiofork import profile_files
 from audiofork.config import EXAMPLES, NAMED_SECTIONS, SECTIONS, Config, ControlConfig
 from audiofork.config_values import MAX_PORT, NotAChoice, text, word
 from audiofork.errors import ConfigError
@@ -27,6 +28,7 @@ _INTRO = """\
 ; (AUDIOFORK_ASTERISK_SECRET, say) overrides the file, also in [post_process:NAME], where _ stands
 ; for : and the like. An unknown section or option is an error, an environment variable that is
 ; named so and is of no option, too. A section may stand twice, an option may not.
+; Files *.ini in profiles.d beside this file are read, too; they hold sections [profile:NAME] alone.
 ; SIGHUP makes the daemon read the file again; a file with an error changes nothing. [asterisk],
 ; [ari], [audiosocket], [relay], [control], [front] and [daemon] journal count from the next start,
 ; but the secret of [asterisk] and the password of [ari], with their files, from the next login on.
@@ -53,12 +55,15 @@ def load(
     Args:
         path: An ini file; `;` and `#` begin comments.
         environment: AUDIOFORK_SECTION_OPTION in it overrides the file.
-        secrets_of: The sections whose secrets are read where they have a file of their own.
+        secrets_of: The sections whose secrets are read where they have a file of their own. Only
+            with profile among them are the files of profiles.d read, which may hold secrets.
 
     Raises:
-        ConfigError: The file cannot be read or holds something that is not known or not allowed.
+        ConfigError: A file cannot be read or holds something that is not known or not allowed.
     """
-    return parse(_content(path), environment, source=str(path), secrets_of=secrets_of)
+    further = profile_files.read_all(path, _content) if "profile" in secrets_of else []
+    given = _Given(Ini(_content(path), str(path)), environment, further)
+    return _parsed(given, secrets_of)
 
 
 def load_control(path: Path, environment: Mapping[str, str] = os.environ) -> ControlConfig:
@@ -87,7 +92,8 @@ def with_place(text: str, path: Path, environment: Mapping[str, str] = os.enviro
     if named is None:
         return text
     try:
-        given = _Given(Ini(_content(path), str(path)), environment)
+        further = profile_files.read_all(path, _content)
+        given = _Given(Ini(_content(path), str(path)), environment, further)
     except ConfigError:  # it is another one by now
         return f"{path}: {text}"
     return f"{given.place(named[1], named[2])}: {text}"
@@ -112,14 +118,19 @@ def parse(
     secrets_of: Sequence[str] = SECTIONS_WITH_SECRETS,
 ) -> Config:
     """Parse the text of a configuration file; see `load`."""
-    given = _Given(Ini(content, source), environment)
-    _refuse_unknown(given.ini)
+    return _parsed(_Given(Ini(content, source), environment), secrets_of)
+
+
+def _parsed(given: _Given, secrets_of: Sequence[str]) -> Config:
+    profile_files.refuse_doubles(given.inis)
+    for ini in given.inis:
+        _refuse_unknown(ini)
     sections: dict[str, Any] = {
         name: _read_section(name, section_type, given) for name, section_type in SECTIONS.items()
     }
     for kind in NAMED_SECTIONS:
         sections[kind] = {}
-    for kind, name in _named(given.ini):
+    for kind, name in (one for ini in given.inis for one in _named(ini)):
         sections[kind][name] = _read_section(f"{kind}:{name}", NAMED_SECTIONS[kind], given)
     config = Config(**sections)
     _check_commands(config, given)
@@ -129,23 +140,31 @@ def parse(
 
 
 class _Given:
-    """What is given: the file, and the environment that goes before it."""
+    """What is given: the file, those of profiles, and the environment that goes before them."""
 
-    def __init__(self, ini: Ini, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, ini: Ini, environment: Mapping[str, str], further: Sequence[Ini] = ()
+    ) -> None:
         self.ini = ini
+        self.inis = [ini, *further]
         self._environment = environment
+
+    def _ini_of(self, section: str) -> Ini:
+        return next((ini for ini in self.inis if ini.has_section(section)), self.ini)
 
     def text(self, section: str, option: str) -> str | None:
         """Return the text of an option; None if it has its default."""
         variable = variable_of(section, option)
         if variable in self._environment:
             return self._environment[variable]
-        return self.ini.get(section, option, fallback=None)
+        return self._ini_of(section).get(section, option, fallback=None)
 
     def place(self, section: str, option: str = "") -> str:
         """Return where it stands: the variable, FILE:LINE, or FILE if it has its default."""
         variable = variable_of(section, option)
-        return variable if variable in self._environment else self.ini.place(section, option)
+        if variable in self._environment:
+            return variable
+        return self._ini_of(section).place(section, option)
 
 
 def variable_of(section: str, option: str) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,6 +77,7 @@ class Daemon:
         self._waits_for = waits_for
         self._folder = Path(tempfile.mkdtemp(prefix="audiofork-daemon-"))
         self.config = self._folder / "audiofork.ini"
+        self.profiles = self._folder / "profiles.d"
         self.socket = self._folder / "control.sock"
         self._log = self._folder / "log"
         self.journal = self._folder / "journal.sqlite3"
@@ -140,9 +142,7 @@ class Daemon:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
-        for path in self._folder.iterdir():
-            path.unlink()
-        self._folder.rmdir()
+        shutil.rmtree(self._folder)
 
     @property
     def pid(self) -> int:

@@ -11,7 +11,18 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "audiofork"
 
 GROUND = {"addresses", "audiosocket", "backoff", "config", "config_file", "config_values"}
-GROUND |= {"errors", "files", "ini", "log", "placeholders", "shipped", "states", "system", "text"}
+GROUND |= {
+    "errors",
+    "files",
+    "ini",
+    "log",
+    "placeholders",
+    "profile_files",
+    "shipped",
+    "states",
+    "system",
+    "text",
+}
 GROUND |= {"threads"}
 GROUND |= {"tls_contexts", "uri", ""}
 """Modules that all rooms may import; the last is the package itself, which has the version."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from audiofork.asterisk.ami import Ami
-from audiofork.asterisk.ami_protocol import ChannelHangup, Event, OriginateFailed
+from audiofork.asterisk.ami_protocol import ChannelHangup, Event, KeyPressed, OriginateFailed
 from audiofork.asterisk.taps.base import LEG_PREFIX, LegOrder, Tap
 from audiofork.asterisk.taps.chanspy import originate_headers
 from audiofork.asterisk.taps.ways import Connects
@@ -315,6 +315,20 @@ class ProbeLegs:
         """Wait a little for a leg whose channel has ended: that may overtake its connection."""
         if isinstance(news, ChannelHangup):
             await asyncio.wait([arrival], timeout=OVERTAKEN_S)
+
+    async def press_key(self, uniqueid: str) -> bool:
+        """Have Asterisk feign that a leg's party presses a key; return whether it tells of that.
+
+        Raises:
+            AmiActionFailed: It does not do that, for this user or at all.
+        """
+        key = [("Channel", uniqueid), ("Digit", "1"), ("Duration", "100"), ("Receive", "true")]
+        await self._ami.action("PlayDTMF", key)
+
+        def is_it(event: Event) -> bool:
+            return isinstance(event, KeyPressed) and event.uniqueid == uniqueid
+
+        return await self._events.first(is_it) is not None
 
     async def knock(self, address: Address, leg_uuid: str) -> None:
         """Have Asterisk connect to somebody else, and wait until that is over.

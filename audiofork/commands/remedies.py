@@ -135,6 +135,12 @@ NAME_HOSTS = (
     "Whoever may start a fork, each AMI user with write = user say, can send any call there. Name "
     "your servers: [security] allow_urls = wss://speech.example.org, and reload the daemon."
 )
+PROFILES = (
+    "Without it the daemon does not start, and a reload keeps the old profiles. The daemon's user "
+    "has to be able to read profiles.d and what its files name (install -m 640 -g audiofork); "
+    "where systemd hands a token to the service (LoadCredential), start the daemon, which then "
+    "checks itself."
+)
 CALLER_DATA = """\
 A caller may choose it so that a comma in it begins another option, another server or a command. \
 Put it through URIENCODE, such as
@@ -220,6 +226,19 @@ def rights(user: str) -> str:
         "user,call,dtmf and write = originate,call,user,reporting, with the eventfilter lines of "
         'the shipped manager_audiofork.conf; then run asterisk -rx "manager reload".'
     )
+
+
+def keys(user: str) -> str:
+    """Return how our user of AMI hears of the keys that parties press."""
+    return f"""\
+No server wants them? Then leave it so. {SETUP}in section [{user}] of manager.conf or a file that \
+it includes:
+  read = user,call,dtmf
+  eventfilter(action(include),name(DTMFEnd)) =
+or, before Asterisk 18.26, 20.11, 21.6 and 22.1,
+  eventfilter = Event: DTMFEnd
+then run
+  asterisk -rx "manager reload\""""
 
 
 def empty_lines(user: str) -> str:

@@ -21,7 +21,7 @@ from audiofork.forks.options import PARAM_VARIABLE
 from audiofork.forks.orders import spec_of, wish_of
 from audiofork.forks.params import check_size
 from audiofork.forks.post_process.commands import Commands
-from audiofork.forks.profiles import Profiles
+from audiofork.forks.profiles import Profiles, filled, has_texts
 from audiofork.forks.requests import StartFork, connected
 from audiofork.forks.table import ForkTable
 from audiofork.link.messages import SendCommand, SetMute
@@ -152,8 +152,12 @@ class Starting:
             RequestRefused: The URL is not allowed with them, or the parameters are too long.
         """
         request, call = fork.request, fork.call
-        texts = self._profiles.texts_of(request)
-        if not (request.options.tells_of_call or texts.any or url_templates.names(request.url)):
+        call.dialogue = self._profiles.dialogue_of(request)
+        if not (
+            request.options.tells_of_call
+            or has_texts(call.dialogue)
+            or url_templates.names(request.url)
+        ):
             return
         asked = await call_info.ask(self._channels, call.channel, call.uniqueid)
         call.info = {"fork_id": fork.id, **asked}
@@ -165,7 +169,7 @@ class Starting:
             check_size(call.params)
         except ValueError as exc:
             raise RequestRefused(f"Params: {exc}") from None
-        call.texts = texts.filled(call.info)
+        call.dialogue = filled(call.dialogue, call.info)
         if url_templates.names(request.url):
             fork.request = with_fields(request, call.info)
             self._admission.check_url(fork.request)

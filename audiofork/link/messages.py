@@ -149,6 +149,32 @@ PLAIN_HANDSHAKE = Handshake()
 
 
 @dataclass(frozen=True, slots=True)
+class Dialogue:
+    """What a profile has a server told, and what the server answers, around the fork's format.
+
+    Attributes:
+        opening: A text that is sent at each opening; empty: none.
+        opening_answer: Audio waits until the server has sent a text with this in it; empty: audio
+            does not wait.
+        closing: A text that is sent before the close; empty: none.
+        closing_answer: The server has sent all once it has sent a text with this in it; empty: once
+            it closes the connection.
+        closing_wait_s: How long to wait for that at most, in seconds.
+        full_messages: Whether messages of audio that are too short are filled up with silence.
+    """
+
+    opening: str = field(default="", repr=False)
+    opening_answer: str = ""
+    closing: str = field(default="", repr=False)
+    closing_answer: str = ""
+    closing_wait_s: float = 0.0
+    full_messages: bool = False
+
+
+PLAIN_DIALOGUE = Dialogue()
+
+
+@dataclass(frozen=True, slots=True)
 class Metadata:
     """What a server is told of the call; a caller may have chosen any of it.
 
@@ -221,8 +247,7 @@ class ForkSpec:
         format: What is spoken over the WebSocket.
         codec: What the audio is encoded in, where the format leaves that open.
         metadata: What the server is told of the call; None: nothing.
-        opening: A text that is sent at each opening; empty: none.
-        closing: A text that is sent before the close; empty: none.
+        dialogue: What is said around the format.
         reconnect_interval_s: Longest wait between two connects, and time limit of one, in seconds;
             None: as configured.
         reconnect_attempts: Failed connects in a row before the fork ends, 0: no limit; None: as
@@ -249,8 +274,7 @@ class ForkSpec:
     format: Format = Format.RAW
     codec: Codec = Codec.SLIN
     metadata: Metadata | None = None
-    opening: str = field(default="", repr=False)
-    closing: str = field(default="", repr=False)
+    dialogue: Dialogue = PLAIN_DIALOGUE
     reconnect_interval_s: float | None = None
     reconnect_attempts: int | None = None
     frame_ms: int | None = None

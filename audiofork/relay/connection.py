@@ -25,7 +25,7 @@ from audiofork.relay.lookup import lookups
 from audiofork.relay.outlet import Outlet
 from audiofork.relay.resolve import open_socket
 from audiofork.relay.retry import NotInTime
-from audiofork.relay.server_limits import WORK, LimitedProtocol
+from audiofork.relay.server_limits import POLICY_VIOLATION, WORK, LimitedProtocol
 from audiofork.relay.tls import open_tls
 from audiofork.uri import uri_of
 
@@ -109,6 +109,11 @@ class Connection(ClientConnection):
     def _read_on(self) -> None:
         if not (self._limited.costs_too_much or self.transport.is_closing()):
             self.transport.resume_reading()
+
+    def give_up(self, reason: str) -> None:
+        """Begin to close a connection to a server that does not do what it has to."""
+        self.protocol.fail(POLICY_VIOLATION, reason)
+        self.send_data()
 
     def _on_costly(self) -> None:
         self._limited.give_up(WORK)

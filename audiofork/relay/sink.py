@@ -207,7 +207,8 @@ class Sink(SinkCallbacks):
             return
         opened = asyncio.get_running_loop().time()
         await self._listen(connection)
-        self._open_s = asyncio.get_running_loop().time() - opened
+        has_served = self._format.is_answered or not self._format.must_answer
+        self._open_s = asyncio.get_running_loop().time() - opened if has_served else 0.0
         if self._outlet.is_ending:
             await self._end_of_connection()  # frames that come back must still be delivered
         if not self._is_done():
@@ -219,12 +220,15 @@ class Sink(SinkCallbacks):
             async with asyncio.timeout(None) as self._listening:
                 if not connection.is_open:  # it began to close before `_connection` was set
                     self._on_closing(connection)
-                if self.state is SinkState.PROVING:
+                if self._format.must_answer:
+                    self._ask(connection)
+                elif self.state is SinkState.PROVING:
                     await self._prove(connection)
                 else:
-                    self._open(connection)
+                    self._greet_and_open(connection)
                 while True:
                     self._take(await connection.recv())
+                    self._on_taken(connection)
         except ConnectionClosed:
             self._on_lost(connection)  # no effect, unless it was lost before `_connection` was set
         except TimeoutError:
@@ -255,8 +259,29 @@ class Sink(SinkCallbacks):
             raise retry.connect_failure(exc, self._connector.tried) from exc
         self._connection = connection
         self._outlet.attach(connection.transport)
-        self._move(SinkEvent.RETURNED if self._openings else SinkEvent.ACCEPTED)
+        has_to_answer = self._openings or self._format.must_answer
+        self._move(SinkEvent.RETURNED if has_to_answer else SinkEvent.ACCEPTED)
         return connection
+
+    def _ask(self, connection: Connection) -> None:
+        """Send the opening; give the server up unless it answers within `connect_timeout`."""
+        if connection.is_open:
+            self._outlet.greet()
+        limit_s = self._config.connect_timeout
+        asyncio.get_running_loop().call_later(limit_s, self._on_no_answer, connection)
+
+    def _on_no_answer(self, connection: Connection) -> None:
+        if connection is self._connection and self.state is SinkState.PROVING:
+            limit_s = self._config.connect_timeout
+            connection.give_up(f"no answer to the opening within {limit_s:g} s")
+
+    def _on_taken(self, connection: Connection) -> None:
+        """See whether the message that was taken is one that was waited for."""
+        if self._format.is_answered and self.state is SinkState.PROVING:
+            self._move(SinkEvent.PROVED)
+            self._open(connection)
+        if self._format.has_finished:
+            self._news.set()
 
     async def _prove(self, connection: Connection) -> None:
         """Send a ping; open the connection on the pong, or after PROOF_TIMEOUT_S.
@@ -271,7 +296,12 @@ class Sink(SinkCallbacks):
     def _on_proved(self, connection: Connection, _pong: object = None) -> None:
         if connection is self._connection and self.state is SinkState.PROVING:
             self._move(SinkEvent.PROVED)
-            self._open(connection)
+            self._greet_and_open(connection)
+
+    def _greet_and_open(self, connection: Connection) -> None:
+        if connection.is_open:
+            self._outlet.greet()
+        self._open(connection)
 
     def _open(self, connection: Connection) -> None:
         """Send the frames that waited, and then all that come."""
@@ -336,6 +366,7 @@ class Sink(SinkCallbacks):
         if self._patience is not None and not self._patience.expired():
             limit = asyncio.get_running_loop().time() + CLOSE_TIMEOUT_S
             self._patience.reschedule(min(limit, self._patience.when() or limit))
+            self._news.set()
 
     async def _say_goodbye(self, code: int, reason: str) -> None:
         """Close the connection if no frame waits; else wait for a change."""
@@ -343,10 +374,26 @@ class Sink(SinkCallbacks):
         waits = self.backlog and self._outlet.is_open
         if self.state is SinkState.OPEN and connection is not None and not waits:
             self._outlet.send_closing(reason)
+            await self._hear_out(connection)
             await connection.close(code, reason)
         else:
             self._news.clear()
             await self._news.wait()
+
+    async def _hear_out(self, connection: Connection) -> None:
+        """Wait until the server has sent all, `closing_wait_s` at most; `run` takes it."""
+        now = asyncio.get_running_loop().time
+        limit = now() + self._format.closing_wait_s
+        assert self._patience is not None
+        while self._connection is connection and not self._format.has_finished:
+            # Of the time that is left for it all, the close itself may take some.
+            latest = (self._patience.when() or limit) - CLOSE_TIMEOUT_S / 2
+            if (wait_s := min(limit, latest) - now()) <= 0:
+                return
+            self._news.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._news.wait()
 
     async def _give_up(self) -> None:
         self._hurry.set()

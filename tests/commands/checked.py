@@ -35,6 +35,7 @@ class SpiedAsterisk(FakeAsterisk):
         echo: What it answers to each frame that it gets.
         brings_legs: Whether it does anything about an Originate.
         is_unfiltered: Whether it sends events with what looks like an empty line in a value.
+        tells_of_keys: Whether it tells of the key that it is made to feign.
     """
 
     def __init__(self) -> None:
@@ -44,17 +45,26 @@ class SpiedAsterisk(FakeAsterisk):
         self.answers["ShowDialPlan"] = dialplan_of()
         self.answers["UserEvent"] = self._raise
         self.answers["Originate"] = self._originate
+        self.answers["PlayDTMF"] = self._press
         self.pace_s = 0.02
         self.frame = b""
         self.echo = b""
         self.brings_legs = True
         self.is_unfiltered = False
+        self.tells_of_keys = True
         self._tasks: list[asyncio.Task[None]] = []
 
     def _raise(self, action: dict[str, str]) -> bytes | None:
         if action["userevent"] == "AudioFork" and (self.is_unfiltered or "value" not in action):
             lines = [f"{name}: {action[name]}" for name in ("command", "audioforkid")]
             self.connections[-1].send(block("Event: UserEvent", "UserEvent: AudioFork", *lines))
+        return response(action)
+
+    def _press(self, action: dict[str, str]) -> bytes:
+        if self.tells_of_keys:
+            lines = ["Digit: 1", "DurationMs: 100", "Direction: Received"]
+            uniqueid = f"Uniqueid: {action['channel']}"
+            self.connections[-1].send(block("Event: DTMFEnd", uniqueid, *lines))
         return response(action)
 
     def _originate(self, action: dict[str, str]) -> bytes:

@@ -624,7 +624,7 @@ async def test_fork_to_a_profile_is_resumed_to_what_the_profile_has_now(rig: Rig
     await resume(rig, entry)
     assert rig.spec.url == f"ws://h/{UNIQUEID}"
     assert rig.spec.handshake.headers == (("Authorization", "Bearer new"),)
-    assert rig.spec.opening == "7"
+    assert rig.spec.dialogue.opening == "7"
     assert rig.spec.metadata is not None
     assert (rig.spec.metadata.call, rig.spec.metadata.params) == (call, {"a": "1"})
     assert rig.journal.entries[UNKNOWN_ID].url == "@speech"

@@ -93,6 +93,11 @@ def checked() -> Iterator[Asterisk]:
         user("no-reporting", "user,call", "originate,call,user"),
         user("hears-no-user", "call", "originate,call,user,reporting"),
         user("hears-no-call", "user", "originate,call,user,reporting"),
+        user("hears-no-keys", "user,call", "originate,call,user,reporting"),
+        manager_conf()
+        .replace("[audiofork]\n", "[filters-keys]\n")
+        .replace("eventfilter(action(include),name(DTMFEnd)) =\n", "")
+        .replace("eventfilter = Event: DTMFEnd\n", ""),
         user("may-nothing", "", ""),
         user("system", "user,call", "system,originate,call,user,reporting"),
         unfiltered(user("unfiltered", "user,call", "originate,call,user,reporting")),
@@ -198,6 +203,7 @@ async def test_asterisk_as_shipped_has_no_fault_within_3_s(checked: Asterisk) ->
     assert "rights: write = originate,call,user,reporting" in texts
     assert "requests: UserEvent(AudioFork) comes back (read = user)" in texts
     assert "hangups: Asterisk tells of them (read = call)" in texts
+    assert "keys (DTMF): Asterisk tells of them (read = dtmf)" in texts
     (audio,) = [text for text in texts if text.startswith("audio:")]
     assert audio.endswith("frames a second, in and out mixed by ChanSpy")
     assert texts[-1].startswith("forks: in by chanspy, both by chanspy; out and stereo are refused")
@@ -290,6 +296,19 @@ async def test_caller_data_in_the_dialplan_is_warned_of(checked: Asterisk) -> No
         "caller data: context careless, extension _X., priority 1: EXTEN stands bare in Gosub"
     )
     assert "${URIENCODE(${EXTEN})}" in found.remedy
+
+
+@pytest.mark.parametrize("username", ["hears-no-keys", "filters-keys"])
+async def test_user_that_hears_no_keys_is_warned_of_and_that_is_no_fault(
+    checked: Asterisk, username: str
+) -> None:
+    outcome, findings = await findings_of(checked, configured(checked, username))
+    assert outcome is Outcome.FINE
+    (found,) = [finding for finding in findings if finding.text.startswith("keys (DTMF): ")]
+    assert found.mark is Mark.WARN
+    assert "read = dtmf is missing, or an eventfilter holds them back" in found.text
+    assert f"in section [{username}]" in found.remedy
+    assert "read = user,call,dtmf" in found.remedy
 
 
 async def test_user_that_hears_no_hangups_is_a_fault(checked: Asterisk) -> None:
