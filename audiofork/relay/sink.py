@@ -17,7 +17,16 @@ from audiofork.relay import retry
 from audiofork.relay.backlog import Backlog
 from audiofork.relay.client_tls import TlsContext
 from audiofork.relay.connection import Connection, Connector
-from audiofork.relay.formats.base import Audio, Command, Event, Message, MessageFormat, Text
+from audiofork.relay.formats.base import (
+    Audio,
+    Command,
+    Event,
+    Message,
+    MessageFormat,
+    Reply,
+    Several,
+    Text,
+)
 from audiofork.relay.formats.raw import RawFormat
 from audiofork.relay.outlet import Outlet
 from audiofork.relay.sink_states import SINK_LIFE, SinkEvent, SinkState
@@ -312,8 +321,15 @@ class Sink(SinkCallbacks):
         self.on_open()
 
     def _take(self, message: Message) -> None:
-        """Call the callback for a message of the server."""
-        match self._format.meaning(message):
+        """Do what a message of the server means."""
+        meaning = self._format.meaning(message)
+        for one in meaning.meanings if isinstance(meaning, Several) else (meaning,):
+            self._act_on(one)
+
+    def _act_on(self, meaning: Audio | Command | Text | Reply | None) -> None:
+        match meaning:
+            case Reply(messages):
+                self._outlet.reply(messages)
             case Text(text):
                 self.on_text(text)
             case Audio() as audio:

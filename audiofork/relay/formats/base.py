@@ -34,7 +34,14 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Cleared:
-    """What waited to be played was dropped, as the server has asked."""
+    """What waited to be played was dropped, as the server has asked.
+
+    Attributes:
+        lost_ms: How much of the server's latest audio was not played: what was dropped now, and
+            what did not fit in since nothing waited last. In milliseconds.
+    """
+
+    lost_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +79,13 @@ class Command:
     Attributes:
         command: What it wants; not AUDIO.
         value: The name of a mark, keys, a place to transfer to; empty if it has none.
+        after_audio: Whether to wait until the audio that came before it was played. A CLEAR drops
+            it with that audio. For HANGUP, DTMF and TRANSFER.
     """
 
     command: ServerCommand
     value: str = ""
+    after_audio: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +95,26 @@ class Text:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The format itself answers the server.
+
+    Attributes:
+        messages: Sent at once, unless the connection is closing; never on another one.
+    """
+
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """The message means several things, in this order."""
+
+    meanings: tuple[Audio | Command | Text | Reply, ...]
+
+
 # What a message of the server means; None: the message is ignored.
-Meaning = Audio | Command | Text | None
+Meaning = Audio | Command | Text | Reply | Several | None
 
 
 class MessageFormat(ABC):
