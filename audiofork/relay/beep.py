@@ -6,9 +6,9 @@ import asyncio
 import functools
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from audiofork.audiosocket import PTIME_S, SAMPLE_BYTES, frame_bytes
+from audiofork.audiosocket import SAMPLE_BYTES, frame_bytes
 from audiofork.link.messages import Beeps
 
 # The usual tone for recorded calls: 1400 Hz for 200 ms.
@@ -37,54 +37,36 @@ def tone(sample_rate: int) -> list[bytes]:
 
 
 class Beeper:
-    """Sends tones over a leg, one frame every 20 ms; owned by a session.
+    """Says when there is a beep; owned by a speaker.
 
     Args:
         beeps: Which beeps the party hears, and how often.
-        speak: Called with each frame.
-        sample_rate: Called when a beep begins; returns the sample rate of its frames in Hz.
+        beep: Called when one begins.
     """
 
-    def __init__(
-        self, beeps: Beeps, speak: Callable[[bytes], None], sample_rate: Callable[[], int]
-    ) -> None:
+    def __init__(self, beeps: Beeps, beep: Callable[[], None]) -> None:
         self._start_is_due = beeps.at_start
         self._interval_s = beeps.interval_s
-        self._speak = speak
-        self._sample_rate = sample_rate
-        self._loop = asyncio.get_running_loop()
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._beep = beep
+        self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
-        """Play the start beep, only once; repeat beeps at the interval from now, without drift."""
+        """Beep at the start, only once; repeat beeps at the interval from now, without drift."""
         if self._start_is_due:
             self._start_is_due = False
-            self.beep()
+            self._beep()
         if self._interval_s:
-            self._arm_repeat(self._loop.time() + self._interval_s)
+            self._arm(asyncio.get_running_loop().time() + self._interval_s)
 
-    def _arm_repeat(self, at: float) -> None:
-        def beep_and_go_on() -> None:
-            self.beep()
-            self._arm_repeat(at + self._interval_s)
+    def _arm(self, at: float) -> None:
+        self._timer = asyncio.get_running_loop().call_at(at, self._repeat, at)
 
-        self._timers["repeat"] = self._loop.call_at(at, beep_and_go_on)
-
-    def beep(self, then: Callable[[], None] | None = None) -> None:
-        """Beep now; call `then` when the party has heard the beep."""
-        self._frame(iter(tone(self._sample_rate())), self._loop.time(), then)
-
-    def _frame(self, rest: Iterator[bytes], due: float, then: Callable[[], None] | None) -> None:
-        frame = next(rest, None)
-        if frame is not None:
-            self._speak(frame)
-            due += PTIME_S
-            self._timers["frame"] = self._loop.call_at(due, self._frame, rest, due, then)
-        elif then is not None:
-            self._timers["frame"] = self._loop.call_later(TAIL_S, then)
+    def _repeat(self, at: float) -> None:
+        self._beep()
+        self._arm(at + self._interval_s)
 
     def stop(self) -> None:
-        """Stop all beeps at once, until the next `begin` or `beep`."""
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
+        """Beep no more, until the next `begin`."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

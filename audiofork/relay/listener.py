@@ -6,6 +6,7 @@ Reading is never paused: Asterisk treats a short write as a failure and drops th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from functools import lru_cache
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 UUID_TIMEOUT_S = 2.0
 # Most connections without a UUID. Asterisk sends its UUID within milliseconds.
 MAX_STRANGERS = 1000
+# How long Asterisk may take to close a leg whose call goes on.
+LET_GO_S = 2.0
 # Time between two reports of wrong UUIDs: a flood of them must not become a flood of reports. It
 # is a little more than the 1 s between two log lines, so that each report gets its line.
 REPORT_INTERVAL_S = 1.05
@@ -73,6 +76,8 @@ class Listener:
         self._uuids: LegUuids[LegOwner, _Leg] = LegUuids()
         self._wrong_uuids = _WrongUuids(report)
         self._legs: set[_Leg] = set()
+        self._all_gone = asyncio.Event()  # no connection is left
+        self._all_gone.set()
         self._strangers: dict[_Leg, None] = {}  # legs that have sent no UUID yet, oldest first
         self._server: asyncio.Server | None = None
 
@@ -98,6 +103,9 @@ class Listener:
         self.stop_listening()
         for leg in list(self._legs):
             leg.hang_up()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LET_GO_S):
+                await self._all_gone.wait()
         self._wrong_uuids.close()
         if self._server is not None:
             await self._server.wait_closed()
@@ -122,6 +130,7 @@ class Listener:
         The oldest is no real leg: Asterisk sends the UUID long before its leg is the oldest.
         """
         self._legs.add(leg)
+        self._all_gone.clear()
         self._strangers[leg] = None
         if len(self._strangers) > MAX_STRANGERS:
             oldest = next(iter(self._strangers))
@@ -154,6 +163,8 @@ class Listener:
     def remove(self, leg: _Leg) -> None:
         """Forget a connection that is gone."""
         self._legs.discard(leg)
+        if not self._legs:
+            self._all_gone.set()
         self._strangers.pop(leg, None)
 
 
@@ -196,6 +207,12 @@ def _shared(size: int, header: bytes) -> tuple[int, bytes]:
     return size, header
 
 
+@lru_cache(maxsize=16)
+def _spoken_header(kind: int, size: int) -> bytes:
+    """Return the header of a message of audio."""
+    return encode(kind, bytes(size))[:HEADER_BYTES]
+
+
 def _to_nobody(_frame: bytes) -> None:
     """Discard a frame of a leg that has no owner any more."""
 
@@ -205,7 +222,7 @@ class _Leg(asyncio.Protocol):
 
     __slots__ = (
         *("_deadline", "_decoder", "_batching", "_hung_up", "_listener", "_owner", "_transport"),
-        *("_usual_bytes", "_usual_header", "on_usual", "peer"),
+        *("_is_full", "_usual_bytes", "_usual_header", "on_usual", "peer"),
     )
     on_usual: Callable[[bytes], None]  # set by the owner's pipeline
 
@@ -215,6 +232,7 @@ class _Leg(asyncio.Protocol):
         self._batching: ReadBatching | None = None
         self._owner: LegOwner | None = None
         self._hung_up = False
+        self._is_full = False
         self._usual_bytes = -1  # as in the decoder while the fast path is used; else no length
         self._usual_header = b""
 
@@ -310,8 +328,15 @@ class _Leg(asyncio.Protocol):
         if owner is not None:
             owner.on_leg_closed(contested=True)
 
-    def hang_up(self) -> None:
-        """End the leg: Asterisk hangs up when it sees the hangup message or the close."""
+    def hang_up(self, *, call_goes_on: bool = False) -> None:
+        """End the leg: Asterisk hangs up when it sees the hangup message or the close.
+
+        Args:
+            call_goes_on: The leg is of a channel that waits for its end and then goes on in the
+                dialplan. Asterisk before 20.14 hangs up this channel on the hangup message, and
+                every version does on a reset, which unread audio would cause. So our side alone is
+                closed, and what comes is read until Asterisk closes, too: for LET_GO_S at most.
+        """
         if self._hung_up:
             return
         self._hung_up = True
@@ -319,8 +344,12 @@ class _Leg(asyncio.Protocol):
         self._forget_owner()
         self._stop_batching()
         self._listener.forget_stranger(self)
-        self._transport.write(HANGUP_MESSAGE)
-        self._transport.close()
+        if call_goes_on:
+            self._transport.write_eof()
+            self._deadline = asyncio.get_running_loop().call_later(LET_GO_S, self._transport.abort)
+        else:
+            self._transport.write(HANGUP_MESSAGE)
+            self._transport.close()
 
     def batch_reads(self, frame_bytes: int, batch_ms: int) -> None:
         """Read `batch_ms` of audio at once from now on, unless that is too much for the kernel.
@@ -350,26 +379,35 @@ class _Leg(asyncio.Protocol):
         return owner
 
     @property
-    def _spoken_kind(self) -> Kind:
-        """The message kind of the leg's own audio: Asterisk accepts no other kind."""
-        header = self._decoder.usual_header
-        return Kind(header[0]) if header else Kind.SLIN
-
-    @property
     def spoken_rate(self) -> int:
-        """The sample rate in Hz that Asterisk assumes for frames sent to it.
+        """See `LegHandle.spoken_rate`.
 
         Versions that send all rates as one kind also play all that they get at 8000 Hz.
         """
-        return SAMPLE_RATES[self._spoken_kind]
+        header = self._decoder.usual_header
+        return SAMPLE_RATES[cast(Kind, header[0])] if header else 0
 
-    def speak(self, frame: bytes) -> None:
-        """Play a frame, at `spoken_rate`, to the target's party.
+    def speak(self, frame: bytes) -> bool:
+        """Play a frame, at `spoken_rate`, to the target's party; return whether it was written.
 
-        Each frame is one write: Asterisk treats half a message as a failure.
+        Each frame is one write: Asterisk treats half a message as a failure. It accepts no other
+        kind than that of the leg's own audio.
         """
-        if not self._hung_up:
-            self._transport.write(encode(self._spoken_kind, frame))
+        if self._hung_up or self._is_full:
+            return False
+        header = self._decoder.usual_header
+        self._transport.write(
+            _spoken_header(header[0] if header else Kind.SLIN, len(frame)) + frame
+        )
+        return True
+
+    def pause_writing(self) -> None:
+        """Speak no more for now: Asterisk does not read, and 64 KiB wait."""
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        """Speak again."""
+        self._is_full = False
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self._hung_up = True

@@ -33,11 +33,14 @@ class LegHandle(Protocol):
 
     @property
     def spoken_rate(self) -> int:
-        """The sample rate in Hz that Asterisk assumes for frames sent to it."""
+        """The sample rate in Hz that Asterisk assumes for frames sent to it.
 
-    def hang_up(self) -> None: ...
+        0: it is not known before the leg has brought audio; 8000 Hz is right for most.
+        """
 
-    def speak(self, frame: bytes) -> None: ...
+    def hang_up(self, *, call_goes_on: bool = False) -> None: ...
+
+    def speak(self, frame: bytes) -> bool: ...
 
     def batch_reads(self, frame_bytes: int, batch_ms: int) -> None: ...
 
@@ -99,7 +102,9 @@ class Pipeline(ABC):
         self.is_proven = False
         self._taker = taker
         self._take = taker.take
-        self._gate_open = spec.gate_open
+        self._gate_open = spec.gate_open  # and not paused
+        self._gate = spec.gate_open
+        self._is_paused = False
         self._sides = Sides(spec.gain_in, spec.gain_out)
 
     @property
@@ -138,6 +143,16 @@ class Pipeline(ABC):
 
     def set_gate(self, is_open: bool) -> None:
         """Open or shut the gate; no audio passes a shut gate."""
+        self._gate = is_open
+        self._set_open(is_open and not self._is_paused)
+
+    def set_pause(self, is_paused: bool) -> None:
+        """Let no audio pass while it is paused, whatever the gate is."""
+        if is_paused != self._is_paused:
+            self._is_paused = is_paused
+            self._set_open(self._gate and not is_paused)
+
+    def _set_open(self, is_open: bool) -> None:
         self.read_rest()
         self._gate_open = is_open
 
@@ -235,9 +250,9 @@ class OneLegPipeline(Pipeline):
         self._shape = self._shape_of(self._sides)
         self._set_fast_path(self._on_frame)
 
-    def set_gate(self, is_open: bool) -> None:
-        """See `Pipeline.set_gate`; no silence is filled in while it is shut."""
-        super().set_gate(is_open)
+    def _set_open(self, is_open: bool) -> None:
+        """No silence is filled in while nothing passes."""
+        super()._set_open(is_open)
         self._set_fast_path(self._on_frame)
         self._start_or_stop_filling()
 

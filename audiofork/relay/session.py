@@ -20,18 +20,19 @@ from audiofork.link.messages import (
     PressKey,
     SendReport,
     SetMute,
-    SinkMessage,
     SinkOpened,
     SinkResumed,
     SinkRetrying,
     Streaming,
 )
 from audiofork.log import CounterLine, ForkLog
-from audiofork.relay.beep import Beeper
 from audiofork.relay.formats.base import Dtmf
+from audiofork.relay.pacer import Pacer
 from audiofork.relay.pipeline import LegHandle, Taker, pipeline_of
+from audiofork.relay.server_commands import ServerCommands
 from audiofork.relay.shortfall import Shortfall
 from audiofork.relay.sink import Sink
+from audiofork.relay.speaker import Speaker
 from audiofork.text import A_BUG
 
 log = logging.getLogger(__name__)
@@ -39,10 +40,6 @@ log = logging.getLogger(__name__)
 NO_PAIRS = (
     "this Asterisk's ChanSpy cannot keep in and out apart; it takes 18.22, 20.7, 21.2, 22 or later"
 )
-MAX_MESSAGES_A_SECOND = 20
-# Longest text passed on, four times what an event shows. The rest would only cost time on the link
-# and in the control plane, which searches it for control characters.
-MAX_TEXT_LENGTH = 3600
 _CLOSE_CODES = {EndReason.HANGUP: 1000, EndReason.STOPPED: 1000, EndReason.SHUTDOWN: 1001}
 _FAULT_CLOSE_CODE = 1011
 
@@ -96,23 +93,26 @@ class Session:
         inlets: The inlet for the leg of each part.
     """
 
-    def __init__(self, spec: ForkSpec, sink: Sink, report: SendReport) -> None:
+    def __init__(self, spec: ForkSpec, sink: Sink, report: SendReport, pacer: Pacer) -> None:
         self.spec = spec
         self.done = asyncio.Event()
         self._sink = sink
         sink.on_open = self._on_sink_open
         sink.on_retry = self._on_sink_retry
-        sink.on_text = self._on_text
         self._report = report
         taker = Taker(self._send_first, self._frames_offered, self._on_unexpected_size)
         self._pipeline = pipeline_of(spec, taker)
         self.inlets = {part: Inlet(self, part, self._pipeline.input_of(part)) for part in spec.legs}
-        self._beeper = Beeper(spec.beeps, self._speak, self._spoken_rate)
+        self._speaker = Speaker(spec, pacer, sink.send_event)
+        pause = self._pipeline.set_pause
+        self._commands = ServerCommands(spec, self._speaker, report, pause)
+        sink.on_text = self._commands.on_text
+        sink.on_audio = self._commands.on_audio
+        sink.on_command = self._commands.on_command
         self._unexpected_sizes = CounterLine(
             log, f"fork {spec.fork_id[:8]}: frames of an unexpected size"
         )
         self._shortfall = self._new_shortfall() if spec.steady else None
-        self._message_limit = MessageLimit()
         self._streaming = False
         self._end: tuple[EndReason, str] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -127,13 +127,15 @@ class Session:
     def attach(self, part: LegPart, leg: LegHandle) -> None:
         """Add a leg: the first of its part, or one that replaces it."""
         if self._end is not None:
-            leg.hang_up()
+            self._hang_up(part, leg)
             return
         # The new leg does not batch its reads yet: `_send_first` decides again when it may.
         self._pipeline.hand_to(self._send_first)
         self._pipeline.attach(part, leg)
-        if self._streaming and part is self._speaking_part:  # it came late or replaces a lost leg
-            self._beeper.begin()
+        if part is self._speaker.part:
+            self._speaker.attach(leg)
+            if self._streaming:  # it came late or replaces a lost leg
+                self._speaker.beeper.begin()
         self._compare_with_clock()
         self._report(LegAttached(self.spec.fork_id, part))
 
@@ -195,37 +197,23 @@ class Session:
         if self._end is None:
             brought = self._pipeline.frames_brought
             self._report(LegLost(self.spec.fork_id, part, brought, contested))
-        elif part is self._speaking_part:  # the other legs stayed for the last beep, now lost
+        elif part is self._speaker.part:  # the other legs stayed for the last beep, now lost
             self._hang_up_legs()
 
     def drop_leg(self, part: LegPart) -> None:
         """Hang up the leg of a part, if there is one, without a LegLost report."""
         if (leg := self._pipeline.legs.get(part)) is not None:
             self._detach(part)
-            leg.hang_up()
+            self._hang_up(part, leg)
 
     def _detach(self, part: LegPart) -> None:
         self._pipeline.detach(part)
         self._compare_with_clock()
-        if part is self._speaking_part:
-            self._beeper.stop()
+        if part is self._speaker.part:
+            self._speaker.detach()
 
-    @property
-    def _speaking_part(self) -> LegPart:
-        """The part whose leg carries the beeps to the party."""
-        return self.spec.legs[0]
-
-    @property
-    def _speaking_leg(self) -> LegHandle | None:
-        return self._pipeline.legs.get(self._speaking_part)
-
-    def _speak(self, frame: bytes) -> None:
-        if (leg := self._speaking_leg) is not None:
-            leg.speak(frame)
-
-    def _spoken_rate(self) -> int:
-        leg = self._speaking_leg
-        return leg.spoken_rate if leg is not None else self.spec.sample_rate
+    def _hang_up(self, part: LegPart, leg: LegHandle) -> None:
+        leg.hang_up(call_goes_on=self._speaker.is_steady and part is self._speaker.part)
 
     # --- Commands ---
 
@@ -245,13 +233,19 @@ class Session:
 
     def stats(self) -> ForkStats:
         """Return the statistics so far."""
+        counts = self._speaker.counts
         return ForkStats(
             frames_in=self._pipeline.frames_in,
             frames_sent=self._sink.frames_sent,
             frames_dropped=self._sink.backlog.dropped + self._pipeline.unexpected,
             frames_missing=self._shortfall.frames if self._shortfall is not None else 0,
             reconnects=self._sink.reconnects,
-            messages_ignored=self._message_limit.exceeded,
+            messages_ignored=self._commands.texts_ignored,
+            frames_played=counts.played,
+            frames_cleared=counts.cleared,
+            frames_unplayed=counts.unplayed,
+            underruns=counts.underruns,
+            commands_refused=self._commands.refused,
         )
 
     # --- The sink's side ---
@@ -282,12 +276,8 @@ class Session:
         self._check_streaming()
 
     def _on_sink_retry(self, attempt: int, why: str, wait_s: float) -> None:
+        self._commands.on_server_lost()
         self._report(SinkRetrying(self.spec.fork_id, attempt, why, wait_s))
-
-    def _on_text(self, text: str) -> None:
-        """Pass a text message on, unless the server sends too many."""
-        if self._message_limit.allows():
-            self._report(SinkMessage(self.spec.fork_id, text[:MAX_TEXT_LENGTH]))
 
     def _check_streaming(self) -> None:
         if self._streaming or not self._sink.frames_sent:
@@ -296,8 +286,8 @@ class Session:
         self._compare_with_clock()
         self._report(Streaming(self.spec.fork_id))
         # The first frame may be sent when the leg is already lost or the fork ends: no beep then.
-        if self._speaking_leg is not None and self._end is None:
-            self._beeper.begin()
+        if self._speaker.is_attached and self._end is None:
+            self._speaker.beeper.begin()
 
     # --- The end ---
 
@@ -314,9 +304,10 @@ class Session:
         self._end = (reason, detail)
         self._pipeline.finish()
         self._compare_with_clock()
-        if reason is EndReason.STOPPED and self.spec.beeps.at_end and self._speaking_leg:
-            self._beeper.stop()
-            self._beeper.beep(then=self._hang_up_legs)
+        self._commands.end()
+        self._speaker.end()
+        if reason is EndReason.STOPPED and self.spec.beeps.at_end and self._speaker.is_attached:
+            self._speaker.beep(then=self._hang_up_legs)
         else:
             self._hang_up_legs()
         code = _CLOSE_CODES.get(reason, _FAULT_CLOSE_CODE)
@@ -332,25 +323,3 @@ class Session:
         self._check_streaming()  # the first frames may have been sent during the close
         self.done.set()
         self._report(ForkEnded(self.spec.fork_id, reason, detail, self.stats()))
-
-
-class MessageLimit:
-    """Allows MAX_MESSAGES_A_SECOND text messages of a server per second.
-
-    Attributes:
-        exceeded: Messages that were not allowed.
-    """
-
-    def __init__(self) -> None:
-        self.exceeded = 0
-        self._allowed: list[float] = []  # the times of those allowed in the last second
-
-    def allows(self) -> bool:
-        """Return whether a message that comes now is allowed."""
-        now = time.monotonic()
-        self._allowed = [at for at in self._allowed if now - at < 1]
-        if len(self._allowed) >= MAX_MESSAGES_A_SECOND:
-            self.exceeded += 1
-            return False
-        self._allowed.append(now)
-        return True

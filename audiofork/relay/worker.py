@@ -24,10 +24,12 @@ from audiofork.link.messages import (
     StatsTaken,
     TakeStats,
 )
+from audiofork.relay import resampler
 from audiofork.relay.check_legs import CheckLegs
 from audiofork.relay.client_tls import ClientTls
 from audiofork.relay.formats.choice import format_of
 from audiofork.relay.listener import Listener
+from audiofork.relay.pacer import Pacer
 from audiofork.relay.pipeline import message_frame_bytes
 from audiofork.relay.session import Session
 from audiofork.relay.sink import Sink
@@ -52,6 +54,7 @@ class Worker:
         self._advertise = config.audiosocket.advertise
         self._report = report
         self._listener = Listener(report, config.audiosocket.allow)
+        self._pacer = Pacer()
         self._check_legs = CheckLegs(self._listener, report)
         self._leg_uuids: dict[str, dict[LegPart, str]] = {}  # the latest of each leg, by fork
         self._tls = ClientTls(config)
@@ -104,6 +107,8 @@ class Worker:
                 _obey(session, command)
 
     def _begin(self, spec: ForkSpec) -> None:
+        if spec.voice is not None:
+            resampler.load_in_background()
         settings = self._settings_of(spec)
         sink = Sink(
             spec.url,
@@ -114,7 +119,7 @@ class Worker:
             handshake=spec.handshake,
             format=format_of(spec, settings.frame_ms),
         )
-        session = Session(spec, sink, self._on_report)
+        session = Session(spec, sink, self._on_report, self._pacer)
         self.sessions[spec.fork_id] = session
         self._leg_uuids[spec.fork_id] = {}
         session.start()

@@ -36,7 +36,9 @@ from audiofork.link.messages import (
     SetMute,
 )
 from audiofork.relay.backlog import Backlog
+from audiofork.relay.formats.base import Event
 from audiofork.relay.listener import Listener
+from audiofork.relay.pacer import Pacer
 from audiofork.relay.session import Session
 from audiofork.relay.sink import Sink
 
@@ -266,6 +268,9 @@ class _Sink:
                 self.backlog.take()
             self.on_open()
 
+    def send_event(self, event: Event) -> None:
+        raise AssertionError("nothing happens that the server is told of")
+
     async def run(self) -> None:
         await self._closed.wait()
 
@@ -282,7 +287,7 @@ class _Fork:
         spec = ForkSpec(_FORK_ID, "", "", direction, legs=parts, sample_rate=rate)
         self.sink = _Sink(_LOW_FRAME_BYTES * len(parts))
         self.reports: list[Report] = []
-        self.session = Session(spec, cast(Sink, self.sink), self.reports.append)
+        self.session = Session(spec, cast(Sink, self.sink), self.reports.append, Pacer())
         self.session.start()
         self.gate_open = True
         self.legs: dict[LegPart, Any] = {}

@@ -142,13 +142,12 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
-    """Own the time of beeps, of kept time and of the messages' limit."""
+    """Own the time of all that is played, of kept time and of the messages' limits."""
     loop = FakeLoop()
     faked = SimpleNamespace(get_running_loop=lambda: loop)
-    monkeypatch.setattr("audiofork.relay.beep.asyncio", faked)
-    monkeypatch.setattr("audiofork.relay.silence_filler.asyncio", faked)
-    monkeypatch.setattr("audiofork.relay.shortfall.asyncio", faked)
-    for module in ("pipeline", "session"):
+    for module in ("beep", "pacer", "speaker", "silence_filler", "shortfall"):
+        monkeypatch.setattr(f"audiofork.relay.{module}.asyncio", faked)
+    for module in ("message_limit", "pipeline", "session"):
         time = SimpleNamespace(monotonic=loop.time)
         monkeypatch.setattr(f"audiofork.relay.{module}.time", time)
     return loop

@@ -43,12 +43,16 @@ class FakeLeg:
     Attributes:
         batched: What it was told of batched reads: size of a frame, and milliseconds.
         on_rest: Called, once, when it is to read what it has not read yet.
+        is_full: Whether Asterisk does not read, so that nothing can be spoken.
+        lets_go: Whether it was hung up so that the call goes on.
     """
 
     def __init__(self, spoken_rate: int) -> None:
         self.spoken_rate = spoken_rate
         self.on_usual: Callable[[bytes], None] = self._no_handler
         self.hang_ups = 0
+        self.lets_go = False
+        self.is_full = False
         self.spoken: list[bytes] = []
         self.batched: list[tuple[int, int]] = []
         self.on_rest: Callable[[], None] = lambda: None
@@ -63,11 +67,15 @@ class FakeLeg:
         on_rest, self.on_rest = self.on_rest, lambda: None
         on_rest()
 
-    def hang_up(self) -> None:
+    def hang_up(self, *, call_goes_on: bool = False) -> None:
         self.hang_ups += 1
+        self.lets_go = call_goes_on
 
-    def speak(self, frame: bytes) -> None:
+    def speak(self, frame: bytes) -> bool:
+        if self.is_full:
+            return False
         self.spoken.append(frame)
+        return True
 
 
 class PipelineStage:

@@ -13,7 +13,8 @@ from audiofork.link.messages import (
     Report,
     SetMute,
 )
-from audiofork.relay.formats.base import Event
+from audiofork.relay.formats.base import Audio, Command, Event
+from audiofork.relay.pacer import Pacer
 from audiofork.relay.pipeline import message_frame_bytes
 from audiofork.relay.session import Session
 from audiofork.relay.sink import Sink
@@ -51,6 +52,8 @@ class FakeSink:
         self.on_open: Callable[[], None] = lambda: None
         self.on_retry: Callable[[int, str, float], None] = lambda *_: None
         self.on_text: Callable[[str], None] = lambda text: None
+        self.on_audio: Callable[[Audio], None] = lambda audio: None
+        self.on_command: Callable[[Command], None] = lambda command: None
         self.reconnects = 0
         self.subprotocol = ""
         self.dropped_in_gap = 0
@@ -114,7 +117,7 @@ class SessionStage:
         self.legs = {part: FakeLeg(spec.sample_rate) for part in spec.legs}
         self.leg = self.legs[spec.legs[0]]
         self.reports: list[Report] = []
-        self.session = Session(spec, cast(Sink, self.sink), self._on_report)
+        self.session = Session(spec, cast(Sink, self.sink), self._on_report, Pacer())
         self.on_report: Callable[[Report], None] = lambda report: None
         self._usual: dict[LegPart, int] = {}  # size of the latest frame of each part
 

@@ -197,13 +197,13 @@ async def test_spoken_rate_is_that_of_the_kind_and_not_of_the_size(
     assert owner.leg.spoken_rate == rate
 
 
-async def test_spoken_rate_of_a_leg_that_has_brought_nothing_is_8000_hz(
+async def test_spoken_rate_of_a_leg_that_has_brought_nothing_is_not_known(
     stage: ListenerStage,
 ) -> None:
     _, owner = await stage.issued()
     await until(lambda: owner.attached)
     assert owner.leg is not None
-    assert owner.leg.spoken_rate == 8000
+    assert owner.leg.spoken_rate == 0
 
 
 async def test_leg_is_spoken_to_in_the_kind_that_it_brought_last(stage: ListenerStage) -> None:
@@ -249,6 +249,62 @@ async def test_hang_up_sends_the_message_closes_and_tells_nobody(stage: Listener
     await stage.check_other()
     assert (owner.frames, owner.closed) == ([], 0)
     assert stage.listener.refused.total == 0
+
+
+async def test_leg_whose_call_goes_on_is_closed_on_our_side_alone(stage: ListenerStage) -> None:
+    """No hangup message, and no reset though Asterisk goes on sending."""
+    leg, owner = await stage.issued()
+    await until(lambda: owner.attached)
+    assert owner.leg is not None
+    owner.leg.speak(b"tone")
+    owner.leg.hang_up(call_goes_on=True)
+    owner.leg.hang_up()
+    assert owner.leg.speak(b"too late") is False
+    leg.send_audio(*numbered(200))
+    assert await leg.read_to_end() == audio(0x10, b"tone")
+    leg.send_audio(*numbered(200))
+    await stage.check_other()
+    assert len(stage.listener._legs) == 2
+    await leg.close()
+    await until(lambda: len(stage.listener._legs) == 1)
+    assert (owner.frames, owner.closed) == ([], 0)
+
+
+async def test_leg_that_asterisk_does_not_close_is_closed_after_a_while(
+    stage: ListenerStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiofork.relay.listener.LET_GO_S", 0.02)
+    _, owner = await stage.issued()
+    await until(lambda: owner.attached)
+    assert owner.leg is not None
+    owner.leg.hang_up(call_goes_on=True)
+    await until(lambda: len(stage.listener._legs) == 1)
+
+
+async def test_close_waits_for_legs_whose_calls_go_on(stage: ListenerStage) -> None:
+    leg, owner = await stage.issued()
+    await until(lambda: owner.attached)
+    assert owner.leg is not None
+    owner.leg.hang_up(call_goes_on=True)
+    closing = asyncio.create_task(stage.listener.close())
+    assert await leg.read_to_end() == b""
+    assert not closing.done()
+    await leg.close()
+    await asyncio.wait_for(closing, 5)
+
+
+async def test_leg_that_asterisk_does_not_read_takes_no_more_frames(stage: ListenerStage) -> None:
+    leg, owner = await stage.issued()
+    await until(lambda: owner.attached)
+    assert owner.leg is not None
+    spoken = 0
+    while owner.leg.speak(bytes(15_360)):
+        spoken += 1
+        assert spoken < 10_000
+        await asyncio.sleep(0)
+    owner.leg.hang_up(call_goes_on=True)
+    assert len(await leg.read_to_end()) == spoken * 15_363
+    await leg.close()
 
 
 async def test_hang_up_during_a_chunk_of_frames_stops_them(stage: ListenerStage) -> None:

@@ -218,8 +218,9 @@ async def test_beeps_wait_for_the_first_leg_if_the_other_streams_before(
     assert stage.count(Streaming) == 1
     clock.advance(7)
     stage.attach(IN)
+    clock.advance(0.002)
     assert stage.legs[IN].spoken == TONE[:1]
-    clock.advance(14.9)
+    clock.advance(14.898)
     assert stage.legs[IN].spoken == TONE
     clock.advance(45.3)
     assert stage.legs[IN].spoken == TONE * 5

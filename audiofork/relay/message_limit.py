@@ -1,0 +1,30 @@
+"""Limits how many messages of a server are passed on."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+
+class MessageLimit:
+    """Allows so many messages a second.
+
+    Args:
+        most: How many.
+
+    Attributes:
+        exceeded: Messages that were not allowed.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.exceeded = 0
+        self._allowed: deque[float] = deque(maxlen=most)  # the times of the latest
+
+    def allows(self) -> bool:
+        """Return whether a message that comes now is allowed."""
+        now, allowed = time.monotonic(), self._allowed
+        if len(allowed) == allowed.maxlen and now - allowed[0] < 1:
+            self.exceeded += 1
+            return False
+        allowed.append(now)
+        return True

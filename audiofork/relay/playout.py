@@ -1,0 +1,266 @@
+"""Holds the server's audio until it is played: pieces of any length in, frames of 20 ms out.
+
+It knows no clock and does no I/O: the owner says when audio comes and when a frame is due.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from audiofork.audiosocket import PTIME_S, SAMPLE_BYTES, frame_bytes
+from audiofork.relay.formats.base import BufferLevel, Cleared, Event, Mark
+from audiofork.relay.resampler import LAG_S, Resampler
+
+# How long the first audio of a spurt waits, so that the next may be late by as much. A server that
+# sends frame by frame has a clock of 20 ms; one that sends longer pieces has a coarser one.
+PREBUFFER_S = 0.04
+FRAME_PREBUFFER_S = 0.02
+# A spurt that begins so soon after the last one was part of it, and came too late.
+UNDERRUN_S = 0.2
+# A half sample waits no longer than this for its other half.
+HALF_SAMPLE_S = 1.0
+# Shares of the buffer at which the server is told to wait, and to go on.
+HIGH, LOW = 0.8, 0.5
+MOST_MARKS = 1000
+
+_TOLERANCE_S = 1e-6  # times are sums of floats
+
+
+@dataclass(slots=True)
+class PlayoutCounts:
+    """Counts of frames; in = played + cleared + unplayed + waiting, at any moment.
+
+    Attributes:
+        played: Frames that were taken to be played.
+        cleared: Those that were dropped by `Playout.clear`.
+        unplayed: Those that did not fit, could not be written or were left at the end.
+        underruns: How often audio came so late that there was a gap within a spurt.
+    """
+
+    played: int = 0
+    cleared: int = 0
+    unplayed: int = 0
+    underruns: int = 0
+
+
+class Playout:
+    """The audio of one server that waits to be played.
+
+    A spurt is audio without a gap: it begins with the first audio after silence, waits a moment,
+    and ends when nothing waits any more; its last frame is padded with silence.
+
+    Args:
+        buffer_s: Seconds of audio that may wait; what is more is dropped.
+        sample_rate: In Hz, of the frames.
+        tell: Called with each event for the server.
+
+    Attributes:
+        counts: What became of the audio.
+        begins_at: When the spurt begins or began; None: there is silence.
+    """
+
+    def __init__(self, buffer_s: float, sample_rate: int, tell: Callable[[Event], None]) -> None:
+        self.counts = PlayoutCounts()
+        self.begins_at: float | None = None
+        self._tell = tell
+        self._most = max(1, round(buffer_s / PTIME_S))
+        self._sample_rate = sample_rate
+        self._frame_bytes = frame_bytes(sample_rate)
+        self._input = _Input()
+        self._resampler: Resampler | None = None
+        self._frames: deque[bytes] = deque()
+        self._rest = b""  # less than a frame
+        self._taken = 0  # frames that have left the queue
+        self._marks: deque[tuple[int, str]] = deque()  # each with the `_taken` that it waits for
+        self._ended_at = float("-inf")
+        self._is_high = False
+
+    @property
+    def waiting(self) -> int:
+        """How many frames wait; a part of one counts as one."""
+        return len(self._frames) + -(-self._partial_bytes // self._frame_bytes)
+
+    @property
+    def _partial_bytes(self) -> int:
+        """Bytes that are no frame yet."""
+        held = self._resampler.held_bytes if self._resampler is not None else 0
+        return len(self._rest) + held
+
+    # --- What the server sends ---
+
+    def put(self, samples: bytes, sample_rate: int, now: float) -> None:
+        """Add audio; what does not fit is dropped and counted.
+
+        Args:
+            samples: slin; any number of bytes, also an odd one.
+            sample_rate: In Hz.
+            now: The time in seconds.
+        """
+        whole = self._input.whole_samples(samples, sample_rate, now)
+        if not whole:
+            return
+        if self.begins_at is None:
+            self._begin(len(whole) / SAMPLE_BYTES / sample_rate, sample_rate, now)
+        self._cut(self._at_own_rate(whole, sample_rate))
+        if not self._is_high and len(self._frames) >= HIGH * self._most:
+            self._set_high(True)
+
+    def _begin(self, piece_s: float, sample_rate: int, now: float) -> None:
+        """Begin a spurt, whose first piece is so long."""
+        wait_s = FRAME_PREBUFFER_S if piece_s <= PTIME_S else PREBUFFER_S
+        if sample_rate != self._sample_rate:
+            wait_s += LAG_S
+        self.begins_at = now + wait_s
+        if now - self._ended_at < UNDERRUN_S:
+            self.counts.underruns += 1
+
+    def _at_own_rate(self, samples: bytes, sample_rate: int) -> bytes:
+        resampler = self._resampler
+        if sample_rate == self._sample_rate and resampler is None:
+            return samples
+        if resampler is None or resampler.rate_in != sample_rate:
+            self._end_resampling()
+            if sample_rate == self._sample_rate:
+                return samples
+            self._resampler = resampler = Resampler(sample_rate, self._sample_rate)
+        return resampler.feed(samples)
+
+    def _end_resampling(self) -> None:
+        """Let the rest of the stream that is being resampled follow what waits."""
+        resampler, self._resampler = self._resampler, None
+        if resampler is not None:
+            self._cut(resampler.end())
+
+    def _cut(self, samples: bytes) -> None:
+        """Cut samples into frames, as many as fit; the others are dropped."""
+        data = self._rest + samples if self._rest else samples
+        size = self._frame_bytes
+        count = len(data) // size
+        kept = min(count, max(0, self._most - len(self._frames)))
+        self._frames.extend([data[start : start + size] for start in range(0, kept * size, size)])
+        self.counts.unplayed += count - kept
+        self._rest = data[count * size :]
+
+    def _set_high(self, is_high: bool) -> None:
+        self._is_high = is_high
+        self._tell(BufferLevel(is_high))
+
+    def mark(self, name: str) -> bool:
+        """Set a mark, which is told when all before it was played: at once if nothing waits.
+
+        Returns:
+            Whether there was room for it: MOST_MARKS may wait.
+        """
+        if len(self._marks) >= MOST_MARKS:
+            return False
+        self._marks.append((self._taken + self.waiting, name))
+        self.tell_marks()
+        return True
+
+    def clear(self) -> None:
+        """Drop all that waits; tell all marks, and then that it was done."""
+        self.counts.cleared += self._drop()
+        self.tell_marks()
+        self._tell(Cleared())
+
+    def drop_rest(self) -> None:
+        """Drop all that waits, and the marks: nothing will be played any more."""
+        self._marks.clear()
+        self.counts.unplayed += self._drop()
+
+    def _drop(self) -> int:
+        """Drop all that waits; return how many frames that were."""
+        count = self.waiting
+        self._taken += count
+        self._frames.clear()
+        self._rest = b""
+        self._resampler = None
+        self._input.forget()
+        self.begins_at = None
+        self._ended_at = float("-inf")
+        if self._is_high:
+            self._set_high(False)
+        return count
+
+    def forget_half_sample(self) -> None:
+        """Expect no more of what the server has begun: its connection is lost."""
+        self._input.forget()
+
+    # --- What is played ---
+
+    def take(self, now: float) -> bytes | None:
+        """Return the frame that is due now; None: silence.
+
+        The owner calls this every 20 ms, and `tell_marks` when the frame was written.
+
+        Args:
+            now: The time in seconds, as in `put`.
+        """
+        if self.begins_at is None or now + _TOLERANCE_S < self.begins_at:
+            return None
+        if not self._frames and not self._end_spurt(now):
+            return None
+        frame = self._frames.popleft()
+        self._taken += 1
+        self.counts.played += 1
+        if self._is_high and len(self._frames) < LOW * self._most:
+            self._set_high(False)
+        return frame
+
+    def _end_spurt(self, now: float) -> bool:
+        """End the spurt, with the rest as its last frames; return whether there is one."""
+        self._end_resampling()
+        if self._rest:
+            self._cut(bytes(self._frame_bytes - len(self._rest)))
+        if len(self._frames) < 2:
+            self.begins_at = None
+            self._ended_at = now
+        return bool(self._frames)
+
+    def tell_marks(self) -> None:
+        """Tell the marks that nothing waits before."""
+        marks = self._marks
+        while marks and (marks[0][0] <= self._taken or not self.waiting):
+            self._tell(Mark(marks.popleft()[1]))
+
+    def take_back(self) -> None:
+        """Count the frame taken last as unplayed: it could not be written."""
+        self.counts.played -= 1
+        self.counts.unplayed += 1
+
+    def set_rate(self, sample_rate: int) -> None:
+        """Give frames of another sample rate from now on; what waits is resampled."""
+        if sample_rate == self._sample_rate:
+            return
+        self._end_resampling()
+        waiting = b"".join((*self._frames, self._rest))
+        self._frames.clear()
+        self._rest = b""
+        before, self._sample_rate = self._sample_rate, sample_rate
+        self._frame_bytes = frame_bytes(sample_rate)
+        if waiting:
+            resampler = Resampler(before, sample_rate)
+            self._cut(resampler.feed(waiting) + resampler.end())
+
+
+@dataclass(slots=True)
+class _Input:
+    """Makes whole samples of pieces that may be cut within one."""
+
+    half: bytes = b""
+    sample_rate: int = 0
+    at: float = 0.0
+
+    def whole_samples(self, piece: bytes, sample_rate: int, now: float) -> bytes:
+        """Return the whole samples so far; half a one is kept for the next call."""
+        is_new = sample_rate != self.sample_rate or now - self.at > HALF_SAMPLE_S
+        data = self.half + piece if self.half and not is_new else piece
+        self.sample_rate, self.at = sample_rate, now
+        whole = len(data) // SAMPLE_BYTES * SAMPLE_BYTES
+        self.half = data[whole:]
+        return data[:whole] if self.half else data
+
+    def forget(self) -> None:
+        self.half = b""

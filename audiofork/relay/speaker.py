@@ -1,0 +1,187 @@
+"""Plays the server's audio and tones over a leg, a frame every 20 ms."""
+
+from __future__ import annotations
+
+import asyncio
+import audioop
+from collections import deque
+from collections.abc import Callable
+from functools import lru_cache
+
+from audiofork.audiosocket import PTIME_S, SAMPLE_BYTES, SAMPLE_RATES, Kind, frame_bytes
+from audiofork.link.messages import ForkSpec, LegPart
+from audiofork.relay.beep import TAIL_S, Beeper, tone
+from audiofork.relay.formats.base import Audio, Event
+from audiofork.relay.pacer import SLOT_S, Pacer
+from audiofork.relay.pipeline import LegHandle
+from audiofork.relay.playout import Playout, PlayoutCounts
+
+_NOTHING = PlayoutCounts()
+# A spurt that begins so much later, or later still, has the leg's next turn, or a later one.
+_LATEST_S = PTIME_S - SLOT_S / 2
+_FIRST_RATE = SAMPLE_RATES[Kind.SLIN]  # of frames to a leg that has brought no audio yet
+
+
+@lru_cache(maxsize=16)
+def _silence(sample_rate: int) -> bytes:
+    """Return a frame of silence, the same object for all legs."""
+    return bytes(frame_bytes(sample_rate))
+
+
+class Speaker:
+    """All that a fork plays over one of its legs: the server's audio and beeps, added.
+
+    Owned by a session; a `Player` of the pacer. A steady voice plays silence where there is nothing
+    else, so the leg gets a frame every 20 ms as long as it is attached. While no leg is attached
+    the server's audio waits for the next one.
+
+    Args:
+        spec: The fork: its voice and beeps.
+        pacer: What calls `tick`.
+        tell: Called with each event for the server.
+
+    Attributes:
+        part: The part whose leg is spoken over.
+        beeper: Says when there is a beep.
+        playout: The server's audio that waits; None: the server is not heard.
+        is_steady: Whether the leg gets a frame every 20 ms for ever.
+    """
+
+    def __init__(self, spec: ForkSpec, pacer: Pacer, tell: Callable[[Event], None]) -> None:
+        voice = spec.voice
+        self.part: LegPart = voice.part if voice is not None else spec.legs[0]
+        self.beeper = Beeper(spec.beeps, self._begin_tone)
+        self.playout = Playout(voice.buffer_s, spec.sample_rate, tell) if voice else None
+        self.is_steady = voice is not None and voice.steady
+        self._pacer = pacer
+        self._leg: LegHandle | None = None
+        self._rate = spec.sample_rate
+        self._tone: deque[bytes] = deque()
+        self._after_tone: Callable[[], None] | None = None
+        self._tail: asyncio.TimerHandle | None = None
+
+    @property
+    def counts(self) -> PlayoutCounts:
+        """What became of the server's audio."""
+        return self.playout.counts if self.playout is not None else _NOTHING
+
+    # --- The leg ---
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether there is a leg."""
+        return self._leg is not None
+
+    def attach(self, leg: LegHandle) -> None:
+        """Speak over a leg: the first, or one that replaces it."""
+        self._leg = leg
+        if self.is_steady:
+            self._pacer.place_anywhere(self)
+        elif self.playout is not None and self.playout.begins_at is not None:
+            self._pacer.place(self, self._pacer.now())
+
+    def detach(self) -> None:
+        """Speak no more: the leg is gone, or about to go. Beeps are over, audio waits."""
+        self._leg = None
+        self._pacer.remove(self)
+        self.beeper.stop()
+        self._stop_tone()
+
+    # --- What is to be played ---
+
+    def put(self, audio: Audio) -> None:
+        """Play audio of the server after what waits; there is a playout."""
+        assert self.playout is not None
+        self.playout.put(audio.samples, audio.sample_rate, self._pacer.now())
+        begins_at = self.playout.begins_at
+        if begins_at is not None and self._leg is not None and self not in self._pacer:
+            self._pacer.place(self, begins_at)
+
+    def end(self) -> None:
+        """Drop the server's audio that waits: the fork ends."""
+        if self.playout is not None:
+            self.playout.drop_rest()
+
+    def beep(self, then: Callable[[], None]) -> None:
+        """Beep now, and nothing else from now on; call `then` when the party has heard it."""
+        self.beeper.stop()
+        self._stop_tone()
+        self._begin_tone()
+        self._after_tone = then
+
+    def _begin_tone(self) -> None:
+        if self._leg is not None:
+            self._tone = deque(tone(self._rate))
+            if self not in self._pacer:
+                self._pacer.place(self, self._pacer.now())
+
+    def _stop_tone(self) -> None:
+        self._tone.clear()
+        self._after_tone = None
+        if self._tail is not None:
+            self._tail.cancel()
+            self._tail = None
+
+    # --- Every 20 ms ---
+
+    def tick(self, now: float) -> None:
+        """See `Player.tick`."""
+        leg = self._leg
+        if leg is None:
+            return
+        if leg.spoken_rate != self._rate and not self._takes(leg.spoken_rate):
+            return
+        playout = self.playout
+        frame = playout.take(now) if playout is not None else None
+        if self._tone:
+            self._speak_tone(leg, frame)
+        elif frame is not None:
+            self._speak(leg, frame)
+        else:
+            self._stay_silent(leg, now)
+            return
+        if playout is not None:
+            playout.tell_marks()
+
+    def _speak(self, leg: LegHandle, frame: bytes) -> None:
+        if not leg.speak(frame) and self.playout is not None:
+            self.playout.take_back()
+
+    def _speak_tone(self, leg: LegHandle, frame: bytes | None) -> None:
+        """Play a frame of the tone, added to the server's audio if there is any."""
+        sound = self._tone.popleft()
+        if frame is None:
+            leg.speak(sound)
+        else:
+            self._speak(leg, audioop.add(sound, frame, SAMPLE_BYTES))
+        if not self._tone and self._after_tone is not None:
+            then, self._after_tone = self._after_tone, None
+            self._tail = asyncio.get_running_loop().call_later(TAIL_S, then)
+
+    def _stay_silent(self, leg: LegHandle, now: float) -> None:
+        """Play silence over a steady leg, unless a spurt is about to begin.
+
+        That begins when it is due, in place of this frame, and not at the next turn of the leg.
+        """
+        begins_at = self.playout.begins_at if self.playout is not None else None
+        if begins_at is None and not self.is_steady:
+            self._pacer.remove(self)
+        elif begins_at is not None and begins_at < now + _LATEST_S:
+            self._pacer.place(self, begins_at)
+        elif self.is_steady:
+            leg.speak(_silence(self._rate))
+
+    def _takes(self, spoken_rate: int) -> bool:
+        """Play at another rate from now on; return whether the rate is known.
+
+        A frame of a kind that Asterisk does not expect would end the leg, so what is not at 8000 Hz
+        waits until it shows.
+        """
+        if not spoken_rate:
+            return self._rate == _FIRST_RATE
+        self._rate = spoken_rate
+        if self._tone:
+            self._tone = deque(tone(spoken_rate)[-len(self._tone) :])
+        if self.playout is not None:
+            self.playout.set_rate(spoken_rate)
+        return True

@@ -1,0 +1,326 @@
+"""What is written to a leg and when, on a clock that the test owns."""
+
+from __future__ import annotations
+
+import audioop
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from audiofork.link.messages import Beeps, Direction, Voice
+from audiofork.relay.beep import tone
+from audiofork.relay.formats.base import Audio, Event, Mark
+from audiofork.relay.pacer import Pacer
+from audiofork.relay.speaker import Speaker
+from tests.relay.peers import FakeLoop, numbered
+from tests.relay.pipeline_stage import IN, FakeLeg, spec_of
+
+SILENCE = bytes(320)
+WHISPER = Voice(IN)
+STEADY = Voice(IN, steady=True)
+
+
+class TimedLeg(FakeLeg):
+    """Keeps when it was spoken to, in ms since it was made."""
+
+    def __init__(self, spoken_rate: int, clock: FakeLoop) -> None:
+        super().__init__(spoken_rate)
+        self._clock = clock
+        self._began = clock.time()
+        self.times: list[int] = []
+
+    def speak(self, frame: bytes) -> bool:
+        self.times.append(round((self._clock.time() - self._began) * 1000))
+        return super().speak(frame)
+
+
+class Stage:
+    """A speaker with its leg."""
+
+    def __init__(self, clock: FakeLoop, voice: Voice | None, rate: int, **beeps: Any) -> None:
+        spec = spec_of(Direction.IN, voice=voice, sample_rate=rate, beeps=Beeps(**beeps))
+        self.clock = clock
+        self.told: list[Event] = []
+        self.speaker = Speaker(spec, Pacer(), self.told.append)
+        self.leg = TimedLeg(rate, clock)
+        self.heard: list[float] = []  # when the end of a tone was told
+
+    def then(self) -> None:
+        self.heard.append(self.clock.time())
+
+    def put(self, *frames: bytes, rate: int = 8000) -> None:
+        for frame in frames:
+            self.speaker.put(Audio(frame, rate))
+
+    @property
+    def said(self) -> list[bytes]:
+        """What was spoken but for silence."""
+        return [frame for frame in self.leg.spoken if any(frame)]
+
+
+@pytest.fixture
+def stage_of(clock: FakeLoop) -> Callable[..., Stage]:
+    """Make speakers whose leg is attached."""
+
+    def make(voice: Voice | None, rate: int = 8000, **beeps: Any) -> Stage:
+        stage = Stage(clock, voice, rate, **beeps)
+        stage.speaker.attach(stage.leg)
+        return stage
+
+    return make
+
+
+StageOf = Callable[..., Stage]
+ONE_TO_9 = numbered(9, 1)
+
+
+# --- A whisper ------------------------------------------------------------------------------------
+
+
+def test_whisper_is_written_only_while_there_is_speech(stage_of: StageOf, clock: FakeLoop) -> None:
+    stage = stage_of(WHISPER)
+    clock.advance(1.003)
+    assert (stage.leg.spoken, clock.armed) == ([], 0)
+    stage.put(b"".join(ONE_TO_9))
+    clock.advance(1)
+    assert stage.leg.spoken == ONE_TO_9
+    assert stage.leg.times == [1044 + 20 * n for n in range(9)]
+    assert clock.armed == 0
+
+
+def test_whisper_in_real_time_is_one_frame_behind(stage_of: StageOf, clock: FakeLoop) -> None:
+    stage = stage_of(WHISPER)
+    clock.advance(0.006)
+    for frame in numbered(500, 1):
+        stage.put(frame)
+        clock.advance(0.02)
+    clock.advance(1)
+    assert stage.leg.spoken == numbered(500, 1)
+    assert stage.leg.times == [26 + 20 * n for n in range(500)]
+    assert stage.speaker.counts.underruns == 0
+
+
+def test_each_spurt_begins_when_it_is_due(stage_of: StageOf, clock: FakeLoop) -> None:
+    stage = stage_of(WHISPER)
+    for at_ms in 7, 509, 1001:
+        clock.advance(at_ms / 1000 - (clock.time() - 1000))
+        stage.put(SILENCE)
+    clock.advance(1)
+    assert stage.leg.times == [28, 530, 1022]
+
+
+# --- A steady leg ---------------------------------------------------------------------------------
+
+
+def test_steady_leg_gets_a_frame_every_20_ms_while_it_is_attached(
+    stage_of: StageOf, clock: FakeLoop
+) -> None:
+    stage = stage_of(STEADY)
+    clock.advance(59.99)
+    assert stage.leg.spoken == [SILENCE] * 3000
+    assert len({id(frame) for frame in stage.leg.spoken}) == 1
+    assert stage.leg.times == [stage.leg.times[0] + 20 * n for n in range(3000)]
+    assert stage.speaker.counts.played == 0
+    stage.speaker.detach()
+    assert clock.armed == 0
+
+
+@pytest.mark.parametrize("at_ms", range(200, 221))
+def test_steady_leg_begins_a_spurt_when_it_is_due(
+    stage_of: StageOf, clock: FakeLoop, at_ms: int
+) -> None:
+    stage = stage_of(STEADY)
+    clock.advance(at_ms / 1000)
+    stage.put(*ONE_TO_9)
+    clock.advance(1)
+    first = stage.leg.spoken.index(ONE_TO_9[0])
+    assert stage.leg.times[first] - at_ms in (20, 21)
+    assert stage.leg.spoken[first : first + 9] == ONE_TO_9
+    gaps = [b - a for a, b in zip(stage.leg.times, stage.leg.times[1:], strict=False)]
+    assert [gap for gap in gaps if gap != 20] in ([], [gaps[first - 1]])
+    assert 20 <= gaps[first - 1] < 40
+
+
+def test_steady_leg_is_silent_at_once_after_a_clear(stage_of: StageOf, clock: FakeLoop) -> None:
+    stage = stage_of(STEADY)
+    stage.put(b"\1" * 160_000)
+    clock.advance(2)
+    assert stage.speaker.playout is not None
+    stage.speaker.playout.clear()
+    count = len(stage.leg.spoken)
+    clock.advance(1)
+    assert stage.leg.spoken[count:] == [SILENCE] * 50
+
+
+# --- Marks ----------------------------------------------------------------------------------------
+
+
+def test_mark_is_told_after_the_write_of_its_frame(stage_of: StageOf, clock: FakeLoop) -> None:
+    stage = stage_of(WHISPER)
+    assert stage.speaker.playout is not None
+    written: list[int] = []
+    stage.speaker.playout._tell = lambda _: written.append(len(stage.leg.spoken))
+    for frame in ONE_TO_9[:3]:
+        stage.put(frame)
+        stage.speaker.playout.mark("")
+    clock.advance(1)
+    assert written == [1, 2, 3]
+
+
+# --- Legs that come and go ------------------------------------------------------------------------
+
+
+def test_what_waits_is_played_over_the_leg_that_replaces_a_lost_one(
+    stage_of: StageOf, clock: FakeLoop
+) -> None:
+    stage = stage_of(WHISPER)
+    stage.put(*ONE_TO_9)
+    clock.advance(0.05)
+    assert len(stage.leg.spoken) == 2
+    stage.speaker.detach()
+    assert clock.armed == 0
+    clock.advance(5)
+    stage.speaker.attach(stage.leg)
+    clock.advance(1)
+    assert stage.leg.spoken == ONE_TO_9
+    assert (stage.speaker.counts.played, stage.speaker.counts.unplayed) == (9, 0)
+
+
+def test_what_comes_before_the_leg_waits_for_it(clock: FakeLoop) -> None:
+    stage = Stage(clock, WHISPER, 8000)
+    stage.put(*ONE_TO_9)
+    clock.advance(5)
+    stage.speaker.attach(stage.leg)
+    clock.advance(1)
+    assert stage.leg.spoken == ONE_TO_9
+
+
+def test_wide_leg_is_not_spoken_to_before_its_kind_is_known(
+    stage_of: StageOf, clock: FakeLoop
+) -> None:
+    stage = stage_of(STEADY, 16_000)
+    stage.leg.spoken_rate = 0
+    stage.put(bytes(640), rate=16_000)
+    clock.advance(1)
+    assert stage.leg.spoken == []
+    stage.leg.spoken_rate = 16_000
+    clock.advance(0.1)
+    assert stage.leg.spoken == [bytes(640)] * 5
+
+
+def test_narrow_leg_that_has_brought_nothing_is_spoken_to(
+    stage_of: StageOf, clock: FakeLoop
+) -> None:
+    stage = stage_of(STEADY)
+    stage.leg.spoken_rate = 0
+    clock.advance(0.09)
+    assert stage.leg.spoken == [SILENCE] * 5
+
+
+def test_wide_leg_that_asterisk_takes_for_8000_hz_is_spoken_to_at_that(
+    stage_of: StageOf, clock: FakeLoop
+) -> None:
+    stage = stage_of(WHISPER, 16_000)
+    stage.leg.spoken_rate = 8000
+    stage.put(b"\1\1" * 16_000, rate=16_000)
+    clock.advance(2)
+    assert {len(frame) for frame in stage.leg.spoken} == {320}
+    assert 50 <= len(stage.leg.spoken) <= 51
+
+
+def test_frames_for_a_leg_that_takes_none_count_as_unplayed(
+    stage_of: StageOf, clock: FakeLoop
+) -> None:
+    stage = stage_of(WHISPER)
+    stage.put(*ONE_TO_9)
+    clock.advance(0.09)
+    stage.leg.is_full = True
+    clock.advance(1)
+    assert (stage.speaker.counts.played, stage.speaker.counts.unplayed) == (4, 5)
+
+
+# --- Tones ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("voice", [None, WHISPER, STEADY])
+def test_tone_is_written_a_frame_every_20_ms_and_not_counted(
+    stage_of: StageOf, clock: FakeLoop, voice: Voice | None
+) -> None:
+    stage = stage_of(voice, at_start=True)
+    stage.speaker.beeper.begin()
+    clock.advance(0.3)
+    assert stage.said == tone(8000)
+    times = stage.leg.times
+    assert times == [times[0] + 20 * n for n in range(len(times))]
+    assert stage.speaker.counts.played == 0
+    assert clock.armed == (voice is STEADY)
+
+
+def test_tone_is_added_to_the_servers_audio(stage_of: StageOf, clock: FakeLoop) -> None:
+    stage = stage_of(WHISPER, at_start=True)
+    speech = numbered(12, 1)
+    stage.put(*speech)
+    clock.advance(0.035)
+    stage.speaker.beeper.begin()
+    clock.advance(1)
+    mixed = [audioop.add(a, b, 2) for a, b in zip(tone(8000), speech[1:], strict=False)]
+    assert stage.leg.spoken == [speech[0], *mixed, speech[11]]
+    assert stage.speaker.counts.played == 12
+
+
+def test_spurt_within_a_tone_begins_when_the_leg_has_its_turn(
+    stage_of: StageOf, clock: FakeLoop
+) -> None:
+    stage = stage_of(WHISPER, at_start=True)
+    stage.speaker.beeper.begin()
+    clock.advance(0.105)
+    stage.put(*ONE_TO_9)
+    clock.advance(1)
+    mixed = [audioop.add(a, b, 2) for a, b in zip(tone(8000)[7:], ONE_TO_9, strict=False)]
+    assert stage.leg.spoken == [*tone(8000)[:7], *mixed, *ONE_TO_9[3:]]
+
+
+def test_end_of_the_last_beep_is_told_after_the_tail(stage_of: StageOf, clock: FakeLoop) -> None:
+    stage = stage_of(None)
+    began = clock.time()
+    stage.speaker.beep(stage.then)
+    clock.advance(1)
+    assert stage.leg.spoken == tone(8000)
+    assert stage.heard == pytest.approx([began + 0.28], abs=0.003)
+    assert clock.armed == 0
+
+
+@pytest.mark.parametrize("after_s", [0.001, 0.07, 0.25])
+def test_detach_silences_at_once_and_tells_no_end(
+    stage_of: StageOf, clock: FakeLoop, after_s: float
+) -> None:
+    stage = stage_of(WHISPER, interval_s=15)
+    stage.speaker.beeper.begin()
+    stage.speaker.beep(stage.then)
+    clock.advance(after_s)
+    count = len(stage.leg.spoken)
+    stage.speaker.detach()
+    clock.advance(60)
+    assert (len(stage.leg.spoken), stage.heard, clock.armed) == (count, [], 0)
+
+
+def test_tone_goes_on_at_the_rate_that_the_leg_turns_out_to_have(
+    stage_of: StageOf, clock: FakeLoop
+) -> None:
+    stage = stage_of(None, 16_000, at_start=True)
+    stage.speaker.beeper.begin()
+    clock.advance(0.07)
+    stage.leg.spoken_rate = 8000
+    clock.advance(1)
+    assert stage.leg.spoken == tone(16_000)[:4] + tone(8000)[4:]
+
+
+def test_marks_are_told_while_a_tone_sounds(stage_of: StageOf, clock: FakeLoop) -> None:
+    stage = stage_of(WHISPER, at_start=True)
+    stage.put(ONE_TO_9[0])
+    assert stage.speaker.playout is not None
+    stage.speaker.playout.mark("a")
+    stage.speaker.beeper.begin()
+    clock.advance(0.1)
+    assert stage.told == [Mark("a")]
