@@ -21,7 +21,7 @@ PARALLEL = -n $(PROCESSES) --dist worksteal
 unit tools coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
 
 .NOTPARALLEL:
-.PHONY: demo test style types unit tools coverage oldest pythons asterisk fuzz bench bench-capacity bench-asterisk
+.PHONY: demo test style types clients unit tools coverage oldest pythons asterisk fuzz bench bench-capacity bench-asterisk
 .PHONY: faults attacks sample-config deb package-test first-hour wheel clean
 
 # Less than the tests need, and so sooner there.
@@ -29,7 +29,7 @@ demo: .venv/runs
 	@echo "Starting the demo ..."
 	@$(BIN)/python -m testbed.demo
 
-test: style types unit tools asterisk
+test: style types clients unit tools asterisk
 
 style: .venv/installed
 	$(BIN)/ruff format --check .
@@ -68,10 +68,13 @@ python-%: .venv-%/installed
 ifdef ASTERISK
 asterisk: export AUDIOFORK_TESTBED_ASTERISK = $(ASTERISK)
 endif
-asterisk: .venv/installed .venv/stt
+asterisk: .venv/installed .venv/stt clients
 	$(BIN)/python -m testbed.asterisk get  # what is fetched once may take longer than a test may
 	$(PYTEST) $(PARALLEL) -m "asterisk and not serial" -rs
 	$(PYTEST) -m "asterisk and serial" -rs
+
+# Servers that others wrote, for the tests of formats; those that cannot be had are skipped.
+clients: .venv-pipecat/installed .venv-vocode/installed .venv-node/installed
 
 fuzz: .venv/installed
 	$(BIN)/python -m tests.fuzz.million
@@ -142,6 +145,19 @@ wheel:
 	  $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
 	    -r examples/live-transcription/requirements.txt; fi
 	@touch $@
+
+# The versions that are pinned have wheels up to Python 3.12.
+.venv-pipecat/installed .venv-vocode/installed: .venv-%/installed: testbed/clients/%.txt
+	$(PYTHON) -m venv --clear .venv-$*
+	if .venv-$*/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then \
+	  .venv-$*/bin/pip install --quiet --disable-pip-version-check --only-binary :all: --no-deps -r $<; fi
+	@touch $@
+
+.venv-node/installed: testbed/clients/package.json testbed/clients/package-lock.json
+	mkdir -p .venv-node
+	cp $^ .venv-node
+	if command -v npm > /dev/null; then cd .venv-node && npm ci --no-audit --no-fund && touch installed; \
+	  else echo "No npm (apt install nodejs npm): tests that need it are skipped"; fi
 
 # Of the dev tools those that the tests use are the usual ones.
 $(OLDEST)/installed: setup.cfg constraints.txt

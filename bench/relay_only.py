@@ -1,6 +1,7 @@
 """Runs the relay of audiofork without Asterisk and without the control plane.
 
     python -m bench.relay_only --url URL --uuids FILE [--mix] [--ca FILE] [--workers N] [--apart]
+        [--frame-ms MS] [--form NAME]
 
 Runs the relay as `audiofork run` does: the same event loop, limits and log; one worker in this
 process, several in processes of their own. Prints one line of JSON when it listens and the UUIDs
@@ -15,7 +16,9 @@ import asyncio
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -29,15 +32,19 @@ from audiofork.config import (
     RelayConfig,
     WebSocketConfig,
 )
+from audiofork.forks.call_info import FIELDS
 from audiofork.link.inline import InlineRelay
 from audiofork.link.messages import (
+    Codec,
     Direction,
     EndFork,
     EndReason,
     ExpectLeg,
     ForkSpec,
+    Format,
     LegLost,
     LegPart,
+    Metadata,
     Report,
     StatsTaken,
     TakeStats,
@@ -46,6 +53,22 @@ from audiofork.link.processes import RelayProcesses
 from audiofork.link.relay import Relay
 from audiofork.system import lift_file_limit
 from bench.measure import memory_kib
+
+
+def _told() -> Metadata:
+    """Return what a server is told of a call, of the usual size; each fork has its own."""
+    call = {name: f"{name} of a call" for name in FIELDS}
+    return Metadata(call, {"ticket": "4711"})
+
+
+# What a server can get, by name: what the command for a fork says of it.
+FORMS: dict[str, Callable[[], dict[str, Any]]] = {
+    "raw": dict,
+    "M": lambda: {"metadata": _told()},
+    "json": lambda: {"format": Format.JSON, "metadata": _told()},
+    "ulaw": lambda: {"codec": Codec.ULAW},
+    "twilio": lambda: {"format": Format.TWILIO, "metadata": _told()},
+}
 
 
 class Control:
@@ -93,7 +116,11 @@ def spec_of(fork_id: str, arguments: argparse.Namespace) -> ForkSpec:
     direction = Direction.BOTH if arguments.mix else Direction.IN
     url = f"{arguments.url}/{fork_id}"
     legs = (LegPart.PAIRS if arguments.mix else LegPart.IN,)
-    return ForkSpec(fork_id, "bench", url, direction, legs, frame_ms=arguments.frame_ms)
+    return ForkSpec(
+        *(fork_id, "bench", url, direction, legs),
+        frame_ms=arguments.frame_ms,
+        **FORMS[arguments.form](),
+    )
 
 
 async def run(arguments: argparse.Namespace) -> None:
@@ -126,6 +153,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--apart", action="store_true", help="a process for a single worker, too")
     parser.add_argument("--frame-ms", type=int, default=20)
+    parser.add_argument("--form", choices=FORMS, default="raw", help="what the server gets")
     arguments = parser.parse_args()
     log.set_up(LogConfig())
     uvloop.run(run(arguments))

@@ -40,6 +40,8 @@ class Row:
         mixed: Legs bring pairs of 640 bytes, the server gets the mix; else 320 bytes, unchanged.
         workers: Processes of the relay, where it can have several.
         frame_ms: Audio in each message, where the relay can put several frames in one.
+        form: What the server gets, where the relay knows more than raw: a name of
+            `bench.relay_only.FORMS`.
     """
 
     forks: int
@@ -47,18 +49,25 @@ class Row:
     mixed: bool = False
     workers: int = 1
     frame_ms: int = FRAME_MS
+    form: str = "raw"
 
     @property
     def name(self) -> str:
-        """The name of the row: 200-ws-mono, 400-wss-mixed-2w, 200-ws-mono-F100."""
+        """The name of the row: 200-ws-mono, 400-wss-mixed-2w, 200-ws-mono-F100-twilio."""
         name = f"{self.forks}-{self.scheme}-{'mixed' if self.mixed else 'mono'}"
         name += f"-{self.workers}w" if self.workers != 1 else ""
-        return name + (f"-F{self.frame_ms}" if self.frame_ms != FRAME_MS else "")
+        name += f"-F{self.frame_ms}" if self.frame_ms != FRAME_MS else ""
+        return name + (f"-{self.form}" if self.form != "raw" else "")
 
     @property
     def for_floor(self) -> Row:
-        """The row that the floor runs to be compared with: one process, 20 ms in a message."""
-        return replace(self, workers=1, frame_ms=FRAME_MS)
+        """The row that the floor runs to be compared with: one process, raw, 20 ms in a message."""
+        return replace(self, workers=1, frame_ms=FRAME_MS, form="raw")
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether frames arrive in another codec, without their stamps, and so are only counted."""
+        return self.form in ("ulaw", "twilio")
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,8 @@ class Span:
 class Result:
     """The result of a row; delays of frames are from the generator's stamp to the sink.
 
-    They hold the wait for the other frames of a message, where a message has several.
+    They hold the wait for the other frames of a message, where a message has several. Where frames
+    are only counted there are no delays, and nothing is late or wrong.
 
     Attributes:
         messages: What the frames came in.
@@ -173,6 +183,8 @@ def audiofork_relay(source: Path = ROOT, apart: bool = False) -> StartRelay:
         command: list[str | Path] = [sys.executable, "-m", "bench.relay_only", *setting.arguments]
         command += ["--uuids", setting.uuids_file, "--workers", str(row.workers)]
         command += ["--frame-ms", str(row.frame_ms), *(["--apart"] if apart else [])]
+        # The relay of an older tree may know raw alone.
+        command += ["--form", row.form] if row.form != "raw" else []
         return Program(command, {"PYTHONPATH": f"{source}:{ROOT}"}, source)
 
     return start
@@ -223,7 +235,8 @@ class Bench:
         with ExitStack() as stack:
             uuids = [str(uuid.uuid4()) for _ in range(row.forks)]
             tls = ("--tls", self._server_file) if row.scheme == "wss" else ()
-            sink = stack.enter_context(Program((self.tools.sink, *tls)))
+            counted = ("--counted",) if row.is_counted else ()
+            sink = stack.enter_context(Program((self.tools.sink, *tls, *counted)))
             url = f"{row.scheme}://localhost:{sink.hear()['port']}"
             setting = Setting(row, url, self._ca_file, self._file(stack, uuids))
             relay = stack.enter_context(start(setting))

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from bench import build, measure, rows
@@ -39,6 +40,7 @@ OTHER_ROWS = (
     Row(400, "wss", workers=2),
     Row(200, frame_ms=100),
     Row(400, frame_ms=100),
+    *(Row(400, form=form) for form in ("M", "json", "ulaw", "twilio")),
 )
 # Each of the others comes next to the floor that it is compared with.
 ROWS = tuple(
@@ -97,11 +99,14 @@ def line(result: Result, floor: Result) -> str:
     ratio = result.cpu_us / floor.cpu_us if floor.cpu_us else 0.0
     # A frame that waits for the others of its message comes late, and shall.
     late = result.late if result.row.frame_ms == FRAME_MS else "-"
+    p50, p99 = f"{result.p50_us / 1000:.2f}", f"{result.p99_us / 1000:.2f}"
+    if result.row.is_counted:
+        p50 = p99 = late = "-"
     return (
         f"{result.relay:<11} {result.row.name:<16} {result.cpu_us:8.1f} {user:>6} "
         f"{system:>7} {ratio:6.2f} {result.forks_per_core:11} "
         f"{result.frames_per_wake:12.1f} "
-        f"{result.p50_us / 1000:7.2f} {result.p99_us / 1000:7.2f} {late:>5} "
+        f"{p50:>7} {p99:>7} {late:>5} "
         f"{result.lost:5} {result.memory_kib:8.0f}"
         + (" ~" if result.disturbed else "")
         + (f"  {result.wrong} wrong" if result.wrong else "")
@@ -181,8 +186,21 @@ def report(results: list[tuple[Result, Result]]) -> None:
         f"core, the sink {max(result.sink_cpu_percent for result, _ in results):.0f} %; frames "
         f"were sent up to {worst_p99_ms:.1f} ms late (p99)."
     )
+    for text in beside_raw([result for result, _ in results]):
+        print(text)
     if any(result.disturbed for result, _ in results):
         print("~ Other programs had much of the machine: the row says little.")
+
+
+def beside_raw(results: list[Result]) -> Iterator[str]:
+    """Yield what the other formats of this relay cost beside raw, where both were measured."""
+    ours = {result.row: result for result in results if result.relay == "audiofork"}
+    for row, result in ours.items():
+        raw = ours.get(replace(row, form="raw"))
+        if raw is not None and raw is not result and raw.cpu_us:
+            times = result.cpu_us / raw.cpu_us
+            more_kb = result.memory_kib - raw.memory_kib
+            yield f"{row.name} takes {times:.2f} times raw, and {more_kb:+.0f} kB a fork."
 
 
 def as_json(results: list[tuple[Result, Result]]) -> str:

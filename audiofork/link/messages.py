@@ -45,6 +45,11 @@ class Format(enum.StrEnum):
         """Whether it has messages for what happens beside audio, such as keys."""
         return self is not Format.RAW
 
+    @property
+    def has_mute(self) -> bool:
+        """Whether it has a message for sides that are muted, or are not any more."""
+        return self is Format.JSON
+
 
 class Codec(enum.StrEnum):
     """What audio is encoded in on its way to the server."""

@@ -117,6 +117,11 @@ class Pipeline(ABC):
         """Frames that the legs have brought, used or not; a pair counts as one."""
         return self.frames_in - self.filled + self.gated
 
+    @property
+    def muted(self) -> tuple[bool, bool]:
+        """Whether in and whether out is muted."""
+        return self._sides.mute_in, self._sides.mute_out
+
     @abstractmethod
     def input_of(self, part: LegPart) -> TakeFrame:
         """Return the function to call with each frame of a part; it accepts any size."""

@@ -26,7 +26,7 @@ from audiofork.link.messages import (
     Streaming,
 )
 from audiofork.log import CounterLine, ForkLog
-from audiofork.relay.formats.base import Dtmf
+from audiofork.relay.formats.base import Dtmf, Mute
 from audiofork.relay.pacer import Pacer
 from audiofork.relay.pipeline import LegHandle, Taker, pipeline_of
 from audiofork.relay.server_commands import ServerCommands
@@ -218,8 +218,10 @@ class Session:
     # --- Commands ---
 
     def set_mute(self, command: SetMute) -> None:
-        """Mute or unmute the sides, from the next frame on."""
+        """Mute or unmute the sides, from the next frame on; tell the server, as with a key."""
         self._pipeline.set_mute(command.mute_in, command.mute_out)
+        if self._end is None and self.spec.format.has_mute:
+            self._sink.send_event(Mute(*self._pipeline.muted))
 
     def press(self, command: PressKey) -> None:
         """Tell the server of a key that the party has pressed, if its format has a way to."""

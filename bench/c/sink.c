@@ -1,4 +1,5 @@
-/* A WebSocket server that checks every frame, or (--unchecked) counts messages of any kind.
+/* A WebSocket server that checks every frame, or (--unchecked) counts messages of any kind, or (--counted)
+   takes each message of audio for a frame: a binary one, or a text as Twilio's `media`.
 
    Prints {"port": N}. On each line on standard input it prints what it has counted so far as one
    line of JSON, and forgets the times that it has measured; at the end of standard input it does
@@ -25,6 +26,7 @@
 #define BUFFER_BYTES 65536
 #define MAX_NUMBER 100000000
 #define LATE_NS FRAME_NS
+#define MEDIA "\"event\":\"media\""
 /* Rests so long after each turn, so that messages gather: waking for each costs more than reading
    it, and makes its writer pay for the wake. The latency that it measures has this in it. */
 #define REST_US 200
@@ -49,7 +51,7 @@ static struct {
 } counted;
 static struct histogram latency;
 static unsigned char pattern[FRAME_BYTES];
-static int unchecked;
+static int unchecked, counts_only;
 static struct tls_context *tls;
 
 static double cpu_s(void)
@@ -149,6 +151,10 @@ static void on_binary(struct connection *one, const unsigned char *payload, size
                    (unsigned long long)now_ns());
         return;
     }
+    if (counts_only) {
+        counted.frames++;
+        return;
+    }
     uint64_t now = now_ns();
     if (count == 0 || count % FRAME_BYTES != 0)
         counted.corrupt++;
@@ -180,6 +186,8 @@ static int on_frame(struct connection *one, const struct header *header, unsigne
         return 0;
     case TEXT:
         counted.texts++;
+        if (counts_only && memmem(payload, count, MEDIA, sizeof MEDIA - 1) != NULL)
+            on_binary(one, payload, count);
         return 0;
     case PING:
         counted.pings++;
@@ -331,12 +339,14 @@ int main(int argc, char **argv)
 {
     static const struct option options[] = {{"tls", required_argument, NULL, 't'},
                                             {"unchecked", no_argument, NULL, 'u'},
+                                            {"counted", no_argument, NULL, 'c'},
                                             {NULL, 0, NULL, 0}};
     int option;
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
         switch (option) {
         case 't': tls = tls_server(optarg); break;
         case 'u': unchecked = 1; break;
+        case 'c': counts_only = 1; break;
         default: return 2;
         }
     }

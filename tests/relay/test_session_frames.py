@@ -11,12 +11,13 @@ from audiofork.link.messages import (
     Direction,
     EndReason,
     ForkStats,
+    Format,
     LegLost,
     LegPart,
     PressKey,
     Streaming,
 )
-from audiofork.relay.formats.base import Dtmf
+from audiofork.relay.formats.base import Dtmf, Mute
 from tests.relay.pipeline_stage import BOTH_LEGS, FORK_ID, IN, OUT, PAIRS, mono_of
 from tests.relay.session_stage import Begin, SessionStage
 
@@ -289,3 +290,34 @@ async def test_key_comes_after_what_the_leg_has_not_read_yet() -> None:
     stage.session.press(PressKey(FORK_ID, "5", 80))
     assert stage.sink.events == [(2, Dtmf("5", 80))]
     stage.session.end(EndReason.STOPPED)
+
+
+async def test_mute_is_told_before_the_first_frame_that_it_silences() -> None:
+    stage = SessionStage(Direction.IN, format=Format.JSON)
+    stage.sink.frame_ms = 100
+    stage.sink.open()
+    stage.attach()
+    stage.audio(b"\1" * 320)
+    stage.legs[IN].on_rest = lambda: stage.session.inlets[IN].on_audio(b"\2" * 320)
+    stage.mute(True, None)
+    stage.audio(b"\3" * 320)
+    assert stage.sink.frames == [b"\1" * 320, b"\2" * 320, bytes(320)]
+    stage.mute(None, True)
+    stage.mute(False, None)
+    assert stage.sink.events == [
+        (2, Mute(is_in=True, is_out=False)),
+        (3, Mute(is_in=True, is_out=True)),
+        (3, Mute(is_in=False, is_out=True)),
+    ]
+    stage.session.end(EndReason.STOPPED)
+    stage.mute(True, True)
+    assert len(stage.sink.events) == 3
+
+
+async def test_mute_goes_to_no_format_that_cannot_tell_of_it() -> None:
+    """It would only cut messages of several frames in two."""
+    for one in Format:
+        stage = SessionStage(Direction.IN, format=one)
+        stage.mute(True, True)
+        assert bool(stage.sink.events) == one.has_mute
+        stage.session.end(EndReason.STOPPED)

@@ -13,6 +13,7 @@ from testbed.ami import AmiClient
 from testbed.blocks import decode, find_blocks, make_blocks, report
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
+from tests.relay.formats.json_page import check
 from tests.system.conftest import counts_blocks, place_call, start_fork
 
 pytestmark = [pytest.mark.asterisk, pytest.mark.usefixtures("daemon")]
@@ -92,6 +93,30 @@ async def test_first_message_is_the_text_of_the_format_and_then_comes_audio(
     audio = [message for message in others if isinstance(message, bytes)]
     assert {len(message) for message in audio} == {320}
     assert len(audio) >= 50
+
+
+async def test_mute_is_told_where_the_silence_begins_and_ends_and_all_is_as_the_page_says(
+    ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    target = await place_call(ami, caller)
+    start_fork(ami, target.channel, recorder.url("/"), "D(in)x(json)", Params="a=1")
+    await target.call.play(WARM_UP)
+    for state in "10":
+        muted = {"Channel": target.channel, "Direction": "read", "State": state}
+        ami.send("UserEvent", UserEvent="AudioFork", Command="AudioForkMute", **muted)
+        await target.call.play(WARM_UP[:25])
+    await target.call.hangup()
+    messages = (await recorder.wait_closed("/")).messages
+    told = [check(one) for one in messages if isinstance(one, str)]
+    assert told == ["start", "mute", "mute", "stop"]
+    begin, end = [at for at, one in enumerate(messages) if isinstance(one, str) and '"mute"' in one]
+    on, off = json.loads(messages[begin]), json.loads(messages[end])
+    assert (on["muted"], off["muted"]) == (["in"], [])
+    # Texts at the begin: one. So a frame's place in the messages tells its position.
+    assert (on["position_ms"], off["position_ms"]) == ((begin - 1) * 20, (end - 2) * 20)
+    audio = [one for one in messages if isinstance(one, bytes)]
+    parts = audio[: begin - 1], audio[begin - 1 : end - 2], audio[end - 2 :]
+    assert [any(b"".join(part)) for part in parts] == [True, False, True]
 
 
 async def test_keys_of_the_party_come_once_where_they_were_pressed(

@@ -27,10 +27,13 @@ import trustme
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from audiofork.link.messages import Direction, ForkSpec
+from audiofork.relay.formats.choice import format_of
 from bench import ab, build, capacity, measure, quota, rows
 from bench.program import Answer, Program, ProgramFailed
+from bench.relay_only import FORMS
 from bench.rows import Bench, Result, Row, Span
-from bench.run import line, select
+from bench.run import ROWS, beside_raw, line, select
 
 ROOT = Path(__file__).parents[2]
 SHORT = Span(warm_s=0.1, measured_s=0.4)
@@ -269,6 +272,20 @@ async def test_unchecked_sink_tells_the_first_message_of_each_path(tools: build.
         assert sink.ask()["messages"] == 2
 
 
+async def test_counted_sink_takes_each_message_of_audio_for_a_frame(tools: build.Tools) -> None:
+    spec = replace(SPEC, **FORMS["twilio"]())
+    twilio = format_of(spec, 20)
+    with Program([tools.sink, "--counted"]) as sink:
+        port = sink.hear()["port"]
+        async with connect(f"ws://127.0.0.1:{port}/", compression=None) as connection:
+            for text in (*twilio.opening(0, 0), *twilio.audio((bytes(320),), 0)):
+                await connection.send(text)
+            await send_all(connection, (bytes(160),))
+            answer = sink.ask()
+    assert (answer["texts"], answer["messages"], answer["frames"]) == (3, 2, 2)
+    assert tuple(answer[name] for name in COUNTS[1:]) == (0,) * (len(COUNTS) - 1)
+
+
 async def test_sink_speaks_tls(tools: build.Tools, tmp_path: Path) -> None:
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost").private_key_and_cert_chain_pem
@@ -280,6 +297,40 @@ async def test_sink_speaks_tls(tools: build.Tools, tmp_path: Path) -> None:
         async with connect(url, ssl=context, compression=None) as connection:
             await send_all(connection, tuple(frame(number) for number in range(100)))
             assert tuple(sink.ask()[name] for name in COUNTS) == (100, 0, 0, 0, 0, 0)
+
+
+# --- Formats ---
+
+SPEC = ForkSpec("3f2a91c0-d1e8-4c52-9a7b-0123456789ab", "bench", "ws://h/", Direction.IN)
+
+
+def test_each_form_has_a_row_beside_raw_and_is_one_that_a_fork_can_have() -> None:
+    measured = {row.form for row in ROWS if replace(row, form="raw") in ROWS}
+    assert measured == set(FORMS)
+    made = {name: format_of(replace(SPEC, **what()), 20) for name, what in FORMS.items()}
+    counted = {row.form for row in ROWS if row.is_counted}
+    assert {name for name, one in made.items() if not one.is_verbatim} == counted
+
+
+def costing(row: Row, cpu_us: float, memory_kib: float) -> Result:
+    """Return a result of audiofork that tells what it costs."""
+    values = dict.fromkeys(
+        "frames messages user_share waited_percent frames_per_wake p50_us p99_us max_us lost wrong"
+        " late idle_kib".split(),
+        0,
+    )
+    what: dict[str, Any] = {**values, "cpu_us": cpu_us, "memory_kib": memory_kib}
+    return Result("audiofork", row, **what, generator={"late_p99_us": 0})
+
+
+def test_what_a_form_costs_is_told_beside_raw_and_it_has_no_delays() -> None:
+    raw, twilio = costing(Row(400), 16.0, 30.0), costing(Row(400, form="twilio"), 20.0, 33.0)
+    other = costing(Row(200, form="json"), 20.0, 33.0)
+    assert list(beside_raw([raw, twilio, other])) == [
+        "400-ws-mono-twilio takes 1.25 times raw, and +3 kB a fork."
+    ]
+    assert line(twilio, raw).split()[8:11] == ["-", "-", "-"]
+    assert line(raw, raw).split()[8:11] == ["0.00", "0.00", "0"]
 
 
 # --- What it measures with ---

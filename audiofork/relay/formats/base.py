@@ -55,8 +55,21 @@ class BufferLevel:
     is_high: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Mute:
+    """From here on these sides of the audio are silence, or are not any more.
+
+    Attributes:
+        is_in: Whether what the channel's own party says is muted.
+        is_out: Whether what that party hears is muted.
+    """
+
+    is_in: bool
+    is_out: bool
+
+
 # What happens in a call, apart from audio, and is reported to the server.
-Event = Dtmf | Mark | Cleared | BufferLevel
+Event = Dtmf | Mark | Mute | Cleared | BufferLevel
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +185,43 @@ class MessageFormat(ABC):
             number: The number of the first of them.
         """
 
-    def event(self, event: Event, number: int) -> Sequence[Message]:  # noqa: ARG002 (for others)
-        """Return the messages of an event; none if the format has no message for it.
+    def event(self, event: Event, number: int) -> Sequence[Message]:
+        """Return the messages of an event: what the method of its kind returns.
 
         Args:
             event: The event.
             number: The number of the frame that follows the event.
         """
+        match event:
+            case Dtmf():
+                return self.dtmf(event, number)
+            case Mark():
+                return self.mark(event, number)
+            case Mute():
+                return self.mute(event, number)
+            case Cleared():
+                return self.cleared()
+            case BufferLevel():
+                return self.buffer_level(event)
+
+    def dtmf(self, key: Dtmf, number: int) -> Sequence[Message]:  # noqa: ARG002 (for others)
+        """Return the messages that tell of a pressed key; none if the format has none for it."""
+        return ()
+
+    def mark(self, mark: Mark, number: int) -> Sequence[Message]:  # noqa: ARG002 (for others)
+        """Return the messages that tell that a mark was reached; none if it has none for it."""
+        return ()
+
+    def mute(self, mute: Mute, number: int) -> Sequence[Message]:  # noqa: ARG002 (for others)
+        """Return the messages that tell which sides are muted now; none if it has none for it."""
+        return ()
+
+    def cleared(self) -> Sequence[Message]:
+        """Return the messages that tell of a clear that was done; none if it has none for it."""
+        return ()
+
+    def buffer_level(self, level: BufferLevel) -> Sequence[Message]:  # noqa: ARG002 (for others)
+        """Return the messages that slow a server down, or let it go on; none if it has none."""
         return ()
 
     def closing(self, reason: str, number: int, dropped: int) -> Sequence[Message]:  # noqa: ARG002

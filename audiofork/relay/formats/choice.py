@@ -30,9 +30,10 @@ def format_of(spec: ForkSpec, frame_ms: int) -> MessageFormat:
 def _own_format_of(spec: ForkSpec, frame_ms: int) -> MessageFormat:
     match spec.format:
         case Format.RAW:
-            return RawFormat(spec.codec, Description(spec, frame_ms) if spec.metadata else None)
+            description = Description(spec, frame_ms) if spec.metadata else None
+            return RawFormat(spec.codec, description, spec.sample_rate)
         case Format.JSON:
-            return JsonFormat(spec.codec, Description(spec, frame_ms))
+            return JsonFormat(spec, frame_ms)
         case Format.TWILIO:
             return TwilioFormat(spec)
         case Format.VONAGE:

@@ -54,12 +54,18 @@ class Description:
             "params": metadata.params,
         }
 
-    def start(self, number: int, dropped: int) -> str:
-        """Return the text of an opening; for the arguments see `MessageFormat.opening`."""
+    def start(self, number: int, dropped: int, **more: object) -> str:
+        """Return the text of an opening.
+
+        Args:
+            number: As for `MessageFormat.opening`, as `dropped`.
+            dropped: See `number`.
+            more: What the format says besides.
+        """
         reconnects = self._openings
         self._openings += 1
         place = {"reconnects": reconnects, **_place(number, dropped)}
-        return json.dumps({"event": "start", "version": VERSION, **place, **self._fork})
+        return json.dumps({"event": "start", "version": VERSION, **place, **more, **self._fork})
 
     def stop(self, reason: str, number: int, dropped: int) -> str:
         """Return the text before the close; for the arguments see `MessageFormat.closing`."""

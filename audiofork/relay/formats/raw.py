@@ -16,10 +16,16 @@ class RawFormat(BinaryFormat):
     Args:
         codec: What the audio is encoded in.
         description: What the texts say; None: there are none.
+        sample_rate: In Hz.
     """
 
-    def __init__(self, codec: Codec = Codec.SLIN, description: Description | None = None) -> None:
-        super().__init__(codec)
+    def __init__(
+        self,
+        codec: Codec = Codec.SLIN,
+        description: Description | None = None,
+        sample_rate: int = 8000,
+    ) -> None:
+        super().__init__(codec, sample_rate)
         self._description = description
 
     def opening(self, number: int, dropped: int) -> Sequence[Message]:

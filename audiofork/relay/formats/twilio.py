@@ -1,18 +1,29 @@
-"""Twilio's Media Streams, one way: JSON texts, audio in base64 of mu-law at 8000 Hz."""
+"""Twilio's Media Streams: JSON texts, audio in base64 of mu-law at 8000 Hz."""
 
 from __future__ import annotations
 
 import audioop
 import hashlib
 import json
-from audioop import lin2ulaw
+from audioop import lin2ulaw, ulaw2lin
 from binascii import b2a_base64
 from collections.abc import Sequence
 from typing import Any
 
 from audiofork.audiosocket import PTIME_MS
-from audiofork.link.messages import Direction, ForkSpec, Metadata
-from audiofork.relay.formats.base import Dtmf, Event, Meaning, Message, MessageFormat, Text
+from audiofork.link.messages import Direction, ForkSpec, Metadata, ServerCommand
+from audiofork.relay.formats import from_server
+from audiofork.relay.formats.base import (
+    Audio,
+    Command,
+    Dtmf,
+    Mark,
+    Meaning,
+    Message,
+    MessageFormat,
+    Text,
+)
+from audiofork.relay.formats.from_server import json_object, member
 
 SAMPLE_RATE = 8000
 _TRACKS = {
@@ -21,12 +32,10 @@ _TRACKS = {
     Direction.BOTH: ("inbound",),  # the two mixed; Twilio has no name for that
     Direction.STEREO: ("inbound", "outbound"),
 }
-# What a server sends for the call; a fork has no way to it.
-_OF_AUDIO = frozenset({"media", "mark", "clear"})
 
 
 class TwilioFormat(MessageFormat):
-    """Messages as Twilio's `<Start><Stream>` sends them.
+    """Messages as Twilio's `<Start><Stream>` and `<Connect><Stream>` send them.
 
     On each connection `connected` and `start` come first, and sequence numbers and chunks begin
     anew; time stamps keep to the clock of the fork.
@@ -95,10 +104,11 @@ class TwilioFormat(MessageFormat):
         payload = b2a_base64(lin2ulaw(samples, 2), newline=False).decode()
         return template % (sequence, self._chunk, number * PTIME_MS, payload)
 
-    def event(self, event: Event, number: int) -> Sequence[Message]:  # noqa: ARG002 (of the base)
-        if not isinstance(event, Dtmf):
-            return ()
-        return (self._numbered("dtmf", {"track": "inbound_track", "digit": event.digit}),)
+    def dtmf(self, key: Dtmf, number: int) -> Sequence[Message]:  # noqa: ARG002 (of the base)
+        return (self._numbered("dtmf", {"track": "inbound_track", "digit": key.digit}),)
+
+    def mark(self, mark: Mark, number: int) -> Sequence[Message]:  # noqa: ARG002 (of the base)
+        return (self._numbered("mark", {"name": mark.name}),)
 
     def closing(self, reason: str, number: int, dropped: int) -> Sequence[Message]:  # noqa: ARG002
         sids = {"accountSid": self._account_sid, "callSid": self._call_sid}
@@ -107,14 +117,16 @@ class TwilioFormat(MessageFormat):
     def meaning(self, message: Message) -> Meaning:
         if not isinstance(message, str):
             return None
-        try:
-            known = json.loads(message)
-        except (ValueError, RecursionError):
-            return Text(message)
-        event = known.get("event") if isinstance(known, dict) else None
-        # A list or an object would not do for a look-up in a set.
-        is_audio = isinstance(event, str) and event in _OF_AUDIO
-        return None if is_audio else Text(message)
+        found = json_object(message)
+        match found.get("event"):
+            case "media":
+                payload = from_server.base64_bytes(member(found, "media"), "payload")
+                return Audio(ulaw2lin(payload, 2), SAMPLE_RATE) if payload else None
+            case "mark":
+                return Command(ServerCommand.MARK, from_server.text(member(found, "mark"), "name"))
+            case "clear":
+                return Command(ServerCommand.CLEAR)
+        return Text(message)
 
     def payload_bytes(self, frame_bytes: int) -> int:
         tracks = len(self._tracks)

@@ -13,7 +13,6 @@ from audiofork.relay.formats.base import (
     Audio,
     Command,
     Dtmf,
-    Event,
     Mark,
     Meaning,
     Message,
@@ -59,10 +58,8 @@ class TellingFormat(MessageFormat):
         told = " ".join(str(number(frame)) for frame in frames)
         return (f"audio {number_}: {told} {PADDING}",)
 
-    def event(self, event: Event, number_: int) -> Sequence[Message]:
-        if isinstance(event, Dtmf):
-            return f"press {event.digit} {number_}", f"release {event.digit}"
-        return ()
+    def dtmf(self, key: Dtmf, number_: int) -> Sequence[Message]:
+        return f"press {key.digit} {number_}", f"release {key.digit}"
 
     def closing(self, reason: str, number: int, dropped: int) -> Sequence[Message]:
         return (f"stop {reason}",)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from audiofork.link.messages import Codec, Dialogue, Direction, Format
-from audiofork.relay.formats.base import Dtmf, Mark, MessageFormat, Text
+from audiofork.relay.formats.base import Audio, Dtmf, MessageFormat, Mute, Text
 from tests.relay.formats.formats import CALL, FORK_ID, PARAMS, make
 
 BINARY = [one for one in Format if one is not Format.TWILIO]
@@ -44,17 +44,6 @@ def test_audio_in_another_codec_is_half_as_long(format_: Format, codec: Codec, d
     assert audioop.max(difference, 2) < 1024
     audio = opening(one)["audio"]
     assert (audio["encoding"], audio["bits"]) == (codec.value, 8)
-
-
-def test_json_tells_of_gaps_and_keys_where_they_are() -> None:
-    one = make(Format.JSON)
-    assert opening(one)["params"] == PARAMS
-    told = [json.loads(text) for text in (*one.gap(500, 20), *one.event(Dtmf("5", 90), 7))]
-    assert told == [
-        {"event": "gap", "position_ms": 9600, "lost_ms": 400},
-        {"event": "dtmf", "digit": "5", "duration_ms": 90, "position_ms": 140},
-    ]
-    assert json.loads(one.closing("stopped", 9, 1)[0])["event"] == "stop"
 
 
 def test_vonage_begins_with_the_call_and_the_content_type() -> None:
@@ -123,11 +112,12 @@ def test_key_is_told(format_: Format, told: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("format_", BINARY)
-def test_text_of_the_server_is_a_text_and_audio_of_it_means_nothing(format_: Format) -> None:
-    one = make(format_)
+def test_text_of_the_server_is_a_text_and_audio_of_it_is_audio(format_: Format) -> None:
+    one = make(format_, sample_rate=16000)
     assert one.meaning("hello") == Text("hello")
-    assert one.meaning(bytes(320)) is None
-    assert one.event(Mark("x"), 0) == ()
+    assert one.meaning(bytes(320)) == Audio(bytes(320), 16000)
+    if not format_.has_mute:
+        assert one.event(Mute(is_in=True, is_out=True), 0) == ()
 
 
 @pytest.mark.parametrize("format_", Format)

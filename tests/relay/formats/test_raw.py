@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from audiofork.relay.formats.base import Dtmf, Event, Mark, Text
+from audiofork.relay.formats.base import Audio, Dtmf, Event, Mark, Text
 from audiofork.relay.formats.raw import RawFormat
 
 
@@ -29,8 +29,8 @@ def test_text_of_the_server_is_a_text(text: str) -> None:
     assert RawFormat().meaning(text) == Text(text)
 
 
-def test_binary_message_of_the_server_means_nothing() -> None:
-    assert RawFormat().meaning(bytes(320)) is None
+def test_binary_message_of_the_server_is_audio() -> None:
+    assert RawFormat().meaning(bytes(320)) == Audio(bytes(320), 8000)
 
 
 def test_frame_is_as_long_as_its_message() -> None:

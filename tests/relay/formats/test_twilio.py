@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from audiofork.link.messages import Direction, Format
-from audiofork.relay.formats.base import Dtmf, Mark, Message, Text
+from audiofork.relay.formats.base import Dtmf, Message, Text
 from tests.relay.formats.formats import make
 
 ULAW = bytes(range(127)) + bytes(range(128, 161))  # but for 127, the other zero
@@ -117,14 +117,12 @@ def test_key_and_end_are_told() -> None:
     assert dtmf["dtmf"] == {"track": "inbound_track", "digit": "#"}
     assert (dtmf["sequenceNumber"], stop["sequenceNumber"]) == ("2", "3")
     assert sorted(stop["stop"]) == ["accountSid", "callSid"]
-    assert twilio.event(Mark("x"), 9) == ()
 
 
 @pytest.mark.parametrize(
     ("message", "means"),
     [
         ('{"event":"media","media":{}}', None),
-        ('{"event":"clear"}', None),
         (b"audio", None),
         ('{"event":"hello"}', Text('{"event":"hello"}')),
         ("hello", Text("hello")),
