@@ -289,6 +289,8 @@ class Sink(SinkCallbacks):
         if self._format.is_answered and self.state is SinkState.PROVING:
             self._move(SinkEvent.PROVED)
             self._open(connection)
+        elif self._format.refusal and self.state is SinkState.PROVING:
+            connection.give_up(self._format.refusal)
         if self._format.has_finished:
             self._news.set()
 

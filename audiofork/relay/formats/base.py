@@ -146,6 +146,7 @@ class MessageFormat(ABC):
             frame is then sent without a call of `audio()`.
         must_answer: Whether audio waits until the server has answered the opening.
         is_answered: Whether the server has answered the opening of this connection.
+        refusal: Why the server does not take the opening of this connection; empty: it may.
         closing_wait_s: How long the server is listened to after `closing()`, in seconds.
         has_finished: Whether the server has sent all on this connection.
     """
@@ -153,6 +154,7 @@ class MessageFormat(ABC):
     is_verbatim: bool = False
     must_answer: bool = False
     is_answered: bool = False
+    refusal: str = ""
     closing_wait_s: float = 0.0
     has_finished: bool = False
 
@@ -200,7 +202,7 @@ class MessageFormat(ABC):
             case Mute():
                 return self.mute(event, number)
             case Cleared():
-                return self.cleared()
+                return self.cleared(event)
             case BufferLevel():
                 return self.buffer_level(event)
 
@@ -216,7 +218,7 @@ class MessageFormat(ABC):
         """Return the messages that tell which sides are muted now; none if it has none for it."""
         return ()
 
-    def cleared(self) -> Sequence[Message]:
+    def cleared(self, cleared: Cleared) -> Sequence[Message]:  # noqa: ARG002 (for others)
         """Return the messages that tell of a clear that was done; none if it has none for it."""
         return ()
 
