@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from audiofork.errors import SinkError, SinkLost, SinkRefused, SinkUnreachable
+from audiofork.errors import SinkClosed, SinkError, SinkLost, SinkRefused, SinkUnreachable
 from audiofork.relay.connection import Connection
 from audiofork.relay.server_limits import MAX_MESSAGE_BYTES
 from audiofork.relay.sink import Sink
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 
 @pytest.mark.parametrize(
     ("code", "kind"),
-    [(1000, SinkRefused), (4000, SinkRefused), (1008, SinkRefused), (1001, SinkLost)],
+    [(1000, SinkClosed), (4000, SinkRefused), (1008, SinkRefused), (1001, SinkLost)],
 )
 async def test_server_that_closes_ends_the_sink(
     recorder: Recorder, start: Start, code: int, kind: type[SinkError]
