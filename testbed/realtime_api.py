@@ -341,7 +341,9 @@ class _Session:
         await self.say("response.output_audio.done", **place)
         transcript = turn.transcript
         await self.say("response.output_audio_transcript.done", **place, transcript=transcript)
-        message = {"id": item, "type": "message", "role": "assistant", "status": "completed"}
+        content = [{"type": "output_audio", "transcript": transcript}]
+        about = {"type": "message", "role": "assistant", "status": "completed"}
+        message = {"id": item, **about, "content": content}
         await self.say("response.output_item.done", **where, item=message)
 
     async def _call(self, call: Call, where: Object) -> None:

@@ -11,7 +11,7 @@ from websockets.exceptions import ConnectionClosed
 
 from audiofork.audiosocket import FRAME_BYTES
 from audiofork.config import WebSocketConfig
-from audiofork.errors import SinkError
+from audiofork.errors import SinkError, SinkRefused
 from audiofork.link.messages import PLAIN_HANDSHAKE, Handshake
 from audiofork.relay import retry
 from audiofork.relay.backlog import Backlog
@@ -220,6 +220,8 @@ class Sink(SinkCallbacks):
         self._open_s = asyncio.get_running_loop().time() - opened if has_served else 0.0
         if self._outlet.is_ending:
             await self._end_of_connection()  # frames that come back must still be delivered
+        if self._format.refusal:
+            raise SinkRefused(f"the server refuses the opening: {self._format.refusal}")
         if not self._is_done():
             raise retry.closure(connection.protocol.close_rcvd, connection.protocol.close_sent)
 

@@ -180,13 +180,12 @@ async def test_session_that_the_server_refuses_ends_the_fork_and_is_told(
             Direction.IN,
             handshake=Handshake((("Authorization", f"Bearer {KEY}"),)),
             format=Format.OPENAI_REALTIME,
-            reconnect_attempts=1,
         )
         leg = await relay.attach(fork_id)
         leg.send_audio(*SPEECH)
         ended = await relay.reported(ForkEnded, fork_id)
-    assert ended.reason is EndReason.SINK_GONE
-    assert ended.detail == "closed by us with 1008 invalid_value: no such voice"
+    assert ended.reason is EndReason.SINK_REFUSED
+    assert ended.detail == "the server refuses the opening: invalid_value: no such voice"
     assert relay.of(fork_id, SinkOpened) == relay.of(fork_id, Streaming) == []
     assert len(api.faults) == 1, "the early close alone"
     assert "the server reports an error: invalid_value: no such voice" in caplog.text

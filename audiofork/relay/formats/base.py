@@ -146,7 +146,8 @@ class MessageFormat(ABC):
             frame is then sent without a call of `audio()`.
         must_answer: Whether audio waits until the server has answered the opening.
         is_answered: Whether the server has answered the opening of this connection.
-        refusal: Why the server does not take the opening of this connection; empty: it may.
+        refusal: Why the server does not take the opening of this connection, and would not take it
+            another time; empty: it may.
         closing_wait_s: How long the server is listened to after `closing()`, in seconds.
         has_finished: Whether the server has sent all on this connection.
     """

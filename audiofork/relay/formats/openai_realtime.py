@@ -253,7 +253,7 @@ class OpenAiRealtimeFormat(MessageFormat):
         if kind not in self._logged and len(self._logged) < MOST_ERRORS:
             self._logged.add(kind)
             self._log.warning("the server reports an error: %s", harmless(f"{kind}: {message}"))
-        if not self.is_answered:
+        if not self.is_answered and text(known, "type") == "invalid_request_error":
             reason = harmless(f"{kind}: {message}").encode()[:MOST_REASON_BYTES]
             self.refusal = reason.decode(errors="ignore")
         return _told("error", code=kind, message=message)

@@ -238,12 +238,15 @@ def test_error_is_told_and_logged_once(caplog: pytest.LogCaptureFixture) -> None
 def test_error_before_the_session_is_accepted_is_a_refusal_of_this_connection() -> None:
     one = begin()
     one.opening(0, 0)
-    says(one, "error", error={"code": "bad_value", "message": "ü" * 100})
+    says(one, "error", error={"type": "server_error", "message": "busy"})
+    assert not one.refusal, "another time it may do"
+    error = {"type": "invalid_request_error", "code": "bad_value"}
+    says(one, "error", error={**error, "message": "ü" * 100})
     assert one.refusal == "bad_value: " + "ü" * 56
     one.opening(0, 0)
     assert not one.refusal
     says(one, "session.updated", session={})
-    says(one, "error", error={"code": "bad_value", "message": "x"})
+    says(one, "error", error={**error, "message": "x"})
     assert not one.refusal
 
 
