@@ -1,4 +1,5 @@
-# `make demo` shows the main job, `make test` proves it; both set up all they need.
+# `make demo` shows the main job, `make demo-bot` a call to a bot, `make test` proves all; each sets up all
+# that it needs.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -21,7 +22,7 @@ PARALLEL = -n $(PROCESSES) --dist worksteal
 unit tools coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
 
 .NOTPARALLEL:
-.PHONY: demo test style types clients unit tools coverage oldest pythons asterisk fuzz bench bench-capacity bench-asterisk
+.PHONY: demo demo-bot test style types clients unit tools coverage oldest pythons asterisk fuzz bench bench-capacity bench-asterisk
 .PHONY: faults attacks sample-config deb package-test first-hour wheel clean
 
 # Less than the tests need, and so sooner there.
@@ -140,10 +141,10 @@ wheel:
 	@touch $@
 
 # For the tests of the example that need speech; where there is no wheel yet they are skipped.
-.venv/stt: .venv/installed examples/live-transcription/requirements.txt
-	if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 14))'; then \
-	  $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
-	    -r examples/live-transcription/requirements.txt; fi
+.venv/stt: .venv/runs examples/live-transcription/requirements.txt examples/voice-bot/requirements.txt
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 14))'; then \
+	  $(TELLING) "Installing what hears speech" $(PIP_INSTALL) \
+	    -r examples/live-transcription/requirements.txt -r examples/voice-bot/requirements.txt; fi
 	@touch $@
 
 # The versions that are pinned have wheels up to Python 3.12.

@@ -18,9 +18,10 @@ import sys
 import tempfile
 import textwrap
 import wave
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from audiofork.commands.receiver import dbfs, peaks_of
 from testbed.asterisk import (
@@ -85,30 +86,33 @@ class Speech:
 # --- The parts -----------------------------------------------------------------------------------
 
 
-class Receiver:
-    """`audiofork receive` as a process, whose lines are passed on to the console.
+class Program:
+    """A Python program as a process, whose lines are passed on to the console.
+
+    Args:
+        name: As it is called here.
+        arguments: Of Python.
 
     Attributes:
-        url: Where it listens; empty until it does.
+        url: Where it listens, which its first line says; empty until it does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, *arguments: str) -> None:
         self.url = ""
-        self._ended = asyncio.Semaphore(0)
+        self._name = name
+        self._arguments = arguments
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        """Start it on a free port and wait until it listens."""
-        command = [sys.executable, "-m", "audiofork", "receive"]
-        arguments = ["--listen", "127.0.0.1:0", "--directory", str(RECORDINGS)]
+        """Start it and wait until it listens."""
         self._process = await asyncio.create_subprocess_exec(
-            *command, *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            sys.executable, *self._arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         async with asyncio.timeout(ATTEMPT_S):
             said = await self._read()
-        listening = re.match(r"listening on (ws://\S+/),", said)
+        listening = re.search(r"listening on (ws://\S+/)", said)
         if listening is None:
-            raise DemoFailed(f"`audiofork receive` did not start: {said}")
+            raise DemoFailed(f"{self._name} did not start: {said}")
         self.url = listening[1]
         self._echo = asyncio.create_task(self._pass_on())
 
@@ -120,15 +124,10 @@ class Receiver:
     async def _pass_on(self) -> None:
         while line := await self._read():
             say(f"    {line}")
-            if ": ended, " in line:
-                self._ended.release()
+            self.on_line(line)
 
-    async def wait_ended(self) -> None:
-        """Wait until all forks have ended and their files are complete, or never came."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ATTEMPT_S):
-                for _ in FORKS:
-                    await self._ended.acquire()
+    def on_line(self, line: str) -> None:
+        """Look at a line that it has said."""
 
     async def stop(self) -> None:
         """End it; all it said is passed on."""
@@ -146,15 +145,38 @@ class Receiver:
             await self._echo
 
 
+class Receiver(Program):
+    """`audiofork receive` on a free port, for so many forks."""
+
+    def __init__(self, forks: int) -> None:
+        arguments = ("--listen", "127.0.0.1:0", "--directory", str(RECORDINGS))
+        super().__init__("`audiofork receive`", "-m", "audiofork", "receive", *arguments)
+        self._forks = forks
+        self._ended = asyncio.Semaphore(0)
+
+    def on_line(self, line: str) -> None:
+        if ": ended, " in line:
+            self._ended.release()
+
+    async def wait_ended(self) -> None:
+        """Wait until all forks have ended and their files are complete, or never came."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ATTEMPT_S):
+                for _ in range(self._forks):
+                    await self._ended.acquire()
+
+
+ProgramT = TypeVar("ProgramT", bound=Program)
+
+
 @contextlib.asynccontextmanager
-async def receiving() -> AsyncIterator[Receiver]:
-    """Run a receiver; it ends in any case."""
-    receiver = Receiver()
+async def running(program: ProgramT) -> AsyncIterator[ProgramT]:
+    """Run a program; it ends in any case."""
     try:
-        await receiver.start()
-        yield receiver
+        await program.start()
+        yield program
     finally:
-        await receiver.stop()
+        await program.stop()
 
 
 def tell_of_the_fetch() -> None:
@@ -208,7 +230,7 @@ async def demo(installation: Installation) -> None:
         DemoFailed: A recording is missing or silent, or there is no call.
     """
     before = recordings()
-    async with receiving() as receiver:
+    async with running(Receiver(len(FORKS))) as receiver:
         lines = DIALPLAN.format(url=receiver.url, callee=installation.callee)
         with contextlib.ExitStack() as stack:
             with Telling(lambda: "still starting") as telling:
@@ -222,7 +244,10 @@ async def demo(installation: Installation) -> None:
             try:
                 await place_call(asterisk, speech(asterisk))
                 await receiver.wait_ended()
-                conclude(recordings() - before)
+                found = conclude(recordings() - before, FORKS, SHORTEST_S)
+                say(
+                    f"\nListen:  play {found['stereo']}   (sox; or aplay, ffplay, any audio player)"
+                )
                 say("Stopping Asterisk and the daemon ...")
             except (SipError, TimeoutError, DemoFailed) as exc:
                 what = str(exc) or "no call came about in time"
@@ -276,19 +301,25 @@ def recordings() -> set[Path]:
     return set(RECORDINGS.glob("*.wav"))
 
 
-def conclude(new: set[Path]) -> None:
-    """Name the recordings and what is in them.
+def conclude(
+    new: set[Path], forks: Mapping[str, Sequence[str]], shortest_s: float
+) -> dict[str, Path]:
+    """Name the recordings and what is in them; return them by the name of their fork.
+
+    Args:
+        new: Those of the demo.
+        forks: What each fork holds, channel by channel.
+        shortest_s: How long each has to be.
 
     Raises:
         DemoFailed: One is missing, too short or silent.
     """
     say("\nThe call is over; these are its recordings:\n")
-    found = {name: recording(name, new) for name in FORKS}
+    found = {name: recording(name, new) for name in forks}
     for name, path in found.items():
-        for line in described(name, path):
+        for line in described(path, forks[name], shortest_s):
             say(f"    {line}")
-    heard = found["stereo"]
-    say(f"\nListen:  play {heard}   (sox; or aplay, ffplay, any audio player)")
+    return found
 
 
 def recording(name: str, new: set[Path]) -> Path:
@@ -299,8 +330,8 @@ def recording(name: str, new: set[Path]) -> Path:
     raise DemoFailed(f"the fork `{name}` left no recording in {RECORDINGS}")
 
 
-def described(name: str, path: Path) -> list[str]:
-    """Return a line for each channel of a recording.
+def described(path: Path, holds: Sequence[str], shortest_s: float) -> list[str]:
+    """Return a line for each channel of a recording; see `conclude`.
 
     Raises:
         DemoFailed: It is not what it should be.
@@ -308,10 +339,10 @@ def described(name: str, path: Path) -> list[str]:
     with wave.open(str(path)) as file:
         channels, duration_s = file.getnchannels(), file.getnframes() / file.getframerate()
         audio = file.readframes(file.getnframes())
-    if duration_s < SHORTEST_S:
-        raise DemoFailed(f"{path}: expected {SHORTEST_S:g} s or more, got {duration_s:.1f} s")
-    if channels != len(FORKS[name]):
-        raise DemoFailed(f"{path}: expected {len(FORKS[name])} channels, got {channels}")
+    if duration_s < shortest_s:
+        raise DemoFailed(f"{path}: expected {shortest_s:g} s or more, got {duration_s:.1f} s")
+    if channels != len(holds):
+        raise DemoFailed(f"{path}: expected {len(holds)} channels, got {channels}")
     levels_dbfs = [dbfs(peak) for peak in peaks_of(audio, channels)]
     if min(levels_dbfs) < SPEECH_DBFS:
         raise DemoFailed(f"{path} is silent: peak {min(levels_dbfs):.1f} dBFS")
@@ -319,13 +350,13 @@ def described(name: str, path: Path) -> list[str]:
     head = f"{path!s:<{width}}  {duration_s:4.1f} s"
     heads = [head, " " * len(head)]
     return [
-        f"{head}  {level:5.1f} dBFS  {holds}"
-        for head, level, holds in zip(heads, levels_dbfs, FORKS[name], strict=False)
+        f"{head}  {level:5.1f} dBFS  {what}"
+        for head, level, what in zip(heads, levels_dbfs, holds, strict=False)
     ]
 
 
-def main() -> int:
-    """Run the demo; return its exit code."""
+def main(shown: Callable[[Installation], Coroutine[None, None, None]]) -> int:
+    """Run a demo; return its exit code."""
     # A stop by another process or a closed terminal is cleaned up after like a Ctrl-C.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
@@ -333,7 +364,7 @@ def main() -> int:
         say("Looking for Asterisk; the first time it is fetched, which takes a minute ...")
         tell_of_the_fetch()
         installation = find_installation()
-        asyncio.run(demo(installation))
+        asyncio.run(shown(installation))
     except KeyboardInterrupt:
         say("\nInterrupted; nothing is left running.")
         return EXIT_INTERRUPTED
@@ -345,4 +376,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(demo))

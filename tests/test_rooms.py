@@ -18,6 +18,7 @@ GROUND |= {
     "log",
     "placeholders",
     "profile_files",
+    "realtime_opening",
     "shipped",
     "states",
     "system",

@@ -28,6 +28,7 @@ MAX_VARIABLE_LENGTH = 79  # Asterisk's AST_MAX_EXTENSION without the final NUL
 # A parameter that option M names gets the value of this variable, completed by its name.
 PARAM_VARIABLE = "AUDIOFORK_PARAM_"
 TWILIO_SAMPLE_RATE = 8000
+OPENAI_SAMPLE_RATES = (8000, 24000)  # of G.711, and of PCM
 # What app_audiofork always offered; some servers insist on it.
 SUBPROTOCOL_OF_MODULE = "echo"
 # What servers of a format expect to be offered, unless option s names others.
@@ -94,12 +95,16 @@ class Options:
     @property
     def tells_of_call(self) -> bool:
         """Whether the server is told of the call."""
-        return self.metadata or self.format is not Format.RAW
+        return self.metadata or self.format.has_events
 
     @property
     def wished_rates(self) -> tuple[int, ...]:
         """The sample rates that the fork may have, in Hz; empty: as configured."""
-        return (TWILIO_SAMPLE_RATE,) if self.format is Format.TWILIO else self.sample_rates
+        if self.format is Format.TWILIO:
+            return (TWILIO_SAMPLE_RATE,)
+        if self.format is Format.OPENAI_REALTIME:
+            return self.sample_rates or OPENAI_SAMPLE_RATES[:1]
+        return self.sample_rates
 
     @property
     def handshake(self) -> Handshake:
@@ -156,9 +161,23 @@ def _check_format(options: Options, named: str) -> None:
     other = "" if options.has_format else ", or name another format by option x"
     if format_ is Format.TWILIO and set(options.sample_rates) - {TWILIO_SAMPLE_RATE}:
         raise RequestRefused(f"Options: {named} has only 8000 Hz, leave L out{other}")
-    has_codec = format_ in (Format.RAW, Format.JSON)
+    if format_ is Format.OPENAI_REALTIME:
+        _check_openai(options)
+    has_codec = format_ in (Format.RAW, Format.JSON, Format.OPENAI_REALTIME)
     if options.codec is not Codec.SLIN and not has_codec:
         raise RequestRefused(f"Options: {named} has a codec of its own, leave c out{other}")
+
+
+def _check_openai(options: Options) -> None:
+    own = f"Options: x({options.format})"
+    if set(options.sample_rates) - set(OPENAI_SAMPLE_RATES):
+        raise RequestRefused(f"{own} takes L(24000), or no L for 8000 Hz")
+    if options.codec is not Codec.SLIN and OPENAI_SAMPLE_RATES[1] in options.sample_rates:
+        raise RequestRefused(f"{own} has PCM alone at 24000 Hz, leave c or L out")
+    if options.direction is Direction.STEREO:
+        raise RequestRefused(f"{own} has one channel, take D(in), D(out) or D(both)")
+    if options.metadata:
+        raise RequestRefused(f"{own} tells of the call in a profile's opening, leave M out")
 
 
 def _hint(letter: str) -> str:

@@ -23,6 +23,7 @@ from audiofork.forks.url_templates import check_template
 from audiofork.forks.urls import check_url
 from audiofork.link.dialogue import PLAIN_DIALOGUE, Dialogue
 from audiofork.link.messages import Format, ServerCommand
+from audiofork.realtime_opening import parse_opening
 from audiofork.text import did_you_mean, printable
 
 ANYWHERE = ("*://*",)
@@ -92,6 +93,10 @@ class Profiles:
             hint = did_you_mean(name, self._sections, f"{PROFILE_MARK}{{}}")
             raise RequestRefused(f"WsServer: no section [profile:{printable(name, '?')}]{hint}")
         options = _options_of(section, request.options_text)
+        try:
+            _check_dialogue(section, options.format)
+        except ValueError as exc:
+            raise RequestRefused(f"WsServer: {request.url}: {exc}") from None
         params = {**parse_params(section.params), **request.params}
         return dataclasses.replace(
             request,
@@ -198,6 +203,26 @@ def _check(name: str, section: ProfileConfig) -> None:
     except ValueError as exc:
         raise bad("params", exc) from None
     try:
-        _options_of(section, "")
+        options = _options_of(section, "")
     except RequestRefused as exc:
         raise bad("options", exc) from None
+    try:
+        _check_dialogue(section, options.format)
+    except ValueError as exc:
+        raise ConfigError(f"[profile:{name}] {exc}") from None
+
+
+def _check_dialogue(section: ProfileConfig, format_: Format) -> None:
+    """Raise ValueError if a format cannot have what a profile has its server told.
+
+    The text begins with the name of the option.
+    """
+    if format_ is not Format.OPENAI_REALTIME:
+        return
+    for option in ("opening_answer", "closing", "closing_answer", "full_messages"):
+        if getattr(section, option):
+            raise ValueError(f"{option}: x({format_}) has its own, leave it out")
+    try:
+        parse_opening(section.opening)
+    except ValueError as exc:
+        raise ValueError(f"opening: x({format_}) expects {exc}") from None

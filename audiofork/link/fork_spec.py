@@ -37,11 +37,13 @@ class Format(enum.StrEnum):
     """jambonz's `listen`."""
     CHAN_WEBSOCKET = "chan_websocket"
     """Asterisk's own channel driver."""
+    OPENAI_REALTIME = "openai-realtime"
+    """OpenAI's Realtime API."""
 
     @property
     def has_events(self) -> bool:
-        """Whether it has messages for events besides audio, such as keys."""
-        return self is not Format.RAW
+        """Whether it has messages for the call, and for what happens beside audio, such as keys."""
+        return self not in (Format.RAW, Format.OPENAI_REALTIME)
 
     @property
     def has_mute(self) -> bool:

@@ -335,6 +335,11 @@ class Outlet:
         if self._takes:
             self._send_waiting()
 
+    def reply(self, messages: Sequence[Message]) -> None:
+        """Write messages at once, before all that waits, if the connection takes any."""
+        if self.is_open:
+            self._write_all(messages)
+
     def send_part(self) -> None:
         """Send the frames of an incomplete message now, without the frames that it lacks."""
         if self._takes and self.backlog:

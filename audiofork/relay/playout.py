@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from audiofork.audiosocket import PTIME_S, SAMPLE_BYTES, frame_bytes
+from audiofork.audiosocket import PTIME_MS, PTIME_S, SAMPLE_BYTES, frame_bytes
 from audiofork.relay.formats.base import BufferLevel, Cleared, Event, Mark
 from audiofork.relay.resampler import LAG_S, Resampler
 
@@ -74,7 +74,9 @@ class Playout:
         self._frames: deque[bytes] = deque()
         self._rest = b""  # less than a frame
         self._taken = 0  # frames that have left the queue
-        self.marks: deque[tuple[int, str]] = deque()
+        # Marks, and what else is to be done; each with the `_taken` that it waits for.
+        self.marks: deque[tuple[int, Mark | Callable[[], None]]] = deque()
+        self._unplayed_before = 0  # `counts.unplayed` when the spurt began
         self._ended_at = float("-inf")
         self._is_high = False
 
@@ -122,6 +124,7 @@ class Playout:
         if sample_rate != self._sample_rate:
             wait_s += LAG_S
         self.begins_at = now + wait_s
+        self._unplayed_before = self.counts.unplayed
         if now - self._ended_at < UNDERRUN_S:
             self.counts.underruns += 1
 
@@ -162,17 +165,32 @@ class Playout:
         Returns:
             Whether there was room for it: MOST_MARKS may wait.
         """
+        return self._when_played(Mark(name))
+
+    def then(self, do: Callable[[], None]) -> bool:
+        """Do something when all before it was played, as `mark` tells it; a `clear` forgets it.
+
+        Returns:
+            Whether there was room for it, among the marks.
+        """
+        return self._when_played(do)
+
+    def _when_played(self, due: Mark | Callable[[], None]) -> bool:
         if len(self.marks) >= MOST_MARKS:
             return False
-        self.marks.append((self._taken + self.waiting, name))
+        self.marks.append((self._taken + self.waiting, due))
         self.tell_marks()
         return True
 
     def clear(self) -> None:
         """Drop all that waits; tell all marks, and then that it was done."""
-        self.counts.cleared += self._drop()
+        speaks = self.begins_at is not None
+        did_not_fit = self.counts.unplayed - self._unplayed_before if speaks else 0
+        dropped = self._drop()
+        self.counts.cleared += dropped
+        self.marks = deque(one for one in self.marks if isinstance(one[1], Mark))
         self.tell_marks()
-        self._tell(Cleared())
+        self._tell(Cleared((dropped + did_not_fit) * PTIME_MS))
 
     def drop_rest(self) -> None:
         """Drop all that waits, and tell nothing of it: nothing will be played any more."""
@@ -233,7 +251,11 @@ class Playout:
         """Tell the marks that nothing waits before."""
         marks = self.marks
         while marks and (marks[0][0] <= self._taken or not self.waiting):
-            self._tell(Mark(marks.popleft()[1]))
+            _, due = marks.popleft()
+            if isinstance(due, Mark):
+                self._tell(due)
+            else:
+                due()
 
     def take_back(self) -> None:
         """Count the frame taken last as unplayed: it could not be written."""

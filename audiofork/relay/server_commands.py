@@ -137,9 +137,17 @@ class ServerCommands:
                     return f"more than {MOST_MARKS} marks wait"
             case ServerCommand.PAUSE | ServerCommand.RESUME:
                 self._pause(command.command is ServerCommand.PAUSE)
+            case _ if command.after_audio and playout is not None:
+                if not playout.then(lambda: self._ask_late(command)):
+                    return f"more than {MOST_MARKS} marks wait"
             case _:
                 return self._ask(command)
         return ""
+
+    def _ask_late(self, command: Command) -> None:
+        """Report what had to wait for audio to be played, unless the fork has ended meanwhile."""
+        if not self._is_over and (why := self._ask(command)):
+            self._refuse(command.command, why)
 
     def _ask(self, command: Command) -> str:
         if not self._asked.allows():

@@ -12,13 +12,22 @@ from websockets.exceptions import ConnectionClosed
 
 from audiofork.audiosocket import FRAME_BYTES
 from audiofork.config import WebSocketConfig
-from audiofork.errors import SinkError
+from audiofork.errors import SinkError, SinkRefused
 from audiofork.link.messages import PLAIN_HANDSHAKE, Handshake
 from audiofork.relay import retry
 from audiofork.relay.backlog import Backlog
 from audiofork.relay.client_tls import TlsContext
 from audiofork.relay.connection import Connection, Connector
-from audiofork.relay.formats.base import Audio, Command, Event, Message, MessageFormat, Text
+from audiofork.relay.formats.base import (
+    Audio,
+    Command,
+    Event,
+    Message,
+    MessageFormat,
+    Reply,
+    Several,
+    Text,
+)
 from audiofork.relay.formats.raw import RawFormat
 from audiofork.relay.outlet import Outlet
 from audiofork.relay.server_limits import MAX_MESSAGE_BYTES
@@ -225,6 +234,8 @@ class Sink(SinkCallbacks):
         self._open_s = asyncio.get_running_loop().time() - opened if has_served else 0.0
         if self._outlet.is_ending:
             await self._end_of_connection()  # frames that come back must still be delivered
+        if self._format.refusal:
+            raise SinkRefused(f"the server refuses the opening: {self._format.refusal}")
         if not self._is_done():
             raise retry.closure(connection.protocol.close_rcvd, connection.protocol.close_sent)
 
@@ -320,6 +331,8 @@ class Sink(SinkCallbacks):
         if self._format.is_answered and self.state is SinkState.PROVING:
             self._move(SinkEvent.PROVED)
             self._open(connection)
+        elif self._format.refusal and self.state is SinkState.PROVING:
+            connection.give_up(self._format.refusal)
         if self._format.has_finished:
             self._news.set()
 
@@ -352,12 +365,19 @@ class Sink(SinkCallbacks):
         self.on_open()
 
     def _take(self, message: Message) -> None:
-        """Call the callback for a message of the server, or count it."""
-        match self._format.meaning(message):
-            case Audio() as audio:
-                self.on_audio(audio)
+        """Do what a message of the server means."""
+        meaning = self._format.meaning(message)
+        for one in meaning.meanings if isinstance(meaning, Several) else (meaning,):
+            self._act_on(one)
+
+    def _act_on(self, meaning: Audio | Command | Text | Reply | None) -> None:
+        match meaning:
+            case Reply(messages):
+                self._outlet.reply(messages)
             case Text(text):
                 self.on_text(text)
+            case Audio() as audio:
+                self.on_audio(audio)
             case Command() as command:
                 self.on_command(command)
             case None:

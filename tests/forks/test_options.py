@@ -634,3 +634,32 @@ def test_parse_options_any_text_gives_options_or_a_refusal(text: str) -> None:
         assert options.use_tls or options.tls is None
         assert len(options.sample_rates) <= 2
         assert set(options.sample_rates) <= {0, *SAMPLE_RATES}
+
+
+# --- x(openai-realtime) --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "rates"),
+    [("", (8000,)), ("c(alaw)", (8000,)), ("L(24000)", (24000,)), ("L(24000,8000)", (24000, 8000))],
+)
+def test_speech_api_has_mulaw_at_8000_hz_unless_options_say_else(
+    text: str, rates: tuple[int, ...]
+) -> None:
+    options = parse_options(f"x(openai-realtime){text}")
+    assert options.wished_rates == rates
+    assert not options.tells_of_call
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("L(16000)", r"takes L\(24000\), or no L for 8000 Hz"),
+        ("L(24000)c(ulaw)", "has PCM alone at 24000 Hz, leave c or L out"),
+        ("D(stereo)", r"has one channel, take D\(in\), D\(out\) or D\(both\)"),
+        ("M", "tells of the call in a profile's opening, leave M out"),
+    ],
+)
+def test_option_that_a_speech_api_cannot_have_is_refused(text: str, why: str) -> None:
+    with pytest.raises(RequestRefused, match=rf"^Options: x\(openai-realtime\) {why}$"):
+        parse_options(f"x(openai-realtime){text}")

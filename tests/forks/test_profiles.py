@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -273,3 +274,38 @@ def test_option_that_the_configured_format_cannot_carry_is_refused_naming_its_pl
         Profiles({}, Format.TWILIO).apply(request("ws://h/", options))
     assert str(caught.value).startswith(f"Options: [websocket] format = twilio {why}")
     assert str(caught.value).endswith(", or name another format by option x")
+
+
+# --- x(openai-realtime) --------------------------------------------------------------------------
+
+BOT = ProfileConfig(url=URL, options="x(openai-realtime)", opening='{"instructions": "Be brief."}')
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"opening": '{"audio": 7}'}, "opening: x(openai-realtime) expects session.audio to be a"),
+        ({"opening": "hello"}, "opening: x(openai-realtime) expects JSON; expecting value at line"),
+        ({"closing": "bye"}, "closing: x(openai-realtime) has its own, leave it out"),
+        ({"opening_answer": "a"}, "opening_answer: x(openai-realtime) has its own"),
+        ({"full_messages": True}, "full_messages: x(openai-realtime) has its own"),
+        (
+            {"options": "x(openai-realtime)D(stereo)"},
+            "options: Options: x(openai-realtime) has one",
+        ),
+    ],
+)
+def test_profile_of_a_speech_api_that_cannot_be_used_is_an_error_of_the_configuration(
+    changes: dict[str, object], why: str
+) -> None:
+    Profiles({"bot": BOT})
+    with pytest.raises(ConfigError) as caught:
+        Profiles({"bot": dataclasses.replace(BOT, **changes)})  # type: ignore[arg-type]
+    assert str(caught.value).startswith(f"[profile:bot] {why}")
+
+
+def test_request_for_a_speech_api_with_the_texts_of_another_is_refused() -> None:
+    profiles = Profiles({"other": ProfileConfig(url=URL, opening="hello")})
+    with pytest.raises(RequestRefused, match=r"^WsServer: @other: opening: x\(openai-realtime\) e"):
+        profiles.apply(request("@other", "x(openai-realtime)"))
+    profiles.apply(request("@other", "x(json)"))

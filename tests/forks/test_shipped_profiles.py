@@ -8,17 +8,19 @@ import pytest
 
 from audiofork.config_file import load
 from audiofork.forks.profiles import Profiles
+from testbed.realtime_api import RealtimeApi
 from testbed.speech_services import SERVICES, SpeechService
 
+STAND_INS: tuple[type[SpeechService], ...] = (*SERVICES, RealtimeApi)
 FOLDER = Path(__file__).parent.parent.parent / "etc/profiles"
 
 
 def test_every_service_that_a_profile_can_reach_has_one() -> None:
     names = {path.stem for path in FOLDER.glob("*.ini")}
-    assert names == {*(service.name for service in SERVICES), "azure"}
+    assert names == {*(service.name for service in STAND_INS), "azure"}
 
 
-@pytest.mark.parametrize("service", SERVICES, ids=lambda one: one.name)
+@pytest.mark.parametrize("service", STAND_INS, ids=lambda one: one.name)
 def test_shipped_profile_can_be_used_with_a_key(
     service: type[SpeechService], tmp_path: Path
 ) -> None:

@@ -218,9 +218,36 @@ def test_clear_drops_what_waits_and_tells_the_marks_before(stage: Stage) -> None
     stage.tick(3)
     stage.playout.clear()
     stage.tick(3)
-    assert stage.played[3:] == [Mark("a"), Mark("b"), Cleared(), None, None, None]
+    assert stage.played[3:] == [Mark("a"), Mark("b"), Cleared(99 * 20), None, None, None]
     counts = stage.playout.counts
     assert (counts.played, counts.cleared, counts.unplayed) == (2, 99, 0)
+
+
+def test_clear_tells_of_audio_that_did_not_fit_in_the_same_spurt() -> None:
+    stage = Stage(buffer_s=1)
+    stage.put(bytes(320 * 60))
+    stage.tick(11)
+    stage.playout.clear()
+    assert stage.events[-1] == Cleared((10 + 40) * 20)
+    stage.put(bytes(320 * 10))
+    stage.playout.clear()
+    assert stage.events[-1] == Cleared(200)
+
+
+def test_what_waits_for_audio_is_done_in_its_place_and_forgotten_by_a_clear(stage: Stage) -> None:
+    done: list[str] = []
+    stage.put(b"".join(numbered(2)))
+    stage.playout.then(lambda: done.append(f"after {len(stage.frames)}"))
+    stage.put(b"".join(numbered(2)))
+    stage.tick(4)
+    assert done == ["after 2"]
+    stage.playout.then(lambda: done.append("never"))
+    stage.playout.mark("a")
+    stage.playout.clear()
+    stage.tick(4)
+    assert (done, stage.events) == (["after 2"], [Mark("a"), Cleared(20)])
+    stage.playout.then(lambda: done.append("at once"))
+    assert done[1:] == ["at once"]
 
 
 def test_audio_after_a_clear_is_a_new_spurt(stage: Stage) -> None:
@@ -294,7 +321,7 @@ def test_level_is_told_once_until_it_has_fallen() -> None:
     stage.put(bytes(320 * 5))
     assert stage.events == [BufferLevel(is_high=True)]
     stage.playout.clear()
-    assert stage.events[1:] == [BufferLevel(is_high=False), Cleared()]
+    assert stage.events[1:] == [BufferLevel(is_high=False), Cleared(41 * 20)]
 
 
 def test_frame_that_could_not_be_written_counts_as_unplayed(stage: Stage) -> None:

@@ -206,11 +206,13 @@ async def test_100_clears_each_silence_at_once_and_bring_all_marks_back(
             say(stage, frame)
             order(stage, ServerCommand.MARK, f"{trial} {number}")
         clock.advance(0.1 + trial * 0.003)
+        cleared = stage.session.stats().frames_cleared
         order(stage, ServerCommand.CLEAR)
         spoken = len(stage.leg.spoken)
         clock.advance(0.7)
         assert set(stage.leg.spoken[spoken:]) == {SILENCE}
-        assert events(stage) == [*(Mark(f"{trial} {n}") for n in range(20)), Cleared()]
+        lost_ms = (stage.session.stats().frames_cleared - cleared) * 20
+        assert events(stage) == [*(Mark(f"{trial} {n}") for n in range(20)), Cleared(lost_ms)]
     stats = stage.session.stats()
     assert stats.frames_played + stats.frames_cleared == 2000
     assert stats.frames_cleared > 0
@@ -287,6 +289,43 @@ async def test_what_the_relay_cannot_do_is_reported(
     order(stage, command, value)
     assert stage.reports[-1] == CommandAsked(FORK_ID, command, value)
     assert stage.session.stats().commands_refused == 0
+
+
+async def test_hang_up_after_audio_is_reported_once_that_was_played(
+    begin: Begin, clock: FakeLoop
+) -> None:
+    stage = speaking(begin)
+    say(stage, *SPEECH[:10])
+    stage.sink.on_command(Command(ServerCommand.HANGUP, after_audio=True))
+    clock.advance(0.15)
+    assert stage.count(CommandAsked) == 0
+    clock.advance(0.15)
+    assert stage.leg.spoken == SPEECH[:10]
+    assert stage.reports[-1] == CommandAsked(FORK_ID, ServerCommand.HANGUP)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_hang_up_after_audio_that_is_dropped_does_not_come(
+    begin: Begin, clock: FakeLoop, ends: bool
+) -> None:
+    stage = speaking(begin)
+    say(stage, *SPEECH[:10])
+    stage.sink.on_command(Command(ServerCommand.HANGUP, after_audio=True))
+    if ends:
+        stage.session.end(EndReason.STOPPED)
+        await stage.ended()
+    else:
+        order(stage, ServerCommand.CLEAR)
+    clock.advance(1)
+    assert stage.count(CommandAsked) == 0
+
+
+async def test_hang_up_after_audio_of_a_fork_without_a_voice_is_reported_at_once(
+    begin: Begin,
+) -> None:
+    stage = speaking(begin, voice=None)
+    stage.sink.on_command(Command(ServerCommand.HANGUP, after_audio=True))
+    assert stage.reports[-1] == CommandAsked(FORK_ID, ServerCommand.HANGUP)
 
 
 @pytest.mark.parametrize("command", [one for one in ServerCommand if one != ServerCommand.AUDIO])

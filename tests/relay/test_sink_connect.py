@@ -27,7 +27,7 @@ from audiofork.relay.lookup import lookups
 from audiofork.relay.server_limits import MAX_MESSAGE_BYTES
 from testbed.recorder import Recorder
 from tests.relay.conftest import server_tls
-from tests.relay.formats.formats import make
+from tests.relay.formats.formats import ONE_WAY, make
 from tests.relay.peers import (
     FickleServer,
     StalledServer,
@@ -499,7 +499,7 @@ async def test_text_messages_and_binary_ones_are_told_in_order(
     assert not task.done()
 
 
-@pytest.mark.parametrize("name", Format)
+@pytest.mark.parametrize("name", ONE_WAY)
 async def test_message_that_the_format_does_not_know_is_told_or_counted_and_never_fatal(
     fickle: FickleServer, start: Start, name: Format
 ) -> None:

@@ -26,14 +26,14 @@ SECOND = 8000 * 2  # bytes of one channel
 
 
 class Demo:
-    """`python -m testbed.demo` in a folder of its own; its processes can be told by a variable."""
+    """A demo in a folder of its own; its processes can be told by a variable."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, module: str = "testbed.demo") -> None:
         self.folder = folder
         self._mark = uuid.uuid4().hex
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "DEMO_TEST": self._mark}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "testbed.demo"],
+            [sys.executable, "-m", module],
             cwd=folder,
             env=environment,
             stdout=subprocess.PIPE,

@@ -34,7 +34,14 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Cleared:
-    """What waited to be played was dropped, as the server has asked."""
+    """What waited to be played was dropped, as the server has asked.
+
+    Attributes:
+        lost_ms: How much of the server's latest audio was not played: what was dropped now, and
+            what did not fit in since nothing waited last. In milliseconds.
+    """
+
+    lost_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +92,13 @@ class Command:
     Attributes:
         command: What it wants; not AUDIO.
         value: The name of a mark, keys, a place to transfer to; empty if it has none.
+        after_audio: Whether to wait until the audio that came before it was played. A CLEAR drops
+            it with that audio. For HANGUP, DTMF and TRANSFER.
     """
 
     command: ServerCommand
     value: str = ""
+    after_audio: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +108,26 @@ class Text:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The format itself answers the server.
+
+    Attributes:
+        messages: Sent at once, unless the connection is closing; never on another one.
+    """
+
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Several:
+    """The message means several things, in this order."""
+
+    meanings: tuple[Audio | Command | Text | Reply, ...]
+
+
 # What a message of the server means; None: nothing comes of it, and it is counted.
-Meaning = Audio | Command | Text | None
+Meaning = Audio | Command | Text | Reply | Several | None
 
 
 class MessageFormat(ABC):
@@ -118,6 +146,8 @@ class MessageFormat(ABC):
             frame is then sent without a call of `audio()`.
         must_answer: Whether audio waits until the server has answered the opening.
         is_answered: Whether the server has answered the opening of this connection.
+        refusal: Why the server does not take the opening of this connection, and would not take it
+            another time; empty: it may.
         closing_wait_s: How long the server is listened to after `closing()`, in seconds.
         has_finished: Whether the server has sent all on this connection.
     """
@@ -125,6 +155,7 @@ class MessageFormat(ABC):
     is_verbatim: bool = False
     must_answer: bool = False
     is_answered: bool = False
+    refusal: str = ""
     closing_wait_s: float = 0.0
     has_finished: bool = False
 
@@ -172,7 +203,7 @@ class MessageFormat(ABC):
             case Mute():
                 return self.mute(event, number)
             case Cleared():
-                return self.cleared()
+                return self.cleared(event)
             case BufferLevel():
                 return self.buffer_level(event)
 
@@ -188,7 +219,7 @@ class MessageFormat(ABC):
         """Return the messages that tell which sides are muted now; none if it has none for it."""
         return ()
 
-    def cleared(self) -> Sequence[Message]:
+    def cleared(self, cleared: Cleared) -> Sequence[Message]:  # noqa: ARG002 (for others)
         """Return the messages that tell of a clear that was done; none if it has none for it."""
         return ()
 

@@ -10,6 +10,7 @@ from audiofork.relay.formats.description import Description
 from audiofork.relay.formats.dialogue import WithDialogue
 from audiofork.relay.formats.jambonz import JambonzFormat
 from audiofork.relay.formats.json_events import JsonFormat
+from audiofork.relay.formats.openai_realtime import OpenAiRealtimeFormat
 from audiofork.relay.formats.raw import RawFormat
 from audiofork.relay.formats.twilio import TwilioFormat
 from audiofork.relay.formats.vonage import VonageFormat
@@ -23,6 +24,8 @@ def format_of(spec: ForkSpec, frame_ms: int) -> MessageFormat:
         frame_ms: Audio in a full message, in milliseconds.
     """
     own = _own_format_of(spec, frame_ms)
+    if spec.format is Format.OPENAI_REALTIME:  # the opening is its own
+        return own
     if spec.dialogue == PLAIN_DIALOGUE:
         return own
     return WithDialogue(own, spec.dialogue, frame_ms)
@@ -43,3 +46,5 @@ def _own_format_of(spec: ForkSpec, frame_ms: int) -> MessageFormat:
             return JambonzFormat(spec)
         case Format.CHAN_WEBSOCKET:
             return ChanWebSocketFormat(spec)
+        case Format.OPENAI_REALTIME:
+            return OpenAiRealtimeFormat(spec)

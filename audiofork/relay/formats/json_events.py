@@ -10,6 +10,7 @@ from audiofork.link.messages import Direction, ForkSpec, ServerCommand
 from audiofork.relay.formats import from_server
 from audiofork.relay.formats.base import (
     BufferLevel,
+    Cleared,
     Command,
     Dtmf,
     Mark,
@@ -71,7 +72,7 @@ class JsonFormat(RawFormat):
     def mark(self, mark: Mark, number: int) -> Sequence[Message]:
         return (_text("mark", number, name=mark.name),)
 
-    def cleared(self) -> Sequence[Message]:
+    def cleared(self, cleared: Cleared) -> Sequence[Message]:  # noqa: ARG002 (of the base)
         return (json.dumps({"event": "cleared"}),)
 
     def buffer_level(self, level: BufferLevel) -> Sequence[Message]:

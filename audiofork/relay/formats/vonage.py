@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from audiofork.link.messages import ForkSpec, ServerCommand
-from audiofork.relay.formats.base import Command, Dtmf, Mark, Meaning, Message, Text
+from audiofork.relay.formats.base import Cleared, Command, Dtmf, Mark, Meaning, Message, Text
 from audiofork.relay.formats.binary import BinaryFormat, told_of
 from audiofork.relay.formats.from_server import as_json, json_object
 
@@ -30,7 +30,7 @@ class VonageFormat(BinaryFormat):
     def mark(self, mark: Mark, number: int) -> Sequence[Message]:  # noqa: ARG002 (of the base)
         return (json.dumps({"event": "websocket:notify", "payload": json.loads(mark.name)}),)
 
-    def cleared(self) -> Sequence[Message]:
+    def cleared(self, cleared: Cleared) -> Sequence[Message]:  # noqa: ARG002 (of the base)
         return (json.dumps({"event": "websocket:cleared"}),)
 
     def meaning_of_text(self, text: str) -> Meaning:

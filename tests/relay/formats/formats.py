@@ -21,6 +21,10 @@ CALL = {
 PARAMS = {"ticket": "47 & 11"}
 
 
+# Those whose server need not answer before it gets audio, and that say of the call what it is.
+ONE_WAY = tuple(one for one in Format if one is not Format.OPENAI_REALTIME)
+
+
 def make(
     format_: Format,
     direction: Direction = Direction.IN,

@@ -17,6 +17,8 @@ from audiofork.relay.formats.base import (
     Meaning,
     Message,
     MessageFormat,
+    Reply,
+    Several,
     Text,
 )
 from audiofork.relay.sink_states import SinkState
@@ -70,6 +72,7 @@ class TellingFormat(MessageFormat):
             "say": Text(rest),
             "clear": Command(ServerCommand.CLEAR),
             "mark": Command(ServerCommand.MARK, rest),
+            "ask": Several((Text(rest), Reply((f"about {rest}", b"\xff" * 4)))),
         }
         return meanings.get(kind)
 
@@ -347,3 +350,31 @@ async def test_message_of_the_server_is_told_as_what_it_means(
         "bye",
     ]
     assert not task.done()
+
+
+async def test_message_that_the_format_answers_is_told_and_answered_before_what_waits(
+    recorder: Recorder, start: Start
+) -> None:
+    sink, _ = start(recorder.url(), format=TellingFormat(), frame_ms=100)
+    told: list[object] = []
+    sink.on_text = told.append
+    await opened(sink)
+    offer(sink, numbered(1))
+    recording = await recorder.wait_messages("/", 2)
+    assert recording.connection is not None
+    await recording.connection.send("ask tea")
+    recording = await recorder.wait_messages("/", 4)
+    assert told == ["tea"]
+    assert recording.messages[2:4] == ["about tea", b"\xff" * 4]
+
+
+async def test_answer_of_the_format_is_left_out_while_the_connection_closes(
+    recorder: Recorder, start: Start
+) -> None:
+    sink, _ = start(recorder.url(), format=TellingFormat())
+    await opened(sink)
+    sink._outlet.shut()
+    sink._take("ask tea")
+    await sink.close(1000, "bye")
+    recording = await recorder.wait_closed("/")
+    assert "about tea" not in recording.messages
