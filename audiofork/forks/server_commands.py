@@ -158,7 +158,7 @@ class ServerCommands:
         if fork.connects:
             told = [("Channel", fork.uniqueid), ("Variable", NEXT), ("Value", str(place))]
             await self._ami.action("Setvar", told)
-            self._end(fork, EndReason.STOPPED, f"the server sent the call to {place}")
+            self._end(fork, EndReason.STOPPED, f"transferred by the server to {place}")
             return
         names = ("Channel", "Context", "Exten", "Priority")
         values = (fork.uniqueid, place.context, place.exten, place.priority)

@@ -161,5 +161,5 @@ async def test_place_that_the_server_names_is_told_to_the_dialplan_which_gets_th
     await rig.clock.settle()
     assert rig.variables["AUDIOFORK_NEXT"] == "sales,100,1"
     assert rig.ends == [
-        EndFork(fork_id, EndReason.STOPPED, "the server sent the call to sales,100,1")
+        EndFork(fork_id, EndReason.STOPPED, "transferred by the server to sales,100,1")
     ]

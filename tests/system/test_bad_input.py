@@ -61,7 +61,7 @@ async def undisturbed_fork(
         ({"Options": "D(both)\x7f"}, "Options: control characters are not allowed"),
         (
             {"Options": "Q"},
-            "Options: unknown option 'Q'; there are D T R r F L b B p P v V W H A s M x c i S a",
+            "Options: unknown option 'Q'; there are D T R r F L b B p P k v V W H A s M x c i S a",
         ),
         ({"Options": "D(sideways)"}, "Options: D takes in, out, both or stereo, not 'sideways'"),
         ({"Options": "D"}, "Options: D takes in, out, both or stereo, not nothing"),

@@ -146,7 +146,7 @@ async def test_stop_of_a_channel_stops_all_its_forks_and_no_other(
         (
             "ws://127.0.0.1/",
             "Q",
-            "Options: unknown option 'Q'; there are D T R r F L b B p P v V W H A s M x c i S a",
+            "Options: unknown option 'Q'; there are D T R r F L b B p P k v V W H A s M x c i S a",
         ),
         ("ws://127.0.0.1/", "D(in", "Options: missing closing parenthesis of option 'D'"),
         ("ws://127.0.0.1/", "S" * 60_000, "Options: longer than 4096 bytes"),

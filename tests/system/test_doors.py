@@ -46,7 +46,7 @@ def settings() -> dict[str, str]:
         (
             GOOD_URL,
             "Q",
-            "Options: unknown option 'Q'; there are D T R r F L b B p P v V W H A s M x c i S a",
+            "Options: unknown option 'Q'; there are D T R r F L b B p P k v V W H A s M x c i S a",
         ),
         (GOOD_URL, "D(up)", "Options: D takes in, out, both or stereo, not 'up'"),
         (GOOD_URL, "D(in", "Options: missing closing parenthesis of option 'D'"),
