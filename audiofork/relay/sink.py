@@ -67,7 +67,7 @@ class Sink(SinkCallbacks):
         allow_private: Whether the server may have a private address.
         handshake: What is added to the request of the handshake.
         format: The format of the messages; raw by default.
-        max_message_bytes: Longest message of the server; a longer one closes the connection.
+        max_bytes: Longest message of the server; a longer one closes the connection.
 
     Attributes:
         send: Sends a frame now, or keeps it in the backlog; never waits.
@@ -87,17 +87,12 @@ class Sink(SinkCallbacks):
         allow_private: bool = True,
         handshake: Handshake = PLAIN_HANDSHAKE,
         format: MessageFormat | None = None,
-        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        max_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         super().__init__()
         self._config = config
         self._connector = Connector(
-            url,
-            tls,
-            config,
-            allow_private=allow_private,
-            handshake=handshake,
-            max_message_bytes=max_message_bytes,
+            url, tls, config, allow_private=allow_private, handshake=handshake, max_bytes=max_bytes
         )
         self._format = format or RawFormat()
         self._outlet = Outlet(

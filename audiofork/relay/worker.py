@@ -119,7 +119,7 @@ class Worker:
             allow_private=self._allow_private,
             handshake=spec.handshake,
             format=format_of(spec, settings.frame_ms),
-            max_message_bytes=MAX_SPOKEN_BYTES if spec.voice is not None else MAX_MESSAGE_BYTES,
+            max_bytes=MAX_SPOKEN_BYTES if spec.voice is not None else MAX_MESSAGE_BYTES,
         )
         session = Session(spec, sink, self._on_report, self._pacer)
         self.sessions[spec.fork_id] = session
