@@ -175,7 +175,7 @@ class Connector:
         allow_private: Whether the server may have a private address.
         handshake: What is added to the request of the handshake.
         proxy_tls: The TLS context for an https proxy.
-        max_message_bytes: Longest message of the server.
+        max_bytes: Longest message of the server.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class Connector:
         allow_private: bool,
         handshake: Handshake = PLAIN_HANDSHAKE,
         proxy_tls: ssl.SSLContext | None = None,
-        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        max_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self._url = url
         self._tls: TlsContext | None = tls if url.lower().startswith("wss:") else None
@@ -195,7 +195,7 @@ class Connector:
         self._allow_private = allow_private
         self._handshake = handshake
         self._proxy_tls = proxy_tls
-        self._max_message_bytes = max_message_bytes
+        self._max_bytes = max_bytes
         self._timeout: asyncio.Timeout | None = None
         self._step = _TCP  # what `open()` waits for
         self._proxy = Proxy()  # what it connects through; none before its first call
@@ -241,7 +241,7 @@ class Connector:
                     LimitedProtocol(
                         uri,
                         subprotocols=self._handshake.subprotocols,
-                        max_message_bytes=self._max_message_bytes,
+                        max_message_bytes=self._max_bytes,
                     ),
                     ping_interval=self._config.ping_interval,
                     ping_timeout=self._config.ping_interval,

@@ -80,7 +80,7 @@ class Sink(SinkCallbacks):
         handshake: What is added to the request of the handshake.
         format: The format of the messages; raw by default.
         proxy_tls: The TLS context for an https proxy.
-        max_message_bytes: Longest message of the server; a longer one closes the connection.
+        max_bytes: Longest message of the server; a longer one closes the connection.
 
     Attributes:
         send: Sends a frame now, or keeps it in the backlog; never waits.
@@ -101,7 +101,7 @@ class Sink(SinkCallbacks):
         handshake: Handshake = PLAIN_HANDSHAKE,
         format: MessageFormat | None = None,
         proxy_tls: ssl.SSLContext | None = None,
-        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        max_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         super().__init__()
         self._config = config
@@ -112,7 +112,7 @@ class Sink(SinkCallbacks):
             allow_private=allow_private,
             handshake=handshake,
             proxy_tls=proxy_tls,
-            max_message_bytes=max_message_bytes,
+            max_bytes=max_bytes,
         )
         self._format = format or RawFormat()
         self._outlet = Outlet(

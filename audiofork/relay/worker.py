@@ -120,7 +120,7 @@ class Worker:
             handshake=spec.handshake,
             format=format_of(spec, settings.frame_ms),
             proxy_tls=self._tls.configured,
-            max_message_bytes=MAX_SPOKEN_BYTES if spec.voice is not None else MAX_MESSAGE_BYTES,
+            max_bytes=MAX_SPOKEN_BYTES if spec.voice is not None else MAX_MESSAGE_BYTES,
         )
         session = Session(spec, sink, self._on_report, self._pacer)
         self.sessions[spec.fork_id] = session

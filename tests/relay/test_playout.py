@@ -80,6 +80,30 @@ def test_pieces_of_any_length_are_played_bit_exact(stage: Stage, size: int) -> N
     assert b"".join(stage.frames) == audio
 
 
+@pytest.mark.parametrize("sizes", [(160, 320, 320, 160), (1, 320, 320, 319), (321, 320, 639)])
+def test_piece_of_a_frame_after_a_part_of_one_is_played_bit_exact(
+    stage: Stage, sizes: tuple[int, ...]
+) -> None:
+    audio = b"".join(numbered(10, 1))[: sum(sizes)]
+    start = 0
+    for size in sizes:
+        stage.put(audio[start : start + size])
+        start += size
+    stage.tick(10)
+    assert b"".join(stage.frames)[: len(audio)] == audio
+
+
+def test_piece_of_a_frame_follows_what_is_being_resampled(stage: Stage) -> None:
+    stage.put(sine(24_000, 0.2), 24_000)
+    while stage.playout._rest:  # all that is ready fills whole frames; some is held back
+        stage.put(b"\1\1" * 3, 24_000)
+    stage.put(numbered(1, 7)[0])
+    stage.tick(30)
+    audio = b"".join(stage.frames)
+    place = audio.index(numbered(1, 7)[0])
+    assert not any(audio[place + 320 :])
+
+
 def test_30_s_at_once_are_played_a_frame_at_a_time(stage: Stage) -> None:
     audio = numbered(1500)
     stage.put(b"".join(audio))

@@ -187,6 +187,7 @@ async def test_last_beep_of_a_steady_leg_has_no_more_of_the_servers_audio(
     say(stage, *SPEECH)
     clock.advance(0.5)
     stage.session.end(EndReason.STOPPED)
+    say(stage, *SPEECH)
     count = len(stage.leg.spoken)
     clock.advance(1)
     assert not {*SPEECH} & {*stage.leg.spoken[count:]}

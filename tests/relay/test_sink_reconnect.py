@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
+from websockets import utils
 
 from audiofork.errors import SinkLost, SinkRefused, SinkUnreachable
 from audiofork.relay.sink_states import SinkState
@@ -272,13 +274,16 @@ class Said:
 
     Attributes:
         texts: What was said.
+        calls: How often something was said, or tried to be.
     """
 
     def __init__(self, fails_at: int = -1) -> None:
         self.texts: list[str] = []
+        self.calls = 0
         self._fails_at = fails_at
 
     def take(self, text: str) -> None:
+        self.calls += 1
         if len(self.texts) == self._fails_at:
             raise RuntimeError("a bug")
         self.texts.append(text)
@@ -321,5 +326,35 @@ async def test_failure_to_take_what_the_server_says_is_raised(
         await say(fickle, str(number))
         await said.wait(number + 1)
     await say(fickle, "one too many")
-    with pytest.raises(RuntimeError, match="a bug"):
-        await asyncio.wait_for(task, 5)
+    await until(task.done)
+    assert str(task.exception()) == "a bug"
+    await say(fickle, "too late")
+    assert fickle.connection is not None
+    await asyncio.wait_for(await fickle.connection.ping(), 5)
+    assert said.calls == before + 1
+
+
+async def test_message_that_has_begun_with_the_handshake_is_taken_whole(start: Start) -> None:
+    """And before what follows it."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readuntil(b"\r\n\r\n")
+        key = re.search(rb"(?i)sec-websocket-key: *(\S+)", request)
+        assert key is not None
+        accept = utils.accept_key(key[1].decode()).encode()
+        head = b"HTTP/1.1 101 Go\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        writer.write(head + b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n\x81\x01a\x01\x01b")
+        await is_open.wait()
+        writer.write(b"\x80\x01c")
+        await said.wait(2)
+        writer.write(b"\x81\x02de")
+        await reader.read(1)  # of the close frame
+        writer.close()
+
+    is_open, said = asyncio.Event(), Said()
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        sink, _ = start(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+        sink.on_open, sink.on_text = is_open.set, said.take
+        await said.wait(3)
+        assert said.texts == ["a", "bc", "de"]
+        await sink.close(1000, "")

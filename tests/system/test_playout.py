@@ -202,6 +202,7 @@ async def test_echo_of_the_server_reaches_the_party_bit_exact(
     async with bot(monkeypatch, echo, codec.sample_rate) as one:
         target = await call(ami, caller, one, codec=codec)
         await target.call.play(spoken + (WARM_UP if codec is ULAW else WIDE_WARM_UP))
+        await one.until(lambda: one.stats().frames_played >= one.stats().frames_in > 400)
         await asyncio.sleep(0.2)
         found = find_blocks(heard(target.call.received, codec), blocks)
         stats = one.stats()
