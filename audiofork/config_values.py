@@ -1,6 +1,7 @@
 """What an option may be: each function turns text into a value, or raises ValueError.
 
 The exception says what would be right, as the rest of a sentence that begins with "expected".
+`option` declares one.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from urllib.parse import urlsplit
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from audiofork.addresses import IPNetwork, network_of
 from audiofork.audiosocket import SAMPLE_RATES as RATES_BY_KIND
@@ -30,6 +32,24 @@ _URL_PATTERN = re.compile(
     r"(?i:wss?|\*)://(\[[0-9a-f:.*]+\]|[^.@?#/:\[\]][^@?#/:\[\]]*)(:(\d+|\*))?(/[^?#]*)?"
 )
 
+_PROFILE_PATTERN = re.compile(r"@(\*|[A-Za-z0-9][A-Za-z0-9._*-]*)")
+_PLACE_PART = re.compile(r"[^\s,;&|\x00-\x1f\x7f]{1,79}")
+
+
+def option(
+    default: str, parse: Callable[[str], Any], doc: str, *, may_be_shown: bool = True
+) -> Any:
+    """Declare one option.
+
+    Args:
+        default: The default, as written in the file.
+        parse: Turns the text of the file into a value, or raises ValueError.
+        doc: What the sample says about the option.
+        may_be_shown: False keeps its value (a secret, for example) out of errors and `repr`.
+    """
+    metadata = {"default": default, "parse": parse, "doc": doc}
+    return field(default=parse(default), repr=may_be_shown, metadata=metadata)
+
 
 @dataclass(frozen=True)
 class Address:
@@ -44,6 +64,54 @@ class Address:
     def of_worker(self, number: int) -> Address:
         """Return the address of a relay process, by that of the first; any port stays any."""
         return replace(self, port=self.port + number) if self.port else self
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place of the dialplan; its priority is a number or a label."""
+
+    context: str
+    exten: str
+    priority: str = "1"
+
+    def __str__(self) -> str:
+        return f"{self.context},{self.exten},{self.priority}"
+
+
+# What a server may be allowed to ask for.
+SERVER_COMMANDS = ("audio", "clear", "mark", "pause", "hangup", "dtmf", "transfer")
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A proxy that servers are connected to through.
+
+    Attributes:
+        scheme: http, https or socks5; empty: there is none, servers are connected to directly.
+        host: A name or a number, without brackets.
+        port: Its TCP port.
+        login: user:password, decoded; empty: it wants none.
+    """
+
+    scheme: str = ""
+    host: str = ""
+    port: int = 0
+    login: str = field(default="", repr=False)
+
+    def __bool__(self) -> bool:
+        return bool(self.scheme)
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{Address(self.host, self.port)}" if self else NO_PROXY
+
+    def with_login(self, login: str) -> Proxy:
+        """Return the proxy with another login; with its own if that is empty."""
+        return replace(self, login=login) if self and login else self
+
+
+NO_PROXY = "none"
+_PROXY = re.compile(r"(https?|socks5)://(?:([^:@/?#]+):([^@/?#]*)@)?([^@/?#]+)/?")
+MAX_LOGIN_BYTES = 255  # of the user and of the password; the limit of SOCKS5 (RFC 1929, 2)
 
 
 # Among the URLs that are allowed: the profiles, which always are.
@@ -142,6 +210,53 @@ def address_or_nothing(value: str) -> Address | None:
     return address(value) if value else None
 
 
+def proxy(value: str) -> Proxy:
+    """Return the proxy of a URL; that of `none` or of an empty text stands for no proxy."""
+    if value in ("", NO_PROXY):
+        return Proxy()
+    found = _PROXY.fullmatch(value)
+    if found is None:
+        raise ValueError(
+            "http://, https:// or socks5://, then host:port, perhaps with user:password@ before "
+            "it; or none"
+        )
+    scheme, user, password, authority = found.groups()
+    where = address(authority)
+    if not where.port:
+        raise ValueError("host:port with a port from 1 to 65535")
+    given = f"{unquote(user)}:{unquote(password)}" if user is not None else ""
+    if user is not None and ":" in unquote(user):
+        raise ValueError("a user without a colon")
+    return Proxy(scheme, where.host, where.port, login(given))
+
+
+def proxy_or_nothing(value: str) -> Proxy | None:
+    return proxy(value) if value else None
+
+
+def login(value: str) -> str:
+    """Return user:password, or nothing."""
+    user, colon, password = text(value).partition(":")
+    sizes = [len(part.encode()) for part in (user, password)]
+    if value and (not colon or not user or max(sizes) > MAX_LOGIN_BYTES):
+        raise ValueError(f"user:password, each of {MAX_LOGIN_BYTES} bytes at most")
+    return value
+
+
+def hosts(value: str) -> tuple[str, ...]:
+    """Return names, which may have a * for any text, addresses and networks."""
+    found = tuple(value.replace(",", " ").split())
+    for one in found:
+        if not re.fullmatch(r"[\w*-][\w.*-]*", one):
+            try:
+                network_of(one.strip("[]"))
+            except ValueError:
+                raise ValueError(
+                    "names of hosts (*.example.org), addresses, and networks like 192.0.2.0/24"
+                ) from None
+    return tuple(one.strip("[]").lower() for one in found)
+
+
 def networks(value: str) -> tuple[IPNetwork, ...]:
     try:
         return tuple(network_of(network) for network in value.replace(",", " ").split())
@@ -157,6 +272,36 @@ def url_patterns(value: str) -> tuple[str, ...]:
             "query (and *.example.org, not .example.org)"
         )
     return patterns
+
+
+def speakers(value: str) -> tuple[str, ...]:
+    """Return patterns of URLs, and names of profiles with an @ before them."""
+    patterns = tuple(value.replace(",", " ").split())
+    if not all(_PROFILE_PATTERN.fullmatch(one) or _URL_PATTERN.fullmatch(one) for one in patterns):
+        raise ValueError(
+            "@NAME of a profile, @* for all of them, or patterns that begin with ws://, wss:// or "
+            "*://, then host, :port, /path; no user, no query"
+        )
+    return patterns
+
+
+def server_commands(value: str) -> tuple[str, ...]:
+    wanted = tuple(value.replace(",", " ").split())
+    for word in wanted:
+        if word not in SERVER_COMMANDS:
+            raise NotAChoice(word, SERVER_COMMANDS, f"words of {', '.join(SERVER_COMMANDS)}")
+    return wanted
+
+
+def place(value: str) -> Place:
+    parts = value.split(",")
+    if not 2 <= len(parts) <= 3 or not all(_PLACE_PART.fullmatch(part) for part in parts):
+        raise ValueError("context,exten or context,exten,priority, blanks between two of them")
+    return Place(*parts)
+
+
+def places(value: str) -> tuple[Place, ...]:
+    return tuple(place(one) for one in value.split())
 
 
 def lines(value: str) -> tuple[str, ...]:
@@ -212,6 +357,22 @@ def http_url(value: str) -> str:
     if not is_web or not host or not re.fullmatch(r"[!-~]+", value) or set(value) & set("@?#\\"):
         raise ValueError(expected)
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+
+
+def web_page_or_nothing(value: str) -> str:
+    """Return a URL that is asked for as it is; its query may be a secret."""
+    if not value:
+        return ""
+    before, question_mark, query = value.partition("?")
+    try:
+        http_url(before)
+    except ValueError:
+        is_page = False
+    else:
+        is_page = re.fullmatch(r"[!-~]*", query) is not None and "#" not in query
+    if not is_page:
+        raise ValueError("http://host[:port][/path][?query] or https://, without user and fragment")
+    return value
 
 
 def http_url_or_nothing(value: str) -> str:

@@ -14,7 +14,7 @@ from audiofork.errors import AmiActionFailed, AmiError
 FILE = "extensions_audiofork.conf"
 VERSION = 3
 """Of the shipped file, as its extension `version` says; another text has another version."""
-FINGERPRINT = "c5e53ff34b539460"
+FINGERPRINT = "4158da736cd2d366"
 """Of the shipped file, as `fingerprint` makes it of what Asterisk has read."""
 # The contexts of the shipped file, with what somebody or something is sent to in each.
 REQUESTS = "audiofork"

@@ -15,6 +15,7 @@ from audiofork.asterisk.channels import NO_SUCH_CHANNEL
 from audiofork.errors import AmiActionFailed, AmiError
 from audiofork.forks.events import (
     Attack,
+    CommandHandled,
     DomainEvent,
     Ended,
     Failed,
@@ -78,6 +79,8 @@ class AmiEvents:
             case Pressed() if self._tells_keys:
                 more = [("Digit", event.digit), ("DurationMs", str(event.duration_ms))]
                 self._raise(event.fork, "AudioForkDtmf", more)
+            case CommandHandled():
+                self._command_handled(event)
             case Ended():
                 self._ended(event)
             case Failed():
@@ -126,6 +129,13 @@ class AmiEvents:
         self._set(event.fork.uniqueid, "AUDIOFORK_RESPONSE", shown)
         self._raise(event.fork, "AudioForkMessage", [("Message", shown)])
 
+    def _command_handled(self, event: CommandHandled) -> None:
+        more = [("Command", event.command.value), ("Value", event.value)]
+        more.append(("Outcome", event.outcome.value))
+        if event.reason:
+            more.append(("Reason", harmless(event.reason)))
+        self._raise(event.fork, "AudioForkCommand", more)
+
     def _ended(self, event: Ended) -> None:
         self._set(event.fork.uniqueid, "AUDIOFORK_REASON", event.reason.value)
         status = "FAILED" if event.has_failed else "STOPPED"
@@ -145,10 +155,21 @@ class AmiEvents:
             ("FramesDropped", str(stats.frames_dropped)),
             ("Reconnects", str(stats.reconnects)),
         ]
+        if event.fork.speaks:
+            totals += [
+                ("FramesPlayed", str(stats.frames_played)),
+                ("FramesCleared", str(stats.frames_cleared)),
+                ("FramesUnplayed", str(stats.frames_unplayed)),
+                ("Underruns", str(stats.underruns)),
+            ]
+        if stats.commands_refused:
+            totals.append(("CommandsRefused", str(stats.commands_refused)))
         if stats.frames_missing:
             totals.append(("FramesMissing", str(stats.frames_missing)))
         if stats.messages_ignored:
             totals.append(("MessagesIgnored", str(stats.messages_ignored)))
+        if stats.messages_unused:
+            totals.append(("MessagesUnused", str(stats.messages_unused)))
         more = [*totals, *_taken_up(event.fork), *_particulars(event)]
         self._raise(event.fork, "AudioForkStopped", more)
 

@@ -31,7 +31,7 @@ OWN_ACTIONS = frozenset({AUDIOFORK, START, STOP, MUTE, CONNECT})
 _FIELDS = frozenset(
     {
         *("channel", "uniqueid", "wsserver", "options", "params", "postprocess"),
-        *("audioforkid", "direction", "state", "actionid", "command", "early"),
+        *("audioforkid", "direction", "state", "actionid", "command"),
     }
 )
 _BLANKS = bytes(range(1, 33))  # what ast_skip_blanks skips

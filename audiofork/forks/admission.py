@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from fnmatch import fnmatchcase
 
-from audiofork.config import SecurityConfig
+from audiofork.config import SecurityConfig, WebSocketConfig
 from audiofork.errors import RequestRefused
 from audiofork.files import outside_of, path_below
 from audiofork.forks.fairness import FairQueue
 from audiofork.forks.fork import effective_url
+from audiofork.forks.grants import Grants, granted
 from audiofork.forks.lifecycle import ForkState
 from audiofork.forks.post_process.commands import is_named
-from audiofork.forks.profiles import ANYWHERE
+from audiofork.forks.profiles import ANYWHERE, Profiles
 from audiofork.forks.requests import Origin, StartFork
 from audiofork.forks.table import ForkTable
 from audiofork.forks.url_templates import check_template
-from audiofork.forks.urls import check_url
+from audiofork.forks.urls import check_url, is_among
 from audiofork.link.messages import Tls
 from audiofork.system import FILES_PER_FORK, file_limit, openable, warn_of_low_file_limit
 
@@ -45,9 +47,15 @@ class Admission:
     Attributes:
         security: The rules; `configure` changes them.
         refusing: Why every start is refused; empty if starts are accepted.
+        playout_buffer_s: Seconds of a server's audio that may wait to be played, in later forks.
     """
 
-    def __init__(self, security: SecurityConfig) -> None:
+    def __init__(
+        self,
+        security: SecurityConfig,
+        playout_buffer_s: float = WebSocketConfig.playout_buffer,
+    ) -> None:
+        self.playout_buffer_s = playout_buffer_s
         self.refusing = ""
         self._turns = _Turns()
         self._files = _Files()
@@ -89,7 +97,9 @@ class Admission:
         self._turns.check(request.origin)
 
     def check_url(self, request: StartFork) -> None:
-        """Check whether audio may go to the URL of a request, whatever its fields will hold.
+        """Check whether audio may go to and come from the URL of a request.
+
+        Its fields may hold whatever they will.
 
         Raises: as `check`.
         """
@@ -98,6 +108,17 @@ class Admission:
         # The administrator has written down where a profile sends audio.
         allowed = ANYWHERE if request.profile else security.allow_urls
         check_url(url, allowed, allow_private=security.allow_private)
+        if request.options.audience is not None:
+            _check_speaker(request, url, security.allow_speak)
+
+    def grants_of(self, request: StartFork, profiles: Profiles) -> Grants:
+        """Return what the server of a request may do, by these rules and by its profile."""
+        allowed = self.security.allow_commands
+        return Grants(
+            granted(allowed, profiles.commands_of(request)),
+            profiles.places_of(request),
+            self.playout_buffer_s,
+        )
 
     def _check_open(self) -> None:
         if self.refusing:
@@ -134,6 +155,21 @@ class Admission:
         """
         await self._turns.wait(origin)
         self._check_open()
+
+
+def _check_speaker(request: StartFork, url: str, allowed: tuple[str, ...]) -> None:
+    """Raise RequestRefused unless the server of a request may be heard in calls."""
+    if request.profile:
+        name = request.server
+        is_allowed = any(fnmatchcase(name, pattern) for pattern in allowed)
+    else:
+        name = "the server of this URL"
+        is_allowed = is_among(url, allowed)
+    if not is_allowed:
+        raise RequestRefused(
+            f"Options: k({request.options.audience}): {name} may not be heard in calls, "
+            f"[security] allow_speak has {' '.join(allowed) or 'none'}"
+        )
 
 
 def _check_tls(tls: Tls, security: SecurityConfig) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from audiofork.forks.lifecycle import Away
 from audiofork.forks.requests import Request, StartFork
-from audiofork.link.messages import EndReason, ForkStats
+from audiofork.link.messages import EndReason, ForkStats, ServerCommand
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ class ForkInfo:
         action_id: The ActionID of the request that events answer; empty if it had none.
         sample_rate: The sample rate in Hz; 0 while it is not chosen.
         from_earlier_run: Whether an earlier run of the daemon started it.
+        speaks: Whether its server may be heard in the call.
     """
 
     id: str
@@ -36,14 +37,20 @@ class ForkInfo:
     action_id: str = ""
     sample_rate: int = 0
     from_earlier_run: bool = False
+    speaks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """A start was granted, or a fork of an earlier run is resumed; its legs are requested next."""
+    """A start was granted, or a fork of an earlier run is resumed; its legs are requested next.
+
+    Attributes:
+        call: What the server is told of the call, by name; empty: nothing.
+    """
 
     fork: ForkInfo
     request: StartFork
+    call: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +118,48 @@ class Pressed:
     duration_ms: int
 
 
+class CommandOutcome(enum.StrEnum):
+    """What came of a command of a server."""
+
+    DONE = "done"
+    REFUSED = "refused"
+    """It may not be, or cannot be understood."""
+    FAILED = "failed"
+    """Asterisk could not be asked, or has refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandHandled:
+    """A server has asked for what only Asterisk can do.
+
+    Attributes:
+        command: What it has asked for: HANGUP, DTMF or TRANSFER.
+        value: Its argument, for people; of keys only how many there are.
+        outcome: What came of it.
+        reason: Why it was not done, for people; any text.
+    """
+
+    fork: ForkInfo
+    command: ServerCommand
+    value: str
+    outcome: CommandOutcome
+    reason: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """The audio of a fork has ended; Stopped or Failed follows, after its post-process command.
 
     Attributes:
         has_failed: Whether Failed follows.
+        detail: More about the reason, for people; any text.
     """
 
     fork: ForkInfo
     reason: EndReason
     stats: ForkStats
     has_failed: bool
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +235,7 @@ DomainEvent = (
     | Resumed
     | MessageReceived
     | Pressed
+    | CommandHandled
     | Ended
     | Stopped
     | Failed
@@ -226,4 +264,4 @@ class Events:
             try:
                 subscriber(event)
             except Exception:
-                log.exception("a fault of a subscriber, at %s", type(event).__name__)
+                log.exception("a subscriber failed on %s", type(event).__name__)

@@ -17,6 +17,7 @@ from audiofork.errors import RequestRefused
 from audiofork.forks import url_templates
 from audiofork.forks.chronicle import Chronicle
 from audiofork.forks.events import ForkInfo, Resumed
+from audiofork.forks.grants import Grants
 from audiofork.forks.journal import Entry, Journal
 from audiofork.forks.lifecycle import FORK_LIFE, Away, ForkEvent, ForkState
 from audiofork.forks.options import Options, parse_options
@@ -24,7 +25,8 @@ from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.post_process.template import PostProcess
 from audiofork.forks.profiles import Profiles, filled
 from audiofork.forks.requests import StartFork
-from audiofork.link.messages import PLAIN_DIALOGUE, Dialogue, EndReason, LegPart
+from audiofork.link.dialogue import PLAIN_DIALOGUE, Dialogue
+from audiofork.link.messages import EndReason, LegPart
 from audiofork.log import ForkLog
 
 log = logging.getLogger(__name__)
@@ -109,6 +111,7 @@ class Progress:
             run has survived that.
         subprotocol: The subprotocol that the server has chosen; empty: none.
         keys: How many keys the party has pressed that the server was told of.
+        commands_refused: How many commands of the server were refused by this plane.
         end_asked: Why the relay was asked to end it, or will be; None if it was not.
         kept: Whether the next run of the daemon will resume it.
         looked_up: Set when its channel is known, or the fork is refused.
@@ -124,6 +127,7 @@ class Progress:
     attempts: int = 0
     subprotocol: str = ""
     keys: int = 0
+    commands_refused: int = 0
     end_asked: EndReason | None = None
     kept: bool = False
     looked_up: asyncio.Event = field(default_factory=asyncio.Event)
@@ -144,6 +148,7 @@ class Fork:
         started_at: When it was requested, in seconds since 1970.
         log: Adds the fork's id and channel to log lines.
         post_process: The command to run after its end; None if there is none.
+        grants: What its server may do in the call.
         from_earlier_run: Whether an earlier run of the daemon started it.
         progress: Its changing state.
         chronicle: What has happened to it, and when.
@@ -160,6 +165,7 @@ class Fork:
     started_at: float
     log: ForkLog
     post_process: PostProcess | None = None
+    grants: Grants = Grants()
     from_earlier_run: bool = False
     progress: Progress = field(default_factory=Progress)
     chronicle: Chronicle = field(default_factory=Chronicle)
@@ -207,6 +213,11 @@ class Fork:
         return self.choice.sample_rate if self.choice is not None else 0
 
     @property
+    def speaks(self) -> bool:
+        """Whether its server may be heard in the call."""
+        return self.connects or self.request.options.audience is not None
+
+    @property
     def age_s(self) -> float:
         """Seconds since the request."""
         return time.monotonic() - self.progress.started
@@ -227,6 +238,7 @@ class Fork:
             self.action_id,
             self.sample_rate,
             self.from_earlier_run,
+            self.speaks,
         )
 
     # --- How it goes on ---

@@ -1,6 +1,6 @@
 """The log of a fork's life: a line when it is requested, one when it streams, one when it ends.
 
-Each line has the same fields as text and as JSON; docs/usage.md has them.
+Each line has the same fields as text and as JSON; docs/usage.md lists them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from audiofork.forks.fork import Fork
-from audiofork.link.messages import EndReason, ForkEnded
+from audiofork.link.messages import EndReason, ForkEnded, ForkStats
 from audiofork.log import without_query
 from audiofork.text import harmless
 
@@ -37,12 +37,12 @@ def log_requested(fork: Fork) -> None:
 
 
 def _log_notes(fork: Fork) -> None:
-    """Log what of the request came out otherwise than somebody may expect."""
+    """Log what differs from what the requester may expect."""
     options = fork.request.options
     if fork.choice is not None and fork.choice.note:
         fork.log.warning("%s", fork.choice.note)
     if options.ignored:
-        fork.log.info("option %s is accepted and means nothing", options.ignored)
+        fork.log.info("option %s is accepted but has no effect", options.ignored)
     if options.tls is not None and options.tls.insecure:
         fork.log.warning("the server's certificate is not checked: T(insecure)")
 
@@ -66,18 +66,19 @@ def log_ended(fork: Fork, report: ForkEnded, *, is_failure: bool) -> None:
     """Log the end of a fork.
 
     Args:
-        fork: The fork, whose state is that of its end.
-        report: What the relay has reported, or what stands in its place.
-        is_failure: Whether somebody should look after it.
+        fork: The fork, in its final state.
+        report: The relay's report, or its substitute.
+        is_failure: Whether an administrator should look at it.
     """
     stats, times = report.stats, fork.chronicle
     detail = harmless(report.detail)
     fork.log.log(
         logging.WARNING if is_failure else logging.INFO,
-        "ended: %s%s, %.1f s, frames %d in, %d sent, %d dropped, %d reconnects, %d gaps%s",
+        "ended: %s%s, %.1f s, frames %d in, %d sent, %d dropped, %d reconnects, %d gaps%s%s",
         *(report.reason, f" ({detail})" if detail else "", fork.age_s),
         *(stats.frames_in, stats.frames_sent, stats.frames_dropped, stats.reconnects, times.gaps),
         f" of {times.gap_s:.1f} s" if times.gaps else "",
+        _played(stats) if fork.speaks else "",
         extra=_fields(
             "ended",
             reason=report.reason.value,
@@ -89,14 +90,28 @@ def log_ended(fork: Fork, report: ForkEnded, *, is_failure: bool) -> None:
             reconnects=stats.reconnects,
             gaps=times.gaps,
             gap_s=round(times.gap_s, 1),
+            **(_played_fields(stats) if fork.speaks else {}),
         ),
     )
     if stats.frames_missing:
         fork.log.warning(
-            "Asterisk brought %d frames fewer than 50 a second: its timer misses ticks, or the "
+            "Asterisk delivered %d frames fewer than 50 a second: its timer misses ticks, or the "
             "machine is too busy (docs/asterisk.md, The timing module)",
             stats.frames_missing,
         )
+
+
+def _played(stats: ForkStats) -> str:
+    """Return what became of the server's audio, as the rest of a line."""
+    return (
+        f"; of the server's {stats.frames_played} played, {stats.frames_cleared} cleared, "
+        f"{stats.frames_unplayed} unplayed, {stats.underruns} underruns"
+    )
+
+
+def _played_fields(stats: ForkStats) -> dict[str, int]:
+    names = ("frames_played", "frames_cleared", "frames_unplayed", "underruns")
+    return {name: getattr(stats, name) for name in names}
 
 
 def log_left(fork: Fork) -> None:

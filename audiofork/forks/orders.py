@@ -1,17 +1,14 @@
-"""What a fork asks of others: of the relay, and of the taps that make its legs."""
+"""The orders of a fork: to the relay, and to the taps that request its legs."""
 
 from __future__ import annotations
 
-from audiofork.asterisk.taps.ways import Wish
+from audiofork.asterisk.taps.ways import Audience, Wish
 from audiofork.forks.fork import Fork, effective_url
-from audiofork.link.messages import Direction, ForkSpec, LegPart, Metadata, ServerCommand, Voice
-
-# What a server that is heard in a call may ask for.
-GRANTED = (ServerCommand.AUDIO, ServerCommand.CLEAR, ServerCommand.MARK)
+from audiofork.link.messages import Direction, ForkSpec, LegPart, Metadata, Voice
 
 
 def spec_of(fork: Fork) -> ForkSpec:
-    """Return what the relay is ordered for a fork."""
+    """Return the order to the relay for a fork."""
     options = fork.request.options
     return ForkSpec(
         fork_id=fork.id,
@@ -35,9 +32,20 @@ def spec_of(fork: Fork) -> ForkSpec:
         reconnect_interval_s=options.reconnect_interval_s,
         reconnect_attempts=options.reconnect_attempts,
         frame_ms=options.frame_ms,
-        voice=Voice(LegPart.IN, steady=True) if fork.connects else None,
-        commands=GRANTED if fork.connects else (),
+        voice=_voice_of(fork),
+        commands=fork.grants.commands,
+        proxy=fork.request.proxy,
     )
+
+
+def _voice_of(fork: Fork) -> Voice | None:
+    options = fork.request.options
+    if fork.connects:  # its leg is the other party: it hears silence, or what the server says
+        return Voice(tuple(fork.legs), steady=True, buffer_s=fork.grants.buffer_s)
+    if options.audience is None:
+        return None
+    parts = (fork.way.leg_heard_by(side, options.direction) for side in options.audience.sides)
+    return Voice(tuple(parts), buffer_s=fork.grants.buffer_s)
 
 
 def _metadata_of(fork: Fork) -> Metadata:
@@ -59,4 +67,11 @@ def wish_of(fork: Fork) -> Wish:
     """Return what a fork needs from its legs, apart from the sample rate."""
     options = fork.request.options
     apart = options.gain_in != options.gain_out or fork.mute_in != fork.mute_out
-    return Wish(options.direction, speaks=options.beeps.any, apart=apart)
+    return Wish(options.direction, speaks=options.beeps.any, apart=apart, audience=options.audience)
+
+
+def heard_by(fork: Fork, part: LegPart) -> Audience | None:
+    """Return who in the call must hear what the relay sends over a leg; None: nobody."""
+    direction = fork.request.options.direction
+    legs = {fork.way.leg_heard_by(side, direction): side for side in wish_of(fork).hearers}
+    return legs.get(part)

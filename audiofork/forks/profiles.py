@@ -12,16 +12,17 @@ import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
-from audiofork.config import ProfileConfig
+from audiofork.config import Place, ProfileConfig
 from audiofork.errors import ConfigError, RequestRefused
 from audiofork.forks import handshakes
 from audiofork.forks.call_info import FIELDS
-from audiofork.forks.options import Options, parse_options
+from audiofork.forks.options import Options, parse_options, with_format
 from audiofork.forks.params import parse_params
 from audiofork.forks.requests import PROFILE_MARK, StartFork, check_params_are_sent
 from audiofork.forks.url_templates import check_template
 from audiofork.forks.urls import check_url
-from audiofork.link.messages import PLAIN_DIALOGUE, Dialogue, Format
+from audiofork.link.dialogue import PLAIN_DIALOGUE, Dialogue
+from audiofork.link.messages import Format, ServerCommand
 from audiofork.realtime_opening import parse_opening
 from audiofork.text import did_you_mean, printable
 
@@ -52,11 +53,17 @@ def filled(dialogue: Dialogue, values: Mapping[str, str]) -> Dialogue:
 class Profiles:
     """The profiles; owned by the daemon, which calls `configure` when sections change.
 
+    Attributes:
+        default_format: What forks without option x speak; may be changed for later forks.
+
     Raises:
         ConfigError: A section cannot be used; the text begins with `[section] option`.
     """
 
-    def __init__(self, sections: Mapping[str, ProfileConfig]) -> None:
+    def __init__(
+        self, sections: Mapping[str, ProfileConfig], default_format: Format = Format.RAW
+    ) -> None:
+        self.default_format = default_format
         self.configure(sections)
 
     def configure(self, sections: Mapping[str, ProfileConfig]) -> None:
@@ -66,13 +73,19 @@ class Profiles:
         self._sections = dict(sections)
 
     def apply(self, request: StartFork) -> StartFork:
-        """Return a request with what its profile has; one that names none comes back as it is.
+        """Return a request with what its profile has, if it names one, and the format.
 
         Its options are added to the profile's; of a letter that both have, its own counts.
 
         Raises:
             RequestRefused: There is no such profile, or the options do not go together.
         """
+        request = self._of_profile(request)
+        options = with_format(request.options, self.default_format)
+        check_params_are_sent(request.params, options)
+        return dataclasses.replace(request, options=options)
+
+    def _of_profile(self, request: StartFork) -> StartFork:
         if not request.url.startswith(PROFILE_MARK):
             return request
         name = request.url.removeprefix(PROFILE_MARK)
@@ -85,9 +98,14 @@ class Profiles:
         except ValueError as exc:
             raise RequestRefused(f"WsServer: {request.url}: {exc}") from None
         params = {**parse_params(section.params), **request.params}
-        check_params_are_sent(params, options)
         return dataclasses.replace(
-            request, url=section.url, options=options, params=params, profile=name
+            request,
+            url=section.url,
+            options=options,
+            params=params,
+            profile=name,
+            status_callback=section.status_callback,
+            proxy=section.proxy and section.proxy.with_login(section.proxy_login),
         )
 
     def check_channel(self, request: StartFork, channel: str) -> None:
@@ -97,6 +115,16 @@ class Profiles:
             fnmatchcase(channel, pattern) for pattern in section.channels
         ):
             raise RequestRefused(f"WsServer: {request.server} is not for this channel")
+
+    def commands_of(self, request: StartFork) -> tuple[str, ...]:
+        """Return what the server of a request's profile may ask for beside what all may."""
+        section = self._sections.get(request.profile)
+        return section.commands if section is not None else ()
+
+    def places_of(self, request: StartFork) -> tuple[Place, ...]:
+        """Return the places that the server of a request's profile may transfer calls to."""
+        section = self._sections.get(request.profile)
+        return section.transfer_to if section is not None else ()
 
     def dialogue_of(self, request: StartFork) -> Dialogue:
         """Return what a request's profile has its server told, the fields not filled in."""
@@ -168,6 +196,8 @@ def _check(name: str, section: ProfileConfig) -> None:
             check()
         except ValueError as exc:
             raise bad(option, f"expected {exc}") from None
+    if ServerCommand.TRANSFER in section.commands and not section.transfer_to:
+        raise bad("transfer_to", "expected places, since commands has transfer; got nothing")
     try:
         parse_params(section.params)
     except ValueError as exc:

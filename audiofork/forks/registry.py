@@ -19,7 +19,7 @@ from audiofork.asterisk.ami_protocol import (
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.base import fork_id_of
 from audiofork.asterisk.taps.choice import Taps
-from audiofork.config import SecurityConfig
+from audiofork.config import SecurityConfig, WebSocketConfig
 from audiofork.errors import AmiError, RequestRefused
 from audiofork.forks.admission import Admission
 from audiofork.forks.bridges import Bridges
@@ -48,6 +48,7 @@ from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.profiles import Profiles
 from audiofork.forks.recovery import Recovery
 from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork
+from audiofork.forks.server_commands import ServerCommands
 from audiofork.forks.starting import Starting
 from audiofork.forks.statistics import Statistics
 from audiofork.forks.table import ForkTable
@@ -94,6 +95,7 @@ class Forks:
             permission of `security`.
         profiles: The servers that requests may name; None for none.
         waits_for_hold: Whether the legs of a fork in a call on hold wait for the end of the hold.
+        playout_buffer_s: Seconds of a server's audio that may wait to be played.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Forks:
         commands: Commands | None = None,
         profiles: Profiles | None = None,
         waits_for_hold: bool = False,
+        playout_buffer_s: float = WebSocketConfig.playout_buffer,
     ) -> None:
         journal = journal or Journal(None)
         commands = commands or Commands({})
@@ -115,7 +118,7 @@ class Forks:
         self._emit = emit
         tasks = Tasks()
         self._table = table = ForkTable()
-        self._admission = admission = Admission(security)
+        admission = Admission(security, playout_buffer_s)
         channels = Channels(ami)
         self._look_ups = look_ups = LookUps(channels)
         self._holds = Holds(channels, waits=waits_for_hold)
@@ -124,6 +127,7 @@ class Forks:
         self._muting = Muting(journal, send)
         self._keys = Keys(table, send, emit)
         self._ending = ending = Ending(table, leaving, journal, send, emit, tasks)
+        self._server_commands = ServerCommands(ami, channels, emit, ending.end, tasks.spawn)
         self._bridges = Bridges(channels, taps, table, send, ending.end, tasks.spawn)
         self._legs = legs = Legs(
             channels, self._holds, leaving, send, emit, ending.end, tasks.spawn
@@ -141,11 +145,15 @@ class Forks:
     @property
     def security(self) -> SecurityConfig:
         """The rules for requests; setting them applies to later requests."""
-        return self._admission.security
+        return self._starting.admission.security
 
     @security.setter
     def security(self, security: SecurityConfig) -> None:
-        self._admission.configure(security)
+        self._starting.admission.configure(security)
+
+    def set_playout_buffer(self, seconds: float) -> None:
+        """Let so much of a server's audio wait to be played, in later forks."""
+        self._starting.admission.playout_buffer_s = seconds
 
     def __len__(self) -> int:
         return len(self._table)
@@ -177,6 +185,7 @@ class Forks:
         if isinstance(request, MuteFork):
             return await self._muting.mute_all(forks, request)
         for fork in forks:
+            # The last event answers the stop, not the start.
             fork.action_id = request.action_id or fork.action_id
             self._ending.end(fork, EndReason.STOPPED)
         return [fork.id for fork in forks]
@@ -185,7 +194,7 @@ class Forks:
         if request.fork_id:
             fork = self._table.get(request.fork_id)
             if fork is not None:
-                await fork.progress.looked_up.wait()
+                await fork.progress.looked_up.wait()  # its start may be refused meanwhile
             return [fork] if fork is not None and fork in self._table else []
         uniqueid = request.target.uniqueid
         if not uniqueid:
@@ -195,7 +204,7 @@ class Forks:
         return self._table.on_channel(uniqueid)
 
     def _no_such_fork(self, request: StopFork | MuteFork) -> str:
-        """Return the refusal; a part of an id, which the log shows, names the fork that has it."""
+        """Return the refusal; for a part of an id, as the log shows it, it names the whole id."""
         given = request.fork_id or request.target.uniqueid
         meant = self._table.like(given)
         if meant is None:
@@ -204,12 +213,12 @@ class Forks:
         return f"No such fork {given}; did you mean {meant.id}, on channel {channel}?"
 
     def follow(self, fork_id: str) -> AsyncGenerator[StartNews, None]:
-        """Tell how a start goes on, until audio flows or the fork has ended; see `follow`.
+        """Yield the progress of a start, until audio flows or the fork has ended; see `follow`.
 
-        To be called as soon as `ask` has returned: a fork may end in any later turn of the loop.
+        Call it as soon as `ask` has returned: a fork may end in any later turn of the loop.
 
         Raises:
-            RequestRefused: There is no such fork (any more).
+            RequestRefused: The fork does not exist, or no longer exists.
         """
         fork = self._table.get(fork_id)
         if fork is None:
@@ -276,6 +285,7 @@ class Forks:
         self._holds.forget_all()
         await self._recovery.after_login(self._on_hangup)
         await self._bridges.catch_up()
+        # Last: forks whose channels are gone must have ended before others request legs again.
         self._legs.on_synced()
 
     # --- From the relay ---
@@ -292,7 +302,7 @@ class Forks:
         elif isinstance(report, RelayLost):
             self._recovery.on_relay_lost(report)
         elif (fork := self._table.get(report.fork_id)) is None:
-            log.error("report of a fork that is not known: %r", report)
+            log.error("report for an unknown fork: %r", report)
         else:
             self._on_fork_report(fork, report)
 
@@ -315,7 +325,7 @@ class Forks:
         elif isinstance(report, LegLost):
             self._legs.on_lost(fork, report)
         elif isinstance(report, CommandAsked):
-            fork.log.warning("the server asks for %s, which nothing does yet", report.command)
+            self._server_commands.on_asked(fork, report)
         else:
             self._ending.on_ended(fork, report)
 
@@ -364,7 +374,8 @@ class Forks:
         Args:
             keep: Whether running forks stay in the journal, so that the next start resumes them.
         """
-        self._admission.refuse_all("the daemon stops")
+        # First, so that no start that waits for its turn begins a fork after the others have ended.
+        self._starting.admission.refuse_all("the daemon stops")
         self._ending.end_all(keep=keep)
         await self._table.wait_empty()
         await self._ending.tasks.finish()
@@ -375,3 +386,4 @@ class Forks:
         for fork in self._table:
             fork.cancel_timers()
         await self._ending.tasks.cancel()
+        await self._server_commands.close()

@@ -47,6 +47,9 @@ class Starting:
         emit: Called with each event.
         commands: The post-process commands.
         profiles: The servers that requests may name.
+
+    Attributes:
+        admission: As the argument.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class Starting:
         self._channels = channels
         self._look_ups = look_ups
         self._table = table
-        self._admission = admission
+        self.admission = admission
         self._leaving = leaving
         self._legs = legs
         self._ending = ending
@@ -91,13 +94,13 @@ class Starting:
         request = self._profiles.apply(request)
         if request.connects:
             request = connected(request)
-        self._admission.check(request, self._table)
+        self.admission.check(request, self._table)
         fork = new_fork(request, self._commands)
         self._table.add(fork)
         try:
             await self._look_up(fork)
             fork.progress.looked_up.set()  # so that a stop need not wait for the start's turn
-            await self._admission.wait_turn(request.origin)
+            await self.admission.wait_turn(request.origin)
             await self._ask_about_call(fork)
             await self.choose(fork)
             await self._leaving.wait_for_room(fork)
@@ -119,7 +122,7 @@ class Starting:
         channel, uniqueid = await self._look_ups.find(request.target, request.origin)
         if self._taps.is_leg(channel, uniqueid):
             raise RequestRefused("the channel is itself the leg of a fork")
-        self._admission.check_room(uniqueid, self._table)
+        self.admission.check_room(uniqueid, self._table)
         if request.connects:
             self._check_not_connected(uniqueid)
         self._profiles.check_channel(request, channel)
@@ -134,7 +137,7 @@ class Starting:
                 raise RequestRefused(f"the channel is connected already, by the fork {other.id}")
 
     async def _ask_about_call(self, fork: Fork) -> None:
-        """Ask Asterisk for what the options and the post-process command need of the channel."""
+        """Ask Asterisk for what the options and the post-process command need to know."""
         if fork.post_process is not None:
             names = fork.post_process.names
             fork.call.values = await self._channels.values(fork.uniqueid, names)
@@ -146,10 +149,10 @@ class Starting:
         _check_wanted(fork)
 
     async def _tell_of_call(self, fork: Fork) -> None:
-        """Ask for what the server is told of the call, and put it into the URL, if it has fields.
+        """Ask for the details of the call for the server, and fill in the fields of the URL.
 
         Raises:
-            RequestRefused: The URL is not allowed with them, or the parameters are too long.
+            RequestRefused: The filled URL is not allowed, or the parameters are too long.
         """
         request, call = fork.request, fork.call
         call.dialogue = self._profiles.dialogue_of(request)
@@ -172,19 +175,20 @@ class Starting:
         call.dialogue = filled(call.dialogue, call.info)
         if url_templates.names(request.url):
             fork.request = with_fields(request, call.info)
-            self._admission.check_url(fork.request)
+            self.admission.check_url(fork.request)
 
     async def choose(self, fork: Fork) -> None:
-        """Choose the tap (ChanSpy or ARI snoop) and the sample rate of a fork.
+        """Choose the tap (ChanSpy or ARI snoop) and sample rate of a fork, and what it grants.
 
         Raises:
             RequestRefused: No tap can provide what the fork needs; the text says why.
             NoSuchChannel: The channel does not exist.
             AmiError: Asterisk cannot be asked.
         """
+        fork.grants = self.admission.grants_of(fork.request, self._profiles)
         request, rates = fork.request, fork.request.options.wished_rates
         if request.connects:
-            choice = await self._taps.connecting(fork.uniqueid, rates, early=request.early)
+            choice = await self._taps.connecting(fork.uniqueid, rates)
         else:
             choice = await self._taps.choose(fork.uniqueid, wish_of(fork), rates)
         fork.settle(choice)
@@ -209,7 +213,7 @@ class Starting:
         fork.apply(ForkEvent.RESOLVED)
         log_requested(fork)
         record(fork, self._journal)
-        self._emit(Requested(fork.info, fork.request))
+        self._emit(Requested(fork.info, fork.request, fork.call.info))
         self.order(fork, anew=fork.from_earlier_run)
 
     def order(self, fork: Fork, *, anew: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -60,8 +61,14 @@ def check_url(url: str, allowed: tuple[str, ...], *, allow_private: bool = True)
     _check_requested(requested, allowed, allow_private)
 
 
+def is_among(url: str, patterns: Iterable[str]) -> bool:
+    """Return whether a URL that `check_url` lets pass matches one of several patterns."""
+    requested = urlsplit(uri_of(url))
+    return any(_matches(requested, pattern) for pattern in patterns)
+
+
 def hosts_at_will(allowed: tuple[str, ...]) -> bool:
-    """Return whether patterns let whoever may start a fork choose a host of anybody's.
+    """Return whether patterns let whoever may start a fork choose any host.
 
     `*.example.org` names the hosts of one owner; a `*` anywhere else may stand for another's:
     `wss://example.org*` allows example.org.example.net.

@@ -110,7 +110,7 @@ class _FastPath:
         check: Called when `frames_sent` reaches `next_check`; asks the kernel for its unsent bytes.
         frames_sent: Frames in messages that were written.
         next_check: The value of `frames_sent` at which `check` is called.
-        audio: Makes the messages of frames, where they are not just the frames.
+        audio: Encodes frames into messages, unless a message is just its frames.
         dropped: Frames that were dropped before the next one.
     """
 
@@ -152,7 +152,7 @@ class _FastPath:
             self.check()
 
     def send_encoded(self, frame: bytes) -> None:
-        """As `send`, for a format that makes other messages of frames."""
+        """As `send`, for a format whose messages are not just the frames."""
         if self.flow:
             self.keep(frame)
             return

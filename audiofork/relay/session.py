@@ -132,10 +132,10 @@ class Session:
         # The new leg does not batch its reads yet: `_send_first` decides again when it may.
         self._pipeline.hand_to(self._send_first)
         self._pipeline.attach(part, leg)
-        if part is self._speaker.part:
-            self._speaker.attach(leg)
-            if self._streaming:  # it came late or replaces a lost leg
-                self._speaker.beeper.begin()
+        if part in self._speaker.parts:
+            self._speaker.attach(part, leg)
+        if part is self._speaker.tone_part and self._streaming:  # it came late, or replaces another
+            self._speaker.beeper.begin()
         self._compare_with_clock()
         self._report(LegAttached(self.spec.fork_id, part))
 
@@ -197,7 +197,7 @@ class Session:
         if self._end is None:
             brought = self._pipeline.frames_brought
             self._report(LegLost(self.spec.fork_id, part, brought, contested))
-        elif part is self._speaker.part:  # the other legs stayed for the last beep, now lost
+        elif part is self._speaker.tone_part:  # the other legs stayed for the last beep, now lost
             self._hang_up_legs()
 
     def drop_leg(self, part: LegPart) -> None:
@@ -209,11 +209,11 @@ class Session:
     def _detach(self, part: LegPart) -> None:
         self._pipeline.detach(part)
         self._compare_with_clock()
-        if part is self._speaker.part:
-            self._speaker.detach()
+        if part in self._speaker.parts:
+            self._speaker.detach(part)
 
     def _hang_up(self, part: LegPart, leg: LegHandle) -> None:
-        leg.hang_up(call_goes_on=self._speaker.is_steady and part is self._speaker.part)
+        leg.hang_up(call_goes_on=self._speaker.is_steady and part in self._speaker.parts)
 
     # --- Commands ---
 
@@ -248,6 +248,7 @@ class Session:
             frames_unplayed=counts.unplayed,
             underruns=counts.underruns,
             commands_refused=self._commands.refused,
+            messages_unused=self._sink.messages_unused,
         )
 
     # --- The sink's side ---
@@ -288,7 +289,7 @@ class Session:
         self._compare_with_clock()
         self._report(Streaming(self.spec.fork_id))
         # The first frame may be sent when the leg is already lost or the fork ends: no beep then.
-        if self._speaker.is_attached and self._end is None:
+        if self._speaker.can_beep and self._end is None:
             self._speaker.beeper.begin()
 
     # --- The end ---
@@ -308,7 +309,7 @@ class Session:
         self._compare_with_clock()
         self._commands.end()
         self._speaker.end()
-        if reason is EndReason.STOPPED and self.spec.beeps.at_end and self._speaker.is_attached:
+        if reason is EndReason.STOPPED and self.spec.beeps.at_end and self._speaker.can_beep:
             self._speaker.beep(then=self._hang_up_legs)
         else:
             self._hang_up_legs()

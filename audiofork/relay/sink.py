@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import ssl
 from collections.abc import Callable
 
 from websockets.exceptions import ConnectionClosed
@@ -49,6 +50,7 @@ class SinkCallbacks:
         on_text: Called with each text message of the server.
         on_audio: Called with each piece of audio of the server.
         on_command: Called with each command of the server.
+        messages_unused: How many messages of the server meant nothing in the format.
     """
 
     def __init__(self) -> None:
@@ -57,6 +59,7 @@ class SinkCallbacks:
         self.on_text: Callable[[str], None] = lambda _: None
         self.on_audio: Callable[[Audio], None] = lambda _: None
         self.on_command: Callable[[Command], None] = lambda _: None
+        self.messages_unused = 0
 
 
 class Sink(SinkCallbacks):
@@ -75,6 +78,7 @@ class Sink(SinkCallbacks):
         allow_private: Whether the server may have a private address.
         handshake: What is added to the request of the handshake.
         format: The format of the messages; raw by default.
+        proxy_tls: The TLS context for an https proxy.
 
     Attributes:
         send: Sends a frame now, or keeps it in the backlog; never waits.
@@ -94,11 +98,17 @@ class Sink(SinkCallbacks):
         allow_private: bool = True,
         handshake: Handshake = PLAIN_HANDSHAKE,
         format: MessageFormat | None = None,
+        proxy_tls: ssl.SSLContext | None = None,
     ) -> None:
         super().__init__()
         self._config = config
         self._connector = Connector(
-            url, tls, config, allow_private=allow_private, handshake=handshake
+            url,
+            tls,
+            config,
+            allow_private=allow_private,
+            handshake=handshake,
+            proxy_tls=proxy_tls,
         )
         self._format = format or RawFormat()
         self._outlet = Outlet(
@@ -237,13 +247,38 @@ class Sink(SinkCallbacks):
                     await self._prove(connection)
                 else:
                     self._greet_and_open(connection)
-                while True:
-                    self._take(await connection.recv())
-                    self._on_taken(connection)
+                await self._receive(connection)
         except ConnectionClosed:
             self._on_lost(connection)  # no effect, unless it was lost before `_connection` was set
         except TimeoutError:
             self._leave_open()
+        finally:
+            self._listening = None
+
+    async def _receive(self, connection: Connection) -> None:
+        """Take messages as soon as they are read, once none waits in the library's queue.
+
+        That is then left empty: its task would cost more than a frame of audio.
+        """
+        faults: list[Exception] = []
+
+        def take(message: Message) -> None:
+            try:
+                self._take(message)
+                self._on_taken(connection)
+            except Exception as exc:  # noqa: BLE001 (raised below)
+                faults.append(exc)
+                self._stop_listening()
+
+        try:
+            while True:
+                connection.hand_messages_to(take)
+                self._take(await connection.recv())
+                self._on_taken(connection)
+        finally:
+            connection.hand_messages_to(None)
+            if faults:
+                raise faults[0]
 
     def _on_closing(self, connection: Connection) -> None:
         """Treat a closing connection as lost; its unacknowledged frames come back later.
@@ -251,10 +286,11 @@ class Sink(SinkCallbacks):
         Not while the fork ends: then no new frames come, and only the real end of the connection
         shows whether all frames have arrived.
         """
-        if connection is not self._connection or self._outlet.is_ending:
-            return
-        assert self._listening is not None
-        if not self._listening.expired():
+        if connection is self._connection and not self._outlet.is_ending:
+            self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        if self._listening is not None and not self._listening.expired():
             self._listening.reschedule(asyncio.get_running_loop().time())
 
     async def _connect(self) -> Connection | None:
@@ -325,7 +361,7 @@ class Sink(SinkCallbacks):
         self.on_open()
 
     def _take(self, message: Message) -> None:
-        """Do what a message of the server means."""
+        """Do what a message of the server means, or count it."""
         meaning = self._format.meaning(message)
         for one in meaning.meanings if isinstance(meaning, Several) else (meaning,):
             self._act_on(one)
@@ -340,6 +376,8 @@ class Sink(SinkCallbacks):
                 self.on_audio(audio)
             case Command() as command:
                 self.on_command(command)
+            case None:
+                self.messages_unused += 1
 
     def _on_lost(self, connection: Connection) -> None:
         """Take back the unacknowledged frames, before any other code learns of the loss."""

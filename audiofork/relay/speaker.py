@@ -1,4 +1,4 @@
-"""Plays the server's audio and tones over a leg, a frame every 20 ms."""
+"""Plays the server's audio and tones over legs, a frame every 20 ms."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ def _silence(sample_rate: int) -> bytes:
 
 
 class Speaker:
-    """All that a fork plays over one of its legs: the server's audio and beeps, added.
+    """All that a fork plays over its legs: the server's audio and beeps, added.
 
-    Owned by a session; a `Player` of the pacer. A steady voice plays silence where there is nothing
-    else, so the leg gets a frame every 20 ms as long as it is attached. While no leg is attached
-    the server's audio waits for the next one.
+    Owned by a session; a `Player` of the pacer. The server's audio goes over the legs of the voice,
+    the same over each, beeps over the fork's first leg, which the party hears. A steady voice plays
+    silence where there is nothing else, so its leg gets a frame every 20 ms as long as it is
+    attached. While no leg of the voice is attached the server's audio waits for the next one.
 
     Args:
         spec: The fork: its voice and beeps.
@@ -41,7 +42,8 @@ class Speaker:
         tell: Called with each event for the server.
 
     Attributes:
-        part: The part whose leg is spoken over.
+        parts: The parts whose legs are spoken over.
+        tone_part: The one of them whose leg carries beeps.
         beeper: Says when there is a beep.
         playout: The server's audio that waits; None: the server is not heard.
         is_steady: Whether the leg gets a frame every 20 ms for ever.
@@ -49,12 +51,15 @@ class Speaker:
 
     def __init__(self, spec: ForkSpec, pacer: Pacer, tell: Callable[[Event], None]) -> None:
         voice = spec.voice
-        self.part: LegPart = voice.part if voice is not None else spec.legs[0]
+        self.tone_part = spec.legs[0]
+        self._voice_parts = voice.parts if voice is not None else ()
+        self.parts = frozenset((self.tone_part, *self._voice_parts))
         self.beeper = Beeper(spec.beeps, self._begin_tone)
         self.playout = Playout(voice.buffer_s, spec.sample_rate, tell) if voice else None
         self.is_steady = voice is not None and voice.steady
         self._pacer = pacer
-        self._leg: LegHandle | None = None
+        self._legs: dict[LegPart, LegHandle] = {}
+        self._voice_legs: list[LegHandle] = []  # those of them that carry the server's audio
         self._rate = spec.sample_rate
         self._tone: deque[bytes] = deque()
         self._after_tone: Callable[[], None] | None = None
@@ -68,24 +73,33 @@ class Speaker:
     # --- The leg ---
 
     @property
-    def is_attached(self) -> bool:
-        """Whether there is a leg."""
-        return self._leg is not None
+    def can_beep(self) -> bool:
+        """Whether there is a leg for beeps."""
+        return self.tone_part in self._legs
 
-    def attach(self, leg: LegHandle) -> None:
-        """Speak over a leg: the first, or one that replaces it."""
-        self._leg = leg
+    def attach(self, part: LegPart, leg: LegHandle) -> None:
+        """Speak over a leg of one of `parts`: its first, or one that replaces it."""
+        self._legs[part] = leg
+        self._choose_voice_legs()
+        if self in self._pacer:
+            return
         if self.is_steady:
             self._pacer.place_anywhere(self)
-        elif self.playout is not None and self.playout.begins_at is not None:
+        elif self._voice_legs and self.playout is not None and self.playout.begins_at is not None:
             self._pacer.place(self, self._pacer.now())
 
-    def detach(self) -> None:
-        """Speak no more: the leg is gone, or about to go. Beeps are over, audio waits."""
-        self._leg = None
-        self._pacer.remove(self)
-        self.beeper.stop()
-        self._stop_tone()
+    def _choose_voice_legs(self) -> None:
+        self._voice_legs = [self._legs[part] for part in self._voice_parts if part in self._legs]
+
+    def detach(self, part: LegPart) -> None:
+        """Speak no more over a leg: it is gone, or about to go; without any, audio waits."""
+        self._legs.pop(part, None)
+        self._choose_voice_legs()
+        if part is self.tone_part:
+            self.beeper.stop()
+            self._stop_tone()
+        if not self._legs:
+            self._pacer.remove(self)
 
     # --- What is to be played ---
 
@@ -94,7 +108,7 @@ class Speaker:
         assert self.playout is not None
         self.playout.put(audio.samples, audio.sample_rate, self._pacer.now())
         begins_at = self.playout.begins_at
-        if begins_at is not None and self._leg is not None and self not in self._pacer:
+        if begins_at is not None and self._voice_legs and self not in self._pacer:
             self._pacer.place(self, begins_at)
 
     def end(self) -> None:
@@ -110,7 +124,7 @@ class Speaker:
         self._after_tone = then
 
     def _begin_tone(self) -> None:
-        if self._leg is not None:
+        if self.can_beep:
             self._tone = deque(tone(self._rate))
             if self not in self._pacer:
                 self._pacer.place(self, self._pacer.now())
@@ -126,50 +140,57 @@ class Speaker:
 
     def tick(self, now: float) -> None:
         """See `Player.tick`."""
-        leg = self._leg
-        if leg is None:
-            return
-        if leg.spoken_rate != self._rate and not self._takes(leg.spoken_rate):
-            return
+        for leg in self._legs.values():
+            if leg.spoken_rate != self._rate and not self._takes(leg.spoken_rate):
+                return
         playout = self.playout
-        frame = playout.take(now) if playout is not None else None
-        if self._tone:
-            self._speak_tone(leg, frame)
-        elif frame is not None:
-            self._speak(leg, frame)
-        else:
-            self._stay_silent(leg, now)
+        frame = playout.take(now) if playout is not None and self._voice_legs else None
+        if frame is None and not self._tone:
+            self._stay_silent(now)
             return
+        sound = self._tone.popleft() if self._tone else None
+        if frame is not None:
+            self._speak(frame, sound)
+        elif sound is not None:
+            self._legs[self.tone_part].speak(sound)
+        if sound is not None:
+            self._tell_end_of_tone()
         if playout is not None:
             playout.tell_marks()
 
-    def _speak(self, leg: LegHandle, frame: bytes) -> None:
-        if not leg.speak(frame) and self.playout is not None:
+    def _speak(self, frame: bytes, sound: bytes | None) -> None:
+        """Play a frame of the server's audio, and one of the tone, added where both are heard."""
+        was_written = False
+        tone_leg = self._legs[self.tone_part] if sound is not None else None
+        for leg in self._voice_legs:
+            if leg is tone_leg and sound is not None:
+                was_written |= leg.speak(audioop.add(sound, frame, SAMPLE_BYTES))
+            else:
+                was_written |= leg.speak(frame)
+        if tone_leg is not None and sound is not None and tone_leg not in self._voice_legs:
+            tone_leg.speak(sound)
+        if not was_written and self.playout is not None:
             self.playout.take_back()
 
-    def _speak_tone(self, leg: LegHandle, frame: bytes | None) -> None:
-        """Play a frame of the tone, added to the server's audio if there is any."""
-        sound = self._tone.popleft()
-        if frame is None:
-            leg.speak(sound)
-        else:
-            self._speak(leg, audioop.add(sound, frame, SAMPLE_BYTES))
+    def _tell_end_of_tone(self) -> None:
         if not self._tone and self._after_tone is not None:
             then, self._after_tone = self._after_tone, None
             self._tail = asyncio.get_running_loop().call_later(TAIL_S, then)
 
-    def _stay_silent(self, leg: LegHandle, now: float) -> None:
-        """Play silence over a steady leg, unless a spurt is about to begin.
+    def _stay_silent(self, now: float) -> None:
+        """Play silence over a steady voice, unless a spurt is about to begin.
 
         That begins when it is due, in place of this frame, and not at the next turn of the leg.
         """
-        begins_at = self.playout.begins_at if self.playout is not None else None
+        playout = self.playout if self._voice_legs else None
+        begins_at = playout.begins_at if playout is not None else None
         if begins_at is None and not self.is_steady:
             self._pacer.remove(self)
         elif begins_at is not None and begins_at < now + _LATEST_S:
             self._pacer.place(self, begins_at)
         elif self.is_steady:
-            leg.speak(_silence(self._rate))
+            for leg in self._voice_legs:
+                leg.speak(_silence(self._rate))
 
     def _takes(self, spoken_rate: int) -> bool:
         """Play at another rate from now on; return whether the leg can be spoken to.

@@ -118,6 +118,7 @@ class Worker:
             allow_private=self._allow_private,
             handshake=spec.handshake,
             format=format_of(spec, settings.frame_ms),
+            proxy_tls=self._tls.configured,
         )
         session = Session(spec, sink, self._on_report, self._pacer)
         self.sessions[spec.fork_id] = session
@@ -142,6 +143,8 @@ class Worker:
             settings = replace(settings, reconnect_attempts=spec.reconnect_attempts)
         if spec.frame_ms is not None:
             settings = replace(settings, frame_ms=spec.frame_ms)
+        if spec.proxy is not None:  # no_proxy and proxy_login are for the configured one
+            settings = replace(settings, proxy=spec.proxy, proxy_login="", no_proxy=())
         return settings
 
     def _on_report(self, report: Report) -> None:

@@ -2,7 +2,7 @@ import pytest
 
 from audiofork.asterisk.taps.base import LEG_PREFIX, LegOrder, fork_id_of, is_leg
 from audiofork.asterisk.taps.chanspy import ChanSpyTap
-from audiofork.asterisk.taps.ways import Connects
+from audiofork.asterisk.taps.ways import Audience, Connects
 from audiofork.config import Address
 from audiofork.errors import (
     AmiActionFailed,
@@ -46,13 +46,13 @@ def order(
     uniqueid: str = "1.1",
     part: LegPart = LegPart.IN,
     *,
-    speaks: bool = False,
+    heard_by: Audience | None = None,
 ) -> LegOrder:
-    return LegOrder(leg_id, LEG_UUID, fork_id, part, uniqueid, Connects.ORIGINATE, 8000, speaks)
+    return LegOrder(leg_id, LEG_UUID, fork_id, part, uniqueid, Connects.ORIGINATE, 8000, heard_by)
 
 
 @pytest.mark.parametrize(
-    ("speaks", "whisper"), [(False, ""), (True, "w")], ids=["silent", "speaks"]
+    ("heard_by", "whisper"), [(None, ""), (Audience.PARTY, "w")], ids=["silent", "speaks"]
 )
 @pytest.mark.parametrize(
     ("part", "options"),
@@ -63,10 +63,10 @@ async def test_start_originates_a_leg_that_spies_on_the_uniqueid(
     tap: ChanSpyTap,
     part: LegPart,
     options: str,
-    speaks: bool,
+    heard_by: Audience | None,
     whisper: str,
 ) -> None:
-    await tap.start(order(uniqueid="1700000000.1", part=part, speaks=speaks))
+    await tap.start(order(uniqueid="1700000000.1", part=part, heard_by=heard_by))
     ((name, headers, action_id),) = ami.actions
     assert (name, action_id) == ("Originate", LEG)
     assert dict(headers) == {

@@ -19,12 +19,9 @@ from tests.asterisk.test_chanspy import FORK_ID, LEG_UUID, FakeRelay
 from tests.control_plane import NAME, UNIQUEID, FakeAmi
 
 
-def order(
-    connects: Connects = Connects.DIAL, sample_rate: int = 8000, *, leads: bool = False
-) -> LegOrder:
+def order(sample_rate: int = 8000, *, leads: bool = False) -> LegOrder:
     return LegOrder(
-        *("", LEG_UUID, FORK_ID, LegPart.IN, UNIQUEID, connects, sample_rate),
-        speaks=False,
+        *("", LEG_UUID, FORK_ID, LegPart.IN, UNIQUEID, Connects.DIAL, sample_rate),
         channel=NAME,
         leads=leads,
     )
@@ -47,7 +44,6 @@ def tap(ami: FakeAmi) -> ConnectTap:
     [
         (order(), f"AudioSocket/127.0.0.1:9093/{LEG_UUID}/c(slin)"),
         (order(sample_rate=16000), f"AudioSocket/127.0.0.1:9093/{LEG_UUID}/c(slin16)"),
-        (order(Connects.APPLICATION), f"{LEG_UUID},127.0.0.1:9093"),
     ],
 )
 async def test_channel_that_waits_is_told_where_to_connect(

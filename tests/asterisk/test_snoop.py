@@ -7,7 +7,7 @@ import pytest
 
 from audiofork.asterisk.taps.base import LegOrder, fork_id_of
 from audiofork.asterisk.taps.snoop import ENTER_TIMEOUT_S, READY_TIMEOUT_S, SnoopTap
-from audiofork.asterisk.taps.ways import Connects
+from audiofork.asterisk.taps.ways import Audience, Connects
 from audiofork.config import Address, AriConfig
 from audiofork.errors import (
     AriError,
@@ -61,10 +61,10 @@ def order(
     connects: Connects = Connects.APPLICATION,
     *,
     uniqueid: str = UNIQUEID,
-    speaks: bool = False,
+    heard_by: Audience | None = None,
 ) -> LegOrder:
     leg_id = IN_LEG if part is LegPart.IN else OUT_LEG
-    return LegOrder(leg_id, LEG_UUID, FORK_ID, part, uniqueid, connects, sample_rate, speaks)
+    return LegOrder(leg_id, LEG_UUID, FORK_ID, part, uniqueid, connects, sample_rate, heard_by)
 
 
 class Start:
@@ -159,9 +159,12 @@ async def test_start_spies_on_the_side_of_the_leg_for_our_application(
     assert snoop == {"spy": part.value, "app": "audiofork"}
 
 
-async def test_start_whispers_to_the_party_only_for_a_leg_that_speaks(start: Start) -> None:
-    snoop, *_ = await start.whole(order(speaks=True))
-    assert snoop == {"spy": "in", "app": "audiofork", "whisper": "out"}
+@pytest.mark.parametrize(("heard_by", "side"), [(Audience.PARTY, "out"), (Audience.PEER, "in")])
+async def test_start_whispers_only_for_a_leg_that_is_heard(
+    start: Start, heard_by: Audience, side: str
+) -> None:
+    snoop, *_ = await start.whole(order(heard_by=heard_by))
+    assert snoop == {"spy": "in", "app": "audiofork", "whisper": side}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from audiofork.asterisk.taps.choice import NOT_BY_CHANSPY
 from audiofork.asterisk.taps.ways import (
     WAYS,
+    Audience,
     Connects,
     Site,
     Way,
@@ -86,8 +87,8 @@ def test_narrow_legs_come_by_dial_where_the_application_does_harm(direction: Dir
 @pytest.mark.parametrize(
     ("version", "why"),
     [
-        ("18.19.0", "AudioSocket() takes a core for each leg"),
-        ("20.4.0", "AudioSocket() takes a core for each leg"),
+        ("18.19.0", "AudioSocket() uses a core for each leg"),
+        ("20.4.0", "AudioSocket() uses a core for each leg"),
         ("18.20.0", "a leg of AudioSocket() outlives a daemon that is killed, and holds its call"),
         ("22.3.0", "a leg of AudioSocket() outlives a daemon that is killed, and holds its call"),
     ],
@@ -203,7 +204,7 @@ def test_nothing_wide_comes_by_chanspy(narrowband: bool) -> None:
     here = without_ari("22.10.1", narrowband=narrowband)
     for direction in Direction:
         assert best_way(Wish(direction, 16_000), here) is None
-    assert SPY_MIX.why_not(Wish(BOTH, 16_000), here) == "has 8000 Hz alone"
+    assert SPY_MIX.why_not(Wish(BOTH, 16_000), here) == "has only 8000 Hz"
 
 
 @pytest.mark.parametrize("version", ["18.0.0", "22.10.1"])
@@ -238,19 +239,64 @@ def test_all_that_speaks_against_a_way_is_told_in_the_order_of_its_rules() -> No
     here = site("18.19.0", no_ari=NO_ARI, no_chanspy=NO_CHANSPY)
     assert APPLICATION.all_against(Wish(OUT, 16_000), here) == [
         "set up [ari]",
-        "has 8000 Hz alone",
-        "AudioSocket() takes a core for each leg on Asterisk 18.19.0",
+        "has only 8000 Hz",
+        "AudioSocket() uses a core for each leg on Asterisk 18.19.0",
         "a leg of AudioSocket() outlives a daemon that is killed, and holds its call on Asterisk "
         "18.19.0",
     ]
     assert SPY_PAIRS.all_against(Wish(OUT, 16_000), here) == [
         "is ruled out",
-        "has 8000 Hz alone",
+        "has only 8000 Hz",
         "needs a narrowband site ([asterisk] chanspy_pairs = narrowband)",
         "cannot keep in and out apart (no option D) on Asterisk 18.19.0",
     ]
     assert SPY_IN.all_against(Wish(OUT, 16_000), here) == ["has in alone"]
     assert SPY_MIX.all_against(Wish(BOTH), without_ari("18.19.0")) == []
+
+
+# --- Who hears the server ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("direction", Direction)
+@pytest.mark.parametrize(
+    ("audience", "with_beeps"),
+    [(Audience.PARTY, False), (Audience.PARTY, True), (Audience.PEER, False)],
+)
+def test_one_side_hears_the_server_by_snoop_whatever_the_fork_carries(
+    direction: Direction, audience: Audience, with_beeps: bool
+) -> None:
+    wish = Wish(direction, speaks=with_beeps, audience=audience)
+    for version in ALL:
+        way = best_way(wish, site(version, no_chanspy=NO_CHANSPY))
+        assert (way is None) is (version in LEAKING), version
+        if way is not None:
+            legs = way.parts[direction]
+            heard = legs[0] if audience is Audience.PARTY else legs[-1]
+            assert way.leg_heard_by(audience, direction) is heard
+
+
+@pytest.mark.parametrize("direction", [BOTH, STEREO])
+def test_both_sides_hear_the_server_by_a_leg_each(direction: Direction) -> None:
+    way = best_way(Wish(direction, audience=Audience.BOTH), site("22.10.1"))
+    assert way is APPLICATION
+    assert [way.leg_heard_by(side, direction) for side in Audience.BOTH.sides] == [
+        LegPart.IN,
+        LegPart.OUT,
+    ]
+
+
+def test_party_hears_the_server_by_chanspy_where_whispering_does_not_leak() -> None:
+    for version in ALL:
+        wish = Wish(BOTH, audience=Audience.PARTY)
+        expected = None if version in LEAKING else SPY_MIX
+        assert best_way(wish, without_ari(version)) is expected, version
+
+
+@pytest.mark.parametrize("audience", [Audience.PEER, Audience.BOTH])
+def test_peer_hears_nothing_by_chanspy_on_any_version(audience: Audience) -> None:
+    for version, direction in itertools.product(ALL, Direction):
+        wish = Wish(direction, audience=audience)
+        assert best_way(wish, without_ari(version, narrowband=True)) is None
 
 
 # --- What the ways bring -------------------------------------------------------------------------
@@ -284,7 +330,7 @@ def test_ways_bring_what_their_directions_need() -> None:
 def test_in_alone_by_chanspy_is_not_whole_on_older_versions(version: str) -> None:
     assert SPY_IN.flaw_on(Version.parse(version)) == (
         "one frame in 25 is lost while the party hears something on Asterisk "
-        f"{version}; ARI's snoop has it whole"
+        f"{version}; ARI's snoop loses none"
     )
     assert [way.flaw_on(Version.parse(version)) for way in WAYS if way is not SPY_IN] == [""] * 5
 
@@ -306,10 +352,11 @@ WIDEBAND = "needs a narrowband site ([asterisk] chanspy_pairs = narrowband)"
         (Wish(OUT, 16_000), "D(out), 16000 Hz"),
         (Wish(STEREO, speaks=True), "D(stereo), beeps"),
         (Wish(BOTH, 48_000, speaks=True), "D(both), 48000 Hz, beeps"),
-        (Wish(BOTH, apart=True), "D(both), in and out treated apart"),
+        (Wish(IN, speaks=True, audience=Audience.PEER), "D(in), k(peer), beeps"),
+        (Wish(BOTH, apart=True), "D(both), in and out apart"),
         (
             Wish(BOTH, 16_000, speaks=True, apart=True),
-            "D(both), 16000 Hz, beeps, in and out treated apart",
+            "D(both), 16000 Hz, beeps, in and out apart",
         ),
         (Wish(STEREO, apart=True), "D(stereo)"),
     ],
@@ -330,7 +377,7 @@ def test_wish_tells_what_is_not_a_matter_of_course(wish: Wish, text: str) -> Non
         pytest.param(
             Wish(BOTH, apart=True),
             without_ari("22.10.1"),
-            f"D(both), in and out treated apart: set up [ari]; ChanSpy {WIDEBAND}, or mixes them",
+            f"D(both), in and out apart: set up [ari]; ChanSpy {WIDEBAND}, or mixes them",
             id="both-apart",
         ),
         pytest.param(
@@ -343,14 +390,14 @@ def test_wish_tells_what_is_not_a_matter_of_course(wish: Wish, text: str) -> Non
         pytest.param(
             Wish(BOTH, apart=True),
             without_ari("20.4.0", narrowband=True),
-            "D(both), in and out treated apart: set up [ari]; ChanSpy cannot keep in and out apart "
-            "(no option D) on Asterisk 20.4.0, or mixes them",
+            "D(both), in and out apart: set up [ari]; ChanSpy cannot keep in and out "
+            "apart (no option D) on Asterisk 20.4.0, or mixes them",
             id="both-apart-no-option-d",
         ),
         pytest.param(
             Wish(BOTH, 16_000),
             without_ari("22.10.1", narrowband=True),
-            "D(both), 16000 Hz: set up [ari]; ChanSpy has 8000 Hz alone",
+            "D(both), 16000 Hz: set up [ari]; ChanSpy has only 8000 Hz",
             id="wide",
         ),
         pytest.param(
@@ -359,6 +406,33 @@ def test_wish_tells_what_is_not_a_matter_of_course(wish: Wish, text: str) -> Non
             "D(stereo), beeps: beeps by snoop may silence the other party on 22.11.0-rc1; ChanSpy "
             f"{WIDEBAND}",
             id="beeps-silence",
+        ),
+        pytest.param(
+            Wish(BOTH, audience=Audience.PARTY),
+            site("22.11.0-rc1"),
+            "D(both), k(party): a voice by snoop may silence the other party on 22.11.0-rc1; "
+            "ChanSpy leaks memory on 22.11.0-rc1",
+            id="voice-leaks",
+        ),
+        pytest.param(
+            Wish(BOTH, audience=Audience.PEER),
+            without_ari("22.10.1"),
+            "D(both), k(peer): set up [ari]; ChanSpy is heard by the party alone",
+            id="voice-to-the-peer",
+        ),
+        pytest.param(
+            Wish(IN, audience=Audience.BOTH),
+            site("22.10.1"),
+            "D(in), k(both): two sides hear it by two legs, take D(both) or D(stereo); ChanSpy is "
+            "heard by the party alone",
+            id="voice-to-both-by-one-leg",
+        ),
+        pytest.param(
+            Wish(OUT, speaks=True, audience=Audience.PEER),
+            site("22.10.1"),
+            "D(out), k(peer), beeps: two sides hear it by two legs, take D(both) or D(stereo); "
+            "ChanSpy is heard by the party alone",
+            id="voice-and-beeps-by-one-leg",
         ),
         pytest.param(
             Wish(IN),
@@ -373,7 +447,7 @@ def test_why_there_is_no_way_is_told_by_each_tap(wish: Wish, here: Site, text: s
     assert why_none(wish, here) == text
 
 
-SET_ARI = "set up [ari] (audiofork check tells how)"
+SET_ARI = "set up [ari] (audiofork check says how)"
 LINK_DOWN = (
     "no connection to ARI at http://127.0.0.1:8088/ari: "
     "Connection refused (no program listens there)"
@@ -390,10 +464,11 @@ def test_refusals_are_told_to_their_end_in_events(
 ) -> None:
     """An event has 240 characters of a reason: what is behind them, the remedy, is lost."""
     refused = 0
-    for (direction, rate), (speaks, apart, narrowband) in itertools.product(
-        itertools.product(Direction, (8000, 16_000)), itertools.product((False, True), repeat=3)
+    for (direction, rate, audience), (speaks, apart, narrowband) in itertools.product(
+        itertools.product(Direction, (8000, 16_000), (None, *Audience)),
+        itertools.product((False, True), repeat=3),
     ):
-        wish = Wish(direction, rate, speaks, apart)
+        wish = Wish(direction, rate, speaks, apart, audience)
         here = site(version, no_ari=no_ari, no_chanspy=no_chanspy, narrowband=narrowband)
         if best_way(wish, here) is None:
             refused += 1
@@ -413,6 +488,7 @@ def test_refusals_are_told_to_their_end_in_events(
         (Wish(BOTH, speaks=True, apart=True), [SET_ARI, "chanspy_pairs = narrowband"]),
         (Wish(BOTH, 16_000), [SET_ARI]),
         (Wish(IN, 16_000, speaks=True), [SET_ARI]),
+        (Wish(IN, audience=Audience.PEER), [SET_ARI]),
     ],
     ids=str,
 )
@@ -427,7 +503,7 @@ def test_refusals_in_events_tell_what_was_asked_for_and_all_remedies(
 
 LEAKS = (
     "options B, p and P (beeps) leak some 86 MB an hour while their party hears nothing; by ARI's "
-    "snoop they may silence the other party, so they are had by ChanSpy alone"
+    "snoop they may silence the other party, so only ChanSpy is used for them; option k is refused"
 )
 OUTLIVES = (
     "a leg whose daemon was killed may take a core while its channel is silent, until the daemon "
@@ -467,33 +543,38 @@ def test_nothing_is_known_of_an_unknown_version() -> None:
 
 
 def test_ways_for_a_site_tell_what_each_needs_and_what_speaks_against_it() -> None:
+    spy = (
+        "[asterisk] tap is not snoop; 8000 Hz; of option k k(party) alone, and not where Asterisk "
+        "is 20.21, 22.11, 23.5 or later"
+    )
     assert ways_for(without_ari("20.7.0")) == [
-        "Asterisk 20.7.0; of these a fork takes the first that serves it:",
+        "Asterisk 20.7.0; a fork uses the first of these that suits it:",
         "1. snoop, a leg for each side by AudioSocket(): in, out, both, stereo",
-        "   needs: no beeps where Asterisk is 20.21, 22.11, 23.5 or later; ARI; 8000 Hz; "
-        "AudioSocket() rests "
+        "   needs: no beeps and no option k where Asterisk is 20.21, 22.11, 23.5 or later; k(both) "
+        "with both and stereo alone; ARI; 8000 Hz; AudioSocket() does not poll "
         "(18.20, 20.5, 21 or later); legs end with the daemon (20.14, 21.9, 22.4 or later)",
         "   here: no: set up [ari]; a leg of AudioSocket() outlives a daemon that is killed, and "
         "holds its call on Asterisk 20.7.0",
         "2. snoop, a leg for each side by Dial(): in, out, both, stereo",
-        "   needs: no beeps where Asterisk is 20.21, 22.11, 23.5 or later; ARI",
+        "   needs: no beeps and no option k where Asterisk is 20.21, 22.11, 23.5 or later; k(both) "
+        "with both and stereo alone; ARI",
         "   here: no: set up [ari]",
         "3. chanspy, in as one half of pairs (option D): in",
-        "   needs: [asterisk] tap is not snoop; 8000 Hz; [asterisk] chanspy_pairs = narrowband, no "
+        f"   needs: {spy}; [asterisk] chanspy_pairs = narrowband, no "
         "wideband in the call; option D (18.22, 20.7, 21.2, 22 or later); option o loses frames "
         "(before 18.25, 20.10, 21.5, 22)",
         "   here: no: needs a narrowband site ([asterisk] chanspy_pairs = narrowband)",
         "4. chanspy, in alone (option o): in",
-        "   needs: [asterisk] tap is not snoop; 8000 Hz",
+        f"   needs: {spy}",
         "   here: yes",
         "   but: one frame in 25 is lost while the party hears something on Asterisk 20.7.0; ARI's "
-        "snoop has it whole",
+        "snoop loses none",
         "5. chanspy, in and out side by side (option D): out, both, stereo",
-        "   needs: [asterisk] tap is not snoop; 8000 Hz; [asterisk] chanspy_pairs = narrowband, no "
+        f"   needs: {spy}; [asterisk] chanspy_pairs = narrowband, no "
         "wideband in the call; option D (18.22, 20.7, 21.2, 22 or later)",
         "   here: no: needs a narrowband site ([asterisk] chanspy_pairs = narrowband)",
         "6. chanspy, in and out mixed by Asterisk: both",
-        "   needs: [asterisk] tap is not snoop; 8000 Hz; volume and mute the same for in and out",
+        f"   needs: {spy}; volume and mute the same for in and out",
         "   here: yes",
     ]
 
@@ -510,8 +591,9 @@ def test_ways_for_a_site_with_all_of_them_say_so() -> None:
 
 def test_table_for_the_docs_has_a_row_for_each_way_in_their_order() -> None:
     head, rule, *rows = as_markdown().split("\n")
-    assert (head, rule) == ("| | tap | how | for | where |", "|---|---|---|---|---|")
+    assert (head, rule) == ("| | tap | how | for | conditions |", "|---|---|---|---|---|")
     assert rows[3] == (
-        "| 4 | chanspy | in alone (option o) | in | [asterisk] tap is not snoop; 8000 Hz |"
+        "| 4 | chanspy | in alone (option o) | in | [asterisk] tap is not snoop; 8000 Hz; of "
+        "option k k(party) alone, and not where Asterisk is 20.21, 22.11, 23.5 or later |"
     )
     assert [row.split(" | ")[1:3] for row in rows] == [[way.tap, way.how] for way in WAYS]

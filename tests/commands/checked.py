@@ -1,4 +1,4 @@
-"""A feigned Asterisk for the check, by AMI and by ARI, that brings legs."""
+"""A fake Asterisk for the check, with AMI and ARI, that connects legs."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ NARROWBAND = "chanspy_pairs = narrowband\n"
 
 
 class SpiedAsterisk(FakeAsterisk):
-    """A FakeAsterisk that brings legs, as far as a check can tell.
+    """A FakeAsterisk that connects legs, as far as a check can tell.
 
     Attributes:
         pace_s: Time between two frames of the leg that spies; 0: it sends none.
-        frame: What it sends in place of pairs with D and of the mix without.
-        echo: What it answers to each frame that it gets.
-        brings_legs: Whether it does anything about an Originate.
-        is_unfiltered: Whether it sends events with what looks like an empty line in a value.
-        tells_of_keys: Whether it tells of the key that it is made to feign.
+        frame: The frame to send instead of pairs with D, and of the mix without.
+        echo: The answer to each frame that it gets.
+        brings_legs: Whether it reacts to an Originate.
+        is_unfiltered: Whether it sends events with a seeming empty line in a value.
+        tells_of_keys: Whether it reports the key that it was told to feign.
     """
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ Row = dict[str, str]
 
 
 def rows_of(text: str) -> list[Row]:
-    """Return the priorities of a dialplan as ShowDialPlan tells them."""
+    """Return the priorities of a dialplan as ShowDialPlan lists them."""
     rows: list[Row] = []
     context = extension = ""
     for line in text.splitlines():
@@ -133,7 +133,7 @@ def rows_of(text: str) -> list[Row]:
 
 
 def shipped_rows(text: str = "") -> list[Row]:
-    """Return what Asterisk tells of the shipped dialplan, or of such a text in its place."""
+    """Return what Asterisk lists of the shipped dialplan, or of another text in its place."""
     return rows_of(text or (ETC / "asterisk/extensions_audiofork.conf").read_text())
 
 
@@ -177,7 +177,7 @@ def denied(action: dict[str, str]) -> bytes:
 
 
 class SnoopedAri(FakeAri):
-    """A FakeAri that brings snoop legs, as far as a check can tell.
+    """A FakeAri that connects snoop legs, as far as a check can tell.
 
     Attributes:
         asterisk: Tells of hangups.

@@ -143,7 +143,8 @@ async def test_profile_that_cannot_be_used_is_an_error_of_the_configuration() ->
 
 
 def test_module_costs_a_daemon_without_ari_no_aiohttp() -> None:
-    code = "import sys; import audiofork.commands.check; print('aiohttp' in sys.modules)"
+    modules = "audiofork.commands.check, audiofork.daemon"
+    code = f"import sys; import {modules}; print('aiohttp' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "False\n"
 
@@ -239,7 +240,7 @@ async def test_port_of_the_front_that_another_program_has_is_a_fault(
     assert outcome == 1
     assert failures(findings) == [
         f"AMI front: cannot listen on 127.0.0.1:{asterisk.port}: Address already in use (another "
-        "program listens there; as root, ss -ltnp tells which)"
+        "program listens there; as root, ss -ltnp shows which)"
     ]
 
 
@@ -714,7 +715,7 @@ async def test_taps_without_asterisk_raise_why() -> None:
 @pytest.mark.parametrize(
     ("more", "url", "site"),
     [
-        ("", "", ("set up [ari] (audiofork check tells how)", "", False)),
+        ("", "", ("set up [ari] (audiofork check says how)", "", False)),
         ("", "http://127.0.0.1:8088/ari", ("", "", False)),
         (
             "tap = chanspy\n" + NARROWBAND,

@@ -15,6 +15,8 @@ from audiofork.doors.ami_events import (
 )
 from audiofork.errors import AmiActionFailed, AmiError, AmiUnavailable
 from audiofork.forks.events import (
+    CommandHandled,
+    CommandOutcome,
     Ended,
     Failed,
     ForkInfo,
@@ -29,7 +31,7 @@ from audiofork.forks.events import (
 )
 from audiofork.forks.lifecycle import Away
 from audiofork.forks.requests import Origin, Request, StartFork, parse_request
-from audiofork.link.messages import EndReason, ForkStats
+from audiofork.link.messages import EndReason, ForkStats, ServerCommand
 from audiofork.text import MAX_REASON_CHARACTERS, harmless
 from tests.control_plane import FakeAmi
 
@@ -188,6 +190,44 @@ def test_stopped_tells_of_missing_frames_if_there_were_any(ami: FakeAmi, door: A
 def test_stopped_tells_of_ignored_messages_if_there_were_any(ami: FakeAmi, door: AmiEvents) -> None:
     door.on_event(stopped(messages_ignored=3))
     assert ami.events[-1][1]["MessagesIgnored"] == "3"
+    assert "MessagesUnused" not in ami.events[-1][1]
+    door.on_event(stopped(messages_unused=4))
+    assert ami.events[-1][1]["MessagesUnused"] == "4"
+
+
+def test_stopped_tells_what_became_of_the_server_s_audio_where_it_may_speak(
+    ami: FakeAmi, door: AmiEvents
+) -> None:
+    stats = ForkStats(frames_played=9, frames_cleared=4, frames_unplayed=2, underruns=1)
+    told = {"FramesPlayed": "9", "FramesCleared": "4", "FramesUnplayed": "2", "Underruns": "1"}
+    end = replace(stopped(), stats=stats)
+    door.on_event(replace(end, fork=replace(FORK, speaks=True)))
+    assert told.items() <= ami.events[0][1].items()
+    door.on_event(end)
+    assert not told.keys() & ami.events[1][1].keys()
+
+
+def test_stopped_tells_of_refused_commands_if_there_were_any(ami: FakeAmi, door: AmiEvents) -> None:
+    door.on_event(stopped(commands_refused=3))
+    assert ami.events[0][1]["CommandsRefused"] == "3"
+    door.on_event(stopped())
+    assert "CommandsRefused" not in ami.events[1][1]
+
+
+def test_command_of_a_server_is_told_with_its_outcome_and_a_harmless_reason(
+    ami: FakeAmi, door: AmiEvents
+) -> None:
+    command = ServerCommand.TRANSFER
+    door.on_event(CommandHandled(FORK, command, "sales,100", CommandOutcome.DONE))
+    door.on_event(CommandHandled(FORK, command, "x", CommandOutcome.REFUSED, "no\r\nway"))
+    what = {**OF_FORK, "Command": "transfer"}
+    assert ami.events == [
+        ("AudioForkCommand", {**what, "Value": "sales,100", "Outcome": "done"}),
+        (
+            "AudioForkCommand",
+            {**what, "Value": "x", "Outcome": "refused", "Reason": "no??way"},
+        ),
+    ]
 
 
 def test_action_id_of_the_request_is_in_every_event(ami: FakeAmi, door: AmiEvents) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from audiofork.asterisk.ami_protocol import RequestReceived
+from audiofork.config import Place, ProfileConfig
 from audiofork.errors import LegRefused
 from audiofork.forks.legs import LEG_LOSS_GRACE_S, LEG_TIMEOUT_S, MOVED_ON
 from audiofork.forks.recovery import RELAY_DIED
 from audiofork.link.messages import (
+    CommandAsked,
     EndFork,
     EndReason,
     ForkSpec,
@@ -43,7 +45,7 @@ async def test_server_is_heard_at_every_time_and_may_play_clear_and_mark(rig: Ri
     await rig.start(**CONNECT)
     (spec,) = rig.sent
     assert isinstance(spec, ForkSpec)
-    assert spec.voice == Voice(LegPart.IN, steady=True)
+    assert spec.voice == Voice((LegPart.IN,), steady=True)
     assert spec.commands == (ServerCommand.AUDIO, ServerCommand.CLEAR, ServerCommand.MARK)
     assert spec.legs == (LegPart.IN,)
 
@@ -137,3 +139,27 @@ async def test_directions_without_in_are_refused(rig: Rig) -> None:
     for direction in ("out", "stereo"):
         await rig.request(**START, **CONNECT, **{"Options": f"D({direction})"})
         assert rig.last_event[1]["Reason"].startswith(f"Options: D({direction}): a connected")
+
+
+async def test_place_that_the_server_names_is_told_to_the_dialplan_which_gets_the_call_back(
+    rig: Rig,
+) -> None:
+    rig.profiles.configure(
+        {
+            "bot": ProfileConfig(
+                url="ws://h/",
+                commands=("transfer",),
+                transfer_to=(Place("sales", "100"),),
+            )
+        }
+    )
+    fork_id = await rig.start(**CONNECT, wsserver="@bot")
+    rig.forks.on_report(SinkOpened(fork_id))
+    rig.connect(fork_id, LegPart.IN)
+    rig.ami.values["DIALPLAN_EXISTS(sales,100,1)"] = "1"
+    rig.forks.on_report(CommandAsked(fork_id, ServerCommand.TRANSFER, "sales,100"))
+    await rig.clock.settle()
+    assert rig.variables["AUDIOFORK_NEXT"] == "sales,100,1"
+    assert rig.ends == [
+        EndFork(fork_id, EndReason.STOPPED, "the server sent the call to sales,100,1")
+    ]

@@ -7,7 +7,7 @@ import pytest
 
 from audiofork.asterisk.ami_protocol import ChannelHangup, OriginateFailed
 from audiofork.asterisk.taps.base import LegOrder
-from audiofork.asterisk.taps.ways import Connects
+from audiofork.asterisk.taps.ways import Audience, Connects
 from audiofork.errors import (
     AmiActionFailed,
     AmiError,
@@ -38,10 +38,12 @@ from audiofork.link.messages import (
     SinkResumed,
     SinkRetrying,
     Streaming,
+    Voice,
 )
-from tests.control_plane import LEG_PREFIX, NAME, START, UNIQUEID, UNKNOWN_ID, Rig
+from tests.control_plane import ANY_URL, LEG_PREFIX, NAME, START, UNIQUEID, UNKNOWN_ID, Rig
 
 IN, OUT, PAIRS = LegPart.IN, LegPart.OUT, LegPart.PAIRS
+PARTY, PEER = Audience.PARTY, Audience.PEER
 
 
 def orders(rig: Rig) -> list[LegOrder]:
@@ -81,7 +83,10 @@ async def test_leg_that_asterisk_may_have_heard_of_is_waited_for(
 ) -> None:
     rig.tap.fault = LegUncertain("Originate: no answer within 5 s")
     fork_id = await rig.start()
-    assert "asked for a leg, but: Originate: no answer within 5 s" in caplog.text
+    assert (
+        "cannot tell whether Asterisk got the request for a leg: Originate: no answer within 5 s"
+        in caplog.text
+    )
     assert rig.ends == []
     rig.forks.on_report(LegAttached(fork_id, PAIRS))
     await rig.clock.advance(LEG_TIMEOUT_S)
@@ -511,22 +516,41 @@ async def lose_part(rig: Rig, fork_id: str, part: LegPart) -> None:
     await rig.clock.advance(LEG_LOSS_GRACE_S)
 
 
-def order_of(fork_id: str, part: LegPart, leg_id: str, *, speaks: bool = False) -> LegOrder:
-    return LegOrder(leg_id, "", fork_id, part, UNIQUEID, Connects.ORIGINATE, 16000, speaks, NAME)
+def order_of(
+    fork_id: str, part: LegPart, leg_id: str, heard_by: Audience | None = None
+) -> LegOrder:
+    return LegOrder(leg_id, "", fork_id, part, UNIQUEID, Connects.ORIGINATE, 16000, heard_by, NAME)
 
 
-@pytest.mark.parametrize(("options", "speaks"), [("", False), ("p", True)])
-async def test_fork_with_two_legs_asks_for_both_and_the_first_alone_speaks(
-    two: Rig, options: str, speaks: bool
+@pytest.mark.parametrize(
+    ("options", "first", "second", "voice"),
+    [
+        ("", None, None, None),
+        ("p", PARTY, None, None),
+        ("k(party)", PARTY, None, (IN,)),
+        ("k(peer)", None, PEER, (OUT,)),
+        ("k(both)", PARTY, PEER, (IN, OUT)),
+        ("k(party)B", PARTY, None, (IN,)),
+        ("k(peer)P", PARTY, PEER, (OUT,)),
+    ],
+)
+async def test_each_of_two_legs_is_heard_by_its_side_of_the_call(
+    two: Rig,
+    options: str,
+    first: Audience | None,
+    second: Audience | None,
+    voice: tuple[LegPart, ...] | None,
 ) -> None:
+    two.allow(allow_speak=ANY_URL)
     fork_id = await two.start(options=options)
     assert two.spec.legs == (IN, OUT)
     assert two.spec.sample_rate == 16000
     leg_id = LEG_PREFIX + fork_id
     assert orders(two) == [
-        order_of(fork_id, IN, f"{leg_id}-in", speaks=speaks),
-        order_of(fork_id, OUT, f"{leg_id}-out"),
+        order_of(fork_id, IN, f"{leg_id}-in", first),
+        order_of(fork_id, OUT, f"{leg_id}-out", second),
     ]
+    assert two.spec.voice == (Voice(voice) if voice else None)
 
 
 async def test_two_legs_that_connect_have_no_time_limit(two: Rig) -> None:

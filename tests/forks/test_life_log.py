@@ -135,6 +135,22 @@ async def test_gaps_are_counted_and_timed_until_audio_flows_again_or_the_fork_en
     assert (fields(ended)["gaps"], fields(ended)["gap_s"]) == (2, 3.0)
 
 
+async def test_end_of_a_fork_that_speaks_says_what_became_of_the_server_s_audio(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.allow(allow_speak=("*://*",))
+    fork_id = await rig.stream(options="k(party)")
+    stats = ForkStats(frames_played=9, frames_cleared=4, frames_unplayed=2, underruns=1)
+    await rig.ended(fork_id, EndReason.HANGUP, stats=stats)
+    ended = events(caplog)[-1]
+    assert ended.getMessage().endswith(
+        " 0 gaps; of the server's 9 played, 4 cleared, 2 unplayed, 1 underruns"
+    )
+    assert {
+        **{"frames_played": 9, "frames_cleared": 4, "frames_unplayed": 2, "underruns": 1}
+    }.items() <= fields(ended).items()
+
+
 async def test_frames_of_another_relay_process_are_no_second_start(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -194,6 +210,6 @@ async def test_log_warns_of_frames_that_asterisk_did_not_bring(
     await rig.ended(fork_id, EndReason.HANGUP, stats=ForkStats(5, 5, frames_missing=25))
     (warning,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
     assert warning.endswith(
-        "Asterisk brought 25 frames fewer than 50 a second: its timer misses ticks, or the machine "
-        "is too busy (docs/asterisk.md, The timing module)"
+        "Asterisk delivered 25 frames fewer than 50 a second: its timer misses ticks, or the "
+        "machine is too busy (docs/asterisk.md, The timing module)"
     )

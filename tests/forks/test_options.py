@@ -3,6 +3,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from audiofork.asterisk.channels import Target
+from audiofork.asterisk.taps.ways import Audience
 from audiofork.config import SAMPLE_RATES
 from audiofork.errors import RequestRefused
 from audiofork.forks.options import (
@@ -187,7 +188,7 @@ def test_parse_options_unknown_letter_is_named(text: str) -> None:
         ("d(in)", "unknown option 'd'; did you mean D?"),
         ("D(in)t(on)", "unknown option 't'; did you mean T?"),
         ("X", "unknown option 'X'; did you mean x?"),
-        ("q", "unknown option 'q'; there are D T R r F L b B p P v V W H A s M x c i S a"),
+        ("q", "unknown option 'q'; there are D T R r F L b B p P k v V W H A s M x c i S a"),
         ('"D(in)"', "unknown option '\"'; the options stand there without quotes"),
         ("\u201cD(in)\u201d", "the options stand there without quotes"),
     ],
@@ -215,6 +216,28 @@ def test_parse_options_bad_direction_is_refused(text: str, given: str) -> None:
     with pytest.raises(RequestRefused) as caught:
         parse_options(text)
     assert str(caught.value) == f"Options: D takes in, out, both or stereo, not {given}"
+
+
+@pytest.mark.parametrize("audience", Audience)
+def test_parse_options_audience_says_who_hears_the_server(audience: Audience) -> None:
+    assert parse_options(f"D(in)k({audience.upper()})").audience is audience
+    assert parse_options("D(in)").audience is None
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("k", "nothing"),
+        ("k()", "nothing"),
+        ("k(in)", "'in'"),
+        ("k(pear)", "'pear'; did you mean peer?"),
+        ("k(party,peer)", "'party,peer'"),
+    ],
+)
+def test_parse_options_bad_audience_is_refused(text: str, given: str) -> None:
+    with pytest.raises(RequestRefused) as caught:
+        parse_options(text)
+    assert str(caught.value).startswith(f"Options: k takes party, peer or both, not {given}")
 
 
 def test_parse_options_first_direction_bad_is_refused_though_the_last_is_good() -> None:

@@ -4,12 +4,13 @@ import json
 import pytest
 
 from audiofork.asterisk.channels import Target
-from audiofork.config import ProfileConfig
+from audiofork.config import ProfileConfig, Proxy
 from audiofork.errors import ConfigError, RequestRefused
 from audiofork.forks.options import parse_options
 from audiofork.forks.profiles import Profiles, filled
 from audiofork.forks.requests import StartFork
-from audiofork.link.messages import PLAIN_DIALOGUE, Dialogue, EndReason, Format
+from audiofork.link.dialogue import PLAIN_DIALOGUE, Dialogue
+from audiofork.link.messages import EndReason, Format
 from tests.control_plane import NAME, UNIQUEID, Rig
 
 URL = "wss://speech.example.net/live?key=S3CRET"
@@ -49,6 +50,26 @@ def test_what_the_request_has_is_added_and_goes_first() -> None:
 
 
 @pytest.mark.parametrize(
+    ("proxy", "login", "expected"),
+    [
+        (None, "", None),
+        (Proxy(), "", Proxy()),
+        (Proxy("http", "h", 1), "", Proxy("http", "h", 1)),
+        (Proxy("http", "h", 1, "a:b"), "pbx:s3cret", Proxy("http", "h", 1, "pbx:s3cret")),
+    ],
+)
+def test_proxy_and_status_callback_of_a_profile_are_those_of_its_forks(
+    proxy: Proxy | None, login: str, expected: Proxy | None
+) -> None:
+    callback = "https://h/?key=s3cret"
+    section = ProfileConfig(url=URL, proxy=proxy, proxy_login=login, status_callback=callback)
+    applied = Profiles({"speech": section}).apply(request())
+    assert applied.proxy == expected
+    assert applied.status_callback == callback
+    assert "s3cret" not in repr(applied)
+
+
+@pytest.mark.parametrize(
     ("header", "options", "sent"),
     [
         ("Authorization: Token {token}", "", [("Authorization", "Token t0ken"), ("X-A", "1")]),
@@ -70,7 +91,7 @@ def test_token_is_sent_in_the_header_of_the_profile_unless_the_request_has_one(
 
 def test_request_without_a_profile_comes_back_as_it_is() -> None:
     given = request("ws://h/@speech")
-    assert Profiles({"speech": SPEECH}).apply(given) is given
+    assert Profiles({"speech": SPEECH}).apply(given) == given
 
 
 @pytest.mark.parametrize(
@@ -108,6 +129,10 @@ def test_profile_that_there_is_not_is_refused_with_the_nearest(url: str, hint: s
             "headers: expected no header that the token is sent in",
         ),
         (ProfileConfig(url="ws://h/", params="S3CRET"), "params: expected name=value"),
+        (
+            ProfileConfig(url="ws://h/", commands=("transfer",)),
+            "transfer_to: expected places, since commands has transfer; got nothing",
+        ),
         (ProfileConfig(url="ws://h/", options="A(x)H(Authorization:y)"), "options: Options: A and"),
     ],
 )
@@ -202,6 +227,53 @@ async def test_fields_of_the_call_are_filled_in_also_without_metadata(rig: Rig) 
     dialogue = rig.spec.dialogue
     assert (dialogue.opening, dialogue.closing) == ('{"from": "7\\""}', "bye")
     assert rig.spec.metadata is None
+
+
+# --- The format of all forks ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "default", "expected"),
+    [
+        ("", Format.RAW, Format.RAW),
+        ("", Format.TWILIO, Format.TWILIO),
+        ("x(raw)", Format.TWILIO, Format.RAW),
+        ("x(json)c(ulaw)", Format.TWILIO, Format.JSON),
+        ("c(ulaw)L(16000)", Format.JSON, Format.JSON),
+    ],
+)
+def test_format_is_that_of_option_x_or_the_configured_one(
+    options: str, default: Format, expected: Format
+) -> None:
+    applied = Profiles({}, default).apply(request("ws://h/", options))
+    assert applied.options.format is expected
+    assert applied.options.tells_of_call is (expected is not Format.RAW)
+
+
+def test_format_of_a_profile_goes_before_the_configured_one() -> None:
+    profiles = Profiles({"speech": SPEECH, "plain": ProfileConfig(url=URL)}, Format.TWILIO)
+    assert profiles.apply(request()).options.format is Format.JSON
+    assert profiles.apply(request("@plain")).options.format is Format.TWILIO
+
+
+def test_parameters_are_sent_by_the_configured_format() -> None:
+    given = request("ws://h/", "", ticket="7")
+    assert Profiles({}, Format.JSON).apply(given).params == {"ticket": "7"}
+    with pytest.raises(RequestRefused, match=r"^Params: they are sent to the server with option M"):
+        Profiles({}).apply(given)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [("L(16000)", "has only 8000 Hz, leave L out"), ("c(ulaw)", "has a codec of its own, leave")],
+)
+def test_option_that_the_configured_format_cannot_carry_is_refused_naming_its_place(
+    options: str, why: str
+) -> None:
+    with pytest.raises(RequestRefused) as caught:
+        Profiles({}, Format.TWILIO).apply(request("ws://h/", options))
+    assert str(caught.value).startswith(f"Options: [websocket] format = twilio {why}")
+    assert str(caught.value).endswith(", or name another format by option x")
 
 
 # --- x(openai-realtime) --------------------------------------------------------------------------

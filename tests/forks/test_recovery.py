@@ -35,6 +35,7 @@ from audiofork.link.messages import (
     Streaming,
 )
 from tests.control_plane import (
+    COMMANDS,
     LEG_PREFIX,
     NAME,
     START,
@@ -122,7 +123,7 @@ async def test_fork_of_an_earlier_run_is_resumed(
     await resume(rig, ENTRY)
     (spec,) = rig.sent
     assert spec == ForkSpec(
-        UNKNOWN_ID, NAME, URL, Direction.STEREO, (PAIRS,), gain_in=2, steady=True
+        UNKNOWN_ID, NAME, URL, Direction.STEREO, (PAIRS,), gain_in=2, steady=True, commands=COMMANDS
     )
     assert rig.tap.started == [(UNKNOWN_ID, UNIQUEID)]
     assert rig.tap.legs[0] != LEG_PREFIX + UNKNOWN_ID  # the old leg may still have that name
@@ -141,7 +142,7 @@ async def test_fork_of_an_earlier_run_is_resumed(
         "TakenUp": "yes",
     }
     assert "resumed, stereo by chanspy at 8000 Hz to ws://example.org/a?..." in caplog.text
-    assert "of 1 forks that an earlier run left, 1 live" in caplog.text
+    assert "resumed 1 of the 1 forks that an earlier run left" in caplog.text
 
 
 async def test_resumed_fork_counts_its_age_from_its_own_start(rig: Rig) -> None:
@@ -255,7 +256,7 @@ async def test_leg_that_an_earlier_run_asked_for_in_vain_is_no_news(rig: Rig) ->
             "today",
             "stopped",
             "not resumed: Options: unknown option 'y'; "
-            "there are D T R r F L b B p P v V W H A s M x c i S a",
+            "there are D T R r F L b B p P k v V W H A s M x c i S a",
             id="option",
         ),
         pytest.param(
@@ -423,7 +424,7 @@ async def test_link_lost_while_forks_are_resumed_leaves_the_rest_for_the_next_lo
     await rig.clock.settle()
     assert rig.live == [UNKNOWN_ID, OTHER.fork_id, third.fork_id]
     assert [leg.fork_id for leg in rig.tap.orders] == rig.live
-    assert "of 2 forks that an earlier run left, 2 live" in caplog.text
+    assert "resumed 2 of the 2 forks that an earlier run left" in caplog.text
 
 
 async def test_stop_of_the_daemon_while_forks_are_resumed_leaves_the_rest_for_the_next_start(

@@ -4,8 +4,8 @@ import uuid
 import pytest
 
 from audiofork.asterisk.ami_protocol import ChannelHangup, RequestReceived
-from audiofork.asterisk.taps.ways import Wish
-from audiofork.config import SecurityConfig
+from audiofork.asterisk.taps.ways import Audience, Wish
+from audiofork.config import Place, ProfileConfig, SecurityConfig
 from audiofork.errors import AmiUnavailable, NoSuchChannel, RequestRefused
 from audiofork.forks.call_info import FIELDS
 from audiofork.forks.ending import HANGUP_GRACE_S
@@ -18,10 +18,22 @@ from audiofork.link.messages import (
     EndReason,
     ForkSpec,
     LegPart,
+    ServerCommand,
     Streaming,
     Tls,
+    Voice,
 )
-from tests.control_plane import LEG_PREFIX, NAME, START, UNIQUEID, UNKNOWN_ID, URL, Rig
+from tests.control_plane import (
+    ANY_URL,
+    COMMANDS,
+    LEG_PREFIX,
+    NAME,
+    START,
+    UNIQUEID,
+    UNKNOWN_ID,
+    URL,
+    Rig,
+)
 
 PAIRS = LegPart.PAIRS
 
@@ -32,7 +44,9 @@ PAIRS = LegPart.PAIRS
 async def test_start_asks_the_relay_then_the_tap(rig: Rig) -> None:
     fork_id = await rig.start(options="D(stereo)")
     assert str(uuid.UUID(fork_id)) == fork_id
-    assert rig.sent == [ForkSpec(fork_id, NAME, URL, Direction.STEREO, (PAIRS,), steady=True)]
+    assert rig.spec == ForkSpec(
+        fork_id, NAME, URL, Direction.STEREO, (PAIRS,), steady=True, commands=COMMANDS
+    )
     assert rig.tap.started == [(fork_id, UNIQUEID)]
     assert rig.ami.events == []
     assert rig.variables == {
@@ -126,6 +140,54 @@ async def test_start_on_a_leg_is_refused(rig: Rig, uniqueid: str, name: str) -> 
     assert rig.sent == []
 
 
+@pytest.mark.parametrize(
+    ("allowed", "listed"),
+    [((), "none"), (("wss://bot.example.org/", "@speech"), "wss://bot.example.org/ @speech")],
+)
+async def test_voice_outside_allow_speak_is_refused_with_what_is_allowed(
+    rig: Rig, allowed: tuple[str, ...], listed: str
+) -> None:
+    rig.allow(allow_speak=allowed)
+    await rig.request(**START, options="k(party)")
+    assert rig.last_event[1]["Reason"] == (
+        "Options: k(party): the server of this URL may not be heard in calls, [security] "
+        f"allow_speak has {listed}"
+    )
+    assert rig.sent == []
+
+
+@pytest.mark.parametrize("allowed", ["ws://example.org/a", "*://*.org", "ws://*/*"])
+async def test_voice_of_a_url_of_allow_speak_is_granted(rig: Rig, allowed: str) -> None:
+    rig.allow(allow_speak=("@speech", allowed))
+    await rig.start(options="k(party)")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "is_granted"),
+    [("@bot", True), ("@*", True), ("@b*", True), ("@bots", False), ("*://*", False)],
+)
+async def test_voice_of_a_profile_is_granted_by_its_name_alone(
+    rig: Rig, allowed: str, is_granted: bool
+) -> None:
+    section = ProfileConfig(
+        url="wss://bot.example.org/?key=S3CRET",
+        options="k(party)",
+        commands=("hangup",),
+        transfer_to=(Place("sales", "100"),),
+    )
+    rig.profiles.configure({"bot": section})
+    rig.allow(allow_speak=(allowed,))
+    await rig.request(channel=NAME, wsserver="@bot")
+    if is_granted:
+        assert rig.spec.voice == Voice((PAIRS,))
+        assert rig.spec.commands == (*COMMANDS, ServerCommand.HANGUP)
+    else:
+        assert rig.last_event[1]["Reason"] == (
+            "Options: k(party): @bot may not be heard in calls, [security] allow_speak has "
+            f"{allowed}"
+        )
+
+
 async def test_start_beyond_max_forks_is_refused_until_one_ends(rig: Rig) -> None:
     rig.allow(max_forks=2)
     first = await rig.stream()
@@ -193,7 +255,47 @@ async def test_options_reach_the_relay(rig: Rig) -> None:
         tls=Tls(insecure=True),
         reconnect_interval_s=7.0,
         reconnect_attempts=0,
+        commands=COMMANDS,
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "voice"),
+    [("k(party)", Voice((LegPart.PAIRS,), buffer_s=7.5)), ("", None)],
+)
+async def test_server_that_may_speak_gets_a_voice_with_the_buffer_of_the_configuration(
+    rig: Rig, options: str, voice: Voice | None
+) -> None:
+    rig.allow(allow_speak=ANY_URL)
+    rig.forks.set_playout_buffer(7.5)
+    await rig.start(options=options)
+    assert rig.spec.voice == voice
+
+
+async def test_reload_changes_what_servers_may_ask_for_in_later_forks(rig: Rig) -> None:
+    await rig.start()
+    rig.allow(allow_commands=("mark", "pause"))
+    await rig.start()
+    assert [spec.commands for spec in rig.sent if isinstance(spec, ForkSpec)] == [
+        COMMANDS,
+        (ServerCommand.MARK, ServerCommand.PAUSE),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "heard_by"),
+    [
+        ("k(party)", Audience.PARTY),
+        ("k(peer)", Audience.PEER),
+        ("", None),
+    ],
+)
+async def test_one_leg_is_heard_by_those_that_option_k_names(
+    rig: Rig, options: str, heard_by: Audience | None
+) -> None:
+    rig.allow(allow_speak=ANY_URL)
+    await rig.start(options=options)
+    assert [leg.heard_by for leg in rig.tap.orders] == [heard_by]
 
 
 @pytest.mark.parametrize(
@@ -212,7 +314,7 @@ async def test_id_is_stored_in_the_variable_of_option_i(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("options", "level", "text"),
     [
-        ("a", "INFO", "option a is accepted and means nothing"),
+        ("a", "INFO", "option a is accepted but has no effect"),
         ("T(insecure)", "WARNING", "the server's certificate is not checked: T(insecure)"),
     ],
 )
@@ -401,6 +503,8 @@ async def test_hangup_just_before_the_tap_is_chosen_ends_the_fork_after_the_grac
         ("D(out)B(9)", Wish(Direction.OUT, speaks=True)),
         ("D(stereo)p", Wish(Direction.STEREO, speaks=True)),
         ("P", Wish(Direction.BOTH, speaks=True)),
+        ("Pk(peer)", Wish(Direction.BOTH, speaks=True, audience=Audience.PEER)),
+        ("k(BOTH)", Wish(Direction.BOTH, audience=Audience.BOTH)),
         ("v(1)", Wish(Direction.BOTH, apart=True)),
         ("V(-2)", Wish(Direction.BOTH, apart=True)),
         ("v(1)V(2)", Wish(Direction.BOTH, apart=True)),
@@ -409,6 +513,7 @@ async def test_hangup_just_before_the_tap_is_chosen_ends_the_fork_after_the_grac
     ],
 )
 async def test_tap_is_chosen_by_what_the_options_need(rig: Rig, options: str, wish: Wish) -> None:
+    rig.allow(allow_speak=ANY_URL)
     await rig.start(options=options)
     assert rig.taps.wishes == [wish]
 

@@ -38,6 +38,16 @@ async def test_new_fork_waits_for_the_server_and_its_leg_and_has_no_error(rig: R
     assert (one.attempt, one.next_attempt_s, one.gaps) == (0, None, 0)
 
 
+async def test_fork_that_speaks_shows_what_becomes_of_the_server_s_audio(rig: Rig) -> None:
+    rig.allow(allow_speak=("*://*",))
+    fork_id = await rig.stream(options="k(party)")
+    rig.stats = {fork_id: ForkStats(frames_played=9, frames_cleared=4, underruns=1)}
+    one = await view(rig)
+    assert one.speaks
+    assert (one.frames_played, one.frames_cleared, one.frames_unplayed) == (9, 4, 0)
+    assert one.underruns == 1
+
+
 async def test_fork_whose_channel_is_looked_up_waits_for_asterisk(rig: Rig) -> None:
     rig.ami.gates["Getvar"] = asyncio.Event()
     asked = asyncio.create_task(rig.ask(**START))
@@ -209,3 +219,10 @@ async def test_views_of_a_thousand_forks_are_made_in_a_fraction_of_a_second(rig:
     views = [view_of(fork, ForkStats()) for _ in range(1000)]
     assert len(json.dumps([dataclasses.asdict(view) for view in views])) > 100_000
     assert time.process_time() - began < 0.5
+
+
+async def test_view_has_the_counts_of_the_servers_messages(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    rig.stats = {fork_id: ForkStats(messages_ignored=3, messages_unused=4)}
+    shown = await view(rig)
+    assert (shown.messages_ignored, shown.messages_unused) == (3, 4)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from audiofork.link.dialogue import Dialogue
 from audiofork.link.messages import (
     CommandAsked,
-    Dialogue,
     Direction,
     EndFork,
     EndReason,
@@ -84,7 +84,7 @@ async def call_to(stage: RelayStage, api: RealtimeApi, **wishes: Any) -> AsyncIt
             Direction.IN,
             handshake=Handshake((("Authorization", f"Bearer {KEY}"),)),
             format=Format.OPENAI_REALTIME,
-            **{"voice": Voice(IN), "commands": ALL, **wishes},
+            **{"voice": Voice((IN,)), "commands": ALL, **wishes},
         )
         caller = Caller(stage, fork_id, await stage.attach(fork_id))
         yield caller

@@ -29,7 +29,7 @@ SILENCE = bytes(320)
 
 def speaking(begin: Begin, **wishes: Any) -> SessionStage:
     """Begin a fork with a voice, whose leg is attached and whose server is there."""
-    stage = begin(**{"voice": Voice(IN), "commands": ALL, **wishes})
+    stage = begin(**{"voice": Voice((IN,)), "commands": ALL, **wishes})
     stage.stream()
     return stage
 
@@ -59,7 +59,7 @@ async def test_audio_is_played_and_counted(begin: Begin, clock: FakeLoop) -> Non
 
 
 async def test_audio_goes_over_the_leg_of_the_voice_alone(begin: Begin, clock: FakeLoop) -> None:
-    stage = begin(Direction.STEREO, legs=(IN, OUT), voice=Voice(OUT), commands=ALL)
+    stage = begin(Direction.STEREO, legs=(IN, OUT), voice=Voice((OUT,)), commands=ALL)
     stage.attach()
     say(stage, *SPEECH)
     clock.advance(3)
@@ -111,7 +111,7 @@ async def test_half_a_sample_of_a_lost_server_shifts_nothing(begin: Begin, clock
 async def test_steady_leg_has_silence_while_the_server_is_away(
     begin: Begin, clock: FakeLoop
 ) -> None:
-    stage = speaking(begin, voice=Voice(IN, steady=True))
+    stage = speaking(begin, voice=Voice((IN,), steady=True))
     clock.advance(0.5)
     stage.sink.lose(0)
     stage.sink.on_retry(1, "gone", 1.0)
@@ -150,7 +150,7 @@ async def test_what_waits_at_the_end_counts_as_unplayed(begin: Begin, clock: Fak
 async def test_server_that_sends_too_much_is_told_and_the_excess_is_counted(
     begin: Begin, clock: FakeLoop
 ) -> None:
-    stage = speaking(begin, voice=Voice(IN, buffer_s=1))
+    stage = speaking(begin, voice=Voice((IN,), buffer_s=1))
     say(stage, *SPEECH)
     assert events(stage) == [BufferLevel(is_high=True)]
     clock.advance(3)
@@ -166,7 +166,7 @@ async def test_server_that_sends_too_much_is_told_and_the_excess_is_counted(
 async def test_steady_leg_is_ended_so_that_the_call_goes_on(
     begin: Begin, clock: FakeLoop, steady: bool
 ) -> None:
-    stage = speaking(begin, voice=Voice(IN, steady=steady))
+    stage = speaking(begin, voice=Voice((IN,), steady=steady))
     stage.session.end(EndReason.STOPPED)
     assert (stage.leg.hang_ups, stage.leg.lets_go) == (1, steady)
 
@@ -174,7 +174,7 @@ async def test_steady_leg_is_ended_so_that_the_call_goes_on(
 async def test_steady_leg_that_comes_too_late_is_ended_so_that_the_call_goes_on(
     begin: Begin, clock: FakeLoop
 ) -> None:
-    stage = begin(voice=Voice(IN, steady=True))
+    stage = begin(voice=Voice((IN,), steady=True))
     stage.session.end(EndReason.STOPPED)
     stage.attach()
     assert (stage.leg.hang_ups, stage.leg.lets_go) == (1, True)
@@ -183,7 +183,7 @@ async def test_steady_leg_that_comes_too_late_is_ended_so_that_the_call_goes_on(
 async def test_last_beep_of_a_steady_leg_has_no_more_of_the_servers_audio(
     begin: Begin, clock: FakeLoop
 ) -> None:
-    stage = speaking(begin, voice=Voice(IN, steady=True), beeps=Beeps(at_end=True))
+    stage = speaking(begin, voice=Voice((IN,), steady=True), beeps=Beeps(at_end=True))
     say(stage, *SPEECH)
     clock.advance(0.5)
     stage.session.end(EndReason.STOPPED)
@@ -199,7 +199,7 @@ async def test_last_beep_of_a_steady_leg_has_no_more_of_the_servers_audio(
 async def test_100_clears_each_silence_at_once_and_bring_all_marks_back(
     begin: Begin, clock: FakeLoop
 ) -> None:
-    stage = speaking(begin, voice=Voice(IN, steady=True))
+    stage = speaking(begin, voice=Voice((IN,), steady=True))
     for trial in range(100):
         stage.sink.events.clear()
         for number, frame in enumerate(SPEECH[:20]):

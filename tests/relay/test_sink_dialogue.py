@@ -9,7 +9,7 @@ import pytest
 from websockets.asyncio.server import ServerConnection
 
 from audiofork.errors import SinkLost
-from audiofork.link.messages import Dialogue
+from audiofork.link.dialogue import Dialogue
 from audiofork.relay.formats.dialogue import WithDialogue
 from audiofork.relay.formats.raw import RawFormat
 from audiofork.relay.sink import Sink

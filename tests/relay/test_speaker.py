@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from audiofork.link.messages import Beeps, Direction, Voice
+from audiofork.link.messages import Beeps, Direction, LegPart, Voice
 from audiofork.relay.beep import tone
 from audiofork.relay.formats.base import Audio, Event, Mark
 from audiofork.relay.pacer import Pacer
 from audiofork.relay.speaker import Speaker
 from tests.relay.peers import FakeLoop, numbered
-from tests.relay.pipeline_stage import IN, FakeLeg, spec_of
+from tests.relay.pipeline_stage import IN, OUT, FakeLeg, spec_of
 
 SILENCE = bytes(320)
-WHISPER = Voice(IN)
-STEADY = Voice(IN, steady=True)
+WHISPER = Voice((IN,))
+STEADY = Voice((IN,), steady=True)
 
 
 class TimedLeg(FakeLeg):
@@ -65,7 +65,7 @@ def stage_of(clock: FakeLoop) -> Callable[..., Stage]:
 
     def make(voice: Voice | None, rate: int = 8000, **beeps: Any) -> Stage:
         stage = Stage(clock, voice, rate, **beeps)
-        stage.speaker.attach(stage.leg)
+        stage.speaker.attach(IN, stage.leg)
         return stage
 
     return make
@@ -122,7 +122,7 @@ def test_steady_leg_gets_a_frame_every_20_ms_while_it_is_attached(
     assert len({id(frame) for frame in stage.leg.spoken}) == 1
     assert stage.leg.times == [stage.leg.times[0] + 20 * n for n in range(3000)]
     assert stage.speaker.counts.played == 0
-    stage.speaker.detach()
+    stage.speaker.detach(IN)
     assert clock.armed == 0
 
 
@@ -178,10 +178,10 @@ def test_what_waits_is_played_over_the_leg_that_replaces_a_lost_one(
     stage.put(*ONE_TO_9)
     clock.advance(0.05)
     assert len(stage.leg.spoken) == 2
-    stage.speaker.detach()
+    stage.speaker.detach(IN)
     assert clock.armed == 0
     clock.advance(5)
-    stage.speaker.attach(stage.leg)
+    stage.speaker.attach(IN, stage.leg)
     clock.advance(1)
     assert stage.leg.spoken == ONE_TO_9
     assert (stage.speaker.counts.played, stage.speaker.counts.unplayed) == (9, 0)
@@ -191,7 +191,7 @@ def test_what_comes_before_the_leg_waits_for_it(clock: FakeLoop) -> None:
     stage = Stage(clock, WHISPER, 8000)
     stage.put(*ONE_TO_9)
     clock.advance(5)
-    stage.speaker.attach(stage.leg)
+    stage.speaker.attach(IN, stage.leg)
     clock.advance(1)
     assert stage.leg.spoken == ONE_TO_9
 
@@ -239,6 +239,81 @@ def test_frames_for_a_leg_that_takes_none_count_as_unplayed(
     stage.leg.is_full = True
     clock.advance(1)
     assert (stage.speaker.counts.played, stage.speaker.counts.unplayed) == (4, 5)
+
+
+# --- Two legs -------------------------------------------------------------------------------------
+
+
+class TwoLegs:
+    """A speaker of a fork with two legs, both attached."""
+
+    def __init__(self, clock: FakeLoop, *voice: LegPart) -> None:
+        spec = spec_of(
+            Direction.STEREO, legs=(IN, OUT), voice=Voice(voice), beeps=Beeps(at_start=True)
+        )
+        self.speaker = Speaker(spec, Pacer(), lambda _: None)
+        self.legs = {part: TimedLeg(8000, clock) for part in (IN, OUT)}
+        for part, leg in self.legs.items():
+            self.speaker.attach(part, leg)
+
+    def put(self, *frames: bytes) -> None:
+        for frame in frames:
+            self.speaker.put(Audio(frame, 8000))
+
+    @property
+    def said(self) -> tuple[list[bytes], list[bytes]]:
+        return self.legs[IN].spoken, self.legs[OUT].spoken
+
+
+def test_voice_of_two_legs_goes_over_each_and_counts_once(clock: FakeLoop) -> None:
+    two = TwoLegs(clock, IN, OUT)
+    two.put(*ONE_TO_9)
+    clock.advance(1)
+    assert two.said == (ONE_TO_9, ONE_TO_9)
+    assert two.speaker.counts.played == 9
+    assert clock.armed == 0
+
+
+def test_voice_goes_on_over_the_other_leg_when_one_is_lost(clock: FakeLoop) -> None:
+    two = TwoLegs(clock, IN, OUT)
+    two.put(*ONE_TO_9)
+    clock.advance(0.05)
+    two.speaker.detach(IN)
+    clock.advance(1)
+    assert two.said == (ONE_TO_9[:2], ONE_TO_9)
+    assert two.speaker.counts.unplayed == 0
+
+
+def test_voice_waits_for_its_own_leg_while_another_is_attached(clock: FakeLoop) -> None:
+    two = TwoLegs(clock, OUT)
+    two.put(*ONE_TO_9)
+    clock.advance(0.05)
+    two.speaker.detach(OUT)
+    two.speaker.beeper.begin()
+    clock.advance(5)
+    assert two.said == (tone(8000), ONE_TO_9[:2])
+    two.speaker.attach(OUT, two.legs[OUT])
+    clock.advance(1)
+    assert two.said == (tone(8000), ONE_TO_9)
+    assert (two.speaker.counts.played, clock.armed) == (9, 0)
+
+
+@pytest.mark.parametrize("voice", [(OUT,), (IN, OUT)])
+def test_tone_is_heard_over_the_first_leg_alone(
+    clock: FakeLoop, voice: tuple[LegPart, ...]
+) -> None:
+    two = TwoLegs(clock, *voice)
+    speech = numbered(10, 1)
+    two.put(*speech)
+    two.speaker.beeper.begin()
+    clock.advance(1)
+    first = two.said[0]
+    assert two.said[1] == speech
+    if IN in voice:
+        mixed = [audioop.add(a, b, 2) for a, b in zip(tone(8000)[1:], speech, strict=False)]
+        assert first == [tone(8000)[0], *mixed, *speech[len(mixed) :]]
+    else:
+        assert first == tone(8000)
 
 
 # --- Tones ----------------------------------------------------------------------------------------
@@ -301,7 +376,7 @@ def test_detach_silences_at_once_and_tells_no_end(
     stage.speaker.beep(stage.then)
     clock.advance(after_s)
     count = len(stage.leg.spoken)
-    stage.speaker.detach()
+    stage.speaker.detach(IN)
     clock.advance(60)
     assert (len(stage.leg.spoken), stage.heard, clock.armed) == (count, [], 0)
 

@@ -265,7 +265,7 @@ async def test_wrong_secret_is_told_without_quoting_it(checked: Asterisk) -> Non
 async def test_user_that_may_not_log_in_is_a_fault(checked: Asterisk, username: str) -> None:
     found = await only_failure(checked, configured(checked, username))
     assert f"refused the login of {username}" in found.text
-    assert "deny and permit must let this machine in" in found.remedy
+    assert "deny and permit must allow this machine" in found.remedy
 
 
 @pytest.mark.parametrize("right", ["originate", "call", "user", "reporting"])
@@ -898,7 +898,7 @@ async def test_each_command_works_where_the_daemon_alone_has_the_secrets(
             assert (done.returncode, done.stderr) == (0, ""), done.stdout
             assert "FAIL" not in done.stdout
             if command == ["check"]:
-                assert done.stdout.startswith("ok    check: by the daemon that runs")
+                assert done.stdout.startswith("ok    check: by the running daemon")
                 assert "daemon: runs, 1 forks" in done.stdout
                 assert "snoop at 16000 Hz: " in done.stdout
         fork = await recorder.wait_closed("/fork")
@@ -963,7 +963,7 @@ async def test_check_by_the_daemon_holds_up_none_of_its_forks(
         # One at a time.
         assert sorted(one.returncode for one in done) == [0, 1]
         assert [one.stderr for one in done if one.returncode] == [
-            "audiofork: another check runs; ask again in some seconds\n"
+            "audiofork: another check runs; ask again in a few seconds\n"
         ]
         await target.call.hangup()
         await recorder.wait_closed("/fork")
@@ -993,7 +993,7 @@ def test_command_tells_its_findings_with_remedies_and_exits_with_0_1_3_or_4(
     fine = run_check(path)
     assert (fine.returncode, fine.stderr) == (0, "")
     assert fine.stdout.startswith(
-        f"skip  check: from here, by no daemon\nok    configuration: {path}\n"
+        f"skip  check: from here, not by a daemon\nok    configuration: {path}\n"
     )
     assert "FAIL" not in fine.stdout
     path.write_text(text.replace(SECRET, "wrong"))

@@ -99,7 +99,7 @@ class Bot:
             Direction.IN,
             legs=(LegPart.IN,),
             sample_rate=sample_rate,
-            voice=Voice(LegPart.IN, steady=True),
+            voice=Voice((LegPart.IN,), steady=True),
             commands=granted,
         )
         self.worker.handle(spec)

@@ -339,7 +339,6 @@ async def test_a_hundred_legs_are_told_of_by_one_event_each_and_by_no_more(
                         uniqueid=target.uniqueid,
                         connects=way.connects,
                         sample_rate=8000,
-                        speaks=False,
                     )
                 )
         assert ari.events == 100

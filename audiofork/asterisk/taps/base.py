@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from audiofork.asterisk.taps.ways import Connects
+from audiofork.asterisk.taps.ways import Audience, Connects
 from audiofork.config import Address
 from audiofork.link.messages import LegPart
 
@@ -38,7 +38,7 @@ class LegOrder:
         uniqueid: The channel to copy.
         connects: How it connects to the relay.
         sample_rate: The sample rate in Hz.
-        speaks: Whether the channel's party must hear what the relay sends.
+        heard_by: PARTY or PEER: who must hear what the relay sends; None: nobody.
         channel: The name of the channel.
         leads: Whether the channel has to be taken to where it connects to the relay.
     """
@@ -50,7 +50,7 @@ class LegOrder:
     uniqueid: str
     connects: Connects
     sample_rate: int
-    speaks: bool
+    heard_by: Audience | None = None
     channel: str = ""
     leads: bool = False
 

@@ -43,7 +43,7 @@ class ChanSpyTap:
             self._relay.address_of(leg.fork_id),
             leg.uuid,
             "ChanSpy",
-            spy_data(leg.uniqueid, leg.part, speaks=leg.speaks),
+            spy_data(leg.uniqueid, leg.part, whispers=leg.heard_by is not None),
         )
         try:
             await self._ami.action("Originate", headers, action_id=leg.leg_id)
@@ -60,12 +60,12 @@ class ChanSpyTap:
         return dials(name, self._relay.addresses)
 
 
-def spy_data(uniqueid: str, part: LegPart, *, speaks: bool = False) -> str:
+def spy_data(uniqueid: str, part: LegPart, *, whispers: bool = False) -> str:
     """Return the arguments of ChanSpy for a part of a channel's audio."""
     # The uniqueid, not the name: Asterisk refuses an Originate whose data contains words such as
     # DB or FILE, and a name may contain them. w: whisper what the leg sends to the target. Only if
     # needed, because some versions of Asterisk have faults there (WHISPER_LEAKS).
-    return f"{uniqueid},{OPTIONS[part]}" + ("w" if speaks else "")
+    return f"{uniqueid},{OPTIONS[part]}" + ("w" if whispers else "")
 
 
 def originate_headers(

@@ -9,7 +9,7 @@ from typing import Protocol
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.base import Tap, is_leg
 from audiofork.asterisk.taps.chanspy import ChanSpyTap
-from audiofork.asterisk.taps.connect import DIAL_WAY, EARLY_WAY, ConnectTap
+from audiofork.asterisk.taps.connect import DIAL_WAY, ConnectTap
 from audiofork.asterisk.taps.ways import (
     NARROW_RATE,
     Site,
@@ -19,7 +19,7 @@ from audiofork.asterisk.taps.ways import (
     why_none,
     why_not_by_ari,
 )
-from audiofork.asterisk.versions import WHISPER_LEAKS, Version
+from audiofork.asterisk.versions import AUDIOSOCKET_RATES, WHISPER_LEAKS, Version, releases
 from audiofork.config import AsteriskConfig
 from audiofork.errors import RequestRefused
 from audiofork.link.messages import LegPart
@@ -28,9 +28,9 @@ CHANNELS_OWN_RATE = 0
 # How long a daemon that has just started waits for its first attempt to connect to ARI.
 FIRST_CONNECT_TIMEOUT_S = 1.0
 
-SET_ARI = "set up [ari] (audiofork check tells how)"
+SET_ARI = "set up [ari] (audiofork check says how)"
 NOT_BY_ARI = "[asterisk] tap = chanspy rules ARI out"
-NOT_BY_CHANSPY = "is ruled out ([asterisk] tap = snoop); audiofork check tells how to mend ARI"
+NOT_BY_CHANSPY = "is ruled out ([asterisk] tap = snoop); audiofork check says how to repair ARI"
 
 
 class ByAri(Tap, Protocol):
@@ -138,24 +138,26 @@ class Taps:
                 return self._choice(way, wish, rates[0], site)
         raise RequestRefused(why_none(replace(wish, sample_rate=rates[0]), site))
 
-    async def connecting(
-        self, uniqueid: str, wished_rates: Sequence[int] = (), *, early: bool = False
-    ) -> Choice:
+    async def connecting(self, uniqueid: str, wished_rates: Sequence[int] = ()) -> Choice:
         """Choose the way and the sample rate of a connected fork.
 
         Args:
             uniqueid: Its channel.
             wished_rates: As for `choose`.
-            early: Whether the call may not be answered for that: at 8000 Hz alone.
 
         Raises:
             NoSuchChannel: The channel does not exist.
             AmiError: Asterisk cannot be asked.
         """
-        if early:
-            return Choice(self._connect, EARLY_WAY, NARROW_RATE)
-        wished = wished_rates[0] if wished_rates else self.sample_rate
-        return Choice(self._connect, DIAL_WAY, await self._rate(uniqueid, wished))
+        version = self._asterisk.version
+        rates = [await self._rate(uniqueid, rate) for rate in wished_rates or (self.sample_rate,)]
+        for rate in rates:
+            if rate == NARROW_RATE or version.has(AUDIOSOCKET_RATES):
+                return Choice(self._connect, DIAL_WAY, rate)
+        raise RequestRefused(
+            f"{rates[0]} Hz: a connected server has 8000 Hz alone on Asterisk {version} (more from "
+            f"{releases(AUDIOSOCKET_RATES)} on): leave L out, or write L({rates[0]},8000)"
+        )
 
     async def _unless_wide(self, uniqueid: str, pairs: Way, wish: Wish, site: Site) -> Way:
         """Return the way of pairs; another way if the call has wideband audio.

@@ -22,9 +22,6 @@ EXTENSION = "led"
 # says goes over it. Asterisk sends frames only while the party does.
 _IN = {Direction.IN: (LegPart.IN,)}
 DIAL_WAY = Way("connect", "by Dial()", Connects.DIAL, _IN, keeps_time=False, rules=())
-EARLY_WAY = Way(
-    "connect", "by AudioSocket()", Connects.APPLICATION, _IN, keeps_time=False, rules=()
-)
 
 
 class ConnectTap:
@@ -70,8 +67,6 @@ class ConnectTap:
 
 
 def target(leg: LegOrder, address: Address) -> str:
-    """Return what Dial() takes, or what AudioSocket() does: UUID,host:port."""
-    if leg.connects is Connects.APPLICATION:
-        return f"{leg.uuid},{address}"
+    """Return what Dial() takes. AudioSocket() would not do: it wants a call that is answered."""
     codec = "slin" if leg.sample_rate == 8000 else f"slin{leg.sample_rate // 1000}"
     return f"AudioSocket/{address}/{leg.uuid}/c({codec})"

@@ -12,7 +12,7 @@ import secrets
 
 from audiofork.asterisk.ari import Ari, segment
 from audiofork.asterisk.taps.base import LegAddresses, LegOrder, is_snoop_leg, leg_name
-from audiofork.asterisk.taps.ways import CONTEXT, EXTENSIONS, Connects
+from audiofork.asterisk.taps.ways import CONTEXT, EXTENSIONS, Audience, Connects
 from audiofork.config import AriConfig
 from audiofork.errors import (
     AriError,
@@ -31,6 +31,8 @@ ENTER_TIMEOUT_S = 3.0
 READY_TIMEOUT_S = 5.0
 
 _CHANNEL_GONE = 404
+# What the party hears is the channel's out; what its peer hears is the channel's in.
+_WHISPERS = {Audience.PARTY: "out", Audience.PEER: "in"}
 
 
 class SnoopTap:
@@ -110,7 +112,7 @@ class SnoopTap:
             AriError: The request failed.
         """
         path = f"/channels/{segment(leg.uniqueid)}/snoop/{segment(leg.leg_id)}"
-        whisper = {"whisper": "out"} if leg.speaks else {}
+        whisper = {"whisper": _WHISPERS[leg.heard_by]} if leg.heard_by is not None else {}
         try:
             await self._ari.post(path, spy=leg.part.value, app=self._app, **whisper)
         except AriRefused as exc:

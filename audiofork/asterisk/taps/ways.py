@@ -43,6 +43,21 @@ CONTEXT = "audiofork-leg"
 EXTENSIONS = {Connects.APPLICATION: "narrow", Connects.DIAL: "wide"}
 
 
+class Audience(enum.StrEnum):
+    """Who in a call hears what a leg brings into it."""
+
+    PARTY = "party"
+    """The channel's own party."""
+    PEER = "peer"
+    """Whoever the channel is bridged with."""
+    BOTH = "both"
+
+    @property
+    def sides(self) -> tuple[Audience, ...]:
+        """The sides that it consists of: PARTY, PEER, or the two."""
+        return (Audience.PARTY, Audience.PEER) if self is Audience.BOTH else (self,)
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What a fork needs from its legs.
@@ -52,19 +67,29 @@ class Wish:
         sample_rate: In Hz.
         speaks: Whether the channel's party must hear beeps.
         apart: Whether in and out have different volume or mute.
+        audience: Who must hear the server; None: nobody.
     """
 
     direction: Direction
     sample_rate: int = NARROW_RATE
     speaks: bool = False
     apart: bool = False
+    audience: Audience | None = None
+
+    @property
+    def hearers(self) -> tuple[Audience, ...]:
+        """The sides of the call that must hear beeps or the server."""
+        sides = self.audience.sides if self.audience is not None else ()
+        return tuple(dict.fromkeys((*((Audience.PARTY,) if self.speaks else ()), *sides)))
 
     def __str__(self) -> str:
         more = [] if self.sample_rate == NARROW_RATE else [f"{self.sample_rate} Hz"]
+        if self.audience is not None:
+            more.append(f"k({self.audience})")
         if self.speaks:
             more.append("beeps")
         if self.apart and self.direction is Direction.BOTH:
-            more.append("in and out treated apart")
+            more.append("in and out apart")
         return ", ".join([f"D({self.direction})", *more])
 
 
@@ -117,13 +142,28 @@ def _no_chanspy(_wish: Wish, site: Site) -> str:
 
 
 def _narrow_alone(wish: Wish, _site: Site) -> str:
-    return "" if wish.sample_rate == NARROW_RATE else "has 8000 Hz alone"
+    return "" if wish.sample_rate == NARROW_RATE else "has only 8000 Hz"
 
 
 def _silences(wish: Wish, site: Site) -> str:
-    if not wish.speaks or not site.version.has(WHISPER_LEAKS):
+    if not wish.hearers or not site.version.has(WHISPER_LEAKS):
         return ""
-    return f"beeps by snoop may silence the other party on {site.version}"
+    what = "beeps" if wish.audience is None else "a voice"
+    return f"{what} by snoop may silence the other party on {site.version}"
+
+
+def _is_not_heard_by_chanspy(wish: Wish, site: Site) -> str:
+    if wish.audience is None:
+        return ""
+    if Audience.PEER in wish.audience.sides:
+        return "is heard by the party alone"
+    return f"leaks memory on {site.version}" if site.version.has(WHISPER_LEAKS) else ""
+
+
+def _needs_two_legs(wish: Wish, _site: Site) -> str:
+    if len(wish.hearers) <= len(_SIDES[wish.direction]):
+        return ""
+    return "two sides hear it by two legs, take D(both) or D(stereo)"
 
 
 def _is_mixed(wish: Wish, _site: Site) -> str:
@@ -147,12 +187,19 @@ _CHANSPY = Rule("[asterisk] tap is not snoop", _no_chanspy)
 _NARROW = Rule("8000 Hz", _narrow_alone)
 _NARROWBAND = Rule("[asterisk] chanspy_pairs = narrowband, no wideband in the call", _may_be_wide)
 _OPTION_D = _version_rule(CHANSPY_PAIRS, "option D", "cannot keep in and out apart (no option D)")
-_PAIRS_RULES = (_CHANSPY, _NARROW, _NARROWBAND, _OPTION_D)
-_NO_BEEPS = Rule(
-    "no beeps where Asterisk is "
-    f"{', '.join(f'{b}.{m}' for b, m in sorted(WHISPER_LEAKS.items()))} or later",
+_BY_TWO_LEGS = Rule("k(both) with both and stereo alone", _needs_two_legs)
+_PARTY_ALONE = Rule(
+    f"of option k k(party) alone, and not where Asterisk is {releases(WHISPER_LEAKS)} or later",
+    _is_not_heard_by_chanspy,
+)
+_NO_WHISPER = Rule(
+    f"no beeps and no option k where Asterisk is {releases(WHISPER_LEAKS)} or later",
     _silences,
 )
+
+_SNOOP_RULES = (_NO_WHISPER, _BY_TWO_LEGS, _ARI)
+_CHANSPY_RULES = (_CHANSPY, _NARROW, _PARTY_ALONE)
+_PAIRS_RULES = (*_CHANSPY_RULES, _NARROWBAND, _OPTION_D)
 
 _SIDES = {
     Direction.IN: (LegPart.IN,),
@@ -198,7 +245,15 @@ class Way:
         """Return what audio is lost on a version, for people; empty if no loss is known."""
         if self.flaw is None or version.has(self.flaw[0]):
             return ""
-        return f"{self.flaw[1]} on Asterisk {version}; ARI's snoop has it whole"
+        return f"{self.flaw[1]} on Asterisk {version}; ARI's snoop loses none"
+
+    def leg_heard_by(self, side: Audience, direction: Direction) -> LegPart:
+        """Return the part of the leg over which a side of the call hears the server, or beeps.
+
+        The party hears the first leg, the peer the last one: one leg is heard by one side, since
+        a snoop channel that whispers to both makes Asterisk's queues wait for each other.
+        """
+        return self.parts[direction][0 if side is Audience.PARTY else -1]
 
     def __str__(self) -> str:
         return f"{self.tap}, {self.how}"
@@ -212,11 +267,12 @@ WAYS = (
         _SIDES,
         keeps_time=True,
         rules=(
-            _NO_BEEPS,
-            _ARI,
+            *_SNOOP_RULES,
             _NARROW,
             _version_rule(
-                AUDIOSOCKET_RESTS, "AudioSocket() rests", "AudioSocket() takes a core for each leg"
+                AUDIOSOCKET_RESTS,
+                "AudioSocket() does not poll",
+                "AudioSocket() uses a core for each leg",
             ),
             _version_rule(
                 LEG_ENDS_WITH_PEER,
@@ -231,7 +287,7 @@ WAYS = (
         Connects.DIAL,
         _SIDES,
         keeps_time=True,
-        rules=(_NO_BEEPS, _ARI),
+        rules=_SNOOP_RULES,
     ),
     Way(
         "chanspy",
@@ -252,7 +308,7 @@ WAYS = (
         Connects.ORIGINATE,
         {Direction.IN: (LegPart.IN,)},
         keeps_time=False,
-        rules=(_CHANSPY, _NARROW),
+        rules=_CHANSPY_RULES,
         flaw=(CHANSPY_IN_WHOLE, "one frame in 25 is lost while the party hears something"),
     ),
     Way(
@@ -269,7 +325,7 @@ WAYS = (
         Connects.ORIGINATE,
         {Direction.BOTH: (LegPart.MIX,)},
         keeps_time=False,
-        rules=(_CHANSPY, _NARROW, Rule("volume and mute the same for in and out", _is_mixed)),
+        rules=(*_CHANSPY_RULES, Rule("volume and mute the same for in and out", _is_mixed)),
     ),
 )
 """All ways, in the order of preference."""
@@ -303,7 +359,8 @@ def known_faults(version: Version) -> list[str]:
     if version.has(WHISPER_LEAKS):
         faults.append(
             "options B, p and P (beeps) leak some 86 MB an hour while their party hears nothing; "
-            "by ARI's snoop they may silence the other party, so they are had by ChanSpy alone"
+            "by ARI's snoop they may silence the other party, so only ChanSpy is used for them; "
+            "option k is refused"
         )
     if not version.has(LEG_ENDS_WITH_PEER):
         faults.append(
@@ -320,7 +377,7 @@ def known_faults(version: Version) -> list[str]:
 
 def ways_for(site: Site) -> list[str]:
     """Return lines that list all ways, the best first, and the reasons against each at a site."""
-    lines = [f"Asterisk {site.version}; of these a fork takes the first that serves it:"]
+    lines = [f"Asterisk {site.version}; a fork uses the first of these that suits it:"]
     for number, way in enumerate(WAYS, 1):
         lines.append(f"{number}. {way}: {', '.join(way.parts)}")
         against = way.all_against(Wish(next(iter(way.parts))), site)
@@ -338,5 +395,5 @@ def as_markdown() -> str:
         f"{'; '.join(rule.text for rule in way.rules)} |"
         for number, way in enumerate(WAYS, 1)
     ]
-    head = ["| | tap | how | for | where |", "|---|---|---|---|---|"]
+    head = ["| | tap | how | for | conditions |", "|---|---|---|---|---|"]
     return "\n".join([*head, *rows])

@@ -126,7 +126,7 @@ class Several:
     meanings: tuple[Audio | Command | Text | Reply, ...]
 
 
-# What a message of the server means; None: the message is ignored.
+# What a message of the server means; None: nothing comes of it, and it is counted.
 Meaning = Audio | Command | Text | Reply | Several | None
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from audiofork.link.messages import PLAIN_DIALOGUE, ForkSpec, Format
+from audiofork.link.dialogue import PLAIN_DIALOGUE
+from audiofork.link.messages import ForkSpec, Format
 from audiofork.relay.formats.base import MessageFormat
 from audiofork.relay.formats.chan_websocket import ChanWebSocketFormat
 from audiofork.relay.formats.description import Description

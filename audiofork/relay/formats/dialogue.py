@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from audiofork.audiosocket import PTIME_MS
-from audiofork.link.messages import Dialogue
+from audiofork.link.dialogue import Dialogue
 from audiofork.relay.formats.base import Event, Meaning, Message, MessageFormat
 
 # In the closing text: how many messages of audio the connection has carried.

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from audiofork.link.messages import Codec, Dialogue, Direction, Format
+from audiofork.link.dialogue import Dialogue
+from audiofork.link.messages import Codec, Direction, Format
 from audiofork.relay.formats.base import Audio, Dtmf, MessageFormat, Mute, Text
 from tests.relay.formats.formats import CALL, FORK_ID, ONE_WAY, PARAMS, make
 
