@@ -26,7 +26,12 @@ from audiofork.relay.outlet import Outlet
 from audiofork.relay.proxy import check_public, failure, open_tunnel, proxy_for
 from audiofork.relay.resolve import open_socket
 from audiofork.relay.retry import NotInTime
-from audiofork.relay.server_limits import POLICY_VIOLATION, WORK, LimitedProtocol
+from audiofork.relay.server_limits import (
+    MAX_MESSAGE_BYTES,
+    POLICY_VIOLATION,
+    WORK,
+    LimitedProtocol,
+)
 from audiofork.relay.tls import Records, open_tls, run_over
 from audiofork.uri import uri_of
 
@@ -170,6 +175,7 @@ class Connector:
         allow_private: Whether the server may have a private address.
         handshake: What is added to the request of the handshake.
         proxy_tls: The TLS context for an https proxy.
+        max_message_bytes: Longest message of the server.
     """
 
     def __init__(
@@ -181,6 +187,7 @@ class Connector:
         allow_private: bool,
         handshake: Handshake = PLAIN_HANDSHAKE,
         proxy_tls: ssl.SSLContext | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self._url = url
         self._tls: TlsContext | None = tls if url.lower().startswith("wss:") else None
@@ -188,6 +195,7 @@ class Connector:
         self._allow_private = allow_private
         self._handshake = handshake
         self._proxy_tls = proxy_tls
+        self._max_message_bytes = max_message_bytes
         self._timeout: asyncio.Timeout | None = None
         self._step = _TCP  # what `open()` waits for
         self._proxy = Proxy()  # what it connects through; none before its first call
@@ -230,7 +238,11 @@ class Connector:
                     outlet,
                     on_closing,
                     on_lost,
-                    LimitedProtocol(uri, subprotocols=self._handshake.subprotocols),
+                    LimitedProtocol(
+                        uri,
+                        subprotocols=self._handshake.subprotocols,
+                        max_message_bytes=self._max_message_bytes,
+                    ),
                     ping_interval=self._config.ping_interval,
                     ping_timeout=self._config.ping_interval,
                     close_timeout=close_timeout_s,

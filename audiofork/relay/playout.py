@@ -37,12 +37,14 @@ class PlayoutCounts:
         cleared: Those that were dropped by `Playout.clear`.
         unplayed: Those that did not fit, could not be written or were left at the end.
         underruns: How often audio came so late that there was a gap within a spurt.
+        unplayed_before: `unplayed` when the latest spurt began.
     """
 
     played: int = 0
     cleared: int = 0
     unplayed: int = 0
     underruns: int = 0
+    unplayed_before: int = 0
 
 
 class Playout:
@@ -59,6 +61,8 @@ class Playout:
     Attributes:
         counts: What became of the audio.
         begins_at: When the spurt begins or began; None: there is silence.
+        marks: Those that have not been told, and what else is to be done; each with the number of
+            frames that it waits for.
     """
 
     def __init__(self, buffer_s: float, sample_rate: int, tell: Callable[[Event], None]) -> None:
@@ -73,9 +77,7 @@ class Playout:
         self._frames: deque[bytes] = deque()
         self._rest = b""  # less than a frame
         self._taken = 0  # frames that have left the queue
-        # Marks, and what else is to be done; each with the `_taken` that it waits for.
-        self._marks: deque[tuple[int, Mark | Callable[[], None]]] = deque()
-        self._unplayed_before = 0  # `counts.unplayed` when the spurt began
+        self.marks: deque[tuple[int, Mark | Callable[[], None]]] = deque()
         self._ended_at = float("-inf")
         self._is_high = False
 
@@ -100,12 +102,20 @@ class Playout:
             sample_rate: In Hz.
             now: The time in seconds.
         """
-        whole = self._input.whole_samples(samples, sample_rate, now)
+        is_frame = len(samples) == self._frame_bytes and sample_rate == self._sample_rate
+        if is_frame and not (self._rest or self._input.half or self._resampler):
+            whole = samples
+        else:
+            whole = self._input.whole_samples(samples, sample_rate, now)
+            is_frame = False
         if not whole:
             return
         if self.begins_at is None:
             self._begin(len(whole) / SAMPLE_BYTES / sample_rate, sample_rate, now)
-        self._cut(self._at_own_rate(whole, sample_rate))
+        if is_frame and len(self._frames) < self._most:
+            self._frames.append(whole)  # the shortest way, for a server that sends frame by frame
+        else:
+            self._cut(self._at_own_rate(whole, sample_rate))
         if not self._is_high and len(self._frames) >= HIGH * self._most:
             self._set_high(True)
 
@@ -115,7 +125,7 @@ class Playout:
         if sample_rate != self._sample_rate:
             wait_s += LAG_S
         self.begins_at = now + wait_s
-        self._unplayed_before = self.counts.unplayed
+        self.counts.unplayed_before = self.counts.unplayed
         if now - self._ended_at < UNDERRUN_S:
             self.counts.underruns += 1
 
@@ -167,25 +177,26 @@ class Playout:
         return self._when_played(do)
 
     def _when_played(self, due: Mark | Callable[[], None]) -> bool:
-        if len(self._marks) >= MOST_MARKS:
+        if len(self.marks) >= MOST_MARKS:
             return False
-        self._marks.append((self._taken + self.waiting, due))
+        self.marks.append((self._taken + self.waiting, due))
         self.tell_marks()
         return True
 
     def clear(self) -> None:
         """Drop all that waits; tell all marks, and then that it was done."""
         speaks = self.begins_at is not None
-        did_not_fit = self.counts.unplayed - self._unplayed_before if speaks else 0
+        did_not_fit = self.counts.unplayed - self.counts.unplayed_before if speaks else 0
         dropped = self._drop()
         self.counts.cleared += dropped
-        self._marks = deque(one for one in self._marks if isinstance(one[1], Mark))
+        self.marks = deque(one for one in self.marks if isinstance(one[1], Mark))
         self.tell_marks()
         self._tell(Cleared((dropped + did_not_fit) * PTIME_MS))
 
     def drop_rest(self) -> None:
-        """Drop all that waits, and the marks: nothing will be played any more."""
-        self._marks.clear()
+        """Drop all that waits, and tell nothing of it: nothing will be played any more."""
+        self.marks.clear()
+        self._is_high = False
         self.counts.unplayed += self._drop()
 
     def _drop(self) -> int:
@@ -239,7 +250,7 @@ class Playout:
 
     def tell_marks(self) -> None:
         """Tell the marks that nothing waits before."""
-        marks = self._marks
+        marks = self.marks
         while marks and (marks[0][0] <= self._taken or not self.waiting):
             _, due = marks.popleft()
             if isinstance(due, Mark):

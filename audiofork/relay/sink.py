@@ -30,6 +30,7 @@ from audiofork.relay.formats.base import (
 )
 from audiofork.relay.formats.raw import RawFormat
 from audiofork.relay.outlet import Outlet
+from audiofork.relay.server_limits import MAX_MESSAGE_BYTES
 from audiofork.relay.sink_states import SINK_LIFE, SinkEvent, SinkState
 
 CLOSE_TIMEOUT_S = 2.0
@@ -79,6 +80,7 @@ class Sink(SinkCallbacks):
         handshake: What is added to the request of the handshake.
         format: The format of the messages; raw by default.
         proxy_tls: The TLS context for an https proxy.
+        max_message_bytes: Longest message of the server; a longer one closes the connection.
 
     Attributes:
         send: Sends a frame now, or keeps it in the backlog; never waits.
@@ -99,6 +101,7 @@ class Sink(SinkCallbacks):
         handshake: Handshake = PLAIN_HANDSHAKE,
         format: MessageFormat | None = None,
         proxy_tls: ssl.SSLContext | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         super().__init__()
         self._config = config
@@ -109,6 +112,7 @@ class Sink(SinkCallbacks):
             allow_private=allow_private,
             handshake=handshake,
             proxy_tls=proxy_tls,
+            max_message_bytes=max_message_bytes,
         )
         self._format = format or RawFormat()
         self._outlet = Outlet(
@@ -370,10 +374,10 @@ class Sink(SinkCallbacks):
         match meaning:
             case Reply(messages):
                 self._outlet.reply(messages)
-            case Text(text):
-                self.on_text(text)
             case Audio() as audio:
                 self.on_audio(audio)
+            case Text(text):
+                self.on_text(text)
             case Command() as command:
                 self.on_command(command)
             case None:

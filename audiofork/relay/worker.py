@@ -31,6 +31,7 @@ from audiofork.relay.formats.choice import format_of
 from audiofork.relay.listener import Listener
 from audiofork.relay.pacer import Pacer
 from audiofork.relay.pipeline import message_frame_bytes
+from audiofork.relay.server_limits import MAX_MESSAGE_BYTES, MAX_SPOKEN_BYTES
 from audiofork.relay.session import Session
 from audiofork.relay.sink import Sink
 
@@ -119,6 +120,7 @@ class Worker:
             handshake=spec.handshake,
             format=format_of(spec, settings.frame_ms),
             proxy_tls=self._tls.configured,
+            max_message_bytes=MAX_SPOKEN_BYTES if spec.voice is not None else MAX_MESSAGE_BYTES,
         )
         session = Session(spec, sink, self._on_report, self._pacer)
         self.sessions[spec.fork_id] = session
