@@ -30,6 +30,11 @@ demo: .venv/runs
 	@echo "Starting the demo ..."
 	@$(BIN)/python -m testbed.demo
 
+# Likewise, with a bot that hears and speaks offline.
+demo-bot: .venv/runs .venv/stt
+	@echo "Starting the demo ..."
+	@$(BIN)/python -m testbed.demo_bot
+
 test: style types clients unit tools asterisk
 
 style: .venv/installed

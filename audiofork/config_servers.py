@@ -20,7 +20,7 @@ from audiofork.config_values import (
 from audiofork.config_values import option as _option
 
 # As in link.messages.Format.
-FORMATS = ("raw", "json", "twilio", "vonage", "jambonz", "chan_websocket")
+FORMATS = ("raw", "json", "twilio", "vonage", "jambonz", "chan_websocket", "openai-realtime")
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ class WebSocketConfig:
     format: str = _option(
         "raw",
         one_of(*FORMATS),
-        "The protocol spoken with servers: raw, json, twilio, vonage, jambonz or chan_websocket; "
-        "option x of a fork or of its profile.",
+        "The protocol spoken with servers: raw, json, twilio, vonage, jambonz, chan_websocket or "
+        "openai-realtime; option x of a fork or of its profile.",
     )
     latency_budget: float = _option(
         "0.2",

@@ -62,6 +62,7 @@ _SESSION = {
     "tools?": [{"type": ("function",), "name": str, "description?": str, "parameters?": dict}],
     "truncation?": str,
 }
+_TRANSCRIPTION = {"type": ("transcription",), "audio?": {"input?": _INPUT}}
 _OUTPUT = {"type": ("function_call_output",), "call_id": str, "output": str, "id?": str}
 _EVENTS: dict[str, Object] = {
     "session.update": {"session": _SESSION},
@@ -77,7 +78,10 @@ def check_event(event: Object) -> None:
     kind = event.get("type")
     if kind not in _EVENTS:
         raise Fault(f"type: {kind!r}")
-    check(event, {"type": (kind,), "event_id?": str, **_EVENTS[kind]}, kind)
+    fields = {"type": (kind,), "event_id?": str, **_EVENTS[kind]}
+    if kind == "session.update" and event.get("session", {}).get("type") == "transcription":
+        fields["session"] = _TRANSCRIPTION
+    check(event, fields, kind)
 
 
 def check(value: object, shape: Any, path: str) -> None:
@@ -255,7 +259,7 @@ class _Session:
         session = event["session"]
         audio = session["audio"]
         self._api.sessions.append(session)
-        if audio["input"]["format"] != audio["output"]["format"]:
+        if "output" in audio and audio["output"]["format"] != audio["input"]["format"]:
             raise Fault("two formats")
         if self._api.refusal:
             error = {"type": "invalid_request_error", "code": "invalid_value"}

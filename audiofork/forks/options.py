@@ -162,14 +162,14 @@ def _check_format(options: Options, named: str) -> None:
     if format_ is Format.TWILIO and set(options.sample_rates) - {TWILIO_SAMPLE_RATE}:
         raise RequestRefused(f"Options: {named} has only 8000 Hz, leave L out{other}")
     if format_ is Format.OPENAI_REALTIME:
-        _check_openai(options)
+        _check_openai(options, named)
     has_codec = format_ in (Format.RAW, Format.JSON, Format.OPENAI_REALTIME)
     if options.codec is not Codec.SLIN and not has_codec:
         raise RequestRefused(f"Options: {named} has a codec of its own, leave c out{other}")
 
 
-def _check_openai(options: Options) -> None:
-    own = f"Options: x({options.format})"
+def _check_openai(options: Options, named: str) -> None:
+    own = f"Options: {named}"
     if set(options.sample_rates) - set(OPENAI_SAMPLE_RATES):
         raise RequestRefused(f"{own} takes L(24000), or no L for 8000 Hz")
     if options.codec is not Codec.SLIN and OPENAI_SAMPLE_RATES[1] in options.sample_rates:

@@ -42,7 +42,7 @@ class Format(enum.StrEnum):
 
     @property
     def has_events(self) -> bool:
-        """Whether it has messages for the call, and for what happens beside audio, such as keys."""
+        """Whether it has messages for the call, and for events besides audio, such as keys."""
         return self not in (Format.RAW, Format.OPENAI_REALTIME)
 
     @property

@@ -37,12 +37,14 @@ class PlayoutCounts:
         cleared: Those that were dropped by `Playout.clear`.
         unplayed: Those that did not fit, could not be written or were left at the end.
         underruns: How often audio came so late that there was a gap within a spurt.
+        unplayed_before: `unplayed` when the latest spurt began.
     """
 
     played: int = 0
     cleared: int = 0
     unplayed: int = 0
     underruns: int = 0
+    unplayed_before: int = 0
 
 
 class Playout:
@@ -59,7 +61,8 @@ class Playout:
     Attributes:
         counts: What became of the audio.
         begins_at: When the spurt begins or began; None: there is silence.
-        marks: Those that have not been told, each with the number of frames that it waits for.
+        marks: Those that have not been told, and what else is to be done; each with the number of
+            frames that it waits for.
     """
 
     def __init__(self, buffer_s: float, sample_rate: int, tell: Callable[[Event], None]) -> None:
@@ -74,9 +77,7 @@ class Playout:
         self._frames: deque[bytes] = deque()
         self._rest = b""  # less than a frame
         self._taken = 0  # frames that have left the queue
-        # Marks, and what else is to be done; each with the `_taken` that it waits for.
         self.marks: deque[tuple[int, Mark | Callable[[], None]]] = deque()
-        self._unplayed_before = 0  # `counts.unplayed` when the spurt began
         self._ended_at = float("-inf")
         self._is_high = False
 
@@ -124,7 +125,7 @@ class Playout:
         if sample_rate != self._sample_rate:
             wait_s += LAG_S
         self.begins_at = now + wait_s
-        self._unplayed_before = self.counts.unplayed
+        self.counts.unplayed_before = self.counts.unplayed
         if now - self._ended_at < UNDERRUN_S:
             self.counts.underruns += 1
 
@@ -185,7 +186,7 @@ class Playout:
     def clear(self) -> None:
         """Drop all that waits; tell all marks, and then that it was done."""
         speaks = self.begins_at is not None
-        did_not_fit = self.counts.unplayed - self._unplayed_before if speaks else 0
+        did_not_fit = self.counts.unplayed - self.counts.unplayed_before if speaks else 0
         dropped = self._drop()
         self.counts.cleared += dropped
         self.marks = deque(one for one in self.marks if isinstance(one[1], Mark))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from audiofork.link.messages import (
     SinkMessage,
 )
 from audiofork.log import ForkLog
+from audiofork.relay.beep import TAIL_S
 from audiofork.relay.formats.base import Audio, Command
 from audiofork.relay.message_limit import MessageLimit
 from audiofork.relay.playout import MOST_MARKS
@@ -138,14 +140,18 @@ class ServerCommands:
             case ServerCommand.PAUSE | ServerCommand.RESUME:
                 self._pause(command.command is ServerCommand.PAUSE)
             case _ if command.after_audio and playout is not None:
-                if not playout.then(lambda: self._ask_late(command)):
+                if not playout.then(lambda: self._ask_soon(command)):
                     return f"more than {MOST_MARKS} marks wait"
             case _:
                 return self._ask(command)
         return ""
 
+    def _ask_soon(self, command: Command) -> None:
+        """Report what had to wait for audio, once that has reached the party."""
+        asyncio.get_running_loop().call_later(TAIL_S, self._ask_late, command)
+
     def _ask_late(self, command: Command) -> None:
-        """Report what had to wait for audio to be played, unless the fork has ended meanwhile."""
+        """Report what had to wait, unless the fork has ended meanwhile."""
         if not self._is_over and (why := self._ask(command)):
             self._refuse(command.command, why)
 

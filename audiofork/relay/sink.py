@@ -365,7 +365,7 @@ class Sink(SinkCallbacks):
         self.on_open()
 
     def _take(self, message: Message) -> None:
-        """Do what a message of the server means."""
+        """Do what a message of the server means, or count it."""
         meaning = self._format.meaning(message)
         for one in meaning.meanings if isinstance(meaning, Several) else (meaning,):
             self._act_on(one)

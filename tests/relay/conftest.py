@@ -147,7 +147,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
     """Replace the clock of all that is played, of the silence filler and of the message limit."""
     loop = FakeLoop()
     faked = SimpleNamespace(get_running_loop=lambda: loop)
-    for module in ("beep", "pacer", "speaker", "silence_filler", "shortfall"):
+    modules = ("beep", "pacer", "speaker", "server_commands", "silence_filler", "shortfall")
+    for module in modules:
         monkeypatch.setattr(f"audiofork.relay.{module}.asyncio", faked)
     for module in ("message_limit", "pipeline", "session"):
         time = SimpleNamespace(monotonic=loop.time)

@@ -116,6 +116,15 @@ async def test_server_of_the_beta_is_heard_too(relay: RelayStage) -> None:
         await until(lambda: len(caller.told) >= 2)
 
 
+async def test_session_that_transcribes_tells_what_is_said(relay: RelayStage) -> None:
+    api = RealtimeApi()
+    opening = Dialogue(opening='{"type": "transcription"}')
+    async with call_to(relay, api, dialogue=opening, voice=None) as caller:
+        caller.say(*SPEECH[50:55], *SILENCE)
+        await until(lambda: caller.told)
+        assert caller.told[0]["text"] == "what the caller said"
+
+
 async def test_profile_greets_by_an_event_after_its_session(relay: RelayStage) -> None:
     api = RealtimeApi(Turn(b"".join(SPEECH[:5])))
     greeting = '[{"instructions": "Be\n  brief."}, {"type": "response.create"}]'

@@ -300,8 +300,10 @@ async def test_hang_up_after_audio_is_reported_once_that_was_played(
     stage.sink.on_command(Command(ServerCommand.HANGUP, after_audio=True))
     clock.advance(0.15)
     assert stage.count(CommandAsked) == 0
-    clock.advance(0.15)
+    clock.advance(0.09)
     assert stage.leg.spoken == SPEECH[:10]
+    assert stage.count(CommandAsked) == 0, "the party has not heard the last of it"
+    clock.advance(0.2)
     assert stage.reports[-1] == CommandAsked(FORK_ID, ServerCommand.HANGUP)
 
 

@@ -15,12 +15,21 @@ from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk
 from testbed.blocks import decode, find_blocks, make_blocks, report
 from testbed.daemon import Daemon, ari_conf, dialplan, manager_conf
+from testbed.realtime_api import Call as ModelCall
 from testbed.realtime_api import RealtimeApi, Turn
 from testbed.sip import SipUser
 from testbed.speech_services import KEY
 from testbed.tones import pitches, tone
 from tests.system.bots import BOT, went_on
-from tests.system.conftest import DIALPLAN, Target, counts_blocks, needs, place_call, set_globals
+from tests.system.conftest import (
+    DIALPLAN,
+    Target,
+    counts_blocks,
+    needs,
+    no_channels,
+    place_call,
+    set_globals,
+)
 from tests.system.test_profiles import put_shipped
 
 pytestmark = pytest.mark.asterisk
@@ -47,10 +56,25 @@ def no_profiles_left(shared_daemon: Daemon) -> Iterator[None]:
 
 
 async def call_bot(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, api: RealtimeApi, options: str = ""
+    daemon: Daemon,
+    ami: AmiClient,
+    caller: SipUser,
+    api: RealtimeApi,
+    options: str = "",
+    *,
+    granted: bool = False,
 ) -> Target:
-    """Place a call whose other party is a server, named by the shipped profile."""
+    """Place a call whose other party is a server, named by the shipped profile.
+
+    Args:
+        granted: Whether it may hang up and transfer, as the profile shows.
+    """
     put_shipped(daemon, api)
+    if granted:
+        profile = daemon.profiles / "openai-realtime.ini"
+        lines = profile.read_text().replace("; commands = hangup", "commands = hangup")
+        lines = lines.replace("; transfer_to = shop,100,1", "transfer_to = testbed,next,1")
+        profile.write_text(lines)
     await daemon.reload("INFO    reloaded", times=daemon.log().count("INFO    reloaded") + 1)
     await set_globals(ami, BOT_URL="@openai-realtime", BOT_OPTIONS=options)
     target = await place_call(ami, caller, "bot")
@@ -142,3 +166,47 @@ async def test_session_that_the_server_refuses_lets_the_dialplan_go_on_with_the_
     assert (back["Status"], back["Why"]) == ("FAILED", "sink-refused")
     assert messages_of(ami, position)[0]["message"] == "no such voice"
     assert "the server reports an error: invalid_value: no such voice" in daemon.log()
+
+
+@counts_blocks
+async def test_model_hangs_up_after_its_farewell_where_the_profile_grants_it(
+    daemon: Daemon, ami: AmiClient, caller: SipUser
+) -> None:
+    farewell = ANSWER[:25]
+    api = RealtimeApi(Turn(b"".join(farewell), "bye", (ModelCall("hang_up"),)))
+    async with api:
+        target = await call_bot(daemon, ami, caller, api, granted=True)
+        target.call.play(QUIET, loop=True)
+        await target.call.wait_ended(10)
+        stopped = await ami.wait_user_event("AudioForkStopped", Uniqueid=target.uniqueid)
+    assert report(heard(target, farewell), len(farewell)).intact
+    assert api.faults == []
+    assert api.outputs == ["The call is being hung up."]
+    assert stopped["Reason"] == "hangup"
+
+
+@pytest.mark.parametrize(
+    ("place", "outcome"), [("testbed,next,1", "done"), ("testbed,echo,1", "refused")]
+)
+async def test_model_transfers_to_a_place_of_the_profile_alone(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, place: str, outcome: str
+) -> None:
+    api = RealtimeApi(Turn(calls=(ModelCall("transfer", {"to": place}),)))
+    position = len(ami.events)
+    async with api:
+        target = await call_bot(daemon, ami, caller, api, granted=True)
+        target.call.play(QUIET, loop=True)
+        asked = await ami.wait_user_event("AudioForkCommand", Uniqueid=target.uniqueid)
+        if outcome == "done":
+            assert (await went_on(ami))["Status"] == "STOPPED"
+            wish = {"Channel": target.channel, "Variable": "AUDIOFORK_NEXT"}
+            assert (await ami.action("Getvar", **wish))["Value"] == place
+        await target.call.hangup()
+        await no_channels(ami)
+    assert (asked["Value"], asked["Outcome"]) == (place, outcome)
+    assert api.faults == []
+    assert messages_of(ami, position)[0] == {
+        "event": "tool_call",
+        "name": "transfer",
+        "arguments": {"to": place},
+    }

@@ -193,7 +193,7 @@ async def test_server_that_is_the_other_party_transfers_the_call_and_is_out_of_i
     assert "transferred" in end["Detail"]
     assert await channels(ami) == [target.channel]
     async with asyncio.timeout(5):
-        while await ami.variable(target.channel, "EXTEN") != "third":
+        while await ami.variable(target.channel, "EXTEN") != "third":  # noqa: ASYNC110
             await asyncio.sleep(0.02)  # its dialplan looks every 20 ms whether that is over
     await target.call.hangup()
 

@@ -37,6 +37,7 @@ PCM_RATE = 24000  # the only one that the API takes
 G711_RATE = 8000
 MOST_REASON_BYTES = 123  # in a close frame (RFC 6455, 5.5)
 MOST_ERRORS = 10  # kinds of them that are logged for a fork
+_UNDERSTOOD = Several(())  # and there is nothing to do
 # What a server may have done in the call, as tools that its model is offered where it is granted.
 _TOOLS: dict[str, tuple[ServerCommand, str, Object]] = {
     "hang_up": (
@@ -181,7 +182,7 @@ class OpenAiRealtimeFormat(MessageFormat):
         meaning = self._meanings.get(text(event, "type"))
         if meaning is not None:
             return meaning(event)
-        return None if event else Text(message)
+        return _UNDERSTOOD if text(event, "type") else Text(message)
 
     def _on_accepted(self, _event: Object) -> None:
         self.is_answered = True

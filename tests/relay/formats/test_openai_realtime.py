@@ -271,8 +271,6 @@ def test_response_that_failed_is_told_as_an_error() -> None:
     [
         b"\1\2",
         '{"type": "rate_limits.updated"}',
-        '{"type": 7}',
-        '{"type": ["error"]}',
         '{"type": "response.output_audio.delta", "delta": "?"}',
         '{"type": "response.output_audio.delta", "delta": 5}',
         '{"type": "response.output_item.done", "item": []}',
@@ -280,10 +278,13 @@ def test_response_that_failed_is_told_as_an_error() -> None:
     ],
 )
 def test_message_that_means_nothing_is_left_out(message: str | bytes) -> None:
-    assert begin().meaning(message) is None
+    assert begin().meaning(message) in (None, Several(()))
 
 
-@pytest.mark.parametrize("message", ["hello", "{", "[" * 100_000, '{"type": "error"}'])
+@pytest.mark.parametrize(
+    "message",
+    ["hello", "{", "[" * 100_000, '{"type": 7}', '{"type": ["error"]}', '{"type": "error"}'],
+)
 def test_message_that_is_not_of_the_api_is_told(message: str) -> None:
     assert isinstance(begin().meaning(message), Text)
 
