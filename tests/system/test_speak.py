@@ -147,6 +147,11 @@ async def talk(
 async def heard_by(call: Call, blocks: Sequence[bytes], of_wire: Callable[[bytes], bytes]) -> int:
     """Return how many of the blocks a phone has got, bit-exact, once the last has had its time."""
     await call.wait_received(call.rtp.packets_received + 25)
+    return blocks_in(call, blocks, of_wire)
+
+
+def blocks_in(call: Call, blocks: Sequence[bytes], of_wire: Callable[[bytes], bytes]) -> int:
+    """Return how many of the blocks a phone has got so far."""
     return len(set(find_blocks(of_wire(call.received_audio()), blocks)))
 
 
