@@ -1,7 +1,7 @@
 """Runs the relay of audiofork without Asterisk and without the control plane.
 
     python -m bench.relay_only --url URL --uuids FILE [--mix] [--ca FILE] [--workers N] [--apart]
-        [--frame-ms MS] [--form NAME]
+        [--frame-ms MS] [--form NAME] [--voice]
 
 Runs the relay as `audiofork run` does: the same event loop, limits and log; one worker in this
 process, several in processes of their own. Prints one line of JSON when it listens and the UUIDs
@@ -46,8 +46,10 @@ from audiofork.link.messages import (
     LegPart,
     Metadata,
     Report,
+    ServerCommand,
     StatsTaken,
     TakeStats,
+    Voice,
 )
 from audiofork.link.processes import RelayProcesses
 from audiofork.link.relay import Relay
@@ -116,11 +118,11 @@ def spec_of(fork_id: str, arguments: argparse.Namespace) -> ForkSpec:
     direction = Direction.BOTH if arguments.mix else Direction.IN
     url = f"{arguments.url}/{fork_id}"
     legs = (LegPart.PAIRS if arguments.mix else LegPart.IN,)
-    return ForkSpec(
-        *(fork_id, "bench", url, direction, legs),
-        frame_ms=arguments.frame_ms,
-        **FORMS[arguments.form](),
-    )
+    voice: dict[str, Any] = {}
+    if arguments.voice:
+        voice = {"voice": Voice(legs, steady=True), "commands": (ServerCommand.AUDIO,)}
+    more = {**FORMS[arguments.form](), **voice}
+    return ForkSpec(fork_id, "bench", url, direction, legs, frame_ms=arguments.frame_ms, **more)
 
 
 async def run(arguments: argparse.Namespace) -> None:
@@ -154,6 +156,7 @@ def main() -> None:
     parser.add_argument("--apart", action="store_true", help="a process for a single worker, too")
     parser.add_argument("--frame-ms", type=int, default=20)
     parser.add_argument("--form", choices=FORMS, default="raw", help="what the server gets")
+    parser.add_argument("--voice", action="store_true", help="play what the server sends")
     arguments = parser.parse_args()
     log.set_up(LogConfig())
     uvloop.run(run(arguments))

@@ -42,6 +42,7 @@ class Row:
         frame_ms: Audio in each message, where the relay can put several frames in one.
         form: What the server gets, where the relay knows more than raw: a name of
             `bench.relay_only.FORMS`.
+        speaks: The server sends each frame back, and the relay plays it over the leg.
     """
 
     forks: int
@@ -50,19 +51,22 @@ class Row:
     workers: int = 1
     frame_ms: int = FRAME_MS
     form: str = "raw"
+    speaks: bool = False
 
     @property
     def name(self) -> str:
-        """The name of the row: 200-ws-mono, 400-wss-mixed-2w, 200-ws-mono-F100-twilio."""
+        """The name of the row: 200-ws-mono, 400-wss-mixed-2w, 200-ws-mono-F100-twilio-voice."""
         name = f"{self.forks}-{self.scheme}-{'mixed' if self.mixed else 'mono'}"
         name += f"-{self.workers}w" if self.workers != 1 else ""
         name += f"-F{self.frame_ms}" if self.frame_ms != FRAME_MS else ""
-        return name + (f"-{self.form}" if self.form != "raw" else "")
+        name += f"-{self.form}" if self.form != "raw" else ""
+        return name + ("-voice" if self.speaks else "")
 
     @property
     def for_floor(self) -> Row:
-        """The row that the floor runs to be compared with: one process, raw, 20 ms in a message."""
-        return replace(self, workers=1, frame_ms=FRAME_MS, form="raw")
+        """The row that the floor runs to be compared with: one process, raw, silent, 20 ms in a
+        message."""
+        return replace(self, workers=1, frame_ms=FRAME_MS, form="raw", speaks=False)
 
     @property
     def is_counted(self) -> bool:
@@ -185,6 +189,7 @@ def audiofork_relay(source: Path = ROOT, apart: bool = False) -> StartRelay:
         command += ["--frame-ms", str(row.frame_ms), *(["--apart"] if apart else [])]
         # The relay of an older tree may know raw alone.
         command += ["--form", row.form] if row.form != "raw" else []
+        command += ["--voice"] if row.speaks else []
         return Program(command, {"PYTHONPATH": f"{source}:{ROOT}"}, source)
 
     return start
@@ -236,7 +241,8 @@ class Bench:
             uuids = [str(uuid.uuid4()) for _ in range(row.forks)]
             tls = ("--tls", self._server_file) if row.scheme == "wss" else ()
             counted = ("--counted",) if row.is_counted else ()
-            sink = stack.enter_context(Program((self.tools.sink, *tls, *counted)))
+            echo = ("--echo",) if row.speaks else ()
+            sink = stack.enter_context(Program((self.tools.sink, *tls, *counted, *echo)))
             url = f"{row.scheme}://localhost:{sink.hear()['port']}"
             setting = Setting(row, url, self._ca_file, self._file(stack, uuids))
             relay = stack.enter_context(start(setting))

@@ -41,6 +41,7 @@ OTHER_ROWS = (
     Row(200, frame_ms=100),
     Row(400, frame_ms=100),
     *(Row(400, form=form) for form in ("M", "json", "ulaw", "twilio")),
+    Row(200, speaks=True),
 )
 # Each of the others comes next to the floor that it is compared with.
 ROWS = tuple(

@@ -98,7 +98,15 @@ class Connection(ClientConnection):
         self._on_lost(self)
         super().connection_lost(exc)
 
+    def hand_messages_to(self, take: Callable[[bytes | str], None] | None) -> None:
+        """Call `take` with each message from now on, unless one waits for `recv()`; None: stop."""
+        waits = self.recv_messages.frames or self.protocol.current_size is not None
+        if take is None or not waits:
+            self._limited.take = take
+
     def data_received(self, data: bytes) -> None:
+        if len(data) <= MUCH_BYTES and self._limited.takes_at_once(data):
+            return
         super().data_received(data)
         if self._limited.costs_too_much:
             self.transport.pause_reading()

@@ -20,6 +20,7 @@ from audiofork.audiosocket import (
     Decoder,
     Kind,
     encode,
+    frame_bytes,
 )
 from audiofork.config import Address
 from audiofork.errors import AudioSocketProtocolError
@@ -207,6 +208,9 @@ def _shared(size: int, header: bytes) -> tuple[int, bytes]:
     return size, header
 
 
+_KINDS: dict[int, int] = {frame_bytes(rate): kind for kind, rate in SAMPLE_RATES.items()}
+
+
 @lru_cache(maxsize=16)
 def _spoken_header(kind: int, size: int) -> bytes:
     """Return the header of a message of audio."""
@@ -332,10 +336,10 @@ class _Leg(asyncio.Protocol):
         """End the leg: Asterisk hangs up when it sees the hangup message or the close.
 
         Args:
-            call_goes_on: The leg is of a channel that waits for its end and then goes on in the
-                dialplan. Asterisk before 20.14 hangs up this channel on the hangup message, and
-                every version does on a reset, which unread audio would cause. So our side alone is
-                closed, and what comes is read until Asterisk closes, too: for LET_GO_S at most.
+            call_goes_on: A channel waits for the end of the leg, and then goes on in the dialplan.
+                On a reset, which unread audio causes, AudioSocket() hangs that channel up. So our
+                side alone is closed, and what comes is read until Asterisk closes, too: for
+                LET_GO_S at most.
         """
         if self._hung_up:
             return
@@ -344,11 +348,12 @@ class _Leg(asyncio.Protocol):
         self._forget_owner()
         self._stop_batching()
         self._listener.forget_stranger(self)
+        self._transport.write(HANGUP_MESSAGE)
         if call_goes_on:
-            self._transport.write_eof()
+            with contextlib.suppress(OSError):  # Asterisk was faster: `connection_lost` follows
+                self._transport.write_eof()
             self._deadline = asyncio.get_running_loop().call_later(LET_GO_S, self._transport.abort)
         else:
-            self._transport.write(HANGUP_MESSAGE)
             self._transport.close()
 
     def batch_reads(self, frame_bytes: int, batch_ms: int) -> None:
@@ -391,14 +396,13 @@ class _Leg(asyncio.Protocol):
         """Play a frame, at `spoken_rate`, to the target's party; return whether it was written.
 
         Each frame is one write: Asterisk treats half a message as a failure. It accepts no other
-        kind than that of the leg's own audio.
+        kind than that of the leg's own audio; before that has come, the frame's size decides.
         """
         if self._hung_up or self._is_full:
             return False
         header = self._decoder.usual_header
-        self._transport.write(
-            _spoken_header(header[0] if header else Kind.SLIN, len(frame)) + frame
-        )
+        kind = header[0] if header else _KINDS.get(len(frame), Kind.SLIN)
+        self._transport.write(_spoken_header(kind, len(frame)) + frame)
         return True
 
     def pause_writing(self) -> None:

@@ -35,7 +35,7 @@ class LegHandle(Protocol):
     def spoken_rate(self) -> int:
         """The sample rate in Hz that Asterisk assumes for frames sent to it.
 
-        0: it is not known before the leg has brought audio; 8000 Hz is right for most.
+        0: the leg has brought no audio yet that would show it.
         """
 
     def hang_up(self, *, call_goes_on: bool = False) -> None: ...

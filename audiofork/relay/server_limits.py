@@ -88,6 +88,8 @@ class LimitedProtocol(ClientProtocol):
 
     Attributes:
         costs_too_much: Whether the server was given up, so that nothing more should be read.
+        take: Called with each message at once, in place of an event for each of its frames, which
+            would cost a queue and a turn of a task; None: there are events.
     """
 
     def __init__(
@@ -100,6 +102,8 @@ class LimitedProtocol(ClientProtocol):
         offered = [Subprotocol(name) for name in subprotocols] or None
         super().__init__(uri, subprotocols=offered, max_size=MAX_MESSAGE_BYTES)
         self.costs_too_much = False
+        self.take: Callable[[bytes | str], None] | None = None
+        self._parts: list[bytes] = []  # of a message that has several frames
         self._head: bytearray | None = bytearray()  # of the HTTP answer, until it is complete
         self._bytes = Allowance(BYTES, clock)
         self._messages = Allowance(MESSAGES, clock)
@@ -123,10 +127,48 @@ class LimitedProtocol(ClientProtocol):
         """Handle a frame, or give up the server. The library calls it for each parsed frame."""
         is_control = frame.opcode >= Opcode.CLOSE
         allowance = self._control_frames if is_control else self._messages
-        if allowance.take():
-            super().recv_frame(frame)
-        else:
+        if not allowance.take():
             self.give_up(allowance.limit)
+            return
+        super().recv_frame(frame)
+        if not is_control and self.take is not None:
+            self.events.pop()
+            self._on_part(frame, self.take)
+
+    def _on_part(self, frame: Frame, take: Callable[[bytes | str], None]) -> None:
+        """Hand on the message that a frame completes.
+
+        Raises:
+            UnicodeDecodeError: It is no text; the library, which has called this, closes then.
+        """
+        if frame.opcode is not Opcode.CONT:
+            self._is_text = frame.opcode is Opcode.TEXT
+        self._parts.append(bytes(frame.data))
+        if frame.fin:
+            whole = b"".join(self._parts)
+            self._parts.clear()
+            take(whole.decode() if self._is_text else whole)
+
+    def takes_at_once(self, data: bytes) -> bool:
+        """Hand on what was read if it is one whole message, as nearly all of audio is.
+
+        Returns:
+            Whether it was; else `receive_data` has to be called, which does all of this and more.
+        """
+        take = self.take
+        if take is None or self.reader.buffer or self.current_size is not None:
+            return False
+        start, is_text = _only_message(data)
+        if not start or self.state is not OPEN:
+            return False
+        try:
+            message = data[start:].decode() if is_text else data[start:]
+        except UnicodeDecodeError:
+            return False
+        if not (self._bytes.take(max(len(data), LEAST_BYTES)) and self._messages.take()):
+            return False  # and again in `receive_data`, which gives the server up
+        take(message)
+        return True
 
     def give_up(self, limit: Limit) -> None:
         """Close the connection; data that is not parsed yet is not parsed any more.
@@ -143,6 +185,23 @@ class LimitedProtocol(ClientProtocol):
         if self._head is not None:
             head, self._head = bytes(self._head), None
             super().receive_data(_refusal(head) or head)
+
+
+_WHOLE_TEXT, _WHOLE_BINARY = 0x81, 0x82  # the first byte of a message that is one frame
+_LONG = 126  # in place of the length, if two bytes of length follow; more is longer, or masked
+
+
+def _only_message(data: bytes) -> tuple[int, bool]:
+    """Return where the payload begins if the data is one message of one frame, and if it is text.
+
+    0: it is not such a message, or is one of less than two bytes or more than 65,535.
+    """
+    if len(data) < 4 or data[0] not in (_WHOLE_TEXT, _WHOLE_BINARY) or data[1] > _LONG:
+        return 0, False
+    start, length = 2, data[1]
+    if length == _LONG:
+        start, length = 4, data[2] << 8 | data[3]
+    return start if start + length == len(data) else 0, data[0] == _WHOLE_TEXT
 
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r\n]")

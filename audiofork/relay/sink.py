@@ -223,12 +223,36 @@ class Sink(SinkCallbacks):
                     await self._prove(connection)
                 else:
                     self._open(connection)
-                while True:
-                    self._take(await connection.recv())
+                await self._receive(connection)
         except ConnectionClosed:
             self._on_lost(connection)  # no effect, unless it was lost before `_connection` was set
         except TimeoutError:
             self._leave_open()
+        finally:
+            self._listening = None
+
+    async def _receive(self, connection: Connection) -> None:
+        """Take messages as soon as they are read, once none waits in the library's queue.
+
+        That is then left empty: its task would cost more than a frame of audio.
+        """
+        faults: list[Exception] = []
+
+        def take(message: Message) -> None:
+            try:
+                self._take(message)
+            except Exception as exc:  # noqa: BLE001 (raised below)
+                faults.append(exc)
+                self._stop_listening()
+
+        try:
+            while True:
+                connection.hand_messages_to(take)
+                self._take(await connection.recv())
+        finally:
+            connection.hand_messages_to(None)
+            if faults:
+                raise faults[0]
 
     def _on_closing(self, connection: Connection) -> None:
         """Treat a closing connection as lost; its unacknowledged frames come back later.
@@ -236,10 +260,11 @@ class Sink(SinkCallbacks):
         Not while the fork ends: then no new frames come, and only the real end of the connection
         shows whether all frames have arrived.
         """
-        if connection is not self._connection or self._outlet.is_ending:
-            return
-        assert self._listening is not None
-        if not self._listening.expired():
+        if connection is self._connection and not self._outlet.is_ending:
+            self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        if self._listening is not None and not self._listening.expired():
             self._listening.reschedule(asyncio.get_running_loop().time())
 
     async def _connect(self) -> Connection | None:

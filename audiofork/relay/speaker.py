@@ -193,13 +193,13 @@ class Speaker:
                 leg.speak(_silence(self._rate))
 
     def _takes(self, spoken_rate: int) -> bool:
-        """Play at another rate from now on; return whether the rate is known.
+        """Play at another rate from now on; return whether the leg can be spoken to.
 
-        A frame of a kind that Asterisk does not expect would end the leg, so what is not at 8000 Hz
-        waits until it shows.
+        A wide leg that has brought no audio yet may be one of an Asterisk that has one kind of
+        message for all rates. A steady one is not: the party of a bot may well say nothing first.
         """
         if not spoken_rate:
-            return self._rate == _FIRST_RATE
+            return self.is_steady or self._rate == _FIRST_RATE
         self._rate = spoken_rate
         if self._tone:
             self._tone = deque(tone(spoken_rate)[-len(self._tone) :])

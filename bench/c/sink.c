@@ -1,5 +1,6 @@
 /* A WebSocket server that checks every frame, or (--unchecked) counts messages of any kind, or (--counted)
-   takes each message of audio for a frame: a binary one, or a text as Twilio's `media`.
+   takes each message of audio for a frame: a binary one, or a text as Twilio's `media`. With --echo it sends
+   each back.
 
    Prints {"port": N}. On each line on standard input it prints what it has counted so far as one
    line of JSON, and forgets the times that it has measured; at the end of standard input it does
@@ -51,7 +52,7 @@ static struct {
 } counted;
 static struct histogram latency;
 static unsigned char pattern[FRAME_BYTES];
-static int unchecked, counts_only;
+static int unchecked, counts_only, echoes;
 static struct tls_context *tls;
 
 static double cpu_s(void)
@@ -173,6 +174,20 @@ static int answer(struct connection *one, int opcode, const unsigned char *paylo
     return wire_write(&one->wire, message, 2 + count);
 }
 
+/* Send a message back, behind a header that a server writes: without a mask. */
+static int echo(struct connection *one, const unsigned char *payload, size_t count)
+{
+    static unsigned char message[4 + 65535];
+    if (count > 65535)
+        return WIRE_GONE;
+    message[0] = 0x80 | BINARY;
+    message[1] = 126;  /* two bytes of length, which is not the shortest for a few bytes */
+    message[2] = (unsigned char)(count >> 8);
+    message[3] = (unsigned char)count;
+    memcpy(message + 4, payload, count);
+    return wire_write(&one->wire, message, 4 + count);
+}
+
 /* Act on one frame; nonzero if the connection is over. */
 static int on_frame(struct connection *one, const struct header *header, unsigned char *payload)
 {
@@ -183,7 +198,7 @@ static int on_frame(struct connection *one, const struct header *header, unsigne
     switch (header->opcode) {
     case BINARY:
         on_binary(one, payload, count);
-        return 0;
+        return echoes ? echo(one, payload, count) : 0;
     case TEXT:
         counted.texts++;
         if (counts_only && memmem(payload, count, MEDIA, sizeof MEDIA - 1) != NULL)
@@ -340,6 +355,7 @@ int main(int argc, char **argv)
     static const struct option options[] = {{"tls", required_argument, NULL, 't'},
                                             {"unchecked", no_argument, NULL, 'u'},
                                             {"counted", no_argument, NULL, 'c'},
+                                            {"echo", no_argument, NULL, 'e'},
                                             {NULL, 0, NULL, 0}};
     int option;
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -347,6 +363,7 @@ int main(int argc, char **argv)
         case 't': tls = tls_server(optarg); break;
         case 'u': unchecked = 1; break;
         case 'c': counts_only = 1; break;
+        case 'e': echoes = 1; break;
         default: return 2;
         }
     }

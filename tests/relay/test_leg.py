@@ -216,13 +216,16 @@ async def test_leg_is_spoken_to_in_the_kind_that_it_brought_last(stage: Listener
     assert await leg.read_to_end() == audio(0x12, b"tone") + HANGUP
 
 
-async def test_leg_that_has_brought_nothing_is_spoken_to_at_8000_hz(stage: ListenerStage) -> None:
+@pytest.mark.parametrize(("size", "kind"), [(320, 0x10), (640, 0x12), (1920, 0x16), (4, 0x10)])
+async def test_leg_that_has_brought_nothing_is_spoken_to_in_the_kind_of_the_size(
+    stage: ListenerStage, size: int, kind: int
+) -> None:
     leg, owner = await stage.issued()
     await until(lambda: owner.attached)
     assert owner.leg is not None
-    owner.leg.speak(b"tone")
+    owner.leg.speak(bytes(size))
     owner.leg.hang_up()
-    assert await leg.read_to_end() == audio(0x10, b"tone") + HANGUP
+    assert await leg.read_to_end() == audio(kind, bytes(size)) + HANGUP
 
 
 # --- The end --------------------------------------------------------------------------------------
@@ -252,7 +255,7 @@ async def test_hang_up_sends_the_message_closes_and_tells_nobody(stage: Listener
 
 
 async def test_leg_whose_call_goes_on_is_closed_on_our_side_alone(stage: ListenerStage) -> None:
-    """No hangup message, and no reset though Asterisk goes on sending."""
+    """There is no reset though Asterisk goes on sending."""
     leg, owner = await stage.issued()
     await until(lambda: owner.attached)
     assert owner.leg is not None
@@ -261,7 +264,7 @@ async def test_leg_whose_call_goes_on_is_closed_on_our_side_alone(stage: Listene
     owner.leg.hang_up()
     assert owner.leg.speak(b"too late") is False
     leg.send_audio(*numbered(200))
-    assert await leg.read_to_end() == audio(0x10, b"tone")
+    assert await leg.read_to_end() == audio(0x10, b"tone") + HANGUP
     leg.send_audio(*numbered(200))
     await stage.check_other()
     assert len(stage.listener._legs) == 2
@@ -287,7 +290,7 @@ async def test_close_waits_for_legs_whose_calls_go_on(stage: ListenerStage) -> N
     assert owner.leg is not None
     owner.leg.hang_up(call_goes_on=True)
     closing = asyncio.create_task(stage.listener.close())
-    assert await leg.read_to_end() == b""
+    assert await leg.read_to_end() == HANGUP
     assert not closing.done()
     await leg.close()
     await asyncio.wait_for(closing, 5)
@@ -303,7 +306,7 @@ async def test_leg_that_asterisk_does_not_read_takes_no_more_frames(stage: Liste
         assert spoken < 10_000
         await asyncio.sleep(0)
     owner.leg.hang_up(call_goes_on=True)
-    assert len(await leg.read_to_end()) == spoken * 15_363
+    assert len(await leg.read_to_end()) == spoken * 15_363 + len(HANGUP)
     await leg.close()
 
 

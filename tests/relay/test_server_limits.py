@@ -33,7 +33,12 @@ def clock() -> Clock:
 
 @pytest.fixture
 def protocol(clock: Clock) -> LimitedProtocol:
-    """A protocol whose handshake is over."""
+    return opened(clock)
+
+
+def opened(clock: Clock | None = None) -> LimitedProtocol:
+    """Return a protocol whose handshake is over."""
+    clock = clock or Clock()
     protocol = LimitedProtocol(parse_uri("ws://example.org/"), clock)
     accept = b"HTTP/1.1 101 Go\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     protocol.receive_data(accept + b"Sec-WebSocket-Accept: %b\r\n\r\n" % accept_key(protocol))
@@ -130,6 +135,124 @@ def test_nothing_of_a_server_that_is_given_up_is_taken_any_more(
 
 def frames(protocol: LimitedProtocol) -> list[Frame]:
     return [event for event in protocol.events_received() if isinstance(event, Frame)]
+
+
+# --- Messages that are handed on at once ----------------------------------------------------------
+
+STREAM: list[tuple[bytes, list[bytes | str]]] = [
+    (wire(Opcode.BINARY, bytes(range(256)) + bytes(64)), [bytes(range(256)) + bytes(64)]),
+    (wire(Opcode.BINARY, b"ab"), [b"ab"]),
+    (wire(Opcode.TEXT, "Zoë".encode()), ["Zoë"]),
+    (wire(Opcode.TEXT, b"x" * 125), ["x" * 125]),
+    (wire(Opcode.TEXT, b"x" * 126), ["x" * 126]),
+    (wire(Opcode.BINARY, bytes(65_535)), [bytes(65_535)]),
+    (wire(Opcode.BINARY, bytes(65_536)), [bytes(65_536)]),
+    (wire(Opcode.BINARY), [b""]),
+    (wire(Opcode.TEXT), [""]),
+    (wire(Opcode.TEXT, b"o"), ["o"]),
+    (wire(Opcode.PING, b"p"), []),
+    (
+        wire(Opcode.TEXT, b"Zo\xc3", fin=False) + wire(Opcode.PING) + wire(Opcode.CONT, b"\xab"),
+        ["Zo\u00eb"],
+    ),
+    (wire(Opcode.BINARY, b"a", fin=False) + wire(Opcode.CONT, b"b", fin=False), []),
+    (wire(Opcode.CONT, b"c"), [b"abc"]),
+]
+
+
+@given(
+    order=st.lists(st.integers(0, len(STREAM) - 3), max_size=8),
+    sizes=st.lists(st.sampled_from([1, 3, 100, 5000, 10**6]), min_size=1, max_size=4),
+)
+def test_messages_are_handed_on_in_order_however_they_are_cut(
+    order: list[int], sizes: list[int]
+) -> None:
+    protocol = opened()
+    taken: list[bytes | str] = []
+    protocol.take = taken.append
+    data = b"".join(STREAM[index][0] for index in order)
+    for number in range(100_000):
+        chunk, data = data[: sizes[number % len(sizes)]], data[sizes[number % len(sizes)] :]
+        if not chunk:
+            break
+        if not protocol.takes_at_once(chunk):
+            protocol.receive_data(chunk)
+        if len(data) > 1000:  # bytes one by one would only cost time
+            chunk, data = data[:-1000], data[-1000:]
+            protocol.receive_data(chunk)
+    assert taken == [message for index in order for message in STREAM[index][1]]
+    assert all(frame.opcode is Opcode.PING for frame in frames(protocol))
+    assert protocol.state is OPEN
+
+
+@pytest.mark.parametrize(("data", "messages"), STREAM)
+def test_each_message_is_handed_on_once(
+    protocol: LimitedProtocol, data: bytes, messages: list[bytes | str]
+) -> None:
+    taken: list[bytes | str] = []
+    protocol.take = taken.append
+    if not protocol.takes_at_once(data):
+        protocol.receive_data(data)
+    if data == STREAM[-1][0]:
+        assert protocol.close_sent == Close(1002, "unexpected continuation frame")
+    else:
+        assert taken == messages
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        wire(Opcode.BINARY, b"abc") + wire(Opcode.BINARY, b"abc"),
+        wire(Opcode.BINARY, b"abc")[:-1],
+        wire(Opcode.BINARY, bytes(300))[:-1],
+        wire(Opcode.BINARY, bytes(65_536))[: 2 + 127],  # as if the length were 127
+        wire(Opcode.BINARY, b"abc", fin=False),
+        wire(Opcode.CLOSE, b"\x03\xe8"),
+        Frame(Opcode.BINARY, b"abcd").serialize(mask=True),
+        b"\xc2\x03abc",  # a bit that no extension gives a meaning to
+        wire(Opcode.TEXT, b"\xff\xff"),
+    ],
+    ids=["two", "short", "short long", "64 bits", "part", "close", "masked", "reserved", "no text"],
+)
+def test_what_is_not_one_message_goes_the_long_way(protocol: LimitedProtocol, data: bytes) -> None:
+    taken: list[bytes | str] = []
+    protocol.take = taken.append
+    assert not protocol.takes_at_once(data)
+    assert taken == []
+
+
+def test_nothing_is_handed_on_at_once_in_the_middle_of_another_message(
+    protocol: LimitedProtocol,
+) -> None:
+    protocol.take = lambda _: None
+    whole = wire(Opcode.BINARY, b"abc")
+    protocol.receive_data(whole[:1])
+    assert not protocol.takes_at_once(whole)
+    protocol.receive_data(whole[1:] + wire(Opcode.TEXT, fin=False))
+    assert not protocol.takes_at_once(whole)
+    protocol.receive_data(wire(Opcode.CONT) + wire(Opcode.CLOSE))
+    assert not protocol.takes_at_once(whole)
+
+
+def test_text_that_is_none_closes_with_1007(protocol: LimitedProtocol) -> None:
+    protocol.take = lambda _: None
+    protocol.receive_data(wire(Opcode.TEXT, b"\xff\xff"))
+    assert protocol.close_sent is not None
+    assert protocol.close_sent.code == 1007
+
+
+@pytest.mark.parametrize(("size", "limit"), [(2, MESSAGES), (60_000, BYTES)])
+def test_messages_that_are_handed_on_at_once_count(
+    protocol: LimitedProtocol, size: int, limit: Limit
+) -> None:
+    taken: list[bytes | str] = []
+    protocol.take = taken.append
+    data = wire(Opcode.BINARY, bytes(size))
+    while protocol.takes_at_once(data):
+        pass
+    assert len(taken) == limit.at_once // (len(data) if limit is BYTES else 1)
+    protocol.receive_data(data)
+    assert protocol.close_sent == Close(1008, f"more than {limit.a_second} {limit.what} a second")
 
 
 # --- Bytes ---------------------------------------------------------------------------------------

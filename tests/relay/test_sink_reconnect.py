@@ -262,3 +262,64 @@ async def test_server_that_is_lost_in_the_turn_of_its_proof_is_tried_again(
     fickle.answers_pings = True
     await opened(sink)
     assert sink.reconnects == 1
+
+
+# --- What the server says -------------------------------------------------------------------------
+
+
+class Said:
+    """Keeps what a server says; fails at the text that it is told to.
+
+    Attributes:
+        texts: What was said.
+    """
+
+    def __init__(self, fails_at: int = -1) -> None:
+        self.texts: list[str] = []
+        self._fails_at = fails_at
+
+    def take(self, text: str) -> None:
+        if len(self.texts) == self._fails_at:
+            raise RuntimeError("a bug")
+        self.texts.append(text)
+
+    async def wait(self, count: int) -> None:
+        await until(lambda: len(self.texts) == count)
+
+
+async def say(server: FickleServer, text: str) -> None:
+    await until(lambda: server.connection)
+    assert server.connection is not None
+    await server.connection.send(text)
+
+
+async def test_what_the_server_says_comes_in_order_over_each_connection(
+    fickle: FickleServer, start: Start, waits: Waits
+) -> None:
+    sink, _ = start(fickle.url, reconnect_attempts=9)
+    said = Said()
+    sink.on_text = said.take
+    for number in range(60):
+        await say(fickle, str(number))
+        if number % 7 == 0:
+            await said.wait(number + 1)
+        if number % 20 == 19:
+            await said.wait(number + 1)
+            fickle.connection = None
+            fickle.break_off()
+    assert said.texts == [str(number) for number in range(60)]
+
+
+@pytest.mark.parametrize("before", [0, 1, 5])
+async def test_failure_to_take_what_the_server_says_is_raised(
+    fickle: FickleServer, start: Start, before: int
+) -> None:
+    sink, task = start(fickle.url)
+    said = Said(fails_at=before)
+    sink.on_text = said.take
+    for number in range(before):
+        await say(fickle, str(number))
+        await said.wait(number + 1)
+    await say(fickle, "one too many")
+    with pytest.raises(RuntimeError, match="a bug"):
+        await asyncio.wait_for(task, 5)

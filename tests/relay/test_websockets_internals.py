@@ -41,6 +41,8 @@ NAMES = {
     "websockets.client:ClientProtocol.receive_data": "server_limits.py counts bytes",
     "websockets.client:ClientProtocol.receive_eof": "server_limits.py ends the answer's head",
     "websockets.client:ClientProtocol.recv_frame": "server_limits.py counts frames",
+    "websockets.client:ClientProtocol.parse": "server_limits.py: a bad text raises through it",
+    "websockets.asyncio.messages:SimpleQueue.__len__": "connection.py asks if a message waits",
     "websockets.client:ClientProtocol.fail": "server_limits.py gives a server up",
     "websockets.asyncio.client:ClientConnection.handshake": "connection.py makes the request",
     "websockets.asyncio.client:ClientConnection.start_keepalive": "connection.py: pings",
@@ -104,6 +106,14 @@ def test_writes_are_the_bytes_that_data_to_send_is_going_to_return() -> None:
     )
     assert protocol.data_to_send() == writes
     assert not protocol.writes
+
+
+def test_protocol_tells_what_of_a_message_it_has() -> None:
+    protocol = ClientProtocol(parse_uri("ws://example.org/"))
+    use = "server_limits.py takes a message by itself only if none has begun"
+    assert protocol.current_size is None, GONE.format("ClientProtocol.current_size", use)
+    assert not protocol.reader.buffer, GONE.format("ClientProtocol.reader.buffer", use)
+    assert protocol.events == [], GONE.format("ClientProtocol.events", use)
 
 
 class Heard:

@@ -92,6 +92,16 @@ exten => mute,1,Answer()
 
 exten => slow,1,Goto(slow,s,1)
 
+; A channel whose other party is a server: LEG is the address, and how it is called.
+exten => dialled,1,Answer()
+ same => n,Dial(AudioSocket/${LEG},,g)
+ same => n,UserEvent(WentOn)
+ same => n,Wait(600)
+exten => owned,1,Answer()
+ same => n,AudioSocket(${LEG})
+ same => n,UserEvent(WentOn)
+ same => n,Wait(600)
+
 [slow]
 exten => s,1,Answer()
  same => n,Echo()
