@@ -189,9 +189,14 @@ async def test_server_that_is_the_other_party_transfers_the_call_and_is_out_of_i
     assert event["Outcome"] == "done"
     end = await ami.wait_user_event("AudioForkStopped", Uniqueid=target.uniqueid)
     assert end["Reason"] == "stopped"
-    assert "transferred" in end["Detail"]
+    assert end["Detail"] == "the server sent the call to testbed,third,1"
+    await ami.wait_event(
+        lambda h: (
+            h.get("Event") == "Newexten"
+            and (h["Channel"], h["Extension"]) == (target.channel, "third")
+        )
+    )
     assert await channels(ami) == [target.channel]
-    assert await ami.variable(target.channel, "EXTEN") == "third"
     await target.call.hangup()
 
 
