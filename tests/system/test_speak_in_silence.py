@@ -14,7 +14,7 @@ from testbed.blocks import decode
 from testbed.daemon import ari_conf, dialplan, manager_conf
 from testbed.sip import SipUser
 from tests.system.conftest import DIALPLAN, counts_blocks, place_call
-from tests.system.test_speak import BLOCKS, COUNT, PARTY, QUIET, Line, blocks_in, line
+from tests.system.test_speak import BLOCKS, LEAST, PARTY, QUIET, Line, blocks_in, line
 
 __all__ = ["line"]
 
@@ -50,5 +50,5 @@ async def test_party_in_wait_hears_the_server_only_where_silence_is_transmitted(
     if transmit_silence == "yes":
         await target.call.wait_received(target.call.rtp.packets_received + 25)
     heard = blocks_in(target.call, BLOCKS, decode)
-    assert heard == (COUNT if transmit_silence == "yes" else 0)
+    assert LEAST[tap] <= heard if transmit_silence == "yes" else heard == 0
     await target.call.hangup()

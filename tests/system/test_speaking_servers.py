@@ -23,7 +23,7 @@ from tests.system.conftest import (
     place_call,
     start_fork,
 )
-from tests.system.test_speak import BLOCKS, COUNT, QUIET, heard_by, talk
+from tests.system.test_speak import BLOCKS, COUNT, LEAST, QUIET, heard_by, talk
 
 pytestmark = pytest.mark.asterisk
 
@@ -76,13 +76,13 @@ async def all_played(ami: AmiClient, call: Call) -> None:
 @counts_blocks
 @pytest.mark.usefixtures("whispers")
 async def test_party_hears_all_that_the_server_says_at_once_and_the_peer_nothing(
-    daemon: Daemon, asterisk: Asterisk, ami: AmiClient, recorder: Recorder
+    daemon: Daemon, asterisk: Asterisk, ami: AmiClient, recorder: Recorder, tap: str
 ) -> None:
     async with talk(asterisk, ami, ULAW, QUIET) as (target, other):
         action_id = await speak(ami, target, recorder, "D(both)k(party)")
         await all_played(ami, target.call)
         end = await stopped(ami, action_id)
-        assert await heard_by(target.call, BLOCKS, decode) == COUNT
+        assert await heard_by(target.call, BLOCKS, decode) >= LEAST[tap]
         assert await heard_by(other, BLOCKS, decode) == 0
     (recording,) = recorder.at("/speak")
     assert find_blocks(recording.audio, BLOCKS) == [], "it gets nothing of its own back"
