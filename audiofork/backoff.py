@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+# 408 Request Timeout, 425 Too Early, 429 Too Many Requests.
+_PASSING_STATUSES = frozenset({408, 425, 429})
+
+
+def is_passing(status: int) -> bool:
+    """Return whether another attempt may succeed after an answer with this HTTP status."""
+    return status in _PASSING_STATUSES or 500 <= status <= 599
+
 
 class Backoff:
     """Computes the waits between repeated attempts.
 
-    Where many retry at the same time, as the sinks of forks do, each wait is the limit of one that
-    is drawn at random (`relay/retry.py`).
+    If many clients retry at the same time, as the sinks of forks do, each of these waits is only
+    the limit of a random wait (`relay/retry.py`).
 
     Args:
         first_s: The first wait, in seconds.

@@ -59,7 +59,7 @@ from audiofork.errors import (
 from audiofork.text import why
 
 DEFAULT_CONFIG = Path("/etc/audiofork/audiofork.ini")
-# Longer than a fork tries at most, by default, before it gives an absent server up.
+# Longer than a fork, by default, tries to reach an absent server.
 START_TIMEOUT_S = 30.0
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -77,17 +77,17 @@ _socket_option = click.option(
     "--socket",
     "socket_path",
     type=click.Path(readable=False, path_type=Path),
-    help="The daemon's control socket, in place of the one that the configuration names.",
+    help="The daemon's control socket; by default the one that the configuration names.",
 )
 
 
 def _of_the_daemon(command: _Command) -> _Command:
-    """Add the options that say which daemon is meant."""
+    """Add the options that select the daemon."""
     return _config_option(_socket_option(command))
 
 
 class _Commands(click.Group):
-    """The commands; the help of each ends with the exit codes, which are the same for all."""
+    """The commands; the help of each ends with the exit codes, which all commands share."""
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         cmd.epilog = cmd.epilog or EXIT_CODES
@@ -101,8 +101,8 @@ class _Commands(click.Group):
 def main() -> None:
     """Sends the audio of live Asterisk calls to WebSocket servers.
 
-    To begin: `audiofork setup` connects it to the Asterisk of this machine, `audiofork check` tries
-    all that it needs, `audiofork receive` is a server to send a first call to.
+    To begin: `audiofork setup` connects it to the Asterisk of this machine, `audiofork check` tests
+    everything that it needs, `audiofork receive` is a server to send a first call to.
     """
 
 
@@ -128,17 +128,18 @@ async def _run(path: Path, loaded: config.Config) -> None:
     await Daemon(path, loaded).run()
 
 
-@main.command(short_help="Try what the daemon needs; say how to mend each fault.")
-@click.option("--taps", is_flag=True, help="Only print the ways to get audio, the best first.")
-@click.option("--here", is_flag=True, help="Check from here, also if a daemon runs.")
+@main.command(short_help="Test what the daemon needs; say how to repair each fault.")
+@click.option("--taps", is_flag=True, help="Only list the ways to get audio, the best first.")
+@click.option("--here", is_flag=True, help="Check from here, even if a daemon runs.")
 @_of_the_daemon
 def check(taps: bool, here: bool, path: Path, socket_path: Path | None) -> None:
-    """Try what the daemon will need, and say what to do about each fault.
+    """Test what the daemon needs, and say what to do about each fault.
 
-    The daemon does it if it runs with this configuration: it has the secrets, and what it may do is
-    what counts. Else it is done from here. Asterisk opens a channel and spies on it. That takes two
-    or three seconds, disturbs no call. Exit code 0: all is well; 1: there are faults; 3: the
-    configuration cannot be used; 4: Asterisk cannot be reached.
+    If a daemon runs with this configuration, it does the check itself, because it has the secrets
+    and its permissions are the ones that matter. Otherwise this command does the check. Asterisk
+    opens a channel and spies on it; this takes two or three seconds and disturbs no call. Exit code
+    0: no fault; 1: there are faults; 3: the configuration cannot be used; 4: Asterisk cannot be
+    reached.
     """
     if not here:
         _check_by_daemon(taps, path, socket_path)
@@ -147,26 +148,27 @@ def check(taps: bool, here: bool, path: Path, socket_path: Path | None) -> None:
             _print_taps(config_file.load(path, secrets_of=["asterisk"]))
             return
         loaded, unread = load(path)
-        config_file.refuse_unknown_variables(loaded)
+        if "profile" not in unread:  # else it is not known which there are
+            config_file.refuse_unknown_variables(loaded)
         one = Check(loaded, lambda finding: say(str(finding)), unread=unread)
     except ConfigError as exc:
-        fail(str(exc), EXIT_CONFIG)
+        fail(config_file.with_place(str(exc), path), EXIT_CONFIG)
     say(str(Finding(Mark.OK, f"configuration: {path}")))
     sys.exit(uvloop.run(one.run()))
 
 
 def _check_by_daemon(taps: bool, path: Path, socket_path: Path | None) -> None:
-    """Have the daemon check, and exit as it says; return if none can, and say why."""
+    """Let the daemon check, and exit with its result; return if no daemon can, and say why."""
     try:
         with client.Client(socket_path or client.socket_of(path)) as daemon:
             sys.exit(daemon.check(path, say, taps=taps))
     except DaemonBusy as exc:
         fail(str(exc), EXIT_FAILED)
     except (ConfigError, DaemonUnreachable, RequestRefused) as exc:
-        # Why a daemon cannot be asked, the check says itself.
+        # If the daemon cannot be reached, the check itself reports why.
         reason = f": the daemon refuses: {exc}" if isinstance(exc, RequestRefused) else ""
         if not taps:
-            say(str(Finding(Mark.SKIP, f"check: from here, by no daemon{reason}")))
+            say(str(Finding(Mark.SKIP, f"check: from here, not by a daemon{reason}")))
     except AudioForkError as exc:
         fail(str(exc), EXIT_FAILED)
 
@@ -183,8 +185,8 @@ def _print_taps(loaded: config.Config) -> None:
 def sweep(path: Path) -> None:
     """Hang up the legs that a dead daemon has left in Asterisk.
 
-    A daemon does that at its start; this is for one that does not come back. Exit code 1: the
-    daemon runs; 4: Asterisk cannot be reached.
+    A daemon does this itself at its start; use this for one that does not come back. Exit code 1:
+    the daemon runs; 4: Asterisk cannot be reached.
     """
     try:
         loaded = config_file.load(path, secrets_of=["asterisk"])
@@ -197,19 +199,19 @@ def sweep(path: Path) -> None:
         fail(f"Asterisk cannot be asked: {why(exc)}", EXIT_UNREACHABLE)
     say(f"{count} legs hung up")
     if not (loaded.audiosocket.advertise or loaded.audiosocket.listen).port:
-        say("legs by ChanSpy are not known by a port that changes: set [audiosocket] listen")
+        say("legs by ChanSpy cannot be recognized if the port changes: set [audiosocket] listen")
 
 
 # --- The commands that ask the daemon ------------------------------------------------------------
 
 
 def _or_line(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    """Return a value of a command line, or the line of standard input that a dash stands for."""
+    """Return a value of the command line; for a dash, the next line of standard input."""
     if value != "-":
         return value
     line = sys.stdin.buffer.readline(MAX_LINE_BYTES).decode(errors="replace").strip()
     if not line:
-        raise click.BadParameter("there is none on standard input")
+        raise click.BadParameter("standard input has no line for it")
     return line
 
 
@@ -228,13 +230,13 @@ _START_PARAMETERS: tuple[Callable[[Any], Any], ...] = (
         default="",
         callback=_or_line,
         metavar="OPTIONS",
-        help="The option string, D(in) say; with - it is read from standard input.",
+        help="The option string, for example D(in); - reads it from standard input.",
     ),
     click.option(
         "--post-process",
         default="",
         metavar="COMMAND",
-        help="What to run when the fork has ended, if the configuration allows it.",
+        help="A command to run when the fork has ended, if the configuration allows it.",
     ),
     click.option(
         "--params",
@@ -248,7 +250,7 @@ _START_PARAMETERS: tuple[Callable[[Any], Any], ...] = (
         metavar="SECONDS",
         default=START_TIMEOUT_S,
         show_default=True,
-        help="Wait no longer than that; 0: for ever.",
+        help="The longest time to wait; 0: no limit.",
     ),
     click.option("--no-wait", is_flag=True, help="Do not wait until audio flows."),
 )
@@ -260,13 +262,13 @@ def start(channel: str, url: str, timeout: float, no_wait: bool, **more: Any) ->
     """Send the audio of CHANNEL (a name or a uniqueid) to URL; prints the id of the fork.
 
     Then it waits until audio flows, and says on standard error what it waits for. Exit code 0:
-    audio flows; 1: the fork was refused, has ended, or has no audio yet (it goes on trying); 3: the
+    audio flows; 1: the fork was refused, has ended, or has no audio yet (it keeps trying); 3: the
     configuration cannot be used; 4: the daemon or Asterisk cannot be reached; 130: Ctrl-C, which
     leaves the fork as it is.
 
-    With - for URL it is read from standard input, one line; with - for OPTIONS they are, from the
-    line after that. Arguments show in the list of processes, so give a URL that holds a token, and
-    options A and H, in this way.
+    If URL is -, it is read from standard input, one line; if OPTIONS is -, the options are read
+    from the next line. Arguments are visible in the list of processes, so pass a URL that contains
+    a token, and options A and H, in this way.
     """
     _begin("StartAudioFork", channel, url, timeout, no_wait=no_wait, **more)
 
@@ -318,13 +320,13 @@ def _begin(
 def stop(target: str, path: Path, socket_path: Path | None) -> None:
     """Stop the fork with the id TARGET, or every fork of the channel TARGET.
 
-    What is a UUID is an id; everything else is a channel's name or uniqueid. Prints the ids.
+    A UUID is an id; anything else is a channel's name or uniqueid. Prints the ids.
     """
     with _daemon(path, socket_path) as daemon:
         _say_each(daemon.stop(target))
 
 
-@main.command(short_help="Put silence in place of a fork's audio, or take it away.")
+@main.command(short_help="Replace a fork's audio with silence, or restore it.")
 @click.argument("target")
 @click.argument("state", type=click.Choice(["on", "off"], case_sensitive=False))
 @click.option(
@@ -336,26 +338,28 @@ def stop(target: str, path: Path, socket_path: Path | None) -> None:
 )
 @_of_the_daemon
 def mute(target: str, state: str, direction: str, path: Path, socket_path: Path | None) -> None:
-    """Put silence in place of the audio of the fork with the id TARGET, or take it away again.
+    """Replace the audio of the fork with the id TARGET with silence, or restore it.
 
-    With a channel's name or uniqueid as TARGET: of every fork of the channel. Prints the ids.
+    With a channel's name or uniqueid as TARGET, every fork of the channel. Prints the ids.
     """
     with _daemon(path, socket_path) as daemon:
         _say_each(daemon.mute(target, direction, state == "on"))
 
 
-@main.command(name="list", short_help="Show the forks there are.")
-@click.option("--json", "as_json", is_flag=True, help="An array of JSON objects, URLs whole.")
-@click.option("--watch", is_flag=True, help="Show it anew each second, until Ctrl-C.")
-@click.option("--wide", is_flag=True, help="A line for each fork, however narrow the terminal is.")
+@main.command(name="list", short_help="List the forks.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print a JSON array of objects, with whole URLs."
+)
+@click.option("--watch", is_flag=True, help="Refresh the list each second, until Ctrl-C.")
+@click.option("--wide", is_flag=True, help="Print one line per fork on any terminal.")
 @_of_the_daemon
 def list_forks(
     as_json: bool, watch: bool, wide: bool, path: Path, socket_path: Path | None
 ) -> None:
-    """Show the forks there are: frames of 20 ms, URLs without their query.
+    """List the forks: frames of 20 ms, URLs without their query.
 
-    NEXT is when the next attempt is made to reach what is missing. In a terminal without room for
-    that, a fork has its id's first eight characters, and its URL and error on lines of their own.
+    NEXT is when the next attempt is made to reach what is missing. On a narrow terminal, each fork
+    has the first eight characters of its id, and its URL and error on lines of their own.
     """
     if watch:
         _watch(path, socket_path, as_json=as_json, wide=wide)
@@ -382,14 +386,14 @@ def _connect(path: Path, socket_path: Path | None) -> client.Client:
 
 @contextmanager
 def _daemon(path: Path, socket_path: Path | None) -> Iterator[client.Client]:
-    """Connect to the daemon; what goes wrong becomes a message and an exit code."""
+    """Connect to the daemon; turn errors into a message and an exit code."""
     with _exit_codes(), _connect(path, socket_path) as daemon:
         yield daemon
 
 
 @contextmanager
 def _exit_codes() -> Iterator[None]:
-    """Turn what goes wrong into a message and an exit code."""
+    """Turn errors into a message and an exit code."""
     try:
         yield
     except ConfigError as exc:

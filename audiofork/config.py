@@ -13,25 +13,29 @@ from audiofork.addresses import IPNetwork
 
 # Named here too, for all who use the configuration.
 from audiofork.config_security import SecurityConfig as SecurityConfig
+from audiofork.config_servers import TwilioConfig as TwilioConfig
+from audiofork.config_servers import WebSocketConfig as WebSocketConfig
 from audiofork.config_values import SAMPLE_RATES as SAMPLE_RATES
 from audiofork.config_values import Address as Address
 from audiofork.config_values import Place as Place
+from audiofork.config_values import Proxy as Proxy
 from audiofork.config_values import (
     address,
     address_or_nothing,
     http_url_or_nothing,
     lines,
-    multiple_of_20,
+    login,
     networks,
     number,
     one_of,
     places,
     process_count,
     program_and_arguments,
-    sample_rate,
+    proxy_or_nothing,
     server_commands,
     text,
     texts,
+    web_page_or_nothing,
     whole,
     word,
     words,
@@ -47,57 +51,60 @@ class AsteriskConfig:
     """The connection to Asterisk's manager interface (AMI)."""
 
     host: str = _option("127.0.0.1", text, "Where Asterisk's manager interface listens.")
-    port: int = _option("5038", whole(1, 65535), "Its port; usually 5039 with tls.")
-    username: str = _option("audiofork", text, "The user of manager_audiofork.conf.")
+    port: int = _option(
+        "5038", whole(1, 65535), "The port of the manager interface; with tls usually 5039."
+    )
+    username: str = _option("audiofork", text, "The user name, as in manager_audiofork.conf.")
     secret: str = _option(
         "",
         text,
-        "The secret of that user; secret_file keeps it out of this file.",
+        "The secret of that user; use secret_file to keep it out of this file.",
         may_be_shown=False,
     )
     secret_file: str = _option(
         "",
         text,
-        "A file that holds the secret; under systemd ${CREDENTIALS_DIRECTORY}/NAME can be used.",
+        "A file that contains the secret; under systemd it may be ${CREDENTIALS_DIRECTORY}/NAME.",
     )
-    tls: bool = _option("no", yes_or_no, "Connect to the manager interface by TLS.")
+    tls: bool = _option("no", yes_or_no, "Use TLS for the connection to the manager interface.")
     ca_file: str = _option(
         "",
         text,
-        "A PEM file of the authorities that may sign its certificate; empty: the system's.",
+        "A PEM file of the authorities that may sign Asterisk's certificate; empty: the system's.",
     )
     ping_interval: float = _option(
         "10",
         number(1, 3600),
-        "Seconds between two checks of the connection; after two without an answer it is closed "
-        "and opened again.",
+        "Seconds between two checks of the connection; after two checks without an answer, the "
+        "daemon closes it and connects again.",
     )
     tap: str = _option(
         "auto",
         one_of("auto", "chanspy", "snoop"),
-        "How audio is captured. auto: by ARI snoop where [ari] is configured and reachable when "
-        "the fork starts, otherwise by ChanSpy; snoop: by ARI snoop only, forks are refused while "
-        "ARI is not reachable; chanspy: by ChanSpy only.",
+        "How audio is captured. auto: by ARI snoop if [ari] is configured and reachable when the "
+        "fork starts, otherwise by ChanSpy; snoop: by ARI snoop only, forks are refused while ARI "
+        "is not reachable; chanspy: by ChanSpy only.",
     )
     chanspy_pairs: str = _option(
         "never",
         one_of("never", "narrowband"),
         "Whether ChanSpy may be used to capture in and out separately, as D(out), D(stereo) and "
         "muting one side require. Its audio is wrong in calls with wideband audio (G.722, Opus, "
-        "16-kHz prompts). never: such forks are refused without ARI; narrowband: all audio of this "
-        "site, prompts too, is at 8000 Hz, and a fork in a call that is not is refused.",
+        "16-kHz prompts). never: such forks are refused without ARI; narrowband: allowed, because "
+        "all audio of this site, including prompts, is at 8000 Hz; a fork in a call with other "
+        "audio is refused.",
     )
     dtmf_events: bool = _option(
         "no",
         yes_or_no,
-        "Whether there is an event AudioForkDtmf for each key that a party presses, in forks whose "
-        "servers are told of keys. Keys may be secrets, such as the number of a card.",
+        "Whether each key that a party presses raises an event AudioForkDtmf, in forks that report "
+        "keys to their server. Keys may be secrets, such as a card number.",
     )
     on_hold: str = _option(
         "attach",
         one_of("attach", "wait"),
-        "What a fork does that starts in a call on hold, where capturing stops the music on hold. "
-        "attach: capture at once; wait: capture when the hold is over.",
+        "What a fork does when it starts in a call on hold, where capturing stops the music on "
+        "hold. attach: capture at once; wait: capture when the hold is over.",
     )
 
 
@@ -108,37 +115,38 @@ class AriConfig:
     url: str = _option(
         "",
         http_url_or_nothing,
-        "Where it listens, e.g. http://127.0.0.1:8088/ari; empty: ARI is not used.",
+        "The URL of ARI, e.g. http://127.0.0.1:8088/ari; empty: ARI is not used.",
         may_be_shown=False,  # a wrong one may hold a password
     )
-    username: str = _option("audiofork", text, "The user of ari_audiofork.conf.")
+    username: str = _option("audiofork", text, "The user name, as in ari_audiofork.conf.")
     password: str = _option(
         "",
         text,
-        "The password of that user; password_file keeps it out of this file.",
+        "The password of that user; use password_file to keep it out of this file.",
         may_be_shown=False,
     )
     password_file: str = _option(
         "",
         text,
-        "A file that holds the password; under systemd ${CREDENTIALS_DIRECTORY}/NAME can be used.",
+        "A file that contains the password; under systemd it may be ${CREDENTIALS_DIRECTORY}/NAME.",
     )
     app: str = _option(
         "audiofork",
         word,
-        "The name of our Stasis application; two daemons at one Asterisk need different names.",
+        "The name of the daemon's Stasis application; two daemons that use one Asterisk need "
+        "different names.",
     )
     ca_file: str = _option(
         "",
         text,
-        "For https: a PEM file of the authorities that may sign its certificate; empty: the "
+        "For https: a PEM file of the authorities that may sign Asterisk's certificate; empty: the "
         "system's.",
     )
     ping_interval: float = _option(
         "10",
         number(1, 3600),
-        "Seconds between two checks of the connection; after two without an answer it is closed "
-        "and opened again.",
+        "Seconds between two checks of the connection; after two checks without an answer, the "
+        "daemon closes it and connects again.",
     )
 
 
@@ -168,83 +176,21 @@ class RelayConfig:
     workers: int = _option(
         "1",
         process_count,
-        "How many processes share the forks; auto: one for each core; 1: the daemon's own process "
-        "relays. The first listens at the port of [audiosocket] listen, the second at the next "
-        "one, and so on; Asterisk connects to as many ports from advertise on. With port 0 each "
-        "takes any free port.",
-    )
-
-
-@dataclass(frozen=True)
-class WebSocketConfig:
-    """The connections to WebSocket servers; names as in Asterisk's websocket_client.conf."""
-
-    connect_timeout: float = _option(
-        "5", number(0.1, 60), "Longest time in seconds for the connection and the handshake."
-    )
-    reconnect_interval: float = _option(
-        "5",
-        number(0.25, 600),
-        "Longest wait in seconds between two attempts to connect; option R of a fork.",
-    )
-    reconnect_attempts: int = _option(
-        "5",
-        whole(0, 1_000_000),
-        "Attempts in a row until a fork gives up, counted as if they were reconnect_interval "
-        "apart; 0: it never does; option r of a fork.",
-    )
-    backlog: float = _option(
-        "10",
-        number(0, 600),
-        "Seconds of audio that are kept for a server that is away or too slow.",
-    )
-    frame_ms: int = _option(
-        "20",
-        multiple_of_20,
-        "Milliseconds of audio in one message, a multiple of 20; option F of a fork.",
-    )
-    sample_rate: int = _option(
-        "8000",
-        sample_rate,
-        "Sample rate in Hz of the audio that is sent; 0: the channel's own; option L of a fork. "
-        "More than 8000 needs [ari].",
-    )
-    latency_budget: float = _option(
-        "0.2",
-        number(0.02, 10),
-        "Seconds of audio that may wait in the connection's buffers; what is more waits in the "
-        "backlog.",
-    )
-    playout_buffer: float = _option(
-        "60",
-        number(1, 600),
-        "Seconds of a server's audio that may wait to be played into the call (option k); what is "
-        "more is dropped and counted.",
-    )
-    ping_interval: float = _option(
-        "20",
-        number(1, 3600),
-        "Seconds between pings; a server that does not answer one is taken for gone.",
-    )
-    ca_list_file: str = _option(
-        "",
-        text,
-        "A PEM file of the authorities that may sign servers' certificates; empty: the system's.",
-    )
-    cert_file: str = _option("", text, "Our certificate (PEM), for servers that ask for one.")
-    priv_key_file: str = _option(
-        "", text, "The key of the certificate, if it is not in the same file."
+        "How many processes share the forks. auto: one per core; 1: the daemon's own process "
+        "relays. The first listens on the port of [audiosocket] listen, the second on the next "
+        "port, and so on; Asterisk connects to the same number of ports from that of advertise "
+        "on. With port 0 each process takes any free port.",
     )
 
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """The Unix socket by which the command line asks the daemon."""
+    """The Unix socket through which the command line talks to the daemon."""
 
     socket: str = _option(
         "/run/audiofork/control.sock",
         text,
-        "Its path; empty: none. Its owner and its group may use it.",
+        "The path of the socket; empty: none. Its owner and its group may use it.",
     )
 
 
@@ -255,12 +201,12 @@ class FrontConfig:
     listen: Address | None = _option(
         "",
         address_or_nothing,
-        "Where it listens, e.g. 127.0.0.1:5040; empty: off. Asterisk sees the daemon's address in "
-        "place of its clients', so permit and deny of manager.conf cannot tell them apart: keep it "
-        "on a private network.",
+        "Where the front listens, e.g. 127.0.0.1:5040; empty: off. Asterisk sees the daemon's "
+        "address instead of the clients', so permit and deny of manager.conf cannot tell clients "
+        "apart: keep the front on a private network.",
     )
     tls_cert_file: str = _option(
-        "", text, "Its certificate (PEM); if set, clients have to connect by TLS."
+        "", text, "The front's certificate (PEM); if set, clients must use TLS."
     )
     tls_key_file: str = _option(
         "", text, "The key of the certificate, if it is not in the same file."
@@ -274,8 +220,8 @@ class DaemonConfig:
     journal: str = _option(
         "/var/lib/audiofork/journal.sqlite3",
         text,
-        "The file that records running forks, so that the next start resumes those of a killed "
-        "daemon; empty: none. It holds whole URLs, so only its owner may read it.",
+        "The file that records running forks, so that the next start resumes the forks of a killed "
+        "daemon; empty: none. It contains whole URLs, so only its owner may read it.",
     )
     on_stop: str = _option(
         "end",
@@ -294,49 +240,56 @@ class LogConfig:
         "The least severe messages that are logged.",
     )
     format: str = _option(
-        "text", one_of("text", "json"), "text: one line an entry; json: one JSON object an entry."
+        "text", one_of("text", "json"), "text: one line per entry; json: one JSON object per entry."
     )
 
 
 @dataclass(frozen=True)
 class PostProcessConfig:
-    """A command that a fork may have run when it has ended: PostProcess: @NAME; without a shell."""
+    """A command to run when a fork has ended, for PostProcess: @NAME; it runs without a shell."""
 
     command: tuple[str, ...] = _option(
         "",
         program_and_arguments,
-        "The path of a program and its arguments, split as a shell does; may go on in indented "
-        "lines. In each argument ^{NAME}, a channel variable or function, is replaced by its "
-        "value. A value may hold any text but stays within its argument: do not use it in the text "
-        "of a program (sh -c, python -c, awk), and put -- before one that may begin with -.",
+        "The path of a program and its arguments, split as a shell does; indented lines continue "
+        "it. In each argument, ^{NAME} is replaced by the value of that channel variable or "
+        "function. A value may contain any text but stays within its argument: do not use it in "
+        "the text of a program (sh -c, python -c, awk), and put -- before a value that may begin "
+        "with -.",
         may_be_shown=False,  # an argument may be a token
     )
 
 
 @dataclass(frozen=True)
 class ProfileConfig:
-    """A server that a fork may name, WsServer: @NAME, so that no URL or secret is in a dialplan."""
+    """A server that a fork may name, WsServer: @NAME, to keep URL and secrets out of dialplans."""
 
     url: str = _option(
         "",
         text,
-        "Where the audio is sent, whatever [security] allow_urls has; may hold fields of the call, "
-        "e.g. wss://speech.example.org/live?call={uniqueid}.",
+        "Where the audio is sent, whatever [security] allow_urls says; may contain fields of the "
+        "call, e.g. wss://speech.example.org/live?call={uniqueid}.",
         may_be_shown=False,  # its query may be a secret
     )
     options: str = _option(
         "",
         text,
-        "The option string; a fork's own is added, and counts for letters of both.",
+        "The option string; a fork's own options are added, and win where both have a letter.",
     )
     token: str = _option(
-        "", text, "Sent as Authorization: Bearer; user:password as Basic.", may_be_shown=False
+        "",
+        text,
+        "Sent as Authorization: Bearer; a user:password is sent as Basic.",
+        may_be_shown=False,
     )
-    token_file: str = _option("", text, "A file that holds the token.")
+    token_file: str = _option("", text, "A file that contains the token.")
+    token_header: str = _option(
+        "", text, "The header that carries the token, if another: Authorization: Token {token}."
+    )
     headers: tuple[str, ...] = _option(
         "",
         lines,
-        "Headers of the handshake, NAME: VALUE, one in a line; further lines are indented.",
+        "Headers of the handshake, NAME: VALUE, one per line; indent all lines but the first.",
         may_be_shown=False,
     )
     params: str = _option(
@@ -348,12 +301,50 @@ class ProfileConfig:
     opening: str = _option(
         "",
         texts,
-        "A text that is sent at each opening; fields of the call, {caller_number}, are escaped as "
-        "in a string of JSON.",
+        "A text to send at each opening; fields of the call, such as {caller_number}, are escaped "
+        "for a JSON string.",
         may_be_shown=False,
     )
+    opening_answer: str = _option(
+        "",
+        text,
+        "A part of the server's answer to the opening, which audio waits for; empty: audio does "
+        "not wait.",
+    )
     closing: str = _option(
-        "", texts, "A text that is sent before the close, likewise.", may_be_shown=False
+        "",
+        texts,
+        "A text to send before the close, with the same fields; {messages} is the number of audio "
+        "messages on this connection.",
+        may_be_shown=False,
+    )
+    closing_wait: float = _option(
+        "5",
+        number(0, 25),
+        "Seconds that the server has after the closing text, to send its last results.",
+    )
+    closing_answer: str = _option(
+        "", text, "A part of the server's last text, if the server leaves the close to the daemon."
+    )
+    full_messages: bool = _option(
+        "no",
+        yes_or_no,
+        "Whether to fill up short audio messages, such as the last one, with silence.",
+    )
+    proxy: Proxy | None = _option(
+        "",
+        proxy_or_nothing,
+        "The proxy for this server, whatever [websocket] no_proxy says; none: no proxy; empty: as "
+        "[websocket] says.",
+        may_be_shown=False,
+    )
+    proxy_login: str = _option("", login, "The user:password for this proxy.", may_be_shown=False)
+    proxy_login_file: str = _option("", text, "A file that contains this user:password.")
+    status_callback: str = _option(
+        "",
+        web_page_or_nothing,
+        "Like [twilio] status_callback, for streams of this profile; empty: as [twilio] says.",
+        may_be_shown=False,
     )
     commands: tuple[str, ...] = _option(
         "",
@@ -367,7 +358,9 @@ class ProfileConfig:
         "transfer), context,exten,priority, with blanks between them.",
     )
     channels: tuple[str, ...] = _option(
-        "*", words, "The channels that may be forked to it; * stands for any text: PJSIP/trunk-*."
+        "*",
+        words,
+        "The channels that may be forked to this server; * stands for any text: PJSIP/trunk-*.",
     )
 
 
@@ -380,6 +373,7 @@ class Config:
     audiosocket: AudioSocketConfig = field(default_factory=AudioSocketConfig)
     relay: RelayConfig = field(default_factory=RelayConfig)
     websocket: WebSocketConfig = field(default_factory=WebSocketConfig)
+    twilio: TwilioConfig = field(default_factory=TwilioConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
     front: FrontConfig = field(default_factory=FrontConfig)
@@ -395,6 +389,7 @@ SECTIONS: dict[str, type[Any]] = {
     "audiosocket": AudioSocketConfig,
     "relay": RelayConfig,
     "websocket": WebSocketConfig,
+    "twilio": TwilioConfig,
     "security": SecurityConfig,
     "control": ControlConfig,
     "front": FrontConfig,
@@ -406,7 +401,7 @@ NAMED_SECTIONS: dict[str, type[Any]] = {
     "post_process": PostProcessConfig,
     "profile": ProfileConfig,
 }
-"""Those that there may be several of: `[post_process:NAME]`; `Config` has them by NAME."""
+"""Sections that may appear with several names: `[post_process:NAME]`; `Config` has them by NAME."""
 
 EXAMPLES = {
     "post_process": (
@@ -421,4 +416,4 @@ EXAMPLES = {
         },
     ),
 }
-"""What the sample shows of them."""
+"""For each named section, the name and the values that the sample shows."""

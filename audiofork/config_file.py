@@ -1,4 +1,4 @@
-"""The configuration's file: read, checked, and its sample made.
+"""Reads and checks the configuration file, and generates its sample.
 
 `etc/audiofork.ini` is generated from `config.py` (`make sample-config`).
 """
@@ -13,7 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from audiofork.config import EXAMPLES, NAMED_SECTIONS, SECTIONS, Config, ControlConfig
+from audiofork import profile_files
+from audiofork.config import (
+    EXAMPLES,
+    NAMED_SECTIONS,
+    SECTIONS,
+    Config,
+    ControlConfig,
+    ProfileConfig,
+)
 from audiofork.config_values import MAX_PORT, NotAChoice, text, word
 from audiofork.errors import ConfigError
 from audiofork.files import read_file
@@ -23,18 +31,22 @@ from audiofork.text import did_you_mean, printable, why
 _INTRO = """\
 ; audiofork.ini: the configuration of audiofork.
 ;
-; Every option stands here with its default. An environment variable AUDIOFORK_SECTION_OPTION
-; (AUDIOFORK_ASTERISK_SECRET, say) overrides the file, also in [post_process:NAME], where _ stands
-; for : and the like. An unknown section or option is an error, an environment variable that is
-; named so and is of no option, too. A section may stand twice, an option may not.
-; SIGHUP makes the daemon read the file again; a file with an error changes nothing. [asterisk],
-; [ari], [audiosocket], [relay], [control], [front] and [daemon] journal count from the next start,
-; but the secret of [asterisk] and the password of [ari], with their files, from the next login on.
+; This file lists every option with its default. An environment variable AUDIOFORK_SECTION_OPTION
+; (for example AUDIOFORK_ASTERISK_SECRET) overrides the file. This includes [post_process:NAME];
+; write _ for : and other such characters in its name. An unknown section or option is an error,
+; and so is an AUDIOFORK_ variable that matches no option. A section may appear twice, an option
+; may not. Files *.ini in profiles.d beside this file are read, too; they may contain only sections
+; [profile:NAME].
+;
+; SIGHUP makes the daemon read the file again; a file with an error changes nothing. Changes to
+; [asterisk], [ari], [audiosocket], [relay], [control], [front] and [daemon] journal take effect at
+; the next start, except that the secret of [asterisk] and the password of [ari], and their files,
+; take effect at the next login.
 """
 
 
-SECTIONS_WITH_SECRETS = ("asterisk", "ari", "profile")
-"""Those of which a secret may have a file of its own."""
+SECTIONS_WITH_SECRETS = ("asterisk", "ari", "websocket", "profile")
+"""The sections with secrets that may be in a file of their own."""
 
 
 # --- Reading -------------------------------------------------------------------------------------
@@ -53,19 +65,22 @@ def load(
     Args:
         path: An ini file; `;` and `#` begin comments.
         environment: AUDIOFORK_SECTION_OPTION in it overrides the file.
-        secrets_of: The sections whose secrets are read where they have a file of their own.
+        secrets_of: The sections whose secrets are read from their own files, if they have such. The
+            files of profiles.d, which may contain secrets, are read only if profile is among them.
 
     Raises:
-        ConfigError: The file cannot be read or holds something that is not known or not allowed.
+        ConfigError: A file cannot be read, or contains something unknown or not allowed.
     """
-    return parse(_content(path), environment, source=str(path), secrets_of=secrets_of)
+    further = profile_files.read_all(path, _content) if "profile" in secrets_of else []
+    given = _Given(Ini(_content(path), str(path)), environment, further)
+    return _parsed(given, secrets_of)
 
 
 def load_control(path: Path, environment: Mapping[str, str] = os.environ) -> ControlConfig:
     """Read [control] of a configuration file, and nothing else: no secret, no other section.
 
     Raises:
-        ConfigError: The file cannot be read, is no ini file, or that section cannot be used.
+        ConfigError: The file cannot be read, is not an ini file, or that section cannot be used.
     """
     given = _Given(Ini(_content(path), str(path)), environment)
     if given.ini.has_section("control"):
@@ -74,12 +89,12 @@ def load_control(path: Path, environment: Mapping[str, str] = os.environ) -> Con
 
 
 def with_place(text: str, path: Path, environment: Mapping[str, str] = os.environ) -> str:
-    """Return the text of an error that begins `[section] option`, with its place before that.
+    """Return the text of an error that begins with `[section] option`, preceded by its place.
 
-    For errors of files and addresses that options name, which are used long after they were read.
+    For errors of files and addresses that options name: those are used long after the file is read.
 
     Args:
-        text: One that begins otherwise comes back as it is.
+        text: A text that begins otherwise is returned unchanged.
         path: The configuration file.
         environment: As for `load`.
     """
@@ -87,8 +102,9 @@ def with_place(text: str, path: Path, environment: Mapping[str, str] = os.enviro
     if named is None:
         return text
     try:
-        given = _Given(Ini(_content(path), str(path)), environment)
-    except ConfigError:  # it is another one by now
+        further = profile_files.read_all(path, _content)
+        given = _Given(Ini(_content(path), str(path)), environment, further)
+    except ConfigError:  # a file was changed meanwhile
         return f"{path}: {text}"
     return f"{given.place(named[1], named[2])}: {text}"
 
@@ -112,52 +128,66 @@ def parse(
     secrets_of: Sequence[str] = SECTIONS_WITH_SECRETS,
 ) -> Config:
     """Parse the text of a configuration file; see `load`."""
-    given = _Given(Ini(content, source), environment)
-    _refuse_unknown(given.ini)
+    return _parsed(_Given(Ini(content, source), environment), secrets_of)
+
+
+def _parsed(given: _Given, secrets_of: Sequence[str]) -> Config:
+    profile_files.refuse_doubles(given.inis)
+    for ini in given.inis:
+        _refuse_unknown(ini)
     sections: dict[str, Any] = {
         name: _read_section(name, section_type, given) for name, section_type in SECTIONS.items()
     }
     for kind in NAMED_SECTIONS:
         sections[kind] = {}
-    for kind, name in _named(given.ini):
+    for kind, name in (one for ini in given.inis for one in _named(ini)):
         sections[kind][name] = _read_section(f"{kind}:{name}", NAMED_SECTIONS[kind], given)
     config = Config(**sections)
     _check_commands(config, given)
     _check_ports(config, given)
     _check_tap(config, given)
+    _check_logins(config, given)
     return _with_secrets(config, given, secrets_of)
 
 
 class _Given:
-    """What is given: the file, and the environment that goes before it."""
+    """The given values: of the file and the files of profiles; the environment overrides both."""
 
-    def __init__(self, ini: Ini, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, ini: Ini, environment: Mapping[str, str], further: Sequence[Ini] = ()
+    ) -> None:
         self.ini = ini
+        self.inis = [ini, *further]
         self._environment = environment
+
+    def _ini_of(self, section: str) -> Ini:
+        return next((ini for ini in self.inis if ini.has_section(section)), self.ini)
 
     def text(self, section: str, option: str) -> str | None:
         """Return the text of an option; None if it has its default."""
         variable = variable_of(section, option)
         if variable in self._environment:
             return self._environment[variable]
-        return self.ini.get(section, option, fallback=None)
+        return self._ini_of(section).get(section, option, fallback=None)
 
     def place(self, section: str, option: str = "") -> str:
-        """Return where it stands: the variable, FILE:LINE, or FILE if it has its default."""
+        """Return the place of a value: the variable, FILE:LINE, or FILE if it has its default."""
         variable = variable_of(section, option)
-        return variable if variable in self._environment else self.ini.place(section, option)
+        if variable in self._environment:
+            return variable
+        return self._ini_of(section).place(section, option)
 
 
 def variable_of(section: str, option: str) -> str:
-    """Return the environment variable that goes before an option of the file."""
+    """Return the environment variable that overrides an option of the file."""
     return re.sub(r"\W", "_", f"{_PREFIX}{section}_{option}".upper())
 
 
 def refuse_unknown_variables(config: Config, environment: Mapping[str, str] = os.environ) -> None:
-    """Refuse an environment variable that is named like those of options, but is of none.
+    """Refuse an environment variable that looks like that of an option, but matches none.
 
     Raises:
-        ConfigError: There is one; the text names it and the nearest that there is.
+        ConfigError: There is such a variable; the text names it and the nearest known one.
     """
     named = [
         (f"{kind}:{name}", section_type)
@@ -174,12 +204,12 @@ def refuse_unknown_variables(config: Config, environment: Mapping[str, str] = os
             rests = [variable.removeprefix(_PREFIX) for variable in sorted(known)]
             hint = did_you_mean(name[len(_PREFIX) :], rests, f"{_PREFIX}{{}}")
             raise ConfigError(
-                f"the environment variable {printable(name, '?')} is of no option{hint}"
+                f"the environment variable {printable(name, '?')} matches no option{hint}"
             )
 
 
 _PREFIX = "AUDIOFORK_"
-# Those of the tests, of `make demo` and of packages that are tried.
+# Variables of the tests, of `make demo` and of package tests.
 _OTHERS = re.compile(r"AUDIOFORK_(TESTBED_\w+|DEBIAN_MIRROR|PACKAGE(_\w+)?)")
 
 
@@ -202,7 +232,7 @@ def _refuse_unknown_options(section: str, ini: Ini) -> None:
 
 
 def _of_another_section(option: str) -> str:
-    """Return a hint to the section that has an option, if it is one alone."""
+    """Return a hint to the section that has an option, if exactly one has it."""
     having = [
         name
         for name, section_type in SECTIONS.items()
@@ -212,7 +242,7 @@ def _of_another_section(option: str) -> str:
 
 
 def _type_of(section: str) -> type[Any]:
-    """Return the type of a section; raise ValueError if there is none of its name."""
+    """Return the type of a section; raise ValueError if the name is unknown."""
     if section in SECTIONS:
         return SECTIONS[section]
     kind, colon, name = section.partition(":")
@@ -241,7 +271,7 @@ def _read_section(name: str, section_type: type[_Section], given: _Given) -> _Se
         try:
             values[option.name] = option.metadata["parse"](value.strip())
         except ValueError as exc:
-            # What stands before an @ may be a password.
+            # The text before an @ may be a password.
             shown = repr(value) if option.repr and "@" not in value else "the value"
             hint = exc.hint if isinstance(exc, NotAChoice) else ""
             raise ConfigError(
@@ -252,7 +282,7 @@ def _read_section(name: str, section_type: type[_Section], given: _Given) -> _Se
 
 
 def _check_ports(config: Config, given: _Given) -> None:
-    """Refuse an address that has no room for all workers after it."""
+    """Refuse an address whose port leaves too few ports for all workers."""
     workers = config.relay.workers
     for name in ("listen", "advertise"):
         address = getattr(config.audiosocket, name)
@@ -264,7 +294,7 @@ def _check_ports(config: Config, given: _Given) -> None:
 
 
 def _check_commands(config: Config, given: _Given) -> None:
-    """Refuse a section of a command that has none."""
+    """Refuse a post-process section without a command."""
     for name, section in config.post_process.items():
         if not section.command:
             header = f"post_process:{name}"
@@ -272,7 +302,7 @@ def _check_commands(config: Config, given: _Given) -> None:
 
 
 def _check_tap(config: Config, given: _Given) -> None:
-    """Refuse a tap that there is no link for."""
+    """Refuse a tap that needs a connection that is not configured."""
     if config.asterisk.tap == "snoop" and not config.ari.url:
         raise ConfigError(
             f"{given.place('asterisk', 'tap')}: [asterisk] tap: snoop needs [ari] url "
@@ -280,18 +310,36 @@ def _check_tap(config: Config, given: _Given) -> None:
         )
 
 
+def _check_logins(config: Config, given: _Given) -> None:
+    """Refuse a login for a proxy that is not configured."""
+    sections: dict[str, Any] = {f"profile:{name}": one for name, one in config.profile.items()}
+    for header, section in {"websocket": config.websocket, **sections}.items():
+        for option in ("proxy_login", "proxy_login_file"):
+            if getattr(section, option) and not section.proxy:
+                place = given.place(header, option)
+                raise ConfigError(f"{place}: [{header}] {option}: [{header}] names no proxy")
+
+
 def _with_secrets(config: Config, given: _Given, sections: Sequence[str]) -> Config:
-    """Read each secret of these sections that has a file of its own from there."""
+    """Read the secrets of these sections from their own files, where they have such."""
     read = {name: getattr(config, name) for name in sections}
-    for section, option in (("asterisk", "secret"), ("ari", "password")):
+    for section, option in _SECRETS:
         if section in read:
             read[section] = _with_secret(read[section], section, option, given)
     if "profile" in read:
         read["profile"] = {
-            name: _with_secret(profile, f"profile:{name}", "token", given)
-            for name, profile in config.profile.items()
+            name: _of_profile(profile, name, given) for name, profile in config.profile.items()
         }
     return dataclasses.replace(config, **read)
+
+
+_SECRETS = (("asterisk", "secret"), ("ari", "password"), ("websocket", "proxy_login"))
+
+
+def _of_profile(profile: ProfileConfig, name: str, given: _Given) -> ProfileConfig:
+    for option in ("token", "proxy_login"):
+        profile = _with_secret(profile, f"profile:{name}", option, given)
+    return profile
 
 
 def _with_secret(values: _Section, section: str, option: str, given: _Given) -> _Section:
@@ -299,8 +347,12 @@ def _with_secret(values: _Section, section: str, option: str, given: _Given) -> 
     path = os.path.expandvars(getattr(values, f"{option}_file"))
     if not path:
         return values
-    place = given.place(section, f"{option}_file")
-    secret = _secret(Path(path), f"{place}: [{section}] {option}_file")
+    where = f"{given.place(section, f'{option}_file')}: [{section}] {option}_file"
+    parse = values.__dataclass_fields__[option].metadata["parse"]  # type: ignore[attr-defined]
+    try:
+        secret = parse(_secret(Path(path), where))
+    except ValueError as exc:
+        raise ConfigError(f"{where}: expected {exc} in {path}") from None
     return dataclasses.replace(values, **{option: secret})  # type: ignore[type-var]
 
 

@@ -22,16 +22,16 @@ class SecurityConfig:
     allow_urls: tuple[str, ...] = _option(
         "*://127.0.0.1 *://[::1] *://localhost",
         url_patterns,
-        "Where audio may be sent: scheme://host[:port][/path], * stands for any text; without a "
-        "port or a path, any. The default is this machine alone. Name your servers, e.g. "
-        "wss://*.example.org or ws://192.0.2.7:8080/: whoever may start a fork can send any call "
-        "there.",
+        "Where audio may be sent: scheme://host[:port][/path]; * stands for any text; a port or a "
+        "path that is left out may be any. The default is this machine only. Name your servers, "
+        "e.g. wss://*.example.org or ws://192.0.2.7:8080/: whoever may start a fork can send any "
+        "call there.",
     )
     allow_private: bool = _option(
         "yes",
         yes_or_no,
         "Whether audio may be sent to loopback, private and other addresses that are not public; "
-        "no: each name is resolved once, and only public addresses are connected to.",
+        "no: each name is resolved once, and the daemon connects only to public addresses.",
     )
     allow_speak: tuple[str, ...] = _option(
         "",
@@ -49,18 +49,18 @@ class SecurityConfig:
         "of the profile's transfer_to. Profiles may allow more.",
     )
     allow_insecure_tls: bool = _option(
-        "no", yes_or_no, "Whether forks may leave certificates unchecked: option T(insecure)."
+        "no", yes_or_no, "Whether forks may skip the check of certificates: option T(insecure)."
     )
     tls_dir: str = _option(
         "/etc/audiofork/tls",
         folder_or_nothing,
-        "The folder with the files that option T of a fork may name; empty: none.",
+        "The folder of the files that option T of a fork may name; empty: none.",
     )
     allow_post_process: bool = _option(
         "no",
         yes_or_no,
-        "Whether whoever starts a fork may choose a shell command that runs when it has ended. The "
-        "commands of [post_process:NAME] are always allowed.",
+        "Whether whoever starts a fork may choose a shell command to run when the fork has ended. "
+        "The commands of [post_process:NAME] are always allowed.",
     )
     max_forks: int = _option("1000", whole(1, 100_000), "How many forks may run at once.")
     max_forks_per_channel: int = _option(
@@ -69,6 +69,6 @@ class SecurityConfig:
     max_starts: int = _option(
         "100",
         whole(1, 10_000),
-        "How many forks may start in a second, and in one burst. More wait, up to 5 s, and those "
-        "who ask take turns.",
+        "How many forks may start in one second, and in one burst. Further requests wait up to "
+        "5 s, and their requesters take turns.",
     )

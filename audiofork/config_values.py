@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from audiofork.addresses import IPNetwork, network_of
 from audiofork.audiosocket import SAMPLE_RATES as RATES_BY_KIND
@@ -42,10 +42,10 @@ def option(
     """Declare one option.
 
     Args:
-        default: As it would stand in the file.
+        default: The default, as written in the file.
         parse: Turns the text of the file into a value, or raises ValueError.
-        doc: What the sample says of it.
-        may_be_shown: False keeps its value, a secret say, out of errors and of `repr`.
+        doc: What the sample says about the option.
+        may_be_shown: False keeps its value (a secret, for example) out of errors and `repr`.
     """
     metadata = {"default": default, "parse": parse, "doc": doc}
     return field(default=parse(default), repr=may_be_shown, metadata=metadata)
@@ -80,6 +80,38 @@ class Place:
 
 # What a server may be allowed to ask for.
 SERVER_COMMANDS = ("audio", "clear", "mark", "pause", "hangup", "dtmf", "transfer")
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A proxy that servers are connected to through.
+
+    Attributes:
+        scheme: http, https or socks5; empty: there is none, servers are connected to directly.
+        host: A name or a number, without brackets.
+        port: Its TCP port.
+        login: user:password, decoded; empty: it wants none.
+    """
+
+    scheme: str = ""
+    host: str = ""
+    port: int = 0
+    login: str = field(default="", repr=False)
+
+    def __bool__(self) -> bool:
+        return bool(self.scheme)
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{Address(self.host, self.port)}" if self else NO_PROXY
+
+    def with_login(self, login: str) -> Proxy:
+        """Return the proxy with another login; with its own if that is empty."""
+        return replace(self, login=login) if self and login else self
+
+
+NO_PROXY = "none"
+_PROXY = re.compile(r"(https?|socks5)://(?:([^:@/?#]+):([^@/?#]*)@)?([^@/?#]+)/?")
+MAX_LOGIN_BYTES = 255  # of the user and of the password; the limit of SOCKS5 (RFC 1929, 2)
 
 
 # Among the URLs that are allowed: the profiles, which always are.
@@ -176,6 +208,53 @@ def address(value: str) -> Address:
 
 def address_or_nothing(value: str) -> Address | None:
     return address(value) if value else None
+
+
+def proxy(value: str) -> Proxy:
+    """Return the proxy of a URL; that of `none` or of an empty text stands for no proxy."""
+    if value in ("", NO_PROXY):
+        return Proxy()
+    found = _PROXY.fullmatch(value)
+    if found is None:
+        raise ValueError(
+            "http://, https:// or socks5://, then host:port, perhaps with user:password@ before "
+            "it; or none"
+        )
+    scheme, user, password, authority = found.groups()
+    where = address(authority)
+    if not where.port:
+        raise ValueError("host:port with a port from 1 to 65535")
+    given = f"{unquote(user)}:{unquote(password)}" if user is not None else ""
+    if user is not None and ":" in unquote(user):
+        raise ValueError("a user without a colon")
+    return Proxy(scheme, where.host, where.port, login(given))
+
+
+def proxy_or_nothing(value: str) -> Proxy | None:
+    return proxy(value) if value else None
+
+
+def login(value: str) -> str:
+    """Return user:password, or nothing."""
+    user, colon, password = text(value).partition(":")
+    sizes = [len(part.encode()) for part in (user, password)]
+    if value and (not colon or not user or max(sizes) > MAX_LOGIN_BYTES):
+        raise ValueError(f"user:password, each of {MAX_LOGIN_BYTES} bytes at most")
+    return value
+
+
+def hosts(value: str) -> tuple[str, ...]:
+    """Return names, which may have a * for any text, addresses and networks."""
+    found = tuple(value.replace(",", " ").split())
+    for one in found:
+        if not re.fullmatch(r"[\w*-][\w.*-]*", one):
+            try:
+                network_of(one.strip("[]"))
+            except ValueError:
+                raise ValueError(
+                    "names of hosts (*.example.org), addresses, and networks like 192.0.2.0/24"
+                ) from None
+    return tuple(one.strip("[]").lower() for one in found)
 
 
 def networks(value: str) -> tuple[IPNetwork, ...]:
@@ -278,6 +357,22 @@ def http_url(value: str) -> str:
     if not is_web or not host or not re.fullmatch(r"[!-~]+", value) or set(value) & set("@?#\\"):
         raise ValueError(expected)
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+
+
+def web_page_or_nothing(value: str) -> str:
+    """Return a URL that is asked for as it is; its query may be a secret."""
+    if not value:
+        return ""
+    before, question_mark, query = value.partition("?")
+    try:
+        http_url(before)
+    except ValueError:
+        is_page = False
+    else:
+        is_page = re.fullmatch(r"[!-~]*", query) is not None and "#" not in query
+    if not is_page:
+        raise ValueError("http://host[:port][/path][?query] or https://, without user and fragment")
+    return value
 
 
 def http_url_or_nothing(value: str) -> str:

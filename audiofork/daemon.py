@@ -26,6 +26,7 @@ from audiofork.doors.ami_front import Front
 from audiofork.doors.check_answers import CheckAnswers
 from audiofork.doors.check_process import CheckProcess
 from audiofork.doors.control_socket import ControlSocket
+from audiofork.doors.twilio_callback import TwilioCallback
 from audiofork.doors.user_event import UserEvents
 from audiofork.errors import AmiError, CannotListen, ConfigError
 from audiofork.forks.attack_log import AttackLog
@@ -37,7 +38,7 @@ from audiofork.forks.profiles import Profiles
 from audiofork.forks.registry import Forks
 from audiofork.forks.urls import hosts_at_will
 from audiofork.link.inline import InlineRelay, check_files
-from audiofork.link.messages import CheckLeg, Report, SendReport
+from audiofork.link.messages import CheckLeg, Format, Report, SendReport
 from audiofork.link.processes import RelayProcesses
 from audiofork.link.relay import Relay
 from audiofork.system import feed_watchdog, lift_file_limit, notify
@@ -59,7 +60,7 @@ class Daemon:
     Owned by the command `run`; `run()` returns after a SIGTERM or SIGINT.
 
     Attributes:
-        ready: Set when the AudioSocket server listens and the connect to Asterisk has begun.
+        ready: Set when the AudioSocket server listens and the first connect to Asterisk has begun.
         forks: The registry.
         counters: Counts what happens to forks.
         relay: What relays the audio.
@@ -72,7 +73,7 @@ class Daemon:
         self._run_id = str(uuid.uuid4())
         self.counters = Counters()
         self._commands = Commands(config.post_process)
-        self._profiles = Profiles(config.profile)
+        self._profiles = Profiles(config.profile, Format(config.websocket.format))
         self.ready = asyncio.Event()
         self.relay = _relay_of(config, self._on_report)
         self._journal = Journal(Path(config.daemon.journal) if config.daemon.journal else None)
@@ -138,6 +139,8 @@ class Daemon:
         events = Events()
         ami_events = AmiEvents(self.ami, tells_keys=self._config.asterisk.dtmf_events)
         events.subscribe(ami_events.on_event)
+        self._twilio_callback = TwilioCallback(self._config)
+        events.subscribe(self._twilio_callback.on_event)
         events.subscribe(self.counters.on_event)
         events.subscribe(AttackLog().on_event)
         self.forks = Forks(
@@ -226,9 +229,11 @@ class Daemon:
                 await self.forks.shut_down(keep=self._keep)
                 await self._user_events.finish()
                 await self.ami.log_off()
+                await self._twilio_callback.finish()
         await self.relay.close()
         await self._user_events.close()
         await self.forks.close()
+        await self._twilio_callback.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -238,7 +243,7 @@ class Daemon:
         log.info("stopped")
 
     def _keep_this_time(self) -> None:
-        """Keep the running forks at the stop that follows: a package is being upgraded, say."""
+        """Keep the running forks at the next stop, for example while a package is upgraded."""
         self._keep = True
         log.info("SIGUSR1: forks that run at the next stop will be resumed by the next start")
 
@@ -256,7 +261,9 @@ class Daemon:
         self.forks.set_playout_buffer(new.websocket.playout_buffer)
         self._commands.configure(new.post_process)
         self._profiles.configure(new.profile)
+        self._profiles.default_format = Format(new.websocket.format)
         self._keep = new.daemon.on_stop == "keep"
+        self._twilio_callback.configure(new)
         self._taps.sample_rate = new.websocket.sample_rate
         self.ami.take_secret(new.asterisk.secret)
         self.ami.retry_now()
@@ -265,11 +272,11 @@ class Daemon:
             self._ari.retry_now()
         logs.set_up(new.log)
         what = " and ".join(self._changed_for_the_next_start(new))
-        log.info("reloaded%s", f"; {what} will count from the next start" if what else "")
+        log.info("reloaded%s", f"; changes to {what} take effect at the next start" if what else "")
         _say_what_is_open(new)
 
     def _changed_for_the_next_start(self, new: Config) -> list[str]:
-        """Return which sections and options differ from this run's, and need a restart."""
+        """Return the sections and options that have changed and need a restart."""
         old, new = _without_secrets(self._config), _without_secrets(new)
         changed = [f"[{name}]" for name in _FIXED if getattr(new, name) != getattr(old, name)]
         if new.daemon.journal != old.daemon.journal:
@@ -290,8 +297,8 @@ def _say_what_is_open(config: Config) -> None:
     """Log a warning if a configuration lets forks go to any host."""
     if hosts_at_will(config.security.allow_urls):
         log.warning(
-            "[security] allow_urls names no host: whoever may start a fork, each AMI user with "
-            "write = user say, can send the audio of any call anywhere"
+            "[security] allow_urls names no host: whoever may start a fork, such as each AMI user "
+            "with write = user, can send the audio of any call anywhere"
         )
 
 

@@ -1,7 +1,7 @@
 """The exceptions of the package; each says whose fault it is.
 
 AudioForkError
-+-- ConfigError                   the administrator's: file, line, what is wrong
++-- ConfigError                   the administrator's: the text says file, line and fault
 +-- RequestRefused                the requester's: the text is the answer to give
 |   +-- NoSuchChannel
 +-- AudioSocketProtocolError      the peer of an AudioSocket connection
@@ -24,14 +24,15 @@ AudioForkError
 |   +-- SinkLost                  was open and is gone; worth another try
 |   +-- SinkRefused               the server has said no, or that it is done
 |   |   +-- SinkClosed            it is done: it has closed normally
++-- PostFailed                    a web server that is told of forks, or the way to it
 +-- CannotListen                  the program that uses the address
 +-- ReceiverError                 the user of the receiver: it cannot start
-+-- SetupError                    the administrator's: this machine cannot be set up so
++-- SetupError                    the administrator's: this machine cannot be set up
 +-- DaemonUnreachable             the daemon is not there, or we may not ask it
-+-- DaemonRuns                    the daemon is there where none may be
-+-- DaemonBusy                    the daemon does for somebody else what it does once at a time
-+-- DaemonFault                   ours: a bug, told by the daemon
-+-- StartFailed                   a fork that was granted and does not stream
++-- DaemonRuns                    a daemon runs where none may run
++-- DaemonBusy                    the daemon does this one at a time, now for another client
++-- DaemonFault                   ours: a bug, reported by the daemon
++-- StartFailed                   a fork was granted and does not stream
 +-- InvalidTransition             ours: a bug
 """
 
@@ -53,7 +54,7 @@ class RequestRefused(AudioForkError):
 
 
 class NoSuchChannel(RequestRefused):
-    """The request names a channel that Asterisk does not have, or has no more."""
+    """The request names a channel that Asterisk does not have, or no longer has."""
 
     def __init__(self) -> None:
         super().__init__("No such channel")
@@ -179,6 +180,18 @@ class SinkClosed(SinkRefused):
     """The server has closed the connection normally: it is done."""
 
 
+class PostFailed(AudioForkError):
+    """A web server did not take a post.
+
+    Attributes:
+        retryable: Whether another attempt may succeed.
+    """
+
+    def __init__(self, why: str, *, retryable: bool = True) -> None:
+        super().__init__(why)
+        self.retryable = retryable
+
+
 class CannotListen(AudioForkError):
     """The daemon cannot listen where it should; the text names the option and why."""
 
@@ -199,11 +212,11 @@ class DaemonUnreachable(AudioForkError):
 
 
 class DaemonRuns(AudioForkError):
-    """There is a daemon where none may be; the text says why."""
+    """A daemon runs where none may run; the text says why."""
 
 
 class DaemonBusy(AudioForkError):
-    """The daemon does one of these at a time; the text says what to do."""
+    """The daemon handles one such request at a time; the text says what to do."""
 
 
 class DaemonFault(AudioForkError):

@@ -20,7 +20,7 @@ class NamedFile:
 
     Attributes:
         path: Its path; if there is a folder, it may also be relative to that.
-        folder: The folder that the file has to lie below; None: it may lie anywhere.
+        folder: The folder that must contain the file; None: it may be anywhere.
     """
 
     path: str
@@ -47,7 +47,7 @@ def read_below(folder: str, path: str) -> bytes:
     """Return the content of a file as `read_file` does, if it lies below a folder.
 
     Symbolic links are followed if they stay within the folder. The error for a path outside is
-    always the same, so that it does not tell whether there is a file.
+    always the same, so that it does not reveal whether the file exists.
 
     Args:
         folder: The folder; empty: no file may be read.
@@ -64,7 +64,8 @@ def read_below(folder: str, path: str) -> bytes:
         raise OSError(errno.EACCES, outside_of(folder), path) from None
     descriptor = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     for part in real.parts:
-        # A link that was put there after `realpath` is not followed: opened so, it is no file.
+        # A link that was created after `realpath` is not followed: opened like this, it is not
+        # a regular file.
         descriptor = _step(descriptor, part, path)
     return _content(descriptor, path, MAX_FILE_BYTES)
 

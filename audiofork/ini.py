@@ -1,4 +1,4 @@
-"""An ini file, read with the lines in which its sections and options stand."""
+"""An ini file, with the line numbers of its sections and options."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from audiofork.errors import ConfigError
 class Ini(configparser.RawConfigParser):
     """The text of an ini file; `;` and `#` begin comments.
 
-    A section may stand several times, its parts are taken together. An option may not.
+    A section may appear several times, and its parts are merged. An option may not.
 
     Raises:
-        ConfigError: The text is none, or an option stands twice. It names the line, and quotes
-            nothing of it, which may be a secret.
+        ConfigError: The text is not an ini file, or an option appears twice. The error names the
+            line, but does not quote it, because it may contain a secret.
     """
 
     def __init__(self, content: str, source: str) -> None:
@@ -49,7 +49,7 @@ class Ini(configparser.RawConfigParser):
         self._note("")
 
     def optionxform(self, optionstr: str) -> str:
-        """Return the name of an option in lower case; while the file is read, note its line."""
+        """Return the name of an option in lower case; while reading the file, record its line."""
         name = optionstr.lower()
         if self._line:
             self._note(name)
@@ -67,18 +67,18 @@ class Ini(configparser.RawConfigParser):
                 )
 
     def place(self, section: str, option: str = "") -> str:
-        """Return FILE:LINE of an option, or of a section's first header; FILE if it is not there.
+        """Return FILE:LINE of an option, or of a section's first header; FILE if it is missing.
 
         Args:
             section: Its name.
-            option: Its name in lower case; empty: the header is meant.
+            option: Its name in lower case; empty for the header.
         """
         lines = self._lines.get((section, option))
         return f"{self.source}:{lines[0]}" if lines else self.source
 
 
 class _Headers:
-    """The pattern of section headers, which tells of each header that it finds."""
+    """The pattern of section headers; reports each header that it finds."""
 
     def __init__(self, pattern: re.Pattern[str], found: Callable[[str], None]) -> None:
         self._pattern = pattern
@@ -92,7 +92,7 @@ class _Headers:
 
 
 def _what_is_wrong(exc: configparser.ParsingError) -> str:
-    """Return the line and the fault, but nothing of the line's text."""
+    """Return the line number and the fault, but nothing of the line's text."""
     if isinstance(exc, configparser.MissingSectionHeaderError):
         return f"{exc.lineno}: expected a [section] before the first option"
     return f"{exc.errors[0][0]}: expected option = value or [section]"

@@ -25,7 +25,7 @@ class ForkLog(logging.LoggerAdapter[logging.Logger]):
     def process(
         self, msg: Any, kwargs: MutableMapping[str, Any]
     ) -> tuple[Any, MutableMapping[str, Any]]:
-        """Keep the `fields` of a record besides; the JSON format has them."""
+        """Keep the `fields` of a record; the JSON format writes them."""
         return msg, {**kwargs, "extra": {**(self.extra or {}), **kwargs.get("extra", {})}}
 
 
@@ -120,9 +120,9 @@ _PROFILE = re.compile(r"@[\w.-]+", re.ASCII)
 
 
 def without_query(url: str) -> str:
-    """Return a URL without what may be secret in a log: its query, and all before an @.
+    """Return a URL without the parts that may be secret: its query, and all before an @.
 
-    The name of a profile, @NAME, comes back as it is.
+    The name of a profile, @NAME, is returned unchanged.
     """
     if _PROFILE.fullmatch(url):
         return url
@@ -136,9 +136,9 @@ def without_query(url: str) -> str:
 
 
 def without_credentials(url: str) -> str:
-    """Return a text that was refused as a URL without what may be a password.
+    """Return a text that was refused as a URL, without what may be a password.
 
-    If it has an @, a password may stand anywhere before that: then only the scheme is left.
+    If it contains an @, a password may be anywhere before it: then only the scheme is left.
     """
     if "@" not in url or _PROFILE.fullmatch(url):
         return url
@@ -147,7 +147,7 @@ def without_credentials(url: str) -> str:
 
 
 class _TextFormatter(logging.Formatter):
-    """Formats a record as a line, of a fork behind `fork 3f2a91c0 PJSIP/100-0000002a: `.
+    """Formats a record as a line; lines of a fork begin with `fork 3f2a91c0 PJSIP/100-0000002a: `.
 
     Control characters are replaced, so that no text begins a new line or controls a terminal.
     """

@@ -1,6 +1,6 @@
 """The files that come with the package: Asterisk's users and dialplan, the units, the sample.
 
-In a checkout they lie beside the package; an installed package has them in `share/audiofork` of the
+In a checkout they are beside the package. An installed package has them in `share/audiofork` of the
 prefix that it was installed into ([options.data_files] of setup.cfg).
 """
 
@@ -22,7 +22,7 @@ def find(name: str) -> Path:
     """Return the path of a shipped file.
 
     Args:
-        name: As in the source tree, `etc/asterisk/manager_audiofork.conf` say.
+        name: As in the source tree, for example `etc/asterisk/manager_audiofork.conf`.
 
     Raises:
         FileNotFoundError: The installation lacks it; the text names where it was looked for.
@@ -41,7 +41,7 @@ def text(name: str) -> str:
 
 
 def _folders() -> list[Path]:
-    """Return where the files may lie, the folder of a checkout first."""
+    """Return the folders that may contain the files, the folder of a checkout first."""
     checkout = [_PACKAGE.parent] if (_PACKAGE.parent / "setup.cfg").is_file() else []
     # Third: `pip install --target FOLDER` puts the package and `share` side by side.
     prefixes = [sysconfig.get_path("data"), sysconfig.get_path("data", _user_scheme())]

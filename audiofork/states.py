@@ -13,11 +13,11 @@ Event = TypeVar("Event", bound=enum.Enum)
 
 
 class StateTable(Generic[State, Event]):
-    """All transitions that there are; a pair that is not in the table is a bug.
+    """All possible transitions; a pair of state and event that is not in the table is a bug.
 
     Args:
-        transitions: The state that follows, by state and event.
-        first: The state in which all begins; `last` in which it ends.
+        transitions: The next state, by state and event.
+        first: The initial state; `last`: the final one.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class StateTable(Generic[State, Event]):
         self._last = last
 
     def next_state(self, state: State, event: Event) -> State:
-        """Return the state that follows.
+        """Return the next state.
 
         Raises:
             InvalidTransition: The table does not have the pair.

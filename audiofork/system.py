@@ -16,18 +16,18 @@ from audiofork.text import why
 
 log = logging.getLogger(__name__)
 
-# Two legs at most, the connection to the server, and a descriptor for the kernel's counts of what
-# has arrived there.
+# At most two legs, the connection to the server, and a descriptor with which the kernel is asked
+# how much has arrived there.
 FILES_PER_FORK = 4
-# For all else: clients of the control socket and of the AMI front, strangers at the AudioSocket
-# port, the log, libraries.
+# For everything else: clients of the control socket and of the AMI front, strangers at the
+# AudioSocket port, the log, libraries.
 FURTHER_FILES = 1400
-# Prefixes of the environment variables by which systemd talks with the daemon alone.
+# Prefixes of the environment variables through which systemd talks to the daemon only.
 _OF_SYSTEMD = ("NOTIFY_", "WATCHDOG_")
 
 
 def lift_file_limit() -> None:
-    """Raise the limit on open files to the hard limit: each fork takes FILES_PER_FORK."""
+    """Raise the limit on open files to the hard limit: each fork needs FILES_PER_FORK."""
     with contextlib.suppress(ValueError, OSError):  # a hardened service may not even read it
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -47,7 +47,7 @@ def warn_of_low_file_limit(max_forks: int) -> None:
     limit, needed = file_limit(), FILES_PER_FORK * max_forks + FURTHER_FILES
     if limit is not None and limit < needed:
         log.warning(
-            "this process may have %d files open, but [security] max_forks = %d takes %d; "
+            "this process may open %d files, but [security] max_forks = %d needs %d; "
             "set LimitNOFILE=%d, or lower max_forks",
             *(limit, max_forks, needed, needed),
         )
@@ -70,12 +70,12 @@ def openable(most: int) -> int:
 
 
 def child_environment(*withheld: str) -> dict[str, str]:
-    """Return the environment for a further process of this package.
+    """Return the environment for another process of this package.
 
-    It imports the package from where this process did, whatever the current folder is.
+    That process imports the package from the same place as this one, whatever the current folder.
 
     Args:
-        withheld: Prefixes of variables that it must not get, besides those for the daemon alone.
+        withheld: Prefixes of variables that it must not get, besides those for the daemon only.
     """
     not_inherited = (*_OF_SYSTEMD, *withheld)
     environment = {
@@ -98,7 +98,7 @@ def notify(state: str) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify_socket:
             notify_socket.sendto(state.encode(), address)
     except OSError as exc:
-        log.warning("systemd cannot be told %s: %s", state, why(exc))
+        log.warning("could not tell systemd %s: %s", state, why(exc))
 
 
 async def feed_watchdog() -> None:

@@ -1,4 +1,4 @@
-"""Texts from outside, and errors, as they may be shown to people."""
+"""Makes texts from outside, and errors, fit to be shown to people."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import socket
 import ssl
 from collections.abc import Iterable
 
-# Of four bytes at most each: a line of AMI holds 1024 with its name.
+# Each takes at most four bytes, and a line of AMI holds 1024, including the header's name.
 MAX_REASON_CHARACTERS = 240
-# What those are told who must not see a traceback.
+# The answer to requesters, who must not see a traceback.
 A_BUG = "a bug in audiofork; the log has the details"
 
 
@@ -26,21 +26,21 @@ def printable(text: str, stand_in: str) -> str:
 
 
 def harmless(text: str) -> str:
-    """Return the beginning of a text as it may stand in one line of a log or an AMI header."""
+    """Return the beginning of a text, safe for one line of a log or an AMI header."""
     return printable(text, "?")[:MAX_REASON_CHARACTERS]
 
 
 def did_you_mean(given: str, known: Iterable[str], shape: str = "{}", likeness: float = 0.6) -> str:
     """Return `; did you mean X?` for the known word that is nearest to a given one, or nothing.
 
-    A word that differs only in case, or in having - for _, is nearest; else one that has nearly the
-    same letters.
+    A word that differs only in case, or in - instead of _, is nearest; otherwise one that has
+    nearly the same letters.
 
     Args:
         given: What was given.
         known: The words that would have been right.
         shape: How the word is shown.
-        likeness: How much alike the two have to be: 1 is the same.
+        likeness: How similar the two must be; 1: equal.
     """
     by_form = {_form(word): word for word in known}
     form = _form(given)
@@ -56,14 +56,14 @@ def _form(word: str) -> str:
 
 
 def why(exc: BaseException, authorities: str = "") -> str:
-    """Return why something failed, as the rest of a sentence that says what failed.
+    """Return why something failed, as the end of a sentence that says what failed.
 
-    It is for people: no number of an error, no class, no place in a library's source. It names the
-    file that an OSError is about.
+    The text is for people: it contains no error number, no class, no place in a library's source.
+    It names the file that an OSError is about.
 
     Args:
-        authorities: Which option names the authorities of certificates; the text of a certificate
-            that is not trusted tells to add its authority there.
+        authorities: The option that names the trusted authorities; the text about an untrusted
+            certificate says to add its authority there.
     """
     path = exc.filename if isinstance(exc, OSError) else None
     reason = reason_of(exc, authorities)
@@ -73,7 +73,7 @@ def why(exc: BaseException, authorities: str = "") -> str:
 
 
 def reason_of(exc: BaseException, authorities: str = "") -> str:
-    """Return why something failed as `why` does, without the file that the caller has named."""
+    """Return why something failed as `why` does, without the file: the caller names it itself."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         return _of_certificate(exc, authorities)
     if isinstance(exc, ssl.SSLError):
@@ -90,7 +90,7 @@ def reason_of(exc: BaseException, authorities: str = "") -> str:
 
 
 def plain(text: str) -> str:
-    """Return the text of an exception without what only programmers of its library can use."""
+    """Return the text of an exception without the parts meant for programmers of its library."""
     text = re.sub(r"\[Errno (-?\d+)\] ?", "", text)
     return re.sub(r"\[[A-Z0-9]+(: ?[A-Z0-9_/]+)?\] | ?\(_ssl\.c:\d+\)", "", text).strip()
 
@@ -100,22 +100,22 @@ _ADVICE = {
     errno.ECONNRESET: "the other side broke it off",
     errno.EPIPE: "the other side closed the connection",
     errno.ETIMEDOUT: "nothing answers there: a firewall, or a machine that is off",
-    errno.EHOSTUNREACH: "the machine is off, or a router does not know the way",
+    errno.EHOSTUNREACH: "the machine is off, or a router has no route to it",
     errno.ENETUNREACH: "this machine has no route there: ip route",
     errno.EADDRNOTAVAIL: "this machine has no such address: ip addr",
-    errno.EADDRINUSE: "another program listens there; as root, ss -ltnp tells which",
+    errno.EADDRINUSE: "another program listens there; as root, ss -ltnp shows which",
     errno.EMFILE: "of this process; see LimitNOFILE= of its service",
     errno.ENFILE: "of the whole machine",
-    errno.ENOSPC: "df -h tells which disk is full",
-    errno.EDQUOT: "the user may keep no more there",
-    errno.EROFS: "mounted so, or by the service's sandbox: ReadWritePaths= lets a path out",
-    errno.EISDIR: "a file is wanted",
+    errno.ENOSPC: "df -h shows which disk is full",
+    errno.EDQUOT: "the disk quota of the user is used up",
+    errno.EROFS: "by its mount, or by the service's sandbox: ReadWritePaths= makes a path writable",
+    errno.EISDIR: "expected a file",
     errno.ENOTDIR: "a part of the path is a file",
-    errno.EEXIST: "something of that name is in the way",
-    errno.ELOOP: "its links lead in a circle",
+    errno.EEXIST: "something with that name already exists",
+    errno.ELOOP: "its symbolic links form a loop",
 }
 _NEED_A_RIGHT = frozenset({errno.EACCES, errno.EPERM})
-# What event loops put in place of the reason, which the number still tells.
+# Texts that event loops put in place of the reason; the error number still identifies it.
 _OF_EVENT_LOOPS = re.compile(r"Connect call failed|error while attempting to bind|\[Errno")
 
 
@@ -131,7 +131,7 @@ def _of_system(exc: OSError) -> str:
 
 
 def _of_several(text: str) -> str:
-    """Return the reasons of an attempt at several addresses, of which only the text is there."""
+    """Return the reasons why an attempt at several addresses failed; only their text is known."""
     codes = dict.fromkeys(int(code) for code in re.findall(r"\[Errno (\d+)\]", text))
     return "; ".join(map(_of_number, codes)) or plain(text) or "no reason was given"
 
@@ -169,7 +169,7 @@ def _of_characters(exc: UnicodeError) -> str:
     return plain(str(exc).rpartition("codec")[2]) if "codec" in str(exc) else plain(str(exc))
 
 
-# By the numbers of OpenSSL's x509_vfy.h.
+# Keys: the numbers in OpenSSL's x509_vfy.h.
 _UNTRUSTED = {
     18: "is signed by itself, not by an authority that is trusted here",
     19: "comes from an authority that is not trusted here, and signed itself",
@@ -202,8 +202,8 @@ NOT_TLS = frozenset(
 )
 """Reasons of an SSLError that mean that the other side does not speak TLS."""
 _NO_TLS = "the other side does not speak TLS on this port"
-_NO_VERSION = "no version of TLS in common; 1.2 or later is wanted"
-_NO_CIPHER = "no way of encryption in common"
+_NO_VERSION = "no common version of TLS; 1.2 or later is required"
+_NO_CIPHER = "no common cipher"
 _OURS_REFUSED = "the other side does not accept our certificate"
 _TLS = {
     **dict.fromkeys(NOT_TLS, _NO_TLS),
@@ -231,13 +231,13 @@ _TLS = {
         ),
         _OURS_REFUSED,
     ),
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the other side wants a certificate of ours",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the other side requires a client certificate",
     "TLSV1_UNRECOGNIZED_NAME": "the other side does not know the host name",
     "TLSV1_ALERT_UNRECOGNIZED_NAME": "the other side does not know the host name",
-    "UNEXPECTED_EOF_WHILE_READING": "the other side closed the connection amid TLS",
+    "UNEXPECTED_EOF_WHILE_READING": "the other side closed the connection during TLS",
     "KEY_VALUES_MISMATCH": "the key does not belong to the certificate",
-    "NO_CERTIFICATE_OR_CRL_FOUND": "no certificate in PEM is in it",
-    "NO_START_LINE": "nothing in PEM is in it",
+    "NO_CERTIFICATE_OR_CRL_FOUND": "it contains no PEM certificate",
+    "NO_START_LINE": "it contains no PEM data",
     "BAD_DECRYPT": "the passphrase of the key is wrong",
 }
 

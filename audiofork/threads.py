@@ -23,7 +23,7 @@ class Threads(Generic[T]):
         limit: How many calls may run at once; the caller looks at `is_full`.
 
     Attributes:
-        running: How many calls run, also those whose future was cancelled.
+        running: How many calls run, including those whose future was cancelled.
     """
 
     def __init__(self, limit: int) -> None:

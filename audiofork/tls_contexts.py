@@ -1,6 +1,6 @@
 """The TLS contexts of all connections: TLS 1.2 or later, with OpenSSL's defaults.
 
-Certificates and keys are read by `audiofork.files`, never by OpenSSL from where they lie.
+`audiofork.files` reads certificates and keys; OpenSSL never opens the named files itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from audiofork.files import NamedFile, read_file
 def client_context(ca_file: str | NamedFile = "") -> ssl.SSLContext:
     """Return a context that verifies a server's certificate and name.
 
-    A name counts only as a subjectAltName (RFC 9525, 6.3): authorities do not check a common name.
+    Only names in subjectAltName count (RFC 9525, 6.3): authorities do not check a common name.
 
     Args:
         ca_file: The authorities to trust, in PEM; empty: the system's.
@@ -33,18 +33,18 @@ def client_context(ca_file: str | NamedFile = "") -> ssl.SSLContext:
         try:
             context = ssl.create_default_context(cafile=path)
         except ssl.SSLError:
-            raise _fault(ca_file, "holds no certificate in PEM") from None
+            raise _fault(ca_file, "contains no PEM certificate") from None
     context.hostname_checks_common_name = False
     _bound_key_exchange(context)
     return _hardened(context)
 
 
 def _bound_key_exchange(context: ssl.SSLContext) -> None:
-    """Agree to no key exchange whose cost the server chooses.
+    """Exclude key exchanges whose cost the server chooses.
 
-    With DHE it sends a prime of its own, with TLS 1.3 it may ask for one of 8192 bits: 0.1 to 0.7 s
-    of our CPU for each handshake. ECDHE over P-256 takes a millisecond, and each TLS 1.3 server has
-    it (RFC 8446, 9.1).
+    With DHE the server sends a prime of its own, and with TLS 1.3 it may ask for one of 8192 bits:
+    that costs us 0.1 to 0.7 s of CPU time per handshake. ECDHE over P-256 takes a millisecond, and
+    each TLS 1.3 server supports it (RFC 8446, 9.1).
     """
     older = [cipher for cipher in context.get_ciphers() if cipher["protocol"] != "TLSv1.3"]
     kept = [cipher["name"] for cipher in older if cipher["kea"] == "kx-ecdhe"]
@@ -59,12 +59,12 @@ def show_certificate(
     *,
     may_ask: bool = False,
 ) -> None:
-    """Let a context show a certificate of ours.
+    """Let a context present our certificate.
 
     Args:
         cert_file: The certificate, in PEM.
         key_file: Its key; empty or None: in the same file.
-        may_ask: Whether somebody may be asked on a terminal for the passphrase of the key.
+        may_ask: Whether the user may be asked on the terminal for the passphrase of the key.
 
     Raises:
         OSError: A file cannot be used, or they do not belong together; the file is named.
@@ -99,9 +99,9 @@ def server_context(
 def _hardened(context: ssl.SSLContext) -> ssl.SSLContext:
     """Return the context with TLS 1.2 as the oldest version, and without its renegotiation.
 
-    Another handshake costs more than all that a peer may send beside it.
+    Another handshake costs more than all other data that a peer may send.
     """
-    # Python leaves the version to the system's openssl.cnf where it was built so, as Debian's is.
+    # Some builds of Python, such as Debian's, leave the version to the system's openssl.cnf.
     context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
     context.options |= ssl.OP_NO_RENEGOTIATION
     return context
@@ -113,11 +113,11 @@ class _Wrong(NamedTuple):
 
 
 def _what_is_wrong(exc: ssl.SSLError, certificate: bytes, key: bytes) -> _Wrong:
-    """Return what OpenSSL, which says `PEM lib` to all of it, does not like."""
+    """Return what is wrong with the files; OpenSSL itself says only `PEM lib`."""
     if b"-----BEGIN CERTIFICATE-----" not in certificate:
-        return _Wrong(True, "holds no certificate in PEM")
+        return _Wrong(True, "contains no PEM certificate")
     if not re.search(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----", key):
-        return _Wrong(False, "holds no private key in PEM")
+        return _Wrong(False, "contains no PEM private key")
     if exc.reason == "KEY_VALUES_MISMATCH":
         return _Wrong(False, "the key does not belong to the certificate")
     if re.search(rb"BEGIN ENCRYPTED|Proc-Type: 4,ENCRYPTED", key):
@@ -140,7 +140,7 @@ def _content(file: str | Path | NamedFile) -> bytes:
 
 @contextlib.contextmanager
 def _copy_of(content: bytes) -> Iterator[str]:
-    """Yield the path of a copy in memory: what OpenSSL loads has to have one."""
+    """Yield the path of a copy in memory, because OpenSSL loads only from paths."""
     copy = os.memfd_create("audiofork-pem")
     try:
         os.write(copy, content)

@@ -1,4 +1,4 @@
-"""The URI that a URL with letters of any script stands for."""
+"""Converts a URL with letters of any script to a URI."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _AUTHORITY = re.compile(
 
 
 def uri_of(url: str) -> str:
-    """Return a URL as it is requested (RFC 3987, 3.1): printable ASCII, with nothing lost.
+    """Return a URL as the request contains it (RFC 3987, 3.1): printable ASCII, with nothing lost.
 
-    What is escaped stays as it is, what is not and must be is escaped as UTF-8, and so is a % that
-    begins no escape. A host beyond ASCII comes in its IDNA form. A URL that is a URI already comes
-    back unchanged.
+    Existing escapes stay. Other characters that need it are escaped as UTF-8, and so is a % that
+    begins no escape. A non-ASCII host gets its IDNA form. A URL that is already a URI is returned
+    unchanged.
 
     Args:
         url: scheme://host[:port][/path][?query].
 
     Raises:
-        UnicodeError: The host cannot be a name; or the rest holds half a surrogate.
+        UnicodeError: The host is not a valid name, or the rest contains half a surrogate pair.
     """
     scheme, separator, rest = url.partition("://")
     authority = re.split("[/?#]", rest, maxsplit=1)[0]
@@ -34,10 +34,10 @@ def uri_of(url: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return a path, perhaps with a query, as a URI has it: see `uri_of`.
+    """Return a path, perhaps with a query, in the form of a URI: see `uri_of`.
 
     Raises:
-        UnicodeError: It holds half a surrogate.
+        UnicodeError: It contains half a surrogate pair.
     """
     return quote(re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", text), safe=_KEPT + "%")
 

@@ -1,4 +1,4 @@
-"""Speaks AMI for the tests, by a client that shares no code with the one under test."""
+"""An AMI client for the tests, which shares no code with the one under test."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class AmiClient:
         """Return the first event that matches, which may have come already.
 
         Args:
-            matches: Tells whether an event is the one.
+            matches: Returns whether an event is the wanted one.
             timeout_s: How long to wait.
             after: Leave out the first so many events.
         """

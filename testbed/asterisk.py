@@ -52,7 +52,7 @@ KEEP_VARIABLE = "AUDIOFORK_TESTBED_KEEP"
 
 
 def _link_sounds(tree: Path, _: Path) -> None:
-    """Set the link that Debian sets in a package script, which is not run."""
+    """Create the link that Debian's package script would create; that script is not run."""
     sounds = tree / "usr/share/asterisk/sounds"
     (sounds / "en").symlink_to(next(sounds.glob("en_*")).name)
 
@@ -97,11 +97,11 @@ START_TRIES = 3
 
 
 class AsteriskUnavailable(Exception):
-    """There is no Asterisk to be had on this machine; the text says why."""
+    """No Asterisk is available on this machine; the text says why."""
 
 
 class AsteriskFailed(Exception):
-    """Asterisk did not start; the text ends with what it said."""
+    """Asterisk did not start; the text ends with its output."""
 
 
 class PortTaken(AsteriskFailed):
@@ -239,7 +239,7 @@ def _run_version(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def cache_folder() -> Path:
-    """Return the folder that holds what was fetched."""
+    """Return the folder for downloads."""
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named).absolute()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

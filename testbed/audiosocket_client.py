@@ -12,7 +12,7 @@ HANGUP = b"\x00\x00\x00"
 
 
 class AudioSocketClient:
-    """One connection to the daemon's AudioSocket port, which sends what it is told.
+    """One connection to the daemon's AudioSocket port, which sends what the test wants.
 
     Args:
         port: The port on 127.0.0.1.
@@ -37,7 +37,7 @@ class AudioSocketClient:
             await self._writer.wait_closed()
 
     def send(self, wire: bytes) -> None:
-        """Send bytes as they are."""
+        """Send bytes unchanged."""
         self._writer.write(wire)
 
     async def send_slowly(self, wire: bytes, pause_s: float) -> None:

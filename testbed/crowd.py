@@ -50,7 +50,7 @@ class Caller:
 
 @dataclass
 class Fork:
-    """One fork that was asked for."""
+    """One requested fork."""
 
     path: str
     action_id: str
@@ -103,7 +103,7 @@ class Crowd:
         return found
 
     async def speak(self) -> None:
-        """Begin to speak the numbered blocks: calls must not send all at the same moment."""
+        """Begin to speak the numbered blocks, not all calls at the same moment."""
         for caller in self.callers:
             await asyncio.sleep(0.001)
             assert caller.warm_up is not None
@@ -136,7 +136,7 @@ async def place_call(ami: AmiClient, sip: SipUser) -> Caller:
 
 
 def start_fork(ami: AmiClient, channel: str, url: str, options: str) -> str:
-    """Ask for a fork; return the ActionID."""
+    """Request a fork; return the ActionID."""
     return ami.send(
         "UserEvent",
         action_id=f"fault-{next(_numbers)}",
@@ -156,8 +156,8 @@ class Became:
     """What a server received of one fork, over all its connections.
 
     Attributes:
-        found: The blocks, in the order they came; `times` when each came.
-        report: How that compares with what was spoken by a moment.
+        found: The blocks in the order of arrival; `times`: when each arrived.
+        report: The comparison with what was spoken by a given moment.
     """
 
     connections: list[Logged]
@@ -182,10 +182,10 @@ class Became:
         return max(runs, default=0)
 
     def live_at(self, since: float) -> float:
-        """Return when the first block came, after a moment, that was no older than live audio.
+        """Return when the first block arrived, after a moment, that was no older than live audio.
 
-        Asterisk has a delay of its own, which grows when the machine is busy: live is what comes
-        as late as the last blocks do.
+        Asterisk has a delay of its own, which grows when the machine is busy: audio counts as live
+        if it is not later than the last blocks.
         """
         late = [at - index * BLOCK_S for index, at in zip(self.found, self.times, strict=True)]
         limit = statistics.median(late[-25:]) + LIVE_LAG_S
@@ -196,7 +196,7 @@ class Became:
 
 
 def became(crowd: Crowd, connections: Sequence[Logged], until: float) -> dict[str, Became]:
-    """Return what became of the blocks of each fork; those spoken before a time must have come."""
+    """Return the result for each fork; blocks spoken before a given time must have arrived."""
     mine: dict[str, list[Logged]] = {fork.path: [] for fork in crowd.forks}
     for one in connections:
         if one.path in mine:
@@ -212,7 +212,7 @@ def became(crowd: Crowd, connections: Sequence[Logged], until: float) -> dict[st
 
 
 def logged(one: Recording) -> Logged:
-    """Return what a server of this process got in the form of one that is a process."""
+    """Return what a server in this process received, in the form that a server process uses."""
     messages = [message for message in one.messages if isinstance(message, bytes)]
     return Logged(one.path, one.opened, one.closed, one.close_code, one.times, messages)
 

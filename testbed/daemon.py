@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ def manager_conf(version: str = "") -> str:
     """Return the shipped AMI user, with the secret that `Daemon` uses.
 
     Args:
-        version: Of the Asterisk that reads it; by default the one that `find_installation` gives.
+        version: The version of the Asterisk that reads it; by default that of `find_installation`.
     """
     shipped = (ETC / "asterisk/manager_audiofork.conf").read_text().replace("CHANGE-ME", SECRET)
     return manager_user(shipped, Version.parse(version or find_installation().version))
@@ -59,10 +60,10 @@ class Daemon:
     """`audiofork run` with a configuration for this Asterisk.
 
     Args:
-        asterisk: Has to have `manager_conf()` in its manager.conf.
-        settings: The lines of further sections of the configuration, or others for these.
-        command: What is run in place of `audiofork run`; gets `-c FILE`.
-        waits_for: The text in its log by which it has started.
+        asterisk: Must have `manager_conf()` in its manager.conf.
+        settings: The lines of further sections of the configuration; they replace the defaults.
+        command: Runs instead of `audiofork run`; gets `-c FILE`.
+        waits_for: The text in its log that shows that it has started.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Daemon:
         self._waits_for = waits_for
         self._folder = Path(tempfile.mkdtemp(prefix="audiofork-daemon-"))
         self.config = self._folder / "audiofork.ini"
+        self.profiles = self._folder / "profiles.d"
         self.socket = self._folder / "control.sock"
         self._log = self._folder / "log"
         self.journal = self._folder / "journal.sqlite3"
@@ -90,7 +92,7 @@ class Daemon:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and wait until it is connected to Asterisk, or says what is awaited.
+        """Start it, and wait until it logs that it is connected to Asterisk, or `waits_for`.
 
         After `stop` or `kill` it may be started again, with the same journal.
         """
@@ -140,9 +142,7 @@ class Daemon:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
-        for path in self._folder.iterdir():
-            path.unlink()
-        self._folder.rmdir()
+        shutil.rmtree(self._folder)
 
     @property
     def pid(self) -> int:
@@ -160,12 +160,12 @@ class Daemon:
         os.kill(self.pid, number)
 
     async def reload(self, says: str, *, times: int = 1) -> None:
-        """Make it read its configuration again; wait until it has said something so many times."""
+        """Make it read its configuration again; wait until its log has a text this many times."""
         self.signal(signal.SIGHUP)
         await self.says(says, times=times)
 
     async def says(self, text: str, *, times: int = 1) -> None:
-        """Wait until its log has a text so many times."""
+        """Wait until its log has a text this many times."""
         async with asyncio.timeout(10):
             while self.log().count(text) < times:  # noqa: ASYNC110 (a file has no event)
                 await asyncio.sleep(0.02)
@@ -185,7 +185,7 @@ class Daemon:
         """Return how many files and sockets it has open.
 
         Args:
-            but_to_port: Leave out connections to this port of 127.0.0.1, of which a pool is kept.
+            but_to_port: Do not count connections to this port of 127.0.0.1, which are pooled.
         """
         links = []
         for number in os.listdir(f"/proc/{self.pid}/fd"):

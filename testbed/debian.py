@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 MIRROR_VARIABLE = "AUDIOFORK_DEBIAN_MIRROR"
 WORK_PREFIX = ".fetch-"
 
-# What is kept of everything: the libraries of a closure, but for those of its tools.
+# The files to keep of all packages: the libraries of a closure, except those of its tools.
 KEPT = ("lib", "lib64", "usr/lib", "usr/lib64")
 DROPPED = ("usr/lib/*/perl*", "usr/lib/*/libperl*", "usr/lib/*/gconv", "usr/lib/gnupg*")
 
@@ -52,11 +52,11 @@ class Wanted:
     """Names the packages to fetch, and what is kept of them.
 
     Attributes:
-        what: For people, after "downloading".
+        what: A name for people, to follow "downloading".
         suite: The suite of Debian.
         packages: Their names in it.
-        kept: Files and folders that are kept beside the libraries.
-        finish: Called with the unpacked tree, and where that will lie.
+        kept: Files and folders to keep besides the libraries.
+        finish: Called with the unpacked tree, and its final path.
     """
 
     what: str
@@ -84,10 +84,10 @@ class Origin:
 
 
 def fetch(wanted: Wanted, target: Path) -> None:
-    """Download packages and all they need, and unpack them into `target`, which is not there yet.
+    """Download packages and all they need, and unpack them into `target`, which must not exist.
 
     `target` appears complete or not at all: the work is done in a folder beside it.
-    The caller sees to it that nobody else does the same at the same time.
+    The caller ensures that nobody else does the same at the same time.
 
     Raises:
         FetchFailed: No tools, no network, no mirror, or no valid signature.
@@ -193,7 +193,7 @@ def default_mirror(script: str) -> str | None:
 
 
 def parse_sources(name: str, text: str) -> Iterator[Source]:
-    """Read one of apt's source files, in the format its name tells."""
+    """Read one of apt's source files, in the format that its name implies."""
     if name.endswith(".sources"):
         return _parse_deb822(text)
     if name.endswith(".list"):

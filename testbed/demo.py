@@ -71,7 +71,7 @@ EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
 class DemoFailed(Exception):
-    """Something did not go as it should; the text says what."""
+    """A step of the demo failed; the text says what."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ async def receiving() -> AsyncIterator[Receiver]:
 
 
 def tell_of_the_fetch() -> None:
-    """Show on the console how far the fetch of Asterisk is."""
+    """Show the progress of the download of Asterisk on the console."""
     shown = logging.StreamHandler(sys.stdout)
     shown.setFormatter(logging.Formatter("  %(message)s"))
     for name in ("testbed.asterisk", "testbed.debian"):
@@ -202,7 +202,7 @@ def prompt(asterisk: Asterisk, name: str) -> bytes:
 
 
 async def demo(installation: Installation) -> None:
-    """Show all of it.
+    """Run the whole demo.
 
     Raises:
         DemoFailed: A recording is missing or silent, or there is no call.

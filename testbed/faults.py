@@ -4,7 +4,7 @@
 
 Callers speak numbered blocks of 20 ms, forks carry them to servers that go away, stall or close,
 and what arrived is compared block by block. Prints a line for each finding, and a table in
-Markdown at the end. Exit code 0 only if all is as asked.
+Markdown at the end. Exit code 0 only if all requirements are met.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ measure = Measurements("fault", LISTEN + SHORT)
 
 @measure
 async def control(scene: Scene) -> list[Finding]:
-    """Nothing is wrong, 50 forks for 10 s: what callers, Asterisk and daemon lose anyway."""
+    """Run 50 forks for 10 s without a fault: what callers, Asterisk and daemon lose anyway."""
     async with ServerProcess() as process:
         with Daemon(scene.asterisk):
             crowd = Crowd(scene)
@@ -125,7 +125,7 @@ async def outage_15s(scene: Scene) -> list[Finding]:
 
 @contextlib.asynccontextmanager
 async def away(scene: Scene, seconds: float) -> AsyncIterator[tuple[Crowd, ServerProcess]]:
-    """20 calls whose server goes in order after 3 s, and comes back on its port."""
+    """Run 20 calls whose server closes normally after 3 s, and comes back on its port."""
     settings = {"websocket": "reconnect_interval = 0.5\nreconnect_attempts = 0\n"}
     async with ServerProcess() as process:
         with Daemon(scene.asterisk, settings):
@@ -249,7 +249,7 @@ async def killed(scene: Scene) -> list[Finding]:
 
 
 def _kill_and_start(daemon: Daemon) -> tuple[float, float, float]:
-    """Return when it was killed, was started, and had its connection to Asterisk."""
+    """Kill and start the daemon; return when it was killed, started, and connected to Asterisk."""
     killed_at = time.monotonic()
     daemon.kill()
     started_at = time.monotonic()
@@ -377,7 +377,7 @@ class Tally:
     live: collections.Counter[str] = field(default_factory=collections.Counter)
 
     def hear(self, headers: Headers) -> None:
-        """Take note of one event."""
+        """Record one event."""
         name = headers.get("UserEvent", "")
         if name == "AudioForkStarted":
             self.started += 1
@@ -393,7 +393,7 @@ class Tally:
 
 
 async def _churn(scene: Scene, tally: Tally, wanted: int) -> None:
-    """Run short calls side by side until so many forks more have been."""
+    """Run short calls side by side until this many more forks have ended."""
     calls = -(-wanted // FORKS_A_CALL)
     numbers = iter(range(calls))
 
@@ -423,7 +423,7 @@ async def _short_call(sip: SipUser, extension: str, tally: Tally) -> None:
 
 
 async def _hear(ami: AmiClient, tally: Tally) -> None:
-    """Count events, and keep none, until all forks have stopped."""
+    """Count events, without keeping any, until all forks have stopped."""
     while tally.stopped < tally.asked:
         if ami.lost:
             raise ConnectionError(LOST)
@@ -434,7 +434,7 @@ async def _hear(ami: AmiClient, tally: Tally) -> None:
 
 
 async def _counts(ami: AmiClient, daemon: Daemon) -> Counts:
-    """Count what there is when it no longer changes."""
+    """Count the resources once the numbers no longer change."""
     counts = await _count(ami, daemon)
     for _ in range(20):
         await asyncio.sleep(0.5)
@@ -463,7 +463,7 @@ def _journal_rows(path: Path) -> int:
 
 
 def _leaks(name: str, counts: Sequence[Counts], rows: int) -> list[Finding]:
-    """Compare what there was after each part; the first one fills the caches."""
+    """Compare the resources after each part; the first part fills the caches."""
     first, last = counts[0], counts[-1]
     memory = Finding(
         name,

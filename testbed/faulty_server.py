@@ -1,6 +1,6 @@
 """Runs a WebSocket server that fails on demand, for fault tests.
 
-In a test's own process it is a `FaultyServer`, as a process that can be stopped and killed a
+In a test's own process use `FaultyServer`; for a process that can be stopped and killed use
 `ServerProcess`, which runs `python -m testbed.faulty_server PORT FILE`.
 """
 
@@ -43,15 +43,15 @@ START_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class Manner:
-    """How the server treats one connection; the defaults make no fault.
+    """How the server treats one connection; the defaults cause no fault.
 
     Attributes:
         accepts: False: the TCP connection is closed at once.
         answers: False: the request gets no answer.
-        raw_answer: What the request gets in place of HTTP.
-        status: The HTTP answer; any but 101 refuses.
-        headers: Further headers of an answer that refuses.
-        close_code: What the connection is closed with right after the handshake; None: nothing.
+        raw_answer: The bytes of the answer to the request, instead of HTTP.
+        status: The HTTP status; any but 101 refuses.
+        headers: Further headers of a refusal.
+        close_code: The code to close with right after the handshake; None: do not close.
         reads: False: nothing is read after the handshake.
         pongs: Whether pings are answered.
     """
@@ -70,20 +70,20 @@ WELL = Manner()
 
 
 class FaultyServer(Recorder):
-    """The server; keeps what it gets like a `Recorder`.
+    """The server; keeps what it receives, like a `Recorder`.
 
     Args:
         tls: None: plain.
         receive_buffer: Bytes that the kernel keeps for each connection; None: its default, which
             takes several seconds of audio while the server reads nothing.
         port: Where to listen; 0: any.
-        log: A file that gets all that is recorded, in place of the memory; see `read_log`.
+        log: A file for everything that is recorded, instead of the memory; see `read_log`.
 
     Attributes:
         manner: How connections are treated from now on.
-        manners: How the next ones are, one each, before that.
+        manners: How each of the next connections is treated, before `manner` applies.
         connects: When each TCP connection came, in loop time.
-        links: The connections that live.
+        links: The open connections.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class FaultyServer(Recorder):
         self._holder.close()
 
     async def start(self) -> None:
-        """Listen, on the same port as ever."""
+        """Listen, always on the same port."""
         listening = bind(self.port)
         if self._receive_buffer is not None:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_buffer)
@@ -134,13 +134,13 @@ class FaultyServer(Recorder):
         )
 
     def refuse(self) -> None:
-        """Listen no more; what is connected stays."""
+        """Stop listening; existing connections stay."""
         if self._listener is not None:
             self._listener.close()
             self._listener = None
 
     async def stop(self, code: int = 1001) -> None:
-        """Go away: listen no more, close every connection in order; read until it is closed."""
+        """Stop listening, close every connection normally; read until it is closed."""
         self.refuse()
         for link in list(self.links):
             link.close(code)
@@ -154,7 +154,7 @@ class FaultyServer(Recorder):
 
     @property
     def link(self) -> Link:
-        """The newest connection that lives."""
+        """The newest open connection."""
         return self.links[-1]
 
     def messages_of(self, path: str) -> list[bytes | str]:
@@ -166,14 +166,14 @@ class FaultyServer(Recorder):
         return b"".join(recording.audio for recording in self.at(path))
 
     async def wait_connects(self, count: int, *, timeout_s: float = 10) -> None:
-        """Wait until so many TCP connections have come."""
+        """Wait until this many TCP connections have come."""
         async with asyncio.timeout(timeout_s):
             while len(self.connects) < count:
                 self._changed.clear()
                 await self._changed.wait()
 
     def on_connect(self, link: Link) -> Manner:
-        """Note a TCP connection; return how it is to be treated."""
+        """Record a TCP connection; return how to treat it."""
         self.connects.append(asyncio.get_running_loop().time())
         self.links.append(link)
         link.number = len(self.connects)
@@ -181,13 +181,13 @@ class FaultyServer(Recorder):
         return self.manners.pop(0) if self.manners else self.manner
 
     def on_open(self, link: Link, recording: Recording) -> None:
-        """Note a handshake."""
+        """Record a handshake."""
         self.recordings.append(recording)
         self._note(link, _Note.OPENED, recording.path.encode())
         self._changed.set()
 
     def on_message(self, link: Link, recording: Recording, message: bytes | str) -> None:
-        """Note a message."""
+        """Record a message."""
         if self._log is not None and isinstance(message, bytes):
             self._note(link, _Note.FRAME, message)
             return
@@ -196,7 +196,7 @@ class FaultyServer(Recorder):
         self._changed.set()
 
     def on_gone(self, link: Link, recording: Recording | None) -> None:
-        """Note the end of a TCP connection."""
+        """Record the end of a TCP connection."""
         self.links.remove(link)
         if recording is not None:
             recording.closed = asyncio.get_running_loop().time()
@@ -210,10 +210,10 @@ class FaultyServer(Recorder):
 
 
 class Link(asyncio.Protocol):
-    """One connection of a `FaultyServer`, at its mercy.
+    """One connection of a `FaultyServer`, with methods that cause faults.
 
     Attributes:
-        number: 1 for the first that came.
+        number: The number of the connection, from 1.
     """
 
     def __init__(self, server: FaultyServer) -> None:
@@ -236,12 +236,12 @@ class Link(asyncio.Protocol):
             self._transport.close()
 
     def reset(self) -> None:
-        """Break the connection with RST; what its kernel has and nobody has read is lost."""
+        """Break the connection with RST; unread data in its kernel is lost."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)
         self._transport.abort()
 
     def vanish(self) -> None:
-        """Hear no packet any more, and so acknowledge none: as if the host had gone."""
+        """Receive no more packets, and so acknowledge none, as if the host had vanished."""
         # A socket filter (Linux, socket(7)) that drops every packet before TCP sees it.
         drop_all = _FilterStep(0x06, 0, 0, 0)  # BPF_RET, 0 bytes
         program = struct.pack("HP", 1, ctypes.addressof(drop_all))
@@ -254,7 +254,7 @@ class Link(asyncio.Protocol):
         self.reset()
 
     def stall(self) -> None:
-        """Read nothing, until `read_on()`."""
+        """Stop reading until `read_on()`."""
         self._transport.pause_reading()
 
     def read_on(self) -> None:
@@ -349,7 +349,7 @@ class Link(asyncio.Protocol):
 
 
 class _Protocol(ServerProtocol):
-    """The library's, which need not answer pings."""
+    """The library's protocol, which can leave pings unanswered."""
 
     pongs = True
 
@@ -370,7 +370,7 @@ class _FilterStep(ctypes.Structure):
 
 
 def bind(port: int) -> socket.socket:
-    """Return a socket bound to a port, 0 for any; several may be, one of them listens."""
+    """Return a socket bound to a port, 0 for any; several may be bound, only one listens."""
     bound = socket.socket()
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -404,9 +404,9 @@ class Logged:
 
 
 def read_log(path: Path) -> tuple[list[float], list[Logged]]:
-    """Read what server processes have logged: when each began to listen, and each connection.
+    """Read the log of server processes: when each began to listen, and each connection.
 
-    Times are those of time.monotonic(). A last note that is not complete is left out.
+    Times are those of time.monotonic(). An incomplete last record is left out.
     """
     listening: list[float] = []
     every: list[Logged] = []
@@ -442,8 +442,8 @@ class ServerProcess:
     """A server as a process of its own, which can be stopped, killed and started again.
 
     Args:
-        receive_buffer: As of `FaultyServer`.
-        log: Where it writes what it gets; None: a file that goes with this object.
+        receive_buffer: As for `FaultyServer`.
+        log: The file for what it receives; None: a file that is removed with this object.
     """
 
     def __init__(self, receive_buffer: int | None = None, log: Path | None = None) -> None:
@@ -485,11 +485,11 @@ class ServerProcess:
             raise RuntimeError("the server process did not start")
 
     async def stop(self) -> None:
-        """End it in order: each connection is closed with 1001."""
+        """End it normally: it closes each connection with 1001."""
         await asyncio.to_thread(self._end, signal.SIGTERM)
 
     async def kill(self) -> None:
-        """End it without a word of its own; the kernel closes the connections."""
+        """Kill it; the kernel closes the connections."""
         await asyncio.to_thread(self._end, signal.SIGKILL)
 
     def _end(self, by: signal.Signals) -> None:
@@ -511,13 +511,13 @@ class ServerProcess:
         self._process.send_signal(signal.SIGCONT)
 
     def connections(self) -> list[Logged]:
-        """Return what it has got so far, connection by connection."""
+        """Return what it has received so far, by connection."""
         return read_log(self.log)[1]
 
     async def wait(
         self, matches: Callable[[list[Logged]], object], *, timeout_s: float = 10
     ) -> None:
-        """Wait until what it has got is as wanted."""
+        """Wait until what it has received meets a condition."""
         async with asyncio.timeout(timeout_s):
             while not matches(self.connections()):  # noqa: ASYNC110 (a file has no event)
                 await asyncio.sleep(0.1)

@@ -1,8 +1,8 @@
-"""Lets no process outlive the one that started it, however that ends.
+"""Ends each process together with the one that started it, however that ends.
 
-What is started inherits the environment, and a variable of it tells all of them: of whatever
-parent, process group and session they are. The kernel's parent-death signal would not do: it is
-sent as soon as the thread that started them ends, and does not reach what they start.
+Child processes inherit the environment, and a variable in it identifies all of them, whatever
+their parent, process group and session. The kernel's parent-death signal would not do: it is sent
+as soon as the thread that started them ends, and does not reach their own children.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ VARIABLE = "AUDIOFORK_TESTBED_RUN"
 
 
 def end_with_us() -> None:
-    """Let all that this process starts from now on be killed when it ends, even by SIGKILL."""
+    """Have all processes that this one starts from now on killed when it ends, even by SIGKILL."""
     mark = secrets.token_hex(16)
     # It must stand what ends us: Ctrl-C at the terminal, and a guard of who started us.
     environment = {name: value for name, value in os.environ.items() if name != VARIABLE}

@@ -3,8 +3,8 @@
     python -m testbed.hostile_server MODE FILE [CERTIFICATE]
 
 It accepts every connection and then does what its mode says, for ever. A mode may end in `-noread`
-(it reads nothing) or `-slow` (next to nothing). It prints its port, and writes to the file a line
-of JSON for each connection that is over.
+(it reads nothing) or `-slow` (it reads almost nothing). It prints its port, and writes a line of
+JSON to the file for each closed connection.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HOST = "127.0.0.1"
 
 
 def frame(opcode: Opcode, payload: bytes = b"", *, fin: bool = True) -> bytes:
-    """Return a frame as servers send it."""
+    """Return a frame as a server sends it."""
     return Frame(opcode, payload, fin).serialize(mask=False)
 
 
@@ -80,7 +80,7 @@ OTHERS = {
 
 
 def _blocks(mode: str) -> Iterator[bytes]:
-    """Yield what is sent after the handshake."""
+    """Yield the bytes to send after the handshake."""
     if mode in LAST_WORDS:
         yield LAST_WORDS[mode]
     elif mode == "closeflood":
@@ -103,11 +103,11 @@ def _blocks(mode: str) -> Iterator[bytes]:
 
 @dataclass
 class Over:
-    """A connection that is over.
+    """A closed connection.
 
     Attributes:
         seconds: How long it lasted.
-        sent_bytes: What the kernels have taken of it.
+        sent_bytes: How many bytes the kernels have accepted.
         close_code: What the client closed with, and `close_reason`; None: it was not read.
     """
 
@@ -172,7 +172,7 @@ class _Connection:
         raise ConnectionResetError
 
     def _read_all(self) -> None:
-        """Read all that comes, to know what the client closes with; answer nothing."""
+        """Read everything, to learn the client's close code; answer nothing."""
         with contextlib.suppress(OSError):
             while chunk := self._receive(65_536):
                 self._protocol.receive_data(chunk)
@@ -220,7 +220,7 @@ class HostileServer:
 
     @property
     def reads(self) -> bool:
-        """Whether the server reads all that it is sent."""
+        """Whether the server reads everything."""
         return "-" not in self.mode
 
     @property
@@ -231,7 +231,7 @@ class HostileServer:
 
     @property
     def over(self) -> list[Over]:
-        """The connections that are over."""
+        """The closed connections."""
         lines = self._log.read_text().splitlines()
         return [Over(**json.loads(line)) for line in lines]
 

@@ -1,7 +1,7 @@
 """Runs measurements by name and prints their table, for `make faults` and `make attacks`.
 
-A measurement is a coroutine function that stages something on a real Asterisk and returns what it
-asked for and what it saw.
+A measurement is a coroutine function that stages something on a real Asterisk and returns findings:
+a requirement and a result each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from testbed.sip import SipUser
 
 
 class Finding(NamedTuple):
-    """One thing that was measured."""
+    """One requirement, with what was measured."""
 
     name: str
     asked: str
@@ -28,7 +28,7 @@ class Finding(NamedTuple):
     ok: bool
 
     def __str__(self) -> str:
-        return f"{self.name}: asked {self.asked}; seen {self.seen}: {self.verdict}"
+        return f"{self.name}: required {self.asked}; result {self.seen}: {self.verdict}"
 
     @property
     def verdict(self) -> str:
@@ -52,9 +52,9 @@ class Measurements:
     """Measurements that can be named on the command line.
 
     Args:
-        what: What each of them is, for the head of the table.
-        dialplan: Contexts that they need beside the shipped ones.
-        manager: AMI users that they need beside the shipped one, as in manager.conf.
+        what: What each of them is called in the head of the table.
+        dialplan: Contexts that they need besides the shipped ones.
+        manager: AMI users that they need besides the shipped one, as in manager.conf.
     """
 
     def __init__(self, what: str, dialplan: str = "", manager: str = "") -> None:
@@ -64,7 +64,7 @@ class Measurements:
         self._measures: dict[str, Measure] = {}
 
     def __call__(self, function: Measure) -> Measure:
-        """Make a function one of them, by its name."""
+        """Register a function as a measurement, by its name."""
         self._measures[function.__name__] = function
         return function
 
@@ -73,12 +73,12 @@ class Measurements:
         return list(self._measures)
 
     def add(self, dialplan: str = "", manager: str = "") -> None:
-        """Add contexts and AMI users, those of a module of measurements."""
+        """Add the contexts and AMI users that a module of measurements needs."""
         self._dialplan += dialplan
         self._manager += manager
 
     def main(self, doc: str | None, parser: argparse.ArgumentParser | None = None) -> int:
-        """Run what the command line names; return 0 if all is as asked, else 1.
+        """Run what the command line names; return 0 if all requirements are met, else 1.
 
         Args:
             doc: Its first line describes the command.
@@ -115,4 +115,4 @@ class Measurements:
 def table(what: str, findings: Sequence[Finding]) -> str:
     """Return findings as a Markdown table."""
     rows = [f"| {one.name} | {one.asked} | {one.seen} | {one.verdict} |" for one in findings]
-    return "\n".join([f"| {what} | asked | seen | |", "|---|---|---|---|", *rows])
+    return "\n".join([f"| {what} | requirement | result | |", "|---|---|---|---|", *rows])

@@ -1,6 +1,6 @@
 """Runs a DNS server that answers for the names of one domain, and for no other name.
 
-Who is to ask it runs with a resolv.conf of its own, in a mount namespace: that takes root.
+A program that uses it runs with a resolv.conf of its own, in a mount namespace: that needs root.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class NameServer(asyncio.DatagramProtocol):
 
     Attributes:
         asked: How often each name's IPv4 address was asked for.
-        address: What the names of the domain get.
+        address: The address of all names in the domain.
     """
 
     def __init__(self, domain: str, ttl_s: int = 60) -> None:

@@ -1,4 +1,4 @@
-"""Says what is being done while it lasts, a line every two seconds.
+"""Reports progress while a command runs, a line every two seconds.
 
     python3 -m testbed.progress "Installing audiofork" .venv/bin/pip install ...
 
@@ -33,12 +33,12 @@ def say(line: str) -> None:
 
 
 class Telling:
-    """Says how far something is while it lasts; a context manager.
+    """Reports progress while its context lasts; a context manager.
 
     Args:
-        how_far: Returns that, as a line; called in a thread of its own.
-        interval_s: Seconds of silence after which it is said; None: INTERVAL_S.
-        tell: Says a line.
+        how_far: Returns the progress as a line; called in a thread of its own.
+        interval_s: Seconds of silence after which it is reported; None: INTERVAL_S.
+        tell: Prints a line.
         at_once: Whether the first line comes at the beginning.
     """
 
@@ -88,7 +88,7 @@ class Telling:
 
 
 def megabytes(folder: Path) -> str:
-    """Return how much is in a folder, as `45 MB`; files may come and go meanwhile."""
+    """Return the size of a folder, as `45 MB`; files may come and go meanwhile."""
     return f"{sum(map(_size, folder.rglob('*'))) / 1e6:.0f} MB"
 
 
@@ -100,7 +100,7 @@ def _size(path: Path) -> int:
 
 
 def run(title: str, command: Sequence[str]) -> int:
-    """Run a command, say how far it is, and all that it said if it fails; return its exit code."""
+    """Run a command and report its progress, and its output if it fails; return its exit code."""
     say(f"{title} ...")
     said: deque[str] = deque(maxlen=_LINES_KEPT)
     process = subprocess.Popen(

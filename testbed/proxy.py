@@ -82,7 +82,7 @@ class Proxy:
             self._listener = None
 
     def accept(self) -> None:
-        """Listen, on the same port as ever."""
+        """Listen, always on the same port."""
         if self._listener is None:
             self._listener = self._bound(self.port)
             self._listener.listen(1024)

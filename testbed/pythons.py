@@ -26,7 +26,7 @@ WHEELS = "usr/share/python-wheels"  # of pip, for `venv`
 
 
 class PythonUnavailable(Exception):
-    """A version cannot be had on this machine; the text says why."""
+    """A version is not available on this machine; the text says why."""
 
 
 def find(version: str) -> Path:
@@ -68,7 +68,7 @@ def runs(program: str | Path, version: str) -> bool:
 
 
 def debians(version: str) -> debian.Wanted:
-    """Return what is to be fetched of Debian for a version."""
+    """Return what to download from Debian for a version."""
     return debian.Wanted(
         f"Python {version} (about 20 MB)",
         SUITES[version],
@@ -79,9 +79,9 @@ def debians(version: str) -> debian.Wanted:
 
 
 def _make_runnable(version: str, tree: Path, target: Path) -> None:
-    """Put a script in place of the Python, which runs it with its own loader and libraries.
+    """Replace the Python by a script that runs it with its own loader and libraries.
 
-    Python takes argv[0] for its own path, which it gives to its children, too: so that is to be the
+    Python treats argv[0] as its own path, and passes it to its children, too: so that must be the
     script, or a link to it in a `venv`.
     """
     script = tree / f"usr/bin/python{version}"
@@ -98,7 +98,7 @@ def _make_runnable(version: str, tree: Path, target: Path) -> None:
 
 
 def main(versions: list[str]) -> int:
-    """Print the path of each version that can be had; return 1 if none can, else 0."""
+    """Print the path of each available version; return 1 if none is available, else 0."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     found = 0
     for version in versions:

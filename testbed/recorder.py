@@ -21,7 +21,7 @@ class Recording:
         path: Path and query of the request.
         opened: Loop time of the handshake; `closed` of the end, 0 while it is open.
         times: Loop time of each message; `messages` the messages.
-        close_code: What the client closed with.
+        close_code: The close code of the client.
     """
 
     def __init__(self, path: str) -> None:
@@ -46,8 +46,8 @@ class Recorder:
     Args:
         tls: For wss.
         keep: Whether the messages are kept.
-        subprotocols: Those that it knows; a client that offers none of them gets HTTP 400.
-        choose: Chooses of what a client offers, in place of that.
+        subprotocols: The ones that it knows; a client that offers none of them gets HTTP 400.
+        choose: Chooses from what a client offers, instead of `subprotocols`.
 
     Attributes:
         recordings: One for each connection, oldest first.
@@ -119,7 +119,7 @@ class Recorder:
                 await self._changed.wait()
 
     async def wait_messages(self, path: str, count: int, *, timeout_s: float = 10) -> Recording:
-        """Return the recording of a path once it has so many messages."""
+        """Return the recording of a path once it has this many messages."""
         return await self.wait(
             lambda r: r.path == path and len(r.messages) >= count, timeout_s=timeout_s
         )

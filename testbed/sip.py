@@ -67,7 +67,7 @@ COMPACT = {
 
 
 class SipError(Exception):
-    """Base of what a call can fail with."""
+    """Base of the errors of a call."""
 
 
 class SipParseError(SipError):
@@ -95,7 +95,7 @@ class CallRefused(Refused):
 
 
 class TransferRefused(Refused):
-    """The transfer was not taken on, or did not succeed."""
+    """The transfer was refused, or did not succeed."""
 
 
 @dataclass
@@ -252,7 +252,7 @@ class _Exchange:
             self.done.set_result(response)
 
     def stop(self) -> None:
-        """Send it no more; a response may still come."""
+        """Stop sending it; a response may still come."""
         self._repeat.stop()
 
 
@@ -861,7 +861,7 @@ class SipUser(asyncio.DatagramProtocol):
             self._reply(request, peer, 200, "OK", call._sdp() if request.body else b"")
 
     def _on_notify(self, key: DialogKey, request: Message, peer: Address) -> None:
-        """Take note of how a transfer goes; its last NOTIFY may come after the BYE."""
+        """Record the progress of a transfer; its last NOTIFY may come after the BYE."""
         self._reply(request, peer, 200, "OK")
         outcome = self._transfers.get(key)
         if outcome is None or outcome.done() or not request.body:

@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""Hooks and fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest: else one process would be at it when all others are done."""
+    """Begin with the longest tests: else one process would run them after all others are done."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 

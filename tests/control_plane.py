@@ -70,12 +70,12 @@ Headers = list[tuple[str, str]]
 
 
 def raw_block(*lines: str) -> bytes:
-    """Return one message as it stands on the wire."""
+    """Return one message as it appears on the wire."""
     return ("\r\n".join(lines) + END).encode()
 
 
 def block(*lines: str) -> bytes:
-    """Return one message; of an event, the headers that Asterisk puts into it are completed."""
+    """Return one message; an event is completed by the headers that Asterisk always writes."""
     event = lines[0].removeprefix("Event: ")
     if event == "UserEvent":
         names = [line.partition(":")[0] for line in lines]
@@ -88,7 +88,7 @@ def block(*lines: str) -> bytes:
 
 
 def _completed(lines: Sequence[str], order: tuple[str, ...]) -> list[str]:
-    """Return lines in the order of their headers, with those that are missing, then the others."""
+    """Return lines in the order of headers, with missing headers added, then all other lines."""
     given = {line.partition(":")[0]: line for line in lines if line.partition(":")[0] in order}
     others = [line for line in lines if line not in given.values()]
     return [*(given.get(name, f"{name}: ") for name in order), *others]
@@ -116,13 +116,13 @@ class FakeAsterisk:
     """An AMI server for the faults that a real one does not show on demand.
 
     Attributes:
-        answers: What an action is answered with, by its name: a function of the action, which
-            returns None for no answer. Other actions succeed.
+        answers: The answer to an action, by its name: a function of the action, which returns None
+            for no answer. Other actions succeed.
         actions: Each action in the order of arrival, names of headers in lower case, and `id`
             for the ActionID ("" if there is none).
         raw: The same as text.
         connections: Each connection, the newest last.
-        banner: What a client is greeted with.
+        banner: The greeting for each client.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
@@ -179,7 +179,7 @@ class FakeAsterisk:
             connection.send(answer)
 
     async def received(self, name: str) -> dict[str, str]:
-        """Return the next action of that name; those before it are skipped."""
+        """Return the next action of that name; skip those before it."""
         async with asyncio.timeout(5):
             while (action := await self._arrived.get())["action"] != name:
                 pass
@@ -193,7 +193,7 @@ class FakeAsterisk:
 
 
 class AmiRun:
-    """An Ami that runs, with what came out of it."""
+    """A running Ami, with the events that it has passed on."""
 
     def __init__(self, config: AsteriskConfig) -> None:
         self.events: list[Event] = []
@@ -214,7 +214,7 @@ class AmiRun:
             await self._up.get()
 
     async def settled(self) -> list[Event]:
-        """Return the events, once all that the server has sent so far is through."""
+        """Return the events, once everything that the server has sent so far was handled."""
         await self.ami.action("Ping", [])
         return self.events
 
@@ -233,7 +233,7 @@ async def asterisk() -> AsyncIterator[FakeAsterisk]:
 
 @pytest.fixture
 async def run_ami(asterisk: FakeAsterisk) -> AsyncIterator[Callable[..., AmiRun]]:
-    """Start links to the fake Asterisk; after the test nothing may be left of them."""
+    """Start connections to the fake Asterisk; after the test nothing may be left of them."""
     runs: list[AmiRun] = []
 
     def start(**config: object) -> AmiRun:
@@ -263,13 +263,13 @@ async def link(run_ami: Callable[..., AmiRun]) -> AmiRun:
 
 
 class FakeAmi:
-    """Stands in for `Ami`: answers from a table of channels and keeps what it was told.
+    """Replaces `Ami`: answers from a table of channels, and keeps what it was told.
 
     Attributes:
         channels: Name by uniqueid of the channels that Asterisk has.
-        faults: What an action raises, by its name.
-        gates: An action waits for the event that stands here under its name.
-        asterisk_started: Names the run of Asterisk.
+        faults: The exception that an action raises, by its name.
+        gates: The event that an action waits for, by its name.
+        asterisk_started: Identifies the run of Asterisk.
         version: That of Asterisk.
         bridged: Uniqueids of the channels that are in a bridge, for Status.
         values: What other variables and functions of any channel hold; `values_of`: those of one,
@@ -381,14 +381,14 @@ class FakeAmi:
 
 
 def _check(headers: Headers) -> None:
-    """Fail on what the real link does not take."""
+    """Fail on headers that the real connection refuses."""
     for name, value in headers:
         assert not {category(character) for character in name + value} & {"Cc", "Cs", "Zl", "Zp"}
         assert len(f"{name}: {value}".encode()) < 1024
 
 
 class FakeAri:
-    """Stands in for `Ari`: lets channels in when it is told to, and keeps what it was asked.
+    """Replaces `Ari`: lets channels enter when the test says so, and keeps its requests.
 
     Attributes:
         ready: Whether the link is up; `status`: what there is to say of it.
@@ -472,7 +472,7 @@ class FakeAri:
 
 
 class Clock:
-    """The loop's time, which stands still until it is told to go on."""
+    """The loop's time, which stands still until the test advances it."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -512,12 +512,12 @@ WALL_CLOCK_AHEAD_S = 1_700_000_000.0
 
 
 class FakeTap:
-    """A tap whose legs come about only in the test.
+    """A tap whose legs exist only in the test.
 
     Attributes:
-        orders: Each leg that was asked for.
-        fault: What it raises.
-        gate: It waits for this event before.
+        orders: Each requested leg.
+        fault: The exception that it raises.
+        gate: The event that it waits for first.
     """
 
     name = "chanspy"
@@ -615,7 +615,7 @@ class FakeTaps:
 
 
 class FakeJournal:
-    """A journal whose file cannot fail, and says so or not."""
+    """A journal without a file; the test sets whether it works."""
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
@@ -629,11 +629,11 @@ class FakeJournal:
 
 
 class Rig:
-    """A registry between an Asterisk, a tap and a relay that are all the test's.
+    """A registry between an Asterisk, a tap and a relay that the test controls.
 
     Attributes:
-        events: What the registry has emitted; `counters`: what is counted of it.
-        legs_stay: Asterisk keeps the legs of forks that end, for their channels have no media.
+        events: What the registry has emitted; `counters` counts it.
+        legs_stay: Whether Asterisk keeps the legs of ended forks, as their channels have no media.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -703,7 +703,7 @@ class Rig:
         self.forks.security = SecurityConfig(**{"allow_urls": ANY_URL, **security})
 
     async def ask(self, **fields: str) -> list[str]:
-        """Ask as the doors that want an answer do."""
+        """Execute a request, as doors that wait for the answer do."""
         return await self.forks.ask(parse_request(fields))
 
     async def attach(self, **fields: str) -> str:
@@ -730,12 +730,12 @@ class Rig:
         await self.clock.settle()
 
     async def no_relay(self, *fork_ids: str) -> None:
-        """Report that the last process has died that could have had these forks."""
+        """Report that the last process that could relay these forks has died."""
         self.forks.on_report(RelayAway(fork_ids))
         await self.clock.settle()
 
     async def lose_relay(self, *fork_ids: str, away_s: float = 0.0) -> None:
-        """Report that the process that has these forks has died; Asterisk does as it is told."""
+        """Report that the process of these forks has died; Asterisk does what it is told."""
         for fork_id in fork_ids:
             self.live.remove(fork_id)
         before = len(self.hung_up)
@@ -756,13 +756,13 @@ class Rig:
         await self.clock.settle()
 
     def legs_gone(self, fork_id: str) -> None:
-        """Let Asterisk tell that the legs of a fork are gone."""
+        """Let Asterisk report that the legs of a fork are gone."""
         for order in self.tap.orders:
             if order.fork_id == fork_id:
                 self.forks.on_event(ChannelHangup(order.leg_id))
 
     async def obey(self) -> EndFork:
-        """Do what the last command says: end a fork."""
+        """Execute the last command, which must be to end a fork."""
         command = self.sent[-1]
         assert isinstance(command, EndFork)
         await self.ended(command.fork_id, command.reason, command.detail)
@@ -774,12 +774,12 @@ class Rig:
         await self.user_events.finish()
 
     async def close(self) -> None:
-        """Give up what is still under way, as the daemon does."""
+        """Cancel what is still in progress, as the daemon does."""
         await self.user_events.close()
         await self.forks.close()
 
     async def shut_down(self) -> None:
-        """Shut the registry down, which has no forks and so must not wait."""
+        """Shut down the registry, which has no forks and so must not wait."""
         shutdown = asyncio.create_task(self.stop())
         await self.clock.settle()
         done = shutdown.done()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from audiofork.backoff import Backoff
+from audiofork.backoff import Backoff, is_passing
 
 
 def waits(backoff: Backoff, count: int) -> list[float]:
@@ -27,3 +27,10 @@ def test_reset_begins_anew() -> None:
         first = waits(backoff, 3)
         backoff.reset()
         assert waits(backoff, 3) == first
+
+
+def test_statuses_that_pass_are_those_of_a_busy_server() -> None:
+    assert [status for status in range(100, 600) if is_passing(status)] == [
+        *(408, 425, 429),
+        *range(500, 600),
+    ]

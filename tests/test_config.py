@@ -20,6 +20,7 @@ from audiofork.config import (
     Place,
     PostProcessConfig,
     ProfileConfig,
+    Proxy,
 )
 from audiofork.config_file import (
     load,
@@ -30,9 +31,10 @@ from audiofork.config_file import (
     variable_of,
     with_place,
 )
+from audiofork.config_servers import FORMATS
 from audiofork.config_values import SERVER_COMMANDS
 from audiofork.errors import ConfigError
-from audiofork.link.messages import ServerCommand
+from audiofork.link.messages import Format, ServerCommand
 
 REPOSITORY = Path(__file__).parent.parent
 SECTIONS = {
@@ -309,6 +311,126 @@ def test_url_with_a_semicolon_stays_whole() -> None:
     assert config.security.allow_urls == ("ws://h/a;b",)
 
 
+def test_format_may_be_each_that_there_is() -> None:
+    for one in Format:
+        assert read(f"[websocket]\nformat = {one}").websocket.format == one
+    assert len(Format) == len(FORMATS)
+
+
+# --- Status callbacks --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["", "http://h:8/a?b=%20", "https://h/?hunter2=x&y=@", "http://[::1]"]
+)
+@pytest.mark.parametrize("section", ["twilio", "profile:a"])
+def test_status_callback_is_asked_for_as_it_stands(section: str, text: str) -> None:
+    config = read(f"[{section}]\nstatus_callback = {text}")
+    values = config.twilio if section == "twilio" else config.profile["a"]
+    assert values.status_callback == text
+    assert "hunter2" not in repr(config)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "h/hunter2",
+        "ws://h/hunter2",
+        "http://u:hunter2@h/",
+        "http:///?hunter2",
+        "http://h/?#hunter2",
+    ],
+)
+def test_bad_status_callback_is_an_error_that_does_not_quote_it(value: str) -> None:
+    text = refusal(f"[twilio]\nstatus_callback = {value}")
+    assert text.startswith("test.ini:2: [twilio] status_callback: expected http://host[:port][/pa")
+    assert "hunter2" not in text
+
+
+# --- Proxies -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", Proxy()),
+        ("none", Proxy()),
+        ("http://proxy:3128", Proxy("http", "proxy", 3128)),
+        ("https://[::1]:443/", Proxy("https", "::1", 443)),
+        ("socks5://10.0.0.1:1080", Proxy("socks5", "10.0.0.1", 1080)),
+        ("http://u:p%40%3A%c3%bc:q@h:1", Proxy("http", "h", 1, "u:p@:\u00fc:q")),
+        ("http://u:@h:1", Proxy("http", "h", 1, "u:")),
+    ],
+)
+def test_proxy_is_a_url_with_a_port_or_none(text: str, expected: Proxy) -> None:
+    assert read(f"[websocket]\nproxy = {text}").websocket.proxy == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("hunter2:3128", "http://, https:// or socks5://, then host:port"),
+        ("ftp://h:1", "http://, https:// or socks5://"),
+        ("socks5h://h:1", "http://, https:// or socks5://"),
+        ("http://h", "host:port"),
+        ("http://h:0", "host:port with a port from 1"),
+        ("http://h:65536", "host:port with a port up to 65535"),
+        ("http://h:1/hunter2", "http://"),
+        ("http://u@h:1", "http://"),
+        ("http://u:hunter2/@h:1", "http://"),
+        ("http://u%3a:hunter2@h:1", "a user without a colon"),
+        ("http://u:hunter2%0a@h:1", "one line without control characters"),
+        (f"http://u:{'x' * 256}@h:1", "user:password, each of 255 bytes at most"),
+    ],
+)
+@pytest.mark.parametrize("section", ["websocket", "profile:a"])
+def test_bad_proxy_is_an_error_that_does_not_quote_it(section: str, value: str, told: str) -> None:
+    text = refusal(f"[{section}]\nproxy = {value}")
+    assert text.startswith(f"test.ini:2: [{section}] proxy: expected {told}")
+    assert text.endswith(", got the value")
+    assert "hunter2" not in text
+
+
+def test_login_of_a_proxy_comes_from_a_file_and_is_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "login").write_text("pbx:hunter2:3\n")
+    lines = f"proxy = http://other:hunter2@h:1\nproxy_login_file = {tmp_path}/login\n"
+    config = read(f"[websocket]\n{lines}[profile:a]\nurl = ws://h/\n{lines}")
+    for section in config.websocket, config.profile["a"]:
+        assert section.proxy is not None
+        login = section.proxy.with_login(section.proxy_login)
+        assert login == Proxy("http", "h", 1, "pbx:hunter2:3")
+        assert str(login) == "http://h:1"
+    assert "hunter2" not in f"{config!r} {config}"
+
+
+@pytest.mark.parametrize("content", [b"hunter2", b":hunter2", b"u:hunter2\nx", b"u:hunter2\xff"])
+def test_login_of_a_proxy_that_is_none_is_an_error_without_it(
+    tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "login").write_bytes(content)
+    file = f"proxy_login_file = {tmp_path}/login"
+    text = refusal(f"[websocket]\nproxy = http://h:1\n{file}")
+    assert text.startswith("test.ini:3: [websocket] proxy_login_file: expected ")
+    assert text.endswith(f" in {tmp_path}/login")
+    assert "hunter2" not in text
+
+
+@pytest.mark.parametrize("section", ["websocket", "profile:a"])
+@pytest.mark.parametrize("option", ["proxy_login", "proxy_login_file"])
+def test_login_without_a_proxy_is_an_error(section: str, option: str) -> None:
+    text = refusal(f"[{section}]\n{option} = a:b")
+    assert text == f"test.ini:2: [{section}] {option}: [{section}] names no proxy"
+
+
+def test_no_proxy_takes_names_addresses_and_networks() -> None:
+    config = read("[websocket]\nno_proxy = *.Example.org, 10.0.0.0/8 [::1] ::2 a_b")
+    assert config.websocket.no_proxy == ("*.example.org", "10.0.0.0/8", "::1", "::2", "a_b")
+    assert read("[websocket]\nno_proxy =").websocket.no_proxy == ()
+    for bad in "10.0.0.1/8", "http://h", "h:1", "[x", ".example.org":
+        text = refusal(f"[websocket]\nno_proxy = a {bad}")
+        assert text.startswith("test.ini:2: [websocket] no_proxy: expected names of hosts (*.ex")
+
+
 # --- Errors --------------------------------------------------------------------------------------
 
 
@@ -338,6 +460,7 @@ def test_url_with_a_semicolon_stays_whole() -> None:
         ("[ari] app", "Zoë", "a word of letters, digits, - _ ."),
         ("[websocket] sample_rate", "22050", "0 or 8000 or 12000 or 16000 or 24000"),
         ("[websocket] sample_rate", "08000", "0 or 8000 or 12000 or 16000 or 24000"),
+        ("[websocket] format", "mulaw", "raw or json or twilio or vonage or jambonz"),
         ("[websocket] reconnect_interval", "0.2", "a number from 0.25 to 600"),
         ("[websocket] reconnect_attempts", "2.5", "a whole number from 0 to 1000000"),
         ("[security] allow_post_process", "always", "yes or no"),
@@ -577,7 +700,7 @@ def test_any_text_gives_a_configuration_or_a_config_error(
 
 @pytest.mark.parametrize(("section", "option"), OPTIONS, ids=[".".join(pair) for pair in OPTIONS])
 def test_environment_reaches_the_option(section: str, option: str, tmp_path: Path) -> None:
-    (tmp_path / "b").write_text("b")
+    (tmp_path / "b").write_text("b:b")
     # Of these, each option takes one.
     for value in (
         "7",
@@ -595,14 +718,16 @@ def test_environment_reaches_the_option(section: str, option: str, tmp_path: Pat
         "wait",
         "hangup",
         "http://h/ari",
+        "http://h:7",
         "16000",
         str(tmp_path / "b"),
     ):
         try:
-            config = read("", **{f"AUDIOFORK_{section}_{option}".upper(): value})
+            proxy = "[websocket]\nproxy = http://a:1\n" if option.startswith("proxy_") else ""
+            config = read(proxy, **{f"AUDIOFORK_{section}_{option}".upper(): value})
         except ConfigError:
             continue
-        if config != Config():
+        if config != read(proxy):
             return
     pytest.fail("the environment changes nothing")
 
@@ -758,7 +883,7 @@ def test_variable_of_no_option_is_refused_with_the_nearest_there_is(
     text = f"the environment variable {name.strip()}"
     assert str(caught.value).startswith(text)
     hint = f"; did you mean {nearest}?" if nearest else ""
-    assert str(caught.value).endswith(f" is of no option{hint}")
+    assert str(caught.value).endswith(f" matches no option{hint}")
 
 
 def test_variables_of_options_of_the_tests_and_of_others_are_no_error() -> None:

@@ -61,7 +61,7 @@ def test_notify_to_a_socket_that_is_gone_is_logged(
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
     notify("READY=1")
-    assert "systemd cannot be told READY=1" in caplog.text
+    assert "could not tell systemd READY=1" in caplog.text
 
 
 async def test_watchdog_is_fed_twice_a_period(
@@ -161,7 +161,7 @@ def test_low_file_limit_is_said_with_what_to_do(caplog: pytest.LogCaptureFixture
     with limit(1799):
         warn_of_low_file_limit(100)
     assert caplog.messages == [
-        "this process may have 1799 files open, but [security] max_forks = 100 takes 1800; "
+        "this process may open 1799 files, but [security] max_forks = 100 needs 1800; "
         "set LimitNOFILE=1800, or lower max_forks"
     ]
 

@@ -149,14 +149,14 @@ def opened(path: Path) -> None:
 
 REAL_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda folder: opened(folder / "none"), "none: No such file or directory"),
-    "folder": (opened, ": Is a directory (a file is wanted)"),
+    "folder": (opened, ": Is a directory (expected a file)"),
     "below a file": (
         lambda folder: opened(folder / "file" / "x"),
         "file/x: Not a directory (a part of the path is a file)",
     ),
-    "circle of links": (lambda folder: opened(folder / "loop"), "(its links lead in a circle)"),
+    "circle of links": (lambda folder: opened(folder / "loop"), "(its symbolic links form a loop)"),
     "full disk": (lambda _: Path("/dev/full").write_text("x"), "No space left on device (df -h"),
-    "there already": (lambda folder: (folder / "file").mkdir(), "File exists (something of that"),
+    "there already": (lambda folder: (folder / "file").mkdir(), "File exists (something with that"),
 }
 
 

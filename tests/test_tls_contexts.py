@@ -149,10 +149,10 @@ def test_server_with_a_key_that_has_a_passphrase_raises_and_asks_nobody(
 @pytest.mark.parametrize(
     ("cert", "key", "says"),
     [
-        ("nonsense", None, "nonsense: holds no certificate in PEM"),
-        ("cert", None, "cert: holds no private key in PEM"),
-        ("cert", "nonsense", "nonsense: holds no private key in PEM"),
-        ("key", "key", "key: holds no certificate in PEM"),
+        ("nonsense", None, "nonsense: contains no PEM certificate"),
+        ("cert", None, "cert: contains no PEM private key"),
+        ("cert", "nonsense", "nonsense: contains no PEM private key"),
+        ("key", "key", "key: contains no PEM certificate"),
         ("damaged", "key", "damaged: a certificate or key in it is damaged"),
         ("cert", "folder", "folder: a folder, not a file"),
         ("none", "key", "none: No such file or directory"),

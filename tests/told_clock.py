@@ -1,10 +1,10 @@
-"""A clock for what takes one as a callable."""
+"""A clock for code that takes one as a callable."""
 
 from __future__ import annotations
 
 
 class Clock:
-    """A clock that goes when it is told to; in seconds."""
+    """A clock that advances only when the test says so; in seconds."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0

@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 
 ACTION_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 5.0
-# Each refused login is a line in Asterisk's security log, and tools may ban our address for it.
+# Each refused login writes a line to Asterisk's security log, and tools may ban our address for it.
 LOGIN_RETRY_S = 60.0
 NO_SECRET = (
     "no secret for Asterisk's manager interface: set [asterisk] secret_file (`audiofork setup` "
-    "makes all of it), then systemctl restart audiofork"
+    "does all of it), then systemctl restart audiofork"
 )
 
 OnError = Callable[[AmiError], None]
@@ -192,7 +192,7 @@ class Ami(ReconnectingClient):
             except AmiError as exc:
                 log.warning("after the login to Asterisk: %s", exc)
             except Exception:
-                log.exception("a fault after the login to Asterisk")
+                log.exception("unexpected error after the login to Asterisk")
             await connection.watch()
         finally:
             self._connection = None

@@ -116,10 +116,10 @@ class CheckRaised:
     """A UserEvent that `audiofork check` sent, to see whether requests arrive; or an answer.
 
     Attributes:
-        token: Of the check; what it has sent and the answers have the same.
-        leg_uuid: Of a leg that will come, to the daemon that Asterisk reaches; empty: of none.
-        answer: What a daemon says; empty: the check itself has sent this.
-        run: Who that daemon is.
+        token: Identifies the check: its events and the answers to them have the same token.
+        leg_uuid: The UUID of a leg that Asterisk will connect to the daemon; empty: none.
+        answer: The answer of a daemon; empty: the check itself has sent this event.
+        run: The id of that daemon's run.
     """
 
     token: str
@@ -204,10 +204,10 @@ def typed(name: str, headers: Headers) -> Event | None:
 
 
 def _key(headers: Headers) -> KeyPressed | None:
-    """Return the key that a party has pressed; None for one that is played to it.
+    """Return the key that a party has pressed; None for a key that is played to it.
 
-    A key of a bridged call comes twice: received on the channel of who pressed it, sent on the
-    other.
+    A key in a bridged call causes two events: it is received on the channel of the party that
+    pressed it, and sent on the other one.
     """
     digit, duration = _first(headers, "Digit"), _first(headers, "DurationMs")
     if _first(headers, "Direction") != "Received" or digit not in _DIGITS or not digit:
@@ -230,7 +230,7 @@ def _request(headers: Headers) -> RequestReceived | CheckRaised | None:
     raised_by = _first(snapshot, "Uniqueid")
     fields = {name.lower(): value for name, value in body}
     if fields.get("command") == CHECK_COMMAND:
-        # Of a dialplan's event no more is taken: something of it may be a caller's.
+        # Nothing else of a dialplan's event is used, because a caller may have written it.
         more = () if raised_by else ("leguuid", "answer", "run")
         return CheckRaised(*(fields.get(name, "") for name in ("audioforkid", *more)))
     if "channel" not in fields and "uniqueid" not in fields:
@@ -338,7 +338,7 @@ class Protocol(AMIProtocol):  # type: ignore[misc]
     def data_received(self, chunk: bytes) -> None:
         whole, cut = self._blocks.feed(chunk)
         for block in cut:
-            self._drop(block, "an empty line in a value has cut it")
+            self._drop(block, "an empty line in a value has split it")
         for block in whole:
             if is_foreign(block):
                 continue
@@ -350,7 +350,7 @@ class Protocol(AMIProtocol):  # type: ignore[misc]
                 # Without the message itself: it may contain a token.
                 log.exception("a message from Asterisk could not be read")
         if self._blocks.waiting_bytes > MAX_BLOCK_BYTES:
-            log.error("a message from Asterisk has no end after %d bytes", MAX_BLOCK_BYTES)
+            log.error("a message from Asterisk did not end within %d bytes", MAX_BLOCK_BYTES)
             self.transport.abort()
 
     def _drop(self, block: bytes, why: str) -> None:

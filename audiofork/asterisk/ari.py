@@ -40,7 +40,7 @@ REFUSED_RETRY_S = 60.0
 MAX_CONNECTIONS = 32  # Asterisk has a thread for each, and room for 100 (session_limit)
 KEEP_ALIVE_S = 5.0  # below Asterisk's 15 (session_keep_alive), so that Asterisk never closes first
 MAX_EVENT_BYTES = MAX_ANSWER_BYTES = 262_144  # an event or a channel is 1 or 2 KiB
-NOT_HTTP = "what listens there does not speak HTTP; check the port in [ari] url"
+NOT_HTTP = "the program there does not speak HTTP; check the port in [ari] url"
 MAX_MESSAGE_LENGTH = 200
 # Only ApplicationReplaced reports that another daemon has taken over our application.
 EVENT_FILTER = {"allowed": [{"type": "StasisStart"}, {"type": "ApplicationReplaced"}]}
@@ -243,7 +243,7 @@ class Ari(ReconnectingClient):
             case {"type": str()}:
                 pass  # from before the filter was set
             case _:
-                log.warning("ARI sent what is no event")
+                log.warning("ARI sent a message that is not an event")
 
     # --- The event connection ---
 
@@ -330,7 +330,7 @@ class _NoPassword(AriError):
 
     def __init__(self) -> None:
         super().__init__(
-            "no password for ARI: set [ari] password_file (`audiofork setup` makes all of it), "
+            "no password for ARI: set [ari] password_file (`audiofork setup` does all of it), "
             "then systemctl restart audiofork"
         )
 
@@ -382,7 +382,7 @@ def _decoded(status: int, content: bytes) -> Any:
     try:
         return json.loads(content) if content else None
     except (ValueError, RecursionError):
-        raise AriRefused(status, "an answer that is no JSON; check [ari] url") from None
+        raise AriRefused(status, "an answer that is not JSON; check [ari] url") from None
 
 
 def _message(reason: str | None, content: bytes) -> str:
@@ -397,7 +397,7 @@ def _message(reason: str | None, content: bytes) -> str:
 def _reason(exc: Exception) -> str:
     """Return why a request failed; for a failed connect, aiohttp itself names only the address.
 
-    Its texts of what is no HTTP quote the peer, and name its own exceptions.
+    Its texts about a peer that does not speak HTTP quote that peer, and name its own exceptions.
     """
     cause: BaseException = exc
     if isinstance(exc, aiohttp.ClientResponseError):

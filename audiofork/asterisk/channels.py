@@ -14,11 +14,11 @@ from audiofork.text import printable
 
 MAX_VALUE_BYTES = 1022  # Getvar cuts longer results of a function (main/manager.c)
 MAX_QUESTION_BYTES = 900  # a line of AMI has 1024 at most
-_COLON = b"\xff"  # stands for a colon on the way: a byte that no UTF-8 has
-# Asterisk 18 up to some release leaves the last one or two bytes out of what it encodes, unless
-# their number is a multiple of three. So there are two for it to lose.
+_COLON = b"\xff"  # replaces a colon on the way: a byte that never occurs in UTF-8
+# Some releases of Asterisk 18 omit the last one or two bytes of the data that they encode, unless
+# its length is a multiple of three. So two bytes are appended that may be lost.
 _TAIL = "~^"
-_END = "Ln5e"  # a dot and _TAIL in base64: tells a whole answer from one that was cut
+_END = "Ln5e"  # a dot and _TAIL in base64: an answer without it was cut
 NO_SUCH_CHANNEL = str(NoSuchChannel())  # Asterisk uses the same words
 
 # Sample rates in Hz of the formats that are not slin or 8000 (main/codec_builtin.c).
@@ -104,7 +104,7 @@ class Channels:
 
     async def sample_rate(self, uniqueid: str) -> int:
         """Return the rate in Hz of the audio that the channel's party sends and hears."""
-        formats = await self._known(uniqueid, "CHANNEL(audionativeformat)")  # (ulaw|alaw), say
+        formats = await self._known(uniqueid, "CHANNEL(audionativeformat)")  # e.g. (ulaw|alaw)
         return max(_rate_of(name) for name in _names(formats))
 
     async def wide_format(self, uniqueid: str) -> str:
@@ -152,8 +152,8 @@ class Channels:
     async def at_once(self, channel: str, expressions: Iterable[str]) -> list[str]:
         """Return values of variables and functions of a channel, with one question if they fit.
 
-        Whatever the values hold, each comes as it is: Asterisk encodes it. One that is longer than
-        a line of AMI is cut.
+        Asterisk encodes the values, so each arrives unchanged whatever it contains. A value that is
+        longer than a line of AMI is cut.
         """
         wanted = list(expressions)
         values = await self._if_they_fit(channel, wanted)
@@ -166,9 +166,9 @@ class Channels:
 
     async def _if_they_fit(self, channel: str, wanted: list[str]) -> list[str] | None:
         """Return values by one question; None if the question or its answer is too long."""
-        # REPLACE() puts "${" and "}" around its first argument, and puts in the values of what it
-        # has then. EVAL() would do the same, but is denied to a user without the class system. The
-        # dot is there since BASE64_ENCODE() warns of an empty value.
+        # REPLACE() puts "${" and "}" around its first argument and evaluates the result. EVAL()
+        # would do the same, but is denied to a user without the class system. The dot is there
+        # because BASE64_ENCODE() warns of an empty value.
         encoded = "}_${".join(
             f"BASE64_ENCODE(.{one}{_TAIL})" for one in (*map(_value_of, wanted), "")
         )
@@ -201,16 +201,16 @@ class Channels:
 
 
 def _value_of(expression: str) -> str:
-    """Return what stands for a value that may lie within the parentheses of a function.
+    """Return an expression for a value that is safe within the parentheses of a function.
 
-    Asterisk puts the value there first and looks for a `:offset:length` behind the parentheses
-    then, so after a `)` in the value no colon of it may stand.
+    Asterisk first inserts the value, and then looks for `:offset:length` after the parentheses. So
+    the value must not contain a colon after a `)`.
     """
     return rf"${{REPLACE({expression},:,\\xff)}}"
 
 
 def _decoded(value: str) -> str:
-    """Return the text of a value that Asterisk has encoded, as far as it was not cut."""
+    """Decode a value that Asterisk has encoded; if it was cut, return the part that is left."""
     whole = value[: len(value) - len(value) % 4]
     text = base64.b64decode(whole)[1:]
     for tail in (_TAIL.encode(), _TAIL[:1].encode()):

@@ -1,1 +1,1 @@
-"""What the command line does besides asking the daemon."""
+"""The commands that do more than ask the daemon."""

@@ -1,4 +1,4 @@
-"""Finds what callers choose in the requests of a dialplan, where a comma in it adds a field."""
+"""Finds unprotected values of callers in the requests of a dialplan, where a comma adds a field."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 _REQUEST = re.compile(
     r"\baudiofork,(start|stop|mute),|\bUserEvent\(\s*AudioFork\s*,"
-    # Of these a part could be another option or command; a URL is one whatever is in it.
+    # A part of these could be another option or command; a URL stays one URL whatever it contains.
     r"|\bSet\(_*AUDIOFORK_(OPTIONS|POST_PROCESS)=",
     re.I,
 )
@@ -16,7 +16,7 @@ _CALLERS = {
     *("CALLERIDNUM", "CALLERIDNAME", "CALLINGANI", "DIALEDPEERNUMBER", "DIALEDPEERNAME"),
     *("SIP_HEADER", "PJSIP_HEADER", "PJSIP_HEADERS", "SIPDOMAIN", "SIPCALLID", "SIPURI", "SIPUSER"),
 }
-# What comes out of these has no comma, unless it is asked for.
+# The results of these contain no comma, unless the dialplan requests one.
 _SAFE = {
     *("URIENCODE", "BASE64_ENCODE", "FILTER", "LEN", "MD5", "SHA1", "MATH", "FIELDQTY"),
     *("KEYPADHASH", "ISNULL", "EXISTS", "REGEX"),
@@ -25,17 +25,17 @@ _NAME = re.compile(r"\w+")
 
 
 def bare(application: str, data: str) -> list[str]:
-    """Return the names of what callers choose that stand bare in a request of a dialplan.
+    """Return the names of the callers' values that a request of a dialplan uses unprotected.
 
     Args:
-        application: One that is run by a priority, such as Gosub, or ExecIf with another in it.
-        data: Its arguments, before anything is put into their places.
+        application: The application of a priority, such as Gosub, or ExecIf with another in it.
+        data: Its arguments, before Asterisk substitutes variables.
     """
     return bare_in(data) if _REQUEST.search(f"{application}({data})") else []
 
 
 def bare_in(text: str) -> list[str]:
-    """Return the names of what callers choose that stand in a text so that they may have commas."""
+    """Return the names of the callers' values whose commas would take effect in a text."""
     found: dict[str, None] = {}
     functions: list[str] = []  # the names after each `${` and `$[` that is open
     for match in re.finditer(r"\$\{|\$\[|[{}\[\]]", text):
@@ -50,10 +50,10 @@ def bare_in(text: str) -> list[str]:
 
 
 def warnings(lines: Iterable[Mapping[str, str]]) -> Iterator[str]:
-    """Yield a sentence for each priority of a dialplan that has what callers choose bare in it.
+    """Yield a sentence for each priority of a dialplan that uses a caller's value unprotected.
 
     Args:
-        lines: The events that ShowDialPlan answers with, names in lower case.
+        lines: The events of the answer to ShowDialPlan, names in lower case.
     """
     for line in lines:
         for name in bare(line.get("application", ""), line.get("appdata", "")):

@@ -44,6 +44,7 @@ from audiofork.errors import (
     ConfigError,
     DaemonUnreachable,
 )
+from audiofork.forks.profiles import Profiles
 from audiofork.forks.urls import hosts_at_will
 from audiofork.link.inline import check_files
 from audiofork.link.messages import Direction
@@ -87,6 +88,7 @@ class Check:
         unread: Mapping[str, str] | None = None,
     ) -> None:
         check_files(config)
+        Profiles(config.profile)
         self._config = config
         self._findings = Findings(say)
         self._clock = clock
@@ -105,6 +107,7 @@ class Check:
         await asyncio.to_thread(self._check_daemon)
         self._check_file_limit()
         self._check_urls()
+        self._check_profiles()
         await self._check_front()
         await self._check_ari()
         await self._check_asterisk()
@@ -153,6 +156,12 @@ class Check:
             self._findings.warn("URLs: audio may go to any host", remedies.NAME_HOSTS)
         else:
             self._findings.ok(f"URLs: audio may go to {' '.join(allowed) or 'nobody'}")
+
+    def _check_profiles(self) -> None:
+        if "profile" in self._unread:
+            self._findings.fail(f"profiles: {self._unread['profile']}", remedies.PROFILES)
+        elif self._config.profile:
+            self._findings.ok(f"profiles: {' '.join(sorted(self._config.profile))}")
 
     async def _check_front(self) -> None:
         """See whether the daemon could listen for AMI clients, unless it runs, or may."""

@@ -18,7 +18,7 @@ from audiofork.commands.check_port import KnownDaemon, PortCheck
 from audiofork.commands.findings import Finding, Findings, Mark
 from audiofork.commands.probe import Events, LegFailed, Probe, ProbeLeg, ProbeLegs, snooping
 from audiofork.config import Address, Config
-from audiofork.errors import AriError, AriRefused, LegError, NoSuchChannel
+from audiofork.errors import AmiActionFailed, AriError, AriRefused, LegError, NoSuchChannel
 from audiofork.link.messages import Direction, LegPart
 from audiofork.text import reason_of
 
@@ -136,6 +136,7 @@ class AudioCheck:
         try:
             await self._check_chanspy(legs, address, uniqueid)
             await self._check_snoop(legs, address, uniqueid)
+            await self._check_keys_come(legs, uniqueid)
         finally:
             talk.cancel()
             target.hang_up()
@@ -284,6 +285,22 @@ class AudioCheck:
             text = f"{what}: what comes is not what the target was sent"
             return Finding(Mark.FAIL, text, remedies.NOT_THE_TONE)
         return Finding(Mark.OK, f"{what}: {leg.frames_per_second():.1f} frames a second")
+
+    async def _check_keys_come(self, legs: ProbeLegs, uniqueid: str) -> None:
+        try:
+            come = await legs.press_key(uniqueid)
+        except AmiActionFailed as exc:
+            self._findings.skip(f"keys (DTMF): whether Asterisk tells of them is not known: {exc}")
+            return
+        if come:
+            self._findings.ok("keys (DTMF): Asterisk tells of them (read = dtmf)")
+        else:
+            user = self._config.asterisk.username
+            self._findings.warn(
+                "keys (DTMF): Asterisk does not tell of them, so no server is told: read = dtmf is "
+                "missing, or an eventfilter holds them back",
+                remedies.keys(user),
+            )
 
     async def _check_hangups_come(self, legs: ProbeLegs) -> None:
         event = await self._events.first(legs.is_of_ours)

@@ -1,4 +1,4 @@
-"""The text of a dialplan: its comments, and the arguments of an application."""
+"""Parses the text of a dialplan: its comments, and the arguments of an application."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Kind(enum.Enum):
 
 
 def kind_of(path: Path, text: str, included_by: Kind | None = None) -> Kind:
-    """Tell the language of a file by its content; where that does not tell, by what includes it.
+    """Return the language of a file, by its content or, if that is unclear, by what includes it.
 
     Args:
-        path: Its name tells the language of a file that nothing includes: what is neither .ael
-            nor .lua is a .conf.
-        text: What is in it.
+        path: Its name decides if nothing includes the file: if it ends neither in .ael nor in
+            .lua, the file is a .conf.
+        text: The content.
         included_by: The language of the file that includes it.
     """
     found = [kind for kind, mark in _MARKS.items() if mark.search(without_comments(text, kind))]
@@ -34,7 +34,7 @@ def kind_of(path: Path, text: str, included_by: Kind | None = None) -> Kind:
     return included_by or by_name
 
 
-# What a line of each language begins with, and no line of another does.
+# The beginnings of lines that only this language has.
 _MARKS = {
     Kind.CONF: re.compile(
         r"^[ \t]*(?:\[[^\[\]\"'\n]+\][ \t]*(?:\([^)\n]*\)[ \t]*)?\r?$"
@@ -54,7 +54,7 @@ _MARKS = {
 }
 
 
-BYTE_ORDER_MARK = "\ufeff"  # Asterisk skips it at the begin of a .conf file
+BYTE_ORDER_MARK = "\ufeff"  # Asterisk skips it at the beginning of a .conf file
 
 
 class NotPlain(Exception):
@@ -71,7 +71,7 @@ def line_end(text: str, position: int) -> int:
 
 
 def without_comments(text: str, kind: Kind) -> str:
-    """Return the text with a blank for each character of a comment; line ends stay."""
+    """Return the text with each character of a comment replaced by a blank; line ends stay."""
     parts, position = [], 0
     for start, end in _COMMENTS[kind](text):
         parts += [text[position:start], re.sub(r"[^\n]", " ", text[start:end])]
@@ -80,7 +80,7 @@ def without_comments(text: str, kind: Kind) -> str:
 
 
 def _conf_comments(text: str) -> Iterator[tuple[int, int]]:
-    """Comments as main/config.c finds them: `;`, and nested blocks from `;--` to `--;`."""
+    """Yield comments as main/config.c finds them: `;`, and nested blocks from `;--` to `--;`."""
     depth, block_start, position = 0, 0, 0
     if text.startswith(BYTE_ORDER_MARK):
         yield 0, 1
@@ -104,7 +104,7 @@ def _conf_comments(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _ael_comments(text: str) -> Iterator[tuple[int, int]]:
-    """`//` and `/* */`; between parentheses they are text, as the // of a URL is."""
+    """Yield `//` and `/* */`; between parentheses they are text, such as the // of a URL."""
     depth, position = 0, 0
     token = re.compile(r"[()]|//|/\*")
     while match := token.search(text, position):
@@ -144,7 +144,7 @@ _COMMENTS: dict[Kind, Callable[[str], Iterator[tuple[int, int]]]] = {
 
 
 def top_level(text: str, delimiters: str) -> list[int]:
-    """Return where delimiters stand outside parentheses, brackets and quotes."""
+    """Return the positions of delimiters outside parentheses, brackets and quotes."""
     parentheses = brackets = 0
     quoted = False
     found = []
@@ -165,7 +165,7 @@ def top_level(text: str, delimiters: str) -> list[int]:
 
 
 def split(text: str, delimiter: str, most: int) -> list[str]:
-    """Split into arguments, without the blanks around them; the last one takes the rest."""
+    """Split a text into arguments, without the blanks around them; the last one gets the rest."""
     parts, begin = [], 0
     for position in top_level(text, delimiter)[: most - 1]:
         parts.append(text[begin:position])
@@ -177,7 +177,7 @@ def closing_of(code: str, opening: int, end: int) -> int:
     """Return where the parenthesis at `opening` is closed; Asterisk counts them inside quotes too.
 
     Raises:
-        NotPlain: It is not closed before `end`, or not within as many characters as a line has.
+        NotPlain: It is not closed before `end`, or not within MAX_LINE_CHARACTERS.
     """
     depth = 0
     for match in _PARENTHESIS.finditer(code, opening, min(end, opening + MAX_LINE_CHARACTERS)):
@@ -188,7 +188,7 @@ def closing_of(code: str, opening: int, end: int) -> int:
 
 
 _PARENTHESIS = re.compile(r"[()]")
-MAX_LINE_CHARACTERS = 8192  # what Asterisk reads of a line
+MAX_LINE_CHARACTERS = 8192  # the most that Asterisk reads of a line
 
 
 def unquoted(text: str) -> str:

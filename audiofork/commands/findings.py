@@ -1,4 +1,4 @@
-"""What the command `check` has found, and how it says so."""
+"""The findings of the command `check`, and how they are shown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 class Outcome(enum.IntEnum):
-    """What a check comes to; the numbers are the command's exit codes."""
+    """The result of a check; the numbers are the command's exit codes."""
 
     FINE = 0
     FAULTS = 1
@@ -20,16 +20,16 @@ class Mark(enum.StrEnum):
     OK = "ok"
     FAIL = "FAIL"
     SKIP = "skip"
-    """Could not be looked into; not a fault in itself."""
+    """Could not be checked; not a fault in itself."""
     WARN = "warn"
-    """Works, but may be used to do harm, or is not as it was shipped."""
+    """Works, but may be abused, or differs from what was shipped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the check, with what to do about it, if anything is.
+    """One line of the check, with a remedy if something must be done.
 
-    A remedy is one paragraph, or several lines; those that are indented stand in a file so.
+    A remedy is one paragraph, or several lines; indented lines are meant for a file as they are.
     """
 
     mark: Mark
@@ -47,13 +47,13 @@ def _wrapped(line: str) -> list[str]:
 
 
 class Findings:
-    """Says each finding as soon as it is there, and keeps the worst outcome.
+    """Reports each finding immediately, and keeps the worst outcome.
 
     Args:
-        say: Gets each finding.
+        say: Called with each finding.
 
     Attributes:
-        outcome: What all so far come to.
+        outcome: The worst outcome so far.
     """
 
     def __init__(self, say: Callable[[Finding], None]) -> None:

@@ -1,4 +1,4 @@
-"""The command list: forks as a table or as JSON, and shown anew each second."""
+"""The command list: formats forks as a table or as JSON, with frames per second."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _INDENT = " " * 10
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Frames a second of a fork, between two looks."""
+    """The frames per second of a fork, between two looks."""
 
     frames_in: float
     frames_sent: float
@@ -37,14 +37,14 @@ class Flow:
 
 
 class Flows:
-    """Computes how many frames a second forks have had since the look before."""
+    """Computes the frames per second of forks since the previous look."""
 
     def __init__(self) -> None:
         self._before: dict[str, Fork] = {}
         self._flows: dict[str, Flow] = {}
 
     def look(self, forks: list[Fork]) -> None:
-        """Take the forks of a look."""
+        """Add the forks of a look."""
         now = {fork["id"]: fork for fork in forks}
         pairs = (
             (self._before[fork_id], now[fork_id]) for fork_id in now if fork_id in self._before
@@ -54,7 +54,7 @@ class Flows:
         self._before = now
 
     def of(self, fork: Fork) -> Flow | None:
-        """Return that of a fork; None if it is new, or its counts began anew."""
+        """Return the flow of a fork; None if it is new, or its counters have restarted."""
         return self._flows.get(fork["id"])
 
     @property
@@ -71,8 +71,8 @@ def _flow(before: Fork, after: Fork) -> Flow | None:
     seconds = after["age_s"] - before["age_s"]
     names = ("frames_in", "frames_sent", "frames_dropped")
     more = [after[name] - before[name] for name in names]
-    # Counts begin anew with a daemon that was restarted. Frames that a broken connection has
-    # given back count as sent no more, so a few less are no new beginning.
+    # Counters restart with the daemon. But frames that a broken connection has given back no longer
+    # count as sent, so a slightly lower number is no restart.
     if seconds <= 0 or more[0] < 0:
         return None
     return Flow(*(max(0, count) / seconds for count in more))
@@ -91,8 +91,8 @@ def table(
     Args:
         forks: The forks, oldest first.
         legs_left: How many legs of ended forks Asterisk still has.
-        width: The columns of the terminal: where a line for each fork does not fit, a fork has
-            short columns, and its URL and its error on lines of their own. None: a line for each.
+        width: The columns of the terminal: if a line for each fork does not fit, a fork has short
+            columns, and its URL and its error on lines of their own. None: one line for each.
         flows: Shows frames a second, if given.
     """
     left = f"\n{legs_left} legs of ended forks stay until their channels have media or end"
@@ -100,7 +100,7 @@ def table(
 
 
 def summary(forks: list[Fork], flows: Flows) -> str:
-    """Return two lines: the numbers of forks by state, and the frames a second of all."""
+    """Return two lines: the numbers of forks by state, and the total frames per second."""
     states = Counter(str(fork["state"]) for fork in forks)
     of_them = ", ".join(f"{count} {printable(state, '?')}" for state, count in states.items())
     total = flows.total
@@ -124,7 +124,7 @@ def _rows(forks: list[Fork], width: int | None, flows: Flows | None) -> str:
 def _narrow_rows(
     forks: list[Fork], cells: list[dict[str, str]], width: int, watched: bool
 ) -> Iterator[str]:
-    """Yield lines for a narrow terminal: what does not fit a fork's line stands below it."""
+    """Yield lines for a narrow terminal: what does not fit a fork's line follows below it."""
     columns = _WATCHED_NARROW_COLUMNS if watched else _NARROW_COLUMNS
     heading, *lines = _aligned(columns, cells)
     below = ["URL"]
@@ -138,7 +138,7 @@ def _narrow_rows(
 
 
 def _wrapped(texts: list[str], width: int) -> Iterator[str]:
-    """Yield texts as indented lines, whole."""
+    """Yield texts as indented lines, without cutting any."""
     for text in filter(None, texts):
         yield from textwrap.wrap(
             text,
@@ -150,7 +150,7 @@ def _wrapped(texts: list[str], width: int) -> Iterator[str]:
 
 
 def _trouble(fork: Fork) -> str:
-    """Return what a fork waits for and why, or the error that is over."""
+    """Return what a fork waits for and why, or its last error."""
     if text := outlook(fork):
         return text
     error = printable(fork.get("last_error", ""), "?")
@@ -197,7 +197,7 @@ def _next(fork: Fork) -> str:
 
 
 def _last_error(fork: Fork) -> str:
-    """Return the cell: the error, whose it is or how long it has been over."""
+    """Return the cell: the error, with the part that has it or the time since."""
     waits_for, error = fork.get("waits_for", ""), fork.get("last_error", "")
     if not error:
         return f"none yet, waits for {waits_for}" if waits_for else "-"

@@ -1,12 +1,12 @@
 """Rewrites a dialplan from the applications of app_audiofork to those of this package.
 
-What is plain is rewritten, all else stays as it is and is told with its line:
+Plain calls are rewritten; everything else stays unchanged and is reported with its line:
 
     AudioFork(URL,OPTIONS,COMMAND)      ExecIf(...?Gosub(audiofork,start,1(URL,OPTIONS,COMMAND)))
     StopAudioFork(ID)                   ExecIf(...?Gosub(audiofork,stop,1(ID)))
     ${AUDIOFORK(${VARIABLE},filename)}  ${AUDIOFORK_WSSERVER_${REPLACE(VARIABLE,-,_)}}
 
-In Lua the first two become app.UserEvent(): pbx_lua does not come back from a Gosub.
+In Lua the first two become app.UserEvent(), because pbx_lua does not return from a Gosub.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ VERSION_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What `migrate` is to do.
+    """A task of `migrate`.
 
     Attributes:
-        paths: The files, each with all that it includes; none: those of the folder.
+        paths: The files, each with all that it includes; empty: the dialplans of the folder.
         folder: Asterisk's configuration folder, which included files are relative to; None: the
             folder of each file.
-        branch: The Asterisk that runs the dialplan, 22 for 22.10.1; None if that is not known.
+        branch: The branch of the Asterisk that runs the dialplan, 22 for 22.10.1; None: unknown.
         write: Whether to change the files.
     """
 
@@ -51,18 +51,18 @@ class Task:
 
 
 def run(task: Task, say: Callable[[bytes], None], warn: Callable[[str], None]) -> int:
-    """Show how files would be rewritten, as a diff that `patch` takes, or rewrite them.
+    """Show how files would be rewritten, as a diff for `patch`, or rewrite them.
 
-    Files are replaced whole and at once; each leaves a copy of what it was.
+    Files are replaced atomically; a copy of each old file is kept.
 
     Args:
         task: What to do.
-        say: Takes each line of the diff, without its line end.
-        warn: Takes notes, as file:line: text, and errors.
+        say: Called with each line of the diff, without its line end.
+        warn: Called with notes, as file:line: text, and errors.
 
     Returns:
-        EXIT_DONE, or EXIT_FAILED if a file cannot be read or written, or something is left to be
-        done by hand.
+        EXIT_DONE, or EXIT_FAILED if a file cannot be read or written, or something must be done by
+        hand.
     """
     reader = Reader(task.folder or (None if task.paths else DEFAULT_FOLDER))
     paths = task.paths or dialplans_of(task.folder or DEFAULT_FOLDER)
@@ -82,9 +82,9 @@ def run(task: Task, say: Callable[[bytes], None], warn: Callable[[str], None]) -
 
 
 def dialplans_of(folder: Path) -> list[Path]:
-    """Return the dialplans that Asterisk loads of a configuration folder, as far as they exist.
+    """Return the dialplans that Asterisk loads from a configuration folder, if they exist.
 
-    Of a folder that we may not look into it is the first: who reads it is told so.
+    If the folder cannot be read, return the first one: reading that reports the error.
     """
     try:
         return [path for name in DIALPLANS if (path := folder / name).exists()]
@@ -93,7 +93,7 @@ def dialplans_of(folder: Path) -> list[Path]:
 
 
 def local_branch() -> int | None:
-    """Return the branch of the Asterisk that is installed here, 22 for 22.10.1; None: of none."""
+    """Return the branch of the installed Asterisk, 22 for 22.10.1; None if none is installed."""
     program = shutil.which("asterisk")
     if program is None:
         return None
@@ -110,8 +110,8 @@ class _Run:
     """One run of the command.
 
     Attributes:
-        failed: Whether something is left to be done.
-        has_gosubs: Whether what was written calls the shipped dialplan.
+        failed: Whether something is left to do.
+        has_gosubs: Whether rewritten calls use the shipped dialplan.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class _Run:
         self.has_gosubs = False
 
     def migrate(self, file: DialplanFile) -> None:
-        """Show what becomes of a file, and write it if that is wanted."""
+        """Show the changes of a file, and write them if requested."""
         result = migrate_text(file.text, file.kind, self._branch)
         new = encode(result.text)
         for line in diff(file.path, file.content, new):
@@ -151,12 +151,12 @@ class _Run:
         self.warn(f"{file.path}: {_summary(result, notes, copy)}")
 
     def fail(self, path: Path, why: str) -> None:
-        """Say why a file is not read or written."""
+        """Report why a file is not read or written."""
         self.failed = True
         self.warn(f"{path}: {why}")
 
     def warn(self, text: str) -> None:
-        """Say something that no name of a file can put out of shape."""
+        """Report a note; control characters in a file's name cannot garble it."""
         self._warn(printable(text, "?"))
 
 
@@ -165,10 +165,10 @@ def _line_of(note: Note) -> int:
 
 
 def _generated(result: Migration) -> Iterator[Note]:
-    """Yield a note if a file that is rewritten says in its head that a program writes it."""
+    """Yield a note if the head of a rewritten file says that a program generates it."""
     if result.changes and (found := _GENERATED.search(result.text, 0, HEAD_CHARACTERS)):
         line = result.text.count("\n", 0, found.start()) + 1
-        yield Note(line, "the file is a generated one: change what it is generated from", left=True)
+        yield Note(line, "the file is generated: change its source", left=True)
 
 
 _GENERATED = re.compile(r"auto-?(?:matically )?generated|do not edit", re.I)
@@ -177,13 +177,13 @@ HEAD_CHARACTERS = 2000
 
 def _summary(result: Migration, notes: Sequence[Note], copy: Path | None) -> str:
     left = sum(note.left for note in notes)
-    done = f"rewritten, as it was: {copy}" if copy else "to rewrite, by --write"
+    done = f"rewritten; old file: {copy}" if copy else "to rewrite with --write"
     parts = [f"{result.changes} {done}" if result.changes else "nothing to rewrite"]
     return ", ".join(parts + ([f"{left} left to do by hand"] if left else []))
 
 
 def _has_shipped(reader: Reader) -> bool:
-    """Return whether the dialplan includes the shipped one, or holds it."""
+    """Return whether the dialplan includes or contains the shipped one."""
     names = [Path(pattern).name for pattern in reader.patterns]
     return SHIPPED in names or any(
         re.search(r"^[ \t]*\[audiofork\]", file.text, re.M) and "UserEvent(AudioFork" in file.text

@@ -1,4 +1,4 @@
-"""What takes the place of one AudioFork() or StopAudioFork(), and what is different then."""
+"""Replaces one AudioFork() or StopAudioFork(), and notes what differs then."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from audiofork.forks.urls import check_url
 
 
 def gosub(name: str, arguments: str, delimiter: str = ",") -> str:
-    """Return what takes the place of AudioFork(arguments) or StopAudioFork(arguments).
+    """Return the replacement of AudioFork(arguments) or StopAudioFork(arguments).
 
     Raises:
         NotPlain: The arguments are not plain.
@@ -26,10 +26,10 @@ def gosub(name: str, arguments: str, delimiter: str = ",") -> str:
 
 
 def _gosub_if(extension: str, arguments: str) -> str:
-    """Return a Gosub that is left out where the shipped dialplan is not loaded.
+    """Return a Gosub that is skipped where the shipped dialplan is not loaded.
 
-    A Gosub to a context that does not exist ends the call. ExecIf() splits at ? and : outside
-    parentheses alone, and leaves quotes and backslashes where they are.
+    A Gosub to a context that does not exist ends the call. ExecIf() splits only at ? and : outside
+    parentheses, and leaves quotes and backslashes unchanged.
     """
     otherwise = ":Log(WARNING,no context audiofork)" if extension == "start" else ""
     exists = f"${{DIALPLAN_EXISTS(audiofork,{extension},1)}}"
@@ -37,9 +37,9 @@ def _gosub_if(extension: str, arguments: str) -> str:
 
 
 def check_plain(arguments: str) -> None:
-    """Raise NotPlain for arguments that no rule here is made for."""
+    """Raise NotPlain for arguments that no rule here covers."""
     if "\n" in arguments:
-        raise NotPlain("its arguments go over several lines")
+        raise NotPlain("its arguments span several lines")
     if re.search(r"\\[()\\]", arguments):
         raise NotPlain("its arguments have an escaped parenthesis or backslash")
     if arguments.replace(r"\"", "").count('"') % 2:
@@ -47,7 +47,7 @@ def check_plain(arguments: str) -> None:
 
 
 def start_arguments(arguments: str, delimiter: str = ",") -> list[str]:
-    """Return URL, options and command, as far as they are there; the command as it was written.
+    """Return URL, options and command, as far as given; the command as written.
 
     Raises:
         NotPlain: They are not plain.
@@ -56,13 +56,15 @@ def start_arguments(arguments: str, delimiter: str = ",") -> list[str]:
     if not unquoted(parts[0]):
         raise NotPlain("it names no server")
     if delimiter == "," and any(top_level(part, "|") for part in parts[:2]):
-        raise NotPlain("its arguments have a |, which separates none since Asterisk 1.6")
+        raise NotPlain(
+            "its arguments contain a |, which has not separated arguments since Asterisk 1.6"
+        )
     url, options, *command = [*parts, ""] if len(parts) == 1 else parts
     return [url, _options(options), *filter(None, command)]
 
 
 def _options(text: str) -> str:
-    """Return the options without the quotes around them, and with the subprotocol of the module."""
+    """Return the options without surrounding quotes, with the subprotocol of the module."""
     bare = unquoted(text).strip()
     if top_level(bare, ",") or '"' in bare:
         raise NotPlain("its options have a comma")
@@ -77,7 +79,7 @@ def _options(text: str) -> str:
 def _literal(command: str) -> str:
     """Return a command as the shell gets it, but with a backslash before each bare comma.
 
-    AudioFork() took away quotes and one level of backslashes. The Gosub keeps all but the commas.
+    AudioFork() removed quotes and one level of backslashes. The Gosub changes only the commas.
     """
     text = unquoted(command)
     if ";" in text:
@@ -93,11 +95,11 @@ def _literal(command: str) -> str:
 
 
 def notes_on(name: str, arguments: str, delimiter: str = ",") -> list[str]:
-    """Return what differs for a call that was rewritten."""
+    """Return notes on what differs for a rewritten call."""
     if name.lower() == "stopaudiofork":
         if arguments.strip():
             return []
-        return ["without an id all forks of the channel end; the module ended the newest alone"]
+        return ["without an id all forks of the channel end; the module ended only the newest"]
     url, options, command, *_ = [*split(arguments, delimiter, 3), "", ""]
     notes = _notes_on_options(unquoted(options))
     try:
@@ -134,7 +136,9 @@ _DIFFERENCES = {
 
 def _notes_on_options(options: str) -> list[str]:
     if "${" in options:
-        return ["its options hold a variable: see what R, r, T, b and S mean in docs/migration.md"]
+        return [
+            "its options contain a variable: see what R, r, T, b and S mean in docs/migration.md"
+        ]
     notes = []
     try:
         letters = {letter for letter, _ in split_options(options)}

@@ -1,4 +1,4 @@
-"""A dialplan that is being rewritten: its edits, and what there is to know about its lines."""
+"""A dialplan that is being rewritten: its edits, and notes on its lines."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something to know about a line.
+    """A note on a line.
 
     Attributes:
         line: Its number, from 1.
-        text: What there is to know.
-        left: Whether something stays that has to be changed by hand.
+        text: The note.
+        left: Whether something must be changed by hand.
     """
 
     line: int
@@ -24,7 +24,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """What came of a text; `changes` counts the calls that were rewritten."""
+    """The result for a text; `changes` counts the rewritten calls."""
 
     text: str
     notes: tuple[Note, ...]
@@ -33,10 +33,10 @@ class Migration:
 
 @dataclass(slots=True)
 class Draft:
-    """A text, the edits it is to get, and what was noted of it.
+    """A text, its planned edits, and its notes.
 
     Attributes:
-        code: The text with blanks in place of comments; the same positions.
+        code: The text with blanks in place of comments, at the same positions.
         edits: Start, end, replacement; they do not overlap.
         notes: In the order they were made, each once.
         handled: Positions of the application names that were rewritten or noted.
@@ -54,15 +54,15 @@ class Draft:
         self.line_ends = [match.start() for match in re.finditer("\n", self.text)]
 
     def has_comment(self, start: int, end: int) -> bool:
-        """Return whether a comment stands between two positions."""
+        """Return whether there is a comment between two positions."""
         return self.code[start:end] != self.text[start:end]
 
     def replace(self, start: int, end: int, replacement: str) -> None:
-        """Put a replacement in the place of text[start:end]."""
+        """Replace text[start:end]."""
         self.edits.append((start, end, replacement))
 
     def leave(self, position: int, why: str) -> None:
-        """Note that a use of the module is left as it is."""
+        """Note that a use of the module is left unchanged."""
         self.note(position, f"left as it is: {why}", left=True)
 
     def note(self, position: int, text: str, *, left: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""What `migrate` does with files: shows how they change, as a diff, and replaces them."""
+"""Shows the changes of files as a diff, and replaces files, for `migrate`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ COPY_SUFFIX = ".before-migrate"
 def diff(path: Path, old: bytes, new: bytes) -> Iterator[bytes]:
     """Yield the lines of a unified diff, without their line ends; nothing if nothing changes.
 
-    The lines are the very bytes of the file, so that patch(1) makes the one of the other, and with
-    -R the other way round. The file is named by its whole path, links resolved: patch changes none.
+    The lines are the exact bytes of the file, so that patch(1) can apply the diff, and revert it
+    with -R. The file is named by its whole path, links resolved, because patch changes no links.
     """
     before, after = _lines(old), _lines(new)
     header = [b"--- " + _name(path), b"+++ " + _name(path)]
@@ -44,7 +44,7 @@ def diff(path: Path, old: bytes, new: bytes) -> Iterator[bytes]:
 
 
 class _LineByLine(difflib.SequenceMatcher[bytes]):
-    """Compares line by line where no line came or went: the search would be slow in big files."""
+    """Compares line by line if the number of lines is the same: a search is slow in big files."""
 
     def __init__(self, before: Sequence[bytes], after: Sequence[bytes]) -> None:
         super().__init__(a=before, b=after)
@@ -63,7 +63,7 @@ class _LineByLine(difflib.SequenceMatcher[bytes]):
 
 
 def _lines(content: bytes) -> list[bytes]:
-    """Split at \\n alone, as Asterisk does; bytes.splitlines() knows more line ends."""
+    """Split only at \\n, as Asterisk does; bytes.splitlines() knows more line ends."""
     return re.findall(rb"[^\n]*\n|[^\n]+", content)
 
 
@@ -82,7 +82,7 @@ def _range(start: int, end: int) -> bytes:
 
 
 def _name(path: Path) -> bytes:
-    """Return a path as patch(1) reads it: quoted, or with a tab behind it, where it has to be."""
+    """Return a path as patch(1) reads it: quoted, or followed by a tab, if necessary."""
     name = os.fsencode(path.resolve())
     if re.search(rb'[\0-\x1f\x7f"\\]', name):
         return b'"' + re.sub(rb'[\0-\x1f\x7f"\\]', lambda one: b"\\%03o" % ord(one[0]), name) + b'"'
@@ -93,20 +93,20 @@ def _name(path: Path) -> bytes:
 
 
 def replace_file(path: Path, old: bytes, new: bytes, patterns: Sequence[str]) -> Path:
-    """Put new content in the place of old, or leave the file as it was; return where the old is.
+    """Replace the content of a file, or leave it unchanged; return the path of the copy.
 
-    Both have the mode, the owner and the extended attributes of the file. Of a link, the file that
-    it leads to is replaced. No copy of an earlier run is replaced.
+    File and copy have the mode, the owner and the extended attributes of the old file. For a link,
+    the file that it leads to is replaced. No copy of an earlier run is replaced.
 
     Args:
         path: The file.
         old: Its content.
-        new: The content that it is to get.
-        patterns: Paths with wildcards that the copy must not match, since Asterisk includes them.
+        new: Its new content.
+        patterns: Paths with wildcards that the copy must not match, because Asterisk includes them.
 
     Raises:
-        OSError: The folder cannot be written to, the owner cannot be kept, or the content is not
-            the old one any more.
+        OSError: The folder cannot be written to, the owner cannot be kept, or the content has
+            changed.
     """
     target = path.resolve()
     with _written(target, old) as copied, _written(target, new) as replacement:
@@ -125,9 +125,9 @@ def replace_file(path: Path, old: bytes, new: bytes, patterns: Sequence[str]) ->
 
 @contextmanager
 def _written(target: Path, content: bytes) -> Iterator[str]:
-    """Yield a file of its own with a content, and the mode and owner of another one.
+    """Yield a new file with this content, and the mode and owner of another one.
 
-    It is removed at the end, if it is still there. Asterisk's `#include *.conf` does not see it.
+    It is removed at the end, if it still exists. Asterisk's `#include *.conf` does not match it.
     """
     status = target.stat()
     descriptor, path = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
@@ -145,7 +145,7 @@ def _written(target: Path, content: bytes) -> Iterator[str]:
 
 
 def _free_name(target: Path, patterns: Sequence[str]) -> Path:
-    """Return a name for a copy that is not taken, and that Asterisk does not include."""
+    """Return an unused name for a copy, which Asterisk does not include."""
     for number in itertools.count(1):
         name = f"{target.name}{COPY_SUFFIX}" + (f".{number}" if number > 1 else "")
         copy = target.with_name(name)

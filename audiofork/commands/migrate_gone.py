@@ -1,4 +1,4 @@
-"""Names what Asterisk 21 no longer has: macros, by whatever runs them, and chan_sip."""
+"""Reports what Asterisk 21 no longer has: macros, whatever runs them, and chan_sip."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ MAX_ARGUMENTS = 50
 
 
 def note_gone(draft: Draft, kind: Kind, branch: int | None) -> None:
-    """Note each use of a macro, and of chan_sip where Asterisk may be one without it.
+    """Note each use of a macro, and of chan_sip if Asterisk may lack it.
 
     Args:
-        draft: What is noted is noted there.
+        draft: Gets the notes.
         kind: The language.
-        branch: The Asterisk that runs it; None if that is not known.
+        branch: The branch of the Asterisk that runs the dialplan; None: unknown.
     """
     has_gone = branch is None or branch >= WITHOUT_MACROS
     for position, text in _macros(draft.code, kind):
@@ -38,7 +38,7 @@ _LUA_CALL = re.compile(
     rf"""\bapp\s*(?:\.\s*|\[\s*["'])(?P<name>{_APPLICATIONS})(?:["']\s*\])?\s*\(""",
     re.I,
 )
-# Options of Dial() that wait in a variable: Set(DIAL_OPTIONS=tM(x)), or a global variable.
+# Options of Dial() in a variable: Set(DIAL_OPTIONS=tM(x)), or a global variable.
 _ASSIGNED = re.compile(
     r"(?:^|(?<=[\s.(,]))(?:_{0,2}GLOBAL\([ \t]*)?(?P<variable>\w++)\)?"
     r"[ \t]*=>?[ \t]*[\"']?(?=(?P<value>[^\s\"']{1,500}))",
@@ -65,7 +65,7 @@ def _macros(code: str, kind: Kind) -> Iterator[tuple[int, str]]:
 
 
 def _arguments(code: str, match: re.Match[str], kind: Kind) -> list[str]:
-    """Return the arguments of a call; one that is empty if it does not end."""
+    """Return the arguments of a call; a single empty one if it does not end."""
     start = match.end()
     try:
         end = closing_of(
@@ -122,7 +122,7 @@ def _of_options(position: int, where: str, options: str = "") -> Iterator[tuple[
 
 
 def macro_of_options(options: str) -> str | None:
-    """Return the argument of option M of Dial(), whatever options stand around it."""
+    """Return the argument of option M of Dial(), whatever other options it has."""
     masked, count = options, 1
     while count:
         masked, count = _SUBSTITUTED.subn(lambda match: "_" * len(match[0]), masked)

@@ -1,7 +1,7 @@
-"""The files that a dialplan is made of: those that are named, and what they include.
+"""Reads the files of a dialplan: the named ones, and what they include.
 
 Asterisk's rules (config_text_file_load in main/config.c, res/ael/ael.flex): a relative name is
-looked for in the configuration folder, whatever file includes it; names may have wildcards and
+relative to the configuration folder, whatever file includes it; names may have wildcards and
 braces. Here each file is read once, whatever includes it, so that circles end.
 """
 
@@ -19,7 +19,7 @@ from audiofork.commands.migrate_draft import Note
 from audiofork.files import read_file
 
 MAX_LEVELS = 50  # AEL's limit; that of extensions.conf is 10
-# The most names that the braces of one include may stand for.
+# The most names that the braces of one include may expand to.
 MAX_NAMES = 1000
 
 
@@ -28,10 +28,10 @@ class DialplanFile:
     """A file of a dialplan, as it was read.
 
     Attributes:
-        path: What it was named or included by.
+        path: The path that named or included it.
         content: Its bytes.
         kind: Its language.
-        notes: What there is to know about its includes.
+        notes: Notes on its includes.
     """
 
     path: Path
@@ -41,12 +41,12 @@ class DialplanFile:
 
     @property
     def text(self) -> str:
-        """What is in it; bytes that are not UTF-8 (an old file in Latin-1) come through."""
+        """The content; bytes that are not UTF-8 (an old file in Latin-1) are preserved."""
         return decode(self.content)
 
 
 def decode(content: bytes) -> str:
-    """Return bytes as text that `encode` makes the same bytes of, whatever they are."""
+    """Return any bytes as text, from which `encode` restores the same bytes."""
     return content.decode("utf-8", "surrogateescape")
 
 
@@ -59,12 +59,12 @@ class Reader:
     """Reads files and all that they include.
 
     Args:
-        folder: Asterisk's configuration folder; None: the one of each file that is named.
+        folder: Asterisk's configuration folder; None: the folder of each named file.
 
     Attributes:
         files: In the order in which Asterisk reads them.
         errors: The named files that cannot be read, with the reason.
-        patterns: What files are included by: whole paths, perhaps with wildcards.
+        patterns: The paths by which files are included: absolute, perhaps with wildcards.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -75,7 +75,7 @@ class Reader:
         self.patterns: list[str] = []
 
     def read(self, path: Path) -> None:
-        """Read a file that was named, and what it includes."""
+        """Read a named file, and what it includes."""
         if os.path.realpath(path) in self._seen:
             return
         try:
@@ -89,7 +89,7 @@ class Reader:
         self._seen.add(os.path.realpath(path))
         content = read_file(path, MAX_DIALPLAN_BYTES)
         if b"\0" in content:
-            raise OSError(0, "not a text: it has bytes of value 0")
+            raise OSError(0, "not a text file: it contains NUL bytes")
         text = decode(content)
         file = DialplanFile(path, content, kind_of(path, text, included_by))
         self.files.append(file)
@@ -97,7 +97,7 @@ class Reader:
             if directive in ("include", "tryinclude"):
                 self._include(file, line, directive, name, folder, levels - 1)
             else:
-                file.notes.append(Note(line, f"not looked into: {directive} {name}", left=True))
+                file.notes.append(Note(line, f"not followed: {directive} {name}", left=True))
 
     def _include(
         self, file: DialplanFile, line: int, directive: str, name: str, folder: Path, levels: int
@@ -114,14 +114,14 @@ class Reader:
                 self._read(Path(path), folder, file.kind, levels)
             except OSError as exc:
                 why = exc.strerror or str(exc)
-                file.notes.append(Note(line, f"not looked into: {path}: {why}", left=True))
+                file.notes.append(Note(line, f"not followed: {path}: {why}", left=True))
 
     def _note_missing(
         self, file: DialplanFile, line: int, directive: str, patterns: Sequence[str]
     ) -> None:
         missing = " or ".join(patterns)
         if directive == "tryinclude":
-            file.notes.append(Note(line, f"there is no {missing}, which may be missing"))
+            file.notes.append(Note(line, f"there is no {missing}, which is allowed"))
             return
         hint = "" if self._folder else "; --asterisk-config names Asterisk's folder if that differs"
         what = "ignores it" if file.kind is Kind.AEL else "loads nothing of such a dialplan"
@@ -134,12 +134,12 @@ _DIRECTIVE = re.compile(
     r"|(?P<switch>[le]?switch)[ \t]*=>?[ \t]*(?=Realtime))(?P<name>[^\r\n]+)",
     re.I | re.M,
 )
-# What Lua runs of other files; the files of `require` are libraries as a rule.
+# How Lua runs other files; the files of `require` are usually libraries.
 _LUA_FILE = re.compile(r"(?<![\w.:])(?P<directive>dofile|loadfile)\b(?P<name>[^\r\n]*)")
 
 
 def directives(text: str, kind: Kind) -> Iterator[tuple[int, str, str]]:
-    """Yield line number, directive in small letters and argument of all that includes something."""
+    """Yield line number, directive in lower case and argument of everything that includes files."""
     code = without_comments(text, kind)
     line, position = 1, 0
     for match in (_LUA_FILE if kind is Kind.LUA else _DIRECTIVE).finditer(code):
@@ -152,15 +152,15 @@ def directives(text: str, kind: Kind) -> Iterator[tuple[int, str, str]]:
 
 
 def _dequoted(name: str) -> str:
-    """Take off the quotes or angle brackets, if it ends as it begins."""
+    """Return a name without surrounding quotes or angle brackets, if they match."""
     closing = {'"': '"', "<": ">"}.get(name[0]) if name else None
     return name[1:-1] if len(name) > 1 and closing == name[-1] else name
 
 
 def matches(pattern: str) -> list[str]:
-    """Return the paths that a name with wildcards stands for; without any, itself if it is there.
+    """Return the paths that match a name with wildcards; without wildcards, the name if it exists.
 
-    A link that leads nowhere is there.
+    A link that leads nowhere exists.
     """
     if not glob.has_magic(pattern):
         return [pattern] if os.path.lexists(pattern) else []
@@ -168,7 +168,7 @@ def matches(pattern: str) -> list[str]:
 
 
 def expand_braces(name: str) -> list[str]:
-    """Return the names that `a{b,c}` stands for, as glob(3) with GLOB_BRACE has them."""
+    """Return the names that `a{b,c}` expands to, as glob(3) does with GLOB_BRACE."""
     names, todo = list[str](), [name]
     while todo:
         one = todo.pop(0)

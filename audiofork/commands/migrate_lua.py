@@ -34,7 +34,7 @@ def rewrite_lua(draft: Draft) -> None:
 
 
 def _strings(text: str) -> list[tuple[int, int]]:
-    """Return where strings and comments stand."""
+    """Return the positions of strings and comments."""
     return [match.span() for match in LUA_TOKEN.finditer(text)]
 
 
@@ -46,7 +46,7 @@ def _within(spans: list[tuple[int, int]], position: int) -> bool:
 def _rewrite_call(draft: Draft, name: str, start: int, name_end: int) -> None:
     end, arguments = _lua_arguments(draft.code, name_end)
     if draft.has_comment(start, end):
-        raise NotPlain("a comment stands in it")
+        raise NotPlain("it contains a comment")
     draft.replace(start, end, _lua_event(name, arguments))
     for text in notes_on(name, arguments):
         if text != GOSUB_NOTE:
@@ -59,7 +59,7 @@ _EVENT = re.compile(r"""UserEvent\s*\(?\s*["']\Z""", re.I)
 
 
 def _report_the_rest(draft: Draft, strings: list[tuple[int, int]]) -> None:
-    """Note other ways to name the applications: app[name], a function of its own, app.Exec()."""
+    """Note other ways to use the applications: app[name], a function of its own, app.Exec()."""
     for match in _WORD.finditer(draft.code):
         start, end = match.span()
         if start in draft.handled or match[0] == "AUDIOFORK":
@@ -102,7 +102,7 @@ def _lua_value(literal: str) -> str:
 
 
 def _lua_event(name: str, arguments: str) -> str:
-    """Return the app.UserEvent() in place of a call."""
+    """Return the app.UserEvent() that replaces a call."""
     check_plain(arguments)
     if name.lower() == "stopaudiofork":
         fields = ["Command: StopAudioFork"]

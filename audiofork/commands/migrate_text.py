@@ -24,13 +24,13 @@ _VARIABLE = re.compile(r"\$\{(\w+)\}")
 def migrate_text(text: str, kind: Kind, branch: int | None = None) -> Migration:
     """Rewrite all plain uses of app_audiofork in the text of a dialplan.
 
-    Comments stay as they are. What was migrated once is not changed a second time.
+    Comments stay unchanged. Calls that were migrated before are not changed again.
 
     Args:
         text: The dialplan.
         kind: Its language.
-        branch: The Asterisk that runs it, 22 for 22.10.1; None if that is not known. What
-            Asterisk 21 no longer has is noted.
+        branch: The branch of the Asterisk that runs it, 22 for 22.10.1; None: unknown. Uses of
+            what Asterisk 21 no longer has are noted.
     """
     draft = Draft(text, without_comments(text, kind))
     if kind is Kind.LUA:
@@ -56,7 +56,7 @@ def migrate_text(text: str, kind: Kind, branch: int | None = None) -> Migration:
 _NAME = re.compile(r"[A-Za-z]\w*")
 _WORD = re.compile(r"(?<![\w/.-])(?:Stop)?AudioFork(?![\w/.-])", re.IGNORECASE)
 _FUNCTION = re.compile(r"\$\{AUDIOFORK\(")
-# An extension may have commas in brackets or behind a backslash (pbx_strsep in pbx_config.c).
+# An extension may have commas in brackets or after a backslash (pbx_strsep in pbx_config.c).
 _EXTENSION = re.compile(
     r"[ \t]*(?:exten[ \t]*=>?(?:\[[^\]\n]*+\]|\\[^\n]|[^,\n])*+,|same[ \t]*=>?)([^,\n]*+),",
     re.IGNORECASE,
@@ -104,7 +104,7 @@ _MACRO = (
 
 
 def _rewrite_ael(draft: Draft) -> None:
-    """Rewrite calls that are statements, and those that Exec() and its like run as such."""
+    """Rewrite calls that are statements, and calls inside Exec() and similar statements."""
     depth, position = 0, 0
     for match in _AEL_CALL.finditer(draft.code):
         between = draft.code[position : match.start()]
@@ -138,19 +138,19 @@ _ELSE = re.compile(r"\belse\s+\Z")
 
 
 def _last(code: str, position: int) -> str:
-    """Return the last character before a position that is no blank, or nothing."""
+    """Return the last non-blank character before a position; empty if there is none."""
     while position and code[position - 1].isspace():
         position -= 1
     return code[max(0, position - 1) : position]
 
 
-MAX_WRAPPED = 20  # calls within each other; what is deeper is noted
+MAX_WRAPPED = 20  # calls within each other; deeper ones are only noted
 
 
 def _application(
     draft: Draft, start: int, end: int, *, old_forms: bool = False, levels: int = MAX_WRAPPED
 ) -> None:
-    """Rewrite the application call that code[start:end] is, or those that it wraps."""
+    """Rewrite the application call in code[start:end], or the calls that it wraps."""
     start, end = _trim(draft.code, start, end)
     match = _NAME.match(draft.code, start, end)
     if not match:
@@ -173,7 +173,7 @@ def _trim(code: str, start: int, end: int) -> tuple[int, int]:
 
 
 def _wrapped(code: str, name: str, start: int, end: int) -> list[tuple[int, int]]:
-    """Return where the applications stand that Exec(), TryExec() or ExecIf() runs."""
+    """Return the positions of the applications that Exec(), TryExec() or ExecIf() runs."""
     opening = code.find("(", start, end)
     if opening < 0 or code[start:opening].strip():
         return []
@@ -196,7 +196,7 @@ def _wrapped(code: str, name: str, start: int, end: int) -> list[tuple[int, int]
 
 
 def _call(draft: Draft, start: int, name_end: int, end: int, old_forms: bool) -> None:
-    """Rewrite AudioFork or StopAudioFork at `start`, which nothing but blanks may follow.
+    """Rewrite AudioFork or StopAudioFork at `start`; only blanks may follow it.
 
     Raises:
         NotPlain: Why it cannot be rewritten.
@@ -217,7 +217,7 @@ def _call(draft: Draft, start: int, name_end: int, end: int, old_forms: bool) ->
     else:
         raise NotPlain("expected arguments in parentheses")
     if draft.has_comment(start, end):
-        raise NotPlain("a comment stands in it")
+        raise NotPlain("it contains a comment")
     draft.replace(start, end, gosub(name, arguments, delimiter))
     for text in notes_on(name, arguments, delimiter):
         draft.note(start, text)
@@ -227,7 +227,7 @@ _NAMED_END = re.compile(r"[ \t\r]*(?:[,|);\n]|\Z)")
 
 
 def _report_the_rest(draft: Draft) -> None:
-    """Note each use of the words that was not rewritten, and is none of this package's own."""
+    """Note each use of the module's names that was not rewritten and is not this package's own."""
     for match in _WORD.finditer(draft.code):
         before = draft.code[max(0, match.start() - 500) : match.start()].rpartition("\n")[2]
         after = draft.code[match.end() : match.end() + 80]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from audiofork.asterisk.ami import Ami
-from audiofork.asterisk.ami_protocol import ChannelHangup, Event, OriginateFailed
+from audiofork.asterisk.ami_protocol import ChannelHangup, Event, KeyPressed, OriginateFailed
 from audiofork.asterisk.taps.base import LEG_PREFIX, LegOrder, Tap
 from audiofork.asterisk.taps.chanspy import originate_headers
 from audiofork.asterisk.taps.ways import Connects
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
     from audiofork.asterisk.taps.snoop import SnoopTap
 
 TONE = 4321  # a sample value that differs from silence and from its own bytes swapped
-RESAMPLED_TONE = range(TONE - 43, TONE + 44)  # 1 %; but for the first frame it is 1 or 2 off
+RESAMPLED_TONE = range(TONE - 43, TONE + 44)  # 1 %; after the first frame it is only 1 or 2 off
 LEG_TIMEOUT_S = 6.0  # the Originate's own limit is 5 s
 EVENT_TIMEOUT_S = 2.0
-OVERTAKEN_S = 0.5  # by an event that another connection brings
+OVERTAKEN_S = 0.5  # how much earlier an event on another connection may arrive
 READY_TIMEOUT_S = 4.0  # of `Ari` it is 3 s
 _TONE_FRAME = encode(Kind.SLIN, TONE.to_bytes(2, "little") * (FRAME_BYTES // 2))
 
 
 class ProbeLeg:
-    """One leg that Asterisk brought.
+    """One leg that Asterisk has connected.
 
     Attributes:
-        frames: The audio, each with the time it came at (loop time).
+        frames: The audio, each frame with the time of its arrival (loop time).
         closed: Whether Asterisk, or we, ended it.
     """
 
@@ -73,7 +73,7 @@ class ProbeLeg:
             self._transport.write(_TONE_FRAME)
 
     async def talk(self) -> None:
-        """Send such frames 50 times a second until cancelled."""
+        """Send the tone, 50 frames a second, until cancelled."""
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
@@ -94,12 +94,12 @@ class ProbeLeg:
         return (len(self.frames) - 1) / (self.frames[-1][0] - self.frames[0][0])
 
     def has_tone_in_left_alone(self) -> bool:
-        """Return whether the tone is in the left channel of the frames, and in no right one."""
+        """Return whether the tone is in the left channel of the frames and not in the right one."""
         samples = self._samples()
         return TONE in samples[::2] and not any(samples[1::2])
 
     def is_tone(self, sample_rate: int) -> bool:
-        """Return whether these are mono frames of that rate, and most of them the tone."""
+        """Return whether these are mono frames of that rate, and most of them are the tone."""
         samples = self._samples()
         is_mono = all(len(frame) == frame_bytes(sample_rate) for _, frame in self.frames)
         return is_mono and sum(sample in RESAMPLED_TONE for sample in samples) > len(samples) / 2
@@ -137,7 +137,7 @@ class Probe:
     async def close(self) -> None:
         """Stop listening, and hang up every leg that is still connected.
 
-        Older versions of Asterisk do not end a silent leg for the end of its connection alone.
+        Older versions of Asterisk do not end a silent leg just because its connection ends.
         """
         if self._server is None:
             return
@@ -149,13 +149,13 @@ class Probe:
         await self._server.wait_closed()
 
     def expect(self, leg_uuid: str) -> asyncio.Future[ProbeLeg]:
-        """Return a future of the leg that presents this UUID."""
+        """Return a future for the leg that presents this UUID."""
         future: asyncio.Future[ProbeLeg] = asyncio.get_running_loop().create_future()
         self._expected[leg_uuid] = future
         return future
 
     def take(self, leg_uuid: str, leg: ProbeLeg) -> bool:
-        """Hand over a leg, if it is expected."""
+        """Deliver a leg, if it is expected."""
         future = self._expected.pop(leg_uuid, None)
         if future is None or future.done():
             return False
@@ -226,10 +226,10 @@ class Events:
     async def first(
         self, matches: Callable[[Event], bool], timeout_s: float | None = None
     ) -> Event | None:
-        """Return the first event that matches, which may have come already; None: none came.
+        """Return the first event that matches, which may have come already; None if none comes.
 
         Args:
-            matches: Whether it is the one.
+            matches: Returns whether an event is the wanted one.
             timeout_s: How long to wait; None: EVENT_TIMEOUT_S.
         """
         with contextlib.suppress(TimeoutError):
@@ -259,7 +259,7 @@ class ProbeLegs:
         self._events = events
 
     def is_of_ours(self, event: Event) -> bool:
-        """Return whether an event is about one of the legs."""
+        """Return whether an event is about one of these legs."""
         if isinstance(event, ChannelHangup):
             return event.uniqueid in self.uniqueids
         return isinstance(event, OriginateFailed) and event.action_id in self.uniqueids
@@ -297,7 +297,7 @@ class ProbeLegs:
     async def _arrived(
         self, arrival: asyncio.Future[ProbeLeg], uniqueid: str, ended: str
     ) -> ProbeLeg:
-        """Return a leg that was asked for, when it is here; `ended` says what its end means."""
+        """Wait for a requested leg and return it; `ended` is the error text if it ended first."""
         news = asyncio.create_task(self._news_of(uniqueid))
         either: set[asyncio.Future[Any]] = {arrival, news}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -310,16 +310,30 @@ class ProbeLegs:
         return arrival.result()
 
     async def _still_coming(self, arrival: asyncio.Future[ProbeLeg], news: Event | None) -> None:
-        """Wait a little for a leg whose channel has ended: that may overtake its connection."""
+        """Wait a little for a leg whose channel has ended: its connection may come later."""
         if isinstance(news, ChannelHangup):
             await asyncio.wait([arrival], timeout=OVERTAKEN_S)
 
+    async def press_key(self, uniqueid: str) -> bool:
+        """Have Asterisk feign that a leg's party presses a key; return whether it tells of that.
+
+        Raises:
+            AmiActionFailed: It does not do that, for this user or at all.
+        """
+        key = [("Channel", uniqueid), ("Digit", "1"), ("Duration", "100"), ("Receive", "true")]
+        await self._ami.action("PlayDTMF", key)
+
+        def is_it(event: Event) -> bool:
+            return isinstance(event, KeyPressed) and event.uniqueid == uniqueid
+
+        return await self._events.first(is_it) is not None
+
     async def knock(self, address: Address, leg_uuid: str) -> None:
-        """Have Asterisk connect to somebody else, and wait until that is over.
+        """Make Asterisk connect to another program, and wait until that is over.
 
         Args:
-            address: Where to.
-            leg_uuid: What it presents there.
+            address: The address of that program.
+            leg_uuid: The UUID to present there.
 
         Raises: as `start`.
         """
@@ -375,15 +389,15 @@ class OneAddress:
 
 @contextlib.asynccontextmanager
 async def snooping(config: AriConfig, address: Address) -> AsyncIterator[tuple[Ari, SnoopTap]]:
-    """Have the daemon's own tap by ARI, by a connection that is up or has failed.
+    """Yield the snoop tap that the daemon uses, once its connection is up or has failed.
 
-    Its application has a name of its own. Asterisk would take the daemon's away from it, and with
-    it the legs of its forks.
+    Its application has a name of its own. With the daemon's name, Asterisk would take the
+    application away from the daemon, and with it the legs of its forks.
     """
     from audiofork.asterisk.ari import Ari  # what they import takes 10 MB
     from audiofork.asterisk.taps.snoop import SnoopTap
 
-    # The check says itself what has failed; without a handler the log would go to standard error.
+    # The check itself reports failures; without a handler the log would go to standard error.
     logging.getLogger(Ari.__module__).addHandler(logging.NullHandler())
     own = dataclasses.replace(config, app=f"{config.app}-check")
     async with Ari(own) as ari:

@@ -40,7 +40,7 @@ def _gib_option(name: str, default: int, text: str) -> Callable[[_Command], _Com
     )
 
 
-@click.command(short_help="Write forks to WAV files: a server to try with.")
+@click.command(short_help="Write forks to WAV files: a server for first tests.")
 @click.option(
     "--listen",
     metavar="HOST:PORT",
@@ -56,16 +56,18 @@ def _gib_option(name: str, default: int, text: str) -> Callable[[_Command], _Com
     show_default=True,
     help="Where the WAV files go.",
 )
-@click.option("--quiet", is_flag=True, help="Show no levels, only the begin and end of each fork.")
+@click.option(
+    "--quiet", is_flag=True, help="Show no levels, only the beginning and end of each fork."
+)
 @click.option(
     "--tls-cert",
     type=click.Path(dir_okay=False, readable=False, path_type=Path),
-    help="A certificate in PEM: serve wss:// in place of ws://.",
+    help="A PEM certificate: serve wss:// instead of ws://.",
 )
 @click.option(
     "--tls-key",
     type=click.Path(dir_okay=False, readable=False, path_type=Path),
-    help="Its key, if that is not in the same file.",
+    help="The key, if it is not in the same file.",
 )
 @_gib_option("--quota", Limits.quota_bytes, "The most that may be in the directory, in GiB.")
 @_gib_option("--keep-free", Limits.keep_free_bytes, "What is left free on the disk, in GiB.")
@@ -78,13 +80,13 @@ def receive(
     quota: float,
     keep_free: float,
 ) -> None:
-    """Write each fork that comes in to a WAV file, and show how loud it is.
+    """Write each fork that connects to a WAV file, and show its level.
 
-    A file is named by the time and by the path of the URL, or by the channel if the URL has one:
-    ws://127.0.0.1:8080/?channel=${URIENCODE(${CHANNEL})}. With channels=1 or channels=2 in the URL
-    messages of any size are taken for mono or stereo; without, those of 640 bytes are stereo. Audio
-    is at 8000 Hz, or at what the URL says with rate=16000 (then 1280 bytes are stereo). Where there
-    is no room, by --quota or --keep-free, forks are closed with 1008.
+    Files are named by the time and by the path of the URL, or by the channel if the URL names one:
+    ws://127.0.0.1:8080/?channel=${URIENCODE(${CHANNEL})}. With channels=1 or channels=2 in the URL,
+    messages of any size are mono or stereo; without, messages of 640 bytes are stereo. Audio is at
+    8000 Hz, or at the rate in the URL, such as rate=16000 (then 1280 bytes are stereo). When there
+    is no room left, by --quota or --keep-free, forks are closed with 1008.
     """
     if tls_key and not tls_cert:
         raise click.UsageError("--tls-key needs --tls-cert")

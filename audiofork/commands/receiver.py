@@ -1,6 +1,6 @@
 """Runs a WebSocket server that writes each fork to a WAV file and shows its level.
 
-It serves a first try: a new user can hear what a fork sends. Files are written from the event loop,
+It is for first tests: a new user can hear what a fork sends. Files are written from the event loop,
 about once a second, so a disk that hangs delays all forks.
 """
 

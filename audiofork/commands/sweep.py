@@ -1,6 +1,6 @@
 """Hangs up the legs that a dead daemon left behind: the command `sweep`.
 
-A daemon does that itself when it starts; this is for one that will not be started again soon.
+A daemon does this itself when it starts; this is for one that will not be started again soon.
 Before Asterisk 20.14, 21.9 and 22.4, a leg whose connection has ended may use a whole core while
 its channel is silent.
 """

@@ -1,4 +1,4 @@
-"""What the commands print, and what they exit with."""
+"""Output and exit codes of the commands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXIT_CODES = (
 
 
 class Amount(click.FloatRange):
-    """A number of a command line, from 0 on: no nan and no inf, which Python takes for numbers."""
+    """A number of 0 or more on the command line; not nan or inf, which Python's float() accepts."""
 
     def __init__(self) -> None:
         super().__init__(min=0)
@@ -43,7 +43,7 @@ class Amount(click.FloatRange):
 
 
 def say(line: str | bytes) -> None:
-    """Print a line; when nobody reads any more, or cannot, the work goes on all the same."""
+    """Print a line; if nobody can read it any more, the work continues."""
     try:
         click.echo(line, stdout())
     except OSError:
@@ -51,32 +51,32 @@ def say(line: str | bytes) -> None:
 
 
 def stdout() -> TextIO:
-    """Return standard output, which takes every character."""
+    """Return standard output, set up to accept every character."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     return sys.stdout
 
 
 def close_stdout() -> None:
-    """Let what is written from now on go nowhere: nobody reads any more."""
+    """Discard all further output, because nobody reads it any more."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open to the end)
 
 
 def warn(line: str) -> None:
-    """Print a line on standard error; when that cannot be, the work goes on all the same."""
+    """Print a line on standard error; if that fails, the work continues."""
     with contextlib.suppress(OSError):
         click.echo(line, err=True)
 
 
 def columns_of_stderr() -> int | None:
-    """Return how wide the terminal is that standard error goes to; None: it goes elsewhere."""
+    """Return the width of the terminal of standard error, in columns; None: it is no terminal."""
     if not sys.stderr.isatty():
         return None
     return os.get_terminal_size(sys.stderr.fileno()).columns or 80
 
 
 def show(text: str) -> None:
-    """Write a text to standard error as it is, if that can be."""
+    """Write a text to standard error unchanged, if possible."""
     with contextlib.suppress(OSError):
         click.echo(text, err=True, nl=False)
 

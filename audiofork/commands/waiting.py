@@ -15,12 +15,12 @@ _WHAT_TO_DO = {
     "hangup": "the call was hung up before any audio went to the server",
     "stopped": "somebody stopped it before any audio went to the server",
     "no-such-channel": "the call was over before the fork began",
-    "sink-refused": "that is final: correct the URL, its token or the certificate, and start anew",
-    "sink-gone": "is the server running, and does the URL name its host and port? Then start anew",
+    "sink-refused": "that is final: correct the URL, its token or the certificate, and start again",
+    "sink-gone": "is the server running, and does the URL name its host and port? Then start again",
     "sink-closed": "the server was done before any audio went to it",
-    "leg-failed": "Asterisk brought no audio: `audiofork check` finds out why",
+    "leg-failed": "Asterisk delivered no audio: `audiofork check` finds out why",
     "shutdown": "the daemon was stopped: start it (systemctl start audiofork), then the fork",
-    "fault": "a bug of audiofork: please report it, with the traceback in the daemon's log",
+    "fault": "a bug in audiofork: please report it, with the traceback in the daemon's log",
 }
 _WHILE_ENDING = {
     "hangup": "The call was hung up meanwhile",
@@ -30,11 +30,11 @@ _WHILE_ENDING = {
 
 
 class Progress:
-    """Shows what a start waits for: a terminal has one line, which changes; a pipe a line a change.
+    """Shows what a start waits for: a terminal has one changing line, a pipe one line per change.
 
     Args:
-        write: Writes a text as it is.
-        columns: Of the terminal; None: it goes to a pipe.
+        write: Writes a text unchanged.
+        columns: The width of the terminal; None: the output is a pipe.
     """
 
     def __init__(self, write: Callable[[str], None], columns: int | None) -> None:
@@ -46,8 +46,8 @@ class Progress:
         """Show a text.
 
         Args:
-            text: What is the case now.
-            matter: What of it is news, in a pipe: a countdown is none.
+            text: The current state.
+            matter: The part whose changes are shown in a pipe, for example without a countdown.
         """
         if self._columns is not None:
             self._write(f"\r\x1b[K{text[: self._columns - 1]}")  # a line that wraps would stay
@@ -56,13 +56,13 @@ class Progress:
         self._shown = matter
 
     def end(self) -> None:
-        """Clear the line, for others that follow."""
+        """Clear the line, so that others may follow."""
         if self._columns is not None and self._shown is not None:
             self._write("\r\x1b[K")
 
 
 def outlook(fork: dict[str, Any]) -> str:
-    """Return what a fork waits for, why, and when the next attempt is; empty: it streams."""
+    """Return what a fork waits for, why, and when the next attempt is; empty if it streams."""
     waits_for = fork.get("waits_for", "")
     if not waits_for:
         return ""
@@ -76,7 +76,7 @@ def outlook(fork: dict[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time of whole seconds."""
+    """Return a time as text, in whole seconds or as hours, minutes and seconds."""
     return f"{seconds:.0f} s" if seconds < 60 else clock_time(seconds)
 
 
@@ -88,7 +88,7 @@ def clock_time(seconds: float) -> str:
 
 
 def next_attempt(fork: dict[str, Any]) -> str:
-    """Return when the next attempt to reach what a fork misses is due."""
+    """Return when the next attempt to reach the missing part is due."""
     seconds = fork["next_attempt_s"]
     return f"in {seconds:.0f} s" if seconds >= 1 else "now"
 
@@ -100,17 +100,17 @@ def wait(
     progress: Progress,
     clock: Callable[[], float] = time.monotonic,
 ) -> str:
-    """Wait until a fork streams; return what there is to say of that.
+    """Wait until a fork streams; return the message about it.
 
     Args:
-        fork_id: Its id.
-        news: What the daemon tells of its start; nothing where it does not.
-        timeout_s: Wait no longer than that, in seconds; 0: for ever.
-        progress: Shows what it waits for.
+        fork_id: The id of the fork.
+        news: The daemon's reports about its start; empty if it does not report.
+        timeout_s: The longest time to wait, in seconds; 0: no limit.
+        progress: Shows what the fork waits for.
         clock: Returns the time in seconds.
 
     Raises:
-        StartFailed: It has ended, or does not stream in time.
+        StartFailed: The fork has ended, or does not stream in time.
         DaemonUnreachable: The daemon has gone away meanwhile.
     """
     deadline = clock() + timeout_s if timeout_s else float("inf")
@@ -131,13 +131,13 @@ def wait(
     finally:
         progress.end()
     return (
-        f"{name} was granted, and the daemon does not tell when it streams (it is older than this "
-        "command, or too many wait already): audiofork list"
+        f"{name} was granted, but the daemon does not report when it streams (it is older than "
+        "this command, or too many wait already): audiofork list"
     )
 
 
 def interrupted(fork_id: str) -> str:
-    """Return what there is to say when somebody waits no longer.
+    """Return the message for a user who has interrupted the wait.
 
     Args:
         fork_id: The id of the fork; empty: the daemon has not granted it yet.
@@ -159,12 +159,12 @@ def _why_given_up(fork_id: str, timeout_s: float, fork: dict[str, Any]) -> str:
     text = f"fork {fork_id} does not stream after {timeout_s:g} s: it {outlook(fork)}. "
     if ending := fork.get("ending", ""):
         over = _WHILE_ENDING.get(ending, "It is being ended")
-        return f"{text}{over}; it goes on for 30 s at most, to deliver what was said until then"
-    return f"{text}It goes on trying; to end it: audiofork stop {fork_id}"
+        return f"{text}{over}; it continues for at most 30 s, to deliver what was said until then"
+    return f"{text}It keeps trying; to end it: audiofork stop {fork_id}"
 
 
 def _why_unknown(fork_id: str, exc: DaemonUnreachable) -> str:
     return (
-        f"{exc}, before fork {fork_id} streamed. With [daemon] on_stop = keep it goes on when the "
-        "daemon is back, else it has ended: audiofork list"
+        f"{exc}, before fork {fork_id} streamed. With [daemon] on_stop = keep it continues when "
+        "the daemon is back, otherwise it has ended: audiofork list"
     )

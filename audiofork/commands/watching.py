@@ -1,4 +1,4 @@
-"""The command list --watch: looks each second, in the place of the look before."""
+"""The command list --watch: refreshes the list each second, in place."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from audiofork.doors.control_client import Client
 
 INTERVAL_S = 1.0
-# Another screen of the terminal, so that the lines before stay; and no cursor.
+# The alternate screen of the terminal, so that the earlier lines stay; and no cursor.
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _HOME, _END_OF_LINE, _END_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 class Screen:
-    """Where looks are shown: in place on a terminal, one after another elsewhere."""
+    """Shows looks: in place on a terminal, otherwise one after another."""
 
     def __init__(self, out: TextIO, *, in_place: bool) -> None:
         self._out = out
@@ -30,7 +30,7 @@ class Screen:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Use the screen; it is left as it was."""
+        """Use the screen, and restore it afterwards."""
         self._write(_ENTER if self._in_place else "")
         try:
             yield
@@ -39,12 +39,12 @@ class Screen:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Columns and lines of the terminal; None where there is no end."""
+        """The columns and lines of the terminal; None if the output has no limits."""
         columns, lines = shutil.get_terminal_size()
         return (columns, lines) if self._in_place else None
 
     def show(self, text: str) -> None:
-        """Show a look, in one write: nothing flickers.
+        """Show a look, in one write so that nothing flickers.
 
         Raises:
             OSError: Nobody reads any more.
@@ -61,7 +61,7 @@ class Screen:
 
 
 def _fitting(lines: list[str], columns: int, height: int) -> list[str]:
-    """Return the lines that a terminal has room for, and say how many it has not."""
+    """Return the lines for which a terminal has room, with a note on the number of others."""
     if len(lines) > height:
         more = len(lines) - height + 1
         lines = [*lines[: height - 1], f"... {more} more lines: audiofork list shows all"]
@@ -69,14 +69,14 @@ def _fitting(lines: list[str], columns: int, height: int) -> list[str]:
 
 
 class Watch:
-    """Looks at the forks each second, also while the daemon is restarted.
+    """Looks at the forks each second, also while the daemon restarts.
 
     Args:
         connect: Connects to the daemon.
-        screen: Where looks are shown.
-        warn: Says, beside looks that stand one after another, that there is none.
-        as_json: Show JSON, not a table.
-        wide: Show a line for each fork, however long.
+        screen: Shows the looks.
+        warn: Reports, where looks follow one another, that the daemon cannot be asked.
+        as_json: Whether to show JSON instead of a table.
+        wide: Whether to show one line per fork, however long.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Watch:
         self._trouble = ""
 
     def run(self) -> None:
-        """Look until somebody ends it by an interrupt, or nobody reads any more.
+        """Look until an interrupt, or until nobody reads the output any more.
 
         Raises:
             AudioForkError: The daemon could not be asked at the first look.
@@ -115,7 +115,7 @@ class Watch:
                     self._tell(str(exc))
 
     def _look_on(self, daemon: Client) -> None:
-        """Look by one connection, as long as it lasts."""
+        """Look over one connection, as long as it lasts."""
         while True:
             looked = daemon.listing()
             if self._trouble:
@@ -124,10 +124,10 @@ class Watch:
             time.sleep(INTERVAL_S)
 
     def _tell(self, trouble: str) -> None:
-        """Say that the daemon cannot be asked, and why; or, with no text, that it can again."""
+        """Report why the daemon cannot be asked; or, with an empty text, that it can be again."""
         if self._screen.size is not None:
             if trouble:  # else the next look is shown at once
-                self._screen.show(f"{trouble}\n\ntrying again each second; Ctrl-C ends")
+                self._screen.show(f"{trouble}\n\ntrying again each second; Ctrl-C to quit")
         elif trouble != self._trouble:
             self._warn(f"{trouble}; trying again each second" if trouble else "the daemon is back")
         self._trouble = trouble
@@ -147,10 +147,10 @@ class Watch:
 
 
 def is_terminal(out: TextIO, term: str) -> bool:
-    """Return whether a look can be shown in the place of another.
+    """Return whether looks can be shown in place.
 
     Args:
-        out: Where it goes.
-        term: The environment's TERM.
+        out: The output.
+        term: The value of TERM in the environment.
     """
     return out.isatty() and term not in ("", "dumb")

@@ -8,8 +8,8 @@ import struct
 from pathlib import Path
 
 SAMPLE_BYTES = 2
-# The sizes in a WAV header have 32 bits, enough for 37 hours of stereo at 8000 Hz. A longer file is
-# written all the same; most players then use the size of the file.
+# The sizes in a WAV header have 32 bits, enough for 37 hours of stereo at 8000 Hz. Longer files are
+# written anyway; most players then use the size of the file.
 MAX_WAV_BYTES = 0xFFFF_FFFF - 36
 
 _HEADER = struct.Struct("<4sI4s4sIHHIIHH4sI")

@@ -168,6 +168,8 @@ class AmiEvents:
             totals.append(("FramesMissing", str(stats.frames_missing)))
         if stats.messages_ignored:
             totals.append(("MessagesIgnored", str(stats.messages_ignored)))
+        if stats.messages_unused:
+            totals.append(("MessagesUnused", str(stats.messages_unused)))
         more = [*totals, *_taken_up(event.fork), *_particulars(event)]
         self._raise(event.fork, "AudioForkStopped", more)
 

@@ -1,4 +1,4 @@
-"""Runs the AMI front, which serves clients of app_audiofork without a change to them.
+"""Runs the AMI front, which lets clients of app_audiofork work unchanged.
 
 It listens in place of Asterisk, and opens a connection to Asterisk for each client. All bytes pass
 unchanged, except the actions of app_audiofork. Those are answered here, after Asterisk has
@@ -286,7 +286,7 @@ class _Session:
     # --- The end ---
 
     def _on_client_stalled(self) -> None:
-        log.warning("AMI client %s is cut: it reads nothing", self.client.name)
+        log.warning("AMI client %s disconnected: it reads nothing", self.client.name)
         self.abort()
 
     def _on_client_lost(self) -> None:

@@ -51,8 +51,8 @@ def _decoded(name: str, value: str) -> str:
         raise RequestRefused(f"{name}: not in base64") from None
     if not text:
         raise RequestRefused(f"{name}: Asterisk has not encoded it; is func_base64.so loaded?")
-    # The dialplan puts a dot first, so that an empty value differs from one that was not encoded.
-    # And it puts a byte that is never in UTF-8 in the place of each colon.
+    # The dialplan puts a dot before each value, so that an empty value differs from one that was
+    # not encoded, and replaces each colon by a byte that never occurs in UTF-8.
     return text[1:].replace(b"\xff", b":").decode("utf-8", "replace")
 
 

@@ -1,9 +1,9 @@
-"""Tells a check that it is this daemon which Asterisk connects legs to.
+"""Proves to a check that Asterisk connects legs to this daemon.
 
 A check names the UUID of a leg in a user event that does nothing else (`AudioForkCheck`). The
-daemon expects that leg, says so, and says once more when it has come; with each answer goes who
-this daemon is, as the control socket tells it, too. So neither another program on the port nor
-another daemon of the same Asterisk passes for this one.
+daemon answers that it expects that leg, and answers again when the leg has come. Each answer
+contains the id of this run of the daemon, which the control socket reports as well. So neither
+another program on the port nor another daemon of the same Asterisk can be mistaken for this one.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ RaiseEvent = Callable[[str, Iterable[tuple[str, str]]], None]
 
 
 class CheckAnswers:
-    """Answers the checks that are heard of by AMI; owned by the daemon.
+    """Answers the checks that announce themselves over AMI; owned by the daemon.
 
     Args:
         raise_event: Sends a user event to Asterisk.
         send: Passes commands to the relay.
-        workers: How many processes the relay has: each has to expect the leg.
-        run_id: Who this daemon is; another one at each start.
+        workers: How many processes the relay has: each must expect the leg.
+        run_id: Identifies this run of the daemon; different at each start.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class CheckAnswers:
 
 
 class _Asked:
-    """What a check has asked: its token, and how many workers do not expect its leg yet."""
+    """The question of a check: its token, and how many workers do not expect its leg yet."""
 
     def __init__(self, token: str, missing: int) -> None:
         self.token = token
@@ -84,7 +84,7 @@ class _Asked:
 
 
 def _canonical(text: str) -> str:
-    """Return a UUID as this project writes it; empty if it is none."""
+    """Return a UUID in its canonical form; empty if the text is not a UUID."""
     try:
         return str(uuid.UUID(text))
     except ValueError:

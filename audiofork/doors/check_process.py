@@ -1,7 +1,7 @@
-"""The command `check`, run by the daemon for somebody who asks by the control socket.
+"""Runs the command `check` in the daemon, for a client of the control socket.
 
-As a process of its own, started like the daemon: it has the daemon's secrets and sandbox, holds
-up no audio, and takes what it needs of memory for these seconds alone.
+The check is a process of its own, started like the daemon. So it has the daemon's secrets and
+sandbox, does not delay audio, and needs its memory only for a few seconds.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 from audiofork.errors import DaemonBusy, RequestRefused
 from audiofork.system import child_environment
 
-# Between two lines. A check that waits for something gives it up after some seconds.
+# Between two lines. Everything that a check waits for has a limit of some seconds.
 LINE_TIMEOUT_S = 60.0
-# From SIGINT on it hangs up its legs. A daemon that stops has 3 s for all that it has to end.
+# On SIGINT the check hangs up its legs. A daemon that stops has 3 s to end everything.
 END_TIMEOUT_S = 1.0
-BY_THE_DAEMON = "ok    check: by the daemon that runs, with its secrets and in its sandbox"
+BY_THE_DAEMON = "ok    check: by the running daemon, with its secrets and in its sandbox"
 
 
 class CheckProcess:
@@ -29,7 +29,7 @@ class CheckProcess:
 
     Args:
         path: The daemon's configuration.
-        command: What is run, with further arguments.
+        command: The command to run; further arguments are appended.
     """
 
     def __init__(
@@ -44,22 +44,22 @@ class CheckProcess:
     async def run(self, fields: Mapping[str, str]) -> AsyncGenerator[dict[str, Any]]:
         """Yield each line of the check as it comes, in `line`; at the end `exit_code`.
 
-        Close the iterator to end the check before.
+        Close the iterator to stop the check early.
 
         Args:
-            fields: The request's, names in lower case: `config`, the file that is to be checked,
-                and `taps`, which is not empty where only the ways to get audio are asked for.
+            fields: The fields of the request, names in lower case: `config`, the file to check,
+                and `taps`, not empty if only the ways to get audio are wanted.
 
         Raises:
             RequestRefused: This daemon has another configuration.
             DaemonBusy: Another check runs.
-            TimeoutError: It says nothing more.
+            TimeoutError: No further line came in time.
         """
         wanted = fields.get("config", "")
         if wanted and Path(wanted) not in (self._path, self._path.resolve()):
-            raise RequestRefused(f"it runs with {self._path}")
+            raise RequestRefused(f"it runs with another configuration, {self._path}")
         if self._runs:
-            raise DaemonBusy("another check runs; ask again in some seconds")
+            raise DaemonBusy("another check runs; ask again in a few seconds")
         self._runs = True
         try:
             process = await self._start(*(["--taps"] if fields.get("taps") else []))

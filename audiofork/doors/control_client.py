@@ -25,7 +25,7 @@ from audiofork.errors import (
 )
 from audiofork.text import printable, reason_of
 
-# The daemon gives up a question to Asterisk after 5 s, and a start asks two.
+# The daemon waits at most 5 s for an answer from Asterisk, and a start needs two answers.
 ANSWER_TIMEOUT_S = 15.0
 # Longer than the daemon waits for the next line.
 CHECK_TIMEOUT_S = 70.0
@@ -34,8 +34,8 @@ CHECK_TIMEOUT_S = 70.0
 def socket_of(path: Path) -> Path:
     """Return the control socket that a configuration file names.
 
-    No secret is read, and nothing else than [control]: who may use the socket need not be able
-    to, and what is wrong elsewhere does not keep anybody from asking a daemon that runs.
+    This reads only [control] and no secret: a user of the socket need not be able to read secrets,
+    and an error elsewhere in the file must not prevent a question to a running daemon.
 
     Raises:
         ConfigError: The file or that section cannot be used, or it switches the socket off.
@@ -82,7 +82,7 @@ class Client:
 
     @property
     def daemon_pid(self) -> int:
-        """The process that listens; 0 if it is in another PID namespace."""
+        """The process id of the daemon; 0 if it is in another PID namespace."""
         credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         return int.from_bytes(credentials[:4], "little")
 
@@ -100,11 +100,11 @@ class Client:
     def start_and_follow(
         self, channel: str, url: str, **wishes: str
     ) -> tuple[str, Iterator[dict[str, Any]]]:
-        """Start a fork, as `start`; return its id, and what tells how its start goes on.
+        """Start a fork, as `start`; return its id, and an iterator over the progress of its start.
 
-        That yields the fields of StartNews, each second at least, and last of all that the fork
-        streams or has ended. Where the daemon does not tell, it yields nothing: an older
-        one, or too many wait already.
+        The iterator yields the fields of StartNews at least once a second; the last ones say that
+        the fork streams or has ended. It yields nothing if the daemon does not report progress: an
+        older daemon, or one with too many waiting clients.
         """
         fields = {**_start(channel, url, wishes), "Wait": "yes"}
         with _named(channel):
@@ -135,21 +135,21 @@ class Client:
             return self._ask({"Command": "AudioForkMute", **_target(target), **fields})
 
     def forks(self) -> list[dict[str, Any]]:
-        """Return the forks there are, each with the fields of ForkView."""
+        """Return all forks, each with the fields of ForkView."""
         return self.listing()[0]
 
     def listing(self) -> tuple[list[dict[str, Any]], int]:
-        """Return the forks there are, and how many legs of ended ones Asterisk still has."""
+        """Return all forks, and how many legs of ended forks Asterisk still has."""
         answer = self._answer_to({"Command": "ListAudioForks"})
         return answer["forks"], int(answer.get("legs_left", 0))
 
     def check(self, config: Path, say: Callable[[str], None], *, taps: bool = False) -> int:
-        """Have the daemon check itself and its Asterisk; return the exit code of the check.
+        """Let the daemon check itself and its Asterisk; return the exit code of the check.
 
         Args:
-            config: The configuration that is meant: a daemon with another one refuses.
-            say: Gets each line of the check.
-            taps: Only tell the ways to get audio.
+            config: The expected configuration: a daemon with another one refuses.
+            say: Called with each line of the check.
+            taps: Whether to list only the ways to get audio.
         """
         self._socket.settimeout(CHECK_TIMEOUT_S)
         fields = {"Command": "CheckAudioFork", "Config": str(config.resolve())}
@@ -160,7 +160,7 @@ class Client:
         return int(answer["exit_code"])
 
     def run_id(self) -> str:
-        """Return who the daemon is; empty if it is too old to tell."""
+        """Return the id of the daemon's run; empty if the daemon is too old to report it."""
         return str(self._answer_to({"Command": "ListAudioForks"}).get("run", ""))
 
     def _ask(self, fields: Mapping[str, str]) -> list[Any]:
@@ -168,7 +168,7 @@ class Client:
         return forks
 
     def _answer_to(self, fields: Mapping[str, str] | None) -> dict[str, Any]:
-        """Return the answer to a request; None: a further answer to the last one."""
+        """Send a request and return its answer; None: wait for a further answer to the last one."""
         try:
             if fields is not None:
                 self._socket.sendall(json.dumps(fields).encode() + b"\n")
@@ -190,14 +190,17 @@ class Client:
 
 
 _WHERE_THEY_ARE = {
-    "No such channel": 'asterisk -rx "core show channels concise" has their whole names',
-    "No such fork": "audiofork list shows those there are",
+    "No such channel": 'asterisk -rx "core show channels concise" lists the full names',
+    "No such fork": "audiofork list shows all forks",
 }
 
 
 @contextmanager
 def _named(target: str) -> Iterator[None]:
-    """Name what is not there, and say where to look; the daemon's words are those of the module."""
+    """Add the missing fork or channel to a refusal, and where to look for the right one.
+
+    The daemon's own texts are those of app_audiofork, which name nothing.
+    """
     try:
         yield
     except RequestRefused as exc:
@@ -252,7 +255,7 @@ def _channel(channel: str) -> dict[str, str]:
 
 
 def _target(target: str) -> dict[str, str]:
-    """Return the field that names a fork or a channel: what is a UUID is a fork's id."""
+    """Return the field that names a fork or a channel: a UUID is the id of a fork."""
     try:
         return {"AudioForkID": str(uuid.UUID(target))}
     except ValueError:

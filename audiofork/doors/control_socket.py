@@ -1,25 +1,26 @@
 """The control socket: the door that the command line uses.
 
-A Unix stream socket. One JSON object a line in, one JSON object a line out, as many on a
-connection as the client likes. A request has the fields of `requests.py`, each value a string,
-and a Command, which may also be ListAudioForks or CheckAudioFork. An answer is one of
+It is a Unix stream socket. A request is one line with a JSON object, and so is an answer; a client
+may send any number of requests on a connection. A request has the fields of `requests.py`, with
+strings as values, and a Command, which may also be ListAudioForks or CheckAudioFork. An answer is
+one of
 
     {"ok": true, "forks": [...]}        ids; for ListAudioForks objects with the fields of ForkView
     {"ok": false, "code": "refused", "error": "No such channel"}
 
-where `code` is one of the values of `Code`. A StartAudioFork with the field `Wait: yes` that is
-granted has further answers, with the fields of StartNews: one at once, at each change, and each
-second
+where `code` is one of the values of `Code`. A granted StartAudioFork with the field `Wait: yes` has
+further answers, with the fields of StartNews: one immediately, one at each change, and one each
+second:
 
     {"ok": true, "forks": ["3f2a..."], "waits": true}
     {"ok": true, "result": "waiting", "fork": {...}, "ms": null, "reason": "", "detail": ""}
     {"ok": true, "result": "streaming", "fork": {...}, "ms": 312, "reason": "", "detail": ""}
 
-The last of them has the result streaming or ended; the next request is read after it. Where too
-many wait already, there is the first answer alone, without `waits`.
+The last of them has the result streaming or ended; then the next request is read. If too many
+clients wait already, there is only the first answer, without `waits`.
 
-CheckAudioFork is answered by a line for each line of
-the check, which the daemon has done by a process of its own, and one for its end:
+CheckAudioFork runs a check in a process of its own. It has one answer for each line of the check,
+and one for its end:
 
     {"ok": true, "line": "ok    login: ..."}
     {"ok": true, "exit_code": 0}
@@ -75,9 +76,9 @@ COMMANDS = frozenset({START, STOP, MUTE, CONNECT, LIST, CHECK})
 
 MAX_LINE_BYTES = 65_536
 MAX_CONNECTIONS = 256
-# Starts that are waited for, so that while a server is away there is room for who asks why.
+# Most clients that wait for a start. While a server is away, others can still ask why.
 MAX_WAITING = 128
-# Between two requests, or from the first byte of a line to its last, or until an answer is read.
+# The time limit between two requests, for a whole line, and until the client has read an answer.
 PATIENCE_S = 60.0
 CLOSE_TIMEOUT_S = 1.0
 MAX_PATH_BYTES = 107  # sun_path is 108 bytes, the last one zero
@@ -94,9 +95,9 @@ class Code(enum.StrEnum):
     ASTERISK = "asterisk"
     """Asterisk cannot be reached, or does not answer."""
     BUSY = "busy"
-    """The daemon does this for somebody else; `error` says what to do."""
+    """The daemon is doing this for another client; `error` says what to do."""
     FAULT = "fault"
-    """A bug of the daemon's; its log has a traceback."""
+    """A bug in the daemon; its log has a traceback."""
 
 
 Answers = AsyncGenerator[dict[str, Any], None]
@@ -106,19 +107,19 @@ RunCheck = Callable[[Mapping[str, str]], Answers]
 class ControlSocket:
     """The server of the control socket.
 
-    Owned by the daemon. Each connection is served alone and one request at a time; one that
-    sends nothing or reads nothing is dropped after PATIENCE_S.
+    Owned by the daemon. Connections are independent of each other; each is served one request at a
+    time. A connection that sends or reads nothing for PATIENCE_S is dropped.
 
     Args:
-        path: Where the socket file shall be; its folder has to exist.
+        path: The path of the socket file; its folder must exist.
         ask: Grants a request and returns the ids of the forks it concerns, or raises
             RequestRefused or AmiError.
-        list_forks: Returns the forks there are.
+        list_forks: Returns all forks.
         legs_left: Returns how many legs of ended forks Asterisk still has.
-        follow: Tells how the start of a fork goes on; called with its id when `ask` has returned.
-        check: Runs a check, and yields the answers to who asked for it, but for `ok`; None: it
-            is refused.
-        run_id: Who this daemon is, of all there may be at this Asterisk.
+        follow: Yields the progress of a fork's start; called with its id when `ask` has returned.
+        check: Runs a check, and yields the answers to the client, without `ok`; None: checks are
+            refused.
+        run_id: Distinguishes this run of the daemon from other daemons of this Asterisk.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class ControlSocket:
         self._numbers = itertools.count(1)
 
     async def start(self) -> None:
-        """Listen, in the place of a dead daemon's socket if there is one.
+        """Listen; replace the socket of a dead daemon if there is one.
 
         Raises:
             ConfigError: The path cannot be used, or another daemon listens there.
@@ -193,11 +194,11 @@ class ControlSocket:
         except (OSError, TimeoutError):
             pass  # the client is gone, or does not read
         except asyncio.CancelledError:
-            # Streams of Python 3.11 log a task that was cancelled as a fault; this one ends here.
+            # Python 3.11's streams would log a cancelled task as an error, so this one just ends.
             if not self._closed:
                 raise
         except Exception:
-            log.exception("a fault while a control connection was served")
+            log.exception("unexpected error while serving a control connection")
         finally:
             writer.transport.abort()
             self._connections.discard(task)
@@ -219,7 +220,7 @@ class ControlSocket:
                     await _send(writer, answer)
 
     async def _answers(self, line: bytes, origin: Origin) -> Answers:
-        """Yield the answers to a line; whatever the line holds, they are the documented ones."""
+        """Yield the answers to a line: only documented ones, whatever the line contains."""
         try:
             fields = parse_line(line)
             parts = self._parts_of(fields, origin)
@@ -248,10 +249,10 @@ class ControlSocket:
         return {"forks": await self._ask(parse_request(fields, origin))}
 
     def _parts_of(self, fields: dict[str, str], origin: Origin) -> Answers | None:
-        """Return the answers to a request that has several; None if it has one.
+        """Return the answers to a request that has several; None if it has only one.
 
         Raises:
-            RequestRefused: It is not granted.
+            RequestRefused: The request is not granted.
         """
         command = command_of(fields)
         if command == CHECK:
@@ -263,11 +264,11 @@ class ControlSocket:
         return None
 
     async def _start(self, fields: dict[str, str], origin: Origin) -> Answers:
-        """Start a fork, and tell how that goes on."""
+        """Start a fork, and yield the progress of its start."""
         self._waiting += 1
         try:
             ids = await self._ask(parse_request(fields, origin))
-            # Followed before anything else may happen: it could end meanwhile.
+            # Follow the fork at once: it could end in the next turn of the loop.
             async with contextlib.aclosing(self._follow(ids[0])) as all_news:
                 yield {"forks": ids, "waits": True}
                 async for news in all_news:
@@ -284,7 +285,7 @@ async def _nothing() -> AsyncGenerator[StartNews, None]:
 
 
 def _of_user(writer: asyncio.StreamWriter) -> str:
-    """Return whose connection it is, for the log; empty if that is not known."""
+    """Return the user of a connection, for the log; empty if unknown."""
     peer: socket.socket | None = writer.get_extra_info("socket")
     if peer is None:
         return ""
@@ -294,11 +295,11 @@ def _of_user(writer: asyncio.StreamWriter) -> str:
 
 
 async def _read_line(reader: asyncio.StreamReader) -> bytes:
-    """Return the next line, or nothing at the end; the last one needs no end of line.
+    """Return the next line, or nothing at the end; the last line needs no line end.
 
     Raises:
         RequestRefused: The line is too long.
-        TimeoutError: None came in time.
+        TimeoutError: No line came in time.
     """
     try:
         async with asyncio.timeout(PATIENCE_S):
@@ -325,8 +326,8 @@ def parse_line(line: bytes) -> dict[str, str]:
         RequestRefused: The line is not a JSON object whose values are strings.
     """
     try:
-        # As text: from bytes json would guess the encoding. RecursionError: brackets by the
-        # thousand; ValueError also has JSONDecodeError and UnicodeDecodeError.
+        # Decoded first, because json would guess the encoding of bytes. RecursionError: thousands
+        # of brackets. ValueError includes JSONDecodeError and UnicodeDecodeError.
         fields = json.loads(line.decode())
     except (ValueError, RecursionError):
         fields = None
@@ -342,7 +343,7 @@ def command_of(fields: dict[str, str]) -> str:
     """Return the Command, in lower case.
 
     Raises:
-        RequestRefused: It is missing or not known; parse_request would take it for a start.
+        RequestRefused: It is missing or unknown; parse_request would treat that as a start.
     """
     command = _lower(fields).get("command", "").strip(" \t").lower()
     if command not in COMMANDS:
@@ -362,7 +363,7 @@ def _refusal(text: str, code: Code = Code.REFUSED) -> dict[str, Any]:
 
 
 def _plain(view: ForkView | StartNews) -> dict[str, Any]:
-    """Return a fork, or the news of one, as JSON can hold it."""
+    """Return a fork, or the news of one, as types that JSON has."""
     return {
         name: value.value if isinstance(value, enum.Enum) else value
         for name, value in dataclasses.asdict(view).items()
@@ -378,7 +379,7 @@ def _bind(path: Path) -> socket.socket:
         raise ConfigError(f"[control] socket: the path is longer than {MAX_PATH_BYTES} bytes")
     _remove_stale(path)
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # The mode must be right from the first moment on, so chmod would come too late.
+    # The mode must be right from the start, so chmod would come too late.
     old_mask = os.umask(0o777 & ~_MODE)
     try:
         bound.bind(os.fspath(path))
@@ -394,7 +395,7 @@ def _remove_stale(path: Path) -> None:
     """Remove the socket of a daemon that is gone.
 
     Raises:
-        ConfigError: The path holds something else, or the daemon lives.
+        ConfigError: The path is something else, or its daemon is alive.
     """
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):

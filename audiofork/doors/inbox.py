@@ -11,11 +11,11 @@ from audiofork.forks.requests import Origin
 
 _Item = TypeVar("_Item")
 
-# A request takes about 0.1 ms: a flood takes half a core at most, and delays audio by 5 ms at most.
+# A request takes about 0.1 ms: a flood uses at most half a core, and delays audio by at most 5 ms.
 AT_ONCE = 50
 PAUSE_S = 0.01
-# How many requests may wait: of one origin, more than it has forks to stop; of one door, those of
-# about half a second.
+# How many requests may wait: of one origin, more than it can have forks to stop; of one door, the
+# requests of about half a second.
 OF_ORIGIN = 200
 OF_DOOR = 3000
 

@@ -50,9 +50,9 @@ class UserEvents:
             fields = decoded(fields)
             caller_data = (*event.caller_data, fields.pop("dialled", ""))
             if event.repeated:
-                raise RequestRefused(f"{event.repeated}: comes twice")
+                raise RequestRefused(f"{event.repeated}: appears twice")
             if name := slipped_in(fields, caller_data):
-                raise RequestRefused(f"{name} is of the caller's number or name; {WHAT_TO_DO}")
+                raise RequestRefused(f"{name} is part of the caller's number or name; {WHAT_TO_DO}")
             await self._ask(parse_request(fields, origin))
         except RequestRefused as exc:
             self._answers.refused(fields, str(exc), origin)

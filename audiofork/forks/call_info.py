@@ -1,4 +1,4 @@
-"""What servers are told of the call: asked from Asterisk with one question."""
+"""Asks Asterisk, with one question, for the details of a call that servers are told."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from audiofork.asterisk.channels import Channels
 
-# By name, the expression that Asterisk is asked for.
+# The expression to ask Asterisk for, by the name of the field.
 EXPRESSIONS = {
     "linkedid": "CHANNEL(linkedid)",
     "caller_number": "CALLERID(num)",
@@ -22,23 +22,23 @@ EXPRESSIONS = {
     "native_format": "CHANNEL(audionativeformat)",
     "system_name": "SYSTEMNAME",
 }
-# Only a channel of PJSIP can be asked for this; Asterisk logs a warning for another.
+# Only PJSIP channels have this; for others Asterisk logs a warning.
 _CALL_ID = {"sip_call_id": "CHANNEL(pjsip,call-id)"}
 FIELDS = ("fork_id", "channel", "uniqueid", "call_started", *EXPRESSIONS, *_CALL_ID)
-"""The names of all fields; one that the call does not have is empty."""
+"""The names of all fields; a field that the call does not have is empty."""
 
-# A request of the shipped dialplan comes from within its Gosub; the caller of that is asked for.
+# A request of the shipped dialplan comes from within its Gosub, so ask for the caller of that.
 _GOSUB_CONTEXT = "audiofork"
 _CALLER_OF_GOSUB = {"context": "STACK_PEEK(1,c,1)", "exten": "STACK_PEEK(1,e,1)"}
-# Asterisk makes uniqueids of the time when it made the channel: [SYSTEMNAME-]SECONDS.NUMBER.
+# A uniqueid contains the time when Asterisk created the channel: [SYSTEMNAME-]SECONDS.NUMBER.
 _UNIQUEID = re.compile(r"(?:.*-)?([0-9]{9,11})\.[0-9]+", re.DOTALL)
 
 
 async def ask(channels: Channels, channel: str, uniqueid: str) -> dict[str, str]:
-    """Return what is known of a call, by the names of FIELDS; a caller may have chosen any of it.
+    """Return the details of a call, by the names of FIELDS; a caller may have chosen any of them.
 
     Raises:
-        NoSuchChannel: It has gone.
+        NoSuchChannel: The channel is gone.
         AmiError: Asterisk cannot be asked.
     """
     wanted = {**EXPRESSIONS, **(_CALL_ID if channel.startswith("PJSIP/") else {})}
@@ -50,7 +50,7 @@ async def ask(channels: Channels, channel: str, uniqueid: str) -> dict[str, str]
 
 
 def _started(uniqueid: str) -> str:
-    """Return when the channel was made: ISO 8601, UTC; empty if the uniqueid does not tell."""
+    """Return when the channel was created: ISO 8601, UTC; empty if the uniqueid does not say."""
     known = _UNIQUEID.fullmatch(uniqueid)
     if known is None:
         return ""

@@ -1,4 +1,4 @@
-"""What has happened to one fork, and when: for the log, lists, and those who wait for it."""
+"""Records what has happened to one fork, and when: for the log, lists, and waiting clients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from audiofork.link.messages import ForkEnded
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Why a part is missing, or was.
+    """Why a part is or was missing.
 
     Times are in seconds of the monotonic clock.
 
@@ -20,8 +20,8 @@ class Trouble:
         why: The latest error, for people; any text.
         since: When the part went missing.
         at: When the latest error was reported.
-        attempt: The number of the attempt that follows it, from 1.
-        next_at: When that is due.
+        attempt: The number of the next attempt, from 1.
+        next_at: When the next attempt is due.
     """
 
     why: str
@@ -38,16 +38,16 @@ class Chronicle:
     Owned by the fork. Times are in seconds of the monotonic clock.
 
     Attributes:
-        begun: When the request came, or when an earlier run's fork was resumed.
+        begun: When the request came, or when a fork of an earlier run was resumed.
         server_at: When the server first accepted the connection; None if it has not.
         legs_at: When the first legs were complete; None if they were not.
         streaming_at: When the first frame went to the server; None if none has.
         gaps: How often the audio was interrupted after that.
-        gap_s: How many seconds of that have passed, without a gap that still lasts.
-        gap_since: When the gap began that still lasts; None if there is none.
+        gap_s: The total length of the gaps that are over, in seconds.
+        gap_since: When the current gap began; None if there is none.
         held: Whether its legs wait for the end of a hold.
         troubles: The latest error of each part that is or was missing.
-        news: Set, and replaced, when anything of this has changed.
+        news: Set, and then replaced by a new event, when anything here has changed.
         end: The relay's last report; None while it has not come.
     """
 
@@ -69,7 +69,7 @@ class Chronicle:
         self.news = asyncio.Event()
 
     def on_state(self, state: ForkState) -> None:
-        """Note that the fork has come into a state."""
+        """Record that the fork has entered a state."""
         now = time.monotonic()
         if state is ForkState.STREAMING and self.streaming_at is None:
             self.streaming_at = now
@@ -81,24 +81,24 @@ class Chronicle:
         self.tell()
 
     def on_server(self) -> None:
-        """Note that the server has accepted the connection."""
+        """Record that the server has accepted the connection."""
         self.server_at = self.server_at or time.monotonic()
         self.tell()
 
     def on_legs(self) -> None:
-        """Note that all legs are there."""
+        """Record that all legs are there."""
         self.legs_at = self.legs_at or time.monotonic()
         self.tell()
 
     def on_hold(self, *, held: bool) -> None:
-        """Note whether the legs wait for the end of a hold."""
+        """Record whether the legs wait for the end of a hold."""
         self.held = held
         self.tell()
 
     def on_trouble(
         self, what: Away, why: str, attempt: int, wait_s: float, *, is_new: bool
     ) -> None:
-        """Note an error.
+        """Record an error.
 
         Args:
             what: The part that is missing.
@@ -113,5 +113,5 @@ class Chronicle:
         self.troubles[what] = Trouble(why, since, now, attempt, now + wait_s)
 
     def ms_until(self, at: float | None) -> int | None:
-        """Return how many milliseconds after its begin something was; None if it was not."""
+        """Return the milliseconds from the beginning to a time; None if the time is None."""
         return None if at is None else round((at - self.begun) * 1000)

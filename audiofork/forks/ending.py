@@ -45,7 +45,7 @@ class End(Protocol):
 
 
 class Ending:
-    """Ends forks, in three steps: asked for, reported by the relay, last event emitted.
+    """Ends forks in three steps: ask the relay, handle its report, emit the last event.
 
     Owned by the registry of forks.
 
@@ -101,7 +101,7 @@ class Ending:
             keep: Whether running forks stay in the journal, so that the next start resumes them.
         """
         if keep and not self._journal.works:
-            log.warning("the forks end: they cannot be kept without a journal that works")
+            log.warning("ending all forks: they cannot be kept, because the journal does not work")
         elif keep:
             self._keep_all()
         for fork in self._table:
@@ -135,7 +135,7 @@ class Ending:
         fork.chronicle.end = report
         fork.apply(ForkEvent.END)
         log_ended(fork, report, is_failure=report.reason in _FAILURES)
-        self._emit(Ended(fork.info, report.reason, report.stats, has_failed))
+        self._emit(Ended(fork.info, report.reason, report.stats, has_failed, report.detail))
         self.forget(fork)
         self._close(fork, report, has_failed=has_failed)
 
@@ -157,7 +157,7 @@ class Ending:
         """
         log_unresumable(fork, reason, detail)
         self._journal.remove(fork.id)
-        self._emit(Ended(fork.info, reason, ForkStats(), has_failed=False))
+        self._emit(Ended(fork.info, reason, ForkStats(), has_failed=False, detail=detail))
         if not allow_post_process:
             fork.post_process = None
         self._close(fork, ForkEnded(fork.id, reason, detail, ForkStats()), has_failed=False)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from audiofork.forks.lifecycle import Away
 from audiofork.forks.requests import Request, StartFork
@@ -42,10 +42,15 @@ class ForkInfo:
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """A start was granted, or a fork of an earlier run is resumed; its legs are requested next."""
+    """A start was granted, or a fork of an earlier run is resumed; its legs are requested next.
+
+    Attributes:
+        call: What the server is told of the call, by name; empty: nothing.
+    """
 
     fork: ForkInfo
     request: StartFork
+    call: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +152,14 @@ class Ended:
 
     Attributes:
         has_failed: Whether Failed follows.
+        detail: More about the reason, for people; any text.
     """
 
     fork: ForkInfo
     reason: EndReason
     stats: ForkStats
     has_failed: bool
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,4 +264,4 @@ class Events:
             try:
                 subscriber(event)
             except Exception:
-                log.exception("a fault of a subscriber, at %s", type(event).__name__)
+                log.exception("a subscriber failed on %s", type(event).__name__)

@@ -1,4 +1,4 @@
-"""How a start goes on, for those who wait until audio flows."""
+"""Reports the progress of a start to clients that wait until audio flows."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ BEAT_S = 1.0
 
 
 class StartResult(enum.StrEnum):
-    """What has become of a start."""
+    """The result of a start so far."""
 
     WAITING = "waiting"
     """Audio does not flow yet."""
     STREAMING = "streaming"
-    """The first frame has gone to the server."""
+    """The first frame was sent to the server."""
     ENDED = "ended"
-    """The fork has ended before that."""
+    """The fork ended before that."""
 
 
 @dataclass(frozen=True, slots=True)
 class StartNews:
-    """How a start goes on.
+    """The progress of a start.
 
     Attributes:
-        result: What has become of it so far.
+        result: The result so far.
         fork: The fork as lists show it, without statistics.
-        ms: Milliseconds from the request to the first frame; None while there was none.
-        reason: Why it has ended; empty if it has not.
+        ms: Milliseconds from the request to the first frame; None before that.
+        reason: Why the fork has ended; empty if it has not.
         detail: More about the reason, for people.
     """
 
@@ -48,13 +48,13 @@ class StartNews:
 
 
 async def follow(fork: Fork) -> AsyncGenerator[StartNews, None]:
-    """Yield how a start goes on, until audio flows or the fork has ended.
+    """Yield the progress of a start, until audio flows or the fork has ended.
 
-    The first comes at once, then one at each change, and at least one each BEAT_S: so somebody who
-    has gone is noticed.
+    The first item comes at once, then one at each change, and at least one every BEAT_S: so a
+    client that has gone is noticed.
     """
     while True:
-        following = fork.chronicle.news  # of what changes from here on
+        following = fork.chronicle.news  # set by any change from here on
         news = _news_of(fork)
         yield news
         if news.result is not StartResult.WAITING:

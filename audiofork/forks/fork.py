@@ -23,8 +23,9 @@ from audiofork.forks.lifecycle import FORK_LIFE, Away, ForkEvent, ForkState
 from audiofork.forks.options import Options, parse_options
 from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.post_process.template import PostProcess
-from audiofork.forks.profiles import Profiles, Texts
+from audiofork.forks.profiles import Profiles, filled
 from audiofork.forks.requests import StartFork
+from audiofork.link.dialogue import PLAIN_DIALOGUE, Dialogue
 from audiofork.link.messages import EndReason, LegPart
 from audiofork.log import ForkLog
 
@@ -77,7 +78,7 @@ class Call:
         values: Values for the post-process command, by variable.
         info: Fields of the call for the server, by name; empty: they were not asked for.
         params: Parameters for the server: those of the request, and of channel variables.
-        texts: Texts of the profile for the server, with the fields of the call.
+        dialogue: What the profile has the server told, with the fields of the call.
         hangup_seen: Whether Asterisk has reported the hangup of the channel.
         hangup_timer: Ends the fork HANGUP_GRACE_S after the hangup.
     """
@@ -89,7 +90,7 @@ class Call:
     values: dict[str, str] = field(default_factory=dict)
     info: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
-    texts: Texts = Texts()
+    dialogue: Dialogue = PLAIN_DIALOGUE
     hangup_seen: bool = False
     hangup_timer: asyncio.TimerHandle | None = None
 
@@ -399,7 +400,7 @@ def restored(entry: Entry, commands: Commands, profiles: Profiles) -> tuple[Fork
             values=entry.values,
             info=entry.call,
             params=entry.params,
-            texts=profiles.texts_of(request).filled(entry.call),
+            dialogue=filled(profiles.dialogue_of(request), entry.call),
         ),
         action_id=entry.action_id,
         started_at=entry.started,

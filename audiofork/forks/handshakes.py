@@ -1,7 +1,7 @@
 """What a fork adds to the WebSocket handshake: headers, credentials, subprotocols.
 
 They come from the options H, A and s. A ValueError here says what is expected, and never repeats a
-value: it may be a secret.
+value, because that may be a secret.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 
 # A token of HTTP (RFC 9110, 5.6.2): the name of a header or of a subprotocol.
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-# Those of the handshake itself, and those that would change what is read after it.
+# Headers of the handshake itself, and those that would change how the data after it is read.
 _RESERVED = frozenset(
     {"host", "upgrade", "connection", "content-length", "transfer-encoding", "te", "trailer"}
 )
@@ -20,7 +20,7 @@ MAX_HEADERS = 32
 
 
 def headers(text: str) -> tuple[tuple[str, str], ...]:
-    """Parse `name:value&name:value`; blanks around names and values are dropped.
+    """Parse `name:value&name:value`; drop blanks around names and values.
 
     Raises:
         ValueError: The text is not of this form, or a name is reserved.
@@ -48,7 +48,7 @@ def authorization(text: str) -> str:
     """Return the header Authorization for `token` (Bearer) or `user:password` (Basic).
 
     Raises:
-        ValueError: The text is empty, or no token.
+        ValueError: The text is empty, or not a token.
     """
     if ":" in text:
         return f"Basic {base64.b64encode(text.encode()).decode()}"
@@ -61,10 +61,10 @@ def subprotocols(text: str) -> tuple[str, ...]:
     """Parse `name` or `name&name`, the preferred one first.
 
     Raises:
-        ValueError: A name is missing, no token, or stands twice.
+        ValueError: A name is missing, is not a token, or appears twice.
     """
     names = tuple(name.strip(" \t") for name in text.split("&"))
-    # & may stand in a token, but here it parts them; a comma would part them in the header.
+    # A token may contain &, but here it separates names; a comma would separate them in the header.
     if not all(_TOKEN.fullmatch(name) for name in names) or len(set(names)) < len(names):
         raise ValueError("names of subprotocols, each once, several joined by &")
     return names

@@ -100,7 +100,9 @@ class Journal:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 return await asyncio.wrap_future(self._writer.opened)
         except TimeoutError:
-            log.warning("the journal does not open in %g s; going on", OPEN_TIMEOUT_S)
+            log.warning(
+                "the journal did not open within %g s; starting without its forks", OPEN_TIMEOUT_S
+            )
             return []
 
     def put(self, entry: Entry) -> None:
@@ -159,7 +161,7 @@ class _Writer(threading.Thread):
             while self._step():
                 pass
         except Exception:
-            log.exception("a fault of the journal; going on without it")
+            log.exception("the journal failed; continuing without it")
             self.works = False
         finally:
             self._close()

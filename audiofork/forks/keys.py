@@ -10,7 +10,7 @@ from audiofork.link.messages import Direction, PressKey, SendCommand
 
 
 class Keys:
-    """Passes each key on to the forks of its channel whose servers are told of keys.
+    """Passes each key on to those forks of its channel that report keys to their servers.
 
     Owned by the registry of forks.
 
@@ -35,9 +35,9 @@ class Keys:
 
 
 def _is_told(fork: Fork) -> bool:
-    """Return whether the server of a fork is told of the keys that the party presses now.
+    """Return whether the server of a fork is told of a key that the party presses now.
 
-    They are part of what the party says: muted with it, and absent where only out is carried.
+    Keys are part of what the party says: they are muted with it, and absent if only out is carried.
     """
     options = fork.request.options
     if not options.format.has_events or fork.is_ending:

@@ -37,7 +37,7 @@ LEG_TIMEOUT_S = 6.0  # longer than the limit of the taps, 5 s
 # Most replacements of a leg within NEW_LEGS_WINDOW_S; a leg that is lost more often ends the fork.
 MAX_NEW_LEGS = 3
 NEW_LEGS_WINDOW_S = 10.0
-SHUTTING_DOWN = "Asterisk is shutting down"  # Asterisk's words (main/manager.c)
+SHUTTING_DOWN = "Asterisk is shutting down"  # Asterisk's own text (main/manager.c)
 CONTESTED = "somebody else presented its UUID as well"
 ORPHANED = "somebody else speaks in its place: its channel has gone"
 CANNOT_ASK = "the leg was lost, and Asterisk cannot be asked"
@@ -105,11 +105,13 @@ class Legs:
 
     def _ask(self, fork: Fork, leg: Leg, *, anew: bool) -> None:
         if leg.id and not leg.gone:
+            # The earlier leg may stay in Asterisk, and a channel has room for only a few of those.
             self._leaving.watch(fork, [leg])
         leg.id = fork.tap.name_leg(fork.id, leg.part, anew=anew)
         leg.attached = False
         leg.gone = fork.connects  # there is no channel of its own that could be left behind
         leg.uuid = str(uuid.uuid4())
+        # First the relay, then Asterisk: the relay refuses a leg whose UUID it does not know yet.
         self._send(ExpectLeg(fork.id, leg.part, leg.uuid))
         self._spawn(self._start(fork, leg, leg.id))
 
@@ -133,14 +135,14 @@ class Legs:
                 self._on_failed(fork, leg, str(exc))
         except LegUncertain as exc:
             # Asterisk may have got the request: the leg's timer ends the fork if no leg comes.
-            fork.log.warning("asked for a leg, but: %s", exc)
+            fork.log.warning("cannot tell whether Asterisk got the request for a leg: %s", exc)
 
     async def _wait_for_hold(self, fork: Fork, leg: Leg, leg_id: str) -> None:
         """Return when the call is not on hold, or at once if legs need not wait for that."""
         if not await self._holds.delay(fork.uniqueid):
             return
         leg.cancel_timer()  # the time limit does not count during a hold
-        fork.log.info("on hold: its legs are asked for when that is over ([asterisk] on_hold)")
+        fork.log.info("on hold: its legs are requested when the hold is over ([asterisk] on_hold)")
         fork.chronicle.on_hold(held=True)
         await self._holds.wait_over(fork.uniqueid)
         fork.chronicle.on_hold(held=False)
@@ -150,6 +152,7 @@ class Legs:
     async def _on_target_gone(self, fork: Fork) -> None:
         if not fork.call.hangup_seen:  # the hangup event may still come
             await asyncio.sleep(LEG_LOSS_GRACE_S)
+        # The channel existed if anything shows that; otherwise the request came too late.
         legs = fork.legs.values()
         had_one = any(leg.attached or leg.lost_at is not None for leg in legs)
         was_there = fork.call.hangup_seen or fork.from_earlier_run or had_one
@@ -209,7 +212,7 @@ class Legs:
         """
         for leg in fork.legs.values():
             if leg.id == leg_id:
-                leg.gone |= is_gone
+                leg.gone |= is_gone  # False: so far its hangup was only requested
             if leg.id == leg_id and is_gone and leg.attached:
                 self._spawn(self._on_channel_gone(fork, leg, leg_id))
             if leg.id == leg_id and fork.tap.early_hangup_detail and not leg.attached:
@@ -221,7 +224,9 @@ class Legs:
         is_lost = leg.lost_at is not None or fork.progress.relay_away
         if not is_lost and _is_wanted(fork, leg, leg_id):
             self._report_attack(fork, leg, ORPHANED)
-            await self._on_loss(fork, leg, ORPHANED, 1)
+            await self._on_loss(
+                fork, leg, ORPHANED, 1
+            )  # 1: the leg proves that the channel existed
 
     async def _on_early_hangup(self, fork: Fork, leg: Leg, leg_id: str) -> None:
         """End the fork if its channel is gone; else treat the leg as one that did not connect."""
@@ -264,6 +269,7 @@ class Legs:
                 existed.
         """
         try:
+            # Twice: Asterisk closes the leg before the channel that it copies is gone.
             await self._check_alive(fork)
             await asyncio.sleep(LEG_LOSS_GRACE_S)
             await self._check_alive(fork)
@@ -286,7 +292,7 @@ class Legs:
 
         Raises: as `Channels.check_alive`.
         """
-        synced = self._synced
+        synced = self._synced  # taken first: a login during the question must not be missed
         try:
             await self._channels.check_alive(fork.uniqueid)
         except AmiUnavailable as exc:
@@ -334,6 +340,7 @@ class Legs:
             _count_loss(leg)
             if leg.lost_at is None:
                 leg.lost_at = lost_at
+        # One leg is enough to end the fork: its losses are the fork's attempts.
         worst = max(legs, key=lambda leg: len(leg.losses))
         attempt = len(worst.losses)
         if attempt > MAX_NEW_LEGS:

@@ -1,6 +1,6 @@
 """The log of a fork's life: a line when it is requested, one when it streams, one when it ends.
 
-Each line has the same fields as text and as JSON; docs/usage.md has them.
+Each line has the same fields as text and as JSON; docs/usage.md lists them.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def log_requested(fork: Fork) -> None:
 
 
 def _log_notes(fork: Fork) -> None:
-    """Log what of the request came out otherwise than somebody may expect."""
+    """Log what differs from what the requester may expect."""
     options = fork.request.options
     if fork.choice is not None and fork.choice.note:
         fork.log.warning("%s", fork.choice.note)
     if options.ignored:
-        fork.log.info("option %s is accepted and means nothing", options.ignored)
+        fork.log.info("option %s is accepted but has no effect", options.ignored)
     if options.tls is not None and options.tls.insecure:
         fork.log.warning("the server's certificate is not checked: T(insecure)")
 
@@ -66,9 +66,9 @@ def log_ended(fork: Fork, report: ForkEnded, *, is_failure: bool) -> None:
     """Log the end of a fork.
 
     Args:
-        fork: The fork, whose state is that of its end.
-        report: What the relay has reported, or what stands in its place.
-        is_failure: Whether somebody should look after it.
+        fork: The fork, in its final state.
+        report: The relay's report, or its substitute.
+        is_failure: Whether an administrator should look at it.
     """
     stats, times = report.stats, fork.chronicle
     detail = harmless(report.detail)
@@ -95,7 +95,7 @@ def log_ended(fork: Fork, report: ForkEnded, *, is_failure: bool) -> None:
     )
     if stats.frames_missing:
         fork.log.warning(
-            "Asterisk brought %d frames fewer than 50 a second: its timer misses ticks, or the "
+            "Asterisk delivered %d frames fewer than 50 a second: its timer misses ticks, or the "
             "machine is too busy (docs/asterisk.md, The timing module)",
             stats.frames_missing,
         )

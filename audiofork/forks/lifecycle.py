@@ -1,4 +1,4 @@
-"""The states of a fork as a table; the diagram in docs/architecture.md is made from it."""
+"""The states of a fork as a table; the diagram in docs/architecture.md is generated from it."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ MAX_OPTIONS_BYTES = 4096
 MAX_VARIABLE_LENGTH = 79  # Asterisk's AST_MAX_EXTENSION without the final NUL
 
 
-# The value of a parameter that option M names is that of this variable with its name.
+# A parameter that option M names gets the value of this variable, completed by its name.
 PARAM_VARIABLE = "AUDIOFORK_PARAM_"
 TWILIO_SAMPLE_RATE = 8000
 # What app_audiofork always offered; some servers insist on it.
@@ -57,7 +57,8 @@ class Options:
         headers: Option H: names and values, which may be secrets.
         authorization: Option A: the value of the header Authorization; a secret.
         subprotocols: Option s, the preferred one first; one may be a secret.
-        format: Option x.
+        format: Option x, or what is configured; see `with_format`.
+        has_format: Whether it is that of option x.
         codec: Option c.
         metadata: Option M.
         param_variables: The argument of M: names of parameters whose values are channel variables.
@@ -82,6 +83,7 @@ class Options:
     authorization: str = field(default="", repr=False)
     subprotocols: tuple[str, ...] = field(default=(), repr=False)
     format: Format = Format.RAW
+    has_format: bool = False
     codec: Codec = Codec.SLIN
     metadata: bool = False
     param_variables: tuple[str, ...] = ()
@@ -121,22 +123,46 @@ def parse_options(text: str) -> Options:
         options = parser(options, argument)
     if options.authorization and any(n.lower() == "authorization" for n, _ in options.headers):
         raise RequestRefused("Options: A and H both set the header Authorization")
-    _check_format(options)
+    if options.has_format:
+        _check_format(options, f"x({options.format})")
     return options
 
 
-def _check_format(options: Options) -> None:
-    """Raise RequestRefused if a format cannot carry what other options ask for."""
+def with_format(options: Options, default: Format) -> Options:
+    """Return the options of a fork with its format: that of its option x, or the default.
+
+    Args:
+        options: The options of the fork, including those of its profile.
+        default: The format of `[websocket] format`.
+
+    Raises:
+        RequestRefused: The default cannot carry what other options ask for.
+    """
+    if options.has_format:
+        return options
+    options = replace(options, format=default)
+    _check_format(options, f"[websocket] format = {default}")
+    return options
+
+
+def _check_format(options: Options, named: str) -> None:
+    """Raise RequestRefused if a format cannot carry what other options ask for.
+
+    Args:
+        options: The options.
+        named: The option that has set the format, for the error.
+    """
     format_ = options.format
+    other = "" if options.has_format else ", or name another format by option x"
     if format_ is Format.TWILIO and set(options.sample_rates) - {TWILIO_SAMPLE_RATE}:
-        raise RequestRefused("Options: x(twilio) has 8000 Hz alone, leave L out")
+        raise RequestRefused(f"Options: {named} has only 8000 Hz, leave L out{other}")
     has_codec = format_ in (Format.RAW, Format.JSON)
     if options.codec is not Codec.SLIN and not has_codec:
-        raise RequestRefused(f"Options: x({format_}) has a codec of its own, leave c out")
+        raise RequestRefused(f"Options: {named} has a codec of its own, leave c out{other}")
 
 
 def _hint(letter: str) -> str:
-    """Return what may be meant by a letter that is no option."""
+    """Return a hint to what may be meant by an unknown letter."""
     if letter in _QUOTES:
         return "; the options stand there without quotes"
     if letter.swapcase() in _PARSERS:
@@ -207,7 +233,7 @@ _ON = frozenset({"on", "yes", "true", "1"})
 
 
 def _bad(letter: str, expected: str, argument: str | None, hint: str = "") -> RequestRefused:
-    # Not further than a parenthesis: where one is missing, A or H may follow with a secret.
+    # Only up to a parenthesis: if one is missing, A or H may follow with a secret.
     known, parenthesis, _ = (argument or "").partition("(")
     given = repr(f"{known}(..." if parenthesis else known) if argument else "nothing"
     return RequestRefused(f"Options: {letter} takes {expected}, not {given}{hint}")
@@ -233,7 +259,7 @@ def _direction(options: Options, argument: str | None) -> Options:
     return replace(options, direction=direction)
 
 
-# By other names that Asterisk has for them.
+# Asterisk has other names for the directions.
 _SIDES = {"read": "; read is in", "write": "; write is out"}
 
 
@@ -360,7 +386,7 @@ def _format(options: Options, argument: str | None) -> Options:
         chosen = Format((argument or "").strip().lower())
     except ValueError:
         raise _bad("x", f"one of {', '.join(Format)}", argument) from None
-    return replace(options, format=chosen)
+    return replace(options, format=chosen, has_format=True)
 
 
 def _codec(options: Options, argument: str | None) -> Options:
@@ -413,7 +439,8 @@ _PARSERS: dict[str, Callable[[Options, str | None], Options]] = {
 def as_the_module(text: str) -> str:
     """Return an option string that offers the subprotocol of app_audiofork.
 
-    Unless it names others, or a format whose servers expect others: no client of the module does.
+    Except if it names others, or a format whose servers expect others; no client of app_audiofork
+    does that.
 
     Raises:
         RequestRefused: See `split_options`.

@@ -1,4 +1,4 @@
-"""What a fork asks of others: of the relay, and of the taps that make its legs."""
+"""The orders of a fork: to the relay, and to the taps that request its legs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from audiofork.link.messages import Direction, ForkSpec, LegPart, Metadata, Voic
 
 
 def spec_of(fork: Fork) -> ForkSpec:
-    """Return what the relay is ordered for a fork."""
+    """Return the order to the relay for a fork."""
     options = fork.request.options
     return ForkSpec(
         fork_id=fork.id,
@@ -27,14 +27,14 @@ def spec_of(fork: Fork) -> ForkSpec:
         handshake=options.handshake,
         format=options.format,
         codec=options.codec,
-        opening=fork.call.texts.opening,
-        closing=fork.call.texts.closing,
+        dialogue=fork.call.dialogue,
         metadata=_metadata_of(fork) if options.tells_of_call else None,
         reconnect_interval_s=options.reconnect_interval_s,
         reconnect_attempts=options.reconnect_attempts,
         frame_ms=options.frame_ms,
         voice=_voice_of(fork),
         commands=fork.grants.commands,
+        proxy=fork.request.proxy,
     )
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from urllib.parse import parse_qsl
 
 MAX_PARAMS = 100
-MAX_PARAMS_BYTES = 8192  # names and values of one fork, all together
+MAX_PARAMS_BYTES = 8192  # names and values of one fork, in total
 
 
 def parse_params(text: str) -> dict[str, str]:
-    """Return parameters by name; of a name that comes twice the last one counts.
+    """Return parameters by name; if a name appears twice, its last value counts.
 
     Raises:
         ValueError: The text says what is expected.
@@ -34,7 +34,7 @@ def parse_params(text: str) -> dict[str, str]:
 
 
 def check_size(params: dict[str, str]) -> None:
-    """Raise ValueError if parameters are too long, all together."""
+    """Raise ValueError if parameters are too long in total."""
     size = sum(len(name.encode()) + len(value.encode()) for name, value in params.items())
     if size > MAX_PARAMS_BYTES:
         raise ValueError(f"longer than {MAX_PARAMS_BYTES} bytes, all together")

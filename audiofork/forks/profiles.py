@@ -9,60 +9,60 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
 from audiofork.config import Place, ProfileConfig
 from audiofork.errors import ConfigError, RequestRefused
 from audiofork.forks import handshakes
 from audiofork.forks.call_info import FIELDS
-from audiofork.forks.options import Options, parse_options
+from audiofork.forks.options import Options, parse_options, with_format
 from audiofork.forks.params import parse_params
 from audiofork.forks.requests import PROFILE_MARK, StartFork, check_params_are_sent
 from audiofork.forks.url_templates import check_template
 from audiofork.forks.urls import check_url
-from audiofork.link.messages import ServerCommand
+from audiofork.link.dialogue import PLAIN_DIALOGUE, Dialogue
+from audiofork.link.messages import Format, ServerCommand
 from audiofork.text import did_you_mean, printable
 
 ANYWHERE = ("*://*",)
+_TOKEN = "{token}"
 _FIELD = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Texts:
-    """Texts that go to the server beside those of the format.
+def has_texts(dialogue: Dialogue) -> bool:
+    """Return whether a dialogue has texts, which may hold fields of a call."""
+    return bool(dialogue.opening or dialogue.closing)
 
-    Attributes:
-        opening: Sent at each opening; empty: nothing.
-        closing: Sent before the close; empty: nothing.
-    """
 
-    opening: str = ""
-    closing: str = ""
+def filled(dialogue: Dialogue, values: Mapping[str, str]) -> Dialogue:
+    """Return it with the fields of a call in its texts, escaped as within a string of JSON."""
 
-    @property
-    def any(self) -> bool:
-        """Whether there is one."""
-        return bool(self.opening or self.closing)
+    def value(found: re.Match[str]) -> str:
+        known = found[1] in FIELDS
+        return json.dumps(values.get(found[1], ""))[1:-1] if known else found[0]
 
-    def filled(self, values: Mapping[str, str]) -> Texts:
-        """Return them with the fields of a call, escaped as within a string of JSON."""
-
-        def value(found: re.Match[str]) -> str:
-            known = found[1] in FIELDS
-            return json.dumps(values.get(found[1], ""))[1:-1] if known else found[0]
-
-        return Texts(_FIELD.sub(value, self.opening), _FIELD.sub(value, self.closing))
+    return dataclasses.replace(
+        dialogue,
+        opening=_FIELD.sub(value, dialogue.opening),
+        closing=_FIELD.sub(value, dialogue.closing),
+    )
 
 
 class Profiles:
     """The profiles; owned by the daemon, which calls `configure` when sections change.
 
+    Attributes:
+        default_format: What forks without option x speak; may be changed for later forks.
+
     Raises:
         ConfigError: A section cannot be used; the text begins with `[section] option`.
     """
 
-    def __init__(self, sections: Mapping[str, ProfileConfig]) -> None:
+    def __init__(
+        self, sections: Mapping[str, ProfileConfig], default_format: Format = Format.RAW
+    ) -> None:
+        self.default_format = default_format
         self.configure(sections)
 
     def configure(self, sections: Mapping[str, ProfileConfig]) -> None:
@@ -72,13 +72,19 @@ class Profiles:
         self._sections = dict(sections)
 
     def apply(self, request: StartFork) -> StartFork:
-        """Return a request with what its profile has; one that names none comes back as it is.
+        """Return a request with what its profile has, if it names one, and the format.
 
         Its options are added to the profile's; of a letter that both have, its own counts.
 
         Raises:
             RequestRefused: There is no such profile, or the options do not go together.
         """
+        request = self._of_profile(request)
+        options = with_format(request.options, self.default_format)
+        check_params_are_sent(request.params, options)
+        return dataclasses.replace(request, options=options)
+
+    def _of_profile(self, request: StartFork) -> StartFork:
         if not request.url.startswith(PROFILE_MARK):
             return request
         name = request.url.removeprefix(PROFILE_MARK)
@@ -87,9 +93,14 @@ class Profiles:
             raise RequestRefused(f"WsServer: no section [profile:{printable(name, '?')}]{hint}")
         options = _options_of(section, request.options_text)
         params = {**parse_params(section.params), **request.params}
-        check_params_are_sent(params, options)
         return dataclasses.replace(
-            request, url=section.url, options=options, params=params, profile=name
+            request,
+            url=section.url,
+            options=options,
+            params=params,
+            profile=name,
+            status_callback=section.status_callback,
+            proxy=section.proxy and section.proxy.with_login(section.proxy_login),
         )
 
     def check_channel(self, request: StartFork, channel: str) -> None:
@@ -110,22 +121,53 @@ class Profiles:
         section = self._sections.get(request.profile)
         return section.transfer_to if section is not None else ()
 
-    def texts_of(self, request: StartFork) -> Texts:
-        """Return the texts of a request's profile, their fields not filled in."""
+    def dialogue_of(self, request: StartFork) -> Dialogue:
+        """Return what a request's profile has its server told, the fields not filled in."""
         section = self._sections.get(request.profile)
-        return Texts(section.opening, section.closing) if section is not None else Texts()
+        if section is None:
+            return PLAIN_DIALOGUE
+        return Dialogue(
+            opening=section.opening,
+            opening_answer=section.opening_answer,
+            closing=section.closing,
+            closing_answer=section.closing_answer,
+            closing_wait_s=section.closing_wait if section.closing else 0.0,
+            full_messages=section.full_messages,
+        )
 
 
 def _options_of(section: ProfileConfig, further: str) -> Options:
-    """Return the options of a profile with those of a request, and with its headers and token."""
+    """Return the options of a profile with those of a request, and with its headers and token.
+
+    Of a header that both have, the request's own counts.
+    """
     options = parse_options(section.options + further)
-    headers = tuple(handshakes.header(line) for line in section.headers)
-    authorization = options.authorization
-    if not authorization and section.token:
-        authorization = handshakes.authorization(section.token)
-    return dataclasses.replace(
-        options, headers=(*headers, *options.headers), authorization=authorization
-    )
+    headers = [handshakes.header(line) for line in section.headers]
+    if section.token:
+        headers.insert(0, _token_header(section))
+    given = {name.lower() for name, _ in options.handshake.headers}
+    own = [(name, value) for name, value in headers if name.lower() not in given]
+    return dataclasses.replace(options, headers=(*own, *options.headers))
+
+
+def _token_header(section: ProfileConfig) -> tuple[str, str]:
+    """Return the name and the value of the header that carries a profile's token.
+
+    Raises:
+        ValueError: There is no header of this form; the text does not repeat the token.
+    """
+    if not section.token_header:
+        return "Authorization", handshakes.authorization(section.token)
+    if _TOKEN not in section.token_header:
+        raise ValueError(f"name: value with {_TOKEN} in it")
+    return handshakes.header(section.token_header.replace(_TOKEN, section.token))
+
+
+def _check_headers(section: ProfileConfig) -> None:
+    """Raise ValueError if a header stands twice; the text repeats no value."""
+    names = [handshakes.header(line)[0].lower() for line in section.headers]
+    if section.token and _token_header(section)[0].lower() in names:
+        raise ValueError("no header that the token is sent in")
 
 
 def _check(name: str, section: ProfileConfig) -> None:
@@ -138,11 +180,15 @@ def _check(name: str, section: ProfileConfig) -> None:
         check_url(check_template(section.url), ANYWHERE)
     except RequestRefused as exc:
         raise bad("url", exc) from None
-    for option, check in (("headers", handshakes.header), ("token", handshakes.authorization)):
-        values = section.headers if option == "headers" else [section.token][: bool(section.token)]
+    token_option = "token_header" if section.token_header else "token"
+    checks: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("headers", lambda: [handshakes.header(line) for line in section.headers]),
+        (token_option, lambda: section.token and _token_header(section)),
+        ("headers", lambda: _check_headers(section)),
+    )
+    for option, check in checks:
         try:
-            for value in values:
-                check(value)
+            check()
         except ValueError as exc:
             raise bad(option, f"expected {exc}") from None
     if ServerCommand.TRANSFER in section.commands and not section.transfer_to:

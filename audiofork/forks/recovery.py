@@ -32,7 +32,7 @@ MAX_ATTEMPTS = 2
 
 
 class Recovery:
-    """Brings the forks in line with Asterisk, resumes forks, and moves them to new relay processes.
+    """Reconciles the forks with Asterisk, resumes forks, and moves them to new relay processes.
 
     Owned by the registry of forks.
 
@@ -148,7 +148,7 @@ class Recovery:
             resumed += await self._resume_one(self.entries[0], present)
             del self.entries[0]
         if count and not self._admission.refusing:
-            log.info("of %d forks that an earlier run left, %d live", count, resumed)
+            log.info("resumed %d of the %d forks that an earlier run left", resumed, count)
 
     async def _resume_one(self, entry: Entry, present: Mapping[str, str]) -> bool:
         """Resume a fork, or end it; return whether it was resumed."""

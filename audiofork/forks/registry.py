@@ -185,6 +185,7 @@ class Forks:
         if isinstance(request, MuteFork):
             return await self._muting.mute_all(forks, request)
         for fork in forks:
+            # The last event answers the stop, not the start.
             fork.action_id = request.action_id or fork.action_id
             self._ending.end(fork, EndReason.STOPPED)
         return [fork.id for fork in forks]
@@ -193,7 +194,7 @@ class Forks:
         if request.fork_id:
             fork = self._table.get(request.fork_id)
             if fork is not None:
-                await fork.progress.looked_up.wait()
+                await fork.progress.looked_up.wait()  # its start may be refused meanwhile
             return [fork] if fork is not None and fork in self._table else []
         uniqueid = request.target.uniqueid
         if not uniqueid:
@@ -203,7 +204,7 @@ class Forks:
         return self._table.on_channel(uniqueid)
 
     def _no_such_fork(self, request: StopFork | MuteFork) -> str:
-        """Return the refusal; a part of an id, which the log shows, names the fork that has it."""
+        """Return the refusal; for a part of an id, as the log shows it, it names the whole id."""
         given = request.fork_id or request.target.uniqueid
         meant = self._table.like(given)
         if meant is None:
@@ -212,12 +213,12 @@ class Forks:
         return f"No such fork {given}; did you mean {meant.id}, on channel {channel}?"
 
     def follow(self, fork_id: str) -> AsyncGenerator[StartNews, None]:
-        """Tell how a start goes on, until audio flows or the fork has ended; see `follow`.
+        """Yield the progress of a start, until audio flows or the fork has ended; see `follow`.
 
-        To be called as soon as `ask` has returned: a fork may end in any later turn of the loop.
+        Call it as soon as `ask` has returned: a fork may end in any later turn of the loop.
 
         Raises:
-            RequestRefused: There is no such fork (any more).
+            RequestRefused: The fork does not exist, or no longer exists.
         """
         fork = self._table.get(fork_id)
         if fork is None:
@@ -284,6 +285,7 @@ class Forks:
         self._holds.forget_all()
         await self._recovery.after_login(self._on_hangup)
         await self._bridges.catch_up()
+        # Last: forks whose channels are gone must have ended before others request legs again.
         self._legs.on_synced()
 
     # --- From the relay ---
@@ -300,7 +302,7 @@ class Forks:
         elif isinstance(report, RelayLost):
             self._recovery.on_relay_lost(report)
         elif (fork := self._table.get(report.fork_id)) is None:
-            log.error("report of a fork that is not known: %r", report)
+            log.error("report for an unknown fork: %r", report)
         else:
             self._on_fork_report(fork, report)
 
@@ -372,6 +374,7 @@ class Forks:
         Args:
             keep: Whether running forks stay in the journal, so that the next start resumes them.
         """
+        # First, so that no start that waits for its turn begins a fork after the others have ended.
         self._starting.admission.refuse_all("the daemon stops")
         self._ending.end_all(keep=keep)
         await self._table.wait_empty()

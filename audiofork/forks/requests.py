@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from audiofork.asterisk.channels import Target
+from audiofork.config import Proxy
 from audiofork.errors import RequestRefused
 from audiofork.forks.options import Options, parse_options
 from audiofork.forks.params import MAX_PARAMS_BYTES, check_size, parse_params
 from audiofork.link.messages import Direction
 from audiofork.text import did_you_mean, printable
 
-PROFILE_MARK = "@"  # before the name of a profile, in place of a URL: none begins with it
+PROFILE_MARK = "@"  # marks the name of a profile in place of a URL; no URL begins with it
 MAX_FIELD_BYTES = 1000  # AMI discards lines longer than 1024 bytes
 _STATES = {
     **{"1": True, "on": True, "yes": True, "true": True},
@@ -50,8 +51,11 @@ class StartFork:
     """Start a fork on a channel.
 
     Attributes:
-        options_text: The option string that `options` was parsed from; it may hold secrets.
+        options_text: The option string that `options` was parsed from; may contain secrets.
         params: Parameters for the server; a value may be a secret.
+        profile: The name of the profile that the URL comes from; empty: it comes from none.
+        proxy: The proxy of the profile; None: the proxy that is configured for all forks.
+        status_callback: The status callback of the profile; empty: the one for all forks.
         profile: The name of the profile that the URL is of; empty: of none.
         connects: Whether the server becomes the other party of the call; else it gets a copy.
     """
@@ -64,12 +68,14 @@ class StartFork:
     options_text: str = field(default="", repr=False)
     params: dict[str, str] = field(default_factory=dict, repr=False)
     profile: str = ""
+    proxy: Proxy | None = field(default=None, repr=False)
+    status_callback: str = field(default="", repr=False)
     connects: bool = False
     origin: Origin = _origin()
 
     @property
     def server(self) -> str:
-        """What it was asked for as the server: a URL, or a profile as @NAME."""
+        """The server as requested: a URL, or a profile as @NAME."""
         return PROFILE_MARK + self.profile if self.profile else self.url
 
 
@@ -109,13 +115,13 @@ _NAMES = (
     *("AudioForkID", "Direction", "State", "ActionID", "Command", "Params"),
 )
 VERBS = ("StartAudioFork", "StopAudioFork", "AudioForkMute", "ConnectAudioFork")
-# How alike a name has to be to that of a field, or to a verb, to be taken for it.
+# How similar a name must be to that of a field, or to a verb, to count as a misspelling of it.
 _MISSPELT = 0.8
-# What pages of the web and phones put around a text that is copied from them.
+# Characters that web pages and phones put around copied text.
 _BLANKS = " \t\u00a0\u200b\ufeff"
 _DIRECTIONS = ("read", "write", "both")
 _SIDES = {"in": "; in is read", "out": "; out is write"}
-_FIELDS = {name.lower(): name for name in _NAMES}  # as messages write them
+_FIELDS = {name.lower(): name for name in _NAMES}  # as error messages spell them
 
 
 def parse_request(fields: Mapping[str, str], origin: Origin = UNKNOWN) -> Request:
@@ -142,11 +148,11 @@ def parse_request(fields: Mapping[str, str], origin: Origin = UNKNOWN) -> Reques
 
 
 def _refuse_misspelt(fields: Mapping[str, str]) -> None:
-    """Refuse a name that is nearly one of a field that is not there, and nearly a verb.
+    """Refuse a name that nearly matches a missing field, and a command that nearly is a verb.
 
-    All else that is not known is left alone: requests come with headers that are for others.
+    Other unknown names are ignored: requests contain headers that are meant for others.
     """
-    # Not ActionID: actions of AMI have a header Action.
+    # Not ActionID, because AMI actions have a header Action.
     absent = [name for name in _NAMES if name != "ActionID" and not fields.get(name.lower())]
     for name in fields.keys() - _FIELDS.keys():
         if hint := did_you_mean(name, absent, likeness=_MISSPELT):
@@ -158,10 +164,10 @@ def _refuse_misspelt(fields: Mapping[str, str]) -> None:
 
 
 def flag_of(fields: Mapping[str, str], name: str) -> bool:
-    """Return a field that is yes or no; without it, no.
+    """Return the value of a yes-or-no field; no if it is missing.
 
     Raises:
-        RequestRefused: It is something else.
+        RequestRefused: The field has another value.
     """
     lower = {key.lower(): value.strip(" \t").lower() for key, value in fields.items()}
     text = lower.get(name.lower(), "no")
@@ -187,8 +193,6 @@ def _start(fields: dict[str, str], origin: Origin) -> StartFork:
     options = parse_options(text)
     action_id = fields.get("actionid", "")
     params = _params(fields)
-    if not url.startswith(PROFILE_MARK):  # a profile may have the option
-        check_params_are_sent(params, options)
     return StartFork(
         *(target, url, options, post_process, action_id, text, params),
         connects=connects,
@@ -272,7 +276,8 @@ def _target(fields: dict[str, str], fork_id: str = "") -> Target:
 def _fork_id(fields: dict[str, str]) -> str:
     """Return the fork id in its canonical form; empty if the request has none.
 
-    The beginning of one comes back as it is: no fork has it, but the registry knows which is meant.
+    The beginning of an id is returned unchanged: it matches no fork, but the registry knows which
+    one is meant.
     """
     text = fields.get("audioforkid", "")
     if is_beginning_of_id(text):

@@ -21,7 +21,7 @@ from audiofork.forks.options import PARAM_VARIABLE
 from audiofork.forks.orders import spec_of, wish_of
 from audiofork.forks.params import check_size
 from audiofork.forks.post_process.commands import Commands
-from audiofork.forks.profiles import Profiles
+from audiofork.forks.profiles import Profiles, filled, has_texts
 from audiofork.forks.requests import StartFork, connected
 from audiofork.forks.table import ForkTable
 from audiofork.link.messages import SendCommand, SetMute
@@ -137,7 +137,7 @@ class Starting:
                 raise RequestRefused(f"the channel is connected already, by the fork {other.id}")
 
     async def _ask_about_call(self, fork: Fork) -> None:
-        """Ask Asterisk for what the options and the post-process command need of the channel."""
+        """Ask Asterisk for what the options and the post-process command need to know."""
         if fork.post_process is not None:
             names = fork.post_process.names
             fork.call.values = await self._channels.values(fork.uniqueid, names)
@@ -149,14 +149,18 @@ class Starting:
         _check_wanted(fork)
 
     async def _tell_of_call(self, fork: Fork) -> None:
-        """Ask for what the server is told of the call, and put it into the URL, if it has fields.
+        """Ask for the details of the call for the server, and fill in the fields of the URL.
 
         Raises:
-            RequestRefused: The URL is not allowed with them, or the parameters are too long.
+            RequestRefused: The filled URL is not allowed, or the parameters are too long.
         """
         request, call = fork.request, fork.call
-        texts = self._profiles.texts_of(request)
-        if not (request.options.tells_of_call or texts.any or url_templates.names(request.url)):
+        call.dialogue = self._profiles.dialogue_of(request)
+        if not (
+            request.options.tells_of_call
+            or has_texts(call.dialogue)
+            or url_templates.names(request.url)
+        ):
             return
         asked = await call_info.ask(self._channels, call.channel, call.uniqueid)
         call.info = {"fork_id": fork.id, **asked}
@@ -168,7 +172,7 @@ class Starting:
             check_size(call.params)
         except ValueError as exc:
             raise RequestRefused(f"Params: {exc}") from None
-        call.texts = texts.filled(call.info)
+        call.dialogue = filled(call.dialogue, call.info)
         if url_templates.names(request.url):
             fork.request = with_fields(request, call.info)
             self.admission.check_url(fork.request)
@@ -209,7 +213,7 @@ class Starting:
         fork.apply(ForkEvent.RESOLVED)
         log_requested(fork)
         record(fork, self._journal)
-        self._emit(Requested(fork.info, fork.request))
+        self._emit(Requested(fork.info, fork.request, fork.call.info))
         self.order(fork, anew=fork.from_earlier_run)
 
     def order(self, fork: Fork, *, anew: bool) -> None:

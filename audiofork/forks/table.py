@@ -38,9 +38,9 @@ class ForkTable:
         return self._by_id.get(fork_id)
 
     def like(self, given: str) -> Fork | None:
-        """Return the fork whose id begins with a text, or is nearly that; None if none is.
+        """Return the fork whose id begins with a text, or nearly matches it; None if none does.
 
-        A text with fewer characters than the log shows of an id is none.
+        A text with fewer characters than the log shows of an id matches nothing.
         """
         if is_beginning_of_id(given):
             begins = given.lower()

@@ -40,4 +40,4 @@ class Tasks:
     def _on_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (exc := task.exception()) is not None:
-            log.error("a fault of the daemon", exc_info=exc)
+            log.error("a task failed unexpectedly", exc_info=exc)

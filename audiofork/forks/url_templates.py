@@ -1,7 +1,7 @@
 """URLs with fields of the call: `ws://h/x?from={caller_number}`.
 
 A value is percent-encoded, so that whatever a caller has chosen stays within its place. Only the
-path and the query may have fields: who gets the audio is not for callers to choose.
+path and the query may have fields, because callers must not choose who gets the audio.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from audiofork.errors import RequestRefused
 from audiofork.forks.call_info import FIELDS
 from audiofork.forks.urls import MAX_URL_BYTES
 
-MAX_VALUE_BYTES = 120  # of an encoded value; the rest is cut
+MAX_VALUE_BYTES = 120  # of an encoded value; the rest is cut off
 _FIELD = re.compile(r"\{([A-Za-z][A-Za-z0-9_]*)\}")
 _AUTHORITY = re.compile(r"[^:]*://[^/?#]*")
 
 
 def names(url: str) -> list[str]:
-    """Return the fields that a URL has."""
+    """Return the names of the fields in a URL."""
     return _FIELD.findall(url)
 
 
 def check_template(url: str) -> str:
-    """Return a URL with something short in the place of each field, to be checked like any other.
+    """Return a URL with a short value in place of each field, to be checked like any other URL.
 
     Raises:
-        RequestRefused: A field is not known or stands in the host, or the URL might get too long.
+        RequestRefused: A field is unknown or in the host, or the URL might become too long.
     """
     unknown = sorted(set(names(url)) - set(FIELDS))
     if unknown:
@@ -49,7 +49,7 @@ def check_template(url: str) -> str:
 
 
 def filled(url: str, values: Mapping[str, str]) -> str:
-    """Return a URL with the values of its fields; one that is missing is empty."""
+    """Return a URL with the values of its fields; a missing value is empty."""
     query = url.find("?")
 
     def value(field: re.Match[str]) -> str:
@@ -61,13 +61,13 @@ def filled(url: str, values: Mapping[str, str]) -> str:
 
 
 def _of_path(text: str) -> str:
-    """Return a value without what could lead to another path of the server."""
+    """Return a value without characters that could lead to another path of the server."""
     plain = re.sub(r"[/\\]", "_", text)
     return plain if plain.strip(".") else "_" * len(plain)
 
 
 def _quoted(text: str) -> str:
-    """Return a value percent-encoded; what is too long is cut between two characters."""
+    """Return a value percent-encoded; a value that is too long is cut between two characters."""
     encoded = ""
     for character in text:
         more = quote(character, safe="", errors="replace")

@@ -68,7 +68,7 @@ def is_among(url: str, patterns: Iterable[str]) -> bool:
 
 
 def hosts_at_will(allowed: tuple[str, ...]) -> bool:
-    """Return whether patterns let whoever may start a fork choose a host of anybody's.
+    """Return whether patterns let whoever may start a fork choose any host.
 
     `*.example.org` names the hosts of one owner; a `*` anywhere else may stand for another's:
     `wss://example.org*` allows example.org.example.net.

@@ -1,4 +1,4 @@
-"""A fork as lists show it, and as those see it who wait for its audio."""
+"""A fork as lists, and clients that wait for its audio, see it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ class ForkView:
     """A fork as `list` shows it.
 
     Attributes:
-        state: requested, attaching, streaming or reconnecting; ended, to who waited for it alone.
+        state: requested, attaching, streaming or reconnecting; ended only for waiting clients.
         age_s: Seconds since the request.
         muted: "read", "write", "both", or empty for neither.
         tap: "chanspy" or "snoop"; empty while not chosen.
         sample_rate: In Hz; 0 while not chosen.
         waits_for: What is missing before its audio flows (again), for people; empty: nothing.
-        last_error: The latest error of what is missing, else of what was; empty: there was none.
+        last_error: The latest error of a missing part, otherwise of any part; empty: none.
         last_error_s: Seconds since that error; None: there was none.
         away_s: Seconds since the part with that error went missing; None: none is missing.
-        attempt: The number of the attempt that follows, from 1; 0: none is missing.
+        attempt: The number of the next attempt, from 1; 0: none is missing.
         next_attempt_s: Seconds until that attempt, 0 while it is under way; None: none is missing.
+        messages_ignored: Texts of the server beyond the limit per second.
+        messages_unused: Messages of the server that nothing came of.
         keys: Keys of the party that the server was told of.
-        ending: Why it is being ended, `hangup` or `stopped` say; empty: it is not.
+        ending: Why it is being ended, for example `hangup` or `stopped`; empty: it is not.
         gaps: How often its audio was interrupted, in this run of the daemon.
         speaks: Whether its server may be heard in the call.
         frames_played, frames_cleared, frames_unplayed, underruns: Of its audio, as in `ForkStats`.
@@ -57,6 +59,8 @@ class ForkView:
     attempt: int = 0
     next_attempt_s: float | None = None
     gaps: int = 0
+    messages_ignored: int = 0
+    messages_unused: int = 0
     keys: int = 0
     ending: str = ""
     speaks: bool = False
@@ -99,6 +103,8 @@ def view_of(fork: Fork, stats: ForkStats) -> ForkView:
         attempt=trouble.attempt if trouble and is_away else 0,
         next_attempt_s=max(0.0, trouble.next_at - now) if trouble and is_away else None,
         gaps=fork.chronicle.gaps,
+        messages_ignored=stats.messages_ignored,
+        messages_unused=stats.messages_unused,
         keys=fork.progress.keys,
         ending=_ending(fork),
         speaks=fork.speaks,
@@ -111,26 +117,26 @@ def view_of(fork: Fork, stats: ForkStats) -> ForkView:
 
 
 def _ending(fork: Fork) -> str:
-    """Return why a fork is being ended; at a hangup the relay is asked a little later."""
+    """Return why a fork is being ended; after a hangup, the relay is only asked a little later."""
     if fork.progress.end_asked is not None:
         return fork.progress.end_asked.value
     return EndReason.HANGUP.value if fork.is_ending else ""
 
 
 def _latest(fork: Fork) -> Trouble | None:
-    """Return the latest error of the parts that are missing; of all if none is."""
+    """Return the latest error of the missing parts; of all parts if none is missing."""
     troubles = fork.chronicle.troubles
     missing = [trouble for what, trouble in troubles.items() if what in fork.progress.away]
     return max(missing or troubles.values(), key=lambda trouble: trouble.at, default=None)
 
 
 def _shown(missing: tuple[str, ...], fork: Fork) -> str:
-    """Return what is missing as a text; a fork that ends still delivers what it has."""
+    """Return the text for a missing part; an ending fork still delivers what it has."""
     return " and ".join(missing) + (" to deliver the rest" if missing and fork.is_ending else "")
 
 
 def _waits_for(fork: Fork) -> tuple[str, ...]:
-    """Return what is missing, whether it was lost or has not come yet."""
+    """Return what is missing, whether it was lost or has not come yet; empty: nothing."""
     if fork.state is ForkState.REQUESTED:
         return ("its turn" if fork.progress.looked_up.is_set() else "Asterisk's answer",)
     if fork.progress.relay_away:

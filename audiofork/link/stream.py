@@ -1,7 +1,7 @@
 """Carries the messages of messages.py over a socket, to a relay process and back.
 
-A message is one line of JSON: the name of its class, and its fields. What they may hold is read
-from the classes' type hints, so a new field needs nothing here. Both ends are of the same version
+A message is one line of JSON: the name of its class, and its fields. The type hints of the classes
+say what fields may contain, so a new field needs no change here. Both ends have the same version
 of this package.
 """
 
@@ -33,17 +33,17 @@ from audiofork.link.messages import CheckLeg, Command, ForkReport, StatsTaken, S
 
 log = logging.getLogger(__name__)
 
-# How many bytes may wait for a peer that does not read, and how long a message may be: far more
-# than the longest, the statistics of a thousand forks.
+# How many bytes may wait for a peer that does not read, and how long a message may be. The longest
+# message, the statistics of a thousand forks, is far shorter.
 MAX_WAITING_BYTES = 8 * 1024 * 1024
 MAX_LINE_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Configure:
-    """Down, first of all and at each reload: the part of the configuration that a relay needs.
+    """Down, first and at each reload: the part of the configuration that a relay needs.
 
-    It leaves out the rest, above all how to log in to Asterisk.
+    The rest is left out, above all the login to Asterisk.
     """
 
     audiosocket: AudioSocketConfig
@@ -94,7 +94,7 @@ class NotListening:
     """Up: the relay process cannot listen.
 
     Attributes:
-        number: The errno of the failure; 0: none.
+        number: The errno of the failure; 0: there is none.
         text: The failure as text.
     """
 
@@ -293,7 +293,7 @@ class Link(asyncio.Protocol, Generic[_Heard]):
             log.exception("%s could not be handled", type(message).__name__)
 
     def _give_up(self, why: str) -> None:
-        log.error("a link between the daemon and a relay process is closed: %s", why)
+        log.error("closing the link between the daemon and a relay process: %s", why)
         self._transport.abort()
 
     def connection_lost(self, _exc: Exception | None) -> None:

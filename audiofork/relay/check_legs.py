@@ -1,7 +1,7 @@
-"""Legs of the command `check`: expected, told of when they come, and hung up at once.
+"""Expects legs of the command `check`, reports when they come, and hangs them up at once.
 
-So a check can see that it is this daemon that Asterisk reaches, and no log calls its leg a
-stranger. No fork has a part in it.
+So a check can verify that Asterisk reaches this daemon, and no log reports its leg as a stranger.
+No fork is involved.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from audiofork.link.messages import CheckLeg, SendReport
 from audiofork.relay.leg_uuids import REMEMBERED_S
 from audiofork.relay.pipeline import LegHandle
 
-# At once; whoever may raise a user event may ask for them.
+# Most legs expected at the same time: whoever may raise a user event may request them.
 MAX_EXPECTED = 16
 
 
 class Issuer(Protocol):
-    """What the listener does."""
+    """The part of the listener that is used here."""
 
     def issue(self, leg_uuid: str, owner: _CheckLeg) -> None: ...
     def withdraw(self, leg_uuid: str) -> None: ...
 
 
 class CheckLegs:
-    """The legs of checks that are expected; owned by the worker.
+    """The expected legs of checks; owned by the worker.
 
     Args:
-        listener: Accepts them.
-        report: Gets a CheckLeg when one is expected, and another when it has come.
+        listener: Accepts the legs.
+        report: Called with a CheckLeg when a leg is expected, and with another when it has come.
     """
 
     def __init__(self, listener: Issuer, report: SendReport) -> None:
@@ -39,7 +39,7 @@ class CheckLegs:
         self._expected: dict[str, asyncio.TimerHandle] = {}  # oldest first
 
     def expect(self, leg_uuid: str) -> None:
-        """Accept a leg with this UUID, once, for some seconds."""
+        """Accept a leg with this UUID once, during the next few seconds."""
         if leg_uuid in self._expected:
             return
         if len(self._expected) >= MAX_EXPECTED:
@@ -50,7 +50,7 @@ class CheckLegs:
         self._report(CheckLeg(leg_uuid, has_come=False))
 
     def close(self) -> None:
-        """Expect none any more."""
+        """Stop expecting legs."""
         for leg_uuid in list(self._expected):
             self._withdraw(leg_uuid)
 
@@ -64,7 +64,7 @@ class CheckLegs:
 
 
 class _CheckLeg:
-    """Implements `LegOwner`: hangs its leg up as soon as that has come."""
+    """Implements `LegOwner`: hangs up its leg as soon as it has come."""
 
     def __init__(self, on_came: Callable[[], None]) -> None:
         self._on_came = on_came

@@ -179,5 +179,5 @@ def _show(context: ssl.SSLContext, cert: NamedFile, key: NamedFile | None) -> No
 
 
 def _why(exc: OSError, named: NamedFile | None) -> str:
-    """Return the reason, with the file that it is about if that is not the one that was named."""
+    """Return the reason, with the file that it concerns unless the caller has named that file."""
     return reason_of(exc) if exc.filename in (None, str(named)) else why(exc)

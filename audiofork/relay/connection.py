@@ -18,15 +18,21 @@ from websockets.protocol import CONNECTING, OPEN
 from websockets.uri import parse_uri
 
 from audiofork import __version__
-from audiofork.config import WebSocketConfig
+from audiofork.config import Proxy, WebSocketConfig
 from audiofork.link.messages import PLAIN_HANDSHAKE, Handshake
 from audiofork.relay.client_tls import TlsContext
 from audiofork.relay.lookup import lookups
 from audiofork.relay.outlet import Outlet
+from audiofork.relay.proxy import check_public, failure, open_tunnel, proxy_for
 from audiofork.relay.resolve import open_socket
 from audiofork.relay.retry import NotInTime
-from audiofork.relay.server_limits import WORK, LimitedProtocol
-from audiofork.relay.tls import open_tls
+from audiofork.relay.server_limits import (
+    MAX_MESSAGE_BYTES,
+    POLICY_VIOLATION,
+    WORK,
+    LimitedProtocol,
+)
+from audiofork.relay.tls import Records, open_tls, run_over
 from audiofork.uri import uri_of
 
 USER_AGENT = f"audiofork/{__version__}"
@@ -39,10 +45,14 @@ MUCH_BYTES = 16_384
 
 # What a connect waits for, one after the other, and what it may be if it does not come.
 _TCP = "no TCP connection"
+_PROXY_TCP = "no TCP connection to the proxy"
+_PROXY = "no answer of the proxy"
 _TLS = "TCP connected, but no TLS"
 _HANDSHAKE = "connected, but no answer to the WebSocket handshake"
 _MAY_BE = {
     _TCP: ": a firewall, or a machine that is off",
+    _PROXY_TCP: ": a firewall, or a machine that is off",
+    _PROXY: ": it hangs, waits for the server, or is another kind of proxy",
     _TLS: ": the server hangs, or does not speak TLS there",
     _HANDSHAKE: ": the server hangs, or does not speak HTTP there",
 }
@@ -118,6 +128,11 @@ class Connection(ClientConnection):
         if not (self._limited.costs_too_much or self.transport.is_closing()):
             self.transport.resume_reading()
 
+    def give_up(self, reason: str) -> None:
+        """Begin to close a connection to a server that does not do what it has to."""
+        self.protocol.fail(POLICY_VIOLATION, reason)
+        self.send_data()
+
     def _on_costly(self) -> None:
         self._limited.give_up(WORK)
         self.send_data()
@@ -156,9 +171,11 @@ class Connector:
     Args:
         url: The requested URL; ws or wss.
         tls: The TLS context for a wss server.
-        config: Time limits.
+        config: Time limits, and the proxy.
         allow_private: Whether the server may have a private address.
         handshake: What is added to the request of the handshake.
+        proxy_tls: The TLS context for an https proxy.
+        max_message_bytes: Longest message of the server.
     """
 
     def __init__(
@@ -169,21 +186,27 @@ class Connector:
         *,
         allow_private: bool,
         handshake: Handshake = PLAIN_HANDSHAKE,
+        proxy_tls: ssl.SSLContext | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         self._url = url
         self._tls: TlsContext | None = tls if url.lower().startswith("wss:") else None
         self._config = config
         self._allow_private = allow_private
         self._handshake = handshake
+        self._proxy_tls = proxy_tls
+        self._max_message_bytes = max_message_bytes
         self._timeout: asyncio.Timeout | None = None
         self._step = _TCP  # what `open()` waits for
+        self._proxy = Proxy()  # what it connects through; none before its first call
 
     @property
     def tried(self) -> str:
         """What is tried, for people: scheme://host:port, without path and query."""
         scheme, _, rest = self._url.partition("://")
         authority = re.split("[/?#]", rest, maxsplit=1)[0]
-        return f"{scheme.lower()}://{authority}"
+        through = f" (by the proxy {self._proxy})" if self._proxy else ""
+        return f"{scheme.lower()}://{authority}{through}"
 
     async def open(
         self, outlet: Outlet, on_closing: Hear, on_lost: Hear, *, close_timeout_s: float
@@ -204,41 +227,83 @@ class Connector:
             Exception: Any failure that `retry.connect_failure` can turn into a SinkError.
         """
         uri = parse_uri(uri_of(self._url))
+        self._proxy = proxy_for(uri.host, self._config)
         try:
             async with asyncio.timeout(self._config.connect_timeout) as self._timeout:
                 if isinstance(self._tls, asyncio.Future):
                     self._tls = await asyncio.shield(self._tls)
                 self._step = _TCP
-                connected = await open_socket(uri.host, uri.port, allow_private=self._allow_private)
+                connected, outer = await self._connect(uri.host, uri.port)
                 connection = Connection(
                     outlet,
                     on_closing,
                     on_lost,
-                    LimitedProtocol(uri, subprotocols=self._handshake.subprotocols),
+                    LimitedProtocol(
+                        uri,
+                        subprotocols=self._handshake.subprotocols,
+                        max_message_bytes=self._max_message_bytes,
+                    ),
                     ping_interval=self._config.ping_interval,
                     ping_timeout=self._config.ping_interval,
                     close_timeout=close_timeout_s,
                     write_limit=outlet.budget_bytes,
                 )
-                await self._shake_hands(connection, connected, uri.host)
+                await self._shake_hands(connection, connected, outer, uri.host)
                 return connection
         except TimeoutError as exc:
-            if isinstance(self._tls, asyncio.Future):
-                raise NotInTime("the files of option T are still being read") from exc
-            if lookups().is_under_way(uri.host):
-                raise NotInTime(f"the name {uri.host} is still being looked up") from exc
-            limit_s = self._config.connect_timeout
-            raise NotInTime(f"{self._step} within {limit_s:g} s{_MAY_BE[self._step]}") from exc
+            raise NotInTime(self._why_late(uri.host)) from exc
         finally:
             self._timeout = None
 
+    async def _connect(self, host: str, port: int) -> tuple[socket.socket, Records | None]:
+        """Return a connected socket; and the TLS with the proxy, if it is an https proxy."""
+        if not self._proxy:
+            return await open_socket(host, port, allow_private=self._allow_private), None
+        if not self._allow_private:
+            check_public(host)
+        try:
+            return await self._connect_by_proxy(self._proxy, host, port)
+        except TimeoutError:
+            raise
+        except Exception as exc:
+            raise failure(exc, self.tried) from exc
+
+    async def _connect_by_proxy(
+        self, proxy: Proxy, host: str, port: int
+    ) -> tuple[socket.socket, Records | None]:
+        self._step = _PROXY_TCP
+        # The administrator names the proxy, not who starts forks.
+        connected = await open_socket(proxy.host, proxy.port, allow_private=True)
+        try:
+            self._step = _PROXY
+            return connected, await open_tunnel(proxy, connected, host, port, self._proxy_tls)
+        except BaseException:
+            connected.close()
+            raise
+
+    def _why_late(self, host: str) -> str:
+        """Return what was still waited for when the time was over."""
+        if isinstance(self._tls, asyncio.Future):
+            return "the files of option T are still being read"
+        host = self._proxy.host or host
+        if lookups().is_under_way(host):
+            return f"the name {host} is still being looked up"
+        limit_s = self._config.connect_timeout
+        return f"{self._step} within {limit_s:g} s{_MAY_BE[self._step]}"
+
     async def _shake_hands(
-        self, connection: Connection, connected: socket.socket, host: str
+        self,
+        connection: Connection,
+        connected: socket.socket,
+        outer: Records | None,
+        host: str,
     ) -> None:
         if self._tls is not None:
             assert isinstance(self._tls, ssl.SSLContext), "its files have been read"
             self._step = _TLS
-            await open_tls(connected, self._tls, host, connection)
+            await open_tls(connected, self._tls, host, connection, outer)
+        elif outer is not None:
+            run_over(connected, outer, connection)
         else:
             loop = asyncio.get_running_loop()
             await loop.create_connection(lambda: connection, sock=connected)

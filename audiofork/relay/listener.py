@@ -208,7 +208,8 @@ def _shared(size: int, header: bytes) -> tuple[int, bytes]:
     return size, header
 
 
-_KINDS: dict[int, int] = {frame_bytes(rate): kind for kind, rate in SAMPLE_RATES.items()}
+_RATES: dict[int, int] = {int(kind): rate for kind, rate in SAMPLE_RATES.items()}
+_KINDS: dict[int, int] = {frame_bytes(rate): kind for kind, rate in _RATES.items()}
 
 
 @lru_cache(maxsize=16)
@@ -390,7 +391,7 @@ class _Leg(asyncio.Protocol):
         Versions that send all rates as one kind also play all that they get at 8000 Hz.
         """
         header = self._decoder.usual_header
-        return SAMPLE_RATES[cast(Kind, header[0])] if header else 0
+        return _RATES[header[0]] if header else 0
 
     def speak(self, frame: bytes) -> bool:
         """Play a frame, at `spoken_rate`, to the target's party; return whether it was written.

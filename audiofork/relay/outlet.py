@@ -110,7 +110,7 @@ class _FastPath:
         check: Called when `frames_sent` reaches `next_check`; asks the kernel for its unsent bytes.
         frames_sent: Frames in messages that were written.
         next_check: The value of `frames_sent` at which `check` is called.
-        audio: Makes the messages of frames, where they are not just the frames.
+        audio: Encodes frames into messages, unless a message is just its frames.
         dropped: Frames that were dropped before the next one.
     """
 
@@ -152,7 +152,7 @@ class _FastPath:
             self.check()
 
     def send_encoded(self, frame: bytes) -> None:
-        """As `send`, for a format that makes other messages of frames."""
+        """As `send`, for a format whose messages are not just the frames."""
         if self.flow:
             self.keep(frame)
             return
@@ -169,8 +169,8 @@ class _FastPath:
 class Outlet:
     """Writes frames and events, in order, to one connection after the other.
 
-    Owned by a sink, which calls `attach()`, `open()` and `detach()` for each connection. Frames
-    offered = `frames_sent` + `backlog.dropped` + `len(backlog)`, at any moment.
+    Owned by a sink, which calls `attach()`, `greet()`, `open()` and `detach()` for each connection.
+    Frames offered = `frames_sent` + `backlog.dropped` + `len(backlog)`, at any moment.
 
     Args:
         message_format: Makes the messages of frames and events.
@@ -243,20 +243,23 @@ class Outlet:
     # --- The connection ---
 
     def attach(self, transport: asyncio.Transport) -> None:
-        """Use a connection whose handshake is over; nothing is written to it before `open()`."""
+        """Use a connection whose handshake is over; nothing is written to it before `greet()`."""
         self._unacked = Unacked(transport, self._frame_wire_bytes)
         self._path.write = transport.write
         self._path.note = self._unacked.add
 
+    def greet(self) -> None:
+        """Write the format's opening; `open()` follows, now or when the server has answered."""
+        self._told_dropped = self.backlog.dropped
+        self._write_all(self._format.opening(self._number, self.backlog.dropped))
+
     def open(self, *, is_full: bool) -> None:
-        """Write the format's opening, then what waited, and then all that comes.
+        """Write what waited, and then all that comes.
 
         Args:
             is_full: Whether the transport is full; then it calls `resume()` when it has room.
         """
         self._path.flow = Flow.FORMED
-        self._told_dropped = self.backlog.dropped
-        self._write_all(self._format.opening(self._number, self.backlog.dropped))
         if is_full:
             self.pause()
         elif self._takes:

@@ -59,6 +59,7 @@ class Playout:
     Attributes:
         counts: What became of the audio.
         begins_at: When the spurt begins or began; None: there is silence.
+        marks: Those that have not been told, each with the number of frames that it waits for.
     """
 
     def __init__(self, buffer_s: float, sample_rate: int, tell: Callable[[Event], None]) -> None:
@@ -73,7 +74,7 @@ class Playout:
         self._frames: deque[bytes] = deque()
         self._rest = b""  # less than a frame
         self._taken = 0  # frames that have left the queue
-        self._marks: deque[tuple[int, str]] = deque()  # each with the `_taken` that it waits for
+        self.marks: deque[tuple[int, str]] = deque()
         self._ended_at = float("-inf")
         self._is_high = False
 
@@ -98,12 +99,20 @@ class Playout:
             sample_rate: In Hz.
             now: The time in seconds.
         """
-        whole = self._input.whole_samples(samples, sample_rate, now)
+        is_frame = len(samples) == self._frame_bytes and sample_rate == self._sample_rate
+        if is_frame and not (self._rest or self._input.half or self._resampler):
+            whole = samples
+        else:
+            whole = self._input.whole_samples(samples, sample_rate, now)
+            is_frame = False
         if not whole:
             return
         if self.begins_at is None:
             self._begin(len(whole) / SAMPLE_BYTES / sample_rate, sample_rate, now)
-        self._cut(self._at_own_rate(whole, sample_rate))
+        if is_frame and len(self._frames) < self._most:
+            self._frames.append(whole)  # the shortest way, for a server that sends frame by frame
+        else:
+            self._cut(self._at_own_rate(whole, sample_rate))
         if not self._is_high and len(self._frames) >= HIGH * self._most:
             self._set_high(True)
 
@@ -153,9 +162,9 @@ class Playout:
         Returns:
             Whether there was room for it: MOST_MARKS may wait.
         """
-        if len(self._marks) >= MOST_MARKS:
+        if len(self.marks) >= MOST_MARKS:
             return False
-        self._marks.append((self._taken + self.waiting, name))
+        self.marks.append((self._taken + self.waiting, name))
         self.tell_marks()
         return True
 
@@ -166,8 +175,9 @@ class Playout:
         self._tell(Cleared())
 
     def drop_rest(self) -> None:
-        """Drop all that waits, and the marks: nothing will be played any more."""
-        self._marks.clear()
+        """Drop all that waits, and tell nothing of it: nothing will be played any more."""
+        self.marks.clear()
+        self._is_high = False
         self.counts.unplayed += self._drop()
 
     def _drop(self) -> int:
@@ -221,7 +231,7 @@ class Playout:
 
     def tell_marks(self) -> None:
         """Tell the marks that nothing waits before."""
-        marks = self._marks
+        marks = self.marks
         while marks and (marks[0][0] <= self._taken or not self.waiting):
             self._tell(Mark(marks.popleft()[1]))
 

@@ -70,7 +70,7 @@ class Process:
         try:
             await asyncio.wait_for(self._closed.wait(), _LAST_WORDS_TIMEOUT_S)
         except TimeoutError:
-            log.warning("the daemon did not hear how the last forks ended")
+            log.warning("the daemon was not told how the last forks ended")
 
     def _on_closed(self) -> None:
         self._closed.set()

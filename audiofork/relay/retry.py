@@ -18,12 +18,10 @@ from websockets.exceptions import (
 from websockets.frames import Close, CloseCode
 from websockets.http11 import Response
 
-from audiofork.backoff import Backoff
+from audiofork.backoff import Backoff, is_passing
 from audiofork.errors import SinkClosed, SinkError, SinkLost, SinkRefused, SinkUnreachable
 from audiofork.text import NOT_TLS, plain, reason_of
 
-# 408 Request Timeout, 425 Too Early, 429 Too Many Requests; and all of 5xx.
-_PASSING_STATUSES = frozenset({408, 425, 429})
 # 1000 done, 1003 unsupported data, 1008 policy violation; 4000 to 4999 are the server's own codes.
 # A server that closes with one of these wants no more connections.
 _FINAL_CLOSE_CODES = frozenset({1000, 1003, 1008, *range(4000, 5000)})
@@ -103,7 +101,8 @@ def connect_failure(exc: Exception, tried: str) -> SinkError:
     if isinstance(exc, SinkError):
         return exc
     if isinstance(exc, InvalidStatus):
-        return _bad_status(exc.response, tried)
+        hint = _hint(exc.response.status_code)
+        return bad_status(exc.response, f"{tried}: the server", hint)
     if isinstance(exc, ssl.SSLCertVerificationError):
         return SinkRefused(f"{tried}: certificate not accepted: {reason_of(exc, _AUTHORITIES)}")
     if isinstance(exc, ssl.SSLError):
@@ -158,12 +157,19 @@ _HINTS = {
 }
 
 
-def _bad_status(response: Response, tried: str) -> SinkError:
+def bad_status(response: Response, who: str, hint: str) -> SinkError:
+    """Return the SinkError for an answer other than the one that was wanted.
+
+    Args:
+        response: The answer.
+        who: Who has answered; begins the text.
+        hint: What to do about it; empty: nothing is known.
+    """
     status = response.status_code
-    text = f"{tried}: the server answered HTTP {status}{_phrase(status)}"
-    if hint := _hint(status):
+    text = f"{who} answered HTTP {status}{_phrase(status)}"
+    if hint:
         text += f"; {hint}"
-    if status in _PASSING_STATUSES or 500 <= status <= 599:
+    if is_passing(status):
         error = SinkUnreachable(text)
         asked = response.headers.get("Retry-After", "").strip()
         if asked.isascii() and asked.isdigit():

@@ -67,6 +67,8 @@ class ServerCommands:
         self._asked = MessageLimit(MAX_MESSAGES_A_SECOND)
         self._told: set[tuple[ServerCommand, str]] = set()  # refusals that were logged
         self._is_over = False
+        # Looked up once, and not for each frame.
+        self._plays = not self._why_refused(ServerCommand.AUDIO)
 
     @property
     def texts_ignored(self) -> int:
@@ -76,6 +78,7 @@ class ServerCommands:
     def end(self) -> None:
         """Do nothing from now on: the fork ends. Texts are still passed on."""
         self._is_over = True
+        self._plays = False
 
     def on_server_lost(self) -> None:
         """Forget what the server has begun: the next connection starts anew."""
@@ -90,12 +93,10 @@ class ServerCommands:
 
     def on_audio(self, audio: Audio) -> None:
         """Play audio, where the fork has a voice."""
-        if self._is_over:
-            return
-        if why := self._why_refused(ServerCommand.AUDIO):
-            self._refuse(ServerCommand.AUDIO, why)
-        else:
+        if self._plays:
             self._speaker.put(audio)
+        elif not self._is_over:
+            self._refuse(ServerCommand.AUDIO, self._why_refused(ServerCommand.AUDIO))
 
     def on_command(self, command: Command) -> None:
         """Do what the server asks for, or report it to the control plane."""
@@ -111,7 +112,7 @@ class ServerCommands:
         if _GRANTED_WITH.get(command, command) not in self._spec.commands:
             return _NOT_GRANTED
         if command is ServerCommand.AUDIO:
-            return ""  # as much as comes: server_limits.py and the buffer have bounds
+            return ""  # however much: server_limits.py and the buffer have bounds
         if len(value) > MAX_NAME_LENGTH:
             return _TOO_LONG
         return "" if self._commands.allows() else _TOO_MANY

@@ -20,6 +20,9 @@ from websockets.uri import WebSocketURI
 
 POLICY_VIOLATION = 1008  # a close code (RFC 6455, 7.4.1)
 MAX_MESSAGE_BYTES = 65_536
+# The same of a server whose audio is played: 20 s at 24 kHz, or 90 s of mu-law in base64, since
+# many send what they say in one piece.
+MAX_SPOKEN_BYTES = 1 << 20
 # Longest head of an HTTP answer to the handshake.
 MAX_HEAD_BYTES = 16_384
 
@@ -83,8 +86,9 @@ class LimitedProtocol(ClientProtocol):
     Args:
         uri: The server's URI.
         clock: Returns the time in seconds; never goes back.
-        subprotocols: Those that are offered, the preferred one first; a server that chooses
-            another one fails the handshake.
+        subprotocols: The offered subprotocols, the preferred one first; the handshake fails if the
+            server chooses another one.
+        max_message_bytes: Longest message.
 
     Attributes:
         costs_too_much: Whether the server was given up, so that nothing more should be read.
@@ -98,9 +102,10 @@ class LimitedProtocol(ClientProtocol):
         clock: Callable[[], float] = time.monotonic,
         *,
         subprotocols: Sequence[str] = (),
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         offered = [Subprotocol(name) for name in subprotocols] or None
-        super().__init__(uri, subprotocols=offered, max_size=MAX_MESSAGE_BYTES)
+        super().__init__(uri, subprotocols=offered, max_size=max_message_bytes)
         self.costs_too_much = False
         self.take: Callable[[bytes | str], None] | None = None
         self._parts: list[bytes] = []  # of a message that has several frames
@@ -158,13 +163,15 @@ class LimitedProtocol(ClientProtocol):
         take = self.take
         if take is None or self.reader.buffer or self.current_size is not None:
             return False
-        start, is_text = _only_message(data)
+        start = _only_message(data)
         if not start or self.state is not OPEN:
             return False
-        try:
-            message = data[start:].decode() if is_text else data[start:]
-        except UnicodeDecodeError:
-            return False
+        message: bytes | str = data[start:]
+        if data[0] == _WHOLE_TEXT:
+            try:
+                message = data[start:].decode()
+            except UnicodeDecodeError:
+                return False
         if not (self._bytes.take(max(len(data), LEAST_BYTES)) and self._messages.take()):
             return False  # and again in `receive_data`, which gives the server up
         take(message)
@@ -187,21 +194,22 @@ class LimitedProtocol(ClientProtocol):
             super().receive_data(_refusal(head) or head)
 
 
-_WHOLE_TEXT, _WHOLE_BINARY = 0x81, 0x82  # the first byte of a message that is one frame
+_WHOLE_TEXT = 0x81  # the first byte of a message that is one frame
+_WHOLE = (0x82, _WHOLE_TEXT)
 _LONG = 126  # in place of the length, if two bytes of length follow; more is longer, or masked
 
 
-def _only_message(data: bytes) -> tuple[int, bool]:
-    """Return where the payload begins if the data is one message of one frame, and if it is text.
+def _only_message(data: bytes) -> int:
+    """Return where the payload begins if the data is one message of one frame.
 
     0: it is not such a message, or is one of less than two bytes or more than 65,535.
     """
-    if len(data) < 4 or data[0] not in (_WHOLE_TEXT, _WHOLE_BINARY) or data[1] > _LONG:
-        return 0, False
+    if len(data) < 4 or data[0] not in _WHOLE or data[1] > _LONG:
+        return 0
     start, length = 2, data[1]
     if length == _LONG:
         start, length = 4, data[2] << 8 | data[3]
-    return start if start + length == len(data) else 0, data[0] == _WHOLE_TEXT
+    return start if start + length == len(data) else 0
 
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})[ \r\n]")

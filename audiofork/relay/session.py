@@ -248,6 +248,7 @@ class Session:
             frames_unplayed=counts.unplayed,
             underruns=counts.underruns,
             commands_refused=self._commands.refused,
+            messages_unused=self._sink.messages_unused,
         )
 
     # --- The sink's side ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import ssl
 from collections.abc import Callable
 
 from websockets.exceptions import ConnectionClosed
@@ -20,6 +21,7 @@ from audiofork.relay.connection import Connection, Connector
 from audiofork.relay.formats.base import Audio, Command, Event, Message, MessageFormat, Text
 from audiofork.relay.formats.raw import RawFormat
 from audiofork.relay.outlet import Outlet
+from audiofork.relay.server_limits import MAX_MESSAGE_BYTES
 from audiofork.relay.sink_states import SINK_LIFE, SinkEvent, SinkState
 
 CLOSE_TIMEOUT_S = 2.0
@@ -40,6 +42,7 @@ class SinkCallbacks:
         on_text: Called with each text message of the server.
         on_audio: Called with each piece of audio of the server.
         on_command: Called with each command of the server.
+        messages_unused: How many messages of the server meant nothing in the format.
     """
 
     def __init__(self) -> None:
@@ -48,6 +51,7 @@ class SinkCallbacks:
         self.on_text: Callable[[str], None] = lambda _: None
         self.on_audio: Callable[[Audio], None] = lambda _: None
         self.on_command: Callable[[Command], None] = lambda _: None
+        self.messages_unused = 0
 
 
 class Sink(SinkCallbacks):
@@ -66,6 +70,8 @@ class Sink(SinkCallbacks):
         allow_private: Whether the server may have a private address.
         handshake: What is added to the request of the handshake.
         format: The format of the messages; raw by default.
+        proxy_tls: The TLS context for an https proxy.
+        max_message_bytes: Longest message of the server; a longer one closes the connection.
 
     Attributes:
         send: Sends a frame now, or keeps it in the backlog; never waits.
@@ -85,11 +91,19 @@ class Sink(SinkCallbacks):
         allow_private: bool = True,
         handshake: Handshake = PLAIN_HANDSHAKE,
         format: MessageFormat | None = None,
+        proxy_tls: ssl.SSLContext | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
         super().__init__()
         self._config = config
         self._connector = Connector(
-            url, tls, config, allow_private=allow_private, handshake=handshake
+            url,
+            tls,
+            config,
+            allow_private=allow_private,
+            handshake=handshake,
+            proxy_tls=proxy_tls,
+            max_message_bytes=max_message_bytes,
         )
         self._format = format or RawFormat()
         self._outlet = Outlet(
@@ -207,7 +221,8 @@ class Sink(SinkCallbacks):
             return
         opened = asyncio.get_running_loop().time()
         await self._listen(connection)
-        self._open_s = asyncio.get_running_loop().time() - opened
+        has_served = self._format.is_answered or not self._format.must_answer
+        self._open_s = asyncio.get_running_loop().time() - opened if has_served else 0.0
         if self._outlet.is_ending:
             await self._end_of_connection()  # frames that come back must still be delivered
         if not self._is_done():
@@ -219,10 +234,12 @@ class Sink(SinkCallbacks):
             async with asyncio.timeout(None) as self._listening:
                 if not connection.is_open:  # it began to close before `_connection` was set
                     self._on_closing(connection)
-                if self.state is SinkState.PROVING:
+                if self._format.must_answer:
+                    self._ask(connection)
+                elif self.state is SinkState.PROVING:
                     await self._prove(connection)
                 else:
-                    self._open(connection)
+                    self._greet_and_open(connection)
                 await self._receive(connection)
         except ConnectionClosed:
             self._on_lost(connection)  # no effect, unless it was lost before `_connection` was set
@@ -241,6 +258,7 @@ class Sink(SinkCallbacks):
         def take(message: Message) -> None:
             try:
                 self._take(message)
+                self._on_taken(connection)
             except Exception as exc:  # noqa: BLE001 (raised below)
                 faults.append(exc)
                 self._stop_listening()
@@ -249,6 +267,7 @@ class Sink(SinkCallbacks):
             while True:
                 connection.hand_messages_to(take)
                 self._take(await connection.recv())
+                self._on_taken(connection)
         finally:
             connection.hand_messages_to(None)
             if faults:
@@ -280,8 +299,29 @@ class Sink(SinkCallbacks):
             raise retry.connect_failure(exc, self._connector.tried) from exc
         self._connection = connection
         self._outlet.attach(connection.transport)
-        self._move(SinkEvent.RETURNED if self._openings else SinkEvent.ACCEPTED)
+        has_to_answer = self._openings or self._format.must_answer
+        self._move(SinkEvent.RETURNED if has_to_answer else SinkEvent.ACCEPTED)
         return connection
+
+    def _ask(self, connection: Connection) -> None:
+        """Send the opening; give the server up unless it answers within `connect_timeout`."""
+        if connection.is_open:
+            self._outlet.greet()
+        limit_s = self._config.connect_timeout
+        asyncio.get_running_loop().call_later(limit_s, self._on_no_answer, connection)
+
+    def _on_no_answer(self, connection: Connection) -> None:
+        if connection is self._connection and self.state is SinkState.PROVING:
+            limit_s = self._config.connect_timeout
+            connection.give_up(f"no answer to the opening within {limit_s:g} s")
+
+    def _on_taken(self, connection: Connection) -> None:
+        """See whether the message that was taken is one that was waited for."""
+        if self._format.is_answered and self.state is SinkState.PROVING:
+            self._move(SinkEvent.PROVED)
+            self._open(connection)
+        if self._format.has_finished:
+            self._news.set()
 
     async def _prove(self, connection: Connection) -> None:
         """Send a ping; open the connection on the pong, or after PROOF_TIMEOUT_S.
@@ -296,7 +336,12 @@ class Sink(SinkCallbacks):
     def _on_proved(self, connection: Connection, _pong: object = None) -> None:
         if connection is self._connection and self.state is SinkState.PROVING:
             self._move(SinkEvent.PROVED)
-            self._open(connection)
+            self._greet_and_open(connection)
+
+    def _greet_and_open(self, connection: Connection) -> None:
+        if connection.is_open:
+            self._outlet.greet()
+        self._open(connection)
 
     def _open(self, connection: Connection) -> None:
         """Send the frames that waited, and then all that come."""
@@ -307,14 +352,16 @@ class Sink(SinkCallbacks):
         self.on_open()
 
     def _take(self, message: Message) -> None:
-        """Call the callback for a message of the server."""
+        """Call the callback for a message of the server, or count it."""
         match self._format.meaning(message):
-            case Text(text):
-                self.on_text(text)
             case Audio() as audio:
                 self.on_audio(audio)
+            case Text(text):
+                self.on_text(text)
             case Command() as command:
                 self.on_command(command)
+            case None:
+                self.messages_unused += 1
 
     def _on_lost(self, connection: Connection) -> None:
         """Take back the unacknowledged frames, before any other code learns of the loss."""
@@ -361,6 +408,7 @@ class Sink(SinkCallbacks):
         if self._patience is not None and not self._patience.expired():
             limit = asyncio.get_running_loop().time() + CLOSE_TIMEOUT_S
             self._patience.reschedule(min(limit, self._patience.when() or limit))
+            self._news.set()
 
     async def _say_goodbye(self, code: int, reason: str) -> None:
         """Close the connection if no frame waits; else wait for a change."""
@@ -368,10 +416,26 @@ class Sink(SinkCallbacks):
         waits = self.backlog and self._outlet.is_open
         if self.state is SinkState.OPEN and connection is not None and not waits:
             self._outlet.send_closing(reason)
+            await self._hear_out(connection)
             await connection.close(code, reason)
         else:
             self._news.clear()
             await self._news.wait()
+
+    async def _hear_out(self, connection: Connection) -> None:
+        """Wait until the server has sent all, `closing_wait_s` at most; `run` takes it."""
+        now = asyncio.get_running_loop().time
+        limit = now() + self._format.closing_wait_s
+        assert self._patience is not None
+        while self._connection is connection and not self._format.has_finished:
+            # Of the time that is left for it all, the close itself may take some.
+            latest = (self._patience.when() or limit) - CLOSE_TIMEOUT_S / 2
+            if (wait_s := min(limit, latest) - now()) <= 0:
+                return
+            self._news.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._news.wait()
 
     async def _give_up(self) -> None:
         self._hurry.set()

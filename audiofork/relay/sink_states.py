@@ -1,4 +1,4 @@
-"""The states of a sink as a table; the diagram in docs/architecture.md is made from it."""
+"""The states of a sink as a table; the diagram in docs/architecture.md is generated from it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ class SinkState(enum.Enum):
     CONNECTING = "connecting"
     """A connection is being opened."""
     PROVING = "proving"
-    """A connection was opened again; the server must answer a ping before it gets frames."""
+    """A connection was opened; the server must answer the opening, or a ping, before it gets
+    frames."""
     OPEN = "open"
     """The server gets frames, as fast as it reads them."""
     AWAY = "away"
@@ -24,9 +25,9 @@ class SinkState(enum.Enum):
 class SinkEvent(enum.Enum):
     """What changes the state of a sink."""
 
-    ACCEPTED = "server accepts, for the first time"
-    RETURNED = "server accepts, once more"
-    PROVED = "ping answered, or not in time"
+    ACCEPTED = "server accepts"
+    RETURNED = "server accepts, and has to answer"
+    PROVED = "answered, or no pong in time"
     FAILED = "attempt failed"
     LOST = "connection lost"
     DUE = "next attempt due"

@@ -155,7 +155,7 @@ class Speaker:
             self._legs[self.tone_part].speak(sound)
         if sound is not None:
             self._tell_end_of_tone()
-        if playout is not None:
+        if playout is not None and playout.marks:
             playout.tell_marks()
 
     def _speak(self, frame: bytes, sound: bytes | None) -> None:

@@ -26,7 +26,11 @@ MOST_ANSWERS_BYTES = 1 << 20
 
 
 async def open_tls(
-    connected: socket.socket, context: ssl.SSLContext, host: str, protocol: asyncio.Protocol
+    connected: socket.socket,
+    context: ssl.SSLContext,
+    host: str,
+    protocol: asyncio.Protocol,
+    outer: Records | None = None,
 ) -> TlsTransport:
     """Do the TLS handshake; return the transport, after `connection_made` of the protocol.
 
@@ -35,6 +39,7 @@ async def open_tls(
         context: How the server is verified, and which certificate it gets.
         host: The name that the server's certificate must have.
         protocol: Owns the transport.
+        outer: The TLS with a proxy, its handshake over, that the server is reached through.
 
     Raises:
         ssl.SSLCertVerificationError: The certificate is not accepted.
@@ -42,8 +47,19 @@ async def open_tls(
         ValueError: The host is not a valid name.
     """
     try:
-        records = Records(context, host)
-        await _shake_hands(records, connected)
+        records = NestedRecords(context, host, outer) if outer else Records(context, host)
+        await shake_hands(records, connected)
+    except BaseException:
+        connected.close()
+        raise
+    return run_over(connected, records, protocol)
+
+
+def run_over(
+    connected: socket.socket, records: Records, protocol: asyncio.Protocol
+) -> TlsTransport:
+    """Return a transport over TLS whose handshake is over, after `connection_made`."""
+    try:
         transport = TlsTransport(connected, records, protocol)
     except BaseException:
         connected.close()
@@ -56,7 +72,12 @@ async def open_tls(
     return transport
 
 
-async def _shake_hands(records: Records, connected: socket.socket) -> None:
+async def shake_hands(records: Records, connected: socket.socket) -> None:
+    """Do the TLS handshake over a connected, non-blocking socket.
+
+    Raises:
+        OSError: It failed; see `open_tls`.
+    """
     loop = asyncio.get_running_loop()
     is_done = False
     while not is_done:
@@ -87,7 +108,7 @@ class Records:
     def __init__(self, context: ssl.SSLContext, host: str) -> None:
         self._incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._incoming, outgoing, server_hostname=host)
-        self.take = outgoing.read
+        self.take: Callable[[], bytes] = outgoing.read
         self.record_bytes: int | None = None
         self.on_extra: Callable[[int], object] = lambda _: None
         self.on_costly: Callable[[], object] = lambda: None
@@ -148,6 +169,35 @@ class Records:
         with contextlib.suppress(OSError):  # raised because the peer's own has not come yet
             self.tls.unwrap()
         return self.take()
+
+
+class NestedRecords(Records):
+    """Records within those of a proxy that is itself connected to by TLS.
+
+    Args:
+        context: As for `Records`; so is `host`.
+        host: See `context`.
+        outer: The TLS with the proxy; its handshake is over.
+    """
+
+    def __init__(self, context: ssl.SSLContext, host: str, outer: Records) -> None:
+        super().__init__(context, host)
+        self._outer = outer
+        inner = self.take
+
+        def take() -> bytes:
+            data = inner()
+            return outer.seal(data) if data else outer.take()
+
+        self.take = take
+
+    def feed(self, chunk: bytes) -> None:
+        """Take bytes as `Records.feed` does; raise OSError if the proxy's TLS is broken."""
+        self._outer.feed(chunk)
+        while (data := self._outer.open()) is not None:
+            super().feed(data)
+            if not data:
+                return
 
 
 class TlsTransport(asyncio.Transport):
@@ -299,14 +349,19 @@ class TlsTransport(asyncio.Transport):
             self._lose(exc)
             return
         if chunk:
-            self._records.feed(chunk)
-            self._deliver()
+            self._deliver(chunk)
         else:
             self._end()
 
-    def _deliver(self) -> None:
-        """Give the protocol the data of each record, and send OpenSSL's answers."""
+    def _deliver(self, chunk: bytes = b"") -> None:
+        """Give the protocol the data of each record, and send OpenSSL's answers.
+
+        Args:
+            chunk: What was read; records may wait all the same if there is nothing.
+        """
         try:
+            if chunk:
+                self._records.feed(chunk)
             while self._reading and (data := self._records.open()) is not None:
                 if not data:
                     self._end()

@@ -31,6 +31,7 @@ from audiofork.relay.formats.choice import format_of
 from audiofork.relay.listener import Listener
 from audiofork.relay.pacer import Pacer
 from audiofork.relay.pipeline import message_frame_bytes
+from audiofork.relay.server_limits import MAX_MESSAGE_BYTES, MAX_SPOKEN_BYTES
 from audiofork.relay.session import Session
 from audiofork.relay.sink import Sink
 
@@ -118,6 +119,8 @@ class Worker:
             allow_private=self._allow_private,
             handshake=spec.handshake,
             format=format_of(spec, settings.frame_ms),
+            proxy_tls=self._tls.configured,
+            max_message_bytes=MAX_SPOKEN_BYTES if spec.voice is not None else MAX_MESSAGE_BYTES,
         )
         session = Session(spec, sink, self._on_report, self._pacer)
         self.sessions[spec.fork_id] = session
@@ -142,6 +145,8 @@ class Worker:
             settings = replace(settings, reconnect_attempts=spec.reconnect_attempts)
         if spec.frame_ms is not None:
             settings = replace(settings, frame_ms=spec.frame_ms)
+        if spec.proxy is not None:  # no_proxy and proxy_login are for the configured one
+            settings = replace(settings, proxy=spec.proxy, proxy_login="", no_proxy=())
         return settings
 
     def _on_report(self, report: Report) -> None:

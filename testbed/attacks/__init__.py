@@ -1,7 +1,7 @@
 """Lets hostile callers, servers and AMI users attack the real parts: `make attacks`.
 
-Each attack tells what it did, what the good forks lost, and how the daemon stood it. All that is
-connected to is on loopback.
+Each attack reports what it did, what the good forks lost, and how the daemon coped. All connections
+are on loopback.
 """
 
 from testbed.crowd import LISTEN

@@ -24,8 +24,8 @@ from testbed.sip import SipUser
 MAX_GROWTH_KIB = 4096
 MAX_NUMBER_CHARACTERS = 79  # of an extension, in Asterisk
 
-# What a hostile number goes through, H: requests, a bridge and a hangup; L: a channel that is named
-# by it; G, U: a URL that has it as it is.
+# The paths of a hostile number. H: requests, a bridge and a hangup; L: a channel whose name
+# contains it; G, U: a URL that contains it unchanged.
 REQUESTS = """
 [testbed]
 exten => _H!,1,Answer()
@@ -88,8 +88,8 @@ def request_parts(elsewhere: str, made: Path) -> list[str]:
     """Return ends of numbers that look like parts of a request.
 
     Args:
-        elsewhere: The URL of a server that is to get the audio.
-        made: A file that is to be made.
+        elsewhere: The URL of a server to which the audio is to be diverted.
+        made: A file to be created.
     """
     return [
         f",D(in),touch {made}",
@@ -119,7 +119,7 @@ CONTROL_CHARACTERS = (
 
 
 class _Bystanders(NamedTuple):
-    """Calls of others, whose forks are the daemon's that is attacked."""
+    """Calls of other parties, with forks of the attacked daemon."""
 
     daemon: Daemon
     uniqueids: list[str]
@@ -129,7 +129,7 @@ class _Bystanders(NamedTuple):
 async def _among(
     scene: Scene, name: str, security: str = ""
 ) -> AsyncIterator[tuple[_Bystanders, list[Finding]]]:
-    """Have 20 calls forked that speak; at the end tell what they have lost."""
+    """Fork 20 calls that speak; at the end report what they have lost."""
     settings = {"security": security} if security else {}
     findings: list[Finding] = []
     async with ServerProcess() as process:
@@ -153,7 +153,7 @@ async def _among(
 
 
 def _ended(crowd: Crowd, events: Sequence[tuple[float, Headers]]) -> int:
-    """Return how many of the forks have ended though their calls have not."""
+    """Return how many of the forks have ended although their calls have not."""
     mine = {fork.action_id for fork in crowd.forks}
     return sum(
         event.get("UserEvent") == "AudioForkStopped" and event.get("ActionID") in mine
@@ -171,7 +171,7 @@ def _judged(
 
 
 async def _dial(scene: Scene, numbers: Sequence[str]) -> int:
-    """Place a call to each number and see it through; return how many were answered."""
+    """Place a call to each number, one after the other; return how many were answered."""
     answered = 0
     server = ("127.0.0.1", scene.asterisk.sip_port)
     for number in numbers:
@@ -186,7 +186,7 @@ async def _dial(scene: Scene, numbers: Sequence[str]) -> int:
 
 @ATTACKS
 async def forged_headers(scene: Scene) -> list[Finding]:
-    """Numbers that look like headers of other calls' events, one after the other for each call."""
+    """Dial numbers that look like headers of other calls' events, one after the other."""
     name = "numbers with lines like headers, 20 calls beside"
     async with Recorder() as hostile, _among(scene, name) as (bystanders, findings):
         await scene.ami.action("Setvar", Variable="WSSERVER", Value=hostile.url("/"))
@@ -204,7 +204,7 @@ async def forged_headers(scene: Scene) -> list[Finding]:
 
 @ATTACKS
 async def caller_data(scene: Scene) -> list[Finding]:
-    """Numbers that look like parts of a request, in a URL that has them as they are."""
+    """Dial numbers that look like parts of a request, and put them into a URL unchanged."""
     name = "numbers with options, servers and commands, 20 calls beside"
     made = Path(tempfile.mkdtemp(prefix="a")) / "f"
     security = "allow_post_process = yes\n"
@@ -226,7 +226,7 @@ async def caller_data(scene: Scene) -> list[Finding]:
 
 @ATTACKS
 async def control_characters(scene: Scene) -> list[Finding]:
-    """Numbers with control characters, which Local channels are named by."""
+    """Dial numbers with control characters, which become names of Local channels."""
     name = "channels named by control characters, 20 calls beside"
     async with Recorder() as hostile, _among(scene, name) as (bystanders, findings):
         await scene.ami.action("Setvar", Variable="WSSERVER", Value=hostile.url("/"))

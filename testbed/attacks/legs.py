@@ -32,7 +32,7 @@ RACE_S = 3.0  # a contested leg is replaced after 0.3 s, and four of them end th
 MOST_FORGED_FRAMES = 10 + _BURST_FRAMES  # 200 ms, and what came in one burst
 FLOODERS = 4
 FLOOD_S = 10.0
-FLOOD_RATE = 500  # of each, a second: more takes the core from the callers, who share it
+FLOOD_RATE = 500  # per second and client: more takes the core from the callers, which share it
 MOST_GROWN_KIB = 4096
 MOST_LINES = 2  # what was refused, and that it is an attack
 
@@ -43,9 +43,9 @@ class Way:
 
     Attributes:
         name: For people.
-        options: What makes the daemon take it.
+        options: The options that make the daemon use it.
         by_ari: Whether ARI is set up.
-        kind: Of the messages of audio, whose frames have `frame_bytes`.
+        kind: The kind of the audio messages, whose frames have `frame_bytes`.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Way:
     frame_bytes: int = 320
 
     def settings(self, asterisk: Asterisk) -> dict[str, str]:
-        """Return what the daemon's configuration needs for it."""
+        """Return the sections of the daemon's configuration that it needs."""
         return {"ari": ari_settings(asterisk)} if self.by_ari else {}
 
 
@@ -70,11 +70,11 @@ class Racer:
     """An AMI user who hears all events, and presents each UUID in them at the AudioSocket port.
 
     Args:
-        takes_id: He takes the public ids of forks for those of their legs; else what Asterisk
-            shows of the legs themselves.
+        takes_id: Whether he uses the public ids of forks; otherwise he uses the UUIDs of legs that
+            Asterisk shows.
 
     Attributes:
-        attempts_left: How many more legs he tries to be.
+        attempts_left: How many more legs he tries to forge.
         presented: The UUIDs that he has presented.
     """
 
@@ -90,7 +90,7 @@ class Racer:
 
     @contextlib.asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Race for every leg that Asterisk is asked for meanwhile."""
+        """Race for every leg that is requested from Asterisk meanwhile."""
         async with AmiClient(self._asterisk) as ami, asyncio.TaskGroup() as races:
             watch = races.create_task(self._watch(ami, races))
             try:
@@ -111,14 +111,14 @@ class Racer:
             position += len(ami.events[position:])
 
     def _uuid_in(self, headers: Headers) -> str:
-        """Return the UUID that an event gives away; empty: none."""
+        """Return the UUID that an event reveals; empty: none."""
         if self._takes_id:
             return headers["Value"] if headers.get("Variable") == "AUDIOFORK_ID" else ""
         shown = (value for value in headers.values() if f":{self._port}" in value)
         return next((found[0] for value in shown if (found := _UUID.search(value))), "")
 
     async def _present(self, leg_uuid: str) -> None:
-        """Speak as the leg of a UUID until the daemon closes the connection."""
+        """Send audio as the leg with a UUID until the daemon closes the connection."""
         frame = FORGED * self._way.frame_bytes
         message = bytes([self._way.kind]) + len(frame).to_bytes(2, "big") + frame
         with contextlib.suppress(OSError):
@@ -133,7 +133,7 @@ class Racer:
 
 @ATTACKS
 async def fork_ids(scene: Scene) -> list[Finding]:
-    """Somebody who hears every AUDIOFORK_ID presents it before Asterisk's leg comes."""
+    """An attacker who hears every AUDIOFORK_ID presents it before Asterisk's leg comes."""
     findings = []
     for way in WAYS:
         raced = await _race(scene, way, takes_id=True)
@@ -146,7 +146,7 @@ async def fork_ids(scene: Scene) -> list[Finding]:
 
 @ATTACKS
 async def leg_uuids(scene: Scene) -> list[Finding]:
-    """Somebody who hears all events presents the UUID of each first leg as soon as it is shown."""
+    """An attacker who hears all events presents the UUID of each first leg immediately."""
     findings = []
     for way in WAYS:
         raced = await _race(scene, way)
@@ -159,7 +159,7 @@ async def leg_uuids(scene: Scene) -> list[Finding]:
 
 @ATTACKS
 async def every_leg(scene: Scene) -> list[Finding]:
-    """The same with every leg that is asked for: the forks end, and say why."""
+    """The same with every requested leg: the forks end, and say why."""
     findings = []
     for way in WAYS:
         raced = await _race(scene, way, attempts=100)
@@ -173,13 +173,13 @@ async def every_leg(scene: Scene) -> list[Finding]:
 
 @dataclass
 class Raced:
-    """What became of forks whose legs somebody tried to forge.
+    """The results for forks whose legs an attacker tried to forge.
 
     Attributes:
-        frames: What their server has got; `forged` is of the attacker.
-        undisturbed: Forks without AudioForkReconnecting; `live`: those that got Asterisk's audio
-            to the end; `failed`: those that ended with leg-failed and his deed as the reason.
-        counted: Attempts that the log tells of.
+        frames: Frames that their server received; `forged`: those of the attacker.
+        undisturbed: Forks without AudioForkReconnecting; `live`: forks that got Asterisk's audio
+            to the end; `failed`: forks that ended with leg-failed because of the attack.
+        counted: Attempts that the log reports.
         bystanders: What other forks of the same daemon lost.
     """
 
@@ -230,7 +230,7 @@ async def _race(scene: Scene, way: Way, *, takes_id: bool = False, attempts: int
 
 @dataclass
 class RacedFork:
-    """What became of one fork."""
+    """The result for one fork."""
 
     reconnecting: int
     is_live: bool
@@ -240,7 +240,7 @@ class RacedFork:
 async def _fork(
     scene: Scene, way: Way, racer: Racer, recorder: Recorder, attempts: int
 ) -> RacedFork:
-    """Let a fork begin whose legs the racer wants to be, and see what it sends in the end."""
+    """Start a fork whose legs the racer tries to forge, and record what it sends in the end."""
     target = await place_call(scene.ami, scene.caller)
     target.call.talk()
     path = f"/raced/{next(_numbers)}"
@@ -260,7 +260,7 @@ async def _fork(
 
 @ATTACKS
 async def uuid_flood(scene: Scene) -> list[Finding]:
-    """Strangers connect, each with a UUID that no leg has."""
+    """Connect as many strangers, each with a UUID that no leg has."""
     async with ServerProcess() as process:
         with Daemon(scene.asterisk) as daemon:
             crowd = Crowd(scene)
@@ -285,7 +285,7 @@ async def uuid_flood(scene: Scene) -> list[Finding]:
 
 
 async def _flood(port: int, seconds: float) -> int:
-    """Connect one time after the other, FLOOD_RATE times a second at most; return how often."""
+    """Connect again and again, at most FLOOD_RATE times a second; return how often."""
     count = 0
     began = time.monotonic()
     while (elapsed_s := time.monotonic() - began) < seconds:

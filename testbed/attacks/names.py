@@ -1,4 +1,4 @@
-"""Attacks by names: of hosts whose DNS server does not answer, of files that are not regular."""
+"""Attacks with names: of hosts whose DNS server does not answer, of files that are not regular."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RUN = (sys.executable, "-m", "audiofork", "run")
 
 @ATTACKS
 async def dns(scene: Scene) -> list[Finding]:
-    """50 forks to names whose DNS does not answer; 20 by name start, and reconnect."""
+    """Start 50 forks to names whose DNS does not answer; 20 to other names start, and reconnect."""
     findings = []
     for workers, dead in ((1, 0), (1, DEAD_FORKS), (2, DEAD_FORKS)):
         findings += await _dns(scene, workers, dead)
@@ -87,7 +87,7 @@ async def _dns(scene: Scene, workers: int, dead: int) -> list[Finding]:
 
 
 async def _start_dead(scene: Scene, count: int, port: int) -> None:
-    """Start forks to names that nobody answers for, and let them settle."""
+    """Start forks to names that no server answers for, and wait until all are looked up."""
     callers: list[Caller] = []
     for number in range(count):
         if number % FORKS_A_CALL == 0:
@@ -113,7 +113,7 @@ GONE_PORT = 1  # nobody listens there, and nobody gets that far
 
 @ATTACKS
 async def files(scene: Scene) -> list[Finding]:
-    """Forks whose option T names devices, pipes, huge files, files of others; 20 good forks."""
+    """Start forks whose option T names devices, pipes, huge or foreign files; and 20 good forks."""
     with tempfile.TemporaryDirectory(prefix="audiofork-tls-") as folder:
         _fill(Path(folder))
         settings = {"security": f"tls_dir = {folder}\n"}
@@ -147,7 +147,7 @@ async def _ask_for_files(scene: Scene, daemon: Daemon, process: ServerProcess) -
 
 
 def _fill(folder: Path) -> None:
-    """Put into the folder of option T what an administrator would not."""
+    """Put files into the folder of option T that no administrator would put there."""
     os.mkfifo(folder / "pipe")
     (folder / "folder").mkdir()
     (folder / "garbage.pem").write_text("no certificate")
@@ -157,7 +157,7 @@ def _fill(folder: Path) -> None:
 
 
 async def _refusal(scene: Scene, caller: Caller, path: str) -> tuple[float, str]:
-    """Ask for a fork with a file; return how long the refusal took, and its text."""
+    """Request a fork with a file; return how long the refusal took, and its text."""
     began = time.monotonic()
     url = f"wss://127.0.0.1:{GONE_PORT}/"
     action_id = start_fork(scene.ami, caller.channel, url, f"D(in)T(cert={path})")

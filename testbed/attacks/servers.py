@@ -27,7 +27,7 @@ CALLS, FORKS_A_CALL = 4, 5
 LONGEST_GAP_S = 0.2
 MAX_GROWTH_KIB = 4096
 WATCHDOG_S = 4  # it is fed twice in that time
-# The first does nothing: what the others show beyond it is their doing.
+# The first does nothing: the others are compared with it.
 MODES = ["never", *FLOODS, "drip", "closeflood", "ping-slow", "ping125-slow", "ping-noread"]
 MODES += ["ping125-noread", "bigtext-noread", "text20", "close1001", "403body"]
 MODES += TLS_FLOODS
@@ -35,7 +35,7 @@ MODES += TLS_FLOODS
 
 @ATTACKS
 async def floods(scene: Scene) -> list[Finding]:
-    """One server does each kind of harm for 30 s at full speed beside 20 forks; one worker."""
+    """Run a server of each kind of flood for 30 s at full speed beside 20 forks; one worker."""
     modes: list[str] = scene.options.modes
     return [one for mode in modes for one in await _beside(scene, mode, workers=1)]
 
@@ -85,7 +85,7 @@ async def _beside(scene: Scene, mode: str, *, workers: int) -> list[Finding]:
 
 
 def _certificate(mode: str, folder: Path) -> Path | None:
-    """Make what a server with TLS needs, and `ca.pem` beside it."""
+    """Create the files that a server with TLS needs, and `ca.pem` beside them."""
     if mode not in TLS_FLOODS:
         return None
     authority = trustme.CA()
@@ -97,7 +97,7 @@ def _certificate(mode: str, folder: Path) -> Path | None:
 
 @dataclass
 class Watched:
-    """Whether the daemon feeds its watchdog, and what it takes of memory and CPU."""
+    """Records whether the daemon feeds its watchdog, and its use of memory and CPU."""
 
     beats: list[float] = field(default_factory=list)
     grown_kib: int = 0
@@ -123,7 +123,7 @@ class Watched:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """The command that runs a daemon which reports about itself."""
+        """The command that runs a daemon with a watchdog that this object observes."""
         told = (f"NOTIFY_SOCKET={self._path}", f"WATCHDOG_USEC={WATCHDOG_S * 1_000_000}")
         return ("env", *told, sys.executable, "-m", "audiofork", "run")
 
@@ -142,7 +142,7 @@ class Watched:
         self.busy = (self._daemon.cpu_s() - cpu_s) / seconds
 
     def suffered(self, connections: list[Logged], until: float) -> tuple[str, str, bool]:
-        """Return what was asked, what was seen, and whether that is as asked."""
+        """Return the requirement, the result, and whether the result meets it."""
         gap_s = max(_gaps([(one.times, self._since, until) for one in connections]))
         unfed_s = max(_gaps([([at for at in self.beats if at < until], self._since, until)]))
         asked = (

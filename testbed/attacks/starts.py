@@ -41,7 +41,7 @@ FORKS = 10
 FLOOD_A_SECOND = 3000
 FLOOD_S = 12
 STARTS = 6  # good ones by each door meanwhile
-# By AMI as long as what waits takes: Asterisk does not tell one user from another.
+# Over AMI, as long as the waiting requests take: Asterisk does not tell users apart.
 LATE_S = {"control-socket": 0.5, "dialplan": 0.5, "AMI": 1.5}
 LONGEST_GAP_S = 0.2
 MAX_LOG_BYTES = 20_000
@@ -52,13 +52,13 @@ Fields = Iterator[dict[str, str]]
 
 @ATTACKS
 async def no_flood(scene: Scene) -> list[Finding]:
-    """The same without a flood: what is late here is the machine."""
+    """The same without a flood: delays here are the machine's own."""
     return await _flooded(scene, "no flood", lambda _: iter(()))
 
 
 @ATTACKS
 async def start_floods(scene: Scene) -> list[Finding]:
-    """An AMI user asks for forks that cannot be, as fast as may be."""
+    """Let an AMI user request impossible forks, as fast as possible."""
     findings = []
     for name, fields in FLOODS.items():
         findings += await _flooded(scene, name, fields)
@@ -67,9 +67,9 @@ async def start_floods(scene: Scene) -> list[Finding]:
 
 @ATTACKS
 async def starts_and_stops(scene: Scene) -> list[Finding]:
-    """An AMI user starts and stops forks of a call of its own, as fast as may be.
+    """Let an AMI user start and stop forks of a call of its own, as fast as possible.
 
-    Those are granted, max_starts a second of them, and each has its lines in the log.
+    max_starts of them are granted per second, and each has its lines in the log.
     """
     name = "starts and stops on a call"
     return await _flooded(scene, name, _starts_and_stops, MAX_LOG_BYTES * 10)
@@ -141,13 +141,13 @@ async def _flooded(
 
 @dataclass
 class Stood:
-    """What became of the daemon in a flood.
+    """How the daemon coped with a flood.
 
     Attributes:
-        began: When the flood did, by the monotonic clock; `until`: when it ended.
-        rate: Requests a second.
-        cpu: Share of a core that the daemon took.
-        asked: When good starts were asked for, by their paths.
+        began: When the flood began, by the monotonic clock; `until`: when it ended.
+        rate: Requests per second.
+        cpu: Share of a core that the daemon used.
+        asked: When good starts were requested, by their paths.
     """
 
     began: float
@@ -162,7 +162,7 @@ class Stood:
 async def _stand(
     scene: Scene, daemon: Daemon, server: ServerProcess, channel: str, fields: Fields
 ) -> Stood:
-    """Flood, and ask for good forks of a channel meanwhile."""
+    """Flood, and request good forks of a channel meanwhile."""
     log, memory_kib, cpu_s = len(daemon.log()), daemon.memory_kib(), daemon.cpu_s()
     async with flood(scene.asterisk, fields) as sent:
         began = time.monotonic()
@@ -211,7 +211,7 @@ class Sent:
 async def flood(
     asterisk: Asterisk, fields: Fields, a_second: int = FLOOD_A_SECOND
 ) -> AsyncIterator[Sent]:
-    """Ask as an AMI user of its own, who hears nothing; REQUESTER has to be in manager.conf."""
+    """Send requests as a separate AMI user; manager.conf must contain REQUESTER."""
     sent = Sent()
     reader, writer = await asyncio.open_connection("127.0.0.1", asterisk.ami_port)
     writer.write(
@@ -254,7 +254,7 @@ async def _write(writer: asyncio.StreamWriter, fields: Fields, sent: Sent, a_sec
 async def _ask(
     scene: Scene, daemon: Daemon, channel: str, server: ServerProcess
 ) -> dict[str, float]:
-    """Ask for forks by each door, one after the other; return when, by the path."""
+    """Request forks through each door, one after the other; return the times, by path."""
     asked: dict[str, float] = {}
     async with _requester(scene.asterisk) as requester:
         for number in range(STARTS):

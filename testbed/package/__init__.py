@@ -1,1 +1,1 @@
-"""Debian systems to build the package in, and to try it in with systemd as PID 1. Takes root."""
+"""Debian systems for building the package, and for testing it with systemd as PID 1. Needs root."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from testbed.package.roots import NoRoot, layered, root_of
 
 CHECKOUT = Path(__file__).parent.parent.parent
-# What this machine needs to reach PyPI, the other system does, too: settings, and whom it trusts.
+# The other system needs the same as this machine to reach PyPI: settings and trusted authorities.
 _PASSED_ON = ("pip_", "http_proxy", "https_proxy", "no_proxy")
 _AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 
@@ -32,7 +32,7 @@ def build(suite: str) -> Path:
 
 
 def copy_checkout(target: Path) -> None:
-    """Copy what git knows, and what is new."""
+    """Copy all files that git tracks, and new ones that it does not ignore."""
     target.mkdir()
     files = "git ls-files --cached --others --exclude-standard -z"
     packed = "tar --create --null --files-from=- --ignore-failed-read"
@@ -62,7 +62,7 @@ def run_in(root: Path, script: str, *options: str) -> None:
     command += [f"--directory={root}", f"--machine=audiofork-{os.getpid()}"]
     command += ["--resolv-conf=copy-host", *options]
     if _AUTHORITIES.exists():
-        # Elsewhere than its own, which the script may have a package put there.
+        # At another path than the system's own, which a package may install during the script.
         command += [f"--bind-ro={_AUTHORITIES}:/authorities"]
     command += [f"--setenv={name}" for name in os.environ if name.lower().startswith(_PASSED_ON)]
     if _AUTHORITIES.exists():

@@ -1,4 +1,4 @@
-"""A Debian system that runs, with systemd as PID 1; what is written in it goes with it."""
+"""A running Debian system with systemd as PID 1; changes in it are discarded with it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from testbed.package.roots import layered
 
 START_S = 60.0
 COMMAND_S = 120.0
-# In a process namespace of its own, since a system outlives a systemd-nspawn that was killed.
+# In a process namespace of its own, because a system survives a systemd-nspawn that was killed.
 _UNSHARE = "unshare --pid --fork --kill-child --mount-proc".split()
 _NSPAWN = "systemd-nspawn --quiet --boot --register=no --keep-unit --console=pipe".split()
 _ENVIRONMENT = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8"]
@@ -38,11 +38,11 @@ class Machine:
 
         Args:
             command: The program and its arguments.
-            check: Whether it has to succeed.
-            with_errors: Return what it said on standard error, too.
+            check: Whether it must succeed.
+            with_errors: Whether to return standard error, too.
 
         Raises:
-            AssertionError: It failed; the text is all that it said.
+            AssertionError: It failed; the text is its whole output.
         """
         done = subprocess.run(
             [*self._enter, *command],
@@ -82,7 +82,7 @@ class Machine:
 
 @contextlib.contextmanager
 def booted(root: Path) -> Iterator[Machine]:
-    """Boot a system from a root file system, which stays as it is; it ends in any case.
+    """Boot a system from a root file system, which stays unchanged; the system ends in any case.
 
     Raises:
         TimeoutError: It has not started in time.

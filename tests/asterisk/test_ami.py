@@ -103,7 +103,7 @@ async def test_missing_secret_is_said_and_asterisk_not_bothered(
     await wait_until(lambda: "no secret" in run.ami.status)
     assert run.ami.status == (
         "no secret for Asterisk's manager interface: set [asterisk] secret_file (`audiofork setup` "
-        "makes all of it), then systemctl restart audiofork; next try in 60 s"
+        "does all of it), then systemctl restart audiofork; next try in 60 s"
     )
     assert asterisk.count("Login") == 0
     run.ami.take_secret("hunter2")

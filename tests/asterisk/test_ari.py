@@ -301,7 +301,7 @@ async def test_error_raises_with_status_and_message_in_one_line(
 async def test_success_that_is_no_json_is_refused(server: FakeAri, ari: Ari, content: str) -> None:
     server.answers["/ari/a"] = answer(200, content)
     exc = await failure(ari.get("/a"), AriRefused)
-    assert str(exc) == "200: an answer that is no JSON; check [ari] url"
+    assert str(exc) == "200: an answer that is not JSON; check [ari] url"
 
 
 async def test_answer_up_to_the_limit_is_read_and_a_bigger_one_refused(
@@ -531,7 +531,7 @@ async def test_missing_password_is_said_and_asterisk_not_bothered(server: FakeAr
     async with Ari(server.config(password="")) as ari, running(ari):
         await wait_until(lambda: "no password" in ari.status)
         assert ari.status == (
-            "no password for ARI: set [ari] password_file (`audiofork setup` makes all of it), "
+            "no password for ARI: set [ari] password_file (`audiofork setup` does all of it), "
             "then systemctl restart audiofork; next try in 60 s"
         )
     assert server.asked == []
@@ -668,7 +668,7 @@ async def test_garbage_is_said_and_passed_over(
         await server.send(starts("a"))
         await wait_until(a.done)
         assert a.exception() is None
-    assert caplog.text.count("ARI sent what is no event") == 1
+    assert caplog.text.count("ARI sent a message that is not an event") == 1
     assert len(server.links) == 1
 
 

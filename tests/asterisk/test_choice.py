@@ -19,7 +19,7 @@ from audiofork.text import MAX_REASON_CHARACTERS
 from tests.control_plane import NAME, UNIQUEID, UNKNOWN_ID, Clock, FakeAmi, FakeAri
 
 NATIVE = "CHANNEL(audionativeformat)"
-SET_ARI = "set up [ari] (audiofork check tells how)"
+SET_ARI = "set up [ari] (audiofork check says how)"
 DOWN = "no connection to ARI at http://127.0.0.1:8088/ari: Connection refused"
 APPLICATION, DIAL, SPY_HALF, SPY_IN, SPY_PAIRS, SPY_MIX = WAYS
 BOTH = Wish(Direction.BOTH)
@@ -79,7 +79,7 @@ async def refusal(taps: Taps, *wished_rates: int, wish: Wish = BOTH) -> str:
 
 
 def why_not_16000(why_no_ari: str) -> str:
-    return f"D(both), 16000 Hz: {why_no_ari}; ChanSpy has 8000 Hz alone"
+    return f"D(both), 16000 Hz: {why_no_ari}; ChanSpy has only 8000 Hz"
 
 
 # --- Which tap -----------------------------------------------------------------------------------
@@ -326,7 +326,7 @@ async def test_narrowband_call_of_a_narrowband_site_has_pairs_by_chanspy(
 def why_in_the_call(wide: str) -> str:
     return (
         f"the call has wideband audio ({wide}), though [asterisk] chanspy_pairs = narrowband: "
-        "ChanSpy gets in and out wrong; set up [ari] (audiofork check tells how)"
+        "ChanSpy gets in and out wrong; set up [ari] (audiofork check says how)"
     )
 
 
@@ -435,14 +435,14 @@ async def test_sides_apart_are_refused_where_the_site_may_have_wideband(
     asked = "D(both), in and out apart" if wish.apart else f"D({wish.direction})"
     or_mixed = ", or mixes them" if wish.apart else ""
     assert text == (
-        f"{asked}: set up [ari] (audiofork check tells how); ChanSpy needs a narrowband site "
+        f"{asked}: set up [ari] (audiofork check says how); ChanSpy needs a narrowband site "
         f"([asterisk] chanspy_pairs = narrowband){or_mixed}"
     )
 
 
 async def test_refusal_for_any_of_several_rates_is_that_for_the_best(narrow: Rig) -> None:
     text = await refusal(narrow.taps(ari=False), 16000, 8000, wish=STEREO)
-    assert text == f"D(stereo), 16000 Hz: {SET_ARI}; ChanSpy has 8000 Hz alone"
+    assert text == f"D(stereo), 16000 Hz: {SET_ARI}; ChanSpy has only 8000 Hz"
 
 
 # --- Notes ---------------------------------------------------------------------------------------
@@ -452,7 +452,7 @@ async def test_note_tells_what_chanspy_loses_on_this_version(rig: Rig) -> None:
     rig.ami.version = Version.parse("20.7.0")
     flaw = (
         "one frame in 25 is lost while the party hears something on Asterisk 20.7.0; ARI's snoop "
-        "has it whole"
+        "loses none"
     )
     taps = rig.taps(ari=False)
     assert await taps.choose(UNIQUEID, Wish(Direction.IN)) == rig.by_chanspy(SPY_IN, flaw)

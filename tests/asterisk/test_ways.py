@@ -87,8 +87,8 @@ def test_narrow_legs_come_by_dial_where_the_application_does_harm(direction: Dir
 @pytest.mark.parametrize(
     ("version", "why"),
     [
-        ("18.19.0", "AudioSocket() takes a core for each leg"),
-        ("20.4.0", "AudioSocket() takes a core for each leg"),
+        ("18.19.0", "AudioSocket() uses a core for each leg"),
+        ("20.4.0", "AudioSocket() uses a core for each leg"),
         ("18.20.0", "a leg of AudioSocket() outlives a daemon that is killed, and holds its call"),
         ("22.3.0", "a leg of AudioSocket() outlives a daemon that is killed, and holds its call"),
     ],
@@ -204,7 +204,7 @@ def test_nothing_wide_comes_by_chanspy(narrowband: bool) -> None:
     here = without_ari("22.10.1", narrowband=narrowband)
     for direction in Direction:
         assert best_way(Wish(direction, 16_000), here) is None
-    assert SPY_MIX.why_not(Wish(BOTH, 16_000), here) == "has 8000 Hz alone"
+    assert SPY_MIX.why_not(Wish(BOTH, 16_000), here) == "has only 8000 Hz"
 
 
 @pytest.mark.parametrize("version", ["18.0.0", "22.10.1"])
@@ -239,14 +239,14 @@ def test_all_that_speaks_against_a_way_is_told_in_the_order_of_its_rules() -> No
     here = site("18.19.0", no_ari=NO_ARI, no_chanspy=NO_CHANSPY)
     assert APPLICATION.all_against(Wish(OUT, 16_000), here) == [
         "set up [ari]",
-        "has 8000 Hz alone",
-        "AudioSocket() takes a core for each leg on Asterisk 18.19.0",
+        "has only 8000 Hz",
+        "AudioSocket() uses a core for each leg on Asterisk 18.19.0",
         "a leg of AudioSocket() outlives a daemon that is killed, and holds its call on Asterisk "
         "18.19.0",
     ]
     assert SPY_PAIRS.all_against(Wish(OUT, 16_000), here) == [
         "is ruled out",
-        "has 8000 Hz alone",
+        "has only 8000 Hz",
         "needs a narrowband site ([asterisk] chanspy_pairs = narrowband)",
         "cannot keep in and out apart (no option D) on Asterisk 18.19.0",
     ]
@@ -330,7 +330,7 @@ def test_ways_bring_what_their_directions_need() -> None:
 def test_in_alone_by_chanspy_is_not_whole_on_older_versions(version: str) -> None:
     assert SPY_IN.flaw_on(Version.parse(version)) == (
         "one frame in 25 is lost while the party hears something on Asterisk "
-        f"{version}; ARI's snoop has it whole"
+        f"{version}; ARI's snoop loses none"
     )
     assert [way.flaw_on(Version.parse(version)) for way in WAYS if way is not SPY_IN] == [""] * 5
 
@@ -390,14 +390,14 @@ def test_wish_tells_what_is_not_a_matter_of_course(wish: Wish, text: str) -> Non
         pytest.param(
             Wish(BOTH, apart=True),
             without_ari("20.4.0", narrowband=True),
-            "D(both), in and out apart: set up [ari]; ChanSpy cannot keep in and out apart "
-            "(no option D) on Asterisk 20.4.0, or mixes them",
+            "D(both), in and out apart: set up [ari]; ChanSpy cannot keep in and out "
+            "apart (no option D) on Asterisk 20.4.0, or mixes them",
             id="both-apart-no-option-d",
         ),
         pytest.param(
             Wish(BOTH, 16_000),
             without_ari("22.10.1", narrowband=True),
-            "D(both), 16000 Hz: set up [ari]; ChanSpy has 8000 Hz alone",
+            "D(both), 16000 Hz: set up [ari]; ChanSpy has only 8000 Hz",
             id="wide",
         ),
         pytest.param(
@@ -447,7 +447,7 @@ def test_why_there_is_no_way_is_told_by_each_tap(wish: Wish, here: Site, text: s
     assert why_none(wish, here) == text
 
 
-SET_ARI = "set up [ari] (audiofork check tells how)"
+SET_ARI = "set up [ari] (audiofork check says how)"
 LINK_DOWN = (
     "no connection to ARI at http://127.0.0.1:8088/ari: "
     "Connection refused (no program listens there)"
@@ -503,7 +503,7 @@ def test_refusals_in_events_tell_what_was_asked_for_and_all_remedies(
 
 LEAKS = (
     "options B, p and P (beeps) leak some 86 MB an hour while their party hears nothing; by ARI's "
-    "snoop they may silence the other party, so they are had by ChanSpy alone; option k is refused"
+    "snoop they may silence the other party, so only ChanSpy is used for them; option k is refused"
 )
 OUTLIVES = (
     "a leg whose daemon was killed may take a core while its channel is silent, until the daemon "
@@ -548,10 +548,10 @@ def test_ways_for_a_site_tell_what_each_needs_and_what_speaks_against_it() -> No
         "is 20.21, 22.11, 23.5 or later"
     )
     assert ways_for(without_ari("20.7.0")) == [
-        "Asterisk 20.7.0; of these a fork takes the first that serves it:",
+        "Asterisk 20.7.0; a fork uses the first of these that suits it:",
         "1. snoop, a leg for each side by AudioSocket(): in, out, both, stereo",
         "   needs: no beeps and no option k where Asterisk is 20.21, 22.11, 23.5 or later; k(both) "
-        "with both and stereo alone; ARI; 8000 Hz; AudioSocket() rests "
+        "with both and stereo alone; ARI; 8000 Hz; AudioSocket() does not poll "
         "(18.20, 20.5, 21 or later); legs end with the daemon (20.14, 21.9, 22.4 or later)",
         "   here: no: set up [ari]; a leg of AudioSocket() outlives a daemon that is killed, and "
         "holds its call on Asterisk 20.7.0",
@@ -568,7 +568,7 @@ def test_ways_for_a_site_tell_what_each_needs_and_what_speaks_against_it() -> No
         f"   needs: {spy}",
         "   here: yes",
         "   but: one frame in 25 is lost while the party hears something on Asterisk 20.7.0; ARI's "
-        "snoop has it whole",
+        "snoop loses none",
         "5. chanspy, in and out side by side (option D): out, both, stereo",
         f"   needs: {spy}; [asterisk] chanspy_pairs = narrowband, no "
         "wideband in the call; option D (18.22, 20.7, 21.2, 22 or later)",
@@ -591,7 +591,7 @@ def test_ways_for_a_site_with_all_of_them_say_so() -> None:
 
 def test_table_for_the_docs_has_a_row_for_each_way_in_their_order() -> None:
     head, rule, *rows = as_markdown().split("\n")
-    assert (head, rule) == ("| | tap | how | for | where |", "|---|---|---|---|---|")
+    assert (head, rule) == ("| | tap | how | for | conditions |", "|---|---|---|---|---|")
     assert rows[3] == (
         "| 4 | chanspy | in alone (option o) | in | [asterisk] tap is not snoop; 8000 Hz; of "
         "option k k(party) alone, and not where Asterisk is 20.21, 22.11, 23.5 or later |"

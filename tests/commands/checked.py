@@ -1,4 +1,4 @@
-"""A feigned Asterisk for the check, by AMI and by ARI, that brings legs."""
+"""A fake Asterisk for the check, with AMI and ARI, that connects legs."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ NARROWBAND = "chanspy_pairs = narrowband\n"
 
 
 class SpiedAsterisk(FakeAsterisk):
-    """A FakeAsterisk that brings legs, as far as a check can tell.
+    """A FakeAsterisk that connects legs, as far as a check can tell.
 
     Attributes:
         pace_s: Time between two frames of the leg that spies; 0: it sends none.
-        frame: What it sends in place of pairs with D and of the mix without.
-        echo: What it answers to each frame that it gets.
-        brings_legs: Whether it does anything about an Originate.
-        is_unfiltered: Whether it sends events with what looks like an empty line in a value.
+        frame: The frame to send instead of pairs with D, and of the mix without.
+        echo: The answer to each frame that it gets.
+        brings_legs: Whether it reacts to an Originate.
+        is_unfiltered: Whether it sends events with a seeming empty line in a value.
+        tells_of_keys: Whether it reports the key that it was told to feign.
     """
 
     def __init__(self) -> None:
@@ -44,17 +45,26 @@ class SpiedAsterisk(FakeAsterisk):
         self.answers["ShowDialPlan"] = dialplan_of()
         self.answers["UserEvent"] = self._raise
         self.answers["Originate"] = self._originate
+        self.answers["PlayDTMF"] = self._press
         self.pace_s = 0.02
         self.frame = b""
         self.echo = b""
         self.brings_legs = True
         self.is_unfiltered = False
+        self.tells_of_keys = True
         self._tasks: list[asyncio.Task[None]] = []
 
     def _raise(self, action: dict[str, str]) -> bytes | None:
         if action["userevent"] == "AudioFork" and (self.is_unfiltered or "value" not in action):
             lines = [f"{name}: {action[name]}" for name in ("command", "audioforkid")]
             self.connections[-1].send(block("Event: UserEvent", "UserEvent: AudioFork", *lines))
+        return response(action)
+
+    def _press(self, action: dict[str, str]) -> bytes:
+        if self.tells_of_keys:
+            lines = ["Digit: 1", "DurationMs: 100", "Direction: Received"]
+            uniqueid = f"Uniqueid: {action['channel']}"
+            self.connections[-1].send(block("Event: DTMFEnd", uniqueid, *lines))
         return response(action)
 
     def _originate(self, action: dict[str, str]) -> bytes:
@@ -103,7 +113,7 @@ Row = dict[str, str]
 
 
 def rows_of(text: str) -> list[Row]:
-    """Return the priorities of a dialplan as ShowDialPlan tells them."""
+    """Return the priorities of a dialplan as ShowDialPlan lists them."""
     rows: list[Row] = []
     context = extension = ""
     for line in text.splitlines():
@@ -123,7 +133,7 @@ def rows_of(text: str) -> list[Row]:
 
 
 def shipped_rows(text: str = "") -> list[Row]:
-    """Return what Asterisk tells of the shipped dialplan, or of such a text in its place."""
+    """Return what Asterisk lists of the shipped dialplan, or of another text in its place."""
     return rows_of(text or (ETC / "asterisk/extensions_audiofork.conf").read_text())
 
 
@@ -167,7 +177,7 @@ def denied(action: dict[str, str]) -> bytes:
 
 
 class SnoopedAri(FakeAri):
-    """A FakeAri that brings snoop legs, as far as a check can tell.
+    """A FakeAri that connects snoop legs, as far as a check can tell.
 
     Attributes:
         asterisk: Tells of hangups.

@@ -20,7 +20,7 @@ from audiofork.asterisk.taps.choice import NOT_BY_CHANSPY
 from audiofork.asterisk.taps.ways import Site, known_faults, ways_for
 from audiofork.asterisk.versions import UNKNOWN, Version
 from audiofork.commands import check_port
-from audiofork.commands.check import Check, site_if_all_works, taps_of
+from audiofork.commands.check import Check, load, site_if_all_works, taps_of
 from audiofork.commands.check_dialplan import VERSION
 from audiofork.commands.findings import Finding, Mark
 from audiofork.doors.control_socket import ControlSocket
@@ -56,7 +56,8 @@ async def test_asterisk_as_it_should_be_has_no_fault(asterisk: SpiedAsterisk) ->
     subjects = [finding.text.partition(":")[0] for finding in findings]
     assert subjects == [
         *("daemon", "open files", "URLs", "ARI", "login", "rights", "clock"),
-        *("requests", "dialplan", "caller data", "AudioSocket", "audio", "hangups", "forks"),
+        *("requests", "dialplan", "caller data", "AudioSocket", "audio", "keys (DTMF)"),
+        *("hangups", "forks"),
     ]
 
 
@@ -84,6 +85,7 @@ async def test_asterisk_with_ari_as_it_should_be_has_no_fault(
             "audio",
             "snoop at 8000 Hz",
             "snoop at 16000 Hz",
+            "keys (DTMF)",
             "hangups",
             "forks",
         ),
@@ -100,8 +102,49 @@ async def test_running_daemons_application_is_not_taken_from_it(
     assert [asked for asked in ari.asked if "ours" in asked.replace("ours-check", "")] == []
 
 
+async def test_keys_that_are_not_told_of_are_warned_of(
+    asterisk: SpiedAsterisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiofork.commands.probe.EVENT_TIMEOUT_S", 0.2)
+    asterisk.tells_of_keys = False
+    outcome, findings = await findings_of(configured(asterisk))
+    (found,) = [finding for finding in findings if finding.text.startswith("keys (DTMF): ")]
+    assert (found.mark, outcome) == (Mark.WARN, 0)
+    assert "read = user,call,dtmf" in found.remedy
+
+
+async def test_keys_that_cannot_be_tried_are_no_fault(asterisk: SpiedAsterisk) -> None:
+    asterisk.answers["PlayDTMF"] = denied
+    outcome, findings = await findings_of(configured(asterisk))
+    (found,) = [finding for finding in findings if finding.text.startswith("keys (DTMF): ")]
+    assert (found.mark, outcome) == (Mark.SKIP, 0)
+    assert "Permission denied" in found.text
+
+
+async def test_profiles_are_named_and_one_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
+    ini = tmp_path / "audiofork.ini"
+    ini.write_text("[control]\nsocket =\n[profile:b]\nurl = ws://h/\n[profile:a]\nurl = ws://h/\n")
+    findings: list[Finding] = []
+    settings, unread = load(ini)
+    await Check(settings, findings.append, unread=unread).run()
+    assert "profiles: a b" in [finding.text for finding in findings]
+    (tmp_path / "profiles.d").mkdir()
+    (tmp_path / "profiles.d/c.ini").write_text("[front]\n")
+    findings.clear()
+    settings, unread = load(ini)
+    await Check(settings, findings.append, unread=unread).run()
+    (told,) = [text for text in failures(findings) if text.startswith("profiles: ")]
+    assert told.startswith(f"profiles: {tmp_path}/profiles.d/c.ini:1: expected [profile:NAME]")
+
+
+async def test_profile_that_cannot_be_used_is_an_error_of_the_configuration() -> None:
+    with pytest.raises(ConfigError, match=r"^\[profile:a\] url: "):
+        Check(configured(**{"profile:a": "url = http://h/\n"}), print)
+
+
 def test_module_costs_a_daemon_without_ari_no_aiohttp() -> None:
-    code = "import sys; import audiofork.commands.check; print('aiohttp' in sys.modules)"
+    modules = "audiofork.commands.check, audiofork.daemon"
+    code = f"import sys; import {modules}; print('aiohttp' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "False\n"
 
@@ -197,7 +240,7 @@ async def test_port_of_the_front_that_another_program_has_is_a_fault(
     assert outcome == 1
     assert failures(findings) == [
         f"AMI front: cannot listen on 127.0.0.1:{asterisk.port}: Address already in use (another "
-        "program listens there; as root, ss -ltnp tells which)"
+        "program listens there; as root, ss -ltnp shows which)"
     ]
 
 
@@ -672,7 +715,7 @@ async def test_taps_without_asterisk_raise_why() -> None:
 @pytest.mark.parametrize(
     ("more", "url", "site"),
     [
-        ("", "", ("set up [ari] (audiofork check tells how)", "", False)),
+        ("", "", ("set up [ari] (audiofork check says how)", "", False)),
         ("", "http://127.0.0.1:8088/ari", ("", "", False)),
         (
             "tap = chanspy\n" + NARROWBAND,

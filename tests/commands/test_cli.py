@@ -124,7 +124,7 @@ def test_run_on_a_taken_port_says_so_and_exits_with_1(config: Path) -> None:
     assert result.exit_code == 1
     assert result.output == (
         f"audiofork: {config}:2: [audiosocket] listen: cannot listen on {address}: Address already "
-        "in use (another program listens there; as root, ss -ltnp tells which)\n"
+        "in use (another program listens there; as root, ss -ltnp shows which)\n"
     )
 
 
@@ -278,7 +278,7 @@ def test_start_of_a_fork_that_ends_exits_with_1_and_says_why_and_what_to_do(
     assert result.stderr == (
         f"audiofork: fork {FORK_ID} of PJSIP/100-0000002a has ended before it streamed: sink-gone "
         "(Connection refused); is the server running, and does the URL name its host and port? "
-        "Then start anew\n"
+        "Then start again\n"
     )
 
 
@@ -290,7 +290,7 @@ def test_start_that_takes_longer_than_the_timeout_exits_with_1_and_leaves_the_fo
     assert (result.exit_code, result.stdout) == (1, f"{FORK_ID}\n")
     assert result.stderr == (
         f"audiofork: fork {FORK_ID} does not stream after 1e-06 s: it has waited 5 s for "
-        "the server: Connection refused; attempt 2 in 3 s. It goes on trying; to end it: "
+        "the server: Connection refused; attempt 2 in 3 s. It keeps trying; to end it: "
         f"audiofork stop {FORK_ID}\n"
     )
     assert [type(request) for request in daemon.requests] == [StartFork]
@@ -313,8 +313,8 @@ def test_start_of_a_fork_that_is_being_ended_says_so_and_not_how_to_end_it(
     assert result.exit_code == 1
     assert result.stderr == (
         f"audiofork: fork {FORK_ID} does not stream after 1e-06 s: it has waited 5 s for the "
-        f"server to deliver the rest: Connection refused; attempt 2 in 3 s. {words}; it goes on "
-        "for 30 s at most, to deliver what was said until then\n"
+        f"server to deliver the rest: Connection refused; attempt 2 in 3 s. {words}; it continues "
+        "for at most 30 s, to deliver what was said until then\n"
     )
 
 
@@ -325,7 +325,7 @@ def test_start_whose_daemon_goes_exits_with_4_and_says_what_becomes_of_the_fork(
     result = ask(daemon, *START)
     assert (result.exit_code, result.stdout) == (4, f"{FORK_ID}\n")
     assert f"the daemon at {daemon.path} has closed the connection, before fork" in result.stderr
-    assert "With [daemon] on_stop = keep it goes on when the daemon is back" in result.stderr
+    assert "With [daemon] on_stop = keep it continues when the daemon is back" in result.stderr
 
 
 def test_start_by_a_daemon_that_does_not_tell_says_so_and_exits_with_0(
@@ -336,7 +336,7 @@ def test_start_by_a_daemon_that_does_not_tell_says_so_and_exits_with_0(
     result = ask(daemon, *START)
     assert (result.exit_code, result.stdout) == (0, f"{FORK_ID}\n")
     assert (
-        "fork 3f2a91c0 was granted, and the daemon does not tell when it streams" in result.stderr
+        "fork 3f2a91c0 was granted, but the daemon does not report when it streams" in result.stderr
     )
 
 
@@ -412,13 +412,13 @@ def test_start_without_the_url_that_a_dash_promises_is_a_usage_error(
     arguments = ["start", "PJSIP/100-0000002a", "-", "--socket", str(daemon.path)]
     result = CliRunner().invoke(main, arguments, input=line)
     assert result.exit_code == 2
-    assert "there is none on standard input" in result.output
+    assert "standard input has no line for it" in result.output
     assert daemon.requests == []
 
 
 def test_help_of_start_says_how_a_token_stays_out_of_the_list_of_processes() -> None:
     result = CliRunner().invoke(main, ["start", "--help"])
-    assert "With - for URL it is read from standard input" in result.output
+    assert "If URL is -, it is read from standard input" in result.output
 
 
 def test_channel_without_a_slash_is_a_uniqueid(daemon: FakeDaemon) -> None:
@@ -686,8 +686,8 @@ def test_channel_that_is_not_there_is_named_and_exits_with_1(daemon: FakeDaemon)
     result = ask(daemon, "start", "PJSIP/none", "ws://localhost/")
     assert (result.exit_code, result.output) == (
         1,
-        'audiofork: No such channel: PJSIP/none; asterisk -rx "core show channels concise" has '
-        "their whole names\n",
+        'audiofork: No such channel: PJSIP/none; asterisk -rx "core show channels concise" lists '
+        "the full names\n",
     )
 
 
@@ -701,7 +701,7 @@ def test_target_without_a_fork_is_named(
     result = ask(daemon, verb, target, *rest)
     assert (result.exit_code, result.output) == (
         1,
-        f"audiofork: No such fork: {target}; audiofork list shows those there are\n",
+        f"audiofork: No such fork: {target}; audiofork list shows all forks\n",
     )
 
 
@@ -924,7 +924,7 @@ def test_variable_of_no_option_is_an_error_of_the_configuration(
     result = CliRunner().invoke(main, [command, "-c", str(tmp_path / "a.ini")])
     assert result.exit_code == 3
     assert result.output.endswith(
-        "audiofork: the environment variable AUDIOFORK_LOG_LEVL is of no option; did you mean "
+        "audiofork: the environment variable AUDIOFORK_LOG_LEVL matches no option; did you mean "
         "AUDIOFORK_LOG_LEVEL?\n"
     )
 
@@ -970,12 +970,13 @@ def test_taps_are_asked_of_the_daemon(daemon: FakeDaemon, config: Path) -> None:
 def test_check_that_the_daemon_refuses_is_done_from_here_and_says_why(
     daemon: FakeDaemon, config: Path
 ) -> None:
-    daemon.error = RequestRefused("it runs with /etc/other.ini")
+    daemon.error = RequestRefused("it runs with another configuration, /etc/other.ini")
     config.write_text(f"[asterisk]\nport = 9\nsecret = x\n[control]\nsocket = {daemon.path}\n")
     result = CliRunner().invoke(main, ["check", "-c", str(config)])
     first, second, *_ = result.output.splitlines()
     assert first == (
-        "skip  check: from here, by no daemon: the daemon refuses: it runs with /etc/other.ini"
+        "skip  check: from here, not by a daemon: the daemon refuses: it runs with another "
+        "configuration, /etc/other.ini"
     )
     assert second == f"ok    configuration: {config}"
     assert "FAIL  Asterisk at 127.0.0.1:9: " in result.output
@@ -992,16 +993,16 @@ def test_check_from_here_does_not_ask_the_daemon_for_one(daemon: FakeDaemon, con
 def test_check_without_a_daemon_is_done_from_here_and_says_so(config: Path, tmp_path: Path) -> None:
     config.write_text(f"[asterisk]\nport = 9\n[control]\nsocket = {tmp_path}/none.sock\n")
     result = CliRunner().invoke(main, ["check", "-c", str(config)])
-    assert result.output.startswith("skip  check: from here, by no daemon\n")
+    assert result.output.startswith("skip  check: from here, not by a daemon\n")
     assert f"skip  daemon: no daemon at {tmp_path}/none.sock" in result.output
 
 
 def test_check_while_another_runs_says_so_and_exits_with_1(
     daemon: FakeDaemon, config: Path
 ) -> None:
-    daemon.error = DaemonBusy("another check runs; ask again in some seconds")
+    daemon.error = DaemonBusy("another check runs; ask again in a few seconds")
     result = CliRunner().invoke(main, ["check", "-c", str(checkable(daemon, config))])
-    assert result.output == "audiofork: another check runs; ask again in some seconds\n"
+    assert result.output == "audiofork: another check runs; ask again in a few seconds\n"
     assert result.exit_code == 1
 
 

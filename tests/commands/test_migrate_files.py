@@ -62,7 +62,7 @@ def test_run_shows_a_diff_and_changes_nothing(file: Path) -> None:
     assert said.diff[4:6] == [b"-" + before, b"+" + after]
     assert said.notes[0].startswith(f"{file}:2: T: certificates are verified")
     assert said.notes[1:] == [
-        f"{file}: 1 to rewrite, by --write",
+        f"{file}: 1 to rewrite with --write",
         NEEDS_INCLUDE,
     ]
 
@@ -76,7 +76,7 @@ def test_run_with_write_keeps_mode_and_other_bytes_and_a_copy(file: Path) -> Non
     assert copy.read_bytes() == BEFORE.encode("latin-1")
     assert [stat.S_IMODE(one.stat().st_mode) for one in (file, copy)] == [0o640, 0o640]
     assert sorted(os.listdir(file.parent)) == [file.name, copy.name]
-    assert f"{file}: 1 rewritten, as it was: {copy}" in said.notes
+    assert f"{file}: 1 rewritten; old file: {copy}" in said.notes
     inode = file.stat().st_ino
     again = Said()
     assert again.run(file, write=True) == EXIT_DONE
@@ -234,7 +234,7 @@ def test_run_tells_of_what_is_left_and_of_a_file_that_is_not_there(tmp_path: Pat
     assert said.run(tmp_path / "none.conf", file) == EXIT_FAILED
     assert said.notes[0] == f"{tmp_path / 'none.conf'}: No such file or directory"
     assert said.notes[1] == f"{file}:1: left as it is: it names no server"
-    assert said.notes[2] == f"{file}: 1 to rewrite, by --write, 1 left to do by hand"
+    assert said.notes[2] == f"{file}: 1 to rewrite with --write, 1 left to do by hand"
 
 
 def test_run_that_cannot_write_leaves_the_file_as_it_was(
@@ -260,8 +260,8 @@ def test_generated_file_that_is_rewritten_is_told(tmp_path: Path) -> None:
     said = Said()
     assert said.run(with_call, without) == EXIT_FAILED
     assert said.notes[:3] == [
-        f"{with_call}:2: the file is a generated one: change what it is generated from",
-        f"{with_call}: 1 to rewrite, by --write, 1 left to do by hand",
+        f"{with_call}:2: the file is generated: change its source",
+        f"{with_call}: 1 to rewrite with --write, 1 left to do by hand",
         f"{without}: nothing to rewrite",
     ]
 

@@ -90,8 +90,8 @@ def test_run_migrates_what_is_included_and_reports_each_file(tmp_path: Path) -> 
     assert said.run(folder / "extensions.conf", write=True) == EXIT_DONE
     assert said.notes[:4] == [
         f"{folder}/extensions.conf: nothing to rewrite",
-        f"{folder}/one.conf: 1 rewritten, as it was: {folder}/one.conf.before-migrate",
-        f"{folder}/sub/two.conf: 1 rewritten, as it was: {folder}/sub/two.conf.before-migrate",
+        f"{folder}/one.conf: 1 rewritten; old file: {folder}/one.conf.before-migrate",
+        f"{folder}/sub/two.conf: 1 rewritten; old file: {folder}/sub/two.conf.before-migrate",
         f"{folder}/sub/three.conf: nothing to rewrite",
     ]
     for name in ("one.conf", "sub/two.conf"):
@@ -131,18 +131,18 @@ def test_relative_names_are_looked_for_in_asterisks_folder(tmp_path: Path) -> No
     [
         (
             "#exec /usr/bin/make-dialplan --all",
-            "not looked into: exec /usr/bin/make-dialplan",
+            "not followed: exec /usr/bin/make-dialplan",
             True,
         ),
-        ("switch => Realtime/@extensions", "not looked into: switch Realtime/@extensions", True),
-        ("eswitch=Realtime/${X}@y", "not looked into: eswitch Realtime/${{X}}@y", True),
+        ("switch => Realtime/@extensions", "not followed: switch Realtime/@extensions", True),
+        ("eswitch=Realtime/${X}@y", "not followed: eswitch Realtime/${{X}}@y", True),
         ("#include none.conf", "there is no {folder}/none.conf: Asterisk loads nothing", True),
         ("#include none/*.conf", "there is no {folder}/none/*.conf: Asterisk loads nothing", True),
-        ("#tryinclude none.conf", "there is no {folder}/none.conf, which may be missing", False),
-        ("#include folder", "not looked into: {folder}/folder: a folder, not a file", True),
-        ("#include pipe", "not looked into: {folder}/pipe: not a regular file", True),
-        ("#include link", "not looked into: {folder}/link: No such file or directory", True),
-        ("#include binary", "not looked into: {folder}/binary: not a text", True),
+        ("#tryinclude none.conf", "there is no {folder}/none.conf, which is allowed", False),
+        ("#include folder", "not followed: {folder}/folder: a folder, not a file", True),
+        ("#include pipe", "not followed: {folder}/pipe: not a regular file", True),
+        ("#include link", "not followed: {folder}/link: No such file or directory", True),
+        ("#include binary", "not followed: {folder}/binary: not a text", True),
     ],
 )
 def test_what_cannot_be_looked_into_is_told_at_its_line(
@@ -169,7 +169,7 @@ def test_named_files_that_cannot_be_read_do_not_disturb_the_others(tmp_path: Pat
     assert said.run(tmp_path, binary, tmp_path / "none", good, write=True) == EXIT_FAILED
     assert said.notes[:3] == [
         f"{tmp_path}: a folder, not a file",
-        f"{binary}: not a text: it has bytes of value 0",
+        f"{binary}: not a text file: it contains NUL bytes",
         f"{tmp_path / 'none'}: No such file or directory",
     ]
     assert "Gosub(audiofork" in good.read_text()
@@ -217,7 +217,7 @@ def test_lines_of_directives_are_right() -> None:
 def test_lua_files_that_are_run_are_named(tmp_path: Path) -> None:
     file = tmp_path / "extensions.lua"
     file.write_text("-- dofile('a')\nrequire 'x'\ndofile('/etc/asterisk/b.lua')\n")
-    assert told(read(file)) == [(3, "not looked into: dofile ('/etc/asterisk/b.lua')", True)]
+    assert told(read(file)) == [(3, "not followed: dofile ('/etc/asterisk/b.lua')", True)]
 
 
 # --- Without files ---
@@ -250,8 +250,8 @@ def test_run_without_files_takes_the_dialplans_of_the_folder(tmp_path: Path) -> 
     assert said.run(folder=folder) == EXIT_DONE
     assert [note.rpartition("/")[2] for note in said.notes[:3]] == [
         "extensions.conf: nothing to rewrite",
-        "extensions_custom.conf: 1 to rewrite, by --write",
-        "extensions.lua: 1 to rewrite, by --write",
+        "extensions_custom.conf: 1 to rewrite with --write",
+        "extensions.lua: 1 to rewrite with --write",
     ]
 
 

@@ -855,7 +855,7 @@ def test_command_failures(tmp_path: Path, command: Callable[..., Command]) -> No
     code, said = command("--directory", "file").end()
     assert (code, said) == (
         1,
-        "audiofork: cannot write to file: File exists (something of that name is in the way)\n",
+        "audiofork: cannot write to file: File exists (something with that name already exists)\n",
     )
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

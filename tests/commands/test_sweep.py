@@ -230,7 +230,7 @@ async def test_command_says_that_legs_by_chanspy_are_not_known_by_a_port_that_ch
     assert await invoke(path, "sweep") == (
         0,
         "2 legs hung up\n"
-        "legs by ChanSpy are not known by a port that changes: set [audiosocket] listen\n",
+        "legs by ChanSpy cannot be recognized if the port changes: set [audiosocket] listen\n",
     )
 
 
@@ -282,7 +282,7 @@ async def test_taps_are_printed_the_best_first_and_nothing_else_is_tried(
     code, output = await invoke(path, "check", "--taps")
     assert code == 0
     lines = output.splitlines()
-    assert lines[0] == "Asterisk 22.5.2; of these a fork takes the first that serves it:"
+    assert lines[0] == "Asterisk 22.5.2; a fork uses the first of these that suits it:"
     ways = [line for line in lines if line[0].isdigit()]
     assert len(ways) == len(WAYS)
     assert lines[-1] == "   here: yes"

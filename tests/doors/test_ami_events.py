@@ -190,6 +190,9 @@ def test_stopped_tells_of_missing_frames_if_there_were_any(ami: FakeAmi, door: A
 def test_stopped_tells_of_ignored_messages_if_there_were_any(ami: FakeAmi, door: AmiEvents) -> None:
     door.on_event(stopped(messages_ignored=3))
     assert ami.events[-1][1]["MessagesIgnored"] == "3"
+    assert "MessagesUnused" not in ami.events[-1][1]
+    door.on_event(stopped(messages_unused=4))
+    assert ami.events[-1][1]["MessagesUnused"] == "4"
 
 
 def test_stopped_tells_what_became_of_the_server_s_audio_where_it_may_speak(

@@ -62,7 +62,9 @@ async def test_daemon_of_another_configuration_refuses_and_says_which_it_has(
     tmp_path: Path,
 ) -> None:
     check = checking(tmp_path / "x.ini", "print('never')")
-    with pytest.raises(RequestRefused, match=f"^it runs with {tmp_path}/x.ini$"):
+    with pytest.raises(
+        RequestRefused, match=f"^it runs with another configuration, {tmp_path}/x.ini$"
+    ):
         await answers(check, config=str(tmp_path / "y.ini"))
 
 

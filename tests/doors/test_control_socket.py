@@ -369,7 +369,7 @@ async def test_check_keeps_no_other_connection_waiting(
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (RequestRefused("it runs with /x.ini"), "refused"),
+        (RequestRefused("it runs with another configuration, /x.ini"), "refused"),
         (DaemonBusy("another check runs"), "busy"),
         (TimeoutError(), "fault"),
     ],

@@ -227,7 +227,7 @@ async def test_field_that_comes_twice_is_refused(rig: Rig) -> None:
     await rig.user_events.finish()
     ((name, headers),) = rig.ami.events
     assert name == "AudioForkFailed"
-    assert headers["Reason"] == "WsServer: comes twice"
+    assert headers["Reason"] == "WsServer: appears twice"
     assert rig.sent == []
 
 
@@ -237,7 +237,7 @@ async def test_field_that_a_caller_has_written_is_refused_with_what_to_do(rig: R
     rig.user_events.on_request(RequestReceived(fields))
     await rig.user_events.finish()
     ((_, headers),) = rig.ami.events
-    assert headers["Reason"].startswith("WsServer is of the caller's number or name; give the")
+    assert headers["Reason"].startswith("WsServer is part of the caller's number or name; give the")
     assert headers["WsServer"] == URL
     assert rig.sent == []
 

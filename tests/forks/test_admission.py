@@ -439,7 +439,7 @@ async def test_max_forks_above_the_file_limit_is_said_at_the_start_and_when_set(
 ) -> None:
     monkeypatch.setattr("audiofork.system.file_limit", lambda: 2600)
     admission = Admission(SecurityConfig(max_forks=301))
-    assert "max_forks = 301 takes 2604" in caplog.text
+    assert "max_forks = 301 needs 2604" in caplog.text
     caplog.clear()
     admission.configure(SecurityConfig(max_forks=300))
     assert caplog.messages == []

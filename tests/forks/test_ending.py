@@ -146,7 +146,7 @@ async def test_shutdown_that_cannot_keep_ends_the_forks_and_says_so(
     await rig.clock.settle()
     await rig.ended(fork_id, EndReason.SHUTDOWN)
     await shutdown
-    assert "cannot be kept without a journal that works" in caplog.text
+    assert "cannot be kept, because the journal does not work" in caplog.text
     assert rig.last_event[0] == "AudioForkStopped"
     assert rig.journal.entries == {}
 

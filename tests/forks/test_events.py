@@ -58,7 +58,7 @@ def test_fault_of_a_subscriber_is_logged_and_the_next_one_hears_the_event(
     events.subscribe(heard.append)
     events.emit(STARTED)
     assert heard == [STARTED]
-    assert caplog.messages == ["a fault of a subscriber, at Started"]
+    assert caplog.messages == ["a subscriber failed on Started"]
     assert caplog.records[0].exc_info is not None
 
 
@@ -80,7 +80,7 @@ async def test_life_of_a_fork_is_emitted_once_each_in_order(rig: Rig) -> None:
         Reconnecting(info(fork_id), Away.SERVER, 1, "refused", was_streaming=True),
         Resumed(info(fork_id), Away.SERVER, 17),
         MessageReceived(info(fork_id), "hello"),
-        Ended(info(fork_id), EndReason.SINK_GONE, STATS, has_failed=False),
+        Ended(info(fork_id), EndReason.SINK_GONE, STATS, has_failed=False, detail="why"),
         Stopped(info(fork_id), EndReason.SINK_GONE, "why", 2.5, STATS),
     ]
 
@@ -90,7 +90,7 @@ async def test_fork_that_fails_before_audio_flows_is_emitted_as_failed(rig: Rig)
     rig.events.clear()
     await rig.ended(fork_id, EndReason.SINK_GONE, "why")
     assert rig.events == [
-        Ended(info(fork_id), EndReason.SINK_GONE, ForkStats(), has_failed=True),
+        Ended(info(fork_id), EndReason.SINK_GONE, ForkStats(), has_failed=True, detail="why"),
         Failed(info(fork_id), EndReason.SINK_GONE, "why", 0, ForkStats()),
     ]
 

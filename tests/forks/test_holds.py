@@ -158,7 +158,9 @@ async def test_legs_of_a_call_on_hold_are_asked_for_when_that_is_over(
     await patient.clock.advance(3600)
     assert patient.tap.orders == []
     assert (patient.ends, patient.live) == ([], [fork_id])
-    assert "on hold: its legs are asked for when that is over ([asterisk] on_hold)" in caplog.text
+    assert (
+        "on hold: its legs are requested when the hold is over ([asterisk] on_hold)" in caplog.text
+    )
     await unhold(patient)
     assert patient.tap.started == [(fork_id, UNIQUEID)]
     assert len(patient.tap.orders) == 1

@@ -210,6 +210,6 @@ async def test_log_warns_of_frames_that_asterisk_did_not_bring(
     await rig.ended(fork_id, EndReason.HANGUP, stats=ForkStats(5, 5, frames_missing=25))
     (warning,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
     assert warning.endswith(
-        "Asterisk brought 25 frames fewer than 50 a second: its timer misses ticks, or the machine "
-        "is too busy (docs/asterisk.md, The timing module)"
+        "Asterisk delivered 25 frames fewer than 50 a second: its timer misses ticks, or the "
+        "machine is too busy (docs/asterisk.md, The timing module)"
     )

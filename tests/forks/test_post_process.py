@@ -510,7 +510,7 @@ def test_run_50_at_once_loop_not_blocked(tmp_path: Path, runner: object) -> None
         assert await asyncio.gather(*runs) == 50 * [0]
         watch.cancel()
         print(f"50 commands: loop late by {1000 * max(late_s):.0f} ms at most")
-        assert max(late_s) < 0.1
+        assert max(late_s) < 0.3, "a loop that waits for one command is as late"
 
     runner(main())  # type: ignore[operator]
     assert {int(file.read_text()) for file in tmp_path.iterdir()} == set(range(50))

@@ -142,7 +142,7 @@ async def test_fork_of_an_earlier_run_is_resumed(
         "TakenUp": "yes",
     }
     assert "resumed, stereo by chanspy at 8000 Hz to ws://example.org/a?..." in caplog.text
-    assert "of 1 forks that an earlier run left, 1 live" in caplog.text
+    assert "resumed 1 of the 1 forks that an earlier run left" in caplog.text
 
 
 async def test_resumed_fork_counts_its_age_from_its_own_start(rig: Rig) -> None:
@@ -424,7 +424,7 @@ async def test_link_lost_while_forks_are_resumed_leaves_the_rest_for_the_next_lo
     await rig.clock.settle()
     assert rig.live == [UNKNOWN_ID, OTHER.fork_id, third.fork_id]
     assert [leg.fork_id for leg in rig.tap.orders] == rig.live
-    assert "of 2 forks that an earlier run left, 2 live" in caplog.text
+    assert "resumed 2 of the 2 forks that an earlier run left" in caplog.text
 
 
 async def test_stop_of_the_daemon_while_forks_are_resumed_leaves_the_rest_for_the_next_start(
@@ -625,7 +625,7 @@ async def test_fork_to_a_profile_is_resumed_to_what_the_profile_has_now(rig: Rig
     await resume(rig, entry)
     assert rig.spec.url == f"ws://h/{UNIQUEID}"
     assert rig.spec.handshake.headers == (("Authorization", "Bearer new"),)
-    assert rig.spec.opening == "7"
+    assert rig.spec.dialogue.opening == "7"
     assert rig.spec.metadata is not None
     assert (rig.spec.metadata.call, rig.spec.metadata.params) == (call, {"a": "1"})
     assert rig.journal.entries[UNKNOWN_ID].url == "@speech"

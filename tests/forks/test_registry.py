@@ -473,7 +473,7 @@ async def test_report_of_an_unknown_fork_is_logged_and_nothing_else(
     rig: Rig, caplog: pytest.LogCaptureFixture, report: LegAttached
 ) -> None:
     rig.forks.on_report(report)
-    assert "report of a fork that is not known" in caplog.text
+    assert "report for an unknown fork" in caplog.text
     assert rig.sent == []
     assert rig.ami.told == []
 

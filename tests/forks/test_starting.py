@@ -314,7 +314,7 @@ async def test_id_is_stored_in_the_variable_of_option_i(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("options", "level", "text"),
     [
-        ("a", "INFO", "option a is accepted and means nothing"),
+        ("a", "INFO", "option a is accepted but has no effect"),
         ("T(insecure)", "WARNING", "the server's certificate is not checked: T(insecure)"),
     ],
 )

@@ -39,6 +39,6 @@ async def test_fault_is_logged_with_its_traceback_and_does_not_hold_up_the_rest(
     tasks.spawn(fail())
     await tasks.finish()
     (record,) = caplog.records
-    assert record.message == "a fault of the daemon"
+    assert record.message == "a task failed unexpectedly"
     assert record.exc_info is not None
     assert str(record.exc_info[1]) == "boom"

@@ -219,3 +219,10 @@ async def test_views_of_a_thousand_forks_are_made_in_a_fraction_of_a_second(rig:
     views = [view_of(fork, ForkStats()) for _ in range(1000)]
     assert len(json.dumps([dataclasses.asdict(view) for view in views])) > 100_000
     assert time.process_time() - began < 0.5
+
+
+async def test_view_has_the_counts_of_the_servers_messages(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    rig.stats = {fork_id: ForkStats(messages_ignored=3, messages_unused=4)}
+    shown = await view(rig)
+    assert (shown.messages_ignored, shown.messages_unused) == (3, 4)

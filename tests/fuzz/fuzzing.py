@@ -1,7 +1,7 @@
-"""Inputs by the million: valid ones, cut up and put together wrongly, through a parser's check.
+"""Sends millions of inputs, valid ones cut up and recombined, through the check of a parser.
 
-An input depends on the seed, the name of its target and its number alone, so that one that failed
-can be made again without those before it.
+An input depends only on the seed, the name of its target and its number, so that a failed one can
+be generated again without those before it.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Check = Callable[[bytes, Random], str]
 
 @dataclass(frozen=True)
 class Target:
-    """A parser and what is known of its input.
+    """A parser and its kind of input.
 
     Attributes:
-        corpus: Inputs that the parser takes.
+        corpus: Inputs that the parser accepts.
         tokens: Pieces that mean something to it.
-        share: Its part of a run, beside those of the other targets.
+        share: Its share of a run, relative to the other targets.
         opened: Gives the check, which returns in a word how the input fared, and raises if the
             parser did what it should not, be it an exception that it does not document.
         passes_over: How an error in the log begins that the parser may write about an input that
@@ -45,7 +45,7 @@ class Target:
 
 @dataclass
 class Result:
-    """What came of a target's inputs."""
+    """The results of a target's inputs."""
 
     count: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -53,14 +53,14 @@ class Result:
 
 
 class Found(Exception):
-    """An input that a parser did not stand; the text says which one and how to make it again."""
+    """An input that a parser failed on; the text says which one and how to generate it again."""
 
 
 def run(target: Target, seed: int, count: int, first: int = 0) -> Result:
-    """Put so many inputs through a target's check.
+    """Send this many inputs through a target's check.
 
     Raises:
-        Found: By the first input that is not stood.
+        Found: The parser failed on an input.
     """
     result = Result()
     begin = time.perf_counter()
@@ -90,7 +90,7 @@ def run(target: Target, seed: int, count: int, first: int = 0) -> Result:
 
 @contextmanager
 def logged_faults() -> Iterator[list[str]]:
-    """Yield a list that gets what the package logs as an error: a fault that it has caught."""
+    """Yield a list of what the package logs as errors: faults that it has caught."""
     handler = _Faults()
     logger = logging.getLogger("audiofork")
     level, propagate = logger.level, logger.propagate
@@ -208,7 +208,7 @@ _DAMAGES = (
 
 
 def split(data: bytes, rng: Random) -> list[bytes]:
-    """Cut an input as a connection may: anywhere, and now and then into single bytes."""
+    """Split an input as a connection may: anywhere, and sometimes into single bytes."""
     kind = rng.random()
     if kind < 0.1:
         return [data]

@@ -246,6 +246,7 @@ class _Sink:
         self.frames_sent = 0
         self.backlog = Backlog(0.5)
         self.reconnects = 0
+        self.messages_unused = 0
         self.frame_ms = 20
         self.is_open = False
         self._frame_bytes = frame_bytes

@@ -1,4 +1,4 @@
-"""What the tests of the link share."""
+"""Fixtures and hooks for the tests of the link."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from audiofork.config import (
     AudioSocketConfig,
     Config,
     LogConfig,
+    Proxy,
     SecurityConfig,
     WebSocketConfig,
 )
@@ -78,6 +79,7 @@ SPEC = ForkSpec(
     tls=Tls(ca_file="/ca.pem", insecure=True),
     reconnect_interval_s=0.25,
     reconnect_attempts=0,
+    proxy=Proxy("socks5", "::1", 1080, "pbx:s3cret"),
     frame_ms=100,
 )
 CONFIG = Config(

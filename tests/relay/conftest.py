@@ -43,7 +43,7 @@ def pytest_asyncio_loop_factories(
 
 @pytest.fixture
 async def nothing_left() -> AsyncIterator[None]:
-    """Fail a test that leaves a task behind, or an exception that nobody took."""
+    """Fail a test that leaves a task behind, or an exception that nobody retrieved."""
     loop = asyncio.get_running_loop()
     faults: list[str] = []
     loop.set_exception_handler(lambda _, context: faults.append(repr(context)))
@@ -73,7 +73,7 @@ def server_tls(certificate: trustme.LeafCert) -> ssl.SSLContext:
 
 @pytest.fixture(scope="session")
 def tls(ca: trustme.CA) -> ssl.SSLContext:
-    """What a server on localhost needs."""
+    """The TLS files of a server on localhost."""
     return server_tls(ca.issue_cert("localhost"))
 
 
@@ -96,7 +96,7 @@ def system_tls() -> ssl.SSLContext:
 
 @pytest.fixture
 async def start(system_tls: ssl.SSLContext) -> AsyncIterator[Start]:
-    """Make sinks that run; those that still do at the end are closed."""
+    """Start sinks; those that still run at the end are closed."""
     running: list[Running] = []
 
     def start(
@@ -105,10 +105,12 @@ async def start(system_tls: ssl.SSLContext) -> AsyncIterator[Start]:
         frame_bytes: int = 320,
         format: MessageFormat | None = None,
         handshake: Handshake = PLAIN_HANDSHAKE,
+        proxy_tls: ssl.SSLContext | None = None,
         **options: Any,
     ) -> Running:
         config = replace(WebSocketConfig(reconnect_attempts=1), **options)
-        sink = Sink(url, config, tls, frame_bytes=frame_bytes, format=format, handshake=handshake)
+        wishes: dict[str, Any] = {"format": format, "handshake": handshake, "proxy_tls": proxy_tls}
+        sink = Sink(url, config, tls, frame_bytes=frame_bytes, **wishes)
         running.append((sink, asyncio.create_task(sink.run())))
         return running[-1]
 
@@ -142,7 +144,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
-    """Own the time of all that is played, of kept time and of the messages' limits."""
+    """Replace the clock of all that is played, of the silence filler and of the message limit."""
     loop = FakeLoop()
     faked = SimpleNamespace(get_running_loop=lambda: loop)
     for module in ("beep", "pacer", "speaker", "silence_filler", "shortfall"):
@@ -163,7 +165,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> float:
 
 @pytest.fixture
 async def begin() -> AsyncIterator[Begin]:
-    """Begin sessions with wishes of their own; those that still run at the end are ended."""
+    """Begin sessions with given settings; those that still run at the end are ended."""
     stages: list[SessionStage] = []
 
     def begin(direction: Direction = Direction.IN, **wishes: Any) -> SessionStage:

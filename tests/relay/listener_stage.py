@@ -19,7 +19,7 @@ from tests.relay.peers import HANGUP, Leg, numbered, until
 
 
 class Owner:
-    """Keeps what its leg tells."""
+    """Keeps what its leg reports."""
 
     def __init__(self) -> None:
         self.leg: LegHandle | None = None
@@ -103,7 +103,7 @@ class ListenerStage:
 
 @asynccontextmanager
 async def stage_with(*allow: str) -> AsyncIterator[ListenerStage]:
-    """Give a stage whose good leg comes from an address that is allowed."""
+    """Yield a stage whose good leg comes from an allowed address."""
     stage = ListenerStage(*allow)
     try:
         await stage.start()

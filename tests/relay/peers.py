@@ -1,4 +1,4 @@
-"""The two ends that a relay talks to, as tests need them: willing, and not so willing."""
+"""The two peers of a relay, as tests need them: cooperative ones, and others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def number(frame: bytes) -> int:
 
 
 async def until(condition: Callable[[], object], timeout_s: float = 5) -> None:
-    """Let the loop turn until something is so."""
+    """Let the loop turn until a condition is true."""
     async with asyncio.timeout(timeout_s):
         began_s = time.monotonic()
         while not condition():  # noqa: ASYNC110 - not all that is waited for has an event
@@ -81,7 +81,7 @@ class FakeLoop:
 
     @property
     def armed(self) -> int:
-        """How many timers have yet to be called."""
+        """How many timers were not called yet."""
         return sum(not handle.cancelled() for _, _, handle in self._timers)
 
     def advance(self, seconds: float) -> None:
@@ -121,7 +121,7 @@ class Leg:
             self.send(b"\x10" + len(frame).to_bytes(2, "big") + frame)
 
     async def read_to_end(self) -> bytes:
-        """Return what the server sent until it closed the connection."""
+        """Return all bytes that the server sent until it closed the connection."""
         async with asyncio.timeout(5):
             return await self._reader.read()
 
@@ -174,11 +174,11 @@ class StalledServer:
         self._write()
 
     def read_on(self) -> None:
-        """Read what has come, and all that comes."""
+        """Read what has arrived, and everything that follows."""
         self.transport.resume_reading()
 
     def send_close(self, code: int) -> None:
-        """Send a close frame, and leave the TCP connection as it is."""
+        """Send a close frame, and leave the TCP connection open."""
         self._protocol.send_close(code)
         self._write()
 
@@ -236,11 +236,11 @@ class FickleServer:
     """A WebSocket server that goes and comes back, always on the same port.
 
     Attributes:
-        frames: All that it has got, over all connections; `frames_of` each connection's.
-        asked: Time of each request.
-        refusals: Answers to the next requests, in place of a handshake.
-        close_code: What it closes each connection with at once; None: it keeps them.
-        answers_pings: Whether it does.
+        frames: All frames received, over all connections; `frames_of`: those of each connection.
+        asked: The time of each request.
+        refusals: Answers to the next requests, instead of a handshake.
+        close_code: The code to close each connection with at once; None: keep them.
+        answers_pings: Whether it answers pings.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
@@ -279,7 +279,7 @@ class FickleServer:
         )
 
     async def go(self) -> None:
-        """Break every connection, and listen no more."""
+        """Break every connection, and stop listening."""
         self.break_off()
         self._server.close()
         await self._server.wait_closed()
@@ -358,7 +358,7 @@ async def answering(answer: bytes | None) -> AsyncIterator[int]:
 
 @contextmanager
 def silent_address() -> Iterator[tuple[str, int]]:
-    """Yield an address of this machine that drops whatever asks it for a connection."""
+    """Yield an address of this machine that drops all connection requests."""
     with contextlib.ExitStack() as stack:
         full = stack.enter_context(socket.create_server(("127.0.0.2", 0), backlog=0))
         for _ in range(3):  # fills the queue
@@ -411,13 +411,13 @@ class HoldingProxy:
             await loop.sock_sendall(target, chunk)
 
     async def hold(self) -> None:
-        """Forward no more."""
+        """Stop forwarding."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def held_bytes(self) -> int:
-        """Return how much its kernel has taken, and acknowledged, since."""
+        """Return how many bytes its kernel has accepted and acknowledged since then."""
         return len(self._client.recv(1 << 20, socket.MSG_PEEK))
 
     def break_off(self) -> None:

@@ -22,12 +22,12 @@ USUAL_PART = {
 
 
 def mono_of(sample: int, rate: int = 8000) -> bytes:
-    """Return a frame of one sample over and over."""
+    """Return a frame that repeats one sample."""
     return struct.pack("<h", sample) * (rate // 50)
 
 
 def pairs_of(sample_in: int, sample_out: int) -> bytes:
-    """Return a frame of one pair of samples over and over, at 8000 Hz."""
+    """Return a frame that repeats one pair of samples, at 8000 Hz."""
     return struct.pack("<2h", sample_in, sample_out) * 160
 
 
@@ -38,7 +38,7 @@ def spec_of(direction: Direction, **wishes: Any) -> ForkSpec:
 
 
 class FakeLeg:
-    """Counts how often it is hung up; takes what it is spoken to at the rate that the test says.
+    """Counts how often it is hung up; accepts frames to speak at the rate that the test sets.
 
     Attributes:
         batched: What it was told of batched reads: size of a frame, and milliseconds.
@@ -104,7 +104,7 @@ class PipelineStage:
         return part
 
     def attach(self, *parts: LegPart) -> None:
-        """Connect the legs of these parts; of all, if none is named."""
+        """Connect the legs of these parts; of all parts if none is named."""
         for part in parts or self.legs:
             self._usual.pop(part, None)
             self.pipeline.attach(part, self.legs[part])
@@ -113,15 +113,15 @@ class PipelineStage:
         self.pipeline.detach(part or self.only_part)
 
     def bring(self, frame: bytes, part: LegPart | None = None) -> None:
-        """Bring a frame that is not as long as the one before."""
+        """Deliver a frame whose length differs from the one before."""
         self.pipeline.input_of(part or self.only_part)(frame)
 
     def bring_usual(self, frame: bytes, part: LegPart | None = None) -> None:
-        """Bring a frame that is as long as the one before."""
+        """Deliver a frame with the same length as the one before."""
         self.legs[part or self.only_part].on_usual(frame)
 
     def audio(self, frame: bytes, part: LegPart | None = None) -> None:
-        """Bring a frame as the listener does; check that what comes of it is right in size."""
+        """Deliver a frame as the listener does; check the size of the result."""
         part = part or self.only_part
         way = self.bring_usual if len(frame) == self._usual.get(part) else self.bring
         self._usual[part] = len(frame)

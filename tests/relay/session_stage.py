@@ -1,4 +1,4 @@
-"""A session between legs and a sink that do as the test says."""
+"""A session between legs and a sink that the test controls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.relay.pipeline_stage import FORK_ID, PAIRS, FakeLeg, spec_of
 
 
 class FakeBacklog:
-    """Counts the frames that wait, five at most."""
+    """Counts the waiting frames, at most five."""
 
     def __init__(self) -> None:
         self.dropped = 0
@@ -37,11 +37,11 @@ class FakeBacklog:
 
 
 class FakeSink:
-    """A sink that opens, fails and finishes closing when it is told to.
+    """A sink that opens, fails and finishes closing when the test says so.
 
     Attributes:
-        frames: All that it was given; each must be `frame_bytes` long.
-        events: The events that it was given, and before how many frames.
+        frames: All frames that it got; each must be `frame_bytes` long.
+        events: All events that it got, each with the number of frames before it.
     """
 
     def __init__(self, frame_bytes: int) -> None:
@@ -57,6 +57,7 @@ class FakeSink:
         self.reconnects = 0
         self.subprotocol = ""
         self.dropped_in_gap = 0
+        self.messages_unused = 0
         self.frames: list[bytes] = []
         self.events: list[tuple[int, Event]] = []
         self.frames_sent = 0
@@ -109,7 +110,7 @@ class FakeSink:
 
 
 class SessionStage:
-    """A session with all that it talks to."""
+    """A session with its legs, its sink and its reports."""
 
     def __init__(self, direction: Direction, **wishes: Any) -> None:
         spec = spec_of(direction, **wishes)
@@ -137,7 +138,7 @@ class SessionStage:
         return sum(isinstance(report, kind) for report in self.reports)
 
     def attach(self, *parts: LegPart) -> None:
-        """Connect the legs of these parts; of all, if none is named."""
+        """Connect the legs of these parts; of all parts if none is named."""
         for part in parts or self.legs:
             self._usual.pop(part, None)
             self.session.inlets[part].attach(self.legs[part])
@@ -152,7 +153,7 @@ class SessionStage:
         return part
 
     def audio(self, frame: bytes, part: LegPart | None = None) -> None:
-        """Bring a frame of a part, as the listener does; check that none is lost of sight."""
+        """Deliver a frame of a part, as the listener does; check that every frame is counted."""
         part = part or self.only_part
         if len(frame) == self._usual.get(part):
             self.legs[part].on_usual(frame)

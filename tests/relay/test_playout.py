@@ -258,6 +258,14 @@ def test_what_is_left_at_the_end_counts_as_unplayed(stage: Stage) -> None:
     assert stage.events == []
 
 
+def test_end_of_a_full_buffer_is_told_to_nobody() -> None:
+    stage = Stage(buffer_s=1)
+    stage.put(bytes(16_000))
+    stage.playout.drop_rest()
+    assert stage.events == [BufferLevel(is_high=True)]
+    assert stage.playout.counts.unplayed == 50
+
+
 def test_what_does_not_fit_is_dropped_and_counted_and_told() -> None:
     stage = Stage(buffer_s=1)
     audio = numbered(80)

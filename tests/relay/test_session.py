@@ -511,6 +511,11 @@ async def test_beginning_of_a_long_text_is_passed_on(stage: SessionStage) -> Non
     assert stage.reports == [SinkMessage(FORK_ID, "a" * 3600)]
 
 
+async def test_messages_that_nothing_came_of_are_in_the_statistics(stage: SessionStage) -> None:
+    stage.sink.messages_unused = 3
+    assert stage.session.stats().messages_unused == 3
+
+
 async def test_messages_beyond_20_a_second_are_counted_and_not_passed_on(
     stage: SessionStage, clock: FakeLoop
 ) -> None:

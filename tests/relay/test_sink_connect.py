@@ -20,12 +20,14 @@ from websockets.typing import Subprotocol
 from audiofork import __version__
 from audiofork.errors import SinkError, SinkRefused, SinkUnreachable
 from audiofork.forks.options import parse_options
-from audiofork.link.messages import Handshake
+from audiofork.link.messages import Format, Handshake
 from audiofork.relay.client_tls import client_tls
+from audiofork.relay.formats.base import Audio
 from audiofork.relay.lookup import lookups
 from audiofork.relay.server_limits import MAX_MESSAGE_BYTES
 from testbed.recorder import Recorder
 from tests.relay.conftest import server_tls
+from tests.relay.formats.formats import make
 from tests.relay.peers import (
     FickleServer,
     StalledServer,
@@ -479,18 +481,40 @@ async def test_on_open_is_told_once_and_after_the_waiting_frames_went(
 # --- Text from the server ------------------------------------------------------------------------
 
 
-async def test_text_messages_are_told_in_order_and_binary_ones_are_not(
+async def test_text_messages_and_binary_ones_are_told_in_order(
     fickle: FickleServer, start: Start
 ) -> None:
     sink, task = start(fickle.url)
     texts: list[str] = []
-    sink.on_text = texts.append
+    audio: list[Audio] = []
+    sink.on_text, sink.on_audio = texts.append, audio.append
     await until(lambda: fickle.connection)
     assert fickle.connection is not None
     for message in "one", b"two", "", "zw\u00f6lf\r\n\0", "x" * MAX_MESSAGE_BYTES:
         await fickle.connection.send(message)
     await until(lambda: len(texts) >= 4)
     assert texts == ["one", "", "zw\u00f6lf\r\n\0", "x" * MAX_MESSAGE_BYTES]
+    assert audio == [Audio(b"two", 8000)]
+    assert sink.messages_unused == 0
+    assert not task.done()
+
+
+@pytest.mark.parametrize("name", Format)
+async def test_message_that_the_format_does_not_know_is_told_or_counted_and_never_fatal(
+    fickle: FickleServer, start: Start, name: Format
+) -> None:
+    sink, task = start(fickle.url, format=make(name))
+    texts: list[str] = []
+    audio: list[Audio] = []
+    sink.on_text, sink.on_audio = texts.append, audio.append
+    await until(lambda: fickle.connection)
+    assert fickle.connection is not None
+    strange = ["no JSON", '{"event": ["media"]}', "[" * 50_000, '"\\ud800"', "{", "7"]
+    messages: list[str | bytes] = [b"\0\1\2", *strange, b""]
+    for message in messages:
+        await fickle.connection.send(message)
+    await until(lambda: len(texts) + len(audio) + sink.messages_unused == 8)
+    assert texts == strange
     assert not task.done()
 
 

@@ -52,7 +52,7 @@ async def test_wss_to_a_websocket_server_without_tls_tells_to_use_ws(start: Star
     async with websocket_server() as port:
         text = await told(start, f"wss://127.0.0.1:{port}")
     assert text == (
-        "no TLS: the other side closed the connection amid TLS; if it does not speak TLS there, "
+        "no TLS: the other side closed the connection during TLS; if it does not speak TLS there, "
         "use ws:// without option T, or the server's port for TLS"
     )
 

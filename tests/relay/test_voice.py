@@ -169,6 +169,13 @@ async def test_30_s_at_once_are_cut_at_the_buffer_and_the_server_is_told(stage: 
     assert stats.frames_played + stats.frames_cleared + stats.frames_unplayed == 1500
 
 
+async def test_one_message_of_a_mebibyte_is_heard(stage: Stage) -> None:
+    speech = b"".join(numbered(3276, 1))
+    await stage.say(speech, "mark end")
+    assert (await stage.hear(3))[:3] == numbered(3, 1)
+    await until(lambda: stage.stats.frames_unplayed == 3226)
+
+
 async def test_marks_and_clear_come_back_in_order(stage: Stage) -> None:
     await stage.say(numbered(1, 1)[0], "mark a", numbered(1, 2)[0], "mark b")
     await until(lambda: "mark b" in stage.texts)

@@ -1,7 +1,7 @@
 """A real Asterisk, the daemon beside it, a SIP caller and a recording WebSocket server.
 
-Where no Asterisk can be had these tests fail: one that is left out proves nothing. What an older
-version cannot do is skipped and says so, see `needs`; on the default Asterisk nothing is.
+If no Asterisk is available, these tests fail: a skipped test proves nothing. Tests of what an older
+version cannot do are skipped and say so, see `needs`; on the default Asterisk none is.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def needs(since: Since, what: str, **where: Collection[object]) -> pytest.MarkDe
     """Skip a test on an Asterisk that lacks something, and say what.
 
     Args:
-        since: The releases that have it first.
-        what: For people, after "Asterisk 18.0.0 has no".
+        since: The first releases that have it.
+        what: A text for people, to follow "Asterisk 18.0.0 has no".
         where: Only for these values of a parameter or fixture, by its name.
     """
     return pytest.mark.needs(since, what, where)
@@ -137,7 +137,7 @@ needs_whole_in = partial(
 
 @pytest.fixture(autouse=True)
 def what_it_needs(request: pytest.FixtureRequest) -> None:
-    """Do what `needs` says."""
+    """Skip the test if `needs` says so."""
     for mark in request.node.iter_markers("needs"):
         since, what, where = mark.args
         concerned = all(request.getfixturevalue(name) in where[name] for name in where)
@@ -146,7 +146,7 @@ def what_it_needs(request: pytest.FixtureRequest) -> None:
 
 
 def lack(version: str, since: Since, what: str) -> str:
-    """Return why a version cannot do something; empty: it can."""
+    """Return what a version lacks, as text; empty if it has the feature."""
     if Version.parse(version).has(since):
         return ""
     return f"Asterisk {version} has no {what}: {releases(since)} and later have"
@@ -162,13 +162,13 @@ def asterisk() -> Iterator[Asterisk]:
 
 @pytest.fixture(scope="module")
 def settings() -> dict[str, str]:
-    """What a module wants in the daemon's configuration."""
+    """The lines that a module needs in the daemon's configuration."""
     return {}
 
 
 @pytest.fixture(scope="module")
 def tap() -> str:
-    """How the daemon gets legs; a module that tries all of them sets this anew."""
+    """How the daemon gets legs; a module that tries all of them overrides this."""
     return "chanspy"
 
 
@@ -180,7 +180,7 @@ def each_tap(request: pytest.FixtureRequest) -> str:
 
 
 def settings_of(tap: str, asterisk: Asterisk) -> dict[str, str]:
-    """Return what lets a daemon use a tap for all directions."""
+    """Return the settings that let a daemon use a tap for all directions."""
     if tap == "snoop":
         return {"ari": ari_settings(asterisk)}
     return {"asterisk": asterisk_settings(asterisk) + "chanspy_pairs = narrowband\n"}
@@ -218,9 +218,9 @@ async def daemon(
 
 @pytest.fixture
 async def recorder() -> AsyncIterator[Recorder]:
-    """A server; it stays until the forks of the calls that the test hung up have said good-bye.
+    """A server; it stays until the forks of the calls that the test hung up have ended.
 
-    Else they would look for it, to bring it their last frames.
+    Otherwise they would try to reach it, to deliver their last frames.
     """
     async with Recorder() as one:
         yield one
@@ -234,9 +234,9 @@ async def caller(asterisk: Asterisk) -> AsyncIterator[SipUser]:
 
 
 async def no_forks(daemon: Daemon) -> None:
-    """Wait until the daemon has no fork, and fail if that does not come.
+    """Wait until the daemon has no fork; fail if that takes too long.
 
-    One that still has frames for a server that is gone looks for it some seconds more.
+    A fork that still has frames for a server that is gone tries to reach it for some seconds.
     """
     present: list[str] = []
     with Client(daemon.socket) as client:
@@ -249,14 +249,14 @@ async def no_forks(daemon: Daemon) -> None:
 
 
 async def no_channels(ami: AmiClient) -> None:
-    """Wait until Asterisk has no channel, and fail if that does not come."""
+    """Wait until Asterisk has no channel; fail if that takes too long."""
     await only_channels(ami)
 
 
 async def only_channels(ami: AmiClient, *names: str) -> None:
-    """Wait until Asterisk has these channels alone, and fail if that does not come.
+    """Wait until Asterisk has only these channels; fail if that takes too long.
 
-    Asterisk takes a few milliseconds to see that a leg was closed.
+    Asterisk needs a few milliseconds to notice that a leg was closed.
     """
     present: list[str] = []
     for _ in range(100):
@@ -273,7 +273,7 @@ async def channels(ami: AmiClient, header: str = "Channel") -> list[str]:
 
 
 async def listed_channels(ami: AmiClient) -> list[Headers]:
-    """Return what Asterisk tells of each of its channels."""
+    """Return what Asterisk reports of each of its channels."""
     position = len(ami.events)
     action_id = ami.send("CoreShowChannels")
     await ami.wait_event(
@@ -314,7 +314,7 @@ async def place_call(
 
 
 def start_fork(ami: AmiClient, channel: str, url: str, options: str = "", **more: str) -> str:
-    """Ask for a fork by AMI; return the ActionID."""
+    """Request a fork by AMI; return the ActionID."""
     action_id = f"fork-{next(_numbers)}"
     ami.send(
         "UserEvent",

@@ -93,6 +93,11 @@ def checked() -> Iterator[Asterisk]:
         user("no-reporting", "user,call", "originate,call,user"),
         user("hears-no-user", "call", "originate,call,user,reporting"),
         user("hears-no-call", "user", "originate,call,user,reporting"),
+        user("hears-no-keys", "user,call", "originate,call,user,reporting"),
+        manager_conf()
+        .replace("[audiofork]\n", "[filters-keys]\n")
+        .replace("eventfilter(action(include),name(DTMFEnd)) =\n", "")
+        .replace("eventfilter = Event: DTMFEnd\n", ""),
         user("may-nothing", "", ""),
         user("system", "user,call", "system,originate,call,user,reporting"),
         unfiltered(user("unfiltered", "user,call", "originate,call,user,reporting")),
@@ -198,6 +203,7 @@ async def test_asterisk_as_shipped_has_no_fault_within_3_s(checked: Asterisk) ->
     assert "rights: write = originate,call,user,reporting" in texts
     assert "requests: UserEvent(AudioFork) comes back (read = user)" in texts
     assert "hangups: Asterisk tells of them (read = call)" in texts
+    assert "keys (DTMF): Asterisk tells of them (read = dtmf)" in texts
     (audio,) = [text for text in texts if text.startswith("audio:")]
     assert audio.endswith("frames a second, in and out mixed by ChanSpy")
     assert texts[-1].startswith("forks: in by chanspy, both by chanspy; out and stereo are refused")
@@ -259,7 +265,7 @@ async def test_wrong_secret_is_told_without_quoting_it(checked: Asterisk) -> Non
 async def test_user_that_may_not_log_in_is_a_fault(checked: Asterisk, username: str) -> None:
     found = await only_failure(checked, configured(checked, username))
     assert f"refused the login of {username}" in found.text
-    assert "deny and permit must let this machine in" in found.remedy
+    assert "deny and permit must allow this machine" in found.remedy
 
 
 @pytest.mark.parametrize("right", ["originate", "call", "user", "reporting"])
@@ -290,6 +296,19 @@ async def test_caller_data_in_the_dialplan_is_warned_of(checked: Asterisk) -> No
         "caller data: context careless, extension _X., priority 1: EXTEN stands bare in Gosub"
     )
     assert "${URIENCODE(${EXTEN})}" in found.remedy
+
+
+@pytest.mark.parametrize("username", ["hears-no-keys", "filters-keys"])
+async def test_user_that_hears_no_keys_is_warned_of_and_that_is_no_fault(
+    checked: Asterisk, username: str
+) -> None:
+    outcome, findings = await findings_of(checked, configured(checked, username))
+    assert outcome is Outcome.FINE
+    (found,) = [finding for finding in findings if finding.text.startswith("keys (DTMF): ")]
+    assert found.mark is Mark.WARN
+    assert "read = dtmf is missing, or an eventfilter holds them back" in found.text
+    assert f"in section [{username}]" in found.remedy
+    assert "read = user,call,dtmf" in found.remedy
 
 
 async def test_user_that_hears_no_hangups_is_a_fault(checked: Asterisk) -> None:
@@ -879,7 +898,7 @@ async def test_each_command_works_where_the_daemon_alone_has_the_secrets(
             assert (done.returncode, done.stderr) == (0, ""), done.stdout
             assert "FAIL" not in done.stdout
             if command == ["check"]:
-                assert done.stdout.startswith("ok    check: by the daemon that runs")
+                assert done.stdout.startswith("ok    check: by the running daemon")
                 assert "daemon: runs, 1 forks" in done.stdout
                 assert "snoop at 16000 Hz: " in done.stdout
         fork = await recorder.wait_closed("/fork")
@@ -944,7 +963,7 @@ async def test_check_by_the_daemon_holds_up_none_of_its_forks(
         # One at a time.
         assert sorted(one.returncode for one in done) == [0, 1]
         assert [one.stderr for one in done if one.returncode] == [
-            "audiofork: another check runs; ask again in some seconds\n"
+            "audiofork: another check runs; ask again in a few seconds\n"
         ]
         await target.call.hangup()
         await recorder.wait_closed("/fork")
@@ -974,7 +993,7 @@ def test_command_tells_its_findings_with_remedies_and_exits_with_0_1_3_or_4(
     fine = run_check(path)
     assert (fine.returncode, fine.stderr) == (0, "")
     assert fine.stdout.startswith(
-        f"skip  check: from here, by no daemon\nok    configuration: {path}\n"
+        f"skip  check: from here, not by a daemon\nok    configuration: {path}\n"
     )
     assert "FAIL" not in fine.stdout
     path.write_text(text.replace(SECRET, "wrong"))

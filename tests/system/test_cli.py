@@ -175,7 +175,7 @@ async def test_channel_that_is_not_there_exits_with_1(daemon: Daemon, arguments:
     assert await command(daemon, *arguments) == (
         1,
         f'audiofork: No such channel: {arguments[1]}; asterisk -rx "core show channels concise" '
-        "has their whole names\n",
+        "lists the full names\n",
     )
 
 
@@ -202,7 +202,7 @@ async def test_fork_that_is_not_there_exits_with_1(daemon: Daemon) -> None:
     fork_id = "3f2a91c0-0000-4000-8000-000000000001"
     assert await command(daemon, "stop", fork_id) == (
         1,
-        f"audiofork: No such fork: {fork_id}; audiofork list shows those there are\n",
+        f"audiofork: No such fork: {fork_id}; audiofork list shows all forks\n",
     )
 
 

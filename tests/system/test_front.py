@@ -734,7 +734,7 @@ async def test_bad_client_disturbs_nobody_and_takes_no_memory(
         before_kib = daemon.memory_kib()
         await bad(port)
         assert daemon.memory_kib() - before_kib < MEMORY_LIMIT_KIB
-    assert ("is cut: it reads nothing" in daemon.log()) == (bad is reads_nothing)
+    assert ("disconnected: it reads nothing" in daemon.log()) == (bad is reads_nothing)
 
 
 # --- TLS and a restart of Asterisk ---------------------------------------------------------------

@@ -63,7 +63,7 @@ async def test_fork_on_hold_begins_when_that_is_over_and_leaves_the_music_alone(
     position = len(ami.events)
     times = daemon.log().count("on hold: its legs")
     start_fork(ami, channel, recorder.url("/"), "D(in)S")
-    await daemon.says("on hold: its legs are asked for when that is over", times=times + 1)
+    await daemon.says("on hold: its legs are requested when the hold is over", times=times + 1)
     before = target.call.rtp.packets_received
     await target.call.wait_received(before + 50)  # a second of music
     assert not any(h.get("Event") == "MusicOnHoldStop" for _, h in ami.events[position:])
@@ -80,7 +80,7 @@ async def test_fork_that_is_stopped_on_hold_ends_and_asks_for_no_leg(
     position = len(ami.events)
     times = daemon.log().count("on hold: its legs")
     start_fork(ami, target.channel, recorder.url("/"), "D(in)")
-    await daemon.says("on hold: its legs are asked for when that is over", times=times + 1)
+    await daemon.says("on hold: its legs are requested when the hold is over", times=times + 1)
     ami.send("UserEvent", UserEvent="AudioFork", Command="StopAudioFork", Channel=target.channel)
     await ami.wait_event(lambda h: h.get("UserEvent") == "AudioForkStopped", after=position)
     await answered.offer()

@@ -324,7 +324,7 @@ async def test_id_variable_holds_the_fork_id(
     action_id = start_fork(ami, target.channel, recorder.url("/"), "i(MY_FORK)a")
     started = await ami.wait_user_event("AudioForkStarted", ActionID=action_id)
     assert await ami.variable(target.channel, "MY_FORK") == started["AudioForkID"]
-    assert "option a is accepted and means nothing" in daemon.log()
+    assert "option a is accepted but has no effect" in daemon.log()
     await target.call.hangup()
 
 

@@ -167,6 +167,7 @@ def test_installed_package_has_command_user_unit_manuals_and_completion(
     assert {
         "/etc/audiofork/audiofork.ini",
         "/usr/share/audiofork/etc/asterisk/extensions_audiofork.conf",
+        "/usr/share/audiofork/etc/profiles/vosk.ini",
         "/usr/share/bash-completion/completions/audiofork",
         "/usr/share/fish/vendor_completions.d/audiofork.fish",
         "/usr/share/man/man1/audiofork-start.1.gz",
@@ -175,6 +176,11 @@ def test_installed_package_has_command_user_unit_manuals_and_completion(
     assert "/etc/audiofork/audiofork.ini" in installed.run(
         "dpkg-query", "--show", "--showformat=${Conffiles}", "audiofork"
     )
+
+
+def test_folder_of_profiles_is_for_the_daemons_group_alone(installed: Machine) -> None:
+    told = installed.run("stat", "--format=%a %U %G", "/etc/audiofork/profiles.d")
+    assert told == "750 root audiofork"
 
 
 def test_start_without_a_secret_fails_once_and_says_so(installed: Machine) -> None:

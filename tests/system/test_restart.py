@@ -405,7 +405,7 @@ async def test_folder_that_takes_no_journal_stops_no_fork(
         stopped = await fork.event("AudioForkStopped")
         assert stopped["Reason"] == "shutdown"
         assert daemon.log().count("cannot be written") == 1
-        assert "cannot be kept without a journal that works" in daemon.log()
+        assert "cannot be kept, because the journal does not work" in daemon.log()
     await target.call.hangup()
 
 

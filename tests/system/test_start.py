@@ -230,7 +230,7 @@ async def test_party_that_sends_nothing_is_waited_for_until_the_timeout(
             code, last = await command.ends()
         assert code == 1
         assert f"fork {fork_id} does not stream after 1.5 s: it waits for audio of the call" in last
-        assert f"It goes on trying; to end it: audiofork stop {fork_id}" in last
+        assert f"It keeps trying; to end it: audiofork stop {fork_id}" in last
         (fork,) = json.loads(await listed(daemon, "--json"))
         assert (fork["id"], fork["state"]) == (fork_id, "attaching")
 

@@ -28,9 +28,9 @@ CHANNELS_OWN_RATE = 0
 # How long a daemon that has just started waits for its first attempt to connect to ARI.
 FIRST_CONNECT_TIMEOUT_S = 1.0
 
-SET_ARI = "set up [ari] (audiofork check tells how)"
+SET_ARI = "set up [ari] (audiofork check says how)"
 NOT_BY_ARI = "[asterisk] tap = chanspy rules ARI out"
-NOT_BY_CHANSPY = "is ruled out ([asterisk] tap = snoop); audiofork check tells how to mend ARI"
+NOT_BY_CHANSPY = "is ruled out ([asterisk] tap = snoop); audiofork check says how to repair ARI"
 
 
 class ByAri(Tap, Protocol):

@@ -142,7 +142,7 @@ def _no_chanspy(_wish: Wish, site: Site) -> str:
 
 
 def _narrow_alone(wish: Wish, _site: Site) -> str:
-    return "" if wish.sample_rate == NARROW_RATE else "has 8000 Hz alone"
+    return "" if wish.sample_rate == NARROW_RATE else "has only 8000 Hz"
 
 
 def _silences(wish: Wish, site: Site) -> str:
@@ -245,7 +245,7 @@ class Way:
         """Return what audio is lost on a version, for people; empty if no loss is known."""
         if self.flaw is None or version.has(self.flaw[0]):
             return ""
-        return f"{self.flaw[1]} on Asterisk {version}; ARI's snoop has it whole"
+        return f"{self.flaw[1]} on Asterisk {version}; ARI's snoop loses none"
 
     def leg_heard_by(self, side: Audience, direction: Direction) -> LegPart:
         """Return the part of the leg over which a side of the call hears the server, or beeps.
@@ -270,7 +270,9 @@ WAYS = (
             *_SNOOP_RULES,
             _NARROW,
             _version_rule(
-                AUDIOSOCKET_RESTS, "AudioSocket() rests", "AudioSocket() takes a core for each leg"
+                AUDIOSOCKET_RESTS,
+                "AudioSocket() does not poll",
+                "AudioSocket() uses a core for each leg",
             ),
             _version_rule(
                 LEG_ENDS_WITH_PEER,
@@ -357,7 +359,7 @@ def known_faults(version: Version) -> list[str]:
     if version.has(WHISPER_LEAKS):
         faults.append(
             "options B, p and P (beeps) leak some 86 MB an hour while their party hears nothing; "
-            "by ARI's snoop they may silence the other party, so they are had by ChanSpy alone; "
+            "by ARI's snoop they may silence the other party, so only ChanSpy is used for them; "
             "option k is refused"
         )
     if not version.has(LEG_ENDS_WITH_PEER):
@@ -375,7 +377,7 @@ def known_faults(version: Version) -> list[str]:
 
 def ways_for(site: Site) -> list[str]:
     """Return lines that list all ways, the best first, and the reasons against each at a site."""
-    lines = [f"Asterisk {site.version}; of these a fork takes the first that serves it:"]
+    lines = [f"Asterisk {site.version}; a fork uses the first of these that suits it:"]
     for number, way in enumerate(WAYS, 1):
         lines.append(f"{number}. {way}: {', '.join(way.parts)}")
         against = way.all_against(Wish(next(iter(way.parts))), site)
@@ -393,5 +395,5 @@ def as_markdown() -> str:
         f"{'; '.join(rule.text for rule in way.rules)} |"
         for number, way in enumerate(WAYS, 1)
     ]
-    head = ["| | tap | how | for | where |", "|---|---|---|---|---|"]
+    head = ["| | tap | how | for | conditions |", "|---|---|---|---|---|"]
     return "\n".join([*head, *rows])

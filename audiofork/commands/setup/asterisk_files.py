@@ -167,11 +167,22 @@ class AsteriskFiles:
         if section is not None:
             if real(section.path) == real(place) and self._is_ours(place):
                 self._write(place, text)
+            elif conf == MANAGER:
+                self._note_deaf_to_keys(section)
             return
         if self._draft.files.read(place) is not None and not self._is_ours(place):
             self._draft.notes.append(f"{place} was there and is not included: it is replaced")
         self._write(place, text)
         self._include(conf, place, users=True)
+
+    def _note_deaf_to_keys(self, section: Section) -> None:
+        """Say that a user who is not ours does not hear of the keys that parties press (DTMF)."""
+        classes = {one.strip().lower() for one in section.value("read").split(",")}
+        if not classes & {"dtmf", "all"}:
+            self._draft.notes.append(
+                f"{section}: [{section.name}] is yours and stays as it is; its read lacks dtmf, so "
+                "no server is told of the keys that parties press: add dtmf to it if one wants them"
+            )
 
     def _plan_extensions(self) -> None:
         tree, name = self._conf(EXTENSIONS), "extensions_audiofork.conf"

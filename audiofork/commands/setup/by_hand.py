@@ -13,7 +13,7 @@ from audiofork.config_values import Address
 
 _PERMIT = "permit = 127.0.0.1/255.255.255.255"
 _SECRET = """\
-install -d {folder}
+install -d {folder} {folder}/profiles.d
 (umask 077; python3 -c 'import secrets; print(secrets.token_hex(24))' > {secret})
 """
 _INI = """\

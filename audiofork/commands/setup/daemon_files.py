@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import grp
 import os
 import secrets
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from audiofork import config_file, shipped
+from audiofork import config_file, profile_files, shipped
 from audiofork.commands.setup import edits
 from audiofork.commands.setup.asterisk_files import Access
 from audiofork.commands.setup.conf import BOM
@@ -38,11 +39,13 @@ class Paths:
         ini: The configuration of the daemon; its secret is beside it.
         units: Where units of the administrator are; None: systemd does not run here.
         packaged_units: Where those of packages are.
+        group: The group of the daemon's user, where there is one that stays.
     """
 
     ini: Path = Path("/etc/audiofork/audiofork.ini")
     units: Path | None = Path("/etc/systemd/system")
     packaged_units: tuple[Path, ...] = PACKAGED_UNITS
+    group: str = "audiofork"
 
     @property
     def secret(self) -> Path:
@@ -63,7 +66,7 @@ def configuration(draft: Draft, ini: Path) -> Config:
         OSError: It cannot be read.
     """
     content = (draft.files.read(ini) or b"").decode("utf-8-sig", "replace")
-    return config_file.parse(content, _NO_SECRETS, source=str(ini))
+    return config_file.parse(content, _NO_SECRETS, source=str(ini), secrets_of=())
 
 
 def common_secret(candidates: dict[str, str]) -> str:
@@ -151,6 +154,15 @@ def plan_ini(draft: Draft, ini: Path, access: Access, secret_file: Path) -> None
     else:
         draft.change(ini, content, FOR_ALL)
     configuration(draft, ini)
+
+
+def plan_profiles(draft: Draft, paths: Paths) -> None:
+    """Plan the folder of profiles: tokens may stand there, so for the daemon's group alone."""
+    folder = profile_files.folder_of(paths.ini)
+    try:
+        draft.make_folder(folder, 0o750, grp.getgrnam(paths.group).gr_gid)
+    except KeyError:  # systemd makes the daemon's user and group when it starts
+        draft.make_folder(folder, 0o755, 0)
 
 
 def plan_units(draft: Draft, paths: Paths) -> None:

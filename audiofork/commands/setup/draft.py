@@ -45,6 +45,18 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class NewFolder:
+    """An empty folder that is to be made."""
+
+    path: Path
+    mode: int
+    group: int
+
+    def __str__(self) -> str:
+        return f"{self.path}: a new folder, mode {self.mode:o}, group {group_name(self.group)}"
+
+
+@dataclass(frozen=True, slots=True)
 class _Kind:
     is_whole: bool
     mode: int
@@ -58,11 +70,13 @@ class Draft:
     Attributes:
         files: The files as they are to be.
         notes: What the administrator has to know besides.
+        folders: Empty folders that are to be made.
     """
 
     def __init__(self) -> None:
         self.files = Files()
         self.notes: list[str] = []
+        self.folders: list[NewFolder] = []
         self._before: dict[Path, bytes | None] = {}
         self._kinds: dict[Path, _Kind] = {}
 
@@ -73,6 +87,11 @@ class Draft:
     def write(self, path: Path, content: bytes, mode: int = FOR_ALL, group: int = 0) -> None:
         """Plan a file that is ours as a whole."""
         self._plan(path, content, _Kind(True, mode, group))
+
+    def make_folder(self, path: Path, mode: int, group: int) -> None:
+        """Plan an empty folder, unless there is one."""
+        if not path.exists():
+            self.folders.append(NewFolder(path, mode, group))
 
     def write_secret(self, path: Path, content: bytes) -> None:
         """Plan a file for root alone, which is not shown."""

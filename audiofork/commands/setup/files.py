@@ -68,7 +68,9 @@ def missing_folders(path: Path) -> list[Path]:
     return [one for one in reversed((path, *path.parents)) if not one.exists()]
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder that all may look into, whatever the umask."""
-    path.mkdir()
-    path.chmod(0o755)
+def make_folder(path: Path, mode: int = 0o755, group: int | None = None) -> None:
+    """Make a folder with a mode, whatever the umask; by default all may look into it."""
+    path.mkdir(mode=0o700)
+    if group is not None and group != os.getegid():
+        os.chown(path, -1, group)
+    path.chmod(mode)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from audiofork.commands.setup import edits, files
 from audiofork.commands.setup.conf import real
-from audiofork.commands.setup.draft import Change
+from audiofork.commands.setup.draft import Change, NewFolder
 from audiofork.errors import SetupError
 
 RECORD = "record.json"
@@ -191,6 +191,16 @@ class Record:
             files.make_folder(folder)
         like = None if change.before is None else change.path
         files.replace(change.path, change.after, like=like, mode=change.mode, group=change.group)
+
+    def make_folder(self, new: NewFolder) -> None:
+        """Make a folder, once it is written down.
+
+        Raises:
+            OSError: It is not made.
+        """
+        self.folders.append(str(new.path))
+        self.save()
+        files.make_folder(new.path, new.mode, new.group)
 
     def revert(self, change: Change) -> None:
         """Have a file as it was before a change of this run, made or not.

@@ -13,6 +13,7 @@ from audiofork.commands.setup.daemon_files import (
     common_secret,
     configuration,
     plan_ini,
+    plan_profiles,
     plan_secret,
     plan_units,
     secrets_of,
@@ -35,6 +36,11 @@ class _Plan:
     draft: Draft
     of_asterisk: AsteriskFiles
     changes: list[Change]
+
+    @property
+    def is_any(self) -> bool:
+        """Whether there is anything to be done."""
+        return bool(self.changes or self.draft.folders)
 
 
 @dataclass(slots=True)
@@ -72,10 +78,10 @@ class Setup:
         with record.locked():
             plan = self._plan(record)
             self._show(plan)
-            if plan.changes and not self.confirm("Make these changes?"):
+            if plan.is_any and not self.confirm("Make these changes?"):
                 self.say("nothing was changed")
                 return EXIT_FAILED
-            if plan.changes:
+            if plan.is_any:
                 self._write(record, plan)
             if not record.is_complete or (self.systemd and record.service is None):
                 try:
@@ -107,6 +113,7 @@ class Setup:
         access = of_asterisk.plan(secret, *users)
         plan_secret(draft, own, secret)
         plan_ini(draft, ini, access, own)
+        plan_profiles(draft, self.paths)
         plan_units(draft, self.paths)
         return _Plan(asterisk, draft, of_asterisk, draft.changes())
 
@@ -118,13 +125,13 @@ class Setup:
             f"{one.folder}{', by FreePBX' if one.generated else ''}, "
             f"its group is {group_name(one.group)}"
         )
-        for change in plan.changes:
-            self.say(f"\n{change}")
-        if plan.changes:
+        for planned in (*plan.changes, *plan.draft.folders):
+            self.say(f"\n{planned}")
+        if plan.is_any:
             self.say("")
         for note in plan.draft.notes:
             self.say(f"note: {note}")
-        if not plan.changes:
+        if not plan.is_any:
             self.say("nothing to change: every file is as setup leaves it")
 
     def _write(self, record: Record, plan: _Plan) -> None:
@@ -137,14 +144,19 @@ class Setup:
         record.command = list(plan.asterisk.command)
         record.is_complete = False
         begun: list[Change] = []
+        where = record.path
         try:
             for change in plan.changes:
                 begun.append(change)
+                where = change.path
                 record.apply(change)
+            for folder in plan.draft.folders:
+                where = folder.path
+                record.make_folder(folder)
         except BaseException as exc:
             self._roll_back(record, earlier, begun, exc)
             if isinstance(exc, OSError):
-                what = f"{change.path}: {exc.strerror or exc}"
+                what = f"{where}: {exc.strerror or exc}"
                 raise SetupError(f"{what}; what was done until then has been taken back") from exc
             raise
 

@@ -1,4 +1,4 @@
-"""The post-process commands that a request may name: those of the configuration, or shell text."""
+"""The post-process commands of requests: named ones of the configuration, or shell text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from audiofork.config import PostProcessConfig
 from audiofork.errors import RequestRefused
 from audiofork.forks.post_process.template import PostProcess, prepare, prepare_argv
 
-# Marks a name; no shell command begins with it.
+# Marks a name, because no shell command begins with it.
 _MARK = "@"
 
 

@@ -66,7 +66,7 @@ async def run(
         return NOT_STARTED
     try:
         if not await running.ended_within(limit_s):
-            log.warning("post-process: not ended after %g s, stopped", limit_s)
+            log.warning("post-process: did not end within %g s; stopping it", limit_s)
             running.signal(signal.SIGTERM)
             await running.ended_within(grace_s)
     finally:

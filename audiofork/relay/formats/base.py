@@ -98,7 +98,7 @@ class Text:
     text: str
 
 
-# What a message of the server means; None: the message is ignored.
+# What a message of the server means; None: nothing comes of it, and it is counted.
 Meaning = Audio | Command | Text | None
 
 
@@ -116,9 +116,17 @@ class MessageFormat(ABC):
     Attributes:
         is_verbatim: Whether a message of audio is binary and is just its frames. A message of one
             frame is then sent without a call of `audio()`.
+        must_answer: Whether audio waits until the server has answered the opening.
+        is_answered: Whether the server has answered the opening of this connection.
+        closing_wait_s: How long the server is listened to after `closing()`, in seconds.
+        has_finished: Whether the server has sent all on this connection.
     """
 
     is_verbatim: bool = False
+    must_answer: bool = False
+    is_answered: bool = False
+    closing_wait_s: float = 0.0
+    has_finished: bool = False
 
     def opening(self, number: int, dropped: int) -> Sequence[Message]:  # noqa: ARG002 (for others)
         """Return the first messages on each connection.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from audiofork.link.dialogue import PLAIN_DIALOGUE
 from audiofork.link.messages import ForkSpec, Format
 from audiofork.relay.formats.base import MessageFormat
 from audiofork.relay.formats.chan_websocket import ChanWebSocketFormat
 from audiofork.relay.formats.description import Description
+from audiofork.relay.formats.dialogue import WithDialogue
 from audiofork.relay.formats.jambonz import JambonzFormat
 from audiofork.relay.formats.json_events import JsonFormat
 from audiofork.relay.formats.raw import RawFormat
-from audiofork.relay.formats.texts import WithTexts
 from audiofork.relay.formats.twilio import TwilioFormat
 from audiofork.relay.formats.vonage import VonageFormat
 
@@ -22,9 +23,9 @@ def format_of(spec: ForkSpec, frame_ms: int) -> MessageFormat:
         frame_ms: Audio in a full message, in milliseconds.
     """
     own = _own_format_of(spec, frame_ms)
-    if spec.opening or spec.closing:
-        return WithTexts(own, spec.opening, spec.closing)
-    return own
+    if spec.dialogue == PLAIN_DIALOGUE:
+        return own
+    return WithDialogue(own, spec.dialogue, frame_ms)
 
 
 def _own_format_of(spec: ForkSpec, frame_ms: int) -> MessageFormat:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import audioop
-import hashlib
 import json
 from audioop import lin2ulaw, ulaw2lin
 from binascii import b2a_base64
@@ -24,6 +23,7 @@ from audiofork.relay.formats.base import (
     Text,
 )
 from audiofork.relay.formats.from_server import json_object, member
+from audiofork.twilio_sids import sids_of
 
 SAMPLE_RATE = 8000
 _TRACKS = {
@@ -48,9 +48,7 @@ class TwilioFormat(MessageFormat):
         metadata = spec.metadata or Metadata()
         self._metadata = metadata
         self._tracks = _TRACKS[spec.direction]
-        self._stream_sid = f"MZ{spec.fork_id.replace('-', '')}"
-        self._call_sid = _sid("CA", metadata.call.get("uniqueid", spec.fork_id))
-        self._account_sid = _sid("AC", metadata.call.get("system_name", ""))
+        self._sids = sids_of(spec.fork_id, metadata.call)
         self._sequence = 0
         self._chunk = 0
         # A template: json.dumps for each frame would take three times as long.
@@ -58,16 +56,16 @@ class TwilioFormat(MessageFormat):
             '{"event":"media","sequenceNumber":"%d","media":{"track":"'  # noqa: UP031
             + track
             + '","chunk":"%d","timestamp":"%d","payload":"%s"},"streamSid":"'
-            + f'{self._stream_sid}"}}'
+            + f'{self._sids.stream}"}}'
             for track in self._tracks
         )
 
     def opening(self, number: int, dropped: int) -> Sequence[Message]:  # noqa: ARG002 (of the base)
         self._sequence = self._chunk = 0
         start = {
-            "accountSid": self._account_sid,
-            "streamSid": self._stream_sid,
-            "callSid": self._call_sid,
+            "accountSid": self._sids.account,
+            "streamSid": self._sids.stream,
+            "callSid": self._sids.call,
             "tracks": list(self._tracks),
             "mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": SAMPLE_RATE, "channels": 1},
             "customParameters": self._parameters(),
@@ -87,8 +85,8 @@ class TwilioFormat(MessageFormat):
 
     def _numbered(self, event: str, content: dict[str, Any]) -> str:
         self._sequence += 1
-        number = {"sequenceNumber": str(self._sequence)}
-        return json.dumps({"event": event, **number, event: content, "streamSid": self._stream_sid})
+        head = {"event": event, "sequenceNumber": str(self._sequence)}
+        return json.dumps({**head, event: content, "streamSid": self._sids.stream})
 
     def audio(self, frames: Sequence[bytes], number: int) -> Sequence[Message]:
         samples = frames[0] if len(frames) == 1 else b"".join(frames)
@@ -111,7 +109,7 @@ class TwilioFormat(MessageFormat):
         return (self._numbered("mark", {"name": mark.name}),)
 
     def closing(self, reason: str, number: int, dropped: int) -> Sequence[Message]:  # noqa: ARG002
-        sids = {"accountSid": self._account_sid, "callSid": self._call_sid}
+        sids = {"accountSid": self._sids.account, "callSid": self._sids.call}
         return (self._numbered("stop", sids),)
 
     def meaning(self, message: Message) -> Meaning:
@@ -132,8 +130,3 @@ class TwilioFormat(MessageFormat):
         tracks = len(self._tracks)
         # A sample is two bytes of slin, one of mu-law, four thirds of one in base64.
         return frame_bytes * 2 // 3 + tracks * (len(self._media[0]) + 12)
-
-
-def _sid(kind: str, text: str) -> str:
-    """Return an identifier as Twilio's look, the same for the same text."""
-    return kind + hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()

@@ -80,12 +80,18 @@ class Machine:
         commands = [line.partition(" -rx ")[2] for line in lines]
         return [one for one in commands if one != "core show settings"]
 
-    def setup(self, *, units: Path | None = None, systemd: Systemd | None = None) -> Setup:
+    def setup(
+        self,
+        *,
+        units: Path | None = None,
+        systemd: Systemd | None = None,
+        group: str = "no group of this name",
+    ) -> Setup:
         return Setup(
             self.said.append,
             lambda _: self.answers.pop(0),
             self.etc,
-            Paths(self.ini, units=units, packaged_units=()),
+            Paths(self.ini, units=units, packaged_units=(), group=group),
             self.root / "state",
             systemd,
             self._check,

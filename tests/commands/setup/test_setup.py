@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import grp
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from audiofork import config_file
+from audiofork import config_file, shipped
 from audiofork.commands.setup import files
 from audiofork.commands.setup.conf import Conf, Files, is_true
 from audiofork.commands.setup.edits import MARK
@@ -67,6 +69,52 @@ def test_secrets_are_for_root_and_asterisk_alone(machine: Machine) -> None:
     for name in ("manager_audiofork.conf", "ari_audiofork.conf"):
         assert modes[f"etc/asterisk/{name}"] in (0o600, 0o640)
     assert (machine.root / "state").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(("has_group", "mode"), [(True, 0o750), (False, 0o755)])
+def test_folder_of_profiles_is_for_the_daemons_group_where_there_is_one(
+    machine: Machine, has_group: bool, mode: int
+) -> None:
+    group = grp.getgrgid(os.getegid()).gr_name if has_group else "no group of this name"
+    machine.setup(group=group).do()
+    folder = machine.ini.parent / "profiles.d"
+    assert stat.S_IMODE(folder.stat().st_mode) == mode
+    assert f"{folder}: a new folder, mode {mode:o}, group " in machine.last()
+
+
+def test_folder_of_profiles_that_stands_stays_as_it_is(machine: Machine) -> None:
+    folder = machine.ini.parent / "profiles.d"
+    folder.mkdir(mode=0o700, parents=True)
+    machine.setup().do()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert machine.setup().undo() == 0
+    assert folder.is_dir()
+
+
+def test_undo_leaves_profiles_that_the_user_has_put_there(machine: Machine) -> None:
+    machine.setup().do()
+    mine = machine.ini.parent / "profiles.d/mine.ini"
+    mine.write_text("[profile:mine]\n")
+    machine.setup().undo()
+    assert mine.read_text() == "[profile:mine]\n"
+
+
+def test_folder_alone_is_made_beside_files_that_are_as_setup_leaves_them(machine: Machine) -> None:
+    machine.setup().do()
+    folder = machine.ini.parent / "profiles.d"
+    folder.rmdir()
+    assert machine.setup().do() == 0
+    assert folder.is_dir()
+
+
+def test_profile_whose_token_systemd_hands_to_the_service_is_no_fault_here(
+    machine: Machine,
+) -> None:
+    machine.ini.parent.mkdir(parents=True)
+    machine.ini.write_text(
+        "[profile:a]\nurl = ws://h/\ntoken_file = ${CREDENTIALS_DIRECTORY}/token\n"
+    )
+    assert machine.setup().do() == 0
 
 
 def test_second_run_changes_nothing_and_says_so(machine: Machine) -> None:
@@ -419,6 +467,35 @@ def test_user_that_was_made_by_hand_stays_as_he_is(machine: Machine) -> None:
     assert machine.text("manager.conf").encode() == text
     assert not (machine.etc / "manager_audiofork.conf").exists()
     assert "\npassword = mine\n" in machine.text("ari_audiofork.conf")
+
+
+@pytest.mark.parametrize(
+    ("read", "is_told"),
+    [("read = user,call", True), ("", True), ("read = user, DTMF", False), ("read = all", False)],
+)
+def test_user_made_by_hand_who_hears_no_keys_is_told_of(
+    machine: Machine, read: str, is_told: bool
+) -> None:
+    user = f"[audiofork]\nsecret = mine\n{read}\n".encode()
+    machine.write("manager.conf", FILES["manager.conf"] + user)
+    machine.setup().do()
+    assert (" its read lacks dtmf, so no server is told" in machine.last()) is is_told
+
+
+def test_user_of_an_earlier_setup_gets_the_class_of_keys(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = machine.tree()
+    with monkeypatch.context() as patch:
+        text = shipped.text
+        patch.setattr(shipped, "text", lambda name: text(name).replace("call,dtmf", "call"))
+        machine.setup().do()
+    assert "\nread = user,call\n" in machine.text("manager_audiofork.conf")
+    machine.setup().do()
+    assert "\nread = user,call,dtmf\n" in machine.text("manager_audiofork.conf")
+    assert "lacks dtmf" not in machine.last()
+    machine.setup().undo()
+    assert machine.tree() == tree
 
 
 # --- Taken back where the user has been, too -----------------------------------------------------

@@ -828,7 +828,7 @@ async def test_client_that_reads_nothing_is_held_to_64_kib_and_cut(
     assert HELD_BYTES < most <= MEMORY_LIMIT_BYTES
     await undisturbed(*other)
     await link.wait_for(link.ended.is_set)
-    assert "is cut: it reads nothing" in caplog.text
+    assert "disconnected: it reads nothing" in caplog.text
     await rig.sessions(1)
     assert client.reader.exception() is None
     await undisturbed(*other)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from audiofork.link.dialogue import Dialogue
 from audiofork.link.messages import Codec, Direction, Format
 from audiofork.relay.formats.base import Audio, Dtmf, MessageFormat, Mute, Text
 from tests.relay.formats.formats import CALL, FORK_ID, PARAMS, make
@@ -122,7 +123,7 @@ def test_text_of_the_server_is_a_text_and_audio_of_it_is_audio(format_: Format) 
 
 @pytest.mark.parametrize("format_", Format)
 def test_texts_of_a_profile_come_after_the_opening_and_before_the_end(format_: Format) -> None:
-    plain, one = make(format_), make(format_, opening="hello", closing="bye")
+    plain, one = make(format_), make(format_, dialogue=Dialogue(opening="hello", closing="bye"))
     assert list(one.opening(0, 0)) == [*plain.opening(0, 0), "hello"]
     assert list(one.audio((FRAME,), 0)) == list(plain.audio((FRAME,), 0))
     assert one.is_verbatim == plain.is_verbatim

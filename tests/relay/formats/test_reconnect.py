@@ -6,18 +6,13 @@ time stamps. The other formats have no way to tell; there the order alone is hel
 
 from __future__ import annotations
 
-import audioop
-import base64
-import json
-from dataclasses import dataclass, field
-from typing import Any
-
 import pytest
 
 from audiofork.link.messages import Format
 from audiofork.relay.formats.base import Dtmf, Mute
 from testbed.blocks import decode, make_blocks
 from tests.relay.formats.formats import make
+from tests.relay.formats.reader import Reader
 from tests.relay.peers import FickleServer, until
 from tests.relay.sinks import Start, Waits, all_acknowledged, opened, retries_of
 
@@ -26,66 +21,25 @@ pytestmark = pytest.mark.usefixtures("nothing_left")
 FRAMES = [decode(block) for block in make_blocks(1000, seed=81)]
 NUMBER_OF = {frame: number for number, frame in enumerate(FRAMES)}
 PLACING = [Format.RAW, Format.JSON, Format.TWILIO]  # raw with option M
-OTHERS = [one for one in Format if one not in PLACING]
 
 
-@dataclass
-class Reader:
-    """Reads one connection as a server does.
-
-    Attributes:
-        placed: Each frame that came: where it belongs, and which it is, both as its number.
-        texts: What came beside audio.
-        muted: Which sides are muted, for each frame that came.
-        lost_ms: What the gaps add up to.
-    """
-
-    format: Format
-    placed: list[tuple[int, int]] = field(default_factory=list)
-    texts: list[dict[str, Any]] = field(default_factory=list)
-    muted: list[list[str]] = field(default_factory=list)
-    lost_ms: int = 0
-    _next: int = 0
-    _muted: list[str] = field(default_factory=list)
-
-    def read(self, message: bytes) -> None:
-        if not message.startswith(b"{"):
-            self._take(message)
-            return
-        told = json.loads(message)
-        if told.get("event") == "media":
-            self._next = int(told["media"]["timestamp"]) // 20
-            self._take(audioop.ulaw2lin(base64.b64decode(told["media"]["payload"]), 2))
-            return
-        self.texts.append(told)
-        self._muted = told.get("muted", self._muted)
-        if told.get("event") == "gap":
-            assert told["position_ms"] == self._next * 20
-            self.lost_ms += told["lost_ms"]
-            self._next += told["lost_ms"] // 20
-        elif "position_ms" in told:
-            self._next = told["position_ms"] // 20
-
-    def _take(self, audio: bytes) -> None:
-        for at in range(0, len(audio), 320):
-            self.placed.append((self._next, NUMBER_OF[audio[at : at + 320]]))
-            self.muted.append(self._muted)
-            self._next += 1
-
-
-def read(server: FickleServer, format_: Format) -> list[Reader]:
+def read(server: FickleServer) -> list[Reader]:
     """Return what each connection brought."""
     readers = []
     for messages in server.frames_of:
-        reader = Reader(format_)
-        for message in messages:
-            reader.read(message)
-        readers.append(reader)
+        readers.append(Reader())
+        readers[-1].read(messages)
     return readers
 
 
-def right(*numbers: int) -> list[tuple[int, int]]:
-    return [(number, number) for number in numbers]
+def numbers(reader: Reader) -> list[int]:
+    """Return which frames came."""
+    return [NUMBER_OF[audio] for _, audio in reader.placed]
+
+
+def places(reader: Reader) -> list[int]:
+    """Return where they belong."""
+    return [number for number, _ in reader.placed]
 
 
 @pytest.mark.parametrize("frame_ms", [20, 60])
@@ -107,11 +61,11 @@ async def test_next_connection_says_where_it_begins_and_what_was_dropped(
     assert sink.backlog.dropped == 18
     await opened(sink)
     await until(lambda: len(fickle.frames_of) == 2 and all_acknowledged(sink))
-    await until(lambda: sum(len(one.placed) for one in read(fickle, format_)) == 18)
-    first, second = read(fickle, format_)
+    await until(lambda: sum(len(one.placed) for one in read(fickle)) == 18)
+    first, second = read(fickle)
     if format_ in PLACING:
-        assert (first.placed, second.placed) == (right(*range(6)), right(*range(24, 36)))
-    assert [number for _, number in second.placed] == list(range(24, 36))
+        assert (places(first), places(second)) == (numbers(first), numbers(second))
+    assert (numbers(first), numbers(second)) == (list(range(6)), list(range(24, 36)))
     assert (first.lost_ms, second.lost_ms) == (0, 0)
     told = second.texts[0] if second.texts else {}
     if format_ in (Format.RAW, Format.JSON):
@@ -135,14 +89,14 @@ async def test_frames_that_a_stalled_connection_lost_leave_a_gap_that_is_told(
     fickle.read_on()
     await until(lambda: all_acknowledged(sink))
     sink.send(FRAMES[count])
-    await until(lambda: len(read(fickle, format_)[0].placed) == count + 1 - 7)
-    (reader,) = read(fickle, format_)
+    await until(lambda: len(read(fickle)[0].placed) == count + 1 - 7)
+    (reader,) = read(fickle)
     came = [*range(count - 12), *range(count - 5, count + 1)]
-    assert [number for _, number in reader.placed] == came
+    assert numbers(reader) == came
     if format_ is Format.RAW:
         return  # its texts come at the begin and at the end alone
     if format_ in PLACING:
-        assert reader.placed == right(*came)
+        assert places(reader) == came
     assert reader.lost_ms == (140 if format_ is Format.JSON else 0)
 
 
@@ -173,12 +127,12 @@ async def test_what_a_broken_connection_held_comes_again_at_its_own_place(
     await until(lambda: sink._connection is None)
     begin = sink.frames_sent
     await until(lambda: len(fickle.frames_of) == 2)
-    await until(lambda: len(read(fickle, format_)[1].placed) == count - begin)
-    _, second = read(fickle, format_)
+    await until(lambda: len(read(fickle)[1].placed) == count - begin)
+    _, second = read(fickle)
     assert 0 < begin < count - 10
-    assert [number for _, number in second.placed] == list(range(begin, count))
+    assert numbers(second) == list(range(begin, count))
     if format_ in PLACING:
-        assert second.placed == right(*range(begin, count))
+        assert places(second) == list(range(begin, count))
     if format_ is Format.JSON:
         wanted = [["in"] if number // 10 % 2 else [] for number in range(begin, count)]
         assert second.muted == wanted
