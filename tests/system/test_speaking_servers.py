@@ -17,9 +17,9 @@ from testbed.rtp import ULAW
 from testbed.sip import Call, SipUser
 from tests.system.conftest import (
     Target,
-    channels,
     counts_blocks,
     each_tap,
+    only_channels,
     place_call,
     start_fork,
 )
@@ -196,7 +196,7 @@ async def test_server_that_is_the_other_party_transfers_the_call_and_is_out_of_i
             and (h["Channel"], h["Extension"]) == (target.channel, "third")
         )
     )
-    assert await channels(ami) == [target.channel]
+    await only_channels(ami, target.channel)
     await target.call.hangup()
 
 
