@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import subprocess
 import sys
 import time
 import wave
@@ -16,7 +18,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 pytest.importorskip("pocketsphinx", reason="there is no wheel of it for this Python")
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples/voice-bot"))
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "examples/voice-bot"))
 
 import bot  # noqa: E402
 
@@ -162,3 +165,13 @@ def test_readme_of_the_example_says_how_many_lines_there_are() -> None:
     readme = (Path(bot.__file__).parent / "README.md").read_text()
     assert "of less than 150 lines" in readme
     assert len(Path(bot.__file__).read_text().splitlines()) < 150
+
+
+def test_make_demo_bot_runs_the_demo() -> None:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("there is no make")
+    shown = subprocess.run(
+        [make, "--dry-run", "demo-bot"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "-m testbed.demo_bot" in shown.stdout
