@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator
 
@@ -190,7 +189,7 @@ async def test_server_that_is_the_other_party_transfers_the_call_and_is_out_of_i
     assert event["Outcome"] == "done"
     end = await ami.wait_user_event("AudioForkStopped", Uniqueid=target.uniqueid)
     assert end["Reason"] == "stopped"
-    assert end["Detail"] == "the server sent the call to testbed,third,1"
+    assert end["Detail"] == "transferred by the server to testbed,third,1"
     await ami.wait_event(
         lambda h: (
             h.get("Event") == "Newexten"
