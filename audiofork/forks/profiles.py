@@ -83,6 +83,10 @@ class Profiles:
         request = self._of_profile(request)
         options = with_format(request.options, self.default_format)
         check_params_are_sent(request.params, options)
+        try:
+            _check_dialogue(self._sections.get(request.profile), options.format)
+        except ValueError as exc:
+            raise RequestRefused(f"WsServer: {request.server}: {exc}") from None
         return dataclasses.replace(request, options=options)
 
     def _of_profile(self, request: StartFork) -> StartFork:
@@ -93,10 +97,6 @@ class Profiles:
             hint = did_you_mean(name, self._sections, f"{PROFILE_MARK}{{}}")
             raise RequestRefused(f"WsServer: no section [profile:{printable(name, '?')}]{hint}")
         options = _options_of(section, request.options_text)
-        try:
-            _check_dialogue(section, options.format)
-        except ValueError as exc:
-            raise RequestRefused(f"WsServer: {request.url}: {exc}") from None
         params = {**parse_params(section.params), **request.params}
         return dataclasses.replace(
             request,
@@ -212,12 +212,12 @@ def _check(name: str, section: ProfileConfig) -> None:
         raise ConfigError(f"[profile:{name}] {exc}") from None
 
 
-def _check_dialogue(section: ProfileConfig, format_: Format) -> None:
+def _check_dialogue(section: ProfileConfig | None, format_: Format) -> None:
     """Raise ValueError if a format cannot have what a profile has its server told.
 
     The text begins with the name of the option.
     """
-    if format_ is not Format.OPENAI_REALTIME:
+    if section is None or format_ is not Format.OPENAI_REALTIME:
         return
     for option in ("opening_answer", "closing", "closing_answer", "full_messages"):
         if getattr(section, option):

@@ -336,8 +336,11 @@ class Outlet:
             self._send_waiting()
 
     def reply(self, messages: Sequence[Message]) -> None:
-        """Write messages at once, before all that waits, if the connection takes any."""
-        if self.is_open:
+        """Write messages at once, before all that waits, if the connection takes any.
+
+        A server that asks and does not read fills the transport, and gets no more answers.
+        """
+        if self._path.flow < Flow.TRANSPORT:
             self._write_all(messages)
 
     def send_part(self) -> None:

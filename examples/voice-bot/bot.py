@@ -25,7 +25,6 @@ from websockets.exceptions import ConnectionClosed
 RATE = 8000  # in Hz, of the fork; PocketSphinx's English model is for twice as much
 MEAN = "51,12,3,9,6,-6,-2,1,0,-1,-7,-1,-2"  # cepstral mean of speech over the telephone
 BARGE_IN_FRAMES = 3  # of 30 ms, one after the other, with a voice in them
-MAX_MESSAGE_BYTES = 32_000  # a fork takes 65,536
 
 GREETING, GOODBYE = "Hello. Ask me how I am, for a story, or for the time.", "goodbye"
 ANSWERS = {
@@ -119,9 +118,8 @@ class Bot:
         spoken, _ = await process.communicate(text.encode())
         with wave.open(io.BytesIO(spoken)) as file:
             samples = numpy.frombuffer(file.readframes(file.getnframes()), "<i2")
-            audio = soxr.resample(samples, file.getframerate(), RATE).tobytes()
-        for position in range(0, len(audio), MAX_MESSAGE_BYTES):
-            await self._connection.send(audio[position : position + MAX_MESSAGE_BYTES])
+            audio = soxr.resample(samples, file.getframerate(), RATE)
+        await self._connection.send(audio.tobytes())  # 1 MiB at most: a minute
 
 
 async def main(host: str, port: int, espeak: list[str]) -> None:

@@ -305,7 +305,10 @@ def test_profile_of_a_speech_api_that_cannot_be_used_is_an_error_of_the_configur
 
 
 def test_request_for_a_speech_api_with_the_texts_of_another_is_refused() -> None:
-    profiles = Profiles({"other": ProfileConfig(url=URL, opening="hello")})
+    other = ProfileConfig(url=URL, opening="hello")
+    profiles = Profiles({"other": other})
     with pytest.raises(RequestRefused, match=r"^WsServer: @other: opening: x\(openai-realtime\) e"):
         profiles.apply(request("@other", "x(openai-realtime)"))
+    with pytest.raises(RequestRefused, match=r"^WsServer: @other: opening: x\(openai-realtime\) e"):
+        Profiles({"other": other}, Format.OPENAI_REALTIME).apply(request("@other"))
     profiles.apply(request("@other", "x(json)"))

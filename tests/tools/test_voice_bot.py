@@ -49,13 +49,9 @@ class Caller:
 
     async def hears(self) -> bytes:
         """Return one utterance of the bot."""
-        audio = b""
-        while len(audio) < SPOKEN_S * bot.RATE * 2 - 100:
-            message = await self._next()
-            assert isinstance(message, bytes), message
-            assert len(message) <= bot.MAX_MESSAGE_BYTES
-            audio += message
-        return audio
+        message = await self._next()
+        assert isinstance(message, bytes), message
+        return message
 
     async def told(self) -> Any:
         message = await self._next()

@@ -113,7 +113,7 @@ class Reply:
     """The format itself answers the server.
 
     Attributes:
-        messages: Sent at once, unless the connection is closing; never on another one.
+        messages: Sent at once, unless the connection is closing or full; never on another one.
     """
 
     messages: tuple[Message, ...]

@@ -368,6 +368,20 @@ async def test_message_that_the_format_answers_is_told_and_answered_before_what_
     assert recording.messages[2:4] == ["about tea", b"\xff" * 4]
 
 
+async def test_server_that_asks_and_does_not_read_gets_no_more_answers(
+    stalled: StalledServer, start: Start
+) -> None:
+    sink, _ = start(stalled.url, format=TellingFormat())
+    await opened(sink)
+    assert sink._connection is not None
+    transport = sink._connection.transport
+    for _ in range(10_000):
+        sink._take("ask " + PADDING)
+        if transport.get_write_buffer_size() > 1_000_000:
+            break
+    assert 0 < transport.get_write_buffer_size() < 1_000_000
+
+
 async def test_answer_of_the_format_is_left_out_while_the_connection_closes(
     recorder: Recorder, start: Start
 ) -> None:
