@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from testbed.ami import AmiClient, Headers
+from testbed.recorder import Recorder
+from testbed.sip import SipUser
+from tests.system.conftest import Target, place_call, set_globals
 
 BOT = """
 [testbed]
@@ -18,3 +21,11 @@ exten => next,1,UserEvent(Next)
 async def went_on(ami: AmiClient) -> Headers:
     """Return the event by which the dialplan says that it goes on after the server."""
     return await ami.wait_event(lambda h: h.get("UserEvent") == "Back")
+
+
+async def call_bot(ami: AmiClient, caller: SipUser, recorder: Recorder) -> Target:
+    """Call the server at the path /bot of a recorder, and talk."""
+    await set_globals(ami, BOT_URL=recorder.url("/bot"), BOT_OPTIONS="")
+    target = await place_call(ami, caller, "bot")
+    target.call.talk()
+    return target

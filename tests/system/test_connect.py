@@ -14,7 +14,7 @@ from testbed.asterisk import Asterisk
 from testbed.daemon import Daemon, ari_conf, dialplan, manager_conf
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.system.bots import BOT, went_on
+from tests.system.bots import BOT, call_bot, went_on
 from tests.system.conftest import DIALPLAN, no_channels, place_call, set_globals
 
 pytestmark = pytest.mark.asterisk
@@ -30,9 +30,7 @@ def asterisk() -> Iterator[Asterisk]:
 async def test_server_that_closes_lets_the_dialplan_go_on(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
-    await set_globals(ami, BOT_URL=recorder.url("/bot"), BOT_OPTIONS="")
-    target = await place_call(ami, caller, "bot")
-    target.call.talk()
+    target = await call_bot(ami, caller, recorder)
     recording = await recorder.wait_messages("/bot", 50)
     assert recording.connection is not None
     await recording.connection.close(1000, "thanks")
@@ -45,9 +43,7 @@ async def test_server_that_closes_lets_the_dialplan_go_on(
 async def test_caller_that_hangs_up_ends_the_server_s_connection(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
-    await set_globals(ami, BOT_URL=recorder.url("/bot"), BOT_OPTIONS="")
-    target = await place_call(ami, caller, "bot")
-    target.call.talk()
+    target = await call_bot(ami, caller, recorder)
     await recorder.wait_messages("/bot", 50)
     await target.call.hangup()
     recording = await recorder.wait_closed("/bot")
@@ -78,9 +74,7 @@ async def test_server_that_is_not_there_lets_the_dialplan_go_on_at_once(
 async def test_stop_by_another_door_lets_the_dialplan_go_on(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
-    await set_globals(ami, BOT_URL=recorder.url("/bot"), BOT_OPTIONS="")
-    target = await place_call(ami, caller, "bot")
-    target.call.talk()
+    target = await call_bot(ami, caller, recorder)
     await recorder.wait_messages("/bot", 20)
     with Client(daemon.socket) as client:
         await asyncio.to_thread(client.stop, target.uniqueid)
@@ -122,9 +116,7 @@ async def test_call_that_is_led_to_a_server_goes_on_where_it_was_told(
 async def test_channel_with_a_server_gets_no_second_one(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
-    await set_globals(ami, BOT_URL=recorder.url("/bot"), BOT_OPTIONS="")
-    target = await place_call(ami, caller, "bot")
-    target.call.talk()
+    target = await call_bot(ami, caller, recorder)
     await recorder.wait_messages("/bot", 20)
     url = recorder.url("/other")
     with Client(daemon.socket) as client, pytest.raises(RequestRefused, match="connected already"):

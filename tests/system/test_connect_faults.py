@@ -12,7 +12,7 @@ from testbed.asterisk import Asterisk
 from testbed.daemon import Daemon, dialplan, manager_conf
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.system.bots import BOT, went_on
+from tests.system.bots import BOT, call_bot, went_on
 from tests.system.conftest import DIALPLAN, no_channels, place_call, set_globals
 
 pytestmark = pytest.mark.asterisk
@@ -29,9 +29,7 @@ async def test_daemon_that_is_killed_lets_the_dialplan_go_on_and_the_next_one_le
     asterisk: Asterisk, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
     with Daemon(asterisk) as daemon:
-        await set_globals(ami, BOT_URL=recorder.url("/bot"), BOT_OPTIONS="")
-        target = await place_call(ami, caller, "bot")
-        target.call.talk()
+        target = await call_bot(ami, caller, recorder)
         await recorder.wait_messages("/bot", 50)
         daemon.kill()
         back = await went_on(ami)
@@ -57,9 +55,7 @@ async def test_daemon_that_stops_and_keeps_forks_lets_the_dialplan_go_on(
     asterisk: Asterisk, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
     with Daemon(asterisk, {"daemon": "on_stop = keep\n"}) as daemon:
-        await set_globals(ami, BOT_URL=recorder.url("/bot"), BOT_OPTIONS="")
-        target = await place_call(ami, caller, "bot")
-        target.call.talk()
+        target = await call_bot(ami, caller, recorder)
         await recorder.wait_messages("/bot", 50)
         await asyncio.to_thread(daemon.stop)
         assert (await went_on(ami))["Status"] == "STOPPED"
