@@ -285,6 +285,7 @@ def beeps_in(received: list[tuple[float, bytes]]) -> list[float]:
     return begins
 
 
+@pytest.mark.serial
 async def test_beeps_are_heard_by_the_party_on_time_and_by_nobody_else(
     asterisk: Asterisk, daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
