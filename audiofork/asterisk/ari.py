@@ -406,15 +406,15 @@ def _reason(exc: Exception) -> str:
         return "the answer broke off"
     if isinstance(exc, aiohttp.ServerDisconnectedError):
         return "the other side closed the connection without an answer"
+    if isinstance(exc, aiohttp.ClientConnectorCertificateError):
+        return why(exc.certificate_error, "[ari] ca_file")
     if isinstance(exc, aiohttp.ClientConnectionResetError) and not exc.errno:
         # The peer spoke first, which no HTTP server does, or left.
         return f"the connection ended before the request was sent; perhaps {NOT_HTTP}"
     if isinstance(exc, aiohttp.ClientOSError) and not exc.errno:
         # It says [Errno None], and the URL.
         return "the connection broke off while the request was sent"
-    if isinstance(exc, aiohttp.ClientConnectorCertificateError):
-        cause = exc.certificate_error
-    elif isinstance(exc, aiohttp.ClientConnectorError):
+    if isinstance(exc, aiohttp.ClientConnectorError):
         cause = exc.os_error
     return why(cause, "[ari] ca_file")
 
