@@ -144,6 +144,9 @@ class TwilioCallback:
                 await self._deliver(post)
             except PostFailed as exc:
                 self.lost.count(f"{post}: {harmless(str(exc))}")
+            except asyncio.CancelledError:
+                self.lost.count(f"{post}: the daemon stops")
+                raise
             except Exception:
                 self.lost.count(f"{post}: a bug in audiofork")
                 log.exception("a status callback failed")
@@ -194,13 +197,14 @@ class TwilioCallback:
             await lane.join()
 
     async def close(self) -> None:
-        """Give up the posts that wait, and close the connections."""
+        """Give up the posts that wait or are under way, and close the connections."""
         waiting = sum(lane.qsize() for lane in self._lanes)
         if waiting:
             self.lost.count("the daemon stops", waiting)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.lost.say_rest()
         if self._opening is not None:
             (posts,) = await asyncio.gather(self._opening, return_exceptions=True)
             if not isinstance(posts, BaseException):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -315,6 +316,21 @@ async def test_posts_beyond_the_limit_are_counted_and_nobody_waits(
     assert f"{MAX_WAITING} others wait" in caplog.text
     await one.close()
     assert one.lost.total >= MAX_WAITING + 6, "what waited at the end is counted, too"
+
+
+async def test_post_that_is_under_way_at_the_end_is_counted_and_no_loss_stays_untold(
+    server: WebServer, door: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.may_answer.clear()
+    one = door(server.url)
+    for _ in range(3):
+        one.on_event(requested())
+        one.on_event(Started(FORK))
+    await until(lambda: sum(lane.qsize() for lane in one._lanes) == 2)
+    await one.close()
+    assert one.lost.total == 3
+    told = re.findall(r"not delivered: (\d+) more", caplog.text)
+    assert sum(map(int, told)) == 3
 
 
 async def test_slow_posts_of_one_stream_do_not_hold_up_those_of_another(
