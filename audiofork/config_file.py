@@ -72,8 +72,7 @@ def load(
         ConfigError: A file cannot be read, or contains something unknown or not allowed.
     """
     further = profile_files.read_all(path, _content) if "profile" in secrets_of else []
-    given = _Given(Ini(_content(path), str(path)), environment, further)
-    return _parsed(given, secrets_of)
+    return _parsed(_Given(_main(path), environment, further), secrets_of)
 
 
 def load_control(path: Path, environment: Mapping[str, str] = os.environ) -> ControlConfig:
@@ -82,7 +81,7 @@ def load_control(path: Path, environment: Mapping[str, str] = os.environ) -> Con
     Raises:
         ConfigError: The file cannot be read, is not an ini file, or that section cannot be used.
     """
-    given = _Given(Ini(_content(path), str(path)), environment)
+    given = _Given(_main(path), environment)
     if given.ini.has_section("control"):
         _refuse_unknown_options("control", given.ini)
     return _read_section("control", ControlConfig, given)
@@ -103,17 +102,24 @@ def with_place(text: str, path: Path, environment: Mapping[str, str] = os.enviro
         return text
     try:
         further = profile_files.read_all(path, _content)
-        given = _Given(Ini(_content(path), str(path)), environment, further)
+        given = _Given(_main(path), environment, further)
     except ConfigError:  # a file was changed meanwhile
         return f"{path}: {text}"
     return f"{given.place(named[1], named[2])}: {text}"
 
 
+def _main(path: Path) -> Ini:
+    try:
+        return Ini(_content(path), str(path))
+    except ConfigError as exc:
+        if not isinstance(exc.__cause__, FileNotFoundError):
+            raise
+        raise ConfigError(f"{exc}; `audiofork setup` makes one, -c names another") from exc
+
+
 def _content(path: Path) -> str:
     try:
         return read_file(path).decode("utf-8-sig")  # editors of Windows begin with a mark
-    except FileNotFoundError as exc:
-        raise ConfigError(f"{why(exc)}; `audiofork setup` makes one, -c names another") from exc
     except OSError as exc:
         raise ConfigError(why(exc)) from exc
     except UnicodeDecodeError as exc:
@@ -353,12 +359,14 @@ def _with_secret(values: _Section, section: str, option: str, given: _Given) -> 
         secret = parse(_secret(Path(path), where))
     except ValueError as exc:
         raise ConfigError(f"{where}: expected {exc} in {path}") from None
+    if not secret:
+        raise ConfigError(f"{where}: expected the {option} in {path}, which is empty")
     return dataclasses.replace(values, **{option: secret})  # type: ignore[type-var]
 
 
 def _secret(path: Path, where: str) -> str:
     try:
-        return text(read_file(path).decode("utf-8").strip())
+        return text(read_file(path).decode("utf-8-sig").strip())
     except OSError as exc:
         unset = "$" in str(path)
         hint = "; systemd sets that variable for the service alone" if unset else ""

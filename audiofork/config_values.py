@@ -254,7 +254,7 @@ def hosts(value: str) -> tuple[str, ...]:
                 raise ValueError(
                     "names of hosts (*.example.org), addresses, and networks like 192.0.2.0/24"
                 ) from None
-    return tuple(one.strip("[]").lower() for one in found)
+    return tuple(one.strip("[]").rstrip(".").lower() for one in found)
 
 
 def networks(value: str) -> tuple[IPNetwork, ...]:

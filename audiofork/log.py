@@ -72,6 +72,12 @@ class CounterLine:
         self._next = now + 1
         self._unsaid = 0
 
+    def say_rest(self) -> None:
+        """Log how many events no line has told of, if there are any; for the end."""
+        if self._unsaid:
+            self._log.warning("%s: %d more", self._what, self._unsaid)
+            self._unsaid = 0
+
 
 class Refusals:
     """Counts refusals, which may come as a flood, and logs once a second how many there were.

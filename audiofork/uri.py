@@ -33,6 +33,14 @@ def uri_of(url: str) -> str:
     return scheme + separator + _ascii_host(authority) + escaped(rest[len(authority) :])
 
 
+def readable_host(host: str) -> str:
+    """Return a host in its Unicode form, so that it matches in either form of IDNA."""
+    try:
+        return host.encode("idna").decode("idna")
+    except UnicodeError:
+        return host
+
+
 def escaped(text: str) -> str:
     """Return a path, perhaps with a query, in the form of a URI: see `uri_of`.
 

@@ -945,13 +945,30 @@ def test_secret_is_not_shown_by_errors(
 
 
 @each_secret
-def test_secret_file_is_read_without_its_line_end_and_goes_before_secret(
+def test_secret_file_is_read_without_mark_and_line_end_and_goes_before_secret(
     section: str, option: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "secret"
-    path.write_text("hunter2 %;\n")
+    path.write_text("\ufeffhunter2 %;\n")
     config = read(f"[{section}]\n{option} = other\n{option}_file = {path}")
     assert getattr(getattr(config, section), option) == "hunter2 %;"
+
+
+@each_secret
+def test_secret_file_that_is_empty_is_an_error(section: str, option: str, tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_text("\n")
+    assert refusal(f"[{section}]\n{option}_file = {path}") == (
+        f"test.ini:2: [{section}] {option}_file: expected the {option} in {path}, which is empty"
+    )
+
+
+def test_token_file_that_is_empty_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text("")
+    assert refusal(f"[profile:a]\nurl = ws://h/\ntoken_file = {path}") == (
+        f"test.ini:3: [profile:a] token_file: expected the token in {path}, which is empty"
+    )
 
 
 def test_secret_files_are_read_each_for_its_own(tmp_path: Path) -> None:

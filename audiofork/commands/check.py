@@ -155,7 +155,8 @@ class Check:
         if hosts_at_will(allowed):
             self._findings.warn("URLs: audio may go to any host", remedies.NAME_HOSTS)
         else:
-            self._findings.ok(f"URLs: audio may go to {' '.join(allowed) or 'nobody'}")
+            nobody = "profiles alone" if self._config.profile else "nobody"
+            self._findings.ok(f"URLs: audio may go to {' '.join(allowed) or nobody}")
 
     def _check_profiles(self) -> None:
         if "profile" in self._unread:

@@ -21,12 +21,12 @@ class FormPosts:
 
     Args:
         tls: How https servers are verified.
-        most: How many connections there may be.
+        most: How many connections there may be with one server.
     """
 
     def __init__(self, tls: ssl.SSLContext, most: int) -> None:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=tls, limit=most),
+            connector=aiohttp.TCPConnector(ssl=tls, limit=0, limit_per_host=most),
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
             cookie_jar=aiohttp.DummyCookieJar(),
         )

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# In a lane one post follows the other, so those of a stream keep their order; streams share lanes.
+# In a lane one post follows the other, so those of a stream keep their order. Streams share lanes,
+# but only those whose posts go to one URL, so that a server that hangs costs no other's posts.
 LANES = 8
 MAX_WAITING = 125  # posts in each lane
 ATTEMPTS = 3
@@ -85,7 +86,7 @@ class TwilioCallback:
         self.delivered = 0
         self.lost = CounterLine(log, "status callbacks not delivered")
         self._streams: dict[str, _Stream] = {}  # by fork id
-        self._lanes: list[_Lane] = []
+        self._lanes: dict[tuple[str, int], _Lane] = {}  # by URL and number
         self._tasks: list[asyncio.Task[None]] = []
         self._opening: asyncio.Task[FormPosts] | None = None
         self.configure(config)
@@ -130,10 +131,11 @@ class TwilioCallback:
             self.lost.count(f"{post}: {MAX_WAITING} others wait")
 
     def _lane_of(self, stream: _Stream) -> _Lane:
-        if not self._lanes:
-            self._lanes = [asyncio.Queue(MAX_WAITING) for _ in range(LANES)]
-            self._tasks = [asyncio.create_task(self._serve(lane)) for lane in self._lanes]
-        return self._lanes[int(stream.sids.stream[-4:], 16) % LANES]
+        key = stream.url, int(stream.sids.stream[-4:], 16) % LANES
+        if key not in self._lanes:
+            self._lanes[key] = asyncio.Queue(MAX_WAITING)
+            self._tasks.append(asyncio.create_task(self._serve(self._lanes[key])))
+        return self._lanes[key]
 
     # --- Delivering ---
 
@@ -144,6 +146,9 @@ class TwilioCallback:
                 await self._deliver(post)
             except PostFailed as exc:
                 self.lost.count(f"{post}: {harmless(str(exc))}")
+            except asyncio.CancelledError:
+                self.lost.count(f"{post}: the daemon stops")
+                raise
             except Exception:
                 self.lost.count(f"{post}: a bug in audiofork")
                 log.exception("a status callback failed")
@@ -190,17 +195,18 @@ class TwilioCallback:
 
     async def finish(self) -> None:
         """Wait until all posts are delivered or given up; the caller limits the time."""
-        for lane in self._lanes:
+        for lane in list(self._lanes.values()):
             await lane.join()
 
     async def close(self) -> None:
-        """Give up the posts that wait, and close the connections."""
-        waiting = sum(lane.qsize() for lane in self._lanes)
+        """Give up the posts that wait or are under way, and close the connections."""
+        waiting = sum(lane.qsize() for lane in self._lanes.values())
         if waiting:
             self.lost.count("the daemon stops", waiting)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.lost.say_rest()
         if self._opening is not None:
             (posts,) = await asyncio.gather(self._opening, return_exceptions=True)
             if not isinstance(posts, BaseException):

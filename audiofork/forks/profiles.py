@@ -181,10 +181,14 @@ def _check(name: str, section: ProfileConfig) -> None:
     def bad(option: str, why: object) -> ConfigError:
         return ConfigError(f"[profile:{name}] {option}: {why}")
 
+    if not section.url:
+        raise bad("url", "expected the URL of a server, ws:// or wss://, got nothing")
     try:
         check_url(check_template(section.url), ANYWHERE)
     except RequestRefused as exc:
-        raise bad("url", exc) from None
+        raise bad("url", str(exc).removeprefix("WsServer: ")) from None
+    if section.token_header and not (section.token or section.token_file):
+        raise bad("token_header", "expected token or token_file beside it, got neither")
     token_option = "token_header" if section.token_header else "token"
     checks: tuple[tuple[str, Callable[[], object]], ...] = (
         ("headers", lambda: [handshakes.header(line) for line in section.headers]),
@@ -205,7 +209,7 @@ def _check(name: str, section: ProfileConfig) -> None:
     try:
         options = _options_of(section, "")
     except RequestRefused as exc:
-        raise bad("options", exc) from None
+        raise bad("options", str(exc).removeprefix("Options: ")) from None
     try:
         _check_dialogue(section, options.format)
     except ValueError as exc:

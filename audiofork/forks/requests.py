@@ -13,7 +13,7 @@ from audiofork.config import Proxy
 from audiofork.errors import RequestRefused
 from audiofork.forks.options import Options, parse_options
 from audiofork.forks.params import MAX_PARAMS_BYTES, check_size, parse_params
-from audiofork.link.messages import Direction
+from audiofork.link.messages import Direction, Format
 from audiofork.text import did_you_mean, printable
 
 PROFILE_MARK = "@"  # marks the name of a profile in place of a URL; no URL begins with it
@@ -220,6 +220,8 @@ def connected(request: StartFork) -> StartFork:
 
 def check_params_are_sent(params: Mapping[str, str], options: Options) -> None:
     """Raise RequestRefused if there are parameters that no option sends to the server."""
+    if params and options.format is Format.OPENAI_REALTIME:
+        raise RequestRefused(f"Params: the format {options.format} sends none, leave them out")
     if params and not options.tells_of_call:
         raise RequestRefused("Params: they are sent to the server with option M or x")
 

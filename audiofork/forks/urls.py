@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from audiofork.addresses import address_of_host, is_public
 from audiofork.errors import RequestRefused
 from audiofork.text import reason_of
-from audiofork.uri import escaped, uri_of
+from audiofork.uri import escaped, readable_host, uri_of
 
 # AMI discards lines longer than 1024 bytes, and `WsServer: ` comes before the URL.
 MAX_URL_BYTES = 1000
@@ -114,18 +114,10 @@ def _matches(url: SplitResult, pattern: str) -> bool:
     url_port = url.port or _PORTS[url.scheme]
     return (
         scheme.lower() in (url.scheme, "*")
-        and _fits(_readable(url.hostname or ""), _readable(host.strip("[]").lower()))
+        and _fits(readable_host(url.hostname or ""), readable_host(host.strip("[]").lower()))
         and port in ("*", str(url_port))
         and (not slash or path in ("", "*") or _fits(url.path, escaped("/" + path)))
     )
-
-
-def _readable(host: str) -> str:
-    """Return a host in its Unicode form, so that it matches in either form of IDNA."""
-    try:
-        return host.encode("idna").decode("idna")
-    except UnicodeError:
-        return host
 
 
 def _fits(text: str, pattern: str) -> bool:

@@ -8,6 +8,7 @@ other. What it has without that is private.
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 from collections.abc import Callable, Generator
@@ -25,6 +26,7 @@ from audiofork.errors import SinkError, SinkRefused, SinkUnreachable
 from audiofork.relay.retry import bad_status
 from audiofork.relay.tls import RECORD_PAYLOAD_BYTES, Records, shake_hands
 from audiofork.text import reason_of
+from audiofork.uri import readable_host
 
 # How much a proxy may say before the server's part begins; as much as a server's own answer.
 MAX_ANSWER_BYTES = 16_384
@@ -56,7 +58,7 @@ def _fits(host: str, address: IPAddress | None, one: str) -> bool:
     try:
         network = network_of(one)
     except ValueError:  # a name, or a text with *
-        return fnmatchcase(host, one)
+        return fnmatchcase(readable_host(host), readable_host(one))
     return address is not None and address in network
 
 
@@ -186,8 +188,22 @@ async def _connect_by_http(talk: _Talk, proxy: Proxy, host: str, port: int) -> N
         raise SinkUnreachable("the proxy speaks no HTTP: is it of another kind?") from exc
     status = response.status_code
     if not 200 <= status <= 299:
-        hint = "it is a web server, not a proxy" if 300 <= status <= 399 else _HINTS.get(status, "")
-        raise bad_status(response, "the proxy", hint)
+        raise bad_status(response, "the proxy", _hint(response))
+
+
+def _hint(response: Response) -> str:
+    """Return what to do about an answer that is not the one that was wanted."""
+    status = response.status_code
+    if status == 407 and (kinds := _logins(response)) and "basic" not in kinds:
+        return f"it wants a login, but not a Basic one, as audiofork has: {', '.join(kinds)}"
+    return "it is a web server, not a proxy" if 300 <= status <= 399 else _HINTS.get(status, "")
+
+
+def _logins(response: Response) -> list[str]:
+    """Return the kinds of logins that a proxy takes; several may stand in one header."""
+    values = response.headers.get_all("Proxy-Authenticate")
+    words = (part.split()[:1] for value in values for part in value.split(","))
+    return [one.lower() for found in words for one in found if re.fullmatch("[A-Za-z-]+", one)]
 
 
 def _http_answer(reader: StreamReader) -> Generator[None, None, Response]:

@@ -20,7 +20,7 @@ from websockets.http11 import Response
 
 from audiofork.backoff import Backoff, is_passing
 from audiofork.errors import SinkClosed, SinkError, SinkLost, SinkRefused, SinkUnreachable
-from audiofork.text import NOT_TLS, plain, reason_of
+from audiofork.text import NOT_TLS, harmless, plain, reason_of
 
 # 1000 done, 1003 unsupported data, 1008 policy violation; 4000 to 4999 are the server's own codes.
 # A server that closes with one of these wants no more connections.
@@ -192,18 +192,20 @@ def _phrase(status: int) -> str:
         return ""
 
 
-def closure(received: Close | None, sent: Close | None) -> SinkError:
+def closure(received: Close | None, sent: Close | None, said: str = "") -> SinkError:
     """Return the SinkError for the end of an open connection.
 
     Args:
         received: The server's close frame; None if there was none.
         sent: Our close frame; None if there was none.
+        said: What the server said before that and in place of what was waited for, if it did.
     """
+    before = f"; before that it said: {harmless(said)}" if said else ""
     if received is None:
         if sent is not None:
-            return SinkLost(f"closed by us with {sent.code} {sent.reason}".rstrip())
-        return SinkLost("the connection broke")
-    text = f"the server closed with {received.code} {received.reason}".rstrip()
+            return SinkLost(f"closed by us with {sent.code} {sent.reason}".rstrip() + before)
+        return SinkLost(f"the connection broke{before}")
+    text = f"the server closed with {received.code} {received.reason}".rstrip() + before
     if received.code == CloseCode.NORMAL_CLOSURE:
         return SinkClosed(text)
     return SinkRefused(text) if received.code in _FINAL_CLOSE_CODES else SinkLost(text)

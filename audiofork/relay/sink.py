@@ -237,7 +237,9 @@ class Sink(SinkCallbacks):
         if self._format.refusal:
             raise SinkRefused(f"the server refuses the opening: {self._format.refusal}")
         if not self._is_done():
-            raise retry.closure(connection.protocol.close_rcvd, connection.protocol.close_sent)
+            said = "" if has_served else self._format.said
+            protocol = connection.protocol
+            raise retry.closure(protocol.close_rcvd, protocol.close_sent, said)
 
     async def _listen(self, connection: Connection) -> None:
         """Send frames and receive messages until the connection is lost or begins to close."""

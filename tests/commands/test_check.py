@@ -824,6 +824,7 @@ async def test_file_limit_that_is_enough_is_no_fault(
     [
         ("", "URLs: audio may go to *://127.0.0.1 *://[::1] *://localhost"),
         ("allow_urls =\n", "URLs: audio may go to nobody"),
+        ("allow_urls = @*\n[profile:a]\nurl = ws://h/\n", "URLs: audio may go to profiles alone"),
     ],
 )
 async def test_hosts_that_audio_may_go_to_are_named(section: str, text: str) -> None:

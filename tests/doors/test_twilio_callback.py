@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -317,6 +318,40 @@ async def test_posts_beyond_the_limit_are_counted_and_nobody_waits(
     assert one.lost.total >= MAX_WAITING + 6, "what waited at the end is counted, too"
 
 
+async def test_post_that_is_under_way_at_the_end_is_counted_and_no_loss_stays_untold(
+    server: WebServer, door: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.may_answer.clear()
+    one = door(server.url)
+    for _ in range(3):
+        one.on_event(requested())
+        one.on_event(Started(FORK))
+    await until(lambda: sum(lane.qsize() for lane in one._lanes.values()) == 2)
+    await one.close()
+    assert one.lost.total == 3
+    told = re.findall(r"not delivered: (\d+) more", caplog.text)
+    assert sum(map(int, told)) == 3
+
+
+async def test_server_that_hangs_does_not_hold_up_the_posts_to_another(
+    server: WebServer, door: Make
+) -> None:
+    async with served() as hanging:
+        hanging.may_answer.clear()
+        one = door(server.url)
+        for number in range(2 * LANES):  # each lane, and each connection
+            fork = replace(FORK, id=f"{FORK.id[:-4]}{number:04x}")
+            one.on_event(requested(fork, status_callback=hanging.url))
+            one.on_event(Started(fork))
+        for number in range(LANES):
+            fork = replace(FORK, id=f"{FORK.id[:-5]}f{number:04x}")
+            one.on_event(requested(fork))
+            one.on_event(Started(fork))
+        await until(lambda: len(server.forms) == LANES)
+        assert not hanging.forms
+        await one.close()
+
+
 async def test_slow_posts_of_one_stream_do_not_hold_up_those_of_another(
     server: WebServer, door: Make
 ) -> None:
@@ -326,7 +361,7 @@ async def test_slow_posts_of_one_stream_do_not_hold_up_those_of_another(
     for fork in forks:
         one.on_event(requested(fork))
         one.on_event(Started(fork))
-    await until(lambda: all(lane.empty() for lane in one._lanes))  # each is under way
+    await until(lambda: all(lane.empty() for lane in one._lanes.values()))  # each is under way
     server.may_answer.set()
     await one.finish()
     assert one.delivered == LANES

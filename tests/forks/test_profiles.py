@@ -108,11 +108,11 @@ def test_profile_that_there_is_not_is_refused_with_the_nearest(url: str, hint: s
 @pytest.mark.parametrize(
     ("section", "told"),
     [
-        (ProfileConfig(), "url: WsServer: the scheme must be ws or wss"),
-        (ProfileConfig(url="http://h/"), "url: WsServer: the scheme must be ws or wss"),
-        (ProfileConfig(url="ws://{exten}/"), "url: WsServer: a field may stand in the path"),
-        (ProfileConfig(url="ws://h/{nobody}"), "url: WsServer: no field {nobody}"),
-        (ProfileConfig(url="ws://h/", options="Z"), "options: Options: unknown option 'Z'"),
+        (ProfileConfig(), "url: expected the URL of a server, ws:// or wss://, got nothing"),
+        (ProfileConfig(url="http://h/"), "url: the scheme must be ws or wss"),
+        (ProfileConfig(url="ws://{exten}/"), "url: a field may stand in the path"),
+        (ProfileConfig(url="ws://h/{nobody}"), "url: no field {nobody}"),
+        (ProfileConfig(url="ws://h/", options="Z"), "options: unknown option 'Z'"),
         (ProfileConfig(url="ws://h/", headers=("S3CRET",)), "headers: expected name:value"),
         (ProfileConfig(url="ws://h/", headers=("Host: S3CRET",)), "headers: expected no header"),
         (ProfileConfig(url="ws://h/", token="S3 CRET"), "token: expected a token without blanks"),
@@ -125,6 +125,10 @@ def test_profile_that_there_is_not_is_refused_with_the_nearest(url: str, hint: s
             "token_header: expected printable ASCII alone as the value of X-Key",
         ),
         (
+            ProfileConfig(url="ws://h/", token_header="X-Key: {token}"),
+            "token_header: expected token or token_file beside it, got neither",
+        ),
+        (
             ProfileConfig(url="ws://h/", token="S3CRET", headers=("authorization: x",)),
             "headers: expected no header that the token is sent in",
         ),
@@ -133,7 +137,7 @@ def test_profile_that_there_is_not_is_refused_with_the_nearest(url: str, hint: s
             ProfileConfig(url="ws://h/", commands=("transfer",)),
             "transfer_to: expected places, since commands has transfer; got nothing",
         ),
-        (ProfileConfig(url="ws://h/", options="A(x)H(Authorization:y)"), "options: Options: A and"),
+        (ProfileConfig(url="ws://h/", options="A(x)H(Authorization:y)"), "options: A and"),
     ],
 )
 def test_profile_that_cannot_be_used_is_an_error_of_the_configuration(
@@ -291,7 +295,7 @@ BOT = ProfileConfig(url=URL, options="x(openai-realtime)", opening='{"instructio
         ({"full_messages": True}, "full_messages: x(openai-realtime) has its own"),
         (
             {"options": "x(openai-realtime)D(stereo)"},
-            "options: Options: x(openai-realtime) has one",
+            "options: x(openai-realtime) has one",
         ),
     ],
 )

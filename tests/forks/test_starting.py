@@ -603,6 +603,12 @@ async def test_parameters_without_the_option_that_sends_them_are_refused(rig: Ri
     assert rig.last_event[1]["Reason"] == "Params: they are sent to the server with option M or x"
 
 
+async def test_parameters_are_refused_where_the_format_cannot_send_them(rig: Rig) -> None:
+    await rig.request(channel=NAME, wsserver=URL, options="x(openai-realtime)", params="a=1")
+    told = rig.last_event[1]["Reason"]
+    assert told == "Params: the format openai-realtime sends none, leave them out"
+
+
 async def test_fork_without_metadata_asks_nothing_more(rig: Rig) -> None:
     await rig.start()
     assert rig.spec.metadata is None

@@ -147,6 +147,11 @@ async def test_certificate_of_the_server_has_to_be_for_its_name_through_a_proxy_
         ("10.1.0.1", "10.0.*", False),
         ("any.example", "*", True),
         ("any.example", "", False),
+        ("example.org", "example.org.", True),
+        ("xn--jrgen-kva.example.org", "J\u00fcrgen.example.org", True),
+        ("xn--jrgen-kva.example.org", "xn--jrgen-kva.example.org", True),
+        ("a.xn--jrgen-kva.de", "*.j\u00fcrgen.de", True),
+        ("a.xn--jrgen-kva.de", "*.xn--jrgen-kva.de", True),
     ],
 )
 def test_host_of_no_proxy_is_connected_to_directly(
@@ -222,6 +227,18 @@ MUCH = (SinkUnreachable, "the proxy sent 16384 bytes and no answer")
 FAULTS: dict[str, tuple[str, bytes | None, type[SinkError], str]] = {
     "403": ("http", http("403 No"), SinkRefused, "answered HTTP 403 Forbidden; it does not let us"),
     "407": ("http", http("407 No"), SinkRefused, "wants a login, or another one: proxy_login"),
+    "407 Basic": (
+        "http",
+        b"HTTP/1.1 407 No\r\nProxy-Authenticate: NTLM, Basic realm=a\r\n\r\n",
+        SinkRefused,
+        "wants a login, or another one: proxy_login",
+    ),
+    "407 NTLM": (
+        "http",
+        b"HTTP/1.1 407 No\r\nProxy-Authenticate: Negotiate\r\nProxy-Authenticate: NTLM\r\n\r\n",
+        SinkRefused,
+        "it wants a login, but not a Basic one, as audiofork has: negotiate, ntlm",
+    ),
     "502": ("http", http("502 No"), SinkUnreachable, "HTTP 502 Bad Gateway; it does not reach"),
     "302": ("http", http("302 No"), SinkRefused, "it is a web server, not a proxy"),
     "garbage": ("http", b"220 mail.example ESMTP\r\n\r\n", SinkUnreachable, "speaks no HTTP"),

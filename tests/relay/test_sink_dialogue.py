@@ -89,6 +89,36 @@ async def test_server_that_does_not_answer_the_opening_counts_as_one_that_cannot
     assert len(sink.backlog) == 3
 
 
+@pytest.mark.parametrize("code", [None, 1000, 1011, 4001])
+async def test_what_the_server_says_in_place_of_its_answer_is_told_with_the_end(
+    recorder: Recorder, start: Start, code: int | None
+) -> None:
+    hello = said(opening="hello", opening_answer="Started")
+    sink, task = start(recorder.url(), format=hello, connect_timeout=0.2, reconnect_attempts=1)
+    connection = await told(recorder, "hello")
+    await connection.send('{"error": "no\r\nmodel"}')
+    if code is not None:
+        await connection.close(code)
+    expected = (
+        f"the server closed with {code}" if code else "closed by us with 1008 no answer to the"
+    )
+    error = str(await failure(task))
+    assert error.startswith(expected)
+    assert error.endswith('; before that it said: {"error": "no??model"}')
+
+
+async def test_what_a_server_says_after_its_answer_is_not_told_with_the_end(
+    recorder: Recorder, start: Start
+) -> None:
+    sink, task = start(recorder.url(), format=said(opening="hello", opening_answer="Started"))
+    connection = await told(recorder, "hello")
+    await connection.send("no")
+    await connection.send("Started")
+    await connection.send("what the caller says")
+    await connection.close(4001, "enough")
+    assert str(await failure(task)) == "the server closed with 4001 enough"
+
+
 async def test_each_connection_has_to_answer_the_opening_anew(
     recorder: Recorder, start: Start, waits: Waits
 ) -> None:

@@ -15,9 +15,20 @@ from audiofork.commands.setup.conf import BOM, code_of
 from audiofork.errors import SetupError
 
 MARK = "; by audiofork setup"
+# Options of Asterisk's files and of the daemon's whose values are not shown.
 _SECRET = re.compile(
-    r"^(\s*;?\s*(?:secret|password|pass|md5secret|remote_secret)\s*=>?\s*)\S.*$", re.IGNORECASE
+    r"^(\s*;?\s*(?:secret|password|pass|md5secret|remote_secret|token|proxy_login)\s*(?:=>?|:)\s*)"
+    r"\S.*$",
+    re.IGNORECASE,
 )
+# Those whose values may hold secrets and may go on in indented lines.
+_SECRET_LINES = re.compile(
+    r"^(\s*;?\s*(?:headers|params|opening|closing)\s*[=:]\s*).*$", re.IGNORECASE
+)
+_URL = re.compile(r"\s*;?\s*(?:url|proxy|status_callback)\s*[=:]", re.IGNORECASE)
+_OPTIONS, _HANDSHAKE = re.compile(r"\s*;?\s*options\s*[=:]"), re.compile(r"(?<=[AH]\()[^)]+")
+_LOGIN, _QUERY = re.compile(r"(?<=://)\S+(?=@)"), re.compile(r"(?<=\?)\S+")
+_NOT_SHOWN = "(not shown)"
 
 
 def append(text: str, lines: Sequence[str], path: object) -> str:
@@ -99,17 +110,31 @@ def line_end(text: str) -> str:
 
 
 def diff(path: object, before: bytes | None, after: bytes) -> str:
-    """Return a unified diff of a file, to be shown: passwords are masked."""
-    old, new = ("" if one is None else shown(one) for one in (before, after))
+    """Return a unified diff of a file, to be shown: secrets are masked."""
+    old, new = ([] if one is None else _masked(shown(one)) for one in (before, after))
     source = "/dev/null" if before is None else str(path)
-    lines = difflib.unified_diff(old.splitlines(), new.splitlines(), source, str(path), lineterm="")
-    return "\n".join(_masked(line) for line in lines)
+    return "\n".join(difflib.unified_diff(old, new, source, str(path), lineterm=""))
 
 
-def _masked(line: str) -> str:
-    if line.startswith(("---", "+++")):
-        return line
-    return line[:1] + _SECRET.sub(r"\1(not shown)", line[1:])
+def _masked(text: str) -> list[str]:
+    """Return the lines of a text, without what is or may be secret in them."""
+    found: list[str] = []
+    is_within = False  # a value that may go on
+    for line in text.splitlines():
+        if is_within and line[:1].isspace() and line.strip():
+            found.append(f"{line[: -len(line.lstrip())]}{_NOT_SHOWN}")
+            continue
+        given = _SECRET_LINES.match(line)
+        is_within = given is not None
+        if given is not None and given.end(1) < len(line):
+            found.append(f"{given[1]}{_NOT_SHOWN}")
+        elif _URL.match(line):
+            found.append(_QUERY.sub(_NOT_SHOWN, _LOGIN.sub(_NOT_SHOWN, line)))
+        elif _OPTIONS.match(line):
+            found.append(_HANDSHAKE.sub(_NOT_SHOWN, line))
+        else:
+            found.append(_SECRET.sub(rf"\1{_NOT_SHOWN}", line))
+    return found
 
 
 def shown(content: bytes) -> str:

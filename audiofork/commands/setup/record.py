@@ -7,6 +7,7 @@ of each file as it was before the first setup.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -270,12 +271,17 @@ class Record:
         files.copy(copied, path)
         return f"{path}: restored"
 
-    def remove_folders(self) -> None:
-        """Remove the folders that were made, unless something is in them."""
+    def remove_folders(self) -> list[str]:
+        """Remove the folders that were made; return those that stay, since files are in them."""
+        staying = []
         for name in sorted(self.folders, key=len, reverse=True):
-            with contextlib.suppress(OSError):
+            try:
                 os.rmdir(name)
+            except OSError as exc:
+                if exc.errno == errno.ENOTEMPTY:
+                    staying.append(name)
         self.folders = []
+        return staying
 
 
 def _without_our_lines(path: Path, now: bytes, entry: Entry) -> str:

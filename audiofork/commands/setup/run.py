@@ -229,7 +229,8 @@ class Setup:
         if self.systemd and record.service:
             self.systemd.take_back(record.service, self.say)
         failed = self._take_back_files(record)
-        record.remove_folders()
+        for folder in record.remove_folders():
+            self.say(f"{folder}: stays, with what is in it that setup did not make")
         if self.systemd and record.service:
             self.systemd.reload(record.service, self.say)
         system.reload_asterisk(

@@ -148,6 +148,8 @@ class MessageFormat(ABC):
         is_answered: Whether the server has answered the opening of this connection.
         refusal: Why the server does not take the opening of this connection, and would not take it
             another time; empty: it may.
+        said: The server's latest text on this connection that was no answer to the opening, while
+            audio waits for one; empty: there was none.
         closing_wait_s: How long the server is listened to after `closing()`, in seconds.
         has_finished: Whether the server has sent all on this connection.
     """
@@ -156,6 +158,7 @@ class MessageFormat(ABC):
     must_answer: bool = False
     is_answered: bool = False
     refusal: str = ""
+    said: str = ""
     closing_wait_s: float = 0.0
     has_finished: bool = False
 

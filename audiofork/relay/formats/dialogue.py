@@ -36,6 +36,7 @@ class WithDialogue(MessageFormat):
     def opening(self, number: int, dropped: int) -> Sequence[Message]:
         self._messages = 0
         self.is_answered = self.has_finished = False
+        self.said = ""
         own = self._dialogue.opening
         return (*self._inner.opening(number, dropped), *([own] if own else []))
 
@@ -57,6 +58,7 @@ class WithDialogue(MessageFormat):
     def meaning(self, message: Message) -> Meaning:
         if isinstance(message, str):
             self.is_answered |= _is_in(self._dialogue.opening_answer, message)
+            self.said = message if self.must_answer and not self.is_answered else ""
             self.has_finished |= _is_in(self._dialogue.closing_answer, message)
         return self._inner.meaning(message)
 

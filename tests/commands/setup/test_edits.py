@@ -86,6 +86,42 @@ def test_option_comes_into_its_section(text: str, result: str) -> None:
     assert new == expected.replace("HEAD", edits.marked("[ari]"))
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        "token = hunter2",
+        "token: hunter2",
+        "proxy_login = pbx:hunter2",
+        "proxy = http://pbx:hunter2@proxy.example.org:3128",
+        "url = wss://example.org/live?key=hunter2",
+        "status_callback = https://example.org/?key=hunter2",
+        "headers = X-Key: hunter2",
+        "headers =\n    X-One: 1\n    X-Key: hunter2",
+        'opening = {"key": "hunter2"}',
+        'closing = {"end": true,\n\t"key": "hunter2"}',
+        "params = key=hunter2",
+        "options = D(in)A(hunter2)",
+        "options = D(in)H(X-Key:hunter2)",
+    ],
+)
+@pytest.mark.parametrize("sign", ["", ";"])
+def test_diff_shows_no_secret_of_the_daemons_own_file(given: str, sign: str) -> None:
+    before = f"[profile:a]\n{sign}{given}\n".encode()
+    shown = edits.diff("audiofork.ini", before, before + b"[asterisk]\nport = 5\n")
+    assert "hunter2" not in shown
+    assert "(not shown)" in shown
+    assert "+port = 5" in shown
+
+
+def test_diff_shows_where_a_proxy_and_a_server_are() -> None:
+    text = b"proxy = http://pbx:hunter2@h:3128\nurl = http://127.0.0.1:8088/ari\n  read = all\n"
+    assert edits.diff("audiofork.ini", b"", text).splitlines()[-3:] == [
+        "+proxy = http://(not shown)@h:3128",
+        "+url = http://127.0.0.1:8088/ari",
+        "+  read = all",
+    ]
+
+
 def test_diff_shows_no_secret() -> None:
     before = b"[one]\nsecret = hunter2\n;password=hunter2\n pass => hunter2\nmd5secret=hunter2\n"
     shown = edits.diff("file", before, before + b"secret = hunter2\nx = 1\n")

@@ -97,6 +97,7 @@ def test_undo_leaves_profiles_that_the_user_has_put_there(machine: Machine) -> N
     mine.write_text("[profile:mine]\n")
     machine.setup().undo()
     assert mine.read_text() == "[profile:mine]\n"
+    assert f"{mine.parent}: stays, with what is in it that setup did not make" in machine.said
 
 
 def test_folder_alone_is_made_beside_files_that_are_as_setup_leaves_them(machine: Machine) -> None:
