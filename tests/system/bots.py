@@ -6,6 +6,8 @@ from testbed.ami import AmiClient, Headers
 
 BOT = """
 [testbed]
+exten => bot-and-copy,1,UserEvent(AudioFork,WsServer: ${COPY_URL},Options: D(in)S)
+exten => bot-and-copy,n,Goto(bot,1)
 exten => bot,1,Answer()
  same => n,Gosub(audiofork,connect,1(${BOT_URL},${BOT_OPTIONS}))
  same => n,UserEvent(Back,Status: ${AUDIOFORK_STATUS},Why: ${AUDIOFORK_REASON})
