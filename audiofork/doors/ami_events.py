@@ -105,6 +105,7 @@ class AmiEvents:
         self._set(fork.uniqueid, f"AUDIOFORK_WSSERVER_{fork.id.replace('-', '_')}", fork.url)
         self._set(fork.uniqueid, "AUDIOFORK_STATUS", "STARTING")
         if fork.connects:
+            self._set(fork.uniqueid, f"{CONNECT}_ID", fork.id)
             self._set(fork.uniqueid, CONNECT, "STARTING")
 
     def _started(self, event: Started) -> None:

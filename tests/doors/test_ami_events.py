@@ -105,6 +105,7 @@ def test_connected_fork_has_a_status_of_its_own(ami: FakeAmi, door: AmiEvents) -
     connected = replace(FORK, connects=True)
     door.on_event(requested(connected))
     assert ami.variables[UNIQUEID]["AUDIOFORK_CONNECT"] == "STARTING"
+    assert ami.variables[UNIQUEID]["AUDIOFORK_CONNECT_ID"] == FORK_ID
     door.on_event(Started(FORK))
     door.on_event(Ended(FORK, EndReason.STOPPED, ForkStats(), has_failed=False))
     assert ami.variables[UNIQUEID]["AUDIOFORK_CONNECT"] == "STARTING"
