@@ -14,7 +14,7 @@ from audiofork.errors import AmiActionFailed, AmiError
 FILE = "extensions_audiofork.conf"
 VERSION = 3
 """Of the shipped file, as its extension `version` says; another text has another version."""
-FINGERPRINT = "4158da736cd2d366"
+FINGERPRINT = "9346cdaacb0c3822"
 """Of the shipped file, as `fingerprint` makes it of what Asterisk has read."""
 # The contexts of the shipped file, with what somebody or something is sent to in each.
 REQUESTS = "audiofork"

@@ -30,13 +30,17 @@ from audiofork.forks.events import (
     Stopped,
 )
 from audiofork.forks.fairness import Allowance
-from audiofork.forks.requests import UNKNOWN, Origin
+from audiofork.forks.requests import CONNECT as CONNECTS
+from audiofork.forks.requests import DIALPLAN, UNKNOWN, Origin
 from audiofork.log import Refusals, without_credentials, without_query
 from audiofork.text import harmless
 
 log = logging.getLogger(__name__)
 
 MAX_RESPONSE_BYTES = 900  # a line of AMI has 1024 at most, with the name of its header
+# What AUDIOFORK_STATUS is, but of the connected fork alone: the Gosub that waits for it must not
+# take the news of another fork of its channel for its own.
+CONNECT = "AUDIOFORK_CONNECT"
 # How many refused requests are answered per second: each answer is an event for all AMI clients.
 ANSWERS_TO_ORIGIN = 20
 ANSWERS_TO_DOOR = 100
@@ -100,6 +104,9 @@ class AmiEvents:
         self._set(fork.uniqueid, "AUDIOFORK_WSSERVER", fork.url)
         self._set(fork.uniqueid, f"AUDIOFORK_WSSERVER_{fork.id.replace('-', '_')}", fork.url)
         self._set(fork.uniqueid, "AUDIOFORK_STATUS", "STARTING")
+        if fork.connects:
+            self._set(fork.uniqueid, f"{CONNECT}_ID", fork.id)
+            self._set(fork.uniqueid, CONNECT, "STARTING")
 
     def _started(self, event: Started) -> None:
         fork = event.fork
@@ -140,6 +147,8 @@ class AmiEvents:
         self._set(event.fork.uniqueid, "AUDIOFORK_REASON", event.reason.value)
         status = "FAILED" if event.has_failed else "STOPPED"
         self._set(event.fork.uniqueid, "AUDIOFORK_STATUS", status)
+        if event.fork.connects:
+            self._set(event.fork.uniqueid, CONNECT, status)
 
     def _failed(self, event: Failed) -> None:
         more = [("Reason", event.reason.value), *_particulars(event)]
@@ -187,9 +196,9 @@ class AmiEvents:
         if self._refusals[origin.door].count("" if is_answered else "without an answer"):
             _log_refusal(fields, why)
         if is_answered:
-            self._answer(fields, harmless(why))
+            self._answer(fields, harmless(why), origin)
 
-    def _answer(self, fields: dict[str, str], why: str) -> None:
+    def _answer(self, fields: dict[str, str], why: str, origin: Origin) -> None:
         """Send the event of a refusal, and set the variables of the channel.
 
         The values come from outside, so control characters in them are replaced.
@@ -200,6 +209,8 @@ class AmiEvents:
         if (channel or uniqueid) and is_start and why != NO_SUCH_CHANNEL:
             self._set(uniqueid or channel, "AUDIOFORK_REASON", why)
             self._set(uniqueid or channel, "AUDIOFORK_STATUS", "FAILED")
+            if safe.get("command", "").lower() == CONNECTS and origin.door == DIALPLAN:
+                self._set(uniqueid or channel, CONNECT, "FAILED")
         headers = [
             ("AudioForkID", safe.get("audioforkid") or str(uuid.uuid4())),
             ("Channel", channel),

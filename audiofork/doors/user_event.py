@@ -14,11 +14,16 @@ from audiofork.doors.caller_data import WHAT_TO_DO, decoded, slipped_in
 from audiofork.doors.inbox import Inbox
 from audiofork.errors import AmiError, RequestRefused
 from audiofork.forks.look_ups import TOO_MANY
-from audiofork.forks.requests import DIALPLAN, Origin, Request, parse_request
+from audiofork.forks.requests import CONNECT, DIALPLAN, Origin, Request, parse_request
 from audiofork.forks.tasks import Tasks
 from audiofork.text import A_BUG
 
 log = logging.getLogger(__name__)
+
+NOBODY_WAITS = (
+    "Command: ConnectAudioFork in a bare UserEvent: nothing would take the call to the server; "
+    "use Gosub(audiofork,connect,1(URL)), or name another channel"
+)
 
 
 class UserEvents:
@@ -53,6 +58,8 @@ class UserEvents:
                 raise RequestRefused(f"{event.repeated}: appears twice")
             if name := slipped_in(fields, caller_data):
                 raise RequestRefused(f"{name} is part of the caller's number or name; {WHAT_TO_DO}")
+            if _is_left_alone(event):
+                raise RequestRefused(NOBODY_WAITS)
             await self._ask(parse_request(fields, origin))
         except RequestRefused as exc:
             self._answers.refused(fields, str(exc), origin)
@@ -71,6 +78,16 @@ class UserEvents:
         """Cancel the requests that are being executed."""
         self._inbox.close()
         await self._tasks.cancel()
+
+
+def _is_left_alone(event: RequestReceived) -> bool:
+    """Return whether a dialplan asks to be connected and does not wait for it, as the Gosub does.
+
+    Only that encodes its values.
+    """
+    fields = event.fields
+    connects = fields.get("command", "").lower() == CONNECT and "encoding" not in fields
+    return connects and event.raised_by != "" and event.raised_by == fields.get("uniqueid")
 
 
 def _origin_of(event: RequestReceived) -> Origin:

@@ -28,6 +28,7 @@ class ForkInfo:
         sample_rate: The sample rate in Hz; 0 while it is not chosen.
         from_earlier_run: Whether an earlier run of the daemon started it.
         speaks: Whether its server may be heard in the call.
+        connects: Whether its server is the other party of the call.
     """
 
     id: str
@@ -38,6 +39,7 @@ class ForkInfo:
     sample_rate: int = 0
     from_earlier_run: bool = False
     speaks: bool = False
+    connects: bool = False
 
 
 @dataclass(frozen=True, slots=True)

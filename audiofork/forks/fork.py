@@ -239,6 +239,7 @@ class Fork:
             self.sample_rate,
             self.from_earlier_run,
             self.speaks,
+            self.connects,
         )
 
     # --- How it goes on ---

@@ -366,11 +366,11 @@ def _order_of(fork: Fork, leg: Leg, leg_id: str) -> LegOrder:
         sample_rate=fork.sample_rate,
         heard_by=heard_by(fork, leg.part),
         channel=fork.channel,
-        leads=fork.connects and not _waits_itself(fork),
+        leads=fork.connects and not waits_itself(fork),
     )
 
 
-def _waits_itself(fork: Fork) -> bool:
+def waits_itself(fork: Fork) -> bool:
     """Return whether the channel's own dialplan has asked, and waits for the server."""
     origin = fork.request.origin
     return origin.door == DIALPLAN and origin.who == fork.uniqueid

@@ -5,6 +5,7 @@ from __future__ import annotations
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.choice import Taps
+from audiofork.asterisk.taps.connect import LED
 from audiofork.errors import RequestRefused
 from audiofork.forks import call_info, url_templates
 from audiofork.forks.admission import Admission
@@ -13,7 +14,7 @@ from audiofork.forks.events import Emit, Requested
 from audiofork.forks.fork import Fork, new_fork, record, with_fields
 from audiofork.forks.journal import Journal
 from audiofork.forks.leaving import LeavingLegs
-from audiofork.forks.legs import Legs
+from audiofork.forks.legs import Legs, waits_itself
 from audiofork.forks.life_log import log_requested
 from audiofork.forks.lifecycle import ForkEvent
 from audiofork.forks.look_ups import LookUps
@@ -128,7 +129,20 @@ class Starting:
         self._profiles.check_channel(request, channel)
         fork.found(channel, uniqueid, self._ami.asterisk_started)
         self._table.bind(fork)
+        if request.connects and not waits_itself(fork):
+            await self._check_can_be_led(fork)
         _check_wanted(fork)
+
+    async def _check_can_be_led(self, fork: Fork) -> None:
+        """Raise RequestRefused without the extension that connects a channel.
+
+        Asterisk would hang up a channel that is sent there.
+        """
+        if not await self._channels.has_place(fork.uniqueid, LED):
+            raise RequestRefused(
+                f"the dialplan has no {LED}, to which the call would have to go: "
+                "include the extensions_audiofork.conf of this version (audiofork setup does)"
+            )
 
     def _check_not_connected(self, uniqueid: str) -> None:
         """Raise RequestRefused if a channel has a server as its other party already."""

@@ -101,6 +101,18 @@ def test_variables_of_a_fork_of_an_earlier_run_are_left_as_they_are(
     assert (ami.variables, ami.events) == ({}, [])
 
 
+def test_connected_fork_has_a_status_of_its_own(ami: FakeAmi, door: AmiEvents) -> None:
+    connected = replace(FORK, connects=True)
+    door.on_event(requested(connected))
+    assert ami.variables[UNIQUEID]["AUDIOFORK_CONNECT"] == "STARTING"
+    assert ami.variables[UNIQUEID]["AUDIOFORK_CONNECT_ID"] == FORK_ID
+    door.on_event(Started(FORK))
+    door.on_event(Ended(FORK, EndReason.STOPPED, ForkStats(), has_failed=False))
+    assert ami.variables[UNIQUEID]["AUDIOFORK_CONNECT"] == "STARTING"
+    door.on_event(Ended(connected, EndReason.SINK_GONE, ForkStats(), has_failed=True))
+    assert ami.variables[UNIQUEID]["AUDIOFORK_CONNECT"] == "FAILED"
+
+
 def test_refusal_of_a_request_is_left_to_its_door(ami: FakeAmi, door: AmiEvents) -> None:
     door.on_event(Refused(request(), "No way"))
     assert (ami.variables, ami.events) == ({}, [])
@@ -337,6 +349,15 @@ async def test_refused_start_sets_variables_and_raises_an_event(
     assert caplog.messages == [
         f"request for channel {NAME} to ws://example.org/a?... refused: No way"
     ]
+
+
+@pytest.mark.parametrize(("door_name", "is_told"), [("dialplan", True), ("AMI", False)])
+async def test_refused_connect_ends_the_wait_of_the_dialplan_that_asked(
+    ami: FakeAmi, door: AmiEvents, door_name: str, is_told: bool
+) -> None:
+    fields = {**FIELDS, "command": "ConnectAudioFork"}
+    door.refused(fields, "No way", Origin(door_name, UNIQUEID))
+    assert ("AUDIOFORK_CONNECT" in ami.variables[NAME]) is is_told
 
 
 @pytest.mark.parametrize(

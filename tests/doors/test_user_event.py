@@ -6,7 +6,7 @@ import pytest
 from audiofork.asterisk.ami_protocol import RequestReceived
 from audiofork.doors.ami_events import AmiEvents
 from audiofork.doors.inbox import OF_ORIGIN
-from audiofork.doors.user_event import UserEvents
+from audiofork.doors.user_event import NOBODY_WAITS, UserEvents
 from audiofork.errors import AmiActionFailed, AmiError, AmiTimeout, AmiUnavailable
 from audiofork.forks.requests import Origin, Request
 from audiofork.link.messages import EndReason, SetMute
@@ -229,6 +229,24 @@ async def test_field_that_comes_twice_is_refused(rig: Rig) -> None:
     assert name == "AudioForkFailed"
     assert headers["Reason"] == "WsServer: appears twice"
     assert rig.sent == []
+
+
+@pytest.mark.parametrize(
+    ("change", "is_refused"),
+    [({}, True), ({"uniqueid": "9.9"}, False), ({"encoding": "base64"}, False)],
+    ids=str,
+)
+async def test_connect_for_which_no_dialplan_would_wait_is_refused_with_what_to_do(
+    rig: Rig, change: dict[str, str], is_refused: bool
+) -> None:
+    fields = {"command": "ConnectAudioFork", "wsserver": URL, "uniqueid": UNIQUEID, **change}
+    rig.user_events.on_request(RequestReceived(fields, raised_by=UNIQUEID))
+    await rig.user_events.finish()
+    reason = rig.last_event[1]["Reason"] if rig.ami.events else ""
+    assert (reason == NOBODY_WAITS[:240]) is is_refused
+    if is_refused:
+        assert "Gosub(audiofork,connect,1(URL))" in reason
+        assert rig.sent == []
 
 
 async def test_field_that_a_caller_has_written_is_refused_with_what_to_do(rig: Rig) -> None:

@@ -60,6 +60,17 @@ async def test_call_is_left_alone_until_the_server_is_there(rig: Rig) -> None:
     assert (order.part, order.leads) == (LegPart.IN, True)
 
 
+async def test_call_is_left_alone_where_the_dialplan_has_no_place_for_it(rig: Rig) -> None:
+    rig.ami.values["DIALPLAN_EXISTS(audiofork,led,1)"] = "0"
+    await rig.request(**{**START, **CONNECT})
+    assert (rig.sent, rig.tap.orders) == ([], [])
+    assert rig.last_event[1]["Reason"].startswith("the dialplan has no audiofork,led,1, to which")
+    request = RequestReceived({**START, "command": "ConnectAudioFork"}, UNIQUEID)
+    rig.user_events.on_request(request)  # by the Gosub, which has its own way
+    await rig.clock.settle()
+    assert len(rig.sent) == 1
+
+
 async def test_call_that_asks_itself_is_not_taken_from_where_it_waits(rig: Rig) -> None:
     rig.user_events.on_request(RequestReceived({**START, "command": "ConnectAudioFork"}, UNIQUEID))
     await rig.clock.settle()

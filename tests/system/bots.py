@@ -9,6 +9,10 @@ from tests.system.conftest import Target, place_call, set_globals
 
 BOT = """
 [testbed]
+exten => bot-and-copy,1,UserEvent(AudioFork,WsServer: ${COPY_URL},Options: D(in)S)
+exten => bot-and-copy,n,Goto(bot,1)
+exten => bot-in-time,1,Set(AUDIOFORK_WAIT_MS=1500)
+exten => bot-in-time,n,Goto(bot,1)
 exten => bot,1,Answer()
  same => n,Gosub(audiofork,connect,1(${BOT_URL},${BOT_OPTIONS}))
  same => n,UserEvent(Back,Status: ${AUDIOFORK_STATUS},Why: ${AUDIOFORK_REASON})

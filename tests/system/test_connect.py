@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request
 
 from audiofork.doors.control_client import Client
 from audiofork.errors import RequestRefused
@@ -50,6 +52,61 @@ async def test_caller_that_hangs_up_ends_the_server_s_connection(
     assert (recording.close_code, recording.close_reason) == (1000, "hangup")
     stopped = await ami.wait_user_event("AudioForkStopped", Uniqueid=target.uniqueid)
     assert stopped["Reason"] == "hangup"
+
+
+async def test_other_fork_of_the_call_does_not_end_the_wait_for_a_slow_server(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    async def wait(_connection: ServerConnection, _request: Request) -> None:
+        await asyncio.sleep(0.7)  # meanwhile the other fork streams
+
+    async def close_soon(connection: ServerConnection) -> None:
+        await connection.recv()
+        await connection.close()
+
+    async with serve(close_soon, "127.0.0.1", 0, process_request=wait) as bot:
+        url = f"ws://127.0.0.1:{bot.sockets[0].getsockname()[1]}/"
+        await set_globals(ami, BOT_URL=url, BOT_OPTIONS="", COPY_URL=recorder.url("/copy"))
+        target = await place_call(ami, caller, "bot-and-copy")
+        target.call.talk()
+        back = await went_on(ami)
+    assert (back["Status"], back["Why"]) == ("STOPPED", "sink-closed")
+    await target.call.hangup()
+
+
+@pytest.mark.parametrize(
+    ("takes_s", "status", "why", "reason"),
+    [
+        (0.5, "STOPPED", "sink-closed", "sink-closed"),
+        (2.5, "FAILED", "the server was not there in time", "stopped"),
+    ],
+)
+async def test_server_is_waited_for_as_long_as_the_dialplan_says_and_is_not_wanted_later(
+    daemon: Daemon,
+    ami: AmiClient,
+    caller: SipUser,
+    takes_s: float,
+    status: str,
+    why: str,
+    reason: str,
+) -> None:
+    async def wait(_connection: ServerConnection, _request: Request) -> None:
+        await asyncio.sleep(takes_s)
+
+    async def close_soon(connection: ServerConnection) -> None:
+        await connection.recv()
+        await connection.close()
+
+    async with serve(close_soon, "127.0.0.1", 0, process_request=wait) as bot:
+        url = f"ws://127.0.0.1:{bot.sockets[0].getsockname()[1]}/"
+        await set_globals(ami, BOT_URL=url, BOT_OPTIONS="")
+        target = await place_call(ami, caller, "bot-in-time")
+        target.call.talk()
+        back = await went_on(ami)
+        assert (back["Status"], back["Why"]) == (status, why)
+        stopped = await ami.wait_user_event("AudioForkStopped", Uniqueid=target.uniqueid)
+        assert stopped["Reason"] == reason
+    await target.call.hangup()
 
 
 @pytest.mark.parametrize(

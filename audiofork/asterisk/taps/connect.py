@@ -10,13 +10,12 @@ from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.channels import NO_SUCH_CHANNEL
 from audiofork.asterisk.taps.base import LegAddresses, LegOrder, leg_name
 from audiofork.asterisk.taps.ways import Connects, Way
-from audiofork.config import Address
+from audiofork.config import Address, Place
 from audiofork.errors import AmiActionFailed, AmiError, LegRefused, LegUncertain, NoSuchChannel
 from audiofork.link.messages import Direction, LegPart
 
 VARIABLE = "AUDIOFORK_LEG"
-CONTEXT = "audiofork"
-EXTENSION = "led"
+LED = Place("audiofork", "led", "1")
 
 # One leg, which carries both directions: what the party says comes over it, and what the server
 # says goes over it. Asterisk sends frames only while the party does.
@@ -59,7 +58,7 @@ class ConnectTap:
 
     async def _lead(self, leg: LegOrder) -> None:
         """Take the channel out of the dialplan, to the extension that connects it."""
-        place = [("Context", CONTEXT), ("Exten", EXTENSION), ("Priority", "1")]
+        place = [("Context", LED.context), ("Exten", LED.exten), ("Priority", LED.priority)]
         await self._ami.action("Redirect", [("Channel", leg.channel), *place])
 
     def owns(self, name: str, uniqueid: str) -> bool:  # noqa: ARG002 (of Tap)

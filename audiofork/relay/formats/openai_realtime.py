@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 PCM_RATE = 24000  # the only one that the API takes
 G711_RATE = 8000
 MOST_REASON_BYTES = 123  # in a close frame (RFC 6455, 5.5)
+MOST_NAME_LENGTH = 200  # of an item; some hundreds of them are kept
 MOST_ERRORS = 10  # kinds of them that are logged for a fork
 _UNDERSTOOD = Several(())  # and there is nothing to do
 # What a server may have done in the call, as tools that its model is offered where it is granted.
@@ -195,6 +196,8 @@ class OpenAiRealtimeFormat(MessageFormat):
         index = event.get("content_index")
         duration_ms = len(encoded) * 8000 / BITS[self._encoding.codec] / self._encoding.sample_rate
         part = (text(event, "item_id"), index if isinstance(index, int) else 0)
+        if len(part[0]) > MOST_NAME_LENGTH:
+            return None
         if not self._heard.add(*part, duration_ms):
             return None
         return Audio(self._decode(encoded), self._encoding.sample_rate)

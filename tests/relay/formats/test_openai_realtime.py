@@ -23,7 +23,7 @@ from audiofork.relay.formats.base import (
     Several,
     Text,
 )
-from audiofork.relay.formats.openai_realtime import MOST_ERRORS
+from audiofork.relay.formats.openai_realtime import MOST_ERRORS, MOST_NAME_LENGTH
 from testbed.realtime_api import check_event
 from tests.relay.formats.formats import make
 
@@ -191,6 +191,15 @@ def test_items_that_were_heard_whole_are_not_cut(lost_ms: int, heard: Any) -> No
     events = told(one.event(Cleared(lost_ms), 0))
     assert [(event["item_id"], event["audio_end_ms"]) for event in events] == heard
     assert one.event(Cleared(100), 0) == ()
+
+
+def test_item_with_a_name_that_is_too_long_to_be_kept_is_not_played() -> None:
+    one = begin()
+    assert speaks(one, bytes(160), "x" * MOST_NAME_LENGTH) is not None
+    assert speaks(one, bytes(160), "x" * (MOST_NAME_LENGTH + 1)) is None
+    assert [fields["item_id"] for fields in told(one.event(Cleared(20), 0))] == [
+        "x" * MOST_NAME_LENGTH
+    ]
 
 
 def test_new_session_knows_nothing_of_the_items_of_the_last_one() -> None:
