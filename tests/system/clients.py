@@ -13,6 +13,7 @@ from testbed.clients.process import ClientServer, lack
 from tests.system.conftest import Target
 
 PIPECAT, VOCODE, NODE = "pipecat_server.py", "vocode_server.py", "twilio_server.js"
+REALTIME, GALCYMEDIA = "realtime_bot.js", "galcymedia_bot.py"
 
 
 @contextlib.asynccontextmanager
