@@ -80,7 +80,7 @@ asterisk: .venv/installed .venv/stt clients
 	$(PYTEST) -m "asterisk and serial" -rs
 
 # Servers that others wrote, for the tests of formats; those that cannot be had are skipped.
-clients: .venv-pipecat/installed .venv-vocode/installed .venv-node/installed
+clients: .venv-pipecat/installed .venv-vocode/installed .venv-galcymedia/installed .venv-node/installed
 
 fuzz: .venv/installed
 	$(BIN)/python -m tests.fuzz.million
@@ -153,7 +153,7 @@ wheel:
 	@touch $@
 
 # The versions that are pinned have wheels up to Python 3.12.
-.venv-pipecat/installed .venv-vocode/installed: .venv-%/installed: testbed/clients/%.txt
+.venv-pipecat/installed .venv-vocode/installed .venv-galcymedia/installed: .venv-%/installed: testbed/clients/%.txt
 	$(PYTHON) -m venv --clear .venv-$*
 	if .venv-$*/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then \
 	  .venv-$*/bin/pip install --quiet --disable-pip-version-check --only-binary :all: --no-deps -r $<; fi

@@ -5,18 +5,16 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import itertools
-from collections.abc import AsyncIterator
 
 import pytest
 from websockets.asyncio.server import ServerConnection, basic_auth, serve
 
 from testbed.ami import AmiClient
 from testbed.blocks import decode, find_blocks, make_blocks, report
-from testbed.clients.process import ClientServer, lack
+from testbed.clients.process import ClientServer
 from testbed.sip import SipUser
+from tests.system.clients import NODE, PIPECAT, VOCODE, joined, press, running
 from tests.system.conftest import Target, counts_blocks, place_call, start_fork
 
 pytestmark = [pytest.mark.asterisk, pytest.mark.usefixtures("daemon")]
@@ -24,20 +22,11 @@ pytestmark = [pytest.mark.asterisk, pytest.mark.usefixtures("daemon")]
 BLOCKS = make_blocks(400, seed=71)
 HEARD = [decode(block) for block in BLOCKS]
 WARM_UP = make_blocks(50, seed=72)
-PIPECAT, VOCODE, NODE = "pipecat_server.py", "vocode_server.py", "twilio_server.js"
 
 
 @pytest.fixture(scope="module")
 def tap() -> str:
     return "snoop"
-
-
-@contextlib.asynccontextmanager
-async def running(name: str) -> AsyncIterator[ClientServer]:
-    if why := lack(name):
-        pytest.skip(why)
-    async with ClientServer(name) as server:
-        yield server
 
 
 async def forked(
@@ -49,15 +38,6 @@ async def forked(
     await target.call.play(WARM_UP)
     await ami.wait_user_event("AudioForkStarted", ActionID=action_id)
     return target
-
-
-async def press(ami: AmiClient, target: Target, digit: str) -> None:
-    pressed = {"Channel": target.channel, "Digit": digit, "Duration": "100", "Receive": "true"}
-    await ami.action("PlayDTMF", **pressed)
-
-
-def joined(payloads: list[str]) -> bytes:
-    return b"".join(map(base64.b64decode, payloads))
 
 
 @counts_blocks

@@ -14,6 +14,7 @@ from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk
 from testbed.blocks import decode, find_blocks, make_blocks, report, slin_blocks
 from testbed.daemon import Daemon, ari_conf, dialplan, manager_conf
+from testbed.recorder import Recorder
 from testbed.rtp import SLIN16, ULAW, Codec, swap_bytes
 from testbed.sip import SipUser
 from tests.system.bots import BOT
@@ -163,3 +164,37 @@ async def test_server_that_speaks_first_is_heard_by_a_caller_who_says_nothing(
         await target.call.wait_received(130)
         assert report(find_blocks(heard(target), blocks), 100).intact
         await target.call.hangup()
+
+
+@pytest.mark.parametrize(("piece", "count"), [(1, 5), (333, 50), (1000, 50)])
+@counts_blocks
+async def test_messages_of_any_length_are_heard_as_if_they_were_one(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, piece: int, count: int
+) -> None:
+    blocks = [decode(block) for block in make_blocks(count, seed=6)]
+    speech = b"".join(blocks)
+
+    async def dribble(connection: ServerConnection) -> None:
+        await connection.send(bytes(320 * 50))  # or a byte may come after its frame is due
+        for start in range(0, len(speech), piece):
+            await connection.send(speech[start : start + piece])
+        await connection.wait_closed()
+
+    async with server(dribble) as url:
+        target = await call(ami, caller, url, "")
+        await target.call.wait_received(60 + count)
+        assert report(find_blocks(heard(target), blocks), count).intact
+        await target.call.hangup()
+
+
+async def test_server_that_says_nothing_is_silence_at_the_pace_of_a_call(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    target = await call(ami, caller, recorder.url("/bot"), "")
+    position = len(ami.events)
+    target.call.talk()
+    await target.call.wait_received(150)
+    await recorder.wait_messages("/bot", 150)
+    assert not any(heard(target))
+    assert not any(h.get("UserEvent") == "Back" for _, h in ami.events[position:])
+    await target.call.hangup()

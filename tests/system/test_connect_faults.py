@@ -1,19 +1,32 @@
-"""Connected calls whose daemon fails: each test has a daemon of its own, or none."""
+"""Connected calls whose daemon, server or Asterisk fails: each test has a daemon of its own."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from urllib.parse import urlsplit
 
 import pytest
+from websockets.asyncio.server import ServerConnection
 
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk
+from testbed.blocks import decode
 from testbed.daemon import Daemon, dialplan, manager_conf
+from testbed.proxy import Proxy
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
 from tests.system.bots import BOT, call_bot, went_on
-from tests.system.conftest import DIALPLAN, no_channels, place_call, set_globals
+from tests.system.conftest import (
+    DIALPLAN,
+    Target,
+    no_channels,
+    no_forks,
+    place_call,
+    set_globals,
+)
+from tests.system.servers import server
 
 pytestmark = pytest.mark.asterisk
 
@@ -61,3 +74,100 @@ async def test_daemon_that_stops_and_keeps_forks_lets_the_dialplan_go_on(
         assert (await went_on(ami))["Status"] == "STOPPED"
         await target.call.hangup()
         await no_channels(ami)
+
+
+async def hears(target: Target, anything: bool) -> None:
+    """Wait until the caller hears the server, or nothing but silence, for a tenth of a second."""
+    call = target.call
+    async with asyncio.timeout(20):
+        while True:
+            since = len(call.received_audio())
+            await call.wait_received(call.rtp.packets_received + 5)
+            heard = decode(call.received_audio()[since:])
+            if heard and any(heard) == anything:
+                return
+
+
+async def echo(connection: ServerConnection) -> None:
+    async for message in connection:
+        await connection.send(message)
+
+
+async def test_server_that_breaks_off_and_returns_is_silence_in_between(
+    asterisk: Asterisk, ami: AmiClient, caller: SipUser
+) -> None:
+    with Daemon(asterisk):
+        async with server(echo) as url, Proxy(("127.0.0.1", port_of(url))) as proxy:
+            await set_globals(ami, BOT_URL=proxy.ws_url(), BOT_OPTIONS="R(1)r(30)")
+            position = len(ami.events)
+            target = await place_call(ami, caller, "bot")
+            target.call.recording = True
+            target.call.talk()
+            await hears(target, anything=True)
+            proxy.refuse()
+            proxy.cut()
+            await ami.wait_user_event("AudioForkReconnecting", Uniqueid=target.uniqueid)
+            await hears(target, anything=False)
+            proxy.accept()
+            await hears(target, anything=True)
+            assert not any(h.get("UserEvent") == "Back" for _, h in ami.events[position:])
+            await target.call.hangup()
+            await no_channels(ami)
+
+
+async def test_server_that_breaks_off_and_stays_away_lets_the_dialplan_go_on(
+    asterisk: Asterisk, ami: AmiClient, caller: SipUser
+) -> None:
+    with Daemon(asterisk):
+        async with server(echo) as url, Proxy(("127.0.0.1", port_of(url))) as proxy:
+            await set_globals(ami, BOT_URL=proxy.ws_url(), BOT_OPTIONS="R(1)r(1)")
+            target = await place_call(ami, caller, "bot")
+            target.call.recording = True
+            target.call.talk()
+            await hears(target, anything=True)
+            proxy.refuse()
+            proxy.cut()
+            back = await went_on(ami)
+            assert (back["Status"], back["Why"]) == ("STOPPED", "sink-gone")
+            await target.call.hangup()
+            await no_channels(ami)
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["stopped", "killed"])
+async def test_restarted_asterisk_ends_the_forks_and_the_next_call_has_a_server_again(
+    asterisk: Asterisk, recorder: Recorder, killed: bool
+) -> None:
+    with Daemon(asterisk) as daemon:
+        async with called(asterisk, recorder, "/before"):
+            if killed:
+                await asyncio.to_thread(asterisk.kill)
+            await asyncio.to_thread(asterisk.restart)
+        await recorder.wait_closed("/before", timeout_s=20)
+        await no_forks(daemon)
+        await daemon.says("connected to Asterisk", times=2)
+        async with called(asterisk, recorder, "/after") as target:
+            await target.call.hangup()
+        await recorder.wait_closed("/after")
+        await no_forks(daemon)
+        assert "Traceback" not in daemon.log()
+
+
+@contextlib.asynccontextmanager
+async def called(asterisk: Asterisk, recorder: Recorder, path: str) -> AsyncIterator[Target]:
+    """Place a call with a server; yield it when the server hears it."""
+    async with (
+        AmiClient(asterisk) as ami,
+        SipUser("caller", ("127.0.0.1", asterisk.sip_port)) as caller,
+    ):
+        await set_globals(ami, BOT_URL=recorder.url(path), BOT_OPTIONS="")
+        target = await place_call(ami, caller, "bot")
+        target.call.talk()
+        await recorder.wait_messages(path, 25)
+        yield target
+
+
+def port_of(url: str) -> int:
+    """Return the port of a URL."""
+    port = urlsplit(url).port
+    assert port is not None
+    return port
