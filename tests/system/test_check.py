@@ -21,6 +21,7 @@ from audiofork.asterisk.taps import chanspy
 from audiofork.asterisk.versions import CHANSPY_PAIRS, LEG_ENDS_WITH_PEER
 from audiofork.commands import check_audio, remedies
 from audiofork.commands.check import Check
+from audiofork.commands.check_dialplan import VERSION
 from audiofork.commands.findings import Finding, Mark, Outcome
 from audiofork.config import Config
 from audiofork.link.messages import LegPart
@@ -242,7 +243,9 @@ async def test_asterisk_with_ari_has_no_fault_and_brings_legs_by_it_within_4_s(
     texts = [finding.text for finding in findings]
     address = f"http://127.0.0.1:{checked.http_port}/ari"
     assert f"ARI: audiofork may write at {address}" in texts
-    assert "dialplan: audiofork and audiofork-leg are there, as shipped (version 2)" in texts
+    assert (
+        f"dialplan: audiofork and audiofork-leg are there, as shipped (version {VERSION})" in texts
+    )
     assert any(text.startswith("audio: 5") or text.startswith("audio: 4") for text in texts)
     for rate in (8000, 16000):
         (snoop,) = [text for text in texts if text.startswith(f"snoop at {rate} Hz: ")]
