@@ -21,6 +21,7 @@ from audiofork.forks.events import (
     Failed,
     ForkInfo,
     MessageReceived,
+    Parting,
     Pressed,
     Reconnecting,
     Refused,
@@ -85,13 +86,16 @@ class AmiEvents:
                 self._raise(event.fork, "AudioForkDtmf", more)
             case CommandHandled():
                 self._command_handled(event)
-            case Ended():
-                self._ended(event)
+            case Parting():
+                self._tell_end(event)
+                self._set(event.fork.uniqueid, CONNECT, _status_of(event))
+            case Ended() if not event.fork.connects:  # else the call has a next one, perhaps
+                self._tell_end(event)
             case Failed():
                 self._failed(event)
             case Stopped():
                 self._stopped(event)
-            case Pressed() | Refused() | Attack():
+            case Pressed() | Ended() | Refused() | Attack():
                 pass  # the door answers the requester; an attack only goes to the log
 
     def _requested(self, event: Requested) -> None:
@@ -143,12 +147,9 @@ class AmiEvents:
             more.append(("Reason", harmless(event.reason)))
         self._raise(event.fork, "AudioForkCommand", more)
 
-    def _ended(self, event: Ended) -> None:
+    def _tell_end(self, event: Ended | Parting) -> None:
         self._set(event.fork.uniqueid, "AUDIOFORK_REASON", event.reason.value)
-        status = "FAILED" if event.has_failed else "STOPPED"
-        self._set(event.fork.uniqueid, "AUDIOFORK_STATUS", status)
-        if event.fork.connects:
-            self._set(event.fork.uniqueid, CONNECT, status)
+        self._set(event.fork.uniqueid, "AUDIOFORK_STATUS", _status_of(event))
 
     def _failed(self, event: Failed) -> None:
         more = [("Reason", event.reason.value), *_particulars(event)]
@@ -242,6 +243,10 @@ class AmiEvents:
 
         headers = [("Channel", channel), ("Variable", name), ("Value", value)]
         self._ami.post("Setvar", headers, on_error)
+
+
+def _status_of(event: Ended | Parting) -> str:
+    return "FAILED" if event.has_failed else "STOPPED"
 
 
 def _refused_by(door: str) -> str:

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 from typing import Protocol
 
-from audiofork.forks.events import Emit, Ended, Failed, Reconnecting, Stopped
+from audiofork.forks.events import Emit, Ended, Failed, Parting, Reconnecting, Stopped
 from audiofork.forks.fork import Fork, entry_of
 from audiofork.forks.journal import Journal
 from audiofork.forks.leaving import LeavingLegs
@@ -84,6 +84,11 @@ class Ending:
         fork.progress.end_asked = reason
         if fork.state is not ForkState.REQUESTED:
             self._send(EndFork(fork.id, reason, detail))
+            self._part(fork, reason)
+
+    def _part(self, fork: Fork, reason: EndReason) -> None:
+        if fork.connects:
+            self._emit(Parting(fork.info, reason, _has_failed(fork, reason)))
 
     def on_hangup(self, fork: Fork) -> None:
         """Handle the hangup of a fork's channel: end the fork after HANGUP_GRACE_S."""
@@ -131,7 +136,9 @@ class Ending:
         report = _with_refused(report, fork.progress.commands_refused)
         self._journal.remove(fork.id)
         self._leaving.watch(fork, fork.live_legs())
-        has_failed = fork.state is ForkState.ATTACHING and report.reason in _FAILURES
+        has_failed = _has_failed(fork, report.reason)
+        if fork.progress.end_asked is None:  # else that was told then
+            self._part(fork, report.reason)
         fork.chronicle.end = report
         fork.apply(ForkEvent.END)
         log_ended(fork, report, is_failure=report.reason in _FAILURES)
@@ -192,6 +199,10 @@ class Ending:
             status = "not run"
         finally:
             self._emit(dataclasses.replace(outcome, post_process_status=status))
+
+
+def _has_failed(fork: Fork, reason: EndReason) -> bool:
+    return fork.state is ForkState.ATTACHING and reason in _FAILURES
 
 
 def _with_refused(report: ForkEnded, count: int) -> ForkEnded:

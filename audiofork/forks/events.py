@@ -149,6 +149,21 @@ class CommandHandled:
 
 
 @dataclass(frozen=True, slots=True)
+class Parting:
+    """A connected fork ends, and its call may go on: comes once, before Ended.
+
+    That follows when the server has got all that waits, or does not take it.
+
+    Attributes:
+        has_failed: Whether it ends before audio flowed, by a failure.
+    """
+
+    fork: ForkInfo
+    reason: EndReason
+    has_failed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """The audio of a fork has ended; Stopped or Failed follows, after its post-process command.
 
@@ -238,6 +253,7 @@ DomainEvent = (
     | MessageReceived
     | Pressed
     | CommandHandled
+    | Parting
     | Ended
     | Stopped
     | Failed

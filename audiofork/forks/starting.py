@@ -147,7 +147,7 @@ class Starting:
     def _check_not_connected(self, uniqueid: str) -> None:
         """Raise RequestRefused if a channel has a server as its other party already."""
         for other in self._table.on_channel(uniqueid):
-            if other.connects:
+            if other.connects and not other.is_ending:
                 raise RequestRefused(f"the channel is connected already, by the fork {other.id}")
 
     async def _ask_about_call(self, fork: Fork) -> None:

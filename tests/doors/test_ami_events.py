@@ -21,6 +21,7 @@ from audiofork.forks.events import (
     Failed,
     ForkInfo,
     MessageReceived,
+    Parting,
     Pressed,
     Reconnecting,
     Refused,
@@ -109,8 +110,20 @@ def test_connected_fork_has_a_status_of_its_own(ami: FakeAmi, door: AmiEvents) -
     door.on_event(Started(FORK))
     door.on_event(Ended(FORK, EndReason.STOPPED, ForkStats(), has_failed=False))
     assert ami.variables[UNIQUEID]["AUDIOFORK_CONNECT"] == "STARTING"
-    door.on_event(Ended(connected, EndReason.SINK_GONE, ForkStats(), has_failed=True))
+    door.on_event(Parting(connected, EndReason.SINK_GONE, has_failed=True))
     assert ami.variables[UNIQUEID]["AUDIOFORK_CONNECT"] == "FAILED"
+
+
+def test_end_of_a_connected_fork_is_not_told_to_the_next_one_of_its_call(
+    ami: FakeAmi, door: AmiEvents
+) -> None:
+    connected = replace(FORK, connects=True)
+    door.on_event(requested(connected))
+    door.on_event(Parting(connected, EndReason.STOPPED, has_failed=False))
+    door.on_event(requested(replace(connected, id=str(uuid.UUID(int=1)))))
+    door.on_event(Ended(connected, EndReason.STOPPED, ForkStats(), has_failed=False))
+    variables = ami.variables[UNIQUEID]
+    assert (variables["AUDIOFORK_CONNECT"], variables["AUDIOFORK_STATUS"]) == ("STARTING",) * 2
 
 
 def test_refusal_of_a_request_is_left_to_its_door(ami: FakeAmi, door: AmiEvents) -> None:

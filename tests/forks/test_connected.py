@@ -146,6 +146,22 @@ async def test_second_server_for_a_call_is_refused_and_a_copy_is_not(rig: Rig) -
     assert await rig.start() != fork_id
 
 
+async def test_call_whose_first_server_is_still_being_told_of_the_end_may_have_another(
+    rig: Rig,
+) -> None:
+    fork_id = await talking(rig)
+    await rig.request(Command="StopAudioFork", AudioForkID=fork_id)
+    assert (rig.variables["AUDIOFORK_CONNECT"], rig.variables["AUDIOFORK_REASON"]) == (
+        "STOPPED",
+        "stopped",
+    )
+    assert rig.live == [fork_id]
+    second = await rig.start(**CONNECT)
+    await rig.ended(fork_id, EndReason.STOPPED)
+    assert rig.variables["AUDIOFORK_CONNECT"] == "STARTING"
+    assert second in rig.live
+
+
 async def test_directions_without_in_are_refused(rig: Rig) -> None:
     for direction in ("out", "stereo"):
         await rig.request(**START, **CONNECT, **{"Options": f"D({direction})"})

@@ -139,6 +139,34 @@ async def test_stop_by_another_door_lets_the_dialplan_go_on(
     await target.call.hangup()
 
 
+async def test_server_that_does_not_answer_the_close_does_not_hold_the_call_up(
+    daemon: Daemon, ami: AmiClient, caller: SipUser
+) -> None:
+    over = asyncio.Event()
+
+    async def deaf(connection: ServerConnection) -> None:
+        await connection.recv()
+        connection.transport.pause_reading()
+        await over.wait()
+        connection.transport.abort()
+
+    async with serve(deaf, "127.0.0.1", 0) as bot:
+        url = f"ws://127.0.0.1:{bot.sockets[0].getsockname()[1]}/"
+        await set_globals(ami, BOT_URL=url, BOT_OPTIONS="")
+        target = await place_call(ami, caller, "bot")
+        target.call.talk()
+        await ami.wait_user_event("AudioForkStarted", Uniqueid=target.uniqueid)
+        began = asyncio.get_running_loop().time()
+        try:
+            with Client(daemon.socket) as client:
+                await asyncio.to_thread(client.stop, target.uniqueid)
+            assert (await went_on(ami))["Why"] == "stopped"
+            assert asyncio.get_running_loop().time() - began < 0.5
+        finally:
+            over.set()
+    await target.call.hangup()
+
+
 async def test_direction_that_a_connected_server_cannot_have_is_refused(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
