@@ -36,8 +36,9 @@ class SecurityConfig:
     allow_speak: tuple[str, ...] = _option(
         "",
         speakers,
-        "Which servers may be heard in calls, option k of a fork: URLs as in allow_urls, and @NAME "
-        "for a profile, @* for all profiles. A profile counts by its name alone.",
+        "Which servers may be heard in calls by option k, and which may be connected to calls "
+        "whose own dialplan does not ask for it: URLs as in allow_urls, and @NAME for a profile, "
+        "@* for all profiles. A profile counts only by its name.",
     )
     allow_commands: tuple[str, ...] = _option(
         "audio clear mark",

@@ -109,7 +109,18 @@ class Admission:
         allowed = ANYWHERE if request.profile else security.allow_urls
         check_url(url, allowed, allow_private=security.allow_private)
         if request.options.audience is not None:
-            _check_speaker(request, url, security.allow_speak)
+            what = f"Options: k({request.options.audience})"
+            _check_speaker(what, request, url, security.allow_speak)
+
+    def check_led(self, request: StartFork) -> None:
+        """Check whether a call may be taken from where it is, to the server of a request.
+
+        Raises:
+            RequestRefused: `allow_speak` does not name the server.
+        """
+        url = check_template(effective_url(request))
+        what = "Command: ConnectAudioFork, not of the call's own dialplan"
+        _check_speaker(what, request, url, self.security.allow_speak)
 
     def grants_of(self, request: StartFork, profiles: Profiles) -> Grants:
         """Return what the server of a request may do, by these rules and by its profile."""
@@ -157,8 +168,15 @@ class Admission:
         self._check_open()
 
 
-def _check_speaker(request: StartFork, url: str, allowed: tuple[str, ...]) -> None:
-    """Raise RequestRefused unless the server of a request may be heard in calls."""
+def _check_speaker(what: str, request: StartFork, url: str, allowed: tuple[str, ...]) -> None:
+    """Raise RequestRefused unless the server of a request may be heard in calls.
+
+    Args:
+        what: What asks for that; the text begins with it.
+        request: The request.
+        url: Its URL as it is matched.
+        allowed: The servers of `allow_speak`.
+    """
     if request.profile:
         name = request.server
         is_allowed = any(fnmatchcase(name, pattern) for pattern in allowed)
@@ -167,7 +185,7 @@ def _check_speaker(request: StartFork, url: str, allowed: tuple[str, ...]) -> No
         is_allowed = is_among(url, allowed)
     if not is_allowed:
         raise RequestRefused(
-            f"Options: k({request.options.audience}): {name} may not be heard in calls, "
+            f"{what}: {name} may not be heard in calls, "
             f"[security] allow_speak has {' '.join(allowed) or 'none'}"
         )
 

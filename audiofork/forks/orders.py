@@ -56,10 +56,11 @@ def _metadata_of(fork: Fork) -> Metadata:
 def needs_silence(fork: Fork) -> bool:
     """Return whether the relay must send silence while the leg brings no frames.
 
-    All directions except `in` keep time always; `in` keeps time only with option S.
+    All directions except `in` keep time always; `in` keeps time only with option S, or where the
+    server is the other party: it hears by the silence that the party has finished.
     """
     options = fork.request.options
-    promised = options.keep_time or options.direction is not Direction.IN
+    promised = options.keep_time or options.direction is not Direction.IN or fork.connects
     return promised and not fork.way.keeps_time
 
 

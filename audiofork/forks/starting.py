@@ -134,10 +134,11 @@ class Starting:
         _check_wanted(fork)
 
     async def _check_can_be_led(self, fork: Fork) -> None:
-        """Raise RequestRefused without the extension that connects a channel.
+        """Raise RequestRefused unless the call may be taken from where it is, and can be.
 
-        Asterisk would hang up a channel that is sent there.
+        Without the extension that connects it, Asterisk would hang up a channel sent there.
         """
+        self.admission.check_led(fork.request)
         if not await self._channels.has_place(fork.uniqueid, LED):
             raise RequestRefused(
                 f"the dialplan has no {LED}, to which the call would have to go: "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from audiofork.asterisk.ami_protocol import RequestReceived
 from audiofork.config import Place, ProfileConfig
 from audiofork.errors import LegRefused
@@ -21,9 +23,16 @@ from audiofork.link.messages import (
     SinkRetrying,
     Voice,
 )
-from tests.control_plane import START, UNIQUEID, Rig
+from tests.control_plane import ANY_URL, START, UNIQUEID, Rig
 
 CONNECT = {"Command": "ConnectAudioFork"}
+
+
+@pytest.fixture
+def rig(rig: Rig) -> Rig:
+    """A registry that grants calls to all servers."""
+    rig.allow(allow_speak=(*ANY_URL, "@*"))
+    return rig
 
 
 async def opened(rig: Rig) -> str:
@@ -190,3 +199,26 @@ async def test_place_that_the_server_names_is_told_to_the_dialplan_which_gets_th
     assert rig.ends == [
         EndFork(fork_id, EndReason.STOPPED, "transferred by the server to sales,100,1")
     ]
+
+
+@pytest.mark.parametrize("allowed", [(), ("wss://other/",), ("@*",)])
+async def test_call_may_be_taken_from_where_it_is_only_to_a_server_that_allow_speak_names(
+    rig: Rig, allowed: tuple[str, ...]
+) -> None:
+    rig.allow(allow_speak=allowed)
+    await rig.request(**START, **CONNECT)
+    assert rig.sent == []
+    why = rig.last_event[1]["Reason"]
+    assert why.startswith(
+        "Command: ConnectAudioFork, not of the call's own dialplan: the server of"
+    )
+    assert why.endswith(f"allow_speak has {' '.join(allowed) or 'none'}")
+
+
+async def test_dialplan_may_connect_its_own_call_without_a_grant(rig: Rig) -> None:
+    rig.allow(allow_speak=())
+    fields = {**START, "command": "ConnectAudioFork"}
+    rig.user_events.on_request(RequestReceived(fields, UNIQUEID))
+    await rig.clock.settle()
+    assert isinstance(rig.sent[-1], ForkSpec)
+    assert rig.sent[-1].keep_time, "the server hears by the silence that the party has finished"

@@ -21,7 +21,6 @@ from audiofork.asterisk.taps import chanspy
 from audiofork.asterisk.versions import CHANSPY_PAIRS, LEG_ENDS_WITH_PEER
 from audiofork.commands import check_audio, remedies
 from audiofork.commands.check import Check
-from audiofork.commands.check_dialplan import VERSION
 from audiofork.commands.findings import Finding, Mark, Outcome
 from audiofork.config import Config
 from audiofork.link.messages import LegPart

@@ -29,6 +29,11 @@ def asterisk() -> Iterator[Asterisk]:
         yield one
 
 
+@pytest.fixture(scope="module")
+def settings() -> dict[str, str]:
+    return {"security": "allow_speak = ws://127.0.0.1\n"}
+
+
 async def test_server_that_closes_lets_the_dialplan_go_on(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:

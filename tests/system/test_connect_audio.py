@@ -52,6 +52,12 @@ async def call(
     return target
 
 
+async def hang_up(ami: AmiClient, target: Target) -> None:
+    """Hang up; return when the server has all, so that it may go."""
+    await target.call.hangup()
+    await ami.wait_user_event("AudioForkStopped", Uniqueid=target.uniqueid)
+
+
 def heard(target: Target, codec: Codec = ULAW) -> bytes:
     """Return what the caller has heard so far, as slin."""
     audio = target.call.received_audio()
@@ -93,7 +99,7 @@ async def test_caller_hears_his_own_words_bit_exact_from_a_server_that_sends_the
         target = await call(ami, caller, url, f"x({format_})")
         await target.call.play(make_blocks(25, seed=2) + spoken + make_blocks(25, seed=2))
         await asyncio.sleep(0.2)
-        await target.call.hangup()
+        await hang_up(ami, target)
     blocks = [decode(block) for block in spoken]
     assert report(find_blocks(heard(target), blocks), 400).intact
 
@@ -109,7 +115,7 @@ async def test_wideband_call_is_bit_exact_in_both_directions(
         target = await call(ami, caller, url, "L(16000)x(json)", codec=SLIN16)
         await target.call.play([swap_bytes(one) for one in (*warm_up, *blocks, *warm_up)])
         await asyncio.sleep(0.2)
-        await target.call.hangup()
+        await hang_up(ami, target)
     assert report(find_blocks(heard(target, SLIN16), blocks), 400).intact
 
 
@@ -144,7 +150,7 @@ async def test_clear_returns_the_marks_and_what_waited_is_never_heard(
         await asyncio.sleep(1)
         assert any(decode(target.call.received_audio()[:position]))
         assert not any(decode(target.call.received_audio()[position:]))
-        await target.call.hangup()
+        await hang_up(ami, target)
         stopped = await ami.wait_user_event("AudioForkStopped", Uniqueid=target.uniqueid)
     assert [event["event"] for event in told if isinstance(event, dict)][:2] == ["mark", "cleared"]
     assert stopped["Reason"] == "hangup"
@@ -163,7 +169,7 @@ async def test_server_that_speaks_first_is_heard_by_a_caller_who_says_nothing(
         target = await call(ami, caller, url, "")
         await target.call.wait_received(130)
         assert report(find_blocks(heard(target), blocks), 100).intact
-        await target.call.hangup()
+        await hang_up(ami, target)
 
 
 @pytest.mark.parametrize(("piece", "count"), [(1, 5), (333, 50), (1000, 50)])
@@ -184,7 +190,7 @@ async def test_messages_of_any_length_are_heard_as_if_they_were_one(
         target = await call(ami, caller, url, "")
         await target.call.wait_received(60 + count)
         assert report(find_blocks(heard(target), blocks), count).intact
-        await target.call.hangup()
+        await hang_up(ami, target)
 
 
 async def test_server_that_says_nothing_is_silence_at_the_pace_of_a_call(
@@ -197,4 +203,4 @@ async def test_server_that_says_nothing_is_silence_at_the_pace_of_a_call(
     await recorder.wait_messages("/bot", 150)
     assert not any(heard(target))
     assert not any(h.get("UserEvent") == "Back" for _, h in ami.events[position:])
-    await target.call.hangup()
+    await hang_up(ami, target)

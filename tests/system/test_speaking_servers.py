@@ -40,7 +40,7 @@ transfer_to = testbed,third,1
 
 @pytest.fixture(scope="module")
 def settings() -> dict[str, str]:
-    return {"security": "allow_speak = ws://127.0.0.1/speak\nallow_urls = *://127.0.0.1\n"}
+    return {"security": "allow_speak = ws://127.0.0.1/speak @bot\nallow_urls = *://127.0.0.1\n"}
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ async def test_server_that_allow_speak_does_not_name_is_refused_and_told_what_is
     failed = await ami.wait_user_event("AudioForkFailed", ActionID=action_id)
     assert failed["Reason"] == (
         "Options: k(party): the server of this URL may not be heard in calls, [security] "
-        "allow_speak has ws://127.0.0.1/speak"
+        "allow_speak has ws://127.0.0.1/speak @bot"
     )
     assert recorder.recordings == []
     await target.call.hangup()
