@@ -22,7 +22,7 @@ PARALLEL = -n $(PROCESSES) --dist worksteal
 unit tools coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
 
 .NOTPARALLEL:
-.PHONY: demo demo-bot test style types clients unit tools coverage oldest pythons asterisk fuzz bench bench-capacity bench-asterisk
+.PHONY: demo demo-bot test style types clients unit tools coverage oldest pythons asterisk fuzz bench bench-capacity bench-asterisk bench-bots
 .PHONY: faults attacks sample-config deb package-test first-hour wheel clean
 
 # Less than the tests need, and so sooner there.
@@ -100,6 +100,9 @@ bench-capacity: .venv/installed
 
 bench-asterisk: .venv/installed
 	$(BIN)/python -m bench.beside_asterisk
+
+bench-bots: .venv/installed
+	$(BIN)/python -m bench.bots
 
 sample-config: .venv/installed
 	$(BIN)/python -c "from audiofork import config_file; print(config_file.sample(), end='')" > etc/audiofork.ini
