@@ -184,9 +184,9 @@ async def test_node_bot_by_the_flow_of_realtime_samples_is_silent_when_its_calle
     (interrupted,) = server.all_of("interrupted")
     (speech,) = server.all_of("speaks")
     count = len(find_blocks(heard(target), blocks_of(joined([speech]))))
-    # By the stamps of the caller's audio: half a second at least, and no more than was heard.
-    assert 500 <= interrupted <= 20 * (count + 10)
-    assert count < 200
+    # By the stamps of the caller's audio, which go on while he is silent: 0.9 s or so.
+    assert interrupted >= 500
+    assert 0 < count < 200
     assert server.all_of("mark") == [f"part{number}" for number in range(20)]
 
 
