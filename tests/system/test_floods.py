@@ -22,6 +22,7 @@ from testbed.daemon import Daemon, ari_conf, dialplan, manager_conf
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
 from tests.system.conftest import DIALPLAN, no_channels, place_call, start_fork
+from tests.system.journals import in_journal, until
 
 pytestmark = pytest.mark.asterisk
 
@@ -70,18 +71,6 @@ def start(daemon: Daemon, channel: str, url: str) -> None:
 
 
 # --- The journal ---------------------------------------------------------------------------------
-
-
-def in_journal(daemon: Daemon, pattern: str) -> bool:
-    """Return whether a file of the journal holds what matches a pattern anywhere."""
-    files = daemon.journal.parent.glob(daemon.journal.name + "*")
-    return any(re.search(pattern.encode(), file.read_bytes(), re.DOTALL) for file in files)
-
-
-async def until(daemon: Daemon, pattern: str, *, is_there: bool) -> None:
-    async with asyncio.timeout(10):
-        while in_journal(daemon, pattern) is not is_there:  # noqa: ASYNC110 (a file has no event)
-            await asyncio.sleep(0.02)
 
 
 async def test_url_of_a_fork_that_has_ended_is_in_no_byte_of_the_journal(

@@ -24,6 +24,7 @@ from testbed.daemon import Daemon, dialplan, manager_conf
 from testbed.proxy import Proxy
 from testbed.recorder import Recorder, Recording
 from tests.system.conftest import DIALPLAN, channels
+from tests.system.journals import until
 from tests.system.scene import Fork, Scene, staged
 
 pytestmark = pytest.mark.asterisk
@@ -137,6 +138,7 @@ async def test_sigkill_while_the_server_is_away_takes_up_the_fork(
             proxy.cut()
             await fork.event("AudioForkReconnecting")
         fork_id = await scene.ami.variable(target.channel, "AUDIOFORK_ID")
+        await until(daemon, fork_id, is_there=True)  # it is written by a thread
         daemon.kill()
         position = len(scene.ami.events)
         await start_again(daemon)
