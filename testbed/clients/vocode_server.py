@@ -4,7 +4,8 @@
 
 Ours are only the parts that vocode leaves to its users: a transcriber, which tells what it is
 given, and a synthesizer. At / the former understands nothing, and the latter is never asked; at
-/bot it understands a question once it was given 20 pieces, and that it is to be silent at 60.
+/bot it understands a question once it was given 20 pieces that are not silence, and that it is to
+be silent at 60.
 Prints a line of JSON for all that happens: {"port": N}, then for each call {"audio": BASE64} of
 mu-law, {"speaks": BASE64} of what it has to say, {"ended": true, "stream": SID} and {"said": [TEXT,
 WHOLE]} for each of its messages, by what vocode learnt from the marks that came back.
@@ -59,6 +60,7 @@ def say(**what: Any) -> None:
 
 # A short one it would take for a sign that it is listened to.
 QUESTIONS = {20: "please tell me all about it", 60: "please be silent from now on"}
+SILENCE = b"\xff"
 PIECE_BYTES = 1600  # 200 ms
 SPEECH = bytes(random.Random(93).choices([*range(16, 112), *range(144, 240)], k=20 * PIECE_BYTES))
 
@@ -71,7 +73,10 @@ class Teller(BaseAsyncTranscriber[TranscriberConfig]):
     async def _run_loop(self) -> None:
         number = 0
         while True:
-            say(audio=base64.b64encode(await self.input_queue.get()).decode())
+            audio = await self.input_queue.get()
+            say(audio=base64.b64encode(audio).decode())
+            if audio == SILENCE * len(audio):
+                continue
             number += 1
             if text := self.questions.get(number):
                 transcription = Transcription(message=text, confidence=1.0, is_final=True)
