@@ -18,7 +18,7 @@ import sys
 import tempfile
 import textwrap
 import wave
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -232,26 +232,35 @@ async def demo(installation: Installation) -> None:
     before = recordings()
     async with running(Receiver(len(FORKS))) as receiver:
         lines = DIALPLAN.format(url=receiver.url, callee=installation.callee)
-        with contextlib.ExitStack() as stack:
-            with Telling(lambda: "still starting") as telling:
-                telling.say(f"Starting a private Asterisk {installation.version} ...")
-                asterisk = stack.enter_context(private_asterisk(installation, lines))
-                telling.say("Starting the daemon, audiofork run ...")
-                daemon = Daemon(asterisk, {"ari": ari_settings(asterisk)})
-                stack.push(daemon)  # before the start, which may fail half-way
-                daemon.start()
+        with asterisk_and_daemon(installation, lines) as asterisk:
             explain(lines)
-            try:
-                await place_call(asterisk, speech(asterisk))
-                await receiver.wait_ended()
-                found = conclude(recordings() - before, FORKS, SHORTEST_S)
-                say(
-                    f"\nListen:  play {found['stereo']}   (sox; or aplay, ffplay, any audio player)"
-                )
-                say("Stopping Asterisk and the daemon ...")
-            except (SipError, TimeoutError, DemoFailed) as exc:
-                what = str(exc) or "no call came about in time"
-                raise DemoFailed(f"{what}\n\nThe daemon said:\n{daemon.log()}") from exc
+            await place_call(asterisk, speech(asterisk))
+            await receiver.wait_ended()
+            found = conclude(recordings() - before, FORKS, SHORTEST_S)
+            say(f"\nListen:  play {found['stereo']}   (sox; or aplay, ffplay, any audio player)")
+            say("Stopping Asterisk and the daemon ...")
+
+
+@contextlib.contextmanager
+def asterisk_and_daemon(installation: Installation, lines: str) -> Iterator[Asterisk]:
+    """Run a private Asterisk with a dialplan, and the daemon beside it.
+
+    Raises:
+        DemoFailed: The call fails; with the daemon's log.
+    """
+    with contextlib.ExitStack() as stack:
+        with Telling(lambda: "still starting") as telling:
+            telling.say(f"Starting a private Asterisk {installation.version} ...")
+            asterisk = stack.enter_context(private_asterisk(installation, lines))
+            telling.say("Starting the daemon, audiofork run ...")
+            daemon = Daemon(asterisk, {"ari": ari_settings(asterisk)})
+            stack.push(daemon)  # before the start, which may fail half-way
+            daemon.start()
+        try:
+            yield asterisk
+        except (SipError, TimeoutError, DemoFailed) as exc:
+            what = str(exc) or "no call came about in time"
+            raise DemoFailed(f"{what}\n\nThe daemon said:\n{daemon.log()}") from exc
 
 
 def private_asterisk(installation: Installation, lines: str) -> Asterisk:

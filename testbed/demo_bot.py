@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import audioop
-import contextlib
 import importlib.util
 import io
 import shlex
@@ -27,7 +26,6 @@ import numpy
 import soxr
 
 from testbed.asterisk import Asterisk, Installation
-from testbed.daemon import Daemon, ari_settings
 from testbed.demo import (
     ATTEMPT_S,
     PTIME_S,
@@ -35,16 +33,16 @@ from testbed.demo import (
     DemoFailed,
     Program,
     Receiver,
+    asterisk_and_daemon,
     conclude,
     main,
-    private_asterisk,
     recordings,
     running,
 )
 from testbed.espeak import EspeakUnavailable, find_espeak
-from testbed.progress import Telling, say
+from testbed.progress import say
 from testbed.rtp import ULAW, Received
-from testbed.sip import Call, SipError, SipUser
+from testbed.sip import Call, SipUser
 
 BOT = Path(__file__).parents[1] / "examples/voice-bot/bot.py"
 
@@ -188,25 +186,14 @@ async def demo(installation: Installation) -> None:
         raise DemoFailed(str(exc)) from exc
     async with running(Receiver(len(FORKS))) as receiver, running(Bot(espeak)) as bot:
         lines = DIALPLAN.format(receiver=receiver.url, bot=bot.url)
-        with contextlib.ExitStack() as stack:
-            with Telling(lambda: "still starting") as telling:
-                telling.say(f"Starting a private Asterisk {installation.version} ...")
-                asterisk = stack.enter_context(private_asterisk(installation, lines))
-                telling.say("Starting the daemon, audiofork run ...")
-                daemon = Daemon(asterisk, {"ari": ari_settings(asterisk)})
-                stack.push(daemon)  # before the start, which may fail half-way
-                daemon.start()
+        with asterisk_and_daemon(installation, lines) as asterisk:
             explain(lines)
-            try:
-                cut_off_s = await place_call(asterisk, voice_of(espeak))
-                await receiver.wait_ended()
-                found = conclude(recordings() - before, FORKS, SHORTEST_S)
-                check(bot.asked, cut_off_s)
-                say(f"\nListen:  play -M {found['caller']} {found['bot']}   (sox)")
-                say("Stopping Asterisk and the daemon ...")
-            except (SipError, TimeoutError, DemoFailed) as exc:
-                what = str(exc) or "no call came about in time"
-                raise DemoFailed(f"{what}\n\nThe daemon said:\n{daemon.log()}") from exc
+            cut_off_s = await place_call(asterisk, voice_of(espeak))
+            await receiver.wait_ended()
+            found = conclude(recordings() - before, FORKS, SHORTEST_S)
+            check(bot.asked, cut_off_s)
+            say(f"\nListen:  play -M {found['caller']} {found['bot']}   (sox)")
+            say("Stopping Asterisk and the daemon ...")
 
 
 def explain(lines: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from audiofork.config import Place
+from audiofork.config import Place, WebSocketConfig
 from audiofork.link.messages import ServerCommand
 
 
@@ -21,7 +21,7 @@ class Grants:
 
     commands: tuple[ServerCommand, ...] = ()
     places: tuple[Place, ...] = ()
-    buffer_s: float = 60.0
+    buffer_s: float = WebSocketConfig.playout_buffer
 
 
 def granted(*options: Iterable[str]) -> tuple[ServerCommand, ...]:

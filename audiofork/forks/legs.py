@@ -224,9 +224,8 @@ class Legs:
         is_lost = leg.lost_at is not None or fork.progress.relay_away
         if not is_lost and _is_wanted(fork, leg, leg_id):
             self._report_attack(fork, leg, ORPHANED)
-            await self._on_loss(
-                fork, leg, ORPHANED, 1
-            )  # 1: the leg proves that the channel existed
+            # 1 frame: the leg proves that the channel existed.
+            await self._on_loss(fork, leg, ORPHANED, frames_in=1)
 
     async def _on_early_hangup(self, fork: Fork, leg: Leg, leg_id: str) -> None:
         """End the fork if its channel is gone; else treat the leg as one that did not connect."""
@@ -253,10 +252,10 @@ class Legs:
         end = await self._end_of(fork, frames_in)
         if end is not None:
             self._end(fork, *end)
-        # Without a relay process no leg can connect, so a request now would only use up attempts.
-        # All legs are requested again when another relay process has the fork.
         elif fork.connects:
             self._end(fork, EndReason.STOPPED, MOVED_ON)
+        # Without a relay process no leg can connect, so a request now would only use up attempts.
+        # All legs are requested again when another relay process has the fork.
         elif _is_wanted(fork, leg, leg_id) and not fork.progress.relay_away:
             self._replace(fork, leg, why)
 

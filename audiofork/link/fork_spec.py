@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from audiofork.config import Proxy
+from audiofork.config import Proxy, WebSocketConfig
 from audiofork.link.dialogue import PLAIN_DIALOGUE, Dialogue
 
 
@@ -178,7 +178,7 @@ class Voice:
 
     parts: tuple[LegPart, ...]
     steady: bool = False
-    buffer_s: float = 60.0
+    buffer_s: float = WebSocketConfig.playout_buffer
 
 
 @dataclass(frozen=True, slots=True)

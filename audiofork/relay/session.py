@@ -266,8 +266,8 @@ class Session:
         self._report_end()
 
     def _reason_of(self, error: SinkError) -> EndReason:
-        owns_call = self.spec.voice is not None and self.spec.voice.steady
-        if owns_call and isinstance(error, SinkClosed):
+        # A server that gets a steady voice is the call's other party: its close is a hangup.
+        if self._speaker.is_steady and isinstance(error, SinkClosed):
             return EndReason.SINK_CLOSED
         return EndReason.SINK_GONE if error.retryable else EndReason.SINK_REFUSED
 

@@ -148,6 +148,7 @@ class Taps:
         Raises:
             NoSuchChannel: The channel does not exist.
             AmiError: Asterisk cannot be asked.
+            RequestRefused: This Asterisk can carry none of the rates to a connected server.
         """
         version = self._asterisk.version
         rates = [await self._rate(uniqueid, rate) for rate in wished_rates or (self.sample_rate,)]
