@@ -9,7 +9,8 @@ import time
 
 import pytest
 from _pytest.capture import CaptureManager
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from testbed import guard
 
@@ -26,8 +27,19 @@ gc.disable()
 
 
 def pytest_collection_finish() -> None:
+    _first_property()
     gc.freeze()
     gc.enable()
+
+
+@settings(derandomize=True, max_examples=1)
+@given(st.none())
+def _first_property(nothing: None) -> None:
+    """Let Hypothesis make its random generator, which it looks for among what is not frozen.
+
+    It does so at the first property of each process, if derandomized (by itself where the
+    environment has CI), and warns if it does not find it.
+    """
 
 
 @pytest.hookimpl(trylast=True)
