@@ -5,6 +5,7 @@ It knows no clock and does no I/O: the owner says when audio comes and when a fr
 
 from __future__ import annotations
 
+import audioop
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ PREBUFFER_S = 0.04
 FRAME_PREBUFFER_S = 0.02
 # A spurt that begins so soon after the last one was part of it, and came too late.
 UNDERRUN_S = 0.2
+# So much silence that waits for its turn does not delay the sound that comes after it.
+SHORT_SILENCE = 10  # frames
+_SILENT = 8  # the smallest value that A-law has for silence
 # A half sample waits no longer than this for its other half.
 HALF_SAMPLE_S = 1.0
 # Shares of the buffer at which the server is told to wait, and to go on.
@@ -33,7 +37,7 @@ class PlayoutCounts:
     """Counts of frames; in = played + cleared + unplayed + waiting, at any moment.
 
     Attributes:
-        played: Frames that were taken to be played.
+        played: Frames that were taken to be played, and silence that was passed over.
         cleared: Those that were dropped by `Playout.clear`.
         unplayed: Those that did not fit, could not be written or were left at the end.
         underruns: How often audio came so late that there was a gap within a spurt.
@@ -52,6 +56,10 @@ class Playout:
 
     A spurt is audio without a gap: it begins with the first audio after silence, waits a moment,
     and ends when nothing waits any more; its last frame is padded with silence.
+
+    A server that sends in real time, silence, too, has frames waiting after any hiccup on the way,
+    for ever, since as many come as are played. So when nothing but a little silence waits, a frame
+    with sound begins a new spurt in place of it.
 
     Args:
         buffer_s: Seconds of audio that may wait; what is more is dropped.
@@ -111,7 +119,11 @@ class Playout:
         if not whole:
             return
         if self.begins_at is None:
+            self.counts.underruns += now - self._ended_at < UNDERRUN_S
             self._begin(len(whole) / SAMPLE_BYTES / sample_rate, sample_rate, now)
+        elif is_frame and self._waits_for_short_silence(whole):
+            self._pass_over_silence()
+            self._begin(PTIME_S, sample_rate, now)
         if is_frame and len(self._frames) < self._most:
             self._frames.append(whole)  # the shortest way, for a server that sends frame by frame
         else:
@@ -126,8 +138,25 @@ class Playout:
             wait_s += LAG_S
         self.begins_at = now + wait_s
         self.counts.unplayed_before = self.counts.unplayed
-        if now - self._ended_at < UNDERRUN_S:
-            self.counts.underruns += 1
+
+    def _waits_for_short_silence(self, frame: bytes) -> bool:
+        """Return whether a frame has sound, and what waits before it is a little silence."""
+        waiting = self._frames
+        return (
+            0 < len(waiting) <= SHORT_SILENCE
+            and _is_silent(waiting[-1])  # first, since it is not while somebody speaks
+            and not _is_silent(frame)
+            and all(_is_silent(one) for one in waiting)
+        )
+
+    def _pass_over_silence(self) -> None:
+        count = len(self._frames)
+        self._frames.clear()
+        self._taken += count
+        self.counts.played += count
+        self.tell_marks()
+        if self._is_high:
+            self._set_high(False)
 
     def _at_own_rate(self, samples: bytes, sample_rate: int) -> bytes:
         resampler = self._resampler
@@ -276,6 +305,10 @@ class Playout:
         if waiting:
             resampler = Resampler(before, sample_rate)
             self._cut(resampler.feed(waiting) + resampler.end())
+
+
+def _is_silent(frame: bytes) -> bool:
+    return audioop.max(frame, SAMPLE_BYTES) <= _SILENT
 
 
 @dataclass(slots=True)

@@ -26,14 +26,18 @@ from audiofork.config import Address
 HANGUP = b"\x00\x00\x00"
 
 
+_SOUND = struct.Struct("<HH")
+_LOUD = 1000
+
+
 def numbered(count: int, first: int = 0, frame_bytes: int = 320) -> list[bytes]:
-    """Return frames that can be told apart."""
-    return [struct.pack("<I", n) * (frame_bytes // 4) for n in range(first, first + count)]
+    """Return frames that can be told apart; none is silent."""
+    return [_SOUND.pack(n, _LOUD) * (frame_bytes // 4) for n in range(first, first + count)]
 
 
 def number(frame: bytes) -> int:
     """Return which of the `numbered` frames this is."""
-    return cast(int, struct.unpack_from("<I", frame)[0])
+    return cast(int, _SOUND.unpack_from(frame)[0])
 
 
 async def until(condition: Callable[[], object], timeout_s: float = 5) -> None:
