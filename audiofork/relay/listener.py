@@ -401,6 +401,9 @@ class _Leg(asyncio.Protocol):
         """
         if self._hung_up or self._is_full:
             return False
+        if self._usual_bytes == HEADER_BYTES + len(frame):
+            self._transport.write(self._usual_header + frame)
+            return True
         header = self._decoder.usual_header
         kind = header[0] if header else _KINDS.get(len(frame), Kind.SLIN)
         self._transport.write(_spoken_header(kind, len(frame)) + frame)

@@ -97,8 +97,13 @@ class Pacer:
         self._timer = None
         for slot in self._due_slots():
             self._served = slot
+            now = slot * SLOT_S
             for player in list(self._at(slot)):
-                self._call(player, slot * SLOT_S)
+                try:
+                    player.tick(now)
+                except Exception:  # noqa: BLE001 (logged; the others must not miss their turn)
+                    log.exception("a player failed, and is called no more")
+                    self.remove(player)
         if self._phase_of:
             self._wait(self._next_slot(self._served))
 
@@ -106,10 +111,3 @@ class Pacer:
         """Return the slots that are due, of each phase only the last: it has to do for all."""
         last = max(self._slot, math.floor(self.now() / SLOT_S + _TOLERANCE))
         return range(max(self._slot, last - PHASES + 1), last + 1)
-
-    def _call(self, player: Player, now: float) -> None:
-        try:
-            player.tick(now)
-        except Exception:  # noqa: BLE001 (logged; the others must not miss their turn)
-            log.exception("a player failed, and is called no more")
-            self.remove(player)

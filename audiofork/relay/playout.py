@@ -1,6 +1,6 @@
 """Holds the server's audio until it is played: pieces of any length in, frames of 20 ms out.
 
-It knows no clock and does no I/O: the owner says when audio comes and when a frame is due.
+It does no I/O and waits for nothing: the owner says when audio comes and when a frame is due.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Playout:
         buffer_s: Seconds of audio that may wait; what is more is dropped.
         sample_rate: In Hz, of the frames.
         tell: Called with each event for the server.
+        clock: Returns the time in seconds.
 
     Attributes:
         counts: What became of the audio.
@@ -73,10 +74,17 @@ class Playout:
             frames that it waits for.
     """
 
-    def __init__(self, buffer_s: float, sample_rate: int, tell: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        buffer_s: float,
+        sample_rate: int,
+        tell: Callable[[Event], None],
+        clock: Callable[[], float],
+    ) -> None:
         self.counts = PlayoutCounts()
         self.begins_at: float | None = None
         self._tell = tell
+        self._clock = clock
         self._most = max(1, round(buffer_s / PTIME_S))
         self._sample_rate = sample_rate
         self._frame_bytes = frame_bytes(sample_rate)
@@ -102,28 +110,27 @@ class Playout:
 
     # --- What the server sends ---
 
-    def put(self, samples: bytes, sample_rate: int, now: float) -> None:
+    def put(self, samples: bytes, sample_rate: int) -> None:
         """Add audio; what does not fit is dropped and counted.
 
         Args:
             samples: slin; any number of bytes, also an odd one.
             sample_rate: In Hz.
-            now: The time in seconds.
         """
         is_frame = len(samples) == self._frame_bytes and sample_rate == self._sample_rate
         if is_frame and not (self._rest or self._input.half or self._resampler):
             whole = samples
         else:
-            whole = self._input.whole_samples(samples, sample_rate, now)
+            whole = self._input.whole_samples(samples, sample_rate, self._clock())
             is_frame = False
         if not whole:
             return
         if self.begins_at is None:
-            self.counts.underruns += now - self._ended_at < UNDERRUN_S
-            self._begin(len(whole) / SAMPLE_BYTES / sample_rate, sample_rate, now)
+            self.counts.underruns += self._clock() - self._ended_at < UNDERRUN_S
+            self._begin(len(whole) / SAMPLE_BYTES / sample_rate, sample_rate)
         elif is_frame and self._waits_for_short_silence(whole):
             self._pass_over_silence()
-            self._begin(PTIME_S, sample_rate, now)
+            self._begin(PTIME_S, sample_rate)
         if is_frame and len(self._frames) < self._most:
             self._frames.append(whole)  # the shortest way, for a server that sends frame by frame
         else:
@@ -131,12 +138,12 @@ class Playout:
         if not self._is_high and len(self._frames) >= HIGH * self._most:
             self._set_high(True)
 
-    def _begin(self, piece_s: float, sample_rate: int, now: float) -> None:
+    def _begin(self, piece_s: float, sample_rate: int) -> None:
         """Begin a spurt, whose first piece is so long."""
         wait_s = FRAME_PREBUFFER_S if piece_s <= PTIME_S else PREBUFFER_S
         if sample_rate != self._sample_rate:
             wait_s += LAG_S
-        self.begins_at = now + wait_s
+        self.begins_at = self._clock() + wait_s
         self.counts.unplayed_before = self.counts.unplayed
 
     def _waits_for_short_silence(self, frame: bytes) -> bool:
@@ -254,7 +261,7 @@ class Playout:
         The owner calls this every 20 ms, and `tell_marks` when the frame was written.
 
         Args:
-            now: The time in seconds, as in `put`.
+            now: The time in seconds.
         """
         if self.begins_at is None or now + _TOLERANCE_S < self.begins_at:
             return None

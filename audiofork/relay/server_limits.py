@@ -53,6 +53,9 @@ BYTES = Limit("bytes", 1 << 20, 3 << 20)
 WORK = Limit("ms of work", 50, 200)
 # Many small reads cost more than one large one: each read counts as at least this many bytes.
 LEAST_BYTES = 1024
+# So many messages of the usual kind are counted together: to ask the clock costs more than to read
+# one of them.
+COUNTED_TOGETHER = 32
 
 
 class Allowance:
@@ -113,6 +116,8 @@ class LimitedProtocol(ClientProtocol):
         self._bytes = Allowance(BYTES, clock)
         self._messages = Allowance(MESSAGES, clock)
         self._control_frames = Allowance(CONTROL_FRAMES, clock)
+        self._uncounted = 0  # messages that neither allowance knows of yet
+        self._uncounted_bytes = 0
 
     def receive_data(self, data: bytes | bytearray) -> None:
         if not self._bytes.take(max(len(data), LEAST_BYTES)):
@@ -172,10 +177,18 @@ class LimitedProtocol(ClientProtocol):
                 message = data[start:].decode()
             except UnicodeDecodeError:
                 return False
-        if not (self._bytes.take(max(len(data), LEAST_BYTES)) and self._messages.take()):
-            return False  # and again in `receive_data`, which gives the server up
+        self._uncounted += 1
+        self._uncounted_bytes += max(len(data), LEAST_BYTES)
+        if self._uncounted >= COUNTED_TOGETHER and not self._count():
+            return False  # nor is anything left in `receive_data`, which gives the server up
         take(message)
         return True
+
+    def _count(self) -> bool:
+        """Count what came by `takes_at_once`; return whether so much was allowed."""
+        messages, self._uncounted = self._uncounted, 0
+        size, self._uncounted_bytes = self._uncounted_bytes, 0
+        return self._bytes.take(size) and self._messages.take(messages)
 
     def give_up(self, limit: Limit) -> None:
         """Close the connection; data that is not parsed yet is not parsed any more.

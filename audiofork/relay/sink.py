@@ -271,7 +271,6 @@ class Sink(SinkCallbacks):
         def take(message: Message) -> None:
             try:
                 self._take(message)
-                self._on_taken(connection)
             except Exception as exc:  # noqa: BLE001 (raised below)
                 faults.append(exc)
                 self._stop_listening()
@@ -280,7 +279,6 @@ class Sink(SinkCallbacks):
             while True:
                 connection.hand_messages_to(take)
                 self._take(await connection.recv())
-                self._on_taken(connection)
         finally:
             connection.hand_messages_to(None)
             if faults:
@@ -328,15 +326,20 @@ class Sink(SinkCallbacks):
             limit_s = self._config.connect_timeout
             connection.give_up(f"no answer to the opening within {limit_s:g} s")
 
-    def _on_taken(self, connection: Connection) -> None:
+    def _on_taken(self) -> None:
         """See whether the message that was taken is one that was waited for."""
-        if self._format.is_answered and self.state is SinkState.PROVING:
-            self._move(SinkEvent.PROVED)
-            self._open(connection)
-        elif self._format.refusal and self.state is SinkState.PROVING:
-            connection.give_up(self._format.refusal)
+        connection = self._connection
+        if connection is not None and self.state is SinkState.PROVING:
+            self._see_answer(connection)
         if self._format.has_finished:
             self._news.set()
+
+    def _see_answer(self, connection: Connection) -> None:
+        if self._format.is_answered:
+            self._move(SinkEvent.PROVED)
+            self._open(connection)
+        elif self._format.refusal:
+            connection.give_up(self._format.refusal)
 
     async def _prove(self, connection: Connection) -> None:
         """Send a ping; open the connection on the pong, or after PROOF_TIMEOUT_S.
@@ -369,8 +372,12 @@ class Sink(SinkCallbacks):
     def _take(self, message: Message) -> None:
         """Do what a message of the server means, or count it."""
         meaning = self._format.meaning(message)
+        if type(meaning) is Audio and self.state is SinkState.OPEN:  # as nearly all are
+            self.on_audio(meaning)
+            return
         for one in meaning.meanings if isinstance(meaning, Several) else (meaning,):
             self._act_on(one)
+        self._on_taken()
 
     def _act_on(self, meaning: Audio | Command | Text | Reply | None) -> None:
         match meaning:

@@ -55,7 +55,9 @@ class Speaker:
         self._voice_parts = voice.parts if voice is not None else ()
         self.parts = frozenset((self.tone_part, *self._voice_parts))
         self.beeper = Beeper(spec.beeps, self._begin_tone)
-        self.playout = Playout(voice.buffer_s, spec.sample_rate, tell) if voice else None
+        self.playout: Playout | None = None
+        if voice is not None:
+            self.playout = Playout(voice.buffer_s, spec.sample_rate, tell, pacer.now)
         self.is_steady = voice is not None and voice.steady
         self._pacer = pacer
         self._legs: dict[LegPart, LegHandle] = {}
@@ -105,11 +107,16 @@ class Speaker:
 
     def put(self, audio: Audio) -> None:
         """Play audio of the server after what waits; there is a playout."""
-        assert self.playout is not None
-        self.playout.put(audio.samples, audio.sample_rate, self._pacer.now())
-        begins_at = self.playout.begins_at
-        if begins_at is not None and self._voice_legs and self not in self._pacer:
-            self._pacer.place(self, begins_at)
+        playout = self.playout
+        assert playout is not None
+        was_silent = playout.begins_at is None
+        playout.put(audio.samples, audio.sample_rate)
+        if was_silent and playout.begins_at is not None and self._voice_legs:
+            self._begin(playout.begins_at)
+
+    def _begin(self, at: float) -> None:
+        if self not in self._pacer:
+            self._pacer.place(self, at)
 
     def end(self) -> None:
         """Drop the server's audio that waits: the fork ends."""
@@ -145,35 +152,40 @@ class Speaker:
                 return
         playout = self.playout
         frame = playout.take(now) if playout is not None and self._voice_legs else None
-        if frame is None and not self._tone:
+        if self._tone:
+            self._play_tone(self._tone.popleft(), frame)
+        elif frame is None:
             self._stay_silent(now)
-            return
-        sound = self._tone.popleft() if self._tone else None
+        else:
+            was_written = False
+            for leg in self._voice_legs:
+                was_written |= leg.speak(frame)
+            self._note_spoken(was_written)
+
+    def _play_tone(self, sound: bytes, frame: bytes | None) -> None:
+        """Play a frame of the tone, and one of the server's audio, added where both are heard."""
+        tone_leg = self._legs[self.tone_part]
+        added = sound if frame is None else audioop.add(sound, frame, SAMPLE_BYTES)
+        is_voiced = tone_leg in self._voice_legs
+        was_written = tone_leg.speak(added if is_voiced else sound) and is_voiced
         if frame is not None:
-            self._speak(frame, sound)
-        elif sound is not None:
-            self._legs[self.tone_part].speak(sound)
-        if sound is not None:
+            for leg in self._voice_legs:
+                was_written |= leg is not tone_leg and leg.speak(frame)
+            self._note_spoken(was_written)
+        if not self._tone:
             self._tell_end_of_tone()
-        if playout is not None and playout.marks:
+
+    def _note_spoken(self, was_written: bool) -> None:
+        """Note what became of a frame that was taken from the playout."""
+        playout = self.playout
+        assert playout is not None
+        if not was_written:
+            playout.take_back()
+        if playout.marks:
             playout.tell_marks()
 
-    def _speak(self, frame: bytes, sound: bytes | None) -> None:
-        """Play a frame of the server's audio, and one of the tone, added where both are heard."""
-        was_written = False
-        tone_leg = self._legs[self.tone_part] if sound is not None else None
-        for leg in self._voice_legs:
-            if leg is tone_leg and sound is not None:
-                was_written |= leg.speak(audioop.add(sound, frame, SAMPLE_BYTES))
-            else:
-                was_written |= leg.speak(frame)
-        if tone_leg is not None and sound is not None and tone_leg not in self._voice_legs:
-            tone_leg.speak(sound)
-        if not was_written and self.playout is not None:
-            self.playout.take_back()
-
     def _tell_end_of_tone(self) -> None:
-        if not self._tone and self._after_tone is not None:
+        if self._after_tone is not None:
             then, self._after_tone = self._after_tone, None
             self._tail = asyncio.get_running_loop().call_later(TAIL_S, then)
 

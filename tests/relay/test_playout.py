@@ -28,11 +28,11 @@ class Stage:
 
     def __init__(self, buffer_s: float = 60, rate: int = 8000) -> None:
         self.played: list[bytes | Event | None] = []
-        self.playout = Playout(buffer_s, rate, self.played.append)
+        self.playout = Playout(buffer_s, rate, self.played.append, lambda: self.now)
         self.now = 1000.0
 
     def put(self, samples: bytes, rate: int = 8000) -> None:
-        self.playout.put(samples, rate, self.now)
+        self.playout.put(samples, rate)
 
     def tick(self, count: int = 1) -> None:
         """Play so many frames, each 20 ms after the one before."""

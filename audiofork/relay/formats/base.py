@@ -72,7 +72,7 @@ class Mute:
 Event = Dtmf | Mark | Mute | Cleared | BufferLevel
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for each message, in a third of the time
 class Audio:
     """The server sends audio for the call.
 
