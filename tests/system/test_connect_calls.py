@@ -27,11 +27,32 @@ pytestmark = [pytest.mark.asterisk, pytest.mark.usefixtures("daemon")]
 
 # Columns of cdr_csv's rows.
 DESTINATION_CHANNEL, LAST_APPLICATION, DISPOSITION = 6, 7, 14
+# Channel events of a connected call that its server ends.
+CHANNEL_EVENTS = [
+    ("caller", "CHAN_START"),
+    ("caller", "ANSWER"),
+    ("server", "CHAN_START"),
+    ("server", "ANSWER"),
+    ("server", "BRIDGE_ENTER"),
+    ("caller", "BRIDGE_ENTER"),
+    ("server", "BRIDGE_EXIT"),
+    ("caller", "BRIDGE_EXIT"),
+    ("server", "HANGUP"),
+    ("server", "CHAN_END"),
+    ("caller", "HANGUP"),
+    ("caller", "CHAN_END"),
+    ("caller", "LINKEDID_END"),
+]
 
 
 @pytest.fixture(scope="module")
 def asterisk() -> Iterator[Asterisk]:
-    config = {"manager.conf": manager_conf(), "ari.conf": ari_conf()}
+    config = {
+        "manager.conf": manager_conf(),
+        "ari.conf": ari_conf(),
+        "modules.conf": "load = cel_manager.so",
+        "cel.conf": "[general]\nenable = yes\nevents = ALL\n[manager]\nenabled = yes",
+    }
     with Asterisk(dialplan=DIALPLAN + BOT + dialplan(), config=config) as one:
         yield one
 
@@ -118,3 +139,26 @@ async def test_connected_call_leaves_a_record_of_its_time_with_the_server_and_on
     assert rows[0][DESTINATION_CHANNEL].startswith("AudioSocket/")
     assert rows[1][DESTINATION_CHANNEL] == ""
     assert [row[DISPOSITION] for row in rows] == ["ANSWERED", "ANSWERED"]
+
+
+async def test_connected_call_has_the_channel_events_of_any_dial(
+    ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    position = len(ami.events)
+    target = await connected(ami, caller, recorder)
+    recording = recorder.at("/bot")[0]
+    assert recording.connection is not None
+    await recording.connection.close()
+    await went_on(ami)
+    await target.call.hangup()
+    await ami.wait_event(lambda h: h.get("EventName") == "LINKEDID_END", after=position)
+    events = [
+        ("caller" if h["Channel"] == target.channel else "server", h["EventName"])
+        for _, h in ami.events[position:]
+        if h.get("Event") == "CEL"
+    ]
+    # Asterisk tells the two channels of a bridge in either order.
+    assert sorted(events) == sorted(CHANNEL_EVENTS)
+    assert [one for one in events if one[0] == "caller"] == [
+        one for one in CHANNEL_EVENTS if one[0] == "caller"
+    ]
