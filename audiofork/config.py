@@ -25,6 +25,7 @@ from audiofork.config_values import (
     http_url_or_nothing,
     lines,
     login,
+    music_class,
     networks,
     number,
     one_of,
@@ -356,6 +357,12 @@ class ProfileConfig:
         places,
         "The places of the dialplan that its server may transfer the call to (commands = "
         "transfer), context,exten,priority, with blanks between them.",
+    )
+    music: str = _option(
+        "",
+        music_class,
+        "The class of musiconhold.conf that the caller of a connected server hears while that is "
+        "lost; empty: silence.",
     )
     channels: tuple[str, ...] = _option(
         "*",

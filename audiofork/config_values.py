@@ -34,6 +34,7 @@ _URL_PATTERN = re.compile(
 
 _PROFILE_PATTERN = re.compile(r"@(\*|[A-Za-z0-9][A-Za-z0-9._*-]*)")
 _PLACE_PART = re.compile(r"[^\s,;&|\x00-\x1f\x7f]{1,79}")
+_MUSIC_CLASS = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def option(
@@ -298,6 +299,12 @@ def place(value: str) -> Place:
     if not 2 <= len(parts) <= 3 or not all(_PLACE_PART.fullmatch(part) for part in parts):
         raise ValueError("context,exten or context,exten,priority, blanks between two of them")
     return Place(*parts)
+
+
+def music_class(value: str) -> str:
+    if value and not _MUSIC_CLASS.fullmatch(value):
+        raise ValueError("the name of a class in musiconhold.conf: letters, digits, . - _")
+    return value
 
 
 def places(value: str) -> tuple[Place, ...]:

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING
 from audiofork import config_file
 from audiofork import log as logs
 from audiofork.asterisk.ami import Ami
-from audiofork.asterisk.ami_protocol import CheckRaised, Event, RequestReceived
+from audiofork.asterisk.ami_protocol import (
+    CheckRaised,
+    Event,
+    OriginateFailed,
+    RequestReceived,
+)
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.chanspy import ChanSpyTap
 from audiofork.asterisk.taps.choice import Taps
@@ -33,6 +38,7 @@ from audiofork.forks.attack_log import AttackLog
 from audiofork.forks.counters import Counters
 from audiofork.forks.events import Events
 from audiofork.forks.journal import Journal
+from audiofork.forks.music import Music
 from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.profiles import Profiles
 from audiofork.forks.registry import Forks
@@ -94,6 +100,8 @@ class Daemon:
         elif isinstance(event, CheckRaised):
             self._check_answers.on_raised(event)
         else:
+            if isinstance(event, OriginateFailed):
+                self._music.on_originate_failed(event)
             self.forks.on_event(event)
 
     async def run(self) -> None:
@@ -143,6 +151,8 @@ class Daemon:
         events.subscribe(self._twilio_callback.on_event)
         events.subscribe(self.counters.on_event)
         events.subscribe(AttackLog().on_event)
+        self._music = Music(self.ami, self.relay, self._profiles)
+        events.subscribe(self._music.on_event)
         self.forks = Forks(
             self.ami,
             self._taps,
@@ -218,6 +228,7 @@ class Daemon:
         for fault in known_faults(self.ami.version):
             log.warning("Asterisk %s: %s", self.ami.version, fault)
         await self.forks.on_login()
+        await self._music.sweep()
 
     async def _shut_down(self) -> None:
         """Close the doors, end or keep the forks, log off from AMI; then stop all other parts."""
@@ -228,6 +239,7 @@ class Daemon:
             async with asyncio.timeout(SHUTDOWN_TIMEOUT_S):
                 await self.forks.shut_down(keep=self._keep)
                 await self._user_events.finish()
+                await self._music.close()
                 await self.ami.log_off()
                 await self._twilio_callback.finish()
         await self.relay.close()

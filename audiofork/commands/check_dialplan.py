@@ -12,15 +12,15 @@ from audiofork.commands.findings import Findings
 from audiofork.errors import AmiActionFailed, AmiError
 
 FILE = "extensions_audiofork.conf"
-VERSION = 3
+VERSION = 4
 """Of the shipped file, as its extension `version` says; another text has another version."""
-FINGERPRINT = "9346cdaacb0c3822"
+FINGERPRINT = "5d2b30b6d6d5d588"
 """Of the shipped file, as `fingerprint` makes it of what Asterisk has read."""
 # The contexts of the shipped file, with what somebody or something is sent to in each.
 REQUESTS = "audiofork"
 CONTEXTS = {
     REQUESTS: ("start", "connect", "led", "talk", "stop", "mute", "clean"),
-    CONTEXT: tuple(EXTENSIONS.values()),
+    CONTEXT: (*EXTENSIONS.values(), "music", "player"),
 }
 MAX_WARNINGS = 10  # of one kind
 

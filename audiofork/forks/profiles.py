@@ -126,6 +126,16 @@ class Profiles:
         section = self._sections.get(request.profile)
         return section.transfer_to if section is not None else ()
 
+    def music_of(self, request: StartFork) -> str:
+        """Return the music class of a request's profile; empty: none."""
+        section = self._sections.get(request.profile)
+        return section.music if section is not None else ""
+
+    @property
+    def have_music(self) -> bool:
+        """Whether any of them has music."""
+        return any(section.music for section in self._sections.values())
+
     def dialogue_of(self, request: StartFork) -> Dialogue:
         """Return what a request's profile has its server told, the fields not filled in."""
         section = self._sections.get(request.profile)

@@ -242,7 +242,7 @@ async def test_asterisk_with_ari_has_no_fault_and_brings_legs_by_it_within_4_s(
     texts = [finding.text for finding in findings]
     address = f"http://127.0.0.1:{checked.http_port}/ari"
     assert f"ARI: audiofork may write at {address}" in texts
-    assert "dialplan: audiofork and audiofork-leg are there, as shipped (version 3)" in texts
+    assert "dialplan: audiofork and audiofork-leg are there, as shipped (version 4)" in texts
     assert any(text.startswith("audio: 5") or text.startswith("audio: 4") for text in texts)
     for rate in (8000, 16000):
         (snoop,) = [text for text in texts if text.startswith(f"snoop at {rate} Hz: ")]
@@ -458,7 +458,7 @@ async def test_missing_part_of_the_dialplan_is_named(
 async def test_edited_or_older_dialplan_is_told(checked: Asterisk) -> None:
     checked.cli("dialplan remove extension version@audiofork")
     older = await only_failure(checked, configured(checked))
-    assert older.text.endswith("_audiofork.conf is older (version 0) than this daemon's (3)")
+    assert older.text.endswith("_audiofork.conf is older (version 0) than this daemon's (4)")
     checked.cli("dialplan reload")
     checked.cli("dialplan add extension extra,1,NoOp into audiofork")
     outcome, findings = await findings_of(checked, configured(checked))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Iterator
 from urllib.parse import urlsplit
 
@@ -11,7 +12,7 @@ import pytest
 from websockets.asyncio.server import ServerConnection
 
 from testbed.ami import AmiClient
-from testbed.asterisk import Asterisk
+from testbed.asterisk import Asterisk, free_port
 from testbed.blocks import decode
 from testbed.daemon import Daemon, dialplan, manager_conf
 from testbed.proxy import Proxy
@@ -88,6 +89,10 @@ async def hears(target: Target, anything: bool) -> None:
                 return
 
 
+async def quiet(connection: ServerConnection) -> None:
+    await connection.wait_closed()
+
+
 async def echo(connection: ServerConnection) -> None:
     async for message in connection:
         await connection.send(message)
@@ -111,6 +116,68 @@ async def test_server_that_breaks_off_and_returns_is_silence_in_between(
             proxy.accept()
             await hears(target, anything=True)
             assert not any(h.get("UserEvent") == "Back" for _, h in ami.events[position:])
+            await target.call.hangup()
+            await no_channels(ami)
+
+
+PROFILE = "url = {}\noptions = R(1)r(30)\nmusic = default\n"
+
+
+def players(asterisk: Asterisk) -> list[str]:
+    return [line for line in asterisk.cli("core show channels").splitlines() if "music@" in line]
+
+
+async def test_caller_hears_the_profile_s_music_until_the_server_is_back(
+    asterisk: Asterisk, ami: AmiClient, caller: SipUser
+) -> None:
+    async with server(quiet) as url, Proxy(("127.0.0.1", port_of(url))) as proxy:
+        profile = {"profile:bot": PROFILE.format(proxy.ws_url())}
+        with Daemon(asterisk, profile):
+            records = len(asterisk.cdr_rows())
+            await set_globals(ami, BOT_URL="@bot", BOT_OPTIONS="")
+            target = await place_call(ami, caller, "bot")
+            target.call.recording = True
+            target.call.talk()
+            await ami.wait_user_event("AudioForkStarted", Uniqueid=target.uniqueid)
+            await hears(target, anything=False)
+            proxy.refuse()
+            proxy.cut()
+            await hears(target, anything=True)
+            assert players(asterisk)
+            proxy.accept()
+            await hears(target, anything=False)
+            assert not players(asterisk)
+            await target.call.hangup()
+            await no_channels(ami)
+            assert len(asterisk.cdr_rows()) == records + 1
+
+
+async def test_music_of_a_killed_daemon_is_hung_up_by_the_next_one(
+    asterisk: Asterisk, ami: AmiClient, caller: SipUser
+) -> None:
+    async with server(quiet) as url, Proxy(("127.0.0.1", port_of(url))) as proxy:
+        profile = {"profile:bot": PROFILE.format(proxy.ws_url())}
+        fixed = {"audiosocket": f"listen = 127.0.0.1:{free_port(socket.SOCK_STREAM)}\n"}
+        with Daemon(asterisk, profile | fixed) as daemon:
+            await set_globals(ami, BOT_URL="@bot", BOT_OPTIONS="")
+            target = await place_call(ami, caller, "bot")
+            target.call.recording = True
+            target.call.talk()
+            await ami.wait_user_event("AudioForkStarted", Uniqueid=target.uniqueid)
+            await hears(target, anything=False)
+            proxy.refuse()
+            proxy.cut()
+            await hears(target, anything=True)
+            daemon.kill()
+            await went_on(ami)
+            assert players(asterisk)
+            position = len(ami.events)
+            await asyncio.to_thread(daemon.start)
+            await ami.wait_event(
+                lambda h: h.get("Event") == "Hangup" and h["Channel"].startswith("Local/music@"),
+                after=position,
+            )
+            assert not target.call.ended.is_set()
             await target.call.hangup()
             await no_channels(ami)
 

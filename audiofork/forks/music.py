@@ -1,0 +1,162 @@
+"""Plays music to the caller of a connected server while that is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+
+from audiofork.asterisk.ami import Ami
+from audiofork.asterisk.ami_protocol import OriginateFailed
+from audiofork.asterisk.channels import Channels
+from audiofork.asterisk.taps.base import LegAddresses, fork_id_of, leg_name
+from audiofork.asterisk.taps.chanspy import ORIGINATE_TIMEOUT_MS
+from audiofork.asterisk.versions import WHISPER_LEAKS, releases
+from audiofork.errors import AmiActionFailed, AmiError
+from audiofork.forks.events import (
+    DomainEvent,
+    Ended,
+    ForkInfo,
+    Parting,
+    Reconnecting,
+    Requested,
+    Resumed,
+)
+from audiofork.forks.lifecycle import Away
+from audiofork.forks.profiles import Profiles
+from audiofork.forks.tasks import Tasks
+from audiofork.log import ForkLog
+from audiofork.text import harmless
+
+log = logging.getLogger(__name__)
+
+# Of the shipped dialplan: plays the music of the class in VARIABLE.
+PLAYER = "Local/music@audiofork-leg"
+VARIABLE = "AUDIOFORK_MUSIC"
+# q: no beep; u: the target is given by its uniqueid; E, S: end with it; w: whisper to it.
+SPY_OPTIONS = "quESw"
+# Asterisk answers an Originate before the channel exists.
+TRIES = 10
+BETWEEN_TRIES_S = 0.1
+
+
+class Music:
+    """Plays it by channels of its own; owned by the daemon, which subscribes `on_event`.
+
+    A Local channel plays the music and whispers it to the caller by ChanSpy: all else that Asterisk
+    has for it (AMI, ARI, Dial) wants the caller to be elsewhere than with the server.
+
+    Args:
+        ami: The connection to Asterisk.
+        relay: Knows the port by which this daemon's channels differ from those of others.
+        profiles: Knows the music of each server.
+    """
+
+    def __init__(self, ami: Ami, relay: LegAddresses, profiles: Profiles) -> None:
+        self._ami = ami
+        self._channels = Channels(ami)
+        self._relay = relay
+        self._profiles = profiles
+        self._tasks = Tasks()
+        self._wanted: dict[str, tuple[ForkInfo, str]] = {}  # and the class, by fork id
+        self._players: dict[str, str] = {}  # uniqueids of what plays, by fork id
+
+    def on_event(self, event: DomainEvent) -> None:
+        """Begin or end the music of a fork."""
+        match event:
+            case Requested(fork, request) if fork.connects:
+                if music := self._profiles.music_of(request):
+                    self._wanted[fork.id] = fork, music
+            case Reconnecting(fork, Away.SERVER, was_streaming=True) if fork.id in self._wanted:
+                self._begin(fork.id)
+            case Resumed(fork, Away.SERVER):
+                self._end(fork)
+            case Parting(fork) | Ended(fork):
+                self._end(fork)
+                self._wanted.pop(fork.id, None)
+            case _:
+                pass
+
+    def on_originate_failed(self, event: OriginateFailed) -> None:
+        """Handle a channel that Asterisk could not make; it may be another than one of these."""
+        fork_id = fork_id_of(event.action_id)
+        if self._players.get(fork_id) == event.action_id:
+            why = f"Asterisk could not make its channel (reason {event.reason})"
+            self._on_failed(self._wanted[fork_id][0], why)
+
+    async def sweep(self) -> None:
+        """Hang up what an earlier run of the daemon has left behind; called after each login.
+
+        Raises:
+            AmiError: The connection to Asterisk is lost again.
+        """
+        if not self._profiles.have_music:
+            return
+        wanted = self._players.values()
+        for uniqueid, name in (await self._channels.present()).items():
+            is_ours = name.startswith(PLAYER) and self._mark in uniqueid
+            if is_ours and not uniqueid.startswith(tuple(wanted)):
+                log.warning("hung up the music that an earlier run left behind: %s", name)
+                await self._hang_up(uniqueid)
+
+    async def close(self) -> None:
+        """Wait until what plays is hung up."""
+        await self._tasks.finish()
+
+    @property
+    def _mark(self) -> str:
+        """What the uniqueids of this daemon's players have in them."""
+        return f"-music-{self._relay.addresses[0].port}-"
+
+    def _begin(self, fork_id: str) -> None:
+        if fork_id not in self._players:
+            player = leg_name(fork_id) + self._mark + secrets.token_hex(4)
+            self._players[fork_id] = player
+            self._tasks.spawn(self._play(player, *self._wanted[fork_id]))
+
+    async def _play(self, player: str, fork: ForkInfo, music: str) -> None:
+        if self._ami.version.has(WHISPER_LEAKS):
+            leaks = f"whispering leaks on Asterisk {releases(WHISPER_LEAKS)} and later"
+            self._on_failed(fork, leaks)
+            return
+        headers = [
+            ("Channel", PLAYER),
+            ("ChannelId", player),
+            ("OtherChannelId", f"{player}-2"),
+            ("Application", "ChanSpy"),
+            ("Data", f"{fork.uniqueid},{SPY_OPTIONS}"),
+            ("Timeout", str(ORIGINATE_TIMEOUT_MS)),
+            ("Variable", "CDR_PROP(disable)=1"),
+            ("Variable", f"__{VARIABLE}={music}"),  # of the channels that it dials, too
+            ("Async", "true"),
+        ]
+        try:
+            await self._ami.action("Originate", headers, action_id=player)
+        except AmiError as exc:
+            self._on_failed(fork, str(exc))
+
+    def _on_failed(self, fork: ForkInfo, why: str) -> None:
+        self._players.pop(fork.id, None)
+        ForkLog(log, fork.id, fork.channel).warning("no music for the caller: %s", harmless(why))
+
+    def _end(self, fork: ForkInfo) -> None:
+        if player := self._players.pop(fork.id, ""):
+            self._tasks.spawn(self._stop(fork, player))
+
+    async def _stop(self, fork: ForkInfo, player: str) -> None:
+        try:
+            for _ in range(TRIES):
+                if await self._hang_up(player):
+                    return
+                await asyncio.sleep(BETWEEN_TRIES_S)
+        except AmiError as exc:
+            fork_log = ForkLog(log, fork.id, fork.channel)
+            fork_log.warning("the caller's music may go on: %s", harmless(str(exc)))
+
+    async def _hang_up(self, uniqueid: str) -> bool:
+        """Hang up a channel; return whether there was one."""
+        try:
+            await self._ami.action("Hangup", [("Channel", uniqueid)])
+        except AmiActionFailed:  # not there yet, or gone with its call
+            return False
+        return True
