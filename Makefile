@@ -10,8 +10,7 @@ PYTEST := $(BIN)/python -m pytest
 TELLING = $(PYTHON) -m testbed.progress
 PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 # Tests wait more than they work, most of all for Asterisk's audio: more processes than cores.
-unit tools coverage oldest python-%: PROCESSES ?= 4
-asterisk: PROCESSES ?= 6
+unit tools coverage oldest asterisk python-%: PROCESSES ?= 6
 # All in tests/system needs an Asterisk; tests/tools is about testbed/, bench/ and examples/.
 UNIT = --ignore tests/system --ignore tests/tools -p no:rerunfailures
 # Where there are such tests; to collect all of them would take longer than to run these.

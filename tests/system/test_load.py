@@ -21,7 +21,7 @@ from tests.system.conftest import each_tap, only_channels, place_call, settings_
 pytestmark = pytest.mark.asterisk
 
 FORKS_AT_ONCE = 100
-SECONDS = 30
+SECONDS = 15
 FORKS_IN_A_ROW = 1000
 MAX_GROWTH_KIB = 5 * 1024
 
