@@ -47,13 +47,15 @@ exten => _echo.,1,Answer()
  same => n,Echo()
 """
 SHORT_S = 10
-# The server is heard, and the call's own start-up is over.
-SETTLE_S = 2.0
+# All at once would make the server late with its first frames, and so heard late for good.
+BETWEEN_CALLS_S = 0.0513  # and not all at the same moment of 20 ms
+# After so long nothing counts any more that made frames late in the beginning.
+SETTLE_S = 4.0
 ON_ITS_WAY_S = 0.5
 LATE_S = 0.040  # after the packet before; 20 ms are usual
 SPEECH_BLOCKS = 150  # what the server that is interrupted says at a time
 INTERRUPTED = 10  # calls at once
-WARM_UP = make_blocks(25, seed=91)
+SILENCE = b"\xff" * ULAW_BYTES  # mu-law
 
 
 # --- The server ---
@@ -116,25 +118,37 @@ async def _echo(pipe: Connection, numbers: dict[bytes, int]) -> None:
 class Speech(Sequence[bytes]):
     """Numbered payloads that note when each is fetched, just before it is sent.
 
+    Before `begin` they are silence, as of a phone that sends all the time.
+
     Attributes:
         sent: time.monotonic() of each, by its number.
     """
 
     def __init__(self, blocks: Sequence[bytes]) -> None:
         self._blocks = blocks
+        self._fetched = 0
+        self._first: int | None = None
         self.sent: dict[int, float] = {}
 
+    def begin(self) -> None:
+        """Let the payload that is fetched next be the first of those with a number."""
+        self._first = self._fetched
+
     def __len__(self) -> int:
-        return len(self._blocks)
+        return sys.maxsize if self._first is None else self._first + len(self._blocks)
 
     @overload
     def __getitem__(self, index: int) -> bytes: ...
     @overload
     def __getitem__(self, index: slice) -> Sequence[bytes]: ...
     def __getitem__(self, index: int | slice) -> bytes | Sequence[bytes]:
-        if isinstance(index, int):
-            self.sent[index] = time.monotonic()
-        return self._blocks[index]
+        assert isinstance(index, int)
+        self._fetched = index + 1
+        if self._first is None or index < self._first:
+            return SILENCE
+        number = index - self._first
+        self.sent[number] = time.monotonic()
+        return self._blocks[number]
 
 
 @dataclass
@@ -217,14 +231,23 @@ class Stage:
     async def measured(self, kind: str, calls: int, seconds: int) -> Row:
         """Place calls, let them speak, hang them up; return what became of it."""
         blocks = self._blocks[: seconds * FRAMES_PER_S]
-        talks = [Talk(*await self.call(kind), Speech(blocks)) for _ in range(calls)]
-        warm_ups = [one.call.play(WARM_UP, loop=True) for one in talks]
-        await asyncio.sleep(SETTLE_S)
-        self.server.take()
+        talks, speaks = [], []
+        for _ in range(calls):
+            talk = Talk(*await self.call(kind), Speech(blocks))
+            speaks.append(talk.call.play(talk.speech))
+            talks.append(talk)
+            await asyncio.sleep(BETWEEN_CALLS_S)
         gc.collect()
-        gc.disable()  # a collection would make all that comes meanwhile late
+        gc.disable()  # a collection would make all that is sent meanwhile late
+        await asyncio.sleep(SETTLE_S)
         before, began = [measure.cpu(pid) for pid in self._pids], time.monotonic()
-        await self._speak(talks, warm_ups)
+        for talk in talks:
+            talk.call.recording = True
+            talk.speech.begin()
+        await asyncio.gather(*speaks)
+        await asyncio.sleep(ON_ITS_WAY_S)
+        for talk in talks:  # before this process is busy with the results
+            talk.call.recording = False
         gc.enable()
         span_s = time.monotonic() - began
         used = [
@@ -234,20 +257,6 @@ class Stage:
         stamps = self.server.take()
         await asyncio.gather(*(one.call.hangup(10) for one in talks))
         return self._row(f"{calls} {kind}", talks, stamps, used)
-
-    async def _speak(self, talks: Sequence[Talk], warm_ups: Sequence[asyncio.Future[int]]) -> None:
-        for warm_up in warm_ups:
-            warm_up.cancel()
-        await asyncio.sleep(ON_ITS_WAY_S)  # so that a new spurt begins
-        done = []
-        for talk in talks:
-            await asyncio.sleep(0.0013)  # not all at the same moment of 20 ms
-            talk.call.recording = True
-            done.append(talk.call.play(talk.speech))
-        await asyncio.gather(*done)
-        await asyncio.sleep(ON_ITS_WAY_S)
-        for talk in talks:  # before this process is busy with the results
-            talk.call.recording = False
 
     def _row(
         self,

@@ -203,7 +203,10 @@ class OneLegPipeline(Pipeline):
         self._silence_filler: SilenceFiller | None = None
         if spec.keep_time:
             fill = functools.partial(self._fill, bytes(message_frame_bytes(spec)))
-            self._silence_filler = SilenceFiller(fill, lambda: self.frames_in, time.monotonic)
+            is_steady = spec.voice is not None and spec.voice.steady
+            self._silence_filler = SilenceFiller(
+                fill, lambda: self.frames_in, time.monotonic, steady=is_steady
+            )
 
     def input_of(self, part: LegPart) -> TakeFrame:  # noqa: ARG002 (of the base)
         """See `Pipeline.input_of`."""

@@ -6,6 +6,7 @@ It does no I/O and waits for nothing: the owner says when audio comes and when a
 from __future__ import annotations
 
 import audioop
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +21,12 @@ PREBUFFER_S = 0.04
 FRAME_PREBUFFER_S = 0.02
 # A spurt that begins so soon after the last one was part of it, and came too late.
 UNDERRUN_S = 0.2
-# So much silence that waits for its turn does not delay the sound that comes after it.
-SHORT_SILENCE = 10  # frames
+# What all frames of a second, or two, have waited without need is spared when the server begins to
+# speak after a pause. Less is not worth it; where frames wait longer, that may be meant.
+WINDOW = 50  # frames
+PAUSE = 25
+LEAST_GAIN_S = 0.002
+MOST_WAIT_S = 0.2
 _SILENT = 8  # the smallest value that A-law has for silence
 # A half sample waits no longer than this for its other half.
 HALF_SAMPLE_S = 1.0
@@ -57,9 +62,9 @@ class Playout:
     A spurt is audio without a gap: it begins with the first audio after silence, waits a moment,
     and ends when nothing waits any more; its last frame is padded with silence.
 
-    A server that sends in real time, silence, too, has frames waiting after any hiccup on the way,
-    for ever, since as many come as are played. So when nothing but a little silence waits, a frame
-    with sound begins a new spurt in place of it.
+    A server that sends in real time, silence too, never ends a spurt. What once made a frame late
+    would make all that follow late. So the first sound after a pause begins a new spurt, sooner by
+    as much as all frames have waited without need in the time before.
 
     Args:
         buffer_s: Seconds of audio that may wait; what is more is dropped.
@@ -95,6 +100,10 @@ class Playout:
         self._taken = 0  # frames that have left the queue
         self.marks: deque[tuple[int, Mark | Callable[[], None]]] = deque()
         self._ended_at = float("-inf")
+        self._taken_at = 0.0  # when the last frame was due
+        # The shortest wait of a frame, in this window and the one before; frames in this window.
+        self._least_wait_s, self._least_before_s, self._in_window = math.inf, 0.0, 0
+        self._silent = 0  # frames played in a row
         self._is_high = False
 
     @property
@@ -128,9 +137,8 @@ class Playout:
         if self.begins_at is None:
             self.counts.underruns += self._clock() - self._ended_at < UNDERRUN_S
             self._begin(len(whole) / SAMPLE_BYTES / sample_rate, sample_rate)
-        elif is_frame and self._waits_for_short_silence(whole):
-            self._pass_over_silence()
-            self._begin(PTIME_S, sample_rate)
+        elif is_frame:
+            self._note_wait(whole)
         if is_frame and len(self._frames) < self._most:
             self._frames.append(whole)  # the shortest way, for a server that sends frame by frame
         else:
@@ -143,20 +151,29 @@ class Playout:
         wait_s = FRAME_PREBUFFER_S if piece_s <= PTIME_S else PREBUFFER_S
         if sample_rate != self._sample_rate:
             wait_s += LAG_S
-        self.begins_at = self._clock() + wait_s
+        self._begin_at(self._clock() + wait_s)
+
+    def _begin_at(self, begins_at: float) -> None:
+        self.begins_at = begins_at
+        self._taken_at = begins_at - PTIME_S
         self.counts.unplayed_before = self.counts.unplayed
+        self._least_wait_s, self._least_before_s, self._in_window = math.inf, 0.0, 0
+        self._silent = 0
 
-    def _waits_for_short_silence(self, frame: bytes) -> bool:
-        """Return whether a frame has sound, and what waits before it is a little silence."""
-        waiting = self._frames
-        return (
-            0 < len(waiting) <= SHORT_SILENCE
-            and _is_silent(waiting[-1])  # first, since it is not while somebody speaks
-            and not _is_silent(frame)
-            and all(_is_silent(one) for one in waiting)
-        )
+    def _note_wait(self, frame: bytes) -> None:
+        """Note how long a frame would wait; begin a new spurt with it if that is too long."""
+        due = self._taken_at + (len(self._frames) + 1) * PTIME_S
+        wait_s = due - self._clock()
+        self._least_wait_s = min(self._least_wait_s, wait_s)
+        if self._silent < PAUSE or wait_s > MOST_WAIT_S:
+            return
+        gain_s = min(self._least_wait_s, self._least_before_s) - FRAME_PREBUFFER_S
+        if gain_s > LEAST_GAIN_S and not _is_silent(frame) and all(map(_is_silent, self._frames)):
+            self._pass_over()
+            self._begin_at(due - gain_s)
 
-    def _pass_over_silence(self) -> None:
+    def _pass_over(self) -> None:
+        """Drop what waits: silence, which is played without it."""
         count = len(self._frames)
         self._frames.clear()
         self._taken += count
@@ -270,6 +287,13 @@ class Playout:
         frame = self._frames.popleft()
         self._taken += 1
         self.counts.played += 1
+        self._taken_at = now
+        self._in_window += 1
+        if self._in_window == WINDOW:
+            self._least_before_s, self._least_wait_s = self._least_wait_s, math.inf
+            self._in_window = 0
+        if self._least_before_s > FRAME_PREBUFFER_S:
+            self._silent = self._silent + 1 if _is_silent(frame) else 0
         if self._is_high and len(self._frames) < LOW * self._most:
             self._set_high(False)
         return frame

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from audiofork.relay import playout as playout_module
 from audiofork.relay.formats.base import BufferLevel, Cleared, Event, Mark
-from audiofork.relay.playout import Playout, PlayoutCounts
+from audiofork.relay.playout import Playout
 from tests.relay.peers import numbered
 
 SILENCE = bytes(320)
@@ -201,55 +201,6 @@ def test_next_utterance_is_no_underrun(stage: Stage) -> None:
     stage.playout.clear()
     stage.put(SILENCE)
     assert stage.playout.counts.underruns == 0
-
-
-# --- Silence that waits ---------------------------------------------------------------------------
-
-ALAW_SILENCE = audioop.alaw2lin(b"\xd5" * 160, 2)
-SOUND = audioop.bias(SILENCE, 2, 1000)
-
-
-@pytest.mark.parametrize("silence", [SILENCE, ALAW_SILENCE])
-def test_sound_in_real_time_does_not_wait_for_silence_that_came_at_once(
-    stage: Stage, silence: bytes
-) -> None:
-    for _ in range(5):
-        stage.put(silence)
-    for _ in range(20):
-        stage.tick()
-        stage.put(silence)
-    assert stage.playout.waiting == 5
-    stage.playout.mark("silence")
-    stage.put(SOUND)
-    assert stage.playout.begins_at == pytest.approx(stage.now + 0.02)
-    stage.tick(3)
-    assert stage.played[-4:] == [Mark("silence"), SOUND, None, None]
-    assert stage.accounted == 26
-    assert stage.playout.counts == PlayoutCounts(played=26)
-
-
-def test_silence_between_sounds_that_wait_is_played(stage: Stage) -> None:
-    audio = [SOUND, *[SILENCE] * 5, SOUND, *[SILENCE] * 2, SOUND]
-    for frame in audio:
-        stage.put(frame)
-    stage.tick(12)
-    assert stage.frames == audio
-
-
-def test_much_silence_before_a_sound_is_played(stage: Stage) -> None:
-    audio = [*[SILENCE] * 11, SOUND]
-    for frame in audio:
-        stage.put(frame)
-    stage.tick(13)
-    assert stage.frames == audio
-
-
-def test_server_is_told_to_go_on_when_silence_was_passed_over() -> None:
-    stage = Stage(buffer_s=0.1)
-    for _ in range(5):
-        stage.put(SILENCE)
-    stage.put(SOUND)
-    assert stage.events == [BufferLevel(True), BufferLevel(False)]
 
 
 # --- Marks and clear ------------------------------------------------------------------------------

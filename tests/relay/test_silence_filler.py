@@ -14,14 +14,17 @@ from tests.relay.peers import FakeLoop
 class Stage:
     """A silence filler, and the stream that it keeps the time of."""
 
-    def __init__(self, clock: FakeLoop) -> None:
+    def __init__(self, clock: FakeLoop, *, steady: bool = False) -> None:
         self.clock = clock
         self.began = clock.time()
         self.frames = 0
         self.silences: list[float] = []  # when each was sent
         self.looks = 0  # how often the filler has asked the time
         self.filler = SilenceFiller(
-            self._silence, lambda: self.frames + len(self.silences), self._look
+            self._silence,
+            lambda: self.frames + len(self.silences),
+            self._look,
+            steady=steady,
         )
 
     def _look(self) -> float:
@@ -244,3 +247,39 @@ def test_frames_read_after_a_stall_that_follows_a_pause_need_no_more_silence(
         stage.frame()
     stage.talk(50)
     assert len(stage.silences) <= silences + 1  # one may be due still since the pause
+
+
+# --- For a listener that answers ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pause_ms", range(100, 130, 7))
+@pytest.mark.parametrize("talk", [1, 53])
+def test_steady_silence_never_comes_at_once_in_pauses_of_any_phase(
+    clock: FakeLoop, pause_ms: int, talk: int
+) -> None:
+    stage = Stage(clock, steady=True)
+    stage.filler.start()
+    for _ in range(20):
+        stage.talk(talk)
+        began = stage.elapsed_s
+        stage.clock.advance(1 + pause_ms / 1000)
+        in_pause = [at for at in stage.silences if at > began]
+        assert 0.05 <= in_pause[0] - began <= 0.22
+        assert len(in_pause) >= (stage.elapsed_s - in_pause[0]) / PTIME_S - 1
+    gaps = [
+        after - before for before, after in zip(stage.silences, stage.silences[1:], strict=False)
+    ]
+    assert min(gaps) >= PTIME_S - 0.001
+
+
+def test_steady_silence_comes_50_times_a_second_though_each_tick_is_late(
+    clock: FakeLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call_later = clock.call_later
+    monkeypatch.setattr(clock, "call_later", lambda wait, *rest: call_later(wait + 0.003, *rest))
+    stage = Stage(clock, steady=True)
+    stage.filler.start()
+    stage.clock.advance(1)
+    before = len(stage.silences)
+    stage.clock.advance(20)
+    assert len(stage.silences) - before == pytest.approx(1000, abs=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import audioop
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -151,6 +151,116 @@ def test_steady_leg_is_silent_at_once_after_a_clear(stage_of: StageOf, clock: Fa
     count = len(stage.leg.spoken)
     clock.advance(1)
     assert stage.leg.spoken[count:] == [SILENCE] * 50
+
+
+# --- A server that sends in real time, silence too ------------------------------------------------
+
+
+class RealTime:
+    """A server that sends words of 8 frames, 4 of silence between them, and 40 every 12 s.
+
+    Args:
+        stalls: When, and for how long, in seconds, nothing of it comes.
+        ahead: How many frames it sends at once at the beginning, and is ahead by from then on.
+        at_once: How many frames it sends together, once they are all there.
+        silence: A frame of its pauses.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        *,
+        stalls: Sequence[tuple[float, float]] = (),
+        ahead: int = 0,
+        at_once: int = 1,
+        silence: bytes = SILENCE,
+    ) -> None:
+        self.stage = stage
+        self.stalls = stalls
+        self.ahead = ahead
+        self.at_once = at_once
+        self.silence = silence
+
+    def frame(self, number: int) -> bytes:
+        return numbered(1, number)[0] if speaks(number) else self.silence
+
+    def comes_at(self, number: int) -> float:
+        """Return after how many seconds a frame comes."""
+        together = number - number % self.at_once + self.at_once - 1
+        at = max(0, together - self.ahead) * 0.02
+        return max(
+            [at, *(begin + length for begin, length in self.stalls if begin <= at < begin + length)]
+        )
+
+    def run(self, seconds: int) -> list[int]:
+        """Let it speak; return by how many ms each frame with sound was later than the first."""
+        clock, leg = self.stage.clock, self.stage.leg
+        clock.advance(0.005)
+        began = clock.time()
+        for number in range(seconds * 50):
+            clock.call_at(began + self.comes_at(number), self.stage.put, self.frame(number))
+        clock.advance(seconds + 1)
+        spoken = zip(leg.times, leg.spoken, strict=True)
+        heard = [(at, frame) for at, frame in spoken if any(frame) and frame != self.silence]
+        sent = [number for number in range(seconds * 50) if speaks(number)]
+        assert [frame for _, frame in heard] == [self.frame(number) for number in sent]
+        counts = self.stage.speaker.counts
+        assert (counts.played, counts.unplayed) == (seconds * 50, 0)
+        began_ms = heard[0][0]
+        return [at - began_ms - 20 * n for (at, _), n in zip(heard, sent, strict=True)]
+
+
+def speaks(number: int) -> bool:
+    return number % 12 < 8 and number % 600 < 560
+
+
+ALAW_SILENCE = audioop.alaw2lin(b"\xd5" * 160, 2)
+
+
+@pytest.mark.parametrize("stall_ms", [40, 57, 113])
+@pytest.mark.parametrize("silence", [SILENCE, ALAW_SILENCE], ids=["zeros", "alaw"])
+def test_delay_that_was_of_no_use_lately_ends_after_a_pause(
+    stage_of: StageOf, clock: FakeLoop, stall_ms: int, silence: bytes
+) -> None:
+    stage = stage_of(STEADY)
+    late = RealTime(stage, stalls=[(2.003, stall_ms / 1000)], silence=silence).run(40)
+    assert max(late[:60]) == 0
+    assert min(late[100:350]) >= stall_ms - 23  # there is no pause before
+    assert late[-300:] == pytest.approx([0] * 300, abs=4)
+    assert stage.speaker.counts.underruns == 1
+
+
+def test_delay_of_less_than_a_frame_ends_after_a_pause(stage_of: StageOf, clock: FakeLoop) -> None:
+    stage = stage_of(STEADY)
+    late = RealTime(stage, stalls=[(0, 0.012)]).run(40)
+    assert late[-300:] == pytest.approx([-12] * 300, abs=4)
+    assert stage.speaker.counts.underruns == 0
+
+
+@pytest.mark.parametrize(("every_s", "underruns"), [(1, 1), (4, 5)])
+def test_delay_that_is_of_use_again_and_again_is_kept_between_pauses(
+    stage_of: StageOf, clock: FakeLoop, every_s: int, underruns: int
+) -> None:
+    stage = stage_of(STEADY)
+    RealTime(stage, stalls=[(at + 0.003, 0.08) for at in range(1, 60, every_s)]).run(60)
+    assert stage.speaker.counts.underruns <= underruns
+
+
+def test_long_lead_of_a_server_is_meant(stage_of: StageOf, clock: FakeLoop) -> None:
+    stage = stage_of(STEADY)
+    late = RealTime(stage, ahead=12, stalls=[(20.003, 0.1), (45.003, 0.2)]).run(60)
+    assert set(late) == {0}
+    assert stage.speaker.counts.underruns == 0
+
+
+@pytest.mark.parametrize("at_once", [2, 3, 5, 10])
+def test_speech_in_bursts_keeps_its_rhythm(
+    stage_of: StageOf, clock: FakeLoop, at_once: int
+) -> None:
+    stage = stage_of(STEADY)
+    late = RealTime(stage, at_once=at_once).run(60)
+    assert set(late) == {0}
+    assert stage.speaker.counts.underruns == 0
 
 
 # --- Marks ----------------------------------------------------------------------------------------
