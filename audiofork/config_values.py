@@ -34,7 +34,7 @@ _URL_PATTERN = re.compile(
 
 _PROFILE_PATTERN = re.compile(r"@(\*|[A-Za-z0-9][A-Za-z0-9._*-]*)")
 _PLACE_PART = re.compile(r"[^\s,;&|\x00-\x1f\x7f]{1,79}")
-_MUSIC_CLASS = re.compile(r"[A-Za-z0-9._-]+")
+_MUSIC_CLASS = re.compile(r"[A-Za-z0-9._-]{1,79}")
 
 
 def option(
@@ -303,7 +303,7 @@ def place(value: str) -> Place:
 
 def music_class(value: str) -> str:
     if value and not _MUSIC_CLASS.fullmatch(value):
-        raise ValueError("the name of a class in musiconhold.conf: letters, digits, . - _")
+        raise ValueError("the name of a class in musiconhold.conf: up to 79 letters, digits, . - _")
     return value
 
 

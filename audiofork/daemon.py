@@ -15,6 +15,7 @@ from audiofork import config_file
 from audiofork import log as logs
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.ami_protocol import (
+    ChannelHangup,
     CheckRaised,
     Event,
     OriginateFailed,
@@ -102,6 +103,8 @@ class Daemon:
         else:
             if isinstance(event, OriginateFailed):
                 self._music.on_originate_failed(event)
+            elif isinstance(event, ChannelHangup) and event.is_gone:
+                self._music.on_hangup(event.uniqueid)
             self.forks.on_event(event)
 
     async def run(self) -> None:

@@ -60,6 +60,7 @@ class Music:
         self._tasks = Tasks()
         self._wanted: dict[str, tuple[ForkInfo, str]] = {}  # and the class, by fork id
         self._players: dict[str, str] = {}  # uniqueids of what plays, by fork id
+        self._has_failed: set[str] = set()  # ids of forks, in this outage
 
     def on_event(self, event: DomainEvent) -> None:
         """Begin or end the music of a fork."""
@@ -77,6 +78,12 @@ class Music:
             case _:
                 pass
 
+    def on_hangup(self, uniqueid: str) -> None:
+        """Handle a channel that is gone; music that ends before its time plays again later."""
+        fork_id = fork_id_of(uniqueid)
+        if self._players.get(fork_id) == uniqueid:
+            self._on_failed(self._wanted[fork_id][0], "its channel has ended")
+
     def on_originate_failed(self, event: OriginateFailed) -> None:
         """Handle a channel that Asterisk could not make; it may be another than one of these."""
         fork_id = fork_id_of(event.action_id)
@@ -85,18 +92,18 @@ class Music:
             self._on_failed(self._wanted[fork_id][0], why)
 
     async def sweep(self) -> None:
-        """Hang up what an earlier run of the daemon has left behind; called after each login.
+        """Hang up players that no fork needs any more, also of an earlier run of the daemon.
+
+        Called after each login.
 
         Raises:
             AmiError: The connection to Asterisk is lost again.
         """
-        if not self._profiles.have_music:
-            return
-        wanted = self._players.values()
+        wanted = tuple(self._players.values())
         for uniqueid, name in (await self._channels.present()).items():
             is_ours = name.startswith(PLAYER) and self._mark in uniqueid
-            if is_ours and not uniqueid.startswith(tuple(wanted)):
-                log.warning("hung up the music that an earlier run left behind: %s", name)
+            if is_ours and not uniqueid.startswith(wanted):
+                log.warning("hung up music that nobody needs any more: %s", name)
                 await self._hang_up(uniqueid)
 
     async def close(self) -> None:
@@ -136,10 +143,15 @@ class Music:
             self._on_failed(fork, str(exc))
 
     def _on_failed(self, fork: ForkInfo, why: str) -> None:
+        """Log the first failure of an outage; the next attempt to connect tries again."""
         self._players.pop(fork.id, None)
-        ForkLog(log, fork.id, fork.channel).warning("no music for the caller: %s", harmless(why))
+        if fork.id not in self._has_failed:
+            self._has_failed.add(fork.id)
+            fork_log = ForkLog(log, fork.id, fork.channel)
+            fork_log.warning("no music for the caller: %s", harmless(why))
 
     def _end(self, fork: ForkInfo) -> None:
+        self._has_failed.discard(fork.id)
         if player := self._players.pop(fork.id, ""):
             self._tasks.spawn(self._stop(fork, player))
 

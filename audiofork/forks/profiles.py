@@ -131,11 +131,6 @@ class Profiles:
         section = self._sections.get(request.profile)
         return section.music if section is not None else ""
 
-    @property
-    def have_music(self) -> bool:
-        """Whether any of them has music."""
-        return any(section.music for section in self._sections.values())
-
     def dialogue_of(self, request: StartFork) -> Dialogue:
         """Return what a request's profile has its server told, the fields not filled in."""
         section = self._sections.get(request.profile)

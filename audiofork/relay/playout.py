@@ -283,6 +283,7 @@ class Playout:
         if self.begins_at is None or now + _TOLERANCE_S < self.begins_at:
             return None
         if not self._frames and not self._end_spurt(now):
+            self.tell_marks()  # those behind what was too short to be resampled
             return None
         frame = self._frames.popleft()
         self._taken += 1
@@ -336,6 +337,7 @@ class Playout:
         if waiting:
             resampler = Resampler(before, sample_rate)
             self._cut(resampler.feed(waiting) + resampler.end())
+        self.tell_marks()
 
 
 def _is_silent(frame: bytes) -> bool:

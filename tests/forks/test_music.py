@@ -157,13 +157,26 @@ async def test_music_whose_channel_cannot_be_made_is_logged_and_asked_for_at_the
     assert len(stage.actions("Originate")) == 2
 
 
+async def test_music_that_ends_before_its_time_is_logged_and_asked_for_at_the_next_attempt(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    await stage.tell(LOST)
+    stage.music.on_hangup(UNIQUEID)
+    stage.music.on_hangup(stage.actions("Originate")[0]["ChannelId"])
+    assert caplog.text.count("no music for the caller: its channel has ended") == 1
+    await stage.tell(LOST)
+    assert len(stage.actions("Originate")) == 2
+
+
 async def test_asterisk_that_leaks_when_whispered_to_plays_no_music(
     stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
     stage.ami.version = Version.parse("22.11.0")
-    await stage.tell(LOST, Resumed(FORK, Away.SERVER))
+    back = Resumed(FORK, Away.SERVER)
+    await stage.tell(LOST, LOST, LOST, back, LOST)  # once in each outage
     assert not stage.ami.actions
-    assert "no music for the caller: whispering leaks on Asterisk 20.21, 22.11, 23.5" in caplog.text
+    told = "no music for the caller: whispering leaks on Asterisk 20.21, 22.11, 23.5"
+    assert caplog.text.count(told) == 2
 
 
 async def test_sweep_hangs_up_what_an_earlier_run_left_and_nothing_else(stage: Stage) -> None:

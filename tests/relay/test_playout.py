@@ -288,6 +288,18 @@ def test_clear_of_nothing_is_told(stage: Stage) -> None:
     assert stage.playout.counts.cleared == 0
 
 
+@pytest.mark.parametrize(("rate", "size"), [(24_000, 2), (24_000, 6), (48_000, 14)])
+def test_mark_behind_a_piece_too_short_to_be_resampled_comes_back(
+    stage: Stage, rate: int, size: int
+) -> None:
+    stage.put(bytes(size), rate)
+    stage.playout.mark("end")
+    stage.now += 1
+    stage.playout.take(stage.now)
+    stage.playout.take(stage.now + 0.02)
+    assert stage.events == [Mark("end")]
+
+
 def test_marks_beyond_the_most_are_refused(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(playout_module, "MOST_MARKS", 3)
     stage.put(SILENCE)
