@@ -100,5 +100,6 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         async with asyncio.timeout(END_TIMEOUT_S):
             await process.wait()
     except TimeoutError:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):  # it has ended just now
+            process.kill()
         await process.wait()
