@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,27 +15,35 @@ from testbed.daemon import Daemon
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
 from tests.doors.test_twilio_callback import served
-from tests.relay.peers import until, unused_port
+from tests.relay.peers import until
 from tests.system.conftest import place_call, start_fork
 
 pytestmark = [pytest.mark.asterisk, pytest.mark.usefixtures("daemon")]
 
-PORT = unused_port()
 WARM_UP = make_blocks(50, seed=63)
 
 
 @pytest.fixture(scope="module")
-def settings() -> dict[str, str]:
+def port() -> Iterator[int]:
+    """Return a free port; it is bound, or somebody else's connection might get it."""
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        yield reserved.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def settings(port: int) -> dict[str, str]:
     return {
-        "twilio": f"status_callback = http://127.0.0.1:{PORT}/status?key=hunter2\n",
+        "twilio": f"status_callback = http://127.0.0.1:{port}/status?key=hunter2\n",
         "websocket": "format = twilio\n",
     }
 
 
 async def test_stream_without_option_x_is_posted_with_the_sids_that_its_server_got(
-    ami: AmiClient, caller: SipUser, recorder: Recorder, daemon: Daemon
+    ami: AmiClient, caller: SipUser, recorder: Recorder, daemon: Daemon, port: int
 ) -> None:
-    async with served(port=PORT) as web:
+    async with served(port=port) as web:
         target = await place_call(ami, caller)
         start_fork(ami, target.channel, recorder.url("/"), "D(in)")
         await target.call.play(WARM_UP)
@@ -67,9 +77,9 @@ async def test_reload_counts_for_the_format_of_new_forks(
 
 
 async def test_end_of_the_daemon_still_tells_of_the_streams_that_it_ends(
-    ami: AmiClient, caller: SipUser, recorder: Recorder, daemon: Daemon
+    ami: AmiClient, caller: SipUser, recorder: Recorder, daemon: Daemon, port: int
 ) -> None:
-    async with served(port=PORT) as web:
+    async with served(port=port) as web:
         target = await place_call(ami, caller)
         target.call.talk()
         start_fork(ami, target.channel, recorder.url("/"), "D(in)")
