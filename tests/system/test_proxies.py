@@ -18,7 +18,6 @@ from testbed.real_proxies import real_proxy
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
 from tests.relay.conftest import server_tls
-from tests.relay.peers import unused_port
 from tests.system.conftest import counts_blocks, needs_whole_in, place_call, start_fork
 from tests.system.test_workers import two_free_ports
 
@@ -30,7 +29,7 @@ BLOCKS = make_blocks(200, seed=71)
 HEARD = [decode(block) for block in BLOCKS]
 WARM_UP = make_blocks(50, seed=72)
 # For the profile whose proxy nobody is.
-DEAD = f"socks5://127.0.0.1:{unused_port()}"
+DEAD = "socks5://127.0.0.1:1"
 
 
 @pytest.fixture(scope="module")
