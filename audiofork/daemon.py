@@ -14,13 +14,7 @@ from typing import TYPE_CHECKING
 from audiofork import config_file
 from audiofork import log as logs
 from audiofork.asterisk.ami import Ami
-from audiofork.asterisk.ami_protocol import (
-    ChannelHangup,
-    CheckRaised,
-    Event,
-    OriginateFailed,
-    RequestReceived,
-)
+from audiofork.asterisk.ami_protocol import CheckRaised, Event, RequestReceived
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.chanspy import ChanSpyTap
 from audiofork.asterisk.taps.choice import Taps
@@ -101,10 +95,7 @@ class Daemon:
         elif isinstance(event, CheckRaised):
             self._check_answers.on_raised(event)
         else:
-            if isinstance(event, OriginateFailed):
-                self._music.on_originate_failed(event)
-            elif isinstance(event, ChannelHangup) and event.is_gone:
-                self._music.on_hangup(event.uniqueid)
+            self._music.on_asterisk(event)
             self.forks.on_event(event)
 
     async def run(self) -> None:
@@ -230,8 +221,7 @@ class Daemon:
         notify(f"STATUS={self.ami.status}")
         for fault in known_faults(self.ami.version):
             log.warning("Asterisk %s: %s", self.ami.version, fault)
-        await self.forks.on_login()
-        await self._music.sweep()
+        await self._music.sweep(await self.forks.on_login())
 
     async def _shut_down(self) -> None:
         """Close the doors, end or keep the forks, log off from AMI; then stop all other parts."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Mapping
 
 from audiofork.asterisk.ami import Ami
-from audiofork.asterisk.ami_protocol import OriginateFailed
-from audiofork.asterisk.channels import Channels
+from audiofork.asterisk.ami_protocol import ChannelHangup, Event, OriginateFailed
 from audiofork.asterisk.taps.base import LegAddresses, fork_id_of, leg_name
-from audiofork.asterisk.taps.chanspy import ORIGINATE_TIMEOUT_MS
+from audiofork.asterisk.taps.chanspy import originate
 from audiofork.asterisk.versions import WHISPER_LEAKS, releases
 from audiofork.errors import AmiActionFailed, AmiError
 from audiofork.forks.events import (
@@ -54,7 +54,6 @@ class Music:
 
     def __init__(self, ami: Ami, relay: LegAddresses, profiles: Profiles) -> None:
         self._ami = ami
-        self._channels = Channels(ami)
         self._relay = relay
         self._profiles = profiles
         self._tasks = Tasks()
@@ -78,29 +77,35 @@ class Music:
             case _:
                 pass
 
-    def on_hangup(self, uniqueid: str) -> None:
-        """Handle a channel that is gone; music that ends before its time plays again later."""
+    def on_asterisk(self, event: Event) -> None:
+        """Handle the end of a channel, or that Asterisk could not make one; it may be any other."""
+        match event:
+            case ChannelHangup(uniqueid, is_gone=True):
+                self._on_player_gone(uniqueid, "its channel has ended")
+            case OriginateFailed(action_id, reason):
+                why = f"Asterisk could not make its channel (reason {reason})"
+                self._on_player_gone(action_id, why)
+            case _:
+                pass
+
+    def _on_player_gone(self, uniqueid: str, why: str) -> None:
         fork_id = fork_id_of(uniqueid)
         if self._players.get(fork_id) == uniqueid:
-            self._on_failed(self._wanted[fork_id][0], "its channel has ended")
-
-    def on_originate_failed(self, event: OriginateFailed) -> None:
-        """Handle a channel that Asterisk could not make; it may be another than one of these."""
-        fork_id = fork_id_of(event.action_id)
-        if self._players.get(fork_id) == event.action_id:
-            why = f"Asterisk could not make its channel (reason {event.reason})"
             self._on_failed(self._wanted[fork_id][0], why)
 
-    async def sweep(self) -> None:
+    async def sweep(self, present: Mapping[str, str]) -> None:
         """Hang up players that no fork needs any more, also of an earlier run of the daemon.
 
         Called after each login.
+
+        Args:
+            present: The names of all channels, by uniqueid.
 
         Raises:
             AmiError: The connection to Asterisk is lost again.
         """
         wanted = tuple(self._players.values())
-        for uniqueid, name in (await self._channels.present()).items():
+        for uniqueid, name in present.items():
             is_ours = name.startswith(PLAYER) and self._mark in uniqueid
             if is_ours and not uniqueid.startswith(wanted):
                 log.warning("hung up music that nobody needs any more: %s", name)
@@ -127,15 +132,9 @@ class Music:
             self._on_failed(fork, leaks)
             return
         headers = [
-            ("Channel", PLAYER),
-            ("ChannelId", player),
+            *originate(PLAYER, player, "ChanSpy", f"{fork.uniqueid},{SPY_OPTIONS}"),
             ("OtherChannelId", f"{player}-2"),
-            ("Application", "ChanSpy"),
-            ("Data", f"{fork.uniqueid},{SPY_OPTIONS}"),
-            ("Timeout", str(ORIGINATE_TIMEOUT_MS)),
-            ("Variable", "CDR_PROP(disable)=1"),
             ("Variable", f"__{VARIABLE}={music}"),  # of the channels that it dials, too
-            ("Async", "true"),
         ]
         try:
             await self._ami.action("Originate", headers, action_id=player)

@@ -21,12 +21,13 @@ from audiofork.forks.params import parse_params
 from audiofork.forks.requests import PROFILE_MARK, StartFork, check_params_are_sent
 from audiofork.forks.url_templates import check_template
 from audiofork.forks.urls import check_url
-from audiofork.link.dialogue import PLAIN_DIALOGUE, Dialogue
+from audiofork.link.dialogue import Dialogue
 from audiofork.link.messages import Format, ServerCommand
 from audiofork.realtime_opening import parse_opening
 from audiofork.text import did_you_mean, printable
 
 ANYWHERE = ("*://*",)
+_NO_PROFILE = ProfileConfig()
 _TOKEN = "{token}"
 _FIELD = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
@@ -84,7 +85,7 @@ class Profiles:
         options = with_format(request.options, self.default_format)
         check_params_are_sent(request.params, options)
         try:
-            _check_dialogue(self._sections.get(request.profile), options.format)
+            _check_dialogue(self._section_of(request), options.format)
         except ValueError as exc:
             raise RequestRefused(f"WsServer: {request.server}: {exc}") from None
         return dataclasses.replace(request, options=options)
@@ -110,32 +111,29 @@ class Profiles:
 
     def check_channel(self, request: StartFork, channel: str) -> None:
         """Raise RequestRefused unless a profile may be used for a channel."""
-        section = self._sections.get(request.profile)
-        if section is not None and not any(
-            fnmatchcase(channel, pattern) for pattern in section.channels
-        ):
+        allowed = self._section_of(request).channels
+        if not any(fnmatchcase(channel, pattern) for pattern in allowed):
             raise RequestRefused(f"WsServer: {request.server} is not for this channel")
+
+    def _section_of(self, request: StartFork) -> ProfileConfig:
+        """Return a request's profile; one without anything if it names none."""
+        return self._sections.get(request.profile, _NO_PROFILE)
 
     def commands_of(self, request: StartFork) -> tuple[str, ...]:
         """Return what the server of a request's profile may ask for beside what all may."""
-        section = self._sections.get(request.profile)
-        return section.commands if section is not None else ()
+        return self._section_of(request).commands
 
     def places_of(self, request: StartFork) -> tuple[Place, ...]:
         """Return the places that the server of a request's profile may transfer calls to."""
-        section = self._sections.get(request.profile)
-        return section.transfer_to if section is not None else ()
+        return self._section_of(request).transfer_to
 
     def music_of(self, request: StartFork) -> str:
         """Return the music class of a request's profile; empty: none."""
-        section = self._sections.get(request.profile)
-        return section.music if section is not None else ""
+        return self._section_of(request).music
 
     def dialogue_of(self, request: StartFork) -> Dialogue:
         """Return what a request's profile has its server told, the fields not filled in."""
-        section = self._sections.get(request.profile)
-        if section is None:
-            return PLAIN_DIALOGUE
+        section = self._section_of(request)
         return Dialogue(
             opening=section.opening,
             opening_answer=section.opening_answer,
@@ -221,12 +219,12 @@ def _check(name: str, section: ProfileConfig) -> None:
         raise ConfigError(f"[profile:{name}] {exc}") from None
 
 
-def _check_dialogue(section: ProfileConfig | None, format_: Format) -> None:
+def _check_dialogue(section: ProfileConfig, format_: Format) -> None:
     """Raise ValueError if a format cannot have what a profile has its server told.
 
     The text begins with the name of the option.
     """
-    if section is None or format_ is not Format.OPENAI_REALTIME:
+    if format_ is not Format.OPENAI_REALTIME:
         return
     for option in ("opening_answer", "closing", "closing_answer", "full_messages"):
         if getattr(section, option):

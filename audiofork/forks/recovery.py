@@ -82,11 +82,14 @@ class Recovery:
 
     # --- After a login ---
 
-    async def after_login(self, on_gone: Callable[[str], None]) -> None:
+    async def after_login(self, on_gone: Callable[[str], None]) -> Mapping[str, str]:
         """Reconcile the forks with the channels that Asterisk has.
 
         Args:
             on_gone: Called with the uniqueid of each forked channel that was hung up meanwhile.
+
+        Returns:
+            The names of these channels, by uniqueid.
 
         Raises:
             AmiError: The connection to Asterisk is lost again.
@@ -100,6 +103,7 @@ class Recovery:
                 on_gone(uniqueid)
         await self._sweep(present)
         await self._resume(present)
+        return present
 
     def _end_forks_of_another_asterisk(self) -> None:
         """End the forks whose channels belonged to an earlier run of Asterisk."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.ami_protocol import (
@@ -276,17 +276,21 @@ class Forks:
         """Keep the forks of an earlier run until the next login, which resumes them."""
         self._recovery.entries = list(entries)
 
-    async def on_login(self) -> None:
+    async def on_login(self) -> Mapping[str, str]:
         """Reconcile the registry with Asterisk; called first after each login.
+
+        Returns:
+            The names of all channels that Asterisk has, by uniqueid.
 
         Raises:
             AmiError: The connection to Asterisk is lost again.
         """
         self._holds.forget_all()
-        await self._recovery.after_login(self._on_hangup)
+        present = await self._recovery.after_login(self._on_hangup)
         await self._bridges.catch_up()
         # Last: forks whose channels are gone must have ended before others request legs again.
         self._legs.on_synced()
+        return present
 
     # --- From the relay ---
 

@@ -89,7 +89,7 @@ class Playout:
         self.counts = PlayoutCounts()
         self.begins_at: float | None = None
         self._tell = tell
-        self._clock = clock
+        self._times = _Times(clock)
         self._most = max(1, round(buffer_s / PTIME_S))
         self._sample_rate = sample_rate
         self._frame_bytes = frame_bytes(sample_rate)
@@ -99,11 +99,6 @@ class Playout:
         self._rest = b""  # less than a frame
         self._taken = 0  # frames that have left the queue
         self.marks: deque[tuple[int, Mark | Callable[[], None]]] = deque()
-        self._ended_at = float("-inf")
-        self._taken_at = 0.0  # when the last frame was due
-        # The shortest wait of a frame, in this window and the one before; frames in this window.
-        self._least_wait_s, self._least_before_s, self._in_window = math.inf, 0.0, 0
-        self._silent = 0  # frames played in a row
         self._is_high = False
 
     @property
@@ -130,15 +125,15 @@ class Playout:
         if is_frame and not (self._rest or self._input.half or self._resampler):
             whole = samples
         else:
-            whole = self._input.whole_samples(samples, sample_rate, self._clock())
+            whole = self._input.whole_samples(samples, sample_rate, self._times.now())
             is_frame = False
         if not whole:
             return
         if self.begins_at is None:
-            self.counts.underruns += self._clock() - self._ended_at < UNDERRUN_S
+            self.counts.underruns += self._times.have_ended_just_now
             self._begin(len(whole) / SAMPLE_BYTES / sample_rate, sample_rate)
         elif is_frame:
-            self._note_wait(whole)
+            self._spare_delay(whole)
         if is_frame and len(self._frames) < self._most:
             self._frames.append(whole)  # the shortest way, for a server that sends frame by frame
         else:
@@ -151,26 +146,20 @@ class Playout:
         wait_s = FRAME_PREBUFFER_S if piece_s <= PTIME_S else PREBUFFER_S
         if sample_rate != self._sample_rate:
             wait_s += LAG_S
-        self._begin_at(self._clock() + wait_s)
+        self._begin_at(self._times.now() + wait_s)
 
     def _begin_at(self, begins_at: float) -> None:
         self.begins_at = begins_at
-        self._taken_at = begins_at - PTIME_S
         self.counts.unplayed_before = self.counts.unplayed
-        self._least_wait_s, self._least_before_s, self._in_window = math.inf, 0.0, 0
-        self._silent = 0
+        self._times.begin(begins_at)
 
-    def _note_wait(self, frame: bytes) -> None:
-        """Note how long a frame would wait; begin a new spurt with it if that is too long."""
-        due = self._taken_at + (len(self._frames) + 1) * PTIME_S
-        wait_s = due - self._clock()
-        self._least_wait_s = min(self._least_wait_s, wait_s)
-        if self._silent < PAUSE or wait_s > MOST_WAIT_S:
+    def _spare_delay(self, frame: bytes) -> None:
+        """Begin a new spurt with a frame that ends a pause, if frames have waited without need."""
+        sooner_at = self._times.come(len(self._frames))
+        if sooner_at is None or _is_silent(frame) or not all(map(_is_silent, self._frames)):
             return
-        gain_s = min(self._least_wait_s, self._least_before_s) - FRAME_PREBUFFER_S
-        if gain_s > LEAST_GAIN_S and not _is_silent(frame) and all(map(_is_silent, self._frames)):
-            self._pass_over()
-            self._begin_at(due - gain_s)
+        self._pass_over()
+        self._begin_at(sooner_at)
 
     def _pass_over(self) -> None:
         """Drop what waits: silence, which is played without it."""
@@ -261,7 +250,7 @@ class Playout:
         self._resampler = None
         self._input.forget()
         self.begins_at = None
-        self._ended_at = float("-inf")
+        self._times.ended_at = -math.inf
         if self._is_high:
             self._set_high(False)
         return count
@@ -288,13 +277,7 @@ class Playout:
         frame = self._frames.popleft()
         self._taken += 1
         self.counts.played += 1
-        self._taken_at = now
-        self._in_window += 1
-        if self._in_window == WINDOW:
-            self._least_before_s, self._least_wait_s = self._least_wait_s, math.inf
-            self._in_window = 0
-        if self._least_before_s > FRAME_PREBUFFER_S:
-            self._silent = self._silent + 1 if _is_silent(frame) else 0
+        self._times.take(now, frame)
         if self._is_high and len(self._frames) < LOW * self._most:
             self._set_high(False)
         return frame
@@ -306,7 +289,7 @@ class Playout:
             self._cut(bytes(self._frame_bytes - len(self._rest)))
         if len(self._frames) < 2:
             self.begins_at = None
-            self._ended_at = now
+            self._times.ended_at = now
         return bool(self._frames)
 
     def tell_marks(self) -> None:
@@ -342,6 +325,66 @@ class Playout:
 
 def _is_silent(frame: bytes) -> bool:
     return audioop.max(frame, SAMPLE_BYTES) <= _SILENT
+
+
+class _Times:
+    """When the frames of a spurt come and are due, and for how long they wait without need.
+
+    Attributes:
+        now: Returns the time in seconds.
+        ended_at: When the last spurt ended; -inf: it was dropped.
+    """
+
+    __slots__ = (
+        "_in_window",
+        "_least_before_s",
+        "_least_s",
+        "_silent",
+        "_taken_at",
+        "ended_at",
+        "now",
+    )
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now = now
+        self.ended_at = -math.inf
+        self.begin(0.0)
+
+    @property
+    def have_ended_just_now(self) -> bool:
+        """Whether a spurt that begins now was part of the last one, and comes too late."""
+        return self.now() - self.ended_at < UNDERRUN_S
+
+    def begin(self, begins_at: float) -> None:
+        """Note when a spurt begins."""
+        self._taken_at = begins_at - PTIME_S  # when the last frame was due
+        # The shortest wait of a frame, in this window and the one before; frames in this window.
+        self._least_s, self._least_before_s, self._in_window = math.inf, 0.0, 0
+        self._silent = 0  # frames played in a row
+
+    def come(self, waiting: int) -> float | None:
+        """Note that a frame comes behind so many that wait.
+
+        Returns:
+            When it could be due, after a pause, if that is sooner; else None.
+        """
+        due = self._taken_at + (waiting + 1) * PTIME_S
+        wait_s = due - self.now()
+        if wait_s < self._least_s:
+            self._least_s = wait_s
+        if self._silent < PAUSE or wait_s > MOST_WAIT_S:
+            return None
+        gain_s = min(self._least_s, self._least_before_s) - FRAME_PREBUFFER_S
+        return due - gain_s if gain_s > LEAST_GAIN_S else None
+
+    def take(self, due: float, frame: bytes) -> None:
+        """Note that a frame is played."""
+        self._taken_at = due
+        self._in_window += 1
+        if self._in_window == WINDOW:
+            self._least_before_s, self._least_s, self._in_window = self._least_s, math.inf, 0
+        if self._least_before_s > FRAME_PREBUFFER_S:
+            self._silent = self._silent + 1 if _is_silent(frame) else 0
 
 
 @dataclass(slots=True)

@@ -133,8 +133,7 @@ class Speaker:
     def _begin_tone(self) -> None:
         if self.can_beep:
             self._tone = deque(tone(self._rate))
-            if self not in self._pacer:
-                self._pacer.place(self, self._pacer.now())
+            self._begin(self._pacer.now())
 
     def _stop_tone(self) -> None:
         self._tone.clear()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from audiofork.asterisk.ami_protocol import OriginateFailed
+from audiofork.asterisk.ami_protocol import ChannelHangup, Event, OriginateFailed
 from audiofork.asterisk.channels import Target
 from audiofork.asterisk.versions import Version
 from audiofork.config import Address, ProfileConfig
@@ -144,26 +144,26 @@ async def test_music_that_asterisk_refuses_is_logged_and_asked_for_at_the_next_a
     assert len(stage.actions("Originate")) == 2
 
 
-async def test_music_whose_channel_cannot_be_made_is_logged_and_asked_for_at_the_next_attempt(
-    stage: Stage, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        (
+            lambda uniqueid: OriginateFailed(uniqueid, "0"),
+            "Asterisk could not make its channel (reason 0)",
+        ),
+        (lambda uniqueid: ChannelHangup(uniqueid, is_gone=True), "its channel has ended"),
+    ],
+    ids=["not made", "ended"],
+)
+async def test_music_without_its_channel_is_logged_and_asked_for_at_the_next_attempt(
+    stage: Stage, caplog: pytest.LogCaptureFixture, told: Callable[[str], Event], why: str
 ) -> None:
     await stage.tell(LOST)
-    stage.music.on_originate_failed(OriginateFailed(f"audiofork-{FORK.id}", "0"))  # of a leg
+    for other in f"audiofork-{FORK.id}", UNIQUEID:  # a leg, the caller
+        stage.music.on_asterisk(told(other))
     assert not caplog.text
-    player = stage.actions("Originate")[0]["ChannelId"]
-    stage.music.on_originate_failed(OriginateFailed(player, "0"))
-    assert "no music for the caller: Asterisk could not make its channel (reason 0)" in caplog.text
-    await stage.tell(LOST)
-    assert len(stage.actions("Originate")) == 2
-
-
-async def test_music_that_ends_before_its_time_is_logged_and_asked_for_at_the_next_attempt(
-    stage: Stage, caplog: pytest.LogCaptureFixture
-) -> None:
-    await stage.tell(LOST)
-    stage.music.on_hangup(UNIQUEID)
-    stage.music.on_hangup(stage.actions("Originate")[0]["ChannelId"])
-    assert caplog.text.count("no music for the caller: its channel has ended") == 1
+    stage.music.on_asterisk(told(stage.actions("Originate")[0]["ChannelId"]))
+    assert caplog.text.count(f"no music for the caller: {why}") == 1
     await stage.tell(LOST)
     assert len(stage.actions("Originate")) == 2
 
@@ -184,8 +184,6 @@ async def test_sweep_hangs_up_what_an_earlier_run_left_and_nothing_else(stage: S
     own = stage.actions("Originate")[0]["ChannelId"]
     stray, other = f"audiofork-{'e' * 36}-music-8090-1", f"audiofork-{'e' * 36}-music-8091-1"
     name = "Local/music@audiofork-leg-0000000{}"
-    stage.ami.channels = {
-        uniqueid: name.format(number) for number, uniqueid in enumerate((own, stray, other))
-    } | {UNIQUEID: NAME}
-    await stage.music.sweep()
+    channels = {one: name.format(number) for number, one in enumerate((own, stray, other))}
+    await stage.music.sweep({**channels, UNIQUEID: NAME})
     assert stage.actions("Hangup") == [{"Channel": stray}]

@@ -66,6 +66,17 @@ async def connected(ami: AmiClient, caller: SipUser, recorder: Recorder) -> Targ
     return target
 
 
+async def left_by_its_server(ami: AmiClient, caller: SipUser, recorder: Recorder) -> Target:
+    """Place a call with a server that closes, and hang up when the dialplan goes on."""
+    target = await connected(ami, caller, recorder)
+    recording = recorder.at("/bot")[0]
+    assert recording.connection is not None
+    await recording.connection.close()
+    await went_on(ami)
+    await target.call.hangup()
+    return target
+
+
 @counts_blocks
 async def test_hold_by_the_phone_leaves_the_server_in_the_call_and_lets_it_hear_the_phone(
     ami: AmiClient, caller: SipUser, recorder: Recorder
@@ -127,12 +138,7 @@ async def test_connected_call_leaves_a_record_of_its_time_with_the_server_and_on
     asterisk: Asterisk, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
     before = len(asterisk.cdr_rows())
-    target = await connected(ami, caller, recorder)
-    recording = recorder.at("/bot")[0]
-    assert recording.connection is not None
-    await recording.connection.close()
-    await went_on(ami)
-    await target.call.hangup()
+    await left_by_its_server(ami, caller, recorder)
     await no_channels(ami)
     rows = list(csv.reader(asterisk.cdr_rows()[before:]))
     assert [row[LAST_APPLICATION] for row in rows] == ["Dial", "Wait"]
@@ -145,12 +151,7 @@ async def test_connected_call_has_the_channel_events_of_any_dial(
     ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
     position = len(ami.events)
-    target = await connected(ami, caller, recorder)
-    recording = recorder.at("/bot")[0]
-    assert recording.connection is not None
-    await recording.connection.close()
-    await went_on(ami)
-    await target.call.hangup()
+    target = await left_by_its_server(ami, caller, recorder)
     await ami.wait_event(lambda h: h.get("EventName") == "LINKEDID_END", after=position)
     events = [
         ("caller" if h["Channel"] == target.channel else "server", h["EventName"])

@@ -123,6 +123,20 @@ async def test_server_that_breaks_off_and_returns_is_silence_in_between(
 PROFILE = "url = {}\noptions = R(1)r(30)\nmusic = default\n"
 
 
+async def hears_music(ami: AmiClient, caller: SipUser, proxy: Proxy) -> Target:
+    """Call the server of the profile, and lose it; return once the caller hears the music."""
+    await set_globals(ami, BOT_URL="@bot", BOT_OPTIONS="")
+    target = await place_call(ami, caller, "bot")
+    target.call.recording = True
+    target.call.talk()
+    await ami.wait_user_event("AudioForkStarted", Uniqueid=target.uniqueid)
+    await hears(target, anything=False)
+    proxy.refuse()
+    proxy.cut()
+    await hears(target, anything=True)
+    return target
+
+
 def players(asterisk: Asterisk) -> list[str]:
     return [line for line in asterisk.cli("core show channels").splitlines() if "music@" in line]
 
@@ -134,15 +148,7 @@ async def test_caller_hears_the_profile_s_music_until_the_server_is_back(
         profile = {"profile:bot": PROFILE.format(proxy.ws_url())}
         with Daemon(asterisk, profile):
             records = len(asterisk.cdr_rows())
-            await set_globals(ami, BOT_URL="@bot", BOT_OPTIONS="")
-            target = await place_call(ami, caller, "bot")
-            target.call.recording = True
-            target.call.talk()
-            await ami.wait_user_event("AudioForkStarted", Uniqueid=target.uniqueid)
-            await hears(target, anything=False)
-            proxy.refuse()
-            proxy.cut()
-            await hears(target, anything=True)
+            target = await hears_music(ami, caller, proxy)
             assert players(asterisk)
             proxy.accept()
             await hears(target, anything=False)
@@ -159,15 +165,7 @@ async def test_music_of_a_killed_daemon_is_hung_up_by_the_next_one(
         profile = {"profile:bot": PROFILE.format(proxy.ws_url())}
         fixed = {"audiosocket": f"listen = 127.0.0.1:{free_port(socket.SOCK_STREAM)}\n"}
         with Daemon(asterisk, profile | fixed) as daemon:
-            await set_globals(ami, BOT_URL="@bot", BOT_OPTIONS="")
-            target = await place_call(ami, caller, "bot")
-            target.call.recording = True
-            target.call.talk()
-            await ami.wait_user_event("AudioForkStarted", Uniqueid=target.uniqueid)
-            await hears(target, anything=False)
-            proxy.refuse()
-            proxy.cut()
-            await hears(target, anything=True)
+            target = await hears_music(ami, caller, proxy)
             daemon.kill()
             await went_on(ami)
             assert players(asterisk)

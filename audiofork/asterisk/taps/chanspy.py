@@ -80,9 +80,21 @@ def originate_headers(
         application: The application that it runs.
         data: The arguments of the application.
     """
+    return originate(f"AudioSocket/{address}/{presents}/c(slin)", leg_id, application, data)
+
+
+def originate(channel: str, channel_id: str, application: str, data: str) -> list[tuple[str, str]]:
+    """Return the headers of the Originate of a channel that leaves no call detail record.
+
+    Args:
+        channel: What to dial.
+        channel_id: The channel's uniqueid.
+        application: The application that it runs.
+        data: The arguments of the application.
+    """
     return [
-        ("Channel", f"AudioSocket/{address}/{presents}/c(slin)"),
-        ("ChannelId", leg_id),
+        ("Channel", channel),
+        ("ChannelId", channel_id),
         ("Application", application),
         ("Data", data),
         ("Timeout", str(ORIGINATE_TIMEOUT_MS)),
