@@ -42,7 +42,8 @@ class Row:
         frame_ms: Audio in each message, where the relay can put several frames in one.
         form: What the server gets, where the relay knows more than raw: a name of
             `bench.relay_only.FORMS`.
-        speaks: The server sends each frame back, and the relay plays it over the leg.
+        voice_ms: The server sends all audio back, so much in a message, and the relay plays it over
+            the leg; 0: it does not.
     """
 
     forks: int
@@ -51,22 +52,27 @@ class Row:
     workers: int = 1
     frame_ms: int = FRAME_MS
     form: str = "raw"
-    speaks: bool = False
+    voice_ms: int = 0
 
     @property
     def name(self) -> str:
-        """The name of the row: 200-ws-mono, 400-wss-mixed-2w, 200-ws-mono-F100-twilio-voice."""
+        """The name of the row: 200-ws-mono, 400-wss-mixed-2w, 200-ws-mono-F100-twilio-voice20."""
         name = f"{self.forks}-{self.scheme}-{'mixed' if self.mixed else 'mono'}"
         name += f"-{self.workers}w" if self.workers != 1 else ""
         name += f"-F{self.frame_ms}" if self.frame_ms != FRAME_MS else ""
         name += f"-{self.form}" if self.form != "raw" else ""
-        return name + ("-voice" if self.speaks else "")
+        return name + (f"-voice{self.voice_ms}" if self.voice_ms else "")
 
     @property
     def for_floor(self) -> Row:
         """The row that the floor runs to be compared with: one process, raw, silent, 20 ms in a
         message."""
-        return replace(self, workers=1, frame_ms=FRAME_MS, form="raw", speaks=False)
+        return replace(self, workers=1, frame_ms=FRAME_MS, form="raw", voice_ms=0)
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of audio in each message of a leg."""
+        return 640 if self.mixed else 320
 
     @property
     def is_counted(self) -> bool:
@@ -189,7 +195,7 @@ def audiofork_relay(source: Path = ROOT, apart: bool = False) -> StartRelay:
         command += ["--frame-ms", str(row.frame_ms), *(["--apart"] if apart else [])]
         # The relay of an older tree may know raw alone.
         command += ["--form", row.form] if row.form != "raw" else []
-        command += ["--voice"] if row.speaks else []
+        command += ["--voice"] if row.voice_ms else []
         return Program(command, {"PYTHONPATH": f"{source}:{ROOT}"}, source)
 
     return start
@@ -241,7 +247,9 @@ class Bench:
             uuids = [str(uuid.uuid4()) for _ in range(row.forks)]
             tls = ("--tls", self._server_file) if row.scheme == "wss" else ()
             counted = ("--counted",) if row.is_counted else ()
-            echo = ("--echo",) if row.speaks else ()
+            echo = (
+                ("--echo", str(row.voice_ms * row.frame_bytes // FRAME_MS)) if row.voice_ms else ()
+            )
             sink = stack.enter_context(Program((self.tools.sink, *tls, *counted, *echo)))
             url = f"{row.scheme}://localhost:{sink.hear()['port']}"
             setting = Setting(row, url, self._ca_file, self._file(stack, uuids))
@@ -265,9 +273,10 @@ class Bench:
         return Path(file.name)
 
     def _generator(self, row: Row, legs: Path) -> Program:
-        frame_bytes = "640" if row.mixed else "320"
         how = ("--seconds", str(self._sending_s), "--fault", self._fault)
-        return Program((self.tools.generator, "--legs", legs, "--frame", frame_bytes, *how))
+        return Program(
+            (self.tools.generator, "--legs", legs, "--frame", str(row.frame_bytes), *how)
+        )
 
     @property
     def _sending_s(self) -> float:

@@ -41,7 +41,8 @@ OTHER_ROWS = (
     Row(200, frame_ms=100),
     Row(400, frame_ms=100),
     *(Row(400, form=form) for form in ("M", "json", "ulaw", "twilio")),
-    Row(200, speaks=True),
+    Row(200, voice_ms=20),
+    Row(200, voice_ms=40),
 )
 # Each of the others comes next to the floor that it is compared with.
 ROWS = tuple(

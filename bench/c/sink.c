@@ -1,6 +1,6 @@
 /* A WebSocket server that checks every frame, or (--unchecked) counts messages of any kind, or (--counted)
-   takes each message of audio for a frame: a binary one, or a text as Twilio's `media`. With --echo it sends
-   each back.
+   takes each message of audio for a frame: a binary one, or a text as Twilio's `media`. With --echo BYTES
+   it sends all audio back, so many bytes or more in a message.
 
    Prints {"port": N}. On each line on standard input it prints what it has counted so far as one
    line of JSON, and forgets the times that it has measured; at the end of standard input it does
@@ -42,6 +42,8 @@ struct connection {
     size_t seen_words;
     uint64_t messages;
     char path[128];
+    size_t held;        /* bytes that wait to be sent back */
+    unsigned char *to_send;
     size_t filled;
     unsigned char buffer[BUFFER_BYTES];
 };
@@ -52,7 +54,8 @@ static struct {
 } counted;
 static struct histogram latency;
 static unsigned char pattern[FRAME_BYTES];
-static int unchecked, counts_only, echoes;
+static int unchecked, counts_only;
+static size_t echo_bytes;  /* of audio in each message that goes back; 0: none does */
 static struct tls_context *tls;
 
 static double cpu_s(void)
@@ -174,18 +177,25 @@ static int answer(struct connection *one, int opcode, const unsigned char *paylo
     return wire_write(&one->wire, message, 2 + count);
 }
 
-/* Send a message back, behind a header that a server writes: without a mask. */
+/* Send audio back, so much in a message, behind a header that a server writes: without a mask. */
 static int echo(struct connection *one, const unsigned char *payload, size_t count)
 {
-    static unsigned char message[4 + 65535];
-    if (count > 65535)
+    unsigned char *message = one->to_send;
+    if (message == NULL)
+        message = one->to_send = malloc(4 + 65535);
+    if (message == NULL || one->held + count > 65535)
         return WIRE_GONE;
+    memcpy(message + 4 + one->held, payload, count);
+    one->held += count;
+    if (one->held < echo_bytes)
+        return 0;
     message[0] = 0x80 | BINARY;
     message[1] = 126;  /* two bytes of length, which is not the shortest for a few bytes */
-    message[2] = (unsigned char)(count >> 8);
-    message[3] = (unsigned char)count;
-    memcpy(message + 4, payload, count);
-    return wire_write(&one->wire, message, 4 + count);
+    message[2] = (unsigned char)(one->held >> 8);
+    message[3] = (unsigned char)one->held;
+    count = 4 + one->held;
+    one->held = 0;
+    return wire_write(&one->wire, message, count);
 }
 
 /* Act on one frame; nonzero if the connection is over. */
@@ -198,7 +208,7 @@ static int on_frame(struct connection *one, const struct header *header, unsigne
     switch (header->opcode) {
     case BINARY:
         on_binary(one, payload, count);
-        return echoes ? echo(one, payload, count) : 0;
+        return echo_bytes ? echo(one, payload, count) : 0;
     case TEXT:
         counted.texts++;
         if (counts_only && memmem(payload, count, MEDIA, sizeof MEDIA - 1) != NULL)
@@ -270,6 +280,7 @@ static void drop(struct connection *one)
     counted.broken += !one->closing;
     wire_close(&one->wire);
     free(one->seen);
+    free(one->to_send);
     free(one);
 }
 
@@ -355,7 +366,7 @@ int main(int argc, char **argv)
     static const struct option options[] = {{"tls", required_argument, NULL, 't'},
                                             {"unchecked", no_argument, NULL, 'u'},
                                             {"counted", no_argument, NULL, 'c'},
-                                            {"echo", no_argument, NULL, 'e'},
+                                            {"echo", required_argument, NULL, 'e'},
                                             {NULL, 0, NULL, 0}};
     int option;
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -363,7 +374,7 @@ int main(int argc, char **argv)
         case 't': tls = tls_server(optarg); break;
         case 'u': unchecked = 1; break;
         case 'c': counts_only = 1; break;
-        case 'e': echoes = 1; break;
+        case 'e': echo_bytes = strtoul(optarg, NULL, 10); break;
         default: return 2;
         }
     }
