@@ -2,11 +2,12 @@
 
     python -m bench.bots [--calls 10 50 100] [--seconds 60] [--tries 100]
 
-A private Asterisk, the daemon as users run it, SIP calls that speak numbered blocks, and a server
-process that sends them back and notes when each came. So each way has its own delay; the way back
-has a prebuffer of 20 ms. All of it passes through Asterisk, RTP and two busy processes of this
-program: what they add themselves is seen in the same calls with Asterisk's own Echo(), in which
-neither daemon nor server have a part. The last number of calls lasts for all the seconds, the
+A private Asterisk, the daemon as users run it, SIP calls that speak numbered blocks, with a pause
+every few seconds as people make them, and a server process that sends them back and notes when each
+came. So each way has its own delay; the way back has a prebuffer of 20 ms. All of it passes through
+Asterisk and RTP: what they add themselves is seen in the same calls with Asterisk's own Echo(), in
+which neither daemon nor server have a part. Callers and server stand for other machines, so they go
+first where the system lets them (as root). The last number of calls lasts for all the seconds, the
 others for 10. Then a server is interrupted, in its middle, so many times.
 """
 
@@ -19,6 +20,7 @@ import gc
 import itertools
 import json
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -52,6 +54,8 @@ BETWEEN_CALLS_S = 0.0513  # and not all at the same moment of 20 ms
 # After so long nothing counts any more that made frames late in the beginning.
 SETTLE_S = 4.0
 ON_ITS_WAY_S = 0.5
+PHRASE, PAUSE = 5 * FRAMES_PER_S, FRAMES_PER_S  # in frames: what is said, and the silence after it
+NICE = -15  # of the callers and the server
 LATE_S = 0.040  # after the packet before; 20 ms are usual
 SPEECH_BLOCKS = 150  # what the server that is interrupted says at a time
 INTERRUPTED = 10  # calls at once
@@ -118,7 +122,7 @@ async def _echo(pipe: Connection, numbers: dict[bytes, int]) -> None:
 class Speech(Sequence[bytes]):
     """Numbered payloads that note when each is fetched, just before it is sent.
 
-    Before `begin` they are silence, as of a phone that sends all the time.
+    Before `begin` and between phrases they are silence, as of a phone that sends all the time.
 
     Attributes:
         sent: time.monotonic() of each, by its number.
@@ -135,7 +139,9 @@ class Speech(Sequence[bytes]):
         self._first = self._fetched
 
     def __len__(self) -> int:
-        return sys.maxsize if self._first is None else self._first + len(self._blocks)
+        if self._first is None:
+            return sys.maxsize
+        return self._first + len(self._blocks) + (len(self._blocks) - 1) // PHRASE * PAUSE
 
     @overload
     def __getitem__(self, index: int) -> bytes: ...
@@ -146,7 +152,10 @@ class Speech(Sequence[bytes]):
         self._fetched = index + 1
         if self._first is None or index < self._first:
             return SILENCE
-        number = index - self._first
+        phrase, within = divmod(index - self._first, PHRASE + PAUSE)
+        if within >= PHRASE:
+            return SILENCE
+        number = phrase * PHRASE + within
         self.sent[number] = time.monotonic()
         return self._blocks[number]
 
@@ -406,6 +415,8 @@ async def staged(seconds: int) -> AsyncIterator[Stage]:
             AmiClient(asterisk) as ami,
             SipUser("caller", ("127.0.0.1", asterisk.sip_port)) as caller,
         ):
+            with contextlib.suppress(PermissionError):
+                os.setpriority(os.PRIO_PROCESS, 0, NICE)  # the server's process inherits it
             stage = Stage(asterisk, daemon, ami, caller, seconds)
             stack.callback(stage.server.close)
             yield stage
