@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 from audiofork.audiosocket import PTIME_S
@@ -35,20 +37,24 @@ class Pacer:
     Phases are slots of 2 ms on the event loop's clock, so nothing drifts. A call that is late by
     more than 20 ms is left out: a player is never called twice to catch up. While there are no
     players there is no timer.
-
-    Attributes:
-        now: Returns the time in seconds of the clock that players are called by.
     """
 
     def __init__(self) -> None:
-        # Kept: to look it up is a system call in Python 3.11, and frames ask for the time.
-        self._loop = asyncio.get_running_loop()
-        self.now = self._loop.time
         self._phases: list[dict[Player, None]] = [{} for _ in range(PHASES)]
         self._phase_of: dict[Player, int] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._slot = 0  # the number of the one that the timer waits for
         self._served = -1  # the last one whose players were called
+
+    @functools.cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop: to look it up is a system call in Python 3.11, too much for a frame."""
+        return asyncio.get_running_loop()
+
+    @property
+    def now(self) -> Callable[[], float]:
+        """What returns the time in seconds, of the clock that players are called by."""
+        return self._loop.time
 
     def place(self, player: Player, at: float) -> None:
         """Call a player within 2 ms from a time in seconds on, and every 20 ms before and after."""
