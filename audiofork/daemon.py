@@ -64,6 +64,7 @@ class Daemon:
     Attributes:
         ready: Set when the AudioSocket server listens and the first connect to Asterisk has begun.
         forks: The registry.
+        watching: Shows levels and lets listen.
         counters: Counts what happens to forks.
         relay: What relays the audio.
     """
@@ -88,7 +89,7 @@ class Daemon:
         if isinstance(report, CheckLeg):
             self._check_answers.on_report(report)
             return
-        self._watching.on_report(report)
+        self.watching.on_report(report)
         if not isinstance(report, WatchReport):
             self.forks.on_report(report)
 
@@ -162,8 +163,8 @@ class Daemon:
             waits_for_hold=self._config.asterisk.on_hold == "wait",
             playout_buffer_s=self._config.websocket.playout_buffer,
         )
-        self._watching = Watching(self.relay.send, self.forks.find)
-        events.subscribe(self._watching.on_event)
+        self.watching = Watching(self.relay.send, self.forks.find)
+        events.subscribe(self.watching.on_event)
         self._user_events = UserEvents(self.forks.ask, ami_events)
 
     def _build_taps(self) -> Taps:
@@ -240,7 +241,7 @@ class Daemon:
                 await self._music.close()
                 await self.ami.log_off()
                 await self._twilio_callback.finish()
-        self._watching.close()
+        self.watching.close()
         await self.relay.close()
         await self._user_events.close()
         await self.forks.close()
