@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from audiofork.errors import RequestRefused
 from audiofork.forks.events import DomainEvent, Ended
 from audiofork.forks.fork import Fork
+from audiofork.forks.lifecycle import ForkState
 from audiofork.link.messages import (
     EndReason,
     HeardAudio,
@@ -161,11 +162,13 @@ class Watching:
             on_end: Called once, after the last piece, when the fork has ended.
 
         Raises:
-            RequestRefused: There is no such fork, or too many listen.
+            RequestRefused: There is no such fork, or it may still be refused, or too many listen.
         """
         fork = self._find(fork_id)
         if fork is None:
             raise RequestRefused("No such fork")
+        if fork.state is ForkState.REQUESTED:
+            raise RequestRefused("The fork has not begun yet")
         if self.listeners >= MOST_LISTENERS:
             raise RequestRefused(f"Too many listeners: {MOST_LISTENERS} listen already")
         listener = _Listener(harmless(who), on_audio, on_end)
@@ -194,11 +197,11 @@ class Watching:
             except Exception:
                 log.exception("audio could not be told")
 
-    def _on_end(self, event: Ended) -> None:
-        heard = self._heard.pop(event.fork.id, None)
+    def _end(self, fork_id: str, reason: EndReason) -> None:
+        heard = self._heard.pop(fork_id, None)
         for listener in heard.listeners if heard is not None else ():
             try:
-                listener.on_end(event.reason)
+                listener.on_end(reason)
             except Exception:
                 log.exception("the end could not be told")
 
@@ -220,10 +223,11 @@ class Watching:
     def on_event(self, event: DomainEvent) -> None:
         """Handle an event of the forks."""
         if isinstance(event, Ended):
-            self._on_end(event)
+            self._end(event.fork.id, event.reason)
 
     def close(self) -> None:
-        """Take no levels any more; nobody listens any more."""
+        """Take no levels any more, and tell all who listen that it is over."""
         self._viewers.clear()
         self._stop_taking()
-        self._heard.clear()
+        for fork_id in list(self._heard):
+            self._end(fork_id, EndReason.SHUTDOWN)

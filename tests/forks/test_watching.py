@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 
 import pytest
@@ -21,7 +22,7 @@ from audiofork.link.messages import (
     Listen,
     TakeLevels,
 )
-from tests.control_plane import Clock, Rig
+from tests.control_plane import START, Clock, Rig
 
 LOUD, SOFT = Levels(9000, 5000, -1, -1), Levels(10, 5, 7, 3, mixed=True)
 
@@ -182,6 +183,22 @@ async def test_fork_that_there_is_not_is_refused(stage: Stage) -> None:
     assert stage.sent == []
 
 
+async def test_fork_that_may_still_be_refused_is_not_listened_to(
+    stage: Stage, rig: Rig, clock: Clock
+) -> None:
+    rig.ami.gates["Getvar"] = asyncio.Event()
+    start = asyncio.create_task(rig.ask(**START))
+    await clock.settle()
+    (fork,) = await rig.forks.views()
+    assert fork.state == "requested"
+    with pytest.raises(RequestRefused, match="^The fork has not begun yet$"):
+        stage.listen(fork.id)
+    rig.ami.gates["Getvar"].set()
+    assert await start == [fork.id]
+    stage.listen(fork.id)
+    assert stage.sent == [Listen(fork.id, is_on=True)]
+
+
 async def test_listener_beyond_the_most_is_refused_until_another_stops(
     stage: Stage, rig: Rig
 ) -> None:
@@ -239,6 +256,7 @@ async def test_nothing_goes_on_after_the_close(stage: Stage, rig: Rig, clock: Cl
     stage.watching.subscribe_levels(stage.levels.append)
     stage.listen(fork_id)
     stage.watching.close()
+    assert stage.ends == [EndReason.SHUTDOWN]
     stage.sent.clear()
     stage.watching.on_report(heard(fork_id))
     stage.watching.on_report(taken(a=LOUD))
