@@ -311,6 +311,14 @@ async def _read_line(reader: asyncio.StreamReader) -> bytes:
 
 
 async def _send(writer: asyncio.StreamWriter, answer: dict[str, Any]) -> None:
+    """Send an answer.
+
+    Raises:
+        OSError: The client is gone.
+        TimeoutError: It does not read.
+    """
+    if writer.is_closing():  # to write would be a RuntimeError of uvloop
+        raise ConnectionResetError
     writer.write(json.dumps(answer).encode() + b"\n")
     async with asyncio.timeout(PATIENCE_S):
         await writer.drain()

@@ -706,6 +706,40 @@ async def test_client_that_leaves_before_its_answer_is_no_error(
     assert caplog.text == ""
 
 
+def test_client_that_leaves_between_two_parts_of_its_answer_is_no_error(
+    tmp_path: Path, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By uvloop, whose transports raise where others pass over what is written too late."""
+    path = tmp_path / "control.sock"
+
+    async def leave() -> None:
+        was_sent, is_gone, has_ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def check(_: Mapping[str, str]) -> AsyncGenerator[dict[str, Any], None]:
+            try:
+                yield {"line": "one"}
+                was_sent.set()
+                await is_gone.wait()
+                yield {"line": "two"}
+            finally:
+                has_ended.set()
+
+        server = ControlSocket(path, registry.ask, registry.list, check=check)
+        await server.start()
+        async with asyncio.timeout(5):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(os.fspath(path))
+                client.send(json.dumps(CHECK).encode() + b"\n")
+                await was_sent.wait()
+            await asyncio.sleep(0.02)  # what it has not read resets the connection
+            is_gone.set()
+            await has_ended.wait()
+        await server.close()
+
+    uvloop.run(leave())
+    assert caplog.text == ""
+
+
 # --- The socket file -----------------------------------------------------------------------------
 
 

@@ -940,7 +940,8 @@ async def test_check_that_nobody_waits_for_any_more_leaves_nothing_in_asterisk(
                 assert await asyncio.to_thread(secretive.stop) < 3
             await process.wait()
             await no_channels(ami)
-    assert "Traceback" not in secretive.log()
+    log = secretive.log()
+    assert "Traceback" not in log, log
 
 
 async def test_check_by_the_daemon_holds_up_none_of_its_forks(
