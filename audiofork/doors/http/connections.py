@@ -100,7 +100,13 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002 (it quotes the request)
     ) -> web.StreamResponse:
-        """Answer a request that is no HTTP, or a bug of a handler; nothing of it is repeated."""
+        """Answer a request that is no HTTP, or a bug of a handler; nothing of it is repeated.
+
+        Raises:
+            ConnectionError: There is nobody to answer, or a part of the answer was sent already.
+        """
+        if isinstance(exc, ConnectionError):
+            raise exc
         if status >= 500 and exc is not None:
             log.error("a request could not be handled", exc_info=exc)
         if request.writer.output_size > 0:
