@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from audiofork.doors import event_stream
 from audiofork.doors.event_stream import MAX_EVENTS, EventStream, StreamEvent
-from audiofork.doors.rendering import MAX_MESSAGE_CHARACTERS
+from audiofork.doors.rendering import MAX_MESSAGE_CHARACTERS, event_fields
 from audiofork.forks.events import (
     Attack,
     AttackKind,
+    DomainEvent,
     ForkInfo,
     MessageReceived,
     Parting,
@@ -105,11 +107,10 @@ def test_event_is_rendered_only_when_somebody_reads_it_and_once(
     stream: EventStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rendered: list[object] = []
-    real = event_stream.event_fields
 
-    def fields(event, **more):  # type: ignore[no-untyped-def]
+    def fields(event: DomainEvent, *, tells_keys: bool) -> dict[str, Any]:
         rendered.append(event)
-        return real(event, **more)
+        return event_fields(event, tells_keys=tells_keys)
 
     monkeypatch.setattr(event_stream, "event_fields", fields)
     stream.on_event(Started(FORK))

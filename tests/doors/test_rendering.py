@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from typing import get_args
 
 import pytest
 
@@ -105,7 +106,7 @@ def test_event_has_its_fork_and_its_fields(event: DomainEvent, expected: dict[st
 
 
 def test_every_event_has_a_name_and_is_rendered() -> None:
-    kinds = set(DomainEvent.__args__)  # type: ignore[attr-defined]
+    kinds = set(get_args(DomainEvent))
     assert set(NAMES) == kinds - {Parting}
     assert {type(event) for event, _ in EVENTS} == set(NAMES) - {Refused, Attack}
     assert event_fields(Parting(FORK, EndReason.HANGUP, False))["reason"] == "hangup"

@@ -86,9 +86,10 @@ class Viewer:
             self.over.set()
             return
         waiting = transport.get_write_buffer_size()
-        if may_be_left_out and waiting > CROWDED_BYTES:
+        is_too_much = waiting > 0 and waiting + len(chunk) > MAX_WAITING_BYTES
+        if may_be_left_out and (is_too_much or waiting > CROWDED_BYTES):
             return
-        if waiting and waiting + len(chunk) > MAX_WAITING_BYTES:
+        if is_too_much:
             self.is_slow = True
             self.over.set()
             transport.abort()

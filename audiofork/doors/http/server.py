@@ -71,7 +71,7 @@ class HttpDoor:
         self.access = Access(tokens, hosts, is_tls=self._tls is not None)
         views = Views(parts.views)
         self._events = EventsApi(parts, views, self.access)
-        self._listen = ListenApi(parts, views, self.access)
+        self._listen = ListenApi(parts, self.access)
         self.routes = RouteTable(self._all_routes(parts, views))
         self._server: Server | None = None
         self._inode = 0

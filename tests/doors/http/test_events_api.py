@@ -248,10 +248,9 @@ async def test_nothing_is_asked_while_nobody_looks(stage: Stage) -> None:
     async with viewed(stage) as reader:
         others.stream.on_event(Started(INFO))
         await reader.event()
-        assert others.on_levels is None
-        assert others.views_asked == 0
+        assert (others.on_levels, others.views_asked) == (None, 0)
         async with viewed(stage, "?levels=1"), viewed(stage, "?levels=yes"):
-            assert others.on_levels is not None
+            await until(lambda: others.on_levels is not None)
             await until(lambda: others.views_asked == 1)
         await until(lambda: others.on_levels is None)
         assert meters._telling is None

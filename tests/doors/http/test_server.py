@@ -10,6 +10,7 @@ import socket
 import ssl
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -465,10 +466,10 @@ async def test_unix_socket_needs_no_token_and_is_for_owner_and_group(tmp_path: P
 
 async def test_socket_of_another_daemon_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "http.sock"
-    options = {"listen": None, "tokens_file": "", "socket": str(path)}
+    options: dict[str, Any] = {"listen": None, "tokens_file": "", "socket": str(path)}
     async with staged(tmp_path, **options):
         with pytest.raises(ConfigError, match=r"\[http\] socket .*another daemon listens there"):
-            await HttpDoor(HttpConfig(**options), Others().parts()).start()  # type: ignore[arg-type]
+            await HttpDoor(HttpConfig(**options), Others().parts()).start()
         assert path.exists()
 
 
