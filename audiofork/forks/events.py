@@ -120,6 +120,20 @@ class Pressed:
     duration_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class Muted:
+    """Somebody has asked to mute or unmute a fork.
+
+    Attributes:
+        mute_in: Whether in is muted now.
+        mute_out: Whether out is muted now.
+    """
+
+    fork: ForkInfo
+    mute_in: bool
+    mute_out: bool
+
+
 class CommandOutcome(enum.StrEnum):
     """What came of a command of a server."""
 
@@ -252,6 +266,7 @@ DomainEvent = (
     | Resumed
     | MessageReceived
     | Pressed
+    | Muted
     | CommandHandled
     | Parting
     | Ended

@@ -35,7 +35,7 @@ from audiofork.link.messages import (
     TakeLevels,
     TakeStats,
 )
-from audiofork.link.relay import Reports
+from audiofork.link.relay import Reports, WorkerState
 from audiofork.link.stream import (
     Close,
     Configure,
@@ -213,6 +213,13 @@ class RelayProcesses:
     def _report_end(self, fork_id: str, reason: EndReason, detail: str) -> None:
         """Report the end of a fork that no process relays."""
         self._reports.put(ForkEnded(fork_id, reason, detail, ForkStats()))
+
+    @property
+    def workers(self) -> Sequence[WorkerState]:
+        return [
+            WorkerState(one.listen, one.address is not None, len(one.forks))
+            for one in self._workers
+        ]
 
     async def close(self) -> None:
         self._closing.set()

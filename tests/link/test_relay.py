@@ -476,3 +476,12 @@ async def test_report_that_comes_after_the_close_is_dropped() -> None:
     reports.put(SinkOpened("b"))
     await asyncio.sleep(0)
     assert delivered == [SinkOpened("a")]
+
+
+async def test_workers_are_up_and_have_their_forks(rig: Rig) -> None:
+    fork_id = rig.begin()
+    await rig.stats()
+    assert [(state.is_up, state.forks) for state in rig.relay.workers] == [(True, 1)]
+    rig.relay.send(EndFork(fork_id, EndReason.STOPPED))
+    await rig.reported(ForkEnded)
+    assert [(state.is_up, state.forks) for state in rig.relay.workers] == [(True, 0)]
