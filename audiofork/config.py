@@ -12,6 +12,7 @@ from typing import Any
 from audiofork.addresses import IPNetwork
 
 # Named here too, for all who use the configuration.
+from audiofork.config_history import HistoryConfig as HistoryConfig
 from audiofork.config_security import SecurityConfig as SecurityConfig
 from audiofork.config_servers import TwilioConfig as TwilioConfig
 from audiofork.config_servers import WebSocketConfig as WebSocketConfig
@@ -385,6 +386,7 @@ class Config:
     control: ControlConfig = field(default_factory=ControlConfig)
     front: FrontConfig = field(default_factory=FrontConfig)
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
+    history: HistoryConfig = field(default_factory=HistoryConfig)
     log: LogConfig = field(default_factory=LogConfig)
     post_process: Mapping[str, PostProcessConfig] = field(default_factory=dict)
     profile: Mapping[str, ProfileConfig] = field(default_factory=dict)
@@ -401,6 +403,7 @@ SECTIONS: dict[str, type[Any]] = {
     "control": ControlConfig,
     "front": FrontConfig,
     "daemon": DaemonConfig,
+    "history": HistoryConfig,
     "log": LogConfig,
 }
 

@@ -18,6 +18,41 @@ from audiofork.link.messages import EndReason, ForkStats, ServerCommand
 log = logging.getLogger(__name__)
 
 
+FAILURES = frozenset(
+    {
+        EndReason.SINK_REFUSED,
+        EndReason.SINK_GONE,
+        EndReason.LEG_FAILED,
+        EndReason.NO_SUCH_CHANNEL,
+        EndReason.FAULT,
+    }
+)
+"""The reasons of an end that an administrator should look at."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What else there is to tell of a fork; does not change while it runs.
+
+    Attributes:
+        requested_at: When it was requested, in seconds since 1970; 0: unknown.
+        direction: What it copies; empty: unknown.
+        format: The protocol spoken over its WebSocket; empty: unknown.
+        profile: The name of its profile; empty: it has none.
+        tap: "chanspy", "snoop" or another tap; empty while not chosen.
+        caller_number: The number of the caller, who may have chosen it; empty if not asked for.
+        caller_name: The name of the caller, likewise.
+    """
+
+    requested_at: float = 0.0
+    direction: str = ""
+    format: str = ""
+    profile: str = ""
+    tap: str = ""
+    caller_number: str = ""
+    caller_name: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class ForkInfo:
     """A fork as events describe it.
@@ -29,6 +64,7 @@ class ForkInfo:
         from_earlier_run: Whether an earlier run of the daemon started it.
         speaks: Whether its server may be heard in the call.
         connects: Whether its server is the other party of the call.
+        about: What else there is to tell of it.
     """
 
     id: str
@@ -40,6 +76,7 @@ class ForkInfo:
     from_earlier_run: bool = False
     speaks: bool = False
     connects: bool = False
+    about: About = field(default=About(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +84,8 @@ class Requested:
     """A start was granted, or a fork of an earlier run is resumed; its legs are requested next.
 
     Attributes:
-        call: What the server is told of the call, by name; empty: nothing.
+        call: What is known of the call, by name: all that the server is told of it; else the
+            caller's number and name, if those are wanted; empty: nothing.
     """
 
     fork: ForkInfo
@@ -120,6 +158,20 @@ class Pressed:
     duration_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class Muted:
+    """Somebody has asked to mute or unmute a fork.
+
+    Attributes:
+        mute_in: Whether in is muted now.
+        mute_out: Whether out is muted now.
+    """
+
+    fork: ForkInfo
+    mute_in: bool
+    mute_out: bool
+
+
 class CommandOutcome(enum.StrEnum):
     """What came of a command of a server."""
 
@@ -170,6 +222,9 @@ class Ended:
     Attributes:
         has_failed: Whether Failed follows.
         detail: More about the reason, for people; any text.
+        gaps: How often the audio was interrupted, in this run of the daemon.
+        gap_s: The seconds of all gaps together.
+        relays_lost: How many relay processes the fork has lost; `stats` is from the last one only.
     """
 
     fork: ForkInfo
@@ -177,6 +232,9 @@ class Ended:
     stats: ForkStats
     has_failed: bool
     detail: str = ""
+    gaps: int = 0
+    gap_s: float = 0.0
+    relays_lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +310,7 @@ DomainEvent = (
     | Resumed
     | MessageReceived
     | Pressed
+    | Muted
     | CommandHandled
     | Parting
     | Ended

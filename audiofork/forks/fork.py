@@ -16,7 +16,7 @@ from audiofork.asterisk.taps.ways import Way
 from audiofork.errors import RequestRefused
 from audiofork.forks import url_templates
 from audiofork.forks.chronicle import Chronicle
-from audiofork.forks.events import ForkInfo, Resumed
+from audiofork.forks.events import About, ForkInfo, Resumed
 from audiofork.forks.grants import Grants
 from audiofork.forks.journal import Entry, Journal
 from audiofork.forks.lifecycle import FORK_LIFE, Away, ForkEvent, ForkState
@@ -76,7 +76,8 @@ class Call:
         asterisk_started: Identifies the run of Asterisk that has the channel; empty if unknown.
         bridged: Whether the channel is in a bridge; None while unknown.
         values: Values for the post-process command, by variable.
-        info: Fields of the call for the server, by name; empty: they were not asked for.
+        info: Fields of the call, by name: all, for a server that is told of them, or only the
+            caller's number and name; empty: they were not asked for.
         params: Parameters for the server: those of the request, and of channel variables.
         dialogue: What the profile has the server told, with the fields of the call.
         hangup_seen: Whether Asterisk has reported the hangup of the channel.
@@ -240,6 +241,20 @@ class Fork:
             self.from_earlier_run,
             self.speaks,
             self.connects,
+            self._about,
+        )
+
+    @property
+    def _about(self) -> About:
+        options = self.request.options
+        return About(
+            self.started_at,
+            options.direction.value,
+            options.format.value,
+            self.request.profile,
+            self.choice.tap.name if self.choice is not None else "",
+            self.call.info.get("caller_number", ""),
+            self.call.info.get("caller_name", ""),
         )
 
     # --- How it goes on ---

@@ -94,6 +94,7 @@ class Forks:
         commands: The named post-process commands; None for none. A shell command needs only the
             permission of `security`.
         profiles: The servers that requests may name; None for none.
+        knows_callers: Whether Asterisk is asked for the caller of each fork, for those who look.
         waits_for_hold: Whether the legs of a fork in a call on hold wait for the end of the hold.
         playout_buffer_s: Seconds of a server's audio that may wait to be played.
     """
@@ -109,6 +110,7 @@ class Forks:
         *,
         commands: Commands | None = None,
         profiles: Profiles | None = None,
+        knows_callers: bool = False,
         waits_for_hold: bool = False,
         playout_buffer_s: float = WebSocketConfig.playout_buffer,
     ) -> None:
@@ -124,7 +126,7 @@ class Forks:
         self._holds = Holds(channels, waits=waits_for_hold)
         self._leaving = leaving = LeavingLegs(channels, tasks.spawn)
         self._statistics = Statistics(send)
-        self._muting = Muting(journal, send)
+        self._muting = Muting(journal, send, emit)
         self._keys = Keys(table, send, emit)
         self._ending = ending = Ending(table, leaving, journal, send, emit, tasks)
         self._server_commands = ServerCommands(ami, channels, emit, ending.end, tasks.spawn)
@@ -136,6 +138,7 @@ class Forks:
             *(ami, taps, channels, look_ups, table, admission),
             *(leaving, legs, ending, journal, send, emit),
             *(commands, profiles),
+            knows_callers=knows_callers,
         )
         self._recovery = Recovery(
             *(ami, taps, channels, table, admission, leaving, legs, starting, ending, commands),

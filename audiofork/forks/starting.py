@@ -48,6 +48,7 @@ class Starting:
         emit: Called with each event.
         commands: The post-process commands.
         profiles: The servers that requests may name.
+        knows_callers: Whether Asterisk is asked for the caller of each fork.
 
     Attributes:
         admission: As the argument.
@@ -69,6 +70,8 @@ class Starting:
         emit: Emit,
         commands: Commands,
         profiles: Profiles,
+        *,
+        knows_callers: bool = False,
     ) -> None:
         self._ami = ami
         self._taps = taps
@@ -84,6 +87,7 @@ class Starting:
         self._emit = emit
         self._commands = commands
         self._profiles = profiles
+        self._knows_callers = knows_callers
 
     async def start(self, request: StartFork) -> Fork:
         """Start a fork; return it when its legs have been requested.
@@ -176,6 +180,8 @@ class Starting:
             or has_texts(call.dialogue)
             or url_templates.names(request.url)
         ):
+            if self._knows_callers:
+                call.info = await call_info.ask_for_caller(self._channels, call.uniqueid)
             return
         asked = await call_info.ask(self._channels, call.channel, call.uniqueid)
         call.info = {"fork_id": fork.id, **asked}
