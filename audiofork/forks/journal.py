@@ -21,7 +21,6 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 from audiofork.forks.sqlite_file import Damaged, SqliteFile, is_locked, put_aside, telling_damage
 from audiofork.text import reason_of

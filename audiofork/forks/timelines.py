@@ -75,9 +75,7 @@ class _Timeline:
             return
         self.latest.append(moment)
         self._characters += len(moment.text)
-        while (
-            len(self.latest) > MOST_MOMENTS - FIRST_MOMENTS or self._characters > MOST_OF_A_FORK
-        ):
+        while len(self.latest) > MOST_MOMENTS - FIRST_MOMENTS or self._characters > MOST_OF_A_FORK:
             self._characters -= len(self.latest.popleft().text)
 
     def moments(self) -> Iterator[Moment]:

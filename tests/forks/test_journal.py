@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from audiofork.forks import journal as journal_module
-from audiofork.forks import sqlite_file
+from audiofork.forks import sqlite_file as file_module
 from audiofork.forks.journal import Entry, Journal
 from audiofork.forks.sqlite_file import Damaged
 
@@ -85,7 +85,7 @@ async def write(journal: Journal, *changes: Entry) -> None:
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    ours = (journal_module.__name__, sqlite_file.__name__)
+    ours = (journal_module.__name__, file_module.__name__)
     return [record.getMessage() for record in caplog.records if record.name in ours]
 
 
@@ -574,7 +574,7 @@ async def test_open_that_takes_for_ever_is_given_up(
         loop.call_soon_threadsafe(hangs.set)
         released.wait()
 
-    monkeypatch.setattr(sqlite_file, "make_private", hang)
+    monkeypatch.setattr(file_module, "make_private", hang)
     monkeypatch.setattr(journal_module, "OPEN_TIMEOUT_S", 0.05)
     monkeypatch.setattr(journal_module, "CLOSE_TIMEOUT_S", 0.05)
     journal = Journal(path)
