@@ -26,17 +26,21 @@ from audiofork.doors.ami_front import Front
 from audiofork.doors.check_answers import CheckAnswers
 from audiofork.doors.check_process import CheckProcess
 from audiofork.doors.control_socket import ControlSocket
+from audiofork.doors.history_answers import HistoryAnswers
 from audiofork.doors.twilio_callback import TwilioCallback
 from audiofork.doors.user_event import UserEvents
 from audiofork.errors import AmiError, CannotListen, ConfigError
 from audiofork.forks.attack_log import AttackLog
 from audiofork.forks.counters import Counters
 from audiofork.forks.events import Events
+from audiofork.forks.history import History
 from audiofork.forks.journal import Journal
 from audiofork.forks.music import Music
 from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.profiles import Profiles
 from audiofork.forks.registry import Forks
+from audiofork.forks.series import Series
+from audiofork.forks.timelines import Timelines
 from audiofork.forks.urls import hosts_at_will
 from audiofork.forks.watching import Watching
 from audiofork.link.inline import InlineRelay, check_files
@@ -67,6 +71,8 @@ class Daemon:
         watching: Shows levels and lets listen.
         counters: Counts what happens to forks.
         relay: What relays the audio.
+        timelines, series, history: What has happened to each fork, in each minute, to ended forks;
+            set by `run`.
     """
 
     def __init__(self, path: Path, config: Config) -> None:
@@ -124,6 +130,7 @@ class Daemon:
         )
         self._taps = self._build_taps()
         self._build_forks()
+        await self.history.open()
         await self._open_doors()
         self.forks.resume_after_login(await self._journal.open())
         loop = asyncio.get_running_loop()
@@ -148,6 +155,10 @@ class Daemon:
         self._twilio_callback = TwilioCallback(self._config)
         events.subscribe(self._twilio_callback.on_event)
         events.subscribe(self.counters.on_event)
+        self.timelines, self.series = Timelines(), Series()
+        self.history = History(self._config.history, self.timelines)
+        for subscriber in (self.timelines, self.series, self.history):
+            events.subscribe(subscriber.on_event)
         events.subscribe(AttackLog().on_event)
         self._music = Music(self.ami, self.relay, self._profiles)
         events.subscribe(self._music.on_event)
@@ -160,6 +171,7 @@ class Daemon:
             self._journal,
             commands=self._commands,
             profiles=self._profiles,
+            knows_callers=self.history.is_kept,
             waits_for_hold=self._config.asterisk.on_hold == "wait",
             playout_buffer_s=self._config.websocket.playout_buffer,
         )
@@ -210,6 +222,7 @@ class Daemon:
             follow=forks.follow,
             check=CheckProcess(self._path).run,
             run_id=self._run_id,
+            history=HistoryAnswers(self.history),
         )
         try:
             await control.start()
@@ -251,7 +264,8 @@ class Daemon:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._ari is not None:
             await self._ari.close()
-        await self._journal.close()
+        # Last: what the end of the forks has told is in their queues.
+        await asyncio.gather(self._journal.close(), self.history.close())
         log.info("stopped")
 
     def _keep_this_time(self) -> None:
@@ -277,6 +291,7 @@ class Daemon:
         self._keep = new.daemon.on_stop == "keep"
         self._twilio_callback.configure(new)
         self._taps.sample_rate = new.websocket.sample_rate
+        self.history.configure(new.history)
         self.ami.take_secret(new.asterisk.secret)
         self.ami.retry_now()
         if self._ari is not None:
@@ -293,6 +308,8 @@ class Daemon:
         changed = [f"[{name}]" for name in _FIXED if getattr(new, name) != getattr(old, name)]
         if new.daemon.journal != old.daemon.journal:
             changed.append("[daemon] journal")
+        if new.history.file != old.history.file:
+            changed.append("[history] file")
         return changed
 
 

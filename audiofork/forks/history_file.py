@@ -310,7 +310,10 @@ def causes(db: sqlite3.Connection, since: float) -> list[Cause]:
             " ORDER BY count(*) DESC, max(ended_at) DESC LIMIT ?",
             (since, MOST_CAUSES),
         ).fetchall()
-        return [Cause(*row, _id_of(db, number)) for *row, number in rows]
+        return [
+            Cause(reason, detail, count, latest_at, _id_of(db, number))
+            for reason, detail, count, latest_at, number in rows
+        ]
 
 
 def _id_of(db: sqlite3.Connection, number: int) -> str:
