@@ -24,7 +24,7 @@ class HistoryConfig:
     max_rows: int = _option(
         "1000000",
         whole(1, 100_000_000),
-        "The most entries that are kept; the oldest are removed. A million take some 1.5 GB.",
+        "The most entries that are kept; the oldest are removed. A million take some 1.3 GB.",
     )
     queries: bool = _option(
         "no", yes_or_no, "Whether URLs are kept with their queries, which may hold tokens."

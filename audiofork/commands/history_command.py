@@ -21,7 +21,7 @@ from audiofork.commands.history_table import causes_table, details, table, termi
 from audiofork.commands.times import seconds_of
 from audiofork.doors.history_answers import as_dict, query_of
 from audiofork.errors import ConfigError, DaemonUnreachable, HistoryUnavailable, RequestRefused
-from audiofork.forks import history_file
+from audiofork.forks import history_file, history_search
 from audiofork.forks.sqlite_file import Damaged
 from audiofork.text import printable, reason_of
 
@@ -59,15 +59,15 @@ class HistoryOfFile:
         lower = {name.lower(): value for name, value in fields.items()}
         with history_file.reading(self._path) as db:
             if fork_id := lower.get("audioforkid", "").lower():
-                entry = history_file.entry(db, fork_id)
+                entry = history_search.entry(db, fork_id)
                 return ([as_dict(entry)] if entry else []), ""
-            entries, cursor = history_file.search(db, query_of(lower))
+            entries, cursor = history_search.search(db, query_of(lower))
             return [as_dict(entry) for entry in entries], cursor
 
     def causes(self, since: float) -> list[dict[str, Any]]:
         """Return the causes of failures since a time."""
         with history_file.reading(self._path) as db:
-            return [asdict(cause) for cause in history_file.causes(db, since)]
+            return [asdict(cause) for cause in history_search.causes(db, since)]
 
     def forget(self, number: str) -> int:
         """Remove all entries of a caller; return how many there were."""

@@ -267,7 +267,8 @@ class History:
         """
         return await self._ask(lambda file: file.forget(number), FORGET_TIMEOUT_S)
 
-    async def _ask(self, ask: Callable[[HistoryFile], T], timeout_s: float = ANSWER_TIMEOUT_S) -> T:
+    async def _ask(self, ask: Callable[[HistoryFile], T], timeout_s: float = 0.0) -> T:
+        timeout_s = timeout_s or ANSWER_TIMEOUT_S
         if self._writer is None:
             raise HistoryUnavailable("there is no history: [history] file is empty")
         if not self._writer.is_alive():

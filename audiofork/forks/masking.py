@@ -6,7 +6,7 @@ import re
 
 MASK = "*"
 # A number as people write it: +49 (30) 123-456. Shorter ones are no one's telephone.
-_NUMBER = re.compile(r"\+?\(?\d(?:[ ()./-]?\d){2,}")
+_NUMBER = re.compile(r"\+?\(?\d(?:[ ()./-]{0,2}\d){2,}")
 # The part of a channel's name that Asterisk adds: -0000002a, or -0000002a;1.
 _SUFFIX = re.compile(r"-[0-9a-f]{8}(?:;[12])?\Z")
 # Digits in a text that are nothing but the caller's number; fewer would be a time, or a port.
