@@ -23,7 +23,7 @@ def seconds_of(text: str, now: datetime, *, is_end: bool = False) -> float:
         ValueError: The text is no time; the exception says what is expected.
     """
     text = text.strip().lower()
-    if ago := re.fullmatch(r"(\d{1,9})([smhdw])", text):
+    if ago := re.fullmatch(r"([0-9]{1,9})([smhdw])", text):
         return now.timestamp() - int(ago[1]) * _UNITS_S[ago[2]]
     try:
         if text in _DAYS_AGO:
