@@ -171,9 +171,9 @@ class Daemon:
             self._journal,
             commands=self._commands,
             profiles=self._profiles,
-            knows_callers=self.history.is_kept,
             waits_for_hold=self._config.asterisk.on_hold == "wait",
             playout_buffer_s=self._config.websocket.playout_buffer,
+            asks_callers=self.history.is_kept,
         )
         self.watching = Watching(self.relay.send, self.forks.find)
         events.subscribe(self.watching.on_event)

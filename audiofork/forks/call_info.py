@@ -6,7 +6,6 @@ import re
 from datetime import UTC, datetime
 
 from audiofork.asterisk.channels import Channels
-from audiofork.errors import AmiActionFailed
 
 # The expression to ask Asterisk for, by the name of the field.
 EXPRESSIONS = {
@@ -23,9 +22,10 @@ EXPRESSIONS = {
     "native_format": "CHANNEL(audionativeformat)",
     "system_name": "SYSTEMNAME",
 }
+CALLER = {name: EXPRESSIONS[name] for name in ("caller_number", "caller_name")}
+"""Those of the caller."""
 # Only PJSIP channels have this; for others Asterisk logs a warning.
 _CALL_ID = {"sip_call_id": "CHANNEL(pjsip,call-id)"}
-_OF_CALLER = ("caller_number", "caller_name")
 FIELDS = ("fork_id", "channel", "uniqueid", "call_started", *EXPRESSIONS, *_CALL_ID)
 """The names of all fields; a field that the call does not have is empty."""
 
@@ -49,22 +49,6 @@ async def ask(channels: Channels, channel: str, uniqueid: str) -> dict[str, str]
         outer = await channels.at_once(uniqueid, _CALLER_OF_GOSUB.values())
         found.update(zip(_CALLER_OF_GOSUB, outer, strict=True))
     return {"channel": channel, "uniqueid": uniqueid, "call_started": _started(uniqueid), **found}
-
-
-async def ask_for_caller(channels: Channels, uniqueid: str) -> dict[str, str]:
-    """Return the number and the name of the caller of a call, who may have chosen both.
-
-    Returns nothing if Asterisk does not say: no fork is refused for that.
-
-    Raises:
-        NoSuchChannel: The channel is gone.
-        AmiError: Asterisk cannot be asked.
-    """
-    wanted = [EXPRESSIONS[name] for name in _OF_CALLER]
-    try:
-        return dict(zip(_OF_CALLER, await channels.at_once(uniqueid, wanted), strict=True))
-    except AmiActionFailed:
-        return {}
 
 
 def _started(uniqueid: str) -> str:

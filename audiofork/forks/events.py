@@ -40,8 +40,6 @@ class About:
         format: The protocol spoken over its WebSocket; empty: unknown.
         profile: The name of its profile; empty: it has none.
         tap: "chanspy", "snoop" or another tap; empty while not chosen.
-        caller_number: The number of the caller, who may have chosen it; empty if not asked for.
-        caller_name: The name of the caller, likewise.
     """
 
     requested_at: float = 0.0
@@ -49,8 +47,6 @@ class About:
     format: str = ""
     profile: str = ""
     tap: str = ""
-    caller_number: str = ""
-    caller_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +60,8 @@ class ForkInfo:
         from_earlier_run: Whether an earlier run of the daemon started it.
         speaks: Whether its server may be heard in the call.
         connects: Whether its server is the other party of the call.
+        caller_number, caller_name: The caller as Asterisk has it, if somebody wants to know; may be
+            anything.
         about: What else there is to tell of it.
     """
 
@@ -76,6 +74,8 @@ class ForkInfo:
     from_earlier_run: bool = False
     speaks: bool = False
     connects: bool = False
+    caller_number: str = field(default="", repr=False)
+    caller_name: str = field(default="", repr=False)
     about: About = field(default=About(), compare=False, repr=False)
 
 
@@ -84,8 +84,7 @@ class Requested:
     """A start was granted, or a fork of an earlier run is resumed; its legs are requested next.
 
     Attributes:
-        call: What is known of the call, by name: all that the server is told of it; else the
-            caller's number and name, if those are wanted; empty: nothing.
+        call: What the server is told of the call, by name; empty: nothing.
     """
 
     fork: ForkInfo
@@ -158,20 +157,6 @@ class Pressed:
     duration_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Muted:
-    """Somebody has asked to mute or unmute a fork.
-
-    Attributes:
-        mute_in: Whether in is muted now.
-        mute_out: Whether out is muted now.
-    """
-
-    fork: ForkInfo
-    mute_in: bool
-    mute_out: bool
-
-
 class CommandOutcome(enum.StrEnum):
     """What came of a command of a server."""
 
@@ -198,6 +183,19 @@ class CommandHandled:
     value: str
     outcome: CommandOutcome
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Muted:
+    """Somebody has changed which sides of a fork are silent.
+
+    Attributes:
+        mute_in, mute_out: Whether they are silent now.
+    """
+
+    fork: ForkInfo
+    mute_in: bool
+    mute_out: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,8 +308,8 @@ DomainEvent = (
     | Resumed
     | MessageReceived
     | Pressed
-    | Muted
     | CommandHandled
+    | Muted
     | Parting
     | Ended
     | Stopped

@@ -24,6 +24,7 @@ from audiofork.forks.events import (
     DomainEvent,
     Ended,
     Failed,
+    ForkInfo,
     Refused,
     Started,
     Stopped,
@@ -125,8 +126,7 @@ class History:
         elif isinstance(event, Ended):
             self._put(self._ended(event))
         elif isinstance(event, Stopped | Failed) and event.post_process_status:
-            number = event.fork.about.caller_number
-            self._put((event.fork.id, self._timeline(event.fork.id, number)))
+            self._put((event.fork.id, self._timeline(event.fork)))
         elif isinstance(event, Refused) and isinstance(event.request, StartFork):
             if self._allowance.take(event.request.origin):
                 self._put(self._refused(event, event.request))
@@ -147,8 +147,8 @@ class History:
             fork_id=fork.id,
             channel=fork.channel,
             uniqueid=fork.uniqueid,
-            caller_number=about.caller_number,
-            caller_name=about.caller_name,
+            caller_number=fork.caller_number,
+            caller_name=fork.caller_name,
             url=self._kept_url(fork.url),
             host=host_of(fork.url),
             direction=about.direction,
@@ -163,7 +163,7 @@ class History:
             failed=event.reason in FAILURES,
             detail=event.detail,
             totals=_totals(event, now - requested_at),
-            timeline=self._timeline(fork.id, about.caller_number),
+            timeline=self._timeline(fork),
         )
         return self._safe(entry)
 
@@ -194,15 +194,15 @@ class History:
         )
         return self._safe(entry)
 
-    def _timeline(self, fork_id: str, number: str) -> Sequence[Moment]:
-        moments = self._timelines.of(fork_id)
+    def _timeline(self, fork: ForkInfo) -> Sequence[Moment]:
+        moments = self._timelines.of(fork.id)
         if not self._config.texts:
             moments = [
                 one._replace(text="a text") if one.kind == "message" else one for one in moments
             ]
         if not self._config.mask_numbers:
             return moments
-        masking = Masking(number)
+        masking = Masking(fork.caller_number, printable(fork.channel, "?"))
         # What servers say is theirs: nobody knows what in it is a number of the call.
         return [
             one if one.kind == "message" else one._replace(text=masking.of(one.text))
@@ -217,7 +217,7 @@ class History:
         texts = ("channel", "uniqueid", "caller_number", "caller_name", "url", "host", "detail")
         clean = {name: printable(getattr(entry, name), "?") for name in texts}
         if self._config.mask_numbers:
-            masking = Masking(clean["caller_number"])
+            masking = Masking(clean["caller_number"], clean["channel"])
             clean |= {name: masking.of(clean[name]) for name in ("url", "detail")}
             clean["caller_number"] = masked(clean["caller_number"])
             clean["caller_name"] = masked_name(clean["caller_name"])

@@ -59,18 +59,20 @@ def endpoint_of(channel: str) -> str:
 
 
 class Masking:
-    """Masks the number of one caller wherever it stands in a text.
+    """Masks the number of one caller, and the name of a channel, wherever they stand in a text.
 
     Args:
         number: The number; one of fewer than LEAST_IN_TEXT digits is left in texts.
+        channel: The name of the channel.
     """
 
-    def __init__(self, number: str) -> None:
+    def __init__(self, number: str, channel: str = "") -> None:
         digits = digits_of(number)
         self._digits = digits if len(digits) >= LEAST_IN_TEXT else ""
+        self._channel = channel
 
     def of(self, text: str) -> str:
-        """Return a text without the number."""
-        if not self._digits:
-            return text
-        return text.replace(self._digits, masked(self._digits))
+        """Return a text with both masked."""
+        if self._channel:
+            text = text.replace(self._channel, masked_channel(self._channel))
+        return text.replace(self._digits, masked(self._digits)) if self._digits else text

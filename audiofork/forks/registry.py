@@ -94,9 +94,9 @@ class Forks:
         commands: The named post-process commands; None for none. A shell command needs only the
             permission of `security`.
         profiles: The servers that requests may name; None for none.
-        knows_callers: Whether Asterisk is asked for the caller of each fork, for those who look.
         waits_for_hold: Whether the legs of a fork in a call on hold wait for the end of the hold.
         playout_buffer_s: Seconds of a server's audio that may wait to be played.
+        asks_callers: Whether somebody wants to know who calls; else Asterisk is not asked.
     """
 
     def __init__(
@@ -110,9 +110,9 @@ class Forks:
         *,
         commands: Commands | None = None,
         profiles: Profiles | None = None,
-        knows_callers: bool = False,
         waits_for_hold: bool = False,
         playout_buffer_s: float = WebSocketConfig.playout_buffer,
+        asks_callers: bool = False,
     ) -> None:
         journal = journal or Journal(None)
         commands = commands or Commands({})
@@ -122,7 +122,7 @@ class Forks:
         self._table = table = ForkTable()
         admission = Admission(security, playout_buffer_s)
         channels = Channels(ami)
-        self._look_ups = look_ups = LookUps(channels)
+        self._look_ups = look_ups = LookUps(channels, asks_callers=asks_callers)
         self._holds = Holds(channels, waits=waits_for_hold)
         self._leaving = leaving = LeavingLegs(channels, tasks.spawn)
         self._statistics = Statistics(send)
@@ -138,7 +138,6 @@ class Forks:
             *(ami, taps, channels, look_ups, table, admission),
             *(leaving, legs, ending, journal, send, emit),
             *(commands, profiles),
-            knows_callers=knows_callers,
         )
         self._recovery = Recovery(
             *(ami, taps, channels, table, admission, leaving, legs, starting, ending, commands),

@@ -48,7 +48,6 @@ class Starting:
         emit: Called with each event.
         commands: The post-process commands.
         profiles: The servers that requests may name.
-        knows_callers: Whether Asterisk is asked for the caller of each fork.
 
     Attributes:
         admission: As the argument.
@@ -70,8 +69,6 @@ class Starting:
         emit: Emit,
         commands: Commands,
         profiles: Profiles,
-        *,
-        knows_callers: bool = False,
     ) -> None:
         self._ami = ami
         self._taps = taps
@@ -87,7 +84,6 @@ class Starting:
         self._emit = emit
         self._commands = commands
         self._profiles = profiles
-        self._knows_callers = knows_callers
 
     async def start(self, request: StartFork) -> Fork:
         """Start a fork; return it when its legs have been requested.
@@ -161,6 +157,7 @@ class Starting:
             names = fork.post_process.names
             fork.call.values = await self._channels.values(fork.uniqueid, names)
         await self._tell_of_call(fork)
+        await self.know_caller(fork)
         if fork.request.options.bridged_only:
             bridged = await self._channels.is_bridged(fork.uniqueid)
             if fork.call.bridged is None:  # else a newer event has set it meanwhile
@@ -180,8 +177,6 @@ class Starting:
             or has_texts(call.dialogue)
             or url_templates.names(request.url)
         ):
-            if self._knows_callers:
-                call.info = await call_info.ask_for_caller(self._channels, call.uniqueid)
             return
         asked = await call_info.ask(self._channels, call.channel, call.uniqueid)
         call.info = {"fork_id": fork.id, **asked}
@@ -197,6 +192,16 @@ class Starting:
         if url_templates.names(request.url):
             fork.request = with_fields(request, call.info)
             self.admission.check_url(fork.request)
+
+    async def know_caller(self, fork: Fork) -> None:
+        """Ask Asterisk who calls, if somebody wants to know and nothing else has asked.
+
+        Raises:
+            NoSuchChannel: The channel does not exist.
+            AmiError: Asterisk cannot be asked.
+        """
+        if not fork.call.info:
+            fork.call.caller = await self._look_ups.caller_of(fork.uniqueid)
 
     async def choose(self, fork: Fork) -> None:
         """Choose the tap (ChanSpy or ARI snoop) and sample rate of a fork, and what it grants.

@@ -111,8 +111,13 @@ class Timelines:
         told = moment_of(event)
         if told is not None:
             fork_id, kind, text = told
-            timeline = self._timelines.setdefault(fork_id, _Timeline())
-            timeline.add(Moment(self._clock(), kind, text[:MOST_CHARACTERS]))
+            if isinstance(
+                event, Requested | Ended
+            ):  # of one that cannot be resumed only the latter
+                self._timelines.setdefault(fork_id, _Timeline())
+            if fork_id in self._timelines:
+                moment = Moment(self._clock(), kind, text[:MOST_CHARACTERS])
+                self._timelines[fork_id].add(moment)
         if isinstance(event, Stopped | Failed):
             self._on_end(event.fork.id)
 

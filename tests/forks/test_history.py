@@ -61,7 +61,6 @@ def fork(number: int = 1, **changes: Any) -> ForkInfo:
     about = About(
         **{
             **{"requested_at": 5000.0, "direction": "both", "format": "json", "tap": "snoop"},
-            **{"caller_number": NUMBER, "caller_name": CALLER},
             **given,
         }
     )
@@ -71,9 +70,15 @@ def fork(number: int = 1, **changes: Any) -> ForkInfo:
         "uniqueid": f"1700000000.{number}",
         "url": URL,
         "sample_rate": 16000,
+        "caller_number": NUMBER,
+        "caller_name": CALLER,
         **changes,
     }
     return ForkInfo(**fields, about=about)
+
+
+def requested(info: ForkInfo) -> Requested:
+    return Requested(info, StartFork(Target(NAME), URL, Options(), origin=Origin("ami", NAME)))
 
 
 def ended(info: ForkInfo, reason: EndReason = EndReason.HANGUP, detail: str = "") -> Ended:
@@ -184,7 +189,7 @@ def spoil(path: Path) -> None:
 
 async def test_fork_that_has_ended_is_kept_with_all_that_is_known(kept: Kept, times: Clock) -> None:
     info = fork()
-    await kept.tell(Started(info))
+    await kept.tell(requested(info), Started(info))
     times.now_s += 60
     await kept.tell(ended(info, EndReason.SINK_GONE, "it broke"))
     entry = await kept.entry(info.id)
@@ -215,6 +220,10 @@ async def test_fork_that_has_ended_is_kept_with_all_that_is_known(kept: Kept, ti
             **{"gaps": 1, "gap_s": 0.25, "relays_lost": 3, "duration_s": 120.5},
         },
         timeline=(
+            Moment(
+                *(5060.5, "requested"),
+                f"by ami {NAME}, both by snoop at 16000 Hz to wss://Example.org:8443/live?...",
+            ),
             Moment(5060.5, "started", "audio flows"),
             Moment(5120.5, "ended", "sink-gone (it broke)"),
         ),
@@ -349,13 +358,14 @@ async def test_texts_are_harmless(kept: Kept) -> None:
     evil = "a\r\n\x1b[31m\u2028b"
     info = fork(channel=evil, caller_name=evil, caller_number=evil, uniqueid=evil)
     await kept.tell(
-        Reconnecting(info, Away.SERVER, 1, evil, True), ended(info, EndReason.SINK_GONE, evil)
+        *(requested(info), Reconnecting(info, Away.SERVER, 1, evil, True)),
+        ended(info, EndReason.SINK_GONE, evil),
     )
     entry = await kept.entry(info.id)
     texts = [entry.channel, entry.caller_name, entry.caller_number, entry.uniqueid, entry.detail]
     texts += [moment.text for moment in entry.timeline]
     assert all(text.isprintable() for text in texts)
-    assert len(entry.timeline) == 2
+    assert len(entry.timeline) == 3
 
 
 async def test_query_of_a_url_is_kept_only_where_asked_for(
@@ -385,13 +395,15 @@ async def test_password_in_a_refused_url_is_never_kept(
 async def test_texts_of_servers_are_kept_only_where_asked_for(
     kept: Kept, keep: Callable[..., Any], path: Path
 ) -> None:
-    await kept.tell(MessageReceived(fork(), "my card is 4711"), ended(fork()))
+    await kept.tell(requested(fork()), MessageReceived(fork(), "my card is 4711"), ended(fork()))
     entry = await kept.entry(fork().id)
-    assert [moment.text for moment in entry.timeline] == ["a text", "hangup"]
+    assert [moment.text for moment in entry.timeline[1:]] == ["a text", "hangup"]
     assert b"4711" not in bytes_of(path)
     await kept.history.close()
     other = await keep(texts=True)
-    await other.tell(MessageReceived(fork(2), "my card is 4711"), ended(fork(2)))
+    await other.tell(
+        *(requested(fork(2)), MessageReceived(fork(2), "my card is 4711"), ended(fork(2)))
+    )
     assert await other.ids(text="card 4711") == [2]
 
 
@@ -403,8 +415,10 @@ async def test_masked_number_is_nowhere_in_the_file(keep: Callable[..., Any], pa
         url="ws://h/%2B4930123456/?from=4930123456",
     )
     why = "no answer for 4930123456"
+    origin = Origin("dialplan", "SIP/4930123456-0000002a")
     await kept.tell(
-        Reconnecting(info, Away.SERVER, 1, why, True), ended(info, EndReason.SINK_GONE, why)
+        Requested(info, StartFork(Target(NAME), URL, Options(), origin=origin)),
+        *(Reconnecting(info, Away.SERVER, 1, why, True), ended(info, EndReason.SINK_GONE, why)),
     )
     entry = await kept.entry(info.id)
     assert entry.caller_number == "+*******456"
@@ -417,6 +431,20 @@ async def test_masked_number_is_nowhere_in_the_file(keep: Callable[..., Any], pa
     assert await kept.ids(caller="+*******456") == [1]
     assert await kept.ids(channel="SIP/*******456") == [1]
     assert await kept.ids(caller=NUMBER) == []
+
+
+async def test_masked_channel_is_masked_in_the_timeline_too(
+    keep: Callable[..., Any], path: Path
+) -> None:
+    kept = await keep(mask_numbers=True)
+    info = fork(caller_number="100")
+    origin = Origin("dialplan", info.channel)
+    await kept.tell(
+        Requested(info, StartFork(Target(NAME), URL, Options(), origin=origin)), ended(info)
+    )
+    entry = await kept.entry(info.id)
+    assert entry.timeline[0].text.startswith("by dialplan PJSIP/*00-00000001, both by snoop")
+    assert b"PJSIP/100" not in bytes_of(path)
 
 
 async def test_options_that_are_reloaded_hold_for_what_ends_then(kept: Kept, path: Path) -> None:

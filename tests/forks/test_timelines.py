@@ -113,8 +113,11 @@ def timelines() -> Timelines:
     ],
 )
 def test_event_is_told_in_words(timelines: Timelines, event: object, kind: str, text: str) -> None:
+    if not isinstance(event, Requested):
+        timelines.on_event(Requested(FORK, START))
     timelines.on_event(event)  # type: ignore[arg-type]
-    assert timelines.of(FORK.id) == (Moment(1000.0, kind, text),)
+    assert timelines.of(FORK.id)[-1] == Moment(1000.0, kind, text)
+    assert len(timelines.of(FORK.id)) == 1 + (not isinstance(event, Requested))
 
 
 @pytest.mark.parametrize(
@@ -136,29 +139,46 @@ def test_fork_that_is_unknown_has_no_moments(timelines: Timelines) -> None:
     assert timelines.of("elsewhere") == ()
 
 
+def test_fork_that_is_muted_and_then_refused_leaves_nothing(timelines: Timelines) -> None:
+    timelines.on_event(Muted(FORK, True, True))
+    assert not timelines._timelines
+
+
+def test_fork_that_cannot_be_resumed_has_its_end_alone(timelines: Timelines) -> None:
+    timelines.on_event(Ended(RESUMED, EndReason.HANGUP, ForkStats(), False, "while away"))
+    assert timelines.of(FORK.id) == (Moment(1000.0, "ended", "hangup (while away)"),)
+
+
 def test_moments_are_in_their_order_and_of_their_fork() -> None:
     clock = Clock()
     timelines = Timelines(clock)
     other = dataclasses.replace(FORK, id="other")
+    for fork in (FORK, other):
+        timelines.on_event(Requested(fork, START))
     for at, fork in ((1.0, FORK), (2.0, other), (3.0, FORK)):
         clock.now_s = at
         timelines.on_event(MessageReceived(fork, str(at)))
-    assert timelines.of(FORK.id) == (Moment(1.0, "message", "1.0"), Moment(3.0, "message", "3.0"))
-    assert timelines.of("other") == (Moment(2.0, "message", "2.0"),)
+    assert timelines.of(FORK.id)[1:] == (
+        Moment(1.0, "message", "1.0"),
+        Moment(3.0, "message", "3.0"),
+    )
+    assert timelines.of("other")[1:] == (Moment(2.0, "message", "2.0"),)
 
 
 def test_first_and_latest_moments_are_kept(timelines: Timelines) -> None:
+    timelines.on_event(Requested(FORK, START))
     for number in range(1000):
         timelines.on_event(MessageReceived(FORK, str(number)))
-    texts = [moment.text for moment in timelines.of(FORK.id)]
+    texts = [moment.text for moment in timelines.of(FORK.id)][1:]
     latest = MOST_MOMENTS - FIRST_MOMENTS
-    assert texts == [*map(str, range(FIRST_MOMENTS)), *map(str, range(1000 - latest, 1000))]
+    assert texts == [*map(str, range(FIRST_MOMENTS - 1)), *map(str, range(1000 - latest, 1000))]
 
 
 def test_long_texts_are_cut_and_all_of_a_fork_are_bounded(timelines: Timelines) -> None:
+    timelines.on_event(Requested(FORK, START))
     for number in range(1000):
         timelines.on_event(MessageReceived(FORK, f"{number} " + "x" * 100_000))
-    moments = timelines.of(FORK.id)
+    moments = timelines.of(FORK.id)[1:]
     assert {len(moment.text) for moment in moments} == {MOST_CHARACTERS}
     kept = sum(len(moment.text) for moment in moments)
     assert kept <= MOST_OF_A_FORK + FIRST_MOMENTS * MOST_CHARACTERS
@@ -166,8 +186,9 @@ def test_long_texts_are_cut_and_all_of_a_fork_are_bounded(timelines: Timelines) 
 
 
 def test_texts_are_harmless(timelines: Timelines) -> None:
+    timelines.on_event(Requested(FORK, START))
     timelines.on_event(MessageReceived(FORK, "a\r\nb\x1b[31m\u2028\u202e"))
-    (moment,) = timelines.of(FORK.id)
+    moment = timelines.of(FORK.id)[-1]
     assert moment.text == "a??b?[31m??"
 
 

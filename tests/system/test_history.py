@@ -40,7 +40,7 @@ async def test_call_that_was_forked_and_one_that_could_not_be_are_in_the_history
     action = start_fork(ami, target.channel, recorder.url("/kept?token=hunter2"), "D(in)x(json)")
     await ami.wait_user_event("AudioForkStarted", ActionID=action)
     await recorder.wait_messages("/kept?token=hunter2", 30)
-    in_vain = start_fork(ami, target.channel, "ws://127.0.0.1:1/", "r(1)R(0.2)")
+    in_vain = start_fork(ami, target.channel, "ws://127.0.0.1:1/", "r(1)R(1)")
     await ami.wait_user_event("AudioForkFailed", ActionID=in_vain, timeout_s=20)
     refused = start_fork(ami, target.channel, "ws://127.0.0.1:1/", "D(in)T(insecure)")
     await ami.wait_user_event("AudioForkFailed", ActionID=refused)
