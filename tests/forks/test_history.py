@@ -639,6 +639,30 @@ def test_each_filter_has_an_index(path: Path) -> None:
             assert not any(step == "SCAN forks" for step in plan), (statement, plan)
 
 
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        ({"channel": "PJSIP/1", "reason": "hangup"}, "by_endpoint"),
+        ({"caller": "123", "host": "h", "reason": "hangup"}, "by_caller_key"),
+        ({"channel": "1.1", "host": "h", "since": 1.0}, "by_uniqueid"),
+        ({"host": "h", "reason": "hangup", "failed": True}, "by_host"),
+        ({"channel": "PJSIP/1", "caller": "123", "failed": True}, "by_endpoint"),
+    ],
+    ids=str,
+)
+def test_of_several_filters_the_index_of_the_most_selective_is_used(
+    path: Path, query: dict[str, Any], index: str
+) -> None:
+    with contextlib.closing(HistoryFile(path)) as file:
+        said: list[str] = []
+        file.db.set_trace_callback(said.append)
+        file.search(HistoryQuery(**query))
+        file.db.set_trace_callback(None)
+        (statement,) = (one for one in said if one.startswith("SELECT forks."))
+        plan = [row[-1] for row in file.db.execute(f"EXPLAIN QUERY PLAN {statement}")]
+        assert any(f"INDEX {index} " in step for step in plan), plan
+
+
 # --- Removing ------------------------------------------------------------------------------------
 
 

@@ -90,6 +90,7 @@ async def test_forks_that_the_stop_of_the_daemon_ends_are_in_the_file_that_it_le
         action = start_fork(ami, target.channel, recorder.url("/stop"))
         await ami.wait_user_event("AudioForkStarted", ActionID=action)
     await asyncio.to_thread(daemon.stop)
+    assert not daemon.history.with_name("history.sqlite3-wal").exists(), "it was closed"
     try:
         entries = await history(daemon, "--reason", "shutdown")  # from the file: no daemon runs
         assert {entry["channel"] for entry in entries} == {one.channel for one in targets}
