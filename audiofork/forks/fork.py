@@ -461,16 +461,6 @@ def effective_url(request: StartFork) -> str:
     )
 
 
-def why_not_muted(fork: Fork, mute_in: bool, mute_out: bool) -> str:
-    """Return why a fork's sides cannot be muted like that; empty if they can."""
-    if mute_in == mute_out or LegPart.MIX not in fork.legs:
-        return ""
-    return (
-        f"fork {fork.id}: in and out come mixed by Asterisk (ChanSpy), so one of them cannot "
-        "be muted alone; mute both, or set up [ari] for forks to come"
-    )
-
-
 def entry_of(fork: Fork) -> Entry:
     """Return the journal entry of a fork."""
     request = fork.request
