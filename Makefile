@@ -157,8 +157,9 @@ wheel:
 # The versions that are pinned have wheels up to Python 3.12.
 .venv-pipecat/installed .venv-vocode/installed .venv-galcymedia/installed: .venv-%/installed: testbed/clients/%.txt
 	$(PYTHON) -m venv --clear .venv-$*
-	if .venv-$*/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then \
-	  .venv-$*/bin/pip install --quiet --disable-pip-version-check --only-binary :all: --no-deps -r $<; fi
+	@if .venv-$*/bin/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then \
+	  $(TELLING) "Installing $*" \
+	    .venv-$*/bin/pip install --disable-pip-version-check --only-binary :all: --no-deps -r $<; fi
 	@touch $@
 
 .venv-node/installed: testbed/clients/package.json testbed/clients/package-lock.json
@@ -172,13 +173,15 @@ $(OLDEST)/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv --clear $(OLDEST)
 	sed -n '/^install_requires/,/^$$/s/^ *\([a-z-]*\) >= \([0-9.]*\).*/\1==\2/p' setup.cfg > $(OLDEST)/constraints.txt
 	grep -E '^(pytest|hypothesis|trustme|cryptography)' constraints.txt >> $(OLDEST)/constraints.txt
-	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -c $(OLDEST)/constraints.txt -e '.[dev]'
+	@$(TELLING) "Installing the oldest versions" \
+	  $(OLDEST)/bin/pip install --disable-pip-version-check -c $(OLDEST)/constraints.txt -e '.[dev]'
 	@touch $@
 
 .PRECIOUS: .venv-%/installed
 .venv-%/installed: setup.cfg constraints.txt | .venv/installed
 	$$($(BIN)/python -m testbed.pythons $*) -m venv --clear .venv-$*
-	.venv-$*/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(TELLING) "Installing for Python $*" \
+	  .venv-$*/bin/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 clean:

@@ -19,6 +19,7 @@ import uvloop
 from audiofork import __version__, config, config_file, log
 from audiofork.commands.check import Check, load, taps_of
 from audiofork.commands.findings import Finding, Mark
+from audiofork.commands.history_command import history_command
 from audiofork.commands.listing import as_json as forks_as_json
 from audiofork.commands.listing import table
 from audiofork.commands.migrate_command import migrate_command
@@ -416,5 +417,6 @@ def _say_each(lines: list[str]) -> None:
         say(line)
 
 
+main.add_command(history_command(_of_the_daemon, _connect, _exit_codes))
 main.add_command(receive)
 main.add_command(migrate_command(say, warn))

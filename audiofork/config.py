@@ -12,6 +12,7 @@ from typing import Any
 from audiofork.addresses import IPNetwork
 
 # Named here too, for all who use the configuration.
+from audiofork.config_history import HistoryConfig as HistoryConfig
 from audiofork.config_http import HttpConfig as HttpConfig
 from audiofork.config_security import SecurityConfig as SecurityConfig
 from audiofork.config_servers import TwilioConfig as TwilioConfig
@@ -387,6 +388,7 @@ class Config:
     front: FrontConfig = field(default_factory=FrontConfig)
     http: HttpConfig = field(default_factory=HttpConfig)
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
+    history: HistoryConfig = field(default_factory=HistoryConfig)
     log: LogConfig = field(default_factory=LogConfig)
     post_process: Mapping[str, PostProcessConfig] = field(default_factory=dict)
     profile: Mapping[str, ProfileConfig] = field(default_factory=dict)
@@ -404,6 +406,7 @@ SECTIONS: dict[str, type[Any]] = {
     "front": FrontConfig,
     "http": HttpConfig,
     "daemon": DaemonConfig,
+    "history": HistoryConfig,
     "log": LogConfig,
 }
 

@@ -20,6 +20,7 @@ from audiofork.config import (
     SECTIONS,
     Config,
     ControlConfig,
+    HistoryConfig,
     ProfileConfig,
 )
 from audiofork.config_http import fault_of
@@ -40,9 +41,10 @@ _INTRO = """\
 ; [profile:NAME].
 ;
 ; SIGHUP makes the daemon read the file again; a file with an error changes nothing. Changes to
-; [asterisk], [ari], [audiosocket], [relay], [control], [front], [http] and [daemon] journal take
-; effect at the next start, except that the secret of [asterisk] and the password of [ari], and
-; their files, take effect at the next login; the tokens of [http] are read again at once.
+; [asterisk], [ari], [audiosocket], [relay], [control], [front], [http], [daemon] journal and
+; [history] file take effect at the next start, except that the secret of [asterisk] and the
+; password of [ari], and their files, take effect at the next login; the tokens of [http] are read
+; again at once.
 """
 
 
@@ -82,10 +84,25 @@ def load_control(path: Path, environment: Mapping[str, str] = os.environ) -> Con
     Raises:
         ConfigError: The file cannot be read, is not an ini file, or that section cannot be used.
     """
+    return _load_one("control", ControlConfig, path, environment)
+
+
+def load_history(path: Path, environment: Mapping[str, str] = os.environ) -> HistoryConfig:
+    """Read [history] of a configuration file, and nothing else, as `load_control` does.
+
+    Raises:
+        ConfigError: As by `load_control`.
+    """
+    return _load_one("history", HistoryConfig, path, environment)
+
+
+def _load_one(
+    name: str, section_type: type[_Section], path: Path, environment: Mapping[str, str]
+) -> _Section:
     given = _Given(_main(path), environment)
-    if given.ini.has_section("control"):
-        _refuse_unknown_options("control", given.ini)
-    return _read_section("control", ControlConfig, given)
+    if given.ini.has_section(name):
+        _refuse_unknown_options(name, given.ini)
+    return _read_section(name, section_type, given)
 
 
 def with_place(text: str, path: Path, environment: Mapping[str, str] = os.environ) -> str:

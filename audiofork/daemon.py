@@ -30,11 +30,14 @@ from audiofork.errors import AmiError, ConfigError
 from audiofork.forks.attack_log import AttackLog
 from audiofork.forks.counters import Counters
 from audiofork.forks.events import Events
+from audiofork.forks.history import History
 from audiofork.forks.journal import Journal
 from audiofork.forks.music import Music
 from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.profiles import Profiles
 from audiofork.forks.registry import Forks
+from audiofork.forks.series import Series
+from audiofork.forks.timelines import Timelines
 from audiofork.forks.urls import hosts_at_will
 from audiofork.forks.watching import Watching
 from audiofork.link.inline import InlineRelay, check_files
@@ -66,6 +69,8 @@ class Daemon:
         watching: Shows levels and lets listen.
         counters: Counts what happens to forks.
         relay: What relays the audio.
+        timelines, series, history: What has happened to each fork, in each minute, to ended forks;
+            set by `run`.
     """
 
     def __init__(self, path: Path, config: Config) -> None:
@@ -122,6 +127,7 @@ class Daemon:
         )
         self._taps = self._build_taps()
         self._build_forks()
+        await self.history.open()
         await self._open_doors()
         self.forks.resume_after_login(await self._journal.open())
         loop = asyncio.get_running_loop()
@@ -146,6 +152,10 @@ class Daemon:
         self._twilio_callback = TwilioCallback(self._config)
         events.subscribe(self._twilio_callback.on_event)
         events.subscribe(self.counters.on_event)
+        self.timelines, self.series = Timelines(), Series()
+        self.history = History(self._config.history, self.timelines)
+        for subscriber in (self.timelines, self.series, self.history):
+            events.subscribe(subscriber.on_event)
         events.subscribe(AttackLog().on_event)
         self._stream = self._stream_of(events)
         self._music = Music(self.ami, self.relay, self._profiles)
@@ -161,6 +171,7 @@ class Daemon:
             profiles=self._profiles,
             waits_for_hold=self._config.asterisk.on_hold == "wait",
             playout_buffer_s=self._config.websocket.playout_buffer,
+            asks_callers=self.history.is_kept,
         )
         self.watching = Watching(self.relay.send, self.forks.find)
         events.subscribe(self.watching.on_event)
@@ -200,7 +211,7 @@ class Daemon:
 
     async def _open_doors(self) -> None:
         """Start the configured doors, apart from user events over AMI."""
-        await self._doors.open(self.forks)
+        await self._doors.open(self.forks, self.history)
         if self._stream is not None:
             await self._doors.open_http(self._parts_of_http(self._stream))
 
@@ -221,6 +232,10 @@ class Daemon:
             profiles=lambda: self._profiles.names,
             stream=stream,
             check=self._doors.check.run,
+            watching=self.watching,
+            timelines=self.timelines,
+            series=self.series,
+            history=self.history if self._config.history.file else None,
         )
 
     async def _up(self) -> None:
@@ -251,7 +266,8 @@ class Daemon:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._ari is not None:
             await self._ari.close()
-        await self._journal.close()
+        # Last: what the end of the forks has told is in their queues.
+        await asyncio.gather(self._journal.close(), self.history.close())
         log.info("stopped")
 
     def _keep_this_time(self) -> None:
@@ -279,6 +295,7 @@ class Daemon:
         self._keep = new.daemon.on_stop == "keep"
         self._twilio_callback.configure(new)
         self._taps.sample_rate = new.websocket.sample_rate
+        self.history.configure(new.history)
         self.ami.take_secret(new.asterisk.secret)
         self.ami.retry_now()
         if self._ari is not None:
@@ -295,6 +312,8 @@ class Daemon:
         changed = [f"[{name}]" for name in _FIXED if getattr(new, name) != getattr(old, name)]
         if new.daemon.journal != old.daemon.journal:
             changed.append("[daemon] journal")
+        if new.history.file != old.history.file:
+            changed.append("[history] file")
         return changed
 
 

@@ -33,6 +33,7 @@ AudioForkError
 +-- DaemonBusy                    the daemon does this one at a time, now for another client
 +-- DaemonFault                   ours: a bug, reported by the daemon
 +-- StartFailed                   a fork was granted and does not stream
++-- HistoryUnavailable            the administrator's: its file cannot be used; or there is none
 +-- InvalidTransition             ours: a bug
 """
 
@@ -225,6 +226,10 @@ class DaemonFault(AudioForkError):
 
 class StartFailed(AudioForkError):
     """A fork was granted and does not stream; the text says why and what to do."""
+
+
+class HistoryUnavailable(AudioForkError):
+    """The history cannot be asked now; the text says why."""
 
 
 class InvalidTransition(AudioForkError):

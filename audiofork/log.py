@@ -141,6 +141,19 @@ def without_query(url: str) -> str:
     return f"{parts.scheme}://{host}{path}" + ("?..." if parts.query else "")
 
 
+def host_of(url: str) -> str:
+    """Return the host of a URL, in lower case, without its port; of a profile its name, @NAME.
+
+    Returns nothing for what is not a URL.
+    """
+    if _PROFILE.fullmatch(url):
+        return url
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
 def without_credentials(url: str) -> str:
     """Return a text that was refused as a URL, without what may be a password.
 

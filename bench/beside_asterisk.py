@@ -21,14 +21,17 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from bench import build, measure
 from bench.program import Answer, Program, ProgramFailed
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk, AsteriskFailed, AsteriskUnavailable
 from testbed.daemon import Daemon, ari_conf, ari_settings, dialplan, manager_conf
+from testbed.progress import Telling
 from testbed.sip import SipUser
 
+TELL_S = 5.0
 DIRECTIONS = ("in", "both", "stereo")
 TAPS = ("chanspy", "snoop")
 SETTLE_S = 1.5
@@ -281,14 +284,23 @@ def show_starts(starts: list[Starts]) -> None:
         )
 
 
+def telling(what: str) -> Telling:
+    """Say what is measured, on standard error: the output may be JSON."""
+    return Telling(partial(str, what), TELL_S, partial(print, file=sys.stderr, flush=True))
+
+
 async def measured(options: argparse.Namespace, tap: str) -> tuple[list[Load], list[Starts]]:
     """Measure what forks cost by one tap, and how they start."""
     async with staged(options.calls, tap) as stage:
-        loads = [await stage.load("no fork", options.seconds)]
-        loads += [await stage.load_of(direction, options.seconds) for direction in DIRECTIONS]
-        starts = [await stage.start_steadily()]
-        await stage.server.wait(lambda count: count["open"] == 0)
-        starts.append(await stage.start_at_once())
+        with telling(f"{options.calls} calls without a fork"):
+            loads = [await stage.load("no fork", options.seconds)]
+        for direction in DIRECTIONS:
+            with telling(f"{options.calls} calls, each with a fork by {tap}, {direction}"):
+                loads.append(await stage.load_of(direction, options.seconds))
+        with telling(f"starts by {tap}"):
+            starts = [await stage.start_steadily()]
+            await stage.server.wait(lambda count: count["open"] == 0)
+            starts.append(await stage.start_at_once())
     return loads, starts
 
 

@@ -81,11 +81,13 @@ class Daemon:
         self.socket = self._folder / "control.sock"
         self._log = self._folder / "log"
         self.journal = self._folder / "journal.sqlite3"
+        self.history = self._folder / "history.sqlite3"
         sections = {
             "asterisk": asterisk_settings(asterisk),
             "audiosocket": "listen = 127.0.0.1:0\n",
             "control": f"socket = {self.socket}\n",
             "daemon": f"journal = {self.journal}\n",
+            "history": f"file = {self.history}\n",
             **(settings or {}),
         }
         self.config.write_text("".join(f"[{name}]\n{text}" for name, text in sections.items()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import uvloop
@@ -16,7 +17,10 @@ import uvloop
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk
 from testbed.daemon import ari_conf, dialplan, manager_conf
+from testbed.progress import Telling
 from testbed.sip import SipUser
+
+TELL_S = 10.0  # a measurement may take minutes
 
 
 class Finding(NamedTuple):
@@ -100,15 +104,17 @@ class Measurements:
         findings: list[Finding] = []
         config = {"manager.conf": manager_conf() + self._manager, "ari.conf": ari_conf()}
         with Asterisk(dialplan=self._dialplan + dialplan(), config=config) as asterisk:
-            for name in names:
+            for number, name in enumerate(names, 1):
                 async with (
                     AmiClient(asterisk) as ami,
                     SipUser("caller", ("127.0.0.1", asterisk.sip_port)) as caller,
                 ):
                     scene = Scene(asterisk, ami, caller, options)
-                    for finding in await self._measures[name](scene):
-                        print(finding, flush=True)
-                        findings.append(finding)
+                    with Telling(partial(str, f"{name}, {number} of {len(names)}"), TELL_S):
+                        found = await self._measures[name](scene)
+                for finding in found:
+                    print(finding, flush=True)
+                findings += found
         return findings
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from audiofork.commands.tables import aligned, wrapped
 from audiofork.commands.waiting import clock_time, duration, next_attempt, outlook
 from audiofork.log import without_query
 from audiofork.text import printable
@@ -24,7 +24,6 @@ _COLUMNS = (
 _WATCHED_COLUMNS = (*_COLUMNS[:11], "IN/S", "SENT/S", *_COLUMNS[11:])
 _NARROW_COLUMNS = ("ID", "CHANNEL", "STATE", "AGE", "SENT", "DROPPED")
 _WATCHED_NARROW_COLUMNS = (*_NARROW_COLUMNS, "SENT/S")
-_INDENT = " " * 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +113,7 @@ def summary(forks: list[Fork], flows: Flows) -> str:
 def _rows(forks: list[Fork], width: int | None, flows: Flows | None) -> str:
     columns = _WATCHED_COLUMNS if flows else _COLUMNS
     cells = [_cells(fork, flows) for fork in forks]
-    lines = _aligned(columns, cells)
+    lines = aligned(columns, cells, _NUMBERS)
     if width is None or max(map(len, lines)) <= width:
         return "\n".join(lines)
     short = [{**one, "ID": one["ID"][:8]} for one in cells]
@@ -126,27 +125,17 @@ def _narrow_rows(
 ) -> Iterator[str]:
     """Yield lines for a narrow terminal: what does not fit a fork's line follows below it."""
     columns = _WATCHED_NARROW_COLUMNS if watched else _NARROW_COLUMNS
-    heading, *lines = _aligned(columns, cells)
+    heading, *lines = aligned(columns, cells, _NUMBERS)
     below = ["URL"]
     if max(map(len, lines)) > width:
-        heading, *lines = _aligned(tuple(name for name in columns if name != "CHANNEL"), cells)
+        heading, *lines = aligned(
+            tuple(name for name in columns if name != "CHANNEL"), cells, _NUMBERS
+        )
         below = ["CHANNEL", "URL"]
     yield heading
     for fork, line, one in zip(forks, lines, cells, strict=True):
         yield line
-        yield from _wrapped([*(one[name] for name in below), _trouble(fork)], width)
-
-
-def _wrapped(texts: list[str], width: int) -> Iterator[str]:
-    """Yield texts as indented lines, without cutting any."""
-    for text in filter(None, texts):
-        yield from textwrap.wrap(
-            text,
-            max(width, len(_INDENT) + 20),
-            initial_indent=_INDENT,
-            subsequent_indent=_INDENT,
-            break_on_hyphens=False,
-        )
+        yield from wrapped([*(one[name] for name in below), _trouble(fork)], width)
 
 
 def _trouble(fork: Fork) -> str:
@@ -155,18 +144,6 @@ def _trouble(fork: Fork) -> str:
         return text
     error = printable(fork.get("last_error", ""), "?")
     return f"last error: {error}, {duration(fork['last_error_s'])} ago" if error else ""
-
-
-def _aligned(columns: tuple[str, ...], cells: list[dict[str, str]]) -> list[str]:
-    rows = [{name: name for name in columns}, *cells]
-    widths = {name: max(len(row[name]) for row in rows) for name in columns}
-    return [
-        "  ".join(
-            row[name].rjust(widths[name]) if name in _NUMBERS else row[name].ljust(widths[name])
-            for name in columns
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def _cells(fork: Fork, flows: Flows | None) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import ssl
 from collections.abc import Callable
@@ -14,8 +15,10 @@ import uvloop
 
 from audiofork import config, config_values
 from audiofork.commands import terminal
+from audiofork.commands.panel import Panel
 from audiofork.commands.receiver import Receiver, tls_context
 from audiofork.commands.receiver_limits import GIB, Limits
+from audiofork.commands.watching import is_terminal
 from audiofork.errors import ReceiverError
 from audiofork.system import lift_file_limit
 
@@ -93,14 +96,24 @@ def receive(
     try:
         tls = tls_context(tls_cert, tls_key) if tls_cert else None
         limits = Limits(round(quota * GIB), round(keep_free * GIB))
-        receiver = Receiver(directory, terminal.say, levels=not quiet, limits=limits)
-        uvloop.run(_receive(receiver, listen, directory, tls))
+        panel = None
+        if not quiet and is_terminal(terminal.stdout(), os.environ.get("TERM", "")):
+            panel = Panel(terminal.write)
+        say = terminal.say if panel is None else panel.say
+        receiver = Receiver(directory, say, levels=not quiet, limits=limits, panel=panel)
+        uvloop.run(_receive(receiver, listen, directory, tls, say))
+        if panel is not None:
+            panel.close()
     except ReceiverError as exc:
         terminal.fail(str(exc), terminal.EXIT_FAILED)
 
 
 async def _receive(
-    receiver: Receiver, listen: config.Address, directory: Path, tls: ssl.SSLContext | None
+    receiver: Receiver,
+    listen: config.Address,
+    directory: Path,
+    tls: ssl.SSLContext | None,
+    say: Callable[[str], None],
 ) -> None:
     stop = asyncio.Event()
     for signal_number in (signal.SIGTERM, signal.SIGINT):
@@ -109,7 +122,7 @@ async def _receive(
     try:
         address = await receiver.start(listen, tls)
         scheme = "wss" if tls else "ws"
-        terminal.say(f"listening on {scheme}://{address}/, recording to {directory}; Ctrl-C ends")
+        say(f"listening on {scheme}://{address}/, recording to {directory}; Ctrl-C ends")
         await stop.wait()
     finally:
         await receiver.close()

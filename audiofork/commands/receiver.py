@@ -24,7 +24,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import Close, CloseCode
 
 from audiofork.audiosocket import frame_bytes
-from audiofork.commands.receiver_limits import DEFAULTS, Limits, Output, Second, Space
+from audiofork.commands.panel import Panel
+from audiofork.commands.receiver_limits import DEFAULTS, Limits, Output, Second, Space, size
+from audiofork.commands.waiting import clock_time
 from audiofork.commands.wav import SAMPLE_BYTES
 from audiofork.config import SAMPLE_RATES, Address
 from audiofork.errors import ReceiverError
@@ -200,6 +202,11 @@ class _Recording:
     def duration_s(self) -> float:
         return self._audio_bytes / (self._sample_rate * self._sample_bytes)
 
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of its audio."""
+        return self._audio_bytes + len(self._pending)
+
     def add(self, message: bytes) -> None:
         """Add a binary message to what is pending; kept short, since it runs for each message."""
         self.messages += 1
@@ -297,6 +304,7 @@ class Receiver:
         directory: The folder for the files; created if it does not exist.
         say: Called with each line to show.
         levels: Whether to show levels each second, besides the start and end of each fork.
+        panel: Where levels are shown in place, with the bytes and the quota; None: a line for each.
         limits: How much may be written. A fork beyond that is closed with 1008, a code after which
             clients do not connect again.
 
@@ -305,17 +313,26 @@ class Receiver:
     """
 
     def __init__(
-        self, directory: Path, say: Say, *, levels: bool = True, limits: Limits = DEFAULTS
+        self,
+        directory: Path,
+        say: Say,
+        *,
+        levels: bool = True,
+        limits: Limits = DEFAULTS,
+        panel: Panel | None = None,
     ) -> None:
         self._directory = directory
         self._say = say
         self._levels = levels
+        self._panel = panel
+        self._began = time.monotonic()
         self._limits = limits
         self._space: Space | None = None
         self._second = Second()
         self._recordings: dict[str, _Recording] = {}  # by label
         self._server: Server | None = None
         self._timer: asyncio.Task[None] | None = None
+        self._ended = 0
         self.takes: deque[Take] = deque(maxlen=KEPT_TAKES)
 
     async def start(self, address: Address, tls: ssl.SSLContext | None = None) -> Address:
@@ -370,6 +387,7 @@ class Receiver:
         finally:
             del self._recordings[label]
             self.takes.append(recording.end(close.code, close.reason))
+            self._ended += 1
 
     async def _receive(self, connection: ServerConnection, recording: _Recording) -> None:
         recv, add = connection.recv, recording.add
@@ -409,7 +427,9 @@ class Receiver:
         recordings = list(self._recordings.values())
         for recording in recordings:
             recording.flush()
-        if self._levels and recordings:
+        if self._levels and self._panel is not None:
+            self._panel.show([*_lines(recordings, sizes=True), self._summary(len(recordings))])
+        elif self._levels and recordings:
             for line in _lines(recordings):
                 self._say(line)
         for recording in recordings:
@@ -418,11 +438,20 @@ class Receiver:
             self._say(line)
         self._second = Second()
 
+    def _summary(self, count: int) -> str:
+        """Return how long it runs, the forks, and what they have taken of the quota."""
+        elapsed = clock_time(time.monotonic() - self._began)
+        forks = f"{count} {'fork' if count == 1 else 'forks'} now, {self._ended} ended"
+        return f"{elapsed}  {forks}, {self._space}; Ctrl-C ends"
 
-def _lines(recordings: list[_Recording]) -> list[str]:
+
+def _lines(recordings: list[_Recording], *, sizes: bool = False) -> list[str]:
     if len(recordings) <= MAX_LINES:
-        width = max(len(recording.label) for recording in recordings)
-        return [recording.line(width) for recording in recordings]
+        width = max((len(recording.label) for recording in recordings), default=0)
+        return [
+            recording.line(width) + (f"  {size(recording.size_bytes)}" if sizes else "")
+            for recording in recordings
+        ]
     heard = [recording for recording in recordings if recording.peaks.recent]
     summary = f"  {len(recordings)} forks, {len(heard)} with audio"
     if heard:

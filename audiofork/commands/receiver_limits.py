@@ -40,6 +40,9 @@ class Space:
     Counts the bytes that are written; reads the sizes of the files again only when the quota is
     used up, at most once in LOOK_AGAIN_S.
 
+    Attributes:
+        taken_bytes: How many bytes were written.
+
     Raises:
         OSError: By every call, if the folder or its disk cannot be read.
     """
@@ -50,11 +53,19 @@ class Space:
         self._folder = folder
         self._limits = limits
         self._clock = clock
+        self.taken_bytes = 0
         self._look()
 
     def _look(self) -> None:
         self._looked = self._clock()
         self._used_bytes = _size_of(self._folder) if self._limits.quota_bytes else 0
+
+    def __str__(self) -> str:
+        """Return how much is used, and how much may be, for people."""
+        quota = self._limits.quota_bytes
+        if not quota:
+            return f"{size(self.taken_bytes)} written"
+        return f"{size(self.taken_bytes)} written, {size(self._used_bytes)} of {_gib(quota)} used"
 
     def why_full(self, more_bytes: int = 0) -> str:
         """Return why so many more bytes may not be written; empty: they may."""
@@ -71,6 +82,7 @@ class Space:
     def take(self, count: int) -> None:
         """Count this number of bytes as written."""
         self._used_bytes += count
+        self.taken_bytes += count
 
 
 class Output:
@@ -168,6 +180,14 @@ def _size_of(folder: Path) -> int:
 def _free_bytes(folder: Path) -> int:
     disk = os.statvfs(folder)
     return disk.f_bavail * disk.f_frsize
+
+
+def size(count: int) -> str:
+    """Return a number of bytes as text: 0 B, 12.3 MiB."""
+    for unit, one in (("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= one:
+            return f"{count / one:.1f} {unit}"
+    return f"{count} B"
 
 
 def _gib(count: int) -> str:

@@ -50,6 +50,14 @@ def say(line: str | bytes) -> None:
         close_stdout()
 
 
+def write(text: str) -> None:
+    """Write a text to standard output unchanged; if nobody reads it, the work continues."""
+    try:
+        click.echo(text, stdout(), nl=False)
+    except OSError:
+        close_stdout()
+
+
 def stdout() -> TextIO:
     """Return standard output, set up to accept every character."""
     if isinstance(sys.stdout, io.TextIOWrapper):

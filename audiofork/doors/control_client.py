@@ -21,6 +21,7 @@ from audiofork.errors import (
     DaemonBusy,
     DaemonFault,
     DaemonUnreachable,
+    HistoryUnavailable,
     RequestRefused,
 )
 from audiofork.text import printable, reason_of
@@ -29,6 +30,8 @@ from audiofork.text import printable, reason_of
 ANSWER_TIMEOUT_S = 15.0
 # Longer than the daemon waits for the next line.
 CHECK_TIMEOUT_S = 70.0
+# Longer than the daemon waits for its disk.
+FORGET_TIMEOUT_S = 310.0
 
 
 def socket_of(path: Path) -> Path:
@@ -169,6 +172,31 @@ class Client:
             answer = self._answer_to(None)
         return int(answer["exit_code"])
 
+    def history(self, fields: Mapping[str, str]) -> tuple[list[dict[str, Any]], str]:
+        """Return entries of the history, each with the fields of Entry, and the next cursor.
+
+        Args:
+            fields: What to search for; see history_answers.py.
+
+        Raises:
+            HistoryUnavailable: The daemon cannot ask its history.
+        """
+        answer = self._answer_to({"Command": "ListAudioForkHistory", **fields})
+        return answer["entries"], str(answer["next_cursor"])
+
+    def causes(self, since: float) -> list[dict[str, Any]]:
+        """Return the causes of failures since a time, with the fields of Cause; see `history`."""
+        fields = {"Command": "ListAudioForkCauses", "Since": repr(since)}
+        causes: list[dict[str, Any]] = self._answer_to(fields)["causes"]
+        return causes
+
+    def forget(self, number: str) -> int:
+        """Remove a caller from the history; return how many entries there were; see `history`."""
+        self._socket.settimeout(FORGET_TIMEOUT_S)
+        return int(
+            self._answer_to({"Command": "ForgetAudioForkCaller", "Number": number})["removed"]
+        )
+
     def run_id(self) -> str:
         """Return the id of the daemon's run; empty if the daemon is too old to report it."""
         return str(self._answer_to({"Command": "ListAudioForks"}).get("run", ""))
@@ -228,6 +256,8 @@ def _granted(answer: dict[str, Any]) -> dict[str, Any]:
         raise AmiUnavailable(error)
     if answer["code"] == Code.BUSY:
         raise DaemonBusy(error)
+    if answer["code"] == Code.HISTORY:
+        raise HistoryUnavailable(error)
     raise DaemonFault(error) if answer["code"] == Code.FAULT else RequestRefused(error)
 
 

@@ -2,8 +2,8 @@
 
 It is a Unix stream socket. A request is one line with a JSON object, and so is an answer; a client
 may send any number of requests on a connection. A request has the fields of `requests.py`, with
-strings as values, and a Command, which may also be ListAudioForks or CheckAudioFork. An answer is
-one of
+strings as values, and a Command, which may also be ListAudioForks, CheckAudioFork or one of those
+that are described below. An answer is one of
 
     {"ok": true, "forks": [...]}        ids; for ListAudioForks objects with the fields of ForkView
     {"ok": false, "code": "refused", "error": "No such channel"}
@@ -24,6 +24,9 @@ and one for its end:
 
     {"ok": true, "line": "ok    login: ..."}
     {"ok": true, "exit_code": 0}
+
+ListAudioForkHistory, ListAudioForkCauses and ForgetAudioForkCaller ask the history; see
+history_answers.py.
 """
 
 from __future__ import annotations
@@ -41,6 +44,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from audiofork.doors.history_answers import COMMANDS as OF_HISTORY
+from audiofork.doors.history_answers import HistoryAnswers
 from audiofork.doors.unix_sockets import MAX_PATH_BYTES as MAX_PATH_BYTES
 from audiofork.doors.unix_sockets import bind, remove
 from audiofork.errors import (
@@ -48,6 +53,7 @@ from audiofork.errors import (
     AmiTimeout,
     AmiUnavailable,
     DaemonBusy,
+    HistoryUnavailable,
     RequestRefused,
 )
 from audiofork.forks.requests import (
@@ -71,7 +77,7 @@ log = logging.getLogger(__name__)
 
 LIST = "listaudioforks"
 CHECK = "checkaudiofork"
-COMMANDS = frozenset({START, STOP, MUTE, CONNECT, LIST, CHECK})
+COMMANDS = frozenset({START, STOP, MUTE, CONNECT, LIST, CHECK}) | OF_HISTORY
 
 MAX_LINE_BYTES = 65_536
 MAX_CONNECTIONS = 256
@@ -93,6 +99,8 @@ class Code(enum.StrEnum):
     """Asterisk cannot be reached, or does not answer."""
     BUSY = "busy"
     """The daemon is doing this for another client; `error` says what to do."""
+    HISTORY = "history"
+    """The history cannot be asked now; `error` says why."""
     FAULT = "fault"
     """A bug in the daemon; its log has a traceback."""
 
@@ -117,6 +125,7 @@ class ControlSocket:
         check: Runs a check, and yields the answers to the client, without `ok`; None: checks are
             refused.
         run_id: Distinguishes this run of the daemon from other daemons of this Asterisk.
+        history: Answers questions to the history; None: they are refused.
     """
 
     def __init__(
@@ -128,6 +137,7 @@ class ControlSocket:
         follow: Callable[[str], AsyncGenerator[StartNews, None]] = lambda _: _nothing(),
         check: RunCheck | None = None,
         run_id: str = "",
+        history: HistoryAnswers | None = None,
     ) -> None:
         self._path = path
         self._ask = ask
@@ -136,6 +146,7 @@ class ControlSocket:
         self._legs_left = legs_left
         self._check = check
         self._run_id = run_id
+        self._history = history
         self._server: asyncio.Server | None = None
         self._inode = 0
         self._closed = False
@@ -226,6 +237,8 @@ class ControlSocket:
                 yield {"ok": True, **await self._answer(fields, origin)}
         except RequestRefused as exc:
             yield _refusal(str(exc))
+        except HistoryUnavailable as exc:
+            yield _refusal(str(exc), Code.HISTORY)
         except DaemonBusy as exc:
             yield _refusal(str(exc), Code.BUSY)
         except AmiError as exc:
@@ -237,7 +250,12 @@ class ControlSocket:
             yield _refusal(A_BUG, Code.FAULT)
 
     async def _answer(self, fields: dict[str, str], origin: Origin) -> dict[str, Any]:
-        if command_of(fields) == LIST:
+        command = command_of(fields)
+        if command in OF_HISTORY:
+            if self._history is None:
+                raise RequestRefused("this daemon has no history")
+            return await self._history.answer(command, _lower(fields))
+        if command == LIST:
             forks = [_plain(view) for view in await self._list()]
             return {"forks": forks, "legs_left": self._legs_left(), "run": self._run_id}
         return {"forks": await self._ask(parse_request(fields, origin))}
@@ -350,8 +368,8 @@ def command_of(fields: dict[str, str]) -> str:
     command = _lower(fields).get("command", "").strip(" \t").lower()
     if command not in COMMANDS:
         raise RequestRefused(
-            f"Command: expected {', '.join(VERBS)}, ListAudioForks or CheckAudioFork"
-            + did_you_mean(command, VERBS)
+            f"Command: expected {', '.join(VERBS)}, ListAudioForks, CheckAudioFork or one of the "
+            "history" + did_you_mean(command, VERBS)
         )
     return command
 

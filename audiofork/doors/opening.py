@@ -11,7 +11,9 @@ from audiofork.config import Config
 from audiofork.doors.ami_front import Front
 from audiofork.doors.check_process import CheckProcess
 from audiofork.doors.control_socket import ControlSocket
+from audiofork.doors.history_answers import HistoryAnswers
 from audiofork.errors import CannotListen, ConfigError
+from audiofork.forks.history import History
 from audiofork.forks.registry import Forks
 from audiofork.text import why
 
@@ -42,7 +44,7 @@ class Doors:
         self._socket: ControlSocket | None = None
         self._http: HttpDoor | None = None
 
-    async def open(self, forks: Forks) -> None:
+    async def open(self, forks: Forks, history: History) -> None:
         """Open the front and the control socket, if they are configured.
 
         Raises:
@@ -57,9 +59,9 @@ class Doors:
             except OSError as exc:
                 raise CannotListen("[front] listen", config.front.listen, exc) from exc
         if config.control.socket:
-            await self._open_socket(Path(config.control.socket), forks)
+            await self._open_socket(Path(config.control.socket), forks, history)
 
-    async def _open_socket(self, path: Path, forks: Forks) -> None:
+    async def _open_socket(self, path: Path, forks: Forks, history: History) -> None:
         control = ControlSocket(
             path,
             forks.ask,
@@ -68,6 +70,7 @@ class Doors:
             follow=forks.follow,
             check=self.check.run,
             run_id=self._run_id,
+            history=HistoryAnswers(history),
         )
         try:
             await control.start()

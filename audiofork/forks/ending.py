@@ -7,7 +7,7 @@ import dataclasses
 import logging
 from typing import Protocol
 
-from audiofork.forks.events import Emit, Ended, Failed, Parting, Reconnecting, Stopped
+from audiofork.forks.events import FAILURES, Emit, Ended, Failed, Parting, Reconnecting, Stopped
 from audiofork.forks.fork import Fork, entry_of
 from audiofork.forks.journal import Journal
 from audiofork.forks.leaving import LeavingLegs
@@ -25,17 +25,6 @@ log = logging.getLogger(__name__)
 # Asterisk closes the leg within 20 ms after a hangup; the frames of that time must not be lost. A
 # target without media may keep its leg open for ever, so after this time the fork ends anyway.
 HANGUP_GRACE_S = 0.1
-
-# A fork that ends for one of these reasons before audio flowed has failed.
-_FAILURES = frozenset(
-    {
-        EndReason.SINK_REFUSED,
-        EndReason.SINK_GONE,
-        EndReason.LEG_FAILED,
-        EndReason.NO_SUCH_CHANNEL,
-        EndReason.FAULT,
-    }
-)
 
 
 class End(Protocol):
@@ -141,8 +130,15 @@ class Ending:
             self._part(fork, report.reason)
         fork.chronicle.end = report
         fork.apply(ForkEvent.END)
-        log_ended(fork, report, is_failure=report.reason in _FAILURES)
-        self._emit(Ended(fork.info, report.reason, report.stats, has_failed, report.detail))
+        log_ended(fork, report, is_failure=report.reason in FAILURES)
+        self._emit(
+            Ended(
+                *(fork.info, report.reason, report.stats, has_failed, report.detail),
+                gaps=fork.chronicle.gaps,
+                gap_s=fork.chronicle.gap_s,
+                relays_lost=fork.progress.relays_lost,
+            )
+        )
         self.forget(fork)
         self._close(fork, report, has_failed=has_failed)
 
@@ -202,7 +198,7 @@ class Ending:
 
 
 def _has_failed(fork: Fork, reason: EndReason) -> bool:
-    return fork.state is ForkState.ATTACHING and reason in _FAILURES
+    return fork.state is ForkState.ATTACHING and reason in FAILURES
 
 
 def _with_refused(report: ForkEnded, count: int) -> ForkEnded:

@@ -18,6 +18,37 @@ from audiofork.link.messages import EndReason, ForkStats, ServerCommand
 log = logging.getLogger(__name__)
 
 
+FAILURES = frozenset(
+    {
+        EndReason.SINK_REFUSED,
+        EndReason.SINK_GONE,
+        EndReason.LEG_FAILED,
+        EndReason.NO_SUCH_CHANNEL,
+        EndReason.FAULT,
+    }
+)
+"""The reasons of an end that an administrator should look at."""
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What else there is to tell of a fork; does not change while it runs.
+
+    Attributes:
+        requested_at: When it was requested, in seconds since 1970; 0: unknown.
+        direction: What it copies; empty: unknown.
+        format: The protocol spoken over its WebSocket; empty: unknown.
+        profile: The name of its profile; empty: it has none.
+        tap: "chanspy", "snoop" or another tap; empty while not chosen.
+    """
+
+    requested_at: float = 0.0
+    direction: str = ""
+    format: str = ""
+    profile: str = ""
+    tap: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class ForkInfo:
     """A fork as events describe it.
@@ -29,6 +60,9 @@ class ForkInfo:
         from_earlier_run: Whether an earlier run of the daemon started it.
         speaks: Whether its server may be heard in the call.
         connects: Whether its server is the other party of the call.
+        caller_number, caller_name: The caller as Asterisk has it, if somebody wants to know; may be
+            anything.
+        about: What else there is to tell of it.
     """
 
     id: str
@@ -40,6 +74,9 @@ class ForkInfo:
     from_earlier_run: bool = False
     speaks: bool = False
     connects: bool = False
+    caller_number: str = field(default="", repr=False)
+    caller_name: str = field(default="", repr=False)
+    about: About = field(default=About(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +221,9 @@ class Ended:
     Attributes:
         has_failed: Whether Failed follows.
         detail: More about the reason, for people; any text.
+        gaps: How often the audio was interrupted, in this run of the daemon.
+        gap_s: The seconds of all gaps together.
+        relays_lost: How many relay processes the fork has lost; `stats` is from the last one only.
     """
 
     fork: ForkInfo
@@ -191,6 +231,9 @@ class Ended:
     stats: ForkStats
     has_failed: bool
     detail: str = ""
+    gaps: int = 0
+    gap_s: float = 0.0
+    relays_lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from audiofork.asterisk.taps.ways import Way
 from audiofork.errors import RequestRefused
 from audiofork.forks import url_templates
 from audiofork.forks.chronicle import Chronicle
-from audiofork.forks.events import ForkInfo, Resumed
+from audiofork.forks.events import About, ForkInfo, Resumed
 from audiofork.forks.grants import Grants
 from audiofork.forks.journal import Entry, Journal
 from audiofork.forks.lifecycle import FORK_LIFE, Away, ForkEvent, ForkState
@@ -76,6 +76,8 @@ class Call:
         asterisk_started: Identifies the run of Asterisk that has the channel; empty if unknown.
         bridged: Whether the channel is in a bridge; None while unknown.
         values: Values for the post-process command, by variable.
+        caller: The caller's number and name as Asterisk has them, if they were asked for beside
+            `info`; they may be anything.
         info: Fields of the call for the server, by name; empty: they were not asked for.
         params: Parameters for the server: those of the request, and of channel variables.
         dialogue: What the profile has the server told, with the fields of the call.
@@ -87,12 +89,23 @@ class Call:
     uniqueid: str
     asterisk_started: str = ""
     bridged: bool | None = None
+    caller: tuple[str, str] = ("", "")
     values: dict[str, str] = field(default_factory=dict)
     info: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
     dialogue: Dialogue = PLAIN_DIALOGUE
     hangup_seen: bool = False
     hangup_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def caller_number(self) -> str:
+        """The caller's number; empty: it has none, or nobody has asked. It may be anything."""
+        return self.info.get("caller_number", self.caller[0])
+
+    @property
+    def caller_name(self) -> str:
+        """The caller's name, likewise."""
+        return self.info.get("caller_name", self.caller[1])
 
 
 @dataclass(slots=True, eq=False)
@@ -240,6 +253,20 @@ class Fork:
             self.from_earlier_run,
             self.speaks,
             self.connects,
+            self.call.caller_number,
+            self.call.caller_name,
+            self._about,
+        )
+
+    @property
+    def _about(self) -> About:
+        options = self.request.options
+        return About(
+            self.started_at,
+            options.direction.value,
+            options.format.value,
+            self.request.profile,
+            self.choice.tap.name if self.choice is not None else "",
         )
 
     # --- How it goes on ---
@@ -431,16 +458,6 @@ def effective_url(request: StartFork) -> str:
         f"wss:{rest}"
         if colon and scheme.lower() == "ws" and request.options.use_tls
         else request.url
-    )
-
-
-def why_not_muted(fork: Fork, mute_in: bool, mute_out: bool) -> str:
-    """Return why a fork's sides cannot be muted like that; empty if they can."""
-    if mute_in == mute_out or LegPart.MIX not in fork.legs:
-        return ""
-    return (
-        f"fork {fork.id}: in and out come mixed by Asterisk (ChanSpy), so one of them cannot "
-        "be muted alone; mute both, or set up [ari] for forks to come"
     )
 
 

@@ -14,17 +14,15 @@ import concurrent.futures
 import contextlib
 import json
 import logging
-import os
 import queue
 import sqlite3
-import stat
 import threading
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
+from audiofork.forks.sqlite_file import Damaged, SqliteFile, is_locked, put_aside, telling_damage
 from audiofork.text import reason_of
 
 log = logging.getLogger(__name__)
@@ -32,11 +30,6 @@ log = logging.getLogger(__name__)
 RETRY_S = 5.0
 OPEN_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 1.0
-_BUSY_S = 0.5  # how long to wait for the lock: another program may be reading the file
-
-_APPLICATION_ID = 0x61666F72  # "afor", in the file's header
-_VERSION = 1
-_DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _TYPES = {"str": str, "bool": bool, "float": float, "int": int, "dict[str, str]": dict}
 
 
@@ -125,10 +118,6 @@ class Journal:
                 await asyncio.wrap_future(self._writer.closed)
 
 
-class _Damaged(Exception):
-    """The file cannot be read as a journal of this version."""
-
-
 class _Writer(threading.Thread):
     """The thread that reads and writes the file.
 
@@ -175,7 +164,7 @@ class _Writer(threading.Thread):
             self._file = _File(self._path)
             self._entries = {entry.fork_id: entry for entry in self._file.entries()}
             self.works = True
-        except _Damaged as exc:
+        except Damaged as exc:
             self._rebuild(exc)
         except (sqlite3.Error, OSError) as exc:
             self._on_fault(exc)
@@ -214,32 +203,28 @@ class _Writer(threading.Thread):
                 self._file.fill(self._entries)
             else:
                 self._file.change(changes)
-        except _Damaged as exc:
+        except Damaged as exc:
             self._rebuild(exc)
         except (sqlite3.Error, OSError) as exc:
             self._on_fault(exc)
         else:
             self._on_success()
 
-    def _rebuild(self, why: _Damaged) -> None:
+    def _rebuild(self, why: Damaged) -> None:
         """Move the file aside and write a new one."""
         self._close()
-        aside = self._path.with_name(self._path.name + ".damaged")
-        log.warning(
-            "the journal %s cannot be used (%s); moved aside as %s", self._path, why, aside.name
-        )
         try:
-            _put_aside(self._path, aside)
+            put_aside(self._path, "journal", why)
             self._file = _File(self._path)
             self._file.fill(self._entries)
             self._on_success()
-        except (_Damaged, sqlite3.Error, OSError) as exc:
+        except (Damaged, sqlite3.Error, OSError) as exc:
             self._on_fault(exc)
 
     def _on_fault(self, exc: Exception) -> None:
         self._close()
         self.works = False
-        if getattr(exc, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+        if is_locked(exc):
             self._locked_out = True  # for ever: the entries of another daemon must stay
             log.error(
                 "the journal %s is in use, probably by another daemon: running without a journal",
@@ -266,105 +251,42 @@ class _Writer(threading.Thread):
             self._file = None
 
 
-class _File:
-    """The file, open and locked.
+class _File(SqliteFile):
+    """The file, open and locked."""
 
-    Every method raises _Damaged, sqlite3.Error or OSError.
-    """
-
-    def __init__(self, path: Path) -> None:
-        _make_private(path)
-        self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
-        try:
-            with _telling_damage():
-                self._set_up()
-        except BaseException:
-            self.close()
-            raise
-
-    def _set_up(self) -> None:
-        # With an exclusive lock, WAL needs no shared memory, and another daemon notices the lock.
-        self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.execute("PRAGMA wal_autocheckpoint = 100")
-        self._db.execute("PRAGMA secure_delete = ON")  # URLs may contain tokens
-        with self._transaction():  # takes the lock
-            if not self._pragma("schema_version"):
-                self._db.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-                self._db.execute(f"PRAGMA user_version = {_VERSION}")
-                self._db.execute(
-                    "CREATE TABLE forks (number INTEGER PRIMARY KEY, id TEXT UNIQUE, entry TEXT)"
-                )
-        if self._pragma("application_id") != _APPLICATION_ID:
-            raise _Damaged("not a journal of audiofork")
-        if (version := self._pragma("user_version")) != _VERSION:
-            raise _Damaged(f"of version {version}, expected {_VERSION}")
-        self._wipe()
-
-    def _pragma(self, name: str) -> Any:
-        return self._db.execute(f"PRAGMA {name}").fetchone()[0]
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Any:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):  # after some errors SQLite has rolled back
-                self._db.execute("ROLLBACK")
-            raise
+    kind = "journal"
+    application_id = 0x61666F72  # "afor"
+    version = 1
+    schema = ("CREATE TABLE forks (number INTEGER PRIMARY KEY, id TEXT UNIQUE, entry TEXT)",)
 
     def entries(self) -> list[Entry]:
         """Return all entries, oldest first."""
-        with _telling_damage():
-            rows = self._db.execute("SELECT entry FROM forks ORDER BY number").fetchall()
+        with telling_damage():
+            rows = self.db.execute("SELECT entry FROM forks ORDER BY number").fetchall()
         return [_entry_of(text) for (text,) in rows]
 
     def change(self, changes: Mapping[str, Entry | None]) -> None:
         """Write entries, and remove those that are None."""
-        with _telling_damage(), self._transaction():
+        with telling_damage(), self.transaction():
             for fork_id, entry in changes.items():
                 if entry is None:
-                    self._db.execute("DELETE FROM forks WHERE id = ?", (fork_id,))
+                    self.db.execute("DELETE FROM forks WHERE id = ?", (fork_id,))
                 else:
-                    self._db.execute(
+                    self.db.execute(
                         "INSERT INTO forks (id, entry) VALUES (?, ?)"
                         " ON CONFLICT (id) DO UPDATE SET entry = excluded.entry",
                         (fork_id, json.dumps(asdict(entry))),
                     )
 
         if None in changes.values():
-            self._wipe()
-
-    def _wipe(self) -> None:
-        """Empty the WAL: it contains earlier states of pages, and so deleted entries."""
-        with _telling_damage():
-            busy = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        if busy:  # should not happen under the lock; but deleted tokens would stay in the WAL
-            raise sqlite3.OperationalError("the write-ahead log cannot be emptied")
+            self.wipe()
 
     def fill(self, entries: Mapping[str, Entry]) -> None:
         """Replace all entries by these."""
-        with _telling_damage():
-            self._db.execute("DELETE FROM forks")
+        with telling_damage():
+            self.db.execute("DELETE FROM forks")
         self.change(entries)
-        self._wipe()
-
-    def close(self) -> None:
-        with contextlib.suppress(sqlite3.Error):
-            self._db.close()
-
-
-@contextlib.contextmanager
-def _telling_damage() -> Any:
-    try:
-        yield
-    except sqlite3.Error as exc:
-        if getattr(exc, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
-            raise _Damaged(str(exc)) from exc
-        raise
+        self.wipe()
 
 
 def _entry_of(text: object) -> Entry:
@@ -377,29 +299,5 @@ def _entry_of(text: object) -> Entry:
             raise ValueError("a field of another type")
         uuid.UUID(entry.fork_id)
     except (TypeError, ValueError, RecursionError) as exc:
-        raise _Damaged("an entry cannot be read") from exc
+        raise Damaged("an entry cannot be read") from exc
     return entry
-
-
-def _make_private(path: Path) -> None:
-    """Create the file if needed, readable by its owner only.
-
-    SQLite gives the files beside it, such as the WAL, the same mode.
-    """
-    with contextlib.suppress(FileExistsError):
-        path.parent.mkdir(mode=0o700)
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    descriptor = os.open(path, flags, 0o600)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError("not a regular file")
-        os.fchmod(descriptor, 0o600)
-    finally:
-        # Closed before SQLite opens it: close() drops all locks that the process has on the file.
-        os.close(descriptor)
-
-
-def _put_aside(path: Path, aside: Path) -> None:
-    path.replace(aside)
-    for end in ("-wal", "-shm", "-journal"):  # else SQLite would apply them to the new file
-        path.with_name(path.name + end).unlink(missing_ok=True)

@@ -1,15 +1,17 @@
 """The log of a fork's life: a line when it is requested, one when it streams, one when it ends.
 
-Each line has the same fields as text and as JSON; docs/usage.md lists them.
+Each line has the same fields as text and as JSON, and the JSON has further ones, with the names
+that the history has for them; docs/usage.md lists them.
 """
 
 from __future__ import annotations
 
 import logging
 
+from audiofork.forks.events import FAILURES
 from audiofork.forks.fork import Fork
 from audiofork.link.messages import EndReason, ForkEnded, ForkStats
-from audiofork.log import without_query
+from audiofork.log import host_of, without_query
 from audiofork.text import harmless
 
 
@@ -24,6 +26,7 @@ def log_requested(fork: Fork) -> None:
         *(event, f" by {asked}" if asked else ""),
         *(options.direction, fork.tap.name, fork.sample_rate, url),
         extra=_fields(
+            fork,
             event,
             door=door,
             who=harmless(who),
@@ -31,6 +34,9 @@ def log_requested(fork: Fork) -> None:
             tap=fork.tap.name,
             sample_rate=fork.sample_rate,
             url=url,
+            host=host_of(fork.url),
+            profile=fork.request.profile,
+            format=options.format.value,
         ),
     )
     _log_notes(fork)
@@ -58,7 +64,7 @@ def log_streaming(fork: Fork) -> None:
         "streaming %d ms after the %s (%s)",
         *(ms, "resumption" if fork.from_earlier_run else "request"),
         ", ".join(f"{what} after {at} ms" for what, at in parts.items() if at is not None),
-        extra=_fields("streaming", ms=ms, server_ms=server_ms, legs_ms=legs_ms),
+        extra=_fields(fork, "streaming", ms=ms, server_ms=server_ms, legs_ms=legs_ms),
     )
 
 
@@ -80,8 +86,10 @@ def log_ended(fork: Fork, report: ForkEnded, *, is_failure: bool) -> None:
         f" of {times.gap_s:.1f} s" if times.gaps else "",
         _played(stats) if fork.speaks else "",
         extra=_fields(
+            fork,
             "ended",
             reason=report.reason.value,
+            failed=is_failure,
             detail=detail,
             duration_s=round(fork.age_s, 1),
             frames_in=stats.frames_in,
@@ -90,6 +98,11 @@ def log_ended(fork: Fork, report: ForkEnded, *, is_failure: bool) -> None:
             reconnects=stats.reconnects,
             gaps=times.gaps,
             gap_s=round(times.gap_s, 1),
+            frames_missing=stats.frames_missing,
+            messages_ignored=stats.messages_ignored,
+            messages_unused=stats.messages_unused,
+            commands_refused=stats.commands_refused,
+            relays_lost=fork.progress.relays_lost,
             **(_played_fields(stats) if fork.speaks else {}),
         ),
     )
@@ -119,7 +132,7 @@ def log_left(fork: Fork) -> None:
     fork.log.info(
         "left for the next start after %.1f s",
         fork.age_s,
-        extra=_fields("left", duration_s=round(fork.age_s, 1)),
+        extra=_fields(fork, "left", duration_s=round(fork.age_s, 1)),
     )
 
 
@@ -128,9 +141,15 @@ def log_unresumable(fork: Fork, reason: EndReason, detail: str) -> None:
     fork.log.warning(
         "ended: %s (%s)",
         *(reason, harmless(detail)),
-        extra=_fields("ended", reason=reason.value, detail=harmless(detail)),
+        extra=_fields(
+            *(fork, "ended"),
+            reason=reason.value,
+            failed=reason in FAILURES,
+            detail=harmless(detail),
+        ),
     )
 
 
-def _fields(event: str, **fields: str | int | float | None) -> dict[str, object]:
-    return {"fields": {"event": event, **fields}}
+def _fields(fork: Fork, event: str, **fields: str | int | float | None) -> dict[str, object]:
+    named = {"event": event, "fork_id": fork.id, "uniqueid": fork.uniqueid}
+    return {"fields": {**named, **fields}}

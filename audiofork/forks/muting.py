@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 from audiofork.errors import RequestRefused
 from audiofork.forks.events import Emit, Muted
-from audiofork.forks.fork import Fork, record, why_not_muted
+from audiofork.forks.fork import Fork, record
 from audiofork.forks.journal import Journal
 from audiofork.forks.lifecycle import ForkState
 from audiofork.forks.requests import MuteFork
-from audiofork.link.messages import SendCommand, SetMute
+from audiofork.link.messages import LegPart, SendCommand, SetMute
 
 
 class Muting:
@@ -45,7 +45,7 @@ class Muting:
         if not forks:
             raise RequestRefused("No such fork")
         for fork in forks:
-            if why := why_not_muted(fork, *_muted_by(request, fork)):
+            if why := _why_not_muted(fork, *_muted_by(request, fork)):
                 raise RequestRefused(f"AudioForkMute: {why}")
         for fork in forks:
             self._mute(fork, *_muted_by(request, fork))
@@ -56,7 +56,7 @@ class Muting:
         if fork.state is not ForkState.REQUESTED:  # else Starting sends it after ForkSpec
             self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
             record(fork, self._journal)
-            self._emit(Muted(fork.info, mute_in, mute_out))
+        self._emit(Muted(fork.info, fork.mute_in, fork.mute_out))
 
 
 def _muted_by(request: MuteFork, fork: Fork) -> tuple[bool, bool]:
@@ -64,4 +64,14 @@ def _muted_by(request: MuteFork, fork: Fork) -> tuple[bool, bool]:
     return (
         fork.mute_in if request.mute_in is None else request.mute_in,
         fork.mute_out if request.mute_out is None else request.mute_out,
+    )
+
+
+def _why_not_muted(fork: Fork, mute_in: bool, mute_out: bool) -> str:
+    """Return why a fork's sides cannot be muted like that; empty if they can."""
+    if mute_in == mute_out or LegPart.MIX not in fork.legs:
+        return ""
+    return (
+        f"fork {fork.id}: in and out come mixed by Asterisk (ChanSpy), so one of them cannot "
+        "be muted alone; mute both, or set up [ari] for forks to come"
     )

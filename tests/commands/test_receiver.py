@@ -25,9 +25,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect as sync_connect
 
 from audiofork.commands import receiver as receiver_module
 from audiofork.commands import receiver_limits as limits_module
+from audiofork.commands.panel import Panel
 from audiofork.commands.receiver import (
     BAR_LENGTH,
     LABEL_LENGTH,
@@ -53,6 +55,7 @@ from audiofork.commands.receiver_limits import (
 from audiofork.commands.wav import WavFile
 from audiofork.config import SAMPLE_RATES, Address
 from audiofork.errors import ReceiverError
+from tests.commands.test_cli import Terminal
 
 FRAME = struct.pack("<160h", *([1000, -2000] * 80))
 PAIR = struct.pack("<320h", *([16384, -8192] * 160))
@@ -658,6 +661,59 @@ async def test_port_taken(bench: Bench, tmp_path: Path) -> None:
 
 
 # --- Lines ---------------------------------------------------------------------------------------
+
+
+async def test_on_a_terminal_levels_bytes_and_quota_are_shown_in_place(tmp_path: Path) -> None:
+    shows: list[list[str]] = []
+    panel = Panel(lambda text: None)
+    panel.show = lambda lines: shows.append(list(lines))  # type: ignore[method-assign]
+    bench = Bench(tmp_path)
+    limits = Limits(1 << 30, 0)
+    bench.receiver = Receiver(tmp_path, bench.lines.append, limits=limits, panel=panel)
+    bench.port = (await bench.receiver.start(ANY_PORT)).port
+    try:
+        bench.receiver.show()
+        (nobody,) = shows[-1]
+        assert nobody.startswith("0:00:0")
+        assert nobody.endswith("0 forks now, 0 ended, 0 B written, 0 B of 1 GiB used; Ctrl-C ends")
+        async with bench.client("/a") as client:
+            for _ in range(100):
+                await client.send(b"\xff\x7f" * 160)
+            await bench.received(100, "a")
+            bench.receiver.show()
+            fork, summary = shows[-1]
+        assert fork == f"  a     2.0 s   -0.0 dBFS {BAR_LENGTH * '#'}  31.2 KiB"
+        assert "1 fork now, 0 ended, 35.2 KiB written, 35.2 KiB of 1 GiB used" in summary
+        await bench.take()
+        bench.receiver.show()
+        assert "0 forks now, 1 ended" in shows[-1][-1]
+        assert not any(line.startswith("  ") for line in bench.lines)
+    finally:
+        await bench.receiver.close()
+
+
+async def test_without_a_quota_the_bytes_are_shown_alone(tmp_path: Path) -> None:
+    space = Space(tmp_path, Limits(0, 0))
+    space.take(3 << 20)
+    assert str(space) == "3.0 MiB written"
+
+
+def test_command_in_a_terminal_shows_what_comes_and_leaves_its_lines_at_the_end(
+    tmp_path: Path,
+) -> None:
+    arguments = ("receive", "--listen=127.0.0.1:0", f"--directory={tmp_path}")
+    with contextlib.closing(Terminal(*arguments)) as terminal:
+        terminal.until("0 forks now, 0 ended")
+        port = re.search(r"127\.0\.0\.1:(\d+)", terminal.seen)
+        assert port is not None
+        with sync_connect(f"ws://127.0.0.1:{port[1]}/call") as client:
+            client.send(FRAME)
+            terminal.until("1 fork now")
+            terminal.until("call     0.0 s")
+        terminal.until("call: ended")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.exit_code() == 0
+        assert re.search(r"\x1b\[[12]A\r\x1b\[J$", terminal.seen)
 
 
 async def test_level_lines(bench: Bench) -> None:

@@ -418,7 +418,7 @@ async def test_check_is_refused_where_there_is_none(path: Path, registry: Regist
 NOT_JSON = "expected a JSON object in one line of UTF-8"
 NO_COMMAND = (
     "Command: expected StartAudioFork, StopAudioFork, AudioForkMute, ConnectAudioFork, "
-    "ListAudioForks or CheckAudioFork"
+    "ListAudioForks, CheckAudioFork or one of the history"
 )
 
 

@@ -1,5 +1,7 @@
 """What the registry emits, and how that reaches its subscribers."""
 
+from typing import Any
+
 import pytest
 
 from audiofork.errors import AmiUnavailable, RequestRefused
@@ -35,7 +37,7 @@ STARTED = Started(ForkInfo(UNKNOWN_ID, NAME, UNIQUEID, URL))
 STATS = ForkStats(9, 5, 4, reconnects=1)
 
 
-def info(fork_id: str, action_id: str = "7", **more: bool) -> ForkInfo:
+def info(fork_id: str, action_id: str = "7", **more: Any) -> ForkInfo:
     return ForkInfo(fork_id, NAME, UNIQUEID, URL, action_id, sample_rate=8000, **more)
 
 
@@ -80,7 +82,7 @@ async def test_life_of_a_fork_is_emitted_once_each_in_order(rig: Rig) -> None:
         Reconnecting(info(fork_id), Away.SERVER, 1, "refused", was_streaming=True),
         Resumed(info(fork_id), Away.SERVER, 17),
         MessageReceived(info(fork_id), "hello"),
-        Ended(info(fork_id), EndReason.SINK_GONE, STATS, has_failed=False, detail="why"),
+        Ended(info(fork_id), EndReason.SINK_GONE, STATS, has_failed=False, detail="why", gaps=1),
         Stopped(info(fork_id), EndReason.SINK_GONE, "why", 2.5, STATS),
     ]
 

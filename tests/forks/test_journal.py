@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from audiofork.forks import journal as journal_module
+from audiofork.forks import sqlite_file as file_module
 from audiofork.forks.journal import Entry, Journal
+from audiofork.forks.sqlite_file import Damaged
 
 ENTRY = Entry(
     fork_id="3f2a91c0-1111-4222-8333-444455556666",
@@ -83,7 +85,8 @@ async def write(journal: Journal, *changes: Entry) -> None:
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name.endswith("journal")]
+    ours = (journal_module.__name__, file_module.__name__)
+    return [record.getMessage() for record in caplog.records if record.name in ours]
 
 
 # --- What it keeps -------------------------------------------------------------------------------
@@ -179,7 +182,7 @@ async def test_what_a_killed_run_had_deleted_is_gone_when_the_next_has_opened(
     journal = journals()
     await journal.open()
     with monkeypatch.context() as dying:
-        dying.setattr(journal_module._File, "_wipe", lambda _: None)
+        dying.setattr(journal_module._File, "wipe", lambda _: None)
         secret = replace(ENTRY, url="ws://example.org/?token=hunter2")
         await write(journal, secret)
         journal.remove(secret.fork_id)
@@ -379,7 +382,7 @@ async def test_file_that_becomes_corrupt_is_written_anew(
     await journal.open()
     await write(journal, ENTRY)
     real_change = journal_module._File.change
-    faults = [journal_module._Damaged("database disk image is malformed")]
+    faults = [Damaged("database disk image is malformed")]
 
     def change(self: journal_module._File, changes: Mapping[str, Entry | None]) -> None:
         if faults:
@@ -571,7 +574,7 @@ async def test_open_that_takes_for_ever_is_given_up(
         loop.call_soon_threadsafe(hangs.set)
         released.wait()
 
-    monkeypatch.setattr(journal_module, "_make_private", hang)
+    monkeypatch.setattr(file_module, "make_private", hang)
     monkeypatch.setattr(journal_module, "OPEN_TIMEOUT_S", 0.05)
     monkeypatch.setattr(journal_module, "CLOSE_TIMEOUT_S", 0.05)
     journal = Journal(path)

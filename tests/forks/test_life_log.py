@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections import Counter
 from typing import Any
 
 import pytest
 
+from audiofork.config import HistoryConfig
+from audiofork.forks.events import Ended
+from audiofork.forks.history import History
 from audiofork.forks.requests import Origin, parse_request
+from audiofork.forks.timelines import Timelines
 from audiofork.link.messages import (
     EndReason,
     ForkEnded,
@@ -21,7 +26,7 @@ from audiofork.link.messages import (
     SinkRetrying,
     Streaming,
 )
-from tests.control_plane import NAME, START, Rig
+from tests.control_plane import NAME, START, UNIQUEID, Rig
 
 PAIRS = LegPart.PAIRS
 
@@ -60,24 +65,45 @@ async def test_fork_that_streams_has_a_line_for_its_request_its_audio_and_its_en
         "streaming 300 ms after the request (the server after 120 ms, the legs after 250 ms)",
         "ended: hangup (why), 12.3 s, frames 5 in, 3 sent, 2 dropped, 1 reconnects, 0 gaps",
     ]
+    named = {"fork_id": fork_id, "uniqueid": UNIQUEID}
     assert fields(requested) == {
-        "event": "requested",
+        **{"event": "requested", **named},
         "door": "AMI",
         "who": NAME,
         "direction": "both",
         "tap": "chanspy",
         "sample_rate": 8000,
         "url": "ws://example.org/a?...",
+        **{"host": "example.org", "profile": "", "format": "raw"},
     }
-    assert fields(streaming) == {"event": "streaming", "ms": 300, "server_ms": 120, "legs_ms": 250}
+    times = {"ms": 300, "server_ms": 120, "legs_ms": 250}
+    assert fields(streaming) == {"event": "streaming", **named, **times}
     assert fields(ended) == {
-        **{"event": "ended", "reason": "hangup", "detail": "why", "duration_s": 12.3},
+        **{"event": "ended", **named, "reason": "hangup", "failed": False, "detail": "why"},
+        **{"duration_s": 12.3, "frames_missing": 0, "messages_ignored": 0, "messages_unused": 0},
+        **{"commands_refused": 0, "relays_lost": 0},
         **{"frames_in": 5, "frames_sent": 3, "frames_dropped": 2, "reconnects": 1},
         **{"gaps": 0, "gap_s": 0.0},
     }
     for record in (requested, streaming, ended):
         assert record.levelname == "INFO"
         assert (vars(record)["fork"], vars(record)["channel"]) == (fork_id, NAME)
+
+
+async def test_fields_have_the_names_that_the_history_has_for_them(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    fork_id = await rig.stream()
+    await rig.ended(fork_id, EndReason.SINK_GONE, "why", ForkStats(5, 3, 2))
+    history = History(HistoryConfig(file=""), Timelines())
+    (ended,) = [event for event in rig.events if isinstance(event, Ended)]
+    entry = history._ended(ended)
+    kept = {one.name: getattr(entry, one.name) for one in dataclasses.fields(entry)}
+    kept |= entry.totals
+    of_log = {"event", "door", "who", "ms", "server_ms", "legs_ms"}
+    for record in events(caplog):
+        for name, value in fields(record).items():
+            assert name in of_log or name in ("duration_s", "gap_s") or kept[name] == value, name
 
 
 async def test_fork_that_never_streams_has_no_line_that_says_so(
@@ -185,7 +211,8 @@ async def test_fork_that_is_left_for_the_next_run_says_so_in_place_of_its_end(
     await rig.obey()
     await stop
     last = events(caplog)[-1]
-    assert fields(last) == {"event": "left", "duration_s": 2.0}
+    named = {"fork_id": vars(last)["fork"], "uniqueid": UNIQUEID}
+    assert fields(last) == {"event": "left", **named, "duration_s": 2.0}
     assert last.getMessage() == "left for the next start after 2.0 s"
     rig.journal.entries.clear()
 
@@ -200,7 +227,11 @@ async def test_fields_of_a_fork_that_cannot_be_resumed_have_the_reason(
     rig.ami.channels.clear()
     await rig.forks.on_login()
     detail = "the call ended while the daemon was away; its frames are not known"
-    assert fields(events(caplog)[-1]) == {"event": "ended", "reason": "hangup", "detail": detail}
+    last = events(caplog)[-1]
+    assert fields(last) == {
+        **{"event": "ended", "fork_id": vars(last)["fork"], "uniqueid": UNIQUEID},
+        **{"reason": "hangup", "failed": False, "detail": detail},
+    }
 
 
 async def test_log_warns_of_frames_that_asterisk_did_not_bring(

@@ -56,13 +56,22 @@ class Found(Exception):
     """An input that a parser failed on; the text says which one and how to generate it again."""
 
 
-def run(target: Target, seed: int, count: int, first: int = 0) -> Result:
+def run(
+    target: Target, seed: int, count: int, first: int = 0, result: Result | None = None
+) -> Result:
     """Send this many inputs through a target's check.
+
+    Args:
+        target: The target.
+        seed: What inputs depend on.
+        count: How many.
+        first: The number of the first.
+        result: Is filled meanwhile, and returned; None: a new one.
 
     Raises:
         Found: The parser failed on an input.
     """
-    result = Result()
+    result = Result() if result is None else result
     begin = time.perf_counter()
     with logged_faults() as faults, target.opened() as check:
         for number in range(first, first + count):

@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+from functools import partial
+
+from testbed.progress import Telling
 
 from .fuzzing import Found, Result, run
 from .targets import TARGETS
+
+TELL_S = 5.0
 
 
 def main(arguments: list[str]) -> int:
@@ -18,8 +23,10 @@ def main(arguments: list[str]) -> int:
     print(f"seed {options.seed}", flush=True)
     for target in chosen:
         count = -(-options.count * target.share // shares)
+        result = Result()
         try:
-            result = run(target, options.seed, count, options.first)
+            with Telling(partial(_how_far, target.name, result, count), TELL_S):
+                run(target, options.seed, count, options.first, result)
         except Found as found:
             print(found, file=sys.stderr)
             return 1
@@ -37,6 +44,10 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", choices=[target.name for target in TARGETS])
     parser.add_argument("--first", type=int, default=0, help="number of each target's first input")
     return parser.parse_args(arguments)
+
+
+def _how_far(name: str, result: Result, count: int) -> str:
+    return f"{name:18} {result.count:9,} of {count:,}"
 
 
 def _show(name: str, result: Result) -> None:

@@ -21,6 +21,7 @@ from audiofork.doors.http.problems import Kind, Problem
 from audiofork.doors.http.routes import Call, Route
 from audiofork.doors.http.schema import BadValue
 from audiofork.doors.http.sending import answer
+from audiofork.forks import history
 
 HISTORY = "/api/v1/history"
 _PLAIN = tuple(one.name for one in dataclasses.fields(HistoryEntry) if one.name != "timeline")
@@ -62,9 +63,9 @@ class HistoryApi:
     async def search(self, call: Call) -> web.StreamResponse:
         """Search the ended forks, the latest first."""
         try:
-            entries, cursor = await self._there().search(call.query)
+            entries, cursor = await self._there().search(_query(call.query))
         except ValueError as exc:
-            raise BadValue(f"cursor: {exc}") from None
+            raise BadValue(str(exc)) from None
         return answer(HistoryPage([_entry(one) for one in entries], cursor))
 
     async def one(self, call: Call) -> web.StreamResponse:
@@ -87,6 +88,10 @@ class HistoryApi:
             text = "this daemon keeps no history: [history] file is empty"
             raise Problem(404, text, Kind.NOT_AVAILABLE)
         return self._history
+
+
+def _query(query: HistoryQuery) -> history.HistoryQuery:
+    return history.HistoryQuery(**dataclasses.asdict(query))
 
 
 def _entry(entry: Any) -> HistoryEntry:

@@ -1,0 +1,380 @@
+"""The history: files that it cannot use, slow disks, and who else reads its file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audiofork.config import HistoryConfig
+from audiofork.errors import HistoryUnavailable
+from audiofork.forks import history as module
+from audiofork.forks import history_file, history_search, history_writer, sqlite_file
+from audiofork.forks.events import (
+    Resumed,
+)
+from audiofork.forks.history import History, HistoryQuery
+from audiofork.forks.history_file import HistoryFile
+from audiofork.forks.lifecycle import Away
+from audiofork.forks.timelines import Timelines
+from tests.forks.history_stage import (
+    Kept,
+    ended,
+    file_at,
+    fork,
+    keep,
+    kept,
+    lines,
+    path,
+    spoil,
+    times,
+    until,
+)
+
+__all__ = ["keep", "kept", "path", "times"]
+
+
+# --- The file ------------------------------------------------------------------------------------
+
+
+async def test_without_a_file_nothing_is_kept() -> None:
+    history = History(HistoryConfig(file=""), Timelines())
+    await history.open()
+    history.on_event(ended(fork()))
+    assert not history.is_kept
+    with pytest.raises(HistoryUnavailable, match="there is no history"):
+        await history.search(HistoryQuery())
+    await history.close()
+
+
+async def test_entries_are_written_at_the_end_and_read_by_the_next_run(
+    kept: Kept, keep: Callable[..., Any]
+) -> None:
+    for number in range(1000):
+        kept.history.on_event(ended(fork(number)))
+    await kept.history.close()
+    with pytest.raises(HistoryUnavailable, match="it is closed"):
+        await kept.entry(fork().id)
+    again = await keep()
+    entries, _ = await again.history.search(HistoryQuery(limit=500))
+    assert len(entries) == 500
+    assert await again.history.entry(fork(0).id) is not None
+
+
+async def test_file_is_for_its_owner_alone(kept: Kept, path: Path) -> None:
+    await kept.tell(ended(fork()))
+    assert {stat.S_IMODE(one.stat().st_mode) for one in path.parent.iterdir()} == {0o600}
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "/proc/history.sqlite3", "link"])
+async def test_place_that_cannot_be_used_is_said_once_and_all_else_goes_on(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+) -> None:
+    monkeypatch.setattr(history_writer, "RETRY_S", 0.01)
+    (tmp_path / "own").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "own")
+    path = tmp_path / "link" if place == "link" else Path(place)
+    history = History(HistoryConfig(file=str(path)), Timelines())
+    await history.open()
+    history.on_event(ended(fork()))
+    with pytest.raises(HistoryUnavailable, match="the history cannot be asked: "):
+        await history.search(HistoryQuery())
+    await asyncio.sleep(0.05)
+    await history.close()
+    (line,) = lines(caplog)
+    assert line.startswith(f"the history {path} cannot be written: ")
+    assert (tmp_path / "own").read_text() == "mine"
+
+
+async def test_damaged_file_is_moved_aside_and_named(
+    path: Path, keep: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil(path)
+    kept = await keep()
+    await kept.tell(ended(fork()))
+    assert await kept.ids() == [1]
+    (line,) = lines(caplog)
+    assert "cannot be used (file is not a database); moved aside as history.sqlite3" in line
+    assert path.with_name("history.sqlite3.damaged").read_bytes()[:11] == b"no database"
+
+
+async def test_journal_is_no_history(
+    path: Path, keep: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE calls (a)")
+    kept = await keep()
+    await kept.tell(ended(fork()))
+    assert await kept.ids() == [1]
+    assert "not a history of audiofork" in caplog.text
+
+
+async def test_file_that_becomes_damaged_is_replaced(
+    kept: Kept, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await kept.tell(ended(fork(1)))
+    with monkeypatch.context() as faulty:
+
+        def fail(self: object, works: object) -> None:
+            faulty.undo()
+            raise sqlite_file.Damaged("database disk image is malformed")
+
+        faulty.setattr(HistoryFile, "write", fail)
+        await kept.tell(ended(fork(2)))
+    assert await kept.ids() == [2]
+    assert "moved aside as history.sqlite3.damaged" in caplog.text
+
+
+async def test_entry_that_somebody_has_spoilt_spoils_no_other(kept: Kept, path: Path) -> None:
+    await kept.tell(ended(fork(1)), ended(fork(2)))
+    await kept.history.close()
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE forks SET totals = 'x' WHERE number = 1")
+    history = History(HistoryConfig(file=str(path), keep_days=36500), Timelines())
+    await history.open()
+    with pytest.raises(HistoryUnavailable, match="the entry 00000001.* cannot be read"):
+        await history.entry(fork(1).id)
+    assert await history.entry(fork(2).id) is not None
+    await history.close()
+
+
+async def test_file_of_another_daemon_is_left_alone_and_said(
+    kept: Kept, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In another process: SQLite's locks do not count within one."""
+    await kept.tell(ended(fork()))
+    script = """
+import asyncio, sys
+from audiofork.config import HistoryConfig
+from audiofork.forks.history import History, HistoryQuery
+from audiofork.forks.timelines import Timelines
+async def main():
+    history = History(HistoryConfig(file=sys.argv[1]), Timelines())
+    await history.open()
+    try:
+        await history.search(HistoryQuery())
+    except Exception as exc:
+        print(exc)
+    await history.close()
+asyncio.run(main())
+"""
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", script, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    in_use = "it is in use, probably by another daemon"
+    assert done.stdout == f"the history cannot be asked: {in_use}\n"
+    assert done.stderr == f"the history {path}: {in_use}: running without a history\n"
+    assert await kept.ids() == [1]
+
+
+async def test_full_disk_is_said_once_and_entries_are_written_when_there_is_room(
+    kept: Kept, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history_writer, "RETRY_S", 0.02)
+    await kept.tell(ended(fork(0)))
+
+    def no_room(self: object, works: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as faulty:
+        faulty.setattr(HistoryFile, "write", no_room)
+        for number in range(1, 4):
+            kept.history.on_event(ended(fork(number)))
+        with pytest.raises(HistoryUnavailable, match="database or disk is full"):
+            await kept.ids()
+        assert len(lines(caplog)) == 1
+    await until(lambda: len(lines(caplog)) == 2)
+    assert lines(caplog)[1] == "the history works again, 0 entries were lost"
+    assert await kept.ids() == [3, 2, 1, 0]
+
+
+async def test_what_a_full_disk_has_no_room_for_is_lost_and_counted(
+    kept: Kept, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history_writer, "RETRY_S", 0.02)
+    monkeypatch.setattr(history_writer, "MOST_WAITING", 10)
+    await kept.tell(ended(fork(0)))
+    with monkeypatch.context() as faulty:
+
+        def no_room(self: object, works: object) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        faulty.setattr(HistoryFile, "write", no_room)
+        for number in range(1, 31):
+            kept.history.on_event(ended(fork(number)))
+            with pytest.raises(HistoryUnavailable):
+                await kept.ids()
+    await until(lambda: "works again" in caplog.text)
+    assert "the history works again, 20 entries were lost" in caplog.text
+    assert (await kept.ids())[:11] == [*range(30, 20, -1), 0]
+
+
+async def test_slow_disk_delays_nobody_and_what_it_does_not_take_is_counted(
+    kept: Kept, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on, hangs = threading.Event(), threading.Event()
+    real_write = HistoryFile.write
+
+    def slow(self: HistoryFile, works: Any) -> None:
+        hangs.set()
+        goes_on.wait(10)
+        real_write(self, works)
+
+    monkeypatch.setattr(HistoryFile, "write", slow)
+    monkeypatch.setattr(module, "MOST_WAITING", 10)
+    await kept.tell()
+    try:
+        kept.history.on_event(ended(fork(0)))
+        await asyncio.to_thread(hangs.wait, 10)
+        began = time.monotonic()
+        for number in range(1, 31):
+            kept.history.on_event(ended(fork(number)))
+        assert time.monotonic() - began < 1
+        with pytest.raises(HistoryUnavailable, match="too many ask"):
+            await kept.ids()
+    finally:
+        goes_on.set()
+    await until(lambda: kept.history._writer and kept.history._writer.works.empty())
+    assert len(await kept.all()) == 11
+    await kept.history.close()
+    assert "entries of the history dropped, the disk is too slow: 1 more" in caplog.text
+    assert "entries of the history dropped, the disk is too slow: 19 more" in caplog.text
+
+
+async def test_question_to_a_disk_that_hangs_is_given_up(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+    monkeypatch.setattr(HistoryFile, "search", lambda self, query: goes_on.wait(10))
+    monkeypatch.setattr(module, "ANSWER_TIMEOUT_S", 0.05)
+    try:
+        with pytest.raises(HistoryUnavailable, match=r"no answer of the disk within 0\.05 s"):
+            await kept.ids()
+    finally:
+        goes_on.set()
+
+
+async def test_stop_does_not_wait_for_a_disk_that_hangs(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+    monkeypatch.setattr(HistoryFile, "write", lambda self, works: goes_on.wait(10))
+    monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", 0.05)
+    try:
+        kept.history.on_event(ended(fork()))
+        async with asyncio.timeout(2):
+            await kept.history.close()
+    finally:
+        goes_on.set()
+
+
+async def test_bug_in_the_history_is_logged_and_reaches_nobody(
+    kept: Kept, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HistoryFile, "write", lambda self, works: 1 / 0)
+    kept.history.on_event(ended(fork()))
+    writer = kept.history._writer
+    assert writer is not None
+    await asyncio.to_thread(writer.join, 10)
+    kept.history.on_event(ended(fork(2)))
+    assert "the history failed; continuing without it" in caplog.text
+    with pytest.raises(HistoryUnavailable):
+        await kept.ids()
+
+
+async def test_entries_survive_sigkill(path: Path) -> None:
+    """Of a process that is killed as soon as its thread has taken them."""
+    script = f"""
+import asyncio, os, signal, sys, time
+from audiofork.config import HistoryConfig
+from audiofork.forks.history import History
+from audiofork.forks.timelines import Timelines
+from tests.forks.history_stage import ended, fork
+async def main():
+    history = History(HistoryConfig(file={str(path)!r}), Timelines())
+    await history.open()
+    history.on_event(ended(fork()))
+    await history.entry("written by now")
+    os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+    root = Path(__file__).parent.parent.parent
+    await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", script], cwd=root, timeout=30, check=False
+    )
+    with history_file.reading(path) as db:
+        entries, _ = history_search.search(db, HistoryQuery())
+    assert [entry.fork_id for entry in entries] == [fork().id]
+
+
+# --- Reading the file of a daemon that does not run ----------------------------------------------
+
+
+async def test_closed_file_is_read_also_in_a_folder_that_one_may_not_write(
+    kept: Kept, path: Path
+) -> None:
+    await kept.tell(Resumed(fork(), Away.SERVER), ended(fork()))
+    await kept.history.close()
+    before = file_at(path)
+    os.chmod(path.parent, 0o500)
+    try:
+        with history_file.reading(path) as db:
+            assert history_search.search(db, HistoryQuery())[0][0].fork_id == fork().id
+            assert history_search.entry(db, fork().id[:8]) is not None
+    finally:
+        os.chmod(path.parent, 0o700)
+    assert file_at(path) == before
+
+
+async def test_file_that_a_daemon_has_open_is_not_read_beside_it(kept: Kept, path: Path) -> None:
+    await kept.tell(ended(fork()))
+    script = """
+import sys
+from pathlib import Path
+from audiofork.forks import history_file
+try:
+    with history_file.reading(Path(sys.argv[1])):
+        pass
+except Exception as exc:
+    print(type(exc).__name__, exc)
+"""
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", script, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.stdout == (
+        f"HistoryUnavailable the history {path} cannot be read: database is locked\n"
+    )
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no database " * 100])
+def test_file_that_is_no_history_is_not_read(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "h"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(HistoryUnavailable), history_file.reading(path):
+        pass
+    assert content is None or path.read_bytes() == content
