@@ -15,7 +15,6 @@ from audiofork.doors.event_stream import EventStream
 from audiofork.doors.http.answers import (
     AriStatus,
     AsteriskStatus,
-    HistoryQuery,
     RelayStatus,
     Status,
 )
@@ -24,6 +23,7 @@ from audiofork.doors.http.server import HttpDoor
 from audiofork.errors import RequestRefused
 from audiofork.forks.events import ForkInfo
 from audiofork.forks.following import StartNews, StartResult
+from audiofork.forks.history import HistoryQuery
 from audiofork.forks.requests import Request
 from audiofork.forks.view import ForkView
 from audiofork.link.messages import EndReason

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from audiofork.doors.http import status_api
-from audiofork.doors.http.answers import AsteriskStatus, HistoryQuery, RelayStatus
+from audiofork.doors.http.answers import AsteriskStatus, RelayStatus
 from audiofork.doors.http.status_api import Checks
 from audiofork.errors import AudioForkError, DaemonBusy
+from audiofork.forks.history import HistoryQuery
 from tests.doors.http.stage import FORK_ID, OTHER_ID, RUN, STATUS, Others, Stage, staged
 
 LINES = [
