@@ -234,4 +234,4 @@ def _position(cursor: str) -> tuple[float, int]:
     try:
         return float(ended_at), int(number)
     except ValueError:
-        raise ValueError("cursor: expected one of an earlier answer") from None
+        raise ValueError("expected one of an earlier answer") from None

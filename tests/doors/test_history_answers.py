@@ -54,7 +54,7 @@ def test_fields_become_a_query() -> None:
         ({"limit": "-1"}, "Limit: expected a whole number"),
         ({"limit": "9" * 5000}, "Limit: expected a whole number"),
         ({"limit": "x"}, "Limit: expected a whole number"),
-        ({"cursor": "x"}, "Cursor: cursor: expected one of an earlier answer"),
+        ({"cursor": "x"}, "Cursor: expected one of an earlier answer"),
     ],
     ids=str,
 )
