@@ -22,6 +22,8 @@ EXPRESSIONS = {
     "native_format": "CHANNEL(audionativeformat)",
     "system_name": "SYSTEMNAME",
 }
+CALLER = {name: EXPRESSIONS[name] for name in ("caller_number", "caller_name")}
+"""Those of the caller."""
 # Only PJSIP channels have this; for others Asterisk logs a warning.
 _CALL_ID = {"sip_call_id": "CHANNEL(pjsip,call-id)"}
 FIELDS = ("fork_id", "channel", "uniqueid", "call_started", *EXPRESSIONS, *_CALL_ID)

@@ -29,6 +29,8 @@ class ForkInfo:
         from_earlier_run: Whether an earlier run of the daemon started it.
         speaks: Whether its server may be heard in the call.
         connects: Whether its server is the other party of the call.
+        caller_number, caller_name: The caller as Asterisk has it, if somebody wants to know; may be
+            anything.
     """
 
     id: str
@@ -40,6 +42,8 @@ class ForkInfo:
     from_earlier_run: bool = False
     speaks: bool = False
     connects: bool = False
+    caller_number: str = field(default="", repr=False)
+    caller_name: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,8 @@ class Call:
         asterisk_started: Identifies the run of Asterisk that has the channel; empty if unknown.
         bridged: Whether the channel is in a bridge; None while unknown.
         values: Values for the post-process command, by variable.
+        caller: The caller's number and name as Asterisk has them, if they were asked for beside
+            `info`; they may be anything.
         info: Fields of the call for the server, by name; empty: they were not asked for.
         params: Parameters for the server: those of the request, and of channel variables.
         dialogue: What the profile has the server told, with the fields of the call.
@@ -87,12 +89,23 @@ class Call:
     uniqueid: str
     asterisk_started: str = ""
     bridged: bool | None = None
+    caller: tuple[str, str] = ("", "")
     values: dict[str, str] = field(default_factory=dict)
     info: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
     dialogue: Dialogue = PLAIN_DIALOGUE
     hangup_seen: bool = False
     hangup_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def caller_number(self) -> str:
+        """The caller's number; empty: it has none, or nobody has asked. It may be anything."""
+        return self.info.get("caller_number", self.caller[0])
+
+    @property
+    def caller_name(self) -> str:
+        """The caller's name, likewise."""
+        return self.info.get("caller_name", self.caller[1])
 
 
 @dataclass(slots=True, eq=False)
@@ -240,6 +253,8 @@ class Fork:
             self.from_earlier_run,
             self.speaks,
             self.connects,
+            self.call.caller_number,
+            self.call.caller_name,
         )
 
     # --- How it goes on ---

@@ -1,4 +1,6 @@
-"""Look-ups of the channels that requests name: a limited number at once, in fair turns.
+"""Look-ups of the channels that requests name, and of their callers.
+
+The former are limited in number, and take fair turns.
 
 A client may send any number of requests for channels that do not exist, and each costs Asterisk
 an action.
@@ -12,6 +14,7 @@ from contextlib import asynccontextmanager
 
 from audiofork.asterisk.channels import Channels, Target
 from audiofork.errors import RequestRefused
+from audiofork.forks.call_info import CALLER
 from audiofork.forks.fairness import FairQueue
 from audiofork.forks.requests import Origin
 
@@ -29,10 +32,12 @@ class LookUps:
 
     Args:
         channels: Asks Asterisk about channels.
+        asks_callers: Whether somebody wants to know who calls; else Asterisk is not asked.
     """
 
-    def __init__(self, channels: Channels) -> None:
+    def __init__(self, channels: Channels, *, asks_callers: bool = False) -> None:
         self._channels = channels
+        self._asks_callers = asks_callers
         self._under_way = 0
         self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
 
@@ -46,6 +51,18 @@ class LookUps:
         """
         async with self._turn(origin):
             return await self._channels.look_up(target)
+
+    async def caller_of(self, uniqueid: str) -> tuple[str, str]:
+        """Return the caller's number and name; empty where nobody wants to know them.
+
+        Raises:
+            NoSuchChannel: The channel is gone.
+            AmiError: Asterisk cannot be asked.
+        """
+        if not self._asks_callers:
+            return "", ""
+        number, name = await self._channels.at_once(uniqueid, CALLER.values())
+        return number, name
 
     @asynccontextmanager
     async def _turn(self, origin: Origin) -> AsyncIterator[None]:

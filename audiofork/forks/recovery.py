@@ -171,6 +171,7 @@ class Recovery:
                 )
             # Written before the start: if it kills the daemon, the next run must know.
             self._starting.note_attempts(fork, entry.attempts + 1)
+            await self._starting.know_caller(fork)
             await self._starting.choose(fork)
             if self._admission.refusing:  # the daemon stops: the next run will resume it
                 self._starting.note_attempts(fork, entry.attempts)

@@ -96,6 +96,7 @@ class Forks:
         profiles: The servers that requests may name; None for none.
         waits_for_hold: Whether the legs of a fork in a call on hold wait for the end of the hold.
         playout_buffer_s: Seconds of a server's audio that may wait to be played.
+        asks_callers: Whether somebody wants to know who calls; else Asterisk is not asked.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Forks:
         profiles: Profiles | None = None,
         waits_for_hold: bool = False,
         playout_buffer_s: float = WebSocketConfig.playout_buffer,
+        asks_callers: bool = False,
     ) -> None:
         journal = journal or Journal(None)
         commands = commands or Commands({})
@@ -120,7 +122,7 @@ class Forks:
         self._table = table = ForkTable()
         admission = Admission(security, playout_buffer_s)
         channels = Channels(ami)
-        self._look_ups = look_ups = LookUps(channels)
+        self._look_ups = look_ups = LookUps(channels, asks_callers=asks_callers)
         self._holds = Holds(channels, waits=waits_for_hold)
         self._leaving = leaving = LeavingLegs(channels, tasks.spawn)
         self._statistics = Statistics(send)
@@ -231,7 +233,7 @@ class Forks:
         Raises:
             TimeoutError: The relay does not answer in time.
         """
-        stats = await self._statistics.take()
+        stats = (await self._statistics.take()).stats
         return [view_of(fork, stats.get(fork.id, ForkStats())) for fork in self._table]
 
     @property

@@ -157,6 +157,7 @@ class Starting:
             names = fork.post_process.names
             fork.call.values = await self._channels.values(fork.uniqueid, names)
         await self._tell_of_call(fork)
+        await self.know_caller(fork)
         if fork.request.options.bridged_only:
             bridged = await self._channels.is_bridged(fork.uniqueid)
             if fork.call.bridged is None:  # else a newer event has set it meanwhile
@@ -191,6 +192,16 @@ class Starting:
         if url_templates.names(request.url):
             fork.request = with_fields(request, call.info)
             self.admission.check_url(fork.request)
+
+    async def know_caller(self, fork: Fork) -> None:
+        """Ask Asterisk who calls, if somebody wants to know and nothing else has asked.
+
+        Raises:
+            NoSuchChannel: The channel does not exist.
+            AmiError: Asterisk cannot be asked.
+        """
+        if not fork.call.info:
+            fork.call.caller = await self._look_ups.caller_of(fork.uniqueid)
 
     async def choose(self, fork: Fork) -> None:
         """Choose the tap (ChanSpy or ARI snoop) and sample rate of a fork, and what it grants.

@@ -12,6 +12,8 @@ import sys
 from asyncio.subprocess import Process
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from typing import NamedTuple
 
 from audiofork.backoff import Backoff
 from audiofork.config import Address, Config
@@ -84,6 +86,7 @@ class _Worker:
         forks: The ids of the forks that it relays.
         started: Done when the first process listens; fails if it cannot.
         unanswered: The number of pings since the last answer.
+        latency: What its process has last reported of latencies; see `StatsTaken`.
     """
 
     def __init__(self, listen: Address, advertise: Address | None) -> None:
@@ -95,6 +98,7 @@ class _Worker:
         self.forks: set[str] = set()
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.unanswered = 0
+        self.latency = NO_LATENCY
 
     def __str__(self) -> str:
         pid = self.process.pid if self.process is not None else "none"
@@ -109,6 +113,21 @@ class _Worker:
         if not self.started.done():
             exc = CannotListen("[audiosocket] listen", self.listen, why)
             self.started.set_exception(exc)
+
+
+class _Latency(NamedTuple):
+    """The latencies of `StatsTaken`: how many took no longer than each bound, and all together."""
+
+    counts: tuple[int, ...]
+    sum_s: float
+
+    def plus(self, other: _Latency) -> _Latency:
+        """Return the latencies of both; either may have measured none."""
+        counts = [sum(pair) for pair in zip_longest(self.counts, other.counts, fillvalue=0)]
+        return _Latency(tuple(counts), self.sum_s + other.sum_s)
+
+
+NO_LATENCY = _Latency((), 0.0)
 
 
 @dataclass
@@ -145,6 +164,7 @@ class RelayProcesses:
         self._orphaned: dict[str, float] = {}  # when each fork without a process lost it
         self._orphan_timer: asyncio.TimerHandle | None = None
         self._asked: dict[int, _Asked] = {}
+        self._latency_of_dead = NO_LATENCY
 
     # --- Towards the daemon ---
 
@@ -289,6 +309,8 @@ class RelayProcesses:
         log.error("%s died (%s); it had %d forks", worker, how, len(worker.forks))
         worker.fail_start(OSError(f"the relay process died: {how}"))
         worker.address = worker.link = None
+        self._latency_of_dead = self._latency_of_dead.plus(worker.latency)
+        worker.latency = NO_LATENCY
         now = asyncio.get_running_loop().time()
         for fork_id in worker.forks:
             del self._owners[fork_id]
@@ -338,6 +360,7 @@ class RelayProcesses:
         elif isinstance(message, NotListening):
             self._on_not_listening(worker, message)
         elif isinstance(message, StatsTaken):
+            worker.latency = _Latency(message.latency, message.latency_sum_s)
             self._answered(message.ticket, worker, message.stats)
         elif isinstance(message, StrangersRefused | CheckLeg):
             self._reports.put(message)
@@ -383,7 +406,10 @@ class RelayProcesses:
         """Report the statistics that have come, the first time that this is called for a ticket."""
         asked = self._asked.pop(ticket, None)
         if asked is not None:
-            self._reports.put(StatsTaken(ticket, asked.stats))
+            latency = self._latency_of_dead
+            for worker in self._workers:
+                latency = latency.plus(worker.latency)
+            self._reports.put(StatsTaken(ticket, asked.stats, *latency))
 
 
 async def _spawn(end: socket.socket) -> Process:

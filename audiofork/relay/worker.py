@@ -28,6 +28,7 @@ from audiofork.relay import resampler
 from audiofork.relay.check_legs import CheckLegs
 from audiofork.relay.client_tls import ClientTls
 from audiofork.relay.formats.choice import format_of
+from audiofork.relay.latencies import Latencies
 from audiofork.relay.listener import Listener
 from audiofork.relay.pacer import Pacer
 from audiofork.relay.pipeline import message_frame_bytes
@@ -56,6 +57,7 @@ class Worker:
         self._report = report
         self._listener = Listener(report, config.audiosocket.allow)
         self._pacer = Pacer()
+        self._latencies = Latencies()
         self._check_legs = CheckLegs(self._listener, report)
         self._leg_uuids: dict[str, dict[LegPart, str]] = {}  # the latest of each leg, by fork
         self._tls = ClientTls(config)
@@ -97,8 +99,7 @@ class Worker:
         if isinstance(command, ForkSpec):
             self._begin(command)
         elif isinstance(command, TakeStats):
-            stats = {fork_id: session.stats() for fork_id, session in self.sessions.items()}
-            self._report(StatsTaken(command.ticket, stats))
+            self._report(self._stats(command.ticket))
         elif isinstance(command, ExpectCheckLeg):
             self._check_legs.expect(command.leg_uuid)
         elif session := self.sessions.get(command.fork_id):
@@ -106,6 +107,11 @@ class Worker:
                 self._expect(session, command)
             else:
                 _obey(session, command)
+
+    def _stats(self, ticket: int) -> StatsTaken:
+        stats = {fork_id: session.stats() for fork_id, session in self.sessions.items()}
+        # After the forks: their answers bring the latencies up to date.
+        return StatsTaken(ticket, stats, self._latencies.cumulative(), self._latencies.sum_s)
 
     def _begin(self, spec: ForkSpec) -> None:
         if spec.voice is not None:
@@ -121,6 +127,7 @@ class Worker:
             format=format_of(spec, settings.frame_ms),
             proxy_tls=self._tls.configured,
             max_bytes=MAX_SPOKEN_BYTES if spec.voice is not None else MAX_MESSAGE_BYTES,
+            latencies=self._latencies,
         )
         session = Session(spec, sink, self._on_report, self._pacer)
         self.sessions[spec.fork_id] = session

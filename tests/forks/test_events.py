@@ -1,5 +1,7 @@
 """What the registry emits, and how that reaches its subscribers."""
 
+from typing import Any
+
 import pytest
 
 from audiofork.errors import AmiUnavailable, RequestRefused
@@ -35,7 +37,7 @@ STARTED = Started(ForkInfo(UNKNOWN_ID, NAME, UNIQUEID, URL))
 STATS = ForkStats(9, 5, 4, reconnects=1)
 
 
-def info(fork_id: str, action_id: str = "7", **more: bool) -> ForkInfo:
+def info(fork_id: str, action_id: str = "7", **more: Any) -> ForkInfo:
     return ForkInfo(fork_id, NAME, UNIQUEID, URL, action_id, sample_rate=8000, **more)
 
 
