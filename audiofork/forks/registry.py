@@ -20,7 +20,7 @@ from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.base import fork_id_of
 from audiofork.asterisk.taps.choice import Taps
 from audiofork.config import SecurityConfig, WebSocketConfig
-from audiofork.errors import AmiError, RequestRefused
+from audiofork.errors import AmiError, Refusal, RequestRefused
 from audiofork.forks.admission import Admission
 from audiofork.forks.bridges import Bridges
 from audiofork.forks.ending import Ending
@@ -175,7 +175,8 @@ class Forks:
         try:
             return await self._grant(request)
         except (RequestRefused, AmiError) as exc:
-            self._emit(Refused(request, str(exc)))
+            reason = exc.reason if isinstance(exc, RequestRefused) else Refusal.ASTERISK
+            self._emit(Refused(request, str(exc), reason))
             raise
 
     async def _grant(self, request: Request) -> list[str]:
@@ -183,7 +184,7 @@ class Forks:
             return [(await self._starting.start(request)).id]
         forks = await self._named_by(request)
         if not forks:
-            raise RequestRefused(self._no_such_fork(request))
+            raise RequestRefused(self._no_such_fork(request), Refusal.NO_SUCH_FORK)
         if isinstance(request, MuteFork):
             return await self._muting.mute_all(forks, request)
         for fork in forks:
@@ -224,7 +225,7 @@ class Forks:
         """
         fork = self._table.get(fork_id)
         if fork is None:
-            raise RequestRefused("No such fork")
+            raise RequestRefused("No such fork", Refusal.NO_SUCH_FORK)
         return follow(fork)
 
     async def views(self) -> list[ForkView]:
@@ -354,7 +355,8 @@ class Forks:
             return  # the first frame of another relay process, not of the fork
         fork.first_frame()
         log_streaming(fork)
-        self._emit(Started(fork.info, fork.progress.subprotocol))
+        after_s = (fork.chronicle.streaming_at or 0.0) - fork.chronicle.begun
+        self._emit(Started(fork.info, fork.progress.subprotocol, max(0.0, after_s)))
 
     def _on_retrying(self, fork: Fork, report: SinkRetrying) -> None:
         was_streaming = fork.lost(Away.SERVER, report.detail, report.attempt, report.wait_s)

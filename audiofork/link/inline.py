@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from audiofork.config import Address, Config
 from audiofork.errors import CannotListen
 from audiofork.link.messages import Command, SendReport
-from audiofork.link.relay import Reports, give
+from audiofork.link.relay import Reports, WorkerState, give
 from audiofork.relay.client_tls import configured_tls
 from audiofork.relay.worker import Worker
 
@@ -45,6 +45,11 @@ class InlineRelay:
 
     def address_of(self, fork_id: str) -> Address:
         return self._worker.address_of(fork_id)
+
+    @property
+    def workers(self) -> Sequence[WorkerState]:
+        worker = self._worker
+        return [WorkerState(worker.address, worker.is_listening, len(worker.sessions))]
 
     async def close(self) -> None:
         await self._worker.close()

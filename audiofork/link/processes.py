@@ -35,7 +35,7 @@ from audiofork.link.messages import (
     StrangersRefused,
     TakeStats,
 )
-from audiofork.link.relay import Reports
+from audiofork.link.relay import Reports, WorkerState
 from audiofork.link.stream import (
     Close,
     Configure,
@@ -87,6 +87,8 @@ class _Worker:
         started: Done when the first process listens; fails if it cannot.
         unanswered: The number of pings since the last answer.
         latency: What its process has last reported of latencies; see `StatsTaken`.
+        pinged: The loop time of the first ping that is not answered, or of the latest.
+        rtt_s: How long the answer to the latest answered ping took, in seconds; 0: there is none.
     """
 
     def __init__(self, listen: Address, advertise: Address | None) -> None:
@@ -99,6 +101,8 @@ class _Worker:
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.unanswered = 0
         self.latency = NO_LATENCY
+        self.pinged = 0.0
+        self.rtt_s = 0.0
 
     def __str__(self) -> str:
         pid = self.process.pid if self.process is not None else "none"
@@ -107,6 +111,17 @@ class _Worker:
     def send(self, message: Down) -> None:
         if self.link is not None:
             self.link.send(message)
+
+    def ping(self) -> None:
+        if not self.unanswered:
+            self.pinged = asyncio.get_running_loop().time()
+        self.unanswered += 1
+        self.send(Ping())
+
+    def on_pong(self) -> None:
+        if self.unanswered:
+            self.rtt_s = asyncio.get_running_loop().time() - self.pinged
+        self.unanswered = 0
 
     def fail_start(self, why: OSError) -> None:
         """Fail the start of the relay, if it is still waited for."""
@@ -232,6 +247,16 @@ class RelayProcesses:
         """Report the end of a fork that no process relays."""
         self._reports.put(ForkEnded(fork_id, reason, detail, ForkStats()))
 
+    @property
+    def workers(self) -> Sequence[WorkerState]:
+        return [
+            WorkerState(one.listen, self._is_up(one), len(one.forks), one.rtt_s)
+            for one in self._workers
+        ]
+
+    def _is_up(self, worker: _Worker) -> bool:
+        return worker.address is not None and not self._closing.is_set()
+
     async def close(self) -> None:
         self._closing.set()
         for worker in self._workers:
@@ -310,7 +335,7 @@ class RelayProcesses:
         worker.fail_start(OSError(f"the relay process died: {how}"))
         worker.address = worker.link = None
         self._latency_of_dead = self._latency_of_dead.plus(worker.latency)
-        worker.latency = NO_LATENCY
+        worker.latency, worker.rtt_s = NO_LATENCY, 0.0
         now = asyncio.get_running_loop().time()
         for fork_id in worker.forks:
             del self._owners[fork_id]
@@ -354,7 +379,7 @@ class RelayProcesses:
 
     def _on_message(self, worker: _Worker, message: Up) -> None:
         if isinstance(message, Pong):
-            worker.unanswered = 0
+            worker.on_pong()
         elif isinstance(message, Listening):
             self._on_listening(worker, message.address)
         elif isinstance(message, NotListening):
@@ -438,8 +463,7 @@ async def _watch(worker: _Worker, process: Process) -> None:
             log.error("%s does not answer", worker)
             _kill(process)
             return
-        worker.unanswered += 1
-        worker.send(Ping())
+        worker.ping()
 
 
 def _kill(process: Process) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from audiofork.config import Address, Config
 from audiofork.link.messages import (
@@ -21,6 +21,23 @@ from audiofork.link.messages import (
 from audiofork.text import A_BUG
 
 log = logging.getLogger(__name__)
+
+
+class WorkerState(NamedTuple):
+    """One of the configured workers, as it is now.
+
+    Attributes:
+        address: Where it accepts legs, or did, or will.
+        is_up: Whether it does.
+        forks: How many forks it has.
+        rtt_s: How long its event loop took to answer lately, in seconds; 0: unknown, or it is the
+            daemon's own.
+    """
+
+    address: Address
+    is_up: bool
+    forks: int
+    rtt_s: float = 0.0
 
 
 class Relay(Protocol):
@@ -59,6 +76,10 @@ class Relay(Protocol):
 
     def address_of(self, fork_id: str) -> Address:
         """Return the address for the legs of a fork; for one that has ended, any of `addresses`."""
+
+    @property
+    def workers(self) -> Sequence[WorkerState]:
+        """All workers as they are now, always in the same order."""
 
     async def close(self) -> None:
         """End all forks and stop listening; return when every report was delivered.

@@ -90,6 +90,11 @@ class Worker:
         """The addresses that Asterisk connects legs to."""
         return [self._advertise or self.address]
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether legs can connect."""
+        return self._listener.is_listening
+
     def address_of(self, fork_id: str) -> Address:  # noqa: ARG002 (of LegAddresses)
         """Return the address that Asterisk must connect the leg of a fork to."""
         return self.addresses[0]

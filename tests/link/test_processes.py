@@ -547,6 +547,20 @@ async def test_close_does_not_wait_for_the_next_start(
     assert loop.time() - began < relays_module.CLOSE_TIMEOUT_S
 
 
+async def test_worker_whose_process_dies_is_down_until_another_listens(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relays_module, "PING_INTERVAL_S", 0.05)
+    await until(lambda: all(worker.rtt_s for worker in rig.relays.workers), TIMEOUT_S)
+    assert all(0 < worker.rtt_s < TIMEOUT_S for worker in rig.relays.workers)
+    old = rig.pid(1)
+    rig.signal(1, signal.SIGKILL)
+    await until(lambda: not rig.relays.workers[1].is_up, TIMEOUT_S)
+    assert (rig.relays.workers[0].is_up, rig.relays.workers[1].rtt_s) == (True, 0.0)
+    await rig.restarted(1, old)
+    assert all(worker.is_up for worker in rig.relays.workers)
+
+
 # --- Statistics ---
 
 
