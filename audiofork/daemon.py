@@ -47,6 +47,7 @@ from audiofork.text import why
 
 if TYPE_CHECKING:
     from audiofork.asterisk.ari import Ari
+    from audiofork.doors.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -60,14 +61,20 @@ class Daemon:
 
     Owned by the command `run`; `run()` returns after a SIGTERM or SIGINT.
 
+    Args:
+        path: The configuration file.
+        config: What it says.
+        with_metrics: Whether somebody will ask for metrics.
+
     Attributes:
         ready: Set when the AudioSocket server listens and the first connect to Asterisk has begun.
+        metrics: What Prometheus reads; None: it is not asked for.
         forks: The registry.
         counters: Counts what happens to forks.
         relay: What relays the audio.
     """
 
-    def __init__(self, path: Path, config: Config) -> None:
+    def __init__(self, path: Path, config: Config, *, with_metrics: bool = False) -> None:
         self._path = path
         self._config = config
         self._stop = asyncio.Event()
@@ -82,6 +89,8 @@ class Daemon:
         self._ari: Ari | None = None
         self._front: Front | None = None
         self._socket: ControlSocket | None = None
+        self._with_metrics = with_metrics
+        self.metrics: Metrics | None = None
 
     def _on_report(self, report: Report) -> None:
         if isinstance(report, CheckLeg):
@@ -160,6 +169,16 @@ class Daemon:
             playout_buffer_s=self._config.websocket.playout_buffer,
         )
         self._user_events = UserEvents(self.forks.ask, ami_events)
+        if self._with_metrics:
+            self._build_metrics(events)
+
+    def _build_metrics(self, events: Events) -> None:
+        from audiofork.doors.metrics import Metrics
+
+        metrics = Metrics(self.forks, self.counters, self.relay, self.ami, self._ari)
+        events.subscribe(metrics.on_event)
+        metrics.start()
+        self.metrics = metrics
 
     def _build_taps(self) -> Taps:
         """Build the taps, and the connection to ARI if it is configured."""
@@ -228,6 +247,8 @@ class Daemon:
         notify("STOPPING=1")
         log.info("stopping, %d forks to %s", len(self.forks), "keep" if self._keep else "end")
         await self._close_doors()
+        if self.metrics is not None:
+            self.metrics.close()
         with contextlib.suppress(TimeoutError, AmiError):
             async with asyncio.timeout(SHUTDOWN_TIMEOUT_S):
                 await self.forks.shut_down(keep=self._keep)

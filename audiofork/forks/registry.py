@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from dataclasses import replace
 
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.ami_protocol import (
@@ -56,6 +58,7 @@ from audiofork.forks.tasks import Tasks
 from audiofork.forks.view import ForkView, view_of
 from audiofork.link.messages import (
     CommandAsked,
+    Direction,
     EndReason,
     ForkReport,
     ForksReport,
@@ -236,6 +239,24 @@ class Forks:
         """
         stats = (await self._statistics.take()).stats
         return [view_of(fork, stats.get(fork.id, ForkStats())) for fork in self._table]
+
+    async def take_stats(self) -> StatsTaken:
+        """Return what the relay has counted of the running forks.
+
+        Raises:
+            TimeoutError: The relay does not answer in time.
+        """
+        taken = await self._statistics.take()
+        for fork in self._table:
+            # What this plane has refused counts like what the relay has.
+            if fork.progress.commands_refused and (stats := taken.stats.get(fork.id)) is not None:
+                total = stats.commands_refused + fork.progress.commands_refused
+                taken.stats[fork.id] = replace(stats, commands_refused=total)
+        return taken
+
+    def count(self) -> Counter[tuple[ForkState, Direction]]:
+        """Return how many forks there are, by state and direction."""
+        return Counter((fork.state, fork.request.options.direction) for fork in self._table)
 
     @property
     def legs_left(self) -> int:

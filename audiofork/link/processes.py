@@ -104,9 +104,13 @@ class _Worker:
         self.pinged = 0.0
         self.rtt_s = 0.0
 
+    @property
+    def pid(self) -> int:
+        """Its process, which may have just ended; 0: there is none yet."""
+        return self.process.pid if self.process is not None else 0
+
     def __str__(self) -> str:
-        pid = self.process.pid if self.process is not None else "none"
-        return f"relay process {pid} at {self.listen}"
+        return f"relay process {self.pid or 'none'} at {self.listen}"
 
     def send(self, message: Down) -> None:
         if self.link is not None:
@@ -250,7 +254,7 @@ class RelayProcesses:
     @property
     def workers(self) -> Sequence[WorkerState]:
         return [
-            WorkerState(one.listen, self._is_up(one), len(one.forks), one.rtt_s)
+            WorkerState(one.listen, self._is_up(one), len(one.forks), one.rtt_s, one.pid)
             for one in self._workers
         ]
 

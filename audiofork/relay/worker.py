@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
 from audiofork.config import Address, Config, WebSocketConfig
 from audiofork.link.messages import (
@@ -15,6 +17,7 @@ from audiofork.link.messages import (
     ExpectLeg,
     ForkEnded,
     ForkSpec,
+    ForkStats,
     LegPart,
     PressKey,
     Report,
@@ -40,6 +43,8 @@ log = logging.getLogger(__name__)
 
 # A little more than the time limit of a sink's close.
 _CLOSE_TIMEOUT_S = 2.5
+# How many forks tell their statistics in one turn of the event loop: a millisecond.
+FORKS_AT_ONCE = 100
 
 
 class Worker:
@@ -104,7 +109,7 @@ class Worker:
         if isinstance(command, ForkSpec):
             self._begin(command)
         elif isinstance(command, TakeStats):
-            self._report(self._stats(command.ticket))
+            self._take_stats(command.ticket, iter(list(self.sessions)), {})
         elif isinstance(command, ExpectCheckLeg):
             self._check_legs.expect(command.leg_uuid)
         elif session := self.sessions.get(command.fork_id):
@@ -113,10 +118,24 @@ class Worker:
             else:
                 _obey(session, command)
 
-    def _stats(self, ticket: int) -> StatsTaken:
-        stats = {fork_id: session.stats() for fork_id, session in self.sessions.items()}
-        # After the forks: their answers bring the latencies up to date.
-        return StatsTaken(ticket, stats, self._latencies.cumulative(), self._latencies.sum_s)
+    def _take_stats(self, ticket: int, rest: Iterator[str], stats: dict[str, ForkStats]) -> None:
+        """Take the statistics of some forks, then of the rest, then report; audio goes in between.
+
+        Args:
+            ticket: That of the command.
+            rest: The ids of the other forks; they may have ended meanwhile.
+            stats: What was taken so far.
+        """
+        some = list(islice(rest, FORKS_AT_ONCE))
+        for fork_id in some:
+            if (session := self.sessions.get(fork_id)) is not None:
+                stats[fork_id] = session.stats()
+        if len(some) == FORKS_AT_ONCE:
+            asyncio.get_running_loop().call_soon(self._take_stats, ticket, rest, stats)
+            return
+        # After the forks: they have brought the latencies up to date.
+        latencies = self._latencies
+        self._report(StatsTaken(ticket, stats, latencies.cumulative(), latencies.sum_s))
 
     def _begin(self, spec: ForkSpec) -> None:
         if spec.voice is not None:
