@@ -22,7 +22,7 @@ unit tools coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
 
 .NOTPARALLEL:
 .PHONY: demo demo-bot test style types clients unit tools coverage oldest pythons asterisk fuzz bench bench-capacity bench-asterisk bench-bots
-.PHONY: faults attacks sample-config deb package-test first-hour wheel clean
+.PHONY: faults attacks sample-config dashboard deb package-test first-hour wheel clean
 
 # Less than the tests need, and so sooner there.
 demo: .venv/runs
@@ -105,6 +105,10 @@ bench-bots: .venv/installed
 
 sample-config: .venv/installed
 	$(BIN)/python -c "from audiofork import config_file; print(config_file.sample(), end='')" > etc/audiofork.ini
+
+# For Grafana; a test compares it with its source, testbed/dashboard.py.
+dashboard: .venv/installed
+	$(BIN)/python -m testbed.dashboard
 
 # For the system that this runs on; `make deb SUITE=bookworm`, as root, for another release of Debian.
 deb: $(if $(SUITE),.venv/installed)

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from audiofork.asterisk.ari import Ari
     from audiofork.doors.event_stream import EventStream
     from audiofork.doors.http.parts import Parts
+    from audiofork.doors.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Daemon:
 
     Attributes:
         ready: Set when the AudioSocket server listens and the first connect to Asterisk has begun.
+        metrics: What Prometheus reads; None: it is not asked for.
         forks: The registry.
         watching: Shows levels and lets listen.
         counters: Counts what happens to forks.
@@ -87,6 +89,7 @@ class Daemon:
         self._keep = config.daemon.on_stop == "keep"
         self._ari: Ari | None = None
         self._doors = Doors(path, config, self._run_id)
+        self.metrics: Metrics | None = None
 
     def _on_report(self, report: Report) -> None:
         if isinstance(report, CheckLeg):
@@ -176,6 +179,16 @@ class Daemon:
         self.watching = Watching(self.relay.send, self.forks.find)
         events.subscribe(self.watching.on_event)
         self._user_events = UserEvents(self.forks.ask, ami_events)
+        if self._stream is not None:
+            self._build_metrics(events)
+
+    def _build_metrics(self, events: Events) -> None:
+        from audiofork.doors.metrics import Metrics
+
+        metrics = Metrics(self.forks, self.counters, self.relay, self.ami, self._ari)
+        events.subscribe(metrics.on_event)
+        metrics.start()
+        self.metrics = metrics
 
     def _stream_of(self, events: Events) -> EventStream | None:
         """Return the events for the HTTP interface, if it is configured."""
@@ -236,6 +249,7 @@ class Daemon:
             timelines=self.timelines,
             series=self.series,
             history=self.history if self._config.history.file else None,
+            metrics=self.metrics,
         )
 
     async def _up(self) -> None:
@@ -249,6 +263,8 @@ class Daemon:
         notify("STOPPING=1")
         log.info("stopping, %d forks to %s", len(self.forks), "keep" if self._keep else "end")
         await self._doors.close()
+        if self.metrics is not None:
+            self.metrics.close()
         with contextlib.suppress(TimeoutError, AmiError):
             async with asyncio.timeout(SHUTDOWN_TIMEOUT_S):
                 await self.forks.shut_down(keep=self._keep)

@@ -39,6 +39,8 @@ AudioForkError
 
 from __future__ import annotations
 
+import enum
+
 from audiofork.text import reason_of
 
 
@@ -50,15 +52,48 @@ class ConfigError(AudioForkError):
     """The configuration cannot be used; the text names file, line and option."""
 
 
+class Refusal(enum.StrEnum):
+    """Why a request is refused, for counts and for programs; the text says more to people."""
+
+    INVALID = "invalid"
+    """It is written wrong, or asks for what cannot be."""
+    NOT_ALLOWED = "not-allowed"
+    """[security] or the profile forbids it."""
+    LIMIT = "limit"
+    """As many forks run as may, or as there are file descriptors for."""
+    RATE = "rate"
+    """Too many requests at once, or too many starts a second."""
+    NO_SUCH_CHANNEL = "no-such-channel"
+    """Asterisk does not have the channel."""
+    NO_SUCH_FORK = "no-such-fork"
+    """There is no fork with that id, or none on the channel."""
+    CONFLICT = "conflict"
+    """The channel, or the fork, is not in a state for it."""
+    NO_TAP = "no-tap"
+    """This Asterisk, as it is set up, cannot bring the audio that was asked for."""
+    STOPPING = "stopping"
+    """The daemon stops."""
+    ASTERISK = "asterisk"
+    """Asterisk cannot be asked, or has refused."""
+
+
 class RequestRefused(AudioForkError):
-    """A request cannot be granted; the text tells the requester why."""
+    """A request cannot be granted; the text tells the requester why.
+
+    Attributes:
+        reason: The same as one of a few words.
+    """
+
+    def __init__(self, text: str = "", reason: Refusal = Refusal.INVALID) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class NoSuchChannel(RequestRefused):
     """The request names a channel that Asterisk does not have, or no longer has."""
 
     def __init__(self) -> None:
-        super().__init__("No such channel")
+        super().__init__("No such channel", Refusal.NO_SUCH_CHANNEL)
 
 
 class AudioSocketProtocolError(AudioForkError):

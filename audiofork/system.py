@@ -1,4 +1,4 @@
-"""Talks to systemd, handles the limit on open files, and what a child process inherits."""
+"""Talks to systemd, handles the limit on open files, and knows what processes use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import logging
 import os
 import resource
 import socket
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 import audiofork
 from audiofork.text import why
@@ -110,3 +112,48 @@ async def feed_watchdog() -> None:
     while period_us:
         notify("WATCHDOG=1")
         await asyncio.sleep(period_us / 2_000_000)
+
+
+class Usage(NamedTuple):
+    """What a process uses.
+
+    Attributes:
+        cpu_s: CPU time so far, of user and system, in seconds.
+        resident_bytes, virtual_bytes: Its memory.
+        started: When it was started, in seconds since 1970.
+    """
+
+    cpu_s: float
+    resident_bytes: int
+    virtual_bytes: int
+    started: float
+
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def usage_of(pid: int | str = "self") -> Usage | None:
+    """Return what a process uses; None: it has ended, or the kernel does not tell us."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        # After the name in parentheses, which may hold anything: proc(5) counts state as 3.
+        fields = text.rpartition(")")[2].split()
+        user, system, began, virtual, pages = (int(fields[n - 3]) for n in (14, 15, 22, 23, 24))
+    except (OSError, ValueError, IndexError):
+        return None
+    booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return Usage(
+        (user + system) / _TICKS_PER_S,
+        pages * _PAGE_BYTES,
+        virtual,
+        booted + began / _TICKS_PER_S,
+    )
+
+
+def open_files() -> int | None:
+    """Return how many file descriptors this process has open; None: the kernel does not tell."""
+    try:
+        return len(os.listdir("/proc/self/fd")) - 1  # without that of the folder itself
+    except OSError:
+        return None

@@ -281,6 +281,7 @@ class FakeAmi:
         variables: Channel variables by uniqueid or name, whichever was used.
         told: Names of events and values of AUDIOFORK_STATUS in their order.
         others_open: How many further connections there are.
+        is_up, rtt_s, connects: As of `Ami`.
     """
 
     def __init__(self) -> None:
@@ -298,6 +299,7 @@ class FakeAmi:
         self.told: list[str] = []
         self.asterisk_started = "today"
         self.others_open = 0
+        self.is_up, self.rtt_s, self.connects = True, 0.0, 1
 
     async def action(self, name: str, headers: Headers, *, action_id: str = "") -> dict[str, str]:
         await self._take(name, headers, action_id)
@@ -634,6 +636,7 @@ class Rig:
 
     Attributes:
         events: What the registry has emitted; `counters` counts it.
+        hub: Passes it on.
         legs_stay: Whether Asterisk keeps the legs of ended forks, as their channels have no media.
     """
 
@@ -655,7 +658,7 @@ class Rig:
         self.profiles = Profiles({})
         self.counters = Counters()
         ami_events = AmiEvents(self.ami)  # type: ignore[arg-type]
-        hub = Events()
+        self.hub = hub = Events()
         for subscriber in (self.events.append, self.counters.on_event, ami_events.on_event):
             hub.subscribe(subscriber)
         security = SecurityConfig(allow_urls=ANY_URL)

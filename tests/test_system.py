@@ -1,4 +1,4 @@
-"""What systemd is told, and the limit on open files."""
+"""What systemd is told, the limit on open files, and what a process uses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import os
 import resource
 import socket
+import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,9 @@ from audiofork.system import (
     file_limit,
     lift_file_limit,
     notify,
+    open_files,
     openable,
+    usage_of,
     warn_of_low_file_limit,
 )
 
@@ -170,3 +174,33 @@ def test_file_limit_that_suffices_is_not_spoken_of(caplog: pytest.LogCaptureFixt
     with limit(1800):
         warn_of_low_file_limit(100)
     assert caplog.messages == []
+
+
+def test_usage_of_a_process_is_what_the_kernel_tells() -> None:
+    used = usage_of()
+    assert used is not None
+    assert used.cpu_s == pytest.approx(time.process_time(), abs=1)
+    assert 1_000_000 < used.resident_bytes < used.virtual_bytes
+    assert 0 <= time.time() - used.started < 86_400
+    assert usage_of(os.getpid()) is not None
+
+
+def test_usage_of_a_process_with_an_odd_name_is_found(tmp_path: Path) -> None:
+    program = tmp_path / "a) b ("
+    program.symlink_to("/bin/sleep")
+    with subprocess.Popen([program, "60"]) as process:
+        try:
+            used = usage_of(process.pid)
+            assert used is not None
+            assert used.resident_bytes < used.virtual_bytes
+        finally:
+            process.kill()
+    assert usage_of(process.pid) is None
+
+
+def test_open_files_are_counted() -> None:
+    before = open_files()
+    assert before is not None
+    with Path(os.devnull).open():
+        assert open_files() == before + 1
+    assert open_files() == before

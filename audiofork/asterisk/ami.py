@@ -72,8 +72,14 @@ class Ami(ReconnectingClient):
         self.version = UNKNOWN
         self.asterisk_started = ""
 
-    def _is_up(self) -> bool:
+    @property
+    def is_up(self) -> bool:
         return self._connection is not None
+
+    @property
+    def rtt_s(self) -> float:
+        """The round trip of the latest ping, in seconds; 0: none was answered yet."""
+        return self._connection.rtt_s if self._connection is not None else 0.0
 
     def take_secret(self, secret: str) -> None:
         """Use another secret from the next login on; an open connection stays open."""
@@ -267,13 +273,18 @@ def _tls_of(config: AsteriskConfig) -> ssl.SSLContext | None:
 
 
 class _AmiConnection:
-    """One AMI connection, from connect to close; never used again after it is lost."""
+    """One AMI connection, from connect to close; never used again after it is lost.
+
+    Attributes:
+        rtt_s: The round trip of the latest ping, in seconds; 0: none was answered yet.
+    """
 
     def __init__(self, config: AsteriskConfig, on_event: Callable[[Event], None]) -> None:
         self._config = config
         self._on_event = on_event
         self._protocol: Protocol | None = None
         self._lost = asyncio.Event()
+        self.rtt_s = 0.0
 
     async def open(self) -> None:
         """Connect and log in.
@@ -313,8 +324,11 @@ class _AmiConnection:
                 async with asyncio.timeout(self._config.ping_interval):
                     await self._lost.wait()
             except TimeoutError:
+                now = asyncio.get_running_loop().time
+                sent = now()
                 async with asyncio.timeout(self._config.ping_interval):
                     await self.send("Ping", [])
+                self.rtt_s = now() - sent
         raise AmiUnavailable("Asterisk closed the connection")
 
     def start(

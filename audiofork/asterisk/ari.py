@@ -66,6 +66,7 @@ class Ari(ReconnectingClient):
         self._starting: dict[str, asyncio.Future[None]] = {}
         self._up = asyncio.Event()
         self._settled = asyncio.Event()
+        self._rtt_s = 0.0
 
     @property
     def ready(self) -> bool:
@@ -86,8 +87,14 @@ class Ari(ReconnectingClient):
         if not self.ready:
             raise AriUnavailable(self.status)
 
-    def _is_up(self) -> bool:
+    @property
+    def is_up(self) -> bool:
         return self.ready
+
+    @property
+    def rtt_s(self) -> float:
+        """How long Asterisk took to answer the latest request, in seconds; 0: while it is away."""
+        return self._rtt_s if self.ready else 0.0
 
     def take_password(self, password: str) -> None:
         """Use another password from the next request on; an open event connection stays open."""
@@ -157,6 +164,8 @@ class Ari(ReconnectingClient):
         self, method: str, path: str, query: Mapping[str, str], body: Any = None
     ) -> Any:
         url = self._url(path, query)
+        now = asyncio.get_running_loop().time
+        sent = now()
         with self._own_errors():
             async with (
                 asyncio.timeout(REQUEST_TIMEOUT_S),
@@ -165,6 +174,7 @@ class Ari(ReconnectingClient):
                 ) as response,
             ):
                 content = await _content(response)
+        self._rtt_s = now() - sent
         if 200 <= response.status < 300:
             return _decoded(response.status, content)
         raise self._refusal(response.status, _message(response.reason, content))

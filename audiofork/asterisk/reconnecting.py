@@ -17,26 +17,30 @@ class ReconnectingClient:
 
     Attributes:
         status: The state of the connection, as text for people.
+        connects: How often it was opened.
     """
 
     def __init__(self, status: str, log: logging.Logger) -> None:
         self.status = status
+        self.connects = 0
         self._log = log
         self._said = ""
         self._waits = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
         self._retry = asyncio.Event()
 
-    def _is_up(self) -> bool:
+    @property
+    def is_up(self) -> bool:
+        """Whether it is open, and Asterisk accepts us."""
         raise NotImplementedError
 
     @property
-    def is_up(self) -> bool:
-        """Whether the connection is open."""
-        return self._is_up()
+    def rtt_s(self) -> float:
+        """How long Asterisk took to answer lately, in seconds; 0: unknown, or it is not open."""
+        raise NotImplementedError
 
     def retry_now(self) -> None:
         """Try to connect at once and log the result; no effect on an open connection."""
-        if not self._is_up():
+        if not self.is_up:
             self._said = ""
             self._retry.set()
 
@@ -44,7 +48,8 @@ class ReconnectingClient:
         self._retry.clear()
 
     def _on_success(self) -> None:
-        """Reset the next pause to the shortest."""
+        """Count a connection; reset the next pause to the shortest."""
+        self.connects += 1
         self._waits.reset()
 
     async def _pause_longer(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from fnmatch import fnmatchcase
 
 from audiofork.config import SecurityConfig, WebSocketConfig
-from audiofork.errors import RequestRefused
+from audiofork.errors import Refusal, RequestRefused
 from audiofork.files import outside_of, path_below
 from audiofork.forks.fairness import FairQueue
 from audiofork.forks.fork import effective_url
@@ -92,7 +92,8 @@ class Admission:
         if is_text and not security.allow_post_process:
             raise RequestRefused(
                 "PostProcess: shell commands are not allowed (allow_post_process); @NAME runs the "
-                "command of [post_process:NAME]"
+                "command of [post_process:NAME]",
+                Refusal.NOT_ALLOWED,
             )
         self._turns.check(request.origin)
 
@@ -133,11 +134,12 @@ class Admission:
 
     def _check_open(self) -> None:
         if self.refusing:
-            raise RequestRefused(self.refusing)
+            raise RequestRefused(self.refusing, Refusal.STOPPING)
 
     def _check_count(self, forks: ForkTable) -> None:
         if forks.bound >= self.security.max_forks:
-            raise RequestRefused(f"{self.security.max_forks} forks run already (max_forks)")
+            text = f"{self.security.max_forks} forks run already (max_forks)"
+            raise RequestRefused(text, Refusal.LIMIT)
 
     def check_room(self, uniqueid: str, forks: ForkTable) -> None:
         """Check that there is room for another fork on a channel.
@@ -153,7 +155,8 @@ class Admission:
         count = len(forks.on_channel(uniqueid))
         if count >= self.security.max_forks_per_channel:
             raise RequestRefused(
-                f"{count} forks run already on the channel (max_forks_per_channel)"
+                f"{count} forks run already on the channel (max_forks_per_channel)",
+                Refusal.LIMIT,
             )
         self._check_count(forks)
         self._files.check(forks)
@@ -186,20 +189,23 @@ def _check_speaker(what: str, request: StartFork, url: str, allowed: tuple[str, 
     if not is_allowed:
         raise RequestRefused(
             f"{what}: {name} may not be heard in calls, "
-            f"[security] allow_speak has {' '.join(allowed) or 'none'}"
+            f"[security] allow_speak has {' '.join(allowed) or 'none'}",
+            Refusal.NOT_ALLOWED,
         )
 
 
 def _check_tls(tls: Tls, security: SecurityConfig) -> None:
     if tls.insecure and not security.allow_insecure_tls:
-        raise RequestRefused("Options: T(insecure) is not allowed (allow_insecure_tls)")
+        text = "Options: T(insecure) is not allowed (allow_insecure_tls)"
+        raise RequestRefused(text, Refusal.NOT_ALLOWED)
     folder = security.tls_dir
     for name, path in (("ca", tls.ca_file), ("cert", tls.cert_file), ("key", tls.key_file)):
         try:
             if path:
                 path_below(folder, path)
         except ValueError:
-            raise RequestRefused(f"Options: T({name}={path}): {outside_of(folder)}") from None
+            text = f"Options: T({name}={path}): {outside_of(folder)}"
+            raise RequestRefused(text, Refusal.NOT_ALLOWED) from None
 
 
 class _Turns:
@@ -232,7 +238,8 @@ class _Turns:
             raise self._too_fast()
 
     def _too_fast(self) -> RequestRefused:
-        return RequestRefused(f"more than {self._rate} starts a second (max_starts)")
+        text = f"more than {self._rate} starts a second (max_starts)"
+        return RequestRefused(text, Refusal.RATE)
 
     def _wait_s(self, origin: Origin) -> float:
         """Return how many seconds a start would wait if no other start came after it."""
@@ -302,7 +309,8 @@ class _Files:
         if not self._starts_left or openable(one) < one:
             raise RequestRefused(
                 "no file descriptors left for another fork; raise LimitNOFILE, now "
-                f"{file_limit() or 'unknown'}"
+                f"{file_limit() or 'unknown'}",
+                Refusal.LIMIT,
             )
         self._starts_left -= 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from audiofork.errors import Refusal
 from audiofork.forks.events import (
     Attack,
     AttackKind,
@@ -29,6 +30,7 @@ class Counters:
     Attributes:
         requested: Forks granted, and forks resumed from an earlier run.
         refused: Valid requests that were not granted, from all doors.
+        refusals: The same by reason.
         started: Forks whose first frame was sent to the server.
         failed: Forks that ended before that for a reason that is a failure.
         ended: Ended forks by reason, with those that failed.
@@ -41,6 +43,7 @@ class Counters:
 
     requested: int = 0
     refused: int = 0
+    refusals: Counter[Refusal] = field(default_factory=Counter)
     started: int = 0
     failed: int = 0
     ended: Counter[EndReason] = field(default_factory=Counter)
@@ -68,6 +71,7 @@ class Counters:
             self._on_ended(event)
         elif isinstance(event, Refused):
             self.refused += 1
+            self.refusals[event.reason] += 1
         elif isinstance(event, Attack):
             self.attacks[event.kind] += event.count
 

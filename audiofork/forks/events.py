@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from audiofork.errors import Refusal
 from audiofork.forks.lifecycle import Away
 from audiofork.forks.requests import Request, StartFork
 from audiofork.link.messages import EndReason, ForkStats, ServerCommand
@@ -98,10 +99,12 @@ class Started:
 
     Attributes:
         subprotocol: The subprotocol that the server has chosen; empty: none.
+        after_s: Seconds since the request, or since it was resumed.
     """
 
     fork: ForkInfo
     subprotocol: str = ""
+    after_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,10 +273,16 @@ class Failed(_Outcome):
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A valid request was not granted; its door answers the requester."""
+    """A valid request was not granted; its door answers the requester.
+
+    Attributes:
+        why: Why not, for people; any text.
+        reason: The same as one of a few words.
+    """
 
     request: Request
     why: str
+    reason: Refusal = Refusal.INVALID
 
 
 class AttackKind(enum.StrEnum):

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from audiofork.asterisk.channels import Channels, Target
-from audiofork.errors import RequestRefused
+from audiofork.errors import Refusal, RequestRefused
 from audiofork.forks.call_info import CALLER
 from audiofork.forks.fairness import FairQueue
 from audiofork.forks.requests import Origin
@@ -78,7 +78,7 @@ class LookUps:
     async def _wait(self, origin: Origin) -> None:
         own, of_door = self._waiting.waiting(origin)
         if own >= WAITING_OF_ORIGIN or of_door >= WAITING_OF_DOOR:
-            raise RequestRefused(TOO_MANY)
+            raise RequestRefused(TOO_MANY, Refusal.RATE)
         turn = asyncio.get_running_loop().create_future()
         self._waiting.put(origin, turn)
         has_come = False
@@ -87,7 +87,7 @@ class LookUps:
                 await turn
             has_come = True
         except TimeoutError:
-            raise RequestRefused(TOO_MANY) from None
+            raise RequestRefused(TOO_MANY, Refusal.RATE) from None
         finally:
             if not has_come:
                 self._give_up(origin, turn)

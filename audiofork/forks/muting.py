@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from audiofork.errors import RequestRefused
+from audiofork.errors import Refusal, RequestRefused
 from audiofork.forks.events import Emit, Muted
 from audiofork.forks.fork import Fork, record
 from audiofork.forks.journal import Journal
@@ -43,10 +43,10 @@ class Muting:
         await asyncio.gather(*(fork.progress.chosen.wait() for fork in forks))
         forks = [fork for fork in forks if fork.state is not ForkState.ENDED]
         if not forks:
-            raise RequestRefused("No such fork")
+            raise RequestRefused("No such fork", Refusal.NO_SUCH_FORK)
         for fork in forks:
             if why := _why_not_muted(fork, *_muted_by(request, fork)):
-                raise RequestRefused(f"AudioForkMute: {why}")
+                raise RequestRefused(f"AudioForkMute: {why}", Refusal.CONFLICT)
         for fork in forks:
             self._mute(fork, *_muted_by(request, fork))
         return [fork.id for fork in forks]

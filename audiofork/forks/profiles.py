@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
 from audiofork.config import Place, ProfileConfig
-from audiofork.errors import ConfigError, RequestRefused
+from audiofork.errors import ConfigError, Refusal, RequestRefused
 from audiofork.forks import handshakes
 from audiofork.forks.call_info import FIELDS
 from audiofork.forks.options import Options, parse_options, with_format
@@ -118,7 +118,8 @@ class Profiles:
         """Raise RequestRefused unless a profile may be used for a channel."""
         allowed = self._section_of(request).channels
         if not any(fnmatchcase(channel, pattern) for pattern in allowed):
-            raise RequestRefused(f"WsServer: {request.server} is not for this channel")
+            text = f"WsServer: {request.server} is not for this channel"
+            raise RequestRefused(text, Refusal.NOT_ALLOWED)
 
     def _section_of(self, request: StartFork) -> ProfileConfig:
         """Return a request's profile; one without anything if it names none."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from dataclasses import replace
 
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.ami_protocol import (
@@ -20,7 +22,7 @@ from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.base import fork_id_of
 from audiofork.asterisk.taps.choice import Taps
 from audiofork.config import SecurityConfig, WebSocketConfig
-from audiofork.errors import AmiError, RequestRefused
+from audiofork.errors import AmiError, Refusal, RequestRefused
 from audiofork.forks.admission import Admission
 from audiofork.forks.bridges import Bridges
 from audiofork.forks.ending import Ending
@@ -56,6 +58,7 @@ from audiofork.forks.tasks import Tasks
 from audiofork.forks.view import ForkView, view_of
 from audiofork.link.messages import (
     CommandAsked,
+    Direction,
     EndReason,
     ForkReport,
     ForksReport,
@@ -177,7 +180,8 @@ class Forks:
         try:
             return await self._grant(request)
         except (RequestRefused, AmiError) as exc:
-            self._emit(Refused(request, str(exc)))
+            reason = exc.reason if isinstance(exc, RequestRefused) else Refusal.ASTERISK
+            self._emit(Refused(request, str(exc), reason))
             raise
 
     async def _grant(self, request: Request) -> list[str]:
@@ -185,7 +189,7 @@ class Forks:
             return [(await self._starting.start(request)).id]
         forks = await self._named_by(request)
         if not forks:
-            raise RequestRefused(self._no_such_fork(request))
+            raise RequestRefused(self._no_such_fork(request), Refusal.NO_SUCH_FORK)
         if isinstance(request, MuteFork):
             return await self._muting.mute_all(forks, request)
         for fork in forks:
@@ -226,7 +230,7 @@ class Forks:
         """
         fork = self._table.get(fork_id)
         if fork is None:
-            raise RequestRefused("No such fork")
+            raise RequestRefused("No such fork", Refusal.NO_SUCH_FORK)
         return follow(fork)
 
     def find(self, fork_id: str) -> Fork | None:
@@ -239,13 +243,31 @@ class Forks:
         Raises:
             TimeoutError: The relay does not answer in time.
         """
-        stats = await self._statistics.take()
+        stats = (await self._statistics.take()).stats
         views: list[ForkView] = []
         for fork in self._table:
             views.append(view_of(fork, stats.get(fork.id, ForkStats())))
             if len(views) % VIEWS_AT_ONCE == 0:  # the audio of a thousand forks cannot wait
                 await asyncio.sleep(0)
         return views
+
+    async def take_stats(self) -> StatsTaken:
+        """Return what the relay has counted of the running forks.
+
+        Raises:
+            TimeoutError: The relay does not answer in time.
+        """
+        taken = await self._statistics.take()
+        for fork in self._table:
+            # What this plane has refused counts like what the relay has.
+            if fork.progress.commands_refused and (stats := taken.stats.get(fork.id)) is not None:
+                total = stats.commands_refused + fork.progress.commands_refused
+                taken.stats[fork.id] = replace(stats, commands_refused=total)
+        return taken
+
+    def count(self) -> Counter[tuple[ForkState, Direction]]:
+        """Return how many forks there are, by state and direction."""
+        return Counter((fork.state, fork.request.options.direction) for fork in self._table)
 
     @property
     def legs_left(self) -> int:
@@ -365,7 +387,8 @@ class Forks:
             return  # the first frame of another relay process, not of the fork
         fork.first_frame()
         log_streaming(fork)
-        self._emit(Started(fork.info, fork.progress.subprotocol))
+        after_s = (fork.chronicle.streaming_at or 0.0) - fork.chronicle.begun
+        self._emit(Started(fork.info, fork.progress.subprotocol, max(0.0, after_s)))
 
     def _on_retrying(self, fork: Fork, report: SinkRetrying) -> None:
         was_streaming = fork.lost(Away.SERVER, report.detail, report.attempt, report.wait_s)

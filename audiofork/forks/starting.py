@@ -6,7 +6,7 @@ from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.choice import Taps
 from audiofork.asterisk.taps.connect import LED
-from audiofork.errors import RequestRefused
+from audiofork.errors import Refusal, RequestRefused
 from audiofork.forks import call_info, url_templates
 from audiofork.forks.admission import Admission
 from audiofork.forks.ending import Ending
@@ -122,7 +122,7 @@ class Starting:
         request = fork.request
         channel, uniqueid = await self._look_ups.find(request.target, request.origin)
         if self._taps.is_leg(channel, uniqueid):
-            raise RequestRefused("the channel is itself the leg of a fork")
+            raise RequestRefused("the channel is itself the leg of a fork", Refusal.CONFLICT)
         self.admission.check_room(uniqueid, self._table)
         if request.connects:
             self._check_not_connected(uniqueid)
@@ -142,14 +142,16 @@ class Starting:
         if not await self._channels.has_place(fork.uniqueid, LED):
             raise RequestRefused(
                 f"the dialplan has no {LED}, to which the call would have to go: "
-                "include the extensions_audiofork.conf of this version (audiofork setup does)"
+                "include the extensions_audiofork.conf of this version (audiofork setup does)",
+                Refusal.CONFLICT,
             )
 
     def _check_not_connected(self, uniqueid: str) -> None:
         """Raise RequestRefused if a channel has a server as its other party already."""
         for other in self._table.on_channel(uniqueid):
             if other.connects and not other.is_ending:
-                raise RequestRefused(f"the channel is connected already, by the fork {other.id}")
+                text = f"the channel is connected already, by the fork {other.id}"
+                raise RequestRefused(text, Refusal.CONFLICT)
 
     async def _ask_about_call(self, fork: Fork) -> None:
         """Ask Asterisk for what the options and the post-process command need to know."""
@@ -261,4 +263,5 @@ class Starting:
 
 def _check_wanted(fork: Fork) -> None:
     if fork.progress.end_asked is not None:
-        raise RequestRefused(f"ended before it began: {fork.progress.end_asked}")
+        text = f"ended before it began: {fork.progress.end_asked}"
+        raise RequestRefused(text, Refusal.CONFLICT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 
-from audiofork.link.messages import ForkStats, SendCommand, StatsTaken, TakeStats
+from audiofork.link.messages import SendCommand, StatsTaken, TakeStats
 
 STATS_TIMEOUT_S = 2.0
 
@@ -20,20 +20,20 @@ class Statistics:
     def __init__(self, send: SendCommand) -> None:
         self._send = send
         self._tickets = itertools.count(1)
-        self._asked: dict[int, asyncio.Future[dict[str, ForkStats]]] = {}
+        self._asked: dict[int, asyncio.Future[StatsTaken]] = {}
 
     def __len__(self) -> int:
         """Return how many requests wait for an answer."""
         return len(self._asked)
 
-    async def take(self) -> dict[str, ForkStats]:
-        """Return the statistics of all forks that the relay has, by id.
+    async def take(self) -> StatsTaken:
+        """Return the statistics of all forks that the relay has.
 
         Raises:
             TimeoutError: The relay does not answer within STATS_TIMEOUT_S.
         """
         ticket = next(self._tickets)
-        answer: asyncio.Future[dict[str, ForkStats]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[StatsTaken] = asyncio.get_running_loop().create_future()
         self._asked[ticket] = answer
         self._send(TakeStats(ticket))
         try:
@@ -46,4 +46,4 @@ class Statistics:
         """Handle an answer; ignore one that is late."""
         answer = self._asked.get(report.ticket)
         if answer is not None and not answer.done():
-            answer.set_result(report.stats)
+            answer.set_result(report)

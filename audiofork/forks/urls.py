@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from audiofork.addresses import address_of_host, is_public
-from audiofork.errors import RequestRefused
+from audiofork.errors import Refusal, RequestRefused
 from audiofork.text import reason_of
 from audiofork.uri import escaped, readable_host, uri_of
 
@@ -95,12 +95,14 @@ def _check_requested(requested: SplitResult, allowed: tuple[str, ...], allow_pri
         raise RequestRefused("WsServer: .. is not allowed in a path")
     if not any(_matches(requested, pattern) for pattern in allowed):
         raise RequestRefused(
-            "WsServer: not among the URLs of [security] allow_urls: name its server there"
+            "WsServer: not among the URLs of [security] allow_urls: name its server there",
+            Refusal.NOT_ALLOWED,
         )
     address = address_of_host(requested.hostname or "")
     if not allow_private and address is not None and not is_public(address):
         raise RequestRefused(
-            f"WsServer: {address} is a private address, which [security] allow_private forbids"
+            f"WsServer: {address} is a private address, which [security] allow_private forbids",
+            Refusal.NOT_ALLOWED,
         )
 
 

@@ -36,6 +36,14 @@ class ForkView:
         speaks: Whether its server may be heard in the call.
         frames_played, frames_cleared, frames_unplayed, underruns: Of its audio, as in `ForkStats`.
         commands_refused: What the server has asked for in vain.
+        caller_number, caller_name: The caller as Asterisk has it, for people; empty: none, or
+            nobody has asked Asterisk (see `Forks`).
+        profile: The name of the profile that its server comes from; empty: it comes from none.
+        format: What is spoken with the server, as option x names it.
+        connects: Whether its server is the other party of the call.
+        requested_at: When it was requested, in seconds since 1970.
+        backlog: Frames that wait for the server.
+        rtt_ms, unacked_bytes: Of the connection to the server, as in `ForkStats`.
     """
 
     id: str
@@ -69,6 +77,15 @@ class ForkView:
     frames_unplayed: int = 0
     underruns: int = 0
     commands_refused: int = 0
+    caller_number: str = ""
+    caller_name: str = ""
+    profile: str = ""
+    format: str = ""
+    connects: bool = False
+    requested_at: float = 0.0
+    backlog: int = 0
+    rtt_ms: float = 0.0
+    unacked_bytes: int = 0
 
 
 def view_of(fork: Fork, stats: ForkStats) -> ForkView:
@@ -113,6 +130,15 @@ def view_of(fork: Fork, stats: ForkStats) -> ForkView:
         frames_unplayed=stats.frames_unplayed,
         underruns=stats.underruns,
         commands_refused=stats.commands_refused + fork.progress.commands_refused,
+        caller_number=harmless(fork.call.caller_number),
+        caller_name=harmless(fork.call.caller_name),
+        profile=fork.request.profile,
+        format=fork.request.options.format.value,
+        connects=fork.connects,
+        requested_at=fork.started_at,
+        backlog=max(0, stats.frames_in - stats.frames_sent - stats.frames_dropped),
+        rtt_ms=stats.rtt_ms,
+        unacked_bytes=stats.unacked_bytes,
     )
 
 

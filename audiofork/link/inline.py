@@ -48,7 +48,8 @@ class InlineRelay:
 
     @property
     def workers(self) -> Sequence[WorkerState]:
-        return [WorkerState(self._worker.address, True, len(self._worker.sessions))]
+        worker = self._worker
+        return [WorkerState(worker.address, worker.is_listening, len(worker.sessions))]
 
     async def close(self) -> None:
         await self._worker.close()

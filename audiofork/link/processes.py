@@ -12,6 +12,8 @@ import sys
 from asyncio.subprocess import Process
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from typing import NamedTuple
 
 from audiofork.backoff import Backoff
 from audiofork.config import Address, Config
@@ -86,6 +88,9 @@ class _Worker:
         forks: The ids of the forks that it relays.
         started: Done when the first process listens; fails if it cannot.
         unanswered: The number of pings since the last answer.
+        latency: What its process has last reported of latencies; see `StatsTaken`.
+        pinged: The loop time of the first ping that is not answered, or of the latest.
+        rtt_s: How long the answer to the latest answered ping took, in seconds; 0: there is none.
     """
 
     def __init__(self, listen: Address, advertise: Address | None) -> None:
@@ -97,20 +102,53 @@ class _Worker:
         self.forks: set[str] = set()
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.unanswered = 0
+        self.latency = NO_LATENCY
+        self.pinged = 0.0
+        self.rtt_s = 0.0
+
+    @property
+    def pid(self) -> int:
+        """Its process, which may have just ended; 0: there is none yet."""
+        return self.process.pid if self.process is not None else 0
 
     def __str__(self) -> str:
-        pid = self.process.pid if self.process is not None else "none"
-        return f"relay process {pid} at {self.listen}"
+        return f"relay process {self.pid or 'none'} at {self.listen}"
 
     def send(self, message: Down) -> None:
         if self.link is not None:
             self.link.send(message)
+
+    def ping(self) -> None:
+        if not self.unanswered:
+            self.pinged = asyncio.get_running_loop().time()
+        self.unanswered += 1
+        self.send(Ping())
+
+    def on_pong(self) -> None:
+        if self.unanswered:
+            self.rtt_s = asyncio.get_running_loop().time() - self.pinged
+        self.unanswered = 0
 
     def fail_start(self, why: OSError) -> None:
         """Fail the start of the relay, if it is still waited for."""
         if not self.started.done():
             exc = CannotListen("[audiosocket] listen", self.listen, why)
             self.started.set_exception(exc)
+
+
+class _Latency(NamedTuple):
+    """The latencies of `StatsTaken`: how many took no longer than each bound, and all together."""
+
+    counts: tuple[int, ...]
+    sum_s: float
+
+    def plus(self, other: _Latency) -> _Latency:
+        """Return the latencies of both; either may have measured none."""
+        counts = [sum(pair) for pair in zip_longest(self.counts, other.counts, fillvalue=0)]
+        return _Latency(tuple(counts), self.sum_s + other.sum_s)
+
+
+NO_LATENCY = _Latency((), 0.0)
 
 
 @dataclass
@@ -147,6 +185,7 @@ class RelayProcesses:
         self._orphaned: dict[str, float] = {}  # when each fork without a process lost it
         self._orphan_timer: asyncio.TimerHandle | None = None
         self._asked: dict[int, _Asked] = {}
+        self._latency_of_dead = NO_LATENCY
 
     # --- Towards the daemon ---
 
@@ -217,9 +256,12 @@ class RelayProcesses:
     @property
     def workers(self) -> Sequence[WorkerState]:
         return [
-            WorkerState(one.listen, one.address is not None, len(one.forks))
+            WorkerState(one.listen, self._is_up(one), len(one.forks), one.rtt_s, one.pid)
             for one in self._workers
         ]
+
+    def _is_up(self, worker: _Worker) -> bool:
+        return worker.address is not None and not self._closing.is_set()
 
     async def close(self) -> None:
         self._closing.set()
@@ -298,6 +340,8 @@ class RelayProcesses:
         log.error("%s died (%s); it had %d forks", worker, how, len(worker.forks))
         worker.fail_start(OSError(f"the relay process died: {how}"))
         worker.address = worker.link = None
+        self._latency_of_dead = self._latency_of_dead.plus(worker.latency)
+        worker.latency, worker.rtt_s = NO_LATENCY, 0.0
         now = asyncio.get_running_loop().time()
         for fork_id in worker.forks:
             del self._owners[fork_id]
@@ -341,12 +385,13 @@ class RelayProcesses:
 
     def _on_message(self, worker: _Worker, message: Up) -> None:
         if isinstance(message, Pong):
-            worker.unanswered = 0
+            worker.on_pong()
         elif isinstance(message, Listening):
             self._on_listening(worker, message.address)
         elif isinstance(message, NotListening):
             self._on_not_listening(worker, message)
         elif isinstance(message, StatsTaken):
+            worker.latency = _Latency(message.latency, message.latency_sum_s)
             self._answered(message.ticket, worker, message.stats)
         elif isinstance(message, StrangersRefused | CheckLeg | LevelsTaken):
             self._reports.put(message)
@@ -392,7 +437,10 @@ class RelayProcesses:
         """Report the statistics that have come, the first time that this is called for a ticket."""
         asked = self._asked.pop(ticket, None)
         if asked is not None:
-            self._reports.put(StatsTaken(ticket, asked.stats))
+            latency = self._latency_of_dead
+            for worker in self._workers:
+                latency = latency.plus(worker.latency)
+            self._reports.put(StatsTaken(ticket, asked.stats, *latency))
 
 
 async def _spawn(end: socket.socket) -> Process:
@@ -421,8 +469,7 @@ async def _watch(worker: _Worker, process: Process) -> None:
             log.error("%s does not answer", worker)
             _kill(process)
             return
-        worker.unanswered += 1
-        worker.send(Ping())
+        worker.ping()
 
 
 def _kill(process: Process) -> None:

@@ -30,11 +30,16 @@ class WorkerState(NamedTuple):
         address: Where it accepts legs, or did, or will.
         is_up: Whether it does.
         forks: How many forks it has.
+        rtt_s: How long its event loop took to answer lately, in seconds; 0: unknown, or it is the
+            daemon's own.
+        pid: Its process; 0: there is none, or it is the daemon's own.
     """
 
     address: Address
     is_up: bool
     forks: int
+    rtt_s: float = 0.0
+    pid: int = 0
 
 
 class Relay(Protocol):

@@ -14,13 +14,14 @@ import enum
 import functools
 import json
 import logging
+import operator
 import socket
 import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from audiofork.config import (
     Address,
@@ -110,6 +111,7 @@ class NotListening:
     text: str
 
 
+_SCALARS = frozenset({int, float, str, bool})
 Down = Command | Configure | Ping | Close
 Up = (
     ForkReport
@@ -134,6 +136,11 @@ def encode(message: Down | Up) -> bytes:
 
 def _plain(value: Any) -> Any:
     """Return a value as types that JSON has."""
+    kind: Any = type(value)
+    if kind in _SCALARS:
+        return value
+    if (flat := _flat(kind)) is not None:
+        return dict(zip(flat.names, flat.values(value), strict=True))
     if dataclasses.is_dataclass(value):
         names = (field.name for field in dataclasses.fields(value))
         return {name: _plain(getattr(value, name)) for name in names}
@@ -234,11 +241,40 @@ def _typed_text(value: str, hint: type[Any], where: str) -> Any:
 
 
 def _dataclass_of(fields: dict[str, Any], hint: Any) -> Any:
+    flat = _flat(hint)
+    if flat is not None and flat.fits(fields):
+        return hint(**fields)
     hints = _hints(hint)
     name = hint.__name__
     if fields.keys() != hints.keys():
         raise ValueError(f"{name} has other fields")
     return hint(**{key: _typed(fields[key], hints[key], f"{name}.{key}") for key in hints})
+
+
+class _Flat(NamedTuple):
+    """A class whose fields are all numbers or texts: these take a short cut.
+
+    The statistics of a thousand forks are such objects, and audio waits meanwhile.
+    """
+
+    names: list[str]
+    types: list[type]
+    values: Callable[[Any], tuple[Any, ...]]
+
+    def fits(self, fields: dict[str, Any]) -> bool:
+        """Return whether these are its fields, in their order, each of its very type."""
+        return list(fields) == self.names and list(map(type, fields.values())) == self.types
+
+
+@functools.cache
+def _flat(of: type[Any]) -> _Flat | None:
+    """Return how a class takes the short cut; None: it may not."""
+    if not dataclasses.is_dataclass(of):
+        return None
+    hints = _hints(of)
+    if len(hints) < 2 or not _SCALARS.issuperset(hints.values()):
+        return None
+    return _Flat(list(hints), list(hints.values()), operator.attrgetter(*hints))
 
 
 @functools.cache

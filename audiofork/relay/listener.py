@@ -94,6 +94,11 @@ class Listener:
         )
         return Address(listen.host, self._server.sockets[0].getsockname()[1])
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether legs can connect."""
+        return self._server is not None and self._server.is_serving()
+
     def stop_listening(self) -> None:
         """Accept no more connections; existing ones stay."""
         if self._server is not None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from audiofork.audiosocket import PTIME_MS, PTIME_S
 from audiofork.relay.backlog import Backlog
 from audiofork.relay.formats.base import Event, Message, MessageFormat
+from audiofork.relay.latencies import Latencies
 from audiofork.relay.unacked import Unacked, Written
 
 try:
@@ -27,6 +28,8 @@ except ImportError:  # the library's wheel for this platform has no C code
 # seconds while they wait.
 FRAMES_BETWEEN_CHECKS = 5
 CHECK_INTERVAL_S = 0.01
+# How often it is measured how long a frame takes to be acknowledged; so it is nearly free.
+CHECKS_BETWEEN_MARKS = 5
 # Most events that wait for a server; the oldest are dropped.
 MOST_EVENTS = 100
 
@@ -178,6 +181,7 @@ class Outlet:
         frame_ms: Audio in a full message, in milliseconds.
         backlog_s: Seconds of audio that may wait here.
         latency_budget_s: Seconds of audio that may wait below, in the transport and in the kernel.
+        latencies: Counts how long frames take; None: of no interest.
 
     Attributes:
         send: Sends a frame now, or keeps it in the backlog; never waits.
@@ -195,10 +199,14 @@ class Outlet:
         frame_ms: int,
         backlog_s: float,
         latency_budget_s: float,
+        latencies: Latencies | None = None,
     ) -> None:
         self._format = message_format
         self._per_message = frame_ms // PTIME_MS
-        header, self._frame_wire_bytes = _envelope(_BINARY, frame_bytes)
+        header, frame_wire_bytes = _envelope(_BINARY, frame_bytes)
+        self._unacked_of = functools.partial(
+            Unacked, frame_wire_bytes=frame_wire_bytes, latencies=latencies or Latencies()
+        )
         path = _FastPath(header, self._keep, self._check_room, message_format.audio)
         self._path = path
         self.send = path.send if message_format.is_verbatim else path.send_encoded
@@ -226,6 +234,16 @@ class Outlet:
         """Whether there is a connection that takes frames, now or when it has room."""
         return self._path.flow is not Flow.SHUT
 
+    def on_the_way(self) -> tuple[float, int]:
+        """Return the round trip to the server in milliseconds, and the bytes not acknowledged.
+
+        Both are 0 while there is no connection; else this asks the kernel.
+        """
+        if self._unacked is None:
+            return 0.0, 0
+        unacked_bytes = self._unacked.on_the_way()
+        return self._unacked.rtt_us / 1000, unacked_bytes
+
     @property
     def missing(self) -> int:
         """Frames that the last waiting message still lacks; a whole message if none waits."""
@@ -244,7 +262,7 @@ class Outlet:
 
     def attach(self, transport: asyncio.Transport) -> None:
         """Use a connection whose handshake is over; nothing is written to it before `greet()`."""
-        self._unacked = Unacked(transport, self._frame_wire_bytes)
+        self._unacked = self._unacked_of(transport)
         self._path.write = transport.write
         self._path.note = self._unacked.add
 
@@ -315,6 +333,10 @@ class Outlet:
     def _check_room(self) -> None:
         if self._takes:  # else the transport is full, and calls `resume()` when it has room
             self._has_room()
+            assert self._unacked is not None
+            if self._unacked.updates >= CHECKS_BETWEEN_MARKS:
+                # A frame came every 20 ms after it: that is how long it has waited.
+                self._unacked.mark(len(self.backlog) * PTIME_S)
 
     def _has_room(self) -> bool:
         """Return whether the kernel's unsent bytes fit the budget; if not, hold for a while."""

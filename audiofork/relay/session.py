@@ -237,6 +237,7 @@ class Session:
     def stats(self) -> ForkStats:
         """Return the statistics so far."""
         counts = self._speaker.counts
+        rtt_ms, unacked_bytes = self._sink.on_the_way()
         return ForkStats(
             frames_in=self._pipeline.frames_in,
             frames_sent=self._sink.frames_sent,
@@ -250,6 +251,8 @@ class Session:
             underruns=counts.underruns,
             commands_refused=self._commands.refused,
             messages_unused=self._sink.messages_unused,
+            rtt_ms=rtt_ms,
+            unacked_bytes=unacked_bytes,
         )
 
     # --- Those who watch ---

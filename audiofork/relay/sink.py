@@ -29,6 +29,7 @@ from audiofork.relay.formats.base import (
     Text,
 )
 from audiofork.relay.formats.raw import RawFormat
+from audiofork.relay.latencies import Latencies
 from audiofork.relay.outlet import Outlet
 from audiofork.relay.server_limits import MAX_MESSAGE_BYTES
 from audiofork.relay.sink_states import SINK_LIFE, SinkEvent, SinkState
@@ -81,6 +82,7 @@ class Sink(SinkCallbacks):
         format: The format of the messages; raw by default.
         proxy_tls: The TLS context for an https proxy.
         max_bytes: Longest message of the server; a longer one closes the connection.
+        latencies: Counts how long frames take to the server; None: of no interest.
 
     Attributes:
         send: Sends a frame now, or keeps it in the backlog; never waits.
@@ -102,6 +104,7 @@ class Sink(SinkCallbacks):
         format: MessageFormat | None = None,
         proxy_tls: ssl.SSLContext | None = None,
         max_bytes: int = MAX_MESSAGE_BYTES,
+        latencies: Latencies | None = None,
     ) -> None:
         super().__init__()
         self._config = config
@@ -121,6 +124,7 @@ class Sink(SinkCallbacks):
             frame_ms=config.frame_ms,
             backlog_s=config.backlog,
             latency_budget_s=config.latency_budget,
+            latencies=latencies,
         )
         self.send = self._outlet.send
         self.state = SinkState.CONNECTING
@@ -161,6 +165,10 @@ class Sink(SinkCallbacks):
     def reconnects(self) -> int:
         """How often the connection was opened again after it was lost."""
         return max(self._openings - 1, 0)
+
+    def on_the_way(self) -> tuple[float, int]:
+        """Return the round trip to the server in milliseconds, and the bytes not acknowledged."""
+        return self._outlet.on_the_way()
 
     def send_part(self) -> None:
         """Send the frames of an incomplete message now, without the frames that it lacks."""

@@ -14,13 +14,17 @@ import os
 import socket
 import struct
 import termios
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from audiofork.relay.formats.base import Event
+from audiofork.relay.latencies import Latencies
 from audiofork.relay.tls import RECORD_PAYLOAD_BYTES, Records
 
-# Of struct tcp_info (linux/tcp.h): tcpi_bytes_acked at 120, tcpi_notsent_bytes at 144.
-_INFO = struct.Struct("=120xQ16xI")
+# Of struct tcp_info (linux/tcp.h): tcpi_rtt, in microseconds, at 68, tcpi_bytes_acked at 120,
+# tcpi_notsent_bytes at 144.
+_INFO = struct.Struct("=68xI48xQ16xI")
 _OUTQ = struct.Struct("=i")
 
 # One write; sizes are in bytes on the wire. One of:
@@ -38,14 +42,26 @@ class Unacked:
     Args:
         transport: The connection's transport.
         frame_wire_bytes: Bytes of a message of one frame on the wire, without TLS.
+        latencies: Counts how long the marked writes took.
 
     Attributes:
         not_sent: Bytes that the kernel had not sent yet at the last `update()`.
+        rtt_us: The smoothed round trip then, in microseconds; 0 if unknown.
+        updates: How many there were since the latest `mark()`.
         add: Records a write; bound to `list.append` because it runs for every frame.
     """
 
-    def __init__(self, transport: asyncio.Transport, frame_wire_bytes: int) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, frame_wire_bytes: int, latencies: Latencies
+    ) -> None:
         self.not_sent = 0
+        self.rtt_us = 0
+        self.updates = 0
+        self._latencies = latencies
+        self._forgotten = 0  # writes
+        self._measured = 0.0  # the time of the latest update that has looked for marked writes
+        # Each with the number of its write, the time then, and how long it had waited before.
+        self._marks: deque[tuple[int, float, float]] = deque()
         self._writes: list[Written] = []
         self.add: Callable[[Written], None] = self._writes.append
         self._position = 0  # where the first write in the list begins, in bytes since `_before`
@@ -75,6 +91,40 @@ class Unacked:
             gone += 1
         del self._writes[:gone]
         self._position = position
+        self._forgotten += gone
+        self.updates += 1
+        if self._marks:
+            self._measure()
+
+    def mark(self, waited_s: float) -> None:
+        """Measure how long the latest write takes until it is acknowledged.
+
+        Args:
+            waited_s: How long its last frame had waited before the write, in seconds.
+        """
+        self.updates = 0
+        if self.rtt_us:  # else the kernel is too old to tell
+            self._marks.append((self._forgotten + len(self._writes), time.monotonic(), waited_s))
+
+    def _measure(self) -> None:
+        """Count the marked writes that are acknowledged by now.
+
+        When they were is known only as exactly as updates follow each other, which is at every
+        fifth frame. Between two of them, the round trip counts that TCP itself has measured.
+        """
+        now = time.monotonic()
+        while self._marks and self._marks[0][0] <= self._forgotten:
+            _, at, waited_s = self._marks.popleft()
+            at_least = max(0.0, self._measured - at)  # it was not acknowledged yet then
+            took_s = min(max(self.rtt_us / 1e6, at_least), now - at)
+            self._latencies.add(waited_s + took_s)
+        self._measured = now
+
+    def on_the_way(self) -> int:
+        """Return how many bytes the peer has not acknowledged, with TLS; asks the kernel."""
+        self.update()
+        frame = self._frame_on_wire
+        return sum(frame if isinstance(one, bytes) else self._on_wire(one) for one in self._writes)
 
     def _on_wire(self, write: tuple[Sequence[bytes | Event], int] | int) -> int:
         """Return how many bytes a write took on the wire, with TLS."""
@@ -102,7 +152,7 @@ class Unacked:
             return None
         try:
             info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
-            acked, self.not_sent = _INFO.unpack(info)
+            self.rtt_us, acked, self.not_sent = _INFO.unpack(info)
         except (OSError, struct.error):  # struct.error: a kernel older than 4.6 returns less
             return None
         return int(acked) - self._before

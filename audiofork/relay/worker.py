@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
 from audiofork.config import Address, Config, WebSocketConfig
 from audiofork.link.messages import (
@@ -15,6 +17,7 @@ from audiofork.link.messages import (
     ExpectLeg,
     ForkEnded,
     ForkSpec,
+    ForkStats,
     LegPart,
     Listen,
     PressKey,
@@ -30,6 +33,7 @@ from audiofork.relay import resampler
 from audiofork.relay.check_legs import CheckLegs
 from audiofork.relay.client_tls import ClientTls
 from audiofork.relay.formats.choice import format_of
+from audiofork.relay.latencies import Latencies
 from audiofork.relay.levels import Meters
 from audiofork.relay.listener import Listener
 from audiofork.relay.listening import Listening
@@ -43,6 +47,8 @@ log = logging.getLogger(__name__)
 
 # A little more than the time limit of a sink's close.
 _CLOSE_TIMEOUT_S = 2.5
+# How many forks tell their statistics in one turn of the event loop: a millisecond.
+FORKS_AT_ONCE = 100
 
 
 class Worker:
@@ -60,6 +66,7 @@ class Worker:
         self._report = report
         self._listener = Listener(report, config.audiosocket.allow)
         self._pacer = Pacer()
+        self._latencies = Latencies()
         self._check_legs = CheckLegs(self._listener, report)
         self._leg_uuids: dict[str, dict[LegPart, str]] = {}  # the latest of each leg, by fork
         self._meters = Meters()
@@ -94,6 +101,11 @@ class Worker:
         """The addresses that Asterisk connects legs to."""
         return [self._advertise or self.address]
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether legs can connect."""
+        return self._listener.is_listening
+
     def address_of(self, fork_id: str) -> Address:  # noqa: ARG002 (of LegAddresses)
         """Return the address that Asterisk must connect the leg of a fork to."""
         return self.addresses[0]
@@ -103,8 +115,7 @@ class Worker:
         if isinstance(command, ForkSpec):
             self._begin(command)
         elif isinstance(command, TakeStats):
-            stats = {fork_id: session.stats() for fork_id, session in self.sessions.items()}
-            self._report(StatsTaken(command.ticket, stats))
+            self._take_stats(command.ticket, iter(list(self.sessions)), {})
         elif isinstance(command, TakeLevels):
             self._report(self._meters.take(self.sessions))
         elif isinstance(command, ExpectCheckLeg):
@@ -116,6 +127,25 @@ class Worker:
                 self._listen(session, is_on=command.is_on)
             else:
                 _obey(session, command)
+
+    def _take_stats(self, ticket: int, rest: Iterator[str], stats: dict[str, ForkStats]) -> None:
+        """Take the statistics of some forks, then of the rest, then report; audio goes in between.
+
+        Args:
+            ticket: That of the command.
+            rest: The ids of the other forks; they may have ended meanwhile.
+            stats: What was taken so far.
+        """
+        some = list(islice(rest, FORKS_AT_ONCE))
+        for fork_id in some:
+            if (session := self.sessions.get(fork_id)) is not None:
+                stats[fork_id] = session.stats()
+        if len(some) == FORKS_AT_ONCE:
+            asyncio.get_running_loop().call_soon(self._take_stats, ticket, rest, stats)
+            return
+        # After the forks: they have brought the latencies up to date.
+        latencies = self._latencies
+        self._report(StatsTaken(ticket, stats, latencies.cumulative(), latencies.sum_s))
 
     def _begin(self, spec: ForkSpec) -> None:
         if spec.voice is not None:
@@ -131,6 +161,7 @@ class Worker:
             format=format_of(spec, settings.frame_ms),
             proxy_tls=self._tls.configured,
             max_bytes=MAX_SPOKEN_BYTES if spec.voice is not None else MAX_MESSAGE_BYTES,
+            latencies=self._latencies,
         )
         session = Session(spec, sink, self._on_report, self._pacer)
         self.sessions[spec.fork_id] = session

@@ -785,6 +785,21 @@ async def test_link_that_answers_pings_is_kept(asterisk: FakeAsterisk, run_ami: 
     assert len(asterisk.connections) == 1
 
 
+async def test_round_trip_is_that_of_the_latest_ping_and_unknown_without_a_connection(
+    asterisk: FakeAsterisk, run_ami: RunAmi
+) -> None:
+    run = run_ami(ping_interval=0.1)
+    await run.up()
+    assert (run.ami.is_up, run.ami.rtt_s, run.ami.connects) == (True, 0.0, 1)
+    await wait_until(lambda: run.ami.rtt_s)
+    assert 0 < run.ami.rtt_s < 0.1
+    asterisk.connections[-1].drop()
+    await wait_until(lambda: not run.ami.is_up)
+    assert run.ami.rtt_s == 0.0
+    await run.up()
+    assert (run.ami.is_up, run.ami.connects) == (True, 2)
+
+
 async def test_host_that_cannot_be_a_name_is_said_and_does_not_end_the_link(
     run_ami: RunAmi,
 ) -> None:

@@ -617,6 +617,20 @@ async def test_channel_that_came_before_the_link_was_lost_has_come(
         assert a.exception() is None
 
 
+async def test_round_trip_is_that_of_the_latest_request_and_unknown_while_the_link_is_away(
+    server: FakeAri, ari: Ari
+) -> None:
+    assert (ari.is_up, ari.rtt_s, ari.connects) == (False, 0.0, 0)
+    async with running(ari):
+        await wait_until(lambda: ari.ready)
+        assert (ari.is_up, 0 < ari.rtt_s < 5, ari.connects) == (True, True, 1)
+        await server.drop(server.links[-1])
+        await wait_until(lambda: not ari.is_up)
+        assert ari.rtt_s == 0.0
+        await wait_until(lambda: ari.is_up)
+        assert ari.connects == 2
+
+
 @pytest.mark.parametrize("ending", ["left", "lost", "cancelled"])
 async def test_starting_leaves_nothing_behind(
     server: FakeAri, link: Ari, caplog: pytest.LogCaptureFixture, ending: str

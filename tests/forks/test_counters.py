@@ -1,8 +1,11 @@
+import asyncio
+from typing import Any
+
 import pytest
 
-from audiofork.errors import NoSuchChannel
+from audiofork.errors import AmiUnavailable, NoSuchChannel, Refusal, RequestRefused
 from audiofork.forks.counters import Counters
-from audiofork.forks.events import Attack, AttackKind
+from audiofork.forks.events import Attack, AttackKind, Started
 from audiofork.link.messages import (
     EndReason,
     ForkStats,
@@ -10,8 +13,9 @@ from audiofork.link.messages import (
     SinkOpened,
     SinkResumed,
     SinkRetrying,
+    Streaming,
 )
-from tests.control_plane import START, Rig
+from tests.control_plane import START, UNIQUEID, Rig
 
 
 def test_counters_begin_at_nothing() -> None:
@@ -43,6 +47,73 @@ async def test_refusals_count_at_any_door(rig: Rig) -> None:
     with pytest.raises(NoSuchChannel):
         await rig.ask(**{**START, "channel": "nobody"})
     assert (rig.counters.refused, rig.counters.requested) == (2, 0)
+    assert rig.counters.refusals == {Refusal.NO_SUCH_CHANNEL: 2}
+
+
+@pytest.mark.parametrize(
+    ("security", "fields", "reason"),
+    [
+        ({"allow_urls": ("ws://other.example",)}, {}, Refusal.NOT_ALLOWED),
+        ({"allow_private": False}, {"wsserver": "ws://10.0.0.1/"}, Refusal.NOT_ALLOWED),
+        ({}, {"options": "k(party)"}, Refusal.NOT_ALLOWED),
+        ({}, {"options": "T(insecure)"}, Refusal.NOT_ALLOWED),
+        ({"allow_post_process": False}, {"postprocess": "date"}, Refusal.NOT_ALLOWED),
+        ({}, {"wsserver": "http://example.org/"}, Refusal.INVALID),
+        ({}, {"wsserver": "@nowhere"}, Refusal.INVALID),
+        ({"max_forks": 0}, {}, Refusal.LIMIT),
+        ({"max_forks_per_channel": 0}, {}, Refusal.LIMIT),
+        ({}, {"channel": "nobody"}, Refusal.NO_SUCH_CHANNEL),
+        ({}, {"command": "StopAudioFork"}, Refusal.NO_SUCH_FORK),
+    ],
+)
+async def test_refusal_counts_by_its_reason(
+    rig: Rig, security: dict[str, Any], fields: dict[str, str], reason: Refusal
+) -> None:
+    rig.allow(**security)
+    with pytest.raises(RequestRefused):
+        await rig.ask(**{**START, **fields})
+    assert rig.counters.refusals == {reason: 1}
+
+
+async def test_refusal_because_asterisk_cannot_be_asked_counts_as_that(rig: Rig) -> None:
+    rig.ami.faults["Getvar"] = AmiUnavailable("away")
+    with pytest.raises(AmiUnavailable):
+        await rig.ask(**START)
+    assert rig.counters.refusals == {Refusal.ASTERISK: 1}
+
+
+async def test_start_that_would_wait_too_long_counts_as_too_fast(rig: Rig) -> None:
+    rig.allow(max_starts=1, max_forks=100, max_forks_per_channel=100)
+    asked = [asyncio.create_task(rig.ask(**START)) for _ in range(9)]
+    await rig.clock.advance(0.0)
+    for _ in range(8):
+        await rig.clock.advance(1.0)
+    ended = await asyncio.gather(*asked, return_exceptions=True)
+    refused = [one for one in ended if isinstance(one, RequestRefused)]
+    assert 0 < len(refused) < len(asked)
+    assert rig.counters.refusals == {Refusal.RATE: len(refused)}
+
+
+async def test_call_without_a_tap_counts_as_that(rig: Rig) -> None:
+    rig.taps.faults[UNIQUEID] = RequestRefused("no way", Refusal.NO_TAP)
+    with pytest.raises(RequestRefused):
+        await rig.ask(**START)
+    assert rig.counters.refusals == {Refusal.NO_TAP: 1}
+
+
+async def test_start_while_the_daemon_stops_counts_as_that(rig: Rig) -> None:
+    await rig.shut_down()
+    with pytest.raises(RequestRefused):
+        await rig.ask(**START)
+    assert rig.counters.refusals == {Refusal.STOPPING: 1}
+
+
+async def test_start_says_how_long_it_took_from_the_request_on(rig: Rig) -> None:
+    fork_id = await rig.attach()
+    await rig.clock.advance(0.75)
+    rig.forks.on_report(Streaming(fork_id))
+    (started,) = [event for event in rig.events if isinstance(event, Started)]
+    assert started.after_s == 0.75
 
 
 async def test_frames_of_ended_forks_add_up(rig: Rig) -> None:

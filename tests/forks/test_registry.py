@@ -32,7 +32,16 @@ from audiofork.link.messages import (
     StrangersRefused,
     Streaming,
 )
-from tests.control_plane import LEG_PREFIX, NAME, START, UNIQUEID, UNKNOWN_ID, URL, Rig
+from tests.control_plane import (
+    LEG_PREFIX,
+    NAME,
+    START,
+    UNIQUEID,
+    UNKNOWN_ID,
+    URL,
+    WALL_CLOCK_AHEAD_S,
+    Rig,
+)
 
 PAIRS = LegPart.PAIRS
 
@@ -286,6 +295,9 @@ async def test_views_show_all_forks_oldest_first(rig: Rig) -> None:
             *(first, NAME, UNIQUEID, URL, "stereo", "streaming", 4.0, 200, 190, 7, ""),
             tap="chanspy",
             sample_rate=8000,
+            format="raw",
+            requested_at=WALL_CLOCK_AHEAD_S + 1000,
+            backlog=3,
         ),
         ForkView(
             id=second,
@@ -302,6 +314,8 @@ async def test_views_show_all_forks_oldest_first(rig: Rig) -> None:
             tap="chanspy",
             sample_rate=8000,
             waits_for="the server and the leg",
+            format="raw",
+            requested_at=WALL_CLOCK_AHEAD_S + 1002.5,
         ),
     ]
 

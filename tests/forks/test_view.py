@@ -8,6 +8,7 @@ import json
 import time
 
 from audiofork.asterisk.ami_protocol import ChannelHangup, HoldChanged
+from audiofork.forks.events import Ended
 from audiofork.forks.view import ForkView, view_of
 from audiofork.link.messages import (
     EndReason,
@@ -20,9 +21,10 @@ from audiofork.link.messages import (
     Streaming,
 )
 from audiofork.text import MAX_REASON_CHARACTERS
-from tests.control_plane import NAME, START, UNIQUEID, Rig
+from tests.control_plane import NAME, START, UNIQUEID, WALL_CLOCK_AHEAD_S, Headers, Rig
 
 PAIRS = LegPart.PAIRS
+CALLER = {"CALLERID(num)": "+4930123", "CALLERID(name)": "Zo\u00eb\x1b<b>"}
 
 
 async def view(rig: Rig) -> ForkView:
@@ -226,3 +228,48 @@ async def test_view_has_the_counts_of_the_servers_messages(rig: Rig) -> None:
     rig.stats = {fork_id: ForkStats(messages_ignored=3, messages_unused=4)}
     shown = await view(rig)
     assert (shown.messages_ignored, shown.messages_unused) == (3, 4)
+
+
+async def test_view_has_how_its_server_is_reached_and_what_waits_for_it(rig: Rig) -> None:
+    fork_id = await rig.stream(options="x(json)")
+    stats = ForkStats(100, 90, 3, rtt_ms=12.5, unacked_bytes=640)
+    rig.stats = {fork_id: stats}
+    one = await view(rig)
+    assert (one.format, one.profile, one.connects) == ("json", "", False)
+    assert (one.backlog, one.rtt_ms, one.unacked_bytes) == (7, 12.5, 640)
+    assert one.requested_at == WALL_CLOCK_AHEAD_S + rig.clock()
+
+
+async def test_caller_is_not_asked_for_where_nobody_wants_to_know(rig: Rig) -> None:
+    rig.ami.values = CALLER
+    await rig.stream()
+    one = await view(rig)
+    assert (one.caller_number, one.caller_name) == ("", "")
+    assert all("CALLERID" not in dict(headers).get("Variable", "") for _, headers in asked(rig))
+
+
+async def test_caller_is_asked_for_where_somebody_wants_to_know_and_is_shown_harmless(
+    rig: Rig,
+) -> None:
+    rig.forks._look_ups._asks_callers = True
+    rig.ami.values = CALLER
+    fork_id = await rig.stream()
+    one = await view(rig)
+    assert (one.caller_number, one.caller_name) == ("+4930123", "Zo\u00eb?<b>")
+    assert len([1 for _, headers in asked(rig) if "CALLERID" in str(headers)]) == 1
+    await rig.ended(fork_id, EndReason.HANGUP)
+    (ended,) = [event for event in rig.events if isinstance(event, Ended)]
+    assert (ended.fork.caller_number, ended.fork.caller_name) == tuple(CALLER.values())
+
+
+async def test_caller_that_the_server_is_told_of_is_not_asked_for_again(rig: Rig) -> None:
+    rig.forks._look_ups._asks_callers = True
+    rig.ami.values = CALLER
+    await rig.stream(options="M")
+    one = await view(rig)
+    assert one.caller_number == "+4930123"
+    assert len([1 for _, headers in asked(rig) if "CALLERID" in str(headers)]) == 1
+
+
+def asked(rig: Rig) -> list[tuple[str, Headers]]:
+    return [(name, headers) for name, headers, _ in rig.ami.actions]

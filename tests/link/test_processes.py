@@ -27,6 +27,7 @@ from audiofork.config import (
 from audiofork.errors import CannotListen, ConfigError
 from audiofork.link import processes as relays_module
 from audiofork.link.messages import (
+    LATENCY_BUCKETS_MS,
     Direction,
     EndFork,
     EndReason,
@@ -48,7 +49,7 @@ from audiofork.link.messages import (
 )
 from audiofork.link.processes import NO_PROCESS, RelayProcesses
 from testbed.recorder import Recorder
-from tests.relay.peers import Leg, numbered, until
+from tests.relay.peers import Leg, counted, numbered, until
 
 TIMEOUT_S = 30  # a busy machine may take long to start Python
 CONFIG = Config(
@@ -112,13 +113,16 @@ class Rig:
         return report
 
     async def stats(self, ticket: int = 1) -> dict[str, ForkStats]:
+        return counted((await self.taken(ticket)).stats)
+
+    async def taken(self, ticket: int) -> StatsTaken:
         self.relays.send(TakeStats(ticket))
         await until(lambda: self.of(StatsTaken), TIMEOUT_S)
         taken = self.of(StatsTaken)[-1]
         assert isinstance(taken, StatsTaken)
         assert taken.ticket == ticket
         self.reports.remove(taken)
-        return taken.stats
+        return taken
 
 
 @pytest.fixture
@@ -133,12 +137,12 @@ async def rig() -> AsyncIterator[Rig]:
             os.kill(rig.pid(worker), 0)
 
 
-async def stream(rig: Rig, fork_id: str, recorder: Recorder, path: str) -> Leg:
-    """Connect the leg of a fork and relay ten frames."""
+async def stream(rig: Rig, fork_id: str, recorder: Recorder, path: str, frames: int = 10) -> Leg:
+    """Connect the leg of a fork and relay some frames."""
     leg = await Leg.connect(rig.relays.address_of(fork_id))
     leg.send_uuid(fork_id)
-    leg.send_audio(*numbered(10))
-    await recorder.wait_messages(path, 10)
+    leg.send_audio(*numbered(frames))
+    await recorder.wait_messages(path, frames)
     return leg
 
 
@@ -543,6 +547,20 @@ async def test_close_does_not_wait_for_the_next_start(
     assert loop.time() - began < relays_module.CLOSE_TIMEOUT_S
 
 
+async def test_worker_whose_process_dies_is_down_until_another_listens(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relays_module, "PING_INTERVAL_S", 0.05)
+    await until(lambda: all(worker.rtt_s for worker in rig.relays.workers), TIMEOUT_S)
+    assert all(0 < worker.rtt_s < TIMEOUT_S for worker in rig.relays.workers)
+    old = rig.pid(1)
+    rig.signal(1, signal.SIGKILL)
+    await until(lambda: not rig.relays.workers[1].is_up, TIMEOUT_S)
+    assert (rig.relays.workers[0].is_up, rig.relays.workers[1].rtt_s) == (True, 0.0)
+    await rig.restarted(1, old)
+    assert all(worker.is_up for worker in rig.relays.workers)
+
+
 # --- Statistics ---
 
 
@@ -559,6 +577,24 @@ async def test_statistics_do_not_wait_for_a_process_that_hangs(
     rig.signal(0, signal.SIGCONT)
     assert len(await rig.stats(2)) == 2  # the late answer to the first is no answer to it
     assert rig.of(StatsTaken) == []
+
+
+async def test_latencies_of_all_processes_add_up_and_stay_when_one_dies(
+    rig: Rig, recorder: Recorder
+) -> None:
+    forks = {path: rig.begin(recorder.url(path)) for path in ("/a", "/b")}
+    await rig.stats()
+    legs = [await stream(rig, fork_id, recorder, path, 60) for path, fork_id in forks.items()]
+    before = await rig.taken(2)
+    assert before.latency[-1] >= 4  # of two forks, one frame of 25
+    assert len(before.latency) == len(LATENCY_BUCKETS_MS) + 1
+    rig.signal(0, signal.SIGKILL)
+    await rig.lost()
+    after = await rig.taken(3)
+    assert after.latency == before.latency
+    assert after.latency_sum_s == pytest.approx(before.latency_sum_s)
+    for leg in legs:
+        await leg.close()
 
 
 async def test_statistics_do_not_wait_for_a_process_that_dies(

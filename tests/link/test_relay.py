@@ -463,6 +463,16 @@ async def test_close_has_delivered_every_report(rig: Rig, recorder: Recorder) ->
     assert ended == dict.fromkeys(forks, EndReason.SHUTDOWN)
 
 
+async def test_workers_show_where_they_listen_and_how_many_forks_they_have(rig: Rig) -> None:
+    (worker,) = rig.relay.workers
+    assert (worker.address, worker.is_up, worker.forks) == (rig.relay.addresses[0], True, 0)
+    rig.begin(reconnect_attempts=9)
+    await rig.stats()
+    assert [worker.forks for worker in rig.relay.workers] == [1]
+    await rig.relay.close()
+    assert [worker.is_up for worker in rig.relay.workers] == [False]
+
+
 async def test_close_twice_does_no_harm(rig: Rig) -> None:
     await rig.relay.close()
     await rig.relay.close()

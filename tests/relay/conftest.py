@@ -26,6 +26,7 @@ from audiofork.link.messages import (
 )
 from audiofork.relay.client_tls import client_tls
 from audiofork.relay.formats.base import MessageFormat
+from audiofork.relay.latencies import Latencies
 from audiofork.relay.retry import Retries
 from audiofork.relay.sink import Sink
 from testbed.recorder import Recorder
@@ -106,10 +107,12 @@ async def start(system_tls: ssl.SSLContext) -> AsyncIterator[Start]:
         format: MessageFormat | None = None,
         handshake: Handshake = PLAIN_HANDSHAKE,
         proxy_tls: ssl.SSLContext | None = None,
+        latencies: Latencies | None = None,
         **options: Any,
     ) -> Running:
         config = replace(WebSocketConfig(reconnect_attempts=1), **options)
         wishes: dict[str, Any] = {"format": format, "handshake": handshake, "proxy_tls": proxy_tls}
+        wishes["latencies"] = latencies
         sink = Sink(url, config, tls, frame_bytes=frame_bytes, **wishes)
         running.append((sink, asyncio.create_task(sink.run())))
         return running[-1]

@@ -11,8 +11,9 @@ import ssl
 import struct
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import Self, cast
 
 from websockets.asyncio.server import ServerConnection, serve
@@ -22,6 +23,7 @@ from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
 from audiofork.config import Address
+from audiofork.link.messages import ForkStats
 
 HANGUP = b"\x00\x00\x00"
 
@@ -428,3 +430,8 @@ class HoldingProxy:
         """Reset the client's connection."""
         self._client.close()
         self._server.close()
+
+
+def counted(stats: Mapping[str, ForkStats]) -> dict[str, ForkStats]:
+    """Return statistics without what depends on the network: round trips, and what is under way."""
+    return {one: replace(of, rtt_ms=0.0, unacked_bytes=0) for one, of in stats.items()}

@@ -58,6 +58,7 @@ class FakeSink:
         self.subprotocol = ""
         self.dropped_in_gap = 0
         self.messages_unused = 0
+        self.on_its_way = (0.0, 0)
         self.frames: list[bytes] = []
         self.events: list[tuple[int, Event]] = []
         self.frames_sent = 0
@@ -89,6 +90,9 @@ class FakeSink:
             self.frames_sent += 1
         else:
             self.backlog.put()
+
+    def on_the_way(self) -> tuple[float, int]:
+        return self.on_its_way
 
     def send_part(self) -> None:
         self.parts_sent += 1

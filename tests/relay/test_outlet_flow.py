@@ -7,10 +7,17 @@ from typing import Any, cast
 
 import pytest
 
+from audiofork.audiosocket import PTIME_S
 from audiofork.relay import outlet as outlet_module
 from audiofork.relay.formats.base import Dtmf, Event
 from audiofork.relay.formats.raw import RawFormat
-from audiofork.relay.outlet import CHECK_INTERVAL_S, FRAMES_BETWEEN_CHECKS, Flow, Outlet
+from audiofork.relay.outlet import (
+    CHECK_INTERVAL_S,
+    CHECKS_BETWEEN_MARKS,
+    FRAMES_BETWEEN_CHECKS,
+    Flow,
+    Outlet,
+)
 from audiofork.relay.unacked import Written
 from tests.relay.peers import FakeLoop, numbered
 
@@ -25,9 +32,15 @@ class Kernel:
         self.writes: list[Written] = []
         self.acknowledged = 0  # of the writes
         self.add = self.writes.append
+        self.updates = 0
+        self.marks: list[tuple[int, float]] = []  # after so many writes, and how long it had waited
+
+    def mark(self, waited_s: float) -> None:
+        self.updates = 0
+        self.marks.append((len(self.writes), waited_s))
 
     def update(self) -> None:
-        pass
+        self.updates += 1
 
     def close(self) -> list[bytes | Event]:
         lost = self.writes[self.acknowledged :]
@@ -100,7 +113,7 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     kernel = Kernel()
-    monkeypatch.setattr(outlet_module, "Unacked", lambda *_: kernel)
+    monkeypatch.setattr(outlet_module, "Unacked", lambda *_, **__: kernel)
     return kernel
 
 
@@ -152,6 +165,17 @@ def test_full_transport_is_waited_for_even_if_the_kernel_is_full_too(
     kernel.not_sent = FULL
     stage.offer(6)
     assert (stage.flow, loop.armed) == (Flow.TRANSPORT, 0)
+
+
+def test_one_check_of_five_is_measured_with_the_time_that_its_frame_has_waited(
+    stage: Stage,
+) -> None:
+    rounds = FRAMES_BETWEEN_CHECKS * CHECKS_BETWEEN_MARKS
+    stage.offer(rounds + 7)
+    stage.outlet.open(is_full=False)
+    stage.offer(rounds)
+    # The first check is that of the opening.
+    assert stage.kernel.marks == [(20, 12 * PTIME_S), (45, 0)]
 
 
 def test_transport_that_is_full_while_the_kernel_is_ends_the_asking(stage: Stage) -> None:

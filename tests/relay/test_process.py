@@ -51,7 +51,7 @@ from audiofork.relay.process import Process
 from audiofork.relay.worker import Worker
 from audiofork.text import A_BUG
 from testbed.recorder import Recorder
-from tests.relay.peers import Leg, numbered, until
+from tests.relay.peers import Leg, counted, numbered, until
 
 COMMAND = [sys.executable, "-m", "audiofork.relay.process"]
 CONFIG = Config(audiosocket=AudioSocketConfig(listen=Address("127.0.0.1", 0)))
@@ -126,7 +126,8 @@ async def test_fork_is_relayed_and_its_life_reported(control: Control, recorder:
     assert await control.hears(Streaming) == Streaming(fork_id)
     control.send(TakeStats(7))
     stats = await control.hears(StatsTaken, 2)
-    assert stats == StatsTaken(7, {fork_id: ForkStats(10, 10)})
+    assert isinstance(stats, StatsTaken)
+    assert (stats.ticket, counted(stats.stats)) == (7, {fork_id: ForkStats(10, 10)})
     control.send(EndFork(fork_id, EndReason.STOPPED))
     ended = await control.hears(ForkEnded)
     assert ended == ForkEnded(fork_id, EndReason.STOPPED, "", ForkStats(10, 10))

@@ -20,6 +20,7 @@ import pytest
 
 from audiofork.relay import tls as tls_module
 from audiofork.relay.client_tls import client_tls
+from audiofork.relay.latencies import Latencies
 from audiofork.relay.server_limits import Allowance, Limit
 from audiofork.relay.tls import RECORD_PAYLOAD_BYTES, TlsTransport, open_tls
 from audiofork.relay.unacked import Unacked
@@ -301,7 +302,7 @@ def on_wire(stage: Stage) -> int:
     """Return how many bytes the kernel has been given, over the connection's life."""
     records = stage.transport.get_extra_info("tls_records")
     told = records.on_extra
-    unacked = Unacked(stage.transport, 320)
+    unacked = Unacked(stage.transport, 320, Latencies())
     unacked.close()
     records.on_extra = told
     return unacked._before

@@ -33,11 +33,12 @@ from audiofork.link.messages import (
     Streaming,
     TakeStats,
 )
+from audiofork.relay import worker as worker_module
 from audiofork.relay.beep import tone
 from audiofork.relay.client_tls import client_tls
 from audiofork.relay.worker import Worker
 from testbed.recorder import Recorder
-from tests.relay.peers import HANGUP, Leg, StalledServer, numbered, until, unused_port
+from tests.relay.peers import HANGUP, Leg, StalledServer, counted, numbered, until, unused_port
 from tests.relay.relay_stage import RelayStage
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -476,9 +477,37 @@ async def test_statistics_are_taken_of_all_forks(relay: RelayStage, recorder: Re
     leg.send_audio(*INS)
     await recorder.wait_messages("/busy", 10)
     relay.worker.handle(TakeStats(2))
-    taken = [report for report in relay.reports if isinstance(report, StatsTaken)]
-    stats = {busy: ForkStats(10, 10, 0), idle: ForkStats()}
-    assert taken == [StatsTaken(1, {}), StatsTaken(2, stats)]
+    first, second = (report for report in relay.reports if isinstance(report, StatsTaken))
+    assert first == StatsTaken(1, {})
+    assert counted(second.stats) == {busy: ForkStats(10, 10, 0), idle: ForkStats()}
+    assert second.stats[busy].rtt_ms > 0
+
+
+async def test_statistics_of_many_forks_let_others_have_turns(
+    relay: RelayStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "FORKS_AT_ONCE", 2)
+    forks = [relay.begin("ws://127.0.0.1:1/", reconnect_attempts=9) for _ in range(5)]
+    relay.worker.handle(TakeStats(1))
+    assert not [report for report in relay.reports if isinstance(report, StatsTaken)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    (taken,) = (report for report in relay.reports if isinstance(report, StatsTaken))
+    assert list(taken.stats) == forks
+
+
+async def test_fork_that_ends_while_statistics_are_taken_is_no_fault(
+    relay: RelayStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "FORKS_AT_ONCE", 1)
+    first, second = (relay.begin("ws://127.0.0.1:1/", reconnect_attempts=9) for _ in range(2))
+    relay.worker.handle(TakeStats(1))
+    session = relay.worker.sessions.pop(second)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    relay.worker.sessions[second] = session
+    (taken,) = (report for report in relay.reports if isinstance(report, StatsTaken))
+    assert list(taken.stats) == [first]
 
 
 async def test_text_of_the_server_is_reported(relay: RelayStage, recorder: Recorder) -> None:

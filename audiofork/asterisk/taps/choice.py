@@ -21,7 +21,7 @@ from audiofork.asterisk.taps.ways import (
 )
 from audiofork.asterisk.versions import AUDIOSOCKET_RATES, WHISPER_LEAKS, Version, releases
 from audiofork.config import AsteriskConfig
-from audiofork.errors import RequestRefused
+from audiofork.errors import Refusal, RequestRefused
 from audiofork.link.messages import LegPart
 
 CHANNELS_OWN_RATE = 0
@@ -136,7 +136,8 @@ class Taps:
                 way = await self._unless_wide(uniqueid, way, wish, site)
             if way is not None:
                 return self._choice(way, wish, rates[0], site)
-        raise RequestRefused(why_none(replace(wish, sample_rate=rates[0]), site))
+        text = why_none(replace(wish, sample_rate=rates[0]), site)
+        raise RequestRefused(text, Refusal.NO_TAP)
 
     async def connecting(self, uniqueid: str, wished_rates: Sequence[int] = ()) -> Choice:
         """Choose the way and the sample rate of a connected fork.
@@ -157,7 +158,8 @@ class Taps:
                 return Choice(self._connect, DIAL_WAY, rate)
         raise RequestRefused(
             f"{rates[0]} Hz: a connected server has 8000 Hz alone on Asterisk {version} (more from "
-            f"{releases(AUDIOSOCKET_RATES)} on): leave L out, or write L({rates[0]},8000)"
+            f"{releases(AUDIOSOCKET_RATES)} on): leave L out, or write L({rates[0]},8000)",
+            Refusal.NO_TAP,
         )
 
     async def _unless_wide(self, uniqueid: str, pairs: Way, wish: Wish, site: Site) -> Way:
@@ -171,7 +173,7 @@ class Taps:
             return pairs
         other = best_way(wish, replace(site, narrowband=False))
         if other is None:
-            raise RequestRefused(self.why_wide(wish, wide))
+            raise RequestRefused(self.why_wide(wish, wide), Refusal.NO_TAP)
         return other
 
     def _choice(self, way: Way, wish: Wish, wished_rate: int, site: Site) -> Choice:
