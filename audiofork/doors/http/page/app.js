@@ -1,0 +1,235 @@
+// The page: who looks, which view is open, and the state at the top.
+
+import { get, post, remove } from "./api.js";
+import { h, notify, setAttribute, setText } from "./dom.js";
+import { ForkView } from "./fork.js";
+import { HealthView } from "./health.js";
+import { EntryView, HistoryView } from "./history.js";
+import { LiveView } from "./live.js";
+import { ended, Store } from "./store.js";
+import { Stream } from "./stream.js";
+import * as words from "./words.js";
+
+const STATUS_MS = 5000;
+const NOTICES_PER_S = 2;
+const $ = (id) => document.getElementById(id);
+const [main, nav, stateList, who, trouble] = ["main", "nav", "state", "who", "trouble"].map($);
+
+/** What a signed-in user sees. */
+class App {
+  #view = null; // forks, history or health
+  #panel = null; // of one fork, or one entry
+  #opened = ""; // its id
+  #timer = 0;
+  #lost = "";
+  #missed = 0;
+  #noticedAt = 0;
+
+  constructor(session) {
+    this.session = session;
+    this.store = new Store();
+    this.live = new LiveView(this.store);
+    this.history = new HistoryView();
+    this.health = new HealthView();
+    this.place = h("div", { class: "place" });
+    main.replaceChildren(this.place);
+    this.store.addEventListener("fork", (event) => this.#important(event.detail.name, event.detail.data));
+    this.stream = new Stream({ onEvent: (name, data) => this.store.take(name, data), onState: (text) => this.#connection(text) });
+    this.#status();
+    this.route();
+  }
+
+  close() {
+    this.stream.stop();
+    clearTimeout(this.#timer);
+    this.#panel?.close();
+    this.health.close();
+  }
+
+  /** Show what the address names: #/forks, #/forks/ID, #/history, #/history/ID or #/health. */
+  route() {
+    const [, view, id] = location.hash.split("/").map((part) => decoded(part));
+    const wanted = ["history", "health"].includes(view) ? view : "forks";
+    if (wanted !== this.#view) this.#show(wanted);
+    this.#open(wanted, wanted === "health" ? "" : id ?? "");
+  }
+
+  back() {
+    if (this.#opened) location.hash = `#/${this.#view}`;
+  }
+
+  #show(view) {
+    if (this.#view === "health") this.health.close();
+    this.#view = view;
+    for (const link of nav.children) setAttribute(link, "aria-current", link.dataset.view === view ? "page" : null);
+    this.place.replaceChildren({ forks: this.live, history: this.history, health: this.health }[view].element);
+    document.title = { forks: "Live", history: "History", health: "Health" }[view] + " – audiofork";
+    if (view === "forks") this.live.update();
+    if (view === "history") this.history.search();
+    if (view === "health") this.health.open();
+  }
+
+  #open(view, id) {
+    const before = this.#opened;
+    if (id === before && (this.#panel !== null) === Boolean(id)) return;
+    this.#panel?.close();
+    this.#panel = null;
+    this.#opened = id;
+    this.place.classList.toggle("split", Boolean(id));
+    if (view === "forks") this.live.choose(id);
+    if (id) {
+      this.#panel = view === "forks" ? new ForkView(id, this.store, this.session) : new EntryView(id);
+      this.place.append(this.#panel.element);
+      this.#panel.focus();
+    } else if (before) {
+      ({ forks: this.live, history: this.history })[view]?.focus(before);
+    }
+  }
+
+  #connection(text) {
+    if (text && !this.#lost) this.store.isLoaded = this.store.forks.size > 0;
+    if (!text && this.#lost) notify("Connected to audiofork again.");
+    this.#lost = text;
+    document.body.classList.toggle("lost", Boolean(text));
+    tellTrouble(text ? `What is shown may be old: ${text}. Trying again …` : "");
+  }
+
+  async #status() {
+    try {
+      this.#tellStatus(await get("status"));
+    } catch (error) {
+      if (error.status === 401) return;
+      // The stream tells it if nothing answers.
+    }
+    this.#timer = setTimeout(() => this.#status(), STATUS_MS);
+  }
+
+  #tellStatus(status) {
+    const { asterisk, ari, relays = [] } = status;
+    const up = relays.filter((relay) => relay.up).length;
+    const states = [
+      [asterisk.up, asterisk.up ? `Asterisk ${words.shown(asterisk.version, 30)} connected${roundTrip(asterisk)}` : `Asterisk is away${because(asterisk)}`],
+      [ari.up || !ari.configured, !ari.configured ? "ARI not configured" : ari.up ? `ARI connected${roundTrip(ari)}` : `ARI is away${because(ari)}`, !ari.configured],
+      [up === relays.length && up > 0, up === relays.length ? `${words.plural(up, "relay")} ${up === 1 ? "runs" : "run"}` : `${up} of ${words.plural(relays.length, "relay")} ${up === 1 ? "runs" : "run"}`],
+      [true, `audiofork ${words.shown(status.version, 20)}, up ${words.duration(status.uptime_s)}`, true],
+    ];
+    const items = states.map(([isWell, text, isPlain]) => [text, isPlain ? "plain" : isWell ? "well" : "ill"]);
+    items.forEach(([text, kind], place) => {
+      const item = stateList.children[place] ?? stateList.appendChild(h("li", {}));
+      const turned = item.className && item.className !== kind;
+      if (turned && place < 3) notify(`${text}.`, kind === "ill" ? "bad" : "");
+      item.className = kind;
+      setText(item, text);
+    });
+    stateList.hidden = false;
+    this.health.status(status);
+  }
+
+  /** Tell of what went wrong, and not more often than can be read. */
+  #important(name, data) {
+    const channel = words.shown(data.fork?.channel, 60);
+    const text = {
+      "fork.failed": () => `The fork of ${channel} has failed: ${ended(data)}`,
+      "fork.refused": () => `A start was refused: ${words.shown(data.why ?? data.reason)}`,
+      attack: () => `An attack was fended off: ${words.shown(data.kind)}, ${words.shown(data.detail)}`,
+    }[name]?.();
+    if (!text) return;
+    const now = performance.now();
+    if (now - this.#noticedAt < 1000 / NOTICES_PER_S) {
+      this.#missed += 1;
+      return;
+    }
+    notify(this.#missed ? `${text}. And ${words.count(this.#missed)} more.` : text, "bad");
+    this.#noticedAt = now;
+    this.#missed = 0;
+  }
+}
+
+const roundTrip = ({ rtt_ms: ms }) => (ms ? `, ${words.milliseconds(ms)}` : "");
+const because = ({ text }) => (text ? `: ${words.shown(text)}` : "");
+
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return "";
+  }
+}
+
+function tellTrouble(text) {
+  setText(trouble, text);
+  trouble.hidden = !text;
+}
+
+let app = null;
+
+function signedIn(session) {
+  setText(who.firstElementChild, `${words.shown(session.name, 40)}`);
+  setAttribute(who.firstElementChild, "title", `May ${session.roles.join(", ")}`);
+  for (const part of [nav, who]) part.hidden = false;
+  tellTrouble("");
+  app = new App(session);
+}
+
+function signedOut(why) {
+  app?.close();
+  app = null;
+  for (const part of [nav, who, stateList]) part.hidden = true;
+  stateList.replaceChildren();
+  tellTrouble("");
+  const token = h("input", { type: "password", id: "token", autocomplete: "current-password", required: true, spellcheck: "false" });
+  const told = h("p", { class: "note", role: "alert", hidden: !why }, why);
+  const button = h("button", { type: "submit" }, "Sign in");
+  const form = h("form", { class: "sign-in", "aria-labelledby": "sign-in-title" },
+    h("h2", { id: "sign-in-title" }, "Sign in"), h("label", { for: "token" }, "Token"), token, button, told,
+    h("p", { class: "dim" }, "One of the tokens in the daemon's tokens_file."));
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    button.disabled = true;
+    try {
+      signedIn(await post("session", { token: token.value.trim() }));
+      main.focus({ preventScroll: true });
+    } catch (error) {
+      told.hidden = false;
+      setText(told, error.status === 401 || error.status === 403 ? "This token is not known." : words.shown(error.message));
+      token.select();
+      button.disabled = false;
+    }
+  });
+  document.title = "Sign in – audiofork";
+  main.replaceChildren(form);
+  token.focus();
+}
+
+async function begin() {
+  try {
+    signedIn(await get("session"));
+  } catch (error) {
+    if (error.status === 401) signedOut("");
+    else {
+      tellTrouble(`${words.shown(error.message)}. Trying again …`);
+      setTimeout(begin, 2000);
+    }
+  }
+}
+
+window.addEventListener("hashchange", () => app?.route());
+window.addEventListener("signed-out", () => app && signedOut("Your session has ended. Sign in again."));
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || event.defaultPrevented || document.querySelector("dialog[open]")) return;
+  if (event.target.type === "search" && event.target.value) return; // that is cleared first
+  app?.back();
+});
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address names the view
+  main.focus();
+});
+who.querySelector("button").addEventListener("click", async () => {
+  try {
+    await remove("session");
+    signedOut("You have signed out.");
+  } catch (error) {
+    notify(`You are still signed in: ${words.shown(error.message)}`, "bad");
+  }
+});
+begin();

@@ -1,0 +1,130 @@
+// A table of any length of which only the rows in sight exist.
+
+import { setAttribute } from "./dom.js";
+
+const OVERSCAN = 8;
+
+/**
+ * Shows items as rows of one height.
+ *
+ * Args:
+ *   scroller: What scrolls, around an element around the table.
+ *   table: Its tbody gets the rows. aria-rowcount and aria-rowindex tell where they are.
+ *   makeRow: Returns {element, link, bind(item)}; the link is what the keyboard reaches.
+ */
+export class VirtualRows {
+  items = [];
+  rows = [];
+  #first = 0;
+  #rowHeight = 0;
+  #active = null; // the id of the item whose row the keyboard is at
+  #asked = false;
+
+  constructor(scroller, table, makeRow) {
+    this.scroller = scroller;
+    this.table = table;
+    this.sizer = table.parentElement; // as high as all rows would be
+    this.body = table.tBodies[0];
+    this.makeRow = makeRow;
+    scroller.addEventListener("scroll", () => this.ask(), { passive: true });
+    this.body.addEventListener("keydown", (event) => this.#onKey(event));
+    this.body.addEventListener("focusin", (event) => this.#onFocus(event));
+    new ResizeObserver(() => this.#resized()).observe(scroller);
+  }
+
+  /** Show other items, or the same in another order. */
+  show(items) {
+    this.items = items;
+    setAttribute(this.table, "aria-rowcount", items.length + 1);
+    this.ask();
+  }
+
+  /** Paint before the next frame. */
+  ask() {
+    if (this.#asked) return;
+    this.#asked = true;
+    requestAnimationFrame(() => {
+      this.#asked = false;
+      this.paint();
+    });
+  }
+
+  focus(id) {
+    const index = this.items.findIndex((item) => item.id === id);
+    if (index >= 0) this.#focusIndex(index);
+    return index >= 0;
+  }
+
+  #resized() {
+    this.#rowHeight = parseFloat(getComputedStyle(this.table).getPropertyValue("--row")) || 32;
+    const wanted = Math.ceil(this.scroller.clientHeight / this.#rowHeight) + 2 * OVERSCAN;
+    while (this.rows.length < wanted) {
+      const row = this.makeRow();
+      this.rows.push(row);
+      this.body.append(row.element);
+    }
+    while (this.rows.length > wanted) this.rows.pop().element.remove();
+    this.paint();
+  }
+
+  paint() {
+    const most = Math.max(0, this.items.length - this.rows.length);
+    const above = Math.floor(this.scroller.scrollTop / this.#rowHeight) - OVERSCAN;
+    this.#first = Math.min(most, Math.max(0, above));
+    this.table.style.marginTop = `${this.#first * this.#rowHeight}px`;
+    this.sizer.style.height = `${this.items.length * this.#rowHeight + this.table.tHead.offsetHeight}px`;
+    const focused = this.body.contains(document.activeElement);
+    this.rows.forEach((row, place) => this.#bind(row, this.#first + place));
+    if (focused) this.#follow();
+    this.#reachable();
+  }
+
+  #bind(row, index) {
+    const item = this.items[index] ?? null;
+    row.item = item;
+    row.element.hidden = !item;
+    if (!item) return;
+    setAttribute(row.element, "aria-rowindex", index + 2);
+    row.bind(item);
+  }
+
+  /** Let the focus stay at its item, which may have another row now, or none. */
+  #follow() {
+    const row = this.rows.find((one) => one.item && one.item.id === this.#active);
+    if (!row) this.scroller.focus({ preventScroll: true });
+    else if (document.activeElement !== row.link) row.link.focus({ preventScroll: true });
+  }
+
+  /** Let Tab reach one row: the active one, or the first in sight. */
+  #reachable() {
+    const there = this.rows.filter((row) => row.item);
+    const reached = there.find((row) => row.item.id === this.#active)
+      ?? there[Math.min(there.length - 1, Math.ceil(this.scroller.scrollTop / this.#rowHeight) - this.#first)];
+    for (const row of this.rows) setAttribute(row.link, "tabindex", row === reached ? 0 : -1);
+  }
+
+  #onFocus(event) {
+    const row = this.rows.find((one) => one.element.contains(event.target));
+    if (row?.item) this.#active = row.item.id;
+    this.#reachable();
+  }
+
+  #onKey(event) {
+    const page = Math.max(1, Math.floor(this.scroller.clientHeight / this.#rowHeight) - 2);
+    const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
+    if (!(event.key in steps) || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    const at = this.items.findIndex((item) => item.id === this.#active);
+    this.#focusIndex(Math.max(0, Math.min(this.items.length - 1, at + steps[event.key])));
+  }
+
+  #focusIndex(index) {
+    const top = index * this.#rowHeight;
+    const room = this.scroller.clientHeight - this.table.tHead.offsetHeight;
+    if (top < this.scroller.scrollTop) this.scroller.scrollTop = top;
+    else if (top + this.#rowHeight > this.scroller.scrollTop + room) this.scroller.scrollTop = top + this.#rowHeight - room;
+    this.#active = this.items[index].id;
+    this.paint();
+    this.rows[index - this.#first]?.link.focus({ preventScroll: true });
+  }
+}
