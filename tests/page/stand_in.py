@@ -102,7 +102,7 @@ class StandIn:
     def end(self, one: Fork, reason: str = "hangup", *, failed: bool = False, **more: Any) -> None:
         """End a fork, and tell."""
         self.forks.pop(one["id"], None)
-        self.emit("fork.ended", one, reason=reason, has_failed=failed, **more)
+        self.emit("fork.ended", one, reason=reason, failed=failed, **more)
         self.emit("fork.failed" if failed else "fork.stopped", one, reason=reason, **more)
 
     def cut(self) -> None:
@@ -139,7 +139,7 @@ class StandIn:
         await self._server.cleanup()
 
     def _app(self) -> web.Application:
-        app = web.Application(middlewares=[web.middleware(self._guard)])
+        app = web.Application(middlewares=[self._guard])
         api, get = "/api/v1", web.get
         app.add_routes(
             [
@@ -165,6 +165,7 @@ class StandIn:
         app.on_response_prepare.append(_secure)
         return app
 
+    @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         is_api = request.path.startswith("/api/")
         if self.down and is_api:
@@ -237,7 +238,7 @@ class StandIn:
         sides |= body["mute"]
         words = {(True, True): "both", (True, False): "read", (False, True): "write"}
         one["muted"] = words.get((sides["in"], sides["out"]), "")
-        self.emit("fork.muted", one)
+        self.emit("fork.muted", one, **sides)
         return web.json_response(one)
 
     async def _stop(self, request: web.Request) -> web.StreamResponse:

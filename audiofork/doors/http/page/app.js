@@ -50,8 +50,12 @@ class App {
   route() {
     const [, view, id] = location.hash.split("/").map((part) => decoded(part));
     const wanted = ["history", "health"].includes(view) ? view : "forks";
-    if (wanted !== this.#view) this.#show(wanted);
-    this.#open(wanted, wanted === "health" ? "" : id ?? "");
+    const isOther = wanted !== this.#view;
+    if (isOther) {
+      this.#open(this.#view, "", false);
+      this.#show(wanted);
+    }
+    this.#open(wanted, wanted === "health" ? "" : id ?? "", !isOther);
   }
 
   back() {
@@ -69,7 +73,8 @@ class App {
     if (view === "health") this.health.open();
   }
 
-  #open(view, id) {
+  /** Open one in the panel, or none. */
+  #open(view, id, returns) {
     const before = this.#opened;
     if (id === before && (this.#panel !== null) === Boolean(id)) return;
     this.#panel?.close();
@@ -81,7 +86,7 @@ class App {
       this.#panel = view === "forks" ? new ForkView(id, this.store, this.session) : new EntryView(id);
       this.place.append(this.#panel.element);
       this.#panel.focus();
-    } else if (before) {
+    } else if (returns) {
       ({ forks: this.live, history: this.history })[view]?.focus(before);
     }
   }
@@ -130,7 +135,7 @@ class App {
     const channel = words.shown(data.fork?.channel, 60);
     const text = {
       "fork.failed": () => `The fork of ${channel} has failed: ${ended(data)}`,
-      "fork.refused": () => `A start was refused: ${words.shown(data.why ?? data.reason)}`,
+      "fork.refused": () => `Refused to ${words.shown(data.request, 20) || "start"} a fork: ${words.shown(data.detail)}`,
       attack: () => `An attack was fended off: ${words.shown(data.kind)}, ${words.shown(data.detail)}`,
     }[name]?.();
     if (!text) return;

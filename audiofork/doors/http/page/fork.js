@@ -5,7 +5,7 @@ import { confirmed, h, notify, setAttribute, setText } from "./dom.js";
 import { Listening } from "./listen.js";
 import { Meter } from "./live.js";
 import { Timeline, Transcript, momentOf } from "./moments.js";
-import { ageOf } from "./store.js";
+import { ageOf, levelOf } from "./store.js";
 import { Wave } from "./wave.js";
 import * as words from "./words.js";
 
@@ -157,10 +157,10 @@ export class ForkView {
   #levels() {
     const fork = this.#fork;
     if (!fork?.level || fork.gone) return;
-    const [inPeak, inRms, outPeak, outRms] = fork.level;
+    const [inPeak, inRms, outPeak, outRms] = levelOf(fork);
     this.meters[0].show(inPeak, inRms, words.isMuted(fork, "in"));
     this.meters[1].show(outPeak, outRms, words.isMuted(fork, "out"));
-    this.wave.levels(fork.level);
+    this.wave.levels(levelOf(fork));
   }
 
   #event(name, data) {

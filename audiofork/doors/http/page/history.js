@@ -131,8 +131,8 @@ function rowOf(entry) {
     cell("Channel", words.shown(entry.channel)), cell("Server", words.shown(entry.host)),
     h("td", { "data-title": "Reason", title: words.shown(entry.detail) || null },
       h("span", { class: "word", "data-state": entry.failed ? "failed" : "ended" }, words.shown(entry.reason)), " ", h("bdi", { class: "dim" }, words.shown(entry.detail))),
-    figure("Lasted", words.duration(entry.ended_at - (entry.started_at ?? entry.requested_at))),
-    figure("Sent", words.frames(entry.totals?.frames_sent ?? 0)),
+    figure("Lasted", entry.started_at ? words.duration(entry.ended_at - entry.started_at) : "–"),
+    figure("Sent", entry.totals?.frames_sent ? words.frames(entry.totals.frames_sent) : "–"),
     figure("Dropped", entry.totals?.frames_dropped ? words.frames(entry.totals.frames_dropped) : "–"));
 }
 

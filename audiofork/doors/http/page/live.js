@@ -2,7 +2,7 @@
 
 import { h, setAttribute, setText } from "./dom.js";
 import { VirtualRows } from "./rows.js";
-import { ageOf } from "./store.js";
+import { ageOf, levelOf } from "./store.js";
 import * as words from "./words.js";
 
 const COLUMNS = [
@@ -12,13 +12,14 @@ const COLUMNS = [
   { name: "host", title: "Server", key: (fork) => fork.host },
   { name: "status", title: "State", key: (fork) => RANK[words.stateOf(fork).word] ?? 9 },
   { name: "age", title: "Age", key: (fork) => -fork.bornAt, figure: true },
-  { name: "in", title: "In", key: (fork) => fork.level?.[1] ?? -1, figure: true },
-  { name: "out", title: "Out", key: (fork) => fork.level?.[3] ?? -1, figure: true },
+  { name: "in", title: "In", key: (fork) => levelOf(fork)[1], figure: true },
+  { name: "out", title: "Out", key: (fork) => levelOf(fork)[3], figure: true },
   { name: "latency", title: "Latency", key: (fork) => fork.rtt_ms ?? 0, figure: true },
   { name: "backlog", title: "Backlog", key: (fork) => fork.backlog ?? 0, figure: true },
   { name: "dropped", title: "Dropped", key: (fork) => fork.frames_dropped, figure: true },
 ];
 const RANK = { failed: 0, reconnecting: 1, requested: 2, attaching: 3, ended: 4, streaming: 5 };
+const LOUD = 29204; // 1 dB below full scale
 const SORTED_BY_FIGURES = new Set(["in", "out", "latency", "backlog", "dropped"]);
 const SHOWN = { all: () => true, well: (fork) => fork.state === "streaming" && !fork.gone, ill: (fork) => fork.state !== "streaming" || fork.gone };
 
@@ -64,7 +65,7 @@ export class LiveView {
     this.which = h("select", { id: "which", onchange: () => this.#ask() },
       h("option", { value: "all" }, "All"), h("option", { value: "well" }, "Streaming"), h("option", { value: "ill" }, "Not streaming"));
     this.sortBox = h("select", { id: "sort", onchange: () => this.#sortBy(this.sortBox.value, this.sortBox.value === "age" ? false : undefined) },
-      COLUMNS.map((column) => h("option", { value: column.name }, column.title)));
+      COLUMNS.map((column) => h("option", { value: column.name }, `By ${column.title.toLowerCase()}`)));
     this.count = h("p", { class: "count", role: "status" });
     this.head = COLUMNS.map((column) => this.#headCell(column));
     this.table = h("table", { class: "forks", "aria-label": "Forks", role: "table" },
@@ -74,10 +75,10 @@ export class LiveView {
     this.#sortBy("age", false);
     return h("section", { class: "live", "aria-labelledby": "live-title" },
       h("div", { class: "tools" },
-        h("h2", { id: "live-title" }, "Forks"), this.count,
+        h("h2", { id: "live-title", class: "hidden" }, "Forks"), this.count,
         h("label", { class: "hidden", for: "filter" }, "Filter"), this.filter,
         h("label", { class: "hidden", for: "which" }, "State"), this.which,
-        h("label", { class: "narrow", for: "sort" }, "Sort by"), this.sortBox),
+        h("label", { class: "hidden", for: "sort" }, "Sort by"), this.sortBox),
       this.scroller, this.empty);
   }
 
@@ -196,9 +197,9 @@ function makeRow() {
       row.level(fork, true);
     },
     level(fork, tells) {
-      const level = fork.gone ? null : fork.level;
-      meters[0].show(level?.[0] ?? -1, level?.[1] ?? -1, words.isMuted(fork, "in"), tells);
-      meters[1].show(level?.[2] ?? -1, level?.[3] ?? -1, words.isMuted(fork, "out"), tells);
+      const [inPeak, inRms, outPeak, outRms] = levelOf(fork);
+      meters[0].show(inPeak, inRms, words.isMuted(fork, "in"), tells);
+      meters[1].show(outPeak, outRms, words.isMuted(fork, "out"), tells);
     },
   };
   return row;
@@ -210,25 +211,24 @@ export class Meter {
   #told = "";
 
   constructor(label) {
-    this.rms = h("span", { class: "rms" });
-    this.peak = h("span", { class: "peak" });
     this.element = h("span", {
       class: `meter side-${label.toLowerCase()}`, role: "meter", "aria-label": `Level ${label.toLowerCase()}`,
       "aria-valuemin": words.QUIETEST_DB, "aria-valuemax": 0, "aria-valuenow": words.QUIETEST_DB, "aria-valuetext": "not forked",
-    }, this.rms, this.peak);
+    });
   }
 
   show(peak, rms, muted, tells = true) {
-    const bar = words.share(rms).toFixed(2);
-    const mark = words.share(peak).toFixed(2);
+    const bar = Math.round(words.share(rms) * 100);
+    const mark = Math.round(words.share(peak) * 100);
     const seen = `${bar} ${mark} ${rms < 0} ${muted}`;
     if (seen !== this.#seen) {
       this.#seen = seen;
-      this.rms.style.transform = `scaleX(${bar})`;
-      this.peak.style.transform = `translateX(${mark * 100}%)`;
-      this.element.classList.toggle("absent", rms < 0);
-      this.element.classList.toggle("muted", muted);
-      this.element.classList.toggle("loud", peak > 29204); // 1 dB below full scale
+      const { style, classList } = this.element;
+      style.backgroundSize = `${bar}% 100%, ${mark ? 2 : 0}px 100%, auto`;
+      style.backgroundPosition = `0 0, ${mark}% 0, 0 0`;
+      classList.toggle("absent", rms < 0);
+      classList.toggle("muted", muted);
+      classList.toggle("loud", peak > LOUD);
     }
     if (!tells) return;
     const told = words.levelWords(rms, muted);

@@ -10,14 +10,17 @@ const MOST = 400;
 const TEXTS = {
   "fork.requested": () => "",
   "fork.started": () => "audio flows to the server",
-  "fork.reconnecting": (data) => [data.what, data.attempt ? `attempt ${data.attempt}` : "", data.why].filter(Boolean).join(", "),
-  "fork.resumed": (data) => [data.what, data.gap_ms ? `a gap of ${data.gap_ms} ms` : "",
+  "fork.reconnecting": (data) => [partOf(data), data.attempt ? `attempt ${data.attempt}` : "", data.detail].filter(Boolean).join(", "),
+  "fork.resumed": (data) => [partOf(data), data.gap_ms ? `a gap of ${data.gap_ms} ms` : "",
     data.frames_dropped ? `${words.frames(data.frames_dropped)} dropped` : ""].filter(Boolean).join(", "),
   "fork.message": (data) => data.text,
-  "fork.dtmf": (data) => `key ${data.digit}${data.duration_ms ? `, ${data.duration_ms} ms` : ""}`,
-  "fork.command": (data) => [data.command, data.value, data.outcome, data.reason].filter(Boolean).join(" "),
+  "fork.dtmf": (data) => `${data.digit ? `key ${data.digit}` : "a key"}${data.duration_ms ? `, ${data.duration_ms} ms` : ""}`,
+  "fork.command": (data) => [data.command, data.value, data.outcome, data.detail].filter(Boolean).join(" "),
+  "fork.muted": (data) => [data.in ? "in" : "", data.out ? "out" : ""].filter(Boolean).join(" and ") || "nothing",
+  "fork.refused": (data) => [data.request, data.detail].filter(Boolean).join(": "),
   "fork.ended": ended,
 };
+const partOf = ({ what }) => ({ in: "the leg of in", out: "the leg of out" })[what] ?? (what ? `the ${what}` : "");
 const SILENT = new Set(["fork.stopped", "fork.failed"]); // fork.ended has told it
 
 /** Return an event as a moment of the timeline; null if it is none. */

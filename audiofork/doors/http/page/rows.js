@@ -17,6 +17,7 @@ export class VirtualRows {
   rows = [];
   #first = 0;
   #rowHeight = 0;
+  #headHeight = 0;
   #active = null; // the id of the item whose row the keyboard is at
   #asked = false;
 
@@ -57,6 +58,7 @@ export class VirtualRows {
 
   #resized() {
     this.#rowHeight = parseFloat(getComputedStyle(this.table).getPropertyValue("--row")) || 32;
+    this.#headHeight = this.table.tHead.offsetHeight;
     const wanted = Math.ceil(this.scroller.clientHeight / this.#rowHeight) + 2 * OVERSCAN;
     while (this.rows.length < wanted) {
       const row = this.makeRow();
@@ -68,21 +70,39 @@ export class VirtualRows {
   }
 
   paint() {
-    const most = Math.max(0, this.items.length - this.rows.length);
-    const above = Math.floor(this.scroller.scrollTop / this.#rowHeight) - OVERSCAN;
-    this.#first = Math.min(most, Math.max(0, above));
-    this.table.style.marginTop = `${this.#first * this.#rowHeight}px`;
-    this.sizer.style.height = `${this.items.length * this.#rowHeight + this.table.tHead.offsetHeight}px`;
+    // All that is read comes before all that is written: else the layout would be computed twice.
+    const scrolled = this.scroller.scrollTop;
     const focused = this.body.contains(document.activeElement);
+    const most = Math.max(0, this.items.length - this.rows.length);
+    const above = Math.floor(scrolled / this.#rowHeight) - OVERSCAN;
+    this.#turnTo(Math.min(most, Math.max(0, above)));
+    this.table.style.marginTop = `${this.#first * this.#rowHeight}px`;
+    this.sizer.style.height = `${this.items.length * this.#rowHeight + this.#headHeight}px`;
     this.rows.forEach((row, place) => this.#bind(row, this.#first + place));
     if (focused) this.#follow();
-    this.#reachable();
+    this.#reachable(Math.ceil(scrolled / this.#rowHeight));
+  }
+
+  /** Let rows that have left the sight at one end come in at the other; all others stay as they are. */
+  #turnTo(first) {
+    const steps = first - this.#first;
+    this.#first = first;
+    if (Math.abs(steps) >= this.rows.length) return; // all are others anyway
+    if (steps > 0) {
+      const turned = this.rows.splice(0, steps);
+      this.rows.push(...turned);
+      this.body.append(...turned.map((row) => row.element));
+    } else if (steps < 0) {
+      const turned = this.rows.splice(steps);
+      this.rows.unshift(...turned);
+      this.body.prepend(...turned.map((row) => row.element));
+    }
   }
 
   #bind(row, index) {
     const item = this.items[index] ?? null;
     row.item = item;
-    row.element.hidden = !item;
+    if (row.element.hidden !== !item) row.element.hidden = !item;
     if (!item) return;
     setAttribute(row.element, "aria-rowindex", index + 2);
     row.bind(item);
@@ -96,17 +116,16 @@ export class VirtualRows {
   }
 
   /** Let Tab reach one row: the active one, or the first in sight. */
-  #reachable() {
+  #reachable(firstSeen) {
     const there = this.rows.filter((row) => row.item);
-    const reached = there.find((row) => row.item.id === this.#active)
-      ?? there[Math.min(there.length - 1, Math.ceil(this.scroller.scrollTop / this.#rowHeight) - this.#first)];
+    const reached = there.find((row) => row.item.id === this.#active) ?? there[Math.min(there.length - 1, firstSeen - this.#first)];
     for (const row of this.rows) setAttribute(row.link, "tabindex", row === reached ? 0 : -1);
   }
 
   #onFocus(event) {
     const row = this.rows.find((one) => one.element.contains(event.target));
     if (row?.item) this.#active = row.item.id;
-    this.#reachable();
+    this.#reachable(0);
   }
 
   #onKey(event) {
@@ -120,7 +139,7 @@ export class VirtualRows {
 
   #focusIndex(index) {
     const top = index * this.#rowHeight;
-    const room = this.scroller.clientHeight - this.table.tHead.offsetHeight;
+    const room = this.scroller.clientHeight - this.#headHeight;
     if (top < this.scroller.scrollTop) this.scroller.scrollTop = top;
     else if (top + this.#rowHeight > this.scroller.scrollTop + room) this.scroller.scrollTop = top + this.#rowHeight - room;
     this.#active = this.items[index].id;

@@ -8,6 +8,8 @@ const LINGER_MS = 4000; // an ended fork stays for so long, to be read
 const FEW = 4; // so many are asked for one by one, more by a new list
 const REFRESH_MS = 150;
 const RELOAD_MS = 1000;
+const STALE_MS = 1500;
+const UNKNOWN = [-1, -1, -1, -1];
 
 /**
  * Forks, by id. Listeners hear "list" (which there are, or what is said of one), "stats" (figures moved), "levels",
@@ -64,7 +66,9 @@ export class Store extends EventTarget {
   #levels(levels) {
     for (const id in levels) {
       const fork = this.forks.get(id);
-      if (fork) fork.level = levels[id];
+      if (!fork) continue;
+      fork.level = levels[id];
+      fork.levelAt = performance.now();
     }
     this.#tell("levels");
   }
@@ -89,7 +93,8 @@ export class Store extends EventTarget {
   #fork(name, data, id) {
     let fork = this.forks.get(id);
     if (name === "fork.requested" && !fork) {
-      fork = adopted({ ...BLANK, ...data.fork, requested_at: data.at });
+      const { fork: info, at, ...more } = data;
+      fork = adopted({ ...BLANK, ...more, ...info, requested_at: at });
       this.forks.set(id, fork);
       this.#refresh(id);
       this.#tell("list");
@@ -99,7 +104,7 @@ export class Store extends EventTarget {
     const change = CHANGES[name];
     if (change) Object.assign(fork, change(data));
     if (fork.gone) this.#later(LINGER_MS, () => this.#forget(fork));
-    else if (change || name === "fork.muted") this.#refresh(id);
+    else if (change) this.#refresh(id);
     if (change) this.#tell("list");
   }
 
@@ -160,11 +165,12 @@ const CHANGES = {
   "fork.started": () => ({ state: "streaming", waits_for: "" }),
   "fork.resumed": (data) => (data.is_streaming === false ? {} : { state: "streaming", waits_for: "", attempt: 0 }),
   "fork.reconnecting": (data) => ({
-    ...(data.was_streaming === false ? {} : { state: "reconnecting" }), last_error: data.why, attempt: data.attempt,
+    ...(data.was_streaming === false ? {} : { state: "reconnecting" }), last_error: data.detail, attempt: data.attempt,
   }),
+  "fork.muted": (data) => ({ muted: data.in && data.out ? "both" : data.in ? "read" : data.out ? "write" : "" }),
   "fork.stopped": (data) => ({ gone: { failed: false, why: ended(data) } }),
   "fork.failed": (data) => ({ gone: { failed: true, why: ended(data) } }),
-  "fork.ended": (data) => ({ gone: { failed: Boolean(data.has_failed), why: ended(data) } }),
+  "fork.ended": (data) => ({ gone: { failed: Boolean(data.failed), why: ended(data) } }),
 };
 
 export const ended = (data) => [data.reason, shown(data.detail)].filter(Boolean).join(": ");
@@ -177,6 +183,12 @@ function adopted(fork, known) {
   one.searched = [one.caller_name, one.caller_number, one.channel, one.direction, one.host, one.profile, one.url]
     .join("\n").toLowerCase();
   return one;
+}
+
+/** Return [in_peak, in_rms, out_peak, out_rms] as they are now; silence if nothing is told of them any more. */
+export function levelOf(fork) {
+  if (fork.gone || !fork.level) return UNKNOWN;
+  return performance.now() - fork.levelAt < STALE_MS ? fork.level : fork.level.map((level) => Math.min(level, 0));
 }
 
 export const ageOf = (fork) => (performance.now() - fork.bornAt) / 1000;

@@ -37,7 +37,7 @@ export function duration(seconds) {
 export const milliseconds = (ms) => (ms > 0 ? `${ms < 10 ? ms.toFixed(1) : count(Math.round(ms))} ms` : "–");
 
 /** Return frames of 20 ms as a duration: what waits for the server, for example. */
-export const frames = (number) => (number < 50 ? `${number * 20} ms` : `${(number / 50).toFixed(1)} s`);
+export const frames = (number) => (number < 50 ? `${number * 20} ms` : number < 3000 ? `${(number / 50).toFixed(1)} s` : duration(number / 50));
 
 /** Return a level in dB below full scale, at least QUIETEST_DB. */
 export function decibel(level) {
