@@ -1,17 +1,13 @@
-"""A headless Chromium, one for all tests of a process, and the page of a stand-in for the daemon."""
+"""A headless Chromium, one for all tests of a process, and the page of a stand-in."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator
 
-import pytest
 import pytest_asyncio
 
 from testbed.browser import Browser, Page, browser_for_tests, watched_page
 from tests.page.stand_in import OPERATOR, StandIn
-
-SignIn = Callable[..., Any]
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

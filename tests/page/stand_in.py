@@ -1,6 +1,6 @@
 """Stands in for the daemon's HTTP door: the same interface, with forks that nobody has.
 
-    python -m tests.page.stand_in --forks 1000     # then sign in with the token that it prints
+python -m tests.page.stand_in --forks 1000     # then sign in with the token that it prints
 """
 
 from __future__ import annotations
@@ -352,7 +352,9 @@ class _EventStream:
             now = time.time()
             forks = list(self._stand_in.forks.values())
             fixed = self._stand_in.fixed
-            levels = {one["id"]: fixed.get(one["id"]) or synthetic.levels(one, now) for one in forks}
+            levels = {
+                one["id"]: fixed.get(one["id"]) or synthetic.levels(one, now) for one in forks
+            }
             self.put(_rendered("levels", json.dumps({"levels": levels})))
             if ticks % 5 == 0:
                 self.put(_rendered("stats", json.dumps({"forks": _stats(forks)})))
@@ -368,7 +370,10 @@ def status() -> dict[str, Any]:
         "uptime_s": 93784.0,
         "asterisk": {"up": True, "version": "22.10.1", "text": "", "rtt_ms": 0.4},
         "ari": {"configured": True, "up": True, "text": "", "rtt_ms": 1.2},
-        "relays": [{"name": "relay 1", "up": True, "forks": 7}, {"name": "relay 2", "up": True, "forks": 5}],
+        "relays": [
+            {"name": "relay 1", "up": True, "forks": 7},
+            {"name": "relay 2", "up": True, "forks": 5},
+        ],
         "counters": {},
         "viewers": 1,
         "history": True,

@@ -11,7 +11,7 @@ import { Stream } from "./stream.js";
 import * as words from "./words.js";
 
 const STATUS_MS = 5000;
-const NOTICES_PER_S = 2;
+const NOTICE_EVERY_MS = 500;
 const $ = (id) => document.getElementById(id);
 const [main, nav, stateList, who, trouble] = ["main", "nav", "state", "who", "trouble"].map($);
 
@@ -22,8 +22,9 @@ class App {
   #opened = ""; // its id
   #timer = 0;
   #lost = "";
-  #missed = 0;
-  #noticedAt = 0;
+  #untold = []; // what went wrong since the last notice
+  #noticing = 0;
+  #noticedAt = -Infinity;
 
   constructor(session) {
     this.session = session;
@@ -42,6 +43,7 @@ class App {
   close() {
     this.stream.stop();
     clearTimeout(this.#timer);
+    clearTimeout(this.#noticing);
     this.#panel?.close();
     this.health.close();
   }
@@ -134,19 +136,22 @@ class App {
   #important(name, data) {
     const channel = words.shown(data.fork?.channel, 60);
     const text = {
-      "fork.failed": () => `The fork of ${channel} has failed: ${ended(data)}`,
-      "fork.refused": () => `Refused to ${words.shown(data.request, 20) || "start"} a fork: ${words.shown(data.detail)}`,
-      attack: () => `An attack was fended off: ${words.shown(data.kind)}, ${words.shown(data.detail)}`,
+      "fork.failed": () => `The fork of ${channel} has failed: ${ended(data)}.`,
+      "fork.refused": () => `Refused to ${words.shown(data.request, 20) || "start"} a fork: ${words.shown(data.detail)}.`,
+      attack: () => `An attack was fended off: ${words.shown(data.kind)}, ${words.shown(data.detail)}.`,
     }[name]?.();
     if (!text) return;
-    const now = performance.now();
-    if (now - this.#noticedAt < 1000 / NOTICES_PER_S) {
-      this.#missed += 1;
-      return;
-    }
-    notify(this.#missed ? `${text}. And ${words.count(this.#missed)} more.` : text, "bad");
-    this.#noticedAt = now;
-    this.#missed = 0;
+    this.#untold.push(text);
+    const waitMs = this.#noticedAt + NOTICE_EVERY_MS - performance.now();
+    this.#noticing ||= setTimeout(() => this.#notice(), Math.max(0, waitMs));
+  }
+
+  #notice() {
+    const more = this.#untold.length - 1;
+    notify(more ? `${this.#untold.at(-1)} And ${words.count(more)} more.` : this.#untold[0], "bad");
+    this.#untold = [];
+    this.#noticing = 0;
+    this.#noticedAt = performance.now();
   }
 }
 

@@ -19,6 +19,7 @@ const COLUMNS = [
   { name: "dropped", title: "Dropped", key: (fork) => fork.frames_dropped, figure: true },
 ];
 const RANK = { failed: 0, reconnecting: 1, requested: 2, attaching: 3, ended: 4, streaming: 5 };
+const ON_ITS_WAY = 2; // frames, which do not wait for the server
 const LOUD = 29204; // 1 dB below full scale
 const SORTED_BY_FIGURES = new Set(["in", "out", "latency", "backlog", "dropped"]);
 const SHOWN = { all: () => true, well: (fork) => fork.state === "streaming" && !fork.gone, ill: (fork) => fork.state !== "streaming" || fork.gone };
@@ -77,7 +78,7 @@ export class LiveView {
       h("div", { class: "tools" },
         h("h2", { id: "live-title", class: "hidden" }, "Forks"), this.count,
         h("label", { class: "hidden", for: "filter" }, "Filter"), this.filter,
-        h("label", { class: "hidden", for: "which" }, "State"), this.which,
+        h("label", { class: "hidden", for: "which" }, "Which forks"), this.which,
         h("label", { class: "hidden", for: "sort" }, "Sort by"), this.sortBox),
       this.scroller, this.empty);
   }
@@ -188,7 +189,7 @@ function makeRow() {
       setAttribute(word, "data-state", state.word);
       setText(cells.age, words.duration(ageOf(fork)));
       setText(cells.latency, words.milliseconds(fork.rtt_ms ?? 0));
-      setText(cells.backlog, fork.backlog ? words.frames(fork.backlog) : "–");
+      setText(cells.backlog, fork.backlog > ON_ITS_WAY ? words.frames(fork.backlog) : "–");
       setText(cells.dropped, fork.frames_dropped ? words.frames(fork.frames_dropped) : "–");
       cells.dropped.classList.toggle("bad", fork.frames_dropped > 0);
       cells.backlog.classList.toggle("warn", fork.backlog > 25);

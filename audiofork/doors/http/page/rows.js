@@ -20,6 +20,7 @@ export class VirtualRows {
   #headHeight = 0;
   #active = null; // the id of the item whose row the keyboard is at
   #asked = false;
+  #all = false;
 
   constructor(scroller, table, makeRow) {
     this.scroller = scroller;
@@ -27,7 +28,7 @@ export class VirtualRows {
     this.sizer = table.parentElement; // as high as all rows would be
     this.body = table.tBodies[0];
     this.makeRow = makeRow;
-    scroller.addEventListener("scroll", () => this.ask(), { passive: true });
+    scroller.addEventListener("scroll", () => this.ask(false), { passive: true });
     this.body.addEventListener("keydown", (event) => this.#onKey(event));
     this.body.addEventListener("focusin", (event) => this.#onFocus(event));
     new ResizeObserver(() => this.#resized()).observe(scroller);
@@ -40,13 +41,15 @@ export class VirtualRows {
     this.ask();
   }
 
-  /** Paint before the next frame. */
-  ask() {
+  /** Paint before the next frame; not `all`: only rows that show another item than before. */
+  ask(all = true) {
+    this.#all ||= all;
     if (this.#asked) return;
     this.#asked = true;
     requestAnimationFrame(() => {
-      this.#asked = false;
-      this.paint();
+      const isAll = this.#all;
+      this.#asked = this.#all = false;
+      this.paint(isAll);
     });
   }
 
@@ -69,7 +72,7 @@ export class VirtualRows {
     this.paint();
   }
 
-  paint() {
+  paint(all = true) {
     // All that is read comes before all that is written: else the layout would be computed twice.
     const scrolled = this.scroller.scrollTop;
     const focused = this.body.contains(document.activeElement);
@@ -78,7 +81,7 @@ export class VirtualRows {
     this.#turnTo(Math.min(most, Math.max(0, above)));
     this.table.style.marginTop = `${this.#first * this.#rowHeight}px`;
     this.sizer.style.height = `${this.items.length * this.#rowHeight + this.#headHeight}px`;
-    this.rows.forEach((row, place) => this.#bind(row, this.#first + place));
+    this.rows.forEach((row, place) => this.#bind(row, this.#first + place, all));
     if (focused) this.#follow();
     this.#reachable(Math.ceil(scrolled / this.#rowHeight));
   }
@@ -99,8 +102,9 @@ export class VirtualRows {
     }
   }
 
-  #bind(row, index) {
+  #bind(row, index, all) {
     const item = this.items[index] ?? null;
+    if (!all && row.item === item) return;
     row.item = item;
     if (row.element.hidden !== !item) row.element.hidden = !item;
     if (!item) return;
