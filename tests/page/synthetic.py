@@ -30,7 +30,7 @@ def fork(number: int, **fields: Any) -> Fork:
     """Return a fork of the interface, with fields of its own."""
     chance = random.Random(number)
     host = _HOSTS[number % len(_HOSTS)]
-    age_s = chance.uniform(5, 900)
+    age_s: float = fields.get("age_s", chance.uniform(5, 900))
     frames = int(age_s * 50)
     is_away = number % 23 == 7
     one = {

@@ -67,7 +67,7 @@ async def test_state_of_a_fork_has_its_reason(page: Page, stand_in: StandIn) -> 
     detail = "connection refused"
     stand_in.emit("fork.reconnecting", one, detail=detail, attempt=2, was_streaming=True)
     await expect(rows(page).locator(".status")).to_have_text(
-        "reconnecting waits for the server, connection refused, attempt 2"
+        "reconnecting connection refused, waits for the server, attempt 2"
     )
 
 

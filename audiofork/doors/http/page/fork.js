@@ -15,7 +15,7 @@ const FACTS = {
   Channel: (fork) => words.shown(fork.channel),
   Uniqueid: (fork) => words.shown(fork.uniqueid),
   Carries: (fork) => [words.directionOf(fork), fork.sample_rate ? `${fork.sample_rate / 1000} kHz` : "", fork.tap ? `by ${fork.tap}` : ""].filter(Boolean).join(", "),
-  Profile: (fork) => [words.shown(fork.profile), fork.format && fork.format !== fork.profile ? words.shown(fork.format) : ""].filter(Boolean).join(", ") || null,
+  Format: (fork) => [words.shown(fork.profile), fork.format && fork.format !== fork.profile ? words.shown(fork.format) : ""].filter(Boolean).join(", ") || null,
   Age: (fork) => words.duration(ageOf(fork)),
   Latency: (fork) => words.milliseconds(fork.rtt_ms ?? 0),
   Sent: (fork) => words.frames(fork.frames_sent ?? 0),

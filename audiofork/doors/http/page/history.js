@@ -181,7 +181,7 @@ function factsOf(entry) {
   const facts = {
     Server: words.shown(entry.url), Channel: words.shown(entry.channel), Uniqueid: words.shown(entry.uniqueid),
     Carries: [words.directionOf(entry), entry.sample_rate ? `${entry.sample_rate / 1000} kHz` : "", entry.tap ? `by ${entry.tap}` : ""].filter(Boolean).join(", "),
-    Profile: [words.shown(entry.profile), words.shown(entry.format)].filter(Boolean).join(", "),
+    Format: [words.shown(entry.profile), words.shown(entry.format)].filter(Boolean).join(", "),
     Requested: words.atDate(entry.requested_at), Started: entry.started_at ? words.atDate(entry.started_at) : "never", Ended: words.atDate(entry.ended_at),
   };
   for (const [name, value] of Object.entries(entry.totals ?? {})) {

@@ -60,7 +60,7 @@ export function callerOf(fork) {
   return { name: name || number || "unknown", number: name ? number : "" };
 }
 
-export const directionOf = (fork) => ({ both: "in + out mixed", stereo: "in and out" })[fork.direction] ?? fork.direction ?? "";
+export const directionOf = (fork) => ({ both: "mixed", stereo: "in + out" })[fork.direction] ?? fork.direction ?? "";
 
 /** Return the state's word and, where there is one, its reason. */
 export function stateOf(fork) {
@@ -68,8 +68,8 @@ export function stateOf(fork) {
   const next = fork.next_attempt_s;
   const reasons = [
     fork.ending ? `ending: ${shown(fork.ending)}` : "",
-    fork.waits_for ? `waits for ${shown(fork.waits_for)}` : "",
     fork.state !== "streaming" ? shown(fork.last_error) : "",
+    fork.waits_for ? `waits for ${shown(fork.waits_for)}` : "",
     fork.attempt && next !== null && next !== undefined ? `attempt ${fork.attempt}` : "",
   ];
   return { word: fork.state || "requested", reason: reasons.filter(Boolean).join(", ") };
