@@ -57,6 +57,7 @@ class StandIn:
         asked: The changes that were asked for, as (method, id, body).
         status: What is told of Asterisk, ARI and relays.
         down: Answer nothing but errors.
+        slow_s: Seconds until a fork's own answer comes.
     """
 
     def __init__(self, count: int = 0, port: int = 0) -> None:
@@ -65,6 +66,7 @@ class StandIn:
         self.asked: list[tuple[str, str, Any]] = []
         self.status = status()
         self.down = False
+        self.slow_s = 0.0
         self.entries = [synthetic.entry(number) for number in range(140)]
         self.url = ""
         self._port = port
@@ -226,7 +228,9 @@ class StandIn:
         one = self.forks.get(request.match_info["id"])
         if one is None:
             return _problem(404, "Not Found", "there is no such fork")
-        return web.json_response({**one, "timeline": synthetic.timeline(one)})
+        answer = {**one, "timeline": synthetic.timeline(one)}
+        await asyncio.sleep(self.slow_s)
+        return web.json_response(answer)
 
     async def _mute(self, request: web.Request) -> web.StreamResponse:
         one = self.forks.get(request.match_info["id"])

@@ -50,8 +50,11 @@ def add_forks(stand_in: StandIn) -> None:
     stand_in.status["relays"][1]["up"] = False
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize(
+    ("scheme", "size"),
+    [("light", DESKTOP), ("dark", DESKTOP), ("light", PHONE)],
+    ids=["light", "dark", "phone"],
+)
 async def test_axe_finds_nothing_in_any_view(
     browser: Browser, stand_in: StandIn, scheme: str, size: dict[str, int]
 ) -> None:

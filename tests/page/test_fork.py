@@ -56,6 +56,22 @@ async def test_timeline_and_transcript_go_on_as_things_happen(
     ).to_have_count(1)
 
 
+async def test_event_that_comes_while_the_timeline_is_asked_for_is_shown_once(
+    page: Page, stand_in: StandIn
+) -> None:
+    one = stand_in.add(synthetic.fork(1, caller_name="Ada"))
+    await sign_in(page, stand_in.url)
+    stand_in.slow_s = 0.5
+    await page.get_by_role("link", name="Ada").click()
+    await page.locator(".panel").wait_for()
+    known = synthetic.timeline(one)
+    stand_in.emit("fork.dtmf", one, at=known[-1]["at"], digit="7", duration_ms=100)
+    stand_in.emit("fork.dtmf", one, at=known[-1]["at"] + 1, digit="8", duration_ms=100)
+    timeline = page.get_by_role("region", name="Timeline").get_by_role("listitem")
+    await expect(timeline).to_have_count(len(known) + 1)
+    await expect(timeline.last).to_contain_text("key 8")
+
+
 async def test_waveform_is_drawn_from_levels(page: Page, stand_in: StandIn) -> None:
     one = await open_fork(page, stand_in)
     stand_in.fixed[one["id"]] = [16384, 8192, 0, 0]
