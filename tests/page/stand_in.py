@@ -56,7 +56,7 @@ class StandIn:
         fixed: Levels by id, in place of the moving ones.
         asked: The changes that were asked for, as (method, id, body).
         status: What is told of Asterisk, ARI and relays.
-        down: Answer nothing but errors.
+        broken: The beginning of paths that are answered with an error; empty: none.
         slow_s: Seconds until a fork's own answer comes.
     """
 
@@ -65,7 +65,7 @@ class StandIn:
         self.fixed: dict[str, list[int]] = {}
         self.asked: list[tuple[str, str, Any]] = []
         self.status = status()
-        self.down = False
+        self.broken = ""
         self.slow_s = 0.0
         self.entries = [synthetic.entry(number) for number in range(140)]
         self.url = ""
@@ -170,7 +170,7 @@ class StandIn:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         is_api = request.path.startswith("/api/")
-        if self.down and is_api:
+        if self.broken and request.path.startswith(self.broken):
             return _problem(503, "Service Unavailable", "Asterisk is away")
         if is_api and request.path != "/api/v1/session":
             needed = {"DELETE": "control", "PATCH": "control"}.get(request.method, "view")
@@ -281,7 +281,9 @@ class StandIn:
     async def _entry(self, request: web.Request) -> web.StreamResponse:
         for one in self.entries:
             if one["fork_id"] == request.match_info["id"]:
-                return web.json_response({**one, "timeline": synthetic.timeline(one)})
+                return web.json_response(
+                    one | {"timeline": one["timeline"] or synthetic.timeline(one)}
+                )
         return _problem(404, "Not Found", "there is no such fork")
 
     async def _causes(self, request: web.Request) -> web.StreamResponse:

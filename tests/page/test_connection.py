@@ -49,6 +49,19 @@ async def test_state_of_asterisk_and_relays_is_said_in_words(page: Page, stand_i
     await expect(state.nth(2)).to_have_text("1 of 2 relays runs")
 
 
+async def test_list_that_cannot_be_read_is_told_and_asked_for_again(
+    page: Page, stand_in: StandIn
+) -> None:
+    stand_in.broken = "/api/v1/forks"
+    stand_in.add(synthetic.fork(1, caller_name="Ada"))
+    await sign_in(page, stand_in.url)
+    await expect(
+        page.get_by_text("The list cannot be read: Asterisk is away. Trying again …")
+    ).to_be_visible()
+    stand_in.broken = ""
+    await row_of(page, "Ada").wait_for()
+
+
 async def test_lost_connection_is_told_and_what_was_missed_comes_with_the_next(
     page: Page, stand_in: StandIn
 ) -> None:
@@ -56,13 +69,13 @@ async def test_lost_connection_is_told_and_what_was_missed_comes_with_the_next(
     await sign_in(page, stand_in.url)
     await expect(rows(page)).to_have_count(1)
     stand_in.emit("fork.dtmf", one, digit="1", duration_ms=100)  # from here on it resumes
-    stand_in.down = True
+    stand_in.broken = "/api/"
     stand_in.cut()
     trouble = page.get_by_role("alert")
     await expect(trouble).to_contain_text("What is shown may be old")
     asked = await counted(page, "forks?")
     stand_in.request(synthetic.fork(2, caller_name="Missed"))
-    stand_in.down = False
+    stand_in.broken = ""
     await row_of(page, "Missed").wait_for()
     await expect(trouble).to_be_hidden()
     assert await counted(page, "forks?") == asked  # no list, the event alone

@@ -73,8 +73,8 @@ async def test_event_that_comes_while_the_timeline_is_asked_for_is_shown_once(
 
 
 async def test_waveform_is_drawn_from_levels(page: Page, stand_in: StandIn) -> None:
-    one = await open_fork(page, stand_in)
-    stand_in.fixed[one["id"]] = [16384, 8192, 0, 0]
+    stand_in.fixed[synthetic.fork(1)["id"]] = [16384, 8192, 0, 0]
+    await open_fork(page, stand_in)
     drawn = """(canvas) => {
         const {width, height} = canvas;
         const {data} = canvas.getContext('2d').getImageData(0, 0, width, height);
@@ -138,7 +138,7 @@ async def test_fork_is_stopped_only_after_a_confirmation(page: Page, stand_in: S
 
 async def test_refused_order_is_told_in_words(page: Page, stand_in: StandIn) -> None:
     await open_fork(page, stand_in)
-    stand_in.down = True
+    stand_in.broken = "/api/"
     await page.get_by_role("button", name="Mute in").click()
     await expect(page.get_by_text("It cannot be muted: Asterisk is away")).to_be_visible()
 

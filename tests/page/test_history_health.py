@@ -52,10 +52,21 @@ async def test_causes_of_failures_lead_to_the_latest_entry(page: Page, stand_in:
     await expect(panel).to_have_count(0)
 
 
+async def test_texts_that_were_not_kept_are_told_by_their_number(
+    page: Page, stand_in: StandIn
+) -> None:
+    entry = stand_in.entries[0]
+    moment = {"at": entry["ended_at"], "kind": "message", "text": "a text"}
+    entry["timeline"] = [moment, moment]
+    await sign_in(page, stand_in.url)
+    await page.goto(f"{stand_in.url}#/history/{entry['fork_id']}")
+    await expect(page.locator(".panel")).to_contain_text("sent 2 texts, of which none was kept")
+
+
 async def test_no_history_is_told_in_words(page: Page, stand_in: StandIn) -> None:
     await sign_in(page, stand_in.url)
     await expect(page.get_by_text("No call is forked now.")).to_be_visible()
-    stand_in.down = True
+    stand_in.broken = "/api/"
     await page.get_by_role("link", name="History").click()
     await expect(page.get_by_role("status").get_by_text("cannot be read")).to_have_text(
         "The history cannot be read: Asterisk is away"

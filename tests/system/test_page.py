@@ -31,10 +31,14 @@ SOON_MS = 1500
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    tokens = tmp_path_factory.mktemp("tokens") / "tokens"
+    folder = tmp_path_factory.mktemp("page")
+    tokens = folder / "tokens"
     tokens.touch(0o600)
     tokens.write_text(f"tests view,listen,control {TOKEN}\n")
-    return {"http": f"listen = 127.0.0.1:0\ntokens_file = {tokens}\n"}
+    return {
+        "http": f"listen = 127.0.0.1:0\ntokens_file = {tokens}\n",
+        "history": f"file = {folder}/history.sqlite3\ntexts = yes\n",
+    }
 
 
 @pytest.fixture
@@ -134,3 +138,27 @@ async def test_stopping_ends_the_fork_and_not_the_call(
     await expect(page.get_by_text("This fork has ended.")).to_be_visible()
     assert not target.call.ended.is_set()
     await target.call.hangup()
+
+
+async def test_what_the_server_says_is_a_transcript_and_stays_in_the_history(
+    page: Page, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    target = await place_call(ami, caller, codec=SLIN)
+    play_tone(target)
+    await open_fork(page, ami, target, recorder)
+    connection = recorder.recordings[-1].connection
+    assert connection is not None
+    await connection.send('{"text": "Good <b>morning</b>"}')
+    said = page.get_by_role("region", name="Texts of the server")
+    await expect(said).to_contain_text("Good <b>morning</b>")
+    await page.get_by_role("button", name="Mute in").click()
+    await expect(page.get_by_role("region", name="Timeline")).to_contain_text("muted")
+    await target.call.hangup()
+    await page.get_by_role("link", name="Look in the history").click()
+    entry = page.locator(".panel")
+    await expect(entry).to_contain_text("ended hangup")
+    await expect(entry.get_by_role("region", name="Timeline")).to_contain_text("audio flows")
+    await expect(said).to_contain_text("Good <b>morning</b>")
+    await page.keyboard.press("Escape")
+    entries = page.get_by_role("table", name="Ended forks").locator("tbody tr")
+    await expect(entries.filter(has_text=target.channel)).to_have_count(1)

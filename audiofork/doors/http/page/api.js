@@ -28,7 +28,9 @@ export const remove = (path) => call("DELETE", path, {});
 async function call(method, path, { query, body, timeoutS = 15 }) {
   const response = await answered(url(path, query), {
     method,
-    headers: body ? { "Content-Type": "application/json", Accept: "application/json" } : { Accept: "application/json" },
+    headers: body
+      ? { "Content-Type": "application/json", Accept: "application/json" }
+      : { Accept: "application/json" },
     body: body ? JSON.stringify(body) : undefined,
     signal: AbortSignal.timeout(timeoutS * 1000),
   });
@@ -42,7 +44,12 @@ export async function answered(where, options) {
     response = await fetch(where, { credentials: "same-origin", cache: "no-store", ...options });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError(0, error.name === "TimeoutError" ? "audiofork has not answered in time" : "audiofork does not answer");
+    throw new ApiError(
+      0,
+      error.name === "TimeoutError"
+        ? "audiofork has not answered in time"
+        : "audiofork does not answer",
+    );
   }
   if (!response.ok) throw await errorOf(response);
   return response;
@@ -55,8 +62,11 @@ async function errorOf(response) {
   } catch {
     // A proxy between may answer in its own way.
   }
-  const error = new ApiError(response.status, problem.detail || problem.title || `audiofork answers ${response.status}`,
-    Number(response.headers.get("Retry-After")) || 0);
+  const error = new ApiError(
+    response.status,
+    problem.detail || problem.title || `audiofork answers ${response.status}`,
+    Number(response.headers.get("Retry-After")) || 0,
+  );
   if (response.status === 401) window.dispatchEvent(new Event("signed-out"));
   return error;
 }

@@ -22,6 +22,7 @@ class App {
   #opened = ""; // its id
   #timer = 0;
   #lost = "";
+  #isClosed = false;
   #untold = []; // what went wrong since the last notice
   #noticing = 0;
   #noticedAt = -Infinity;
@@ -34,14 +35,22 @@ class App {
     this.health = new HealthView();
     this.place = h("div", { class: "place" });
     main.replaceChildren(this.place);
-    this.store.addEventListener("fork", (event) => this.#important(event.detail.name, event.detail.data));
-    this.stream = new Stream({ onEvent: (name, data) => this.store.take(name, data), onState: (text) => this.#connection(text) });
+    this.store.addEventListener("fork", (event) =>
+      this.#important(event.detail.name, event.detail.data),
+    );
+    this.stream = new Stream({
+      onEvent: (name, data) => this.store.take(name, data),
+      onState: (text) => this.#connection(text),
+    });
     this.#status();
     this.route();
   }
 
   close() {
+    this.#isClosed = true;
     this.stream.stop();
+    this.store.close();
+    this.live.close();
     clearTimeout(this.#timer);
     clearTimeout(this.#noticing);
     this.#panel?.close();
@@ -57,7 +66,7 @@ class App {
       this.#open(this.#view, "", false);
       this.#show(wanted);
     }
-    this.#open(wanted, wanted === "health" ? "" : id ?? "", !isOther);
+    this.#open(wanted, wanted === "health" ? "" : (id ?? ""), !isOther);
   }
 
   back() {
@@ -67,8 +76,11 @@ class App {
   #show(view) {
     if (this.#view === "health") this.health.close();
     this.#view = view;
-    for (const link of nav.children) setAttribute(link, "aria-current", link.dataset.view === view ? "page" : null);
-    this.place.replaceChildren({ forks: this.live, history: this.history, health: this.health }[view].element);
+    for (const link of nav.children)
+      setAttribute(link, "aria-current", link.dataset.view === view ? "page" : null);
+    this.place.replaceChildren(
+      { forks: this.live, history: this.history, health: this.health }[view].element,
+    );
     document.title = { forks: "Live", history: "History", health: "Health" }[view] + " – audiofork";
     if (view === "forks") this.live.update();
     if (view === "history") this.history.search();
@@ -85,7 +97,8 @@ class App {
     this.place.classList.toggle("split", Boolean(id));
     if (view === "forks") this.live.choose(id);
     if (id) {
-      this.#panel = view === "forks" ? new ForkView(id, this.store, this.session) : new EntryView(id);
+      this.#panel =
+        view === "forks" ? new ForkView(id, this.store, this.session) : new EntryView(id);
       this.place.append(this.#panel.element);
       this.#panel.focus();
     } else if (returns) {
@@ -104,23 +117,14 @@ class App {
   async #status() {
     try {
       this.#tellStatus(await get("status"));
-    } catch (error) {
-      if (error.status === 401) return;
-      // The stream tells it if nothing answers.
+    } catch {
+      // The stream tells it if nothing answers, or nobody is signed in.
     }
-    this.#timer = setTimeout(() => this.#status(), STATUS_MS);
+    if (!this.#isClosed) this.#timer = setTimeout(() => this.#status(), STATUS_MS);
   }
 
   #tellStatus(status) {
-    const { asterisk, ari, relays = [] } = status;
-    const up = relays.filter((relay) => relay.up).length;
-    const states = [
-      [asterisk.up, asterisk.up ? `Asterisk ${words.shown(asterisk.version, 30)} connected${roundTrip(asterisk)}` : `Asterisk is away${because(asterisk)}`],
-      [ari.up || !ari.configured, !ari.configured ? "ARI not configured" : ari.up ? `ARI connected${roundTrip(ari)}` : `ARI is away${because(ari)}`, !ari.configured],
-      [up === relays.length && up > 0, up === relays.length ? `${words.plural(up, "relay")} ${up === 1 ? "runs" : "run"}` : `${up} of ${words.plural(relays.length, "relay")} ${up === 1 ? "runs" : "run"}`],
-      [true, `audiofork ${words.shown(status.version, 20)}, up ${words.duration(status.uptime_s)}`, true],
-    ];
-    const items = states.map(([isWell, text, isPlain]) => [text, isPlain ? "plain" : isWell ? "well" : "ill"]);
+    const items = statesOf(status);
     items.forEach(([text, kind], place) => {
       const item = stateList.children[place] ?? stateList.appendChild(h("li", {}));
       const turned = item.className && item.className !== kind;
@@ -137,8 +141,10 @@ class App {
     const channel = words.shown(data.fork?.channel, 60);
     const text = {
       "fork.failed": () => `The fork of ${channel} has failed: ${ended(data)}.`,
-      "fork.refused": () => `Refused to ${words.shown(data.request, 20) || "start"} a fork: ${words.shown(data.detail)}.`,
-      attack: () => `An attack was fended off: ${words.shown(data.kind)}, ${words.shown(data.detail)}.`,
+      "fork.refused": () =>
+        `Refused to ${words.shown(data.request, 20) || "start"} a fork: ${words.shown(data.detail)}.`,
+      attack: () =>
+        `An attack was fended off: ${words.shown(data.kind)}, ${words.shown(data.detail)}.`,
     }[name]?.();
     if (!text) return;
     this.#untold.push(text);
@@ -155,6 +161,27 @@ class App {
   }
 }
 
+/** Return what is said of the parts of the whole, and how that is: well, ill or plain. */
+function statesOf({ asterisk, ari, relays = [], version, uptime_s: uptimeS }) {
+  const up = relays.filter((relay) => relay.up).length;
+  const all =
+    up === relays.length ? words.count(up) : `${words.count(up)} of ${words.count(relays.length)}`;
+  const relaysRun = `${all} ${relays.length === 1 ? "relay" : "relays"} ${up === 1 ? "runs" : "run"}`;
+  return [
+    [
+      stateOf(`Asterisk ${words.shown(asterisk.version, 30)}`, asterisk, "Asterisk"),
+      asterisk.up ? "well" : "ill",
+    ],
+    ari.configured
+      ? [stateOf("ARI", ari), ari.up ? "well" : "ill"]
+      : ["ARI not configured", "plain"],
+    [relaysRun, up > 0 && up === relays.length ? "well" : "ill"],
+    [`audiofork ${words.shown(version, 20)}, up ${words.duration(uptimeS)}`, "plain"],
+  ];
+}
+
+const stateOf = (connected, part, away = connected) =>
+  part.up ? `${connected} connected${roundTrip(part)}` : `${away} is away${because(part)}`;
 const roundTrip = ({ rtt_ms: ms }) => (ms ? `, ${words.milliseconds(ms)}` : "");
 const because = ({ text }) => (text ? `: ${words.shown(text)}` : "");
 
@@ -187,12 +214,25 @@ function signedOut(why) {
   for (const part of [nav, who, stateList]) part.hidden = true;
   stateList.replaceChildren();
   tellTrouble("");
-  const token = h("input", { type: "password", id: "token", autocomplete: "current-password", required: true, spellcheck: "false" });
+  const token = h("input", {
+    type: "password",
+    id: "token",
+    autocomplete: "current-password",
+    required: true,
+    spellcheck: "false",
+  });
   const told = h("p", { class: "note", role: "alert", hidden: !why }, why);
   const button = h("button", { type: "submit" }, "Sign in");
-  const form = h("form", { class: "sign-in", "aria-labelledby": "sign-in-title" },
-    h("h2", { id: "sign-in-title" }, "Sign in"), h("label", { for: "token" }, "Token"), token, button, told,
-    h("p", { class: "dim" }, "One of the tokens in the daemon's tokens_file."));
+  const form = h(
+    "form",
+    { class: "sign-in", "aria-labelledby": "sign-in-title" },
+    h("h2", { id: "sign-in-title" }, "Sign in"),
+    h("label", { for: "token" }, "Token"),
+    token,
+    button,
+    told,
+    h("p", { class: "dim" }, "One of the tokens in the daemon's tokens_file."),
+  );
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     button.disabled = true;
@@ -201,7 +241,12 @@ function signedOut(why) {
       main.focus({ preventScroll: true });
     } catch (error) {
       told.hidden = false;
-      setText(told, error.status === 401 || error.status === 403 ? "This token is not known." : words.shown(error.message));
+      setText(
+        told,
+        error.status === 401 || error.status === 403
+          ? "This token is not known."
+          : words.shown(error.message),
+      );
       token.select();
       button.disabled = false;
     }
@@ -224,9 +269,13 @@ async function begin() {
 }
 
 window.addEventListener("hashchange", () => app?.route());
-window.addEventListener("signed-out", () => app && signedOut("Your session has ended. Sign in again."));
+window.addEventListener(
+  "signed-out",
+  () => app && signedOut("Your session has ended. Sign in again."),
+);
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape" || event.defaultPrevented || document.querySelector("dialog[open]")) return;
+  if (event.key !== "Escape" || event.defaultPrevented || document.querySelector("dialog[open]"))
+    return;
   if (event.target.type === "search" && event.target.value) return; // that is cleared first
   app?.back();
 });

@@ -18,7 +18,9 @@ function filled(element, props, children) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== ""));
+  element.append(
+    ...children.flat().filter((child) => child !== null && child !== undefined && child !== ""),
+  );
   return element;
 }
 
@@ -47,12 +49,21 @@ export function notify(text, kind = "") {
 /** Ask before something that cannot be undone; resolve to whether it may be. */
 export function confirmed(question, action) {
   return new Promise((resolve) => {
-    const dialog = h("dialog", { "aria-labelledby": "question" },
-      h("form", { method: "dialog" },
+    const dialog = h(
+      "dialog",
+      { "aria-labelledby": "question" },
+      h(
+        "form",
+        { method: "dialog" },
         h("p", { id: "question" }, question),
-        h("div", { class: "actions" },
+        h(
+          "div",
+          { class: "actions" },
           h("button", { value: "no", type: "submit" }, "Keep it"),
-          h("button", { value: "yes", type: "submit", class: "danger" }, action))));
+          h("button", { value: "yes", type: "submit", class: "danger" }, action),
+        ),
+      ),
+    );
     dialog.addEventListener("close", () => {
       dialog.remove();
       resolve(dialog.returnValue === "yes");

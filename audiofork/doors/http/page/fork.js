@@ -14,8 +14,21 @@ const FACTS = {
   Server: (fork) => words.shown(fork.url),
   Channel: (fork) => words.shown(fork.channel),
   Uniqueid: (fork) => words.shown(fork.uniqueid),
-  Carries: (fork) => [words.directionOf(fork), fork.sample_rate ? `${fork.sample_rate / 1000} kHz` : "", fork.tap ? `by ${fork.tap}` : ""].filter(Boolean).join(", "),
-  Format: (fork) => [words.shown(fork.profile), fork.format && fork.format !== fork.profile ? words.shown(fork.format) : ""].filter(Boolean).join(", ") || null,
+  Carries: (fork) =>
+    [
+      words.directionOf(fork),
+      fork.sample_rate ? `${fork.sample_rate / 1000} kHz` : "",
+      fork.tap ? `by ${fork.tap}` : "",
+    ]
+      .filter(Boolean)
+      .join(", "),
+  Format: (fork) =>
+    [
+      words.shown(fork.profile),
+      fork.format && fork.format !== fork.profile ? words.shown(fork.format) : "",
+    ]
+      .filter(Boolean)
+      .join(", ") || null,
   Age: (fork) => words.duration(ageOf(fork)),
   Latency: (fork) => words.milliseconds(fork.rtt_ms ?? 0),
   Sent: (fork) => words.frames(fork.frames_sent ?? 0),
@@ -23,8 +36,12 @@ const FACTS = {
   Dropped: (fork) => words.frames(fork.frames_dropped ?? 0),
   Gaps: (fork) => (fork.gaps ? words.count(fork.gaps) : null),
   "Not from Asterisk": (fork) => (fork.frames_missing ? words.frames(fork.frames_missing) : null),
-  "Heard in the call": (fork) => (fork.speaks ? `${words.frames(fork.frames_played ?? 0)}, ${words.plural(fork.underruns ?? 0, "underrun")}` : null),
-  "Texts beyond the limit": (fork) => (fork.messages_ignored ? words.count(fork.messages_ignored) : null),
+  "Heard in the call": (fork) =>
+    fork.speaks
+      ? `${words.frames(fork.frames_played ?? 0)}, ${words.plural(fork.underruns ?? 0, "underrun")}`
+      : null,
+  "Texts beyond the limit": (fork) =>
+    fork.messages_ignored ? words.count(fork.messages_ignored) : null,
   "Commands refused": (fork) => (fork.commands_refused ? words.count(fork.commands_refused) : null),
   "Last error": (fork) => words.shown(fork.last_error) || null,
 };
@@ -40,17 +57,21 @@ export class ForkView {
     this.may = (role) => session.roles.includes(role);
     this.element = this.#build();
     this.listeners = {
-      list: () => this.#update(), stats: () => this.#update(), levels: () => this.#levels(),
+      list: () => this.#update(),
+      stats: () => this.#update(),
+      levels: () => this.#levels(),
       fork: (event) => this.#event(event.detail.name, event.detail.data),
     };
-    for (const [name, listener] of Object.entries(this.listeners)) store.addEventListener(name, listener);
+    for (const [name, listener] of Object.entries(this.listeners))
+      store.addEventListener(name, listener);
     this.clock = setInterval(() => this.#update(), 1000);
     this.#update();
     this.#fill();
   }
 
   close() {
-    for (const [name, listener] of Object.entries(this.listeners)) this.store.removeEventListener(name, listener);
+    for (const [name, listener] of Object.entries(this.listeners))
+      this.store.removeEventListener(name, listener);
     clearInterval(this.clock);
     this.#listening?.stop();
     this.wave.close();
@@ -73,30 +94,64 @@ export class ForkView {
     this.timeline = new Timeline();
     this.transcript = new Transcript();
     this.title = h("h2", { id: "fork-title", tabindex: "-1" }, "Fork");
-    this.status = h("p", { class: "status" }, h("span", { class: "word" }), " ", h("span", { class: "dim" }));
+    this.status = h(
+      "p",
+      { class: "status" },
+      h("span", { class: "word" }),
+      " ",
+      h("span", { class: "dim" }),
+    );
     this.facts = h("dl", { class: "facts" });
     this.rows = new Map();
     this.meters = [new Meter("In"), new Meter("Out")];
     this.hearing = h("p", { class: "hearing dim", role: "status" });
     this.note = h("p", { class: "note", hidden: true });
     this.silent = h("p", { class: "dim" }, "The server has sent no text.");
-    return h("section", { class: "panel", "aria-labelledby": "fork-title" },
-      h("header", {}, this.title, h("a", { class: "close", href: "#/forks", "aria-label": "Close" }, "✕")),
-      this.status, this.note, this.#buttons(), this.hearing,
+    return h(
+      "section",
+      { class: "panel", "aria-labelledby": "fork-title" },
+      h(
+        "header",
+        {},
+        this.title,
+        h("a", { class: "close", href: "#/forks", "aria-label": "Close" }, "✕"),
+      ),
+      this.status,
+      this.note,
+      this.#buttons(),
+      this.hearing,
       this.wave.element,
-      h("div", { class: "meters" }, h("span", { "aria-hidden": "true" }, "in"), this.meters[0].element, h("span", { "aria-hidden": "true" }, "out"), this.meters[1].element),
+      h(
+        "div",
+        { class: "meters" },
+        h("span", { "aria-hidden": "true" }, "in"),
+        this.meters[0].element,
+        h("span", { "aria-hidden": "true" }, "out"),
+        this.meters[1].element,
+      ),
       this.facts,
-      h("h3", {}, "Texts of the server"), this.silent, this.transcript.element,
-      h("h3", {}, "Timeline"), this.timeline.element);
+      h("h3", {}, "Texts of the server"),
+      this.silent,
+      this.transcript.element,
+      h("h3", {}, "Timeline"),
+      this.timeline.element,
+    );
   }
 
   #buttons() {
-    const button = (text, press, props) => h("button", { type: "button", onclick: press, ...props }, text);
+    const button = (text, press, props) =>
+      h("button", { type: "button", onclick: press, ...props }, text);
     this.listen = button("Listen", () => this.#listen(), { "aria-pressed": "false" });
-    this.mutes = ["in", "out"].map((side) => button(`Mute ${side}`, () => this.#mute(side), { "aria-pressed": "false" }));
+    this.mutes = ["in", "out"].map((side) =>
+      button(`Mute ${side}`, () => this.#mute(side), { "aria-pressed": "false" }),
+    );
     this.stopping = button("Stop", () => this.#stop(), { class: "danger" });
-    return h("div", { class: "actions" },
-      this.may("listen") ? this.listen : null, this.may("control") ? [...this.mutes, this.stopping] : null);
+    return h(
+      "div",
+      { class: "actions" },
+      this.may("listen") ? this.listen : null,
+      this.may("control") ? [...this.mutes, this.stopping] : null,
+    );
   }
 
   async #fill() {
@@ -115,12 +170,17 @@ export class ForkView {
 
   #update() {
     const fork = this.#fork;
-    const isOver = !fork || Boolean(fork.gone) || (this.store.isLoaded && this.#isFilled && !this.store.forks.has(this.id));
+    const isOver =
+      !fork ||
+      Boolean(fork.gone) ||
+      (this.store.isLoaded && this.#isFilled && !this.store.forks.has(this.id));
     this.#tellOver(fork, isOver);
     if (!fork) return;
     const caller = words.callerOf(fork);
     setText(this.title, [caller.name, caller.number].filter(Boolean).join(" "));
-    const state = this.store.forks.has(this.id) ? words.stateOf(fork) : { word: "ended", reason: fork.gone?.why ?? "" };
+    const state = this.store.forks.has(this.id)
+      ? words.stateOf(fork)
+      : { word: "ended", reason: fork.gone?.why ?? "" };
     setText(this.status.children[0], state.word);
     setAttribute(this.status.children[0], "data-state", state.word);
     setText(this.status.children[1], state.reason);
@@ -139,7 +199,10 @@ export class ForkView {
     this.transcript.element.hidden = this.transcript.isEmpty;
     this.note.hidden = !isOver || !this.#isFilled;
     if (this.note.hidden || this.note.childElementCount) return;
-    this.note.append(fork ? "This fork has ended. " : "There is no such fork now. ", h("a", { href: `#/history/${encodeURIComponent(this.id)}` }, "Look in the history"));
+    this.note.append(
+      fork ? "This fork has ended. " : "There is no such fork now. ",
+      h("a", { href: `#/history/${encodeURIComponent(this.id)}` }, "Look in the history"),
+    );
   }
 
   #fact(name, text) {
@@ -190,7 +253,14 @@ export class ForkView {
   }
 
   #tellListening(text, isOver) {
-    setText(this.hearing, text ? (isOver ? `Listening ${text}`.replace("Listening audiofork", "audiofork") : `Listening: ${text}`) : "");
+    setText(
+      this.hearing,
+      text
+        ? isOver
+          ? `Listening ${text}`.replace("Listening audiofork", "audiofork")
+          : `Listening: ${text}`
+        : "",
+    );
     setText(this.listen, isOver ? "Listen" : "Stop listening");
     setAttribute(this.listen, "aria-pressed", !isOver);
     if (!isOver) return;
@@ -202,14 +272,22 @@ export class ForkView {
   async #mute(side) {
     const isOn = !words.isMuted(this.#fork, side);
     await this.#asked(async () => {
-      Object.assign(this.#fork, { muted: (await patch(forkPath(this.id), { mute: { [side]: isOn } })).muted });
+      Object.assign(this.#fork, {
+        muted: (await patch(forkPath(this.id), { mute: { [side]: isOn } })).muted,
+      });
       this.#update();
     }, "It cannot be muted");
   }
 
   async #stop() {
     const caller = words.callerOf(this.#fork).name;
-    if (!(await confirmed(`Stop the fork of ${caller}? The call goes on; its server gets no more audio.`, "Stop it"))) return;
+    if (
+      !(await confirmed(
+        `Stop the fork of ${caller}? The call goes on; its server gets no more audio.`,
+        "Stop it",
+      ))
+    )
+      return;
     await this.#asked(() => remove(forkPath(this.id)), "It cannot be stopped");
   }
 

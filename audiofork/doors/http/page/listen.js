@@ -44,7 +44,10 @@ export class Listening {
     const told = JSON.parse(data);
     if (told.sample_rate) {
       this.#format = told;
-      this.onState(`${told.sides.join(" and ")}, ${told.sample_rate / 1000} kHz${told.sides.length === 2 ? "; in is left, out is right" : ""}`, false);
+      this.onState(
+        `${told.sides.join(" and ")}, ${told.sample_rate / 1000} kHz${told.sides.length === 2 ? "; in is left, out is right" : ""}`,
+        false,
+      );
     } else if ("ended" in told) {
       this.#end(`ended: ${told.ended}`);
     }
@@ -52,7 +55,11 @@ export class Listening {
 
   #closed(event) {
     // A refusal of the handshake has no reason here: the browser does not tell.
-    this.#end(this.#format ? `ended${event.reason ? `: ${event.reason}` : ""}` : "audiofork does not let you listen to it now");
+    this.#end(
+      this.#format
+        ? `ended${event.reason ? `: ${event.reason}` : ""}`
+        : "audiofork does not let you listen to it now",
+    );
   }
 
   #play(data) {

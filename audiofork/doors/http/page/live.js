@@ -22,7 +22,11 @@ const RANK = { failed: 0, reconnecting: 1, requested: 2, attaching: 3, ended: 4,
 const ON_ITS_WAY = 2; // frames, which do not wait for the server
 const LOUD = 29204; // 1 dB below full scale
 const SORTED_BY_FIGURES = new Set(["in", "out", "latency", "backlog", "dropped"]);
-const SHOWN = { all: () => true, well: (fork) => fork.state === "streaming" && !fork.gone, ill: (fork) => fork.state !== "streaming" || fork.gone };
+const SHOWN = {
+  all: () => true,
+  well: (fork) => fork.state === "streaming" && !fork.gone,
+  ill: (fork) => fork.state !== "streaming" || fork.gone,
+};
 
 export class LiveView {
   #sort = { name: "age", down: false };
@@ -35,10 +39,16 @@ export class LiveView {
     this.element = this.#build();
     this.rows = new VirtualRows(this.scroller, this.table, () => makeRow());
     store.addEventListener("list", () => this.#ask());
-    store.addEventListener("stats", () => (SORTED_BY_FIGURES.has(this.#sort.name) ? this.#ask() : this.rows.ask()));
+    store.addEventListener("stats", () =>
+      SORTED_BY_FIGURES.has(this.#sort.name) ? this.#ask() : this.rows.ask(),
+    );
     store.addEventListener("levels", () => this.#levels());
     // Ages go on without news, too.
-    setInterval(() => this.isSeen && this.rows.ask(), 1000);
+    this.clock = setInterval(() => this.isSeen && this.rows.ask(), 1000);
+  }
+
+  close() {
+    clearInterval(this.clock);
   }
 
   /** Whether anybody sees it: it costs nothing else. */
@@ -62,37 +72,90 @@ export class LiveView {
   }
 
   #build() {
-    this.filter = h("input", { type: "search", id: "filter", placeholder: "Caller, channel, server …", autocomplete: "off", spellcheck: "false", oninput: () => this.#ask() });
-    this.which = h("select", { id: "which", onchange: () => this.#ask() },
-      h("option", { value: "all" }, "All"), h("option", { value: "well" }, "Streaming"), h("option", { value: "ill" }, "Not streaming"));
-    this.sortBox = h("select", { id: "sort", onchange: () => this.#sortBy(this.sortBox.value, this.sortBox.value === "age" ? false : undefined) },
-      COLUMNS.map((column) => h("option", { value: column.name }, `By ${column.title.toLowerCase()}`)));
+    this.filter = h("input", {
+      type: "search",
+      id: "filter",
+      placeholder: "Caller, channel, server …",
+      autocomplete: "off",
+      spellcheck: "false",
+      oninput: () => this.#ask(),
+    });
+    this.which = h(
+      "select",
+      { id: "which", onchange: () => this.#ask() },
+      h("option", { value: "all" }, "All"),
+      h("option", { value: "well" }, "Streaming"),
+      h("option", { value: "ill" }, "Not streaming"),
+    );
+    this.sortBox = h(
+      "select",
+      {
+        id: "sort",
+        onchange: () =>
+          this.#sortBy(this.sortBox.value, this.sortBox.value === "age" ? false : undefined),
+      },
+      COLUMNS.map((column) =>
+        h("option", { value: column.name }, `By ${column.title.toLowerCase()}`),
+      ),
+    );
     this.count = h("p", { class: "count", role: "status" });
     this.head = COLUMNS.map((column) => this.#headCell(column));
-    this.table = h("table", { class: "forks", "aria-label": "Forks", role: "table" },
-      h("thead", { role: "rowgroup" }, h("tr", { role: "row", "aria-rowindex": 1 }, this.head)), h("tbody", { role: "rowgroup" }));
+    this.table = h(
+      "table",
+      { class: "forks", "aria-label": "Forks", role: "table" },
+      h("thead", { role: "rowgroup" }, h("tr", { role: "row", "aria-rowindex": 1 }, this.head)),
+      h("tbody", { role: "rowgroup" }),
+    );
     this.scroller = h("div", { class: "scroller", tabindex: "-1" }, h("div", {}, this.table));
     this.empty = h("div", { class: "empty", hidden: true });
     this.#sortBy("age", false);
-    return h("section", { class: "live", "aria-labelledby": "live-title" },
-      h("div", { class: "tools" },
-        h("h2", { id: "live-title", class: "hidden" }, "Forks"), this.count,
-        h("label", { class: "hidden", for: "filter" }, "Filter"), this.filter,
-        h("label", { class: "hidden", for: "which" }, "Which forks"), this.which,
-        h("label", { class: "hidden", for: "sort" }, "Sort by"), this.sortBox),
-      this.scroller, this.empty);
+    return h(
+      "section",
+      { class: "live", "aria-labelledby": "live-title" },
+      h(
+        "div",
+        { class: "tools" },
+        h("h2", { id: "live-title", class: "hidden" }, "Forks"),
+        this.count,
+        h("label", { class: "hidden", for: "filter" }, "Filter"),
+        this.filter,
+        h("label", { class: "hidden", for: "which" }, "Which forks"),
+        this.which,
+        h("label", { class: "hidden", for: "sort" }, "Sort by"),
+        this.sortBox,
+      ),
+      this.scroller,
+      this.empty,
+    );
   }
 
   #headCell(column) {
-    const button = h("button", { type: "button", onclick: () => this.#sortBy(column.name) }, column.title);
-    return h("th", { scope: "col", role: "columnheader", class: `${column.name}${column.figure ? " figure" : ""}`, "data-name": column.name }, button);
+    const button = h(
+      "button",
+      { type: "button", onclick: () => this.#sortBy(column.name) },
+      column.title,
+    );
+    return h(
+      "th",
+      {
+        scope: "col",
+        role: "columnheader",
+        class: `${column.name}${column.figure ? " figure" : ""}`,
+        "data-name": column.name,
+      },
+      button,
+    );
   }
 
   #sortBy(name, down = this.#sort.name === name ? !this.#sort.down : SORTED_BY_FIGURES.has(name)) {
     this.#sort = { name, down };
     this.sortBox.value = name;
     for (const cell of this.head) {
-      setAttribute(cell, "aria-sort", cell.dataset.name === name ? (down ? "descending" : "ascending") : null);
+      setAttribute(
+        cell,
+        "aria-sort",
+        cell.dataset.name === name ? (down ? "descending" : "ascending") : null,
+      );
     }
     if (this.rows) this.#ask();
   }
@@ -113,7 +176,11 @@ export class LiveView {
     const fits = SHOWN[this.which.value];
     const items = [];
     for (const fork of this.store.forks.values()) {
-      if (fits(fork) && asked.every((word) => fork.searched.includes(word) || fork.state.includes(word))) items.push(fork);
+      if (
+        fits(fork) &&
+        asked.every((word) => fork.searched.includes(word) || fork.state.includes(word))
+      )
+        items.push(fork);
     }
     this.rows.show(sorted(items, this.#sort));
     this.#tellCount(items.length);
@@ -121,11 +188,27 @@ export class LiveView {
 
   #tellCount(fitting) {
     const all = this.store.forks.size;
-    setText(this.count, fitting === all ? words.plural(all, "fork") : `${words.count(fitting)} of ${words.plural(all, "fork")}`);
+    setText(
+      this.count,
+      fitting === all
+        ? words.plural(all, "fork")
+        : `${words.count(fitting)} of ${words.plural(all, "fork")}`,
+    );
     this.empty.hidden = fitting > 0;
     this.scroller.hidden = fitting === 0;
-    setText(this.empty, !this.store.isLoaded ? "Loading …" : all ? "No fork fits the filter."
-      : "No call is forked now. A fork appears here as soon as it is requested.");
+    setText(this.empty, this.#emptiness(all));
+  }
+
+  #emptiness(all) {
+    if (this.store.isLoaded) {
+      return all
+        ? "No fork fits the filter."
+        : "No call is forked now. A fork appears here as soon as it is requested.";
+    }
+    const { trouble } = this.store;
+    return trouble
+      ? `The list cannot be read: ${words.shown(trouble)}. Trying again …`
+      : "Loading …";
   }
 
   #levels() {
@@ -152,8 +235,16 @@ function sorted(items, { name, down }) {
 
 /** A row, whose cells are only touched where their text is another. */
 function makeRow() {
-  const cells = Object.fromEntries(COLUMNS.map((column) =>
-    [column.name, h("td", { role: "cell", class: `${column.name}${column.figure ? " figure" : ""}`, "data-title": column.title })]));
+  const cells = Object.fromEntries(
+    COLUMNS.map((column) => [
+      column.name,
+      h("td", {
+        role: "cell",
+        class: `${column.name}${column.figure ? " figure" : ""}`,
+        "data-title": column.title,
+      }),
+    ]),
+  );
   const name = h("bdi");
   const number = h("bdi", { class: "dim" });
   const link = h("a", { tabindex: "-1" }, name);
@@ -169,7 +260,10 @@ function makeRow() {
     if (!event.target.closest("a") && !getSelection().toString()) link.click();
   });
   const row = {
-    element, link, item: null, chosen: "",
+    element,
+    link,
+    item: null,
+    chosen: "",
     choose(id) {
       row.chosen = id;
       element.classList.toggle("chosen", Boolean(row.item) && row.item.id === id);
@@ -213,8 +307,13 @@ export class Meter {
 
   constructor(label) {
     this.element = h("span", {
-      class: `meter side-${label.toLowerCase()}`, role: "meter", "aria-label": `Level ${label.toLowerCase()}`,
-      "aria-valuemin": words.QUIETEST_DB, "aria-valuemax": 0, "aria-valuenow": words.QUIETEST_DB, "aria-valuetext": "not forked",
+      class: `meter side-${label.toLowerCase()}`,
+      role: "meter",
+      "aria-label": `Level ${label.toLowerCase()}`,
+      "aria-valuemin": words.QUIETEST_DB,
+      "aria-valuemax": 0,
+      "aria-valuenow": words.QUIETEST_DB,
+      "aria-valuetext": "not forked",
     });
   }
 

@@ -10,17 +10,30 @@ const MOST = 400;
 const TEXTS = {
   "fork.requested": () => "",
   "fork.started": () => "audio flows to the server",
-  "fork.reconnecting": (data) => [partOf(data), data.attempt ? `attempt ${data.attempt}` : "", data.detail].filter(Boolean).join(", "),
-  "fork.resumed": (data) => [partOf(data), data.gap_ms ? `a gap of ${data.gap_ms} ms` : "",
-    data.frames_dropped ? `${words.frames(data.frames_dropped)} dropped` : ""].filter(Boolean).join(", "),
+  "fork.reconnecting": (data) =>
+    [partOf(data), data.attempt ? `attempt ${data.attempt}` : "", data.detail]
+      .filter(Boolean)
+      .join(", "),
+  "fork.resumed": (data) =>
+    [
+      partOf(data),
+      data.gap_ms ? `a gap of ${data.gap_ms} ms` : "",
+      data.frames_dropped ? `${words.frames(data.frames_dropped)} dropped` : "",
+    ]
+      .filter(Boolean)
+      .join(", "),
   "fork.message": (data) => data.text,
-  "fork.dtmf": (data) => `${data.digit ? `key ${data.digit}` : "a key"}${data.duration_ms ? `, ${data.duration_ms} ms` : ""}`,
-  "fork.command": (data) => [data.command, data.value, data.outcome, data.detail].filter(Boolean).join(" "),
-  "fork.muted": (data) => [data.in ? "in" : "", data.out ? "out" : ""].filter(Boolean).join(" and ") || "nothing",
+  "fork.dtmf": (data) =>
+    `${data.digit ? `key ${data.digit}` : "a key"}${data.duration_ms ? `, ${data.duration_ms} ms` : ""}`,
+  "fork.command": (data) =>
+    [data.command, data.value, data.outcome, data.detail].filter(Boolean).join(" "),
+  "fork.muted": (data) =>
+    [data.in ? "in" : "", data.out ? "out" : ""].filter(Boolean).join(" and ") || "nothing",
   "fork.refused": (data) => [data.request, data.detail].filter(Boolean).join(": "),
   "fork.ended": ended,
 };
-const partOf = ({ what }) => ({ in: "the leg of in", out: "the leg of out" })[what] ?? (what ? `the ${what}` : "");
+const partOf = ({ what }) =>
+  ({ in: "the leg of in", out: "the leg of out" })[what] ?? (what ? `the ${what}` : "");
 const SILENT = new Set(["fork.stopped", "fork.failed"]); // fork.ended has told it
 
 /** Return an event as a moment of the timeline; null if it is none. */
@@ -34,7 +47,11 @@ export function momentOf(name, data) {
 class Scroll {
   constructor(label, kind) {
     this.list = h("ol", { class: kind });
-    this.box = h("div", { class: "log", role: "region", "aria-label": label, tabindex: "0" }, this.list);
+    this.box = h(
+      "div",
+      { class: "log", role: "region", "aria-label": label, tabindex: "0" },
+      this.list,
+    );
   }
 
   add(item) {
@@ -67,9 +84,15 @@ export class Timeline {
   }
 
   add(moment) {
-    this.#scroll.add(h("li", { "data-kind": moment.kind },
-      h("time", { datetime: new Date(moment.at * 1000).toISOString() }, words.atClock(moment.at)),
-      h("b", {}, words.shown(moment.kind, 40)), h("bdi", {}, words.shown(moment.text, 600))));
+    this.#scroll.add(
+      h(
+        "li",
+        { "data-kind": moment.kind },
+        h("time", { datetime: new Date(moment.at * 1000).toISOString() }, words.atClock(moment.at)),
+        h("b", {}, words.shown(moment.kind, 40)),
+        h("bdi", {}, words.shown(moment.text, 600)),
+      ),
+    );
   }
 }
 
@@ -101,8 +124,15 @@ export class Transcript {
       if (!partial) this.#partial = null;
       return;
     }
-    const item = h("li", { class: `${partial ? "partial" : ""} ${isTranscript ? "" : "raw"}`, title: words.shown(moment.text, 1000) },
-      h("time", { datetime: new Date(moment.at * 1000).toISOString() }, words.atClock(moment.at)), h("bdi", {}, text));
+    const item = h(
+      "li",
+      {
+        class: `${partial ? "partial" : ""} ${isTranscript ? "" : "raw"}`,
+        title: words.shown(moment.text, 1000),
+      },
+      h("time", { datetime: new Date(moment.at * 1000).toISOString() }, words.atClock(moment.at)),
+      h("bdi", {}, text),
+    );
     this.#scroll.add(item);
     if (partial) this.#partial = item;
   }

@@ -122,7 +122,9 @@ export class VirtualRows {
   /** Let Tab reach one row: the active one, or the first in sight. */
   #reachable(firstSeen) {
     const there = this.rows.filter((row) => row.item);
-    const reached = there.find((row) => row.item.id === this.#active) ?? there[Math.min(there.length - 1, firstSeen - this.#first)];
+    const reached =
+      there.find((row) => row.item.id === this.#active) ??
+      there[Math.min(there.length - 1, firstSeen - this.#first)];
     for (const row of this.rows) setAttribute(row.link, "tabindex", row === reached ? 0 : -1);
   }
 
@@ -134,7 +136,14 @@ export class VirtualRows {
 
   #onKey(event) {
     const page = Math.max(1, Math.floor(this.scroller.clientHeight / this.#rowHeight) - 2);
-    const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
+    const steps = {
+      ArrowDown: 1,
+      ArrowUp: -1,
+      PageDown: page,
+      PageUp: -page,
+      Home: -Infinity,
+      End: Infinity,
+    };
     if (!(event.key in steps) || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     const at = this.items.findIndex((item) => item.id === this.#active);
@@ -145,7 +154,8 @@ export class VirtualRows {
     const top = index * this.#rowHeight;
     const room = this.scroller.clientHeight - this.#headHeight;
     if (top < this.scroller.scrollTop) this.scroller.scrollTop = top;
-    else if (top + this.#rowHeight > this.scroller.scrollTop + room) this.scroller.scrollTop = top + this.#rowHeight - room;
+    else if (top + this.#rowHeight > this.scroller.scrollTop + room)
+      this.scroller.scrollTop = top + this.#rowHeight - room;
     this.#active = this.items[index].id;
     this.paint();
     this.rows[index - this.#first]?.link.focus({ preventScroll: true });

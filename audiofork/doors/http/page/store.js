@@ -18,6 +18,8 @@ const UNKNOWN = [-1, -1, -1, -1];
 export class Store extends EventTarget {
   forks = new Map();
   isLoaded = false;
+  trouble = ""; // why the list cannot be loaded
+  #isClosed = false;
   #dirty = new Set();
   #timer = 0;
   #loading = null;
@@ -31,6 +33,10 @@ export class Store extends EventTarget {
     else if (name === "reset") this.load();
     else if (this.#loading) this.#waiting.push([name, data]);
     else this.#event(name, data);
+  }
+
+  close() {
+    this.#isClosed = true;
   }
 
   /** Load the list anew. */
@@ -49,14 +55,17 @@ export class Store extends EventTarget {
         cursor = page.next_cursor;
       } while (cursor);
     } catch (error) {
-      this.#tell("trouble", error.message);
       this.#loading = null;
+      if (this.#isClosed || error.status === 401) return;
+      this.trouble = error.message;
+      this.#tell("list");
       this.#later(RELOAD_MS, () => this.load());
       return;
     }
     const known = this.forks;
     this.forks = new Map(found.map((fork) => [fork.id, adopted(fork, known.get(fork.id))]));
     this.isLoaded = true;
+    this.trouble = "";
     this.#loadedAt = performance.now();
     this.#loading = null;
     for (const [name, data] of this.#waiting.splice(0)) this.#event(name, data);
@@ -136,9 +145,8 @@ export class Store extends EventTarget {
     let found;
     try {
       found = await get(forkPath(id));
-    } catch (error) {
-      if (error.status !== 404) this.#tell("trouble", error.message);
-      return null;
+    } catch {
+      return null; // it has ended, or the stream tells what is wrong
     }
     const known = this.forks.get(id);
     if (!known?.gone) this.forks.set(id, adopted(found, known));
@@ -156,18 +164,32 @@ export class Store extends EventTarget {
 }
 
 const BLANK = {
-  caller_name: "", caller_number: "", direction: "", state: "requested", age_s: 0, frames_in: 0, frames_sent: 0,
-  frames_dropped: 0, backlog: 0, rtt_ms: 0, muted: "",
+  caller_name: "",
+  caller_number: "",
+  direction: "",
+  state: "requested",
+  age_s: 0,
+  frames_in: 0,
+  frames_sent: 0,
+  frames_dropped: 0,
+  backlog: 0,
+  rtt_ms: 0,
+  muted: "",
 };
 
 // What an event says of its fork; the rest is asked for.
 const CHANGES = {
   "fork.started": () => ({ state: "streaming", waits_for: "" }),
-  "fork.resumed": (data) => (data.is_streaming === false ? {} : { state: "streaming", waits_for: "", attempt: 0 }),
+  "fork.resumed": (data) =>
+    data.is_streaming === false ? {} : { state: "streaming", waits_for: "", attempt: 0 },
   "fork.reconnecting": (data) => ({
-    ...(data.was_streaming === false ? {} : { state: "reconnecting" }), last_error: data.detail, attempt: data.attempt,
+    ...(data.was_streaming === false ? {} : { state: "reconnecting" }),
+    last_error: data.detail,
+    attempt: data.attempt,
   }),
-  "fork.muted": (data) => ({ muted: data.in && data.out ? "both" : data.in ? "read" : data.out ? "write" : "" }),
+  "fork.muted": (data) => ({
+    muted: data.in && data.out ? "both" : data.in ? "read" : data.out ? "write" : "",
+  }),
   "fork.stopped": (data) => ({ gone: { failed: false, why: ended(data) } }),
   "fork.failed": (data) => ({ gone: { failed: true, why: ended(data) } }),
   "fork.ended": (data) => ({ gone: { failed: Boolean(data.failed), why: ended(data) } }),
@@ -180,15 +202,26 @@ function adopted(fork, known) {
   const one = known ?? { level: null, gone: null };
   Object.assign(one, fork, { bornAt: performance.now() - fork.age_s * 1000 });
   delete one.timeline;
-  one.searched = [one.caller_name, one.caller_number, one.channel, one.direction, one.host, one.profile, one.url]
-    .join("\n").toLowerCase();
+  one.searched = [
+    one.caller_name,
+    one.caller_number,
+    one.channel,
+    one.direction,
+    one.host,
+    one.profile,
+    one.url,
+  ]
+    .join("\n")
+    .toLowerCase();
   return one;
 }
 
 /** Return [in_peak, in_rms, out_peak, out_rms] as they are now; silence if nothing is told of them any more. */
 export function levelOf(fork) {
   if (fork.gone || !fork.level) return UNKNOWN;
-  return performance.now() - fork.levelAt < STALE_MS ? fork.level : fork.level.map((level) => Math.min(level, 0));
+  return performance.now() - fork.levelAt < STALE_MS
+    ? fork.level
+    : fork.level.map((level) => Math.min(level, 0));
 }
 
 export const ageOf = (fork) => (performance.now() - fork.bornAt) / 1000;

@@ -54,7 +54,9 @@ export class Stream {
         waitS = error.retryAfterS ?? 0;
       }
       if (this.#stopped) return;
-      waitS = Math.max(waitS, Math.min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** this.#attempts)) * (0.75 + Math.random() / 2);
+      waitS =
+        Math.max(waitS, Math.min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** this.#attempts)) *
+        (0.75 + Math.random() / 2);
       this.#attempts += 1;
       if (!document.hidden) this.onState(why);
       await new Promise((resolve) => {
@@ -70,7 +72,10 @@ export class Stream {
     if (this.#lastId) headers["Last-Event-ID"] = this.#lastId;
     let watchdog = this.#watch();
     try {
-      const response = await answered(url("events", { levels: 1 }), { headers, signal: this.#abort.signal });
+      const response = await answered(url("events", { levels: 1 }), {
+        headers,
+        signal: this.#abort.signal,
+      });
       this.onState("");
       // What we know is from now on, if there was nothing to resume from.
       if (!this.#lastId) this.onEvent("reset", {});

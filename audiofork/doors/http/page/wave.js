@@ -14,12 +14,23 @@ export class Wave {
   #hears = false; // audio is listened to, which draws finer than levels
 
   constructor() {
-    this.canvas = h("canvas", { class: "wave", role: "img", "aria-label": "The last 30 seconds of both sides, by level" });
-    this.element = h("figure", { class: "wave-box" },
+    this.canvas = h("canvas", {
+      class: "wave",
+      role: "img",
+      "aria-label": "The last 30 seconds of both sides, by level",
+    });
+    this.element = h(
+      "figure",
+      { class: "wave-box" },
       this.canvas,
-      h("figcaption", { "aria-hidden": "true" },
-        h("span", { class: "side-in" }, "in, what the party says"), h("span", { class: "side-out" }, "out, what it hears"),
-        h("span", { class: "dim" }, "30 s")));
+      h(
+        "figcaption",
+        { "aria-hidden": "true" },
+        h("span", { class: "side-in" }, "in, what the party says"),
+        h("span", { class: "side-out" }, "out, what it hears"),
+        h("span", { class: "dim" }, "30 s"),
+      ),
+    );
     this.#observer = new ResizeObserver(() => this.draw());
     this.#observer.observe(this.canvas);
     this.#scheme = matchMedia("(prefers-color-scheme: dark)");
@@ -91,15 +102,23 @@ export class Wave {
     const now = performance.now();
     const x = (at) => width - ((now - at) / SPAN_MS) * width;
     context.fillStyle = style.getPropertyValue("--gap");
-    for (const { from, to } of this.#gaps) context.fillRect(x(from), 0, x(to || now) - x(from), height);
+    for (const { from, to } of this.#gaps)
+      context.fillRect(x(from), 0, x(to || now) - x(from), height);
     context.fillStyle = style.getPropertyValue("--line");
     context.fillRect(0, height / 2 - 0.5, width, 1);
-    for (const [side, sign] of [["in", -1], ["out", 1]]) this.#side(context, style, side, sign, x, height / 2);
+    for (const [side, sign] of [
+      ["in", -1],
+      ["out", 1],
+    ])
+      this.#side(context, style, side, sign, x, height / 2);
   }
 
   #side(context, style, side, sign, x, middle) {
     const color = style.getPropertyValue(`--${side}`);
-    for (const [value, alpha] of [[side, 0.35], [`${side}Rms`, 1]]) {
+    for (const [value, alpha] of [
+      [side, 0.35],
+      [`${side}Rms`, 1],
+    ]) {
       context.globalAlpha = alpha;
       context.fillStyle = color;
       for (const slice of this.#slices) {

@@ -6,8 +6,18 @@ const FULL_SCALE = 32767;
 export const QUIETEST_DB = -60;
 
 const numbers = new Intl.NumberFormat("en");
-const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
-const calendar = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const clock = new Intl.DateTimeFormat("en-GB", {
+  hour: "2-digit",
+  minute: "2-digit",
+  second: "2-digit",
+});
+const calendar = new Intl.DateTimeFormat("en-GB", {
+  day: "numeric",
+  month: "short",
+  hour: "2-digit",
+  minute: "2-digit",
+  second: "2-digit",
+});
 
 /** Return a foreign text fit for one line. */
 export function shown(text, most = 300) {
@@ -16,7 +26,8 @@ export function shown(text, most = 300) {
 }
 
 export const count = (number) => numbers.format(number ?? 0);
-export const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;
+export const plural = (number, one, many = `${one}s`) =>
+  `${count(number)} ${number === 1 ? one : many}`;
 export const atClock = (at) => clock.format(at * 1000);
 
 /** Return the time, with the date unless it is today's. */
@@ -34,10 +45,16 @@ export function duration(seconds) {
   return h ? `${h}:${two(m)}:${two(s)}` : `${m}:${two(s)}`;
 }
 
-export const milliseconds = (ms) => (ms > 0 ? `${ms < 10 ? ms.toFixed(1) : count(Math.round(ms))} ms` : "–");
+export const milliseconds = (ms) =>
+  ms > 0 ? `${ms < 10 ? ms.toFixed(1) : count(Math.round(ms))} ms` : "–";
 
 /** Return frames of 20 ms as a duration: what waits for the server, for example. */
-export const frames = (number) => (number < 50 ? `${number * 20} ms` : number < 3000 ? `${(number / 50).toFixed(1)} s` : duration(number / 50));
+export const frames = (number) =>
+  number < 50
+    ? `${number * 20} ms`
+    : number < 3000
+      ? `${(number / 50).toFixed(1)} s`
+      : duration(number / 50);
 
 /** Return a level in dB below full scale, at least QUIETEST_DB. */
 export function decibel(level) {
@@ -60,11 +77,13 @@ export function callerOf(fork) {
   return { name: name || number || "unknown", number: name ? number : "" };
 }
 
-export const directionOf = (fork) => ({ both: "mixed", stereo: "in + out" })[fork.direction] ?? fork.direction ?? "";
+export const directionOf = (fork) =>
+  ({ both: "mixed", stereo: "in + out" })[fork.direction] ?? fork.direction ?? "";
 
 /** Return the state's word and, where there is one, its reason. */
 export function stateOf(fork) {
-  if (fork.gone) return { word: fork.gone.failed ? "failed" : "ended", reason: shown(fork.gone.why) };
+  if (fork.gone)
+    return { word: fork.gone.failed ? "failed" : "ended", reason: shown(fork.gone.why) };
   const next = fork.next_attempt_s;
   const reasons = [
     fork.ending ? `ending: ${shown(fork.ending)}` : "",
@@ -75,7 +94,8 @@ export function stateOf(fork) {
   return { word: fork.state || "requested", reason: reasons.filter(Boolean).join(", ") };
 }
 
-export const isMuted = (fork, side) => fork.muted === "both" || fork.muted === (side === "in" ? "read" : "write");
+export const isMuted = (fork, side) =>
+  fork.muted === "both" || fork.muted === (side === "in" ? "read" : "write");
 
 /** Return what a text of a server says: the words of a transcript where it has some, else all of it. */
 export function spoken(text) {
