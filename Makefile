@@ -10,18 +10,18 @@ PYTEST := $(BIN)/python -m pytest
 TELLING = $(PYTHON) -m testbed.progress
 PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 # Tests wait more than they work, most of all for Asterisk's audio: more processes than cores.
-unit tools coverage oldest asterisk python-%: PROCESSES ?= 6
-# All in tests/system needs an Asterisk; tests/tools is about testbed/, bench/ and examples/.
-UNIT = --ignore tests/system --ignore tests/tools -p no:rerunfailures
+unit tools page coverage oldest asterisk python-%: PROCESSES ?= 6
+# All in tests/system needs an Asterisk, tests/page a browser; tests/tools is about testbed/, bench/ and examples/.
+UNIT = --ignore tests/system --ignore tests/page --ignore tests/tools -p no:rerunfailures
 # Where there are such tests; to collect all of them would take longer than to run these.
-SERIAL = $(shell grep -rl --include='*.py' --exclude-dir=system --exclude-dir=tools 'mark\.serial' tests)
+SERIAL = $(shell grep -rl --include='*.py' --exclude-dir=system --exclude-dir=page --exclude-dir=tools 'mark\.serial' tests)
 PARALLEL = -n $(PROCESSES) --dist worksteal
 
 # What is compiled once need not be compiled by each process of a test run.
-unit tools coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
+unit tools page coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
 
 .NOTPARALLEL:
-.PHONY: demo demo-bot test style types clients unit tools coverage oldest pythons asterisk fuzz bench bench-capacity bench-asterisk bench-bots
+.PHONY: demo demo-bot test style types clients unit tools page screenshots coverage oldest pythons asterisk fuzz bench bench-capacity bench-asterisk bench-bots
 .PHONY: faults attacks sample-config dashboard deb package-test first-hour wheel clean
 
 # Less than the tests need, and so sooner there.
@@ -34,7 +34,7 @@ demo-bot: .venv/runs .venv/stt
 	@echo "Starting the demo ..."
 	@$(BIN)/python -m testbed.demo_bot
 
-test: style types clients unit tools asterisk
+test: style types clients unit tools page asterisk
 
 style: .venv/installed
 	$(BIN)/ruff format --check .
@@ -51,6 +51,17 @@ unit: .venv/installed
 tools: .venv/installed
 	$(PYTEST) -p no:rerunfailures $(PARALLEL) -m "not asterisk and not serial" tests/tools
 	$(PYTEST) -p no:rerunfailures -m "not asterisk and serial" tests/tools
+
+# In a real browser, with a stand-in for the daemon; where none can be had they are skipped.
+page: PROCESSES = 3
+page: .venv/installed .venv-node/installed
+	-$(BIN)/python -m testbed.chromium get
+	$(PYTEST) -p no:rerunfailures $(PARALLEL) -m "not serial" -rs tests/page
+	$(PYTEST) -p no:rerunfailures -m serial -rs tests/page
+
+# Those of the README.
+screenshots: .venv/installed
+	$(BIN)/python -m tests.page.screenshots docs/images
 
 # Apart from `unit`, which would take twice as long.
 coverage: .venv/installed
@@ -75,6 +86,7 @@ asterisk: export AUDIOFORK_TESTBED_ASTERISK = $(ASTERISK)
 endif
 asterisk: .venv/installed .venv/stt clients
 	$(BIN)/python -m testbed.asterisk get  # what is fetched once may take longer than a test may
+	-$(BIN)/python -m testbed.chromium get
 	$(PYTEST) $(PARALLEL) -m "asterisk and not serial" -rs
 	$(PYTEST) -m "asterisk and serial" -rs
 

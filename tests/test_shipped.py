@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import re
 import sysconfig
 from pathlib import Path
 
@@ -50,6 +51,26 @@ def test_every_file_for_asterisk_and_systemd_is_installed() -> None:
         if path.is_file()
     }
     assert set(installed_as()) == there
+
+
+def test_every_file_of_the_page_is_a_part_of_the_package() -> None:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    patterns = parser["options.package_data"]["audiofork"].split()
+    page = ROOT / "audiofork/doors/http/page"
+    there = [path.relative_to(ROOT / "audiofork") for path in page.rglob("*") if path.is_file()]
+    assert there
+    for path in there:
+        assert any(path.match(pattern) for pattern in patterns), path
+
+
+def test_page_names_its_files_and_nothing_else() -> None:
+    page = ROOT / "audiofork/doors/http/page"
+    index = (page / "index.html").read_text()
+    named = set(re.findall(r'(?:href|src)="([^"#][^"]*)"', index))
+    scripts = "".join(path.read_text() for path in page.glob("*.js"))
+    named |= {f"page/{name}" for name in re.findall(r'from "\./([^"]+)"', scripts)}
+    assert named == {f"page/{path.name}" for path in page.iterdir()} - {"page/index.html"}
 
 
 def test_missing_file_is_an_error_that_names_where_it_was_looked_for() -> None:
