@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import ipaddress
 import json
+import socket
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -129,21 +130,20 @@ class HttpConnection:
         """Close it."""
         self._connection.close()
 
-    def stream(
-        self, path: str
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse] | None:
-        """Return a connection of its own with a stream of events; None: there is none to be had.
+    def stream(self, path: str) -> tuple[socket.socket, http.client.HTTPResponse] | None:
+        """Return a stream of events, with its socket; None: there is none to be had.
 
         Args:
             path: Below /api/v1, with its query.
         """
         connection = self.connect()
+        own_socket = connection.sock  # which getresponse() takes from the connection
         headers = self._headers | {"Accept": "text/event-stream"}
         with contextlib.suppress(OSError, http.client.HTTPException):
             connection.request("GET", self.path(path), headers=headers)
             response = connection.getresponse()
             if response.status == 200:
-                return connection, response
+                return own_socket, response
         connection.close()
         return None
 

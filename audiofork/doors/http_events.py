@@ -22,7 +22,7 @@ class ForkEvents:
     """Hears of one fork from the stream of events, in a thread of its own.
 
     Args:
-        connection: Of the stream; None: the daemon tells nothing.
+        own_socket: Of the stream; None: the daemon tells nothing.
         response: The stream.
     """
 
@@ -30,16 +30,16 @@ class ForkEvents:
 
     def __init__(
         self,
-        connection: http.client.HTTPConnection | None = None,
+        own_socket: socket.socket | None = None,
         response: http.client.HTTPResponse | None = None,
     ) -> None:
-        self._socket = None if connection is None else connection.sock
+        self._socket = own_socket
         self._changed = threading.Condition()
         self._wanted = ""
         # Of all forks until it is known which one is wanted: that takes one request.
         self._heard: dict[str, dict[str, Fields]] = {}
-        if response is not None and self._socket is not None:
-            self._socket.settimeout(SILENCE_S)
+        if response is not None and own_socket is not None:
+            own_socket.settimeout(SILENCE_S)
             threading.Thread(target=self._hear, args=(response,), daemon=True).start()
 
     def look_for(self, fork_id: str) -> None:
