@@ -108,7 +108,8 @@ class TalkingDoor:
 
     def answer_to(self, asked: Asked) -> Answer | None:
         path = asked.path.partition("?")[0].removeprefix("/api/v1")
-        answers = self.answers.get(f"{asked.method} {path}", [problem(404, "No such fork")])
+        unknown: list[Answer | None] = [problem(404, "No such fork")]
+        answers = self.answers.get(f"{asked.method} {path}", unknown)
         return answers.pop(0) if len(answers) > 1 else answers[0]
 
     def __enter__(self) -> TalkingDoor:
