@@ -12,6 +12,7 @@ from typing import Any
 from audiofork.addresses import IPNetwork
 
 # Named here too, for all who use the configuration.
+from audiofork.config_http import HttpConfig as HttpConfig
 from audiofork.config_security import SecurityConfig as SecurityConfig
 from audiofork.config_servers import TwilioConfig as TwilioConfig
 from audiofork.config_servers import WebSocketConfig as WebSocketConfig
@@ -384,6 +385,7 @@ class Config:
     security: SecurityConfig = field(default_factory=SecurityConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
     front: FrontConfig = field(default_factory=FrontConfig)
+    http: HttpConfig = field(default_factory=HttpConfig)
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
     log: LogConfig = field(default_factory=LogConfig)
     post_process: Mapping[str, PostProcessConfig] = field(default_factory=dict)
@@ -400,6 +402,7 @@ SECTIONS: dict[str, type[Any]] = {
     "security": SecurityConfig,
     "control": ControlConfig,
     "front": FrontConfig,
+    "http": HttpConfig,
     "daemon": DaemonConfig,
     "log": LogConfig,
 }

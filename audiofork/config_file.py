@@ -22,6 +22,7 @@ from audiofork.config import (
     ControlConfig,
     ProfileConfig,
 )
+from audiofork.config_http import fault_of
 from audiofork.config_values import MAX_PORT, NotAChoice, text, word
 from audiofork.errors import ConfigError
 from audiofork.files import read_file
@@ -39,9 +40,9 @@ _INTRO = """\
 ; [profile:NAME].
 ;
 ; SIGHUP makes the daemon read the file again; a file with an error changes nothing. Changes to
-; [asterisk], [ari], [audiosocket], [relay], [control], [front] and [daemon] journal take effect at
-; the next start, except that the secret of [asterisk] and the password of [ari], and their files,
-; take effect at the next login.
+; [asterisk], [ari], [audiosocket], [relay], [control], [front], [http] and [daemon] journal take
+; effect at the next start, except that the secret of [asterisk] and the password of [ari], and
+; their files, take effect at the next login; the tokens of [http] are read again at once.
 """
 
 
@@ -153,6 +154,7 @@ def _parsed(given: _Given, secrets_of: Sequence[str]) -> Config:
     _check_ports(config, given)
     _check_tap(config, given)
     _check_logins(config, given)
+    _check_http(config, given)
     return _with_secrets(config, given, secrets_of)
 
 
@@ -326,6 +328,13 @@ def _check_logins(config: Config, given: _Given) -> None:
             if getattr(section, option) and not section.proxy:
                 place = given.place(header, option)
                 raise ConfigError(f"{place}: [{header}] {option}: [{header}] names no proxy")
+
+
+def _check_http(config: Config, given: _Given) -> None:
+    """Refuse an option of [http] that lacks another one."""
+    if found := fault_of(config.http):
+        option, fault = found
+        raise ConfigError(f"{given.place('http', option)}: [http] {option}: {fault}")
 
 
 def _with_secrets(config: Config, given: _Given, sections: Sequence[str]) -> Config:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from audiofork.addresses import IPNetwork, network_of
+from audiofork.addresses import IPNetwork, address_of, network_of
 from audiofork.audiosocket import SAMPLE_RATES as RATES_BY_KIND
 from audiofork.placeholders import names_in
 from audiofork.text import did_you_mean
@@ -256,6 +256,20 @@ def hosts(value: str) -> tuple[str, ...]:
                     "names of hosts (*.example.org), addresses, and networks like 192.0.2.0/24"
                 ) from None
     return tuple(one.strip("[]").rstrip(".").lower() for one in found)
+
+
+def host_names(value: str) -> tuple[str, ...]:
+    """Return names and addresses of this machine, in lower case, without brackets and ports."""
+    found = tuple(one.strip("[]") for one in value.replace(",", " ").split())
+    expected = "names of hosts and addresses, without ports, with blanks between"
+    for one in found:
+        try:
+            is_host = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", one) or address_of(one)
+        except ValueError:
+            is_host = None
+        if not is_host:
+            raise ValueError(expected)
+    return tuple(one.rstrip(".").lower() for one in found)
 
 
 def networks(value: str) -> tuple[IPNetwork, ...]:

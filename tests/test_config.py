@@ -98,6 +98,8 @@ def test_by_default_what_is_dangerous_is_off() -> None:
     assert not config.security.allow_insecure_tls
     assert not config.security.allow_post_process
     assert config.front.listen is None
+    assert config.http.listen is None
+    assert config.http.socket == ""
     assert config.ari.url == ""
 
 
@@ -672,6 +674,27 @@ def test_bad_value_of_the_second_section_names_its_own_line() -> None:
             "[log]\nlevel\n", "test.ini:2: expected option = value or [section]", id="no-value"
         ),
         pytest.param(
+            "[http]\nlisten = 127.0.0.1:9080\n",
+            "test.ini:2: [http] listen: needs [http] tokens_file, which says who may do what",
+            id="http-without-tokens",
+        ),
+        pytest.param(
+            "[http]\nlisten = a:1\ntokens_file = /t\nkey_file = /k\n",
+            "test.ini:4: [http] key_file: needs [http] cert_file",
+            id="http-key-without-certificate",
+        ),
+        pytest.param(
+            "[http]\nsocket = /s\ncert_file = /c\n",
+            "test.ini:3: [http] cert_file: needs [http] listen",
+            id="http-certificate-without-address",
+        ),
+        pytest.param(
+            "[http]\nhosts = pbx.example.org:443\n",
+            "test.ini:2: [http] hosts: expected names of hosts and addresses, without ports, with "
+            "blanks between, got 'pbx.example.org:443'",
+            id="http-host-with-a-port",
+        ),
+        pytest.param(
             "[log]\n[asterisk\n", "test.ini:2: expected option = value or [section]", id="bracket"
         ),
         pytest.param(
@@ -696,6 +719,18 @@ def test_any_text_gives_a_configuration_or_a_config_error(
 
 
 # --- The environment -----------------------------------------------------------------------------
+
+
+def others(section: str, option: str) -> str:
+    """Return a file with the options that one option needs beside it."""
+    if option.startswith("proxy_"):
+        return "[websocket]\nproxy = http://a:1\n"
+    needed = {"listen": "a:1\n", "tokens_file": "/t\n", "cert_file": "/c\n"}
+    if section != "http" or option in ("socket", "hosts"):
+        return ""
+    left_out = {"listen": ("listen", "cert_file"), "cert_file": ("cert_file",)}.get(option, ())
+    beside = {name: value for name, value in needed.items() if name not in left_out}
+    return "[http]\n" + "".join(f"{name} = {value}" for name, value in beside.items())
 
 
 @pytest.mark.parametrize(("section", "option"), OPTIONS, ids=[".".join(pair) for pair in OPTIONS])
@@ -723,11 +758,11 @@ def test_environment_reaches_the_option(section: str, option: str, tmp_path: Pat
         str(tmp_path / "b"),
     ):
         try:
-            proxy = "[websocket]\nproxy = http://a:1\n" if option.startswith("proxy_") else ""
-            config = read(proxy, **{f"AUDIOFORK_{section}_{option}".upper(): value})
+            rest = others(section, option)
+            config = read(rest, **{f"AUDIOFORK_{section}_{option}".upper(): value})
         except ConfigError:
             continue
-        if config != read(proxy):
+        if config != read(rest):
             return
     pytest.fail("the environment changes nothing")
 

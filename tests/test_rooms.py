@@ -24,7 +24,7 @@ GROUND |= {
     "system",
     "text",
 }
-GROUND |= {"config_security", "config_servers", "threads", "twilio_sids"}
+GROUND |= {"config_http", "config_security", "config_servers", "threads", "twilio_sids"}
 GROUND |= {"tls_contexts", "uri", ""}
 """Modules that all rooms may import; the last is the package itself, which has the version."""
 

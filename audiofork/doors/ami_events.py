@@ -21,6 +21,7 @@ from audiofork.forks.events import (
     Failed,
     ForkInfo,
     MessageReceived,
+    Muted,
     Parting,
     Pressed,
     Reconnecting,
@@ -95,7 +96,7 @@ class AmiEvents:
                 self._failed(event)
             case Stopped():
                 self._stopped(event)
-            case Pressed() | Ended() | Refused() | Attack():
+            case Pressed() | Muted() | Ended() | Refused() | Attack():
                 pass  # the door answers the requester; an attack only goes to the log
 
     def _requested(self, event: Requested) -> None:

@@ -35,19 +35,18 @@ import enum
 import itertools
 import json
 import logging
-import os
 import socket
-import stat
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from audiofork.doors.unix_sockets import MAX_PATH_BYTES as MAX_PATH_BYTES
+from audiofork.doors.unix_sockets import bind, remove
 from audiofork.errors import (
     AmiError,
     AmiTimeout,
     AmiUnavailable,
-    ConfigError,
     DaemonBusy,
     RequestRefused,
 )
@@ -62,7 +61,7 @@ from audiofork.forks.requests import (
     flag_of,
     parse_request,
 )
-from audiofork.text import A_BUG, did_you_mean, printable, reason_of
+from audiofork.text import A_BUG, did_you_mean, printable
 
 if TYPE_CHECKING:
     from audiofork.forks.following import StartNews
@@ -81,9 +80,7 @@ MAX_WAITING = 128
 # The time limit between two requests, for a whole line, and until the client has read an answer.
 PATIENCE_S = 60.0
 CLOSE_TIMEOUT_S = 1.0
-MAX_PATH_BYTES = 107  # sun_path is 108 bytes, the last one zero
 MAX_ERROR_CHARACTERS = 300
-_MODE = 0o660
 _BACKLOG = 128
 
 
@@ -152,7 +149,7 @@ class ControlSocket:
         Raises:
             ConfigError: The path cannot be used, or another daemon listens there.
         """
-        listening = _bind(self._path)
+        listening = bind(self._path, "[control] socket")
         self._inode = self._path.stat().st_ino
         self._server = await asyncio.start_unix_server(
             self._serve, sock=listening, limit=MAX_LINE_BYTES, backlog=_BACKLOG
@@ -165,10 +162,7 @@ class ControlSocket:
         server, self._server = self._server, None
         self._closed = True
         server.close()
-        with contextlib.suppress(OSError):
-            # Unless another daemon has put its own there meanwhile.
-            if self._path.stat().st_ino == self._inode:
-                self._path.unlink()
+        remove(self._path, self._inode)
         for connection in self._connections:
             connection.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
@@ -368,46 +362,3 @@ def _plain(view: ForkView | StartNews) -> dict[str, Any]:
         name: value.value if isinstance(value, enum.Enum) else value
         for name, value in dataclasses.asdict(view).items()
     }
-
-
-# --- The socket file -----------------------------------------------------------------------------
-
-
-def _bind(path: Path) -> socket.socket:
-    """Return a bound socket that only its owner and group may use."""
-    if len(os.fsencode(path)) > MAX_PATH_BYTES:
-        raise ConfigError(f"[control] socket: the path is longer than {MAX_PATH_BYTES} bytes")
-    _remove_stale(path)
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # The mode must be right from the start, so chmod would come too late.
-    old_mask = os.umask(0o777 & ~_MODE)
-    try:
-        bound.bind(os.fspath(path))
-    except OSError as exc:
-        bound.close()
-        raise ConfigError(f"[control] socket {path}: {reason_of(exc)}") from exc
-    finally:
-        os.umask(old_mask)
-    return bound
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove the socket of a daemon that is gone.
-
-    Raises:
-        ConfigError: The path is something else, or its daemon is alive.
-    """
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ConfigError(f"[control] socket {path}: exists and is not a socket")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(CLOSE_TIMEOUT_S)
-            probe.connect(os.fspath(path))
-    except FileNotFoundError:
-        return
-    except ConnectionRefusedError:
-        path.unlink(missing_ok=True)
-    except OSError as exc:  # a live daemon's backlog may be full, or it is another user's
-        raise ConfigError(f"[control] socket {path}: {reason_of(exc)}") from exc
-    else:
-        raise ConfigError(f"[control] socket {path}: another daemon listens there")

@@ -149,6 +149,19 @@ class CommandHandled:
 
 
 @dataclass(frozen=True, slots=True)
+class Muted:
+    """Somebody has changed which sides of a fork are silent.
+
+    Attributes:
+        mute_in, mute_out: Whether they are silent now.
+    """
+
+    fork: ForkInfo
+    mute_in: bool
+    mute_out: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Parting:
     """A connected fork ends, and its call may go on: comes once, before Ended.
 
@@ -253,6 +266,7 @@ DomainEvent = (
     | MessageReceived
     | Pressed
     | CommandHandled
+    | Muted
     | Parting
     | Ended
     | Stopped

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable
 
 from audiofork.errors import RequestRefused
+from audiofork.forks.events import Emit, Muted
 from audiofork.forks.fork import Fork, record, why_not_muted
 from audiofork.forks.journal import Journal
 from audiofork.forks.lifecycle import ForkState
@@ -19,11 +20,13 @@ class Muting:
     Args:
         journal: Keeps which sides are muted, for the next start of the daemon.
         send: Sends a command to the relay.
+        emit: Called with an event for each fork.
     """
 
-    def __init__(self, journal: Journal, send: SendCommand) -> None:
+    def __init__(self, journal: Journal, send: SendCommand, emit: Emit) -> None:
         self._journal = journal
         self._send = send
+        self._emit = emit
 
     async def mute_all(self, forks: Iterable[Fork], request: MuteFork) -> list[str]:
         """Mute all these forks, or none if one cannot be muted.
@@ -53,6 +56,7 @@ class Muting:
         if fork.state is not ForkState.REQUESTED:  # else Starting sends it after ForkSpec
             self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
             record(fork, self._journal)
+        self._emit(Muted(fork.info, fork.mute_in, fork.mute_out))
 
 
 def _muted_by(request: MuteFork, fork: Fork) -> tuple[bool, bool]:

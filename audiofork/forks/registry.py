@@ -124,7 +124,7 @@ class Forks:
         self._holds = Holds(channels, waits=waits_for_hold)
         self._leaving = leaving = LeavingLegs(channels, tasks.spawn)
         self._statistics = Statistics(send)
-        self._muting = Muting(journal, send)
+        self._muting = Muting(journal, send, emit)
         self._keys = Keys(table, send, emit)
         self._ending = ending = Ending(table, leaving, journal, send, emit, tasks)
         self._server_commands = ServerCommands(ami, channels, emit, ending.end, tasks.spawn)

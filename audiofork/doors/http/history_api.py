@@ -1,0 +1,90 @@
+"""The routes of the forks that have ended."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from aiohttp import web
+
+from audiofork.doors.http.answers import (
+    CauseOfFailures,
+    Causes,
+    CausesQuery,
+    HistoryEntry,
+    HistoryPage,
+    HistoryQuery,
+    MomentOfFork,
+)
+from audiofork.doors.http.parts import History, Parts
+from audiofork.doors.http.problems import Kind, Problem
+from audiofork.doors.http.routes import Call, Route
+from audiofork.doors.http.sending import answer
+
+HISTORY = "/api/v1/history"
+_PLAIN = tuple(one.name for one in dataclasses.fields(HistoryEntry) if one.name != "timeline")
+
+
+class HistoryApi:
+    """Answers what is asked of ended forks.
+
+    Args:
+        parts: The parts of the daemon.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._history = parts.history
+
+    def routes(self) -> list[Route]:
+        """Return the routes; the fixed path comes before the one with an id."""
+        away = (404, 503)
+        return [
+            Route(
+                *("GET", HISTORY, self.search),
+                query=HistoryQuery,
+                answers={200: HistoryPage},
+                problems=away,
+            ),
+            Route(
+                *("GET", f"{HISTORY}/causes", self.causes),
+                query=CausesQuery,
+                answers={200: Causes},
+                problems=away,
+            ),
+            Route(
+                *("GET", f"{HISTORY}/{{id}}", self.one),
+                answers={200: HistoryEntry},
+                problems=away,
+            ),
+        ]
+
+    async def search(self, call: Call) -> web.StreamResponse:
+        """Search the ended forks, the latest first."""
+        entries, cursor = await self._there().search(call.query)
+        return answer(HistoryPage([_entry(one) for one in entries], cursor))
+
+    async def one(self, call: Call) -> web.StreamResponse:
+        """Return an ended fork, with what has happened to it."""
+        entry = await self._there().entry(call.part)
+        if entry is None:
+            raise Problem(404, "No such fork in the history", Kind.NO_SUCH_FORK)
+        return answer(_entry(entry))
+
+    async def causes(self, call: Call) -> web.StreamResponse:
+        """Return why forks have failed, the most frequent cause first."""
+        causes = [
+            CauseOfFailures(one.reason, one.detail, one.count, one.latest_at, one.fork_id)
+            for one in await self._there().causes(call.query.since)
+        ]
+        return answer(Causes(causes))
+
+    def _there(self) -> History:
+        if self._history is None:
+            text = "this daemon keeps no history: [history] file is empty"
+            raise Problem(404, text, Kind.NOT_AVAILABLE)
+        return self._history
+
+
+def _entry(entry: Any) -> HistoryEntry:
+    timeline = [MomentOfFork(one.at, one.kind, one.text) for one in entry.timeline]
+    return HistoryEntry(**{name: getattr(entry, name) for name in _PLAIN}, timeline=timeline)
