@@ -222,8 +222,8 @@ class HttpConnection:
 
     def _error_of(self, response: http.client.HTTPResponse, answer: bytes) -> AudioForkError:
         """Return what an answer with an error stands for (RFC 9457)."""
-        kind = response.getheader("Content-Type", "").partition(";")[0].strip().lower()
-        if kind != "application/problem+json":
+        media_type = response.getheader("Content-Type", "").partition(";")[0].strip().lower()
+        if media_type != "application/problem+json":
             return DaemonUnreachable(f"{not_the_daemon(self._door.url)}: HTTP {response.status}")
         with self.is_the_daemon():
             problem = _object_in(answer)
@@ -231,10 +231,12 @@ class HttpConnection:
         text = text[:MAX_SHOWN_CHARACTERS] or f"HTTP {response.status}"
         if response.status in (401, 403):
             return DaemonUnreachable(f"the daemon at {self._door.url} refuses: {self._why(text)}")
-        if response.status == 429:
+        kind = str(problem.get("type", ""))
+        if response.status == 429 or kind == "/problems/busy":
             return DaemonBusy(text)
         if response.status == 503:
-            return AmiUnavailable(text)
+            is_away = kind == "/problems/asterisk-away"
+            return AmiUnavailable(text) if is_away else RequestRefused(text)
         return DaemonFault(text) if response.status >= 500 else RequestRefused(text)
 
     def _why(self, text: str) -> str:

@@ -40,7 +40,8 @@ class ForkEvents:
         self._heard: dict[str, dict[str, Fields]] = {}
         if response is not None and own_socket is not None:
             own_socket.settimeout(SILENCE_S)
-            threading.Thread(target=self._hear, args=(response,), daemon=True).start()
+            arguments = (own_socket, response)
+            threading.Thread(target=self._hear, args=arguments, daemon=True).start()
 
     def look_for(self, fork_id: str) -> None:
         """Keep what is heard of this fork, and nothing else."""
@@ -67,8 +68,9 @@ class ForkEvents:
             with contextlib.suppress(OSError):  # it may be closed already
                 self._socket.shutdown(socket.SHUT_RDWR)
 
-    def _hear(self, response: http.client.HTTPResponse) -> None:
-        with contextlib.suppress(OSError, http.client.HTTPException, ValueError), response:
+    def _hear(self, own_socket: socket.socket, response: http.client.HTTPResponse) -> None:
+        broken = (OSError, http.client.HTTPException, ValueError)
+        with own_socket, contextlib.suppress(*broken), response:
             for name, fields in events_of(response):
                 fork = fields.get("fork")
                 fork_id = str(fork.get("id", "")) if isinstance(fork, dict) else ""

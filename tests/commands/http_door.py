@@ -127,9 +127,9 @@ def _bytes_of(body: object) -> bytes:
     return json.dumps(body).encode()
 
 
-def problem(status: int, detail: str) -> Answer:
+def problem(status: int, detail: str, kind: str = "about:blank") -> Answer:
     """Return an answer as RFC 9457 has it."""
-    body = {"type": "about:blank", "title": "no", "status": status, "detail": detail}
+    body = {"type": kind, "title": "no", "status": status, "detail": detail}
     return Answer(status, body, PROBLEM)
 
 

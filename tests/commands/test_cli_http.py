@@ -302,32 +302,24 @@ def test_stream_that_makes_no_sense_costs_a_start_nothing(
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "words"),
+    ("refusal", "code", "words"),
     [
-        (422, 1, "audiofork: Options: D takes in\n"),
-        (404, 1, 'audiofork: No such channel: PJSIP/100-0000002a; asterisk -rx "core show'),
-        (409, 1, "audiofork: D takes"),
-        (429, 1, "audiofork: too many"),
-        (500, 1, "audiofork: a bug in audiofork"),
-        (503, 4, "audiofork: Asterisk cannot be asked"),
-        (401, 4, " refuses: no such token (the token of "),
-        (403, 4, " refuses: the role control is needed (the token of "),
+        (problem(422, "Options: D takes in"), 1, "audiofork: Options: D takes in\n"),
+        (problem(422, "No such channel"), 1, f"audiofork: No such channel: {VIEW.channel}; aster"),
+        (problem(409, "D takes"), 1, "audiofork: D takes\n"),
+        (problem(429, "too many"), 1, "audiofork: too many\n"),
+        (problem(500, "a bug"), 1, "audiofork: a bug\n"),
+        (problem(503, "busy", "/problems/busy"), 1, "audiofork: busy\n"),
+        (problem(503, "off", "/problems/not-available"), 1, "audiofork: off\n"),
+        (problem(503, "gone", "/problems/asterisk-away"), 4, "audiofork: gone\n"),
+        (problem(401, "unknown"), 4, " refuses: unknown (the token of "),
+        (problem(403, "no role"), 4, " refuses: no role (the token of "),
     ],
 )
 def test_refusal_is_told_in_the_daemons_words(
-    door: TalkingDoor, token_file: Path, status: int, code: int, words: str
+    door: TalkingDoor, token_file: Path, refusal: Answer, code: int, words: str
 ) -> None:
-    texts = {
-        422: "Options: D takes in",
-        404: "No such channel",
-        409: "D takes",
-        429: "too many",
-        500: "a bug in audiofork",
-        503: "Asterisk cannot be asked",
-        401: "no such token",
-        403: "the role control is needed",
-    }
-    door.answer("POST /forks", problem(status, texts[status]))
+    door.answer("POST /forks", refusal)
     result = ask(door.url, token_file, *START)
     assert result.exit_code == code
     assert words in result.output
