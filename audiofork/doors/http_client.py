@@ -134,13 +134,44 @@ class HttpClient:
                 return forks, legs_left
             cursor = following
 
-    def get(self, path: str, query: Mapping[str, str]) -> dict[str, Any]:
-        """Return what is at a path below /api/v1, such as /history.
+    # --- The history ---
+
+    def history(self, fields: Mapping[str, str]) -> tuple[list[dict[str, Any]], str]:
+        """Return entries of the history, and the cursor of the next page.
 
         Args:
-            query: Its parameters; empty ones are left out.
+            fields: As the control socket has them: Channel, Since and others, or AudioForkID.
         """
-        return self._http.ask("GET", path, {name: value for name, value in query.items() if value})
+        if fork_id := fields.get("AudioForkID", ""):
+            return self._entry(fork_id), ""
+        query = {name.lower(): value for name, value in fields.items() if value}
+        if "failed" in query:
+            query["failed"] = "true" if query["failed"] == "yes" else "false"
+        answer = self._http.ask("GET", "/history", query)
+        with self._http.is_the_daemon():
+            return [dict(one) for one in answer["entries"]], str(answer["next_cursor"])
+
+    def _entry(self, fork_id: str) -> list[dict[str, Any]]:
+        """Return the entry of a fork in a list, which is empty if there is none."""
+        try:
+            return [self._http.ask("GET", f"/history/{quote(fork_id.lower(), safe='')}")]
+        except RequestRefused as exc:
+            if str(exc).startswith(("No such fork", "there is nothing")):
+                return []
+            raise
+
+    def causes(self, since: float) -> list[dict[str, Any]]:
+        """Return the causes of failures since a time, in seconds since 1970."""
+        answer = self._http.ask("GET", "/history/causes", {"since": repr(since)})
+        with self._http.is_the_daemon():
+            return [dict(one) for one in answer["causes"]]
+
+    def forget(self, _number: str) -> int:
+        """Refuse: whoever looks at the history from elsewhere may not change it."""
+        raise RequestRefused(
+            "callers are removed from the history on the daemon's own machine alone: run audiofork "
+            "history --forget there, without --url"
+        )
 
     # --- A start ---
 
@@ -177,10 +208,9 @@ class HttpClient:
 
     def _end_in_history(self, fork_id: str) -> dict[str, Any]:
         """Return the reason and the detail of a fork's end, if the daemon still knows it."""
-        try:
-            end = self._http.ask("GET", f"/history/{quote(fork_id, safe='')}")
-        except AudioForkError:
-            end = {}
+        end: dict[str, Any] = {}
+        with contextlib.suppress(AudioForkError):
+            end = dict(*self._entry(fork_id))
         return {"reason": end.get("reason", "unknown"), "detail": end.get("detail", "")}
 
     # --- Requests ---

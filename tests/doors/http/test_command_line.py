@@ -6,12 +6,15 @@ import asyncio
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from audiofork.cli import main
-from audiofork.errors import AmiUnavailable, NoSuchChannel
+from audiofork.doors.http_client import HttpClient
+from audiofork.doors.http_connection import Door
+from audiofork.errors import AmiUnavailable, NoSuchChannel, RequestRefused
 from audiofork.forks.events import Ended, Requested, Started
 from audiofork.forks.requests import MuteFork, StartFork, StopFork
 from audiofork.link.messages import EndReason, ForkStats
@@ -19,6 +22,7 @@ from tests.doors.http.stage import (
     CONTROLLER,
     FORK_ID,
     INFO,
+    OTHER_ID,
     VIEW,
     VIEWER,
     Stage,
@@ -161,3 +165,57 @@ async def test_part_of_an_id_is_answered_with_the_whole_one(stage: Stage, token_
     result = await ask(stage, token_file, "stop", FORK_ID[:8])
     assert result.exit_code == 1
     assert f"No such fork 3f2a91c0; did you mean {FORK_ID}" in result.output
+
+
+# --- The history ----------------------------------------------------------------------------------
+
+
+def client_of(stage: Stage, token_file: Path) -> HttpClient:
+    return HttpClient(Door(f"http://127.0.0.1:{stage.port}", token_file))
+
+
+async def test_history_is_searched_with_the_fields_of_the_socket(
+    stage: Stage, token_file: Path
+) -> None:
+    def search() -> tuple[list[dict[str, Any]], str]:
+        fields = {"Caller": "100", "Failed": "yes", "Since": "1000.5", "Limit": "7", "Host": ""}
+        with client_of(stage, token_file) as client:
+            return client.history(fields)
+
+    entries, cursor = await asyncio.to_thread(search)
+    assert ([one["fork_id"] for one in entries], cursor) == ([OTHER_ID], "next")
+    (query,) = stage.others.searched
+    assert (query.caller, query.failed, query.since, query.limit) == ("100", True, 1000.5, 7)
+
+
+async def test_entry_of_the_history_has_its_timeline_and_another_is_none(
+    stage: Stage, token_file: Path
+) -> None:
+    def entries() -> list[list[dict[str, Any]]]:
+        with client_of(stage, token_file) as client:
+            ids = (OTHER_ID.upper(), FORK_ID, "../status")
+            return [client.history({"AudioForkID": one})[0] for one in ids]
+
+    (found,), *others = await asyncio.to_thread(entries)
+    assert [one["kind"] for one in found["timeline"]] == ["requested"]
+    assert others == [[], []]
+
+
+async def test_causes_of_failures_are_those_of_the_history(stage: Stage, token_file: Path) -> None:
+    def causes() -> list[dict[str, Any]]:
+        with client_of(stage, token_file) as client:
+            return client.causes(5.0)
+
+    (cause,) = await asyncio.to_thread(causes)
+    assert (cause["reason"], cause["count"]) == ("sink-gone", 3)
+
+
+async def test_nobody_is_removed_from_the_history_from_elsewhere(
+    stage: Stage, token_file: Path
+) -> None:
+    def forget() -> None:
+        with client_of(stage, token_file) as client:
+            client.forget("100")
+
+    with pytest.raises(RequestRefused, match="on the daemon's own machine alone"):
+        await asyncio.to_thread(forget)
