@@ -18,7 +18,6 @@ import secrets
 import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from typing import cast
@@ -55,12 +54,15 @@ class Became:
     most_open: int = 0
     open: int = 0
     sent_bytes: int = 0
-    statuses: Counter[str] = field(default_factory=Counter)
+    statuses: dict[str, int] = field(default_factory=dict)
 
     def opened(self) -> None:
         self.connections += 1
         self.open += 1
         self.most_open = max(self.most_open, self.open)
+
+    def count(self, status: str) -> None:
+        self.statuses[status] = self.statuses.get(status, 0) + 1
 
     def on_closed(self) -> None:
         self.closed += 1
@@ -197,7 +199,7 @@ async def pipelined(target: Target) -> None:
 
 async def _answer(target: Target, reader: asyncio.StreamReader) -> None:
     head = await reader.readuntil(b"\r\n\r\n")
-    target.became.statuses[head.split(b" ", 2)[1].decode()] += 1
+    target.became.count(head.split(b" ", 2)[1].decode())
     for line in head.lower().split(b"\r\n"):
         if line.startswith(b"content-length:"):
             await reader.readexactly(int(line.partition(b":")[2]))
