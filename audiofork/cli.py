@@ -115,8 +115,11 @@ async def _run(path: Path, loaded: config.Config) -> None:
 @main.command(short_help="Test what the daemon needs; say how to repair each fault.")
 @click.option("--taps", is_flag=True, help="Only list the ways to get audio, the best first.")
 @click.option("--here", is_flag=True, help="Check from here, even if a daemon runs.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print each finding as a JSON object in one line."
+)
 @of_the_daemon
-def check(taps: bool, here: bool, path: Path, socket_path: Path | None) -> None:
+def check(taps: bool, here: bool, as_json: bool, path: Path, socket_path: Path | None) -> None:
     """Test what the daemon needs, and say what to do about each fault.
 
     If a daemon runs with this configuration, it does the check itself, because it has the secrets
@@ -125,8 +128,11 @@ def check(taps: bool, here: bool, path: Path, socket_path: Path | None) -> None:
     0: no fault; 1: there are faults; 3: the configuration cannot be used; 4: Asterisk cannot be
     reached.
     """
+    if taps and as_json:
+        raise click.UsageError("--taps and --json do not go together")
+    show_finding = Finding.as_json if as_json else str
     if not here:
-        _check_by_daemon(taps, path, socket_path)
+        _check_by_daemon(taps, as_json, path, socket_path)
     try:
         if taps:
             _print_taps(config_file.load(path, secrets_of=["asterisk"]))
@@ -134,25 +140,26 @@ def check(taps: bool, here: bool, path: Path, socket_path: Path | None) -> None:
         loaded, unread = load(path)
         if "profile" not in unread:  # else it is not known which there are
             config_file.refuse_unknown_variables(loaded)
-        one = Check(loaded, lambda finding: say(str(finding)), unread=unread)
+        one = Check(loaded, lambda finding: say(show_finding(finding)), unread=unread)
     except ConfigError as exc:
         fail(config_file.with_place(str(exc), path), EXIT_CONFIG)
-    say(str(Finding(Mark.OK, f"configuration: {path}")))
+    say(show_finding(Finding(Mark.OK, f"configuration: {path}")))
     sys.exit(uvloop.run(one.run()))
 
 
-def _check_by_daemon(taps: bool, path: Path, socket_path: Path | None) -> None:
+def _check_by_daemon(taps: bool, as_json: bool, path: Path, socket_path: Path | None) -> None:
     """Let the daemon check, and exit with its result; return if no daemon can, and say why."""
     try:
         with client.Client(socket_path or client.socket_of(path)) as daemon:
-            sys.exit(daemon.check(path, say, taps=taps))
+            sys.exit(daemon.check(path, say, taps=taps, as_json=as_json))
     except DaemonBusy as exc:
         fail(str(exc), EXIT_FAILED)
     except (ConfigError, DaemonUnreachable, RequestRefused) as exc:
         # If the daemon cannot be reached, the check itself reports why.
         reason = f": the daemon refuses: {exc}" if isinstance(exc, RequestRefused) else ""
         if not taps:
-            say(str(Finding(Mark.SKIP, f"check: from here, not by a daemon{reason}")))
+            finding = Finding(Mark.SKIP, f"check: from here, not by a daemon{reason}")
+            say(finding.as_json() if as_json else str(finding))
     except AudioForkError as exc:
         fail(str(exc), EXIT_FAILED)
 

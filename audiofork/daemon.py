@@ -22,13 +22,11 @@ from audiofork.asterisk.taps.connect import ConnectTap
 from audiofork.asterisk.taps.ways import known_faults
 from audiofork.config import Config
 from audiofork.doors.ami_events import AmiEvents
-from audiofork.doors.ami_front import Front
 from audiofork.doors.check_answers import CheckAnswers
-from audiofork.doors.check_process import CheckProcess
-from audiofork.doors.control_socket import ControlSocket
+from audiofork.doors.opening import Doors
 from audiofork.doors.twilio_callback import TwilioCallback
 from audiofork.doors.user_event import UserEvents
-from audiofork.errors import AmiError, CannotListen, ConfigError
+from audiofork.errors import AmiError, ConfigError
 from audiofork.forks.attack_log import AttackLog
 from audiofork.forks.counters import Counters
 from audiofork.forks.events import Events
@@ -43,15 +41,16 @@ from audiofork.link.messages import CheckLeg, Format, Report, SendReport
 from audiofork.link.processes import RelayProcesses
 from audiofork.link.relay import Relay
 from audiofork.system import feed_watchdog, lift_file_limit, notify
-from audiofork.text import why
 
 if TYPE_CHECKING:
     from audiofork.asterisk.ari import Ari
+    from audiofork.doors.event_stream import EventStream
+    from audiofork.doors.http.parts import Parts
 
 log = logging.getLogger(__name__)
 
 # The sections that are only used at the start: a reload does not apply them.
-_FIXED = ("asterisk", "ari", "audiosocket", "relay", "control", "front")
+_FIXED = ("asterisk", "ari", "audiosocket", "relay", "control", "front", "http")
 SHUTDOWN_TIMEOUT_S = 2.5  # for the forks to end; a stop may take 3 s in all
 
 
@@ -80,8 +79,7 @@ class Daemon:
         self._journal = Journal(Path(config.daemon.journal) if config.daemon.journal else None)
         self._keep = config.daemon.on_stop == "keep"
         self._ari: Ari | None = None
-        self._front: Front | None = None
-        self._socket: ControlSocket | None = None
+        self._doors = Doors(path, config, self._run_id)
 
     def _on_report(self, report: Report) -> None:
         if isinstance(report, CheckLeg):
@@ -145,6 +143,7 @@ class Daemon:
         events.subscribe(self._twilio_callback.on_event)
         events.subscribe(self.counters.on_event)
         events.subscribe(AttackLog().on_event)
+        self._stream = self._stream_of(events)
         self._music = Music(self.ami, self.relay, self._profiles)
         events.subscribe(self._music.on_event)
         self.forks = Forks(
@@ -160,6 +159,17 @@ class Daemon:
             playout_buffer_s=self._config.websocket.playout_buffer,
         )
         self._user_events = UserEvents(self.forks.ask, ami_events)
+
+    def _stream_of(self, events: Events) -> EventStream | None:
+        """Return the events for the HTTP interface, if it is configured."""
+        config = self._config
+        if config.http.listen is None and not config.http.socket:
+            return None
+        from audiofork.doors.event_stream import EventStream
+
+        stream = EventStream(self._run_id, tells_keys=config.asterisk.dtmf_events)
+        events.subscribe(stream.on_event)
+        return stream
 
     def _build_taps(self) -> Taps:
         """Build the taps, and the connection to ARI if it is configured."""
@@ -184,38 +194,28 @@ class Daemon:
 
     async def _open_doors(self) -> None:
         """Start the configured doors, apart from user events over AMI."""
-        config = self._config
-        if config.front.listen is not None:
-            self._front = Front(config.front, config.asterisk, self.forks.ask)
-            try:
-                log.info("AMI front on %s", await self._front.start())
-            except OSError as exc:
-                raise CannotListen("[front] listen", config.front.listen, exc) from exc
-        if config.control.socket:
-            await self._open_socket(Path(config.control.socket))
+        await self._doors.open(self.forks)
+        if self._stream is not None:
+            await self._doors.open_http(self._parts_of_http(self._stream))
 
-    async def _open_socket(self, path: Path) -> None:
+    def _parts_of_http(self, stream: EventStream) -> Parts:
+        """Return what the HTTP interface asks; its modules are imported only here."""
+        from audiofork.doors.http.parts import Parts
+        from audiofork.doors.system_state import SystemState
+
         forks = self.forks
-        control = ControlSocket(
-            path,
-            forks.ask,
-            forks.views,
-            lambda: forks.legs_left,
-            follow=forks.follow,
-            check=CheckProcess(self._path).run,
-            run_id=self._run_id,
+        state = SystemState(
+            *(self.ami, self._ari, self.relay, self.counters, lambda: len(forks), self._run_id)
         )
-        try:
-            await control.start()
-        except (ConfigError, OSError) as exc:  # forks matter more than these commands
-            log.warning("the commands start, stop, mute and list will not work: %s", why(exc))
-        else:
-            self._socket = control
-
-    async def _close_doors(self) -> None:
-        for door in (self._front, self._socket):
-            if door is not None:
-                await door.close()
+        return Parts(
+            ask=forks.ask,
+            views=forks.views,
+            follow=forks.follow,
+            status=state.status,
+            profiles=lambda: self._profiles.names,
+            stream=stream,
+            check=self._doors.check.run,
+        )
 
     async def _up(self) -> None:
         notify(f"STATUS={self.ami.status}")
@@ -227,7 +227,7 @@ class Daemon:
         """Close the doors, end or keep the forks, log off from AMI; then stop all other parts."""
         notify("STOPPING=1")
         log.info("stopping, %d forks to %s", len(self.forks), "keep" if self._keep else "end")
-        await self._close_doors()
+        await self._doors.close()
         with contextlib.suppress(TimeoutError, AmiError):
             async with asyncio.timeout(SHUTDOWN_TIMEOUT_S):
                 await self.forks.shut_down(keep=self._keep)
@@ -257,11 +257,13 @@ class Daemon:
         try:
             new = config_file.load(self._path)
             Profiles(new.profile)  # raises before anything is changed
+            take_tokens = self._doors.reading(new)
             self.relay.configure(new)
         except ConfigError as exc:
             text = config_file.with_place(str(exc), self._path)
             log.error("not reloaded, the old configuration stays: %s", text)
             return
+        take_tokens()
         self.forks.security = new.security
         self.forks.set_playout_buffer(new.websocket.playout_buffer)
         self._commands.configure(new.post_process)
@@ -295,6 +297,7 @@ def _without_secrets(config: Config) -> Config:
         config,
         asterisk=dataclasses.replace(config.asterisk, secret="", secret_file=""),
         ari=dataclasses.replace(config.ari, password="", password_file=""),
+        http=dataclasses.replace(config.http, tokens_file=""),
     )
 
 

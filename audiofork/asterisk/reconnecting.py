@@ -29,6 +29,11 @@ class ReconnectingClient:
     def _is_up(self) -> bool:
         raise NotImplementedError
 
+    @property
+    def is_up(self) -> bool:
+        """Whether the connection is open."""
+        return self._is_up()
+
     def retry_now(self) -> None:
         """Try to connect at once and log the result; no effect on an open connection."""
         if not self._is_up():

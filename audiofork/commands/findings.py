@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import json
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,6 +41,20 @@ class Finding:
         line = f"{self.mark:<4}  {self.text}"
         remedy = [part for text in self.remedy.splitlines() for part in _wrapped(text)]
         return "\n".join([line, *(f"        {part}" for part in remedy)])
+
+    def as_json(self) -> str:
+        """Return it as a JSON object in one line: its text begins with the name of what it is of.
+
+        The daemon reads these lines for its HTTP interface.
+        """
+        name = self.text.partition(": ")[0]
+        fields = {
+            "status": self.mark.lower(),
+            "name": name,
+            "text": self.text,
+            "remedy": self.remedy,
+        }
+        return json.dumps(fields)
 
 
 def _wrapped(line: str) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import sys
 from collections.abc import AsyncGenerator, Mapping
@@ -22,6 +23,12 @@ LINE_TIMEOUT_S = 60.0
 # On SIGINT the check hangs up its legs. A daemon that stops has 3 s to end everything.
 END_TIMEOUT_S = 1.0
 BY_THE_DAEMON = "ok    check: by the running daemon, with its secrets and in its sandbox"
+_AS_JSON = {
+    "status": "ok",
+    "name": "check",
+    "text": BY_THE_DAEMON.removeprefix("ok").strip(),
+    "remedy": "",
+}
 
 
 class CheckProcess:
@@ -47,26 +54,28 @@ class CheckProcess:
         Close the iterator to stop the check early.
 
         Args:
-            fields: The fields of the request, names in lower case: `config`, the file to check,
-                and `taps`, not empty if only the ways to get audio are wanted.
+            fields: The fields of the request, names in lower case: `config`, the file to check;
+                `taps`, not empty if only the ways to get audio are wanted; `json`, not empty if
+                each line is to be a finding as a JSON object.
 
         Raises:
             RequestRefused: This daemon has another configuration.
             DaemonBusy: Another check runs.
             TimeoutError: No further line came in time.
         """
-        wanted = fields.get("config", "")
-        if wanted and Path(wanted) not in (self._path, self._path.resolve()):
+        config = fields.get("config", "")
+        if config and Path(config) not in (self._path, self._path.resolve()):
             raise RequestRefused(f"it runs with another configuration, {self._path}")
         if self._runs:
             raise DaemonBusy("another check runs; ask again in a few seconds")
         self._runs = True
         try:
-            process = await self._start(*(["--taps"] if fields.get("taps") else []))
+            wanted = [f"--{name}" for name in ("taps", "json") if fields.get(name)]
+            process = await self._start(*wanted)
             try:
                 assert process.stdout is not None
                 if not fields.get("taps"):
-                    yield {"line": BY_THE_DAEMON}
+                    yield {"line": json.dumps(_AS_JSON) if fields.get("json") else BY_THE_DAEMON}
                 while line := await _line_of(process.stdout):
                     yield {"line": line.decode(errors="replace").removesuffix("\n")}
                 yield {"exit_code": await process.wait()}

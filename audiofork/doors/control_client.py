@@ -141,17 +141,27 @@ class Client:
         answer = self._answer_to({"Command": "ListAudioForks"})
         return answer["forks"], int(answer.get("legs_left", 0))
 
-    def check(self, config: Path, say: Callable[[str], None], *, taps: bool = False) -> int:
+    def check(
+        self,
+        config: Path,
+        say: Callable[[str], None],
+        *,
+        taps: bool = False,
+        as_json: bool = False,
+    ) -> int:
         """Let the daemon check itself and its Asterisk; return the exit code of the check.
 
         Args:
             config: The expected configuration: a daemon with another one refuses.
             say: Called with each line of the check.
             taps: Whether to list only the ways to get audio.
+            as_json: Whether each line is a JSON object.
         """
         self._socket.settimeout(CHECK_TIMEOUT_S)
         fields = {"Command": "CheckAudioFork", "Config": str(config.resolve())}
-        answer = self._answer_to(fields | ({"Taps": "yes"} if taps else {}))
+        wishes = {"Taps": taps, "Json": as_json}
+        fields |= {name: "yes" for name, wanted in wishes.items() if wanted}
+        answer = self._answer_to(fields)
         while "exit_code" not in answer:
             say(str(answer["line"]))
             answer = self._answer_to(None)

@@ -73,6 +73,11 @@ class Profiles:
             _check(name, section)
         self._sections = dict(sections)
 
+    @property
+    def names(self) -> list[str]:
+        """The names of all profiles."""
+        return list(self._sections)
+
     def apply(self, request: StartFork) -> StartFork:
         """Return a request with what its profile has, if it names one, and the format.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from audiofork.config import Address, Config
 from audiofork.errors import CannotListen
 from audiofork.link.messages import Command, SendReport
-from audiofork.link.relay import Reports, give
+from audiofork.link.relay import RelayState, Reports, give
 from audiofork.relay.client_tls import configured_tls
 from audiofork.relay.worker import Worker
 
@@ -42,6 +42,10 @@ class InlineRelay:
     @property
     def addresses(self) -> Sequence[Address]:
         return self._worker.addresses
+
+    @property
+    def states(self) -> Sequence[RelayState]:
+        return [RelayState("the daemon's own process", True, len(self._worker.sessions))]
 
     def address_of(self, fork_id: str) -> Address:
         return self._worker.address_of(fork_id)

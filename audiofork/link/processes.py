@@ -33,7 +33,7 @@ from audiofork.link.messages import (
     StrangersRefused,
     TakeStats,
 )
-from audiofork.link.relay import Reports
+from audiofork.link.relay import RelayState, Reports
 from audiofork.link.stream import (
     Close,
     Configure,
@@ -175,6 +175,13 @@ class RelayProcesses:
     @property
     def addresses(self) -> Sequence[Address]:
         return [worker.advertise or worker.listen for worker in self._workers]
+
+    @property
+    def states(self) -> Sequence[RelayState]:
+        return [
+            RelayState(f"relay {number}", worker.address is not None, len(worker.forks))
+            for number, worker in enumerate(self._workers, 1)
+        ]
 
     def address_of(self, fork_id: str) -> Address:
         worker = self._owners.get(fork_id, self._workers[0])

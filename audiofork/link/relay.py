@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from audiofork.config import Address, Config
@@ -21,6 +22,21 @@ from audiofork.link.messages import (
 from audiofork.text import A_BUG
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RelayState:
+    """How one relay process is.
+
+    Attributes:
+        name: Its name, for people.
+        is_up: Whether it runs and listens.
+        forks: How many forks it has.
+    """
+
+    name: str
+    is_up: bool
+    forks: int
 
 
 class Relay(Protocol):
@@ -56,6 +72,10 @@ class Relay(Protocol):
     @property
     def addresses(self) -> Sequence[Address]:
         """All addresses that Asterisk connects legs to."""
+
+    @property
+    def states(self) -> Sequence[RelayState]:
+        """How each of its processes is."""
 
     def address_of(self, fork_id: str) -> Address:
         """Return the address for the legs of a fork; for one that has ended, any of `addresses`."""

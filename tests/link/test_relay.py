@@ -417,3 +417,12 @@ async def test_report_that_comes_after_the_close_is_dropped() -> None:
     reports.put(SinkOpened("b"))
     await asyncio.sleep(0)
     assert delivered == [SinkOpened("a")]
+
+
+async def test_states_say_how_each_process_is_and_how_many_forks_it_has(rig: Rig) -> None:
+    fork_id = rig.begin()
+    await rig.stats()
+    assert [(state.is_up, state.forks) for state in rig.relay.states] == [(True, 1)]
+    rig.relay.send(EndFork(fork_id, EndReason.STOPPED))
+    await rig.reported(ForkEnded)
+    assert [(state.is_up, state.forks) for state in rig.relay.states] == [(True, 0)]

@@ -7,6 +7,7 @@ import logging
 import socket
 import ssl
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,15 +120,22 @@ class HttpDoor:
         bound.listen(128)
         return bound
 
-    def reload_tokens(self, config: HttpConfig) -> None:
-        """Use the tokens of a configuration; who has no token any more is dropped.
+    def reading_tokens(self, config: HttpConfig) -> Callable[[], None]:
+        """Read the tokens of a configuration; return what makes them count.
+
+        From then on, who has no token any more is dropped.
 
         Raises:
-            ConfigError: Their file cannot be used; the old tokens stay.
+            ConfigError: Their file cannot be used.
         """
-        self.access.take_tokens(read_tokens(config.tokens_file))
-        self._events.drop_strangers()
-        self._listen.drop_strangers()
+        tokens = read_tokens(config.tokens_file)
+
+        def take() -> None:
+            self.access.take_tokens(tokens)
+            self._events.drop_strangers()
+            self._listen.drop_strangers()
+
+        return take
 
     async def close(self) -> None:
         """Stop listening and drop all clients; may be called again."""

@@ -1,0 +1,108 @@
+"""Opens the doors that the configuration asks for, and closes them; user events have their own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from audiofork.config import Config
+from audiofork.doors.ami_front import Front
+from audiofork.doors.check_process import CheckProcess
+from audiofork.doors.control_socket import ControlSocket
+from audiofork.errors import CannotListen, ConfigError
+from audiofork.forks.registry import Forks
+from audiofork.text import why
+
+if TYPE_CHECKING:
+    from audiofork.doors.http.parts import Parts
+    from audiofork.doors.http.server import HttpDoor
+
+log = logging.getLogger(__name__)
+
+
+class Doors:
+    """The AMI front, the control socket and the HTTP interface; owned by the daemon.
+
+    Args:
+        path: The file of the configuration.
+        config: The configuration.
+        run_id: Identifies this run of the daemon.
+
+    Attributes:
+        check: Runs checks for their clients.
+    """
+
+    def __init__(self, path: Path, config: Config, run_id: str) -> None:
+        self._config = config
+        self._run_id = run_id
+        self.check = CheckProcess(path)
+        self._front: Front | None = None
+        self._socket: ControlSocket | None = None
+        self._http: HttpDoor | None = None
+
+    async def open(self, forks: Forks) -> None:
+        """Open the front and the control socket, if they are configured.
+
+        Raises:
+            CannotListen: The address of the front cannot be used.
+            ConfigError: A certificate of the front cannot be used.
+        """
+        config = self._config
+        if config.front.listen is not None:
+            self._front = Front(config.front, config.asterisk, forks.ask)
+            try:
+                log.info("AMI front on %s", await self._front.start())
+            except OSError as exc:
+                raise CannotListen("[front] listen", config.front.listen, exc) from exc
+        if config.control.socket:
+            await self._open_socket(Path(config.control.socket), forks)
+
+    async def _open_socket(self, path: Path, forks: Forks) -> None:
+        control = ControlSocket(
+            path,
+            forks.ask,
+            forks.views,
+            lambda: forks.legs_left,
+            follow=forks.follow,
+            check=self.check.run,
+            run_id=self._run_id,
+        )
+        try:
+            await control.start()
+        except (ConfigError, OSError) as exc:  # forks matter more than these commands
+            log.warning("the commands start, stop, mute and list will not work: %s", why(exc))
+        else:
+            self._socket = control
+
+    async def open_http(self, parts: Parts) -> None:
+        """Open the HTTP interface.
+
+        Args:
+            parts: What it asks.
+
+        Raises:
+            CannotListen: Its address cannot be used.
+            ConfigError: A file that [http] names cannot be used.
+        """
+        from audiofork.doors.http.server import HttpDoor  # its imports take 13 MB of memory
+
+        self._http = HttpDoor(self._config.http, parts)
+        await self._http.start()
+
+    def reading(self, new: Config) -> Callable[[], None]:
+        """Read the tokens of a new configuration; return what makes them count.
+
+        Raises:
+            ConfigError: Their file cannot be used.
+        """
+        if self._http is None:
+            return lambda: None
+        return self._http.reading_tokens(new.http)
+
+    async def close(self) -> None:
+        """Close all doors."""
+        for door in (self._front, self._socket, self._http):
+            if door is not None:
+                await door.close()
