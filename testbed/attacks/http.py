@@ -100,7 +100,7 @@ async def http_refusals(scene: Scene) -> list[Finding]:
                 refusals = await _refused(one.port)
                 refusals.told = sum(token in daemon.log() for token in TOKENS.values())
                 await crowd.hang_up()
-    name = f"HTTP: {len(cases(''))} requests that must be refused"
+    name = f"HTTP: {len(cases('', ''))} requests that must be refused"
     asked = "each is refused, none has an effect, no answer shows a file, no token is in the log"
     ok = refusals.same and not (refusals.wrong or refusals.leaks or refusals.told)
     return [Finding(name, asked, str(refusals), ok)]
@@ -110,7 +110,7 @@ async def _refused(port: int) -> Refusals:
     """Send all of them, each from another address, so that none is refused for the others."""
     refusals = Refusals()
     before = await _forks(port)
-    for number, case in enumerate(cases(before[0]["id"])):
+    for number, case in enumerate(cases(before[0]["id"], await _session(port))):
         answer = await _ask(port, case.request, f"127.0.1.{number + 1}")
         if (status := _status(answer)) not in case.statuses:
             refusals.wrong.append(f"{case.name}: {status}")
@@ -120,6 +120,13 @@ async def _refused(port: int) -> Refusals:
     states = [[(fork["id"], fork["muted"]) for fork in forks] for forks in (before, after)]
     refusals.same = states[0] == states[1]
     return refusals
+
+
+async def _session(port: int) -> str:
+    """Begin a session that may control, as the page does; return its id."""
+    body = json.dumps({"token": TOKENS["control"]}).encode()
+    answer = await _ask(port, request("/api/v1/session", method="POST", body=body))
+    return answer.partition(b"audiofork_session=")[2].partition(b";")[0].decode()
 
 
 def _status(answer: bytes) -> int:

@@ -49,9 +49,31 @@ _NO = (400, 404)
 _BROKEN = (0, 400, 413, 414, 431, 505)
 
 
-def cases(fork_id: str) -> list[Case]:
-    """Return all requests that must be refused, of a daemon that has a fork."""
-    return [*_strangers(fork_id), *_other_sites(fork_id), *_paths(), *_broken(), *_bodies()]
+def cases(fork_id: str, session: str) -> list[Case]:
+    """Return all requests that must be refused, of a daemon that has a fork.
+
+    Args:
+        fork_id: The id of the fork.
+        session: The id of a session that may control.
+    """
+    refused = [*_strangers(fork_id), *_sessions(fork_id, session), *_other_sites(fork_id)]
+    return [*refused, *_paths(), *_broken(), *_bodies()]
+
+
+def _sessions(fork_id: str, session: str) -> list[Case]:
+    fork, ours = f"/api/v1/forks/{fork_id}", f"Cookie: audiofork_session={session}"
+    other = f"Cookie: audiofork_session={'x' * len(session)}"
+    evil = ("Origin: http://evil.example", "Origin: null", "Origin: https://localhost.evil.example")
+    return [
+        Case("a session that is made up", request(fork, other), (401,)),
+        Case("a session without Origin", request(fork, ours, method="DELETE"), (403,)),
+        *(
+            Case(f"a session, {one}", request(fork, ours, one, method="DELETE"), (403,))
+            for one in evil
+        ),
+        Case("a session at another name", request(fork, ours, host="evil.example"), (403, 421)),
+        Case("a session listens without Origin", request(f"{fork}/listen", ours, *_SOCKET), (403,)),
+    ]
 
 
 def _strangers(fork_id: str) -> list[Case]:
