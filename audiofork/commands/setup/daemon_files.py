@@ -134,7 +134,9 @@ def options_named(draft: Draft, ini: Path, section: str) -> list[str]:
 
 
 def _options_of(content: str, ini: Path) -> configparser.RawConfigParser:
-    options = configparser.RawConfigParser(inline_comment_prefixes=(";",), default_section="")
+    options = configparser.RawConfigParser(
+        inline_comment_prefixes=(";",), default_section="", strict=False
+    )
     options.read_string(content.removeprefix(BOM), str(ini))
     return options
 

@@ -123,6 +123,13 @@ def test_door_that_the_administrator_has_configured_stays_as_it_is(
     assert not (machine.ini.parent / "http-tokens").exists()
 
 
+def test_section_that_appears_twice_is_read_as_one(machine: Machine, free: set[int]) -> None:
+    text = "[http]\n[log]\n[http]\nlisten =\n"
+    write_ini(machine, text)
+    assert machine.setup().do() == 0
+    assert not (machine.ini.parent / "http-tokens").exists()
+
+
 def test_first_port_that_is_free_and_not_of_another_door_is_taken(
     machine: Machine, free: set[int]
 ) -> None:
