@@ -36,8 +36,9 @@ from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.profiles import Profiles
 from audiofork.forks.registry import Forks
 from audiofork.forks.urls import hosts_at_will
+from audiofork.forks.watching import Watching
 from audiofork.link.inline import InlineRelay, check_files
-from audiofork.link.messages import CheckLeg, Format, Report, SendReport
+from audiofork.link.messages import CheckLeg, Format, Report, SendReport, WatchReport
 from audiofork.link.processes import RelayProcesses
 from audiofork.link.relay import Relay
 from audiofork.system import feed_watchdog, lift_file_limit, notify
@@ -62,6 +63,7 @@ class Daemon:
     Attributes:
         ready: Set when the AudioSocket server listens and the first connect to Asterisk has begun.
         forks: The registry.
+        watching: Shows levels and lets listen.
         counters: Counts what happens to forks.
         relay: What relays the audio.
     """
@@ -84,7 +86,9 @@ class Daemon:
     def _on_report(self, report: Report) -> None:
         if isinstance(report, CheckLeg):
             self._check_answers.on_report(report)
-        else:
+            return
+        self.watching.on_report(report)
+        if not isinstance(report, WatchReport):
             self.forks.on_report(report)
 
     def _on_event(self, event: Event) -> None:
@@ -158,6 +162,8 @@ class Daemon:
             waits_for_hold=self._config.asterisk.on_hold == "wait",
             playout_buffer_s=self._config.websocket.playout_buffer,
         )
+        self.watching = Watching(self.relay.send, self.forks.find)
+        events.subscribe(self.watching.on_event)
         self._user_events = UserEvents(self.forks.ask, ami_events)
 
     def _stream_of(self, events: Events) -> EventStream | None:
@@ -235,6 +241,7 @@ class Daemon:
                 await self._music.close()
                 await self.ami.log_off()
                 await self._twilio_callback.finish()
+        self.watching.close()
         await self.relay.close()
         await self._user_events.close()
         await self.forks.close()

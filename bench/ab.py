@@ -1,10 +1,11 @@
 """Compares the relay of this tree with that of another revision.
 
-    python -m bench.ab --base REV [--row NAME] [--pairs N] [--at-once]
+    python -m bench.ab --base REV [--row NAME] [--base-row NAME] [--pairs N] [--at-once]
 
 Runs the two by turns, so that what the machine does meanwhile hits both, and prints the median of
 the ratios with the least and the greatest: a difference smaller than that spread is none. On a
-machine that others use, --at-once runs both at the same time, each with load of its own.
+machine that others use, --at-once runs both at the same time, each with load of its own. The base
+can run another row: that shows what the difference of the two rows costs.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class NoSuchRevision(Exception):
 
 @dataclass(frozen=True)
 class Pair:
-    """The same row with the base and with this tree."""
+    """A row with the base, and one with this tree: usually the same."""
 
     base: Result
     head: Result
@@ -55,12 +56,16 @@ def check_out(revision: str, folder: Path) -> None:
         archive.extractall(folder, filter="data")
 
 
-def measure_pair(bench: Bench, base: Path, row: Row, turn: int, at_once: bool) -> Pair:
+def measure_pair(
+    bench: Bench, base: Path, rows_of: dict[str, Row], turn: int, at_once: bool
+) -> Pair:
     """Run base and head, at once or every other time in the other order."""
     starts = {"base": rows.audiofork_relay(base), "head": rows.audiofork_relay()}
     names = ["base", "head"] if turn % 2 == 0 else ["head", "base"]
     with ThreadPoolExecutor(2 if at_once else 1) as threads:
-        runs = {name: threads.submit(bench.run, name, starts[name], row) for name in names}
+        runs = {
+            name: threads.submit(bench.run, name, starts[name], rows_of[name]) for name in names
+        }
         return Pair(runs["base"].result(), runs["head"].result())
 
 
@@ -85,17 +90,20 @@ def report(pairs: list[Pair]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Compare, print, return the exit code."""
     (row,) = select(options.row)
+    (base_row,) = select(options.base_row or options.row)
     measure.go_first()
     with tempfile.TemporaryDirectory(prefix="audiofork-bench-") as name:
         folder, base = Path(name), Path(name, "base")
         base.mkdir()
         check_out(options.base, base)
         bench = Bench(build.tools(), folder)
-        print(f"{row.name}, us per frame and p99 in ms")
+        beside = "" if row == base_row else f" beside {base_row.name}"
+        print(f"{row.name}{beside}, us per frame and p99 in ms")
         print("pair      base      head head/base     base p99     head p99", flush=True)
         pairs = []
         for turn in range(options.pairs):
-            pairs.append(measure_pair(bench, base, row, turn, options.at_once))
+            rows_of = {"base": base_row, "head": row}
+            pairs.append(measure_pair(bench, base, rows_of, turn, options.at_once))
             print(line(turn + 1, pairs[-1]), flush=True)
     report(pairs)
     return 0 if all(pair.head.intact for pair in pairs) else 1
@@ -106,6 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="This tree's relay against another revision's.")
     parser.add_argument("--base", required=True, help="a revision of git")
     parser.add_argument("--row", default="200-ws-mono")
+    parser.add_argument("--base-row", help="what the base runs in place of it")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--at-once", action="store_true", help="run both at the same time")
     try:

@@ -1,7 +1,7 @@
 """Runs the relay of audiofork without Asterisk and without the control plane.
 
     python -m bench.relay_only --url URL --uuids FILE [--mix] [--ca FILE] [--workers N] [--apart]
-        [--frame-ms MS] [--form NAME] [--voice]
+        [--frame-ms MS] [--form NAME] [--voice] [--watched]
 
 Runs the relay as `audiofork run` does: the same event loop, limits and log; one worker in this
 process, several in processes of their own. Prints one line of JSON when it listens and the UUIDs
@@ -33,6 +33,7 @@ from audiofork.config import (
     WebSocketConfig,
 )
 from audiofork.forks.call_info import FIELDS
+from audiofork.forks.watching import Watching
 from audiofork.link.inline import InlineRelay
 from audiofork.link.messages import (
     Codec,
@@ -87,6 +88,7 @@ class Control:
         else:
             self.relay = RelayProcesses(config, self._on_report, lambda _: None)
         self._issued = asyncio.Event()
+        self._watching = Watching(self.relay.send, lambda _: None)
 
     async def begin(self, specs: list[ForkSpec]) -> None:
         """Order the forks; return when their legs may come."""
@@ -97,7 +99,12 @@ class Control:
         self.relay.send(TakeStats(0))
         await self._issued.wait()
 
+    def watch(self) -> None:
+        """Look at the levels of all forks, from now on."""
+        self._watching.subscribe_levels(lambda _: None)
+
     def _on_report(self, report: Report) -> None:
+        self._watching.on_report(report)
         if isinstance(report, LegLost):
             self.relay.send(EndFork(report.fork_id, EndReason.HANGUP))
         elif isinstance(report, StatsTaken):
@@ -135,6 +142,8 @@ async def run(arguments: argparse.Namespace) -> None:
     idle_kib = memory_kib(os.getpid())
     fork_ids = arguments.uuids.read_text().split()
     await control.begin([spec_of(fork_id, arguments) for fork_id in fork_ids])
+    if arguments.watched:
+        control.watch()
     hello = {
         "ports": [control.relay.address_of(fork_id).port for fork_id in fork_ids],
         "idle_kib": idle_kib,
@@ -157,6 +166,7 @@ def main() -> None:
     parser.add_argument("--frame-ms", type=int, default=20)
     parser.add_argument("--form", choices=FORMS, default="raw", help="what the server gets")
     parser.add_argument("--voice", action="store_true", help="play what the server sends")
+    parser.add_argument("--watched", action="store_true", help="look at the levels of all forks")
     arguments = parser.parse_args()
     log.set_up(LogConfig())
     uvloop.run(run(arguments))

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -44,6 +44,7 @@ class Row:
             `bench.relay_only.FORMS`.
         voice_ms: The server sends all audio back, so much in a message, and the relay plays it over
             the leg; 0: it does not.
+        watched: Somebody looks at the levels of all forks.
     """
 
     forks: int
@@ -53,21 +54,24 @@ class Row:
     frame_ms: int = FRAME_MS
     form: str = "raw"
     voice_ms: int = 0
+    watched: bool = False
 
     @property
     def name(self) -> str:
-        """The name of the row: 200-ws-mono, 400-wss-mixed-2w, 200-ws-mono-F100-twilio-voice20."""
+        """The name of the row: 200-ws-mono, 400-wss-mixed-2w, 200-ws-mono-F100-twilio-voice20,
+        400-ws-mono-watched."""
         name = f"{self.forks}-{self.scheme}-{'mixed' if self.mixed else 'mono'}"
         name += f"-{self.workers}w" if self.workers != 1 else ""
         name += f"-F{self.frame_ms}" if self.frame_ms != FRAME_MS else ""
         name += f"-{self.form}" if self.form != "raw" else ""
-        return name + (f"-voice{self.voice_ms}" if self.voice_ms else "")
+        name += f"-voice{self.voice_ms}" if self.voice_ms else ""
+        return name + ("-watched" if self.watched else "")
 
     @property
     def for_floor(self) -> Row:
         """The row that the floor runs to be compared with: one process, raw, silent, 20 ms in a
-        message."""
-        return replace(self, workers=1, frame_ms=FRAME_MS, form="raw", voice_ms=0)
+        message, and nobody looks."""
+        return Row(self.forks, self.scheme, self.mixed)
 
     @property
     def frame_bytes(self) -> int:
@@ -196,6 +200,7 @@ def audiofork_relay(source: Path = ROOT, apart: bool = False) -> StartRelay:
         # The relay of an older tree may know raw alone.
         command += ["--form", row.form] if row.form != "raw" else []
         command += ["--voice"] if row.voice_ms else []
+        command += ["--watched"] if row.watched else []
         return Program(command, {"PYTHONPATH": f"{source}:{ROOT}"}, source)
 
     return start

@@ -61,6 +61,7 @@ from audiofork.link.messages import (
     SinkOpened,
     StatsTaken,
     Streaming,
+    TakeLevels,
     TakeStats,
 )
 
@@ -684,7 +685,7 @@ class Rig:
                     command.fork_id, EndReason.SINK_REFUSED, self.spec_fault, ForkStats()
                 )
                 asyncio.get_running_loop().call_soon(self.forks.on_report, end)
-        elif not isinstance(command, ExpectCheckLeg):
+        elif not isinstance(command, ExpectCheckLeg | TakeLevels):
             assert command.fork_id in self.live, "the relay does not know it"
 
     async def request(self, **fields: str) -> None:

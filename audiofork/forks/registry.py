@@ -225,6 +225,10 @@ class Forks:
             raise RequestRefused("No such fork")
         return follow(fork)
 
+    def find(self, fork_id: str) -> Fork | None:
+        """Return the fork with an id; None: there is none."""
+        return self._table.get(fork_id)
+
     async def views(self) -> list[ForkView]:
         """Return all forks, oldest first.
 

@@ -238,3 +238,8 @@ class ForkSpec:
     voice: Voice | None = None
     commands: tuple[ServerCommand, ...] = ()
     proxy: Proxy | None = None
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the server is the other party of the call, so that what it says is out."""
+        return self.voice is not None and self.voice.steady and self.legs == (LegPart.IN,)

@@ -7,8 +7,10 @@ link between the planes can be a function call or a socket.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from audiofork.link.fork_spec import PLAIN_HANDSHAKE as PLAIN_HANDSHAKE
 from audiofork.link.fork_spec import Beeps as Beeps
@@ -120,7 +122,35 @@ class ExpectCheckLeg:
     leg_uuid: str = field(repr=False)
 
 
-Command = ForkSpec | ExpectLeg | EndFork | SetMute | SetGate | PressKey | TakeStats | ExpectCheckLeg
+@dataclass(frozen=True, slots=True)
+class TakeLevels:
+    """Command: report how loud the forks are, with a `LevelsTaken` of each relay process.
+
+    It also has the next frame of each leg measured, for the next take. So levels cost something
+    only as long as somebody takes them, and the first take knows none yet.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """Command: report what a fork's server gets, as `HeardAudio`, from now on, or no more."""
+
+    fork_id: str
+    is_on: bool
+
+
+Command = (
+    ForkSpec
+    | ExpectLeg
+    | EndFork
+    | SetMute
+    | SetGate
+    | PressKey
+    | TakeStats
+    | ExpectCheckLeg
+    | TakeLevels
+    | Listen
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +316,77 @@ class CheckLeg:
     has_come: bool
 
 
+class Levels(NamedTuple):
+    """How loud the sides of a fork are: 0 to 32767, or -1 where the side is not captured.
+
+    They are those of a frame since the last take, as the legs bring it: before volume, mute and
+    gate. The out of a connected fork is what its server says. 0: nothing comes, or silence.
+
+    Attributes:
+        in_peak: The greatest sample of in.
+        in_rms: Its root mean square.
+        out_peak: As `in_peak`, of out; `out_rms` is as `in_rms`.
+        mixed: Whether `in` is both sides, mixed by Asterisk.
+    """
+
+    in_peak: int
+    in_rms: int
+    out_peak: int
+    out_rms: int
+    mixed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LevelsTaken:
+    """Report: the answer of one relay process to `TakeLevels`.
+
+    Attributes:
+        fork_ids: The forks that it relays.
+        packed: The levels of each, in this order, as five int16. There may be thousands of forks,
+            five times a second: as objects they would cost the relay as much as their frames.
+    """
+
+    fork_ids: tuple[str, ...]
+    packed: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, fork_ids: Iterable[str], values: Iterable[int]) -> LevelsTaken:
+        """Return the report with the values of `Levels` of all forks, one after the other."""
+        return cls(tuple(fork_ids), array("h", values).tobytes())
+
+    @property
+    def levels(self) -> dict[str, Levels]:
+        """The levels by fork id."""
+        values = array("h", self.packed)
+        rows = zip(*(values[start::5] for start in range(4)), map(bool, values[4::5]), strict=True)
+        return dict(zip(self.fork_ids, map(Levels._make, rows), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class HeardAudio:
+    """Report: what a fork's server gets, some 100 ms of it, for those who listen to the fork.
+
+    A muted side is silent here, too; but where both sides are captured they stay apart.
+
+    Attributes:
+        number: How many frames of 20 ms came before it since `Listen`.
+        sample_rate: In Hz.
+        sides: What the channels carry: in, out, or both in this order; or the mix.
+        samples: int16 little-endian; those of several channels interleaved.
+    """
+
+    fork_id: str
+    number: int
+    sample_rate: int
+    sides: tuple[LegPart, ...]
+    samples: bytes = field(repr=False)
+
+    @property
+    def channels(self) -> int:
+        """How many channels there are: 1 or 2."""
+        return len(self.sides)
+
+
 @dataclass(frozen=True, slots=True)
 class RelayAway:
     """Report: the process that relayed these forks died, and no other process runs.
@@ -324,7 +425,9 @@ ForkReport = (
 )
 ForksReport = ForkReport | StatsTaken | StrangersRefused | RelayAway | RelayLost
 """The reports about forks."""
-Report = ForksReport | CheckLeg
+WatchReport = LevelsTaken | HeardAudio
+"""The reports for those who watch forks."""
+Report = ForksReport | WatchReport | CheckLeg
 
 SendCommand = Callable[[Command], None]
 SendReport = Callable[[Report], None]

@@ -25,12 +25,14 @@ from audiofork.link.messages import (
     ForkEnded,
     ForkSpec,
     ForkStats,
+    LevelsTaken,
     RelayAway,
     RelayLost,
     Report,
     SendReport,
     StatsTaken,
     StrangersRefused,
+    TakeLevels,
     TakeStats,
 )
 from audiofork.link.relay import RelayState, Reports
@@ -192,7 +194,7 @@ class RelayProcesses:
             self._ask_for_stats(command)
         elif isinstance(command, ForkSpec):
             self._begin(command)
-        elif isinstance(command, ExpectCheckLeg):
+        elif isinstance(command, ExpectCheckLeg | TakeLevels):
             for worker in self._workers:
                 worker.send(command)
         elif command.fork_id in self._owners:
@@ -346,7 +348,7 @@ class RelayProcesses:
             self._on_not_listening(worker, message)
         elif isinstance(message, StatsTaken):
             self._answered(message.ticket, worker, message.stats)
-        elif isinstance(message, StrangersRefused | CheckLeg):
+        elif isinstance(message, StrangersRefused | CheckLeg | LevelsTaken):
             self._reports.put(message)
         elif message.fork_id in worker.forks:
             if isinstance(message, ForkEnded):

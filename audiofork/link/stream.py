@@ -8,6 +8,7 @@ of this package.
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
 import enum
 import functools
@@ -29,7 +30,14 @@ from audiofork.config import (
     SecurityConfig,
     WebSocketConfig,
 )
-from audiofork.link.messages import CheckLeg, Command, ForkReport, StatsTaken, StrangersRefused
+from audiofork.link.messages import (
+    CheckLeg,
+    Command,
+    ForkReport,
+    StatsTaken,
+    StrangersRefused,
+    WatchReport,
+)
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +111,16 @@ class NotListening:
 
 
 Down = Command | Configure | Ping | Close
-Up = ForkReport | StatsTaken | StrangersRefused | CheckLeg | Pong | Listening | NotListening
+Up = (
+    ForkReport
+    | WatchReport
+    | StatsTaken
+    | StrangersRefused
+    | CheckLeg
+    | Pong
+    | Listening
+    | NotListening
+)
 
 
 # --- Messages as lines ---------------------------------------------------------------------------
@@ -126,6 +143,8 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, enum.Enum):
         return value.value
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     return str(value) if isinstance(value, (IPv4Network, IPv6Network)) else value
 
 
@@ -201,6 +220,11 @@ def _typed_by_one_of(value: Any, hints: tuple[Any, ...], where: str) -> Any:
 def _typed_text(value: str, hint: type[Any], where: str) -> Any:
     if hint is str:
         return value
+    if hint is bytes:
+        try:
+            return base64.b64decode(value, validate=True)
+        except ValueError:
+            raise ValueError(f"{where} has a value that is not known") from None
     if not issubclass(hint, (enum.Enum, IPv4Network, IPv6Network)):
         raise ValueError(f"{where} has another type")
     try:

@@ -34,10 +34,13 @@ class Pairing:
     Args:
         emit: Called with a frame of in and a frame of out that belong together.
         silence: Replaces a frame that is missing.
+
+    Attributes:
+        emit: As the argument.
     """
 
     def __init__(self, emit: Callable[[bytes, bytes], None], silence: bytes) -> None:
-        self._emit = emit
+        self.emit = emit
         self._silence = silence
         # For each part, how many frames of the other part may wait for it.
         self._patience = dict.fromkeys(_OTHER, 0)
@@ -80,9 +83,9 @@ class Pairing:
     def _pair(self, frame: bytes, other: bytes) -> None:
         """Emit a frame of the part that is ahead, with one of the other part."""
         if self._ahead is LegPart.IN:
-            self._emit(frame, other)
+            self.emit(frame, other)
         else:
-            self._emit(other, frame)
+            self.emit(other, frame)
 
     def _fill(self) -> None:
         self._pair(self._waiting.popleft(), self._silence)

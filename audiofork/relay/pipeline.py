@@ -16,7 +16,7 @@ from typing import Protocol
 from audiofork.audiosocket import PTIME_MS, frame_bytes
 from audiofork.link.messages import Direction, ForkSpec, LegPart
 from audiofork.relay.pairing import Pairing
-from audiofork.relay.shape import Sides, join_of, shape_of, unchanged
+from audiofork.relay.shape import Shape, Sides, join_of, shape_of, unchanged
 from audiofork.relay.silence_filler import SilenceFiller
 
 TakeFrame = Callable[[bytes], None]
@@ -77,6 +77,15 @@ def pipeline_of(spec: ForkSpec, taker: Taker) -> Pipeline:
     return OneLegPipeline(spec, taker) if len(spec.legs) == 1 else TwoLegPipeline(spec, taker)
 
 
+def _sides_of(part: LegPart, direction: Direction) -> tuple[LegPart, ...]:
+    """Return what a fork's only leg brings of a direction: in, out, both apart, or the mix."""
+    if part is not LegPart.PAIRS:
+        return (part,)
+    if direction is Direction.STEREO:
+        return (LegPart.IN, LegPart.OUT)
+    return (LegPart.IN if direction is Direction.IN else LegPart.OUT,)
+
+
 class Pipeline(ABC):
     """Turns the frames of a fork's legs into those that a taker gets.
 
@@ -91,7 +100,10 @@ class Pipeline(ABC):
         gated: Frames that came while the gate was shut.
         is_proven: Whether a frame of the expected size has come from the only leg. With two legs
             it stays False: a frame of one proves nothing about the other.
+        heard_sides: Which sides `overhear` gives.
     """
+
+    heard_sides: tuple[LegPart, ...]
 
     def __init__(self, spec: ForkSpec, taker: Taker) -> None:
         self.legs: dict[LegPart, LegHandle] = {}
@@ -106,6 +118,7 @@ class Pipeline(ABC):
         self._gate = spec.gate_open
         self._is_paused = False
         self._sides = Sides(spec.gain_in, spec.gain_out)
+        self._hear: TakeFrame | None = None
 
     @property
     def frames_in(self) -> int:
@@ -121,6 +134,14 @@ class Pipeline(ABC):
     def muted(self) -> tuple[bool, bool]:
         """Whether in and whether out is muted."""
         return self._sides.mute_in, self._sides.mute_out
+
+    @abstractmethod
+    def overhear(self, hear: TakeFrame | None) -> None:
+        """Also give to `hear` what the taker gets, after it; None: no longer.
+
+        It gets the same frames, but with in and out side by side wherever they came apart. While
+        nobody hears them, frames take the same way as if nobody ever had.
+        """
 
     @abstractmethod
     def input_of(self, part: LegPart) -> TakeFrame:
@@ -200,6 +221,10 @@ class OneLegPipeline(Pipeline):
         super().__init__(spec, taker)
         self._shape_of = functools.partial(shape_of, spec.legs[0], spec.direction)
         self._shape = self._shape_of(self._sides)
+        heard = Direction.STEREO if spec.direction is Direction.BOTH else spec.direction
+        self.heard_sides = _sides_of(spec.legs[0], heard)
+        self._heard_shape_of = functools.partial(shape_of, spec.legs[0], heard)
+        self._heard_shape: Shape = unchanged  # that of the sides, while they are heard
         self._silence_filler: SilenceFiller | None = None
         if spec.keep_time:
             fill = functools.partial(self._fill, bytes(message_frame_bytes(spec)))
@@ -207,6 +232,12 @@ class OneLegPipeline(Pipeline):
             self._silence_filler = SilenceFiller(
                 fill, lambda: self.frames_in, time.monotonic, steady=is_steady
             )
+
+    def overhear(self, hear: TakeFrame | None) -> None:
+        """See `Pipeline.overhear`."""
+        self._hear = hear
+        self._heard_shape = self._heard_shape_of(self._sides)
+        self._set_fast_path(self._on_frame)
 
     def input_of(self, part: LegPart) -> TakeFrame:  # noqa: ARG002 (of the base)
         """See `Pipeline.input_of`."""
@@ -221,12 +252,23 @@ class OneLegPipeline(Pipeline):
             self.gated += 1
         else:
             self.is_proven = True
-            # Set before `_take`: that call may have to turn the fast path off again.
-            self._set_fast_path(self._take if self._shape is unchanged else self._take_shaped)
-            self._take(self._shape(frame))
+            take = self._way_to_taker()
+            self._set_fast_path(take)  # first: the call may have to turn the fast path off again
+            take(frame)
+
+    def _way_to_taker(self) -> TakeFrame:
+        """Return the shortest way of a frame of the expected size."""
+        if self._hear is not None:
+            return self._take_overheard
+        return self._take if self._shape is unchanged else self._take_shaped
 
     def _take_shaped(self, frame: bytes) -> None:
         self._take(self._shape(frame))
+
+    def _take_overheard(self, frame: bytes) -> None:
+        self._take(self._shape(frame))
+        if self._hear is not None:
+            self._hear(self._heard_shape(frame))
 
     def _set_fast_path(self, take: TakeFrame) -> None:
         """Set the leg's fast-path handler for frames of the expected size.
@@ -256,6 +298,7 @@ class OneLegPipeline(Pipeline):
         """See `Pipeline.set_mute`."""
         super().set_mute(mute_in, mute_out)
         self._shape = self._shape_of(self._sides)
+        self._heard_shape = self._heard_shape_of(self._sides)
         self._set_fast_path(self._on_frame)
 
     def _set_open(self, is_open: bool) -> None:
@@ -276,6 +319,8 @@ class OneLegPipeline(Pipeline):
         """Hand on a frame of silence; `frames_in` counts it like any other."""
         self.filled += 1
         self._take(silence)
+        if self._hear is not None:
+            self._hear(self._heard_shape(bytes(self.frame_bytes)))
 
     def batch_reads(self, batch_ms: int) -> None:
         """See `Pipeline.batch_reads`.
@@ -297,8 +342,15 @@ class TwoLegPipeline(Pipeline):
         super().__init__(spec, taker)
         self._join_of = functools.partial(join_of, spec.direction)
         self._join = self._join_of(self._sides)
+        self._heard_join = join_of(Direction.STEREO, self._sides)
+        self.heard_sides = (LegPart.IN, LegPart.OUT)
         self._pairing = Pairing(self._on_pair, bytes(self.frame_bytes))
         self._inputs = {part: self._new_input(part) for part in spec.legs}
+
+    def overhear(self, hear: TakeFrame | None) -> None:
+        """See `Pipeline.overhear`."""
+        self._hear = hear
+        self._pairing.emit = self._on_pair if hear is None else self._on_pair_overheard
 
     def _new_input(self, part: LegPart) -> TakeFrame:
         def put(frame: bytes) -> None:
@@ -320,6 +372,11 @@ class TwoLegPipeline(Pipeline):
         else:
             self.gated += 1
 
+    def _on_pair_overheard(self, side_in: bytes, side_out: bytes) -> None:
+        self._on_pair(side_in, side_out)
+        if self._gate_open and self._hear is not None:
+            self._hear(self._heard_join(side_in, side_out))
+
     def attach(self, part: LegPart, leg: LegHandle) -> None:
         """See `Pipeline.attach`."""
         super().attach(part, leg)
@@ -334,6 +391,7 @@ class TwoLegPipeline(Pipeline):
         """See `Pipeline.set_mute`."""
         super().set_mute(mute_in, mute_out)
         self._join = self._join_of(self._sides)
+        self._heard_join = join_of(Direction.STEREO, self._sides)
 
     def batch_reads(self, batch_ms: int) -> None:
         """See `Pipeline.batch_reads`; no effect: pairing needs the time when each frame comes."""

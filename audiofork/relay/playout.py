@@ -107,6 +107,13 @@ class Playout:
         return len(self._frames) + -(-self._partial_bytes // self._frame_bytes)
 
     @property
+    def next_frame(self) -> bytes | None:
+        """The frame that `take` will return next; empty: it has not come yet; None: silence."""
+        if self.begins_at is None:
+            return None
+        return self._frames[0] if self._frames else b""
+
+    @property
     def _partial_bytes(self) -> int:
         """Bytes that are no frame yet."""
         held = self._resampler.held_bytes if self._resampler is not None else 0

@@ -27,12 +27,13 @@ from audiofork.link.messages import (
 )
 from audiofork.log import CounterLine, ForkLog
 from audiofork.relay.formats.base import Dtmf, Mute
+from audiofork.relay.levels import ForkMeter
 from audiofork.relay.pacer import Pacer
-from audiofork.relay.pipeline import LegHandle, Taker, pipeline_of
+from audiofork.relay.pipeline import LegHandle, TakeFrame, Taker, pipeline_of
 from audiofork.relay.server_commands import ServerCommands
 from audiofork.relay.shortfall import Shortfall
 from audiofork.relay.sink import Sink
-from audiofork.relay.speaker import Speaker
+from audiofork.relay.speaker import Hearer, Speaker
 from audiofork.text import A_BUG
 
 log = logging.getLogger(__name__)
@@ -250,6 +251,23 @@ class Session:
             commands_refused=self._commands.refused,
             messages_unused=self._sink.messages_unused,
         )
+
+    # --- Those who watch ---
+
+    def new_meter(self) -> ForkMeter:
+        """Return a new meter of the levels."""
+        frame_ms = self._sink.frame_ms
+        return ForkMeter(self.spec, self._pipeline.legs, self.inlets, self._speaker, frame_ms)
+
+    @property
+    def heard_sides(self) -> tuple[LegPart, ...]:
+        """Which sides `overhear` gives."""
+        return self._pipeline.heard_sides
+
+    def overhear(self, hear: TakeFrame | None, hearer: Hearer | None = None) -> None:
+        """Give what the server gets to `hear`, too, and what it says to `hearer`; None: no more."""
+        self._pipeline.overhear(hear)
+        self._speaker.overhear(hearer)
 
     # --- The sink's side ---
 

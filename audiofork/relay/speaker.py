@@ -7,6 +7,7 @@ import audioop
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Protocol
 
 from audiofork.audiosocket import PTIME_S, SAMPLE_BYTES, SAMPLE_RATES, Kind, frame_bytes
 from audiofork.link.messages import ForkSpec, LegPart
@@ -26,6 +27,13 @@ _FIRST_RATE = SAMPLE_RATES[Kind.SLIN]  # of frames to a leg that has brought no 
 def _silence(sample_rate: int) -> bytes:
     """Return a frame of silence, the same object for all legs."""
     return bytes(frame_bytes(sample_rate))
+
+
+class Hearer(Protocol):
+    """What gets the frames that are spoken: a leg, or who listens."""
+
+    def speak(self, frame: bytes) -> bool:
+        """Play a frame; return whether the party hears it."""
 
 
 class Speaker:
@@ -61,7 +69,9 @@ class Speaker:
         self.is_steady = voice is not None and voice.steady
         self._pacer = pacer
         self._legs: dict[LegPart, LegHandle] = {}
-        self._voice_legs: list[LegHandle] = []  # those of them that carry the server's audio
+        # Those of them that carry the server's audio, and behind them who listens.
+        self._voice_legs: list[Hearer] = []
+        self._listener: Hearer | None = None
         self._rate = spec.sample_rate
         self._tone: deque[bytes] = deque()
         self._after_tone: Callable[[], None] | None = None
@@ -92,6 +102,18 @@ class Speaker:
 
     def _choose_voice_legs(self) -> None:
         self._voice_legs = [self._legs[part] for part in self._voice_parts if part in self._legs]
+        if self._voice_legs and self._listener is not None:
+            self._voice_legs.append(self._listener)
+
+    def overhear(self, listener: Hearer | None) -> None:
+        """Let somebody hear the server's audio, as it is played over the legs; None: nobody."""
+        self._listener = listener
+        self._choose_voice_legs()
+
+    @property
+    def next_frame(self) -> bytes | None:
+        """The server's frame that is played next; empty: it is late; None: it says nothing."""
+        return self.playout.next_frame if self.playout is not None and self._voice_legs else None
 
     def detach(self, part: LegPart) -> None:
         """Speak no more over a leg: it is gone, or about to go; without any, audio waits."""
@@ -157,8 +179,8 @@ class Speaker:
             self._stay_silent(now)
         else:
             was_written = False
-            for leg in self._voice_legs:
-                was_written |= leg.speak(frame)
+            for hearer in self._voice_legs:
+                was_written |= hearer.speak(frame)
             self._note_spoken(was_written)
 
     def _play_tone(self, sound: bytes, frame: bytes | None) -> None:

@@ -16,19 +16,23 @@ from audiofork.link.messages import (
     ForkEnded,
     ForkSpec,
     LegPart,
+    Listen,
     PressKey,
     Report,
     SendReport,
     SetGate,
     SetMute,
     StatsTaken,
+    TakeLevels,
     TakeStats,
 )
 from audiofork.relay import resampler
 from audiofork.relay.check_legs import CheckLegs
 from audiofork.relay.client_tls import ClientTls
 from audiofork.relay.formats.choice import format_of
+from audiofork.relay.levels import Meters
 from audiofork.relay.listener import Listener
+from audiofork.relay.listening import Listening
 from audiofork.relay.pacer import Pacer
 from audiofork.relay.pipeline import message_frame_bytes
 from audiofork.relay.server_limits import MAX_MESSAGE_BYTES, MAX_SPOKEN_BYTES
@@ -58,6 +62,8 @@ class Worker:
         self._pacer = Pacer()
         self._check_legs = CheckLegs(self._listener, report)
         self._leg_uuids: dict[str, dict[LegPart, str]] = {}  # the latest of each leg, by fork
+        self._meters = Meters()
+        self._listenings: dict[str, Listening] = {}  # by fork
         self._tls = ClientTls(config)
         self._take_settings(config)
 
@@ -99,11 +105,15 @@ class Worker:
         elif isinstance(command, TakeStats):
             stats = {fork_id: session.stats() for fork_id, session in self.sessions.items()}
             self._report(StatsTaken(command.ticket, stats))
+        elif isinstance(command, TakeLevels):
+            self._report(self._meters.take(self.sessions))
         elif isinstance(command, ExpectCheckLeg):
             self._check_legs.expect(command.leg_uuid)
         elif session := self.sessions.get(command.fork_id):
             if isinstance(command, ExpectLeg):
                 self._expect(session, command)
+            elif isinstance(command, Listen):
+                self._listen(session, is_on=command.is_on)
             else:
                 _obey(session, command)
 
@@ -136,6 +146,14 @@ class Worker:
         uuids[command.part] = command.leg_uuid
         self._listener.issue(command.leg_uuid, session.inlets[command.part])
 
+    def _listen(self, session: Session, *, is_on: bool) -> None:
+        fork_id = session.spec.fork_id
+        if not is_on:
+            if (listening := self._listenings.pop(fork_id, None)) is not None:
+                listening.stop()
+        elif fork_id not in self._listenings:
+            self._listenings[fork_id] = Listening(session, self._report)
+
     def _settings_of(self, spec: ForkSpec) -> WebSocketConfig:
         """Return the settings for one fork's sink: its options override the configuration."""
         settings = self._websocket
@@ -151,6 +169,8 @@ class Worker:
 
     def _on_report(self, report: Report) -> None:
         if isinstance(report, ForkEnded):
+            if (listening := self._listenings.pop(report.fork_id, None)) is not None:
+                listening.finish()
             del self.sessions[report.fork_id]
             for leg_uuid in self._leg_uuids.pop(report.fork_id).values():
                 self._listener.withdraw(leg_uuid)
@@ -160,6 +180,7 @@ class Worker:
         """Stop listening, end all forks, and close the connections to their servers."""
         self._listener.stop_listening()  # first: another process may already need the port
         self._check_legs.close()
+        self._meters.close()
         sessions = list(self.sessions.values())
         for session in sessions:
             session.end(EndReason.SHUTDOWN)

@@ -32,9 +32,13 @@ from audiofork.link.messages import (
     ForkEnded,
     ForkSpec,
     ForkStats,
+    HeardAudio,
     LegAttached,
     LegLost,
     LegPart,
+    Levels,
+    LevelsTaken,
+    Listen,
     Report,
     SendReport,
     SetGate,
@@ -43,6 +47,7 @@ from audiofork.link.messages import (
     StatsTaken,
     StrangersRefused,
     Streaming,
+    TakeLevels,
     TakeStats,
     Tls,
 )
@@ -170,6 +175,8 @@ async def test_command_for_a_fork_that_there_is_not_has_no_effect(rig: Rig) -> N
         SetMute("gone", mute_in=True),
         SetGate("gone", False),
         EndFork("gone", EndReason.STOPPED),
+        Listen("gone", is_on=True),
+        Listen("gone", is_on=False),
     ]
     for command in commands:
         rig.relay.send(command)
@@ -258,6 +265,58 @@ async def test_connection_with_a_wrong_uuid_is_reported_and_a_bug_there_loses_no
     assert "StrangersRefused could not be handled" in caplog.text
     for one in (leg, stranger):
         await one.close()
+
+
+async def test_levels_are_taken_of_all_forks_and_a_take_measures_for_the_next(
+    rig: Rig, recorder: Recorder
+) -> None:
+    forks = [rig.begin(recorder.url(path)) for path in ("/a", "/b")]
+    leg = await rig.attach(forks[0])
+
+    async def take() -> dict[str, Levels]:
+        before = len(rig.of(LevelsTaken))
+        rig.relay.send(TakeLevels())
+        await rig.reported(LevelsTaken, before + len(rig.relay.addresses))
+        taken: list[LevelsTaken] = rig.of(LevelsTaken)[before:]
+        return {fork_id: levels for one in taken for fork_id, levels in one.levels.items()}
+
+    silent = Levels(0, 0, -1, -1)
+    leg.send_audio(*numbered(10))
+    await recorder.wait_messages("/a", 10)
+    assert await take() == dict.fromkeys(forks, silent)
+    leg.send_audio(b"\x10\x00" * 160)
+    await recorder.wait_messages("/a", 11)
+    assert await take() == {forks[0]: Levels(16, 16, -1, -1), forks[1]: silent}
+    await leg.close()
+
+
+async def test_who_listens_hears_the_fork_until_its_end(rig: Rig, recorder: Recorder) -> None:
+    fork_id = rig.begin(recorder.url("/a"))
+    leg = await rig.attach(fork_id)
+    rig.relay.send(Listen(fork_id, is_on=True))
+    await rig.stats()
+    leg.send_audio(*numbered(12))
+    await recorder.wait_messages("/a", 12)
+    rig.relay.send(EndFork(fork_id, EndReason.STOPPED))
+    await rig.reported(ForkEnded)
+    heard: list[HeardAudio] = rig.of(HeardAudio)
+    assert [(one.fork_id, one.number) for one in heard] == [(fork_id, n) for n in (0, 5, 10)]
+    assert b"".join(one.samples for one in heard) == b"".join(numbered(12))
+    assert isinstance(rig.reports[-1], ForkEnded)
+    await leg.close()
+
+
+async def test_who_listens_no_more_hears_nothing(rig: Rig, recorder: Recorder) -> None:
+    fork_id = rig.begin(recorder.url("/a"))
+    leg = await rig.attach(fork_id)
+    for is_on in (True, False):
+        rig.relay.send(Listen(fork_id, is_on=is_on))
+    await rig.stats()
+    leg.send_audio(*numbered(12))
+    await recorder.wait_messages("/a", 12)
+    await rig.stats()
+    assert rig.of(HeardAudio) == []
+    await leg.close()
 
 
 async def test_leg_of_a_check_is_expected_everywhere_and_reported_where_it_comes(rig: Rig) -> None:

@@ -35,8 +35,11 @@ from audiofork.link.messages import (
     ForkEnded,
     ForkSpec,
     ForkStats,
+    HeardAudio,
     LegLost,
     LegPart,
+    Levels,
+    LevelsTaken,
     SetMute,
     SinkMessage,
     StatsTaken,
@@ -101,7 +104,9 @@ def values_of(hint: object) -> st.SearchStrategy[object]:
 
 ANY_DOWN = st.one_of(*(values_of(one) for one in typing.get_args(model.Command)))
 ANY_UP = st.one_of(
-    *(values_of(one) for one in typing.get_args(model.ForkReport)), values_of(StatsTaken)
+    *(values_of(one) for one in typing.get_args(model.ForkReport)),
+    values_of(StatsTaken),
+    *(values_of(one) for one in typing.get_args(model.WatchReport)),
 )
 
 
@@ -133,6 +138,8 @@ def test_message_down_is_one_line_and_comes_back_equal(message: Down) -> None:
         Listening(Address("127.0.0.1", 1)),
         NotListening(98, "Address already in use"),
         Pong(),
+        HeardAudio(ID, 5, 8000, (LegPart.IN, LegPart.OUT), bytes(range(256))),
+        LevelsTaken.of([ID, "other"], [1, 2, -1, -1, 1, 32767, 0, 5, 6, 0]),
     ],
 )
 def test_message_up_comes_back_equal(message: Up) -> None:
@@ -165,6 +172,25 @@ def test_every_report_of_the_relay_can_travel() -> None:
     """Except for those that say that the link is gone."""
     reports = set(typing.get_args(model.Report)) - {model.RelayAway, model.RelayLost}
     assert reports <= set(typing.get_args(Up))
+
+
+HEARD = HeardAudio(ID, 0, 8000, (LegPart.IN,), b"secret")
+
+
+@pytest.mark.parametrize("samples", ['"c2Vjc"', '"sec ret"', '"sécret"', "7", "[115]", "null"])
+def test_bytes_that_are_none_are_refused(samples: str) -> None:
+    line = encode(HEARD).replace(b'"c2VjcmV0"', samples.encode())
+    with pytest.raises(ValueError, match=REFUSED):
+        decode_up(line)
+
+
+def test_levels_are_packed_and_come_back_by_fork() -> None:
+    taken = LevelsTaken.of([ID, "other"], [1, 2, -1, -1, 1, 32767, 0, 5, 6, 0])
+    assert taken.levels == {
+        ID: Levels(1, 2, -1, -1, mixed=True),
+        "other": Levels(32767, 0, 5, 6, mixed=False),
+    }
+    assert LevelsTaken.of([], []).levels == {}
 
 
 MUTE = json.loads(encode(SetMute(ID)))[1]

@@ -144,11 +144,11 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
-    """Replace the clock of all that is played, of the silence filler and of the message limit."""
+    """Replace the clock of all that is played or measured, of fillers and of the message limit."""
     loop = FakeLoop()
     faked = SimpleNamespace(get_running_loop=lambda: loop)
     modules = ("beep", "pacer", "speaker", "server_commands", "silence_filler", "shortfall")
-    for module in modules:
+    for module in (*modules, "levels"):
         monkeypatch.setattr(f"audiofork.relay.{module}.asyncio", faked)
     for module in ("message_limit", "pipeline", "session"):
         time = SimpleNamespace(monotonic=loop.time)
