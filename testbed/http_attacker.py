@@ -33,7 +33,7 @@ _ENDS = (7, 8)  # TCP_CLOSE, TCP_CLOSE_WAIT
 # Until a client comes back whose connection was closed. More connects a second than the other
 # number would be an attack on the kernel, which good clients and calls share.
 _PAUSE_S = 0.05
-_MOST_CONNECTS = 2000
+_MOST_CONNECTS = 500
 _BROKEN = (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError)
 _HEAD = "GET {path} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n"
 
