@@ -54,7 +54,10 @@ class SystemState:
         """Return the state as it is now."""
         ami = self._ami
         version = "" if ami.version == UNKNOWN else str(ami.version)
-        relays = [RelayStatus(state.name, state.is_up, state.forks) for state in self._relay.states]
+        relays = [
+            RelayStatus(str(worker.address), worker.is_up, worker.forks)
+            for worker in self._relay.workers
+        ]
         return Status(
             version=__version__,
             run=self._run_id,

@@ -120,6 +120,20 @@ class Pressed:
     duration_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class Muted:
+    """Somebody has asked to mute or unmute a fork.
+
+    Attributes:
+        mute_in: Whether in is muted now.
+        mute_out: Whether out is muted now.
+    """
+
+    fork: ForkInfo
+    mute_in: bool
+    mute_out: bool
+
+
 class CommandOutcome(enum.StrEnum):
     """What came of a command of a server."""
 
@@ -146,19 +160,6 @@ class CommandHandled:
     value: str
     outcome: CommandOutcome
     reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Muted:
-    """Somebody has changed which sides of a fork are silent.
-
-    Attributes:
-        mute_in, mute_out: Whether they are silent now.
-    """
-
-    fork: ForkInfo
-    mute_in: bool
-    mute_out: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,8 +266,8 @@ DomainEvent = (
     | Resumed
     | MessageReceived
     | Pressed
-    | CommandHandled
     | Muted
+    | CommandHandled
     | Parting
     | Ended
     | Stopped

@@ -20,7 +20,7 @@ class Muting:
     Args:
         journal: Keeps which sides are muted, for the next start of the daemon.
         send: Sends a command to the relay.
-        emit: Called with an event for each fork.
+        emit: Called with each event.
     """
 
     def __init__(self, journal: Journal, send: SendCommand, emit: Emit) -> None:
@@ -56,7 +56,7 @@ class Muting:
         if fork.state is not ForkState.REQUESTED:  # else Starting sends it after ForkSpec
             self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
             record(fork, self._journal)
-        self._emit(Muted(fork.info, fork.mute_in, fork.mute_out))
+            self._emit(Muted(fork.info, mute_in, mute_out))
 
 
 def _muted_by(request: MuteFork, fork: Fork) -> tuple[bool, bool]:

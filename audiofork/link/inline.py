@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from audiofork.config import Address, Config
 from audiofork.errors import CannotListen
 from audiofork.link.messages import Command, SendReport
-from audiofork.link.relay import RelayState, Reports, give
+from audiofork.link.relay import Reports, WorkerState, give
 from audiofork.relay.client_tls import configured_tls
 from audiofork.relay.worker import Worker
 
@@ -43,12 +43,12 @@ class InlineRelay:
     def addresses(self) -> Sequence[Address]:
         return self._worker.addresses
 
-    @property
-    def states(self) -> Sequence[RelayState]:
-        return [RelayState("the daemon's own process", True, len(self._worker.sessions))]
-
     def address_of(self, fork_id: str) -> Address:
         return self._worker.address_of(fork_id)
+
+    @property
+    def workers(self) -> Sequence[WorkerState]:
+        return [WorkerState(self._worker.address, True, len(self._worker.sessions))]
 
     async def close(self) -> None:
         await self._worker.close()

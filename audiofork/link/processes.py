@@ -35,7 +35,7 @@ from audiofork.link.messages import (
     TakeLevels,
     TakeStats,
 )
-from audiofork.link.relay import RelayState, Reports
+from audiofork.link.relay import Reports, WorkerState
 from audiofork.link.stream import (
     Close,
     Configure,
@@ -178,13 +178,6 @@ class RelayProcesses:
     def addresses(self) -> Sequence[Address]:
         return [worker.advertise or worker.listen for worker in self._workers]
 
-    @property
-    def states(self) -> Sequence[RelayState]:
-        return [
-            RelayState(f"relay {number}", worker.address is not None, len(worker.forks))
-            for number, worker in enumerate(self._workers, 1)
-        ]
-
     def address_of(self, fork_id: str) -> Address:
         worker = self._owners.get(fork_id, self._workers[0])
         return worker.advertise or worker.listen
@@ -220,6 +213,13 @@ class RelayProcesses:
     def _report_end(self, fork_id: str, reason: EndReason, detail: str) -> None:
         """Report the end of a fork that no process relays."""
         self._reports.put(ForkEnded(fork_id, reason, detail, ForkStats()))
+
+    @property
+    def workers(self) -> Sequence[WorkerState]:
+        return [
+            WorkerState(one.listen, one.address is not None, len(one.forks))
+            for one in self._workers
+        ]
 
     async def close(self) -> None:
         self._closing.set()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from audiofork.config import Address, Config
 from audiofork.link.messages import (
@@ -24,17 +23,16 @@ from audiofork.text import A_BUG
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class RelayState:
-    """How one relay process is.
+class WorkerState(NamedTuple):
+    """One of the configured workers, as it is now.
 
     Attributes:
-        name: Its name, for people.
-        is_up: Whether it runs and listens.
+        address: Where it accepts legs, or did, or will.
+        is_up: Whether it does.
         forks: How many forks it has.
     """
 
-    name: str
+    address: Address
     is_up: bool
     forks: int
 
@@ -73,12 +71,12 @@ class Relay(Protocol):
     def addresses(self) -> Sequence[Address]:
         """All addresses that Asterisk connects legs to."""
 
-    @property
-    def states(self) -> Sequence[RelayState]:
-        """How each of its processes is."""
-
     def address_of(self, fork_id: str) -> Address:
         """Return the address for the legs of a fork; for one that has ended, any of `addresses`."""
+
+    @property
+    def workers(self) -> Sequence[WorkerState]:
+        """All workers as they are now, always in the same order."""
 
     async def close(self) -> None:
         """End all forks and stop listening; return when every report was delivered.

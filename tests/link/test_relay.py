@@ -478,10 +478,10 @@ async def test_report_that_comes_after_the_close_is_dropped() -> None:
     assert delivered == [SinkOpened("a")]
 
 
-async def test_states_say_how_each_process_is_and_how_many_forks_it_has(rig: Rig) -> None:
+async def test_workers_are_up_and_have_their_forks(rig: Rig) -> None:
     fork_id = rig.begin()
     await rig.stats()
-    assert [(state.is_up, state.forks) for state in rig.relay.states] == [(True, 1)]
+    assert [(state.is_up, state.forks) for state in rig.relay.workers] == [(True, 1)]
     rig.relay.send(EndFork(fork_id, EndReason.STOPPED))
     await rig.reported(ForkEnded)
-    assert [(state.is_up, state.forks) for state in rig.relay.states] == [(True, 0)]
+    assert [(state.is_up, state.forks) for state in rig.relay.workers] == [(True, 0)]

@@ -70,7 +70,7 @@ class Sessions:
         """Return the id of a new session of a token, by the token's digest."""
         self._forget_old()
         own = [key for key, session in self._by_id.items() if session.token == token]
-        for key in own[: len(own) - MAX_SESSIONS_OF_TOKEN + 1]:
+        for key in own[: max(0, len(own) - MAX_SESSIONS_OF_TOKEN + 1)]:
             del self._by_id[key]
         session_id = secrets.token_urlsafe(32)
         now = self._clock()

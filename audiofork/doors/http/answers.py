@@ -12,6 +12,10 @@ from audiofork.forks.view import ForkView
 MAX_TEXT = 1000
 Text = Annotated[str, Bounds(max_length=MAX_TEXT)]
 MAX_PAGE = 1000
+Cursor = Annotated[
+    str,
+    Bounds(pattern=r"([0-9]{1,9}\.[0-9a-f-]{36})?", expected="next_cursor of another answer"),
+]
 
 # --- Forks ---------------------------------------------------------------------------------------
 
@@ -150,7 +154,7 @@ class ForksQuery:
     host: Text = ""
     q: Text = ""
     limit: Annotated[int, Bounds(minimum=1, maximum=MAX_PAGE)] = 100
-    cursor: Text = ""
+    cursor: Cursor = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +214,7 @@ class RelayStatus:
     """A process that relays audio.
 
     Attributes:
-        name: Its name.
+        name: The address at which Asterisk reaches it.
         up: Whether it runs.
         forks: How many forks it has.
     """

@@ -112,7 +112,13 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002 (it quotes the request)
     ) -> web.StreamResponse:
-        """Answer a request that is no HTTP, or a bug of a handler; nothing of it is repeated."""
+        """Answer a request that is no HTTP, or a bug of a handler; nothing of it is repeated.
+
+        Raises:
+            ConnectionError: There is nobody to answer, or a part of the answer was sent already.
+        """
+        if isinstance(exc, ConnectionError):
+            raise exc
         if status >= 500 and exc is not None:
             log.error("a request could not be handled", exc_info=exc)
         if request.writer.output_size > 0:
@@ -135,6 +141,7 @@ class Server(web.Server):
         super().__init__(handle, handler_cancellation=True, loop=asyncio.get_running_loop())
         self._addresses: Counter[str] = Counter()
         self._address_of: dict[Connection, str] = {}
+        self._listening: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
         self._greetings: set[asyncio.Task[None]] = set()
         self._refused = CounterLine(log, "HTTP connections refused")
@@ -148,26 +155,26 @@ class Server(web.Server):
         listening.setblocking(False)
         # Those that are accepted have it, too.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        self._listening.append(listening)
         self._accepting.append(asyncio.create_task(self._accept_all(listening, tls)))
 
     async def _accept_all(self, listening: socket.socket, tls: ssl.SSLContext | None) -> None:
         loop = asyncio.get_running_loop()
-        with listening:
-            while True:
-                try:
-                    accepted, address = await loop.sock_accept(listening)
-                except OSError as exc:
-                    if exc.errno in _NO_MORE_FILES:
-                        self._refused.count("no more files may be opened")
-                        await asyncio.sleep(0.2)
-                    continue
-                host = str(address[0]) if isinstance(address, tuple) else ""
-                if self._admit(host):
-                    task = asyncio.create_task(self._greet(accepted, host, tls))
-                    self._greetings.add(task)
-                    task.add_done_callback(self._greetings.discard)
-                else:
-                    accepted.close()
+        while True:
+            try:
+                accepted, address = await loop.sock_accept(listening)
+            except OSError as exc:
+                if exc.errno in _NO_MORE_FILES:
+                    self._refused.count("no more files may be opened")
+                await asyncio.sleep(0.1)
+                continue
+            host = str(address[0]) if isinstance(address, tuple) else ""
+            if self._admit(host):
+                task = asyncio.create_task(self._greet(accepted, host, tls))
+                self._greetings.add(task)
+                task.add_done_callback(self._greetings.discard)
+            else:
+                accepted.close()
 
     def _admit(self, host: str) -> bool:
         """Count a client by its address, unless there are too many."""
@@ -232,6 +239,8 @@ class Server(web.Server):
         for task in (*self._accepting, *self._greetings):
             task.cancel()
         await asyncio.gather(*self._accepting, *self._greetings, return_exceptions=True)
+        for listening in self._listening:
+            listening.close()
         self.pre_shutdown()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2 * CLOSE_S):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from aiohttp import HttpVersion11, web
 
@@ -37,6 +37,7 @@ MAX_WAITING_BYTES = 160 * 1024
 # Beyond this, what the next one replaces is left out.
 CROWDED_BYTES = 32 * 1024
 REPLAY_AT_ONCE = 50
+PIECE_BYTES = 16 * 1024
 _COMMENT = b": \n\n"
 LEVELS, STATS, RESET = "levels", "stats", "reset"
 
@@ -85,9 +86,10 @@ class Viewer:
             self.over.set()
             return
         waiting = transport.get_write_buffer_size()
-        if may_be_left_out and waiting > CROWDED_BYTES:
+        is_too_much = waiting > 0 and waiting + len(chunk) > MAX_WAITING_BYTES
+        if may_be_left_out and (is_too_much or waiting > CROWDED_BYTES):
             return
-        if waiting and waiting + len(chunk) > MAX_WAITING_BYTES:
+        if is_too_much:
             self.is_slow = True
             self.over.set()
             transport.abort()
@@ -182,11 +184,13 @@ class EventsApi:
         else:
             await response.write(_COMMENT)
         while events := stream.after(number, REPLAY_AT_ONCE):
-            parts = [self._rendered(one) for one in events if viewer.wants(one)]
             if events[0].number != number + 1:  # it reads slowly, and some are gone meanwhile
-                parts.insert(0, _lines(RESET, "{}", stream.id_of(events[0].number - 1)))
+                await response.write(_lines(RESET, "{}", stream.id_of(events[0].number - 1)))
             number = events[-1].number
-            await response.write(b"".join(parts) or _COMMENT)
+            parts = (self._rendered(one) for one in events if viewer.wants(one))
+            for piece in _pieces(parts):
+                await response.write(piece)
+            await asyncio.sleep(0)
 
     async def _until_over(self, viewer: Viewer) -> None:
         while not viewer.over.is_set():
@@ -319,6 +323,18 @@ def _lines(name: str, data: str, event_id: str = "") -> bytes:
     """Return an event; the data is JSON in one line, and ASCII."""
     id_line = f"id: {event_id}\n" if event_id else ""
     return f"{id_line}event: {name}\ndata: {data}\n\n".encode()
+
+
+def _pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the same bytes in fewer pieces, none much longer than PIECE_BYTES."""
+    piece = b""
+    for part in parts:
+        piece += part
+        if len(piece) > PIECE_BYTES:
+            yield piece
+            piece = b""
+    if piece:
+        yield piece
 
 
 def _chunk(payload: bytes) -> bytes:

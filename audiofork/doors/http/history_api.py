@@ -19,6 +19,7 @@ from audiofork.doors.http.answers import (
 from audiofork.doors.http.parts import History, Parts
 from audiofork.doors.http.problems import Kind, Problem
 from audiofork.doors.http.routes import Call, Route
+from audiofork.doors.http.schema import BadValue
 from audiofork.doors.http.sending import answer
 
 HISTORY = "/api/v1/history"
@@ -60,7 +61,10 @@ class HistoryApi:
 
     async def search(self, call: Call) -> web.StreamResponse:
         """Search the ended forks, the latest first."""
-        entries, cursor = await self._there().search(call.query)
+        try:
+            entries, cursor = await self._there().search(call.query)
+        except ValueError as exc:
+            raise BadValue(f"cursor: {exc}") from None
         return answer(HistoryPage([_entry(one) for one in entries], cursor))
 
     async def one(self, call: Call) -> web.StreamResponse:

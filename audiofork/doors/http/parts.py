@@ -11,6 +11,7 @@ from audiofork.doors.http.answers import HistoryQuery, Status
 from audiofork.forks.following import StartNews
 from audiofork.forks.requests import Request
 from audiofork.forks.view import ForkView
+from audiofork.link.messages import EndReason
 
 
 class Levels(Protocol):
@@ -32,7 +33,7 @@ class Heard(Protocol):
     @property
     def sample_rate(self) -> int: ...
     @property
-    def channels(self) -> int: ...
+    def sides(self) -> Sequence[str]: ...
     @property
     def samples(self) -> bytes: ...
 
@@ -41,10 +42,19 @@ class Watching(Protocol):
     """Lets others see and hear what forks carry; see forks/watching.py."""
 
     def subscribe_levels(
-        self, callback: Callable[[Mapping[str, Levels]], None]
+        self, on_levels: Callable[[Mapping[str, Levels]], None], /
     ) -> Callable[[], None]: ...
 
-    def listen(self, fork_id: str, callback: Callable[[Heard], None]) -> Callable[[], None]: ...
+    def listen(
+        self,
+        fork_id: str,
+        on_audio: Callable[[Heard], None],
+        /,
+        *,
+        who: str,
+        on_end: Callable[[EndReason], None],
+    ) -> Callable[[], None]:
+        """Pass a fork's audio on, and log who listens; raises RequestRefused."""
 
 
 class Moment(Protocol):
@@ -73,8 +83,8 @@ class Series(Protocol):
 class History(Protocol):
     """The forks that have ended; see forks/history.py. Its items have the fields of answers.py.
 
-    Each method raises RequestRefused for a cursor or an id that is none, and HistoryUnavailable
-    (an AudioForkError) where the file cannot be used.
+    Each method raises HistoryUnavailable (an AudioForkError) where the file cannot be used, and
+    `search` raises ValueError for a cursor that is none.
     """
 
     async def search(self, query: HistoryQuery) -> tuple[Sequence[Any], str]: ...
@@ -85,7 +95,7 @@ class History(Protocol):
 class Metrics(Protocol):
     """All metrics as text; see doors/metrics.py."""
 
-    async def render(self) -> str: ...
+    async def render(self, *, open_metrics: bool = False) -> str: ...
 
 
 RunCheck = Callable[[Mapping[str, str]], AsyncGenerator[dict[str, Any], None]]

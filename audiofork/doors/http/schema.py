@@ -32,12 +32,18 @@ class BadValue(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Limits of a value, beside its type: `Annotated[int, Bounds(minimum=1)]`."""
+    """Limits of a value, beside its type: `Annotated[int, Bounds(minimum=1)]`.
+
+    Attributes:
+        pattern: What the whole of a text has to match; `expected` says the same in words.
+    """
 
     minimum: float | None = None
     maximum: float | None = None
     max_length: int | None = None
     max_items: int | None = None
+    pattern: str | None = None
+    expected: str = ""
 
     def schema(self, schema: Schema) -> Schema:
         """Return the schema of a type with these limits."""
@@ -46,6 +52,7 @@ class Bounds:
             "maximum": self.maximum,
             "maxLength": self.max_length,
             "maxProperties": self.max_items,
+            "pattern": self.pattern and f"^({self.pattern})$",
         }
         return schema | {name: limit for name, limit in limits.items() if limit is not None}
 
@@ -53,6 +60,8 @@ class Bounds:
         """Return what is expected of a value that breaks a limit; empty: it breaks none."""
         if self.max_length is not None and isinstance(value, str) and len(value) > self.max_length:
             return f"{self.max_length} characters at most"
+        if self.pattern is not None and not re.fullmatch(self.pattern, value):
+            return self.expected
         if self.max_items is not None and isinstance(value, dict) and len(value) > self.max_items:
             return f"{self.max_items} at most"
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -250,7 +259,7 @@ def _of_text(hint: Any, text: str, name: str) -> Any:
 
 _FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
-_NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?")
+_NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,3})?")
 
 
 def _converted(kind: Any, text: str) -> Any:
@@ -260,7 +269,8 @@ def _converted(kind: Any, text: str) -> Any:
     if kind is int:
         return int(text) if _WHOLE.fullmatch(text) else None
     if kind is float:
-        return float(text) if _NUMBER.fullmatch(text) else None
+        number = float(text) if _NUMBER.fullmatch(text) else math.inf
+        return number if math.isfinite(number) else None
     return text
 
 

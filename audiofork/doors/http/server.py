@@ -71,7 +71,7 @@ class HttpDoor:
         self.access = Access(tokens, hosts, is_tls=self._tls is not None)
         views = Views(parts.views)
         self._events = EventsApi(parts, views, self.access)
-        self._listen = ListenApi(parts, views, self.access)
+        self._listen = ListenApi(parts, self.access)
         self.routes = RouteTable(self._all_routes(parts, views))
         self._server: Server | None = None
         self._inode = 0
@@ -98,6 +98,13 @@ class HttpDoor:
             ConfigError: The path of the socket cannot be used.
         """
         self._server = Server(self.handle)
+        try:
+            await self._listen_everywhere(self._server)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _listen_everywhere(self, server: Server) -> None:
         listen = self._config.listen
         if listen is not None:
             try:
@@ -105,12 +112,12 @@ class HttpDoor:
             except OSError as exc:
                 raise CannotListen("[http] listen", listen, exc) from exc
             for one in sockets:
-                self._server.serve(one, self._tls)
+                server.serve(one, self._tls)
             host, port = sockets[0].getsockname()[:2]
             self.address = Address(host, port)
             log.info("HTTP interface on %s://%s", "https" if self._tls else "http", self.address)
         if self._config.socket:
-            self._server.serve(self._bound_socket())
+            server.serve(self._bound_socket())
             log.info("HTTP interface on the Unix socket %s", self._config.socket)
 
     def _bound_socket(self) -> socket.socket:

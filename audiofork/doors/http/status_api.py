@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 CHECK_AGE_S = 30.0
 MAX_FINDINGS = 500
 TEXT = "text/plain"
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+OPEN_METRICS_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
 class StatusApi:
@@ -86,13 +88,14 @@ class StatusApi:
         said = Readiness(is_ready, _up(status.asterisk.up), _up(status.has_relay))
         return answer(said, 200 if is_ready else 503)
 
-    async def metrics(self, _call: Call) -> web.StreamResponse:
-        """Return all metrics, in Prometheus' text format."""
+    async def metrics(self, call: Call) -> web.StreamResponse:
+        """Return all metrics, in Prometheus' text format, or as OpenMetrics if that is accepted."""
         if self._parts.metrics is None:
             raise Problem(404, "this daemon has no metrics", Kind.NOT_AVAILABLE)
-        body = (await self._parts.metrics.render()).encode()
-        content_type = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-        return web.Response(body=body, headers=content_type)
+        is_open = "application/openmetrics-text" in call.request.headers.get("Accept", "")
+        body = (await self._parts.metrics.render(open_metrics=is_open)).encode()
+        content_type = OPEN_METRICS_TYPE if is_open else METRICS_TYPE
+        return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def status(self, _call: Call) -> web.StreamResponse:
         """Return the state of Asterisk, the relays, and the daemon's counters."""

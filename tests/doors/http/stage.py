@@ -26,6 +26,7 @@ from audiofork.forks.events import ForkInfo
 from audiofork.forks.following import StartNews, StartResult
 from audiofork.forks.requests import Request
 from audiofork.forks.view import ForkView
+from audiofork.link.messages import EndReason
 
 FORK_ID = "3f2a91c0-0000-4000-8000-000000000001"
 OTHER_ID = "3f2a91c0-0000-4000-8000-000000000002"
@@ -84,7 +85,10 @@ class Minute(NamedTuple):
     frames_dropped: int = 6
 
 
-class Cause(NamedTuple):
+@dataclass(frozen=True)
+class Cause:
+    """Why forks have failed."""
+
     reason: str
     detail: str
     count: int
@@ -127,7 +131,7 @@ class FakeLevels(NamedTuple):
 
 class Sound(NamedTuple):
     sample_rate: int
-    channels: int
+    sides: tuple[str, ...]
     samples: bytes
 
 
@@ -148,6 +152,8 @@ class Others:
         self.searched: list[HistoryQuery] = []
         self.on_levels: Callable[[Mapping[str, Levels]], None] | None = None
         self.listeners: list[Callable[[Heard], None]] = []
+        self.on_ends: list[Callable[[EndReason], None]] = []
+        self.who_listened: list[str] = []
         self.stream = EventStream(RUN, clock=lambda: 1700000000.25)
 
     async def ask(self, request: Request) -> list[str]:
@@ -157,7 +163,7 @@ class Others:
             raise self.error
         return [FORK_ID]
 
-    async def list(self) -> list[ForkView]:
+    async def all(self) -> list[ForkView]:
         self.views_asked += 1
         return list(self.views)
 
@@ -194,26 +200,36 @@ class Others:
     async def causes(self, since: float) -> list[Cause]:
         return [Cause("sink-gone", "Connection refused", 3, 1002.5, OTHER_ID)]
 
-    async def render(self) -> str:
-        return "# TYPE audiofork_forks gauge\naudiofork_forks 1\n"
+    async def render(self, *, open_metrics: bool = False) -> str:
+        end = "# EOF\n" if open_metrics else ""
+        return f"# TYPE audiofork_forks gauge\naudiofork_forks 1\n{end}"
 
     def subscribe_levels(
-        self, callback: Callable[[Mapping[str, Levels]], None]
+        self, on_levels: Callable[[Mapping[str, Levels]], None]
     ) -> Callable[[], None]:
-        self.on_levels = callback
+        self.on_levels = on_levels
 
         def unsubscribe() -> None:
             self.on_levels = None
 
         return unsubscribe
 
-    def listen(self, fork_id: str, callback: Callable[[Heard], None]) -> Callable[[], None]:
+    def listen(
+        self,
+        fork_id: str,
+        on_audio: Callable[[Heard], None],
+        *,
+        who: str,
+        on_end: Callable[[EndReason], None],
+    ) -> Callable[[], None]:
         if self.error is not None:
             raise self.error
         if fork_id != FORK_ID:
             raise RequestRefused("No such fork")
-        self.listeners.append(callback)
-        return lambda: self.listeners.remove(callback)
+        self.who_listened.append(who)
+        self.listeners.append(on_audio)
+        self.on_ends.append(on_end)
+        return lambda: self.listeners.remove(on_audio)
 
     def parts(self, *, whole: bool = True) -> Parts:
         more: dict[str, Any] = {}
@@ -222,7 +238,7 @@ class Others:
             more = dict.fromkeys(names, self) | {"check": self.check}
         return Parts(
             ask=self.ask,
-            views=self.list,
+            views=self.all,
             follow=self.follow,
             status=lambda: self.status,
             profiles=lambda: ["vosk", "deepgram"],
