@@ -68,9 +68,21 @@ class Connection(web.RequestHandler):
             return
         super().data_received(data)
         if self._messages and isinstance(self._messages[-1][0], web_protocol._ErrInfo):
-            self._is_refused = True
-            if self._open_transport is not None and not self._open_transport.is_closing():
-                self._open_transport.pause_reading()
+            self.read_no_more()
+
+    def read_no_more(self) -> None:
+        """Leave what the client still sends to the kernel, until the connection is closed.
+
+        For a request that was answered before its body was read: aiohttp would read on for
+        `lingering_time`, and each read of a fast client is 8 MB.
+        """
+        self._is_refused = True
+        if self._open_transport is not None and not self._open_transport.is_closing():
+            self._open_transport.pause_reading()
+
+    def resume_reading(self, *how: bool, **more: bool) -> None:
+        if not self._is_refused:
+            super().resume_reading(*how, **more)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._open_transport = cast(asyncio.Transport, transport)
