@@ -221,6 +221,7 @@ class Daemon:
             profiles=lambda: self._profiles.names,
             stream=stream,
             check=self._doors.check.run,
+            watching=self.watching,
         )
 
     async def _up(self) -> None:
