@@ -21,7 +21,8 @@ PARALLEL = -n $(PROCESSES) --dist worksteal
 unit tools page coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
 
 .NOTPARALLEL:
-.PHONY: demo demo-bot test style types clients unit tools page screenshots coverage oldest pythons asterisk fuzz bench bench-capacity bench-asterisk bench-bots
+.PHONY: demo demo-bot test style types clients unit tools page screenshots coverage oldest pythons asterisk fuzz
+.PHONY: bench bench-capacity bench-asterisk bench-bots bench-viewers
 .PHONY: faults attacks sample-config dashboard deb package-test first-hour wheel clean
 
 # Less than the tests need, and so sooner there.
@@ -114,6 +115,9 @@ bench-asterisk: .venv/installed
 
 bench-bots: .venv/installed
 	$(BIN)/python -m bench.bots
+
+bench-viewers: .venv/installed
+	$(BIN)/python -m bench.viewers
 
 sample-config: .venv/installed
 	$(BIN)/python -c "from audiofork import config_file; print(config_file.sample(), end='')" > etc/audiofork.ini

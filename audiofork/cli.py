@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import shutil
 import signal
@@ -18,6 +17,12 @@ import uvloop
 
 from audiofork import __version__, config, config_file, log
 from audiofork.commands.check import Check, load, taps_of
+from audiofork.commands.daemon_options import (
+    DaemonPlace,
+    config_option,
+    of_any_daemon,
+    of_the_daemon,
+)
 from audiofork.commands.findings import Finding, Mark
 from audiofork.commands.history_command import history_command
 from audiofork.commands.listing import as_json as forks_as_json
@@ -46,6 +51,7 @@ from audiofork.commands.watching import Screen, Watch, is_terminal
 from audiofork.daemon import Daemon
 from audiofork.doors import control_client as client
 from audiofork.doors.control_socket import MAX_LINE_BYTES
+from audiofork.doors.daemon_client import DaemonClient
 from audiofork.errors import (
     AmiError,
     AmiUnavailable,
@@ -59,32 +65,10 @@ from audiofork.errors import (
 )
 from audiofork.text import why
 
-DEFAULT_CONFIG = Path("/etc/audiofork/audiofork.ini")
 # Longer than a fork, by default, tries to reach an absent server.
 START_TIMEOUT_S = 30.0
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-
-_config_option = click.option(
-    "-c",
-    "--config",
-    "path",
-    type=click.Path(dir_okay=False, readable=False, path_type=Path),
-    default=DEFAULT_CONFIG,
-    show_default=True,
-    help="The configuration file.",
-)
-_socket_option = click.option(
-    "--socket",
-    "socket_path",
-    type=click.Path(readable=False, path_type=Path),
-    help="The daemon's control socket; by default the one that the configuration names.",
-)
-
-
-def _of_the_daemon(command: _Command) -> _Command:
-    """Add the options that select the daemon."""
-    return _config_option(_socket_option(command))
 
 
 class _Commands(click.Group):
@@ -111,7 +95,7 @@ main.add_command(setup)
 
 
 @main.command()
-@_config_option
+@config_option
 def run(path: Path) -> None:
     """Run the daemon until SIGTERM or Ctrl-C."""
     try:
@@ -135,7 +119,7 @@ async def _run(path: Path, loaded: config.Config) -> None:
 @click.option(
     "--json", "as_json", is_flag=True, help="Print each finding as a JSON object in one line."
 )
-@_of_the_daemon
+@of_the_daemon
 def check(taps: bool, here: bool, as_json: bool, path: Path, socket_path: Path | None) -> None:
     """Test what the daemon needs, and say what to do about each fault.
 
@@ -189,7 +173,7 @@ def _print_taps(loaded: config.Config) -> None:
 
 
 @main.command()
-@_config_option
+@config_option
 def sweep(path: Path) -> None:
     """Hang up the legs that a dead daemon has left in Asterisk.
 
@@ -227,7 +211,7 @@ def _starts(command: _Command) -> _Command:
     """Add what commands take that start a fork."""
     for parameter in reversed(_START_PARAMETERS):
         command = parameter(command)
-    return _of_the_daemon(command)
+    return of_any_daemon(command)
 
 
 _START_PARAMETERS: tuple[Callable[[Any], Any], ...] = (
@@ -304,12 +288,11 @@ def _begin(
     post_process: str,
     params: str,
     no_wait: bool,
-    path: Path,
-    socket_path: Path | None,
+    place: DaemonPlace,
 ) -> None:
     """Start a fork, and wait until its audio flows."""
     wishes = {"Command": command, "Options": options, "PostProcess": post_process, "Params": params}
-    with _daemon(path, socket_path) as daemon:
+    with _daemon(place) as daemon:
         if no_wait:
             say(daemon.start(channel, url, **wishes))
             return
@@ -324,13 +307,13 @@ def _begin(
 
 @main.command(short_help="Stop a fork, or every fork of a channel.")
 @click.argument("target")
-@_of_the_daemon
-def stop(target: str, path: Path, socket_path: Path | None) -> None:
+@of_any_daemon
+def stop(target: str, place: DaemonPlace) -> None:
     """Stop the fork with the id TARGET, or every fork of the channel TARGET.
 
     A UUID is an id; anything else is a channel's name or uniqueid. Prints the ids.
     """
-    with _daemon(path, socket_path) as daemon:
+    with _daemon(place) as daemon:
         _say_each(daemon.stop(target))
 
 
@@ -344,13 +327,13 @@ def stop(target: str, path: Path, socket_path: Path | None) -> None:
     show_default=True,
     help="read: what the party says; write: what it hears.",
 )
-@_of_the_daemon
-def mute(target: str, state: str, direction: str, path: Path, socket_path: Path | None) -> None:
+@of_any_daemon
+def mute(target: str, state: str, direction: str, place: DaemonPlace) -> None:
     """Replace the audio of the fork with the id TARGET with silence, or restore it.
 
     With a channel's name or uniqueid as TARGET, every fork of the channel. Prints the ids.
     """
-    with _daemon(path, socket_path) as daemon:
+    with _daemon(place) as daemon:
         _say_each(daemon.mute(target, direction, state == "on"))
 
 
@@ -360,42 +343,35 @@ def mute(target: str, state: str, direction: str, path: Path, socket_path: Path 
 )
 @click.option("--watch", is_flag=True, help="Refresh the list each second, until Ctrl-C.")
 @click.option("--wide", is_flag=True, help="Print one line per fork on any terminal.")
-@_of_the_daemon
-def list_forks(
-    as_json: bool, watch: bool, wide: bool, path: Path, socket_path: Path | None
-) -> None:
+@of_any_daemon
+def list_forks(as_json: bool, watch: bool, wide: bool, place: DaemonPlace) -> None:
     """List the forks: frames of 20 ms, URLs without their query.
 
     NEXT is when the next attempt is made to reach what is missing. On a narrow terminal, each fork
     has the first eight characters of its id, and its URL and error on lines of their own.
     """
     if watch:
-        _watch(path, socket_path, as_json=as_json, wide=wide)
+        _watch(place, as_json=as_json, wide=wide)
         return
-    with _daemon(path, socket_path) as daemon:
+    with _daemon(place) as daemon:
         forks, legs_left = daemon.listing()
     width = None if wide or not sys.stdout.isatty() else shutil.get_terminal_size().columns
     say(forks_as_json(forks) if as_json else table(forks, legs_left, width))
 
 
-def _watch(path: Path, socket_path: Path | None, *, as_json: bool, wide: bool) -> None:
+def _watch(place: DaemonPlace, *, as_json: bool, wide: bool) -> None:
     screen = Screen(stdout(), in_place=is_terminal(sys.stdout, os.environ.get("TERM", "")))
     if screen.size is not None:  # so that the terminal is left as it was
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _exit_codes(), contextlib.suppress(KeyboardInterrupt):
-        connect = functools.partial(_connect, path, socket_path)
-        Watch(connect, screen, warn, as_json=as_json, wide=wide).run()
+        Watch(place.connect, screen, warn, as_json=as_json, wide=wide).run()
         close_stdout()  # nobody reads any more
 
 
-def _connect(path: Path, socket_path: Path | None) -> client.Client:
-    return client.Client(socket_path or client.socket_of(path))
-
-
 @contextmanager
-def _daemon(path: Path, socket_path: Path | None) -> Iterator[client.Client]:
+def _daemon(place: DaemonPlace) -> Iterator[DaemonClient]:
     """Connect to the daemon; turn errors into a message and an exit code."""
-    with _exit_codes(), _connect(path, socket_path) as daemon:
+    with _exit_codes(), place.connect() as daemon:
         yield daemon
 
 
@@ -417,6 +393,6 @@ def _say_each(lines: list[str]) -> None:
         say(line)
 
 
-main.add_command(history_command(_of_the_daemon, _connect, _exit_codes))
+main.add_command(history_command(_exit_codes))
 main.add_command(receive)
 main.add_command(migrate_command(say, warn))

@@ -234,8 +234,10 @@ def refuse_unknown_variables(config: Config, environment: Mapping[str, str] = os
 
 
 _PREFIX = "AUDIOFORK_"
-# Variables of the tests, of `make demo` and of package tests.
-_OTHERS = re.compile(r"AUDIOFORK_(TESTBED_\w+|DEBIAN_MIRROR|PACKAGE(_\w+)?)")
+# Variables of the tests, of `make demo`, of package tests, and of commands that ask over HTTP.
+_OTHERS = re.compile(
+    r"AUDIOFORK_(TESTBED_\w+|DEBIAN_MIRROR|PACKAGE(_\w+)?|URL|TOKEN_FILE|CA_FILE)$"
+)
 
 
 def _refuse_unknown(ini: Ini) -> None:

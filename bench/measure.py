@@ -107,6 +107,29 @@ def memory_kib(pid: int) -> int:
     return total
 
 
+def tcp_rows(port: int) -> list[list[str]]:
+    """Return the rows of /proc/net/tcp with established connections to a port of loopback.
+
+    Each is seen from the end that has the port; see proc(5) for the fields.
+    """
+    ours = f"0100007F:{port:04X}"
+    rows = [line.split() for line in (PROC / "net/tcp").read_text().splitlines()[1:]]
+    return [row for row in rows if row[1] == ours and row[3] != _LISTEN]
+
+
+_LISTEN = "0A"
+
+
+def connections_of(pid: int, port: int) -> int:
+    """Return how many connections to a port of loopback a process has open."""
+    inodes = {f"socket:[{row[9]}]" for row in tcp_rows(port)}
+    found = 0
+    for number in (PROC / str(pid) / "fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found += os.readlink(number) in inodes
+    return found
+
+
 def go_first() -> bool:
     """Let this process and its programs run before others, if that may be; return whether.
 

@@ -1,12 +1,13 @@
 """Runs the relay of audiofork without Asterisk and without the control plane.
 
     python -m bench.relay_only --url URL --uuids FILE [--mix] [--ca FILE] [--workers N] [--apart]
-        [--frame-ms MS] [--form NAME] [--voice] [--watched]
+        [--frame-ms MS] [--form NAME] [--voice] [--watched] [--door TOKENS]
 
 Runs the relay as `audiofork run` does: the same event loop, limits and log; one worker in this
 process, several in processes of their own. Prints one line of JSON when it listens and the UUIDs
 are issued, {"ports": [N, ...], "idle_kib": N, "package": PATH}: the ports by the order of the
-UUIDs, and the memory before there was a fork. SIGTERM ends it.
+UUIDs, and the memory before there was a fork. With --door the HTTP interface shows the forks, by
+the tokens of a file, and the line has its port, "door". SIGTERM ends it.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import uvloop
 
@@ -33,6 +36,9 @@ from audiofork.config import (
     WebSocketConfig,
 )
 from audiofork.forks.call_info import FIELDS
+from audiofork.forks.fork import Fork
+from audiofork.forks.lifecycle import ForkState
+from audiofork.forks.statistics import Statistics
 from audiofork.forks.watching import Watching
 from audiofork.link.inline import InlineRelay
 from audiofork.link.messages import (
@@ -56,6 +62,9 @@ from audiofork.link.processes import RelayProcesses
 from audiofork.link.relay import Relay
 from audiofork.system import lift_file_limit
 from bench.measure import memory_kib
+
+if TYPE_CHECKING:
+    from audiofork.doors.http.server import HttpDoor
 
 
 def _told() -> Metadata:
@@ -88,7 +97,8 @@ class Control:
         else:
             self.relay = RelayProcesses(config, self._on_report, lambda _: None)
         self._issued = asyncio.Event()
-        self._watching = Watching(self.relay.send, lambda _: None)
+        self.watching = Watching(self.relay.send, _fork_that_streams)
+        self.statistics = Statistics(self.relay.send)
 
     async def begin(self, specs: list[ForkSpec]) -> None:
         """Order the forks; return when their legs may come."""
@@ -101,14 +111,21 @@ class Control:
 
     def watch(self) -> None:
         """Look at the levels of all forks, from now on."""
-        self._watching.subscribe_levels(lambda _: None)
+        self.watching.subscribe_levels(lambda _: None)
 
     def _on_report(self, report: Report) -> None:
-        self._watching.on_report(report)
+        self.watching.on_report(report)
         if isinstance(report, LegLost):
             self.relay.send(EndFork(report.fork_id, EndReason.HANGUP))
         elif isinstance(report, StatsTaken):
             self._issued.set()
+            self.statistics.on_taken(report)
+
+
+def _fork_that_streams(_fork_id: str) -> Fork:
+    """Return what `Watching` has to know of a fork that somebody listens to."""
+    fork = SimpleNamespace(state=ForkState.STREAMING, log=logging.getLogger("bench"))
+    return cast(Fork, fork)
 
 
 def config_of(arguments: argparse.Namespace) -> Config:
@@ -144,14 +161,30 @@ async def run(arguments: argparse.Namespace) -> None:
     await control.begin([spec_of(fork_id, arguments) for fork_id in fork_ids])
     if arguments.watched:
         control.watch()
+    door = await open_door(control, fork_ids, arguments) if arguments.door else None
     hello = {
         "ports": [control.relay.address_of(fork_id).port for fork_id in fork_ids],
         "idle_kib": idle_kib,
         "package": str(Path(audiofork.__file__).parent),
     }
+    if door is not None and door.address is not None:
+        hello["door"] = door.address.port
     print(json.dumps(hello), flush=True)
     await told_to_end.wait()
+    if door is not None:
+        await door.close()
     await control.relay.close()
+
+
+async def open_door(
+    control: Control, fork_ids: list[str], arguments: argparse.Namespace
+) -> HttpDoor:
+    """Open the HTTP interface before forks, as the daemon does."""
+    from bench.door import door_of  # its imports take memory that a relay without it has not
+
+    door = door_of(control.statistics, control.watching, fork_ids, arguments.door)
+    await door.start()
+    return door
 
 
 def main() -> None:
@@ -167,6 +200,7 @@ def main() -> None:
     parser.add_argument("--form", choices=FORMS, default="raw", help="what the server gets")
     parser.add_argument("--voice", action="store_true", help="play what the server sends")
     parser.add_argument("--watched", action="store_true", help="look at the levels of all forks")
+    parser.add_argument("--door", default="", help="the file of tokens of an HTTP interface")
     arguments = parser.parse_args()
     log.set_up(LogConfig())
     uvloop.run(run(arguments))

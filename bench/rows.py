@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -241,6 +241,16 @@ class Bench:
         authority.cert_pem.write_to_path(self._ca_file)
         certificate = authority.issue_cert("localhost")
         certificate.private_key_and_cert_chain_pem.write_to_path(self._server_file)
+
+    @contextmanager
+    def with_span(self, span: Span, hold: Hold) -> Iterator[Bench]:
+        """Run rows for another time, and held otherwise, until the end of the context."""
+        before = self.span, self._hold
+        self.span, self._hold = span, hold
+        try:
+            yield self
+        finally:
+            self.span, self._hold = before
 
     def run(self, name: str, start: StartRelay, row: Row) -> Result:
         """Measure one relay.

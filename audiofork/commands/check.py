@@ -27,6 +27,7 @@ from audiofork.asterisk.versions import UNKNOWN, Version
 from audiofork.commands import remedies
 from audiofork.commands.check_audio import WIDE_RATE, AudioCheck, connects_for
 from audiofork.commands.check_dialplan import DialplanCheck
+from audiofork.commands.check_http import check_http
 from audiofork.commands.check_port import KnownDaemon
 from audiofork.commands.findings import Finding, Findings, Outcome
 from audiofork.commands.probe import Events
@@ -109,6 +110,7 @@ class Check:
         self._check_urls()
         self._check_profiles()
         await self._check_front()
+        await check_http(self._config.http, self._findings, daemon_runs=self._daemon.runs)
         await self._check_ari()
         await self._check_asterisk()
         return self._findings.outcome

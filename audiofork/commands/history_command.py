@@ -17,6 +17,7 @@ import click
 
 from audiofork import config_file
 from audiofork.commands import terminal
+from audiofork.commands.daemon_options import DaemonPlace, of_any_daemon
 from audiofork.commands.history_table import causes_table, details, table, terminal_width
 from audiofork.commands.times import seconds_of
 from audiofork.doors.history_answers import as_dict, query_of
@@ -30,7 +31,7 @@ _PAGE = 500  # entries that are asked for at once
 
 
 class Source(Protocol):
-    """Where the history is read: by the daemon, or the file itself.
+    """Where the history is read: by a daemon, or the file itself.
 
     Every method raises HistoryUnavailable, and RequestRefused for what it does not understand.
     """
@@ -43,9 +44,6 @@ class Source(Protocol):
 
     def forget(self, number: str) -> int:
         """Remove all entries of a caller; return how many there were."""
-
-
-Connect = Callable[[Path, Path | None], AbstractContextManager[Source]]
 
 
 class HistoryOfFile:
@@ -84,12 +82,14 @@ class HistoryOfFile:
 
 
 @contextlib.contextmanager
-def _source(connect: Connect, path: Path, socket_path: Path | None) -> Iterator[Source]:
-    """Connect to the daemon; if none runs, read the file that it would write."""
+def _source(place: DaemonPlace) -> Iterator[Source]:
+    """Connect to the daemon; if none runs here, read the file that it would write."""
     try:
-        connected = connect(path, socket_path)
+        connected = place.connect()
     except (DaemonUnreachable, ConfigError) as exc:
-        file = _file_of(path, exc)
+        if place.url:
+            raise
+        file = _file_of(place.path, exc)
         terminal.warn(f"no daemon answers: read from {file}")
         try:
             yield HistoryOfFile(Path(file))
@@ -151,16 +151,10 @@ def _filters(command: _Command) -> _Command:
     return command
 
 
-def history_command(
-    of_the_daemon: Callable[[Any], Any],
-    connect: Connect,
-    exit_codes: Callable[[], AbstractContextManager[None]],
-) -> click.Command:
+def history_command(exit_codes: Callable[[], AbstractContextManager[None]]) -> click.Command:
     """Return the command.
 
     Args:
-        of_the_daemon: Adds the options that select the daemon, `path` and `socket_path`.
-        connect: Connects to the daemon that these select.
         exit_codes: Turns errors into a message and an exit code.
     """
 
@@ -180,8 +174,8 @@ def history_command(
     @click.option("--wide", is_flag=True, help="Print one line per fork on any terminal.")
     @click.option("--forget", default="", metavar="NUMBER", help="Remove a caller, for good.")
     @click.option("--yes", is_flag=True, help="Do not ask before that.")
-    @of_the_daemon
-    def history(path: Path, socket_path: Path | None, **given: Any) -> None:
+    @of_any_daemon
+    def history(place: DaemonPlace, **given: Any) -> None:
         """Show forks that have ended and starts that were refused, the newest first.
 
         With ID, or its first eight characters, show one of them with all that has happened to it.
@@ -191,7 +185,7 @@ def history_command(
         whose number was masked ([history] mask_numbers) are not found by it.
         """
         with exit_codes():
-            _run(_Wish(**given), lambda: _source(connect, path, socket_path))
+            _run(_Wish(**given), lambda: _source(place))
 
     return history
 

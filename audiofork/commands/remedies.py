@@ -138,6 +138,22 @@ NAME_HOSTS = (
     "there. Name your servers: [security] allow_urls = wss://speech.example.org, and reload the "
     "daemon."
 )
+HTTP_TOKENS = (
+    "Each line has NAME ROLES TOKEN, the roles of view, listen, control with commas, the token of "
+    "20 characters or more (openssl rand -hex 24); others than owner and group may not read the "
+    "file. The shipped service hands on /etc/audiofork/http-tokens alone, and a new copy only when "
+    "it is restarted. audiofork setup makes one where [http] is not set."
+)
+HTTP_LISTEN = (
+    "[http] listen must be an address of this machine, and a port that no other program uses (ss "
+    "-ltnp, as root, shows which one does). Changes of it take effect at the next start: systemctl "
+    "restart audiofork."
+)
+HTTP_TLS = (
+    "Whoever sees the network may then do what its users may, and hear calls. Set [http] cert_file "
+    "and key_file; or listen = 127.0.0.1:9080, behind a proxy that speaks TLS ([http] hosts has "
+    "its name), or for ssh -L 9080:127.0.0.1:9080."
+)
 PROFILES = (
     "Without it the daemon does not start, and a reload keeps the old profiles. The daemon's user "
     "has to be able to read profiles.d and what its files name (install -m 640 -g audiofork); "

@@ -13,7 +13,7 @@ from audiofork.commands.listing import Flows, as_json, summary, table
 from audiofork.errors import AudioForkError
 
 if TYPE_CHECKING:
-    from audiofork.doors.control_client import Client
+    from audiofork.doors.daemon_client import DaemonClient
 
 INTERVAL_S = 1.0
 # The alternate screen of the terminal, so that the earlier lines stay; and no cursor.
@@ -81,7 +81,7 @@ class Watch:
 
     def __init__(
         self,
-        connect: Callable[[], AbstractContextManager[Client]],
+        connect: Callable[[], AbstractContextManager[DaemonClient]],
         screen: Screen,
         warn: Callable[[str], None],
         *,
@@ -114,7 +114,7 @@ class Watch:
                 except AudioForkError as exc:
                     self._tell(str(exc))
 
-    def _look_on(self, daemon: Client) -> None:
+    def _look_on(self, daemon: DaemonClient) -> None:
         """Look over one connection, as long as it lasts."""
         while True:
             looked = daemon.listing()

@@ -6,15 +6,19 @@ import grp
 import json
 import os
 import socket
-import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from audiofork import config_file
 from audiofork.doors.control_socket import MAX_PATH_BYTES, Code
+from audiofork.doors.daemon_client import (
+    ANSWER_TIMEOUT_S,
+    fork_id_of,
+    is_channel_name,
+    named,
+)
 from audiofork.errors import (
     AmiUnavailable,
     ConfigError,
@@ -24,10 +28,8 @@ from audiofork.errors import (
     HistoryUnavailable,
     RequestRefused,
 )
-from audiofork.text import printable, reason_of
+from audiofork.text import reason_of
 
-# The daemon waits at most 5 s for an answer from Asterisk, and a start needs two answers.
-ANSWER_TIMEOUT_S = 15.0
 # Longer than the daemon waits for the next line.
 CHECK_TIMEOUT_S = 70.0
 # Longer than the daemon waits for its disk.
@@ -50,11 +52,7 @@ def socket_of(path: Path) -> Path:
 
 
 class Client:
-    """One connection to the daemon; a context manager.
-
-    Every method raises DaemonUnreachable if the daemon is not there or goes away, RequestRefused
-    with the daemon's words, AmiUnavailable if the daemon does not reach Asterisk, DaemonBusy, and
-    DaemonFault.
+    """One connection to the daemon, a DaemonClient.
 
     Raises:
         DaemonUnreachable: Nobody listens at the path, or we may not use it.
@@ -97,7 +95,7 @@ class Client:
             url: Where its audio goes.
             wishes: Further fields of the request: Options, PostProcess, Params; another Command.
         """
-        with _named(channel):
+        with named(channel):
             return str(self._ask(_start(channel, url, wishes))[0])
 
     def start_and_follow(
@@ -110,7 +108,7 @@ class Client:
         older daemon, or one with too many waiting clients.
         """
         fields = {**_start(channel, url, wishes), "Wait": "yes"}
-        with _named(channel):
+        with named(channel):
             answer = self._answer_to(fields)
         return str(answer["forks"][0]), self._news() if answer.get("waits") else iter(())
 
@@ -122,7 +120,7 @@ class Client:
 
     def stop(self, target: str) -> list[str]:
         """Stop the fork with this id, or every fork of a channel; return their ids."""
-        with _named(target):
+        with named(target):
             return self._ask({"Command": "StopAudioFork", **_target(target)})
 
     def mute(self, target: str, direction: str, on: bool) -> list[str]:
@@ -134,7 +132,7 @@ class Client:
             on: Whether to mute.
         """
         fields = {"Direction": direction, "State": "1" if on else "0"}
-        with _named(target):
+        with named(target):
             return self._ask({"Command": "AudioForkMute", **_target(target), **fields})
 
     def forks(self) -> list[dict[str, Any]]:
@@ -227,27 +225,6 @@ class Client:
             raise DaemonUnreachable(text) from None
 
 
-_WHERE_THEY_ARE = {
-    "No such channel": 'asterisk -rx "core show channels concise" lists the full names',
-    "No such fork": "audiofork list shows all forks",
-}
-
-
-@contextmanager
-def _named(target: str) -> Iterator[None]:
-    """Add the missing fork or channel to a refusal, and where to look for the right one.
-
-    The daemon's own texts are those of app_audiofork, which name nothing.
-    """
-    try:
-        yield
-    except RequestRefused as exc:
-        if (text := str(exc)) not in _WHERE_THEY_ARE:
-            raise
-        named = f"{text}: {printable(target, '?')}; {_WHERE_THEY_ARE[text]}"
-        raise RequestRefused(named) from exc
-
-
 def _granted(answer: dict[str, Any]) -> dict[str, Any]:
     if answer["ok"]:
         return answer
@@ -291,12 +268,10 @@ def _start(channel: str, url: str, wishes: Mapping[str, str]) -> dict[str, str]:
 
 def _channel(channel: str) -> dict[str, str]:
     """Return the field that names a channel: every name has a slash, a uniqueid has none."""
-    return {"Channel" if "/" in channel else "Uniqueid": channel}
+    return {"Channel" if is_channel_name(channel) else "Uniqueid": channel}
 
 
 def _target(target: str) -> dict[str, str]:
     """Return the field that names a fork or a channel: a UUID is the id of a fork."""
-    try:
-        return {"AudioForkID": str(uuid.UUID(target))}
-    except ValueError:
-        return _channel(target)
+    fork_id = fork_id_of(target)
+    return {"AudioForkID": fork_id} if fork_id else _channel(target)

@@ -12,6 +12,7 @@ import sys
 from testbed.attacks import (
     ATTACKS,
     callers,  # noqa: F401
+    http,  # noqa: F401
     legs,  # noqa: F401
     names,  # noqa: F401
     servers,

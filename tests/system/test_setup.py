@@ -10,18 +10,23 @@ import asyncio
 import os
 import re
 import shlex
+import socket
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from audiofork import config_file
 from audiofork.asterisk.versions import EVENT_FILTERS_BY_NAME, Version
-from audiofork.commands.setup import system
+from audiofork.commands.setup import http_door, system
 from audiofork.commands.setup.daemon_files import Paths
 from audiofork.commands.setup.run import Setup
+from audiofork.doors.http_client import HttpClient
+from audiofork.doors.http_connection import Door
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk
 from testbed.daemon import Daemon
@@ -137,6 +142,8 @@ async def test_call_is_forked_after_setup_and_all_is_as_it_was_after_undo(
                 target.call.talk()
                 recording = await recorder.wait_messages("/call", 20)
                 assert {len(message) for message in recording.messages} == {640}
+                (fork,) = await asyncio.to_thread(forks_over_http, daemon.config)
+                assert (fork["channel"], fork["state"]) == (target.channel, "streaming")
                 await target.call.hangup()
             await only_channels(ami)
         once = tree(etc)
@@ -149,9 +156,24 @@ async def test_call_is_forked_after_setup_and_all_is_as_it_was_after_undo(
     assert tree(etc) == before
     assert daemon.config.read_bytes() == ini
     assert not (daemon.config.parent / "ami-secret").exists()
+    assert not (daemon.config.parent / "http-tokens").exists()
     assert "audiofork" not in asterisk.cli("manager show users")
     assert "Disabled" in asterisk.cli("http show status")
     assert "There is no existence" in asterisk.cli("dialplan show audiofork")
+
+
+@pytest.fixture(autouse=True)
+def own_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let setup find a port that no other test finds at the same time."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(http_door, "PORTS", (server.getsockname()[1],))
+
+
+def forks_over_http(ini: Path) -> list[dict[str, Any]]:
+    """Return the forks, asked for as setup has set the HTTP interface up."""
+    http = config_file.load(ini, {}).http
+    with HttpClient(Door(f"http://{http.listen}", Path(http.tokens_file))) as client:
+        return client.listing()[0]
 
 
 # --- By hand -------------------------------------------------------------------------------------
@@ -186,6 +208,7 @@ async def test_who_does_by_hand_what_the_docs_say_gets_a_check_without_a_fault(
         "/etc/audiofork": str(ini.parent),
         "-g asterisk": f"-g {os.getgid()}",
         "127.0.0.1:8088": f"127.0.0.1:{asterisk.http_port}",
+        "127.0.0.1:9080": f"127.0.0.1:{http_door.PORTS[0]}",
         "audiofork check\n": f"sed -i '{ports}' {ini}\n{check} || {check} || {check}\n",
         "asterisk -rx": f"{etc.parent}/run/asterisk -C {etc}/asterisk.conf -rx",
     }.items():

@@ -7,14 +7,17 @@ import textwrap
 from pathlib import Path
 
 from audiofork import shipped
+from audiofork.commands.setup import http_door
 from audiofork.commands.setup.asterisk_files import LOOPBACK, PLACEHOLDER, RELOADS
-from audiofork.commands.setup.daemon_files import this_program
+from audiofork.commands.setup.daemon_files import Paths, this_program
 from audiofork.config_values import Address
 
 _PERMIT = "permit = 127.0.0.1/255.255.255.255"
 _SECRET = """\
 install -d {folder} {folder}/profiles.d
 (umask 077; python3 -c 'import secrets; print(secrets.token_hex(24))' > {secret})
+(umask 077; python3 -c 'import secrets; print("{name} view,listen,control", secrets.token_hex())' \\
+  > {tokens})
 """
 _INI = """\
 [asterisk]
@@ -24,6 +27,10 @@ secret_file = {secret}
 [ari]
 url = http://{http}/ari
 password_file = {secret}
+
+[http]
+listen = {door}
+tokens_file = {tokens}
 """
 _INI_BEYOND = """
 [audiosocket]
@@ -51,6 +58,7 @@ systemctl daemon-reload
 systemctl enable --now audiofork
 audiofork check -c {ini}
 """
+_PAGE = "The page is at http://{door}/ then; it asks for the token, the last word of {tokens}."
 
 
 def text(ini: Path, host: str = LOOPBACK) -> str:
@@ -60,7 +68,7 @@ def text(ini: Path, host: str = LOOPBACK) -> str:
         ini: The daemon's configuration file.
         host: Where Asterisk is.
     """
-    is_here = host == LOOPBACK
+    is_here, paths = host == LOOPBACK, Paths(ini)
     ours = LOOPBACK if is_here else _our_address(host)
     names = {
         "host": host,
@@ -69,13 +77,16 @@ def text(ini: Path, host: str = LOOPBACK) -> str:
         "audio": str(Address(ours, 9093)),
         "ours": ours,
         "there": "here" if is_here else f"on {host}",
-        "secret": str(ini.parent / "ami-secret"),
+        "secret": str(paths.secret),
+        "tokens": str(paths.tokens),
+        "name": http_door.TOKEN_NAME,
+        "door": str(Address(http_door.HOST, http_door.PORTS[0])),
         "folder": str(ini.parent),
     }
     units = shipped.find(shipped.SERVICE).parent
     unit_commands = _UNITS.format(program=" ".join(this_program()), folder=units, ini=ini)
     parts = [
-        "1. Here, as root, make the secret:",
+        "1. Here, as root, make the secret, and a token for the page and the HTTP interface:",
         _code(_SECRET.format(**names)),
         f"2. Here, put into {ini}, each section once:",
         _code((_INI if is_here else _INI + _INI_BEYOND).format(**names)),
@@ -89,6 +100,7 @@ def text(ini: Path, host: str = LOOPBACK) -> str:
         _code("\n".join(f"asterisk -rx '{command}'" for command in RELOADS.values())),
         "5. Here, install the units and start the service, then see whether all is well:",
         _code(unit_commands),
+        _PAGE.format(**names),
     ]
     return "\n\n".join(parts)
 

@@ -7,7 +7,7 @@ import grp
 import os
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class Paths:
     """Where things are; a test has others.
 
     Attributes:
-        ini: The configuration of the daemon; its secret is beside it.
+        ini: The configuration of the daemon; its secret and its tokens are beside it.
         units: Where units of the administrator are; None: systemd does not run here.
         packaged_units: Where those of packages are.
         group: The group of the daemon's user, where there is one that stays.
@@ -51,6 +51,11 @@ class Paths:
     def secret(self) -> Path:
         """The file of the secret."""
         return self.ini.parent / "ami-secret"
+
+    @property
+    def tokens(self) -> Path:
+        """The file of the tokens of the HTTP interface."""
+        return self.ini.parent / "http-tokens"
 
     @property
     def has_packaged_units(self) -> bool:
@@ -122,8 +127,35 @@ def plan_secret(draft: Draft, path: Path, secret: str) -> None:
         draft.write_secret(path, f"{secret}\n".encode())
 
 
-def plan_ini(draft: Draft, ini: Path, access: Access, secret_file: Path) -> None:
+def options_named(draft: Draft, ini: Path, section: str) -> list[str]:
+    """Return the options that a configuration file names in a section, with a value or without."""
+    options = _options_of(draft.text(ini), ini)
+    return list(options[section]) if options.has_section(section) else []
+
+
+def _options_of(content: str, ini: Path) -> configparser.RawConfigParser:
+    options = configparser.RawConfigParser(
+        inline_comment_prefixes=(";",), default_section="", strict=False
+    )
+    options.read_string(content.removeprefix(BOM), str(ini))
+    return options
+
+
+def plan_ini(
+    draft: Draft,
+    ini: Path,
+    access: Access,
+    secret_file: Path,
+    more: Mapping[tuple[str, str], str],
+) -> None:
     """Plan audiofork.ini: what is set stays, what is missing is added.
+
+    Args:
+        draft: Collects what is to be written.
+        ini: The file.
+        access: Where Asterisk's interfaces are.
+        secret_file: The file of their secret.
+        more: Further values, by section and option.
 
     Raises:
         ConfigError: What is there cannot be used.
@@ -134,11 +166,11 @@ def plan_ini(draft: Draft, ini: Path, access: Access, secret_file: Path) -> None
         ("asterisk", "secret_file"): str(secret_file),
         ("ari", "url"): access.url,
         ("ari", "password_file"): str(secret_file),
+        **more,
     }
     is_new = draft.files.read(ini) is None
     content = config_file.sample() if is_new else draft.text(ini)
-    options = configparser.RawConfigParser(inline_comment_prefixes=(";",), default_section="")
-    options.read_string(content.removeprefix(BOM), str(ini))
+    options = _options_of(content, ini)
     for (section, option), value in wanted.items():
         there = dict(options[section]) if options.has_section(section) else {}
         standing = there.get(option)
@@ -185,6 +217,7 @@ def plan_units(draft: Draft, paths: Paths) -> None:
         unit = unit.replace("/opt/audiofork/bin/audiofork", " ".join(program))
         unit = unit.replace("/etc/audiofork/audiofork.ini", str(paths.ini))
         unit = unit.replace("/etc/audiofork/ami-secret", str(paths.secret))
+        unit = unit.replace("/etc/audiofork/http-tokens", str(paths.tokens))
         draft.write(paths.units / name, unit.encode(), FOR_ALL)
 
 

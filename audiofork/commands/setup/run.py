@@ -12,6 +12,7 @@ from audiofork.commands.setup.daemon_files import (
     Paths,
     common_secret,
     configuration,
+    options_named,
     plan_ini,
     plan_profiles,
     plan_secret,
@@ -21,6 +22,7 @@ from audiofork.commands.setup.daemon_files import (
 )
 from audiofork.commands.setup.draft import Change, Draft, group_name
 from audiofork.commands.setup.find import Asterisk, ask, find
+from audiofork.commands.setup.http_door import how_to_open, plan_door
 from audiofork.commands.setup.record import Record
 from audiofork.commands.terminal import EXIT_FAILED
 from audiofork.errors import SetupError
@@ -92,7 +94,10 @@ class Setup:
                         "mended, run audiofork setup again, or audiofork setup --undo"
                     ) from exc
             self._tell_the_end(record)
-        return self.check(self.paths.ini)
+        code = self.check(self.paths.ini)
+        if text := how_to_open(configuration(Draft(), self.paths.ini)):
+            self.say(f"\n{text}")
+        return code
 
     def show(self) -> int:
         """Show what would be done."""
@@ -112,7 +117,8 @@ class Setup:
         secret = common_secret(candidates)
         access = of_asterisk.plan(secret, *users)
         plan_secret(draft, own, secret)
-        plan_ini(draft, ini, access, own)
+        door = plan_door(draft, loaded, options_named(draft, ini, "http"), self.paths.tokens)
+        plan_ini(draft, ini, access, own, door)
         plan_profiles(draft, self.paths)
         plan_units(draft, self.paths)
         return _Plan(asterisk, draft, of_asterisk, draft.changes())
@@ -183,7 +189,7 @@ class Setup:
             if record.service is None:
                 record.service = self.systemd.state()
                 record.save()
-            concerned = {self.paths.ini, self.paths.secret, *self._units()}
+            concerned = {self.paths.ini, self.paths.secret, self.paths.tokens, *self._units()}
             anew = not concerned.isdisjoint(change.path for change in plan.changes)
             self.systemd.start(self.say, anew=anew)
         record.pending, record.is_complete = [], True

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
-from aiohttp import web
+from aiohttp import web, web_protocol
 
 from audiofork.doors.http.problems import Problem, a_bug
 from audiofork.doors.http.sending import harden
@@ -59,6 +59,30 @@ class Connection(web.RequestHandler):
         self._owner = server
         self._stall_timer: asyncio.TimerHandle | None = None
         self._open_transport: asyncio.Transport | None = None
+        self._is_refused = False
+
+    def data_received(self, data: bytes) -> None:
+        # What follows a request that is no HTTP is not looked at: aiohttp would keep an error for
+        # each read, with the read in it, and uvloop reads 8 MB in one turn.
+        if self._is_refused:
+            return
+        super().data_received(data)
+        if self._messages and isinstance(self._messages[-1][0], web_protocol._ErrInfo):
+            self.read_no_more()
+
+    def read_no_more(self) -> None:
+        """Leave what the client still sends to the kernel, until the connection is closed.
+
+        For a request that was answered before its body was read: aiohttp would read on for
+        `lingering_time`, and each read of a fast client is 8 MB.
+        """
+        self._is_refused = True
+        if self._open_transport is not None and not self._open_transport.is_closing():
+            self._open_transport.pause_reading()
+
+    def resume_reading(self, *how: bool, **more: bool) -> None:
+        if not self._is_refused:
+            super().resume_reading(*how, **more)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._open_transport = cast(asyncio.Transport, transport)

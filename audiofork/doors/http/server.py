@@ -16,7 +16,7 @@ from aiohttp import web
 
 from audiofork.config import Address, HttpConfig
 from audiofork.doors.http.access import COOKIE, Access, Identity, require, require_origin
-from audiofork.doors.http.connections import Server, listen_tcp
+from audiofork.doors.http.connections import Connection, Server, listen_tcp
 from audiofork.doors.http.events_api import EventsApi
 from audiofork.doors.http.forks_api import ForksApi
 from audiofork.doors.http.history_api import HistoryApi
@@ -172,6 +172,9 @@ class HttpDoor:
             response = _problem(a_bug(), request, path)
         if not response.prepared:
             harden(response)
+            if not request.content.is_eof() and isinstance(request.protocol, Connection):
+                response.force_close()
+                request.protocol.read_no_more()
         return response
 
     async def _answer(self, request: web.BaseRequest, path: str) -> web.StreamResponse:

@@ -727,6 +727,7 @@ def test_service_runs_this_program_and_is_gone_after_the_undo(
     text = (units / "audiofork.service").read_text()
     assert f"ExecStart=/opt/here/bin/audiofork run -c {machine.ini}\n" in text
     assert f"LoadCredential=ami-secret:{machine.ini.parent}/ami-secret\n" in text
+    assert f"LoadCredential=http-tokens:{machine.ini.parent}/http-tokens\n" in text
     assert (units / "audiofork-sweep.service").exists()
     assert systemctl.calls[-3:] == [
         "daemon-reload",
