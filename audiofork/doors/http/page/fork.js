@@ -184,6 +184,7 @@ export class ForkView {
     setText(this.status.children[0], state.word);
     setAttribute(this.status.children[0], "data-state", state.word);
     setText(this.status.children[1], state.reason);
+    this.#showMeters(fork);
     this.wave.gap(state.word === "reconnecting");
     this.mutes.forEach((button, place) => {
       const isOn = words.isMuted(fork, ["in", "out"][place]);
@@ -220,10 +221,14 @@ export class ForkView {
   #levels() {
     const fork = this.#fork;
     if (!fork?.level || fork.gone) return;
+    this.#showMeters(fork);
+    this.wave.levels(levelOf(fork));
+  }
+
+  #showMeters(fork) {
     const [inPeak, inRms, outPeak, outRms] = levelOf(fork);
     this.meters[0].show(inPeak, inRms, words.isMuted(fork, "in"));
     this.meters[1].show(outPeak, outRms, words.isMuted(fork, "out"));
-    this.wave.levels(levelOf(fork));
   }
 
   #event(name, data) {
