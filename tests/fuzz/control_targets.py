@@ -299,6 +299,9 @@ class _Writer:
 
     async def drain(self) -> None: ...
 
+    def is_closing(self) -> bool:
+        return False
+
     def get_extra_info(self, name: str) -> None: ...
 
 
