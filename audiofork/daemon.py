@@ -174,7 +174,7 @@ class Daemon:
             profiles=self._profiles,
             waits_for_hold=self._config.asterisk.on_hold == "wait",
             playout_buffer_s=self._config.websocket.playout_buffer,
-            asks_callers=self.history.is_kept,
+            asks_callers=self.history.is_kept or self._stream is not None,
         )
         self.watching = Watching(self.relay.send, self.forks.find)
         events.subscribe(self.watching.on_event)

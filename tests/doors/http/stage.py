@@ -51,6 +51,7 @@ VIEW = ForkView(
     frames_in=30,
     frames_sent=20,
     frames_dropped=1,
+    backlog=9,
     muted="",
     tap="snoop",
     sample_rate=16000,
