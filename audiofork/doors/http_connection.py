@@ -67,7 +67,7 @@ class Door:
         if parts.scheme == "http" and not _is_here(parts.hostname or ""):
             raise ConfigError(
                 f"--url: {url} would send the token in the clear: use https://, or a tunnel "
-                "(ssh -L 9094:127.0.0.1:9094 HOST) and http://127.0.0.1:9094"
+                "(ssh -L 9080:127.0.0.1:9080 HOST) and http://127.0.0.1:9080"
             )
         return Door(url, self.token_file, self.ca_file)
 
