@@ -41,7 +41,7 @@ from audiofork.link.inline import InlineRelay, check_files
 from audiofork.link.messages import CheckLeg, Format, Report, SendReport, WatchReport
 from audiofork.link.processes import RelayProcesses
 from audiofork.link.relay import Relay
-from audiofork.system import feed_watchdog, lift_file_limit, notify
+from audiofork.system import feed_watchdog, lift_file_limit, notify, spare_collections
 
 if TYPE_CHECKING:
     from audiofork.asterisk.ari import Ari
@@ -108,6 +108,7 @@ class Daemon:
             ConfigError: A file that the configuration names cannot be used.
         """
         await self._start()
+        spare_collections()
         try:
             await self._stop.wait()
         finally:

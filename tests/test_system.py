@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import socket
@@ -18,6 +19,7 @@ from audiofork.system import (
     lift_file_limit,
     notify,
     openable,
+    spare_collections,
     warn_of_low_file_limit,
 )
 
@@ -170,3 +172,14 @@ def test_file_limit_that_suffices_is_not_spoken_of(caplog: pytest.LogCaptureFixt
     with limit(1800):
         warn_of_low_file_limit(100)
     assert caplog.messages == []
+
+
+def test_collector_leaves_what_is_there_alone_and_waits_for_more() -> None:
+    before = gc.get_threshold()
+    try:
+        spare_collections()
+        assert gc.get_threshold() == (20_000, 20, 20)
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
