@@ -86,7 +86,7 @@ class Doors:
             CannotListen: Its address cannot be used.
             ConfigError: A file that [http] names cannot be used.
         """
-        from audiofork.doors.http.server import HttpDoor  # its imports take 13 MB of memory
+        from audiofork.doors.http.server import HttpDoor  # its imports take 14 MB of memory
 
         self._http = HttpDoor(self._config.http, parts)
         await self._http.start()

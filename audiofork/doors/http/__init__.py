@@ -1,1 +1,1 @@
-"""The HTTP door; imported only where [http] is configured, because aiohttp takes 13 MB."""
+"""The HTTP door; imported only where [http] is configured, because aiohttp takes 14 MB."""

@@ -7,14 +7,14 @@ from typing import Any
 
 from aiohttp import web
 
-from audiofork.doors.http.answers import (
+from audiofork.doors.http.answers import MomentOfFork
+from audiofork.doors.http.answers_history import (
     CauseOfFailures,
     Causes,
     CausesQuery,
     HistoryEntry,
     HistoryPage,
     HistoryQuery,
-    MomentOfFork,
 )
 from audiofork.doors.http.parts import History, Parts
 from audiofork.doors.http.problems import Kind, Problem

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from audiofork.doors.event_stream import EventStream
-from audiofork.doors.http.answers import HistoryQuery, Status
+from audiofork.doors.http.answers import Status
+from audiofork.doors.http.answers_history import HistoryQuery
 from audiofork.forks.following import StartNews
 from audiofork.forks.requests import Request
 from audiofork.forks.view import ForkView

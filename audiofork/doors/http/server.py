@@ -41,7 +41,6 @@ log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 64 * 1024
 BODY_S = 10.0
-MAX_QUERY_CHARACTERS = 4000
 
 
 @dataclass(frozen=True)
@@ -232,8 +231,6 @@ def _user_of(request: web.BaseRequest) -> str:
 
 
 def _query_of(request: web.BaseRequest, route: Route) -> Any:
-    if len(request.query_string) > MAX_QUERY_CHARACTERS:
-        raise BadValue(f"the query: expected {MAX_QUERY_CHARACTERS} characters at most")
     return parse_query(route.query or _Nothing, list(request.query.items()))
 
 

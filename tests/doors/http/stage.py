@@ -15,10 +15,10 @@ from audiofork.doors.event_stream import EventStream
 from audiofork.doors.http.answers import (
     AriStatus,
     AsteriskStatus,
-    HistoryQuery,
     RelayStatus,
     Status,
 )
+from audiofork.doors.http.answers_history import HistoryQuery
 from audiofork.doors.http.parts import Heard, Levels, Parts
 from audiofork.doors.http.server import HttpDoor
 from audiofork.errors import RequestRefused

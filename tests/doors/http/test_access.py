@@ -99,6 +99,7 @@ def test_session_ends_with_its_token(access: Access) -> None:
     access.take_tokens(Tokens({digest_of(OTHER): BERT}))
     assert access.identify([], gone, "") is None
     assert access.identify([], stays, "") is not None
+    assert len(access.sessions) == 1
     assert was is not None
     assert not access.is_current(was)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from audiofork.doors.http import status_api
-from audiofork.doors.http.answers import AsteriskStatus, HistoryQuery, RelayStatus
+from audiofork.doors.http.answers import AsteriskStatus, RelayStatus
+from audiofork.doors.http.answers_history import HistoryQuery
 from audiofork.doors.http.status_api import Checks
 from audiofork.errors import AudioForkError, DaemonBusy
 from tests.doors.http.stage import FORK_ID, OTHER_ID, RUN, STATUS, Others, Stage, staged
