@@ -222,6 +222,7 @@ class Daemon:
             profiles=lambda: self._profiles.names,
             stream=stream,
             check=self._doors.check.run,
+            legs_left=lambda: forks.legs_left,
             watching=self.watching,
         )
 
