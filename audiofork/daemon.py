@@ -44,7 +44,7 @@ from audiofork.link.inline import InlineRelay, check_files
 from audiofork.link.messages import CheckLeg, Format, Report, SendReport, WatchReport
 from audiofork.link.processes import RelayProcesses
 from audiofork.link.relay import Relay
-from audiofork.system import feed_watchdog, lift_file_limit, notify
+from audiofork.system import feed_watchdog, lift_file_limit, notify, spare_collections
 
 if TYPE_CHECKING:
     from audiofork.asterisk.ari import Ari
@@ -116,6 +116,7 @@ class Daemon:
             ConfigError: A file that the configuration names cannot be used.
         """
         await self._start()
+        spare_collections()
         try:
             await self._stop.wait()
         finally:
@@ -245,6 +246,7 @@ class Daemon:
             profiles=lambda: self._profiles.names,
             stream=stream,
             check=self._doors.check.run,
+            legs_left=lambda: forks.legs_left,
             watching=self.watching,
             timelines=self.timelines,
             series=self.series,

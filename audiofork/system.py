@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
 import resource
@@ -24,6 +25,9 @@ FILES_PER_FORK = 4
 # For everything else: clients of the control socket and of the AMI front, strangers at the
 # AudioSocket port, the log, libraries.
 FURTHER_FILES = 1400
+# New objects until the youngest are looked at (2 ms), and how often that is until the older ones
+# are: what is dropped within seconds never gets among those.
+GC_THRESHOLDS = (20_000, 20, 20)
 # Prefixes of the environment variables through which systemd talks to the daemon only.
 _OF_SYSTEMD = ("NOTIFY_", "WATCHDOG_")
 
@@ -33,6 +37,19 @@ def lift_file_limit() -> None:
     with contextlib.suppress(ValueError, OSError):  # a hardened service may not even read it
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def spare_collections() -> None:
+    """Let Python's collector of cycles work seldom, and not on what is there now.
+
+    For a process that relays audio, once all is imported: a full collection looks at every object,
+    and takes 18 ms with 400 forks, 45 ms with 1,000, in which no frame passes. By Python's defaults
+    one is due as soon as a quarter of all objects is new and was kept for a moment, as the list of
+    1,000 forks that somebody looks at is, each second.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 def file_limit() -> int | None:

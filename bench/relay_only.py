@@ -60,7 +60,7 @@ from audiofork.link.messages import (
 )
 from audiofork.link.processes import RelayProcesses
 from audiofork.link.relay import Relay
-from audiofork.system import lift_file_limit
+from audiofork.system import lift_file_limit, spare_collections
 from bench.measure import memory_kib
 
 if TYPE_CHECKING:
@@ -158,10 +158,11 @@ async def run(arguments: argparse.Namespace) -> None:
     await control.relay.start()
     idle_kib = memory_kib(os.getpid())
     fork_ids = arguments.uuids.read_text().split()
+    door = await open_door(control, fork_ids, arguments) if arguments.door else None
+    spare_collections()
     await control.begin([spec_of(fork_id, arguments) for fork_id in fork_ids])
     if arguments.watched:
         control.watch()
-    door = await open_door(control, fork_ids, arguments) if arguments.door else None
     hello = {
         "ports": [control.relay.address_of(fork_id).port for fork_id in fork_ids],
         "idle_kib": idle_kib,

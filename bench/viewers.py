@@ -224,7 +224,9 @@ def queued_kib(port: int) -> list[float]:
     return [int(row[4].partition(":")[0], 16) / 1024 for row in measure.tcp_rows(port)]
 
 
-HEAD = "run       forks  us/frame  p50 ms   p99 ms   max ms   late  lost  wrong  viewers got"
+HEAD = (
+    "run       forks  us/frame  waited %  p50 ms   p99 ms   max ms   late  lost  wrong  viewers got"
+)
 
 
 def line(run: Run) -> str:
@@ -237,7 +239,8 @@ def line(run: Run) -> str:
             f"{got['viewer_bytes'] / got['seconds'] / 1e6:.1f} MB/s, {got['lost']:.0f} dropped"
         )
     return (
-        f"{result.relay:9} {result.row.forks:5} {result.cpu_us:9.1f} {result.p50_us / 1000:7.2f} "
+        f"{result.relay:9} {result.row.forks:5} {result.cpu_us:9.1f} "
+        f"{result.waited_percent:9.0f} {result.p50_us / 1000:7.2f} "
         f"{result.p99_us / 1000:8.2f} {result.max_us / 1000:8.1f} {result.late:6} "
         f"{result.lost:5} {result.wrong:6}  {told}"
     )
@@ -251,6 +254,8 @@ def report(pairs: list[tuple[Run, Run]]) -> None:
             f"{name.removesuffix('_us')}: with viewers {statistics.median(ratios):.2f} times that "
             f"without, {min(ratios):.2f} to {max(ratios):.2f}"
         )
+    if any(one.result.disturbed for pair in pairs for one in pair):
+        print("the machine was busy with other programs: ratios of single runs mean little")
     alone = [a.result.p99_us for a, _ in pairs]
     print(f"p99 without viewers: {min(alone) / 1000:.2f} to {max(alone) / 1000:.2f} ms")
 

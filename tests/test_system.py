@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import socket
@@ -21,6 +22,7 @@ from audiofork.system import (
     notify,
     open_files,
     openable,
+    spare_collections,
     usage_of,
     warn_of_low_file_limit,
 )
@@ -204,3 +206,14 @@ def test_open_files_are_counted() -> None:
     with Path(os.devnull).open():
         assert open_files() == before + 1
     assert open_files() == before
+
+
+def test_collector_leaves_what_is_there_alone_and_waits_for_more() -> None:
+    before = gc.get_threshold()
+    try:
+        spare_collections()
+        assert gc.get_threshold() == (20_000, 20, 20)
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()

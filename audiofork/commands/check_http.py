@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import os
 import ssl
 from ipaddress import ip_address
 
@@ -30,7 +31,9 @@ async def check_http(config: HttpConfig, findings: Findings, *, daemon_runs: boo
     """
     if config.listen is None:
         return
-    if _check_tokens(config, findings):
+    if "$" in os.path.expandvars(config.tokens_file):
+        findings.skip("HTTP: systemd hands [http] tokens_file to the service alone")
+    elif _check_tokens(config, findings):
         await _check_listens(config, config.listen, findings, daemon_runs)
     if not config.cert_file and not _is_loopback(config.listen.host):
         findings.warn(

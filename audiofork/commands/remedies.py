@@ -140,9 +140,10 @@ NAME_HOSTS = (
 )
 HTTP_TOKENS = (
     "Each line has NAME ROLES TOKEN, the roles of view, listen, control with commas, the token of "
-    "20 characters or more (openssl rand -hex 24); others than owner and group may not read the "
-    "file. The shipped service hands on /etc/audiofork/http-tokens alone, and a new copy only when "
-    "it is restarted. audiofork setup makes one where [http] is not set."
+    "20 characters or more (openssl rand -hex 24). The daemon's user has to be able to read the "
+    "file (install -m 640 -g audiofork), and no user beside its group. With "
+    "${CREDENTIALS_DIRECTORY}/http-tokens, systemd hands the service a copy of "
+    "/etc/audiofork/http-tokens at each start."
 )
 HTTP_LISTEN = (
     "[http] listen must be an address of this machine, and a port that no other program uses (ss "

@@ -32,7 +32,7 @@ from audiofork.link.stream import (
     decode_down,
 )
 from audiofork.relay.worker import Worker
-from audiofork.system import lift_file_limit
+from audiofork.system import lift_file_limit, spare_collections
 from audiofork.text import reason_of
 
 log = logging.getLogger(__name__)
@@ -134,6 +134,7 @@ def main() -> None:
     except OSError:
         sys.exit("a relay process is started by the daemon: [relay] workers")
     lift_file_limit()
+    spare_collections()
     uvloop.run(Process().run(end))
 
 

@@ -169,6 +169,14 @@ async def test_tokens_that_cannot_be_used_are_a_fault_that_shows_none(
     assert "0123456789" not in finding.text
 
 
+async def test_tokens_that_systemd_hands_to_the_service_are_no_fault_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    (finding,) = await found("127.0.0.1:1", Path("${CREDENTIALS_DIRECTORY}/http-tokens"))
+    assert finding.mark is Mark.SKIP
+
+
 def replace(path: Path, content: str | None, mode: int) -> None:
     path.unlink()
     if content is not None:

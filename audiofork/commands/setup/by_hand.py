@@ -30,7 +30,7 @@ password_file = {secret}
 
 [http]
 listen = {door}
-tokens_file = {tokens}
+tokens_file = {handed}
 """
 _INI_BEYOND = """
 [audiosocket]
@@ -80,6 +80,7 @@ def text(ini: Path, host: str = LOOPBACK) -> str:
         "secret": str(paths.secret),
         "tokens": str(paths.tokens),
         "name": http_door.TOKEN_NAME,
+        "handed": http_door.HANDED,
         "door": str(Address(http_door.HOST, http_door.PORTS[0])),
         "folder": str(ini.parent),
     }

@@ -58,6 +58,14 @@ class Paths:
         return self.ini.parent / "http-tokens"
 
     @property
+    def group_number(self) -> int | None:
+        """The number of that group; None: systemd makes user and group when the daemon starts."""
+        try:
+            return grp.getgrnam(self.group).gr_gid
+        except KeyError:
+            return None
+
+    @property
     def has_packaged_units(self) -> bool:
         """Whether a package has installed the units."""
         return any((folder / SERVICE).is_file() for folder in self.packaged_units)
@@ -190,11 +198,8 @@ def plan_ini(
 
 def plan_profiles(draft: Draft, paths: Paths) -> None:
     """Plan the folder of profiles: tokens may stand there, so for the daemon's group alone."""
-    folder = profile_files.folder_of(paths.ini)
-    try:
-        draft.make_folder(folder, 0o750, grp.getgrnam(paths.group).gr_gid)
-    except KeyError:  # systemd makes the daemon's user and group when it starts
-        draft.make_folder(folder, 0o755, 0)
+    folder, group = profile_files.folder_of(paths.ini), paths.group_number
+    draft.make_folder(folder, 0o755 if group is None else 0o750, group or 0)
 
 
 def plan_units(draft: Draft, paths: Paths) -> None:

@@ -93,9 +93,10 @@ class Draft:
         if not path.exists():
             self.folders.append(NewFolder(path, mode, group))
 
-    def write_secret(self, path: Path, content: bytes) -> None:
-        """Plan a file for root alone, which is not shown."""
-        self._plan(path, content, _Kind(True, PRIVATE, 0, is_secret=True))
+    def write_secret(self, path: Path, content: bytes, group: int | None = None) -> None:
+        """Plan a file for root, and perhaps a group, alone, which is not shown."""
+        mode = PRIVATE if group is None else FOR_GROUP
+        self._plan(path, content, _Kind(True, mode, group or 0, is_secret=True))
 
     def append(self, path: Path, lines: Sequence[str], group: int) -> None:
         """Plan lines at the end of one of Asterisk's files, which is made if it is not there."""

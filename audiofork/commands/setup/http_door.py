@@ -7,6 +7,7 @@ import socket
 from collections.abc import Collection
 from pathlib import Path
 
+from audiofork.commands.setup.daemon_files import Paths
 from audiofork.commands.setup.draft import Draft
 from audiofork.config import Config
 from audiofork.config_values import Address
@@ -15,27 +16,35 @@ HOST = "127.0.0.1"
 # The first that is free; by convention none of them belongs to Asterisk or to AudioSocket.
 PORTS = range(9080, 9090)
 TOKEN_NAME = "admin"
+# How the daemon names the file where systemd hands it a copy.
+HANDED = "${CREDENTIALS_DIRECTORY}/http-tokens"
 _TOKENS = """\
 # Who may use the HTTP interface: NAME ROLES TOKEN in each line, the roles view, listen, control
-# with commas. Restart the service after a change: systemd hands it a copy.
+# with commas. After a change: systemctl {verb} audiofork.
 {name} view,listen,control {token}
 """
 
 Options = dict[tuple[str, str], str]
 
 
-def plan_door(draft: Draft, loaded: Config, named: Collection[str], tokens: Path) -> Options:
+def plan_door(draft: Draft, loaded: Config, named: Collection[str], paths: Paths) -> Options:
     """Plan the file of tokens; return the options that audiofork.ini needs besides.
+
+    The daemon's group may read the file. Where it has none that stays, only root may, and systemd
+    hands the daemon a copy at each start.
 
     Args:
         draft: Collects what is to be written.
         loaded: What audiofork.ini says.
         named: The options of [http] that it names; where it names one, the door is the user's own.
-        tokens: The file.
+        paths: Where things are.
     """
     if named:
-        if loaded.http.listen is not None and loaded.http.tokens_file == str(tokens):
-            _plan_tokens(draft, tokens)
+        if loaded.http.listen is not None and loaded.http.tokens_file in (
+            str(paths.tokens),
+            HANDED,
+        ):
+            _plan_tokens(draft, paths)
         return {}
     port = free_port(ports_of(loaded))
     if port is None:
@@ -44,18 +53,23 @@ def plan_door(draft: Draft, loaded: Config, named: Collection[str], tokens: Path
             "choose one yourself in [http] listen"
         )
         return {}
-    _plan_tokens(draft, tokens)
+    _plan_tokens(draft, paths)
     return {
         ("http", "listen"): str(Address(HOST, port)),
-        ("http", "tokens_file"): str(tokens),
+        ("http", "tokens_file"): HANDED if _is_handed(paths) else str(paths.tokens),
     }
 
 
-def _plan_tokens(draft: Draft, path: Path) -> None:
+def _is_handed(paths: Paths) -> bool:
+    return paths.units is not None and paths.group_number is None
+
+
+def _plan_tokens(draft: Draft, paths: Paths) -> None:
     """Plan the file of tokens, unless it is there."""
-    if draft.files.read(path) is None:
-        content = _TOKENS.format(name=TOKEN_NAME, token=secrets.token_urlsafe(32))
-        draft.write_secret(path, content.encode())
+    if draft.files.read(paths.tokens) is None:
+        verb, token = "restart" if _is_handed(paths) else "reload", secrets.token_urlsafe(32)
+        content = _TOKENS.format(name=TOKEN_NAME, token=token, verb=verb)
+        draft.write_secret(paths.tokens, content.encode(), paths.group_number)
 
 
 def free_port(taken: Collection[int] = ()) -> int | None:
@@ -82,8 +96,13 @@ def ports_of(loaded: Config) -> set[int]:
     return ports | ({loaded.front.listen.port} if loaded.front.listen else set())
 
 
-def how_to_open(loaded: Config) -> str:
-    """Return how to open the page of a configuration; empty: it has none that is reached by TCP."""
+def how_to_open(loaded: Config, tokens: Path) -> str:
+    """Return how to open the page of a configuration; empty: it has none that is reached by TCP.
+
+    Args:
+        loaded: The configuration.
+        tokens: The file of tokens that setup makes.
+    """
     http = loaded.http
     if http.listen is None:
         return ""
@@ -95,7 +114,5 @@ def how_to_open(loaded: Config) -> str:
             f" on this machine; from another one: ssh -L {port}:{http.listen} "
             f"{socket.gethostname()}, then the same address there"
         )
-    return (
-        f"{text}\nit asks for a token: the last word of a line of {http.tokens_file}, "
-        "which root alone may read"
-    )
+    file = tokens if http.tokens_file == HANDED else http.tokens_file
+    return f"{text}\nit asks for a token: the last word of a line of {file}"

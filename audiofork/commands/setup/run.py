@@ -95,7 +95,7 @@ class Setup:
                     ) from exc
             self._tell_the_end(record)
         code = self.check(self.paths.ini)
-        if text := how_to_open(configuration(Draft(), self.paths.ini)):
+        if text := how_to_open(configuration(Draft(), self.paths.ini), self.paths.tokens):
             self.say(f"\n{text}")
         return code
 
@@ -117,7 +117,7 @@ class Setup:
         secret = common_secret(candidates)
         access = of_asterisk.plan(secret, *users)
         plan_secret(draft, own, secret)
-        door = plan_door(draft, loaded, options_named(draft, ini, "http"), self.paths.tokens)
+        door = plan_door(draft, loaded, options_named(draft, ini, "http"), self.paths)
         plan_ini(draft, ini, access, own, door)
         plan_profiles(draft, self.paths)
         plan_units(draft, self.paths)

@@ -165,11 +165,13 @@ class ForkList:
         forks: These forks.
         total: How many forks match.
         next_cursor: Where to go on; empty: these are the last.
+        legs_left: How many legs of ended forks Asterisk still has; see usage.md, Limits.
     """
 
     forks: list[Fork]
     total: int
     next_cursor: str
+    legs_left: int = 0
 
 
 # --- The daemon ----------------------------------------------------------------------------------

@@ -101,7 +101,8 @@ class ForksApi:
         forks = [as_json(fork_fields(view)) async for view in in_slices(page)]
         end = begin + len(page)
         cursor = f"{end}.{page[-1].id}" if page and end < len(found) else ""
-        rest = as_json({"total": len(found), "next_cursor": cursor})
+        left = self._parts.legs_left()
+        rest = as_json({"total": len(found), "next_cursor": cursor, "legs_left": left})
         return answer_json(f'{{"forks":[{",".join(forks)}],{rest[1:]}')
 
     async def one(self, call: Call) -> web.StreamResponse:

@@ -114,6 +114,7 @@ class Parts:
         profiles: Returns the names of the profiles.
         stream: What happens to forks.
         check: Runs a check; see doors/check_process.py.
+        legs_left: Returns how many legs of ended forks Asterisk still has.
     """
 
     ask: Callable[[Request], Awaitable[list[str]]]
@@ -123,6 +124,7 @@ class Parts:
     profiles: Callable[[], Sequence[str]]
     stream: EventStream
     check: RunCheck | None = None
+    legs_left: Callable[[], int] = lambda: 0
     watching: Watching | None = None
     timelines: Timelines | None = None
     series: Series | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import grp
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,12 +61,12 @@ def test_end_says_how_to_open_the_page_and_where_the_token_is(
 ) -> None:
     machine.setup().do()
     first, second = machine.said[-1].strip().splitlines()
+    assert second == (
+        f"it asks for a token: the last word of a line of {machine.ini.parent}/http-tokens"
+    )
     assert first == (
         "the page and the HTTP interface: http://127.0.0.1:9080/ on this machine; from another "
         f"one: ssh -L 9080:127.0.0.1:9080 {socket.gethostname()}, then the same address there"
-    )
-    assert second.startswith(
-        f"it asks for a token: the last word of a line of {machine.ini.parent}/"
     )
 
 
@@ -182,10 +184,47 @@ def test_ports_of_a_daemon_that_takes_any_port_are_not_known() -> None:
     ],
 )
 def test_how_to_open_follows_the_configuration(text: str, words: str) -> None:
-    told = how_to_open(config_file.parse(text, {}, source="x"))
+    told = how_to_open(config_file.parse(text, {}, source="x"), Path("/tokens"))
     assert words in told
     assert bool(told) == bool(text)
     assert "ssh -L" not in told
+
+
+def test_tokens_are_for_the_daemons_group_where_there_is_one(
+    machine: Machine, free: set[int], units: Path
+) -> None:
+    group = grp.getgrgid(os.getegid()).gr_name
+    machine.setup(group=group, units=units).do()
+    path = machine.ini.parent / "http-tokens"
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert path.stat().st_gid == os.getegid()
+    assert config_file.load(machine.ini, {}).http.tokens_file == str(path)
+    assert "systemctl reload audiofork" in path.read_text()
+
+
+def test_tokens_are_handed_to_a_daemon_whose_group_does_not_stay(
+    machine: Machine, free: set[int], units: Path
+) -> None:
+    machine.setup(units=units).do()
+    path = machine.ini.parent / "http-tokens"
+    assert path.stat().st_mode & 0o777 == 0o600
+    http = config_file.load(machine.ini, {}).http
+    assert http.tokens_file == "${CREDENTIALS_DIRECTORY}/http-tokens"
+    assert "systemctl restart audiofork" in path.read_text()
+    assert machine.said[-1].endswith(f"the last word of a line of {path}")
+    unit = (units / "audiofork.service").read_text()
+    assert f"LoadCredential=http-tokens:{path}\n" in unit
+    path.unlink()
+    machine.setup(units=units).do()
+    assert len(tokens_of(machine)) == 1
+
+
+@pytest.fixture
+def units(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("audiofork.commands.setup.daemon_files.refuse_hidden", lambda _: None)
+    folder = machine.root / "units"
+    folder.mkdir()
+    return folder
 
 
 def test_unit_hands_the_tokens_to_the_service_and_starts_without_them() -> None:
@@ -193,4 +232,3 @@ def test_unit_hands_the_tokens_to_the_service_and_starts_without_them() -> None:
     lines = shipped.text(shipped.SERVICE).splitlines()
     assert "LoadCredential=http-tokens:/etc/audiofork/http-tokens" in lines
     assert "SetCredential=http-tokens:# none" in lines
-    assert "Environment=AUDIOFORK_HTTP_TOKENS_FILE=%d/http-tokens" in lines

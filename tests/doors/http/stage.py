@@ -144,6 +144,7 @@ class Others:
         self.error: Exception | None = None
         self.views = [VIEW]
         self.views_asked = 0
+        self.legs_left = 0
         self.news: list[StartNews] = [StartNews(StartResult.STREAMING, VIEW, 312)]
         self.go_on = asyncio.Event()
         self.go_on.set()
@@ -244,6 +245,7 @@ class Others:
             status=lambda: self.status,
             profiles=lambda: ["vosk", "deepgram"],
             stream=self.stream,
+            legs_left=lambda: self.legs_left,
             **more,
         )
 

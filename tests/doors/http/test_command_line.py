@@ -59,6 +59,14 @@ async def test_list_shows_the_forks_without_what_may_be_secret(
     assert "s3cret" not in result.output
 
 
+async def test_list_tells_the_legs_of_ended_forks_that_are_left(
+    stage: Stage, token_file: Path
+) -> None:
+    stage.others.views, stage.others.legs_left = [], 2
+    result = await ask(stage, token_file, "list")
+    assert result.output.startswith("no forks\n2 legs of ended forks stay until ")
+
+
 async def test_list_as_json_has_the_fields_of_the_interface(stage: Stage, token_file: Path) -> None:
     (fork,) = json.loads((await ask(stage, token_file, "list", "--json")).output)
     assert (fork["id"], fork["host"]) == (FORK_ID, "speech.example.org:8443")
