@@ -212,7 +212,7 @@ def test_collector_leaves_what_is_there_alone_and_waits_for_more() -> None:
     before = gc.get_threshold()
     try:
         spare_collections()
-        assert gc.get_threshold() == (20_000, 20, 20)
+        assert gc.get_threshold() == (5_000, 5, 10)
         assert gc.get_freeze_count() > 10_000
     finally:
         gc.set_threshold(*before)

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from aiohttp import web, web_protocol
+from aiohttp.http_exceptions import HttpProcessingError
 
 from audiofork.doors.http.problems import Problem, a_bug
 from audiofork.doors.http.sending import harden
@@ -67,7 +68,11 @@ class Connection(web.RequestHandler):
         if self._is_refused:
             return
         super().data_received(data)
-        if self._messages and isinstance(self._messages[-1][0], web_protocol._ErrInfo):
+        error, payload = self._messages[-1] if self._messages else (None, None)
+        if isinstance(error, web_protocol._ErrInfo) and payload is not None:
+            # The error quotes the read, and its traceback holds it, until they are collected.
+            bare = web_protocol._ErrInfo(error.status, HttpProcessingError(), "")
+            self._messages[-1] = (bare, payload)
             self.read_no_more()
 
     def read_no_more(self) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from unittest import mock
 
+from aiohttp import web_protocol
+
 from audiofork.doors.http.connections import Connection, Server
 from tests.doors.http.stage import CONTROLLER, Stage, request
 
@@ -20,7 +22,9 @@ async def test_reads_after_a_request_that_is_no_http_are_dropped() -> None:
     transport.pause_reading.assert_not_called()
     for _ in range(32):
         connection.data_received(b"x" * 65_536)
-    assert len(connection._messages) == 1
+    ((error, _),) = connection._messages
+    assert isinstance(error, web_protocol._ErrInfo)
+    assert (error.status, len(str(error.exc)) < 100, error.exc.__traceback__) == (400, True, None)
     transport.pause_reading.assert_called_once_with()
     connection.connection_lost(None)
 
