@@ -208,7 +208,7 @@ async def test_wideband_takes_volume_and_longer_messages(
     assert not any(right)
     lengths = [len(message) for message in recording.messages[:-1]]
     assert set(lengths) <= {1280, 2560, 3840}
-    # On a busy machine some frames wait so long for their message that it goes out without the rest.
+    # On a busy machine frames wait so long for their message that it goes out without the rest.
     assert lengths.count(3840) > 0.8 * len(lengths)
 
 
