@@ -54,6 +54,7 @@ async def test_next_connection_says_where_it_begins_and_what_was_dropped(
     for frame in FRAMES[:6]:
         sink.send(frame)
     await until(lambda: len(fickle.frames_of) == 1 and all_acknowledged(sink))
+    await until(lambda: sum(len(one.placed) for one in read(fickle)) == 6)  # and not TCP alone
     retried = retries_of(sink)
     fickle.break_off()
     await until(lambda: retried)
