@@ -200,10 +200,10 @@ async def test_new_tokens_count_after_a_reload(
 
     new = "n" * 20
     try:
-        await reload(TOKENS.replace(VIEWER, new), " reloaded")
+        await reload(TOKENS.replace(VIEWER, new), "INFO    reloaded")
         assert (await status(VIEWER), await status(new)) == (401, 200)
         await reload("anna nonsense", "not reloaded, the old configuration stays")
         assert (await status(VIEWER), await status(new)) == (401, 200)
     finally:
-        await reload(TOKENS, " reloaded", 2)
+        await reload(TOKENS, "INFO    reloaded", 2)
     assert await status(VIEWER) == 200
