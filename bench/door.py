@@ -20,6 +20,7 @@ from audiofork.doors.http.server import HttpDoor
 from audiofork.errors import RequestRefused
 from audiofork.forks.events import ForkInfo, MessageReceived
 from audiofork.forks.following import StartNews
+from audiofork.forks.registry import VIEWS_AT_ONCE
 from audiofork.forks.requests import Request
 from audiofork.forks.statistics import Statistics
 from audiofork.forks.view import ForkView
@@ -68,10 +69,12 @@ def door_of(
 
     async def views() -> list[ForkView]:
         stats = (await statistics.take()).stats
-        return [
-            _view(number, fork_id, stats.get(fork_id, ForkStats()))
-            for number, fork_id in enumerate(fork_ids)
-        ]
+        views: list[ForkView] = []
+        for number, fork_id in enumerate(fork_ids):
+            views.append(_view(number, fork_id, stats.get(fork_id, ForkStats())))
+            if len(views) % VIEWS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return views
 
     stream = EventStream(str(uuid.uuid4()))
     config = HttpConfig(listen=Address("127.0.0.1", 0), tokens_file=tokens_file)

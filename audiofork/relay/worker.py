@@ -47,8 +47,8 @@ log = logging.getLogger(__name__)
 
 # A little more than the time limit of a sink's close.
 _CLOSE_TIMEOUT_S = 2.5
-# How many forks tell their statistics in one turn of the event loop: a millisecond.
-FORKS_AT_ONCE = 100
+# How many forks tell their statistics in one turn of the event loop: half a millisecond.
+FORKS_AT_ONCE = 50
 
 
 class Worker:
