@@ -37,7 +37,9 @@ class HttpConfig:
         "",
         host_names,
         "Names and addresses by which it may be called, besides localhost and the address in "
-        "listen: those of a proxy before it, for example.",
+        "listen: those of a proxy before it, for example. Pages of https://NAME count as its own; "
+        "if the proxy has another port or speaks no TLS, write what browsers show, "
+        "https://NAME:8443.",
     )
 
 

@@ -259,17 +259,40 @@ def hosts(value: str) -> tuple[str, ...]:
 
 
 def host_names(value: str) -> tuple[str, ...]:
-    """Return names and addresses of this machine, in lower case, without brackets and ports."""
+    """Return names, addresses and origins of this machine, in lower case.
+
+    Names and addresses have neither brackets nor ports; origins, such as
+    https://pbx.example.org:8443, have no port that is their scheme's own.
+    """
     found = tuple(one.strip("[]") for one in value.replace(",", " ").split())
-    expected = "names of hosts and addresses, without ports, with blanks between"
+    expected = (
+        "names of hosts and addresses, without ports, or origins like "
+        "https://pbx.example.org:8443, with blanks between"
+    )
+    names: list[str] = []
     for one in found:
+        if "://" in one:
+            names.append(_origin(one, expected))
+            continue
         try:
             is_host = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", one) or address_of(one)
         except ValueError:
             is_host = None
         if not is_host:
             raise ValueError(expected)
-    return tuple(one.rstrip(".").lower() for one in found)
+        names.append(one.rstrip(".").lower())
+    return tuple(names)
+
+
+def _origin(value: str, expected: str) -> str:
+    """Return an origin as browsers send it."""
+    shape = r"(https?)://([a-z0-9][a-z0-9._-]*|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?"
+    found = re.fullmatch(shape, value.lower())
+    if found is None or not 0 < int(found[3] or 1) < 65536:
+        raise ValueError(expected)
+    own_port = {"http": 80, "https": 443}[found[1]]
+    has_port = found[3] is not None and int(found[3]) != own_port
+    return f"{found[1]}://{found[2]}" + (f":{int(found[3])}" if has_port else "")
 
 
 def networks(value: str) -> tuple[IPNetwork, ...]:

@@ -32,7 +32,7 @@ from audiofork.config_file import (
     with_place,
 )
 from audiofork.config_servers import FORMATS
-from audiofork.config_values import SERVER_COMMANDS
+from audiofork.config_values import SERVER_COMMANDS, host_names
 from audiofork.errors import ConfigError
 from audiofork.link.messages import Format, ServerCommand
 
@@ -690,8 +690,9 @@ def test_bad_value_of_the_second_section_names_its_own_line() -> None:
         ),
         pytest.param(
             "[http]\nhosts = pbx.example.org:443\n",
-            "test.ini:2: [http] hosts: expected names of hosts and addresses, without ports, with "
-            "blanks between, got 'pbx.example.org:443'",
+            "test.ini:2: [http] hosts: expected names of hosts and addresses, without ports, or "
+            "origins like https://pbx.example.org:8443, with blanks between, got "
+            "'pbx.example.org:443'",
             id="http-host-with-a-port",
         ),
         pytest.param(
@@ -1202,3 +1203,14 @@ def test_secrets_of_other_sections_are_not_read(tmp_path: Path) -> None:
     assert load(path, {}, secrets_of=["asterisk"]).ari.password == ""
     with pytest.raises(ConfigError, match="password_file"):
         load(path, {})
+
+
+def test_hosts_of_http_may_be_origins_as_browsers_send_them() -> None:
+    given = "PBX.example.org. [::1] https://Two.example.org:443 http://a:8080, https://[::1]:9443"
+    assert host_names(given) == (
+        *("pbx.example.org", "::1", "https://two.example.org", "http://a:8080"),
+        "https://[::1]:9443",
+    )
+    for bad in ("ftp://a", "https://", "https://a/", "https://a:0", "https://a:65536", "https://*"):
+        with pytest.raises(ValueError, match="or origins like"):
+            host_names(bad)

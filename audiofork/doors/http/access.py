@@ -1,16 +1,19 @@
 """Decides who asks, and whether a request may be looked at: tokens, sessions, Host and Origin.
 
 A session is what a browser has in place of a token: its id is in a cookie that no script can read
-and no other site's page can send. It lasts as long as its token stands in the file.
+and no other site's page can send. It lasts as long as its token stands in the file. What goes on by
+a session or a token, a stream of events or of audio, ends in the same moment as that.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ipaddress
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -21,6 +24,7 @@ COOKIE = "audiofork_session"
 SESSION_S = 12 * 3600.0
 IDLE_S = 2 * 3600.0
 MAX_SESSIONS_OF_TOKEN = 50
+MIN_WAIT_S = 0.1
 # Of one address: so many at once, and then one in each RETRY_S.
 BAD_TOKENS = 10
 RETRY_S = 6.0
@@ -50,6 +54,8 @@ class _Session:
     token: bytes
     began: float
     used: float
+    # How many streams go on by it: as long as one does, it is in use.
+    streams: int = 0
 
 
 class Sessions:
@@ -57,10 +63,16 @@ class Sessions:
 
     Args:
         clock: Returns the time in seconds.
+        on_end: Called when sessions were ended, except by their age.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
         self._clock = clock
+        self._on_end = on_end
         self._by_id: OrderedDict[bytes, _Session] = OrderedDict()
 
     def __len__(self) -> int:
@@ -68,12 +80,11 @@ class Sessions:
 
     def begin(self, token: bytes) -> str:
         """Return the id of a new session of a token, by the token's digest."""
-        self._forget_old()
-        own = [key for key, session in self._by_id.items() if session.token == token]
-        for key in own[: max(0, len(own) - MAX_SESSIONS_OF_TOKEN + 1)]:
-            del self._by_id[key]
-        session_id = secrets.token_urlsafe(32)
         now = self._clock()
+        self._drop([key for key, one in self._by_id.items() if self._is_old(one, now)])
+        own = [key for key, session in self._by_id.items() if session.token == token]
+        self._drop(own[: max(0, len(own) - MAX_SESSIONS_OF_TOKEN + 1)])
+        session_id = secrets.token_urlsafe(32)
         self._by_id[digest_of(session_id)] = _Session(token, now, now)
         return session_id
 
@@ -96,23 +107,34 @@ class Sessions:
 
     def end(self, key: bytes) -> None:
         """End a session, by the digest of its id."""
-        self._by_id.pop(key, None)
+        self._drop([key])
 
     def keep_those_of(self, tokens: Tokens) -> None:
         """End the sessions of tokens that are no longer known."""
-        for key, session in list(self._by_id.items()):
-            if tokens.owner_of(session.token) is None:
-                del self._by_id[key]
+        gone = [key for key, one in self._by_id.items() if tokens.owner_of(one.token) is None]
+        self._drop(gone)
 
-    def _forget_old(self) -> None:
-        now = self._clock()
-        for key, session in list(self._by_id.items()):
-            if self._is_old(session, now):
-                del self._by_id[key]
+    def on_stream(self, key: bytes, count: int) -> None:
+        """Count streams that go on by a session: 1 when one begins, -1 when it is over."""
+        session = self._by_id.get(key)
+        if session is not None:
+            session.streams += count
+            session.used = self._clock()
+
+    def lasts_s(self, key: bytes) -> float:
+        """Return for how long a session in use lasts at most, in seconds."""
+        session = self._by_id.get(key)
+        return session.began + SESSION_S - self._clock() if session is not None else 0.0
+
+    def _drop(self, keys: list[bytes]) -> None:
+        dropped = [self._by_id.pop(key, None) for key in keys]
+        if any(dropped):
+            self._on_end()
 
     @staticmethod
     def _is_old(session: _Session, now: float) -> bool:
-        return now - session.began > SESSION_S or now - session.used > IDLE_S
+        is_idle = not session.streams and now - session.used > IDLE_S
+        return is_idle or now - session.began > SESSION_S
 
 
 class BadTokens:
@@ -150,7 +172,9 @@ class Access:
 
     Args:
         tokens: The tokens; `take_tokens` replaces them.
-        hosts: By which names the daemon may be called, besides those of this machine.
+        hosts: By which names the daemon may be called, besides those of this machine; and the
+            origins of proxies before it, https://NAME:PORT. A name stands for https://NAME, too.
+        listens_at: The host at which it listens.
         is_tls: Whether it is asked over TLS: then its cookies are sent only so.
         clock: Returns the time in seconds.
     """
@@ -160,19 +184,31 @@ class Access:
         tokens: Tokens,
         hosts: Iterable[str],
         *,
+        listens_at: str = "",
         is_tls: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tokens = tokens
-        self._hosts = frozenset(hosts)
+        proxies = frozenset(hosts)
+        self._proxy_names = frozenset(one for one in proxies if "://" not in one)
+        self._proxy_origins = proxies - self._proxy_names
+        names = {_name_of(one.partition("://")[2]) or "" for one in self._proxy_origins}
+        names |= self._proxy_names
+        self._hosts = (names | {listens_at.lower()}) - {""}
+        # A proxy may speak TLS and leave the port out of Host: a page that came in the clear from
+        # the same machine's port 80 is not its page, unless `hosts` has that origin.
+        self._ambiguous = frozenset(f"http://{name}" for name in names)
         self.is_tls = is_tls
-        self.sessions = Sessions(clock)
+        self.sessions = Sessions(clock, self._look)
+        self._streams: dict[Callable[[], None], Identity] = {}
+        self._timer: asyncio.TimerHandle | None = None
         self._bad_tokens = BadTokens(clock)
 
     def take_tokens(self, tokens: Tokens) -> None:
-        """Use other tokens from now on; sessions of tokens that are gone end."""
+        """Use other tokens from now on; sessions and streams of tokens that are gone end."""
         self._tokens = tokens
         self.sessions.keep_those_of(tokens)
+        self._look()
 
     # --- Whether it is looked at ---
 
@@ -201,25 +237,39 @@ class Access:
             )
         return host
 
-    def check_origin(self, origins: list[str], host: str) -> None:
-        """Refuse what a page of another site asks.
+    def check_origin(self, origins: list[str], host: str, *, is_tls: bool) -> None:
+        """Refuse what a page of another site asks, such as one of another port of this machine.
 
         Args:
             origins: The headers Origin; programs send none.
             host: What `check_host` has returned.
+            is_tls: Whether the connection of the request is TLS.
 
         Raises:
             Problem: It comes from another site.
         """
+        called = _bare_origin("https" if is_tls else "http", host)
+        if called in self._ambiguous:
+            called = ""
         for origin in origins:
             scheme, _, authority = origin.lower().partition("://")
-            is_ours = scheme in ("http", "https") and (
-                _same(authority, host, scheme) or authority in self._hosts
-            )
-            if not is_ours:
+            bare = _bare_origin(scheme, authority)
+            if bare not in (called, *self._proxy_origins) and not self._is_proxy(bare, host):
                 raise Problem(
                     403, "Origin: a page of another site may not ask this", Kind.WRONG_ORIGIN
                 )
+
+    def _is_proxy(self, origin: str, host: str) -> bool:
+        """Return whether an origin is that of a proxy of whom only the name is known.
+
+        It speaks TLS at its usual port. A request that came to the same name, but to another port,
+        did not come by it.
+        """
+        scheme, _, name = origin.partition("://")
+        name = name.strip("[]")
+        if scheme != "https" or name not in self._proxy_names:
+            return False
+        return _name_of(host) != name or _bare_origin("https", host) == origin
 
     # --- Who asks ---
 
@@ -279,6 +329,46 @@ class Access:
             return False
         return not identity.session or self.sessions.has(identity.session)
 
+    # --- What goes on ---
+
+    @contextlib.contextmanager
+    def stream(self, identity: Identity, on_end: Callable[[], None]) -> Iterator[None]:
+        """Be the time for which something goes on by a token or a session, which is in use.
+
+        Args:
+            identity: Who has asked for it.
+            on_end: Called once, at once, when who has asked may no longer go on: the session was
+                ended or is too old, the token is gone or has other roles.
+        """
+        self._streams[on_end] = identity
+        self.sessions.on_stream(identity.session, 1)
+        self._look()
+        try:
+            yield
+        finally:
+            self._streams.pop(on_end, None)
+            self.sessions.on_stream(identity.session, -1)
+            if not self._streams:
+                self._end_timer()
+
+    def _look(self) -> None:
+        """End what may not go on, and look again when the next session becomes too old."""
+        for on_end, identity in list(self._streams.items()):
+            if not self.is_current(identity):
+                del self._streams[on_end]
+                on_end()
+        self._end_timer()
+        keys = {identity.session for identity in self._streams.values()} - {b""}
+        if keys:
+            # Not sooner than that, since timers are a little early.
+            wait_s = max(MIN_WAIT_S, min(self.sessions.lasts_s(key) for key in keys))
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._look)
+
+    def _end_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
 
 def require(identity: Identity | None, role: Role) -> Identity:
     """Return who asks, if it may.
@@ -324,5 +414,6 @@ def _name_of(host: str) -> str | None:
 _PORTS = {"http": ":80", "https": ":443"}
 
 
-def _same(authority: str, host: str, scheme: str) -> bool:
-    return authority.removesuffix(_PORTS[scheme]) == host.removesuffix(_PORTS[scheme])
+def _bare_origin(scheme: str, authority: str) -> str:
+    """Return an origin without the port that is its scheme's own."""
+    return f"{scheme}://{authority.removesuffix(_PORTS.get(scheme, ':'))}"

@@ -21,7 +21,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from audiofork.doors.http.problems import Problem, a_bug
 from audiofork.doors.http.sending import harden
-from audiofork.log import CounterLine
+from audiofork.log import CounterLine, Refusals
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,10 @@ SEND_BUFFER_BYTES = 32 * 1024
 MAX_LINE_BYTES = 8190
 MAX_HEADERS = 64
 CLOSE_S = 0.4
+# What the client of a WebSocket may say: pings, pongs and a close, of 131 bytes at most each. Of
+# empty frames, which cost most, these are 85 at once, and then 21 a second.
+SAID_AT_ONCE_BYTES = 512
+SAID_BYTES_S = 128
 _NO_MORE_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -61,19 +65,43 @@ class Connection(web.RequestHandler):
         self._stall_timer: asyncio.TimerHandle | None = None
         self._open_transport: asyncio.Transport | None = None
         self._is_refused = False
+        self._may_say_bytes = float(SAID_AT_ONCE_BYTES)
+        self._said_at = loop.time()
 
     def data_received(self, data: bytes) -> None:
         # What follows a request that is no HTTP is not looked at: aiohttp would keep an error for
         # each read, with the read in it, and uvloop reads 8 MB in one turn.
         if self._is_refused:
             return
+        was_upgraded = self._upgraded
+        if was_upgraded and not self._may_say(len(data)):
+            return
         super().data_received(data)
+        if self._upgraded and not was_upgraded and not self._may_say(len(self._message_tail)):
+            return
         error, payload = self._messages[-1] if self._messages else (None, None)
         if isinstance(error, web_protocol._ErrInfo) and payload is not None:
             # The error quotes the read, and its traceback holds it, until they are collected.
             bare = web_protocol._ErrInfo(error.status, HttpProcessingError(), "")
             self._messages[-1] = (bare, payload)
             self.read_no_more()
+
+    def _may_say(self, size: int) -> bool:
+        """Return whether the client of a WebSocket may say so much; drop it if it may not.
+
+        It has nothing to say, but each of its frames costs time: so this is asked before one is
+        looked at, and in a read that is too much none is.
+        """
+        now = asyncio.get_running_loop().time()
+        refilled = self._may_say_bytes + (now - self._said_at) * SAID_BYTES_S
+        self._may_say_bytes = min(refilled, SAID_AT_ONCE_BYTES) - size
+        self._said_at = now
+        if self._may_say_bytes >= 0:
+            return True
+        self._is_refused = True
+        self._message_tail = b""  # of a handshake that is not answered yet
+        self._drop("it says too much to a WebSocket that only speaks")
+        return False
 
     def read_no_more(self) -> None:
         """Leave what the client still sends to the kernel, until the connection is closed.
@@ -96,7 +124,8 @@ class Connection(web.RequestHandler):
     def pause_writing(self) -> None:
         super().pause_writing()
         loop = asyncio.get_running_loop()
-        self._stall_timer = loop.call_later(STALL_S, self._drop)
+        why = f"it reads nothing for {STALL_S:g} s"
+        self._stall_timer = loop.call_later(STALL_S, self._drop, why)
 
     def resume_writing(self) -> None:
         self._forget_stall()
@@ -112,9 +141,9 @@ class Connection(web.RequestHandler):
             self._stall_timer.cancel()
             self._stall_timer = None
 
-    def _drop(self) -> None:
+    def _drop(self, why: str) -> None:
         if self._open_transport is not None and not self._open_transport.is_closing():
-            self._owner.report_slow(f"it reads nothing for {STALL_S:g} s", self._open_transport)
+            self._owner.report_dropped(why, self._open_transport)
             self._open_transport.abort()
 
     def abort(self) -> None:
@@ -136,7 +165,7 @@ class Connection(web.RequestHandler):
         """
         if isinstance(exc, ConnectionError):
             raise exc
-        if status >= 500 and exc is not None:
+        if status >= 500 and exc is not None and self._owner.bugs.count():
             log.error("a request could not be handled", exc_info=exc)
         if request.writer.output_size > 0:
             raise ConnectionError("a part of the answer was sent already")
@@ -152,6 +181,9 @@ class Server(web.Server):
 
     Args:
         handle: Answers a request; never raises.
+
+    Attributes:
+        bugs: Counts the requests that could not be handled; the first of a second is logged.
     """
 
     def __init__(self, handle: Handle) -> None:
@@ -162,7 +194,8 @@ class Server(web.Server):
         self._accepting: list[asyncio.Task[None]] = []
         self._greetings: set[asyncio.Task[None]] = set()
         self._refused = CounterLine(log, "HTTP connections refused")
-        self._slow = CounterLine(log, "HTTP clients dropped")
+        self._dropped = CounterLine(log, "HTTP clients dropped")
+        self.bugs = Refusals(log, "HTTP requests that could not be handled")
 
     def __call__(self) -> Connection:
         return Connection(self, asyncio.get_running_loop())
@@ -240,11 +273,11 @@ class Server(web.Server):
         if host is not None:
             self._leave(host)
 
-    def report_slow(self, why: str, transport: asyncio.Transport) -> None:
+    def report_dropped(self, why: str, transport: asyncio.Transport) -> None:
         """Log that a client is dropped."""
         peer = transport.get_extra_info("peername")
         whose = str(peer[0]) if isinstance(peer, tuple) and peer else "the Unix socket"
-        self._slow.count(f"{whose}: {why}")
+        self._dropped.count(f"{whose}: {why}")
 
     @property
     def open(self) -> int:

@@ -57,7 +57,6 @@ class Viewer:
     def __init__(self, call: Call) -> None:
         query: EventsQuery = call.query
         self.who = call.who
-        self.identity = call.identity
         self.fork_id = query.fork
         self.wants_levels = query.levels
         self.over = asyncio.Event()
@@ -81,6 +80,8 @@ class Viewer:
             chunk: What is sent, as `_chunk` returns it.
             may_be_left_out: Whether the next one replaces it.
         """
+        if self.over.is_set():  # the end may wait for a client that reads slowly
+            return
         transport = self._transport
         if transport is None or transport.is_closing():
             self.over.set()
@@ -103,7 +104,7 @@ class EventsApi:
     Args:
         parts: The parts of the daemon.
         views: All forks.
-        access: Says whether a viewer may still view.
+        access: Says when a viewer may no longer view.
     """
 
     def __init__(self, parts: Parts, views: Views, access: Access) -> None:
@@ -131,20 +132,11 @@ class EventsApi:
     def __len__(self) -> int:
         return len(self._viewers)
 
-    def drop_strangers(self) -> None:
-        """Drop the viewers whose token is no longer known."""
-        for viewer in self._viewers:
-            if not self._may_view(viewer):
-                viewer.over.set()
-
     def close(self) -> None:
         """End all streams."""
         self._closed = True
         for viewer in self._viewers:
             viewer.over.set()
-
-    def _may_view(self, viewer: Viewer) -> bool:
-        return viewer.identity is not None and self._access.is_current(viewer.identity)
 
     # --- One viewer ---
 
@@ -159,11 +151,13 @@ class EventsApi:
         response.headers["X-Accel-Buffering"] = "no"  # else nginx would keep the events back
         harden(response)
         self._viewers[viewer] = None
+        assert call.identity is not None
         try:
-            await response.prepare(call.request)
-            await self._catch_up(viewer, response, last_id)
-            self._on_live(viewer)
-            await self._until_over(viewer)
+            with self._access.stream(call.identity, viewer.over.set):
+                await response.prepare(call.request)
+                await self._catch_up(viewer, response, last_id)
+                self._on_live(viewer)
+                await self._until_over(viewer)
             if not viewer.is_slow:
                 await response.write_eof()
         finally:
@@ -183,7 +177,7 @@ class EventsApi:
             await response.write(_lines(RESET, "{}", stream.id_of(number)))
         else:
             await response.write(_COMMENT)
-        while events := stream.after(number, REPLAY_AT_ONCE):
+        while not viewer.over.is_set() and (events := stream.after(number, REPLAY_AT_ONCE)):
             if events[0].number != number + 1:  # it reads slowly, and some are gone meanwhile
                 await response.write(_lines(RESET, "{}", stream.id_of(events[0].number - 1)))
             number = events[-1].number
@@ -198,8 +192,6 @@ class EventsApi:
                 async with asyncio.timeout(COMMENT_S):
                     await viewer.over.wait()
             except TimeoutError:
-                if not self._may_view(viewer):
-                    return
                 viewer.send(_chunk(_COMMENT))
         if viewer.is_slow:
             self._slow.count(f"{viewer.who} does not keep up")

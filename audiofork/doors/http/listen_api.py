@@ -77,13 +77,15 @@ class Listener:
             await self._news.wait()
             self._news.clear()
             waiting, self._waiting, self._size = self._waiting, [], 0
-            if self.is_over:
-                return
             for heard in waiting:
+                if self.is_over:
+                    return
                 if told != (description := _described(heard)):
                     yield description
                     told = description
                 yield heard.samples
+            if self.is_over:
+                return
             if self.ended:
                 yield json.dumps({"ended": self.ended})
                 return
@@ -100,13 +102,13 @@ class ListenApi:
 
     Args:
         parts: The parts of the daemon.
-        access: Says whether a listener may still listen.
+        access: Says when a listener may no longer listen.
     """
 
     def __init__(self, parts: Parts, access: Access) -> None:
         self._watching = parts.watching
         self._access = access
-        self._listeners: dict[Listener, Call] = {}
+        self._listeners: dict[Listener, None] = {}
         self._slow = CounterLine(log, "HTTP listeners dropped")
 
     def routes(self) -> list[Route]:
@@ -120,12 +122,6 @@ class ListenApi:
                 is_websocket=True,
             )
         ]
-
-    def drop_strangers(self) -> None:
-        """Drop the listeners whose token is no longer known."""
-        for listener, call in self._listeners.items():
-            if call.identity is None or not self._access.is_current(call.identity):
-                listener.leave()
 
     def close(self) -> None:
         """End all of them."""
@@ -151,10 +147,12 @@ class ListenApi:
             who=f"HTTP client {call.who}",
             on_end=listener.on_ended,
         )
-        self._listeners[listener] = call
+        self._listeners[listener] = None
+        assert call.identity is not None
         try:
-            await response.prepare(call.request)
-            await _serve(listener, response)
+            with self._access.stream(call.identity, listener.leave):
+                await response.prepare(call.request)
+                await _serve(listener, response)
         finally:
             del self._listeners[listener]
             end()

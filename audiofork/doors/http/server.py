@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 import ssl
@@ -34,6 +35,7 @@ from audiofork.doors.http.tokens import read_tokens
 from audiofork.doors.http.views import Views
 from audiofork.doors.unix_sockets import bind, remove
 from audiofork.errors import AudioForkError, CannotListen, ConfigError
+from audiofork.log import Refusals
 from audiofork.text import why
 from audiofork.tls_contexts import server_context
 
@@ -65,15 +67,19 @@ class HttpDoor:
     def __init__(self, config: HttpConfig, parts: Parts) -> None:
         self._config = config
         self._tls = _tls_of(config)
-        hosts = [*config.hosts, *([config.listen.host.lower()] if config.listen else [])]
-        tokens = read_tokens(config.tokens_file)
-        self.access = Access(tokens, hosts, is_tls=self._tls is not None)
+        self.access = Access(
+            read_tokens(config.tokens_file),
+            config.hosts,
+            listens_at=config.listen.host if config.listen else "",
+            is_tls=self._tls is not None,
+        )
         views = Views(parts.views)
         self._events = EventsApi(parts, views, self.access)
         self._listen = ListenApi(parts, self.access)
         self.routes = RouteTable(self._all_routes(parts, views))
         self._server: Server | None = None
         self._inode = 0
+        self._bugs = Refusals(log, "HTTP requests that could not be handled")
         self.address: Address | None = None
 
     def _all_routes(self, parts: Parts, views: Views) -> list[Route]:
@@ -134,14 +140,7 @@ class HttpDoor:
         Raises:
             ConfigError: Their file cannot be used.
         """
-        tokens = read_tokens(config.tokens_file)
-
-        def take() -> None:
-            self.access.take_tokens(tokens)
-            self._events.drop_strangers()
-            self._listen.drop_strangers()
-
-        return take
+        return functools.partial(self.access.take_tokens, read_tokens(config.tokens_file))
 
     async def close(self) -> None:
         """Stop listening and drop all clients; may be called again."""
@@ -167,7 +166,8 @@ class HttpDoor:
         except ConnectionError:  # the client has left
             raise
         except Exception:
-            log.exception("an HTTP request could not be handled")
+            if self._bugs.count():
+                log.exception("an HTTP request could not be handled")
             response = _problem(a_bug(), request, path)
         if not response.prepared:
             harden(response)
@@ -179,11 +179,11 @@ class HttpDoor:
     async def _answer(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
         host = self.access.check_host(request.headers.getall("Host", []), _own_address(request))
         origins = request.headers.getall("Origin", [])
-        self.access.check_origin(origins, host)
+        self.access.check_origin(origins, host, is_tls=request.secure)
         route, part = self.routes.find(request.method, path)
-        identity = self._identify(request)
-        if route.role is not None:
-            identity = require(identity, route.role)
+        identity = None
+        if route.role is not None:  # else a token that is not known is none of its business
+            identity = require(self._identify(request), route.role)
             require_origin(identity, request.method, origins, always=route.is_websocket)
         query = _query_of(request, route)
         body = await _body_of(request, route)

@@ -19,6 +19,7 @@ from audiofork.text import did_you_mean, printable, why
 MIN_TOKEN_CHARACTERS = 20
 MAX_TOKENS = 200
 _TOKEN = re.compile(r"[!-~]{1,500}")
+_BLANKS = " \t"
 _OPTION = "[http] tokens_file"
 
 
@@ -104,7 +105,8 @@ def read_tokens(path: str) -> Tokens:
             f"chmod o= {printable(file, '?')}"
         )
     try:
-        lines = content.decode("utf-8-sig").splitlines()
+        # Not by splitlines: in a comment, it would take a form feed or U+2028 for an end of line.
+        lines = [line.removesuffix("\r") for line in content.decode("utf-8-sig").split("\n")]
     except UnicodeDecodeError:  # its text would quote the file
         raise ConfigError(f"{_OPTION}: {printable(file, '?')}: expected UTF-8") from None
     return _parsed(lines, printable(file, "?"))
@@ -114,7 +116,7 @@ def _parsed(lines: Iterable[str], file: str) -> Tokens:
     owners: dict[bytes, Client] = {}
     names: set[str] = set()
     for number, line in enumerate(lines, 1):
-        if not line.strip() or line.lstrip().startswith("#"):
+        if not line.strip(_BLANKS) or line.lstrip(_BLANKS).startswith("#"):
             continue
         try:
             digest, client = _owner(line)
@@ -131,7 +133,7 @@ def _parsed(lines: Iterable[str], file: str) -> Tokens:
 
 
 def _owner(line: str) -> tuple[bytes, Client]:
-    parts = line.split()
+    parts = re.split(f"[{_BLANKS}]+", line.strip(_BLANKS))  # split() knows blanks beyond ASCII
     if len(parts) != 3:
         raise ValueError("expected NAME ROLES TOKEN, and nothing else")
     name, roles, token = parts

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
 import secrets
 
 import pytest
@@ -42,7 +45,8 @@ def clock() -> Clock:
 
 @pytest.fixture
 def access(clock: Clock) -> Access:
-    return Access(TOKENS, ["pbx.example.org"], clock=clock)
+    hosts = ["pbx.example.org", "https://two.example.org:8443", "http://three.example.org"]
+    return Access(TOKENS, hosts, listens_at="192.0.2.7", clock=clock)
 
 
 def status(refused: pytest.ExceptionInfo[Problem]) -> int:
@@ -119,6 +123,79 @@ def test_session_that_has_ended_is_over_for_those_that_it_began(access: Access) 
     assert access.is_current(identity)
     access.sessions.end(identity.session)
     assert not access.is_current(identity)
+
+
+def test_session_in_use_is_not_idle_but_grows_old(access: Access, clock: Clock) -> None:
+    session_id = access.sessions.begin(digest_of(TOKEN))
+    identity = access.identify([], session_id, "")
+    assert identity is not None
+    access.sessions.on_stream(identity.session, 1)
+    clock.now += IDLE_S + 1
+    assert access.is_current(identity)
+    access.sessions.on_stream(identity.session, -1)
+    clock.now += IDLE_S - 1
+    assert access.is_current(identity)
+    clock.now += 2
+    assert not access.is_current(identity)
+    access.sessions.on_stream(identity.session, 1)
+    clock.now = 1000.0 + SESSION_S + 1
+    assert not access.is_current(identity)
+
+
+async def test_streams_end_in_the_moment_in_which_what_they_came_by_does(access: Access) -> None:
+    ended: list[str] = []
+    first, second = (access.sessions.begin(digest_of(TOKEN)) for _ in range(2))
+    with contextlib.ExitStack() as streams:
+        for name, token, session in (
+            *(("out", "", first), ("out too", "", first), ("in", "", second)),
+            *(("token", f"Bearer {TOKEN}", ""), ("other", f"Bearer {OTHER}", "")),
+        ):
+            identity = access.identify([token] if token else [], session, "")
+            assert identity is not None
+            streams.enter_context(access.stream(identity, functools.partial(ended.append, name)))
+        access.sessions.end(digest_of(first))
+        assert ended == ["out", "out too"]
+        access.take_tokens(Tokens({digest_of(OTHER): BERT}))
+        assert ended == ["out", "out too", "in", "token"]
+        access.take_tokens(Tokens({digest_of(OTHER): ANNA}))
+        assert ended == ["out", "out too", "in", "token", "other"]
+    assert access._streams == {}
+    assert access._timer is None
+
+
+async def test_stream_ends_when_a_newer_session_takes_its_place(access: Access) -> None:
+    ended: list[str] = []
+    identity = access.identify([], access.sessions.begin(digest_of(TOKEN)), "")
+    assert identity is not None
+    with access.stream(identity, lambda: ended.append("x")):
+        for _ in range(MAX_SESSIONS_OF_TOKEN - 1):
+            access.sessions.begin(digest_of(TOKEN))
+        assert ended == []
+        access.sessions.begin(digest_of(TOKEN))
+        assert ended == ["x"]
+
+
+async def test_stream_ends_when_its_session_is_too_old(access: Access, clock: Clock) -> None:
+    over = asyncio.Event()
+    identity = access.identify([], access.sessions.begin(digest_of(TOKEN)), "")
+    assert identity is not None
+    clock.now += SESSION_S - 0.01  # which the stream does not let it be idle in
+    access.sessions._by_id[identity.session].used = clock.now
+    with access.stream(identity, over.set):
+        assert not over.is_set()
+        clock.now += 0.02
+        async with asyncio.timeout(5):
+            await over.wait()
+    assert access._timer is None
+
+
+async def test_stream_of_a_session_that_has_ended_meanwhile_ends_at_once(access: Access) -> None:
+    ended: list[str] = []
+    identity = access.identify([], access.sessions.begin(digest_of(TOKEN)), "")
+    assert identity is not None
+    access.sessions.end(identity.session)
+    with access.stream(identity, lambda: ended.append("x")):
+        assert ended == ["x"]
 
 
 # --- Tokens --------------------------------------------------------------------------------------
@@ -206,10 +283,11 @@ def test_user_of_the_unix_socket_may_do_everything(access: Access) -> None:
     [
         *("localhost", "LocalHost:9080", "127.0.0.1:9080", "[::1]:9080", "[::1]", "localhost."),
         *("pbx.example.org", "PBX.example.org:443", "192.0.2.7:9080"),
+        *("two.example.org:8443", "two.example.org", "three.example.org", "192.0.2.9:9080"),
     ],
 )
 def test_names_of_this_daemon_are_taken(access: Access, host: str) -> None:
-    assert access.check_host([host], "192.0.2.7") == host.lower()
+    assert access.check_host([host], "192.0.2.9") == host.lower()
 
 
 @pytest.mark.parametrize(
@@ -233,34 +311,70 @@ def test_request_has_one_host(access: Access, hosts: list[str]) -> None:
     assert status(refused) == 400
 
 
-@pytest.mark.parametrize(
-    ("origin", "host"),
-    [
-        ("http://localhost:9080", "localhost:9080"),
-        ("https://pbx.example.org", "pbx.example.org"),
-        ("https://pbx.example.org:443", "pbx.example.org"),
-        ("https://pbx.example.org", "127.0.0.1:9080"),  # a proxy that sends a Host of its own
-        ("HTTP://[::1]:9080", "[::1]:9080"),
-    ],
-)
-def test_own_page_may_ask(access: Access, origin: str, host: str) -> None:
-    access.check_origin([origin], host)
+PORT_9080 = "localhost:9080"
 
 
 @pytest.mark.parametrize(
-    "origin",
+    ("origin", "host", "is_tls"),
     [
-        *("null", "http://evil.example", "http://localhost:9081", "http://localhost", ""),
-        *("file://", "http://localhost:9080.evil.example", "ftp://localhost:9080"),
-        *("http://pbx.example.org:81", "chrome-extension://localhost:9080"),
+        ("http://localhost:9080", "localhost:9080", False),
+        ("HTTP://[::1]:9080", "[::1]:9080", False),
+        ("http://localhost", "localhost", False),
+        ("http://localhost", "localhost:80", False),
+        ("https://localhost:9080", "localhost:9080", True),
+        ("https://192.0.2.7", "192.0.2.7:443", True),
+        ("https://pbx.example.org", "pbx.example.org", True),
+        ("http://pbx.example.org:9080", "pbx.example.org:9080", False),
+        # By a proxy that speaks TLS, with the Host of the browser or one of its own.
+        ("https://pbx.example.org", "pbx.example.org", False),
+        ("https://pbx.example.org:443", "pbx.example.org", False),
+        ("https://pbx.example.org", "127.0.0.1:9080", False),
+        ("https://two.example.org:8443", "two.example.org", False),
+        ("https://two.example.org:8443", "two.example.org:8443", False),
+        ("https://two.example.org:8443", "127.0.0.1:9080", False),
+        ("http://three.example.org", "three.example.org", False),
     ],
 )
-def test_page_of_another_site_may_not_ask(access: Access, origin: str) -> None:
+def test_own_page_may_ask(access: Access, origin: str, host: str, is_tls: bool) -> None:
+    access.check_origin([origin], host, is_tls=is_tls)
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "is_tls"),
+    [
+        *((bad, PORT_9080, False) for bad in ("null", "http://evil.example", "", "file://")),
+        *((f"{one}://localhost:9080", PORT_9080, False) for one in ("ftp", "chrome-extension")),
+        ("http://localhost:9080.evil.example", PORT_9080, False),
+        # Other programs of the same machine.
+        ("http://localhost:9081", PORT_9080, False),
+        ("http://localhost", PORT_9080, False),
+        ("http://localhost:80", PORT_9080, False),
+        ("https://localhost", PORT_9080, False),
+        ("https://localhost:9080", PORT_9080, False),
+        ("http://localhost:9080", PORT_9080, True),
+        ("http://[::1]", "[::1]:9080", False),
+        ("http://192.0.2.7", "192.0.2.7:9080", False),
+        ("https://192.0.2.7", "192.0.2.7:9080", False),
+        ("http://pbx.example.org:81", "pbx.example.org", False),
+        ("http://pbx.example.org", "pbx.example.org", False),  # the proxy may speak TLS
+        ("http://pbx.example.org", "127.0.0.1:9080", False),
+        ("https://pbx.example.org", "pbx.example.org:9080", False),
+        ("https://two.example.org", "two.example.org:8443", False),
+        ("https://two.example.org", "two.example.org", False),
+        ("http://two.example.org", "two.example.org", False),
+        ("https://three.example.org", "three.example.org", False),
+    ],
+)
+def test_page_of_another_site_may_not_ask(
+    access: Access, origin: str, host: str, is_tls: bool
+) -> None:
     with pytest.raises(Problem) as refused:
-        access.check_origin([origin], "localhost:9080")
+        access.check_origin([origin], host, is_tls=is_tls)
     assert status(refused) == 403
+    own = f"{'https' if is_tls else 'http'}://{PORT_9080}"
+    access.check_origin([own], PORT_9080, is_tls=is_tls)
     with pytest.raises(Problem):
-        access.check_origin(["http://localhost:9080", origin], "localhost:9080")
+        access.check_origin([own, origin], host, is_tls=is_tls)
 
 
 def test_session_that_changes_something_says_from_which_page(access: Access) -> None:

@@ -11,13 +11,16 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 import uvloop
+from aiohttp import HttpVersion11
 
 from audiofork.asterisk.channels import Target
 from audiofork.config import Address, HttpConfig
 from audiofork.doors.http import connections, events_api
+from audiofork.doors.http.answers import EventsQuery
 from audiofork.doors.http.events_api import Viewer
 from audiofork.doors.http.sending import HEADERS
 from audiofork.forks.events import MessageReceived, Muted, Refused, Started, Stopped
@@ -399,16 +402,43 @@ async def test_viewer_whose_token_is_gone_is_dropped(stage: Stage, tmp_path: Pat
         assert (await stays.event()).name == "fork.started"
 
 
-async def test_viewer_whose_session_has_ended_is_dropped(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(events_api, "COMMENT_S", 0.02)
+async def test_viewer_who_signs_out_is_dropped_at_once(stage: Stage) -> None:
     answer = await stage.ask("POST", "/api/v1/session", "", {"token": VIEWER})
     cookie = answer.headers["set-cookie"].partition(";")[0]
-    async with viewed(stage, token="", Cookie=cookie) as reader:
-        stage.door.access.sessions._by_id.clear()
-        with pytest.raises(EOFError):
-            await reader.event()
+    host = f"localhost:{stage.port}"
+    own = {"host": host, "Origin": f"http://{host}", "Cookie": cookie}
+    async with viewed(stage, token="", Cookie=cookie) as reader, viewed(stage) as stays:
+        assert (await stage.ask("DELETE", "/api/v1/session", "", **own)).status == 204
+        stage.others.stream.on_event(Started(INFO))
+        async with asyncio.timeout(5):
+            with pytest.raises(EOFError):
+                await reader.event()
+        assert (await stays.event()).name == "fork.started"
+
+
+async def test_viewer_whose_end_waits_gets_no_event_any_more() -> None:
+    transport = mock.Mock(asyncio.Transport)
+    transport.is_closing.return_value = False
+    transport.get_write_buffer_size.return_value = 0
+    call = mock.Mock(query=EventsQuery())
+    call.request.transport = transport
+    call.request.version = HttpVersion11
+    viewer = events_api.Viewer(call)
+    viewer.send(b"2\r\nab\r\n")
+    viewer.over.set()
+    viewer.send(b"2\r\ncd\r\n")
+    transport.write.assert_called_once_with(b"2\r\nab\r\n")
+
+
+async def test_viewer_whose_session_ends_while_it_catches_up_gets_no_more(stage: Stage) -> None:
+    for _ in range(events_api.REPLAY_AT_ONCE + 5):
+        stage.others.stream.on_event(Started(INFO))
+    viewer = mock.Mock(wants=mock.Mock(return_value=True))
+    viewer.over.is_set.side_effect = [False, True]
+    response = mock.AsyncMock()
+    await stage.door._events._catch_up(viewer, response, stage.others.stream.id_of(0))
+    sent = b"".join(one.args[0] for one in response.write.await_args_list)
+    assert sent.count(b"event: fork.started") == events_api.REPLAY_AT_ONCE
 
 
 def test_events_are_sent_on_uvloop_too(tmp_path: Path) -> None:

@@ -6,10 +6,32 @@ import asyncio
 import contextlib
 from unittest import mock
 
+import pytest
 from aiohttp import web_protocol
+from aiohttp._websocket import reader
 
-from audiofork.doors.http.connections import Connection, Server
-from tests.doors.http.stage import CONTROLLER, Stage, request
+from audiofork.doors.http.connections import SAID_AT_ONCE_BYTES, Connection, Server
+from tests.doors.http.stage import CONTROLLER, FORK_ID, LISTENER, Stage, request
+from tests.relay.peers import until
+
+HANDSHAKE = request(
+    "GET",
+    f"/api/v1/forks/{FORK_ID}/listen",
+    LISTENER,
+    Upgrade="websocket",
+    Connection="Upgrade",
+    Sec_WebSocket_Key="dGhlIHNhbXBsZSBub25jZQ==",
+    Sec_WebSocket_Version="13",
+)
+
+
+def frame(head: int, payload: bytes = b"") -> bytes:
+    """Return a frame as clients send it; its mask is 0."""
+    return bytes([head, 0x80 | len(payload)]) + bytes(4) + payload
+
+
+PING, PONG, CONTINUATION = frame(0x89), frame(0x8A), frame(0x00)
+MANY = SAID_AT_ONCE_BYTES // len(PING)
 
 
 async def test_reads_after_a_request_that_is_no_http_are_dropped() -> None:
@@ -67,3 +89,101 @@ async def test_body_that_comes_after_its_head_is_read_and_the_connection_stays(
         await client.writer.drain()
         assert (await client.raw(body)).status == 201
         assert (await client.raw(request("GET", "/healthz"))).status == 200
+
+
+# --- WebSockets ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many bytes each look at the frames of a client had to go through."""
+    sizes: list[int] = []
+    real = web_protocol.RequestHandler.data_received
+
+    def data_received(connection: web_protocol.RequestHandler, data: bytes) -> None:
+        if connection._upgraded:
+            sizes.append(len(data))
+        real(connection, data)
+
+    monkeypatch.setattr(web_protocol.RequestHandler, "data_received", data_received)
+    return sizes
+
+
+@pytest.mark.parametrize("flood", [PING, PONG, CONTINUATION], ids=["ping", "pong", "continuation"])
+async def test_flood_of_frames_is_not_looked_at_and_its_connection_is_closed(
+    stage: Stage, flood: bytes, parsed: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with stage.client() as hostile:
+        assert (await hostile.raw(HANDSHAKE)).status == 101
+        hostile.writer.write(flood * 10_000)
+        assert len(await hostile.ended()) < 1000
+    await until(lambda: stage.others.listeners == [])
+    assert sum(parsed) <= SAID_AT_ONCE_BYTES
+    assert caplog.text.count("HTTP clients dropped: 1 more, last: 127.0.0.1: it says too") == 1
+    assert "Traceback" not in caplog.text
+
+
+async def test_flood_of_frames_in_small_reads_is_no_way_around(
+    stage: Stage, parsed: list[int]
+) -> None:
+    async with stage.client() as hostile:
+        assert (await hostile.raw(HANDSHAKE)).status == 101
+        with contextlib.suppress(ConnectionError):
+            for _ in range(10 * MANY):
+                hostile.writer.write(PING)
+                await hostile.writer.drain()
+                await asyncio.sleep(0)
+        await hostile.ended()
+    await until(lambda: stage.others.listeners == [])
+    assert sum(parsed) < 2 * SAID_AT_ONCE_BYTES
+
+
+async def test_flood_of_frames_behind_the_handshake_is_not_kept(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed = mock.Mock()
+    monkeypatch.setattr(web_protocol.RequestHandler, "set_parser", fed)
+    async with stage.client() as hostile:
+        hostile.writer.write(HANDSHAKE + PING * 5_000)
+        await hostile.ended()
+    await until(lambda: stage.others.listeners == [])
+    for call in fed.call_args_list:
+        assert isinstance(call.args[0], reader.WebSocketReader)
+    assert stage.door._server is not None
+    assert not stage.door._server._address_of
+
+
+async def test_pings_at_a_low_rate_are_answered(stage: Stage) -> None:
+    async with stage.client() as client:
+        assert (await client.raw(HANDSHAKE)).status == 101
+        client.writer.write(frame(0x89, b"p" * 125) * 3)
+        async with asyncio.timeout(5):
+            assert await client.reader.readexactly(3 * 127) == (b"\x8a\x7d" + b"p" * 125) * 3
+
+
+async def test_what_a_client_may_say_comes_back_with_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connection: Connection = Server(mock.AsyncMock())()
+    now = asyncio.get_running_loop().time()
+    loop = mock.Mock(time=lambda: now)
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: loop)
+    assert connection._may_say(SAID_AT_ONCE_BYTES)
+    now += 1
+    assert connection._may_say(100)
+    assert not connection._may_say(100)
+    connection._is_refused = False
+    now += 3600
+    assert not connection._may_say(SAID_AT_ONCE_BYTES + 1)
+
+
+async def test_flood_of_other_requests_that_could_not_be_handled_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    connection: Connection = Server(mock.AsyncMock())()
+    request = mock.Mock()
+    request.writer.output_size = 0
+    for _ in range(5):
+        assert connection.handle_error(request, 500, ZeroDivisionError()).status == 500
+    assert caplog.text.count("Traceback") + caplog.text.count("ZeroDivisionError") <= 2
+    assert len(caplog.records) == 1

@@ -176,6 +176,33 @@ async def test_listener_whose_token_is_gone_is_sent_away(stage: Stage, tmp_path:
     await until(lambda: stage.others.listeners == [])
 
 
+async def test_listener_who_signs_out_is_sent_away_at_once(stage: Stage) -> None:
+    answer = await stage.ask("POST", "/api/v1/session", "", {"token": LISTENER})
+    cookie = answer.headers["set-cookie"].partition(";")[0]
+    host = f"127.0.0.1:{stage.port}"
+    own = {"Origin": f"http://{host}", "Cookie": cookie}
+    async with listening(stage, token="", **own) as websocket, listening(stage) as stays:
+        gone = await stage.ask("DELETE", "/api/v1/session", "", host=host, **own)
+        assert gone.status == 204
+        say(stage, Sound(8000, ("in",), b"\1\0"))
+        async with asyncio.timeout(5):
+            assert (await websocket.receive()).type is aiohttp.WSMsgType.CLOSE
+        assert websocket.close_code == 1001
+        await text(stays)
+        assert await audio(stays) == b"\1\0"
+
+
+async def test_audio_that_waits_is_not_sent_to_a_listener_who_has_to_leave() -> None:
+    listener = listen_api.Listener(lambda: None)
+    for _ in range(3):
+        listener.on_heard(Sound(8000, ("in",), b"\1\0"))
+    messages = listener.messages()
+    assert isinstance(await anext(messages), str)
+    assert await anext(messages) == b"\1\0"
+    listener.leave()
+    assert [one async for one in messages] == []
+
+
 async def test_door_that_closes_sends_listeners_away(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage, listening(stage) as websocket:
         closing = asyncio.create_task(stage.door.close())

@@ -190,6 +190,15 @@ async def test_cookie_of_a_page_that_came_over_tls_is_sent_only_so(tmp_path: Pat
         )
 
 
+async def test_what_needs_no_token_does_not_look_at_one(stage: Stage) -> None:
+    for path in ("/healthz", "/readyz", "/"):
+        for header in ("Bearer wrong", "Basic abc", ""):
+            assert (await stage.get(path, "", Authorization=header)).status == 200
+    for _ in range(20):
+        assert (await stage.get("/healthz", "wrong")).status == 200
+    assert (await stage.get(FORKS, "wrong")).status == 401  # none of those has counted
+
+
 # --- Host and Origin -----------------------------------------------------------------------------
 
 
@@ -229,6 +238,14 @@ async def test_page_of_another_site_is_refused_on_every_path(stage: Stage) -> No
     assert stage.others.requests == []
 
 
+async def test_page_of_another_port_of_this_machine_is_refused(stage: Stage) -> None:
+    for name in ("127.0.0.1", "localhost"):
+        host = f"{name}:{stage.port}"
+        for origin in (f"http://{name}", f"https://{name}", f"https://{host}"):
+            assert problem(await stage.get(FORKS, Origin=origin, host=host))[0] == 403
+        assert (await stage.get(FORKS, Origin=f"http://{host}", host=host)).status == 200
+
+
 async def test_no_site_is_told_that_it_may_read_the_answers(stage: Stage) -> None:
     origin = f"http://localhost:{stage.port}"
     answer = await stage.get(FORKS, Origin=origin, host=f"localhost:{stage.port}")
@@ -239,6 +256,23 @@ async def test_no_site_is_told_that_it_may_read_the_answers(stage: Stage) -> Non
 
 
 # --- What answers look like ----------------------------------------------------------------------
+
+
+async def test_flood_of_requests_that_meet_a_bug_is_one_traceback(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.others.error = ZeroDivisionError("a bug")
+    async with stage.client() as client:
+        for _ in range(30):
+            answer = await client.raw(request("POST", FORKS, CONTROLLER, START))
+            assert answer.status == 500
+    assert stage.door._bugs._timer is not None  # the second is not over
+    stage.door._bugs._on_second()
+    records = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    assert records == [
+        "an HTTP request could not be handled",
+        "... and 29 more HTTP requests that could not be handled in the last second",
+    ]
 
 
 async def test_every_answer_has_the_headers_errors_too(stage: Stage) -> None:

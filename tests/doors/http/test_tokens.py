@@ -89,6 +89,22 @@ def test_line_that_is_no_token_is_refused_with_its_place_and_without_the_token(
     assert "xxxx" not in refused
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x0c", "\x0b", "\x85", "\x1c", "\r"])
+def test_comment_ends_only_with_its_line(tmp_path: Path, mark: str) -> None:
+    path = write_tokens(tmp_path)
+    path.write_bytes(f"# old{mark}evil control {'e' * 20}\r\nanna view {VIEWER}\r\n".encode())
+    tokens = read_tokens(str(path))
+    assert owner(tokens, "e" * 20) is None
+    assert owner(tokens, VIEWER) == Client("anna", frozenset({Role.VIEW}))
+
+
+@pytest.mark.parametrize("blank", ["\u2003", "\x0c", "\x1f", "\xa0"])
+def test_only_blanks_and_tabs_part_a_line(tmp_path: Path, blank: str) -> None:
+    assert "tokens:1: expected NAME" in refusal(tmp_path, f"anna{blank}view{blank}{'x' * 20}")
+    tokens = read_tokens(str(write_tokens(tmp_path, f" anna\tview \t{'x' * 20}\t")))
+    assert owner(tokens, "x" * 20) == Client("anna", frozenset({Role.VIEW}))
+
+
 def test_file_that_every_user_may_read_is_refused(tmp_path: Path) -> None:
     path = write_tokens(tmp_path)
     path.chmod(0o644)

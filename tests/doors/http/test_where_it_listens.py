@@ -78,6 +78,16 @@ async def test_https_is_spoken_with_a_certificate_and_its_cookies_are_secure(
         writer.close()
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert b"Secure" in answer
+        for scheme, status in (("https", 200), ("http", 403)):
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", stage.port, ssl=context, server_hostname="localhost"
+            )
+            host = f"localhost:{stage.port}"
+            own = {"Origin": f"{scheme}://{host}", "Connection": "close"}
+            writer.write(request("GET", FORKS, VIEWER, host=host, **own))
+            async with asyncio.timeout(5):
+                assert (await reader.read()).startswith(f"HTTP/1.1 {status} ".encode())
+            writer.close()
         async with stage.client() as client:  # without TLS
             client.writer.write(request("GET", "/healthz"))
             assert b"HTTP" not in await client.ended()
