@@ -23,6 +23,7 @@ from audiofork.commands.times import seconds_of
 from audiofork.doors.history_answers import as_dict, query_of
 from audiofork.errors import ConfigError, DaemonUnreachable, HistoryUnavailable, RequestRefused
 from audiofork.forks import history_file, history_search
+from audiofork.forks.masking import LEAST_IN_TEXT, digits_of, is_number
 from audiofork.forks.sqlite_file import Damaged
 from audiofork.text import printable, reason_of
 
@@ -42,8 +43,8 @@ class Source(Protocol):
     def causes(self, since: float) -> list[dict[str, Any]]:
         """Return the causes of failures since a time."""
 
-    def forget(self, number: str) -> int:
-        """Remove all entries of a caller; return how many there were."""
+    def forget(self, number: str) -> tuple[int, int]:
+        """Remove all entries of a caller; return how many, and how many others mentioned it."""
 
 
 class HistoryOfFile:
@@ -67,8 +68,8 @@ class HistoryOfFile:
         with history_file.reading(self._path) as db:
             return [asdict(cause) for cause in history_search.causes(db, since)]
 
-    def forget(self, number: str) -> int:
-        """Remove all entries of a caller; return how many there were."""
+    def forget(self, number: str) -> tuple[int, int]:
+        """Remove all entries of a caller; return how many, and how many others mentioned it."""
         with history_file.reading(self._path):  # else a file that is none would be made one
             pass
         try:
@@ -181,8 +182,9 @@ def history_command(exit_codes: Callable[[], AbstractContextManager[None]]) -> c
         With ID, or its first eight characters, show one of them with all that has happened to it.
         The daemon is asked; if none runs, its file is read.
 
-        --forget removes all entries with a number. With - it is read from standard input. Entries
-        whose number was masked ([history] mask_numbers) are not found by it.
+        --forget removes all entries of calls from a number; where other calls mention it, in a
+        name, a channel or what a server said, *** stands in its place. With - it is read from
+        standard input. Entries whose number was masked ([history] mask_numbers) are not found.
         """
         with exit_codes():
             _run(_Wish(**given), lambda: _source(place))
@@ -257,13 +259,22 @@ def _forget(wish: _Wish, source: Callable[[], AbstractContextManager[Source]]) -
     number = wish.forget
     if number == "-":  # arguments are visible in the list of processes
         number = sys.stdin.readline().strip()
-    if not any(character.isdigit() for character in number):
+    if not is_number(number):
         raise click.BadParameter("expected a number", param_hint="--forget")
     if not wish.yes:
-        click.confirm("Remove all entries with this number for good?", abort=True, err=True)
+        question = "Remove all entries of calls from this number for good"
+        if len(digits_of(number)) >= LEAST_IN_TEXT:
+            question += (
+                ", and blank it where other calls mention it (names, channels, texts of servers)"
+            )
+        click.confirm(f"{question}?", abort=True, err=True)
     with source() as asked:
-        removed = asked.forget(number)
-    terminal.say(_as_json({"removed": removed}) if wish.as_json else f"{removed} entries removed")
+        removed, blanked = asked.forget(number)
+    if wish.as_json:
+        terminal.say(_as_json({"removed": removed, "blanked": blanked}))
+        return
+    others = f", the number blanked in {blanked} others" if blanked else ""
+    terminal.say(f"{removed} entries removed{others}")
 
 
 def _as_json(value: Any) -> str:

@@ -188,12 +188,15 @@ class Client:
         causes: list[dict[str, Any]] = self._answer_to(fields)["causes"]
         return causes
 
-    def forget(self, number: str) -> int:
-        """Remove a caller from the history; return how many entries there were; see `history`."""
+    def forget(self, number: str) -> tuple[int, int]:
+        """Remove a caller from the history; see `history`.
+
+        Returns:
+            How many entries were removed, and in how many others the number was blanked.
+        """
         self._socket.settimeout(FORGET_TIMEOUT_S)
-        return int(
-            self._answer_to({"Command": "ForgetAudioForkCaller", "Number": number})["removed"]
-        )
+        answer = self._answer_to({"Command": "ForgetAudioForkCaller", "Number": number})
+        return int(answer["removed"]), int(answer.get("blanked", 0))  # an older daemon blanks none
 
     def run_id(self) -> str:
         """Return the id of the daemon's run; empty if the daemon is too old to report it."""

@@ -84,8 +84,12 @@ class DaemonClient(Protocol):
     def causes(self, since: float) -> list[dict[str, Any]]:
         """Return the causes of failures since a time, in seconds since 1970; see `history`."""
 
-    def forget(self, number: str) -> int:
-        """Remove a caller from the history; return how many entries there were; see `history`."""
+    def forget(self, number: str) -> tuple[int, int]:
+        """Remove a caller from the history; see `history`.
+
+        Returns:
+            How many entries were removed, and in how many others the number was blanked.
+        """
 
 
 _WHERE_THEY_ARE: Mapping[str, str] = {

@@ -10,9 +10,10 @@ ListAudioForkCauses groups the failures since Since:
 
     {"ok": true, "causes": [{"reason": "sink-gone", "detail": "...", "count": 3, ...}]}
 
-ForgetAudioForkCaller removes all entries of the caller Number:
+ForgetAudioForkCaller removes all entries of the caller Number, and blanks it where others mention
+it:
 
-    {"ok": true, "removed": 3}
+    {"ok": true, "removed": 3, "blanked": 1}
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from audiofork.errors import RequestRefused
-from audiofork.forks.history import Entry, History, HistoryQuery
+from audiofork.forks.history import Entry, Forgotten, History, HistoryQuery
+from audiofork.forks.masking import is_number
 from audiofork.forks.requests import flag_of
 
 HISTORY, CAUSES = "listaudioforkhistory", "listaudioforkcauses"
@@ -53,7 +55,7 @@ class HistoryAnswers:
             causes = await self._history.causes(_seconds(fields, "Since") or 0.0)
             return {"causes": [dataclasses.asdict(cause) for cause in causes]}
         if command == FORGET:
-            return {"removed": await self._forget(fields.get("number", ""))}
+            return (await self._forget(fields.get("number", "")))._asdict()
         if fork_id := fields.get("audioforkid", "").strip().lower():
             entry = await self._history.entry(fork_id)
             return {"entries": [as_dict(entry)] if entry else [], "next_cursor": ""}
@@ -63,8 +65,8 @@ class HistoryAnswers:
             raise RequestRefused(f"Cursor: {exc}") from None
         return {"entries": [as_dict(entry) for entry in entries], "next_cursor": cursor}
 
-    async def _forget(self, number: str) -> int:
-        if not any(character.isdigit() for character in number):
+    async def _forget(self, number: str) -> Forgotten:
+        if not is_number(number):
             raise RequestRefused("Number: expected a number")
         return await self._history.forget(number)
 

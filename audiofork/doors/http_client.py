@@ -166,7 +166,7 @@ class HttpClient:
         with self._http.is_the_daemon():
             return [dict(one) for one in answer["causes"]]
 
-    def forget(self, _number: str) -> int:
+    def forget(self, _number: str) -> tuple[int, int]:
         """Refuse: whoever looks at the history from elsewhere may not change it."""
         raise RequestRefused(
             "callers are removed from the history on the daemon's own machine alone: run audiofork "

@@ -35,7 +35,9 @@ from audiofork.forks.history_entries import Cause as Cause
 from audiofork.forks.history_entries import Entry as Entry
 from audiofork.forks.history_entries import HistoryQuery as HistoryQuery
 from audiofork.forks.history_file import HistoryFile
-from audiofork.forks.history_writer import MOST_WAITING, HistoryWriter, Question, Write
+from audiofork.forks.history_forgetting import Forgotten as Forgotten
+from audiofork.forks.history_inbox import Question, Write
+from audiofork.forks.history_writer import HistoryWriter
 from audiofork.forks.masking import Masking, masked, masked_channel, masked_name
 from audiofork.forks.requests import StartFork
 from audiofork.forks.timelines import Moment, Timelines
@@ -49,7 +51,6 @@ T = TypeVar("T")
 ANSWER_TIMEOUT_S = 10.0
 FORGET_TIMEOUT_S = 300.0
 CLOSE_TIMEOUT_S = 1.0
-MOST_ASKING = 16
 # Refused starts that are kept in a second, of one requester and of one door: each may come as a
 # flood. docs/usage.md says so.
 REFUSED_OF_ORIGIN = 5
@@ -83,7 +84,6 @@ class History:
         self._clock = clock
         self._writer = HistoryWriter(Path(config.file), config) if config.file else None
         self._started: dict[str, float] = {}  # when audio began to flow, by fork id
-        self._asking = 0
         self._allowance = Allowance(REFUSED_OF_ORIGIN, REFUSED_OF_DOOR)
         self._dropped = CounterLine(log, "entries of the history dropped, the disk is too slow")
         self._beyond = CounterLine(log, "refused starts not kept in the history, too many")
@@ -108,7 +108,7 @@ class History:
         """Write all waiting entries and close the file; waits at most CLOSE_TIMEOUT_S."""
         if self._writer is None or not self._writer.is_alive():
             return
-        self._writer.works.put(None)
+        self._writer.inbox.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await asyncio.wrap_future(self._writer.closed)
@@ -135,9 +135,7 @@ class History:
 
     def _put(self, work: Write) -> None:
         assert self._writer is not None
-        if self._writer.works.qsize() < MOST_WAITING:
-            self._writer.works.put(work)
-        else:
+        if not self._writer.inbox.put(work):
             self._dropped.count(work.fork_id if isinstance(work, Entry) else work[0])
 
     def _ended(self, event: Ended) -> Entry:
@@ -256,8 +254,8 @@ class History:
         """
         return await self._ask(lambda file: file.causes(since))
 
-    async def forget(self, number: str) -> int:
-        """Remove a caller: all entries with this number, for good; return how many there were.
+    async def forget(self, number: str) -> Forgotten:
+        """Remove a caller: all entries of this number, for good; see HistoryFile.forget.
 
         Entries whose number is masked are not found: nobody can know whose they are. Of a fork that
         still runs there will be an entry when it has ended.
@@ -271,14 +269,13 @@ class History:
         timeout_s = timeout_s or ANSWER_TIMEOUT_S
         if self._writer is None:
             raise HistoryUnavailable("there is no history: [history] file is empty")
-        if not self._writer.is_alive():
+        if not self._writer.is_alive() or self._writer.inbox.is_closed:
             raise HistoryUnavailable("the history cannot be asked: it is closed")
-        if self._asking >= MOST_ASKING or self._writer.works.qsize() >= MOST_WAITING:
-            raise HistoryUnavailable("too many ask the history at once: try again")
         answer: concurrent.futures.Future[T] = concurrent.futures.Future()
         answer.set_running_or_notify_cancel()
-        self._asking += 1
-        self._writer.works.put(Question(ask, answer))
+        question = Question(ask, answer)
+        if not self._writer.inbox.ask(question):
+            raise HistoryUnavailable("too many ask the history at once: try again")
         try:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.wrap_future(answer)
@@ -286,7 +283,7 @@ class History:
             text = f"the history cannot be asked: no answer of the disk within {timeout_s:g} s"
             raise HistoryUnavailable(text) from None
         finally:
-            self._asking -= 1
+            self._writer.inbox.abandon(question)
 
 
 def _totals(event: Ended, duration_s: float) -> dict[str, int | float]:

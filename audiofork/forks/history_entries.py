@@ -153,14 +153,19 @@ def entry_of(row: Sequence[Any]) -> Entry:
     values = dict(zip(PLAIN, row, strict=False))
     totals, *timeline = row[len(PLAIN) :]
     try:
-        moments = _timeline_of(*timeline) if timeline else ()
+        moments = timeline_of(*timeline) if timeline else ()
         counts = dict(json.loads(totals))
     except (TypeError, ValueError, RecursionError) as exc:
         raise HistoryUnavailable(f"the entry {row[0]} cannot be read") from exc
     return Entry(**{**values, "failed": bool(values["failed"])}, totals=counts, timeline=moments)
 
 
-def _timeline_of(moments: str, texts: str) -> tuple[Moment, ...]:
+def timeline_of(moments: str, texts: str) -> tuple[Moment, ...]:
+    """Return a timeline from the values of moments and texts.
+
+    Raises:
+        TypeError, ValueError, RecursionError: They are no such values.
+    """
     times = json.loads(moments)
     lines = texts.split("\n") if times else []
     return tuple(Moment(at, kind, text) for (at, kind), text in zip(times, lines, strict=True))

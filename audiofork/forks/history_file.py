@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from audiofork.errors import HistoryUnavailable
-from audiofork.forks import history_search
+from audiofork.forks import history_forgetting, history_search
 from audiofork.forks.history_entries import (
     COLUMNS,
     REFUSED,
@@ -19,12 +19,14 @@ from audiofork.forks.history_entries import (
     row_of,
     timeline_row,
 )
-from audiofork.forks.masking import LEAST_IN_TEXT, MASK, digits_of
+from audiofork.forks.history_forgetting import Forgotten
+from audiofork.forks.masking import MASK, digits_of
 from audiofork.forks.sqlite_file import Damaged, SqliteFile, check_kind, telling_damage
 from audiofork.forks.timelines import Moment
 
 _LOCKED_S = 0.5  # how long to wait for a daemon that has the file
 _CACHE_KIB = 8192
+FORGET_S = 240.0  # the longest that forgetting a caller may take
 STEP_ROWS = 200  # removed in one transaction
 _MERGE_PAGES = 300  # of the index of words, in one step
 
@@ -54,6 +56,7 @@ class HistoryFile(SqliteFile):
 
     Attributes:
         rows: How many entries it has; refused: how many of these are of refused starts.
+        give_up: Asked again and again while something is asked, whether nobody waits any more.
     """
 
     kind = "history"
@@ -72,6 +75,8 @@ class HistoryFile(SqliteFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._merging = self._to_wipe = False
+        self._is_clean = True  # as far as known: no word of what was forgotten is in the index
+        self.give_up: Callable[[], bool] = history_search.never
         try:
             with telling_damage():
                 self.db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
@@ -168,38 +173,57 @@ class HistoryFile(SqliteFile):
             self._merging = self.db.total_changes - before > 1
         return self._merging
 
-    def forget(self, number: str) -> int:
-        """Remove all entries with a caller's number, so that nothing of them is left in the file.
+    def forget(self, number: str) -> Forgotten:
+        """Remove all entries of a caller, and blank the number where other calls mention it.
+
+        See history_forgetting. Nothing of it is left in the file afterwards, as far as it is found.
 
         Returns:
-            How many entries there were: those of that caller, and others that mention the number.
-        """
-        with telling_damage():
-            numbers = self._with_number(number)
-            for begin in range(0, len(numbers), STEP_ROWS):
-                self._remove(numbers[begin : begin + STEP_ROWS])
-            if numbers:
-                self.db.execute("INSERT INTO words (words) VALUES ('optimize')")
-                self.wipe()
-        return len(numbers)
+            How many entries were removed, and in how many others the number was blanked.
 
-    def _with_number(self, number: str) -> list[int]:
+        Raises:
+            HistoryUnavailable: It takes too long, or was given up; it is done in part.
+        """
         digits = digits_of(number)
         if not digits or MASK in number:
-            return []
-        found = set(self._numbers("caller_key = ?", digits))
-        if len(digits) >= LEAST_IN_TEXT:
-            # As it is, or in a URL with its + escaped.
-            mention = f'"{digits}" OR "00{digits}" OR "2b{digits}"'
-            rows = self.db.execute("SELECT rowid FROM words WHERE words MATCH ?", (mention,))
-            found.update(number for (number,) in rows)
-        return sorted(found)
+            return Forgotten(0, 0)
+        try:
+            with history_search.in_time(self.db, FORGET_S, self.give_up), telling_damage():
+                return self._forget(digits)
+        except HistoryUnavailable as exc:
+            raise HistoryUnavailable("it was broken off, and is done in part: ask again") from exc
+
+    def _forget(self, digits: str) -> Forgotten:
+        numbers = self._numbers("caller_key = ?", digits)
+        self._is_clean = self._is_clean and not numbers
+        for begin in range(0, len(numbers), STEP_ROWS):
+            self._remove(numbers[begin : begin + STEP_ROWS])
+        blanked = self._change(history_forgetting.mentions(self.db, digits))
+        if not self._is_clean:
+            self.db.execute("INSERT INTO words (words) VALUES ('optimize')")
+            self.wipe()
+            self._is_clean = True
+        return Forgotten(len(numbers), blanked)
+
+    def _change(self, changes: Iterable[history_forgetting.Change]) -> int:
+        """Give entries other values of some columns; return how many."""
+        count = 0
+        for number, values in changes:
+            self._is_clean = False
+            columns = ", ".join(f"{name} = ?" for name in values)
+            with self.transaction():
+                self.db.execute(_FORGET_WORDS, (number,))
+                changed = f"UPDATE forks SET {columns} WHERE number = ?"
+                self.db.execute(changed, (*values.values(), number))
+                self.db.execute(_INDEX_WORDS, (number,))
+            count += 1
+        return count
 
     # --- Asking ---
 
     def search(self, query: HistoryQuery) -> tuple[list[Entry], str]:
         """See history_search."""
-        return history_search.search(self.db, query)
+        return history_search.search(self.db, query, self.give_up)
 
     def entry(self, fork_id: str) -> Entry | None:
         """See history_search."""
@@ -207,7 +231,7 @@ class HistoryFile(SqliteFile):
 
     def causes(self, since: float) -> list[Cause]:
         """See history_search."""
-        return history_search.causes(self.db, since)
+        return history_search.causes(self.db, since, self.give_up)
 
 
 @contextlib.contextmanager

@@ -5,44 +5,28 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import logging
-import queue
 import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from audiofork.config import HistoryConfig
 from audiofork.errors import HistoryUnavailable
-from audiofork.forks.history_entries import Entry
 from audiofork.forks.history_file import HistoryFile
+from audiofork.forks.history_inbox import Inbox, Question, Works, Write
 from audiofork.forks.sqlite_file import Damaged, is_locked, put_aside
-from audiofork.forks.timelines import Moment
 from audiofork.text import reason_of
 
 log = logging.getLogger(__name__)
 
 MOST_WAITING = 2000  # entries: more than forks that may end at once
-MOST_IN_BATCH = 200
+MOST_ASKING = 16  # questions that wait or are being answered
 RETRY_S = 5.0
 LOOK_S = 60.0  # between two looks for entries that are too old
 STEP_PAUSE_S = 0.02  # between two steps of that: they may be thousands
 MERGE_S = 21_600.0  # from the first removal to a merge of the index
 DAY_S = 86_400.0
-
-Write = Entry | tuple[str, Sequence[Moment]]
-"""An entry, or the newer timeline of one by its id."""
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked of the file, between two writes."""
-
-    ask: Callable[[HistoryFile], Any]
-    answer: concurrent.futures.Future[Any]
 
 
 class HistoryWriter(threading.Thread):
@@ -53,14 +37,14 @@ class HistoryWriter(threading.Thread):
         config: How long entries are kept; may be replaced.
 
     Attributes:
-        works: Queue of what is to be done: entries, questions; None: close.
+        inbox: Takes what is to be done.
         closed: Done when the file is closed.
         config: As the argument.
     """
 
     def __init__(self, path: Path, config: HistoryConfig) -> None:
         super().__init__(name="history", daemon=True)  # a disk that hangs must not block the exit
-        self.works: queue.SimpleQueue[Write | Question | None] = queue.SimpleQueue()
+        self.inbox = Inbox(MOST_WAITING, MOST_ASKING)
         self.closed: concurrent.futures.Future[None] = concurrent.futures.Future()
         self.closed.set_running_or_notify_cancel()  # so that a caller's timeout cannot cancel it
         self.config = config
@@ -88,29 +72,15 @@ class HistoryWriter(threading.Thread):
 
     def _step(self) -> bool:
         """Do what waits; return False if the end was requested."""
-        questions, more = self._take()
+        works: Works = self.inbox.take(self._pause_s())
+        self._unwritten.extend(works.writes)
+        self._look_at_place()
         self._write()
-        for question in questions:
-            self._answer(question)
-        if more:
+        if works.question is not None:
+            self._answer(works.question)
+        if not works.is_last:
             self._keep_in_bounds()
-        return more
-
-    def _take(self) -> tuple[list[Question], bool]:
-        """Wait for something to do; return the questions, and whether the thread goes on."""
-        questions: list[Question] = []
-        with contextlib.suppress(queue.Empty):
-            work = self.works.get(timeout=self._pause_s())
-            while work is not None:
-                if isinstance(work, Question):
-                    questions.append(work)
-                else:
-                    self._unwritten.append(work)
-                if questions or len(self._unwritten) >= MOST_IN_BATCH:
-                    return questions, True  # what comes next need not be seen by the question
-                work = self.works.get_nowait()
-            return questions, False
-        return questions, True
+        return not works.is_last
 
     def _pause_s(self) -> float:
         if self._file is None:
@@ -172,6 +142,21 @@ class HistoryWriter(threading.Thread):
             log.warning("the history works again, %d entries were lost", self._lost)
         self._fault, self._lost, self._said = "", 0, False
 
+    def _look_at_place(self) -> None:
+        """Begin a new file if somebody has removed this one, or put another in its place."""
+        if self._file is None or self._file.is_in_place():
+            return
+        with contextlib.suppress(Damaged, sqlite3.Error, OSError):
+            # SQLite closes a file that was moved without this, and would then apply what is left in
+            # the write-ahead log to the file that is there now.
+            self._file.wipe()
+        self._close()
+        log.warning(
+            "the history %s was removed, or replaced, by another program: going on with the file "
+            "that is there, or a new one; what the other one had is no longer found",
+            self._path,
+        )
+
     def _close(self) -> None:
         if self._file is not None:
             self._file.close()
@@ -180,9 +165,10 @@ class HistoryWriter(threading.Thread):
     # --- Answering ---
 
     def _answer(self, question: Question) -> None:
-        if self._file is None:
+        if question.is_abandoned or self._file is None:
             self._refuse(question)
             return
+        self._file.give_up = self.inbox.should_give_up
         try:
             question.answer.set_result(question.ask(self._file))
         except Damaged as exc:
@@ -199,11 +185,9 @@ class HistoryWriter(threading.Thread):
 
     def _refuse_all(self) -> None:
         """Refuse the questions that are left; nobody asks any more when the thread has ended."""
-        with contextlib.suppress(queue.Empty):
-            while True:
-                work = self.works.get_nowait()
-                if isinstance(work, Question):
-                    self._refuse(work)
+        for question in self.inbox.take_questions():
+            if not question.answer.done():
+                self._refuse(question)
 
     # --- Removing ---
 

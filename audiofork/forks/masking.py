@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 MASK = "*"
+BLANK = "***"
+"""What is left of a number that was forgotten."""
 # A number as people write it: +49 (30) 123-456. Shorter ones are no one's telephone.
 _NUMBER = re.compile(r"\+?\(?\d(?:[ ()./-]{0,2}\d){2,}")
+# One alone, as people write it.
+_A_NUMBER = re.compile(r"[ (]*\+?[ ()./-]*[0-9][0-9 ()./-]*")
 # The part of a channel's name that Asterisk adds: -0000002a, or -0000002a;1.
 _SUFFIX = re.compile(r"-[0-9a-f]{8}(?:;[12])?\Z")
 # Digits in a text that are nothing but the caller's number; fewer would be a time, or a port.
@@ -15,7 +20,7 @@ LEAST_IN_TEXT = 5
 
 def digits_of(number: str) -> str:
     """Return the digits of a number, without the 00 that some write in place of a +."""
-    digits = re.sub(r"\D", "", number)
+    digits = "".join(str(unicodedata.decimal(one)) for one in number if one.isdecimal())
     return digits.removeprefix("00") or digits
 
 
@@ -25,6 +30,11 @@ def key_of(number: str) -> str:
     A number that is masked is found as it is, and so is one without digits.
     """
     return number if MASK in number else digits_of(number) or number
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text is a telephone number: digits 0 to 9, perhaps with + ( ) . / - ."""
+    return _A_NUMBER.fullmatch(text) is not None
 
 
 def masked(number: str) -> str:
@@ -56,6 +66,29 @@ def masked_channel(channel: str) -> str:
 def endpoint_of(channel: str) -> str:
     """Return the name of a channel without Asterisk's suffix: the same for each call of a phone."""
     return _SUFFIX.sub("", channel)
+
+
+class Blanking:
+    """Puts BLANK in place of a number that somebody else's call mentions, so that it is forgotten.
+
+    It is found as a word of its own, with or without 00 before it: not within a longer number.
+
+    Args:
+        digits: The number's digits.
+    """
+
+    def __init__(self, digits: str) -> None:
+        self._mention = re.compile(rf"(?<![^\W_])(?:00)?{re.escape(digits)}(?![^\W_])")
+
+    def of(self, text: str) -> str:
+        """Return a text without the number."""
+        return self._mention.sub(BLANK, text)
+
+    def of_channel(self, channel: str) -> str:
+        """Return the name of a channel without it; what Asterisk adds is no number."""
+        suffix = _SUFFIX.search(channel)
+        end = suffix.start() if suffix is not None else len(channel)
+        return self.of(channel[:end]) + channel[end:]
 
 
 class Masking:

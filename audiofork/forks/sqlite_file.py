@@ -18,11 +18,32 @@ from typing import Any, ClassVar
 log = logging.getLogger(__name__)
 
 _BUSY_S = 0.5  # how long to wait for the lock: another program may be reading the file
+# Moved aside with one ending: a disk that damages each file must not be filled with them.
+MOST_ASIDE = 20
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
 class Damaged(Exception):
-    """The file cannot be read as one of this kind and version."""
+    """The file cannot be read as one of this kind and version.
+
+    Attributes:
+        ending: What its name gets when it is moved aside.
+    """
+
+    ending: str = "damaged"
+
+
+class OtherVersion(Damaged):
+    """The file is sound, but of another version of audiofork.
+
+    Args:
+        version: The version that it has.
+        expected: The one that it should have.
+    """
+
+    def __init__(self, version: int, expected: int) -> None:
+        super().__init__(f"of version {version}, expected {expected}")
+        self.ending = f"version-{version}"
 
 
 class SqliteFile:
@@ -46,6 +67,8 @@ class SqliteFile:
     def __init__(self, path: Path) -> None:
         make_private(path)
         self.db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+        self._path = path.absolute()
+        self._identity = _identity_of(path)
         try:
             with telling_damage():
                 self._set_up()
@@ -72,6 +95,10 @@ class SqliteFile:
     def pragma(self, name: str) -> Any:
         """Return the value of a pragma."""
         return self.db.execute(f"PRAGMA {name}").fetchone()[0]
+
+    def is_in_place(self) -> bool:
+        """Return whether the file is still the one of its name."""
+        return self._identity is not None and self._identity == _identity_of(self._path)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
@@ -104,7 +131,7 @@ def check_kind(db: sqlite3.Connection, kind: type[SqliteFile]) -> None:
         raise Damaged(f"not a {kind.kind} of audiofork")
     version = db.execute("PRAGMA user_version").fetchone()[0]
     if version != kind.version:
-        raise Damaged(f"of version {version}, expected {kind.version}")
+        raise OtherVersion(version, kind.version)
 
 
 @contextlib.contextmanager
@@ -125,6 +152,15 @@ def is_locked(exc: Exception) -> bool:
 
 def _code_of(exc: Exception) -> int:
     return int(getattr(exc, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _identity_of(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from all others; None: there is none of that name."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def make_private(path: Path) -> None:
@@ -151,11 +187,22 @@ def make_private(path: Path) -> None:
 def put_aside(path: Path, kind: str, why: Damaged) -> None:
     """Move a file that cannot be used aside, and log it; there is none of that name then.
 
+    No file that was moved aside earlier is overwritten.
+
     Raises:
-        OSError: It cannot be moved.
+        OSError: It cannot be moved, or MOST_ASIDE were moved aside already.
     """
-    aside = path.with_name(path.name + ".damaged")
+    aside = _free_name(path, why.ending)
     log.warning("the %s %s cannot be used (%s); moved aside as %s", kind, path, why, aside.name)
     path.replace(aside)
     for end in ("-wal", "-shm", "-journal"):  # else SQLite would apply them to the new file
         path.with_name(path.name + end).unlink(missing_ok=True)
+
+
+def _free_name(path: Path, ending: str) -> Path:
+    for number in range(1, MOST_ASIDE + 1):
+        count = f".{number}" if number > 1 else ""
+        aside = path.with_name(f"{path.name}.{ending}{count}")
+        if not os.path.lexists(aside):
+            return aside
+    raise OSError(f"{MOST_ASIDE} files were moved aside as .{ending} already: remove some")

@@ -187,6 +187,9 @@ def test_causes_are_grouped(folder: Path) -> None:
 def test_caller_is_forgotten_after_a_yes(folder: Path) -> None:
     result = history(folder, "--forget", "+4930123456", input="n\n")
     assert result.exit_code == 1
+    assert "Remove all entries of calls from this number for good, and blank it" in result.stderr
+    result = history(folder, "--forget", "100", input="n\n")
+    assert "Remove all entries of calls from this number for good? [y/N]" in result.stderr
     result = history(folder, "--forget", "004930123456", input="y\n")
     assert (result.exit_code, result.stdout) == (0, "1 entries removed\n")
     assert ids(history(folder, "--json")) == ["3f2a91c1"]
@@ -195,7 +198,7 @@ def test_caller_is_forgotten_after_a_yes(folder: Path) -> None:
 
 def test_number_may_come_by_standard_input_and_yes_by_an_option(folder: Path) -> None:
     result = history(folder, "--forget", "-", "--yes", "--json", input="0700\n")
-    assert (result.exit_code, json.loads(result.stdout)) == (0, {"removed": 1})
+    assert (result.exit_code, json.loads(result.stdout)) == (0, {"removed": 1, "blanked": 0})
     assert ids(history(folder, "--json")) == ["3f2a91c0"]
 
 
@@ -211,6 +214,8 @@ def test_many_entries_come_page_by_page(folder: Path, monkeypatch: pytest.Monkey
         (["--since", "soon"], "expected 2h (s, m, h, d, w), today"),
         (["--limit", "-1"], "-1 is not in the range"),
         (["--forget", "Anna", "--yes"], "expected a number"),
+        (["--forget", "²", "--yes"], "expected a number"),
+        (["--forget", "49+30", "--yes"], "expected a number"),
         (["--forget", "1", "--causes"], "--causes and --forget do not go together"),
         (["3f2a91c0", "--failed"], "ID and --failed do not go together"),
         (["--causes", "--host", "h"], "--causes and --host do not go together"),

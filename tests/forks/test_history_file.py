@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import sqlite3
 import stat
@@ -24,13 +25,14 @@ from audiofork.forks import history_file, history_search, history_writer, sqlite
 from audiofork.forks.events import (
     Resumed,
 )
-from audiofork.forks.history import History, HistoryQuery
+from audiofork.forks.history import Entry, History, HistoryQuery
 from audiofork.forks.history_file import HistoryFile
 from audiofork.forks.lifecycle import Away
 from audiofork.forks.timelines import Timelines
 from tests.forks.history_stage import (
     Kept,
     ended,
+    entry_of,
     file_at,
     fork,
     keep,
@@ -43,6 +45,8 @@ from tests.forks.history_stage import (
 )
 
 __all__ = ["keep", "kept", "path", "times"]
+
+ENDLESS = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
 
 
 # --- The file ------------------------------------------------------------------------------------
@@ -111,6 +115,95 @@ async def test_damaged_file_is_moved_aside_and_named(
     (line,) = lines(caplog)
     assert "cannot be used (file is not a database); moved aside as history.sqlite3" in line
     assert path.with_name("history.sqlite3.damaged").read_bytes()[:11] == b"no database"
+
+
+async def test_file_moved_aside_earlier_is_kept(
+    path: Path, keep: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil(path)
+    for name in ("damaged", "damaged.2"):
+        path.with_name(f"{path.name}.{name}").write_text(name)
+    kept = await keep()
+    await kept.tell(ended(fork()))
+    (line,) = lines(caplog)
+    assert line.endswith("moved aside as history.sqlite3.damaged.3")
+    for name in ("damaged", "damaged.2"):
+        assert path.with_name(f"{path.name}.{name}").read_text() == name
+    assert path.with_name("history.sqlite3.damaged.3").read_bytes()[:11] == b"no database"
+
+
+async def test_disk_is_not_filled_with_files_moved_aside(
+    path: Path, keep: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_file, "MOST_ASIDE", 1)
+    spoil(path)
+    path.with_name("history.sqlite3.damaged").write_text("earlier")
+    kept = await keep()
+    with pytest.raises(HistoryUnavailable, match=r"1 files were moved aside as \.damaged already"):
+        await kept.ids()
+    assert file_at(path)[:11] == b"no database"
+
+
+async def test_file_of_another_version_is_moved_aside_by_its_version_and_stays_whole(
+    path: Path, keep: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with contextlib.closing(HistoryFile(path)) as newer:
+        newer.write([entry_of(path)])
+        newer.db.execute("PRAGMA user_version = 2")
+    kept = await keep()
+    await kept.tell(ended(fork(2)))
+    assert await kept.ids() == [2]
+    (line,) = lines(caplog)
+    assert "(of version 2, expected 1); moved aside as history.sqlite3.version-2" in line
+    with contextlib.closing(sqlite3.connect(f"{path}.version-2")) as db:
+        assert db.execute("SELECT count(*) FROM forks").fetchone() == (1,)
+
+
+def take_away(path: Path, way: str) -> None:
+    """Do what other programs do to a file, such as one that restores a backup."""
+    if way == "deleted":
+        for one in path.parent.iterdir():
+            one.unlink()
+        return
+    if way == "restored":
+        with contextlib.closing(HistoryFile(path.with_name("backup"))) as backup:
+            backup.write([dataclasses.replace(entry_of(path), fork_id="000000ab", ended_at=1.0)])
+    path.rename(path.with_name("old"))
+    if way == "replaced":
+        path.touch()
+    elif way == "restored":
+        path.with_name("backup").rename(path)
+
+
+@pytest.mark.parametrize("way", ["deleted", "renamed", "replaced", "restored"])
+async def test_file_that_is_taken_away_is_noticed_once_and_what_comes_is_kept(
+    kept: Kept, path: Path, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    await kept.tell(ended(fork(1)))
+    take_away(path, way)
+    await kept.tell(ended(fork(2)), ended(fork(3)))
+    await kept.tell(ended(fork(4)))
+    assert await kept.ids() == ([4, 3, 2, 0xAB] if way == "restored" else [4, 3, 2])
+    await kept.history.close()
+    (line,) = lines(caplog)
+    assert line.startswith(f"the history {path} was removed, or replaced, by another program: ")
+    with history_file.reading(path) as db:
+        assert db.execute("SELECT count(*) FROM forks").fetchone() == (
+            4 if way == "restored" else 3,
+        )
+    if way != "deleted":
+        with history_file.reading(path.with_name("old")) as db:
+            assert db.execute("SELECT count(*) FROM forks").fetchone() == (1,)
+
+
+async def test_file_that_is_taken_away_is_noticed_though_nothing_ends(
+    kept: Kept, path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history_writer, "LOOK_S", 0.01)
+    await kept.tell(ended(fork(1)))
+    take_away(path, "deleted")
+    await until(lambda: "was removed, or replaced" in caplog.text)
+    await until(path.exists)
 
 
 async def test_journal_is_no_history(
@@ -241,7 +334,8 @@ async def test_slow_disk_delays_nobody_and_what_it_does_not_take_is_counted(
         real_write(self, works)
 
     monkeypatch.setattr(HistoryFile, "write", slow)
-    monkeypatch.setattr(module, "MOST_WAITING", 10)
+    assert kept.history._writer is not None
+    monkeypatch.setattr(kept.history._writer.inbox, "_most_writes", 10)
     await kept.tell()
     try:
         kept.history.on_event(ended(fork(0)))
@@ -250,11 +344,8 @@ async def test_slow_disk_delays_nobody_and_what_it_does_not_take_is_counted(
         for number in range(1, 31):
             kept.history.on_event(ended(fork(number)))
         assert time.monotonic() - began < 1
-        with pytest.raises(HistoryUnavailable, match="too many ask"):
-            await kept.ids()
     finally:
         goes_on.set()
-    await until(lambda: kept.history._writer and kept.history._writer.works.empty())
     assert len(await kept.all()) == 11
     await kept.history.close()
     assert "entries of the history dropped, the disk is too slow: 1 more" in caplog.text
@@ -272,6 +363,106 @@ async def test_question_to_a_disk_that_hangs_is_given_up(
             await kept.ids()
     finally:
         goes_on.set()
+
+
+# --- Questions beside entries --------------------------------------------------------------------
+
+
+class Asked:
+    """A search that takes as long as the history lets it."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.times = 0
+
+    def search(self, file: HistoryFile, _query: HistoryQuery) -> tuple[list[Entry], str]:
+        self.times += 1
+        self.begun.set()
+        with history_search.in_time(file.db, 30, file.give_up):
+            file.db.execute(ENDLESS).fetchall()
+        return [], ""
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    one = Asked()
+    monkeypatch.setattr(HistoryFile, "search", lambda file, query: one.search(file, query))
+    return one
+
+
+async def leave(kept: Kept, number: int) -> None:
+    """Ask questions that nobody waits for."""
+    for _ in range(number):
+        with contextlib.suppress(TimeoutError, HistoryUnavailable):
+            async with asyncio.timeout(0):
+                await kept.ids()
+
+
+async def test_abandoned_questions_are_not_answered_and_keep_no_entry_out(
+    kept: Kept, asked: Asked, caplog: pytest.LogCaptureFixture
+) -> None:
+    await kept.tell()
+    for number in range(20):
+        await leave(kept, 200)
+        kept.history.on_event(ended(fork(number)))
+    async with asyncio.timeout(5):
+        for number in range(20):
+            assert await kept.history.entry(fork(number).id) is not None
+    assert asked.times < 1000
+    assert "dropped" not in caplog.text
+
+
+async def test_question_that_is_abandoned_while_it_is_answered_is_broken_off(
+    kept: Kept, asked: Asked
+) -> None:
+    asking = asyncio.create_task(kept.ids())
+    await asyncio.to_thread(asked.begun.wait, 10)
+    asking.cancel()
+    async with asyncio.timeout(5):
+        await kept.tell(ended(fork()))
+        assert await kept.history.entry(fork().id) is not None
+
+
+async def test_questions_that_wait_or_run_are_bounded_and_entries_are_not_by_them(
+    kept: Kept, asked: Asked
+) -> None:
+    most = history_writer.MOST_ASKING
+    first = asyncio.create_task(kept.ids())
+    await asyncio.to_thread(asked.begun.wait, 10)
+    others = [asyncio.create_task(kept.ids()) for _ in range(most - 1)]
+    await asyncio.sleep(0)
+    with pytest.raises(HistoryUnavailable, match="too many ask the history at once"):
+        await kept.ids()
+    for number in range(history_writer.MOST_WAITING):
+        kept.history.on_event(ended(fork(number)))
+    assert kept.history._writer is not None
+    assert kept.history._writer.inbox.writes == history_writer.MOST_WAITING
+    for one in (first, *others):
+        one.cancel()
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        assert await kept.history.entry(fork(0).id) is not None
+
+
+async def test_entries_are_written_at_the_end_before_any_question_is_answered(
+    kept: Kept, asked: Asked, path: Path
+) -> None:
+    asking = [asyncio.create_task(kept.ids()) for _ in range(5)]
+    await asyncio.to_thread(asked.begun.wait, 10)
+    for number in range(500):
+        kept.history.on_event(ended(fork(number)))
+    async with asyncio.timeout(5):
+        await kept.history.close()
+    assert kept.history._writer is not None
+    assert kept.history._writer.closed.done()
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    assert all(isinstance(one, HistoryUnavailable) for one in answers)
+    assert asked.times == 1
+    with history_file.reading(path) as db:
+        assert db.execute("SELECT count(*) FROM forks").fetchone() == (500,)
+
+
+# --- The end -------------------------------------------------------------------------------------
 
 
 async def test_stop_does_not_wait_for_a_disk_that_hangs(

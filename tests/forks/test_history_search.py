@@ -15,12 +15,17 @@ from audiofork.config import HistoryConfig
 from audiofork.errors import HistoryUnavailable
 from audiofork.forks import history_file, history_search, history_writer
 from audiofork.forks.events import (
+    CommandHandled,
+    CommandOutcome,
     ForkInfo,
+    MessageReceived,
+    Reconnecting,
 )
 from audiofork.forks.history import HistoryQuery
 from audiofork.forks.history_entries import MOST_ENTRIES
 from audiofork.forks.history_file import HistoryFile
-from audiofork.link.messages import EndReason
+from audiofork.forks.lifecycle import Away
+from audiofork.link.messages import EndReason, ServerCommand
 from tests.forks.history_stage import (
     DAY_S,
     NOW,
@@ -34,12 +39,15 @@ from tests.forks.history_stage import (
     keep,
     kept,
     path,
+    requested,
     times,
     until,
 )
 from tests.told_clock import Clock
 
 __all__ = ["keep", "kept", "path", "times"]
+
+ENDLESS = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
 
 
 # --- Searching -----------------------------------------------------------------------------------
@@ -139,10 +147,24 @@ async def test_pages_have_each_entry_once_though_others_end_meanwhile(
     assert found == [f"{number:08x}" for number in range(7, 0, -1)]
 
 
-@pytest.mark.parametrize("cursor", ["x", "1.5", "-", "1.5-x", "' OR 1", "nan"])
+NO_CURSORS = (
+    *("1-99999999999999999999", "1.0-9223372036854775808", "1.0-99999999999999999999"),
+    *("nan-1", "inf-1", "-inf-1", "1_0.0-1_0", "1.0-1_0", "１.0-１", "1.0-١", "1.0- 1", "1.0--1"),
+    *("1e5-1", "1.0-1\n", "1.0-+1", f"{'9' * 5000}.0-1", f"1.0-{'9' * 5000}"),
+)
+
+
+@pytest.mark.parametrize("cursor", ["x", "1.5", "-", "1.5-x", "' OR 1", "nan", *NO_CURSORS])
 async def test_cursor_of_nobody_is_refused(kept: Kept, cursor: str) -> None:
     with pytest.raises(ValueError, match="^expected one of an earlier answer"):
         await kept.history.search(HistoryQuery(cursor=cursor))
+
+
+async def test_greatest_cursor_is_taken(kept: Kept) -> None:
+    await kept.tell(ended(fork()))
+    for text in ("", "hangup"):
+        last = HistoryQuery(cursor=f"9999999999999999.0-{2**63 - 1}", text=text)
+        assert len((await kept.history.search(last))[0]) == 1
 
 
 async def test_page_has_no_more_entries_than_allowed(kept: Kept) -> None:
@@ -204,6 +226,7 @@ async def test_search_that_takes_too_long_is_given_up_and_the_next_one_works(
 def test_each_filter_has_an_index(path: Path) -> None:
     """What SQLite plans: no search reads all entries, and none sorts them."""
     file = HistoryFile(path)
+    file.write([dataclasses.replace(entry_of(path), ended_at=1.0)])
     with contextlib.closing(file):
         plans: list[str] = []
         file.db.set_trace_callback(
@@ -223,7 +246,10 @@ def test_each_filter_has_an_index(path: Path) -> None:
         assert len(plans) == 28
         for statement in plans:
             plan = [row[-1] for row in file.db.execute(f"EXPLAIN QUERY PLAN {statement}")]
-            assert not any("TEMP B-TREE" in step for step in plan), (statement, plan)
+            # Of words only those of a stretch of time are sorted.
+            of_stretch = "FROM words" in statement
+            assert of_stretch == ("words.rowid BETWEEN" in statement)
+            assert of_stretch or not any("TEMP B-TREE" in step for step in plan), (statement, plan)
             assert not any(step == "SCAN forks" for step in plan), (statement, plan)
 
 
@@ -249,6 +275,44 @@ def test_of_several_filters_the_index_of_the_most_selective_is_used(
         (statement,) = (one for one in said if one.startswith("SELECT forks."))
         plan = [row[-1] for row in file.db.execute(f"EXPLAIN QUERY PLAN {statement}")]
         assert any(f"INDEX {index} " in step for step in plan), plan
+
+
+@pytest.mark.parametrize("few", [3, 2000])
+async def test_search_for_words_is_in_order_of_time_though_the_clock_went_back(
+    kept: Kept, times: Clock, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    """Whatever stretches of time it takes, with filters or without."""
+    monkeypatch.setattr(history_search, "_FIRST_STRETCH", 3)
+    monkeypatch.setattr(history_search, "_LONGER", 2)
+    monkeypatch.setattr(history_search, "_FEW_WORDS", few)
+    start = times.now_s
+    for number, second in enumerate([0, 10, 20, 5, 15, 10, 10, 30, 1, 10, 25, 12, 5]):
+        times.now_s = start + second
+        await kept.tell(ended(fork(number)))
+    cases: tuple[dict[str, Any], ...] = (
+        {},
+        {"since": start + 5},
+        {"until": start + 20},
+        {"since": start + 99},
+    )
+    for more in cases:
+        expected = await kept.ids(**more)
+        assert await kept.ids(text="hangup", **more) == expected
+        found, cursor = [], ""
+        for _ in expected[::2]:
+            page = HistoryQuery(text="hangup", limit=2, cursor=cursor)
+            entries, cursor = await kept.history.search(dataclasses.replace(page, **more))
+            found += [int(entry.fork_id[:8], 16) for entry in entries]
+        assert (found, cursor) == (expected, "")
+
+
+@pytest.mark.parametrize("text", ["hang\0up", "\0", "hangup\0", "a\ud800", "\x1b\n"], ids=ascii)
+async def test_characters_that_nobody_prints_break_no_search(kept: Kept, text: str) -> None:
+    await kept.tell(ended(fork()))
+    for field in ("text", "caller", "channel", "host", "reason"):
+        assert await kept.ids(**{field: text}) in ([], [1])
+    assert await kept.history.entry(text * 9) is None
+    assert await kept.ids(text="hang\0") == [1]
 
 
 # --- Removing ------------------------------------------------------------------------------------
@@ -323,32 +387,75 @@ async def test_merge_follows_a_removal(
     assert await kept.ids() == [4]
 
 
-async def test_caller_is_forgotten_in_every_byte(kept: Kept, times: Clock, path: Path) -> None:
-    mentions = ("SIP/4930123456-0000002a", "ws://h/%2B4930123456", "who is 4930123456")
+async def test_caller_is_forgotten_in_every_byte_and_blanked_where_others_mention_him(
+    keep: Callable[..., Any], path: Path
+) -> None:
+    kept = await keep(texts=True)
     forks = [
         fork(1),
         fork(2, caller_number="004930123456"),
-        fork(3, caller_number="", channel=mentions[0]),
-        fork(4, caller_number="", url=mentions[1]),
+        fork(3, caller_number="", channel="SIP/4930123456-0000002a"),
+        fork(4, caller_number="0700", caller_name="for +4930123456"),
         fork(5, caller_number="49301234567"),
         fork(6, caller_number="0700"),
     ]
+    said = MessageReceived(forks[5], "004930123456 and 49301234567, said Zoë")
+    sent = CommandHandled(forks[5], ServerCommand.TRANSFER, "4930123456", CommandOutcome.DONE)
+    await kept.tell(*(requested(info) for info in forks), said, sent)
     await kept.tell(*(ended(info) for info in forks))
-    await kept.tell(ended(fork(7, caller_number=""), EndReason.SINK_GONE, mentions[2]))
     assert b"4930123456" in bytes_of(path)
-    assert await kept.history.forget("+49 30 123456") == 5
-    assert await kept.ids() == [6, 5]
+    assert await kept.history.forget("+49 30 123456") == (2, 3)
+    assert await kept.ids() == [6, 5, 4, 3]
     left = bytes_of(path).replace(b"49301234567", b"")
     assert b"4930123456" not in left
     assert b"M\xc3\xbcller" in left  # of the others
-    assert await kept.history.forget(NUMBER) == 0
+    assert (await kept.entry(forks[2].id)).channel == "SIP/***-0000002a"
+    assert await kept.ids(channel="SIP/***") == [3]
+    assert (await kept.entry(forks[3].id)).caller_name == "for +***"
+    texts = [one.text for one in (await kept.entry(forks[5].id)).timeline]
+    assert texts[1:3] == ["*** and 49301234567, said Zoë", "transfer ***: done"]
+    assert await kept.ids(text="said") == [6]
+    assert await kept.history.forget(NUMBER) == (0, 0)
 
 
-@pytest.mark.parametrize("number", ["", "+", "anonymous", "+*******456", "%", "Zoë"])
+@pytest.mark.parametrize("number", ["16000", "10000", "12345678", "99999", "17000"])
+async def test_number_that_stands_in_our_own_words_takes_no_entry_of_others(
+    keep: Callable[..., Any], number: str
+) -> None:
+    """It is a sample rate, a port, part of an id, or of what we say."""
+    kept = await keep(texts=True)
+    info = fork(
+        caller_number="0700",
+        url="ws://h:10000/10000",
+        uniqueid="17000.99999",
+        channel="PJSIP/100-12345678",
+    )
+    away = Reconnecting(info, Away.SERVER, 17000, "no answer within 99999 ms", True)
+    said = MessageReceived(info, "hello")
+    await kept.tell(requested(info), said, away, ended(info, EndReason.SINK_GONE, "99999 ms"))
+    before = await kept.entry(info.id)
+    assert await kept.history.forget(number) == (0, 0)
+    assert await kept.entry(info.id) == before
+
+
+async def test_number_that_is_only_mentioned_leaves_the_index_too(kept: Kept, path: Path) -> None:
+    await kept.tell(ended(fork(caller_number="0700", caller_name="for 4930123456")))
+    assert await kept.history.forget(NUMBER) == (0, 1)
+    assert b"4930123456" not in bytes_of(path)
+
+
+async def test_caller_whose_number_is_a_sample_rate_is_forgotten_alone(kept: Kept) -> None:
+    for info in (fork(1, caller_number="16000"), fork(2, caller_number="0700")):
+        await kept.tell(requested(info), ended(info))
+    assert await kept.history.forget("16000") == (1, 0)
+    assert await kept.ids() == [2]
+
+
+@pytest.mark.parametrize("number", ["", "+", "anonymous", "+*******456", "%", "Zoë", "²"])
 async def test_what_is_no_number_is_not_forgotten(keep: Callable[..., Any], number: str) -> None:
     kept = await keep(mask_numbers=True)
     await kept.tell(ended(fork(1)), ended(fork(2, caller_number="")))
-    assert await kept.history.forget(number) == 0
+    assert await kept.history.forget(number) == (0, 0)
     assert len(await kept.all()) == 2
 
 
@@ -356,5 +463,21 @@ async def test_short_number_is_forgotten_as_a_caller_and_not_where_it_is_mention
     kept: Kept,
 ) -> None:
     await kept.tell(ended(fork(1, caller_number="100")), ended(fork(2, caller_number="0700")))
-    assert await kept.history.forget("100") == 1
+    assert await kept.history.forget("100") == (1, 0)
+    assert (await kept.all())[0].channel == fork(2).channel
     assert await kept.ids() == [2]
+
+
+async def test_forgetting_that_is_broken_off_is_finished_by_the_next(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.closing(HistoryFile(path)) as file:
+        for number in range(20):
+            file.write([dataclasses.replace(entry_of(path), fork_id=str(number))])
+        with monkeypatch.context() as slow:
+            slow.setattr(file, "_change", lambda changes: file.db.execute(ENDLESS).fetchall())
+            slow.setattr(history_file, "FORGET_S", 0.05)
+            with pytest.raises(HistoryUnavailable, match="is done in part: ask again"):
+                file.forget(NUMBER)
+        assert file.forget(NUMBER) == (0, 0)
+    assert b"lephant" not in bytes_of(path).lower()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from audiofork.forks.masking import (
+    Blanking,
     Masking,
     digits_of,
     endpoint_of,
+    is_number,
     key_of,
     masked,
     masked_channel,
@@ -86,3 +88,32 @@ def test_endpoint_is_the_channel_without_what_asterisk_adds() -> None:
     assert endpoint_of("PJSIP/trunk-a-0000002a") == "PJSIP/trunk-a"
     assert endpoint_of("Local/1@x-0000002a;1") == "Local/1@x"
     assert endpoint_of("PJSIP/100") == "PJSIP/100"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        *(
+            (one, True)
+            for one in ("100", "+4930123456", "(+49) 30", "+49 (0)30/12.34-5", "(030) 1")
+        ),
+        *(
+            (one, False)
+            for one in ("", "+", " ", "²", "٤٩", "１", "49+30", "1*", "++1", "1\0", "1 a")
+        ),
+    ],
+)
+def test_number_has_digits_and_perhaps_a_plus_at_its_front(text: str, is_one: bool) -> None:
+    assert is_number(text) is is_one
+
+
+def test_digits_of_other_scripts_are_the_same_number() -> None:
+    assert digits_of("+٤٩٣٠²") == "4930"
+
+
+def test_number_is_blanked_where_it_stands_alone() -> None:
+    blanking = Blanking("12345")
+    text = "12345, +12345; 0012345_a 112345 123456 a12345"
+    assert blanking.of(text) == "***, +***; ***_a 112345 123456 a12345"
+    assert blanking.of_channel("SIP/12345-0012345a") == "SIP/***-0012345a"
+    assert Blanking("12345678").of_channel("SIP/x-12345678") == "SIP/x-12345678"
