@@ -70,7 +70,7 @@ async def told(*arguments: str) -> tuple[int, str, str]:
     return process.returncode, output.decode(), errors.decode()
 
 
-async def test_start_list_mute_stop_of_one_fork(
+async def test_start_list_mute_stop_and_history_of_one_fork(
     ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
     target = await place_call(ami, caller)
@@ -100,6 +100,10 @@ async def test_start_list_mute_stop_of_one_fork(
     async with asyncio.timeout(5):  # a list may be half a second old
         while await told("list") != (0, "no forks\n", ""):
             pass
+    code, output, _ = await told("history", fork_id, "--json")
+    entry = json.loads(output)
+    assert (code, entry["reason"], entry["channel"]) == (0, "stopped", target.channel)
+    assert [one["kind"] for one in entry["timeline"]][:2] == ["requested", "started"]
     await target.call.hangup()
 
 
