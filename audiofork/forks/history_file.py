@@ -258,8 +258,10 @@ def _to_read(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(uri, uri=True, timeout=_LOCKED_S)
     try:
         db.execute("SELECT count(*) FROM sqlite_schema")
-    except sqlite3.OperationalError as exc:
+    except sqlite3.Error as exc:
         db.close()
+        if not isinstance(exc, sqlite3.OperationalError):
+            raise
         unclosed = False
         with contextlib.suppress(FileNotFoundError):
             unclosed = path.with_name(path.name + "-wal").stat().st_size > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import inspect
 import re
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin
@@ -114,14 +115,14 @@ def summary_of(thing: Any) -> str:
     return " ".join(first.split())
 
 
-_ENTRY = re.compile(r"^ {8}(\w+(?:, \w+)*): ((?:.+\n?)(?: {12}.*\n?)*)", re.MULTILINE)
+_ENTRY = re.compile(r"^ {4}(\w+(?:, \w+)*): ((?:.+\n?)(?: {8}.*\n?)*)", re.MULTILINE)
 
 
 def told_of(cls: type) -> dict[str, str]:
     """Return what the docstrings of a class and its bases say of each field."""
     told: dict[str, str] = {}
     for one in reversed(cls.__mro__):
-        _, _, attributes = (one.__doc__ or "").partition("Attributes:\n")
+        _, _, attributes = inspect.cleandoc(one.__doc__ or "").partition("Attributes:\n")
         for names, text in _ENTRY.findall(attributes):
             told.update(dict.fromkeys(names.split(", "), " ".join(text.split())))
     return told
