@@ -201,9 +201,9 @@ class FakeDaemon:
         yield {"exit_code": 1}
 
     def stop(self) -> None:
-        if self._thread.is_alive():
+        with contextlib.suppress(RuntimeError):  # it has ended by itself, perhaps just now
             self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join()
+        self._thread.join()
 
 
 @pytest.fixture
