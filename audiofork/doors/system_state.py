@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from audiofork import __version__
 from audiofork.asterisk.ami import Ami
+from audiofork.asterisk.reconnecting import ReconnectingClient
 from audiofork.asterisk.versions import UNKNOWN
 from audiofork.doors.http.answers import AriStatus, AsteriskStatus, RelayStatus, Status
 from audiofork.forks.counters import Counters
@@ -75,7 +76,6 @@ class SystemState:
         return AriStatus(True, self._ari.is_up, self._ari.status, _rtt_ms(self._ari))
 
 
-def _rtt_ms(connection: object) -> float | None:
+def _rtt_ms(connection: ReconnectingClient) -> float | None:
     """Return how long the last answer took; None: it is not known."""
-    rtt_s: float | None = getattr(connection, "rtt_s", None)
-    return round(rtt_s * 1000, 3) if rtt_s else None
+    return round(connection.rtt_s * 1000, 3) if connection.rtt_s else None

@@ -289,14 +289,13 @@ class Meters:
 
 
 def _stats(view: ForkView) -> str:
-    waiting = view.frames_in - view.frames_sent - view.frames_dropped
     return as_json(
         {
             "frames_in": view.frames_in,
             "frames_sent": view.frames_sent,
             "frames_dropped": view.frames_dropped,
-            "backlog": getattr(view, "backlog", waiting),
-            "rtt_ms": getattr(view, "rtt_ms", 0.0),
+            "backlog": view.backlog,
+            "rtt_ms": view.rtt_ms,
             "state": view.state,
         }
     )

@@ -235,7 +235,7 @@ def _begin(found: list[ForkView], cursor: str) -> int:
 
 
 def _matches(view: ForkView, query: ForksQuery) -> bool:
-    caller = [str(getattr(view, name, "")) for name in ("caller_number", "caller_name")]
+    caller = [view.caller_number, view.caller_name]
     host, channel = host_of(view.url), [view.channel, view.uniqueid]
     return (
         query.state in ("", view.state)

@@ -12,6 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
+from audiofork.doors.exposition import CONTENT_TYPE, OPEN_METRICS_TYPE, wants_open_metrics
 from audiofork.doors.http.answers import (
     CheckReport,
     FindingOfCheck,
@@ -33,8 +34,6 @@ log = logging.getLogger(__name__)
 CHECK_AGE_S = 30.0
 MAX_FINDINGS = 500
 TEXT = "text/plain"
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-OPEN_METRICS_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
 class StatusApi:
@@ -92,9 +91,9 @@ class StatusApi:
         """Return all metrics, in Prometheus' text format, or as OpenMetrics if that is accepted."""
         if self._parts.metrics is None:
             raise Problem(404, "this daemon has no metrics", Kind.NOT_AVAILABLE)
-        is_open = "application/openmetrics-text" in call.request.headers.get("Accept", "")
+        is_open = wants_open_metrics(call.request.headers.get("Accept", ""))
         body = (await self._parts.metrics.render(open_metrics=is_open)).encode()
-        content_type = OPEN_METRICS_TYPE if is_open else METRICS_TYPE
+        content_type = OPEN_METRICS_TYPE if is_open else CONTENT_TYPE
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def status(self, _call: Call) -> web.StreamResponse:
