@@ -262,6 +262,27 @@ def _cached() -> Installation:
         ) from exc
 
 
+def fetched(name: str, wanted: debian.Wanted) -> Path:
+    """Return the folder with some packages of Debian; the first time they are fetched into it.
+
+    Args:
+        name: What they are, in the name of that folder.
+        wanted: The packages.
+
+    Raises:
+        debian.FetchFailed: They cannot be; the text says whereto.
+    """
+    cache = cache_folder()
+    tree = cache / f"{name}-{wanted.suite}-{platform.machine()}"
+    try:
+        with locked(cache):
+            if not tree.exists():
+                debian.fetch(wanted, tree)
+    except (debian.FetchFailed, OSError) as exc:
+        raise debian.FetchFailed(f"cannot be fetched into {cache}:\n{exc}") from exc
+    return tree
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder's lock, which one process has at a time; make the folder if need be."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import platform
 import shlex
 import shutil
 import subprocess
@@ -22,7 +21,7 @@ from pathlib import Path
 
 from testbed import debian
 from testbed.asterisk import DEBIANS as ASTERISK
-from testbed.asterisk import cache_folder, locked
+from testbed.asterisk import fetched
 
 PROGRAM = "usr/bin/chromium"
 HOME = "usr/lib/chromium"  # where it looks for its files: beside what the kernel has started
@@ -68,16 +67,11 @@ def find_chromium() -> Path:
     """
     if installed := next(filter(None, map(shutil.which, NAMES)), None):
         return Path(installed)
-    cache = cache_folder()
-    tree = cache / f"chromium-{ASTERISK.suite}-{platform.machine()}"
     try:
-        with locked(cache):
-            if not tree.exists():
-                debian.fetch(DEBIANS, tree)
-    except (debian.FetchFailed, OSError) as exc:
+        tree = fetched("chromium", DEBIANS)
+    except debian.FetchFailed as exc:
         raise ChromiumUnavailable(
-            "Chromium is not installed, and Debian's packages of it cannot be fetched into "
-            f"{cache}:\n{exc}"
+            f"Chromium is not installed, and Debian's packages of it {exc}"
         ) from exc
     return tree / PROGRAM
 

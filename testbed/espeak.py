@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 from pathlib import Path
 
 from testbed import debian
 from testbed.asterisk import DEBIANS as ASTERISK
-from testbed.asterisk import cache_folder, locked
+from testbed.asterisk import fetched
 
 PACKAGES = debian.Wanted(
     "espeak-ng (22 MB)",
@@ -31,16 +30,11 @@ def find_espeak() -> tuple[str, ...]:
     """
     if installed := shutil.which("espeak-ng"):
         return (installed,)
-    cache = cache_folder()
-    tree = cache / f"espeak-ng-{PACKAGES.suite}-{platform.machine()}"
     try:
-        with locked(cache):
-            if not tree.exists():
-                debian.fetch(PACKAGES, tree)
-    except (debian.FetchFailed, OSError) as exc:
+        tree = fetched("espeak-ng", PACKAGES)
+    except debian.FetchFailed as exc:
         raise EspeakUnavailable(
-            "espeak-ng is not installed, and Debian's packages of it cannot be fetched into "
-            f"{cache}:\n{exc}"
+            f"espeak-ng is not installed, and Debian's packages of it {exc}"
         ) from exc
     return _command(tree)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 from pathlib import Path
 
 from testbed import debian
 from testbed.asterisk import DEBIANS as ASTERISK
-from testbed.asterisk import cache_folder, locked
+from testbed.asterisk import fetched
 
 PACKAGES = debian.Wanted(
     "promtool (43 MB)",
@@ -31,16 +30,10 @@ def find_promtool() -> list[str]:
     """
     if installed := shutil.which("promtool"):
         return [installed]
-    cache = cache_folder()
-    tree = cache / f"promtool-{PACKAGES.suite}-{platform.machine()}"
     try:
-        with locked(cache):
-            if not tree.exists():
-                debian.fetch(PACKAGES, tree)
-    except (debian.FetchFailed, OSError) as exc:
-        raise PromtoolUnavailable(
-            f"no promtool in PATH, and Debian's cannot be fetched into {cache}:\n{exc}"
-        ) from exc
+        tree = fetched("promtool", PACKAGES)
+    except debian.FetchFailed as exc:
+        raise PromtoolUnavailable(f"no promtool in PATH, and Debian's {exc}") from exc
     return _command(tree)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import platform
 import shlex
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ import sys
 from pathlib import Path
 
 from testbed import debian
-from testbed.asterisk import cache_folder, locked
+from testbed.asterisk import fetched
 
 # The suites of Debian that have a version.
 SUITES = {"3.11": "bookworm", "3.13": "trixie", "3.14": "sid"}
@@ -42,15 +41,10 @@ def find(version: str) -> Path:
         return Path(found)
     if version not in SUITES:
         raise PythonUnavailable(f"no python{version} in PATH, and no release of Debian has it")
-    tree = cache_folder() / f"python{version}-{SUITES[version]}-{platform.machine()}"
     try:
-        with locked(cache_folder()):
-            if not tree.exists():
-                debian.fetch(debians(version), tree)
-    except (debian.FetchFailed, OSError) as exc:
-        raise PythonUnavailable(
-            f"no python{version} in PATH, and Debian's cannot be fetched into {tree}:\n{exc}"
-        ) from exc
+        tree = fetched(f"python{version}", debians(version))
+    except debian.FetchFailed as exc:
+        raise PythonUnavailable(f"no python{version} in PATH, and Debian's {exc}") from exc
     program = tree / f"usr/bin/python{version}"
     if not runs(program, version):
         raise PythonUnavailable(f"{tree} is damaged: remove it, and it is fetched again")

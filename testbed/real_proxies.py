@@ -7,7 +7,6 @@ and kept in ~/.cache/audiofork.
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import socket
 import subprocess
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from testbed import debian
-from testbed.asterisk import cache_folder, locked
+from testbed.asterisk import fetched
 
 PROGRAMS = {"http": "tinyproxy", "socks5": "microsocks"}
 START_TIMEOUT_S = 10.0
@@ -65,15 +64,10 @@ def find(program: str) -> list[str]:
     """
     if found := shutil.which(program):
         return [found]
-    tree = cache_folder() / f"proxies-{DEBIANS.suite}-{platform.machine()}"
     try:
-        with locked(cache_folder()):
-            if not tree.exists():
-                debian.fetch(DEBIANS, tree)
-    except (debian.FetchFailed, OSError) as exc:
-        raise ProxyUnavailable(
-            f"no {program} in PATH, and Debian's cannot be fetched into {tree}:\n{exc}"
-        ) from exc
+        tree = fetched("proxies", DEBIANS)
+    except debian.FetchFailed as exc:
+        raise ProxyUnavailable(f"no {program} in PATH, and Debian's {exc}") from exc
     loader = next(tree.glob("**/ld-linux*.so.*"), None)
     libraries = [str(path.parent) for path in tree.glob("usr/lib/*/libc.so.6")]
     if loader is None or not libraries:
