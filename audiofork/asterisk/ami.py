@@ -9,6 +9,7 @@ import functools
 import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from time import perf_counter
 from typing import Any
 
 from audiofork.asterisk.ami_protocol import Event, Protocol
@@ -324,11 +325,10 @@ class _AmiConnection:
                 async with asyncio.timeout(self._config.ping_interval):
                     await self._lost.wait()
             except TimeoutError:
-                now = asyncio.get_running_loop().time
-                sent = now()
+                sent = perf_counter()  # uvloop's clock has milliseconds
                 async with asyncio.timeout(self._config.ping_interval):
                     await self.send("Ping", [])
-                self.rtt_s = now() - sent
+                self.rtt_s = perf_counter() - sent
         raise AmiUnavailable("Asterisk closed the connection")
 
     def start(

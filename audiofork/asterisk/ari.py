@@ -17,6 +17,7 @@ import logging
 import re
 import ssl
 from collections.abc import Iterator, Mapping
+from time import perf_counter
 from types import SimpleNamespace, TracebackType
 from typing import Any, NoReturn, Self
 from urllib.parse import quote, urlencode
@@ -164,8 +165,7 @@ class Ari(ReconnectingClient):
         self, method: str, path: str, query: Mapping[str, str], body: Any = None
     ) -> Any:
         url = self._url(path, query)
-        now = asyncio.get_running_loop().time
-        sent = now()
+        sent = perf_counter()
         with self._own_errors():
             async with (
                 asyncio.timeout(REQUEST_TIMEOUT_S),
@@ -174,7 +174,7 @@ class Ari(ReconnectingClient):
                 ) as response,
             ):
                 content = await _content(response)
-        self._rtt_s = now() - sent
+        self._rtt_s = perf_counter() - sent
         if 200 <= response.status < 300:
             return _decoded(response.status, content)
         raise self._refusal(response.status, _message(response.reason, content))

@@ -13,6 +13,7 @@ from asyncio.subprocess import Process
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
+from time import perf_counter
 from typing import NamedTuple
 
 from audiofork.backoff import Backoff
@@ -89,7 +90,7 @@ class _Worker:
         started: Done when the first process listens; fails if it cannot.
         unanswered: The number of pings since the last answer.
         latency: What its process has last reported of latencies; see `StatsTaken`.
-        pinged: The loop time of the first ping that is not answered, or of the latest.
+        pinged: The perf_counter() of the first ping that is not answered, or of the latest.
         rtt_s: How long the answer to the latest answered ping took, in seconds; 0: there is none.
     """
 
@@ -120,13 +121,13 @@ class _Worker:
 
     def ping(self) -> None:
         if not self.unanswered:
-            self.pinged = asyncio.get_running_loop().time()
+            self.pinged = perf_counter()
         self.unanswered += 1
         self.send(Ping())
 
     def on_pong(self) -> None:
         if self.unanswered:
-            self.rtt_s = asyncio.get_running_loop().time() - self.pinged
+            self.rtt_s = perf_counter() - self.pinged
         self.unanswered = 0
 
     def fail_start(self, why: OSError) -> None:

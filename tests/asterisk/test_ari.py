@@ -209,6 +209,16 @@ async def test_requests_need_no_link_and_return_the_decoded_answer(
     ]
 
 
+async def test_round_trip_shorter_than_a_tick_of_the_loops_clock_is_known(
+    link: Ari, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    at = loop.time()
+    monkeypatch.setattr(loop, "time", lambda: at)  # as uvloop's, which counts milliseconds
+    await link.get("/asterisk/ping")
+    assert 0 < link.rtt_s < 3
+
+
 async def test_request_with_odd_texts_quotes_each_once(server: FakeAri, ari: Ari) -> None:
     await ari.post(
         f"/channels/{segment('a/b?c%41 é#')}/variable", variable="A", value="b+c d&e=%41\r\né"
