@@ -57,8 +57,12 @@ class Pacer:
         return self._loop.time
 
     def place(self, player: Player, at: float) -> None:
-        """Call a player within 2 ms from a time in seconds on, and every 20 ms before and after."""
-        self._put(player, math.ceil(at / SLOT_S - _TOLERANCE) % PHASES)
+        """Call a player within 2 ms from a time in seconds on, and every 20 ms before and after.
+
+        If the players of that slot were called already, which is so for 2 ms, it has the next one.
+        """
+        slot = math.ceil(at / SLOT_S - _TOLERANCE)
+        self._put(player, (slot + (slot == self._served)) % PHASES)
 
     def place_anywhere(self, player: Player) -> None:
         """Call a player every 20 ms, with the fewest others."""

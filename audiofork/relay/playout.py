@@ -16,16 +16,23 @@ from audiofork.relay.formats.base import BufferLevel, Cleared, Event, Mark
 from audiofork.relay.resampler import LAG_S, Resampler
 
 # How long the first audio of a spurt waits, so that the next may be late by as much. A server that
-# sends frame by frame has a clock of 20 ms; one that sends longer pieces has a coarser one.
+# sends frame by frame has a clock of 20 ms; one that sends longer pieces has a coarser one. Until
+# the leg's turn there are 0 to 2 ms besides: with a frame's wait 20 ms in the mean.
 PREBUFFER_S = 0.04
-FRAME_PREBUFFER_S = 0.02
+FRAME_PREBUFFER_S = 0.019
+# A frame of a server of the first kind that is late by no more is played when it comes: a shorter
+# gap than silence and another wait. And no longer one, so that 40 ms never pass without a packet.
+PATIENCE_S = 0.016
 # A spurt that begins so soon after the last one was part of it, and came too late.
 UNDERRUN_S = 0.2
 # What all frames of a second, or two, have waited without need is spared when the server begins to
-# speak after a pause. Less is not worth it; where frames wait longer, that may be meant.
+# speak after a pause. Less is not worth it; where frames wait longer, that may be meant. A few that
+# were late may wait less than the others, by so much: they were not late often.
 WINDOW = 50  # frames
+FEW = 4
+FEW_LESS_S = 0.016
 PAUSE = 25
-LEAST_GAIN_S = 0.002
+LEAST_GAIN_S = 0.001
 MOST_WAIT_S = 0.2
 _SILENT = 8  # the smallest value that A-law has for silence
 # A half sample waits no longer than this for its other half.
@@ -35,6 +42,7 @@ HIGH, LOW = 0.8, 0.5
 MOST_MARKS = 1000
 
 _TOLERANCE_S = 1e-6  # times are sums of floats
+_NO_WAITS = [math.inf] * (FEW + 1)
 
 
 @dataclass(slots=True)
@@ -64,7 +72,9 @@ class Playout:
 
     A server that sends in real time, silence too, never ends a spurt. What once made a frame late
     would make all that follow late. So the first sound after a pause begins a new spurt, sooner by
-    as much as all frames have waited without need in the time before.
+    as much as nearly all frames have waited without need in the time before. What makes a frame of
+    such a server late by less than 20 ms makes those that follow late by that, and not by the wait
+    of a new spurt besides.
 
     Args:
         buffer_s: Seconds of audio that may wait; what is more is dropped.
@@ -74,7 +84,9 @@ class Playout:
 
     Attributes:
         counts: What became of the audio.
-        begins_at: When the spurt begins or began; None: there is silence.
+        begins_at: When the spurt begins or began, or is given up while it is late; None: there is
+            silence.
+        is_late: Whether the spurt's next frame was due, and may still come.
         marks: Those that have not been told, and what else is to be done; each with the number of
             frames that it waits for.
     """
@@ -88,6 +100,8 @@ class Playout:
     ) -> None:
         self.counts = PlayoutCounts()
         self.begins_at: float | None = None
+        self.is_late = False
+        self._by_frame = False  # whether the spurt began with no more than one
         self._tell = tell
         self._times = _Times(clock)
         self._most = max(1, round(buffer_s / PTIME_S))
@@ -139,18 +153,21 @@ class Playout:
         if self.begins_at is None:
             self.counts.underruns += self._times.have_ended_just_now
             self._begin(len(whole) / SAMPLE_BYTES / sample_rate, sample_rate)
-        elif is_frame:
+        elif is_frame and not self.is_late:
             self._spare_delay(whole)
         if is_frame and len(self._frames) < self._most:
             self._frames.append(whole)  # the shortest way, for a server that sends frame by frame
         else:
             self._cut(self._at_own_rate(whole, sample_rate))
+        if self.is_late and self._frames:
+            self._go_on()
         if not self._is_high and len(self._frames) >= HIGH * self._most:
             self._set_high(True)
 
     def _begin(self, piece_s: float, sample_rate: int) -> None:
         """Begin a spurt, whose first piece is so long."""
-        wait_s = FRAME_PREBUFFER_S if piece_s <= PTIME_S else PREBUFFER_S
+        self._by_frame = piece_s <= PTIME_S
+        wait_s = FRAME_PREBUFFER_S if self._by_frame else PREBUFFER_S
         if sample_rate != self._sample_rate:
             wait_s += LAG_S
         self._begin_at(self._times.now() + wait_s)
@@ -159,6 +176,12 @@ class Playout:
         self.begins_at = begins_at
         self.counts.unplayed_before = self.counts.unplayed
         self._times.begin(begins_at)
+
+    def _go_on(self) -> None:
+        """Let the frame that is late be due now, and the next 20 ms after it."""
+        self.is_late = False
+        self.begins_at = self._times.now()
+        self.counts.underruns += 1
 
     def _spare_delay(self, frame: bytes) -> None:
         """Begin a new spurt with a frame that ends a pause, if frames have waited without need."""
@@ -256,11 +279,15 @@ class Playout:
         self._rest = b""
         self._resampler = None
         self._input.forget()
-        self.begins_at = None
+        self._be_silent()
         self._times.ended_at = -math.inf
         if self._is_high:
             self._set_high(False)
         return count
+
+    def _be_silent(self) -> None:
+        self.begins_at = None
+        self.is_late = False
 
     def forget_half_sample(self) -> None:
         """Expect no more of what the server has begun: its connection is lost."""
@@ -269,14 +296,17 @@ class Playout:
     # --- What is played ---
 
     def take(self, now: float) -> bytes | None:
-        """Return the frame that is due now; None: silence.
+        """Return the frame that is due now; None: silence, or nothing yet while `is_late`.
 
-        The owner calls this every 20 ms, and `tell_marks` when the frame was written.
+        The owner calls this every 20 ms, sooner if a frame that `is_late` comes sooner, and
+        `tell_marks` when the frame was written.
 
         Args:
             now: The time in seconds.
         """
         if self.begins_at is None or now + _TOLERANCE_S < self.begins_at:
+            return None
+        if not self._frames and self._wait_on(now):
             return None
         if not self._frames and not self._end_spurt(now):
             self.tell_marks()  # those behind what was too short to be resampled
@@ -289,13 +319,21 @@ class Playout:
             self._set_high(False)
         return frame
 
+    def _wait_on(self, now: float) -> bool:
+        """Return whether to wait for the frame that is due: what is left of one is played now."""
+        if not self._by_frame or self.is_late or self._partial_bytes:
+            return False
+        self.is_late = True
+        self.begins_at = now + PATIENCE_S
+        return True
+
     def _end_spurt(self, now: float) -> bool:
         """End the spurt, with the rest as its last frames; return whether there is one."""
         self._end_resampling()
         if self._rest:
             self._cut(bytes(self._frame_bytes - len(self._rest)))
         if len(self._frames) < 2:
-            self.begins_at = None
+            self._be_silent()
             self._times.ended_at = now
         return bool(self._frames)
 
@@ -345,7 +383,7 @@ class _Times:
     __slots__ = (
         "_in_window",
         "_least_before_s",
-        "_least_s",
+        "_shortest_s",
         "_silent",
         "_taken_at",
         "ended_at",
@@ -365,8 +403,10 @@ class _Times:
     def begin(self, begins_at: float) -> None:
         """Note when a spurt begins."""
         self._taken_at = begins_at - PTIME_S  # when the last frame was due
-        # The shortest wait of a frame, in this window and the one before; frames in this window.
-        self._least_s, self._least_before_s, self._in_window = math.inf, 0.0, 0
+        # The shortest waits of frames in this window, the shorter ones first; how many frames it
+        # has; and the least that frames waited in the window before.
+        self._shortest_s = _NO_WAITS.copy()
+        self._in_window, self._least_before_s = 0, 0.0
         self._silent = 0  # frames played in a row
 
     def come(self, waiting: int) -> float | None:
@@ -377,19 +417,27 @@ class _Times:
         """
         due = self._taken_at + (waiting + 1) * PTIME_S
         wait_s = due - self.now()
-        if wait_s < self._least_s:
-            self._least_s = wait_s
+        shortest_s = self._shortest_s
+        if wait_s < shortest_s[-1]:
+            shortest_s[-1] = wait_s
+            shortest_s.sort()
         if self._silent < PAUSE or wait_s > MOST_WAIT_S:
             return None
         gain_s = min(self._least_s, self._least_before_s) - FRAME_PREBUFFER_S
         return due - gain_s if gain_s > LEAST_GAIN_S else None
+
+    @property
+    def _least_s(self) -> float:
+        """The least that frames have waited in this window; a few may have waited less."""
+        return min(self._shortest_s[-1], self._shortest_s[0] + FEW_LESS_S)
 
     def take(self, due: float, frame: bytes) -> None:
         """Note that a frame is played."""
         self._taken_at = due
         self._in_window += 1
         if self._in_window == WINDOW:
-            self._least_before_s, self._least_s, self._in_window = self._least_s, math.inf, 0
+            self._least_before_s, self._in_window = self._least_s, 0
+            self._shortest_s = _NO_WAITS.copy()
         if self._least_before_s > FRAME_PREBUFFER_S:
             self._silent = self._silent + 1 if _is_silent(frame) else 0
 

@@ -131,10 +131,15 @@ class Speaker:
         """Play audio of the server after what waits; there is a playout."""
         playout = self.playout
         assert playout is not None
-        was_silent = playout.begins_at is None
+        was_silent, was_late = playout.begins_at is None, playout.is_late
         playout.put(audio.samples, audio.sample_rate)
-        if was_silent and playout.begins_at is not None and self._voice_legs:
-            self._begin(playout.begins_at)
+        begins_at = playout.begins_at
+        if begins_at is None or not self._voice_legs:
+            return
+        if was_silent:
+            self._begin(begins_at)
+        elif was_late and not playout.is_late and not self._tone:
+            self._pacer.place(self, begins_at)  # at once, and not when it would be given up
 
     def _begin(self, at: float) -> None:
         if self not in self._pacer:
@@ -211,7 +216,7 @@ class Speaker:
             self._tail = asyncio.get_running_loop().call_later(TAIL_S, then)
 
     def _stay_silent(self, now: float) -> None:
-        """Play silence over a steady voice, unless a spurt is about to begin.
+        """Play silence over a steady voice, unless a spurt is about to begin, or to go on.
 
         That begins when it is due, in place of this frame, and not at the next turn of the leg.
         """

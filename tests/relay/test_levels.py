@@ -19,6 +19,7 @@ from audiofork.link.messages import (
 )
 from audiofork.relay.formats.base import Audio
 from audiofork.relay.levels import FORGET_S, ForkMeter, Meters
+from audiofork.relay.playout import PATIENCE_S
 from tests.relay.peers import FakeLoop, until
 from tests.relay.pipeline_stage import (
     BOTH_LEGS,
@@ -310,7 +311,7 @@ async def test_server_whose_next_frame_is_just_late_is_not_silent(
     while mono_of(9) not in stage.leg.spoken:
         clock.advance(0.001)
     assert take(meters, stage)[2:4] == (9, 9)
-    clock.advance(0.02)  # silence was played in place of the next
+    clock.advance(0.02 + PATIENCE_S)  # silence was played in place of the next
     assert take(meters, stage)[2:4] == (0, 0)
 
 

@@ -145,7 +145,7 @@ def test_place_in_the_slot_that_was_just_served_calls_nobody_again(
     clock.advance(0)
     pacer.place(other, clock.time())
     clock.advance(0.03)
-    assert (player.times, other.times) == ([0, 20], [20])
+    assert (player.times, other.times) == ([0, 20], [2, 22])
 
 
 def test_player_that_fails_is_called_no_more_and_the_others_are(

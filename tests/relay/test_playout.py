@@ -156,7 +156,7 @@ def test_half_sample_is_forgotten(stage: Stage, forget: Callable[[Playout], None
 # --- When a spurt begins --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("size", "wait_s"), [(2, 0.02), (320, 0.02), (322, 0.04), (3200, 0.04)])
+@pytest.mark.parametrize(("size", "wait_s"), [(2, 0.019), (320, 0.019), (322, 0.04), (3200, 0.04)])
 def test_spurt_begins_after_a_wait_that_depends_on_the_servers_clock(
     stage: Stage, size: int, wait_s: float
 ) -> None:
