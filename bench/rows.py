@@ -69,9 +69,9 @@ class Row:
 
     @property
     def for_floor(self) -> Row:
-        """The row that the floor runs to be compared with: one process, raw, silent, 20 ms in a
-        message, and nobody looks."""
-        return Row(self.forks, self.scheme, self.mixed)
+        """The row that the floor runs to be compared with: one process, raw, 20 ms in a message,
+        and nobody looks."""
+        return Row(self.forks, self.scheme, self.mixed, voice_ms=self.voice_ms)
 
     @property
     def frame_bytes(self) -> int:
@@ -175,7 +175,12 @@ StartRelay = Callable[[Setting], Program]
 
 def floor_relay(tools: build.Tools) -> StartRelay:
     """Return how the C relay is started."""
-    return lambda setting: Program([tools.floor, *setting.arguments])
+
+    def start(setting: Setting) -> Program:
+        voice = ["--voice"] if setting.row.voice_ms else []
+        return Program([tools.floor, *setting.arguments, *voice])
+
+    return start
 
 
 def peer_relay(peer: build.Peer) -> StartRelay:

@@ -49,7 +49,10 @@ OTHER_ROWS = (
 ROWS = tuple(
     row
     for plain in PLAIN_ROWS
-    for row in (plain, *(other for other in OTHER_ROWS if other.for_floor == plain))
+    for row in (
+        plain,
+        *(other for other in OTHER_ROWS if replace(other.for_floor, voice_ms=0) == plain),
+    )
 )
 # The row at which the others are compared: most of them are near the end of a core there.
 PEERS_ROW = Row(200)
@@ -189,7 +192,7 @@ def report(results: list[tuple[Result, Result]]) -> None:
         f"core, the sink {max(result.sink_cpu_percent for result, _ in results):.0f} %; frames "
         f"were sent up to {worst_p99_ms:.1f} ms late (p99)."
     )
-    for text in beside_raw([result for result, _ in results]):
+    for text in (*beside_raw([one for one, _ in results]), *beside_silent(results)):
         print(text)
     if any(result.disturbed for result, _ in results):
         print("~ Other programs had much of the machine: the row says little.")
@@ -204,6 +207,20 @@ def beside_raw(results: list[Result]) -> Iterator[str]:
             times = result.cpu_us / raw.cpu_us
             more_kb = result.memory_kib - raw.memory_kib
             yield f"{row.name} takes {times:.2f} times raw, and {more_kb:+.0f} kB a fork."
+
+
+def beside_silent(results: list[tuple[Result, Result]]) -> Iterator[str]:
+    """Yield what forks that speak cost beside silent ones, here and with the floor."""
+    costs = {
+        one.row: (one.cpu_us, floor.cpu_us) for one, floor in results if one.relay == "audiofork"
+    }
+    for row, (ours_us, floor_us) in costs.items():
+        silent = costs.get(replace(row, voice_ms=0))
+        if row.voice_ms and silent is not None and all(silent):
+            yield (
+                f"{row.name} takes {ours_us / silent[0]:.2f} times as much as the silent row; the "
+                f"floor, which writes at once what comes, {floor_us / silent[1]:.2f} times."
+            )
 
 
 def as_json(results: list[tuple[Result, Result]]) -> str:

@@ -1,6 +1,7 @@
 /* The floor: a relay that does no more than must be done. One process, epoll: read from the leg,
    find the frames, mix if asked to, mask with a fresh mask, write to the WebSocket connection that it
-   has opened for the leg. No retries, no backlog, no limits, no statistics.
+   has opened for the leg; with --voice also read what the server sends, and write each message of it
+   to the leg, as it comes. No retries, no backlog, no limits, no pace, no statistics.
 
    Takes what every relay of the benchmark takes: --url, --ca, --mix; prints {"port": N}. */
 #define _GNU_SOURCE
@@ -26,17 +27,36 @@
 #define KIND_SLIN 0x10
 #define MAX_FRAME_HEADER 8
 
-struct leg {
-    int fd;
-    int has_sink;
-    struct wire sink;
+/* What has come and is no whole message yet. */
+struct input {
     size_t filled;
     unsigned char buffer[BUFFER_BYTES];
 };
 
+struct leg {
+    int fd;
+    int has_sink;
+    struct wire sink;
+    struct input *spoken;  /* by the server; NULL: it is not listened to */
+    struct input heard;    /* from the leg; last, so that it need not be zeroed */
+};
+
+static int epoll;
 static int port;
 static int mixes;
+static int listens;
 static struct tls_context *tls;
+
+/* An event's data: 0, the listener; else a leg, with the lowest bit set for its sink. */
+#define OF_SINK(leg) ((leg) | 1)
+#define IS_OF_SINK(data) ((data) & 1)
+#define LEG(data) ((struct leg *)(uintptr_t)((data) & ~(uint64_t)1))
+
+static void watch(int fd, uint64_t data)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = data};
+    epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
+}
 
 /* Masks are drawn in blocks, since each draw is a system call. */
 static void fresh_mask(unsigned char mask[4])
@@ -107,6 +127,60 @@ static void open_sink(struct leg *leg)
         die("the server answered: %s", reply);
     non_blocking(leg->sink.fd);
     leg->has_sink = 1;
+    if (listens)
+        watch(leg->sink.fd, OF_SINK((uintptr_t)leg));
+}
+
+static void write_to_leg(const struct leg *leg, const unsigned char *samples, size_t count)
+{
+    unsigned char message[MESSAGE_HEADER + BUFFER_BYTES];
+    message[0] = KIND_SLIN;
+    message[1] = (unsigned char)(count >> 8);
+    message[2] = (unsigned char)count;
+    memcpy(message + MESSAGE_HEADER, samples, count);
+    if (write_all(leg->fd, message, MESSAGE_HEADER + count))
+        die("the leg takes no audio");
+}
+
+static void consume(struct input *input, size_t count)
+{
+    input->filled -= count;
+    if (count > 0 && input->filled > 0)
+        memmove(input->buffer, input->buffer + count, input->filled);
+}
+
+static void on_spoken(struct leg *leg)
+{
+    size_t at;
+    struct header header;
+    struct input *spoken = leg->spoken;
+    if (spoken == NULL) {
+        spoken = leg->spoken = malloc(sizeof *spoken);
+        if (spoken == NULL)
+            die("no memory");
+        spoken->filled = 0;
+    }
+    do {
+        ssize_t done = wire_read(&leg->sink, spoken->buffer + spoken->filled,
+                                 BUFFER_BYTES - spoken->filled);
+        if (done <= 0) {  /* the leg is relayed on, though nobody takes its frames */
+            if (done == WIRE_GONE)
+                epoll_ctl(epoll, EPOLL_CTL_DEL, leg->sink.fd, NULL);
+            return;
+        }
+        spoken->filled += (size_t)done;
+        at = 0;
+        while (read_header(spoken->buffer + at, spoken->filled - at, &header)) {
+            size_t whole = header.header_bytes + (size_t)header.payload_bytes;
+            if (spoken->filled - at < whole)
+                break;
+            if (header.opcode == BINARY)
+                write_to_leg(leg, spoken->buffer + at + header.header_bytes,
+                             (size_t)header.payload_bytes);
+            at += whole;
+        }
+        consume(spoken, at);
+    } while (wire_holds_more(&leg->sink));
 }
 
 static int on_message(struct leg *leg, int kind, const unsigned char *payload, size_t count)
@@ -131,24 +205,26 @@ static void drop(struct leg *leg)
         wire_close(&leg->sink);
     }
     close(leg->fd);
+    free(leg->spoken);
     free(leg);
 }
 
 static void on_readable(struct leg *leg)
 {
     size_t at = 0;
-    ssize_t done = recv(leg->fd, leg->buffer + leg->filled, BUFFER_BYTES - leg->filled, 0);
+    struct input *heard = &leg->heard;
+    ssize_t done = recv(leg->fd, heard->buffer + heard->filled, BUFFER_BYTES - heard->filled, 0);
     if (done < 0 && errno == EAGAIN)
         return;
     if (done <= 0) {
         drop(leg);
         return;
     }
-    leg->filled += (size_t)done;
-    while (leg->filled - at >= MESSAGE_HEADER) {
-        const unsigned char *message = leg->buffer + at;
+    heard->filled += (size_t)done;
+    while (heard->filled - at >= MESSAGE_HEADER) {
+        const unsigned char *message = heard->buffer + at;
         size_t count = (size_t)message[1] << 8 | message[2];
-        if (leg->filled - at < MESSAGE_HEADER + count)
+        if (heard->filled - at < MESSAGE_HEADER + count)
             break;
         if (on_message(leg, message[0], message + MESSAGE_HEADER, count)) {
             drop(leg);
@@ -156,38 +232,38 @@ static void on_readable(struct leg *leg)
         }
         at += MESSAGE_HEADER + count;
     }
-    leg->filled -= at;
-    if (at > 0 && leg->filled > 0)
-        memmove(leg->buffer, leg->buffer + at, leg->filled);
+    consume(heard, at);
 }
 
-static void accept_all(int listener, int epoll)
+static void accept_all(int listener)
 {
     int fd;
     while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK)) >= 0) {
         struct leg *leg = malloc(sizeof *leg);
         if (leg == NULL)
             die("no memory");
-        memset(leg, 0, offsetof(struct leg, buffer));
+        memset(leg, 0, offsetof(struct leg, heard.buffer));
         leg->fd = fd;
-        struct epoll_event event = {.events = EPOLLIN, .data.ptr = leg};
-        epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
+        watch(fd, (uintptr_t)leg);
     }
 }
 
 static void serve(int listener)
 {
     struct epoll_event events[256];
-    int epoll = epoll_create1(0);
-    struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
-    epoll_ctl(epoll, EPOLL_CTL_ADD, listener, &event);
+    epoll = epoll_create1(0);
+    watch(listener, 0);
     for (;;) {
         int count = epoll_wait(epoll, events, 256, -1);
+        for (int i = 0; i < count; i++) {  /* no event of a leg's sink may follow its end */
+            if (IS_OF_SINK(events[i].data.u64))
+                on_spoken(LEG(events[i].data.u64));
+        }
         for (int i = 0; i < count; i++) {
-            if (events[i].data.ptr == NULL)
-                accept_all(listener, epoll);
-            else
-                on_readable(events[i].data.ptr);
+            if (events[i].data.u64 == 0)
+                accept_all(listener);
+            else if (!IS_OF_SINK(events[i].data.u64))
+                on_readable(LEG(events[i].data.u64));
         }
     }
 }
@@ -197,6 +273,7 @@ int main(int argc, char **argv)
     static const struct option options[] = {{"url", required_argument, NULL, 'u'},
                                             {"ca", required_argument, NULL, 'c'},
                                             {"mix", no_argument, NULL, 'm'},
+                                            {"voice", no_argument, NULL, 'v'},
                                             {NULL, 0, NULL, 0}};
     const char *url = "", *ca = NULL;
     int option;
@@ -205,6 +282,7 @@ int main(int argc, char **argv)
         case 'u': url = optarg; break;
         case 'c': ca = optarg; break;
         case 'm': mixes = 1; break;
+        case 'v': listens = 1; break;
         default: return 2;
         }
     }

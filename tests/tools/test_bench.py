@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import os
+import socket
 import ssl
 import struct
 import subprocess
@@ -33,7 +34,7 @@ from bench import ab, build, capacity, measure, quota, rows
 from bench.program import Answer, Program, ProgramFailed
 from bench.relay_only import FORMS
 from bench.rows import Bench, Result, Row, Span
-from bench.run import ROWS, beside_raw, line, select
+from bench.run import ROWS, beside_raw, beside_silent, line, select
 
 ROOT = Path(__file__).parents[2]
 SHORT = Span(warm_s=0.1, measured_s=0.4)
@@ -106,6 +107,26 @@ def test_audiofork_relays_every_frame_over_tls(
     assert result.frames > 0
 
 
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+def test_floor_with_voice_writes_to_the_leg_what_the_server_sends(
+    tools: build.Tools, tmp_path: Path, scheme: str
+) -> None:
+    bench = Bench(tools, tmp_path, SHORT)
+    tls = ("--tls", bench._server_file) if scheme == "wss" else ()
+    frame = struct.pack("=HHIQ", 0xAF10, 0, 0, 0) + bytes(304)
+    with Program([tools.sink, *tls, "--echo", "320"]) as server:
+        url = f"{scheme}://localhost:{server.hear()['port']}"
+        known = ("--ca", bench._ca_file)
+        with Program([tools.floor, "--voice", "--url", url, *known]) as floor:
+            at = ("127.0.0.1", floor.hear()["port"])
+            with socket.create_connection(at, timeout=10) as leg:
+                leg.sendall(b"\x01\x00\x10" + bytes(16))
+                for _ in range(3):
+                    leg.sendall(b"\x10\x01\x40" + frame)
+                    message = leg.recv(323, socket.MSG_WAITALL)
+                    assert (message[:3], len(message)) == (b"\x10\x01\x40", 323)
+
+
 def test_two_workers_relay_every_frame(tools: build.Tools, tmp_path: Path) -> None:
     bench = Bench(tools, tmp_path, SHORT)
     result = bench.run("audiofork", rows.audiofork_relay(), Row(4, workers=2))
@@ -130,14 +151,16 @@ def late_column(result: Result) -> str:
 
 
 def test_rows_with_workers_and_longer_messages_are_set_beside_the_plain_floor() -> None:
-    rows_wanted = select("400-wss-mono-2w,400-ws-mixed-2w,200-ws-mono-F100")
+    rows_wanted = select("400-wss-mono-2w,400-ws-mixed-2w,200-ws-mono-F100,200-ws-mono-voice40")
     assert rows_wanted == [
         Row(400, "wss", workers=2),
         Row(400, mixed=True, workers=2),
         Row(200, frame_ms=100),
+        Row(200, voice_ms=40),
     ]
     floors = [row.for_floor for row in rows_wanted]
-    assert floors == [Row(400, "wss"), Row(400, mixed=True), Row(200)]
+    plain = [Row(400, "wss"), Row(400, mixed=True), Row(200)]
+    assert floors == [*plain, Row(200, voice_ms=40)]  # which has to speak, too
 
 
 def test_relay_that_never_connects_fails_with_what_it_says(
@@ -321,6 +344,17 @@ def costing(row: Row, cpu_us: float, memory_kib: float) -> Result:
     )
     what: dict[str, Any] = {**values, "cpu_us": cpu_us, "memory_kib": memory_kib}
     return Result("audiofork", row, **what, generator={"late_p99_us": 0})
+
+
+def test_what_a_voice_costs_is_told_beside_the_silent_row() -> None:
+    silent, speaking = costing(Row(200), 16.0, 30.0), costing(Row(200, voice_ms=20), 32.0, 33.0)
+    floor = replace(silent, relay="floor", cpu_us=10.0)
+    floor_speaking = replace(speaking, relay="floor", cpu_us=19.0)
+    told = list(beside_silent([(floor, floor), (silent, floor), (speaking, floor_speaking)]))
+    assert len(told) == 1
+    assert told[0].startswith("200-ws-mono-voice20 takes 2.00 times")
+    assert told[0].endswith("1.90 times.")
+    assert list(beside_silent([(speaking, floor_speaking)])) == []
 
 
 def test_what_a_form_costs_is_told_beside_raw_and_it_has_no_delays() -> None:
