@@ -251,53 +251,63 @@ def of_target(series: str) -> str:
     return f"{name}{{{TARGET},{labels}" if brace else f"{name}{{{TARGET}}}"
 
 
-def rules_test(case: Case, **tests: Any) -> str:
-    return yaml.safe_dump(
-        {
-            "rule_files": [str(RULES)],
-            "evaluation_interval": "15s",
-            "tests": [
-                {
-                    "interval": "1m",
-                    "input_series": [
-                        {"series": of_target(series), "values": values}
-                        for series, values in case.series.items()
-                    ],
-                    **tests,
-                }
-            ],
-        }
-    )
+def rules_test(case: Case, **tests: Any) -> dict[str, Any]:
+    """Return a test in promtool's form."""
+    series = [
+        {"series": of_target(series), "values": values} for series, values in case.series.items()
+    ]
+    return {"name": str(case), "interval": "1m", "input_series": series, **tests}
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.alert}-{case.fires}")
-def test_alert_fires_when_it_should_and_not_before(
-    promtool: list[str], tmp_path: Path, case: Case
-) -> None:
-    firing = f'count(ALERTS{{alertstate="firing",alertname="{case.alert}",{TARGET}}})'
+def file_of(path: Path, *tests: Mapping[str, Any]) -> str:
+    """Write a file of tests; return its name."""
+    head = {"rule_files": [str(RULES)], "evaluation_interval": "15s"}
+    path.write_text(yaml.safe_dump({**head, "tests": list(tests)}))
+    return str(path)
+
+
+def firing(case: Case) -> dict[str, Any]:
+    """Return a query in promtool's form, with what comes of it."""
+    expr = f'count(ALERTS{{alertstate="firing",alertname="{case.alert}",{TARGET}}})'
     expected = [{"labels": "{}", "value": 1}] if case.fires else []
-    query = {"expr": firing, "eval_time": case.at, "exp_samples": expected}
-    file = tmp_path / "test.yml"
-    file.write_text(rules_test(case, promql_expr_test=[query]))
-    done = run(promtool, "test", "rules", str(file))
+    return {"expr": expr, "eval_time": case.at, "exp_samples": expected}
+
+
+def test_each_alert_fires_when_it_should_and_not_before(
+    promtool: list[str], tmp_path: Path
+) -> None:
+    """All in one run, which takes no longer than one of them; it names those that fail."""
+    tests = [rules_test(case, promql_expr_test=[firing(case)]) for case in CASES]
+    done = run(promtool, "test", "rules", file_of(tmp_path / "test.yml", *tests))
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize(
-    "case", [case for case in CASES if case.fires], ids=lambda case: str(case.alert)
-)
-def test_texts_of_an_alert_that_fires_are_whole(
-    promtool: list[str], tmp_path: Path, case: Case
-) -> None:
-    """Promtool shows an alert as it is where another is expected."""
-    none = {"eval_time": case.at, "alertname": case.alert, "exp_alerts": []}
-    file = tmp_path / "test.yml"
-    file.write_text(rules_test(case, alert_rule_test=[none]))
-    done = run(promtool, "test", "rules", str(file))
+def test_alert_that_does_not_fire_as_expected_is_found(promtool: list[str], tmp_path: Path) -> None:
+    case = CASES[-1]
+    tests = [rules_test(case, promql_expr_test=[firing(case._replace(fires=not case.fires))])]
+    done = run(promtool, "test", "rules", file_of(tmp_path / "test.yml", *tests))
     assert done.returncode != 0
-    _, _, got = done.stdout.partition("got:")
-    assert "a:9080" in got
-    assert "{{" not in got
+    assert case.alert in done.stdout
+
+
+def test_texts_of_each_alert_that_fires_are_whole(promtool: list[str], tmp_path: Path) -> None:
+    """Promtool shows an alert as it is where another is expected."""
+    cases = [case for case in CASES if case.fires]
+    tests = [
+        rules_test(
+            case,
+            alert_rule_test=[{"eval_time": case.at, "alertname": case.alert, "exp_alerts": []}],
+        )
+        for case in cases
+    ]
+    done = run(promtool, "test", "rules", file_of(tmp_path / "test.yml", *tests))
+    assert done.returncode != 0
+    told = re.split(r"alertname: (\w+), time: ", done.stdout)[1:]
+    assert told[::2] == [case.alert for case in cases]
+    for text in told[1::2]:
+        _, _, got = text.partition("got:")
+        assert "a:9080" in got
+        assert "{{" not in got
     assert "error" not in got.lower().replace("on an error", "").replace(
         "latest error", ""
     ).replace("last error", "")

@@ -306,7 +306,7 @@ def test_command_has_nothing_left_to_do_for_an_asterisk_with_macros(tmp_path: Pa
     assert b"AudioFork(ws://h/\xe4)\n" in file.read_bytes()
 
 
-@pytest.mark.parametrize("version", ["", "new", "-1", "1234", "22x"])
+@pytest.mark.parametrize("version", ["", "22x"])
 def test_command_refuses_a_version_that_is_none(version: str) -> None:
     done = migrate("--asterisk-version", version)
     assert done.returncode == 2

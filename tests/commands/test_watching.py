@@ -58,7 +58,9 @@ class Looks:
 @pytest.fixture(autouse=True)
 def size(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     def choose(columns: int, lines: int) -> None:
-        monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((columns, lines)))
+        monkeypatch.setattr(
+            "shutil.get_terminal_size", lambda **_: os.terminal_size((columns, lines))
+        )
 
     choose(80, 24)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)

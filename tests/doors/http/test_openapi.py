@@ -187,7 +187,7 @@ def test_every_answer_conforms_whatever_is_asked(
 
     @settings(
         derandomize=True,
-        max_examples=20,
+        max_examples=10,
         deadline=None,
         database=None,
         phases=[Phase.explicit, Phase.generate],
