@@ -10,7 +10,8 @@ PYTEST := $(BIN)/python -m pytest
 TELLING = $(PYTHON) -m testbed.progress
 PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 # Tests wait more than they work, most of all for Asterisk's audio: more processes than cores.
-unit tools page coverage oldest asterisk python-%: PROCESSES ?= 6
+unit tools page coverage oldest python-%: PROCESSES ?= 6
+asterisk: PROCESSES ?= 8
 # All in tests/system needs an Asterisk, tests/page a browser; tests/tools is about testbed/, bench/ and examples/.
 UNIT = --ignore tests/system --ignore tests/page --ignore tests/tools -p no:rerunfailures
 # Where there are such tests; to collect all of them would take longer than to run these.

@@ -170,7 +170,7 @@ async def test_prompt_of_a_call_comes_back_as_text(
     """From the prompt over the fork and the recogniser to the variable of the channel."""
     url, lines = server
     file = str(sounds(asterisk) / "please-try-again")
-    await set_globals(ami, FILE=file, WSSERVER=f"{url}/ivr", OPTIONS="D(out)", LEAD="0.5")
+    await set_globals(ami, FILE=file, WSSERVER=f"{url}/ivr", OPTIONS="D(out)", LEAD="1.5")
     position = len(ami.events)
     target = await place_call(ami, caller, "play")
     target.call.play(make_blocks(25, seed=1), loop=True)
