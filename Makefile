@@ -10,19 +10,21 @@ PYTEST := $(BIN)/python -m pytest
 TELLING = $(PYTHON) -m testbed.progress
 PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 # Tests wait more than they work, most of all for Asterisk's audio: more processes than cores.
-unit tools page coverage oldest python-%: PROCESSES ?= 6
+unit slow page coverage oldest python-%: PROCESSES ?= 6
 asterisk: PROCESSES ?= 8
 # All in tests/system needs an Asterisk, tests/page a browser; tests/tools is about testbed/, bench/ and examples/.
 UNIT = --ignore tests/system --ignore tests/page --ignore tests/tools -p no:rerunfailures
 # Where there are such tests; to collect all of them would take longer than to run these.
 SERIAL = $(shell grep -rl --include='*.py' --exclude-dir=system --exclude-dir=page --exclude-dir=tools 'mark\.serial' tests)
+SLOW = $(shell grep -rl --include='*.py' --exclude-dir=system --exclude-dir=page --exclude-dir=tools 'mark\.slow' tests) \
+  tests/tools
 PARALLEL = -n $(PROCESSES) --dist worksteal
 
 # What is compiled once need not be compiled by each process of a test run.
-unit tools page coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
+unit slow page coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
 
 .NOTPARALLEL:
-.PHONY: demo demo-bot test style types clients unit tools page screenshots coverage oldest pythons asterisk fuzz
+.PHONY: demo demo-bot test style types clients unit slow page screenshots coverage oldest pythons asterisk fuzz
 .PHONY: bench bench-capacity bench-asterisk bench-bots bench-viewers
 .PHONY: faults attacks sample-config dashboard deb package-test first-hour wheel clean
 
@@ -36,7 +38,7 @@ demo-bot: .venv/runs .venv/stt
 	@echo "Starting the demo ..."
 	@$(BIN)/python -m testbed.demo_bot
 
-test: style types clients unit tools page asterisk
+test: style types clients unit slow page asterisk
 
 style: .venv/installed
 	$(BIN)/ruff format --check .
@@ -46,13 +48,14 @@ types: .venv/installed
 	$(BIN)/mypy
 
 unit: .venv/installed
-	$(PYTEST) $(UNIT) $(PARALLEL) -m "not asterisk and not serial"
+	$(PYTEST) $(UNIT) $(PARALLEL) -m "not asterisk and not serial and not slow"
 	$(PYTEST) $(UNIT) $(SERIAL) -m "not asterisk and serial"
 
-# The testbed, the bench and the examples, which are no part of the package.
-tools: .venv/installed
-	$(PYTEST) -p no:rerunfailures $(PARALLEL) -m "not asterisk and not serial" tests/tools
-	$(PYTEST) -p no:rerunfailures -m "not asterisk and serial" tests/tools
+# What else needs neither an Asterisk nor a browser, and takes as long again: what starts programs or
+# makes up many inputs; the testbed, the bench and the examples, which are no part of the package.
+slow: .venv/installed
+	$(PYTEST) -p no:rerunfailures $(PARALLEL) -m "slow and not asterisk and not serial" $(SLOW)
+	$(PYTEST) -p no:rerunfailures -m "slow and not asterisk and serial" $(SLOW)
 
 # In a real browser, with a stand-in for the daemon; where none can be had they are skipped.
 page: PROCESSES = 3

@@ -57,6 +57,8 @@ from audiofork.config import SAMPLE_RATES, Address
 from audiofork.errors import ReceiverError
 from tests.commands.test_cli import Terminal
 
+pytestmark = pytest.mark.slow
+
 FRAME = struct.pack("<160h", *([1000, -2000] * 80))
 PAIR = struct.pack("<320h", *([16384, -8192] * 160))
 ANY_PORT = Address("127.0.0.1", 0)

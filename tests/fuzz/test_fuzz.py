@@ -15,6 +15,8 @@ from . import million
 from .fuzzing import Check, Found, Target, logged_faults, make_input, run, split
 from .targets import TARGETS
 
+pytestmark = pytest.mark.slow
+
 NAMES = [target.name for target in TARGETS]
 SEED = 1
 INPUTS = 600

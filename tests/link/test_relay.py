@@ -56,6 +56,8 @@ from audiofork.link.relay import Relay, Reports, give
 from testbed.recorder import Recorder
 from tests.relay.peers import HANGUP, Leg, numbered, until
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_S = 30  # a busy machine may take long to start Python
 CONFIG = Config(
     audiosocket=AudioSocketConfig(listen=Address("127.0.0.1", 0)), relay=RelayConfig(workers=1)

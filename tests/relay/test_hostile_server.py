@@ -28,7 +28,7 @@ from testbed.hostile_server import (
 from tests.relay.peers import StalledServer, numbered, until
 from tests.relay.sinks import Start, Waits, failure, offer, opened, retries_of
 
-pytestmark = pytest.mark.usefixtures("nothing_left")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_left")]
 
 
 @pytest.fixture

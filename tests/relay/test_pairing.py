@@ -367,6 +367,7 @@ def expected_silences(
     return silences
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("drift", "seed"), [(0.0, 1), (0.0002, 2), (-0.0002, 3)])
 def test_in_20_minutes_two_legs_lose_nothing_and_stay_together(drift: float, seed: int) -> None:
     rng = random.Random(seed)

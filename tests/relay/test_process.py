@@ -53,6 +53,8 @@ from audiofork.text import A_BUG
 from testbed.recorder import Recorder
 from tests.relay.peers import Leg, counted, numbered, until
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "audiofork.relay.process"]
 CONFIG = Config(audiosocket=AudioSocketConfig(listen=Address("127.0.0.1", 0)))
 TIMEOUT_S = 30  # a busy machine may take long to start Python

@@ -36,6 +36,7 @@ def test_viewers_and_listeners_get_all_while_no_frame_is_lost(
     assert trial.run(Crowd()).got == {}
 
 
+@pytest.mark.long
 def test_viewers_that_read_nothing_are_dropped(
     tools: build.Tools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,8 @@ from audiofork.commands.setup.system import Systemd
 from audiofork.errors import ConfigError, SetupError
 from tests.commands.setup.site import FILES, Machine
 
+pytestmark = pytest.mark.slow
+
 RELOADS = ["manager reload", "module reload http", "module reload res_ari.so", "dialplan reload"]
 
 

@@ -28,6 +28,8 @@ from audiofork.doors.http.server import HttpDoor
 from audiofork.doors.http.tokens import Role
 from tests.doors.http.stage import Others, Stage, staged, write_tokens
 
+pytestmark = pytest.mark.slow
+
 ALL = "all-0123456789abcdefgh"
 DOCS = Path(__file__).parents[3] / "docs" / "http.md"
 
