@@ -306,11 +306,12 @@ class Playout:
         """
         if self.begins_at is None or now + _TOLERANCE_S < self.begins_at:
             return None
-        if not self._frames and self._wait_on(now):
-            return None
-        if not self._frames and not self._end_spurt(now):
-            self.tell_marks()  # those behind what was too short to be resampled
-            return None
+        if not self._frames:
+            if self._wait_on(now):
+                return None
+            if not self._end_spurt(now):
+                self.tell_marks()  # those behind what was too short to be resampled
+                return None
         frame = self._frames.popleft()
         self._taken += 1
         self.counts.played += 1

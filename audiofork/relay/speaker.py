@@ -133,12 +133,14 @@ class Speaker:
         assert playout is not None
         was_silent, was_late = playout.begins_at is None, playout.is_late
         playout.put(audio.samples, audio.sample_rate)
+        if not (was_silent or was_late):
+            return  # as nearly always
         begins_at = playout.begins_at
         if begins_at is None or not self._voice_legs:
             return
         if was_silent:
             self._begin(begins_at)
-        elif was_late and not playout.is_late and not self._tone:
+        elif not playout.is_late and not self._tone:
             self._pacer.place(self, begins_at)  # at once, and not when it would be given up
 
     def _begin(self, at: float) -> None:
