@@ -23,7 +23,7 @@ GROUND |= {
     "text",
 }
 GROUND |= {"config_history", "config_http", "config_security", "config_servers"}
-GROUND |= {"threads", "twilio_sids"}
+GROUND |= {"rate_limit", "threads", "twilio_sids"}
 GROUND |= {"tls_contexts", "uri", ""}
 """Modules that all rooms may import; the last is the package itself, which has the version."""
 

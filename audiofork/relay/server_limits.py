@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
+
+from audiofork.rate_limit import Allowance, Limit
 
 POLICY_VIOLATION = 1008  # a close code (RFC 6455, 7.4.1)
 MAX_MESSAGE_BYTES = 65_536
@@ -25,20 +26,6 @@ MAX_MESSAGE_BYTES = 65_536
 MAX_SPOKEN_BYTES = 1 << 20
 # Longest head of an HTTP answer to the handshake.
 MAX_HEAD_BYTES = 16_384
-
-
-class Limit(NamedTuple):
-    """A rate limit (token bucket).
-
-    Attributes:
-        what: What is counted, for the close reason.
-        a_second: The amount allowed per second.
-        at_once: The largest burst, after a time with less.
-    """
-
-    what: str
-    a_second: int
-    at_once: int
 
 
 # Enough for audio of a bot that sends faster than real time: ten times the 50 messages a second of
@@ -56,31 +43,6 @@ LEAST_BYTES = 1024
 # So many messages of the usual kind are counted together: to ask the clock costs more than to read
 # one of them.
 COUNTED_TOGETHER = 32
-
-
-class Allowance:
-    """The amount that is left of a limit.
-
-    Args:
-        limit: The limit.
-        clock: See `LimitedProtocol`.
-    """
-
-    __slots__ = ("_at_s", "_clock", "_left", "limit")
-
-    def __init__(self, limit: Limit, clock: Callable[[], float]) -> None:
-        self.limit = limit
-        self._clock = clock
-        self._at_s = clock()
-        self._left: float = limit.at_once
-
-    def take(self, amount: float = 1) -> bool:
-        """Take an amount; return whether that much was left."""
-        now_s = self._clock()
-        gained = (now_s - self._at_s) * self.limit.a_second
-        self._at_s = now_s
-        self._left = min(self._left + gained, self.limit.at_once) - amount
-        return self._left >= 0
 
 
 class LimitedProtocol(ClientProtocol):

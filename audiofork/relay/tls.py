@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from audiofork.relay.server_limits import WORK, Allowance
+from audiofork.rate_limit import Allowance
+from audiofork.relay.server_limits import WORK
 
 # The most that one record can carry (RFC 8446, 5.1).
 RECORD_PAYLOAD_BYTES = 16_384

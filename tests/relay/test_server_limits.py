@@ -13,6 +13,7 @@ from websockets.http11 import Response
 from websockets.protocol import CLOSED, CONNECTING, OPEN
 from websockets.uri import parse_uri
 
+from audiofork.rate_limit import Allowance, Limit
 from audiofork.relay.server_limits import (
     BYTES,
     CONTROL_FRAMES,
@@ -20,8 +21,6 @@ from audiofork.relay.server_limits import (
     LEAST_BYTES,
     MAX_HEAD_BYTES,
     MESSAGES,
-    Allowance,
-    Limit,
     LimitedProtocol,
 )
 from tests.told_clock import Clock

@@ -18,10 +18,10 @@ from typing import Any, cast
 
 import pytest
 
+from audiofork.rate_limit import Allowance, Limit
 from audiofork.relay import tls as tls_module
 from audiofork.relay.client_tls import client_tls
 from audiofork.relay.latencies import Latencies
-from audiofork.relay.server_limits import Allowance, Limit
 from audiofork.relay.tls import RECORD_PAYLOAD_BYTES, TlsTransport, open_tls
 from audiofork.relay.unacked import Unacked
 from audiofork.tls_contexts import client_context

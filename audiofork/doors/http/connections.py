@@ -22,6 +22,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from audiofork.doors.http.problems import Problem, a_bug
 from audiofork.doors.http.sending import harden
 from audiofork.log import CounterLine, Refusals
+from audiofork.rate_limit import Allowance, Limit
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +40,7 @@ MAX_HEADERS = 64
 CLOSE_S = 0.4
 # What the client of a WebSocket may say: pings, pongs and a close, of 131 bytes at most each. Of
 # empty frames, which cost most, these are 85 at once, and then 21 a second.
-SAID_AT_ONCE_BYTES = 512
-SAID_BYTES_S = 128
+SAID = Limit("bytes", 128, 512)
 _NO_MORE_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 Handle = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -65,8 +65,7 @@ class Connection(web.RequestHandler):
         self._stall_timer: asyncio.TimerHandle | None = None
         self._open_transport: asyncio.Transport | None = None
         self._is_refused = False
-        self._may_say_bytes = float(SAID_AT_ONCE_BYTES)
-        self._said_at = loop.time()
+        self._said = Allowance(SAID, loop.time)
 
     def data_received(self, data: bytes) -> None:
         # What follows a request that is no HTTP is not looked at: aiohttp would keep an error for
@@ -92,11 +91,7 @@ class Connection(web.RequestHandler):
         It has nothing to say, but each of its frames costs time: so this is asked before one is
         looked at, and in a read that is too much none is.
         """
-        now = asyncio.get_running_loop().time()
-        refilled = self._may_say_bytes + (now - self._said_at) * SAID_BYTES_S
-        self._may_say_bytes = min(refilled, SAID_AT_ONCE_BYTES) - size
-        self._said_at = now
-        if self._may_say_bytes >= 0:
+        if self._said.take(size):
             return True
         self._is_refused = True
         self._message_tail = b""  # of a handshake that is not answered yet

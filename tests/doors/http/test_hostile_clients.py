@@ -10,7 +10,8 @@ import pytest
 from aiohttp import web_protocol
 from aiohttp._websocket import reader
 
-from audiofork.doors.http.connections import SAID_AT_ONCE_BYTES, Connection, Server
+from audiofork.doors.http.connections import SAID, Connection, Server
+from audiofork.rate_limit import Allowance
 from tests.doors.http.stage import CONTROLLER, FORK_ID, LISTENER, Stage, request
 from tests.relay.peers import until
 
@@ -31,7 +32,7 @@ def frame(head: int, payload: bytes = b"") -> bytes:
 
 
 PING, PONG, CONTINUATION = frame(0x89), frame(0x8A), frame(0x00)
-MANY = SAID_AT_ONCE_BYTES // len(PING)
+MANY = SAID.at_once // len(PING)
 
 
 async def test_reads_after_a_request_that_is_no_http_are_dropped() -> None:
@@ -118,7 +119,7 @@ async def test_flood_of_frames_is_not_looked_at_and_its_connection_is_closed(
         hostile.writer.write(flood * 10_000)
         assert len(await hostile.ended()) < 1000
     await until(lambda: stage.others.listeners == [])
-    assert sum(parsed) <= SAID_AT_ONCE_BYTES
+    assert sum(parsed) <= SAID.at_once
     assert caplog.text.count("HTTP clients dropped: 1 more, last: 127.0.0.1: it says too") == 1
     assert "Traceback" not in caplog.text
 
@@ -135,7 +136,7 @@ async def test_flood_of_frames_in_small_reads_is_no_way_around(
                 await asyncio.sleep(0)
         await hostile.ended()
     await until(lambda: stage.others.listeners == [])
-    assert sum(parsed) < 2 * SAID_AT_ONCE_BYTES
+    assert sum(parsed) < 2 * SAID.at_once
 
 
 async def test_flood_of_frames_behind_the_handshake_is_not_kept(
@@ -165,16 +166,15 @@ async def test_what_a_client_may_say_comes_back_with_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     connection: Connection = Server(mock.AsyncMock())()
-    now = asyncio.get_running_loop().time()
-    loop = mock.Mock(time=lambda: now)
-    monkeypatch.setattr(asyncio, "get_running_loop", lambda: loop)
-    assert connection._may_say(SAID_AT_ONCE_BYTES)
+    now = 1000.0
+    monkeypatch.setattr(connection, "_said", Allowance(SAID, lambda: now))
+    assert connection._may_say(SAID.at_once)
     now += 1
     assert connection._may_say(100)
     assert not connection._may_say(100)
     connection._is_refused = False
     now += 3600
-    assert not connection._may_say(SAID_AT_ONCE_BYTES + 1)
+    assert not connection._may_say(SAID.at_once + 1)
 
 
 async def test_flood_of_other_requests_that_could_not_be_handled_is_logged_once(
