@@ -207,7 +207,6 @@ def test_any_lines_come_back_from_the_diff(before: bytes) -> None:
         assert file.read_bytes() == before
 
 
-@pytest.mark.timeout(60)  # difflib takes longer
 def test_diff_of_a_big_file_is_a_patch(tmp_path: Path) -> None:
     lines = b"[a]\n" + b"exten => s,1,AudioFork(ws://h/)\n same => n,NoOp(a)\n;\n;\n" * 25_000
     file = tmp_path / "extensions.conf"
