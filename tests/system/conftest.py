@@ -115,6 +115,9 @@ exten => h,1,Wait(2)
 # run again, twice at most, if it fails. What loses one in each run fails it all the same.
 counts_blocks = pytest.mark.flaky(reruns=2)
 
+# Blocks that may be lost between caller and daemon, rarely: FramesIn does not have them either.
+LOST_BEFORE = 2
+
 
 def needs(since: Since, what: str, **where: Collection[object]) -> pytest.MarkDecorator:
     """Skip a test on an Asterisk that lacks something, and say what.

@@ -27,7 +27,7 @@ from testbed.daemon import Daemon
 from testbed.faulty_server import BROKEN_OFF, GARBAGE, FaultyServer, Manner, ServerProcess
 from testbed.proxy import Proxy
 from testbed.sip import SipUser
-from tests.system.conftest import Target, counts_blocks, needs_whole_in, no_forks
+from tests.system.conftest import LOST_BEFORE, Target, counts_blocks, needs_whole_in, no_forks
 from tests.system.scene import WARM_UP, Fork, Scene
 
 Faulty = Scene[FaultyServer]
@@ -41,8 +41,6 @@ HEARD = [decode(block) for block in BLOCKS]
 SOON = "D(in)R(1)r(0)"
 # Blocks that may be on their way to a reader at any moment; 200 ms, for a busy machine.
 UNDER_WAY = 10
-# Blocks that may be lost between caller and daemon, rarely: FramesIn does not have them either.
-LOST_BEFORE = 2
 
 
 @pytest.fixture(scope="module")
