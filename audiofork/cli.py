@@ -109,6 +109,23 @@ def run(path: Path) -> None:
         fail(config_file.with_place(str(exc), path), EXIT_FAILED)
 
 
+@main.command(short_help="Run a relay process that outlives the daemon.")
+@click.argument("path", metavar="SOCKET", type=click.Path(path_type=Path))
+def relay(path: Path) -> None:
+    """Run a relay process that waits for the daemon at a Unix socket, until SIGTERM.
+
+    For audiofork-relay@.service, where [relay] detached = yes. It needs no configuration: the
+    daemon tells it what it has to know, which is no secret of Asterisk.
+    """
+    from audiofork.relay import detached
+
+    log.set_up(config.LogConfig())
+    try:
+        detached.run(path)
+    except ConfigError as exc:
+        fail(str(exc), EXIT_CONFIG)
+
+
 async def _run(path: Path, loaded: config.Config) -> None:
     await Daemon(path, loaded).run()
 

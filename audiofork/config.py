@@ -184,6 +184,27 @@ class RelayConfig:
         "port, and so on; Asterisk connects to the same number of ports from that of advertise "
         "on. With port 0 each process takes any free port.",
     )
+    detached: bool = _option(
+        "no",
+        yes_or_no,
+        "Whether these processes outlive the daemon. yes: forks go on without a gap while the "
+        "daemon is restarted or upgraded (with [daemon] on_stop = keep) or killed, and the next "
+        "one finds them again by its journal; also with workers = 1. The daemon starts those that "
+        "do not run, but what it starts ends with its service: under systemd enable "
+        "audiofork-relay@0.service, audiofork-relay@1.service and so on, one for each.",
+    )
+    folder: str = _option(
+        "/run/audiofork-relay",
+        text,
+        "The folder with the sockets of detached processes: 0/relay.sock in it is that of the "
+        "first. Only the daemon's user may use it.",
+    )
+    orphan_timeout: float = _option(
+        "60",
+        number(1, 86400),
+        "How many seconds a detached process goes on without a daemon; then its forks end, and so "
+        "does it.",
+    )
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,8 @@ class Daemon:
             waits_for_hold=self._config.asterisk.on_hold == "wait",
             playout_buffer_s=self._config.websocket.playout_buffer,
             asks_callers=self.history.is_kept or self._stream is not None,
+            held=lambda: self.relay.held,
+            outlives_daemon=self.relay.outlives_daemon,
         )
         self.watching = Watching(self.relay.send, self.forks.find)
         events.subscribe(self.watching.on_event)
@@ -360,6 +362,6 @@ def _relay_of(config: Config, report: SendReport) -> Relay:
     Raises:
         ConfigError: It cannot use a file that the configuration names.
     """
-    if config.relay.workers == 1:
+    if config.relay.workers == 1 and not config.relay.detached:
         return InlineRelay(config, report)
     return RelayProcesses(config, report, check_files)

@@ -16,6 +16,7 @@ ARI_CONF = "etc/asterisk/ari_audiofork.conf"
 EXTENSIONS_CONF = "etc/asterisk/extensions_audiofork.conf"
 SERVICE = "systemd/audiofork.service"
 SWEEP_SERVICE = "systemd/audiofork-sweep.service"
+RELAY_SERVICE = "systemd/audiofork-relay@.service"
 
 
 def find(name: str) -> Path:

@@ -43,6 +43,7 @@ from audiofork.forks.profiles import Profiles
 from audiofork.forks.registry import Forks
 from audiofork.forks.requests import parse_request
 from audiofork.link.messages import (
+    Adopt,
     Command,
     Direction,
     EndFork,
@@ -52,6 +53,7 @@ from audiofork.link.messages import (
     ForkEnded,
     ForkSpec,
     ForkStats,
+    HeldFork,
     LegAttached,
     LegLost,
     LegPart,
@@ -508,6 +510,7 @@ URL = "ws://example.org/a?token=secret"
 ANY_URL = ("*://*",)
 # What each server may ask for, as long as the configuration says nothing else.
 COMMANDS = (ServerCommand.AUDIO, ServerCommand.CLEAR, ServerCommand.MARK)
+WAY = "chanspy/originate"
 UNKNOWN_ID = "3f2a91c0-1111-4222-8333-444455556666"
 START = {"channel": NAME, "wsserver": URL, "actionid": "7"}
 LEG_PREFIX = "audiofork-"
@@ -594,10 +597,20 @@ class FakeTaps:
             await self.gate.wait()
         if uniqueid in self.faults:
             raise self.faults[uniqueid]
+        return Choice(self._tap, self._way(), self.sample_rate, self.note)
+
+    def _way(self) -> Way:
         parts = dict.fromkeys(Direction, self.parts)
         how = "as the test says"
-        way = Way(self._tap.name, how, Connects.ORIGINATE, parts, self.keeps_time, rules=())
-        return Choice(self._tap, way, self.sample_rate, self.note)
+        return Way(self._tap.name, how, Connects.ORIGINATE, parts, self.keeps_time, rules=())
+
+    def made_before(
+        self, way_name: str, _direction: Direction, parts: tuple[LegPart, ...], sample_rate: int
+    ) -> Choice | None:
+        if way_name == DIAL_WAY.name:
+            return Choice(self._tap, DIAL_WAY, sample_rate)
+        self.parts = parts
+        return Choice(self._tap, self._way(), sample_rate) if way_name == WAY else None
 
     async def connecting(self, uniqueid: str, wished_rates: Sequence[int] = ()) -> Choice:
         self.asked.append((uniqueid, tuple(wished_rates)))
@@ -637,11 +650,13 @@ class Rig:
     Attributes:
         events: What the registry has emitted; `counters` counts it.
         hub: Passes it on.
+        held: What relay processes have kept of an earlier run.
         legs_stay: Whether Asterisk keeps the legs of ended forks, as their channels have no media.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, *, outlives_daemon: bool = False) -> None:
         self.clock = clock
+        self.held: dict[str, HeldFork] = {}
         self.ami = FakeAmi()
         self.ami.channels = {UNIQUEID: NAME, "2.2": "PJSIP/200-0000002b"}
         self.tap = FakeTap()
@@ -666,6 +681,8 @@ class Rig:
             *(self.ami, self.taps, security, self._send, hub.emit, self.journal),  # type: ignore[arg-type]
             commands=self.commands,
             profiles=self.profiles,
+            held=lambda: self.held,
+            outlives_daemon=outlives_daemon,
         )
         self.user_events = UserEvents(self.forks.ask, ami_events)
 
@@ -680,7 +697,12 @@ class Rig:
             self.expected.append(command)
             return
         self.sent.append(command)
-        if isinstance(command, ForkSpec):
+        if isinstance(command, Adopt):
+            del self.held[command.fork_id]
+            self.live.append(command.fork_id)
+        elif isinstance(command, EndFork) and command.fork_id in self.held:
+            del self.held[command.fork_id]
+        elif isinstance(command, ForkSpec):
             self.live.append(command.fork_id)
             if self.spec_fault:
                 self.live.remove(command.fork_id)

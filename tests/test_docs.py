@@ -36,7 +36,7 @@ def test_every_end_reason_is_explained() -> None:
 def test_services_are_hardened() -> None:
     """An exposure of 2.0 or less; the tool counts in tenths."""
     command = ["systemd-analyze", "security", "--offline=true", "--threshold=20"]
-    for unit in ("audiofork.service", "audiofork-sweep.service"):
+    for unit in ("audiofork.service", "audiofork-sweep.service", "audiofork-relay@.service"):
         subprocess.run([*command, ROOT / "systemd" / unit], check=True, capture_output=True)
 
 

@@ -46,8 +46,6 @@ from typing import TYPE_CHECKING, Any
 
 from audiofork.doors.history_answers import COMMANDS as OF_HISTORY
 from audiofork.doors.history_answers import HistoryAnswers
-from audiofork.doors.unix_sockets import MAX_PATH_BYTES as MAX_PATH_BYTES
-from audiofork.doors.unix_sockets import bind, remove
 from audiofork.errors import (
     AmiError,
     AmiTimeout,
@@ -68,6 +66,8 @@ from audiofork.forks.requests import (
     parse_request,
 )
 from audiofork.text import A_BUG, did_you_mean, printable
+from audiofork.unix_sockets import MAX_PATH_BYTES as MAX_PATH_BYTES
+from audiofork.unix_sockets import bind, remove
 
 if TYPE_CHECKING:
     from audiofork.forks.following import StartNews

@@ -82,9 +82,17 @@ class Admission:
         Raises:
             RequestRefused: The text names the option that forbids it.
         """
-        security = self.security
         self._check_open()
         self._check_count(forks)
+        self.check_rules(request)
+        self._turns.check(request.origin)
+
+    def check_rules(self, request: StartFork) -> None:
+        """Check a start against the rules of [security], but not against its limits.
+
+        Raises: as `check`.
+        """
+        security = self.security
         self.check_url(request)
         if request.options.tls is not None:
             _check_tls(request.options.tls, security)
@@ -95,7 +103,6 @@ class Admission:
                 "command of [post_process:NAME]",
                 Refusal.NOT_ALLOWED,
             )
-        self._turns.check(request.origin)
 
     def check_url(self, request: StartFork) -> None:
         """Check whether audio may go to and come from the URL of a request.

@@ -17,7 +17,7 @@ from audiofork.forks.post_process import runner as post_process
 from audiofork.forks.post_process.template import PostProcess
 from audiofork.forks.table import ForkTable
 from audiofork.forks.tasks import Tasks
-from audiofork.link.messages import EndFork, EndReason, ForkEnded, ForkStats, SendCommand
+from audiofork.link.messages import EndFork, EndReason, ForkEnded, ForkStats, Leave, SendCommand
 from audiofork.text import why
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class Ending:
         send: Sends a command to the relay.
         emit: Called with each event.
         tasks: Runs the post-process commands.
+        relay_goes_on: Whether kept forks go on without the daemon.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class Ending:
         send: SendCommand,
         emit: Emit,
         tasks: Tasks,
+        *,
+        relay_goes_on: bool = False,
     ) -> None:
         self._table = table
         self._leaving = leaving
@@ -62,6 +65,7 @@ class Ending:
         self._send = send
         self._emit = emit
         self.tasks = tasks
+        self._relay_goes_on = relay_goes_on
 
     # --- Asked for ---
 
@@ -106,21 +110,30 @@ class Ending:
 
     def _keep_all(self) -> None:
         for fork in self._table:
-            if fork.state is not ForkState.REQUESTED and not (fork.is_ending or fork.connects):
+            can_go_on = self._relay_goes_on or not fork.connects
+            if fork.state is not ForkState.REQUESTED and can_go_on and not fork.is_ending:
                 fork.progress.kept = True
                 fork.progress.attempts = 0  # this run did not die while starting them
                 self._journal.put(entry_of(fork))
-                why = "the daemon is restarted"
-                self._emit(Reconnecting(fork.info, Away.DAEMON, 1, why, was_streaming=True))
+                if self._relay_goes_on:
+                    self._send(Leave(fork.id))
+                    self._leave(fork)
+                else:
+                    why = "the daemon is restarted"
+                    self._emit(Reconnecting(fork.info, Away.DAEMON, 1, why, was_streaming=True))
+
+    def _leave(self, fork: Fork) -> None:
+        """Forget a fork that the next run of the daemon will resume."""
+        fork.apply(ForkEvent.END)
+        log_left(fork)
+        self.forget(fork)
 
     # --- Reported ---
 
     def on_ended(self, fork: Fork, report: ForkEnded) -> None:
         """Handle the report that the relay has closed a fork's legs and sink."""
         if fork.progress.kept and report.reason is EndReason.SHUTDOWN:
-            fork.apply(ForkEvent.END)
-            log_left(fork)
-            self.forget(fork)
+            self._leave(fork)
             return
         report = _with_refused(report, fork.progress.commands_refused)
         self._journal.remove(fork.id)

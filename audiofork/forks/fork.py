@@ -24,7 +24,7 @@ from audiofork.forks.options import Options, parse_options
 from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.post_process.template import PostProcess
 from audiofork.forks.profiles import Profiles, filled
-from audiofork.forks.requests import StartFork
+from audiofork.forks.requests import StartFork, connected
 from audiofork.link.dialogue import PLAIN_DIALOGUE, Dialogue
 from audiofork.link.messages import EndReason, LegPart
 from audiofork.log import ForkLog
@@ -237,7 +237,7 @@ class Fork:
 
     @property
     def connects(self) -> bool:
-        """Whether the server is the other party of the call; such a fork is never resumed."""
+        """Whether the server is the other party of the call; it is never started again."""
         return self.request.connects
 
     @property
@@ -412,9 +412,12 @@ def restored(entry: Entry, commands: Commands, profiles: Profiles) -> tuple[Fork
     request = StartFork(
         target, entry.url, Options(), entry.post_process, entry.action_id, entry.options
     )
+    request = replace(request, connects=entry.connects)
     try:
         request = replace(request, options=parse_options(entry.options))
         request = with_fields(profiles.apply(request), entry.call)
+        if request.connects:
+            request = connected(request)
         post_process = commands.prepare(entry.post_process) if entry.post_process else None
     except RequestRefused as exc:
         why = str(exc)
@@ -480,16 +483,13 @@ def entry_of(fork: Fork) -> Entry:
         attempts=fork.progress.attempts,
         call=fork.call.info,
         params=fork.call.params,
+        connects=fork.connects,
     )
 
 
 def record(fork: Fork, journal: Journal) -> None:
-    """Write a fork to the journal, unless it cannot be resumed by the next run of the daemon.
-
-    The leg of a connected fork is an end of its call, which goes on in the dialplan without it.
-    """
-    if not fork.connects:
-        journal.put(entry_of(fork))
+    """Write a fork to the journal."""
+    journal.put(entry_of(fork))
 
 
 def muted_sides(fork: Fork) -> str:

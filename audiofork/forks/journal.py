@@ -45,6 +45,8 @@ class Entry:
         asterisk_started: Identifies the run of Asterisk; empty if unknown.
         attempts: How many runs of the daemon in a row may have died while starting it; 0 when a
             run has survived that.
+        connects: Whether its server is the other party of the call. It is not started again: it
+            goes on where its relay process does.
     """
 
     fork_id: str
@@ -59,9 +61,10 @@ class Entry:
     mute_out: bool
     started: float
     asterisk_started: str
-    attempts: int = 0  # this and the next two are missing in files of earlier versions
+    attempts: int = 0  # this and the next three are missing in files of earlier versions
     call: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
+    connects: bool = False
 
 
 class Journal:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import uuid
+from collections.abc import Mapping
 
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.base import LegOrder
@@ -100,8 +101,26 @@ class Legs:
 
     def connect(self, fork: Fork) -> None:
         """Request the leg of a connected fork, once: its server is there."""
-        if not any(leg.uuid for leg in fork.legs.values()):
+        if not any(leg.id for leg in fork.legs.values()):
             self.order(fork, anew=False)
+
+    def adopt(self, fork: Fork, leg_ids: Mapping[str, str]) -> None:
+        """Take over the legs of a fork that an earlier daemon has left to its relay process.
+
+        The relay reports which of them are attached; those that were not ordered are ordered now.
+
+        Args:
+            fork: The fork.
+            leg_ids: Their ids, by part.
+        """
+        for leg in fork.legs.values():
+            if leg_id := leg_ids.get(leg.part):
+                leg.id = leg_id
+                leg.gone = fork.connects
+                self._give_time(fork, leg, f"{leg} did not connect")
+            elif not fork.connects:
+                self._give_time(fork, leg, f"{leg} did not connect")
+                self._ask(fork, leg, anew=True)
 
     def _ask(self, fork: Fork, leg: Leg, *, anew: bool) -> None:
         if leg.id and not leg.gone:
@@ -112,7 +131,7 @@ class Legs:
         leg.gone = fork.connects  # there is no channel of its own that could be left behind
         leg.uuid = str(uuid.uuid4())
         # First the relay, then Asterisk: the relay refuses a leg whose UUID it does not know yet.
-        self._send(ExpectLeg(fork.id, leg.part, leg.uuid))
+        self._send(ExpectLeg(fork.id, leg.part, leg.uuid, leg.id))
         self._spawn(self._start(fork, leg, leg.id))
 
     def hang_up(self, fork: Fork) -> None:

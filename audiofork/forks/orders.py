@@ -35,6 +35,7 @@ def spec_of(fork: Fork) -> ForkSpec:
         voice=_voice_of(fork),
         commands=fork.grants.commands,
         proxy=fork.request.proxy,
+        way=fork.way.name,
     )
 
 

@@ -21,12 +21,22 @@ from audiofork.forks.post_process.commands import Commands, is_named
 from audiofork.forks.profiles import Profiles
 from audiofork.forks.starting import Starting
 from audiofork.forks.table import ForkTable
-from audiofork.link.messages import EndReason, ForkEnded, ForkStats, RelayAway, RelayLost
+from audiofork.link.messages import (
+    EndFork,
+    EndReason,
+    ForkEnded,
+    ForkStats,
+    HeldFork,
+    RelayAway,
+    RelayLost,
+    SendCommand,
+)
 
 log = logging.getLogger(__name__)
 
 RESTARTED = "Asterisk was restarted"
 RELAY_DIED = "a relay process died"
+NO_WAY = "not resumed: its legs cannot be made any more as they were ([asterisk] tap, [ari])"
 # A fork whose start kills the daemon must not kill it again and again, with all other forks.
 MAX_ATTEMPTS = 2
 
@@ -48,6 +58,8 @@ class Recovery:
         ending: Ends forks that cannot be resumed.
         commands: The post-process commands.
         profiles: The servers that requests may name.
+        held: Returns the forks that relay processes go on with since an earlier run.
+        send: Sends a command to the relay.
 
     Attributes:
         entries: Forks of an earlier run that are not resumed yet.
@@ -66,6 +78,8 @@ class Recovery:
         ending: Ending,
         commands: Commands,
         profiles: Profiles,
+        held: Callable[[], Mapping[str, HeldFork]],
+        send: SendCommand,
     ) -> None:
         self.entries: list[Entry] = []
         self._ami = ami
@@ -79,6 +93,8 @@ class Recovery:
         self._ending = ending
         self._commands = commands
         self._profiles = profiles
+        self._held = held
+        self._send = send
 
     # --- After a login ---
 
@@ -124,6 +140,7 @@ class Recovery:
         self._leaving.reconcile(present)
         keep = {leg.id for fork in self._table for leg in fork.legs.values()}
         keep.update(self._leaving.ids)
+        keep.update(leg_id for held in self._held().values() for leg_id in held.leg_ids.values())
         swept = self._taps.stray_legs(present, keep)
         try:
             for uniqueid in swept:
@@ -147,12 +164,67 @@ class Recovery:
         Raises:
             AmiError: The connection is lost again; the remaining entries wait for the next login.
         """
-        count, resumed = len(self.entries), 0
+        count, resumed, adopted = len(self.entries), 0, 0
+        # Those first that go on meanwhile: nobody acts on what happens to them.
+        held = self._held()
+        self.entries.sort(key=lambda entry: entry.fork_id not in held)
         while self.entries and not self._admission.refusing:
-            resumed += await self._resume_one(self.entries[0], present)
+            entry = self.entries[0]
+            if entry.fork_id in held:
+                adopted += self._adopt(entry, held[entry.fork_id], present)
+            elif entry.connects:  # its call went on in the dialplan when the leg closed
+                self._starting.forget(entry)
+            else:
+                resumed += await self._resume_one(entry, present)
             del self.entries[0]
-        if count and not self._admission.refusing:
-            log.info("resumed %d of the %d forks that an earlier run left", resumed, count)
+        if self._admission.refusing:
+            return
+        if count:
+            log.info(
+                "resumed %d of the %d forks that an earlier run left, and found %d that went on",
+                *(resumed, count, adopted),
+            )
+        self._end_unknown()
+
+    def _adopt(self, entry: Entry, held: HeldFork, present: Mapping[str, str]) -> bool:
+        """Take over a fork that went on, also to end it; return whether it goes on."""
+        fork, refused = restored(entry, self._commands, self._profiles)
+        choice = self._taps.made_before(
+            held.way, fork.request.options.direction, held.legs, held.sample_rate
+        )
+        if choice is None:
+            self._send(EndFork(fork.id, EndReason.STOPPED, NO_WAY))
+            self._end(fork, EndReason.STOPPED, NO_WAY)
+            return False
+        if not refused:
+            refused = self._why_refused(fork)
+        self._starting.adopt(fork, choice, held.leg_ids)
+        if self._is_of_another_asterisk(fork):
+            self._ending.end(fork, EndReason.LEG_FAILED, RESTARTED)
+        elif fork.uniqueid not in present:
+            self._ending.on_hangup(fork)
+        elif refused:
+            self._ending.end(fork, EndReason.STOPPED, f"not resumed: {refused}")
+        else:
+            fork.call.channel = present[fork.uniqueid]
+            return True
+        return False
+
+    def _why_refused(self, fork: Fork) -> str:
+        """Return why the request of a fork would be refused now; empty if not."""
+        try:
+            self._admission.check_rules(fork.request)
+        except RequestRefused as exc:
+            return str(exc)
+        return ""
+
+    def _end_unknown(self) -> None:
+        """End the forks that go on, and that the journal does not know."""
+        unknown = list(self._held())
+        for fork_id in unknown:
+            self._send(EndFork(fork_id, EndReason.SHUTDOWN, "the journal does not know it"))
+        if unknown:
+            log.warning("ended %d forks that went on: the journal does not know them", len(unknown))
 
     async def _resume_one(self, entry: Entry, present: Mapping[str, str]) -> bool:
         """Resume a fork, or end it; return whether it was resumed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import replace
 
 from audiofork.asterisk.ami import Ami
@@ -63,6 +63,7 @@ from audiofork.link.messages import (
     ForkReport,
     ForksReport,
     ForkStats,
+    HeldFork,
     LegAttached,
     LegLost,
     RelayAway,
@@ -102,6 +103,8 @@ class Forks:
         waits_for_hold: Whether the legs of a fork in a call on hold wait for the end of the hold.
         playout_buffer_s: Seconds of a server's audio that may wait to be played.
         asks_callers: Whether somebody wants to know who calls; else Asterisk is not asked.
+        held: Returns the forks that relay processes go on with since an earlier run.
+        outlives_daemon: Whether relay processes go on with forks that are kept.
     """
 
     def __init__(
@@ -118,6 +121,8 @@ class Forks:
         waits_for_hold: bool = False,
         playout_buffer_s: float = WebSocketConfig.playout_buffer,
         asks_callers: bool = False,
+        held: Callable[[], Mapping[str, HeldFork]] = dict,
+        outlives_daemon: bool = False,
     ) -> None:
         journal = journal or Journal(None)
         commands = commands or Commands({})
@@ -133,7 +138,9 @@ class Forks:
         self._statistics = Statistics(send)
         self._muting = Muting(journal, send, emit)
         self._keys = Keys(table, send, emit)
-        self._ending = ending = Ending(table, leaving, journal, send, emit, tasks)
+        self._ending = ending = Ending(
+            *(table, leaving, journal, send, emit, tasks), relay_goes_on=outlives_daemon
+        )
         self._server_commands = ServerCommands(ami, channels, emit, ending.end, tasks.spawn)
         self._bridges = Bridges(channels, taps, table, send, ending.end, tasks.spawn)
         self._legs = legs = Legs(
@@ -146,7 +153,7 @@ class Forks:
         )
         self._recovery = Recovery(
             *(ami, taps, channels, table, admission, leaving, legs, starting, ending, commands),
-            profiles,
+            *(profiles, held, send),
         )
 
     @property

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.channels import Channels
-from audiofork.asterisk.taps.choice import Taps
+from audiofork.asterisk.taps.choice import Choice, Taps
 from audiofork.asterisk.taps.connect import LED
 from audiofork.errors import Refusal, RequestRefused
 from audiofork.forks import call_info, url_templates
@@ -12,7 +14,7 @@ from audiofork.forks.admission import Admission
 from audiofork.forks.ending import Ending
 from audiofork.forks.events import Emit, Requested
 from audiofork.forks.fork import Fork, new_fork, record, with_fields
-from audiofork.forks.journal import Journal
+from audiofork.forks.journal import Entry, Journal
 from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.legs import Legs, waits_itself
 from audiofork.forks.life_log import log_requested
@@ -25,7 +27,7 @@ from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.profiles import Profiles, filled, has_texts
 from audiofork.forks.requests import StartFork, connected
 from audiofork.forks.table import ForkTable
-from audiofork.link.messages import SendCommand, SetMute
+from audiofork.link.messages import Adopt, SendCommand, SetMute
 
 
 class Starting:
@@ -230,19 +232,43 @@ class Starting:
             fork.progress.attempts = count
             record(fork, self._journal)
 
+    def forget(self, entry: Entry) -> None:
+        """Remove a fork of an earlier run from the journal: it ended with that run."""
+        self._journal.remove(entry.fork_id)
+
     def resume(self, fork: Fork) -> None:
         """Start a fork of an earlier run again; its channel exists and its legs are chosen."""
         self._table.add(fork)
         self._table.bind(fork)
         self._launch(fork)
 
+    def adopt(self, fork: Fork, choice: Choice, leg_ids: Mapping[str, str]) -> None:
+        """Take over a fork of an earlier run, which its relay process goes on with.
+
+        Args:
+            fork: The fork.
+            choice: How its legs were made.
+            leg_ids: Their ids, by part.
+        """
+        fork.grants = self.admission.grants_of(fork.request, self._profiles)
+        fork.settle(choice)
+        self._table.add(fork)
+        self._table.bind(fork)
+        self._begin(fork)
+        self._send(Adopt(fork.id))
+        self._mute(fork)
+        self._legs.adopt(fork, leg_ids)
+
     def _launch(self, fork: Fork) -> None:
         """Write the fork to the journal, emit Requested, and order the fork and its legs."""
+        self._begin(fork)
+        self.order(fork, anew=fork.from_earlier_run)
+
+    def _begin(self, fork: Fork) -> None:
         fork.apply(ForkEvent.RESOLVED)
         log_requested(fork)
         record(fork, self._journal)
         self._emit(Requested(fork.info, fork.request, fork.call.info))
-        self.order(fork, anew=fork.from_earlier_run)
 
     def order(self, fork: Fork, *, anew: bool) -> None:
         """Order a fork from the relay, and its legs from Asterisk.
@@ -255,10 +281,13 @@ class Starting:
             anew: Whether it had legs before; see `Legs.order`.
         """
         self._send(spec_of(fork))
-        if fork.mute_in or fork.mute_out:
-            self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
+        self._mute(fork)
         if not fork.connects:
             self._legs.order(fork, anew=anew)
+
+    def _mute(self, fork: Fork) -> None:
+        if fork.mute_in or fork.mute_out:
+            self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
 
 
 def _check_wanted(fork: Fork) -> None:

@@ -212,6 +212,7 @@ class ForkSpec:
         voice: How the server's audio is played; None: the server is not heard.
         commands: What the server may ask for; all else is counted and ignored.
         proxy: What the server is connected to through; None: as configured.
+        way: The name of the way its legs are made, which the relay tells the next daemon.
     """
 
     fork_id: str
@@ -238,6 +239,7 @@ class ForkSpec:
     voice: Voice | None = None
     commands: tuple[ServerCommand, ...] = ()
     proxy: Proxy | None = None
+    way: str = ""
 
     @property
     def is_connected(self) -> bool:

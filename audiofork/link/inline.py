@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from audiofork.config import Address, Config
 from audiofork.errors import CannotListen
-from audiofork.link.messages import Command, SendReport
+from audiofork.link.messages import Command, HeldFork, SendReport
 from audiofork.link.relay import Reports, WorkerState, give
 from audiofork.relay.client_tls import configured_tls
 from audiofork.relay.worker import Worker
@@ -45,6 +45,14 @@ class InlineRelay:
 
     def address_of(self, fork_id: str) -> Address:
         return self._worker.address_of(fork_id)
+
+    @property
+    def outlives_daemon(self) -> bool:
+        return False
+
+    @property
+    def held(self) -> Mapping[str, HeldFork]:
+        return {}
 
     @property
     def workers(self) -> Sequence[WorkerState]:

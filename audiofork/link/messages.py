@@ -57,11 +57,13 @@ class ExpectLeg:
 
     Attributes:
         leg_uuid: The UUID that the leg will present. Only Asterisk knows it; it is accepted once.
+        leg_id: The id of its channel, which the relay tells the next daemon; see `HeldFork`.
     """
 
     fork_id: str
     part: LegPart
     leg_uuid: str = field(repr=False)
+    leg_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,20 @@ class Listen:
     is_on: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """Command: report anew what stands of a held fork, and from now on what happens to it."""
+
+    fork_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Command: go on with a fork without this daemon, and keep what happens for the next one."""
+
+    fork_id: str
+
+
 Command = (
     ForkSpec
     | ExpectLeg
@@ -150,7 +166,29 @@ Command = (
     | ExpectCheckLeg
     | TakeLevels
     | Listen
+    | Adopt
+    | Leave
 )
+
+
+@dataclass(frozen=True, slots=True)
+class HeldFork:
+    """A fork that an earlier daemon has left to its relay process, which goes on with it.
+
+    It is held until it is adopted, or ended.
+
+    Attributes:
+        way: As in its `ForkSpec`; so are the next two.
+        legs: What its legs bring.
+        sample_rate: In Hz.
+        leg_ids: The ids of their channels, by part; those that were not ordered are missing.
+    """
+
+    fork_id: str
+    way: str
+    legs: tuple[LegPart, ...]
+    sample_rate: int
+    leg_ids: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,20 +6,15 @@ import asyncio
 import contextlib
 import functools
 import logging
-import signal
-import socket
-import sys
-from asyncio.subprocess import Process
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
-from time import perf_counter
-from typing import NamedTuple
+from pathlib import Path
 
 from audiofork.backoff import Backoff
 from audiofork.config import Address, Config
 from audiofork.errors import CannotListen
 from audiofork.link.messages import (
+    Adopt,
     CheckLeg,
     Command,
     EndFork,
@@ -28,6 +23,7 @@ from audiofork.link.messages import (
     ForkEnded,
     ForkSpec,
     ForkStats,
+    HeldFork,
     LevelsTaken,
     RelayAway,
     RelayLost,
@@ -39,19 +35,19 @@ from audiofork.link.messages import (
     TakeStats,
 )
 from audiofork.link.relay import Reports, WorkerState
+from audiofork.link.relay_process import Detached, DetachedPlace, RelayProcess, start_child
 from audiofork.link.stream import (
     Close,
     Configure,
-    Down,
+    Held,
     Link,
     Listening,
     NotListening,
-    Ping,
     Pong,
     Up,
     decode_up,
 )
-from audiofork.system import child_environment
+from audiofork.link.workers import NO_LATENCY, Latency, ProcessWorker
 from audiofork.text import why
 
 log = logging.getLogger(__name__)
@@ -72,91 +68,13 @@ NO_PROCESS_TIMEOUT_S = 6.0
 STATS_TIMEOUT_S = 1.0  # shorter than the registry waits for the answer
 
 NO_PROCESS = "no relay process runs at the moment"
-MODULE = "audiofork.relay.process"
-# Prefixes of environment variables that relay processes must not get: the configuration with the
-# secret.
-_WITHHELD = ("AUDIOFORK_", "CREDENTIALS_")
-
-
-class _Worker:
-    """One of the configured workers, and the process that does its work at the moment.
-
-    Attributes:
-        wanted: The configured address; port 0 stands for any.
-        listen: The same with the port that the first process got.
-        advertise: The address that Asterisk connects to, if it is a different one.
-        address: Where the process listens; None: it does not listen.
-        forks: The ids of the forks that it relays.
-        started: Done when the first process listens; fails if it cannot.
-        unanswered: The number of pings since the last answer.
-        latency: What its process has last reported of latencies; see `StatsTaken`.
-        pinged: The perf_counter() of the first ping that is not answered, or of the latest.
-        rtt_s: How long the answer to the latest answered ping took, in seconds; 0: there is none.
-    """
-
-    def __init__(self, listen: Address, advertise: Address | None) -> None:
-        self.wanted = self.listen = listen
-        self.advertise = advertise
-        self.address: Address | None = None
-        self.link: Link[Up] | None = None
-        self.process: Process | None = None
-        self.forks: set[str] = set()
-        self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.unanswered = 0
-        self.latency = NO_LATENCY
-        self.pinged = 0.0
-        self.rtt_s = 0.0
-
-    @property
-    def pid(self) -> int:
-        """Its process, which may have just ended; 0: there is none yet."""
-        return self.process.pid if self.process is not None else 0
-
-    def __str__(self) -> str:
-        return f"relay process {self.pid or 'none'} at {self.listen}"
-
-    def send(self, message: Down) -> None:
-        if self.link is not None:
-            self.link.send(message)
-
-    def ping(self) -> None:
-        if not self.unanswered:
-            self.pinged = perf_counter()
-        self.unanswered += 1
-        self.send(Ping())
-
-    def on_pong(self) -> None:
-        if self.unanswered:
-            self.rtt_s = perf_counter() - self.pinged
-        self.unanswered = 0
-
-    def fail_start(self, why: OSError) -> None:
-        """Fail the start of the relay, if it is still waited for."""
-        if not self.started.done():
-            exc = CannotListen("[audiosocket] listen", self.listen, why)
-            self.started.set_exception(exc)
-
-
-class _Latency(NamedTuple):
-    """The latencies of `StatsTaken`: how many took no longer than each bound, and all together."""
-
-    counts: tuple[int, ...]
-    sum_s: float
-
-    def plus(self, other: _Latency) -> _Latency:
-        """Return the latencies of both; either may have measured none."""
-        counts = [sum(pair) for pair in zip_longest(self.counts, other.counts, fillvalue=0)]
-        return _Latency(tuple(counts), self.sum_s + other.sum_s)
-
-
-NO_LATENCY = _Latency((), 0.0)
 
 
 @dataclass
 class _Asked:
     """A TakeStats that some processes have not answered yet."""
 
-    waits_for: set[_Worker]
+    waits_for: set[ProcessWorker]
     stats: dict[str, ForkStats] = field(default_factory=dict)
 
 
@@ -179,14 +97,15 @@ class RelayProcesses:
         self._check = check
         self._config = config
         self._reports = Reports(report)
-        self._workers: list[_Worker] = []
+        self._workers: list[ProcessWorker] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._closing = asyncio.Event()
-        self._owners: dict[str, _Worker] = {}
+        self._owners: dict[str, ProcessWorker] = {}
         self._orphaned: dict[str, float] = {}  # when each fork without a process lost it
         self._orphan_timer: asyncio.TimerHandle | None = None
         self._asked: dict[int, _Asked] = {}
         self._latency_of_dead = NO_LATENCY
+        self._places: list[DetachedPlace] = []
 
     # --- Towards the daemon ---
 
@@ -194,7 +113,8 @@ class RelayProcesses:
         audiosocket = self._config.audiosocket
         for number in range(self._config.relay.workers):
             advertise = audiosocket.advertise and audiosocket.advertise.of_worker(number)
-            self._workers.append(_Worker(audiosocket.listen.of_worker(number), advertise))
+            listen = audiosocket.listen.of_worker(number)
+            self._workers.append(ProcessWorker(listen, advertise, self._opener_of(number)))
         self._tasks = [asyncio.create_task(self._supervise(one)) for one in self._workers]
         try:
             await asyncio.gather(*(worker.started for worker in self._workers))
@@ -203,6 +123,15 @@ class RelayProcesses:
             raise
         return self._workers[0].listen
 
+    def _opener_of(self, number: int) -> Callable[[], Awaitable[RelayProcess]]:
+        """Return what starts the process of a worker, or finds it."""
+        relay = self._config.relay
+        if not relay.detached:
+            return start_child
+        place = DetachedPlace(Path(relay.folder) / str(number))
+        self._places.append(place)
+        return place.reach
+
     def configure(self, config: Config) -> None:
         self._check(config)
         old = self._config
@@ -210,7 +139,7 @@ class RelayProcesses:
         for worker in self._workers:
             self._configure(worker)
 
-    def _configure(self, worker: _Worker) -> None:
+    def _configure(self, worker: ProcessWorker) -> None:
         audiosocket = replace(self._config.audiosocket, listen=worker.listen)
         worker.send(Configure.of(replace(self._config, audiosocket=audiosocket)))
 
@@ -231,7 +160,10 @@ class RelayProcesses:
             for worker in self._workers:
                 worker.send(command)
         elif command.fork_id in self._owners:
-            self._owners[command.fork_id].send(command)
+            owner = self._owners[command.fork_id]
+            owner.send(command)
+            if isinstance(command, Adopt):
+                owner.held.pop(command.fork_id, None)
         elif isinstance(command, EndFork) and command.fork_id in self._orphaned:
             del self._orphaned[command.fork_id]
             self._report_end(command.fork_id, command.reason, command.detail)
@@ -247,12 +179,23 @@ class RelayProcesses:
         worker.forks.add(spec.fork_id)
         worker.send(spec)
 
-    def _listening(self) -> list[_Worker]:
+    def _listening(self) -> list[ProcessWorker]:
         return [worker for worker in self._workers if worker.address is not None]
 
     def _report_end(self, fork_id: str, reason: EndReason, detail: str) -> None:
         """Report the end of a fork that no process relays."""
         self._reports.put(ForkEnded(fork_id, reason, detail, ForkStats()))
+
+    @property
+    def outlives_daemon(self) -> bool:
+        return self._config.relay.detached
+
+    @property
+    def held(self) -> Mapping[str, HeldFork]:
+        held: dict[str, HeldFork] = {}
+        for worker in self._workers:
+            held |= worker.held
+        return held
 
     @property
     def workers(self) -> Sequence[WorkerState]:
@@ -261,13 +204,13 @@ class RelayProcesses:
             for one in self._workers
         ]
 
-    def _is_up(self, worker: _Worker) -> bool:
+    def _is_up(self, worker: ProcessWorker) -> bool:
         return worker.address is not None and not self._closing.is_set()
 
     async def close(self) -> None:
         self._closing.set()
         for worker in self._workers:
-            worker.send(Close())
+            self._let_go(worker)
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=CLOSE_TIMEOUT_S)
             for task in late:
@@ -275,11 +218,21 @@ class RelayProcesses:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._orphan_timer is not None:
             self._orphan_timer.cancel()
+        for place in self._places:
+            place.close()
         await self._reports.close()
+
+    def _let_go(self, worker: ProcessWorker) -> None:
+        """Have a process end, or let it go on for the next daemon."""
+        if _goes_on(worker):
+            assert worker.link is not None
+            worker.link.close()
+        else:
+            worker.send(Close())
 
     # --- The processes ---
 
-    async def _supervise(self, worker: _Worker) -> None:
+    async def _supervise(self, worker: ProcessWorker) -> None:
         """Keep a process running for a worker until the relay is closed."""
         loop = asyncio.get_running_loop()
         pauses = Backoff(FIRST_PAUSE_S, LONGEST_PAUSE_S, at_once=True)
@@ -298,46 +251,44 @@ class RelayProcesses:
                 async with asyncio.timeout(pause_s):
                     await self._closing.wait()
 
-    async def _run(self, worker: _Worker) -> str:
+    async def _run(self, worker: ProcessWorker) -> str:
         """Run one process until it ends; return how it ended, as text for the log."""
-        ours, theirs = socket.socketpair()
         try:
-            worker.process = process = await _spawn(theirs)
+            worker.process = process = await worker.open_process()
         except OSError as exc:
-            ours.close()
             return f"cannot be started: {why(exc)}"
-        finally:
-            theirs.close()
         closed = asyncio.Event()
         worker.unanswered = 0
         on_message = functools.partial(self._on_message, worker)
         link = Link(decode_up, on_message, closed.set)
-        await link.open(ours)
+        await link.open(process.end)
         worker.link = link
         watch = asyncio.create_task(_watch(worker, process))
         try:
             self._configure(worker)
             if self._closing.is_set():
-                worker.send(Close())
+                self._let_go(worker)
             await closed.wait()
-            return await self._reap(process)
+            return await self._reap(worker, process)
         finally:  # also when `close` has waited long enough and cancels this
             watch.cancel()
             link.close()
-            _kill(process)
-            await process.wait()
+            if not (self._closing.is_set() and _goes_on(worker)):
+                process.kill()
+                await process.wait()
 
-    async def _reap(self, process: Process) -> str:
+    async def _reap(self, worker: ProcessWorker, process: RelayProcess) -> str:
         """Wait until a process whose link was closed exits, or kill it; return how it ended."""
+        if self._closing.is_set() and _goes_on(worker):
+            return "it goes on"
         try:
             async with asyncio.timeout(EXIT_TIMEOUT_S):
-                code = await process.wait()
+                return await process.wait()
         except TimeoutError:
-            _kill(process)
-            code = await process.wait()
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            process.kill()
+            return await process.wait()
 
-    def _on_death(self, worker: _Worker, how: str) -> None:
+    def _on_death(self, worker: ProcessWorker, how: str) -> None:
         log.error("%s died (%s); it had %d forks", worker, how, len(worker.forks))
         worker.fail_start(OSError(f"the relay process died: {how}"))
         worker.address = worker.link = None
@@ -348,6 +299,7 @@ class RelayProcesses:
             del self._owners[fork_id]
             self._orphaned[fork_id] = now
         worker.forks.clear()
+        worker.held.clear()
         for ticket in list(self._asked):
             self._answered(ticket, worker, {})
         self._look_after_orphans()
@@ -384,15 +336,17 @@ class RelayProcesses:
 
     # --- From the processes ---
 
-    def _on_message(self, worker: _Worker, message: Up) -> None:
+    def _on_message(self, worker: ProcessWorker, message: Up) -> None:
         if isinstance(message, Pong):
             worker.on_pong()
+        elif isinstance(message, Held):
+            self._on_held(worker, message)
         elif isinstance(message, Listening):
             self._on_listening(worker, message.address)
         elif isinstance(message, NotListening):
             self._on_not_listening(worker, message)
         elif isinstance(message, StatsTaken):
-            worker.latency = _Latency(message.latency, message.latency_sum_s)
+            worker.latency = Latency(message.latency, message.latency_sum_s)
             self._answered(message.ticket, worker, message.stats)
         elif isinstance(message, StrangersRefused | CheckLeg | LevelsTaken):
             self._reports.put(message)
@@ -400,16 +354,32 @@ class RelayProcesses:
             if isinstance(message, ForkEnded):
                 worker.forks.remove(message.fork_id)
                 del self._owners[message.fork_id]
-            self._reports.put(message)
+            if worker.held.pop(message.fork_id, None) is None:
+                self._reports.put(message)
+            else:
+                log.warning("an unknown fork of an earlier daemon has ended: %s", message)
 
-    def _on_listening(self, worker: _Worker, address: Address) -> None:
+    def _on_held(self, worker: ProcessWorker, message: Held) -> None:
+        """Take the forks that an earlier daemon has left, until they are adopted or ended."""
+        if isinstance(worker.process, Detached):
+            worker.process.is_service = message.is_service
+        worker.held = {one.fork_id: one for one in message.forks}
+        worker.forks.update(worker.held)
+        self._owners.update(dict.fromkeys(worker.held, worker))
+
+    def _on_listening(self, worker: ProcessWorker, address: Address) -> None:
+        if worker.wanted.port and address != worker.wanted:
+            log.warning(
+                "a relay process listens at %s, and not at %s: it has to be restarted for that",
+                *(address, worker.wanted),
+            )
         worker.address = worker.listen = address  # a port that the system chose is kept
         log.info("%s listens", worker)
         if not worker.started.done():
             worker.started.set_result(None)
         self._look_after_orphans()
 
-    def _on_not_listening(self, worker: _Worker, why: NotListening) -> None:
+    def _on_not_listening(self, worker: ProcessWorker, why: NotListening) -> None:
         log.error("%s cannot listen: %s", worker, why.text)
         worker.fail_start(OSError(why.number, why.text))
         worker.listen = worker.wanted  # another program may have taken the chosen port
@@ -426,7 +396,7 @@ class RelayProcesses:
         if not workers:
             self._answer(command.ticket)
 
-    def _answered(self, ticket: int, worker: _Worker, stats: dict[str, ForkStats]) -> None:
+    def _answered(self, ticket: int, worker: ProcessWorker, stats: dict[str, ForkStats]) -> None:
         asked = self._asked.get(ticket)
         if asked is not None:
             asked.stats.update(stats)
@@ -444,23 +414,15 @@ class RelayProcesses:
             self._reports.put(StatsTaken(ticket, asked.stats, *latency))
 
 
-async def _spawn(end: socket.socket) -> Process:
-    """Start a relay process that gets a socket as its standard input.
-
-    It has a session of its own, so that signals of a terminal (Ctrl-C) go to the daemon alone.
-
-    Raises:
-        OSError: The process cannot be started.
-    """
-    return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", MODULE),
-        stdin=end.fileno(),
-        env=child_environment(*_WITHHELD),
-        start_new_session=True,
-    )
+def _goes_on(worker: ProcessWorker) -> bool:
+    """Return whether its process is left to the next daemon: one with forks, or a service."""
+    process = worker.process
+    if not isinstance(process, Detached) or worker.link is None:
+        return False
+    return bool(worker.forks) or process.is_service
 
 
-async def _watch(worker: _Worker, process: Process) -> None:
+async def _watch(worker: ProcessWorker, process: RelayProcess) -> None:
     """Ping a process regularly; kill it when too many pings are unanswered."""
     while True:
         await asyncio.sleep(PING_INTERVAL_S)
@@ -468,11 +430,6 @@ async def _watch(worker: _Worker, process: Process) -> None:
         # Pings are counted, not seconds: while this process itself is stopped, it sends none.
         if worker.unanswered >= limit:
             log.error("%s does not answer", worker)
-            _kill(process)
+            process.kill()
             return
         worker.ping()
-
-
-def _kill(process: Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()

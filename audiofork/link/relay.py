@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from audiofork.config import Address, Config
@@ -14,6 +14,7 @@ from audiofork.link.messages import (
     ForkEnded,
     ForkSpec,
     ForkStats,
+    HeldFork,
     Report,
     SendCommand,
     SendReport,
@@ -80,11 +81,22 @@ class Relay(Protocol):
         """Return the address for the legs of a fork; for one that has ended, any of `addresses`."""
 
     @property
+    def outlives_daemon(self) -> bool:
+        """Whether forks that `close` finds go on, and are held for the next daemon."""
+
+    @property
+    def held(self) -> Mapping[str, HeldFork]:
+        """The forks that an earlier daemon has left, by id; known when `start` has returned.
+
+        Each is to be adopted by `Adopt`, or ended by `EndFork`, whose report is passed over.
+        """
+
+    @property
     def workers(self) -> Sequence[WorkerState]:
         """All workers as they are now, always in the same order."""
 
     async def close(self) -> None:
-        """End all forks and stop listening; return when every report was delivered.
+        """End all forks, or leave them to the next daemon; return when all reports were delivered.
 
         May be called twice.
         """

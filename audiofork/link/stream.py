@@ -1,8 +1,11 @@
 """Carries the messages of messages.py over a socket, to a relay process and back.
 
 A message is one line of JSON: the name of its class, and its fields. The type hints of the classes
-say what fields may contain, so a new field needs no change here. Both ends have the same version
-of this package.
+say what fields may contain, so a new field needs no change here.
+
+A detached relay process may have another version of this package than the daemon. So a field that
+is not known is passed over, one that is missing has its default, and a message that is not
+understood is logged and has no effect.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from audiofork.config import (
     AudioSocketConfig,
     Config,
     LogConfig,
+    RelayConfig,
     SecurityConfig,
     WebSocketConfig,
 )
@@ -35,10 +39,12 @@ from audiofork.link.messages import (
     CheckLeg,
     Command,
     ForkReport,
+    HeldFork,
     StatsTaken,
     StrangersRefused,
     WatchReport,
 )
+from audiofork.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +65,12 @@ class Configure:
     websocket: WebSocketConfig
     security: SecurityConfig
     log: LogConfig
+    relay: RelayConfig = RelayConfig()
 
     @classmethod
     def of(cls, config: Config) -> Configure:
         """Return the message with this part of a configuration."""
-        return cls(config.audiosocket, config.websocket, config.security, config.log)
+        return cls(config.audiosocket, config.websocket, config.security, config.log, config.relay)
 
     @property
     def config(self) -> Config:
@@ -73,6 +80,7 @@ class Configure:
             websocket=self.websocket,
             security=self.security,
             log=self.log,
+            relay=self.relay,
         )
 
 
@@ -111,6 +119,19 @@ class NotListening:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Up, first, from a detached relay process.
+
+    Attributes:
+        forks: Those that an earlier daemon has left to it.
+        is_service: Whether somebody else than a daemon has started it, such as systemd.
+    """
+
+    forks: tuple[HeldFork, ...]
+    is_service: bool = True
+
+
 _SCALARS = frozenset({int, float, str, bool})
 Down = Command | Configure | Ping | Close
 Up = (
@@ -122,6 +143,7 @@ Up = (
     | Pong
     | Listening
     | NotListening
+    | Held
 )
 
 
@@ -155,11 +177,16 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, (IPv4Network, IPv6Network)) else value
 
 
+class NotUnderstood(ValueError):
+    """Raised for a message that this version does not know; the text shows none of its values."""
+
+
 def decode_down(line: bytes) -> Down:
     """Return the message in a line that the control plane sent.
 
     Raises:
-        ValueError: The line holds no valid message; the text shows none of its values.
+        NotUnderstood: The line holds a message of another version, or with unexpected values.
+        ValueError: The line holds no message at all; the text shows nothing of it.
     """
     return cast(Down, _decode(line, _classes(Down)))
 
@@ -179,9 +206,14 @@ def _decode(line: bytes, known: dict[str, type[Any]]) -> Any:
     except (ValueError, RecursionError):
         raise ValueError("no JSON") from None  # the cause quotes the line
     match entry:
-        case [str(name), fields] if name in known:
-            return _typed(fields, known[name], name)
-    raise ValueError("no message that is known here")
+        case [str(name), dict(fields)] if name in known:
+            try:
+                return _dataclass_of(fields, known[name])
+            except ValueError as exc:
+                raise NotUnderstood(str(exc)) from None
+        case [str(name), dict()]:
+            raise NotUnderstood(f"{printable(name[:50], '?')} is not known here")
+    raise ValueError("no message")
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
@@ -246,9 +278,10 @@ def _dataclass_of(fields: dict[str, Any], hint: Any) -> Any:
         return hint(**fields)
     hints = _hints(hint)
     name = hint.__name__
-    if fields.keys() != hints.keys():
-        raise ValueError(f"{name} has other fields")
-    return hint(**{key: _typed(fields[key], hints[key], f"{name}.{key}") for key in hints})
+    if missing := _needed(hint) - fields.keys():
+        raise ValueError(f"{name} lacks {', '.join(sorted(missing))}")
+    known = [key for key in hints if key in fields]
+    return hint(**{key: _typed(fields[key], hints[key], f"{name}.{key}") for key in known})
 
 
 class _Flat(NamedTuple):
@@ -278,6 +311,17 @@ def _flat(of: type[Any]) -> _Flat | None:
 
 
 @functools.cache
+def _needed(of: type[Any]) -> frozenset[str]:
+    """Return the names of the fields that have no default."""
+    missing = dataclasses.MISSING
+    return frozenset(
+        one.name
+        for one in dataclasses.fields(of)
+        if one.default is missing and one.default_factory is missing
+    )
+
+
+@functools.cache
 def _hints(of: type[Any]) -> dict[str, Any]:
     return typing.get_type_hints(of)
 
@@ -290,8 +334,9 @@ _Heard = TypeVar("_Heard")
 class Link(asyncio.Protocol, Generic[_Heard]):
     """One end of the link between the daemon and a relay process.
 
-    Owned by the side that sends over it. The link is closed if the peer sends an invalid message or
-    does not read. An exception in the handler of a message does not close it.
+    Owned by the side that sends over it. The link is closed if the peer sends what is no message,
+    or does not read. A message that is not understood, and an exception in the handler of one, are
+    logged.
 
     Args:
         decode: Makes a message of a line: `decode_down` or `decode_up`.
@@ -344,6 +389,9 @@ class Link(asyncio.Protocol, Generic[_Heard]):
     def _on_line(self, line: bytes) -> None:
         try:
             message = self._decode(line)
+        except NotUnderstood as exc:
+            log.error("a message between the daemon and a relay process has no effect: %s", exc)
+            return
         except ValueError as exc:
             self._give_up(str(exc))
             return

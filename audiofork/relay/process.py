@@ -13,6 +13,7 @@ import logging
 import signal
 import socket
 import sys
+from abc import ABC, abstractmethod
 
 import uvloop
 
@@ -29,6 +30,7 @@ from audiofork.link.stream import (
     NotListening,
     Ping,
     Pong,
+    Up,
     decode_down,
 )
 from audiofork.relay.worker import Worker
@@ -43,49 +45,24 @@ _LISTEN_INTERVAL_S = 0.05
 _LAST_WORDS_TIMEOUT_S = 1.0
 
 
-class Process:
-    """Runs the worker and its link; `run` returns when one of them has ended."""
+class WorkerProcess(ABC):
+    """Runs a worker for the daemon at the other end of a link."""
 
     def __init__(self) -> None:
-        self._link = Link(decode_down, self._on_message, self._on_closed)
         self._worker: Worker | None = None
         self._starting: asyncio.Task[None] | None = None
-        self._told_to_close = False
         self._stop = asyncio.Event()
-        self._closed = asyncio.Event()
 
-    async def run(self, end: socket.socket) -> None:
-        """Serve the link until it is closed, or a message asks to close it.
-
-        Args:
-            end: The worker's end of the link.
-        """
-        await self._link.open(end)
-        await self._stop.wait()
-        if self._starting is not None:
-            await self._starting
-        if self._worker is not None:
-            await self._worker.close()
-        self._link.close()
-        try:
-            await asyncio.wait_for(self._closed.wait(), _LAST_WORDS_TIMEOUT_S)
-        except TimeoutError:
-            log.warning("the daemon was not told how the last forks ended")
-
-    def _on_closed(self) -> None:
-        self._closed.set()
-        self._stop.set()
-        if not self._told_to_close:
-            forks = len(self._worker.sessions) if self._worker is not None else 0
-            log.error("the daemon is gone; the %d forks of this relay process end", forks)
+    @abstractmethod
+    def _tell(self, message: Up) -> None:
+        """Send a message to the daemon, if there is one."""
 
     def _on_message(self, message: Down) -> None:
         if isinstance(message, Configure):
             self._configure(message)
         elif isinstance(message, Ping):
-            self._link.send(Pong())
+            self._tell(Pong())
         elif isinstance(message, Close):
-            self._told_to_close = True
             self._stop.set()
         else:
             self._obey(message)
@@ -101,28 +78,73 @@ class Process:
         except ConfigError as exc:  # rare: the daemon has just checked the same configuration
             log.error("a relay process cannot use the configuration: %s", exc)
             if self._worker is None:
-                self._link.send(NotListening(0, str(exc)))
+                self._tell(NotListening(0, str(exc)))
 
     async def _listen(self, worker: Worker) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + LISTEN_TIMEOUT_S
         while not self._stop.is_set():
             try:
-                self._link.send(Listening(await worker.start()))
+                self._tell(Listening(await worker.start()))
                 return
             except OSError as exc:
                 if exc.errno != errno.EADDRINUSE or loop.time() > deadline:
-                    self._link.send(NotListening(exc.errno or 0, reason_of(exc)))
+                    self._tell(NotListening(exc.errno or 0, reason_of(exc)))
                     return
             await asyncio.sleep(_LISTEN_INTERVAL_S)
 
     def _on_report(self, report: Report) -> None:
         assert not isinstance(report, RelayAway | RelayLost), "not of this process's making"
-        self._link.send(report)
+        self._tell(report)
 
     def _obey(self, command: Command) -> None:
         assert self._worker is not None, "configured first"
         give(command, self._worker.handle, self._on_report)
+
+    @property
+    def _forks(self) -> int:
+        """How many forks the worker has."""
+        return len(self._worker.sessions) if self._worker is not None else 0
+
+    async def _end_worker(self) -> None:
+        """End all forks and stop listening."""
+        if self._starting is not None:
+            await self._starting
+        if self._worker is not None:
+            await self._worker.close()
+
+
+class Process(WorkerProcess):
+    """Runs the worker and its link; `run` returns when one of them has ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._link = Link(decode_down, self._on_message, self._on_closed)
+        self._closed = asyncio.Event()
+
+    async def run(self, end: socket.socket) -> None:
+        """Serve the link until it is closed, or a message asks to close it.
+
+        Args:
+            end: The worker's end of the link.
+        """
+        await self._link.open(end)
+        await self._stop.wait()
+        await self._end_worker()
+        self._link.close()
+        try:
+            await asyncio.wait_for(self._closed.wait(), _LAST_WORDS_TIMEOUT_S)
+        except TimeoutError:
+            log.warning("the daemon was not told how the last forks ended")
+
+    def _tell(self, message: Up) -> None:
+        self._link.send(message)
+
+    def _on_closed(self) -> None:
+        if not self._stop.is_set():
+            log.error("the daemon is gone; the %d forks of this relay process end", self._forks)
+        self._closed.set()
+        self._stop.set()
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from itertools import islice
 
 from audiofork.config import Address, Config, WebSocketConfig
 from audiofork.link.messages import (
+    Adopt,
     Command,
     EndFork,
     EndReason,
@@ -18,6 +19,7 @@ from audiofork.link.messages import (
     ForkEnded,
     ForkSpec,
     ForkStats,
+    Leave,
     LegPart,
     Listen,
     PressKey,
@@ -120,6 +122,8 @@ class Worker:
             self._report(self._meters.take(self.sessions))
         elif isinstance(command, ExpectCheckLeg):
             self._check_legs.expect(command.leg_uuid)
+        elif isinstance(command, Adopt | Leave):
+            pass  # of its process alone: see `Handover`
         elif session := self.sessions.get(command.fork_id):
             if isinstance(command, ExpectLeg):
                 self._expect(session, command)

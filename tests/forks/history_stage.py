@@ -140,7 +140,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 (a thread has no event)
             await asyncio.sleep(0.005)
 

@@ -6,7 +6,7 @@ from audiofork.asterisk.ami_protocol import BridgeChanged
 from audiofork.errors import AmiUnavailable, NoSuchChannel
 from audiofork.forks.bridges import WIDEBAND_SETTLES_S
 from audiofork.link.messages import Direction, EndFork, EndReason, ForkSpec, LegPart, SetGate
-from tests.control_plane import COMMANDS, NAME, START, UNIQUEID, URL, Rig
+from tests.control_plane import COMMANDS, NAME, START, UNIQUEID, URL, WAY, Rig
 
 PAIRS = LegPart.PAIRS
 
@@ -26,7 +26,9 @@ async def test_without_bridged_only_nobody_asks_and_the_gate_stays_open(rig: Rig
     for entered in (True, False):
         rig.forks.on_event(BridgeChanged(UNIQUEID, entered))
     assert rig.spec.gate_open
-    spec = ForkSpec(fork_id, NAME, URL, Direction.BOTH, (PAIRS,), steady=True, commands=COMMANDS)
+    spec = ForkSpec(
+        fork_id, NAME, URL, Direction.BOTH, (PAIRS,), steady=True, commands=COMMANDS, way=WAY
+    )
     assert rig.sent == [spec]
     assert "Status" not in [name for name, _, _ in rig.ami.actions]
 

@@ -127,15 +127,25 @@ async def test_call_that_may_not_be_taken_from_where_it_is_ends_it_with_the_reas
     assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, "Redirect: Permission denied")]
 
 
-async def test_it_is_never_in_the_journal(rig: Rig) -> None:
+async def test_it_is_in_the_journal_until_the_daemon_ends_it(rig: Rig) -> None:
     fork_id = await talking(rig)
     await rig.request(Command="AudioForkMute", AudioForkID=fork_id, Direction="read", State="1")
-    assert rig.journal.entries == {}
+    assert rig.journal.entries[fork_id].connects
     stopping = asyncio.create_task(rig.stop(keep=True))
     await rig.clock.settle()
     await rig.obey()
     await stopping
     assert rig.journal.entries == {}
+
+
+async def test_it_is_not_started_again_by_the_next_daemon(rig: Rig) -> None:
+    await talking(rig)
+    (entry,) = rig.journal.entries.values()
+    told, sent = list(rig.ami.told), list(rig.sent)
+    rig.forks.resume_after_login([entry])
+    await rig.forks.on_login()
+    assert rig.journal.entries == {}
+    assert (rig.ami.told, rig.sent) == (told, sent)
 
 
 async def test_relay_process_that_dies_ends_it(rig: Rig) -> None:

@@ -43,6 +43,7 @@ from tests.control_plane import (
     UNKNOWN_ID,
     URL,
     WALL_CLOCK_AHEAD_S,
+    WAY,
     Rig,
 )
 
@@ -123,7 +124,15 @@ async def test_fork_of_an_earlier_run_is_resumed(
     await resume(rig, ENTRY)
     (spec,) = rig.sent
     assert spec == ForkSpec(
-        UNKNOWN_ID, NAME, URL, Direction.STEREO, (PAIRS,), gain_in=2, steady=True, commands=COMMANDS
+        UNKNOWN_ID,
+        NAME,
+        URL,
+        Direction.STEREO,
+        (PAIRS,),
+        gain_in=2,
+        steady=True,
+        commands=COMMANDS,
+        way=WAY,
     )
     assert rig.tap.started == [(UNKNOWN_ID, UNIQUEID)]
     assert rig.tap.legs[0] != LEG_PREFIX + UNKNOWN_ID  # the old leg may still have that name

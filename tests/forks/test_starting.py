@@ -32,6 +32,7 @@ from tests.control_plane import (
     UNIQUEID,
     UNKNOWN_ID,
     URL,
+    WAY,
     Rig,
 )
 
@@ -45,7 +46,7 @@ async def test_start_asks_the_relay_then_the_tap(rig: Rig) -> None:
     fork_id = await rig.start(options="D(stereo)")
     assert str(uuid.UUID(fork_id)) == fork_id
     assert rig.spec == ForkSpec(
-        fork_id, NAME, URL, Direction.STEREO, (PAIRS,), steady=True, commands=COMMANDS
+        fork_id, NAME, URL, Direction.STEREO, (PAIRS,), steady=True, commands=COMMANDS, way=WAY
     )
     assert rig.tap.started == [(fork_id, UNIQUEID)]
     assert rig.ami.events == []
@@ -256,6 +257,7 @@ async def test_options_reach_the_relay(rig: Rig) -> None:
         reconnect_interval_s=7.0,
         reconnect_attempts=0,
         commands=COMMANDS,
+        way=WAY,
     )
 
 

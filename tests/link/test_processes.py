@@ -26,6 +26,7 @@ from audiofork.config import (
 )
 from audiofork.errors import CannotListen, ConfigError
 from audiofork.link import processes as relays_module
+from audiofork.link import relay_process
 from audiofork.link.messages import (
     LATENCY_BUCKETS_MS,
     Direction,
@@ -48,6 +49,8 @@ from audiofork.link.messages import (
     TakeStats,
 )
 from audiofork.link.processes import NO_PROCESS, RelayProcesses
+from audiofork.link.relay_process import start_child
+from audiofork.link.workers import ProcessWorker
 from testbed.recorder import Recorder
 from tests.relay.peers import Leg, counted, numbered, until
 
@@ -266,7 +269,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path, program: str) -> Non
     """Let processes run another program from now on."""
     (folder / "stand_in_of_a_relay.py").write_text(program)
     monkeypatch.setenv("PYTHONPATH", str(folder))
-    monkeypatch.setattr(relays_module, "MODULE", "stand_in_of_a_relay")
+    monkeypatch.setattr(relay_process, "MODULE", "stand_in_of_a_relay")
 
 
 async def test_process_that_dies_at_its_start_fails_the_start_with_its_exit_code(
@@ -518,7 +521,7 @@ async def test_processes_that_die_again_and_again_are_started_after_longer_and_l
 
     monkeypatch.setattr(rig.relays, "_run", die)
     monkeypatch.setattr(rig.relays, "_pause", pause)
-    await rig.relays._supervise(relays_module._Worker(Address("127.0.0.1", 0), None))
+    await rig.relays._supervise(ProcessWorker(Address("127.0.0.1", 0), None, start_child))
     assert pauses == [0, 0.25, 0.5, 1, 2, 4, 5, 5]
 
 
@@ -552,7 +555,7 @@ async def test_close_does_not_wait_for_the_next_start(
 async def test_worker_whose_process_dies_is_down_until_another_listens(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relays_module, "PING_INTERVAL_S", 0.05)
+    monkeypatch.setattr(relays_module, "PING_INTERVAL_S", 0.2)
     await until(lambda: all(worker.rtt_s for worker in rig.relays.workers), TIMEOUT_S)
     assert all(0 < worker.rtt_s < TIMEOUT_S for worker in rig.relays.workers)
     old = rig.pid(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -62,9 +63,18 @@ TIMEOUT_S = 30  # a busy machine may take long to start Python
 CONFIG = Config(
     audiosocket=AudioSocketConfig(listen=Address("127.0.0.1", 0)), relay=RelayConfig(workers=1)
 )
+
+
+def detached(config: Config) -> Config:
+    """Return a configuration with processes of their own folder that outlive the daemon."""
+    folder = tempfile.mkdtemp(prefix="audiofork-relay-")
+    return replace(config, relay=RelayConfig(detached=True, folder=folder, orphan_timeout=1.0))
+
+
 IMPLEMENTATIONS: dict[str, Callable[[Config, SendReport], Relay]] = {
     "inline": InlineRelay,
     "processes": lambda config, report: RelayProcesses(config, report, check_files),
+    "detached": lambda config, report: RelayProcesses(detached(config), report, check_files),
 }
 PACKAGE = str(Path(audiofork.__file__).parent)
 # Who may not wait for a handler of reports: who sends a command, and transports.

@@ -16,13 +16,14 @@ from audiofork.asterisk.taps.ways import (
     Way,
     Wish,
     best_way,
+    way_named,
     why_none,
     why_not_by_ari,
 )
 from audiofork.asterisk.versions import AUDIOSOCKET_RATES, WHISPER_LEAKS, Version, releases
 from audiofork.config import AsteriskConfig
 from audiofork.errors import Refusal, RequestRefused
-from audiofork.link.messages import LegPart
+from audiofork.link.messages import Direction, LegPart
 
 CHANNELS_OWN_RATE = 0
 # How long a daemon that has just started waits for its first attempt to connect to ARI.
@@ -162,6 +163,27 @@ class Taps:
             Refusal.NO_TAP,
         )
 
+    def made_before(
+        self, way_name: str, direction: Direction, parts: tuple[LegPart, ...], sample_rate: int
+    ) -> Choice | None:
+        """Return what an earlier run of the daemon has chosen; None: it is not to be had any more.
+
+        Args:
+            way_name: `Way.name` of the way.
+            direction: What the server gets.
+            parts: What the legs bring.
+            sample_rate: In Hz.
+        """
+        if way_name == DIAL_WAY.name:
+            return Choice(self._connect, DIAL_WAY, sample_rate)
+        way = way_named(way_name, direction, parts)
+        if way is None or (way.tap == "snoop" and self._snoop is None):
+            return None
+        return Choice(self._tap_of(way), way, sample_rate)
+
+    def _tap_of(self, way: Way) -> Tap:
+        return self._snoop if self._snoop is not None and way.tap == "snoop" else self._chanspy
+
     async def _unless_wide(self, uniqueid: str, pairs: Way, wish: Wish, site: Site) -> Way:
         """Return the way of pairs; another way if the call has wideband audio.
 
@@ -183,8 +205,7 @@ class Taps:
         if wish.sample_rate != wished_rate:
             why = why_not_by_ari(replace(wish, sample_rate=wished_rate), site)
             notes.append(f"{wish.sample_rate} Hz in place of {wished_rate}: {why}")
-        tap = self._snoop if self._snoop is not None and way.tap == "snoop" else self._chanspy
-        return Choice(tap, way, wish.sample_rate, "; ".join(filter(None, notes)))
+        return Choice(self._tap_of(way), way, wish.sample_rate, "; ".join(filter(None, notes)))
 
     def site(self) -> Site:
         """Return which taps are available now."""

@@ -247,6 +247,11 @@ class Way:
             return ""
         return f"{self.flaw[1]} on Asterisk {version}; ARI's snoop loses none"
 
+    @property
+    def name(self) -> str:
+        """A name that stays the same in later versions; with the parts it brings it is unique."""
+        return f"{self.tap}/{self.connects.name.lower()}"
+
     def leg_heard_by(self, side: Audience, direction: Direction) -> LegPart:
         """Return the part of the leg over which a side of the call hears the server, or beeps.
 
@@ -329,6 +334,12 @@ WAYS = (
     ),
 )
 """All ways, in the order of preference."""
+
+
+def way_named(name: str, direction: Direction, parts: tuple[LegPart, ...]) -> Way | None:
+    """Return the way with a `Way.name` that brings these parts for a direction; None: no more."""
+    fits = (way for way in WAYS if way.name == name and way.parts.get(direction) == parts)
+    return next(fits, None)
 
 
 def best_way(wish: Wish, site: Site) -> Way | None:

@@ -22,6 +22,12 @@ from audiofork.errors import SetupError
 from audiofork.files import read_file
 
 SERVICE, SWEEP = "audiofork.service", "audiofork-sweep.service"
+RELAY = "audiofork-relay@.service"
+_UNITS = {
+    SERVICE: shipped.SERVICE,
+    SWEEP: shipped.SWEEP_SERVICE,
+    RELAY: shipped.RELAY_SERVICE,
+}
 # Of a package; those of the administrator, in /etc, hide them.
 PACKAGED_UNITS = (Path("/usr/lib/systemd/system"), Path("/lib/systemd/system"))
 # What the units do not let the daemon see, or hide behind folders of its own.
@@ -217,7 +223,7 @@ def plan_units(draft: Draft, paths: Paths) -> None:
     program = this_program()
     for one in (program[0], sys.executable):
         refuse_hidden(one)
-    for name, source in ((SERVICE, shipped.SERVICE), (SWEEP, shipped.SWEEP_SERVICE)):
+    for name, source in _UNITS.items():
         unit = shipped.text(source)
         unit = unit.replace("/opt/audiofork/bin/audiofork", " ".join(program))
         unit = unit.replace("/etc/audiofork/audiofork.ini", str(paths.ini))

@@ -33,11 +33,11 @@ from audiofork.doors.http.session_api import SessionApi
 from audiofork.doors.http.status_api import StatusApi
 from audiofork.doors.http.tokens import read_tokens
 from audiofork.doors.http.views import Views
-from audiofork.doors.unix_sockets import bind, remove
 from audiofork.errors import AudioForkError, CannotListen, ConfigError
 from audiofork.log import Refusals
 from audiofork.text import why
 from audiofork.tls_contexts import server_context
+from audiofork.unix_sockets import bind, remove
 
 log = logging.getLogger(__name__)
 

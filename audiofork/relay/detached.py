@@ -1,0 +1,202 @@
+"""A worker as a process that outlives the daemon: the command `audiofork relay`.
+
+It listens at a Unix socket for the daemon's link. While there is none its forks go on, and what
+happens to them is kept for the next daemon, for as long as [relay] orphan_timeout says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import struct
+import sys
+from pathlib import Path
+
+import uvloop
+
+from audiofork.config import RelayConfig
+from audiofork.errors import ConfigError
+from audiofork.link.messages import Command, ForkReport, Listen, Report
+from audiofork.link.stream import Configure, Down, Held, Link, Listening, Up, decode_down
+from audiofork.relay.handover import Handover
+from audiofork.relay.process import WorkerProcess
+from audiofork.system import lift_file_limit, notify, spare_collections
+from audiofork.unix_sockets import bind, remove
+
+log = logging.getLogger(__name__)
+
+_MODE = 0o600
+_PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
+
+
+class DetachedProcess(WorkerProcess):
+    """Runs the worker; `run` returns when it is told to end, or no daemon has come for too long.
+
+    The last daemon that connects has it: daemons lock each other out before they do.
+
+    Args:
+        path: The socket that it listens at.
+        is_service: Whether somebody else than a daemon has started it.
+    """
+
+    def __init__(self, path: Path, *, is_service: bool = True) -> None:
+        super().__init__()
+        self._path = path
+        self._is_service = is_service
+        self._handover = Handover()
+        self._link: Link[Down] | None = None
+        self._orphan_timeout_s = RelayConfig.orphan_timeout
+        self._orphan_timer: asyncio.TimerHandle | None = None
+
+    async def run(self) -> None:
+        """Serve one daemon after the other.
+
+        Raises:
+            ConfigError: The socket cannot be used.
+        """
+        loop = asyncio.get_running_loop()
+        listener = bind(self._path, "the socket", _MODE)
+        inode = self._path.stat().st_ino
+        listener.listen()
+        listener.setblocking(False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        accepting = asyncio.create_task(self._accept(listener))
+        self._wait_for_daemon()
+        notify("READY=1")
+        await self._stop.wait()
+        notify("STOPPING=1")
+        accepting.cancel()
+        await asyncio.gather(accepting, return_exceptions=True)
+        remove(self._path, inode)
+        listener.close()
+        # Before its forks end: the daemon orders them from another process, and is not told here.
+        if self._link is not None:
+            self._link.close()
+        await self._end_worker()
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            end, _ = await loop.sock_accept(listener)
+            pid, uid = _peer_of(end)
+            if uid not in (os.geteuid(), 0):
+                log.error("process %d of the user %d may not order forks here", pid, uid)
+                end.close()
+                continue
+            await self._serve(end)
+
+    async def _serve(self, end: socket.socket) -> None:
+        link: Link[Down] = Link(
+            decode_down,
+            lambda message: self._on_heard(link, message),
+            lambda: self._on_daemon_gone(link),
+        )
+        await link.open(end)
+
+    def _on_heard(self, link: Link[Down], message: Down) -> None:
+        if link is not self._link:
+            if not isinstance(message, Configure):  # no daemon, or one whose place is taken
+                link.close()
+                return
+            self._take(link)
+        self._on_message(message)
+
+    def _take(self, link: Link[Down]) -> None:
+        """Let a daemon have this process, in place of an earlier one."""
+        if (before := self._link) is not None:
+            before.close()
+            self._on_daemon_gone(before)
+        self._link = link
+
+    def _on_daemon_gone(self, link: Link[Down]) -> None:
+        if link is not self._link:
+            return
+        self._link = None
+        self._handover.on_daemon_gone()
+        if self._worker is not None:
+            for fork_id in self._worker.sessions:  # who listened is gone, too
+                self._worker.handle(Listen(fork_id, is_on=False))
+        self._wait_for_daemon()
+
+    def _wait_for_daemon(self) -> None:
+        if self._forks:
+            log.warning(
+                "there is no daemon: %d forks go on, for %g s at most",
+                *(self._forks, self._orphan_timeout_s),
+            )
+        loop = asyncio.get_running_loop()
+        self._cancel_timer()
+        self._orphan_timer = loop.call_later(self._orphan_timeout_s, self._give_up)
+
+    def _give_up(self) -> None:
+        log.error("no daemon came for %g s: %d forks end", self._orphan_timeout_s, self._forks)
+        self._stop.set()
+
+    def _cancel_timer(self) -> None:
+        if self._orphan_timer is not None:
+            self._orphan_timer.cancel()
+            self._orphan_timer = None
+
+    def _configure(self, message: Configure) -> None:
+        """Use a configuration; what a daemon sends first, which is told what there is."""
+        worker = self._worker
+        super()._configure(message)
+        self._orphan_timeout_s = message.relay.orphan_timeout
+        if self._orphan_timer is None:
+            return  # a reload
+        self._cancel_timer()
+        self._tell(Held(self._handover.held(), self._is_service))
+        if worker is not None and worker.is_listening:
+            self._tell(Listening(worker.address))
+            log.info("a daemon has come; %d forks wait for it", len(self._handover.held()))
+
+    def _obey(self, command: Command) -> None:
+        for report in self._handover.on_command(command):
+            self._tell(report)
+        super()._obey(command)
+
+    def _on_report(self, report: Report) -> None:
+        if not isinstance(report, ForkReport) or self._handover.on_report(report):
+            super()._on_report(report)
+
+    def _tell(self, message: Up) -> None:
+        if self._link is not None:
+            self._link.send(message)
+
+
+def _peer_of(end: socket.socket) -> tuple[int, int]:
+    """Return the process and the user at the other end of a Unix socket."""
+    told = end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    pid, uid, _ = _PEER.unpack(told)
+    return pid, uid
+
+
+def run(path: Path, *, is_service: bool = True) -> None:
+    """Run the process until SIGTERM, or until no daemon has come for too long.
+
+    Args:
+        path: The socket that it listens at.
+        is_service: Whether somebody else than a daemon has started it.
+
+    Raises:
+        ConfigError: The socket cannot be used.
+    """
+    lift_file_limit()
+    spare_collections()
+    uvloop.run(DetachedProcess(path, is_service=is_service).run())
+
+
+def main() -> None:
+    """Run the process that a daemon starts, with the path of the socket."""
+    try:
+        run(Path(sys.argv[1]), is_service=False)
+    except ConfigError as exc:
+        sys.exit(str(exc))
+
+
+if __name__ == "__main__":
+    main()

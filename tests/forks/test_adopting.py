@@ -1,0 +1,251 @@
+"""Forks that their relay process has gone on with while there was no daemon."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from audiofork.asterisk.ami_protocol import ChannelHangup
+from audiofork.forks.ending import HANGUP_GRACE_S
+from audiofork.forks.legs import LEG_LOSS_GRACE_S
+from audiofork.forks.recovery import NO_WAY, RESTARTED
+from audiofork.link.messages import (
+    Adopt,
+    EndFork,
+    EndReason,
+    ForkEnded,
+    ForkStats,
+    HeldFork,
+    Leave,
+    LegAttached,
+    LegLost,
+    LegPart,
+    SetMute,
+    SinkMessage,
+    SinkOpened,
+    Streaming,
+)
+from tests.control_plane import ANY_URL, NAME, UNIQUEID, UNKNOWN_ID, WAY, Rig
+from tests.forks.test_connected import talking
+from tests.forks.test_recovery import ENTRY, resume
+
+PAIRS = LegPart.PAIRS
+LEG = f"audiofork-{UNKNOWN_ID}"
+HELD = HeldFork(UNKNOWN_ID, WAY, (PAIRS,), 16_000, {"pairs": LEG})
+
+
+@pytest.fixture
+async def leaving(rig: Rig) -> AsyncIterator[Rig]:
+    """A registry whose relay goes on when it stops."""
+    one = Rig(rig.clock, outlives_daemon=True)
+    yield one
+    await one.close()
+
+
+def hold(rig: Rig, held: HeldFork = HELD) -> None:
+    rig.held = {held.fork_id: held}
+
+
+async def adopt(rig: Rig) -> None:
+    """Adopt a fork that streams."""
+    hold(rig)
+    await resume(rig, ENTRY)
+    for report in (
+        SinkOpened(UNKNOWN_ID),
+        LegAttached(UNKNOWN_ID, PAIRS),
+        Streaming(UNKNOWN_ID),
+    ):
+        rig.forks.on_report(report)
+    await rig.clock.settle()
+
+
+async def test_fork_that_went_on_is_adopted_with_its_legs_and_none_is_asked_for(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    await adopt(rig)
+    assert rig.sent == [Adopt(UNKNOWN_ID)]
+    assert rig.expected == []
+    assert rig.tap.started == []
+    assert rig.taps.kept == [{LEG}]
+    assert rig.ami.told == ["STREAMING", "AudioForkStarted"]
+    assert rig.last_event[1]["TakenUp"] == "yes"
+    assert rig.last_event[1]["SampleRate"] == "16000"
+    assert "resumed 0 of the 1 forks that an earlier run left, and found 1 that went on" in (
+        caplog.text
+    )
+    (view,) = await rig.forks.views()
+    assert (view.channel, view.state) == (NAME, "streaming")
+    await rig.clock.advance(60)  # nobody waits for its legs
+    assert rig.ends == []
+
+
+async def test_adopted_fork_is_found_muted_and_stopped_as_any_other(rig: Rig) -> None:
+    await adopt(rig)
+    await rig.request(Command="StopAudioFork", Channel=NAME)
+    assert rig.ends == [EndFork(UNKNOWN_ID, EndReason.STOPPED)]
+
+
+async def test_leg_that_was_lost_meanwhile_is_replaced(rig: Rig) -> None:
+    await adopt(rig)
+    rig.forks.on_report(LegLost(UNKNOWN_ID, PAIRS, 5))
+    await rig.clock.advance(2 * LEG_LOSS_GRACE_S)
+    assert [one.part for one in rig.expected] == [PAIRS]
+    assert rig.expected[0].leg_id != LEG
+
+
+async def test_leg_that_was_not_ordered_any_more_is_ordered(rig: Rig) -> None:
+    hold(rig, replace(HELD, leg_ids={}))
+    await resume(rig, ENTRY)
+    assert rig.sent == [Adopt(UNKNOWN_ID)]
+    assert [one.part for one in rig.expected] == [PAIRS]
+
+
+async def test_leg_that_was_ordered_and_does_not_come_ends_it(rig: Rig) -> None:
+    hold(rig)
+    await resume(rig, ENTRY)
+    await rig.clock.advance(60)
+    assert [end.reason for end in rig.ends] == [EndReason.LEG_FAILED]
+
+
+async def test_channel_that_was_hung_up_meanwhile_ends_it_with_what_the_relay_has_counted(
+    rig: Rig,
+) -> None:
+    rig.ami.channels = {}
+    await adopt(rig)
+    await rig.clock.advance(HANGUP_GRACE_S)
+    assert rig.ends == [EndFork(UNKNOWN_ID, EndReason.HANGUP)]
+    stats = ForkStats(frames_in=500, frames_sent=500)
+    rig.forks.on_report(ForkEnded(UNKNOWN_ID, EndReason.HANGUP, "", stats))
+    await rig.clock.settle()
+    assert rig.last_event[0] == "AudioForkStopped"
+    assert rig.last_event[1]["FramesIn"] == "500"
+    assert rig.journal.entries == {}
+
+
+async def test_asterisk_that_was_restarted_meanwhile_ends_it(rig: Rig) -> None:
+    hold(rig)
+    await resume(rig, replace(ENTRY, asterisk_started="yesterday"))
+    assert rig.ends == [EndFork(UNKNOWN_ID, EndReason.LEG_FAILED, RESTARTED)]
+
+
+async def test_rule_that_forbids_it_now_ends_it(rig: Rig) -> None:
+    rig.allow(allow_urls=("wss://elsewhere.example/",))
+    hold(rig)
+    await resume(rig, ENTRY)
+    (end,) = rig.ends
+    assert end.reason is EndReason.STOPPED
+    assert end.detail.startswith("not resumed: ")
+
+
+async def test_limit_that_was_lowered_does_not_end_it(rig: Rig) -> None:
+    rig.allow(max_forks=1, max_forks_per_channel=1)
+    hold(rig)
+    await resume(rig, ENTRY)
+    assert rig.ends == []
+
+
+async def test_way_that_is_not_to_be_had_any_more_ends_it(rig: Rig) -> None:
+    hold(rig, replace(HELD, way="snoop/application"))
+    await resume(rig, ENTRY)
+    assert rig.sent == [EndFork(UNKNOWN_ID, EndReason.STOPPED, NO_WAY)]
+    assert rig.last_event[0] == "AudioForkStopped"
+    assert rig.last_event[1]["Detail"] == NO_WAY
+    assert rig.journal.entries == {}
+
+
+async def test_fork_that_the_journal_does_not_know_is_ended(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    hold(rig)
+    await resume(rig)
+    assert [end.reason for end in rig.ends] == [EndReason.SHUTDOWN]
+    assert "ended 1 forks that went on: the journal does not know them" in caplog.text
+
+
+async def test_muted_fork_is_muted_again(rig: Rig) -> None:
+    hold(rig)
+    await resume(rig, replace(ENTRY, mute_in=True))
+    assert rig.sent == [Adopt(UNKNOWN_ID), SetMute(UNKNOWN_ID, True, False)]
+
+
+async def test_message_that_came_meanwhile_is_told(rig: Rig) -> None:
+    await adopt(rig)
+    rig.forks.on_report(SinkMessage(UNKNOWN_ID, "hello"))
+    await rig.clock.settle()
+    assert rig.last_event[0] == "AudioForkMessage"
+
+
+async def test_forks_that_went_on_are_adopted_before_others_are_resumed(rig: Rig) -> None:
+    hold(rig)
+    other = replace(ENTRY, fork_id=UNKNOWN_ID.replace("0", "1"))
+    await resume(rig, other, ENTRY)
+    assert rig.sent[0] == Adopt(UNKNOWN_ID)
+    assert len(rig.expected) == 1
+
+
+async def test_stop_that_keeps_leaves_forks_to_the_relay_and_says_so_to_nobody(
+    leaving: Rig,
+) -> None:
+    rig = leaving
+    fork_id = await rig.stream()
+    told = list(rig.ami.told)
+    await rig.stop(keep=True)
+    assert rig.sent[-1] == Leave(fork_id)
+    assert rig.ends == []
+    assert rig.ami.told == told
+    assert list(rig.journal.entries) == [fork_id]
+
+
+async def test_stop_that_keeps_ends_what_ends_anyway(leaving: Rig) -> None:
+    rig = leaving
+    fork_id = await rig.stream()
+    rig.forks.on_event(ChannelHangup(UNIQUEID))
+    stopping = asyncio.create_task(rig.stop(keep=True))
+    await rig.clock.settle()
+    await rig.ended(fork_id, EndReason.SHUTDOWN)
+    await stopping
+    assert rig.journal.entries == {}
+
+
+async def test_stop_that_does_not_keep_ends_forks(leaving: Rig) -> None:
+    rig = leaving
+    fork_id = await rig.stream()
+    stopping = asyncio.create_task(rig.stop())
+    await rig.clock.settle()
+    assert rig.ends == [EndFork(fork_id, EndReason.SHUTDOWN)]
+    await rig.ended(fork_id, EndReason.SHUTDOWN)
+    await stopping
+
+
+async def test_connected_fork_is_left_and_adopted_without_leading_its_call_again(
+    leaving: Rig,
+) -> None:
+    rig = leaving
+    rig.allow(allow_speak=(*ANY_URL, "@*"))
+    fork_id = await talking(rig)
+    await rig.stop(keep=True)
+    (entry,) = rig.journal.entries.values()
+    assert rig.sent[-1] == Leave(fork_id)
+
+    again = Rig(rig.clock, outlives_daemon=True)
+    again.allow(allow_speak=(*ANY_URL, "@*"))
+    leg = {"in": rig.expected[0].leg_id}
+    hold(again, HeldFork(fork_id, "connect/dial", (LegPart.IN,), 8000, leg))
+    await resume(again, entry)
+    assert again.sent == [Adopt(fork_id)]
+    for report in (
+        SinkOpened(fork_id),
+        LegAttached(fork_id, LegPart.IN),
+        Streaming(fork_id),
+    ):
+        again.forks.on_report(report)
+    await again.clock.advance(60)
+    assert again.ends == []
+    assert again.expected == []
+    (view,) = await again.forks.views()
+    assert view.state == "streaming"
+    await again.close()

@@ -1,0 +1,159 @@
+"""What a relay process keeps of its forks for the next daemon."""
+
+from __future__ import annotations
+
+import pytest
+
+from audiofork.link.messages import (
+    Adopt,
+    CommandAsked,
+    Direction,
+    EndFork,
+    EndReason,
+    ExpectLeg,
+    ForkEnded,
+    ForkReport,
+    ForkSpec,
+    ForkStats,
+    HeldFork,
+    Leave,
+    LegAttached,
+    LegLost,
+    LegPart,
+    ServerCommand,
+    SinkMessage,
+    SinkOpened,
+    SinkResumed,
+    SinkRetrying,
+    Streaming,
+)
+from audiofork.relay.handover import MOST_WAITING, Handover
+
+IN, OUT = LegPart.IN, LegPart.OUT
+SPEC = ForkSpec(
+    "a", "PJSIP/1", "ws://h/", Direction.STEREO, (IN, OUT), sample_rate=16_000, way="snoop/dial"
+)
+LIFE: list[ForkReport] = [
+    SinkOpened("a", "chat"),
+    LegAttached("a", IN),
+    LegAttached("a", OUT),
+    Streaming("a"),
+]
+ENDED = ForkEnded("a", EndReason.SINK_GONE, "gone", ForkStats(5, 5))
+
+
+@pytest.fixture
+def handover() -> Handover:
+    """One fork that streams."""
+    one = Handover()
+    assert one.on_command(SPEC) == []
+    for part in (IN, OUT):
+        assert one.on_command(ExpectLeg("a", part, f"uuid-{part}", f"leg-{part}")) == []
+    assert all(one.on_report(report) for report in LIFE)
+    return one
+
+
+def test_fork_of_the_daemon_that_is_there_is_not_held(handover: Handover) -> None:
+    assert handover.held() == ()
+
+
+def test_fork_is_held_with_its_legs_once_the_daemon_is_gone(handover: Handover) -> None:
+    handover.on_daemon_gone()
+    legs = {"in": "leg-in", "out": "leg-out"}
+    assert handover.held() == (HeldFork("a", "snoop/dial", (IN, OUT), 16_000, legs),)
+
+
+def test_fork_that_is_left_is_held_though_the_daemon_is_still_there(handover: Handover) -> None:
+    handover.on_command(Leave("a"))
+    assert [one.fork_id for one in handover.held()] == ["a"]
+    assert not handover.on_report(SinkMessage("a", "hi"))
+
+
+def test_adopted_fork_is_told_as_if_it_had_just_begun_and_is_not_held_any_more(
+    handover: Handover,
+) -> None:
+    handover.on_daemon_gone()
+    assert handover.on_command(Adopt("a")) == LIFE
+    assert handover.held() == ()
+    assert handover.on_report(SinkMessage("a", "hi"))
+
+
+def test_what_happens_meanwhile_is_told_to_the_next_daemon(handover: Handover) -> None:
+    handover.on_daemon_gone()
+    retrying = SinkRetrying("a", 2, "refused", 1.0)
+    lost, asked = LegLost("a", OUT, 700), CommandAsked("a", ServerCommand.HANGUP)
+    for report in (SinkMessage("a", "one"), retrying, lost, asked, SinkMessage("a", "two")):
+        assert not handover.on_report(report)
+    meanwhile = [SinkMessage("a", "one"), asked, SinkMessage("a", "two")]
+    assert handover.on_command(Adopt("a")) == [*LIFE, retrying, lost, *meanwhile]
+
+
+def test_what_was_told_is_not_told_again_to_the_daemon_after_that(handover: Handover) -> None:
+    handover.on_daemon_gone()
+    handover.on_report(SinkMessage("a", "one"))
+    handover.on_command(Adopt("a"))
+    handover.on_daemon_gone()
+    assert handover.on_command(Adopt("a")) == LIFE
+
+
+@pytest.mark.parametrize("back", [SinkResumed("a", 3), SinkOpened("a", "chat")])
+def test_connection_that_is_back_is_not_missing(handover: Handover, back: ForkReport) -> None:
+    handover.on_report(SinkRetrying("a", 2, "refused", 1.0))
+    handover.on_report(back)
+    handover.on_daemon_gone()
+    assert handover.on_command(Adopt("a")) == LIFE
+
+
+def test_leg_that_replaces_another_is_the_one_that_is_told(handover: Handover) -> None:
+    handover.on_report(LegLost("a", IN, 5))
+    handover.on_command(ExpectLeg("a", IN, "uuid-2", "leg-2"))
+    handover.on_daemon_gone()
+    (held,) = handover.held()
+    assert held.leg_ids["in"] == "leg-2"
+    opened, _, attached_out, streaming = LIFE
+    assert handover.on_command(Adopt("a")) == [opened, attached_out, streaming]
+
+
+def test_end_is_kept_until_the_fork_is_adopted(handover: Handover) -> None:
+    handover.on_daemon_gone()
+    assert not handover.on_report(ENDED)
+    assert [one.fork_id for one in handover.held()] == ["a"]
+    assert handover.on_command(Adopt("a"))[-1] == ENDED
+    assert len(handover) == 0
+
+
+def test_order_to_end_a_fork_that_has_ended_is_answered(handover: Handover) -> None:
+    handover.on_daemon_gone()
+    handover.on_report(ENDED)
+    assert handover.on_command(EndFork("a", EndReason.SHUTDOWN)) == [ENDED]
+    assert len(handover) == 0
+
+
+def test_order_to_end_a_held_fork_lets_its_end_be_reported(handover: Handover) -> None:
+    handover.on_daemon_gone()
+    assert handover.on_command(EndFork("a", EndReason.SHUTDOWN)) == []
+    assert handover.on_report(ENDED)
+    assert len(handover) == 0
+
+
+def test_ended_fork_is_forgotten(handover: Handover) -> None:
+    assert handover.on_report(ENDED)
+    assert len(handover) == 0
+
+
+def test_messages_beyond_a_number_are_dropped_and_counted(
+    handover: Handover, caplog: pytest.LogCaptureFixture
+) -> None:
+    handover.on_daemon_gone()
+    for number in range(MOST_WAITING + 7):
+        handover.on_report(SinkMessage("a", str(number)))
+    told = handover.on_command(Adopt("a"))
+    texts = [one.text for one in told if isinstance(one, SinkMessage)]
+    assert texts == [str(number) for number in range(MOST_WAITING)]
+    assert "7 messages of its server are lost: 107 came while there was no daemon" in caplog.text
+
+
+def test_commands_and_reports_of_unknown_forks_pass(handover: Handover) -> None:
+    assert handover.on_command(Adopt("b")) == []
+    assert handover.on_command(EndFork("b", EndReason.STOPPED)) == []
+    assert handover.on_report(Streaming("b"))
