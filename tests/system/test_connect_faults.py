@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -13,7 +15,7 @@ from websockets.asyncio.server import ServerConnection
 
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk, free_port
-from testbed.blocks import decode
+from testbed.blocks import decode, find_blocks, make_blocks, report
 from testbed.daemon import Daemon, dialplan, manager_conf
 from testbed.proxy import Proxy
 from testbed.recorder import Recorder
@@ -22,6 +24,7 @@ from tests.system.bots import BOT, call_bot, went_on
 from tests.system.conftest import (
     DIALPLAN,
     Target,
+    counts_blocks,
     no_channels,
     no_forks,
     place_call,
@@ -52,6 +55,69 @@ async def test_daemon_that_is_killed_lets_the_dialplan_go_on_and_the_next_one_le
         await target.call.hangup()
         await no_channels(ami)
     assert len(recorder.at("/bot")) == 1
+
+
+@counts_blocks
+@pytest.mark.parametrize("how", ["killed", "upgraded"])
+async def test_caller_and_server_hear_each_other_whole_while_the_daemon_is_away(
+    asterisk: Asterisk, ami: AmiClient, caller: SipUser, tmp_path: Path, how: str
+) -> None:
+    """With relay processes that outlive it: even the server's own end is acted on afterwards."""
+    spoken = make_blocks(400, seed=1)
+    settings = {"relay": f"detached = yes\nfolder = {tmp_path}\norphan_timeout = 10\n"}
+    ends = asyncio.Event()
+
+    async def behave(connection: ServerConnection) -> None:
+        await echo_binary(connection, ends)
+
+    with Daemon(asterisk, settings) as daemon:
+        async with server(behave) as url:
+            await set_globals(ami, BOT_URL=url, BOT_OPTIONS="")
+            target = await place_call(ami, caller, "bot")
+            target.call.recording = True
+            await target.call.play(make_blocks(50, seed=2))
+            speaking = target.call.play(spoken + make_blocks(100, seed=2))
+            await asyncio.sleep(1)
+            if how == "killed":
+                daemon.kill()
+            else:
+                daemon.signal(signal.SIGUSR1)
+                await asyncio.to_thread(daemon.stop)
+            await asyncio.sleep(2)
+            position = len(ami.events)
+            await asyncio.to_thread(daemon.start)
+            await ami.wait_user_event("AudioForkStarted", after=position)
+            await speaking
+            await asyncio.sleep(0.2)
+            assert not [one for _, one in ami.events if one.get("UserEvent") == "Back"]
+            ends.set()
+            back = await went_on(ami)
+            assert (back["Status"], back["Why"]) == ("STOPPED", "sink-closed")
+        audio = decode(target.call.received_audio())
+        await target.call.hangup()
+        await no_channels(ami)
+        await asyncio.to_thread(daemon.stop)
+        assert "Traceback" not in daemon.log()
+    blocks = [decode(block) for block in spoken]
+    assert report(find_blocks(audio, blocks), 400).intact
+
+
+async def echo_binary(connection: ServerConnection, ends: asyncio.Event) -> None:
+    """Send all audio back, until told to close."""
+    ending = asyncio.ensure_future(ends.wait())
+    try:
+        while True:
+            receiving = asyncio.ensure_future(connection.recv())
+            await asyncio.wait({receiving, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if not receiving.done():
+                receiving.cancel()
+                await asyncio.gather(receiving, return_exceptions=True)
+                return
+            message = receiving.result()
+            if isinstance(message, bytes):
+                await connection.send(message)
+    finally:
+        ending.cancel()
 
 
 async def test_daemon_that_is_not_there_lets_the_dialplan_go_on_after_2_s(
