@@ -64,9 +64,17 @@ class _HangingTests:
         self._next = 0.0
 
     def pytest_runtest_setup(self) -> None:
-        if (now := time.monotonic()) > self._next:
-            self._next = now + self.SPARED_S
-            faulthandler.dump_traceback_later(self.LIMIT_S, exit=True, file=self._standard_error)
+        if time.monotonic() > self._next:
+            self._begin()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_exception_interact(self) -> None:
+        """Begin anew for what follows a failure: pytest's own faulthandler has cancelled it."""
+        self._begin()
+
+    def _begin(self) -> None:
+        self._next = time.monotonic() + self.SPARED_S
+        faulthandler.dump_traceback_later(self.LIMIT_S, exit=True, file=self._standard_error)
 
     def pytest_unconfigure(self) -> None:
         faulthandler.cancel_dump_traceback_later()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -28,7 +29,9 @@ from audiofork.link.messages import (
     Streaming,
     TakeStats,
 )
-from audiofork.link.stream import Close, Configure, Held, Listening, Ping, Pong
+from audiofork.link.stream import Close, Configure, Held, Listening, Ping, Pong, encode
+from audiofork.relay import detached
+from audiofork.relay.detached import DetachedProcess
 from testbed.recorder import Recorder
 from tests.relay.peers import counted, numbered, until
 from tests.relay.test_process import CONFIG, TIMEOUT_S, Control
@@ -227,3 +230,23 @@ async def test_who_listened_to_a_fork_is_forgotten_with_the_daemon(
 async def test_socket_is_for_its_owner_alone(path: Path, process: subprocess.Popen[bytes]) -> None:
     async with daemon(path, process):
         assert mode_of(path) == 0o600
+
+
+async def test_another_user_is_refused_and_logged(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(detached, "_peer_of", lambda end: (4321, os.geteuid() + 1))
+    one = DetachedProcess(path)
+    running = asyncio.create_task(one.run())
+    await until(lambda: listens(path), TIMEOUT_S)
+    reader, writer = await asyncio.open_unix_connection(path)
+    try:
+        writer.write(encode(Configure.of(CONFIG)))
+        async with asyncio.timeout(TIMEOUT_S):
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+    finally:
+        writer.close()
+        one._stop.set()
+        await running
+    assert f"process 4321 of the user {os.geteuid() + 1} may not order forks here" in caplog.text
