@@ -43,6 +43,7 @@ OTHER_ROWS = (
     *(Row(400, form=form) for form in ("M", "json", "ulaw", "twilio")),
     Row(200, voice_ms=20),
     Row(200, voice_ms=40),
+    Row(200, voice_ms=100),
     Row(400, watched=True),
 )
 # Each of the others comes next to the floor that it is compared with.
