@@ -1,4 +1,4 @@
-"""The files of Unix sockets that the daemon, or a relay process of its own, listens at."""
+"""The files of Unix sockets that the daemon, or a relay process of its own, listens at; peers."""
 
 from __future__ import annotations
 
@@ -6,13 +6,40 @@ import contextlib
 import os
 import socket
 import stat
+import struct
 from pathlib import Path
+from typing import NamedTuple
 
 from audiofork.errors import ConfigError
 from audiofork.text import reason_of
 
 MAX_PATH_BYTES = 107  # sun_path is 108 bytes, the last one zero
 PROBE_TIMEOUT_S = 1.0
+_CREDENTIALS = struct.Struct("3i")  # struct ucred
+
+
+class Peer(NamedTuple):
+    """Who is at the other end of a Unix socket, by the kernel's word.
+
+    Attributes:
+        pid: The process; 0: it is in another PID namespace.
+        uid: Its user; `gid` its group.
+    """
+
+    pid: int
+    uid: int
+    gid: int
+
+    @property
+    def may_be_trusted(self) -> bool:
+        """Whether it is a process of our own user, or of root."""
+        return self.uid in (os.geteuid(), 0)
+
+
+def peer_of(end: socket.socket) -> Peer:
+    """Return who is at the other end of a connected Unix socket."""
+    told = end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return Peer(*_CREDENTIALS.unpack(told))
 
 
 def bind(path: Path, option: str, mode: int = 0o660) -> socket.socket:

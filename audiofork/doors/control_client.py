@@ -29,6 +29,7 @@ from audiofork.errors import (
     RequestRefused,
 )
 from audiofork.text import reason_of
+from audiofork.unix_sockets import peer_of
 
 # Longer than the daemon waits for the next line.
 CHECK_TIMEOUT_S = 70.0
@@ -84,8 +85,7 @@ class Client:
     @property
     def daemon_pid(self) -> int:
         """The process id of the daemon; 0 if it is in another PID namespace."""
-        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        return int.from_bytes(credentials[:4], "little")
+        return peer_of(self._socket).pid
 
     def start(self, channel: str, url: str, **wishes: str) -> str:
         """Start a fork on a channel, by name or uniqueid; return its id.

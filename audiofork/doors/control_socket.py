@@ -39,7 +39,6 @@ import itertools
 import json
 import logging
 import socket
-import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +66,7 @@ from audiofork.forks.requests import (
 )
 from audiofork.text import A_BUG, did_you_mean, printable
 from audiofork.unix_sockets import MAX_PATH_BYTES as MAX_PATH_BYTES
-from audiofork.unix_sockets import bind, remove
+from audiofork.unix_sockets import bind, peer_of, remove
 
 if TYPE_CHECKING:
     from audiofork.forks.following import StartNews
@@ -301,9 +300,7 @@ def _of_user(writer: asyncio.StreamWriter) -> str:
     peer: socket.socket | None = writer.get_extra_info("socket")
     if peer is None:
         return ""
-    credentials = struct.Struct("3i")  # of the peer, in ucred's order: pid, uid, gid
-    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
-    return f" of uid {credentials.unpack(raw)[1]}"
+    return f" of uid {peer_of(peer).uid}"
 
 
 async def _read_line(reader: asyncio.StreamReader) -> bytes:

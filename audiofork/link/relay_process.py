@@ -9,13 +9,13 @@ import fcntl
 import os
 import signal
 import socket
-import struct
 import sys
 from asyncio.subprocess import Process
 from pathlib import Path
 from typing import Protocol
 
 from audiofork.system import child_environment
+from audiofork.unix_sockets import peer_of
 
 MODULE = "audiofork.relay.process"
 DETACHED_MODULE = "audiofork.relay.detached"
@@ -28,7 +28,6 @@ _INTERVAL_S = 0.02
 # Prefixes of environment variables that relay processes must not get: the configuration with the
 # secret.
 _WITHHELD = ("AUDIOFORK_", "CREDENTIALS_")
-_PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _NOT_THERE = (FileNotFoundError, ConnectionRefusedError)
 
 
@@ -108,9 +107,7 @@ class Detached:
     def __init__(self, end: socket.socket) -> None:
         self.end = end
         self.is_service = True
-        self.pid, _, _ = _PEER.unpack(
-            end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-        )
+        self.pid = peer_of(end).pid
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -204,6 +201,7 @@ class DetachedPlace:
             end.setblocking(False)
             try:
                 await loop.sock_connect(end, os.fspath(self._path))
+                _check_trusted(end, self._path)
                 return Detached(end)
             except _NOT_THERE:
                 end.close()
@@ -238,6 +236,13 @@ class DetachedPlace:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _check_trusted(end: socket.socket, path: Path) -> None:
+    """Raise PermissionError if another user's process is there: it would get URLs with tokens."""
+    peer = peer_of(end)
+    if not peer.may_be_trusted:
+        raise PermissionError(errno.EPERM, f"{path} is of the process of another user, {peer.uid}")
 
 
 def _has_ended(pid: int) -> bool:

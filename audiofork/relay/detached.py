@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import socket
-import struct
 import sys
 from pathlib import Path
 
@@ -24,12 +22,11 @@ from audiofork.link.stream import Configure, Down, Held, Link, Listening, Up, de
 from audiofork.relay.handover import Handover
 from audiofork.relay.process import WorkerProcess
 from audiofork.system import lift_file_limit, notify, spare_collections
-from audiofork.unix_sockets import bind, remove
+from audiofork.unix_sockets import bind, peer_of, remove
 
 log = logging.getLogger(__name__)
 
 _MODE = 0o600
-_PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
 class DetachedProcess(WorkerProcess):
@@ -82,9 +79,9 @@ class DetachedProcess(WorkerProcess):
         loop = asyncio.get_running_loop()
         while True:
             end, _ = await loop.sock_accept(listener)
-            pid, uid = _peer_of(end)
-            if uid not in (os.geteuid(), 0):
-                log.error("process %d of the user %d may not order forks here", pid, uid)
+            peer = peer_of(end)
+            if not peer.may_be_trusted:
+                log.error("process %d of the user %d may not order forks here", peer.pid, peer.uid)
                 end.close()
                 continue
             await self._serve(end)
@@ -166,13 +163,6 @@ class DetachedProcess(WorkerProcess):
     def _tell(self, message: Up) -> None:
         if self._link is not None:
             self._link.send(message)
-
-
-def _peer_of(end: socket.socket) -> tuple[int, int]:
-    """Return the process and the user at the other end of a Unix socket."""
-    told = end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    pid, uid, _ = _PEER.unpack(told)
-    return pid, uid
 
 
 def run(path: Path, *, is_service: bool = True) -> None:

@@ -28,6 +28,7 @@ from audiofork.link.messages import (
     Streaming,
 )
 from audiofork.link.relay_process import SOCKET_NAME, Detached
+from audiofork.unix_sockets import Peer
 from testbed.asterisk import free_port
 from testbed.recorder import Recorder
 from tests.link.test_processes import TIMEOUT_S, Rig
@@ -256,6 +257,17 @@ async def test_second_daemon_at_the_same_processes_is_refused_with_the_reason(
         await daemons.start()
     assert list(await first.stats()) == [fork_id]
     assert first.of(RelayLost) == []
+
+
+async def test_process_of_another_user_is_told_nothing(
+    daemons: Daemons, service: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await until(lambda: socket_of(daemons.config).exists(), TIMEOUT_S)
+    stranger = Peer(service.pid, os.geteuid() + 1, 0)
+    monkeypatch.setattr(relay_process, "peer_of", lambda end: stranger)
+    with pytest.raises(CannotListen, match=r"relay\.sock is of the process of another user"):
+        await daemons.start()
+    assert service.poll() is None
 
 
 async def test_folder_that_cannot_be_used_is_told(config: Config, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from audiofork.link.messages import (
 from audiofork.link.stream import Close, Configure, Held, Listening, Ping, Pong, encode
 from audiofork.relay import detached
 from audiofork.relay.detached import DetachedProcess
+from audiofork.unix_sockets import Peer
 from testbed.recorder import Recorder
 from tests.relay.peers import counted, numbered, until
 from tests.relay.test_process import CONFIG, TIMEOUT_S, Control
@@ -235,7 +236,7 @@ async def test_socket_is_for_its_owner_alone(path: Path, process: subprocess.Pop
 async def test_another_user_is_refused_and_logged(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(detached, "_peer_of", lambda end: (4321, os.geteuid() + 1))
+    monkeypatch.setattr(detached, "peer_of", lambda end: Peer(4321, os.geteuid() + 1, 0))
     one = DetachedProcess(path)
     running = asyncio.create_task(one.run())
     await until(lambda: listens(path), TIMEOUT_S)

@@ -7,7 +7,6 @@ import functools
 import logging
 import socket
 import ssl
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ from audiofork.errors import AudioForkError, CannotListen, ConfigError
 from audiofork.log import Refusals
 from audiofork.text import why
 from audiofork.tls_contexts import server_context
-from audiofork.unix_sockets import bind, remove
+from audiofork.unix_sockets import bind, peer_of, remove
 
 log = logging.getLogger(__name__)
 
@@ -225,9 +224,7 @@ def _user_of(request: web.BaseRequest) -> str:
     peer = transport.get_extra_info("socket") if transport is not None else None
     if peer is None or peer.family != socket.AF_UNIX:
         return ""
-    credentials = struct.Struct("3i")  # in ucred's order: pid, uid, gid
-    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
-    return f"uid {credentials.unpack(raw)[1]}"
+    return f"uid {peer_of(peer).uid}"
 
 
 def _query_of(request: web.BaseRequest, route: Route) -> Any:
