@@ -144,12 +144,12 @@ def _attempts(what: str, process: subprocess.Popen[bytes] | None = None) -> Iter
     raise TimeoutError(what)
 
 
-def newer(package: Path, folder: Path) -> Path:
-    """Return the same package with a higher version."""
+def newer(package: Path, folder: Path, first: int = 9) -> Path:
+    """Return the same package with a higher version, which begins with a number."""
     tree = folder / "tree"
     _dpkg_deb("--raw-extract", str(package), str(tree))
     control = tree / "DEBIAN/control"
-    control.write_text(control.read_text().replace("\nVersion: ", "\nVersion: 9."))
+    control.write_text(control.read_text().replace("\nVersion: ", f"\nVersion: {first}."))
     target = folder / "newer.deb"
     _dpkg_deb("--root-owner-group", "-Znone", "--build", str(tree), str(target))
     return target

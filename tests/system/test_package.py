@@ -260,6 +260,46 @@ async def test_upgrade_keeps_the_forks_of_calls(
     await asyncio.to_thread(wait_for_journal, machine, "SIGUSR1: forks that run at the next stop")
 
 
+@pytest.fixture
+def detached(machine: Machine) -> Iterator[None]:
+    """A relay process that outlives the daemon, as the manual sets it up."""
+    ini = machine.root / "etc/audiofork/audiofork.ini"
+    before = ini.read_text()
+    ini.write_text(before.replace(";detached = no", "detached = yes"))
+    machine.run("systemctl", "stop", "audiofork")
+    machine.run("systemctl", "enable", "--now", "audiofork-relay@0")
+    yield
+    ini.write_text(before)
+    machine.run("systemctl", "disable", "--now", "audiofork-relay@0")
+
+
+@counts_blocks
+@pytest.mark.usefixtures("detached")
+@pytest.mark.parametrize("how", ["killed", "upgraded"])
+async def test_forks_of_a_detached_relay_lose_no_block_while_the_daemon_is_away(
+    scene: Scene[Recorder], machine: Machine, package: Path, tmp_path: Path, how: str
+) -> None:
+    relay = await asyncio.to_thread(machine.show, "audiofork-relay@0", "MainPID")
+    fork = await streaming_call(scene)
+    higher = await asyncio.to_thread(newer, package, tmp_path, 10)
+    position = len(scene.ami.events)
+    speaking = fork.target.call.play(BLOCKS)
+    await asyncio.sleep(1)
+    if how == "upgraded":
+        await asyncio.to_thread(machine.install, higher)
+    else:
+        await in_thread(
+            machine, "systemctl", "kill", "--kill-whom=main", "--signal=KILL", "audiofork"
+        )
+    assert (await fork.started(after=position))["TakenUp"] == "yes"
+    await asyncio.sleep(1)
+    speaking.cancel()
+    assert await lost_blocks(scene, fork) == 0
+    assert len(scene.server.at("/")) == 1
+    assert await asyncio.to_thread(machine.show, "audiofork-relay@0", "MainPID") == relay != "0"
+    await asyncio.to_thread(wait_for_journal, machine, "and found 1 that went on")
+
+
 async def test_daemon_that_hangs_is_replaced_by_the_watchdog(
     scene: Scene[Recorder], machine: Machine
 ) -> None:
