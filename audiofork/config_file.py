@@ -169,6 +169,7 @@ def _parsed(given: _Given, secrets_of: Sequence[str]) -> Config:
     config = Config(**sections)
     _check_commands(config, given)
     _check_ports(config, given)
+    _check_detached(config, given)
     _check_tap(config, given)
     _check_logins(config, given)
     _check_http(config, given)
@@ -318,6 +319,15 @@ def _check_ports(config: Config, given: _Given) -> None:
                 f"{given.place('audiosocket', name)}: [audiosocket] {name}: expected {workers} "
                 f"ports from {address.port} on ([relay] workers), the last is {MAX_PORT}"
             )
+
+
+def _check_detached(config: Config, given: _Given) -> None:
+    """Refuse relay processes whose forks no later daemon would know."""
+    if config.relay.detached and not config.daemon.journal:
+        place = given.place("relay", "detached")
+        raise ConfigError(
+            f"{place}: [relay] detached: needs [daemon] journal: by it the next daemon finds forks"
+        )
 
 
 def _check_commands(config: Config, given: _Given) -> None:

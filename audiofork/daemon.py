@@ -44,6 +44,7 @@ from audiofork.link.inline import InlineRelay, check_files
 from audiofork.link.messages import CheckLeg, Format, Report, SendReport, WatchReport
 from audiofork.link.processes import RelayProcesses
 from audiofork.link.relay import Relay
+from audiofork.link.relay_process import retire_unused
 from audiofork.system import feed_watchdog, lift_file_limit, notify, spare_collections
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ class Daemon:
 
     async def _start(self) -> None:
         lift_file_limit()
+        await retire_unused(self._config.relay)
         address = await self.relay.start()
         self.ami = Ami(self._config.asterisk, self._on_event, self._up)
         self._check_answers = CheckAnswers(

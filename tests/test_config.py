@@ -581,6 +581,12 @@ def test_tap_by_snoop_without_ari_is_an_error_that_names_both() -> None:
     )
 
 
+def test_detached_relay_processes_without_a_journal_are_an_error_that_names_both() -> None:
+    assert refusal("[relay]\ndetached = yes\n[daemon]\njournal =") == (
+        "test.ini:2: [relay] detached: needs [daemon] journal: by it the next daemon finds forks"
+    )
+
+
 def test_bad_value_of_the_second_section_names_its_own_line() -> None:
     content = "[asterisk]\nping_interval = 10\n[websocket]\nping_interval: x=1\n"
     assert refusal(content).startswith("test.ini:4: [websocket] ping_interval: ")

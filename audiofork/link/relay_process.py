@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import signal
 import socket
@@ -14,8 +15,12 @@ from asyncio.subprocess import Process
 from pathlib import Path
 from typing import Protocol
 
+from audiofork.config import RelayConfig
+from audiofork.link.stream import Close, encode
 from audiofork.system import child_environment
 from audiofork.unix_sockets import peer_of
+
+log = logging.getLogger(__name__)
 
 MODULE = "audiofork.relay.process"
 DETACHED_MODULE = "audiofork.relay.detached"
@@ -24,6 +29,7 @@ SOCKET_NAME = "relay.sock"
 # slowly. Who has started an earlier one, such as systemd, may take so long to replace it.
 START_TIMEOUT_S = 30.0
 REPLACE_TIMEOUT_S = 3.0
+RETIRE_TIMEOUT_S = 4.0  # longer than its forks may take to end
 _INTERVAL_S = 0.02
 # Prefixes of environment variables that relay processes must not get: the configuration with the
 # secret.
@@ -173,6 +179,30 @@ class DetachedPlace:
             os.kill(pid, signal.SIGKILL)
             raise OSError(errno.ETIMEDOUT, "it did not start in time") from None
 
+    async def retire(self) -> bool:
+        """Let the process end, with its forks, if it runs and no daemon has it.
+
+        Who has started it may start it again; it then waits for a daemon, and listens at no port.
+
+        Returns:
+            Whether it has ended.
+        """
+        try:
+            self._take_lock()
+            process = await self._connected(0.0)
+        except OSError:  # TimeoutError is one
+            return False
+        finally:
+            self.close()
+        loop = asyncio.get_running_loop()
+        with process.end, contextlib.suppress(ConnectionError):
+            await loop.sock_sendall(process.end, encode(Close()))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RETIRE_TIMEOUT_S):
+                await process.wait()
+                return True
+        return False
+
     def _take_lock(self) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._lock is not None:
@@ -236,6 +266,24 @@ class DetachedPlace:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+async def retire_unused(relay: RelayConfig) -> None:
+    """Let the detached processes end that an earlier configuration had, and this one has not.
+
+    Their forks would go on beside those that the journal has begun anew.
+    """
+    for folder in _unused(relay):
+        if await DetachedPlace(folder).retire():
+            log.warning("ended the relay process of %s, which is not configured any more", folder)
+
+
+def _unused(relay: RelayConfig) -> list[Path]:
+    """Return the folders of detached processes that are not configured."""
+    first = relay.workers if relay.detached else 0
+    folders = Path(relay.folder).glob("[0-9]*")
+    numbers = [int(path.name) for path in folders if path.name.isdecimal()]
+    return [Path(relay.folder) / str(one) for one in sorted(numbers) if one >= first]
 
 
 def _check_trusted(end: socket.socket, path: Path) -> None:

@@ -18,7 +18,7 @@ import uvloop
 from audiofork.config import RelayConfig
 from audiofork.errors import ConfigError
 from audiofork.link.messages import Command, ForkReport, Listen, Report
-from audiofork.link.stream import Configure, Down, Held, Link, Listening, Up, decode_down
+from audiofork.link.stream import Close, Configure, Down, Held, Link, Listening, Up, decode_down
 from audiofork.relay.handover import Handover
 from audiofork.relay.process import WorkerProcess
 from audiofork.system import lift_file_limit, notify, spare_collections
@@ -95,12 +95,12 @@ class DetachedProcess(WorkerProcess):
         await link.open(end)
 
     def _on_heard(self, link: Link[Down], message: Down) -> None:
-        if link is not self._link:
-            if not isinstance(message, Configure):  # no daemon, or one whose place is taken
-                link.close()
-                return
+        if isinstance(message, Configure) and link is not self._link:
             self._take(link)
-        self._on_message(message)
+        if isinstance(message, Close) or link is self._link:
+            self._on_message(message)
+        else:  # it is no daemon, or one whose place is taken
+            link.close()
 
     def _take(self, link: Link[Down]) -> None:
         """Let a daemon have this process, in place of an earlier one."""
@@ -130,8 +130,11 @@ class DetachedProcess(WorkerProcess):
         self._orphan_timer = loop.call_later(self._orphan_timeout_s, self._give_up)
 
     def _give_up(self) -> None:
-        log.error("no daemon came for %g s: %d forks end", self._orphan_timeout_s, self._forks)
-        self._stop.set()
+        """End, unless there is nothing to end, and somebody else wants it to wait on."""
+        if len(self._handover):
+            log.error("no daemon came for %g s: %d forks end", self._orphan_timeout_s, self._forks)
+        if len(self._handover) or not self._is_service:
+            self._stop.set()
 
     def _cancel_timer(self) -> None:
         if self._orphan_timer is not None:

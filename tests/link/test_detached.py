@@ -27,7 +27,7 @@ from audiofork.link.messages import (
     RelayLost,
     Streaming,
 )
-from audiofork.link.relay_process import SOCKET_NAME, Detached
+from audiofork.link.relay_process import SOCKET_NAME, Detached, retire_unused
 from audiofork.unix_sockets import Peer
 from testbed.asterisk import free_port
 from testbed.recorder import Recorder
@@ -289,3 +289,35 @@ async def test_address_that_was_changed_takes_effect_with_the_next_process(
     second = await daemons.start()
     assert list(second.relays.addresses) == [before]
     assert f"listens at {before}, and not at {listen}: it has to be restarted" in caplog.text
+
+
+async def test_process_that_is_not_configured_any_more_ends_with_its_forks(
+    daemons: Daemons, recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = await daemons.start()
+    await daemons.stream(first, recorder)
+    pid = first.pid(0)
+    await daemons.die(first)
+    await retire_unused(daemons.config.relay)  # it is configured
+    assert lives(pid)
+    await retire_unused(replace(daemons.config.relay, detached=False))
+    assert not lives(pid)
+    assert (await recorder.wait_closed("/fork")).close_code == 1001
+    assert "which is not configured any more" in caplog.text
+
+
+async def test_process_of_a_daemon_that_runs_is_not_ended_by_another(
+    daemons: Daemons, recorder: Recorder
+) -> None:
+    first = await daemons.start()
+    fork_id = await daemons.stream(first, recorder)
+    await retire_unused(replace(daemons.config.relay, detached=False))
+    assert list(await first.stats()) == [fork_id]
+    assert first.of(RelayLost) == []
+
+
+async def test_nothing_is_ended_where_there_is_nothing(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    (tmp_path / "note").touch()
+    await retire_unused(RelayConfig(folder=str(tmp_path)))
+    await retire_unused(RelayConfig(folder=str(tmp_path / "none")))

@@ -251,3 +251,24 @@ async def test_another_user_is_refused_and_logged(
         one._stop.set()
         await running
     assert f"process 4321 of the user {os.geteuid() + 1} may not order forks here" in caplog.text
+
+
+async def test_service_without_forks_waits_on(path: Path) -> None:
+    one = DetachedProcess(path)
+    one._orphan_timeout_s = 0.05
+    running = asyncio.create_task(one.run())
+    try:
+        await until(lambda: listens(path), TIMEOUT_S)
+        await asyncio.sleep(0.2)
+        assert not running.done()
+    finally:
+        one._stop.set()
+        await running
+
+
+async def test_process_of_a_daemon_without_forks_does_not_wait_for_ever(path: Path) -> None:
+    one = DetachedProcess(path, is_service=False)
+    one._orphan_timeout_s = 0.05
+    async with asyncio.timeout(TIMEOUT_S):
+        await one.run()
+    assert mode_of(path) is None
