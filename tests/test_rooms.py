@@ -92,3 +92,32 @@ def test_relay_knows_of_the_link_its_messages_alone_but_for_its_own_processes() 
             of_link = {one for one in imports(path) if room_of(one) == "link"}
             messages = ("link.messages.", "link.dialogue.")
             assert all(one.startswith(messages) for one in of_link), name
+
+
+def attributes_of(constructor: ast.FunctionDef) -> set[str]:
+    """Return the names of the attributes that a constructor sets."""
+    return {
+        node.attr
+        for node in ast.walk(constructor)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
+    }
+
+
+def test_no_module_has_more_than_500_lines() -> None:
+    long = {name for name, path in modules().items() if len(path.read_text().splitlines()) > 500}
+    assert long == set()
+
+
+def test_no_constructor_sets_more_than_14_attributes() -> None:
+    wide = [
+        (name, node.lineno)
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+        and node.name == "__init__"
+        and len(attributes_of(node)) > 14
+    ]
+    assert wide == []

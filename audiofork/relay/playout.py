@@ -86,7 +86,6 @@ class Playout:
         counts: What became of the audio.
         begins_at: When the spurt begins or began, or is given up while it is late; None: there is
             silence.
-        is_late: Whether the spurt's next frame was due, and may still come.
         marks: Those that have not been told, and what else is to be done; each with the number of
             frames that it waits for.
     """
@@ -100,8 +99,6 @@ class Playout:
     ) -> None:
         self.counts = PlayoutCounts()
         self.begins_at: float | None = None
-        self.is_late = False
-        self._by_frame = False  # whether the spurt began with no more than one
         self._tell = tell
         self._times = _Times(clock)
         self._most = max(1, round(buffer_s / PTIME_S))
@@ -114,6 +111,11 @@ class Playout:
         self._taken = 0  # frames that have left the queue
         self.marks: deque[tuple[int, Mark | Callable[[], None]]] = deque()
         self._is_high = False
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the spurt's next frame was due, and may still come."""
+        return self._times.is_late
 
     @property
     def waiting(self) -> int:
@@ -153,21 +155,21 @@ class Playout:
         if self.begins_at is None:
             self.counts.underruns += self._times.have_ended_just_now
             self._begin(len(whole) / SAMPLE_BYTES / sample_rate, sample_rate)
-        elif is_frame and not self.is_late:
+        elif is_frame and not self._times.is_late:
             self._spare_delay(whole)
         if is_frame and len(self._frames) < self._most:
             self._frames.append(whole)  # the shortest way, for a server that sends frame by frame
         else:
             self._cut(self._at_own_rate(whole, sample_rate))
-        if self.is_late and self._frames:
+        if self._times.is_late and self._frames:
             self._go_on()
         if not self._is_high and len(self._frames) >= HIGH * self._most:
             self._set_high(True)
 
     def _begin(self, piece_s: float, sample_rate: int) -> None:
         """Begin a spurt, whose first piece is so long."""
-        self._by_frame = piece_s <= PTIME_S
-        wait_s = FRAME_PREBUFFER_S if self._by_frame else PREBUFFER_S
+        self._times.by_frame = by_frame = piece_s <= PTIME_S
+        wait_s = FRAME_PREBUFFER_S if by_frame else PREBUFFER_S
         if sample_rate != self._sample_rate:
             wait_s += LAG_S
         self._begin_at(self._times.now() + wait_s)
@@ -179,7 +181,7 @@ class Playout:
 
     def _go_on(self) -> None:
         """Let the frame that is late be due now, and the next 20 ms after it."""
-        self.is_late = False
+        self._times.is_late = False
         self.begins_at = self._times.now()
         self.counts.underruns += 1
 
@@ -287,7 +289,7 @@ class Playout:
 
     def _be_silent(self) -> None:
         self.begins_at = None
-        self.is_late = False
+        self._times.is_late = False
 
     def forget_half_sample(self) -> None:
         """Expect no more of what the server has begun: its connection is lost."""
@@ -322,9 +324,10 @@ class Playout:
 
     def _wait_on(self, now: float) -> bool:
         """Return whether to wait for the frame that is due: what is left of one is played now."""
-        if not self._by_frame or self.is_late or self._partial_bytes:
+        times = self._times
+        if not times.by_frame or times.is_late or self._partial_bytes:
             return False
-        self.is_late = True
+        times.is_late = True
         self.begins_at = now + PATIENCE_S
         return True
 
@@ -379,6 +382,8 @@ class _Times:
     Attributes:
         now: Returns the time in seconds.
         ended_at: When the last spurt ended; -inf: it was dropped.
+        by_frame: Whether the spurt began with no more than one frame.
+        is_late: Whether its next frame was due, and may still come.
     """
 
     __slots__ = (
@@ -387,12 +392,15 @@ class _Times:
         "_shortest_s",
         "_silent",
         "_taken_at",
+        "by_frame",
         "ended_at",
+        "is_late",
         "now",
     )
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.now = now
+        self.by_frame = self.is_late = False
         self.ended_at = -math.inf
         self.begin(0.0)
 
