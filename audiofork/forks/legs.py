@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import uuid
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.base import LegOrder
@@ -104,23 +104,27 @@ class Legs:
         if not any(leg.id for leg in fork.legs.values()):
             self.order(fork, anew=False)
 
-    def adopt(self, fork: Fork, leg_ids: Mapping[str, str]) -> None:
+    def adopt(self, fork: Fork, leg_ids: Mapping[str, str], present: Container[str]) -> None:
         """Take over the legs of a fork that an earlier daemon has left to its relay process.
 
-        The relay reports which of them are attached; those that were not ordered are ordered now.
+        The relay reports which of them are attached. Those that Asterisk does not have are requested
+        now: the earlier daemon may have died before it could.
 
         Args:
             fork: The fork.
             leg_ids: Their ids, by part.
+            present: The uniqueids of all channels.
         """
         for leg in fork.legs.values():
-            if leg_id := leg_ids.get(leg.part):
+            leg_id = leg_ids.get(leg.part, "")
+            if fork.connects and not leg_id:
+                continue  # it is requested when the server is there
+            self._give_time(fork, leg, f"{leg} did not connect")
+            if not fork.connects and leg_id not in present and fork.uniqueid in present:
+                self._ask(fork, leg, anew=True)
+            else:
                 leg.id = leg_id
                 leg.gone = fork.connects
-                self._give_time(fork, leg, f"{leg} did not connect")
-            elif not fork.connects:
-                self._give_time(fork, leg, f"{leg} did not connect")
-                self._ask(fork, leg, anew=True)
 
     def _ask(self, fork: Fork, leg: Leg, *, anew: bool) -> None:
         if leg.id and not leg.gone:

@@ -198,7 +198,7 @@ class Recovery:
             return False
         if not refused:
             refused = self._why_refused(fork)
-        self._starting.adopt(fork, choice, held.leg_ids)
+        self._starting.adopt(fork, choice, held.leg_ids, present)
         if self._is_of_another_asterisk(fork):
             self._ending.end(fork, EndReason.LEG_FAILED, RESTARTED)
         elif fork.uniqueid not in present:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.channels import Channels
@@ -242,13 +242,16 @@ class Starting:
         self._table.bind(fork)
         self._launch(fork)
 
-    def adopt(self, fork: Fork, choice: Choice, leg_ids: Mapping[str, str]) -> None:
+    def adopt(
+        self, fork: Fork, choice: Choice, leg_ids: Mapping[str, str], present: Container[str]
+    ) -> None:
         """Take over a fork of an earlier run, which its relay process goes on with.
 
         Args:
             fork: The fork.
             choice: How its legs were made.
             leg_ids: Their ids, by part.
+            present: The uniqueids of all channels.
         """
         fork.grants = self.admission.grants_of(fork.request, self._profiles)
         fork.settle(choice)
@@ -257,7 +260,7 @@ class Starting:
         self._begin(fork)
         self._send(Adopt(fork.id))
         self._mute(fork)
-        self._legs.adopt(fork, leg_ids)
+        self._legs.adopt(fork, leg_ids, present)
 
     def _launch(self, fork: Fork) -> None:
         """Write the fork to the journal, emit Requested, and order the fork and its legs."""

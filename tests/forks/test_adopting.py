@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 
 import pytest
@@ -45,8 +45,18 @@ async def leaving(rig: Rig) -> AsyncIterator[Rig]:
     await one.close()
 
 
+@pytest.fixture(autouse=True)
+def legs_end(rig: Rig) -> Iterator[None]:
+    """Asterisk ends the legs of ended forks."""
+    yield
+    rig.ami.channels.pop(LEG, None)
+
+
 def hold(rig: Rig, held: HeldFork = HELD) -> None:
     rig.held = {held.fork_id: held}
+    if UNIQUEID in rig.ami.channels:
+        legs = dict.fromkeys(held.leg_ids.values(), "AudioSocket/127.0.0.1:9093-1")
+        rig.ami.channels = {**rig.ami.channels, **legs}
 
 
 async def adopt(rig: Rig) -> None:
@@ -102,6 +112,15 @@ async def test_leg_that_was_not_ordered_any_more_is_ordered(rig: Rig) -> None:
     await resume(rig, ENTRY)
     assert rig.sent == [Adopt(UNKNOWN_ID)]
     assert [one.part for one in rig.expected] == [PAIRS]
+
+
+async def test_leg_that_asterisk_was_not_asked_for_any_more_is_asked_for(rig: Rig) -> None:
+    """The relay expects it, but the daemon died before it could ask Asterisk."""
+    hold(rig)
+    del rig.ami.channels[LEG]
+    await resume(rig, ENTRY)
+    assert [one.part for one in rig.expected] == [PAIRS]
+    assert rig.tap.started == [(UNKNOWN_ID, UNIQUEID)]
 
 
 async def test_leg_that_was_ordered_and_does_not_come_ends_it(rig: Rig) -> None:
