@@ -107,8 +107,8 @@ class Legs:
     def adopt(self, fork: Fork, leg_ids: Mapping[str, str], present: Container[str]) -> None:
         """Take over the legs of a fork that an earlier daemon has left to its relay process.
 
-        The relay reports which of them are attached. Those that Asterisk does not have are requested
-        now: the earlier daemon may have died before it could.
+        The relay reports which of them are attached. Those that Asterisk does not have are
+        requested now: the earlier daemon may have died before it could.
 
         Args:
             fork: The fork.

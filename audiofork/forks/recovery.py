@@ -220,9 +220,10 @@ class Recovery:
 
     def _end_unknown(self) -> None:
         """End the forks that go on, and that the journal does not know."""
-        unknown = list(self._held())
-        for fork_id in unknown:
-            self._send(EndFork(fork_id, EndReason.SHUTDOWN, "the journal does not know it"))
+        held = list(self._held().values())
+        for one in held:
+            self._send(EndFork(one.fork_id, EndReason.SHUTDOWN, "the journal does not know it"))
+        unknown = [one for one in held if not one.has_ended]
         if unknown:
             log.warning("ended %d forks that went on: the journal does not know them", len(unknown))
 

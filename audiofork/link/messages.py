@@ -182,6 +182,7 @@ class HeldFork:
         legs: What its legs bring.
         sample_rate: In Hz.
         leg_ids: The ids of their channels, by part; those that were not ordered are missing.
+        has_ended: Whether it has ended meanwhile.
     """
 
     fork_id: str
@@ -189,6 +190,7 @@ class HeldFork:
     legs: tuple[LegPart, ...]
     sample_rate: int
     leg_ids: dict[str, str]
+    has_ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -357,7 +357,7 @@ class RelayProcesses:
             if worker.held.pop(message.fork_id, None) is None:
                 self._reports.put(message)
             else:
-                log.warning("an unknown fork of an earlier daemon has ended: %s", message)
+                log.debug("an unknown fork of an earlier daemon has ended: %s", message)
 
     def _on_held(self, worker: ProcessWorker, message: Held) -> None:
         """Take the forks that an earlier daemon has left, until they are adopted or ended."""

@@ -11,6 +11,7 @@ import logging
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import uvloop
@@ -43,7 +44,7 @@ class DetachedProcess(WorkerProcess):
         super().__init__()
         self._path = path
         self._is_service = is_service
-        self._handover = Handover()
+        self._handover = Handover(time.monotonic)
         self._link: Link[Down] | None = None
         self._orphan_timeout_s = RelayConfig.orphan_timeout
         self._orphan_timer: asyncio.TimerHandle | None = None

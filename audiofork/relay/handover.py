@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from audiofork.link.messages import (
@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 # Texts of a fork's server, and what it asks for, that wait for the next daemon. Further ones are
 # dropped, and counted.
 MOST_WAITING = 100
+# A daemon has noted an end after some milliseconds, on a busy machine and a slow disk a second.
+JUST_ENDED_S = 2.0
+MOST_JUST_ENDED = 200
 
 
 @dataclass(slots=True)
@@ -108,11 +111,17 @@ class Handover:
 
     Owned by the process, which passes on all commands and reports. A fork belongs to the daemon
     that has ordered or adopted it, until that is gone; what happens to it then is kept for the next
-    one.
+    one. So is an end that was reported just before: the daemon may have died before it could note
+    it, and the next one would begin the fork anew.
+
+    Args:
+        clock: Returns the time in seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._forks: dict[str, _Standing] = {}
+        self._clock = clock
+        self._just_ended: deque[tuple[float, _Standing]] = deque(maxlen=MOST_JUST_ENDED)
 
     def __len__(self) -> int:
         return len(self._forks)
@@ -123,6 +132,11 @@ class Handover:
 
     def on_daemon_gone(self) -> None:
         """Keep what happens from now on."""
+        earliest = self._clock() - JUST_ENDED_S
+        for ended_at, standing in self._just_ended:
+            if ended_at >= earliest:
+                self._forks[standing.spec.fork_id] = standing
+        self._just_ended.clear()
         for standing in self._forks.values():
             standing.has_daemon = False
 
@@ -153,7 +167,7 @@ class Handover:
         elif was_held and standing.ended is not None:
             reports = [standing.ended]
         if standing.ended is not None:
-            del self._forks[command.fork_id]
+            self._forget(standing)
         return reports
 
     @staticmethod
@@ -175,11 +189,17 @@ class Handover:
             return True
         standing.note(report)
         if standing.has_daemon and standing.ended is not None:
-            del self._forks[report.fork_id]
+            self._forget(standing)
         return standing.has_daemon
+
+    def _forget(self, standing: _Standing) -> None:
+        """Forget a fork whose end is reported."""
+        del self._forks[standing.spec.fork_id]
+        self._just_ended.append((self._clock(), standing))
 
 
 def _held(standing: _Standing) -> HeldFork:
     spec = standing.spec
     leg_ids = {part.value: leg_id for part, leg_id in standing.leg_ids.items()}
-    return HeldFork(spec.fork_id, spec.way, spec.legs, spec.sample_rate, leg_ids)
+    has_ended = standing.ended is not None
+    return HeldFork(spec.fork_id, spec.way, spec.legs, spec.sample_rate, leg_ids, has_ended)

@@ -27,7 +27,7 @@ from audiofork.link.messages import (
     SinkRetrying,
     Streaming,
 )
-from audiofork.relay.handover import MOST_WAITING, Handover
+from audiofork.relay.handover import JUST_ENDED_S, MOST_WAITING, Handover
 
 IN, OUT = LegPart.IN, LegPart.OUT
 SPEC = ForkSpec(
@@ -42,10 +42,24 @@ LIFE: list[ForkReport] = [
 ENDED = ForkEnded("a", EndReason.SINK_GONE, "gone", ForkStats(5, 5))
 
 
+class Clock:
+    """A clock that the test sets."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-def handover() -> Handover:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def handover(clock: Clock) -> Handover:
     """One fork that streams."""
-    one = Handover()
+    one = Handover(clock)
     assert one.on_command(SPEC) == []
     for part in (IN, OUT):
         assert one.on_command(ExpectLeg("a", part, f"uuid-{part}", f"leg-{part}")) == []
@@ -136,9 +150,26 @@ def test_order_to_end_a_held_fork_lets_its_end_be_reported(handover: Handover) -
     assert len(handover) == 0
 
 
-def test_ended_fork_is_forgotten(handover: Handover) -> None:
+def test_ended_fork_is_forgotten_once_the_daemon_must_have_noted_it(
+    handover: Handover, clock: Clock
+) -> None:
     assert handover.on_report(ENDED)
     assert len(handover) == 0
+    clock.now += JUST_ENDED_S + 0.1
+    handover.on_daemon_gone()
+    assert handover.held() == ()
+
+
+def test_end_that_was_reported_just_before_the_daemon_died_is_reported_again(
+    handover: Handover, clock: Clock
+) -> None:
+    handover.on_report(ENDED)
+    clock.now += JUST_ENDED_S - 0.1
+    handover.on_daemon_gone()
+    (held,) = handover.held()
+    assert held.has_ended
+    assert handover.on_command(Adopt("a")) == [*LIFE, ENDED]
+    assert handover.held() == ()
 
 
 def test_messages_beyond_a_number_are_dropped_and_counted(
