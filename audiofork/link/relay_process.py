@@ -28,7 +28,7 @@ SOCKET_NAME = "relay.sock"
 # How long a detached process may take until its socket is there: a busy machine starts Python
 # slowly. Who has started an earlier one, such as systemd, may take so long to replace it.
 START_TIMEOUT_S = 30.0
-REPLACE_TIMEOUT_S = 3.0
+REPLACE_TIMEOUT_S = 5.0
 RETIRE_TIMEOUT_S = 4.0  # longer than its forks may take to end
 _INTERVAL_S = 0.02
 # Prefixes of environment variables that relay processes must not get: the configuration with the

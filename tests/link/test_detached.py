@@ -210,8 +210,9 @@ async def test_process_that_dies_with_held_forks_holds_them_no_more(
 
 
 async def test_process_that_somebody_else_has_started_is_theirs_to_replace(
-    daemons: Daemons, service: subprocess.Popen[bytes]
+    daemons: Daemons, service: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(relay_process, "REPLACE_TIMEOUT_S", TIMEOUT_S)
     await until(lambda: socket_of(daemons.config).exists(), TIMEOUT_S)
     rig = await daemons.start()
     service.kill()

@@ -17,7 +17,7 @@ from testbed.asterisk import Asterisk
 from testbed.blocks import make_blocks
 from testbed.daemon import Daemon
 from testbed.sip import SipUser
-from tests.system.conftest import needs_pairs, place_call, set_globals
+from tests.system.conftest import counts_blocks, needs_pairs, place_call, set_globals
 
 pytestmark = pytest.mark.asterisk
 
@@ -160,6 +160,7 @@ async def collect(output: asyncio.StreamReader, lines: list[str]) -> None:
 
 @needs_pocketsphinx
 @needs_pairs()
+@counts_blocks  # a word that lacks some is another word
 async def test_prompt_of_a_call_comes_back_as_text(
     daemon: Daemon,
     ami: AmiClient,

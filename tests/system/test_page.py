@@ -76,6 +76,7 @@ def play_tone(target: Target) -> asyncio.Future[int]:
     return target.call.play(packets, loop=True)
 
 
+@pytest.mark.serial  # judges time
 async def test_fork_appears_within_half_a_second_and_nothing_of_its_caller_is_markup(
     page: Page, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
