@@ -18,6 +18,7 @@ import re
 import signal
 import sqlite3
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -246,6 +247,26 @@ async def killed(scene: Scene) -> list[Finding]:
             await crowd.hang_up()
             connections = process.connections()
     return _taken_up(became(crowd, connections, until), *times)
+
+
+@measure
+async def killed_detached(scene: Scene) -> list[Finding]:
+    """The same, where the audio goes through a relay process that outlives the daemon."""
+    with tempfile.TemporaryDirectory(prefix="audiofork-relay-") as folder:
+        settings = {"relay": f"detached = yes\nfolder = {folder}\n"}
+        async with ServerProcess() as process:
+            with Daemon(scene.asterisk, settings) as daemon:
+                crowd = Crowd(scene)
+                await crowd.gather(50, process.url, "D(in)")
+                await crowd.speak()
+                await asyncio.sleep(3)
+                await asyncio.to_thread(_kill_and_start, daemon)
+                await asyncio.sleep(6)
+                until = time.monotonic()
+                stopped = await crowd.hang_up()
+                connections = process.connections()
+    name = "daemon killed with 50 live forks, started again; [relay] detached = yes"
+    return [whole(name, became(crowd, connections, until), stopped)]
 
 
 def _kill_and_start(daemon: Daemon) -> tuple[float, float, float]:
