@@ -18,6 +18,10 @@ PROBE_TIMEOUT_S = 1.0
 _CREDENTIALS = struct.Struct("3i")  # struct ucred
 
 
+class AddressTaken(ConfigError):
+    """Raised if another daemon listens at the path."""
+
+
 class Peer(NamedTuple):
     """Who is at the other end of a Unix socket, by the kernel's word.
 
@@ -100,4 +104,4 @@ def _remove_stale(path: Path, option: str) -> None:
     except OSError as exc:  # a live daemon's backlog may be full, or it is another user's
         raise ConfigError(f"{option} {path}: {reason_of(exc)}") from exc
     else:
-        raise ConfigError(f"{option} {path}: another daemon listens there")
+        raise AddressTaken(f"{option} {path}: another daemon listens there")

@@ -605,9 +605,9 @@ class FakeTaps:
         return Way(self._tap.name, how, Connects.ORIGINATE, parts, self.keeps_time, rules=())
 
     def made_before(
-        self, way_name: str, _direction: Direction, parts: tuple[LegPart, ...], sample_rate: int
+        self, way_name: str, direction: Direction, parts: tuple[LegPart, ...], sample_rate: int
     ) -> Choice | None:
-        if way_name == DIAL_WAY.name:
+        if way_name == DIAL_WAY.name and DIAL_WAY.parts.get(direction) == parts:
             return Choice(self._tap, DIAL_WAY, sample_rate)
         self.parts = parts
         return Choice(self._tap, self._way(), sample_rate) if way_name == WAY else None

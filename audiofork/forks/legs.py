@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import uuid
-from collections.abc import Container, Mapping
+from collections.abc import Container
 
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.base import LegOrder
@@ -26,7 +26,14 @@ from audiofork.forks.lifecycle import Away, ForkState
 from audiofork.forks.orders import heard_by
 from audiofork.forks.requests import DIALPLAN
 from audiofork.forks.tasks import Spawn
-from audiofork.link.messages import EndReason, ExpectLeg, LegLost, LegPart, SendCommand
+from audiofork.link.messages import (
+    EndReason,
+    ExpectLeg,
+    HeldFork,
+    LegLost,
+    LegPart,
+    SendCommand,
+)
 from audiofork.text import harmless
 
 # How long after the end of a leg the hangup event of the copied channel may come.
@@ -104,27 +111,28 @@ class Legs:
         if not any(leg.id for leg in fork.legs.values()):
             self.order(fork, anew=False)
 
-    def adopt(self, fork: Fork, leg_ids: Mapping[str, str], present: Container[str]) -> None:
+    def adopt(self, fork: Fork, held: HeldFork, present: Container[str]) -> None:
         """Take over the legs of a fork that an earlier daemon has left to its relay process.
 
-        The relay reports which of them are attached. Those that Asterisk does not have are
-        requested now: the earlier daemon may have died before it could.
+        Those that are not attached, or that Asterisk does not have, are requested anew: the earlier
+        daemon may have died before it could, or in the midst of it.
 
         Args:
             fork: The fork.
-            leg_ids: Their ids, by part.
+            held: What the relay process has told of it.
             present: The uniqueids of all channels.
         """
         for leg in fork.legs.values():
-            leg_id = leg_ids.get(leg.part, "")
-            if fork.connects and not leg_id:
+            leg.id = held.leg_ids.get(leg.part, "")
+            leg.gone = fork.connects
+            if fork.connects and not leg.id:
                 continue  # it is requested when the server is there
             self._give_time(fork, leg, f"{leg} did not connect")
-            if not fork.connects and leg_id not in present and fork.uniqueid in present:
+            is_there = leg.part in held.attached and leg.id in present
+            if not (fork.connects or is_there) and fork.uniqueid in present:
+                if leg.id in present:
+                    self._channels.hang_up(leg.id)
                 self._ask(fork, leg, anew=True)
-            else:
-                leg.id = leg_id
-                leg.gone = fork.connects
 
     def _ask(self, fork: Fork, leg: Leg, *, anew: bool) -> None:
         if leg.id and not leg.gone:

@@ -31,6 +31,7 @@ from audiofork.link.messages import (
     RelayLost,
     SendCommand,
 )
+from audiofork.text import A_BUG
 
 log = logging.getLogger(__name__)
 
@@ -170,12 +171,17 @@ class Recovery:
         self.entries.sort(key=lambda entry: entry.fork_id not in held)
         while self.entries and not self._admission.refusing:
             entry = self.entries[0]
-            if entry.fork_id in held:
-                adopted += self._adopt(entry, held[entry.fork_id], present)
-            elif entry.connects:  # its call went on in the dialplan when the leg closed
+            try:
+                if entry.fork_id in held:
+                    adopted += await self._adopt(entry, held[entry.fork_id], present)
+                else:
+                    resumed += await self._resume_one(entry, present)
+            except AmiError:
+                raise
+            except Exception:  # one entry must not keep all others from their forks
+                log.exception("fork %s of an earlier run is lost", entry.fork_id)
+                self._send(EndFork(entry.fork_id, EndReason.FAULT, A_BUG))
                 self._starting.forget(entry)
-            else:
-                resumed += await self._resume_one(entry, present)
             del self.entries[0]
         if self._admission.refusing:
             return
@@ -186,7 +192,7 @@ class Recovery:
             )
         self._end_unknown()
 
-    def _adopt(self, entry: Entry, held: HeldFork, present: Mapping[str, str]) -> bool:
+    async def _adopt(self, entry: Entry, held: HeldFork, present: Mapping[str, str]) -> bool:
         """Take over a fork that went on, also to end it; return whether it goes on."""
         fork, refused = restored(entry, self._commands, self._profiles)
         choice = self._taps.made_before(
@@ -198,7 +204,9 @@ class Recovery:
             return False
         if not refused:
             refused = self._why_refused(fork)
-        self._starting.adopt(fork, choice, held.leg_ids, present)
+        with contextlib.suppress(NoSuchChannel):
+            await self._starting.know_caller(fork)
+        self._starting.adopt(fork, choice, held, present)
         if self._is_of_another_asterisk(fork):
             self._ending.end(fork, EndReason.LEG_FAILED, RESTARTED)
         elif fork.uniqueid not in present:
@@ -218,6 +226,11 @@ class Recovery:
             return str(exc)
         return ""
 
+    def end_held(self) -> None:
+        """End the forks that go on, and that were not adopted: the daemon stops."""
+        for fork_id in list(self._held()):
+            self._send(EndFork(fork_id, EndReason.SHUTDOWN))
+
     def _end_unknown(self) -> None:
         """End the forks that go on, and that the journal does not know."""
         held = list(self._held().values())
@@ -230,6 +243,11 @@ class Recovery:
     async def _resume_one(self, entry: Entry, present: Mapping[str, str]) -> bool:
         """Resume a fork, or end it; return whether it was resumed."""
         fork, refused = restored(entry, self._commands, self._profiles)
+        if entry.connects and fork.uniqueid in present:
+            # Its call went on in the dialplan, and may have another server by now.
+            fork.log.warning("not resumed: its server was the other party of the call")
+            self._starting.forget(entry)
+            return False
         if self._is_of_another_asterisk(fork):
             self._end(fork, EndReason.LEG_FAILED, f"{RESTARTED} while the daemon was away")
             return False

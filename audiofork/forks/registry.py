@@ -424,6 +424,8 @@ class Forks:
         # First, so that no start that waits for its turn begins a fork after the others have ended.
         self._starting.admission.refuse_all("the daemon stops")
         self._ending.end_all(keep=keep)
+        if not keep:
+            self._recovery.end_held()
         await self._table.wait_empty()
         await self._ending.tasks.finish()
 

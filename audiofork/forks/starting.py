@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container
 
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.channels import Channels
@@ -27,7 +27,7 @@ from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.profiles import Profiles, filled, has_texts
 from audiofork.forks.requests import StartFork, connected
 from audiofork.forks.table import ForkTable
-from audiofork.link.messages import Adopt, SendCommand, SetMute
+from audiofork.link.messages import Adopt, HeldFork, SendCommand, SetMute
 
 
 class Starting:
@@ -242,25 +242,24 @@ class Starting:
         self._table.bind(fork)
         self._launch(fork)
 
-    def adopt(
-        self, fork: Fork, choice: Choice, leg_ids: Mapping[str, str], present: Container[str]
-    ) -> None:
+    def adopt(self, fork: Fork, choice: Choice, held: HeldFork, present: Container[str]) -> None:
         """Take over a fork of an earlier run, which its relay process goes on with.
 
         Args:
             fork: The fork.
             choice: How its legs were made.
-            leg_ids: Their ids, by part.
+            held: What the relay process has told of it.
             present: The uniqueids of all channels.
         """
         fork.grants = self.admission.grants_of(fork.request, self._profiles)
         fork.settle(choice)
+        # What the server was told counts, and not what the earlier daemon could note of it.
+        fork.mute_in, fork.mute_out = held.mute_in, held.mute_out
         self._table.add(fork)
         self._table.bind(fork)
         self._begin(fork)
         self._send(Adopt(fork.id))
-        self._mute(fork)
-        self._legs.adopt(fork, leg_ids, present)
+        self._legs.adopt(fork, held, present)
 
     def _launch(self, fork: Fork) -> None:
         """Write the fork to the journal, emit Requested, and order the fork and its legs."""

@@ -183,6 +183,8 @@ class HeldFork:
         sample_rate: In Hz.
         leg_ids: The ids of their channels, by part; those that were not ordered are missing.
         has_ended: Whether it has ended meanwhile.
+        attached: The parts whose legs are connected.
+        mute_in: Whether in is muted; `mute_out` likewise.
     """
 
     fork_id: str
@@ -191,6 +193,9 @@ class HeldFork:
     sample_rate: int
     leg_ids: dict[str, str]
     has_ended: bool = False
+    attached: tuple[LegPart, ...] = ()
+    mute_in: bool = False
+    mute_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -273,7 +274,9 @@ class RelayProcesses:
         finally:  # also when `close` has waited long enough and cancels this
             watch.cancel()
             link.close()
-            if not (self._closing.is_set() and _goes_on(worker)):
+            if self._closing.is_set() and _goes_on(worker):
+                process.let_go()
+            else:
                 process.kill()
                 await process.wait()
 
@@ -292,6 +295,8 @@ class RelayProcesses:
         log.error("%s died (%s); it had %d forks", worker, how, len(worker.forks))
         worker.fail_start(OSError(f"the relay process died: {how}"))
         worker.address = worker.link = None
+        if worker.wanted.port:  # what an earlier daemon had configured may have another
+            worker.listen = worker.wanted
         self._latency_of_dead = self._latency_of_dead.plus(worker.latency)
         worker.latency, worker.rtt_s = NO_LATENCY, 0.0
         now = asyncio.get_running_loop().time()
@@ -354,15 +359,20 @@ class RelayProcesses:
             if isinstance(message, ForkEnded):
                 worker.forks.remove(message.fork_id)
                 del self._owners[message.fork_id]
-            if worker.held.pop(message.fork_id, None) is None:
+            if message.fork_id not in worker.held:
                 self._reports.put(message)
-            else:
-                log.debug("an unknown fork of an earlier daemon has ended: %s", message)
+            elif isinstance(message, ForkEnded):  # nobody wanted it
+                del worker.held[message.fork_id]
 
     def _on_held(self, worker: ProcessWorker, message: Held) -> None:
         """Take the forks that an earlier daemon has left, until they are adopted or ended."""
         if isinstance(worker.process, Detached):
             worker.process.is_service = message.is_service
+            if not message.is_service and os.environ.get("NOTIFY_SOCKET"):
+                log.warning(
+                    "%s ends with this service: systemctl enable --now audiofork-relay@%d",
+                    *(worker, self._workers.index(worker)),
+                )
         worker.held = {one.fork_id: one for one in message.forks}
         worker.forks.update(worker.held)
         self._owners.update(dict.fromkeys(worker.held, worker))

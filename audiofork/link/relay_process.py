@@ -29,6 +29,7 @@ SOCKET_NAME = "relay.sock"
 # slowly. Who has started an earlier one, such as systemd, may take so long to replace it.
 START_TIMEOUT_S = 30.0
 REPLACE_TIMEOUT_S = 5.0
+STALE_TIMEOUT_S = 2.0  # where one was before this daemon, and is not known to be a service
 RETIRE_TIMEOUT_S = 4.0  # longer than its forks may take to end
 _INTERVAL_S = 0.02
 # Prefixes of environment variables that relay processes must not get: the configuration with the
@@ -56,6 +57,9 @@ class RelayProcess(Protocol):
     async def wait(self) -> str:
         """Wait until it has ended; return how, as text for the log."""
 
+    def let_go(self) -> None:
+        """Look after it no more: it has ended, or goes on for the next daemon."""
+
 
 class Child:
     """Implements `RelayProcess` by a process that ends when its link is closed."""
@@ -74,6 +78,9 @@ class Child:
 
     async def wait(self) -> str:
         return _how(await self._process.wait())
+
+    def let_go(self) -> None:
+        """Nothing to do: it does not go on."""
 
 
 async def start_child() -> Child:
@@ -114,25 +121,32 @@ class Detached:
         self.end = end
         self.is_service = True
         self.pid = peer_of(end).pid
+        # By its descriptor, since another process may get its number.
+        self._process = os.pidfd_open(self.pid)
+        self._has_ended = False
 
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        if not self._has_ended:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._process, signal.SIGKILL)
 
     async def wait(self) -> str:
-        try:
-            watched = os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            return self._reaped()
-        loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
-        loop.add_reader(watched, ended.set)
-        try:
-            await ended.wait()
-        finally:
-            loop.remove_reader(watched)
-            os.close(watched)
+        if not self._has_ended:
+            loop = asyncio.get_running_loop()
+            ended = asyncio.Event()
+            loop.add_reader(self._process, ended.set)
+            try:
+                await ended.wait()
+            finally:
+                loop.remove_reader(self._process)
+            self.let_go()
         return self._reaped()
+
+    def let_go(self) -> None:
+        """Look after it no more: it has ended, or goes on for the next daemon."""
+        if not self._has_ended:
+            self._has_ended = True
+            os.close(self._process)
 
     def _reaped(self) -> str:
         """Return how it ended, if it is a child of this process: nobody else reaps it then."""
@@ -161,15 +175,19 @@ class DetachedPlace:
     async def reach(self) -> Detached:
         """Return the process that runs; start one if none does.
 
-        One that somebody else has started is waited for when it has died: that may restart it.
+        One that somebody else has started is waited for when it has died, which its socket shows:
+        it may be started again.
 
         Raises:
             OSError: Another daemon has it, or it cannot be started.
         """
         self._take_lock()
-        was_service = self._last is not None and self._last.is_service
+        if self._last is None:
+            patience_s = STALE_TIMEOUT_S if self._path.exists() else 0.0
+        else:
+            patience_s = REPLACE_TIMEOUT_S if self._last.is_service else 0.0
         with contextlib.suppress(TimeoutError):
-            self._last = await self._connected(REPLACE_TIMEOUT_S if was_service else 0.0)
+            self._last = await self._connected(patience_s)
             return self._last
         pid = self._start()
         try:
@@ -197,11 +215,14 @@ class DetachedPlace:
         loop = asyncio.get_running_loop()
         with process.end, contextlib.suppress(ConnectionError):
             await loop.sock_sendall(process.end, encode(Close()))
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(RETIRE_TIMEOUT_S):
                 await process.wait()
-                return True
-        return False
+        except TimeoutError:
+            return False
+        finally:
+            process.let_go()
+        return True
 
     def _take_lock(self) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -215,6 +236,11 @@ class DetachedPlace:
         except OSError as exc:
             os.close(lock)
             raise OSError(exc.errno, f"another daemon has the process of {self._folder}") from None
+        try:
+            _check_private(lock, self._folder)
+        except OSError:
+            os.close(lock)
+            raise
         self._lock = lock
 
     async def _connected(self, patience_s: float, pid: int = 0) -> Detached:
@@ -286,9 +312,20 @@ def _unused(relay: RelayConfig) -> list[Path]:
     return [Path(relay.folder) / str(one) for one in sorted(numbers) if one >= first]
 
 
+def _check_private(folder: int, path: Path) -> None:
+    """Raise PermissionError unless a folder is for its owner alone, who is us or root."""
+    found = os.fstat(folder)
+    if found.st_mode & 0o077 or found.st_uid not in (os.geteuid(), 0):
+        raise PermissionError(
+            errno.EPERM, f"{path} must be the daemon's own, and closed to others (chmod 700)"
+        )
+
+
 def _check_trusted(end: socket.socket, path: Path) -> None:
     """Raise PermissionError if another user's process is there: it would get URLs with tokens."""
     peer = peer_of(end)
+    if not peer.pid:
+        raise PermissionError(errno.EPERM, f"{path} is of a process in another PID namespace")
     if not peer.may_be_trusted:
         raise PermissionError(errno.EPERM, f"{path} is of the process of another user, {peer.uid}")
 

@@ -19,15 +19,27 @@ import uvloop
 from audiofork.config import RelayConfig
 from audiofork.errors import ConfigError
 from audiofork.link.messages import Command, ForkReport, Listen, Report
-from audiofork.link.stream import Close, Configure, Down, Held, Link, Listening, Up, decode_down
+from audiofork.link.stream import (
+    Close,
+    Configure,
+    Down,
+    Held,
+    Link,
+    Listening,
+    Ping,
+    Up,
+    decode_down,
+)
 from audiofork.relay.handover import Handover
 from audiofork.relay.process import WorkerProcess
 from audiofork.system import lift_file_limit, notify, spare_collections
-from audiofork.unix_sockets import bind, peer_of, remove
+from audiofork.text import why
+from audiofork.unix_sockets import AddressTaken, bind, peer_of, remove
 
 log = logging.getLogger(__name__)
 
 _MODE = 0o600
+_WAIT_S = 1.0
 
 
 class DetachedProcess(WorkerProcess):
@@ -55,13 +67,10 @@ class DetachedProcess(WorkerProcess):
         Raises:
             ConfigError: The socket cannot be used.
         """
-        loop = asyncio.get_running_loop()
-        listener = bind(self._path, "the socket", _MODE)
+        listener = await self._bind()
         inode = self._path.stat().st_ino
         listener.listen()
         listener.setblocking(False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
         accepting = asyncio.create_task(self._accept(listener))
         self._wait_for_daemon()
         notify("READY=1")
@@ -76,10 +85,38 @@ class DetachedProcess(WorkerProcess):
             self._link.close()
         await self._end_worker()
 
+    async def _bind(self) -> socket.socket:
+        """Return the socket; a service waits for its place, which the daemon may have filled.
+
+        Raises:
+            ConfigError: It cannot be used.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        for number in (signal.SIGHUP, signal.SIGUSR1):  # only the daemon acts on these
+            loop.add_signal_handler(number, lambda: None)
+        waits = False
+        while True:
+            try:
+                return bind(self._path, "the socket", _MODE)
+            except AddressTaken as exc:
+                if not self._is_service or self._stop.is_set():
+                    raise
+                if not waits:
+                    log.warning("%s; waiting for its end", exc)
+                waits = True
+            await asyncio.sleep(_WAIT_S)
+
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            end, _ = await loop.sock_accept(listener)
+            try:
+                end, _ = await loop.sock_accept(listener)
+            except OSError as exc:  # of file descriptors there may be too few
+                log.error("a daemon cannot connect: %s", why(exc))
+                await asyncio.sleep(_WAIT_S)
+                continue
             peer = peer_of(end)
             if not peer.may_be_trusted:
                 log.error("process %d of the user %d may not order forks here", peer.pid, peer.uid)
@@ -98,6 +135,8 @@ class DetachedProcess(WorkerProcess):
     def _on_heard(self, link: Link[Down], message: Down) -> None:
         if isinstance(message, Configure) and link is not self._link:
             self._take(link)
+        if isinstance(message, Ping):
+            self._handover.on_ping()
         if isinstance(message, Close) or link is self._link:
             self._on_message(message)
         else:  # it is no daemon, or one whose place is taken
@@ -134,7 +173,8 @@ class DetachedProcess(WorkerProcess):
         """End, unless there is nothing to end, and somebody else wants it to wait on."""
         if len(self._handover):
             log.error("no daemon came for %g s: %d forks end", self._orphan_timeout_s, self._forks)
-        if len(self._handover) or not self._is_service:
+        # One that listens for legs holds a port: as a new process it does not.
+        if len(self._handover) or not self._is_service or self._worker is not None:
             self._stop.set()
 
     def _cancel_timer(self) -> None:

@@ -25,20 +25,24 @@ from audiofork.link.messages import (
     LegAttached,
     LegLost,
     LegPart,
+    SetMute,
     SinkMessage,
     SinkOpened,
+    SinkResumed,
     SinkRetrying,
     Streaming,
 )
 
 log = logging.getLogger(__name__)
 
-# Texts of a fork's server, and what it asks for, that wait for the next daemon. Further ones are
-# dropped, and counted.
+# Texts of a fork's server, and what it asks for, that wait for the next daemon; and how long they
+# may be in all, since they are told in one go. Further ones are dropped, and counted.
 MOST_WAITING = 100
-# A daemon has noted an end after some milliseconds, on a busy machine and a slow disk a second.
+MOST_WAITING_CHARACTERS = 500_000
+# A daemon has noted an end after some milliseconds, on a busy machine and a slow disk a second; as
+# long as it lives, which its pings show.
 JUST_ENDED_S = 2.0
-MOST_JUST_ENDED = 200
+MOST_JUST_ENDED = 2000
 
 
 @dataclass(slots=True)
@@ -64,6 +68,8 @@ class _Standing:
     waiting: deque[SinkMessage | CommandAsked] = field(default_factory=deque)
     dropped: int = 0
     ended: ForkEnded | None = None
+    mute_in: bool = False
+    mute_out: bool = False
 
     def note(self, report: ForkReport) -> None:
         if isinstance(report, LegAttached | LegLost):
@@ -76,18 +82,8 @@ class _Standing:
             self.retrying = report
         elif isinstance(report, ForkEnded):
             self.ended = report
-        elif isinstance(report, SinkMessage | CommandAsked):
-            self._let_wait(report)
-        else:  # SinkResumed
+        elif isinstance(report, SinkResumed):
             self.retrying = None
-
-    def _let_wait(self, report: SinkMessage | CommandAsked) -> None:
-        if self.has_daemon:
-            return
-        if len(self.waiting) < MOST_WAITING:
-            self.waiting.append(report)
-        else:
-            self.dropped += 1
 
     def reports(self) -> Iterator[ForkReport]:
         """Yield what to report to a daemon that knows nothing of it, in an order that is usual."""
@@ -122,6 +118,8 @@ class Handover:
         self._forks: dict[str, _Standing] = {}
         self._clock = clock
         self._just_ended: deque[tuple[float, _Standing]] = deque(maxlen=MOST_JUST_ENDED)
+        self._pinged = clock()
+        self._waiting_characters = 0
 
     def __len__(self) -> int:
         return len(self._forks)
@@ -132,7 +130,7 @@ class Handover:
 
     def on_daemon_gone(self) -> None:
         """Keep what happens from now on."""
-        earliest = self._clock() - JUST_ENDED_S
+        earliest = min(self._clock(), self._pinged) - JUST_ENDED_S
         for ended_at, standing in self._just_ended:
             if ended_at >= earliest:
                 self._forks[standing.spec.fork_id] = standing
@@ -140,18 +138,22 @@ class Handover:
         for standing in self._forks.values():
             standing.has_daemon = False
 
+    def on_ping(self) -> None:
+        """Note that the daemon is alive."""
+        self._pinged = self._clock()
+
     def on_command(self, command: Command) -> list[ForkReport]:
         """Note a command of the daemon; return what to report to it at once."""
         if isinstance(command, ForkSpec):
             self._forks[command.fork_id] = _Standing(command)
-        elif isinstance(command, ExpectLeg | EndFork | Adopt | Leave):
+        elif isinstance(command, ExpectLeg | EndFork | Adopt | Leave | SetMute):
             standing = self._forks.get(command.fork_id)
             if standing is not None:
                 return self._on_command(standing, command)
         return []
 
     def _on_command(
-        self, standing: _Standing, command: ExpectLeg | EndFork | Adopt | Leave
+        self, standing: _Standing, command: ExpectLeg | EndFork | Adopt | Leave | SetMute
     ) -> list[ForkReport]:
         if isinstance(command, ExpectLeg):
             standing.leg_ids[command.part] = command.leg_id
@@ -159,6 +161,12 @@ class Handover:
             return []
         if isinstance(command, Leave):
             standing.has_daemon = False
+            return []
+        if isinstance(command, SetMute):
+            if command.mute_in is not None:
+                standing.mute_in = command.mute_in
+            if command.mute_out is not None:
+                standing.mute_out = command.mute_out
             return []
         was_held, standing.has_daemon = not standing.has_daemon, True
         reports: list[ForkReport] = []
@@ -170,17 +178,25 @@ class Handover:
             self._forget(standing)
         return reports
 
-    @staticmethod
-    def _told_anew(standing: _Standing) -> list[ForkReport]:
+    def _told_anew(self, standing: _Standing) -> list[ForkReport]:
         reports = list(standing.reports())
         if standing.dropped:
             log.warning(
-                "fork %s: %d messages of its server are lost: %d came while there was no daemon",
-                *(standing.spec.fork_id, standing.dropped, MOST_WAITING + standing.dropped),
+                "fork %s: %d messages of its server are lost: too many came without a daemon",
+                *(standing.spec.fork_id, standing.dropped),
             )
+        self._waiting_characters -= sum(map(_characters_of, standing.waiting))
         standing.waiting.clear()
         standing.dropped = 0
         return reports
+
+    def _let_wait(self, standing: _Standing, report: SinkMessage | CommandAsked) -> None:
+        characters = self._waiting_characters + _characters_of(report)
+        if len(standing.waiting) < MOST_WAITING and characters <= MOST_WAITING_CHARACTERS:
+            standing.waiting.append(report)
+            self._waiting_characters = characters
+        else:
+            standing.dropped += 1
 
     def on_report(self, report: ForkReport) -> bool:
         """Note a report; return whether the daemon is to get it."""
@@ -188,12 +204,16 @@ class Handover:
         if standing is None:
             return True
         standing.note(report)
+        if isinstance(report, SinkMessage | CommandAsked) and not standing.has_daemon:
+            self._let_wait(standing, report)
         if standing.has_daemon and standing.ended is not None:
             self._forget(standing)
         return standing.has_daemon
 
     def _forget(self, standing: _Standing) -> None:
         """Forget a fork whose end is reported."""
+        self._waiting_characters -= sum(map(_characters_of, standing.waiting))
+        standing.waiting.clear()
         del self._forks[standing.spec.fork_id]
         self._just_ended.append((self._clock(), standing))
 
@@ -201,5 +221,15 @@ class Handover:
 def _held(standing: _Standing) -> HeldFork:
     spec = standing.spec
     leg_ids = {part.value: leg_id for part, leg_id in standing.leg_ids.items()}
-    has_ended = standing.ended is not None
-    return HeldFork(spec.fork_id, spec.way, spec.legs, spec.sample_rate, leg_ids, has_ended)
+    legs = standing.legs.items()
+    return HeldFork(
+        *(spec.fork_id, spec.way, spec.legs, spec.sample_rate, leg_ids),
+        has_ended=standing.ended is not None,
+        attached=tuple(part for part, last in legs if isinstance(last, LegAttached)),
+        mute_in=standing.mute_in,
+        mute_out=standing.mute_out,
+    )
+
+
+def _characters_of(report: SinkMessage | CommandAsked) -> int:
+    return len(report.text if isinstance(report, SinkMessage) else report.value)

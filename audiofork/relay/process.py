@@ -72,13 +72,19 @@ class WorkerProcess(ABC):
         try:
             if self._worker is None:
                 self._worker = Worker(message.config, self._on_report)
-                self._starting = asyncio.create_task(self._listen(self._worker))
             else:
                 self._worker.configure(message.config)
+            self._listen_soon(self._worker)
         except ConfigError as exc:  # rare: the daemon has just checked the same configuration
             log.error("a relay process cannot use the configuration: %s", exc)
             if self._worker is None:
                 self._tell(NotListening(0, str(exc)))
+
+    def _listen_soon(self, worker: Worker) -> None:
+        """Listen, unless that is done, or under way; an earlier daemon may have seen it fail."""
+        is_starting = self._starting is not None and not self._starting.done()
+        if not (worker.is_listening or is_starting):
+            self._starting = asyncio.create_task(self._listen(worker))
 
     async def _listen(self, worker: Worker) -> None:
         loop = asyncio.get_running_loop()

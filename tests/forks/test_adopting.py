@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from audiofork.asterisk.ami_protocol import ChannelHangup
+from audiofork.forks import fork as fork_module
 from audiofork.forks.ending import HANGUP_GRACE_S
+from audiofork.forks.journal import Entry
 from audiofork.forks.legs import LEG_LOSS_GRACE_S
 from audiofork.forks.recovery import NO_WAY, RESTARTED
 from audiofork.link.messages import (
@@ -23,18 +26,18 @@ from audiofork.link.messages import (
     LegAttached,
     LegLost,
     LegPart,
-    SetMute,
     SinkMessage,
     SinkOpened,
     Streaming,
 )
+from audiofork.text import A_BUG
 from tests.control_plane import ANY_URL, NAME, UNIQUEID, UNKNOWN_ID, WAY, Rig
 from tests.forks.test_connected import talking
 from tests.forks.test_recovery import ENTRY, resume
 
 PAIRS = LegPart.PAIRS
 LEG = f"audiofork-{UNKNOWN_ID}"
-HELD = HeldFork(UNKNOWN_ID, WAY, (PAIRS,), 16_000, {"pairs": LEG})
+HELD = HeldFork(UNKNOWN_ID, WAY, (PAIRS,), 16_000, {"pairs": LEG}, attached=(PAIRS,))
 
 
 @pytest.fixture
@@ -123,13 +126,6 @@ async def test_leg_that_asterisk_was_not_asked_for_any_more_is_asked_for(rig: Ri
     assert rig.tap.started == [(UNKNOWN_ID, UNIQUEID)]
 
 
-async def test_leg_that_was_ordered_and_does_not_come_ends_it(rig: Rig) -> None:
-    hold(rig)
-    await resume(rig, ENTRY)
-    await rig.clock.advance(60)
-    assert [end.reason for end in rig.ends] == [EndReason.LEG_FAILED]
-
-
 async def test_channel_that_was_hung_up_meanwhile_ends_it_with_what_the_relay_has_counted(
     rig: Rig,
 ) -> None:
@@ -185,10 +181,57 @@ async def test_fork_that_the_journal_does_not_know_is_ended(
     assert "ended 1 forks that went on: the journal does not know them" in caplog.text
 
 
-async def test_muted_fork_is_muted_again(rig: Rig) -> None:
+@pytest.mark.parametrize("muted", [False, True])
+async def test_what_the_relay_has_muted_counts_and_not_what_could_be_noted_of_it(
+    rig: Rig, muted: bool
+) -> None:
+    hold(rig, replace(HELD, mute_in=muted))
+    await resume(rig, replace(ENTRY, mute_in=not muted))
+    assert rig.sent == [Adopt(UNKNOWN_ID)]
+    (view,) = await rig.forks.views()
+    assert view.muted == ("read" if muted else "")
+    assert rig.journal.entries[UNKNOWN_ID].mute_in is muted
+
+
+async def test_leg_that_is_not_attached_is_hung_up_and_asked_for_anew(rig: Rig) -> None:
+    """The daemon may have died in the midst of it, and nobody would go on with that."""
+    hold(rig, replace(HELD, attached=()))
+    await resume(rig, ENTRY)
+    assert [one.part for one in rig.expected] == [PAIRS]
+    assert rig.hung_up == [LEG]
+
+
+async def test_entry_that_cannot_be_used_keeps_no_other_from_its_fork(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = HeldFork(UNKNOWN_ID.replace("0", "1"), WAY, (PAIRS,), 8000, {})
     hold(rig)
-    await resume(rig, replace(ENTRY, mute_in=True))
-    assert rig.sent == [Adopt(UNKNOWN_ID), SetMute(UNKNOWN_ID, True, False)]
+    rig.held[other.fork_id] = other
+
+    def restored(entry: Entry, *more: Any) -> Any:
+        if entry.fork_id == other.fork_id:
+            raise KeyError(entry.fork_id)
+        return fork_module.restored(entry, *more)
+
+    monkeypatch.setattr("audiofork.forks.recovery.restored", restored)
+    await resume(rig, replace(ENTRY, fork_id=other.fork_id), ENTRY)
+    assert rig.ends == [EndFork(other.fork_id, EndReason.FAULT, A_BUG)]
+    assert Adopt(UNKNOWN_ID) in rig.sent
+    assert list(rig.journal.entries) == [UNKNOWN_ID]
+    assert f"fork {other.fork_id} of an earlier run is lost" in caplog.text
+    caplog.clear()  # the traceback is meant
+
+
+async def test_stop_before_the_adoption_ends_held_forks(rig: Rig) -> None:
+    hold(rig)
+    await rig.stop()
+    assert rig.ends == [EndFork(UNKNOWN_ID, EndReason.SHUTDOWN)]
+
+
+async def test_connected_fork_whose_profile_is_gone_is_ended(rig: Rig) -> None:
+    hold(rig, HeldFork(UNKNOWN_ID, "connect/dial", (LegPart.IN,), 8000, {"in": LEG}))
+    await resume(rig, replace(ENTRY, url="@bot", options="", connects=True))
+    assert rig.sent == [EndFork(UNKNOWN_ID, EndReason.STOPPED, NO_WAY)]
 
 
 async def test_message_that_came_meanwhile_is_told(rig: Rig) -> None:

@@ -106,7 +106,7 @@ def service(config: Config) -> Iterator[subprocess.Popen[bytes]]:
 
 def start_service(config: Config) -> subprocess.Popen[bytes]:
     path = socket_of(config)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(0o700, parents=True, exist_ok=True)
     return subprocess.Popen([sys.executable, "-m", "audiofork", "relay", os.fspath(path)])
 
 
@@ -266,6 +266,22 @@ async def test_process_of_another_user_is_told_nothing(
     stranger = Peer(service.pid, os.geteuid() + 1, 0)
     monkeypatch.setattr(relay_process, "peer_of", lambda end: stranger)
     with pytest.raises(CannotListen, match=r"relay\.sock is of the process of another user"):
+        await daemons.start()
+    assert service.poll() is None
+
+
+async def test_folder_that_is_open_to_others_is_refused(daemons: Daemons) -> None:
+    socket_of(daemons.config).parent.mkdir(0o755, parents=True)
+    with pytest.raises(CannotListen, match=r"closed to others \(chmod 700\)"):
+        await daemons.start()
+
+
+async def test_process_in_another_pid_namespace_is_refused_and_nothing_is_killed(
+    daemons: Daemons, service: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await until(lambda: socket_of(daemons.config).exists(), TIMEOUT_S)
+    monkeypatch.setattr(relay_process, "peer_of", lambda end: Peer(0, os.geteuid(), 0))
+    with pytest.raises(CannotListen, match="of a process in another PID namespace"):
         await daemons.start()
     assert service.poll() is None
 

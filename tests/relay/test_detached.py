@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from audiofork.config import RelayConfig
+from audiofork.config import Address, AudioSocketConfig, Config, RelayConfig
 from audiofork.link.messages import (
     Adopt,
     EndFork,
@@ -29,7 +29,16 @@ from audiofork.link.messages import (
     Streaming,
     TakeStats,
 )
-from audiofork.link.stream import Close, Configure, Held, Listening, Ping, Pong, encode
+from audiofork.link.stream import (
+    Close,
+    Configure,
+    Held,
+    Listening,
+    NotListening,
+    Ping,
+    Pong,
+    encode,
+)
 from audiofork.relay import detached
 from audiofork.relay.detached import DetachedProcess
 from audiofork.unix_sockets import Peer
@@ -181,18 +190,74 @@ async def test_connection_that_is_no_daemon_changes_nothing(
         await control.hears(Pong)
 
 
-async def test_second_process_at_the_same_socket_ends_with_the_reason(
+async def test_second_service_at_the_same_socket_waits_for_the_end_of_the_first(
     path: Path, process: subprocess.Popen[bytes]
+) -> None:
+    """A daemon may have filled its place with a process of its own."""
+    await until(lambda: listens(path), TIMEOUT_S)
+    second = await asyncio.create_subprocess_exec(*COMMAND, str(path), stderr=subprocess.PIPE)
+    try:
+        assert second.stderr is not None
+        async with asyncio.timeout(TIMEOUT_S):
+            line = await second.stderr.readline()
+        assert b"another daemon listens there; waiting for its end" in line
+        async with daemon(path, process) as control:
+            await control.start()
+            control.send(Close())
+            assert await control.ends() == 0
+        await until(lambda: listens(path), TIMEOUT_S)
+        assert second.returncode is None
+    finally:
+        second.kill()
+        await second.wait()
+
+
+async def test_second_process_of_a_daemon_at_the_same_socket_ends_with_the_reason(
+    path: Path, process: subprocess.Popen[bytes]
+) -> None:
+    await until(lambda: listens(path), TIMEOUT_S)
+    command = [sys.executable, "-m", "audiofork.relay.detached", str(path)]
+    done = await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+    assert done.returncode == 1
+    assert "another daemon listens there" in done.stderr
+    async with daemon(path, process) as control:
+        control.send(Configure.of(CONFIG))
+        await control.hears(Listening)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+async def test_signals_for_the_daemon_change_nothing(
+    path: Path, process: subprocess.Popen[bytes], number: signal.Signals
 ) -> None:
     async with daemon(path, process) as control:
         await control.start()
-        done = await asyncio.to_thread(
-            subprocess.run, [*COMMAND, str(path)], capture_output=True, text=True, timeout=TIMEOUT_S
-        )
-        assert done.returncode == 3
-        assert "another daemon listens there" in done.stderr
+        process.send_signal(number)
         control.send(Ping())
         await control.hears(Pong)
+
+
+async def test_port_that_was_taken_for_an_earlier_daemon_is_tried_again(
+    path: Path, process: subprocess.Popen[bytes]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        listen = Address("127.0.0.1", other.getsockname()[1])
+        config = Config(audiosocket=AudioSocketConfig(listen=listen))
+        async with daemon(path, process) as control:
+            control.send(Configure.of(config))
+            await control.hears(NotListening)
+    async with daemon(path, process) as control:
+        assert await control.start(config) == listen
+
+
+async def test_service_without_forks_that_no_daemon_comes_for_gives_its_port_up(
+    path: Path, process: subprocess.Popen[bytes]
+) -> None:
+    """As a new process, which somebody else starts, it listens nowhere."""
+    async with daemon(path, process) as control:
+        await control.start(replace(CONFIG, relay=RelayConfig(orphan_timeout=1.0)))
+    assert await asyncio.to_thread(process.wait, TIMEOUT_S) == 0
 
 
 async def test_reload_configures_and_holds_nothing(

@@ -21,13 +21,19 @@ from audiofork.link.messages import (
     LegLost,
     LegPart,
     ServerCommand,
+    SetMute,
     SinkMessage,
     SinkOpened,
     SinkResumed,
     SinkRetrying,
     Streaming,
 )
-from audiofork.relay.handover import JUST_ENDED_S, MOST_WAITING, Handover
+from audiofork.relay.handover import (
+    JUST_ENDED_S,
+    MOST_WAITING,
+    MOST_WAITING_CHARACTERS,
+    Handover,
+)
 
 IN, OUT = LegPart.IN, LegPart.OUT
 SPEC = ForkSpec(
@@ -74,7 +80,18 @@ def test_fork_of_the_daemon_that_is_there_is_not_held(handover: Handover) -> Non
 def test_fork_is_held_with_its_legs_once_the_daemon_is_gone(handover: Handover) -> None:
     handover.on_daemon_gone()
     legs = {"in": "leg-in", "out": "leg-out"}
-    assert handover.held() == (HeldFork("a", "snoop/dial", (IN, OUT), 16_000, legs),)
+    held = HeldFork("a", "snoop/dial", (IN, OUT), 16_000, legs, attached=(IN, OUT))
+    assert handover.held() == (held,)
+
+
+def test_held_fork_tells_what_is_muted_and_which_legs_are_there(handover: Handover) -> None:
+    handover.on_command(SetMute("a", mute_in=True))
+    handover.on_command(SetMute("a", mute_out=True))
+    handover.on_command(SetMute("a", mute_in=False))
+    handover.on_report(LegLost("a", OUT, 5))
+    handover.on_daemon_gone()
+    (held,) = handover.held()
+    assert (held.mute_in, held.mute_out, held.attached) == (False, True, (IN,))
 
 
 def test_fork_that_is_left_is_held_though_the_daemon_is_still_there(handover: Handover) -> None:
@@ -156,6 +173,7 @@ def test_ended_fork_is_forgotten_once_the_daemon_must_have_noted_it(
     assert handover.on_report(ENDED)
     assert len(handover) == 0
     clock.now += JUST_ENDED_S + 0.1
+    handover.on_ping()
     handover.on_daemon_gone()
     assert handover.held() == ()
 
@@ -181,7 +199,35 @@ def test_messages_beyond_a_number_are_dropped_and_counted(
     told = handover.on_command(Adopt("a"))
     texts = [one.text for one in told if isinstance(one, SinkMessage)]
     assert texts == [str(number) for number in range(MOST_WAITING)]
-    assert "7 messages of its server are lost: 107 came while there was no daemon" in caplog.text
+    assert "7 messages of its server are lost: too many came without a daemon" in caplog.text
+
+
+def test_messages_of_all_forks_that_are_too_long_are_dropped_and_counted(
+    handover: Handover, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next daemon gets them in one go."""
+    handover.on_daemon_gone()
+    for _ in range(2):
+        half = "x" * (MOST_WAITING_CHARACTERS // 2)
+        for text in (half, half, "y"):
+            handover.on_report(SinkMessage("a", text))
+        told = handover.on_command(Adopt("a"))
+        assert [one.text for one in told if isinstance(one, SinkMessage)] == [half, half]
+        assert caplog.text.count("1 messages of its server are lost") == 1
+        caplog.clear()
+        handover.on_daemon_gone()
+
+
+def test_end_that_a_daemon_which_hangs_has_not_read_is_reported_again(
+    handover: Handover, clock: Clock
+) -> None:
+    clock.now += 10
+    handover.on_ping()
+    clock.now += 30  # no ping came since
+    handover.on_report(ENDED)
+    clock.now += 30
+    handover.on_daemon_gone()
+    assert [one.has_ended for one in handover.held()] == [True]
 
 
 def test_commands_and_reports_of_unknown_forks_pass(handover: Handover) -> None:

@@ -174,7 +174,7 @@ class Taps:
             parts: What the legs bring.
             sample_rate: In Hz.
         """
-        if way_name == DIAL_WAY.name:
+        if way_name == DIAL_WAY.name and DIAL_WAY.parts.get(direction) == parts:
             return Choice(self._connect, DIAL_WAY, sample_rate)
         way = way_named(way_name, direction, parts)
         if way is None or (way.tap == "snoop" and self._snoop is None):
