@@ -20,6 +20,7 @@ from testbed.daemon import Daemon, dialplan, manager_conf
 from testbed.proxy import Proxy
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
+from tests.relay.peers import until
 from tests.system.bots import BOT, call_bot, went_on
 from tests.system.conftest import (
     DIALPLAN,
@@ -221,7 +222,7 @@ async def test_caller_hears_the_profile_s_music_until_the_server_is_back(
             assert not players(asterisk)
             await target.call.hangup()
             await no_channels(ami)
-            assert len(asterisk.cdr_rows()) == records + 1
+            await until(lambda: len(asterisk.cdr_rows()) == records + 1)
 
 
 async def test_music_of_a_killed_daemon_is_hung_up_by_the_next_one(
