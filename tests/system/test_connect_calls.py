@@ -13,6 +13,7 @@ from testbed.blocks import decode, find_blocks, make_blocks, report
 from testbed.daemon import ari_conf, dialplan, manager_conf
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
+from tests.relay.peers import until
 from tests.system.bots import BOT, went_on
 from tests.system.conftest import (
     DIALPLAN,
@@ -140,6 +141,7 @@ async def test_connected_call_leaves_a_record_of_its_time_with_the_server_and_on
     before = len(asterisk.cdr_rows())
     await left_by_its_server(ami, caller, recorder)
     await no_channels(ami)
+    await until(lambda: len(asterisk.cdr_rows()) >= before + 2)
     rows = list(csv.reader(asterisk.cdr_rows()[before:]))
     assert [row[LAST_APPLICATION] for row in rows] == ["Dial", "Wait"]
     assert rows[0][DESTINATION_CHANNEL].startswith("AudioSocket/")

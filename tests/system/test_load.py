@@ -16,6 +16,7 @@ from testbed.blocks import peak
 from testbed.daemon import Daemon
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
+from tests.relay.peers import until
 from tests.system.conftest import each_tap, only_channels, place_call, settings_of, start_fork
 
 pytestmark = pytest.mark.asterisk
@@ -123,6 +124,7 @@ async def test_1000_forks_in_a_row_leave_memory_flat_and_nothing_behind(
         await target.call.hangup()
         await settle(counted, descriptors, task_count)
         await only_channels(ami)
+        await until(lambda: len(asterisk.cdr_rows()) > rows)
         assert len(asterisk.cdr_rows()) == rows + 1
 
 

@@ -27,6 +27,7 @@ from testbed.daemon import SECRET, Daemon
 from testbed.recorder import Recorder
 from testbed.rtp import SLIN16, sent_indices, swap_bytes
 from testbed.sip import SipUser
+from tests.relay.peers import until
 from tests.system.conftest import (
     channels,
     counts_blocks,
@@ -296,6 +297,7 @@ async def test_fork_leaves_no_call_record_and_no_channel(
     await only_channels(ami, target.channel)
     await target.call.hangup()
     await only_channels(ami)
+    await until(lambda: len(asterisk.cdr_rows()) > rows)
     assert len(asterisk.cdr_rows()) == rows + 1
 
 
