@@ -156,6 +156,7 @@ async def test_clear_returns_the_marks_and_what_waited_is_never_heard(
     assert stopped["Reason"] == "hangup"
 
 
+@counts_blocks
 async def test_server_that_speaks_first_is_heard_by_a_caller_who_says_nothing(
     daemon: Daemon, ami: AmiClient, caller: SipUser
 ) -> None:

@@ -220,6 +220,7 @@ async def test_mute_of_one_fork_leaves_the_others(
 
 
 @needs_whole_in()
+@counts_blocks
 async def test_keep_time_fills_what_the_party_does_not_send(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
