@@ -170,6 +170,7 @@ async def test_node_bot_by_the_flow_of_realtime_samples_is_heard_and_gets_its_ma
     assert server.all_of("left") == [*range(19, -1, -1)]
 
 
+@counts_blocks
 async def test_node_bot_by_the_flow_of_realtime_samples_is_silent_when_its_caller_speaks(
     ami: AmiClient, caller: SipUser
 ) -> None:
