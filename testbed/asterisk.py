@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import fcntl
 import logging
 import os
@@ -68,6 +69,8 @@ DEBIANS = debian.Wanted(
 
 OLDEST_BRANCH = 18
 # The modules of SIP, best first, and what their channels' names begin with.
+# Above those of Asterisk's RTP, below those that Linux gives to clients.
+FREE_PORTS = (20_001, 32_000)
 SIP_MODULES = {"chan_pjsip.so": "PJSIP", "chan_sip.so": "SIP"}
 
 FOLDER_PREFIX = "audiofork-asterisk-"
@@ -610,12 +613,21 @@ def _text(file: Path) -> str:
     return file.read_text(errors="replace") if file.exists() else ""
 
 
-def free_port(kind: socket.SocketKind) -> int:
-    """Return a port of 127.0.0.1 that nobody uses at the moment."""
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port(kind: socket.SocketKind, count: int = 1) -> int:
+    """Return a port of 127.0.0.1 that nobody uses at the moment: the first of so many in a row.
+
+    None of those that the kernel gives to whoever asks for any: it could be gone in a moment.
+    """
+    while True:
+        first = random.SystemRandom().randrange(*FREE_PORTS)
+        with contextlib.ExitStack() as probes:
+            try:
+                for port in range(first, first + count):
+                    probe = probes.enter_context(socket.socket(socket.AF_INET, kind))
+                    probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return first
 
 
 def _parent_folder() -> str:

@@ -51,6 +51,7 @@ from audiofork.link.messages import (
 from audiofork.link.processes import NO_PROCESS, RelayProcesses
 from audiofork.link.relay_process import start_child
 from audiofork.link.workers import ProcessWorker
+from testbed.asterisk import free_port
 from testbed.recorder import Recorder
 from tests.relay.peers import Leg, counted, numbered, until
 
@@ -226,7 +227,7 @@ async def test_asterisk_dials_the_advertised_ports_one_by_one() -> None:
 
 
 async def test_workers_listen_at_ports_one_after_another() -> None:
-    first = two_free_ports()
+    first = free_port(socket.SOCK_STREAM, 2)
     listen = Address("127.0.0.1", first)
     rig = Rig(replace(CONFIG, audiosocket=AudioSocketConfig(listen=listen)))
     assert await rig.relays.start() == listen
@@ -237,23 +238,11 @@ async def test_workers_listen_at_ports_one_after_another() -> None:
     await rig.relays.close()
 
 
-def two_free_ports() -> int:
-    """Return a port that is free like the next one."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as one, socket.socket() as next_one:
-            port: int = one.getsockname()[1]
-            try:
-                next_one.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
-
-
 # --- Start and configuration ---
 
 
 async def test_port_that_is_taken_fails_the_start_and_leaves_no_process() -> None:
-    first = two_free_ports()
+    first = free_port(socket.SOCK_STREAM, 2)
     rig = Rig(replace(CONFIG, audiosocket=AudioSocketConfig(listen=Address("127.0.0.1", first))))
     with (
         socket.create_server(("127.0.0.1", first + 1)),

@@ -208,6 +208,7 @@ async def test_fork_of_two_legs_and_its_mute_and_text_survive_the_daemon(
         recording = await scene.server.wait(lambda one: in_is_silent(one.messages[-5:]))
         position = len(scene.ami.events)
         daemon.kill()
+        await until(lambda: "there is no daemon" in daemon.log())
         assert recording.connection is not None
         await recording.connection.send("meanwhile")
         await asyncio.sleep(0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import trustme
 
 from audiofork.doors.control_client import Client
 from testbed.ami import AmiClient
+from testbed.asterisk import free_port
 from testbed.blocks import decode, find_blocks, make_blocks, report
 from testbed.daemon import Daemon
 from testbed.real_proxies import real_proxy
@@ -19,7 +21,6 @@ from testbed.recorder import Recorder
 from testbed.sip import SipUser
 from tests.relay.conftest import server_tls
 from tests.system.conftest import counts_blocks, needs_whole_in, place_call, start_fork
-from tests.system.test_workers import two_free_ports
 
 pytestmark = [pytest.mark.asterisk, pytest.mark.usefixtures("daemon")]
 
@@ -53,7 +54,7 @@ def settings(
     authority.cert_pem.write_to_path(str(folder / "ca.pem"))
     (folder / "login").write_text(LOGIN)
     return {
-        "audiosocket": f"listen = 127.0.0.1:{two_free_ports()}\n",
+        "audiosocket": f"listen = 127.0.0.1:{free_port(socket.SOCK_STREAM, 2)}\n",
         "relay": "workers = 2\n",
         "websocket": f"ca_list_file = {folder}/ca.pem\nproxy = {proxy}\nno_proxy =\n"
         f"proxy_login_file = {folder}/login\n",

@@ -21,7 +21,7 @@ import pytest
 
 from audiofork.asterisk.taps.base import fork_id_of
 from testbed.ami import AmiClient, Headers
-from testbed.asterisk import Asterisk
+from testbed.asterisk import Asterisk, free_port
 from testbed.blocks import decode, find_blocks, make_blocks, report
 from testbed.daemon import Daemon
 from testbed.recorder import Recorder, Recording
@@ -50,23 +50,11 @@ WAIT_S = 30.0
 DIED = "a relay process died"
 
 
-def two_free_ports() -> int:
-    """Return a port that is free like the next one."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as one, socket.socket() as next_one:
-            port: int = one.getsockname()[1]
-            try:
-                next_one.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
-
-
 @pytest.fixture
 def daemon(asterisk: Asterisk) -> Iterator[Daemon]:
     """A daemon of two workers, for one test; most of them end it."""
     settings = {
-        "audiosocket": f"listen = 127.0.0.1:{two_free_ports()}\n",
+        "audiosocket": f"listen = 127.0.0.1:{free_port(socket.SOCK_STREAM, 2)}\n",
         "relay": "workers = 2\n",
         "security": "max_forks = 20\nmax_forks_per_channel = 20\n",
     }
