@@ -226,17 +226,15 @@ class Recovery:
             return str(exc)
         return ""
 
-    def end_held(self) -> None:
-        """End the forks that go on, and that were not adopted: the daemon stops."""
+    def end_held(self, detail: str = "") -> None:
+        """End the forks that go on, and that were not adopted."""
         for fork_id in list(self._held()):
-            self._send(EndFork(fork_id, EndReason.SHUTDOWN))
+            self._send(EndFork(fork_id, EndReason.SHUTDOWN, detail))
 
     def _end_unknown(self) -> None:
         """End the forks that go on, and that the journal does not know."""
-        held = list(self._held().values())
-        for one in held:
-            self._send(EndFork(one.fork_id, EndReason.SHUTDOWN, "the journal does not know it"))
-        unknown = [one for one in held if not one.has_ended]
+        unknown = [one for one in self._held().values() if not one.has_ended]
+        self.end_held("the journal does not know it")
         if unknown:
             log.warning("ended %d forks that went on: the journal does not know them", len(unknown))
 

@@ -225,11 +225,18 @@ class RelayProcesses:
 
     def _let_go(self, worker: ProcessWorker) -> None:
         """Have a process end, or let it go on for the next daemon."""
-        if _goes_on(worker):
+        if self._is_left(worker):
             assert worker.link is not None
             worker.link.close()
         else:
             worker.send(Close())
+
+    def _is_left(self, worker: ProcessWorker) -> bool:
+        """Return whether its process is left to the next daemon: one with forks, or a service."""
+        process = worker.process
+        if not (self._closing.is_set() and isinstance(process, Detached) and worker.link):
+            return False
+        return bool(worker.forks) or process.is_service
 
     # --- The processes ---
 
@@ -274,7 +281,7 @@ class RelayProcesses:
         finally:  # also when `close` has waited long enough and cancels this
             watch.cancel()
             link.close()
-            if self._closing.is_set() and _goes_on(worker):
+            if self._is_left(worker):
                 process.let_go()
             else:
                 process.kill()
@@ -282,7 +289,7 @@ class RelayProcesses:
 
     async def _reap(self, worker: ProcessWorker, process: RelayProcess) -> str:
         """Wait until a process whose link was closed exits, or kill it; return how it ended."""
-        if self._closing.is_set() and _goes_on(worker):
+        if self._is_left(worker):
             return "it goes on"
         try:
             async with asyncio.timeout(EXIT_TIMEOUT_S):
@@ -422,14 +429,6 @@ class RelayProcesses:
             for worker in self._workers:
                 latency = latency.plus(worker.latency)
             self._reports.put(StatsTaken(ticket, asked.stats, *latency))
-
-
-def _goes_on(worker: ProcessWorker) -> bool:
-    """Return whether its process is left to the next daemon: one with forks, or a service."""
-    process = worker.process
-    if not isinstance(process, Detached) or worker.link is None:
-        return False
-    return bool(worker.forks) or process.is_service
 
 
 async def _watch(worker: ProcessWorker, process: RelayProcess) -> None:

@@ -67,6 +67,11 @@ class DetachedProcess(WorkerProcess):
         Raises:
             ConfigError: The socket cannot be used.
         """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        for number in (signal.SIGHUP, signal.SIGUSR1):  # only the daemon acts on these
+            loop.add_signal_handler(number, lambda: None)
         listener = await self._bind()
         inode = self._path.stat().st_ino
         listener.listen()
@@ -91,11 +96,6 @@ class DetachedProcess(WorkerProcess):
         Raises:
             ConfigError: It cannot be used.
         """
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
-        for number in (signal.SIGHUP, signal.SIGUSR1):  # only the daemon acts on these
-            loop.add_signal_handler(number, lambda: None)
         waits = False
         while True:
             try:

@@ -32,7 +32,7 @@ from audiofork.unix_sockets import Peer
 from testbed.asterisk import free_port
 from testbed.recorder import Recorder
 from tests.link.test_processes import TIMEOUT_S, Rig
-from tests.relay.peers import Leg, numbered, until
+from tests.relay.peers import Leg, lives, numbered, until
 
 pytestmark = pytest.mark.slow
 
@@ -112,14 +112,6 @@ def start_service(config: Config) -> subprocess.Popen[bytes]:
 
 def socket_of(config: Config) -> Path:
     return Path(config.relay.folder) / "0" / SOCKET_NAME
-
-
-def lives(pid: int) -> bool:
-    """Return whether a process is there, other than as a zombie."""
-    try:
-        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
 
 
 async def test_next_daemon_finds_the_fork_and_its_process(

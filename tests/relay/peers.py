@@ -14,6 +14,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Self, cast
 
 from websockets.asyncio.server import ServerConnection, serve
@@ -40,6 +41,14 @@ def numbered(count: int, first: int = 0, frame_bytes: int = 320) -> list[bytes]:
 def number(frame: bytes) -> int:
     """Return which of the `numbered` frames this is."""
     return cast(int, _SOUND.unpack_from(frame)[0])
+
+
+def lives(pid: int) -> bool:
+    """Return whether a process is there, other than as a zombie."""
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
 
 
 async def until(condition: Callable[[], object], timeout_s: float = 5) -> None:

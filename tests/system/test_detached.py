@@ -128,13 +128,6 @@ async def test_50_forks_lose_no_frame_while_the_daemon_is_away(
     assert "Traceback" not in daemon.log()
 
 
-async def away(daemon: Daemon, seconds: float = 1.0) -> None:
-    """Kill a daemon, and start it again after some time."""
-    daemon.kill()
-    await asyncio.sleep(seconds)
-    await asyncio.to_thread(daemon.start)
-
-
 async def test_call_that_ends_while_the_daemon_is_away_ends_its_fork_with_its_frames(
     scene: Scene[Recorder],
 ) -> None:

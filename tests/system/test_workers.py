@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -26,6 +25,7 @@ from testbed.blocks import decode, find_blocks, make_blocks, report
 from testbed.daemon import Daemon
 from testbed.recorder import Recorder, Recording
 from testbed.sip import SipUser
+from tests.relay.peers import lives
 from tests.system.conftest import (
     Target,
     counts_blocks,
@@ -67,14 +67,6 @@ def workers_of(daemon: Daemon) -> dict[int, int]:
     """Return the process that listens at each port, as the log tells."""
     lines = re.findall(r"relay process (\d+) at 127\.0\.0\.1:(\d+) listens", daemon.log())
     return {int(port): int(pid) for pid, port in lines}
-
-
-def lives(pid: int) -> bool:
-    """Tell whether a process is there, other than as a zombie."""
-    try:
-        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
 
 
 async def until(condition: Callable[[], bool]) -> None:
