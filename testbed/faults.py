@@ -235,18 +235,8 @@ async def _connects_in_10_s(scene: Scene, server: FaultyServer) -> list[int]:
 @measure
 async def killed(scene: Scene) -> list[Finding]:
     """The daemon is killed (SIGKILL) with 50 live forks, and started again at once."""
-    async with ServerProcess() as process:
-        with Daemon(scene.asterisk) as daemon:
-            crowd = Crowd(scene)
-            await crowd.gather(50, process.url, "D(in)")
-            await crowd.speak()
-            await asyncio.sleep(3)
-            times = await asyncio.to_thread(_kill_and_start, daemon)
-            await asyncio.sleep(6)
-            until = time.monotonic()
-            await crowd.hang_up()
-            connections = process.connections()
-    return _taken_up(became(crowd, connections, until), *times)
+    all_of_it, _, times = await _kill_with_50_forks(scene, {})
+    return _taken_up(all_of_it, *times)
 
 
 @measure
@@ -254,19 +244,27 @@ async def killed_detached(scene: Scene) -> list[Finding]:
     """The same, where the audio goes through a relay process that outlives the daemon."""
     with tempfile.TemporaryDirectory(prefix="audiofork-relay-") as folder:
         settings = {"relay": f"detached = yes\nfolder = {folder}\n"}
-        async with ServerProcess() as process:
-            with Daemon(scene.asterisk, settings) as daemon:
-                crowd = Crowd(scene)
-                await crowd.gather(50, process.url, "D(in)")
-                await crowd.speak()
-                await asyncio.sleep(3)
-                await asyncio.to_thread(_kill_and_start, daemon)
-                await asyncio.sleep(6)
-                until = time.monotonic()
-                stopped = await crowd.hang_up()
-                connections = process.connections()
+        all_of_it, stopped, _ = await _kill_with_50_forks(scene, settings)
     name = "daemon killed with 50 live forks, started again; [relay] detached = yes"
-    return [whole(name, became(crowd, connections, until), stopped)]
+    return [whole(name, all_of_it, stopped)]
+
+
+async def _kill_with_50_forks(
+    scene: Scene, settings: dict[str, str]
+) -> tuple[dict[str, Became], dict[str, Headers], tuple[float, float, float]]:
+    """Return what became of the forks, their last events, and the times of `_kill_and_start`."""
+    async with ServerProcess() as process:
+        with Daemon(scene.asterisk, settings) as daemon:
+            crowd = Crowd(scene)
+            await crowd.gather(50, process.url, "D(in)")
+            await crowd.speak()
+            await asyncio.sleep(3)
+            times = await asyncio.to_thread(_kill_and_start, daemon)
+            await asyncio.sleep(6)
+            until = time.monotonic()
+            stopped = await crowd.hang_up()
+            connections = process.connections()
+    return became(crowd, connections, until), stopped, times
 
 
 def _kill_and_start(daemon: Daemon) -> tuple[float, float, float]:

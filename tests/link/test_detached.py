@@ -72,6 +72,13 @@ class Daemons:
         await recorder.wait_messages("/fork", 10)
         return fork_id
 
+    async def succeed(self, recorder: Recorder) -> tuple[str, Rig]:
+        """Let a daemon begin a fork and die; return the fork, and the next daemon."""
+        first = await self.start()
+        fork_id = await self.stream(first, recorder)
+        await self.die(first)
+        return fork_id, await self.start()
+
     async def die(self, rig: Rig) -> None:
         """Let a daemon vanish, as SIGKILL does: no message, no order."""
         self.rigs.remove(rig)
@@ -138,10 +145,7 @@ async def test_next_daemon_finds_the_fork_and_its_process(
 async def test_held_fork_that_is_not_wanted_ends_and_is_not_reported(
     daemons: Daemons, recorder: Recorder
 ) -> None:
-    first = await daemons.start()
-    fork_id = await daemons.stream(first, recorder)
-    await daemons.die(first)
-    second = await daemons.start()
+    fork_id, second = await daemons.succeed(recorder)
     second.relays.send(EndFork(fork_id, EndReason.SHUTDOWN, "nobody knows it"))
     await recorder.wait_closed("/fork")
     await until(lambda: not second.relays.held, TIMEOUT_S)
@@ -192,10 +196,7 @@ async def test_process_that_dies_is_started_again_and_its_forks_are_lost(
 async def test_process_that_dies_with_held_forks_holds_them_no_more(
     daemons: Daemons, recorder: Recorder
 ) -> None:
-    first = await daemons.start()
-    fork_id = await daemons.stream(first, recorder)
-    await daemons.die(first)
-    second = await daemons.start()
+    fork_id, second = await daemons.succeed(recorder)
     second.signal(0, signal.SIGKILL)
     assert (await second.lost()).fork_ids == (fork_id,)
     assert second.relays.held == {}

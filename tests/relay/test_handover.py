@@ -34,6 +34,7 @@ from audiofork.relay.handover import (
     MOST_WAITING_CHARACTERS,
     Handover,
 )
+from tests.told_clock import Clock
 
 IN, OUT = LegPart.IN, LegPart.OUT
 SPEC = ForkSpec(
@@ -46,15 +47,6 @@ LIFE: list[ForkReport] = [
     Streaming("a"),
 ]
 ENDED = ForkEnded("a", EndReason.SINK_GONE, "gone", ForkStats(5, 5))
-
-
-class Clock:
-    """A clock that the test sets."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -172,7 +164,7 @@ def test_ended_fork_is_forgotten_once_the_daemon_must_have_noted_it(
 ) -> None:
     assert handover.on_report(ENDED)
     assert len(handover) == 0
-    clock.now += JUST_ENDED_S + 0.1
+    clock.now_s += JUST_ENDED_S + 0.1
     handover.on_ping()
     handover.on_daemon_gone()
     assert handover.held() == ()
@@ -182,7 +174,7 @@ def test_end_that_was_reported_just_before_the_daemon_died_is_reported_again(
     handover: Handover, clock: Clock
 ) -> None:
     handover.on_report(ENDED)
-    clock.now += JUST_ENDED_S - 0.1
+    clock.now_s += JUST_ENDED_S - 0.1
     handover.on_daemon_gone()
     (held,) = handover.held()
     assert held.has_ended
@@ -221,11 +213,11 @@ def test_messages_of_all_forks_that_are_too_long_are_dropped_and_counted(
 def test_end_that_a_daemon_which_hangs_has_not_read_is_reported_again(
     handover: Handover, clock: Clock
 ) -> None:
-    clock.now += 10
+    clock.now_s += 10
     handover.on_ping()
-    clock.now += 30  # no ping came since
+    clock.now_s += 30  # no ping came since
     handover.on_report(ENDED)
-    clock.now += 30
+    clock.now_s += 30
     handover.on_daemon_gone()
     assert [one.has_ended for one in handover.held()] == [True]
 

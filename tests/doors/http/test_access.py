@@ -24,18 +24,11 @@ from audiofork.doors.http.access import (
 )
 from audiofork.doors.http.problems import Problem
 from audiofork.doors.http.tokens import Client, Role, Tokens, digest_of
+from tests.told_clock import Clock
 
 TOKEN, OTHER = "t" * 20, "o" * 20
 ANNA, BERT = Client("anna", frozenset({Role.VIEW})), Client("bert", frozenset(Role))
 TOKENS = Tokens({digest_of(TOKEN): ANNA, digest_of(OTHER): BERT})
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -71,10 +64,10 @@ def test_session_ends_when_it_is_old_or_idle(clock: Clock) -> None:
     sessions = Sessions(clock)
     idle, used = sessions.begin(b"a"), sessions.begin(b"a")
     for _ in range(int(SESSION_S / (IDLE_S - 1))):
-        clock.now += IDLE_S - 1
+        clock.now_s += IDLE_S - 1
         assert sessions.token_of(used) == b"a"
     assert sessions.token_of(idle) is None
-    clock.now = 1000.0 + SESSION_S + 1
+    clock.now_s = 1000.0 + SESSION_S + 1
     assert sessions.token_of(used) is None
 
 
@@ -91,7 +84,7 @@ def test_sessions_of_a_token_are_bounded_and_the_oldest_gives_way(clock: Clock) 
 def test_old_sessions_take_no_room(clock: Clock) -> None:
     sessions = Sessions(clock)
     sessions.begin(b"a")
-    clock.now += SESSION_S + 1
+    clock.now_s += SESSION_S + 1
     sessions.begin(b"a")
     assert len(sessions) == 1
 
@@ -130,15 +123,15 @@ def test_session_in_use_is_not_idle_but_grows_old(access: Access, clock: Clock) 
     identity = access.identify([], session_id, "")
     assert identity is not None
     access.sessions.on_stream(identity.session, 1)
-    clock.now += IDLE_S + 1
+    clock.now_s += IDLE_S + 1
     assert access.is_current(identity)
     access.sessions.on_stream(identity.session, -1)
-    clock.now += IDLE_S - 1
+    clock.now_s += IDLE_S - 1
     assert access.is_current(identity)
-    clock.now += 2
+    clock.now_s += 2
     assert not access.is_current(identity)
     access.sessions.on_stream(identity.session, 1)
-    clock.now = 1000.0 + SESSION_S + 1
+    clock.now_s = 1000.0 + SESSION_S + 1
     assert not access.is_current(identity)
 
 
@@ -179,11 +172,11 @@ async def test_stream_ends_when_its_session_is_too_old(access: Access, clock: Cl
     over = asyncio.Event()
     identity = access.identify([], access.sessions.begin(digest_of(TOKEN)), "")
     assert identity is not None
-    clock.now += SESSION_S - 0.01  # which the stream does not let it be idle in
-    access.sessions._by_id[identity.session].used = clock.now
+    clock.now_s += SESSION_S - 0.01  # which the stream does not let it be idle in
+    access.sessions._by_id[identity.session].used = clock.now_s
     with access.stream(identity, over.set):
         assert not over.is_set()
-        clock.now += 0.02
+        clock.now_s += 0.02
         async with asyncio.timeout(5):
             await over.wait()
     assert access._timer is None
@@ -235,10 +228,10 @@ def test_bad_tokens_of_an_address_are_limited_and_a_right_one_still_works(access
 def test_bad_tokens_are_forgotten_one_by_one(clock: Clock) -> None:
     bad = BadTokens(clock)
     assert [bad.count("a") > 0 for _ in range(BAD_TOKENS + 1)] == [False] * BAD_TOKENS + [True]
-    clock.now += RETRY_S
+    clock.now_s += RETRY_S
     assert bad.count("a") == 0
     assert bad.count("a") > 0
-    clock.now += BAD_TOKENS * RETRY_S
+    clock.now_s += BAD_TOKENS * RETRY_S
     assert [bad.count("a") > 0 for _ in range(BAD_TOKENS + 1)] == [False] * BAD_TOKENS + [True]
 
 
