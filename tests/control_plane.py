@@ -604,13 +604,11 @@ class FakeTaps:
         how = "as the test says"
         return Way(self._tap.name, how, Connects.ORIGINATE, parts, self.keeps_time, rules=())
 
-    def made_before(
-        self, way_name: str, direction: Direction, parts: tuple[LegPart, ...], sample_rate: int
-    ) -> Choice | None:
-        if way_name == DIAL_WAY.name and DIAL_WAY.parts.get(direction) == parts:
-            return Choice(self._tap, DIAL_WAY, sample_rate)
-        self.parts = parts
-        return Choice(self._tap, self._way(), sample_rate) if way_name == WAY else None
+    def made_before(self, held: HeldFork, direction: Direction) -> Choice | None:
+        if held.way == DIAL_WAY.name and DIAL_WAY.parts.get(direction) == held.legs:
+            return Choice(self._tap, DIAL_WAY, held.sample_rate)
+        self.parts = held.legs
+        return Choice(self._tap, self._way(), held.sample_rate) if held.way == WAY else None
 
     async def connecting(self, uniqueid: str, wished_rates: Sequence[int] = ()) -> Choice:
         self.asked.append((uniqueid, tuple(wished_rates)))

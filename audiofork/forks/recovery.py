@@ -195,9 +195,7 @@ class Recovery:
     async def _adopt(self, entry: Entry, held: HeldFork, present: Mapping[str, str]) -> bool:
         """Take over a fork that went on, also to end it; return whether it goes on."""
         fork, refused = restored(entry, self._commands, self._profiles)
-        choice = self._taps.made_before(
-            held.way, fork.request.options.direction, held.legs, held.sample_rate
-        )
+        choice = self._taps.made_before(held, fork.request.options.direction)
         if choice is None:
             self._send(EndFork(fork.id, EndReason.STOPPED, NO_WAY))
             self._end(fork, EndReason.STOPPED, NO_WAY)

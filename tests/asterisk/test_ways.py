@@ -15,6 +15,7 @@ from audiofork.asterisk.taps.ways import (
     as_markdown,
     best_way,
     known_faults,
+    way_named,
     ways_for,
     why_none,
 )
@@ -597,3 +598,11 @@ def test_table_for_the_docs_has_a_row_for_each_way_in_their_order() -> None:
         "option k k(party) alone, and not where Asterisk is 20.21, 22.11, 23.5 or later |"
     )
     assert [row.split(" | ")[1:3] for row in rows] == [[way.tap, way.how] for way in WAYS]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_way_is_found_again_by_its_name_and_what_it_brings(way: Way) -> None:
+    for direction, parts in way.parts.items():
+        assert way_named(way.name, direction, parts) is way
+    assert way_named(way.name, next(iter(way.parts)), ()) is None
+    assert way_named("other", next(iter(way.parts)), next(iter(way.parts.values()))) is None

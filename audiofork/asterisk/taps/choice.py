@@ -23,7 +23,7 @@ from audiofork.asterisk.taps.ways import (
 from audiofork.asterisk.versions import AUDIOSOCKET_RATES, WHISPER_LEAKS, Version, releases
 from audiofork.config import AsteriskConfig
 from audiofork.errors import Refusal, RequestRefused
-from audiofork.link.messages import Direction, LegPart
+from audiofork.link.messages import Direction, HeldFork, LegPart
 
 CHANNELS_OWN_RATE = 0
 # How long a daemon that has just started waits for its first attempt to connect to ARI.
@@ -163,23 +163,19 @@ class Taps:
             Refusal.NO_TAP,
         )
 
-    def made_before(
-        self, way_name: str, direction: Direction, parts: tuple[LegPart, ...], sample_rate: int
-    ) -> Choice | None:
+    def made_before(self, held: HeldFork, direction: Direction) -> Choice | None:
         """Return what an earlier run of the daemon has chosen; None: it is not to be had any more.
 
         Args:
-            way_name: `Way.name` of the way.
-            direction: What the server gets.
-            parts: What the legs bring.
-            sample_rate: In Hz.
+            held: The fork.
+            direction: What its server gets.
         """
-        if way_name == DIAL_WAY.name and DIAL_WAY.parts.get(direction) == parts:
-            return Choice(self._connect, DIAL_WAY, sample_rate)
-        way = way_named(way_name, direction, parts)
+        if held.way == DIAL_WAY.name and DIAL_WAY.parts.get(direction) == held.legs:
+            return Choice(self._connect, DIAL_WAY, held.sample_rate)
+        way = way_named(held.way, direction, held.legs)
         if way is None or (way.tap == "snoop" and self._snoop is None):
             return None
-        return Choice(self._tap_of(way), way, sample_rate)
+        return Choice(self._tap_of(way), way, held.sample_rate)
 
     def _tap_of(self, way: Way) -> Tap:
         return self._snoop if self._snoop is not None and way.tap == "snoop" else self._chanspy
