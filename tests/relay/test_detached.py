@@ -27,7 +27,6 @@ from audiofork.link.messages import (
     SinkMessage,
     StatsTaken,
     Streaming,
-    TakeStats,
 )
 from audiofork.link.stream import (
     Close,
@@ -279,15 +278,17 @@ async def test_who_listened_to_a_fork_is_forgotten_with_the_daemon(
         await control.start()
         fork_id, leg = await control.stream(recorder, "/fork")
         control.send(Listen(fork_id, is_on=True))
+        await control.obeyed()
         leg.send_audio(*numbered(10))
         await control.hears(HeardAudio)
     async with daemon(path, process) as control:
         await control.start()
         control.send(Adopt(fork_id))
+        await control.obeyed()
         leg.send_audio(*numbered(10))
         await recorder.wait_messages("/fork", 30)
-        control.send(TakeStats(1))
-        taken: StatsTaken = await control.hears(StatsTaken)
+        await control.obeyed()
+        (*_, taken) = control.of(StatsTaken)
         assert counted(taken.stats)[fork_id].frames_in == 30
         assert control.of(HeardAudio) == []
     await leg.close()

@@ -82,6 +82,11 @@ class Control:
     def of(self, kind: type[Any]) -> list[Any]:
         return [message for message in self.heard if isinstance(message, kind)]
 
+    async def obeyed(self) -> None:
+        """Wait until all that was sent is done: what a leg or a sink does may come before."""
+        self.send(TakeStats(0))
+        await self.hears(StatsTaken, len(self.of(StatsTaken)) + 1)
+
     async def start(self, config: Config = CONFIG) -> Address:
         self.send(Configure.of(config))
         listening: Listening = await self.hears(Listening)
@@ -93,8 +98,7 @@ class Control:
         url, legs = recorder.url(path), (LegPart.IN,)
         self.send(ForkSpec(fork_id, "PJSIP/100-0000002a", url, Direction.IN, legs))
         self.send(ExpectLeg(fork_id, LegPart.IN, fork_id))
-        self.send(TakeStats(0))
-        await self.hears(StatsTaken, len(self.of(StatsTaken)) + 1)  # it has the fork by now
+        await self.obeyed()
         leg = await Leg.connect(self.of(Listening)[-1].address)
         leg.send_uuid(fork_id)
         await until(lambda: LegAttached(fork_id, LegPart.IN) in self.heard)
@@ -210,8 +214,7 @@ async def test_new_configuration_counts_for_new_forks(control: Control, recorder
     fork_id = str(uuid.uuid4())
     control.send(ForkSpec(fork_id, "PJSIP/1", recorder.url("/after"), Direction.IN))
     control.send(ExpectLeg(fork_id, LegPart.MIX, fork_id))
-    control.send(TakeStats(1))
-    await control.hears(StatsTaken, 2)
+    await control.obeyed()
     second = await Leg.connect(control.of(Listening)[-1].address)
     second.send_uuid(fork_id)
     second.send_audio(*numbered(10))
