@@ -18,6 +18,7 @@ import uvloop
 from audiofork import __version__, config, config_file, log
 from audiofork.commands.check import Check, load, taps_of
 from audiofork.commands.daemon_options import (
+    DEFAULT_CONFIG,
     DaemonPlace,
     config_option,
     of_any_daemon,
@@ -98,25 +99,37 @@ main.add_command(setup)
 @config_option
 def run(path: Path) -> None:
     """Run the daemon until SIGTERM or Ctrl-C."""
-    try:
+    with _exits_of(path):
         loaded = config_file.load(path)
         config_file.refuse_unknown_variables(loaded)
         log.set_up(loaded.log)
         uvloop.run(_run(path, loaded))
-    except ConfigError as exc:
-        fail(config_file.with_place(str(exc), path), EXIT_CONFIG)
-    except CannotListen as exc:
-        fail(config_file.with_place(str(exc), path), EXIT_FAILED)
 
 
-@main.command(short_help="Run a relay process that outlives the daemon.")
-@click.argument("path", metavar="SOCKET", type=click.Path(path_type=Path))
-def relay(path: Path) -> None:
-    """Run a relay process that waits for the daemon at a Unix socket, until SIGTERM.
+@main.command(short_help="Run a relay for daemons: of this host, or of a cluster.")
+@click.argument("path", metavar="[SOCKET]", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "-c",
+    "--config",
+    "config_path",
+    type=click.Path(dir_okay=False, readable=False, path_type=Path),
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    help="The configuration file, without SOCKET.",
+)
+def relay(path: Path | None, config_path: Path) -> None:
+    """Run a relay process that the daemon comes to, until SIGTERM.
 
-    For audiofork-relay@.service, where [relay] detached = yes. It needs no configuration: the
-    daemon tells it what it has to know, which is no secret of Asterisk.
+    With SOCKET it waits there for the daemon of this host, for audiofork-relay@.service, where
+    [relay] detached = yes. It needs no configuration: the daemon tells it what it has to know,
+    which is no secret of Asterisk.
+
+    Without SOCKET it is a relay host of the cluster that [cluster] of the configuration names; it
+    needs no login to Asterisk.
     """
+    if path is None:
+        _run_host(config_path)
+        return
     from audiofork.relay import detached
 
     log.set_up(config.LogConfig())
@@ -124,6 +137,64 @@ def relay(path: Path) -> None:
         detached.run(path)
     except ConfigError as exc:
         fail(str(exc), EXIT_CONFIG)
+
+
+def _run_host(path: Path) -> None:
+    """Run a relay host of a cluster."""
+
+    def load() -> config.Config:
+        return config_file.load(path, secrets_of=("websocket",))
+
+    with _exits_of(path):
+        from audiofork.relay import host
+
+        loaded = load()
+        _need_cluster(loaded)
+        log.set_up(loaded.log)
+        host.run(loaded, load)
+
+
+@main.command(short_help="Run a controller of a cluster.")
+@config_option
+def control(path: Path) -> None:
+    """Run a controller of the cluster that [cluster] of the configuration names, until SIGTERM.
+
+    It does what `audiofork run` does, but for the relay, which are relay hosts (`audiofork relay`).
+    Of several controllers of an Asterisk one leads; the others stand by, and one of them goes on
+    when that dies.
+    """
+    with _exits_of(path):
+        loaded = config_file.load(path)
+        config_file.refuse_unknown_variables(loaded)
+        _need_cluster(loaded)
+        log.set_up(loaded.log)
+        uvloop.run(_control(path, loaded))
+
+
+async def _control(path: Path, loaded: config.Config) -> None:
+    from audiofork.control import Control
+
+    await Control(path, loaded).run()
+
+
+def _need_cluster(loaded: config.Config) -> None:
+    if not loaded.cluster.servers:
+        raise ConfigError("[cluster] servers is empty: it names the NATS servers of the cluster")
+
+
+@contextmanager
+def _exits_of(path: Path) -> Iterator[None]:
+    """Exit with a message and a code where a daemon, or a part of one, cannot run."""
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        if exc.name != "nats":
+            raise
+        fail("a cluster needs the NATS client: pip install 'audiofork[cluster]'", EXIT_FAILED)
+    except ConfigError as exc:
+        fail(config_file.with_place(str(exc), path), EXIT_CONFIG)
+    except CannotListen as exc:
+        fail(config_file.with_place(str(exc), path), EXIT_FAILED)
 
 
 async def _run(path: Path, loaded: config.Config) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from audiofork.addresses import IPNetwork
 
 # Named here too, for all who use the configuration.
+from audiofork.config_cluster import ClusterConfig as ClusterConfig
 from audiofork.config_history import HistoryConfig as HistoryConfig
 from audiofork.config_http import HttpConfig as HttpConfig
 from audiofork.config_security import SecurityConfig as SecurityConfig
@@ -410,6 +411,7 @@ class Config:
     http: HttpConfig = field(default_factory=HttpConfig)
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
     history: HistoryConfig = field(default_factory=HistoryConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     log: LogConfig = field(default_factory=LogConfig)
     post_process: Mapping[str, PostProcessConfig] = field(default_factory=dict)
     profile: Mapping[str, ProfileConfig] = field(default_factory=dict)
@@ -428,6 +430,7 @@ SECTIONS: dict[str, type[Any]] = {
     "http": HttpConfig,
     "daemon": DaemonConfig,
     "history": HistoryConfig,
+    "cluster": ClusterConfig,
     "log": LogConfig,
 }
 

@@ -9,7 +9,7 @@ import logging
 import signal
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from audiofork import config_file
 from audiofork import log as logs
@@ -31,7 +31,7 @@ from audiofork.forks.attack_log import AttackLog
 from audiofork.forks.counters import Counters
 from audiofork.forks.events import Events
 from audiofork.forks.history import History
-from audiofork.forks.journal import Journal
+from audiofork.forks.journal import FileJournal, Journal
 from audiofork.forks.music import Music
 from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.profiles import Profiles
@@ -60,6 +60,20 @@ _FIXED = ("asterisk", "ari", "audiosocket", "relay", "control", "front", "http")
 SHUTDOWN_TIMEOUT_S = 2.5  # for the forks to end; a stop may take 3 s in all
 
 
+class Cluster(Protocol):
+    """What a daemon that leads in a cluster has from it.
+
+    Attributes:
+        leads: Whether it does still; if not, it must leave all as it is.
+    """
+
+    @property
+    def leads(self) -> bool: ...
+
+    def parts(self, config: Config, report: SendReport) -> tuple[Relay, Journal]:
+        """Return the relay and the journal that it shares with other controllers."""
+
+
 class Daemon:
     """Joins the control plane and the relay.
 
@@ -76,7 +90,9 @@ class Daemon:
             set by `run`.
     """
 
-    def __init__(self, path: Path, config: Config) -> None:
+    _ari: Ari | None = None
+
+    def __init__(self, path: Path, config: Config, cluster: Cluster | None = None) -> None:
         self._path = path
         self._config = config
         self._stop = asyncio.Event()
@@ -85,10 +101,10 @@ class Daemon:
         self._commands = Commands(config.post_process)
         self._profiles = Profiles(config.profile, Format(config.websocket.format))
         self.ready = asyncio.Event()
-        self.relay = _relay_of(config, self._on_report)
-        self._journal = Journal(Path(config.daemon.journal) if config.daemon.journal else None)
-        self._keep = config.daemon.on_stop == "keep"
-        self._ari: Ari | None = None
+        parts_of = _parts_of if cluster is None else cluster.parts
+        self.relay, self._journal = parts_of(config, self._on_report)
+        self._cluster = cluster
+        self._keep = self._is_kept(config)
         self._doors = Doors(path, config, self._run_id)
         self.metrics: Metrics | None = None
 
@@ -123,13 +139,22 @@ class Daemon:
         finally:
             await self._shut_down()
 
+    def stop(self) -> None:
+        """Stop, as after SIGTERM."""
+        self._stop.set()
+
+    def _is_kept(self, config: Config) -> bool:
+        """Return whether running forks outlast a stop: in a cluster another controller has them."""
+        return self._cluster is not None or config.daemon.on_stop == "keep"
+
     async def _start(self) -> None:
         lift_file_limit()
-        await retire_unused(self._config.relay)
+        if self._cluster is None:
+            await retire_unused(self._config.relay)
         address = await self.relay.start()
         self.ami = Ami(self._config.asterisk, self._on_event, self._up)
         self._check_answers = CheckAnswers(
-            self.ami.raise_event, self.relay.send, self._config.relay.workers, self._run_id
+            self.ami.raise_event, self.relay.send, lambda: len(self.relay.addresses), self._run_id
         )
         self._taps = self._build_taps()
         self._build_forks()
@@ -180,6 +205,7 @@ class Daemon:
             asks_callers=self.history.is_kept or self._stream is not None,
             held=lambda: self.relay.held,
             outlives_daemon=self.relay.outlives_daemon,
+            until_expected=self.relay.until_expected,
         )
         self.watching = Watching(self.relay.send, self.forks.find)
         events.subscribe(self.watching.on_event)
@@ -268,6 +294,8 @@ class Daemon:
         """Close the doors, end or keep the forks, log off from AMI; then stop all other parts."""
         notify("STOPPING=1")
         log.info("stopping, %d forks to %s", len(self.forks), "keep" if self._keep else "end")
+        if self._cluster is not None and not self._cluster.leads:
+            self.forks.leave()
         await self._doors.close()
         if self.metrics is not None:
             self.metrics.close()
@@ -314,7 +342,7 @@ class Daemon:
         self._commands.configure(new.post_process)
         self._profiles.configure(new.profile)
         self._profiles.default_format = Format(new.websocket.format)
-        self._keep = new.daemon.on_stop == "keep"
+        self._keep = self._is_kept(new)
         self._twilio_callback.configure(new)
         self._taps.sample_rate = new.websocket.sample_rate
         self.history.configure(new.history)
@@ -356,6 +384,16 @@ def _say_what_is_open(config: Config) -> None:
             "[security] allow_urls names no host: whoever may start a fork, such as each AMI user "
             "with write = user, can send the audio of any call anywhere"
         )
+
+
+def _parts_of(config: Config, report: SendReport) -> tuple[Relay, Journal]:
+    """Return the relay and the journal that the configuration asks for.
+
+    Raises:
+        ConfigError: The relay cannot use a file that the configuration names.
+    """
+    file = Path(config.daemon.journal) if config.daemon.journal else None
+    return _relay_of(config, report), FileJournal(file)
 
 
 def _relay_of(config: Config, report: SendReport) -> Relay:

@@ -25,6 +25,7 @@ AudioForkError
 |   +-- SinkRefused               the server has said no, or that it is done
 |   |   +-- SinkClosed            it is done: it has closed normally
 +-- PostFailed                    a web server that is told of forks, or the way to it
++-- BrokerUnavailable             NATS, or the way to it: the cluster's broker
 +-- CannotListen                  the program that uses the address
 +-- ReceiverError                 the user of the receiver: it cannot start
 +-- SetupError                    the administrator's: this machine cannot be set up
@@ -226,6 +227,10 @@ class PostFailed(AudioForkError):
     def __init__(self, why: str, *, retryable: bool = True) -> None:
         super().__init__(why)
         self.retryable = retryable
+
+
+class BrokerUnavailable(AudioForkError):
+    """NATS does not answer, or refuses; the text says what it said."""
 
 
 class CannotListen(AudioForkError):

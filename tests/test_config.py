@@ -746,12 +746,14 @@ def test_environment_reaches_the_option(section: str, option: str, tmp_path: Pat
     # Of these, each option takes one.
     for value in (
         "7",
+        "3",
         "40",
         "yes",
         "no",
         "::1",
         "h:7",
         "wss://x",
+        "nats://h:7",
         "debug",
         "json",
         "keep",

@@ -22,27 +22,32 @@ GROUND |= {
     "system",
     "text",
 }
-GROUND |= {"config_history", "config_http", "config_security", "config_servers"}
+GROUND |= {"config_cluster", "config_history", "config_http", "config_security", "config_servers"}
 GROUND |= {"rate_limit", "threads", "twilio_sids", "unix_sockets"}
 GROUND |= {"tls_contexts", "uri", ""}
 """Modules that all rooms may import; the last is the package itself, which has the version."""
 
 ROOMS: dict[str, set[str]] = {
     **dict.fromkeys(GROUND, GROUND),
-    "link": set(),
+    "cluster": set(),
+    "link": {"cluster"},
     "asterisk": {"link"},
-    "forks": {"asterisk", "link"},
+    "forks": {"asterisk", "link", "cluster"},
     "doors": {"forks", "asterisk", "link"},
     "commands": {"doors", "forks", "asterisk", "link"},
-    "relay": {"link"},
+    "relay": {"link", "cluster"},
     "daemon": {"doors", "forks", "asterisk", "link"},
-    "cli": {"daemon", "commands", "doors"},
+    "control": {"daemon", "forks", "link", "cluster"},
+    "cli": {"control", "daemon", "commands", "doors"},
     "__main__": {"cli"},
 }
 """What each room may import besides itself and the ground."""
 
 RELAY_STARTERS = {"link.inline", "cli"}
 """Who may import the relay: nobody else knows more of it than its messages."""
+
+OWN_PROCESSES = {"relay.process", "relay.detached", "relay.host", "relay.host_owner"}
+"""The processes of the relay, which have the other end of a link."""
 
 
 def modules() -> dict[str, Path]:
@@ -88,7 +93,7 @@ def test_each_module_imports_only_what_lies_below_it() -> None:
 
 def test_relay_knows_of_the_link_its_messages_alone_but_for_its_own_processes() -> None:
     for name, path in modules().items():
-        if room_of(name) == "relay" and name not in ("relay.process", "relay.detached"):
+        if room_of(name) == "relay" and name not in OWN_PROCESSES:
             of_link = {one for one in imports(path) if room_of(one) == "link"}
             messages = ("link.messages.", "link.dialogue.")
             assert all(one.startswith(messages) for one in of_link), name

@@ -27,12 +27,12 @@ class CheckAnswers:
     Args:
         raise_event: Sends a user event to Asterisk.
         send: Passes commands to the relay.
-        workers: How many processes the relay has: each must expect the leg.
+        workers: Returns how many workers the relay has: each must expect the leg.
         run_id: Identifies this run of the daemon; different at each start.
     """
 
     def __init__(
-        self, raise_event: RaiseEvent, send: SendCommand, workers: int, run_id: str
+        self, raise_event: RaiseEvent, send: SendCommand, workers: Callable[[], int], run_id: str
     ) -> None:
         self._raise = raise_event
         self._send = send
@@ -47,7 +47,7 @@ class CheckAnswers:
             return
         while len(self._asked) >= MAX_ASKED:
             del self._asked[next(iter(self._asked))]
-        self._asked[leg_uuid] = _Asked(event.token, self._workers)
+        self._asked[leg_uuid] = _Asked(event.token, self._workers())
         self._send(ExpectCheckLeg(leg_uuid))
 
     def on_report(self, report: CheckLeg) -> None:

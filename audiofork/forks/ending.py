@@ -122,6 +122,11 @@ class Ending:
                     why = "the daemon is restarted"
                     self._emit(Reconnecting(fork.info, Away.DAEMON, 1, why, was_streaming=True))
 
+    def leave_all(self) -> None:
+        """Forget all forks, and leave them as they are: another controller has them."""
+        for fork in list(self._table):
+            self._leave(fork)
+
     def _leave(self, fork: Fork) -> None:
         """Forget a fork that the next run of the daemon will resume."""
         fork.apply(ForkEvent.END)

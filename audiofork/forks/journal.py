@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Protocol
 
 from audiofork.forks.sqlite_file import Damaged, SqliteFile, is_locked, put_aside, telling_damage
 from audiofork.text import reason_of
@@ -67,8 +68,28 @@ class Entry:
     connects: bool = False
 
 
-class Journal:
-    """Keeps entries in a file; a fault of the file never affects a fork.
+class Journal(Protocol):
+    """Keeps the running forks for the next start; a fault of it never affects a fork."""
+
+    @property
+    def works(self) -> bool:
+        """Whether all entries are kept, as far as known."""
+
+    async def open(self) -> list[Entry]:
+        """Return the entries that an earlier run left, oldest first."""
+
+    def put(self, entry: Entry) -> None:
+        """Keep an entry; it replaces one of the same fork. Never waits."""
+
+    def remove(self, fork_id: str) -> None:
+        """Forget the entry of a fork, if there is one; never waits."""
+
+    async def close(self) -> None:
+        """Write what waits; waits for it a second at most."""
+
+
+class FileJournal:
+    """Implements `Journal` by a file.
 
     Owned by the daemon. Faults are logged when they begin and when they end.
 
@@ -266,7 +287,7 @@ class _File(SqliteFile):
         """Return all entries, oldest first."""
         with telling_damage():
             rows = self.db.execute("SELECT entry FROM forks ORDER BY number").fetchall()
-        return [_entry_of(text) for (text,) in rows]
+        return [entry_of_text(text) for (text,) in rows]
 
     def change(self, changes: Mapping[str, Entry | None]) -> None:
         """Write entries, and remove those that are None."""
@@ -292,7 +313,7 @@ class _File(SqliteFile):
         self.wipe()
 
 
-def _entry_of(text: object) -> Entry:
+def entry_of_text(text: object) -> Entry:
     try:
         values = json.loads(text)  # type: ignore[arg-type]
         entry = Entry(**values)

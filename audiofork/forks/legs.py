@@ -34,6 +34,7 @@ from audiofork.link.messages import (
     LegPart,
     SendCommand,
 )
+from audiofork.link.relay import UntilExpected
 from audiofork.text import harmless
 
 # How long after the end of a leg the hangup event of the copied channel may come.
@@ -47,6 +48,7 @@ MAX_NEW_LEGS = 3
 NEW_LEGS_WINDOW_S = 10.0
 SHUTTING_DOWN = "Asterisk is shutting down"  # Asterisk's own text (main/manager.c)
 CONTESTED = "somebody else presented its UUID as well"
+RELAY_WAS_AWAY = "lost while its relay was away"
 ORPHANED = "somebody else speaks in its place: its channel has gone"
 CANNOT_ASK = "the leg was lost, and Asterisk cannot be asked"
 MOVED_ON = "the call went on without the server: it was transferred, or taken elsewhere"
@@ -66,6 +68,7 @@ class Legs:
         emit: Called with each event.
         end: Ends a fork.
         spawn: Runs a coroutine in the background.
+        until_expected: Returns when the relay expects the legs of a fork.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Legs:
         emit: Emit,
         end: End,
         spawn: Spawn,
+        until_expected: UntilExpected,
     ) -> None:
         self._channels = channels
         self._holds = holds
@@ -85,6 +89,7 @@ class Legs:
         self._emit = emit
         self._end = end
         self._spawn = spawn
+        self._until_expected = until_expected
         # Set once the registry is reconciled after a login; replaced at the next.
         self._synced = asyncio.Event()
 
@@ -156,6 +161,7 @@ class Legs:
         if not _is_wanted(fork, leg, leg_id):
             self._leaving.on_gone(leg_id)  # it was never requested from Asterisk
             return
+        await self._until_expected(fork.id)
         try:
             await fork.tap.start(_order_of(fork, leg, leg_id))
         except NoSuchChannel:
@@ -353,6 +359,12 @@ class Legs:
         fork.log.warning("%s; attempt %d follows", harmless(why), attempt)
         was_streaming = fork.lost(what, why, attempt)
         self._emit(Reconnecting(fork.info, what, attempt, why, was_streaming))
+
+    def on_relay_back(self, fork: Fork) -> None:
+        """Replace the legs that were lost while no relay process had the fork."""
+        for leg in fork.legs.values():
+            if leg.lost_at is not None:
+                self._spawn(self._on_loss(fork, leg, RELAY_WAS_AWAY, 1))
 
     def lose_all(self, fork: Fork, lost_at: float, why: str) -> str:
         """Count the loss of all legs with their relay process; the caller requests them again.

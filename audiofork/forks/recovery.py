@@ -28,6 +28,7 @@ from audiofork.link.messages import (
     ForkStats,
     HeldFork,
     RelayAway,
+    RelayBack,
     RelayLost,
     SendCommand,
 )
@@ -288,6 +289,13 @@ class Recovery:
         for fork_id in report.fork_ids:
             if (fork := self._table.get(fork_id)) is not None:
                 fork.progress.relay_away = True
+
+    def on_relay_back(self, report: RelayBack) -> None:
+        """Go on with forks whose relay process is there again."""
+        for fork_id in report.fork_ids:
+            if (fork := self._table.get(fork_id)) is not None:
+                fork.progress.relay_away = False
+                self._legs.on_relay_back(fork)
 
     def on_relay_lost(self, report: RelayLost) -> None:
         """Start forks again in another relay process; their old legs are hung up."""

@@ -38,7 +38,7 @@ from audiofork.forks.events import (
 from audiofork.forks.following import StartNews, follow
 from audiofork.forks.fork import Fork
 from audiofork.forks.holds import Holds
-from audiofork.forks.journal import Entry, Journal
+from audiofork.forks.journal import Entry, FileJournal, Journal
 from audiofork.forks.keys import Keys
 from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.legs import Legs
@@ -67,6 +67,7 @@ from audiofork.link.messages import (
     LegAttached,
     LegLost,
     RelayAway,
+    RelayBack,
     RelayLost,
     SendCommand,
     SinkMessage,
@@ -77,6 +78,7 @@ from audiofork.link.messages import (
     StrangersRefused,
     Streaming,
 )
+from audiofork.link.relay import UntilExpected, expected_at_once
 from audiofork.text import harmless, printable
 
 log = logging.getLogger(__name__)
@@ -105,6 +107,7 @@ class Forks:
         asks_callers: Whether somebody wants to know who calls; else Asterisk is not asked.
         held: Returns the forks that relay processes go on with since an earlier run.
         outlives_daemon: Whether relay processes go on with forks that are kept.
+        until_expected: Returns when the relay expects the legs of a fork.
     """
 
     def __init__(
@@ -123,8 +126,9 @@ class Forks:
         asks_callers: bool = False,
         held: Callable[[], Mapping[str, HeldFork]] = dict,
         outlives_daemon: bool = False,
+        until_expected: UntilExpected = expected_at_once,
     ) -> None:
-        journal = journal or Journal(None)
+        journal = journal or FileJournal(None)
         commands = commands or Commands({})
         profiles = profiles or Profiles({})
         self._emit = emit
@@ -144,7 +148,7 @@ class Forks:
         self._server_commands = ServerCommands(ami, channels, emit, ending.end, tasks.spawn)
         self._bridges = Bridges(channels, taps, table, send, ending.end, tasks.spawn)
         self._legs = legs = Legs(
-            channels, self._holds, leaving, send, emit, ending.end, tasks.spawn
+            *(channels, self._holds, leaving, send, emit, ending.end, tasks.spawn, until_expected)
         )
         self._starting = starting = Starting(
             *(ami, taps, channels, look_ups, table, admission),
@@ -345,6 +349,8 @@ class Forks:
             self._emit(Attack(AttackKind.WRONG_UUID, where, report.count))
         elif isinstance(report, RelayAway):
             self._recovery.on_relay_away(report)
+        elif isinstance(report, RelayBack):
+            self._recovery.on_relay_back(report)
         elif isinstance(report, RelayLost):
             self._recovery.on_relay_lost(report)
         elif (fork := self._table.get(report.fork_id)) is None:
@@ -428,6 +434,11 @@ class Forks:
             self._recovery.end_held()
         await self._table.wait_empty()
         await self._ending.tasks.finish()
+
+    def leave(self) -> None:
+        """Refuse new forks and forget the running ones: another controller has them."""
+        self._starting.admission.refuse_all("another controller leads")
+        self._ending.leave_all()
 
     async def close(self) -> None:
         """Cancel all timers and tasks that are left."""

@@ -46,6 +46,9 @@ class InlineRelay:
     def address_of(self, fork_id: str) -> Address:
         return self._worker.address_of(fork_id)
 
+    async def until_expected(self, fork_id: str) -> None:
+        """Nothing to wait for: commands are executed at once."""
+
     @property
     def outlives_daemon(self) -> bool:
         return False

@@ -24,6 +24,7 @@ from audiofork.link.fork_spec import Metadata as Metadata
 from audiofork.link.fork_spec import ServerCommand as ServerCommand
 from audiofork.link.fork_spec import Tls as Tls
 from audiofork.link.fork_spec import Voice as Voice
+from audiofork.link.held_fork import HeldFork as HeldFork
 
 
 class EndReason(enum.StrEnum):
@@ -169,33 +170,6 @@ Command = (
     | Adopt
     | Leave
 )
-
-
-@dataclass(frozen=True, slots=True)
-class HeldFork:
-    """A fork that an earlier daemon has left to its relay process, which goes on with it.
-
-    It is held until it is adopted, or ended.
-
-    Attributes:
-        way: As in its `ForkSpec`; so are the next two.
-        legs: What its legs bring.
-        sample_rate: In Hz.
-        leg_ids: The ids of their channels, by part; those that were not ordered are missing.
-        has_ended: Whether it has ended meanwhile.
-        attached: The parts whose legs are connected.
-        mute_in: Whether in is muted; `mute_out` likewise.
-    """
-
-    fork_id: str
-    way: str
-    legs: tuple[LegPart, ...]
-    sample_rate: int
-    leg_ids: dict[str, str]
-    has_ended: bool = False
-    attached: tuple[LegPart, ...] = ()
-    mute_in: bool = False
-    mute_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,6 +449,13 @@ class RelayLost:
     away_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class RelayBack:
+    """Report: after a RelayAway, these forks go on where they were."""
+
+    fork_ids: tuple[str, ...]
+
+
 ForkReport = (
     LegAttached
     | LegLost
@@ -486,7 +467,7 @@ ForkReport = (
     | CommandAsked
     | ForkEnded
 )
-ForksReport = ForkReport | StatsTaken | StrangersRefused | RelayAway | RelayLost
+ForksReport = ForkReport | StatsTaken | StrangersRefused | RelayAway | RelayBack | RelayLost
 """The reports about forks."""
 WatchReport = LevelsTaken | HeardAudio
 """The reports for those who watch forks."""

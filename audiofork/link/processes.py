@@ -7,36 +7,19 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from audiofork.backoff import Backoff
 from audiofork.config import Address, Config
 from audiofork.errors import CannotListen
 from audiofork.link.messages import (
-    Adopt,
-    CheckLeg,
-    Command,
-    EndFork,
-    EndReason,
-    ExpectCheckLeg,
-    ForkEnded,
     ForkSpec,
-    ForkStats,
-    HeldFork,
-    LevelsTaken,
-    RelayAway,
-    RelayLost,
-    Report,
     SendReport,
-    StatsTaken,
-    StrangersRefused,
-    TakeLevels,
-    TakeStats,
 )
-from audiofork.link.relay import Reports, WorkerState
 from audiofork.link.relay_process import Detached, DetachedPlace, RelayProcess, start_child
+from audiofork.link.sharing import SharedRelay
 from audiofork.link.stream import (
     Close,
     Configure,
@@ -48,7 +31,7 @@ from audiofork.link.stream import (
     Up,
     decode_up,
 )
-from audiofork.link.workers import NO_LATENCY, Latency, ProcessWorker
+from audiofork.link.workers import ProcessWorker, RelayWorker
 from audiofork.text import why
 
 log = logging.getLogger(__name__)
@@ -64,27 +47,13 @@ FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 5.0
 EXIT_TIMEOUT_S = 0.5  # from the end of the link to the exit of the process
 CLOSE_TIMEOUT_S = 3.0  # longer than the 2.5 s that a worker gives its forks to end
-# How long forks wait for a relay process while none runs.
-NO_PROCESS_TIMEOUT_S = 6.0
-STATS_TIMEOUT_S = 1.0  # shorter than the registry waits for the answer
-
 NO_PROCESS = "no relay process runs at the moment"
 
 
-@dataclass
-class _Asked:
-    """A TakeStats that some processes have not answered yet."""
-
-    waits_for: set[ProcessWorker]
-    stats: dict[str, ForkStats] = field(default_factory=dict)
-
-
-class RelayProcesses:
+class RelayProcesses(SharedRelay):
     """Implements `Relay` by workers in processes of their own, which share the forks.
 
-    A process that dies is restarted, and one that hangs is killed. The forks that it relayed are
-    reported in a RelayLost as soon as a process can take them, in a RelayAway before that if they
-    have to wait.
+    A process that dies is restarted, and one that hangs is killed.
 
     Args:
         config: The configuration, with the number of workers. The addresses that they listen at do
@@ -95,17 +64,12 @@ class RelayProcesses:
 
     def __init__(self, config: Config, report: SendReport, check: Callable[[Config], None]) -> None:
         check(config)
+        super().__init__(report, NO_PROCESS)
         self._check = check
         self._config = config
-        self._reports = Reports(report)
         self._workers: list[ProcessWorker] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._closing = asyncio.Event()
-        self._owners: dict[str, ProcessWorker] = {}
-        self._orphaned: dict[str, float] = {}  # when each fork without a process lost it
-        self._orphan_timer: asyncio.TimerHandle | None = None
-        self._asked: dict[int, _Asked] = {}
-        self._latency_of_dead = NO_LATENCY
         self._places: list[DetachedPlace] = []
 
     # --- Towards the daemon ---
@@ -144,69 +108,21 @@ class RelayProcesses:
         audiosocket = replace(self._config.audiosocket, listen=worker.listen)
         worker.send(Configure.of(replace(self._config, audiosocket=audiosocket)))
 
-    @property
-    def addresses(self) -> Sequence[Address]:
-        return [worker.advertise or worker.listen for worker in self._workers]
+    def _all_workers(self) -> Sequence[ProcessWorker]:
+        return self._workers
 
-    def address_of(self, fork_id: str) -> Address:
-        worker = self._owners.get(fork_id, self._workers[0])
-        return worker.advertise or worker.listen
+    def _choose(self, spec: ForkSpec) -> RelayWorker | None:  # noqa: ARG002 (all are alike)
+        return min(self._listening(), key=lambda one: len(one.forks), default=None)
 
-    def send(self, command: Command) -> None:
-        if isinstance(command, TakeStats):
-            self._ask_for_stats(command)
-        elif isinstance(command, ForkSpec):
-            self._begin(command)
-        elif isinstance(command, ExpectCheckLeg | TakeLevels):
-            for worker in self._workers:
-                worker.send(command)
-        elif command.fork_id in self._owners:
-            owner = self._owners[command.fork_id]
-            owner.send(command)
-            if isinstance(command, Adopt):
-                owner.held.pop(command.fork_id, None)
-        elif isinstance(command, EndFork) and command.fork_id in self._orphaned:
-            del self._orphaned[command.fork_id]
-            self._report_end(command.fork_id, command.reason, command.detail)
-
-    def _begin(self, spec: ForkSpec) -> None:
-        """Order a fork from the worker with the fewest forks."""
-        workers = self._listening()
-        if not workers:
-            self._report_end(spec.fork_id, EndReason.LEG_FAILED, NO_PROCESS)
-            return
-        worker = min(workers, key=lambda one: len(one.forks))
-        self._owners[spec.fork_id] = worker
-        worker.forks.add(spec.fork_id)
-        worker.send(spec)
-
-    def _listening(self) -> list[ProcessWorker]:
-        return [worker for worker in self._workers if worker.address is not None]
-
-    def _report_end(self, fork_id: str, reason: EndReason, detail: str) -> None:
-        """Report the end of a fork that no process relays."""
-        self._reports.put(ForkEnded(fork_id, reason, detail, ForkStats()))
+    async def until_expected(self, fork_id: str) -> None:
+        """Nothing to wait for: the link is faster than Asterisk."""
 
     @property
     def outlives_daemon(self) -> bool:
         return self._config.relay.detached
 
-    @property
-    def held(self) -> Mapping[str, HeldFork]:
-        held: dict[str, HeldFork] = {}
-        for worker in self._workers:
-            held |= worker.held
-        return held
-
-    @property
-    def workers(self) -> Sequence[WorkerState]:
-        return [
-            WorkerState(one.listen, self._is_up(one), len(one.forks), one.rtt_s, one.pid)
-            for one in self._workers
-        ]
-
-    def _is_up(self, worker: ProcessWorker) -> bool:
-        return worker.address is not None and not self._closing.is_set()
+    def _is_up(self, worker: RelayWorker) -> bool:
+        return super()._is_up(worker) and not self._closing.is_set()
 
     async def close(self) -> None:
         self._closing.set()
@@ -217,11 +133,9 @@ class RelayProcesses:
             for task in late:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._orphan_timer is not None:
-            self._orphan_timer.cancel()
         for place in self._places:
             place.close()
-        await self._reports.close()
+        await self._close_sharing()
 
     def _let_go(self, worker: ProcessWorker) -> None:
         """Have a process end, or let it go on for the next daemon."""
@@ -301,50 +215,10 @@ class RelayProcesses:
     def _on_death(self, worker: ProcessWorker, how: str) -> None:
         log.error("%s died (%s); it had %d forks", worker, how, len(worker.forks))
         worker.fail_start(OSError(f"the relay process died: {how}"))
-        worker.address = worker.link = None
+        worker.link = None
         if worker.wanted.port:  # what an earlier daemon had configured may have another
             worker.listen = worker.wanted
-        self._latency_of_dead = self._latency_of_dead.plus(worker.latency)
-        worker.latency, worker.rtt_s = NO_LATENCY, 0.0
-        now = asyncio.get_running_loop().time()
-        for fork_id in worker.forks:
-            del self._owners[fork_id]
-            self._orphaned[fork_id] = now
-        worker.forks.clear()
-        worker.held.clear()
-        for ticket in list(self._asked):
-            self._answered(ticket, worker, {})
-        self._look_after_orphans()
-
-    def _look_after_orphans(self) -> None:
-        """Report the forks without a process, as lost if another can take them, else as waiting."""
-        # Which of the two is decided when the report is delivered: the last process may die in the
-        # same turn of the event loop, and then a fork that is ordered again would be refused.
-        self._reports.put_made(self._report_of_orphans)
-
-    def _report_of_orphans(self) -> Report | None:
-        if self._listening():
-            return self._give_orphans_back()
-        if not self._orphaned:
-            return None
-        if self._orphan_timer is None:
-            loop = asyncio.get_running_loop()
-            self._orphan_timer = loop.call_later(NO_PROCESS_TIMEOUT_S, self._on_orphans_late)
-        return RelayAway(tuple(self._orphaned))
-
-    def _on_orphans_late(self) -> None:
-        self._reports.put_made(self._give_orphans_back)
-
-    def _give_orphans_back(self) -> RelayLost | None:
-        """Forget the forks without a process; return the report of their loss, if there are any."""
-        if self._orphan_timer is not None:
-            self._orphan_timer.cancel()
-            self._orphan_timer = None
-        if not self._orphaned:
-            return None
-        lost, self._orphaned = self._orphaned, {}
-        away_s = asyncio.get_running_loop().time() - min(lost.values())
-        return RelayLost(tuple(lost), away_s)
+        self._on_worker_lost(worker)
 
     # --- From the processes ---
 
@@ -357,19 +231,8 @@ class RelayProcesses:
             self._on_listening(worker, message.address)
         elif isinstance(message, NotListening):
             self._on_not_listening(worker, message)
-        elif isinstance(message, StatsTaken):
-            worker.latency = Latency(message.latency, message.latency_sum_s)
-            self._answered(message.ticket, worker, message.stats)
-        elif isinstance(message, StrangersRefused | CheckLeg | LevelsTaken):
-            self._reports.put(message)
-        elif message.fork_id in worker.forks:
-            if isinstance(message, ForkEnded):
-                worker.forks.remove(message.fork_id)
-                del self._owners[message.fork_id]
-            if message.fork_id not in worker.held:
-                self._reports.put(message)
-            elif isinstance(message, ForkEnded):  # nobody wanted it
-                del worker.held[message.fork_id]
+        else:
+            self._on_report(worker, message)
 
     def _on_held(self, worker: ProcessWorker, message: Held) -> None:
         """Take the forks that an earlier daemon has left, until they are adopted or ended."""
@@ -380,9 +243,7 @@ class RelayProcesses:
                     "%s ends with this service: systemctl enable --now audiofork-relay@%d",
                     *(worker, self._workers.index(worker)),
                 )
-        worker.held = {one.fork_id: one for one in message.forks}
-        worker.forks.update(worker.held)
-        self._owners.update(dict.fromkeys(worker.held, worker))
+        self._take_held(worker, message)
 
     def _on_listening(self, worker: ProcessWorker, address: Address) -> None:
         if worker.wanted.port and address != worker.wanted:
@@ -401,34 +262,6 @@ class RelayProcesses:
         worker.fail_start(OSError(why.number, why.text))
         worker.listen = worker.wanted  # another program may have taken the chosen port
         worker.send(Close())  # it exits, and the next process tries
-
-    # --- Statistics ---
-
-    def _ask_for_stats(self, command: TakeStats) -> None:
-        workers = self._listening()
-        self._asked[command.ticket] = _Asked(set(workers))
-        for worker in workers:
-            worker.send(command)
-        asyncio.get_running_loop().call_later(STATS_TIMEOUT_S, self._answer, command.ticket)
-        if not workers:
-            self._answer(command.ticket)
-
-    def _answered(self, ticket: int, worker: ProcessWorker, stats: dict[str, ForkStats]) -> None:
-        asked = self._asked.get(ticket)
-        if asked is not None:
-            asked.stats.update(stats)
-            asked.waits_for.discard(worker)
-            if not asked.waits_for:
-                self._answer(ticket)
-
-    def _answer(self, ticket: int) -> None:
-        """Report the statistics that have come, the first time that this is called for a ticket."""
-        asked = self._asked.pop(ticket, None)
-        if asked is not None:
-            latency = self._latency_of_dead
-            for worker in self._workers:
-                latency = latency.plus(worker.latency)
-            self._reports.put(StatsTaken(ticket, asked.stats, *latency))
 
 
 async def _watch(worker: ProcessWorker, process: RelayProcess) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from audiofork.config import Address, Config
@@ -43,6 +43,14 @@ class WorkerState(NamedTuple):
     pid: int = 0
 
 
+UntilExpected = Callable[[str], Awaitable[None]]
+"""`Relay.until_expected`."""
+
+
+async def expected_at_once(_fork_id: str) -> None:
+    """Implement `UntilExpected` for a relay that executes each command before the next event."""
+
+
 class Relay(Protocol):
     """Relays the forks that it is sent. Owned by the daemon; `close` ends it.
 
@@ -79,6 +87,13 @@ class Relay(Protocol):
 
     def address_of(self, fork_id: str) -> Address:
         """Return the address for the legs of a fork; for one that has ended, any of `addresses`."""
+
+    async def until_expected(self, fork_id: str) -> None:
+        """Return when the legs of a fork that were announced so far are expected.
+
+        Only then may Asterisk be asked for them: a leg that comes sooner is refused. It returns all
+        the same, after a while, when the relay does not answer.
+        """
 
     @property
     def outlives_daemon(self) -> bool:

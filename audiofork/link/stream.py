@@ -1,5 +1,7 @@
 """Carries the messages of messages.py over a socket, to a relay process and back.
 
+Between hosts the same lines go over a broker: see sessions.py.
+
 A message is one line of JSON: the name of its class, and its fields. The type hints of the classes
 say what fields may contain, so a new field needs no change here.
 
@@ -150,7 +152,7 @@ Up = (
 # --- Messages as lines ---------------------------------------------------------------------------
 
 
-def encode(message: Down | Up) -> bytes:
+def encode(message: object) -> bytes:
     """Return a message as a line of JSON, with its line feed."""
     entry = [type(message).__name__, _plain(message)]
     return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
@@ -188,19 +190,29 @@ def decode_down(line: bytes) -> Down:
         NotUnderstood: The line holds a message of another version, or with unexpected values.
         ValueError: The line holds no message at all; the text shows nothing of it.
     """
-    return cast(Down, _decode(line, _classes(Down)))
+    return cast(Down, decode_one_of(Down, line))
 
 
 def decode_up(line: bytes) -> Up:
     """Return the message in a line that a relay process sent; raises as `decode_down` does."""
-    return cast(Up, _decode(line, _classes(Up)))
+    return cast(Up, decode_one_of(Up, line))
 
 
+@functools.cache
 def _classes(messages: object) -> dict[str, type[Any]]:
     return {one.__name__: one for one in typing.get_args(messages)}
 
 
-def _decode(line: bytes, known: dict[str, type[Any]]) -> Any:
+def decode_one_of(messages: object, line: bytes) -> Any:
+    """Return the message in a line.
+
+    Args:
+        messages: The union of the classes that it may be of.
+        line: The line.
+
+    Raises: as `decode_down` does.
+    """
+    known = _classes(messages)
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):

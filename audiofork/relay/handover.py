@@ -65,6 +65,7 @@ class _Standing:
     opened: SinkOpened | None = None
     streaming: Streaming | None = None
     retrying: SinkRetrying | None = None
+    resumed: SinkResumed | None = None
     waiting: deque[SinkMessage | CommandAsked] = field(default_factory=deque)
     dropped: int = 0
     ended: ForkEnded | None = None
@@ -83,7 +84,7 @@ class _Standing:
         elif isinstance(report, ForkEnded):
             self.ended = report
         elif isinstance(report, SinkResumed):
-            self.retrying = None
+            self.resumed, self.retrying = report, None
 
     def reports(self) -> Iterator[ForkReport]:
         """Yield what to report to a daemon that knows nothing of it, in an order that is usual."""
@@ -96,6 +97,8 @@ class _Standing:
             yield self.streaming
         if self.retrying is not None:
             yield self.retrying
+        elif self.resumed is not None:
+            yield self.resumed
         yield from (one for one in self.legs.values() if isinstance(one, LegLost))
         yield from self.waiting
         if self.ended is not None:
@@ -123,6 +126,11 @@ class Handover:
 
     def __len__(self) -> int:
         return len(self._forks)
+
+    @property
+    def running(self) -> list[str]:
+        """The ids of the forks that have not ended."""
+        return [fork_id for fork_id, one in self._forks.items() if one.ended is None]
 
     def held(self) -> tuple[HeldFork, ...]:
         """Return the forks that no daemon has, oldest first."""

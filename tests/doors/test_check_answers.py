@@ -18,7 +18,7 @@ class Rig:
     def __init__(self, workers: int = 1) -> None:
         self.ami = FakeAmi()
         self.sent: list[Command] = []
-        self.answers = CheckAnswers(self.ami.raise_event, self.sent.append, workers, RUN)  # type: ignore[arg-type]
+        self.answers = CheckAnswers(self.ami.raise_event, self.sent.append, lambda: workers, RUN)  # type: ignore[arg-type]
 
     def ask(self, token: str = "t", leg_uuid: str = "") -> str:
         leg_uuid = leg_uuid or str(uuid.uuid4())

@@ -17,7 +17,7 @@ import pytest
 
 from audiofork.forks import journal as journal_module
 from audiofork.forks import sqlite_file as file_module
-from audiofork.forks.journal import Entry, Journal
+from audiofork.forks.journal import Entry, FileJournal
 from audiofork.forks.sqlite_file import Damaged
 
 ENTRY = Entry(
@@ -43,12 +43,12 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def journals(path: Path) -> AsyncIterator[Callable[[], Journal]]:
+async def journals(path: Path) -> AsyncIterator[Callable[[], FileJournal]]:
     """Make journals of one file, and close them after the test."""
-    made: list[Journal] = []
+    made: list[FileJournal] = []
 
-    def make() -> Journal:
-        made.append(Journal(path))
+    def make() -> FileJournal:
+        made.append(FileJournal(path))
         return made[-1]
 
     yield make
@@ -62,7 +62,7 @@ async def journals(path: Path) -> AsyncIterator[Callable[[], Journal]]:
 
 async def entries(path: Path) -> list[Entry]:
     """Return what a journal holds that is not open any more."""
-    journal = Journal(path)
+    journal = FileJournal(path)
     found = await journal.open()
     await journal.close()
     return found
@@ -74,7 +74,7 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def write(journal: Journal, *changes: Entry) -> None:
+async def write(journal: FileJournal, *changes: Entry) -> None:
     """Put entries, and wait until that has been tried."""
     writer = journal._writer
     assert writer is not None
@@ -92,14 +92,14 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 # --- What it keeps -------------------------------------------------------------------------------
 
 
-async def test_new_journal_is_empty_and_works(journals: Callable[[], Journal]) -> None:
+async def test_new_journal_is_empty_and_works(journals: Callable[[], FileJournal]) -> None:
     journal = journals()
     assert await journal.open() == []
     assert journal.works
 
 
 async def test_entries_are_there_after_a_close_in_their_order(
-    path: Path, journals: Callable[[], Journal]
+    path: Path, journals: Callable[[], FileJournal]
 ) -> None:
     journal = journals()
     await journal.open()
@@ -109,7 +109,9 @@ async def test_entries_are_there_after_a_close_in_their_order(
     assert await entries(path) == [OTHER, ENTRY]
 
 
-async def test_entry_is_replaced_in_its_place(path: Path, journals: Callable[[], Journal]) -> None:
+async def test_entry_is_replaced_in_its_place(
+    path: Path, journals: Callable[[], FileJournal]
+) -> None:
     journal = journals()
     await journal.open()
     muted = replace(ENTRY, mute_out=True)
@@ -119,7 +121,7 @@ async def test_entry_is_replaced_in_its_place(path: Path, journals: Callable[[],
     assert await entries(path) == [muted, OTHER]
 
 
-async def test_removed_entry_is_gone(path: Path, journals: Callable[[], Journal]) -> None:
+async def test_removed_entry_is_gone(path: Path, journals: Callable[[], FileJournal]) -> None:
     journal = journals()
     await journal.open()
     journal.put(ENTRY)
@@ -144,7 +146,7 @@ async def no_trace(path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("length", [0, 20_000], ids=["in-a-page", "over-pages"])
 async def test_nothing_of_a_removed_entry_is_left_in_any_file_while_others_stay(
-    path: Path, journals: Callable[[], Journal], length: int
+    path: Path, journals: Callable[[], FileJournal], length: int
 ) -> None:
     journal = journals()
     await journal.open()
@@ -160,7 +162,7 @@ async def test_nothing_of_a_removed_entry_is_left_in_any_file_while_others_stay(
 
 
 async def test_nothing_of_many_that_end_at_once_is_left(
-    path: Path, journals: Callable[[], Journal]
+    path: Path, journals: Callable[[], FileJournal]
 ) -> None:
     journal = journals()
     await journal.open()
@@ -177,7 +179,7 @@ async def test_nothing_of_many_that_end_at_once_is_left(
 
 
 async def test_what_a_killed_run_had_deleted_is_gone_when_the_next_has_opened(
-    path: Path, journals: Callable[[], Journal], monkeypatch: pytest.MonkeyPatch
+    path: Path, journals: Callable[[], FileJournal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = journals()
     await journal.open()
@@ -198,7 +200,7 @@ async def test_what_a_killed_run_had_deleted_is_gone_when_the_next_has_opened(
 
 
 async def test_entry_of_a_version_that_counted_no_attempts_is_read(
-    path: Path, journals: Callable[[], Journal]
+    path: Path, journals: Callable[[], FileJournal]
 ) -> None:
     journal = journals()
     await journal.open()
@@ -210,7 +212,9 @@ async def test_entry_of_a_version_that_counted_no_attempts_is_read(
     assert await entries(path) == [ENTRY]
 
 
-async def test_what_was_left_can_be_removed(path: Path, journals: Callable[[], Journal]) -> None:
+async def test_what_was_left_can_be_removed(
+    path: Path, journals: Callable[[], FileJournal]
+) -> None:
     journal = journals()
     await journal.open()
     journal.put(ENTRY)
@@ -227,9 +231,9 @@ async def test_entry_survives_sigkill(path: Path) -> None:
     script = """
 import asyncio, json, sys, time
 from pathlib import Path
-from audiofork.forks.journal import Entry, Journal
+from audiofork.forks.journal import Entry, FileJournal, Journal
 async def main():
-    journal = Journal(Path(sys.argv[1]))
+    journal = FileJournal(Path(sys.argv[1]))
     await journal.open()
     journal.put(Entry(**json.loads(sys.argv[2])))
     time.sleep(0.1)
@@ -247,7 +251,9 @@ asyncio.run(main())
     assert await entries(path) == [ENTRY]
 
 
-async def test_files_are_for_their_owner_alone(path: Path, journals: Callable[[], Journal]) -> None:
+async def test_files_are_for_their_owner_alone(
+    path: Path, journals: Callable[[], FileJournal]
+) -> None:
     old_mask = os.umask(0)
     try:
         journal = journals()
@@ -261,7 +267,7 @@ async def test_files_are_for_their_owner_alone(path: Path, journals: Callable[[]
 
 
 async def test_file_that_others_may_read_becomes_private(
-    path: Path, journals: Callable[[], Journal]
+    path: Path, journals: Callable[[], FileJournal]
 ) -> None:
     path.parent.mkdir()
     sqlite_file(path)
@@ -271,7 +277,7 @@ async def test_file_that_others_may_read_becomes_private(
 
 
 async def test_journal_without_a_path_keeps_nothing() -> None:
-    journal = Journal(None)
+    journal = FileJournal(None)
     assert await journal.open() == []
     journal.put(ENTRY)
     journal.remove(ENTRY.fork_id)
@@ -280,7 +286,7 @@ async def test_journal_without_a_path_keeps_nothing() -> None:
 
 
 async def test_journal_that_was_never_opened_can_be_closed(path: Path) -> None:
-    journal = Journal(path)
+    journal = FileJournal(path)
     journal.put(ENTRY)
     await journal.close()
     assert not path.parent.exists()
@@ -351,7 +357,7 @@ FOREIGN = ("CREATE TABLE calls (a)", "INSERT INTO calls VALUES (1)")
 )
 async def test_file_that_is_no_journal_is_put_aside_and_replaced(
     path: Path,
-    journals: Callable[[], Journal],
+    journals: Callable[[], FileJournal],
     caplog: pytest.LogCaptureFixture,
     make: Callable[[Path], object],
     why: str,
@@ -375,7 +381,7 @@ async def test_file_that_is_no_journal_is_put_aside_and_replaced(
 
 async def test_file_that_becomes_corrupt_is_written_anew(
     path: Path,
-    journals: Callable[[], Journal],
+    journals: Callable[[], FileJournal],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -399,15 +405,15 @@ async def test_file_that_becomes_corrupt_is_written_anew(
 
 
 async def test_locked_file_is_left_alone_and_said(
-    path: Path, journals: Callable[[], Journal], caplog: pytest.LogCaptureFixture
+    path: Path, journals: Callable[[], FileJournal], caplog: pytest.LogCaptureFixture
 ) -> None:
     """By another process: SQLite's locks do not count within one."""
     script = """
 import asyncio, sys
 from pathlib import Path
-from audiofork.forks.journal import Journal
+from audiofork.forks.journal import FileJournal, Journal
 async def main():
-    journal = Journal(Path(sys.argv[1]))
+    journal = FileJournal(Path(sys.argv[1]))
     await journal.open()
     print("open", flush=True)
     sys.stdin.read()
@@ -441,7 +447,7 @@ def short_retry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_full_disk_is_said_once_and_the_file_made_whole_when_there_is_room(
     path: Path,
-    journals: Callable[[], Journal],
+    journals: Callable[[], FileJournal],
     caplog: pytest.LogCaptureFixture,
     short_retry: None,
     monkeypatch: pytest.MonkeyPatch,
@@ -475,11 +481,11 @@ import asyncio, json, logging, resource, sys
 from dataclasses import replace
 from pathlib import Path
 from audiofork.forks import journal as module
-from audiofork.forks.journal import Entry, Journal
+from audiofork.forks.journal import Entry, FileJournal, Journal
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
 module.RETRY_S = 0.02
 async def main():
-    journal = Journal(Path(sys.argv[1]))
+    journal = FileJournal(Path(sys.argv[1]))
     await journal.open()
     entry = Entry(**json.loads(sys.argv[2]))
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
@@ -514,7 +520,7 @@ async def test_folder_that_takes_no_file_is_said_once(
     place: str, caplog: pytest.LogCaptureFixture, short_retry: None
 ) -> None:
     """Root may write to a read-only folder, but not to /proc."""
-    journal = Journal(Path(place))
+    journal = FileJournal(Path(place))
     assert await journal.open() == []
     for entry in (ENTRY, OTHER):
         await write(journal, entry)
@@ -527,7 +533,7 @@ async def test_folder_that_takes_no_file_is_said_once(
 @pytest.mark.parametrize("place", ["/dev/full", "/dev/null"])
 async def test_device_is_no_journal(place: str, caplog: pytest.LogCaptureFixture) -> None:
     mode = os.stat(place).st_mode
-    journal = Journal(Path(place))
+    journal = FileJournal(Path(place))
     assert await journal.open() == []
     await journal.close()
     assert "not a regular file" in caplog.text
@@ -538,7 +544,7 @@ async def test_folder_that_appears_later_is_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, short_retry: None
 ) -> None:
     path = tmp_path / "a" / "b" / "journal.sqlite3"
-    journal = Journal(path)
+    journal = FileJournal(path)
     await journal.open()
     await write(journal, ENTRY)
     (tmp_path / "a").mkdir()
@@ -550,7 +556,7 @@ async def test_folder_that_appears_later_is_used(
 
 async def test_bug_in_the_journal_is_logged_and_reaches_nobody(
     path: Path,
-    journals: Callable[[], Journal],
+    journals: Callable[[], FileJournal],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -578,7 +584,7 @@ async def test_open_that_takes_for_ever_is_given_up(
     monkeypatch.setattr(file_module, "make_private", hang)
     monkeypatch.setattr(journal_module, "OPEN_TIMEOUT_S", 0.05)
     monkeypatch.setattr(journal_module, "CLOSE_TIMEOUT_S", 0.05)
-    journal = Journal(path)
+    journal = FileJournal(path)
     assert await journal.open() == []
     await hangs.wait()
     assert "did not open within 0.05 s" in caplog.text

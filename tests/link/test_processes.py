@@ -26,7 +26,7 @@ from audiofork.config import (
 )
 from audiofork.errors import CannotListen, ConfigError
 from audiofork.link import processes as relays_module
-from audiofork.link import relay_process
+from audiofork.link import relay_process, sharing
 from audiofork.link.messages import (
     LATENCY_BUCKETS_MS,
     Direction,
@@ -441,7 +441,7 @@ async def test_report_of_a_fork_that_the_process_does_not_have_is_dropped(rig: R
 async def test_without_any_process_in_time_forks_are_lost_and_refused(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(relays_module, "NO_PROCESS_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(sharing, "NO_WORKER_TIMEOUT_S", 0.2)
     stand_in(monkeypatch, tmp_path, "import time; time.sleep(600)")
     fork_ids = {rig.begin(), rig.begin()}
     for worker in (0, 1):
@@ -561,13 +561,13 @@ async def test_worker_whose_process_dies_is_down_until_another_listens(
 async def test_statistics_do_not_wait_for_a_process_that_hangs(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relays_module, "STATS_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(sharing, "STATS_TIMEOUT_S", 3.0)
     forks = [rig.begin(), rig.begin()]
     await until(lambda: len(rig.relays._owners) == 2)
     rig.signal(0, signal.SIGSTOP)
     answered = await rig.stats()
     assert list(answered) == [one for one in forks if rig.worker_of(one) == 1]
-    monkeypatch.setattr(relays_module, "STATS_TIMEOUT_S", 60.0)
+    monkeypatch.setattr(sharing, "STATS_TIMEOUT_S", 60.0)
     rig.signal(0, signal.SIGCONT)
     assert len(await rig.stats(2)) == 2  # the late answer to the first is no answer to it
     assert rig.of(StatsTaken) == []
@@ -594,7 +594,7 @@ async def test_latencies_of_all_processes_add_up_and_stay_when_one_dies(
 async def test_statistics_do_not_wait_for_a_process_that_dies(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relays_module, "STATS_TIMEOUT_S", 600.0)
+    monkeypatch.setattr(sharing, "STATS_TIMEOUT_S", 600.0)
     forks = [rig.begin(), rig.begin()]
     rig.signal(0, signal.SIGSTOP)
     rig.relays.send(TakeStats(1))

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -55,6 +56,7 @@ from audiofork.link.messages import (
 from audiofork.link.processes import RelayProcesses
 from audiofork.link.relay import Relay, Reports, give
 from testbed.recorder import Recorder
+from tests.link.hosted import HostedRelay
 from tests.relay.peers import HANGUP, Leg, numbered, until
 
 pytestmark = pytest.mark.slow
@@ -76,6 +78,8 @@ IMPLEMENTATIONS: dict[str, Callable[[Config, SendReport], Relay]] = {
     "processes": lambda config, report: RelayProcesses(config, report, check_files),
     "detached": lambda config, report: RelayProcesses(detached(config), report, check_files),
 }
+# Those whose settings and addresses are not of the daemon's configuration.
+ELSEWHERE: dict[str, Callable[[Config, SendReport], Relay]] = {"hosts": HostedRelay}
 PACKAGE = str(Path(audiofork.__file__).parent)
 # Who may not wait for a handler of reports: who sends a command, and transports.
 NOT_WITHIN = {"send", "data_received", "eof_received", "connection_made", "connection_lost"}
@@ -148,10 +152,23 @@ class Rig:
         return taken.stats
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
+@pytest.fixture(params=IMPLEMENTATIONS | ELSEWHERE)
 async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     """A relay that listens; its handler was never called where it may not be."""
-    rig = Rig(IMPLEMENTATIONS[request.param])
+    async with running((IMPLEMENTATIONS | ELSEWHERE)[request.param]) as one:
+        yield one
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+async def configured(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    """The same, of those that the daemon configures."""
+    async with running(IMPLEMENTATIONS[request.param]) as one:
+        yield one
+
+
+@asynccontextmanager
+async def running(build: Callable[[Config, SendReport], Relay]) -> AsyncIterator[Rig]:
+    rig = Rig(build)
     assert await rig.relay.start() == rig.relay.addresses[0]
     yield rig
     await rig.relay.close()
@@ -442,14 +459,15 @@ def test_relay_is_not_built_with_a_file_that_cannot_be_used(
 
 
 async def test_configuration_that_cannot_be_used_changes_nothing(
-    rig: Rig, recorder: Recorder
+    configured: Rig, recorder: Recorder
 ) -> None:
     with pytest.raises(ConfigError, match=r"/nowhere\.pem"):
-        rig.relay.configure(UNUSABLE)
-    await assert_message_sizes(rig, recorder, {320})
+        configured.relay.configure(UNUSABLE)
+    await assert_message_sizes(configured, recorder, {320})
 
 
-async def test_configuration_counts_for_new_forks(rig: Rig, recorder: Recorder) -> None:
+async def test_configuration_counts_for_new_forks(configured: Rig, recorder: Recorder) -> None:
+    rig = configured
     before = rig.relay.addresses
     listen = AudioSocketConfig(listen=Address("127.0.0.1", 1))
     websocket = WebSocketConfig(frame_ms=40)

@@ -119,12 +119,19 @@ def test_what_was_told_is_not_told_again_to_the_daemon_after_that(handover: Hand
     assert handover.on_command(Adopt("a")) == LIFE
 
 
-@pytest.mark.parametrize("back", [SinkResumed("a", 3), SinkOpened("a", "chat")])
-def test_connection_that_is_back_is_not_missing(handover: Handover, back: ForkReport) -> None:
+def test_connection_that_is_open_at_last_is_not_missing(handover: Handover) -> None:
     handover.on_report(SinkRetrying("a", 2, "refused", 1.0))
-    handover.on_report(back)
+    handover.on_report(SinkOpened("a", "chat"))
     handover.on_daemon_gone()
     assert handover.on_command(Adopt("a")) == LIFE
+
+
+def test_connection_that_is_back_is_told_as_such(handover: Handover) -> None:
+    """The daemon may have heard that it was missing, and not that it is back."""
+    handover.on_report(SinkRetrying("a", 2, "refused", 1.0))
+    handover.on_report(SinkResumed("a", 3))
+    handover.on_daemon_gone()
+    assert handover.on_command(Adopt("a")) == [*LIFE, SinkResumed("a", 3)]
 
 
 def test_leg_that_replaces_another_is_the_one_that_is_told(handover: Handover) -> None:

@@ -22,6 +22,7 @@ from audiofork.asterisk.versions import UNKNOWN
 from audiofork.daemon import Daemon
 from audiofork.link.messages import EndReason, HeardAudio, LegPart, Levels
 from audiofork.link.processes import RelayProcesses
+from audiofork.link.workers import ProcessWorker
 from testbed.ami import AmiClient
 from testbed.asterisk import Asterisk
 from testbed.blocks import decode, find_blocks, make_blocks, report
@@ -232,7 +233,9 @@ async def test_viewer_and_listener_go_on_when_a_relay_process_is_replaced(
         await until(lambda: len(listener.heard) > 3)
         relay = daemon.relay
         assert isinstance(relay, RelayProcesses)
-        process = relay._owners[fork_id].process
+        worker = relay._owners[fork_id]
+        assert isinstance(worker, ProcessWorker)
+        process = worker.process
         assert process is not None
         os.kill(process.pid, signal.SIGKILL)
         await ami.wait_user_event("AudioForkResumed", AudioForkID=fork_id)

@@ -1,0 +1,116 @@
+"""Who relays: each relay host tells some times a second that it is there, and how it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+
+from audiofork.config import Address
+from audiofork.config_values import address
+from audiofork.text import printable
+
+SUBJECT = "audiofork.beat"
+BEATS_IN_DEAD_TIME = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A relay host as it is now.
+
+    Attributes:
+        name: Its name in the cluster.
+        run_id: Distinguishes its runs.
+        listen: The address that Asterisk connects legs to.
+        zone: Where it is; empty: unknown.
+        capacity: The most forks that it takes.
+        forks: How many it has.
+        cpu: The part of a core that its process used lately.
+        version: Of this package.
+        is_draining: Whether it takes no more forks.
+    """
+
+    name: str
+    run_id: str
+    listen: str
+    zone: str = ""
+    capacity: int = 0
+    forks: int = 0
+    cpu: float = 0.0
+    version: str = ""
+    is_draining: bool = False
+
+    @property
+    def address(self) -> Address:
+        """The address in its parts."""
+        found: Address = address(self.listen)
+        return found
+
+    def encode(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+
+_KINDS = {"str": str, "int": int, "float": float, "bool": bool}
+
+
+def beat_of(subject: str, payload: bytes) -> Beat:
+    """Return the beat in a message. Fields of a later version are passed over.
+
+    Raises:
+        ValueError: It is none, or is not of the host whose subject it came by.
+    """
+    values = json.loads(payload)
+    if not isinstance(values, dict):
+        raise ValueError("no beat")
+    known = {one.name: _KINDS[str(one.type)] for one in fields(Beat)}
+    found = {name: value for name, value in values.items() if name in known}
+    for name, value in found.items():
+        if not isinstance(value, known[name]) and not (known[name] is float and value == 0):
+            raise ValueError(f"{name} has another type")
+    try:
+        beat = Beat(**found)
+    except TypeError as exc:
+        raise ValueError("a field is missing") from exc
+    if subject != f"{SUBJECT}.{beat.name}":
+        raise ValueError(f"it says that it is of {printable(beat.name[:63], '?')}")
+    _ = beat.address  # raises
+    return beat
+
+
+class Seen:
+    """When each relay host was heard of last.
+
+    A host is dead when nothing was heard of it for some time, although the broker has heard us
+    meanwhile: where that is away, nothing is heard of anybody.
+
+    Args:
+        dead_after_s: How long that may be.
+        heard_at: Returns when the broker has last heard us.
+        clock: Returns the time in seconds.
+    """
+
+    def __init__(
+        self, dead_after_s: float, heard_at: Callable[[], float], clock: Callable[[], float]
+    ) -> None:
+        self._dead_after_s = dead_after_s
+        self._heard_at = heard_at
+        self._clock = clock
+        self._at: dict[str, float] = {}
+
+    def note(self, name: str) -> None:
+        """Note that a host is there."""
+        self._at[name] = self._clock()
+
+    def forget_times(self) -> None:
+        """Give all hosts their time anew: the broker was away."""
+        now = self._clock()
+        for name in self._at:
+            self._at[name] = now
+
+    def dead(self) -> list[str]:
+        """Return the hosts that are dead, once."""
+        now = min(self._clock(), self._heard_at())
+        found = [name for name, at in self._at.items() if now - at > self._dead_after_s]
+        for name in found:
+            del self._at[name]
+        return found

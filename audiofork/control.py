@@ -1,0 +1,144 @@
+"""A controller of a cluster: leads for its Asterisk, or stands by until it may."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import uuid
+from collections.abc import Coroutine
+from pathlib import Path
+
+from audiofork import config_file
+from audiofork.cluster.broker import Broker
+from audiofork.cluster.lease import BUCKET, Holder, Lease
+from audiofork.config import Config
+from audiofork.daemon import Daemon
+from audiofork.errors import BrokerUnavailable
+from audiofork.forks.cluster_journal import ClusterJournal
+from audiofork.forks.journal import Journal
+from audiofork.link.hosts import RelayHosts
+from audiofork.link.messages import SendReport
+from audiofork.link.relay import Relay
+from audiofork.system import notify
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 1.0
+
+
+class Control:
+    """Runs a daemon whenever this controller leads. Implements `daemon.Cluster`.
+
+    Owned by the command `control`; `run` returns after a SIGTERM or SIGINT.
+
+    Args:
+        path: The configuration file.
+        config: The configuration, with a cluster.
+
+    Attributes:
+        daemon: The daemon that leads; None: another controller does.
+    """
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self._path = path
+        self._config = config
+        self._cluster = config.cluster
+        self._broker = Broker(config.cluster, f"audiofork control {config.cluster.own_name}")
+        self._stop = asyncio.Event()
+        self._lease: Lease | None = None
+        self.daemon: Daemon | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether nobody else can lead now."""
+        return self._lease is not None and self._lease.is_held
+
+    def parts(self, config: Config, report: SendReport) -> tuple[Relay, Journal]:
+        """Return the relay and the journal of the cluster."""
+        assert self._lease is not None, "a daemon is there only while we lead"
+        relay = RelayHosts(config, self._broker, self._lease, report)
+        return relay, ClusterJournal(self._broker, self._cluster.asterisk)
+
+    async def run(self) -> None:
+        """Lead whenever no other controller does, until told to stop.
+
+        Raises:
+            CannotListen: An address cannot be used.
+            ConfigError: A file that the configuration names cannot be used.
+        """
+        self._take_signals()
+        notify("READY=1")
+        try:
+            await self._unless_stopped(self._join())
+            while not self._stop.is_set():
+                await self._lead_once()
+        finally:
+            if self._lease is not None:
+                await self._lease.release()
+            await self._broker.close()
+
+    def _take_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        for number in (signal.SIGHUP, signal.SIGUSR1):  # the file is read when we lead
+            loop.add_signal_handler(number, lambda: None)
+
+    async def _unless_stopped(self, work: Coroutine[None, None, None]) -> None:
+        """Do something until it is done, or we are told to stop.
+
+        Raises: what it raises.
+        """
+        working = asyncio.create_task(work)
+        stopping = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not working.done():
+            working.cancel()
+        await asyncio.gather(working, stopping, return_exceptions=True)
+        if not working.cancelled():
+            working.result()
+
+    async def _join(self) -> None:
+        await self._broker.connect()
+        while True:
+            try:
+                bucket = await self._broker.bucket(BUCKET)
+                break
+            except BrokerUnavailable as exc:
+                log.error("the leases of the cluster cannot be used: %s; trying again", exc)
+            await asyncio.sleep(RETRY_S)
+        cluster = self._cluster
+        holder = Holder(cluster.own_name, str(uuid.uuid4()))
+        self._lease = Lease(bucket, cluster.asterisk, holder, cluster.dead_after)
+
+    async def _lead_once(self) -> None:
+        """Wait until we may lead; lead until told to stop, or another controller leads."""
+        lease, name = self._lease, self._cluster.asterisk
+        assert lease is not None
+        log.info("%s: standing by", name)
+        notify(f"STATUS=standing by for {name}")
+        await self._unless_stopped(lease.take())
+        if self._stop.is_set():
+            return
+        log.warning("%s: leading, epoch %d", name, lease.epoch)
+        self.daemon = daemon = Daemon(self._path, config_file.load(self._path), self)
+        keeping = asyncio.create_task(self._keep(lease, daemon))
+        try:
+            await daemon.run()
+        finally:
+            is_lost = keeping.done()
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+            self.daemon = None
+            self._take_signals()
+        if not is_lost:
+            self._stop.set()
+
+    async def _keep(self, lease: Lease, daemon: Daemon) -> None:
+        await lease.keep()
+        log.error(
+            "%s: the lease is lost: another controller leads, or will", self._cluster.asterisk
+        )
+        daemon.stop()

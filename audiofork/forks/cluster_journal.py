@@ -1,0 +1,151 @@
+"""The journal of a cluster: the running forks in a bucket that NATS keeps, for the next leader."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections import deque
+from dataclasses import asdict
+
+from nats.js.kv import KeyValue
+
+from audiofork.cluster.broker import FAULTS, Broker
+from audiofork.errors import BrokerUnavailable
+from audiofork.forks.journal import Entry, entry_of_text
+from audiofork.forks.sqlite_file import Damaged
+from audiofork.text import why
+
+log = logging.getLogger(__name__)
+
+UNAVAILABLE: tuple[type[Exception], ...] = (BrokerUnavailable, *FAULTS)
+
+BUCKET = "audiofork-forks"
+OPEN_TIMEOUT_S = 2.0
+RETRY_S = 0.25
+CLOSE_TIMEOUT_S = 1.0
+AT_ONCE = 64
+# What was removed leaves a mark behind, which is removed for good after a while.
+SWEEP_INTERVAL_S = 300.0
+
+
+def bucket_of(asterisk: str) -> str:
+    """Return the bucket of an Asterisk: that of its own, so that others need not be allowed it."""
+    return f"{BUCKET}-{asterisk}"
+
+
+class ClusterJournal:
+    """Keeps entries in a bucket; a fault of the broker never affects a fork.
+
+    What cannot be written waits: the latest entry of each fork.
+
+    Args:
+        broker: The connection to the broker.
+        asterisk: The name of the Asterisk.
+    """
+
+    def __init__(self, broker: Broker, asterisk: str) -> None:
+        self._broker = broker
+        self._name = bucket_of(asterisk)
+        self._bucket: KeyValue | None = None
+        self._changes: dict[str, Entry | None] = {}
+        self._order: deque[str] = deque()
+        self._wake = asyncio.Event()
+        self._writing: list[asyncio.Task[None]] = []
+        self._idle = asyncio.Event()
+        self.works = False
+
+    async def open(self) -> list[Entry]:
+        """Return the entries that an earlier leader left, oldest first."""
+        entries: list[Entry] = []
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                self._bucket = await self._broker.bucket(self._name)
+                entries = await self._read(self._bucket)
+                self.works = True
+        except UNAVAILABLE as exc:
+            log.error("the journal of the cluster cannot be read: %s", why(exc) or "no answer")
+        self._writing = [asyncio.create_task(self._write()), asyncio.create_task(self._sweep())]
+        return entries
+
+    async def _read(self, bucket: KeyValue) -> list[Entry]:
+        watcher = await bucket.watchall(ignore_deletes=True)
+        found: list[Entry] = []
+        try:
+            async for update in watcher:
+                if update is None:  # all that there is has come
+                    break
+                try:
+                    found.append(entry_of_text(update.value))
+                except Damaged as exc:
+                    log.error("an entry of the journal is passed over: %s", exc)
+        finally:
+            await watcher.stop()  # type: ignore[no-untyped-call]
+        return sorted(found, key=lambda entry: entry.started)
+
+    def put(self, entry: Entry) -> None:
+        """Write an entry; it replaces one of the same fork. Never waits."""
+        self._change(entry.fork_id, entry)
+
+    def remove(self, fork_id: str) -> None:
+        """Remove the entry of a fork, if there is one; never waits."""
+        self._change(fork_id, None)
+
+    def _change(self, fork_id: str, entry: Entry | None) -> None:
+        if fork_id not in self._changes:
+            self._order.append(fork_id)
+        self._changes[fork_id] = entry
+        self._idle.clear()
+        self._wake.set()
+
+    async def _write(self) -> None:
+        while True:
+            self._idle.set()
+            await self._wake.wait()
+            self._wake.clear()
+            while self._order:
+                count = min(AT_ONCE, len(self._order))
+                fork_ids = [self._order.popleft() for _ in range(count)]
+                changes = {fork_id: self._changes.pop(fork_id) for fork_id in fork_ids}
+                await asyncio.gather(*(self._write_one(*change) for change in changes.items()))
+                if not self.works:
+                    await asyncio.sleep(RETRY_S)
+
+    async def _write_one(self, fork_id: str, entry: Entry | None) -> None:
+        try:
+            if self._bucket is None:
+                self._bucket = await self._broker.bucket(self._name)
+            if entry is None:
+                await self._bucket.purge(fork_id)
+            else:
+                await self._bucket.put(fork_id, json.dumps(asdict(entry)).encode())
+        except UNAVAILABLE as exc:
+            if self.works:
+                log.warning("the journal of the cluster cannot be written: %s", why(exc) or "late")
+            self.works = False
+            if fork_id not in self._changes:
+                self._change(fork_id, entry)
+        else:
+            if not self.works:
+                log.warning("the journal of the cluster works again")
+            self.works = True
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL_S)
+            try:
+                if self._bucket is not None:
+                    await self._bucket.purge_deletes(olderthan=int(SWEEP_INTERVAL_S))
+            except FAULTS as exc:
+                log.debug("the journal of the cluster was not swept: %s", why(exc))
+
+    async def close(self) -> None:
+        """Write all waiting changes; waits at most CLOSE_TIMEOUT_S."""
+        if self._writing:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._idle.wait()
+        for task in self._writing:
+            task.cancel()
+        await asyncio.gather(*self._writing, return_exceptions=True)

@@ -1,0 +1,156 @@
+"""One relay host, from the view of a controller, and the session with it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections import deque
+from collections.abc import Callable
+
+import audiofork
+from audiofork.cluster.beats import Beat
+from audiofork.link.messages import Adopt, Command, ForkReport, ForkSpec, HeldFork
+from audiofork.link.sessions import Down, Hello, Numbers, pack
+from audiofork.link.stream import Ping
+from audiofork.link.told import Told
+from audiofork.link.workers import RelayWorker
+
+log = logging.getLogger(__name__)
+
+# So many beats of a host may come until its answer to an opening, or to a ping.
+MAX_UNANSWERED = 5
+_MUTE_OPENINGS = 3  # then something is wrong for good
+
+
+class HostWorker(RelayWorker):
+    """A relay host, and the session with it.
+
+    Args:
+        beat: Its latest beat.
+        publish: Sends a message to it.
+        epoch: Returns the epoch of the lease.
+
+    Attributes:
+        beat: Its latest beat.
+        begun: How many forks it was given since.
+        told: What was reported of each fork.
+        opened: Set while it has answered in a session.
+        numbers: Those of the session.
+    """
+
+    def __init__(
+        self, beat: Beat, publish: Callable[[bytes], None], epoch: Callable[[], int]
+    ) -> None:
+        super().__init__(beat.address)
+        self.beat = beat
+        self.begun = 0
+        self.told: dict[str, Told] = {}
+        self.opened = asyncio.Event()
+        self.numbers = Numbers()
+        self._unanswered = 0
+        self._openings = 0
+        self._pings: deque[asyncio.Future[bool]] = deque()
+        self._publish = publish
+        self._epoch = epoch
+
+    @property
+    def pid(self) -> int:
+        """None on this host."""
+        return 0
+
+    def __str__(self) -> str:
+        return f"relay host {self.beat.name} at {self.listen}"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has answered in this session."""
+        return self.address is not None
+
+    def open(self) -> None:
+        """Begin a session; the answer is what it holds."""
+        self.end()
+        self._unanswered = 0
+        self._openings += 1
+        if self._openings == _MUTE_OPENINGS:
+            log.error("%s is there and does not answer: may we order forks of it?", self)
+        self.numbers.begin(uuid.uuid4().hex)
+        self._send(Hello(audiofork.__version__))
+
+    def end(self) -> None:
+        """End the session; its forks go on."""
+        self.address = None
+        self.opened.clear()
+        self.numbers.end()
+        for ping in self._pings:
+            if not ping.done():
+                ping.set_result(False)
+        self._pings.clear()
+
+    def on_opened(self) -> None:
+        """Note that it has answered in this session."""
+        self.address = self.beat.address
+        self.opened.set()
+
+    async def is_reached(self) -> bool:
+        """Return when it has all that was sent so far, or False when the session is over."""
+        return self.is_open and await self._ping()
+
+    def _ping(self) -> asyncio.Future[bool]:
+        ping: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._pings.append(ping)
+        self._send(Ping())
+        return ping
+
+    def on_pong(self) -> None:
+        """Take the answer to the oldest ping."""
+        if self._pings and not (ping := self._pings.popleft()).done():
+            ping.set_result(True)
+
+    def on_answer(self) -> None:
+        """Note that it answers."""
+        self._unanswered = self._openings = 0
+
+    def send(self, command: Command) -> None:
+        if isinstance(command, ForkSpec):
+            self.told[command.fork_id] = Told()
+        elif (told := self._told_of(command)) is not None:
+            told.note_order(command)
+        if self.is_open:
+            self._send(command)
+
+    def _send(self, message: Down) -> None:
+        self._publish(pack(self.numbers.stamp(self._epoch()), message))
+
+    def _told_of(self, message: object) -> Told | None:
+        return self.told.get(getattr(message, "fork_id", ""))
+
+    def is_news(self, report: ForkReport) -> bool:
+        """Note a report; return whether it says something new."""
+        told = self._told_of(report)
+        return told is None or told.is_news(report)
+
+    def resume(self, held: HeldFork) -> None:
+        """Take a fork of ours up in a new session: have told what we may have missed, and tell."""
+        commands: list[Command] = [Adopt(held.fork_id)]
+        commands += self.told.setdefault(held.fork_id, Told()).orders_for(held)
+        for command in commands:
+            self._send(command)
+
+    def on_beat(self, beat: Beat) -> None:
+        """Take a beat; ping the host, or open a session if there is none that works."""
+        self.beat, self.listen, self.begun = beat, beat.address, 0
+        if self.is_open:
+            self.address = beat.address
+        self._unanswered += 1
+        if not self.numbers.session or self._unanswered > MAX_UNANSWERED:
+            self.open()
+        elif self.is_open:
+            self._ping()
+
+    @property
+    def room(self) -> float:
+        """Which part of its capacity is free; 0 or less: it takes no more forks."""
+        if not self.is_open or self.beat.is_draining or not self.beat.capacity:
+            return 0.0
+        return 1 - (self.beat.forks + self.begun) / self.beat.capacity

@@ -1,0 +1,245 @@
+"""Runs the relay on other hosts: finds them by their beats, and distributes the forks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+
+from nats.aio.subscription import Subscription
+
+from audiofork.cluster.beats import SUBJECT, Seen, beat_of
+from audiofork.cluster.broker import FAULTS, Broker
+from audiofork.cluster.lease import Lease
+from audiofork.config import Address, ClusterConfig, Config
+from audiofork.link.host_worker import HostWorker
+from audiofork.link.messages import EndFork, EndReason, ForkReport, ForkSpec, RelayBack, SendReport
+from audiofork.link.sessions import (
+    UP,
+    Gone,
+    Superseded,
+    Up,
+    decode_up,
+    down_subject,
+    split,
+)
+from audiofork.link.sharing import SharedRelay
+from audiofork.link.stream import Held, NotUnderstood, Pong
+from audiofork.text import printable
+
+log = logging.getLogger(__name__)
+
+NO_HOST = "no relay host is there that can take it"
+ELSEWHERE = "another relay host has it"
+NOWHERE = Address("127.0.0.1", 0)
+TICK_S = 0.05
+# At the start, for what the hosts hold.
+FIND_TIMEOUT_S = 0.3
+
+
+# How long Asterisk is not asked for a leg while the relay host does not answer.
+EXPECT_TIMEOUT_S = 3.0
+
+
+class RelayHosts(SharedRelay):
+    """Implements `Relay` by relay hosts that are found over the broker.
+
+    A host that dies, or is cut off, gives its forks to others. While the broker is away, all forks
+    go on where they are, and none can start.
+
+    Args:
+        config: The configuration.
+        broker: The connection to the broker.
+        lease: That of the Asterisk, which we hold.
+        report: Called with each report.
+    """
+
+    def __init__(self, config: Config, broker: Broker, lease: Lease, report: SendReport) -> None:
+        super().__init__(report, NO_HOST)
+        self._config: ClusterConfig = config.cluster
+        self._broker = broker
+        self._lease = lease
+        self._workers: dict[str, HostWorker] = {}  # by name
+        loop = asyncio.get_running_loop()
+        self._seen = Seen(self._config.dead_after, lambda: lease.renewed_at, loop.time)
+        self._started = False
+        self._closed = False
+        self._watching: asyncio.Task[None] | None = None
+        self._subscriptions: list[Subscription] = []
+        self._forget_broker: Callable[[], None] = lambda: None
+
+    def _all_workers(self) -> Sequence[HostWorker]:
+        return list(self._workers.values())
+
+    # --- Towards the daemon ---
+
+    async def start(self) -> Address:
+        """Find the relay hosts, and what they hold of the forks of this Asterisk."""
+        self._forget_broker = self._broker.on_change(self._on_broker)
+        for subject, handle in (
+            (f"{UP}.{self._config.asterisk}.*", self._on_payload),
+            (f"{SUBJECT}.*", self._on_beat),
+        ):
+            self._subscriptions.append(await self._broker.subscribe(subject, handle))
+        self._watching = asyncio.create_task(self._watch())
+        await asyncio.sleep(self._config.dead_after / 2)  # by then each has been heard of
+        openings = [worker.opened.wait() for worker in self._workers.values()]
+        with contextlib.suppress(TimeoutError):  # those that have died do not answer
+            async with asyncio.timeout(FIND_TIMEOUT_S):
+                await asyncio.gather(*openings)
+        self._started = True
+        log.info("%d relay hosts are there", len(self._listening()))
+        return self.addresses[0] if self._workers else NOWHERE
+
+    def configure(self, config: Config) -> None:
+        """Nothing to do: relay hosts have files of their own."""
+
+    async def until_expected(self, fork_id: str) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(EXPECT_TIMEOUT_S):
+                while isinstance(owner := self._owners.get(fork_id), HostWorker):
+                    if await owner.is_reached():
+                        return
+                    await owner.opened.wait()
+
+    @property
+    def outlives_daemon(self) -> bool:
+        return True
+
+    def address_of(self, fork_id: str) -> Address:
+        return super().address_of(fork_id) if self._workers else NOWHERE
+
+    def _choose(self, spec: ForkSpec) -> HostWorker | None:
+        # One that was cut off may still be ending what it had.
+        able = [
+            one for one in self._all_workers() if one.room > 0 and spec.fork_id not in one.forks
+        ]
+        zone = self._config.zone
+        chosen = max(able, key=lambda one: (one.beat.zone == zone, one.room), default=None)
+        if chosen is not None:
+            chosen.begun += 1
+        return chosen
+
+    async def close(self) -> None:
+        """Leave the forks that were not ended to the next controller."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        self._forget_broker()
+        for subscription in self._subscriptions:
+            with contextlib.suppress(*FAULTS):
+                await subscription.unsubscribe()
+        for worker in self._workers.values():
+            worker.end()
+        await self._close_sharing()
+
+    # --- The hosts ---
+
+    def _on_beat(self, subject: str, payload: bytes) -> None:
+        if self._closed or not self._lease.is_held:
+            return
+        try:
+            beat = beat_of(subject, payload)
+        except ValueError as exc:
+            log.error("a beat on %s has no effect: %s", printable(subject, "?"), exc)
+            return
+        self._seen.note(beat.name)
+        worker = self._workers.get(beat.name)
+        if worker is None:
+            subject = down_subject(beat.name, self._config.asterisk)
+            self._workers[beat.name] = worker = HostWorker(
+                beat, lambda message: self._broker.publish(subject, message), self._epoch
+            )
+        elif worker.beat.run_id != beat.run_id:
+            self._lose(worker, "it was started anew")
+        if worker.numbers.session or not beat.is_draining or worker.forks or not self._started:
+            worker.on_beat(beat)
+
+    def _epoch(self) -> int:
+        return self._lease.epoch
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            if self._broker.is_up:
+                for name in self._seen.dead():
+                    self._lose(self._workers[name], "no sign of life")
+
+    def _lose(self, worker: HostWorker, why: str) -> None:
+        log.error("%s is lost: %s; it had %d forks", worker, why, len(worker.forks))
+        worker.end()
+        worker.told.clear()
+        self._on_worker_lost(worker)
+
+    def _on_broker(self, is_up: bool) -> None:  # noqa: FBT001 (of `Broker.on_change`)
+        if is_up:
+            self._seen.forget_times()
+        for worker in self._workers.values():
+            worker.end()
+
+    # --- From the hosts ---
+
+    def _on_payload(self, subject: str, payload: bytes) -> None:
+        worker = self._workers.get(subject.rpartition(".")[2])
+        if worker is None or self._closed:
+            return
+        stamp, line = split(payload)
+        if stamp.session != worker.numbers.session or not stamp.session:
+            return  # of an earlier one
+        if not worker.numbers.is_next(stamp):
+            log.warning("a message of %s is lost; asking it what it has", worker)
+            worker.open()
+            return
+        worker.on_answer()
+        try:
+            message = decode_up(line)
+        except NotUnderstood as exc:
+            log.error("a message of %s has no effect: %s", worker, exc)
+        else:
+            self._on_message(worker, message)
+
+    def _on_message(self, worker: HostWorker, message: Up) -> None:
+        if isinstance(message, Held):
+            self._on_held(worker, message)
+        elif isinstance(message, Gone):
+            worker.open()
+        elif isinstance(message, Superseded):
+            log.error("%s obeys another controller by now", worker)
+            worker.end()
+        elif isinstance(message, Pong):
+            worker.on_pong()
+        elif not isinstance(message, ForkReport) or worker.is_news(message):
+            self._on_report(worker, message)
+
+    def _on_held(self, worker: HostWorker, message: Held) -> None:
+        """Compare what a host has with what it should have."""
+        worker.on_opened()
+        held = {one.fork_id: one for one in message.forks}
+        back = [fork_id for fork_id in held if fork_id in self._orphaned]
+        for fork_id in back:  # it was lost for a moment, and no other could take them
+            del self._orphaned[fork_id]
+            self._owners[fork_id] = worker
+            worker.forks.add(fork_id)
+        if back:
+            self._reports.put(RelayBack(tuple(back)))
+        ours = worker.forks - worker.held.keys()
+        self._orphan(worker, list(ours - held.keys()))
+        for fork_id in ours & held.keys():
+            worker.resume(held[fork_id])
+        self._on_others(worker, Held(tuple(held[one] for one in held.keys() - ours)))
+        self._look_after_orphans()
+
+    def _on_others(self, worker: HostWorker, others: Held) -> None:
+        """Keep forks of an earlier controller for the registry; end those that are elsewhere."""
+        waiting = set(worker.held)
+        for fork_id in waiting:  # some may have ended
+            worker.forks.discard(fork_id)
+            self._owners.pop(fork_id, None)
+        self._take_held(worker, others)
+        for one in others.forks:
+            if self._started and one.fork_id not in waiting:
+                self.send(EndFork(one.fork_id, EndReason.SHUTDOWN, ELSEWHERE))

@@ -1,0 +1,276 @@
+"""A relay host: relays the forks of the controllers of a cluster, which it hears over the broker.
+
+Each Asterisk has a controller that leads; a fork belongs to the Asterisk whose controller has
+ordered it. While a controller is away its forks go on, and what happens to them is kept for the
+next one, as by a relay process that outlives its daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import signal
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+
+import uvloop
+
+import audiofork
+from audiofork import log as logs
+from audiofork.cluster.beats import BEATS_IN_DEAD_TIME, SUBJECT, Beat
+from audiofork.cluster.broker import Broker
+from audiofork.config import Config
+from audiofork.errors import CannotListen, ConfigError
+from audiofork.link.messages import (
+    CheckLeg,
+    Command,
+    EndReason,
+    ExpectCheckLeg,
+    ForkEnded,
+    ForkReport,
+    ForkSpec,
+    ForkStats,
+    HeardAudio,
+    LevelsTaken,
+    RelayAway,
+    RelayBack,
+    RelayLost,
+    Report,
+    StatsTaken,
+    StrangersRefused,
+    TakeLevels,
+    TakeStats,
+)
+from audiofork.link.relay import give
+from audiofork.link.sessions import DOWN, split, up_subject
+from audiofork.relay.host_owner import Owner
+from audiofork.relay.worker import Worker
+from audiofork.system import feed_watchdog, lift_file_limit, notify, spare_collections
+
+log = logging.getLogger(__name__)
+
+TWICE = "this relay host has it already"
+
+
+class RelayHost:
+    """Runs a worker for all controllers of a cluster; `run` returns after SIGTERM or SIGINT.
+
+    Args:
+        config: The configuration of this host.
+        reload: Returns the configuration anew.
+    """
+
+    def __init__(self, config: Config, reload: Callable[[], Config]) -> None:
+        self._config = config
+        self._reload_config = reload
+        self._broker = Broker(config.cluster, f"audiofork relay {config.cluster.own_name}")
+        self._worker = Worker(config, self._on_report)
+        self._owners: dict[str, Owner] = {}  # by Asterisk
+        self._fork_owners: dict[str, Owner] = {}
+        self._tickets: dict[int, tuple[Owner, int]] = {}
+        self._next_ticket = 0
+        self._asking: Owner | None = None
+        self._check_legs: dict[str, Owner] = {}
+        self._run_id = str(uuid.uuid4())
+        self._is_draining = False
+        self._stop = asyncio.Event()
+
+    @property
+    def name(self) -> str:
+        """Its name in the cluster."""
+        return self._config.cluster.own_name
+
+    async def run(self) -> None:
+        """Relay until told to stop.
+
+        Raises:
+            CannotListen: The address for legs cannot be used.
+            ConfigError: A file that the configuration names cannot be used.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        try:
+            address = await self._worker.start()
+        except OSError as exc:
+            raise CannotListen("[audiosocket] listen", self._worker.address, exc) from exc
+        log.info("relay host %s: listening for Asterisk's audio on %s", self.name, address)
+        connecting = asyncio.create_task(self._connect())
+        works = [
+            connecting,
+            asyncio.create_task(self._beat()),
+            asyncio.create_task(feed_watchdog()),
+        ]
+        stopping = asyncio.create_task(self._stop.wait())
+        notify("READY=1")
+        await asyncio.wait({stopping, connecting}, return_when=asyncio.FIRST_COMPLETED)
+        if not self._stop.is_set():
+            await connecting  # raises
+            await stopping
+        notify("STOPPING=1")
+        for work in works:
+            work.cancel()
+        await asyncio.gather(*works, return_exceptions=True)
+        log.info("stopping, %d forks end or move", len(self._worker.sessions))
+        for owner in self._owners.values():
+            owner.leave()
+        await self._worker.close()
+        await self._broker.close()
+
+    async def _connect(self) -> None:
+        self._broker.on_change(self._on_broker)
+        await self._broker.connect()
+        await self._broker.subscribe(f"{DOWN}.{self.name}.*", self._on_payload)
+
+    async def _beat(self) -> None:
+        interval_s = self._config.cluster.dead_after / BEATS_IN_DEAD_TIME
+        used, at = _cpu_s(), time.monotonic()
+        while True:
+            now, now_used = time.monotonic(), _cpu_s()
+            cpu = (now_used - used) / max(now - at, 1e-3)
+            used, at = now_used, now
+            self._broker.publish(f"{SUBJECT}.{self.name}", self._state(cpu).encode())
+            for owner in self._owners.values():
+                owner.on_time()
+            await asyncio.sleep(interval_s)
+
+    def _state(self, cpu: float) -> Beat:
+        cluster = self._config.cluster
+        return Beat(
+            name=self.name,
+            run_id=self._run_id,
+            listen=str(self._worker.addresses[0]),
+            zone=cluster.zone,
+            capacity=cluster.capacity,
+            forks=len(self._worker.sessions),
+            cpu=round(cpu, 3),
+            version=audiofork.__version__,
+            is_draining=self._is_draining,
+        )
+
+    def _on_broker(self, is_up: bool) -> None:  # noqa: FBT001 (of `Broker.on_change`)
+        if not is_up:
+            for owner in self._owners.values():
+                owner.leave()
+
+    def _reload(self) -> None:
+        """Apply the configuration file to new forks; if it is invalid, keep the old settings."""
+        try:
+            new = self._reload_config()
+            self._worker.configure(new)
+        except ConfigError as exc:
+            log.error("not reloaded, the old configuration stays: %s", exc)
+            return
+        logs.set_up(new.log)
+        log.info("reloaded; changes to [audiosocket] and [cluster] take effect at the next start")
+
+    # --- From the controllers ---
+
+    def _on_payload(self, subject: str, payload: bytes) -> None:
+        asterisk = subject.rpartition(".")[2]
+        stamp, line = split(payload)
+        owner = self._owners.get(asterisk)
+        if owner is None:
+            to = up_subject(asterisk, self.name)
+            owner = self._owners[asterisk] = Owner(
+                asterisk,
+                lambda message: self._broker.publish(to, message),
+                lambda command: self._obey(self._owners[asterisk], command),
+                self._config.relay.orphan_timeout,
+            )
+        owner.on_message(stamp, line)
+
+    def _obey(self, owner: Owner, command: Command) -> None:
+        if isinstance(command, TakeStats):
+            self._tickets[self._next_ticket] = owner, command.ticket
+            command = TakeStats(self._next_ticket)
+            self._next_ticket += 1
+        elif isinstance(command, ForkSpec):
+            if command.fork_id in self._worker.sessions:
+                owner.on_report(ForkEnded(command.fork_id, EndReason.FAULT, TWICE, ForkStats()))
+                return
+            self._fork_owners[command.fork_id] = owner
+        elif isinstance(command, ExpectCheckLeg):
+            self._check_legs[command.leg_uuid] = owner
+        elif (
+            not isinstance(command, TakeLevels)
+            and self._fork_owners.get(command.fork_id) is not owner
+        ):
+            return  # it has ended, or it is of another Asterisk
+        self._asking = owner
+        give(command, self._worker.handle, self._on_report)
+        self._asking = None
+
+    # --- From the worker ---
+
+    def _on_report(self, report: Report) -> None:
+        assert not isinstance(report, RelayAway | RelayBack | RelayLost), (
+            "not of this host's making"
+        )
+        if isinstance(report, StatsTaken):
+            self._on_stats(report)
+        elif isinstance(report, StrangersRefused):
+            for owner in self._owners.values():
+                owner.tell(report)
+        elif isinstance(report, LevelsTaken):
+            if self._asking is not None:
+                self._asking.tell(_of_owner(report, self._asking, self._fork_owners))
+        elif isinstance(report, CheckLeg):
+            if (asker := self._check_legs.get(report.leg_uuid)) is not None:
+                asker.tell(report)
+            if report.has_come:
+                self._check_legs.pop(report.leg_uuid, None)
+        else:
+            self._on_fork_report(report)
+
+    def _on_fork_report(self, report: ForkReport | HeardAudio) -> None:
+        owner = self._fork_owners.get(report.fork_id)
+        if owner is None:
+            return
+        if isinstance(report, HeardAudio):
+            owner.tell(report)
+        else:
+            owner.on_report(report)
+        if report.fork_id not in self._worker.sessions:
+            del self._fork_owners[report.fork_id]
+
+    def _on_stats(self, report: StatsTaken) -> None:
+        owner, ticket = self._tickets.pop(report.ticket)
+        stats = {
+            fork_id: one
+            for fork_id, one in report.stats.items()
+            if self._fork_owners.get(fork_id) is owner
+        }
+        owner.tell(replace(report, ticket=ticket, stats=stats))
+
+
+def _of_owner(report: LevelsTaken, owner: Owner, owners: dict[str, Owner]) -> LevelsTaken:
+    """Return the part of a report that is of the forks of one Asterisk."""
+    levels = {key: one for key, one in report.levels.items() if owners.get(key) is owner}
+    values = (int(value) for one in levels.values() for value in one)
+    return LevelsTaken.of(levels, values)
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def run(config: Config, reload: Callable[[], Config]) -> None:
+    """Run a relay host until SIGTERM or Ctrl-C.
+
+    Args:
+        config: The configuration of this host.
+        reload: Returns it anew.
+
+    Raises:
+        CannotListen: The address for legs cannot be used.
+        ConfigError: A file that the configuration names cannot be used.
+    """
+    lift_file_limit()
+    spare_collections()
+    uvloop.run(RelayHost(config, reload).run())

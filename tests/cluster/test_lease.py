@@ -1,0 +1,112 @@
+"""Who leads, by real buckets; the clocks are the tests' own where time counts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from audiofork.cluster.lease import BUCKET, Holder, Lease
+from testbed.nats import NatsServer
+from tests.cluster.conftest import Connect
+
+pytestmark = pytest.mark.slow
+
+DEAD_S = 0.5
+
+
+async def lease_of(connect: Connect, name: str) -> Lease:
+    broker = await connect(name)
+    return Lease(await broker.bucket(BUCKET), "pbx", Holder(name, f"run of {name}"), DEAD_S)
+
+
+async def taken(lease: Lease, timeout_s: float = 10) -> Lease:
+    async with asyncio.timeout(timeout_s):
+        await lease.take()
+    return lease
+
+
+async def test_first_takes_it_and_the_second_waits(connect: Connect) -> None:
+    first, second = await lease_of(connect, "a"), await lease_of(connect, "b")
+    await taken(first)
+    assert first.is_held
+    assert first.epoch > 0
+    keeping = asyncio.create_task(first.keep())
+    with pytest.raises(TimeoutError):
+        await taken(second, 4 * DEAD_S)
+    assert first.is_held
+    assert not second.is_held
+    assert second.leader == Holder("a", "run of a")
+    keeping.cancel()
+
+
+async def test_second_takes_it_when_the_first_is_silent_and_later_than_that_trusts_it(
+    connect: Connect,
+) -> None:
+    first, second = await lease_of(connect, "a"), await lease_of(connect, "b")
+    await taken(first)
+    trusted_until = first.renewed_at + 0.8 * DEAD_S
+    await taken(second)
+    assert time.monotonic() > trusted_until
+    assert not first.is_held
+    assert second.epoch > first.epoch
+
+
+async def test_first_that_was_stopped_notices_that_another_has_it(connect: Connect) -> None:
+    first, second = await lease_of(connect, "a"), await lease_of(connect, "b")
+    await taken(first)
+    await taken(second)
+    async with asyncio.timeout(10):
+        await first.keep()
+    assert not first.is_held
+    assert first.leader == Holder("b", "run of b")
+
+
+async def test_given_back_it_is_taken_at_once(connect: Connect) -> None:
+    first, second = await lease_of(connect, "a"), await lease_of(connect, "b")
+    await taken(first)
+    waiting = asyncio.create_task(taken(second))
+    await asyncio.sleep(0.15)
+    await first.release()
+    assert not first.is_held
+    began = time.monotonic()
+    await waiting
+    assert time.monotonic() - began < DEAD_S
+    assert second.epoch > first.epoch
+
+
+async def test_holder_that_cannot_renew_it_gives_it_up_before_others_may_take_it(
+    connect: Connect, server: NatsServer
+) -> None:
+    lease = await taken(await lease_of(connect, "a"))
+    server.kill()
+    async with asyncio.timeout(10):
+        await lease.keep()
+    assert time.monotonic() < lease.renewed_at + DEAD_S + 0.2
+    assert not lease.is_held
+
+
+async def test_it_is_taken_when_the_broker_is_there_again(
+    connect: Connect, server: NatsServer
+) -> None:
+    first, second = await lease_of(connect, "a"), await lease_of(connect, "b")
+    await taken(first)
+    waiting = asyncio.create_task(taken(second))
+    server.kill()
+    await asyncio.sleep(2 * DEAD_S)
+    assert not waiting.done()
+    server.start()
+    await waiting
+    assert second.epoch > first.epoch
+
+
+async def test_answer_that_came_too_late_does_not_lose_it(connect: Connect) -> None:
+    """The renewal was written, and the holder does not know."""
+    lease = await taken(await lease_of(connect, "a"))
+    await lease._bucket.put("pbx", lease._holder.encode())
+    keeping = asyncio.create_task(lease.keep())
+    await asyncio.sleep(3 * DEAD_S)
+    assert not keeping.done()
+    assert lease.is_held
+    keeping.cancel()

@@ -1,0 +1,71 @@
+"""A relay on another host, for the contract tests: a real NATS server, a real relay host."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from audiofork.cluster.broker import Broker
+from audiofork.config import Address, ClusterConfig, Config
+from audiofork.link.hosts import RelayHosts
+from audiofork.link.messages import SendReport
+from testbed.nats import nats_servers
+
+CONTROLLER = ClusterConfig(servers=("nats://127.0.0.1:1",), name="c1", asterisk="pbx")
+
+
+class Held:
+    """A lease that is ours; stands in for `Lease`."""
+
+    epoch = 1
+    is_held = True
+
+    @property
+    def renewed_at(self) -> float:
+        return time.monotonic()
+
+
+class HostedRelay(RelayHosts):
+    """Relay hosts, with one, and the broker that it needs."""
+
+    def __init__(self, config: Config, report: SendReport) -> None:
+        self._stack = ExitStack()
+        (self.server,) = self._stack.enter_context(nats_servers())
+        self._cluster = replace(CONTROLLER, servers=(self.server.url,))
+        self.client = Broker(self._cluster, "c1")
+        self.lease = Held()
+        config = replace(config, cluster=self._cluster)
+        super().__init__(config, self.client, self.lease, report)  # type: ignore[arg-type]
+
+    def start_host(self, name: str = "r1") -> subprocess.Popen[bytes]:
+        """Start a relay host; it ends with this."""
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+        file = folder / "audiofork.ini"
+        file.write_text(
+            "[audiosocket]\nlisten = 127.0.0.1:0\n"
+            f"[cluster]\nname = {name}\nservers = {self.server.url}\n"
+        )
+        command = [sys.executable, "-m", "audiofork", "relay", "-c", str(file)]
+        process = self._stack.enter_context(subprocess.Popen(command))
+        self._stack.callback(process.kill)
+        return process
+
+    async def start(self) -> Address:
+        await self.client.connect()
+        self.host = self.start_host()
+        await super().start()
+        async with asyncio.timeout(30):
+            while not self._listening():  # noqa: ASYNC110 (that it is there is no event)
+                await asyncio.sleep(0.01)
+        return self.addresses[0]
+
+    async def close(self) -> None:
+        await super().close()
+        await self.client.close()
+        self._stack.close()

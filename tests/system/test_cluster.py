@@ -1,0 +1,190 @@
+"""Controllers and relays of a cluster that die, or lose the broker, in the midst of calls.
+
+The callers speak numbered blocks, so that each one that the server lacks is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from testbed.asterisk import Asterisk
+from testbed.blocks import decode, find_blocks, make_blocks, report
+from testbed.daemon import Daemon
+from testbed.recorder import Recorder
+from tests.relay.peers import until
+from tests.system.cluster import Cluster, clustered
+from tests.system.conftest import counts_blocks
+from tests.system.scene import WARM_UP, Scene, staged
+
+pytestmark = pytest.mark.asterisk
+
+BLOCKS = make_blocks(600, seed=181)  # 12 s
+HEARD = [decode(block) for block in BLOCKS]
+CALLS, FORKS_EACH = 3, 4
+ORPHAN_TIMEOUT_S = 20
+SETTINGS = {
+    "relay": f"orphan_timeout = {ORPHAN_TIMEOUT_S}\n",
+    "security": "max_forks_per_channel = 20\n",
+}
+
+
+@pytest.fixture
+def cluster(asterisk: Asterisk) -> Iterator[Cluster]:
+    with clustered(asterisk, SETTINGS) as one:
+        yield one
+
+
+@pytest.fixture
+async def scene(asterisk: Asterisk, recorder: Recorder) -> AsyncIterator[Scene[Recorder]]:
+    async with staged(asterisk, recorder, {}) as one:
+        yield one
+
+
+async def leads(controller: Daemon) -> None:
+    """Wait until a controller leads, and is connected to Asterisk."""
+    await controller.says("connected to Asterisk")
+
+
+async def test_fork_is_relayed_by_a_relay_host(scene: Scene[Recorder], cluster: Cluster) -> None:
+    cluster.relay("r1")
+    controller = cluster.controller("c1")
+    await leads(controller)
+    fork = await scene.talking_fork("/fork", "D(in)")
+    await scene.server.wait_messages("/fork", 50)
+    stopped = await fork.hang_up()
+    assert (stopped["Reason"], stopped["FramesDropped"]) == ("hangup", "0")
+    assert int(stopped["FramesIn"]) == int(stopped["FramesSent"]) >= 50
+    await scene.legs(0)
+
+
+async def test_start_without_a_relay_host_is_told(scene: Scene[Recorder], cluster: Cluster) -> None:
+    await leads(cluster.controller("c1"))
+    fork = scene.fork(await scene.call(), "/fork", "D(in)")
+    failed = await fork.event("AudioForkFailed")
+    assert "no relay host" in failed["Detail"]
+    await scene.legs(0)
+
+
+@counts_blocks
+async def test_no_frame_is_lost_when_the_controller_is_killed_and_the_other_leads(
+    scene: Scene[Recorder], cluster: Cluster
+) -> None:
+    for name in ("r1", "r2"):
+        cluster.relay(name)
+    first = cluster.controller("c1")
+    await leads(first)
+    second = cluster.controller("c2")
+    targets = [await scene.call() for _ in range(CALLS)]
+    talks = [target.call.talk() for target in targets]
+    forks = {
+        f"/{number}-{again}": scene.fork(target, f"/{number}-{again}", "D(in)")
+        for number, target in enumerate(targets)
+        for again in range(FORKS_EACH)
+    }
+    ids = {path: (await fork.started())["AudioForkID"] for path, fork in forks.items()}
+    for talk in talks:
+        talk.cancel()
+    spoken = [asyncio.ensure_future(target.call.play(BLOCKS)) for target in targets]
+    await asyncio.sleep(2)
+    position = len(scene.ami.events)
+    first.kill()
+    killed_at = time.monotonic()
+    await leads(second)
+    print(f"the second leads after {time.monotonic() - killed_at:.2f} s")
+    for path, fork in forks.items():
+        again = await fork.started(after=position)
+        assert (again["AudioForkID"], again["TakenUp"]) == (ids[path], "yes")
+    await asyncio.gather(*spoken)
+    for target in targets:
+        await target.call.play(WARM_UP)
+        await target.call.hangup()
+    for fork in forks.values():
+        stopped = await fork.stopped(after=position)
+        assert (stopped["Reason"], stopped["FramesDropped"]) == ("hangup", "0")
+    await scene.legs(0)
+    assert sorted(one.path for one in scene.server.recordings) == sorted(forks)
+    for one in scene.server.recordings:
+        assert report(find_blocks(one.audio, HEARD), len(HEARD)).intact
+    assert "Traceback" not in second.log()
+
+
+async def test_call_that_ends_without_a_controller_is_ended_by_the_next(
+    scene: Scene[Recorder], cluster: Cluster
+) -> None:
+    cluster.relay("r1")
+    first = cluster.controller("c1")
+    await leads(first)
+    fork = await scene.talking_fork("/fork", "D(in)")
+    await scene.server.wait_messages("/fork", 50)
+    first.kill()
+    position = len(scene.ami.events)
+    await fork.target.call.hangup()
+    await asyncio.sleep(0.5)
+    await leads(cluster.controller("c2"))
+    stopped = await fork.stopped(after=position)
+    assert stopped["Reason"] == "hangup"
+    assert int(stopped["FramesIn"]) == int(stopped["FramesSent"]) >= 50
+    await scene.legs(0)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+async def test_forks_of_a_relay_host_that_is_gone_live_on_another(
+    scene: Scene[Recorder], cluster: Cluster, how: signal.Signals
+) -> None:
+    relays = {name: cluster.relay(name) for name in ("r1", "r2")}
+    controller = cluster.controller("c1")
+    await leads(controller)
+    forks = [await scene.talking_fork(f"/{number}", "D(in)") for number in range(4)]
+    for number in range(4):
+        await scene.server.wait_messages(f"/{number}", 25)
+    position = len(scene.ami.events)
+    relays["r1"].signal(how)
+    gone_at = time.monotonic()
+    await until(lambda: len(scene.server.recordings) == 6, 10)
+    print(f"all forks live on after {time.monotonic() - gone_at:.2f} s")
+    await scene.ami.wait_user_event("AudioForkResumed", after=position)
+    for fork in forks:
+        stopped = await fork.hang_up()
+        assert stopped["Reason"] == "hangup"
+    if how is signal.SIGSTOP:
+        relays["r1"].signal(signal.SIGCONT)
+    await scene.legs(0)
+    assert "r1 at" in controller.log()
+
+
+@counts_blocks
+async def test_running_forks_go_on_while_the_broker_is_away_and_all_is_in_line_again(
+    scene: Scene[Recorder], cluster: Cluster
+) -> None:
+    cluster.relay("r1")
+    controller = cluster.controller("c1")
+    await leads(controller)
+    target = await scene.call()
+    talk = target.call.talk()
+    fork = scene.fork(target, "/fork", "D(in)")
+    await fork.started()
+    talk.cancel()
+    spoken = asyncio.ensure_future(target.call.play(BLOCKS))
+    await asyncio.sleep(1)
+    (server,) = cluster.servers
+    server.kill()
+    await asyncio.sleep(4)
+    position = len(scene.ami.events)
+    refused = scene.fork(target, "/refused", "D(in)")
+    await controller.says("the lease is lost")
+    await asyncio.to_thread(server.start)
+    await fork.started(after=position)
+    await spoken
+    await target.call.play(WARM_UP)
+    await target.call.hangup()
+    stopped = await fork.stopped(after=position)
+    assert (stopped["Reason"], stopped["FramesDropped"]) == ("hangup", "0")
+    (recording,) = [one for one in scene.server.recordings if one.path == "/fork"]
+    assert report(find_blocks(recording.audio, HEARD), len(HEARD)).intact
+    await scene.legs(0)
+    assert refused
