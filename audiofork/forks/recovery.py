@@ -1,8 +1,7 @@
-"""Recovers forks: after a login to Asterisk, from the journal, and from lost relay processes."""
+"""Recovers forks: after a login to Asterisk, and from the journal."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
@@ -24,12 +23,7 @@ from audiofork.forks.table import ForkTable
 from audiofork.link.messages import (
     EndFork,
     EndReason,
-    ForkEnded,
-    ForkStats,
     HeldFork,
-    RelayAway,
-    RelayBack,
-    RelayLost,
     SendCommand,
 )
 from audiofork.text import A_BUG
@@ -37,14 +31,13 @@ from audiofork.text import A_BUG
 log = logging.getLogger(__name__)
 
 RESTARTED = "Asterisk was restarted"
-RELAY_DIED = "a relay process died"
 NO_WAY = "not resumed: its legs cannot be made any more as they were ([asterisk] tap, [ari])"
 # A fork whose start kills the daemon must not kill it again and again, with all other forks.
 MAX_ATTEMPTS = 2
 
 
 class Recovery:
-    """Reconciles the forks with Asterisk, resumes forks, and moves them to new relay processes.
+    """Reconciles the forks with Asterisk, and resumes forks of an earlier run.
 
     Owned by the registry of forks.
 
@@ -281,42 +274,3 @@ class Recovery:
         named = is_named(fork.request.post_process)
         allowed = named or self._admission.security.allow_post_process
         self._ending.end_unresumable(fork, reason, detail, allow_post_process=allowed)
-
-    # --- From lost relay processes ---
-
-    def on_relay_away(self, report: RelayAway) -> None:
-        """Mark forks that have no relay process for now: none of their legs can connect."""
-        for fork_id in report.fork_ids:
-            if (fork := self._table.get(fork_id)) is not None:
-                fork.progress.relay_away = True
-
-    def on_relay_back(self, report: RelayBack) -> None:
-        """Go on with forks whose relay process is there again."""
-        for fork_id in report.fork_ids:
-            if (fork := self._table.get(fork_id)) is not None:
-                fork.progress.relay_away = False
-                self._legs.on_relay_back(fork)
-
-    def on_relay_lost(self, report: RelayLost) -> None:
-        """Start forks again in another relay process; their old legs are hung up."""
-        lost_at = asyncio.get_running_loop().time() - report.away_s
-        for fork_id in report.fork_ids:
-            if (fork := self._table.get(fork_id)) is not None:
-                fork.progress.relay_away = False
-                fork.progress.relays_lost += 1
-                self._replace_relay(fork, lost_at)
-
-    def _replace_relay(self, fork: Fork, lost_at: float) -> None:
-        # Some versions do not end a leg when its connection closes; such a leg may use 100 % CPU.
-        self._legs.hang_up(fork)
-        if fork.is_ending:
-            self._end_without_relay(fork, fork.progress.end_asked or EndReason.HANGUP, RELAY_DIED)
-        elif in_vain := self._legs.lose_all(fork, lost_at, RELAY_DIED):
-            self._end_without_relay(fork, EndReason.LEG_FAILED, in_vain)
-        elif fork.connects:  # its call went on in the dialplan when the leg closed
-            self._end_without_relay(fork, EndReason.LEG_FAILED, RELAY_DIED)
-        else:
-            self._starting.order(fork, anew=True)
-
-    def _end_without_relay(self, fork: Fork, reason: EndReason, detail: str) -> None:
-        self._ending.on_ended(fork, ForkEnded(fork.id, reason, detail, ForkStats()))

@@ -45,6 +45,7 @@ from audiofork.forks.legs import Legs
 from audiofork.forks.life_log import log_streaming
 from audiofork.forks.lifecycle import Away, ForkState
 from audiofork.forks.look_ups import LookUps
+from audiofork.forks.lost_relays import LostRelays
 from audiofork.forks.muting import Muting
 from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.profiles import Profiles
@@ -155,6 +156,7 @@ class Forks:
             *(leaving, legs, ending, journal, send, emit),
             *(commands, profiles),
         )
+        self._lost_relays = LostRelays(table, admission, legs, starting, ending)
         self._recovery = Recovery(
             *(ami, taps, channels, table, admission, leaving, legs, starting, ending, commands),
             *(profiles, held, send),
@@ -348,11 +350,11 @@ class Forks:
             where = f"at the AudioSocket port, from {report.address or 'nobody'}"
             self._emit(Attack(AttackKind.WRONG_UUID, where, report.count))
         elif isinstance(report, RelayAway):
-            self._recovery.on_relay_away(report)
+            self._lost_relays.on_away(report)
         elif isinstance(report, RelayBack):
-            self._recovery.on_relay_back(report)
+            self._lost_relays.on_back(report)
         elif isinstance(report, RelayLost):
-            self._recovery.on_relay_lost(report)
+            self._lost_relays.on_lost(report)
         elif (fork := self._table.get(report.fork_id)) is None:
             log.error("report for an unknown fork: %r", report)
         else:
@@ -443,6 +445,7 @@ class Forks:
     async def close(self) -> None:
         """Cancel all timers and tasks that are left."""
         self._bridges.close()
+        self._lost_relays.close()
         for fork in self._table:
             fork.cancel_timers()
         await self._ending.tasks.cancel()

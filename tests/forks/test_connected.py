@@ -10,7 +10,7 @@ from audiofork.asterisk.ami_protocol import RequestReceived
 from audiofork.config import Place, ProfileConfig
 from audiofork.errors import LegRefused
 from audiofork.forks.legs import LEG_LOSS_GRACE_S, LEG_TIMEOUT_S, MOVED_ON
-from audiofork.forks.recovery import RELAY_DIED
+from audiofork.forks.lost_relays import RELAY_DIED
 from audiofork.link.messages import (
     CommandAsked,
     EndFork,

@@ -20,7 +20,7 @@ from audiofork.forks.events import (
     Stopped,
 )
 from audiofork.forks.lifecycle import Away
-from audiofork.forks.recovery import RELAY_DIED
+from audiofork.forks.lost_relays import RELAY_DIED
 from audiofork.forks.requests import StartFork, StopFork
 from audiofork.link.messages import (
     EndReason,

@@ -27,7 +27,7 @@ from audiofork.forks.legs import (
     NEW_LEGS_WINDOW_S,
     ORPHAN_TIMEOUT_S,
 )
-from audiofork.forks.recovery import RELAY_DIED
+from audiofork.forks.lost_relays import RELAY_DIED
 from audiofork.link.messages import (
     EndFork,
     EndReason,

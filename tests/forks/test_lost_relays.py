@@ -8,7 +8,7 @@ from audiofork.errors import (
 )
 from audiofork.forks.ending import HANGUP_GRACE_S
 from audiofork.forks.legs import LEG_LOSS_GRACE_S, LEG_TIMEOUT_S, MAX_NEW_LEGS
-from audiofork.forks.recovery import RELAY_DIED
+from audiofork.forks.lost_relays import RELAY_DIED
 from audiofork.link.messages import (
     EndReason,
     ForkSpec,
