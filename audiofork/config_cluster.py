@@ -87,6 +87,13 @@ class ClusterConfig:
         "dead; the same value on all hosts.",
     )
 
+    start_wait: float = _option(
+        "0",
+        number(0, 60),
+        "While the NATS servers are away, running forks go on and none can start: how many seconds "
+        "a start waits for them; 0: it is refused at once.",
+    )
+
     @property
     def own_name(self) -> str:
         """The name of this controller or relay."""

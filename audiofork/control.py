@@ -25,6 +25,7 @@ from audiofork.system import notify
 log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
+AWAY = "the NATS servers of the cluster cannot be reached"
 
 
 class Control:
@@ -47,6 +48,7 @@ class Control:
         self._broker = Broker(config.cluster, f"audiofork control {config.cluster.own_name}")
         self._stop = asyncio.Event()
         self._lease: Lease | None = None
+        self._relay: RelayHosts | None = None
         self.daemon: Daemon | None = None
 
     @property
@@ -57,8 +59,8 @@ class Control:
     def parts(self, config: Config, report: SendReport) -> tuple[Relay, Journal]:
         """Return the relay and the journal of the cluster."""
         assert self._lease is not None, "a daemon is there only while we lead"
-        relay = RelayHosts(config, self._broker, self._lease, report)
-        return relay, ClusterJournal(self._broker, self._cluster.asterisk)
+        self._relay = RelayHosts(config, self._broker, self._lease, report)
+        return self._relay, ClusterJournal(self._broker, self._cluster.asterisk)
 
     async def run(self) -> None:
         """Lead whenever no other controller does, until told to stop.
@@ -137,8 +139,28 @@ class Control:
             self._stop.set()
 
     async def _keep(self, lease: Lease, daemon: Daemon) -> None:
-        await lease.keep()
-        log.error(
-            "%s: the lease is lost: another controller leads, or will", self._cluster.asterisk
-        )
-        daemon.stop()
+        """Keep the lease; stop the daemon when another controller leads."""
+        name = self._cluster.asterisk
+        going_on: asyncio.Task[None] | None = None
+        while True:
+            await lease.keep()
+            if going_on is not None:
+                going_on.cancel()
+            if not daemon.ready.is_set():  # it has not begun with anything
+                daemon.stop()
+                return
+            log.error("%s: suspended: the broker is away, or another controller leads", name)
+            daemon.forks.suspend(AWAY, self._cluster.start_wait)
+            if not await lease.regain():
+                log.error("%s: another controller leads, or did", name)
+                daemon.stop()
+                return
+            log.warning("%s: leading again, epoch %d", name, lease.epoch)
+            going_on = asyncio.create_task(self._go_on(daemon))
+
+    async def _go_on(self, daemon: Daemon) -> None:
+        """Let forks start when the relay hosts are found again."""
+        assert self._relay is not None
+        await self._relay.find()
+        daemon.forks.go_on()
+        log.info("%s: forks may start again", self._cluster.asterisk)

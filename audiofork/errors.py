@@ -76,6 +76,8 @@ class Refusal(enum.StrEnum):
     """The daemon stops."""
     ASTERISK = "asterisk"
     """Asterisk cannot be asked, or has refused."""
+    CLUSTER = "cluster"
+    """The broker of the cluster is away."""
 
 
 class RequestRefused(AudioForkError):

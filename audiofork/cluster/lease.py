@@ -126,6 +126,28 @@ class Lease:
             if not self.is_held:
                 return
 
+    async def regain(self) -> bool:
+        """Take it again after `keep` has returned; return False when another has it, or had it.
+
+        It waits for as long as the bucket cannot be asked.
+        """
+        while True:
+            began = self._clock()
+            try:
+                async with asyncio.timeout(self._dead_after_s):
+                    before = self._revision
+                    revision = await self._look()
+                    if self.leader != self._holder:
+                        return False
+                    # Of ours alone: an answer to a renewal may have been lost.
+                    if not await self._write(revision or before):
+                        return False
+                    self.epoch, self.renewed_at = self._revision, began
+                    return True
+            except FAULTS as exc:
+                log.debug("the lease of %s cannot be read: %s", self._key, why(exc))
+            await asyncio.sleep(self._dead_after_s / _STEPS)
+
     def _left_s(self) -> float:
         return self.renewed_at + _TRUSTED_PART * self._dead_after_s - self._clock()
 

@@ -48,6 +48,7 @@ class Admission:
         security: The rules; `configure` changes them.
         refusing: Why every start is refused; empty if starts are accepted.
         playout_buffer_s: Seconds of a server's audio that may wait to be played, in later forks.
+        suspended: Why starts wait, or are refused for now; empty if they are not.
     """
 
     def __init__(
@@ -57,6 +58,9 @@ class Admission:
     ) -> None:
         self.playout_buffer_s = playout_buffer_s
         self.refusing = ""
+        self.suspended = ""
+        self._wait_s = 0.0
+        self._resumed = asyncio.Event()
         self._turns = _Turns()
         self._files = _Files()
         self.configure(security)
@@ -71,6 +75,23 @@ class Admission:
         """Refuse every start from now on, also the starts that wait."""
         self.refusing = why
         self._turns.stop()
+        self._resumed.set()
+
+    def suspend(self, why: str, wait_s: float) -> None:
+        """Let starts wait from now on, and refuse them when they have waited for too long.
+
+        Args:
+            why: For people.
+            wait_s: How long each may wait, in seconds; 0: it is refused at once.
+        """
+        self.suspended = why
+        self._wait_s = wait_s
+        self._resumed.clear()
+
+    def resume(self) -> None:
+        """Let starts begin again, also those that wait."""
+        self.suspended = ""
+        self._resumed.set()
 
     def check(self, request: StartFork, forks: ForkTable) -> None:
         """Check a start against all rules that need no question to Asterisk.
@@ -142,6 +163,8 @@ class Admission:
     def _check_open(self) -> None:
         if self.refusing:
             raise RequestRefused(self.refusing, Refusal.STOPPING)
+        if self.suspended and not self._wait_s:
+            raise RequestRefused(self.suspended, Refusal.CLUSTER)
 
     def _check_count(self, forks: ForkTable) -> None:
         if forks.bound >= self.security.max_forks:
@@ -175,7 +198,18 @@ class Admission:
             RequestRefused: That would take longer than LONGEST_WAIT_S, or every start is refused.
         """
         await self._turns.wait(origin)
+        if self.suspended and self._wait_s:
+            await self._wait_for_resumption()
         self._check_open()
+
+    async def _wait_for_resumption(self) -> None:
+        why = self.suspended
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await self._resumed.wait()
+        except TimeoutError:
+            text = f"{why}; it has waited for {self._wait_s:g} s"
+            raise RequestRefused(text, Refusal.CLUSTER) from None
 
 
 def _check_speaker(what: str, request: StartFork, url: str, allowed: tuple[str, ...]) -> None:

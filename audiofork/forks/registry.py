@@ -437,6 +437,14 @@ class Forks:
         await self._table.wait_empty()
         await self._ending.tasks.finish()
 
+    def suspend(self, why: str, wait_s: float) -> None:
+        """Let starts wait, or refuse them, until `go_on`; see `Admission.suspend`."""
+        self._starting.admission.suspend(why, wait_s)
+
+    def go_on(self) -> None:
+        """Let starts begin again."""
+        self._starting.admission.resume()
+
     def leave(self) -> None:
         """Refuse new forks and forget the running ones: another controller has them."""
         self._starting.admission.refuse_all("another controller leads")

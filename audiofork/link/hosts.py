@@ -83,14 +83,18 @@ class RelayHosts(SharedRelay):
         ):
             self._subscriptions.append(await self._broker.subscribe(subject, handle))
         self._watching = asyncio.create_task(self._watch())
+        await self.find()
+        self._started = True
+        log.info("%d relay hosts are there", len(self._listening()))
+        return self.addresses[0] if self._workers else NOWHERE
+
+    async def find(self) -> None:
+        """Return when the relay hosts that are there have answered."""
         await asyncio.sleep(self._config.dead_after / 2)  # by then each has been heard of
         openings = [worker.opened.wait() for worker in self._workers.values()]
         with contextlib.suppress(TimeoutError):  # those that have died do not answer
             async with asyncio.timeout(FIND_TIMEOUT_S):
                 await asyncio.gather(*openings)
-        self._started = True
-        log.info("%d relay hosts are there", len(self._listening()))
-        return self.addresses[0] if self._workers else NOWHERE
 
     def configure(self, config: Config) -> None:
         """Nothing to do: relay hosts have files of their own."""
@@ -165,9 +169,17 @@ class RelayHosts(SharedRelay):
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            if self._broker.is_up:
+            if not self._lease.is_held:
+                self._suspend()
+            elif self._broker.is_up:
                 for name in self._seen.dead():
                     self._lose(self._workers[name], "no sign of life")
+
+    def _suspend(self) -> None:
+        """End all sessions: another controller may lead; forks go on where they are."""
+        self._seen.forget_times()
+        for worker in self._workers.values():
+            worker.end()
 
     def _lose(self, worker: HostWorker, why: str) -> None:
         log.error("%s is lost: %s; it had %d forks", worker, why, len(worker.forks))
@@ -175,11 +187,8 @@ class RelayHosts(SharedRelay):
         worker.told.clear()
         self._on_worker_lost(worker)
 
-    def _on_broker(self, is_up: bool) -> None:  # noqa: FBT001 (of `Broker.on_change`)
-        if is_up:
-            self._seen.forget_times()
-        for worker in self._workers.values():
-            worker.end()
+    def _on_broker(self, _is_up: bool) -> None:  # noqa: FBT001 (of `Broker.on_change`)
+        self._suspend()
 
     # --- From the hosts ---
 

@@ -173,12 +173,18 @@ async def test_running_forks_go_on_while_the_broker_is_away_and_all_is_in_line_a
     await asyncio.sleep(1)
     (server,) = cluster.servers
     server.kill()
-    await asyncio.sleep(4)
-    position = len(scene.ami.events)
+    await controller.says("suspended")
     refused = scene.fork(target, "/refused", "D(in)")
-    await controller.says("the lease is lost")
+    failed = await refused.event("AudioForkFailed")
+    assert "NATS" in failed["Reason"]
+    await asyncio.sleep(3)
+    position = len(scene.ami.events)
     await asyncio.to_thread(server.start)
-    await fork.started(after=position)
+    back_at = time.monotonic()
+    await controller.says("forks may start again")
+    late = scene.fork(target, "/late", "D(in)")
+    await late.started()
+    print(f"starts are granted again after {time.monotonic() - back_at:.2f} s")
     await spoken
     await target.call.play(WARM_UP)
     await target.call.hangup()
@@ -186,5 +192,43 @@ async def test_running_forks_go_on_while_the_broker_is_away_and_all_is_in_line_a
     assert (stopped["Reason"], stopped["FramesDropped"]) == ("hangup", "0")
     (recording,) = [one for one in scene.server.recordings if one.path == "/fork"]
     assert report(find_blocks(recording.audio, HEARD), len(HEARD)).intact
+    await late.stopped()
     await scene.legs(0)
-    assert refused
+    assert "Traceback" not in controller.log()
+
+
+async def test_call_that_ends_while_the_broker_is_away_ends_its_fork_when_it_is_back(
+    scene: Scene[Recorder], cluster: Cluster
+) -> None:
+    cluster.relay("r1")
+    controller = cluster.controller("c1")
+    await leads(controller)
+    fork = await scene.talking_fork("/fork", "D(in)")
+    await scene.server.wait_messages("/fork", 50)
+    (server,) = cluster.servers
+    server.kill()
+    await controller.says("suspended")
+    await fork.target.call.hangup()
+    await asyncio.sleep(0.5)
+    await asyncio.to_thread(server.start)
+    stopped = await fork.stopped()
+    assert stopped["Reason"] == "hangup"
+    assert int(stopped["FramesIn"]) == int(stopped["FramesSent"]) >= 50
+    await scene.legs(0)
+
+
+async def test_start_waits_for_the_broker_where_it_is_configured(
+    scene: Scene[Recorder], cluster: Cluster
+) -> None:
+    cluster.relay("r1")
+    controller = cluster.controller("c1", cluster="start_wait = 20\n")
+    await leads(controller)
+    target = await scene.call()
+    target.call.talk()
+    (server,) = cluster.servers
+    server.kill()
+    await controller.says("suspended")
+    fork = scene.fork(target, "/fork", "D(in)")
+    await asyncio.sleep(1)
+    await asyncio.to_thread(server.start)
+    await fork.started()
