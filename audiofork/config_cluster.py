@@ -87,6 +87,12 @@ class ClusterConfig:
         "dead; the same value on all hosts.",
     )
 
+    drain_timeout: float = _option(
+        "60",
+        number(0, 3600),
+        "How many seconds a relay host that is told to stop (SIGTERM) waits until its forks have "
+        "moved to others without a gap; 0: it stops at once, and they have one.",
+    )
     start_wait: float = _option(
         "0",
         number(0, 60),

@@ -28,6 +28,7 @@ class Beat:
         cpu: The part of a core that its process used lately.
         version: Of this package.
         is_draining: Whether it takes no more forks.
+        is_last: Whether it ends now.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Beat:
     cpu: float = 0.0
     version: str = ""
     is_draining: bool = False
+    is_last: bool = False
 
     @property
     def address(self) -> Address:
@@ -100,6 +102,10 @@ class Seen:
     def note(self, name: str) -> None:
         """Note that a host is there."""
         self._at[name] = self._clock()
+
+    def forget(self, name: str) -> None:
+        """Wait for no more of a host: it has ended in order."""
+        self._at.pop(name, None)
 
     def forget_times(self) -> None:
         """Give all hosts their time anew: the broker was away."""

@@ -63,12 +63,15 @@ class Legs:
     Args:
         channels: Asks Asterisk about channels.
         holds: Knows whether the legs of a fork must wait for the end of a hold.
-        leaving: Watches the legs that are no longer wanted.
+        leaving: See below.
         send: Sends a command to the relay.
         emit: Called with each event.
         end: Ends a fork.
         spawn: Runs a coroutine in the background.
         until_expected: Returns when the relay expects the legs of a fork.
+
+    Attributes:
+        leaving: Watches the legs that are no longer wanted.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class Legs:
     ) -> None:
         self._channels = channels
         self._holds = holds
-        self._leaving = leaving
+        self.leaving = leaving
         self._send = send
         self._emit = emit
         self._end = end
@@ -142,7 +145,7 @@ class Legs:
     def _ask(self, fork: Fork, leg: Leg, *, anew: bool) -> None:
         if leg.id and not leg.gone:
             # The earlier leg may stay in Asterisk, and a channel has room for only a few of those.
-            self._leaving.watch(fork, [leg])
+            self.leaving.watch(fork, [leg])
         leg.id = fork.tap.name_leg(fork.id, leg.part, anew=anew)
         leg.attached = False
         leg.gone = fork.connects  # there is no channel of its own that could be left behind
@@ -159,11 +162,11 @@ class Legs:
     async def _start(self, fork: Fork, leg: Leg, leg_id: str) -> None:
         await self._wait_for_hold(fork, leg, leg_id)
         if not _is_wanted(fork, leg, leg_id):
-            self._leaving.on_gone(leg_id)  # it was never requested from Asterisk
+            self.leaving.on_gone(leg_id)  # it was never requested from Asterisk
             return
         await self._until_expected(fork.id)
         try:
-            await fork.tap.start(_order_of(fork, leg, leg_id))
+            await fork.tap.start(order_of(fork, leg, leg_id))
         except NoSuchChannel:
             if leg.id == leg_id:
                 await self._on_target_gone(fork)
@@ -396,7 +399,7 @@ def _is_wanted(fork: Fork, leg: Leg, leg_id: str) -> bool:
     return leg.id == leg_id and not fork.is_ending and fork.state is not ForkState.ENDED
 
 
-def _order_of(fork: Fork, leg: Leg, leg_id: str) -> LegOrder:
+def order_of(fork: Fork, leg: Leg, leg_id: str) -> LegOrder:
     """Return what a tap needs to know about a leg."""
     return LegOrder(
         leg_id=leg_id,

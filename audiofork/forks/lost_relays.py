@@ -9,6 +9,7 @@ from audiofork.forks.ending import Ending
 from audiofork.forks.fork import Fork
 from audiofork.forks.legs import Legs
 from audiofork.forks.moving import Moving
+from audiofork.forks.relocation import Relocation
 from audiofork.forks.starting import Starting
 from audiofork.forks.table import ForkTable
 from audiofork.link.messages import (
@@ -18,6 +19,7 @@ from audiofork.link.messages import (
     RelayAway,
     RelayBack,
     RelayLost,
+    RelaysReport,
 )
 
 RELAY_DIED = "a relay process died"
@@ -34,6 +36,7 @@ class LostRelays:
         legs: Hangs up and requests the legs of forks.
         starting: Starts forks again.
         ending: Ends those that cannot be started again.
+        relocation: Moves forks from relay hosts that are drained.
     """
 
     def __init__(
@@ -43,27 +46,40 @@ class LostRelays:
         legs: Legs,
         starting: Starting,
         ending: Ending,
+        relocation: Relocation,
     ) -> None:
         self._table = table
         self._legs = legs
         self._starting = starting
         self._ending = ending
+        self._relocation = relocation
         self._moving = Moving(lambda: admission.security.max_starts, self._replace_relay)
 
-    def on_away(self, report: RelayAway) -> None:
+    def on_report(self, report: RelaysReport) -> None:
+        """Handle a report of what becomes of forks when relays come and go."""
+        if isinstance(report, RelayAway):
+            self._on_away(report)
+        elif isinstance(report, RelayBack):
+            self._on_back(report)
+        elif isinstance(report, RelayLost):
+            self._on_lost(report)
+        else:
+            self._relocation.on_report(report)
+
+    def _on_away(self, report: RelayAway) -> None:
         """Mark forks that have no relay process for now: none of their legs can connect."""
         for fork_id in report.fork_ids:
             if (fork := self._table.get(fork_id)) is not None:
                 fork.progress.relay_away = True
 
-    def on_back(self, report: RelayBack) -> None:
+    def _on_back(self, report: RelayBack) -> None:
         """Go on with forks whose relay process is there again."""
         for fork_id in report.fork_ids:
             if (fork := self._table.get(fork_id)) is not None:
                 fork.progress.relay_away = False
                 self._legs.on_relay_back(fork)
 
-    def on_lost(self, report: RelayLost) -> None:
+    def _on_lost(self, report: RelayLost) -> None:
         """Start forks again in another relay process; their old legs are hung up."""
         lost_at = asyncio.get_running_loop().time() - report.away_s
         found = map(self._table.get, report.fork_ids)
@@ -89,8 +105,9 @@ class LostRelays:
             self._starting.order(fork, anew=True)
 
     def close(self) -> None:
-        """Start no forks again any more."""
+        """Start no forks again any more, and move none."""
         self._moving.close()
+        self._relocation.close()
 
     def _end_without_relay(self, fork: Fork, reason: EndReason, detail: str) -> None:
         self._ending.on_ended(fork, ForkEnded(fork.id, reason, detail, ForkStats()))

@@ -50,6 +50,7 @@ from audiofork.forks.muting import Muting
 from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.profiles import Profiles
 from audiofork.forks.recovery import Recovery
+from audiofork.forks.relocation import Relocation
 from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork
 from audiofork.forks.server_commands import ServerCommands
 from audiofork.forks.starting import Starting
@@ -61,15 +62,14 @@ from audiofork.link.messages import (
     CommandAsked,
     Direction,
     EndReason,
+    ForkEnded,
     ForkReport,
     ForksReport,
     ForkStats,
     HeldFork,
     LegAttached,
     LegLost,
-    RelayAway,
-    RelayBack,
-    RelayLost,
+    RelaysReport,
     SendCommand,
     SinkMessage,
     SinkOpened,
@@ -139,7 +139,7 @@ class Forks:
         channels = Channels(ami)
         self._look_ups = look_ups = LookUps(channels, asks_callers=asks_callers)
         self._holds = Holds(channels, waits=waits_for_hold)
-        self._leaving = leaving = LeavingLegs(channels, tasks.spawn)
+        leaving = LeavingLegs(channels, tasks.spawn)
         self._statistics = Statistics(send)
         self._muting = Muting(journal, send, emit)
         self._keys = Keys(table, send, emit)
@@ -156,7 +156,10 @@ class Forks:
             *(leaving, legs, ending, journal, send, emit),
             *(commands, profiles),
         )
-        self._lost_relays = LostRelays(table, admission, legs, starting, ending)
+        relocation = Relocation(
+            *(table, admission, channels, leaving, send, until_expected, tasks.spawn)
+        )
+        self._lost_relays = LostRelays(table, admission, legs, starting, ending, relocation)
         self._recovery = Recovery(
             *(ami, taps, channels, table, admission, leaving, legs, starting, ending, commands),
             *(profiles, held, send),
@@ -285,7 +288,7 @@ class Forks:
     @property
     def legs_left(self) -> int:
         """How many legs of ended forks cannot end in Asterisk, as their channels have no media."""
-        return self._leaving.stuck
+        return self._legs.leaving.stuck
 
     # --- From Asterisk ---
 
@@ -309,7 +312,7 @@ class Forks:
         if (own := self._table.get(fork_id_of(uniqueid))) is not None:
             self._legs.on_hangup(own, uniqueid, is_gone=is_gone)
         if is_gone:
-            self._leaving.on_gone(uniqueid)
+            self._legs.leaving.on_gone(uniqueid)
             self._holds.forget(uniqueid)
         for fork in self._table.on_channel(uniqueid):
             self._ending.on_hangup(fork)
@@ -349,12 +352,8 @@ class Forks:
         elif isinstance(report, StrangersRefused):
             where = f"at the AudioSocket port, from {report.address or 'nobody'}"
             self._emit(Attack(AttackKind.WRONG_UUID, where, report.count))
-        elif isinstance(report, RelayAway):
-            self._lost_relays.on_away(report)
-        elif isinstance(report, RelayBack):
-            self._lost_relays.on_back(report)
-        elif isinstance(report, RelayLost):
-            self._lost_relays.on_lost(report)
+        elif isinstance(report, RelaysReport):
+            self._lost_relays.on_report(report)
         elif (fork := self._table.get(report.fork_id)) is None:
             log.error("report for an unknown fork: %r", report)
         else:
@@ -380,7 +379,7 @@ class Forks:
             self._legs.on_lost(fork, report)
         elif isinstance(report, CommandAsked):
             self._server_commands.on_asked(fork, report)
-        else:
+        elif isinstance(report, ForkEnded):
             self._ending.on_ended(fork, report)
 
     def _on_opened(self, fork: Fork, report: SinkOpened) -> None:

@@ -213,6 +213,7 @@ class ForkSpec:
         commands: What the server may ask for; all else is counted and ignored.
         proxy: What the server is connected to through; None: as configured.
         way: The name of the way its legs are made, which the relay tells the next daemon.
+        holds: Whether nothing is sent until `TakeOver`: another relay has the fork until then.
     """
 
     fork_id: str
@@ -240,6 +241,7 @@ class ForkSpec:
     commands: tuple[ServerCommand, ...] = ()
     proxy: Proxy | None = None
     way: str = ""
+    holds: bool = False
 
     @property
     def is_connected(self) -> bool:

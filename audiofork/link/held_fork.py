@@ -21,6 +21,7 @@ class HeldFork:
         has_ended: Whether it has ended meanwhile.
         attached: The parts whose legs are connected.
         mute_in: Whether in is muted; `mute_out` likewise.
+        is_spare: Whether it moves, and another relay has it still, or already.
     """
 
     fork_id: str
@@ -32,3 +33,4 @@ class HeldFork:
     attached: tuple[LegPart, ...] = ()
     mute_in: bool = False
     mute_out: bool = False
+    is_spare: bool = False

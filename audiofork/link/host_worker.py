@@ -34,6 +34,7 @@ class HostWorker(RelayWorker):
     Attributes:
         beat: Its latest beat.
         begun: How many forks it was given since.
+        drained_at: The loop time at which its forks were asked to move last.
         told: What was reported of each fork.
         opened: Set while it has answered in a session.
         numbers: Those of the session.
@@ -45,6 +46,7 @@ class HostWorker(RelayWorker):
         super().__init__(beat.address)
         self.beat = beat
         self.begun = 0
+        self.drained_at = -1e9
         self.told: dict[str, Told] = {}
         self.opened = asyncio.Event()
         self.numbers = Numbers()

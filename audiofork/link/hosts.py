@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from nats.aio.subscription import Subscription
 
@@ -13,8 +14,25 @@ from audiofork.cluster.beats import SUBJECT, Seen, beat_of
 from audiofork.cluster.broker import FAULTS, Broker
 from audiofork.cluster.lease import Lease
 from audiofork.config import Address, ClusterConfig, Config
+from audiofork.link.host_moves import HostMoves
 from audiofork.link.host_worker import HostWorker
-from audiofork.link.messages import EndFork, EndReason, ForkReport, ForkSpec, RelayBack, SendReport
+from audiofork.link.messages import (
+    Command,
+    EndFork,
+    EndReason,
+    ExpectCheckLeg,
+    ForkEnded,
+    ForkReport,
+    ForkSpec,
+    ForkStats,
+    MoveFork,
+    RelayBack,
+    RelayDraining,
+    SendReport,
+    StatsTaken,
+    TakeLevels,
+    TakeStats,
+)
 from audiofork.link.sessions import (
     UP,
     Gone,
@@ -26,6 +44,7 @@ from audiofork.link.sessions import (
 )
 from audiofork.link.sharing import SharedRelay
 from audiofork.link.stream import Held, NotUnderstood, Pong
+from audiofork.link.workers import RelayWorker
 from audiofork.text import printable
 
 log = logging.getLogger(__name__)
@@ -38,6 +57,10 @@ TICK_S = 0.05
 FIND_TIMEOUT_S = 0.3
 
 
+# How often the forks of a host that is drained are asked to move.
+DRAIN_INTERVAL_S = 2.0
+Everywhere = ForkSpec | TakeStats | TakeLevels | ExpectCheckLeg
+"""The commands that are not for a fork that there is."""
 # How long Asterisk is not asked for a leg while the relay host does not answer.
 EXPECT_TIMEOUT_S = 3.0
 
@@ -61,6 +84,8 @@ class RelayHosts(SharedRelay):
         self._broker = broker
         self._lease = lease
         self._workers: dict[str, HostWorker] = {}  # by name
+        self._moves = HostMoves(self._reports.put, self._own)
+        self._earlier: dict[str, ForkStats] = {}  # what forks have counted at earlier hosts
         loop = asyncio.get_running_loop()
         self._seen = Seen(self._config.dead_after, lambda: lease.renewed_at, loop.time)
         self._started = False
@@ -102,17 +127,41 @@ class RelayHosts(SharedRelay):
     async def until_expected(self, fork_id: str) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(EXPECT_TIMEOUT_S):
-                while isinstance(owner := self._owners.get(fork_id), HostWorker):
-                    if await owner.is_reached():
+                while (host := self._host_of(fork_id)) is not None:
+                    if await host.is_reached():
                         return
-                    await owner.opened.wait()
+                    await host.opened.wait()
+
+    def _host_of(self, fork_id: str) -> HostWorker | None:
+        """Return the host that the next leg of a fork is for."""
+        owner = self._moves.new_host(fork_id) or self._owners.get(fork_id)
+        return owner if isinstance(owner, HostWorker) else None
 
     @property
     def outlives_daemon(self) -> bool:
         return True
 
     def address_of(self, fork_id: str) -> Address:
-        return super().address_of(fork_id) if self._workers else NOWHERE
+        host = self._host_of(fork_id)
+        if host is not None:
+            return host.leg_address
+        return self.addresses[0] if self._workers else NOWHERE
+
+    def send(self, command: Command) -> None:
+        if isinstance(command, MoveFork):
+            if isinstance(old := self._owners.get(command.fork_id), HostWorker):
+                self._moves.begin(command, old, self._choose(command.spec))
+        elif not isinstance(command, Everywhere) and self._moves.on_command(command):
+            pass  # it is for the new host alone
+        else:
+            super().send(command)
+
+    def _own(self, fork_id: str, worker: HostWorker) -> None:
+        """Let another host have a fork."""
+        if (before := self._owners.get(fork_id)) is not None:
+            before.forks.discard(fork_id)
+        self._owners[fork_id] = worker
+        worker.forks.add(fork_id)
 
     def _choose(self, spec: ForkSpec) -> HostWorker | None:
         # One that was cut off may still be ending what it had.
@@ -137,6 +186,7 @@ class RelayHosts(SharedRelay):
         for subscription in self._subscriptions:
             with contextlib.suppress(*FAULTS):
                 await subscription.unsubscribe()
+        self._moves.close()
         for worker in self._workers.values():
             worker.end()
         await self._close_sharing()
@@ -160,8 +210,22 @@ class RelayHosts(SharedRelay):
             )
         elif worker.beat.run_id != beat.run_id:
             self._lose(worker, "it was started anew")
-        if worker.numbers.session or not beat.is_draining or worker.forks or not self._started:
-            worker.on_beat(beat)
+        if beat.is_last:
+            self._seen.forget(beat.name)
+            self._lose(worker, "it has ended")
+            return
+        worker.on_beat(beat)
+        if beat.is_draining:
+            self._drain(worker)
+
+    def _drain(self, worker: HostWorker) -> None:
+        """Have the forks of a host moved; now and then again, since some cannot be yet."""
+        now = asyncio.get_running_loop().time()
+        can_move = any(one.room > 0 for one in self._all_workers())
+        if worker.forks and can_move and now - worker.drained_at >= DRAIN_INTERVAL_S:
+            worker.drained_at = now
+            log.info("%s is drained: %d forks are to move", worker, len(worker.forks))
+            self._reports.put(RelayDraining(tuple(worker.forks)))
 
     def _epoch(self) -> int:
         return self._lease.epoch
@@ -182,7 +246,9 @@ class RelayHosts(SharedRelay):
             worker.end()
 
     def _lose(self, worker: HostWorker, why: str) -> None:
-        log.error("%s is lost: %s; it had %d forks", worker, why, len(worker.forks))
+        level = logging.ERROR if worker.forks else logging.WARNING
+        log.log(level, "%s is lost: %s; it had %d forks", worker, why, len(worker.forks))
+        self._moves.on_lost(worker)
         worker.end()
         worker.told.clear()
         self._on_worker_lost(worker)
@@ -221,13 +287,46 @@ class RelayHosts(SharedRelay):
             worker.end()
         elif isinstance(message, Pong):
             worker.on_pong()
-        elif not isinstance(message, ForkReport) or worker.is_news(message):
+        elif not isinstance(message, ForkReport):
             self._on_report(worker, message)
+        else:
+            self._on_fork_report(worker, message)
+
+    def _on_fork_report(self, worker: HostWorker, report: ForkReport) -> None:
+        if isinstance(report, ForkEnded):
+            worker.told.pop(report.fork_id, None)
+            if report.reason is EndReason.MOVED and not self._moves.on_report(worker, report):
+                self._note_earlier(report)
+                return
+        if self._moves.on_report(worker, report) or not worker.is_news(report):
+            return
+        if isinstance(report, ForkEnded) and (earlier := self._earlier.pop(report.fork_id, None)):
+            report = replace(report, stats=earlier.plus(report.stats))
+        self._on_report(worker, report)
+
+    def _note_earlier(self, report: ForkEnded) -> None:
+        """Note what a fork that has moved had counted at its earlier host."""
+        if report.fork_id in self._owners:
+            before = self._earlier.get(report.fork_id, ForkStats())
+            self._earlier[report.fork_id] = before.plus(report.stats)
+
+    def _on_stats(self, worker: RelayWorker, taken: StatsTaken) -> StatsTaken:
+        own = {
+            fork_id: self._earlier[fork_id].plus(stats) if fork_id in self._earlier else stats
+            for fork_id, stats in taken.stats.items()
+            if self._owners.get(fork_id) is worker
+        }
+        return replace(taken, stats=own)
 
     def _on_held(self, worker: HostWorker, message: Held) -> None:
         """Compare what a host has with what it should have."""
         worker.on_opened()
+        self._moves.on_reopened(worker)
         held = {one.fork_id: one for one in message.forks}
+        for one in message.forks:
+            if one.is_spare and one.fork_id not in worker.forks:
+                del held[one.fork_id]
+                worker.send(EndFork(one.fork_id, EndReason.MOVED))
         back = [fork_id for fork_id in held if fork_id in self._orphaned]
         for fork_id in back:  # it was lost for a moment, and no other could take them
             del self._orphaned[fork_id]

@@ -24,7 +24,17 @@ from audiofork.link.fork_spec import Metadata as Metadata
 from audiofork.link.fork_spec import ServerCommand as ServerCommand
 from audiofork.link.fork_spec import Tls as Tls
 from audiofork.link.fork_spec import Voice as Voice
+from audiofork.link.fork_stats import ForkStats as ForkStats
 from audiofork.link.held_fork import HeldFork as HeldFork
+from audiofork.link.moves import HandedOver as HandedOver
+from audiofork.link.moves import HandOver as HandOver
+from audiofork.link.moves import Moved as Moved
+from audiofork.link.moves import MoveFork as MoveFork
+from audiofork.link.moves import NoteFrames as NoteFrames
+from audiofork.link.moves import NotMoved as NotMoved
+from audiofork.link.moves import RelayDraining as RelayDraining
+from audiofork.link.moves import TakenOver as TakenOver
+from audiofork.link.moves import TakeOver as TakeOver
 
 
 class EndReason(enum.StrEnum):
@@ -44,6 +54,8 @@ class EndReason(enum.StrEnum):
     """The leg did not connect, or was lost while its channel existed."""
     NO_SUCH_CHANNEL = "no-such-channel"
     """Asterisk does not have the channel."""
+    MOVED = "moved"
+    """Another relay host has it; of the control plane's forks none ends so."""
     SHUTDOWN = "shutdown"
     """The daemon stopped."""
     FAULT = "fault"
@@ -169,43 +181,11 @@ Command = (
     | Listen
     | Adopt
     | Leave
+    | MoveFork
+    | NoteFrames
+    | HandOver
+    | TakeOver
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ForkStats:
-    """Counts of 20-ms frames since a fork began; in = sent + dropped + waiting.
-
-    Attributes:
-        reconnects: How often a lost connection to the server was opened again.
-        messages_ignored: Text messages of the server beyond the limit per second.
-        messages_unused: Messages of the server that its format does not know, or that ask for what
-            a fork cannot do.
-        frames_missing: Frames that steady legs should have brought by now, and did not.
-        frames_played: Frames of the server's audio that were played to the party.
-        frames_cleared: Those that the server has dropped by a command before they were played.
-        frames_unplayed: Those that did not fit into the buffer, or were left at the end.
-        underruns: How often the server's audio came too late to be played without a gap.
-        commands_refused: What the server asked for and is not allowed to.
-        rtt_ms: The smoothed round trip to the server as TCP measures it, in milliseconds; 0 while
-            there is no connection.
-        unacked_bytes: Bytes written to the connection that the server's TCP has not acknowledged.
-    """
-
-    frames_in: int = 0
-    frames_sent: int = 0
-    frames_dropped: int = 0
-    reconnects: int = 0
-    messages_ignored: int = 0
-    frames_missing: int = 0
-    frames_played: int = 0
-    frames_cleared: int = 0
-    frames_unplayed: int = 0
-    underruns: int = 0
-    commands_refused: int = 0
-    messages_unused: int = 0
-    rtt_ms: float = 0.0
-    unacked_bytes: int = 0
 
 
 LATENCY_BUCKETS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
@@ -465,9 +445,13 @@ ForkReport = (
     | SinkResumed
     | SinkMessage
     | CommandAsked
+    | HandedOver
+    | TakenOver
     | ForkEnded
 )
-ForksReport = ForkReport | StatsTaken | StrangersRefused | RelayAway | RelayBack | RelayLost
+RelaysReport = RelayAway | RelayBack | RelayLost | RelayDraining | Moved | NotMoved
+"""The reports of what becomes of forks when relays come and go."""
+ForksReport = ForkReport | StatsTaken | StrangersRefused | RelaysReport
 """The reports about forks."""
 WatchReport = LevelsTaken | HeardAudio
 """The reports for those who watch forks."""

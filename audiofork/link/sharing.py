@@ -207,7 +207,7 @@ class SharedRelay(ABC):
     ) -> None:
         if isinstance(message, StatsTaken):
             worker.latency = Latency(message.latency, message.latency_sum_s)
-            self._answered(message.ticket, worker, message.stats)
+            self._answered(message.ticket, worker, self._on_stats(worker, message).stats)
         elif isinstance(message, StrangersRefused | CheckLeg | LevelsTaken):
             self._reports.put(message)
         elif message.fork_id in worker.forks:
@@ -218,6 +218,10 @@ class SharedRelay(ABC):
                 self._reports.put(message)
             elif isinstance(message, ForkEnded):  # nobody wanted it
                 del worker.held[message.fork_id]
+
+    def _on_stats(self, worker: RelayWorker, taken: StatsTaken) -> StatsTaken:  # noqa: ARG002
+        """Return the statistics of a worker as they count."""
+        return taken
 
     def _take_held(self, worker: RelayWorker, held: Held) -> None:
         """Take the forks that an earlier daemon has left, until they are adopted or ended."""

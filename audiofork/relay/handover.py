@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from audiofork.link.messages import (
     Adopt,
     Command,
     CommandAsked,
     EndFork,
+    EndReason,
     ExpectLeg,
     ForkEnded,
     ForkReport,
@@ -31,6 +32,7 @@ from audiofork.link.messages import (
     SinkResumed,
     SinkRetrying,
     Streaming,
+    TakeOver,
 )
 
 log = logging.getLogger(__name__)
@@ -154,6 +156,9 @@ class Handover:
         """Note a command of the daemon; return what to report to it at once."""
         if isinstance(command, ForkSpec):
             self._forks[command.fork_id] = _Standing(command)
+        elif isinstance(command, TakeOver):
+            if (standing := self._forks.get(command.fork_id)) is not None:
+                standing.spec = replace(standing.spec, holds=False)
         elif isinstance(command, ExpectLeg | EndFork | Adopt | Leave | SetMute):
             standing = self._forks.get(command.fork_id)
             if standing is not None:
@@ -236,6 +241,8 @@ def _held(standing: _Standing) -> HeldFork:
         attached=tuple(part for part, last in legs if isinstance(last, LegAttached)),
         mute_in=standing.mute_in,
         mute_out=standing.mute_out,
+        is_spare=spec.holds
+        or (standing.ended is not None and standing.ended.reason is EndReason.MOVED),
     )
 
 

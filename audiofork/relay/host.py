@@ -35,9 +35,7 @@ from audiofork.link.messages import (
     ForkStats,
     HeardAudio,
     LevelsTaken,
-    RelayAway,
-    RelayBack,
-    RelayLost,
+    RelaysReport,
     Report,
     StatsTaken,
     StrangersRefused,
@@ -57,6 +55,8 @@ TWICE = "this relay host has it already"
 
 class RelayHost:
     """Runs a worker for all controllers of a cluster; `run` returns after SIGTERM or SIGINT.
+
+    After SIGTERM it returns when its forks have moved.
 
     Args:
         config: The configuration of this host.
@@ -91,8 +91,8 @@ class RelayHost:
             ConfigError: A file that the configuration names cannot be used.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGTERM, self._drain)
+        loop.add_signal_handler(signal.SIGINT, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         try:
             address = await self._worker.start()
@@ -116,10 +116,22 @@ class RelayHost:
             work.cancel()
         await asyncio.gather(*works, return_exceptions=True)
         log.info("stopping, %d forks end or move", len(self._worker.sessions))
+        last = replace(self._state(0.0), is_last=True)
+        self._broker.publish(f"{SUBJECT}.{self.name}", last.encode())
         for owner in self._owners.values():
             owner.leave()
         await self._worker.close()
         await self._broker.close()
+
+    def _drain(self) -> None:
+        """End when the forks have moved, or it took too long; at once where it is repeated."""
+        timeout_s = self._config.cluster.drain_timeout
+        if self._is_draining or not self._worker.sessions or not timeout_s:
+            self._stop.set()
+            return
+        self._is_draining = True
+        log.info("draining: %d forks are to move", len(self._worker.sessions))
+        asyncio.get_running_loop().call_later(timeout_s, self._stop.set)
 
     async def _connect(self) -> None:
         self._broker.on_change(self._on_broker)
@@ -136,6 +148,8 @@ class RelayHost:
             self._broker.publish(f"{SUBJECT}.{self.name}", self._state(cpu).encode())
             for owner in self._owners.values():
                 owner.on_time()
+            if self._is_draining and not self._worker.sessions:
+                self._stop.set()
             await asyncio.sleep(interval_s)
 
     def _state(self, cpu: float) -> Beat:
@@ -208,9 +222,7 @@ class RelayHost:
     # --- From the worker ---
 
     def _on_report(self, report: Report) -> None:
-        assert not isinstance(report, RelayAway | RelayBack | RelayLost), (
-            "not of this host's making"
-        )
+        assert not isinstance(report, RelaysReport), "not of this host's making"
         if isinstance(report, StatsTaken):
             self._on_stats(report)
         elif isinstance(report, StrangersRefused):

@@ -19,7 +19,7 @@ import uvloop
 
 from audiofork import log as logs
 from audiofork.errors import ConfigError
-from audiofork.link.messages import Command, RelayAway, RelayBack, RelayLost, Report
+from audiofork.link.messages import Command, RelaysReport, Report
 from audiofork.link.relay import give
 from audiofork.link.stream import (
     Close,
@@ -100,9 +100,7 @@ class WorkerProcess(ABC):
             await asyncio.sleep(_LISTEN_INTERVAL_S)
 
     def _on_report(self, report: Report) -> None:
-        assert not isinstance(report, RelayAway | RelayBack | RelayLost), (
-            "not of this process's making"
-        )
+        assert not isinstance(report, RelaysReport), "not of this process's making"
         self._tell(report)
 
     def _obey(self, command: Command) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from audiofork.audiosocket import FRAME_BYTES, PTIME_MS
 from audiofork.errors import SinkClosed, SinkError
@@ -14,6 +14,7 @@ from audiofork.link.messages import (
     ForkEnded,
     ForkSpec,
     ForkStats,
+    HandedOver,
     LegAttached,
     LegLost,
     LegPart,
@@ -24,9 +25,11 @@ from audiofork.link.messages import (
     SinkResumed,
     SinkRetrying,
     Streaming,
+    TakenOver,
 )
 from audiofork.log import CounterLine, ForkLog
 from audiofork.relay.formats.base import Dtmf, Mute
+from audiofork.relay.joint import KeptFrames, Tail
 from audiofork.relay.levels import ForkMeter
 from audiofork.relay.pacer import Pacer
 from audiofork.relay.pipeline import LegHandle, TakeFrame, Taker, pipeline_of
@@ -41,7 +44,12 @@ log = logging.getLogger(__name__)
 NO_PAIRS = (
     "this Asterisk's ChanSpy cannot keep in and out apart; it takes 18.22, 20.7, 21.2, 22 or later"
 )
-_CLOSE_CODES = {EndReason.HANGUP: 1000, EndReason.STOPPED: 1000, EndReason.SHUTDOWN: 1001}
+_CLOSE_CODES = {
+    EndReason.HANGUP: 1000,
+    EndReason.STOPPED: 1000,
+    EndReason.SHUTDOWN: 1001,
+    EndReason.MOVED: 1001,
+}
 _FAULT_CLOSE_CODE = 1011
 
 
@@ -94,6 +102,9 @@ class Session:
         inlets: The inlet for the leg of each part.
     """
 
+    _running: asyncio.Task[None] | None = None
+    _closing: asyncio.Task[None] | None = None
+
     def __init__(self, spec: ForkSpec, sink: Sink, report: SendReport, pacer: Pacer) -> None:
         self.spec = spec
         self.done = asyncio.Event()
@@ -101,7 +112,9 @@ class Session:
         sink.on_open = self._on_sink_open
         sink.on_retry = self._on_sink_retry
         self._report = report
-        taker = Taker(self._send_first, self._frames_offered, self._on_unexpected_size)
+        self._kept = KeptFrames() if spec.holds else None
+        self._tail: Tail | None = None
+        taker = Taker(self._way, self._frames_offered, self._on_unexpected_size)
         self._pipeline = pipeline_of(spec, taker)
         self.inlets = {part: Inlet(self, part, self._pipeline.input_of(part)) for part in spec.legs}
         self._speaker = Speaker(spec, pacer, sink.send_event)
@@ -116,8 +129,6 @@ class Session:
         self._shortfall = self._new_shortfall() if spec.steady else None
         self._streaming = False
         self._end: tuple[EndReason, str] | None = None
-        self._closing: asyncio.Task[None] | None = None
-        self._running: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Start to connect to the server."""
@@ -131,7 +142,7 @@ class Session:
             self._hang_up(part, leg)
             return
         # The new leg does not batch its reads yet: `_send_first` decides again when it may.
-        self._pipeline.hand_to(self._send_first)
+        self._pipeline.hand_to(self._way)
         self._pipeline.attach(part, leg)
         if part in self._speaker.parts:
             self._speaker.attach(part, leg)
@@ -164,6 +175,19 @@ class Session:
         if self._streaming and not self._sink.backlog:
             self._pipeline.batch_reads(self._sink.frame_ms)
             self._pipeline.hand_to(self._sink.send)
+
+    @property
+    def _way(self) -> TakeFrame:
+        """Return what gets the next frame."""
+        if self._kept is not None:
+            return self._kept.add
+        return self._send_first if self._tail is None else self._send_noted
+
+    def _send_noted(self, frame: bytes) -> None:
+        assert self._tail is not None
+        self._tail.add(frame)
+        self._sink.send(frame)
+        self._check_streaming()
 
     def _frames_offered(self) -> int:
         sink = self._sink
@@ -233,6 +257,49 @@ class Session:
     def set_gate(self, is_open: bool) -> None:
         """Open or shut the gate; after the end it stays shut."""
         self._pipeline.set_gate(is_open and self._end is None)
+
+    # --- Moving to another relay ---
+
+    def note_frames(self) -> None:
+        """Note how the frames look, from the next one on: the fork is about to move."""
+        self._pipeline.read_rest()
+        self._tail = Tail()
+        self._pipeline.hand_to(self._way)
+
+    def hand_over(self) -> None:
+        """Let another relay go on from here; send what waits, and end."""
+        if self._end is not None:
+            return
+        self._pipeline.finish()
+        tail = self._tail.looks if self._tail is not None else ()
+        self._report(HandedOver(self.spec.fork_id, tail))
+        self.end(EndReason.MOVED)
+
+    def take_over(self, tail: Sequence[int]) -> None:
+        """Go on after the last frames of another relay."""
+        if self._kept is None or self._end is not None:
+            return
+        self._pipeline.read_rest()
+        frames, to_come, is_exact = self._kept.after(tail)
+        self._kept = None
+        for frame in frames:
+            self._send_first(frame)
+        if to_come:
+            self._skip(to_come)
+        else:
+            self._pipeline.hand_to(self._way)
+        self._report(TakenOver(self.spec.fork_id, is_exact))
+
+    def _skip(self, count: int) -> None:
+        """Leave out so many frames: the other relay has sent them."""
+
+        def leave_out(_frame: bytes) -> None:
+            nonlocal count
+            count -= 1
+            if not count:
+                self._pipeline.hand_to(self._way)
+
+        self._pipeline.hand_to(leave_out)
 
     def stats(self) -> ForkStats:
         """Return the statistics so far."""

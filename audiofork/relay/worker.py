@@ -19,9 +19,12 @@ from audiofork.link.messages import (
     ForkEnded,
     ForkSpec,
     ForkStats,
+    HandOver,
     Leave,
     LegPart,
     Listen,
+    MoveFork,
+    NoteFrames,
     PressKey,
     Report,
     SendReport,
@@ -29,6 +32,7 @@ from audiofork.link.messages import (
     SetMute,
     StatsTaken,
     TakeLevels,
+    TakeOver,
     TakeStats,
 )
 from audiofork.relay import resampler
@@ -122,8 +126,8 @@ class Worker:
             self._report(self._meters.take(self.sessions))
         elif isinstance(command, ExpectCheckLeg):
             self._check_legs.expect(command.leg_uuid)
-        elif isinstance(command, Adopt | Leave):
-            pass  # of its process alone: see `Handover`
+        elif isinstance(command, Adopt | Leave | MoveFork):
+            pass  # not of the worker: see `Handover`, and link/host_moves.py
         elif session := self.sessions.get(command.fork_id):
             if isinstance(command, ExpectLeg):
                 self._expect(session, command)
@@ -229,12 +233,21 @@ class Worker:
         await self._listener.close()
 
 
-def _obey(session: Session, command: EndFork | SetMute | SetGate | PressKey) -> None:
+def _obey(
+    session: Session,
+    command: EndFork | SetMute | SetGate | PressKey | NoteFrames | HandOver | TakeOver,
+) -> None:
     if isinstance(command, EndFork):
         session.end(command.reason, command.detail)
     elif isinstance(command, SetMute):
         session.set_mute(command)
     elif isinstance(command, PressKey):
         session.press(command)
+    elif isinstance(command, NoteFrames):
+        session.note_frames()
+    elif isinstance(command, HandOver):
+        session.hand_over()
+    elif isinstance(command, TakeOver):
+        session.take_over(command.tail)
     else:
         session.set_gate(command.is_open)

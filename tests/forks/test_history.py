@@ -116,7 +116,7 @@ async def test_failures_are_the_reasons_that_an_administrator_should_look_at(
 ) -> None:
     await kept.tell(ended(fork(), reason))
     (entry,) = await kept.all()
-    no_failures = {"hangup", "stopped", "sink-closed", "shutdown"}
+    no_failures = {"hangup", "stopped", "sink-closed", "moved", "shutdown"}
     assert (entry.reason, entry.failed) == (reason.value, reason.value not in no_failures)
 
 

@@ -170,12 +170,8 @@ def test_configure_carries_nothing_of_the_control_plane() -> None:
 
 
 def test_every_report_of_the_relay_can_travel() -> None:
-    """Except for those that say that the link is gone."""
-    reports = set(typing.get_args(model.Report)) - {
-        model.RelayAway,
-        model.RelayBack,
-        model.RelayLost,
-    }
+    """Except for those that say what becomes of the links."""
+    reports = set(typing.get_args(model.Report)) - set(typing.get_args(model.RelaysReport))
     assert reports <= set(typing.get_args(Up))
 
 

@@ -232,3 +232,47 @@ async def test_start_waits_for_the_broker_where_it_is_configured(
     await asyncio.sleep(1)
     await asyncio.to_thread(server.start)
     await fork.started()
+
+
+@counts_blocks
+@pytest.mark.parametrize("options", ["D(in)", "D(in)F(100)"])
+async def test_forks_of_a_relay_host_that_is_drained_move_without_a_gap(
+    scene: Scene[Recorder], cluster: Cluster, options: str
+) -> None:
+    first = cluster.relay("r1")
+    controller = cluster.controller("c1")
+    await leads(controller)
+    targets = [await scene.call() for _ in range(CALLS)]
+    talks = [target.call.talk() for target in targets]
+    forks = {
+        f"/{number}": scene.fork(target, f"/{number}", options)
+        for number, target in enumerate(targets)
+    }
+    for fork in forks.values():
+        await fork.started()
+    cluster.relay("r2")
+    for talk in talks:
+        talk.cancel()
+    spoken = [asyncio.ensure_future(target.call.play(BLOCKS)) for target in targets]
+    await asyncio.sleep(2)
+    first.signal(signal.SIGTERM)
+    drained_at = time.monotonic()
+    await until(lambda: first.exit_code is not None, 20)
+    print(f"drained after {time.monotonic() - drained_at:.2f} s")
+    assert first.exit_code == 0
+    await asyncio.gather(*spoken)
+    for target in targets:
+        await target.call.play(WARM_UP)
+        await target.call.hangup()
+    for fork in forks.values():
+        stopped = await fork.stopped()
+        assert (stopped["Reason"], stopped["FramesDropped"]) == ("hangup", "0")
+        assert int(stopped["FramesIn"]) == int(stopped["FramesSent"]) > len(BLOCKS)
+    for path in forks:
+        before, after = [one for one in scene.server.recordings if one.path == path]
+        assert (before.close_code, before.close_reason) == (1001, "moved")
+        assert len(after.audio) > len(before.audio) > 0
+        heard = report(find_blocks(before.audio + after.audio, HEARD), len(HEARD))
+        assert heard.intact, heard
+    await scene.legs(0)
+    assert "Traceback" not in controller.log()

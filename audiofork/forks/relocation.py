@@ -1,0 +1,129 @@
+"""Moves forks from a relay host that is drained to others, with the legs of both for a moment."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+
+from audiofork.asterisk.channels import Channels
+from audiofork.errors import LegRefused, LegUncertain, NoSuchChannel
+from audiofork.forks.admission import Admission
+from audiofork.forks.fork import Fork, Leg
+from audiofork.forks.leaving import LeavingLegs
+from audiofork.forks.legs import order_of
+from audiofork.forks.lifecycle import ForkState
+from audiofork.forks.moving import Moving
+from audiofork.forks.orders import spec_of
+from audiofork.forks.table import ForkTable
+from audiofork.forks.tasks import Spawn
+from audiofork.link.messages import (
+    ExpectLeg,
+    LegPart,
+    Moved,
+    MoveFork,
+    NotMoved,
+    RelayDraining,
+    SendCommand,
+    SetMute,
+)
+from audiofork.link.relay import UntilExpected
+
+log = logging.getLogger(__name__)
+
+
+class Relocation:
+    """The forks that move; owned by the registry of forks.
+
+    Args:
+        table: All forks.
+        admission: Knows how many forks a second may start.
+        channels: Hangs up legs.
+        leaving: Watches the legs that are no longer wanted.
+        send: Sends a command to the relay.
+        until_expected: Returns when the relay expects the legs of a fork.
+        spawn: Runs a coroutine in the background.
+    """
+
+    def __init__(
+        self,
+        table: ForkTable,
+        admission: Admission,
+        channels: Channels,
+        leaving: LeavingLegs,
+        send: SendCommand,
+        until_expected: UntilExpected,
+        spawn: Spawn,
+    ) -> None:
+        self._table = table
+        self._channels = channels
+        self._leaving = leaving
+        self._send = send
+        self._until_expected = until_expected
+        self._spawn = spawn
+        self._moving = Moving(lambda: admission.security.max_starts, self._begin)
+        self._legs: dict[str, dict[LegPart, Leg]] = {}  # the new ones, by fork
+
+    def on_report(self, report: RelayDraining | Moved | NotMoved) -> None:
+        """Handle a report of the relay."""
+        if isinstance(report, RelayDraining):
+            found = map(self._table.get, report.fork_ids)
+            forks = [fork for fork in found if fork is not None and _can_move(fork)]
+            self._moving.add(forks, asyncio.get_running_loop().time())
+        elif (fork := self._table.get(report.fork_id)) is not None:
+            legs = self._legs.pop(fork.id, {})
+            if isinstance(report, Moved):
+                self._on_moved(fork, report, legs)
+            else:
+                fork.log.warning("it stays at its relay host: %s", report.why)
+                self._drop(fork, legs)
+
+    def _begin(self, fork: Fork, _since: float) -> None:
+        if not _can_move(fork) or fork.id in self._legs:
+            return
+        legs = {
+            part: Leg(part, fork.tap.name_leg(fork.id, part, anew=True), str(uuid.uuid4()))
+            for part in fork.legs
+        }
+        self._legs[fork.id] = legs
+        self._send(MoveFork(spec_of(fork)))
+        if fork.mute_in or fork.mute_out:
+            self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
+        for leg in legs.values():
+            self._send(ExpectLeg(fork.id, leg.part, leg.uuid, leg.id))
+        self._spawn(self._request(fork, legs))
+
+    async def _request(self, fork: Fork, legs: dict[LegPart, Leg]) -> None:
+        """Request the new legs; the relay gives the move up if they do not come."""
+        await self._until_expected(fork.id)
+        for leg in legs.values():
+            if self._legs.get(fork.id) is not legs:
+                return
+            try:
+                await fork.tap.start(order_of(fork, leg, leg.id))
+            except (NoSuchChannel, LegRefused, LegUncertain) as exc:
+                fork.log.warning("%s for another relay host: %s", leg, exc)
+
+    def _on_moved(self, fork: Fork, report: Moved, legs: dict[LegPart, Leg]) -> None:
+        for part, new in legs.items():
+            leg = fork.legs[part]
+            if not leg.gone:
+                self._leaving.watch(fork, [leg])
+            leg.id, leg.uuid, leg.attached, leg.gone = new.id, new.uuid, True, new.gone
+        how = "" if report.is_exact else ", and some frames may be missing"
+        fork.log.info("the relay host %s has it now%s", report.to, how)
+
+    def _drop(self, fork: Fork, legs: dict[LegPart, Leg]) -> None:
+        """Have legs hung up that are not wanted after all."""
+        for leg in legs.values():
+            self._channels.hang_up(leg.id)
+        self._leaving.watch(fork, legs.values())
+
+    def close(self) -> None:
+        """Begin no more moves."""
+        self._moving.close()
+
+
+def _can_move(fork: Fork) -> bool:
+    """Return whether a fork flows; that of a connected call has no second leg to flow by."""
+    return fork.state is ForkState.STREAMING and not (fork.is_ending or fork.connects)

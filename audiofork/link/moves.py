@@ -1,0 +1,112 @@
+"""The commands and reports of a fork that moves from one relay host to another, without a gap.
+
+The second relay gets the fork and its own legs while the first goes on; it keeps what they bring.
+Then the first stops, and tells how its last frames looked; the second goes on after them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from audiofork.link.fork_spec import ForkSpec
+
+
+@dataclass(frozen=True, slots=True)
+class MoveFork:
+    """Command to the relay as a whole: move a fork; its legs are announced by `ExpectLeg` then.
+
+    The answer is `Moved`, or `NotMoved`.
+
+    Attributes:
+        spec: What the second relay is ordered.
+    """
+
+    spec: ForkSpec
+
+    @property
+    def fork_id(self) -> str:
+        """The fork."""
+        return self.spec.fork_id
+
+
+@dataclass(frozen=True, slots=True)
+class NoteFrames:
+    """Command to the first relay: note how the frames look from now on."""
+
+    fork_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Command to the first relay: stop, answer with `HandedOver`, send what waits, and end."""
+
+    fork_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOver:
+    """Command to the second relay: go on after these frames.
+
+    Attributes:
+        tail: Of `HandedOver`.
+    """
+
+    fork_id: str
+    tail: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """Report of the first relay: its frames end here.
+
+    Attributes:
+        tail: How the latest frames looked.
+    """
+
+    fork_id: str
+    tail: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TakenOver:
+    """Report of the second relay: it sends.
+
+    Attributes:
+        is_exact: Whether the place after the tail was found; if not, some frames may be missing.
+    """
+
+    fork_id: str
+    is_exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Report: the legs that were announced last are those of the fork; the earlier ones are gone.
+
+    Attributes:
+        to: The relay host that it has now.
+        is_exact: Whether not a frame is missing, and none was sent twice.
+    """
+
+    fork_id: str
+    to: str
+    is_exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NotMoved:
+    """Report: a fork stays where it is, and its legs that were announced last are not wanted.
+
+    Attributes:
+        why: For people.
+    """
+
+    fork_id: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class RelayDraining:
+    """Report: a relay host wants to be rid of these forks."""
+
+    fork_ids: tuple[str, ...]

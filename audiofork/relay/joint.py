@@ -1,0 +1,100 @@
+"""Where a fork goes on that moves from one relay to another: after the last frame of the first.
+
+Both have legs of the same channel for a moment, and both get the same frames; but nobody tells
+which frame of one is which of the other. So the first tells how its latest frames looked, and the
+second finds them among those that it has kept. In audio that repeats itself, such as silence, there
+are several such places; then the latest frames of both are taken for the same.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Sequence
+
+# What the first tells, and what the second keeps at most: 2 and 10 s.
+MAX_TAIL = 100
+MAX_KEPT = 500
+# So few frames alike may be chance.
+MIN_ALIKE = 5
+
+
+def look_of(frame: bytes) -> int:
+    """Return a number that frames with the same audio share, and hardly any others."""
+    return zlib.crc32(frame)
+
+
+class Tail:
+    """How the latest frames looked that a relay has sent."""
+
+    def __init__(self) -> None:
+        self._looks: deque[int] = deque(maxlen=MAX_TAIL)
+
+    def add(self, frame: bytes) -> None:
+        """Note a frame."""
+        self._looks.append(look_of(frame))
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Those of the latest frames, the latest last."""
+        return tuple(self._looks)
+
+
+class KeptFrames:
+    """The frames that a relay has got, and may not send yet.
+
+    Attributes:
+        lost: Frames that were dropped because too many came.
+    """
+
+    def __init__(self) -> None:
+        self._frames: deque[bytes] = deque(maxlen=MAX_KEPT)
+        self.lost = 0
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def add(self, frame: bytes) -> None:
+        """Keep a frame."""
+        self.lost += len(self._frames) == MAX_KEPT
+        self._frames.append(frame)
+
+    def after(self, tail: Sequence[int]) -> tuple[list[bytes], int, bool]:
+        """Return the frames that come after a tail.
+
+        Args:
+            tail: How the frames looked that another relay has sent last.
+
+        Returns:
+            The frames; how many are still to come that the other has sent; and whether the place
+            was found. If not, there are no frames: what comes from now on is sent.
+        """
+        frames = list(self._frames)
+        cut = _cut(tail, [look_of(frame) for frame in frames])
+        if cut is None:
+            return [], 0, False
+        return frames[cut:], max(0, cut - len(frames)), True
+
+
+def _cut(tail: Sequence[int], looks: Sequence[int]) -> int | None:
+    """Return how many of the kept frames the other has sent, with those to come; None: unknown."""
+    at: dict[int, list[int]] = {}
+    for position, look in enumerate(looks):
+        at.setdefault(look, []).append(position)
+    shifts: set[int] = set()
+    for number, look in enumerate(tail):
+        if look in at:
+            shifts.update(position - number for position in at[look])
+    best: tuple[int, int] | None = None
+    for shift in shifts:
+        first, last = max(0, -shift), min(len(tail), len(looks) - shift)
+        alike = last - first
+        if alike < min(MIN_ALIKE, len(tail)) or any(
+            tail[number] != looks[number + shift] for number in range(first, last)
+        ):
+            continue
+        cut = len(tail) + shift
+        near = (abs(cut - len(looks)), -alike)
+        if best is None or near < (abs(best[0] - len(looks)), -best[1]):
+            best = cut, alike
+    return best[0] if best is not None else None

@@ -1,0 +1,85 @@
+"""A fork that moves goes on after the last frame that the first relay has sent."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audiofork.relay.joint import MAX_KEPT, MAX_TAIL, KeptFrames, Tail
+from tests.relay.peers import numbered
+
+SILENCE = bytes(320)
+
+
+def kept(frames: list[bytes]) -> KeptFrames:
+    one = KeptFrames()
+    for frame in frames:
+        one.add(frame)
+    return one
+
+
+def looks(frames: list[bytes]) -> tuple[int, ...]:
+    tail = Tail()
+    for frame in frames:
+        tail.add(frame)
+    return tail.looks
+
+
+def test_frames_after_those_that_were_sent_are_returned() -> None:
+    frames = numbered(60)
+    assert kept(frames[10:60]).after(looks(frames[:40])) == (frames[40:60], 0, True)
+
+
+def test_frames_that_were_sent_and_are_still_to_come_are_counted() -> None:
+    frames = numbered(60)
+    assert kept(frames[10:38]).after(looks(frames[:40])) == ([], 2, True)
+
+
+def test_frames_that_nobody_has_in_common_have_no_place() -> None:
+    assert kept(numbered(30, 100)).after(looks(numbered(30))) == ([], 0, False)
+
+
+def test_few_frames_alike_are_no_place() -> None:
+    frames = numbered(60)
+    assert not kept(frames[37:60]).after(looks(frames[:40]))[2]
+    assert kept(frames[35:60]).after(looks(frames[:40]))[2]
+
+
+def test_nothing_kept_or_nothing_told_has_no_place() -> None:
+    assert kept([]).after(looks(numbered(9))) == ([], 0, False)
+    assert kept(numbered(9)).after(()) == ([], 0, False)
+
+
+def test_of_silence_the_latest_frames_are_taken_for_the_same() -> None:
+    assert kept([SILENCE] * 50).after(looks([SILENCE] * 70)) == ([], 0, True)
+
+
+def test_speech_before_silence_tells_the_place() -> None:
+    frames = [*numbered(20), *[SILENCE] * 20]
+    assert kept(frames[10:38]).after(looks(frames[:35])) == (frames[35:38], 0, True)
+
+
+def test_only_so_many_are_told_and_kept() -> None:
+    frames = numbered(MAX_KEPT + 7)
+    assert len(looks(frames)) == MAX_TAIL
+    one = kept(frames)
+    assert (len(one), one.lost) == (MAX_KEPT, 7)
+
+
+@given(st.data())
+def test_no_frame_is_lost_or_doubled_where_frames_differ(data: st.DataObject) -> None:
+    seed = data.draw(st.integers(0, 2**32))
+    words = random.Random(seed)
+    frames = [SILENCE if words.random() < 0.3 else words.randbytes(4) * 80 for _ in range(120)]
+    sent = data.draw(st.integers(10, 100))
+    begins = data.draw(st.integers(0, sent - 8))
+    until = data.draw(st.integers(begins + 8, 120))
+    rest, to_come, found = kept(frames[begins:until]).after(looks(frames[:sent]))
+    alike = frames[begins : min(sent, until)]
+    if all(frame == SILENCE for frame in alike):
+        return
+    assert found
+    later = frames[until : until + 120]
+    assert rest + later[to_come:] == frames[sent:]
