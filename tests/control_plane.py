@@ -871,7 +871,7 @@ async def check_nothing_is_left(rig: Rig) -> None:
     assert not rig.user_events._tasks
     assert not rig.forks._table.uniqueids
     assert not rig.forks._statistics
-    assert not rig.forks._leaving.ids
+    assert not rig.forks._legs.leaving.ids
     assert not rig.journal.entries
     assert asyncio.all_tasks() == {asyncio.current_task()}
     sent, told = list(rig.sent), list(rig.ami.told)

@@ -84,7 +84,7 @@ async def test_no_more_than_two_legs_are_left_to_a_channel(stuck: Rig) -> None:
         assert await refused(stuck) == why_full(2)
     assert (len(stuck.tap.orders), stuck.live) == (started, [])
     await end_one(stuck, channel=OTHER)  # that is another matter
-    await go(stuck, *stuck.forks._leaving.ids)
+    await go(stuck, *stuck.forks._legs.leaving.ids)
 
 
 async def test_fork_of_two_legs_does_not_begin_beside_one_that_is_left(stuck: Rig) -> None:
@@ -124,7 +124,7 @@ async def test_legs_that_have_gone_without_news_are_found_to_be_before_a_start_i
     """Hangup may be filtered out in manager.conf."""
     legs = await end_one(stuck) + await end_one(stuck)
     await go(stuck, *legs, told=False)
-    assert stuck.forks._leaving.ids == legs
+    assert stuck.forks._legs.leaving.ids == legs
     asked = asyncio.create_task(stuck.ask(**START))
     await stuck.clock.advance(LEAVE_TIMEOUT_S)
     assert await asked == stuck.live
@@ -146,7 +146,7 @@ async def test_leg_that_asterisk_lists_is_there_though_it_does_not_answer_for_it
         await asked
     assert str(caught.value) == why_full(2)
     assert {name for name, *_ in stuck.ami.actions[before:]} == {"CoreShowChannels"}
-    assert stuck.forks._leaving.ids == legs
+    assert stuck.forks._legs.leaving.ids == legs
     await go(stuck, *legs)
 
 
@@ -172,7 +172,7 @@ async def test_start_that_asterisk_cannot_be_asked_for_room_raises_why(
         await asked
     assert caught.value is exc
     assert (len(stuck.tap.orders), stuck.live) == (started, [])
-    assert stuck.forks._leaving.ids == legs
+    assert stuck.forks._legs.leaving.ids == legs
     del stuck.ami.faults["CoreShowChannels"]
     await go(stuck, *legs)
 
@@ -211,9 +211,9 @@ async def test_hangup_request_alone_does_not_mean_that_a_leg_is_gone(
     (leg_id,) = await end_one(stuck)
     uniqueid = leg_id if whose == "leg" else UNIQUEID
     stuck.forks.on_event(ChannelHangup(uniqueid, is_gone=False))
-    assert stuck.forks._leaving.ids == [leg_id]
+    assert stuck.forks._legs.leaving.ids == [leg_id]
     stuck.forks.on_event(ChannelHangup(uniqueid))
-    assert stuck.forks._leaving.ids == []
+    assert stuck.forks._legs.leaving.ids == []
 
 
 async def test_leg_that_is_requested_to_hang_up_before_its_fork_ends_is_left_all_the_same(
@@ -223,7 +223,7 @@ async def test_leg_that_is_requested_to_hang_up_before_its_fork_ends_is_left_all
     (leg_id,) = stuck.tap.legs
     stuck.forks.on_event(ChannelHangup(leg_id, is_gone=False))
     await stuck.ended(fork_id, EndReason.STOPPED)
-    assert stuck.forks._leaving.ids == [leg_id]
+    assert stuck.forks._legs.leaving.ids == [leg_id]
     stuck.forks.on_event(ChannelHangup(leg_id))
 
 
@@ -231,7 +231,7 @@ async def test_leg_that_is_gone_before_its_fork_ends_is_not_left(stuck: Rig) -> 
     fork_id = await stuck.attach()
     stuck.forks.on_event(ChannelHangup(stuck.tap.legs[0]))
     await stuck.ended(fork_id, EndReason.STOPPED)
-    assert stuck.forks._leaving.ids == []
+    assert stuck.forks._legs.leaving.ids == []
 
 
 async def test_leg_that_has_yet_to_connect_is_watched_until_asterisk_does_not_list_it(
@@ -241,16 +241,16 @@ async def test_leg_that_has_yet_to_connect_is_watched_until_asterisk_does_not_li
     fork_id = await stuck.start()
     await stuck.ended(fork_id, EndReason.STOPPED)
     (leg_id,) = stuck.tap.legs
-    assert stuck.forks._leaving.ids == [leg_id]
+    assert stuck.forks._legs.leaving.ids == [leg_id]
     await stuck.clock.advance(LEAVE_TIMEOUT_S)
-    assert stuck.forks._leaving.ids == []
+    assert stuck.forks._legs.leaving.ids == []
 
 
 async def test_legs_of_a_channel_that_was_hung_up_are_not_left(stuck: Rig) -> None:
     fork_id = await stuck.attach()
     stuck.forks.on_event(ChannelHangup(UNIQUEID))
     await stuck.ended(fork_id, EndReason.HANGUP)
-    assert stuck.forks._leaving.ids == []
+    assert stuck.forks._legs.leaving.ids == []
 
 
 async def test_each_of_two_legs_goes_by_itself(stuck: Rig) -> None:
@@ -259,7 +259,7 @@ async def test_each_of_two_legs_goes_by_itself(stuck: Rig) -> None:
     await stuck.clock.advance(LEAVE_TIMEOUT_S)
     assert stuck.forks.legs_left == 2
     await go(stuck, legs[0])
-    assert (stuck.forks._leaving.ids, stuck.forks.legs_left) == (legs[1:], 1)
+    assert (stuck.forks._legs.leaving.ids, stuck.forks.legs_left) == (legs[1:], 1)
     await go(stuck, legs[1])
     assert stuck.forks.legs_left == 0
 
@@ -270,7 +270,7 @@ async def test_new_login_forgets_the_legs_that_are_gone_and_sweeps_none_of_the_o
     gone, stays = await end_one(stuck) + await end_one(stuck)
     del stuck.ami.channels[gone]
     await stuck.forks.on_login()
-    assert stuck.forks._leaving.ids == [stays]
+    assert stuck.forks._legs.leaving.ids == [stays]
     assert stuck.taps.kept[-1] == {stays}
     await go(stuck, stays)
 
