@@ -499,26 +499,19 @@ async def test_run_cancelled_kills_group(tmp_path: Path) -> None:
 
 @pytest.mark.serial
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
-def test_run_50_at_once_loop_not_blocked(tmp_path: Path, runner: object) -> None:
-    """On both loops: all end, and the loop turns on in time for its audio."""
+def test_50_commands_run_at_once_and_the_loop_goes_on_meanwhile(
+    tmp_path: Path, runner: object
+) -> None:
+    """On both loops: each command waits for what the loop does when all have begun."""
+    go = tmp_path / "go"
 
     async def main() -> None:
-        late_s: list[float] = []
-        watch = asyncio.create_task(measure(late_s))
-        command = prepare(f"sleep 0.3; echo ^{{X}} >{tmp_path}/^{{X}}")
-        runs = [run(command, {"X": str(number)}, LOG) for number in range(50)]
-        assert await asyncio.gather(*runs) == 50 * [0]
-        watch.cancel()
-        print(f"50 commands: loop late by {1000 * max(late_s):.0f} ms at most")
-        assert max(late_s) < 0.3, "a loop that waits for one command is as late"
+        command = prepare(f"touch {tmp_path}/^{{X}}; while ! [ -e {go} ]; do sleep 0.05; done")
+        runs = [asyncio.create_task(run(command, {"X": str(number)}, LOG)) for number in range(50)]
+        async with asyncio.timeout(60):
+            while len(os.listdir(tmp_path)) < 50:  # noqa: ASYNC110 (a file has no event)
+                await asyncio.sleep(0.02)
+            go.touch()
+            assert await asyncio.gather(*runs) == 50 * [0]
 
     runner(main())  # type: ignore[operator]
-    assert {int(file.read_text()) for file in tmp_path.iterdir()} == set(range(50))
-
-
-async def measure(late_s: list[float]) -> None:
-    loop = asyncio.get_running_loop()
-    while True:
-        begin = loop.time()
-        await asyncio.sleep(0.01)
-        late_s.append(loop.time() - begin - 0.01)
