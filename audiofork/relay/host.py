@@ -195,6 +195,7 @@ class RelayHost:
                 lambda message: self._broker.publish(to, message),
                 lambda command: self._obey(self._owners[asterisk], command),
                 self._config.relay.orphan_timeout,
+                time.monotonic,
             )
         owner.on_message(stamp, line)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 
@@ -35,6 +34,7 @@ class Owner:
         publish: Sends a message to its controller.
         obey: Carries out a command.
         orphan_timeout_s: How long its forks go on without a controller.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -43,12 +43,13 @@ class Owner:
         publish: Callable[[bytes], None],
         obey: Callable[[Command], None],
         orphan_timeout_s: float,
+        clock: Callable[[], float],
     ) -> None:
         self._name = name
         self._publish = publish
         self._obey = obey
         self._orphan_timeout_s = orphan_timeout_s
-        self._clock = asyncio.get_running_loop().time
+        self._clock = clock
         self._handover = Handover(self._clock)
         self._numbers = Numbers()
         self._epoch = 0
