@@ -11,7 +11,7 @@ from collections.abc import Callable
 import audiofork
 from audiofork.cluster.beats import Beat
 from audiofork.link.messages import Adopt, Command, ForkReport, ForkSpec, HeldFork
-from audiofork.link.sessions import Down, Hello, Numbers, pack
+from audiofork.link.sessions import Down, Drain, Hello, Numbers, pack
 from audiofork.link.stream import Ping
 from audiofork.link.told import Told
 from audiofork.link.workers import RelayWorker
@@ -120,6 +120,12 @@ class HostWorker(RelayWorker):
             told.note_order(command)
         if self.is_open:
             self._send(command)
+
+    def tell(self, message: Drain) -> bool:
+        """Send what is of no fork; return whether there is a way to it."""
+        if self.is_open:
+            self._send(message)
+        return self.is_open
 
     def _send(self, message: Down) -> None:
         self._publish(pack(self.numbers.stamp(self._epoch()), message))

@@ -35,6 +35,7 @@ from audiofork.link.messages import (
 )
 from audiofork.link.sessions import (
     UP,
+    Drain,
     Gone,
     Superseded,
     Up,
@@ -155,6 +156,11 @@ class RelayHosts(SharedRelay):
             pass  # it is for the new host alone
         else:
             super().send(command)
+
+    def drain(self, name: str, *, is_on: bool) -> bool:
+        """Have a relay host drained, or not any more; return whether it is there."""
+        host = self._workers.get(name)
+        return host is not None and host.tell(Drain(is_on))
 
     def _own(self, fork_id: str, worker: HostWorker) -> None:
         """Let another host have a fork."""

@@ -42,6 +42,17 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
+class Drain:
+    """Down: take no more forks, so that those that are there move; or take some again.
+
+    Attributes:
+        is_on: Whether to.
+    """
+
+    is_on: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Gone:
     """Up: a session is over: a message is missing, or the relay host does not know it."""
 
@@ -51,7 +62,7 @@ class Superseded:
     """Up: another controller leads, and this one is not obeyed any more."""
 
 
-Down = Command | Ping | Hello
+Down = Command | Ping | Hello | Drain
 Up = (
     ForkReport
     | WatchReport

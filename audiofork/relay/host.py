@@ -76,6 +76,7 @@ class RelayHost:
         self._check_legs: dict[str, Owner] = {}
         self._run_id = str(uuid.uuid4())
         self._is_draining = False
+        self._is_ending = False
         self._stop = asyncio.Event()
 
     @property
@@ -126,12 +127,19 @@ class RelayHost:
     def _drain(self) -> None:
         """End when the forks have moved, or it took too long; at once where it is repeated."""
         timeout_s = self._config.cluster.drain_timeout
-        if self._is_draining or not self._worker.sessions or not timeout_s:
+        if self._is_ending or not self._worker.sessions or not timeout_s:
             self._stop.set()
             return
-        self._is_draining = True
-        log.info("draining: %d forks are to move", len(self._worker.sessions))
+        self._is_ending = True
+        self._set_draining(True)
         asyncio.get_running_loop().call_later(timeout_s, self._stop.set)
+
+    def _set_draining(self, is_on: bool) -> None:  # noqa: FBT001 (of `Owner`)
+        """Take no more forks, so that controllers move those that are here; or take some again."""
+        if is_on != self._is_draining and (is_on or not self._is_ending):
+            self._is_draining = is_on
+            what = "draining" if is_on else "not drained any more"
+            log.info("%s: %d forks are here", what, len(self._worker.sessions))
 
     async def _connect(self) -> None:
         self._broker.on_change(self._on_broker)
@@ -148,7 +156,7 @@ class RelayHost:
             self._broker.publish(f"{SUBJECT}.{self.name}", self._state(cpu).encode())
             for owner in self._owners.values():
                 owner.on_time()
-            if self._is_draining and not self._worker.sessions:
+            if self._is_ending and not self._worker.sessions:
                 self._stop.set()
             await asyncio.sleep(interval_s)
 
@@ -196,6 +204,7 @@ class RelayHost:
                 lambda command: self._obey(self._owners[asterisk], command),
                 self._config.relay.orphan_timeout,
                 time.monotonic,
+                self._set_draining,
             )
         owner.on_message(stamp, line)
 

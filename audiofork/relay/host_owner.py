@@ -8,6 +8,7 @@ from collections.abc import Callable
 from audiofork.link.messages import Command, EndFork, EndReason, ForkReport, Listen, Report
 from audiofork.link.sessions import (
     Down,
+    Drain,
     Gone,
     Hello,
     Numbers,
@@ -35,6 +36,7 @@ class Owner:
         obey: Carries out a command.
         orphan_timeout_s: How long its forks go on without a controller.
         clock: Returns the time in seconds.
+        drain: Called when a controller wants the host drained, or not any more.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class Owner:
         obey: Callable[[Command], None],
         orphan_timeout_s: float,
         clock: Callable[[], float],
+        drain: Callable[[bool], None],
     ) -> None:
         self._name = name
         self._publish = publish
         self._obey = obey
         self._orphan_timeout_s = orphan_timeout_s
         self._clock = clock
+        self._drain = drain
         self._handover = Handover(self._clock)
         self._numbers = Numbers()
         self._epoch = 0
@@ -99,6 +103,8 @@ class Owner:
         if isinstance(message, Ping):
             self._handover.on_ping()
             self._tell(Pong())
+        elif isinstance(message, Drain):
+            self._drain(message.is_on)
         elif not isinstance(message, Hello):
             for report in self._handover.on_command(message):
                 self._tell(report)

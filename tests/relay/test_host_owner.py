@@ -18,6 +18,7 @@ from audiofork.link.messages import (
 )
 from audiofork.link.sessions import (
     Down,
+    Drain,
     Gone,
     Hello,
     Numbers,
@@ -42,8 +43,10 @@ class Stage:
         self.now = 100.0
         self.said: list[tuple[Stamp, Up]] = []
         self.obeyed: list[Command] = []
+        self.drained: list[bool] = []
         self.owner = Owner(
-            *("pbx", self._publish, self.obeyed.append, ORPHAN_TIMEOUT_S, lambda: self.now)
+            *("pbx", self._publish, self.obeyed.append, ORPHAN_TIMEOUT_S, lambda: self.now),
+            self.drained.append,
         )
 
     def _publish(self, payload: bytes) -> None:
@@ -172,3 +175,10 @@ def test_what_is_of_no_fork_is_told_where_there_is_a_controller(stage: Stage) ->
     stage.opens()
     stage.owner.tell(StrangersRefused(1, "h"))
     assert stage.words == [Held(()), StrangersRefused(1, "h")]
+
+
+def test_host_is_drained_by_a_controller_that_leads(stage: Stage) -> None:
+    before = stage.opens(epoch=4)
+    stage.hears(stage.opens("t", epoch=5), Drain(is_on=True), epoch=5)
+    stage.hears(before, Drain(is_on=False), epoch=4)
+    assert stage.drained == [True]

@@ -1,0 +1,112 @@
+"""Forks move from a relay host that is drained: with new legs beside the old ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from audiofork.asterisk.ami_protocol import ChannelHangup
+from audiofork.errors import LegRefused
+from audiofork.forks.leaving import LEAVE_TIMEOUT_S
+from audiofork.link.messages import (
+    EndReason,
+    Moved,
+    MoveFork,
+    NotMoved,
+    RelayDraining,
+    SetMute,
+    SinkRetrying,
+)
+from tests.control_plane import NAME, Rig
+
+
+async def drain(rig: Rig, *fork_ids: str) -> None:
+    rig.sent.clear()
+    rig.forks.on_report(RelayDraining(fork_ids))
+    await rig.clock.settle()
+
+
+async def test_fork_is_ordered_with_legs_of_other_ids_and_goes_on(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    (old,) = rig.tap.legs
+    told = list(rig.ami.told)
+    await drain(rig, fork_id)
+    (move,) = rig.sent
+    assert isinstance(move, MoveFork)
+    assert move.spec.fork_id == fork_id
+    new = rig.tap.legs[-1]
+    assert rig.expected[-1].leg_id == new != old
+    assert [view.state for view in await rig.forks.views()] == ["streaming"]
+    assert rig.ami.told == told
+
+
+async def test_moved_fork_has_the_new_legs_and_the_old_ones_may_go(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    (old,) = rig.tap.legs
+    await drain(rig, fork_id)
+    told = list(rig.ami.told)
+    rig.forks.on_report(Moved(fork_id, "r2", is_exact=True))
+    rig.forks.on_event(ChannelHangup(old))
+    await rig.clock.advance(LEAVE_TIMEOUT_S)
+    assert rig.ami.told == told
+    assert [leg.id for leg in rig.forks.find(fork_id).legs.values()] == rig.tap.legs[1:]  # type: ignore[union-attr]
+    assert rig.hung_up == []
+    await rig.lose_leg(fork_id)
+    await rig.clock.advance(1)
+    assert len(rig.tap.legs) == 3  # that of the new legs is replaced like any other
+
+
+async def test_fork_that_stays_has_its_legs_and_the_new_ones_are_hung_up(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    fork_id = await rig.stream()
+    old = list(rig.tap.legs)
+    await drain(rig, fork_id)
+    rig.forks.on_report(NotMoved(fork_id, "nobody has room"))
+    assert rig.hung_up == rig.tap.legs[1:]
+    assert [leg.id for leg in rig.forks.find(fork_id).legs.values()] == old  # type: ignore[union-attr]
+    assert "it stays at its relay host: nobody has room" in caplog.text
+    await drain(rig, fork_id)
+    assert isinstance(rig.sent[0], MoveFork)
+
+
+async def test_fork_that_moves_already_is_not_moved_again(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    await drain(rig, fork_id)
+    await drain(rig, fork_id)
+    assert rig.sent == []
+
+
+async def test_muted_fork_is_muted_where_it_goes(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    await rig.request(command="AudioForkMute", channel=NAME, direction="read", state="1")
+    await drain(rig, fork_id)
+    assert rig.sent[1] == SetMute(fork_id, mute_in=True, mute_out=False)
+
+
+async def test_fork_that_does_not_flow_stays_until_it_does(rig: Rig) -> None:
+    waiting, flowing = await rig.attach(), await rig.stream(actionid="8")
+    retrying = await rig.stream(actionid="9")
+    rig.forks.on_report(SinkRetrying(retrying, 1, "refused", 1.0))
+    await drain(rig, waiting, flowing, retrying, "unknown")
+    moves = [one.fork_id for one in rig.sent if isinstance(one, MoveFork)]
+    assert moves == [flowing]
+
+
+async def test_leg_that_asterisk_refuses_for_the_other_host_ends_nothing(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    fork_id = await rig.stream()
+    rig.tap.fault = LegRefused("no room")
+    await drain(rig, fork_id)
+    assert len(rig.forks) == 1
+    assert "no room" in caplog.text
+
+
+async def test_fork_that_ends_while_it_moves_is_told_once(rig: Rig) -> None:
+    fork_id = await rig.stream()
+    await drain(rig, fork_id)
+    await rig.request(command="StopAudioFork", channel=NAME)
+    await rig.ended(fork_id, EndReason.STOPPED)
+    assert rig.ami.told.count("AudioForkStopped") == 1
+    rig.forks.on_report(NotMoved(fork_id, "it has ended"))
+    assert len(rig.forks) == 0
