@@ -20,7 +20,7 @@ from audiofork.forks.journal import Journal
 from audiofork.link.hosts import RelayHosts
 from audiofork.link.messages import SendReport
 from audiofork.link.relay import Relay
-from audiofork.system import notify
+from audiofork.system import feed_watchdog, notify
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +71,14 @@ class Control:
         """
         self._take_signals()
         notify("READY=1")
+        feeding = asyncio.create_task(feed_watchdog())
         try:
             await self._unless_stopped(self._join())
             while not self._stop.is_set():
                 await self._lead_once()
         finally:
+            notify("STOPPING=1")
+            feeding.cancel()
             if self._lease is not None:
                 await self._lease.release()
             await self._broker.close()

@@ -125,6 +125,9 @@ class Daemon:
             self._music.on_asterisk(event)
             self.forks.on_event(event)
 
+    def _count_workers(self) -> int:
+        return sum(one.is_up for one in self.relay.workers)
+
     async def run(self) -> None:
         """Serve until told to stop.
 
@@ -154,7 +157,7 @@ class Daemon:
         address = await self.relay.start()
         self.ami = Ami(self._config.asterisk, self._on_event, self._up)
         self._check_answers = CheckAnswers(
-            self.ami.raise_event, self.relay.send, lambda: len(self.relay.addresses), self._run_id
+            self.ami.raise_event, self.relay.send, self._count_workers, self._run_id
         )
         self._taps = self._build_taps()
         self._build_forks()
@@ -168,7 +171,9 @@ class Daemon:
         loop.add_signal_handler(signal.SIGUSR1, self._keep_this_time)
         # ARI first: after the login to AMI, forks of an earlier run are resumed, which may use it.
         links = [self._ari.run()] if self._ari is not None else []
-        works = [*links, self.ami.run(), feed_watchdog()]
+        works = [*links, self.ami.run()]
+        if self._cluster is None:  # a controller feeds it also while it stands by
+            works.append(feed_watchdog())
         self._tasks = [asyncio.create_task(work) for work in works]
         log.info("listening for Asterisk's audio on %s", address)
         _say_what_is_open(self._config)
@@ -292,7 +297,8 @@ class Daemon:
 
     async def _shut_down(self) -> None:
         """Close the doors, end or keep the forks, log off from AMI; then stop all other parts."""
-        notify("STOPPING=1")
+        if self._cluster is None:  # else the service goes on, or its controller says so
+            notify("STOPPING=1")
         log.info("stopping, %d forks to %s", len(self.forks), "keep" if self._keep else "end")
         if self._cluster is not None and not self._cluster.leads:
             self.forks.leave()

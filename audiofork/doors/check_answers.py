@@ -27,7 +27,7 @@ class CheckAnswers:
     Args:
         raise_event: Sends a user event to Asterisk.
         send: Passes commands to the relay.
-        workers: Returns how many workers the relay has: each must expect the leg.
+        workers: Returns how many workers of the relay work: each must expect the leg.
         run_id: Identifies this run of the daemon; different at each start.
     """
 
