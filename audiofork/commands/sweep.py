@@ -19,6 +19,10 @@ from audiofork.config import Address, Config
 from audiofork.doors.control_client import Client
 from audiofork.errors import AmiActionFailed, DaemonRuns, DaemonUnreachable
 
+_OF_A_CLUSTER = (
+    "[cluster]: the legs may be those of a controller on another host; the one that leads hangs up "
+    "what is left"
+)
 _RUNS = "the daemon runs, so the legs are wanted; it sweeps at its start itself"
 
 
@@ -49,6 +53,8 @@ async def sweep(config: Config) -> int:
 
 def _check_dead(config: Config) -> None:
     """Raise DaemonRuns unless it is certain that the daemon does not run."""
+    if config.cluster.servers:
+        raise DaemonRuns(_OF_A_CLUSTER)
     if config.control.socket:
         try:
             with Client(Path(config.control.socket)):

@@ -195,6 +195,15 @@ async def test_legs_are_left_alone_where_something_listens_for_them(asterisk: Fa
     assert asterisk.actions == []
 
 
+async def test_legs_are_left_alone_where_a_controller_on_another_host_may_want_them(
+    asterisk: FakeAsterisk,
+) -> None:
+    more = "[cluster]\nservers = nats://127.0.0.1:4222\n"
+    with pytest.raises(DaemonRuns, match="may be those of a controller on another host"):
+        await sweep(configured(asterisk, more))
+    assert hung_up(asterisk) == []
+
+
 async def test_asterisk_that_goes_meanwhile_raises_why(asterisk: FakeAsterisk) -> None:
     asterisk.answers["Hangup"] = lambda action: asterisk.connections[-1].drop()
     with pytest.raises(AmiUnavailable):
