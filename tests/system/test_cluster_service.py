@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 
@@ -22,10 +24,12 @@ class Systemd:
     """Listens as systemd does.
 
     Attributes:
+        path: The path of its socket.
         heard: What it was told.
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.heard: list[str] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
@@ -50,25 +54,21 @@ def cluster(asterisk: Asterisk) -> Iterator[Cluster]:
         yield one
 
 
-@pytest.fixture
-def watched(
-    systemd: Systemd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[], None]:
-    """Return what puts the programs that are started from then on under this systemd."""
-
-    def watch() -> None:
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        monkeypatch.setenv("WATCHDOG_USEC", "1000000")
-
-    return watch
+@contextmanager
+def under(systemd: Systemd, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have programs that are started meanwhile tell this systemd how they are."""
+    with monkeypatch.context() as patch:
+        patch.setenv("NOTIFY_SOCKET", str(systemd.path))
+        patch.setenv("WATCHDOG_USEC", "1000000")
+        yield
 
 
 async def test_watchdog_is_fed_by_a_controller_that_stands_by(
-    cluster: Cluster, systemd: Systemd, watched: Callable[[], None]
+    cluster: Cluster, systemd: Systemd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await leads(cluster.controller("c1"))
-    watched()
-    second = cluster.controller("c2")
+    with under(systemd, monkeypatch):
+        second = cluster.controller("c2")
     began = time.monotonic()
     await until(lambda: systemd.count("WATCHDOG=1") >= 4, 10)
     assert time.monotonic() - began < 5
@@ -79,19 +79,22 @@ async def test_watchdog_is_fed_by_a_controller_that_stands_by(
 
 
 async def test_controller_that_stands_by_again_does_not_say_that_it_stops(
-    cluster: Cluster, systemd: Systemd, watched: Callable[[], None]
+    cluster: Cluster, systemd: Systemd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else systemd waits for its end, and then kills it."""
-    watched()
-    controller = cluster.controller("c1")
-    await leads(controller)
-    (server,) = cluster.servers
-    server.kill()
-    await controller.says("standing by", times=2)
-    server.start()
-    await controller.says("connected to Asterisk", times=2)
+    with under(systemd, monkeypatch):
+        first = cluster.controller("c1")
+    await leads(first)
+    second = cluster.controller("c2")
+    first.signal(signal.SIGSTOP)
+    await leads(second)
+    first.signal(signal.SIGCONT)
+    await first.says("standing by", times=2)
     assert "STOPPING=1" not in systemd.heard
     fed = systemd.count("WATCHDOG=1")
     await until(lambda: systemd.count("WATCHDOG=1") > fed, 10)
-    controller.stop()
+    second.stop()
+    await first.says("connected to Asterisk", times=2)
+    assert "STOPPING=1" not in systemd.heard
+    first.stop()
     await until(lambda: systemd.count("STOPPING=1") == 1, 10)
