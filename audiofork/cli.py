@@ -188,7 +188,7 @@ def _exits_of(path: Path) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as exc:
-        if exc.name != "nats":
+        if exc.name not in ("nats", "nkeys"):
             raise
         fail("a cluster needs the NATS client: pip install 'audiofork[cluster]'", EXIT_FAILED)
     except ConfigError as exc:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
@@ -35,9 +36,77 @@ MAX_WAITING = 100_000
 # What NATS' client raises where its servers do not answer, or refuse.
 FAULTS: tuple[type[Exception], ...] = (nats.errors.Error, JetStreamError, OSError, TimeoutError)
 
+# So many different faults are logged until the connection stands.
+MAX_TOLD = 50
+
+# In an error after which the connection goes on.
+_NOT_ALLOWED = "permissions violation"
+
 Handle = Callable[[str, bytes], None]
 Answer = Callable[[bytes], Awaitable[bytes]]
 _Result = TypeVar("_Result")
+
+
+class NatsClient(Client):
+    """The library's client, which never gives up, and goes over TLS where the URL says so."""
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: FBT001, FBT002 (of the library)
+        # The library would go on in the clear, and somebody between could have it so.
+        server = self._current_server
+        assert server is not None, "this is what it has said first"
+        if initial_connection and server.uri.scheme == "tls" and not info.get("tls_required"):
+            raise nats.errors.Error("it does not demand TLS")
+        await super()._process_info(info, initial_connection)
+
+    async def _process_err(self, err_msg: str) -> None:
+        # After an error that ends the connection the library would not connect again.
+        if _NOT_ALLOWED in err_msg:
+            await super()._process_err(err_msg)
+            return
+        fault = nats.errors.Error(err_msg.strip("'"))
+        await self._error_cb(fault)
+        await self._process_op_err(fault)
+
+
+def login_of(config: ClusterConfig) -> dict[str, Any]:
+    """Return the options of a client by which it logs in.
+
+    Raises:
+        ConfigError: A file that [cluster] names cannot be used.
+    """
+    options: dict[str, Any] = {}
+    try:
+        if any(one.startswith("tls:") for one in config.servers):
+            options["tls"] = client_context(config.ca_file)
+    except OSError as exc:
+        raise ConfigError(f"[cluster] ca_file: {why(exc)}") from exc
+    for option, name, check in (
+        ("credentials_file", "user_credentials", _check_credentials),
+        ("nkey_file", "nkeys_seed", _check_seed),
+    ):
+        if path := os.path.expandvars(getattr(config, option)):
+            try:
+                check(read_file(path))
+            except OSError as exc:
+                raise ConfigError(f"[cluster] {option}: {why(exc)}") from exc
+            except ValueError as exc:
+                raise ConfigError(f"[cluster] {option}: {path}: {exc}") from None
+            options[name] = path
+    return options
+
+
+def _check_credentials(content: bytes) -> None:
+    if b"BEGIN NATS USER JWT" not in content or b"BEGIN USER NKEY SEED" not in content:
+        raise ValueError("no credentials of NATS")
+
+
+def _check_seed(content: bytes) -> None:
+    import nkeys  # a client without such a key does without
+
+    try:
+        nkeys.from_seed(bytearray(content.strip())).wipe()
+    except (nkeys.NkeysError, ValueError):
+        raise ValueError("no seed of an NKey") from None
 
 
 class Broker:
@@ -54,7 +123,8 @@ class Broker:
     def __init__(self, config: ClusterConfig, what: str) -> None:
         self._config = config
         self._what = what
-        self._client = Client()
+        self._client = NatsClient()
+        self._told: set[str] = set()
         self._stream: JetStreamContext | None = None
         self._outbox: deque[tuple[str, bytes]] = deque(maxlen=MAX_WAITING)
         self._wake = asyncio.Event()
@@ -88,7 +158,7 @@ class Broker:
         Raises:
             ConfigError: A file that [cluster] names cannot be used.
         """
-        options = self._login()
+        options = login_of(self._config)
         while True:
             try:
                 await self._client.connect(
@@ -105,30 +175,24 @@ class Broker:
                 )
                 break
             except FAULTS as exc:
-                log.error("no NATS server can be reached: %s; trying again", why(exc))
+                await self._on_error(exc)
             await asyncio.sleep(1)
         self._stream = self._client.jetstream(timeout=1)
         self._sending = asyncio.create_task(self._send())
+        self._told.clear()
         log.info("connected to the NATS server %s", self.server)
 
-    def _login(self) -> dict[str, Any]:
-        config = self._config
-        options: dict[str, Any] = {}
-        try:
-            if any(one.startswith("tls:") for one in config.servers):
-                options["tls"] = client_context(config.ca_file)
-            for file in filter(None, (config.credentials_file, config.nkey_file)):
-                read_file(file)
-        except OSError as exc:
-            raise ConfigError(f"[cluster]: {why(exc)}") from exc
-        if config.credentials_file:
-            options["user_credentials"] = config.credentials_file
-        if config.nkey_file:
-            options["nkeys_seed"] = config.nkey_file
-        return options
-
     async def _on_error(self, exc: Exception) -> None:
-        log.debug("NATS: %s", why(exc))
+        """Log a fault, once until the connection stands again: it is tried for ever."""
+        text = why(exc)
+        if text in self._told or len(self._told) >= MAX_TOLD:
+            log.debug("NATS: %s", text)
+            return
+        self._told.add(text)
+        if self.is_up:
+            log.error("NATS: %s", text)
+        else:
+            log.error("no NATS server can be reached yet: %s; trying again", text)
 
     async def _on_lost(self) -> None:
         if not self._client.is_closed:
@@ -138,6 +202,7 @@ class Broker:
             handle(False)
 
     async def _on_back(self) -> None:
+        self._told.clear()
         log.warning("connected to the NATS server %s again", self.server)
         for handle in list(self._on_change):
             handle(True)
