@@ -10,12 +10,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from testbed.asterisk import free_port
+from testbed.namespaces import Host
 
 START_TIMEOUT_S = 30.0
+LOOPBACK = "127.0.0.1"
 
 
 def find_server() -> str:
@@ -33,18 +35,23 @@ class NatsServer:
     Args:
         name: Its name.
         folder: Where its files are.
-        port: Its port for clients, at 127.0.0.1.
+        port: Its port for clients.
         more: Further lines of its configuration.
+        host: Where it runs; None: it listens at 127.0.0.1.
     """
 
-    def __init__(self, name: str, folder: Path, port: int, more: str = "") -> None:
+    def __init__(
+        self, name: str, folder: Path, port: int, more: str = "", host: Host | None = None
+    ) -> None:
         self.name = name
         self.port = port
+        self.address = host.address if host is not None else LOOPBACK
+        self._within = host.within if host is not None else ()
         self._folder = folder
         self._config = folder / f"{name}.conf"
         self._log = folder / f"{name}.log"
         self._config.write_text(
-            f"server_name: {name}\nlisten: 127.0.0.1:{port}\n"
+            f"server_name: {name}\nlisten: {self.address}:{port}\n"
             f'jetstream {{ store_dir: "{folder / name}" }}\n{more}'
         )
         self._process: subprocess.Popen[bytes] | None = None
@@ -52,13 +59,13 @@ class NatsServer:
     @property
     def url(self) -> str:
         """What clients connect to."""
-        return f"nats://127.0.0.1:{self.port}"
+        return f"nats://{self.address}:{self.port}"
 
     def start(self) -> None:
         """Start it, and wait until it accepts clients. It may be started again."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [find_server(), "-c", str(self._config)], stdout=log, stderr=log
+                [*self._within, find_server(), "-c", str(self._config)], stdout=log, stderr=log
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._accepts():
@@ -68,7 +75,7 @@ class NatsServer:
 
     def _accepts(self) -> bool:
         with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+            return probe.connect_ex((self.address, self.port)) == 0
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
@@ -83,24 +90,30 @@ class NatsServer:
 
 
 @contextlib.contextmanager
-def nats_servers(count: int = 1, more: str = "") -> Iterator[list[NatsServer]]:
+def nats_servers(
+    count: int = 1, more: str = "", hosts: Sequence[Host] = ()
+) -> Iterator[list[NatsServer]]:
     """Run some servers, which are a cluster if there are several.
 
     Args:
         count: How many.
         more: Further lines of the configuration of each.
+        hosts: Where each of them runs; none: all at 127.0.0.1.
     """
     folder = Path(tempfile.mkdtemp(prefix="audiofork-nats-"))
     ports = [free_port(socket.SOCK_STREAM, count=2) for _ in range(count)]
-    routes = ", ".join(f'"nats://127.0.0.1:{port + 1}"' for port in ports)
+    places: list[Host | None] = [*hosts] or [None] * count
+    among = [
+        f"{host.address if host is not None else LOOPBACK}:{port + 1}"
+        for host, port in zip(places, ports, strict=True)
+    ]
+    routes = ", ".join(f'"nats://{one}"' for one in among)
     servers = []
-    for number, port in enumerate(ports):
+    for number, (host, port) in enumerate(zip(places, ports, strict=True)):
         lines = more
         if count > 1:
-            lines += (
-                f"cluster {{ name: testbed, listen: 127.0.0.1:{port + 1}, routes: [{routes}] }}\n"
-            )
-        servers.append(NatsServer(f"n{number}", folder, port, lines))
+            lines += f"cluster {{ name: testbed, listen: {among[number]}, routes: [{routes}] }}\n"
+        servers.append(NatsServer(f"n{number}", folder, port, lines, host))
     try:
         for server in servers:
             server.start()

@@ -48,10 +48,11 @@ class Recorder:
         keep: Whether the messages are kept.
         subprotocols: The ones that it knows; a client that offers none of them gets HTTP 400.
         choose: Chooses from what a client offers, instead of `subprotocols`.
+        address: Where it listens.
 
     Attributes:
         recordings: One for each connection, oldest first.
-        port: Where it listens on 127.0.0.1.
+        port: Where it listens on that address.
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class Recorder:
         subprotocols: Sequence[str] = (),
         choose: Callable[[ServerConnection, Sequence[Subprotocol]], Subprotocol | None]
         | None = None,
+        address: str = "127.0.0.1",
     ) -> None:
+        self._address = address
         self._tls = tls
         self._keep = keep
         self._subprotocols = [Subprotocol(name) for name in subprotocols] or None
@@ -75,7 +78,7 @@ class Recorder:
     async def __aenter__(self) -> Self:
         self._server = await serve(
             self._handle,
-            "127.0.0.1",
+            self._address,
             0,
             ssl=self._tls,
             compression=None,
@@ -99,7 +102,7 @@ class Recorder:
     def url(self, path: str = "/") -> str:
         """Return the server's URL with a path."""
         scheme = "ws" if self._tls is None else "wss"
-        host = "127.0.0.1" if self._tls is None else "localhost"
+        host = self._address if self._tls is None else "localhost"
         return f"{scheme}://{host}:{self.port}{path}"
 
     def at(self, path: str) -> list[Recording]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from testbed.asterisk import Asterisk
 from testbed.daemon import Daemon
+from testbed.namespaces import Host
 from testbed.nats import NatsServer, nats_servers
 
 CONTROL = (sys.executable, "-m", "audiofork", "control")
@@ -21,14 +22,20 @@ class Cluster:
         asterisk: The Asterisk of all controllers.
         servers: The NATS servers, which run.
         settings: The lines of further sections of the configuration of each program.
+        hosts: Where each program runs, by its name; others run here.
     """
 
     def __init__(
-        self, asterisk: Asterisk, servers: list[NatsServer], settings: dict[str, str]
+        self,
+        asterisk: Asterisk,
+        servers: list[NatsServer],
+        settings: dict[str, str],
+        hosts: Mapping[str, Host] | None = None,
     ) -> None:
         self.asterisk = asterisk
         self.servers = servers
         self._settings = settings
+        self._hosts = hosts or {}
         self._stack = ExitStack()
 
     def _daemon(
@@ -42,6 +49,9 @@ class Cluster:
             **more,
             "cluster": section + self._settings.get("cluster", "") + more.get("cluster", ""),
         }
+        if (host := self._hosts.get(name)) is not None:
+            command = (*host.within, *command)
+            settings["audiosocket"] = f"listen = {host.address}:0\n"
         daemon = Daemon(self.asterisk, settings, command, waits_for)
         self._stack.enter_context(daemon)
         self._stack.callback(lambda: print(f"--- {name} ---\n{daemon.log()}"))  # of a failure
@@ -62,17 +72,22 @@ class Cluster:
 
 @contextmanager
 def clustered(
-    asterisk: Asterisk, settings: dict[str, str] | None = None, servers: int = 1
+    asterisk: Asterisk,
+    settings: dict[str, str] | None = None,
+    servers: int = 1,
+    hosts: Mapping[str, Host] | None = None,
 ) -> Iterator[Cluster]:
     """Run a cluster beside an Asterisk.
 
     Args:
         asterisk: The Asterisk.
         settings: The lines of further sections of the configuration of each program.
-        servers: How many NATS servers there are.
+        servers: How many NATS servers there are: n0, n1 and so on.
+        hosts: Where each program runs, by its name; none: all run here.
     """
-    with nats_servers(servers) as running:
-        cluster = Cluster(asterisk, running, settings or {})
+    places = [hosts[f"n{number}"] for number in range(servers)] if hosts else ()
+    with nats_servers(servers, hosts=places) as running:
+        cluster = Cluster(asterisk, running, settings or {}, hosts)
         try:
             yield cluster
         finally:
