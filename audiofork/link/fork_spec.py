@@ -214,6 +214,8 @@ class ForkSpec:
         proxy: What the server is connected to through; None: as configured.
         way: The name of the way its legs are made, which the relay tells the next daemon.
         holds: Whether nothing is sent until `TakeOver`: another relay has the fork until then.
+        turn: In a cluster greater than in all orders before: of two hosts that go on with a fork,
+            that with the greater one has it.
     """
 
     fork_id: str
@@ -242,6 +244,7 @@ class ForkSpec:
     proxy: Proxy | None = None
     way: str = ""
     holds: bool = False
+    turn: int = 0
 
     @property
     def is_connected(self) -> bool:

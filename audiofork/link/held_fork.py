@@ -22,6 +22,7 @@ class HeldFork:
         attached: The parts whose legs are connected.
         mute_in: Whether in is muted; `mute_out` likewise.
         is_spare: Whether it moves, and another relay has it still, or already.
+        turn: As in its `ForkSpec`.
     """
 
     fork_id: str
@@ -34,3 +35,4 @@ class HeldFork:
     mute_in: bool = False
     mute_out: bool = False
     is_spare: bool = False
+    turn: int = 0

@@ -10,7 +10,15 @@ from collections.abc import Callable
 
 import audiofork
 from audiofork.cluster.beats import Beat
-from audiofork.link.messages import Adopt, Command, ForkReport, ForkSpec, HeldFork
+from audiofork.link.messages import (
+    Adopt,
+    Command,
+    EndFork,
+    EndReason,
+    ForkReport,
+    ForkSpec,
+    HeldFork,
+)
 from audiofork.link.sessions import Down, Drain, Hello, Numbers, pack
 from audiofork.link.stream import Ping
 from audiofork.link.told import Told
@@ -36,6 +44,7 @@ class HostWorker(RelayWorker):
         begun: How many forks it was given since.
         drained_at: The loop time at which its forks were asked to move last.
         told: What was reported of each fork.
+        leftovers: Forks that another host has by now, and that are to end here.
         opened: Set while it has answered in a session.
         numbers: Those of the session.
     """
@@ -48,6 +57,7 @@ class HostWorker(RelayWorker):
         self.begun = 0
         self.drained_at = -1e9
         self.told: dict[str, Told] = {}
+        self.leftovers: set[str] = set()
         self.opened = asyncio.Event()
         self.numbers = Numbers()
         self._unanswered = 0
@@ -132,6 +142,15 @@ class HostWorker(RelayWorker):
 
     def _told_of(self, message: object) -> Told | None:
         return self.told.get(getattr(message, "fork_id", ""))
+
+    def has(self, fork_id: str) -> bool:
+        """Return whether it has a fork, though it may be ending it."""
+        return fork_id in self.forks or fork_id in self.leftovers
+
+    def end_leftovers(self) -> None:
+        """Have it end what it has gone on with while it was cut off, and is elsewhere by now."""
+        for fork_id in self.leftovers:
+            self._send(EndFork(fork_id, EndReason.MOVED))
 
     def is_news(self, report: ForkReport) -> bool:
         """Note a report; return whether it says something new."""

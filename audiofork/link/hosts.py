@@ -18,13 +18,13 @@ from audiofork.link.host_moves import HostMoves
 from audiofork.link.host_worker import HostWorker
 from audiofork.link.messages import (
     Command,
-    EndFork,
     EndReason,
     ExpectCheckLeg,
     ForkEnded,
     ForkReport,
     ForkSpec,
     ForkStats,
+    HeldFork,
     MoveFork,
     RelayBack,
     RelayDraining,
@@ -51,9 +51,9 @@ from audiofork.text import printable
 log = logging.getLogger(__name__)
 
 NO_HOST = "no relay host is there that can take it"
-ELSEWHERE = "another relay host has it"
 NOWHERE = Address("127.0.0.1", 0)
 TICK_S = 0.05
+TURN_BITS = 32  # more than any leader orders forks
 # At the start, for what the hosts hold.
 FIND_TIMEOUT_S = 0.3
 
@@ -93,6 +93,7 @@ class RelayHosts(SharedRelay):
         self._closed = False
         self._watching: asyncio.Task[None] | None = None
         self._subscriptions: list[Subscription] = []
+        self._turns = 0
         self._forget_broker: Callable[[], None] = lambda: None
 
     def _all_workers(self) -> Sequence[HostWorker]:
@@ -151,7 +152,8 @@ class RelayHosts(SharedRelay):
     def send(self, command: Command) -> None:
         if isinstance(command, MoveFork):
             if isinstance(old := self._owners.get(command.fork_id), HostWorker):
-                self._moves.begin(command, old, self._choose(command.spec))
+                spec = self._with_turn(command.spec)
+                self._moves.begin(MoveFork(spec), old, self._choose(spec))
         elif not isinstance(command, Everywhere) and self._moves.on_command(command):
             pass  # it is for the new host alone
         else:
@@ -169,11 +171,16 @@ class RelayHosts(SharedRelay):
         self._owners[fork_id] = worker
         worker.forks.add(fork_id)
 
+    def _begin(self, spec: ForkSpec) -> None:
+        super()._begin(self._with_turn(spec))
+
+    def _with_turn(self, spec: ForkSpec) -> ForkSpec:
+        self._turns += 1
+        return replace(spec, turn=(self._lease.epoch << TURN_BITS) + self._turns)
+
     def _choose(self, spec: ForkSpec) -> HostWorker | None:
         # One that was cut off may still be ending what it had.
-        able = [
-            one for one in self._all_workers() if one.room > 0 and spec.fork_id not in one.forks
-        ]
+        able = [one for one in self._all_workers() if one.room > 0 and not one.has(spec.fork_id)]
         zone = self._config.zone
         chosen = max(able, key=lambda one: (one.beat.zone == zone, one.room), default=None)
         if chosen is not None:
@@ -299,6 +306,11 @@ class RelayHosts(SharedRelay):
             self._on_fork_report(worker, message)
 
     def _on_fork_report(self, worker: HostWorker, report: ForkReport) -> None:
+        if report.fork_id in worker.leftovers:
+            if isinstance(report, ForkEnded):
+                worker.leftovers.discard(report.fork_id)
+                self._note_earlier(report)
+            return
         if isinstance(report, ForkEnded):
             worker.told.pop(report.fork_id, None)
             if report.reason is EndReason.MOVED and not self._moves.on_report(worker, report):
@@ -329,10 +341,11 @@ class RelayHosts(SharedRelay):
         worker.on_opened()
         self._moves.on_reopened(worker)
         held = {one.fork_id: one for one in message.forks}
-        for one in message.forks:
-            if one.is_spare and one.fork_id not in worker.forks:
-                del held[one.fork_id]
-                worker.send(EndFork(one.fork_id, EndReason.MOVED))
+        worker.leftovers = {
+            one.fork_id for one in message.forks if one.is_spare and one.fork_id not in worker.forks
+        }
+        for fork_id in worker.leftovers:
+            del held[fork_id]
         back = [fork_id for fork_id in held if fork_id in self._orphaned]
         for fork_id in back:  # it was lost for a moment, and no other could take them
             del self._orphaned[fork_id]
@@ -344,16 +357,30 @@ class RelayHosts(SharedRelay):
         self._orphan(worker, list(ours - held.keys()))
         for fork_id in ours & held.keys():
             worker.resume(held[fork_id])
-        self._on_others(worker, Held(tuple(held[one] for one in held.keys() - ours)))
+        self._on_others(worker, [held[fork_id] for fork_id in held.keys() - ours])
+        worker.end_leftovers()
         self._look_after_orphans()
 
-    def _on_others(self, worker: HostWorker, others: Held) -> None:
+    def _on_others(self, worker: HostWorker, others: Sequence[HeldFork]) -> None:
         """Keep forks of an earlier controller for the registry; end those that are elsewhere."""
         waiting = set(worker.held)
         for fork_id in waiting:  # some may have ended
             worker.forks.discard(fork_id)
             self._owners.pop(fork_id, None)
-        self._take_held(worker, others)
-        for one in others.forks:
-            if self._started and one.fork_id not in waiting:
-                self.send(EndFork(one.fork_id, EndReason.SHUTDOWN, ELSEWHERE))
+        wanted = [one for one in others if not self._started or one.fork_id in waiting]
+        kept = [one for one in wanted if self._has_no_later(one)]
+        self._take_held(worker, Held(tuple(kept)))
+        worker.leftovers.update(one.fork_id for one in others if one not in kept)
+
+    def _has_no_later(self, held: HeldFork) -> bool:
+        """Return whether no other host holds a fork since later; have an earlier one end it."""
+        other = self._owners.get(held.fork_id)
+        if not isinstance(other, HostWorker):
+            return True
+        if held.fork_id not in other.held or other.held[held.fork_id].turn > held.turn:
+            return False
+        del other.held[held.fork_id]
+        other.forks.discard(held.fork_id)
+        other.leftovers.add(held.fork_id)
+        other.end_leftovers()
+        return True

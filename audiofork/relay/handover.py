@@ -243,6 +243,7 @@ def _held(standing: _Standing) -> HeldFork:
         mute_out=standing.mute_out,
         is_spare=spec.holds
         or (standing.ended is not None and standing.ended.reason is EndReason.MOVED),
+        turn=spec.turn,
     )
 
 

@@ -37,10 +37,10 @@ class HostedRelay(RelayHosts):
     def __init__(self, config: Config, report: SendReport) -> None:
         self._stack = ExitStack()
         (self.server,) = self._stack.enter_context(nats_servers())
-        self._cluster = replace(CONTROLLER, servers=(self.server.url,))
-        self.client = Broker(self._cluster, "c1")
+        self.cluster = replace(CONTROLLER, servers=(self.server.url,))
+        self.client = Broker(self.cluster, "c1")
         self.lease = Held()
-        config = replace(config, cluster=self._cluster)
+        config = replace(config, cluster=self.cluster)
         super().__init__(config, self.client, self.lease, report)  # type: ignore[arg-type]
 
     def start_host(self, name: str = "r1") -> subprocess.Popen[bytes]:

@@ -1,0 +1,131 @@
+"""Relay hosts that are cut off and come back, from the view of a controller."""
+
+from __future__ import annotations
+
+import signal
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from audiofork.cluster.broker import Broker
+from audiofork.config import Config
+from audiofork.link.host_worker import HostWorker
+from audiofork.link.hosts import RelayHosts
+from audiofork.link.messages import (
+    Direction,
+    EndFork,
+    EndReason,
+    ForkEnded,
+    ForkSpec,
+    LegPart,
+    RelayLost,
+    Report,
+)
+from testbed.recorder import Recorder
+from tests.link.hosted import Held, HostedRelay
+from tests.relay.peers import until
+
+pytestmark = pytest.mark.slow
+
+TIMEOUT_S = 30
+
+
+class Later(Held):
+    """The lease of a later leader."""
+
+    epoch = 2
+
+
+class Rig:
+    """A controller's view of two relay hosts, and what is reported to it."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+        self.relay = HostedRelay(Config(), self.reports.append)
+
+    async def start(self) -> None:
+        await self.relay.start()
+        self.other = self.relay.start_host("r2")
+        await until(lambda: len(self.relay._listening()) == 2, TIMEOUT_S)
+
+    def order(self, fork_id: str, url: str) -> None:
+        """Order a fork, without legs."""
+        self.relay.send(ForkSpec(fork_id, "PJSIP/1", url, Direction.IN, legs=(LegPart.IN,)))
+
+    def forget(self, fork_id: str) -> None:
+        """Forget a fork, as if its host had been cut off, and had not come back yet."""
+        host = self.relay._owners.pop(fork_id)
+        assert isinstance(host, HostWorker)
+        host.forks.remove(fork_id)
+        host.leftovers.add(fork_id)
+
+    def reported(self, kind: type[Report]) -> list[Report]:
+        return [one for one in self.reports if isinstance(one, kind)]
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    one = Rig()
+    await one.start()
+    yield one
+    await one.relay.close()
+
+
+async def test_fork_that_went_to_another_host_ends_on_the_first_that_is_back_and_lives_on(
+    rig: Rig, recorder: Recorder
+) -> None:
+    fork_id, url = str(uuid.uuid4()), recorder.url()
+    rig.other.send_signal(signal.SIGSTOP)
+    await until(lambda: len(rig.relay._listening()) == 1, TIMEOUT_S)
+    rig.order(fork_id, url)
+    await recorder.wait(lambda one: True)
+    rig.other.send_signal(signal.SIGCONT)
+    await until(lambda: len(rig.relay._listening()) == 2, TIMEOUT_S)
+    rig.relay.host.send_signal(signal.SIGSTOP)
+    await until(lambda: rig.reported(RelayLost), TIMEOUT_S)
+    rig.order(fork_id, url)
+    await until(lambda: len(recorder.recordings) == 2, TIMEOUT_S)
+    rig.relay.host.send_signal(signal.SIGCONT)
+    await until(lambda: recorder.recordings[0].closed, TIMEOUT_S)
+    assert not recorder.recordings[1].closed
+    assert not rig.reported(ForkEnded)
+    rig.relay.send(EndFork(fork_id, EndReason.STOPPED))
+    await until(lambda: rig.reported(ForkEnded), TIMEOUT_S)
+    assert recorder.recordings[1].closed
+
+
+async def test_of_two_hosts_that_hold_a_fork_the_next_controller_has_that_which_it_went_to_last(
+    rig: Rig, recorder: Recorder
+) -> None:
+    fork_ids = [str(uuid.uuid4()) for _ in range(6)]
+    for fork_id in fork_ids:
+        rig.order(fork_id, recorder.url())
+    await until(lambda: len(recorder.recordings) == 6, TIMEOUT_S)
+    first = {fork_id: rig.relay.address_of(fork_id) for fork_id in fork_ids}
+    assert len(set(first.values())) == 2
+    for fork_id in fork_ids:
+        rig.forget(fork_id)
+        rig.order(fork_id, recorder.url())
+    await until(lambda: len(recorder.recordings) == 12, TIMEOUT_S)
+    await rig.relay.client.close()  # the controller has died
+    async with next_controller(rig) as following:
+        assert sorted(following.held) == sorted(fork_ids)
+        assert all(following.address_of(fork_id) != first[fork_id] for fork_id in fork_ids)
+        await until(lambda: sum(bool(one.closed) for one in recorder.recordings) >= 6, TIMEOUT_S)
+        assert [bool(one.closed) for one in recorder.recordings] == [True] * 6 + [False] * 6
+
+
+@asynccontextmanager
+async def next_controller(rig: Rig) -> AsyncIterator[RelayHosts]:
+    """Run the view of a controller that leads after the first."""
+    config = replace(Config(), cluster=rig.relay.cluster)
+    broker = Broker(config.cluster, "c2")
+    await broker.connect()
+    following = RelayHosts(config, broker, Later(), [].append)  # type: ignore[arg-type]
+    await following.start()
+    yield following
+    await following.close()
+    await broker.close()
