@@ -51,7 +51,7 @@ from audiofork.commands.waiting import Progress, interrupted, wait
 from audiofork.commands.watching import Screen, Watch, is_terminal
 from audiofork.daemon import Daemon
 from audiofork.doors import control_client as client
-from audiofork.doors.control_socket import MAX_LINE_BYTES
+from audiofork.doors.control_answers import MAX_LINE_BYTES
 from audiofork.doors.daemon_client import DaemonClient
 from audiofork.errors import (
     AmiError,

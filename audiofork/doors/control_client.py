@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from audiofork import config_file
-from audiofork.doors.control_socket import MAX_PATH_BYTES, Code
+from audiofork.doors.control_answers import Code
 from audiofork.doors.daemon_client import (
     ANSWER_TIMEOUT_S,
     fork_id_of,
@@ -29,7 +29,7 @@ from audiofork.errors import (
     RequestRefused,
 )
 from audiofork.text import reason_of
-from audiofork.unix_sockets import peer_of
+from audiofork.unix_sockets import MAX_PATH_BYTES, peer_of
 
 # Longer than the daemon waits for the next line.
 CHECK_TIMEOUT_S = 70.0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from audiofork.config import Config
 from audiofork.doors.ami_front import Front
 from audiofork.doors.check_process import CheckProcess
+from audiofork.doors.control_answers import ControlAnswers
 from audiofork.doors.control_socket import ControlSocket
 from audiofork.doors.history_answers import HistoryAnswers
 from audiofork.errors import CannotListen, ConfigError
@@ -62,8 +63,7 @@ class Doors:
             await self._open_socket(Path(config.control.socket), forks, history)
 
     async def _open_socket(self, path: Path, forks: Forks, history: History) -> None:
-        control = ControlSocket(
-            path,
+        answers = ControlAnswers(
             forks.ask,
             forks.views,
             lambda: forks.legs_left,
@@ -72,6 +72,7 @@ class Doors:
             run_id=self._run_id,
             history=HistoryAnswers(history),
         )
+        control = ControlSocket(path, answers)
         try:
             await control.start()
         except (ConfigError, OSError) as exc:  # forks matter more than these commands

@@ -23,6 +23,7 @@ from audiofork.commands import check_port
 from audiofork.commands.check import Check, load, site_if_all_works, taps_of
 from audiofork.commands.check_dialplan import VERSION
 from audiofork.commands.findings import Finding, Mark
+from audiofork.doors.control_answers import ControlAnswers
 from audiofork.doors.control_socket import ControlSocket
 from audiofork.errors import ConfigError, DaemonUnreachable
 from testbed.daemon import ETC
@@ -842,7 +843,7 @@ async def test_running_daemon_is_counted_and_its_own_limit_is_looked_at(tmp_path
     async def nothing(*_: object) -> list[str]:
         return []
 
-    control = ControlSocket(tmp_path / "c.sock", nothing, nothing)  # type: ignore[arg-type]
+    control = ControlSocket(tmp_path / "c.sock", ControlAnswers(nothing, nothing))  # type: ignore[arg-type]
     await control.start()
     _, findings = await findings_of(configured(control=f"socket = {tmp_path}/c.sock\n"))
     await control.close()

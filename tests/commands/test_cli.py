@@ -28,6 +28,7 @@ from click.testing import CliRunner, Result
 from audiofork import __version__
 from audiofork.cli import main
 from audiofork.doors import control_client as client
+from audiofork.doors.control_answers import ControlAnswers
 from audiofork.doors.control_socket import ControlSocket
 from audiofork.errors import AmiUnavailable, DaemonBusy, NoSuchChannel, RequestRefused
 from audiofork.forks.following import StartNews, StartResult
@@ -165,11 +166,12 @@ class FakeDaemon:
 
     async def _serve(self) -> None:
         self._stop = asyncio.Event()
-        control = ControlSocket(
-            *(self.path, self._ask, self._list, lambda: self.legs_left),
+        answers = ControlAnswers(
+            *(self._ask, self._list, lambda: self.legs_left),
             follow=self._follow,
             check=self._check,
         )
+        control = ControlSocket(self.path, answers)
         await control.start()
         self._ready.set()
         await self._stop.wait()
@@ -332,7 +334,7 @@ def test_start_by_a_daemon_that_does_not_tell_says_so_and_exits_with_0(
     daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that was started before the update of the command."""
-    monkeypatch.setattr("audiofork.doors.control_socket.flag_of", lambda fields, name: False)
+    monkeypatch.setattr("audiofork.doors.control_answers.flag_of", lambda fields, name: False)
     result = ask(daemon, *START)
     assert (result.exit_code, result.stdout) == (0, f"{FORK_ID}\n")
     assert (

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from audiofork.cli import main
 from audiofork.commands import history_command
 from audiofork.config import HistoryConfig
+from audiofork.doors.control_answers import ControlAnswers
 from audiofork.doors.control_socket import ControlSocket
 from audiofork.doors.history_answers import HistoryAnswers
 from audiofork.forks.history import Entry, History
@@ -58,7 +59,9 @@ class DaemonWithHistory:
         self._loop = asyncio.get_running_loop()
         history = History(HistoryConfig(file=str(self._file)), Timelines())
         await history.open()
-        socket = ControlSocket(self.socket, ask, views, history=HistoryAnswers(history))
+        socket = ControlSocket(
+            self.socket, ControlAnswers(ask, views, history=HistoryAnswers(history))
+        )
         await socket.start()
         self._ready.set()
         await self._stop.wait()

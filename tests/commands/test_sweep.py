@@ -16,6 +16,7 @@ from audiofork.asterisk.taps.ways import WAYS
 from audiofork.cli import main
 from audiofork.commands.sweep import sweep
 from audiofork.config import Config
+from audiofork.doors.control_answers import ControlAnswers
 from audiofork.doors.control_socket import ControlSocket
 from audiofork.errors import AmiUnavailable, DaemonRuns
 from audiofork.forks.requests import Request
@@ -158,7 +159,7 @@ async def no_forks() -> list[ForkView]:
 @contextlib.asynccontextmanager
 async def running_daemon(path: Path) -> AsyncIterator[None]:
     """Have a daemon's control socket."""
-    control = ControlSocket(path, no_answer, no_forks)
+    control = ControlSocket(path, ControlAnswers(no_answer, no_forks))
     await control.start()
     yield
     for _ in range(5):  # for what was accepted last to be served, and to end

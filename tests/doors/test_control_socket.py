@@ -19,8 +19,14 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audiofork.doors import control_answers
 from audiofork.doors import control_socket as control
-from audiofork.doors.control_socket import MAX_LINE_BYTES, ControlSocket
+from audiofork.doors.control_answers import (
+    MAX_ERROR_CHARACTERS,
+    MAX_LINE_BYTES,
+    ControlAnswers,
+)
+from audiofork.doors.control_socket import ControlSocket
 from audiofork.errors import (
     AmiActionFailed,
     AmiTimeout,
@@ -153,12 +159,13 @@ async def registry() -> Registry:
 
 @pytest.fixture
 async def server(path: Path, registry: Registry) -> AsyncIterator[ControlSocket]:
-    one = ControlSocket(
-        *(path, registry.ask, registry.list, lambda: registry.legs_left),
+    answers = ControlAnswers(
+        *(registry.ask, registry.list, lambda: registry.legs_left),
         follow=registry.follow,
         check=registry.check,
         run_id=RUN,
     )
+    one = ControlSocket(path, answers)
     await one.start()
     yield one
     await one.close()
@@ -311,7 +318,7 @@ async def test_start_is_granted_and_not_followed_where_too_many_wait_already(
     clients: list[Client], path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a server is away there is room for who asks why."""
-    monkeypatch.setattr(control, "MAX_WAITING", 2)
+    monkeypatch.setattr(control_answers, "MAX_WAITING", 2)
     registry.beats = True
     waiting = [await connect(clients, path) for _ in range(2)]
     for client in waiting:
@@ -403,7 +410,7 @@ async def test_close_while_a_client_is_served_is_nothing_to_log(
 
 
 async def test_check_is_refused_where_there_is_none(path: Path, registry: Registry) -> None:
-    server = ControlSocket(path, registry.ask, registry.list)
+    server = ControlSocket(path, ControlAnswers(registry.ask, registry.list))
     await server.start()
     clients: list[Client] = []
     answer = await (await connect(clients, path)).ask(CHECK)
@@ -492,7 +499,7 @@ async def test_option_string_of_64_kib_does_not_fit_a_request(client: Client) ->
 
 async def test_error_that_repeats_a_huge_name_is_cut(client: Client) -> None:
     answer = await client.ask(json.dumps({"x" * 60_000: 1}).encode())
-    assert len(answer["error"]) == control.MAX_ERROR_CHARACTERS
+    assert len(answer["error"]) == MAX_ERROR_CHARACTERS
 
 
 @pytest.mark.parametrize(
@@ -545,7 +552,7 @@ class Loop:
         self._runner = asyncio.Runner()
         self._path = path
         self.registry = Registry()
-        self._server = ControlSocket(path, self.registry.ask, self.registry.list)
+        self._server = ControlSocket(path, ControlAnswers(self.registry.ask, self.registry.list))
         self._runner.run(self._server.start())
 
     def answers(self, data: bytes) -> list[dict[str, Any]]:
@@ -593,7 +600,7 @@ def test_any_bytes_give_one_documented_answer_a_line_and_nothing_else(
         else:
             assert set(answer) == {"ok", "code", "error"}
             assert answer["code"] == "refused"
-            assert 0 < len(answer["error"]) <= control.MAX_ERROR_CHARACTERS
+            assert 0 < len(answer["error"]) <= MAX_ERROR_CHARACTERS
 
 
 # --- Bad company ---------------------------------------------------------------------------------
@@ -722,7 +729,7 @@ def test_client_that_leaves_between_two_parts_of_its_answer_is_no_error(
             finally:
                 has_ended.set()
 
-        server = ControlSocket(path, registry.ask, registry.list, check=check)
+        server = ControlSocket(path, ControlAnswers(registry.ask, registry.list, check=check))
         await server.start()
         async with asyncio.timeout(5):
             with socket.socket(socket.AF_UNIX) as client:
@@ -762,7 +769,7 @@ async def test_socket_may_be_used_by_owner_and_group_whatever_the_umask(
 ) -> None:
     old = os.umask(mask)
     try:
-        server = ControlSocket(path, registry.ask, registry.list)
+        server = ControlSocket(path, ControlAnswers(registry.ask, registry.list))
         await server.start()
         assert os.umask(mask) == mask
     finally:
@@ -802,7 +809,7 @@ def test_client_that_comes_just_before_the_close_is_dropped(path: Path, turns: i
 async def close_upon_a_client(path: Path, turns: int) -> int:
     """Close the server so many turns of the loop after a connect; return what was sent."""
     registry = Registry()
-    server = ControlSocket(path, registry.ask, registry.list)
+    server = ControlSocket(path, ControlAnswers(registry.ask, registry.list))
     await server.start()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as late:
         late.connect(str(path))
@@ -817,7 +824,7 @@ async def test_socket_of_a_dead_daemon_is_replaced(path: Path, registry: Registr
     dead = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     dead.bind(str(path))
     dead.close()
-    server = ControlSocket(path, registry.ask, registry.list)
+    server = ControlSocket(path, ControlAnswers(registry.ask, registry.list))
     await server.start()
     client = Client(*await asyncio.open_unix_connection(str(path)))
     assert (await client.ask(LIST))["ok"] is True
@@ -828,7 +835,7 @@ async def test_socket_of_a_dead_daemon_is_replaced(path: Path, registry: Registr
 async def test_socket_of_a_live_daemon_is_left_alone(
     server: ControlSocket, client: Client, path: Path, registry: Registry
 ) -> None:
-    second = ControlSocket(path, registry.ask, registry.list)
+    second = ControlSocket(path, ControlAnswers(registry.ask, registry.list))
     with pytest.raises(ConfigError, match=r"control\.sock: another daemon listens there$"):
         await second.start()
     await second.close()
@@ -840,7 +847,7 @@ async def test_close_leaves_the_socket_that_another_daemon_put_there(
     server: ControlSocket, path: Path, registry: Registry
 ) -> None:
     os.unlink(path)
-    second = ControlSocket(path, registry.ask, registry.list)
+    second = ControlSocket(path, ControlAnswers(registry.ask, registry.list))
     await second.start()
     await server.close()
     client = Client(*await asyncio.open_unix_connection(str(path)))
@@ -853,7 +860,7 @@ async def test_file_in_the_sockets_place_is_refused_and_kept(
     important_file: Path, registry: Registry
 ) -> None:
     with pytest.raises(ConfigError, match="exists and is not a socket"):
-        await ControlSocket(important_file, registry.ask, registry.list).start()
+        await ControlSocket(important_file, ControlAnswers(registry.ask, registry.list)).start()
     assert is_there(important_file)
 
 
@@ -862,14 +869,14 @@ async def test_link_to_a_file_is_refused_and_kept(
 ) -> None:
     os.symlink(important_file, path)
     with pytest.raises(ConfigError, match="exists and is not a socket"):
-        await ControlSocket(path, registry.ask, registry.list).start()
+        await ControlSocket(path, ControlAnswers(registry.ask, registry.list)).start()
     assert is_there(path)
 
 
 async def test_folder_that_does_not_exist_is_refused(tmp_path: Path, registry: Registry) -> None:
     path = tmp_path / "none" / "control.sock"
     with pytest.raises(ConfigError, match=r"\[control\] socket .*: No such file or directory"):
-        await ControlSocket(path, registry.ask, registry.list).start()
+        await ControlSocket(path, ControlAnswers(registry.ask, registry.list)).start()
 
 
 async def test_path_of_108_bytes_is_refused_and_one_of_107_works(
@@ -877,7 +884,9 @@ async def test_path_of_108_bytes_is_refused_and_one_of_107_works(
 ) -> None:
     name = "s" * (107 - len(str(tmp_path)) - 1)
     with pytest.raises(ConfigError, match="the path is longer than 107 bytes"):
-        await ControlSocket(tmp_path / f"{name}s", registry.ask, registry.list).start()
-    server = ControlSocket(tmp_path / name, registry.ask, registry.list)
+        await ControlSocket(
+            tmp_path / f"{name}s", ControlAnswers(registry.ask, registry.list)
+        ).start()
+    server = ControlSocket(tmp_path / name, ControlAnswers(registry.ask, registry.list))
     await server.start()
     await server.close()

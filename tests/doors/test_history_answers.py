@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from audiofork.config import HistoryConfig
+from audiofork.doors.control_answers import ControlAnswers
 from audiofork.doors.control_socket import ControlSocket
 from audiofork.doors.history_answers import HistoryAnswers, query_of
 from audiofork.errors import HistoryUnavailable, RequestRefused
@@ -84,7 +85,7 @@ async def test_history_that_is_off_is_said() -> None:
 async def client(tmp_path: Path, answers: HistoryAnswers) -> AsyncIterator[Client]:
     registry = Registry()
     path = tmp_path / "control.sock"
-    server = ControlSocket(path, registry.ask, registry.list, history=answers)
+    server = ControlSocket(path, ControlAnswers(registry.ask, registry.list, history=answers))
     await server.start()
     clients: list[Client] = []
     yield await connect(clients, path)
@@ -119,7 +120,7 @@ async def test_client_is_told_what_is_wrong(client: Client, history: History) ->
 
 async def test_socket_without_a_history_refuses(tmp_path: Path) -> None:
     registry, clients = Registry(), list[Client]()
-    server = ControlSocket(tmp_path / "c.sock", registry.ask, registry.list)
+    server = ControlSocket(tmp_path / "c.sock", ControlAnswers(registry.ask, registry.list))
     await server.start()
     client = await connect(clients, tmp_path / "c.sock")
     answer = await client.ask({"Command": "ListAudioForkHistory"})

@@ -22,7 +22,13 @@ from audiofork.asterisk.ami_protocol import (
 from audiofork.asterisk.snapshots import CHANNEL, ORDERS
 from audiofork.config import AsteriskConfig
 from audiofork.doors.ami_events import MAX_RESPONSE_BYTES, AmiEvents
-from audiofork.doors.control_socket import MAX_ERROR_CHARACTERS, MAX_LINE_BYTES, Code, ControlSocket
+from audiofork.doors.control_answers import (
+    MAX_ERROR_CHARACTERS,
+    MAX_LINE_BYTES,
+    Code,
+    ControlAnswers,
+)
+from audiofork.doors.control_socket import ControlSocket
 from audiofork.errors import RequestRefused
 from audiofork.forks.events import ForkInfo, MessageReceived, Reconnecting, Requested, Started
 from audiofork.forks.fork import effective_url
@@ -316,7 +322,7 @@ async def _list_nothing() -> list[Any]:
 
 @contextmanager
 def _control_socket() -> Iterator[Check]:
-    server = ControlSocket(Path("/nonexistent"), _ask, _list_nothing)
+    server = ControlSocket(Path("/nonexistent"), ControlAnswers(_ask, _list_nothing))
     with asyncio.Runner() as runner:
         yield lambda data, rng: runner.run(_check_control_socket(server, data, rng))
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from audiofork.doors.ami_front_protocol import AsteriskStream
-from audiofork.doors.control_socket import parse_line
+from audiofork.doors.control_answers import parse_line
 from audiofork.errors import RequestRefused
 from audiofork.forks.requests import parse_request
 
