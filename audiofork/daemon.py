@@ -211,6 +211,7 @@ class Daemon:
             held=lambda: self.relay.held,
             outlives_daemon=self.relay.outlives_daemon,
             until_expected=self.relay.until_expected,
+            host_of=self.relay.host_of,
         )
         self.watching = Watching(self.relay.send, self.forks.find)
         events.subscribe(self.watching.on_event)

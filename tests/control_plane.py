@@ -681,7 +681,9 @@ class Rig:
             profiles=self.profiles,
             held=lambda: self.held,
             outlives_daemon=outlives_daemon,
+            host_of=lambda fork_id: self.hosts.get(fork_id, ""),
         )
+        self.hosts: dict[str, str] = {}
         self.user_events = UserEvents(self.forks.ask, ami_events)
 
     def _send(self, command: Command) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ _COLUMNS = (
     *("IN", "SENT", "DROPPED", "URL", "NEXT", "LAST ERROR"),
 )
 _WATCHED_COLUMNS = (*_COLUMNS[:11], "IN/S", "SENT/S", *_COLUMNS[11:])
+_OF_CLUSTER = {"ASTERISK": "asterisk", "RELAY": "relay_host"}
 _NARROW_COLUMNS = ("ID", "CHANNEL", "STATE", "AGE", "SENT", "DROPPED")
 _WATCHED_NARROW_COLUMNS = (*_NARROW_COLUMNS, "SENT/S")
 
@@ -111,13 +112,23 @@ def summary(forks: list[Fork], flows: Flows) -> str:
 
 
 def _rows(forks: list[Fork], width: int | None, flows: Flows | None) -> str:
-    columns = _WATCHED_COLUMNS if flows else _COLUMNS
+    columns = _with_places(_WATCHED_COLUMNS if flows else _COLUMNS, forks)
     cells = [_cells(fork, flows) for fork in forks]
     lines = aligned(columns, cells, _NUMBERS)
     if width is None or max(map(len, lines)) <= width:
         return "\n".join(lines)
     short = [{**one, "ID": one["ID"][:8]} for one in cells]
     return "\n".join(_narrow_rows(forks, short, width, bool(flows)))
+
+
+def _with_places(columns: tuple[str, ...], forks: list[Fork]) -> tuple[str, ...]:
+    """Return columns with those that only the forks of a cluster need, after the channel's."""
+    needed = (name for name, field in _OF_CLUSTER.items() if any(map(_has(field), forks)))
+    return (*columns[:2], *needed, *columns[2:])
+
+
+def _has(field: str) -> Callable[[Fork], bool]:
+    return lambda fork: bool(fork.get(field))
 
 
 def _narrow_rows(
@@ -135,7 +146,14 @@ def _narrow_rows(
     yield heading
     for fork, line, one in zip(forks, lines, cells, strict=True):
         yield line
-        yield from wrapped([*(one[name] for name in below), _trouble(fork)], width)
+        yield from wrapped([*(one[name] for name in below), _place(fork), _trouble(fork)], width)
+
+
+def _place(fork: Fork) -> str:
+    """Return where in the cluster a fork is; empty: there is no cluster."""
+    asterisk, host = (printable(str(fork.get(name, "")), "?") for name in _OF_CLUSTER.values())
+    told = (asterisk and f"Asterisk {asterisk}", host and f"relay host {host}")
+    return ", ".join(filter(None, told))
 
 
 def _trouble(fork: Fork) -> str:
@@ -165,6 +183,7 @@ def _cells(fork: Fork, flows: Flows | None) -> dict[str, str]:
         "URL": without_query(fork["url"]),
         "NEXT": _next(fork),
         "LAST ERROR": _last_error(fork),
+        **{name: fork.get(field) or "-" for name, field in _OF_CLUSTER.items()},
     }
     return {name: printable(str(cell), "?") for name, cell in cells.items()}
 

@@ -56,7 +56,7 @@ class SystemState:
         ami = self._ami
         version = "" if ami.version == UNKNOWN else str(ami.version)
         relays = [
-            RelayStatus(str(worker.address), worker.is_up, worker.forks)
+            RelayStatus(worker.name or str(worker.address), worker.is_up, worker.forks)
             for worker in self._relay.workers
         ]
         return Status(

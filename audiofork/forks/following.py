@@ -12,6 +12,7 @@ from audiofork.forks.fork import Fork
 from audiofork.forks.lifecycle import ForkState
 from audiofork.forks.view import ForkView, view_of
 from audiofork.link.messages import EndReason, ForkStats
+from audiofork.link.relay import HostOf, this_host
 from audiofork.text import harmless
 
 BEAT_S = 1.0
@@ -47,15 +48,19 @@ class StartNews:
     detail: str = ""
 
 
-async def follow(fork: Fork) -> AsyncGenerator[StartNews, None]:
+async def follow(fork: Fork, host_of: HostOf = this_host) -> AsyncGenerator[StartNews, None]:
     """Yield the progress of a start, until audio flows or the fork has ended.
 
     The first item comes at once, then one at each change, and at least one every BEAT_S: so a
     client that has gone is noticed.
+
+    Args:
+        fork: The fork.
+        host_of: Returns the name of the relay host that a fork is on.
     """
     while True:
         following = fork.chronicle.news  # set by any change from here on
-        news = _news_of(fork)
+        news = _news_of(fork, host_of(fork.id))
         yield news
         if news.result is not StartResult.WAITING:
             return
@@ -64,8 +69,9 @@ async def follow(fork: Fork) -> AsyncGenerator[StartNews, None]:
                 await following.wait()
 
 
-def _news_of(fork: Fork) -> StartNews:
-    view, ms = view_of(fork, ForkStats()), fork.chronicle.ms_until(fork.chronicle.streaming_at)
+def _news_of(fork: Fork, relay_host: str) -> StartNews:
+    view = view_of(fork, ForkStats(), relay_host)
+    ms = fork.chronicle.ms_until(fork.chronicle.streaming_at)
     if ms is not None:
         return StartNews(StartResult.STREAMING, view, ms)
     if fork.state is not ForkState.ENDED:

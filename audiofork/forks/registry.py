@@ -79,7 +79,7 @@ from audiofork.link.messages import (
     StrangersRefused,
     Streaming,
 )
-from audiofork.link.relay import UntilExpected, expected_at_once
+from audiofork.link.relay import HostOf, UntilExpected, expected_at_once, this_host
 from audiofork.text import harmless, printable
 
 log = logging.getLogger(__name__)
@@ -109,6 +109,7 @@ class Forks:
         held: Returns the forks that relay processes go on with since an earlier run.
         outlives_daemon: Whether relay processes go on with forks that are kept.
         until_expected: Returns when the relay expects the legs of a fork.
+        host_of: Returns the name of the relay host that a fork is on.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class Forks:
         held: Callable[[], Mapping[str, HeldFork]] = dict,
         outlives_daemon: bool = False,
         until_expected: UntilExpected = expected_at_once,
+        host_of: HostOf = this_host,
     ) -> None:
         journal = journal or FileJournal(None)
         commands = commands or Commands({})
@@ -140,7 +142,7 @@ class Forks:
         self._look_ups = look_ups = LookUps(channels, asks_callers=asks_callers)
         self._holds = Holds(channels, waits=waits_for_hold)
         leaving = LeavingLegs(channels, tasks.spawn)
-        self._statistics = Statistics(send)
+        self._statistics = Statistics(send, host_of)
         self._muting = Muting(journal, send, emit)
         self._keys = Keys(table, send, emit)
         self._ending = ending = Ending(
@@ -247,7 +249,7 @@ class Forks:
         fork = self._table.get(fork_id)
         if fork is None:
             raise RequestRefused("No such fork", Refusal.NO_SUCH_FORK)
-        return follow(fork)
+        return follow(fork, self._statistics.host_of)
 
     def find(self, fork_id: str) -> Fork | None:
         """Return the fork with an id; None: there is none."""
@@ -262,7 +264,8 @@ class Forks:
         stats = (await self._statistics.take()).stats
         views: list[ForkView] = []
         for fork in self._table:
-            views.append(view_of(fork, stats.get(fork.id, ForkStats())))
+            relay_host = self._statistics.host_of(fork.id)
+            views.append(view_of(fork, stats.get(fork.id, ForkStats()), relay_host))
             if len(views) % VIEWS_AT_ONCE == 0:  # the audio of a thousand forks cannot wait
                 await asyncio.sleep(0)
         return views

@@ -1,4 +1,4 @@
-"""Asks the relay for the statistics of the running forks."""
+"""Asks the relay for the statistics of the running forks, and where they are."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import itertools
 
 from audiofork.link.messages import SendCommand, StatsTaken, TakeStats
+from audiofork.link.relay import HostOf, this_host
 
 STATS_TIMEOUT_S = 2.0
 
@@ -15,10 +16,12 @@ class Statistics:
 
     Args:
         send: Sends a command to the relay.
+        host_of: Returns the name of the relay host that a fork is on.
     """
 
-    def __init__(self, send: SendCommand) -> None:
+    def __init__(self, send: SendCommand, host_of: HostOf = this_host) -> None:
         self._send = send
+        self.host_of = host_of
         self._tickets = itertools.count(1)
         self._asked: dict[int, asyncio.Future[StatsTaken]] = {}
 

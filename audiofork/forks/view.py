@@ -44,6 +44,8 @@ class ForkView:
         requested_at: When it was requested, in seconds since 1970.
         backlog: Frames that wait for the server.
         rtt_ms, unacked_bytes: Of the connection to the server, as in `ForkStats`.
+        relay_host: The name of the relay host that it is on; empty: it is on none, or there is no
+            cluster.
     """
 
     id: str
@@ -86,14 +88,16 @@ class ForkView:
     backlog: int = 0
     rtt_ms: float = 0.0
     unacked_bytes: int = 0
+    relay_host: str = ""
 
 
-def view_of(fork: Fork, stats: ForkStats) -> ForkView:
+def view_of(fork: Fork, stats: ForkStats, relay_host: str = "") -> ForkView:
     """Return a fork as it is now.
 
     Args:
         fork: The fork.
         stats: Its statistics, which only the relay knows.
+        relay_host: The name of the relay host that it is on.
     """
     now = time.monotonic()
     trouble = _latest(fork)
@@ -139,6 +143,7 @@ def view_of(fork: Fork, stats: ForkStats) -> ForkView:
         backlog=max(0, stats.frames_in - stats.frames_sent - stats.frames_dropped),
         rtt_ms=stats.rtt_ms,
         unacked_bytes=stats.unacked_bytes,
+        relay_host=relay_host,
     )
 
 

@@ -67,6 +67,10 @@ class HostWorker(RelayWorker):
         self._epoch = epoch
 
     @property
+    def name(self) -> str:
+        return self.beat.name
+
+    @property
     def pid(self) -> int:
         """None on this host."""
         return 0

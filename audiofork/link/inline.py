@@ -46,6 +46,9 @@ class InlineRelay:
     def address_of(self, fork_id: str) -> Address:
         return self._worker.address_of(fork_id)
 
+    def host_of(self, fork_id: str) -> str:  # noqa: ARG002 (of Relay)
+        return ""
+
     async def until_expected(self, fork_id: str) -> None:
         """Nothing to wait for: commands are executed at once."""
 

@@ -34,6 +34,7 @@ class WorkerState(NamedTuple):
         rtt_s: How long its event loop took to answer lately, in seconds; 0: unknown, or it is the
             daemon's own.
         pid: Its process; 0: there is none, or it is the daemon's own.
+        name: Of the relay host; empty: it is on this host.
     """
 
     address: Address
@@ -41,6 +42,16 @@ class WorkerState(NamedTuple):
     forks: int
     rtt_s: float = 0.0
     pid: int = 0
+    name: str = ""
+
+
+HostOf = Callable[[str], str]
+"""`Relay.host_of`."""
+
+
+def this_host(_fork_id: str) -> str:
+    """Implement `HostOf` for a relay on this host."""
+    return ""
 
 
 UntilExpected = Callable[[str], Awaitable[None]]
@@ -87,6 +98,9 @@ class Relay(Protocol):
 
     def address_of(self, fork_id: str) -> Address:
         """Return the address for the legs of a fork; for one that has ended, any of `addresses`."""
+
+    def host_of(self, fork_id: str) -> str:
+        """Return the name of the relay host that a fork is on; empty: this host, or none."""
 
     async def until_expected(self, fork_id: str) -> None:
         """Return when the legs of a fork that were announced so far are expected.

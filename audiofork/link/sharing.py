@@ -89,6 +89,10 @@ class SharedRelay(ABC):
         worker = self._owners.get(fork_id) or self._all_workers()[0]
         return worker.leg_address
 
+    def host_of(self, fork_id: str) -> str:
+        worker = self._owners.get(fork_id)
+        return worker.name if worker is not None else ""
+
     def send(self, command: Command) -> None:
         if isinstance(command, TakeStats):
             self._ask_for_stats(command)
@@ -135,7 +139,7 @@ class SharedRelay(ABC):
     @property
     def workers(self) -> Sequence[WorkerState]:
         return [
-            WorkerState(one.listen, self._is_up(one), len(one.forks), one.rtt_s, one.pid)
+            WorkerState(one.listen, self._is_up(one), len(one.forks), one.rtt_s, one.pid, one.name)
             for one in self._all_workers()
         ]
 

@@ -59,6 +59,11 @@ class RelayWorker(ABC):
         return self.advertise or self.listen
 
     @property
+    def name(self) -> str:
+        """Of the relay host; empty: it is on this host."""
+        return ""
+
+    @property
     @abstractmethod
     def pid(self) -> int:
         """Its process, if that is on this host, which may have just ended; 0: there is none."""

@@ -191,3 +191,26 @@ def test_thousand_forks_are_a_table_with_a_line_or_more_for_each(width: int | No
     flows.look(forks)
     assert table(forks, 0, width, flows).count("\n") >= 1000
     as_json(forks)
+
+
+# --- A cluster -----------------------------------------------------------------------------------
+
+
+def test_relay_host_has_a_column_where_one_is_named() -> None:
+    assert "RELAY" not in table([fork()])
+    heading, first, second = table([fork(relay_host="r1"), fork()]).splitlines()
+    assert heading.split()[:4] == ["ID", "CHANNEL", "RELAY", "DIRECTION"]
+    assert first.split()[2] == "r1"
+    assert second.split()[2] == "-"
+
+
+def test_asterisk_has_a_column_where_forks_of_several_are_listed() -> None:
+    heading, first = table([{**fork(relay_host="r1"), "asterisk": "pbx"}]).splitlines()
+    assert heading.split()[:4] == ["ID", "CHANNEL", "ASTERISK", "RELAY"]
+    assert first.split()[2:4] == ["pbx", "r1"]
+
+
+def test_narrow_table_names_the_place_below_the_fork() -> None:
+    text = table([{**fork(relay_host="r\x1b1"), "asterisk": "pbx"}], width=60)
+    assert "          Asterisk pbx, relay host r?1" in text.splitlines()
+    assert "relay host" not in table([fork()], width=60)

@@ -320,6 +320,15 @@ async def test_views_show_all_forks_oldest_first(rig: Rig) -> None:
     ]
 
 
+async def test_views_and_news_show_the_relay_host_of_a_fork(rig: Rig) -> None:
+    first, second = await rig.stream(), await rig.start(channel="PJSIP/200-0000002b")
+    rig.hosts = {first: "r1"}
+    rig.stats = {}
+    views = {view.id: view.relay_host for view in await rig.forks.views()}
+    assert views == {first: "r1", second: ""}
+    assert (await anext(rig.forks.follow(first))).fork.relay_host == "r1"
+
+
 async def test_views_show_a_fork_that_is_looked_up(rig: Rig) -> None:
     gate = rig.ami.gates["Getvar"] = asyncio.Event()
     await rig.request(**START)

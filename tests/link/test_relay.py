@@ -296,6 +296,15 @@ async def test_connection_with_a_wrong_uuid_is_reported_and_a_bug_there_loses_no
         await one.close()
 
 
+async def test_host_of_a_fork_is_named_where_it_is_another_one(rig: Rig) -> None:
+    fork_id = rig.begin()
+    await rig.stats()
+    hosted = isinstance(rig.relay, HostedRelay)
+    assert rig.relay.host_of(fork_id) == ("r1" if hosted else "")
+    assert [worker.name for worker in rig.relay.workers][:1] == ["r1" if hosted else ""]
+    assert rig.relay.host_of("gone") == ""
+
+
 async def test_levels_are_taken_of_all_forks_and_a_take_measures_for_the_next(
     rig: Rig, recorder: Recorder
 ) -> None:

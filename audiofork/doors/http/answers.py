@@ -103,6 +103,7 @@ class Fork(ForkView):
         frames_dropped: Those that were dropped.
         frames_missing: Those that should have come and did not.
         host: The host of the URL, and its port if there is one.
+        relay_host: The name of the relay host that it is on; empty without a cluster.
     """
 
     host: str = ""
@@ -213,10 +214,10 @@ class AriStatus:
 
 @dataclass(frozen=True, slots=True)
 class RelayStatus:
-    """A process that relays audio.
+    """A process, or in a cluster a host, that relays audio.
 
     Attributes:
-        name: The address at which Asterisk reaches it.
+        name: Of the host in a cluster; of a process the address at which Asterisk reaches it.
         up: Whether it runs.
         forks: How many forks it has.
     """

@@ -22,6 +22,7 @@ const FACTS = {
     ]
       .filter(Boolean)
       .join(", "),
+  "Relay host": (fork) => words.shown(fork.relay_host ?? "") || null,
   Format: (fork) =>
     [
       words.shown(fork.profile),
