@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,17 +13,17 @@ import uvloop
 
 from audiofork import __version__, config, config_file, log
 from audiofork.commands.check import Check, load, taps_of
+from audiofork.commands.cluster_command import cluster_command
 from audiofork.commands.daemon_options import (
     DEFAULT_CONFIG,
     DaemonPlace,
     config_option,
-    of_any_daemon,
+    of_any_asterisk,
     of_the_daemon,
 )
 from audiofork.commands.findings import Finding, Mark
 from audiofork.commands.history_command import history_command
-from audiofork.commands.listing import as_json as forks_as_json
-from audiofork.commands.listing import table
+from audiofork.commands.list_command import list_command
 from audiofork.commands.migrate_command import migrate_command
 from audiofork.commands.receive_command import receive
 from audiofork.commands.setup.command import setup
@@ -39,16 +35,13 @@ from audiofork.commands.terminal import (
     EXIT_INTERRUPTED,
     EXIT_UNREACHABLE,
     Amount,
-    close_stdout,
     columns_of_stderr,
     fail,
     say,
     show,
-    stdout,
     warn,
 )
 from audiofork.commands.waiting import Progress, interrupted, wait
-from audiofork.commands.watching import Screen, Watch, is_terminal
 from audiofork.daemon import Daemon
 from audiofork.doors import control_client as client
 from audiofork.doors.control_answers import MAX_LINE_BYTES
@@ -299,7 +292,7 @@ def _starts(command: _Command) -> _Command:
     """Add what commands take that start a fork."""
     for parameter in reversed(_START_PARAMETERS):
         command = parameter(command)
-    return of_any_daemon(command)
+    return of_any_asterisk(command)
 
 
 _START_PARAMETERS: tuple[Callable[[Any], Any], ...] = (
@@ -395,7 +388,7 @@ def _begin(
 
 @main.command(short_help="Stop a fork, or every fork of a channel.")
 @click.argument("target")
-@of_any_daemon
+@of_any_asterisk
 def stop(target: str, place: DaemonPlace) -> None:
     """Stop the fork with the id TARGET, or every fork of the channel TARGET.
 
@@ -415,7 +408,7 @@ def stop(target: str, place: DaemonPlace) -> None:
     show_default=True,
     help="read: what the party says; write: what it hears.",
 )
-@of_any_daemon
+@of_any_asterisk
 def mute(target: str, state: str, direction: str, place: DaemonPlace) -> None:
     """Replace the audio of the fork with the id TARGET with silence, or restore it.
 
@@ -423,37 +416,6 @@ def mute(target: str, state: str, direction: str, place: DaemonPlace) -> None:
     """
     with _daemon(place) as daemon:
         _say_each(daemon.mute(target, direction, state == "on"))
-
-
-@main.command(name="list", short_help="List the forks.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print a JSON array of objects, with whole URLs."
-)
-@click.option("--watch", is_flag=True, help="Refresh the list each second, until Ctrl-C.")
-@click.option("--wide", is_flag=True, help="Print one line per fork on any terminal.")
-@of_any_daemon
-def list_forks(as_json: bool, watch: bool, wide: bool, place: DaemonPlace) -> None:
-    """List the forks: frames of 20 ms, URLs without their query.
-
-    NEXT is when the next attempt is made to reach what is missing. On a narrow terminal, each fork
-    has the first eight characters of its id, and its URL and error on lines of their own.
-    """
-    if watch:
-        _watch(place, as_json=as_json, wide=wide)
-        return
-    with _daemon(place) as daemon:
-        forks, legs_left = daemon.listing()
-    width = None if wide or not sys.stdout.isatty() else shutil.get_terminal_size().columns
-    say(forks_as_json(forks) if as_json else table(forks, legs_left, width))
-
-
-def _watch(place: DaemonPlace, *, as_json: bool, wide: bool) -> None:
-    screen = Screen(stdout(), in_place=is_terminal(sys.stdout, os.environ.get("TERM", "")))
-    if screen.size is not None:  # so that the terminal is left as it was
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with _exit_codes(), contextlib.suppress(KeyboardInterrupt):
-        Watch(place.connect, screen, warn, as_json=as_json, wide=wide).run()
-        close_stdout()  # nobody reads any more
 
 
 @contextmanager
@@ -481,6 +443,8 @@ def _say_each(lines: list[str]) -> None:
         say(line)
 
 
+main.add_command(list_command(_exit_codes))
+main.add_command(cluster_command(_exit_codes))
 main.add_command(history_command(_exit_codes))
 main.add_command(receive)
 main.add_command(migrate_command(say, warn))

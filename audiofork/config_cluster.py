@@ -13,8 +13,13 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _SERVER = re.compile(r"(nats|tls)://[^\s,@/]+")
 
 
+def is_name(value: str) -> bool:
+    """Return whether a text may be the name of a host, or of an Asterisk, in a cluster."""
+    return _NAME.fullmatch(value) is not None
+
+
 def _name(value: str) -> str:
-    if not _NAME.fullmatch(value):
+    if not is_name(value):
         raise ValueError("letters, digits, - and _, 63 at most")
     return value
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 import uuid
 from collections.abc import Coroutine
 from pathlib import Path
 
-from audiofork import config_file
+from audiofork import __version__, config_file
+from audiofork.cluster.beats import CONTROL_BEAT_S, ControlBeat
 from audiofork.cluster.broker import Broker
 from audiofork.cluster.lease import BUCKET, Holder, Lease
+from audiofork.cluster.roster import Roster
 from audiofork.config import Config
 from audiofork.daemon import Daemon
+from audiofork.doors.cluster_doors import ClusterDoors
 from audiofork.errors import BrokerUnavailable
 from audiofork.forks.cluster_journal import ClusterJournal
 from audiofork.forks.journal import Journal
@@ -39,6 +43,7 @@ class Control:
 
     Attributes:
         daemon: The daemon that leads; None: another controller does.
+        doors: Open for as long as it runs.
     """
 
     def __init__(self, path: Path, config: Config) -> None:
@@ -46,10 +51,14 @@ class Control:
         self._config = config
         self._cluster = config.cluster
         self._broker = Broker(config.cluster, f"audiofork control {config.cluster.own_name}")
+        self._roster = Roster(self._broker, config.cluster.dead_after)
         self._stop = asyncio.Event()
+        self._run_id = str(uuid.uuid4())
+        self._since = time.monotonic()  # it leads or stands by
         self._lease: Lease | None = None
         self._relay: RelayHosts | None = None
         self.daemon: Daemon | None = None
+        self.doors = ClusterDoors(config, self._broker, self._roster, lambda: self.leads)
 
     @property
     def leads(self) -> bool:
@@ -70,18 +79,48 @@ class Control:
             ConfigError: A file that the configuration names cannot be used.
         """
         self._take_signals()
+        await self.doors.open()
         notify("READY=1")
         feeding = asyncio.create_task(feed_watchdog())
+        beating: asyncio.Task[None] | None = None
         try:
             await self._unless_stopped(self._join())
+            beating = asyncio.create_task(self._beat())
             while not self._stop.is_set():
                 await self._lead_once()
         finally:
             notify("STOPPING=1")
             feeding.cancel()
+            await self.doors.close()
+            if beating is not None:
+                beating.cancel()
             if self._lease is not None:
                 await self._lease.release()
             await self._broker.close()
+
+    async def _beat(self) -> None:
+        """Tell the cluster how we are, again and again."""
+        while True:
+            self._tell()
+            await asyncio.sleep(CONTROL_BEAT_S)
+
+    def _tell(self) -> None:
+        beat = ControlBeat(
+            name=self._cluster.own_name,
+            asterisk=self._cluster.asterisk,
+            run_id=self._run_id,
+            leads=self.leads,
+            since_s=round(time.monotonic() - self._since, 1),
+            epoch=self._lease.epoch if self._lease is not None and self.leads else 0,
+            server=self._broker.server,
+            version=__version__,
+        )
+        self._broker.publish(beat.subject, beat.encode())
+
+    def _on_role(self) -> None:
+        """Tell the cluster that we lead from now on, or stand by."""
+        self._since = time.monotonic()
+        self._tell()
 
     def _take_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -110,12 +149,13 @@ class Control:
         while True:
             try:
                 bucket = await self._broker.bucket(BUCKET)
+                await self._roster.start()
                 break
             except BrokerUnavailable as exc:
                 log.error("the leases of the cluster cannot be used: %s; trying again", exc)
             await asyncio.sleep(RETRY_S)
         cluster = self._cluster
-        holder = Holder(cluster.own_name, str(uuid.uuid4()))
+        holder = Holder(cluster.own_name, self._run_id)
         self._lease = Lease(bucket, cluster.asterisk, holder, cluster.dead_after)
 
     async def _lead_once(self) -> None:
@@ -124,10 +164,12 @@ class Control:
         assert lease is not None
         log.info("%s: standing by", name)
         notify(f"STATUS=standing by for {name}")
+        self._on_role()
         await self._unless_stopped(lease.take())
         if self._stop.is_set():
             return
         log.warning("%s: leading, epoch %d", name, lease.epoch)
+        self._on_role()
         self.daemon = daemon = Daemon(self._path, config_file.load(self._path), self)
         keeping = asyncio.create_task(self._keep(lease, daemon))
         try:

@@ -23,7 +23,7 @@ from audiofork.asterisk.taps.ways import known_faults
 from audiofork.config import Config
 from audiofork.doors.ami_events import AmiEvents
 from audiofork.doors.check_answers import CheckAnswers
-from audiofork.doors.opening import Doors
+from audiofork.doors.opening import Doors, SharedDoors
 from audiofork.doors.twilio_callback import TwilioCallback
 from audiofork.doors.user_event import UserEvents
 from audiofork.errors import AmiError, ConfigError
@@ -58,6 +58,8 @@ log = logging.getLogger(__name__)
 # The sections that are only used at the start: a reload does not apply them.
 _FIXED = ("asterisk", "ari", "audiosocket", "relay", "control", "front", "http")
 SHUTDOWN_TIMEOUT_S = 2.5  # for the forks to end; a stop may take 3 s in all
+# How long the doors of a cluster wait for the forks that it has; until then nobody could stop them.
+RESUME_TIMEOUT_S = 1.0
 
 
 class Cluster(Protocol):
@@ -65,10 +67,13 @@ class Cluster(Protocol):
 
     Attributes:
         leads: Whether it does still; if not, it must leave all as it is.
+        doors: Those that are open whether it leads or not.
     """
 
     @property
     def leads(self) -> bool: ...
+    @property
+    def doors(self) -> SharedDoors: ...
 
     def parts(self, config: Config, report: SendReport) -> tuple[Relay, Journal]:
         """Return the relay and the journal that it shares with other controllers."""
@@ -105,7 +110,7 @@ class Daemon:
         self.relay, self._journal = parts_of(config, self._on_report)
         self._cluster = cluster
         self._keep = self._is_kept(config)
-        self._doors = Doors(path, config, self._run_id)
+        self._doors = Doors(path, config, self._run_id, cluster.doors if cluster else None)
         self.metrics: Metrics | None = None
 
     def _on_report(self, report: Report) -> None:
@@ -162,6 +167,7 @@ class Daemon:
         self._taps = self._build_taps()
         self._build_forks()
         await self.history.open()
+        self._resumed = asyncio.Event()
         await self._open_doors()
         self.forks.resume_after_login(await self._journal.open())
         loop = asyncio.get_running_loop()
@@ -174,6 +180,7 @@ class Daemon:
         works = [*links, self.ami.run()]
         if self._cluster is None:  # a controller feeds it also while it stands by
             works.append(feed_watchdog())
+        self._opening = asyncio.create_task(self._open_shared_doors())
         self._tasks = [asyncio.create_task(work) for work in works]
         log.info("listening for Asterisk's audio on %s", address)
         _say_what_is_open(self._config)
@@ -265,6 +272,13 @@ class Daemon:
         if self._stream is not None:
             await self._doors.open_http(self._parts_of_http(self._stream))
 
+    async def _open_shared_doors(self) -> None:
+        """Answer requests of the whole cluster when its forks are known again."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RESUME_TIMEOUT_S):
+                await self._resumed.wait()
+        await self._doors.open_shared(self.forks, self.history)
+
     def _parts_of_http(self, stream: EventStream) -> Parts:
         """Return what the HTTP interface asks; its modules are imported only here."""
         from audiofork.doors.http.parts import Parts
@@ -294,7 +308,9 @@ class Daemon:
         notify(f"STATUS={self.ami.status}")
         for fault in known_faults(self.ami.version):
             log.warning("Asterisk %s: %s", self.ami.version, fault)
-        await self._music.sweep(await self.forks.on_login())
+        channels = await self.forks.on_login()
+        self._resumed.set()
+        await self._music.sweep(channels)
 
     async def _shut_down(self) -> None:
         """Close the doors, end or keep the forks, log off from AMI; then stop all other parts."""
@@ -303,6 +319,8 @@ class Daemon:
         log.info("stopping, %d forks to %s", len(self.forks), "keep" if self._keep else "end")
         if self._cluster is not None and not self._cluster.leads:
             self.forks.leave()
+        self._opening.cancel()
+        await asyncio.gather(self._opening, return_exceptions=True)
         await self._doors.close()
         if self.metrics is not None:
             self.metrics.close()

@@ -26,6 +26,8 @@ AudioForkError
 |   |   +-- SinkClosed            it is done: it has closed normally
 +-- PostFailed                    a web server that is told of forks, or the way to it
 +-- BrokerUnavailable             NATS, or the way to it: the cluster's broker
+|   +-- NobodyAnswers             nobody takes such requests now
++-- NobodyLeads                   no controller that leads can be asked
 +-- CannotListen                  the program that uses the address
 +-- ReceiverError                 the user of the receiver: it cannot start
 +-- SetupError                    the administrator's: this machine cannot be set up
@@ -233,6 +235,14 @@ class PostFailed(AudioForkError):
 
 class BrokerUnavailable(AudioForkError):
     """NATS does not answer, or refuses; the text says what it said."""
+
+
+class NobodyAnswers(BrokerUnavailable):
+    """Nobody takes such requests, so this one was not heard."""
+
+
+class NobodyLeads(AudioForkError):
+    """No controller that leads for an Asterisk can be asked; the text says which, and why."""
 
 
 class CannotListen(AudioForkError):

@@ -33,11 +33,11 @@ ROOMS: dict[str, set[str]] = {
     "link": {"cluster"},
     "asterisk": {"link"},
     "forks": {"asterisk", "link", "cluster"},
-    "doors": {"forks", "asterisk", "link"},
+    "doors": {"forks", "asterisk", "link", "cluster"},
     "commands": {"doors", "forks", "asterisk", "link"},
     "relay": {"link", "cluster"},
     "daemon": {"doors", "forks", "asterisk", "link"},
-    "control": {"daemon", "forks", "link", "cluster"},
+    "control": {"daemon", "doors", "forks", "link", "cluster"},
     "cli": {"control", "daemon", "commands", "doors"},
     "__main__": {"cli"},
 }

@@ -1,17 +1,22 @@
-"""Who relays: each relay host tells some times a second that it is there, and how it is."""
+"""Who is there: each relay host, and each controller, tells again and again how it is."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
 
 from audiofork.config import Address
+from audiofork.config_cluster import is_name
 from audiofork.config_values import address
 from audiofork.text import printable
 
 SUBJECT = "audiofork.beat"
+CONTROL_SUBJECT = "audiofork.beat-control"
 BEATS_IN_DEAD_TIME = 4
+# Of a controller; nothing depends on its beats but what people see.
+CONTROL_BEAT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,46 @@ class Beat:
         return json.dumps(asdict(self)).encode()
 
 
-_KINDS = {"str": str, "int": int, "float": float, "bool": bool}
+@dataclass(frozen=True, slots=True)
+class ControlBeat:
+    """A controller as it is now.
+
+    Attributes:
+        name: Its name in the cluster.
+        asterisk: What the cluster calls its Asterisk.
+        run_id: Distinguishes its runs.
+        leads: Whether it leads; else it stands by.
+        since_s: For how many seconds it does.
+        epoch: The number of its leadership; 0: it does not lead.
+        server: The NATS server that it is connected to.
+        version: Of this package.
+    """
+
+    name: str
+    asterisk: str
+    run_id: str
+    leads: bool = False
+    since_s: float = 0.0
+    epoch: int = 0
+    server: str = ""
+    version: str = ""
+
+    @property
+    def subject(self) -> str:
+        """What it is sent to."""
+        return f"{CONTROL_SUBJECT}.{self.asterisk}.{self.name}"
+
+    def encode(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (float, int),
+    "bool": (bool,),
+}
+_Beat = TypeVar("_Beat", Beat, ControlBeat)
 
 
 def beat_of(subject: str, payload: bytes) -> Beat:
@@ -61,21 +105,38 @@ def beat_of(subject: str, payload: bytes) -> Beat:
     Raises:
         ValueError: It is none, or is not of the host whose subject it came by.
     """
-    values = json.loads(payload)
-    if not isinstance(values, dict):
-        raise ValueError("no beat")
-    known = {one.name: _KINDS[str(one.type)] for one in fields(Beat)}
-    found = {name: value for name, value in values.items() if name in known}
-    for name, value in found.items():
-        if not isinstance(value, known[name]) and not (known[name] is float and value == 0):
-            raise ValueError(f"{name} has another type")
-    try:
-        beat = Beat(**found)
-    except TypeError as exc:
-        raise ValueError("a field is missing") from exc
+    beat = _decode(Beat, payload)
     if subject != f"{SUBJECT}.{beat.name}":
         raise ValueError(f"it says that it is of {printable(beat.name[:63], '?')}")
     _ = beat.address  # raises
+    return beat
+
+
+def control_beat_of(subject: str, payload: bytes) -> ControlBeat:
+    """Return the beat of a controller in a message; raises as `beat_of`."""
+    beat = _decode(ControlBeat, payload)
+    if not is_name(beat.asterisk):
+        raise ValueError("the name of its Asterisk cannot be one")
+    if subject != beat.subject:
+        raise ValueError(f"it says that it is of {printable(beat.name[:63], '?')}")
+    return beat
+
+
+def _decode(kind: type[_Beat], payload: bytes) -> _Beat:
+    values: Any = json.loads(payload)
+    if not isinstance(values, dict):
+        raise ValueError("no beat")
+    known = {one.name: _KINDS[str(one.type)] for one in fields(kind)}
+    found = {name: value for name, value in values.items() if name in known}
+    for name, value in found.items():
+        if not isinstance(value, known[name]) or (type(value) is bool and bool not in known[name]):
+            raise ValueError(f"{name} has another type")
+    try:
+        beat = kind(**found)
+    except TypeError as exc:
+        raise ValueError("a field is missing") from exc
+    if not is_name(beat.name):  # it becomes a part of subjects
+        raise ValueError("its name cannot be one")
     return beat
 
 

@@ -7,8 +7,8 @@ import contextlib
 import logging
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from typing import Any, NamedTuple, TypeVar
 
 import nats.errors
 from nats.aio.client import Client
@@ -20,7 +20,7 @@ from nats.js.errors import Error as JetStreamError
 from nats.js.kv import KeyValue
 
 from audiofork.config import ClusterConfig
-from audiofork.errors import BrokerUnavailable, ConfigError
+from audiofork.errors import BrokerUnavailable, ConfigError, NobodyAnswers
 from audiofork.files import read_file
 from audiofork.text import why
 from audiofork.tls_contexts import client_context
@@ -35,10 +35,11 @@ PING_INTERVAL_S = 1
 MAX_WAITING = 100_000
 # What NATS' client raises where its servers do not answer, or refuse.
 FAULTS: tuple[type[Exception], ...] = (nats.errors.Error, JetStreamError, OSError, TimeoutError)
-
+# The header that says for whom a request is, and the status of one that nobody takes.
+WHO = "Audiofork-Who"
+_NO_RESPONDERS = "503"
 # So many different faults are logged until the connection stands.
 MAX_TOLD = 50
-
 # In an error after which the connection goes on.
 _NOT_ALLOWED = "permissions violation"
 
@@ -109,6 +110,20 @@ def _check_seed(content: bytes) -> None:
         raise ValueError("no seed of an NKey") from None
 
 
+class Question(NamedTuple):
+    """A request that may have several answers.
+
+    Attributes:
+        payload: What is asked.
+        reply: What the answers are sent to; empty: nobody waits for any.
+        who: For whom it is asked, as whoever asks says; empty: it says nothing.
+    """
+
+    payload: bytes
+    reply: str
+    who: str
+
+
 class Broker:
     """One connection to one of the NATS servers, which is opened again for as long as it takes.
 
@@ -126,7 +141,7 @@ class Broker:
         self._client = NatsClient()
         self._told: set[str] = set()
         self._stream: JetStreamContext | None = None
-        self._outbox: deque[tuple[str, bytes]] = deque(maxlen=MAX_WAITING)
+        self._outbox: deque[tuple[str, bytes, str]] = deque(maxlen=MAX_WAITING)
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._sending: asyncio.Task[None] | None = None
@@ -209,10 +224,16 @@ class Broker:
 
     # --- Messages ---
 
-    def publish(self, subject: str, payload: bytes) -> None:
-        """Send a message, in order; never waits. It is dropped while there is no connection."""
+    def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
+        """Send a message, in order; never waits. It is dropped while there is no connection.
+
+        Args:
+            subject: What it is sent to.
+            payload: The message.
+            reply: Where an answer goes: that of NATS, too, if nobody is there who gets the message.
+        """
         if self.is_up:
-            self._outbox.append((subject, payload))
+            self._outbox.append((subject, payload, reply))
             self._idle.clear()
             self._wake.set()
 
@@ -222,9 +243,9 @@ class Broker:
             await self._wake.wait()
             self._wake.clear()
             while self._outbox:
-                subject, payload = self._outbox.popleft()
+                subject, payload, reply = self._outbox.popleft()
                 with contextlib.suppress(*FAULTS):
-                    await self._client.publish(subject, payload)
+                    await self._client.publish(subject, payload, reply)
 
     async def subscribe(self, subject: str, handle: Handle) -> Subscription:
         """Have a function called with the subject and the payload of each message.
@@ -266,6 +287,69 @@ class Broker:
         """
         message = await self._do(self._client.request(subject, payload, timeout=timeout_s))
         return bytes(message.data)
+
+    # --- Requests with several answers ---
+
+    def inbox(self) -> str:
+        """Return a subject that nobody else knows."""
+        return str(self._client.new_inbox())
+
+    async def subscribe_questions(
+        self, subject: str, handle: Callable[[Question], None]
+    ) -> Subscription:
+        """Have a function called with each request.
+
+        Raises:
+            BrokerUnavailable: The connection is lost.
+        """
+
+        async def pass_on(message: Msg) -> None:
+            who = (message.headers or {}).get(WHO, "")
+            try:
+                handle(Question(message.data, message.reply, who))
+            except Exception:
+                log.exception("a request over NATS could not be handled")
+
+        return await self._do(self._client.subscribe(subject, cb=pass_on))
+
+    async def request_many(
+        self, subject: str, payload: bytes, silent_s: float, who: str
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the messages that answer a request, up to an empty one. Close it to hear no more.
+
+        Args:
+            subject: What is asked.
+            payload: The request.
+            silent_s: How long no message may come.
+            who: For whom it is asked.
+
+        Raises:
+            NobodyAnswers: Nobody takes such requests.
+            BrokerUnavailable: No message came for `silent_s`, or there is no connection.
+        """
+        if not self.is_up:
+            raise BrokerUnavailable("there is no connection to a NATS server")
+        inbox = self.inbox()
+        answers = await self._do(self._client.subscribe(inbox))
+        try:
+            asked = self._client.publish(subject, payload, reply=inbox, headers={WHO: who})
+            await self._do(asked)
+            while True:
+                try:
+                    message = await answers.next_msg(silent_s)
+                except TimeoutError:
+                    text = f"nothing was heard for {silent_s:g} s"
+                    raise BrokerUnavailable(text) from None
+                except FAULTS as exc:
+                    raise BrokerUnavailable(f"NATS: {why(exc)}") from exc
+                if (message.headers or {}).get("Status") == _NO_RESPONDERS:
+                    raise NobodyAnswers("nobody answers")
+                if not message.data:
+                    return
+                yield bytes(message.data)
+        finally:
+            with contextlib.suppress(*FAULTS):
+                await answers.unsubscribe()
 
     async def flush(self) -> None:
         """Return when the server has what was sent and subscribed so far.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,6 +67,7 @@ class DaemonPlace:
         socket_path: The control socket; None: that of the file.
         url: Of the daemon's HTTP door; empty: the socket is asked.
         token_file, ca_file: For that door; see `http_connection.Door`.
+        asterisk: In a cluster, the Asterisk that is meant; see `control_client.Client`.
     """
 
     path: Path
@@ -74,6 +75,7 @@ class DaemonPlace:
     url: str = ""
     token_file: Path | None = None
     ca_file: Path | None = None
+    asterisk: str = ""
 
     def connect(self) -> DaemonClient:
         """Connect to the daemon.
@@ -83,7 +85,8 @@ class DaemonPlace:
             DaemonUnreachable: The daemon is not there, or we may not ask it.
         """
         if not self.url:
-            return control_client.Client(self.socket_path or control_client.socket_of(self.path))
+            socket_path = self.socket_path or control_client.socket_of(self.path)
+            return control_client.Client(socket_path, self.asterisk)
         from audiofork.doors.http_client import HttpClient
         from audiofork.doors.http_connection import Door
 
@@ -116,6 +119,35 @@ def of_any_daemon(command: _Command) -> _Command:
         decorated = one(decorated)
     found: _Command = of_the_daemon(decorated)
     return found
+
+
+_ASTERISK_OPTION = click.option(
+    "--asterisk",
+    metavar="NAME",
+    default="",
+    help="In a cluster: another Asterisk, by its name in [cluster] of its controllers.",
+)
+
+
+def of_any_asterisk(command: _Command) -> _Command:
+    """Add the options of `of_any_daemon`, and the one that names an Asterisk of a cluster."""
+
+    @functools.wraps(command)
+    def with_asterisk(*, place: DaemonPlace, asterisk: str, **given: Any) -> Any:
+        return command(place=place_of(place, asterisk), **given)
+
+    decorated: Any = _ASTERISK_OPTION(with_asterisk)
+    found: _Command = of_any_daemon(decorated)
+    return found
+
+
+def place_of(place: DaemonPlace, asterisk: str) -> DaemonPlace:
+    """Return where to ask for an Asterisk of a cluster; empty: that of the daemon itself."""
+    if asterisk and place.url:
+        raise click.UsageError(
+            "other controllers are asked through the control socket, not with --url"
+        )
+    return replace(place, asterisk=asterisk)
 
 
 def _asked_for(url: str | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,12 @@ def table(
     """
     left = f"\n{legs_left} legs of ended forks stay until their channels have media or end"
     return (_rows(forks, width, flows) if forks else "no forks") + (left if legs_left else "")
+
+
+def missing_lines(missing: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line for each Asterisk whose forks are not in a list of all of them."""
+    for asterisk, error in missing.items():
+        yield printable(f"the forks of {asterisk} are missing: {error}", "?")
 
 
 def summary(forks: list[Fork], flows: Flows) -> str:

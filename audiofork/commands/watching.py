@@ -7,13 +7,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from audiofork.commands.listing import Flows, as_json, summary, table
+from audiofork.commands.listing import Flows, as_json, missing_lines, summary, table
 from audiofork.errors import AudioForkError
 
 if TYPE_CHECKING:
-    from audiofork.doors.daemon_client import DaemonClient
+    from audiofork.doors.daemon_client import DaemonClient, Listing
 
 INTERVAL_S = 1.0
 # The alternate screen of the terminal, so that the earlier lines stay; and no cursor.
@@ -105,7 +105,7 @@ class Watch:
         with self._connect() as daemon:  # who begins wants to know that there is none
             first = daemon.listing()
         with contextlib.suppress(OSError), self._screen.entered():
-            self._show(*first)
+            self._show(first)
             while True:
                 time.sleep(INTERVAL_S)
                 try:
@@ -120,7 +120,7 @@ class Watch:
             looked = daemon.listing()
             if self._trouble:
                 self._tell("")
-            self._show(*looked)
+            self._show(looked)
             time.sleep(INTERVAL_S)
 
     def _tell(self, trouble: str) -> None:
@@ -132,7 +132,8 @@ class Watch:
             self._warn(f"{trouble}; trying again each second" if trouble else "the daemon is back")
         self._trouble = trouble
 
-    def _show(self, forks: list[dict[str, Any]], legs_left: int) -> None:
+    def _show(self, looked: Listing) -> None:
+        forks = looked.forks
         if self._as_json:
             self._screen.show(as_json(forks))
             return
@@ -141,8 +142,9 @@ class Watch:
         if size is not None:  # those that have a problem first: there may not be room for all
             forks = sorted(forks, key=lambda fork: bool(fork["state"] == "streaming"))
         width = None if size is None or self._wide else size[0]
-        shown = table(forks, legs_left, width, self._flows)
-        heading = f"{time.strftime('%H:%M:%S')}  {summary(forks, self._flows)}"
+        shown = table(forks, looked.legs_left, width, self._flows)
+        lines = (summary(forks, self._flows), *missing_lines(looked.missing))
+        heading = f"{time.strftime('%H:%M:%S')}  " + "\n".join(lines)
         self._screen.show(f"{heading}\n\n{shown}" + ("" if size else "\n"))
 
 

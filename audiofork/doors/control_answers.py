@@ -25,7 +25,8 @@ and one for its end:
     {"ok": true, "exit_code": 0}
 
 ListAudioForkHistory, ListAudioForkCauses and ForgetAudioForkCaller ask the history; see
-history_answers.py.
+history_answers.py. ListAudioForkCluster and the field Asterisk are for controllers of a cluster;
+see cluster_answers.py.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ log = logging.getLogger(__name__)
 
 LIST = "listaudioforks"
 CHECK = "checkaudiofork"
-COMMANDS = frozenset({START, STOP, MUTE, CONNECT, LIST, CHECK}) | OF_HISTORY
+CLUSTER = "listaudioforkcluster"  # see cluster_answers.py
+COMMANDS = frozenset({START, STOP, MUTE, CONNECT, LIST, CHECK, CLUSTER}) | OF_HISTORY
+NO_CLUSTER = "this daemon is in no cluster"
 
 MAX_LINE_BYTES = 65_536
 # Most clients that wait for a start. While a server is away, others can still ask why.
@@ -88,6 +91,8 @@ class Code(enum.StrEnum):
     """The daemon is doing this for another client; `error` says what to do."""
     HISTORY = "history"
     """The history cannot be asked now; `error` says why."""
+    CLUSTER = "cluster"
+    """In a cluster: no controller that leads can be asked; `error` says why."""
     FAULT = "fault"
     """A bug in the daemon; its log has a traceback."""
 
@@ -161,6 +166,8 @@ class ControlAnswers:
 
     async def _answer(self, fields: dict[str, str], origin: Origin) -> dict[str, Any]:
         command = command_of(fields)
+        if command == CLUSTER:
+            raise RequestRefused(NO_CLUSTER)
         if command in OF_HISTORY:
             if self._history is None:
                 raise RequestRefused("this daemon has no history")
@@ -177,6 +184,8 @@ class ControlAnswers:
             RequestRefused: The request is not granted.
         """
         command = command_of(fields)
+        if _lower(fields).get("asterisk"):
+            raise RequestRefused(f"Asterisk: {NO_CLUSTER}")
         if command == CHECK:
             if self._check is None:
                 raise RequestRefused("this daemon runs no checks")

@@ -15,6 +15,7 @@ from audiofork import config_file
 from audiofork.doors.control_answers import Code
 from audiofork.doors.daemon_client import (
     ANSWER_TIMEOUT_S,
+    Listing,
     fork_id_of,
     is_channel_name,
     named,
@@ -55,12 +56,18 @@ def socket_of(path: Path) -> Path:
 class Client:
     """One connection to the daemon, a DaemonClient.
 
+    Args:
+        path: The control socket.
+        asterisk: In a cluster, the Asterisk that is meant; empty: that of the controller who
+            listens there; *: all of them, of which only `listing` can ask.
+
     Raises:
         DaemonUnreachable: Nobody listens at the path, or we may not use it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, asterisk: str = "") -> None:
         self._path = path
+        self._asterisk = asterisk
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(ANSWER_TIMEOUT_S)
         try:
@@ -139,10 +146,15 @@ class Client:
         """Return all forks, each with the fields of ForkView."""
         return self.listing()[0]
 
-    def listing(self) -> tuple[list[dict[str, Any]], int]:
-        """Return all forks, and how many legs of ended forks Asterisk still has."""
+    def listing(self) -> Listing:
+        """Return all forks."""
         answer = self._answer_to({"Command": "ListAudioForks"})
-        return answer["forks"], int(answer.get("legs_left", 0))
+        left, missing = int(answer.get("legs_left", 0)), answer.get("missing", {})
+        return Listing(answer["forks"], left, missing)
+
+    def cluster(self) -> dict[str, Any]:
+        """Return who is in the cluster; see cluster_answers.py."""
+        return self._answer_to({"Command": "ListAudioForkCluster"})
 
     def check(
         self,
@@ -210,6 +222,8 @@ class Client:
         """Send a request and return its answer; None: wait for a further answer to the last one."""
         try:
             if fields is not None:
+                if self._asterisk:
+                    fields = {**fields, "Asterisk": self._asterisk}
                 self._socket.sendall(json.dumps(fields).encode() + b"\n")
             line = self._answers.readline()
         except TimeoutError as exc:
@@ -234,6 +248,8 @@ def _granted(answer: dict[str, Any]) -> dict[str, Any]:
     error = str(answer["error"])
     if answer["code"] == Code.ASTERISK:
         raise AmiUnavailable(error)
+    if answer["code"] == Code.CLUSTER:
+        raise DaemonUnreachable(error)
     if answer["code"] == Code.BUSY:
         raise DaemonBusy(error)
     if answer["code"] == Code.HISTORY:

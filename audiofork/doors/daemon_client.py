@@ -9,13 +9,29 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from audiofork.errors import RequestRefused
 from audiofork.text import printable
 
 # The daemon waits at most 5 s for an answer from Asterisk, and a start needs two answers.
 ANSWER_TIMEOUT_S = 15.0
+# Stands for each Asterisk of a cluster, in place of a name.
+EVERY_ASTERISK = "*"
+
+
+class Listing(NamedTuple):
+    """All forks.
+
+    Attributes:
+        forks: The forks, each with the fields of ForkView.
+        legs_left: How many legs of ended forks Asterisk still has.
+        missing: Of several in a cluster, those whose forks are not there, with the reason.
+    """
+
+    forks: list[dict[str, Any]]
+    legs_left: int = 0
+    missing: Mapping[str, str] = {}
 
 
 class DaemonClient(Protocol):
@@ -65,11 +81,8 @@ class DaemonClient(Protocol):
             on: Whether to mute.
         """
 
-    def listing(self) -> tuple[list[dict[str, Any]], int]:
-        """Return all forks, and how many legs of ended forks Asterisk still has.
-
-        Each fork has the fields of ForkView.
-        """
+    def listing(self) -> Listing:
+        """Return all forks."""
 
     def history(self, fields: Mapping[str, str]) -> tuple[list[dict[str, Any]], str]:
         """Return entries of the history, and the cursor of the next page.

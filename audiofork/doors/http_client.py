@@ -13,6 +13,7 @@ from typing import Any, Self
 from urllib.parse import quote, urlencode
 
 from audiofork.doors.daemon_client import (
+    Listing,
     fork_id_of,
     is_channel_name,
     named,
@@ -119,8 +120,8 @@ class HttpClient:
                 done.append(fork_id)
         return done
 
-    def listing(self) -> tuple[list[dict[str, Any]], int]:
-        """Return all forks, and how many legs are left; see DaemonClient."""
+    def listing(self) -> Listing:
+        """Return all forks; see DaemonClient."""
         forks: list[dict[str, Any]] = []
         legs_left, cursor = 0, ""
         while True:
@@ -131,7 +132,7 @@ class HttpClient:
                 legs_left = int(answer.get("legs_left", 0))
                 following = str(answer.get("next_cursor", ""))
             if following in ("", cursor):
-                return forks, legs_left
+                return Listing(forks, legs_left)
             cursor = following
 
     # --- The history ---

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from audiofork.config import Config
 from audiofork.doors.ami_front import Front
 from audiofork.doors.check_process import CheckProcess
-from audiofork.doors.control_answers import ControlAnswers
+from audiofork.doors.control_answers import ControlAnswers, GiveAnswers
 from audiofork.doors.control_socket import ControlSocket
 from audiofork.doors.history_answers import HistoryAnswers
 from audiofork.errors import CannotListen, ConfigError
@@ -25,6 +25,27 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+class SharedDoors(Protocol):
+    """Doors that are open whether this daemon runs or not: those of a controller of a cluster."""
+
+    async def serve(self, answers: GiveAnswers) -> None:
+        """Answer requests by these from now on."""
+
+    async def stop_serving(self) -> None:
+        """Stop that; may be called again."""
+
+
+async def open_socket(path: Path, answers: GiveAnswers) -> ControlSocket | None:
+    """Open the control socket; None: it cannot be, and the log says why."""
+    control = ControlSocket(path, answers)
+    try:
+        await control.start()
+    except (ConfigError, OSError) as exc:  # forks matter more than these commands
+        log.warning("the commands start, stop, mute and list will not work: %s", why(exc))
+        return None
+    return control
+
+
 class Doors:
     """The AMI front, the control socket and the HTTP interface; owned by the daemon.
 
@@ -32,18 +53,22 @@ class Doors:
         path: The file of the configuration.
         config: The configuration.
         run_id: Identifies this run of the daemon.
+        shared: In a cluster, those that the controller has in place of the control socket.
 
     Attributes:
         check: Runs checks for their clients.
     """
 
-    def __init__(self, path: Path, config: Config, run_id: str) -> None:
+    def __init__(
+        self, path: Path, config: Config, run_id: str, shared: SharedDoors | None = None
+    ) -> None:
         self._config = config
         self._run_id = run_id
         self.check = CheckProcess(path)
         self._front: Front | None = None
         self._socket: ControlSocket | None = None
         self._http: HttpDoor | None = None
+        self._shared = shared
 
     async def open(self, forks: Forks, history: History) -> None:
         """Open the front and the control socket, if they are configured.
@@ -59,11 +84,17 @@ class Doors:
                 log.info("AMI front on %s", await self._front.start())
             except OSError as exc:
                 raise CannotListen("[front] listen", config.front.listen, exc) from exc
-        if config.control.socket:
-            await self._open_socket(Path(config.control.socket), forks, history)
+        if config.control.socket and self._shared is None:
+            answers = self._answers_of(forks, history)
+            self._socket = await open_socket(Path(config.control.socket), answers)
 
-    async def _open_socket(self, path: Path, forks: Forks, history: History) -> None:
-        answers = ControlAnswers(
+    async def open_shared(self, forks: Forks, history: History) -> None:
+        """Answer requests at the doors that the controller has, if there is one."""
+        if self._shared is not None:
+            await self._shared.serve(self._answers_of(forks, history))
+
+    def _answers_of(self, forks: Forks, history: History) -> ControlAnswers:
+        return ControlAnswers(
             forks.ask,
             forks.views,
             lambda: forks.legs_left,
@@ -72,13 +103,6 @@ class Doors:
             run_id=self._run_id,
             history=HistoryAnswers(history),
         )
-        control = ControlSocket(path, answers)
-        try:
-            await control.start()
-        except (ConfigError, OSError) as exc:  # forks matter more than these commands
-            log.warning("the commands start, stop, mute and list will not work: %s", why(exc))
-        else:
-            self._socket = control
 
     async def open_http(self, parts: Parts) -> None:
         """Open the HTTP interface.
@@ -107,6 +131,8 @@ class Doors:
 
     async def close(self) -> None:
         """Close all doors."""
+        if self._shared is not None:
+            await self._shared.stop_serving()
         for door in (self._front, self._socket, self._http):
             if door is not None:
                 await door.close()

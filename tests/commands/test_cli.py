@@ -30,6 +30,7 @@ from audiofork.cli import main
 from audiofork.doors import control_client as client
 from audiofork.doors.control_answers import ControlAnswers
 from audiofork.doors.control_socket import ControlSocket
+from audiofork.doors.daemon_client import Listing
 from audiofork.errors import AmiUnavailable, DaemonBusy, NoSuchChannel, RequestRefused
 from audiofork.forks.following import StartNews, StartResult
 from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork
@@ -506,9 +507,9 @@ def test_list_as_json_has_the_forks_alone(daemon: FakeDaemon) -> None:
 def test_listing_of_a_daemon_that_tells_no_legs_has_none(daemon: FakeDaemon) -> None:
     """One that was started before the update of the command."""
     with client.Client(daemon.path) as one:
-        assert one.listing() == ([], 0)
+        assert one.listing() == Listing([])
         daemon.legs_left = 2
-        assert one.listing() == ([], 2)
+        assert one.listing() == Listing([], 2)
         assert one.forks() == []
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from audiofork.commands.watching import Screen, Watch, is_terminal
+from audiofork.doors.daemon_client import Listing
 from audiofork.errors import DaemonFault, DaemonUnreachable
 from tests.commands.test_listing import AWAY, fork
 from tests.commands.views import VIEW
@@ -41,13 +42,13 @@ class Looks:
         self.connects += 1
         yield self
 
-    def listing(self) -> tuple[Forks, int]:
+    def listing(self) -> Listing:
         look = next(self._looks, None)
         if look is None:
             raise KeyboardInterrupt
         if isinstance(look, Exception):
             raise look
-        return look, 0
+        return Listing(look)
 
     def watch(self, screen: Screen, **how: bool) -> None:
         connect: Callable[[], AbstractContextManager[Any]] = self.connect

@@ -39,7 +39,12 @@ class Cluster:
         self._stack = ExitStack()
 
     def _daemon(
-        self, name: str, command: tuple[str, ...], waits_for: str, more: dict[str, str]
+        self,
+        asterisk: Asterisk,
+        name: str,
+        command: tuple[str, ...],
+        waits_for: str,
+        more: dict[str, str],
     ) -> Daemon:
         urls = " ".join(server.url for server in self.servers)
         replicas = min(len(self.servers), 3)
@@ -52,18 +57,18 @@ class Cluster:
         if (host := self._hosts.get(name)) is not None:
             command = (*host.within, *command)
             settings["audiosocket"] = f"listen = {host.address}:0\n"
-        daemon = Daemon(self.asterisk, settings, command, waits_for)
+        daemon = Daemon(asterisk, settings, command, waits_for)
         self._stack.enter_context(daemon)
         self._stack.callback(lambda: print(f"--- {name} ---\n{daemon.log()}"))  # of a failure
         return daemon
 
-    def controller(self, name: str, **more: str) -> Daemon:
-        """Start a controller; return when it leads, or stands by."""
-        return self._daemon(name, CONTROL, "standing by", more)
+    def controller(self, name: str, asterisk: Asterisk | None = None, **more: str) -> Daemon:
+        """Start a controller, also of another Asterisk; return when it leads, or stands by."""
+        return self._daemon(asterisk or self.asterisk, name, CONTROL, "standing by", more)
 
     def relay(self, name: str, **more: str) -> Daemon:
         """Start a relay host; return when it is connected to NATS."""
-        return self._daemon(name, RELAY, "connected to the NATS server", more)
+        return self._daemon(self.asterisk, name, RELAY, "connected to the NATS server", more)
 
     def close(self) -> None:
         """End all programs."""

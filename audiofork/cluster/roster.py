@@ -1,0 +1,182 @@
+"""All relay hosts and controllers of a cluster, as their beats tell, for those who look."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from audiofork.cluster.beats import (
+    CONTROL_BEAT_S,
+    CONTROL_SUBJECT,
+    SUBJECT,
+    Beat,
+    ControlBeat,
+    beat_of,
+    control_beat_of,
+)
+from audiofork.text import printable
+
+if TYPE_CHECKING:
+    from audiofork.cluster.broker import Broker
+
+log = logging.getLogger(__name__)
+
+# Of a controller: three of its beats, and some more.
+CONTROL_DEAD_S = 3.5 * CONTROL_BEAT_S
+# How long one that was there is told as dead.
+REMEMBERED_S = 600.0
+
+_Beat = TypeVar("_Beat", Beat, ControlBeat)
+
+
+class HostState(enum.StrEnum):
+    """How a relay host is."""
+
+    OPEN = "open"
+    """It takes forks."""
+    DRAINING = "draining"
+    """It takes no more forks."""
+    DEAD = "dead"
+    """Nothing is heard of it."""
+
+
+class ControlState(enum.StrEnum):
+    """How a controller is."""
+
+    LEADS = "leads"
+    STANDS_BY = "stands by"
+    DEAD = "dead"
+    """Nothing is heard of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A relay host as it was last heard of."""
+
+    beat: Beat
+    state: HostState
+
+
+@dataclass(frozen=True, slots=True)
+class Controller:
+    """A controller as it was last heard of."""
+
+    beat: ControlBeat
+    state: ControlState
+
+
+class _Latest(Generic[_Beat]):
+    """The latest beat of each, and when it was heard."""
+
+    def __init__(self) -> None:
+        self._heard: dict[tuple[str, ...], tuple[_Beat, float]] = {}
+
+    def note(self, key: tuple[str, ...], beat: _Beat, at: float) -> None:
+        self._heard[key] = beat, at
+
+    def silent(self, now: float) -> Sequence[tuple[_Beat, float]]:
+        """Return each with the seconds since, in the order of the keys; forget old ones."""
+        self._heard = {
+            key: (beat, at) for key, (beat, at) in self._heard.items() if now - at < REMEMBERED_S
+        }
+        return [(beat, now - at) for _, (beat, at) in sorted(self._heard.items())]
+
+    def forget_times(self, now: float) -> None:
+        self._heard = {key: (beat, now) for key, (beat, _) in self._heard.items()}
+
+
+class Roster:
+    """Hears all beats; `start` begins with that.
+
+    While the broker is away, all are as they were when it was lost: nothing is heard of anybody.
+
+    Args:
+        broker: The connection to the broker.
+        dead_after_s: How long nothing may be heard of a relay host.
+        clock: Returns the time in seconds.
+    """
+
+    def __init__(
+        self, broker: Broker, dead_after_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._broker = broker
+        self._dead_after_s = dead_after_s
+        self._clock = clock
+        self._hosts: _Latest[Beat] = _Latest()
+        self._controllers: _Latest[ControlBeat] = _Latest()
+        self._lost_at: float | None = None
+
+    async def start(self) -> None:
+        """Begin to hear beats.
+
+        Raises:
+            BrokerUnavailable: The connection is lost.
+        """
+        self._broker.on_change(self.on_broker)
+        await self._broker.subscribe(f"{SUBJECT}.*", self.on_beat)
+        await self._broker.subscribe(f"{CONTROL_SUBJECT}.*.*", self.on_control_beat)
+
+    def on_beat(self, subject: str, payload: bytes) -> None:
+        """Note the beat of a relay host."""
+        try:
+            beat = beat_of(subject, payload)
+        except ValueError as exc:
+            log.debug("a beat on %s has no effect: %s", printable(subject, "?"), exc)
+        else:
+            self._hosts.note((beat.name,), beat, self._clock())
+
+    def on_control_beat(self, subject: str, payload: bytes) -> None:
+        """Note the beat of a controller."""
+        try:
+            beat = control_beat_of(subject, payload)
+        except ValueError as exc:
+            log.error("a beat on %s has no effect: %s", printable(subject, "?"), exc)
+        else:
+            self._controllers.note((beat.asterisk, beat.name), beat, self._clock())
+
+    def on_broker(self, is_up: bool) -> None:  # noqa: FBT001 (of `Broker.on_change`)
+        """Note that the connection is lost, or stands again."""
+        self._lost_at = None if is_up else self._clock()
+        if is_up:  # nothing could be heard of them
+            now = self._clock()
+            self._hosts.forget_times(now)
+            self._controllers.forget_times(now)
+
+    def _now(self) -> float:
+        return self._clock() if self._lost_at is None else self._lost_at
+
+    @property
+    def hosts(self) -> Sequence[Host]:
+        """The relay hosts, by name; dead ones for a while."""
+        return [
+            Host(beat, self._state_of(beat, silent_s))
+            for beat, silent_s in self._hosts.silent(self._now())
+        ]
+
+    def _state_of(self, beat: Beat, silent_s: float) -> HostState:
+        if silent_s > self._dead_after_s:
+            return HostState.DEAD
+        return HostState.DRAINING if beat.is_draining else HostState.OPEN
+
+    @property
+    def controllers(self) -> Sequence[Controller]:
+        """The controllers, by Asterisk and name; dead ones for a while."""
+        return [
+            Controller(beat, _state_of_controller(beat, silent_s))
+            for beat, silent_s in self._controllers.silent(self._now())
+        ]
+
+    @property
+    def asterisks(self) -> Sequence[str]:
+        """The names of each Asterisk that has a controller, or had one a while ago."""
+        return sorted({one.beat.asterisk for one in self.controllers})
+
+
+def _state_of_controller(beat: ControlBeat, silent_s: float) -> ControlState:
+    if silent_s > CONTROL_DEAD_S:
+        return ControlState.DEAD
+    return ControlState.LEADS if beat.leads else ControlState.STANDS_BY

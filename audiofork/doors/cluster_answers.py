@@ -1,0 +1,319 @@
+"""Answers requests at any controller of a cluster.
+
+Where the controller leads, its own daemon answers; else the controller that does, over the broker.
+The requests are those of `control_answers.py`, and each may have one field more:
+
+    {"Command": "StopAudioFork", "AudioForkID": "3f2a...", "Asterisk": "pbx-b"}
+
+names the Asterisk that it is for, if it is another one of the cluster. `Asterisk: *` stands for all
+of them, for ListAudioForks alone: each fork then names its Asterisk, and `missing` says of which
+Asterisk the forks are not there, and why:
+
+    {"ok": true, "forks": [{"asterisk": "pbx-a", ...}], "legs_left": 0, "missing": {"pbx-b": "..."}}
+
+ListAudioForkCluster tells who is in the cluster, as this controller has heard of them last:
+
+    {"ok": true, "name": "c1", "asterisk": "pbx-a", "server": "192.0.2.1:4222",
+     "hosts": [...], "controllers": [...]}
+
+with the fields of `HostView` and `ControllerView`; `server` is empty while the broker is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from audiofork.cluster.broker import Broker
+from audiofork.cluster.roster import Controller, Host, Roster
+from audiofork.config import ClusterConfig
+from audiofork.config_cluster import is_name
+from audiofork.doors.broker_door import STOPPED, ask_leader
+from audiofork.doors.control_answers import (
+    CLUSTER,
+    LIST,
+    Answers,
+    Code,
+    GiveAnswers,
+    command_of,
+    parse_line,
+    refusal,
+)
+from audiofork.doors.daemon_client import EVERY_ASTERISK
+from audiofork.errors import BrokerUnavailable, NobodyAnswers, NobodyLeads, RequestRefused
+from audiofork.forks.requests import Origin
+from audiofork.text import A_BUG, did_you_mean, printable
+
+log = logging.getLogger(__name__)
+
+# How long somebody may be about to lead: longer than a standby takes to.
+FIND_S = 2.0
+RETRY_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class HostView:
+    """A relay host as the command cluster shows it.
+
+    Attributes:
+        name: Its name in the cluster.
+        zone: Where it is; empty: unknown.
+        address: What Asterisk connects legs to.
+        forks: How many it has, of each Asterisk.
+        capacity: The most that it takes.
+        cpu: The part of a core that its process used lately.
+        version: Of audiofork.
+        state: open, draining or dead.
+    """
+
+    name: str
+    zone: str
+    address: str
+    forks: int
+    capacity: int
+    cpu: float
+    version: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerView:
+    """A controller as the command cluster shows it.
+
+    Attributes:
+        name: Its name in the cluster.
+        asterisk: What the cluster calls its Asterisk.
+        state: leads, stands by or dead.
+        since_s: For how many seconds it led or stood by when it was heard of last.
+        epoch: The number of its leadership; 0: it does not lead.
+        server: The NATS server that it is connected to.
+        version: Of audiofork.
+    """
+
+    name: str
+    asterisk: str
+    state: str
+    since_s: float
+    epoch: int
+    server: str
+    version: str
+
+
+class ClusterAnswers:
+    """Answers requests to a controller.
+
+    Owned by the controller. May be called for several requests at a time.
+
+    Args:
+        config: The cluster, and our place in it.
+        broker: The connection to the broker.
+        roster: Who is in the cluster.
+    """
+
+    def __init__(self, config: ClusterConfig, broker: Broker, roster: Roster) -> None:
+        self._config = config
+        self._broker = broker
+        self._roster = roster
+        self._own: GiveAnswers | None = None  # while we lead
+        self._inside: set[asyncio.Task[Any]] = set()  # those that wait for an answer of it
+        self._interrupted: set[asyncio.Task[Any]] = set()
+
+    def begin_to_lead(self, own: GiveAnswers) -> None:
+        """Have requests for our Asterisk answered by our own daemon from now on."""
+        self._own = own
+
+    def end_to_lead(self) -> None:
+        """Have them answered by another controller again; end those that our daemon is at."""
+        self._own = None
+        self._interrupted |= self._inside
+        for task in self._inside:
+            task.cancel()
+
+    async def __call__(self, line: bytes, origin: Origin) -> Answers:
+        """Yield the answers to a line: only documented ones, whatever the line contains."""
+        try:
+            async with contextlib.aclosing(self._answers(line, origin)) as answers:
+                async for answer in answers:
+                    yield answer
+        except RequestRefused as exc:
+            yield refusal(str(exc))
+        except NobodyLeads as exc:
+            yield refusal(str(exc), Code.CLUSTER)
+        except Exception:
+            log.exception("a request to the cluster could not be handled")
+            yield refusal(A_BUG, Code.FAULT)
+
+    async def _answers(self, line: bytes, origin: Origin) -> Answers:
+        fields, asterisk = _without_asterisk(parse_line(line))
+        command = command_of(fields)
+        if command == CLUSTER:
+            yield {"ok": True, **self._cluster()}
+        elif asterisk == EVERY_ASTERISK:
+            if command != LIST:
+                raise RequestRefused("Asterisk: * stands for all, for ListAudioForks alone")
+            yield {"ok": True, **await self._list_all(origin)}
+        else:
+            if asterisk and not is_name(asterisk):
+                raise RequestRefused("Asterisk: expected the name of one in the cluster")
+            answers = self._of(asterisk or self._config.asterisk, fields, origin)
+            async with contextlib.aclosing(answers):
+                async for answer in answers:
+                    yield answer
+
+    async def _of(self, asterisk: str, fields: Mapping[str, str], origin: Origin) -> Answers:
+        """Yield the answers of the controller that leads for an Asterisk.
+
+        Raises:
+            NobodyLeads: There is none, or it is silent.
+            RequestRefused: The cluster has no such Asterisk.
+        """
+        line = json.dumps(fields).encode()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + FIND_S
+        while True:
+            if self._own is not None and asterisk == self._config.asterisk:
+                answers = self._by_own(self._own, line, origin)
+            else:
+                answers = self._forwarded(asterisk, line, origin)
+            try:
+                async with contextlib.aclosing(answers):
+                    async for answer in answers:
+                        yield answer
+                return
+            except NobodyAnswers:  # so it was not heard: it may be asked again
+                if loop.time() > until or not self._may_lead(asterisk):
+                    raise self._nobody(asterisk) from None
+            await asyncio.sleep(RETRY_S)
+
+    def _may_lead(self, asterisk: str) -> bool:
+        """Return whether there is somebody who may be about to lead."""
+        return asterisk in (self._config.asterisk, *self._roster.asterisks)
+
+    def _nobody(self, asterisk: str) -> Exception:
+        known = sorted({self._config.asterisk, *self._roster.asterisks})
+        if asterisk in known:
+            return NobodyLeads(f"no controller of {asterisk} leads at the moment")
+        hint = did_you_mean(asterisk, known) or f"; it has {', '.join(known)}"
+        return RequestRefused(f"the cluster has no Asterisk {asterisk}{hint}")
+
+    async def _by_own(self, own: GiveAnswers, line: bytes, origin: Origin) -> Answers:
+        """Yield the answers of our own daemon, as long as it leads.
+
+        Raises:
+            NobodyLeads: It does not any more.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        async with contextlib.aclosing(own(line, origin)) as answers:
+            while self._own is own:
+                self._inside.add(task)
+                try:
+                    answer = await anext(answers)
+                except StopAsyncIteration:
+                    return
+                except asyncio.CancelledError:
+                    if task not in self._interrupted:
+                        raise
+                    task.uncancel()
+                    break
+                finally:
+                    self._inside.discard(task)
+                    self._interrupted.discard(task)
+                yield answer
+        raise NobodyLeads(STOPPED)
+
+    async def _forwarded(self, asterisk: str, line: bytes, origin: Origin) -> Answers:
+        who = f"{self._config.own_name}, {origin.door} {origin.who}"
+        is_answered = False
+        try:
+            async with contextlib.aclosing(
+                ask_leader(self._broker, asterisk, line, who)
+            ) as answers:
+                async for answer in answers:
+                    is_answered = True
+                    yield answer
+        except NobodyAnswers:
+            raise
+        except BrokerUnavailable as exc:
+            text = f"the controller that leads for {asterisk} cannot be asked: {exc}"
+            raise NobodyLeads(text) from exc
+        if not is_answered:
+            raise NobodyLeads(f"the controller that leads for {asterisk} has not answered")
+
+    # --- The whole cluster ---
+
+    async def _list_all(self, origin: Origin) -> dict[str, Any]:
+        names = sorted({self._config.asterisk, *self._roster.asterisks})
+        lists = await asyncio.gather(*(self._list(name, origin) for name in names))
+        forks: list[dict[str, Any]] = []
+        missing = {}
+        for name, answer in zip(names, lists, strict=True):
+            if answer.get("ok"):
+                forks += ({"asterisk": name, **fork} for fork in answer.get("forks", ()))
+            else:
+                missing[name] = answer.get("error", "")
+        left = sum(one.get("legs_left", 0) for one in lists)
+        return {"forks": forks, "legs_left": left, "missing": missing}
+
+    async def _list(self, asterisk: str, origin: Origin) -> dict[str, Any]:
+        """Return the answer to ListAudioForks of one Asterisk."""
+        found: dict[str, Any] = {}
+        answers = self._of(asterisk, {"Command": "ListAudioForks"}, origin)
+        try:
+            async with contextlib.aclosing(answers):
+                async for answer in answers:
+                    found = answer
+        except (NobodyLeads, RequestRefused) as exc:
+            return refusal(str(exc), Code.CLUSTER)
+        return found
+
+    def _cluster(self) -> dict[str, Any]:
+        return {
+            "name": self._config.own_name,
+            "asterisk": self._config.asterisk,
+            "server": self._broker.server if self._broker.is_up else "",
+            "hosts": [_host(one) for one in self._roster.hosts],
+            "controllers": [_controller(one) for one in self._roster.controllers],
+        }
+
+
+def _without_asterisk(fields: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    """Return the fields but for Asterisk, and what that says; empty: our own."""
+    rest = {name: value for name, value in fields.items() if name.lower() != "asterisk"}
+    named = [value for name, value in fields.items() if name.lower() == "asterisk"]
+    return rest, named[-1].strip(" \t") if named else ""
+
+
+def _host(host: Host) -> dict[str, Any]:
+    beat = host.beat
+    view = HostView(
+        name=beat.name,
+        zone=printable(beat.zone, "?"),
+        address=str(beat.address),
+        forks=beat.forks,
+        capacity=beat.capacity,
+        cpu=beat.cpu,
+        version=printable(beat.version, "?"),
+        state=host.state.value,
+    )
+    return dataclasses.asdict(view)
+
+
+def _controller(controller: Controller) -> dict[str, Any]:
+    beat = controller.beat
+    view = ControllerView(
+        name=beat.name,
+        asterisk=beat.asterisk,
+        state=controller.state.value,
+        since_s=beat.since_s,
+        epoch=beat.epoch,
+        server=printable(beat.server, "?"),
+        version=printable(beat.version, "?"),
+    )
+    return dataclasses.asdict(view)

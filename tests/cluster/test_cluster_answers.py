@@ -1,0 +1,309 @@
+"""Requests at the doors of controllers that lead or stand by, with a real NATS server between."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from audiofork.cluster.beats import Beat, ControlBeat
+from audiofork.cluster.broker import Broker
+from audiofork.cluster.roster import Roster
+from audiofork.config import ClusterConfig, Config, ControlConfig
+from audiofork.doors import cluster_answers
+from audiofork.doors.cluster_doors import ClusterDoors
+from audiofork.doors.control_answers import Answers
+from audiofork.doors.control_client import Client
+from audiofork.errors import DaemonUnreachable, RequestRefused
+from audiofork.forks.requests import Origin
+from testbed.nats import NatsServer
+from tests.cluster.conftest import Connect
+
+pytestmark = pytest.mark.slow
+
+HOST = Beat("r1", "run", "192.0.2.1:9092", "north", 500, 12, 0.25, "1.0")
+LIST = {"Command": "ListAudioForks"}
+
+
+class Controller:
+    """The doors of a controller, without the rest of it.
+
+    Attributes:
+        asked: The lines that its daemon was asked, and by whom.
+        go_on: Clear it, and its daemon takes its time.
+    """
+
+    def __init__(self, name: str, asterisk: str, broker: Broker, folder: Path) -> None:
+        self.broker = broker
+        self.roster = Roster(broker, 60)
+        self.socket = folder / f"{name}.sock"
+        config = Config(
+            control=ControlConfig(socket=str(self.socket)),
+            cluster=ClusterConfig(name=name, asterisk=asterisk),
+        )
+        self.beat = ControlBeat(name, asterisk, "run", server=broker.server)
+        self.doors = ClusterDoors(config, broker, self.roster, lambda: True)
+        self.asked: list[tuple[dict[str, str], Origin]] = []
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+
+    async def _answers(self, line: bytes, origin: Origin) -> Answers:
+        self.asked.append((json.loads(line), origin))
+        await self.go_on.wait()
+        yield {"ok": True, "forks": [{"id": f"of {self.beat.name}"}], "legs_left": 1}
+
+    async def lead(self) -> None:
+        await self.doors.serve(self._answers)
+        await self.broker.flush()
+
+    async def listing(self, asterisk: str = "") -> Any:
+        """Ask for the list at the socket, and close; raises what the client does."""
+
+        def ask() -> Any:
+            with Client(self.socket, asterisk) as client:
+                return client.listing()
+
+        return await asyncio.to_thread(ask)
+
+    async def ids(self, asterisk: str = "") -> list[str]:
+        return [fork["id"] for fork in (await self.listing(asterisk)).forks]
+
+
+Begin = Callable[..., Awaitable[Controller]]
+
+
+@pytest.fixture
+async def begin(connect: Connect, tmp_path: Path) -> AsyncIterator[Begin]:
+    """Return a function that begins one more controller, which stands by."""
+    async with AsyncExitStack() as stack:
+        controllers: list[Controller] = []
+
+        async def one(name: str, asterisk: str = "pbx") -> Controller:
+            controller = Controller(name, asterisk, await connect(name), tmp_path)
+            await controller.roster.start()
+            await controller.broker.flush()
+            await controller.doors.open()
+            stack.push_async_callback(controller.doors.close)
+            stack.push_async_callback(controller.doors.stop_serving)
+            controllers.append(controller)
+            for other in controllers:
+                other.broker.publish(other.beat.subject, other.beat.encode())
+                await other.broker.flush()
+            async with asyncio.timeout(5):
+                while len(controller.roster.controllers) < len(controllers):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            return controller
+
+        yield one
+
+
+async def test_controller_that_leads_is_asked_at_its_own_socket_and_at_that_of_the_standby(
+    begin: Begin,
+) -> None:
+    first, second = await begin("c1"), await begin("c2")
+    await first.lead()
+    assert await first.ids() == ["of c1"]
+    assert await second.ids() == ["of c1"]
+    (own, door), (passed_on, other_door) = first.asked
+    assert own == passed_on == LIST
+    assert door.door == "control socket"
+    assert other_door.door == "broker"
+    assert other_door.who.startswith("c2, control socket connection 1 of uid ")
+
+
+async def test_standby_waits_a_moment_for_one_that_is_about_to_lead(begin: Begin) -> None:
+    first, second = await begin("c1"), await begin("c2")
+    asked = asyncio.create_task(second.ids())
+    await asyncio.sleep(0.5)
+    await first.lead()
+    assert await asked == ["of c1"]
+
+
+async def test_standby_that_begins_to_lead_answers_what_it_was_asked_before(begin: Begin) -> None:
+    one = await begin("c1")
+    asked = asyncio.create_task(one.ids())
+    await asyncio.sleep(0.5)
+    await one.lead()
+    assert await asked == ["of c1"]
+    assert one.asked[0][1].door == "control socket"
+
+
+async def test_request_is_refused_in_time_where_nobody_leads(begin: Begin) -> None:
+    one = await begin("c1")
+    began = time.monotonic()
+    with pytest.raises(DaemonUnreachable, match="^no controller of pbx leads at the moment$"):
+        await one.listing()
+    assert time.monotonic() - began < cluster_answers.FIND_S + 2
+
+
+async def test_request_is_refused_at_once_while_the_broker_is_away(
+    begin: Begin, server: NatsServer
+) -> None:
+    one = await begin("c1")
+    lost = asyncio.Event()
+    one.broker.on_change(lambda is_up: None if is_up else lost.set())
+    server.kill()
+    async with asyncio.timeout(5):
+        await lost.wait()
+    began = time.monotonic()
+    with pytest.raises(DaemonUnreachable, match="there is no connection to a NATS server$"):
+        await one.listing()
+    assert time.monotonic() - began < 1
+
+
+async def test_daemon_of_a_controller_answers_while_the_broker_is_away(
+    begin: Begin, server: NatsServer
+) -> None:
+    one = await begin("c1")
+    await one.lead()
+    server.kill()
+    assert await one.ids() == ["of c1"]
+
+
+async def test_socket_goes_on_when_the_controller_ends_to_lead_and_who_waits_is_told(
+    begin: Begin,
+) -> None:
+    first, second = await begin("c1"), await begin("c2")
+    await first.lead()
+    first.go_on.clear()
+    asked = [asyncio.create_task(one.listing()) for one in (first, second)]
+    async with asyncio.timeout(5):
+        while len(first.asked) < 2:  # noqa: ASYNC110 (it has no event)
+            await asyncio.sleep(0.01)
+    await first.doors.stop_serving()
+    for one in asked:
+        with pytest.raises(DaemonUnreachable, match="does not lead any more: ask again"):
+            await one
+    await second.lead()
+    assert await first.ids() == await second.ids() == ["of c2"]
+
+
+async def test_connection_goes_on_after_the_controller_has_ended_to_lead(begin: Begin) -> None:
+    first, second = await begin("c1"), await begin("c2")
+    await first.lead()
+    first.go_on.clear()
+    reader, writer = await asyncio.open_unix_connection(first.socket)
+    writer.write(json.dumps(LIST).encode() + b"\n")
+    await asyncio.sleep(0.2)
+    await first.doors.stop_serving()
+    assert json.loads(await reader.readline())["code"] == "cluster"
+    await second.lead()
+    writer.write(json.dumps(LIST).encode() + b"\n")
+    assert json.loads(await reader.readline())["forks"] == [{"id": "of c2"}]
+    writer.close()
+
+
+async def test_request_that_is_not_one_is_refused_without_asking_anybody(begin: Begin) -> None:
+    one = await begin("c1")
+    await one.lead()
+    answers = one.doors._answers
+    for line, error in (
+        (b"garbage", "expected a JSON object in one line of UTF-8"),
+        (b'{"Command": "Nothing"}', "Command: expected StartAudioFork"),
+        (b'{"Command": "StopAudioFork", "Asterisk": "*"}', "Asterisk: * stands for all"),
+        (b'{"Command": "ListAudioForks", "Asterisk": "a.b"}', "Asterisk: expected the name"),
+        (b'{"Command": "ListAudioForks", "Asterisk": ">"}', "Asterisk: expected the name"),
+    ):
+        async with aclosing(answers(line, Origin("test"))) as given:
+            (answer,) = [answer async for answer in given]
+        assert (answer["ok"], answer["code"]) == (False, "refused")
+        assert answer["error"].startswith(error)
+    assert one.asked == []
+
+
+async def test_bug_is_answered_and_logged(begin: Begin, caplog: pytest.LogCaptureFixture) -> None:
+    one = await begin("c1")
+
+    def bug(line: bytes, origin: Origin) -> Answers:
+        raise RuntimeError("a bug")
+
+    await one.doors.serve(bug)
+    async with aclosing(one.doors._answers(json.dumps(LIST).encode(), Origin("test"))) as given:
+        (answer,) = [answer async for answer in given]
+    assert answer["code"] == "fault"
+    assert "a bug" in caplog.text
+
+
+# --- Another Asterisk, and all of them -----------------------------------------------------------
+
+
+async def test_request_for_another_asterisk_goes_to_its_controller_from_any_other(
+    begin: Begin,
+) -> None:
+    first, second, other = await begin("c1"), await begin("c2"), await begin("b1", "pbx-b")
+    await first.lead()
+    await other.lead()
+    assert await first.ids("pbx-b") == await second.ids("pbx-b") == ["of b1"]
+    assert await other.ids("pbx") == ["of c1"]
+    assert await first.ids("pbx") == ["of c1"]
+    assert [fields for fields, _ in other.asked] == [LIST, LIST]
+
+
+async def test_asterisk_that_the_cluster_lacks_is_refused_with_those_that_it_has(
+    begin: Begin,
+) -> None:
+    one = await begin("c1")
+    await begin("b1", "berlin")
+    began = time.monotonic()
+    for asterisk, hint in (("berlinn", "; did you mean berlin?"), ("x1", "; it has berlin, pbx")):
+        with pytest.raises(RequestRefused) as refused:
+            await one.listing(asterisk)
+        assert str(refused.value) == f"the cluster has no Asterisk {asterisk}{hint}"
+    assert time.monotonic() - began < 1
+    with pytest.raises(DaemonUnreachable, match="no controller of berlin leads at the moment"):
+        await one.listing("berlin")
+
+
+async def test_list_of_all_names_each_asterisk_and_says_which_is_missing(begin: Begin) -> None:
+    first, second = await begin("c1"), await begin("c2")
+    other = await begin("b1", "pbx-b")
+    await begin("d1", "pbx-d")
+    await first.lead()
+    await other.lead()
+    for one in (first, second):
+        listing = await one.listing("*")
+        assert listing.forks == [
+            {"asterisk": "pbx", "id": "of c1"},
+            {"asterisk": "pbx-b", "id": "of b1"},
+        ]
+        assert listing.legs_left == 2
+        assert listing.missing == {"pbx-d": "no controller of pbx-d leads at the moment"}
+
+
+# --- The cluster ---------------------------------------------------------------------------------
+
+
+async def test_cluster_is_told_at_any_controller(begin: Begin) -> None:
+    first, second = await begin("c1"), await begin("c2")
+    first.beat = replace(first.beat, leads=True, since_s=3.5, epoch=4, version="1.0")
+    for payload in (HOST.encode(), replace(HOST, name="r2", is_draining=True).encode()):
+        first.broker.publish(f"audiofork.beat.{json.loads(payload)['name']}", payload)
+    first.broker.publish(first.beat.subject, first.beat.encode())
+    async with asyncio.timeout(5):
+        while len(second.roster.hosts) < 2 or not second.roster.controllers[0].beat.leads:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    def ask() -> dict[str, Any]:
+        with Client(second.socket) as client:
+            return client.cluster()
+
+    found = await asyncio.to_thread(ask)
+    server = first.broker.server
+    assert (found["name"], found["asterisk"], found["server"]) == ("c2", "pbx", server)
+    host = {
+        **{"name": "r1", "zone": "north", "address": "192.0.2.1:9092", "forks": 12},
+        **{"capacity": 500, "cpu": 0.25, "version": "1.0", "state": "open"},
+    }
+    assert found["hosts"] == [host, {**host, "name": "r2", "state": "draining"}]
+    assert [(one["name"], one["state"], one["epoch"]) for one in found["controllers"]] == [
+        ("c1", "leads", 4),
+        ("c2", "stands by", 0),
+    ]
+    assert found["controllers"][0]["since_s"] == 3.5

@@ -1,0 +1,137 @@
+"""Who is in a cluster, as all beats together tell."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from audiofork.cluster.beats import Beat, ControlBeat, control_beat_of
+from audiofork.cluster.roster import CONTROL_DEAD_S, REMEMBERED_S, Roster
+from tests.cluster.conftest import Connect
+
+HOST = Beat("r1", "run", "192.0.2.1:9092", "north", 500, 12, 0.25, "1.0")
+CONTROLLER = ControlBeat("c1", "pbx", "run", True, 12.5, 7, "192.0.2.9:4222", "1.0")
+
+
+class Told(Roster):
+    """A roster that is told beats, with a clock of its own."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        super().__init__(None, 0.7, lambda: self.now)  # type: ignore[arg-type]
+
+    def hear(self, *beats: Beat | ControlBeat) -> None:
+        for beat in beats:
+            if isinstance(beat, Beat):
+                self.on_beat(f"audiofork.beat.{beat.name}", beat.encode())
+            else:
+                self.on_control_beat(beat.subject, beat.encode())
+
+    @property
+    def states(self) -> dict[str, str]:
+        hosts = {one.beat.name: one.state.value for one in self.hosts}
+        return hosts | {one.beat.name: one.state.value for one in self.controllers}
+
+
+@pytest.fixture
+def roster() -> Told:
+    return Told()
+
+
+def test_hosts_are_open_or_draining_and_dead_when_nothing_is_heard(roster: Told) -> None:
+    roster.hear(HOST, replace(HOST, name="r2", is_draining=True))
+    assert roster.states == {"r1": "open", "r2": "draining"}
+    roster.now += 0.5
+    roster.hear(HOST)
+    roster.now += 0.5
+    assert roster.states == {"r1": "open", "r2": "dead"}
+
+
+def test_controllers_lead_or_stand_by_and_are_dead_later_than_hosts(roster: Told) -> None:
+    roster.hear(CONTROLLER, replace(CONTROLLER, name="c2", leads=False))
+    assert roster.states == {"c1": "leads", "c2": "stands by"}
+    roster.now += CONTROL_DEAD_S - 0.1
+    assert roster.states == {"c1": "leads", "c2": "stands by"}
+    roster.now += 0.2
+    assert roster.states == {"c1": "dead", "c2": "dead"}
+
+
+def test_controllers_of_the_same_name_beside_other_asterisks_are_others(roster: Told) -> None:
+    roster.hear(CONTROLLER, replace(CONTROLLER, asterisk="other"))
+    assert [one.beat.asterisk for one in roster.controllers] == ["other", "pbx"]
+    assert roster.asterisks == ["other", "pbx"]
+
+
+def test_dead_ones_are_forgotten_after_a_while(roster: Told) -> None:
+    roster.hear(HOST, CONTROLLER)
+    roster.now += REMEMBERED_S - 1
+    assert roster.states == {"r1": "dead", "c1": "dead"}
+    assert roster.asterisks == ["pbx"]
+    roster.now += 2
+    assert roster.states == {}
+    assert roster.asterisks == []
+
+
+def test_nobody_dies_while_the_broker_is_away_and_all_have_their_time_when_it_is_back(
+    roster: Told,
+) -> None:
+    roster.hear(HOST, CONTROLLER)
+    roster.on_broker(False)
+    roster.now += 60
+    assert roster.states == {"r1": "open", "c1": "leads"}
+    roster.on_broker(True)
+    assert roster.states == {"r1": "open", "c1": "leads"}
+    roster.now += 60
+    assert roster.states == {"r1": "dead", "c1": "dead"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "c2"},
+        {"asterisk": "*"},
+        {"asterisk": 1},
+        {"since_s": "long"},
+        {"epoch": True},
+        {"leads": 1},
+        {"name": None},
+    ],
+)
+def test_bad_beat_of_a_controller_has_no_effect(roster: Told, change: dict[str, Any]) -> None:
+    fields = {**json.loads(CONTROLLER.encode()), **change}
+    payload = json.dumps(fields).encode()
+    with pytest.raises(ValueError):  # noqa: PT011 (each has another text)
+        control_beat_of(CONTROLLER.subject, payload)
+    roster.on_control_beat(CONTROLLER.subject, payload)
+    assert roster.controllers == []
+
+
+def test_name_that_would_be_a_pattern_of_subjects_is_refused(roster: Told) -> None:
+    roster.hear(replace(HOST, name="*"), replace(CONTROLLER, asterisk="*"))
+    assert roster.states == {}
+
+
+def test_field_of_a_later_version_is_passed_over_and_one_that_is_missing_has_its_default() -> None:
+    fields = {**json.loads(CONTROLLER.encode()), "new": [1]}
+    del fields["server"]
+    beat = control_beat_of(CONTROLLER.subject, json.dumps(fields).encode())
+    assert beat == replace(CONTROLLER, server="")
+
+
+@pytest.mark.slow
+async def test_beats_are_heard_over_the_broker(connect: Connect) -> None:
+    ear, mouth = await connect("ear"), await connect("mouth")
+    roster = Roster(ear, 60)
+    await roster.start()
+    await ear.flush()
+    mouth.publish("audiofork.beat.r1", HOST.encode())
+    mouth.publish(CONTROLLER.subject, CONTROLLER.encode())
+    async with asyncio.timeout(5):
+        while not (roster.hosts and roster.controllers):  # noqa: ASYNC110 (it has no event)
+            await asyncio.sleep(0.01)
+    assert [one.beat for one in roster.hosts] == [HOST]
+    assert [one.beat for one in roster.controllers] == [CONTROLLER]

@@ -1,0 +1,296 @@
+"""Requests at any door of any controller of a cluster, and what its commands show of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import nats
+import pytest
+
+from audiofork.doors.control_client import Client
+from audiofork.errors import DaemonUnreachable
+from testbed.ami import AmiClient
+from testbed.asterisk import Asterisk
+from testbed.daemon import Daemon, manager_conf
+from testbed.daemon import dialplan as shipped_dialplan
+from testbed.recorder import Recorder
+from testbed.sip import SipUser
+from tests.system.cluster import Cluster, clustered
+from tests.system.conftest import DIALPLAN, place_call
+from tests.system.scene import Scene, staged
+from tests.system.test_cli import command, told
+
+pytestmark = pytest.mark.asterisk
+
+# Longer than by default: these tests start programs again and again, which keep others waiting.
+SETTINGS = {"cluster": "dead_after = 2\n"}
+OTHER = {"cluster": "asterisk = pbx-b\n"}
+
+
+@pytest.fixture
+def cluster(asterisk: Asterisk) -> Iterator[Cluster]:
+    with clustered(asterisk, SETTINGS) as one:
+        yield one
+
+
+@pytest.fixture
+async def scene(asterisk: Asterisk, recorder: Recorder) -> AsyncIterator[Scene[Recorder]]:
+    async with staged(asterisk, recorder, {}) as one:
+        yield one
+
+
+@pytest.fixture
+def pair(cluster: Cluster) -> tuple[Daemon, Daemon]:
+    """A controller that leads, and one that stands by, beside a relay host."""
+    cluster.relay("r1")
+    return cluster.controller("c1"), cluster.controller("c2")
+
+
+async def leads(controller: Daemon) -> None:
+    await controller.says("connected to Asterisk")
+
+
+async def asked(controller: Daemon) -> tuple[float, str]:
+    """Ask for the list; return how long that took, and the channels or why there is none."""
+    began = time.monotonic()
+
+    def ask() -> str:
+        try:
+            with Client(controller.socket) as client:
+                return " ".join(fork["channel"] for fork in client.forks())
+        except DaemonUnreachable as exc:
+            return str(exc)
+
+    answer = await asyncio.to_thread(ask)
+    return time.monotonic() - began, answer
+
+
+async def listed(controller: Daemon, *options: str) -> list[dict[str, Any]]:
+    code, output = await command(controller, "list", "--json", *options)
+    assert code == 0, output
+    forks: list[dict[str, Any]] = json.loads(output)
+    return forks
+
+
+async def test_standby_passes_requests_on_to_the_controller_that_leads(
+    scene: Scene[Recorder], pair: tuple[Daemon, Daemon]
+) -> None:
+    first, second = pair
+    await leads(first)
+    target = await scene.call()
+    target.call.talk()
+    url = scene.server.url("/one")
+    code, output, errors = await told(second, "start", target.channel, url, "--options", "D(in)")
+    assert code == 0, errors
+    fork_id = output.strip()
+    assert "streams, " in errors
+    await scene.server.wait_messages("/one", 10)
+    for controller in pair:
+        (fork,) = await listed(controller)
+        assert (fork["id"], fork["relay_host"]) == (fork_id, "r1")
+    code, table = await command(second, "list")
+    assert " r1 " in table
+    assert await command(second, "mute", fork_id, "on") == (0, f"{fork_id}\n")
+    assert (await listed(first))[0]["muted"] == "both"
+    code, error = await command(second, "start", "PJSIP/nobody-1", url)
+    assert code == 1
+    assert "No such channel: PJSIP/nobody-1" in error
+    assert await command(second, "stop", target.channel) == (0, f"{fork_id}\n")
+    await first.says("ended: stopped")
+    code, history = await command(second, "history", "--json", "--channel", target.channel)
+    assert code == 0
+    assert [(one["fork_id"], one["reason"]) for one in json.loads(history)] == [
+        (fork_id, "stopped")
+    ]
+    await target.call.hangup()
+    await scene.legs(0)
+    assert "Traceback" not in first.log() + second.log()
+
+
+async def test_check_through_a_standby_is_done_by_the_controller_that_leads(
+    scene: Scene[Recorder], cluster: Cluster
+) -> None:
+    cluster.relay("r1")
+    first, second = cluster.controller("c1"), cluster.controller("c2")
+    await leads(first)
+    # As where both have the same path, each on a host of its own.
+    code, output, _ = await told(first, "check", "--socket", str(second.socket))
+    assert "by the running daemon" in output
+    assert code in (0, 1)
+
+
+async def test_socket_goes_on_while_the_other_controller_takes_the_lead(
+    scene: Scene[Recorder], pair: tuple[Daemon, Daemon]
+) -> None:
+    first, second = pair
+    await leads(first)
+    fork = await scene.talking_fork("/one", "D(in)")
+    answers: list[tuple[float, str]] = []
+    is_over = False
+
+    async def ask() -> None:
+        while not is_over:
+            answers.append(await asked(second))
+            await asyncio.sleep(0.02)
+
+    asking = [asyncio.create_task(ask()) for _ in range(3)]
+    await asyncio.sleep(1)
+    first.kill()
+    await leads(second)
+    await asyncio.sleep(1)
+    is_over = True
+    await asyncio.gather(*asking)
+    print("took", sorted(round(took_s, 2) for took_s, _ in answers)[-5:])
+    print({answer: [one for _, one in answers].count(answer) for _, answer in answers})
+    assert max(took_s for took_s, _ in answers) < 6
+    channel = fork.target.channel
+    refusals = {answer for _, answer in answers} - {channel}
+    assert all("leads" in one for one in refusals)
+    assert answers[0][1] == answers[-1][1] == channel
+    await fork.hang_up()
+    await scene.legs(0)
+    assert "Traceback" not in second.log()
+
+
+async def test_standby_refuses_in_time_where_nobody_leads_or_the_broker_is_away(
+    cluster: Cluster, pair: tuple[Daemon, Daemon]
+) -> None:
+    first, second = pair
+    await leads(first)
+    (server,) = cluster.servers
+    server.kill()
+    await second.says("the connection to the NATS server is lost")
+    took_s, answer = await asked(second)
+    assert took_s < 1
+    assert "there is no connection to a NATS server" in answer
+    code, error = await command(second, "list")
+    assert (code, answer) == (4, error.removeprefix("audiofork: ").strip())
+    await asyncio.to_thread(server.start)
+
+
+async def test_standby_refuses_in_time_where_the_controller_that_leads_is_silent(
+    asterisk: Asterisk,
+) -> None:
+    """It is stopped, and the other may not take the lead yet."""
+    with clustered(asterisk, {"cluster": "dead_after = 20\n"}) as cluster:
+        cluster.relay("r1")
+        first, second = cluster.controller("c1"), cluster.controller("c2")
+        await leads(first)
+        assert (await asked(second))[1] == ""
+        first.signal(signal.SIGSTOP)
+        took_s, answer = await asked(second)
+        first.signal(signal.SIGCONT)
+    assert took_s < 3
+    why = "nothing was heard for 2 s"
+    assert answer == f"the controller that leads for asterisk cannot be asked: {why}"
+
+
+async def test_request_over_the_broker_is_answered_with_the_words_of_the_socket(
+    scene: Scene[Recorder], cluster: Cluster, pair: tuple[Daemon, Daemon]
+) -> None:
+    await leads(pair[0])
+    target = await scene.call()
+    target.call.talk()
+    client = await nats.connect(cluster.servers[0].url)
+    inbox = client.new_inbox()
+    answers = await client.subscribe(inbox)
+    request = {
+        "Command": "StartAudioFork",
+        "Channel": target.channel,
+        "WsServer": scene.server.url("/one"),
+        "Options": "D(in)",
+        "Wait": "yes",
+    }
+    payload = json.dumps(request).encode()
+    await client.publish("audiofork.request.asterisk", payload, reply=inbox)
+    told: list[dict[str, Any]] = []
+    while data := (await answers.next_msg(5)).data:
+        told += [json.loads(line) for line in data.splitlines() if line]
+    assert told[0]["waits"] is True
+    assert told[-1]["result"] == "streaming"
+    await client.close()
+    await target.call.hangup()
+    await scene.legs(0)
+
+
+async def test_request_for_another_asterisk_goes_to_its_controller(
+    scene: Scene[Recorder], cluster: Cluster
+) -> None:
+    config = {"manager.conf": manager_conf()}
+    with Asterisk(dialplan=DIALPLAN + shipped_dialplan(), config=config) as asterisk:
+        cluster.relay("r1")
+        ours, others = cluster.controller("a1"), cluster.controller("b1", asterisk, **OTHER)
+        for controller in (ours, others):
+            await leads(controller)
+        own = await scene.talking_fork("/a", "D(in)")
+        async with (
+            AmiClient(asterisk) as ami,
+            SipUser("caller", ("127.0.0.1", asterisk.sip_port)) as user,
+        ):
+            target = await place_call(ami, user)
+            target.call.talk()
+            there = ("--asterisk", "pbx-b")
+            url = scene.server.url("/b")
+            code, output = await command(ours, "start", target.channel, url, *there)
+            assert code == 0, output
+            fork_id = output.strip()
+            await scene.server.wait_messages("/b", 10)
+            assert [one["id"] for one in await listed(ours, *there)] == [fork_id]
+            assert [one["channel"] for one in await listed(ours)] == [own.target.channel]
+            everywhere = await listed(ours, "--all")
+            found = [(one["asterisk"], one["relay_host"], one["channel"]) for one in everywhere]
+            assert found == [
+                ("asterisk", "r1", own.target.channel),
+                ("pbx-b", "r1", target.channel),
+            ]
+            assert await command(ours, "mute", fork_id, "on", *there) == (0, f"{fork_id}\n")
+            assert await command(ours, "stop", fork_id, *there) == (0, f"{fork_id}\n")
+            code, error = await command(ours, "list", "--asterisk", "pbx-c")
+            assert code == 1
+            assert "the cluster has no Asterisk pbx-c; did you mean pbx-b?" in error
+            others.stop()
+            code, error = await command(ours, "list", *there)
+            assert code == 4
+            assert "no controller of pbx-b leads at the moment" in error
+            code, output, error = await told(ours, "list", "--all", "--json")
+            assert code == 1
+            assert [one["asterisk"] for one in json.loads(output)] == ["asterisk"]
+            assert "the forks of pbx-b are missing: no controller of pbx-b leads" in error
+            await target.call.hangup()
+        await own.hang_up()
+    await scene.legs(0)
+
+
+async def test_command_cluster_shows_hosts_and_controllers_at_any_controller(
+    cluster: Cluster, pair: tuple[Daemon, Daemon]
+) -> None:
+    cluster.relay("r2", cluster="zone = north\ncapacity = 20\n").kill()
+    first, second = pair
+    await leads(first)
+    await asyncio.sleep(2)
+    code, output = await command(second, "cluster", "--json")
+    assert code == 0, output
+    found = json.loads(output)
+    assert found["name"] == "c2"
+    assert [(one["name"], one["state"]) for one in found["hosts"]] == [("r1", "open")] + [
+        ("r2", "dead")
+    ] * (len(found["hosts"]) - 1)
+    states = {one["name"]: (one["state"], one["epoch"] > 0) for one in found["controllers"]}
+    assert states == {"c1": ("leads", True), "c2": ("stands by", False)}
+    assert {one["server"] for one in found["controllers"]} == {
+        cluster.servers[0].url.removeprefix("nats://")
+    }
+    first.kill()
+    await leads(second)
+    await asyncio.sleep(4)
+    code, table = await command(second, "cluster")
+    assert code == 0
+    print(table)
+    rows = [line.split() for line in table.splitlines()]
+    assert ["c1", "asterisk", "dead"] in [row[:3] for row in rows]
+    assert ["c2", "asterisk", "leads"] in [row[:3] for row in rows]
