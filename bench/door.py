@@ -15,8 +15,8 @@ from audiofork import __version__
 from audiofork.config import Address, HttpConfig
 from audiofork.doors.event_stream import EventStream
 from audiofork.doors.http.answers import AriStatus, AsteriskStatus, RelayStatus, Status
+from audiofork.doors.http.door import HttpDoor
 from audiofork.doors.http.parts import Parts
-from audiofork.doors.http.server import HttpDoor
 from audiofork.errors import RequestRefused
 from audiofork.forks.events import ForkInfo, MessageReceived
 from audiofork.forks.following import StartNews

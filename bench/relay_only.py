@@ -64,7 +64,7 @@ from audiofork.system import lift_file_limit, spare_collections
 from bench.measure import memory_kib
 
 if TYPE_CHECKING:
-    from audiofork.doors.http.server import HttpDoor
+    from audiofork.doors.http.door import HttpDoor
 
 
 def _told() -> Metadata:

@@ -19,8 +19,8 @@ from audiofork.forks.registry import Forks
 from audiofork.text import why
 
 if TYPE_CHECKING:
+    from audiofork.doors.http.door import HttpDoor
     from audiofork.doors.http.parts import Parts
-    from audiofork.doors.http.server import HttpDoor
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class Doors:
             CannotListen: Its address cannot be used.
             ConfigError: A file that [http] names cannot be used.
         """
-        from audiofork.doors.http.server import HttpDoor  # its imports take 14 MB of memory
+        from audiofork.doors.http.door import HttpDoor  # its imports take 14 MB of memory
 
         self._http = HttpDoor(self._config.http, parts)
         await self._http.start()

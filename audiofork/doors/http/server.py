@@ -1,4 +1,4 @@
-"""The HTTP door: listens, looks at each request, and passes it to the handler of its route."""
+"""The HTTP server: listens, looks at each request, and passes it to the handler of its route."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import logging
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,11 @@ from aiohttp import web
 from audiofork.config import Address, HttpConfig
 from audiofork.doors.http.access import COOKIE, Access, Identity, require, require_origin
 from audiofork.doors.http.connections import Connection, Server, listen_tcp
-from audiofork.doors.http.events_api import EventsApi
-from audiofork.doors.http.forks_api import ForksApi
-from audiofork.doors.http.history_api import HistoryApi
-from audiofork.doors.http.listen_api import ListenApi
-from audiofork.doors.http.openapi import OpenApi
-from audiofork.doors.http.page import Page
-from audiofork.doors.http.parts import Parts
 from audiofork.doors.http.problems import Problem, a_bug, problem_of
 from audiofork.doors.http.routes import JSON, Call, Route, RouteTable
 from audiofork.doors.http.schema import BadValue, parse_body, parse_query
 from audiofork.doors.http.sending import harden
-from audiofork.doors.http.session_api import SessionApi
-from audiofork.doors.http.status_api import StatusApi
 from audiofork.doors.http.tokens import read_tokens
-from audiofork.doors.http.views import Views
 from audiofork.errors import AudioForkError, CannotListen, ConfigError
 from audiofork.log import Refusals
 from audiofork.text import why
@@ -49,21 +39,23 @@ class _Nothing:
     """The query of a route that has none."""
 
 
-class HttpDoor:
-    """Serves the HTTP interface; owned by the daemon, which calls `start` once and then `close`.
+class HttpServer:
+    """Serves some routes. Its owner calls `start` once and then `close`.
 
     Args:
         config: Where to listen, and who may ask.
-        parts: What it asks.
+        routes: Returns the routes, which may ask who may ask.
 
     Attributes:
+        access: Who may ask.
+        routes: The routes.
         address: Where it listens by TCP, once started.
 
     Raises:
         ConfigError: A file that the configuration names cannot be used.
     """
 
-    def __init__(self, config: HttpConfig, parts: Parts) -> None:
+    def __init__(self, config: HttpConfig, routes: Callable[[Access], Iterable[Route]]) -> None:
         self._config = config
         self._tls = _tls_of(config)
         self.access = Access(
@@ -72,27 +64,11 @@ class HttpDoor:
             listens_at=config.listen.host if config.listen else "",
             is_tls=self._tls is not None,
         )
-        views = Views(parts.views)
-        self._events = EventsApi(parts, views, self.access)
-        self._listen = ListenApi(parts, self.access)
-        self.routes = RouteTable(self._all_routes(parts, views))
+        self.routes = RouteTable(routes(self.access))
         self._server: Server | None = None
         self._inode = 0
         self._bugs = Refusals(log, "HTTP requests that could not be handled")
         self.address: Address | None = None
-
-    def _all_routes(self, parts: Parts, views: Views) -> list[Route]:
-        apis = (
-            StatusApi(parts, lambda: len(self._events)),
-            ForksApi(parts, views),
-            self._listen,
-            self._events,
-            HistoryApi(parts),
-            SessionApi(self.access),
-            Page(),
-        )
-        routes = [route for api in apis for route in api.routes()]
-        return [*routes, OpenApi(routes).route]
 
     async def start(self) -> None:
         """Listen.
@@ -148,10 +124,12 @@ class HttpDoor:
         server, self._server = self._server, None
         if self._inode:
             remove(Path(self._config.socket), self._inode)
-        self._events.close()
-        self._listen.close()
+        self.end_streams()
         await asyncio.sleep(0)
         await server.close()
+
+    def end_streams(self) -> None:
+        """End the answers that would go on until their clients leave."""
 
     # --- A request ---
 

@@ -18,8 +18,8 @@ from audiofork.doors.http.answers import (
     RelayStatus,
     Status,
 )
+from audiofork.doors.http.door import HttpDoor
 from audiofork.doors.http.parts import Heard, Levels, Parts
-from audiofork.doors.http.server import HttpDoor
 from audiofork.errors import RequestRefused
 from audiofork.forks.events import ForkInfo
 from audiofork.forks.following import StartNews, StartResult

@@ -23,8 +23,8 @@ from schemathesis.specs.openapi.checks import (
 
 from audiofork.config import HttpConfig
 from audiofork.doors.http import access
+from audiofork.doors.http.door import HttpDoor
 from audiofork.doors.http.openapi import PATH
-from audiofork.doors.http.server import HttpDoor
 from audiofork.doors.http.tokens import Role
 from tests.doors.http.stage import Others, Stage, staged, write_tokens
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from audiofork.doors.http import server as server_module
+from audiofork.doors.http import door as door_module
 from audiofork.doors.http.page import FOLDER, Page
 from audiofork.doors.http.sending import HEADERS
 from tests.doors.http.stage import Stage, staged
@@ -24,7 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "deeper").mkdir()
     (tmp_path / "outside.js").write_text("secret")
     (folder / "link.html").symlink_to(tmp_path / "none.html")
-    monkeypatch.setattr(server_module, "Page", lambda: Page(folder))
+    monkeypatch.setattr(door_module, "Page", lambda: Page(folder))
     return folder
 
 
@@ -60,7 +60,7 @@ async def test_what_is_no_file_of_the_page_is_not_found(
 
 
 async def test_door_without_a_page_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "Page", lambda: Page(tmp_path / "none"))
+    monkeypatch.setattr(door_module, "Page", lambda: Page(tmp_path / "none"))
     async with staged(tmp_path) as stage:
         assert (await stage.get("/", "")).status == 404
 

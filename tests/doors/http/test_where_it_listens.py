@@ -14,7 +14,7 @@ import pytest
 import trustme
 
 from audiofork.config import Address, HttpConfig
-from audiofork.doors.http.server import HttpDoor
+from audiofork.doors.http.door import HttpDoor
 from audiofork.errors import CannotListen, ConfigError
 from tests.doors.http.stage import CONTROLLER, VIEWER, Others, request, staged, write_tokens
 from tests.relay.peers import until
