@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import uvloop
@@ -58,6 +58,9 @@ from audiofork.errors import (
     RequestRefused,
 )
 from audiofork.text import why
+
+if TYPE_CHECKING:
+    from audiofork.relay.host import MakeDoor
 
 # Longer than a fork, by default, tries to reach an absent server.
 START_TIMEOUT_S = 30.0
@@ -144,7 +147,16 @@ def _run_host(path: Path) -> None:
         loaded = load()
         _need_cluster(loaded)
         log.set_up(loaded.log)
-        host.run(loaded, load)
+        host.run(loaded, load, _host_door_of(loaded.http))
+
+
+def _host_door_of(http: config.HttpConfig) -> MakeDoor | None:
+    """Return what makes the HTTP door of a relay host; None: it is to have none."""
+    if http.listen is None and not http.socket:
+        return None
+    from audiofork.doors.http.host_door import HostDoor  # its imports take 14 MB of memory
+
+    return HostDoor
 
 
 @main.command(short_help="Run a controller of a cluster.")

@@ -7,14 +7,14 @@ import logging
 import signal
 import time
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 
 from audiofork import __version__, config_file
 from audiofork.cluster.beats import CONTROL_BEAT_S, ControlBeat
 from audiofork.cluster.broker import Broker
 from audiofork.cluster.lease import BUCKET, Holder, Lease
-from audiofork.cluster.roster import Roster
+from audiofork.cluster.roster import Host, Roster
 from audiofork.config import Config
 from audiofork.daemon import Daemon
 from audiofork.doors.cluster_doors import ClusterDoors
@@ -65,6 +65,16 @@ class Control:
         """Whether nobody else can lead now."""
         return self._lease is not None and self._lease.is_held
 
+    @property
+    def epoch(self) -> int:
+        """The number of our leadership."""
+        return self._lease.epoch if self._lease is not None else 0
+
+    @property
+    def hosts(self) -> Sequence[Host]:
+        """The relay hosts of the cluster."""
+        return self._roster.hosts
+
     def parts(self, config: Config, report: SendReport) -> tuple[Relay, Journal]:
         """Return the relay and the journal of the cluster."""
         assert self._lease is not None, "a daemon is there only while we lead"
@@ -96,6 +106,7 @@ class Control:
                 beating.cancel()
             if self._lease is not None:
                 await self._lease.release()
+            self._tell(is_last=True)
             await self._broker.close()
 
     async def _beat(self) -> None:
@@ -104,16 +115,17 @@ class Control:
             self._tell()
             await asyncio.sleep(CONTROL_BEAT_S)
 
-    def _tell(self) -> None:
+    def _tell(self, *, is_last: bool = False) -> None:
         beat = ControlBeat(
             name=self._cluster.own_name,
             asterisk=self._cluster.asterisk,
             run_id=self._run_id,
             leads=self.leads,
             since_s=round(time.monotonic() - self._since, 1),
-            epoch=self._lease.epoch if self._lease is not None and self.leads else 0,
+            epoch=self.epoch if self.leads else 0,
             server=self._broker.server,
             version=__version__,
+            is_last=is_last,
         )
         self._broker.publish(beat.subject, beat.encode())
 

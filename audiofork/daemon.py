@@ -48,7 +48,10 @@ from audiofork.link.relay_process import retire_unused
 from audiofork.system import feed_watchdog, lift_file_limit, notify, spare_collections
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from audiofork.asterisk.ari import Ari
+    from audiofork.cluster.roster import Host
     from audiofork.doors.event_stream import EventStream
     from audiofork.doors.http.parts import Parts
     from audiofork.doors.metrics import Metrics
@@ -68,12 +71,18 @@ class Cluster(Protocol):
     Attributes:
         leads: Whether it does still; if not, it must leave all as it is.
         doors: Those that are open whether it leads or not.
+        epoch: The number of its leadership.
+        hosts: The relay hosts of the cluster.
     """
 
     @property
     def leads(self) -> bool: ...
     @property
     def doors(self) -> SharedDoors: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def hosts(self) -> Sequence[Host]: ...
 
     def parts(self, config: Config, report: SendReport) -> tuple[Relay, Journal]:
         """Return the relay and the journal that it shares with other controllers."""
@@ -229,7 +238,9 @@ class Daemon:
     def _build_metrics(self, events: Events) -> None:
         from audiofork.doors.metrics import Metrics
 
-        metrics = Metrics(self.forks, self.counters, self.relay, self.ami, self._ari)
+        metrics = Metrics(
+            *(self.forks, self.counters, self.relay, self.ami, self._ari, self._cluster)
+        )
         events.subscribe(metrics.on_event)
         metrics.start()
         self.metrics = metrics

@@ -346,6 +346,37 @@ ROWS = (
             ),
         ),
     ),
+    Row(
+        "Cluster",
+        (
+            Panel(
+                "Relay hosts",
+                "As the controllers that lead have heard of them.",
+                (("max by (state) (audiofork_relay_hosts{})", "{{state}}"),),
+            ),
+            Panel(
+                "Forks of each relay host",
+                "Of each Asterisk; and how many it takes.",
+                (
+                    ("max by (host) (audiofork_relay_host_forks{})", "{{host}}"),
+                    ("max by (host) (audiofork_relay_host_capacity{})", "{{host}}, most"),
+                ),
+            ),
+            Panel(
+                "CPU of each relay host",
+                "In cores.",
+                (("max by (host) (audiofork_relay_host_cpu_ratio{})", "{{host}}"),),
+            ),
+            Panel(
+                "Controllers that lead",
+                "1: it leads; the number of its leadership grows with each change.",
+                (
+                    ("audiofork_leads{}", "{{instance}}"),
+                    ("audiofork_epoch{}", "number {{instance}}"),
+                ),
+            ),
+        ),
+    ),
 )
 
 

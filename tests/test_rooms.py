@@ -36,7 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "doors": {"forks", "asterisk", "link", "cluster"},
     "commands": {"doors", "forks", "asterisk", "link"},
     "relay": {"link", "cluster"},
-    "daemon": {"doors", "forks", "asterisk", "link"},
+    "daemon": {"doors", "forks", "asterisk", "link", "cluster"},
     "control": {"daemon", "doors", "forks", "link", "cluster"},
     "cli": {"control", "daemon", "commands", "doors"},
     "__main__": {"cli"},

@@ -70,6 +70,7 @@ class ControlBeat:
         epoch: The number of its leadership; 0: it does not lead.
         server: The NATS server that it is connected to.
         version: Of this package.
+        is_last: Whether it ends now.
     """
 
     name: str
@@ -80,6 +81,7 @@ class ControlBeat:
     epoch: int = 0
     server: str = ""
     version: str = ""
+    is_last: bool = False
 
     @property
     def subject(self) -> str:

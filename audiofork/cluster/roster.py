@@ -76,7 +76,10 @@ class _Latest(Generic[_Beat]):
         self._heard: dict[tuple[str, ...], tuple[_Beat, float]] = {}
 
     def note(self, key: tuple[str, ...], beat: _Beat, at: float) -> None:
-        self._heard[key] = beat, at
+        if beat.is_last:
+            self._heard.pop(key, None)
+        else:
+            self._heard[key] = beat, at
 
     def silent(self, now: float) -> Sequence[tuple[_Beat, float]]:
         """Return each with the seconds since, in the order of the keys; forget old ones."""
@@ -90,7 +93,7 @@ class _Latest(Generic[_Beat]):
 
 
 class Roster:
-    """Hears all beats; `start` begins with that.
+    """Hears all beats; `start` begins with that. Who says that he ends is forgotten.
 
     While the broker is away, all are as they were when it was lost: nothing is heard of anybody.
 
@@ -108,6 +111,7 @@ class Roster:
         self._clock = clock
         self._hosts: _Latest[Beat] = _Latest()
         self._controllers: _Latest[ControlBeat] = _Latest()
+        self._asterisks: dict[str, float] = {}  # when a controller of each was heard of last
         self._lost_at: float | None = None
 
     async def start(self) -> None:
@@ -137,6 +141,7 @@ class Roster:
             log.error("a beat on %s has no effect: %s", printable(subject, "?"), exc)
         else:
             self._controllers.note((beat.asterisk, beat.name), beat, self._clock())
+            self._asterisks[beat.asterisk] = self._clock()
 
     def on_broker(self, is_up: bool) -> None:  # noqa: FBT001 (of `Broker.on_change`)
         """Note that the connection is lost, or stands again."""
@@ -172,8 +177,13 @@ class Roster:
 
     @property
     def asterisks(self) -> Sequence[str]:
-        """The names of each Asterisk that has a controller, or had one a while ago."""
-        return sorted({one.beat.asterisk for one in self.controllers})
+        """The names of each Asterisk that has a controller, or had one a while ago.
+
+        It may have forks also when its last controller has said that it ends.
+        """
+        since = self._now() - REMEMBERED_S
+        self._asterisks = {name: at for name, at in self._asterisks.items() if at > since}
+        return sorted(self._asterisks)
 
 
 def _state_of_controller(beat: ControlBeat, silent_s: float) -> ControlState:

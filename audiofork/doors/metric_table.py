@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from audiofork.doors.exposition import Kind, Metric
 from audiofork.errors import Refusal
 from audiofork.forks.events import AttackKind
@@ -142,10 +144,16 @@ UNUSED = Metric(
 # --- Relays and processes ---
 
 RELAYS = Metric(
-    _P + "relays", GAUGE, "Relay processes that accept legs, and those that do not.",
+    _P + "relays", GAUGE,
+    "Relay processes, in a cluster relay hosts, that accept legs, and those that do not.",
     {"state": ("up", "down")},
 )  # fmt: skip
-RELAY_FORKS = Metric(_P + "relay_forks", GAUGE, "Forks of each relay process.", {"worker": ()})
+RELAY_FORKS = Metric(
+    _P + "relay_forks", GAUGE,
+    "Forks of each relay process, or of this daemon on each relay host; `worker` is its number, or "
+    "the host's name.",
+    {"worker": ()},
+)  # fmt: skip
 RELAY_RTT = Metric(
     _P + "relay_rtt_seconds", GAUGE,
     "How long the event loop of a relay process took to answer a ping; absent with [relay] "
@@ -165,6 +173,35 @@ RELAY_MEMORY = Metric(
 RELAYS_LOST = Metric(
     _P + "relays_lost_total", COUNTER, "How often a fork has lost its relay process."
 )
+
+# --- The cluster: absent without one ---
+
+LEADS = Metric(
+    _P + "leads", GAUGE, "1 while this controller leads; 0 while it lacks the lease, and waits."
+)
+EPOCH = Metric(
+    _P + "epoch", GAUGE, "The number of its leadership, which is greater than each before."
+)
+HOSTS = Metric(
+    _P + "relay_hosts", GAUGE, "Relay hosts of the cluster.",
+    {"state": ("open", "draining", "dead")},
+)  # fmt: skip
+HOST_FORKS = Metric(
+    _P + "relay_host_forks", GAUGE, "Forks on each relay host, of each Asterisk.", {"host": ()}
+)
+HOST_CAPACITY = Metric(
+    _P + "relay_host_capacity", GAUGE, "The most forks that each relay host takes.", {"host": ()}
+)
+HOST_CPU = Metric(
+    _P + "relay_host_cpu_ratio", GAUGE,
+    "The part of a core that the process of each relay host used lately.",
+    {"host": ()},
+)  # fmt: skip
+
+OF_CLUSTER = (LEADS, EPOCH, HOSTS, HOST_FORKS, HOST_CAPACITY, HOST_CPU)
+
+# --- The daemon's own process ---
+
 CPU = Metric("process_cpu_seconds_total", COUNTER, "CPU time of the daemon's own process.")
 MEMORY = Metric("process_resident_memory_bytes", GAUGE, "Its resident memory.")
 VIRTUAL = Metric("process_virtual_memory_bytes", GAUGE, "Its virtual memory.")
@@ -177,10 +214,10 @@ STARTED_AT = Metric(
 METRICS = tuple(one for one in list(globals().values()) if isinstance(one, Metric))
 
 
-def as_markdown() -> str:
+def as_markdown(metrics: Iterable[Metric] = METRICS) -> str:
     """Return the table for docs/metrics.md."""
     lines = ["| metric | kind | labels | what it says |", "|---|---|---|---|"]
-    for one in METRICS:
+    for one in metrics:
         labels = "; ".join(
             f"`{name}`: {', '.join(values)}" if values else f"`{name}`"
             for name, values in one.labels.items()

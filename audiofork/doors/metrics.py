@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import audiofork
 from audiofork.asterisk.ami import Ami
@@ -15,6 +16,7 @@ from audiofork.asterisk.versions import UNKNOWN
 from audiofork.doors import metric_table as table
 from audiofork.doors.exposition import Exposition, Histogram
 from audiofork.doors.loop_lag import LoopLag
+from audiofork.doors.process_metrics import write_process
 from audiofork.forks.counters import Counters
 from audiofork.forks.events import DomainEvent, Reconnecting, Started
 from audiofork.forks.lifecycle import Away
@@ -22,15 +24,27 @@ from audiofork.forks.registry import Forks
 from audiofork.forks.totals import Totals
 from audiofork.link.messages import LATENCY_BUCKETS_MS, StatsTaken
 from audiofork.link.relay import Relay, WorkerState
-from audiofork.system import file_limit, open_files, usage_of
+from audiofork.system import usage_of
 
 if TYPE_CHECKING:
     from audiofork.asterisk.ari import Ari
+    from audiofork.cluster.roster import Host
 
 START_BOUNDS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0)
 _LATENCY_BOUNDS_S = tuple(bound / 1000 for bound in LATENCY_BUCKETS_MS)
 # How many forks are added up in one turn of the event loop, which audio may wait for: 0.3 ms.
 _FORKS_AT_ONCE = 100
+
+
+class ClusterState(Protocol):
+    """A cluster, as a controller that leads sees it."""
+
+    @property
+    def leads(self) -> bool: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def hosts(self) -> Sequence[Host]: ...
 
 
 class Metrics:
@@ -45,16 +59,24 @@ class Metrics:
         relay: What relays the audio.
         ami: The connection to AMI.
         ari: The one to ARI; None: it is not used.
+        cluster: The cluster; None: there is none.
     """
 
     def __init__(
-        self, forks: Forks, counters: Counters, relay: Relay, ami: Ami, ari: Ari | None
+        self,
+        forks: Forks,
+        counters: Counters,
+        relay: Relay,
+        ami: Ami,
+        ari: Ari | None,
+        cluster: ClusterState | None = None,
     ) -> None:
         self._forks = forks
         self._counters = counters
         self._relay = relay
         self._ami = ami
         self._ari = ari
+        self._cluster = cluster
         self._totals = Totals()
         self._starts = Histogram(START_BOUNDS_S)
         self._retries = 0
@@ -96,7 +118,8 @@ class Metrics:
         self._write_audio(text, taken)
         self._write_servers(text, taken)
         self._write_relays(text)
-        self._write_process(text)
+        self._write_cluster(text)
+        write_process(text, self._started_at)
         return text.text
 
     async def _take(self) -> StatsTaken | None:
@@ -181,7 +204,7 @@ class Metrics:
         workers = self._relay.workers
         up = sum(worker.is_up for worker in workers)
         text.each(table.RELAYS, {("up",): up, ("down",): len(workers) - up})
-        named = [(str(number), worker) for number, worker in enumerate(workers, 1)]
+        named = [(one.name or str(number), one) for number, one in enumerate(workers, 1)]
         text.each(table.RELAY_FORKS, {(number,): worker.forks for number, worker in named})
         answered = [(number, worker.rtt_s) for number, worker in named if worker.rtt_s]
         text.each(table.RELAY_RTT, {(number,): rtt_s for number, rtt_s in answered})
@@ -190,14 +213,20 @@ class Metrics:
         text.each(table.RELAY_MEMORY, self._relays_used.resident_bytes)
         text.one(table.RELAYS_LOST, self._counters.relays_lost)
 
-    def _write_process(self, text: Exposition) -> None:
-        usage = usage_of()
-        text.one(table.CPU, usage and usage.cpu_s)
-        text.one(table.MEMORY, usage and usage.resident_bytes)
-        text.one(table.VIRTUAL, usage and usage.virtual_bytes)
-        text.one(table.FILES, open_files())
-        text.one(table.MOST_FILES, file_limit())
-        text.one(table.STARTED_AT, self._started_at)
+    def _write_cluster(self, text: Exposition) -> None:
+        cluster = self._cluster
+        if cluster is None:
+            for metric in table.OF_CLUSTER:
+                text.one(metric, None)
+            return
+        hosts = cluster.hosts
+        text.one(table.LEADS, int(cluster.leads))
+        text.one(table.EPOCH, cluster.epoch)
+        text.each(table.HOSTS, Counter((host.state.value,) for host in hosts))
+        there = [host.beat for host in hosts if host.state.value != "dead"]
+        text.each(table.HOST_FORKS, {(beat.name,): beat.forks for beat in there})
+        text.each(table.HOST_CAPACITY, {(beat.name,): beat.capacity for beat in there})
+        text.each(table.HOST_CPU, {(beat.name,): beat.cpu for beat in there})
 
 
 class _RelaysUsed:

@@ -13,8 +13,10 @@ import resource
 import signal
 import time
 import uuid
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Protocol
 
 import uvloop
 
@@ -22,7 +24,8 @@ import audiofork
 from audiofork import log as logs
 from audiofork.cluster.beats import BEATS_IN_DEAD_TIME, SUBJECT, Beat
 from audiofork.cluster.broker import Broker
-from audiofork.config import Config
+from audiofork.cluster.figures import HostFigures
+from audiofork.config import Config, HttpConfig
 from audiofork.errors import CannotListen, ConfigError
 from audiofork.link.messages import (
     CheckLeg,
@@ -45,12 +48,29 @@ from audiofork.link.messages import (
 from audiofork.link.relay import give
 from audiofork.link.sessions import DOWN, split, up_subject
 from audiofork.relay.host_owner import Owner
+from audiofork.relay.host_stats import HostStats
 from audiofork.relay.worker import Worker
 from audiofork.system import feed_watchdog, lift_file_limit, notify, spare_collections
 
 log = logging.getLogger(__name__)
 
 TWICE = "this relay host has it already"
+
+
+class Door(Protocol):
+    """What others ask a relay host by."""
+
+    async def start(self) -> None:
+        """Listen; raises CannotListen, ConfigError."""
+
+    def reading_tokens(self, config: HttpConfig, /) -> Callable[[], None]:
+        """Read the tokens of a configuration; return what makes them count."""
+
+    async def close(self) -> None:
+        """Stop that."""
+
+
+MakeDoor = Callable[[HttpConfig, Callable[[], Awaitable[HostFigures]]], Door]
 
 
 class RelayHost:
@@ -61,23 +81,29 @@ class RelayHost:
     Args:
         config: The configuration of this host.
         reload: Returns the configuration anew.
+        make_door: Makes the HTTP door; None: it has none.
+
+    Raises:
+        ConfigError: A file that the configuration names cannot be used.
     """
 
-    def __init__(self, config: Config, reload: Callable[[], Config]) -> None:
+    def __init__(
+        self, config: Config, reload: Callable[[], Config], make_door: MakeDoor | None = None
+    ) -> None:
         self._config = config
         self._reload_config = reload
         self._broker = Broker(config.cluster, f"audiofork relay {config.cluster.own_name}")
         self._worker = Worker(config, self._on_report)
         self._owners: dict[str, Owner] = {}  # by Asterisk
         self._fork_owners: dict[str, Owner] = {}
-        self._tickets: dict[int, tuple[Owner, int]] = {}
-        self._next_ticket = 0
+        self._stats = HostStats(self._worker.handle)
         self._asking: Owner | None = None
         self._check_legs: dict[str, Owner] = {}
         self._run_id = str(uuid.uuid4())
         self._is_draining = False
         self._is_ending = False
         self._stop = asyncio.Event()
+        self._door = make_door(config.http, self.figures) if make_door is not None else None
 
     @property
     def name(self) -> str:
@@ -95,6 +121,15 @@ class RelayHost:
         loop.add_signal_handler(signal.SIGTERM, self._drain)
         loop.add_signal_handler(signal.SIGINT, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+        try:
+            if self._door is not None:
+                await self._door.start()
+            await self._relay()
+        finally:
+            if self._door is not None:
+                await self._door.close()
+
+    async def _relay(self) -> None:
         try:
             address = await self._worker.start()
         except OSError as exc:
@@ -183,12 +218,34 @@ class RelayHost:
         """Apply the configuration file to new forks; if it is invalid, keep the old settings."""
         try:
             new = self._reload_config()
+            door = self._door
+            take_tokens = door.reading_tokens(new.http) if door is not None else lambda: None
             self._worker.configure(new)
         except ConfigError as exc:
             log.error("not reloaded, the old configuration stays: %s", exc)
             return
+        take_tokens()
         logs.set_up(new.log)
-        log.info("reloaded; changes to [audiosocket] and [cluster] take effect at the next start")
+        log.info("reloaded; other changes to [audiosocket], [cluster] and [http] need a restart")
+
+    async def figures(self) -> HostFigures:
+        """Return how this host is."""
+        report = await self._stats.take(self._worker.sessions)
+        stats = report.stats
+        forks = Counter(map(id, self._fork_owners.values()))
+        return HostFigures(
+            beat=self._state(0.0),
+            is_connected=self._broker.is_up,
+            forks={asterisk: forks[id(owner)] for asterisk, owner in self._owners.items()},
+            controllers={asterisk: owner.is_led for asterisk, owner in self._owners.items()},
+            counts=self._stats.counts(),
+            waiting=sum(
+                one.frames_in - one.frames_sent - one.frames_dropped for one in stats.values()
+            ),
+            unacked_bytes=sum(one.unacked_bytes for one in stats.values()),
+            latency=report.latency,
+            latency_sum_s=report.latency_sum_s,
+        )
 
     # --- From the controllers ---
 
@@ -210,10 +267,10 @@ class RelayHost:
 
     def _obey(self, owner: Owner, command: Command) -> None:
         if isinstance(command, TakeStats):
-            self._tickets[self._next_ticket] = owner, command.ticket
-            command = TakeStats(self._next_ticket)
-            self._next_ticket += 1
-        elif isinstance(command, ForkSpec):
+            ticket = command.ticket
+            self._stats.ask(lambda report: self._tell(owner, ticket, report))
+            return
+        if isinstance(command, ForkSpec):
             if command.fork_id in self._worker.sessions:
                 owner.on_report(ForkEnded(command.fork_id, EndReason.FAULT, TWICE, ForkStats()))
                 return
@@ -234,7 +291,7 @@ class RelayHost:
     def _on_report(self, report: Report) -> None:
         assert not isinstance(report, RelaysReport), "not of this host's making"
         if isinstance(report, StatsTaken):
-            self._on_stats(report)
+            self._stats.on_taken(report)
         elif isinstance(report, StrangersRefused):
             for owner in self._owners.values():
                 owner.tell(report)
@@ -250,6 +307,8 @@ class RelayHost:
             self._on_fork_report(report)
 
     def _on_fork_report(self, report: ForkReport | HeardAudio) -> None:
+        if isinstance(report, ForkEnded):
+            self._stats.on_ended(report)
         owner = self._fork_owners.get(report.fork_id)
         if owner is None:
             return
@@ -260,8 +319,8 @@ class RelayHost:
         if report.fork_id not in self._worker.sessions:
             del self._fork_owners[report.fork_id]
 
-    def _on_stats(self, report: StatsTaken) -> None:
-        owner, ticket = self._tickets.pop(report.ticket)
+    def _tell(self, owner: Owner, ticket: int, report: StatsTaken) -> None:
+        """Tell an owner the statistics of its forks."""
         stats = {
             fork_id: one
             for fork_id, one in report.stats.items()
@@ -282,17 +341,22 @@ def _cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def run(config: Config, reload: Callable[[], Config]) -> None:
+def run(config: Config, reload: Callable[[], Config], make_door: MakeDoor | None = None) -> None:
     """Run a relay host until SIGTERM or Ctrl-C.
 
     Args:
         config: The configuration of this host.
         reload: Returns it anew.
+        make_door: Makes the HTTP door; None: it has none.
 
     Raises:
-        CannotListen: The address for legs cannot be used.
+        CannotListen: An address cannot be used.
         ConfigError: A file that the configuration names cannot be used.
     """
     lift_file_limit()
     spare_collections()
-    uvloop.run(RelayHost(config, reload).run())
+    uvloop.run(_run(config, reload, make_door))
+
+
+async def _run(config: Config, reload: Callable[[], Config], make_door: MakeDoor | None) -> None:
+    await RelayHost(config, reload, make_door).run()

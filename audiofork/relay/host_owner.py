@@ -60,6 +60,11 @@ class Owner:
         self._heard_at = self._clock()
         self._warned_of = 0
 
+    @property
+    def is_led(self) -> bool:
+        """Whether a controller is heard."""
+        return bool(self._numbers.session)
+
     def on_message(self, stamp: Stamp, line: bytes) -> None:
         """Handle a message of a controller, if it is the one that leads."""
         if stamp.epoch < self._epoch:

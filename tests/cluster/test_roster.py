@@ -60,6 +60,13 @@ def test_controllers_lead_or_stand_by_and_are_dead_later_than_hosts(roster: Told
     assert roster.states == {"c1": "dead", "c2": "dead"}
 
 
+def test_who_says_that_it_ends_is_forgotten_at_once(roster: Told) -> None:
+    roster.hear(HOST, CONTROLLER, replace(HOST, name="r2"))
+    roster.hear(replace(HOST, is_last=True), replace(CONTROLLER, is_last=True))
+    assert roster.states == {"r2": "open"}
+    assert roster.asterisks == ["pbx"]  # it may have forks
+
+
 def test_controllers_of_the_same_name_beside_other_asterisks_are_others(roster: Told) -> None:
     roster.hear(CONTROLLER, replace(CONTROLLER, asterisk="other"))
     assert [one.beat.asterisk for one in roster.controllers] == ["other", "pbx"]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,8 @@ from prometheus_client import parser
 from prometheus_client.openmetrics import parser as open_parser
 
 from audiofork.asterisk.versions import Version
+from audiofork.cluster.beats import Beat
+from audiofork.cluster.roster import Host, HostState
 from audiofork.config import Address
 from audiofork.doors import metric_table
 from audiofork.doors.exposition import Kind, Metric
@@ -45,7 +47,7 @@ from tests.control_plane import NAME, START, Rig
 PAIRS = LegPart.PAIRS
 AT = Address("127.0.0.1", 9092)
 # The labels whose values are no words of ours: there is one at a time, or as many as configured.
-FREE_LABELS = {"version", "python", "worker"}
+FREE_LABELS = {"version", "python", "worker", "host"}
 
 Samples = dict[tuple[str, ...], float]
 
@@ -64,6 +66,18 @@ class FakeAriLink:
     is_up: bool = True
     rtt_s: float = 0.004
     connects: int = 3
+
+
+HOST = Beat("r1", "run", "192.0.2.1:9092", "north", 500, 12, 0.25, "1.0")
+
+
+@dataclass
+class FakeCluster:
+    """Stands for the cluster of a controller that leads."""
+
+    leads: bool = True
+    epoch: int = 7
+    hosts: list[Host] = field(default_factory=lambda: [Host(HOST, HostState.OPEN)])
 
 
 class Scene:
@@ -105,6 +119,7 @@ async def test_names_texts_and_kinds_are_as_the_table_says_and_each_metric_is_th
     scene: Scene, is_open: bool
 ) -> None:
     scene.metrics._ari = cast(Any, FakeAriLink())
+    scene.metrics._cluster = FakeCluster()
     scene.rig.ami.rtt_s = 0.001
     worker = WorkerState(AT, True, 1, rtt_s=0.002, pid=os.getpid())
     scene.relay.workers = [worker, WorkerState(AT, False, 0)]
@@ -381,6 +396,33 @@ async def test_relay_processes_are_told_one_by_one(scene: Scene) -> None:
     assert samples["audiofork_relay_cpu_seconds_total", "1"] > 0
     assert samples["audiofork_relay_resident_memory_bytes", "1"] > 1_000_000
     assert ("audiofork_relay_rtt_seconds", "2") not in samples
+
+
+async def test_relay_hosts_are_told_by_their_names(scene: Scene) -> None:
+    scene.relay.workers = [WorkerState(AT, True, 12, rtt_s=0.003, name="r1")]
+    samples = await scene.samples()
+    assert samples["audiofork_relay_forks", "r1"] == 12
+    assert samples["audiofork_relay_rtt_seconds", "r1"] == 0.003
+
+
+async def test_cluster_is_told_while_there_is_one(scene: Scene) -> None:
+    assert not any(name.startswith("audiofork_relay_host") for name, *_ in await scene.samples())
+    assert ("audiofork_leads",) not in await scene.samples()
+    scene.metrics._cluster = cluster = FakeCluster()
+    cluster.hosts.append(Host(replace(HOST, name="r2"), HostState.DEAD))
+    samples = await scene.samples()
+    assert (samples["audiofork_leads",], samples["audiofork_epoch",]) == (1, 7)
+    states = {state.value: samples["audiofork_relay_hosts", state] for state in HostState}
+    assert states == {"open": 1, "draining": 0, "dead": 1}
+    assert set(metric_table.HOSTS.labels["state"]) == states.keys()
+    of_hosts = {key: value for key, value in samples.items() if "_host_" in key[0]}
+    assert of_hosts == {
+        ("audiofork_relay_host_forks", "r1"): 12,
+        ("audiofork_relay_host_capacity", "r1"): 500,
+        ("audiofork_relay_host_cpu_ratio", "r1"): 0.25,
+    }
+    cluster.leads = False
+    assert (await scene.samples())["audiofork_leads",] == 0
 
 
 def test_cpu_time_of_a_relay_process_that_was_replaced_stays_in_the_sum() -> None:

@@ -7,10 +7,13 @@ import json
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 import nats
 import pytest
+from prometheus_client import parser
 
 from audiofork.doors.control_client import Client
 from audiofork.errors import DaemonUnreachable
@@ -266,20 +269,68 @@ async def test_request_for_another_asterisk_goes_to_its_controller(
     await scene.legs(0)
 
 
+async def test_metrics_name_the_relay_hosts_and_a_relay_host_has_its_own(
+    scene: Scene[Recorder], cluster: Cluster, tmp_path: Path
+) -> None:
+    doors = {name: tmp_path / f"{name}.sock" for name in ("r1", "c1")}
+    relay = cluster.relay("r1", http=f"socket = {doors['r1']}\n", cluster="capacity = 20\n")
+    controller = cluster.controller("c1", http=f"socket = {doors['c1']}\n")
+    await leads(controller)
+    fork = await scene.talking_fork("/one", "D(in)")
+    await scene.server.wait_messages("/one", 50)
+    of_leader, of_host = await metrics(doors["c1"]), await metrics(doors["r1"])
+    assert of_leader["audiofork_leads",] == 1
+    assert of_leader["audiofork_epoch",] >= 1
+    assert of_leader["audiofork_relay_hosts", "open"] == 1
+    assert of_leader["audiofork_relay_host_capacity", "r1"] == 20
+    assert of_leader["audiofork_relay_forks", "r1"] == 1
+    assert of_host["audiofork_host_forks", "asterisk"] == 1
+    assert of_host["audiofork_host_controller_up", "asterisk"] == 1
+    assert of_host["audiofork_host_broker_up",] == 1
+    assert of_host["audiofork_host_frames_in_total",] >= 50
+    stopped = await fork.hang_up()
+    after = await metrics(doors["r1"])
+    assert after["audiofork_host_frames_sent_total",] == int(stopped["FramesSent"])
+    assert after["audiofork_host_forks", "asterisk"] == 0
+    await scene.legs(0)
+    assert "Traceback" not in relay.log() + controller.log()
+
+
+async def metrics(door: Path) -> dict[tuple[str, ...], float]:
+    """Return the metrics of a daemon or a relay host, as in test_metrics.py."""
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(path=str(door))) as session,
+        session.get("http://localhost/metrics") as answer,
+    ):
+        assert answer.status == 200
+        families = parser.text_string_to_metric_families(await answer.text())
+        return {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in families
+            for sample in family.samples
+        }
+
+
 async def test_command_cluster_shows_hosts_and_controllers_at_any_controller(
     cluster: Cluster, pair: tuple[Daemon, Daemon]
 ) -> None:
-    cluster.relay("r2", cluster="zone = north\ncapacity = 20\n").kill()
+    relays = [cluster.relay(name, cluster="zone = north\n") for name in ("r2", "r3")]
     first, second = pair
     await leads(first)
-    await asyncio.sleep(2)
+    code, output = await command(second, "cluster", "--json")
+    hosts = [(one["name"], one["zone"], one["state"]) for one in json.loads(output)["hosts"]]
+    assert hosts == [("r1", "", "open"), ("r2", "north", "open"), ("r3", "north", "open")]
+    relays[0].kill()
+    relays[1].stop()
+    await asyncio.sleep(3)
     code, output = await command(second, "cluster", "--json")
     assert code == 0, output
     found = json.loads(output)
     assert found["name"] == "c2"
-    assert [(one["name"], one["state"]) for one in found["hosts"]] == [("r1", "open")] + [
-        ("r2", "dead")
-    ] * (len(found["hosts"]) - 1)
+    assert [(one["name"], one["state"]) for one in found["hosts"]] == [
+        ("r1", "open"),
+        ("r2", "dead"),
+    ]
     states = {one["name"]: (one["state"], one["epoch"] > 0) for one in found["controllers"]}
     assert states == {"c1": ("leads", True), "c2": ("stands by", False)}
     assert {one["server"] for one in found["controllers"]} == {

@@ -78,7 +78,7 @@ class StatusApi:
 
     async def health(self, _call: Call) -> web.StreamResponse:
         """Say ok: the daemon runs."""
-        return web.Response(text="ok\n")
+        return answer_health()
 
     async def ready(self, _call: Call) -> web.StreamResponse:
         """Say whether forks can be started: Asterisk is connected, and a relay runs."""
@@ -92,9 +92,8 @@ class StatusApi:
         if self._parts.metrics is None:
             raise Problem(404, "this daemon has no metrics", Kind.NOT_AVAILABLE)
         is_open = wants_open_metrics(call.request.headers.get("Accept", ""))
-        body = (await self._parts.metrics.render(open_metrics=is_open)).encode()
-        content_type = OPEN_METRICS_TYPE if is_open else CONTENT_TYPE
-        return web.Response(body=body, headers={"Content-Type": content_type})
+        text = await self._parts.metrics.render(open_metrics=is_open)
+        return answer_metrics(text, open_metrics=is_open)
 
     async def status(self, _call: Call) -> web.StreamResponse:
         """Return the state of Asterisk, the relays, and the daemon's counters."""
@@ -127,6 +126,17 @@ class StatusApi:
         if self._checks is None:
             raise Problem(404, "this daemon runs no checks", Kind.NOT_AVAILABLE)
         return answer(await self._checks.report(call.who))
+
+
+def answer_health() -> web.Response:
+    """Return the answer of what runs."""
+    return web.Response(text="ok\n")
+
+
+def answer_metrics(text: str, *, open_metrics: bool) -> web.Response:
+    """Return metrics as an answer."""
+    content_type = OPEN_METRICS_TYPE if open_metrics else CONTENT_TYPE
+    return web.Response(body=text.encode(), headers={"Content-Type": content_type})
 
 
 def _up(is_up: bool) -> str:
