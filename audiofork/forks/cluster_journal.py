@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict
 
 from nats.js.kv import KeyValue
@@ -22,9 +23,9 @@ log = logging.getLogger(__name__)
 UNAVAILABLE: tuple[type[Exception], ...] = (BrokerUnavailable, *FAULTS)
 
 BUCKET = "audiofork-forks"
-OPEN_TIMEOUT_S = 2.0
+READ_TIMEOUT_S = 2.0
 RETRY_S = 0.25
-CLOSE_TIMEOUT_S = 1.0
+FLUSH_TIMEOUT_S = 1.0
 AT_ONCE = 64
 # What was removed leaves a mark behind, which is removed for good after a while.
 SWEEP_INTERVAL_S = 300.0
@@ -43,10 +44,12 @@ class ClusterJournal:
     Args:
         broker: The connection to the broker.
         asterisk: The name of the Asterisk.
+        may_write: Returns whether we lead; if not, what is to be written waits as well.
     """
 
-    def __init__(self, broker: Broker, asterisk: str) -> None:
+    def __init__(self, broker: Broker, asterisk: str, may_write: Callable[[], bool]) -> None:
         self._broker = broker
+        self._may_write = may_write
         self._name = bucket_of(asterisk)
         self._bucket: KeyValue | None = None
         self._changes: dict[str, Entry | None] = {}
@@ -57,17 +60,27 @@ class ClusterJournal:
         self.works = False
 
     async def open(self) -> list[Entry]:
-        """Return the entries that an earlier leader left, oldest first."""
-        entries: list[Entry] = []
-        try:
-            async with asyncio.timeout(OPEN_TIMEOUT_S):
-                self._bucket = await self._broker.bucket(self._name)
-                entries = await self._read(self._bucket)
-                self.works = True
-        except UNAVAILABLE as exc:
-            log.error("the journal of the cluster cannot be read: %s", why(exc) or "no answer")
         self._writing = [asyncio.create_task(self._write()), asyncio.create_task(self._sweep())]
-        return entries
+        return await self.read()
+
+    async def read(self) -> list[Entry]:
+        """Return the entries that an earlier leader left, or this one, oldest first.
+
+        Waits until they can be read, as without them all forks that go on would end; returns none
+        when we do not lead any more.
+        """
+        await self._flush()
+        while self._may_write():
+            try:
+                async with asyncio.timeout(READ_TIMEOUT_S):
+                    self._bucket = await self._broker.bucket(self._name)
+                    entries = await self._read(self._bucket)
+                    self.works = True
+                    return entries
+            except UNAVAILABLE as exc:
+                log.error("the journal of the cluster cannot be read: %s", why(exc) or "no answer")
+            await asyncio.sleep(RETRY_S)
+        return []
 
     async def _read(self, bucket: KeyValue) -> list[Entry]:
         watcher = await bucket.watchall(ignore_deletes=True)
@@ -105,6 +118,9 @@ class ClusterJournal:
             await self._wake.wait()
             self._wake.clear()
             while self._order:
+                if not self._may_write():
+                    await asyncio.sleep(RETRY_S)
+                    continue
                 count = min(AT_ONCE, len(self._order))
                 fork_ids = [self._order.popleft() for _ in range(count)]
                 changes = {fork_id: self._changes.pop(fork_id) for fork_id in fork_ids}
@@ -140,12 +156,16 @@ class ClusterJournal:
             except FAULTS as exc:
                 log.debug("the journal of the cluster was not swept: %s", why(exc))
 
+    async def _flush(self) -> None:
+        """Write all waiting changes; waits at most FLUSH_TIMEOUT_S."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_TIMEOUT_S):
+                await self._idle.wait()
+
     async def close(self) -> None:
-        """Write all waiting changes; waits at most CLOSE_TIMEOUT_S."""
-        if self._writing:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                    await self._idle.wait()
+        """Write all waiting changes, if we lead; waits at most FLUSH_TIMEOUT_S."""
+        if self._writing and self._may_write():
+            await self._flush()
         for task in self._writing:
             task.cancel()
         await asyncio.gather(*self._writing, return_exceptions=True)

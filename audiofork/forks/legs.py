@@ -161,10 +161,11 @@ class Legs:
 
     async def _start(self, fork: Fork, leg: Leg, leg_id: str) -> None:
         await self._wait_for_hold(fork, leg, leg_id)
+        if _is_wanted(fork, leg, leg_id):
+            await self._until_expected(fork.id)
         if not _is_wanted(fork, leg, leg_id):
             self.leaving.on_gone(leg_id)  # it was never requested from Asterisk
             return
-        await self._until_expected(fork.id)
         try:
             await fork.tap.start(order_of(fork, leg, leg_id))
         except NoSuchChannel:

@@ -103,6 +103,13 @@ class HostWorker(RelayWorker):
                 ping.set_result(False)
         self._pings.clear()
 
+    def forget(self) -> None:
+        """Forget its forks: another controller may have them."""
+        self.forks.clear()
+        self.held.clear()
+        self.told.clear()
+        self.leftovers.clear()
+
     def on_opened(self) -> None:
         """Note that it has answered in this session."""
         self.address = self.beat.address

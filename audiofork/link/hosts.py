@@ -111,7 +111,6 @@ class RelayHosts(SharedRelay):
             self._subscriptions.append(await self._broker.subscribe(subject, handle))
         self._watching = asyncio.create_task(self._watch())
         await self.find()
-        self._started = True
         log.info("%d relay hosts are there", len(self._listening()))
         return self.addresses[0] if self._workers else NOWHERE
 
@@ -122,6 +121,7 @@ class RelayHosts(SharedRelay):
         with contextlib.suppress(TimeoutError):  # those that have died do not answer
             async with asyncio.timeout(FIND_TIMEOUT_S):
                 await asyncio.gather(*openings)
+        self._started = True
 
     def configure(self, config: Config) -> None:
         """Nothing to do: relay hosts have files of their own."""
@@ -268,6 +268,16 @@ class RelayHosts(SharedRelay):
 
     def _on_broker(self, _is_up: bool) -> None:  # noqa: FBT001 (of `Broker.on_change`)
         self._suspend()
+
+    def forget(self) -> None:
+        """Forget which host has which fork; `find` finds them as after an earlier controller."""
+        self._started = False
+        self._suspend()
+        self._moves.close()
+        for worker in self._workers.values():
+            worker.forget()
+        self._earlier.clear()
+        self._forget_forks()
 
     # --- From the hosts ---
 
