@@ -25,7 +25,7 @@ UNAVAILABLE: tuple[type[Exception], ...] = (BrokerUnavailable, *FAULTS)
 BUCKET = "audiofork-forks"
 READ_TIMEOUT_S = 2.0
 RETRY_S = 0.25
-FLUSH_TIMEOUT_S = 1.0
+CLOSE_TIMEOUT_S = 1.0
 AT_ONCE = 64
 # What was removed leaves a mark behind, which is removed for good after a while.
 SWEEP_INTERVAL_S = 300.0
@@ -69,10 +69,10 @@ class ClusterJournal:
         Waits until they can be read, as without them all forks that go on would end; returns none
         when we do not lead any more.
         """
-        await self._flush()
         while self._may_write():
             try:
                 async with asyncio.timeout(READ_TIMEOUT_S):
+                    await self._idle.wait()  # what we have to write comes first
                     self._bucket = await self._broker.bucket(self._name)
                     entries = await self._read(self._bucket)
                     self.works = True
@@ -156,16 +156,12 @@ class ClusterJournal:
             except FAULTS as exc:
                 log.debug("the journal of the cluster was not swept: %s", why(exc))
 
-    async def _flush(self) -> None:
-        """Write all waiting changes; waits at most FLUSH_TIMEOUT_S."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FLUSH_TIMEOUT_S):
-                await self._idle.wait()
-
     async def close(self) -> None:
-        """Write all waiting changes, if we lead; waits at most FLUSH_TIMEOUT_S."""
+        """Write all waiting changes, if we lead; waits at most CLOSE_TIMEOUT_S."""
         if self._writing and self._may_write():
-            await self._flush()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._idle.wait()
         for task in self._writing:
             task.cancel()
         await asyncio.gather(*self._writing, return_exceptions=True)
