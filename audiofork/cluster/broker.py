@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, NamedTuple, TypeVar
@@ -14,6 +15,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.aio.transport import TcpTransport
 from nats.js import JetStreamContext
 from nats.js.api import KeyValueConfig, StorageType
 from nats.js.errors import Error as JetStreamError
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 2
 RECONNECT_WAIT_S = 0.2
+CLOSE_TIMEOUT_S = 0.2
 # A server that does not answer is left after two of these: a network may drop packets in silence.
 PING_INTERVAL_S = 1
 # From here on messages are dropped, which their receivers notice by their numbers.
@@ -48,8 +51,32 @@ Answer = Callable[[bytes], Awaitable[bytes]]
 _Result = TypeVar("_Result")
 
 
+class _Transport(TcpTransport):
+    """A connection that is over when we leave it.
+
+    TLS would first wait for the other side, for 30 s where that is silent, and for ever where the
+    handshake has failed; until then the library would not go on to the next server.
+    """
+
+    def __bool__(self) -> bool:
+        return True  # else the library takes its own
+
+    async def wait_closed(self) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await super().wait_closed()  # type: ignore[no-untyped-call]
+        except TimeoutError:
+            for writer in (self._io_writer, self._bare_io_writer):
+                if writer is not None:
+                    writer.transport.abort()
+
+
 class NatsClient(Client):
     """The library's client, which never gives up, and goes over TLS where the URL says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._transport = _Transport()  # type: ignore[no-untyped-call]
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: FBT001, FBT002 (of the library)
         # The library would go on in the clear, and somebody between could have it so.
@@ -173,11 +200,12 @@ class Broker:
         Raises:
             ConfigError: A file that [cluster] names cannot be used.
         """
-        options = login_of(self._config)
+        options, servers = login_of(self._config), self._config.servers
         while True:
             try:
                 await self._client.connect(
-                    list(self._config.servers),
+                    random.sample(servers, len(servers)),
+                    dont_randomize=True,  # after one that is lost, the next
                     name=self._what,
                     error_cb=self._on_error,
                     disconnected_cb=self._on_lost,
@@ -369,12 +397,34 @@ class Broker:
             BrokerUnavailable: The servers do not answer, or refuse.
         """
         assert self._stream is not None, "connected first"
-        with contextlib.suppress(BrokerUnavailable):
-            return await self._do(self._stream.key_value(name))
-        config = KeyValueConfig(
-            bucket=name, history=1, storage=StorageType.FILE, replicas=self._config.replicas
-        )
-        return await self._do(self._stream.create_key_value(config))
+        try:
+            bucket = await self._do(self._stream.key_value(name))
+        except BrokerUnavailable:  # there is none, or what is wrong shows again
+            config = KeyValueConfig(
+                bucket=name, history=1, storage=StorageType.FILE, replicas=self._config.replicas
+            )
+            return await self._do(self._stream.create_key_value(config))
+        await self._have_replicas(name, bucket)
+        return bucket
+
+    async def _have_replicas(self, name: str, bucket: KeyValue) -> None:
+        """Have more servers keep a bucket that was made while there were fewer of them.
+
+        Raises:
+            BrokerUnavailable: The servers do not answer.
+        """
+        wanted = self._config.replicas
+        config = (await self._do(bucket.status())).stream_info.config
+        if (config.num_replicas or 1) >= wanted:
+            return
+        assert self._stream is not None, "connected first"
+        config.num_replicas = wanted
+        try:
+            await self._do(self._stream.update_stream(config))
+        except BrokerUnavailable as exc:
+            log.error("bucket %s is kept by fewer than %d servers: %s", name, wanted, exc)
+        else:
+            log.warning("bucket %s is kept by %d servers from now on", name, wanted)
 
     async def _do(self, what: Coroutine[Any, Any, _Result]) -> _Result:
         try:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,10 +14,11 @@ from pathlib import Path
 import nkeys
 import pytest
 import trustme
+from nats.js.kv import KeyValue
 
 from audiofork.cluster.broker import Broker, login_of
 from audiofork.config import ClusterConfig
-from audiofork.errors import ConfigError
+from audiofork.errors import BrokerUnavailable, ConfigError
 from testbed.nats import NatsServer, nats_servers
 from tests.relay.peers import until
 
@@ -91,29 +93,58 @@ def authority() -> trustme.CA:
 
 
 @pytest.fixture
-def over_tls(authority: trustme.CA, tmp_path: Path) -> Iterator[str]:
-    """Return the tls:// URL of a server."""
+def tls_lines(authority: trustme.CA, tmp_path: Path) -> str:
+    """Lines of a server's configuration, by which clients come over TLS."""
     pem = tmp_path / "server.pem"
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(pem))
-    with nats_servers(more=f'tls {{ cert_file: "{pem}", key_file: "{pem}" }}\n') as (one,):
-        yield one.url.replace("nats:", "tls:")
+    return f'tls {{ cert_file: "{pem}", key_file: "{pem}" }}\n'
 
 
-async def test_certificate_of_the_servers_is_that_of_ca_file_or_is_refused(
-    caplog: pytest.LogCaptureFixture, authority: trustme.CA, over_tls: str, tmp_path: Path
+@pytest.fixture
+def ca_file(authority: trustme.CA, tmp_path: Path) -> str:
+    path = str(tmp_path / "ca.pem")
+    authority.cert_pem.write_to_path(path)
+    return path
+
+
+def tls_url(server: NatsServer) -> str:
+    return server.url.replace("nats:", "tls:")
+
+
+async def test_certificate_is_verified_and_a_server_with_another_does_not_keep_us_from_the_next(
+    caplog: pytest.LogCaptureFixture, tls_lines: str, ca_file: str, tmp_path: Path
 ) -> None:
-    pem = tmp_path / "ca.pem"
-    authority.cert_pem.write_to_path(str(pem))
-    async with connecting(ClusterConfig(servers=(over_tls,), ca_file=str(pem))) as broker:
-        await until(lambda: broker.is_up, 10)
-    await told(caplog, "certificate", servers=over_tls)
+    pem = tmp_path / "other.pem"
+    trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(pem))
+    other_lines = f'tls {{ cert_file: "{pem}", key_file: "{pem}" }}\n'
+    with nats_servers(more=other_lines) as (other,), nats_servers(more=tls_lines) as (server,):
+        for _ in range(4):  # which is tried first is chance
+            config = ClusterConfig(servers=(tls_url(other), tls_url(server)), ca_file=ca_file)
+            async with connecting(config) as broker:
+                await until(lambda broker=broker: broker.is_up, 10)  # type: ignore[misc]
+                assert broker.server == f"127.0.0.1:{server.port}"
+        await told(caplog, "an authority that is not trusted here", servers=tls_url(server))
+
+
+@pytest.mark.parametrize("over_tls", [False, True])
+async def test_server_that_is_frozen_is_left_for_another(
+    caplog: pytest.LogCaptureFixture, tls_lines: str, ca_file: str, over_tls: bool
+) -> None:
+    with nats_servers(2, more=tls_lines if over_tls else "") as servers:
+        urls = tuple(tls_url(one) if over_tls else one.url for one in servers)
+        async with connecting(ClusterConfig(servers=urls, ca_file=ca_file)) as broker:
+            await until(lambda: broker.is_up, 10)
+            first = broker.server
+            (frozen,) = [one for one in servers if first.endswith(f":{one.port}")]
+            frozen.signal(signal.SIGSTOP)
+            await until(lambda: broker.is_up and broker.server != first, 15)
+            frozen.signal(signal.SIGCONT)
 
 
 async def test_server_without_tls_is_refused_where_the_url_has_tls(
     caplog: pytest.LogCaptureFixture, server: NatsServer
 ) -> None:
-    url = server.url.replace("nats:", "tls:")
-    async with connecting(ClusterConfig(servers=(url,))) as broker:
+    async with connecting(ClusterConfig(servers=(tls_url(server),))) as broker:
         await until(lambda: "it does not demand TLS" in caplog.text, 10)
         assert not broker.is_up
 
@@ -167,6 +198,48 @@ async def test_what_the_server_does_not_allow_is_told(
             for text in ('violation for subscription to "c"', 'violation for publish to "d"'):
                 await until(lambda text=text: text in caplog.text, 10)  # type: ignore[misc]
             assert broker.is_up
+
+
+@asynccontextmanager
+async def bucket_of(urls: tuple[str, ...], replicas: int) -> AsyncIterator[KeyValue]:
+    """Have a bucket, as soon as the servers agree on who leads them."""
+    async with connecting(ClusterConfig(servers=urls, replicas=replicas)) as broker:
+        await until(lambda: broker._stream is not None, 10)
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    bucket = await broker.bucket("b")
+                    break
+                except BrokerUnavailable:
+                    await asyncio.sleep(0.2)
+        yield bucket
+
+
+async def count_replicas(bucket: KeyValue) -> int | None:
+    return (await bucket.status()).stream_info.config.num_replicas
+
+
+async def test_bucket_of_one_server_is_kept_by_more_when_more_are_configured(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with nats_servers(3) as servers:
+        urls = tuple(server.url for server in servers)
+        async with bucket_of(urls, 1) as bucket:
+            await bucket.put("key", b"value")
+        async with bucket_of(urls, 3) as bucket:
+            assert await count_replicas(bucket) == 3
+            assert (await bucket.get("key")).value == b"value"
+        assert "bucket b is kept by 3 servers from now on" in caplog.text
+        async with bucket_of(urls, 1) as bucket:
+            assert await count_replicas(bucket) == 3
+
+
+async def test_bucket_that_cannot_be_kept_by_more_servers_is_used_as_it_is(
+    caplog: pytest.LogCaptureFixture, server: NatsServer
+) -> None:
+    async with bucket_of((server.url,), 1), bucket_of((server.url,), 3) as bucket:
+        await bucket.put("key", b"value")
+    assert "bucket b is kept by fewer than 3 servers" in caplog.text
 
 
 @pytest.mark.parametrize(
