@@ -207,6 +207,7 @@ class RelayHost:
             cpu=round(cpu, 3),
             version=audiofork.__version__,
             is_draining=self._is_draining,
+            clock=round(time.time(), 3),
         )
 
     def _on_broker(self, is_up: bool) -> None:  # noqa: FBT001 (of `Broker.on_change`)
