@@ -413,14 +413,15 @@ class Broker:
         Raises:
             BrokerUnavailable: The servers do not answer.
         """
-        wanted = self._config.replicas
-        config = (await self._do(bucket.status())).stream_info.config
-        if (config.num_replicas or 1) >= wanted:
+        wanted, info = self._config.replicas, (await self._do(bucket.status())).stream_info
+        if (info.config.num_replicas or 1) >= wanted:
             return
         assert self._stream is not None, "connected first"
-        config.num_replicas = wanted
+        info.config.num_replicas = wanted
         try:
-            await self._do(self._stream.update_stream(config))
+            if info.cluster is None:  # it may be accepted all the same
+                raise BrokerUnavailable("the server is alone")
+            await self._do(self._stream.update_stream(info.config))
         except BrokerUnavailable as exc:
             log.error("bucket %s is kept by fewer than %d servers: %s", name, wanted, exc)
         else:
