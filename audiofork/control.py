@@ -84,7 +84,7 @@ class Control:
     def parts(self, config: Config, report: SendReport) -> tuple[Relay, Journal]:
         """Return the relay and the journal of the cluster."""
         assert self._lease is not None, "a daemon is there only while we lead"
-        self._relay = RelayHosts(config, self._broker, self._lease, report)
+        self._relay = RelayHosts(config, self._broker, self._lease, self._roster, report)
         self._journal = ClusterJournal(self._broker, self._cluster.asterisk, lambda: self.leads)
         return self._relay, self._journal
 

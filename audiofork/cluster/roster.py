@@ -113,6 +113,8 @@ class Roster:
         self._controllers: _Latest[ControlBeat] = _Latest()
         self._asterisks: dict[str, float] = {}  # when a controller of each was heard of last
         self._lost_at: float | None = None
+        self._since = clock()  # nothing is missed
+        self._listeners: list[Callable[[Beat], None]] = []
 
     async def start(self) -> None:
         """Begin to hear beats.
@@ -120,6 +122,7 @@ class Roster:
         Raises:
             BrokerUnavailable: The connection is lost.
         """
+        self._since = self._clock()
         self._broker.on_change(self.on_broker)
         await self._broker.subscribe(f"{SUBJECT}.*", self.on_beat)
         await self._broker.subscribe(f"{CONTROL_SUBJECT}.*.*", self.on_control_beat)
@@ -129,9 +132,21 @@ class Roster:
         try:
             beat = beat_of(subject, payload)
         except ValueError as exc:
-            log.debug("a beat on %s has no effect: %s", printable(subject, "?"), exc)
+            log.error("a beat on %s has no effect: %s", printable(subject, "?"), exc)
         else:
             self._hosts.note((beat.name,), beat, self._clock())
+            for listener in list(self._listeners):
+                listener(beat)
+
+    def listen(self, listener: Callable[[Beat], None]) -> Callable[[], None]:
+        """Have a function called with each beat of a relay host; return what ends that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    @property
+    def is_complete_in_s(self) -> float:
+        """In how many seconds each relay host that is there has been heard of for sure."""
+        return max(0.0, self._since + self._dead_after_s / 2 - self._clock())
 
     def on_control_beat(self, subject: str, payload: bytes) -> None:
         """Note the beat of a controller."""
@@ -147,7 +162,7 @@ class Roster:
         """Note that the connection is lost, or stands again."""
         self._lost_at = None if is_up else self._clock()
         if is_up:  # nothing could be heard of them
-            now = self._clock()
+            now = self._since = self._clock()
             self._hosts.forget_times(now)
             self._controllers.forget_times(now)
 

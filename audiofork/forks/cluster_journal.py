@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 UNAVAILABLE: tuple[type[Exception], ...] = (BrokerUnavailable, *FAULTS)
 
 BUCKET = "audiofork-forks"
-READ_TIMEOUT_S = 2.0
+READ_TIMEOUT_S = 5.0
 RETRY_S = 0.25
 CLOSE_TIMEOUT_S = 1.0
 AT_ONCE = 64

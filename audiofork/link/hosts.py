@@ -10,9 +10,10 @@ from dataclasses import replace
 
 from nats.aio.subscription import Subscription
 
-from audiofork.cluster.beats import SUBJECT, Seen, beat_of
+from audiofork.cluster.beats import Beat, Seen
 from audiofork.cluster.broker import FAULTS, Broker
 from audiofork.cluster.lease import Lease
+from audiofork.cluster.roster import HostState, Roster
 from audiofork.config import Address, ClusterConfig, Config
 from audiofork.link.host_moves import HostMoves
 from audiofork.link.host_worker import HostWorker
@@ -46,7 +47,6 @@ from audiofork.link.sessions import (
 from audiofork.link.sharing import SharedRelay
 from audiofork.link.stream import Held, NotUnderstood, Pong
 from audiofork.link.workers import RelayWorker
-from audiofork.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -76,14 +76,18 @@ class RelayHosts(SharedRelay):
         config: The configuration.
         broker: The connection to the broker.
         lease: That of the Asterisk, which we hold.
+        roster: Knows the relay hosts, as it has heard of them while we stood by.
         report: Called with each report.
     """
 
-    def __init__(self, config: Config, broker: Broker, lease: Lease, report: SendReport) -> None:
+    def __init__(
+        self, config: Config, broker: Broker, lease: Lease, roster: Roster, report: SendReport
+    ) -> None:
         super().__init__(report, NO_HOST)
         self._config: ClusterConfig = config.cluster
         self._broker = broker
         self._lease = lease
+        self._roster = roster
         self._workers: dict[str, HostWorker] = {}  # by name
         self._moves = HostMoves(self._reports.put, self._own)
         self._earlier: dict[str, ForkStats] = {}  # what forks have counted at earlier hosts
@@ -92,9 +96,9 @@ class RelayHosts(SharedRelay):
         self._started = False
         self._closed = False
         self._watching: asyncio.Task[None] | None = None
-        self._subscriptions: list[Subscription] = []
+        self._subscription: Subscription | None = None
         self._turns = 0
-        self._forget_broker: Callable[[], None] = lambda: None
+        self._leave: list[Callable[[], None]] = []
 
     def _all_workers(self) -> Sequence[HostWorker]:
         return list(self._workers.values())
@@ -103,12 +107,10 @@ class RelayHosts(SharedRelay):
 
     async def start(self) -> Address:
         """Find the relay hosts, and what they hold of the forks of this Asterisk."""
-        self._forget_broker = self._broker.on_change(self._on_broker)
-        for subject, handle in (
-            (f"{UP}.{self._config.asterisk}.*", self._on_payload),
-            (f"{SUBJECT}.*", self._on_beat),
-        ):
-            self._subscriptions.append(await self._broker.subscribe(subject, handle))
+        self._leave.append(self._broker.on_change(self._on_broker))
+        subject = f"{UP}.{self._config.asterisk}.*"
+        self._subscription = await self._broker.subscribe(subject, self._on_payload)
+        self._leave.append(self._roster.listen(self._on_beat))
         self._watching = asyncio.create_task(self._watch())
         await self.find()
         log.info("%d relay hosts are there", len(self._listening()))
@@ -116,7 +118,10 @@ class RelayHosts(SharedRelay):
 
     async def find(self) -> None:
         """Return when the relay hosts that are there have answered."""
-        await asyncio.sleep(self._config.dead_after / 2)  # by then each has been heard of
+        await asyncio.sleep(self._roster.is_complete_in_s)
+        for host in self._roster.hosts:
+            if host.state is not HostState.DEAD:
+                self._on_beat(host.beat)
         openings = [worker.opened.wait() for worker in self._workers.values()]
         with contextlib.suppress(TimeoutError):  # those that have died do not answer
             async with asyncio.timeout(FIND_TIMEOUT_S):
@@ -195,10 +200,11 @@ class RelayHosts(SharedRelay):
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
-        self._forget_broker()
-        for subscription in self._subscriptions:
+        for leave in self._leave:
+            leave()
+        if self._subscription is not None:
             with contextlib.suppress(*FAULTS):
-                await subscription.unsubscribe()
+                await self._subscription.unsubscribe()
         self._moves.close()
         for worker in self._workers.values():
             worker.end()
@@ -206,13 +212,8 @@ class RelayHosts(SharedRelay):
 
     # --- The hosts ---
 
-    def _on_beat(self, subject: str, payload: bytes) -> None:
+    def _on_beat(self, beat: Beat) -> None:
         if self._closed or not self._lease.is_held:
-            return
-        try:
-            beat = beat_of(subject, payload)
-        except ValueError as exc:
-            log.error("a beat on %s has no effect: %s", printable(subject, "?"), exc)
             return
         self._seen.note(beat.name)
         worker = self._workers.get(beat.name)

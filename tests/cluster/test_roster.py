@@ -96,6 +96,26 @@ def test_nobody_dies_while_the_broker_is_away_and_all_have_their_time_when_it_is
     assert roster.states == {"r1": "dead", "c1": "dead"}
 
 
+def test_it_is_complete_when_each_host_must_have_told_since_it_hears(roster: Told) -> None:
+    assert roster.is_complete_in_s == pytest.approx(0.35)
+    roster.now += 0.25
+    assert roster.is_complete_in_s == pytest.approx(0.1)
+    roster.now += 60
+    assert roster.is_complete_in_s == 0
+    roster.on_broker(False)
+    roster.on_broker(True)
+    assert roster.is_complete_in_s == pytest.approx(0.35)
+
+
+def test_listener_gets_each_beat_of_a_host_until_it_leaves(roster: Told) -> None:
+    heard: list[Beat] = []
+    leave = roster.listen(heard.append)
+    roster.hear(HOST, CONTROLLER)
+    leave()
+    roster.hear(HOST)
+    assert heard == [HOST]
+
+
 @pytest.mark.parametrize(
     "change",
     [
