@@ -35,7 +35,7 @@ class NatsServer:
     Args:
         name: Its name.
         folder: Where its files are.
-        port: Its port for clients.
+        port: Its port for clients; the one after the next is that of its monitoring.
         more: Further lines of its configuration.
         host: Where it runs; None: it listens at 127.0.0.1.
     """
@@ -52,6 +52,7 @@ class NatsServer:
         self._log = folder / f"{name}.log"
         self._config.write_text(
             f"server_name: {name}\nlisten: {self.address}:{port}\n"
+            f"http: {self.address}:{port + 2}\n"
             f'jetstream {{ store_dir: "{folder / name}" }}\n{more}'
         )
         self._process: subprocess.Popen[bytes] | None = None
@@ -60,6 +61,17 @@ class NatsServer:
     def url(self) -> str:
         """What clients connect to."""
         return f"nats://{self.address}:{self.port}"
+
+    @property
+    def monitoring_url(self) -> str:
+        """Where it tells what passes through it."""
+        return f"http://{self.address}:{self.port + 2}"
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None
+        return self._process.pid
 
     def start(self) -> None:
         """Start it, and wait until it accepts clients. It may be started again."""
@@ -101,7 +113,7 @@ def nats_servers(
         hosts: Where each of them runs; none: all at 127.0.0.1.
     """
     folder = Path(tempfile.mkdtemp(prefix="audiofork-nats-"))
-    ports = [free_port(socket.SOCK_STREAM, count=2) for _ in range(count)]
+    ports = [free_port(socket.SOCK_STREAM, count=3) for _ in range(count)]
     places: list[Host | None] = [*hosts] or [None] * count
     among = [
         f"{host.address if host is not None else LOOPBACK}:{port + 1}"
