@@ -177,8 +177,9 @@ class NatsCheck:
             self._findings.fail(text, remedies.JETSTREAM)
 
     def _judge_replicas(self, bucket: str, info: StreamInfo) -> None:
-        count, wanted = info.config.num_replicas or 1, self._config.replicas
+        wanted = self._config.replicas
         others = (info.cluster.replicas if info.cluster is not None else None) or []
+        count = 1 + len(others)  # what is configured does not count where the server is alone
         away = [
             one.name or "?"
             for one in others
