@@ -256,6 +256,8 @@ class Starting:
         fork.settle(choice)
         # What the server was told counts, and not what the earlier daemon could note of it.
         fork.mute_in, fork.mute_out = held.mute_in, held.mute_out
+        if held.age_s:  # the clock of who has noted its time may differ
+            fork.progress.started += fork.age_s - held.age_s
         self._table.add(fork)
         self._table.bind(fork)
         self._begin(fork)

@@ -216,6 +216,7 @@ class ForkSpec:
         holds: Whether nothing is sent until `TakeOver`: another relay has the fork until then.
         turn: In a cluster greater than in all orders before: of two hosts that go on with a fork,
             that with the greater one has it.
+        age_s: Seconds since it was requested, for a relay that it goes to later.
     """
 
     fork_id: str
@@ -245,6 +246,7 @@ class ForkSpec:
     way: str = ""
     holds: bool = False
     turn: int = 0
+    age_s: float = 0.0
 
     @property
     def is_connected(self) -> bool:
