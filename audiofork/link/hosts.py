@@ -131,13 +131,14 @@ class RelayHosts(SharedRelay):
     def configure(self, config: Config) -> None:
         """Nothing to do: relay hosts have files of their own."""
 
-    async def until_expected(self, fork_id: str) -> None:
+    async def until_expected(self, fork_id: str) -> bool:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(EXPECT_TIMEOUT_S):
                 while (host := self._host_of(fork_id)) is not None:
                     if await host.is_reached():
-                        return
+                        return True
                     await host.opened.wait()
+        return False
 
     def _host_of(self, fork_id: str) -> HostWorker | None:
         """Return the host that the next leg of a fork is for."""

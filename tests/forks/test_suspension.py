@@ -56,8 +56,8 @@ async def test_forks_are_left_and_nothing_is_done_to_them(left: Rig) -> None:
 async def test_leg_that_waits_for_its_relay_is_not_requested(left: Rig) -> None:
     gate = asyncio.Event()
 
-    async def wait(_fork_id: str) -> None:
-        await gate.wait()
+    async def wait(_fork_id: str) -> bool:
+        return await gate.wait()
 
     left.forks._legs._until_expected = wait
     await left.start()
