@@ -21,7 +21,6 @@ from audiofork.link.inline import check_files
 from audiofork.link.sessions import DOWN
 from audiofork.text import printable, reason_of, why
 
-_ANY = ("0.0.0.0", "::")
 # A server refuses what it does not allow a moment after it has answered.
 _REFUSAL_S = 0.2
 
@@ -66,9 +65,7 @@ class RelayCheck:
 
     def _judge_address(self, address: Address) -> None:
         text = f"AudioSocket: Asterisk is told to connect to {address}"
-        if address.host in _ANY:
-            self._findings.fail(text, remedies_cluster.NO_ADVERTISE)
-        elif is_loopback(address.host):
+        if is_loopback(address.host):
             self._findings.warn(text, remedies_cluster.LOOPBACK)
         elif not self._config.audiosocket.allow:
             self._findings.warn(

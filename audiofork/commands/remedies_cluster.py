@@ -98,10 +98,6 @@ TWO_DAEMONS = (
     "Each request would be carried out twice. Stop audiofork.service where a controller runs; "
     "controllers of one Asterisk have the same [cluster] asterisk and the same [cluster] servers."
 )
-NO_ADVERTISE = (
-    "Asterisk would be told to connect to that address, which is Asterisk's own machine. Set "
-    "[audiosocket] advertise to the address of this host as Asterisk's machine sees it."
-)
 LOOPBACK = (
     "That is right where Asterisk is on this machine. Else set [audiosocket] listen to this host's "
     "address on a private network, and allow to Asterisk's."

@@ -14,6 +14,9 @@ from audiofork.errors import CannotListen, ConfigError
 NATS_MODULES = ("nats", "nkeys")
 """What a cluster needs, and a daemon alone does not."""
 
+# Asterisk would connect to itself there.
+_ANY = ("0.0.0.0", "::")
+
 
 def need_cluster(loaded: Config) -> None:
     """Refuse a configuration without a cluster.
@@ -33,6 +36,17 @@ def of_relay_host(path: Path) -> Config:
     """
     loaded = config_file.load(path, secrets_of=("websocket",))
     need_cluster(loaded)
+    listen = loaded.audiosocket.listen
+    if listen.host in _ANY and loaded.audiosocket.advertise is None:
+        raise ConfigError(
+            "[audiosocket] advertise: expected the address of this host as Asterisk's machine sees "
+            f"it, since the relay host listens on {listen}"
+        )
+    if loaded.relay.workers != 1:
+        raise ConfigError(
+            "[relay] workers: expected 1: a relay host is one process; run several, each with a "
+            "configuration of its own"
+        )
     return loaded
 
 
