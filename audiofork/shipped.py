@@ -17,6 +17,8 @@ EXTENSIONS_CONF = "etc/asterisk/extensions_audiofork.conf"
 SERVICE = "systemd/audiofork.service"
 SWEEP_SERVICE = "systemd/audiofork-sweep.service"
 RELAY_SERVICE = "systemd/audiofork-relay@.service"
+CONTROL_SERVICE = "systemd/audiofork-control.service"
+RELAY_HOST_SERVICE = "systemd/audiofork-relay-host@.service"
 
 
 def find(name: str) -> Path:
