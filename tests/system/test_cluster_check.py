@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from audiofork.commands import check_audio, probe
 from audiofork.commands.check import Check
 from audiofork.commands.findings import Finding, Mark, Outcome
 from testbed.ami import AmiClient
-from testbed.asterisk import Asterisk
+from testbed.asterisk import Asterisk, free_port
 from testbed.daemon import Daemon, asterisk_settings
 from tests.system.cluster import Cluster, clustered
 from tests.system.conftest import no_channels
@@ -103,6 +104,17 @@ async def test_relay_host_that_asterisk_does_not_reach_is_a_fault(cluster: Clust
     outcome, findings = await findings_of(cluster)
     assert outcome is Outcome.FAULTS
     assert failures(findings) == ["relay host r2: Asterisk and 127.0.0.1:9: cannot connect"]
+
+
+async def test_relay_host_may_be_reached_by_its_name(cluster: Cluster) -> None:
+    port = free_port(socket.SOCK_STREAM)
+    settings = f"listen = 127.0.0.1:{port}\nadvertise = localhost:{port}\n"
+    cluster.relay("r1", audiosocket=settings)
+    await leads(cluster.controller("c1"))
+    outcome, findings = await findings_of(cluster)
+    assert (outcome, failures(findings)) == (Outcome.FINE, [])
+    texts = [finding.text for finding in findings]
+    assert f"relay host r1: Asterisk reaches it at localhost:{port}" in texts
 
 
 async def test_relay_host_that_refuses_asterisk_is_a_fault(cluster: Cluster) -> None:
