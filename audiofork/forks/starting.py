@@ -116,7 +116,8 @@ class Starting:
         finally:
             fork.progress.looked_up.set()
             fork.progress.chosen.set()
-        fork.progress.attempts = 1
+        # A relay that goes on reads the fork's files, and dies of them, elsewhere.
+        fork.progress.attempts = 0 if self._ending.relay_goes_on else 1
         self._launch(fork)
         return fork
 

@@ -105,6 +105,15 @@ async def test_age_of_an_adopted_fork_is_that_which_its_relay_tells(rig: Rig) ->
     assert view.age_s == 13.0
 
 
+async def test_start_is_noted_once_where_the_relay_would_outlive_its_fault(
+    leaving: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[Entry] = []
+    monkeypatch.setattr(leaving.journal, "put", noted.append)
+    await leaving.stream()
+    assert [entry.attempts for entry in noted] == [0]
+
+
 async def test_adopted_fork_is_found_muted_and_stopped_as_any_other(rig: Rig) -> None:
     await adopt(rig)
     await rig.request(Command="StopAudioFork", Channel=NAME)
