@@ -10,7 +10,6 @@ PACKAGE = Path(__file__).parent.parent / "audiofork"
 ALLOWED = {
     "commands/check.py": "compares it with Asterisk's",
     "commands/check_cluster.py": "compares it with those of the relay hosts",
-    "commands/check_command.py": "the same, on a relay host",
     "commands/history_command.py": "takes times as people give them",
     "doors/event_stream.py": "tells clients when an event was",
     "doors/http/status_api.py": "tells when a check was",

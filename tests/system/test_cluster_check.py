@@ -69,13 +69,14 @@ def address_of(relay: Daemon) -> str:
 async def test_cluster_as_it_should_be_has_no_fault(cluster: Cluster) -> None:
     relays = {name: address_of(cluster.relay(name)) for name in ("r1", "r2")}
     await leads(cluster.controller("c1"))
+    cluster.controller("c2")
     outcome, findings = await findings_of(cluster)
     assert (outcome, failures(findings)) == (Outcome.FINE, [])
     texts = [finding.text for finding in findings]
     (server,) = cluster.servers
     assert any(text.startswith(f"NATS: {server.url} answers in ") for text in texts)
     assert "JetStream: bucket audiofork-leases is kept by 1 server" in texts
-    assert "controllers: c1 leads for asterisk" in texts
+    assert "controllers: c1 leads for asterisk, c2 stands by" in texts
     assert "relay hosts: room for 1000 more forks" in texts
     for name, address in relays.items():
         version = audiofork.__version__
