@@ -1,11 +1,12 @@
-"""What systemd hears of a controller that leads, stands by, and leads again."""
+"""A controller as a service: what systemd hears of it, and that it is started again at once."""
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -13,8 +14,10 @@ from threading import Thread
 import pytest
 
 from testbed.asterisk import Asterisk
+from testbed.recorder import Recorder
 from tests.relay.peers import until
 from tests.system.cluster import Cluster, clustered
+from tests.system.scene import Scene, staged
 from tests.system.test_cluster import leads
 
 pytestmark = pytest.mark.asterisk
@@ -51,6 +54,12 @@ def systemd(tmp_path: Path) -> Systemd:
 @pytest.fixture
 def cluster(asterisk: Asterisk) -> Iterator[Cluster]:
     with clustered(asterisk) as one:
+        yield one
+
+
+@pytest.fixture
+async def scene(asterisk: Asterisk, recorder: Recorder) -> AsyncIterator[Scene[Recorder]]:
+    async with staged(asterisk, recorder, {}) as one:
         yield one
 
 
@@ -98,3 +107,25 @@ async def test_controller_that_stands_by_again_does_not_say_that_it_stops(
     assert "STOPPING=1" not in systemd.heard
     first.stop()
     await until(lambda: systemd.count("STOPPING=1") == 1, 10)
+
+
+async def test_controller_that_is_alone_leads_again_soon_when_it_is_started_at_once(
+    cluster: Cluster, scene: Scene[Recorder]
+) -> None:
+    cluster.relay("r1")
+    controller = cluster.controller("c1")
+    await leads(controller)
+    fork = await scene.talking_fork("/fork", "D(in)")
+    await scene.server.wait_messages("/fork", 25)
+    position = len(scene.ami.events)
+    controller.kill()
+    killed_at = time.monotonic()
+    await asyncio.to_thread(controller.start)
+    await controller.says("connected to Asterisk", times=2)
+    print(f"it leads again after {time.monotonic() - killed_at:.2f} s")
+    assert (await fork.started(after=position))["TakenUp"] == "yes"
+    stopped = await fork.hang_up()
+    assert (stopped["Reason"], stopped["FramesDropped"]) == ("hangup", "0")
+    assert stopped["FramesIn"] == stopped["FramesSent"]
+    assert len(scene.server.recordings) == 1
+    await scene.legs(0)
