@@ -12,6 +12,7 @@ import click
 import uvloop
 
 from audiofork import __version__, config, config_file, log
+from audiofork.commands.buckets_command import buckets_command
 from audiofork.commands.check import Check, load, taps_of
 from audiofork.commands.cluster_command import cluster_command
 from audiofork.commands.daemon_options import (
@@ -139,7 +140,7 @@ def _run_host(path: Path) -> None:
     """Run a relay host of a cluster."""
 
     def load() -> config.Config:
-        return config_file.load(path, secrets_of=("websocket",))
+        return config_file.load(path, secrets_of=("websocket", "cluster"))
 
     with _exits_of(path):
         from audiofork.relay import host
@@ -457,6 +458,7 @@ def _say_each(lines: list[str]) -> None:
 
 main.add_command(list_command(_exit_codes))
 main.add_command(cluster_command(_exit_codes))
+main.add_command(buckets_command(_exits_of))
 main.add_command(history_command(_exit_codes))
 main.add_command(receive)
 main.add_command(migrate_command(say, warn))

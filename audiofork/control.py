@@ -50,7 +50,10 @@ class Control:
         self._path = path
         self._config = config
         self._cluster = config.cluster
-        self._broker = Broker(config.cluster, f"audiofork control {config.cluster.own_name}")
+        cluster = config.cluster
+        self._broker = Broker(
+            cluster, f"audiofork control {cluster.own_name}", f"control.{cluster.asterisk}"
+        )
         self._roster = Roster(self._broker, config.cluster.dead_after)
         self._stop = asyncio.Event()
         self._run_id = str(uuid.uuid4())

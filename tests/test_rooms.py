@@ -34,7 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "asterisk": {"link"},
     "forks": {"asterisk", "link", "cluster"},
     "doors": {"forks", "asterisk", "link", "cluster"},
-    "commands": {"doors", "forks", "asterisk", "link"},
+    "commands": {"doors", "forks", "asterisk", "link", "cluster"},
     "relay": {"link", "cluster"},
     "daemon": {"doors", "forks", "asterisk", "link", "cluster"},
     "control": {"daemon", "doors", "forks", "link", "cluster"},

@@ -9,6 +9,7 @@ import logging
 from collections import deque
 from dataclasses import asdict
 
+from nats.js.errors import KeyNotFoundError
 from nats.js.kv import KeyValue
 
 from audiofork.cluster.broker import FAULTS, Broker
@@ -22,12 +23,11 @@ log = logging.getLogger(__name__)
 UNAVAILABLE: tuple[type[Exception], ...] = (BrokerUnavailable, *FAULTS)
 
 BUCKET = "audiofork-forks"
-OPEN_TIMEOUT_S = 2.0
+# For so many entries as are read at once.
+READ_TIMEOUT_S = 2.0
 RETRY_S = 0.25
 CLOSE_TIMEOUT_S = 1.0
 AT_ONCE = 64
-# What was removed leaves a mark behind, which is removed for good after a while.
-SWEEP_INTERVAL_S = 300.0
 
 
 def bucket_of(asterisk: str) -> str:
@@ -52,7 +52,7 @@ class ClusterJournal:
         self._changes: dict[str, Entry | None] = {}
         self._order: deque[str] = deque()
         self._wake = asyncio.Event()
-        self._writing: list[asyncio.Task[None]] = []
+        self._writing: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self.works = False
 
@@ -60,28 +60,24 @@ class ClusterJournal:
         """Return the entries that an earlier leader left, oldest first."""
         entries: list[Entry] = []
         try:
-            async with asyncio.timeout(OPEN_TIMEOUT_S):
-                self._bucket = await self._broker.bucket(self._name)
-                entries = await self._read(self._bucket)
-                self.works = True
+            self._bucket = await self._broker.bucket(self._name)
+            entries = await self._read(self._bucket)
+            self.works = True
         except UNAVAILABLE as exc:
             log.error("the journal of the cluster cannot be read: %s", why(exc) or "no answer")
-        self._writing = [asyncio.create_task(self._write()), asyncio.create_task(self._sweep())]
+        self._writing = asyncio.create_task(self._write())
         return entries
 
     async def _read(self, bucket: KeyValue) -> list[Entry]:
-        watcher = await bucket.watchall(ignore_deletes=True)
+        # One by one: to be sent all of them, as a watcher is, takes a right that may be misused.
+        keys = await self._broker.keys(self._name)
         found: list[Entry] = []
-        try:
-            async for update in watcher:
-                if update is None:  # all that there is has come
-                    break
-                try:
-                    found.append(entry_of_text(update.value))
-                except Damaged as exc:
-                    log.error("an entry of the journal is passed over: %s", exc)
-        finally:
-            await watcher.stop()  # type: ignore[no-untyped-call]
+        for start in range(0, len(keys), AT_ONCE):
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                some = await asyncio.gather(
+                    *(_read_one(bucket, key) for key in keys[start : start + AT_ONCE])
+                )
+            found += filter(None, some)
         return sorted(found, key=lambda entry: entry.started)
 
     def put(self, entry: Entry) -> None:
@@ -117,7 +113,7 @@ class ClusterJournal:
             if self._bucket is None:
                 self._bucket = await self._broker.bucket(self._name)
             if entry is None:
-                await self._bucket.purge(fork_id)
+                await self._broker.remove(self._name, fork_id)
             else:
                 await self._bucket.put(fork_id, json.dumps(asdict(entry)).encode())
         except UNAVAILABLE as exc:
@@ -131,21 +127,24 @@ class ClusterJournal:
                 log.warning("the journal of the cluster works again")
             self.works = True
 
-    async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_INTERVAL_S)
-            try:
-                if self._bucket is not None:
-                    await self._bucket.purge_deletes(olderthan=int(SWEEP_INTERVAL_S))
-            except FAULTS as exc:
-                log.debug("the journal of the cluster was not swept: %s", why(exc))
-
     async def close(self) -> None:
         """Write all waiting changes; waits at most CLOSE_TIMEOUT_S."""
-        if self._writing:
+        if self._writing is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await self._idle.wait()
-        for task in self._writing:
-            task.cancel()
-        await asyncio.gather(*self._writing, return_exceptions=True)
+            self._writing.cancel()
+            await asyncio.gather(self._writing, return_exceptions=True)
+
+
+async def _read_one(bucket: KeyValue, key: str) -> Entry | None:
+    """Return an entry; None: it is gone meanwhile, or no entry."""
+    try:
+        value = (await bucket.get(key)).value
+    except KeyNotFoundError:
+        return None
+    try:
+        return entry_of_text(value)
+    except Damaged as exc:
+        log.error("an entry of the journal is passed over: %s", exc)
+        return None

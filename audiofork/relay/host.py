@@ -92,7 +92,8 @@ class RelayHost:
     ) -> None:
         self._config = config
         self._reload_config = reload
-        self._broker = Broker(config.cluster, f"audiofork relay {config.cluster.own_name}")
+        name = config.cluster.own_name
+        self._broker = Broker(config.cluster, f"audiofork relay {name}", f"relay.{name}")
         self._worker = Worker(config, self._on_report)
         self._owners: dict[str, Owner] = {}  # by Asterisk
         self._fork_owners: dict[str, Owner] = {}
