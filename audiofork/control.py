@@ -187,16 +187,23 @@ class Control:
         self._on_role()
         self.daemon = daemon = Daemon(self._path, config_file.load(self._path), self)
         keeping = asyncio.create_task(self._keep(lease, daemon))
+        stopping = asyncio.create_task(self._stop_with_us(daemon))
         try:
             await daemon.run()
         finally:
             is_lost = keeping.done()
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
+            for task in (keeping, stopping):
+                task.cancel()
+            await asyncio.gather(keeping, stopping, return_exceptions=True)
             self.daemon = None
             self._take_signals()
         if not is_lost:
             self._stop.set()
+
+    async def _stop_with_us(self, daemon: Daemon) -> None:
+        """Stop the daemon on a signal that has come before it takes signals itself."""
+        await self._stop.wait()
+        daemon.stop()
 
     async def _keep(self, lease: Lease, daemon: Daemon) -> None:
         """Keep the lease; stop the daemon when another controller leads."""

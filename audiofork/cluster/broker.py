@@ -171,7 +171,8 @@ class Broker:
 
     async def _send(self) -> None:
         while True:
-            self._idle.set()
+            if not self._outbox:
+                self._idle.set()
             await self._wake.wait()
             self._wake.clear()
             while self._outbox:
@@ -286,7 +287,8 @@ class Broker:
             BrokerUnavailable: It does not answer.
         """
         await self._idle.wait()
-        await self._do(self._client.flush(timeout=1))
+        for _ in range(2):  # the client sends the first ping before what waits
+            await self._do(self._client.flush(timeout=1))
 
     # --- Buckets ---
 

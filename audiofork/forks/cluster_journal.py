@@ -97,7 +97,8 @@ class ClusterJournal:
 
     async def _write(self) -> None:
         while True:
-            self._idle.set()
+            if not self._order:
+                self._idle.set()
             await self._wake.wait()
             self._wake.clear()
             while self._order:
