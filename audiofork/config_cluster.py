@@ -6,7 +6,8 @@ import re
 import socket
 from dataclasses import dataclass
 
-from audiofork.config_values import number, text, texts, whole
+from audiofork.addresses import IPNetwork
+from audiofork.config_values import networks, number, text, texts, whole
 from audiofork.config_values import option as _option
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
@@ -89,6 +90,13 @@ class ClusterConfig:
     )
     capacity: int = _option(
         "500", whole(1, 100_000), "The most forks that this host relays; for `audiofork relay`."
+    )
+    legs_from: tuple[IPNetwork, ...] = _option(
+        "",
+        networks,
+        "Addresses and networks that the audio of this controller's Asterisk comes from; empty: "
+        "any that [audiosocket] allow of a relay host lets in. What comes from elsewhere is no leg "
+        "of its forks, even with the right UUID.",
     )
     replicas: int = _option(
         "1",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from audiofork.addresses import IPNetwork
 from audiofork.config import Proxy, WebSocketConfig
 from audiofork.link.dialogue import PLAIN_DIALOGUE, Dialogue
 
@@ -216,6 +217,7 @@ class ForkSpec:
         holds: Whether nothing is sent until `TakeOver`: another relay has the fork until then.
         turn: In a cluster greater than in all orders before: of two hosts that go on with a fork,
             that with the greater one has it.
+        legs_from: Where its legs may come from; empty: from anywhere.
     """
 
     fork_id: str
@@ -245,6 +247,7 @@ class ForkSpec:
     way: str = ""
     holds: bool = False
     turn: int = 0
+    legs_from: tuple[IPNetwork, ...] = ()
 
     @property
     def is_connected(self) -> bool:

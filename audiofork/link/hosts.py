@@ -82,6 +82,7 @@ class RelayHosts(SharedRelay):
     def __init__(self, config: Config, broker: Broker, lease: Lease, report: SendReport) -> None:
         super().__init__(report, NO_HOST)
         self._config: ClusterConfig = config.cluster
+        self._legs_from = config.cluster.legs_from
         self._broker = broker
         self._lease = lease
         self._workers: dict[str, HostWorker] = {}  # by name
@@ -124,7 +125,8 @@ class RelayHosts(SharedRelay):
                 await asyncio.gather(*openings)
 
     def configure(self, config: Config) -> None:
-        """Nothing to do: relay hosts have files of their own."""
+        """Let the legs of later forks come from other addresses; relay hosts have own files."""
+        self._legs_from = config.cluster.legs_from
 
     async def until_expected(self, fork_id: str) -> None:
         with contextlib.suppress(TimeoutError):
@@ -152,7 +154,7 @@ class RelayHosts(SharedRelay):
     def send(self, command: Command) -> None:
         if isinstance(command, MoveFork):
             if isinstance(old := self._owners.get(command.fork_id), HostWorker):
-                spec = self._with_turn(command.spec)
+                spec = self._completed(command.spec)
                 self._moves.begin(MoveFork(spec), old, self._choose(spec))
         elif not isinstance(command, Everywhere) and self._moves.on_command(command):
             pass  # it is for the new host alone
@@ -172,11 +174,13 @@ class RelayHosts(SharedRelay):
         worker.forks.add(fork_id)
 
     def _begin(self, spec: ForkSpec) -> None:
-        super()._begin(self._with_turn(spec))
+        super()._begin(self._completed(spec))
 
-    def _with_turn(self, spec: ForkSpec) -> ForkSpec:
+    def _completed(self, spec: ForkSpec) -> ForkSpec:
+        """Return an order with what only a relay host needs to know."""
         self._turns += 1
-        return replace(spec, turn=(self._lease.epoch << TURN_BITS) + self._turns)
+        turn = (self._lease.epoch << TURN_BITS) + self._turns
+        return replace(spec, turn=turn, legs_from=self._legs_from)
 
     def _choose(self, spec: ForkSpec) -> HostWorker | None:
         # One that was cut off may still be ending what it had.

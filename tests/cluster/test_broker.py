@@ -247,6 +247,8 @@ async def test_what_is_not_permitted_is_told_with_the_subject_and_what_to_do(
                 broker.publish("theirs.A", b"")
             await broker.subscribe("theirs.*", lambda *_: None)
             await says(caplog, 'NATS does not allow us to subscribe to "theirs.*"')
+            await says(caplog, 'NATS does not allow us to publish to "theirs.a"')
+            await broker.flush()
             assert caplog.text.count('NATS does not allow us to publish to "theirs.a"') == 1
             assert "compare the permissions" in caplog.text
             with pytest.raises(BrokerUnavailable):
