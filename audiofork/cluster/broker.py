@@ -21,7 +21,7 @@ from audiofork.cluster import buckets, login
 from audiofork.cluster.complaints import Complaints
 from audiofork.cluster.nats_client import NatsClient
 from audiofork.config import ClusterConfig
-from audiofork.errors import BrokerUnavailable, ConfigError, NobodyAnswers
+from audiofork.errors import BrokerUnavailable, ConfigError, NobodyAnswers, NoMessage
 from audiofork.log import CounterLine, Refusals
 from audiofork.text import printable, why
 
@@ -78,11 +78,13 @@ class Broker:
         self._what = what
         self._inboxes = f"{INBOXES}{inbox}"
         self._complaints = Complaints(config)
-        self._strange = CounterLine(log, "messages over NATS that are none of ours")
+        self._strange = CounterLine(log, "messages over NATS without effect")
         self._bugs = Refusals(log, "messages over NATS could not be handled")
         self._client = NatsClient(
             needs_tls=login.needs_tls(config),
-            on_damaged=lambda exc: self._strange.count(f"it cannot be read: {why(exc)}"),
+            on_damaged=lambda exc: self._strange.count(
+                f"its headers cannot be read: {type(exc).__name__}"
+            ),
         )
         self._stream: JetStreamContext | None = None
         self._outbox: deque[tuple[str, bytes, str]] = deque(maxlen=MAX_WAITING)
@@ -202,10 +204,12 @@ class Broker:
             # the message has headers, or a subject of its own, as ours never have.
             is_ours = _is_of(message.subject, subject)
             if not is_ours or (message.headers and not subject.startswith(INBOXES)):
-                self._strange.count(f"on {printable(subject, '?')}")
+                self._strange.count(f"on {subject}, it is none of ours")
                 return
             try:
                 handle(message.subject, message.data)
+            except NoMessage as exc:
+                self._strange.count(f"on {printable(message.subject, '?')}: {exc}")
             except Exception:
                 if self._bugs.count():
                     log.exception("a message on %s could not be handled", subject)
@@ -355,8 +359,8 @@ class Broker:
 
 
 def _is_of(subject: str, pattern: str) -> bool:
-    """Return whether a message with this subject belongs to a subscription; its end may be a *."""
-    start, star, _ = pattern.partition("*")
-    if not star:
-        return subject == pattern
-    return subject.startswith(start) and "." not in subject.removeprefix(start)
+    """Return whether a message with this subject belongs to a subscription, which may have a *."""
+    tokens, of_pattern = subject.split("."), pattern.split(".")
+    return len(tokens) == len(of_pattern) and all(
+        expected in ("*", token) for token, expected in zip(tokens, of_pattern, strict=True)
+    )

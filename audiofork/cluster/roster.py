@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 CONTROL_DEAD_S = 3.5 * CONTROL_BEAT_S
 # How long one that was there is told as dead.
 REMEMBERED_S = 600.0
+MOST_KNOWN = 1000
 
 _Beat = TypeVar("_Beat", Beat, ControlBeat)
 
@@ -78,7 +79,7 @@ class _Latest(Generic[_Beat]):
     def note(self, key: tuple[str, ...], beat: _Beat, at: float) -> None:
         if beat.is_last:
             self._heard.pop(key, None)
-        else:
+        elif key in self._heard or len(self._heard) < MOST_KNOWN:
             self._heard[key] = beat, at
 
     def silent(self, now: float) -> Sequence[tuple[_Beat, float]]:
@@ -134,14 +135,10 @@ class Roster:
             self._hosts.note((beat.name,), beat, self._clock())
 
     def on_control_beat(self, subject: str, payload: bytes) -> None:
-        """Note the beat of a controller."""
-        try:
-            beat = control_beat_of(subject, payload)
-        except ValueError as exc:
-            log.error("a beat on %s has no effect: %s", printable(subject, "?"), exc)
-        else:
-            self._controllers.note((beat.asterisk, beat.name), beat, self._clock())
-            self._asterisks[beat.asterisk] = self._clock()
+        """Note the beat of a controller; raises as `control_beat_of`."""
+        beat = control_beat_of(subject, payload)
+        self._controllers.note((beat.asterisk, beat.name), beat, self._clock())
+        self._asterisks[beat.asterisk] = self._clock()
 
     def on_broker(self, is_up: bool) -> None:  # noqa: FBT001 (of `Broker.on_change`)
         """Note that the connection is lost, or stands again."""

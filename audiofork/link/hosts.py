@@ -14,6 +14,7 @@ from audiofork.cluster.beats import SUBJECT, Seen, beat_of
 from audiofork.cluster.broker import FAULTS, Broker
 from audiofork.cluster.lease import Lease
 from audiofork.config import Address, ClusterConfig, Config
+from audiofork.errors import NoMessage
 from audiofork.link.host_moves import HostMoves
 from audiofork.link.host_worker import HostWorker
 from audiofork.link.messages import (
@@ -44,9 +45,8 @@ from audiofork.link.sessions import (
     split,
 )
 from audiofork.link.sharing import SharedRelay
-from audiofork.link.stream import Held, NotUnderstood, Pong
+from audiofork.link.stream import Held, Pong
 from audiofork.link.workers import RelayWorker
-from audiofork.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ TURN_BITS = 32  # more than any leader orders forks
 FIND_TIMEOUT_S = 0.3
 
 
+MOST_HOSTS = 1000
 # How often the forks of a host that is drained are asked to move.
 DRAIN_INTERVAL_S = 2.0
 Everywhere = ForkSpec | TakeStats | TakeLevels | ExpectCheckLeg
@@ -213,13 +214,11 @@ class RelayHosts(SharedRelay):
     def _on_beat(self, subject: str, payload: bytes) -> None:
         if self._closed or not self._lease.is_held:
             return
-        try:
-            beat = beat_of(subject, payload)
-        except ValueError as exc:
-            log.error("a beat on %s has no effect: %s", printable(subject, "?"), exc)
-            return
-        self._seen.note(beat.name)
+        beat = beat_of(subject, payload)
         worker = self._workers.get(beat.name)
+        if worker is None and len(self._workers) >= MOST_HOSTS:
+            raise NoMessage(f"there are {MOST_HOSTS} relay hosts already")
+        self._seen.note(beat.name)
         if worker is None:
             subject = down_subject(beat.name, self._config.asterisk)
             self._workers[beat.name] = worker = HostWorker(
@@ -289,10 +288,9 @@ class RelayHosts(SharedRelay):
         worker.on_answer()
         try:
             message = decode_up(line)
-        except NotUnderstood as exc:
-            log.error("a message of %s has no effect: %s", worker, exc)
-        else:
-            self._on_message(worker, message)
+        except ValueError as exc:
+            raise NoMessage(str(exc)) from None
+        self._on_message(worker, message)
 
     def _on_message(self, worker: HostWorker, message: Up) -> None:
         if isinstance(message, Held):
@@ -300,8 +298,7 @@ class RelayHosts(SharedRelay):
         elif isinstance(message, Gone):
             worker.open()
         elif isinstance(message, Superseded):
-            log.error("%s obeys another controller by now", worker)
-            worker.end()
+            worker.on_superseded()
         elif isinstance(message, Pong):
             worker.on_pong()
         elif not isinstance(message, ForkReport):
@@ -322,7 +319,9 @@ class RelayHosts(SharedRelay):
                 return
         if self._moves.on_report(worker, report) or not worker.is_news(report):
             return
-        if isinstance(report, ForkEnded) and (earlier := self._earlier.pop(report.fork_id, None)):
+        is_end = isinstance(report, ForkEnded) and report.fork_id in worker.forks
+        if is_end and (earlier := self._earlier.pop(report.fork_id, None)):
+            assert isinstance(report, ForkEnded)
             report = replace(report, stats=earlier.plus(report.stats))
         self._on_report(worker, report)
 

@@ -59,7 +59,8 @@ class LegUuids(Generic[_Owner, _Holder]):
             owner: Whose leg it identifies.
             legs_from: Where the leg may come from; empty: anywhere.
         """
-        self._issued[uuid.UUID(leg_uuid).bytes] = _Issued(owner, legs_from)
+        # The first has it: a controller that knows it of another's leg does not get that.
+        self._issued.setdefault(uuid.UUID(leg_uuid).bytes, _Issued(owner, legs_from))
 
     def withdraw(self, leg_uuid: str) -> None:
         """Make a UUID void; no effect if it is already."""

@@ -13,8 +13,9 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nats.aio.client import Client
@@ -25,9 +26,11 @@ from audiofork.cluster import lease
 from audiofork.cluster.broker import Broker
 from audiofork.cluster.lease import Holder, Lease
 from audiofork.config import Config
+from audiofork.doors.broker_door import BrokerDoor, ask_leader
 from audiofork.errors import BrokerUnavailable
 from audiofork.forks.cluster_journal import ClusterJournal, bucket_of
 from audiofork.forks.journal import Entry
+from audiofork.forks.requests import Origin
 from audiofork.link.hosts import RelayHosts
 from audiofork.link.messages import (
     Direction,
@@ -210,6 +213,7 @@ async def test_relay_host_may_what_it_needs(relay: User) -> None:
     [
         pytest.param(f"audiofork.relay.{R1}.{A2}", id="orders in another's name"),
         pytest.param(f"audiofork.beat.{R1}", id="beat"),
+        pytest.param(f"audiofork.beat-control.{A2}.c1", id="beat of another"),
         pytest.param(f"audiofork.control.{A2}.{R1}", id="report"),
         pytest.param(f"audiofork.request.{A2}", id="request"),
         pytest.param(f"$KV.{LEASES}.{A2}", id="lease"),
@@ -391,7 +395,7 @@ async def order_a_fork(nats: Secured, asterisk: str, broker: Broker, held: Lease
     hosts = RelayHosts(config, broker, held, reports.append)
     await hosts.start()
     await until(lambda: len(hosts._listening()) == 2, 20)
-    fork_id, leg = f"fork of {asterisk}", "0" * 32
+    fork_id, leg = str(uuid.uuid4()), str(uuid.uuid4())
     hosts.send(ForkSpec(fork_id, "PJSIP/a", "ws://127.0.0.1:9/", Direction.IN))
     hosts.send(ExpectLeg(fork_id, LegPart.MIX, leg))
     async with asyncio.timeout(20):
@@ -442,14 +446,20 @@ async def test_request_is_answered_by_the_controller_that_it_is_for(nats: Secure
         broker_of(nats, REQUESTS, REQUESTS) as asker,
     ):
 
-        async def answer(payload: bytes) -> bytes:
-            return payload.upper()
+        async def answers(line: bytes, _origin: Origin) -> AsyncGenerator[dict[str, Any], None]:
+            for number in range(20):
+                yield {"ok": True, "line": line.decode(), "number": number}
 
-        await broker.answer(f"audiofork.request.{A1}", answer)
+        door = BrokerDoor(broker, A1, lambda: True, answers)
+        await door.open()
         await broker.flush()
-        assert await asker.request(f"audiofork.request.{A1}", b"a", 10) == b"A"
+        async with asyncio.timeout(20):
+            told = [one async for one in ask_leader(asker, A1, b"a", "me")]
+        assert [one["number"] for one in told] == list(range(20))
         with pytest.raises(BrokerUnavailable):
-            await asker.request(f"audiofork.request.{A2}", b"a", 0.5)
+            async for _ in ask_leader(asker, A2, b"a", "me"):
+                pass
+        await door.close()
 
 
 # --- Faults of the administrator -----------------------------------------------------------------

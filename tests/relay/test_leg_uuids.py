@@ -59,6 +59,13 @@ def test_uuid_that_was_used_is_not_withdrawn() -> None:
     assert stage.uuids.void(WIRE) == Void(100, "first")
 
 
+def test_uuid_that_is_issued_again_stays_with_the_first() -> None:
+    stage = Stage()
+    stage.uuids.issue(ID, "owner")
+    stage.uuids.issue(ID, "thief")
+    assert stage.uuids.use(WIRE, "first") == "owner"
+
+
 HOME = (ip_network("192.0.2.0/24"), ip_network("2001:db8::7"))
 
 
