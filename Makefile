@@ -25,7 +25,7 @@ unit slow page coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE
 
 .NOTPARALLEL:
 .PHONY: demo demo-bot test style types clients unit slow page screenshots coverage oldest pythons asterisk fuzz
-.PHONY: bench bench-capacity bench-asterisk bench-bots bench-viewers
+.PHONY: bench bench-capacity bench-asterisk bench-bots bench-viewers bench-cluster
 .PHONY: faults attacks sample-config dashboard deb package-test first-hour wheel clean
 
 # Less than the tests need, and so sooner there.
@@ -122,6 +122,9 @@ bench-bots: .venv/installed
 
 bench-viewers: .venv/installed
 	$(BIN)/python -m bench.viewers
+
+bench-cluster: .venv/installed
+	$(BIN)/python -m bench.cluster
 
 sample-config: .venv/installed
 	$(BIN)/python -c "from audiofork import config_file; print(config_file.sample(), end='')" > etc/audiofork.ini

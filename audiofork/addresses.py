@@ -107,6 +107,12 @@ def address_of_host(host: str) -> IPAddress | None:
         return None
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine alone, as far as that shows without a look-up."""
+    address = address_of_host(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
+
+
 def is_public(address: IPAddress) -> bool:
     """Return whether an address belongs to the public internet.
 

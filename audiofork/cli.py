@@ -13,20 +13,19 @@ import uvloop
 
 from audiofork import __version__, config, config_file, log
 from audiofork.commands.buckets_command import buckets_command
-from audiofork.commands.check import Check, load, taps_of
+from audiofork.commands.check_command import check
 from audiofork.commands.cluster_command import cluster_command
 from audiofork.commands.daemon_options import (
     DEFAULT_CONFIG,
     DaemonPlace,
     config_option,
     of_any_asterisk,
-    of_the_daemon,
 )
-from audiofork.commands.findings import Finding, Mark
 from audiofork.commands.history_command import history_command
 from audiofork.commands.list_command import list_command
 from audiofork.commands.migrate_command import migrate_command
 from audiofork.commands.receive_command import receive
+from audiofork.commands.roles import exits_of, need_cluster, of_relay_host
 from audiofork.commands.setup.command import setup
 from audiofork.commands.sweep import sweep as sweeping
 from audiofork.commands.terminal import (
@@ -44,19 +43,15 @@ from audiofork.commands.terminal import (
 )
 from audiofork.commands.waiting import Progress, interrupted, wait
 from audiofork.daemon import Daemon
-from audiofork.doors import control_client as client
 from audiofork.doors.control_answers import MAX_LINE_BYTES
 from audiofork.doors.daemon_client import DaemonClient
 from audiofork.errors import (
     AmiError,
     AmiUnavailable,
     AudioForkError,
-    CannotListen,
     ConfigError,
-    DaemonBusy,
     DaemonRuns,
     DaemonUnreachable,
-    RequestRefused,
 )
 from audiofork.text import why
 
@@ -96,7 +91,7 @@ main.add_command(setup)
 @config_option
 def run(path: Path) -> None:
     """Run the daemon until SIGTERM or Ctrl-C."""
-    with _exits_of(path):
+    with exits_of(path):
         loaded = config_file.load(path)
         config_file.refuse_unknown_variables(loaded)
         log.set_up(loaded.log)
@@ -138,17 +133,12 @@ def relay(path: Path | None, config_path: Path) -> None:
 
 def _run_host(path: Path) -> None:
     """Run a relay host of a cluster."""
-
-    def load() -> config.Config:
-        return config_file.load(path, secrets_of=("websocket", "cluster"))
-
-    with _exits_of(path):
+    with exits_of(path):
         from audiofork.relay import host
 
-        loaded = load()
-        _need_cluster(loaded)
+        loaded = of_relay_host(path)
         log.set_up(loaded.log)
-        host.run(loaded, load, _host_door_of(loaded.http))
+        host.run(loaded, lambda: of_relay_host(path), _host_door_of(loaded.http))
 
 
 def _host_door_of(http: config.HttpConfig) -> MakeDoor | None:
@@ -169,10 +159,10 @@ def control(path: Path) -> None:
     Of several controllers of an Asterisk one leads; the others stand by, and one of them goes on
     when that dies.
     """
-    with _exits_of(path):
+    with exits_of(path):
         loaded = config_file.load(path)
         config_file.refuse_unknown_variables(loaded)
-        _need_cluster(loaded)
+        need_cluster(loaded)
         log.set_up(loaded.log)
         uvloop.run(_control(path, loaded))
 
@@ -183,87 +173,11 @@ async def _control(path: Path, loaded: config.Config) -> None:
     await Control(path, loaded).run()
 
 
-def _need_cluster(loaded: config.Config) -> None:
-    if not loaded.cluster.servers:
-        raise ConfigError("[cluster] servers is empty: it names the NATS servers of the cluster")
-
-
-@contextmanager
-def _exits_of(path: Path) -> Iterator[None]:
-    """Exit with a message and a code where a daemon, or a part of one, cannot run."""
-    try:
-        yield
-    except ModuleNotFoundError as exc:
-        if exc.name not in ("nats", "nkeys"):
-            raise
-        fail("a cluster needs the NATS client: pip install 'audiofork[cluster]'", EXIT_FAILED)
-    except ConfigError as exc:
-        fail(config_file.with_place(str(exc), path), EXIT_CONFIG)
-    except CannotListen as exc:
-        fail(config_file.with_place(str(exc), path), EXIT_FAILED)
-
-
 async def _run(path: Path, loaded: config.Config) -> None:
     await Daemon(path, loaded).run()
 
 
-@main.command(short_help="Test what the daemon needs; say how to repair each fault.")
-@click.option("--taps", is_flag=True, help="Only list the ways to get audio, the best first.")
-@click.option("--here", is_flag=True, help="Check from here, even if a daemon runs.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print each finding as a JSON object in one line."
-)
-@of_the_daemon
-def check(taps: bool, here: bool, as_json: bool, path: Path, socket_path: Path | None) -> None:
-    """Test what the daemon needs, and say what to do about each fault.
-
-    If a daemon runs with this configuration, it does the check itself, because it has the secrets
-    and its permissions are the ones that matter. Otherwise this command does the check. Asterisk
-    opens a channel and spies on it; this takes two or three seconds and disturbs no call. Exit code
-    0: no fault; 1: there are faults; 3: the configuration cannot be used; 4: Asterisk cannot be
-    reached.
-    """
-    if taps and as_json:
-        raise click.UsageError("--taps and --json do not go together")
-    show_finding = Finding.as_json if as_json else str
-    if not here:
-        _check_by_daemon(taps, as_json, path, socket_path)
-    try:
-        if taps:
-            _print_taps(config_file.load(path, secrets_of=["asterisk"]))
-            return
-        loaded, unread = load(path)
-        if "profile" not in unread:  # else it is not known which there are
-            config_file.refuse_unknown_variables(loaded)
-        one = Check(loaded, lambda finding: say(show_finding(finding)), unread=unread)
-    except ConfigError as exc:
-        fail(config_file.with_place(str(exc), path), EXIT_CONFIG)
-    say(show_finding(Finding(Mark.OK, f"configuration: {path}")))
-    sys.exit(uvloop.run(one.run()))
-
-
-def _check_by_daemon(taps: bool, as_json: bool, path: Path, socket_path: Path | None) -> None:
-    """Let the daemon check, and exit with its result; return if no daemon can, and say why."""
-    try:
-        with client.Client(socket_path or client.socket_of(path)) as daemon:
-            sys.exit(daemon.check(path, say, taps=taps, as_json=as_json))
-    except DaemonBusy as exc:
-        fail(str(exc), EXIT_FAILED)
-    except (ConfigError, DaemonUnreachable, RequestRefused) as exc:
-        # If the daemon cannot be reached, the check itself reports why.
-        reason = f": the daemon refuses: {exc}" if isinstance(exc, RequestRefused) else ""
-        if not taps:
-            finding = Finding(Mark.SKIP, f"check: from here, not by a daemon{reason}")
-            say(finding.as_json() if as_json else str(finding))
-    except AudioForkError as exc:
-        fail(str(exc), EXIT_FAILED)
-
-
-def _print_taps(loaded: config.Config) -> None:
-    try:
-        _say_each(uvloop.run(taps_of(loaded)))
-    except (OSError, TimeoutError, ValueError, AmiError) as exc:
-        fail(f"Asterisk cannot be asked for its version: {why(exc)}", EXIT_UNREACHABLE)
+main.add_command(check)
 
 
 @main.command()
@@ -458,7 +372,7 @@ def _say_each(lines: list[str]) -> None:
 
 main.add_command(list_command(_exit_codes))
 main.add_command(cluster_command(_exit_codes))
-main.add_command(buckets_command(_exits_of))
+main.add_command(buckets_command)
 main.add_command(history_command(_exit_codes))
 main.add_command(receive)
 main.add_command(migrate_command(say, warn))

@@ -102,7 +102,7 @@ class ClusterConfig:
         "1",
         whole(1, 5),
         "How many NATS servers keep each entry: 3 where there are three or more servers, so that "
-        "one of them may die. It counts when the first controller starts.",
+        "one of them may die. A higher number than before counts when a controller starts.",
     )
     nkey: str = _option(
         "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import time
@@ -11,14 +12,16 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 
 from audiofork import __version__, config_file
+from audiofork.asterisk import leadership
 from audiofork.cluster.beats import CONTROL_BEAT_S, ControlBeat
 from audiofork.cluster.broker import Broker
 from audiofork.cluster.lease import BUCKET, Holder, Lease
+from audiofork.cluster.login import inbox_of_controller
 from audiofork.cluster.roster import Host, Roster
 from audiofork.config import Config
 from audiofork.daemon import Daemon
 from audiofork.doors.cluster_doors import ClusterDoors
-from audiofork.errors import BrokerUnavailable
+from audiofork.errors import AmiError, BrokerUnavailable
 from audiofork.forks.cluster_journal import ClusterJournal
 from audiofork.forks.journal import Journal
 from audiofork.link.hosts import RelayHosts
@@ -29,6 +32,8 @@ from audiofork.system import feed_watchdog, notify
 log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
+# How often a controller that the broker cannot reach asks Asterisk whether another leads.
+LOOK_INTERVAL_S = 0.1
 AWAY = "the NATS servers of the cluster cannot be reached"
 
 
@@ -52,7 +57,7 @@ class Control:
         self._cluster = config.cluster
         cluster = config.cluster
         self._broker = Broker(
-            cluster, f"audiofork control {cluster.own_name}", f"control.{cluster.asterisk}"
+            cluster, f"audiofork control {cluster.own_name}", inbox_of_controller(cluster)
         )
         self._roster = Roster(self._broker, config.cluster.dead_after)
         self._stop = asyncio.Event()
@@ -60,6 +65,8 @@ class Control:
         self._since = time.monotonic()  # it leads or stands by
         self._lease: Lease | None = None
         self._relay: RelayHosts | None = None
+        self._journal: ClusterJournal | None = None
+        self._going_on: asyncio.Task[None] | None = None
         self.daemon: Daemon | None = None
         self.doors = ClusterDoors(config, self._broker, self._roster, lambda: self.leads)
 
@@ -81,8 +88,9 @@ class Control:
     def parts(self, config: Config, report: SendReport) -> tuple[Relay, Journal]:
         """Return the relay and the journal of the cluster."""
         assert self._lease is not None, "a daemon is there only while we lead"
-        self._relay = RelayHosts(config, self._broker, self._lease, report)
-        return self._relay, ClusterJournal(self._broker, self._cluster.asterisk)
+        self._relay = RelayHosts(config, self._broker, self._lease, self._roster, report)
+        self._journal = ClusterJournal(self._broker, self._cluster.asterisk, lambda: self.leads)
+        return self._relay, self._journal
 
     async def run(self) -> None:
         """Lead whenever no other controller does, until told to stop.
@@ -192,10 +200,11 @@ class Control:
             await daemon.run()
         finally:
             is_lost = keeping.done()
-            for task in (keeping, stopping):
+            going_on = self._going_on or keeping
+            for task in (keeping, stopping, going_on):
                 task.cancel()
-            await asyncio.gather(keeping, stopping, return_exceptions=True)
-            self.daemon = None
+            await asyncio.gather(keeping, stopping, going_on, return_exceptions=True)
+            self.daemon = self._going_on = None
             self._take_signals()
         if not is_lost:
             self._stop.set()
@@ -208,26 +217,55 @@ class Control:
     async def _keep(self, lease: Lease, daemon: Daemon) -> None:
         """Keep the lease; stop the daemon when another controller leads."""
         name = self._cluster.asterisk
-        going_on: asyncio.Task[None] | None = None
         while True:
             await lease.keep()
-            if going_on is not None:
-                going_on.cancel()
             if not daemon.ready.is_set():  # it has not begun with anything
                 daemon.stop()
                 return
-            log.error("%s: suspended: the broker is away, or another controller leads", name)
-            daemon.forks.suspend(AWAY, self._cluster.start_wait)
-            if not await lease.regain():
+            self.suspend()
+            if not await self._regain(lease, daemon):
                 log.error("%s: another controller leads, or did", name)
                 daemon.stop()
                 return
             log.warning("%s: leading again, epoch %d", name, lease.epoch)
-            going_on = asyncio.create_task(self._go_on(daemon))
+            self._going_on = asyncio.create_task(self._go_on(daemon))
+
+    def suspend(self) -> None:
+        """Have the daemon do nothing any more: another controller may lead."""
+        if self._going_on is not None:
+            self._going_on.cancel()
+        if self.daemon is not None and not self.daemon.forks.is_suspended:
+            name, wait_s = self._cluster.asterisk, self._cluster.start_wait
+            log.error("%s: suspended: the broker is away, or another controller leads", name)
+            self.daemon.forks.suspend(AWAY, wait_s)
+            assert self._relay is not None
+            self._relay.forget()
+
+    async def _regain(self, lease: Lease, daemon: Daemon) -> bool:
+        """Lead again as soon as the broker is there; return False if another does, or did."""
+        regaining = asyncio.create_task(lease.regain())
+        watching = asyncio.create_task(self._until_superseded(lease, daemon))
+        try:
+            await asyncio.wait({regaining, watching}, return_when=asyncio.FIRST_COMPLETED)
+            return regaining.done() and regaining.result()
+        finally:
+            regaining.cancel()
+            watching.cancel()
+            await asyncio.gather(regaining, watching, return_exceptions=True)
+
+    async def _until_superseded(self, lease: Lease, daemon: Daemon) -> None:
+        """Return when Asterisk knows of a later leader: the broker may be away from us alone."""
+        while True:
+            with contextlib.suppress(AmiError):
+                if await leadership.noted(daemon.ami) > lease.epoch:
+                    return
+            await asyncio.sleep(LOOK_INTERVAL_S)
 
     async def _go_on(self, daemon: Daemon) -> None:
-        """Let forks start when the relay hosts are found again."""
+        """Take the forks up again when the relay hosts are found."""
         assert self._relay is not None
+        assert self._journal is not None
         await self._relay.find()
-        daemon.forks.go_on()
-        log.info("%s: forks may start again", self._cluster.asterisk)
+        await daemon.go_on(await self._journal.read())
+        if not daemon.forks.is_suspended:
+            log.info("%s: forks may start again", self._cluster.asterisk)

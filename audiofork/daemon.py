@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from audiofork import config_file
 from audiofork import log as logs
+from audiofork.asterisk import leadership
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.ami_protocol import CheckRaised, Event, RequestReceived
 from audiofork.asterisk.channels import Channels
@@ -31,7 +32,7 @@ from audiofork.forks.attack_log import AttackLog
 from audiofork.forks.counters import Counters
 from audiofork.forks.events import Events
 from audiofork.forks.history import History
-from audiofork.forks.journal import FileJournal, Journal
+from audiofork.forks.journal import Entry, FileJournal, Journal
 from audiofork.forks.music import Music
 from audiofork.forks.post_process.commands import Commands
 from audiofork.forks.profiles import Profiles
@@ -84,6 +85,9 @@ class Cluster(Protocol):
     @property
     def hosts(self) -> Sequence[Host]: ...
 
+    def suspend(self) -> None:
+        """Suspend the daemon: it does not lead now."""
+
     def parts(self, config: Config, report: SendReport) -> tuple[Relay, Journal]:
         """Return the relay and the journal that it shares with other controllers."""
 
@@ -122,20 +126,31 @@ class Daemon:
         self._doors = Doors(path, config, self._run_id, cluster.doors if cluster else None)
         self.metrics: Metrics | None = None
 
+    def _acts(self) -> bool:
+        """Return whether it may act on what happens; if not, it is suspended.
+
+        Asked before anything else is done: a process that was stopped for a while goes on with what
+        has come meanwhile, while another controller leads.
+        """
+        if self._cluster is not None and not self._cluster.leads:
+            self._cluster.suspend()
+        return not self.forks.is_suspended
+
     def _on_report(self, report: Report) -> None:
         if isinstance(report, CheckLeg):
             self._check_answers.on_report(report)
             return
         self.watching.on_report(report)
-        if not isinstance(report, WatchReport):
+        if not isinstance(report, WatchReport) and self._acts():
             self.forks.on_report(report)
 
     def _on_event(self, event: Event) -> None:
+        acts = self._acts()
         if isinstance(event, RequestReceived):
             self._user_events.on_request(event)
         elif isinstance(event, CheckRaised):
             self._check_answers.on_raised(event)
-        else:
+        elif acts:
             self._music.on_asterisk(event)
             self.forks.on_event(event)
 
@@ -159,6 +174,20 @@ class Daemon:
     def stop(self) -> None:
         """Stop, as after SIGTERM."""
         self._stop.set()
+
+    async def go_on(self, entries: list[Entry]) -> None:
+        """Take up the forks that were left when the registry was suspended, and act again.
+
+        Args:
+            entries: Those of the journal.
+        """
+        self.forks.resume_after_login(entries)
+        self.forks.go_on()
+        if self.ami.is_up:
+            try:
+                await self._up()
+            except AmiError as exc:
+                log.warning("the next login to Asterisk takes the forks up: %s", exc)
 
     def _is_kept(self, config: Config) -> bool:
         """Return whether running forks outlast a stop: in a cluster another controller has them."""
@@ -319,6 +348,10 @@ class Daemon:
         notify(f"STATUS={self.ami.status}")
         for fault in known_faults(self.ami.version):
             log.warning("Asterisk %s: %s", self.ami.version, fault)
+        if not self._acts():
+            return
+        if self._cluster is not None:
+            await leadership.note(self.ami, self._cluster.epoch)
         channels = await self.forks.on_login()
         self._resumed.set()
         await self._music.sweep(channels)

@@ -40,7 +40,7 @@ class NatsServer:
     Args:
         name: Its name.
         folder: Where its files are.
-        port: Its port for clients.
+        port: Its port for clients; the one after the next is that of its monitoring.
         more: Further lines of its configuration.
         host: Where it runs; None: it listens at 127.0.0.1.
         config: Its whole configuration, in place of the usual one.
@@ -63,6 +63,7 @@ class NatsServer:
         self._config = folder / f"{name}.conf"
         self._own = (
             f"server_name: {name}\nlisten: {self.address}:{port}\n"
+            f"http: {self.address}:{port + 2}\n"
             f'jetstream {{ store_dir: "{folder / name}" }}\n'
         )
         self._log = folder / f"{name}.log"
@@ -73,6 +74,17 @@ class NatsServer:
     def url(self) -> str:
         """What clients connect to."""
         return f"nats://{self.address}:{self.port}"
+
+    @property
+    def monitoring_url(self) -> str:
+        """Where it tells what passes through it."""
+        return f"http://{self.address}:{self.port + 2}"
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None
+        return self._process.pid
 
     def reconfigure(self, more: str) -> None:
         """Have it read other further lines of its configuration."""
@@ -124,7 +136,7 @@ def nats_servers(
         hosts: Where each of them runs; none: all at 127.0.0.1.
     """
     folder = Path(tempfile.mkdtemp(prefix="audiofork-nats-"))
-    ports = [free_port(socket.SOCK_STREAM, count=2) for _ in range(count)]
+    ports = [free_port(socket.SOCK_STREAM, count=3) for _ in range(count)]
     places: list[Host | None] = [*hosts] or [None] * count
     among = [
         f"{host.address if host is not None else LOOPBACK}:{port + 1}"

@@ -37,7 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "commands": {"doors", "forks", "asterisk", "link", "cluster"},
     "relay": {"link", "cluster"},
     "daemon": {"doors", "forks", "asterisk", "link", "cluster"},
-    "control": {"daemon", "doors", "forks", "link", "cluster"},
+    "control": {"daemon", "doors", "forks", "asterisk", "link", "cluster"},
     "cli": {"control", "daemon", "commands", "doors"},
     "__main__": {"cli"},
 }

@@ -34,6 +34,7 @@ class Beat:
         version: Of this package.
         is_draining: Whether it takes no more forks.
         is_last: Whether it ends now.
+        clock: What its clock says, in seconds since 1970; 0: it does not tell. For `check` alone.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Beat:
     version: str = ""
     is_draining: bool = False
     is_last: bool = False
+    clock: float = 0.0
 
     @property
     def address(self) -> Address:

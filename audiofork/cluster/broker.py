@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, NamedTuple, TypeVar
@@ -19,6 +20,7 @@ from nats.js.kv import KeyValue
 
 from audiofork.cluster import buckets, login
 from audiofork.cluster.complaints import Complaints
+from audiofork.cluster.login import INBOXES
 from audiofork.cluster.nats_client import NatsClient
 from audiofork.config import ClusterConfig
 from audiofork.errors import BrokerUnavailable, ConfigError, NobodyAnswers, NoMessage
@@ -33,8 +35,6 @@ RECONNECT_WAIT_S = 0.2
 PING_INTERVAL_S = 1
 # From here on messages are dropped, which their receivers notice by their numbers.
 MAX_WAITING = 100_000
-# Where NATS' answers go. Only there may ours go: whoever asks chooses the subject.
-INBOXES = "_INBOX."
 # What NATS' client raises where its servers do not answer, or refuse.
 FAULTS: tuple[type[Exception], ...] = (nats.errors.Error, JetStreamError, OSError, TimeoutError)
 
@@ -73,19 +73,15 @@ class Broker:
             read there.
     """
 
-    def __init__(self, config: ClusterConfig, what: str, inbox: str = "client") -> None:
+    def __init__(self, config: ClusterConfig, what: str, inbox: str = f"{INBOXES}client") -> None:
         self._config = config
         self._what = what
-        self._inboxes = f"{INBOXES}{inbox}"
+        self._inboxes = inbox
         self._complaints = Complaints(config)
         self._strange = CounterLine(log, "messages over NATS without effect")
         self._bugs = Refusals(log, "messages over NATS could not be handled")
-        self._client = NatsClient(
-            needs_tls=login.needs_tls(config),
-            on_damaged=lambda exc: self._strange.count(
-                f"its headers cannot be read: {type(exc).__name__}"
-            ),
-        )
+        self._client = NatsClient(self._on_damaged)
+        self._has_begun = False
         self._stream: JetStreamContext | None = None
         self._outbox: deque[tuple[str, bytes, str]] = deque(maxlen=MAX_WAITING)
         self._wake = asyncio.Event()
@@ -119,8 +115,11 @@ class Broker:
         Raises:
             ConfigError: A file that [cluster] names cannot be used.
         """
+        options, servers = login.options_of(self._config, self._inboxes), self._config.servers
+        self._has_begun = True
         await self._client.connect(
-            list(self._config.servers),
+            random.sample(servers, len(servers)),
+            dont_randomize=True,  # after one that is lost, the next
             name=self._what,
             error_cb=self._on_error,
             disconnected_cb=self._on_lost,
@@ -129,8 +128,7 @@ class Broker:
             reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]  # or less
             max_reconnect_attempts=-1,
             ping_interval=PING_INTERVAL_S,
-            inbox_prefix=self._inboxes,
-            **login.options_of(self._config),
+            **options,
         )
         if not self._client.is_guarded:
             await self._client.close()
@@ -139,6 +137,9 @@ class Broker:
         self._sending = asyncio.create_task(self._send())
         self._complaints.forget()
         log.info("connected to the NATS server %s", self.server)
+
+    def _on_damaged(self, exc: Exception) -> None:
+        self._strange.count(f"its headers cannot be read: {type(exc).__name__}")
 
     async def _on_error(self, exc: Exception) -> None:
         self._complaints.say(exc)
@@ -304,12 +305,35 @@ class Broker:
         """
         assert self._stream is not None, "connected first"
         try:
-            return await self._do(self._stream.key_value(name))
+            bucket = await self._do(self._stream.key_value(name))
         except BrokerUnavailable as exc:
             if not isinstance(exc.__cause__, BucketNotFoundError):
                 raise
+        else:
+            await self._have_replicas(name, bucket)
+            return bucket
         await self._do(self._stream.add_stream(buckets.config_of(name, self._config.replicas)))
         return await self._do(self._stream.key_value(name))
+
+    async def _have_replicas(self, name: str, bucket: KeyValue) -> None:
+        """Have more servers keep a bucket that was made while there were fewer of them.
+
+        Raises:
+            BrokerUnavailable: The servers do not answer.
+        """
+        wanted, info = self._config.replicas, (await self._do(bucket.status())).stream_info
+        if (info.config.num_replicas or 1) >= wanted:
+            return
+        assert self._stream is not None, "connected first"
+        info.config.num_replicas = wanted
+        try:
+            if info.cluster is None:  # it may be accepted all the same
+                raise BrokerUnavailable("the server is alone")
+            await self._do(self._stream.update_stream(info.config))
+        except BrokerUnavailable as exc:
+            log.error("bucket %s is kept by fewer than %d servers: %s", name, wanted, exc)
+        else:
+            log.warning("bucket %s is kept by %d servers from now on", name, wanted)
 
     async def make_bucket(self, name: str) -> bool:
         """Make a bucket; of one that is there, change the number of replicas.
@@ -354,8 +378,9 @@ class Broker:
             self._sending.cancel()
             await asyncio.gather(self._sending, return_exceptions=True)
             self._sending = None
-        with contextlib.suppress(*FAULTS):
-            await self._client.close()
+        if self._has_begun:
+            with contextlib.suppress(*FAULTS):
+                await self._client.close()
 
 
 def _is_of(subject: str, pattern: str) -> bool:

@@ -135,15 +135,13 @@ class Lease:
             began = self._clock()
             try:
                 async with asyncio.timeout(self._dead_after_s):
-                    before = self._revision
                     revision = await self._look()
                     if self.leader != self._holder:
                         return False
-                    # Of ours alone: an answer to a renewal may have been lost.
-                    if not await self._write(revision or before):
-                        return False
-                    self.epoch, self.renewed_at = self._revision, began
-                    return True
+                    # If it fails, an earlier renewal of ours is on its way still.
+                    if await self._write(revision):
+                        self.epoch, self.renewed_at = self._revision, began
+                        return True
             except FAULTS as exc:
                 log.debug("the lease of %s cannot be read: %s", self._key, why(exc))
             await asyncio.sleep(self._dead_after_s / _STEPS)

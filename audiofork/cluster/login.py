@@ -13,16 +13,33 @@ from audiofork.errors import ConfigError
 from audiofork.text import why
 from audiofork.tls_contexts import client_context
 
+# Where NATS' answers go. Only there may ours go: whoever asks chooses the subject.
+INBOXES = "_INBOX."
 
-def options_of(config: ClusterConfig) -> dict[str, Any]:
+
+def inbox_of_controller(config: ClusterConfig) -> str:
+    """Return below which subject answers to a controller go, which no other user may read."""
+    return f"{INBOXES}control.{config.asterisk}"
+
+
+def inbox_of_relay(config: ClusterConfig) -> str:
+    """Return the same for a relay host."""
+    return f"{INBOXES}relay.{config.own_name}"
+
+
+def options_of(config: ClusterConfig, inbox: str) -> dict[str, Any]:
     """Return the options of NATS' client for a login.
+
+    Args:
+        config: The servers, and how to log in.
+        inbox: Below which subject answers to this client go.
 
     Raises:
         ConfigError: The file of the authorities cannot be used.
     """
     try:
         # Also for nats://: a server may ask for TLS all the same.
-        options: dict[str, Any] = {"tls": client_context(config.ca_file)}
+        options: dict[str, Any] = {"tls": client_context(config.ca_file), "inbox_prefix": inbox}
     except OSError as exc:
         raise ConfigError(f"[cluster] ca_file: {why(exc)}") from exc
     if config.nkey:
@@ -32,11 +49,6 @@ def options_of(config: ClusterConfig) -> dict[str, Any]:
         options["user_jwt_cb"] = jwt.encode
         options["signature_cb"] = lambda nonce: _signed(seed, nonce)
     return options
-
-
-def needs_tls(config: ClusterConfig) -> bool:
-    """Return whether nothing may be sent in the clear."""
-    return any(server.startswith("tls:") for server in config.servers)
 
 
 def _parts_of(credentials: str) -> tuple[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,12 +17,10 @@ from audiofork.cluster.beats import (
     beat_of,
     control_beat_of,
 )
-from audiofork.text import printable
+from audiofork.errors import NoMessage
 
 if TYPE_CHECKING:
     from audiofork.cluster.broker import Broker
-
-log = logging.getLogger(__name__)
 
 # Of a controller: three of its beats, and some more.
 CONTROL_DEAD_S = 3.5 * CONTROL_BEAT_S
@@ -81,6 +78,8 @@ class _Latest(Generic[_Beat]):
             self._heard.pop(key, None)
         elif key in self._heard or len(self._heard) < MOST_KNOWN:
             self._heard[key] = beat, at
+        else:
+            raise NoMessage(f"there are {MOST_KNOWN} others already")
 
     def silent(self, now: float) -> Sequence[tuple[_Beat, float]]:
         """Return each with the seconds since, in the order of the keys; forget old ones."""
@@ -114,6 +113,8 @@ class Roster:
         self._controllers: _Latest[ControlBeat] = _Latest()
         self._asterisks: dict[str, float] = {}  # when a controller of each was heard of last
         self._lost_at: float | None = None
+        self._since = clock()  # nothing is missed
+        self._listeners: list[Callable[[Beat], None]] = []
 
     async def start(self) -> None:
         """Begin to hear beats.
@@ -121,21 +122,34 @@ class Roster:
         Raises:
             BrokerUnavailable: The connection is lost.
         """
+        self._since = self._clock()
         self._broker.on_change(self.on_broker)
         await self._broker.subscribe(f"{SUBJECT}.*", self.on_beat)
         await self._broker.subscribe(f"{CONTROL_SUBJECT}.*.*", self.on_control_beat)
 
     def on_beat(self, subject: str, payload: bytes) -> None:
-        """Note the beat of a relay host."""
-        try:
-            beat = beat_of(subject, payload)
-        except ValueError as exc:
-            log.debug("a beat on %s has no effect: %s", printable(subject, "?"), exc)
-        else:
-            self._hosts.note((beat.name,), beat, self._clock())
+        """Note the beat of a relay host.
+
+        Raises:
+            NoMessage: It is none, or there are too many others.
+        """
+        beat = beat_of(subject, payload)
+        self._hosts.note((beat.name,), beat, self._clock())
+        for listener in list(self._listeners):
+            listener(beat)
+
+    def listen(self, listener: Callable[[Beat], None]) -> Callable[[], None]:
+        """Have a function called with each beat of a relay host; return what ends that."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    @property
+    def is_complete_in_s(self) -> float:
+        """In how many seconds each relay host that is there has been heard of for sure."""
+        return max(0.0, self._since + self._dead_after_s / 2 - self._clock())
 
     def on_control_beat(self, subject: str, payload: bytes) -> None:
-        """Note the beat of a controller; raises as `control_beat_of`."""
+        """Note the beat of a controller; raises as `on_beat`."""
         beat = control_beat_of(subject, payload)
         self._controllers.note((beat.asterisk, beat.name), beat, self._clock())
         self._asterisks[beat.asterisk] = self._clock()
@@ -144,7 +158,7 @@ class Roster:
         """Note that the connection is lost, or stands again."""
         self._lost_at = None if is_up else self._clock()
         if is_up:  # nothing could be heard of them
-            now = self._clock()
+            now = self._since = self._clock()
             self._hosts.forget_times(now)
             self._controllers.forget_times(now)
 

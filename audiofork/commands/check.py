@@ -10,13 +10,12 @@ not reach the dialplan. A daemon that runs keeps its Stasis application: the che
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import resource
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from audiofork import config_file
 from audiofork.asterisk.ami import Ami, connected
@@ -24,13 +23,15 @@ from audiofork.asterisk.ami_protocol import CHECK_COMMAND, CheckRaised, Event
 from audiofork.asterisk.taps.choice import SET_ARI, site_of
 from audiofork.asterisk.taps.ways import NARROW_RATE, Site, Wish, best_way, known_faults, ways_for
 from audiofork.asterisk.versions import UNKNOWN, Version
-from audiofork.commands import remedies
+from audiofork.commands import remedies, remedies_cluster
 from audiofork.commands.check_audio import WIDE_RATE, AudioCheck, connects_for
 from audiofork.commands.check_dialplan import DialplanCheck
+from audiofork.commands.check_files import check_file_limit
 from audiofork.commands.check_http import check_http
 from audiofork.commands.check_port import KnownDaemon
 from audiofork.commands.findings import Finding, Findings, Outcome
 from audiofork.commands.probe import Events
+from audiofork.commands.roles import NATS_MODULES
 from audiofork.config import Config
 from audiofork.config_file import SECTIONS_WITH_SECRETS
 from audiofork.doors.control_client import Client
@@ -49,8 +50,10 @@ from audiofork.forks.profiles import Profiles
 from audiofork.forks.urls import hosts_at_will
 from audiofork.link.inline import check_files
 from audiofork.link.messages import Direction
-from audiofork.system import FILES_PER_FORK, FURTHER_FILES
 from audiofork.text import reason_of, why
+
+if TYPE_CHECKING:
+    from audiofork.commands.check_cluster import HostsCheck
 
 MAX_CLOCK_DIFFERENCE_S = 2.0
 
@@ -102,15 +105,20 @@ class Check:
         self._may: set[str] = set()
         self._version = UNKNOWN
         self._events = Events()
+        self._hosts: HostsCheck | None = None
 
     async def run(self) -> Outcome:
         """Check everything; what depends on something that failed is left out."""
         await asyncio.to_thread(self._check_daemon)
-        self._check_file_limit()
+        forks = self._config.security.max_forks
+        if not self._config.cluster.servers:  # else relay hosts have the connections of forks
+            option = "[security] max_forks"
+            check_file_limit(self._findings, option, forks, "audiofork", self._daemon_pid)
         self._check_urls()
         self._check_profiles()
         await self._check_front()
         await check_http(self._config.http, self._findings, daemon_runs=self._daemon.runs)
+        await self._check_cluster()
         await self._check_ari()
         await self._check_asterisk()
         return self._findings.outcome
@@ -135,22 +143,6 @@ class Check:
             return
         self._daemon = KnownDaemon(True, run_id)
         self._findings.ok(f"daemon: runs, {count} forks")
-
-    def _check_file_limit(self) -> None:
-        needed = FILES_PER_FORK * self._config.security.max_forks + FURTHER_FILES
-        whose, limit = "a process started here", resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        if self._daemon_pid:
-            with contextlib.suppress(OSError):
-                whose, limit = "the daemon", _limit_of(self._daemon_pid)
-        text = f"open files: {whose} may have {'any number' if limit < 0 else limit}"
-        if limit < 0 or limit >= needed:
-            self._findings.ok(f"{text}, {needed} are enough")
-        else:
-            self._findings.fail(
-                f"{text}, max_forks = {self._config.security.max_forks} takes {needed}",
-                f"Set LimitNOFILE={needed} in the service (systemctl edit audiofork) or by "
-                "ulimit -Hn, and restart the daemon; or lower [security] max_forks.",
-            )
 
     def _check_urls(self) -> None:
         allowed = self._config.security.allow_urls
@@ -181,6 +173,30 @@ class Check:
             server.close()
             await server.wait_closed()
             self._findings.ok(f"AMI front: {listen} is free for it")
+
+    # --- The cluster ---
+
+    async def _check_cluster(self) -> None:
+        if not self._config.cluster.servers:
+            return
+        if "cluster" in self._unread:
+            self._findings.fail(f"NATS: {self._unread['cluster']}", remedies_cluster.FILES)
+            return
+        try:
+            from audiofork.commands import check_cluster  # it needs the NATS client
+
+            check = check_cluster.ClusterCheck(self._config.cluster, self._findings, self._clock)
+            cluster = await check.run()
+        except ModuleNotFoundError as exc:
+            if exc.name not in NATS_MODULES:
+                raise
+            self._findings.fail(
+                "cluster: the NATS client is not installed", remedies_cluster.CLIENT
+            )
+        else:
+            self._hosts = check_cluster.HostsCheck(
+                cluster, self._findings, self._events, self._daemon.run_id
+            )
 
     # --- The REST interface ---
 
@@ -363,6 +379,7 @@ class Check:
             daemon=self._daemon,
             can_ask=self._requests_come,
             can_snoop=self._can_snoop,
+            hosts=self._hosts,
         )
         await audio.run(ami)
         self._can_snoop = audio.can_snoop
@@ -436,16 +453,3 @@ async def _is_loaded(ami: Ami, module: str) -> bool:
             raise
         return False
     return True
-
-
-def _limit_of(pid: int) -> int:
-    """Return how many files a process may have open; -1: any number.
-
-    Raises:
-        OSError: It cannot be looked into.
-    """
-    for line in Path(f"/proc/{pid}/limits").read_text().splitlines():
-        if line.startswith("Max open files"):
-            soft = line.split()[3]
-            return -1 if soft == "unlimited" else int(soft)
-    return -1

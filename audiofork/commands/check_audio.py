@@ -24,6 +24,7 @@ from audiofork.text import reason_of
 
 if TYPE_CHECKING:
     from audiofork.asterisk.ari import Ari
+    from audiofork.commands.check_cluster import HostsCheck
 
 WIDE_RATE = 16000
 FRAMES_WANTED = 50
@@ -46,6 +47,8 @@ class AudioCheck:
         daemon: What is known of one that may have the AudioSocket address.
         can_ask: Whether requests come to who listens to Asterisk.
         can_snoop: Whether ARI has let us in so far.
+        hosts: Checks the relay hosts of a cluster, which have the legs in our place; None: there
+            is no cluster.
 
     Attributes:
         can_snoop: Whether legs by ARI come, too.
@@ -61,6 +64,7 @@ class AudioCheck:
         daemon: KnownDaemon,
         can_ask: bool,
         can_snoop: bool,
+        hosts: HostsCheck | None = None,
     ) -> None:
         self._config = config
         self._version = version
@@ -68,6 +72,7 @@ class AudioCheck:
         self._events = events
         self._daemon = daemon
         self._can_ask = can_ask
+        self._hosts = hosts
         self.can_snoop = can_snoop
 
     async def run(self, ami: Ami) -> None:
@@ -75,7 +80,11 @@ class AudioCheck:
         probe = Probe()
         legs = ProbeLegs(ami, probe, self._events)
         try:
-            address = await self._listen(ami, probe, legs)
+            if self._hosts is None:
+                address = await self._listen(ami, probe, legs)
+            else:
+                await self._check_hosts(ami, legs, self._hosts)
+                address = await self._listen_beside(probe)
             if address is not None:
                 await self._check_audio(legs, address)
         finally:
@@ -101,12 +110,32 @@ class AudioCheck:
                 return None
             if not await self._check_port(ami, legs, advertise):
                 return None
-            chosen = await probe.start(Address(listen.host, 0))
-            return Address(advertise.host, chosen.port)
+            return await self._listen_beside(probe)
         if self._daemon.runs and listen.port:
             text = f"AudioSocket: the daemon that runs does not listen on {listen}"
             self._findings.fail(text, remedies.RESTART)
         return self._config.audiosocket.advertise or chosen
+
+    async def _check_hosts(self, ami: Ami, legs: ProbeLegs, hosts: HostsCheck) -> None:
+        if self._can_ask:
+            await hosts.run(ami, legs)
+        else:
+            self._findings.skip(
+                "relay hosts: whether Asterisk reaches them cannot be asked while requests do not "
+                "come"
+            )
+
+    async def _listen_beside(self, probe: Probe) -> Address | None:
+        """Listen on any port; return what Asterisk shall dial, None if there is none."""
+        audiosocket = self._config.audiosocket
+        try:
+            chosen = await probe.start(Address(audiosocket.listen.host, 0))
+        except OSError as exc:
+            self._findings.skip(
+                f"audio: needs a port here, at [audiosocket] listen: {reason_of(exc)}"
+            )
+            return None
+        return Address((audiosocket.advertise or audiosocket.listen).host, chosen.port)
 
     async def _check_port(self, ami: Ami, legs: ProbeLegs, advertise: Address) -> bool:
         """See whether it is the daemon that has the port, and whether Asterisk reaches it."""
@@ -163,15 +192,16 @@ class AudioCheck:
             spy.hang_up()
 
     def _is_beside(self, address: Address) -> bool:
-        """Return whether this is not the configured port, since the daemon has that."""
+        """Return whether this is not the configured port, since others have the legs there."""
+        if self._hosts is not None:
+            return True
         configured = self._config.audiosocket.advertise or self._config.audiosocket.listen
         return configured.port not in (0, address.port)
 
     def _leg_failed(self, failure: LegFailed, address: Address) -> None:
         if self._is_beside(address):
-            self._findings.skip(
-                f"audio: needs a port beside the daemon's, and {address}: {failure}"
-            )
+            whose = "of this host" if self._hosts is not None else "beside the daemon's"
+            self._findings.skip(f"audio: needs a port {whose}, and {address}: {failure}")
         elif failure.reason == _NO_SUCH_CHANNEL_TYPE:
             self._findings.fail(
                 "AudioSocket: Asterisk has no channel type AudioSocket",

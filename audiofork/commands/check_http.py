@@ -7,8 +7,8 @@ import contextlib
 import http.client
 import os
 import ssl
-from ipaddress import ip_address
 
+from audiofork.addresses import is_loopback
 from audiofork.commands import remedies
 from audiofork.commands.findings import Findings
 from audiofork.config import HttpConfig
@@ -35,7 +35,7 @@ async def check_http(config: HttpConfig, findings: Findings, *, daemon_runs: boo
         findings.skip("HTTP: systemd hands [http] tokens_file to the service alone")
     elif _check_tokens(config, findings):
         await _check_listens(config, config.listen, findings, daemon_runs)
-    if not config.cert_file and not _is_loopback(config.listen.host):
+    if not config.cert_file and not is_loopback(config.listen.host):
         findings.warn(
             f"HTTP: tokens and audio pass in the clear at {config.listen}", remedies.HTTP_TLS
         )
@@ -107,13 +107,3 @@ async def _check_free(listen: Address, findings: Findings) -> None:
     server.close()
     await server.wait_closed()
     findings.ok(f"HTTP: {listen} is free for it")
-
-
-def _is_loopback(host: str) -> bool:
-    """Return whether a host is this machine alone, as far as that shows without a look-up."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,59 @@ class KnownDaemon:
     run_id: str = ""
 
 
+class Reached(enum.Enum):
+    """What comes of having Asterisk connect to an address."""
+
+    NOT_EXPECTED = enum.auto()
+    """The daemon does not say that it expects the leg, so Asterisk was not asked for it."""
+    ELSEWHERE = enum.auto()
+    """Something was reached; the daemon does not say that the leg has come."""
+    BY_ANOTHER = enum.auto()
+    """Another daemon says that the leg has come."""
+    YES = enum.auto()
+
+
+class Knocking:
+    """Has Asterisk connect to addresses, and the daemon say that it was reached.
+
+    Args:
+        events: What Asterisk tells.
+        run_id: The daemon; empty: any that says so.
+    """
+
+    def __init__(self, events: Events, run_id: str) -> None:
+        self._events = events
+        self._run_id = run_id
+
+    async def knock(self, ami: Ami, legs: ProbeLegs, address: Address) -> Reached:
+        """Have Asterisk connect to an address.
+
+        Raises:
+            LegFailed: It does not reach it.
+            AmiError: It cannot be asked.
+        """
+        token, leg_uuid = str(uuid.uuid4()), str(uuid.uuid4())
+        ami.raise_event(
+            "AudioFork",
+            [("Command", CHECK_COMMAND), ("AudioForkID", token), ("LegUUID", leg_uuid)],
+        )
+        ours = self._run_id
+        if await self._answer(lambda one: _says(one, token, READY, ours)) is None:
+            return Reached.NOT_EXPECTED
+        await legs.knock(address, leg_uuid)
+        came = await self._answer(lambda one: _says(one, token, CAME, ""))
+        if came is None:
+            return Reached.ELSEWHERE
+        return Reached.BY_ANOTHER if ours and came.run != ours else Reached.YES
+
+    async def _answer(self, matches: Callable[[CheckRaised], bool]) -> CheckRaised | None:
+        def is_it(event: Event) -> bool:
+            return isinstance(event, CheckRaised) and matches(event)
+
+        event = await self._events.first(is_it, ANSWER_TIMEOUT_S)
+        return event if isinstance(event, CheckRaised) else None
+
+
 class PortCheck:
     """Has Asterisk connect to the port, and the daemon say that it was reached.
 
@@ -45,7 +99,7 @@ class PortCheck:
     ) -> None:
         self._config = config
         self._findings = findings
-        self._events = events
+        self._knocking = Knocking(events, daemon.run_id)
         self._daemon = daemon
 
     async def run(self, ami: Ami, legs: ProbeLegs) -> bool:
@@ -59,42 +113,22 @@ class PortCheck:
         first = audiosocket.advertise or audiosocket.listen
         addresses = [first.of_worker(number) for number in range(self._config.relay.workers)]
         for address in addresses:
-            if not await self._check(ami, legs, address):
+            reached = await self._knocking.knock(ami, legs, address)
+            if reached is not Reached.YES:
+                self._findings.fail(f"AudioSocket: {self._fault(reached, address)}", remedies.TAKEN)
                 return False
         where = " and ".join(map(str, addresses))
         self._findings.ok(f"AudioSocket: Asterisk reaches the daemon at {where}, which says so")
         self._check_socket(first)
         return True
 
-    async def _check(self, ami: Ami, legs: ProbeLegs, address: Address) -> bool:
-        token, leg_uuid = str(uuid.uuid4()), str(uuid.uuid4())
-        ami.raise_event(
-            "AudioFork",
-            [("Command", CHECK_COMMAND), ("AudioForkID", token), ("LegUUID", leg_uuid)],
-        )
-        ours = self._daemon.run_id
-        if await self._answer(lambda one: _says(one, token, READY, ours)) is None:
-            who = "the daemon" if ours else "a daemon of this Asterisk"
-            text = f"AudioSocket: a program listens on {address}, and {who} does not say that it is"
-            self._findings.fail(text, remedies.TAKEN)
-            return False
-        await legs.knock(address, leg_uuid)
-        came = await self._answer(lambda one: _says(one, token, CAME, ""))
-        if came is None:
-            text = f"AudioSocket: it is not the daemon that listens on {address}"
-        elif ours and came.run != ours:
-            text = f"AudioSocket: another daemon listens on {address}"
-        else:
-            return True
-        self._findings.fail(text, remedies.TAKEN)
-        return False
-
-    async def _answer(self, matches: Callable[[CheckRaised], bool]) -> CheckRaised | None:
-        def is_it(event: Event) -> bool:
-            return isinstance(event, CheckRaised) and matches(event)
-
-        event = await self._events.first(is_it, ANSWER_TIMEOUT_S)
-        return event if isinstance(event, CheckRaised) else None
+    def _fault(self, reached: Reached, address: Address) -> str:
+        if reached is Reached.NOT_EXPECTED:
+            who = "the daemon" if self._daemon.run_id else "a daemon of this Asterisk"
+            return f"a program listens on {address}, and {who} does not say that it is"
+        if reached is Reached.ELSEWHERE:
+            return f"it is not the daemon that listens on {address}"
+        return f"another daemon listens on {address}"
 
     def _check_socket(self, address: Address) -> None:
         """See whether the daemon of the port is one that can be asked, if it should be."""

@@ -223,6 +223,10 @@ class Events:
         self._heard.append(event)
         self._news.set()
 
+    def values(self, value_of: Callable[[Event], str]) -> set[str]:
+        """Return the different values of all events so far, but for empty ones."""
+        return {value for event in self._heard if (value := value_of(event))}
+
     async def first(
         self, matches: Callable[[Event], bool], timeout_s: float | None = None
     ) -> Event | None:
@@ -273,9 +277,9 @@ class ProbeLegs:
         """
         leg_uuid = str(uuid.uuid4())
         arrival = self._probe.expect(leg_uuid)
-        await self._originate(leg_uuid, address, application, data)
+        uniqueid = await self._originate(leg_uuid, address, application, data)
         return await self._arrived(
-            arrival, self.uniqueids[-1], "the leg went somewhere else, and ended there"
+            arrival, uniqueid, "the leg went somewhere else, and ended there"
         )
 
     async def snoop(
@@ -337,14 +341,13 @@ class ProbeLegs:
 
         Raises: as `start`.
         """
-        await self._originate(leg_uuid, address, "Wait", "1")
-        news = await self._news_of(self.uniqueids[-1])
+        uniqueid = await self._originate(leg_uuid, address, "Wait", "1")
+        news = await self._news_of(uniqueid)
         if not isinstance(news, ChannelHangup):
             self._raise(news, "")
 
-    async def _originate(
-        self, leg_uuid: str, address: Address, application: str, data: str
-    ) -> None:
+    async def _originate(self, leg_uuid: str, address: Address, application: str, data: str) -> str:
+        """Request a leg; return its uniqueid."""
         uniqueid = f"{LEG_PREFIX}check-{uuid.uuid4()}"
         self.uniqueids.append(uniqueid)
         headers = originate_headers(uniqueid, address, leg_uuid, application, data)
@@ -352,6 +355,7 @@ class ProbeLegs:
             await self._ami.action("Originate", headers, action_id=uniqueid)
         except AmiActionFailed as exc:
             raise LegFailed(exc.message) from exc
+        return uniqueid
 
     async def _news_of(self, uniqueid: str) -> Event | None:
         """Return the event that ends a leg, if one comes."""

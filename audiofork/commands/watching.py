@@ -136,6 +136,8 @@ class Watch:
         forks = looked.forks
         if self._as_json:
             self._screen.show(as_json(forks))
+            for line in missing_lines(looked.missing):
+                self._warn(line)
             return
         self._flows.look(forks)
         size = self._screen.size

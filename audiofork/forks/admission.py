@@ -93,6 +93,20 @@ class Admission:
         self.suspended = ""
         self._resumed.set()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether no fork may begin now, not even one whose start was granted before."""
+        return bool(self.refusing or self.suspended)
+
+    def check_may_begin(self) -> None:
+        """Refuse a start whose turn has come, and that has asked Asterisk since, if it is too late.
+
+        Raises:
+            RequestRefused: Another controller may lead by now.
+        """
+        if self.suspended:
+            raise RequestRefused(self.suspended, Refusal.CLUSTER)
+
     def check(self, request: StartFork, forks: ForkTable) -> None:
         """Check a start against all rules that need no question to Asterisk.
 

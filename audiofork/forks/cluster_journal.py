@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import asdict
 
 from nats.js.errors import KeyNotFoundError
@@ -23,8 +24,7 @@ log = logging.getLogger(__name__)
 UNAVAILABLE: tuple[type[Exception], ...] = (BrokerUnavailable, *FAULTS)
 
 BUCKET = "audiofork-forks"
-# For so many entries as are read at once.
-READ_TIMEOUT_S = 2.0
+READ_TIMEOUT_S = 5.0
 RETRY_S = 0.25
 CLOSE_TIMEOUT_S = 1.0
 AT_ONCE = 64
@@ -43,10 +43,12 @@ class ClusterJournal:
     Args:
         broker: The connection to the broker.
         asterisk: The name of the Asterisk.
+        may_write: Returns whether we lead; if not, what is to be written waits as well.
     """
 
-    def __init__(self, broker: Broker, asterisk: str) -> None:
+    def __init__(self, broker: Broker, asterisk: str, may_write: Callable[[], bool]) -> None:
         self._broker = broker
+        self._may_write = may_write
         self._name = bucket_of(asterisk)
         self._bucket: KeyValue | None = None
         self._changes: dict[str, Entry | None] = {}
@@ -57,28 +59,28 @@ class ClusterJournal:
         self.works = False
 
     async def open(self) -> list[Entry]:
-        """Return the entries that an earlier leader left, oldest first."""
-        entries: list[Entry] = []
-        try:
-            self._bucket = await self._broker.bucket(self._name)
-            entries = await self._read(self._bucket)
-            self.works = True
-        except UNAVAILABLE as exc:
-            log.error("the journal of the cluster cannot be read: %s", why(exc) or "no answer")
         self._writing = asyncio.create_task(self._write())
-        return entries
+        return await self.read()
 
-    async def _read(self, bucket: KeyValue) -> list[Entry]:
-        # One by one: to be sent all of them, as a watcher is, takes a right that may be misused.
-        keys = await self._broker.keys(self._name)
-        found: list[Entry] = []
-        for start in range(0, len(keys), AT_ONCE):
-            async with asyncio.timeout(READ_TIMEOUT_S):
-                some = await asyncio.gather(
-                    *(_read_one(bucket, key) for key in keys[start : start + AT_ONCE])
-                )
-            found += filter(None, some)
-        return sorted(found, key=lambda entry: entry.started)
+    async def read(self) -> list[Entry]:
+        """Return the entries that an earlier leader left, or this one, oldest first.
+
+        Waits until they can be read, as without them all forks that go on would end; returns none
+        when we do not lead any more.
+        """
+        while self._may_write():
+            try:
+                async with asyncio.timeout(READ_TIMEOUT_S):
+                    await self._idle.wait()  # what we have to write comes first
+                    self._bucket = await self._broker.bucket(self._name)
+                    keys = await self._broker.keys(self._name)
+                entries = await _read(self._bucket, keys)
+                self.works = True
+                return entries
+            except UNAVAILABLE as exc:
+                log.error("the journal of the cluster cannot be read: %s", why(exc) or "no answer")
+            await asyncio.sleep(RETRY_S)
+        return []
 
     def put(self, entry: Entry) -> None:
         """Write an entry; it replaces one of the same fork. Never waits."""
@@ -102,6 +104,9 @@ class ClusterJournal:
             await self._wake.wait()
             self._wake.clear()
             while self._order:
+                if not self._may_write():
+                    await asyncio.sleep(RETRY_S)
+                    continue
                 count = min(AT_ONCE, len(self._order))
                 fork_ids = [self._order.popleft() for _ in range(count)]
                 changes = {fork_id: self._changes.pop(fork_id) for fork_id in fork_ids}
@@ -129,13 +134,29 @@ class ClusterJournal:
             self.works = True
 
     async def close(self) -> None:
-        """Write all waiting changes; waits at most CLOSE_TIMEOUT_S."""
-        if self._writing is not None:
+        """Write all waiting changes, if we lead; waits at most CLOSE_TIMEOUT_S."""
+        if self._writing is None:
+            return
+        if self._may_write():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await self._idle.wait()
-            self._writing.cancel()
-            await asyncio.gather(self._writing, return_exceptions=True)
+        self._writing.cancel()
+        await asyncio.gather(self._writing, return_exceptions=True)
+
+
+async def _read(bucket: KeyValue, keys: list[str]) -> list[Entry]:
+    """Return the entries, oldest first.
+
+    They are read one by one: to be sent all of them, as a watcher is, takes a right that may be
+    misused.
+    """
+    found: list[Entry] = []
+    for start in range(0, len(keys), AT_ONCE):
+        some = keys[start : start + AT_ONCE]
+        async with asyncio.timeout(READ_TIMEOUT_S):
+            found += filter(None, await asyncio.gather(*(_read_one(bucket, key) for key in some)))
+    return sorted(found, key=lambda entry: entry.started)
 
 
 async def _read_one(bucket: KeyValue, key: str) -> Entry | None:

@@ -123,9 +123,10 @@ class Ending:
                     self._emit(Reconnecting(fork.info, Away.DAEMON, 1, why, was_streaming=True))
 
     def leave_all(self) -> None:
-        """Forget all forks, and leave them as they are: another controller has them."""
+        """Forget the forks that have begun, and leave them as they are: another has them."""
         for fork in list(self._table):
-            self._leave(fork)
+            if fork.state is not ForkState.REQUESTED:  # else its start is refused
+                self._leave(fork)
 
     def _leave(self, fork: Fork) -> None:
         """Forget a fork that the next run of the daemon will resume."""

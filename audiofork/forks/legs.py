@@ -161,10 +161,11 @@ class Legs:
 
     async def _start(self, fork: Fork, leg: Leg, leg_id: str) -> None:
         await self._wait_for_hold(fork, leg, leg_id)
+        if _is_wanted(fork, leg, leg_id):
+            await self._until_expected(fork.id)
         if not _is_wanted(fork, leg, leg_id):
             self.leaving.on_gone(leg_id)  # it was never requested from Asterisk
             return
-        await self._until_expected(fork.id)
         try:
             await fork.tap.start(order_of(fork, leg, leg_id))
         except NoSuchChannel:
@@ -261,6 +262,8 @@ class Legs:
     async def _on_channel_gone(self, fork: Fork, leg: Leg, leg_id: str) -> None:
         """Replace a leg whose connection outlives its channel: another client has opened it."""
         await asyncio.sleep(ORPHAN_TIMEOUT_S)
+        if not await self._until_expected(fork.id):
+            return  # a relay that does not answer has not told either that the leg is lost
         is_lost = leg.lost_at is not None or fork.progress.relay_away
         if not is_lost and _is_wanted(fork, leg, leg_id):
             self._report_attack(fork, leg, ORPHANED)

@@ -104,6 +104,11 @@ class LostRelays:
         else:
             self._starting.order(fork, anew=True)
 
+    def forget(self) -> None:
+        """Leave all forks that wait as they are."""
+        self._moving.close()
+        self._relocation.forget()
+
     def close(self) -> None:
         """Start no forks again any more, and move none."""
         self._moving.close()

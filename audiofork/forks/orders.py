@@ -36,6 +36,7 @@ def spec_of(fork: Fork) -> ForkSpec:
         commands=fork.grants.commands,
         proxy=fork.request.proxy,
         way=fork.way.name,
+        age_s=fork.age_s,
     )
 
 

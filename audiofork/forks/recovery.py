@@ -159,12 +159,13 @@ class Recovery:
         Raises:
             AmiError: The connection is lost again; the remaining entries wait for the next login.
         """
-        count, resumed, adopted = len(self.entries), 0, 0
+        entries = self.entries
+        count, resumed, adopted = len(entries), 0, 0
         # Those first that go on meanwhile: nobody acts on what happens to them.
         held = self._held()
-        self.entries.sort(key=lambda entry: entry.fork_id not in held)
-        while self.entries and not self._admission.refusing:
-            entry = self.entries[0]
+        entries.sort(key=lambda entry: entry.fork_id not in held)
+        while entries and not self._admission.is_closed:
+            entry = entries[0]
             try:
                 if entry.fork_id in held:
                     adopted += await self._adopt(entry, held[entry.fork_id], present)
@@ -176,8 +177,8 @@ class Recovery:
                 log.exception("fork %s of an earlier run is lost", entry.fork_id)
                 self._send(EndFork(entry.fork_id, EndReason.FAULT, A_BUG))
                 self._starting.forget(entry)
-            del self.entries[0]
-        if self._admission.refusing:
+            del entries[0]
+        if self._admission.is_closed:
             return
         if count:
             log.info(
@@ -198,6 +199,8 @@ class Recovery:
             refused = self._why_refused(fork)
         with contextlib.suppress(NoSuchChannel):
             await self._starting.know_caller(fork)
+        if self._admission.is_closed:
+            return False
         self._starting.adopt(fork, choice, held, present)
         if self._is_of_another_asterisk(fork):
             self._ending.end(fork, EndReason.LEG_FAILED, RESTARTED)
@@ -254,7 +257,7 @@ class Recovery:
             self._starting.note_attempts(fork, entry.attempts + 1)
             await self._starting.know_caller(fork)
             await self._starting.choose(fork)
-            if self._admission.refusing:  # the daemon stops: the next run will resume it
+            if self._admission.is_closed:  # the daemon stops: the next run will resume it
                 self._starting.note_attempts(fork, entry.attempts)
                 return False
             self._admission.check(fork.request, self._table)

@@ -440,8 +440,21 @@ class Forks:
         await self._ending.tasks.finish()
 
     def suspend(self, why: str, wait_s: float) -> None:
-        """Let starts wait, or refuse them, until `go_on`; see `Admission.suspend`."""
+        """Forget all forks, and let starts wait, or refuse them, until `go_on`.
+
+        Another controller may have the forks by now, so this one must leave all as it is.
+
+        Args: as `Admission.suspend`.
+        """
         self._starting.admission.suspend(why, wait_s)
+        self._lost_relays.forget()
+        self._ending.leave_all()
+        self._recovery.entries = []
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether it does nothing until `go_on`."""
+        return bool(self._starting.admission.suspended)
 
     def go_on(self) -> None:
         """Let starts begin again."""

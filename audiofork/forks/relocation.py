@@ -119,6 +119,11 @@ class Relocation:
             self._channels.hang_up(leg.id)
         self._leaving.watch(fork, legs.values())
 
+    def forget(self) -> None:
+        """Leave all forks that move as they are."""
+        self._moving.close()
+        self._legs.clear()
+
     def close(self) -> None:
         """Begin no more moves."""
         self._moving.close()

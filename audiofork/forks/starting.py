@@ -108,6 +108,7 @@ class Starting:
             await self.choose(fork)
             await self._leaving.wait_for_room(fork)
             _check_wanted(fork)
+            self.admission.check_may_begin()
         except BaseException:
             self._ending.forget(fork)
             fork.apply(ForkEvent.REFUSED)
@@ -255,6 +256,8 @@ class Starting:
         fork.settle(choice)
         # What the server was told counts, and not what the earlier daemon could note of it.
         fork.mute_in, fork.mute_out = held.mute_in, held.mute_out
+        if held.age_s:  # the clock of who has noted its time may differ
+            fork.progress.started += fork.age_s - held.age_s
         self._table.add(fork)
         self._table.bind(fork)
         self._begin(fork)

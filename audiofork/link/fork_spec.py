@@ -217,6 +217,7 @@ class ForkSpec:
         holds: Whether nothing is sent until `TakeOver`: another relay has the fork until then.
         turn: In a cluster greater than in all orders before: of two hosts that go on with a fork,
             that with the greater one has it.
+        age_s: Seconds since it was requested, for a relay that it goes to later.
         legs_from: Where its legs may come from; empty: from anywhere.
     """
 
@@ -247,6 +248,7 @@ class ForkSpec:
     way: str = ""
     holds: bool = False
     turn: int = 0
+    age_s: float = 0.0
     legs_from: tuple[IPNetwork, ...] = ()
 
     @property

@@ -23,6 +23,7 @@ class HeldFork:
         mute_in: Whether in is muted; `mute_out` likewise.
         is_spare: Whether it moves, and another relay has it still, or already.
         turn: As in its `ForkSpec`.
+        age_s: Seconds since it was requested; 0: unknown.
     """
 
     fork_id: str
@@ -36,3 +37,4 @@ class HeldFork:
     mute_out: bool = False
     is_spare: bool = False
     turn: int = 0
+    age_s: float = 0.0

@@ -104,6 +104,13 @@ class HostWorker(RelayWorker):
                 ping.set_result(False)
         self._pings.clear()
 
+    def forget(self) -> None:
+        """Forget its forks: another controller may have them."""
+        self.forks.clear()
+        self.held.clear()
+        self.told.clear()
+        self.leftovers.clear()
+
     def on_superseded(self) -> None:
         """Note that it obeys another controller, which it says at each opening."""
         if not self._is_superseded:

@@ -10,9 +10,10 @@ from dataclasses import replace
 
 from nats.aio.subscription import Subscription
 
-from audiofork.cluster.beats import SUBJECT, Seen, beat_of
+from audiofork.cluster.beats import Beat, Seen
 from audiofork.cluster.broker import FAULTS, Broker
 from audiofork.cluster.lease import Lease
+from audiofork.cluster.roster import HostState, Roster
 from audiofork.config import Address, ClusterConfig, Config
 from audiofork.errors import NoMessage
 from audiofork.link.host_moves import HostMoves
@@ -58,7 +59,6 @@ TURN_BITS = 32  # more than any leader orders forks
 FIND_TIMEOUT_S = 0.3
 
 
-MOST_HOSTS = 1000
 # How often the forks of a host that is drained are asked to move.
 DRAIN_INTERVAL_S = 2.0
 Everywhere = ForkSpec | TakeStats | TakeLevels | ExpectCheckLeg
@@ -77,15 +77,18 @@ class RelayHosts(SharedRelay):
         config: The configuration.
         broker: The connection to the broker.
         lease: That of the Asterisk, which we hold.
+        roster: Knows the relay hosts, as it has heard of them while we stood by.
         report: Called with each report.
     """
 
-    def __init__(self, config: Config, broker: Broker, lease: Lease, report: SendReport) -> None:
+    def __init__(
+        self, config: Config, broker: Broker, lease: Lease, roster: Roster, report: SendReport
+    ) -> None:
         super().__init__(report, NO_HOST)
         self._config: ClusterConfig = config.cluster
-        self._legs_from = config.cluster.legs_from
         self._broker = broker
         self._lease = lease
+        self._roster = roster
         self._workers: dict[str, HostWorker] = {}  # by name
         self._moves = HostMoves(self._reports.put, self._own)
         self._earlier: dict[str, ForkStats] = {}  # what forks have counted at earlier hosts
@@ -94,9 +97,9 @@ class RelayHosts(SharedRelay):
         self._started = False
         self._closed = False
         self._watching: asyncio.Task[None] | None = None
-        self._subscriptions: list[Subscription] = []
+        self._subscription: Subscription | None = None
         self._turns = 0
-        self._forget_broker: Callable[[], None] = lambda: None
+        self._leave: list[Callable[[], None]] = []
 
     def _all_workers(self) -> Sequence[HostWorker]:
         return list(self._workers.values())
@@ -105,37 +108,39 @@ class RelayHosts(SharedRelay):
 
     async def start(self) -> Address:
         """Find the relay hosts, and what they hold of the forks of this Asterisk."""
-        self._forget_broker = self._broker.on_change(self._on_broker)
-        for subject, handle in (
-            (f"{UP}.{self._config.asterisk}.*", self._on_payload),
-            (f"{SUBJECT}.*", self._on_beat),
-        ):
-            self._subscriptions.append(await self._broker.subscribe(subject, handle))
+        self._leave.append(self._broker.on_change(self._on_broker))
+        subject = f"{UP}.{self._config.asterisk}.*"
+        self._subscription = await self._broker.subscribe(subject, self._on_payload)
+        self._leave.append(self._roster.listen(self._on_beat))
         self._watching = asyncio.create_task(self._watch())
         await self.find()
-        self._started = True
         log.info("%d relay hosts are there", len(self._listening()))
         return self.addresses[0] if self._workers else NOWHERE
 
     async def find(self) -> None:
         """Return when the relay hosts that are there have answered."""
-        await asyncio.sleep(self._config.dead_after / 2)  # by then each has been heard of
+        await asyncio.sleep(self._roster.is_complete_in_s)
+        for host in self._roster.hosts:
+            if host.state is not HostState.DEAD:
+                self._on_beat(host.beat)
         openings = [worker.opened.wait() for worker in self._workers.values()]
         with contextlib.suppress(TimeoutError):  # those that have died do not answer
             async with asyncio.timeout(FIND_TIMEOUT_S):
                 await asyncio.gather(*openings)
+        self._started = True
 
     def configure(self, config: Config) -> None:
         """Let the legs of later forks come from other addresses; relay hosts have own files."""
-        self._legs_from = config.cluster.legs_from
+        self._config = replace(self._config, legs_from=config.cluster.legs_from)
 
-    async def until_expected(self, fork_id: str) -> None:
+    async def until_expected(self, fork_id: str) -> bool:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(EXPECT_TIMEOUT_S):
                 while (host := self._host_of(fork_id)) is not None:
                     if await host.is_reached():
-                        return
+                        return True
                     await host.opened.wait()
+        return False
 
     def _host_of(self, fork_id: str) -> HostWorker | None:
         """Return the host that the next leg of a fork is for."""
@@ -181,7 +186,7 @@ class RelayHosts(SharedRelay):
         """Return an order with what only a relay host needs to know."""
         self._turns += 1
         turn = (self._lease.epoch << TURN_BITS) + self._turns
-        return replace(spec, turn=turn, legs_from=self._legs_from)
+        return replace(spec, turn=turn, legs_from=self._config.legs_from)
 
     def _choose(self, spec: ForkSpec) -> HostWorker | None:
         # One that was cut off may still be ending what it had.
@@ -200,10 +205,11 @@ class RelayHosts(SharedRelay):
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
-        self._forget_broker()
-        for subscription in self._subscriptions:
+        for leave in self._leave:
+            leave()
+        if self._subscription is not None:
             with contextlib.suppress(*FAULTS):
-                await subscription.unsubscribe()
+                await self._subscription.unsubscribe()
         self._moves.close()
         for worker in self._workers.values():
             worker.end()
@@ -211,14 +217,11 @@ class RelayHosts(SharedRelay):
 
     # --- The hosts ---
 
-    def _on_beat(self, subject: str, payload: bytes) -> None:
+    def _on_beat(self, beat: Beat) -> None:
         if self._closed or not self._lease.is_held:
             return
-        beat = beat_of(subject, payload)
-        worker = self._workers.get(beat.name)
-        if worker is None and len(self._workers) >= MOST_HOSTS:
-            raise NoMessage(f"there are {MOST_HOSTS} relay hosts already")
         self._seen.note(beat.name)
+        worker = self._workers.get(beat.name)
         if worker is None:
             subject = down_subject(beat.name, self._config.asterisk)
             self._workers[beat.name] = worker = HostWorker(
@@ -271,6 +274,16 @@ class RelayHosts(SharedRelay):
 
     def _on_broker(self, _is_up: bool) -> None:  # noqa: FBT001 (of `Broker.on_change`)
         self._suspend()
+
+    def forget(self) -> None:
+        """Forget which host has which fork; `find` finds them as after an earlier controller."""
+        self._started = False
+        self._suspend()
+        self._moves.close()
+        for worker in self._workers.values():
+            worker.forget()
+        self._earlier.clear()
+        self._forget_forks()
 
     # --- From the hosts ---
 

@@ -49,8 +49,9 @@ class InlineRelay:
     def host_of(self, fork_id: str) -> str:  # noqa: ARG002 (of Relay)
         return ""
 
-    async def until_expected(self, fork_id: str) -> None:
+    async def until_expected(self, fork_id: str) -> bool:  # noqa: ARG002 (of Relay)
         """Nothing to wait for: commands are executed at once."""
+        return True
 
     @property
     def outlives_daemon(self) -> bool:

@@ -114,8 +114,9 @@ class RelayProcesses(SharedRelay):
     def _choose(self, spec: ForkSpec) -> RelayWorker | None:  # noqa: ARG002 (all are alike)
         return min(self._listening(), key=lambda one: len(one.forks), default=None)
 
-    async def until_expected(self, fork_id: str) -> None:
+    async def until_expected(self, fork_id: str) -> bool:  # noqa: ARG002 (of Relay)
         """Nothing to wait for: the link is faster than Asterisk."""
+        return True
 
     @property
     def outlives_daemon(self) -> bool:

@@ -54,12 +54,13 @@ def this_host(_fork_id: str) -> str:
     return ""
 
 
-UntilExpected = Callable[[str], Awaitable[None]]
+UntilExpected = Callable[[str], Awaitable[bool]]
 """`Relay.until_expected`."""
 
 
-async def expected_at_once(_fork_id: str) -> None:
+async def expected_at_once(_fork_id: str) -> bool:
     """Implement `UntilExpected` for a relay that executes each command before the next event."""
+    return True
 
 
 class Relay(Protocol):
@@ -102,11 +103,15 @@ class Relay(Protocol):
     def host_of(self, fork_id: str) -> str:
         """Return the name of the relay host that a fork is on; empty: this host, or none."""
 
-    async def until_expected(self, fork_id: str) -> None:
+    async def until_expected(self, fork_id: str) -> bool:
         """Return when the legs of a fork that were announced so far are expected.
 
-        Only then may Asterisk be asked for them: a leg that comes sooner is refused. It returns all
-        the same, after a while, when the relay does not answer.
+        Only then may Asterisk be asked for them: a leg that comes sooner is refused. By then all
+        that had happened to the fork is reported.
+
+        Returns:
+            Whether the relay has answered: it returns all the same, after a while, when it does
+            not.
         """
 
     @property

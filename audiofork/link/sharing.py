@@ -151,6 +151,14 @@ class SharedRelay(ABC):
             self._orphan_timer.cancel()
         await self._reports.close()
 
+    def _forget_forks(self) -> None:
+        """Forget all forks; nothing becomes of those that have no worker."""
+        self._owners.clear()
+        self._orphaned.clear()
+        if self._orphan_timer is not None:
+            self._orphan_timer.cancel()
+            self._orphan_timer = None
+
     # --- Workers that die ---
 
     def _on_worker_lost(self, worker: RelayWorker) -> None:

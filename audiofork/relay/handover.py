@@ -52,6 +52,7 @@ class _Standing:
     """What stands of a fork.
 
     Attributes:
+        born: When it was requested, by the clock.
         has_daemon: Whether the daemon that is there has ordered or adopted it.
         leg_ids: The ids of its legs' channels, by part.
         legs: What was said last of each leg that was ordered and came.
@@ -61,6 +62,7 @@ class _Standing:
     """
 
     spec: ForkSpec
+    born: float
     has_daemon: bool = True
     leg_ids: dict[LegPart, str] = field(default_factory=dict)
     legs: dict[LegPart, LegAttached | LegLost] = field(default_factory=dict)
@@ -136,7 +138,8 @@ class Handover:
 
     def held(self) -> tuple[HeldFork, ...]:
         """Return the forks that no daemon has, oldest first."""
-        return tuple(_held(one) for one in self._forks.values() if not one.has_daemon)
+        now = self._clock()
+        return tuple(_held(one, now) for one in self._forks.values() if not one.has_daemon)
 
     def on_daemon_gone(self) -> None:
         """Keep what happens from now on."""
@@ -155,7 +158,7 @@ class Handover:
     def on_command(self, command: Command) -> list[ForkReport]:
         """Note a command of the daemon; return what to report to it at once."""
         if isinstance(command, ForkSpec):
-            self._forks[command.fork_id] = _Standing(command)
+            self._forks[command.fork_id] = _Standing(command, self._clock() - command.age_s)
         elif isinstance(command, TakeOver):
             if (standing := self._forks.get(command.fork_id)) is not None:
                 standing.spec = replace(standing.spec, holds=False)
@@ -231,7 +234,7 @@ class Handover:
         self._just_ended.append((self._clock(), standing))
 
 
-def _held(standing: _Standing) -> HeldFork:
+def _held(standing: _Standing, now: float) -> HeldFork:
     spec = standing.spec
     leg_ids = {part.value: leg_id for part, leg_id in standing.leg_ids.items()}
     legs = standing.legs.items()
@@ -244,6 +247,7 @@ def _held(standing: _Standing) -> HeldFork:
         is_spare=spec.holds
         or (standing.ended is not None and standing.ended.reason is EndReason.MOVED),
         turn=spec.turn,
+        age_s=now - standing.born,
     )
 
 

@@ -25,6 +25,7 @@ from audiofork import log as logs
 from audiofork.cluster.beats import BEATS_IN_DEAD_TIME, SUBJECT, Beat
 from audiofork.cluster.broker import Broker
 from audiofork.cluster.figures import HostFigures
+from audiofork.cluster.login import inbox_of_relay
 from audiofork.config import Config, HttpConfig
 from audiofork.errors import CannotListen, ConfigError, NoMessage
 from audiofork.link.messages import (
@@ -94,7 +95,9 @@ class RelayHost:
         self._config = config
         self._reload_config = reload
         name = config.cluster.own_name
-        self._broker = Broker(config.cluster, f"audiofork relay {name}", f"relay.{name}")
+        self._broker = Broker(
+            config.cluster, f"audiofork relay {name}", inbox_of_relay(config.cluster)
+        )
         self._worker = Worker(config, self._on_report)
         self._owners: dict[str, Owner] = {}  # by Asterisk
         self._fork_owners: dict[str, Owner] = {}
@@ -209,6 +212,7 @@ class RelayHost:
             cpu=round(cpu, 3),
             version=audiofork.__version__,
             is_draining=self._is_draining,
+            clock=round(time.time(), 3),
         )
 
     def _on_broker(self, is_up: bool) -> None:  # noqa: FBT001 (of `Broker.on_change`)

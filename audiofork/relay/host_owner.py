@@ -98,7 +98,7 @@ class Owner:
 
     def _open(self, stamp: Stamp) -> None:
         """Begin a session, in place of an earlier one."""
-        self.leave()
+        self._end_session()
         self._epoch = stamp.epoch
         self._numbers.begin(stamp.session)
         self._numbers.is_next(stamp)
@@ -139,19 +139,22 @@ class Owner:
 
     def leave(self) -> None:
         """End the session: what happens from now on is kept for the next controller."""
-        if not self._numbers.session:
-            return
-        self._numbers.end()
-        self._heard_at = self._clock()
-        self._handover.on_daemon_gone()
-        running = self._handover.running
-        for fork_id in running:  # who listened is gone, too
-            self._obey(Listen(fork_id, is_on=False))
-        if running:
+        if self._end_session() and (running := self._handover.running):
             log.warning(
                 "there is no controller of %s: %d forks go on, for %g s at most",
                 *(self._name, len(running), self._orphan_timeout_s),
             )
+
+    def _end_session(self) -> bool:
+        """End the session; return whether there was one."""
+        if not self._numbers.session:
+            return False
+        self._numbers.end()
+        self._heard_at = self._clock()
+        self._handover.on_daemon_gone()
+        for fork_id in self._handover.running:  # who listened is gone, too
+            self._obey(Listen(fork_id, is_on=False))
+        return True
 
     def on_time(self) -> None:
         """Notice that a controller is gone, or has been for too long."""

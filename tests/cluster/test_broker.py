@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import signal
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import nats.errors
 import pytest
 import trustme
 from nats.aio.client import Client
+from nats.js.kv import KeyValue
 
 from audiofork.cluster.broker import Broker, Question
 from audiofork.config import ClusterConfig
@@ -131,6 +134,56 @@ async def test_wrong_certificate_is_refused_and_told(
             assert not broker.is_up
     if other_authority:
         assert "add that authority to [cluster] ca_file" in caplog.text
+
+
+@pytest.fixture
+def tls_lines(authority: trustme.CA, tmp_path: Path) -> str:
+    """Lines of a server's configuration, by which clients come over TLS."""
+    pem = tmp_path / "server.pem"
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(pem))
+    return f'tls {{ cert_file: "{pem}", key_file: "{pem}" }}\n'
+
+
+@pytest.fixture
+def ca_file(authority: trustme.CA, tmp_path: Path) -> str:
+    path = str(tmp_path / "ca.pem")
+    authority.cert_pem.write_to_path(path)
+    return path
+
+
+def tls_url(server: NatsServer) -> str:
+    return server.url.replace("nats:", "tls:")
+
+
+async def test_certificate_is_verified_and_a_server_with_another_does_not_keep_us_from_the_next(
+    caplog: pytest.LogCaptureFixture, tls_lines: str, ca_file: str, tmp_path: Path
+) -> None:
+    pem = tmp_path / "other.pem"
+    trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(pem))
+    other_lines = f'tls {{ cert_file: "{pem}", key_file: "{pem}" }}\n'
+    with nats_servers(more=other_lines) as (other,), nats_servers(more=tls_lines) as (server,):
+        for _ in range(4):  # which is tried first is chance
+            config = ClusterConfig(servers=(tls_url(other), tls_url(server)), ca_file=ca_file)
+            async with connecting(config) as broker:
+                await until(lambda broker=broker: broker.is_up, 10)  # type: ignore[misc]
+                assert broker.server == f"127.0.0.1:{server.port}"
+        async with connecting(ClusterConfig(servers=(tls_url(server),))):
+            await says(caplog, "an authority that is not trusted here")
+
+
+@pytest.mark.parametrize("over_tls", [False, True])
+async def test_server_that_is_frozen_is_left_for_another(
+    caplog: pytest.LogCaptureFixture, tls_lines: str, ca_file: str, over_tls: bool
+) -> None:
+    with nats_servers(2, more=tls_lines if over_tls else "") as servers:
+        urls = tuple(tls_url(one) if over_tls else one.url for one in servers)
+        async with connecting(ClusterConfig(servers=urls, ca_file=ca_file)) as broker:
+            await until(lambda: broker.is_up, 10)
+            first = broker.server
+            (frozen,) = [one for one in servers if first.endswith(f":{one.port}")]
+            frozen.signal(signal.SIGSTOP)
+            await until(lambda: broker.is_up and broker.server != first, 15)
+            frozen.signal(signal.SIGCONT)
 
 
 # --- Logins --------------------------------------------------------------------------------------
@@ -268,6 +321,61 @@ async def test_message_that_is_longer_than_the_server_takes_is_told(
             await until(lambda: bool(heard), 10)
     assert [len(one) for one in heard] == [1000]
     assert "a message of 1001 bytes to a is not sent: the NATS server takes 1000" in caplog.text
+
+
+# --- Buckets -------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def bucket_of(urls: tuple[str, ...], replicas: int) -> AsyncIterator[KeyValue]:
+    """Have a bucket, as soon as the servers agree on who leads them."""
+    async with connecting(ClusterConfig(servers=urls, replicas=replicas)) as broker:
+        await until(lambda: broker._stream is not None, 10)
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    bucket = await broker.bucket("b")
+                    break
+                except BrokerUnavailable:
+                    await asyncio.sleep(0.2)
+        yield bucket
+
+
+async def value_of(bucket: KeyValue, key: str) -> bytes | None:
+    """Return a value; in the moment of a change the servers may not answer."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return (await bucket.get(key)).value
+            except nats.errors.TimeoutError:
+                continue
+
+
+async def count_replicas(bucket: KeyValue) -> int | None:
+    return (await bucket.status()).stream_info.config.num_replicas
+
+
+async def test_bucket_of_one_server_is_kept_by_more_when_more_are_configured(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with nats_servers(3) as servers:
+        urls = tuple(server.url for server in servers)
+        async with bucket_of(urls, 1) as bucket:
+            await bucket.put("key", b"value")
+        async with bucket_of(urls, 3) as bucket:
+            assert await count_replicas(bucket) == 3
+            assert await value_of(bucket, "key") == b"value"
+        assert "bucket b is kept by 3 servers from now on" in caplog.text
+        async with bucket_of(urls, 1) as bucket:
+            assert await count_replicas(bucket) == 3
+
+
+async def test_bucket_that_cannot_be_kept_by_more_servers_is_used_as_it_is(
+    caplog: pytest.LogCaptureFixture, server: NatsServer
+) -> None:
+    async with bucket_of((server.url,), 1), bucket_of((server.url,), 3) as bucket:
+        await bucket.put("key", b"value")
+    assert "bucket b is kept by fewer than 3 servers" in caplog.text
 
 
 # --- Messages that harm --------------------------------------------------------------------------

@@ -27,6 +27,7 @@ class Stage:
 
     Attributes:
         asked: The lines that came, and for whom.
+        answered: How many answers were given.
         closed: Set when the answers to a line are at their end.
         go_on: Clear it, and the second answer waits.
         leads: Whether the door's controller does.
@@ -36,6 +37,7 @@ class Stage:
         self.asker = asker
         self.asked: list[tuple[bytes, Origin]] = []
         self.given: list[dict[str, Any]] = [{"ok": True, "n": 1}, {"ok": True, "n": 2}]
+        self.answered = 0
         self.closed = asyncio.Event()
         self.go_on = asyncio.Event()
         self.go_on.set()
@@ -48,6 +50,7 @@ class Stage:
             for number, answer in enumerate(self.given):
                 if number:
                     await self.go_on.wait()
+                self.answered += 1
                 yield answer
         finally:
             self.closed.set()
@@ -133,6 +136,7 @@ async def test_answers_end_where_whoever_asked_has_left(
     stage.go_on.set()  # as at a socket, what was begun is done, and then it ends
     async with asyncio.timeout(5):
         await stage.closed.wait()
+    assert stage.answered == 2
 
 
 async def test_controller_that_does_not_lead_any_more_is_silent(

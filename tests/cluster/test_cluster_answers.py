@@ -200,6 +200,27 @@ async def test_connection_goes_on_after_the_controller_has_ended_to_lead(begin: 
     writer.close()
 
 
+async def test_who_is_told_that_the_lead_is_lost_may_wait_for_more(begin: Begin) -> None:
+    """It was interrupted, and is not any more."""
+    one = await begin("c1")
+    await one.lead()
+    one.go_on.clear()
+
+    async def ask() -> tuple[Any, int]:
+        task = asyncio.current_task()
+        assert task is not None
+        async with aclosing(one.doors._answers(json.dumps(LIST).encode(), Origin("test"))) as given:
+            (answer,) = [answer async for answer in given]
+        return answer["code"], task.cancelling()
+
+    asked = asyncio.create_task(ask())
+    async with asyncio.timeout(5):
+        while not one.asked:  # noqa: ASYNC110 (it has no event)
+            await asyncio.sleep(0.01)
+    await one.doors.stop_serving()
+    assert await asked == ("cluster", 0)
+
+
 async def test_request_that_is_not_one_is_refused_without_asking_anybody(begin: Begin) -> None:
     one = await begin("c1")
     await one.lead()

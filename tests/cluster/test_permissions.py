@@ -25,6 +25,9 @@ from audiofork import shipped
 from audiofork.cluster import lease
 from audiofork.cluster.broker import Broker
 from audiofork.cluster.lease import Holder, Lease
+from audiofork.cluster.roster import Roster
+from audiofork.commands.check_cluster import ClusterCheck
+from audiofork.commands.findings import Finding, Findings
 from audiofork.config import Config
 from audiofork.doors.broker_door import BrokerDoor, ask_leader
 from audiofork.errors import BrokerUnavailable
@@ -271,11 +274,14 @@ async def test_answers_of_nats_that_are_sent_elsewhere_are_neither_orders_nor_en
     nats: Secured, controller: User
 ) -> None:
     """Whoever asks NATS chooses the subject of the answer, whatever he may publish to."""
-    async with broker_of(nats, R1, f"relay.{R1}") as host, leading(nats, A2) as (other, held):
+    async with (
+        broker_of(nats, R1, f"_INBOX.relay.{R1}") as host,
+        leading(nats, A2) as (other, held),
+    ):
         heard: list[bytes] = []
         await host.subscribe(f"audiofork.relay.{R1}.*", lambda _, payload: heard.append(payload))
         await host.flush()
-        journal = ClusterJournal(other, A2)
+        journal = ClusterJournal(other, A2, lambda: True)
         await journal.open()
         await controller.jetstream().publish(f"$KV.{JOURNAL_1}.x", b'["ForkSpec",{}]')
         get = f'{{"last_by_subj":"$KV.{JOURNAL_1}.x"}}'.encode()
@@ -295,7 +301,7 @@ async def test_answers_of_nats_that_are_sent_elsewhere_are_neither_orders_nor_en
         assert all(payload.startswith(b'{"') for payload in heard)  # which is no message
         assert held.is_held
         await journal.close()
-        journal = ClusterJournal(other, A2)
+        journal = ClusterJournal(other, A2, lambda: True)
         assert await journal.open() == []
         assert journal.works
         await journal.close()
@@ -320,7 +326,7 @@ async def broker_of(nats: Secured, user: str, inbox: str) -> AsyncIterator[Broke
 @contextlib.asynccontextmanager
 async def leading(nats: Secured, asterisk: str) -> AsyncIterator[tuple[Broker, Lease]]:
     """Lead for an Asterisk, with its key."""
-    async with broker_of(nats, asterisk, f"control.{asterisk}") as broker:
+    async with broker_of(nats, asterisk, f"_INBOX.control.{asterisk}") as broker:
         bucket = await broker.bucket(LEASES)
         held = Lease(bucket, asterisk, Holder("c", "run"), DEAD_S)
         async with asyncio.timeout(20):
@@ -354,15 +360,15 @@ def entry(number: int) -> Entry:
 async def test_journal_keeps_gives_back_and_forgets_entries(
     nats: Secured, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with broker_of(nats, A1, f"control.{A1}") as broker:
-        journal = ClusterJournal(broker, A1)
+    async with broker_of(nats, A1, f"_INBOX.control.{A1}") as broker:
+        journal = ClusterJournal(broker, A1, lambda: True)
         await journal.open()
         entries = [entry(number) for number in range(150)]
         for one in entries:
             journal.put(one)
         journal.remove(entries[0].fork_id)
         await journal.close()
-        journal = ClusterJournal(broker, A1)
+        journal = ClusterJournal(broker, A1, lambda: True)
         assert await journal.open() == entries[1:]
         for one in entries:
             journal.remove(one.fork_id)
@@ -392,7 +398,9 @@ async def order_a_fork(nats: Secured, asterisk: str, broker: Broker, held: Lease
     """Have a relay host begin a fork, and end it."""
     reports: list[Report] = []
     config = Config(cluster=nats.config(asterisk, name="c"))
-    hosts = RelayHosts(config, broker, held, reports.append)
+    roster = Roster(broker, DEAD_S)
+    await roster.start()
+    hosts = RelayHosts(config, broker, held, roster, reports.append)
     await hosts.start()
     await until(lambda: len(hosts._listening()) == 2, 20)
     fork_id, leg = str(uuid.uuid4()), str(uuid.uuid4())
@@ -442,8 +450,8 @@ async def lines_until(process: subprocess.Popen[str], text: str) -> str:
 
 async def test_request_is_answered_by_the_controller_that_it_is_for(nats: Secured) -> None:
     async with (
-        broker_of(nats, A1, f"control.{A1}") as broker,
-        broker_of(nats, REQUESTS, REQUESTS) as asker,
+        broker_of(nats, A1, f"_INBOX.control.{A1}") as broker,
+        broker_of(nats, REQUESTS, f"_INBOX.{REQUESTS}") as asker,
     ):
 
         async def answers(line: bytes, _origin: Origin) -> AsyncGenerator[dict[str, Any], None]:
@@ -462,6 +470,19 @@ async def test_request_is_answered_by_the_controller_that_it_is_for(nats: Secure
         await door.close()
 
 
+async def test_checks_of_both_roles_find_all_that_they_need(nats: Secured, tmp_path: Path) -> None:
+    out = await asyncio.to_thread(output_of, run(["check", "--relay"], nats.section(R1), tmp_path))
+    assert f"NATS: we may hear what controllers order of {R1}" in out
+    assert "violation" not in out
+    found: list[Finding] = []
+    async with leading(nats, A1):
+        await ClusterCheck(nats.config(A1), Findings(found.append)).run()
+    texts = [one.text for one in found]
+    assert f"controllers: c leads for {A1}" in texts
+    assert any(text.startswith(f"JetStream: writes to bucket {JOURNAL_1}") for text in texts)
+    assert not any("violation" in text for text in texts)
+
+
 # --- Faults of the administrator -----------------------------------------------------------------
 
 
@@ -477,7 +498,7 @@ async def test_buckets_cannot_be_made_by_a_controller_and_the_command_says_so(
 async def test_missing_bucket_is_told_with_what_makes_it(
     nats: Secured, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with broker_of(nats, ADMIN, "buckets") as broker:
+    async with broker_of(nats, ADMIN, "_INBOX.buckets") as broker:
         with pytest.raises(BrokerUnavailable):
             await broker.remove(JOURNAL_1, "x")
     assert "compare the permissions" in caplog.text

@@ -97,6 +97,26 @@ def test_nobody_dies_while_the_broker_is_away_and_all_have_their_time_when_it_is
     assert roster.states == {"r1": "dead", "c1": "dead"}
 
 
+def test_it_is_complete_when_each_host_must_have_told_since_it_hears(roster: Told) -> None:
+    assert roster.is_complete_in_s == pytest.approx(0.35)
+    roster.now += 0.25
+    assert roster.is_complete_in_s == pytest.approx(0.1)
+    roster.now += 60
+    assert roster.is_complete_in_s == 0
+    roster.on_broker(False)
+    roster.on_broker(True)
+    assert roster.is_complete_in_s == pytest.approx(0.35)
+
+
+def test_listener_gets_each_beat_of_a_host_until_it_leaves(roster: Told) -> None:
+    heard: list[Beat] = []
+    leave = roster.listen(heard.append)
+    roster.hear(HOST, CONTROLLER)
+    leave()
+    roster.hear(HOST)
+    assert heard == [HOST]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -118,7 +138,8 @@ def test_bad_beat_of_a_controller_has_no_effect(roster: Told, change: dict[str, 
 
 
 def test_name_that_would_be_a_pattern_of_subjects_is_refused(roster: Told) -> None:
-    roster.hear(replace(HOST, name="*"))
+    with pytest.raises(NoMessage):
+        roster.hear(replace(HOST, name="*"))
     with pytest.raises(NoMessage):
         roster.hear(replace(CONTROLLER, asterisk="*"))
     assert roster.states == {}
@@ -132,8 +153,11 @@ def test_field_of_a_later_version_is_passed_over_and_one_that_is_missing_has_its
 
 
 def test_so_many_are_known_and_no_more(roster: Told) -> None:
-    for number in range(MOST_KNOWN + 10):
+    for number in range(MOST_KNOWN):
         roster.hear(replace(HOST, name=f"r{number}"), replace(CONTROLLER, name=f"c{number}"))
+    for beat in (HOST, CONTROLLER):
+        with pytest.raises(NoMessage, match="there are 1000 others already"):
+            roster.hear(replace(beat, name="new"))
     assert len(roster.hosts) == len(roster.controllers) == MOST_KNOWN
     roster.hear(replace(HOST, name="r0", is_draining=True))
     assert roster.states["r0"] == "draining"

@@ -770,11 +770,11 @@ async def test_daemon_of_the_port_that_cannot_be_asked_is_a_fault_unless_it_is_n
         cause = PermissionError() if closed else FileNotFoundError()
         raise DaemonUnreachable(f"no daemon at {path}") from cause
 
-    async def is_the_daemon(*_: object) -> bool:
-        return True
+    async def is_the_daemon(*_: object) -> check_port.Reached:
+        return check_port.Reached.YES
 
     monkeypatch.setattr("audiofork.commands.check.Client", refuse)
-    monkeypatch.setattr(check_port.PortCheck, "_check", is_the_daemon)
+    monkeypatch.setattr(check_port.Knocking, "knock", is_the_daemon)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         settings = configured(

@@ -177,3 +177,16 @@ def test_look_is_shown_in_place_where_the_terminal_can(term: str, expected: bool
     with open(main, "rb"), open(end, "w") as out:
         assert is_terminal(out, term) is expected
     assert is_terminal(io.StringIO(), "xterm") is False
+
+
+def test_asterisk_whose_forks_are_missing_is_named_above_the_table() -> None:
+    class Partial(Looks):
+        def listing(self) -> Listing:
+            return super().listing()._replace(missing={"pbx-b": "nobody leads"})
+
+    out = io.StringIO()
+    Partial([]).watch(Screen(out, in_place=False))
+    assert "0 dropped\nthe forks of pbx-b are missing: nobody leads\n\nno forks" in out.getvalue()
+    looks = Partial([])
+    looks.watch(Screen(io.StringIO(), in_place=False), as_json=True)
+    assert looks.warned == ["the forks of pbx-b are missing: nobody leads"]

@@ -890,3 +890,22 @@ async def test_path_of_108_bytes_is_refused_and_one_of_107_works(
     server = ControlSocket(tmp_path / name, ControlAnswers(registry.ask, registry.list))
     await server.start()
     await server.close()
+
+
+# --- Without a cluster ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        ({"Command": "ListAudioForkCluster"}, "this daemon is in no cluster"),
+        ({**LIST, "Asterisk": "pbx-b"}, "Asterisk: this daemon is in no cluster"),
+        ({**START, "asterisk": "pbx-b"}, "Asterisk: this daemon is in no cluster"),
+    ],
+)
+async def test_what_is_for_a_cluster_is_refused_where_there_is_none(
+    client: Client, registry: Registry, request_: dict[str, str], error: str
+) -> None:
+    answer = await client.ask(request_)
+    assert answer == {"ok": False, "code": "refused", "error": error}
+    assert registry.requests == []

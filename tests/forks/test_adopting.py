@@ -96,6 +96,15 @@ async def test_fork_that_went_on_is_adopted_with_its_legs_and_none_is_asked_for(
     assert rig.ends == []
 
 
+async def test_age_of_an_adopted_fork_is_that_which_its_relay_tells(rig: Rig) -> None:
+    """The wall clock of the host that has noted when it began may be another."""
+    hold(rig, replace(HELD, age_s=12.0))
+    await resume(rig, replace(ENTRY, started=ENTRY.started + 3600))
+    await rig.clock.advance(1)
+    (view,) = await rig.forks.views()
+    assert view.age_s == 13.0
+
+
 async def test_adopted_fork_is_found_muted_and_stopped_as_any_other(rig: Rig) -> None:
     await adopt(rig)
     await rig.request(Command="StopAudioFork", Channel=NAME)

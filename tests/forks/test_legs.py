@@ -494,6 +494,22 @@ async def test_channel_of_a_leg_that_goes_with_its_relay_process_is_no_attack(ri
     assert len(rig.expected) == 2
 
 
+async def test_channel_that_ends_while_its_relay_does_not_answer_is_no_attack(rig: Rig) -> None:
+    """A relay host that has died counts as dead only after a while."""
+
+    async def answer(_fork_id: str) -> bool:
+        await asyncio.sleep(3)
+        return False
+
+    fork_id = await rig.stream()
+    rig.forks._legs._until_expected = answer
+    rig.forks.on_event(ChannelHangup(rig.tap.legs[0]))
+    await rig.clock.advance(ORPHAN_TIMEOUT_S)
+    await rig.clock.advance(5)
+    assert attacks(rig) == []
+    assert expected(rig) == [(fork_id, PAIRS)]
+
+
 async def test_uuids_of_legs_are_told_to_the_relay_and_asterisk_alone(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -133,6 +133,7 @@ async def test_fork_of_an_earlier_run_is_resumed(
         steady=True,
         commands=COMMANDS,
         way=WAY,
+        age_s=100.0,
     )
     assert rig.tap.started == [(UNKNOWN_ID, UNIQUEID)]
     assert rig.tap.legs[0] != LEG_PREFIX + UNKNOWN_ID  # the old leg may still have that name

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from audiofork.cluster.broker import Broker
+from audiofork.cluster.roster import Roster
 from audiofork.config import Address, ClusterConfig, Config
 from audiofork.link.hosts import RelayHosts
 from audiofork.link.messages import SendReport
@@ -41,8 +42,9 @@ class HostedRelay(RelayHosts):
         self.cluster = replace(CONTROLLER, servers=(self.server.url,))
         self.client = Broker(self.cluster, "c1")
         self.lease = Held()
+        self.roster = Roster(self.client, self.cluster.dead_after)
         config = replace(config, cluster=self.cluster)
-        super().__init__(config, self.client, self.lease, report)  # type: ignore[arg-type]
+        super().__init__(config, self.client, self.lease, self.roster, report)  # type: ignore[arg-type]
 
     def log(self) -> str:
         """Return what the relay hosts have logged so far."""
@@ -65,6 +67,7 @@ class HostedRelay(RelayHosts):
 
     async def start(self) -> Address:
         await self.client.connect()
+        await self.roster.start()
         self.host = self.start_host()
         await super().start()
         async with asyncio.timeout(30):
@@ -76,4 +79,5 @@ class HostedRelay(RelayHosts):
         await super().close()
         await self.client.close()
         print(self.log())  # of a failure
+        self._logs.clear()
         self._stack.close()

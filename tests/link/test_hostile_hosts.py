@@ -12,6 +12,7 @@ import pytest
 
 from audiofork.cluster.beats import SUBJECT, Beat
 from audiofork.cluster.broker import Broker
+from audiofork.cluster.roster import Roster
 from audiofork.config import ClusterConfig, Config
 from audiofork.link.hosts import RelayHosts
 from audiofork.link.messages import (
@@ -142,10 +143,13 @@ class Stage:
         for host in self.hosts:
             await host.start()
         lease = HeldLease()
+        roster = Roster(self.broker, 0.7)
+        await roster.start()
         self.relay = RelayHosts(
             self.config,
             self.broker,
             lease,  # type: ignore[arg-type]
+            roster,
             self.reports.append,
         )
         await self.relay.start()

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from audiofork.cluster.broker import Broker
+from audiofork.cluster.roster import Roster
 from audiofork.config import Config
 from audiofork.link.host_worker import HostWorker
 from audiofork.link.hosts import RelayHosts
@@ -124,7 +125,9 @@ async def next_controller(rig: Rig) -> AsyncIterator[RelayHosts]:
     config = replace(Config(), cluster=rig.relay.cluster)
     broker = Broker(config.cluster, "c2")
     await broker.connect()
-    following = RelayHosts(config, broker, Later(), [].append)  # type: ignore[arg-type]
+    roster = Roster(broker, config.cluster.dead_after)
+    await roster.start()
+    following = RelayHosts(config, broker, Later(), roster, [].append)  # type: ignore[arg-type]
     await following.start()
     yield following
     await following.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from audiofork.link.messages import (
@@ -74,6 +76,15 @@ def test_fork_is_held_with_its_legs_once_the_daemon_is_gone(handover: Handover) 
     legs = {"in": "leg-in", "out": "leg-out"}
     held = HeldFork("a", "snoop/dial", (IN, OUT), 16_000, legs, attached=(IN, OUT))
     assert handover.held() == (held,)
+
+
+def test_held_fork_tells_how_old_it_is_also_if_it_came_from_another_relay(
+    handover: Handover, clock: Clock
+) -> None:
+    handover.on_command(replace(SPEC, fork_id="b", age_s=60.0))
+    clock.now_s += 5
+    handover.on_daemon_gone()
+    assert [one.age_s for one in handover.held()] == [5.0, 65.0]
 
 
 def test_held_fork_tells_what_is_muted_and_which_legs_are_there(handover: Handover) -> None:

@@ -1,0 +1,545 @@
+"""What the check finds out of NATS servers, and of who is there; with real ones, no Asterisk."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trustme
+from nats.js.errors import NoKeysError
+
+import audiofork
+from audiofork import config_file
+from audiofork.cluster.beats import SUBJECT, Beat
+from audiofork.cluster.broker import Broker
+from audiofork.cluster.lease import BUCKET, Holder, Lease
+from audiofork.commands import remedies_cluster as remedies
+from audiofork.commands.check import Check, load
+from audiofork.commands.check_cluster import ClusterCheck, KnownCluster
+from audiofork.commands.check_nats import NatsCheck
+from audiofork.commands.check_relay import RelayCheck
+from audiofork.commands.findings import Finding, Findings, Mark, Outcome
+from audiofork.config import ClusterConfig
+from audiofork.errors import BrokerUnavailable
+from audiofork.forks.cluster_journal import bucket_of
+from testbed.nats import NatsServer, nats_servers
+from testbed.nats_keys import new_key
+
+pytestmark = pytest.mark.slow
+
+BEAT = Beat("r1", "run", "192.0.2.1:9093", "north", 500, 7, 0.1, audiofork.__version__)
+
+
+@pytest.fixture
+def server() -> Iterator[NatsServer]:
+    with nats_servers() as (one,):
+        yield one
+
+
+@asynccontextmanager
+async def connected(*urls: str, replicas: int = 1) -> AsyncIterator[Broker]:
+    broker = Broker(ClusterConfig(servers=urls, replicas=replicas), "test")
+    await broker.connect()
+    yield broker
+    await broker.close()
+
+
+@asynccontextmanager
+async def beating(server: NatsServer, *beats: Callable[[], Beat] | Beat) -> AsyncIterator[None]:
+    """Have relay hosts tell that they are there."""
+
+    async def beat(broker: Broker) -> None:
+        while True:
+            for one in beats:
+                now = one if isinstance(one, Beat) else one()
+                broker.publish(f"{SUBJECT}.{now.name}", now.encode())
+            await asyncio.sleep(0.1)
+
+    async with connected(server.url) as broker:
+        task = asyncio.create_task(beat(broker))
+        yield
+        task.cancel()
+
+
+@asynccontextmanager
+async def leading(server: NatsServer, name: str = "c1") -> AsyncIterator[Lease]:
+    """Have a controller that leads, and a journal."""
+    async with connected(server.url) as broker:
+        await broker.bucket(bucket_of("asterisk"))
+        lease = Lease(await broker.bucket(BUCKET), "asterisk", Holder(name, "run"), 0.7)
+        await lease.take()
+        keeping = asyncio.create_task(lease.keep())
+        yield lease
+        keeping.cancel()
+
+
+async def check(*servers: str, **more: object) -> tuple[KnownCluster, list[Finding]]:
+    """Return what the check finds of the cluster."""
+    found: list[Finding] = []
+    config = ClusterConfig(servers=servers, **more)  # type: ignore[arg-type]
+    known = await ClusterCheck(config, Findings(found.append)).run()
+    for finding in found:
+        print(finding)
+    return known, found
+
+
+def marked(findings: Sequence[Finding], *marks: Mark) -> list[str]:
+    some = [finding for finding in findings if finding.mark in marks]
+    assert all(finding.remedy for finding in some if finding.mark in (Mark.FAIL, Mark.WARN))
+    return [finding.text for finding in some]
+
+
+def faults(findings: Sequence[Finding]) -> list[str]:
+    return marked(findings, Mark.FAIL, Mark.WARN)
+
+
+# --- NATS ----------------------------------------------------------------------------------------
+
+
+async def test_servers_that_are_not_there_are_named_and_the_others_are_asked(
+    server: NatsServer,
+) -> None:
+    async with beating(server, BEAT, replace(BEAT, name="r2", listen="192.0.2.2:9093")):
+        known, findings = await check("nats://127.0.0.1:1", server.url, "nats://nowhere.invalid:1")
+    refused, unknown = marked(findings, Mark.FAIL)
+    assert refused.startswith("NATS: nats://127.0.0.1:1: Connection refused")
+    assert unknown.startswith("NATS: nats://nowhere.invalid:1: no such host name")
+    assert [beat.name for beat in known.hosts] == ["r1", "r2"]
+
+
+async def test_nothing_else_is_asked_where_no_server_is_there() -> None:
+    known, findings = await check("nats://127.0.0.1:1")
+    assert known == KnownCluster()
+    assert [finding.remedy for finding in findings] == [remedies.UNREACHABLE]
+
+
+async def test_program_that_answers_nothing_is_a_fault_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("audiofork.commands.check_nats.CONNECT_TIMEOUT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        _, findings = await check(f"nats://127.0.0.1:{silent.getsockname()[1]}")
+    (text,) = faults(findings)
+    assert text.endswith(": no answer in time")
+
+
+async def test_refused_login_is_a_fault(tmp_path: Path) -> None:
+    more = f"authorization {{ users: [{{ nkey: {new_key().public} }}] }}\n"
+    with nats_servers(more=more) as (server,):
+        _, findings = await check(server.url, nkey=new_key().seed)
+    assert [finding.remedy for finding in findings] == [remedies.LOGIN]
+
+
+async def test_authority_that_cannot_be_read_is_a_fault(server: NatsServer) -> None:
+    _, findings = await check(server.url, ca_file="/nowhere/ca.pem")
+    assert [finding.remedy for finding in findings] == [remedies.FILES]
+    assert faults(findings) == [
+        "NATS: [cluster] ca_file: /nowhere/ca.pem: No such file or directory"
+    ]
+
+
+async def test_key_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "a.ini"
+    path.write_text("[cluster]\nservers = nats://127.0.0.1:1\nnkey_file = /nowhere/seed\n")
+    loaded, unread = load(path)
+    findings: list[Finding] = []
+    await Check(loaded, findings.append, unread=unread)._check_cluster()
+    assert [finding.remedy for finding in findings] == [remedies.FILES]
+    (text,) = faults(findings)
+    assert text.endswith("a.ini:3: [cluster] nkey_file: /nowhere/seed: No such file or directory")
+
+
+async def test_certificate_that_is_not_trusted_is_a_fault(tmp_path: Path) -> None:
+    pem = str(tmp_path / "server.pem")
+    trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pem)
+    with nats_servers(more=f'tls {{ cert_file: "{pem}", key_file: "{pem}" }}\n') as (server,):
+        _, findings = await check(server.url.replace("nats:", "tls:"))
+    (text,) = faults(findings)
+    assert "[cluster] ca_file" in text
+    assert findings[0].remedy == remedies.TLS
+
+
+async def test_server_without_tls_is_a_fault_where_it_is_wanted(server: NatsServer) -> None:
+    _, findings = await check(server.url.replace("nats:", "tls:"))
+    assert [finding.remedy for finding in findings] == [remedies.TLS]
+
+
+@pytest.mark.parametrize(
+    ("server", "key", "told"),
+    [
+        (
+            "nats://192.0.2.1:4222",
+            "",
+            ["goes over the network in the clear and lets in whoever reaches it"],
+        ),
+        ("nats://192.0.2.1:4222", "/a", ["goes over the network in the clear"]),
+        ("tls://nats.example.org:4222", "", ["lets in whoever reaches it"]),
+        ("tls://nats.example.org:4222", "/a", []),
+        ("nats://127.0.0.1:4222", "", []),
+    ],
+)
+def test_server_that_is_open_to_the_network_is_warned_of(
+    server: str, key: str, told: list[str]
+) -> None:
+    findings: list[Finding] = []
+    config = ClusterConfig(servers=(server,), nkey=key)
+    NatsCheck(config, Findings(findings.append), "_INBOX")._tell_what_is_open(server)
+    assert marked(findings, Mark.WARN) == [f"NATS: {server} {text}" for text in told]
+
+
+async def test_account_without_jetstream_is_a_fault(tmp_path: Path) -> None:
+    key = new_key()
+    account = f"accounts {{ a {{ users: [{{ nkey: {key.public} }}] }} }}\n"
+    with nats_servers(more=account) as (server,):
+        _, findings = await check(server.url, nkey=key.seed)
+    assert remedies.JETSTREAM in [finding.remedy for finding in findings]
+
+
+async def test_right_that_is_missing_is_named(tmp_path: Path) -> None:
+    key = new_key()
+    allowed = 'permissions: { publish: "nothing", subscribe: "_INBOX.>" }'
+    user = f"{{ nkey: {key.public}, {allowed} }}"
+    with nats_servers(more=f"authorization {{ users: [{user}] }}\n") as (server,):
+        _, findings = await check(server.url, nkey=key.seed)
+    told = [finding.text for finding in findings if finding.mark is Mark.FAIL]
+    assert all(finding.remedy for finding in findings if finding.mark is Mark.FAIL)
+    assert [text.rpartition("violation for ")[2] for text in told] == [
+        'publish to "$js.api.stream.info.kv_audiofork-leases"',
+        'subscription to "audiofork.beat.*"',
+        "relay hosts: none is there",
+    ]
+
+
+async def test_bucket_that_no_controller_has_made_yet_is_no_fault(server: NatsServer) -> None:
+    async with beating(server, BEAT):
+        _, findings = await check(server.url)
+    (text,) = marked(findings, Mark.SKIP)
+    assert text == (
+        "JetStream: bucket audiofork-leases is not there yet; the first controller makes it"
+    )
+
+
+async def test_check_leaves_nothing_in_the_journal(server: NatsServer) -> None:
+    async with leading(server):
+        _, findings = await check(server.url)
+    (wrote,) = [text for text in marked(findings, Mark.OK) if "writes to bucket" in text]
+    assert wrote.startswith("JetStream: writes to bucket audiofork-forks-asterisk, in ")
+    async with connected(server.url) as broker:
+        bucket = await broker.bucket(bucket_of("asterisk"))
+        with pytest.raises(NoKeysError):
+            await bucket.keys()
+
+
+async def made(urls: Sequence[str], replicas: int) -> None:
+    """Make the buckets, as soon as the servers agree on who leads them."""
+    async with connected(*urls, replicas=replicas) as broker, asyncio.timeout(30):
+        for name in (BUCKET, bucket_of("asterisk")):
+            while True:
+                try:
+                    await broker.bucket(name)
+                    break
+                except BrokerUnavailable:
+                    await asyncio.sleep(0.2)
+
+
+async def found(text: str, mark: Mark, urls: Sequence[str]) -> None:
+    """Check until something is found: the servers take a moment to notice it."""
+    async with asyncio.timeout(40):
+        while True:
+            _, findings = await check(*urls, replicas=3)
+            if text in marked(findings, mark):
+                return
+
+
+async def test_bucket_that_fewer_servers_keep_than_there_could_is_warned_of() -> None:
+    with nats_servers(3) as servers:
+        urls = [server.url for server in servers]
+        await made(urls, 1)
+        _, findings = await check(*urls)
+        alone = "JetStream: bucket audiofork-leases is kept by 1 server alone"
+        assert alone in marked(findings, Mark.WARN)
+        _, findings = await check(*urls, replicas=3)
+        fewer = "JetStream: bucket audiofork-leases is kept by 1 server, and not by 3"
+        assert fewer in marked(findings, Mark.WARN)
+        await made(urls, 3)
+        kept = "JetStream: bucket audiofork-leases is kept by 3 servers"
+        await found(kept, Mark.OK, urls)
+
+
+async def test_server_of_a_bucket_that_is_away_is_named() -> None:
+    with nats_servers(3) as servers:
+        urls = [server.url for server in servers]
+        await made(urls, 3)
+        servers[2].kill()
+        away = "JetStream: bucket audiofork-leases is kept by 3 servers; not there: n2"
+        await found(away, Mark.WARN, urls[:2])
+
+
+# --- Who is there --------------------------------------------------------------------------------
+
+
+async def test_who_leads_is_told(server: NatsServer) -> None:
+    async with leading(server), beating(server, BEAT):
+        known, findings = await check(server.url)
+    assert known == KnownCluster((BEAT,), has_leader=True)
+    assert "controllers: c1 leads for asterisk" in marked(findings, Mark.OK)
+
+
+async def test_leader_that_is_silent_is_a_fault(server: NatsServer) -> None:
+    async with leading(server):
+        pass
+    known, findings = await check(server.url)
+    assert not known.has_leader
+    assert "controllers: none leads for asterisk: c1 did, and is silent" in faults(findings)
+
+
+async def test_lease_that_was_given_back_is_no_fault(server: NatsServer) -> None:
+    async with leading(server) as lease:
+        await lease.release()
+    _, findings = await check(server.url)
+    assert "controllers: none leads for asterisk" in marked(findings, Mark.SKIP)
+
+
+async def test_no_relay_host_is_a_fault(server: NatsServer) -> None:
+    _, findings = await check(server.url)
+    assert faults(findings) == ["relay hosts: none is there"]
+
+
+R2 = replace(BEAT, name="r2", listen="192.0.2.2:9093")
+
+
+@pytest.mark.parametrize(
+    ("beats", "told"),
+    [
+        ((BEAT, R2), []),
+        (
+            (BEAT, replace(R2, listen=BEAT.listen)),
+            ["relay hosts: r1 and r2 have the same address 192.0.2.1:9093"],
+        ),
+        ((BEAT, R2, replace(BEAT, run_id="other")), ["relay host r1: two have this name"]),
+        (
+            (BEAT, replace(R2, version="0.0.9")),
+            [
+                "relay host r2: at 192.0.2.2:9093, 7 of 500 forks, zone north; version 0.0.9, not "
+                f"{audiofork.__version__} as here"
+            ],
+        ),
+        ((BEAT,), ["relay hosts: room for 493 more forks; there is no other if it dies"]),
+        (
+            (replace(BEAT, forks=500), replace(R2, forks=500)),
+            ["relay hosts: room for 0 more forks"],
+        ),
+        (
+            (replace(BEAT, forks=400), replace(R2, forks=300)),
+            ["relay hosts: room for 300 more forks; if r1 dies, for 200 of its 400"],
+        ),
+        ((BEAT, R2, replace(BEAT, name="r3", is_last=True)), []),
+        ((BEAT, R2, replace(BEAT, run_id="before", is_last=True)), []),
+    ],
+    ids=["well", "address", "name", "version", "alone", "full", "spare", "ended", "restarted"],
+)
+async def test_relay_hosts_are_judged(
+    server: NatsServer, beats: tuple[Beat, ...], told: list[str]
+) -> None:
+    async with beating(server, *beats):
+        _, findings = await check(server.url)
+    assert faults(findings) == told
+
+
+async def test_relay_host_that_is_drained_is_no_fault(server: NatsServer) -> None:
+    async with beating(server, BEAT, R2, replace(R2, name="r3", listen="h:1", is_draining=True)):
+        _, findings = await check(server.url)
+    assert faults(findings) == []
+    drained = "relay host r3: at h:1, 7 of 500 forks, zone north; it is drained, and takes no more"
+    assert drained in marked(findings, Mark.SKIP)
+
+
+@pytest.mark.parametrize(("ahead_s", "which"), [(-3600, "behind"), (3600, "ahead of")])
+async def test_clock_of_a_relay_host_that_differs_is_told(
+    server: NatsServer, ahead_s: float, which: str
+) -> None:
+    beat = lambda: replace(BEAT, clock=time.time() + ahead_s)  # noqa: E731
+    async with beating(server, beat, R2):
+        _, findings = await check(server.url)
+    assert faults(findings) == [f"relay host r1: its clock is 3600 s {which} this host's"]
+
+
+async def test_message_that_is_no_beat_is_told_and_the_others_are_heard(server: NatsServer) -> None:
+    async with connected(server.url) as broker, beating(server, BEAT, R2):
+        checking = asyncio.create_task(check(server.url))
+        for _ in range(30):
+            broker.publish(f"{SUBJECT}.r9", b"{}")
+            await asyncio.sleep(0.1)
+        known, findings = await checking
+    assert faults(findings) == ["relay hosts: a message of audiofork.beat.r9: a field is missing"]
+    assert len(known.hosts) == 2
+
+
+# --- A relay host --------------------------------------------------------------------------------
+
+
+def relay_ini(server: NatsServer, more: str = "", listen: str = "127.0.0.1:0") -> str:
+    return f"[audiosocket]\nlisten = {listen}\n{more}[cluster]\nname = r1\nservers = {server.url}\n"
+
+
+async def check_relay(ini: str) -> tuple[Outcome, list[Finding]]:
+    findings: list[Finding] = []
+    config = config_file.parse(ini, {}, source="relay.ini")
+    outcome = await RelayCheck(config, findings.append, time.time).run()
+    for finding in findings:
+        print(finding)
+    return outcome, findings
+
+
+async def test_relay_host_that_does_not_run_yet_has_no_fault(server: NatsServer) -> None:
+    outcome, findings = await check_relay(relay_ini(server))
+    assert outcome is Outcome.FINE
+    assert "NATS: we may hear what controllers order of r1" in marked(findings, Mark.OK)
+    (text,) = marked(findings, Mark.SKIP)
+    assert text == "relay host r1: it does not run; 127.0.0.1:0 is free for it"
+    assert marked(findings, Mark.WARN) == [
+        "AudioSocket: Asterisk is told to connect to 127.0.0.1:0"
+    ]
+
+
+async def test_relay_host_that_runs_is_heard(server: NatsServer) -> None:
+    here = replace(BEAT, listen="127.0.0.1:9093")
+    async with beating(server, here):
+        _, findings = await check_relay(relay_ini(server, listen="127.0.0.1:9093"))
+    runs = "relay host r1: runs at 127.0.0.1:9093, 7 of 500 forks"
+    assert runs in marked(findings, Mark.OK)
+
+
+@pytest.mark.parametrize(
+    ("beats", "told"),
+    [
+        (
+            (replace(BEAT, listen="192.0.2.7:1"),),
+            "relay host r1: runs at 192.0.2.7:1, 7 of 500 forks, and not at 192.0.2.1:9093",
+        ),
+        (
+            (replace(BEAT, version="0.0.9"),),
+            "relay host r1: runs at 192.0.2.1:9093, 7 of 500 forks, version 0.0.9, not "
+            f"{audiofork.__version__} as installed",
+        ),
+        ((BEAT, replace(BEAT, run_id="other")), "relay host r1: two have this name"),
+    ],
+    ids=["address", "version", "name"],
+)
+async def test_relay_host_that_runs_with_something_else_is_told(
+    server: NatsServer, beats: tuple[Beat, ...], told: str
+) -> None:
+    more = "advertise = 192.0.2.1:9093\nallow = 192.0.2.9\n"
+    async with beating(server, *beats):
+        _, findings = await check_relay(relay_ini(server, more))
+    assert faults(findings) == [told]
+
+
+@pytest.mark.parametrize(
+    ("listen", "more", "mark", "text"),
+    [
+        ("127.0.0.1:9093", "", Mark.WARN, "127.0.0.1:9093"),
+        (
+            "0.0.0.0:9093",
+            "advertise = r1.example.org:9093\n",
+            Mark.WARN,
+            "r1.example.org:9093, and anybody may ([audiosocket] allow)",
+        ),
+        (
+            "0.0.0.0:9093",
+            "advertise = r1.example.org:9093\nallow = 192.0.2.9\n",
+            Mark.OK,
+            "r1.example.org:9093",
+        ),
+    ],
+)
+async def test_address_of_a_relay_host_is_judged(
+    server: NatsServer, listen: str, more: str, mark: Mark, text: str
+) -> None:
+    _, findings = await check_relay(relay_ini(server, more, listen))
+    assert f"AudioSocket: Asterisk is told to connect to {text}" in marked(findings, mark)
+
+
+async def test_port_of_a_relay_host_that_another_program_has_is_a_fault(server: NatsServer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        outcome, findings = await check_relay(relay_ini(server, listen=listen))
+    assert outcome is Outcome.FAULTS
+    (text,) = marked(findings, Mark.FAIL)
+    assert text.startswith(f"relay host r1: it is not heard of, and {listen}: Address already in")
+
+
+async def test_orders_that_a_relay_host_may_not_hear_are_a_fault(tmp_path: Path) -> None:
+    key = new_key()
+    allowed = 'permissions: { publish: ">", subscribe: "audiofork.beat.>" }'
+    user = f"{{ nkey: {key.public}, {allowed} }}"
+    with nats_servers(more=f"authorization {{ users: [{user}] }}\n") as (server,):
+        ini = f"{relay_ini(server)}nkey = {key.seed}\n"
+        _, findings = await check_relay(ini)
+    (text,) = [finding.text for finding in findings if finding.remedy == remedies.RIGHTS]
+    assert "audiofork.relay.r1.*" in text
+
+
+def run(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "audiofork", *arguments, "-c", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_command_checks_a_relay_host_without_a_login_to_asterisk(
+    server: NatsServer, tmp_path: Path
+) -> None:
+    path = tmp_path / "relay.ini"
+    path.write_text(relay_ini(server))
+    done = run(path, "check", "--relay")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith(f"ok    configuration: {path}\n")
+    assert "Asterisk at" not in done.stdout
+    assert '"status": "ok"' in run(path, "check", "--relay", "--json").stdout
+
+
+@pytest.mark.parametrize(
+    ("ini", "fault"),
+    [
+        ("", "[cluster] servers is empty"),
+        (
+            "[audiosocket]\nlisten = 0.0.0.0:9093\n",
+            "{path}: [audiosocket] advertise: expected the address of this host as Asterisk's "
+            "machine sees it, since the relay host listens on 0.0.0.0:9093",
+        ),
+        ("[audiosocket]\nlisten = [::]:9093\n", "[audiosocket] advertise: expected"),
+        ("[relay]\nworkers = 2\n", "{path}:4: [relay] workers: expected 1"),
+    ],
+)
+@pytest.mark.parametrize("command", [("check", "--relay"), ("relay",)], ids=["check", "relay"])
+def test_configuration_that_is_not_for_a_relay_host_is_refused(
+    tmp_path: Path, ini: str, fault: str, command: tuple[str, ...]
+) -> None:
+    path = tmp_path / "relay.ini"
+    path.write_text(ini and f"[cluster]\nservers = nats://127.0.0.1:1\n{ini}")
+    done = run(path, *command)
+    assert done.returncode == 3
+    assert fault.format(path=path) in done.stderr
+
+
+def test_command_without_the_client_says_how_to_have_it(
+    server: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nats").mkdir()
+    missing = "raise ModuleNotFoundError('none', name='nats')"
+    (tmp_path / "nats" / "__init__.py").write_text(missing)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2]}")
+    path = tmp_path / "relay.ini"
+    path.write_text(relay_ini(server))
+    done = run(path, "check", "--relay")
+    assert done.returncode == 1
+    assert "pip install 'audiofork[cluster]'" in done.stderr
+    done = run(path, "check")
+    assert "FAIL  cluster: the NATS client is not installed" in done.stdout

@@ -1,0 +1,141 @@
+"""The journal of a cluster, on a real NATS server."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from audiofork.cluster.broker import Broker
+from audiofork.config import ClusterConfig
+from audiofork.forks.cluster_journal import ClusterJournal
+from audiofork.forks.journal import Entry
+from testbed.nats import NatsServer, nats_servers
+from tests.relay.peers import until
+
+pytestmark = pytest.mark.slow
+
+TIMEOUT_S = 20
+A, B, C = (str(uuid.UUID(int=number)) for number in (1, 2, 3))
+
+
+def entry(fork_id: str, started: float = 0.0) -> Entry:
+    return Entry(
+        *(fork_id, "PJSIP/1", "1.1", "ws://127.0.0.1/", "", "", "", {}),
+        mute_in=False,
+        mute_out=False,
+        started=started,
+        asterisk_started="",
+    )
+
+
+@pytest.fixture
+def server() -> Iterator[NatsServer]:
+    with nats_servers() as (one,):
+        yield one
+
+
+class Controller:
+    """A controller's journal, and whether it leads."""
+
+    def __init__(self, server: NatsServer) -> None:
+        self.leads = True
+        self.broker = Broker(ClusterConfig(servers=(server.url,)), "test")
+        self.journal = ClusterJournal(self.broker, "pbx", lambda: self.leads)
+
+    async def ids(self) -> list[str]:
+        return [one.fork_id for one in await self.journal.read()]
+
+    async def close(self) -> None:
+        await self.journal.close()
+        await self.broker.close()
+
+
+@pytest.fixture
+async def controller(server: NatsServer) -> AsyncIterator[Callable[[], Controller]]:
+    """Return a function that makes one; its journal is not open yet."""
+    async with AsyncExitStack() as stack:
+
+        def make() -> Controller:
+            one = Controller(server)
+            stack.push_async_callback(one.close)
+            return one
+
+        yield make
+
+
+async def opened(one: Controller) -> list[str]:
+    await one.broker.connect()
+    return [entry.fork_id for entry in await one.journal.open()]
+
+
+async def test_next_leader_finds_what_the_first_has_written_oldest_first(
+    controller: Callable[[], Controller],
+) -> None:
+    first, second = controller(), controller()
+    assert await opened(first) == []
+    for fork_id, started in ((B, 2.0), (A, 1.0), (C, 3.0)):
+        first.journal.put(entry(fork_id, started))
+    first.journal.remove(C)
+    await first.journal.close()
+    assert await opened(second) == [A, B]
+
+
+async def test_what_one_that_does_not_lead_had_to_write_is_never_written(
+    controller: Callable[[], Controller],
+) -> None:
+    first, second = controller(), controller()
+    await opened(first)
+    first.leads = False
+    first.journal.put(entry(A))
+    await asyncio.sleep(0.5)
+    await first.journal.close()
+    assert await opened(second) == []
+
+
+async def test_what_waits_is_written_before_it_is_read_when_it_leads_again(
+    controller: Callable[[], Controller],
+) -> None:
+    one = controller()
+    await opened(one)
+    one.journal.put(entry(A))
+    assert await one.ids() == [A]
+    one.leads = False
+    one.journal.remove(A)
+    one.journal.put(entry(B))
+    assert await one.ids() == []
+    one.leads = True
+    assert await one.ids() == [B]
+
+
+async def test_it_waits_until_it_can_be_read(
+    controller: Callable[[], Controller], server: NatsServer
+) -> None:
+    first, second = controller(), controller()
+    await opened(first)
+    first.journal.put(entry(A))
+    await first.close()
+    await second.broker.connect()
+    server.kill()
+    opening = asyncio.create_task(second.journal.open())
+    await asyncio.sleep(3)
+    assert not opening.done()
+    await asyncio.to_thread(server.start)
+    async with asyncio.timeout(TIMEOUT_S):
+        assert [one.fork_id for one in await opening] == [A]
+
+
+async def test_it_does_not_wait_when_we_do_not_lead_any_more(
+    controller: Callable[[], Controller], server: NatsServer
+) -> None:
+    one = controller()
+    await one.broker.connect()
+    server.kill()
+    opening = asyncio.create_task(one.journal.open())
+    await asyncio.sleep(0.5)
+    one.leads = False
+    await until(opening.done, TIMEOUT_S)
+    assert opening.result() == []
