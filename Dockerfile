@@ -11,7 +11,7 @@ ARG PYTHON=3.13
 FROM python:${PYTHON}-slim AS build
 COPY . /src
 RUN python -m venv /opt/audiofork \
- && /opt/audiofork/bin/pip install --no-cache-dir -c /src/constraints.txt /src \
+ && /opt/audiofork/bin/pip install --no-cache-dir -c /src/constraints.txt '/src[cluster]' \
  && /opt/audiofork/bin/pip uninstall --yes pip
 
 FROM python:${PYTHON}-slim

@@ -18,6 +18,8 @@ NATS_CONF = "etc/nats/audiofork.conf"
 SERVICE = "systemd/audiofork.service"
 SWEEP_SERVICE = "systemd/audiofork-sweep.service"
 RELAY_SERVICE = "systemd/audiofork-relay@.service"
+CONTROL_SERVICE = "systemd/audiofork-control.service"
+RELAY_HOST_SERVICE = "systemd/audiofork-relay-host@.service"
 
 
 def find(name: str) -> Path:

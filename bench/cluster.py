@@ -196,9 +196,14 @@ class Stage:
         ), used
 
     def _fork_kib(self) -> float:
-        """Return the memory of a controller for a fork, by those that have led from the start."""
+        """Return the memory of a controller for a fork: of those that have led from the start.
+
+        0: there is none such.
+        """
         memory = self._programs.memory_kib()
         same = memory.keys() & self._idle_kib.keys()
+        if not same:
+            return 0.0
         grown_kib = sum(memory[name] - self._idle_kib[name] for name in same)
         return grown_kib * len(self._asterisks) / len(same) / self.forks
 

@@ -13,7 +13,7 @@ import ctypes
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Self
 _NEW_NET = 0x40000000  # CLONE_NEWNET of sched.h
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _TOOLS = ("ip", "nsenter")
+_SILENTLY = "priority 1 blackhole"
 
 
 class NamespacesUnavailable(Exception):
@@ -126,16 +127,13 @@ class Network:
     def cut(self, host: Host, *others: Host) -> None:
         """Drop all packets between a host and some others; without others, all of the host's."""
         if others:
-            for other in others:
-                self._drop(f"from {host.address} to {other.address}")
-                self._drop(f"from {other.address} to {host.address}")
+            self._drop(*(cut for other in others for cut in _between(host, other)))
         else:
-            self._drop(f"from {host.address}")
-            self._drop(f"to {host.address}")
+            self._drop(f"from {host.address}", f"to {host.address}")
 
-    def _drop(self, which: str) -> None:
-        self._cuts.append(f"{which} priority 1 blackhole")
-        self._router.ip(f"rule add {self._cuts[-1]}")
+    def _drop(self, *cuts: str) -> None:
+        self._cuts += cuts
+        self._router.ip(*(f"rule add {cut} {_SILENTLY}" for cut in cuts))
 
     def part(self, *sides: Host) -> None:
         """Part some hosts from all others: these reach each other, and so do the others."""
@@ -143,11 +141,26 @@ class Network:
         for host in sides:
             self.cut(host, *others)
 
+    def join(self, host: Host, other: Host) -> None:
+        """Heal the link between two hosts that was cut."""
+        self._heal(_between(host, other))
+
     def heal(self) -> None:
         """Drop no packets any more."""
         if self._cuts:
-            self._router.ip(*(f"rule del {cut}" for cut in self._cuts))
-            self._cuts.clear()
+            self._heal(list(self._cuts))
+
+    def _heal(self, cuts: Sequence[str]) -> None:
+        self._router.ip(*(f"rule del {cut} {_SILENTLY}" for cut in cuts))
+        for cut in cuts:
+            self._cuts.remove(cut)
+
+
+def _between(one: Host, other: Host) -> list[str]:
+    return [
+        f"from {one.address} to {other.address}",
+        f"from {other.address} to {one.address}",
+    ]
 
 
 def _new_namespace() -> int:

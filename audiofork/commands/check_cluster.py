@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from nats.aio.msg import Msg
 from nats.js.errors import KeyNotFoundError
@@ -19,7 +19,15 @@ from nats.js.errors import KeyNotFoundError
 import audiofork
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.ami_protocol import CheckRaised, Event
-from audiofork.cluster.beats import SUBJECT, Beat, beat_of
+from audiofork.cluster.beats import (
+    CONTROL_BEAT_S,
+    CONTROL_SUBJECT,
+    SUBJECT,
+    Beat,
+    ControlBeat,
+    beat_of,
+    control_beat_of,
+)
 from audiofork.cluster.broker import FAULTS
 from audiofork.cluster.lease import BUCKET, Holder
 from audiofork.cluster.login import inbox_of_controller
@@ -32,7 +40,7 @@ from audiofork.config import ClusterConfig
 from audiofork.doors.check_answers import READY
 from audiofork.text import printable, why
 
-LISTEN_S = 1.0
+LISTEN_S = 1.5 * CONTROL_BEAT_S
 # Of `dead_after`: within it each has told something several times.
 _LISTENING_PART = 0.6
 MAX_CLOCK_DIFFERENCE_S = 2.0
@@ -60,12 +68,14 @@ class _Held(NamedTuple):
 
 
 _NOBODY = _Held(None, 0)
+_Beat = TypeVar("_Beat", Beat, ControlBeat)
 
 
-class Heard:
-    """The beats that came while we listened.
+class Heard(Generic[_Beat]):
+    """The beats of one kind that came while we listened.
 
     Args:
+        read: Returns the beat in a message, by its subject and payload; raises ValueError.
         clock: Seconds since 1970.
 
     Attributes:
@@ -73,16 +83,19 @@ class Heard:
         faults: Of what was no beat.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.beats: dict[tuple[str, str], Beat] = {}
+    def __init__(
+        self, read: Callable[[str, bytes], _Beat], clock: Callable[[], float] = time.time
+    ) -> None:
+        self.beats: dict[tuple[str, str], _Beat] = {}
         self.faults: list[str] = []
+        self._read: Callable[[str, bytes], _Beat] = read
         self._clock = clock
         self._ahead_s: dict[str, float] = {}
 
     async def hear(self, message: Msg) -> None:
-        """Take a message of the subject of beats."""
+        """Take a message of the subject of these beats."""
         try:
-            beat = beat_of(message.subject, message.data)
+            beat = self._read(message.subject, message.data)
         except ValueError as exc:
             self.faults.append(f"{printable(message.subject, '?')}: {exc}")
             return
@@ -90,7 +103,7 @@ class Heard:
             self.beats.pop((beat.name, beat.run_id), None)
             return
         self.beats[beat.name, beat.run_id] = beat
-        if beat.clock:
+        if isinstance(beat, Beat) and beat.clock:
             self._ahead_s[beat.name] = beat.clock - self._clock()
 
     def ahead_s(self, name: str) -> float:
@@ -98,19 +111,16 @@ class Heard:
         return self._ahead_s.get(name, 0.0)
 
     @property
-    def hosts(self) -> list[Beat]:
+    def hosts(self) -> list[_Beat]:
         """One beat of each host, by name."""
-        return sorted({beat.name: beat for beat in self.beats.values()}.values(), key=_name_of)
+        latest = {beat.name: beat for beat in self.beats.values()}
+        return [latest[name] for name in sorted(latest)]
 
     @property
     def doubles(self) -> list[str]:
         """The names that two hosts have."""
         counts = Counter(name for name, _ in self.beats)
         return sorted(name for name, count in counts.items() if count > 1)
-
-
-def _name_of(beat: Beat) -> str:
-    return beat.name
 
 
 def listening_s(config: ClusterConfig) -> float:
@@ -132,7 +142,8 @@ class ClusterCheck:
     ) -> None:
         self._config = config
         self._findings = findings
-        self._heard = Heard(clock)
+        self._heard = Heard(beat_of, clock)
+        self._controllers = Heard(control_beat_of)
 
     async def run(self) -> KnownCluster:
         """Check NATS, what it keeps, who leads and who relays."""
@@ -154,7 +165,9 @@ class ClusterCheck:
     async def _listen(self, one: Connection, *, has_leases: bool) -> bool:
         """Listen for a while; return whether a controller leads."""
         one.refusals.clear()
+        asterisk = self._config.asterisk
         await one.client.subscribe(f"{SUBJECT}.*", cb=self._heard.hear)
+        await one.client.subscribe(f"{CONTROL_SUBJECT}.{asterisk}.*", cb=self._controllers.hear)
         before = await self._lease(one) if has_leases else _NOBODY
         await asyncio.sleep(listening_s(self._config))
         after = await self._lease(one) if has_leases else _NOBODY
@@ -179,8 +192,24 @@ class ClusterCheck:
             text = f"controllers: none leads for {asterisk}: {after.holder.name} did, and is silent"
             self._findings.fail(text, remedies.START_CONTROLLER)
             return False
-        self._findings.ok(f"controllers: {after.holder.name} leads for {asterisk}")
+        self._judge_standing_by(f"controllers: {after.holder.name} leads for {asterisk}", after)
         return True
+
+    def _judge_standing_by(self, text: str, held: _Held) -> None:
+        leader = held.holder.name if held.holder is not None else ""
+        others = [beat for beat in self._controllers.hosts if beat.name != leader]
+        if not others:
+            self._findings.warn(f"{text}, none stands by", remedies.STAND_BY)
+        else:
+            names = " and ".join(beat.name for beat in others)
+            self._findings.ok(f"{text}, {names} stand{'s' if len(others) == 1 else ''} by")
+        for name in self._controllers.doubles:
+            self._findings.fail(f"controllers: two have the name {name}", remedies.SAME_NAME)
+        for beat in self._controllers.hosts:
+            if beat.version != audiofork.__version__:
+                self._findings.warn(
+                    f"controllers: {beat.name} has {_versions(beat)}", remedies.VERSION
+                )
 
     # --- Relay hosts ---
 
@@ -214,14 +243,12 @@ class ClusterCheck:
         text = f"{name}: at {beat.listen}, {beat.forks} of {beat.capacity} forks"
         if beat.zone:
             text += f", zone {beat.zone}"
-        version = printable(beat.version[:30], "?")
-        if version != audiofork.__version__:
-            versions = f"version {version or 'unknown'}, not {audiofork.__version__} as here"
-            self._findings.warn(f"{text}; {versions}", remedies.VERSION)
+        if beat.version != audiofork.__version__:
+            self._findings.warn(f"{text}; {_versions(beat)}", remedies.VERSION)
         elif beat.is_draining:
             self._findings.skip(f"{text}; it is drained, and takes no more")
         else:
-            self._findings.ok(f"{text}, version {version}")
+            self._findings.ok(f"{text}, version {beat.version}")
         ahead_s = self._heard.ahead_s(beat.name)
         if abs(ahead_s) > MAX_CLOCK_DIFFERENCE_S:
             which = "ahead of" if ahead_s > 0 else "behind"
@@ -244,6 +271,11 @@ class ClusterCheck:
             self._findings.warn(text, remedies.NO_SPARE)
         else:
             self._findings.ok(text)
+
+
+def _versions(beat: Beat | ControlBeat) -> str:
+    version = printable(beat.version[:30], "?") or "unknown"
+    return f"version {version}, not {audiofork.__version__} as here"
 
 
 class HostsCheck:

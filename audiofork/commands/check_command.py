@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -80,7 +79,7 @@ def _check_relay(path: Path, show_finding: Callable[[Finding], str]) -> NoReturn
 
         loaded = of_relay_host(path)
         say(show_finding(Finding(Mark.OK, f"configuration: {path}")))
-        one = RelayCheck(loaded, lambda finding: say(show_finding(finding)), time.time)
+        one = RelayCheck(loaded, lambda finding: say(show_finding(finding)))
         sys.exit(uvloop.run(one.run()))
 
 

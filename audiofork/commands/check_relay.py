@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import audiofork
 from audiofork.addresses import is_loopback
-from audiofork.cluster.beats import SUBJECT, Beat
+from audiofork.cluster.beats import SUBJECT, Beat, beat_of
 from audiofork.cluster.broker import FAULTS
 from audiofork.cluster.login import inbox_of_relay
 from audiofork.commands import remedies, remedies_cluster
@@ -32,19 +32,16 @@ class RelayCheck:
     Args:
         config: What the relay host would run with.
         say: Gets each finding as soon as it is there.
-        clock: Seconds since 1970.
 
     Raises:
         ConfigError: The relay host could not be built with this configuration.
     """
 
-    def __init__(
-        self, config: Config, say: Callable[[Finding], None], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, config: Config, say: Callable[[Finding], None]) -> None:
         check_files(config)
         self._config = config
         self._findings = Findings(say)
-        self._heard = Heard(clock)
+        self._heard = Heard(beat_of)
 
     async def run(self) -> Outcome:
         """Check everything."""

@@ -56,6 +56,11 @@ START_CONTROLLER = (
     "says why one does not lead. Until then no fork can start, and relay hosts end the forks "
     "that they have after [relay] orphan_timeout."
 )
+STAND_BY = (
+    "If it dies no fork can start, and the others end after [relay] orphan_timeout. Let "
+    "audiofork-control run on a second host, with the same [cluster] servers and asterisk, and a "
+    "login to the same Asterisk."
+)
 START_RELAY = (
     "systemctl start audiofork-relay-host@relay on each host that is to relay, with the same "
     "[cluster] servers in /etc/audiofork/relay.ini. Until then forks are refused."

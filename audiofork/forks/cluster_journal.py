@@ -51,6 +51,7 @@ class ClusterJournal:
         self._may_write = may_write
         self._name = bucket_of(asterisk)
         self._bucket: KeyValue | None = None
+        self._found: dict[str, Entry] = {}  # as read, and not changed since
         self._changes: dict[str, Entry | None] = {}
         self._order: deque[str] = deque()
         self._wake = asyncio.Event()
@@ -75,6 +76,7 @@ class ClusterJournal:
                     self._bucket = await self._broker.bucket(self._name)
                     keys = await self._broker.keys(self._name)
                 entries = await _read(self._bucket, keys)
+                self._found = {entry.fork_id: entry for entry in entries}
                 self.works = True
                 return entries
             except UNAVAILABLE as exc:
@@ -83,14 +85,16 @@ class ClusterJournal:
         return []
 
     def put(self, entry: Entry) -> None:
-        """Write an entry; it replaces one of the same fork. Never waits."""
-        self._change(entry.fork_id, entry)
+        """Write an entry, unless it was read so; it replaces one of the same fork. Never waits."""
+        if self._found.get(entry.fork_id) != entry:
+            self._change(entry.fork_id, entry)
 
     def remove(self, fork_id: str) -> None:
         """Remove the entry of a fork, if there is one; never waits."""
         self._change(fork_id, None)
 
     def _change(self, fork_id: str, entry: Entry | None) -> None:
+        self._found.pop(fork_id, None)
         if fork_id not in self._changes:
             self._order.append(fork_id)
         self._changes[fork_id] = entry

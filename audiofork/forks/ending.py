@@ -46,6 +46,9 @@ class Ending:
         emit: Called with each event.
         tasks: Runs the post-process commands.
         relay_goes_on: Whether kept forks go on without the daemon.
+
+    Attributes:
+        relay_goes_on: As the argument.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class Ending:
         self._send = send
         self._emit = emit
         self.tasks = tasks
-        self._relay_goes_on = relay_goes_on
+        self.relay_goes_on = relay_goes_on
 
     # --- Asked for ---
 
@@ -110,12 +113,12 @@ class Ending:
 
     def _keep_all(self) -> None:
         for fork in self._table:
-            can_go_on = self._relay_goes_on or not fork.connects
+            can_go_on = self.relay_goes_on or not fork.connects
             if fork.state is not ForkState.REQUESTED and can_go_on and not fork.is_ending:
                 fork.progress.kept = True
                 fork.progress.attempts = 0  # this run did not die while starting them
                 self._journal.put(entry_of(fork))
-                if self._relay_goes_on:
+                if self.relay_goes_on:
                     self._send(Leave(fork.id))
                     self._leave(fork)
                 else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
@@ -31,9 +32,12 @@ from audiofork.text import A_BUG
 log = logging.getLogger(__name__)
 
 RESTARTED = "Asterisk was restarted"
+LOST = "fork %s of an earlier run is lost"
 NO_WAY = "not resumed: its legs cannot be made any more as they were ([asterisk] tap, [ari])"
 # A fork whose start kills the daemon must not kill it again and again, with all other forks.
 MAX_ATTEMPTS = 2
+# Of so many forks Asterisk is asked at once who calls.
+AT_ONCE = 50
 
 
 class Recovery:
@@ -160,23 +164,19 @@ class Recovery:
             AmiError: The connection is lost again; the remaining entries wait for the next login.
         """
         entries = self.entries
-        count, resumed, adopted = len(entries), 0, 0
+        count, resumed = len(entries), 0
         # Those first that go on meanwhile: nobody acts on what happens to them.
         held = self._held()
         entries.sort(key=lambda entry: entry.fork_id not in held)
+        adopted = await self._adopt_all(entries, held, present)
         while entries and not self._admission.is_closed:
-            entry = entries[0]
             try:
-                if entry.fork_id in held:
-                    adopted += await self._adopt(entry, held[entry.fork_id], present)
-                else:
-                    resumed += await self._resume_one(entry, present)
+                resumed += await self._resume_one(entries[0], present)
             except AmiError:
                 raise
             except Exception:  # one entry must not keep all others from their forks
-                log.exception("fork %s of an earlier run is lost", entry.fork_id)
-                self._send(EndFork(entry.fork_id, EndReason.FAULT, A_BUG))
-                self._starting.forget(entry)
+                log.exception(LOST, entries[0].fork_id)
+                self._give_up(entries[0])
             del entries[0]
         if self._admission.is_closed:
             return
@@ -187,7 +187,46 @@ class Recovery:
             )
         self._end_unknown()
 
-    async def _adopt(self, entry: Entry, held: HeldFork, present: Mapping[str, str]) -> bool:
+    def _give_up(self, entry: Entry) -> None:
+        """End a fork that cannot be resumed, because of a bug."""
+        self._send(EndFork(entry.fork_id, EndReason.FAULT, A_BUG))
+        self._starting.forget(entry)
+
+    async def _adopt_all(
+        self, entries: list[Entry], held: Mapping[str, HeldFork], present: Mapping[str, str]
+    ) -> int:
+        """Take over the forks that went on, also to end them; return how many go on.
+
+        Raises: as `_resume`.
+        """
+        adopted = 0
+        while some := [entry for entry in entries[:AT_ONCE] if entry.fork_id in held]:
+            # Asked together: a thousand answers, one after the other, would take too long.
+            callers = await asyncio.gather(*map(self._caller_of, some), return_exceptions=True)
+            for entry, caller in zip(some, callers, strict=True):
+                if self._admission.is_closed:
+                    return adopted
+                try:
+                    if isinstance(caller, BaseException):
+                        raise caller
+                    adopted += self._adopt(entry, held[entry.fork_id], caller, present)
+                except AmiError:
+                    raise
+                except Exception:  # as above
+                    log.exception(LOST, entry.fork_id)
+                    self._give_up(entry)
+                del entries[0]
+        return adopted
+
+    async def _caller_of(self, entry: Entry) -> tuple[str, str]:
+        """Return the number and the name of a fork's caller; empty if nobody wants to know."""
+        with contextlib.suppress(NoSuchChannel):
+            return await self._starting.caller_of(entry.uniqueid, entry.call)
+        return "", ""
+
+    def _adopt(
+        self, entry: Entry, held: HeldFork, caller: tuple[str, str], present: Mapping[str, str]
+    ) -> bool:
         """Take over a fork that went on, also to end it; return whether it goes on."""
         fork, refused = restored(entry, self._commands, self._profiles)
         choice = self._taps.made_before(held, fork.request.options.direction)
@@ -197,10 +236,7 @@ class Recovery:
             return False
         if not refused:
             refused = self._why_refused(fork)
-        with contextlib.suppress(NoSuchChannel):
-            await self._starting.know_caller(fork)
-        if self._admission.is_closed:
-            return False
+        fork.call.caller = caller
         self._starting.adopt(fork, choice, held, present)
         if self._is_of_another_asterisk(fork):
             self._ending.end(fork, EndReason.LEG_FAILED, RESTARTED)

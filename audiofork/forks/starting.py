@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.channels import Channels
@@ -116,7 +116,8 @@ class Starting:
         finally:
             fork.progress.looked_up.set()
             fork.progress.chosen.set()
-        fork.progress.attempts = 1
+        # A relay that goes on reads the fork's files, and dies of them, elsewhere.
+        fork.progress.attempts = 0 if self._ending.relay_goes_on else 1
         self._launch(fork)
         return fork
 
@@ -199,14 +200,21 @@ class Starting:
             self.admission.check_url(fork.request)
 
     async def know_caller(self, fork: Fork) -> None:
-        """Ask Asterisk who calls, if somebody wants to know and nothing else has asked.
+        """Ask Asterisk who calls; raises as `caller_of`."""
+        fork.call.caller = await self.caller_of(fork.uniqueid, fork.call.info)
+
+    async def caller_of(self, uniqueid: str, info: Mapping[str, str]) -> tuple[str, str]:
+        """Return the number and the name of the caller, if somebody wants to know them.
+
+        Args:
+            uniqueid: The channel.
+            info: What is known of the call; if it is, nothing is asked.
 
         Raises:
             NoSuchChannel: The channel does not exist.
             AmiError: Asterisk cannot be asked.
         """
-        if not fork.call.info:
-            fork.call.caller = await self._look_ups.caller_of(fork.uniqueid)
+        return ("", "") if info else await self._look_ups.caller_of(uniqueid)
 
     async def choose(self, fork: Fork) -> None:
         """Choose the tap (ChanSpy or ARI snoop) and sample rate of a fork, and what it grants.

@@ -18,7 +18,7 @@ from nats.js.errors import NoKeysError
 
 import audiofork
 from audiofork import config_file
-from audiofork.cluster.beats import SUBJECT, Beat
+from audiofork.cluster.beats import SUBJECT, Beat, ControlBeat
 from audiofork.cluster.broker import Broker
 from audiofork.cluster.lease import BUCKET, Holder, Lease
 from audiofork.commands import remedies_cluster as remedies
@@ -53,14 +53,17 @@ async def connected(*urls: str, replicas: int = 1) -> AsyncIterator[Broker]:
 
 
 @asynccontextmanager
-async def beating(server: NatsServer, *beats: Callable[[], Beat] | Beat) -> AsyncIterator[None]:
-    """Have relay hosts tell that they are there."""
+async def beating(
+    server: NatsServer, *beats: Callable[[], Beat] | Beat | ControlBeat
+) -> AsyncIterator[None]:
+    """Have relay hosts and controllers tell that they are there."""
 
     async def beat(broker: Broker) -> None:
         while True:
             for one in beats:
-                now = one if isinstance(one, Beat) else one()
-                broker.publish(f"{SUBJECT}.{now.name}", now.encode())
+                now = one if isinstance(one, Beat | ControlBeat) else one()
+                subject = f"{SUBJECT}.{now.name}" if isinstance(now, Beat) else now.subject
+                broker.publish(subject, now.encode())
             await asyncio.sleep(0.1)
 
     async with connected(server.url) as broker:
@@ -214,6 +217,7 @@ async def test_right_that_is_missing_is_named(tmp_path: Path) -> None:
     assert [text.rpartition("violation for ")[2] for text in told] == [
         'publish to "$js.api.stream.info.kv_audiofork-leases"',
         'subscription to "audiofork.beat.*"',
+        'subscription to "audiofork.beat-control.asterisk.*"',
         "relay hosts: none is there",
     ]
 
@@ -286,11 +290,41 @@ async def test_server_of_a_bucket_that_is_away_is_named() -> None:
 # --- Who is there --------------------------------------------------------------------------------
 
 
-async def test_who_leads_is_told(server: NatsServer) -> None:
-    async with leading(server), beating(server, BEAT):
+C1 = ControlBeat("c1", "asterisk", "run", leads=True, version=audiofork.__version__)
+C2 = replace(C1, name="c2", run_id="other", leads=False)
+
+
+@pytest.mark.parametrize(
+    ("beats", "mark", "text"),
+    [
+        ((C1, C2), Mark.OK, "controllers: c1 leads for asterisk, c2 stands by"),
+        (
+            (C1, C2, replace(C2, name="c3")),
+            Mark.OK,
+            "controllers: c1 leads for asterisk, c2 and c3 stand by",
+        ),
+        ((C1,), Mark.WARN, "controllers: c1 leads for asterisk, none stands by"),
+        (
+            (C1, replace(C2, asterisk="pbx-b")),
+            Mark.WARN,
+            "controllers: c1 leads for asterisk, none stands by",
+        ),
+        ((C1, C2, replace(C2, run_id="b")), Mark.FAIL, "controllers: two have the name c2"),
+        (
+            (C1, replace(C2, version="0.0.9")),
+            Mark.WARN,
+            f"controllers: c2 has version 0.0.9, not {audiofork.__version__} as here",
+        ),
+    ],
+    ids=["well", "three", "alone", "of another", "name", "version"],
+)
+async def test_who_leads_and_stands_by_is_told(
+    server: NatsServer, beats: tuple[ControlBeat, ...], mark: Mark, text: str
+) -> None:
+    async with leading(server), beating(server, BEAT, *beats):
         known, findings = await check(server.url)
     assert known == KnownCluster((BEAT,), has_leader=True)
-    assert "controllers: c1 leads for asterisk" in marked(findings, Mark.OK)
+    assert text in marked(findings, mark)
 
 
 async def test_leader_that_is_silent_is_a_fault(server: NatsServer) -> None:
@@ -393,7 +427,7 @@ def relay_ini(server: NatsServer, more: str = "", listen: str = "127.0.0.1:0") -
 async def check_relay(ini: str) -> tuple[Outcome, list[Finding]]:
     findings: list[Finding] = []
     config = config_file.parse(ini, {}, source="relay.ini")
-    outcome = await RelayCheck(config, findings.append, time.time).run()
+    outcome = await RelayCheck(config, findings.append).run()
     for finding in findings:
         print(finding)
     return outcome, findings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 
 from audiofork.asterisk.ami_protocol import ChannelHangup
+from audiofork.errors import AmiUnavailable
 from audiofork.forks import fork as fork_module
 from audiofork.forks.ending import HANGUP_GRACE_S
 from audiofork.forks.journal import Entry
 from audiofork.forks.legs import LEG_LOSS_GRACE_S
-from audiofork.forks.recovery import NO_WAY, RESTARTED
+from audiofork.forks.recovery import AT_ONCE, NO_WAY, RESTARTED
 from audiofork.link.messages import (
     Adopt,
     EndFork,
@@ -103,6 +105,15 @@ async def test_age_of_an_adopted_fork_is_that_which_its_relay_tells(rig: Rig) ->
     await rig.clock.advance(1)
     (view,) = await rig.forks.views()
     assert view.age_s == 13.0
+
+
+async def test_start_is_noted_once_where_the_relay_would_outlive_its_fault(
+    leaving: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: list[Entry] = []
+    monkeypatch.setattr(leaving.journal, "put", noted.append)
+    await leaving.stream()
+    assert [entry.attempts for entry in noted] == [0]
 
 
 async def test_adopted_fork_is_found_muted_and_stopped_as_any_other(rig: Rig) -> None:
@@ -208,6 +219,38 @@ async def test_leg_that_is_not_attached_is_hung_up_and_asked_for_anew(rig: Rig) 
     await resume(rig, ENTRY)
     assert [one.part for one in rig.expected] == [PAIRS]
     assert rig.hung_up == [LEG]
+
+
+async def test_callers_of_adopted_forks_are_asked_for_together_in_the_order_of_the_entries(
+    rig: Rig,
+) -> None:
+    rig.forks._look_ups._asks_callers = True
+    entries = [replace(ENTRY, fork_id=str(uuid.UUID(int=one))) for one in range(2 * AT_ONCE + 1)]
+    rig.held = {one.fork_id: replace(HELD, fork_id=one.fork_id, leg_ids={}) for one in entries}
+    rig.ami.gates["Getvar"] = gate = asyncio.Event()
+    resuming = asyncio.create_task(resume(rig, *entries))
+    await rig.clock.settle()
+    assert [name for name, *_ in rig.ami.actions].count("Getvar") == AT_ONCE
+    assert rig.sent == []
+    gate.set()
+    await resuming
+    assert [one for one in rig.sent if isinstance(one, Adopt)] == [
+        Adopt(entry.fork_id) for entry in entries
+    ]
+
+
+async def test_callers_that_cannot_be_asked_for_leave_all_entries_to_the_next_login(
+    rig: Rig,
+) -> None:
+    rig.forks._look_ups._asks_callers = True
+    rig.ami.faults["Getvar"] = AmiUnavailable("lost")
+    hold(rig)
+    with pytest.raises(AmiUnavailable):
+        await resume(rig, ENTRY)
+    assert rig.sent == []
+    del rig.ami.faults["Getvar"]
+    await rig.forks.on_login()
+    assert rig.sent == [Adopt(UNKNOWN_ID)]
 
 
 async def test_entry_that_cannot_be_used_keeps_no_other_from_its_fork(

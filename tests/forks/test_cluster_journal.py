@@ -6,12 +6,13 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import pytest
 
 from audiofork.cluster.broker import Broker
 from audiofork.config import ClusterConfig
-from audiofork.forks.cluster_journal import ClusterJournal
+from audiofork.forks.cluster_journal import ClusterJournal, bucket_of
 from audiofork.forks.journal import Entry
 from testbed.nats import NatsServer, nats_servers
 from tests.relay.peers import until
@@ -94,6 +95,26 @@ async def test_what_one_that_does_not_lead_had_to_write_is_never_written(
     await asyncio.sleep(0.5)
     await first.journal.close()
     assert await opened(second) == []
+
+
+async def test_entry_that_was_found_as_it_is_is_not_written_again(
+    controller: Callable[[], Controller],
+) -> None:
+    first, second = controller(), controller()
+    await opened(first)
+    for fork_id in (A, B):
+        first.journal.put(entry(fork_id))
+    await first.journal.close()
+    await opened(second)
+    bucket = await second.broker.bucket(bucket_of("pbx"))
+    revisions = [(await bucket.get(fork_id)).revision for fork_id in (A, B)]
+    for again in (entry(A), replace(entry(B), mute_in=True), entry(A), entry(B)):
+        second.journal.put(again)
+        await second.journal.read()
+    second.journal.put(entry(A))
+    await second.journal.close()
+    assert (await bucket.get(A)).revision == revisions[0]
+    assert (await bucket.get(B)).revision != revisions[1]
 
 
 async def test_what_waits_is_written_before_it_is_read_when_it_leads_again(

@@ -154,3 +154,18 @@ async def test_unknown_fork_is_told_with_a_way_to_the_history(
     await sign_in(page, stand_in.url)
     await page.goto(f"{stand_in.url}#/forks/00000000-0000-4000-8000-000000000000")
     await expect(page.get_by_text("There is no such fork now.")).to_be_visible()
+
+
+async def test_relay_host_of_a_cluster_is_named_and_there_is_none_without_one(
+    page: Page, stand_in: StandIn
+) -> None:
+    one = stand_in.add(synthetic.fork(1, caller_name="Ada", relay_host="r1"))
+    stand_in.add(synthetic.fork(2, caller_name="Grace"))
+    await sign_in(page, stand_in.url)
+    await page.get_by_role("link", name="Ada").click()
+    await expect(page.get_by_text("Relay host")).to_be_visible()
+    await expect(page.get_by_text(one["relay_host"], exact=True)).to_be_visible()
+    await page.go_back()
+    await page.get_by_role("link", name="Grace").click()
+    await expect(page.get_by_text("Uniqueid")).to_be_visible()
+    await expect(page.get_by_text("Relay host")).not_to_be_visible()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from audiofork.commands import check_audio, probe
 from audiofork.commands.check import Check
 from audiofork.commands.findings import Finding, Mark, Outcome
 from testbed.ami import AmiClient
-from testbed.asterisk import Asterisk
+from testbed.asterisk import Asterisk, free_port
 from testbed.daemon import Daemon, asterisk_settings
 from tests.system.cluster import Cluster, clustered
 from tests.system.conftest import no_channels
@@ -68,13 +69,14 @@ def address_of(relay: Daemon) -> str:
 async def test_cluster_as_it_should_be_has_no_fault(cluster: Cluster) -> None:
     relays = {name: address_of(cluster.relay(name)) for name in ("r1", "r2")}
     await leads(cluster.controller("c1"))
+    cluster.controller("c2")
     outcome, findings = await findings_of(cluster)
     assert (outcome, failures(findings)) == (Outcome.FINE, [])
     texts = [finding.text for finding in findings]
     (server,) = cluster.servers
     assert any(text.startswith(f"NATS: {server.url} answers in ") for text in texts)
     assert "JetStream: bucket audiofork-leases is kept by 1 server" in texts
-    assert "controllers: c1 leads for asterisk" in texts
+    assert "controllers: c1 leads for asterisk, c2 stands by" in texts
     assert "relay hosts: room for 1000 more forks" in texts
     for name, address in relays.items():
         version = audiofork.__version__
@@ -103,6 +105,17 @@ async def test_relay_host_that_asterisk_does_not_reach_is_a_fault(cluster: Clust
     outcome, findings = await findings_of(cluster)
     assert outcome is Outcome.FAULTS
     assert failures(findings) == ["relay host r2: Asterisk and 127.0.0.1:9: cannot connect"]
+
+
+async def test_relay_host_may_be_reached_by_its_name(cluster: Cluster) -> None:
+    port = free_port(socket.SOCK_STREAM)
+    settings = f"listen = 127.0.0.1:{port}\nadvertise = localhost:{port}\n"
+    cluster.relay("r1", audiosocket=settings)
+    await leads(cluster.controller("c1"))
+    outcome, findings = await findings_of(cluster)
+    assert (outcome, failures(findings)) == (Outcome.FINE, [])
+    texts = [finding.text for finding in findings]
+    assert f"relay host r1: Asterisk reaches it at localhost:{port}" in texts
 
 
 async def test_relay_host_that_refuses_asterisk_is_a_fault(cluster: Cluster) -> None:

@@ -92,6 +92,10 @@ def test_parted_hosts_reach_their_own_side_alone(network: Network, hosts: list[H
         for host, to in ((a, c), (c, b)):
             with pytest.raises(TimeoutError):
                 connected(host, to)
+        network.join(c, a)
+        connected(a, c).close()
+        with pytest.raises(TimeoutError):
+            connected(c, b)
 
 
 def test_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
