@@ -75,6 +75,11 @@ def address_of(text: str) -> IPAddress:
     return getattr(found, "ipv4_mapped", None) or found
 
 
+def is_among(text: str, networks: tuple[IPNetwork, ...]) -> bool:
+    """Return whether the address in a text belongs to one of some networks; no text does not."""
+    return bool(text) and any(address_of(text) in network for network in networks)
+
+
 def network_of(text: str) -> IPNetwork:
     """Return the network that a text holds, such as 192.0.2.0/24; an address is a network of one.
 

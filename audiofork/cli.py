@@ -12,6 +12,7 @@ import click
 import uvloop
 
 from audiofork import __version__, config, config_file, log
+from audiofork.commands.buckets_command import buckets_command
 from audiofork.commands.check_command import check
 from audiofork.commands.cluster_command import cluster_command
 from audiofork.commands.daemon_options import (
@@ -371,6 +372,7 @@ def _say_each(lines: list[str]) -> None:
 
 main.add_command(list_command(_exit_codes))
 main.add_command(cluster_command(_exit_codes))
+main.add_command(buckets_command)
 main.add_command(history_command(_exit_codes))
 main.add_command(receive)
 main.add_command(migrate_command(say, warn))

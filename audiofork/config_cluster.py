@@ -6,11 +6,18 @@ import re
 import socket
 from dataclasses import dataclass
 
-from audiofork.config_values import number, text, whole
+from audiofork.addresses import IPNetwork
+from audiofork.config_values import networks, number, text, texts, whole
 from audiofork.config_values import option as _option
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _SERVER = re.compile(r"(nats|tls)://[^\s,@/]+")
+_SEED = re.compile(r"SU[A-Z2-7]{56}")
+_CREDENTIALS = re.compile(
+    r"-+BEGIN NATS USER JWT-+\n(?P<jwt>[\w.-]+)\n-+END NATS USER JWT-+\n.*"
+    r"-+BEGIN USER NKEY SEED-+\n(?P<seed>SU[A-Z2-7]{56})\n-+END USER NKEY SEED-+",
+    re.DOTALL,
+)
 
 
 def is_name(value: str) -> bool:
@@ -33,7 +40,23 @@ def _servers(value: str) -> tuple[str, ...]:
     for one in found:
         if not _SERVER.fullmatch(one):
             raise ValueError("nats://HOST:PORT or tls://HOST:PORT, several with spaces between")
+    if len({one.partition(":")[0] for one in found}) > 1:
+        raise ValueError("tls:// before all servers, or nats:// before all")
     return found
+
+
+def _seed(value: str) -> str:
+    if value and not _SEED.fullmatch(value):
+        raise ValueError("the seed of a user's NKey, SU and 56 more letters and digits, alone")
+    return value
+
+
+def _credentials(value: str) -> str:
+    """Return a credentials file of NATS without all that stands around its JWT and its seed."""
+    kept = texts(value)
+    if kept and not _CREDENTIALS.search(kept):
+        raise ValueError("a credentials file of NATS, with the JWT and the seed of a user")
+    return kept
 
 
 @dataclass(frozen=True)
@@ -43,8 +66,9 @@ class ClusterConfig:
     servers: tuple[str, ...] = _option(
         "",
         _servers,
-        "The NATS servers, such as tls://a.example.org:4222 tls://b.example.org:4222; empty: there "
-        "is no cluster, and the rest of this section has no meaning.",
+        "The NATS servers, such as tls://a.example.org:4222 tls://b.example.org:4222; with nats:// "
+        "what they are sent, secrets of forks among it, may go in the clear. Empty: there is no "
+        "cluster, and the rest of this section has no meaning.",
     )
     name: str = _option(
         "",
@@ -67,17 +91,42 @@ class ClusterConfig:
     capacity: int = _option(
         "500", whole(1, 100_000), "The most forks that this host relays; for `audiofork relay`."
     )
+    legs_from: tuple[IPNetwork, ...] = _option(
+        "",
+        networks,
+        "Addresses and networks that the audio of this controller's Asterisk comes from; empty: "
+        "any that [audiosocket] allow of a relay host lets in. What comes from elsewhere is no leg "
+        "of its forks, even with the right UUID.",
+    )
     replicas: int = _option(
         "1",
         whole(1, 5),
         "How many NATS servers keep each entry: 3 where there are three or more servers, so that "
         "one of them may die. A higher number than before counts when a controller starts.",
     )
-    credentials_file: str = _option(
-        "", text, "A credentials file (.creds) of NATS, with the user's JWT and seed; empty: none."
+    nkey: str = _option(
+        "",
+        _seed,
+        "The seed of the NKey that NATS knows this controller or relay by; empty: none. Use "
+        "nkey_file to keep it out of this file.",
+        may_be_shown=False,
     )
     nkey_file: str = _option(
-        "", text, "A file with the seed of an NKey of NATS, in place of credentials; empty: none."
+        "",
+        text,
+        "A file that contains the seed; under systemd it may be ${CREDENTIALS_DIRECTORY}/NAME.",
+    )
+    credentials: str = _option(
+        "",
+        _credentials,
+        "In place of an NKey alone: the content of a credentials file (.creds) of NATS. Use "
+        "credentials_file to keep it out of this file.",
+        may_be_shown=False,
+    )
+    credentials_file: str = _option(
+        "",
+        text,
+        "A credentials file; under systemd it may be ${CREDENTIALS_DIRECTORY}/NAME.",
     )
     ca_file: str = _option(
         "",

@@ -24,7 +24,7 @@ from audiofork.config import (
     ProfileConfig,
 )
 from audiofork.config_http import fault_of
-from audiofork.config_values import MAX_PORT, NotAChoice, text, word
+from audiofork.config_values import MAX_PORT, NotAChoice, word
 from audiofork.errors import ConfigError
 from audiofork.files import read_file
 from audiofork.ini import Ini
@@ -48,7 +48,7 @@ _INTRO = """\
 """
 
 
-SECTIONS_WITH_SECRETS = ("asterisk", "ari", "websocket", "profile")
+SECTIONS_WITH_SECRETS = ("asterisk", "ari", "websocket", "cluster", "profile")
 """The sections with secrets that may be in a file of their own."""
 
 
@@ -172,6 +172,7 @@ def _parsed(given: _Given, secrets_of: Sequence[str]) -> Config:
     _check_detached(config, given)
     _check_tap(config, given)
     _check_logins(config, given)
+    _check_cluster(config, given)
     _check_http(config, given)
     return _with_secrets(config, given, secrets_of)
 
@@ -357,6 +358,15 @@ def _check_logins(config: Config, given: _Given) -> None:
                 raise ConfigError(f"{place}: [{header}] {option}: [{header}] names no proxy")
 
 
+def _check_cluster(config: Config, given: _Given) -> None:
+    """Refuse two logins to NATS."""
+    cluster = config.cluster
+    if (cluster.nkey or cluster.nkey_file) and (cluster.credentials or cluster.credentials_file):
+        option = "nkey_file" if cluster.nkey_file else "nkey"
+        place = given.place("cluster", option)
+        raise ConfigError(f"{place}: [cluster] {option}: expected an NKey or credentials, not both")
+
+
 def _check_http(config: Config, given: _Given) -> None:
     """Refuse an option of [http] that lacks another one."""
     if found := fault_of(config.http):
@@ -367,6 +377,8 @@ def _check_http(config: Config, given: _Given) -> None:
 def _with_secrets(config: Config, given: _Given, sections: Sequence[str]) -> Config:
     """Read the secrets of these sections from their own files, where they have such."""
     read = {name: getattr(config, name) for name in sections}
+    if not config.cluster.servers:
+        read.pop("cluster", None)
     for section, option in _SECRETS:
         if section in read:
             read[section] = _with_secret(read[section], section, option, given)
@@ -377,7 +389,13 @@ def _with_secrets(config: Config, given: _Given, sections: Sequence[str]) -> Con
     return dataclasses.replace(config, **read)
 
 
-_SECRETS = (("asterisk", "secret"), ("ari", "password"), ("websocket", "proxy_login"))
+_SECRETS = (
+    ("asterisk", "secret"),
+    ("ari", "password"),
+    ("websocket", "proxy_login"),
+    ("cluster", "nkey"),
+    ("cluster", "credentials"),
+)
 
 
 def _of_profile(profile: ProfileConfig, name: str, given: _Given) -> ProfileConfig:
@@ -404,13 +422,13 @@ def _with_secret(values: _Section, section: str, option: str, given: _Given) -> 
 
 def _secret(path: Path, where: str) -> str:
     try:
-        return text(read_file(path).decode("utf-8-sig").strip())
+        return read_file(path).decode("utf-8-sig").strip()
     except OSError as exc:
         unset = "$" in str(path)
         hint = "; systemd sets that variable for the service alone" if unset else ""
         raise ConfigError(f"{where}: {why(exc)}{hint}") from exc
-    except ValueError:  # not UTF-8, or more than one line; the cause would quote the secret
-        raise ConfigError(f"{where}: expected one line of text in {path}") from None
+    except UnicodeDecodeError:  # its text would quote the secret
+        raise ConfigError(f"{where}: expected UTF-8 in {path}") from None
 
 
 # --- The sample ----------------------------------------------------------------------------------

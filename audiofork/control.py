@@ -16,6 +16,7 @@ from audiofork.asterisk import leadership
 from audiofork.cluster.beats import CONTROL_BEAT_S, ControlBeat
 from audiofork.cluster.broker import Broker
 from audiofork.cluster.lease import BUCKET, Holder, Lease
+from audiofork.cluster.login import inbox_of_controller
 from audiofork.cluster.roster import Host, Roster
 from audiofork.config import Config
 from audiofork.daemon import Daemon
@@ -54,7 +55,10 @@ class Control:
         self._path = path
         self._config = config
         self._cluster = config.cluster
-        self._broker = Broker(config.cluster, f"audiofork control {config.cluster.own_name}")
+        cluster = config.cluster
+        self._broker = Broker(
+            cluster, f"audiofork control {cluster.own_name}", inbox_of_controller(cluster)
+        )
         self._roster = Roster(self._broker, config.cluster.dead_after)
         self._stop = asyncio.Event()
         self._run_id = str(uuid.uuid4())
@@ -191,18 +195,24 @@ class Control:
         self._on_role()
         self.daemon = daemon = Daemon(self._path, config_file.load(self._path), self)
         keeping = asyncio.create_task(self._keep(lease, daemon))
+        stopping = asyncio.create_task(self._stop_with_us(daemon))
         try:
             await daemon.run()
         finally:
             is_lost = keeping.done()
-            keeping.cancel()
             going_on = self._going_on or keeping
-            going_on.cancel()
-            await asyncio.gather(keeping, going_on, return_exceptions=True)
+            for task in (keeping, stopping, going_on):
+                task.cancel()
+            await asyncio.gather(keeping, stopping, going_on, return_exceptions=True)
             self.daemon = self._going_on = None
             self._take_signals()
         if not is_lost:
             self._stop.set()
+
+    async def _stop_with_us(self, daemon: Daemon) -> None:
+        """Stop the daemon on a signal that has come before it takes signals itself."""
+        await self._stop.wait()
+        daemon.stop()
 
     async def _keep(self, lease: Lease, daemon: Daemon) -> None:
         """Keep the lease; stop the daemon when another controller leads."""

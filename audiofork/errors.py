@@ -28,6 +28,7 @@ AudioForkError
 +-- BrokerUnavailable             NATS, or the way to it: the cluster's broker
 |   +-- NobodyAnswers             nobody takes such requests now
 +-- NobodyLeads                   no controller that leads can be asked
++-- NoMessage                     who has sent something over NATS that cannot be used
 +-- CannotListen                  the program that uses the address
 +-- ReceiverError                 the user of the receiver: it cannot start
 +-- SetupError                    the administrator's: this machine cannot be set up
@@ -243,6 +244,10 @@ class NobodyAnswers(BrokerUnavailable):
 
 class NobodyLeads(AudioForkError):
     """No controller that leads for an Asterisk can be asked; the text says which, and why."""
+
+
+class NoMessage(AudioForkError, ValueError):
+    """What came over NATS is no message, or none that is known here; the text has no secret."""
 
 
 class CannotListen(AudioForkError):

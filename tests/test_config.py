@@ -49,6 +49,13 @@ OPTIONS = [
 ]
 
 
+NKEY = f"SU{'A' * 56}"
+CREDENTIALS = (
+    "-----BEGIN NATS USER JWT-----\na.b.c\n------END NATS USER JWT------\n"
+    f"-----BEGIN USER NKEY SEED-----\n{NKEY}\n------END USER NKEY SEED------"
+)
+
+
 def read(content: str, **environment: str) -> Config:
     return parse(content, environment, source="test.ini")
 
@@ -754,6 +761,8 @@ def test_environment_reaches_the_option(section: str, option: str, tmp_path: Pat
         "h:7",
         "wss://x",
         "nats://h:7",
+        NKEY,
+        CREDENTIALS,
         "debug",
         "json",
         "keep",

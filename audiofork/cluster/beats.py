@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from audiofork.config import Address
 from audiofork.config_cluster import is_name
 from audiofork.config_values import address
-from audiofork.text import printable
+from audiofork.errors import NoMessage
 
 SUBJECT = "audiofork.beat"
 CONTROL_SUBJECT = "audiofork.beat-control"
@@ -94,12 +94,9 @@ class ControlBeat:
         return json.dumps(asdict(self)).encode()
 
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (float, int),
-    "bool": (bool,),
-}
+_KINDS = {"str": str, "int": int, "float": float, "bool": bool}
+MAX_CHARACTERS = 300
+MAX_NUMBER = 2**53
 _Beat = TypeVar("_Beat", Beat, ControlBeat)
 
 
@@ -107,12 +104,15 @@ def beat_of(subject: str, payload: bytes) -> Beat:
     """Return the beat in a message. Fields of a later version are passed over.
 
     Raises:
-        ValueError: It is none, or is not of the host whose subject it came by.
+        NoMessage: It is none, or is not of the host whose subject it came by.
     """
     beat = _decode(Beat, payload)
     if subject != f"{SUBJECT}.{beat.name}":
-        raise ValueError(f"it says that it is of {printable(beat.name[:63], '?')}")
-    _ = beat.address  # raises
+        raise NoMessage(f"it says that it is of {beat.name}")
+    try:
+        _ = beat.address
+    except ValueError as exc:
+        raise NoMessage(f"listen: expected {exc}") from None
     return beat
 
 
@@ -120,28 +120,39 @@ def control_beat_of(subject: str, payload: bytes) -> ControlBeat:
     """Return the beat of a controller in a message; raises as `beat_of`."""
     beat = _decode(ControlBeat, payload)
     if not is_name(beat.asterisk):
-        raise ValueError("the name of its Asterisk cannot be one")
+        raise NoMessage("the name of its Asterisk cannot be one")
     if subject != beat.subject:
-        raise ValueError(f"it says that it is of {printable(beat.name[:63], '?')}")
+        raise NoMessage(f"it says that it is of {beat.name}")
     return beat
 
 
 def _decode(kind: type[_Beat], payload: bytes) -> _Beat:
-    values: Any = json.loads(payload)
+    try:
+        values: Any = json.loads(payload)
+    except (ValueError, RecursionError):
+        raise NoMessage("no JSON") from None
     if not isinstance(values, dict):
-        raise ValueError("no beat")
+        raise NoMessage("no beat")
     known = {one.name: _KINDS[str(one.type)] for one in fields(kind)}
     found = {name: value for name, value in values.items() if name in known}
     for name, value in found.items():
-        if not isinstance(value, known[name]) or (type(value) is bool and bool not in known[name]):
-            raise ValueError(f"{name} has another type")
+        if type(value) is int and known[name] is float:
+            found[name] = value = float(min(value, MAX_NUMBER))
+        if type(value) is not known[name] or not _is_usual(value):
+            raise NoMessage(f"{name} has another type, or is too long or too great")
     try:
         beat = kind(**found)
-    except TypeError as exc:
-        raise ValueError("a field is missing") from exc
+    except TypeError:
+        raise NoMessage("a field is missing") from None
     if not is_name(beat.name):  # it becomes a part of subjects
-        raise ValueError("its name cannot be one")
+        raise NoMessage("its name cannot be one")
     return beat
+
+
+def _is_usual(value: object) -> bool:
+    if isinstance(value, str):
+        return len(value) <= MAX_CHARACTERS and value.isprintable()
+    return isinstance(value, int | float) and 0 <= value <= MAX_NUMBER  # not a number is not
 
 
 class Seen:

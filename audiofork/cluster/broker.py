@@ -5,136 +5,45 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import random
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, NamedTuple, TypeVar
 
 import nats.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.aio.transport import TcpTransport
 from nats.js import JetStreamContext
-from nats.js.api import KeyValueConfig, StorageType
+from nats.js.errors import BucketNotFoundError
 from nats.js.errors import Error as JetStreamError
 from nats.js.kv import KeyValue
 
+from audiofork.cluster import buckets, login
+from audiofork.cluster.complaints import Complaints
+from audiofork.cluster.login import INBOXES
+from audiofork.cluster.nats_client import NatsClient
 from audiofork.config import ClusterConfig
-from audiofork.errors import BrokerUnavailable, ConfigError, NobodyAnswers
-from audiofork.files import read_file
-from audiofork.text import why
-from audiofork.tls_contexts import client_context
+from audiofork.errors import BrokerUnavailable, ConfigError, NobodyAnswers, NoMessage
+from audiofork.log import CounterLine, Refusals
+from audiofork.text import printable, why
 
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 2
 RECONNECT_WAIT_S = 0.2
-CLOSE_TIMEOUT_S = 0.2
 # A server that does not answer is left after two of these: a network may drop packets in silence.
 PING_INTERVAL_S = 1
 # From here on messages are dropped, which their receivers notice by their numbers.
 MAX_WAITING = 100_000
 # What NATS' client raises where its servers do not answer, or refuse.
 FAULTS: tuple[type[Exception], ...] = (nats.errors.Error, JetStreamError, OSError, TimeoutError)
+
 # The header that says for whom a request is, and the status of one that nobody takes.
 WHO = "Audiofork-Who"
 _NO_RESPONDERS = "503"
-# So many different faults are logged until the connection stands.
-MAX_TOLD = 50
-# In an error after which the connection goes on.
-_NOT_ALLOWED = "permissions violation"
 
 Handle = Callable[[str, bytes], None]
-Answer = Callable[[bytes], Awaitable[bytes]]
 _Result = TypeVar("_Result")
-
-
-class _Transport(TcpTransport):
-    """A connection that is over when we leave it.
-
-    TLS would first wait for the other side, for 30 s where that is silent, and for ever where the
-    handshake has failed; until then the library would not go on to the next server.
-    """
-
-    def __bool__(self) -> bool:
-        return True  # else the library takes its own
-
-    async def wait_closed(self) -> None:
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await super().wait_closed()  # type: ignore[no-untyped-call]
-        except TimeoutError:
-            for writer in (self._io_writer, self._bare_io_writer):
-                if writer is not None:
-                    writer.transport.abort()
-
-
-class NatsClient(Client):
-    """The library's client, which never gives up, and goes over TLS where the URL says so."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._transport = _Transport()  # type: ignore[no-untyped-call]
-
-    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: FBT001, FBT002 (of the library)
-        # The library would go on in the clear, and somebody between could have it so.
-        server = self._current_server
-        assert server is not None, "this is what it has said first"
-        if initial_connection and server.uri.scheme == "tls" and not info.get("tls_required"):
-            raise nats.errors.Error("it does not demand TLS")
-        await super()._process_info(info, initial_connection)
-
-    async def _process_err(self, err_msg: str) -> None:
-        # After an error that ends the connection the library would not connect again.
-        if _NOT_ALLOWED in err_msg:
-            await super()._process_err(err_msg)
-            return
-        fault = nats.errors.Error(err_msg.strip("'"))
-        await self._error_cb(fault)
-        await self._process_op_err(fault)
-
-
-def login_of(config: ClusterConfig) -> dict[str, Any]:
-    """Return the options of a client by which it logs in.
-
-    Raises:
-        ConfigError: A file that [cluster] names cannot be used.
-    """
-    options: dict[str, Any] = {}
-    try:
-        if any(one.startswith("tls:") for one in config.servers):
-            options["tls"] = client_context(config.ca_file)
-    except OSError as exc:
-        raise ConfigError(f"[cluster] ca_file: {why(exc)}") from exc
-    for option, name, check in (
-        ("credentials_file", "user_credentials", _check_credentials),
-        ("nkey_file", "nkeys_seed", _check_seed),
-    ):
-        if path := os.path.expandvars(getattr(config, option)):
-            try:
-                check(read_file(path))
-            except OSError as exc:
-                raise ConfigError(f"[cluster] {option}: {why(exc)}") from exc
-            except ValueError as exc:
-                raise ConfigError(f"[cluster] {option}: {path}: {exc}") from None
-            options[name] = path
-    return options
-
-
-def _check_credentials(content: bytes) -> None:
-    if b"BEGIN NATS USER JWT" not in content or b"BEGIN USER NKEY SEED" not in content:
-        raise ValueError("no credentials of NATS")
-
-
-def _check_seed(content: bytes) -> None:
-    import nkeys  # a client without such a key does without
-
-    try:
-        nkeys.from_seed(bytearray(content.strip())).wipe()
-    except (nkeys.NkeysError, ValueError):
-        raise ValueError("no seed of an NKey") from None
 
 
 class Question(NamedTuple):
@@ -142,7 +51,7 @@ class Question(NamedTuple):
 
     Attributes:
         payload: What is asked.
-        reply: What the answers are sent to; empty: nobody waits for any.
+        reply: The inbox that the answers are sent to.
         who: For whom it is asked, as whoever asks says; empty: it says nothing.
     """
 
@@ -155,18 +64,24 @@ class Broker:
     """One connection to one of the NATS servers, which is opened again for as long as it takes.
 
     Owned by the program. Handlers are called from the event loop, for one message at a time and in
-    order; what one raises is logged.
+    order; what one raises is logged, once a second at most.
 
     Args:
         config: The servers, and how to log in.
         what: Names this client to NATS.
+        inbox: Below which subject answers to this client go. No other user should be allowed to
+            read there.
     """
 
-    def __init__(self, config: ClusterConfig, what: str) -> None:
+    def __init__(self, config: ClusterConfig, what: str, inbox: str = f"{INBOXES}client") -> None:
         self._config = config
         self._what = what
-        self._client = NatsClient()
-        self._told: set[str] = set()
+        self._inboxes = inbox
+        self._complaints = Complaints(config)
+        self._strange = CounterLine(log, "messages over NATS without effect")
+        self._bugs = Refusals(log, "messages over NATS could not be handled")
+        self._client = NatsClient(self._on_damaged)
+        self._has_begun = False
         self._stream: JetStreamContext | None = None
         self._outbox: deque[tuple[str, bytes, str]] = deque(maxlen=MAX_WAITING)
         self._wake = asyncio.Event()
@@ -200,42 +115,34 @@ class Broker:
         Raises:
             ConfigError: A file that [cluster] names cannot be used.
         """
-        options, servers = login_of(self._config), self._config.servers
-        while True:
-            try:
-                await self._client.connect(
-                    random.sample(servers, len(servers)),
-                    dont_randomize=True,  # after one that is lost, the next
-                    name=self._what,
-                    error_cb=self._on_error,
-                    disconnected_cb=self._on_lost,
-                    reconnected_cb=self._on_back,
-                    connect_timeout=CONNECT_TIMEOUT_S,
-                    reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]  # or less
-                    max_reconnect_attempts=-1,
-                    ping_interval=PING_INTERVAL_S,
-                    **options,
-                )
-                break
-            except FAULTS as exc:
-                await self._on_error(exc)
-            await asyncio.sleep(1)
+        options, servers = login.options_of(self._config, self._inboxes), self._config.servers
+        self._has_begun = True
+        await self._client.connect(
+            random.sample(servers, len(servers)),
+            dont_randomize=True,  # after one that is lost, the next
+            name=self._what,
+            error_cb=self._on_error,
+            disconnected_cb=self._on_lost,
+            reconnected_cb=self._on_back,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]  # or less
+            max_reconnect_attempts=-1,
+            ping_interval=PING_INTERVAL_S,
+            **options,
+        )
+        if not self._client.is_guarded:
+            await self._client.close()
+            raise ConfigError("this version of nats-py is not known here: use another one")
         self._stream = self._client.jetstream(timeout=1)
         self._sending = asyncio.create_task(self._send())
-        self._told.clear()
+        self._complaints.forget()
         log.info("connected to the NATS server %s", self.server)
 
+    def _on_damaged(self, exc: Exception) -> None:
+        self._strange.count(f"its headers cannot be read: {type(exc).__name__}")
+
     async def _on_error(self, exc: Exception) -> None:
-        """Log a fault, once until the connection stands again: it is tried for ever."""
-        text = why(exc)
-        if text in self._told or len(self._told) >= MAX_TOLD:
-            log.debug("NATS: %s", text)
-            return
-        self._told.add(text)
-        if self.is_up:
-            log.error("NATS: %s", text)
-        else:
-            log.error("no NATS server can be reached yet: %s; trying again", text)
+        self._complaints.say(exc)
 
     async def _on_lost(self) -> None:
         if not self._client.is_closed:
@@ -245,7 +152,7 @@ class Broker:
             handle(False)
 
     async def _on_back(self) -> None:
-        self._told.clear()
+        self._complaints.forget()
         log.warning("connected to the NATS server %s again", self.server)
         for handle in list(self._on_change):
             handle(True)
@@ -267,13 +174,24 @@ class Broker:
 
     async def _send(self) -> None:
         while True:
-            self._idle.set()
+            if not self._outbox:
+                self._idle.set()
             await self._wake.wait()
             self._wake.clear()
             while self._outbox:
-                subject, payload, reply = self._outbox.popleft()
-                with contextlib.suppress(*FAULTS):
-                    await self._client.publish(subject, payload, reply)
+                await self._send_one(*self._outbox.popleft())
+
+    async def _send_one(self, subject: str, payload: bytes, reply: str) -> None:
+        try:
+            await self._client.publish(subject, payload, reply)
+        except nats.errors.MaxPayloadError:
+            log.error(
+                "a message of %d bytes to %s is not sent: the NATS server takes %d; raise its "
+                "max_payload, or lower [cluster] capacity",
+                *(len(payload), subject, self._client.max_payload),
+            )
+        except FAULTS as exc:
+            log.debug("a message to %s is not sent: %s", subject, why(exc))
 
     async def subscribe(self, subject: str, handle: Handle) -> Subscription:
         """Have a function called with the subject and the payload of each message.
@@ -283,38 +201,21 @@ class Broker:
         """
 
         async def pass_on(message: Msg) -> None:
+            # JetStream delivers what a client keeps in a bucket to any subject that it names: then
+            # the message has headers, or a subject of its own, as ours never have.
+            is_ours = _is_of(message.subject, subject)
+            if not is_ours or (message.headers and not subject.startswith(INBOXES)):
+                self._strange.count(f"on {subject}, it is none of ours")
+                return
             try:
                 handle(message.subject, message.data)
+            except NoMessage as exc:
+                self._strange.count(f"on {printable(message.subject, '?')}: {exc}")
             except Exception:
-                log.exception("a message of %s could not be handled", subject.partition(".")[0])
+                if self._bugs.count():
+                    log.exception("a message on %s could not be handled", subject)
 
         return await self._do(self._client.subscribe(subject, cb=pass_on))
-
-    async def answer(self, subject: str, answer: Answer) -> None:
-        """Answer each request for a subject; several are answered at once."""
-        tasks: set[asyncio.Task[None]] = set()
-
-        async def reply(message: Msg) -> None:
-            try:
-                await message.respond(await answer(message.data))
-            except FAULTS as exc:
-                log.warning("a request over NATS could not be answered: %s", why(exc))
-
-        async def pass_on(message: Msg) -> None:
-            task = asyncio.create_task(reply(message))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-
-        await self._client.subscribe(subject, cb=pass_on)
-
-    async def request(self, subject: str, payload: bytes, timeout_s: float) -> bytes:
-        """Return the answer to a request.
-
-        Raises:
-            BrokerUnavailable: There is none in time, or nobody answers such requests.
-        """
-        message = await self._do(self._client.request(subject, payload, timeout=timeout_s))
-        return bytes(message.data)
 
     # --- Requests with several answers ---
 
@@ -332,11 +233,16 @@ class Broker:
         """
 
         async def pass_on(message: Msg) -> None:
+            # Elsewhere our answers might be taken for orders, or for entries of a bucket.
+            if not message.reply.startswith(INBOXES):
+                self._strange.count(f"on {subject}, its answer would go to no inbox")
+                return
             who = (message.headers or {}).get(WHO, "")
             try:
                 handle(Question(message.data, message.reply, who))
             except Exception:
-                log.exception("a request over NATS could not be handled")
+                if self._bugs.count():
+                    log.exception("a request over NATS could not be handled")
 
         return await self._do(self._client.subscribe(subject, cb=pass_on))
 
@@ -386,7 +292,8 @@ class Broker:
             BrokerUnavailable: It does not answer.
         """
         await self._idle.wait()
-        await self._do(self._client.flush(timeout=1))
+        for _ in range(2):  # the client sends the first ping before what waits
+            await self._do(self._client.flush(timeout=1))
 
     # --- Buckets ---
 
@@ -399,13 +306,14 @@ class Broker:
         assert self._stream is not None, "connected first"
         try:
             bucket = await self._do(self._stream.key_value(name))
-        except BrokerUnavailable:  # there is none, or what is wrong shows again
-            config = KeyValueConfig(
-                bucket=name, history=1, storage=StorageType.FILE, replicas=self._config.replicas
-            )
-            return await self._do(self._stream.create_key_value(config))
-        await self._have_replicas(name, bucket)
-        return bucket
+        except BrokerUnavailable as exc:
+            if not isinstance(exc.__cause__, BucketNotFoundError):
+                raise
+        else:
+            await self._have_replicas(name, bucket)
+            return bucket
+        await self._do(self._stream.add_stream(buckets.config_of(name, self._config.replicas)))
+        return await self._do(self._stream.key_value(name))
 
     async def _have_replicas(self, name: str, bucket: KeyValue) -> None:
         """Have more servers keep a bucket that was made while there were fewer of them.
@@ -427,6 +335,35 @@ class Broker:
         else:
             log.warning("bucket %s is kept by %d servers from now on", name, wanted)
 
+    async def make_bucket(self, name: str) -> bool:
+        """Make a bucket; of one that is there, change the number of replicas.
+
+        Returns:
+            Whether there was none.
+
+        Raises:
+            BrokerUnavailable: The servers do not answer, or refuse.
+        """
+        assert self._stream is not None, "connected first"
+        return await self._do(buckets.make(self._stream, name, self._config.replicas))
+
+    async def keys(self, bucket: str) -> list[str]:
+        """Return the keys of a bucket.
+
+        Raises:
+            BrokerUnavailable: The servers do not answer, or refuse.
+        """
+        return await self._do(buckets.keys(self._client, bucket))
+
+    async def remove(self, bucket: str, key: str) -> None:
+        """Remove a key of a bucket, and leave no mark of it.
+
+        Raises:
+            BrokerUnavailable: The servers do not answer, or refuse.
+        """
+        assert self._stream is not None, "connected first"
+        await self._do(buckets.remove(self._stream, bucket, key))
+
     async def _do(self, what: Coroutine[Any, Any, _Result]) -> _Result:
         try:
             return await what
@@ -435,11 +372,20 @@ class Broker:
 
     async def close(self) -> None:
         """Send what waits, and close the connection."""
-        if self._sending is None or self._client.is_closed:
-            return
-        with contextlib.suppress(BrokerUnavailable):
-            await self.flush()
-        self._sending.cancel()
-        await asyncio.gather(self._sending, return_exceptions=True)
-        with contextlib.suppress(*FAULTS):
-            await self._client.close()
+        if self._sending is not None:
+            with contextlib.suppress(BrokerUnavailable):
+                await self.flush()
+            self._sending.cancel()
+            await asyncio.gather(self._sending, return_exceptions=True)
+            self._sending = None
+        if self._has_begun:
+            with contextlib.suppress(*FAULTS):
+                await self._client.close()
+
+
+def _is_of(subject: str, pattern: str) -> bool:
+    """Return whether a message with this subject belongs to a subscription, which may have a *."""
+    tokens, of_pattern = subject.split("."), pattern.split(".")
+    return len(tokens) == len(of_pattern) and all(
+        expected in ("*", token) for token, expected in zip(tokens, of_pattern, strict=True)
+    )

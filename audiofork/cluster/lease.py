@@ -99,7 +99,7 @@ class Lease:
             try:
                 async with asyncio.timeout(self._dead_after_s):
                     revision = await self._look()
-                    if revision != seen:
+                    if revision != seen and self.leader is not None:  # else nobody has renewed it
                         seen, seen_at = revision, self._clock()
                     free = revision == 0 or self._clock() - seen_at > self._dead_after_s
                     if free and await self._write(revision):
@@ -173,9 +173,12 @@ class Lease:
         return True
 
     async def _is_still_ours(self) -> bool:
-        """Return whether the other writer was this one: an answer may have come too late."""
+        """Return whether the other writer was this one: an answer may have come too late.
+
+        What is no holder is nobody's: whoever may ask NATS can have it write an answer here.
+        """
         revision = await self._look()
-        if self.leader != self._holder:
+        if not revision or self.leader not in (self._holder, None):
             return False
         self._revision = revision
         return await self._write(revision)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,17 +17,16 @@ from audiofork.cluster.beats import (
     beat_of,
     control_beat_of,
 )
-from audiofork.text import printable
+from audiofork.errors import NoMessage
 
 if TYPE_CHECKING:
     from audiofork.cluster.broker import Broker
-
-log = logging.getLogger(__name__)
 
 # Of a controller: three of its beats, and some more.
 CONTROL_DEAD_S = 3.5 * CONTROL_BEAT_S
 # How long one that was there is told as dead.
 REMEMBERED_S = 600.0
+MOST_KNOWN = 1000
 
 _Beat = TypeVar("_Beat", Beat, ControlBeat)
 
@@ -78,8 +76,10 @@ class _Latest(Generic[_Beat]):
     def note(self, key: tuple[str, ...], beat: _Beat, at: float) -> None:
         if beat.is_last:
             self._heard.pop(key, None)
-        else:
+        elif key in self._heard or len(self._heard) < MOST_KNOWN:
             self._heard[key] = beat, at
+        else:
+            raise NoMessage(f"there are {MOST_KNOWN} others already")
 
     def silent(self, now: float) -> Sequence[tuple[_Beat, float]]:
         """Return each with the seconds since, in the order of the keys; forget old ones."""
@@ -128,15 +128,15 @@ class Roster:
         await self._broker.subscribe(f"{CONTROL_SUBJECT}.*.*", self.on_control_beat)
 
     def on_beat(self, subject: str, payload: bytes) -> None:
-        """Note the beat of a relay host."""
-        try:
-            beat = beat_of(subject, payload)
-        except ValueError as exc:
-            log.error("a beat on %s has no effect: %s", printable(subject, "?"), exc)
-        else:
-            self._hosts.note((beat.name,), beat, self._clock())
-            for listener in list(self._listeners):
-                listener(beat)
+        """Note the beat of a relay host.
+
+        Raises:
+            NoMessage: It is none, or there are too many others.
+        """
+        beat = beat_of(subject, payload)
+        self._hosts.note((beat.name,), beat, self._clock())
+        for listener in list(self._listeners):
+            listener(beat)
 
     def listen(self, listener: Callable[[Beat], None]) -> Callable[[], None]:
         """Have a function called with each beat of a relay host; return what ends that."""
@@ -149,14 +149,10 @@ class Roster:
         return max(0.0, self._since + self._dead_after_s / 2 - self._clock())
 
     def on_control_beat(self, subject: str, payload: bytes) -> None:
-        """Note the beat of a controller."""
-        try:
-            beat = control_beat_of(subject, payload)
-        except ValueError as exc:
-            log.error("a beat on %s has no effect: %s", printable(subject, "?"), exc)
-        else:
-            self._controllers.note((beat.asterisk, beat.name), beat, self._clock())
-            self._asterisks[beat.asterisk] = self._clock()
+        """Note the beat of a controller; raises as `on_beat`."""
+        beat = control_beat_of(subject, payload)
+        self._controllers.note((beat.asterisk, beat.name), beat, self._clock())
+        self._asterisks[beat.asterisk] = self._clock()
 
     def on_broker(self, is_up: bool) -> None:  # noqa: FBT001 (of `Broker.on_change`)
         """Note that the connection is lost, or stands again."""

@@ -179,6 +179,9 @@ class Check:
     async def _check_cluster(self) -> None:
         if not self._config.cluster.servers:
             return
+        if "cluster" in self._unread:
+            self._findings.fail(f"NATS: {self._unread['cluster']}", remedies_cluster.FILES)
+            return
         try:
             from audiofork.commands import check_cluster  # it needs the NATS client
 

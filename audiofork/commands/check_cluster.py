@@ -30,6 +30,7 @@ from audiofork.cluster.beats import (
 )
 from audiofork.cluster.broker import FAULTS
 from audiofork.cluster.lease import BUCKET, Holder
+from audiofork.cluster.login import inbox_of_controller
 from audiofork.commands import remedies_cluster as remedies
 from audiofork.commands.check_nats import Connection, NatsCheck
 from audiofork.commands.check_port import Knocking, Reached
@@ -146,7 +147,7 @@ class ClusterCheck:
 
     async def run(self) -> KnownCluster:
         """Check NATS, what it keeps, who leads and who relays."""
-        check = NatsCheck(self._config, self._findings)
+        check = NatsCheck(self._config, self._findings, inbox_of_controller(self._config))
         one = await check.connect()
         if one is None:
             return KnownCluster()

@@ -14,8 +14,10 @@ from nats.js.api import StreamInfo
 from nats.js.errors import NotFoundError
 
 from audiofork.addresses import is_loopback
-from audiofork.cluster.broker import FAULTS, NatsClient, login_of
+from audiofork.cluster import buckets, login
+from audiofork.cluster.broker import FAULTS
 from audiofork.cluster.lease import BUCKET as LEASES
+from audiofork.cluster.nats_client import NatsClient
 from audiofork.commands import remedies_cluster as remedies
 from audiofork.commands.findings import Findings
 from audiofork.config import ClusterConfig
@@ -42,8 +44,13 @@ class Connection:
     client: NatsClient = field(default_factory=NatsClient)
     refusals: list[str] = field(default_factory=list)
 
-    async def open(self, config: ClusterConfig, server: str) -> None:
+    async def open(self, config: ClusterConfig, server: str, inbox: str) -> None:
         """Connect.
+
+        Args:
+            config: How to log in.
+            server: The server.
+            inbox: Below which subject answers to us go.
 
         Raises:
             One of FAULTS: The server is not reached, or does not let us in.
@@ -58,7 +65,7 @@ class Connection:
                 allow_reconnect=False,
                 max_reconnect_attempts=1,
                 reconnect_time_wait=0.1,  # type: ignore[arg-type]  # less than a second
-                **login_of(config),
+                **login.options_of(config, inbox),
             )
 
     async def _on_error(self, exc: Exception) -> None:
@@ -87,11 +94,13 @@ class NatsCheck:
     Args:
         config: The configuration.
         findings: Gets what comes of it.
+        inbox: Below which subject answers to us go: that of the role whose key it is.
     """
 
-    def __init__(self, config: ClusterConfig, findings: Findings) -> None:
+    def __init__(self, config: ClusterConfig, findings: Findings, inbox: str) -> None:
         self._config = config
         self._findings = findings
+        self._inbox = inbox
 
     async def connect(self) -> Connection | None:
         """Try each server; return the connection to the first that lets us in."""
@@ -109,7 +118,7 @@ class NatsCheck:
     async def _try(self, one: Connection, server: str) -> bool:
         """Connect to a server; return whether that works."""
         try:
-            await one.open(self._config, server)
+            await one.open(self._config, server, self._inbox)
             began = time.monotonic()
             await one.settle()
         except ConfigError as exc:
@@ -139,7 +148,7 @@ class NatsCheck:
         faults = []
         if url.scheme != "tls":
             faults.append("goes over the network in the clear")
-        if not self._config.nkey_file and not self._config.credentials_file:
+        if not self._config.nkey and not self._config.credentials:
             faults.append("lets in whoever reaches it")
         if faults:
             self._findings.warn(f"NATS: {server} {' and '.join(faults)}", remedies.OPEN)
@@ -202,7 +211,7 @@ class NatsCheck:
             store = await one.stream.key_value(bucket)
             await store.put(key, b"{}")
             write_ms = (time.monotonic() - began) * 1000
-            await store.purge(key)
+            await buckets.remove(one.stream, bucket, key)
         except FAULTS as exc:
             self._refused(one, f"writing to bucket {bucket}", exc)
         else:

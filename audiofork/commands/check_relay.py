@@ -11,6 +11,7 @@ import audiofork
 from audiofork.addresses import is_loopback
 from audiofork.cluster.beats import SUBJECT, Beat, beat_of
 from audiofork.cluster.broker import FAULTS
+from audiofork.cluster.login import inbox_of_relay
 from audiofork.commands import remedies, remedies_cluster
 from audiofork.commands.check_cluster import Heard, listening_s
 from audiofork.commands.check_files import check_file_limit
@@ -48,7 +49,7 @@ class RelayCheck:
         option = "[cluster] capacity"
         check_file_limit(self._findings, option, cluster.capacity, "audiofork-relay-host@relay")
         self._judge_address(audiosocket.advertise or audiosocket.listen)
-        one = await NatsCheck(cluster, self._findings).connect()
+        one = await NatsCheck(cluster, self._findings, inbox_of_relay(cluster)).connect()
         ours: list[Beat] = []
         if one is not None:
             try:

@@ -34,7 +34,7 @@ def of_relay_host(path: Path) -> Config:
     Raises:
         ConfigError: It cannot be used.
     """
-    loaded = config_file.load(path, secrets_of=("websocket",))
+    loaded = config_file.load(path, secrets_of=("websocket", "cluster"))
     need_cluster(loaded)
     listen = loaded.audiosocket.listen
     if listen.host in _ANY and loaded.audiosocket.advertise is None:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 
+from nats.js.errors import KeyNotFoundError
 from nats.js.kv import KeyValue
 
 from audiofork.cluster.broker import FAULTS, Broker
@@ -27,8 +28,6 @@ READ_TIMEOUT_S = 5.0
 RETRY_S = 0.25
 CLOSE_TIMEOUT_S = 1.0
 AT_ONCE = 64
-# What was removed leaves a mark behind, which is removed for good after a while.
-SWEEP_INTERVAL_S = 300.0
 
 
 def bucket_of(asterisk: str) -> str:
@@ -56,12 +55,12 @@ class ClusterJournal:
         self._changes: dict[str, Entry | None] = {}
         self._order: deque[str] = deque()
         self._wake = asyncio.Event()
-        self._writing: list[asyncio.Task[None]] = []
+        self._writing: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self.works = False
 
     async def open(self) -> list[Entry]:
-        self._writing = [asyncio.create_task(self._write()), asyncio.create_task(self._sweep())]
+        self._writing = asyncio.create_task(self._write())
         return await self.read()
 
     async def read(self) -> list[Entry]:
@@ -75,29 +74,15 @@ class ClusterJournal:
                 async with asyncio.timeout(READ_TIMEOUT_S):
                     await self._idle.wait()  # what we have to write comes first
                     self._bucket = await self._broker.bucket(self._name)
-                    entries = await self._read(self._bucket)
-                    self._found = {entry.fork_id: entry for entry in entries}
-                    self.works = True
-                    return entries
+                    keys = await self._broker.keys(self._name)
+                entries = await _read(self._bucket, keys)
+                self._found = {entry.fork_id: entry for entry in entries}
+                self.works = True
+                return entries
             except UNAVAILABLE as exc:
                 log.error("the journal of the cluster cannot be read: %s", why(exc) or "no answer")
             await asyncio.sleep(RETRY_S)
         return []
-
-    async def _read(self, bucket: KeyValue) -> list[Entry]:
-        watcher = await bucket.watchall(ignore_deletes=True)
-        found: list[Entry] = []
-        try:
-            async for update in watcher:
-                if update is None:  # all that there is has come
-                    break
-                try:
-                    found.append(entry_of_text(update.value))
-                except Damaged as exc:
-                    log.error("an entry of the journal is passed over: %s", exc)
-        finally:
-            await watcher.stop()  # type: ignore[no-untyped-call]
-        return sorted(found, key=lambda entry: entry.started)
 
     def put(self, entry: Entry) -> None:
         """Write an entry, unless it was read so; it replaces one of the same fork. Never waits."""
@@ -118,7 +103,8 @@ class ClusterJournal:
 
     async def _write(self) -> None:
         while True:
-            self._idle.set()
+            if not self._order:
+                self._idle.set()
             await self._wake.wait()
             self._wake.clear()
             while self._order:
@@ -137,7 +123,7 @@ class ClusterJournal:
             if self._bucket is None:
                 self._bucket = await self._broker.bucket(self._name)
             if entry is None:
-                await self._bucket.purge(fork_id)
+                await self._broker.remove(self._name, fork_id)
             else:
                 await self._bucket.put(fork_id, json.dumps(asdict(entry)).encode())
         except UNAVAILABLE as exc:
@@ -151,21 +137,40 @@ class ClusterJournal:
                 log.warning("the journal of the cluster works again")
             self.works = True
 
-    async def _sweep(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_INTERVAL_S)
-            try:
-                if self._bucket is not None:
-                    await self._bucket.purge_deletes(olderthan=int(SWEEP_INTERVAL_S))
-            except FAULTS as exc:
-                log.debug("the journal of the cluster was not swept: %s", why(exc))
-
     async def close(self) -> None:
         """Write all waiting changes, if we lead; waits at most CLOSE_TIMEOUT_S."""
-        if self._writing and self._may_write():
+        if self._writing is None:
+            return
+        if self._may_write():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await self._idle.wait()
-        for task in self._writing:
-            task.cancel()
-        await asyncio.gather(*self._writing, return_exceptions=True)
+        self._writing.cancel()
+        await asyncio.gather(self._writing, return_exceptions=True)
+
+
+async def _read(bucket: KeyValue, keys: list[str]) -> list[Entry]:
+    """Return the entries, oldest first.
+
+    They are read one by one: to be sent all of them, as a watcher is, takes a right that may be
+    misused.
+    """
+    found: list[Entry] = []
+    for start in range(0, len(keys), AT_ONCE):
+        some = keys[start : start + AT_ONCE]
+        async with asyncio.timeout(READ_TIMEOUT_S):
+            found += filter(None, await asyncio.gather(*(_read_one(bucket, key) for key in some)))
+    return sorted(found, key=lambda entry: entry.started)
+
+
+async def _read_one(bucket: KeyValue, key: str) -> Entry | None:
+    """Return an entry; None: it is gone meanwhile, or no entry."""
+    try:
+        value = (await bucket.get(key)).value
+    except KeyNotFoundError:
+        return None
+    try:
+        return entry_of_text(value)
+    except Damaged as exc:
+        log.error("an entry of the journal is passed over: %s", exc)
+        return None

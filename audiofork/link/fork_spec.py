@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from audiofork.addresses import IPNetwork
 from audiofork.config import Proxy, WebSocketConfig
 from audiofork.link.dialogue import PLAIN_DIALOGUE, Dialogue
 
@@ -217,6 +218,7 @@ class ForkSpec:
         turn: In a cluster greater than in all orders before: of two hosts that go on with a fork,
             that with the greater one has it.
         age_s: Seconds since it was requested, for a relay that it goes to later.
+        legs_from: Where its legs may come from; empty: from anywhere.
     """
 
     fork_id: str
@@ -247,6 +249,7 @@ class ForkSpec:
     holds: bool = False
     turn: int = 0
     age_s: float = 0.0
+    legs_from: tuple[IPNetwork, ...] = ()
 
     @property
     def is_connected(self) -> bool:

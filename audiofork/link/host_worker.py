@@ -62,6 +62,7 @@ class HostWorker(RelayWorker):
         self.numbers = Numbers()
         self._unanswered = 0
         self._openings = 0
+        self._is_superseded = False
         self._pings: deque[asyncio.Future[bool]] = deque()
         self._publish = publish
         self._epoch = epoch
@@ -110,8 +111,16 @@ class HostWorker(RelayWorker):
         self.told.clear()
         self.leftovers.clear()
 
+    def on_superseded(self) -> None:
+        """Note that it obeys another controller, which it says at each opening."""
+        if not self._is_superseded:
+            log.error("%s obeys another controller by now", self)
+        self._is_superseded = True
+        self.end()
+
     def on_opened(self) -> None:
         """Note that it has answered in this session."""
+        self._is_superseded = False
         self.address = self.beat.address
         self.opened.set()
 

@@ -15,6 +15,7 @@ from audiofork.cluster.broker import FAULTS, Broker
 from audiofork.cluster.lease import Lease
 from audiofork.cluster.roster import HostState, Roster
 from audiofork.config import Address, ClusterConfig, Config
+from audiofork.errors import NoMessage
 from audiofork.link.host_moves import HostMoves
 from audiofork.link.host_worker import HostWorker
 from audiofork.link.messages import (
@@ -45,7 +46,7 @@ from audiofork.link.sessions import (
     split,
 )
 from audiofork.link.sharing import SharedRelay
-from audiofork.link.stream import Held, NotUnderstood, Pong
+from audiofork.link.stream import Held, Pong
 from audiofork.link.workers import RelayWorker
 
 log = logging.getLogger(__name__)
@@ -129,7 +130,8 @@ class RelayHosts(SharedRelay):
         self._started = True
 
     def configure(self, config: Config) -> None:
-        """Nothing to do: relay hosts have files of their own."""
+        """Let the legs of later forks come from other addresses; relay hosts have own files."""
+        self._config = replace(self._config, legs_from=config.cluster.legs_from)
 
     async def until_expected(self, fork_id: str) -> bool:
         with contextlib.suppress(TimeoutError):
@@ -158,7 +160,7 @@ class RelayHosts(SharedRelay):
     def send(self, command: Command) -> None:
         if isinstance(command, MoveFork):
             if isinstance(old := self._owners.get(command.fork_id), HostWorker):
-                spec = self._with_turn(command.spec)
+                spec = self._completed(command.spec)
                 self._moves.begin(MoveFork(spec), old, self._choose(spec))
         elif not isinstance(command, Everywhere) and self._moves.on_command(command):
             pass  # it is for the new host alone
@@ -178,11 +180,13 @@ class RelayHosts(SharedRelay):
         worker.forks.add(fork_id)
 
     def _begin(self, spec: ForkSpec) -> None:
-        super()._begin(self._with_turn(spec))
+        super()._begin(self._completed(spec))
 
-    def _with_turn(self, spec: ForkSpec) -> ForkSpec:
+    def _completed(self, spec: ForkSpec) -> ForkSpec:
+        """Return an order with what only a relay host needs to know."""
         self._turns += 1
-        return replace(spec, turn=(self._lease.epoch << TURN_BITS) + self._turns)
+        turn = (self._lease.epoch << TURN_BITS) + self._turns
+        return replace(spec, turn=turn, legs_from=self._config.legs_from)
 
     def _choose(self, spec: ForkSpec) -> HostWorker | None:
         # One that was cut off may still be ending what it had.
@@ -297,10 +301,9 @@ class RelayHosts(SharedRelay):
         worker.on_answer()
         try:
             message = decode_up(line)
-        except NotUnderstood as exc:
-            log.error("a message of %s has no effect: %s", worker, exc)
-        else:
-            self._on_message(worker, message)
+        except ValueError as exc:
+            raise NoMessage(str(exc)) from None
+        self._on_message(worker, message)
 
     def _on_message(self, worker: HostWorker, message: Up) -> None:
         if isinstance(message, Held):
@@ -308,8 +311,7 @@ class RelayHosts(SharedRelay):
         elif isinstance(message, Gone):
             worker.open()
         elif isinstance(message, Superseded):
-            log.error("%s obeys another controller by now", worker)
-            worker.end()
+            worker.on_superseded()
         elif isinstance(message, Pong):
             worker.on_pong()
         elif not isinstance(message, ForkReport):
@@ -330,7 +332,9 @@ class RelayHosts(SharedRelay):
                 return
         if self._moves.on_report(worker, report) or not worker.is_news(report):
             return
-        if isinstance(report, ForkEnded) and (earlier := self._earlier.pop(report.fork_id, None)):
+        is_end = isinstance(report, ForkEnded) and report.fork_id in worker.forks
+        if is_end and (earlier := self._earlier.pop(report.fork_id, None)):
+            assert isinstance(report, ForkEnded)
             report = replace(report, stats=earlier.plus(report.stats))
         self._on_report(worker, report)
 

@@ -15,6 +15,7 @@ import json
 from dataclasses import dataclass
 from typing import cast
 
+from audiofork.errors import NoMessage
 from audiofork.link.messages import (
     CheckLeg,
     Command,
@@ -120,19 +121,19 @@ def split(payload: bytes) -> tuple[Stamp, bytes]:
     """Return the stamp of a message, and its line.
 
     Raises:
-        ValueError: It is no message of a session.
+        NoMessage: It is no message of a session.
     """
     first, _, line = payload.partition(b"\n")
     try:
         values = json.loads(first)
     except (ValueError, RecursionError):
-        raise ValueError("no JSON") from None
+        raise NoMessage("no JSON") from None
     match values:
         case [int(epoch), str(session), int(number)] if (
             0 <= epoch < MAX_EPOCH and len(session) <= 64 and bool not in map(type, values)
         ):
             return Stamp(epoch, session, number), line.rstrip(b"\n")
-    raise ValueError("no stamp")
+    raise NoMessage("no stamp")
 
 
 class Numbers:

@@ -25,8 +25,9 @@ from audiofork import log as logs
 from audiofork.cluster.beats import BEATS_IN_DEAD_TIME, SUBJECT, Beat
 from audiofork.cluster.broker import Broker
 from audiofork.cluster.figures import HostFigures
+from audiofork.cluster.login import inbox_of_relay
 from audiofork.config import Config, HttpConfig
-from audiofork.errors import CannotListen, ConfigError
+from audiofork.errors import CannotListen, ConfigError, NoMessage
 from audiofork.link.messages import (
     CheckLeg,
     Command,
@@ -47,6 +48,7 @@ from audiofork.link.messages import (
 )
 from audiofork.link.relay import give
 from audiofork.link.sessions import DOWN, split, up_subject
+from audiofork.relay.host_checks import MOST_ASTERISKS, MOST_CHECK_LEGS, fault_of
 from audiofork.relay.host_owner import Owner
 from audiofork.relay.host_stats import HostStats
 from audiofork.relay.worker import Worker
@@ -92,7 +94,10 @@ class RelayHost:
     ) -> None:
         self._config = config
         self._reload_config = reload
-        self._broker = Broker(config.cluster, f"audiofork relay {config.cluster.own_name}")
+        name = config.cluster.own_name
+        self._broker = Broker(
+            config.cluster, f"audiofork relay {name}", inbox_of_relay(config.cluster)
+        )
         self._worker = Worker(config, self._on_report)
         self._owners: dict[str, Owner] = {}  # by Asterisk
         self._fork_owners: dict[str, Owner] = {}
@@ -255,6 +260,8 @@ class RelayHost:
         stamp, line = split(payload)
         owner = self._owners.get(asterisk)
         if owner is None:
+            if len(self._owners) >= MOST_ASTERISKS:
+                raise NoMessage(f"there are {MOST_ASTERISKS} Asterisks already")
             to = up_subject(asterisk, self.name)
             owner = self._owners[asterisk] = Owner(
                 asterisk,
@@ -267,6 +274,11 @@ class RelayHost:
         owner.on_message(stamp, line)
 
     def _obey(self, owner: Owner, command: Command) -> None:
+        if fault := fault_of(command):
+            if isinstance(command, ForkSpec):
+                detail = f"it was ordered wrong: {fault}"
+                owner.on_report(ForkEnded(command.fork_id, EndReason.FAULT, detail, ForkStats()))
+            raise NoMessage(fault)
         if isinstance(command, TakeStats):
             ticket = command.ticket
             self._stats.ask(lambda report: self._tell(owner, ticket, report))
@@ -278,6 +290,8 @@ class RelayHost:
             self._fork_owners[command.fork_id] = owner
         elif isinstance(command, ExpectCheckLeg):
             self._check_legs[command.leg_uuid] = owner
+            if len(self._check_legs) > MOST_CHECK_LEGS:
+                del self._check_legs[next(iter(self._check_legs))]
         elif (
             not isinstance(command, TakeLevels)
             and self._fork_owners.get(command.fork_id) is not owner

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from audiofork.errors import NoMessage
 from audiofork.link.messages import Command, EndFork, EndReason, ForkReport, Listen, Report
 from audiofork.link.sessions import (
     Down,
@@ -18,7 +19,8 @@ from audiofork.link.sessions import (
     decode_down,
     pack,
 )
-from audiofork.link.stream import Held, NotUnderstood, Ping, Pong
+from audiofork.link.stream import Held, Ping, Pong
+from audiofork.log import CounterLine
 from audiofork.relay.handover import Handover
 
 log = logging.getLogger(__name__)
@@ -58,7 +60,9 @@ class Owner:
         self._numbers = Numbers()
         self._epoch = 0
         self._heard_at = self._clock()
-        self._warned_of = 0
+        self._stale = CounterLine(
+            log, f"a controller of {name} does not lead any more: messages not obeyed"
+        )
 
     @property
     def is_led(self) -> bool:
@@ -66,19 +70,20 @@ class Owner:
         return bool(self._numbers.session)
 
     def on_message(self, stamp: Stamp, line: bytes) -> None:
-        """Handle a message of a controller, if it is the one that leads."""
+        """Handle a message of a controller, if it is the one that leads.
+
+        Raises:
+            NoMessage: It is none that is known here.
+        """
         if stamp.epoch < self._epoch:
-            if self._warned_of != stamp.epoch:
-                log.warning("a controller of %s does not lead any more: not obeyed", self._name)
-            self._warned_of = stamp.epoch
+            self._stale.count(f"its epoch is {stamp.epoch}, now it is {self._epoch}")
             self._answer_stranger(stamp, Superseded())
             return
         try:
             message = decode_down(line)
-        except NotUnderstood as exc:
-            log.error("a message of the controller of %s has no effect: %s", self._name, exc)
+        except ValueError as exc:
             self._numbers.is_next(stamp)
-            return
+            raise NoMessage(str(exc)) from None
         if isinstance(message, Hello):
             self._open(stamp)
         elif not self._numbers.session or stamp.session != self._numbers.session:

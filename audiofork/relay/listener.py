@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Protocol, cast
 
-from audiofork.addresses import IPNetwork, address_of
+from audiofork.addresses import IPNetwork, is_among
 from audiofork.audiosocket import (
     HANGUP_MESSAGE,
     HEADER_BYTES,
@@ -116,9 +116,9 @@ class Listener:
         if self._server is not None:
             await self._server.wait_closed()
 
-    def issue(self, leg_uuid: str, owner: LegOwner) -> None:
-        """Accept the leg that presents this UUID, once."""
-        self._uuids.issue(leg_uuid, owner)
+    def issue(self, leg_uuid: str, owner: LegOwner, legs_from: tuple[IPNetwork, ...] = ()) -> None:
+        """Accept the leg that presents this UUID, once, from these networks; empty: from any."""
+        self._uuids.issue(leg_uuid, owner, legs_from)
 
     def withdraw(self, leg_uuid: str) -> None:
         """Stop accepting this UUID; no effect if its leg has connected already."""
@@ -128,7 +128,7 @@ class Listener:
 
     def allows(self, peer: str) -> bool:
         """Return whether connections from an address are allowed."""
-        return not self._allow or any(address_of(peer) in network for network in self._allow)
+        return not self._allow or is_among(peer, self._allow)
 
     def add(self, leg: _Leg) -> None:
         """Keep a connection until `remove`; if there are too many strangers, refuse the oldest.
@@ -144,6 +144,10 @@ class Listener:
 
     def claim(self, leg: _Leg, presented: bytes) -> LegOwner | None:
         """Return the owner of an issued UUID; refuse the leg and return None if it is wrong."""
+        if self._uuids.is_from_elsewhere(presented, leg.peer):
+            self._wrong_uuids.count(leg.peer)
+            leg.refuse("the UUID of a leg that comes from elsewhere ([cluster] legs_from)")
+            return None
         owner = self._uuids.use(presented, leg)
         if owner is not None:
             self._strangers.pop(leg, None)

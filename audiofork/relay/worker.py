@@ -183,7 +183,8 @@ class Worker:
         if before := uuids.get(command.part):
             self._listener.withdraw(before)
         uuids[command.part] = command.leg_uuid
-        self._listener.issue(command.leg_uuid, session.inlets[command.part])
+        inlet, legs_from = session.inlets[command.part], session.spec.legs_from
+        self._listener.issue(command.leg_uuid, inlet, legs_from)
 
     def _listen(self, session: Session, *, is_on: bool) -> None:
         fork_id = session.spec.fork_id

@@ -1,96 +1,139 @@
-"""The connection to NATS: how it begins, and what is told while it does not."""
+"""The connection to NATS: logins, TLS, refusals and hostile messages, with real servers."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import os
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import nats.errors
-import nkeys
 import pytest
 import trustme
+from nats.aio.client import Client
 from nats.js.kv import KeyValue
 
-from audiofork.cluster.broker import Broker, login_of
+from audiofork.cluster.broker import Broker, Question
 from audiofork.config import ClusterConfig
-from audiofork.errors import BrokerUnavailable, ConfigError
+from audiofork.config_cluster import _credentials
+from audiofork.errors import BrokerUnavailable
 from testbed.nats import NatsServer, nats_servers
+from testbed.nats_keys import Operator, new_key
+from tests.cluster.conftest import Connect
 from tests.relay.peers import until
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # NATS' client lets go of connections that are closed, and of failed ones, without a word.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
-def key() -> tuple[bytes, str]:
-    """Return a new NKey of a user: its seed, and its public part."""
-    seed = bytes(nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER))
-    return seed, nkeys.from_seed(bytearray(seed)).public_key.decode()
-
-
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def connecting(config: ClusterConfig) -> AsyncIterator[Broker]:
-    """Begin to connect."""
-    broker = Broker(config, "a")
+    """Run a broker that may connect, or may not."""
+    broker = Broker(config, "test")
     task = asyncio.create_task(broker.connect())
     try:
         yield broker
     finally:
-        await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await broker.close()
 
 
-async def told(caplog: pytest.LogCaptureFixture, text: str, **config: str) -> None:
-    """Begin to connect, and wait until the log has a text."""
-    servers = tuple(config.pop("servers").split())
-    async with connecting(ClusterConfig(servers=servers, **config)):  # type: ignore[arg-type]
-        await until(lambda: text in caplog.text, 10)
+async def says(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    await until(lambda: text in caplog.text, 10)
 
 
-async def test_server_that_is_not_there_is_told_once_and_is_tried_again(
-    caplog: pytest.LogCaptureFixture, server: NatsServer
+# --- TLS -----------------------------------------------------------------------------------------
+
+
+class Plain:
+    """A server, or somebody in between, that offers no TLS.
+
+    Attributes:
+        heard: What was sent to it.
+        connections: How many there were.
+    """
+
+    def __init__(self, says: bytes = b"") -> None:
+        self.heard = b""
+        self.connections = 0
+        self._says = says  # after each login
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        info = {"server_id": "x", "version": "2.10.0", "max_payload": 1000, "nonce": "abc"}
+        writer.write(b"INFO " + json.dumps(info).encode() + b"\r\n")
+        with contextlib.suppress(ConnectionError):
+            while chunk := await reader.read(1000):
+                self.heard += chunk
+                if b"PING" in chunk:
+                    writer.write(b"PONG\r\n" + self._says)
+        writer.close()
+
+
+@pytest.mark.parametrize("nkey", ["", new_key().seed], ids=["no login", "nkey"])
+async def test_nothing_is_sent_to_a_server_that_offers_no_tls(
+    nkey: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.kill()
-    async with connecting(ClusterConfig(servers=(server.url,))) as broker:
-        await until(lambda: "no NATS server can be reached yet" in caplog.text, 10)
-        await asyncio.sleep(1)
-        assert caplog.text.count("no NATS server can be reached yet: Connection refused") == 1
-        server.start()
-        await until(lambda: broker.is_up, 10)
-        server.kill()
-        await until(lambda: caplog.text.count("no NATS server can be reached yet") == 2, 10)
+    plain = Plain()
+    server = await asyncio.start_server(plain.serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        async with connecting(ClusterConfig(servers=(f"tls://127.0.0.1:{port}",), nkey=nkey)):
+            await says(caplog, "the NATS server offers no TLS")
+            await until(lambda: plain.connections >= 3, 10)
+        assert plain.heard == b""
+        assert caplog.text.count("offers no TLS") == 1
+        async with connecting(ClusterConfig(servers=(f"nats://127.0.0.1:{port}",))):
+            await until(lambda: b"CONNECT" in plain.heard, 10)
 
 
 @pytest.fixture
-def guarded(tmp_path: Path) -> Iterator[tuple[NatsServer, Path]]:
-    """A server that lets one key in, and the file with its seed."""
-    seed, public = key()
-    file = tmp_path / "seed"
-    file.write_bytes(seed + b"\n")
-    with nats_servers(more=f"authorization {{ users: [{{ nkey: {public} }}] }}\n") as (one,):
-        yield one, file
+def authority(tmp_path: Path) -> trustme.CA:
+    one = trustme.CA()
+    one.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    return one
 
 
-async def test_server_that_refuses_the_login_is_told(
-    caplog: pytest.LogCaptureFixture, guarded: tuple[NatsServer, Path], tmp_path: Path
+def tls(authority: trustme.CA, folder: Path, name: str = "localhost") -> str:
+    certificate = authority.issue_cert(name)
+    certificate.private_key_and_cert_chain_pem.write_to_path(str(folder / "server.pem"))
+    return f'tls {{ cert_file: "{folder}/server.pem", key_file: "{folder}/server.pem" }}\n'
+
+
+@pytest.mark.parametrize(
+    ("host", "name", "other_authority", "told"),
+    [
+        ("localhost", "localhost", True, "from an authority that is not trusted here"),
+        ("127.0.0.1", "localhost", False, "its certificate is for other names than 127.0.0.1"),
+        ("localhost", "b.example.org", False, "is for other names than localhost"),
+    ],
+)
+async def test_wrong_certificate_is_refused_and_told(
+    host: str,
+    name: str,
+    other_authority: bool,
+    told: str,
+    authority: trustme.CA,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    server, file = guarded
-    async with connecting(ClusterConfig(servers=(server.url,), nkey_file=str(file))) as broker:
-        await until(lambda: broker.is_up, 10)
-    (tmp_path / "other").write_bytes(key()[0])
-    refused = "can be reached yet: nats: 'Authorization Violation'"
-    await told(caplog, refused, servers=server.url, nkey_file=str(tmp_path / "other"))
-
-
-@pytest.fixture
-def authority() -> trustme.CA:
-    return trustme.CA()
+    signer = trustme.CA() if other_authority else authority
+    with nats_servers(more=tls(signer, tmp_path, name)) as (server,):
+        url = f"tls://{host}:{server.port}"
+        async with connecting(
+            ClusterConfig(servers=(url,), ca_file=str(tmp_path / "ca.pem"))
+        ) as broker:
+            await says(caplog, told)
+            assert not broker.is_up
+    if other_authority:
+        assert "add that authority to [cluster] ca_file" in caplog.text
 
 
 @pytest.fixture
@@ -124,7 +167,8 @@ async def test_certificate_is_verified_and_a_server_with_another_does_not_keep_u
             async with connecting(config) as broker:
                 await until(lambda broker=broker: broker.is_up, 10)  # type: ignore[misc]
                 assert broker.server == f"127.0.0.1:{server.port}"
-        await told(caplog, "an authority that is not trusted here", servers=tls_url(server))
+        async with connecting(ClusterConfig(servers=(tls_url(server),))):
+            await says(caplog, "an authority that is not trusted here")
 
 
 @pytest.mark.parametrize("over_tls", [False, True])
@@ -142,66 +186,147 @@ async def test_server_that_is_frozen_is_left_for_another(
             frozen.signal(signal.SIGCONT)
 
 
-async def test_server_without_tls_is_refused_where_the_url_has_tls(
-    caplog: pytest.LogCaptureFixture, server: NatsServer
+# --- Logins --------------------------------------------------------------------------------------
+
+
+def users(*publics: str) -> str:
+    return "authorization { users: [" + " ".join(f"{{ nkey: {one} }}" for one in publics) + "] }\n"
+
+
+@pytest.mark.parametrize(
+    ("has_key", "told"),
+    [
+        (True, "its user needs the public key of the seed in [cluster] nkey_file"),
+        (False, "it wants one: set [cluster] nkey_file"),
+    ],
+    ids=["unknown key", "no key"],
+)
+async def test_refused_login_is_told_once_and_tried_again_until_it_is_known(
+    has_key: bool, told: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with connecting(ClusterConfig(servers=(tls_url(server),))) as broker:
-        await until(lambda: "it does not demand TLS" in caplog.text, 10)
-        assert not broker.is_up
+    key = new_key()
+    with nats_servers(more=users(new_key().public)) as (server,):
+        config = ClusterConfig(servers=(server.url,), nkey=key.seed if has_key else "")
+        async with connecting(config) as broker:
+            await says(caplog, told)
+            await asyncio.sleep(1)
+            assert caplog.text.count("NATS refuses the login") == 1
+            server.reconfigure(users(key.public) if has_key else "")
+            await until(lambda: broker.is_up, 10)
+            await broker.flush()
+        assert key.seed not in caplog.text + server.log
 
 
-class Feigned:
-    """A NATS server that says what it is told to after each login.
+async def test_user_that_is_removed_and_comes_back_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    key, heard = new_key(), []
+    with nats_servers(more=users(key.public)) as (server,):
+        async with connecting(ClusterConfig(servers=(server.url,), nkey=key.seed)) as broker:
+            await until(lambda: broker.is_up, 10)
+            await broker.subscribe("a", lambda _subject, payload: heard.append(payload))
+            bucket = await broker.bucket("b")
+            server.reconfigure(users(new_key().public))
+            await says(caplog, "NATS refuses the login")
+            await until(lambda: not broker.is_up, 10)
+            server.reconfigure(users(key.public))
+            await says(caplog, "connected to the NATS server")
+            await until(lambda: broker.is_up, 10)
+            await broker.flush()
+            broker.publish("a", b"x")
+            await until(lambda: heard == [b"x"], 10)
+            assert await bucket.put("k", b"v")
 
-    Attributes:
-        logins: How many there were.
-    """
 
-    def __init__(self, says: bytes) -> None:
-        self.logins = 0
-        self._says = says
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        info = {"server_id": "x", "version": "2.10.0", "max_payload": 1000}
-        writer.write(b"INFO " + json.dumps(info).encode() + b"\r\n")
-        with contextlib.suppress(OSError):
-            while line := await reader.readline():
-                if line.startswith(b"CONNECT"):
-                    self.logins += 1
-                elif line.startswith(b"PING"):
-                    writer.write(b"PONG\r\n" + self._says)
-        writer.close()
+async def test_credentials_log_in_and_expired_ones_are_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    operator = Operator()
+    with nats_servers(more=operator.config) as (server,):
+        config = ClusterConfig(
+            servers=(server.url,), credentials=_credentials(operator.credentials(lives_s=2))
+        )
+        async with connecting(config) as broker:
+            await until(lambda: broker.is_up, 10)
+            await broker.flush()
+            await says(caplog, "are the credentials of [cluster] credentials_file")
 
 
 async def test_connection_that_the_server_ends_with_an_error_is_opened_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    feigned = Feigned(b"-ERR 'User Authentication Expired'\r\n")
+    feigned = Plain(b"-ERR 'User Authentication Expired'\r\n")
     async with await asyncio.start_server(feigned.serve, "127.0.0.1", 0) as listening:
         url = f"nats://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
         async with connecting(ClusterConfig(servers=(url,))):
-            await until(lambda: feigned.logins >= 3, 10)
-    assert "NATS: user authentication expired" in caplog.text
+            await until(lambda: feigned.heard.count(b"CONNECT") >= 3, 10)
+    assert "NATS refuses the login" in caplog.text
 
 
-async def test_what_the_server_does_not_allow_is_told(
-    caplog: pytest.LogCaptureFixture, tmp_path: Path
+async def test_server_that_is_not_there_is_told_once_until_it_is(
+    caplog: pytest.LogCaptureFixture, server: NatsServer
 ) -> None:
-    seed, public = key()
-    (tmp_path / "seed").write_bytes(seed)
-    user = f'{{ nkey: {public}, permissions: {{ publish: "a", subscribe: "b" }} }}'
-    with nats_servers(more=f"authorization {{ users: [{user}] }}\n") as (server,):
-        config = ClusterConfig(servers=(server.url,), nkey_file=str(tmp_path / "seed"))
-        async with connecting(config) as broker:
+    server.kill()
+    told = "no NATS server can be reached: Connection refused"
+    async with connecting(ClusterConfig(servers=(server.url,))) as broker:
+        await says(caplog, told)
+        await asyncio.sleep(1)
+        assert caplog.text.count(told) == 1
+        server.start()
+        await until(lambda: broker.is_up, 10)
+        server.kill()
+        await until(lambda: caplog.text.count(told) == 2, 10)
+
+
+# --- What is not allowed -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def permitted() -> tuple[str, str]:
+    """Return the configuration of a user with few permissions, and his seed."""
+    key = new_key()
+    allowed = 'permissions: { publish: ["ours.>"], subscribe: ["ours.>", "_INBOX.client.>"] }'
+    return f"authorization {{ users: [{{ nkey: {key.public}, {allowed} }}] }}\n", key.seed
+
+
+async def test_what_is_not_permitted_is_told_with_the_subject_and_what_to_do(
+    permitted: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    more, seed = permitted
+    with nats_servers(more=more) as (server,):
+        async with connecting(ClusterConfig(servers=(server.url,), nkey=seed)) as broker:
             await until(lambda: broker.is_up, 10)
-            await broker.subscribe("c", lambda subject, payload: None)
-            broker.publish("d", b"")
-            for text in ('violation for subscription to "c"', 'violation for publish to "d"'):
-                await until(lambda text=text: text in caplog.text, 10)  # type: ignore[misc]
-            assert broker.is_up
+            for _ in range(20):
+                broker.publish("theirs.A", b"")
+            await broker.subscribe("theirs.*", lambda *_: None)
+            await says(caplog, 'NATS does not allow us to subscribe to "theirs.*"')
+            await says(caplog, 'NATS does not allow us to publish to "theirs.a"')
+            await broker.flush()
+            assert caplog.text.count('NATS does not allow us to publish to "theirs.a"') == 1
+            assert "compare the permissions" in caplog.text
+            with pytest.raises(BrokerUnavailable):
+                await broker.bucket("b")
 
 
-@asynccontextmanager
+async def test_message_that_is_longer_than_the_server_takes_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    heard: list[bytes] = []
+    with nats_servers(more="max_payload: 1000\n") as (server,):
+        async with connecting(ClusterConfig(servers=(server.url,))) as broker:
+            await until(lambda: broker.is_up, 10)
+            await broker.subscribe("a", lambda _subject, payload: heard.append(payload))
+            broker.publish("a", bytes(1001))
+            broker.publish("a", bytes(1000))
+            await until(lambda: bool(heard), 10)
+    assert [len(one) for one in heard] == [1000]
+    assert "a message of 1001 bytes to a is not sent: the NATS server takes 1000" in caplog.text
+
+
+# --- Buckets -------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
 async def bucket_of(urls: tuple[str, ...], replicas: int) -> AsyncIterator[KeyValue]:
     """Have a bucket, as soon as the servers agree on who leads them."""
     async with connecting(ClusterConfig(servers=urls, replicas=replicas)) as broker:
@@ -253,25 +378,127 @@ async def test_bucket_that_cannot_be_kept_by_more_servers_is_used_as_it_is(
     assert "bucket b is kept by fewer than 3 servers" in caplog.text
 
 
+# --- Messages that harm --------------------------------------------------------------------------
+
+
+class Raw:
+    """A client that writes what it likes."""
+
+    def __init__(self, server: NatsServer) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", server.port))
+        self._socket.sendall(b'CONNECT {"verbose":false,"headers":true}\r\n')
+
+    def publish(self, subject: bytes, headers: bytes, payload: bytes, reply: bytes = b"") -> None:
+        sizes = b"%d %d" % (len(headers), len(headers) + len(payload))
+        line = b" ".join(filter(None, (b"HPUB", subject, reply, sizes)))
+        self._socket.sendall(line + b"\r\n" + headers + payload + b"\r\nPING\r\n")
+        self._socket.recv(1000)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+async def heard_by(connect: Connect) -> tuple[Broker, list[tuple[str, bytes]]]:
+    broker = await connect()
+    heard: list[tuple[str, bytes]] = []
+    await broker.subscribe("ours.*", lambda subject, payload: heard.append((subject, payload)))
+    await broker.flush()
+    return broker, heard
+
+
 @pytest.mark.parametrize(
-    ("option", "content", "fault"),
+    ("subject", "headers"),
     [
-        ("nkey_file", b"SUNOSEED", "{path}: no seed of an NKey"),
-        ("nkey_file", b"\xff" * 60, "{path}: no seed of an NKey"),
-        ("credentials_file", b"-----BEGIN USER NKEY SEED-----", "{path}: no credentials of NATS"),
-        ("credentials_file", None, "{path}: No such file"),
-        ("ca_file", b"no certificate", "ca_file"),
+        (b"ours.a", b"x"),
+        (b"ours.a", b"NATS/1.0 \xff\xff\xff\r\n\r\n"),
+        (b"ours.a", b"NATS/1.0\r\nA: b\r\n\r\n"),
+        (b"ours.\xff", b"NATS/1.0\r\n\r\n"),
     ],
+    ids=["no headers", "binary status", "headers", "binary subject"],
 )
-def test_file_that_cannot_be_used_is_named(
-    option: str, content: bytes | None, fault: str, tmp_path: Path
+async def test_damaged_message_is_counted_and_the_next_one_comes(
+    subject: bytes,
+    headers: bytes,
+    heard_by: tuple[Broker, list[tuple[str, bytes]]],
+    server: NatsServer,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    path = tmp_path / "file"
-    if content is not None:
-        path.write_bytes(content)
-    config = ClusterConfig(servers=("tls://127.0.0.1:4222",), **{option: str(path)})  # type: ignore[arg-type]
-    with pytest.raises(ConfigError) as raised:
-        login_of(config)
-    assert str(raised.value).startswith(f"[cluster] {option}: ")
-    assert fault.format(path=path) in str(raised.value)
-    assert "SUNOSEED" not in str(raised.value)
+    broker, heard = heard_by
+    changes: list[bool] = []
+    broker.on_change(changes.append)
+    raw = Raw(server)
+    for _ in range(50):
+        raw.publish(subject, headers, b"evil")
+    raw.close()
+    broker.publish("ours.a", b"good")
+    await until(lambda: bool(heard), 10)
+    assert heard == [("ours.a", b"good")]
+    await asyncio.sleep(1.5)  # a client that reads no more would be found out by its pings
+    broker.publish("ours.a", b"good")
+    await until(lambda: len(heard) == 2, 10)
+    assert changes == []
+    assert 1 <= caplog.text.count("messages over NATS without effect") <= 3
+
+
+async def test_what_jetstream_delivers_to_our_subject_is_no_message(
+    heard_by: tuple[Broker, list[tuple[str, bytes]]], server: NatsServer
+) -> None:
+    """Whoever may have a consumer, or read directly, can make it answer to any subject."""
+    broker, heard = heard_by
+    client = Client()
+    await client.connect(server.url)
+    stream = client.jetstream()
+    bucket = await stream.create_key_value(bucket="theirs", direct=True)
+    await bucket.put("a", b"evil")
+    direct = "$JS.API.DIRECT.GET.KV_theirs.$KV.theirs.a"
+    await client.publish(direct, b"", reply="ours.a")
+    await stream.add_consumer("KV_theirs", name="c", ack_policy="none")
+    await client.publish("$JS.API.CONSUMER.MSG.NEXT.KV_theirs.c", b"1", reply="ours.a")
+    await client.flush()
+    await until(lambda: broker._strange.total == 2, 10)
+    assert heard == []
+    await client.close()
+
+
+async def test_fault_of_a_handler_is_logged_once_a_second(
+    connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = await connect()
+    count = 0
+
+    def fails(_subject: str, _payload: bytes) -> None:
+        nonlocal count
+        count += 1
+        raise KeyError("bug")
+
+    await broker.subscribe("a", fails)
+    for _ in range(500):
+        broker.publish("a", b"")
+    await until(lambda: count == 500, 10)
+    assert 1 <= caplog.text.count("Traceback") <= 2
+
+
+# --- Requests ------------------------------------------------------------------------------------
+
+
+async def test_request_whose_answer_would_go_elsewhere_is_not_heard(
+    connect: Connect, server: NatsServer
+) -> None:
+    """Our answer might be taken for an order, or for an entry of a bucket."""
+    broker, other = await connect(), await connect("b")
+    asked: list[bytes] = []
+
+    def answer(question: Question) -> None:
+        asked.append(question.payload)
+        broker.publish(question.reply, question.payload.upper())
+        broker.publish(question.reply, b"")
+
+    await broker.subscribe_questions("ours.request", answer)
+    await broker.flush()
+    raw = Raw(server)
+    raw.publish(b"ours.request", b"NATS/1.0\r\n\r\n", b"evil", reply=b"$KV.b.k")
+    raw.publish(b"ours.request", b"NATS/1.0\r\n\r\n", b"none")
+    raw.close()
+    assert [one async for one in other.request_many("ours.request", b"a", 5, "me")] == [b"A"]
+    assert asked == [b"a"]

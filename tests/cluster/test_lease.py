@@ -109,3 +109,38 @@ async def test_answer_that_came_too_late_does_not_lose_it(connect: Connect) -> N
     assert not keeping.done()
     assert lease.is_held
     keeping.cancel()
+
+
+JUNK = b'{"type":"io.nats.jetstream.api.v1.stream_info_response"}'
+
+
+async def write_junk(connect: Connect, every_s: float) -> None:
+    """Write what is no holder, as answers of NATS are that somebody has sent to this key."""
+    bucket = await (await connect("junk")).bucket(BUCKET)
+    while True:
+        await bucket.put("pbx", JUNK)
+        await asyncio.sleep(every_s)
+
+
+async def test_what_is_no_holder_does_not_take_it_away(connect: Connect) -> None:
+    first, second = await lease_of(connect, "a"), await lease_of(connect, "b")
+    await taken(first)
+    keeping = asyncio.create_task(first.keep())
+    writing = asyncio.create_task(write_junk(connect, DEAD_S / 3))
+    with pytest.raises(TimeoutError):
+        await taken(second, 4 * DEAD_S)
+    assert not keeping.done()
+    assert first.is_held
+    for task in (keeping, writing):
+        task.cancel()
+
+
+async def test_what_is_no_holder_keeps_nobody_from_taking_it(connect: Connect) -> None:
+    first, second = await lease_of(connect, "a"), await lease_of(connect, "b")
+    await taken(first)
+    trusted_until = first.renewed_at + 0.8 * DEAD_S
+    writing = asyncio.create_task(write_junk(connect, DEAD_S / 3))
+    await taken(second)
+    assert time.monotonic() > trusted_until
+    assert second.epoch > first.epoch
+    writing.cancel()

@@ -22,6 +22,7 @@ from audiofork.cluster.beats import SUBJECT, Beat, ControlBeat
 from audiofork.cluster.broker import Broker
 from audiofork.cluster.lease import BUCKET, Holder, Lease
 from audiofork.commands import remedies_cluster as remedies
+from audiofork.commands.check import Check, load
 from audiofork.commands.check_cluster import ClusterCheck, KnownCluster
 from audiofork.commands.check_nats import NatsCheck
 from audiofork.commands.check_relay import RelayCheck
@@ -30,7 +31,7 @@ from audiofork.config import ClusterConfig
 from audiofork.errors import BrokerUnavailable
 from audiofork.forks.cluster_journal import bucket_of
 from testbed.nats import NatsServer, nats_servers
-from tests.cluster.test_broker import key
+from testbed.nats_keys import new_key
 
 pytestmark = pytest.mark.slow
 
@@ -134,19 +135,29 @@ async def test_program_that_answers_nothing_is_a_fault_after_a_while(
 
 
 async def test_refused_login_is_a_fault(tmp_path: Path) -> None:
-    (tmp_path / "seed").write_bytes(key()[0])
-    more = f"authorization {{ users: [{{ nkey: {key()[1]} }}] }}\n"
+    more = f"authorization {{ users: [{{ nkey: {new_key().public} }}] }}\n"
     with nats_servers(more=more) as (server,):
-        _, findings = await check(server.url, nkey_file=str(tmp_path / "seed"))
+        _, findings = await check(server.url, nkey=new_key().seed)
     assert [finding.remedy for finding in findings] == [remedies.LOGIN]
 
 
-async def test_key_that_cannot_be_read_is_a_fault(server: NatsServer) -> None:
-    _, findings = await check(server.url, nkey_file="/nowhere/seed")
+async def test_authority_that_cannot_be_read_is_a_fault(server: NatsServer) -> None:
+    _, findings = await check(server.url, ca_file="/nowhere/ca.pem")
     assert [finding.remedy for finding in findings] == [remedies.FILES]
     assert faults(findings) == [
-        "NATS: [cluster] nkey_file: /nowhere/seed: No such file or directory"
+        "NATS: [cluster] ca_file: /nowhere/ca.pem: No such file or directory"
     ]
+
+
+async def test_key_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "a.ini"
+    path.write_text("[cluster]\nservers = nats://127.0.0.1:1\nnkey_file = /nowhere/seed\n")
+    loaded, unread = load(path)
+    findings: list[Finding] = []
+    await Check(loaded, findings.append, unread=unread)._check_cluster()
+    assert [finding.remedy for finding in findings] == [remedies.FILES]
+    (text,) = faults(findings)
+    assert text.endswith("a.ini:3: [cluster] nkey_file: /nowhere/seed: No such file or directory")
 
 
 async def test_certificate_that_is_not_trusted_is_a_fault(tmp_path: Path) -> None:
@@ -165,7 +176,7 @@ async def test_server_without_tls_is_a_fault_where_it_is_wanted(server: NatsServ
 
 
 @pytest.mark.parametrize(
-    ("server", "key_file", "told"),
+    ("server", "key", "told"),
     [
         (
             "nats://192.0.2.1:4222",
@@ -179,29 +190,28 @@ async def test_server_without_tls_is_a_fault_where_it_is_wanted(server: NatsServ
     ],
 )
 def test_server_that_is_open_to_the_network_is_warned_of(
-    server: str, key_file: str, told: list[str]
+    server: str, key: str, told: list[str]
 ) -> None:
     findings: list[Finding] = []
-    config = ClusterConfig(servers=(server,), nkey_file=key_file)
-    NatsCheck(config, Findings(findings.append))._tell_what_is_open(server)
+    config = ClusterConfig(servers=(server,), nkey=key)
+    NatsCheck(config, Findings(findings.append), "_INBOX")._tell_what_is_open(server)
     assert marked(findings, Mark.WARN) == [f"NATS: {server} {text}" for text in told]
 
 
 async def test_account_without_jetstream_is_a_fault(tmp_path: Path) -> None:
-    seed, public = key()
-    (tmp_path / "seed").write_bytes(seed)
-    account = f"accounts {{ a {{ users: [{{ nkey: {public} }}] }} }}\n"
+    key = new_key()
+    account = f"accounts {{ a {{ users: [{{ nkey: {key.public} }}] }} }}\n"
     with nats_servers(more=account) as (server,):
-        _, findings = await check(server.url, nkey_file=str(tmp_path / "seed"))
+        _, findings = await check(server.url, nkey=key.seed)
     assert remedies.JETSTREAM in [finding.remedy for finding in findings]
 
 
 async def test_right_that_is_missing_is_named(tmp_path: Path) -> None:
-    seed, public = key()
-    (tmp_path / "seed").write_bytes(seed)
-    user = f'{{ nkey: {public}, permissions: {{ publish: "nothing", subscribe: "_INBOX.>" }} }}'
+    key = new_key()
+    allowed = 'permissions: { publish: "nothing", subscribe: "_INBOX.>" }'
+    user = f"{{ nkey: {key.public}, {allowed} }}"
     with nats_servers(more=f"authorization {{ users: [{user}] }}\n") as (server,):
-        _, findings = await check(server.url, nkey_file=str(tmp_path / "seed"))
+        _, findings = await check(server.url, nkey=key.seed)
     told = [finding.text for finding in findings if finding.mark is Mark.FAIL]
     assert all(finding.remedy for finding in findings if finding.mark is Mark.FAIL)
     assert [text.rpartition("violation for ")[2] for text in told] == [
@@ -502,11 +512,11 @@ async def test_port_of_a_relay_host_that_another_program_has_is_a_fault(server: 
 
 
 async def test_orders_that_a_relay_host_may_not_hear_are_a_fault(tmp_path: Path) -> None:
-    seed, public = key()
-    (tmp_path / "seed").write_bytes(seed)
-    user = f'{{ nkey: {public}, permissions: {{ publish: ">", subscribe: "audiofork.beat.>" }} }}'
+    key = new_key()
+    allowed = 'permissions: { publish: ">", subscribe: "audiofork.beat.>" }'
+    user = f"{{ nkey: {key.public}, {allowed} }}"
     with nats_servers(more=f"authorization {{ users: [{user}] }}\n") as (server,):
-        ini = f"{relay_ini(server)}nkey_file = {tmp_path / 'seed'}\n"
+        ini = f"{relay_ini(server)}nkey = {key.seed}\n"
         _, findings = await check_relay(ini)
     (text,) = [finding.text for finding in findings if finding.remedy == remedies.RIGHTS]
     assert "audiofork.relay.r1.*" in text

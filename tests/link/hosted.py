@@ -37,6 +37,7 @@ class HostedRelay(RelayHosts):
 
     def __init__(self, config: Config, report: SendReport) -> None:
         self._stack = ExitStack()
+        self._logs: list[Path] = []
         (self.server,) = self._stack.enter_context(nats_servers())
         self.cluster = replace(CONTROLLER, servers=(self.server.url,))
         self.client = Broker(self.cluster, "c1")
@@ -44,6 +45,10 @@ class HostedRelay(RelayHosts):
         self.roster = Roster(self.client, self.cluster.dead_after)
         config = replace(config, cluster=self.cluster)
         super().__init__(config, self.client, self.lease, self.roster, report)  # type: ignore[arg-type]
+
+    def log(self) -> str:
+        """Return what the relay hosts have logged so far."""
+        return "".join(path.read_text() for path in self._logs)
 
     def start_host(self, name: str = "r1") -> subprocess.Popen[bytes]:
         """Start a relay host; it ends with this."""
@@ -54,7 +59,9 @@ class HostedRelay(RelayHosts):
             f"[cluster]\nname = {name}\nservers = {self.server.url}\n"
         )
         command = [sys.executable, "-m", "audiofork", "relay", "-c", str(file)]
-        process = self._stack.enter_context(subprocess.Popen(command))
+        log = self._stack.enter_context((folder / "log").open("w"))
+        self._logs.append(folder / "log")
+        process = self._stack.enter_context(subprocess.Popen(command, stderr=log))
         self._stack.callback(process.kill)
         return process
 
@@ -71,4 +78,6 @@ class HostedRelay(RelayHosts):
     async def close(self) -> None:
         await super().close()
         await self.client.close()
+        print(self.log())  # of a failure
+        self._logs.clear()
         self._stack.close()

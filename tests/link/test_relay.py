@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,8 +21,16 @@ from typing import Any
 import pytest
 
 import audiofork
-from audiofork.config import Address, AudioSocketConfig, Config, RelayConfig, WebSocketConfig
+from audiofork.config import (
+    Address,
+    AudioSocketConfig,
+    ClusterConfig,
+    Config,
+    RelayConfig,
+    WebSocketConfig,
+)
 from audiofork.errors import CannotListen, ConfigError
+from audiofork.link.hosts import RelayHosts
 from audiofork.link.inline import InlineRelay, check_files
 from audiofork.link.messages import (
     CheckLeg,
@@ -370,6 +379,25 @@ async def test_leg_of_a_check_is_expected_everywhere_and_reported_where_it_comes
         assert await rig.reported(CheckLeg, expected + 1) == CheckLeg(leg_uuid, has_come=True)
         await leg.close()
     assert rig.of(StrangersRefused) == []
+
+
+async def test_leg_that_comes_from_elsewhere_is_refused_and_the_right_one_is_let_in(
+    rig: Rig, recorder: Recorder
+) -> None:
+    home = (ip_network("127.0.0.2"),)
+    if isinstance(rig.relay, RelayHosts):  # a controller says where its Asterisk is
+        rig.relay.configure(Config(cluster=ClusterConfig(legs_from=home)))
+    fork_id = rig.begin(recorder.url("/a"), legs_from=home)
+    stranger = await rig.attach(fork_id)
+    assert await stranger.read_to_end() == HANGUP
+    assert (await rig.reported(StrangersRefused)).address == "127.0.0.1"
+    assert rig.of(LegAttached) == []
+    leg = await Leg.connect(rig.relay.address_of(fork_id), "127.0.0.2")
+    leg.send_uuid(fork_id)
+    leg.send_audio(*numbered(3))
+    assert (await recorder.wait_messages("/a", 3)).messages == numbered(3)
+    for one in (stranger, leg):
+        await one.close()
 
 
 async def test_leg_of_a_uuid_that_two_present_is_reported_as_contested(

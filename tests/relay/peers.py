@@ -122,8 +122,11 @@ class Leg:
         self._writer = writer
 
     @classmethod
-    async def connect(cls, address: Address) -> Self:
-        return cls(*await asyncio.open_connection(address.host, address.port))
+    async def connect(cls, address: Address, source: str = "") -> Self:
+        """Connect, from an address of this machine if one is given."""
+        local = (source, 0) if source else None
+        host, port = address.host, address.port
+        return cls(*await asyncio.open_connection(host, port, local_addr=local))
 
     def send(self, wire: bytes) -> None:
         self._writer.write(wire)

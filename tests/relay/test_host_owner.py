@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from audiofork.errors import NoMessage
 from audiofork.link.messages import (
     Adopt,
     Command,
@@ -135,7 +136,10 @@ def test_controller_that_led_before_cannot_open_a_session_and_disturbs_that_of_t
 
 def test_message_of_another_version_counts_and_has_no_effect(stage: Stage) -> None:
     numbers = stage.opens()
-    stage.owner.on_message(numbers.stamp(1), b'["Unknown", {}]')
+    with pytest.raises(NoMessage, match="Unknown is not known here"):
+        stage.owner.on_message(numbers.stamp(1), b'["Unknown", {}]')
+    with pytest.raises(NoMessage, match="no JSON"):
+        stage.owner.on_message(numbers.stamp(1), b"\xff")
     stage.hears(numbers, TakeStats(1))
     assert stage.obeyed == [TakeStats(1)]
 

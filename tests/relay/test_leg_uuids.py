@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import uuid
+from ipaddress import ip_network
+
+import pytest
 
 from audiofork.relay.leg_uuids import REMEMBERED_S, LegUuids, Void
 
@@ -54,6 +57,45 @@ def test_uuid_that_was_used_is_not_withdrawn() -> None:
     stage.uuids.use(WIRE, "first")
     stage.uuids.withdraw(ID)
     assert stage.uuids.void(WIRE) == Void(100, "first")
+
+
+def test_uuid_that_is_issued_again_stays_with_the_first() -> None:
+    stage = Stage()
+    stage.uuids.issue(ID, "owner")
+    stage.uuids.issue(ID, "thief")
+    assert stage.uuids.use(WIRE, "first") == "owner"
+
+
+HOME = (ip_network("192.0.2.0/24"), ip_network("2001:db8::7"))
+
+
+@pytest.mark.parametrize(
+    ("peer", "is_from_elsewhere"),
+    [
+        ("192.0.2.9", False),
+        ("::ffff:192.0.2.9", False),
+        ("2001:db8::7", False),
+        ("2001:db8::8", True),
+        ("192.0.3.1", True),
+        ("", True),
+    ],
+)
+def test_uuid_is_from_elsewhere_until_it_is_forgotten(peer: str, is_from_elsewhere: bool) -> None:
+    stage = Stage()
+    stage.uuids.issue(ID, "owner", HOME)
+    assert stage.uuids.is_from_elsewhere(WIRE, peer) is is_from_elsewhere
+    stage.uuids.use(WIRE, "first")
+    assert stage.uuids.is_from_elsewhere(WIRE, peer) is is_from_elsewhere
+    stage.age(REMEMBERED_S)
+    stage.uuids.void(WIRE)
+    assert not stage.uuids.is_from_elsewhere(WIRE, peer)
+
+
+def test_uuid_without_networks_is_from_nowhere_else() -> None:
+    stage = Stage()
+    stage.uuids.issue(ID, "owner")
+    assert not stage.uuids.is_from_elsewhere(WIRE, "192.0.2.9")
+    assert not stage.uuids.is_from_elsewhere(b"unknown", "192.0.2.9")
 
 
 def test_unknown_uuid_is_neither_good_nor_remembered() -> None:

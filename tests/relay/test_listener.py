@@ -128,6 +128,44 @@ async def test_uuid_that_is_presented_a_third_time_contests_nothing_more(
     assert (owner.attached, owner.closed, owner.contested) == (1, 1, 1)
 
 
+HOME = (ip_network("127.0.0.2"),)
+
+
+async def test_right_uuid_from_elsewhere_is_refused_and_reported_and_stays_good(
+    stage: ListenerStage, caplog: pytest.LogCaptureFixture
+) -> None:
+    leg_uuid, owner = str(uuid.uuid4()), Owner()
+    stage.listener.issue(leg_uuid, owner, HOME)
+    stranger = await stage.connect()
+    stranger.send_uuid(leg_uuid)
+    message = await refused(stage, stranger, caplog)
+    assert "comes from elsewhere ([cluster] legs_from), from 127.0.0.1" in message
+    assert leg_uuid not in message
+    assert stage.reports == [StrangersRefused(1, "127.0.0.1")]
+    assert owner.attached == 0
+    leg = await stage.connect("127.0.0.2")
+    leg.send_uuid(leg_uuid)
+    leg.send_audio(*numbered(3))
+    await owner.wait_frames(3)
+
+
+async def test_uuid_in_use_that_comes_from_elsewhere_contests_nothing(
+    stage: ListenerStage,
+) -> None:
+    leg_uuid, owner = str(uuid.uuid4()), Owner()
+    stage.listener.issue(leg_uuid, owner, HOME)
+    leg = await stage.connect("127.0.0.2")
+    leg.send_uuid(leg_uuid)
+    await owner.wait_attached()
+    stranger = await stage.connect()
+    stranger.send_uuid(leg_uuid)
+    assert await stranger.read_to_end() == HANGUP
+    leg.send_audio(*numbered(3))
+    await owner.wait_frames(3)
+    assert (owner.attached, owner.closed, owner.contested) == (1, 0, 0)
+    assert stage.reports == [StrangersRefused(1, "127.0.0.1")]
+
+
 async def test_used_uuid_is_refused_after_its_leg_is_gone(
     stage: ListenerStage, caplog: pytest.LogCaptureFixture
 ) -> None:
