@@ -478,7 +478,7 @@ async def test_checks_of_both_roles_find_all_that_they_need(nats: Secured, tmp_p
     async with leading(nats, A1):
         await ClusterCheck(nats.config(A1), Findings(found.append)).run()
     texts = [one.text for one in found]
-    assert f"controllers: c leads for {A1}" in texts
+    assert f"controllers: c leads for {A1}, none stands by" in texts
     assert any(text.startswith(f"JetStream: writes to bucket {JOURNAL_1}") for text in texts)
     assert not any("violation" in text for text in texts)
 
