@@ -41,6 +41,7 @@ class HostWorker(RelayWorker):
 
     Attributes:
         beat: Its latest beat.
+        heard_at: The loop time of that.
         begun: How many forks it was given since.
         drained_at: The loop time at which its forks were asked to move last.
         told: What was reported of each fork.
@@ -54,6 +55,7 @@ class HostWorker(RelayWorker):
     ) -> None:
         super().__init__(beat.address)
         self.beat = beat
+        self.heard_at = asyncio.get_running_loop().time()
         self.begun = 0
         self.drained_at = -1e9
         self.told: dict[str, Told] = {}
@@ -187,6 +189,7 @@ class HostWorker(RelayWorker):
     def on_beat(self, beat: Beat) -> None:
         """Take a beat; ping the host, or open a session if there is none that works."""
         self.beat, self.listen, self.begun = beat, beat.address, 0
+        self.heard_at = asyncio.get_running_loop().time()
         if self.is_open:
             self.address = beat.address
         self._unanswered += 1

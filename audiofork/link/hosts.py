@@ -231,6 +231,7 @@ class RelayHosts(SharedRelay):
             self._lose(worker, "it was started anew")
         if beat.is_last:
             self._seen.forget(beat.name)
+            worker.heard_at = asyncio.get_running_loop().time()
             self._lose(worker, "it has ended")
             return
         worker.on_beat(beat)
@@ -270,7 +271,8 @@ class RelayHosts(SharedRelay):
         self._moves.on_lost(worker)
         worker.end()
         worker.told.clear()
-        self._on_worker_lost(worker)
+        now = asyncio.get_running_loop().time()
+        self._on_worker_lost(worker, now - worker.heard_at)
 
     def _on_broker(self, _is_up: bool) -> None:  # noqa: FBT001 (of `Broker.on_change`)
         self._suspend()

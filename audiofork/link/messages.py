@@ -422,7 +422,7 @@ class RelayLost:
     Each fork that is still wanted has to be sent again as a `ForkSpec`; the others have ended.
 
     Attributes:
-        away_s: Seconds since the process died; of several, since the first.
+        away_s: Seconds since the process died, or was heard of last; of several, since the first.
     """
 
     fork_ids: tuple[str, ...]

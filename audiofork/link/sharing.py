@@ -161,24 +161,24 @@ class SharedRelay(ABC):
 
     # --- Workers that die ---
 
-    def _on_worker_lost(self, worker: RelayWorker) -> None:
-        """Take its forks from a worker that is dead; they go to others."""
+    def _on_worker_lost(self, worker: RelayWorker, silent_s: float = 0.0) -> None:
+        """Take its forks from a worker that is dead, and was silent before; they go to others."""
         worker.address = None
         self._latency_of_dead = self._latency_of_dead.plus(worker.latency)
         worker.latency, worker.rtt_s = NO_LATENCY, 0.0
-        self._orphan(worker, list(worker.forks))
+        self._orphan(worker, list(worker.forks), silent_s)
         worker.held.clear()
         for ticket in list(self._asked):
             self._answered(ticket, worker, {})
         self._look_after_orphans()
 
-    def _orphan(self, worker: RelayWorker, fork_ids: Sequence[str]) -> None:
-        """Note that a worker does not relay these forks any more."""
-        now = asyncio.get_running_loop().time()
+    def _orphan(self, worker: RelayWorker, fork_ids: Sequence[str], silent_s: float = 0.0) -> None:
+        """Note that a worker does not relay these forks any more, and has not for a while."""
+        lost_at = asyncio.get_running_loop().time() - silent_s
         for fork_id in fork_ids:
             worker.forks.discard(fork_id)
             del self._owners[fork_id]
-            self._orphaned[fork_id] = now
+            self._orphaned[fork_id] = lost_at
 
     def _look_after_orphans(self) -> None:
         """Report the forks without a worker, as lost if another can take them, else as waiting."""

@@ -147,7 +147,8 @@ async def test_forks_of_a_relay_host_that_is_gone_live_on_another(
     gone_at = time.monotonic()
     await until(lambda: len(scene.server.recordings) == 6, 10)
     print(f"all forks live on after {time.monotonic() - gone_at:.2f} s")
-    await scene.ami.wait_user_event("AudioForkResumed", after=position)
+    resumed = await scene.ami.wait_user_event("AudioForkResumed", after=position)
+    assert 400 < int(resumed["GapMs"]) < 5000  # since its last sign of life
     for fork in forks:
         stopped = await fork.hang_up()
         assert stopped["Reason"] == "hangup"
