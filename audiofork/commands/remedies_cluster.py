@@ -27,21 +27,21 @@ TLS = (
 )
 OPEN = (
     "Whoever reaches the server, or sees the network, could order forks in the relay hosts' name, "
-    "and so hear calls. Give the NATS servers TLS and each host a key of its own, as "
-    "docs/security.md says, or keep them on a network of these hosts alone."
+    "and so hear calls. Give the NATS servers TLS and each host a key of its own, as the shipped "
+    "etc/nats/audiofork.conf does, or keep them on a network of these hosts alone."
 )
 JETSTREAM = (
     "nats-server.conf needs jetstream { store_dir: ... }, and our account may have to be allowed "
     "it. Of several servers more than half have to be there."
 )
 RIGHTS = (
-    "The permissions of our user in the NATS server's configuration lack what it says; "
-    "docs/security.md lists what each role needs."
+    "The permissions of our user in the NATS server's configuration lack what it says; the shipped "
+    "etc/nats/audiofork.conf has what each role needs."
 )
 REPLICAS = (
-    "[cluster] replicas counts when a controller starts: systemctl restart audiofork-control, on "
-    "one host after the other. There must be as many NATS servers, and they must know each other "
-    "(cluster in nats-server.conf)."
+    "There must be as many NATS servers, and they must know each other (cluster in "
+    "nats-server.conf). Then systemctl restart audiofork-control; or audiofork buckets, where NATS "
+    "lets controllers make no buckets."
 )
 AWAY = (
     "See to that server before another fails: as soon as half of those that keep the bucket are "
@@ -49,7 +49,8 @@ AWAY = (
 )
 ONE_SERVER = (
     "If that server is away, running forks go on and none can start. With three servers set "
-    "[cluster] replicas = 3 on the hosts of controllers, and restart these one after the other."
+    "[cluster] replicas = 3 on the hosts of controllers, and systemctl restart audiofork-control; "
+    "or audiofork buckets, where NATS lets controllers make no buckets."
 )
 START_CONTROLLER = (
     "systemctl start audiofork-control, beside the Asterisk; systemctl status audiofork-control "
