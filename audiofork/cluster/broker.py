@@ -142,6 +142,9 @@ class Broker:
         self._strange.count(f"its headers cannot be read: {type(exc).__name__}")
 
     async def _on_error(self, exc: Exception) -> None:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError  # the client has swallowed it, and would try for ever
         self._complaints.say(exc)
 
     async def _on_lost(self) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from random import Random
 
 import nats.errors
 import pytest
@@ -276,6 +277,17 @@ async def test_server_that_is_not_there_is_told_once_until_it_is(
         await until(lambda: broker.is_up, 10)
         server.kill()
         await until(lambda: caplog.text.count(told) == 2, 10)
+
+
+async def test_attempt_to_connect_can_be_given_up_at_any_time() -> None:
+    """NATS' client swallows the cancellation where it closes a connection."""
+    plain, rng = Plain(), Random(1)
+    async with await asyncio.start_server(plain.serve, "127.0.0.1", 0) as listening:
+        url = f"tls://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        for _ in range(60):
+            async with asyncio.timeout(20), connecting(ClusterConfig(servers=(url,))):
+                for _ in range(rng.randrange(60)):
+                    await asyncio.sleep(0)
 
 
 # --- What is not allowed -------------------------------------------------------------------------
