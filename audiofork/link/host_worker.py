@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 # So many beats of a host may come until its answer to an opening, or to a ping.
 MAX_UNANSWERED = 5
+# Each controller pings each relay host, which tells of messages that were lost: at each beat the
+# pings of a large cluster would be most of what passes through its broker.
+PING_INTERVAL_S = 1.0
 _MUTE_OPENINGS = 3  # then something is wrong for good
 
 
@@ -66,6 +69,7 @@ class HostWorker(RelayWorker):
         self._openings = 0
         self._is_superseded = False
         self._pings: deque[asyncio.Future[bool]] = deque()
+        self._pinged_at = -1e9
         self._publish = publish
         self._epoch = epoch
 
@@ -131,7 +135,9 @@ class HostWorker(RelayWorker):
         return self.is_open and await self._ping()
 
     def _ping(self) -> asyncio.Future[bool]:
-        ping: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        ping: asyncio.Future[bool] = loop.create_future()
+        self._pinged_at = loop.time()
         self._pings.append(ping)
         self._send(Ping())
         return ping
@@ -187,16 +193,21 @@ class HostWorker(RelayWorker):
             self._send(command)
 
     def on_beat(self, beat: Beat) -> None:
-        """Take a beat; ping the host, or open a session if there is none that works."""
+        """Take a beat; open a session if there is none that works, or ping now and then."""
         self.beat, self.listen, self.begun = beat, beat.address, 0
         self.heard_at = asyncio.get_running_loop().time()
         if self.is_open:
             self.address = beat.address
-        self._unanswered += 1
+        if self._pings or not self.is_open:
+            self._unanswered += 1
         if not self.numbers.session or self._unanswered > MAX_UNANSWERED:
             self.open()
-        elif self.is_open:
+        elif self.is_open and not self._pings and self._is_ping_due:
             self._ping()
+
+    @property
+    def _is_ping_due(self) -> bool:
+        return asyncio.get_running_loop().time() - self._pinged_at >= PING_INTERVAL_S
 
     @property
     def room(self) -> float:

@@ -49,7 +49,7 @@ from audiofork.link.messages import (
 from audiofork.link.relay import give
 from audiofork.link.sessions import DOWN, split, up_subject
 from audiofork.relay.host_checks import MOST_ASTERISKS, MOST_CHECK_LEGS, fault_of
-from audiofork.relay.host_owner import Owner
+from audiofork.relay.host_owner import SILENT_S, Owner
 from audiofork.relay.host_stats import HostStats
 from audiofork.relay.worker import Worker
 from audiofork.system import feed_watchdog, lift_file_limit, notify, spare_collections
@@ -270,6 +270,8 @@ class RelayHost:
                 self._config.relay.orphan_timeout,
                 time.monotonic,
                 self._set_draining,
+                # It pings at the beats, of which there are so many in this time.
+                max(SILENT_S, self._config.cluster.dead_after),
             )
         owner.on_message(stamp, line)
 

@@ -25,7 +25,7 @@ from audiofork.relay.handover import Handover
 
 log = logging.getLogger(__name__)
 
-# A controller pings some times a second; a while longer than after which it counts as dead.
+# A controller pings each second; a while longer than after which it counts as dead.
 SILENT_S = 3.0
 
 
@@ -39,6 +39,7 @@ class Owner:
         orphan_timeout_s: How long its forks go on without a controller.
         clock: Returns the time in seconds.
         drain: Called when a controller wants the host drained, or not any more.
+        silent_s: How long nothing may be heard of a controller in a session.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Owner:
         orphan_timeout_s: float,
         clock: Callable[[], float],
         drain: Callable[[bool], None],
+        silent_s: float = SILENT_S,
     ) -> None:
         self._name = name
         self._publish = publish
@@ -56,6 +58,7 @@ class Owner:
         self._orphan_timeout_s = orphan_timeout_s
         self._clock = clock
         self._drain = drain
+        self._silent_s = silent_s
         self._handover = Handover(self._clock)
         self._numbers = Numbers()
         self._epoch = 0
@@ -160,7 +163,7 @@ class Owner:
         """Notice that a controller is gone, or has been for too long."""
         silent_s = self._clock() - self._heard_at
         if self._numbers.session:
-            if silent_s > SILENT_S:
+            if silent_s > self._silent_s:
                 self.leave()
         elif silent_s > self._orphan_timeout_s and (running := self._handover.running):
             log.error(

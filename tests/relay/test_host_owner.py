@@ -40,14 +40,14 @@ FORK = ForkSpec("a", "PJSIP/1", "ws://h/", Direction.IN)
 class Stage:
     """An owner, and what it says and does."""
 
-    def __init__(self) -> None:
+    def __init__(self, silent_s: float = SILENT_S) -> None:
         self.now = 100.0
         self.said: list[tuple[Stamp, Up]] = []
         self.obeyed: list[Command] = []
         self.drained: list[bool] = []
         self.owner = Owner(
             *("pbx", self._publish, self.obeyed.append, ORPHAN_TIMEOUT_S, lambda: self.now),
-            self.drained.append,
+            *(self.drained.append, silent_s),
         )
 
     def _publish(self, payload: bytes) -> None:
@@ -95,6 +95,18 @@ def test_ping_is_answered(stage: Stage) -> None:
     numbers = stage.opens()
     stage.hears(numbers, Ping())
     assert stage.words == [Held(()), Pong()]
+
+
+def test_controller_that_pings_seldom_is_waited_for_as_long() -> None:
+    stage = Stage(silent_s=20)
+    numbers = stage.opens()
+    stage.passes(19)
+    assert stage.owner.is_led
+    stage.hears(numbers, Ping())
+    stage.passes(19)
+    assert stage.owner.is_led
+    stage.passes(2)
+    assert not stage.owner.is_led
 
 
 def test_message_after_a_missing_one_ends_the_session_and_is_not_obeyed(stage: Stage) -> None:

@@ -1,0 +1,96 @@
+"""When a controller opens a session with a relay host, and when it pings it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from audiofork.cluster.beats import Beat
+from audiofork.link.host_worker import MAX_UNANSWERED, PING_INTERVAL_S, HostWorker
+from audiofork.link.sessions import Down, Hello, decode_down, split
+from audiofork.link.stream import Ping
+from tests.told_clock import Clock
+
+BEAT = Beat("r1", "run", "192.0.2.1:9092", capacity=10)
+BEAT_S = 0.175
+
+
+class Stage:
+    """A controller's view of a relay host, and what it sends to it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.sent: list[Down] = []
+        self.worker = HostWorker(BEAT, self._publish, lambda: 1)
+
+    def _publish(self, payload: bytes) -> None:
+        self.sent.append(decode_down(split(payload)[1]))
+
+    def beats(self, count: int, *, answers: bool = True, every_s: float = BEAT_S) -> list[Down]:
+        """Let so many beats come; return what was sent to the host, which may answer it."""
+        begun = len(self.sent)
+        for _ in range(count):
+            self.clock.now_s += every_s
+            position = len(self.sent)
+            self.worker.on_beat(BEAT)
+            for message in self.sent[position:] if answers else ():
+                self.worker.on_answer()
+                if isinstance(message, Hello):
+                    self.worker.on_opened()
+                else:
+                    self.worker.on_pong()
+        return self.sent[begun:]
+
+
+@pytest.fixture
+async def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
+    clock = Clock()
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", clock)
+    return Stage(clock)
+
+
+async def test_session_is_opened_at_the_first_beat(stage: Stage) -> None:
+    assert [type(one) for one in stage.beats(1)] == [Hello]
+    assert stage.worker.is_open
+
+
+async def test_host_that_beats_several_times_a_second_is_pinged_each_second(stage: Stage) -> None:
+    stage.beats(1)
+    sent = stage.beats(100)
+    assert set(sent) == {Ping()}
+    assert len(sent) == pytest.approx(100 * BEAT_S / PING_INTERVAL_S, rel=0.2)
+
+
+async def test_host_that_beats_seldom_is_pinged_at_each_beat(stage: Stage) -> None:
+    stage.beats(1)
+    assert stage.beats(5, every_s=3 * PING_INTERVAL_S) == [Ping()] * 5
+
+
+async def test_host_that_does_not_answer_a_ping_is_asked_anew(stage: Stage) -> None:
+    stage.beats(1)
+    ping, *others = stage.beats(1 + MAX_UNANSWERED, answers=False, every_s=PING_INTERVAL_S)
+    assert ping == Ping()
+    assert others == []
+    session = stage.worker.numbers.session
+    assert [type(one) for one in stage.beats(1)] == [Hello]
+    assert stage.worker.numbers.session != session
+
+
+async def test_host_that_does_not_answer_an_opening_is_asked_anew(stage: Stage) -> None:
+    assert len(stage.beats(1 + MAX_UNANSWERED, answers=False)) == 1
+    assert not stage.worker.is_open
+    assert [type(one) for one in stage.beats(1)] == [Hello]
+    assert stage.worker.is_open
+
+
+async def test_legs_wait_for_an_answer_however_recent_the_last_ping_is(stage: Stage) -> None:
+    stage.beats(1)
+    stage.beats(1, every_s=PING_INTERVAL_S)
+    sent = len(stage.sent)
+    reaching = asyncio.create_task(stage.worker.is_reached())
+    await asyncio.sleep(0)
+    assert stage.sent[sent:] == [Ping()]
+    assert not reaching.done()
+    stage.worker.on_pong()
+    assert await reaching
