@@ -163,8 +163,8 @@ async def follow(site: Site, folder: Path) -> None:
         )
         site.start(site.pbx1, *AUDIOFORK, "control", "-c", str(ini))
         await until(lambda: "connected to ARI" in site.log(site.pbx1), 30)
-        checking = (*AUDIOFORK, "check", "-c", str(ini))
-        told(site, blocks_of(8)[0], await asyncio.to_thread(site.run, site.pbx1, *checking))
+        check = (*AUDIOFORK, "check", "-c", str(ini))
+        told(site, blocks_of(8)[0], await asyncio.to_thread(site.run, site.pbx1, *check))
         await fork_a_call(site, asterisk, relays, files, ini)
 
 
