@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections import deque
 from collections.abc import Callable
 
 import audiofork
@@ -19,6 +18,7 @@ from audiofork.link.messages import (
     ForkSpec,
     HeldFork,
 )
+from audiofork.link.pings import Pings
 from audiofork.link.sessions import Down, Drain, Hello, Numbers, pack
 from audiofork.link.stream import Ping
 from audiofork.link.told import Told
@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 # So many beats of a host may come until its answer to an opening, or to a ping.
 MAX_UNANSWERED = 5
 # Each controller pings each relay host, which tells of messages that were lost: at each beat the
-# pings of a large cluster would be most of what passes through its broker.
-PING_INTERVAL_S = 1.0
 _MUTE_OPENINGS = 3  # then something is wrong for good
 
 
@@ -68,8 +66,7 @@ class HostWorker(RelayWorker):
         self._unanswered = 0
         self._openings = 0
         self._is_superseded = False
-        self._pings: deque[asyncio.Future[bool]] = deque()
-        self._pinged_at = -1e9
+        self._pings = Pings()
         self._publish = publish
         self._epoch = epoch
 
@@ -105,10 +102,7 @@ class HostWorker(RelayWorker):
         self.address = None
         self.opened.clear()
         self.numbers.end()
-        for ping in self._pings:
-            if not ping.done():
-                ping.set_result(False)
-        self._pings.clear()
+        self._pings.end()
 
     def forget(self) -> None:
         """Forget its forks: another controller may have them."""
@@ -135,17 +129,12 @@ class HostWorker(RelayWorker):
         return self.is_open and await self._ping()
 
     def _ping(self) -> asyncio.Future[bool]:
-        loop = asyncio.get_running_loop()
-        ping: asyncio.Future[bool] = loop.create_future()
-        self._pinged_at = loop.time()
-        self._pings.append(ping)
         self._send(Ping())
-        return ping
+        return self._pings.add()
 
     def on_pong(self) -> None:
         """Take the answer to the oldest ping."""
-        if self._pings and not (ping := self._pings.popleft()).done():
-            ping.set_result(True)
+        self._pings.on_pong()
 
     def on_answer(self) -> None:
         """Note that it answers."""
@@ -202,12 +191,8 @@ class HostWorker(RelayWorker):
             self._unanswered += 1
         if not self.numbers.session or self._unanswered > MAX_UNANSWERED:
             self.open()
-        elif self.is_open and not self._pings and self._is_ping_due:
+        elif self.is_open and self._pings.is_due:
             self._ping()
-
-    @property
-    def _is_ping_due(self) -> bool:
-        return asyncio.get_running_loop().time() - self._pinged_at >= PING_INTERVAL_S
 
     @property
     def room(self) -> float:

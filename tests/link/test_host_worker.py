@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from audiofork.cluster.beats import Beat
-from audiofork.link.host_worker import MAX_UNANSWERED, PING_INTERVAL_S, HostWorker
+from audiofork.link.host_worker import MAX_UNANSWERED, HostWorker
+from audiofork.link.pings import PING_INTERVAL_S
 from audiofork.link.sessions import Down, Hello, decode_down, split
 from audiofork.link.stream import Ping
 from tests.told_clock import Clock
