@@ -136,6 +136,11 @@ class Daemon:
             self._cluster.suspend()
         return not self.forks.is_suspended
 
+    async def _is_led_elsewhere(self) -> bool:
+        return self._cluster is not None and await leadership.is_later(
+            self.ami, self._cluster.epoch
+        )
+
     def _on_report(self, report: Report) -> None:
         if isinstance(report, CheckLeg):
             self._check_answers.on_report(report)
@@ -260,7 +265,7 @@ class Daemon:
         )
         self.watching = Watching(self.relay.send, self.forks.find)
         events.subscribe(self.watching.on_event)
-        self._user_events = UserEvents(self.forks.ask, ami_events)
+        self._user_events = UserEvents(self.forks.ask, ami_events, self._is_led_elsewhere)
         if self._stream is not None:
             self._build_metrics(events)
 

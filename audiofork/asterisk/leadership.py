@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 from audiofork.asterisk.ami import Ami
+from audiofork.errors import AmiError
 
 VARIABLE = "AUDIOFORK_EPOCH"
+# A leader hears requests from its login on, and notes that it leads a moment later.
+NOTED_S = 0.2
 
 
 async def note(ami: Ami, epoch: int) -> None:
@@ -22,3 +28,11 @@ async def noted(ami: Ami) -> int:
     """
     value = (await ami.action("Getvar", [("Variable", VARIABLE)])).get("value", "")
     return int(value) if value.isascii() and value.isdigit() else 0
+
+
+async def is_later(ami: Ami, epoch: int) -> bool:
+    """Return whether a leadership after this one is noted, or will be in a moment."""
+    await asyncio.sleep(NOTED_S)
+    with contextlib.suppress(AmiError):
+        return await noted(ami) > epoch
+    return False

@@ -12,7 +12,7 @@ from audiofork.asterisk.ami_protocol import RequestReceived
 from audiofork.doors.ami_events import AmiEvents
 from audiofork.doors.caller_data import WHAT_TO_DO, decoded, slipped_in
 from audiofork.doors.inbox import Inbox
-from audiofork.errors import AmiError, RequestRefused
+from audiofork.errors import AmiError, Refusal, RequestRefused
 from audiofork.forks.look_ups import TOO_MANY
 from audiofork.forks.requests import CONNECT, DIALPLAN, Origin, Request, parse_request
 from audiofork.forks.tasks import Tasks
@@ -32,11 +32,19 @@ class UserEvents:
     Args:
         ask: Executes a request; raises RequestRefused or AmiError.
         answers: Sends the answer to a refused request to Asterisk.
+        is_led_elsewhere: Returns whether another controller of a cluster leads, which has heard the
+            same request and answers it; asked where this one does not lead.
     """
 
-    def __init__(self, ask: Callable[[Request], Awaitable[object]], answers: AmiEvents) -> None:
+    def __init__(
+        self,
+        ask: Callable[[Request], Awaitable[object]],
+        answers: AmiEvents,
+        is_led_elsewhere: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
         self._ask = ask
         self._answers = answers
+        self._is_led_elsewhere = is_led_elsewhere
         self._tasks = Tasks()
         self._inbox = Inbox(self._begin)
 
@@ -62,12 +70,19 @@ class UserEvents:
                 raise RequestRefused(NOBODY_WAITS)
             await self._ask(parse_request(fields, origin))
         except RequestRefused as exc:
-            self._answers.refused(fields, str(exc), origin)
+            if not await self._leaves(exc):
+                self._answers.refused(fields, str(exc), origin)
         except AmiError as exc:
             self._answers.refused(fields, f"Asterisk cannot be asked: {exc}", origin)
         except Exception:
             log.exception("a request could not be handled")
             self._answers.refused(fields, A_BUG, origin)
+
+    async def _leaves(self, refused: RequestRefused) -> bool:
+        """Return whether the answer to a refused request is another's."""
+        if refused.reason is not Refusal.CLUSTER or self._is_led_elsewhere is None:
+            return False
+        return await self._is_led_elsewhere()
 
     async def finish(self) -> None:
         """Wait until every request so far is executed or refused."""

@@ -98,11 +98,11 @@ class Admission:
         """Whether no fork may begin now, not even one whose start was granted before."""
         return bool(self.refusing or self.suspended)
 
-    def check_may_begin(self) -> None:
-        """Refuse a start whose turn has come, and that has asked Asterisk since, if it is too late.
+    def check_acts(self) -> None:
+        """Return if requests may be carried out now, also a start whose turn had come before.
 
         Raises:
-            RequestRefused: Another controller may lead by now.
+            RequestRefused: It is suspended: another controller may lead by now.
         """
         if self.suspended:
             raise RequestRefused(self.suspended, Refusal.CLUSTER)

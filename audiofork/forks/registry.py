@@ -205,6 +205,7 @@ class Forks:
     async def _grant(self, request: Request) -> list[str]:
         if isinstance(request, StartFork):
             return [(await self._starting.start(request)).id]
+        self._starting.admission.check_acts()
         forks = await self._named_by(request)
         if not forks:
             raise RequestRefused(self._no_such_fork(request), Refusal.NO_SUCH_FORK)

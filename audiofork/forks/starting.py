@@ -108,7 +108,7 @@ class Starting:
             await self.choose(fork)
             await self._leaving.wait_for_room(fork)
             _check_wanted(fork)
-            self.admission.check_may_begin()
+            self.admission.check_acts()
         except BaseException:
             self._ending.forget(fork)
             fork.apply(ForkEvent.REFUSED)

@@ -294,3 +294,20 @@ async def test_flood_of_one_requester_is_refused_beyond_what_may_wait_and_anothe
     assert len(rig.live) == 1
     await rig.user_events.finish()
     await rig.clock.settle()
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+async def test_request_to_one_that_does_not_lead_is_answered_unless_another_does(
+    rig: Rig, elsewhere: bool
+) -> None:
+    async def is_led_elsewhere() -> bool:
+        return elsewhere
+
+    answers = AmiEvents(rig.ami)  # type: ignore[arg-type]
+    door = UserEvents(rig.forks.ask, answers, is_led_elsewhere)
+    rig.forks.suspend("the broker is away", 0)
+    for fields in (dict(START), {"command": "StopAudioFork", "channel": NAME}):
+        door.on_request(RequestReceived(fields))
+    await door.finish()
+    reasons = [headers["Reason"] for _, headers in rig.ami.events]
+    assert reasons == ([] if elsewhere else ["the broker is away"] * 2)
