@@ -32,8 +32,19 @@ class Held:
         return time.monotonic()
 
 
+def be_patient(relay: RelayHosts, roster: Roster) -> None:
+    """Let no relay host count as dead because the machine is busy."""
+    relay._seen._dead_after_s = roster._dead_after_s = 60.0
+
+
 class HostedRelay(RelayHosts):
-    """Relay hosts, with one, and the broker that it needs."""
+    """Relay hosts, with one, and the broker that it needs.
+
+    Attributes:
+        is_patient: Whether no host counts as dead.
+    """
+
+    is_patient = True
 
     def __init__(self, config: Config, report: SendReport) -> None:
         self._stack = ExitStack()
@@ -73,6 +84,8 @@ class HostedRelay(RelayHosts):
         async with asyncio.timeout(30):
             while not self._listening():  # noqa: ASYNC110 (that it is there is no event)
                 await asyncio.sleep(0.01)
+        if self.is_patient:
+            be_patient(self, self.roster)
         return self.addresses[0]
 
     async def close(self) -> None:

@@ -47,7 +47,7 @@ from audiofork.link.stream import Held, Ping, Pong
 from testbed.nats import nats_servers
 from testbed.recorder import Recorder
 from tests.link.hosted import Held as HeldLease
-from tests.link.hosted import HostedRelay
+from tests.link.hosted import HostedRelay, be_patient
 from tests.link.test_relay import Rig, running
 from tests.relay.peers import Leg, numbered, until
 
@@ -88,7 +88,6 @@ class FakeHost:
         self.name = name
         self.holds: tuple[HeldFork, ...] = ()
         self.commands: list[Command] = []
-        self.runs = True
         self._broker = broker
         self._numbers = Numbers()
         self._epoch = 0
@@ -99,14 +98,11 @@ class FakeHost:
 
     async def _beat(self) -> None:
         while True:
-            if self.runs:
-                beat = Beat(self.name, "run", "127.0.0.1:9", capacity=100)
-                self._broker.publish(f"{SUBJECT}.{self.name}", beat.encode())
+            beat = Beat(self.name, "run", "127.0.0.1:9", capacity=100)
+            self._broker.publish(f"{SUBJECT}.{self.name}", beat.encode())
             await asyncio.sleep(0.1)
 
     def _on_payload(self, _subject: str, payload: bytes) -> None:
-        if not self.runs:
-            return
         stamp, line = split(payload)
         message: Down = decode_down(line)
         if isinstance(message, Hello):
@@ -154,6 +150,7 @@ class Stage:
         )
         await self.relay.start()
         await until(lambda: len(self.relay._listening()) == 2, 10)
+        be_patient(self.relay, roster)
 
     def begin(self) -> tuple[str, FakeHost, FakeHost]:
         """Order a fork; return its id, the host that has it, and the other."""

@@ -46,6 +46,7 @@ class Rig:
     def __init__(self) -> None:
         self.reports: list[Report] = []
         self.relay = HostedRelay(Config(), self.reports.append)
+        self.relay.is_patient = False
 
     async def start(self) -> None:
         await self.relay.start()
