@@ -14,7 +14,7 @@ import uvloop
 from audiofork import __version__, config, config_file, log
 from audiofork.commands.buckets_command import buckets_command
 from audiofork.commands.check_command import check
-from audiofork.commands.cluster_command import cluster_command
+from audiofork.commands.cluster_command import cluster_command, drain_command
 from audiofork.commands.daemon_options import (
     DEFAULT_CONFIG,
     DaemonPlace,
@@ -372,6 +372,7 @@ def _say_each(lines: list[str]) -> None:
 
 main.add_command(list_command(_exit_codes))
 main.add_command(cluster_command(_exit_codes))
+main.add_command(drain_command(_exit_codes))
 main.add_command(buckets_command)
 main.add_command(history_command(_exit_codes))
 main.add_command(receive)

@@ -68,7 +68,9 @@ class Control:
         self._journal: ClusterJournal | None = None
         self._going_on: asyncio.Task[None] | None = None
         self.daemon: Daemon | None = None
-        self.doors = ClusterDoors(config, self._broker, self._roster, lambda: self.leads)
+        self.doors = ClusterDoors(
+            *(config, self._broker, self._roster, lambda: self.leads, self._drain)
+        )
 
     @property
     def leads(self) -> bool:
@@ -91,6 +93,10 @@ class Control:
         self._relay = RelayHosts(config, self._broker, self._lease, self._roster, report)
         self._journal = ClusterJournal(self._broker, self._cluster.asterisk, lambda: self.leads)
         return self._relay, self._journal
+
+    def _drain(self, name: str, is_on: bool) -> bool:  # noqa: FBT001 (of `ClusterDoors`)
+        """Have a relay host drained, or not any more; return whether it is there."""
+        return self._relay is not None and self._relay.drain(name, is_on=is_on)
 
     async def run(self) -> None:
         """Lead whenever no other controller does, until told to stop.

@@ -1,4 +1,4 @@
-"""The command cluster: shows relay hosts and controllers as tables or as JSON."""
+"""The commands cluster and drain: show who is in the cluster; empty a relay host."""
 
 from __future__ import annotations
 
@@ -50,6 +50,31 @@ def cluster_command(exit_codes: Callable[[], AbstractContextManager[None]]) -> c
         say(_as_json(found) if as_json else table(found))
 
     return cluster
+
+
+def drain_command(exit_codes: Callable[[], AbstractContextManager[None]]) -> click.Command:
+    """Return the command that drains a relay host.
+
+    Args:
+        exit_codes: Turns errors into a message and an exit code.
+    """
+
+    @click.command(short_help="Have the forks of a relay host move to others.")
+    @click.argument("relay_host", metavar="HOST")
+    @click.option("--undo", is_flag=True, help="Let it take forks again.")
+    @of_the_daemon
+    def drain(relay_host: str, undo: bool, path: Path, socket_path: Path | None) -> None:
+        """Have the forks of a relay host move to others without a gap; it takes no more then.
+
+        It goes on running: `audiofork cluster` shows how many forks it still has. To stop it is
+        enough where it is to end: it is drained first.
+        """
+        with exit_codes():
+            socket_path = socket_path or control_client.socket_of(path)
+            with control_client.Client(socket_path) as controller:
+                controller.drain(relay_host, undo=undo)
+
+    return drain
 
 
 def _as_json(cluster: Fields) -> str:

@@ -30,11 +30,18 @@ class ClusterDoors:
         broker: The connection to the broker.
         roster: Who is in the cluster.
         leads: Returns whether nobody else can lead now.
+        drain: Has a relay host drained, or not any more; returns whether it is there.
     """
 
     def __init__(
-        self, config: Config, broker: Broker, roster: Roster, leads: Callable[[], bool]
+        self,
+        config: Config,
+        broker: Broker,
+        roster: Roster,
+        leads: Callable[[], bool],
+        drain: Callable[[str, bool], bool],
     ) -> None:
+        self.drain = drain
         self._config = config
         self._broker = broker
         self._leads = leads

@@ -26,7 +26,11 @@ and one for its end:
 
 ListAudioForkHistory, ListAudioForkCauses and ForgetAudioForkCaller ask the history; see
 history_answers.py. ListAudioForkCluster and the field Asterisk are for controllers of a cluster;
-see cluster_answers.py.
+see cluster_answers.py. So is
+
+    {"Command": "DrainAudioForkRelay", "Relay": "r1"}
+
+which has the forks of a relay host move to others; with the field `Undo: yes` it takes some again.
 """
 
 from __future__ import annotations
@@ -71,7 +75,8 @@ log = logging.getLogger(__name__)
 LIST = "listaudioforks"
 CHECK = "checkaudiofork"
 CLUSTER = "listaudioforkcluster"  # see cluster_answers.py
-COMMANDS = frozenset({START, STOP, MUTE, CONNECT, LIST, CHECK, CLUSTER}) | OF_HISTORY
+DRAIN = "drainaudioforkrelay"
+COMMANDS = frozenset({START, STOP, MUTE, CONNECT, LIST, CHECK, CLUSTER, DRAIN}) | OF_HISTORY
 NO_CLUSTER = "this daemon is in no cluster"
 
 MAX_LINE_BYTES = 65_536
@@ -118,6 +123,8 @@ class ControlAnswers:
             refused.
         run_id: Distinguishes this run of the daemon from other daemons of this Asterisk.
         history: Answers questions to the history; None: they are refused.
+        drain: Has a relay host drained, or not any more, by its name; returns whether it is there.
+            None: there is no cluster.
     """
 
     def __init__(
@@ -129,6 +136,7 @@ class ControlAnswers:
         check: RunCheck | None = None,
         run_id: str = "",
         history: HistoryAnswers | None = None,
+        drain: Callable[[str, bool], bool] | None = None,
     ) -> None:
         self._ask = ask
         self._list = list_forks
@@ -137,6 +145,7 @@ class ControlAnswers:
         self._check = check
         self._run_id = run_id
         self._history = history
+        self._drain = drain
         self._waiting = 0
 
     async def __call__(self, line: bytes, origin: Origin) -> Answers:
@@ -168,6 +177,8 @@ class ControlAnswers:
         command = command_of(fields)
         if command == CLUSTER:
             raise RequestRefused(NO_CLUSTER)
+        if command == DRAIN:
+            return self._drain_host(_lower(fields))
         if command in OF_HISTORY:
             if self._history is None:
                 raise RequestRefused("this daemon has no history")
@@ -176,6 +187,19 @@ class ControlAnswers:
             forks = [_plain(view) for view in await self._list()]
             return {"forks": forks, "legs_left": self._legs_left(), "run": self._run_id}
         return {"forks": await self._ask(parse_request(fields, origin))}
+
+    def _drain_host(self, fields: Mapping[str, str]) -> dict[str, Any]:
+        """Have the relay host drained that a request names.
+
+        Raises:
+            RequestRefused: It is not there.
+        """
+        name = fields.get("relay", "")
+        if self._drain is None:
+            raise RequestRefused(NO_CLUSTER)
+        if not self._drain(name, not flag_of(fields, "undo")):
+            raise RequestRefused(f"there is no relay host {printable(name[:63], '?')}")
+        return {}
 
     def _parts_of(self, fields: dict[str, str], origin: Origin) -> Answers | None:
         """Return the answers to a request that has several; None if it has only one.

@@ -156,6 +156,15 @@ class Client:
         """Return who is in the cluster; see cluster_answers.py."""
         return self._answer_to({"Command": "ListAudioForkCluster"})
 
+    def drain(self, relay_host: str, *, undo: bool = False) -> None:
+        """Have the forks of a relay host move to others; `undo`: let it take some again.
+
+        Raises:
+            RequestRefused: It is not there.
+        """
+        flag = {"Undo": "yes"} if undo else {}
+        self._answer_to({"Command": "DrainAudioForkRelay", "Relay": relay_host, **flag})
+
     def check(
         self,
         config: Path,

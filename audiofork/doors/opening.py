@@ -34,6 +34,9 @@ class SharedDoors(Protocol):
     async def stop_serving(self) -> None:
         """Stop that; may be called again."""
 
+    def drain(self, name: str, is_on: bool) -> bool:  # noqa: FBT001 (of `ControlAnswers`)
+        """Have a relay host drained, or not any more; return whether it is there."""
+
 
 async def open_socket(path: Path, answers: GiveAnswers) -> ControlSocket | None:
     """Open the control socket; None: it cannot be, and the log says why."""
@@ -102,6 +105,7 @@ class Doors:
             check=self.check.run,
             run_id=self._run_id,
             history=HistoryAnswers(history),
+            drain=self._shared.drain if self._shared is not None else None,
         )
 
     async def open_http(self, parts: Parts) -> None:

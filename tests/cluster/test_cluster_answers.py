@@ -49,8 +49,9 @@ class Controller:
             cluster=ClusterConfig(name=name, asterisk=asterisk),
         )
         self.beat = ControlBeat(name, asterisk, "run", server=broker.server)
-        self.doors = ClusterDoors(config, broker, self.roster, lambda: True)
+        self.doors = ClusterDoors(config, broker, self.roster, lambda: True, self._drain)
         self.asked: list[tuple[dict[str, str], Origin]] = []
+        self.drained: list[tuple[str, bool]] = []
         self.go_on = asyncio.Event()
         self.go_on.set()
 
@@ -58,6 +59,10 @@ class Controller:
         self.asked.append((json.loads(line), origin))
         await self.go_on.wait()
         yield {"ok": True, "forks": [{"id": f"of {self.beat.name}"}], "legs_left": 1}
+
+    def _drain(self, name: str, is_on: bool) -> bool:
+        self.drained.append((name, is_on))
+        return name == "r1"
 
     async def lead(self) -> None:
         await self.doors.serve(self._answers)

@@ -219,3 +219,12 @@ def test_daemon_without_a_cluster_says_so_and_exits_with_1(controller: FakeContr
     controller.answer = {"ok": False, "code": "refused", "error": "this daemon is in no cluster"}
     result = ask(controller, "cluster")
     assert (result.exit_code, result.output) == (1, "audiofork: this daemon is in no cluster\n")
+
+
+def test_drain_names_the_relay_host_and_says_nothing(controller: FakeController) -> None:
+    controller.answer = {"ok": True}
+    for more in ([], ["--undo"]):
+        result = ask(controller, "drain", "r1", *more)
+        assert (result.exit_code, result.output) == (0, "")
+    drain = {"Command": "DrainAudioForkRelay", "Relay": "r1"}
+    assert controller.asked == [drain, {**drain, "Undo": "yes"}]

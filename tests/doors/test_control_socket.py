@@ -37,7 +37,7 @@ from audiofork.errors import (
     RequestRefused,
 )
 from audiofork.forks.following import StartNews, StartResult
-from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork
+from audiofork.forks.requests import MuteFork, Origin, Request, StartFork, StopFork
 from audiofork.forks.view import ForkView
 from audiofork.text import A_BUG
 
@@ -899,6 +899,7 @@ async def test_path_of_108_bytes_is_refused_and_one_of_107_works(
     ("request_", "error"),
     [
         ({"Command": "ListAudioForkCluster"}, "this daemon is in no cluster"),
+        ({"Command": "DrainAudioForkRelay", "Relay": "r1"}, "this daemon is in no cluster"),
         ({**LIST, "Asterisk": "pbx-b"}, "Asterisk: this daemon is in no cluster"),
         ({**START, "asterisk": "pbx-b"}, "Asterisk: this daemon is in no cluster"),
     ],
@@ -909,3 +910,23 @@ async def test_what_is_for_a_cluster_is_refused_where_there_is_none(
     answer = await client.ask(request_)
     assert answer == {"ok": False, "code": "refused", "error": error}
     assert registry.requests == []
+
+
+async def test_relay_host_is_drained_that_is_there_and_another_refused() -> None:
+    drained: list[tuple[str, bool]] = []
+
+    def drain(name: str, is_on: bool) -> bool:
+        drained.append((name, is_on))
+        return name == "r1"
+
+    registry = Registry()
+    answers = ControlAnswers(registry.ask, registry.list, drain=drain)
+
+    async def ask(**fields: str) -> list[dict[str, Any]]:
+        line = json.dumps({"Command": "DrainAudioForkRelay", **fields}).encode()
+        return [one async for one in answers(line, Origin("control socket", "1"))]
+
+    assert await ask(Relay="r1") == await ask(Relay="r1", Undo="yes") == [{"ok": True}]
+    refused = {"ok": False, "code": "refused", "error": "there is no relay host r2"}
+    assert await ask(Relay="r2") == [refused]
+    assert drained == [("r1", True), ("r1", False), ("r2", True)]

@@ -345,3 +345,26 @@ async def test_command_cluster_shows_hosts_and_controllers_at_any_controller(
     rows = [line.split() for line in table.splitlines()]
     assert ["c1", "asterisk", "dead"] in [row[:3] for row in rows]
     assert ["c2", "asterisk", "leads"] in [row[:3] for row in rows]
+
+
+async def test_relay_host_is_drained_through_a_standby_and_takes_forks_again(
+    scene: Scene[Recorder], pair: tuple[Daemon, Daemon], cluster: Cluster
+) -> None:
+    first, second = pair
+    await leads(first)
+    fork = await scene.talking_fork("/one", "D(in)")
+    other = cluster.relay("r2")
+    code, error = await command(second, "drain", "r9")
+    assert (code, error) == (1, "audiofork: there is no relay host r9\n")
+    assert await command(second, "drain", "r1") == (0, "")
+    await first.says("the relay host r2 has it now")
+    assert [one["relay_host"] for one in await listed(first)] == ["r2"]
+    code, table = await command(first, "cluster")
+    assert " draining " in table
+    assert await command(first, "drain", "r1", "--undo") == (0, "")
+    assert await command(first, "drain", "r2") == (0, "")
+    await first.says("the relay host r1 has it now")
+    assert other.exit_code is None
+    stopped = await fork.hang_up()
+    assert (stopped["Reason"], stopped["FramesDropped"]) == ("hangup", "0")
+    await scene.legs(0)
