@@ -138,6 +138,12 @@ class Broker:
         self._complaints.forget()
         log.info("connected to the NATS server %s", self.server)
 
+    async def move(self) -> None:
+        """Connect to the next server: this one may be cut off from the others."""
+        if self.is_up and len(self._client.servers) > 1:
+            log.warning("nobody is heard at the NATS server %s: trying the next", self.server)
+            await self._client.move()
+
     def _on_damaged(self, exc: Exception) -> None:
         self._strange.count(f"its headers cannot be read: {type(exc).__name__}")
 

@@ -84,6 +84,10 @@ class NatsClient(Client):
         await self._error_cb(exc)
         await self._process_op_err(exc)
 
+    async def move(self) -> None:
+        """Go on at the next server."""
+        await self._process_op_err(nats.errors.Error("nats: moved to the next server"))
+
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
     ) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.channels import Channels
+from audiofork.asterisk.taps.base import fork_id_of
 from audiofork.asterisk.taps.choice import Taps
 from audiofork.errors import AmiActionFailed, AmiError, NoSuchChannel, RequestRefused
 from audiofork.forks.admission import Admission
@@ -140,7 +141,8 @@ class Recovery:
         keep = {leg.id for fork in self._table for leg in fork.legs.values()}
         keep.update(self._leaving.ids)
         keep.update(leg_id for held in self._held().values() for leg_id in held.leg_ids.values())
-        swept = self._taps.stray_legs(present, keep)
+        strays = self._taps.stray_legs(present, keep)
+        swept = list(dict.fromkeys([*strays, *self._legs_of_lost(present)]))
         try:
             for uniqueid in swept:
                 with contextlib.suppress(AmiActionFailed):  # the channel may be gone by now
@@ -151,6 +153,14 @@ class Recovery:
             return
         if swept:
             log.warning("hung up %d legs that an earlier run left behind", len(swept))
+
+    def _legs_of_lost(self, present: Mapping[str, str]) -> list[str]:
+        """Return the legs of forks that begin anew as no relay that is heard goes on with them.
+
+        One that is not heard may: in a cluster its host may be cut off, and Asterisk is not.
+        """
+        anew = {one.fork_id for one in self.entries if not one.connects} - self._held().keys()
+        return [leg_id for leg_id in present if fork_id_of(leg_id) in anew]
 
     # --- From the journal ---
 

@@ -26,6 +26,7 @@ from audiofork.cluster.beats import BEATS_IN_DEAD_TIME, SUBJECT, Beat
 from audiofork.cluster.broker import Broker
 from audiofork.cluster.figures import HostFigures
 from audiofork.cluster.login import inbox_of_relay
+from audiofork.cluster.wandering import Wandering
 from audiofork.config import Config, HttpConfig
 from audiofork.errors import CannotListen, ConfigError, NoMessage
 from audiofork.link.messages import (
@@ -189,6 +190,7 @@ class RelayHost:
     async def _beat(self) -> None:
         interval_s = self._config.cluster.dead_after / BEATS_IN_DEAD_TIME
         used, at = _cpu_s(), time.monotonic()
+        wandering = Wandering(time.monotonic)
         while True:
             now, now_used = time.monotonic(), _cpu_s()
             cpu = (now_used - used) / max(now - at, 1e-3)
@@ -196,9 +198,15 @@ class RelayHost:
             self._broker.publish(f"{SUBJECT}.{self.name}", self._state(cpu).encode())
             for owner in self._owners.values():
                 owner.on_time()
+            if wandering.is_due(is_heard=self._is_heard()):
+                await self._broker.move()
             if self._is_ending and not self._worker.sessions:
                 self._stop.set()
             await asyncio.sleep(interval_s)
+
+    def _is_heard(self) -> bool:
+        """Return whether a controller is heard, or none ever was."""
+        return not self._owners or any(owner.is_led for owner in self._owners.values())
 
     def _state(self, cpu: float) -> Beat:
         cluster = self._config.cluster

@@ -514,3 +514,29 @@ async def test_request_whose_answer_would_go_elsewhere_is_not_heard(
     raw.close()
     assert [one async for one in other.request_many("ours.request", b"a", 5, "me")] == [b"A"]
     assert asked == [b"a"]
+
+
+# --- Another server ------------------------------------------------------------------------------
+
+
+async def test_it_moves_to_the_next_server_and_hears_there_what_it_has_subscribed_to() -> None:
+    with nats_servers(3) as servers:
+        broker = Broker(ClusterConfig(servers=tuple(one.url for one in servers)), "test")
+        await broker.connect()
+        heard: list[bytes] = []
+        await broker.subscribe("audiofork.beat.*", lambda _, payload: heard.append(payload))
+        seen = {broker.server}
+        for _ in range(2):
+            await broker.move()
+            await until(lambda: broker.is_up and broker.server not in seen, 10)
+            seen.add(broker.server)
+        await broker.flush()
+        broker.publish("audiofork.beat.r1", b"{}")
+        await until(lambda: heard == [b"{}"], 10)
+        await broker.close()
+
+
+async def test_it_stays_where_there_is_no_other(connect: Connect) -> None:
+    broker = await connect()
+    await broker.move()
+    assert broker.is_up

@@ -645,3 +645,13 @@ async def test_fork_to_a_profile_that_is_gone_is_not_resumed(rig: Rig) -> None:
     await resume(rig, replace(ENTRY, url="@speech"))
     assert not rig.sent
     assert "not resumed: WsServer: no section [profile:speech]" in rig.last_event[1]["Detail"]
+
+
+async def test_leg_of_a_fork_that_begins_anew_is_hung_up_wherever_it_leads(rig: Rig) -> None:
+    """The relay host that has it may be cut off from us, and not from Asterisk."""
+    leg = LEG_PREFIX + UNKNOWN_ID
+    rig.ami.channels[leg] = "AudioSocket/192.0.2.9:9092-1"
+    await resume(rig, ENTRY)
+    hung_up = [dict(headers)["Channel"] for name, headers, _ in rig.ami.actions if name == "Hangup"]
+    assert hung_up == [leg]
+    assert rig.tap.started == [(UNKNOWN_ID, UNIQUEID)]
