@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 from audiofork.backoff import Backoff
 
-FIRST_WAIT_S = 1.0
-LONGEST_WAIT_S = 30.0
+# Longer than NATS takes to elect the leader of a stream, 4 to 9 s, in which no controller leads: a
+# server that is tried then in vain would make a relay host look dead when one leads again.
+FIRST_WAIT_S = 10.0
+LONGEST_WAIT_S = 60.0
 
 
 class Wandering:

@@ -13,6 +13,7 @@ from testbed.nats import NatsServer, nats_servers
 
 CONTROL = (sys.executable, "-m", "audiofork", "control")
 RELAY = (sys.executable, "-m", "audiofork", "relay")
+WRONG_CLOCK = (sys.executable, "-m", "testbed.wrong_clock")
 
 
 class Cluster:
@@ -23,6 +24,10 @@ class Cluster:
         servers: The NATS servers, which run.
         settings: The lines of further sections of the configuration of each program.
         hosts: Where each program runs, by its name; others run here.
+
+    Attributes:
+        ahead: How many seconds the wall clock of a program is ahead, by its name; negative: behind.
+        daemons: The programs that were started, by name.
     """
 
     def __init__(
@@ -36,6 +41,8 @@ class Cluster:
         self.servers = servers
         self._settings = settings
         self._hosts = hosts or {}
+        self.ahead: dict[str, float] = {}
+        self.daemons: dict[str, Daemon] = {}
         self._stack = ExitStack()
 
     def _daemon(
@@ -54,10 +61,12 @@ class Cluster:
             **more,
             "cluster": section + self._settings.get("cluster", "") + more.get("cluster", ""),
         }
+        if (seconds := self.ahead.get(name)) is not None:
+            command = (*WRONG_CLOCK, str(seconds), *command[2:])
         if (host := self._hosts.get(name)) is not None:
             command = (*host.within, *command)
             settings["audiosocket"] = f"listen = {host.address}:0\n"
-        daemon = Daemon(asterisk, settings, command, waits_for)
+        self.daemons[name] = daemon = Daemon(asterisk, settings, command, waits_for)
         self._stack.enter_context(daemon)
         self._stack.callback(lambda: print(f"--- {name} ---\n{daemon.log()}"))  # of a failure
         return daemon
