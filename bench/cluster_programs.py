@@ -72,6 +72,12 @@ class Node:
                 raise ProgramFailed(f"{self.name} did not start: {self.log()[-2000:]}")
             time.sleep(0.02)
 
+    @property
+    def leads(self) -> bool:
+        """Whether it is a controller that leads, as its log says."""
+        log = self.log()
+        return log.rfind(": leading") > log.rfind(": standing by")
+
     def kill(self) -> None:
         """End it without giving it a chance to clean up."""
         self._process.kill()
@@ -168,6 +174,8 @@ class Programs:
 
     def kill_leader(self, name: str) -> None:
         """Kill the controller that leads for an Asterisk; the other one counts as leader now."""
+        if self.standbys[name].leads:  # the machine was so busy that a lease was lost
+            self.leaders[name], self.standbys[name] = self.standbys[name], self.leaders[name]
         self.leaders[name].kill()
         self.leaders[name] = self.standbys.pop(name)
 
