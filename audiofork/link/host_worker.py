@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 # So many beats of a host may come until its answer to an opening, or to a ping.
 MAX_UNANSWERED = 5
-# Each controller pings each relay host, which tells of messages that were lost: at each beat the
 _MUTE_OPENINGS = 3  # then something is wrong for good
 
 
