@@ -26,7 +26,7 @@ unit slow page coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE
 .NOTPARALLEL:
 .PHONY: demo demo-bot test style types clients unit slow page screenshots coverage oldest pythons asterisk fuzz
 .PHONY: bench bench-capacity bench-asterisk bench-bots bench-viewers bench-cluster
-.PHONY: faults attacks sample-config dashboard deb package-test first-hour wheel clean
+.PHONY: cluster faults attacks sample-config dashboard deb package-test first-hour wheel clean
 
 # Less than the tests need, and so sooner there.
 demo: .venv/runs
@@ -92,8 +92,13 @@ endif
 asterisk: .venv/installed .venv/stt clients
 	$(BIN)/python -m testbed.asterisk get  # what is fetched once may take longer than a test may
 	-$(BIN)/python -m testbed.chromium get
-	$(PYTEST) $(PARALLEL) -m "asterisk and not serial" -rs
-	$(PYTEST) -m "asterisk and serial" -rs
+	$(PYTEST) $(PARALLEL) -m "asterisk and not serial and not cluster" -rs
+	$(PYTEST) -m "asterisk and serial and not cluster" -rs
+
+# As root: what the hosts of a cluster do when networks between them are cut; judges time.
+cluster: .venv/installed
+	$(BIN)/python -m testbed.asterisk get
+	$(PYTEST) -m cluster -rs -s tests/system
 
 # Servers that others wrote, for the tests of formats; those that cannot be had are skipped.
 clients: .venv-pipecat/installed .venv-vocode/installed .venv-galcymedia/installed .venv-node/installed

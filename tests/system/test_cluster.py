@@ -27,7 +27,9 @@ BLOCKS = make_blocks(600, seed=181)  # 12 s
 HEARD = [decode(block) for block in BLOCKS]
 CALLS, FORKS_EACH = 3, 4
 ORPHAN_TIMEOUT_S = 20
+# Longer than by default: a busy machine is no reason to take a host for dead.
 SETTINGS = {
+    "cluster": "dead_after = 2\n",
     "relay": f"orphan_timeout = {ORPHAN_TIMEOUT_S}\n",
     "security": "max_forks_per_channel = 20\n",
 }

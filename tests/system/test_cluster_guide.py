@@ -24,7 +24,7 @@ from testbed.namespaces import Host, NamespacesUnavailable, Network
 from testbed.nats import find_server
 from tests.relay.peers import until
 
-pytestmark = pytest.mark.asterisk
+pytestmark = [pytest.mark.asterisk, pytest.mark.cluster]
 
 GUIDE = (Path(__file__).parents[2] / "docs/cluster.md").read_text()
 PBX1, MEDIA1 = "192.0.2.10", "192.0.2.11"

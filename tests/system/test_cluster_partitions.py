@@ -35,7 +35,7 @@ from tests.system.parted import (
     until,
 )
 
-pytestmark = [pytest.mark.asterisk, pytest.mark.serial]
+pytestmark = [pytest.mark.asterisk, pytest.mark.cluster]
 
 # The promises, and half as much again for a busy machine.
 LEADS_S = 1.5  # after the leader is gone
