@@ -59,6 +59,7 @@ class StubAsterisk:
         self.resumed: dict[str, float] = {}
         self.failed: list[str] = []
         self.logged_in: list[float] = []
+        self._variables: dict[str, str] = {}  # the global ones
         self._at_once = at_once
         self._waiting: deque[str] = deque()
         self._sessions: set[_Session] = set()
@@ -130,6 +131,7 @@ class StubAsterisk:
             ),
             "CoreShowChannels": self._show_channels,
             "Getvar": self._get,
+            "Setvar": self._set,
             "Originate": self._originate,
             "Hangup": self._hang_up,
             "UserEvent": self._take_event,
@@ -156,7 +158,9 @@ class StubAsterisk:
         return f"{begin}{''.join(events)}{end}ListItems: {len(events)}\r\n\r\n"
 
     def _get(self, action: Action) -> str:
-        channel, asked = action["channel"], action["variable"]
+        channel, asked = action.get("channel", ""), action["variable"]
+        if not channel:
+            return _success(action, f"Variable: {asked}\r\nValue: {self._variables.get(asked, '')}")
         if channel not in self.calls:
             return _error(action, _NO_SUCH_CHANNEL)
         if "CHANNEL(name)" in asked:
@@ -166,6 +170,11 @@ class StubAsterisk:
         else:
             value = channel
         return _success(action, f"Variable: {asked}\r\nValue: {value}")
+
+    def _set(self, action: Action) -> str:
+        if "channel" not in action:  # those of channels are never asked for
+            self._variables[action["variable"]] = action.get("value", "")
+        return _success(action)
 
     def _originate(self, action: Action) -> str:
         task = asyncio.create_task(self._connect(action))
