@@ -134,7 +134,7 @@ async def test_answers_end_where_whoever_asked_has_left(
     await asyncio.sleep(0.3)
     assert not stage.closed.is_set()
     stage.go_on.set()  # as at a socket, what was begun is done, and then it ends
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await stage.closed.wait()
     assert stage.answered == 2
 
@@ -162,7 +162,7 @@ async def test_requests_beyond_the_limit_are_refused_and_others_go_on(
     monkeypatch.setattr(broker_door, "MAX_REQUESTS", 2)
     stage.go_on.clear()
     asking = [asyncio.create_task(stage.ask()) for _ in range(2)]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while len(stage.asked) < 2:  # noqa: ASYNC110 (it has no event)
             await asyncio.sleep(0.01)
     (answer,) = await stage.ask()

@@ -157,7 +157,8 @@ async def test_daemon_beside_a_controller_is_a_fault(cluster: Cluster) -> None:
     await leads(cluster.controller("c1"))
     with Daemon(cluster.asterisk):
         _, findings = await findings_of(cluster)
-    assert failures(findings) == ["controllers: 2 daemons look after this Asterisk"]
+    # And perhaps that r1 does not expect a leg yet, of which the other daemon has said it does.
+    assert "controllers: 2 daemons look after this Asterisk" in failures(findings)
 
 
 async def test_audio_is_left_out_where_asterisk_does_not_reach_this_host(

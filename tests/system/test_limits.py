@@ -25,6 +25,7 @@ from testbed.recorder import Recorder
 from testbed.sip import SipUser
 from tests.system.conftest import (
     Target,
+    counts_blocks,
     needs_whole_in,
     no_channels,
     place_call,
@@ -129,6 +130,7 @@ def connect(daemon: Daemon, count: int, connections: ExitStack) -> None:
         connections.enter_context(socket.create_connection(address, 30))
 
 
+@counts_blocks
 @needs_whole_in()
 async def test_without_descriptors_new_forks_are_refused_and_the_running_one_loses_nothing(
     asterisk: Asterisk, ami: AmiClient, caller: SipUser, recorder: Recorder
@@ -149,6 +151,7 @@ async def test_without_descriptors_new_forks_are_refused_and_the_running_one_los
     assert not recorder.at("/refused")
 
 
+@counts_blocks
 @needs_whole_in()
 async def test_strangers_that_take_every_descriptor_do_not_hurt_the_running_fork(
     asterisk: Asterisk, ami: AmiClient, caller: SipUser, recorder: Recorder
@@ -220,6 +223,7 @@ async def test_legs_come_from_allowed_networks_alone(
         await no_channels(ami)
 
 
+@counts_blocks
 @needs_whole_in()
 async def test_500_idle_connections_disturb_no_fork(
     asterisk: Asterisk, ami: AmiClient, caller: SipUser, recorder: Recorder
