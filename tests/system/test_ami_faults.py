@@ -26,13 +26,14 @@ from testbed.sip import SipUser
 from tests.system.conftest import (
     DIALPLAN,
     Target,
+    counts_blocks,
     needs_whole_in,
     no_channels,
     place_call,
     start_fork,
 )
 
-pytestmark = pytest.mark.asterisk
+pytestmark = [pytest.mark.asterisk, counts_blocks]
 
 # Raises some 2,000 events a second, 300 of them UserEvents, with five channels in it.
 FLOOD_CHANNELS = 5
