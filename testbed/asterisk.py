@@ -15,6 +15,7 @@ to be looked into.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import atexit
 import contextlib
 import fcntl
@@ -424,6 +425,16 @@ class Asterisk:
     def log(self) -> str:
         """Return the text of Asterisk's log since the first start."""
         return _text(self.folder / "log/full")
+
+    async def says(self, *texts: str) -> None:
+        """Wait until its log has these texts: it writes them a moment later.
+
+        Raises:
+            TimeoutError: It does not.
+        """
+        async with asyncio.timeout(10):
+            while not all(text in self.log() for text in texts):  # noqa: ASYNC110 (it is a file)
+                await asyncio.sleep(0.02)
 
     def cdr_rows(self) -> list[str]:
         """Return the call detail records written so far, as lines of CSV."""
