@@ -92,7 +92,9 @@ endif
 asterisk: .venv/installed .venv/stt clients
 	$(BIN)/python -m testbed.asterisk get  # what is fetched once may take longer than a test may
 	-$(BIN)/python -m testbed.chromium get
-	$(PYTEST) $(PARALLEL) -m "asterisk and not serial and not cluster" -rs
+	$(PYTEST) $(PARALLEL) -m "asterisk and not serial and not cluster" -rs || \
+	  { echo "What failed beside others is tried once more, alone:" && \
+	    $(PYTEST) --last-failed --last-failed-no-failures none -m "asterisk and not serial and not cluster"; }
 	$(PYTEST) -m "asterisk and serial and not cluster" -rs
 
 # As root: what the hosts of a cluster do when networks between them are cut; judges time.
