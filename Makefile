@@ -19,6 +19,9 @@ SERIAL = $(shell grep -rl --include='*.py' --exclude-dir=system --exclude-dir=pa
 SLOW = $(shell grep -rl --include='*.py' --exclude-dir=system --exclude-dir=page --exclude-dir=tools 'mark\.slow' tests) \
   tests/tools
 PARALLEL = -n $(PROCESSES) --dist worksteal
+# For tests that keep each other waiting: what failed beside others, among those with these marks.
+ALONE = { echo "What failed beside others is tried once more, alone:" && \
+  $(PYTEST) --last-failed --last-failed-no-failures none -m "$(1)"; }
 
 # What is compiled once need not be compiled by each process of a test run.
 unit slow page coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
@@ -54,7 +57,8 @@ unit: .venv/installed
 # What else needs neither an Asterisk nor a browser, and takes as long again: what starts programs or
 # makes up many inputs; the testbed, the bench and the examples, which are no part of the package.
 slow: .venv/installed
-	$(PYTEST) -p no:rerunfailures $(PARALLEL) -m "slow and not asterisk and not serial" $(SLOW)
+	$(PYTEST) -p no:rerunfailures $(PARALLEL) -m "slow and not asterisk and not serial" $(SLOW) || \
+	  $(call ALONE,slow and not asterisk and not serial)
 	$(PYTEST) -p no:rerunfailures -m "slow and not asterisk and serial" $(SLOW)
 
 # In a real browser, with a stand-in for the daemon; where none can be had they are skipped.
@@ -93,8 +97,7 @@ asterisk: .venv/installed .venv/stt clients
 	$(BIN)/python -m testbed.asterisk get  # what is fetched once may take longer than a test may
 	-$(BIN)/python -m testbed.chromium get
 	$(PYTEST) $(PARALLEL) -m "asterisk and not serial and not cluster" -rs || \
-	  { echo "What failed beside others is tried once more, alone:" && \
-	    $(PYTEST) --last-failed --last-failed-no-failures none -m "asterisk and not serial and not cluster"; }
+	  $(call ALONE,asterisk and not serial and not cluster)
 	$(PYTEST) -m "asterisk and serial and not cluster" -rs
 
 # As root: what the hosts of a cluster do when networks between them are cut; judges time.
