@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -32,8 +31,6 @@ from audiofork.link.messages import (
     TakenOver,
     TakeOver,
 )
-
-log = logging.getLogger(__name__)
 
 # For so long both relays get the frames before the second takes over: of some they must know that
 # they are the same.
@@ -86,9 +83,6 @@ class HostMoves:
         self._own = own
         self._moves: dict[str, _Move] = {}
 
-    def __contains__(self, fork_id: object) -> bool:
-        return fork_id in self._moves
-
     def begin(self, command: MoveFork, old: HostWorker, new: HostWorker | None) -> None:
         """Order a fork from a second host, beside the first."""
         if new is None:
@@ -116,8 +110,7 @@ class HostMoves:
         if isinstance(command, SetMute | SetGate):
             move.new.send(command)
         elif isinstance(command, EndFork):
-            self._forget(move)
-            self._end_spare(move)
+            self._drop(move)
             if move.handed_over:  # the old one has ended it already
                 self._own(command.fork_id, move.new)
         return False
@@ -134,8 +127,7 @@ class HostMoves:
             self._on_handed_over(move, report)
             return True
         if isinstance(report, ForkEnded) and not move.handed_over:
-            self._forget(move)
-            self._end_spare(move)
+            self._drop(move)
         return False
 
     def _on_new(self, move: _Move, report: ForkReport) -> None:
@@ -186,16 +178,15 @@ class HostMoves:
             if worker is move.new:
                 self._give_up(move, "the other is lost")
             elif worker is move.old:
-                self._forget(move)
-                self._end_spare(move)
+                self._drop(move)
 
     def _give_up(self, move: _Move, why: str) -> None:
-        self._forget(move)
-        self._end_spare(move)
+        self._drop(move)
         self._report(NotMoved(move.spec.fork_id, why))
 
-    def _end_spare(self, move: _Move) -> None:
-        """End the fork at the host that does not have it yet."""
+    def _drop(self, move: _Move) -> None:
+        """Move a fork no more; end it at the other host, unless that has it already."""
+        self._forget(move)
         if not move.handed_over:
             move.new.send(EndFork(move.spec.fork_id, EndReason.MOVED))
 
@@ -206,5 +197,4 @@ class HostMoves:
     def close(self) -> None:
         """Give up all that is not done."""
         for move in list(self._moves.values()):
-            self._forget(move)
-            self._end_spare(move)
+            self._drop(move)

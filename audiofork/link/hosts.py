@@ -57,14 +57,12 @@ TICK_S = 0.05
 TURN_BITS = 32  # more than any leader orders forks
 # At the start, for what the hosts hold.
 FIND_TIMEOUT_S = 0.3
-
-
 # How often the forks of a host that is drained are asked to move.
 DRAIN_INTERVAL_S = 2.0
-Everywhere = ForkSpec | TakeStats | TakeLevels | ExpectCheckLeg
-"""The commands that are not for a fork that there is."""
 # How long Asterisk is not asked for a leg while the relay host does not answer.
 EXPECT_TIMEOUT_S = 3.0
+Everywhere = ForkSpec | TakeStats | TakeLevels | ExpectCheckLeg
+"""The commands that are not for a fork that there is."""
 
 
 class RelayHosts(SharedRelay):
@@ -329,16 +327,19 @@ class RelayHosts(SharedRelay):
             return
         if isinstance(report, ForkEnded):
             worker.told.pop(report.fork_id, None)
-            if report.reason is EndReason.MOVED and not self._moves.on_report(worker, report):
-                self._note_earlier(report)
-                return
-        if self._moves.on_report(worker, report) or not worker.is_news(report):
+        if self._moves.on_report(worker, report):
             return
-        is_end = isinstance(report, ForkEnded) and report.fork_id in worker.forks
-        if is_end and (earlier := self._earlier.pop(report.fork_id, None)):
-            assert isinstance(report, ForkEnded)
-            report = replace(report, stats=earlier.plus(report.stats))
-        self._on_report(worker, report)
+        if isinstance(report, ForkEnded) and report.reason is EndReason.MOVED:
+            self._note_earlier(report)
+        elif worker.is_news(report):
+            self._on_report(worker, self._with_earlier(worker, report))
+
+    def _with_earlier(self, worker: HostWorker, report: ForkReport) -> ForkReport:
+        """Return a report; that of an end with what the fork had counted at earlier hosts."""
+        if not isinstance(report, ForkEnded) or report.fork_id not in worker.forks:
+            return report
+        earlier = self._earlier.pop(report.fork_id, ForkStats())
+        return replace(report, stats=earlier.plus(report.stats))
 
     def _note_earlier(self, report: ForkEnded) -> None:
         """Note what a fork that has moved had counted at its earlier host."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import resource
 import signal
 import time
 import uuid
@@ -189,10 +188,10 @@ class RelayHost:
 
     async def _beat(self) -> None:
         interval_s = self._config.cluster.dead_after / BEATS_IN_DEAD_TIME
-        used, at = _cpu_s(), time.monotonic()
+        used, at = time.process_time(), time.monotonic()
         wandering = Wandering(time.monotonic)
         while True:
-            now, now_used = time.monotonic(), _cpu_s()
+            now, now_used = time.monotonic(), time.process_time()
             cpu = (now_used - used) / max(now - at, 1e-3)
             used, at = now_used, now
             self._broker.publish(f"{SUBJECT}.{self.name}", self._state(cpu).encode())
@@ -359,11 +358,6 @@ def _of_owner(report: LevelsTaken, owner: Owner, owners: dict[str, Owner]) -> Le
     levels = {key: one for key, one in report.levels.items() if owners.get(key) is owner}
     values = (int(value) for one in levels.values() for value in one)
     return LevelsTaken.of(levels, values)
-
-
-def _cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
 
 
 def run(config: Config, reload: Callable[[], Config], make_door: MakeDoor | None = None) -> None:
