@@ -20,7 +20,7 @@ TIMEOUT_S = 15.0
 @click.command("buckets", short_help="Make the buckets of a cluster.")
 @click.argument("asterisks", nargs=-1, required=True, metavar="ASTERISK...")
 @config_option
-def buckets_command(asterisks: tuple[str, ...], path: Path) -> None:
+def buckets(asterisks: tuple[str, ...], path: Path) -> None:
     """Make the buckets that NATS keeps for the controllers of each ASTERISK of a cluster.
 
     Where NATS lets controllers make no buckets, as with the permissions of etc/nats/audiofork.conf,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from audiofork.commands.asking import exit_codes
 from audiofork.commands.daemon_options import of_the_daemon
 from audiofork.commands.tables import aligned
 from audiofork.commands.terminal import say
@@ -26,55 +26,37 @@ _CONTROLLER_COLUMNS = (
 _NUMBERS = frozenset({"FORKS", "CAPACITY", "CPU", "SINCE", "EPOCH"})
 
 
-def cluster_command(exit_codes: Callable[[], AbstractContextManager[None]]) -> click.Command:
-    """Return the command.
+@click.command(short_help="Show the relay hosts and controllers of the cluster.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+@of_the_daemon
+def cluster(as_json: bool, path: Path, socket_path: Path | None) -> None:
+    """Show the relay hosts and controllers of the cluster, as the controller here sees them.
 
-    Args:
-        exit_codes: Turns errors into a message and an exit code.
+    It answers whether it leads or stands by. CPU is the part of a core that a relay host used
+    lately; SINCE, for how long a controller has led or stood by. What is dead was heard of in
+    the last ten minutes.
     """
-
-    @click.command(short_help="Show the relay hosts and controllers of the cluster.")
-    @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
-    @of_the_daemon
-    def cluster(as_json: bool, path: Path, socket_path: Path | None) -> None:
-        """Show the relay hosts and controllers of the cluster, as the controller here sees them.
-
-        It answers whether it leads or stands by. CPU is the part of a core that a relay host used
-        lately; SINCE, for how long a controller has led or stood by. What is dead was heard of in
-        the last ten minutes.
-        """
-        with exit_codes():
-            socket_path = socket_path or control_client.socket_of(path)
-            with control_client.Client(socket_path) as controller:
-                found = controller.cluster()
-        say(_as_json(found) if as_json else table(found))
-
-    return cluster
+    with exit_codes():
+        socket_path = socket_path or control_client.socket_of(path)
+        with control_client.Client(socket_path) as controller:
+            found = controller.cluster()
+    say(_as_json(found) if as_json else table(found))
 
 
-def drain_command(exit_codes: Callable[[], AbstractContextManager[None]]) -> click.Command:
-    """Return the command that drains a relay host.
+@click.command(short_help="Have the forks of a relay host move to others.")
+@click.argument("relay_host", metavar="HOST")
+@click.option("--undo", is_flag=True, help="Let it take forks again.")
+@of_the_daemon
+def drain(relay_host: str, undo: bool, path: Path, socket_path: Path | None) -> None:
+    """Have the forks of a relay host move to others without a gap; it takes no more then.
 
-    Args:
-        exit_codes: Turns errors into a message and an exit code.
+    It goes on running: `audiofork cluster` shows how many forks it still has. To stop it is
+    enough where it is to end: it is drained first.
     """
-
-    @click.command(short_help="Have the forks of a relay host move to others.")
-    @click.argument("relay_host", metavar="HOST")
-    @click.option("--undo", is_flag=True, help="Let it take forks again.")
-    @of_the_daemon
-    def drain(relay_host: str, undo: bool, path: Path, socket_path: Path | None) -> None:
-        """Have the forks of a relay host move to others without a gap; it takes no more then.
-
-        It goes on running: `audiofork cluster` shows how many forks it still has. To stop it is
-        enough where it is to end: it is drained first.
-        """
-        with exit_codes():
-            socket_path = socket_path or control_client.socket_of(path)
-            with control_client.Client(socket_path) as controller:
-                controller.drain(relay_host, undo=undo)
-
-    return drain
+    with exit_codes():
+        socket_path = socket_path or control_client.socket_of(path)
+        with control_client.Client(socket_path) as controller:
+            controller.drain(relay_host, undo=undo)
 
 
 def _as_json(cluster: Fields) -> str:

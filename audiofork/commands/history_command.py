@@ -17,6 +17,7 @@ import click
 
 from audiofork import config_file
 from audiofork.commands import terminal
+from audiofork.commands.asking import exit_codes
 from audiofork.commands.daemon_options import DaemonPlace, of_any_daemon
 from audiofork.commands.history_table import causes_table, details, table, terminal_width
 from audiofork.commands.times import seconds_of
@@ -152,44 +153,35 @@ def _filters(command: _Command) -> _Command:
     return command
 
 
-def history_command(exit_codes: Callable[[], AbstractContextManager[None]]) -> click.Command:
-    """Return the command.
+@click.command(short_help="Show what became of forks that have ended.")
+@click.argument("fork_id", metavar="[ID]", default="")
+@_filters
+@click.option("--failed", is_flag=True, help="Only what failed, or was refused.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=50,
+    show_default=True,
+    help="How many at most, the newest; 0: all.",
+)
+@click.option("--causes", is_flag=True, help="Show what failed, grouped by cause.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--wide", is_flag=True, help="Print one line per fork on any terminal.")
+@click.option("--forget", default="", metavar="NUMBER", help="Remove a caller, for good.")
+@click.option("--yes", is_flag=True, help="Do not ask before that.")
+@of_any_daemon
+def history(place: DaemonPlace, **given: Any) -> None:
+    """Show forks that have ended and starts that were refused, the newest first.
 
-    Args:
-        exit_codes: Turns errors into a message and an exit code.
+    With ID, or its first eight characters, show one of them with all that has happened to it.
+    The daemon is asked; if none runs, its file is read.
+
+    --forget removes all entries of calls from a number; where other calls mention it, in a
+    name, a channel or what a server said, *** stands in its place. With - it is read from
+    standard input. Entries whose number was masked ([history] mask_numbers) are not found.
     """
-
-    @click.command(short_help="Show what became of forks that have ended.")
-    @click.argument("fork_id", metavar="[ID]", default="")
-    @_filters
-    @click.option("--failed", is_flag=True, help="Only what failed, or was refused.")
-    @click.option(
-        "--limit",
-        type=click.IntRange(min=0),
-        default=50,
-        show_default=True,
-        help="How many at most, the newest; 0: all.",
-    )
-    @click.option("--causes", is_flag=True, help="Show what failed, grouped by cause.")
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-    @click.option("--wide", is_flag=True, help="Print one line per fork on any terminal.")
-    @click.option("--forget", default="", metavar="NUMBER", help="Remove a caller, for good.")
-    @click.option("--yes", is_flag=True, help="Do not ask before that.")
-    @of_any_daemon
-    def history(place: DaemonPlace, **given: Any) -> None:
-        """Show forks that have ended and starts that were refused, the newest first.
-
-        With ID, or its first eight characters, show one of them with all that has happened to it.
-        The daemon is asked; if none runs, its file is read.
-
-        --forget removes all entries of calls from a number; where other calls mention it, in a
-        name, a channel or what a server said, *** stands in its place. With - it is read from
-        standard input. Entries whose number was masked ([history] mask_numbers) are not found.
-        """
-        with exit_codes():
-            _run(_Wish(**given), lambda: _source(place))
-
-    return history
+    with exit_codes():
+        _run(_Wish(**given), lambda: _source(place))
 
 
 class _Wish:

@@ -43,6 +43,9 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+# Named here too, for all who answer.
+from audiofork.doors.control_protocol import MAX_LINE_BYTES as MAX_LINE_BYTES
+from audiofork.doors.control_protocol import Code as Code
 from audiofork.doors.history_answers import COMMANDS as OF_HISTORY
 from audiofork.doors.history_answers import HistoryAnswers
 from audiofork.errors import (
@@ -79,27 +82,9 @@ DRAIN = "drainaudioforkrelay"
 COMMANDS = frozenset({START, STOP, MUTE, CONNECT, LIST, CHECK, CLUSTER, DRAIN}) | OF_HISTORY
 NO_CLUSTER = "this daemon is in no cluster"
 
-MAX_LINE_BYTES = 65_536
 # Most clients that wait for a start. While a server is away, others can still ask why.
 MAX_WAITING = 128
 MAX_ERROR_CHARACTERS = 300
-
-
-class Code(enum.StrEnum):
-    """Why a request was not granted."""
-
-    REFUSED = "refused"
-    """The request cannot be granted; `error` says why."""
-    ASTERISK = "asterisk"
-    """Asterisk cannot be reached, or does not answer."""
-    BUSY = "busy"
-    """The daemon is doing this for another client; `error` says what to do."""
-    HISTORY = "history"
-    """The history cannot be asked now; `error` says why."""
-    CLUSTER = "cluster"
-    """In a cluster: no controller that leads can be asked; `error` says why."""
-    FAULT = "fault"
-    """A bug in the daemon; its log has a traceback."""
 
 
 Answers = AsyncGenerator[dict[str, Any], None]

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from audiofork import config_file
-from audiofork.doors.control_answers import Code
+from audiofork.doors.control_protocol import Code
 from audiofork.doors.daemon_client import (
     ANSWER_TIMEOUT_S,
     Listing,

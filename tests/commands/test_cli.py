@@ -355,7 +355,7 @@ def test_ctrl_c_leaves_a_fork_that_was_started_and_exits_with_130(
     def interrupt(*_: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("audiofork.cli.wait", interrupt)
+    monkeypatch.setattr("audiofork.commands.fork_commands.wait", interrupt)
     result = ask(daemon, *START)
     assert (result.exit_code, result.stdout) == (130, f"{FORK_ID}\n")
     left = f"audiofork: fork {FORK_ID} is left as it is; to end it: audiofork stop {FORK_ID}\n"
@@ -910,6 +910,23 @@ def test_help_tells_of_each_command_in_a_whole_line() -> None:
     listing = CliRunner().invoke(main, ["--help"]).output.partition("Commands:")[2]
     assert len(listing.partition("Exit codes")[0].strip().splitlines()) == len(main.commands)
     assert "..." not in listing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["list", "start", "stop", "mute", "cluster", "drain"])
+def test_command_that_only_asks_does_not_import_what_it_asks(command: str) -> None:
+    program = f"""
+import sys
+from click.testing import CliRunner
+from audiofork.cli import main
+assert CliRunner().invoke(main, ["{command}", "--help"]).exit_code == 0
+print(*(one for one in sys.modules if one.startswith("audiofork.")))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    imported = done.stdout.decode().split()
+    assert "audiofork.commands.asking" in imported
+    rooms = ("audiofork.relay.", "audiofork.forks.", "audiofork.asterisk.")
+    assert [one for one in imported if one.startswith((*rooms, "audiofork.daemon"))] == []
 
 
 def test_command_that_is_nearly_one_gets_the_nearest() -> None:
