@@ -18,6 +18,7 @@ UNIT = --ignore tests/system --ignore tests/page --ignore tests/tools -p no:reru
 SERIAL = $(shell grep -rl --include='*.py' --exclude-dir=system --exclude-dir=page --exclude-dir=tools 'mark\.serial' tests)
 SLOW = $(shell grep -rl --include='*.py' --exclude-dir=system --exclude-dir=page --exclude-dir=tools 'mark\.slow' tests) \
   tests/tools
+ASTERISK_TESTS = tests/system $(shell grep -rl --include='*.py' 'mark\.asterisk' tests/tools)
 PARALLEL = -n $(PROCESSES) --dist worksteal
 # For tests that keep each other waiting: what failed beside others, among those with these marks.
 ALONE = { echo "What failed beside others is tried once more, alone:" && \
@@ -96,9 +97,9 @@ endif
 asterisk: .venv/installed .venv/stt clients
 	$(BIN)/python -m testbed.asterisk get  # what is fetched once may take longer than a test may
 	-$(BIN)/python -m testbed.chromium get
-	$(PYTEST) $(PARALLEL) -m "asterisk and not serial and not cluster" -rs || \
+	$(PYTEST) $(PARALLEL) -m "asterisk and not serial and not cluster" -rs $(ASTERISK_TESTS) || \
 	  $(call ALONE,asterisk and not serial and not cluster)
-	$(PYTEST) -m "asterisk and serial and not cluster" -rs
+	$(PYTEST) -m "asterisk and serial and not cluster" -rs $(ASTERISK_TESTS)
 
 # As root: what the hosts of a cluster do when networks between them are cut; judges time.
 cluster: .venv/installed
