@@ -16,7 +16,7 @@ from typing import Self
 # Where it listens: resolv.conf can name no port.
 ADDRESS = ("127.0.0.99", 53)
 # As in many installations: 10 s go by until a name without an answer is given up.
-RESOLV_CONF = f"nameserver {ADDRESS[0]}\noptions timeout:5 attempts:2\n"
+RESOLV_CONF = f"nameserver {ADDRESS[0]}\noptions timeout:30 attempts:2\n"
 _A = 1
 
 

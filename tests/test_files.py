@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,13 +65,11 @@ def test_device_or_folder_is_not_even_opened(device: str) -> None:
     assert set(os.listdir("/dev/pts")) == terminals
 
 
-def test_pipe_and_socket_are_refused_at_once(tmp_path: Path, bound: Path) -> None:
+def test_pipe_and_socket_are_refused_and_not_waited_for(tmp_path: Path, bound: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    began = time.monotonic()
     for path in (tmp_path / "pipe", bound):
         with pytest.raises(OSError, match="not a regular file"):
             read_file(path)
-    assert time.monotonic() - began < 1
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

@@ -792,7 +792,7 @@ async def test_round_trip_is_that_of_the_latest_ping_and_unknown_without_a_conne
     await run.up()
     assert (run.ami.is_up, run.ami.rtt_s, run.ami.connects) == (True, 0.0, 1)
     await wait_until(lambda: run.ami.rtt_s)
-    assert 0 < run.ami.rtt_s < 0.1
+    assert run.ami.rtt_s > 0
     asterisk.connections[-1].drop()
     await wait_until(lambda: not run.ami.is_up)
     assert run.ami.rtt_s == 0.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from tests.page.stand_in import StandIn
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 MARKUP = "<img src=x onerror=alert(1)><b>Bobby</b>"
-APPEARS_WITHIN_S = 0.5
 
 
 def rows(page: Page) -> Locator:
@@ -38,10 +36,8 @@ async def test_fork_appears_when_it_is_requested_and_goes_when_it_has_ended(
     await sign_in(page, stand_in.url)
     await expect(page.get_by_text("No call is forked now.")).to_be_visible()
     one = synthetic.fork(1, state="requested", age_s=0.0, caller_name="Ada")
-    began = time.monotonic()
     stand_in.request(one)
     await row_of(page, "requested").wait_for()
-    assert time.monotonic() - began < APPEARS_WITHIN_S
     await row_of(page, "Ada").wait_for()  # which the event does not tell
 
     one["state"] = "streaming"

@@ -10,7 +10,6 @@ import asyncio
 import fcntl
 import socket
 import struct
-import time
 
 import uvloop
 
@@ -31,12 +30,11 @@ async def main() -> None:
         dead = [asyncio.create_task(finder.find(f"h{n}.dead.example")) for n in range(50)]
         while len(server.asked) < 50:  # noqa: ASYNC110 (the server is another's)
             await asyncio.sleep(0.01)
-        began = time.monotonic()
         same = await asyncio.gather(*(finder.find("a.good.example") for _ in range(30)))
         print("addresses:", {info[4][0] for infos in same for info in infos})
         print("asked once:", server.asked["a.good.example"] == 1)
         print("localhost:", (await finder.find("localhost"))[0][4][0] in ("127.0.0.1", "::1"))
-        print("at once:", time.monotonic() - began < 1)
+        print("before those:", not any(task.done() for task in dead))
         server.address = "127.0.0.2"
         await asyncio.sleep(KEPT_S + 0.1)
         print("later:", {info[4][0] for info in await finder.find("a.good.example")})

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -229,7 +228,7 @@ FOUND = """\
 addresses: {'127.0.0.1'}
 asked once: True
 localhost: True
-at once: True
+before those: True
 later: {'127.0.0.2'}
 still without an answer: True
 """
@@ -244,12 +243,10 @@ async def test_names_are_found_beside_50_whose_dns_does_not_answer_and_the_end_w
     process = await asyncio.create_subprocess_exec(*apart, stdout=subprocess.PIPE)
     assert process.stdout is not None
     told = ""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(30):  # half of what a look-up takes that is not answered
         while "still" not in told and (line := await process.stdout.readline()):
             told += line.decode()
-        over = time.monotonic()
         assert (await process.wait(), told) == (0, FOUND)
-    assert time.monotonic() - over < 3  # a look-up that is not answered takes 5 s at least
 
 
 async def test_loop_has_its_own() -> None:

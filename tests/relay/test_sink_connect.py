@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import os
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -332,7 +332,7 @@ async def test_host_that_does_not_resolve_is_retryable(start: Start) -> None:
     assert isinstance(error, SinkUnreachable)
 
 
-@pytest.mark.parametrize("limit_s", [0.05, 5])
+@pytest.mark.parametrize("limit_s", [0.05, 60])
 async def test_name_without_an_answer_is_retryable_and_told_and_its_fork_ends_at_once(
     start: Start, monkeypatch: pytest.MonkeyPatch, limit_s: float
 ) -> None:
@@ -341,7 +341,7 @@ async def test_name_without_an_answer_is_retryable_and_told_and_its_fork_ends_at
     def ask(host: str, flags: int = 0) -> list[Any]:
         if not flags:
             asked.set()
-            given_up.wait(10)
+            given_up.wait(60)
         raise socket.gaierror(socket.EAI_AGAIN, "try again")
 
     monkeypatch.setattr("audiofork.relay.lookup._ask", ask)
@@ -352,10 +352,9 @@ async def test_name_without_an_answer_is_retryable_and_told_and_its_fork_ends_at
         assert isinstance(error, SinkUnreachable)
         assert str(error).endswith("the name dead.example is still being looked up")
     else:
-        began = time.monotonic()
-        await sink.close(1000, "stopped")
-        await task
-        assert time.monotonic() - began < 1
+        async with asyncio.timeout(20):
+            await sink.close(1000, "stopped")
+            await task
     given_up.set()
     await until(lambda: not lookups()._threads.running)
 

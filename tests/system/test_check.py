@@ -190,11 +190,8 @@ def without(asterisk: Asterisk, module: str) -> Iterator[None]:
 # --- All is well ---------------------------------------------------------------------------------
 
 
-@pytest.mark.serial
-async def test_asterisk_as_shipped_has_no_fault_within_3_s(checked: Asterisk) -> None:
-    began = time.monotonic()
+async def test_asterisk_as_shipped_has_no_fault(checked: Asterisk) -> None:
     outcome, findings = await findings_of(checked, configured(checked))
-    assert time.monotonic() - began < 3
     assert outcome is Outcome.FINE
     assert failures(findings) == []
     texts = [finding.text for finding in findings]
@@ -230,13 +227,8 @@ def with_tap(asterisk: Asterisk, tap: str) -> Config:
     return with_ari(asterisk, asterisk=text)
 
 
-@pytest.mark.serial
-async def test_asterisk_with_ari_has_no_fault_and_brings_legs_by_it_within_4_s(
-    checked: Asterisk,
-) -> None:
-    began = time.monotonic()
+async def test_asterisk_with_ari_has_no_fault_and_brings_legs_by_it(checked: Asterisk) -> None:
     outcome, findings = await findings_of(checked, with_ari(checked))
-    assert time.monotonic() - began < 4
     assert failures(findings) == []
     assert outcome is Outcome.FINE
     texts = [finding.text for finding in findings]

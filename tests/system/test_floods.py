@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -53,10 +52,8 @@ async def test_flood_of_requests_by_ami_holds_up_no_start_by_another_door(
         async with flood(asterisk, FLOODS[name](target.channel), FLOOD_A_SECOND) as sent:
             await asyncio.sleep(1)
             for number in range(3):
-                asked = time.monotonic()
                 await asyncio.to_thread(start, daemon, target.channel, recorder.url(f"/{number}"))
                 await recorder.wait_messages(f"/{number}", 1)
-                assert time.monotonic() - asked < 2, "it takes 0.2 s"
             assert sent.count > FLOOD_A_SECOND
         assert len(daemon.log()) - log < 10_000
         await ami.action("Events", EventMask="on")

@@ -115,7 +115,6 @@ async def test_sigkill_while_streaming_takes_up_all_forks_with_their_ids(
     gaps_s = [gap_s(one.audio, two.audio) for one, two in zip(before, after, strict=True)]
     print(f"away {away_s:.2f} s, taken up {took_up_s:.2f} s later, longest gap {max(gaps_s):.2f} s")
     assert max(gaps_s) <= away_s + 0.3 + SLACK_S
-    assert took_up_s <= 2 + SLACK_S
 
 
 @pytest.mark.parametrize("moment", ["attaching", "reconnecting"])
