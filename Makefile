@@ -10,25 +10,21 @@ PYTEST := $(BIN)/python -m pytest
 TELLING = $(PYTHON) -m testbed.progress
 PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 # Tests wait more than they work, most of all for Asterisk's audio: more processes than cores.
-unit slow page coverage oldest python-%: PROCESSES ?= 6
-asterisk: PROCESSES ?= 8
+unit slow quick tools page coverage oldest python-%: PROCESSES ?= 6
+asterisk: PROCESSES ?= 10
 # All in tests/system needs an Asterisk, tests/page a browser; tests/tools is about testbed/, bench/ and examples/.
 UNIT = --ignore tests/system --ignore tests/page --ignore tests/tools -p no:rerunfailures
 # Where there are such tests; to collect all of them would take longer than to run these.
 SERIAL = $(shell grep -rl --include='*.py' --exclude-dir=system --exclude-dir=page --exclude-dir=tools 'mark\.serial' tests)
-SLOW = $(shell grep -rl --include='*.py' --exclude-dir=system --exclude-dir=page --exclude-dir=tools 'mark\.slow' tests) \
-  tests/tools
+SLOW = $(shell grep -rl --include='*.py' --exclude-dir=system --exclude-dir=page --exclude-dir=tools 'mark\.slow' tests)
 ASTERISK_TESTS = tests/system $(shell grep -rl --include='*.py' 'mark\.asterisk' tests/tools)
 PARALLEL = -n $(PROCESSES) --dist worksteal
-# For tests that keep each other waiting: what failed beside others, among those with these marks.
-ALONE = { echo "What failed beside others is tried once more, alone:" && \
-  $(PYTEST) --last-failed --last-failed-no-failures none -m "$(1)"; }
 
 # What is compiled once need not be compiled by each process of a test run.
-unit slow page coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
+types unit slow quick tools page coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
 
 .NOTPARALLEL:
-.PHONY: demo demo-bot test style types clients unit slow page screenshots coverage oldest pythons asterisk fuzz
+.PHONY: demo demo-bot test style types clients unit slow quick tools page screenshots coverage oldest pythons asterisk fuzz
 .PHONY: bench bench-capacity bench-asterisk bench-bots bench-viewers bench-cluster
 .PHONY: cluster faults attacks sample-config dashboard deb package-test first-hour wheel clean
 
@@ -42,25 +38,35 @@ demo-bot: .venv/runs .venv/stt
 	@echo "Starting the demo ..."
 	@$(BIN)/python -m testbed.demo_bot
 
-test: style types clients unit slow page asterisk
+test: style types clients quick page asterisk
 
 style: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
+# Beside mypy, which takes as long, all tests are compiled: later each process would do that by itself.
 types: .venv/installed
-	$(BIN)/mypy
+	@$(PYTEST) --collect-only -q >/dev/null & \
+	  echo $(BIN)/mypy; $(BIN)/mypy; failed=$$?; wait; exit $$failed
 
 unit: .venv/installed
 	$(PYTEST) $(UNIT) $(PARALLEL) -m "not asterisk and not serial and not slow"
 	$(PYTEST) $(UNIT) $(SERIAL) -m "not asterisk and serial"
 
 # What else needs neither an Asterisk nor a browser, and takes as long again: what starts programs or
-# makes up many inputs; the testbed, the bench and the examples, which are no part of the package.
+# makes up many inputs.
 slow: .venv/installed
-	$(PYTEST) -p no:rerunfailures $(PARALLEL) -m "slow and not asterisk and not serial" $(SLOW) || \
-	  $(call ALONE,slow and not asterisk and not serial)
-	$(PYTEST) -p no:rerunfailures -m "slow and not asterisk and serial" $(SLOW)
+	$(PYTEST) -p no:rerunfailures $(PARALLEL) -m "slow and not asterisk and not serial" $(SLOW)
+
+# Both in one: to collect the tests takes its time.
+quick: .venv/installed
+	$(PYTEST) $(UNIT) $(PARALLEL) -m "not asterisk and not serial"
+	$(PYTEST) $(UNIT) $(SERIAL) -m "not asterisk and serial"
+
+# The testbed, the bench and the examples, which are no part of the package.
+tools: .venv/installed
+	$(PYTEST) -p no:rerunfailures $(PARALLEL) -m "not asterisk and not serial" tests/tools
+	$(PYTEST) -p no:rerunfailures -m "not asterisk and serial" tests/tools
 
 # In a real browser, with a stand-in for the daemon; where none can be had they are skipped.
 page: PROCESSES = 3
@@ -97,8 +103,7 @@ endif
 asterisk: .venv/installed .venv/stt clients
 	$(BIN)/python -m testbed.asterisk get  # what is fetched once may take longer than a test may
 	-$(BIN)/python -m testbed.chromium get
-	$(PYTEST) $(PARALLEL) -m "asterisk and not serial and not cluster" -rs $(ASTERISK_TESTS) || \
-	  $(call ALONE,asterisk and not serial and not cluster)
+	$(PYTEST) $(PARALLEL) -m "asterisk and not serial and not cluster" -rs $(ASTERISK_TESTS)
 	$(PYTEST) -m "asterisk and serial and not cluster" -rs $(ASTERISK_TESTS)
 
 # As root: what the hosts of a cluster do when networks between them are cut; judges time.

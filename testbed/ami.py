@@ -98,7 +98,7 @@ class AmiClient:
         return answer.get("Value", "")
 
     async def wait_event(
-        self, matches: Callable[[Headers], bool], *, timeout_s: float = 10, after: int = 0
+        self, matches: Callable[[Headers], bool], *, timeout_s: float = 30, after: int = 0
     ) -> Headers:
         """Return the first event that matches, which may have come already.
 
@@ -120,7 +120,7 @@ class AmiClient:
                 await self._changed.wait()
 
     async def wait_user_event(
-        self, name: str, *, timeout_s: float = 10, after: int = 0, **fields: str
+        self, name: str, *, timeout_s: float = 30, after: int = 0, **fields: str
     ) -> Headers:
         """Return the first UserEvent of this name that has these headers."""
         return await self.wait_event(

@@ -48,7 +48,7 @@ class AudioSocketClient:
             self._writer.write(wire[position : position + 1])
             await asyncio.sleep(pause_s)
 
-    async def wait_closed(self, timeout_s: float = 10) -> float:
+    async def wait_closed(self, timeout_s: float = 30) -> float:
         """Wait until the daemon has closed the connection.
 
         Returns:

@@ -38,7 +38,7 @@ BROKEN_OFF = 1006  # as a close code: no Close frame at all
 HALF_MESSAGE = b"\x81\x7e\x10\x00" + b"x" * 100
 GARBAGE = bytes(range(0xFF, 0x7F, -1))  # begins with a frame that has reserved bits
 LINGER_NOT = struct.pack("ii", 1, 0)  # SO_LINGER for 0 s: close() sends RST, not FIN
-START_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class FaultyServer(Recorder):
         """Return the audio of `messages_of`, joined."""
         return b"".join(recording.audio for recording in self.at(path))
 
-    async def wait_connects(self, count: int, *, timeout_s: float = 10) -> None:
+    async def wait_connects(self, count: int, *, timeout_s: float = 30) -> None:
         """Wait until this many TCP connections have come."""
         async with asyncio.timeout(timeout_s):
             while len(self.connects) < count:
@@ -515,7 +515,7 @@ class ServerProcess:
         return read_log(self.log)[1]
 
     async def wait(
-        self, matches: Callable[[list[Logged]], object], *, timeout_s: float = 10
+        self, matches: Callable[[list[Logged]], object], *, timeout_s: float = 30
     ) -> None:
         """Wait until what it has received meets a condition."""
         async with asyncio.timeout(timeout_s):

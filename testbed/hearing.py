@@ -49,7 +49,7 @@ async def tones(page: Page) -> list[float]:
     return [side["hz"] if side["db"] > AUDIBLE_DB else 0.0 for side in found or []]
 
 
-async def wait_tones(page: Page, *wanted: float, timeout_s: float = 10) -> None:
+async def wait_tones(page: Page, *wanted: float, timeout_s: float = 30) -> None:
     """Wait until left and right play these frequencies, each within 10 Hz; 0: silence."""
     heard: list[float] = []
     try:

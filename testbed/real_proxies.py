@@ -19,7 +19,7 @@ from testbed import debian
 from testbed.asterisk import fetched
 
 PROGRAMS = {"http": "tinyproxy", "socks5": "microsocks"}
-START_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 30.0
 DEBIANS = debian.Wanted(
     "proxies (about 5 MB)",
     "sid",

@@ -110,7 +110,7 @@ class Recorder:
         return [recording for recording in self.recordings if recording.path == path]
 
     async def wait(
-        self, matches: Callable[[Recording], bool], *, timeout_s: float = 10
+        self, matches: Callable[[Recording], bool], *, timeout_s: float = 30
     ) -> Recording:
         """Return the first recording that matches, waiting for it."""
         async with asyncio.timeout(timeout_s):
@@ -121,13 +121,13 @@ class Recorder:
                 self._changed.clear()
                 await self._changed.wait()
 
-    async def wait_messages(self, path: str, count: int, *, timeout_s: float = 10) -> Recording:
+    async def wait_messages(self, path: str, count: int, *, timeout_s: float = 30) -> Recording:
         """Return the recording of a path once it has this many messages."""
         return await self.wait(
             lambda r: r.path == path and len(r.messages) >= count, timeout_s=timeout_s
         )
 
-    async def wait_closed(self, path: str, *, timeout_s: float = 10) -> Recording:
+    async def wait_closed(self, path: str, *, timeout_s: float = 30) -> Recording:
         """Return the recording of a path once its connection is closed."""
         return await self.wait(lambda r: r.path == path and bool(r.closed), timeout_s=timeout_s)
 

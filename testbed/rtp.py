@@ -260,7 +260,7 @@ class RtpPort:
         else:
             self.packets_sent += 1
 
-    async def wait_received(self, count: int, timeout_s: float = 5) -> None:
+    async def wait_received(self, count: int, timeout_s: float = 15) -> None:
         """Wait until this many packets have arrived since the call began; one caller at a time.
 
         Raises:

@@ -308,7 +308,7 @@ class Call:
         """All recorded payloads in one piece, in the codec of the call."""
         return b"".join(payload for _, payload in self.received)
 
-    async def wait_received(self, count: int, timeout_s: float = 5) -> None:
+    async def wait_received(self, count: int, timeout_s: float = 15) -> None:
         """Wait until this many audio packets have arrived since the call began.
 
         Raises:
@@ -364,7 +364,7 @@ class Call:
 
     # Signalling
 
-    async def wait_ended(self, timeout_s: float = 5) -> None:
+    async def wait_ended(self, timeout_s: float = 15) -> None:
         """Wait until either side has hung up.
 
         Raises:
@@ -373,7 +373,7 @@ class Call:
         async with asyncio.timeout(timeout_s):
             await self.ended.wait()
 
-    async def hangup(self, timeout_s: float = 2) -> None:
+    async def hangup(self, timeout_s: float = 10) -> None:
         """Send BYE and wait for its answer; does nothing when the call has ended.
 
         Raises:
@@ -387,7 +387,7 @@ class Call:
             self._end()
 
     async def offer(
-        self, codec: Codec | None = None, *, hold: bool = False, timeout_s: float = 5
+        self, codec: Codec | None = None, *, hold: bool = False, timeout_s: float = 15
     ) -> None:
         """Send a new offer (re-INVITE): another codec, or to put the other party on hold.
 
@@ -408,7 +408,7 @@ class Call:
             raise Refused("INVITE", response.status, response.reason)
         self._adopt_sdp(response.body)
 
-    async def refer(self, extension: str, timeout_s: float = 5) -> None:
+    async def refer(self, extension: str, timeout_s: float = 15) -> None:
         """Blind transfer: have the peer send the other party to an extension, then hang up.
 
         Asterisk refuses with 400 until it has joined the two parties, and reports
@@ -420,7 +420,7 @@ class Call:
         """
         await self._refer(f"<{self._user._uri(extension)}>", timeout_s)
 
-    async def refer_replaces(self, other: "Call", timeout_s: float = 5) -> None:
+    async def refer_replaces(self, other: "Call", timeout_s: float = 15) -> None:
         """Attended transfer: join the other party with that of another call, then hang up.
 
         Asterisk hangs up the other call itself.
@@ -633,7 +633,7 @@ class SipUser(asyncio.DatagramProtocol):
         """The calls that are up, oldest first."""
         return [call for call in self._dialogs.values() if call.established]
 
-    async def incoming(self, timeout_s: float = 5) -> Call:
+    async def incoming(self, timeout_s: float = 15) -> Call:
         """The next incoming call that was answered.
 
         Raises:
@@ -642,7 +642,7 @@ class SipUser(asyncio.DatagramProtocol):
         async with asyncio.timeout(timeout_s):
             return await self._incoming.get()
 
-    async def register(self, expires_s: int = 3600, timeout_s: float = 5) -> None:
+    async def register(self, expires_s: int = 3600, timeout_s: float = 15) -> None:
         """Tell the server where to send calls for us; close() takes it back.
 
         Raises:
@@ -670,7 +670,7 @@ class SipUser(asyncio.DatagramProtocol):
             await self.register(0, CLOSE_TIMEOUT_S)
 
     async def call(
-        self, extension: str, *, timeout_s: float = 5, codec: Codec = ULAW, record: bool = False
+        self, extension: str, *, timeout_s: float = 15, codec: Codec = ULAW, record: bool = False
     ) -> Call:
         """Call an extension of the server and wait until it is answered.
 

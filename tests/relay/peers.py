@@ -51,7 +51,7 @@ def lives(pid: int) -> bool:
         return False
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 5) -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 20) -> None:
     """Let the loop turn until a condition is true."""
     async with asyncio.timeout(timeout_s):
         began_s = time.monotonic()

@@ -16,6 +16,6 @@ def in_journal(daemon: Daemon, pattern: str) -> bool:
 
 async def until(daemon: Daemon, pattern: str, *, is_there: bool) -> None:
     """Wait until a file of the journal holds what matches a pattern, or none does."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while in_journal(daemon, pattern) is not is_there:  # noqa: ASYNC110 (a file has no event)
             await asyncio.sleep(0.02)

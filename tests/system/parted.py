@@ -219,7 +219,7 @@ class Parted:
         for fork in self.crowd.forks:
             last = [one for one in self.told(fork.action_id) if one.name in LAST_EVENTS]
             assert [one.headers["Reason"] for one in last] == ["hangup"], last
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while await self.legs():  # noqa: ASYNC110 (Asterisk is asked)
                 await asyncio.sleep(0.1)
         await until(lambda: not sum(one.beat.forks for one in self._open_hosts()), 10)

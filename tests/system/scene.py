@@ -30,7 +30,7 @@ class Fork:
     target: Target
     action_id: str
 
-    async def event(self, name: str, *, timeout_s: float = 10, **headers: Any) -> Headers:
+    async def event(self, name: str, *, timeout_s: float = 30, **headers: Any) -> Headers:
         """Wait for an event of this fork; see `AmiClient.wait_user_event`."""
         return await self.ami.wait_user_event(
             name, timeout_s=timeout_s, ActionID=self.action_id, **headers
@@ -39,7 +39,7 @@ class Fork:
     async def started(self, *, after: int = 0) -> Headers:
         return await self.event("AudioForkStarted", after=after)
 
-    async def stopped(self, *, after: int = 0, timeout_s: float = 10) -> Headers:
+    async def stopped(self, *, after: int = 0, timeout_s: float = 30) -> Headers:
         return await self.event("AudioForkStopped", after=after, timeout_s=timeout_s)
 
     async def hang_up(self) -> Headers:
@@ -93,7 +93,7 @@ class Scene(Generic[ServerT]):
         """Return the legs once there are so many; closed ones take a moment to go."""
         found: list[str] = []
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 while True:
                     present = await channels(self.ami)
                     found = [name for name in present if name.startswith("AudioSocket/")]

@@ -81,14 +81,14 @@ async def snoop(link: Ari, target: Target, app: str = "audiofork") -> str:
         path = f"/channels/{segment(target.uniqueid)}/snoop/{snoop_id}"
         channel = await link.post(path, spy="in", app=app)
         assert channel["id"] == snoop_id
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await started
     return snoop_id
 
 
 async def variable(link: Ari, channel: str, name: str) -> str:
     """Read a variable; an older Asterisk sets it a moment after it has said so."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while True:
             try:
                 answer = await link.get(f"/channels/{channel}/variable", variable=name)
@@ -210,7 +210,7 @@ async def test_asterisk_that_restarts_is_noticed_at_once_and_the_link_comes_back
     with link.starting("audiofork-never") as started:
         asterisk.kill()
         with pytest.raises(AriUnavailable):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await started
     with pytest.raises(AriUnavailable):
         await link.get("/asterisk/ping")

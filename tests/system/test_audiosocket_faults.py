@@ -75,7 +75,7 @@ def _refusals(daemon: Daemon) -> list[str]:
 
 async def _logged(daemon: Daemon, why: str, seen: int) -> None:
     """Wait until one of the lines since a moment tells why."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not any(why in line for line in _refusals(daemon)[seen:]):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
@@ -205,6 +205,6 @@ async def test_500_idle_connections_at_once_are_all_closed_in_time(
         times_s = await asyncio.gather(*(stranger.wait_closed() for stranger in strangers))
     print(f"500 idle connections: closed after {min(times_s):.2f} to {max(times_s):.2f} s")
     assert max(times_s) <= CLOSED_WITHIN_S
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while daemon.descriptors() > descriptors:  # noqa: ASYNC110
             await asyncio.sleep(0.05)

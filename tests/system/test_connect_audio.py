@@ -143,7 +143,7 @@ async def test_clear_returns_the_marks_and_what_waited_is_never_heard(
     async with server(interrupt) as url:
         target = await call(ami, caller, url, "x(json)")
         target.call.talk()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             await cleared.wait()
         await asyncio.sleep(0.2)  # what is on its way by RTP
         position = len(target.call.received_audio())

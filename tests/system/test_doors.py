@@ -154,7 +154,7 @@ async def by_front(
     for action in actions:
         writer.write("".join(f"{k}: {v}\r\n" for k, v in action.items()).encode() + b"\r\n")
     answer = b""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while b"ActionID: front" not in answer:
             answer = await reader.readuntil(b"\r\n\r\n")
     writer.close()

@@ -124,7 +124,7 @@ class Client:
     async def message(self, first: str = "Response") -> dict[str, str]:
         """Return the next message that begins with a header of this name."""
         while True:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 block = (await self.reader.readuntil(b"\r\n\r\n")).decode()
             if block.startswith(f"{first}: "):
                 pairs = (line.partition(": ") for line in block.split("\r\n")[:-2])
@@ -222,7 +222,7 @@ class NodeClient:
 
     async def _said(self) -> tuple[str, dict[str, str]]:
         assert self._process.stdout is not None
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             said = json.loads(await self._process.stdout.readline())
         return said["kind"], said["body"]
 
@@ -248,7 +248,7 @@ async def node_client(node_modules: Path, *arguments: str) -> AsyncIterator[Node
 async def muted(recorder: Recorder, path: str, expected: bool) -> None:
     """Wait until the fork's messages are silence, or are not."""
     (recording,) = recorder.at(path)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while True:
             count = len(recording.messages)
             await recorder.wait_messages(path, count + 5)
@@ -310,13 +310,13 @@ async def test_panoramisk_starts_mutes_and_stops_a_fork(
 
     async def ask(action: str, **fields: str) -> Any:
         fields = {"Action": action, "Channel": target.channel, **fields}
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             return await manager.send_action(fields)
 
     started = await ask("AudioFork", WsServer=recorder.url("/p"), Options="D(both)")
     assert started.success
     await recorder.wait_messages("/p", 5)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while (event := await events.get()).userevent != "AudioForkStarted":
             pass
     assert event.audioforkid == started.audioforkid
@@ -783,7 +783,7 @@ async def test_restart_of_asterisk_closes_clients_which_may_come_back(
         async with Client(port) as client:
             await client.login("everything")
             assert (await client.ask({"Action": "Ping"}))["Ping"] == "Pong"
-            async with asyncio.timeout(10):  # until the daemon's own link is up again
+            async with asyncio.timeout(20):  # until the daemon's own link is up again
                 while (answer := await client.ask(START))["Message"] != NO_CHANNEL:
                     assert answer["Message"].startswith("Could not start monitoring channel: ")
                     await asyncio.sleep(0.1)

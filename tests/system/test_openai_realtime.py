@@ -83,7 +83,7 @@ async def call_bot(
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 (what came by RTP has no event)
             await asyncio.sleep(0.02)
 

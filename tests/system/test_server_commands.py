@@ -58,7 +58,7 @@ class Stage:
     async def ask(self, fork: Fork, command: ServerCommand, value: str = "") -> CommandHandled:
         """Return what came of a command."""
         self._commands.on_asked(fork, CommandAsked(fork.id, command, value))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             event = await self.events.get()
         assert isinstance(event, CommandHandled)
         return event
@@ -100,7 +100,7 @@ async def test_keys_are_heard_by_the_party_in_their_order(
         target = conftest.Target(call, event["Channel"], event["Uniqueid"])
         handled = await stage.ask(stage.fork(target), DTMF, "19a#")
         assert (handled.outcome, handled.value) == (CommandOutcome.DONE, "of 4 keys")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while keys_in(call) != "19A#":  # noqa: ASYNC110 (the last packet tells of nothing)
                 await asyncio.sleep(0.02)
         await call.hangup()

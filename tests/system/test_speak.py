@@ -83,7 +83,7 @@ class Line:
                 heard.get(part),
             )
             await self.taps[tap].start(order)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while len(self._writers) < len(parts):
                 self._attached.clear()
                 await self._attached.wait()

@@ -132,10 +132,10 @@ async def test_server_that_comes_late_is_waited_for_with_its_error_and_the_next_
         async with start(daemon, target, scene.server.url("/"), FOR_EVER) as command:
             await command.fork_id()
             await command.says(
-                r"has waited \d+ s for the server: .*Connection refused.*; attempt 2 "
+                r"has waited \d+ s for the server: .*Connection refused.*; attempt [2-9]"
             )
             await command.says(
-                r"has waited \d+ s for the server: .*Connection refused.*; attempt 4 "
+                r"has waited \d+ s for the server: .*Connection refused.*; attempt [4-9]"
             )
             (fork,) = json.loads(await listed(daemon, "--json"))
             assert (fork["state"], fork["waits_for"]) == ("attaching", "the server")
