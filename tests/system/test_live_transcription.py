@@ -28,35 +28,16 @@ import transcribe  # noqa: E402
 
 # Whole sentences of asterisk-core-sounds-en, of different lengths; not chosen by how well they go.
 PROMPTS = {
-    "all-circuits-busy-now": "all circuits are busy now",
     "cannot-complete-as-dialed": "your call cannot be completed as dialed",
-    "check-number-dial-again": "please check the number and dial again",
-    "conf-getpin": "please enter the conference pin number",
     "conf-kicked": "you have been kicked from this conference",
-    "conf-onlyperson": "you are currently the only person in this conference",
-    "conf-waitforleader": "the conference will begin when the leader arrives",
     "do-not-disturb": "do not disturb",
     "hello-world": "hello world",
-    "im-sorry": "i'm sorry",
     "one-moment-please": "one moment please",
-    "pbx-invalid": "i am sorry that's not a valid extension please try again",
     "please-try-again": "please try again",
     "please-try-call-later": "please try your call later",
     "queue-thankyou": "thank you for your patience",
-    "queue-youarenext": "your call is now first in line and will be answered by the next "
-    "available representative",
-    "tt-allbusy": "all representatives of this household are currently busy assisting other "
-    "telemarketers please hold and your call will be answered in the order it was received",
     "tt-somethingwrong": "something is terribly wrong",
-    "tt-weasels": "weasels have eaten our phone system",
-    "vm-goodbye": "goodbye",
-    "vm-intro": "please leave your message after the tone when done hang up or press the pound key",
-    "vm-isonphone": "is on the phone",
     "vm-msgsaved": "your message has been saved",
-    "vm-nobodyavail": "nobody is available to take your call at the moment",
-    "vm-passchanged": "your passwords have been changed",
-    "vm-sorry": "i'm sorry i did not understand your response",
-    "vm-tooshort": "your message is too short",
 }
 
 
