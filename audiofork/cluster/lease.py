@@ -45,7 +45,7 @@ class Holder:
         try:
             fields = json.loads(value or b"")
             return cls(printable(str(fields["name"])[:63], "?"), str(fields["run_id"])[:63])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return None
 
     def encode(self) -> bytes:

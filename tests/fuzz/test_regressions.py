@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from audiofork.cluster.lease import Holder
 from audiofork.doors.ami_front_protocol import AsteriskStream
 from audiofork.doors.control_answers import parse_line
 from audiofork.errors import RequestRefused
@@ -44,3 +45,7 @@ def test_read_of_nothing_does_not_move_the_place_between_two_messages() -> None:
     stream.feed(b"Asterisk Call Manager/11.0.0\r\nEvent: x\r\n\r\n")
     assert stream.feed(b"") == (b"", None)
     assert stream.insert(b"ours") == b"ours"
+
+
+def test_holder_of_a_lease_in_json_that_is_too_deep_is_none() -> None:
+    assert Holder.of(b'{"name":' + b'{"a":' * 5000) is None
