@@ -86,7 +86,7 @@ coverage: .venv/installed
 # With the oldest version of each dependency that setup.cfg allows.
 oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pytest $(PARALLEL) -m "not asterisk and not serial" \
-	  tests/relay tests/asterisk tests/forks tests/link
+	  tests/relay tests/asterisk tests/forks tests/link tests/cluster
 
 # With other versions of Python, as far as they can be had; `make python-3.13` takes one.
 pythons: .venv/installed
@@ -214,7 +214,8 @@ wheel:
 # Of the dev tools those that the tests use are the usual ones.
 $(OLDEST)/installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv --clear $(OLDEST)
-	sed -n '/^install_requires/,/^$$/s/^ *\([a-z-]*\) >= \([0-9.]*\).*/\1==\2/p' setup.cfg > $(OLDEST)/constraints.txt
+	sed -nE '/^install_requires/,/^$$/s/^ *([a-z-]+) >= ([0-9.]+).*/\1==\2/p; /^cluster =/,/^[a-z]+ =$$/s/^ *(nats-py)\[nkeys\] >= ([0-9.]+).*/\1==\2/p' \
+	  setup.cfg | sort -u > $(OLDEST)/constraints.txt
 	grep -E '^(pytest|hypothesis|trustme|cryptography)' constraints.txt >> $(OLDEST)/constraints.txt
 	@$(TELLING) "Installing the oldest versions" \
 	  $(OLDEST)/bin/pip install --disable-pip-version-check -c $(OLDEST)/constraints.txt -e '.[dev]'

@@ -203,8 +203,8 @@ class RelayConfig:
     orphan_timeout: float = _option(
         "60",
         number(1, 86400),
-        "How many seconds a detached process goes on without a daemon; then its forks end, and so "
-        "does it.",
+        "How many seconds a detached process goes on without a daemon, then its forks end, and so "
+        "does it; a relay host of a cluster without a controller, then the forks end.",
     )
 
 
@@ -251,7 +251,8 @@ class DaemonConfig:
     on_stop: str = _option(
         "end",
         one_of("end", "keep"),
-        "What SIGTERM does to running forks. end: they end; keep: the next start resumes them.",
+        "What SIGTERM does to running forks. end: they end; keep: the next start resumes them. In a "
+        "cluster they always go on, with another controller.",
     )
 
 
