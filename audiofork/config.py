@@ -251,8 +251,8 @@ class DaemonConfig:
     on_stop: str = _option(
         "end",
         one_of("end", "keep"),
-        "What SIGTERM does to running forks. end: they end; keep: the next start resumes them. In a "
-        "cluster they always go on, with another controller.",
+        "What SIGTERM does to running forks. end: they end; keep: the next start resumes them. In "
+        "a cluster they always go on, with another controller.",
     )
 
 
