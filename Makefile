@@ -143,7 +143,7 @@ bench-cluster: .venv/installed
 	$(BIN)/python -m bench.cluster
 
 sample-config: .venv/installed
-	$(BIN)/python -c "from audiofork import config_file; print(config_file.sample(), end='')" > etc/audiofork.ini
+	$(BIN)/python -c "from audiofork import config_sample; print(config_sample.sample(), end='')" > etc/audiofork.ini
 
 # For Grafana; a test compares it with its source, testbed/dashboard.py.
 dashboard: .venv/installed

@@ -1,17 +1,22 @@
 """The configuration: every option with its default, its check and its description, once.
 
-`config_file.py` reads the file, and makes the sample from what stands here.
+`config_file.py` reads the file, and `config_sample.py` makes the sample from what stands here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from audiofork.addresses import IPNetwork
 
 # Named here too, for all who use the configuration.
+from audiofork.config_asterisk import AriConfig as AriConfig
+from audiofork.config_asterisk import AsteriskConfig as AsteriskConfig
+from audiofork.config_asterisk import FrontConfig as FrontConfig
+from audiofork.config_asterisk import NamedAsterisk as NamedAsterisk
 from audiofork.config_cluster import ClusterConfig as ClusterConfig
 from audiofork.config_history import HistoryConfig as HistoryConfig
 from audiofork.config_http import HttpConfig as HttpConfig
@@ -25,7 +30,6 @@ from audiofork.config_values import Proxy as Proxy
 from audiofork.config_values import (
     address,
     address_or_nothing,
-    http_url_or_nothing,
     lines,
     login,
     music_class,
@@ -40,118 +44,12 @@ from audiofork.config_values import (
     text,
     texts,
     web_page_or_nothing,
-    whole,
-    word,
     words,
     yes_or_no,
 )
 from audiofork.config_values import option as _option
 
 # --- The sections --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class AsteriskConfig:
-    """The connection to Asterisk's manager interface (AMI)."""
-
-    host: str = _option("127.0.0.1", text, "Where Asterisk's manager interface listens.")
-    port: int = _option(
-        "5038", whole(1, 65535), "The port of the manager interface; with tls usually 5039."
-    )
-    username: str = _option("audiofork", text, "The user name, as in manager_audiofork.conf.")
-    secret: str = _option(
-        "",
-        text,
-        "The secret of that user; use secret_file to keep it out of this file.",
-        may_be_shown=False,
-    )
-    secret_file: str = _option(
-        "",
-        text,
-        "A file that contains the secret; under systemd it may be ${CREDENTIALS_DIRECTORY}/NAME.",
-    )
-    tls: bool = _option("no", yes_or_no, "Use TLS for the connection to the manager interface.")
-    ca_file: str = _option(
-        "",
-        text,
-        "A PEM file of the authorities that may sign Asterisk's certificate; empty: the system's.",
-    )
-    ping_interval: float = _option(
-        "10",
-        number(1, 3600),
-        "Seconds between two checks of the connection; after two checks without an answer, the "
-        "daemon closes it and connects again.",
-    )
-    tap: str = _option(
-        "auto",
-        one_of("auto", "chanspy", "snoop"),
-        "How audio is captured. auto: by ARI snoop if [ari] is configured and reachable when the "
-        "fork starts, otherwise by ChanSpy; snoop: by ARI snoop only, forks are refused while ARI "
-        "is not reachable; chanspy: by ChanSpy only.",
-    )
-    chanspy_pairs: str = _option(
-        "never",
-        one_of("never", "narrowband"),
-        "Whether ChanSpy may be used to capture in and out separately, as D(out), D(stereo) and "
-        "muting one side require. Its audio is wrong in calls with wideband audio (G.722, Opus, "
-        "16-kHz prompts). never: such forks are refused without ARI; narrowband: allowed, because "
-        "all audio of this site, including prompts, is at 8000 Hz; a fork in a call with other "
-        "audio is refused.",
-    )
-    dtmf_events: bool = _option(
-        "no",
-        yes_or_no,
-        "Whether each key that a party presses raises an event AudioForkDtmf, in forks that report "
-        "keys to their server. Keys may be secrets, such as a card number.",
-    )
-    on_hold: str = _option(
-        "attach",
-        one_of("attach", "wait"),
-        "What a fork does when it starts in a call on hold, where capturing stops the music on "
-        "hold. attach: capture at once; wait: capture when the hold is over.",
-    )
-
-
-@dataclass(frozen=True)
-class AriConfig:
-    """The connection to Asterisk's REST interface (ARI)."""
-
-    url: str = _option(
-        "",
-        http_url_or_nothing,
-        "The URL of ARI, e.g. http://127.0.0.1:8088/ari; empty: ARI is not used.",
-        may_be_shown=False,  # a wrong one may hold a password
-    )
-    username: str = _option("audiofork", text, "The user name, as in ari_audiofork.conf.")
-    password: str = _option(
-        "",
-        text,
-        "The password of that user; use password_file to keep it out of this file.",
-        may_be_shown=False,
-    )
-    password_file: str = _option(
-        "",
-        text,
-        "A file that contains the password; under systemd it may be ${CREDENTIALS_DIRECTORY}/NAME.",
-    )
-    app: str = _option(
-        "audiofork",
-        word,
-        "The name of the daemon's Stasis application; two daemons that use one Asterisk need "
-        "different names.",
-    )
-    ca_file: str = _option(
-        "",
-        text,
-        "For https: a PEM file of the authorities that may sign Asterisk's certificate; empty: the "
-        "system's.",
-    )
-    ping_interval: float = _option(
-        "10",
-        number(1, 3600),
-        "Seconds between two checks of the connection; after two checks without an answer, the "
-        "daemon closes it and connects again.",
-    )
 
 
 @dataclass(frozen=True)
@@ -216,25 +114,6 @@ class ControlConfig:
         "/run/audiofork/control.sock",
         text,
         "The path of the socket; empty: none. Its owner and its group may use it.",
-    )
-
-
-@dataclass(frozen=True)
-class FrontConfig:
-    """The AMI front, which lets clients of app_audiofork work unchanged."""
-
-    listen: Address | None = _option(
-        "",
-        address_or_nothing,
-        "Where the front listens, e.g. 127.0.0.1:5040; empty: off. Asterisk sees the daemon's "
-        "address instead of the clients', so permit and deny of manager.conf cannot tell clients "
-        "apart: keep the front on a private network.",
-    )
-    tls_cert_file: str = _option(
-        "", text, "The front's certificate (PEM); if set, clients must use TLS."
-    )
-    tls_key_file: str = _option(
-        "", text, "The key of the certificate, if it is not in the same file."
     )
 
 
@@ -398,7 +277,12 @@ class ProfileConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """The whole configuration, checked."""
+    """The whole configuration, checked.
+
+    Attributes:
+        asterisks: Those of [asterisk NAME], by NAME.
+        has_unnamed: Whether that of [asterisk] counts: it stands in the file, or there is no other.
+    """
 
     asterisk: AsteriskConfig = field(default_factory=AsteriskConfig)
     ari: AriConfig = field(default_factory=AriConfig)
@@ -416,6 +300,46 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
     post_process: Mapping[str, PostProcessConfig] = field(default_factory=dict)
     profile: Mapping[str, ProfileConfig] = field(default_factory=dict)
+    asterisks: Mapping[str, NamedAsterisk] = field(default_factory=dict)
+    has_unnamed: bool = True
+
+    @property
+    def asterisk_names(self) -> tuple[str, ...]:
+        """What the cluster calls each Asterisk that a controller with this file serves."""
+        return ((self.cluster.asterisk,) if self.has_unnamed else ()) + tuple(self.asterisks)
+
+    def of_asterisk(self, name: str) -> Config:
+        """Return the configuration as it is for one Asterisk, as if there were no other.
+
+        Raises:
+            KeyError: There is none of that name.
+        """
+        if self.has_unnamed and name == self.cluster.asterisk:
+            return replace(self, asterisks={})
+        own = self.asterisks[name]
+        cluster = replace(
+            self.cluster,
+            asterisk=name,
+            legs_from=own.asterisk.legs_from or self.cluster.legs_from,
+            zone=own.asterisk.zone or self.cluster.zone,
+        )
+        return replace(
+            self,
+            asterisk=own.asterisk,
+            ari=own.ari,
+            front=own.front,
+            cluster=cluster,
+            # One file has one writer, and the forks of each Asterisk are asked for apart.
+            history=replace(self.history, file=history_of(self.history.file, name)),
+            asterisks={},
+            has_unnamed=True,
+        )
+
+
+def history_of(file: str, asterisk: str) -> str:
+    """Return the history of [asterisk NAME]: beside that of [asterisk], with the name in it."""
+    path = Path(file)
+    return str(path.with_name(f"{path.stem}-{asterisk}{path.suffix}")) if file else ""
 
 
 SECTIONS: dict[str, type[Any]] = {

@@ -31,7 +31,8 @@ def _name(value: str) -> str:
     return value
 
 
-def _name_or_nothing(value: str) -> str:
+def name_or_nothing(value: str) -> str:
+    """Return a name in a cluster, or nothing; raises ValueError."""
     return _name(value) if value else ""
 
 
@@ -72,7 +73,7 @@ class ClusterConfig:
     )
     name: str = _option(
         "",
-        _name_or_nothing,
+        name_or_nothing,
         "The name of this controller or relay, which no other of the cluster has; empty: that of "
         "the host, up to its first dot.",
     )
@@ -84,7 +85,7 @@ class ClusterConfig:
     )
     zone: str = _option(
         "",
-        _name_or_nothing,
+        name_or_nothing,
         "Where this host is, such as a data centre: forks go to relays of the same zone as long as "
         "these have room.",
     )

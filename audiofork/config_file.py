@@ -1,52 +1,31 @@
-"""Reads and checks the configuration file, and generates its sample.
-
-`etc/audiofork.ini` is generated from `config.py` (`make sample-config`).
-"""
+"""Reads and checks the configuration file."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from audiofork import profile_files
+from audiofork import config_checks, profile_files
 from audiofork.config import (
-    EXAMPLES,
     NAMED_SECTIONS,
     SECTIONS,
     Config,
     ControlConfig,
     HistoryConfig,
+    NamedAsterisk,
     ProfileConfig,
 )
-from audiofork.config_http import fault_of
-from audiofork.config_values import MAX_PORT, NotAChoice, word
+from audiofork.config_asterisk import SECTIONS_OF_ASTERISK
+from audiofork.config_cluster import is_name
+from audiofork.config_values import NotAChoice, word
 from audiofork.errors import ConfigError
 from audiofork.files import read_file
 from audiofork.ini import Ini
 from audiofork.text import did_you_mean, printable, why
-
-_INTRO = """\
-; audiofork.ini: the configuration of audiofork.
-;
-; This file lists every option with its default. An environment variable AUDIOFORK_SECTION_OPTION
-; (for example AUDIOFORK_ASTERISK_SECRET) overrides the file. This includes [post_process:NAME];
-; write _ for : and other such characters in its name. An unknown section or option is an error,
-; and so is an AUDIOFORK_ variable that matches no option. A section may appear twice, an option
-; may not. Files *.ini in profiles.d beside this file are read, too; they may contain only sections
-; [profile:NAME].
-;
-; SIGHUP makes the daemon read the file again; a file with an error changes nothing. Changes to
-; [asterisk], [ari], [audiosocket], [relay], [control], [front], [http], [daemon] journal and
-; [history] file take effect at the next start, except that the secret of [asterisk] and the
-; password of [ari], and their files, take effect at the next login; the tokens of [http] are read
-; again at once.
-"""
-
 
 SECTIONS_WITH_SECRETS = ("asterisk", "ari", "websocket", "cluster", "profile")
 """The sections with secrets that may be in a file of their own."""
@@ -70,6 +49,7 @@ def load(
         environment: AUDIOFORK_SECTION_OPTION in it overrides the file.
         secrets_of: The sections whose secrets are read from their own files, if they have such. The
             files of profiles.d, which may contain secrets, are read only if profile is among them.
+            asterisk and ari stand for those with names, too.
 
     Raises:
         ConfigError: A file cannot be read, or contains something unknown or not allowed.
@@ -115,7 +95,7 @@ def with_place(text: str, path: Path, environment: Mapping[str, str] = os.enviro
         path: The configuration file.
         environment: As for `load`.
     """
-    named = re.match(r"\[([\w:.-]+)\] (\w+)", text)
+    named = re.match(r"\[([\w:. -]+)\] (\w+)", text)
     if named is None:
         return text
     try:
@@ -166,14 +146,10 @@ def _parsed(given: _Given, secrets_of: Sequence[str]) -> Config:
         sections[kind] = {}
     for kind, name in (one for ini in given.inis for one in _named(ini)):
         sections[kind][name] = _read_section(f"{kind}:{name}", NAMED_SECTIONS[kind], given)
-    config = Config(**sections)
-    _check_commands(config, given)
-    _check_ports(config, given)
-    _check_detached(config, given)
-    _check_tap(config, given)
-    _check_logins(config, given)
-    _check_cluster(config, given)
-    _check_http(config, given)
+    asterisks = _read_asterisks(given)
+    has_unnamed = not asterisks or given.ini.has_section("asterisk")
+    config = Config(**sections, asterisks=asterisks, has_unnamed=has_unnamed)
+    config_checks.check(config, given)
     return _with_secrets(config, given, secrets_of)
 
 
@@ -220,6 +196,10 @@ def refuse_unknown_variables(config: Config, environment: Mapping[str, str] = os
         (f"{kind}:{name}", section_type)
         for kind, section_type in NAMED_SECTIONS.items()
         for name in getattr(config, kind)
+    ] + [
+        (f"{kind} {name}", section_type)
+        for kind, section_type in SECTIONS_OF_ASTERISK.items()
+        for name in config.asterisks
     ]
     known = {
         variable_of(section, option.name)
@@ -274,6 +254,14 @@ def _type_of(section: str) -> type[Any]:
     """Return the type of a section; raise ValueError if the name is unknown."""
     if section in SECTIONS:
         return SECTIONS[section]
+    kind, blank, name = section.partition(" ")
+    if blank and kind in SECTIONS_OF_ASTERISK:
+        if not is_name(name):
+            raise ValueError(
+                f"expected [{kind} NAME], the name letters, digits, - and _, 63 at most, "
+                f"got [{section}]"
+            )
+        return SECTIONS_OF_ASTERISK[kind]
     kind, colon, name = section.partition(":")
     if kind not in NAMED_SECTIONS:
         known = [f"{one}:{name}" for one in NAMED_SECTIONS] if colon else SECTIONS
@@ -289,6 +277,36 @@ def _named(ini: Ini) -> list[tuple[str, str]]:
     """Return the kind and the name of each section that has both."""
     parts = (section.partition(":") for section in ini.sections())
     return [(kind, name) for kind, colon, name in parts if colon]
+
+
+def _asterisks_of(ini: Ini) -> dict[str, set[str]]:
+    """Return the names that sections of one Asterisk have, each with the kinds of its sections."""
+    found: dict[str, set[str]] = {}
+    for section in ini.sections():
+        kind, blank, name = section.partition(" ")
+        if blank:
+            found.setdefault(name, set()).add(kind)
+    return found
+
+
+def _read_asterisks(given: _Given) -> dict[str, NamedAsterisk]:
+    """Return what [asterisk NAME] and the sections that belong to it say, by NAME.
+
+    Raises:
+        ConfigError: A value is wrong, or there are sections of an Asterisk that is none.
+    """
+    found = {}
+    for name, kinds in _asterisks_of(given.ini).items():
+        if "asterisk" not in kinds:
+            header = f"{min(kinds)} {name}"
+            raise ConfigError(f"{given.place(header)}: [{header}]: there is no [asterisk {name}]")
+        found[name] = NamedAsterisk(
+            **{
+                kind: _read_section(f"{kind} {name}", section_type, given)
+                for kind, section_type in SECTIONS_OF_ASTERISK.items()
+            }
+        )
+    return found
 
 
 def _read_section(name: str, section_type: type[_Section], given: _Given) -> _Section:
@@ -310,75 +328,14 @@ def _read_section(name: str, section_type: type[_Section], given: _Given) -> _Se
     return section_type(**values)
 
 
-def _check_ports(config: Config, given: _Given) -> None:
-    """Refuse an address whose port leaves too few ports for all workers."""
-    workers = config.relay.workers
-    for name in ("listen", "advertise"):
-        address = getattr(config.audiosocket, name)
-        if address is not None and address.port + workers - 1 > MAX_PORT:
-            raise ConfigError(
-                f"{given.place('audiosocket', name)}: [audiosocket] {name}: expected {workers} "
-                f"ports from {address.port} on ([relay] workers), the last is {MAX_PORT}"
-            )
-
-
-def _check_detached(config: Config, given: _Given) -> None:
-    """Refuse relay processes whose forks no later daemon would know."""
-    if config.relay.detached and not config.daemon.journal:
-        place = given.place("relay", "detached")
-        raise ConfigError(
-            f"{place}: [relay] detached: needs [daemon] journal: by it the next daemon finds forks"
-        )
-
-
-def _check_commands(config: Config, given: _Given) -> None:
-    """Refuse a post-process section without a command."""
-    for name, section in config.post_process.items():
-        if not section.command:
-            header = f"post_process:{name}"
-            raise ConfigError(f"{given.place(header)}: [{header}] command: expected a command")
-
-
-def _check_tap(config: Config, given: _Given) -> None:
-    """Refuse a tap that needs a connection that is not configured."""
-    if config.asterisk.tap == "snoop" and not config.ari.url:
-        raise ConfigError(
-            f"{given.place('asterisk', 'tap')}: [asterisk] tap: snoop needs [ari] url "
-            "(`audiofork setup` sets ARI up)"
-        )
-
-
-def _check_logins(config: Config, given: _Given) -> None:
-    """Refuse a login for a proxy that is not configured."""
-    sections: dict[str, Any] = {f"profile:{name}": one for name, one in config.profile.items()}
-    for header, section in {"websocket": config.websocket, **sections}.items():
-        for option in ("proxy_login", "proxy_login_file"):
-            if getattr(section, option) and not section.proxy:
-                place = given.place(header, option)
-                raise ConfigError(f"{place}: [{header}] {option}: [{header}] names no proxy")
-
-
-def _check_cluster(config: Config, given: _Given) -> None:
-    """Refuse two logins to NATS."""
-    cluster = config.cluster
-    if (cluster.nkey or cluster.nkey_file) and (cluster.credentials or cluster.credentials_file):
-        option = "nkey_file" if cluster.nkey_file else "nkey"
-        place = given.place("cluster", option)
-        raise ConfigError(f"{place}: [cluster] {option}: expected an NKey or credentials, not both")
-
-
-def _check_http(config: Config, given: _Given) -> None:
-    """Refuse an option of [http] that lacks another one."""
-    if found := fault_of(config.http):
-        option, fault = found
-        raise ConfigError(f"{given.place('http', option)}: [http] {option}: {fault}")
-
-
 def _with_secrets(config: Config, given: _Given, sections: Sequence[str]) -> Config:
     """Read the secrets of these sections from their own files, where they have such."""
-    read = {name: getattr(config, name) for name in sections}
+    read = {name: getattr(config, name) for name in sections if name in SECTIONS_WITH_SECRETS}
     if not config.cluster.servers:
         read.pop("cluster", None)
+    if not config.has_unnamed:
+        read.pop("asterisk", None)
+        read.pop("ari", None)
     for section, option in _SECRETS:
         if section in read:
             read[section] = _with_secret(read[section], section, option, given)
@@ -386,7 +343,10 @@ def _with_secrets(config: Config, given: _Given, sections: Sequence[str]) -> Con
         read["profile"] = {
             name: _of_profile(profile, name, given) for name, profile in config.profile.items()
         }
-    return dataclasses.replace(config, **read)
+    asterisks = {
+        name: _of_asterisk(one, name, given, sections) for name, one in config.asterisks.items()
+    }
+    return dataclasses.replace(config, **read, asterisks=asterisks)
 
 
 _SECRETS = (
@@ -396,6 +356,18 @@ _SECRETS = (
     ("cluster", "nkey"),
     ("cluster", "credentials"),
 )
+
+
+def _of_asterisk(
+    one: NamedAsterisk, name: str, given: _Given, sections: Sequence[str]
+) -> NamedAsterisk:
+    """Return the sections of one Asterisk with their secrets."""
+    read = {}
+    for kind, option in (("asterisk", "secret"), ("ari", "password")):
+        header = f"{kind} {name}"
+        if kind in sections or header in sections:
+            read[kind] = _with_secret(getattr(one, kind), header, option, given)
+    return dataclasses.replace(one, **read)
 
 
 def _of_profile(profile: ProfileConfig, name: str, given: _Given) -> ProfileConfig:
@@ -429,30 +401,3 @@ def _secret(path: Path, where: str) -> str:
         raise ConfigError(f"{where}: {why(exc)}{hint}") from exc
     except UnicodeDecodeError:  # its text would quote the secret
         raise ConfigError(f"{where}: expected UTF-8 in {path}") from None
-
-
-# --- The sample ----------------------------------------------------------------------------------
-
-
-def sample() -> str:
-    """Return the text of `etc/audiofork.ini`."""
-    parts = [_INTRO]
-    for name, section_type in SECTIONS.items():
-        parts += _sample_of(section_type, f"[{name}]", {})
-    for kind, (name, values) in EXAMPLES.items():
-        parts += _sample_of(NAMED_SECTIONS[kind], f";[{kind}:{name}]", values)
-    return "\n".join(parts)
-
-
-def _sample_of(section_type: type[Any], header: str, values: Mapping[str, str]) -> list[str]:
-    """Return the paragraphs of a section; an option that `values` lacks has its default."""
-    parts = [_comment(section_type.__doc__ or "") + f"{header}\n"]
-    for option in dataclasses.fields(section_type):
-        line = f"{option.name} = {values.get(option.name, option.metadata['default'])}".rstrip()
-        parts.append(_comment(option.metadata["doc"]) + f";{line}\n")
-    return parts
-
-
-def _comment(doc: str) -> str:
-    lines = textwrap.wrap(doc, width=96)
-    return "".join(f"; {line}\n" for line in lines)

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audiofork.config import (
-    NAMED_SECTIONS,
     SAMPLE_RATES,
     Address,
     AriConfig,
@@ -22,15 +21,16 @@ from audiofork.config import (
     ProfileConfig,
     Proxy,
 )
+from audiofork.config import SECTIONS as config_sections
 from audiofork.config_file import (
     load,
     load_control,
     parse,
     refuse_unknown_variables,
-    sample,
     variable_of,
     with_place,
 )
+from audiofork.config_sample import sample
 from audiofork.config_servers import FORMATS
 from audiofork.config_values import SERVER_COMMANDS, host_names
 from audiofork.errors import ConfigError
@@ -40,7 +40,7 @@ REPOSITORY = Path(__file__).parent.parent
 SECTIONS = {
     field.name: field.default_factory
     for field in dataclasses.fields(Config)
-    if field.name not in NAMED_SECTIONS
+    if field.name in config_sections
 }
 OPTIONS = [
     (section, option.name)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from audiofork.config import Config
-from audiofork.config_file import parse
+from audiofork.config_file import parse, refuse_unknown_variables, with_place
 from audiofork.errors import ConfigError
 from testbed.nats_keys import Operator, new_key
 
@@ -100,3 +100,130 @@ def test_wrong_seed_in_the_configuration_is_not_quoted() -> None:
 def test_nkey_and_credentials_are_one_too_many(tmp_path: Path) -> None:
     text = refusal(SERVERS + "nkey_file = /a\ncredentials_file = /b")
     assert text == "test.ini:3: [cluster] nkey_file: expected an NKey or credentials, not both"
+
+
+# --- Several Asterisks ---------------------------------------------------------------------------
+
+CLUSTER = "[cluster]\nservers = nats://a:1\n"
+
+
+def test_asterisk_with_a_name_has_what_is_its_own_and_shares_the_rest() -> None:
+    config = read(
+        CLUSTER + "asterisk = a\nlegs_from = 192.0.2.1\nzone = north\n"
+        "[asterisk]\nsecret = one\n[ari]\nurl = http://a/ari\n[front]\nlisten = 127.0.0.1:1\n"
+        "[asterisk b]\nhost = b.example.org\nsecret = two\ntap = snoop\nlegs_from = 192.0.2.2\n"
+        "[ari b]\nurl = http://b/ari\npassword = three\n[history]\nfile = /h/calls.sqlite3\n"
+    )
+    assert config.asterisk_names == ("a", "b")
+    first, second = config.of_asterisk("a"), config.of_asterisk("b")
+    assert (first.asterisk, first.ari, first.front) == (config.asterisk, config.ari, config.front)
+    assert (first.cluster, first.history) == (config.cluster, config.history)
+    assert (second.asterisk.host, second.asterisk.secret) == ("b.example.org", "two")
+    assert (second.ari.url, second.ari.password) == ("http://b/ari", "three")
+    assert second.front.listen is None
+    assert second.history.file == "/h/calls-b.sqlite3"
+    assert [str(one) for one in second.cluster.legs_from] == ["192.0.2.2/32"]
+    assert (second.cluster.asterisk, second.cluster.zone) == ("b", "north")
+    assert second.cluster.servers == config.cluster.servers
+    for one in (first, second):
+        assert one.asterisk_names == (one.cluster.asterisk,)
+    with pytest.raises(KeyError):
+        config.of_asterisk("c")
+
+
+def test_asterisk_without_a_name_counts_only_where_it_stands_beside_one_with_a_name() -> None:
+    assert read(CLUSTER).asterisk_names == ("asterisk",)
+    assert read(CLUSTER + "[asterisk b]\n[asterisk a]\n").asterisk_names == ("b", "a")
+    assert read(CLUSTER + "[asterisk b]\n[asterisk]\n").asterisk_names == ("asterisk", "b")
+
+
+def test_secrets_of_an_asterisk_with_a_name_come_from_files_and_the_environment(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "secret").write_text("hunter2\n")
+    content = CLUSTER + f"[asterisk pbx-b]\nsecret_file = {tmp_path}/secret\n"
+    config = read(
+        content,
+        AUDIOFORK_ASTERISK_PBX_B_HOST="b.example.org",
+        AUDIOFORK_ARI_PBX_B_PASSWORD_FILE=f"{tmp_path}/secret",
+        AUDIOFORK_ASTERISK_SECRET_FILE="/none",  # of none that counts
+    ).of_asterisk("pbx-b")
+    assert (config.asterisk.secret, config.ari.password) == ("hunter2", "hunter2")
+    assert config.asterisk.host == "b.example.org"
+    assert "hunter2" not in repr(config)
+    unread = parse(content, {}, source="test.ini", secrets_of=["asterisk other"])
+    assert unread.of_asterisk("pbx-b").asterisk.secret == ""
+    one = parse(content, {}, source="test.ini", secrets_of=["asterisk pbx-b"])
+    assert one.of_asterisk("pbx-b").asterisk.secret == "hunter2"
+
+
+def test_variable_of_an_asterisk_that_the_file_has_not_is_unknown() -> None:
+    config = read(CLUSTER + "[asterisk b]\n")
+    refuse_unknown_variables(config, {"AUDIOFORK_ASTERISK_B_ZONE": "north"})
+    with pytest.raises(ConfigError, match="AUDIOFORK_ASTERISK_C_ZONE matches no option"):
+        refuse_unknown_variables(config, {"AUDIOFORK_ASTERISK_C_ZONE": "north"})
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (
+            "[asterisk b]\n",
+            "test.ini:1: [asterisk b]: only a cluster has several Asterisks, and [cluster] servers "
+            "names no NATS server: write [asterisk]",
+        ),
+        (
+            CLUSTER + "asterisk = b\n[asterisk]\n[asterisk b]\n",
+            "test.ini:5: [asterisk b]: that is the name of [asterisk] already, by [cluster] "
+            "asterisk: keep one of the two sections, or give one of the two another name",
+        ),
+        (
+            CLUSTER + "asterisk = a\n[asterisk b]\n",
+            "test.ini:3: [cluster] asterisk: belongs to [asterisk], which is missing beside "
+            "[asterisk NAME]",
+        ),
+        (
+            CLUSTER + "[asterisk b]\n[front]\nlisten = 127.0.0.1:1\n",
+            "test.ini:5: [front] listen: belongs to [asterisk], which is missing beside "
+            "[asterisk NAME]",
+        ),
+        (
+            CLUSTER + "[asterisk b]\n[ari c]\nurl = http://c/ari\n",
+            "test.ini:4: [ari c]: there is no [asterisk c]",
+        ),
+        (
+            CLUSTER + "[asterisk b]\nport = 1\n[asterisk b]\nport = 2\n",
+            "test.ini:6: option port stands twice in [asterisk b], in line 4 and in line 6: keep "
+            "one",
+        ),
+        (
+            CLUSTER + "[asterisk b]\nhots = h\n",
+            "test.ini:4: unknown option hots in [asterisk b]; did you mean host?",
+        ),
+        (CLUSTER + "[front b]\nzone = x\n", "test.ini:4: unknown option zone in [front b]"),
+        (
+            CLUSTER + "[asterisk b.c]\n",
+            "test.ini:3: expected [asterisk NAME], the name letters, digits, - and _, 63 at most, "
+            "got [asterisk b.c]",
+        ),
+        (CLUSTER + "[asterisk  b]\n", "test.ini:3: expected [asterisk NAME]"),
+        (CLUSTER + "[history b]\n", "test.ini:3: unknown section [history b]"),
+        (
+            CLUSTER + "[asterisk b]\ntap = snoop\n[ari]\nusername = x\n",
+            "test.ini:4: [asterisk b] tap: snoop needs [ari b] url",
+        ),
+        (
+            CLUSTER + "[asterisk b]\nsecret_file = /none/a\n",
+            "test.ini:4: [asterisk b] secret_file: /none/a: No such file or directory",
+        ),
+    ],
+)
+def test_asterisk_that_cannot_be_one_is_an_error_with_its_place(content: str, told: str) -> None:
+    assert refusal(content).startswith(told)
+
+
+def test_error_of_a_section_with_the_name_of_an_asterisk_gets_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "audiofork.ini"
+    file.write_text(CLUSTER + "[asterisk b]\n[front b]\nlisten = 127.0.0.1:1\n")
+    text = "[front b] listen: in use"
+    assert with_place(text, file, {}) == f"{file}:5: {text}"

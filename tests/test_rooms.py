@@ -22,7 +22,8 @@ GROUND |= {
     "system",
     "text",
 }
-GROUND |= {"config_cluster", "config_history", "config_http", "config_security", "config_servers"}
+GROUND |= {"config_asterisk", "config_checks", "config_sample", "config_security", "config_servers"}
+GROUND |= {"config_cluster", "config_history", "config_http"}
 GROUND |= {"rate_limit", "threads", "twilio_sids", "unix_sockets"}
 GROUND |= {"tls_contexts", "uri", ""}
 """Modules that all rooms may import; the last is the package itself, which has the version."""

@@ -11,7 +11,7 @@ from random import Random
 
 from websockets.uri import parse_uri
 
-from audiofork import config, config_file
+from audiofork import config, config_file, config_sample
 from audiofork.errors import ConfigError, RequestRefused
 from audiofork.forks.options import Options, parse_options, split_options
 from audiofork.forks.post_process.template import prepare
@@ -239,7 +239,7 @@ def check_config(data: bytes, rng: Random) -> str:
 
 
 def _config_corpus() -> Iterator[bytes]:
-    sample = config_file.sample().encode()
+    sample = config_sample.sample().encode()
     lines = [line.removeprefix(b";") for line in sample.split(b"\n") if line[:2] != b"; "]
     yield b"\n".join(lines)
     yield b"[asterisk]\nhost = pbx\nsecret = hunter2\ntls = yes\n[log]\nlevel = debug ; why\n"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from audiofork import config_file, profile_files, shipped
+from audiofork import config_file, config_sample, profile_files, shipped
 from audiofork.commands.setup import edits
 from audiofork.commands.setup.asterisk_files import Access
 from audiofork.commands.setup.conf import BOM
@@ -183,7 +183,7 @@ def plan_ini(
         **more,
     }
     is_new = draft.files.read(ini) is None
-    content = config_file.sample() if is_new else draft.text(ini)
+    content = config_sample.sample() if is_new else draft.text(ini)
     options = _options_of(content, ini)
     for (section, option), value in wanted.items():
         there = dict(options[section]) if options.has_section(section) else {}
