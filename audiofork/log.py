@@ -9,11 +9,15 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, MutableMapping
+from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlsplit
 
 from audiofork.config import LogConfig
 from audiofork.text import printable
+
+asterisk: ContextVar[str] = ContextVar("asterisk", default="")
+"""Where one process serves several, the Asterisk that lines are of; lines then begin with it."""
 
 
 class ForkLog(logging.LoggerAdapter[logging.Logger]):
@@ -176,7 +180,11 @@ class _TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fork = getattr(record, "fork", "")
-        record.of = f"fork {fork[:8]} {getattr(record, 'channel', '')}: " if fork else ""
+        of = f"fork {fork[:8]} {getattr(record, 'channel', '')}: " if fork else ""
+        # Some lines name it themselves, since they are told of each Asterisk, also of one alone.
+        if (name := asterisk.get()) and not record.getMessage().startswith(f"{name}: "):
+            of = f"{name}: {of}"
+        record.of = of
         return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
@@ -199,6 +207,8 @@ class _JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": printable(record.getMessage(), "?"),
         }
+        if name := asterisk.get():
+            entry["asterisk"] = name
         for key in ("fork", "channel"):
             if hasattr(record, key):
                 entry[key] = printable(getattr(record, key), "?")

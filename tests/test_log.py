@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator
@@ -14,6 +15,7 @@ from audiofork.log import (
     CounterLine,
     ForkLog,
     Refusals,
+    asterisk,
     set_up,
     without_credentials,
     without_query,
@@ -139,6 +141,30 @@ def test_set_up_text_puts_the_fork_before_its_lines(
     first, second = capsys.readouterr().err.splitlines()
     assert first.endswith(" WARNING fork 3f2a91c0 Local/50%s@x-1: lost 3 of 50")
     assert second.endswith(" WARNING fork 3f2a91c0 Local/50%s@x-1: no arguments")
+
+
+def test_lines_of_one_of_several_asterisks_begin_with_its_name_once(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def say() -> None:
+        asterisk.set("pbx-b")
+        root.warning("connected")
+        root.warning("pbx-b: leading")
+        ForkLog(root, FORK_ID, "PJSIP/1-1").warning("lost")
+
+    set_up(LogConfig())
+    contextvars.copy_context().run(say)
+    set_up(LogConfig(format="json"))
+    contextvars.copy_context().run(say)
+    root.warning("elsewhere")
+    text = capsys.readouterr().err.splitlines()
+    assert [line.partition(" WARNING ")[2] for line in text[:3]] == [
+        "pbx-b: connected",
+        "pbx-b: leading",
+        "pbx-b: fork 3f2a91c0 PJSIP/1-1: lost",
+    ]
+    lines = [json.loads(line) for line in text[3:]]
+    assert [line.get("asterisk") for line in lines] == ["pbx-b", "pbx-b", "pbx-b", None]
 
 
 def test_set_up_json_is_one_object_a_line(
