@@ -336,6 +336,16 @@ class Config:
         )
 
 
+def without_secrets(config: Config) -> Config:
+    """Return a configuration without the secrets: a reload applies those at the next login."""
+    return replace(
+        config,
+        asterisk=replace(config.asterisk, secret="", secret_file=""),
+        ari=replace(config.ari, password="", password_file=""),
+        http=replace(config.http, tokens_file=""),
+    )
+
+
 def history_of(file: str, asterisk: str) -> str:
     """Return the history of [asterisk NAME]: beside that of [asterisk], with the name in it."""
     path = Path(file)

@@ -1,44 +1,34 @@
-"""A controller of a cluster: leads for its Asterisk, or stands by until it may."""
+"""A controller of a cluster: leads for each of its Asterisks, or stands by until it may."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
-import time
 import uuid
-from collections.abc import Coroutine, Sequence
 from pathlib import Path
 
-from audiofork import __version__, config_file
-from audiofork.asterisk import leadership
-from audiofork.cluster.beats import CONTROL_BEAT_S, ControlBeat
+from audiofork import config_file
+from audiofork import log as logs
+from audiofork.cluster.beats import CONTROL_BEAT_S
 from audiofork.cluster.broker import Broker
-from audiofork.cluster.lease import BUCKET, Holder, Lease
 from audiofork.cluster.login import inbox_of_controller
-from audiofork.cluster.roster import Host, Roster
+from audiofork.cluster.roster import Roster
 from audiofork.config import Config
-from audiofork.daemon import Daemon
-from audiofork.doors.cluster_doors import ClusterDoors
-from audiofork.errors import AmiError, BrokerUnavailable
-from audiofork.forks.cluster_journal import ClusterJournal
-from audiofork.forks.journal import Journal
-from audiofork.link.hosts import RelayHosts
-from audiofork.link.messages import SendReport
-from audiofork.link.relay import Relay
+from audiofork.control_asterisk import AsteriskControl, unless
+from audiofork.doors.cluster_doors import AsteriskDoors, ClusterDoors
+from audiofork.errors import BrokerUnavailable, CannotListen, ConfigError
 from audiofork.system import feed_watchdog, notify
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
-# How often a controller that the broker cannot reach asks Asterisk whether another leads.
-LOOK_INTERVAL_S = 0.1
-AWAY = "the NATS servers of the cluster cannot be reached"
+# How long an Asterisk is left to other controllers that cannot be served here; they need a second.
+FAILED_S = 10.0
 
 
 class Control:
-    """Runs a daemon whenever this controller leads. Implements `daemon.Cluster`.
+    """Serves the Asterisks of a configuration, each for itself.
 
     Owned by the command `control`; `run` returns after a SIGTERM or SIGINT.
 
@@ -47,56 +37,31 @@ class Control:
         config: The configuration, with a cluster.
 
     Attributes:
-        daemon: The daemon that leads; None: another controller does.
+        asterisks: What it does for each Asterisk.
         doors: Open for as long as it runs.
     """
 
     def __init__(self, path: Path, config: Config) -> None:
         self._path = path
-        self._config = config
-        self._cluster = config.cluster
         cluster = config.cluster
-        self._broker = Broker(
-            cluster, f"audiofork control {cluster.own_name}", inbox_of_controller(cluster)
-        )
-        self._roster = Roster(self._broker, config.cluster.dead_after)
+        own = [config.of_asterisk(name) for name in config.asterisk_names]
+        # One connection has one inbox: that of the first Asterisk serves all of them.
+        inbox = inbox_of_controller(own[0].cluster)
+        self._broker = Broker(cluster, f"audiofork control {cluster.own_name}", inbox)
+        self._roster = Roster(self._broker, cluster.dead_after)
         self._stop = asyncio.Event()
-        self._run_id = str(uuid.uuid4())
-        self._since = time.monotonic()  # it leads or stands by
-        self._lease: Lease | None = None
-        self._relay: RelayHosts | None = None
-        self._journal: ClusterJournal | None = None
-        self._going_on: asyncio.Task[None] | None = None
-        self.daemon: Daemon | None = None
-        self.doors = ClusterDoors(
-            *(config, self._broker, self._roster, lambda: self.leads, self._drain)
-        )
+        self.doors = ClusterDoors(config, self._broker, self._roster)
+        run_id = str(uuid.uuid4())
+        self.asterisks = [
+            AsteriskControl(path, one, self._broker, self._roster, run_id) for one in own
+        ]
+        for one in self.asterisks:
+            one.doors = self._doors_of(one)
+            one.on_role = self._tell_systemd
+            one.opens_http = one is self.asterisks[0]
 
-    @property
-    def leads(self) -> bool:
-        """Whether nobody else can lead now."""
-        return self._lease is not None and self._lease.is_held
-
-    @property
-    def epoch(self) -> int:
-        """The number of our leadership."""
-        return self._lease.epoch if self._lease is not None else 0
-
-    @property
-    def hosts(self) -> Sequence[Host]:
-        """The relay hosts of the cluster."""
-        return self._roster.hosts
-
-    def parts(self, config: Config, report: SendReport) -> tuple[Relay, Journal]:
-        """Return the relay and the journal of the cluster."""
-        assert self._lease is not None, "a daemon is there only while we lead"
-        self._relay = RelayHosts(config, self._broker, self._lease, self._roster, report)
-        self._journal = ClusterJournal(self._broker, self._cluster.asterisk, lambda: self.leads)
-        return self._relay, self._journal
-
-    def _drain(self, name: str, is_on: bool) -> bool:  # noqa: FBT001 (of `ClusterDoors`)
-        """Have a relay host drained, or not any more; return whether it is there."""
-        return self._relay is not None and self._relay.drain(name, is_on=is_on)
+    def _doors_of(self, one: AsteriskControl) -> AsteriskDoors:
+        return self.doors.of(one.name, lambda: one.leads, one.drain)
 
     async def run(self) -> None:
         """Lead whenever no other controller does, until told to stop.
@@ -111,167 +76,87 @@ class Control:
         feeding = asyncio.create_task(feed_watchdog())
         beating: asyncio.Task[None] | None = None
         try:
-            await self._unless_stopped(self._join())
+            await unless(self._stop, self._join())
             beating = asyncio.create_task(self._beat())
-            while not self._stop.is_set():
-                await self._lead_once()
+            await asyncio.gather(*(self._serve(one) for one in self.asterisks))
         finally:
             notify("STOPPING=1")
             feeding.cancel()
             await self.doors.close()
             if beating is not None:
                 beating.cancel()
-            if self._lease is not None:
-                await self._lease.release()
-            self._tell(is_last=True)
+            await asyncio.gather(*(one.leave() for one in self.asterisks))
+            for one in self.asterisks:
+                one.beat(is_last=True)
             await self._broker.close()
+
+    async def _serve(self, one: AsteriskControl) -> None:
+        """Serve an Asterisk until told to stop; a failure leaves the others alone.
+
+        Raises: what `AsteriskControl.run` does, where there are no others.
+        """
+        if len(self.asterisks) > 1:
+            logs.asterisk.set(one.name)  # in this task and those that it starts
+        while not self._stop.is_set():
+            try:
+                await one.run(self._stop)
+            except Exception as exc:
+                if len(self.asterisks) == 1:
+                    raise
+                self._tell_failure(one, exc)
+                await one.leave()
+                await unless(self._stop, asyncio.sleep(FAILED_S))
+
+    def _tell_failure(self, one: AsteriskControl, exc: Exception) -> None:
+        is_known = isinstance(exc, (CannotListen, ConfigError, BrokerUnavailable))
+        text = config_file.with_place(str(exc), self._path) if is_known else "a bug"
+        log.error(
+            "%s: cannot be served here: %s; trying again in %g s",
+            *(one.name, text, FAILED_S),
+            exc_info=None if is_known else exc,
+        )
 
     async def _beat(self) -> None:
         """Tell the cluster how we are, again and again."""
         while True:
-            self._tell()
+            for one in self.asterisks:
+                one.beat()
             await asyncio.sleep(CONTROL_BEAT_S)
 
-    def _tell(self, *, is_last: bool = False) -> None:
-        beat = ControlBeat(
-            name=self._cluster.own_name,
-            asterisk=self._cluster.asterisk,
-            run_id=self._run_id,
-            leads=self.leads,
-            since_s=round(time.monotonic() - self._since, 1),
-            epoch=self.epoch if self.leads else 0,
-            server=self._broker.server,
-            version=__version__,
-            is_last=is_last,
-        )
-        self._broker.publish(beat.subject, beat.encode())
-
-    def _on_role(self) -> None:
-        """Tell the cluster that we lead from now on, or stand by."""
-        self._since = time.monotonic()
-        self._tell()
+    def _tell_systemd(self) -> None:
+        states = {True: "leading", False: "standing by"}
+        roles = (f"{states[one.leads]} for {one.name}" for one in self.asterisks)
+        notify(f"STATUS={', '.join(roles)}")
 
     def _take_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        for number in (signal.SIGHUP, signal.SIGUSR1):  # the file is read when we lead
-            loop.add_signal_handler(number, lambda: None)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        # It asks to keep the forks at the next stop, which a controller always does.
+        loop.add_signal_handler(signal.SIGUSR1, lambda: None)
 
-    async def _unless_stopped(self, work: Coroutine[None, None, None]) -> None:
-        """Do something until it is done, or we are told to stop.
-
-        Raises: what it raises.
-        """
-        working = asyncio.create_task(work)
-        stopping = asyncio.create_task(self._stop.wait())
-        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if not working.done():
-            working.cancel()
-        await asyncio.gather(working, stopping, return_exceptions=True)
-        if not working.cancelled():
-            working.result()
+    def _reload(self) -> None:
+        for one in self.asterisks:
+            one.reload()
+        try:
+            names = config_file.load(self._path, secrets_of=()).asterisk_names
+        except ConfigError:  # whoever leads has said so
+            return
+        if changed := set(names) ^ {one.name for one in self.asterisks}:
+            named = ", ".join(sorted(changed))
+            log.info(
+                "changes to which Asterisks are served take effect at the next start: %s", named
+            )
 
     async def _join(self) -> None:
         await self._broker.connect()
         while True:
             try:
-                bucket = await self._broker.bucket(BUCKET)
+                for one in self.asterisks:
+                    await one.join()
                 await self._roster.start()
-                break
+                return
             except BrokerUnavailable as exc:
                 log.error("the leases of the cluster cannot be used: %s; trying again", exc)
             await asyncio.sleep(RETRY_S)
-        cluster = self._cluster
-        holder = Holder(cluster.own_name, self._run_id)
-        self._lease = Lease(bucket, cluster.asterisk, holder, cluster.dead_after)
-
-    async def _lead_once(self) -> None:
-        """Wait until we may lead; lead until told to stop, or another controller leads."""
-        lease, name = self._lease, self._cluster.asterisk
-        assert lease is not None
-        log.info("%s: standing by", name)
-        notify(f"STATUS=standing by for {name}")
-        self._on_role()
-        await self._unless_stopped(lease.take())
-        if self._stop.is_set():
-            return
-        log.warning("%s: leading, epoch %d", name, lease.epoch)
-        self._on_role()
-        self.daemon = daemon = Daemon(self._path, config_file.load(self._path), self)
-        keeping = asyncio.create_task(self._keep(lease, daemon))
-        stopping = asyncio.create_task(self._stop_with_us(daemon))
-        try:
-            await daemon.run()
-        finally:
-            is_lost = keeping.done()
-            going_on = self._going_on or keeping
-            for task in (keeping, stopping, going_on):
-                task.cancel()
-            await asyncio.gather(keeping, stopping, going_on, return_exceptions=True)
-            self.daemon = self._going_on = None
-            self._take_signals()
-        if not is_lost:
-            self._stop.set()
-
-    async def _stop_with_us(self, daemon: Daemon) -> None:
-        """Stop the daemon on a signal that has come before it takes signals itself."""
-        await self._stop.wait()
-        daemon.stop()
-
-    async def _keep(self, lease: Lease, daemon: Daemon) -> None:
-        """Keep the lease; stop the daemon when another controller leads."""
-        name = self._cluster.asterisk
-        while True:
-            await lease.keep()
-            if not daemon.ready.is_set():  # it has not begun with anything
-                daemon.stop()
-                return
-            self.suspend()
-            if not await self._regain(lease, daemon):
-                log.error("%s: another controller leads, or did", name)
-                daemon.stop()
-                return
-            log.warning("%s: leading again, epoch %d", name, lease.epoch)
-            self._going_on = asyncio.create_task(self._go_on(daemon))
-
-    def suspend(self) -> None:
-        """Have the daemon do nothing any more: another controller may lead."""
-        if self._going_on is not None:
-            self._going_on.cancel()
-        if self.daemon is not None and not self.daemon.forks.is_suspended:
-            name, wait_s = self._cluster.asterisk, self._cluster.start_wait
-            log.error("%s: suspended: the broker is away, or another controller leads", name)
-            self.daemon.forks.suspend(AWAY, wait_s)
-            assert self._relay is not None
-            self._relay.forget()
-
-    async def _regain(self, lease: Lease, daemon: Daemon) -> bool:
-        """Lead again as soon as the broker is there; return False if another does, or did."""
-        regaining = asyncio.create_task(lease.regain())
-        watching = asyncio.create_task(self._until_superseded(lease, daemon))
-        try:
-            await asyncio.wait({regaining, watching}, return_when=asyncio.FIRST_COMPLETED)
-            return regaining.done() and regaining.result()
-        finally:
-            regaining.cancel()
-            watching.cancel()
-            await asyncio.gather(regaining, watching, return_exceptions=True)
-
-    async def _until_superseded(self, lease: Lease, daemon: Daemon) -> None:
-        """Return when Asterisk knows of a later leader: the broker may be away from us alone."""
-        while True:
-            with contextlib.suppress(AmiError):
-                if await leadership.noted(daemon.ami) > lease.epoch:
-                    return
-            await asyncio.sleep(LOOK_INTERVAL_S)
-
-    async def _go_on(self, daemon: Daemon) -> None:
-        """Take the forks up again when the relay hosts are found."""
-        assert self._relay is not None
-        assert self._journal is not None
-        await self._relay.find()
-        await daemon.go_on(await self._journal.read())
-        if not daemon.forks.is_suspended:
-            log.info("%s: forks may start again", self._cluster.asterisk)

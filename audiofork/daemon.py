@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import signal
 import uuid
@@ -21,7 +20,7 @@ from audiofork.asterisk.taps.chanspy import ChanSpyTap
 from audiofork.asterisk.taps.choice import Taps
 from audiofork.asterisk.taps.connect import ConnectTap
 from audiofork.asterisk.taps.ways import known_faults
-from audiofork.config import Config
+from audiofork.config import Config, without_secrets
 from audiofork.doors.ami_events import AmiEvents
 from audiofork.doors.check_answers import CheckAnswers
 from audiofork.doors.opening import Doors, SharedDoors
@@ -85,6 +84,13 @@ class Cluster(Protocol):
     @property
     def hosts(self) -> Sequence[Host]: ...
 
+    def load(self) -> Config:
+        """Read the configuration of this daemon again.
+
+        Raises:
+            ConfigError: It cannot be used.
+        """
+
     def suspend(self) -> None:
         """Suspend the daemon: it does not lead now."""
 
@@ -95,7 +101,8 @@ class Cluster(Protocol):
 class Daemon:
     """Joins the control plane and the relay.
 
-    Owned by the command `run`; `run()` returns after a SIGTERM or SIGINT.
+    Owned by the command `run`; `run()` returns after a SIGTERM or SIGINT. In a cluster its
+    controller owns it, and takes the signals.
 
     Attributes:
         ready: Set when the AudioSocket server listens and the first connect to Asterisk has begun.
@@ -169,7 +176,12 @@ class Daemon:
             CannotListen: An address cannot be used.
             ConfigError: A file that the configuration names cannot be used.
         """
-        await self._start()
+        try:
+            await self._start()
+        except BaseException:
+            if self._cluster is not None:  # else the process ends
+                await self._give_up()
+            raise
         spare_collections()
         try:
             await self._stop.wait()
@@ -213,11 +225,8 @@ class Daemon:
         self._resumed = asyncio.Event()
         await self._open_doors()
         self.forks.resume_after_login(await self._journal.open())
-        loop = asyncio.get_running_loop()
-        for signal_number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signal_number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
-        loop.add_signal_handler(signal.SIGUSR1, self._keep_this_time)
+        if self._cluster is None:
+            self._take_signals()
         # ARI first: after the login to AMI, forks of an earlier run are resumed, which may use it.
         links = [self._ari.run()] if self._ari is not None else []
         works = [*links, self.ami.run()]
@@ -229,6 +238,23 @@ class Daemon:
         _say_what_is_open(self._config)
         notify("READY=1")
         self.ready.set()
+
+    async def _give_up(self) -> None:
+        """Close what a start has opened that has failed: another one may follow."""
+        await self._doors.close()
+        if self.metrics is not None:
+            self.metrics.close()
+        await self.relay.close()
+        await self._journal.close()
+        if hasattr(self, "history"):
+            await self.history.close()
+
+    def _take_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for signal_number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signal_number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        loop.add_signal_handler(signal.SIGUSR1, self._keep_this_time)
 
     def _build_forks(self) -> None:
         """Build the registry, and the subscribers to the events of forks."""
@@ -350,7 +376,8 @@ class Daemon:
         )
 
     async def _up(self) -> None:
-        notify(f"STATUS={self.ami.status}")
+        if self._cluster is None:  # else its controller tells of each Asterisk
+            notify(f"STATUS={self.ami.status}")
         for fault in known_faults(self.ami.version):
             log.warning("Asterisk %s: %s", self.ami.version, fault)
         if not self._acts():
@@ -399,10 +426,10 @@ class Daemon:
         self._keep = True
         log.info("SIGUSR1: forks that run at the next stop will be resumed by the next start")
 
-    def _reload(self) -> None:
+    def reload(self) -> None:
         """Apply the configuration file to new forks; if it is invalid, keep the old settings."""
         try:
-            new = config_file.load(self._path)
+            new = config_file.load(self._path) if self._cluster is None else self._cluster.load()
             Profiles(new.profile)  # raises before anything is changed
             take_tokens = self._doors.reading(new)
             self.relay.configure(new)
@@ -432,23 +459,13 @@ class Daemon:
 
     def _changed_for_the_next_start(self, new: Config) -> list[str]:
         """Return the sections and options that have changed and need a restart."""
-        old, new = _without_secrets(self._config), _without_secrets(new)
+        old, new = without_secrets(self._config), without_secrets(new)
         changed = [f"[{name}]" for name in _FIXED if getattr(new, name) != getattr(old, name)]
         if new.daemon.journal != old.daemon.journal:
             changed.append("[daemon] journal")
         if new.history.file != old.history.file:
             changed.append("[history] file")
         return changed
-
-
-def _without_secrets(config: Config) -> Config:
-    """Return a configuration without the secrets: a reload applies those at the next login."""
-    return dataclasses.replace(
-        config,
-        asterisk=dataclasses.replace(config.asterisk, secret="", secret_file=""),
-        ari=dataclasses.replace(config.ari, password="", password_file=""),
-        http=dataclasses.replace(config.http, tokens_file=""),
-    )
 
 
 def _say_what_is_open(config: Config) -> None:

@@ -38,7 +38,8 @@ ROOMS: dict[str, set[str]] = {
     "commands": {"doors", "forks", "asterisk", "link", "cluster"},
     "relay": {"link", "cluster"},
     "daemon": {"doors", "forks", "asterisk", "link", "cluster"},
-    "control": {"daemon", "doors", "forks", "asterisk", "link", "cluster"},
+    "control_asterisk": {"daemon", "doors", "forks", "asterisk", "link", "cluster"},
+    "control": {"control_asterisk", "daemon", "doors", "forks", "asterisk", "link", "cluster"},
     "cli": {"control", "daemon", "commands", "doors"},
     "__main__": {"cli"},
 }

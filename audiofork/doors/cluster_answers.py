@@ -5,15 +5,20 @@ The requests are those of `control_answers.py`, and each may have one field more
 
     {"Command": "StopAudioFork", "AudioForkID": "3f2a...", "Asterisk": "pbx-b"}
 
-names the Asterisk that it is for, if it is another one of the cluster. `Asterisk: *` stands for all
-of them, for ListAudioForks alone: each fork then names its Asterisk, and `missing` says of which
-Asterisk the forks are not there, and why:
+names the Asterisk that it is for, if it is another one of the cluster than that of this controller,
+or if this controller serves several. `Asterisk: *` stands for all of the cluster, for
+ListAudioForks alone: each fork then names its Asterisk, and `missing` says of which Asterisk the
+forks are not there, and why:
 
     {"ok": true, "forks": [{"asterisk": "pbx-a", ...}], "legs_left": 0, "missing": {"pbx-b": "..."}}
 
+Where a controller serves several, the same is the answer to ListAudioForks without Asterisk, for
+those. CheckAudioFork and DrainAudioForkRelay may be without it, too: a check is of all that the
+controller serves, and relay hosts are those of all.
+
 ListAudioForkCluster tells who is in the cluster, as this controller has heard of them last:
 
-    {"ok": true, "name": "c1", "asterisk": "pbx-a", "server": "192.0.2.1:4222",
+    {"ok": true, "name": "c1", "asterisks": ["pbx-a"], "server": "192.0.2.1:4222",
      "hosts": [...], "controllers": [...]}
 
 with the fields of `HostView` and `ControllerView`; `server` is empty while the broker is away.
@@ -26,7 +31,7 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +41,9 @@ from audiofork.config import ClusterConfig
 from audiofork.config_cluster import is_name
 from audiofork.doors.broker_door import STOPPED, ask_leader
 from audiofork.doors.control_answers import (
+    CHECK,
     CLUSTER,
+    DRAIN,
     LIST,
     Answers,
     Code,
@@ -112,33 +119,43 @@ class ClusterAnswers:
 
     Args:
         config: The cluster, and our place in it.
+        names: The names of the Asterisks that we serve.
         broker: The connection to the broker.
         roster: Who is in the cluster.
     """
 
-    def __init__(self, config: ClusterConfig, broker: Broker, roster: Roster) -> None:
+    def __init__(
+        self, config: ClusterConfig, names: Sequence[str], broker: Broker, roster: Roster
+    ) -> None:
         self._config = config
+        self._names = names
         self._broker = broker
         self._roster = roster
-        self._own: GiveAnswers | None = None  # while we lead
-        self._inside: set[asyncio.Task[Any]] = set()  # those that wait for an answer of it
+        self._own: dict[str, GiveAnswers] = {}  # of each Asterisk that we lead for
+        # Those that wait for an answer of it, with the name of the Asterisk.
+        self._inside: dict[asyncio.Task[Any], str] = {}
         self._interrupted: set[asyncio.Task[Any]] = set()
 
-    def begin_to_lead(self, own: GiveAnswers) -> None:
-        """Have requests for our Asterisk answered by our own daemon from now on."""
-        self._own = own
+    def begin_to_lead(self, asterisk: str, own: GiveAnswers) -> None:
+        """Have requests for an Asterisk of ours answered by its own daemon from now on."""
+        self._own[asterisk] = own
 
-    def end_to_lead(self) -> None:
+    def end_to_lead(self, asterisk: str) -> None:
         """Have them answered by another controller again; end those that our daemon is at."""
-        self._own = None
-        self._interrupted |= self._inside
-        for task in self._inside:
+        self._own.pop(asterisk, None)
+        waiting = {task for task, name in self._inside.items() if name == asterisk}
+        self._interrupted |= waiting
+        for task in waiting:
             task.cancel()
 
-    async def __call__(self, line: bytes, origin: Origin) -> Answers:
+    def of(self, asterisk: str) -> GiveAnswers:
+        """Return what answers requests that are for an Asterisk if they name none."""
+        return lambda line, origin: self(line, origin, asterisk)
+
+    async def __call__(self, line: bytes, origin: Origin, asterisk: str = "") -> Answers:
         """Yield the answers to a line: only documented ones, whatever the line contains."""
         try:
-            async with contextlib.aclosing(self._answers(line, origin)) as answers:
+            async with contextlib.aclosing(self._answers(line, origin, asterisk)) as answers:
                 async for answer in answers:
                     yield answer
         except RequestRefused as exc:
@@ -149,22 +166,44 @@ class ClusterAnswers:
             log.exception("a request to the cluster could not be handled")
             yield refusal(A_BUG, Code.FAULT)
 
-    async def _answers(self, line: bytes, origin: Origin) -> Answers:
-        fields, asterisk = _without_asterisk(parse_line(line))
+    async def _answers(self, line: bytes, origin: Origin, asterisk: str) -> Answers:
+        fields, named = _without_asterisk(parse_line(line))
+        asterisk = named or asterisk
         command = command_of(fields)
         if command == CLUSTER:
             yield {"ok": True, **self._cluster()}
         elif asterisk == EVERY_ASTERISK:
             if command != LIST:
                 raise RequestRefused("Asterisk: * stands for all, for ListAudioForks alone")
-            yield {"ok": True, **await self._list_all(origin)}
+            yield {"ok": True, **await self._list_all(self._known(), origin)}
+        elif command == LIST and not asterisk and len(self._names) > 1:
+            yield {"ok": True, **await self._list_all(self._names, origin)}
         else:
             if asterisk and not is_name(asterisk):
                 raise RequestRefused("Asterisk: expected the name of one in the cluster")
-            answers = self._of(asterisk or self._config.asterisk, fields, origin)
+            answers = self._of(asterisk or self._meant(command), fields, origin)
             async with contextlib.aclosing(answers):
                 async for answer in answers:
                     yield answer
+
+    def _meant(self, command: str) -> str:
+        """Return the Asterisk that a request is for which names none.
+
+        Raises:
+            RequestRefused: It has to name one.
+        """
+        if len(self._names) == 1:
+            return self._names[0]
+        if command in (CHECK, DRAIN):  # they are of none: whoever leads does them
+            return next((name for name in self._names if name in self._own), self._names[0])
+        raise RequestRefused(
+            f"Asterisk: say which one is meant (--asterisk): this controller serves "
+            f"{', '.join(self._names)}"
+        )
+
+    def _known(self) -> list[str]:
+        """Return the names of the Asterisks that the cluster has, as far as known."""
+        return sorted({*self._names, *self._roster.asterisks})
 
     async def _of(self, asterisk: str, fields: Mapping[str, str], origin: Origin) -> Answers:
         """Yield the answers of the controller that leads for an Asterisk.
@@ -177,8 +216,8 @@ class ClusterAnswers:
         loop = asyncio.get_running_loop()
         until = loop.time() + FIND_S
         while True:
-            if self._own is not None and asterisk == self._config.asterisk:
-                answers = self._by_own(self._own, line, origin)
+            if asterisk in self._own:
+                answers = self._by_own(asterisk, line, origin)
             else:
                 answers = self._forwarded(asterisk, line, origin)
             try:
@@ -187,32 +226,28 @@ class ClusterAnswers:
                         yield answer
                 return
             except NobodyAnswers:  # so it was not heard: it may be asked again
-                if loop.time() > until or not self._may_lead(asterisk):
+                if loop.time() > until or asterisk not in self._known():
                     raise self._nobody(asterisk) from None
             await asyncio.sleep(RETRY_S)
 
-    def _may_lead(self, asterisk: str) -> bool:
-        """Return whether there is somebody who may be about to lead."""
-        return asterisk in (self._config.asterisk, *self._roster.asterisks)
-
     def _nobody(self, asterisk: str) -> Exception:
-        known = sorted({self._config.asterisk, *self._roster.asterisks})
+        known = self._known()
         if asterisk in known:
             return NobodyLeads(f"no controller of {asterisk} leads at the moment")
         hint = did_you_mean(asterisk, known) or f"; it has {', '.join(known)}"
         return RequestRefused(f"the cluster has no Asterisk {asterisk}{hint}")
 
-    async def _by_own(self, own: GiveAnswers, line: bytes, origin: Origin) -> Answers:
-        """Yield the answers of our own daemon, as long as it leads.
+    async def _by_own(self, asterisk: str, line: bytes, origin: Origin) -> Answers:
+        """Yield the answers of our own daemon for an Asterisk, as long as it leads.
 
         Raises:
             NobodyLeads: It does not any more.
         """
-        task = asyncio.current_task()
+        task, own = asyncio.current_task(), self._own[asterisk]
         assert task is not None
         async with contextlib.aclosing(own(line, origin)) as answers:
-            while self._own is own:
-                self._inside.add(task)
+            while self._own.get(asterisk) is own:
+                self._inside[task] = asterisk
                 try:
                     answer = await anext(answers)
                 except StopAsyncIteration:
@@ -223,7 +258,7 @@ class ClusterAnswers:
                     task.uncancel()
                     break
                 finally:
-                    self._inside.discard(task)
+                    del self._inside[task]
                     self._interrupted.discard(task)
                 yield answer
         raise NobodyLeads(STOPPED)
@@ -248,8 +283,7 @@ class ClusterAnswers:
 
     # --- The whole cluster ---
 
-    async def _list_all(self, origin: Origin) -> dict[str, Any]:
-        names = sorted({self._config.asterisk, *self._roster.asterisks})
+    async def _list_all(self, names: Sequence[str], origin: Origin) -> dict[str, Any]:
         lists = await asyncio.gather(*(self._list(name, origin) for name in names))
         forks: list[dict[str, Any]] = []
         missing = {}
@@ -276,7 +310,7 @@ class ClusterAnswers:
     def _cluster(self) -> dict[str, Any]:
         return {
             "name": self._config.own_name,
-            "asterisk": self._config.asterisk,
+            "asterisks": list(self._names),
             "server": self._broker.server if self._broker.is_up else "",
             "hosts": [_host(one) for one in self._roster.hosts],
             "controllers": [_controller(one) for one in self._roster.controllers],
@@ -284,7 +318,7 @@ class ClusterAnswers:
 
 
 def _without_asterisk(fields: Mapping[str, str]) -> tuple[dict[str, str], str]:
-    """Return the fields but for Asterisk, and what that says; empty: our own."""
+    """Return the fields but for Asterisk, and what that says; empty: none."""
     rest = {name: value for name, value in fields.items() if name.lower() != "asterisk"}
     named = [value for name, value in fields.items() if name.lower() == "asterisk"]
     return rest, named[-1].strip(" \t") if named else ""

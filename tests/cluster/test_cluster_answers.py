@@ -15,7 +15,7 @@ import pytest
 from audiofork.cluster.beats import Beat, ControlBeat
 from audiofork.cluster.broker import Broker
 from audiofork.cluster.roster import Roster
-from audiofork.config import ClusterConfig, Config, ControlConfig
+from audiofork.config import ClusterConfig, Config, ControlConfig, NamedAsterisk
 from audiofork.doors import cluster_answers
 from audiofork.doors.cluster_doors import ClusterDoors
 from audiofork.doors.control_answers import Answers
@@ -48,7 +48,8 @@ class Controller:
             cluster=ClusterConfig(name=name, asterisk=asterisk),
         )
         self.beat = ControlBeat(name, asterisk, "run", server=broker.server)
-        self.doors = ClusterDoors(config, broker, self.roster, lambda: True, self._drain)
+        self.door = ClusterDoors(config, broker, self.roster)
+        self.doors = self.door.of(asterisk, lambda: True, self._drain)
         self.asked: list[tuple[dict[str, str], Origin]] = []
         self.drained: list[tuple[str, bool]] = []
         self.go_on = asyncio.Event()
@@ -93,8 +94,8 @@ async def begin(connect: Connect, tmp_path: Path) -> AsyncIterator[Begin]:
             controller = Controller(name, asterisk, await connect(name), tmp_path)
             await controller.roster.start()
             await controller.broker.flush()
-            await controller.doors.open()
-            stack.push_async_callback(controller.doors.close)
+            await controller.door.open()
+            stack.push_async_callback(controller.door.close)
             stack.push_async_callback(controller.doors.stop_serving)
             controllers.append(controller)
             for other in controllers:
@@ -210,7 +211,7 @@ async def test_who_is_told_that_the_lead_is_lost_may_wait_for_more(begin: Begin)
     async def ask() -> tuple[Any, int]:
         task = asyncio.current_task()
         assert task is not None
-        async with aclosing(one.doors._answers(json.dumps(LIST).encode(), Origin("test"))) as given:
+        async with aclosing(one.door._answers(json.dumps(LIST).encode(), Origin("test"))) as given:
             (answer,) = [answer async for answer in given]
         return answer["code"], task.cancelling()
 
@@ -225,7 +226,7 @@ async def test_who_is_told_that_the_lead_is_lost_may_wait_for_more(begin: Begin)
 async def test_request_that_is_not_one_is_refused_without_asking_anybody(begin: Begin) -> None:
     one = await begin("c1")
     await one.lead()
-    answers = one.doors._answers
+    answers = one.door._answers
     for line, error in (
         (b"garbage", "expected a JSON object in one line of UTF-8"),
         (b'{"Command": "Nothing"}', "Command: expected StartAudioFork"),
@@ -247,7 +248,7 @@ async def test_bug_is_answered_and_logged(begin: Begin, caplog: pytest.LogCaptur
         raise RuntimeError("a bug")
 
     await one.doors.serve(bug)
-    async with aclosing(one.doors._answers(json.dumps(LIST).encode(), Origin("test"))) as given:
+    async with aclosing(one.door._answers(json.dumps(LIST).encode(), Origin("test"))) as given:
         (answer,) = [answer async for answer in given]
     assert answer["code"] == "fault"
     assert "a bug" in caplog.text
@@ -299,6 +300,119 @@ async def test_list_of_all_names_each_asterisk_and_says_which_is_missing(begin: 
         assert listing.missing == {"pbx-d": "no controller of pbx-d leads at the moment"}
 
 
+# --- A controller of several Asterisks -----------------------------------------------------------
+
+
+class Several:
+    """The doors of a controller of pbx-a and pbx-b, as one that leads for both has them."""
+
+    def __init__(self, broker: Broker, roster: Roster) -> None:
+        cluster = ClusterConfig(name="c1", asterisk="pbx-a")
+        config = Config(cluster=cluster, asterisks={"pbx-b": NamedAsterisk()})
+        self._doors = ClusterDoors(config, broker, roster)
+        self.asked: list[tuple[str, str]] = []
+        self.of = {
+            name: self._doors.of(name, lambda: True, lambda _name, _is_on: True)
+            for name in config.asterisk_names
+        }
+
+    async def lead(self, asterisk: str) -> None:
+        async def answers(line: bytes, origin: Origin) -> Answers:
+            command = json.loads(line)["Command"]
+            self.asked.append((asterisk, command))
+            yield {"ok": True, "forks": [{"id": f"of {asterisk}"}], "legs_left": 1}
+
+        await self.of[asterisk].serve(answers)
+
+    async def ask(self, command: str, **fields: str) -> dict[str, Any]:
+        line = json.dumps({"Command": command, **fields}).encode()
+        async with aclosing(self._doors._answers(line, Origin("test"))) as given:
+            (answer,) = [answer async for answer in given]
+        return answer
+
+
+@pytest.fixture
+async def several(connect: Connect) -> AsyncIterator[Several]:
+    broker = await connect("c1")
+    roster = Roster(broker, 60)
+    await roster.start()
+    one = Several(broker, roster)
+    yield one
+    for door in one.of.values():
+        await door.stop_serving()
+
+
+async def test_request_to_a_controller_of_several_names_the_asterisk(several: Several) -> None:
+    for name in several.of:
+        await several.lead(name)
+    assert (await several.ask("StopAudioFork", Asterisk="pbx-b"))["ok"]
+    for command in ("StopAudioFork", "StartAudioFork", "AudioForkMute", "ListAudioForkHistory"):
+        assert (await several.ask(command)) == {
+            "ok": False,
+            "code": "refused",
+            "error": "Asterisk: say which one is meant (--asterisk): this controller serves pbx-a, "
+            "pbx-b",
+        }
+    assert several.asked == [("pbx-b", "StopAudioFork")]
+
+
+async def test_list_of_a_controller_of_several_is_of_all_and_says_which_is_missing(
+    several: Several, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_answers, "FIND_S", 0.2)
+    await several.lead("pbx-b")
+    assert await several.ask("ListAudioForks") == {
+        "ok": True,
+        "forks": [{"asterisk": "pbx-b", "id": "of pbx-b"}],
+        "legs_left": 1,
+        "missing": {"pbx-a": "no controller of pbx-a leads at the moment"},
+    }
+    await several.lead("pbx-a")
+    found = await several.ask("ListAudioForks")
+    assert [one["asterisk"] for one in found["forks"]] == ["pbx-a", "pbx-b"]
+    assert (await several.ask("ListAudioForkCluster"))["asterisks"] == ["pbx-a", "pbx-b"]
+
+
+async def test_check_and_drain_go_to_whichever_asterisk_is_led_here(several: Several) -> None:
+    await several.lead("pbx-b")
+    for command in ("CheckAudioFork", "DrainAudioForkRelay"):
+        await several.ask(command, Relay="r1")
+    assert several.asked == [("pbx-b", "CheckAudioFork"), ("pbx-b", "DrainAudioForkRelay")]
+
+
+async def test_request_over_the_broker_is_for_the_asterisk_of_its_subject(
+    several: Several, begin: Begin
+) -> None:
+    for name in several.of:
+        await several.lead(name)
+    other = await begin("d1", "pbx-d")
+    assert await other.ids("pbx-a") == ["of pbx-a"]
+    assert await other.ids("pbx-b") == ["of pbx-b"]
+    await several.of["pbx-a"].stop_serving()
+    assert await other.ids("pbx-b") == ["of pbx-b"]
+
+
+async def test_one_that_ends_to_lead_interrupts_its_own_requests_alone(
+    several: Several,
+) -> None:
+    go_on = asyncio.Event()
+
+    async def answers(line: bytes, origin: Origin) -> Answers:
+        await go_on.wait()
+        yield {"ok": True}
+
+    for door in several.of.values():
+        await door.serve(answers)
+    first, second = (
+        asyncio.create_task(several.ask("StopAudioFork", Asterisk=name)) for name in several.of
+    )
+    await asyncio.sleep(0.05)
+    await several.of["pbx-a"].stop_serving()
+    assert (await first)["code"] == "cluster"
+    go_on.set()
+    assert await second == {"ok": True}
+
+
 # --- The cluster ---------------------------------------------------------------------------------
 
 
@@ -318,7 +432,7 @@ async def test_cluster_is_told_at_any_controller(begin: Begin) -> None:
 
     found = await asyncio.to_thread(ask)
     server = first.broker.server
-    assert (found["name"], found["asterisk"], found["server"]) == ("c2", "pbx", server)
+    assert (found["name"], found["asterisks"], found["server"]) == ("c2", ["pbx"], server)
     host = {
         **{"name": "r1", "zone": "north", "address": "192.0.2.1:9092", "forks": 12},
         **{"capacity": 500, "cpu": 0.25, "version": "1.0", "state": "open"},
