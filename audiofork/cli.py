@@ -12,7 +12,7 @@ import uvloop
 
 from audiofork import __version__, config, config_file, log
 from audiofork.commands.daemon_options import DEFAULT_CONFIG, config_option
-from audiofork.commands.roles import exits_of, need_cluster, of_relay_host
+from audiofork.commands.roles import exits_of, need_cluster, need_one_asterisk, of_relay_host
 from audiofork.commands.terminal import EXIT_CODES, EXIT_CONFIG, fail
 from audiofork.errors import ConfigError
 
@@ -87,6 +87,7 @@ def run(path: Path) -> None:
     with exits_of(path):
         loaded = config_file.load(path)
         config_file.refuse_unknown_variables(loaded)
+        need_one_asterisk(loaded)
         log.set_up(loaded.log)
         uvloop.run(_run(path, loaded))
 
@@ -150,7 +151,7 @@ def control(path: Path) -> None:
 
     It does what `audiofork run` does, but for the relay, which are relay hosts (`audiofork relay`).
     Of several controllers of an Asterisk one leads; the others stand by, and one of them goes on
-    when that dies.
+    when that dies. A controller may serve several Asterisks, each for itself.
     """
     with exits_of(path):
         loaded = config_file.load(path)

@@ -18,6 +18,7 @@ from audiofork.config import (
     HistoryConfig,
     NamedAsterisk,
     ProfileConfig,
+    history_of,
 )
 from audiofork.config_asterisk import SECTIONS_OF_ASTERISK
 from audiofork.config_cluster import is_name
@@ -67,13 +68,28 @@ def load_control(path: Path, environment: Mapping[str, str] = os.environ) -> Con
     return _load_one("control", ControlConfig, path, environment)
 
 
-def load_history(path: Path, environment: Mapping[str, str] = os.environ) -> HistoryConfig:
+def load_history(
+    path: Path, asterisk: str = "", environment: Mapping[str, str] = os.environ
+) -> HistoryConfig:
     """Read [history] of a configuration file, and nothing else, as `load_control` does.
 
+    Args:
+        path: The file.
+        asterisk: Of several Asterisks, the one whose history is meant.
+        environment: As for `load`.
+
     Raises:
-        ConfigError: As by `load_control`.
+        ConfigError: As by `load_control`, or it has to be said which Asterisk is meant.
     """
-    return _load_one("history", HistoryConfig, path, environment)
+    history = _load_one("history", HistoryConfig, path, environment)
+    names = _asterisks_of(_main(path))
+    if asterisk in names:
+        return dataclasses.replace(history, file=history_of(history.file, asterisk))
+    if names and not asterisk:
+        raise ConfigError(
+            f"{path}: say which Asterisk is meant (--asterisk): it has {', '.join(names)}"
+        )
+    return history
 
 
 def _load_one(
@@ -88,6 +104,8 @@ def _load_one(
 def with_place(text: str, path: Path, environment: Mapping[str, str] = os.environ) -> str:
     """Return the text of an error that begins with `[section] option`, preceded by its place.
 
+    Or with `[section]:`, where it is of no option.
+
     For errors of files and addresses that options name: those are used long after the file is read.
 
     Args:
@@ -95,7 +113,7 @@ def with_place(text: str, path: Path, environment: Mapping[str, str] = os.enviro
         path: The configuration file.
         environment: As for `load`.
     """
-    named = re.match(r"\[([\w:. -]+)\] (\w+)", text)
+    named = re.match(r"\[([\w:. -]+)\](?: (\w+)|:)", text)
     if named is None:
         return text
     try:
@@ -103,7 +121,7 @@ def with_place(text: str, path: Path, environment: Mapping[str, str] = os.enviro
         given = _Given(_main(path), environment, further)
     except ConfigError:  # a file was changed meanwhile
         return f"{path}: {text}"
-    return f"{given.place(named[1], named[2])}: {text}"
+    return f"{given.place(named[1], named[2] or '')}: {text}"
 
 
 def _main(path: Path) -> Ini:

@@ -33,6 +33,7 @@ from audiofork.commands.findings import Finding, Findings, Outcome
 from audiofork.commands.probe import Events
 from audiofork.commands.roles import NATS_MODULES
 from audiofork.config import Config
+from audiofork.config_asterisk import SECTIONS_OF_ASTERISK
 from audiofork.config_file import SECTIONS_WITH_SECRETS
 from audiofork.doors.control_client import Client
 from audiofork.errors import (
@@ -79,6 +80,7 @@ class Check:
         say: Gets each finding as soon as it is there.
         clock: Seconds since 1970.
         unread: Why a secret could not be read, by its section: see `load`.
+        asterisk: What a cluster calls the Asterisk, if its controller serves several.
 
     Raises:
         ConfigError: The daemon could not be built with this configuration.
@@ -90,11 +92,13 @@ class Check:
         say: Callable[[Finding], None],
         clock: Callable[[], float] = time.time,
         unread: Mapping[str, str] | None = None,
+        asterisk: str = "",
     ) -> None:
         check_files(config)
         Profiles(config.profile)
         self._config = config
-        self._findings = Findings(say)
+        self._asterisk = asterisk
+        self._findings = Findings(say, asterisk)
         self._clock = clock
         self._unread = unread or {}
         self._daemon_pid = 0
@@ -131,7 +135,7 @@ class Check:
             self._findings.skip("daemon: [control] socket is empty, so nobody can be asked")
             return
         try:
-            with Client(Path(path)) as client:
+            with Client(Path(path), self._asterisk) as client:
                 count, run_id = len(client.forks()), client.run_id()
                 self._daemon_pid = client.daemon_pid
         except AudioForkError as exc:
@@ -400,24 +404,43 @@ class Check:
         self._findings.skip(text, "" if self._by_ari else remedies.HAVE_ARI)
 
 
-def load(path: Path) -> tuple[Config, dict[str, str]]:
+def load(path: Path, asterisk: str = "") -> tuple[Config, dict[str, str]]:
     """Return a configuration, and why a secret of it cannot be read, by its section.
 
     Where systemd hands the secrets to the service, nobody else has them: the rest is to be checked
     all the same.
 
+    Args:
+        path: The file.
+        asterisk: Of several Asterisks, the one that it is to be of.
+
     Raises:
         ConfigError: The file cannot be used.
     """
-    config, unread = config_file.load(path, secrets_of=()), {}
+    whole, unread = config_file.load(path, secrets_of=()), {}
+    config = whole.of_asterisk(asterisk) if asterisk else whole
     for section in SECTIONS_WITH_SECRETS:
+        is_named = asterisk in whole.asterisks and section in SECTIONS_OF_ASTERISK
         try:
-            loaded = config_file.load(path, secrets_of=[section])
+            loaded = config_file.load(
+                path, secrets_of=[f"{section} {asterisk}" if is_named else section]
+            )
         except ConfigError as exc:
             unread[section] = str(exc)
         else:
-            config = replace(config, **{section: getattr(loaded, section)})
+            of_one = loaded.of_asterisk(asterisk) if asterisk else loaded
+            config = replace(config, **{section: getattr(of_one, section)})
     return config, unread
+
+
+def load_each(path: Path) -> list[tuple[str, Config, dict[str, str]]]:
+    """Return the same of each Asterisk, with its name; if there is only one, without.
+
+    Raises:
+        ConfigError: The file cannot be used.
+    """
+    names = config_file.load(path, secrets_of=()).asterisk_names
+    return [(name, *load(path, name)) for name in (names if len(names) > 1 else ("",))]
 
 
 def site_if_all_works(config: Config, version: Version) -> Site:

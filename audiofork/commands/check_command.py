@@ -11,7 +11,7 @@ import click
 import uvloop
 
 from audiofork import config_file
-from audiofork.commands.check import Check, load, taps_of
+from audiofork.commands.check import Check, load_each, taps_of
 from audiofork.commands.daemon_options import of_the_daemon
 from audiofork.commands.findings import Finding, Mark
 from audiofork.commands.roles import exits_of, of_relay_host
@@ -47,7 +47,8 @@ def check(
     If a daemon runs with this configuration, it does the check itself, because it has the secrets
     and its permissions are the ones that matter. Otherwise this command does the check. Asterisk
     opens a channel and spies on it; this takes two or three seconds and disturbs no call. In a
-    cluster it also tests the NATS servers, and has Asterisk connect to each relay host. Exit code
+    cluster it also tests the NATS servers, and has Asterisk connect to each relay host; of several
+    Asterisks in the configuration it tests one after the other. Exit code
     0: no fault; 1: there are faults; 3: the configuration cannot be used; 4: Asterisk cannot be
     reached.
     """
@@ -62,14 +63,27 @@ def check(
         if taps:
             _print_taps(config_file.load(path, secrets_of=["asterisk"]))
             return
-        loaded, unread = load(path)
-        if "profile" not in unread:  # else it is not known which there are
-            config_file.refuse_unknown_variables(loaded)
-        one = Check(loaded, lambda finding: say(show_finding(finding)), unread=unread)
+        checks = _checks_of(path, lambda finding: say(show_finding(finding)))
     except ConfigError as exc:
         fail(config_file.with_place(str(exc), path), EXIT_CONFIG)
     say(show_finding(Finding(Mark.OK, f"configuration: {path}")))
-    sys.exit(uvloop.run(one.run()))
+    sys.exit(max(uvloop.run(one.run()) for one in checks))
+
+
+def _checks_of(path: Path, tell: Callable[[Finding], None]) -> list[Check]:
+    """Return the check of each Asterisk of a configuration.
+
+    Raises:
+        ConfigError: It cannot be used.
+    """
+    each = load_each(path)
+    if not any(
+        "profile" in unread for _, _, unread in each
+    ):  # else it is not known which there are
+        config_file.refuse_unknown_variables(config_file.load(path, secrets_of=["profile"]))
+    return [
+        Check(loaded, tell, unread=unread, asterisk=asterisk) for asterisk, loaded, unread in each
+    ]
 
 
 def _check_relay(path: Path, show_finding: Callable[[Finding], str]) -> NoReturn:
@@ -101,8 +115,12 @@ def _check_by_daemon(taps: bool, as_json: bool, path: Path, socket_path: Path | 
 
 
 def _print_taps(loaded: Config) -> None:
+    names = loaded.asterisk_names
     try:
-        for line in uvloop.run(taps_of(loaded)):
-            say(line)
+        for name in names:
+            if len(names) > 1:
+                say(f"{name}:")
+            for line in uvloop.run(taps_of(loaded.of_asterisk(name))):
+                say(line)
     except (OSError, TimeoutError, ValueError, AmiError) as exc:
         fail(f"Asterisk cannot be asked for its version: {why(exc)}", EXIT_UNREACHABLE)

@@ -125,7 +125,8 @@ _ASTERISK_OPTION = click.option(
     "--asterisk",
     metavar="NAME",
     default="",
-    help="In a cluster: another Asterisk, by its name in [cluster] of its controllers.",
+    help="In a cluster: which Asterisk is meant, by its name there; default: that of this "
+    "controller.",
 )
 
 

@@ -31,14 +31,16 @@ class Finding:
     """One line of the check, with a remedy if something must be done.
 
     A remedy is one paragraph, or several lines; indented lines are meant for a file as they are.
+    Where several Asterisks are checked, `asterisk` is the one that it is of.
     """
 
     mark: Mark
     text: str
     remedy: str = ""
+    asterisk: str = ""
 
     def __str__(self) -> str:
-        line = f"{self.mark:<4}  {self.text}"
+        line = f"{self.mark:<4}  {self._whole_text()}"
         remedy = [part for text in self.remedy.splitlines() for part in _wrapped(text)]
         return "\n".join([line, *(f"        {part}" for part in remedy)])
 
@@ -51,10 +53,15 @@ class Finding:
         fields = {
             "status": self.mark.lower(),
             "name": name,
-            "text": self.text,
+            "text": self._whole_text(),
             "remedy": self.remedy,
         }
+        if self.asterisk:
+            fields["asterisk"] = self.asterisk
         return json.dumps(fields)
+
+    def _whole_text(self) -> str:
+        return f"{self.asterisk}: {self.text}" if self.asterisk else self.text
 
 
 def _wrapped(line: str) -> list[str]:
@@ -66,24 +73,29 @@ class Findings:
 
     Args:
         say: Called with each finding.
+        asterisk: The Asterisk that all of them are of; empty: there is only one.
 
     Attributes:
         outcome: The worst outcome so far.
     """
 
-    def __init__(self, say: Callable[[Finding], None]) -> None:
+    def __init__(self, say: Callable[[Finding], None], asterisk: str = "") -> None:
         self._say = say
+        self._asterisk = asterisk
         self.outcome = Outcome.FINE
 
+    def _tell(self, mark: Mark, text: str, remedy: str = "") -> None:
+        self._say(Finding(mark, text, remedy, self._asterisk))
+
     def ok(self, text: str) -> None:
-        self._say(Finding(Mark.OK, text))
+        self._tell(Mark.OK, text)
 
     def skip(self, text: str, remedy: str = "") -> None:
-        self._say(Finding(Mark.SKIP, text, remedy))
+        self._tell(Mark.SKIP, text, remedy)
 
     def warn(self, text: str, remedy: str) -> None:
-        self._say(Finding(Mark.WARN, text, remedy))
+        self._tell(Mark.WARN, text, remedy)
 
     def fail(self, text: str, remedy: str, outcome: Outcome = Outcome.FAULTS) -> None:
         self.outcome = max(self.outcome, outcome)
-        self._say(Finding(Mark.FAIL, text, remedy))
+        self._tell(Mark.FAIL, text, remedy)

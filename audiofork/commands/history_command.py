@@ -18,7 +18,7 @@ import click
 from audiofork import config_file
 from audiofork.commands import terminal
 from audiofork.commands.asking import exit_codes
-from audiofork.commands.daemon_options import DaemonPlace, of_any_daemon
+from audiofork.commands.daemon_options import DaemonPlace, of_any_asterisk
 from audiofork.commands.history_table import causes_table, details, table, terminal_width
 from audiofork.commands.times import seconds_of
 from audiofork.doors.history_answers import as_dict, query_of
@@ -91,7 +91,7 @@ def _source(place: DaemonPlace) -> Iterator[Source]:
     except (DaemonUnreachable, ConfigError) as exc:
         if place.url:
             raise
-        file = _file_of(place.path, exc)
+        file = _file_of(place, exc)
         terminal.warn(f"no daemon answers: read from {file}")
         try:
             yield HistoryOfFile(Path(file))
@@ -102,8 +102,8 @@ def _source(place: DaemonPlace) -> Iterator[Source]:
         yield daemon
 
 
-def _file_of(path: Path, why: Exception) -> str:
-    file = config_file.load_history(path).file
+def _file_of(place: DaemonPlace, why: Exception) -> str:
+    file = config_file.load_history(place.path, place.asterisk).file
     if not file:
         raise why
     return file
@@ -169,7 +169,7 @@ def _filters(command: _Command) -> _Command:
 @click.option("--wide", is_flag=True, help="Print one line per fork on any terminal.")
 @click.option("--forget", default="", metavar="NUMBER", help="Remove a caller, for good.")
 @click.option("--yes", is_flag=True, help="Do not ask before that.")
-@of_any_daemon
+@of_any_asterisk
 def history(place: DaemonPlace, **given: Any) -> None:
     """Show forks that have ended and starts that were refused, the newest first.
 

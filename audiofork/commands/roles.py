@@ -28,6 +28,18 @@ def need_cluster(loaded: Config) -> None:
         raise ConfigError("[cluster] servers is empty: it names the NATS servers of the cluster")
 
 
+def need_one_asterisk(loaded: Config) -> None:
+    """Refuse a configuration with several Asterisks.
+
+    Raises:
+        ConfigError: It has several, or one with a name.
+    """
+    for name in loaded.asterisks:
+        raise ConfigError(
+            f"[asterisk {name}]: only `audiofork control` serves an Asterisk with a name"
+        )
+
+
 def of_relay_host(path: Path) -> Config:
     """Return the configuration of a relay host, with no more secrets than it needs.
 

@@ -766,7 +766,7 @@ async def test_port_of_another_program_is_a_fault(
 async def test_daemon_of_the_port_that_cannot_be_asked_is_a_fault_unless_it_is_not_for_us(
     asterisk: SpiedAsterisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: bool
 ) -> None:
-    def refuse(path: Path) -> None:
+    def refuse(path: Path, _asterisk: str) -> None:
         cause = PermissionError() if closed else FileNotFoundError()
         raise DaemonUnreachable(f"no daemon at {path}") from cause
 
