@@ -18,6 +18,7 @@ from testbed.nats import NatsServer
 from testbed.nats_keys import NKey, new_key
 
 ADMIN, REQUESTS = "admin", "requests-1"
+SEVERAL = "pbx-1-and-2"  # the controller of both
 RELAYS, ASTERISKS = ("relay-1", "relay-2"), ("pbx-1", "pbx-2")
 
 
@@ -28,15 +29,29 @@ def _block(text: str, name: str) -> str:
     return found[0]
 
 
+def _of_several(block: str) -> str:
+    """Return the user that has the lines of each Asterisk, made of that of the first."""
+    first, second = ASTERISKS
+    lines = [
+        line + line.replace(first, second)
+        if line.strip().startswith('"') and first in line
+        else line
+        for line in block.splitlines(keepends=True)
+    ]
+    return "".join(lines).replace(f"CHANGE-ME {first}", f"CHANGE-ME {SEVERAL}")
+
+
 def sample_for(keys: dict[str, NKey]) -> str:
     """Return the shipped configuration with users for two relay hosts and two Asterisks."""
     text = shipped.text(shipped.NATS_CONF)
     head, mark, requests = text.partition("      # A program that asks for forks")
     text = head + mark + re.sub(r"^      # (.*\n)", r"      \1", requests, flags=re.MULTILINE)
     text = text.replace("      _INBOX.requests-1.\n", "")  # the rest of the sentence before it
+    several = _of_several(_block(text, ASTERISKS[0]))
     for first, second in (RELAYS, ASTERISKS):
         block = _block(text, first)
         text = text.replace(block, block + block.replace(first, second))
+    text = text.replace(block, block + several)
     for name, key in keys.items():
         text = text.replace(f'"CHANGE-ME {name}"', key.public)
     assert "CHANGE-ME" not in re.sub("#.*", "", text)
@@ -56,7 +71,7 @@ class Secured:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._port = free_port(socket.SOCK_STREAM)
-        self.keys = {name: new_key() for name in (ADMIN, *RELAYS, *ASTERISKS, REQUESTS)}
+        self.keys = {name: new_key() for name in (ADMIN, *RELAYS, *ASTERISKS, SEVERAL, REQUESTS)}
         authority = trustme.CA()
         self.ca_file = folder / "ca.pem"
         authority.cert_pem.write_to_path(str(self.ca_file))

@@ -48,7 +48,7 @@ from audiofork.link.messages import (
 )
 from audiofork.tls_contexts import client_context
 from testbed.nats import find_server
-from tests.cluster.secured import ADMIN, ASTERISKS, RELAYS, REQUESTS, Secured, secured
+from tests.cluster.secured import ADMIN, ASTERISKS, RELAYS, REQUESTS, SEVERAL, Secured, secured
 from tests.relay.peers import until
 
 pytestmark = [
@@ -428,6 +428,33 @@ async def test_real_controller_leads_and_finds_the_relay_host(
         process.send_signal(signal.SIGTERM)
         out += await asyncio.to_thread(output_of, process)
     assert "leading, epoch" in out
+    assert "does not allow" not in out
+    assert "Traceback" not in out
+
+
+async def test_real_controller_of_two_asterisks_has_what_the_controller_of_each_has(
+    nats: Secured, tmp_path: Path
+) -> None:
+    host = run(["relay"], nats.section(R1), tmp_path)
+    await lines_until(host, "connected to the NATS server")
+    nobody = "host = 127.0.0.1\nport = 9\nsecret = x"
+    more = {f"asterisk {A2}": nobody, "control": f"socket = {tmp_path}/control.sock"}
+    section = nats.section(SEVERAL, name="c1", asterisk=A1)
+    control = run(["control"], section, tmp_path, asterisk=nobody, **more)
+    out = ""
+    for name in (A1, A2):  # in whichever order
+        if f"{name}: 1 relay hosts are there" not in out:
+            out += await lines_until(control, f"{name}: 1 relay hosts are there")
+    for name in (A1, A2):
+        found: list[Finding] = []
+        config = nats.config(SEVERAL, asterisk=name)
+        await ClusterCheck(config, Findings(found.append)).run()
+        texts = [one.text for one in found]
+        assert f"controllers: c1 leads for {name}, none stands by" in texts
+        assert not any("violation" in text for text in texts)
+    for process in (control, host):
+        process.send_signal(signal.SIGTERM)
+        out += await asyncio.to_thread(output_of, process)
     assert "does not allow" not in out
     assert "Traceback" not in out
 
