@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import NamedTuple
@@ -185,6 +186,31 @@ async def test_asterisk_that_refuses_the_login_leaves_the_other_alone(
     for each in (fork, other):
         stopped = await each.hang_up()
         assert (stopped["Reason"], stopped["FramesDropped"]) == ("hangup", "0")
+    assert "Traceback" not in one.log()
+
+
+async def test_asterisk_that_could_not_be_served_is_as_soon_as_it_can(
+    both: Both, cluster: Cluster, second_asterisk: Asterisk
+) -> None:
+    """Its front has no port at first; what the first attempt has opened is closed by then."""
+    cluster.relay("r1")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        settings = {
+            "cluster": "asterisk = pbx-a\n",
+            "asterisk pbx-b": asterisk_settings(second_asterisk),
+            "front pbx-b": f"listen = 127.0.0.1:{port}\n",
+        }
+        one = cluster.controller("c1", None, **settings)
+        await one.says("pbx-b: cannot be served here: ")
+    await until(lambda: "pbx-b: connected to Asterisk" in one.log(), 40)
+    fork = await both.b.talking_fork("/one", "D(in)")
+    await fork.hang_up()
+    code, history = await command(one, "history", "--json", "--asterisk", "pbx-b")
+    assert code == 0, history
+    assert len(json.loads(history)) == 1
+    assert f"AMI front on 127.0.0.1:{port}" in one.log()
+    assert "locked" not in one.log()
     assert "Traceback" not in one.log()
 
 

@@ -1,0 +1,155 @@
+"""A controller that serves several Asterisks, one of which fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+
+from audiofork import control
+from audiofork.config import ClusterConfig, Config, NamedAsterisk
+from audiofork.control import Control
+from audiofork.control_asterisk import AsteriskControl, unless
+from audiofork.errors import ConfigError
+
+CLUSTER = "[cluster]\nservers = nats://127.0.0.1:9\nasterisk = pbx-a\n[asterisk]\n"
+
+
+def write(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+class Served:
+    """What stands for one Asterisk: it fails some times, then it runs until it is told to stop.
+
+    Attributes:
+        runs, left: How often it was run, and how often it has left the lead to others.
+        goes_on: Set when it runs and does not fail.
+    """
+
+    def __init__(self, name: str, *failures: Exception) -> None:
+        self.name = name
+        self._failures = list(failures)
+        self.runs = self.left = self.reloads = 0
+        self.goes_on = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        self.runs += 1
+        if self._failures:
+            raise self._failures.pop(0)
+        self.goes_on.set()
+        await stop.wait()
+
+    async def leave(self) -> None:
+        self.left += 1
+
+    def reload(self) -> None:
+        self.reloads += 1
+
+
+def controller_of(path: Path, *served: Served) -> Control:
+    write(path, CLUSTER + "[asterisk pbx-b]\n")
+    cluster = ClusterConfig(servers=("nats://127.0.0.1:9",), asterisk="pbx-a")
+    one = Control(path, Config(cluster=cluster, asterisks={"pbx-b": NamedAsterisk()}))
+    one.asterisks = list(served)  # type: ignore[arg-type]
+    return one
+
+
+async def serve(one: Control, served: Served) -> None:
+    await one._serve(served)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "audiofork.ini"
+
+
+async def test_failure_of_one_gives_its_lead_up_and_is_tried_again_while_the_other_goes_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(control, "FAILED_S", 0.0)
+    bad = Served("pbx-b", ConfigError("[asterisk pbx-b]: is gone"), RuntimeError("hunter2"))
+    good = Served("pbx-a")
+    one = controller_of(path, good, bad)
+    serving = [asyncio.create_task(serve(one, served)) for served in (good, bad)]
+    async with asyncio.timeout(30):
+        await good.goes_on.wait()
+        await bad.goes_on.wait()
+    assert (bad.runs, bad.left, good.runs, good.left) == (3, 2, 1, 0)
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert told == [
+        f"pbx-b: cannot be served here: {path}:5: [asterisk pbx-b]: is gone; trying again in 0 s",
+        "pbx-b: cannot be served here: a bug; trying again in 0 s",
+    ]
+    assert [bool(record.exc_info) for record in caplog.records[-2:]] == [False, True]
+    one._stop.set()
+    await asyncio.gather(*serving)
+
+
+async def test_wait_after_a_failure_ends_when_it_is_told_to_stop(path: Path) -> None:
+    bad = Served("pbx-b", ConfigError("x"))
+    one = controller_of(path, Served("pbx-a"), bad)
+    serving = asyncio.create_task(serve(one, bad))
+    async with asyncio.timeout(5):
+        while not bad.left:  # noqa: ASYNC110 (it has no event)
+            await asyncio.sleep(0)
+        one._stop.set()
+        await serving
+    assert bad.runs == 1
+
+
+async def test_failure_of_the_only_one_ends_the_process(path: Path) -> None:
+    bad = Served("pbx-a", ConfigError("x"))
+    with pytest.raises(ConfigError):
+        await serve(controller_of(path, bad), bad)
+    assert bad.left == 0
+
+
+async def test_reload_reaches_all_and_tells_of_asterisks_that_count_later(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    served = Served("pbx-a"), Served("pbx-b")
+    one = controller_of(path, *served)
+    one._reload()
+    assert caplog.messages == []
+    write(path, CLUSTER + "[asterisk pbx-c]\n")
+    one._reload()
+    assert [each.reloads for each in served] == [2, 2]
+    assert caplog.messages == [
+        "changes to which Asterisks are served take effect at the next start: pbx-b, pbx-c"
+    ]
+    write(path, "garbage")
+    one._reload()
+    assert len(caplog.messages) == 1
+
+
+async def test_configuration_of_one_is_read_as_its_own_and_an_error_once_it_is_gone(
+    path: Path,
+) -> None:
+    one = controller_of(path)
+    write(path, CLUSTER + "[asterisk pbx-b]\nport = 7\n")
+    config = Config(cluster=ClusterConfig(asterisk="pbx-b"))
+    asterisk = AsteriskControl(path, config, one._broker, one._roster, "run")
+    loaded = asterisk.load()
+    assert (loaded.cluster.asterisk, loaded.asterisk.port) == ("pbx-b", 7)
+    write(path, CLUSTER)
+    with pytest.raises(ConfigError, match="no section is of the Asterisk pbx-b any more"):
+        asterisk.load()
+
+
+async def test_what_is_done_until_a_stop_raises_what_it_raises_and_ends_with_the_stop() -> None:
+    async def fail() -> None:
+        raise ConfigError("x")
+
+    async def wait() -> None:
+        await asyncio.Event().wait()
+
+    stop = asyncio.Event()
+    with pytest.raises(ConfigError):
+        await unless(stop, fail())
+    stop.set()
+    async with asyncio.timeout(5):
+        await unless(stop, wait())
