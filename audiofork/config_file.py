@@ -31,6 +31,9 @@ from audiofork.text import did_you_mean, printable, why
 SECTIONS_WITH_SECRETS = ("asterisk", "ari", "websocket", "cluster", "profile")
 """The sections with secrets that may be in a file of their own."""
 
+EVERY_SECRET = (*SECTIONS_WITH_SECRETS, "asterisk *", "ari *")
+"""Those, and the ones with the name of an Asterisk."""
+
 
 # --- Reading -------------------------------------------------------------------------------------
 
@@ -41,7 +44,7 @@ def load(
     path: Path,
     environment: Mapping[str, str] = os.environ,
     *,
-    secrets_of: Sequence[str] = SECTIONS_WITH_SECRETS,
+    secrets_of: Sequence[str] = EVERY_SECRET,
 ) -> Config:
     """Read a configuration file.
 
@@ -50,7 +53,7 @@ def load(
         environment: AUDIOFORK_SECTION_OPTION in it overrides the file.
         secrets_of: The sections whose secrets are read from their own files, if they have such. The
             files of profiles.d, which may contain secrets, are read only if profile is among them.
-            asterisk and ari stand for those with names, too.
+            `asterisk *` stands for each [asterisk NAME].
 
     Raises:
         ConfigError: A file cannot be read, or contains something unknown or not allowed.
@@ -81,15 +84,16 @@ def load_history(
     Raises:
         ConfigError: As by `load_control`, or it has to be said which Asterisk is meant.
     """
-    history = _load_one("history", HistoryConfig, path, environment)
-    names = _asterisks_of(_main(path))
-    if asterisk in names:
-        return dataclasses.replace(history, file=history_of(history.file, asterisk))
-    if names and not asterisk:
+    history, ini = _load_one("history", HistoryConfig, path, environment), _main(path)
+    names = list(_asterisks_of(ini))
+    if len(names) == 1 and not ini.has_section("asterisk"):
+        asterisk = names[0]
+    elif names and not asterisk:
         raise ConfigError(
             f"{path}: say which Asterisk is meant (--asterisk): it has {', '.join(names)}"
         )
-    return history
+    own = history_of(history.file, asterisk) if asterisk in names else history.file
+    return dataclasses.replace(history, file=own)
 
 
 def _load_one(
@@ -147,7 +151,7 @@ def parse(
     environment: Mapping[str, str],
     *,
     source: str,
-    secrets_of: Sequence[str] = SECTIONS_WITH_SECRETS,
+    secrets_of: Sequence[str] = EVERY_SECRET,
 ) -> Config:
     """Parse the text of a configuration file; see `load`."""
     return _parsed(_Given(Ini(content, source), environment), secrets_of)
@@ -383,7 +387,7 @@ def _of_asterisk(
     read = {}
     for kind, option in (("asterisk", "secret"), ("ari", "password")):
         header = f"{kind} {name}"
-        if kind in sections or header in sections:
+        if header in sections or f"{kind} *" in sections:
             read[kind] = _with_secret(getattr(one, kind), header, option, given)
     return dataclasses.replace(one, **read)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from audiofork.config import Config
-from audiofork.config_file import parse, refuse_unknown_variables, with_place
+from audiofork.config_file import load_history, parse, refuse_unknown_variables, with_place
 from audiofork.errors import ConfigError
 from testbed.nats_keys import Operator, new_key
 
@@ -151,7 +151,7 @@ def test_secrets_of_an_asterisk_with_a_name_come_from_files_and_the_environment(
     assert (config.asterisk.secret, config.ari.password) == ("hunter2", "hunter2")
     assert config.asterisk.host == "b.example.org"
     assert "hunter2" not in repr(config)
-    unread = parse(content, {}, source="test.ini", secrets_of=["asterisk other"])
+    unread = parse(content, {}, source="test.ini", secrets_of=["asterisk", "asterisk other"])
     assert unread.of_asterisk("pbx-b").asterisk.secret == ""
     one = parse(content, {}, source="test.ini", secrets_of=["asterisk pbx-b"])
     assert one.of_asterisk("pbx-b").asterisk.secret == "hunter2"
@@ -227,3 +227,22 @@ def test_error_of_a_section_with_the_name_of_an_asterisk_gets_its_place(tmp_path
     file.write_text(CLUSTER + "[asterisk b]\n[front b]\nlisten = 127.0.0.1:1\n")
     text = "[front b] listen: in use"
     assert with_place(text, file, {}) == f"{file}:5: {text}"
+
+
+def test_history_of_an_asterisk_is_found_without_reading_the_rest_of_the_file(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "audiofork.ini"
+    history = "[history]\nfile = /h/calls.sqlite3\n"
+    wrong = "[cluster]\nservers = garbage\n"
+    file.write_text(wrong + history)
+    assert load_history(file).file == "/h/calls.sqlite3"
+    file.write_text(wrong + history + "[asterisk b]\n")
+    assert load_history(file).file == load_history(file, "b").file == "/h/calls-b.sqlite3"
+    file.write_text(wrong + history + "[asterisk]\n[asterisk b]\n")
+    assert load_history(file, "b").file == "/h/calls-b.sqlite3"
+    assert load_history(file, "a").file == "/h/calls.sqlite3"
+    with pytest.raises(ConfigError, match="say which Asterisk is meant .--asterisk.: it has b$"):
+        load_history(file)
+    file.write_text("[history]\nfile =\n[asterisk b]\n")
+    assert load_history(file).file == ""

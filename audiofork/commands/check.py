@@ -412,24 +412,24 @@ def load(path: Path, asterisk: str = "") -> tuple[Config, dict[str, str]]:
 
     Args:
         path: The file.
-        asterisk: Of several Asterisks, the one that it is to be of.
+        asterisk: Of several Asterisks, the one that it is to be of; empty: the first.
 
     Raises:
         ConfigError: The file cannot be used.
     """
     whole, unread = config_file.load(path, secrets_of=()), {}
-    config = whole.of_asterisk(asterisk) if asterisk else whole
+    name = asterisk or whole.asterisk_names[0]
+    config = whole.of_asterisk(name)
     for section in SECTIONS_WITH_SECRETS:
-        is_named = asterisk in whole.asterisks and section in SECTIONS_OF_ASTERISK
+        is_named = name in whole.asterisks and section in SECTIONS_OF_ASTERISK
         try:
             loaded = config_file.load(
-                path, secrets_of=[f"{section} {asterisk}" if is_named else section]
+                path, secrets_of=[f"{section} {name}" if is_named else section]
             )
         except ConfigError as exc:
             unread[section] = str(exc)
         else:
-            of_one = loaded.of_asterisk(asterisk) if asterisk else loaded
-            config = replace(config, **{section: getattr(of_one, section)})
+            config = replace(config, **{section: getattr(loaded.of_asterisk(name), section)})
     return config, unread
 
 

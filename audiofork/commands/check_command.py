@@ -61,7 +61,7 @@ def check(
         _check_by_daemon(taps, as_json, path, socket_path)
     try:
         if taps:
-            _print_taps(config_file.load(path, secrets_of=["asterisk"]))
+            _print_taps(config_file.load(path, secrets_of=["asterisk", "asterisk *"]))
             return
         checks = _checks_of(path, lambda finding: say(show_finding(finding)))
     except ConfigError as exc:

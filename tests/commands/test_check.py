@@ -20,7 +20,7 @@ from audiofork.asterisk.taps.choice import NOT_BY_CHANSPY
 from audiofork.asterisk.taps.ways import Site, known_faults, ways_for
 from audiofork.asterisk.versions import UNKNOWN, Version
 from audiofork.commands import check_port
-from audiofork.commands.check import Check, load, site_if_all_works, taps_of
+from audiofork.commands.check import Check, load, load_each, site_if_all_works, taps_of
 from audiofork.commands.check_dialplan import VERSION
 from audiofork.commands.findings import Finding, Mark
 from audiofork.doors.control_answers import ControlAnswers
@@ -136,6 +136,27 @@ async def test_profiles_are_named_and_one_that_cannot_be_read_is_a_fault(tmp_pat
     await Check(settings, findings.append, unread=unread).run()
     (told,) = [text for text in failures(findings) if text.startswith("profiles: ")]
     assert told.startswith(f"profiles: {tmp_path}/profiles.d/c.ini:1: expected [profile:NAME]")
+
+
+def test_secrets_of_each_asterisk_are_read_for_its_own_check_alone(tmp_path: Path) -> None:
+    ini = tmp_path / "audiofork.ini"
+    (tmp_path / "secret").write_text("s3cret\n")
+    of_b = f"[asterisk b]\nport = 2\nsecret_file = {tmp_path}/secret\n"
+    ini.write_text(
+        "[cluster]\nservers = nats://a:1\nasterisk = a\n"
+        f"[asterisk]\nsecret_file = {tmp_path}/none\n{of_b}[ari b]\npassword_file = /none\n"
+    )
+    (first, of_first, unread_first), (second, of_second, unread_second) = load_each(ini)
+    assert (first, second) == ("a", "b")
+    assert (of_first.asterisk.port, of_second.asterisk.port) == (5038, 2)
+    assert (of_first.asterisk.secret, of_second.asterisk.secret) == ("", "s3cret")
+    assert unread_first == {
+        "asterisk": f"{ini}:5: [asterisk] secret_file: {tmp_path}/none: No such file or directory"
+    }
+    assert list(unread_second) == ["ari"]
+    ini.write_text(f"[cluster]\nservers = nats://a:1\n{of_b}")
+    ((name, alone, unread),) = load_each(ini)
+    assert (name, alone.asterisk.port, alone.asterisk.secret, unread) == ("", 2, "s3cret", {})
 
 
 async def test_profile_that_cannot_be_used_is_an_error_of_the_configuration() -> None:

@@ -118,6 +118,28 @@ def test_run_with_unusable_authorities_exits_with_3(config: Path, tmp_path: Path
     )
 
 
+@pytest.mark.parametrize(
+    ("cluster", "told"),
+    [
+        (
+            "",
+            ":2: [asterisk b]: only a cluster has several Asterisks, and [cluster] servers names ",
+        ),
+        (
+            "[cluster]\nservers = nats://a:1\n",
+            ":2: [asterisk b]: only `audiofork control` serves an Asterisk with a name",
+        ),
+    ],
+)
+def test_run_with_an_asterisk_with_a_name_exits_with_3(
+    config: Path, cluster: str, told: str
+) -> None:
+    config.write_text(f"[asterisk]\n[asterisk b]\n{cluster}")
+    result = CliRunner().invoke(main, ["run", "-c", str(config)])
+    assert result.exit_code == 3
+    assert f"audiofork: {config}{told}" in result.output
+
+
 def test_run_on_a_taken_port_says_so_and_exits_with_1(config: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from audiofork.commands.findings import Finding, Mark
+import json
+
+from audiofork.commands.findings import Finding, Findings, Mark
 
 
 def test_finding_is_a_line_and_its_remedy_stands_indented_below() -> None:
@@ -23,3 +25,18 @@ def test_lines_of_a_file_in_a_remedy_are_kept_as_they_are() -> None:
         "        " + "to-be-copied " * 5 + "to-be-copied",
         "        to-be-copied to-be-copied",
     ]
+
+
+def test_finding_of_one_of_several_asterisks_names_it() -> None:
+    found: list[Finding] = []
+    findings = Findings(found.append, "pbx-b")
+    findings.ok("login: fine")
+    findings.fail("clock: late", "Set it.")
+    assert [str(one) for one in found] == [
+        "ok    pbx-b: login: fine",
+        "FAIL  pbx-b: clock: late\n        Set it.",
+    ]
+    assert json.loads(found[0].as_json()) == {
+        **{"status": "ok", "name": "login", "text": "pbx-b: login: fine", "remedy": ""},
+        "asterisk": "pbx-b",
+    }
