@@ -6,6 +6,8 @@ import asyncio
 import logging
 import signal
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from audiofork import config_file
@@ -95,8 +97,10 @@ class Control:
 
         Raises: what `AsteriskControl.run` does, where there are no others.
         """
-        if len(self.asterisks) > 1:
-            logs.asterisk.set(one.name)  # in this task and those that it starts
+        with self._named(one):
+            await self._serve_named(one)
+
+    async def _serve_named(self, one: AsteriskControl) -> None:
         while not self._stop.is_set():
             try:
                 await one.run(self._stop)
@@ -106,6 +110,15 @@ class Control:
                 self._tell_failure(one, exc)
                 await one.leave()
                 await unless(self._stop, asyncio.sleep(FAILED_S))
+
+    @contextmanager
+    def _named(self, one: AsteriskControl) -> Iterator[None]:
+        """Let lines of the log name the Asterisk where there are several, also of later tasks."""
+        token = logs.asterisk.set(one.name if len(self.asterisks) > 1 else "")
+        try:
+            yield
+        finally:
+            logs.asterisk.reset(token)
 
     def _tell_failure(self, one: AsteriskControl, exc: Exception) -> None:
         is_known = isinstance(exc, (CannotListen, ConfigError, BrokerUnavailable))
@@ -138,7 +151,8 @@ class Control:
 
     def _reload(self) -> None:
         for one in self.asterisks:
-            one.reload()
+            with self._named(one):
+                one.reload()
         try:
             names = config_file.load(self._path, secrets_of=()).asterisk_names
         except ConfigError:  # whoever leads has said so

@@ -13,6 +13,7 @@ from audiofork.config import ClusterConfig, Config, NamedAsterisk
 from audiofork.control import Control
 from audiofork.control_asterisk import AsteriskControl, unless
 from audiofork.errors import ConfigError
+from audiofork.log import asterisk
 
 CLUSTER = "[cluster]\nservers = nats://127.0.0.1:9\nasterisk = pbx-a\n[asterisk]\n"
 
@@ -25,7 +26,8 @@ class Served:
     """What stands for one Asterisk: it fails some times, then it runs until it is told to stop.
 
     Attributes:
-        runs, left: How often it was run, and how often it has left the lead to others.
+        runs, left, reloads: How often it was run, left the lead, and was to read its file.
+        named: The Asterisk that lines of the log were of meanwhile.
         goes_on: Set when it runs and does not fail.
     """
 
@@ -33,10 +35,12 @@ class Served:
         self.name = name
         self._failures = list(failures)
         self.runs = self.left = self.reloads = 0
+        self.named = ""
         self.goes_on = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
         self.runs += 1
+        self.named = asterisk.get()
         if self._failures:
             raise self._failures.pop(0)
         self.goes_on.set()
@@ -47,6 +51,7 @@ class Served:
 
     def reload(self) -> None:
         self.reloads += 1
+        self.named = asterisk.get()
 
 
 def controller_of(path: Path, *served: Served) -> Control:
@@ -78,6 +83,7 @@ async def test_failure_of_one_gives_its_lead_up_and_is_tried_again_while_the_oth
         await good.goes_on.wait()
         await bad.goes_on.wait()
     assert (bad.runs, bad.left, good.runs, good.left) == (3, 2, 1, 0)
+    assert (bad.named, good.named) == ("pbx-b", "pbx-a")
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert told == [
         f"pbx-b: cannot be served here: {path}:5: [asterisk pbx-b]: is gone; trying again in 0 s",
@@ -104,7 +110,7 @@ async def test_failure_of_the_only_one_ends_the_process(path: Path) -> None:
     bad = Served("pbx-a", ConfigError("x"))
     with pytest.raises(ConfigError):
         await serve(controller_of(path, bad), bad)
-    assert bad.left == 0
+    assert (bad.left, bad.named) == (0, "")
 
 
 async def test_reload_reaches_all_and_tells_of_asterisks_that_count_later(
@@ -118,6 +124,8 @@ async def test_reload_reaches_all_and_tells_of_asterisks_that_count_later(
     write(path, CLUSTER + "[asterisk pbx-c]\n")
     one._reload()
     assert [each.reloads for each in served] == [2, 2]
+    assert [each.named for each in served] == ["pbx-a", "pbx-b"]
+    assert asterisk.get() == ""
     assert caplog.messages == [
         "changes to which Asterisks are served take effect at the next start: pbx-b, pbx-c"
     ]
@@ -132,12 +140,12 @@ async def test_configuration_of_one_is_read_as_its_own_and_an_error_once_it_is_g
     one = controller_of(path)
     write(path, CLUSTER + "[asterisk pbx-b]\nport = 7\n")
     config = Config(cluster=ClusterConfig(asterisk="pbx-b"))
-    asterisk = AsteriskControl(path, config, one._broker, one._roster, "run")
-    loaded = asterisk.load()
+    own = AsteriskControl(path, config, one._broker, one._roster, "run")
+    loaded = own.load()
     assert (loaded.cluster.asterisk, loaded.asterisk.port) == ("pbx-b", 7)
     write(path, CLUSTER)
     with pytest.raises(ConfigError, match="no section is of the Asterisk pbx-b any more"):
-        asterisk.load()
+        own.load()
 
 
 async def test_what_is_done_until_a_stop_raises_what_it_raises_and_ends_with_the_stop() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import enum
 import time
 from collections.abc import Callable, Sequence
@@ -139,9 +140,17 @@ class Roster:
             listener(beat)
 
     def listen(self, listener: Callable[[Beat], None]) -> Callable[[], None]:
-        """Have a function called with each beat of a relay host; return what ends that."""
-        self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener)
+        """Have a function called with each beat of a relay host; return what ends that.
+
+        It is called in the context of who listens, so that its lines in the log name the Asterisk.
+        """
+        context = contextvars.copy_context()
+
+        def in_context(beat: Beat) -> None:
+            context.run(listener, beat)
+
+        self._listeners.append(in_context)
+        return lambda: self._listeners.remove(in_context)
 
     @property
     def is_complete_in_s(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from audiofork.cluster.beats import Beat, ControlBeat, control_beat_of
 from audiofork.cluster.roster import CONTROL_DEAD_S, MOST_KNOWN, REMEMBERED_S, Roster
 from audiofork.errors import NoMessage
+from audiofork.log import asterisk
 from tests.cluster.conftest import Connect
 
 HOST = Beat("r1", "run", "192.0.2.1:9092", "north", 500, 12, 0.25, "1.0")
@@ -115,6 +117,19 @@ def test_listener_gets_each_beat_of_a_host_until_it_leaves(roster: Told) -> None
     leave()
     roster.hear(HOST)
     assert heard == [HOST]
+
+
+def test_listener_is_called_in_the_context_in_which_it_began(roster: Told) -> None:
+    heard: list[str] = []
+
+    def listen(name: str) -> None:
+        asterisk.set(name)
+        roster.listen(lambda _: heard.append(asterisk.get()))
+
+    for name in ("pbx-a", "pbx-b"):
+        contextvars.copy_context().run(listen, name)
+    roster.hear(HOST)
+    assert heard == ["pbx-a", "pbx-b"]
 
 
 @pytest.mark.parametrize(
