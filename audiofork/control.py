@@ -110,6 +110,7 @@ class Control:
                 self._tell_failure(one, exc)
                 await one.leave()
                 await unless(self._stop, asyncio.sleep(FAILED_S))
+        await one.leave()  # the daemon of another may take longer to stop
 
     @contextmanager
     def _named(self, one: AsteriskControl) -> Iterator[None]:

@@ -92,6 +92,7 @@ async def test_failure_of_one_gives_its_lead_up_and_is_tried_again_while_the_oth
     assert [bool(record.exc_info) for record in caplog.records[-2:]] == [False, True]
     one._stop.set()
     await asyncio.gather(*serving)
+    assert (bad.left, good.left) == (3, 1)
 
 
 async def test_wait_after_a_failure_ends_when_it_is_told_to_stop(path: Path) -> None:
