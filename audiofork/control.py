@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from audiofork.cluster.beats import CONTROL_BEAT_S
 from audiofork.cluster.broker import Broker
 from audiofork.cluster.login import inbox_of_controller
 from audiofork.cluster.roster import Roster
+from audiofork.cluster.wandering import Wandering
 from audiofork.config import Config
 from audiofork.control_asterisk import AsteriskControl, unless
 from audiofork.doors.cluster_doors import AsteriskDoors, ClusterDoors
@@ -132,9 +134,12 @@ class Control:
 
     async def _beat(self) -> None:
         """Tell the cluster how we are, again and again."""
+        wandering = Wandering(time.monotonic)
         while True:
             for one in self.asterisks:
                 one.beat()
+            if wandering.is_due(is_heard=not all(one.is_silent for one in self.asterisks)):
+                await self._broker.move()
             await asyncio.sleep(CONTROL_BEAT_S)
 
     def _tell_systemd(self) -> None:

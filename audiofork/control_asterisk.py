@@ -80,6 +80,11 @@ class AsteriskControl:
         return self._lease is not None and self._lease.is_held
 
     @property
+    def is_silent(self) -> bool:
+        """Whether NATS does not say any more who leads."""
+        return self._lease is not None and self._lease.is_silent
+
+    @property
     def epoch(self) -> int:
         """The number of our leadership."""
         return self._lease.epoch if self._lease is not None else 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from audiofork import control
+from audiofork.cluster.wandering import Wandering
 from audiofork.config import ClusterConfig, Config, NamedAsterisk
 from audiofork.control import Control
 from audiofork.control_asterisk import AsteriskControl, unless
@@ -27,6 +28,7 @@ class Served:
 
     Attributes:
         runs, left, reloads: How often it was run, left the lead, and was to read its file.
+        is_silent: Whether NATS does not say who leads for it.
         named: The Asterisk that lines of the log were of meanwhile.
         goes_on: Set when it runs and does not fail.
     """
@@ -34,7 +36,8 @@ class Served:
     def __init__(self, name: str, *failures: Exception) -> None:
         self.name = name
         self._failures = list(failures)
-        self.runs = self.left = self.reloads = 0
+        self.runs = self.left = self.reloads = self.beats = 0
+        self.is_silent = False
         self.named = ""
         self.goes_on = asyncio.Event()
 
@@ -48,6 +51,9 @@ class Served:
 
     async def leave(self) -> None:
         self.left += 1
+
+    def beat(self) -> None:
+        self.beats += 1
 
     def reload(self) -> None:
         self.reloads += 1
@@ -162,3 +168,32 @@ async def test_what_is_done_until_a_stop_raises_what_it_raises_and_ends_with_the
     stop.set()
     async with asyncio.timeout(5):
         await unless(stop, wait())
+
+
+@pytest.mark.parametrize("answered", [0, 1])
+async def test_connection_moves_to_another_server_where_none_of_the_leases_answers(
+    path: Path, monkeypatch: pytest.MonkeyPatch, answered: int
+) -> None:
+    """That is what a NATS server is like that is cut off from the others."""
+    moved: list[int] = []
+
+    class Impatient(Wandering):
+        def is_due(self, *, is_heard: bool) -> bool:
+            return not is_heard
+
+    async def move() -> None:
+        moved.append(1)
+
+    monkeypatch.setattr(control, "Wandering", Impatient)
+    monkeypatch.setattr(control, "CONTROL_BEAT_S", 0)
+    served = [Served("pbx-a"), Served("pbx-b")]
+    for number, asterisk_control in enumerate(served):
+        asterisk_control.is_silent = number >= answered
+    one = controller_of(path, *served)
+    monkeypatch.setattr(one._broker, "move", move)
+    beating = asyncio.create_task(one._beat())
+    async with asyncio.timeout(20):
+        while served[1].beats < 3:  # noqa: ASYNC110 (it has no event)
+            await asyncio.sleep(0)
+    beating.cancel()
+    assert bool(moved) == (not answered)

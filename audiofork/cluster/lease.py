@@ -10,8 +10,9 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
@@ -25,6 +26,8 @@ BUCKET = "audiofork-leases"
 # Of the time after which others may take it.
 _TRUSTED_PART = 0.8
 _STEPS = 5
+
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,13 @@ class Lease:
         self.epoch = 0
         self.renewed_at = -1e9
         self.leader: Holder | None = None
+        self._unanswered_since: float | None = None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the bucket has not answered for longer than a busy one takes."""
+        since = self._unanswered_since
+        return since is not None and self._clock() - since > 2 * self._dead_after_s
 
     @property
     def is_held(self) -> bool:
@@ -152,7 +162,7 @@ class Lease:
     async def _look(self) -> int:
         """Return the revision of the key; 0: nobody holds it."""
         try:
-            entry = await self._bucket.get(self._key)
+            entry = await self._answered(self._bucket.get(self._key))
         except KeyNotFoundError:
             self.leader = None
             return 0
@@ -164,13 +174,27 @@ class Lease:
         try:
             if revision:
                 value = self._holder.encode()
-                self._revision = await self._bucket.update(self._key, value, last=revision)
+                update = self._bucket.update(self._key, value, last=revision)
+                self._revision = await self._answered(update)
             else:
-                self._revision = await self._bucket.create(self._key, self._holder.encode())
+                create = self._bucket.create(self._key, self._holder.encode())
+                self._revision = await self._answered(create)
         except KeyWrongLastSequenceError:
             return False
         self.leader = self._holder
         return True
+
+    async def _answered(self, question: Awaitable[_Answer]) -> _Answer:
+        """Return what the bucket answers, and note whether it does; raises what it raises."""
+        if self._unanswered_since is None:
+            self._unanswered_since = self._clock()
+        try:
+            answer = await question
+        except (KeyNotFoundError, KeyWrongLastSequenceError):
+            self._unanswered_since = None
+            raise
+        self._unanswered_since = None
+        return answer
 
     async def _is_still_ours(self) -> bool:
         """Return whether the other writer was this one: an answer may have come too late.

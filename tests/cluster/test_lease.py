@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import cast
 
 import pytest
+from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
+from nats.js.kv import KeyValue
 
 from audiofork.cluster.lease import BUCKET, Holder, Lease
 from testbed.nats import NatsServer
 from tests.cluster.conftest import Connect
+from tests.told_clock import Clock
 
 pytestmark = pytest.mark.slow
 
@@ -143,3 +147,42 @@ async def test_what_is_no_holder_keeps_nobody_from_taking_it(connect: Connect) -
     assert time.monotonic() > trusted_until
     assert second.epoch > first.epoch
     writing.cancel()
+
+
+# --- Whether anybody answers ---
+
+
+class Bucket:
+    """Answers when it is told to: that nobody holds the lease, then that somebody else has it."""
+
+    def __init__(self) -> None:
+        self.answers = asyncio.Event()
+
+    async def get(self, key: str) -> None:
+        await self.answers.wait()
+        raise KeyNotFoundError
+
+    async def create(self, key: str, value: bytes) -> int:
+        await self.answers.wait()
+        raise KeyWrongLastSequenceError
+
+
+async def test_lease_is_silent_from_a_while_without_an_answer_until_there_is_one() -> None:
+    bucket, clock = Bucket(), Clock()
+    lease = Lease(cast(KeyValue, bucket), "pbx", Holder("a", "run"), 60, clock)
+    told = []
+    clock.now_s += 500  # nobody has asked
+    told.append(lease.is_silent)
+    taking = asyncio.create_task(lease.take())
+    await asyncio.sleep(0)
+    for seconds in (119, 2):
+        clock.now_s += seconds
+        told.append(lease.is_silent)
+    bucket.answers.set()
+    async with asyncio.timeout(20):
+        while lease.is_silent:  # noqa: ASYNC110 (it has no event)
+            await asyncio.sleep(0)
+    clock.now_s += 500  # it waits until it asks again
+    told.append(lease.is_silent)
+    taking.cancel()
+    assert told == [False, False, True, False]

@@ -317,6 +317,26 @@ async def test_relay_host_whose_nats_server_is_cut_off_from_the_others_goes_to_a
     assert twice(all_of_it) == 0
 
 
+async def test_controller_whose_nats_server_is_cut_off_from_the_others_goes_to_another(
+    stage: Parted,
+) -> None:
+    """It answers still, but nobody there can lead; the other controller does."""
+    await stage.begin()
+    island = stage.server_of("c1")
+    cut_at = time.monotonic()
+    others = [stage.hosts[name] for name in (*NATS, "c2", *RELAYS) if name != island]
+    stage.network.cut(stage.hosts[island], *others)
+    await stage.taken_up(cut_at, ELECTED_S)
+    there = [f"{SERVER} {stage.hosts[name].address}:" for name in NATS if name != island]
+    await until(lambda: any(one in stage.daemon("c1").log() for one in there), 60)
+    back_s = time.monotonic() - cut_at
+    print(f"\na controller's NATS server is cut off: it is at another after {back_s:.1f} s")
+    await stage.daemon("c1").says("standing by", times=2)
+    await stage.settle(20)
+    all_of_it = await stage.end()
+    assert twice(all_of_it) == 0
+
+
 async def granted(stage: Parted, since: float) -> float:
     """Ask for forks until one is started; return when that was asked for."""
     while True:
