@@ -20,6 +20,7 @@ from audiofork.link.messages import (
     RelayBack,
     RelayLost,
     RelaysReport,
+    TakenOver,
 )
 
 RELAY_DIED = "a relay process died"
@@ -65,6 +66,10 @@ class LostRelays:
             self._on_lost(report)
         else:
             self._relocation.on_report(report)
+
+    def on_taken_over(self, fork: Fork, report: TakenOver) -> None:
+        """Handle the report of a relay that has gone on with a fork."""
+        self._relocation.on_taken_over(fork, report)
 
     def _on_away(self, report: RelayAway) -> None:
         """Mark forks that have no relay process for now: none of their legs can connect."""

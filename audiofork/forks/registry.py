@@ -78,6 +78,7 @@ from audiofork.link.messages import (
     StatsTaken,
     StrangersRefused,
     Streaming,
+    TakenOver,
 )
 from audiofork.link.relay import HostOf, UntilExpected, expected_at_once, this_host
 from audiofork.text import harmless, printable
@@ -383,6 +384,8 @@ class Forks:
             self._legs.on_lost(fork, report)
         elif isinstance(report, CommandAsked):
             self._server_commands.on_asked(fork, report)
+        elif isinstance(report, TakenOver):
+            self._lost_relays.on_taken_over(fork, report)
         elif isinstance(report, ForkEnded):
             self._ending.on_ended(fork, report)
 

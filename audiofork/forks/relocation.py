@@ -26,6 +26,7 @@ from audiofork.link.messages import (
     RelayDraining,
     SendCommand,
     SetMute,
+    TakenOver,
 )
 from audiofork.link.relay import UntilExpected
 
@@ -70,13 +71,13 @@ class Relocation:
             found = map(self._table.get, report.fork_ids)
             forks = [fork for fork in found if fork is not None and _can_move(fork)]
             self._moving.add(forks, asyncio.get_running_loop().time())
-        elif (fork := self._table.get(report.fork_id)) is not None:
-            legs = self._legs.pop(fork.id, {})
-            if isinstance(report, Moved):
+        else:
+            legs = self._legs.pop(report.fork_id, {})
+            fork = self._table.get(report.fork_id)
+            if isinstance(report, NotMoved):
+                self._on_not_moved(fork, report, legs)
+            elif fork is not None:
                 self._on_moved(fork, report, legs)
-            else:
-                fork.log.warning("it stays at its relay host: %s", report.why)
-                self._drop(fork, legs)
 
     def _begin(self, fork: Fork, _since: float) -> None:
         if not _can_move(fork) or fork.id in self._legs:
@@ -86,11 +87,12 @@ class Relocation:
             for part in fork.legs
         }
         self._legs[fork.id] = legs
-        self._send(MoveFork(spec_of(fork)))
+        orders: list[ExpectLeg | SetMute] = [
+            ExpectLeg(fork.id, leg.part, leg.uuid, leg.id) for leg in legs.values()
+        ]
         if fork.mute_in or fork.mute_out:
-            self._send(SetMute(fork.id, fork.mute_in, fork.mute_out))
-        for leg in legs.values():
-            self._send(ExpectLeg(fork.id, leg.part, leg.uuid, leg.id))
+            orders.append(SetMute(fork.id, fork.mute_in, fork.mute_out))
+        self._send(MoveFork(spec_of(fork), tuple(orders)))
         self._spawn(self._request(fork, legs))
 
     async def _request(self, fork: Fork, legs: dict[LegPart, Leg]) -> None:
@@ -110,14 +112,21 @@ class Relocation:
             if not leg.gone:
                 self._leaving.watch(fork, [leg])
             leg.id, leg.uuid, leg.attached, leg.gone = new.id, new.uuid, True, new.gone
-        how = "" if report.is_exact else ", and some frames may be missing"
-        fork.log.info("the relay host %s has it now%s", report.to, how)
+        fork.log.info("the relay host %s has it now", report.to)
 
-    def _drop(self, fork: Fork, legs: dict[LegPart, Leg]) -> None:
+    def on_taken_over(self, fork: Fork, report: TakenOver) -> None:
+        """Tell of frames that may be missing where the fork went on."""
+        if not report.is_exact:
+            fork.log.warning("some frames may be missing, as it has moved")
+
+    def _on_not_moved(self, fork: Fork | None, report: NotMoved, legs: dict[LegPart, Leg]) -> None:
         """Have legs hung up that are not wanted after all."""
         for leg in legs.values():
             self._channels.hang_up(leg.id)
-        self._leaving.watch(fork, legs.values())
+        if fork is not None:
+            self._leaving.watch(fork, legs.values())
+            if not fork.is_ending:
+                fork.log.warning("it stays at its relay host: %s", report.why)
 
     def forget(self) -> None:
         """Leave all forks that move as they are."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import enum
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 
 from audiofork.link.host_worker import HostWorker
@@ -18,7 +19,9 @@ from audiofork.link.messages import (
     HandedOver,
     HandOver,
     LegAttached,
+    LegLost,
     LegPart,
+    Listen,
     Moved,
     MoveFork,
     NoteFrames,
@@ -28,7 +31,6 @@ from audiofork.link.messages import (
     SetMute,
     SinkOpened,
     SinkRetrying,
-    TakenOver,
     TakeOver,
 )
 
@@ -38,6 +40,15 @@ BOTH_S = 0.6
 MOVE_TIMEOUT_S = 8.0
 
 
+class Phase(enum.Enum):
+    """How far a move is. At any moment one of the two hosts is the fork's owner."""
+
+    BESIDE = "beside"
+    """The old host is the owner, and sends; the new one keeps what comes."""
+    HANDING = "handing"
+    """The old host was told to stop; the new one is the owner, and waits to hear where to go on."""
+
+
 @dataclass(eq=False)
 class _Move:
     """A fork that moves.
@@ -45,9 +56,9 @@ class _Move:
     Attributes:
         spec: What the new host was ordered.
         old, new: The hosts.
-        missing: The parts whose legs have not come to the new host.
+        missing: The parts whose legs are not connected to the new host.
         opened: Whether the server has accepted the new connection.
-        handed_over: Whether the old host was told to stop.
+        phase: How far it is.
         timer: Goes on with the next step, or gives the move up.
     """
 
@@ -56,8 +67,12 @@ class _Move:
     new: HostWorker
     missing: set[LegPart] = field(default_factory=set)
     opened: bool = False
-    handed_over: bool = False
+    phase: Phase = Phase.BESIDE
     timer: asyncio.TimerHandle | None = None
+
+    @property
+    def fork_id(self) -> str:
+        return self.spec.fork_id
 
     def after(self, seconds: float, what: Callable[[], None]) -> None:
         self.cancel()
@@ -71,9 +86,35 @@ class _Move:
 class HostMoves:
     """Owned by `RelayHosts`, which passes on the commands and reports of forks that move.
 
+    A move is forgotten as soon as the new host is told to take over: all that follows is of a fork
+    like any other. Until then:
+
+    ===============================  ==============================  ==============================
+    what happens                     BESIDE: the old one owns it     HANDING: the new one owns it
+    ===============================  ==============================  ==============================
+    new: all legs and server there   HANDING, after BOTH_S           -
+    new: leg or server lost, ended   given up: the fork stays        as of any fork
+    new: dead                        given up: the fork stays        lost, as any fork
+    new: its session was over        given up: the fork stays        waits, or lost if it has it not
+    old: tells its tail              -                               the new one takes over
+    old: leg or server lost          given up: it is dealt with      -
+                                     where it is
+    old: ended                       given up: the fork has ended    takes over without a tail
+    old: dead                        takes over without a tail       takes over without a tail
+    old: its session was over        given up: the fork stays        takes over without a tail
+    old: does not answer in time     -                               takes over without a tail
+    new: is not ready in time        given up: the fork stays        -
+    a leg is ordered anew            given up: it is of the old one  of the new one
+    mute, gate                       both get it                     the new one gets it
+    end of the fork                  given up: the old one ends it   takes over, and ends
+    we are to stop                   given up: the fork stays        takes over without a tail
+    ===============================  ==============================  ==============================
+
+    Where the new one takes over without a tail it sends what comes from then on.
+
     Args:
-        report: Called with `Moved` and `NotMoved`.
-        own: Called with a fork and its new host when that has it.
+        report: Called with `Moved`, `NotMoved`, and `LegLost` for legs that have yet to come.
+        own: Called with a fork and its new host when that is its owner.
     """
 
     def __init__(
@@ -83,60 +124,66 @@ class HostMoves:
         self._own = own
         self._moves: dict[str, _Move] = {}
 
-    def begin(self, command: MoveFork, old: HostWorker, new: HostWorker | None) -> None:
-        """Order a fork from a second host, beside the first."""
-        if new is None:
+    def begin(self, command: MoveFork, old: HostWorker | None, new: HostWorker | None) -> None:
+        """Order a fork from a second host, beside the first; None: there is none."""
+        if command.fork_id in self._moves:
+            self._report(NotMoved(command.fork_id, "it moves already"))
+        elif old is None:
+            self._report(NotMoved(command.fork_id, "its relay host is lost"))
+        elif new is None:
             self._report(NotMoved(command.fork_id, "no other relay host can take it"))
-            return
-        spec = replace(command.spec, holds=True)
-        move = self._moves[spec.fork_id] = _Move(spec, old, new, set(spec.legs))
-        move.after(MOVE_TIMEOUT_S, lambda: self._give_up(move, "the other did not get it in time"))
-        new.send(spec)
-        old.send(NoteFrames(spec.fork_id))
+        else:
+            spec = replace(command.spec, holds=True)
+            move = self._moves[spec.fork_id] = _Move(spec, old, new, set(spec.legs))
+            move.after(MOVE_TIMEOUT_S, lambda: self._give_up(move, "the other was not ready"))
+            for order in (spec, *command.orders):
+                new.send(order)
+            old.send(NoteFrames(spec.fork_id))
 
     def new_host(self, fork_id: str) -> HostWorker | None:
         """Return the host that a fork moves to; None: it does not move."""
         move = self._moves.get(fork_id)
         return move.new if move is not None else None
 
-    def on_command(self, command: Command) -> bool:
-        """Take a command for a fork that moves; return whether it is not for the old host."""
+    # --- What is ordered and reported of a fork that moves ---
+
+    def on_command(self, command: Command) -> None:
+        """Handle a command for a fork before its owner gets it."""
         move = self._moves.get(command.fork_id)  # type: ignore[union-attr]  # those of forks
         if move is None:
-            return False
-        if isinstance(command, ExpectLeg):
+            return
+        if move.phase is Phase.HANDING:
+            if isinstance(command, EndFork):
+                self._take_over(move)
+        elif isinstance(command, SetMute | SetGate):
             move.new.send(command)
-            return True
-        if isinstance(command, SetMute | SetGate):
-            move.new.send(command)
+        elif isinstance(command, ExpectLeg):
+            self._give_up(move, "one of its legs is made anew")
         elif isinstance(command, EndFork):
-            self._drop(move)
-            if move.handed_over:  # the old one has ended it already
-                self._own(command.fork_id, move.new)
-        return False
+            self._give_up(move, "it ends")
 
     def on_report(self, worker: HostWorker, report: ForkReport) -> bool:
         """Take a report of a fork that moves; return whether nobody else is to get it."""
         move = self._moves.get(report.fork_id)
         if move is None or worker not in (move.old, move.new):
             return False
-        if worker is move.new:
-            self._on_new(move, report)
-            return True
-        if isinstance(report, HandedOver):
-            self._on_handed_over(move, report)
-            return True
-        if isinstance(report, ForkEnded) and not move.handed_over:
-            self._drop(move)
-        return False
+        if move.phase is Phase.HANDING:
+            return self._on_handing(move, worker, report)
+        if worker is move.old:
+            if isinstance(report, ForkEnded | SinkRetrying | LegLost):
+                self._give_up(move, "it has ended, or does not flow any more")
+            return False
+        self._on_new(move, report)
+        return True
 
     def _on_new(self, move: _Move, report: ForkReport) -> None:
-        if isinstance(report, TakenOver):
-            self._forget(move)
-            self._report(Moved(move.spec.fork_id, move.new.beat.name, report.is_exact))
-        elif isinstance(report, ForkEnded | SinkRetrying):
-            what = report.detail or "it has ended there"
-            self._give_up(move, f"on the other: {what}")
+        if isinstance(report, ForkEnded):
+            self._give_up(move, f"it has ended on the other: {report.detail or report.reason}")
+            move.new.leftovers.discard(move.fork_id)
+        elif isinstance(report, SinkRetrying):
+            self._give_up(move, f"the other has no connection to the server: {report.detail}")
+        elif isinstance(report, LegLost):
+            self._give_up(move, "the other has lost a leg of it")
         elif isinstance(report, LegAttached):
             move.missing.discard(report.part)
             self._look(move)
@@ -144,57 +191,96 @@ class HostMoves:
             move.opened = True
             self._look(move)
 
+    def _on_handing(self, move: _Move, worker: HostWorker, report: ForkReport) -> bool:
+        if worker is move.new:
+            if isinstance(report, ForkEnded):
+                self._forget(move)
+            return False
+        if isinstance(report, HandedOver):
+            self._take_over(move, report.tail)
+            return True
+        if isinstance(report, ForkEnded):  # for a reason of its own, before it was told to stop
+            self._take_over(move)
+        return False
+
+    # --- The steps ---
+
     def _look(self, move: _Move) -> None:
         """Let the new host take over a while after it has all that it needs."""
-        if move.opened and not move.missing and not move.handed_over:
+        if move.opened and not move.missing:
             move.after(BOTH_S, lambda: self._hand_over(move))
 
     def _hand_over(self, move: _Move) -> None:
-        move.handed_over = True
-        move.old.send(HandOver(move.spec.fork_id))
-        move.after(MOVE_TIMEOUT_S, lambda: self._take_over(move, ()))
+        """Make the new host the owner, and tell the old one to stop."""
+        fork_id, old, new = move.fork_id, move.old, move.new
+        move.phase = Phase.HANDING
+        move.after(MOVE_TIMEOUT_S, lambda: self._take_over(move))
+        before = old.told.get(fork_id)
+        told = new.told[fork_id]
+        told.opened = told.streaming = True  # that of the old one was reported
+        told.attached = {part for part in move.spec.legs if part not in move.missing}
+        if before is not None:
+            for order in before.ordered.values():
+                if isinstance(order, Listen):
+                    new.send(order)
+        old.leftovers.add(fork_id)
+        old.send(HandOver(fork_id))
+        self._own(fork_id, new)
+        self._report(Moved(fork_id, new.name))
+        for part in sorted(move.missing):
+            self._report(LegLost(fork_id, part, frames_in=1))  # the first host had some
 
-    def _on_handed_over(self, move: _Move, report: HandedOver) -> None:
-        self._take_over(move, report.tail)
-
-    def _take_over(self, move: _Move, tail: Sequence[int]) -> None:
-        fork_id = move.spec.fork_id
-        if (told := move.old.told.get(fork_id)) is not None:
-            new = move.new.told[fork_id]
-            new.opened, new.streaming = True, told.streaming
-        self._own(fork_id, move.new)
-        move.new.send(TakeOver(fork_id, tuple(tail)))
-        move.after(MOVE_TIMEOUT_S, lambda: self._forget(move))
-
-    def on_reopened(self, worker: HostWorker) -> None:
-        """Give up what a host may have missed, as its session was over."""
-        for move in list(self._moves.values()):
-            if worker in (move.old, move.new) and not move.handed_over:
-                self._give_up(move, f"the session with {worker} was over")
-
-    def on_lost(self, worker: HostWorker) -> None:
-        """Handle a host that is lost: what moves from it, or to it, moves no more."""
-        for move in list(self._moves.values()):
-            if worker is move.new:
-                self._give_up(move, "the other is lost")
-            elif worker is move.old:
-                self._drop(move)
+    def _take_over(self, move: _Move, tail: Sequence[int] = ()) -> None:
+        self._forget(move)
+        move.new.send(TakeOver(move.fork_id, tuple(tail)))
 
     def _give_up(self, move: _Move, why: str) -> None:
-        self._drop(move)
-        self._report(NotMoved(move.spec.fork_id, why))
-
-    def _drop(self, move: _Move) -> None:
-        """Move a fork no more; end it at the other host, unless that has it already."""
+        """Leave a fork where it is, and end it at the other host."""
         self._forget(move)
-        if not move.handed_over:
-            move.new.send(EndFork(move.spec.fork_id, EndReason.MOVED))
+        move.new.leftovers.add(move.fork_id)
+        move.new.send(EndFork(move.fork_id, EndReason.MOVED))
+        self._report(NotMoved(move.fork_id, why))
 
     def _forget(self, move: _Move) -> None:
         move.cancel()
-        self._moves.pop(move.spec.fork_id, None)
+        self._moves.pop(move.fork_id, None)
+
+    # --- Hosts that are lost, or were not heard for a while ---
+
+    def _of(self, worker: HostWorker) -> list[_Move]:
+        return [one for one in self._moves.values() if worker in (one.old, one.new)]
+
+    def on_reopened(self, worker: HostWorker, held: Container[str]) -> None:
+        """Handle a host whose session was over: it may have missed commands, and we reports.
+
+        Args:
+            worker: The host.
+            held: The ids of the forks that it has.
+        """
+        for move in self._of(worker):
+            if move.phase is Phase.BESIDE:
+                self._give_up(move, f"the session with {worker} was over")
+            elif worker is move.old:
+                self._take_over(move)
+            elif move.fork_id not in held:
+                self._forget(move)
+
+    def on_lost(self, worker: HostWorker) -> None:
+        """Handle a host that is lost, before its forks are taken for lost."""
+        for move in self._of(worker):
+            if worker is move.old:
+                if move.phase is Phase.BESIDE:
+                    self._hand_over(move)
+                self._take_over(move)
+            elif move.phase is Phase.BESIDE:
+                self._give_up(move, "the other is lost")
+            else:
+                self._forget(move)
 
     def close(self) -> None:
-        """Give up all that is not done."""
+        """Let each fork that moves have one host."""
         for move in list(self._moves.values()):
-            self._drop(move)
+            if move.phase is Phase.BESIDE:
+                self._give_up(move, "the controller leaves")
+            else:
+                self._take_over(move)

@@ -31,6 +31,7 @@ from audiofork.link.messages import (
     RelayBack,
     RelayDraining,
     SendReport,
+    SinkMessage,
     StatsTaken,
     TakeLevels,
     TakeStats,
@@ -157,13 +158,14 @@ class RelayHosts(SharedRelay):
 
     def send(self, command: Command) -> None:
         if isinstance(command, MoveFork):
-            if isinstance(old := self._owners.get(command.fork_id), HostWorker):
-                spec = self._completed(command.spec)
-                self._moves.begin(MoveFork(spec), old, self._choose(spec))
-        elif not isinstance(command, Everywhere) and self._moves.on_command(command):
-            pass  # it is for the new host alone
-        else:
-            super().send(command)
+            old = self._owners.get(command.fork_id)
+            assert old is None or isinstance(old, HostWorker)
+            spec = self._completed(command.spec)
+            self._moves.begin(replace(command, spec=spec), old, self._choose(spec))
+            return
+        if not isinstance(command, Everywhere):
+            self._moves.on_command(command)
+        super().send(command)
 
     def drain(self, name: str, *, is_on: bool) -> bool:
         """Have a relay host drained, or not any more; return whether it is there."""
@@ -320,19 +322,27 @@ class RelayHosts(SharedRelay):
             self._on_fork_report(worker, message)
 
     def _on_fork_report(self, worker: HostWorker, report: ForkReport) -> None:
-        if report.fork_id in worker.leftovers:
-            if isinstance(report, ForkEnded):
-                worker.leftovers.discard(report.fork_id)
-                self._note_earlier(report)
-            return
         if isinstance(report, ForkEnded):
             worker.told.pop(report.fork_id, None)
         if self._moves.on_report(worker, report):
             return
-        if isinstance(report, ForkEnded) and report.reason is EndReason.MOVED:
+        if report.fork_id in worker.leftovers:
+            self._on_leftover(worker, report)
+        elif isinstance(report, ForkEnded) and report.reason is EndReason.MOVED:
             self._note_earlier(report)
+            if report.fork_id in worker.forks:  # nobody else has it, whatever went wrong
+                self._orphan(worker, [report.fork_id])
+                self._look_after_orphans()
         elif worker.is_news(report):
             self._on_report(worker, self._with_earlier(worker, report))
+
+    def _on_leftover(self, worker: HostWorker, report: ForkReport) -> None:
+        """Handle a report of a fork that another host has, and that ends here."""
+        if isinstance(report, ForkEnded):
+            worker.leftovers.discard(report.fork_id)
+            self._note_earlier(report)
+        elif isinstance(report, SinkMessage) and report.fork_id in self._owners:
+            self._reports.put(report)  # what its server says of the last audio of this connection
 
     def _with_earlier(self, worker: HostWorker, report: ForkReport) -> ForkReport:
         """Return a report; that of an end with what the fork had counted at earlier hosts."""
@@ -358,8 +368,8 @@ class RelayHosts(SharedRelay):
     def _on_held(self, worker: HostWorker, message: Held) -> None:
         """Compare what a host has with what it should have."""
         worker.on_opened()
-        self._moves.on_reopened(worker)
         held = {one.fork_id: one for one in message.forks}
+        self._moves.on_reopened(worker, held)
         worker.leftovers = {
             one.fork_id for one in message.forks if one.is_spare and one.fork_id not in worker.forks
         }

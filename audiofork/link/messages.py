@@ -29,7 +29,6 @@ from audiofork.link.held_fork import HeldFork as HeldFork
 from audiofork.link.moves import HandedOver as HandedOver
 from audiofork.link.moves import HandOver as HandOver
 from audiofork.link.moves import Moved as Moved
-from audiofork.link.moves import MoveFork as MoveFork
 from audiofork.link.moves import NoteFrames as NoteFrames
 from audiofork.link.moves import NotMoved as NotMoved
 from audiofork.link.moves import RelayDraining as RelayDraining
@@ -95,6 +94,26 @@ class SetMute:
     fork_id: str
     mute_in: bool | None = None
     mute_out: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MoveFork:
+    """Command to the relay as a whole: move a fork to another relay; see moves.py.
+
+    The answer is `Moved`, or `NotMoved`.
+
+    Attributes:
+        spec: What the second relay is ordered.
+        orders: What it is ordered next: its own legs, and what is muted.
+    """
+
+    spec: ForkSpec
+    orders: tuple[ExpectLeg | SetMute, ...] = ()
+
+    @property
+    def fork_id(self) -> str:
+        """The fork."""
+        return self.spec.fork_id
 
 
 @dataclass(frozen=True, slots=True)

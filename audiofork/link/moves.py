@@ -8,26 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from audiofork.link.fork_spec import ForkSpec
-
-
-@dataclass(frozen=True, slots=True)
-class MoveFork:
-    """Command to the relay as a whole: move a fork; its legs are announced by `ExpectLeg` then.
-
-    The answer is `Moved`, or `NotMoved`.
-
-    Attributes:
-        spec: What the second relay is ordered.
-    """
-
-    spec: ForkSpec
-
-    @property
-    def fork_id(self) -> str:
-        """The fork."""
-        return self.spec.fork_id
-
 
 @dataclass(frozen=True, slots=True)
 class NoteFrames:
@@ -81,21 +61,21 @@ class TakenOver:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """Report: the legs that were announced last are those of the fork; the earlier ones are gone.
+    """Report: the fork's legs are those of `MoveFork` from now on; the earlier ones go.
+
+    The reports that follow are those of its new relay, `TakenOver` one of the first.
 
     Attributes:
-        to: The relay host that it has now.
-        is_exact: Whether not a frame is missing, and none was sent twice.
+        to: The relay host that has it now.
     """
 
     fork_id: str
     to: str
-    is_exact: bool
 
 
 @dataclass(frozen=True, slots=True)
 class NotMoved:
-    """Report: a fork stays where it is, and its legs that were announced last are not wanted.
+    """Report: a fork stays where it is, and the legs of `MoveFork` are not wanted.
 
     Attributes:
         why: For people.

@@ -21,6 +21,7 @@ from audiofork.link.messages import (
     ForkEnded,
     ForkReport,
     ForkSpec,
+    HandOver,
     HeldFork,
     Leave,
     LegAttached,
@@ -59,6 +60,7 @@ class _Standing:
         retrying: What was said last of a connection that is missing.
         waiting: What the next daemon has to act on.
         dropped: How much more of that there was.
+        is_handed_over: Whether another relay was to go on with it.
     """
 
     spec: ForkSpec
@@ -75,6 +77,7 @@ class _Standing:
     ended: ForkEnded | None = None
     mute_in: bool = False
     mute_out: bool = False
+    is_handed_over: bool = False
 
     def note(self, report: ForkReport) -> None:
         if isinstance(report, LegAttached | LegLost):
@@ -162,6 +165,9 @@ class Handover:
         elif isinstance(command, TakeOver):
             if (standing := self._forks.get(command.fork_id)) is not None:
                 standing.spec = replace(standing.spec, holds=False)
+        elif isinstance(command, HandOver):
+            if (standing := self._forks.get(command.fork_id)) is not None:
+                standing.is_handed_over = True
         elif isinstance(command, ExpectLeg | EndFork | Adopt | Leave | SetMute):
             standing = self._forks.get(command.fork_id)
             if standing is not None:
@@ -245,6 +251,7 @@ def _held(standing: _Standing, now: float) -> HeldFork:
         mute_in=standing.mute_in,
         mute_out=standing.mute_out,
         is_spare=spec.holds
+        or standing.is_handed_over
         or (standing.ended is not None and standing.ended.reason is EndReason.MOVED),
         turn=spec.turn,
         age_s=now - standing.born,

@@ -9,12 +9,14 @@ from audiofork.errors import LegRefused
 from audiofork.forks.leaving import LEAVE_TIMEOUT_S
 from audiofork.link.messages import (
     EndReason,
+    ExpectLeg,
     Moved,
     MoveFork,
     NotMoved,
     RelayDraining,
     SetMute,
     SinkRetrying,
+    TakenOver,
 )
 from tests.control_plane import NAME, Rig
 
@@ -34,7 +36,10 @@ async def test_fork_is_ordered_with_legs_of_other_ids_and_goes_on(rig: Rig) -> N
     assert isinstance(move, MoveFork)
     assert move.spec.fork_id == fork_id
     new = rig.tap.legs[-1]
-    assert rig.expected[-1].leg_id == new != old
+    (expected,) = move.orders
+    assert isinstance(expected, ExpectLeg)
+    assert expected.leg_id == new
+    assert new != old
     assert [view.state for view in await rig.forks.views()] == ["streaming"]
     assert rig.ami.told == told
 
@@ -44,7 +49,7 @@ async def test_moved_fork_has_the_new_legs_and_the_old_ones_may_go(rig: Rig) -> 
     (old,) = rig.tap.legs
     await drain(rig, fork_id)
     told = list(rig.ami.told)
-    rig.forks.on_report(Moved(fork_id, "r2", is_exact=True))
+    rig.forks.on_report(Moved(fork_id, "r2"))
     rig.forks.on_event(ChannelHangup(old))
     await rig.clock.advance(LEAVE_TIMEOUT_S)
     assert rig.ami.told == told
@@ -80,7 +85,9 @@ async def test_muted_fork_is_muted_where_it_goes(rig: Rig) -> None:
     fork_id = await rig.stream()
     await rig.request(command="AudioForkMute", channel=NAME, direction="read", state="1")
     await drain(rig, fork_id)
-    assert rig.sent[1] == SetMute(fork_id, mute_in=True, mute_out=False)
+    (move,) = rig.sent
+    assert isinstance(move, MoveFork)
+    assert move.orders[-1] == SetMute(fork_id, mute_in=True, mute_out=False)
 
 
 async def test_fork_that_does_not_flow_stays_until_it_does(rig: Rig) -> None:
@@ -110,3 +117,15 @@ async def test_fork_that_ends_while_it_moves_is_told_once(rig: Rig) -> None:
     assert rig.ami.told.count("AudioForkStopped") == 1
     rig.forks.on_report(NotMoved(fork_id, "it has ended"))
     assert len(rig.forks) == 0
+    assert rig.hung_up[-1] == rig.tap.legs[-1]
+
+
+@pytest.mark.parametrize(("is_exact", "warnings"), [(True, 0), (False, 1)])
+async def test_frames_that_may_be_missing_after_a_move_are_told(
+    rig: Rig, caplog: pytest.LogCaptureFixture, is_exact: bool, warnings: int
+) -> None:
+    fork_id = await rig.stream()
+    await drain(rig, fork_id)
+    rig.forks.on_report(Moved(fork_id, "r2"))
+    rig.forks.on_report(TakenOver(fork_id, is_exact))
+    assert caplog.text.count("some frames may be missing") == warnings

@@ -17,6 +17,7 @@ from audiofork.link.messages import (
     ForkReport,
     ForkSpec,
     ForkStats,
+    HandOver,
     HeldFork,
     Leave,
     LegAttached,
@@ -29,6 +30,7 @@ from audiofork.link.messages import (
     SinkResumed,
     SinkRetrying,
     Streaming,
+    TakeOver,
 )
 from audiofork.relay.handover import (
     JUST_ENDED_S,
@@ -244,3 +246,18 @@ def test_commands_and_reports_of_unknown_forks_pass(handover: Handover) -> None:
     assert handover.on_command(Adopt("b")) == []
     assert handover.on_command(EndFork("b", EndReason.STOPPED)) == []
     assert handover.on_report(Streaming("b"))
+
+
+def test_fork_that_moves_here_is_spare_until_it_is_taken_over(handover: Handover) -> None:
+    handover.on_command(replace(SPEC, holds=True))
+    handover.on_daemon_gone()
+    assert [one.is_spare for one in handover.held()] == [True]
+    handover.on_command(TakeOver("a"))
+    assert [one.is_spare for one in handover.held()] == [False]
+
+
+def test_fork_that_was_handed_over_is_spare_while_it_sends_what_waits(handover: Handover) -> None:
+    handover.on_command(SPEC)
+    handover.on_command(HandOver("a"))
+    handover.on_daemon_gone()
+    assert [(one.is_spare, one.has_ended) for one in handover.held()] == [(True, False)]
