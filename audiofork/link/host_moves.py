@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
 
 from audiofork.link.host_worker import HostWorker
@@ -197,7 +197,7 @@ class HostMoves:
                 self._forget(move)
             return False
         if isinstance(report, HandedOver):
-            self._take_over(move, report.tail)
+            self._take_over(move, report.tail, report.other_tail)
             return True
         if isinstance(report, ForkEnded):  # for a reason of its own, before it was told to stop
             self._take_over(move)
@@ -230,9 +230,9 @@ class HostMoves:
         for part in sorted(move.missing):
             self._report(LegLost(fork_id, part, frames_in=1))  # the first host had some
 
-    def _take_over(self, move: _Move, tail: Sequence[int] = ()) -> None:
+    def _take_over(self, move: _Move, *tails: tuple[int, ...]) -> None:
         self._forget(move)
-        move.new.send(TakeOver(move.fork_id, tuple(tail)))
+        move.new.send(TakeOver(move.fork_id, *tails))
 
     def _give_up(self, move: _Move, why: str) -> None:
         """Leave a fork where it is, and end it at the other host."""

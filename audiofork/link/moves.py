@@ -28,11 +28,12 @@ class TakeOver:
     """Command to the second relay: go on after these frames.
 
     Attributes:
-        tail: Of `HandedOver`.
+        tail, other_tail: Of `HandedOver`.
     """
 
     fork_id: str
     tail: tuple[int, ...] = ()
+    other_tail: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,13 @@ class HandedOver:
     """Report of the first relay: its frames end here.
 
     Attributes:
-        tail: How the latest frames looked.
+        tail: How the latest frames of its first leg looked.
+        other_tail: Those of its second leg; empty: it has none.
     """
 
     fork_id: str
     tail: tuple[int, ...]
+    other_tail: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

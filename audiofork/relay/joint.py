@@ -4,6 +4,9 @@ Both have legs of the same channel for a moment, and both get the same frames; b
 which frame of one is which of the other. So the first tells how its latest frames looked, and the
 second finds them among those that it has kept. In audio that repeats itself, such as silence, there
 are several such places; then the latest frames of both are taken for the same.
+
+All this is of the frames as a leg brings them, and of each leg by itself: where in and out have
+legs of their own, the two relays may pair them differently.
 """
 
 from __future__ import annotations
@@ -15,8 +18,10 @@ from collections.abc import Sequence
 # What the first tells, and what the second keeps at most: 2 and 10 s.
 MAX_TAIL = 100
 MAX_KEPT = 500
-# So few frames alike may be chance.
+# Fewer frames alike may be chance.
 MIN_ALIKE = 5
+# So many frames of a leg that has just begun may be others than those of the earlier leg.
+MAX_ODD = 3
 
 
 def look_of(frame: bytes) -> int:
@@ -25,7 +30,7 @@ def look_of(frame: bytes) -> int:
 
 
 class Tail:
-    """How the latest frames looked that a relay has sent."""
+    """How the latest frames of a leg looked that a relay has sent."""
 
     def __init__(self) -> None:
         self._looks: deque[int] = deque(maxlen=MAX_TAIL)
@@ -41,7 +46,7 @@ class Tail:
 
 
 class KeptFrames:
-    """The frames that a relay has got, and may not send yet.
+    """The frames of a leg that a relay has got, and may not send yet.
 
     Attributes:
         lost: Frames that were dropped because too many came.
@@ -88,10 +93,11 @@ def _cut(tail: Sequence[int], looks: Sequence[int]) -> int | None:
     best: tuple[int, int] | None = None
     for shift in shifts:
         first, last = max(0, -shift), min(len(tail), len(looks) - shift)
-        alike = last - first
-        if alike < min(MIN_ALIKE, len(tail)) or any(
-            tail[number] != looks[number + shift] for number in range(first, last)
-        ):
+        differ = [at for at in range(first, last) if tail[at] != looks[at + shift]]
+        if differ and differ[-1] + shift >= MAX_ODD:
+            continue
+        alike = last - (differ[-1] + 1 if differ else first)
+        if alike < min(MIN_ALIKE, len(tail)):
             continue
         cut = len(tail) + shift
         near = (abs(cut - len(looks)), -alike)

@@ -63,6 +63,10 @@ class Pairing:
         if self._ahead is not part:
             self.flush()
 
+    def wait_for(self, part: LegPart) -> None:
+        """Note that a leg brings frames, though they do not come here yet."""
+        self._patience[part] = PATIENCE_FRAMES
+
     def flush(self) -> None:
         """Emit the frames that wait, each with silence for the missing frame."""
         while self._waiting:

@@ -20,6 +20,7 @@ from audiofork.relay.shape import Shape, Sides, join_of, shape_of, unchanged
 from audiofork.relay.silence_filler import SilenceFiller
 
 TakeFrame = Callable[[bytes], None]
+TakePart = Callable[[LegPart, bytes], None]
 
 
 class LegHandle(Protocol):
@@ -104,6 +105,9 @@ class Pipeline(ABC):
     """
 
     heard_sides: tuple[LegPart, ...]
+    # Of forks that move to another relay.
+    _note: TakePart | None = None
+    _keep: TakePart | None = None
 
     def __init__(self, spec: ForkSpec, taker: Taker) -> None:
         self.legs: dict[LegPart, LegHandle] = {}
@@ -142,6 +146,25 @@ class Pipeline(ABC):
         It gets the same frames, but with in and out side by side wherever they came apart. While
         nobody hears them, frames take the same way as if nobody ever had.
         """
+
+    def note(self, note: TakePart) -> None:
+        """Also give to `note` the frames of each leg that become frames for the taker, as it
+        brings them, from the next one on.
+        """
+        self.read_rest()
+        self._note = note
+
+    def keep(self, keep: TakePart | None) -> None:
+        """Give the frames that may pass to `keep` alone, as the legs bring them; None: no longer.
+
+        What it keeps may go on by `put`.
+        """
+        self.read_rest()
+        self._keep = keep
+
+    @abstractmethod
+    def put(self, part: LegPart, frame: bytes) -> None:
+        """Let a frame of the expected size pass that was kept."""
 
     @abstractmethod
     def input_of(self, part: LegPart) -> TakeFrame:
@@ -186,6 +209,11 @@ class Pipeline(ABC):
     def batch_reads(self, batch_ms: int) -> None:
         """Let legs read `batch_ms` of audio at once, if the pipeline needs no frame earlier."""
 
+    def stop(self) -> None:
+        """Hand on all unread frames, but none that wait for their pair; then shut the gate."""
+        self.read_rest()
+        self.set_gate(False)
+
     def finish(self) -> None:
         """Hand on all unread and waiting frames; then shut the gate."""
         self.read_rest()
@@ -219,6 +247,7 @@ class OneLegPipeline(Pipeline):
 
     def __init__(self, spec: ForkSpec, taker: Taker) -> None:
         super().__init__(spec, taker)
+        self._part = spec.legs[0]
         self._shape_of = functools.partial(shape_of, spec.legs[0], spec.direction)
         self._shape = self._shape_of(self._sides)
         heard = Direction.STEREO if spec.direction is Direction.BOTH else spec.direction
@@ -239,6 +268,21 @@ class OneLegPipeline(Pipeline):
         self._heard_shape = self._heard_shape_of(self._sides)
         self._set_fast_path(self._on_frame)
 
+    def note(self, note: TakePart) -> None:
+        """See `Pipeline.note`."""
+        super().note(note)
+        self._set_fast_path(self._on_frame)
+
+    def keep(self, keep: TakePart | None) -> None:
+        """See `Pipeline.keep`; no silence is filled in among frames that are kept."""
+        super().keep(keep)
+        self._set_fast_path(self._on_frame)
+        self._start_or_stop_filling()
+
+    def put(self, part: LegPart, frame: bytes) -> None:  # noqa: ARG002 (of the base)
+        """See `Pipeline.put`."""
+        self._take_overheard(frame)
+
     def input_of(self, part: LegPart) -> TakeFrame:  # noqa: ARG002 (of the base)
         """See `Pipeline.input_of`."""
         return self._on_frame
@@ -258,12 +302,21 @@ class OneLegPipeline(Pipeline):
 
     def _way_to_taker(self) -> TakeFrame:
         """Return the shortest way of a frame of the expected size."""
+        if self._keep is not None:
+            return functools.partial(self._keep, self._part)
+        if self._note is not None:
+            return self._take_noted
         if self._hear is not None:
             return self._take_overheard
         return self._take if self._shape is unchanged else self._take_shaped
 
     def _take_shaped(self, frame: bytes) -> None:
         self._take(self._shape(frame))
+
+    def _take_noted(self, frame: bytes) -> None:
+        assert self._note is not None
+        self._note(self._part, frame)
+        self._take_overheard(frame)
 
     def _take_overheard(self, frame: bytes) -> None:
         self._take(self._shape(frame))
@@ -310,7 +363,7 @@ class OneLegPipeline(Pipeline):
     def _start_or_stop_filling(self) -> None:
         if self._silence_filler is None:
             return
-        if self._gate_open and self.legs:
+        if self._gate_open and self.legs and self._keep is None:
             self._silence_filler.start()
         else:
             self._silence_filler.stop()
@@ -344,18 +397,47 @@ class TwoLegPipeline(Pipeline):
         self._join = self._join_of(self._sides)
         self._heard_join = join_of(Direction.STEREO, self._sides)
         self.heard_sides = (LegPart.IN, LegPart.OUT)
-        self._pairing = Pairing(self._on_pair, bytes(self.frame_bytes))
+        self._silence = bytes(self.frame_bytes)
+        self._pairing = Pairing(self._on_pair, self._silence)
+        self._put: TakePart = self._pairing.put
         self._inputs = {part: self._new_input(part) for part in spec.legs}
 
     def overhear(self, hear: TakeFrame | None) -> None:
         """See `Pipeline.overhear`."""
         self._hear = hear
-        self._pairing.emit = self._on_pair if hear is None else self._on_pair_overheard
+        self._choose_way()
+
+    def note(self, note: TakePart) -> None:
+        """See `Pipeline.note`."""
+        super().note(note)
+        self._choose_way()
+
+    def _choose_way(self) -> None:
+        """Let pairs take the shortest way."""
+        emit = self._on_pair if self._hear is None else self._on_pair_overheard
+        if self._note is not None:
+            emit = functools.partial(self._on_pair_noted, emit)
+        self._pairing.emit = emit
+
+    def keep(self, keep: TakePart | None) -> None:
+        """See `Pipeline.keep`."""
+        super().keep(keep)
+        self._put = self._pairing.put if keep is None else self._put_aside
+
+    def put(self, part: LegPart, frame: bytes) -> None:
+        """See `Pipeline.put`."""
+        self._pairing.put(part, frame)
+
+    def _put_aside(self, part: LegPart, frame: bytes) -> None:
+        assert self._keep is not None
+        self._pairing.wait_for(part)
+        if self._gate_open:
+            self._keep(part, frame)
 
     def _new_input(self, part: LegPart) -> TakeFrame:
         def put(frame: bytes) -> None:
             if len(frame) == self.frame_bytes:
-                self._pairing.put(part, frame)
+                self._put(part, frame)
             else:
                 self._drop(len(frame))
 
@@ -371,6 +453,15 @@ class TwoLegPipeline(Pipeline):
             self._take(self._join(side_in, side_out))
         else:
             self.gated += 1
+
+    def _on_pair_noted(
+        self, emit: Callable[[bytes, bytes], None], side_in: bytes, side_out: bytes
+    ) -> None:
+        assert self._note is not None
+        for part, side in ((LegPart.IN, side_in), (LegPart.OUT, side_out)):
+            if self._gate_open and side is not self._silence:  # which is filled in
+                self._note(part, side)
+        emit(side_in, side_out)
 
     def _on_pair_overheard(self, side_in: bytes, side_out: bytes) -> None:
         self._on_pair(side_in, side_out)

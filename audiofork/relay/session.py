@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 from audiofork.audiosocket import FRAME_BYTES, PTIME_MS
 from audiofork.errors import SinkClosed, SinkError
@@ -112,10 +114,13 @@ class Session:
         sink.on_open = self._on_sink_open
         sink.on_retry = self._on_sink_retry
         self._report = report
-        self._kept = KeptFrames() if spec.holds else None
-        self._tail: Tail | None = None
-        taker = Taker(self._way, self._frames_offered, self._on_unexpected_size)
+        self._kept: dict[LegPart, KeptFrames] | None = None
+        self._tails: dict[LegPart, Tail] = {}
+        taker = Taker(self._send_first, self._frames_offered, self._on_unexpected_size)
         self._pipeline = pipeline_of(spec, taker)
+        if spec.holds:
+            self._kept = kept = {part: KeptFrames() for part in spec.legs}
+            self._pipeline.keep(lambda part, frame: kept[part].add(frame))
         self.inlets = {part: Inlet(self, part, self._pipeline.input_of(part)) for part in spec.legs}
         self._speaker = Speaker(spec, pacer, sink.send_event)
         pause = self._pipeline.set_pause
@@ -142,7 +147,7 @@ class Session:
             self._hang_up(part, leg)
             return
         # The new leg does not batch its reads yet: `_send_first` decides again when it may.
-        self._pipeline.hand_to(self._way)
+        self._pipeline.hand_to(self._send_first)
         self._pipeline.attach(part, leg)
         if part in self._speaker.parts:
             self._speaker.attach(part, leg)
@@ -175,19 +180,6 @@ class Session:
         if self._streaming and not self._sink.backlog:
             self._pipeline.batch_reads(self._sink.frame_ms)
             self._pipeline.hand_to(self._sink.send)
-
-    @property
-    def _way(self) -> TakeFrame:
-        """Return what gets the next frame."""
-        if self._kept is not None:
-            return self._kept.add
-        return self._send_first if self._tail is None else self._send_noted
-
-    def _send_noted(self, frame: bytes) -> None:
-        assert self._tail is not None
-        self._tail.add(frame)
-        self._sink.send(frame)
-        self._check_streaming()
 
     def _frames_offered(self) -> int:
         sink = self._sink
@@ -262,44 +254,56 @@ class Session:
 
     def note_frames(self) -> None:
         """Note how the frames look, from the next one on: the fork is about to move."""
-        self._pipeline.read_rest()
-        self._tail = Tail()
-        self._pipeline.hand_to(self._way)
+        self._tails = {part: Tail() for part in self.spec.legs}
+        self._pipeline.note(lambda part, frame: self._tails[part].add(frame))
 
     def hand_over(self) -> None:
         """Let another relay go on from here; send what waits, and end."""
         if self._end is not None:
             return
-        self._pipeline.finish()
-        tail = self._tail.looks if self._tail is not None else ()
-        self._report(HandedOver(self.spec.fork_id, tail))
+        self._pipeline.stop()  # a frame that waits for its pair is the other's
+        tails = [self._tails[part].looks if self._tails else () for part in self.spec.legs]
+        self._report(HandedOver(self.spec.fork_id, *tails))
         self.end(EndReason.MOVED)
 
-    def take_over(self, tail: Sequence[int]) -> None:
-        """Go on after the last frames of another relay."""
+    def take_over(self, *tails: Sequence[int]) -> None:
+        """Go on after the last frames of another relay.
+
+        Args:
+            tails: How these looked, for each leg; there may be more.
+        """
         if self._kept is None or self._end is not None:
             return
         self._pipeline.read_rest()
-        frames, to_come, is_exact = self._kept.after(tail)
+        parts = list(self._kept)
+        found = [kept.after(tail) for kept, tail in zip(self._kept.values(), tails, strict=False)]
         self._kept = None
-        for frame in frames:
-            self._send_first(frame)
-        if to_come:
-            self._skip(to_come)
-        else:
-            self._pipeline.hand_to(self._way)
+        to_come = {part: count for part, (_, count, _) in zip(parts, found, strict=True) if count}
+        leave_out = functools.partial(self._leave_out, to_come)
+        self._pipeline.keep(leave_out if to_come else None)
+        for row in zip_longest(*(frames for frames, _, _ in found)):  # a frame of each leg in turn
+            for part, frame in zip(parts, row, strict=True):
+                if frame is not None:
+                    self._pipeline.put(part, frame)
+        is_exact = all(is_found for _, _, is_found in found)
         self._report(TakenOver(self.spec.fork_id, is_exact))
 
-    def _skip(self, count: int) -> None:
-        """Leave out so many frames: the other relay has sent them."""
+    def _leave_out(self, to_come: dict[LegPart, int], part: LegPart, frame: bytes) -> None:
+        """Leave out a frame if the other relay has sent it.
 
-        def leave_out(_frame: bytes) -> None:
-            nonlocal count
-            count -= 1
-            if not count:
-                self._pipeline.hand_to(self._way)
-
-        self._pipeline.hand_to(leave_out)
+        Args:
+            to_come: How many of these each leg has yet to bring.
+            part: That of the leg.
+            frame: The frame.
+        """
+        if part not in to_come:
+            self._pipeline.put(part, frame)
+            return
+        to_come[part] -= 1
+        if not to_come[part]:
+            del to_come[part]
+        if not to_come:
+            self._pipeline.keep(None)
 
     def stats(self) -> ForkStats:
         """Return the statistics so far."""

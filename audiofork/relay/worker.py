@@ -249,6 +249,6 @@ def _obey(
     elif isinstance(command, HandOver):
         session.hand_over()
     elif isinstance(command, TakeOver):
-        session.take_over(command.tail)
+        session.take_over(command.tail, command.other_tail)
     else:
         session.set_gate(command.is_open)

@@ -83,3 +83,9 @@ def test_no_frame_is_lost_or_doubled_where_frames_differ(data: st.DataObject) ->
     assert found
     later = frames[until : until + 120]
     assert rest + later[to_come:] == frames[sent:]
+
+
+def test_first_frames_of_the_second_leg_may_be_others() -> None:
+    frames, odd = numbered(60), numbered(4, 100)
+    assert kept([*odd[:3], *frames[13:60]]).after(looks(frames[:40])) == (frames[40:60], 0, True)
+    assert not kept([*odd, *frames[14:60]]).after(looks(frames[:40]))[2]

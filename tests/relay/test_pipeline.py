@@ -429,6 +429,19 @@ def test_pause_of_a_mixed_leg_is_filled_and_what_comes_late_is_handed_on_too(
     assert (stage.pipeline.frames_in, stage.pipeline.frames_brought) == (filled + 2, 2)
 
 
+def test_silence_is_filled_in_only_after_frames_were_kept(clock: FakeLoop) -> None:
+    stage = PipelineStage(keep_time=True)
+    kept: list[bytes] = []
+    stage.pipeline.keep(lambda _part, frame: kept.append(frame))
+    stage.attach()
+    stage.audio(mono_of(5))
+    clock.advance(1)
+    assert (stage.frames, kept) == ([], [mono_of(5)])
+    stage.pipeline.keep(None)
+    clock.advance(1)
+    assert 40 <= len(stage.frames) <= 48
+
+
 def test_frames_of_the_leg_put_off_the_silence(clock: FakeLoop) -> None:
     stage = PipelineStage(keep_time=True)
     stage.attach()

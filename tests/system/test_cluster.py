@@ -6,8 +6,10 @@ The callers speak numbered blocks, so that each one that the server lacks is cou
 from __future__ import annotations
 
 import asyncio
+import audioop
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -18,7 +20,7 @@ from testbed.daemon import Daemon
 from testbed.recorder import Recorder
 from tests.relay.peers import until
 from tests.system.cluster import Cluster, clustered
-from tests.system.conftest import counts_blocks
+from tests.system.conftest import counts_blocks, settings_of
 from tests.system.scene import WARM_UP, Scene, staged
 
 pytestmark = pytest.mark.asterisk
@@ -237,11 +239,47 @@ async def test_start_waits_for_the_broker_where_it_is_configured(
     await fork.started()
 
 
+def not_once(audio: bytes, options: str) -> list[str]:
+    """Return what did not come once of what the party spoke, and its call sent back at once."""
+    sides = [audio]
+    if "stereo" in options:
+        sides = [audioop.tomono(audio, 2, 1, 0), audioop.tomono(audio, 2, 0, 1)]
+    if "both" not in options:
+        every = [report(find_blocks(one, HEARD), len(HEARD)) for one in sides]
+        return [str(one) for one in every if not one.intact]
+    # In and out are paired with a few frames between them; a silence may change how many.
+    count = len(HEARD)
+    pairs = [(one, two) for one in range(count) for two in range(one, min(one + 4, count))]
+    mixes = [audioop.add(HEARD[one], HEARD[two], 2) for one, two in pairs]
+    found = find_blocks(audio, [*mixes, *HEARD])
+    heard = Counter(
+        number for at in found for number in (pairs[at] if at < len(pairs) else (at - len(pairs),))
+    )
+    # The first and the last ones may be mixed with what is spoken before and after.
+    return [f"block {one}: {heard[one]} sides" for one in range(4, count - 4) if heard[one] != 2]
+
+
 @counts_blocks
-@pytest.mark.parametrize("options", ["D(in)", "D(in)F(100)"])
+@pytest.mark.parametrize(
+    ("tap", "options"),
+    [
+        ("chanspy", "D(in)"),
+        ("chanspy", "D(in)F(100)"),
+        ("snoop", "D(out)"),
+        ("snoop", "D(both)"),
+        ("snoop", "D(stereo)"),
+    ],
+)
 async def test_forks_of_a_relay_host_that_is_drained_move_without_a_gap(
-    scene: Scene[Recorder], cluster: Cluster, options: str
+    scene: Scene[Recorder], tap: str, options: str
 ) -> None:
+    settings = {**SETTINGS, **settings_of(tap, scene.asterisk)}
+    with clustered(scene.asterisk, settings) as cluster:
+        await drain(scene, cluster, options)
+
+
+async def drain(scene: Scene[Recorder], cluster: Cluster, options: str) -> None:
+    """Drain a relay host whose forks have these options, and see that all blocks come."""
     first = cluster.relay("r1")
     controller = cluster.controller("c1")
     await leads(controller)
@@ -275,7 +313,7 @@ async def test_forks_of_a_relay_host_that_is_drained_move_without_a_gap(
         before, after = [one for one in scene.server.recordings if one.path == path]
         assert (before.close_code, before.close_reason) == (1001, "moved")
         assert len(after.audio) > len(before.audio) > 0
-        heard = report(find_blocks(before.audio + after.audio, HEARD), len(HEARD))
-        assert heard.intact, heard
+        assert not_once(before.audio + after.audio, options) == []
+    assert "some frames may be missing" not in controller.log()
     await scene.legs(0)
     assert "Traceback" not in controller.log()

@@ -1,0 +1,161 @@
+"""A fork that moves: what the first relay sends last, and what the second begins with."""
+
+from __future__ import annotations
+
+import random
+import struct
+from typing import Any
+
+import pytest
+
+from audiofork.link.messages import Direction, HandedOver, LegPart, SetMute, TakenOver
+from tests.relay.pipeline_stage import BOTH_LEGS, FORK_ID, IN, OUT, PAIRS
+from tests.relay.session_stage import Begin, SessionStage
+
+STEREO, BOTH = Direction.STEREO, Direction.BOTH
+WORDS = random.Random(7)
+
+
+def side(size: int = 320) -> list[bytes]:
+    """Return frames of which no two are alike, and that can be added without saturation."""
+    return [
+        struct.pack(f"<{size // 2}h", *(WORDS.randint(-9000, 9000) for _ in range(size // 2)))
+        for _ in range(60)
+    ]
+
+
+def flow(stage: SessionStage, sides: dict[LegPart, list[bytes]], start: int, stop: int) -> None:
+    """Let the legs bring frames of their sides by turns."""
+    for number in range(start, stop):
+        for part, frames in sides.items():
+            if number < len(frames):
+                stage.audio(frames[number], part)
+
+
+async def pair_of(begin: Begin, direction: Direction, **wishes: Any) -> tuple[SessionStage, ...]:
+    """Return the first relay's session, which flows and notes its frames, and the second's."""
+    first, second = begin(direction, **wishes), begin(direction, **wishes, holds=True)
+    for stage in (first, second):
+        stage.attach()
+        stage.sink.open()
+    first.session.note_frames()
+    return first, second
+
+
+def move(first: SessionStage, second: SessionStage) -> bool:
+    """Let the second go on after the first; return whether it knows the place."""
+    first.session.hand_over()
+    (handed,) = [one for one in first.reports if isinstance(one, HandedOver)]
+    second.session.take_over(handed.tail, handed.other_tail)
+    (taken,) = [one for one in second.reports if isinstance(one, TakenOver)]
+    return taken.is_exact
+
+
+@pytest.mark.parametrize(
+    ("direction", "legs"),
+    [
+        (Direction.IN, (IN,)),
+        (STEREO, (PAIRS,)),
+        (BOTH, (PAIRS,)),
+        (STEREO, BOTH_LEGS),
+        (BOTH, BOTH_LEGS),
+    ],
+)
+@pytest.mark.parametrize("ahead", [-2, 0, 2])
+async def test_no_frame_is_lost_or_sent_twice(
+    begin: Begin, direction: Direction, legs: tuple[LegPart, ...], ahead: int
+) -> None:
+    sides = {part: side(640 if part is PAIRS else 320) for part in legs}
+    alone = begin(direction, legs=legs)
+    alone.attach()
+    alone.sink.open()
+    flow(alone, sides, 0, 60)
+    first, second = await pair_of(begin, direction, legs=legs)
+    flow(first, sides, 0, 30)
+    flow(second, sides, 10, 30 + ahead)
+    assert second.sink.frames == []
+    assert move(first, second)
+    flow(second, sides, 30 + ahead, 60)
+    assert first.sink.frames + second.sink.frames == alone.sink.frames
+
+
+@pytest.mark.parametrize("late", BOTH_LEGS)
+@pytest.mark.parametrize("kept", [20, 22])
+async def test_two_legs_that_are_paired_otherwise_at_the_second_go_on_as_at_the_first(
+    begin: Begin, late: LegPart, kept: int
+) -> None:
+    sides = {IN: side(), OUT: side()}
+    alone = begin(STEREO, legs=BOTH_LEGS)
+    alone.attach()
+    alone.sink.open()
+    flow(alone, sides, 0, 60)
+    first, second = await pair_of(begin, STEREO, legs=BOTH_LEGS)
+    flow(first, sides, 0, 30)
+    other = {part: frames[11:] if part is late else frames[10:] for part, frames in sides.items()}
+    flow(second, other, 0, kept)
+    assert move(first, second)
+    flow(second, other, kept, 60)
+    assert first.sink.frames + second.sink.frames == alone.sink.frames
+
+
+async def test_frame_that_waits_for_its_pair_is_left_to_the_second(begin: Begin) -> None:
+    sides = {IN: side(), OUT: side()}
+    first, second = await pair_of(begin, STEREO, legs=BOTH_LEGS)
+    for stage in (first, second):
+        flow(stage, sides, 0, 30)
+        stage.audio(sides[IN][30], IN)
+    assert move(first, second)
+    assert (len(first.sink.frames), len(second.sink.frames)) == (30, 0)
+    second.audio(sides[OUT][30], OUT)
+    assert len(second.sink.frames) == 1
+
+
+async def test_mute_that_comes_while_both_have_the_fork_does_not_hide_the_place(
+    begin: Begin,
+) -> None:
+    sides = {IN: side()}
+    first, second = await pair_of(begin, Direction.IN)
+    flow(first, sides, 0, 30)
+    flow(second, sides, 10, 20)
+    second.session.set_mute(SetMute(FORK_ID, mute_in=True))
+    flow(second, sides, 20, 31)
+    assert move(first, second)
+    assert second.sink.frames == [bytes(320)]
+
+
+async def test_frames_that_come_while_the_gate_is_shut_are_of_neither(begin: Begin) -> None:
+    sides = {IN: side(), OUT: side()}
+    first, second = await pair_of(begin, STEREO, legs=BOTH_LEGS)
+    for stage in (first, second):
+        flow(stage, sides, 0, 10)
+        stage.session.set_gate(False)
+        flow(stage, sides, 10, 20)
+        stage.session.set_gate(True)
+        flow(stage, sides, 20, 30)
+    assert move(first, second)
+    assert (len(first.sink.frames), second.sink.frames) == (20, [])
+
+
+async def test_silence_in_place_of_a_leg_that_was_away_does_not_hide_the_place(
+    begin: Begin,
+) -> None:
+    sides = {IN: side(), OUT: side()}
+    first, second = await pair_of(begin, STEREO, legs=BOTH_LEGS)
+    for stage in (first, second):
+        flow(stage, sides, 0, 10)
+        stage.close_leg(OUT)
+        flow(stage, {IN: sides[IN]}, 10, 13)
+        stage.attach(OUT)
+        flow(stage, {IN: sides[IN][3:], OUT: sides[OUT]}, 10, 20)
+    assert move(first, second)
+    assert (len(first.sink.frames), second.sink.frames) == (23, [])
+
+
+async def test_second_that_does_not_find_the_place_sends_what_comes_next(begin: Begin) -> None:
+    first, second = await pair_of(begin, STEREO, legs=BOTH_LEGS)
+    flow(first, {IN: side(), OUT: side()}, 0, 30)
+    sides = {IN: side(), OUT: side()}
+    flow(second, sides, 0, 20)
+    assert not move(first, second)
+    flow(second, sides, 20, 25)
+    assert len(second.sink.frames) == 5
