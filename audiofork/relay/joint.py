@@ -5,15 +5,18 @@ which frame of one is which of the other. So the first tells how its latest fram
 second finds them among those that it has kept. In audio that repeats itself, such as silence, there
 are several such places; then the latest frames of both are taken for the same.
 
-All this is of the frames as a leg brings them, and of each leg by itself: where in and out have
-legs of their own, the two relays may pair them differently.
+All this is of the frames as a leg brings them, and of each side by itself: two relays, and two legs
+of Asterisk, may pair in and out differently.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from audiofork.link.messages import Direction, ForkSpec, LegPart
+from audiofork.relay.shape import join_of, left, right
 
 # What the first tells, and what the second keeps at most: 2 and 10 s.
 MAX_TAIL = 100
@@ -22,6 +25,38 @@ MAX_KEPT = 500
 MIN_ALIKE = 5
 # So many frames of a leg that has just begun may be others than those of the earlier leg.
 MAX_ODD = 3
+
+
+_interleaved = join_of(Direction.STEREO)
+
+
+class SidesOf:
+    """Takes the frames of a fork's legs apart into the sides that the server gets.
+
+    Attributes:
+        all: These sides, in an order that is always the same.
+    """
+
+    def __init__(self, spec: ForkSpec) -> None:
+        self._has_pairs = LegPart.PAIRS in spec.legs
+        self.all: tuple[LegPart, ...] = spec.legs
+        if self._has_pairs:
+            one = {Direction.IN: (LegPart.IN,), Direction.OUT: (LegPart.OUT,)}
+            self.all = one.get(spec.direction, (LegPart.IN, LegPart.OUT))
+
+    def apart(self, part: LegPart, frame: bytes) -> dict[LegPart, bytes]:
+        """Return the sides of a frame that a leg has brought."""
+        if part is not LegPart.PAIRS:
+            return {part: frame}
+        return {side: (left if side is LegPart.IN else right)(frame) for side in self.all}
+
+    def together(self, sides: Mapping[LegPart, bytes]) -> dict[LegPart, bytes]:
+        """Return the frames of legs that have these sides; of a pair one may be missing."""
+        if not self._has_pairs or not sides:
+            return dict(sides)
+        silence = bytes(len(next(iter(sides.values()))))
+        pair = (sides.get(side, silence) for side in (LegPart.IN, LegPart.OUT))
+        return {LegPart.PAIRS: _interleaved(*pair)}
 
 
 def look_of(frame: bytes) -> int:

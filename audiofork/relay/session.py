@@ -31,7 +31,7 @@ from audiofork.link.messages import (
 )
 from audiofork.log import CounterLine, ForkLog
 from audiofork.relay.formats.base import Dtmf, Mute
-from audiofork.relay.joint import KeptFrames, Tail
+from audiofork.relay.joint import KeptFrames, SidesOf, Tail
 from audiofork.relay.levels import ForkMeter
 from audiofork.relay.pacer import Pacer
 from audiofork.relay.pipeline import LegHandle, TakeFrame, Taker, pipeline_of
@@ -106,6 +106,7 @@ class Session:
 
     _running: asyncio.Task[None] | None = None
     _closing: asyncio.Task[None] | None = None
+    _kept: dict[LegPart, KeptFrames] | None = None
 
     def __init__(self, spec: ForkSpec, sink: Sink, report: SendReport, pacer: Pacer) -> None:
         self.spec = spec
@@ -114,13 +115,12 @@ class Session:
         sink.on_open = self._on_sink_open
         sink.on_retry = self._on_sink_retry
         self._report = report
-        self._kept: dict[LegPart, KeptFrames] | None = None
+        self._sides = SidesOf(spec)
         self._tails: dict[LegPart, Tail] = {}
         taker = Taker(self._send_first, self._frames_offered, self._on_unexpected_size)
         self._pipeline = pipeline_of(spec, taker)
         if spec.holds:
-            self._kept = kept = {part: KeptFrames() for part in spec.legs}
-            self._pipeline.keep(lambda part, frame: kept[part].add(frame))
+            self._hold()
         self.inlets = {part: Inlet(self, part, self._pipeline.input_of(part)) for part in spec.legs}
         self._speaker = Speaker(spec, pacer, sink.send_event)
         pause = self._pipeline.set_pause
@@ -254,56 +254,75 @@ class Session:
 
     def note_frames(self) -> None:
         """Note how the frames look, from the next one on: the fork is about to move."""
-        self._tails = {part: Tail() for part in self.spec.legs}
-        self._pipeline.note(lambda part, frame: self._tails[part].add(frame))
+        self._tails = tails = {side: Tail() for side in self._sides.all}
+
+        def note(part: LegPart, frame: bytes) -> None:
+            for side, audio in self._sides.apart(part, frame).items():
+                tails[side].add(audio)
+
+        self._pipeline.note(note)
 
     def hand_over(self) -> None:
         """Let another relay go on from here; send what waits, and end."""
         if self._end is not None:
             return
         self._pipeline.stop()  # a frame that waits for its pair is the other's
-        tails = [self._tails[part].looks if self._tails else () for part in self.spec.legs]
+        tails = [tail.looks for tail in self._tails.values()] or [()]
         self._report(HandedOver(self.spec.fork_id, *tails))
         self.end(EndReason.MOVED)
+
+    def _hold(self) -> None:
+        """Keep what comes, until another relay stops."""
+        self._kept = kept = {side: KeptFrames() for side in self._sides.all}
+
+        def keep(part: LegPart, frame: bytes) -> None:
+            for side, audio in self._sides.apart(part, frame).items():
+                kept[side].add(audio)
+
+        self._pipeline.keep(keep)
 
     def take_over(self, *tails: Sequence[int]) -> None:
         """Go on after the last frames of another relay.
 
         Args:
-            tails: How these looked, for each leg; there may be more.
+            tails: How these looked, for each side; there may be more.
         """
         if self._kept is None or self._end is not None:
             return
         self._pipeline.read_rest()
-        parts = list(self._kept)
         found = [kept.after(tail) for kept, tail in zip(self._kept.values(), tails, strict=False)]
-        self._kept = None
-        to_come = {part: count for part, (_, count, _) in zip(parts, found, strict=True) if count}
+        sides, self._kept = list(self._kept), None
+        to_come = {side: count for side, (_, count, _) in zip(sides, found, strict=True) if count}
         leave_out = functools.partial(self._leave_out, to_come)
         self._pipeline.keep(leave_out if to_come else None)
-        for row in zip_longest(*(frames for frames, _, _ in found)):  # a frame of each leg in turn
-            for part, frame in zip(parts, row, strict=True):
-                if frame is not None:
-                    self._pipeline.put(part, frame)
+        for row in zip_longest(*(frames for frames, _, _ in found)):  # 20 ms of each side
+            self._go_on_with(
+                {side: audio for side, audio in zip(sides, row, strict=True) if audio is not None}
+            )
         is_exact = all(is_found for _, _, is_found in found)
         self._report(TakenOver(self.spec.fork_id, is_exact))
 
+    def _go_on_with(self, sides: dict[LegPart, bytes]) -> None:
+        for part, frame in self._sides.together(sides).items():
+            self._pipeline.put(part, frame)
+
     def _leave_out(self, to_come: dict[LegPart, int], part: LegPart, frame: bytes) -> None:
-        """Leave out a frame if the other relay has sent it.
+        """Leave out what the other relay has sent of a frame.
 
         Args:
-            to_come: How many of these each leg has yet to bring.
+            to_come: How much of that has yet to come of each side.
             part: That of the leg.
             frame: The frame.
         """
-        if part not in to_come:
-            self._pipeline.put(part, frame)
-            return
-        to_come[part] -= 1
-        if not to_come[part]:
-            del to_come[part]
+        sides = self._sides.apart(part, frame)
+        for side in to_come.keys() & sides.keys():
+            del sides[side]
+            to_come[side] -= 1
+            if not to_come[side]:
+                del to_come[side]
         if not to_come:
             self._pipeline.keep(None)
+        self._go_on_with(sides)
 
     def stats(self) -> ForkStats:
         """Return the statistics so far."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from audiofork.link.messages import Direction, HandedOver, LegPart, SetMute, TakenOver
+from audiofork.relay.shape import join_of, left, right
 from tests.relay.pipeline_stage import BOTH_LEGS, FORK_ID, IN, OUT, PAIRS
 from tests.relay.session_stage import Begin, SessionStage
 
@@ -96,6 +97,34 @@ async def test_two_legs_that_are_paired_otherwise_at_the_second_go_on_as_at_the_
     assert move(first, second)
     flow(second, other, kept, 60)
     assert first.sink.frames + second.sink.frames == alone.sink.frames
+
+
+@pytest.mark.parametrize("late", BOTH_LEGS)
+@pytest.mark.parametrize("kept", [19, 20, 22])
+@pytest.mark.parametrize("direction", [STEREO, BOTH, Direction.OUT])
+async def test_leg_of_pairs_that_asterisk_pairs_otherwise_for_the_second_loses_no_side(
+    begin: Begin, direction: Direction, late: LegPart, kept: int
+) -> None:
+    ins, outs = side(), side()
+    mixed = {PAIRS: [join_of(STEREO)(*pair) for pair in zip(ins, outs, strict=True)]}
+    first, second = await pair_of(begin, direction, legs=(PAIRS,))
+    flow(first, mixed, 0, 30)
+    ins, outs = (ins[9:-1], outs[10:]) if late is OUT else (ins[10:], outs[9:-1])
+    other = {PAIRS: [join_of(STEREO)(*pair) for pair in zip(ins, outs, strict=True)]}
+    flow(second, other, 0, kept)
+    assert move(first, second)
+    flow(second, other, kept, 50)
+    got = b"".join(first.sink.frames + second.sink.frames)
+    size = len(first.sink.frames[0])
+    if direction is BOTH:  # the frame at the joint is that of one side alone
+        assert len(got) // size == 60
+        return
+    halves = [right(got), left(got)] if direction is STEREO else [got]
+    for half, every in zip(halves, (outs, ins), strict=False):
+        heard = [half[at : at + 320] for at in range(0, len(half), 320)]
+        heard = [one for one in heard if one != bytes(320)]
+        assert len(set(heard)) == len(heard)
+        assert set(every) <= set(heard)
 
 
 async def test_frame_that_waits_for_its_pair_is_left_to_the_second(begin: Begin) -> None:
