@@ -105,6 +105,17 @@ def _load_one(
     return _read_section(name, section_type, given)
 
 
+def is_given(
+    section: str, option: str, path: Path, environment: Mapping[str, str] = os.environ
+) -> bool:
+    """Return whether a configuration file, or the environment, says what an option is.
+
+    Raises:
+        ConfigError: The file cannot be read, or is not an ini file.
+    """
+    return _Given(_main(path), environment).text(section, option) is not None
+
+
 def with_place(text: str, path: Path, environment: Mapping[str, str] = os.environ) -> str:
     """Return the text of an error that begins with `[section] option`, preceded by its place.
 

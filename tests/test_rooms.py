@@ -25,7 +25,7 @@ GROUND |= {
 GROUND |= {"config_asterisk", "config_checks", "config_sample", "config_security", "config_servers"}
 GROUND |= {"config_cluster", "config_history", "config_http"}
 GROUND |= {"rate_limit", "threads", "twilio_sids", "unix_sockets"}
-GROUND |= {"tls_contexts", "uri", ""}
+GROUND |= {"tls_contexts", "uri", "url_patterns", ""}
 """Modules that all rooms may import; the last is the package itself, which has the version."""
 
 ROOMS: dict[str, set[str]] = {

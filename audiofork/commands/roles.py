@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from audiofork import config_file
 from audiofork.commands.terminal import EXIT_CONFIG, EXIT_FAILED, fail
 from audiofork.config import Config
 from audiofork.errors import CannotListen, ConfigError
+from audiofork.url_patterns import ANYWHERE
 
 NATS_MODULES = ("nats", "nkeys")
 """What a cluster needs, and a daemon alone does not."""
@@ -59,6 +61,9 @@ def of_relay_host(path: Path) -> Config:
             "[relay] workers: expected 1: a relay host is one process; run several, each with a "
             "configuration of its own"
         )
+    if not config_file.is_given("security", "allow_urls", path):
+        # Its default is for a daemon; here controllers say where audio may go.
+        loaded = replace(loaded, security=replace(loaded.security, allow_urls=ANYWHERE))
     return loaded
 
 

@@ -13,13 +13,14 @@ from audiofork.forks.fork import effective_url
 from audiofork.forks.grants import Grants, granted
 from audiofork.forks.lifecycle import ForkState
 from audiofork.forks.post_process.commands import is_named
-from audiofork.forks.profiles import ANYWHERE, Profiles
+from audiofork.forks.profiles import Profiles
 from audiofork.forks.requests import Origin, StartFork
 from audiofork.forks.table import ForkTable
 from audiofork.forks.url_templates import check_template
-from audiofork.forks.urls import check_url, is_among
+from audiofork.forks.urls import check_url
 from audiofork.link.messages import Tls
 from audiofork.system import FILES_PER_FORK, file_limit, openable, warn_of_low_file_limit
+from audiofork.url_patterns import ANYWHERE, is_allowed
 
 LONGEST_WAIT_S = 5.0
 _LATE_S = 0.5  # timers are late by less than this
@@ -237,11 +238,11 @@ def _check_speaker(what: str, request: StartFork, url: str, allowed: tuple[str, 
     """
     if request.profile:
         name = request.server
-        is_allowed = any(fnmatchcase(name, pattern) for pattern in allowed)
+        is_right = any(fnmatchcase(name, pattern) for pattern in allowed)
     else:
         name = "the server of this URL"
-        is_allowed = is_among(url, allowed)
-    if not is_allowed:
+        is_right = is_allowed(url, allowed)
+    if not is_right:
         raise RequestRefused(
             f"{what}: {name} may not be heard in calls, "
             f"[security] allow_speak has {' '.join(allowed) or 'none'}",

@@ -25,8 +25,8 @@ from audiofork.link.dialogue import Dialogue
 from audiofork.link.messages import Format, ServerCommand
 from audiofork.realtime_opening import parse_opening
 from audiofork.text import did_you_mean, printable
+from audiofork.url_patterns import ANYWHERE
 
-ANYWHERE = ("*://*",)
 _NO_PROFILE = ProfileConfig()
 _TOKEN = "{token}"
 _FIELD = re.compile(r"\{([a-z][a-z0-9_]*)\}")

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from fnmatch import fnmatchcase
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from audiofork.addresses import address_of_host, is_public
 from audiofork.errors import Refusal, RequestRefused
 from audiofork.text import reason_of
-from audiofork.uri import escaped, readable_host, uri_of
+from audiofork.uri import uri_of
+from audiofork.url_patterns import PORTS, is_among, leads_elsewhere
 
 # AMI discards lines longer than 1024 bytes, and `WsServer: ` comes before the URL.
 MAX_URL_BYTES = 1000
 _PLAIN_AUTHORITY = re.compile(r"(?:\[[^\]@]*\]|[^:@\[\]]+)(?::[0-9]*)?")
-_PORTS = {"ws": 80, "wss": 443}
 
 
 def check_url(url: str, allowed: tuple[str, ...], *, allow_private: bool = True) -> None:
@@ -44,7 +42,7 @@ def check_url(url: str, allowed: tuple[str, ...], *, allow_private: bool = True)
         port = parts.port
     except ValueError:
         raise RequestRefused("WsServer: not a URL: the port is no number up to 65535") from None
-    if parts.scheme not in _PORTS:
+    if parts.scheme not in PORTS:
         raise RequestRefused("WsServer: the scheme must be ws or wss")
     if not parts.hostname:
         raise RequestRefused("WsServer: no host")
@@ -59,12 +57,6 @@ def check_url(url: str, allowed: tuple[str, ...], *, allow_private: bool = True)
     except UnicodeError as exc:
         raise RequestRefused(f"WsServer: not a host name: {reason_of(exc)}") from exc
     _check_requested(requested, allowed, allow_private)
-
-
-def is_among(url: str, patterns: Iterable[str]) -> bool:
-    """Return whether a URL that `check_url` lets pass matches one of several patterns."""
-    requested = urlsplit(uri_of(url))
-    return any(_matches(requested, pattern) for pattern in patterns)
 
 
 def hosts_at_will(allowed: tuple[str, ...]) -> bool:
@@ -90,10 +82,9 @@ def _may_hold_credentials(url: str) -> bool:
 
 def _check_requested(requested: SplitResult, allowed: tuple[str, ...], allow_private: bool) -> None:
     """Raise unless this URI is allowed; the server may unescape its path."""
-    if ".." in re.split(r"[/\\]", unquote(requested.path)):
-        # Servers resolve it, so it could lead to a path outside the pattern.
+    if leads_elsewhere(requested):
         raise RequestRefused("WsServer: .. is not allowed in a path")
-    if not any(_matches(requested, pattern) for pattern in allowed):
+    if not is_among(requested, allowed):
         raise RequestRefused(
             "WsServer: not among the URLs of [security] allow_urls: name its server there",
             Refusal.NOT_ALLOWED,
@@ -104,24 +95,3 @@ def _check_requested(requested: SplitResult, allowed: tuple[str, ...], allow_pri
             f"WsServer: {address} is a private address, which [security] allow_private forbids",
             Refusal.NOT_ALLOWED,
         )
-
-
-def _matches(url: SplitResult, pattern: str) -> bool:
-    """Return whether a URI matches a pattern; a part that the pattern omits may be anything."""
-    scheme, _, rest = pattern.partition("://")
-    authority, slash, path = rest.partition("/")
-    host, colon, port = authority.rpartition(":")
-    if not colon or authority.endswith("]"):
-        host, port = authority, "*"
-    url_port = url.port or _PORTS[url.scheme]
-    return (
-        scheme.lower() in (url.scheme, "*")
-        and _fits(readable_host(url.hostname or ""), readable_host(host.strip("[]").lower()))
-        and port in ("*", str(url_port))
-        and (not slash or path in ("", "*") or _fits(url.path, escaped("/" + path)))
-    )
-
-
-def _fits(text: str, pattern: str) -> bool:
-    """Return whether a text matches a pattern in which only * is special."""
-    return fnmatchcase(text, re.sub(r"[\[?]", r"[\g<0>]", pattern))

@@ -53,6 +53,7 @@ from audiofork.relay.host_owner import SILENT_S, Owner
 from audiofork.relay.host_stats import HostStats
 from audiofork.relay.worker import Worker
 from audiofork.system import feed_watchdog, lift_file_limit, notify, spare_collections
+from audiofork.url_patterns import ANYWHERE, is_allowed
 
 log = logging.getLogger(__name__)
 
@@ -237,6 +238,7 @@ class RelayHost:
         except ConfigError as exc:
             log.error("not reloaded, the old configuration stays: %s", exc)
             return
+        self._config = replace(self._config, security=new.security)
         take_tokens()
         logs.set_up(new.log)
         log.info("reloaded; other changes to [audiosocket], [cluster] and [http] need a restart")
@@ -288,6 +290,11 @@ class RelayHost:
                 detail = f"it was ordered wrong: {fault}"
                 owner.on_report(ForkEnded(command.fork_id, EndReason.FAULT, detail, ForkStats()))
             raise NoMessage(fault)
+        if isinstance(command, ForkSpec) and not self._may_send_to(command.url):
+            detail = f"[security] allow_urls of the relay host {self.name} does not name its server"
+            log.error("fork %s is refused: %s", command.fork_id[:8], detail)
+            owner.on_report(ForkEnded(command.fork_id, EndReason.SINK_REFUSED, detail, ForkStats()))
+            return
         if isinstance(command, TakeStats):
             ticket = command.ticket
             self._stats.ask(lambda report: self._tell(owner, ticket, report))
@@ -309,6 +316,10 @@ class RelayHost:
         self._asking = owner
         give(command, self._worker.handle, self._on_report)
         self._asking = None
+
+    def _may_send_to(self, url: str) -> bool:
+        allowed = self._config.security.allow_urls
+        return allowed == ANYWHERE or is_allowed(url, allowed)
 
     # --- From the worker ---
 

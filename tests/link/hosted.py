@@ -42,9 +42,11 @@ class HostedRelay(RelayHosts):
 
     Attributes:
         is_patient: Whether no host counts as dead.
+        settings: Further sections in the files of the hosts.
     """
 
     is_patient = True
+    settings = ""
 
     def __init__(self, config: Config, report: SendReport) -> None:
         self._stack = ExitStack()
@@ -67,7 +69,7 @@ class HostedRelay(RelayHosts):
         file = folder / "audiofork.ini"
         file.write_text(
             "[audiosocket]\nlisten = 127.0.0.1:0\n"
-            f"[cluster]\nname = {name}\nservers = {self.server.url}\n"
+            f"[cluster]\nname = {name}\nservers = {self.server.url}\n{self.settings}"
         )
         command = [sys.executable, "-m", "audiofork", "relay", "-c", str(file)]
         log = self._stack.enter_context((folder / "log").open("w"))

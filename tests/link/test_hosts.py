@@ -120,6 +120,22 @@ async def test_of_two_hosts_that_hold_a_fork_the_next_controller_has_that_which_
         assert [bool(one.closed) for one in recorder.recordings] == [True] * 6 + [False] * 6
 
 
+async def test_host_refuses_servers_that_its_own_file_does_not_allow(recorder: Recorder) -> None:
+    rig = Rig()
+    rig.relay.settings = f"[security]\nallow_urls = {recorder.url('/allowed')}\n"
+    await rig.relay.start()
+    refused = str(uuid.uuid4())
+    rig.order(str(uuid.uuid4()), recorder.url("/allowed"))
+    rig.order(refused, recorder.url("/other"))
+    await until(lambda: recorder.recordings and rig.reported(ForkEnded), TIMEOUT_S)
+    (end,) = rig.reported(ForkEnded)
+    assert isinstance(end, ForkEnded)
+    assert (end.fork_id, end.reason) == (refused, EndReason.SINK_REFUSED)
+    assert end.detail == "[security] allow_urls of the relay host r1 does not name its server"
+    assert [one.path for one in recorder.recordings] == ["/allowed"]
+    await rig.relay.close()
+
+
 @asynccontextmanager
 async def next_controller(rig: Rig) -> AsyncIterator[RelayHosts]:
     """Run the view of a controller that leads after the first."""
