@@ -64,13 +64,12 @@ class Relocation:
         self._spawn = spawn
         self._moving = Moving(lambda: admission.security.max_starts, self._begin)
         self._legs: dict[str, dict[LegPart, Leg]] = {}  # the new ones, by fork
+        self._staying: dict[str, int] = {}  # how many calls hold a host up, as was told last
 
     def on_report(self, report: RelayDraining | Moved | NotMoved) -> None:
         """Handle a report of the relay."""
         if isinstance(report, RelayDraining):
-            found = map(self._table.get, report.fork_ids)
-            forks = [fork for fork in found if fork is not None and _can_move(fork)]
-            self._moving.add(forks, asyncio.get_running_loop().time())
+            self._on_draining(report)
         else:
             legs = self._legs.pop(report.fork_id, {})
             fork = self._table.get(report.fork_id)
@@ -78,6 +77,21 @@ class Relocation:
                 self._on_not_moved(fork, report, legs)
             elif fork is not None:
                 self._on_moved(fork, report, legs)
+
+    def _on_draining(self, report: RelayDraining) -> None:
+        found = [self._table.get(fork_id) for fork_id in report.fork_ids]
+        forks = [fork for fork in found if fork is not None]
+        self._moving.add(
+            [one for one in forks if _can_move(one)], asyncio.get_running_loop().time()
+        )
+        staying = sum(fork.connects for fork in forks)
+        if staying and staying != self._staying.get(report.relay_host):
+            log.warning(
+                "%d calls whose other party is a server hold the relay host %s up: "
+                "they stay there until they end",
+                *(staying, report.relay_host),
+            )
+        self._staying[report.relay_host] = staying
 
     def _begin(self, fork: Fork, _since: float) -> None:
         if not _can_move(fork) or fork.id in self._legs:

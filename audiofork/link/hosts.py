@@ -245,7 +245,7 @@ class RelayHosts(SharedRelay):
         if worker.forks and can_move and now - worker.drained_at >= DRAIN_INTERVAL_S:
             worker.drained_at = now
             log.info("%s is drained: %d forks are to move", worker, len(worker.forks))
-            self._reports.put(RelayDraining(tuple(worker.forks)))
+            self._reports.put(RelayDraining(tuple(worker.forks), worker.name))
 
     def _epoch(self) -> int:
         return self._lease.epoch

@@ -90,6 +90,11 @@ class NotMoved:
 
 @dataclass(frozen=True, slots=True)
 class RelayDraining:
-    """Report: a relay host wants to be rid of these forks."""
+    """Report: a relay host wants to be rid of these forks.
+
+    Attributes:
+        relay_host: Its name.
+    """
 
     fork_ids: tuple[str, ...]
+    relay_host: str = ""

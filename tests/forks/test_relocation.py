@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from audiofork.asterisk.ami_protocol import ChannelHangup
@@ -129,3 +131,18 @@ async def test_frames_that_may_be_missing_after_a_move_are_told(
     rig.forks.on_report(Moved(fork_id, "r2"))
     rig.forks.on_report(TakenOver(fork_id, is_exact))
     assert caplog.text.count("some frames may be missing") == warnings
+
+
+async def test_calls_to_a_bot_that_hold_a_relay_host_up_are_told_when_their_number_changes(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = [await rig.stream(actionid=str(number)) for number in range(3)]
+    for fork_id in ids[:2]:
+        fork = rig.forks.find(fork_id)
+        assert fork is not None
+        fork.request = replace(fork.request, connects=True)
+    for _ in range(2):
+        rig.forks.on_report(RelayDraining(tuple(ids), "r1"))
+    assert caplog.text.count("2 calls whose other party is a server hold the relay host r1 up") == 1
+    rig.forks.on_report(RelayDraining(tuple(ids[1:]), "r1"))
+    assert "1 calls whose" in caplog.text
