@@ -20,6 +20,7 @@ from audiofork.link.host_moves import HostMoves
 from audiofork.link.host_worker import HostWorker
 from audiofork.link.messages import (
     Command,
+    CountBefore,
     EndReason,
     ExpectCheckLeg,
     ForkEnded,
@@ -90,7 +91,6 @@ class RelayHosts(SharedRelay):
         self._roster = roster
         self._workers: dict[str, HostWorker] = {}  # by name
         self._moves = HostMoves(self._reports.put, self._own)
-        self._earlier: dict[str, ForkStats] = {}  # what forks have counted at earlier hosts
         loop = asyncio.get_running_loop()
         self._seen = Seen(self._config.dead_after, lambda: lease.renewed_at, loop.time)
         self._started = False
@@ -284,7 +284,6 @@ class RelayHosts(SharedRelay):
         self._moves.close()
         for worker in self._workers.values():
             worker.forget()
-        self._earlier.clear()
         self._forget_forks()
 
     # --- From the hosts ---
@@ -329,12 +328,12 @@ class RelayHosts(SharedRelay):
         if report.fork_id in worker.leftovers:
             self._on_leftover(worker, report)
         elif isinstance(report, ForkEnded) and report.reason is EndReason.MOVED:
-            self._note_earlier(report)
             if report.fork_id in worker.forks:  # nobody else has it, whatever went wrong
                 self._orphan(worker, [report.fork_id])
                 self._look_after_orphans()
+            self._note_earlier(report)
         elif worker.is_news(report):
-            self._on_report(worker, self._with_earlier(worker, report))
+            self._on_report(worker, report)
 
     def _on_leftover(self, worker: HostWorker, report: ForkReport) -> None:
         """Handle a report of a fork that another host has, and that ends here."""
@@ -344,22 +343,14 @@ class RelayHosts(SharedRelay):
         elif isinstance(report, SinkMessage) and report.fork_id in self._owners:
             self._reports.put(report)  # what its server says of the last audio of this connection
 
-    def _with_earlier(self, worker: HostWorker, report: ForkReport) -> ForkReport:
-        """Return a report; that of an end with what the fork had counted at earlier hosts."""
-        if not isinstance(report, ForkEnded) or report.fork_id not in worker.forks:
-            return report
-        earlier = self._earlier.pop(report.fork_id, ForkStats())
-        return replace(report, stats=earlier.plus(report.stats))
-
     def _note_earlier(self, report: ForkEnded) -> None:
-        """Note what a fork that has moved had counted at its earlier host."""
-        if report.fork_id in self._owners:
-            before = self._earlier.get(report.fork_id, ForkStats())
-            self._earlier[report.fork_id] = before.plus(report.stats)
+        """Let the host that a fork has moved to know what its earlier host has counted."""
+        if report.stats != ForkStats():
+            super().send(CountBefore(report.fork_id, report.stats))
 
     def _on_stats(self, worker: RelayWorker, taken: StatsTaken) -> StatsTaken:
         own = {
-            fork_id: self._earlier[fork_id].plus(stats) if fork_id in self._earlier else stats
+            fork_id: stats
             for fork_id, stats in taken.stats.items()
             if self._owners.get(fork_id) is worker
         }

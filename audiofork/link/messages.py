@@ -26,6 +26,7 @@ from audiofork.link.fork_spec import Tls as Tls
 from audiofork.link.fork_spec import Voice as Voice
 from audiofork.link.fork_stats import ForkStats as ForkStats
 from audiofork.link.held_fork import HeldFork as HeldFork
+from audiofork.link.moves import CountBefore as CountBefore
 from audiofork.link.moves import HandedOver as HandedOver
 from audiofork.link.moves import HandOver as HandOver
 from audiofork.link.moves import Moved as Moved
@@ -204,6 +205,7 @@ Command = (
     | NoteFrames
     | HandOver
     | TakeOver
+    | CountBefore
 )
 
 

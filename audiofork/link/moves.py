@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from audiofork.link.fork_stats import ForkStats
+
 
 @dataclass(frozen=True, slots=True)
 class NoteFrames:
@@ -34,6 +36,14 @@ class TakeOver:
     fork_id: str
     tail: tuple[int, ...] = ()
     other_tail: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CountBefore:
+    """Command to the second relay: what the first has counted; it tells the sum from now on."""
+
+    fork_id: str
+    stats: ForkStats
 
 
 @dataclass(frozen=True, slots=True)

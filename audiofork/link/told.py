@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from audiofork.link.messages import (
     Command,
+    CountBefore,
     ExpectLeg,
     ForkReport,
     HeldFork,
@@ -69,7 +70,7 @@ class Told:
 
     def note_order(self, command: Command) -> None:
         """Note a command for the fork, in place of an earlier one of its kind."""
-        if isinstance(command, PressKey):
+        if isinstance(command, PressKey | CountBefore):  # twice would be once too often
             return
         part = command.part if isinstance(command, ExpectLeg) else None
         self.attached.discard(part)

@@ -15,12 +15,14 @@ from audiofork.link.messages import (
     Adopt,
     Command,
     CommandAsked,
+    CountBefore,
     EndFork,
     EndReason,
     ExpectLeg,
     ForkEnded,
     ForkReport,
     ForkSpec,
+    ForkStats,
     HandOver,
     HeldFork,
     Leave,
@@ -61,6 +63,7 @@ class _Standing:
         waiting: What the next daemon has to act on.
         dropped: How much more of that there was.
         is_handed_over: Whether another relay was to go on with it.
+        earlier: What other relays have counted of it before.
     """
 
     spec: ForkSpec
@@ -78,6 +81,7 @@ class _Standing:
     mute_in: bool = False
     mute_out: bool = False
     is_handed_over: bool = False
+    earlier: ForkStats = field(default_factory=ForkStats)
 
     def note(self, report: ForkReport) -> None:
         if isinstance(report, LegAttached | LegLost):
@@ -168,6 +172,9 @@ class Handover:
         elif isinstance(command, HandOver):
             if (standing := self._forks.get(command.fork_id)) is not None:
                 standing.is_handed_over = True
+        elif isinstance(command, CountBefore):
+            if (standing := self._forks.get(command.fork_id)) is not None:
+                standing.earlier = standing.earlier.plus(command.stats)
         elif isinstance(command, ExpectLeg | EndFork | Adopt | Leave | SetMute):
             standing = self._forks.get(command.fork_id)
             if standing is not None:
@@ -219,6 +226,11 @@ class Handover:
             self._waiting_characters = characters
         else:
             standing.dropped += 1
+
+    def whole(self, fork_id: str, stats: ForkStats) -> ForkStats:
+        """Return what was counted of a fork here and by other relays before."""
+        standing = self._forks.get(fork_id)
+        return standing.earlier.plus(stats) if standing is not None else stats
 
     def on_report(self, report: ForkReport) -> bool:
         """Note a report; return whether the daemon is to get it."""

@@ -357,7 +357,7 @@ class RelayHost:
     def _tell(self, owner: Owner, ticket: int, report: StatsTaken) -> None:
         """Tell an owner the statistics of its forks."""
         stats = {
-            fork_id: one
+            fork_id: owner.whole(fork_id, one)
             for fork_id, one in report.stats.items()
             if self._fork_owners.get(fork_id) is owner
         }

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from audiofork.errors import NoMessage
-from audiofork.link.messages import Command, EndFork, EndReason, ForkReport, Listen, Report
+from audiofork.link.messages import (
+    Command,
+    EndFork,
+    EndReason,
+    ForkEnded,
+    ForkReport,
+    ForkStats,
+    Listen,
+    Report,
+)
 from audiofork.link.sessions import (
     Down,
     Drain,
@@ -135,8 +145,14 @@ class Owner:
 
     def on_report(self, report: ForkReport) -> None:
         """Note a report of a fork, and tell it where its controller is there."""
+        if isinstance(report, ForkEnded):
+            report = replace(report, stats=self.whole(report.fork_id, report.stats))
         if self._handover.on_report(report):
             self._tell(report)
+
+    def whole(self, fork_id: str, stats: ForkStats) -> ForkStats:
+        """Return what was counted of a fork here and at other relay hosts before."""
+        return self._handover.whole(fork_id, stats)
 
     # --- Without one ---
 

@@ -12,6 +12,7 @@ from audiofork.config import Address, Config, WebSocketConfig
 from audiofork.link.messages import (
     Adopt,
     Command,
+    CountBefore,
     EndFork,
     EndReason,
     ExpectCheckLeg,
@@ -126,7 +127,7 @@ class Worker:
             self._report(self._meters.take(self.sessions))
         elif isinstance(command, ExpectCheckLeg):
             self._check_legs.expect(command.leg_uuid)
-        elif isinstance(command, Adopt | Leave | MoveFork):
+        elif isinstance(command, Adopt | Leave | MoveFork | CountBefore):
             pass  # not of the worker: see `Handover`, and link/host_moves.py
         elif session := self.sessions.get(command.fork_id):
             if isinstance(command, ExpectLeg):

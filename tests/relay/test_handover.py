@@ -9,6 +9,7 @@ import pytest
 from audiofork.link.messages import (
     Adopt,
     CommandAsked,
+    CountBefore,
     Direction,
     EndFork,
     EndReason,
@@ -261,3 +262,16 @@ def test_fork_that_was_handed_over_is_spare_while_it_sends_what_waits(handover: 
     handover.on_command(HandOver("a"))
     handover.on_daemon_gone()
     assert [(one.is_spare, one.has_ended) for one in handover.held()] == [(True, False)]
+
+
+def test_what_other_relays_have_counted_before_is_kept_for_whoever_leads(
+    handover: Handover,
+) -> None:
+    handover.on_command(SPEC)
+    handover.on_command(CountBefore("a", ForkStats(frames_in=5, frames_sent=4)))
+    handover.on_daemon_gone()
+    handover.on_command(Adopt("a"))
+    handover.on_command(CountBefore("a", ForkStats(frames_in=1)))
+    own = ForkStats(frames_in=10, rtt_ms=2.0)
+    assert handover.whole("a", own) == ForkStats(frames_in=16, frames_sent=4, rtt_ms=2.0)
+    assert handover.whole("another", own) == own

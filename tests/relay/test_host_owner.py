@@ -8,10 +8,13 @@ from audiofork.errors import NoMessage
 from audiofork.link.messages import (
     Adopt,
     Command,
+    CountBefore,
     Direction,
     EndFork,
     EndReason,
+    ForkEnded,
     ForkSpec,
+    ForkStats,
     Listen,
     SinkOpened,
     StrangersRefused,
@@ -198,3 +201,16 @@ def test_host_is_drained_by_a_controller_that_leads(stage: Stage) -> None:
     stage.hears(stage.opens("t", epoch=5), Drain(is_on=True), epoch=5)
     stage.hears(before, Drain(is_on=False), epoch=4)
     assert stage.drained == [True]
+
+
+def test_end_is_told_to_the_next_controller_with_what_other_hosts_have_counted(
+    stage: Stage,
+) -> None:
+    first = stage.opens()
+    stage.hears(first, FORK)
+    stage.hears(first, CountBefore("a", ForkStats(frames_in=5, frames_sent=5)))
+    second = stage.opens("t", epoch=2)
+    stage.hears(second, Adopt("a"), epoch=2)
+    stage.owner.on_report(ForkEnded("a", EndReason.HANGUP, "", ForkStats(frames_in=2)))
+    whole = ForkStats(frames_in=7, frames_sent=5)
+    assert stage.words[-1] == ForkEnded("a", EndReason.HANGUP, "", whole)
