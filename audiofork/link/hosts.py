@@ -14,6 +14,7 @@ from audiofork.cluster.beats import Beat, Seen
 from audiofork.cluster.broker import FAULTS, Broker
 from audiofork.cluster.lease import Lease
 from audiofork.cluster.roster import HostState, Roster
+from audiofork.cluster.wandering import FIRST_WAIT_S
 from audiofork.config import Address, ClusterConfig, Config
 from audiofork.errors import NoMessage
 from audiofork.link.host_moves import HostMoves
@@ -54,6 +55,8 @@ from audiofork.link.workers import RelayWorker
 log = logging.getLogger(__name__)
 
 NO_HOST = "no relay host is there that can take it"
+# All may be at one NATS server that is cut off: they go on, and leave it (cluster/wandering.py).
+NO_HOST_TIMEOUT_S = 2 * FIRST_WAIT_S
 NOWHERE = Address("127.0.0.1", 0)
 TICK_S = 0.05
 TURN_BITS = 32  # more than any leader orders forks
@@ -84,7 +87,7 @@ class RelayHosts(SharedRelay):
     def __init__(
         self, config: Config, broker: Broker, lease: Lease, roster: Roster, report: SendReport
     ) -> None:
-        super().__init__(report, NO_HOST)
+        super().__init__(report, NO_HOST, NO_HOST_TIMEOUT_S)
         self._config: ClusterConfig = config.cluster
         self._broker = broker
         self._lease = lease

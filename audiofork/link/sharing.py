@@ -39,7 +39,7 @@ from audiofork.link.workers import NO_LATENCY, Latency, RelayWorker
 log = logging.getLogger(__name__)
 
 # How long forks wait for a worker while there is none.
-NO_WORKER_TIMEOUT_S = 6.0
+NO_WORKER_TIMEOUT_S = 6.0  # of relay processes, which are started again in less
 STATS_TIMEOUT_S = 1.0  # shorter than the registry waits for the answer
 
 
@@ -60,11 +60,15 @@ class SharedRelay(ABC):
     Args:
         report: Called with each report.
         no_worker: Why a fork is refused while there is no worker, for people.
+        patience_s: How long forks wait for a worker while there is none.
     """
 
-    def __init__(self, report: SendReport, no_worker: str) -> None:
+    def __init__(
+        self, report: SendReport, no_worker: str, patience_s: float = NO_WORKER_TIMEOUT_S
+    ) -> None:
         self._reports = Reports(report)
         self._no_worker = no_worker
+        self._patience_s = patience_s
         self._owners: dict[str, RelayWorker] = {}
         self._orphaned: dict[str, float] = {}  # when each fork without a worker lost it
         self._orphan_timer: asyncio.TimerHandle | None = None
@@ -193,7 +197,7 @@ class SharedRelay(ABC):
             return None
         if self._orphan_timer is None:
             loop = asyncio.get_running_loop()
-            self._orphan_timer = loop.call_later(NO_WORKER_TIMEOUT_S, self._on_orphans_late)
+            self._orphan_timer = loop.call_later(self._patience_s, self._on_orphans_late)
         return RelayAway(tuple(self._orphaned))
 
     def _on_orphans_late(self) -> None:

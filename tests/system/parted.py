@@ -147,8 +147,8 @@ class Parted:
                 await asyncio.sleep(0.5)
 
     def server_of(self, program: str) -> str:
-        """Return the NATS server that a program has connected to first, by name."""
-        line = next(one for one in self.daemon(program).log().splitlines() if SERVER in one)
+        """Return the NATS server that a program has connected to last, by name."""
+        line = [one for one in self.daemon(program).log().splitlines() if SERVER in one][-1]
         return next(one.name for one in self.cluster.servers if f"{SERVER} {one.address}:" in line)
 
     # --- What became of it ---
