@@ -21,7 +21,7 @@ from audiofork.cluster.roster import Host, Roster
 from audiofork.config import Config
 from audiofork.daemon import Daemon
 from audiofork.doors.cluster_doors import ClusterDoors
-from audiofork.errors import AmiError, BrokerUnavailable
+from audiofork.errors import AmiError, BrokerUnavailable, ConfigError
 from audiofork.forks.cluster_journal import ClusterJournal
 from audiofork.forks.journal import Journal
 from audiofork.link.hosts import RelayHosts
@@ -69,7 +69,8 @@ class Control:
         self._going_on: asyncio.Task[None] | None = None
         self.daemon: Daemon | None = None
         self.doors = ClusterDoors(
-            *(config, self._broker, self._roster, lambda: self.leads, self._drain)
+            *(config, self._broker, self._roster, lambda: self.leads, self._drain),
+            run_id=self._run_id,
         )
 
     @property
@@ -155,8 +156,18 @@ class Control:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        for number in (signal.SIGHUP, signal.SIGUSR1):  # the file is read when we lead
-            loop.add_signal_handler(number, lambda: None)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGUSR1, lambda: None)
+
+    def _reload(self) -> None:
+        """Read the tokens anew while we stand by; the rest of the file is read when we lead."""
+        try:
+            self.doors.reading(config_file.load(self._path).http)()
+        except ConfigError as exc:
+            text = config_file.with_place(str(exc), self._path)
+            log.error("not reloaded, the old tokens stay: %s", text)
+        else:
+            log.info("reloaded the tokens; the rest of the file is read when this one leads")
 
     async def _unless_stopped(self, work: Coroutine[None, None, None]) -> None:
         """Do something until it is done, or we are told to stop.

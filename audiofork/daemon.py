@@ -24,6 +24,7 @@ from audiofork.asterisk.taps.ways import known_faults
 from audiofork.config import Config
 from audiofork.doors.ami_events import AmiEvents
 from audiofork.doors.check_answers import CheckAnswers
+from audiofork.doors.detail_answers import DetailAnswers
 from audiofork.doors.opening import Doors, SharedDoors
 from audiofork.doors.twilio_callback import TwilioCallback
 from audiofork.doors.user_event import UserEvents
@@ -322,7 +323,8 @@ class Daemon:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RESUME_TIMEOUT_S):
                 await self._resumed.wait()
-        await self._doors.open_shared(self.forks, self.history)
+        details = DetailAnswers(self.timelines, self.series)
+        await self._doors.open_shared(self.forks, self.history, details)
 
     def _parts_of_http(self, stream: EventStream) -> Parts:
         """Return what the HTTP interface asks; its modules are imported only here."""

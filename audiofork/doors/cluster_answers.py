@@ -161,13 +161,21 @@ class ClusterAnswers:
         else:
             if asterisk and not is_name(asterisk):
                 raise RequestRefused("Asterisk: expected the name of one in the cluster")
-            answers = self._of(asterisk or self._config.asterisk, fields, origin)
+            answers = self.ask(asterisk or self._config.asterisk, fields, origin)
             async with contextlib.aclosing(answers):
                 async for answer in answers:
                     yield answer
 
-    async def _of(self, asterisk: str, fields: Mapping[str, str], origin: Origin) -> Answers:
+    async def ask(
+        self, asterisk: str, fields: Mapping[str, str], origin: Origin, find_s: float | None = None
+    ) -> Answers:
         """Yield the answers of the controller that leads for an Asterisk.
+
+        Args:
+            asterisk: The name of the Asterisk.
+            fields: The request.
+            origin: Who asks.
+            find_s: How long somebody may be about to lead; None: as long as that may take.
 
         Raises:
             NobodyLeads: There is none, or it is silent.
@@ -175,7 +183,7 @@ class ClusterAnswers:
         """
         line = json.dumps(fields).encode()
         loop = asyncio.get_running_loop()
-        until = loop.time() + FIND_S
+        until = loop.time() + (FIND_S if find_s is None else find_s)
         while True:
             if self._own is not None and asterisk == self._config.asterisk:
                 answers = self._by_own(self._own, line, origin)
@@ -264,7 +272,7 @@ class ClusterAnswers:
     async def _list(self, asterisk: str, origin: Origin) -> dict[str, Any]:
         """Return the answer to ListAudioForks of one Asterisk."""
         found: dict[str, Any] = {}
-        answers = self._of(asterisk, {"Command": "ListAudioForks"}, origin)
+        answers = self.ask(asterisk, {"Command": "ListAudioForks"}, origin)
         try:
             async with contextlib.aclosing(answers):
                 async for answer in answers:

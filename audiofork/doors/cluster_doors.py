@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from audiofork.cluster.broker import Broker
 from audiofork.cluster.roster import Roster
-from audiofork.config import Config
+from audiofork.config import Config, HttpConfig
 from audiofork.doors.broker_door import BrokerDoor
 from audiofork.doors.cluster_answers import ClusterAnswers
 from audiofork.doors.control_answers import GiveAnswers
@@ -16,11 +17,18 @@ from audiofork.doors.control_socket import ControlSocket
 from audiofork.doors.opening import open_socket
 from audiofork.errors import BrokerUnavailable
 
+if TYPE_CHECKING:
+    from audiofork.doors.http.cluster_parts import ClusterParts
+    from audiofork.doors.http.door import HttpDoor
+    from audiofork.doors.http.parts import Parts
+
 log = logging.getLogger(__name__)
 
 
 class ClusterDoors:
-    """The control socket, and requests over the broker. Implements `opening.SharedDoors`.
+    """The control socket, the HTTP interface, and requests over the broker.
+
+    Implements `opening.SharedDoors`.
 
     Owned by the controller, which calls `open` once and at its end `close`. Its daemon calls
     `serve` when it leads, and then `stop_serving`.
@@ -31,6 +39,7 @@ class ClusterDoors:
         roster: Who is in the cluster.
         leads: Returns whether nobody else can lead now.
         drain: Has a relay host drained, or not any more; returns whether it is there.
+        run_id: The id of this run of the controller.
     """
 
     def __init__(
@@ -40,19 +49,53 @@ class ClusterDoors:
         roster: Roster,
         leads: Callable[[], bool],
         drain: Callable[[str, bool], bool],
+        run_id: str = "",
     ) -> None:
         self.drain = drain
         self._config = config
         self._broker = broker
         self._leads = leads
+        self._run_id = run_id
+        self._roster = roster
         self._answers = ClusterAnswers(config.cluster, broker, roster)
         self._socket: ControlSocket | None = None
         self._door: BrokerDoor | None = None
+        self._http: HttpDoor | None = None
+        self._parts: ClusterParts | None = None  # what that asks
 
     async def open(self) -> None:
-        """Open the control socket, if it is configured."""
+        """Open the control socket and the HTTP interface, if they are configured.
+
+        Raises:
+            CannotListen: The address of the HTTP interface cannot be used.
+            ConfigError: A file that [http] names cannot be used.
+        """
         if self._config.control.socket:
             self._socket = await open_socket(Path(self._config.control.socket), self._answers)
+        http = self._config.http
+        if http.listen is not None or http.socket:
+            await self._open_http()
+
+    async def _open_http(self) -> None:
+        from audiofork.doors.http.cluster_parts import ClusterParts
+        from audiofork.doors.http.door import HttpDoor  # its imports take 14 MB of memory
+
+        self._parts = ClusterParts(self._config, self._run_id, self._answers.ask, self._roster)
+        self._http = HttpDoor(self._config.http, self._parts.parts())
+        await self._http.start()
+
+    def serve_http(self, parts: Parts) -> None:
+        """Ask our daemon, too, for the HTTP interface."""
+        if self._parts is not None:
+            self._parts.begin(self._config.cluster.asterisk, parts)
+
+    def reading(self, config: HttpConfig) -> Callable[[], None]:
+        """Read the tokens of a configuration; return what makes them count.
+
+        Raises:
+            ConfigError: Their file cannot be used.
+        """
+        return self._http.reading_tokens(config) if self._http is not None else lambda: None
 
     async def serve(self, answers: GiveAnswers) -> None:
         """Answer requests by these, also those that come over the broker."""
@@ -70,8 +113,11 @@ class ClusterDoors:
             await self._door.close()
             self._door = None
         self._answers.end_to_lead()
+        if self._parts is not None:
+            self._parts.end(self._config.cluster.asterisk)
 
     async def close(self) -> None:
-        """Close the control socket."""
-        if self._socket is not None:
-            await self._socket.close()
+        """Close the control socket and the HTTP interface."""
+        for door in (self._socket, self._http):
+            if door is not None:
+                await door.close()
