@@ -258,7 +258,7 @@ class Daemon:
             profiles=self._profiles,
             waits_for_hold=self._config.asterisk.on_hold == "wait",
             playout_buffer_s=self._config.websocket.playout_buffer,
-            asks_callers=self.history.is_kept or self._stream is not None,
+            asks_callers=self.history.is_kept or self._has_http,
             held=lambda: self.relay.held,
             outlives_daemon=self.relay.outlives_daemon,
             until_expected=self.relay.until_expected,
@@ -267,7 +267,7 @@ class Daemon:
         self.watching = Watching(self.relay.send, self.forks.find)
         events.subscribe(self.watching.on_event)
         self._user_events = UserEvents(self.forks.ask, ami_events, self._is_led_elsewhere)
-        if self._stream is not None:
+        if self._has_http:
             self._build_metrics(events)
 
     def _build_metrics(self, events: Events) -> None:
@@ -280,14 +280,17 @@ class Daemon:
         metrics.start()
         self.metrics = metrics
 
+    @property
+    def _has_http(self) -> bool:
+        return self._config.http.listen is not None or bool(self._config.http.socket)
+
     def _stream_of(self, events: Events) -> EventStream | None:
-        """Return the events for the HTTP interface, if it is configured."""
-        config = self._config
-        if config.http.listen is None and not config.http.socket:
+        """Return the events for the HTTP interface, if it is configured, and for a cluster."""
+        if not self._has_http and self._cluster is None:
             return None
         from audiofork.doors.event_stream import EventStream
 
-        stream = EventStream(self._run_id, tells_keys=config.asterisk.dtmf_events)
+        stream = EventStream(self._run_id, tells_keys=self._config.asterisk.dtmf_events)
         events.subscribe(stream.on_event)
         return stream
 
@@ -316,7 +319,9 @@ class Daemon:
         """Start the configured doors, apart from user events over AMI."""
         await self._doors.open(self.forks, self.history)
         if self._stream is not None:
-            await self._doors.open_http(self._parts_of_http(self._stream))
+            self._doors.share(self._stream)
+            if self._has_http:
+                await self._doors.open_http(self._parts_of_http(self._stream))
 
     async def _open_shared_doors(self) -> None:
         """Answer requests of the whole cluster when its forks are known again."""

@@ -15,9 +15,11 @@ from audiofork.doors.cluster_answers import ClusterAnswers
 from audiofork.doors.control_answers import GiveAnswers
 from audiofork.doors.control_socket import ControlSocket
 from audiofork.doors.opening import open_socket
+from audiofork.doors.shared_events import EventHearing, tell
 from audiofork.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
+    from audiofork.doors.event_stream import EventStream
     from audiofork.doors.http.cluster_parts import ClusterParts
     from audiofork.doors.http.door import HttpDoor
     from audiofork.doors.http.parts import Parts
@@ -62,6 +64,8 @@ class ClusterDoors:
         self._door: BrokerDoor | None = None
         self._http: HttpDoor | None = None
         self._parts: ClusterParts | None = None  # what that asks
+        self._hearing: EventHearing | None = None
+        self._end_sharing: Callable[[], None] = lambda: None
 
     async def open(self) -> None:
         """Open the control socket and the HTTP interface, if they are configured.
@@ -83,6 +87,15 @@ class ClusterDoors:
         self._parts = ClusterParts(self._config, self._run_id, self._answers.ask, self._roster)
         self._http = HttpDoor(self._config.http, self._parts.parts())
         await self._http.start()
+        parts = self._parts
+        self._hearing = EventHearing(
+            self._broker, lambda: parts.asterisks, parts.leads, parts.stream
+        )
+        self._hearing.start()
+
+    def share(self, stream: EventStream) -> None:
+        """Tell other controllers what happens to the forks of our daemon."""
+        self._end_sharing = tell(self._broker, self._config.cluster.asterisk, stream)
 
     def serve_http(self, parts: Parts) -> None:
         """Ask our daemon, too, for the HTTP interface."""
@@ -113,11 +126,12 @@ class ClusterDoors:
             await self._door.close()
             self._door = None
         self._answers.end_to_lead()
+        self._end_sharing()
         if self._parts is not None:
             self._parts.end(self._config.cluster.asterisk)
 
     async def close(self) -> None:
         """Close the control socket and the HTTP interface."""
-        for door in (self._socket, self._http):
+        for door in (self._socket, self._http, self._hearing):
             if door is not None:
                 await door.close()

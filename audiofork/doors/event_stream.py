@@ -97,11 +97,12 @@ class EventRing:
         run_id: The id of this run of the program, part of each event's id.
 
     Attributes:
+        run_id: That id.
         last: The number of the latest event.
     """
 
     def __init__(self, run_id: str) -> None:
-        self._run_id = run_id
+        self.run_id = run_id
         self._ring: deque[StreamEvent] = deque()
         self._text_size = 0
         self._readers: dict[object, OnEvent] = {}
@@ -137,12 +138,12 @@ class EventRing:
 
     def id_of(self, number: int) -> str:
         """Return the id of the event with a number; 0: that of the moment before the first."""
-        return f"{self._run_id}-{number}"
+        return f"{self.run_id}-{number}"
 
     def number_of(self, event_id: str) -> int | None:
         """Return the number of an event by its id, if what followed it is still known."""
         run_id, _, number = event_id.rpartition("-")
-        if run_id != self._run_id or not number.isascii() or not number.isdigit():
+        if run_id != self.run_id or not number.isascii() or not number.isdigit():
             return None
         found = int(number[:18])
         return found if self.last - len(self._ring) <= found <= self.last else None

@@ -20,6 +20,7 @@ from audiofork.text import why
 
 if TYPE_CHECKING:
     from audiofork.doors.detail_answers import DetailAnswers
+    from audiofork.doors.event_stream import EventStream
     from audiofork.doors.http.door import HttpDoor
     from audiofork.doors.http.parts import Parts
 
@@ -34,6 +35,9 @@ class SharedDoors(Protocol):
 
     async def stop_serving(self) -> None:
         """Stop that; may be called again."""
+
+    def share(self, stream: EventStream) -> None:
+        """Tell other controllers what happens to forks from now on."""
 
     def serve_http(self, parts: Parts) -> None:
         """Answer by these from now on, too, what the HTTP interface is asked."""
@@ -117,6 +121,11 @@ class Doors:
             details=details,
             drain=self._shared.drain if self._shared is not None else None,
         )
+
+    def share(self, stream: EventStream) -> None:
+        """Tell other controllers, if there are any, what happens to forks."""
+        if self._shared is not None:
+            self._shared.share(stream)
 
     async def open_http(self, parts: Parts) -> None:
         """Open the HTTP interface; that of a controller is open already, and asks these, too.

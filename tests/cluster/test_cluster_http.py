@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,10 @@ from audiofork.config import Address, ClusterConfig, Config, ControlConfig, Http
 from audiofork.doors.cluster_doors import ClusterDoors
 from audiofork.doors.control_answers import ControlAnswers
 from audiofork.doors.detail_answers import DetailAnswers
-from audiofork.errors import AmiUnavailable, NoSuchChannel, RequestRefused
+from audiofork.doors.event_stream import EventStream
+from audiofork.doors.http.cluster_stream import ClusterStream
+from audiofork.doors.shared_events import EventHearing
+from audiofork.errors import AmiUnavailable, NoMessage, NoSuchChannel, RequestRefused
 from audiofork.forks.events import ForkInfo, Muted, Requested
 from audiofork.forks.following import StartNews, StartResult
 from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork, parse_request
@@ -107,6 +110,7 @@ class Control:
             self._follow,
             details=DetailAnswers(self.timelines, Series()),
         )
+        self.doors.share(self.others.stream)
         self.doors.serve_http(self.others.parts())
         await self.doors.serve(answers)
         await self.broker.flush()
@@ -333,22 +337,173 @@ async def test_standby_is_ready_while_another_leads_and_a_relay_host_is_there(
     assert "audiofork_leads 0" in (await second.stage.get("/metrics")).body.decode()
 
 
+# --- Events --------------------------------------------------------------------------------------
+
+
+class Events:
+    """The events that a controller tells a client.
+
+    Attributes:
+        fields: Those of each, but for levels and the like, and `name`.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+
+    async def next(self) -> tuple[str, dict[str, Any]]:
+        async with asyncio.timeout(30):
+            await self._reader.readuntil(b"event: ")
+            name = (await self._reader.readline()).decode().strip()
+            await self._reader.readuntil(b"data: ")
+            return name, json.loads(await self._reader.readline())
+
+
+@asynccontextmanager
+async def events_of(one: Control) -> AsyncIterator[Events]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", one.stage.port)
+    head = f"Host: localhost\r\nAuthorization: Bearer {CONTROLLER}\r\n"
+    writer.write(f"GET /api/v1/events HTTP/1.1\r\n{head}\r\n".encode())
+    async with asyncio.timeout(30):
+        await reader.readuntil(b": \n\n")
+    try:
+        yield Events(reader)
+    finally:
+        writer.transport.abort()
+
+
+def muted(number: int) -> Muted:
+    return Muted(ForkInfo(fork_id(number), "c", "1", "ws://h/"), True, False)
+
+
+async def hears(one: Control, count: int) -> None:
+    """Wait until a controller has subscribed to the events of so many."""
+    await until(lambda: one.doors._hearing and len(one.doors._hearing._heard) == count, 30)
+
+
 async def test_events_of_the_own_daemon_name_the_asterisk_and_a_new_lead_is_a_gap(
     begin: Begin,
 ) -> None:
     one = await begin("c1")
-    async with asyncio.timeout(30):
-        reader, writer = await asyncio.open_connection("127.0.0.1", one.stage.port)
-        head = f"Host: localhost\r\nAuthorization: Bearer {CONTROLLER}\r\n"
-        writer.write(f"GET /api/v1/events HTTP/1.1\r\n{head}\r\n".encode())
-        await reader.readuntil(b": \n\n")
+    await hears(one, 1)
+    async with events_of(one) as events:
         await one.lead()
-        await reader.readuntil(b"event: reset\n")
-        one.others.stream.on_event(Muted(ForkInfo(fork_id(1), "c", "1", "ws://h/"), True, False))
-        await reader.readuntil(b"event: fork.muted\ndata: ")
-        fields = json.loads(await reader.readline())
-        assert (fields["asterisk"], fields["fork"]["id"]) == ("pbx", fork_id(1))
-        writer.close()
+        assert await events.next() == ("reset", {})
+        one.others.stream.on_event(muted(1))
+        name, fields = await events.next()
+        assert (name, fields["asterisk"], fields["fork"]["id"]) == ("fork.muted", "pbx", fork_id(1))
+        one.others.stream.on_event(muted(2))  # which comes once, though NATS gives it back
+        assert (await events.next())[1]["fork"]["id"] == fork_id(2)
+
+
+async def test_events_of_each_asterisk_come_at_each_controller_in_order(begin: Begin) -> None:
+    first, second, other = await begin("c1"), await begin("c2"), await begin("b1", "pbx-b")
+    for one in (first, other):
+        await one.lead()
+    for one in (first, second, other):
+        await hears(one, 2)
+    async with events_of(second) as events:
+        for number in range(5):
+            first.others.stream.on_event(muted(number))
+        found = [(await events.next())[1] for _ in range(5)]
+        assert [one["fork"]["id"] for one in found] == [fork_id(number) for number in range(5)]
+        assert found[0] == {
+            **{"asterisk": "pbx", "at": 1700000000.25, "in": True, "out": False},
+            "fork": {
+                **{"id": fork_id(0), "channel": "c", "uniqueid": "1", "url": "ws://h/"},
+                "host": "h",
+            },
+        }
+        other.others.stream.on_event(muted(7))
+        assert (await events.next())[1]["asterisk"] == "pbx-b"
+
+
+async def test_event_that_is_lost_is_a_gap(begin: Begin) -> None:
+    first, second = await begin("c1"), await begin("c2")
+    await first.lead()
+    await hears(second, 1)
+    async with events_of(second) as events:
+        first.others.stream.on_event(muted(1))
+        assert (await events.next())[0] == "fork.muted"
+        first.others.stream.last += 1
+        first.others.stream.on_event(muted(2))
+        assert [(await events.next())[0] for _ in range(2)] == ["reset", "fork.muted"]
+
+
+async def test_another_controller_that_leads_is_a_gap(begin: Begin) -> None:
+    first, second, third = await begin("c1"), await begin("c2"), await begin("c3")
+    await first.lead()
+    await hears(third, 1)
+    async with events_of(third) as events:
+        first.others.stream.on_event(muted(1))
+        assert (await events.next())[0] == "fork.muted"
+        await first.doors.stop_serving()
+        second.others.stream = EventStream("another run")
+        await second.lead()
+        first.others.stream.on_event(muted(2))  # which nobody is told of any more
+        second.others.stream.on_event(muted(3))
+        assert [(await events.next())[0] for _ in range(2)] == ["reset", "fork.muted"]
+
+
+async def test_loss_of_the_broker_is_a_gap_also_for_who_comes_back_later(
+    begin: Begin, server: NatsServer
+) -> None:
+    first, second = await begin("c1"), await begin("c2")
+    await first.lead()
+    await hears(second, 1)
+    async with events_of(second) as events:
+        first.others.stream.on_event(muted(1))
+        assert (await events.next())[0] == "fork.muted"
+        server.kill()
+        assert (await events.next())[0] == "reset"
+    server.start()
+    assert second.doors._parts is not None
+    stream = second.doors._parts.stream
+    before = stream.id_of(stream.last - 1)
+    assert stream.number_of(before) == stream.last - 1  # all that it misses is the reset
+    await until(lambda: second.broker.is_up, 30)
+    await until(lambda: stream.number_of(before) is None, 30)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        *(b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"run":"r","number":1,"name":"x"}'),
+        b'{"run":"r","number":1,"name":"reset","event":{"at":1,"fork":null}}',
+        b'{"run":"r","number":"1","name":"attack","event":{"at":1,"fork":null}}',
+        b'{"run":"r","number":1,"name":"attack","event":{"at":"1","fork":null}}',
+        b'{"run":"r","number":1,"name":"attack","event":{"at":1,"fork":[]}}',
+        b'{"run":"r","number":1,"name":"attack","event":{"at":1,"fork":{"id":7}}}',
+        b'{"run":"r","number":1,"name":"attack","event":{"at":1,"x":{"y":1}}}',
+        b'{"run":"r","number":1,"name":"attack","event":{"at":1,"x":NaN}}',
+        b'{"run":"r","number":1,"name":"attack","event":{"at":1,"x":"' + b"x" * 140_000 + b'"}}',
+    ],
+)
+def test_message_that_is_no_event_has_no_effect(payload: bytes) -> None:
+    stream = ClusterStream("run")
+    broker = Broker(ClusterConfig(name="c"), "c")
+    hearing = EventHearing(broker, lambda: ["pbx"], lambda _: False, stream)
+    with pytest.raises(NoMessage):
+        hearing.on_message("audiofork.events.pbx", payload)
+    assert stream.last == 0
+
+
+def test_event_of_another_has_its_own_asterisk_and_texts_without_control_characters() -> None:
+    stream = ClusterStream("run")
+    broker = Broker(ClusterConfig(name="c"), "c")
+    hearing = EventHearing(broker, lambda: ["pbx"], lambda _: False, stream)
+    fork = {"id": "../x", "channel": "a\x1b"}
+    event = {"at": 1, "asterisk": "another", "fork": fork, "detail": "b\n", "text": "c\n"}
+    message = {"run": "r", "number": 1, "name": "fork.message", "event": event}
+    hearing.on_message("audiofork.events.pbx", json.dumps(message).encode())
+    (one,) = stream.after(0, 9)
+    assert one.fork_id == ""
+    assert json.loads(one.json) == {
+        **{"asterisk": "pbx", "at": 1, "detail": "b?", "text": "c\n"},
+        "fork": {"id": "", "channel": "a?"},
+    }
+
+
+# --- What comes over the broker ------------------------------------------------------------------
 
 
 async def test_forks_that_are_none_are_left_out_and_told(begin: Begin) -> None:

@@ -304,6 +304,9 @@ async def test_http_interface_of_a_standby_starts_shows_mutes_and_stops_forks(
     first = cluster.controller("c1")
     second = cluster.controller("c2", http=f"socket = {door}\n")
     await leads(first)
+    client = await nats.connect(cluster.servers[0].url)
+    events = await client.subscribe("audiofork.events.*")
+    await client.flush()
     target = await scene.call()
     target.call.talk()
     connector = aiohttp.UnixConnector(path=str(door))
@@ -323,6 +326,11 @@ async def test_http_interface_of_a_standby_starts_shows_mutes_and_stops_forks(
         async with session.delete(path) as answer:
             assert answer.status == 204
         await first.says("ended: stopped")
+        names = [json.loads((await events.next_msg(10)).data)["name"] for _ in range(5)]
+        assert names == [
+            f"fork.{what}" for what in ("requested", "started", "muted", "ended", "stopped")
+        ]
+        await client.close()
         first.kill()
         await leads(second)
         async with session.get("/api/v1/status") as answer:

@@ -105,6 +105,15 @@ class ClusterParts:
             cluster=self._whole,
         )
 
+    def leads(self, asterisk: str) -> bool:
+        """Return whether our own daemon leads for an Asterisk."""
+        return asterisk in self._own
+
+    @property
+    def asterisks(self) -> Sequence[str]:
+        """The names of each Asterisk of the cluster."""
+        return sorted({*self._served, *self._roster.asterisks})
+
     # --- This controller ---
 
     def status(self) -> Status:
