@@ -190,6 +190,7 @@ class Control:
             try:
                 bucket = await self._broker.bucket(BUCKET)
                 await self._roster.start()
+                await self.doors.join()
                 break
             except BrokerUnavailable as exc:
                 log.error("the leases of the cluster cannot be used: %s; trying again", exc)
@@ -210,6 +211,7 @@ class Control:
             return
         log.warning("%s: leading, epoch %d", name, lease.epoch)
         self._on_role()
+        await self.doors.history.leave_to_daemon()
         self.daemon = daemon = Daemon(self._path, config_file.load(self._path), self)
         keeping = asyncio.create_task(self._keep(lease, daemon))
         stopping = asyncio.create_task(self._stop_with_us(daemon))
@@ -222,6 +224,7 @@ class Control:
                 task.cancel()
             await asyncio.gather(keeping, stopping, going_on, return_exceptions=True)
             self.daemon = self._going_on = None
+            self.doors.history.take_back()
             self._take_signals()
         if not is_lost:
             self._stop.set()

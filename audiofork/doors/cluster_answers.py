@@ -17,6 +17,8 @@ ListAudioForkCluster tells who is in the cluster, as this controller has heard o
      "hosts": [...], "controllers": [...]}
 
 with the fields of `HostView` and `ControllerView`; `server` is empty while the broker is away.
+ListAudioForkHistory and ListAudioForkCauses, without Asterisk, ask each controller for what it has
+kept; see `history_sharing.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +48,14 @@ from audiofork.doors.control_answers import (
     refusal,
 )
 from audiofork.doors.daemon_client import EVERY_ASTERISK
-from audiofork.errors import BrokerUnavailable, NobodyAnswers, NobodyLeads, RequestRefused
+from audiofork.doors.history_answers import CAUSES, HISTORY
+from audiofork.errors import (
+    BrokerUnavailable,
+    HistoryUnavailable,
+    NobodyAnswers,
+    NobodyLeads,
+    RequestRefused,
+)
 from audiofork.forks.requests import Origin
 from audiofork.text import A_BUG, did_you_mean, printable
 
@@ -55,6 +64,9 @@ log = logging.getLogger(__name__)
 # How long somebody may be about to lead: longer than a standby takes to.
 FIND_S = 2.0
 RETRY_S = 0.1
+
+AnswerHistory = Callable[[str, Mapping[str, str], Origin], Awaitable[dict[str, Any]]]
+"""Answers a command that asks the history; see `HistoryOfCluster.answer`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +126,16 @@ class ClusterAnswers:
         config: The cluster, and our place in it.
         broker: The connection to the broker.
         roster: Who is in the cluster.
+        history: Answers a search of the history, of all controllers.
     """
 
-    def __init__(self, config: ClusterConfig, broker: Broker, roster: Roster) -> None:
+    def __init__(
+        self, config: ClusterConfig, broker: Broker, roster: Roster, history: AnswerHistory
+    ) -> None:
         self._config = config
         self._broker = broker
         self._roster = roster
+        self._history = history
         self._own: GiveAnswers | None = None  # while we lead
         self._inside: set[asyncio.Task[Any]] = set()  # those that wait for an answer of it
         self._interrupted: set[asyncio.Task[Any]] = set()
@@ -145,6 +161,8 @@ class ClusterAnswers:
             yield refusal(str(exc))
         except NobodyLeads as exc:
             yield refusal(str(exc), Code.CLUSTER)
+        except HistoryUnavailable as exc:
+            yield refusal(str(exc), Code.HISTORY)
         except Exception:
             log.exception("a request to the cluster could not be handled")
             yield refusal(A_BUG, Code.FAULT)
@@ -154,6 +172,9 @@ class ClusterAnswers:
         command = command_of(fields)
         if command == CLUSTER:
             yield {"ok": True, **self._cluster()}
+        elif command in (HISTORY, CAUSES) and not asterisk:
+            lower = {name.lower(): value for name, value in fields.items()}
+            yield {"ok": True, **await self._history(command, lower, origin)}
         elif asterisk == EVERY_ASTERISK:
             if command != LIST:
                 raise RequestRefused("Asterisk: * stands for all, for ListAudioForks alone")

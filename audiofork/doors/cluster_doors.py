@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from audiofork.cluster.broker import Broker
-from audiofork.cluster.roster import Roster
+from audiofork.cluster.roster import Controller, Roster
 from audiofork.config import Config, HttpConfig
-from audiofork.doors.broker_door import BrokerDoor
+from audiofork.doors.broker_door import BrokerDoor, subject_of
 from audiofork.doors.cluster_answers import ClusterAnswers
+from audiofork.doors.cluster_http import ClusterHttp
 from audiofork.doors.control_answers import GiveAnswers
 from audiofork.doors.control_socket import ControlSocket
+from audiofork.doors.history_sharing import HistoryOfCluster, Keeper, OwnHistory
 from audiofork.doors.opening import open_socket
-from audiofork.doors.shared_events import EventHearing, tell
+from audiofork.doors.shared_events import tell
 from audiofork.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
     from audiofork.doors.event_stream import EventStream
-    from audiofork.doors.http.cluster_parts import ClusterParts
-    from audiofork.doors.http.door import HttpDoor
     from audiofork.doors.http.parts import Parts
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,9 @@ class ClusterDoors:
         leads: Returns whether nobody else can lead now.
         drain: Has a relay host drained, or not any more; returns whether it is there.
         run_id: The id of this run of the controller.
+
+    Attributes:
+        history: Our own history, which a daemon has alone while it runs.
     """
 
     def __init__(
@@ -57,14 +60,16 @@ class ClusterDoors:
         self._config = config
         self._broker = broker
         self._leads = leads
-        self._run_id = run_id
-        self._roster = roster
-        self._answers = ClusterAnswers(config.cluster, broker, roster)
+        own = Keeper(config.cluster.asterisk, config.cluster.own_name)
+        self.history = OwnHistory(config.history.file)
+        histories = HistoryOfCluster(
+            broker, own, self.history, lambda: [_keeper(one) for one in roster.controllers]
+        )
+        self._history_door = BrokerDoor(broker, own.subject, lambda: True, self.history)
+        self._answers = ClusterAnswers(config.cluster, broker, roster, histories.answer)
+        self._http = ClusterHttp(*(config, run_id, broker, roster, self._answers, histories.answer))
         self._socket: ControlSocket | None = None
         self._door: BrokerDoor | None = None
-        self._http: HttpDoor | None = None
-        self._parts: ClusterParts | None = None  # what that asks
-        self._hearing: EventHearing | None = None
         self._end_sharing: Callable[[], None] = lambda: None
 
     async def open(self) -> None:
@@ -76,22 +81,14 @@ class ClusterDoors:
         """
         if self._config.control.socket:
             self._socket = await open_socket(Path(self._config.control.socket), self._answers)
-        http = self._config.http
-        if http.listen is not None or http.socket:
-            await self._open_http()
+        await self._http.open()
 
-    async def _open_http(self) -> None:
-        from audiofork.doors.http.cluster_parts import ClusterParts
-        from audiofork.doors.http.door import HttpDoor  # its imports take 14 MB of memory
-
-        self._parts = ClusterParts(self._config, self._run_id, self._answers.ask, self._roster)
-        self._http = HttpDoor(self._config.http, self._parts.parts())
-        await self._http.start()
-        parts = self._parts
-        self._hearing = EventHearing(
-            self._broker, lambda: parts.asterisks, parts.leads, parts.stream
-        )
-        self._hearing.start()
+    async def join(self) -> None:
+        """Let other controllers ask for our history, now that the broker is there."""
+        try:
+            await self._history_door.open()
+        except BrokerUnavailable as exc:
+            log.warning("other controllers cannot search the history of this one: %s", exc)
 
     def share(self, stream: EventStream) -> None:
         """Tell other controllers what happens to the forks of our daemon."""
@@ -99,8 +96,7 @@ class ClusterDoors:
 
     def serve_http(self, parts: Parts) -> None:
         """Ask our daemon, too, for the HTTP interface."""
-        if self._parts is not None:
-            self._parts.begin(self._config.cluster.asterisk, parts)
+        self._http.begin(self._config.cluster.asterisk, parts)
 
     def reading(self, config: HttpConfig) -> Callable[[], None]:
         """Read the tokens of a configuration; return what makes them count.
@@ -108,13 +104,14 @@ class ClusterDoors:
         Raises:
             ConfigError: Their file cannot be used.
         """
-        return self._http.reading_tokens(config) if self._http is not None else lambda: None
+        return self._http.reading(config)
 
     async def serve(self, answers: GiveAnswers) -> None:
         """Answer requests by these, also those that come over the broker."""
         self._answers.begin_to_lead(answers)
         asterisk = self._config.cluster.asterisk
-        self._door = BrokerDoor(self._broker, asterisk, self._leads, self._answers)
+        self.history.begin_to_lead(answers)
+        self._door = BrokerDoor(self._broker, subject_of(asterisk), self._leads, self._answers)
         try:
             await self._door.open()
         except BrokerUnavailable as exc:
@@ -126,12 +123,16 @@ class ClusterDoors:
             await self._door.close()
             self._door = None
         self._answers.end_to_lead()
+        self.history.end_to_lead()
         self._end_sharing()
-        if self._parts is not None:
-            self._parts.end(self._config.cluster.asterisk)
+        self._http.end(self._config.cluster.asterisk)
 
     async def close(self) -> None:
         """Close the control socket and the HTTP interface."""
-        for door in (self._socket, self._http, self._hearing):
+        for door in (self._socket, self._http, self._history_door):
             if door is not None:
                 await door.close()
+
+
+def _keeper(controller: Controller) -> Keeper:
+    return Keeper(controller.beat.asterisk, controller.beat.name)

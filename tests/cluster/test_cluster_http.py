@@ -78,8 +78,8 @@ class Control:
 
     @property
     def stage(self) -> Stage:
-        assert self.doors._http is not None
-        return Stage(self.others, self.doors._http)
+        assert self.doors._http.door is not None
+        return Stage(self.others, self.doors._http.door)
 
     def has(self, number: int, age_s: float) -> None:
         """Give its daemon a fork."""
@@ -377,7 +377,9 @@ def muted(number: int) -> Muted:
 
 async def hears(one: Control, count: int) -> None:
     """Wait until a controller has subscribed to the events of so many."""
-    await until(lambda: one.doors._hearing and len(one.doors._hearing._heard) == count, 30)
+    await until(
+        lambda: one.doors._http.hearing and len(one.doors._http.hearing._heard) == count, 30
+    )
 
 
 async def test_events_of_the_own_daemon_name_the_asterisk_and_a_new_lead_is_a_gap(
@@ -456,8 +458,8 @@ async def test_loss_of_the_broker_is_a_gap_also_for_who_comes_back_later(
         server.kill()
         assert (await events.next())[0] == "reset"
     server.start()
-    assert second.doors._parts is not None
-    stream = second.doors._parts.stream
+    assert second.doors._http.parts is not None
+    stream = second.doors._http.parts.stream
     before = stream.id_of(stream.last - 1)
     assert stream.number_of(before) == stream.last - 1  # all that it misses is the reset
     await until(lambda: second.broker.is_up, 30)

@@ -29,7 +29,7 @@ from audiofork.cluster.roster import Roster
 from audiofork.commands.check_cluster import ClusterCheck
 from audiofork.commands.findings import Finding, Findings
 from audiofork.config import Config
-from audiofork.doors.broker_door import BrokerDoor, ask_leader
+from audiofork.doors.broker_door import BrokerDoor, ask_leader, subject_of
 from audiofork.doors.event_stream import EventStream
 from audiofork.doors.http.cluster_stream import ClusterStream
 from audiofork.doors.shared_events import EventHearing, tell
@@ -182,6 +182,7 @@ def test_server_does_not_start_before_the_keys_are_set() -> None:
         pytest.param(f"audiofork.control.{A1}.{R2}", id="report of another"),
         pytest.param(f"audiofork.request.{A1}", id="request"),
         pytest.param(f"audiofork.events.{A1}", id="event"),
+        pytest.param(f"audiofork.history.{A1}.c1", id="history"),
         pytest.param(f"$KV.{LEASES}.{A1}", id="lease"),
         pytest.param(f"$KV.{JOURNAL_1}.x", id="journal"),
         pytest.param("$JS.API.STREAM.CREATE.KV_x", id="make a bucket"),
@@ -201,7 +202,7 @@ async def test_relay_host_may_not(relay: User, subject: str) -> None:
     [
         *(">", "audiofork.>", "audiofork.relay.>", f"audiofork.relay.{R2}.*", "_INBOX.>"),
         *("audiofork.beat.*", f"audiofork.control.{A1}.*", f"$KV.{JOURNAL_1}.>", "$JS.>", "$SYS.>"),
-        f"audiofork.events.{A1}",
+        *(f"audiofork.events.{A1}", f"audiofork.history.{A1}.c1"),
     ],
 )
 async def test_relay_host_may_not_read(relay: User, subject: str) -> None:
@@ -226,6 +227,7 @@ async def test_relay_host_may_what_it_needs(relay: User) -> None:
         pytest.param(f"audiofork.control.{A2}.{R1}", id="report"),
         pytest.param(f"audiofork.request.{A2}", id="request"),
         pytest.param(f"audiofork.events.{A2}", id="event of another"),
+        pytest.param(f"audiofork.history.{A2}.c1", id="history of another"),
         pytest.param(f"$KV.{LEASES}.{A2}", id="lease"),
         pytest.param(f"$KV.{JOURNAL_2}.x", id="journal"),
         pytest.param(f"$JS.API.STREAM.MSG.GET.KV_{JOURNAL_2}", id="read a journal"),
@@ -253,7 +255,7 @@ async def test_controller_may_not(controller: User, subject: str) -> None:
     "subject",
     [
         *(">", "audiofork.>", f"audiofork.control.{A2}.*", f"audiofork.request.{A2}"),
-        *("audiofork.events.*", f"audiofork.events.{A2}"),
+        *("audiofork.events.*", f"audiofork.events.{A2}", "audiofork.history.*.*"),
         *("audiofork.relay.>", f"audiofork.relay.{R1}.*", "_INBOX.>", f"_INBOX.control.{A2}.>"),
         *(f"$KV.{JOURNAL_1}.>", f"$KV.{JOURNAL_2}.>", "$JS.>", "$SYS.>"),
     ],
@@ -467,7 +469,7 @@ async def test_request_is_answered_by_the_controller_that_it_is_for(nats: Secure
             for number in range(20):
                 yield {"ok": True, "line": line.decode(), "number": number}
 
-        door = BrokerDoor(broker, A1, lambda: True, answers)
+        door = BrokerDoor(broker, subject_of(A1), lambda: True, answers)
         await door.open()
         await broker.flush()
         for one in (asker, standby):

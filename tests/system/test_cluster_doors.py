@@ -331,10 +331,21 @@ async def test_http_interface_of_a_standby_starts_shows_mutes_and_stops_forks(
             f"fork.{what}" for what in ("requested", "started", "muted", "ended", "stopped")
         ]
         await client.close()
+        for path in ("/api/v1/history", f"/api/v1/history/{started['id']}"):
+            async with session.get(path) as answer:
+                found = await answer.json()
+            (entry,) = found.get("entries", [found])
+            assert (entry["fork_id"], entry["reason"]) == (started["id"], "stopped")
+            assert (entry["asterisk"], entry["controller"]) == ("asterisk", "c1")
         first.kill()
         await leads(second)
         async with session.get("/api/v1/status") as answer:
             assert (await answer.json())["asterisk"]["up"]
+        async with session.get("/api/v1/history") as answer:  # which the dead one has kept
+            found = await answer.json()
+        assert (found["entries"], list(found["missing"])) == ([], ["asterisk/c1"])
+        _, _, errors = await told(second, "history")
+        assert "the history of asterisk/c1 is missing: nobody answers" in errors
     await target.call.hangup()
     assert "Traceback" not in first.log() + second.log()
 

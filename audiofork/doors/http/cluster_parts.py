@@ -21,6 +21,7 @@ from audiofork.doors.http.answers import (
     RelayStatus,
     Status,
 )
+from audiofork.doors.http.cluster_history import AnswerHistory, ClusterHistory
 from audiofork.doors.http.cluster_stream import ClusterStream
 from audiofork.doors.http.parts import Heard, Levels, Parts, Watching
 from audiofork.doors.http.problems import NO_SUCH_FORK, Kind, Problem
@@ -44,6 +45,7 @@ class ClusterParts:
         run_id: The id of this run of the controller.
         ask: Asks the controller that leads for an Asterisk.
         roster: Who is in the cluster.
+        history: Answers a search of the history, of all controllers.
         clock: Returns the time in seconds.
 
     Attributes:
@@ -56,6 +58,7 @@ class ClusterParts:
         run_id: str,
         ask: Ask,
         roster: Roster,
+        history: AnswerHistory,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
@@ -71,6 +74,7 @@ class ClusterParts:
         )
         self._watching = _OwnWatching(self._own, self._whole, self._leader)
         self._metrics = StandbyMetrics(roster)
+        self._history = ClusterHistory(history, config.cluster.own_name)
         self.stream = ClusterStream(run_id)
 
     def begin(self, asterisk: str, parts: Parts) -> None:
@@ -101,6 +105,7 @@ class ClusterParts:
             check=self._check,
             legs_left=lambda: self._whole.legs_left,
             watching=self._watching,
+            history=self._history,
             metrics=self,
             cluster=self._whole,
         )

@@ -88,7 +88,11 @@ class History(Protocol):
     `search` raises ValueError for a cursor that is none.
     """
 
-    async def search(self, query: HistoryQuery) -> tuple[Sequence[Any], str]: ...
+    async def search(
+        self, query: HistoryQuery
+    ) -> tuple[Sequence[Any], str] | tuple[Sequence[Any], str, Mapping[str, str]]:
+        """Return entries, the next cursor; and in a cluster who has not answered, and why."""
+
     async def entry(self, fork_id: str) -> Any | None: ...
     async def causes(self, since: float) -> Sequence[Any]: ...
 
