@@ -79,6 +79,11 @@ class Control:
         return self._lease is not None and self._lease.is_held
 
     @property
+    def names(self) -> tuple[str, str]:
+        """Of this controller, and of its Asterisk."""
+        return self._cluster.own_name, self._cluster.asterisk
+
+    @property
     def epoch(self) -> int:
         """The number of our leadership."""
         return self._lease.epoch if self._lease is not None else 0

@@ -71,12 +71,15 @@ class Cluster(Protocol):
     """What a daemon that leads in a cluster has from it.
 
     Attributes:
+        names: Of the controller, and of its Asterisk.
         leads: Whether it does still; if not, it must leave all as it is.
         doors: Those that are open whether it leads or not.
         epoch: The number of its leadership.
         hosts: The relay hosts of the cluster.
     """
 
+    @property
+    def names(self) -> tuple[str, str]: ...
     @property
     def leads(self) -> bool: ...
     @property

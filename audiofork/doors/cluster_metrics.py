@@ -21,6 +21,10 @@ class ClusterState(Protocol):
     """A cluster, as a controller that leads sees it."""
 
     @property
+    def names(self) -> tuple[str, str]:
+        """Of the controller, and of its Asterisk."""
+
+    @property
     def leads(self) -> bool: ...
     @property
     def epoch(self) -> int: ...
@@ -32,10 +36,12 @@ class StandbyMetrics:
     """The metrics of a controller that stands by; made only if they are asked for.
 
     Args:
+        names: Of the controller, and of its Asterisk.
         roster: Who is in the cluster.
     """
 
-    def __init__(self, roster: Roster) -> None:
+    def __init__(self, names: tuple[str, str], roster: Roster) -> None:
+        self._names = names
         self._roster = roster
         own = usage_of()
         self._started_at = own.started if own is not None else None
@@ -44,6 +50,7 @@ class StandbyMetrics:
         """Return all metrics as text; see `exposition.py`."""
         text = Exposition(open_metrics=open_metrics)
         text.each(table.BUILD, {(audiofork.__version__, platform.python_version()): 1})
+        text.each(table.CONTROLLER, {self._names: 1})
         text.one(table.LEADS, 0)
         write_hosts(text, self._roster.hosts)
         write_process(text, self._started_at)
@@ -56,6 +63,7 @@ def write_cluster(text: Exposition, cluster: ClusterState | None) -> None:
         for metric in table.OF_CLUSTER:
             text.one(metric, None)
         return
+    text.each(table.CONTROLLER, {cluster.names: 1})
     text.one(table.LEADS, int(cluster.leads))
     text.one(table.EPOCH, cluster.epoch)
     write_hosts(text, cluster.hosts)

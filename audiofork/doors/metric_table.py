@@ -176,8 +176,12 @@ RELAYS_LOST = Metric(
 
 # --- The cluster: absent without one ---
 
+CONTROLLER = Metric(
+    _P + "controller_info", GAUGE, "1, with the names of this controller and of its Asterisk.",
+    {"controller": (), "asterisk": ()},
+)  # fmt: skip
 LEADS = Metric(
-    _P + "leads", GAUGE, "1 while this controller leads; 0 while it lacks the lease, and waits."
+    _P + "leads", GAUGE, "1 while this controller leads; 0 while it stands by, or waits."
 )
 EPOCH = Metric(
     _P + "epoch", GAUGE, "The number of its leadership, which is greater than each before."
@@ -198,7 +202,7 @@ HOST_CPU = Metric(
     {"host": ()},
 )  # fmt: skip
 
-OF_CLUSTER = (LEADS, EPOCH, HOSTS, HOST_FORKS, HOST_CAPACITY, HOST_CPU)
+OF_CLUSTER = (CONTROLLER, LEADS, EPOCH, HOSTS, HOST_FORKS, HOST_CAPACITY, HOST_CPU)
 
 # --- The daemon's own process ---
 

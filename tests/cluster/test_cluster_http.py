@@ -334,7 +334,10 @@ async def test_standby_is_ready_while_another_leads_and_a_relay_host_is_there(
         {"name": "c1", "asterisk": "pbx", "state": "leads"},
         {"name": "c2", "asterisk": "pbx", "state": "stands by"},
     ]
-    assert "audiofork_leads 0" in (await second.stage.get("/metrics")).body.decode()
+    metrics = (await second.stage.get("/metrics")).body.decode()
+    assert "audiofork_leads 0" in metrics
+    assert 'audiofork_controller_info{controller="c2",asterisk="pbx"} 1' in metrics
+    assert "audiofork_forks" not in metrics  # else the sum over all would have them twice
 
 
 # --- Events --------------------------------------------------------------------------------------

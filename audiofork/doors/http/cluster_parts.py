@@ -73,7 +73,8 @@ class ClusterParts:
             ask, self._served, lambda: roster.asterisks, config.cluster.own_name
         )
         self._watching = _OwnWatching(self._own, self._whole, self._leader)
-        self._metrics = StandbyMetrics(roster)
+        names = config.cluster.own_name, config.cluster.asterisk
+        self._metrics = StandbyMetrics(names, roster)
         self._history = ClusterHistory(history, config.cluster.own_name)
         self.stream = ClusterStream(run_id)
 
