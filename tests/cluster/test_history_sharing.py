@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing, closing
 from pathlib import Path
@@ -18,6 +20,7 @@ from audiofork.doors.history_answers import CAUSES, HISTORY
 from audiofork.doors.history_sharing import HistoryOfCluster, Keeper, OwnHistory, entry_in
 from audiofork.doors.http.cluster_history import ClusterHistory
 from audiofork.errors import HistoryUnavailable, NoMessage, RequestRefused
+from audiofork.forks import history_search
 from audiofork.forks.history import Entry, HistoryQuery
 from audiofork.forks.history_file import HistoryFile
 from audiofork.forks.requests import Origin
@@ -227,16 +230,28 @@ async def test_daemon_that_leads_has_the_file_alone_and_answers_itself(begin: Be
     assert len((await one.alone(fields))["entries"]) == 1
 
 
-async def test_daemon_waits_for_nobody_who_reads_a_file_with_many_entries(begin: Begin) -> None:
+async def test_who_reads_the_file_gives_up_when_a_daemon_begins(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = await begin("c1")
-    one.keep(*(entry(number) for number in range(5000)))
-    asked = asyncio.create_task(one.alone({"Command": "ListAudioForkHistory", "Text": "ada"}))
-    await asyncio.sleep(0)
+    one.keep(entry(1))
+    reads = threading.Event()
+
+    def search(_db: object, _query: object, give_up: Callable[[], bool]) -> None:
+        reads.set()
+        for _ in range(1000):  # it always ends
+            if give_up():
+                raise HistoryUnavailable("the search was given up")
+            time.sleep(0.01)
+
+    monkeypatch.setattr(history_search, "search", search)
+    asked = asyncio.create_task(one.alone({"Command": "ListAudioForkHistory"}))
+    assert await asyncio.to_thread(reads.wait, 30)
     await one.own.leave_to_daemon()
     assert one.file is not None
     with closing(HistoryFile(one.file)):  # raises if it is locked
         pass
-    await asked
+    assert (await asked)["error"] == "the search was given up"
 
 
 async def test_controller_that_has_never_led_has_an_empty_history(begin: Begin) -> None:
