@@ -137,7 +137,7 @@ def _run_host(path: Path) -> None:
 
 def _host_door_of(http: config.HttpConfig) -> MakeDoor | None:
     """Return what makes the HTTP door of a relay host; None: it is to have none."""
-    if http.listen is None and not http.socket:
+    if not http.is_open:
         return None
     from audiofork.doors.http.host_door import HostDoor  # its imports take 14 MB of memory
 

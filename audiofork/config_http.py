@@ -42,6 +42,11 @@ class HttpConfig:
         "https://NAME:8443.",
     )
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is to be an HTTP interface."""
+        return self.listen is not None or bool(self.socket)
+
 
 def fault_of(config: HttpConfig) -> tuple[str, str] | None:
     """Return the option that lacks another one, and which; None if none does."""

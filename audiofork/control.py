@@ -54,15 +54,14 @@ class Control:
         self._broker = Broker(cluster, f"audiofork control {cluster.own_name}", inbox)
         self._roster = Roster(self._broker, cluster.dead_after)
         self._stop = asyncio.Event()
-        self.doors = ClusterDoors(config, self._broker, self._roster)
         run_id = str(uuid.uuid4())
+        self.doors = ClusterDoors(config, self._broker, self._roster, run_id)
         self.asterisks = [
             AsteriskControl(path, one, self._broker, self._roster, run_id) for one in own
         ]
         for one in self.asterisks:
             one.doors = self._doors_of(one)
             one.on_role = self._tell_systemd
-            one.opens_http = one is self.asterisks[0]
 
     def _doors_of(self, one: AsteriskControl) -> AsteriskDoors:
         return self.doors.of(one.name, lambda: one.leads, one.drain)
@@ -160,10 +159,13 @@ class Control:
             with self._named(one):
                 one.reload()
         try:
-            names = config_file.load(self._path, secrets_of=()).asterisk_names
-        except ConfigError:  # whoever leads has said so
+            loaded = config_file.load(self._path, secrets_of=())
+            self.doors.reading(loaded.http)()
+        except ConfigError as exc:
+            text = config_file.with_place(str(exc), self._path)
+            log.error("not reloaded, the old tokens of [http] stay: %s", text)
             return
-        if changed := set(names) ^ {one.name for one in self.asterisks}:
+        if changed := set(loaded.asterisk_names) ^ {one.name for one in self.asterisks}:
             named = ", ".join(sorted(changed))
             log.info(
                 "changes to which Asterisks are served take effect at the next start: %s", named
@@ -176,6 +178,7 @@ class Control:
                 for one in self.asterisks:
                     await one.join()
                 await self._roster.start()
+                await self.doors.join()
                 return
             except BrokerUnavailable as exc:
                 log.error("the leases of the cluster cannot be used: %s; trying again", exc)

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from audiofork import __version__, config_file
@@ -16,9 +15,9 @@ from audiofork.cluster.beats import ControlBeat
 from audiofork.cluster.broker import Broker
 from audiofork.cluster.lease import BUCKET, Holder, Lease
 from audiofork.cluster.roster import Host, Roster
-from audiofork.config import Config, HttpConfig
+from audiofork.config import Config
 from audiofork.daemon import Daemon
-from audiofork.doors.opening import SharedDoors
+from audiofork.doors.cluster_doors import AsteriskDoors
 from audiofork.errors import AmiError, ConfigError
 from audiofork.forks.cluster_journal import ClusterJournal
 from audiofork.forks.journal import Journal
@@ -51,7 +50,6 @@ class AsteriskControl:
         doors: Where its daemon answers requests; to be set before `run`.
         on_role: Called when it leads from now on, or stands by.
         daemon: The daemon that leads; None: another controller does.
-        opens_http: Whether its daemon opens [http].
     """
 
     def __init__(
@@ -70,9 +68,8 @@ class AsteriskControl:
         self._going_on: asyncio.Task[None] | None = None
         self.daemon: Daemon | None = None
         self.on_role: Callable[[], None] = lambda: None
-        self.opens_http = True
 
-    doors: SharedDoors
+    doors: AsteriskDoors
 
     @property
     def leads(self) -> bool:
@@ -83,6 +80,11 @@ class AsteriskControl:
     def is_silent(self) -> bool:
         """Whether NATS does not say any more who leads."""
         return self._lease is not None and self._lease.is_silent
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Of this controller, and of its Asterisk."""
+        return self._holder.name, self.name
 
     @property
     def epoch(self) -> int:
@@ -102,11 +104,9 @@ class AsteriskControl:
         """
         config = config_file.load(self._path)
         try:
-            own = config.of_asterisk(self.name)
+            return config.of_asterisk(self.name)
         except KeyError:
             raise ConfigError(f"no section is of the Asterisk {self.name} any more") from None
-        # The daemons of others have no HTTP interface: there is one port for all of them.
-        return own if self.opens_http else replace(own, http=HttpConfig())
 
     def parts(self, config: Config, report: SendReport) -> tuple[Relay, Journal]:
         """Return the relay and the journal of the cluster."""
@@ -180,6 +180,14 @@ class AsteriskControl:
             return
         log.warning("%s: leading, epoch %d", self.name, lease.epoch)
         self._take_role()
+        await self.doors.history.leave_to_daemon()
+        try:
+            await self._lead(stop, lease)
+        finally:
+            self.doors.history.take_back()
+
+    async def _lead(self, stop: asyncio.Event, lease: Lease) -> None:
+        """Lead until told to stop, or another controller leads."""
         self.daemon = daemon = Daemon(self._path, self.load(), self)
         keeping = asyncio.create_task(self._keep(lease, daemon))
         stopping = asyncio.create_task(_stop_at(stop, daemon))

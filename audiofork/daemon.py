@@ -23,6 +23,7 @@ from audiofork.asterisk.taps.ways import known_faults
 from audiofork.config import Config, without_secrets
 from audiofork.doors.ami_events import AmiEvents
 from audiofork.doors.check_answers import CheckAnswers
+from audiofork.doors.detail_answers import DetailAnswers
 from audiofork.doors.opening import Doors, SharedDoors
 from audiofork.doors.twilio_callback import TwilioCallback
 from audiofork.doors.user_event import UserEvents
@@ -38,7 +39,7 @@ from audiofork.forks.profiles import Profiles
 from audiofork.forks.registry import Forks
 from audiofork.forks.series import Series
 from audiofork.forks.timelines import Timelines
-from audiofork.forks.urls import hosts_at_will
+from audiofork.forks.urls import warn_of_hosts_at_will
 from audiofork.forks.watching import Watching
 from audiofork.link.inline import InlineRelay, check_files
 from audiofork.link.messages import CheckLeg, Format, Report, SendReport, WatchReport
@@ -69,12 +70,15 @@ class Cluster(Protocol):
     """What a daemon that leads in a cluster has from it.
 
     Attributes:
+        names: Of the controller, and of its Asterisk.
         leads: Whether it does still; if not, it must leave all as it is.
         doors: Those that are open whether it leads or not.
         epoch: The number of its leadership.
         hosts: The relay hosts of the cluster.
     """
 
+    @property
+    def names(self) -> tuple[str, str]: ...
     @property
     def leads(self) -> bool: ...
     @property
@@ -235,7 +239,7 @@ class Daemon:
         self._opening = asyncio.create_task(self._open_shared_doors())
         self._tasks = [asyncio.create_task(work) for work in works]
         log.info("listening for Asterisk's audio on %s", address)
-        _say_what_is_open(self._config)
+        warn_of_hosts_at_will(self._config.security.allow_urls)
         notify("READY=1")
         self.ready.set()
 
@@ -283,7 +287,7 @@ class Daemon:
             profiles=self._profiles,
             waits_for_hold=self._config.asterisk.on_hold == "wait",
             playout_buffer_s=self._config.websocket.playout_buffer,
-            asks_callers=self.history.is_kept or self._stream is not None,
+            asks_callers=self.history.is_kept or self._config.http.is_open,
             held=lambda: self.relay.held,
             outlives_daemon=self.relay.outlives_daemon,
             until_expected=self.relay.until_expected,
@@ -292,7 +296,7 @@ class Daemon:
         self.watching = Watching(self.relay.send, self.forks.find)
         events.subscribe(self.watching.on_event)
         self._user_events = UserEvents(self.forks.ask, ami_events, self._is_led_elsewhere)
-        if self._stream is not None:
+        if self._config.http.is_open:
             self._build_metrics(events)
 
     def _build_metrics(self, events: Events) -> None:
@@ -306,13 +310,12 @@ class Daemon:
         self.metrics = metrics
 
     def _stream_of(self, events: Events) -> EventStream | None:
-        """Return the events for the HTTP interface, if it is configured."""
-        config = self._config
-        if config.http.listen is None and not config.http.socket:
+        """Return the events for the HTTP interface, if it is configured, and for a cluster."""
+        if not self._config.http.is_open and self._cluster is None:
             return None
         from audiofork.doors.event_stream import EventStream
 
-        stream = EventStream(self._run_id, tells_keys=config.asterisk.dtmf_events)
+        stream = EventStream(self._run_id, tells_keys=self._config.asterisk.dtmf_events)
         events.subscribe(stream.on_event)
         return stream
 
@@ -341,14 +344,17 @@ class Daemon:
         """Start the configured doors, apart from user events over AMI."""
         await self._doors.open(self.forks, self.history)
         if self._stream is not None:
-            await self._doors.open_http(self._parts_of_http(self._stream))
+            self._doors.share(self._stream)
+            if self._config.http.is_open:
+                await self._doors.open_http(self._parts_of_http(self._stream))
 
     async def _open_shared_doors(self) -> None:
         """Answer requests of the whole cluster when its forks are known again."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RESUME_TIMEOUT_S):
                 await self._resumed.wait()
-        await self._doors.open_shared(self.forks, self.history)
+        details = DetailAnswers(self.timelines, self.series)
+        await self._doors.open_shared(self.forks, self.history, details)
 
     def _parts_of_http(self, stream: EventStream) -> Parts:
         """Return what the HTTP interface asks; its modules are imported only here."""
@@ -455,7 +461,7 @@ class Daemon:
         logs.set_up(new.log)
         what = " and ".join(self._changed_for_the_next_start(new))
         log.info("reloaded%s", f"; changes to {what} take effect at the next start" if what else "")
-        _say_what_is_open(new)
+        warn_of_hosts_at_will(new.security.allow_urls)
 
     def _changed_for_the_next_start(self, new: Config) -> list[str]:
         """Return the sections and options that have changed and need a restart."""
@@ -466,15 +472,6 @@ class Daemon:
         if new.history.file != old.history.file:
             changed.append("[history] file")
         return changed
-
-
-def _say_what_is_open(config: Config) -> None:
-    """Log a warning if a configuration lets forks go to any host."""
-    if hosts_at_will(config.security.allow_urls):
-        log.warning(
-            "[security] allow_urls names no host: whoever may start a fork, such as each AMI user "
-            "with write = user, can send the audio of any call anywhere"
-        )
 
 
 def _parts_of(config: Config, report: SendReport) -> tuple[Relay, Journal]:

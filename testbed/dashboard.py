@@ -372,6 +372,7 @@ ROWS = (
                 "1: it leads; the number of its leadership grows with each change.",
                 (
                     ("audiofork_leads{}", "{{instance}}"),
+                    ("audiofork_controller_info{}", "{{controller}} of {{asterisk}}"),
                     ("audiofork_epoch{}", "number {{instance}}"),
                 ),
             ),

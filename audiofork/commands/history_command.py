@@ -36,7 +36,12 @@ class Source(Protocol):
     """Where the history is read: by a daemon, or the file itself.
 
     Every method raises HistoryUnavailable, and RequestRefused for what it does not understand.
+
+    Attributes:
+        missing: In a cluster, whose histories were not among the answers, with the reason.
     """
+
+    missing: dict[str, str]
 
     def history(self, fields: Mapping[str, str]) -> tuple[list[dict[str, Any]], str]:
         """Return entries, and the cursor of the next page."""
@@ -53,6 +58,7 @@ class HistoryOfFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.missing: dict[str, str] = {}
 
     def history(self, fields: Mapping[str, str]) -> tuple[list[dict[str, Any]], str]:
         """Return entries, and the cursor of the next page."""
@@ -237,6 +243,8 @@ def _run(wish: _Wish, source: Callable[[], AbstractContextManager[Source]]) -> N
             entries = _all_pages(asked, wish.fields, wish.limit)
             width = terminal_width(sys.stdout.isatty() and not wish.wide)
             terminal.say(_as_json(entries) if wish.as_json else table(entries, width))
+        for name, why in asked.missing.items():
+            terminal.warn(printable(f"the history of {name} is missing: {why}", "?"))
 
 
 def _show_one(wish: _Wish, source: Source) -> None:

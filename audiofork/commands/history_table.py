@@ -17,6 +17,8 @@ Entry = dict[str, Any]
 _NUMBERS = frozenset({"TIME", "SENT", "DROPPED", "COUNT"})
 _COLUMNS = ("ENDED", "ID", "CHANNEL", "CALLER", "SERVER", "TIME", "SENT", "DROPPED", "REASON")
 _NARROW = ("ENDED", "ID", "CHANNEL", "TIME", "REASON")
+_PLACE = {"ASTERISK": "asterisk", "CONTROLLER": "controller"}
+"""Where there is a cluster: the columns that say whose entry it is."""
 _OF_CAUSES = ("COUNT", "LATEST", "REASON", "ID", "DETAIL")
 _FIELDS = {
     "channel": "channel",
@@ -27,6 +29,8 @@ _FIELDS = {
     "tap": "tap",
     "sample_rate": "sample rate",
     "format": "format",
+    "asterisk": "Asterisk",
+    "controller": "controller",
 }
 
 
@@ -41,7 +45,9 @@ def table(entries: list[Entry], width: int | None = None) -> str:
     if not entries:
         return "no entries"
     cells = [_cells(entry) for entry in entries]
-    lines = aligned((*_COLUMNS, "DETAIL"), cells, _NUMBERS)
+    places = _PLACE if any(one["ASTERISK"] for one in cells) else ()
+    columns = (*_COLUMNS[:3], *places, *_COLUMNS[3:], "DETAIL")
+    lines = aligned(columns, cells, _NUMBERS)
     if width is None or max(map(len, lines)) <= width:
         return "\n".join(lines)
     return "\n".join(_narrow_rows([{**one, "ID": one["ID"][:8]} for one in cells], width))
@@ -52,7 +58,9 @@ def _narrow_rows(cells: list[dict[str, str]], width: int) -> Iterator[str]:
     yield heading
     for line, one in zip(lines, cells, strict=True):
         yield line
-        more = ", ".join(one[name] for name in ("CALLER", "SERVER") if one[name] != "-")
+        more = ", ".join(
+            one[name] for name in ("CALLER", "SERVER", *_PLACE) if one[name] not in ("", "-")
+        )
         yield from wrapped([more, one["DETAIL"]], width)
 
 
@@ -69,6 +77,7 @@ def _cells(entry: Entry) -> dict[str, str]:
         "DROPPED": totals.get("frames_dropped", "-"),
         "REASON": entry["reason"],
         "DETAIL": entry["detail"],
+        **{name: entry.get(field, "") for name, field in _PLACE.items()},
     }
     return {name: printable(str(cell), "?") for name, cell in cells.items()}
 
@@ -82,7 +91,7 @@ def details(entry: Entry) -> str:
     """Return all that there is of an entry, with its timeline."""
     values = {**entry, "caller": _caller(entry)}
     lines = [f"fork {entry['fork_id']}"]
-    lines += [f"  {name:<12} {values[key]}" for key, name in _FIELDS.items() if values[key]]
+    lines += [f"  {name:<12} {values[key]}" for key, name in _FIELDS.items() if values.get(key)]
     reason, detail = entry["reason"], entry["detail"]
     lines.append(f"  {'ended':<12} {reason}{f': {detail}' if detail else ''}")
     totals = [f"{name} {value:g}" for name, value in entry["totals"].items() if value]

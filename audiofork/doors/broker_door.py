@@ -42,25 +42,25 @@ STOPPED = "this controller does not lead any more: ask again"
 
 
 class BrokerDoor:
-    """Answers the requests for one Asterisk, while its controller leads.
+    """Answers the requests on one subject, such as those for an Asterisk while we lead for it.
 
     Owned by the controller, which calls `open` once and then `close`.
 
     Args:
         broker: The connection to the broker.
-        asterisk: The name of the Asterisk.
-        leads: Returns whether nobody else can lead now; if not, another controller answers.
+        subject: What requests are sent to.
+        leads: Returns whether they are for us; if not, another controller answers.
         answers: Answers requests.
     """
 
     def __init__(
-        self, broker: Broker, asterisk: str, leads: Callable[[], bool], answers: GiveAnswers
+        self, broker: Broker, subject: str, leads: Callable[[], bool], answers: GiveAnswers
     ) -> None:
         self._broker = broker
-        self._subject = f"{SUBJECT}.{asterisk}"
+        self._subject = subject
         self._leads = leads
         self._answers = answers
-        self._inbox = broker.inbox()
+        self._inbox = ""
         self._numbers = itertools.count(1)
         self._askers: dict[str, _Asker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -74,6 +74,7 @@ class BrokerDoor:
             BrokerUnavailable: The connection is lost.
         """
         self._forget_broker = self._broker.on_change(self._on_broker)
+        self._inbox = self._broker.inbox()
         absent = await self._broker.subscribe(f"{self._inbox}.*", self._on_absent)
         asked = await self._broker.subscribe_questions(self._subject, self._on_question)
         self._subscriptions += (absent, asked)
@@ -178,22 +179,34 @@ class _Asker:
         self._publish(b"")
 
 
-async def ask_leader(
+def subject_of(asterisk: str) -> str:
+    """Return what requests for an Asterisk are sent to."""
+    return f"{SUBJECT}.{asterisk}"
+
+
+def ask_leader(
     broker: Broker, asterisk: str, line: bytes, who: str
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Yield the answers of the controller that leads for an Asterisk. Close it to hear no more.
+    """Yield the answers of the controller that leads for an Asterisk; see `ask_subject`."""
+    return ask_subject(broker, subject_of(asterisk), line, who)
+
+
+async def ask_subject(
+    broker: Broker, subject: str, line: bytes, who: str
+) -> AsyncGenerator[dict[str, Any], None]:
+    """Yield the answers of the controller that hears a subject. Close it to hear no more.
 
     Args:
         broker: The connection to the broker.
-        asterisk: The name of the Asterisk.
+        subject: The subject.
         line: The request.
         who: For whom it is asked.
 
     Raises:
-        NobodyAnswers: No controller leads for it, so nobody has heard the request.
+        NobodyAnswers: No controller hears it, so nobody has heard the request.
         BrokerUnavailable: It is silent, there is no broker, or it answers in an unknown way.
     """
-    asked = broker.request_many(f"{SUBJECT}.{asterisk}", line, SILENT_S, who)
+    asked = broker.request_many(subject, line, SILENT_S, who)
     waiting = b""
     async with contextlib.aclosing(asked) as pieces:
         async for piece in pieces:

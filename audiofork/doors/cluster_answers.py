@@ -22,6 +22,8 @@ ListAudioForkCluster tells who is in the cluster, as this controller has heard o
      "hosts": [...], "controllers": [...]}
 
 with the fields of `HostView` and `ControllerView`; `server` is empty while the broker is away.
+ListAudioForkHistory and ListAudioForkCauses, without Asterisk, ask each controller for what it has
+kept; see `history_sharing.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +55,14 @@ from audiofork.doors.control_answers import (
     refusal,
 )
 from audiofork.doors.daemon_client import EVERY_ASTERISK
-from audiofork.errors import BrokerUnavailable, NobodyAnswers, NobodyLeads, RequestRefused
+from audiofork.doors.history_answers import CAUSES, HISTORY
+from audiofork.errors import (
+    BrokerUnavailable,
+    HistoryUnavailable,
+    NobodyAnswers,
+    NobodyLeads,
+    RequestRefused,
+)
 from audiofork.forks.requests import Origin
 from audiofork.text import A_BUG, did_you_mean, printable
 
@@ -62,6 +71,9 @@ log = logging.getLogger(__name__)
 # How long somebody may be about to lead: longer than a standby takes to.
 FIND_S = 2.0
 RETRY_S = 0.1
+
+AnswerHistory = Callable[[str, Mapping[str, str], Origin], Awaitable[dict[str, Any]]]
+"""Answers a command that asks the history; see `HistoryOfCluster.answer`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,15 +134,22 @@ class ClusterAnswers:
         names: The names of the Asterisks that we serve.
         broker: The connection to the broker.
         roster: Who is in the cluster.
+        history: Answers a search of the history, of all controllers.
     """
 
     def __init__(
-        self, config: ClusterConfig, names: Sequence[str], broker: Broker, roster: Roster
+        self,
+        config: ClusterConfig,
+        names: Sequence[str],
+        broker: Broker,
+        roster: Roster,
+        history: AnswerHistory,
     ) -> None:
         self._config = config
         self._names = names
         self._broker = broker
         self._roster = roster
+        self._history = history
         self._own: dict[str, GiveAnswers] = {}  # of each Asterisk that we lead for
         # Those that wait for an answer of it, with the name of the Asterisk.
         self._inside: dict[asyncio.Task[Any], str] = {}
@@ -162,6 +181,8 @@ class ClusterAnswers:
             yield refusal(str(exc))
         except NobodyLeads as exc:
             yield refusal(str(exc), Code.CLUSTER)
+        except HistoryUnavailable as exc:
+            yield refusal(str(exc), Code.HISTORY)
         except Exception:
             log.exception("a request to the cluster could not be handled")
             yield refusal(A_BUG, Code.FAULT)
@@ -172,6 +193,9 @@ class ClusterAnswers:
         command = command_of(fields)
         if command == CLUSTER:
             yield {"ok": True, **self._cluster()}
+        elif command in (HISTORY, CAUSES) and not asterisk:
+            lower = {name.lower(): value for name, value in fields.items()}
+            yield {"ok": True, **await self._history(command, lower, origin)}
         elif asterisk == EVERY_ASTERISK:
             if command != LIST:
                 raise RequestRefused("Asterisk: * stands for all, for ListAudioForks alone")
@@ -181,7 +205,7 @@ class ClusterAnswers:
         else:
             if asterisk and not is_name(asterisk):
                 raise RequestRefused("Asterisk: expected the name of one in the cluster")
-            answers = self._of(asterisk or self._meant(command), fields, origin)
+            answers = self.ask(asterisk or self._meant(command), fields, origin)
             async with contextlib.aclosing(answers):
                 async for answer in answers:
                     yield answer
@@ -205,8 +229,16 @@ class ClusterAnswers:
         """Return the names of the Asterisks that the cluster has, as far as known."""
         return sorted({*self._names, *self._roster.asterisks})
 
-    async def _of(self, asterisk: str, fields: Mapping[str, str], origin: Origin) -> Answers:
+    async def ask(
+        self, asterisk: str, fields: Mapping[str, str], origin: Origin, find_s: float | None = None
+    ) -> Answers:
         """Yield the answers of the controller that leads for an Asterisk.
+
+        Args:
+            asterisk: The name of the Asterisk.
+            fields: The request.
+            origin: Who asks.
+            find_s: How long somebody may be about to lead; None: as long as that may take.
 
         Raises:
             NobodyLeads: There is none, or it is silent.
@@ -214,7 +246,7 @@ class ClusterAnswers:
         """
         line = json.dumps(fields).encode()
         loop = asyncio.get_running_loop()
-        until = loop.time() + FIND_S
+        until = loop.time() + (FIND_S if find_s is None else find_s)
         while True:
             if asterisk in self._own:
                 answers = self._by_own(asterisk, line, origin)
@@ -298,7 +330,7 @@ class ClusterAnswers:
     async def _list(self, asterisk: str, origin: Origin) -> dict[str, Any]:
         """Return the answer to ListAudioForks of one Asterisk."""
         found: dict[str, Any] = {}
-        answers = self._of(asterisk, {"Command": "ListAudioForks"}, origin)
+        answers = self.ask(asterisk, {"Command": "ListAudioForks"}, origin)
         try:
             async with contextlib.aclosing(answers):
                 async for answer in answers:

@@ -31,6 +31,7 @@ see cluster_answers.py. So is
     {"Command": "DrainAudioForkRelay", "Relay": "r1"}
 
 which has the forks of a relay host move to others; with the field `Undo: yes` it takes some again.
+Controllers ask each other by ListAudioForkMoments and ListAudioForkMinutes; see detail_answers.py.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ from audiofork.forks.requests import (
 from audiofork.text import A_BUG, did_you_mean, printable
 
 if TYPE_CHECKING:
+    from audiofork.doors.detail_answers import DetailAnswers
     from audiofork.forks.following import StartNews
     from audiofork.forks.view import ForkView
 
@@ -79,7 +81,10 @@ LIST = "listaudioforks"
 CHECK = "checkaudiofork"
 CLUSTER = "listaudioforkcluster"  # see cluster_answers.py
 DRAIN = "drainaudioforkrelay"
-COMMANDS = frozenset({START, STOP, MUTE, CONNECT, LIST, CHECK, CLUSTER, DRAIN}) | OF_HISTORY
+MOMENTS, MINUTES = "listaudioforkmoments", "listaudioforkminutes"
+OF_DETAILS = frozenset({MOMENTS, MINUTES})
+COMMANDS = frozenset({START, STOP, MUTE, CONNECT, LIST, CHECK, CLUSTER, DRAIN})
+COMMANDS |= OF_HISTORY | OF_DETAILS
 NO_CLUSTER = "this daemon is in no cluster"
 
 # Most clients that wait for a start. While a server is away, others can still ask why.
@@ -110,6 +115,7 @@ class ControlAnswers:
         history: Answers questions to the history; None: they are refused.
         drain: Has a relay host drained, or not any more, by its name; returns whether it is there.
             None: there is no cluster.
+        details: Answers what only controllers ask; None: there is no cluster.
     """
 
     def __init__(
@@ -122,6 +128,7 @@ class ControlAnswers:
         run_id: str = "",
         history: HistoryAnswers | None = None,
         drain: Callable[[str, bool], bool] | None = None,
+        details: DetailAnswers | None = None,
     ) -> None:
         self._ask = ask
         self._list = list_forks
@@ -131,6 +138,7 @@ class ControlAnswers:
         self._run_id = run_id
         self._history = history
         self._drain = drain
+        self._details = details
         self._waiting = 0
 
     async def __call__(self, line: bytes, origin: Origin) -> Answers:
@@ -168,6 +176,10 @@ class ControlAnswers:
             if self._history is None:
                 raise RequestRefused("this daemon has no history")
             return await self._history.answer(command, _lower(fields))
+        if command in OF_DETAILS:
+            if self._details is None:
+                raise RequestRefused(NO_CLUSTER)
+            return self._details.answer(command, _lower(fields))
         if command == LIST:
             forks = [_plain(view) for view in await self._list()]
             return {"forks": forks, "legs_left": self._legs_left(), "run": self._run_id}

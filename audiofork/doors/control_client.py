@@ -61,12 +61,16 @@ class Client:
         asterisk: In a cluster, the Asterisk that is meant; empty: that of the controller who
             listens there; *: all of them, of which only `listing` can ask.
 
+    Attributes:
+        missing: In a cluster, whose histories were not among the answers, with the reason.
+
     Raises:
         DaemonUnreachable: Nobody listens at the path, or we may not use it.
     """
 
     def __init__(self, path: Path, asterisk: str = "") -> None:
         self._path = path
+        self.missing: dict[str, str] = {}
         self._asterisk = asterisk
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(ANSWER_TIMEOUT_S)
@@ -201,12 +205,15 @@ class Client:
             HistoryUnavailable: The daemon cannot ask its history.
         """
         answer = self._answer_to({"Command": "ListAudioForkHistory", **fields})
+        self.missing |= answer.get("missing", {})
         return answer["entries"], str(answer["next_cursor"])
 
     def causes(self, since: float) -> list[dict[str, Any]]:
         """Return the causes of failures since a time, with the fields of Cause; see `history`."""
         fields = {"Command": "ListAudioForkCauses", "Since": repr(since)}
-        causes: list[dict[str, Any]] = self._answer_to(fields)["causes"]
+        answer = self._answer_to(fields)
+        self.missing |= answer.get("missing", {})
+        causes: list[dict[str, Any]] = answer["causes"]
         return causes
 
     def forget(self, number: str) -> tuple[int, int]:

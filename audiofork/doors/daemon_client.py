@@ -84,6 +84,8 @@ class DaemonClient(Protocol):
     def listing(self) -> Listing:
         """Return all forks."""
 
+    missing: dict[str, str]
+
     def history(self, fields: Mapping[str, str]) -> tuple[list[dict[str, Any]], str]:
         """Return entries of the history, and the cursor of the next page.
 

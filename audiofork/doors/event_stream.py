@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
+from typing import Protocol
 
 from audiofork.doors.rendering import (
     MAX_MESSAGE_CHARACTERS,
@@ -22,19 +23,40 @@ from audiofork.forks.events import DomainEvent, MessageReceived
 
 log = logging.getLogger(__name__)
 
+RESET = "reset"
+"""The name of the event that says that others are missing: ask for the forks again."""
 MAX_EVENTS = 2000
 # Of texts of servers, in all events together: 2,000 of the longest would take 64 MB.
 MAX_TEXT_CHARACTERS = 2_000_000
 
 
-class StreamEvent:
+class StreamEvent(Protocol):
     """An event with its number.
 
     Attributes:
-        number: From 1 in each run of the daemon.
+        number: From 1 in each run of the program.
         name: What happened: fork.started, for example.
         fork_id: Of which fork; empty: of none.
     """
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def fork_id(self) -> str: ...
+
+    @property
+    def json(self) -> str:
+        """What happened as JSON: in one line, ASCII only."""
+
+    @property
+    def text_size(self) -> int:
+        """How many characters of a server's text it holds."""
+
+
+class OwnEvent:
+    """An event of this daemon; see `StreamEvent`."""
 
     __slots__ = ("_event", "_json", "_tells_keys", "at", "fork_id", "name", "number")
 
@@ -50,7 +72,7 @@ class StreamEvent:
 
     @property
     def json(self) -> str:
-        """What happened as JSON: in one line, ASCII only. Rendered at the first reading."""
+        """What happened; rendered at the first reading."""
         if not self._json:
             fields = {
                 "at": round(self.at, 3),
@@ -68,37 +90,27 @@ class StreamEvent:
 OnEvent = Callable[[StreamEvent], None]
 
 
-class EventStream:
-    """Numbers the events of forks, keeps the latest, and passes them to readers.
-
-    Owned by the daemon, which subscribes `on_event` to the events of forks.
+class EventRing:
+    """Keeps the latest events, and passes them to readers.
 
     Args:
-        run_id: The id of this run of the daemon, part of each event's id.
-        tells_keys: Whether it may be told which keys a party pressed.
-        clock: Returns the time in seconds since 1970.
+        run_id: The id of this run of the program, part of each event's id.
+
+    Attributes:
+        run_id: That id.
+        last: The number of the latest event.
     """
 
-    def __init__(
-        self, run_id: str, *, tells_keys: bool = False, clock: Callable[[], float] = time.time
-    ) -> None:
-        self._run_id = run_id
-        self._tells_keys = tells_keys
-        self._clock = clock
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
         self._ring: deque[StreamEvent] = deque()
         self._text_size = 0
         self._readers: dict[object, OnEvent] = {}
         self.last = 0
 
-    def on_event(self, event: DomainEvent) -> None:
-        """Keep an event and pass it on."""
-        if type(event) not in NAMES:
-            return
-        if isinstance(event, MessageReceived) and len(event.text) > MAX_MESSAGE_CHARACTERS:
-            # One more, so that it is seen to be cut.
-            event = dataclasses.replace(event, text=event.text[: MAX_MESSAGE_CHARACTERS + 1])
-        self.last += 1
-        one = StreamEvent(self.last, event, self._clock(), self._tells_keys)
+    def keep(self, one: StreamEvent) -> None:
+        """Keep an event, whose number is the next one, and pass it on."""
+        self.last = one.number
         self._ring.append(one)
         self._text_size += one.text_size
         while len(self._ring) > MAX_EVENTS or self._text_size > MAX_TEXT_CHARACTERS:
@@ -108,6 +120,11 @@ class EventStream:
                 reader(one)
             except Exception:
                 log.exception("a reader of events failed on %s", one.name)
+
+    def forget(self) -> None:
+        """Keep no event of those so far."""
+        self._ring.clear()
+        self._text_size = 0
 
     def subscribe(self, reader: OnEvent) -> Callable[[], None]:
         """Call a reader with each event from now on; return what ends that."""
@@ -121,12 +138,12 @@ class EventStream:
 
     def id_of(self, number: int) -> str:
         """Return the id of the event with a number; 0: that of the moment before the first."""
-        return f"{self._run_id}-{number}"
+        return f"{self.run_id}-{number}"
 
     def number_of(self, event_id: str) -> int | None:
         """Return the number of an event by its id, if what followed it is still known."""
         run_id, _, number = event_id.rpartition("-")
-        if run_id != self._run_id or not number.isascii() or not number.isdigit():
+        if run_id != self.run_id or not number.isascii() or not number.isdigit():
             return None
         found = int(number[:18])
         return found if self.last - len(self._ring) <= found <= self.last else None
@@ -135,3 +152,29 @@ class EventStream:
         """Return up to `most` events that came after the one with this number."""
         skipped = max(0, number - (self.last - len(self._ring)))
         return list(islice(self._ring, skipped, skipped + most))
+
+
+class EventStream(EventRing):
+    """Numbers the events of forks; owned by the daemon, which subscribes `on_event` to them.
+
+    Args:
+        run_id: The id of this run of the daemon.
+        tells_keys: Whether it may be told which keys a party pressed.
+        clock: Returns the time in seconds since 1970.
+    """
+
+    def __init__(
+        self, run_id: str, *, tells_keys: bool = False, clock: Callable[[], float] = time.time
+    ) -> None:
+        super().__init__(run_id)
+        self._tells_keys = tells_keys
+        self._clock = clock
+
+    def on_event(self, event: DomainEvent) -> None:
+        """Keep an event and pass it on."""
+        if type(event) not in NAMES:
+            return
+        if isinstance(event, MessageReceived) and len(event.text) > MAX_MESSAGE_CHARACTERS:
+            # One more, so that it is seen to be cut.
+            event = dataclasses.replace(event, text=event.text[: MAX_MESSAGE_CHARACTERS + 1])
+        self.keep(OwnEvent(self.last + 1, event, self._clock(), self._tells_keys))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, product
 
@@ -127,6 +127,45 @@ class Exposition:
         name = metric.family if self._open_metrics else metric.name
         text = metric.text.replace("\\", "\\\\")
         self._lines += (f"# HELP {name} {text}", f"# TYPE {name} {metric.kind}")
+
+
+def merged(texts: Mapping[str, str], label: str, shared: Collection[Metric]) -> str:
+    """Return several texts as one, in which a label says which of them a value is of.
+
+    Args:
+        texts: Written by `Exposition`, by the values of the label; one alone is returned as it is.
+        label: The name of the label.
+        shared: What is the same in all, and is of none: of these all different lines stand once.
+    """
+    if len(texts) == 1:
+        return next(iter(texts.values()))
+    unlabelled = {one.family for one in shared}
+    families: dict[str, dict[str, None]] = {}  # the lines of each, in order, each once
+    ends: dict[str, None] = {}
+    for value, text in texts.items():
+        lines = families
+        family = ""
+        for line in text.splitlines():
+            if line == "# EOF":
+                ends[line] = None
+                continue
+            if line.startswith("# HELP "):
+                family = line.split(" ", 3)[2]
+            is_value = not line.startswith("#") and family.removesuffix("_total") not in unlabelled
+            with_label = _with_label(line, label, value) if is_value else line
+            lines.setdefault(family, {})[with_label] = None
+    found = [line for lines in families.values() for line in lines]
+    return "\n".join((*found, *ends, ""))
+
+
+def _with_label(line: str, label: str, value: str) -> str:
+    """Return a line with one label more."""
+    name, brace, rest = line.partition("{")
+    pair = f'{label}="{_quoted(value)}"'
+    if brace:
+        return f"{name}{{{pair},{rest}"
+    name, _, number = line.partition(" ")
+    return f"{name}{{{pair}}} {number}"
 
 
 def _labels(pairs: Iterable[tuple[str, str]]) -> str:

@@ -43,6 +43,9 @@ class HttpClient:
     Its lists have URLs without their queries. What concerns a channel is asked for each of its
     forks, one after another.
 
+    Attributes:
+        missing: In a cluster, whose histories were not among the answers, with the reason.
+
     Raises:
         ConfigError: The token, the URL or the authorities cannot be used.
         DaemonUnreachable: Nobody listens there, or its certificate is not to be trusted.
@@ -50,6 +53,7 @@ class HttpClient:
 
     def __init__(self, door: Door) -> None:
         self._http = HttpConnection(door)
+        self.missing: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -150,6 +154,7 @@ class HttpClient:
             query["failed"] = "true" if query["failed"] == "yes" else "false"
         answer = self._http.ask("GET", "/history", query)
         with self._http.is_the_daemon():
+            self.missing |= answer.get("missing", {})
             return [dict(one) for one in answer["entries"]], str(answer["next_cursor"])
 
     def _entry(self, fork_id: str) -> list[dict[str, Any]]:

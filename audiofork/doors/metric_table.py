@@ -176,8 +176,12 @@ RELAYS_LOST = Metric(
 
 # --- The cluster: absent without one ---
 
+CONTROLLER = Metric(
+    _P + "controller_info", GAUGE, "1, with the names of this controller and of its Asterisk.",
+    {"controller": (), "asterisk": ()},
+)  # fmt: skip
 LEADS = Metric(
-    _P + "leads", GAUGE, "1 while this controller leads; 0 while it lacks the lease, and waits."
+    _P + "leads", GAUGE, "1 while this controller leads; 0 while it stands by, or waits."
 )
 EPOCH = Metric(
     _P + "epoch", GAUGE, "The number of its leadership, which is greater than each before."
@@ -198,7 +202,7 @@ HOST_CPU = Metric(
     {"host": ()},
 )  # fmt: skip
 
-OF_CLUSTER = (LEADS, EPOCH, HOSTS, HOST_FORKS, HOST_CAPACITY, HOST_CPU)
+OF_CLUSTER = (CONTROLLER, LEADS, EPOCH, HOSTS, HOST_FORKS, HOST_CAPACITY, HOST_CPU)
 
 # --- The daemon's own process ---
 
@@ -211,6 +215,11 @@ STARTED_AT = Metric(
     "process_start_time_seconds", GAUGE, "When it was started, in seconds since 1970."
 )
 
+# The same for each Asterisk that a controller serves.
+OF_CONTROLLER = (
+    *(BUILD, CONTROLLER, HOSTS, HOST_FORKS, HOST_CAPACITY, HOST_CPU),
+    *(CPU, MEMORY, VIRTUAL, FILES, MOST_FILES, STARTED_AT, LOOP_LAG),
+)
 METRICS = tuple(one for one in list(globals().values()) if isinstance(one, Metric))
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import platform
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import audiofork
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.reconnecting import ReconnectingClient
 from audiofork.asterisk.versions import UNKNOWN
 from audiofork.doors import metric_table as table
+from audiofork.doors.cluster_metrics import ClusterState, write_cluster
 from audiofork.doors.exposition import Exposition, Histogram
 from audiofork.doors.loop_lag import LoopLag
 from audiofork.doors.process_metrics import write_process
@@ -28,23 +28,11 @@ from audiofork.system import usage_of
 
 if TYPE_CHECKING:
     from audiofork.asterisk.ari import Ari
-    from audiofork.cluster.roster import Host
 
 START_BOUNDS_S = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 30.0)
 _LATENCY_BOUNDS_S = tuple(bound / 1000 for bound in LATENCY_BUCKETS_MS)
 # How many forks are added up in one turn of the event loop, which audio may wait for: 0.3 ms.
 _FORKS_AT_ONCE = 100
-
-
-class ClusterState(Protocol):
-    """A cluster, as a controller that leads sees it."""
-
-    @property
-    def leads(self) -> bool: ...
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def hosts(self) -> Sequence[Host]: ...
 
 
 class Metrics:
@@ -118,7 +106,7 @@ class Metrics:
         self._write_audio(text, taken)
         self._write_servers(text, taken)
         self._write_relays(text)
-        self._write_cluster(text)
+        write_cluster(text, self._cluster)
         write_process(text, self._started_at)
         return text.text
 
@@ -212,21 +200,6 @@ class Metrics:
         text.each(table.RELAY_CPU, self._relays_used.cpu_s)
         text.each(table.RELAY_MEMORY, self._relays_used.resident_bytes)
         text.one(table.RELAYS_LOST, self._counters.relays_lost)
-
-    def _write_cluster(self, text: Exposition) -> None:
-        cluster = self._cluster
-        if cluster is None:
-            for metric in table.OF_CLUSTER:
-                text.one(metric, None)
-            return
-        hosts = cluster.hosts
-        text.one(table.LEADS, int(cluster.leads))
-        text.one(table.EPOCH, cluster.epoch)
-        text.each(table.HOSTS, Counter((host.state.value,) for host in hosts))
-        there = [host.beat for host in hosts if host.state.value != "dead"]
-        text.each(table.HOST_FORKS, {(beat.name,): beat.forks for beat in there})
-        text.each(table.HOST_CAPACITY, {(beat.name,): beat.capacity for beat in there})
-        text.each(table.HOST_CPU, {(beat.name,): beat.cpu for beat in there})
 
 
 class _RelaysUsed:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from audiofork.config import Config
+from audiofork.config import Config, HttpConfig
 from audiofork.doors.ami_front import Front
 from audiofork.doors.check_process import CheckProcess
 from audiofork.doors.control_answers import ControlAnswers, GiveAnswers
@@ -19,6 +19,8 @@ from audiofork.forks.registry import Forks
 from audiofork.text import why
 
 if TYPE_CHECKING:
+    from audiofork.doors.detail_answers import DetailAnswers
+    from audiofork.doors.event_stream import EventStream
     from audiofork.doors.http.door import HttpDoor
     from audiofork.doors.http.parts import Parts
 
@@ -33,6 +35,15 @@ class SharedDoors(Protocol):
 
     async def stop_serving(self) -> None:
         """Stop that; may be called again."""
+
+    def share(self, stream: EventStream) -> None:
+        """Tell other controllers what happens to forks from now on."""
+
+    def serve_http(self, parts: Parts) -> None:
+        """Answer by these from now on, too, what the HTTP interface is asked."""
+
+    def reading(self, config: HttpConfig) -> Callable[[], None]:
+        """Read the tokens of a configuration; return what makes them count; see `HttpServer`."""
 
     def drain(self, name: str, is_on: bool) -> bool:  # noqa: FBT001 (of `ControlAnswers`)
         """Have a relay host drained, or not any more; return whether it is there."""
@@ -91,12 +102,14 @@ class Doors:
             answers = self._answers_of(forks, history)
             self._socket = await open_socket(Path(config.control.socket), answers)
 
-    async def open_shared(self, forks: Forks, history: History) -> None:
+    async def open_shared(self, forks: Forks, history: History, details: DetailAnswers) -> None:
         """Answer requests at the doors that the controller has, if there is one."""
         if self._shared is not None:
-            await self._shared.serve(self._answers_of(forks, history))
+            await self._shared.serve(self._answers_of(forks, history, details))
 
-    def _answers_of(self, forks: Forks, history: History) -> ControlAnswers:
+    def _answers_of(
+        self, forks: Forks, history: History, details: DetailAnswers | None = None
+    ) -> ControlAnswers:
         return ControlAnswers(
             forks.ask,
             forks.views,
@@ -105,11 +118,17 @@ class Doors:
             check=self.check.run,
             run_id=self._run_id,
             history=HistoryAnswers(history),
+            details=details,
             drain=self._shared.drain if self._shared is not None else None,
         )
 
+    def share(self, stream: EventStream) -> None:
+        """Tell other controllers, if there are any, what happens to forks."""
+        if self._shared is not None:
+            self._shared.share(stream)
+
     async def open_http(self, parts: Parts) -> None:
-        """Open the HTTP interface.
+        """Open the HTTP interface; that of a controller is open already, and asks these, too.
 
         Args:
             parts: What it asks.
@@ -118,6 +137,10 @@ class Doors:
             CannotListen: Its address cannot be used.
             ConfigError: A file that [http] names cannot be used.
         """
+        if self._shared is not None:
+            self._shared.reading(self._config.http)()
+            self._shared.serve_http(parts)
+            return
         from audiofork.doors.http.door import HttpDoor  # its imports take 14 MB of memory
 
         self._http = HttpDoor(self._config.http, parts)
@@ -129,6 +152,8 @@ class Doors:
         Raises:
             ConfigError: Their file cannot be used.
         """
+        if self._shared is not None:
+            return self._shared.reading(new.http)
         if self._http is None:
             return lambda: None
         return self._http.reading_tokens(new.http)

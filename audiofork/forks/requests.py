@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
+from urllib.parse import urlencode
 
 from audiofork.asterisk.channels import Target
 from audiofork.config import Proxy
@@ -145,6 +146,42 @@ def parse_request(fields: Mapping[str, str], origin: Origin = UNKNOWN) -> Reques
     if verb == MUTE:
         return _mute(lower, origin)
     return _start(lower, origin)
+
+
+def fields_of(request: Request) -> list[dict[str, str]]:
+    """Return the fields of the messages that `parse_request` makes this request of.
+
+    There are two where one side becomes silent and the other is heard again.
+    """
+    target = {"Channel": request.target.channel, "Uniqueid": request.target.uniqueid}
+    common = target | {"ActionID": request.action_id}
+    if isinstance(request, StartFork):
+        own = {
+            "Command": "ConnectAudioFork" if request.connects else "StartAudioFork",
+            "WsServer": request.server,
+            "Options": request.options_text,
+            "PostProcess": request.post_process,
+            "Params": urlencode(request.params),
+        }
+        return [_given(common | own)]
+    common["AudioForkID"] = request.fork_id
+    if isinstance(request, StopFork):
+        return [_given(common | {"Command": "StopAudioFork"})]
+    sides = {"read": request.mute_in, "write": request.mute_out}
+    if request.mute_in == request.mute_out:
+        sides = {"both": request.mute_in}
+    return [
+        _given(
+            common
+            | {"Command": "AudioForkMute", "Direction": side, "State": "on" if muted else "off"}
+        )
+        for side, muted in sides.items()
+        if muted is not None
+    ]
+
+
+def _given(fields: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in fields.items() if value}
 
 
 def _refuse_misspelt(fields: Mapping[str, str]) -> None:

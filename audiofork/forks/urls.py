@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from urllib.parse import SplitResult, urlsplit
 
@@ -10,6 +11,8 @@ from audiofork.errors import Refusal, RequestRefused
 from audiofork.text import reason_of
 from audiofork.uri import uri_of
 from audiofork.url_patterns import PORTS, is_among, leads_elsewhere
+
+log = logging.getLogger(__name__)
 
 # AMI discards lines longer than 1024 bytes, and `WsServer: ` comes before the URL.
 MAX_URL_BYTES = 1000
@@ -69,6 +72,15 @@ def hosts_at_will(allowed: tuple[str, ...]) -> bool:
     return any(
         host is not None and "*" in re.sub(r"^\*(?=\.[^.*]+\.)", "", host[1]) for host in hosts
     )
+
+
+def warn_of_hosts_at_will(allowed: tuple[str, ...]) -> None:
+    """Log a warning if patterns let forks go to any host."""
+    if hosts_at_will(allowed):
+        log.warning(
+            "[security] allow_urls names no host: whoever may start a fork, such as each AMI user "
+            "with write = user, can send the audio of any call anywhere"
+        )
 
 
 def _may_hold_credentials(url: str) -> bool:

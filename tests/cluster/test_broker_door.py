@@ -11,7 +11,7 @@ import pytest
 
 from audiofork.cluster.broker import Broker
 from audiofork.doors import broker_door
-from audiofork.doors.broker_door import BrokerDoor, ask_leader
+from audiofork.doors.broker_door import BrokerDoor, ask_leader, subject_of
 from audiofork.doors.control_answers import MAX_LINE_BYTES, Answers, ControlAnswers
 from audiofork.errors import BrokerUnavailable, NobodyAnswers
 from audiofork.forks.requests import Origin, Request
@@ -42,7 +42,7 @@ class Stage:
         self.go_on = asyncio.Event()
         self.go_on.set()
         self.leads = True
-        self.door = BrokerDoor(broker, "pbx", lambda: self.leads, self._answers)
+        self.door = BrokerDoor(broker, subject_of("pbx"), lambda: self.leads, self._answers)
 
     async def _answers(self, line: bytes, origin: Origin) -> Answers:
         self.asked.append((line, origin))
@@ -91,7 +91,9 @@ async def test_requests_are_answered_in_the_words_of_the_control_socket(connect:
         return []
 
     asker, broker = await connect("asker"), await connect("broker")
-    door = BrokerDoor(broker, "pbx", lambda: True, ControlAnswers(ask, views, run_id="run"))
+    door = BrokerDoor(
+        broker, subject_of("pbx"), lambda: True, ControlAnswers(ask, views, run_id="run")
+    )
     await door.open()
     await broker.flush()
     for line, expected in (

@@ -346,7 +346,7 @@ async def test_request_to_a_controller_of_several_names_the_asterisk(several: Se
     for name in several.of:
         await several.lead(name)
     assert (await several.ask("StopAudioFork", Asterisk="pbx-b"))["ok"]
-    for command in ("StopAudioFork", "StartAudioFork", "AudioForkMute", "ListAudioForkHistory"):
+    for command in ("StopAudioFork", "StartAudioFork", "AudioForkMute"):
         assert (await several.ask(command)) == {
             "ok": False,
             "code": "refused",

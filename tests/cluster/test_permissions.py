@@ -29,9 +29,13 @@ from audiofork.cluster.roster import Roster
 from audiofork.commands.check_cluster import ClusterCheck
 from audiofork.commands.findings import Finding, Findings
 from audiofork.config import Config
-from audiofork.doors.broker_door import BrokerDoor, ask_leader
+from audiofork.doors.broker_door import BrokerDoor, ask_leader, subject_of
+from audiofork.doors.event_stream import EventStream
+from audiofork.doors.http.cluster_stream import ClusterStream
+from audiofork.doors.shared_events import EventHearing, tell
 from audiofork.errors import BrokerUnavailable
 from audiofork.forks.cluster_journal import ClusterJournal, bucket_of
+from audiofork.forks.events import ForkInfo, Muted
 from audiofork.forks.journal import Entry
 from audiofork.forks.requests import Origin
 from audiofork.link.hosts import RelayHosts
@@ -177,6 +181,8 @@ def test_server_does_not_start_before_the_keys_are_set() -> None:
         pytest.param(f"audiofork.beat.{R2}", id="beat of another"),
         pytest.param(f"audiofork.control.{A1}.{R2}", id="report of another"),
         pytest.param(f"audiofork.request.{A1}", id="request"),
+        pytest.param(f"audiofork.events.{A1}", id="event"),
+        pytest.param(f"audiofork.history.{A1}.c1", id="history"),
         pytest.param(f"$KV.{LEASES}.{A1}", id="lease"),
         pytest.param(f"$KV.{JOURNAL_1}.x", id="journal"),
         pytest.param("$JS.API.STREAM.CREATE.KV_x", id="make a bucket"),
@@ -196,6 +202,7 @@ async def test_relay_host_may_not(relay: User, subject: str) -> None:
     [
         *(">", "audiofork.>", "audiofork.relay.>", f"audiofork.relay.{R2}.*", "_INBOX.>"),
         *("audiofork.beat.*", f"audiofork.control.{A1}.*", f"$KV.{JOURNAL_1}.>", "$JS.>", "$SYS.>"),
+        *(f"audiofork.events.{A1}", f"audiofork.history.{A1}.c1"),
     ],
 )
 async def test_relay_host_may_not_read(relay: User, subject: str) -> None:
@@ -219,6 +226,8 @@ async def test_relay_host_may_what_it_needs(relay: User) -> None:
         pytest.param(f"audiofork.beat-control.{A2}.c1", id="beat of another"),
         pytest.param(f"audiofork.control.{A2}.{R1}", id="report"),
         pytest.param(f"audiofork.request.{A2}", id="request"),
+        pytest.param(f"audiofork.events.{A2}", id="event of another"),
+        pytest.param(f"audiofork.history.{A2}.c1", id="history of another"),
         pytest.param(f"$KV.{LEASES}.{A2}", id="lease"),
         pytest.param(f"$KV.{JOURNAL_2}.x", id="journal"),
         pytest.param(f"$JS.API.STREAM.MSG.GET.KV_{JOURNAL_2}", id="read a journal"),
@@ -246,6 +255,7 @@ async def test_controller_may_not(controller: User, subject: str) -> None:
     "subject",
     [
         *(">", "audiofork.>", f"audiofork.control.{A2}.*", f"audiofork.request.{A2}"),
+        *("audiofork.events.*", f"audiofork.events.{A2}", "audiofork.history.*.*"),
         *("audiofork.relay.>", f"audiofork.relay.{R1}.*", "_INBOX.>", f"_INBOX.control.{A2}.>"),
         *(f"$KV.{JOURNAL_1}.>", f"$KV.{JOURNAL_2}.>", "$JS.>", "$SYS.>"),
     ],
@@ -479,18 +489,20 @@ async def test_request_is_answered_by_the_controller_that_it_is_for(nats: Secure
     async with (
         broker_of(nats, A1, f"_INBOX.control.{A1}") as broker,
         broker_of(nats, REQUESTS, f"_INBOX.{REQUESTS}") as asker,
+        broker_of(nats, A1, f"_INBOX.control.{A1}") as standby,
     ):
 
         async def answers(line: bytes, _origin: Origin) -> AsyncGenerator[dict[str, Any], None]:
             for number in range(20):
                 yield {"ok": True, "line": line.decode(), "number": number}
 
-        door = BrokerDoor(broker, A1, lambda: True, answers)
+        door = BrokerDoor(broker, subject_of(A1), lambda: True, answers)
         await door.open()
         await broker.flush()
-        async with asyncio.timeout(20):
-            told = [one async for one in ask_leader(asker, A1, b"a", "me")]
-        assert [one["number"] for one in told] == list(range(20))
+        for one in (asker, standby):
+            async with asyncio.timeout(20):
+                told = [answer async for answer in ask_leader(one, A1, b"a", "me")]
+            assert [answer["number"] for answer in told] == list(range(20))
         with pytest.raises(BrokerUnavailable):
             async for _ in ask_leader(asker, A2, b"a", "me"):
                 pass
@@ -508,6 +520,27 @@ async def test_checks_of_both_roles_find_all_that_they_need(nats: Secured, tmp_p
     assert f"controllers: c leads for {A1}, none stands by" in texts
     assert any(text.startswith(f"JetStream: writes to bucket {JOURNAL_1}") for text in texts)
     assert not any("violation" in text for text in texts)
+
+
+async def test_events_reach_another_controller_of_the_same_asterisk(
+    nats: Secured, caplog: pytest.LogCaptureFixture
+) -> None:
+    inbox = f"_INBOX.control.{A1}"
+    async with (
+        broker_of(nats, A1, inbox) as leader,
+        broker_of(nats, A1, inbox) as standby,
+    ):
+        merged, own = ClusterStream("standby"), EventStream("leader")
+        hearing = EventHearing(standby, lambda: [A1], lambda _: False, merged)
+        hearing.start()
+        await until(lambda: merged.last == 1, 20)  # the gap before
+        end = tell(leader, A1, own)
+        own.on_event(Muted(ForkInfo(str(uuid.UUID(int=1)), "c", "1", "ws://h/"), True, False))
+        await until(lambda: merged.last == 2, 20)
+        assert merged.after(1, 9)[0].name == "fork.muted"
+        end()
+        await hearing.close()
+    assert "does not allow" not in caplog.text
 
 
 # --- Faults of the administrator -----------------------------------------------------------------

@@ -11,6 +11,7 @@ from audiofork.doors.exposition import (
     Histogram,
     Kind,
     Metric,
+    merged,
     wants_open_metrics,
 )
 
@@ -115,3 +116,33 @@ def test_open_metrics_names_counters_without_their_total_and_has_an_end() -> Non
 )
 def test_open_metrics_are_written_for_whom_asks_for_them(accept: str, wants: bool) -> None:
     assert wants_open_metrics(accept) == wants
+
+
+@pytest.mark.parametrize("open_metrics", [False, True])
+def test_texts_of_several_are_one_whose_label_says_which_each_value_is_of(
+    open_metrics: bool,
+) -> None:
+    texts = {}
+    for name, count in (("pbx-a", 3), ('pbx-"b"', 4)):
+        text = Exposition(open_metrics=open_metrics)
+        text.one(PLAIN, count)
+        text.each(WORDS, {("x", "up"): count})
+        text.each(FREE, {("1.0",): 1})
+        text.histogram(TIMES, (0.1,), (1, count), 2.5)
+        texts[name] = text.text
+    whole = merged(texts, "asterisk", [FREE])
+    parse = open_parser if open_metrics else parser
+    families = {one.name: one for one in parse.text_string_to_metric_families(whole)}
+    assert len(families) == 4
+    found = {
+        (one.name, *one.labels.values()): one.value
+        for family in families.values()
+        for one in family.samples
+    }
+    assert found["a_total", "pbx-a"] == 3
+    assert found["a_total", 'pbx-"b"'] == 4
+    assert found["b", 'pbx-"b"', "x", "up"] == 4
+    assert found["d_seconds_bucket", 'pbx-"b"', "+Inf"] == 4
+    assert found["d_seconds_sum", "pbx-a"] == 2.5
+    assert found["c_info", "1.0"] == 1
+    assert merged({"pbx-a": texts["pbx-a"]}, "asterisk", [FREE]) == texts["pbx-a"]

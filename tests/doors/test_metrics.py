@@ -47,7 +47,7 @@ from tests.control_plane import NAME, START, Rig
 PAIRS = LegPart.PAIRS
 AT = Address("127.0.0.1", 9092)
 # The labels whose values are no words of ours: there is one at a time, or as many as configured.
-FREE_LABELS = {"version", "python", "worker", "host"}
+FREE_LABELS = {"version", "python", "worker", "host", "controller", "asterisk"}
 
 Samples = dict[tuple[str, ...], float]
 
@@ -76,6 +76,7 @@ class FakeCluster:
     """Stands for the cluster of a controller that leads."""
 
     leads: bool = True
+    names: tuple[str, str] = ("c1", "pbx")
     epoch: int = 7
     hosts: list[Host] = field(default_factory=lambda: [Host(HOST, HostState.OPEN)])
 
@@ -412,6 +413,7 @@ async def test_cluster_is_told_while_there_is_one(scene: Scene) -> None:
     cluster.hosts.append(Host(replace(HOST, name="r2"), HostState.DEAD))
     samples = await scene.samples()
     assert (samples["audiofork_leads",], samples["audiofork_epoch",]) == (1, 7)
+    assert samples["audiofork_controller_info", "c1", "pbx"] == 1
     states = {state.value: samples["audiofork_relay_hosts", state] for state in HostState}
     assert states == {"open": 1, "draining": 0, "dead": 1}
     assert set(metric_table.HOSTS.labels["state"]) == states.keys()

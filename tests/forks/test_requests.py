@@ -13,6 +13,7 @@ from audiofork.forks.requests import (
     MuteFork,
     StartFork,
     StopFork,
+    fields_of,
     parse_request,
 )
 from audiofork.link.messages import Direction
@@ -359,3 +360,35 @@ def test_any_fields_give_a_request_or_a_refusal(fields: dict[str, str]) -> None:
         assert isinstance(request, StartFork | StopFork | MuteFork)
         texts = (request.target.channel, request.target.uniqueid, request.action_id)
         assert all(text.isprintable() for text in texts)
+
+
+# --- Back to fields ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {
+            **{"Command": "StartAudioFork", "Channel": "PJSIP/1-1", "WsServer": "@vosk"},
+            **{"Options": "D(stereo)x(json)", "Params": "a=b%26c&d=", "PostProcess": "x"},
+        },
+        {"Command": "ConnectAudioFork", "Uniqueid": "1.1", "WsServer": "ws://h/", "ActionID": "7"},
+        {"Command": "StopAudioFork", "Channel": "PJSIP/1-1"},
+        {"Command": "StopAudioFork", "AudioForkID": "3f2a91c0-0000-4000-8000-000000000001"},
+        {"Command": "AudioForkMute", "AudioForkID": "3f2a91c0", "Direction": "read", "State": "on"},
+        {"Command": "AudioForkMute", "Channel": "a", "Direction": "both", "State": "off"},
+    ],
+)
+def test_fields_of_a_request_make_the_same_request(fields: dict[str, str]) -> None:
+    request = parse_request(fields)
+    (again,) = fields_of(request)
+    assert parse_request(again) == request
+
+
+def test_sides_that_become_different_are_two_requests() -> None:
+    request = MuteFork(Target("", ""), "3f2a91c0", mute_in=True, mute_out=False)
+    sides = [parse_request(fields) for fields in fields_of(request)]
+    assert sides == [
+        MuteFork(Target("", ""), "3f2a91c0", mute_in=True, mute_out=None),
+        MuteFork(Target("", ""), "3f2a91c0", mute_in=None, mute_out=False),
+    ]

@@ -58,6 +58,7 @@ class StandIn:
         status: What is told of Asterisk, ARI and relays.
         broken: The beginning of paths that are answered with an error; empty: none.
         slow_s: Seconds until a fork's own answer comes.
+        missing: In a cluster, each Asterisk whose forks are missing, and why.
     """
 
     def __init__(self, count: int = 0, port: int = 0) -> None:
@@ -67,6 +68,7 @@ class StandIn:
         self.status = status()
         self.broken = ""
         self.slow_s = 0.0
+        self.missing: dict[str, str] = {}
         self.entries = [synthetic.entry(number) for number in range(140)]
         self.url = ""
         self._port = port
@@ -222,7 +224,14 @@ class StandIn:
         forks = list(self.forks.values())
         following = str(start + limit) if start + limit < len(forks) else ""
         shown = forks[start : start + limit]
-        return web.json_response({"forks": shown, "total": len(forks), "next_cursor": following})
+        return web.json_response(
+            {
+                "forks": shown,
+                "total": len(forks),
+                "next_cursor": following,
+                "missing": self.missing,
+            }
+        )
 
     async def _one(self, request: web.Request) -> web.StreamResponse:
         one = self.forks.get(request.match_info["id"])

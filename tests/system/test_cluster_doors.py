@@ -289,6 +289,60 @@ async def test_metrics_name_the_relay_hosts_and_a_relay_host_has_its_own(
     assert "Traceback" not in relay.log() + controller.log()
 
 
+async def test_http_interface_of_a_standby_starts_shows_mutes_and_stops_forks(
+    scene: Scene[Recorder], cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster.relay("r1")
+    door = tmp_path / "c2.sock"
+    first = cluster.controller("c1")
+    second = cluster.controller("c2", http=f"socket = {door}\n")
+    await leads(first)
+    client = await nats.connect(cluster.servers[0].url)
+    events = await client.subscribe("audiofork.events.*")
+    await client.flush()
+    target = await scene.call()
+    target.call.talk()
+    connector = aiohttp.UnixConnector(path=str(door))
+    async with aiohttp.ClientSession("http://localhost", connector=connector) as session:
+        wish = {"channel": target.channel, "url": scene.server.url("/one"), "wait": True}
+        async with session.post("/api/v1/forks", json=wish) as answer:
+            assert answer.status == 201
+            started = await answer.json()
+        assert started["result"] == "streaming"
+        path = f"/api/v1/forks/{started['id']}"
+        async with session.get(path) as answer:
+            fork = await answer.json()
+        assert (fork["asterisk"], fork["relay_host"]) == ("asterisk", "r1")
+        assert [one["kind"] for one in fork["timeline"]][:2] == ["requested", "started"]
+        async with session.patch(path, json={"mute": {"in": True, "out": True}}) as answer:
+            assert (await answer.json())["muted"] == "both"
+        async with session.delete(path) as answer:
+            assert answer.status == 204
+        await first.says("ended: stopped")
+        names = [json.loads((await events.next_msg(10)).data)["name"] for _ in range(5)]
+        assert names == [
+            f"fork.{what}" for what in ("requested", "started", "muted", "ended", "stopped")
+        ]
+        await client.close()
+        for path in ("/api/v1/history", f"/api/v1/history/{started['id']}"):
+            async with session.get(path) as answer:
+                found = await answer.json()
+            (entry,) = found.get("entries", [found])
+            assert (entry["fork_id"], entry["reason"]) == (started["id"], "stopped")
+            assert (entry["asterisk"], entry["controller"]) == ("asterisk", "c1")
+        first.kill()
+        await leads(second)
+        async with session.get("/api/v1/status") as answer:
+            assert (await answer.json())["asterisk"]["up"]
+        async with session.get("/api/v1/history") as answer:  # which the dead one has kept
+            found = await answer.json()
+        assert (found["entries"], list(found["missing"])) == ([], ["asterisk/c1"])
+        _, _, errors = await told(second, "history")
+        assert "the history of asterisk/c1 is missing: nobody answers" in errors
+    await target.call.hangup()
+    assert "Traceback" not in first.log() + second.log()
+
+
 async def metrics(door: Path) -> dict[tuple[str, ...], float]:
     """Return the metrics of a daemon or a relay host, as in test_metrics.py."""
     async with (

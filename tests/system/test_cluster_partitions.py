@@ -296,12 +296,13 @@ async def test_relay_host_whose_nats_server_is_cut_off_from_the_others_goes_to_a
     stage: Parted,
 ) -> None:
     """The server answers it still, so that nothing seems wrong from there."""
+    await stage.begin()
     island = stage.server_of("r1")
     async with asyncio.timeout(60):
         while stage.server_of("r2") == island:  # each takes any of them
             await asyncio.to_thread(stage.daemon("r2").stop)
             await asyncio.to_thread(stage.daemon("r2").start)
-    await stage.begin()
+    await asyncio.sleep(3)
     moving = stage.at("r1")
     cut_at = time.monotonic()
     others = [stage.hosts[name] for name in (*NATS, *CONTROLLERS) if name != island]

@@ -25,6 +25,8 @@ class StartWish:
     """A fork to start: of a channel by its name or its uniqueid, to a server or a profile.
 
     Attributes:
+        asterisk: In a cluster, the Asterisk that has the call, by its name there; may be left out
+            where the controller serves one alone.
         channel: The name of the channel, PJSIP/100-0000002a.
         uniqueid: Its uniqueid; one of the two is enough.
         url: Where the audio is sent: ws:// or wss://, or @NAME of a profile.
@@ -43,6 +45,7 @@ class StartWish:
     post_process: Text = ""
     connect: bool = False
     wait: bool = False
+    asterisk: Text = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +107,11 @@ class Fork(ForkView):
         frames_missing: Those that should have come and did not.
         host: The host of the URL, and its port if there is one.
         relay_host: The name of the relay host that it is on; empty without a cluster.
+        asterisk: The name of the Asterisk that has its call; empty without a cluster.
     """
 
     host: str = ""
+    asterisk: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +149,8 @@ class ForksQuery:
         channel: A part of the channel's name, or its uniqueid.
         caller: A part of the caller's number or name.
         host: A part of the server's host.
+        asterisk: In a cluster, a part of the name of the Asterisk.
+        relay_host: In a cluster, a part of the name of the relay host.
         q: A part of any of these, or of the id.
         limit: How many forks at most.
         cursor: Where to go on, from the last answer.
@@ -153,6 +160,8 @@ class ForksQuery:
     channel: Text = ""
     caller: Text = ""
     host: Text = ""
+    asterisk: Text = ""
+    relay_host: Text = ""
     q: Text = ""
     limit: Annotated[int, Bounds(minimum=1, maximum=MAX_PAGE)] = 100
     cursor: Cursor = ""
@@ -167,12 +176,14 @@ class ForkList:
         total: How many forks match.
         next_cursor: Where to go on; empty: these are the last.
         legs_left: How many legs of ended forks Asterisk still has; see usage.md, Limits.
+        missing: In a cluster, each Asterisk whose forks are not among these, and why.
     """
 
     forks: list[Fork]
     total: int
     next_cursor: str
     legs_left: int = 0
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 # --- The daemon ----------------------------------------------------------------------------------
@@ -228,6 +239,21 @@ class RelayStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ControllerStatus:
+    """A controller of a cluster.
+
+    Attributes:
+        name: Its name.
+        asterisk: The name of its Asterisk.
+        state: leads, stands by or dead.
+    """
+
+    name: str
+    asterisk: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The state of the daemon.
 
@@ -240,6 +266,8 @@ class Status:
         counters: What has happened since the start, by name.
         viewers: How many read the events now.
         history: Whether ended forks are kept.
+        controller: The name of the controller that answers; empty without a cluster.
+        controllers: All controllers of the cluster; empty without one.
     """
 
     version: str
@@ -252,6 +280,8 @@ class Status:
     counters: Mapping[str, Any]
     viewers: int = 0
     history: bool = False
+    controller: str = ""
+    controllers: list[ControllerStatus] = field(default_factory=list)
 
     @property
     def has_relay(self) -> bool:
@@ -357,9 +387,11 @@ class SeriesAnswer:
 
     Attributes:
         minutes: Each minute, oldest first.
+        missing: In a cluster, each Asterisk whose forks are not counted, and why.
     """
 
     minutes: list[MinuteOfSeries]
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 # --- Sessions and events -------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from audiofork.doors.http.answers import MAX_PAGE, MomentOfFork, Text
@@ -50,6 +50,8 @@ class HistoryEntry:
         detail: More about the reason, for people.
         totals: What was counted: frames_in, frames_sent, ...
         timeline: What has happened to it, oldest first; empty in a list.
+        asterisk: The name of the Asterisk that had its call; empty without a cluster.
+        controller: The name of the controller that has kept this; empty without a cluster.
     """
 
     fork_id: str
@@ -72,6 +74,8 @@ class HistoryEntry:
     detail: str
     totals: Mapping[str, float]
     timeline: list[MomentOfFork]
+    asterisk: str = ""
+    controller: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +85,12 @@ class HistoryPage:
     Attributes:
         entries: These forks.
         next_cursor: Where to go on; empty: these are the last.
+        missing: In a cluster, each controller that has not answered, and why.
     """
 
     entries: list[HistoryEntry]
     next_cursor: str
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

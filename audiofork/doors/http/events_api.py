@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from aiohttp import HttpVersion11, web
 
-from audiofork.doors.event_stream import StreamEvent
+from audiofork.doors.event_stream import RESET, StreamEvent
 from audiofork.doors.http.access import Access
 from audiofork.doors.http.answers import EventsQuery
 from audiofork.doors.http.parts import Levels, Parts
@@ -39,7 +39,7 @@ CROWDED_BYTES = 32 * 1024
 REPLAY_AT_ONCE = 50
 PIECE_BYTES = 16 * 1024
 _COMMENT = b": \n\n"
-LEVELS, STATS, RESET = "levels", "stats", "reset"
+LEVELS, STATS = "levels", "stats"
 
 
 class Viewer:
@@ -69,6 +69,8 @@ class Viewer:
 
     def wants(self, event: StreamEvent) -> bool:
         """Return whether it wants an event."""
+        if event.name == RESET:
+            return True
         return (not self._types or event.name in self._types) and (
             not self.fork_id or event.fork_id == self.fork_id
         )

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from aiohttp import web
 
 from audiofork.asterisk.channels import Target
+from audiofork.doors.control_answers import NO_CLUSTER
 from audiofork.doors.http.answers import (
     Change,
     Fork,
@@ -23,15 +24,15 @@ from audiofork.doors.http.answers import (
     StartedFork,
     StartWish,
 )
-from audiofork.doors.http.parts import Parts
+from audiofork.doors.http.parts import Moment, Parts
 from audiofork.doors.http.problems import NO_SUCH_FORK, Kind, Problem
 from audiofork.doors.http.routes import Call, Route
 from audiofork.doors.http.schema import BadValue, as_json
 from audiofork.doors.http.sending import answer, answer_json, answer_nothing
 from audiofork.doors.http.tokens import Role
 from audiofork.doors.http.views import Views, in_slices
-from audiofork.doors.rendering import fork_fields, host_of
-from audiofork.errors import AmiError, RequestRefused
+from audiofork.doors.rendering import Fields, fork_fields, host_of
+from audiofork.errors import AmiError, NobodyLeads, RequestRefused
 from audiofork.forks.following import StartNews, StartResult
 from audiofork.forks.requests import (
     MuteFork,
@@ -66,6 +67,7 @@ class ForksApi:
 
     def __init__(self, parts: Parts, views: Views) -> None:
         self._parts = parts
+        self._cluster = parts.cluster
         self._views = views
         self._waiting = 0
         self._orders: set[asyncio.Future[Any]] = set()
@@ -94,26 +96,67 @@ class ForksApi:
     async def list(self, call: Call) -> web.StreamResponse:
         """List the forks, oldest first."""
         query: ForksQuery = call.query
-        found = [view for view in await self._views.recent() if _matches(view, query)]
+        views = await self._views.recent()
+        found = [view for view in views if self._matches(view, query)]
         begin = _begin(found, query.cursor)
         page = found[begin : begin + query.limit]
         # One by one: a thousand forks at once would delay the audio.
-        forks = [as_json(fork_fields(view)) async for view in in_slices(page)]
+        forks = [as_json(self._fields(view)) async for view in in_slices(page)]
         end = begin + len(page)
         cursor = f"{end}.{page[-1].id}" if page and end < len(found) else ""
         left = self._parts.legs_left()
-        rest = as_json({"total": len(found), "next_cursor": cursor, "legs_left": left})
+        missing = self._cluster.missing if self._cluster is not None else {}
+        rest = as_json(
+            {
+                "total": len(found),
+                "next_cursor": cursor,
+                "legs_left": left,
+                "missing": missing,
+            }
+        )
         return answer_json(f'{{"forks":[{",".join(forks)}],{rest[1:]}')
 
     async def one(self, call: Call) -> web.StreamResponse:
         """Return a fork, and what has happened to it."""
-        view = await self._views.one(_fork_id(call.part))
-        if view is None:
-            raise Problem(404, NO_SUCH_FORK, Kind.NO_SUCH_FORK)
-        timelines = self._parts.timelines
-        moments = timelines.of(view.id) if timelines is not None else ()
+        view = await self._one(_fork_id(call.part))
+        moments = await self._timeline(view.id)
         timeline = [MomentOfFork(one.at, one.kind, one.text) for one in moments]
-        return answer({**fork_fields(view), "timeline": timeline})
+        return answer({**self._fields(view), "timeline": timeline})
+
+    async def _one(self, fork_id: str) -> ForkView:
+        view = await self._views.one(fork_id)
+        if view is None:
+            if self._cluster is not None:
+                await self._cluster.find(fork_id)  # says what is missing, if something is
+            raise Problem(404, NO_SUCH_FORK, Kind.NO_SUCH_FORK)
+        return view
+
+    async def _timeline(self, fork_id: str) -> Sequence[Moment]:
+        if self._cluster is not None:
+            return await self._cluster.timeline(fork_id)
+        timelines = self._parts.timelines
+        return timelines.of(fork_id) if timelines is not None else ()
+
+    def _fields(self, view: ForkView) -> Fields:
+        return {**fork_fields(view), "asterisk": self._asterisk_of(view)}
+
+    def _asterisk_of(self, view: ForkView) -> str:
+        return self._cluster.asterisk_of(view.id) if self._cluster is not None else ""
+
+    def _matches(self, view: ForkView, query: ForksQuery) -> bool:
+        asterisk = self._asterisk_of(view)
+        caller = [view.caller_number, view.caller_name]
+        host, channel = host_of(view.url), [view.channel, view.uniqueid]
+        places = [asterisk, view.relay_host]
+        return (
+            query.state in ("", view.state)
+            and _has(channel, query.channel)
+            and _has(caller, query.caller)
+            and _has([host], query.host)
+            and _has([asterisk], query.asterisk)
+            and _has([view.relay_host], query.relay_host)
+            and _has([*channel, *caller, host, *places, view.id], query.q)
+        )
 
     async def start(self, call: Call) -> web.StreamResponse:
         """Start a fork of a call, or make a server its other party."""
@@ -121,18 +164,22 @@ class ForksApi:
         if wish.wait and self._waiting >= MAX_WAITING:
             raise Problem(503, f"{MAX_WAITING} clients wait for starts already", Kind.BUSY)
         request = parse_request(_fields_of(wish), Origin(DOOR, call.who))
-        fork_id, news = await self._finished(self._start(request, wish.wait), call)
+        fork_id, news = await self._finished(self._start(request, wish), call)
         location = {"Location": f"{FORKS}/{fork_id}"}
         if news is None:
             return answer(StartedFork(fork_id), 201, location)
         return answer(await self._awaited(fork_id, news), 201, location)
 
     async def _start(
-        self, request: Request, waits: bool
+        self, request: Request, wish: StartWish
     ) -> tuple[str, AsyncGenerator[StartNews, None] | None]:
+        if self._cluster is not None:
+            return await self._cluster.start(request, wish.asterisk, waits=wish.wait)
+        if wish.asterisk:
+            raise RequestRefused(f"asterisk: {NO_CLUSTER}")
         (fork_id, *_) = await self._parts.ask(request)
         # At once: it could end in the next turn of the loop.
-        return fork_id, self._parts.follow(fork_id) if waits else None
+        return fork_id, self._parts.follow(fork_id) if wish.wait else None
 
     async def _awaited(
         self, fork_id: str, all_news: AsyncGenerator[StartNews, None]
@@ -165,10 +212,7 @@ class ForksApi:
             if muted is not None
         )
         log.info("HTTP client %s has switched %s of fork %s", call.who, sides, fork_id)
-        view = await self._views.one(fork_id)
-        if view is None:
-            raise Problem(404, NO_SUCH_FORK, Kind.NO_SUCH_FORK)
-        return answer(fork_fields(view))
+        return answer(self._fields(await self._one(fork_id)))
 
     async def stop(self, call: Call) -> web.StreamResponse:
         """Stop a fork."""
@@ -185,7 +229,7 @@ class ForksApi:
         task.add_done_callback(self._done)
         try:
             return await asyncio.shield(task)
-        except (RequestRefused, AmiError) as exc:
+        except (RequestRefused, AmiError, NobodyLeads) as exc:
             if self._refusals.count():
                 text = "%s of HTTP client %s: %s"
                 log.warning(text, call.request.method, call.who, harmless(str(exc)))
@@ -232,18 +276,6 @@ def _begin(found: list[ForkView], cursor: str) -> int:
     number, _, fork_id = cursor.partition(".")
     behind = (place for place, view in enumerate(found, 1) if view.id == fork_id)
     return next(behind, min(int(number), len(found)))
-
-
-def _matches(view: ForkView, query: ForksQuery) -> bool:
-    caller = [view.caller_number, view.caller_name]
-    host, channel = host_of(view.url), [view.channel, view.uniqueid]
-    return (
-        query.state in ("", view.state)
-        and _has(channel, query.channel)
-        and _has(caller, query.caller)
-        and _has([host], query.host)
-        and _has([*channel, *caller, host, view.id], query.q)
-    )
 
 
 def _has(texts: list[str], part: str) -> bool:

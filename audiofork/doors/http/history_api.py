@@ -24,7 +24,12 @@ from audiofork.doors.http.sending import answer
 from audiofork.forks import history
 
 HISTORY = "/api/v1/history"
-_PLAIN = tuple(one.name for one in dataclasses.fields(HistoryEntry) if one.name != "timeline")
+_OF_CLUSTER = ("asterisk", "controller")
+_PLAIN = tuple(
+    one.name
+    for one in dataclasses.fields(HistoryEntry)
+    if one.name not in (*_OF_CLUSTER, "timeline")
+)
 
 
 class HistoryApi:
@@ -63,10 +68,11 @@ class HistoryApi:
     async def search(self, call: Call) -> web.StreamResponse:
         """Search the ended forks, the latest first."""
         try:
-            entries, cursor = await self._there().search(_query(call.query))
+            entries, cursor, *more = await self._there().search(_query(call.query))
         except ValueError as exc:
             raise BadValue(str(exc)) from None
-        return answer(HistoryPage([_entry(one) for one in entries], cursor))
+        missing = more[0] if more else {}
+        return answer(HistoryPage([_entry(one) for one in entries], cursor, missing))
 
     async def one(self, call: Call) -> web.StreamResponse:
         """Return an ended fork, with what has happened to it."""
@@ -96,4 +102,6 @@ def _query(query: HistoryQuery) -> history.HistoryQuery:
 
 def _entry(entry: Any) -> HistoryEntry:
     timeline = [MomentOfFork(one.at, one.kind, one.text) for one in entry.timeline]
-    return HistoryEntry(**{name: getattr(entry, name) for name in _PLAIN}, timeline=timeline)
+    values: dict[str, Any] = {name: getattr(entry, name) for name in _PLAIN}
+    place: dict[str, Any] = {name: getattr(entry, name, "") for name in _OF_CLUSTER}
+    return HistoryEntry(**(values | place), timeline=timeline)

@@ -107,6 +107,7 @@ class ListenApi:
 
     def __init__(self, parts: Parts, access: Access) -> None:
         self._watching = parts.watching
+        self._cluster = parts.cluster
         self._access = access
         self._listeners: dict[Listener, None] = {}
         self._slow = CounterLine(log, "HTTP listeners dropped")
@@ -140,6 +141,8 @@ class ListenApi:
         if not response.can_prepare(call.request):
             raise Problem(400, "expected the handshake of a WebSocket")
         harden(response)
+        if self._cluster is not None:
+            await self._cluster.find(call.part)  # which lets the next line say who has it
         listener = Listener(lambda: self._drop(call))
         end = self._watching.listen(
             call.part,

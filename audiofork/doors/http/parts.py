@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from audiofork.doors.event_stream import EventStream
+from audiofork.doors.event_stream import EventRing
 from audiofork.doors.http.answers import Status
 from audiofork.forks.following import StartNews
 from audiofork.forks.history import HistoryQuery
@@ -88,7 +88,11 @@ class History(Protocol):
     `search` raises ValueError for a cursor that is none.
     """
 
-    async def search(self, query: HistoryQuery) -> tuple[Sequence[Any], str]: ...
+    async def search(
+        self, query: HistoryQuery
+    ) -> tuple[Sequence[Any], str] | tuple[Sequence[Any], str, Mapping[str, str]]:
+        """Return entries, the next cursor; and in a cluster who has not answered, and why."""
+
     async def entry(self, fork_id: str) -> Any | None: ...
     async def causes(self, since: float) -> Sequence[Any]: ...
 
@@ -97,6 +101,35 @@ class Metrics(Protocol):
     """All metrics as text; see doors/metrics.py."""
 
     async def render(self, *, open_metrics: bool = False) -> str: ...
+
+
+class Cluster(Protocol):
+    """The whole cluster, in place of one daemon; see doors/http/whole_cluster.py.
+
+    Attributes:
+        missing: Each Asterisk whose forks were not told of when the forks were asked for last, and
+            why.
+    """
+
+    @property
+    def missing(self) -> Mapping[str, str]: ...
+
+    def asterisk_of(self, fork_id: str) -> str:
+        """Return the Asterisk of a fork that was listed last; empty: unknown."""
+
+    async def find(self, fork_id: str) -> str:
+        """Return the Asterisk that has a fork; raises RequestRefused or NobodyLeads."""
+
+    async def start(
+        self, request: Request, asterisk: str, *, waits: bool
+    ) -> tuple[str, AsyncGenerator[StartNews, None] | None]:
+        """Start a fork; return its id, and its progress if that is waited for."""
+
+    async def timeline(self, fork_id: str) -> Sequence[Moment]:
+        """Return what has happened to a fork; raises as `find`."""
+
+    async def minutes(self, hours: int) -> tuple[Sequence[Any], Mapping[str, str]]:
+        """Return what has happened in each minute, and what is missing in that."""
 
 
 RunCheck = Callable[[Mapping[str, str]], AsyncGenerator[dict[str, Any], None]]
@@ -115,6 +148,7 @@ class Parts:
         stream: What happens to forks.
         check: Runs a check; see doors/check_process.py.
         legs_left: Returns how many legs of ended forks Asterisk still has.
+        cluster: The whole cluster; None: there is none.
     """
 
     ask: Callable[[Request], Awaitable[list[str]]]
@@ -122,7 +156,7 @@ class Parts:
     follow: Callable[[str], AsyncGenerator[StartNews, None]]
     status: Callable[[], Status]
     profiles: Callable[[], Sequence[str]]
-    stream: EventStream
+    stream: EventRing
     check: RunCheck | None = None
     legs_left: Callable[[], int] = lambda: 0
     watching: Watching | None = None
@@ -130,3 +164,4 @@ class Parts:
     series: Series | None = None
     history: History | None = None
     metrics: Metrics | None = None
+    cluster: Cluster | None = None

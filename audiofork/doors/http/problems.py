@@ -16,6 +16,7 @@ from audiofork.errors import (
     AmiUnavailable,
     AudioForkError,
     DaemonBusy,
+    NobodyLeads,
     NoSuchChannel,
     RequestRefused,
 )
@@ -38,6 +39,8 @@ class Kind(enum.StrEnum):
     ASTERISK_AWAY = "asterisk-away"
     NOT_AVAILABLE = "not-available"
     BUSY = "busy"
+    CONTROLLER_AWAY = "controller-away"
+    OTHER_CONTROLLER = "other-controller"
     TOO_MANY_BAD_TOKENS = "too-many-bad-tokens"
     WRONG_HOST = "wrong-host"
     WRONG_ORIGIN = "wrong-origin"
@@ -55,6 +58,10 @@ EXPLAINED = {
     Kind.NOT_AVAILABLE: "This daemon is not configured for that, or what it needs is away. The "
     "detail says what is missing.",
     Kind.BUSY: "The daemon is doing this for somebody else, or has no room for more.",
+    Kind.CONTROLLER_AWAY: "No controller that leads for the Asterisk of the call can be asked "
+    "now. Another one leads within seconds, as a rule: try again.",
+    Kind.OTHER_CONTROLLER: "Only the controller that leads for the Asterisk of the call can do "
+    "this. The detail names it: ask there.",
     Kind.TOO_MANY_BAD_TOKENS: "Too many requests from this address had a token that is not known. "
     "One with a right token is still answered.",
     Kind.WRONG_HOST: "The daemon is not called by this name. [http] hosts has the names that it "
@@ -152,6 +159,8 @@ def problem_of(exc: Problem | BadValue | AudioForkError | TimeoutError) -> Probl
         return Problem(422, f"Asterisk has refused: {exc}", Kind.REFUSED)
     if isinstance(exc, DaemonBusy):
         return Problem(503, str(exc), Kind.BUSY, {"Retry-After": "5"})
+    if isinstance(exc, NobodyLeads):
+        return Problem(503, str(exc), Kind.CONTROLLER_AWAY, {"Retry-After": "2"})
     if isinstance(exc, TimeoutError):
         return Problem(503, "the relay does not answer in time", Kind.BUSY, {"Retry-After": "5"})
     # What it names is away.

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -106,16 +106,21 @@ class StatusApi:
 
     async def series(self, call: Call) -> web.StreamResponse:
         """Return what has happened in each minute of the last hours."""
-        if self._parts.series is None:
+        missing: Mapping[str, str] = {}
+        if self._parts.cluster is not None:
+            counted, missing = await self._parts.cluster.minutes(call.query.hours)
+        elif self._parts.series is not None:
+            counted = self._parts.series.minutes(call.query.hours)
+        else:
             raise Problem(404, "this daemon keeps no series", Kind.NOT_AVAILABLE)
         minutes = [
             MinuteOfSeries(
                 *(one.at, one.started, one.ended, one.failed, one.refused, one.reconnects),
                 one.frames_dropped,
             )
-            for one in self._parts.series.minutes(call.query.hours)
+            for one in counted
         ]
-        return answer(SeriesAnswer(minutes))
+        return answer(SeriesAnswer(minutes, missing))
 
     async def profiles(self, _call: Call) -> web.StreamResponse:
         """Return the names of the profiles that a fork may name."""

@@ -51,7 +51,7 @@ async def test_fork_has_all_fields_and_its_url_neither_query_nor_password(stage:
     assert answer.json["total"] == 1
     assert answer.json["next_cursor"] == ""
     (fork,) = answer.json["forks"]
-    assert set(fork) == {one.name for one in fields(ForkView)} | {"host"}
+    assert set(fork) == {one.name for one in fields(ForkView)} | {"host", "asterisk"}
     assert fork["url"] == "wss://speech.example.org:8443/live?..."
     assert fork["host"] == "speech.example.org:8443"
     for secret in (b"s3cret", b"user", b"pw@"):
@@ -393,3 +393,19 @@ async def test_stop_of_a_fork_that_is_gone_is_not_found(stage: Stage) -> None:
     stage.others.views = []
     stage.others.error = None
     assert (await stage.ask("PATCH", FORK, body={"mute": {"in": True}})).status == 404
+
+
+# --- Where there is no cluster -------------------------------------------------------------------
+
+
+async def test_start_for_an_asterisk_is_refused_where_there_is_no_cluster(stage: Stage) -> None:
+    answer = await stage.ask("POST", FORKS, CONTROLLER, START | {"asterisk": "pbx-b"})
+    assert (answer.status, answer.json["type"]) == (422, "/problems/refused")
+    assert answer.json["detail"] == "asterisk: this daemon is in no cluster"
+    assert stage.others.requests == []
+
+
+async def test_nothing_is_missing_where_there_is_no_cluster(stage: Stage) -> None:
+    answer = (await stage.get(FORKS)).json
+    assert answer["missing"] == {}
+    assert answer["forks"][0]["asterisk"] == ""

@@ -53,6 +53,8 @@ async def test_status_is_that_of_all_parts(stage: Stage) -> None:
         "relays": [{"name": "relay", "up": True, "forks": 1}],
         "counters": {"requested": 3, "ended": {"hangup": 2}},
         "history": True,
+        "controller": "",
+        "controllers": [],
     }
 
 

@@ -22,6 +22,7 @@ const FACTS = {
     ]
       .filter(Boolean)
       .join(", "),
+  Asterisk: (fork) => words.shown(fork.asterisk ?? "") || null,
   "Relay host": (fork) => words.shown(fork.relay_host ?? "") || null,
   Format: (fork) =>
     [

@@ -10,6 +10,8 @@ const COLUMNS = [
   { name: "channel", title: "Channel", key: (fork) => fork.channel },
   { name: "direction", title: "Carries", key: (fork) => fork.direction },
   { name: "host", title: "Server", key: (fork) => fork.host },
+  { name: "asterisk", title: "Asterisk", key: (fork) => fork.asterisk ?? "", ofCluster: true },
+  { name: "relay", title: "Relay host", key: (fork) => fork.relay_host ?? "", ofCluster: true },
   { name: "status", title: "State", key: (fork) => RANK[words.stateOf(fork).word] ?? 9 },
   { name: "age", title: "Age", key: (fork) => -fork.bornAt, figure: true },
   { name: "in", title: "In", key: (fork) => levelOf(fork)[1], figure: true },
@@ -98,6 +100,10 @@ export class LiveView {
         h("option", { value: column.name }, `By ${column.title.toLowerCase()}`),
       ),
     );
+    this.ofCluster = [...this.sortBox.options].filter(
+      (option) => COLUMNS.find((column) => column.name === option.value).ofCluster,
+    );
+    this.missing = h("ul", { class: "missing", role: "status", hidden: true });
     this.count = h("p", { class: "count", role: "status" });
     this.head = COLUMNS.map((column) => this.#headCell(column));
     this.table = h(
@@ -124,6 +130,7 @@ export class LiveView {
         h("label", { class: "hidden", for: "sort" }, "Sort by"),
         this.sortBox,
       ),
+      this.missing,
       this.scroller,
       this.empty,
     );
@@ -182,8 +189,23 @@ export class LiveView {
       )
         items.push(fork);
     }
+    this.#tellCluster();
     this.rows.show(sorted(items, this.#sort));
     this.#tellCount(items.length);
+  }
+
+  /** Show where the forks are, and whose are missing; nothing of it without a cluster. */
+  #tellCluster() {
+    const { isCluster, missing } = this.store;
+    this.table.classList.toggle("clustered", isCluster);
+    for (const option of this.ofCluster) option.hidden = option.disabled = !isCluster;
+    const texts = Object.entries(missing).map(
+      ([name, why]) => `The forks of ${words.shown(name)} are missing: ${words.shown(why)}`,
+    );
+    if (texts.join("\n") === this.told) return;
+    this.told = texts.join("\n");
+    this.missing.hidden = texts.length === 0;
+    this.missing.replaceChildren(...texts.map((text) => h("li", {}, text)));
   }
 
   #tellCount(fitting) {
@@ -277,6 +299,8 @@ function makeRow() {
       setText(cells.channel, words.shown(fork.channel));
       setText(cells.direction, words.directionOf(fork));
       setText(cells.host, words.shown(fork.host));
+      setText(cells.asterisk, words.shown(fork.asterisk ?? ""));
+      setText(cells.relay, words.shown(fork.relay_host ?? ""));
       setText(word, state.word);
       setText(reason, state.reason);
       setAttribute(cells.status, "title", state.reason || null);

@@ -9,6 +9,7 @@ const FEW = 4; // so many are asked for one by one, more by a new list
 const REFRESH_MS = 150;
 const RELOAD_MS = 1000;
 const STALE_MS = 1500;
+const MISSING_MS = 5000; // how often it is looked whether what is missing is there again
 const UNKNOWN = [-1, -1, -1, -1];
 
 /**
@@ -19,6 +20,8 @@ export class Store extends EventTarget {
   forks = new Map();
   isLoaded = false;
   trouble = ""; // why the list cannot be loaded
+  missing = {}; // in a cluster, why the forks of an Asterisk are not there, by its name
+  isCluster = false;
   #isClosed = false;
   #dirty = new Set();
   #timer = 0;
@@ -47,11 +50,13 @@ export class Store extends EventTarget {
 
   async #loadAll() {
     const found = [];
+    let missing = {};
     try {
       let cursor = "";
       do {
         const page = await get("forks", { limit: PAGE, cursor });
         found.push(...page.forks);
+        missing = page.missing ?? {};
         cursor = page.next_cursor;
       } while (cursor);
     } catch (error) {
@@ -66,6 +71,10 @@ export class Store extends EventTarget {
     this.forks = new Map(found.map((fork) => [fork.id, adopted(fork, known.get(fork.id))]));
     this.isLoaded = true;
     this.trouble = "";
+    this.missing = missing;
+    const isMissing = Object.keys(missing).length > 0;
+    this.isCluster ||= isMissing || found.some((fork) => fork.asterisk);
+    if (isMissing) this.#later(MISSING_MS, () => this.#isClosed || this.load());
     this.#loadedAt = performance.now();
     this.#loading = null;
     for (const [name, data] of this.#waiting.splice(0)) this.#event(name, data);
@@ -104,6 +113,7 @@ export class Store extends EventTarget {
     if (name === "fork.requested" && !fork) {
       const { fork: info, at, ...more } = data;
       fork = adopted({ ...BLANK, ...more, ...info, requested_at: at });
+      this.isCluster ||= Boolean(fork.asterisk);
       this.forks.set(id, fork);
       this.#refresh(id);
       this.#tell("list");
@@ -210,6 +220,8 @@ function adopted(fork, known) {
     one.host,
     one.profile,
     one.url,
+    one.asterisk,
+    one.relay_host,
   ]
     .join("\n")
     .toLowerCase();
