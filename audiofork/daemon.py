@@ -268,7 +268,7 @@ class Daemon:
         self._twilio_callback = TwilioCallback(self._config)
         events.subscribe(self._twilio_callback.on_event)
         events.subscribe(self.counters.on_event)
-        self.timelines, self.series = Timelines(), Series()
+        self.timelines, self.series = Timelines(host_of=self.relay.host_of), Series()
         self.history = History(self._config.history, self.timelines)
         for subscriber in (self.timelines, self.series, self.history):
             events.subscribe(subscriber.on_event)

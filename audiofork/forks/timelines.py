@@ -24,6 +24,7 @@ from audiofork.forks.events import (
     Stopped,
 )
 from audiofork.forks.lifecycle import Away
+from audiofork.link.relay import HostOf, this_host
 from audiofork.log import without_query
 from audiofork.text import printable
 
@@ -91,10 +92,12 @@ class Timelines:
 
     Args:
         clock: Returns the time in seconds since 1970.
+        host_of: Returns the name of the relay host that a fork is on.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time, host_of: HostOf = this_host) -> None:
         self._clock = clock
+        self._host_of = host_of
         self._timelines: OrderedDict[str, _Timeline] = OrderedDict()  # by fork id
         self._ended: deque[str] = deque()
 
@@ -111,6 +114,8 @@ class Timelines:
         told = moment_of(event)
         if told is not None:
             fork_id, kind, text = told
+            if isinstance(event, Started | Resumed) and (host := self._host_of(fork_id)):
+                text += f", at the relay host {host}"
             if isinstance(
                 event, Requested | Ended
             ):  # of one that cannot be resumed only the latter

@@ -165,6 +165,20 @@ def test_moments_are_in_their_order_and_of_their_fork() -> None:
     assert timelines.of("other")[1:] == (Moment(2.0, "message", "2.0"),)
 
 
+def test_relay_host_is_named_where_audio_begins_to_flow_or_flows_again() -> None:
+    hosts = {FORK.id: "r1"}
+    timelines = Timelines(Clock(), lambda fork_id: hosts.get(fork_id, ""))
+    timelines.on_event(Requested(FORK, START))
+    timelines.on_event(Started(FORK, ""))
+    timelines.on_event(Reconnecting(FORK, Away.RELAY, 1, "it is lost", was_streaming=True))
+    hosts[FORK.id] = "r2"
+    timelines.on_event(Resumed(FORK, Away.RELAY, gap_ms=700))
+    texts = [moment.text for moment in timelines.of(FORK.id)]
+    assert texts[1] == "audio flows, at the relay host r1"
+    assert texts[3].endswith(", at the relay host r2")
+    assert "relay host" not in texts[0] + texts[2]
+
+
 def test_first_and_latest_moments_are_kept(timelines: Timelines) -> None:
     timelines.on_event(Requested(FORK, START))
     for number in range(1000):
