@@ -166,8 +166,12 @@ class AsteriskControl:
             CannotListen: An address cannot be used.
             ConfigError: The configuration, or a file that it names, cannot be used.
         """
-        while not stop.is_set():
-            await self._lead_once(stop)
+        await self.doors.front.open()
+        try:
+            while not stop.is_set():
+                await self._lead_once(stop)
+        finally:
+            await self.doors.front.close()
 
     async def _lead_once(self, stop: asyncio.Event) -> None:
         """Wait until we may lead; lead until told to stop, or another controller leads."""

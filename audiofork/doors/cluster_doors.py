@@ -12,6 +12,7 @@ from audiofork.cluster.roster import Controller, Roster
 from audiofork.config import Config, HttpConfig
 from audiofork.doors.broker_door import BrokerDoor, subject_of
 from audiofork.doors.cluster_answers import ClusterAnswers
+from audiofork.doors.cluster_front import ClusterFront
 from audiofork.doors.cluster_http import ClusterHttp
 from audiofork.doors.control_answers import GiveAnswers
 from audiofork.doors.control_socket import ControlSocket
@@ -21,6 +22,7 @@ from audiofork.doors.shared_events import tell
 from audiofork.errors import BrokerUnavailable
 
 if TYPE_CHECKING:
+    from audiofork.doors.ami_front import Ask
     from audiofork.doors.event_stream import EventStream
     from audiofork.doors.http.parts import Parts
 
@@ -68,8 +70,9 @@ class ClusterDoors:
             drain: Has a relay host drained, or not any more; returns whether it is there.
         """
         history = self._histories[asterisk]
+        front = ClusterFront(self._config.of_asterisk(asterisk), self._answers)
         return AsteriskDoors(
-            self._broker, self._answers, self._http, history, asterisk, leads, drain
+            *(self._broker, self._answers, self._http, history, front), asterisk, leads, drain
         )
 
     async def open(self) -> None:
@@ -113,6 +116,7 @@ class AsteriskDoors:
 
     Attributes:
         history: That of this controller for the Asterisk; a daemon has it alone while it runs.
+        front: The AMI front of the Asterisk.
     """
 
     def __init__(
@@ -121,12 +125,14 @@ class AsteriskDoors:
         answers: ClusterAnswers,
         http: ClusterHttp,
         history: OwnHistory,
+        front: ClusterFront,
         asterisk: str,
         leads: Callable[[], bool],
         drain: Callable[[str, bool], bool],
     ) -> None:
         self.drain = drain
         self.history = history
+        self.front = front
         self._broker = broker
         self._answers = answers
         self._http = http
@@ -138,6 +144,10 @@ class AsteriskDoors:
     def share(self, stream: EventStream) -> None:
         """Tell other controllers what happens to the forks of our daemon."""
         self._end_sharing = tell(self._broker, self._asterisk, stream)
+
+    def serve_front(self, ask: Ask) -> None:
+        """Have our daemon execute what clients of the AMI front ask for."""
+        self.front.begin(ask)
 
     def serve_http(self, parts: Parts) -> None:
         """Ask our daemon, too, for the HTTP interface."""
@@ -169,6 +179,7 @@ class AsteriskDoors:
             self._door = None
         self._answers.end_to_lead(self._asterisk)
         self.history.end_to_lead()
+        self.front.end()
         self._end_sharing()
         self._http.end(self._asterisk)
 

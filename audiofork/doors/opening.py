@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from audiofork.config import Config, HttpConfig
-from audiofork.doors.ami_front import Front
+from audiofork.doors.ami_front import Ask, Front
 from audiofork.doors.check_process import CheckProcess
 from audiofork.doors.control_answers import ControlAnswers, GiveAnswers
 from audiofork.doors.control_socket import ControlSocket
@@ -38,6 +38,9 @@ class SharedDoors(Protocol):
 
     def share(self, stream: EventStream) -> None:
         """Tell other controllers what happens to forks from now on."""
+
+    def serve_front(self, ask: Ask) -> None:
+        """Execute by this from now on what clients of the AMI front ask for."""
 
     def serve_http(self, parts: Parts) -> None:
         """Answer by these from now on, too, what the HTTP interface is asked."""
@@ -92,7 +95,9 @@ class Doors:
             ConfigError: A certificate of the front cannot be used.
         """
         config = self._config
-        if config.front.listen is not None:
+        if self._shared is not None:
+            self._shared.serve_front(forks.ask)
+        elif config.front.listen is not None:
             self._front = Front(config.front, config.asterisk, forks.ask)
             try:
                 log.info("AMI front on %s", await self._front.start())

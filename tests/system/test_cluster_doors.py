@@ -26,6 +26,8 @@ from tests.system.cluster import Cluster, clustered
 from tests.system.conftest import DIALPLAN, place_call
 from tests.system.scene import Scene, staged
 from tests.system.test_cli import command, told
+from tests.system.test_front import HOST, front_port
+from tests.system.test_front import Client as FrontClient
 
 pytestmark = pytest.mark.asterisk
 
@@ -339,6 +341,36 @@ async def test_http_interface_of_a_standby_starts_shows_mutes_and_stops_forks(
         assert (found["entries"], list(found["missing"])) == ([], ["asterisk/c1"])
         _, _, errors = await told(second, "history")
         assert "the history of asterisk/c1 is missing: nobody answers" in errors
+    await target.call.hangup()
+    assert "Traceback" not in first.log() + second.log()
+
+
+async def test_ami_front_of_a_standby_has_the_leader_grant_its_actions_and_stays_open(
+    scene: Scene[Recorder], cluster: Cluster
+) -> None:
+    """Over a change of the lead, too: its sessions with Asterisk are its own."""
+    cluster.relay("r1")
+    first, second = cluster.controller("c1"), cluster.controller("c2", front=f"listen = {HOST}:0\n")
+    await leads(first)
+    target = await scene.call()
+    target.call.talk()
+    start = {"Action": "StartAudioFork", "Channel": target.channel}
+    async with FrontClient(front_port(second)) as client:
+        login = {"Username": cluster.asterisk.ami_username, "Secret": cluster.asterisk.ami_secret}
+        login = {"Action": "Login", **login, "Events": "off"}
+        assert (await client.ask(login))["Response"] == "Success"
+        for path in ("/one", "/two"):
+            answer = await client.ask({**start, "WsServer": scene.server.url(path)})
+            assert answer["Response"] == "Success", answer
+            await scene.server.wait_messages(path, 5)
+            if path == "/one":
+                answer = await client.ask({**start, "Options": "D(sideways)"})
+                assert answer["Response"] == "Error"
+                first.kill()
+                await leads(second)
+        stop = {"Action": "StopAudioFork", "Channel": target.channel}
+        assert (await client.ask(stop))["Response"] == "Success"
+    await second.says("ended: stopped", times=2)
     await target.call.hangup()
     assert "Traceback" not in first.log() + second.log()
 
