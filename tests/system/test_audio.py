@@ -81,9 +81,12 @@ async def test_out_keeps_every_block_of_a_file_under_jitter(
     await set_globals(ami, FILE=file, WSSERVER=recorder.url("/"), OPTIONS="D(out)", LEAD="0")
     target = await place_call(ami, caller, "play")
     target.call.play(WARM_UP, jitter_ms=jitter_ms, loop=True)
-    await asyncio.sleep(9)
+    recording = await recorder.wait_messages("/", 400, timeout_s=30)
+    async with asyncio.timeout(30):
+        while not find_blocks(recording.audio, played[-1:]):  # noqa: ASYNC110 (it has no event)
+            await asyncio.sleep(0.5)
     await target.call.hangup()
-    recording = await recorder.wait_closed("/")
+    await recorder.wait_closed("/")
     assert report(find_blocks(recording.audio, played), 400).intact
 
 
