@@ -211,7 +211,7 @@ async def daemon(
     await no_channels(ami)
     assert shared_daemon.exit_code is None
     await no_forks(shared_daemon)
-    for _ in range(100):
+    for _ in range(600):
         if shared_daemon.descriptors(but_to_port=asterisk.http_port) <= descriptors:
             break
         await asyncio.sleep(0.03)
