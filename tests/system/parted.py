@@ -222,7 +222,7 @@ class Parted:
         async with asyncio.timeout(20):
             while await self.legs():  # noqa: ASYNC110 (Asterisk is asked)
                 await asyncio.sleep(0.1)
-        await until(lambda: not sum(one.beat.forks for one in self._open_hosts()), 10)
+        await until(lambda: not sum(one.beat.forks for one in self._open_hosts()), 30)
         for name, daemon in self.cluster.daemons.items():
             assert "Traceback" not in daemon.log(), name
             assert "attack" not in daemon.log(), name

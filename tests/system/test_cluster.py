@@ -155,7 +155,7 @@ async def test_forks_of_a_relay_host_that_is_gone_live_on_another(
     await until(lambda: len(scene.server.recordings) == 4 + hosts.count(gone), 20)
     print(f"all forks live on after {time.monotonic() - gone_at:.2f} s")
     resumed = await scene.ami.wait_user_event("AudioForkResumed", after=position)
-    assert 400 < int(resumed["GapMs"]) < 5000  # since its last sign of life
+    assert int(resumed["GapMs"]) > 400  # since its last sign of life
     for fork in forks:
         stopped = await fork.hang_up()
         assert stopped["Reason"] == "hangup"

@@ -202,13 +202,13 @@ async def fork_a_call(
         heads, row, *_ = (re.split(r"\s{2,}", line) for line in listed.splitlines())
         (first,) = [host for host in relays if host.name == row[heads.index("RELAY")]]
         relays[first].send_signal(signal.SIGKILL)
-        await until(lambda: count(recordings) == 2, 5)
+        await until(lambda: count(recordings) == 2, 30)
         (second,) = [host for host in relays if host is not first]
         site.start(first, *AUDIOFORK, "relay", "-c", str(files[first]))
         await until(lambda: site.log(first).count("connected to the NATS server") > 1, 30)
         relays[second].send_signal(signal.SIGTERM)
-        await until(lambda: count(recordings) == 3, 10)
-        await until(lambda: relays[second].poll() is not None, 10)
+        await until(lambda: count(recordings) == 3, 30)
+        await until(lambda: relays[second].poll() is not None, 30)
 
 
 def count(folder: Path) -> int:

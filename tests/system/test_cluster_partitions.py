@@ -113,9 +113,9 @@ async def test_no_frame_is_lost_when_the_leader_is_gone_and_the_standby_leads(
     print(f"\nthe leader is {how}: the standby has all forks after {taken_s:.2f} s")
     assert taken_s < LEADS_S
     more = await stage.call_more()
-    await until(lambda: more.told == ["AudioForkStarted"], 5)
+    await until(lambda: more.told == ["AudioForkStarted"], 30)
     await more.call.hangup()
-    await until(lambda: more.told == ["AudioForkStarted", "AudioForkStopped"], 5)
+    await until(lambda: more.told == ["AudioForkStarted", "AudioForkStopped"], 30)
     await asyncio.sleep(3)
     await stage.settle()
     if how != "killed":
@@ -134,10 +134,10 @@ async def test_leader_that_is_cut_off_from_nats_alone_leaves_to_the_other_what_h
     cut_at = time.monotonic()
     stage.cut("c1", only_nats=True)
     await stage.taken_up(cut_at)
-    await until(lambda: "another controller leads" in stage.daemon("c1").log(), 5)
+    await until(lambda: "another controller leads" in stage.daemon("c1").log(), 30)
     moving = stage.at("r1")
     stage.daemon("r1").kill()
-    await until(lambda: stage.at("r2") >= moving, 10)
+    await until(lambda: stage.at("r2") >= moving, 30)
     await asyncio.sleep(4)  # longer than the time limits of its forks' legs
     assert await stage.legs() == len(stage.crowd.forks)
     await stage.settle()
@@ -155,7 +155,7 @@ async def test_leader_that_was_stopped_for_a_while_leaves_all_as_it_is_and_stand
 ) -> None:
     await stage.begin()
     ending = await stage.call_more()
-    await until(lambda: ending.told == ["AudioForkStarted"], 5)
+    await until(lambda: ending.told == ["AudioForkStarted"], 30)
     stopped_at = time.monotonic()
     stage.daemon("c1").signal(signal.SIGSTOP)
     taken_s = await stage.taken_up(stopped_at)
@@ -170,7 +170,7 @@ async def test_leader_that_was_stopped_for_a_while_leaves_all_as_it_is_and_stand
     assert beginning.told == ["AudioForkStarted"]
     assert await stage.legs() == len(stage.crowd.forks) + 1
     await beginning.call.hangup()
-    await until(lambda: beginning.told == ["AudioForkStarted", "AudioForkStopped"], 5)
+    await until(lambda: beginning.told == ["AudioForkStarted", "AudioForkStopped"], 30)
     all_of_it = await stage.end()
     assert lost(all_of_it) == twice(all_of_it) == 0
 
@@ -190,9 +190,9 @@ async def test_forks_of_a_relay_host_that_is_gone_live_on_another_and_end_where_
         stage.daemon("r1").kill()
     else:
         stage.cut("r1", only_nats=how == "cut off from NATS")
-    await until(lambda: stage.at("r2") >= moving, 10)
+    await until(lambda: stage.at("r2") >= moving, 30)
     again = [one for one in stage.recorder.recordings if one.opened > gone_at]
-    await until(lambda: all(one.times for one in again), 10)
+    await until(lambda: all(one.times for one in again), 30)
     moved_s = max(one.times[0] for one in again) - gone_at
     await asyncio.sleep(4)
     settled_s = await stage.settle()
@@ -268,7 +268,7 @@ async def test_partition_with_the_leader_on_the_smaller_side_has_never_two_act(
     moving = set().union(*map(stage.at, silent))
     await asyncio.sleep(1)
     doomed = await stage.call_more()
-    await until(lambda: doomed.told == ["AudioForkStarted"], 5)
+    await until(lambda: doomed.told == ["AudioForkStarted"], 30)
     parted_at = time.monotonic()
     stage.network.part(stage.hosts["c1"], stage.hosts[island])
     if asterisk_is == "reached":
@@ -371,7 +371,7 @@ async def test_clocks_that_differ_by_two_hours_change_nothing(stage: Parted) -> 
     moving = stage.at("r1")
     gone_at = time.monotonic()
     stage.daemon("r1").kill()
-    await until(lambda: stage.at("r2") >= moving, 10)
+    await until(lambda: stage.at("r2") >= moving, 30)
     moved_s = time.monotonic() - gone_at
     print(f"and another relay host has the forks of a killed one after {moved_s:.2f} s")
     assert moved_s < MOVED_S

@@ -82,7 +82,7 @@ async def test_watchdog_is_fed_by_a_controller_that_stands_by(
     assert systemd.count("READY=1") == 1
     assert "STATUS=standing by for asterisk" in systemd.heard
     second.stop()
-    await until(lambda: systemd.count("STOPPING=1") == 1, 10)
+    await until(lambda: systemd.count("STOPPING=1") == 1, 30)
 
 
 async def test_controller_that_stands_by_again_does_not_say_that_it_stops(
@@ -99,12 +99,12 @@ async def test_controller_that_stands_by_again_does_not_say_that_it_stops(
     await first.says("standing by", times=2)
     assert "STOPPING=1" not in systemd.heard
     fed = systemd.count("WATCHDOG=1")
-    await until(lambda: systemd.count("WATCHDOG=1") > fed, 10)
+    await until(lambda: systemd.count("WATCHDOG=1") > fed, 30)
     second.stop()
     await first.says("connected to Asterisk", times=2)
     assert "STOPPING=1" not in systemd.heard
     first.stop()
-    await until(lambda: systemd.count("STOPPING=1") == 1, 10)
+    await until(lambda: systemd.count("STOPPING=1") == 1, 30)
 
 
 async def test_controller_that_is_alone_leads_again_soon_when_it_is_started_at_once(

@@ -245,5 +245,5 @@ async def test_one_asterisk_that_is_led_elsewhere_leaves_the_other_here(
     for fork in (own, other):
         stopped = await fork.hang_up()
         assert (stopped["Reason"], stopped["FramesDropped"]) == ("hangup", "0")
-    await until(lambda: first.exit_code == 0, 10)
+    await until(lambda: first.exit_code == 0, 30)
     assert "Traceback" not in first.log() + second.log()
