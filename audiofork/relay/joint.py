@@ -25,6 +25,9 @@ MAX_KEPT = 500
 MIN_ALIKE = 5
 # So many frames of a leg that has just begun may be others than those of the earlier leg.
 MAX_ODD = 3
+# Where others differ, too, as many different ones have to be alike after these: Asterisk may have
+# put silence into one side of one of the legs.
+MIN_DIFFERENT = 10
 
 
 _interleaved = join_of(Direction.STEREO)
@@ -125,17 +128,18 @@ def _cut(tail: Sequence[int], looks: Sequence[int]) -> int | None:
     for number, look in enumerate(tail):
         if look in at:
             shifts.update(position - number for position in at[look])
-    best: tuple[int, int] | None = None
+    best: tuple[tuple[bool, int, int], int] | None = None
     for shift in shifts:
         first, last = max(0, -shift), min(len(tail), len(looks) - shift)
         differ = [at for at in range(first, last) if tail[at] != looks[at + shift]]
-        if differ and differ[-1] + shift >= MAX_ODD:
+        alike = tail[differ[-1] + 1 if differ else first : last]
+        if len(alike) < min(MIN_ALIKE, len(tail)):
             continue
-        alike = last - (differ[-1] + 1 if differ else first)
-        if alike < min(MIN_ALIKE, len(tail)):
+        is_doubtful = bool(differ) and differ[-1] + shift >= MAX_ODD
+        if is_doubtful and len(set(alike)) < MIN_DIFFERENT:
             continue
         cut = len(tail) + shift
-        near = (abs(cut - len(looks)), -alike)
-        if best is None or near < (abs(best[0] - len(looks)), -best[1]):
-            best = cut, alike
-    return best[0] if best is not None else None
+        rank = is_doubtful, abs(cut - len(looks)), -len(alike)
+        if best is None or rank < best[0]:
+            best = rank, cut
+    return best[1] if best is not None else None

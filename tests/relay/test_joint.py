@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,6 +62,21 @@ def test_speech_before_silence_tells_the_place() -> None:
     assert kept(frames[10:38]).after(looks(frames[:35])) == (frames[35:38], 0, True)
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_silence_that_one_leg_has_among_its_frames_hides_no_place_behind_it(lost: int) -> None:
+    """In place of a frame that came late there, or beside it."""
+    frames = numbered(80)
+    other = [*frames[10:40], SILENCE, *frames[40 + lost : 78]]
+    assert kept(other).after(looks(frames[:70])) == (frames[70:78], 0, True)
+
+
+def test_few_different_frames_behind_others_that_differ_are_no_place() -> None:
+    speech = numbered(60)
+    mine = [*speech[:30], *speech[30:34] * 5]
+    other = [*speech[40:60], *speech[30:34] * 5]
+    assert not kept(other).after(looks(mine))[2]
+
+
 def test_only_so_many_are_told_and_kept() -> None:
     frames = numbered(MAX_KEPT + 7)
     assert len(looks(frames)) == MAX_TAIL
@@ -88,4 +104,6 @@ def test_no_frame_is_lost_or_doubled_where_frames_differ(data: st.DataObject) ->
 def test_first_frames_of_the_second_leg_may_be_others() -> None:
     frames, odd = numbered(60), numbered(4, 100)
     assert kept([*odd[:3], *frames[13:60]]).after(looks(frames[:40])) == (frames[40:60], 0, True)
-    assert not kept([*odd, *frames[14:60]]).after(looks(frames[:40]))[2]
+    silent = [*frames[:20], *[SILENCE] * 20]
+    assert kept([*odd[:3], *silent[13:38]]).after(looks(silent)) == ([], 2, True)
+    assert not kept([*odd, *silent[30:38]]).after(looks(silent))[2]  # as good as nothing
