@@ -35,6 +35,7 @@ class Stage:
 
     def __init__(self, asker: Broker, broker: Broker) -> None:
         self.asker = asker
+        self.broker = broker
         self.asked: list[tuple[bytes, Origin]] = []
         self.given: list[dict[str, Any]] = [{"ok": True, "n": 1}, {"ok": True, "n": 2}]
         self.answered = 0
@@ -133,7 +134,10 @@ async def test_answers_end_where_whoever_asked_has_left(
     stage.go_on.clear()
     async with aclosing(ask_leader(stage.asker, "pbx", LIST, "me")) as answers:
         await anext(answers)
-    await asyncio.sleep(0.3)
+    (asker,) = stage.door._askers.values()
+    async with asyncio.timeout(30):
+        while not asker.is_gone:  # noqa: ASYNC110 (it has no event)
+            await asyncio.sleep(0.01)
     assert not stage.closed.is_set()
     stage.go_on.set()  # as at a socket, what was begun is done, and then it ends
     async with asyncio.timeout(30):
@@ -177,8 +181,11 @@ async def test_requests_beyond_the_limit_are_refused_and_others_go_on(
 async def test_close_tells_whoever_waits_and_later_requests_are_not_heard(stage: Stage) -> None:
     stage.go_on.clear()
     asked = asyncio.create_task(stage.ask())
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(30):
+        while not stage.answered:  # noqa: ASYNC110 (it has no event)
+            await asyncio.sleep(0.01)
     await stage.door.close()
+    await stage.broker.flush()  # so that NATS knows of it
     first, second = await asked
     assert first == stage.given[0]
     assert (second["code"], second["error"]) == ("cluster", broker_door.STOPPED)

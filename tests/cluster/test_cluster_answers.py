@@ -193,7 +193,9 @@ async def test_connection_goes_on_after_the_controller_has_ended_to_lead(begin: 
     first.go_on.clear()
     reader, writer = await asyncio.open_unix_connection(first.socket)
     writer.write(json.dumps(LIST).encode() + b"\n")
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(30):
+        while not first.asked:  # noqa: ASYNC110 (it has no event)
+            await asyncio.sleep(0.01)
     await first.doors.stop_serving()
     assert json.loads(await reader.readline())["code"] == "cluster"
     await second.lead()
@@ -396,8 +398,10 @@ async def test_one_that_ends_to_lead_interrupts_its_own_requests_alone(
     several: Several,
 ) -> None:
     go_on = asyncio.Event()
+    asked: list[bytes] = []
 
     async def answers(line: bytes, origin: Origin) -> Answers:
+        asked.append(line)
         await go_on.wait()
         yield {"ok": True}
 
@@ -406,7 +410,9 @@ async def test_one_that_ends_to_lead_interrupts_its_own_requests_alone(
     first, second = (
         asyncio.create_task(several.ask("StopAudioFork", Asterisk=name)) for name in several.of
     )
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(30):
+        while len(asked) < 2:  # noqa: ASYNC110 (it has no event)
+            await asyncio.sleep(0.01)
     await several.of["pbx-a"].stop_serving()
     assert (await first)["code"] == "cluster"
     go_on.set()

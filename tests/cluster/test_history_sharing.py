@@ -54,6 +54,7 @@ class Control:
 
     def __init__(self, keeper: Keeper, broker: Broker, file: Path | None) -> None:
         self.keeper = keeper
+        self.broker = broker
         self.file = file
         self.own = OwnHistory(str(file or ""))
         self.known: list[Keeper] = []
@@ -156,6 +157,7 @@ async def test_who_has_not_answered_is_told_and_who_keeps_none_is_not(begin: Beg
     await begin("c3", keeps=False)
     first.keep(entry(1))
     await second.door.close()
+    await second.broker.flush()  # so that NATS knows of it
     found = await first.search()
     assert [one["fork_id"] for one in found["entries"]] == [fork_id(1)]
     assert found["missing"] == {"pbx/c2": "nobody answers"}
