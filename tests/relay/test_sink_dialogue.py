@@ -75,7 +75,7 @@ async def test_server_that_does_not_answer_the_opening_counts_as_one_that_cannot
     sink, task = start(
         recorder.url(),
         format=hello,
-        connect_timeout=0.02,
+        connect_timeout=0.5,
         reconnect_attempts=2,
         reconnect_interval=0.01,
     )
@@ -83,7 +83,7 @@ async def test_server_that_does_not_answer_the_opening_counts_as_one_that_cannot
     offer(sink, numbered(3))
     error = await failure(task)
     assert isinstance(error, SinkLost)
-    assert str(error) == "closed by us with 1008 no answer to the opening within 0.02 s"
+    assert str(error) == "closed by us with 1008 no answer to the opening within 0.5 s"
     assert [attempt for attempt, _ in retried] == [2]
     assert [one.messages for one in recorder.recordings] == [["hello"], ["hello"]]
     assert len(sink.backlog) == 3
