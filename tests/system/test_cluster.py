@@ -268,6 +268,7 @@ def not_once(audio: bytes, options: str) -> list[str]:
     [
         ("chanspy", "D(in)"),
         ("chanspy", "D(in)F(100)"),
+        ("chanspy", "D(stereo)"),
         ("snoop", "D(out)"),
         ("snoop", "D(both)"),
         ("snoop", "D(stereo)"),
@@ -297,7 +298,9 @@ async def drain(scene: Scene[Recorder], cluster: Cluster, options: str) -> None:
     cluster.relay("r2")
     for talk in talks:
         talk.cancel()
-    spoken = [asyncio.ensure_future(target.call.play(BLOCKS)) for target in targets]
+    # ChanSpy drops up to one frame of in at the moment when out begins.
+    blocks = [*WARM_UP, *BLOCKS]
+    spoken = [asyncio.ensure_future(target.call.play(blocks)) for target in targets]
     await asyncio.sleep(2)
     first.signal(signal.SIGTERM)
     drained_at = time.monotonic()

@@ -182,6 +182,7 @@ async def test_call_that_ends_while_the_daemon_is_away_is_told_of_at_its_start(
             PostProcess=f"echo ^{{UNIQUEID}} > {tmp_path}/ended",
         )
         await fork.started()
+        await until(daemon, target.uniqueid, is_there=True)
         daemon.kill()
         await target.call.hangup()
         await scene.legs(0)
