@@ -21,6 +21,8 @@ ROOT = Path(__file__).parent.parent
 RULES = ROOT / "etc/prometheus/audiofork.rules.yml"
 SCRAPE = ROOT / "etc/prometheus/scrape.example.yml"
 DASHBOARD = ROOT / "etc/grafana/audiofork.json"
+pytestmark = pytest.mark.slow
+
 PROMTOOL_TIMEOUT_S = 60
 # What Prometheus itself records of a target.
 OF_PROMETHEUS = {"up"}
