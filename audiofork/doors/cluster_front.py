@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from typing import Any
 
 from audiofork.config import Config
 from audiofork.doors.ami_front import Ask, Front
 from audiofork.doors.cluster_answers import ClusterAnswers
 from audiofork.doors.control_protocol import Code
-from audiofork.errors import AmiUnavailable, CannotListen, NobodyLeads, RequestRefused
+from audiofork.doors.opening import open_front
+from audiofork.errors import AmiUnavailable, NobodyLeads, RequestRefused
 from audiofork.forks.requests import Request, fields_of
-
-log = logging.getLogger(__name__)
 
 
 class ClusterFront:
@@ -47,14 +45,7 @@ class ClusterFront:
             CannotListen: The address cannot be used.
             ConfigError: A certificate cannot be used.
         """
-        listen = self._config.front.listen
-        if listen is None:
-            return
-        self._front = Front(self._config.front, self._config.asterisk, self._ask)
-        try:
-            log.info("AMI front on %s", await self._front.start())
-        except OSError as exc:
-            raise CannotListen("[front] listen", listen, exc) from exc
+        self._front = await open_front(self._config, self._ask)
 
     async def close(self) -> None:
         """Stop listening; may be called again."""

@@ -143,7 +143,6 @@ def merged(texts: Mapping[str, str], label: str, shared: Collection[Metric]) -> 
     families: dict[str, dict[str, None]] = {}  # the lines of each, in order, each once
     ends: dict[str, None] = {}
     for value, text in texts.items():
-        lines = families
         family = ""
         for line in text.splitlines():
             if line == "# EOF":
@@ -153,7 +152,7 @@ def merged(texts: Mapping[str, str], label: str, shared: Collection[Metric]) -> 
                 family = line.split(" ", 3)[2]
             is_value = not line.startswith("#") and family.removesuffix("_total") not in unlabelled
             with_label = _with_label(line, label, value) if is_value else line
-            lines.setdefault(family, {})[with_label] = None
+            families.setdefault(family, {})[with_label] = None
     found = [line for lines in families.values() for line in lines]
     return "\n".join((*found, *ends, ""))
 

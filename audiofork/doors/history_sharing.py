@@ -192,6 +192,7 @@ class HistoryOfCluster:
             RequestRefused: A field is wrong.
             HistoryUnavailable: Nobody keeps a history.
         """
+        fields = {name: text for name, text in fields.items() if name != "command"}
         if command == CAUSES:
             answers, missing = await self._ask({"Command": command, **fields}, origin)
             return {"causes": _merged_causes(answers, missing), "missing": missing}
@@ -199,7 +200,7 @@ class HistoryOfCluster:
             answers, missing = await self._ask({"Command": command, **fields}, origin)
             found = _merged(answers, missing)
             return {"entries": found[:1], "next_cursor": "", "missing": missing}
-        return await self._search(command, dict(fields), origin)
+        return await self._search(command, fields, origin)
 
     async def _search(self, command: str, fields: dict[str, str], origin: Origin) -> dict[str, Any]:
         query = query_of(fields)
@@ -230,7 +231,6 @@ class HistoryOfCluster:
             RequestRefused: A field is wrong.
             HistoryUnavailable: Nobody keeps one.
         """
-        fields = {("Command" if one == "command" else one): text for one, text in fields.items()}
         line = json.dumps(fields).encode()
         keepers = [*self._own, *(one for one in self._others() if one not in self._own)]
         answers: dict[Keeper, dict[str, Any]] = {}

@@ -63,6 +63,24 @@ async def open_socket(path: Path, answers: GiveAnswers) -> ControlSocket | None:
     return control
 
 
+async def open_front(config: Config, ask: Ask) -> Front | None:
+    """Open the AMI front; None: no address is configured for it.
+
+    Raises:
+        CannotListen: The address cannot be used.
+        ConfigError: A certificate cannot be used.
+    """
+    listen = config.front.listen
+    if listen is None:
+        return None
+    front = Front(config.front, config.asterisk, ask)
+    try:
+        log.info("AMI front on %s", await front.start())
+    except OSError as exc:
+        raise CannotListen("[front] listen", listen, exc) from exc
+    return front
+
+
 class Doors:
     """The AMI front, the control socket and the HTTP interface; owned by the daemon.
 
@@ -97,12 +115,8 @@ class Doors:
         config = self._config
         if self._shared is not None:
             self._shared.serve_front(forks.ask)
-        elif config.front.listen is not None:
-            self._front = Front(config.front, config.asterisk, forks.ask)
-            try:
-                log.info("AMI front on %s", await self._front.start())
-            except OSError as exc:
-                raise CannotListen("[front] listen", config.front.listen, exc) from exc
+        else:
+            self._front = await open_front(config, forks.ask)
         if config.control.socket and self._shared is None:
             answers = self._answers_of(forks, history)
             self._socket = await open_socket(Path(config.control.socket), answers)
