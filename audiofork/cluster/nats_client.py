@@ -7,12 +7,14 @@ shows with real servers that it still has its effect.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import nats.errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.aio.transport import TcpTransport
 
 # What asyncio says at the end of each TLS connection of this client, which cannot be helped.
@@ -45,6 +47,21 @@ class _Transport(TcpTransport):
             for writer in (self._io_writer, self._bare_io_writer):
                 if writer is not None:
                     writer.transport.abort()
+
+
+@contextlib.contextmanager
+def _cancellable() -> Iterator[None]:
+    """Let a task that is cancelled while it waits in here end, even if it just gets its answer.
+
+    Up to Python 3.11 `asyncio.wait_for`, which the library uses, would return the answer: a loop
+    that asks again and again would go on, and whoever cancelled it would wait for it for ever.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    yield
+    if task.cancelling() > before:
+        raise asyncio.CancelledError
 
 
 class NatsClient(Client):
@@ -83,6 +100,16 @@ class NatsClient(Client):
         exc = nats.errors.Error(f"nats: {err_msg}")
         await self._error_cb(exc)
         await self._process_op_err(exc)
+
+    async def request(self, *args: Any, **kwargs: Any) -> Msg:
+        """See the library."""
+        with _cancellable():
+            return await super().request(*args, **kwargs)
+
+    async def flush(self, *args: Any, **kwargs: Any) -> None:
+        """See the library."""
+        with _cancellable():
+            await super().flush(*args, **kwargs)
 
     async def move(self) -> None:
         """Go on at the next server."""

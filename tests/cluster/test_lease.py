@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from typing import cast
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import pytest
+from nats.aio.client import Client
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
@@ -186,3 +189,38 @@ async def test_lease_is_silent_from_a_while_without_an_answer_until_there_is_one
     told.append(lease.is_silent)
     taking.cancel()
     assert told == [False, False, True, False]
+
+
+# --- To give up ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def told_at_each_answer(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], object]]]:
+    """Yield a list: what is in it is called when NATS has answered, before who asked goes on."""
+    calls: list[Callable[[], object]] = []
+    request = Client._request_new_style
+
+    async def asked(client: Client, *args: Any, **kwargs: Any) -> Any:
+        known = set(client._resp_map)
+        asking = asyncio.ensure_future(asyncio.sleep(0))
+        asking.add_done_callback(lambda _: hook(client, known))
+        return await request(client, *args, **kwargs)
+
+    def hook(client: Client, known: set[str]) -> None:
+        for token in set(client._resp_map) - known:
+            client._resp_map[token].add_done_callback(lambda _: [call() for call in calls])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Client, "_request_new_style", asked)
+        yield calls
+
+
+async def test_holder_that_is_told_to_end_in_the_moment_of_an_answer_ends(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = await taken(await lease_of(connect, "a"))
+    with told_at_each_answer(monkeypatch) as calls:
+        keeping = asyncio.create_task(lease.keep())
+        calls.append(keeping.cancel)
+        await asyncio.wait({keeping}, timeout=30)
+    assert keeping.cancelled()
