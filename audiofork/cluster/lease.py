@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 BUCKET = "audiofork-leases"
 # Of the time after which others may take it.
 _TRUSTED_PART = 0.8
-_STEPS = 5
+_RENEWALS = 5
+# What is seen late is taken late: who waits looks more often than the holder renews.
+_LOOKS = 12
 
 _Answer = TypeVar("_Answer")
 
@@ -118,13 +120,14 @@ class Lease:
                         return
             except FAULTS as exc:
                 log.debug("the lease of %s cannot be read: %s", self._key, why(exc))
-                seen = -1  # what happened meanwhile is not known
-            await asyncio.sleep(self._dead_after_s / _STEPS)
+                seen, seen_at = -1, self._clock()  # what happened meanwhile is not known
+            left_s = max(0.001, seen_at + self._dead_after_s - self._clock())
+            await asyncio.sleep(min(left_s, self._dead_after_s / _LOOKS))
 
     async def keep(self) -> None:
         """Renew it; return when it is lost, or can be trusted no more."""
         while True:
-            await asyncio.sleep(self._dead_after_s / _STEPS)
+            await asyncio.sleep(self._dead_after_s / _RENEWALS)
             began = self._clock()
             try:
                 async with asyncio.timeout(max(0.05, self._left_s())):
@@ -154,7 +157,7 @@ class Lease:
                         return True
             except FAULTS as exc:
                 log.debug("the lease of %s cannot be read: %s", self._key, why(exc))
-            await asyncio.sleep(self._dead_after_s / _STEPS)
+            await asyncio.sleep(self._dead_after_s / _RENEWALS)
 
     def _left_s(self) -> float:
         return self.renewed_at + _TRUSTED_PART * self._dead_after_s - self._clock()
