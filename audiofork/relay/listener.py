@@ -381,6 +381,16 @@ class _Leg(asyncio.Protocol):
         if self._batching is not None and (chunk := self._batching.read_rest()):
             self._feed(chunk)
 
+    def await_frames(self, count: int) -> None:
+        """Read this many frames at once next, if reads are batched; `read_rest` was before."""
+        if self._batching is not None:
+            self._batching.on_read(count)
+
+    def read_singly(self) -> None:
+        """Read each frame as it comes from now on, and at once what waits."""
+        self.read_rest()
+        self._stop_batching()
+
     def _stop_batching(self) -> None:
         if self._batching is not None:
             self._batching.stop()

@@ -30,7 +30,7 @@ class ReadBatching:
     """Batches the reads of one connection, and lets no frame wait too long.
 
     Owned by a leg, which calls `on_read` after each read, `read_rest` before it ends the
-    connection, and `stop` when that is closed.
+    connection, and `stop` when that is closed or each frame counts again.
 
     Args:
         transport: The connection.
@@ -92,7 +92,8 @@ class ReadBatching:
         return b""
 
     def stop(self) -> None:
-        """Stop the timer: the connection is closed."""
+        """Let the process be woken by each frame again."""
+        self._wake_at(1)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -32,9 +32,10 @@ from audiofork.link.messages import (
 from audiofork.log import CounterLine, ForkLog
 from audiofork.relay.formats.base import Dtmf, Mute
 from audiofork.relay.joint import KeptFrames, SidesOf, Tail
+from audiofork.relay.leg_pipelines import pipeline_of
 from audiofork.relay.levels import ForkMeter
 from audiofork.relay.pacer import Pacer
-from audiofork.relay.pipeline import LegHandle, TakeFrame, Taker, pipeline_of
+from audiofork.relay.pipeline import LegHandle, TakeFrame, Taker
 from audiofork.relay.server_commands import ServerCommands
 from audiofork.relay.shortfall import Shortfall
 from audiofork.relay.sink import Sink
@@ -78,9 +79,9 @@ class Inlet:
             is_late: Whether the frames have waited so long that they must be sent now.
 
         Returns:
-            The number of frames that the next message still lacks.
+            The number of frames that this leg is to read next.
         """
-        return self._session.on_batch_read(is_late=is_late)
+        return self._session.on_batch_read(self._part, is_late=is_late)
 
     def on_leg_closed(self, *, contested: bool = False) -> None:
         """Handle a leg that was closed, but not by the session.
@@ -146,7 +147,7 @@ class Session:
         if self._end is not None:
             self._hang_up(part, leg)
             return
-        # The new leg does not batch its reads yet: `_send_first` decides again when it may.
+        # No leg batches its reads then: `_send_first` decides again when they may.
         self._pipeline.hand_to(self._send_first)
         self._pipeline.attach(part, leg)
         if part in self._speaker.parts:
@@ -177,8 +178,9 @@ class Session:
         """
         self._sink.send(frame)
         self._check_streaming()
-        if self._streaming and not self._sink.backlog:
-            self._pipeline.batch_reads(self._sink.frame_ms)
+        if not self._streaming or self._sink.backlog:
+            return
+        if self._pipeline.batch_reads(self._sink.frame_ms):
             self._pipeline.hand_to(self._sink.send)
 
     def _frames_offered(self) -> int:
@@ -202,11 +204,12 @@ class Session:
         expected, rate = self._pipeline.frame_bytes, self.spec.sample_rate
         return f"the leg sends frames of {size} bytes, not {expected} ({rate} Hz)"
 
-    def on_batch_read(self, *, is_late: bool) -> int:
+    def on_batch_read(self, part: LegPart, *, is_late: bool) -> int:
         """See `Inlet.on_batch_read`."""
+        self._pipeline.end_batch(part)
         if is_late:
             self._sink.send_part()
-        return self._sink.missing
+        return self._pipeline.await_message(part, self._sink.missing)
 
     def on_leg_closed(self, part: LegPart, *, contested: bool = False) -> None:
         """See `Inlet.on_leg_closed`."""

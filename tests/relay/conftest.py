@@ -153,7 +153,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeLoop:
     modules = ("beep", "pacer", "speaker", "server_commands", "silence_filler", "shortfall")
     for module in (*modules, "levels"):
         monkeypatch.setattr(f"audiofork.relay.{module}.asyncio", faked)
-    for module in ("message_limit", "pipeline", "session"):
+    for module in ("message_limit", "leg_pipelines", "session"):
         time = SimpleNamespace(monotonic=loop.time)
         monkeypatch.setattr(f"audiofork.relay.{module}.time", time)
     return loop

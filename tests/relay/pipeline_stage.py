@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from audiofork.link.messages import Direction, ForkSpec, LegPart
-from audiofork.relay.pipeline import Taker, message_frame_bytes, pipeline_of
+from audiofork.relay.leg_pipelines import pipeline_of
+from audiofork.relay.pipeline import Taker, message_frame_bytes
 
 FORK_ID = "3f2a91c0-d1e8-4c52-9a7b-0123456789ab"
 IN, OUT, MIX, PAIRS = LegPart.IN, LegPart.OUT, LegPart.MIX, LegPart.PAIRS
@@ -42,7 +43,10 @@ class FakeLeg:
 
     Attributes:
         batched: What it was told of batched reads: size of a frame, and milliseconds.
+        is_batching: Whether it reads so now.
         on_rest: Called, once, when it is to read what it has not read yet.
+        on_every_rest: Called each time.
+        awaited: How many frames it is to read next at once.
         is_full: Whether Asterisk does not read, so that nothing can be spoken.
         lets_go: Whether it was hung up so that the call goes on.
     """
@@ -55,17 +59,29 @@ class FakeLeg:
         self.is_full = False
         self.spoken: list[bytes] = []
         self.batched: list[tuple[int, int]] = []
+        self.is_batching = False
         self.on_rest: Callable[[], None] = lambda: None
+        self.on_every_rest: Callable[[], None] = lambda: None
+        self.awaited = 0
 
     def _no_handler(self, frame: bytes) -> None:
         raise AssertionError("no handler was set")
 
     def batch_reads(self, frame_bytes: int, batch_ms: int) -> None:
         self.batched.append((frame_bytes, batch_ms))
+        self.is_batching = True
+
+    def read_singly(self) -> None:
+        self.read_rest()
+        self.is_batching = False
 
     def read_rest(self) -> None:
         on_rest, self.on_rest = self.on_rest, lambda: None
         on_rest()
+        self.on_every_rest()
+
+    def await_frames(self, count: int) -> None:
+        self.awaited = count
 
     def hang_up(self, *, call_goes_on: bool = False) -> None:
         self.hang_ups += 1

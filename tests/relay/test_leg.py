@@ -414,6 +414,23 @@ async def test_rest_of_a_batch_can_be_read_before_the_hangup(stage: ListenerStag
     assert owner.closed == 0
 
 
+async def test_leg_that_reads_each_frame_again_reads_what_waits_at_once(
+    stage: ListenerStage,
+) -> None:
+    leg, owner = await batched(stage, 1000)
+    assert owner.leg is not None
+    leg.send_audio(*numbered(3))
+    await stage.check_other()
+    owner.leg.read_singly()
+    assert owner.frames == [FIRST, *numbered(3)]
+    leg.send_audio(*numbered(4)[3:])
+    await until(lambda: len(owner.frames) == 5)
+    owner.leg.batch_reads(320, 40)
+    leg.send_audio(*numbered(2))
+    await until(lambda: owner.batches == 1)
+    assert owner.frames == [FIRST, *numbered(4), *numbered(2)]
+
+
 async def test_other_messages_among_batched_frames_are_passed_over(stage: ListenerStage) -> None:
     leg, owner = await batched(stage, 100)
     leg.send_audio(*numbered(2))

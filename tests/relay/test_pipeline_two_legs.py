@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import struct
+from collections.abc import Collection, Iterable
+
 import pytest
 
 from audiofork.link.messages import Direction, LegPart
@@ -125,16 +129,150 @@ def test_two_wide_legs_are_joined_and_silence_is_as_wide() -> None:
 
 
 @pytest.mark.parametrize("direction", [Direction.BOTH, Direction.STEREO])
-def test_reads_of_two_legs_are_not_batched_and_time_is_kept_by_themselves(
-    direction: Direction, clock: FakeLoop
-) -> None:
+def test_time_of_two_legs_is_kept_by_themselves(direction: Direction, clock: FakeLoop) -> None:
     stage = PipelineStage(direction, legs=BOTH_LEGS, keep_time=True)
     stage.attach()
-    stage.pipeline.batch_reads(100)
-    assert [leg.batched for leg in stage.legs.values()] == [[], []]
     stage.pipeline.set_gate(True)
     clock.advance(1)
     assert (stage.frames, clock.armed) == ([], 0)
+
+
+# --- Batched reads -------------------------------------------------------------------------------
+
+
+def batched(batch_ms: int = 100) -> PipelineStage:
+    """Return a stage whose legs have begun, and read in batches."""
+    stage = two_legs()
+    bring(stage)
+    assert stage.pipeline.batch_reads(batch_ms)
+    stage.frames.clear()
+    return stage
+
+
+def test_reads_are_batched_once_both_legs_have_brought_a_frame() -> None:
+    stage = PipelineStage(Direction.BOTH, legs=BOTH_LEGS)
+    stage.attach()
+    assert not stage.pipeline.batch_reads(100)
+    stage.audio(mono_of(5), IN)
+    assert not stage.pipeline.batch_reads(100)
+    assert [leg.batched for leg in stage.legs.values()] == [[], []]
+    stage.audio(mono_of(7), OUT)
+    assert stage.pipeline.batch_reads(100)
+    assert [leg.batched for leg in stage.legs.values()] == [[(320, 100)]] * 2
+
+
+def test_reads_are_not_batched_where_each_frame_is_a_message() -> None:
+    stage = PipelineStage(Direction.BOTH, legs=BOTH_LEGS)
+    stage.attach()
+    assert stage.pipeline.batch_reads(20)
+    assert [leg.batched for leg in stage.legs.values()] == [[], []]
+
+
+class Kernel:
+    """Holds what two legs of a pipeline bring until they are to read it, and sends messages.
+
+    Attributes:
+        wakes: How often a leg had as many frames as it was to wait for.
+    """
+
+    def __init__(self, stage: PipelineStage, batch_frames: int) -> None:
+        self._stage = stage
+        self._batch_frames = batch_frames
+        self._unread: dict[LegPart, list[bytes]] = {IN: [], OUT: []}
+        self._sent = 0
+        self.wakes = 0
+        for part, leg in stage.legs.items():
+            leg.awaited = batch_frames
+            leg.on_every_rest = functools.partial(self._read, part)
+
+    def bring(self, part: LegPart, frame: bytes) -> None:
+        self._unread[part].append(frame)
+        leg = self._stage.legs[part]
+        if len(self._unread[part]) < leg.awaited:
+            return
+        self.wakes += 1
+        self._read(part)
+        self._stage.pipeline.end_batch(part)
+        frames = len(self._stage.frames)
+        missing = self._batch_frames - frames % self._batch_frames
+        leg.awaited = self._stage.pipeline.await_message(part, missing)
+
+    def _read(self, part: LegPart) -> None:
+        unread, self._unread[part] = self._unread[part], []
+        for frame in unread:
+            self._stage.bring_usual(frame, part)
+
+
+def sides_of(frames: Iterable[bytes]) -> list[tuple[int, int]]:
+    """Return the numbers of in and of out in frames of pairs; 0: silence."""
+    return [struct.unpack_from("<2h", frame) for frame in frames]
+
+
+def brought(
+    batch_frames: int, phase_ms: float, missed: Collection[tuple[LegPart, int]] = ()
+) -> tuple[list[tuple[int, int]], int]:
+    """Let two legs bring 3000 numbered frames each, out later by `phase_ms`.
+
+    Returns:
+        The numbers in each pair, and how often the process was woken for them.
+    """
+    stage = PipelineStage(Direction.STEREO, legs=BOTH_LEGS)
+    stage.attach()
+    stage.audio(mono_of(1), IN)
+    stage.audio(mono_of(1), OUT)
+    assert stage.pipeline.batch_reads(20 * batch_frames)
+    kernel = Kernel(stage, batch_frames)
+    times = [
+        (20 * n + phase, part, n)
+        for n in range(2, 3001)
+        for part, phase in ((IN, 0), (OUT, phase_ms))
+    ]
+    for _, part, n in sorted(times, key=lambda one: one[0]):
+        if (part, n) not in missed:
+            kernel.bring(part, mono_of(n))
+    return sides_of(stage.frames), kernel.wakes
+
+
+@pytest.mark.parametrize("batch_frames", [2, 5, 10, 50])
+@pytest.mark.parametrize("phase_ms", [-15, 0, 1, 19])
+def test_batched_reads_of_two_legs_need_no_silence_and_wake_once_a_message(
+    batch_frames: int, phase_ms: float
+) -> None:
+    pairs, wakes = brought(batch_frames, phase_ms)
+    assert pairs == [(n, n) for n in range(1, len(pairs) + 1)]
+    assert len(pairs) >= 3000 - batch_frames - 1
+    assert wakes <= 3000 / batch_frames + 2
+
+
+@pytest.mark.parametrize("batch_frames", [2, 5, 10, 50])
+@pytest.mark.parametrize("part", [IN, OUT])
+@pytest.mark.parametrize("later_ms", [5, 15])
+def test_tick_that_a_leg_misses_is_silence_within_ten_batches(
+    batch_frames: int, part: LegPart, later_ms: float
+) -> None:
+    phase_ms = later_ms if part is OUT else -later_ms
+    pairs, _ = brought(batch_frames, phase_ms, [(part, 1000)])
+    place = 0 if part is IN else 1
+    assert [pair[1 - place] for pair in pairs] == list(range(1, len(pairs) + 1))
+    assert [pair[place] for pair in pairs].count(0) == 1
+    settled = 1000 + max(50, 10 * batch_frames) + 2 * batch_frames
+    assert pairs[:999] == [(n, n) for n in range(1, 1000)]
+    assert pairs[settled:] == [(n, n) for n in range(settled + 1, len(pairs) + 1)]
+
+
+def test_leg_that_comes_anew_has_the_other_read_what_waits_and_each_frame_from_then_on() -> None:
+    stage = batched()
+    stage.detach(IN)
+    stage.legs[OUT].on_rest = lambda: stage.bring_usual(mono_of(7), OUT)
+    stage.attach(IN)
+    assert stage.frames == [mono_of(7)]  # with silence: it is older than the leg
+    assert not stage.legs[OUT].is_batching
+    assert not stage.pipeline.batch_reads(100)
+    stage.bring_usual(mono_of(7), OUT)
+    stage.audio(mono_of(5), IN)
+    assert stage.frames == [mono_of(7), mono_of(12)]
+    assert stage.pipeline.batch_reads(100)
+    assert stage.legs[OUT].is_batching
 
 
 # --- Volume, mute and gate -----------------------------------------------------------------------

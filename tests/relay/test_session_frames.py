@@ -240,21 +240,34 @@ async def test_reads_of_the_only_leg_are_batched_once_audio_flows_and_a_message_
     stage.session.end(EndReason.STOPPED)
 
 
-async def test_reads_are_not_batched_where_each_frame_is_a_message_nor_where_there_are_two() -> (
-    None
-):
-    single, double = SessionStage(Direction.IN), SessionStage(Direction.STEREO, legs=(IN, OUT))
-    double.sink.frame_ms = 100
-    for stage in (single, double):
-        stage.sink.open()
-        stage.attach()
+async def test_reads_are_not_batched_where_each_frame_is_a_message() -> None:
+    stage = SessionStage(Direction.IN)
+    stage.sink.open()
+    stage.attach()
     for _ in range(3):
-        single.audio(bytes(320))
-        double.audio(bytes(320), IN)
-        double.audio(bytes(320), OUT)
-    assert [leg.batched for stage in (single, double) for leg in stage.legs.values()] == [[]] * 3
-    for stage in (single, double):
-        stage.session.end(EndReason.STOPPED)
+        stage.audio(bytes(320))
+    assert stage.legs[IN].batched == []
+    stage.session.end(EndReason.STOPPED)
+
+
+async def test_reads_of_two_legs_are_batched_once_both_have_begun_anew_if_one_comes() -> None:
+    stage = SessionStage(Direction.STEREO, legs=(IN, OUT))
+    stage.sink.frame_ms = 100
+    stage.sink.open()
+    stage.attach()
+    for _ in range(3):  # the first waits, and then gets silence
+        stage.audio(bytes(320), IN)
+    assert [leg.batched for leg in stage.legs.values()] == [[], []]
+    stage.audio(bytes(320), OUT)
+    assert [leg.batched for leg in stage.legs.values()] == [[(320, 100)]] * 2
+    stage.close_leg(OUT)
+    stage.attach(OUT)
+    assert not stage.legs[IN].is_batching
+    for _ in range(2):
+        stage.audio(bytes(320), IN)
+        stage.audio(bytes(320), OUT)
+    assert all(leg.is_batching for leg in stage.legs.values())
+    stage.session.end(EndReason.STOPPED)
 
 
 @pytest.mark.parametrize("is_late", [True, False])
