@@ -77,7 +77,7 @@ class Connection:
         Raises:
             One of FAULTS: It does not answer.
         """
-        await self.client.flush(timeout=ANSWER_TIMEOUT_S)  # type: ignore[arg-type]
+        await self.client.flush(timeout=ANSWER_TIMEOUT_S)
 
     @property
     def stream(self) -> JetStreamContext:
