@@ -23,6 +23,7 @@ from testbed.asterisk import Asterisk, find_installation
 SECRET = "testbed-secret"
 ETC = Path(__file__).parent.parent / "etc"
 START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 30.0
 
 
 def manager_conf(version: str = "") -> str:
@@ -115,16 +116,20 @@ class Daemon:
             time.sleep(0.02)
 
     def stop(self) -> float:
-        """End it by SIGTERM; return the seconds that took."""
+        """End it by SIGTERM; return the seconds that took.
+
+        Raises:
+            RuntimeError: It had to be killed.
+        """
         assert self._process is not None
         began = time.monotonic()
         if self._process.poll() is None:
             self._process.terminate()
             try:
-                self._process.wait(10)
+                self._process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+                self.kill()
+                raise RuntimeError(f"the daemon did not end:\n{self.log()}") from None
         return time.monotonic() - began
 
     def kill(self) -> None:

@@ -30,7 +30,7 @@ from tests.system.conftest import DIALPLAN, Target, counts_blocks, place_call, s
 
 pytestmark = [pytest.mark.asterisk, pytest.mark.usefixtures("daemon")]
 
-BLOCKS = make_blocks(400, seed=73)
+BLOCKS = make_blocks(250, seed=73)
 HEARD = [decode(block) for block in BLOCKS]
 WARM_UP = make_blocks(25, seed=74)
 
@@ -93,8 +93,8 @@ async def test_pipecat_that_repeats_what_it_hears_is_heard_bit_exact(
         await asyncio.sleep(0.5)  # what is on its way, there and back
         await target.call.hangup()
         await server.wait(lambda one: "ended" in one)
-    assert report(find_blocks(joined(server.all_of("audio")), HEARD), 400).intact
-    assert report(find_blocks(heard(target), HEARD), 400).intact
+    assert report(find_blocks(joined(server.all_of("audio")), HEARD), 250).intact
+    assert report(find_blocks(heard(target), HEARD), 250).intact
 
 
 async def test_pipecat_that_is_interrupted_is_silent_at_once(
@@ -208,7 +208,7 @@ async def test_bot_for_chan_websocket_is_heard_bit_exact_and_gets_its_mark_back(
         await server.wait(lambda one: "ended" in one)
     assert server.all_of("start") == [{"format": "slin", "variables": {}}]
     for audio in (said, once_more):
-        assert report(find_blocks(audio, HEARD), 400).intact
+        assert report(find_blocks(audio, HEARD), 250).intact
 
 
 async def test_bot_for_chan_websocket_that_is_interrupted_is_silent_at_once(

@@ -19,7 +19,7 @@ from tests.system.conftest import LOST_BEFORE, Target, counts_blocks, place_call
 
 pytestmark = [pytest.mark.asterisk, pytest.mark.usefixtures("daemon")]
 
-BLOCKS = make_blocks(400, seed=71)
+BLOCKS = make_blocks(250, seed=71)
 HEARD = [decode(block) for block in BLOCKS]
 WARM_UP = make_blocks(50, seed=72)
 
@@ -69,7 +69,7 @@ async def test_server_that_demands_a_login_hears_each_block(
 
 def check_whole(found: list[int]) -> None:
     """Fail unless all blocks that were said have come in order, but for what Asterisk loses."""
-    became = report(found, 400)
+    became = report(found, 250)
     assert (became.duplicated, became.out_of_order) == (0, 0)
     assert became.missing <= LOST_BEFORE
 
@@ -104,7 +104,7 @@ async def test_vocode_hears_the_callers_mu_law_as_it_went_in(
         ended = await server.wait(lambda one: "ended" in one)
     assert ended["stream"].startswith("MZ")
     audio = joined(server.all_of("audio"))
-    assert report(find_blocks(decode(audio), HEARD), 400).intact
+    assert report(find_blocks(decode(audio), HEARD), 250).intact
     assert all(block in audio for block in BLOCKS)
 
 
@@ -160,5 +160,5 @@ async def test_node_server_that_breaks_the_connection_finds_the_calls_clock_go_o
         assert at.setdefault(one["timestamp"], one["audio"]) == one["audio"]
     lost = (second[0]["timestamp"] - first[-1]["timestamp"]) // 20 - 1
     audio = joined([at[stamp] for stamp in sorted(at)])
-    found = report(find_blocks(decode(audio), HEARD), 400)
+    found = report(find_blocks(decode(audio), HEARD), 250)
     assert (found.missing, found.duplicated, found.out_of_order) == (max(lost, 0), 0, 0)

@@ -240,6 +240,8 @@ async def test_start_waits_for_the_broker_where_it_is_configured(
     await asyncio.sleep(1)
     await asyncio.to_thread(server.start)
     await fork.started()
+    await target.call.hangup()
+    await fork.stopped()
 
 
 def not_once(audio: bytes, options: str) -> list[str]:

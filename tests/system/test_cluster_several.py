@@ -161,6 +161,8 @@ async def test_requests_at_the_socket_name_the_asterisk_but_those_that_are_for_a
         assert f"{name}: relay host r1: Asterisk reaches it" in output
         assert f"warn  {name}: controllers: c1 leads for {name}, none stands by" in output
     assert code == 0, output + errors
+    await forks[0].target.call.hangup()
+    await forks[0].stopped()
     one.stop()
     code, history = await command(one, "history", "--json", *there)
     assert fork["id"] in history

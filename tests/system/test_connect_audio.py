@@ -94,14 +94,14 @@ ECHOES: dict[str, Behave] = {
 async def test_caller_hears_his_own_words_bit_exact_from_a_server_that_sends_them_back(
     daemon: Daemon, ami: AmiClient, caller: SipUser, format_: str
 ) -> None:
-    spoken = make_blocks(400, seed=1)
+    spoken = make_blocks(250, seed=1)
     async with server(ECHOES[format_]) as url:
         target = await call(ami, caller, url, f"x({format_})")
         await target.call.play(make_blocks(25, seed=2) + spoken + make_blocks(25, seed=2))
         await asyncio.sleep(0.2)
         await hang_up(ami, target)
     blocks = [decode(block) for block in spoken]
-    assert report(find_blocks(heard(target), blocks), 400).intact
+    assert report(find_blocks(heard(target), blocks), 250).intact
 
 
 @needs(AUDIOSOCKET_RATES, "AudioSocket legs at 16000 Hz")
@@ -109,14 +109,14 @@ async def test_caller_hears_his_own_words_bit_exact_from_a_server_that_sends_the
 async def test_wideband_call_is_bit_exact_in_both_directions(
     daemon: Daemon, ami: AmiClient, caller: SipUser
 ) -> None:
-    blocks = slin_blocks(400, seed=1, sample_rate=16_000)
+    blocks = slin_blocks(250, seed=1, sample_rate=16_000)
     warm_up = slin_blocks(25, seed=2, sample_rate=16_000)
     async with server(echo_binary) as url:
         target = await call(ami, caller, url, "L(16000)x(json)", codec=SLIN16)
         await target.call.play([swap_bytes(one) for one in (*warm_up, *blocks, *warm_up)])
         await asyncio.sleep(0.2)
         await hang_up(ami, target)
-    assert report(find_blocks(heard(target, SLIN16), blocks), 400).intact
+    assert report(find_blocks(heard(target, SLIN16), blocks), 250).intact
 
 
 async def test_clear_returns_the_marks_and_what_waited_is_never_heard(

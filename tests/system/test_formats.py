@@ -18,7 +18,7 @@ from tests.system.conftest import counts_blocks, place_call, start_fork
 
 pytestmark = [pytest.mark.asterisk, pytest.mark.usefixtures("daemon")]
 
-BLOCKS = make_blocks(400, seed=61)
+BLOCKS = make_blocks(250, seed=61)
 HEARD = [decode(block) for block in BLOCKS]
 WARM_UP = make_blocks(50, seed=62)
 
@@ -55,7 +55,7 @@ async def test_twilio_brings_the_callers_mu_law_as_it_went_in(
     stamps = [int(one["timestamp"]) for one in media]
     assert {later - earlier for earlier, later in itertools.pairwise(stamps)} == {20}
     audio = b"".join(base64.b64decode(one["payload"]) for one in media)
-    found = report(find_blocks(decode(audio), HEARD), 400)
+    found = report(find_blocks(decode(audio), HEARD), 250)
     assert found.intact
     # Not only what it decodes to: the very bytes.
     assert all(block in audio for block in BLOCKS)

@@ -40,7 +40,7 @@ from tests.system.conftest import (
 
 pytestmark = pytest.mark.asterisk
 
-BLOCKS = make_blocks(400, seed=11)
+BLOCKS = make_blocks(250, seed=11)
 HEARD = [decode(block) for block in BLOCKS]
 WARM_UP = make_blocks(25, seed=12)
 WIDE = slin_blocks(300, seed=13, sample_rate=16000)
@@ -75,6 +75,7 @@ def sides(stereo: bytes) -> tuple[bytes, bytes]:
 
 
 @counts_blocks
+@pytest.mark.parametrize("how", ["dtx"], indirect=True)  # test_audio.py has the others
 async def test_in_keeps_every_block_that_was_sent(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, how: dict[str, Any]
 ) -> None:
@@ -85,7 +86,7 @@ async def test_in_keeps_every_block_that_was_sent(
     await asyncio.sleep(0.3)
     await target.call.hangup()
     recording = await recorder.wait_closed("/")
-    sent = sent_indices(400, how["talk_ms"], how["silent_ms"])
+    sent = sent_indices(250, how["talk_ms"], how["silent_ms"])
     assert report(find_blocks(recording.audio, HEARD), sent).intact
 
 
@@ -101,7 +102,7 @@ async def test_out_keeps_every_block_of_a_file_whatever_the_caller_sends(
     direction: str,
 ) -> None:
     """In stereo both sides are whole: what the caller says meanwhile as well."""
-    played = slin_blocks(400, seed=14)
+    played = slin_blocks(250, seed=14)
     file = write_slin(tmp_path / "known", played)
     options = f"D({direction})"
     await set_globals(ami, FILE=file, WSSERVER=recorder.url("/"), OPTIONS=options, LEAD="1")
@@ -112,9 +113,9 @@ async def test_out_keeps_every_block_of_a_file_whatever_the_caller_sends(
     await target.call.hangup()
     audio = (await recorder.wait_closed("/")).audio
     spoken, heard = sides(audio) if direction == "stereo" else (b"", audio)
-    assert report(find_blocks(heard, played), 400).intact
+    assert report(find_blocks(heard, played), 250).intact
     if spoken:
-        sent = sent_indices(400, how["talk_ms"], how["silent_ms"])
+        sent = sent_indices(250, how["talk_ms"], how["silent_ms"])
         assert report(find_blocks(spoken, HEARD), sent).intact
         assert find_blocks(spoken, played) == find_blocks(heard, HEARD) == []
 
@@ -128,7 +129,7 @@ async def test_both_has_every_block_of_both_sides(
     tmp_path: Path,
     how: dict[str, Any],
 ) -> None:
-    played = slin_blocks(400, seed=15, limit=1)
+    played = slin_blocks(250, seed=15, limit=1)
     file = write_slin(tmp_path / "known", played)
     await set_globals(ami, FILE=file, WSSERVER=recorder.url("/"), OPTIONS="D(both)", LEAD="1")
     target = await place_call(ami, caller, "play")
@@ -137,8 +138,8 @@ async def test_both_has_every_block_of_both_sides(
     await asyncio.sleep(1.5)
     await target.call.hangup()
     spoken, heard = parted((await recorder.wait_closed("/")).audio)
-    assert report(find_blocks(heard, played), 400).intact
-    sent = sent_indices(400, how["talk_ms"], how["silent_ms"])
+    assert report(find_blocks(heard, played), 250).intact
+    sent = sent_indices(250, how["talk_ms"], how["silent_ms"])
     assert report(find_blocks(spoken, HEARD), sent).intact
 
 
@@ -277,7 +278,7 @@ async def test_lost_leg_of_one_side_comes_back_while_the_other_goes_on(
     assert away["Reason"] == "the leg of out was lost: Asterisk closed it"
     assert int(back["GapMs"]) < 1000
     left, right = sides(recording.audio)
-    assert report(find_blocks(left, HEARD), 400).intact
+    assert report(find_blocks(left, HEARD), 250).intact
     assert not any(right)
 
 
