@@ -8,7 +8,7 @@ import signal
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from audiofork import config_file
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 RETRY_S = 1.0
 # How long an Asterisk is left to other controllers that cannot be served here; they need a second.
 FAILED_S = 10.0
+# How long one that has just come waits to hear of us: several that come together are told at once.
+ANSWER_S = 0.05
 
 
 class Control:
@@ -54,6 +56,8 @@ class Control:
         self._broker = Broker(cluster, f"audiofork control {cluster.own_name}", inbox)
         self._roster = Roster(self._broker, cluster.dead_after)
         self._stop = asyncio.Event()
+        self._is_asked = asyncio.Event()  # for a beat
+        self._roster.on_new_controller = self._is_asked.set
         run_id = str(uuid.uuid4())
         self.doors = ClusterDoors(config, self._broker, self._roster, run_id)
         self.asterisks = [
@@ -132,14 +136,18 @@ class Control:
         )
 
     async def _beat(self) -> None:
-        """Tell the cluster how we are, again and again."""
+        """Tell the cluster how we are, again and again, and soon whoever has just come."""
         wandering = Wandering(time.monotonic)
         while True:
             for one in self.asterisks:
                 one.beat()
             if wandering.is_due(is_heard=not all(one.is_silent for one in self.asterisks)):
                 await self._broker.move()
-            await asyncio.sleep(CONTROL_BEAT_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CONTROL_BEAT_S):
+                    await self._is_asked.wait()
+                    await asyncio.sleep(ANSWER_S)
+            self._is_asked.clear()
 
     def _tell_systemd(self) -> None:
         states = {True: "leading", False: "standing by"}

@@ -69,18 +69,21 @@ class Controller:
 
 
 class _Latest(Generic[_Beat]):
-    """The latest beat of each, and when it was heard."""
+    """The latest beat of each run, and when it was heard."""
 
     def __init__(self) -> None:
         self._heard: dict[tuple[str, ...], tuple[_Beat, float]] = {}
 
-    def note(self, key: tuple[str, ...], beat: _Beat, at: float) -> None:
+    def note(self, key: tuple[str, ...], beat: _Beat, at: float) -> bool:
+        """Note a beat; return whether it is the first of a run."""
         if beat.is_last:
             self._heard.pop(key, None)
-        elif key in self._heard or len(self._heard) < MOST_KNOWN:
-            self._heard[key] = beat, at
-        else:
+            return False
+        before, _ = self._heard.get(key, (None, 0.0))
+        if before is None and len(self._heard) >= MOST_KNOWN:
             raise NoMessage(f"there are {MOST_KNOWN} others already")
+        self._heard[key] = beat, at
+        return before is None or before.run_id != beat.run_id
 
     def silent(self, now: float) -> Sequence[tuple[_Beat, float]]:
         """Return each with the seconds since, in the order of the keys; forget old ones."""
@@ -102,6 +105,10 @@ class Roster:
         broker: The connection to the broker.
         dead_after_s: How long nothing may be heard of a relay host.
         clock: Returns the time in seconds.
+
+    Attributes:
+        on_new_controller: Called when a controller is heard for the first time: it does not know
+            yet who is there.
     """
 
     def __init__(
@@ -116,6 +123,7 @@ class Roster:
         self._lost_at: float | None = None
         self._since = clock()  # nothing is missed
         self._listeners: list[Callable[[Beat], None]] = []
+        self.on_new_controller: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
         """Begin to hear beats.
@@ -160,8 +168,10 @@ class Roster:
     def on_control_beat(self, subject: str, payload: bytes) -> None:
         """Note the beat of a controller; raises as `on_beat`."""
         beat = control_beat_of(subject, payload)
-        self._controllers.note((beat.asterisk, beat.name), beat, self._clock())
+        is_new = self._controllers.note((beat.asterisk, beat.name), beat, self._clock())
         self._asterisks[beat.asterisk] = self._clock()
+        if is_new:
+            self.on_new_controller()
 
     def on_broker(self, is_up: bool) -> None:  # noqa: FBT001 (of `Broker.on_change`)
         """Note that the connection is lost, or stands again."""

@@ -63,6 +63,20 @@ def test_controllers_lead_or_stand_by_and_are_dead_later_than_hosts(roster: Told
     assert roster.states == {"c1": "dead", "c2": "dead"}
 
 
+def test_run_of_a_controller_is_told_of_when_it_is_heard_first_and_not_at_its_end(
+    roster: Told,
+) -> None:
+    told: list[float] = []
+    roster.on_new_controller = lambda: told.append(roster.now)
+    roster.hear(HOST, CONTROLLER, CONTROLLER)
+    assert told == [100.0]
+    roster.now += 1
+    roster.hear(replace(CONTROLLER, run_id="another"), replace(CONTROLLER, asterisk="other"))
+    assert told == [100.0, 101.0, 101.0]
+    roster.hear(replace(CONTROLLER, run_id="a third", is_last=True))
+    assert told == [100.0, 101.0, 101.0]
+
+
 def test_who_says_that_it_ends_is_forgotten_at_once(roster: Told) -> None:
     roster.hear(HOST, CONTROLLER, replace(HOST, name="r2"))
     roster.hear(replace(HOST, is_last=True), replace(CONTROLLER, is_last=True))

@@ -329,6 +329,7 @@ async def test_http_interface_of_a_standby_starts_shows_mutes_and_stops_forks(
         for path in ("/api/v1/history", f"/api/v1/history/{started['id']}"):
             async with session.get(path) as answer:
                 found = await answer.json()
+            assert not found.get("missing")
             (entry,) = found.get("entries", [found])
             assert (entry["fork_id"], entry["reason"]) == (started["id"], "stopped")
             assert (entry["asterisk"], entry["controller"]) == ("asterisk", "c1")
