@@ -360,3 +360,28 @@ async def test_a_hundred_legs_are_told_of_by_one_event_each_and_by_no_more(
     for _, writer in legs:
         writer.close()
     server.close()
+
+
+@pytest.mark.parametrize("options", ["D(stereo)", "D(stereo)F(200)"])
+@counts_blocks
+async def test_sides_of_an_echo_stay_as_far_apart_as_they_are(
+    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, options: str
+) -> None:
+    target = await place_call(ami, caller)
+    start_fork(ami, target.channel, recorder.url("/"), options)
+    await target.call.play(WARM_UP)
+    await target.call.play(BLOCKS + WARM_UP)
+    await asyncio.sleep(0.5)
+    await target.call.hangup()
+    recording = await recorder.wait_closed("/")
+    left, right = sides(recording.audio)
+    for side in (left, right):
+        f = find_blocks(side, HEARD)
+        print("missing", sorted(set(range(250)) - set(f)), len(side) // 320)
+    for side in (left, right):
+        assert report(find_blocks(side, HEARD), 250).intact
+    apart = {(right.find(block) - left.find(block)) // 320 for block in HEARD}
+    assert max(apart) - min(apart) <= 1
+    if "F" in options:
+        whole = [len(message) for message in recording.messages[1:-1]]
+        assert whole.count(10 * 640) >= 0.9 * len(whole)
