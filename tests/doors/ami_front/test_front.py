@@ -20,6 +20,7 @@ from audiofork.doors.ami_front_protocol import HELD_BYTES, TOO_MANY_LINES
 from audiofork.errors import AmiUnavailable, ConfigError, NoSuchChannel, RequestRefused
 from audiofork.forks.requests import MuteFork, Request, StartFork, StopFork
 from audiofork.text import A_BUG
+from tests.relay.peers import until
 
 GREETING = b"Asterisk Call Manager/11.0.0\r\n"
 PING = b"Action: Ping\r\nActionID: 1\r\n\r\n"
@@ -687,7 +688,7 @@ async def test_client_that_goes_while_asterisk_is_slow_to_connect_is_forgotten(
     next(iter(rig.front._sessions)).client.abort()
     await rig.sessions(0)
     sock.close()
-    assert not rig.front._tasks
+    await until(lambda: not rig.front._tasks)
 
 
 async def test_connect_that_takes_too_long_is_given_up(
