@@ -29,6 +29,11 @@ log = logging.getLogger(__name__)
 # So many beats of a host may come until its answer to an opening, or to a ping.
 MAX_UNANSWERED = 5
 _MUTE_OPENINGS = 3  # then something is wrong for good
+# Below that, chance and not the forks decides which of two hosts needs more of a core.
+_BUSY_CPU = 0.5
+# What a fork needs of a core; from so many on a host tells what its own do.
+_USUAL_CPU = 0.0025
+_TELLING_FORKS = 20
 
 
 class HostWorker(RelayWorker):
@@ -194,8 +199,15 @@ class HostWorker(RelayWorker):
             self._ping()
 
     @property
-    def room(self) -> float:
-        """Which part of its capacity is free; 0 or less: it takes no more forks."""
-        if not self.is_open or self.beat.is_draining or not self.beat.capacity:
-            return 0.0
-        return 1 - (self.beat.forks + self.begun) / self.beat.capacity
+    def has_room(self) -> bool:
+        """Whether it takes another fork."""
+        is_full = self.beat.forks + self.begun >= self.beat.capacity
+        return self.is_open and not self.beat.is_draining and not is_full
+
+    @property
+    def load(self) -> float:
+        """Which part of it is in use: of its capacity, or of its core, if that is busy and more."""
+        beat = self.beat
+        of_a_fork = beat.cpu / beat.forks if beat.forks >= _TELLING_FORKS else _USUAL_CPU
+        cpu = beat.cpu + self.begun * of_a_fork
+        return max((beat.forks + self.begun) / beat.capacity, cpu if cpu > _BUSY_CPU else 0.0)

@@ -193,9 +193,9 @@ class RelayHosts(SharedRelay):
 
     def _choose(self, spec: ForkSpec) -> HostWorker | None:
         # One that was cut off may still be ending what it had.
-        able = [one for one in self._all_workers() if one.room > 0 and not one.has(spec.fork_id)]
+        able = [one for one in self._all_workers() if one.has_room and not one.has(spec.fork_id)]
         zone = self._config.zone
-        chosen = max(able, key=lambda one: (one.beat.zone == zone, one.room), default=None)
+        chosen = min(able, key=lambda one: (one.beat.zone != zone, one.load), default=None)
         if chosen is not None:
             chosen.begun += 1
         return chosen
@@ -244,7 +244,7 @@ class RelayHosts(SharedRelay):
     def _drain(self, worker: HostWorker) -> None:
         """Have the forks of a host moved; now and then again, since some cannot be yet."""
         now = asyncio.get_running_loop().time()
-        can_move = any(one.room > 0 for one in self._all_workers())
+        can_move = any(one.has_room for one in self._all_workers())
         if worker.forks and can_move and now - worker.drained_at >= DRAIN_INTERVAL_S:
             worker.drained_at = now
             log.info("%s is drained: %d forks are to move", worker, len(worker.forks))

@@ -58,6 +58,8 @@ from audiofork.url_patterns import ANYWHERE, is_allowed
 log = logging.getLogger(__name__)
 
 TWICE = "this relay host has it already"
+# Over which controllers are told how much of a core the host needs: of one beat chance tells more.
+CPU_SPAN_S = 3.0
 
 
 class Door(Protocol):
@@ -189,11 +191,12 @@ class RelayHost:
 
     async def _beat(self) -> None:
         interval_s = self._config.cluster.dead_after / BEATS_IN_DEAD_TIME
-        used, at = time.process_time(), time.monotonic()
+        used, at, cpu = time.process_time(), time.monotonic(), 0.0
         wandering = Wandering(time.monotonic)
         while True:
             now, now_used = time.monotonic(), time.process_time()
-            cpu = (now_used - used) / max(now - at, 1e-3)
+            passed_s = max(now - at, 1e-3)
+            cpu += ((now_used - used) / passed_s - cpu) * min(1.0, passed_s / CPU_SPAN_S)
             used, at = now_used, now
             self._broker.publish(f"{SUBJECT}.{self.name}", self._state(cpu).encode())
             for owner in self._owners.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -95,3 +96,45 @@ async def test_legs_wait_for_an_answer_however_recent_the_last_ping_is(stage: St
     assert not reaching.done()
     stage.worker.on_pong()
     assert await reaching
+
+
+# --- Which host is chosen ------------------------------------------------------------------------
+
+
+async def load_of(stage: Stage, begun: int = 0, **beat: float) -> float:
+    stage.beats(1)
+    stage.worker.on_beat(replace(BEAT, capacity=500, **beat))  # type: ignore[arg-type]
+    stage.worker.begun = begun
+    return round(stage.worker.load, 3)
+
+
+@pytest.mark.parametrize(
+    ("beat", "begun", "load"),
+    [
+        ({"forks": 50}, 0, 0.1),
+        ({"forks": 50}, 25, 0.15),
+        ({"forks": 50, "cpu": 0.4}, 0, 0.1),  # not so busy that it would tell more
+        ({"forks": 50, "cpu": 0.6}, 0, 0.6),  # its forks cost a lot
+        ({"forks": 50, "cpu": 0.6}, 25, 0.9),
+        ({"forks": 1, "cpu": 0.6}, 40, 0.7),  # by the way: it is not this fork
+        ({"forks": 400, "cpu": 0.6}, 0, 0.8),
+    ],
+)
+async def test_load_is_that_of_the_capacity_or_of_a_busy_core(
+    stage: Stage, beat: dict[str, float], begun: int, load: float
+) -> None:
+    assert await load_of(stage, begun, **beat) == load
+
+
+@pytest.mark.parametrize(
+    ("forks", "begun", "is_draining", "has_room"),
+    [(9, 0, False, True), (9, 1, False, False), (10, 0, False, False), (0, 0, True, False)],
+)
+async def test_host_has_room_until_it_is_full_or_drained(
+    stage: Stage, forks: int, begun: int, is_draining: bool, has_room: bool
+) -> None:
+    assert not stage.worker.has_room  # nothing was heard of it in a session
+    stage.beats(1)
+    stage.worker.on_beat(replace(BEAT, forks=forks, is_draining=is_draining))
+    stage.worker.begun = begun
+    assert stage.worker.has_room is has_room
