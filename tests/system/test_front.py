@@ -693,7 +693,7 @@ async def gone_at_once(port: int) -> None:
 
 
 async def reads_nothing(port: int) -> None:
-    """It asks for the same big answer again and again, and takes none."""
+    """It asks for the same big answer again and again, and takes none; is cut by us or Asterisk."""
     sock = socket.create_connection((HOST, port))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.setblocking(False)
@@ -703,7 +703,7 @@ async def reads_nothing(port: int) -> None:
         async with asyncio.timeout(30):
             while True:
                 await loop.sock_sendall(sock, SCRIPT[1] * 100)
-    except OSError:  # cut
+    except ConnectionError:  # cut
         pass
     finally:
         sock.close()
@@ -734,7 +734,8 @@ async def test_bad_client_disturbs_nobody_and_takes_no_memory(
         before_kib = daemon.memory_kib()
         await bad(port)
         assert daemon.memory_kib() - before_kib < MEMORY_LIMIT_KIB
-    assert ("disconnected: it reads nothing" in daemon.log()) == (bad is reads_nothing)
+    if bad is not reads_nothing:  # and there Asterisk may have been faster
+        assert "disconnected: it reads nothing" not in daemon.log()
 
 
 # --- TLS and a restart of Asterisk ---------------------------------------------------------------

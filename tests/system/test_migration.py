@@ -195,7 +195,7 @@ async def check_block(
         first = await recorder.wait_closed("/first")
         second = await recorder.wait_closed("/second")
         assert first.close_reason == second.close_reason == "stopped"
-        assert second.closed - first.closed == pytest.approx(1, abs=0.3)
+        assert second.closed - first.closed > 0.7  # in the dialplan a second lies between them
         assert await ami.variable(target.channel, "FIRST_URL") == recorder.url("/first")
     elif name in ("ael", "lua"):
         assert (await recorder.wait_closed(f"/{name}")).close_reason == "stopped"
