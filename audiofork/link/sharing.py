@@ -38,8 +38,9 @@ from audiofork.link.workers import NO_LATENCY, Latency, RelayWorker
 
 log = logging.getLogger(__name__)
 
-# How long forks wait for a worker while there is none.
-NO_WORKER_TIMEOUT_S = 6.0  # of relay processes, which are started again in less
+# How long forks wait for a worker while there is none: a relay process is started again in less,
+# even on a machine that is much too busy.
+NO_WORKER_TIMEOUT_S = 20.0
 STATS_TIMEOUT_S = 1.0  # shorter than the registry waits for the answer
 
 

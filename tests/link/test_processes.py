@@ -441,7 +441,7 @@ async def test_report_of_a_fork_that_the_process_does_not_have_is_dropped(rig: R
 async def test_without_any_process_in_time_forks_are_lost_and_refused(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sharing, "NO_WORKER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(rig.relays, "_patience_s", 0.2)
     stand_in(monkeypatch, tmp_path, "import time; time.sleep(600)")
     fork_ids = {rig.begin(), rig.begin()}
     for worker in (0, 1):

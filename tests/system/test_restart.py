@@ -192,6 +192,7 @@ async def test_call_that_ends_while_the_daemon_is_away_is_told_of_at_its_start(
         assert stopped["Detail"].startswith("the call ended while the daemon was away")
         assert stopped["PostProcessStatus"] == "0"
         assert (tmp_path / "ended").read_text().strip() == target.uniqueid
+        await until(daemon, target.uniqueid, is_there=False)
         daemon.kill()
         position = len(scene.ami.events)
         await start_again(daemon)  # not told twice
