@@ -16,6 +16,7 @@ GROUND |= {
     "log",
     "placeholders",
     "profile_files",
+    "reading_json",
     "realtime_opening",
     "shipped",
     "states",

@@ -12,7 +12,6 @@ import base64
 import contextlib
 import dataclasses
 import http.client
-import json
 import logging
 import re
 import ssl
@@ -28,6 +27,7 @@ import yarl
 from audiofork.asterisk.reconnecting import ReconnectingClient
 from audiofork.config import AriConfig
 from audiofork.errors import AriError, AriLoginRefused, AriRefused, AriUnavailable
+from audiofork.reading_json import parsed_json
 from audiofork.text import printable, why
 from audiofork.tls_contexts import client_context
 
@@ -240,8 +240,8 @@ class Ari(ReconnectingClient):
 
     def _on_event(self, data: Any) -> None:
         try:
-            event = json.loads(data)
-        except (ValueError, RecursionError):
+            event = parsed_json(data)
+        except ValueError:
             event = None
         match event:
             case {"type": "StasisStart", "channel": {"id": str(channel_id)}}:
@@ -390,16 +390,16 @@ async def _content(response: aiohttp.ClientResponse) -> bytes:
 
 def _decoded(status: int, content: bytes) -> Any:
     try:
-        return json.loads(content) if content else None
-    except (ValueError, RecursionError):
+        return parsed_json(content) if content else None
+    except ValueError:
         raise AriRefused(status, "an answer that is not JSON; check [ari] url") from None
 
 
 def _message(reason: str | None, content: bytes) -> str:
     """Return the text of an error in one line: from ARI, or else from HTTP."""
     try:
-        message = str(json.loads(content)["message"])
-    except (ValueError, RecursionError, LookupError, TypeError):
+        message = str(parsed_json(content)["message"])
+    except (ValueError, LookupError, TypeError):
         message = reason or "no reason given"
     return printable(message, " ")[:MAX_MESSAGE_LENGTH]
 

@@ -18,6 +18,7 @@ from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
 from audiofork.cluster.broker import FAULTS
+from audiofork.reading_json import parsed_json
 from audiofork.text import printable, why
 
 log = logging.getLogger(__name__)
@@ -48,9 +49,9 @@ class Holder:
     def of(cls, value: bytes | None) -> Holder | None:
         """Return the holder in a value; None: it cannot be read, or nobody holds it."""
         try:
-            fields = json.loads(value or b"")
+            fields = parsed_json(value or b"")
             return cls(printable(str(fields["name"])[:63], "?"), str(fields["run_id"])[:63])
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError):
             return None
 
     def encode(self) -> bytes:

@@ -23,9 +23,11 @@ from typing import Any
 from nats.aio.subscription import Subscription
 
 from audiofork.cluster.broker import FAULTS, Broker, Question
-from audiofork.doors.control_answers import MAX_LINE_BYTES, Code, GiveAnswers, refusal
+from audiofork.doors.control_answers import GiveAnswers, refusal
+from audiofork.doors.control_protocol import MAX_LINE_BYTES, Code
 from audiofork.errors import BrokerUnavailable
 from audiofork.forks.requests import Origin
+from audiofork.reading_json import parsed_json
 from audiofork.text import printable
 
 log = logging.getLogger(__name__)
@@ -217,8 +219,8 @@ async def ask_subject(
 
 def _answer_in(line: bytes) -> dict[str, Any]:
     try:
-        answer = json.loads(line)
-    except (ValueError, RecursionError):
+        answer = parsed_json(line)
+    except ValueError:
         answer = None
     if not isinstance(answer, dict) or "ok" not in answer:
         raise BrokerUnavailable("what answers is no controller")

@@ -48,12 +48,12 @@ from audiofork.doors.control_answers import (
     DRAIN,
     LIST,
     Answers,
-    Code,
     GiveAnswers,
     command_of,
     parse_line,
     refusal,
 )
+from audiofork.doors.control_protocol import Code
 from audiofork.doors.daemon_client import EVERY_ASTERISK
 from audiofork.doors.history_answers import CAUSES, HISTORY
 from audiofork.errors import (

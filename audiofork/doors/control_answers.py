@@ -39,12 +39,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
-import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-# Named here too, for all who answer.
 from audiofork.doors.control_protocol import MAX_LINE_BYTES as MAX_LINE_BYTES
 from audiofork.doors.control_protocol import Code as Code
 from audiofork.doors.history_answers import COMMANDS as OF_HISTORY
@@ -68,6 +66,9 @@ from audiofork.forks.requests import (
     flag_of,
     parse_request,
 )
+
+# Named here too, for all who answer.
+from audiofork.reading_json import parsed_json
 from audiofork.text import A_BUG, did_you_mean, printable
 
 if TYPE_CHECKING:
@@ -246,10 +247,9 @@ def parse_line(line: bytes) -> dict[str, str]:
         RequestRefused: The line is not a JSON object whose values are strings.
     """
     try:
-        # Decoded first, because json would guess the encoding of bytes. RecursionError: thousands
-        # of brackets. ValueError includes JSONDecodeError and UnicodeDecodeError.
-        fields = json.loads(line.decode())
-    except (ValueError, RecursionError):
+        # Decoded first, because json would guess the encoding of bytes.
+        fields = parsed_json(line.decode())
+    except ValueError:
         fields = None
     if not isinstance(fields, dict):
         raise RequestRefused("expected a JSON object in one line of UTF-8")

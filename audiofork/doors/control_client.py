@@ -29,6 +29,7 @@ from audiofork.errors import (
     HistoryUnavailable,
     RequestRefused,
 )
+from audiofork.reading_json import parsed_json
 from audiofork.text import reason_of
 from audiofork.unix_sockets import MAX_PATH_BYTES, peer_of
 
@@ -252,7 +253,7 @@ class Client:
         if not line:
             raise DaemonUnreachable(f"the daemon at {self._path} has closed the connection")
         try:
-            return _granted(json.loads(line))
+            return _granted(parsed_json(line))
         except (ValueError, LookupError, TypeError):
             text = f"what answers at {self._path} is not the daemon of audiofork"
             raise DaemonUnreachable(text) from None

@@ -15,7 +15,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from audiofork.doors.control_answers import MAX_LINE_BYTES, GiveAnswers, refusal
+from audiofork.doors.control_answers import GiveAnswers, refusal
+from audiofork.doors.control_protocol import MAX_LINE_BYTES
 from audiofork.errors import RequestRefused
 from audiofork.forks.requests import Origin
 from audiofork.unix_sockets import bind, peer_of, remove

@@ -26,14 +26,8 @@ from typing import Any, NamedTuple
 from audiofork.cluster.broker import Broker
 from audiofork.doors import told
 from audiofork.doors.broker_door import ask_subject
-from audiofork.doors.control_answers import (
-    Answers,
-    Code,
-    GiveAnswers,
-    command_of,
-    parse_line,
-    refusal,
-)
+from audiofork.doors.control_answers import Answers, GiveAnswers, command_of, parse_line, refusal
+from audiofork.doors.control_protocol import Code
 from audiofork.doors.history_answers import CAUSES, HISTORY, as_dict, query_of
 from audiofork.errors import BrokerUnavailable, HistoryUnavailable, NoMessage, RequestRefused
 from audiofork.forks import history_file, history_search

@@ -29,6 +29,7 @@ from audiofork.errors import (
     RequestRefused,
 )
 from audiofork.files import read_file
+from audiofork.reading_json import parsed_json
 from audiofork.text import printable, reason_of, why
 from audiofork.tls_contexts import client_context
 
@@ -249,7 +250,7 @@ def not_the_daemon(url: str) -> str:
 
 
 def _object_in(answer: bytes) -> dict[str, Any]:
-    found = json.loads(answer)
+    found = parsed_json(answer)
     if not isinstance(found, dict):
         raise ValueError("expected an object")
     return found

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
 import socket
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from audiofork.reading_json import parsed_json
 
 # Of a line of the stream, and of one event.
 MAX_EVENT_BYTES = 1 << 20
@@ -108,7 +109,7 @@ def events_of(response: http.client.HTTPResponse) -> Iterator[tuple[str, Fields]
 
 
 def _object_in(text: str) -> Fields:
-    found = json.loads(text)
+    found = parsed_json(text)
     if not isinstance(found, dict):
         raise ValueError("expected an object")
     return found

@@ -7,7 +7,6 @@ of a later version are passed over, and missing ones have their defaults.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from audiofork.forks.following import StartNews, StartResult
 from audiofork.forks.series import Minute
 from audiofork.forks.timelines import Moment
 from audiofork.forks.view import ForkView
+from audiofork.reading_json import parsed_json
 from audiofork.text import printable
 
 _Object = TypeVar("_Object")
@@ -110,8 +110,8 @@ def json_object(payload: bytes) -> dict[str, Any]:
         NoMessage: It holds none.
     """
     try:
-        value = json.loads(payload)
-    except (ValueError, RecursionError):
+        value = parsed_json(payload)
+    except ValueError:
         raise NoMessage("no JSON") from None
     if not isinstance(value, dict):
         raise NoMessage("no object")

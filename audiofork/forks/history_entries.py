@@ -11,6 +11,7 @@ from audiofork.errors import HistoryUnavailable
 from audiofork.forks.causes import cause_of
 from audiofork.forks.masking import endpoint_of, key_of
 from audiofork.forks.timelines import Moment
+from audiofork.reading_json import parsed_json
 
 MOST_ENTRIES = 500  # that one search returns
 REFUSED = "refused"
@@ -154,8 +155,8 @@ def entry_of(row: Sequence[Any]) -> Entry:
     totals, *timeline = row[len(PLAIN) :]
     try:
         moments = timeline_of(*timeline) if timeline else ()
-        counts = dict(json.loads(totals))
-    except (TypeError, ValueError, RecursionError) as exc:
+        counts = dict(parsed_json(totals))
+    except (TypeError, ValueError) as exc:
         raise HistoryUnavailable(f"the entry {row[0]} cannot be read") from exc
     return Entry(**{**values, "failed": bool(values["failed"])}, totals=counts, timeline=moments)
 
@@ -164,8 +165,8 @@ def timeline_of(moments: str, texts: str) -> tuple[Moment, ...]:
     """Return a timeline from the values of moments and texts.
 
     Raises:
-        TypeError, ValueError, RecursionError: They are no such values.
+        TypeError, ValueError: They are no such values.
     """
-    times = json.loads(moments)
+    times = parsed_json(moments)
     lines = texts.split("\n") if times else []
     return tuple(Moment(at, kind, text) for (at, kind), text in zip(times, lines, strict=True))

@@ -86,7 +86,7 @@ def _changed(
 
     try:
         timeline = timeline_of(moments, texts)
-    except (TypeError, ValueError, RecursionError) as exc:
+    except (TypeError, ValueError) as exc:
         raise HistoryUnavailable("an entry cannot be read") from exc
     before = {
         **{"channel": channel, "endpoint": endpoint_of(channel), "caller_name": name},

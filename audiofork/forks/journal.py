@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Protocol
 
 from audiofork.forks.sqlite_file import Damaged, SqliteFile, is_locked, put_aside, telling_damage
+from audiofork.reading_json import parsed_json
 from audiofork.text import reason_of
 
 log = logging.getLogger(__name__)
@@ -315,13 +316,13 @@ class _File(SqliteFile):
 
 def entry_of_text(text: object) -> Entry:
     try:
-        values = json.loads(text)  # type: ignore[arg-type]
+        values = parsed_json(text)  # type: ignore[arg-type]
         entry = Entry(**values)
         if any(
             type(getattr(entry, one.name)) is not _TYPES[str(one.type)] for one in fields(Entry)
         ):
             raise ValueError("a field of another type")
         uuid.UUID(entry.fork_id)
-    except (TypeError, ValueError, RecursionError) as exc:
+    except (TypeError, ValueError) as exc:
         raise Damaged("an entry cannot be read") from exc
     return entry

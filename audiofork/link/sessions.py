@@ -25,6 +25,7 @@ from audiofork.link.messages import (
     WatchReport,
 )
 from audiofork.link.stream import Held, Ping, Pong, decode_one_of, encode
+from audiofork.reading_json import parsed_json
 
 DOWN = "audiofork.relay"
 UP = "audiofork.control"
@@ -125,8 +126,8 @@ def split(payload: bytes) -> tuple[Stamp, bytes]:
     """
     first, _, line = payload.partition(b"\n")
     try:
-        values = json.loads(first)
-    except (ValueError, RecursionError):
+        values = parsed_json(first)
+    except ValueError:
         raise NoMessage("no JSON") from None
     match values:
         case [int(epoch), str(session), int(number)] if (

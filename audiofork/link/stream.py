@@ -46,6 +46,7 @@ from audiofork.link.messages import (
     StrangersRefused,
     WatchReport,
 )
+from audiofork.reading_json import parsed_json
 from audiofork.text import printable
 
 log = logging.getLogger(__name__)
@@ -214,8 +215,8 @@ def decode_one_of(messages: object, line: bytes) -> Any:
     """
     known = _classes(messages)
     try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
+        entry = parsed_json(line)
+    except ValueError:
         raise ValueError("no JSON") from None  # the cause quotes the line
     match entry:
         case [str(name), dict(fields)] if name in known:

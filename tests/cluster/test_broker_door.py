@@ -12,7 +12,8 @@ import pytest
 from audiofork.cluster.broker import Broker
 from audiofork.doors import broker_door
 from audiofork.doors.broker_door import BrokerDoor, ask_leader, subject_of
-from audiofork.doors.control_answers import MAX_LINE_BYTES, Answers, ControlAnswers
+from audiofork.doors.control_answers import Answers, ControlAnswers
+from audiofork.doors.control_protocol import MAX_LINE_BYTES
 from audiofork.errors import BrokerUnavailable, NobodyAnswers
 from audiofork.forks.requests import Origin, Request
 from tests.cluster.conftest import Connect

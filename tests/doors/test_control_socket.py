@@ -21,11 +21,8 @@ from hypothesis import strategies as st
 
 from audiofork.doors import control_answers
 from audiofork.doors import control_socket as control
-from audiofork.doors.control_answers import (
-    MAX_ERROR_CHARACTERS,
-    MAX_LINE_BYTES,
-    ControlAnswers,
-)
+from audiofork.doors.control_answers import MAX_ERROR_CHARACTERS, ControlAnswers
+from audiofork.doors.control_protocol import MAX_LINE_BYTES
 from audiofork.doors.control_socket import ControlSocket
 from audiofork.errors import (
     AmiActionFailed,

@@ -22,12 +22,8 @@ from audiofork.asterisk.ami_protocol import (
 from audiofork.asterisk.snapshots import CHANNEL, ORDERS
 from audiofork.config import AsteriskConfig
 from audiofork.doors.ami_events import MAX_RESPONSE_BYTES, AmiEvents
-from audiofork.doors.control_answers import (
-    MAX_ERROR_CHARACTERS,
-    MAX_LINE_BYTES,
-    Code,
-    ControlAnswers,
-)
+from audiofork.doors.control_answers import MAX_ERROR_CHARACTERS, ControlAnswers
+from audiofork.doors.control_protocol import MAX_LINE_BYTES, Code
 from audiofork.doors.control_socket import ControlSocket
 from audiofork.errors import RequestRefused
 from audiofork.forks.events import ForkInfo, MessageReceived, Reconnecting, Requested, Started

@@ -18,6 +18,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
+from audiofork.reading_json import parsed_json
 from audiofork.text import did_you_mean, printable
 
 _Object = TypeVar("_Object")
@@ -115,13 +116,12 @@ def parse_body(cls: type[_Object], body: bytes) -> _Object:
         BadValue: It holds anything else; the text names the field.
     """
     try:
-        # RecursionError: thousands of brackets. ValueError: no JSON, no UTF-8, a number of
-        # thousands of digits.
-        value = json.loads(body.decode(), parse_constant=_no_constant, object_pairs_hook=_once)
+        # Decoded first, because json would guess the encoding of bytes.
+        value = parsed_json(body.decode(), parse_constant=_no_constant, object_pairs_hook=_once)
         json.dumps(value, ensure_ascii=False).encode()  # ValueError: half a character, \ud800
     except BadValue:
         raise
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # RecursionError: of dumps, which may go less deep
         raise BadValue("the body: expected a JSON object in UTF-8") from None
     return _parse_object(cls, value, "")
 

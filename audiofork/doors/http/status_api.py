@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +26,7 @@ from audiofork.doors.http.parts import Parts, RunCheck
 from audiofork.doors.http.problems import Kind, Problem
 from audiofork.doors.http.routes import Call, Route
 from audiofork.doors.http.sending import answer
+from audiofork.reading_json import parsed_json
 from audiofork.text import printable
 
 log = logging.getLogger(__name__)
@@ -198,7 +198,7 @@ class Checks:
 def _finding_of(line: str) -> FindingOfCheck:
     """Return a finding by its line of JSON; any other line is an error that ended the check."""
     try:
-        fields: Any = json.loads(line)
+        fields: Any = parsed_json(line)
         return FindingOfCheck(*(str(fields[name]) for name in ("status", "name", "text", "remedy")))
     except (ValueError, LookupError, TypeError):
         return FindingOfCheck("fail", "check", printable(line, "?"), "")

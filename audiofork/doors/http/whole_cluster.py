@@ -12,7 +12,8 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from audiofork.doors import told
-from audiofork.doors.control_answers import Answers, Code, refusal
+from audiofork.doors.control_answers import Answers, refusal
+from audiofork.doors.control_protocol import Code
 from audiofork.doors.http.problems import NO_SUCH_FORK, a_bug
 from audiofork.errors import (
     AmiUnavailable,

@@ -7,14 +7,16 @@ import binascii
 import json
 from typing import Any
 
+from audiofork.reading_json import parsed_json
+
 
 def json_object(text: str) -> dict[str, Any]:
     """Return the JSON object in a text; empty if it is something else."""
     if not text.lstrip().startswith("{"):
         return {}
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parsed_json(text)
+    except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
 
