@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from audiofork.doors.control_client import Client
 from audiofork.errors import DaemonUnreachable, RequestRefused
 from audiofork.forks.requests import Origin
 from testbed.nats import NatsServer
-from tests.cluster.conftest import Connect
+from tests.cluster.conftest import Connect, controllers
 
 pytestmark = pytest.mark.slow
 
@@ -48,8 +48,8 @@ class Controller:
             cluster=ClusterConfig(name=name, asterisk=asterisk),
         )
         self.beat = ControlBeat(name, asterisk, "run", server=broker.server)
-        self.door = ClusterDoors(config, broker, self.roster)
-        self.doors = self.door.of(asterisk, lambda: True, self._drain)
+        self.doors = ClusterDoors(config, broker, self.roster)
+        self.own = self.doors.of(asterisk, lambda: True, self._drain)
         self.asked: list[tuple[dict[str, str], Origin]] = []
         self.drained: list[tuple[str, bool]] = []
         self.go_on = asyncio.Event()
@@ -65,7 +65,7 @@ class Controller:
         return name == "r1"
 
     async def lead(self) -> None:
-        await self.doors.serve(self._answers)
+        await self.own.serve(self._answers)
         await self.broker.flush()
 
     async def listing(self, asterisk: str = "") -> Any:
@@ -87,25 +87,11 @@ Begin = Callable[..., Awaitable[Controller]]
 @pytest.fixture
 async def begin(connect: Connect, tmp_path: Path) -> AsyncIterator[Begin]:
     """Return a function that begins one more controller, which stands by."""
-    async with AsyncExitStack() as stack:
-        controllers: list[Controller] = []
 
-        async def one(name: str, asterisk: str = "pbx") -> Controller:
-            controller = Controller(name, asterisk, await connect(name), tmp_path)
-            await controller.roster.start()
-            await controller.broker.flush()
-            await controller.door.open()
-            stack.push_async_callback(controller.door.close)
-            stack.push_async_callback(controller.doors.stop_serving)
-            controllers.append(controller)
-            for other in controllers:
-                other.broker.publish(other.beat.subject, other.beat.encode())
-                await other.broker.flush()
-            async with asyncio.timeout(30):
-                while len(controller.roster.controllers) < len(controllers):  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
-            return controller
+    def make(name: str, asterisk: str, broker: Broker) -> Controller:
+        return Controller(name, asterisk, broker, tmp_path)
 
+    async with controllers(connect, make) as one:
         yield one
 
 
@@ -179,7 +165,7 @@ async def test_socket_goes_on_when_the_controller_ends_to_lead_and_who_waits_is_
     async with asyncio.timeout(30):
         while len(first.asked) < 2:  # noqa: ASYNC110 (it has no event)
             await asyncio.sleep(0.01)
-    await first.doors.stop_serving()
+    await first.own.stop_serving()
     for one in asked:
         with pytest.raises(DaemonUnreachable, match="does not lead any more: ask again"):
             await one
@@ -196,7 +182,7 @@ async def test_connection_goes_on_after_the_controller_has_ended_to_lead(begin: 
     async with asyncio.timeout(30):
         while not first.asked:  # noqa: ASYNC110 (it has no event)
             await asyncio.sleep(0.01)
-    await first.doors.stop_serving()
+    await first.own.stop_serving()
     assert json.loads(await reader.readline())["code"] == "cluster"
     await second.lead()
     writer.write(json.dumps(LIST).encode() + b"\n")
@@ -213,7 +199,7 @@ async def test_who_is_told_that_the_lead_is_lost_may_wait_for_more(begin: Begin)
     async def ask() -> tuple[Any, int]:
         task = asyncio.current_task()
         assert task is not None
-        async with aclosing(one.door._answers(json.dumps(LIST).encode(), Origin("test"))) as given:
+        async with aclosing(one.doors._answers(json.dumps(LIST).encode(), Origin("test"))) as given:
             (answer,) = [answer async for answer in given]
         return answer["code"], task.cancelling()
 
@@ -221,14 +207,14 @@ async def test_who_is_told_that_the_lead_is_lost_may_wait_for_more(begin: Begin)
     async with asyncio.timeout(30):
         while not one.asked:  # noqa: ASYNC110 (it has no event)
             await asyncio.sleep(0.01)
-    await one.doors.stop_serving()
+    await one.own.stop_serving()
     assert await asked == ("cluster", 0)
 
 
 async def test_request_that_is_not_one_is_refused_without_asking_anybody(begin: Begin) -> None:
     one = await begin("c1")
     await one.lead()
-    answers = one.door._answers
+    answers = one.doors._answers
     for line, error in (
         (b"garbage", "expected a JSON object in one line of UTF-8"),
         (b'{"Command": "Nothing"}', "Command: expected StartAudioFork"),
@@ -249,8 +235,8 @@ async def test_bug_is_answered_and_logged(begin: Begin, caplog: pytest.LogCaptur
     def bug(line: bytes, origin: Origin) -> Answers:
         raise RuntimeError("a bug")
 
-    await one.doors.serve(bug)
-    async with aclosing(one.door._answers(json.dumps(LIST).encode(), Origin("test"))) as given:
+    await one.own.serve(bug)
+    async with aclosing(one.doors._answers(json.dumps(LIST).encode(), Origin("test"))) as given:
         (answer,) = [answer async for answer in given]
     assert answer["code"] == "fault"
     assert "a bug" in caplog.text

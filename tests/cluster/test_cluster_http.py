@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from audiofork.forks.series import Series
 from audiofork.forks.timelines import Timelines
 from audiofork.forks.view import ForkView
 from testbed.nats import NatsServer
-from tests.cluster.conftest import Connect
+from tests.cluster.conftest import Connect, controllers
 from tests.doors.http.stage import CONTROLLER, LISTENER, Others, Stage, write_tokens
 from tests.relay.peers import until
 
@@ -127,23 +127,11 @@ Begin = Callable[..., Awaitable[Control]]
 @pytest.fixture
 async def begin(connect: Connect, tmp_path: Path) -> AsyncIterator[Begin]:
     """Return a function that begins one more controller, which stands by."""
-    async with AsyncExitStack() as stack:
-        controllers: list[Control] = []
 
-        async def one(name: str, asterisk: str = "pbx") -> Control:
-            controller = Control(name, asterisk, await connect(name), tmp_path)
-            await controller.roster.start()
-            await controller.broker.flush()
-            await controller.doors.open()
-            stack.push_async_callback(controller.doors.close)
-            stack.push_async_callback(controller.own.stop_serving)
-            controllers.append(controller)
-            for other in controllers:
-                other.broker.publish(other.beat.subject, other.beat.encode())
-                await other.broker.flush()
-            await until(lambda: len(controller.roster.controllers) == len(controllers), 30)
-            return controller
+    def make(name: str, asterisk: str, broker: Broker) -> Control:
+        return Control(name, asterisk, broker, tmp_path)
 
+    async with controllers(connect, make) as one:
         yield one
 
 
