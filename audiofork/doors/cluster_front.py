@@ -6,11 +6,12 @@ import contextlib
 from typing import Any
 
 from audiofork.config import Config
+from audiofork.doors import told
 from audiofork.doors.ami_front import Ask, Front
 from audiofork.doors.cluster_answers import ClusterAnswers
-from audiofork.doors.control_protocol import Code
+from audiofork.doors.control_answers import refusal
 from audiofork.doors.opening import open_front
-from audiofork.errors import AmiUnavailable, NobodyLeads, RequestRefused
+from audiofork.errors import AmiUnavailable, DaemonBusy, DaemonFault, NobodyLeads, RequestRefused
 from audiofork.forks.requests import Request, fields_of
 
 
@@ -69,15 +70,10 @@ class ClusterFront:
 
     async def _forwarded(self, request: Request, fields: dict[str, str]) -> dict[str, Any]:
         asked = self._answers.ask(self._config.cluster.asterisk, fields, request.origin)
-        answer: dict[str, Any] = {}
         try:
             async with contextlib.aclosing(asked) as answers:
-                answer = await anext(answers, answer)
+                return told.granted(await anext(answers, refusal("no answer")))
         except NobodyLeads as exc:
             raise AmiUnavailable(str(exc)) from exc
-        if answer.get("ok"):
-            return answer
-        error = str(answer.get("error", "no answer"))
-        raise (
-            AmiUnavailable(error) if answer.get("code") == Code.ASTERISK else RequestRefused(error)
-        )
+        except (DaemonBusy, DaemonFault) as exc:
+            raise RequestRefused(str(exc)) from exc

@@ -43,6 +43,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from audiofork.doors.control_protocol import ASTERISK_AWAY
 from audiofork.doors.control_protocol import MAX_LINE_BYTES as MAX_LINE_BYTES
 from audiofork.doors.control_protocol import Code as Code
 from audiofork.doors.history_answers import COMMANDS as OF_HISTORY
@@ -161,7 +162,7 @@ class ControlAnswers:
             yield refusal(str(exc), Code.BUSY)
         except AmiError as exc:
             away = isinstance(exc, AmiUnavailable | AmiTimeout)
-            text = f"Asterisk cannot be asked: {exc}"
+            text = f"{ASTERISK_AWAY}{exc}"
             yield refusal(text, Code.ASTERISK if away else Code.REFUSED)
         except Exception:
             log.exception("a request of the control socket could not be handled")

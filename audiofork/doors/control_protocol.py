@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 
 MAX_LINE_BYTES = 65_536
+# What an error begins with whose code is ASTERISK.
+ASTERISK_AWAY = "Asterisk cannot be asked: "
 
 
 class Code(enum.StrEnum):

@@ -12,7 +12,17 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from audiofork.errors import NoMessage
+from audiofork.doors.control_protocol import ASTERISK_AWAY, Code
+from audiofork.errors import (
+    AmiUnavailable,
+    DaemonBusy,
+    DaemonFault,
+    HistoryUnavailable,
+    NobodyLeads,
+    NoMessage,
+    NoSuchChannel,
+    RequestRefused,
+)
 from audiofork.forks.following import StartNews, StartResult
 from audiofork.forks.series import Minute
 from audiofork.forks.timelines import Moment
@@ -101,6 +111,33 @@ def moment_in(fields: object) -> Moment:
 def minute_in(fields: object) -> Minute:
     """Return what has happened in a minute; raises as `object_in`."""
     return object_in(fields, Minute)
+
+
+def granted(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer of another controller, if the request was granted.
+
+    Raises:
+        RequestRefused, NoSuchChannel, AmiUnavailable, DaemonBusy, NobodyLeads, HistoryUnavailable,
+            DaemonFault: It was not; the same as our own daemon would raise.
+    """
+    if answer.get("ok") is True:
+        return answer
+    text = text_in(answer.get("error", ""))
+    match answer.get("code"):
+        case Code.ASTERISK:
+            raise AmiUnavailable(text.removeprefix(ASTERISK_AWAY))
+        case Code.BUSY:
+            raise DaemonBusy(text)
+        case Code.CLUSTER:
+            raise NobodyLeads(text)
+        case Code.HISTORY:
+            raise HistoryUnavailable(text)
+        case Code.FAULT:
+            raise DaemonFault(text)
+        case _ if text == str(NoSuchChannel()):
+            raise NoSuchChannel
+        case _:
+            raise RequestRefused(text)
 
 
 def json_object(payload: bytes) -> dict[str, Any]:

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from audiofork.doors import told
-from audiofork.errors import NoMessage
+from audiofork.errors import (
+    AmiUnavailable,
+    DaemonBusy,
+    DaemonFault,
+    HistoryUnavailable,
+    NobodyLeads,
+    NoMessage,
+    NoSuchChannel,
+    RequestRefused,
+)
 from audiofork.forks.following import StartNews, StartResult
 from audiofork.forks.series import Minute
 from audiofork.forks.timelines import Moment
@@ -62,3 +71,31 @@ def test_moments_and_minutes_are_as_they_were_told() -> None:
             told.moment_in(strange)
         with pytest.raises(NoMessage):
             told.minute_in(strange)
+
+
+def test_answer_that_was_granted_is_itself() -> None:
+    answer = {"ok": True, "forks": []}
+    assert told.granted(answer) is answer
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "expected"),
+    [
+        ("refused", "No such fork", RequestRefused("No such fork")),
+        ("refused", "No such channel", NoSuchChannel()),
+        ("asterisk", "Asterisk cannot be asked: it is away", AmiUnavailable("it is away")),
+        ("busy", "another", DaemonBusy("another")),
+        ("cluster", "nobody", NobodyLeads("nobody")),
+        ("history", "full", HistoryUnavailable("full")),
+        ("fault", "a bug", DaemonFault("a bug")),
+        ("of a later version", "why\n", RequestRefused("why?")),
+        (None, None, RequestRefused("None")),
+    ],
+)
+def test_answer_that_was_not_granted_raises_what_our_own_daemon_would(
+    code: object, text: object, expected: Exception
+) -> None:
+    with pytest.raises(type(expected)) as caught:
+        told.granted({"ok": False, "code": code, "error": text})
+    assert type(caught.value) is type(expected)
+    assert str(caught.value) == str(expected)

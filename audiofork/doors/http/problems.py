@@ -16,6 +16,7 @@ from audiofork.errors import (
     AmiUnavailable,
     AudioForkError,
     DaemonBusy,
+    DaemonFault,
     NobodyLeads,
     NoSuchChannel,
     RequestRefused,
@@ -157,6 +158,8 @@ def problem_of(exc: Problem | BadValue | AudioForkError | TimeoutError) -> Probl
         return Problem(503, text, Kind.ASTERISK_AWAY, {"Retry-After": "5"})
     if isinstance(exc, AmiError):
         return Problem(422, f"Asterisk has refused: {exc}", Kind.REFUSED)
+    if isinstance(exc, DaemonFault):
+        return a_bug()
     if isinstance(exc, DaemonBusy):
         return Problem(503, str(exc), Kind.BUSY, {"Retry-After": "5"})
     if isinstance(exc, NobodyLeads):

@@ -12,18 +12,9 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from audiofork.doors import told
-from audiofork.doors.control_answers import Answers, refusal
-from audiofork.doors.control_protocol import Code
-from audiofork.doors.http.problems import NO_SUCH_FORK, a_bug
-from audiofork.errors import (
-    AmiUnavailable,
-    DaemonBusy,
-    HistoryUnavailable,
-    NobodyLeads,
-    NoMessage,
-    NoSuchChannel,
-    RequestRefused,
-)
+from audiofork.doors.control_answers import Answers
+from audiofork.doors.http.problems import NO_SUCH_FORK
+from audiofork.errors import AudioForkError, NobodyLeads, NoMessage, RequestRefused
 from audiofork.forks.following import StartNews
 from audiofork.forks.requests import Origin, Request, StartFork, fields_of
 from audiofork.forks.series import Minute
@@ -33,7 +24,6 @@ from audiofork.text import printable
 
 log = logging.getLogger(__name__)
 
-_ASTERISK_AWAY = "Asterisk cannot be asked: "
 # Most forks of one Asterisk, and most other items of one answer.
 MOST_FORKS = 50_000
 MOST_ITEMS = 5000
@@ -110,7 +100,7 @@ class WholeCluster:
             find_s = 0.0 if name in self.missing else None
             try:
                 answers[name] = await self._answer(name, fields, self._origin, find_s)
-            except (NobodyLeads, RequestRefused, AmiUnavailable, DaemonBusy) as exc:
+            except AudioForkError as exc:
                 missing[name] = printable(str(exc), "?")
 
         await asyncio.gather(*(ask(name) for name in names))
@@ -187,7 +177,7 @@ class WholeCluster:
         answers = self._ask(name, fields | ({"Wait": "yes"} if waits else {}), request.origin)
         is_followed = False
         try:
-            first = _granted(await _next(answers, name))
+            first = told.granted(await _next(answers, name))
             (fork_id, *_) = [*_items(first, "forks", 1), ""]
             if not told.is_id(fork_id):
                 raise NobodyLeads(f"what answers for {name} is no controller")
@@ -218,7 +208,7 @@ class WholeCluster:
         """Yield all answers to a request; raises why it was not granted."""
         async with contextlib.aclosing(self._ask(asterisk, fields, self._origin)) as answers:
             async for answer in answers:
-                yield _granted(answer)
+                yield told.granted(answer)
 
     async def _answer(
         self,
@@ -229,7 +219,7 @@ class WholeCluster:
     ) -> dict[str, Any]:
         answers = self._ask(asterisk, fields, origin, find_s)
         async with contextlib.aclosing(answers):
-            return _granted(await _next(answers, asterisk))
+            return told.granted(await _next(answers, asterisk))
 
 
 async def _next(answers: Answers, asterisk: str) -> dict[str, Any]:
@@ -244,7 +234,7 @@ async def _news(answers: Answers) -> AsyncGenerator[StartNews, None]:
     try:
         async with contextlib.aclosing(answers):
             async for answer in answers:
-                yield told.news_in(_granted(answer))
+                yield told.news_in(told.granted(answer))
     except (NobodyLeads, NoMessage) as exc:
         log.warning("the progress of a start is not told any more: %s", exc)
 
@@ -264,28 +254,3 @@ def _items(answer: Mapping[str, Any], name: str, most: int) -> list[Any]:
 def _count_in(answer: Mapping[str, Any], name: str) -> int:
     count = answer.get(name)
     return count if type(count) is int else 0
-
-
-def _granted(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return an answer, if the request was granted.
-
-    Raises: what says why it was not, as the own daemon would raise it.
-    """
-    if answer.get("ok") is True:
-        return answer
-    text = told.text_in(answer.get("error", ""))
-    match answer.get("code"):
-        case Code.ASTERISK:
-            raise AmiUnavailable(text.removeprefix(_ASTERISK_AWAY))
-        case Code.BUSY:
-            raise DaemonBusy(text)
-        case Code.CLUSTER:
-            raise NobodyLeads(text)
-        case Code.HISTORY:
-            raise HistoryUnavailable(text)
-        case Code.FAULT:
-            raise a_bug()
-        case _ if text == refusal(str(NoSuchChannel()))["error"]:
-            raise NoSuchChannel
-        case _:
-            raise RequestRefused(text)
