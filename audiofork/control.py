@@ -163,16 +163,17 @@ class Control:
         loop.add_signal_handler(signal.SIGUSR1, lambda: None)
 
     def _reload(self) -> None:
+        try:
+            loaded = config_file.load(self._path, secrets_of=())
+            take_tokens = self.doors.reading(loaded.http)
+        except ConfigError as exc:
+            text = config_file.with_place(str(exc), self._path)
+            log.error("not reloaded, the old configuration stays: %s", text)
+            return
+        take_tokens()
         for one in self.asterisks:
             with self._named(one):
                 one.reload()
-        try:
-            loaded = config_file.load(self._path, secrets_of=())
-            self.doors.reading(loaded.http)()
-        except ConfigError as exc:
-            text = config_file.with_place(str(exc), self._path)
-            log.error("not reloaded, the old tokens of [http] stay: %s", text)
-            return
         if changed := set(loaded.asterisk_names) ^ {one.name for one in self.asterisks}:
             named = ", ".join(sorted(changed))
             log.info(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from audiofork import control
 from audiofork.cluster.wandering import Wandering
-from audiofork.config import ClusterConfig, Config, NamedAsterisk
+from audiofork.config import ClusterConfig, Config, HttpConfig, NamedAsterisk
 from audiofork.control import Control
 from audiofork.control_asterisk import AsteriskControl, unless
 from audiofork.errors import ConfigError
 from audiofork.log import asterisk
+from tests.doors.http.stage import write_tokens
 
 CLUSTER = "[cluster]\nservers = nats://127.0.0.1:9\nasterisk = pbx-a\n[asterisk]\n"
 
@@ -58,6 +60,30 @@ class Served:
     def reload(self) -> None:
         self.reloads += 1
         self.named = asterisk.get()
+
+
+class Door:
+    """What stands for the HTTP interface.
+
+    Attributes:
+        read: The files whose tokens it was to read.
+        taken: How often they were to count.
+        error: What reading raises.
+    """
+
+    def __init__(self) -> None:
+        self.read: list[str] = []
+        self.taken = 0
+        self.error: ConfigError | None = None
+
+    def reading_tokens(self, config: HttpConfig) -> Callable[[], None]:
+        self.read.append(config.tokens_file)
+        if self.error is not None:
+            raise self.error
+        return self._take
+
+    def _take(self) -> None:
+        self.taken += 1
 
 
 def controller_of(path: Path, *served: Served) -> Control:
@@ -139,7 +165,25 @@ async def test_reload_reaches_all_and_tells_of_asterisks_that_count_later(
     write(path, "garbage")
     one._reload()
     (told,) = caplog.messages[1:]
-    assert told.startswith("not reloaded, the old tokens of [http] stay: ")
+    assert told.startswith("not reloaded, the old configuration stays: ")
+    assert [each.reloads for each in served] == [2, 2]
+
+
+async def test_reload_reads_the_tokens_once_and_leaves_all_as_it_is_where_they_cannot_be_used(
+    path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokens = write_tokens(tmp_path)
+    served = Served("pbx-a"), Served("pbx-b")
+    one = controller_of(path, *served)
+    write(path, f"{CLUSTER}[asterisk pbx-b]\n[http]\ntokens_file = {tokens}\n")
+    door = one.doors._http.door = Door()  # type: ignore[assignment]
+    one._reload()
+    assert (door.read, door.taken) == ([str(tokens)], 1)
+    door.error = ConfigError("no tokens")
+    one._reload()
+    assert (len(door.read), door.taken) == (2, 1)
+    assert [each.reloads for each in served] == [1, 1]
+    assert "no tokens" in caplog.messages[-1]
 
 
 async def test_configuration_of_one_is_read_as_its_own_and_an_error_once_it_is_gone(

@@ -153,14 +153,6 @@ class AsteriskDoors:
         """Ask our daemon, too, for the HTTP interface."""
         self._http.begin(self._asterisk, parts)
 
-    def reading(self, config: HttpConfig) -> Callable[[], None]:
-        """Read the tokens of a configuration; return what makes them count.
-
-        Raises:
-            ConfigError: Their file cannot be used.
-        """
-        return self._http.reading(config)
-
     async def serve(self, answers: GiveAnswers) -> None:
         """Answer requests by these, also those that come over the broker."""
         self._answers.begin_to_lead(self._asterisk, answers)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from audiofork.config import Config, HttpConfig
+from audiofork.config import Config
 from audiofork.doors.ami_front import Ask, Front
 from audiofork.doors.check_process import CheckProcess
 from audiofork.doors.control_answers import ControlAnswers, GiveAnswers
@@ -44,9 +44,6 @@ class SharedDoors(Protocol):
 
     def serve_http(self, parts: Parts) -> None:
         """Answer by these from now on, too, what the HTTP interface is asked."""
-
-    def reading(self, config: HttpConfig) -> Callable[[], None]:
-        """Read the tokens of a configuration; return what makes them count; see `HttpServer`."""
 
     def drain(self, name: str, is_on: bool) -> bool:  # noqa: FBT001 (of `ControlAnswers`)
         """Have a relay host drained, or not any more; return whether it is there."""
@@ -157,7 +154,6 @@ class Doors:
             ConfigError: A file that [http] names cannot be used.
         """
         if self._shared is not None:
-            self._shared.reading(self._config.http)()
             self._shared.serve_http(parts)
             return
         from audiofork.doors.http.door import HttpDoor  # its imports take 14 MB of memory
@@ -168,11 +164,11 @@ class Doors:
     def reading(self, new: Config) -> Callable[[], None]:
         """Read the tokens of a new configuration; return what makes them count.
 
+        Those of a controller are read by itself, once for all of its daemons.
+
         Raises:
             ConfigError: Their file cannot be used.
         """
-        if self._shared is not None:
-            return self._shared.reading(new.http)
         if self._http is None:
             return lambda: None
         return self._http.reading_tokens(new.http)
