@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -21,12 +20,12 @@ from audiofork.commands.asking import exit_codes
 from audiofork.commands.daemon_options import DaemonPlace, of_any_asterisk
 from audiofork.commands.history_table import causes_table, details, table, terminal_width
 from audiofork.commands.times import seconds_of
+from audiofork.doors.daemon_client import Forgetting
 from audiofork.doors.history_answers import as_dict, query_of
 from audiofork.errors import ConfigError, DaemonUnreachable, HistoryUnavailable, RequestRefused
 from audiofork.forks import history_file, history_search
 from audiofork.forks.masking import LEAST_IN_TEXT, digits_of, is_number
-from audiofork.forks.sqlite_file import Damaged
-from audiofork.text import printable, reason_of
+from audiofork.text import printable
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _PAGE = 500  # entries that are asked for at once
@@ -49,16 +48,22 @@ class Source(Protocol):
     def causes(self, since: float) -> list[dict[str, Any]]:
         """Return the causes of failures since a time."""
 
-    def forget(self, number: str) -> tuple[int, int]:
-        """Remove all entries of a caller; return how many, and how many others mentioned it."""
+    def forget(self, number: str) -> Forgetting:
+        """Remove all entries of a caller, and blank the number where others mention it."""
 
 
 class HistoryOfFile:
-    """The history of a daemon that does not run."""
+    """The history of a daemon that does not run.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The file.
+        is_alone: Whether there are no other histories; those of a cluster cannot be asked.
+    """
+
+    def __init__(self, path: Path, *, is_alone: bool = True) -> None:
         self._path = path
-        self.missing: dict[str, str] = {}
+        why = "no controller runs here to ask them"
+        self.missing = {} if is_alone else {"other controllers": why}
 
     def history(self, fields: Mapping[str, str]) -> tuple[list[dict[str, Any]], str]:
         """Return entries, and the cursor of the next page."""
@@ -75,18 +80,9 @@ class HistoryOfFile:
         with history_file.reading(self._path) as db:
             return [asdict(cause) for cause in history_search.causes(db, since)]
 
-    def forget(self, number: str) -> tuple[int, int]:
-        """Remove all entries of a caller; return how many, and how many others mentioned it."""
-        with history_file.reading(self._path):  # else a file that is none would be made one
-            pass
-        try:
-            file = history_file.HistoryFile(self._path)
-            with contextlib.closing(file):
-                return file.forget(number)
-        except (Damaged, OSError, sqlite3.Error) as exc:
-            raise HistoryUnavailable(
-                f"the history {self._path} cannot be changed: {reason_of(exc)}"
-            ) from exc
+    def forget(self, number: str) -> Forgetting:
+        """Remove all entries of a caller, and blank the number where others mention it."""
+        return Forgetting(*history_file.forget(self._path, number))
 
 
 @contextlib.contextmanager
@@ -100,7 +96,8 @@ def _source(place: DaemonPlace) -> Iterator[Source]:
         file = _file_of(place, exc)
         terminal.warn(f"no daemon answers: read from {file}")
         try:
-            yield HistoryOfFile(Path(file))
+            is_alone = not config_file.is_given("cluster", "servers", place.path)
+            yield HistoryOfFile(Path(file), is_alone=is_alone)
         except HistoryUnavailable as unavailable:
             raise DaemonUnreachable(f"{exc}; and {unavailable}") from unavailable
         return
@@ -185,6 +182,8 @@ def history(place: DaemonPlace, **given: Any) -> None:
     --forget removes all entries of calls from a number; where other calls mention it, in a
     name, a channel or what a server said, *** stands in its place. With - it is read from
     standard input. Entries whose number was masked ([history] mask_numbers) are not found.
+    In a cluster this is done at every controller that is known, or with --asterisk at those of
+    that Asterisk; one that does not answer is named, and the exit code is 1.
     """
     with exit_codes():
         _run(_Wish(**given), lambda: _source(place))
@@ -269,12 +268,38 @@ def _forget(wish: _Wish, source: Callable[[], AbstractContextManager[Source]]) -
             )
         click.confirm(f"{question}?", abort=True, err=True)
     with source() as asked:
-        removed, blanked = asked.forget(number)
+        forgetting = asked.forget(number)
+    _show_forgetting(wish, forgetting, asked.missing)
+
+
+def _show_forgetting(wish: _Wish, done: Forgetting, missing: Mapping[str, str]) -> None:
+    """Say what was removed, and where it may not have been: then the exit code is 1."""
     if wish.as_json:
-        terminal.say(_as_json({"removed": removed, "blanked": blanked}))
-        return
+        counts = {"removed": done.removed, "blanked": done.blanked}
+        each = {
+            name: {"removed": removed, "blanked": blanked}
+            for name, (removed, blanked) in done.controllers.items()
+        }
+        is_cluster = bool(each or missing)
+        of_each = {"controllers": each, "missing": missing} if is_cluster else {}
+        terminal.say(_as_json(counts | of_each))
+    elif done.controllers or missing:
+        for name, one in done.controllers.items():
+            terminal.say(printable(f"{name}: {_removed(*one)}", "?"))
+    else:
+        terminal.say(_removed(done.removed, done.blanked))
+    if missing:
+        lines = [
+            f"the history of {name} may still have the number: {why}"
+            for name, why in missing.items()
+        ]
+        lines.append("Repeat this command when it can be asked: it removes what is left.")
+        terminal.fail("\n".join(printable(line, "?") for line in lines), terminal.EXIT_FAILED)
+
+
+def _removed(removed: int, blanked: int) -> str:
     others = f", the number blanked in {blanked} others" if blanked else ""
-    terminal.say(f"{removed} entries removed{others}")
+    return f"{removed} entries removed{others}"
 
 
 def _as_json(value: Any) -> str:

@@ -17,7 +17,7 @@ import contextlib
 import itertools
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from typing import Any
 
 from nats.aio.subscription import Subscription
@@ -25,10 +25,10 @@ from nats.aio.subscription import Subscription
 from audiofork.cluster.broker import FAULTS, Broker, Question
 from audiofork.doors.control_answers import GiveAnswers, refusal
 from audiofork.doors.control_protocol import MAX_LINE_BYTES, Code
-from audiofork.errors import BrokerUnavailable
+from audiofork.errors import BrokerUnavailable, RequestRefused
 from audiofork.forks.requests import Origin
 from audiofork.reading_json import parsed_json
-from audiofork.text import printable
+from audiofork.text import did_you_mean, printable
 
 log = logging.getLogger(__name__)
 
@@ -184,6 +184,17 @@ class _Asker:
 def subject_of(asterisk: str) -> str:
     """Return what requests for an Asterisk are sent to."""
     return f"{SUBJECT}.{asterisk}"
+
+
+def no_such_asterisk(asterisk: str, known: Collection[str]) -> RequestRefused:
+    """Return the refusal of a request for an Asterisk that the cluster does not have.
+
+    Args:
+        asterisk: Its name.
+        known: The names of those that it has.
+    """
+    hint = did_you_mean(asterisk, known) or f"; it has {', '.join(known)}"
+    return RequestRefused(f"the cluster has no Asterisk {printable(asterisk, '?')}{hint}")
 
 
 def ask_leader(

@@ -22,8 +22,8 @@ ListAudioForkCluster tells who is in the cluster, as this controller has heard o
      "hosts": [...], "controllers": [...]}
 
 with the fields of `HostView` and `ControllerView`; `server` is empty while the broker is away.
-ListAudioForkHistory and ListAudioForkCauses, without Asterisk, ask each controller for what it has
-kept; see `history_sharing.py`.
+ListAudioForkHistory, ListAudioForkCauses and ForgetAudioForkCaller ask each controller for what it
+has kept, with Asterisk those of that one; see `history_sharing.py`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from audiofork.cluster.broker import Broker
 from audiofork.cluster.roster import Controller, Host, Roster
 from audiofork.config import ClusterConfig
 from audiofork.config_cluster import is_name
-from audiofork.doors.broker_door import STOPPED, ask_leader
+from audiofork.doors.broker_door import STOPPED, ask_leader, no_such_asterisk
 from audiofork.doors.control_answers import (
     CHECK,
     CLUSTER,
@@ -55,7 +55,7 @@ from audiofork.doors.control_answers import (
 )
 from audiofork.doors.control_protocol import Code
 from audiofork.doors.daemon_client import EVERY_ASTERISK
-from audiofork.doors.history_answers import CAUSES, HISTORY
+from audiofork.doors.history_answers import COMMANDS as OF_HISTORY
 from audiofork.errors import (
     BrokerUnavailable,
     HistoryUnavailable,
@@ -64,7 +64,7 @@ from audiofork.errors import (
     RequestRefused,
 )
 from audiofork.forks.requests import Origin
-from audiofork.text import A_BUG, did_you_mean, printable
+from audiofork.text import A_BUG, printable
 
 log = logging.getLogger(__name__)
 
@@ -193,18 +193,18 @@ class ClusterAnswers:
         command = command_of(fields)
         if command == CLUSTER:
             yield {"ok": True, **self._cluster()}
-        elif command in (HISTORY, CAUSES) and not asterisk:
-            lower = {name.lower(): value for name, value in fields.items()}
-            yield {"ok": True, **await self._history(command, lower, origin)}
         elif asterisk == EVERY_ASTERISK:
             if command != LIST:
                 raise RequestRefused("Asterisk: * stands for all, for ListAudioForks alone")
             yield {"ok": True, **await self._list_all(self._known(), origin)}
         elif command == LIST and not asterisk and len(self._names) > 1:
             yield {"ok": True, **await self._list_all(self._names, origin)}
+        elif asterisk and not is_name(asterisk):
+            raise RequestRefused("Asterisk: expected the name of one in the cluster")
+        elif command in OF_HISTORY:
+            lower = {name.lower(): value for name, value in fields.items()} | {"asterisk": asterisk}
+            yield {"ok": True, **await self._history(command, lower, origin)}
         else:
-            if asterisk and not is_name(asterisk):
-                raise RequestRefused("Asterisk: expected the name of one in the cluster")
             answers = self.ask(asterisk or self._meant(command), fields, origin)
             async with contextlib.aclosing(answers):
                 async for answer in answers:
@@ -266,8 +266,7 @@ class ClusterAnswers:
         known = self._known()
         if asterisk in known:
             return NobodyLeads(f"no controller of {asterisk} leads at the moment")
-        hint = did_you_mean(asterisk, known) or f"; it has {', '.join(known)}"
-        return RequestRefused(f"the cluster has no Asterisk {asterisk}{hint}")
+        return no_such_asterisk(asterisk, known)
 
     async def _by_own(self, asterisk: str, line: bytes, origin: Origin) -> Answers:
         """Yield the answers of our own daemon for an Asterisk, as long as it leads.

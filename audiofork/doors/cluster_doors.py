@@ -53,7 +53,9 @@ class ClusterDoors:
             broker, own_name, keepers, lambda: [_keeper(one) for one in roster.controllers]
         )
         self._history_doors = [
-            BrokerDoor(broker, keeper.subject, lambda: True, own) for keeper, own in keepers.items()
+            BrokerDoor(broker, subject, lambda: True, answers)
+            for keeper, own in keepers.items()
+            for subject, answers in ((keeper.subject, own), (keeper.forget_subject, own.forget))
         ]
         self._answers = ClusterAnswers(config.cluster, names, broker, roster, histories.answer)
         self._http = ClusterHttp(*(config, run_id, broker, roster, self._answers, histories.answer))

@@ -15,6 +15,7 @@ from audiofork import config_file
 from audiofork.doors.control_protocol import Code
 from audiofork.doors.daemon_client import (
     ANSWER_TIMEOUT_S,
+    Forgetting,
     Listing,
     fork_id_of,
     is_channel_name,
@@ -217,15 +218,17 @@ class Client:
         causes: list[dict[str, Any]] = answer["causes"]
         return causes
 
-    def forget(self, number: str) -> tuple[int, int]:
-        """Remove a caller from the history; see `history`.
-
-        Returns:
-            How many entries were removed, and in how many others the number was blanked.
-        """
+    def forget(self, number: str) -> Forgetting:
+        """Remove a caller from the history, in a cluster from those of all; see `history`."""
         self._socket.settimeout(FORGET_TIMEOUT_S)
         answer = self._answer_to({"Command": "ForgetAudioForkCaller", "Number": number})
-        return int(answer["removed"]), int(answer.get("blanked", 0))  # an older daemon blanks none
+        self.missing |= answer.get("missing", {})
+        each = {
+            name: (int(one["removed"]), int(one["blanked"]))
+            for name, one in answer.get("controllers", {}).items()
+        }
+        # An older daemon blanks none.
+        return Forgetting(int(answer["removed"]), int(answer.get("blanked", 0)), each)
 
     def run_id(self) -> str:
         """Return the id of the daemon's run; empty if the daemon is too old to report it."""

@@ -34,6 +34,20 @@ class Listing(NamedTuple):
     missing: Mapping[str, str] = {}
 
 
+class Forgetting(NamedTuple):
+    """What all histories that were asked have forgotten of a caller.
+
+    Attributes:
+        removed: How many entries were removed.
+        blanked: In how many others the number was blanked.
+        controllers: In a cluster, both of each controller, by ASTERISK/NAME.
+    """
+
+    removed: int
+    blanked: int
+    controllers: Mapping[str, tuple[int, int]] = {}
+
+
 class DaemonClient(Protocol):
     """A connection to the daemon; a context manager.
 
@@ -99,12 +113,8 @@ class DaemonClient(Protocol):
     def causes(self, since: float) -> list[dict[str, Any]]:
         """Return the causes of failures since a time, in seconds since 1970; see `history`."""
 
-    def forget(self, number: str) -> tuple[int, int]:
-        """Remove a caller from the history; see `history`.
-
-        Returns:
-            How many entries were removed, and in how many others the number was blanked.
-        """
+    def forget(self, number: str) -> Forgetting:
+        """Remove a caller from the history, in a cluster from those of all; see `history`."""
 
 
 _WHERE_THEY_ARE: Mapping[str, str] = {

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from audiofork.errors import RequestRefused
-from audiofork.forks.history import Entry, Forgotten, History, HistoryQuery
+from audiofork.forks.history import Entry, History, HistoryQuery
 from audiofork.forks.masking import is_number
 from audiofork.forks.requests import flag_of
 
@@ -55,7 +55,7 @@ class HistoryAnswers:
             causes = await self._history.causes(_seconds(fields, "Since") or 0.0)
             return {"causes": [dataclasses.asdict(cause) for cause in causes]}
         if command == FORGET:
-            return (await self._forget(fields.get("number", "")))._asdict()
+            return (await self._history.forget(number_of(fields)))._asdict()
         if fork_id := fields.get("audioforkid", "").strip().lower():
             entry = await self._history.entry(fork_id)
             return {"entries": [as_dict(entry)] if entry else [], "next_cursor": ""}
@@ -65,10 +65,17 @@ class HistoryAnswers:
             raise RequestRefused(f"Cursor: {exc}") from None
         return {"entries": [as_dict(entry) for entry in entries], "next_cursor": cursor}
 
-    async def _forget(self, number: str) -> Forgotten:
-        if not is_number(number):
-            raise RequestRefused("Number: expected a number")
-        return await self._history.forget(number)
+
+def number_of(fields: Mapping[str, str]) -> str:
+    """Return the number that is to be forgotten, of fields by name in lower case.
+
+    Raises:
+        RequestRefused: It is none.
+    """
+    number = fields.get("number", "")
+    if not is_number(number):
+        raise RequestRefused("Number: expected a number")
+    return number
 
 
 def query_of(fields: Mapping[str, str]) -> HistoryQuery:

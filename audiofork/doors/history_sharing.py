@@ -7,6 +7,12 @@ ended, whoever answers then:
 
     {"ok": true, "entries": [{"asterisk": "pbx-a", "controller": "c1", ...}], "next_cursor": "...",
      "missing": {"pbx-a/c2": "nothing was heard for 2 s"}}
+
+With the field Asterisk, those of that Asterisk alone are asked. Callers are forgotten in the same
+way, on `audiofork.forget.ASTERISK.CONTROLLER`, so that whoever may search may not remove:
+
+    {"ok": true, "removed": 3, "blanked": 1, "missing": {},
+     "controllers": {"pbx-a/c1": {"removed": 2, "blanked": 1}, "pbx-a/c2": {...}}}
 """
 
 from __future__ import annotations
@@ -19,19 +25,27 @@ import logging
 import math
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from audiofork.cluster.broker import Broker
 from audiofork.doors import told
-from audiofork.doors.broker_door import ask_subject
+from audiofork.doors.broker_door import ask_subject, no_such_asterisk
 from audiofork.doors.control_answers import Answers, GiveAnswers, command_of, parse_line, refusal
 from audiofork.doors.control_protocol import Code
-from audiofork.doors.history_answers import CAUSES, HISTORY, as_dict, query_of
+from audiofork.doors.history_answers import (
+    CAUSES,
+    FORGET,
+    HISTORY,
+    as_dict,
+    number_of,
+    query_of,
+)
 from audiofork.errors import BrokerUnavailable, HistoryUnavailable, NoMessage, RequestRefused
 from audiofork.forks import history_file, history_search
 from audiofork.forks.history_entries import MOST_ENTRIES, Cause, Entry
+from audiofork.forks.history_forgetting import Forgotten
 from audiofork.forks.requests import Origin
 from audiofork.forks.timelines import Moment
 from audiofork.text import A_BUG
@@ -39,6 +53,7 @@ from audiofork.text import A_BUG
 log = logging.getLogger(__name__)
 
 SUBJECT = "audiofork.history"
+FORGET_SUBJECT = "audiofork.forget"
 # Asked for beyond a page: entries of the very moment at which the last page ended.
 BEYOND = 20
 MOST_IN_PAGE = MOST_ENTRIES - BEYOND - 1
@@ -59,6 +74,11 @@ class Keeper(NamedTuple):
         """Where it is asked."""
         return f"{SUBJECT}.{self.asterisk}.{self.name}"
 
+    @property
+    def forget_subject(self) -> str:
+        """Where it is told to forget a caller."""
+        return f"{FORGET_SUBJECT}.{self.asterisk}.{self.name}"
+
     def __str__(self) -> str:
         return f"{self.asterisk}/{self.name}"
 
@@ -77,13 +97,14 @@ class OwnHistory:
         self._daemon: GiveAnswers | None = None
         self._is_closed = False
         self._gives_up = threading.Event()
-        self._reading: set[asyncio.Task[dict[str, Any]]] = set()
+        self._changing = asyncio.Lock()
+        self._at_file: set[asyncio.Task[dict[str, Any]]] = set()
 
     async def leave_to_daemon(self) -> None:
-        """Read the file no more; returns when nobody reads it."""
+        """Use the file no more; returns when nobody uses it."""
         self._is_closed = True
         self._gives_up.set()
-        await asyncio.gather(*self._reading, return_exceptions=True)
+        await asyncio.gather(*self._at_file, return_exceptions=True)
 
     def begin_to_lead(self, daemon: GiveAnswers) -> None:
         """Have the daemon answer, which has the file from now on."""
@@ -98,13 +119,22 @@ class OwnHistory:
         self._is_closed = False
         self._gives_up.clear()
 
-    async def __call__(self, line: bytes, origin: Origin) -> Answers:
+    def __call__(self, line: bytes, origin: Origin) -> Answers:
         """Yield the answer to a line: nothing but a search is granted here."""
+        return self._answers(line, origin, (HISTORY, CAUSES), "a search of the history")
+
+    def forget(self, line: bytes, origin: Origin) -> Answers:
+        """Yield the answer to a line: nothing but to forget a caller is granted here."""
+        return self._answers(line, origin, (FORGET,), "a caller to be forgotten")
+
+    async def _answers(
+        self, line: bytes, origin: Origin, commands: Collection[str], expected: str
+    ) -> Answers:
         try:
             fields = parse_line(line)
             command = command_of(fields)
-            if command not in (HISTORY, CAUSES):
-                raise RequestRefused("expected a search of the history")
+            if command not in commands:
+                raise RequestRefused(f"expected {expected}")
             if not self._file:
                 raise RequestRefused(NO_HISTORY)
             if self._daemon is not None:
@@ -113,7 +143,10 @@ class OwnHistory:
                         yield answer
                 return
             lower = {name.lower(): value for name, value in fields.items()}
-            yield {"ok": True, **await self._read(command, lower)}
+            if command == FORGET:
+                yield {"ok": True, **await self._forget(number_of(lower))}
+            else:
+                yield {"ok": True, **await self._read(command, lower)}
         except RequestRefused as exc:
             yield refusal(str(exc))
         except HistoryUnavailable as exc:
@@ -123,12 +156,28 @@ class OwnHistory:
             yield refusal(A_BUG, Code.FAULT)
 
     async def _read(self, command: str, fields: Mapping[str, str]) -> dict[str, Any]:
+        async with self._changing:  # SQLite lets nobody read while a caller is forgotten
+            pass
+        return await self._in_thread(self._answer, command, fields)
+
+    async def _forget(self, number: str) -> dict[str, Any]:
+        async with self._changing:
+            await asyncio.gather(*self._at_file, return_exceptions=True)
+            return await self._in_thread(self._forget_in_file, number)
+
+    async def _in_thread(self, work: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
         if self._is_closed:
             raise HistoryUnavailable("this controller begins to lead: ask again")
-        reading = asyncio.create_task(asyncio.to_thread(self._answer, command, fields))
-        self._reading.add(reading)
-        reading.add_done_callback(self._reading.discard)
-        return await asyncio.shield(reading)
+        task = asyncio.create_task(asyncio.to_thread(work, *given))
+        self._at_file.add(task)
+        task.add_done_callback(self._at_file.discard)
+        return await asyncio.shield(task)
+
+    def _forget_in_file(self, number: str) -> dict[str, Any]:
+        path = Path(self._file)
+        if not path.exists():  # it has never led
+            return Forgotten(0, 0)._asdict()
+        return history_file.forget(path, number, self._gives_up.is_set)._asdict()
 
     def _answer(self, command: str, fields: Mapping[str, str]) -> dict[str, Any]:
         """Return the answer of the file; called in a thread."""
@@ -151,7 +200,7 @@ class OwnHistory:
 
 
 class HistoryOfCluster:
-    """Asks all controllers for their histories.
+    """Asks all controllers for their histories, or has them forget a caller.
 
     Args:
         broker: The connection to the broker.
@@ -164,7 +213,7 @@ class HistoryOfCluster:
         self,
         broker: Broker,
         name: str,
-        own: Mapping[Keeper, GiveAnswers],
+        own: Mapping[Keeper, OwnHistory],
         others: Callable[[], Sequence[Keeper]],
     ) -> None:
         self._broker = broker
@@ -175,7 +224,7 @@ class HistoryOfCluster:
     async def answer(
         self, command: str, fields: Mapping[str, str], origin: Origin
     ) -> dict[str, Any]:
-        """Return the answer to a search, of all.
+        """Return the answer of all to a search, or to a caller that is to be forgotten.
 
         Args:
             command: Which one, in lower case.
@@ -187,6 +236,8 @@ class HistoryOfCluster:
             HistoryUnavailable: Nobody keeps a history.
         """
         fields = {name: text for name, text in fields.items() if name != "command"}
+        if command == FORGET:
+            return await self._forget({"Command": command, **fields}, origin)
         if command == CAUSES:
             answers, missing = await self._ask({"Command": command, **fields}, origin)
             return {"causes": _merged_causes(answers, missing), "missing": missing}
@@ -195,6 +246,22 @@ class HistoryOfCluster:
             found = _merged(answers, missing)
             return {"entries": found[:1], "next_cursor": "", "missing": missing}
         return await self._search(command, fields, origin)
+
+    async def _forget(self, fields: dict[str, str], origin: Origin) -> dict[str, Any]:
+        number_of(fields)  # raises before anybody has begun
+        answers, missing = await self._ask(fields, origin)
+        each: dict[str, Forgotten] = {}
+        for keeper, answer in answers.items():
+            try:
+                each[str(keeper)] = _forgotten_in(answer)
+            except NoMessage as exc:
+                missing[str(keeper)] = f"what it has answered cannot be understood: {exc}"
+        return {
+            "removed": sum(one.removed for one in each.values()),
+            "blanked": sum(one.blanked for one in each.values()),
+            "controllers": {name: one._asdict() for name, one in each.items()},
+            "missing": missing,
+        }
 
     async def _search(self, command: str, fields: dict[str, str], origin: Origin) -> dict[str, Any]:
         query = query_of(fields)
@@ -225,19 +292,22 @@ class HistoryOfCluster:
             RequestRefused: A field is wrong.
             HistoryUnavailable: Nobody keeps one.
         """
-        line = json.dumps(fields).encode()
-        keepers = [*self._own, *(one for one in self._others() if one not in self._own)]
+        keepers = self._keepers(fields.get("asterisk", ""))
+        rest = {name: text for name, text in fields.items() if name != "asterisk"}
+        line, forgets = json.dumps(rest).encode(), fields["Command"] == FORGET
         answers: dict[Keeper, dict[str, Any]] = {}
         missing: dict[str, str] = {}
         refused = ""
 
         async def ask(keeper: Keeper) -> None:
             nonlocal refused
-            if keeper in self._own:
-                asked = self._own[keeper](line, origin)
+            own = self._own.get(keeper)
+            if own is not None:
+                asked = own.forget(line, origin) if forgets else own(line, origin)
             else:
                 who = f"{self._name}, {origin.door} {origin.who}"
-                asked = ask_subject(self._broker, keeper.subject, line, who)
+                subject = keeper.forget_subject if forgets else keeper.subject
+                asked = ask_subject(self._broker, subject, line, who)
             try:
                 async with contextlib.aclosing(asked):
                     answer = await anext(asked)
@@ -262,6 +332,18 @@ class HistoryOfCluster:
         if not answers and refused:
             raise RequestRefused(refused)
         return {one: answers[one] for one in keepers if one in answers}, missing
+
+    def _keepers(self, asterisk: str) -> list[Keeper]:
+        """Return who may keep a history of an Asterisk; empty: of any.
+
+        Raises:
+            RequestRefused: The cluster has no such Asterisk.
+        """
+        keepers = list(dict.fromkeys((*self._own, *self._others())))
+        found = [one for one in keepers if asterisk in ("", one.asterisk)]
+        if not found:
+            raise no_such_asterisk(asterisk, sorted({one.asterisk for one in keepers}))
+        return found
 
 
 # --- What comes back -----------------------------------------------------------------------------
@@ -320,6 +402,13 @@ def _merged_causes(
             sums[key] = one
     causes = sorted(sums.values(), key=lambda one: (-one.count, -one.latest_at))
     return [dataclasses.asdict(one) for one in causes[: history_search.MOST_CAUSES]]
+
+
+def _forgotten_in(answer: Mapping[str, Any]) -> Forgotten:
+    removed, blanked = answer.get("removed"), answer.get("blanked")
+    if type(removed) is not int or type(blanked) is not int:
+        raise NoMessage("no counts")
+    return Forgotten(removed, blanked)
 
 
 def _items(answer: Mapping[str, Any], name: str) -> list[Any]:

@@ -13,6 +13,7 @@ from typing import Any, Self
 from urllib.parse import quote, urlencode
 
 from audiofork.doors.daemon_client import (
+    Forgetting,
     Listing,
     fork_id_of,
     is_channel_name,
@@ -172,7 +173,7 @@ class HttpClient:
         with self._http.is_the_daemon():
             return [dict(one) for one in answer["causes"]]
 
-    def forget(self, _number: str) -> tuple[int, int]:
+    def forget(self, _number: str) -> Forgetting:
         """Refuse: whoever looks at the history from elsewhere may not change it."""
         raise RequestRefused(
             "callers are removed from the history on the daemon's own machine alone: run audiofork "

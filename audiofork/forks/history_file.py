@@ -23,6 +23,7 @@ from audiofork.forks.history_forgetting import Forgotten
 from audiofork.forks.masking import MASK, digits_of
 from audiofork.forks.sqlite_file import Damaged, SqliteFile, check_kind, telling_damage
 from audiofork.forks.timelines import Moment
+from audiofork.text import reason_of
 
 _LOCKED_S = 0.5  # how long to wait for a daemon that has the file
 _CACHE_KIB = 8192
@@ -75,7 +76,9 @@ class HistoryFile(SqliteFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._merging = self._to_wipe = False
-        self._is_clean = True  # as far as known: no word of what was forgotten is in the index
+        # Whether no word of what was forgotten is in the index; an earlier run may have been broken
+        # off before it was.
+        self._is_clean = False
         self.give_up: Callable[[], bool] = history_search.never
         try:
             with telling_damage():
@@ -232,6 +235,26 @@ class HistoryFile(SqliteFile):
     def causes(self, since: float) -> list[Cause]:
         """See history_search."""
         return history_search.causes(self.db, since, self.give_up)
+
+
+def forget(
+    path: Path, number: str, give_up: Callable[[], bool] = history_search.never
+) -> Forgotten:
+    """Remove a caller from the file of a daemon that does not run; see HistoryFile.forget.
+
+    Raises:
+        HistoryUnavailable: It is not there, is no history, may not be changed, or is in use; or it
+            was given up, and is done in part.
+    """
+    with reading(path):  # else a file that is none would be made one
+        pass
+    try:
+        with contextlib.closing(HistoryFile(path)) as file:
+            file.give_up = give_up
+            return file.forget(number)
+    except (Damaged, OSError, sqlite3.Error) as exc:
+        text = f"the history {path} cannot be changed: {reason_of(exc)}"
+        raise HistoryUnavailable(text) from exc
 
 
 @contextlib.contextmanager

@@ -16,13 +16,14 @@ import pytest
 from audiofork.cluster.broker import Broker
 from audiofork.doors.broker_door import BrokerDoor
 from audiofork.doors.control_answers import Answers
-from audiofork.doors.history_answers import CAUSES, HISTORY
+from audiofork.doors.history_answers import CAUSES, FORGET, HISTORY
 from audiofork.doors.history_sharing import HistoryOfCluster, Keeper, OwnHistory, entry_in
 from audiofork.doors.http.cluster_history import ClusterHistory
 from audiofork.errors import HistoryUnavailable, NoMessage, RequestRefused
-from audiofork.forks import history_search
+from audiofork.forks import history_file, history_search
 from audiofork.forks.history import Entry, HistoryQuery
 from audiofork.forks.history_file import HistoryFile
+from audiofork.forks.history_forgetting import Forgotten
 from audiofork.forks.requests import Origin
 from audiofork.forks.timelines import Moment
 from tests.cluster.conftest import Connect
@@ -59,6 +60,7 @@ class Control:
         self.own = OwnHistory(str(file or ""))
         self.known: list[Keeper] = []
         self.door = BrokerDoor(broker, keeper.subject, lambda: True, self.own)
+        self.forgetting = BrokerDoor(broker, keeper.forget_subject, lambda: True, self.own.forget)
         self.all = HistoryOfCluster(broker, keeper.name, {keeper: self.own}, lambda: self.known)
 
     def keep(self, *entries: Entry) -> None:
@@ -71,6 +73,9 @@ class Control:
 
     async def ids(self, **fields: str) -> list[str]:
         return [one["fork_id"] for one in (await self.search(**fields))["entries"]]
+
+    async def forget(self, number: str = "100", **fields: str) -> dict[str, Any]:
+        return await self.all.answer(FORGET, {"number": number, **fields}, ORIGIN)
 
     async def alone(self, fields: Mapping[str, str]) -> dict[str, Any]:
         """Return what it answers for its own history."""
@@ -92,9 +97,10 @@ async def begin(connect: Connect, tmp_path: Path) -> AsyncIterator[Begin]:
             broker = await connect(name)
             file = tmp_path / f"{name}.sqlite3" if keeps else None
             control = Control(Keeper(asterisk, name), broker, file)
-            await control.door.open()
+            for door in (control.door, control.forgetting):
+                await door.open()
+                stack.push_async_callback(door.close)
             await broker.flush()
-            stack.push_async_callback(control.door.close)
             controllers.append(control)
             for other in controllers:
                 other.known = [each.keeper for each in controllers]
@@ -206,7 +212,162 @@ async def test_nothing_but_a_search_is_granted_to_other_controllers(begin: Begin
     for command in ("ForgetAudioForkCaller", "StopAudioFork", "ListAudioForks"):
         answer = await one.alone({"Command": command, "Number": "100"})
         assert answer["error"] == "expected a search of the history"
+    for command in ("ListAudioForkHistory", "ListAudioForkCauses", "StopAudioFork"):
+        line = json.dumps({"Command": command}).encode()
+        async with aclosing(one.own.forget(line, ORIGIN)) as answers:
+            assert [each["error"] async for each in answers] == [
+                "expected a caller to be forgotten"
+            ]
     assert await one.ids() == [fork_id(1)]
+
+
+async def test_those_of_one_asterisk_are_asked_where_it_is_named(begin: Begin) -> None:
+    first, second, other = await begin("c1"), await begin("c2"), await begin("b1", "pbx-b")
+    for number, one in enumerate((first, second, other)):
+        one.keep(entry(number))
+    assert await first.ids(asterisk="pbx-b") == [fork_id(2)]
+    assert await other.ids(asterisk="pbx") == [fork_id(1), fork_id(0)]
+    causes = await first.all.answer(CAUSES, {"asterisk": "pbx-b"}, ORIGIN)
+    assert [one["count"] for one in causes["causes"]] == [1]
+    with pytest.raises(RequestRefused, match="no Asterisk pbx-c; did you mean pbx-b"):
+        await first.search(asterisk="pbx-c")
+
+
+# --- A caller is forgotten -----------------------------------------------------------------------
+
+
+async def test_caller_is_forgotten_by_all_and_each_says_how_much(begin: Begin) -> None:
+    first, second, other = await begin("c1"), await begin("c2"), await begin("b1", "pbx-b")
+    await begin("c3", keeps=False)
+    first.keep(entry(1), entry(2, caller_number="200"))
+    second.keep(entry(3), entry(4), entry(5, caller_number="300", caller_name="for 100"))
+    other.keep(entry(6), entry(7, caller_number="200"))
+    assert await first.forget() == {
+        **{"removed": 4, "blanked": 0, "missing": {}},
+        "controllers": {
+            "pbx/c1": {"removed": 1, "blanked": 0},
+            "pbx/c2": {"removed": 2, "blanked": 0},
+            "pbx-b/b1": {"removed": 1, "blanked": 0},
+        },
+    }
+    assert await first.ids() == [fork_id(7), fork_id(5), fork_id(2)]
+    again = await second.forget()
+    assert (again["removed"], len(again["controllers"])) == (0, 3)
+
+
+async def test_caller_is_forgotten_by_those_of_one_asterisk_alone(begin: Begin) -> None:
+    first, other = await begin("c1"), await begin("b1", "pbx-b")
+    first.keep(entry(1))
+    other.keep(entry(2))
+    done = await first.forget(asterisk="pbx-b")
+    assert done["controllers"] == {"pbx-b/b1": {"removed": 1, "blanked": 0}}
+    assert await first.ids() == [fork_id(1)]
+
+
+async def test_who_has_not_forgotten_is_told(begin: Begin) -> None:
+    first, second, third = await begin("c1"), await begin("c2"), await begin("c3")
+    for number, one in enumerate((first, second, third)):
+        one.keep(entry(number))
+    await second.forgetting.close()
+    await second.broker.flush()  # so that NATS knows of it
+    assert third.file is not None
+    with closing(HistoryFile(third.file)):  # which locks it
+        done = await first.forget()
+    assert done["controllers"] == {"pbx/c1": {"removed": 1, "blanked": 0}}
+    assert done["missing"].pop("pbx/c2") == "nobody answers"
+    assert "locked" in done["missing"].pop("pbx/c3")
+    assert done["missing"] == {}
+    assert await first.ids() == [fork_id(2), fork_id(1)]
+
+
+async def test_what_is_no_number_is_refused_before_anybody_is_asked(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await begin("c1")
+    monkeypatch.setattr(one.all, "_ask", None)
+    with pytest.raises(RequestRefused, match="Number: expected a number"):
+        await one.forget("Ada")
+
+
+async def test_daemon_that_leads_forgets_in_the_file_that_it_has(begin: Begin) -> None:
+    first, second = await begin("c1"), await begin("c2")
+    second.keep(entry(1))
+    asked: list[dict[str, str]] = []
+
+    async def daemon(line: bytes, origin: Origin) -> Answers:
+        asked.append(json.loads(line))
+        yield {"ok": True, "removed": 5, "blanked": 2}
+
+    await first.own.leave_to_daemon()
+    first.own.begin_to_lead(daemon)
+    done = await second.forget()
+    assert (done["removed"], done["blanked"], done["missing"]) == (6, 2, {})
+    assert done["controllers"]["pbx/c1"] == {"removed": 5, "blanked": 2}
+    assert asked == [{"Command": FORGET, "number": "100"}]
+
+
+@pytest.mark.parametrize("wrong", [{}, {"removed": "1", "blanked": 0}, {"removed": True}])
+async def test_answer_without_counts_is_not_taken_for_done(
+    begin: Begin, wrong: dict[str, Any]
+) -> None:
+    one = await begin("c1")
+
+    async def daemon(_line: bytes, _origin: Origin) -> Answers:
+        yield {"ok": True, **wrong}
+
+    one.own.begin_to_lead(daemon)
+    done = await one.forget()
+    assert (done["removed"], done["controllers"]) == (0, {})
+    assert done["missing"] == {"pbx/c1": "what it has answered cannot be understood: no counts"}
+
+
+class Slow:
+    """Forgets when it is told to, or gives up; in a thread."""
+
+    def __init__(self) -> None:
+        self.has_begun, self.may_end = threading.Event(), threading.Event()
+
+    def __call__(self, _path: Path, _number: str, give_up: Callable[[], bool]) -> Forgotten:
+        self.has_begun.set()
+        for _ in range(3000):  # it always ends
+            if give_up():
+                raise HistoryUnavailable("it was broken off, and is done in part: ask again")
+            if self.may_end.wait(0.01):
+                break
+        return Forgotten(1, 0)
+
+
+async def test_search_waits_while_a_caller_is_forgotten(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, slow = await begin("c1"), Slow()
+    one.keep(entry(1))
+    monkeypatch.setattr(history_file, "forget", slow)
+    forgetting = asyncio.create_task(one.forget())
+    assert await asyncio.to_thread(slow.has_begun.wait, 30)
+    searching = asyncio.create_task(one.ids())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(one.own._at_file) == 1
+    slow.may_end.set()
+    assert (await forgetting)["removed"] == 1
+    assert await searching == [fork_id(1)]
+
+
+async def test_who_forgets_gives_up_when_a_daemon_begins_and_that_is_told(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, slow = await begin("c1"), Slow()
+    one.keep(entry(1))
+    monkeypatch.setattr(history_file, "forget", slow)
+    forgetting = asyncio.create_task(one.forget())
+    assert await asyncio.to_thread(slow.has_begun.wait, 30)
+    await one.own.leave_to_daemon()
+    assert not one.own._at_file
+    broken_off = "it was broken off, and is done in part: ask again"
+    assert (await forgetting)["missing"] == {"pbx/c1": broken_off}
+    begins = "this controller begins to lead: ask again"
+    assert (await one.forget())["missing"] == {"pbx/c1": begins}
 
 
 async def test_daemon_that_leads_has_the_file_alone_and_answers_itself(begin: Begin) -> None:

@@ -183,6 +183,7 @@ def test_server_does_not_start_before_the_keys_are_set() -> None:
         pytest.param(f"audiofork.request.{A1}", id="request"),
         pytest.param(f"audiofork.events.{A1}", id="event"),
         pytest.param(f"audiofork.history.{A1}.c1", id="history"),
+        pytest.param(f"audiofork.forget.{A1}.c1", id="forget"),
         pytest.param(f"$KV.{LEASES}.{A1}", id="lease"),
         pytest.param(f"$KV.{JOURNAL_1}.x", id="journal"),
         pytest.param("$JS.API.STREAM.CREATE.KV_x", id="make a bucket"),
@@ -202,7 +203,7 @@ async def test_relay_host_may_not(relay: User, subject: str) -> None:
     [
         *(">", "audiofork.>", "audiofork.relay.>", f"audiofork.relay.{R2}.*", "_INBOX.>"),
         *("audiofork.beat.*", f"audiofork.control.{A1}.*", f"$KV.{JOURNAL_1}.>", "$JS.>", "$SYS.>"),
-        *(f"audiofork.events.{A1}", f"audiofork.history.{A1}.c1"),
+        *(f"audiofork.events.{A1}", f"audiofork.history.{A1}.c1", f"audiofork.forget.{A1}.c1"),
     ],
 )
 async def test_relay_host_may_not_read(relay: User, subject: str) -> None:
@@ -228,6 +229,7 @@ async def test_relay_host_may_what_it_needs(relay: User) -> None:
         pytest.param(f"audiofork.request.{A2}", id="request"),
         pytest.param(f"audiofork.events.{A2}", id="event of another"),
         pytest.param(f"audiofork.history.{A2}.c1", id="history of another"),
+        pytest.param(f"audiofork.forget.{A2}.c1", id="forget at another"),
         pytest.param(f"$KV.{LEASES}.{A2}", id="lease"),
         pytest.param(f"$KV.{JOURNAL_2}.x", id="journal"),
         pytest.param(f"$JS.API.STREAM.MSG.GET.KV_{JOURNAL_2}", id="read a journal"),
@@ -256,6 +258,7 @@ async def test_controller_may_not(controller: User, subject: str) -> None:
     [
         *(">", "audiofork.>", f"audiofork.control.{A2}.*", f"audiofork.request.{A2}"),
         *("audiofork.events.*", f"audiofork.events.{A2}", "audiofork.history.*.*"),
+        *("audiofork.forget.*.*", f"audiofork.forget.{A2}.*"),
         *("audiofork.relay.>", f"audiofork.relay.{R1}.*", "_INBOX.>", f"_INBOX.control.{A2}.>"),
         *(f"$KV.{JOURNAL_1}.>", f"$KV.{JOURNAL_2}.>", "$JS.>", "$SYS.>"),
     ],

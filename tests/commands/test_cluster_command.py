@@ -228,3 +228,44 @@ def test_drain_names_the_relay_host_and_says_nothing(controller: FakeController)
         assert (result.exit_code, result.output) == (0, "")
     drain = {"Command": "DrainAudioForkRelay", "Relay": "r1"}
     assert controller.asked == [drain, {**drain, "Undo": "yes"}]
+
+
+FORGOTTEN: dict[str, Any] = {
+    **{"ok": True, "removed": 3, "blanked": 1, "missing": {}},
+    "controllers": {
+        "pbx/c1": {"removed": 3, "blanked": 1},
+        "pbx/c2": {"removed": 0, "blanked": 0},
+    },
+}
+
+
+def test_each_controller_says_how_much_it_has_forgotten(controller: FakeController) -> None:
+    controller.answer = FORGOTTEN
+    result = ask(controller, "history", "--forget", "100", "--yes", "--asterisk", "pbx")
+    assert (result.exit_code, result.stdout.splitlines()) == (
+        0,
+        [
+            "pbx/c1: 3 entries removed, the number blanked in 1 others",
+            "pbx/c2: 0 entries removed",
+        ],
+    )
+    assert controller.asked == [
+        {"Command": "ForgetAudioForkCaller", "Number": "100", "Asterisk": "pbx"}
+    ]
+
+
+def test_controller_that_has_not_forgotten_is_named_with_what_to_do(
+    controller: FakeController,
+) -> None:
+    controller.answer = FORGOTTEN | {"missing": {"pbx/c3": "nobody\nanswers"}}
+    result = ask(controller, "history", "--forget", "100", "--yes")
+    assert result.exit_code == 1
+    assert len(result.stdout.splitlines()) == 2
+    assert result.stderr.splitlines() == [
+        "audiofork: the history of pbx/c3 may still have the number: nobody?answers",
+        "Repeat this command when it can be asked: it removes what is left.",
+    ]
+    result = ask(controller, "history", "--forget", "100", "--yes", "--json")
+    assert result.exit_code == 1
+    wanted = {name: value for name, value in controller.answer.items() if name != "ok"}
+    assert json.loads(result.stdout) == wanted

@@ -232,6 +232,23 @@ def test_wrong_command_line_exits_with_2(tmp_path: Path, arguments: list[str], w
     assert why in " ".join(result.stderr.split())
 
 
+def test_file_of_a_cluster_says_that_others_were_not_asked(tmp_path: Path) -> None:
+    (tmp_path / "audiofork.ini").write_text(
+        f"[control]\nsocket = {tmp_path}/none.sock\n[cluster]\nservers = nats://127.0.0.1:9\n"
+        f"[history]\nfile = {tmp_path}/history.sqlite3\n"
+    )
+    fill(tmp_path)
+    result = history(tmp_path)
+    assert result.exit_code == 0
+    told = "the history of other controllers is missing: no controller runs here to ask them"
+    assert told in result.stderr
+    result = history(tmp_path, "--forget", "0700", "--yes", "--json")
+    assert result.exit_code == 1
+    done = json.loads(result.stdout)
+    assert (done["removed"], list(done["missing"])) == (1, ["other controllers"])
+    assert "the history of other controllers may still have the number" in result.stderr
+
+
 # --- Where there is no history -------------------------------------------------------------------
 
 
