@@ -433,14 +433,30 @@ def load(path: Path, asterisk: str = "") -> tuple[Config, dict[str, str]]:
     return config, unread
 
 
-def load_each(path: Path) -> list[tuple[str, Config, dict[str, str]]]:
-    """Return the same of each Asterisk, with its name; if there is only one, without.
+def load_each(path: Path, only: str = "") -> list[tuple[str, Config, dict[str, str]]]:
+    """Return the same of each Asterisk, with its name; if the file has only one, without.
+
+    Args:
+        path: The file.
+        only: The name of the only one that is wanted; empty: all.
 
     Raises:
-        ConfigError: The file cannot be used.
+        ConfigError: The file cannot be used, or does not have that one.
     """
-    names = config_file.load(path, secrets_of=()).asterisk_names
-    return [(name, *load(path, name)) for name in (names if len(names) > 1 else ("",))]
+    config = config_file.load(path, secrets_of=())
+    names, several = names_of(config, only), len(config.asterisk_names) > 1
+    return [(name, *load(path, name)) for name in (names if several else ("",))]
+
+
+def names_of(config: Config, only: str) -> tuple[str, ...]:
+    """Return the names of the Asterisks that are checked; see `load_each`."""
+    names = config.asterisk_names
+    if not only:
+        return names
+    if only not in names:
+        has = f"; it has {', '.join(names)}" if any(names) else ""
+        raise ConfigError(f"there is no Asterisk {only!r}{has}")
+    return (only,)
 
 
 def site_if_all_works(config: Config, version: Version) -> Site:

@@ -11,8 +11,8 @@ import click
 import uvloop
 
 from audiofork import config_file
-from audiofork.commands.check import Check, load_each, taps_of
-from audiofork.commands.daemon_options import of_the_daemon
+from audiofork.commands.check import Check, load_each, names_of, taps_of
+from audiofork.commands.daemon_options import DaemonPlace, asterisk_option, of_the_daemon
 from audiofork.commands.findings import Finding, Mark
 from audiofork.commands.roles import exits_of, of_relay_host
 from audiofork.commands.terminal import EXIT_CONFIG, EXIT_FAILED, EXIT_UNREACHABLE, fail, say
@@ -38,9 +38,16 @@ from audiofork.text import why
 @click.option(
     "--json", "as_json", is_flag=True, help="Print each finding as a JSON object in one line."
 )
+@asterisk_option
 @of_the_daemon
 def check(
-    taps: bool, here: bool, of_relay: bool, as_json: bool, path: Path, socket_path: Path | None
+    taps: bool,
+    here: bool,
+    of_relay: bool,
+    as_json: bool,
+    asterisk: str,
+    path: Path,
+    socket_path: Path | None,
 ) -> None:
     """Test what the daemon needs, and say what to do about each fault.
 
@@ -48,35 +55,37 @@ def check(
     and its permissions are the ones that matter. Otherwise this command does the check. Asterisk
     opens a channel and spies on it; this takes two or three seconds and disturbs no call. In a
     cluster it also tests the NATS servers, and has Asterisk connect to each relay host; of several
-    Asterisks in the configuration it tests one after the other. Exit code
+    Asterisks in the configuration it tests one after the other, or that of --asterisk. Exit code
     0: no fault; 1: there are faults; 3: the configuration cannot be used; 4: Asterisk cannot be
     reached.
     """
     if taps and (as_json or of_relay):
         raise click.UsageError(f"--taps and --{'json' if as_json else 'relay'} do not go together")
+    if of_relay and asterisk:
+        raise click.UsageError("--relay and --asterisk do not go together")
     show_finding = Finding.as_json if as_json else str
     if of_relay:
         _check_relay(path, show_finding)
     if not here:
-        _check_by_daemon(taps, as_json, path, socket_path)
+        _check_by_daemon(taps, as_json, DaemonPlace(path, socket_path, asterisk=asterisk))
     try:
         if taps:
-            _print_taps(config_file.load(path, secrets_of=["asterisk", "asterisk *"]))
+            _print_taps(config_file.load(path, secrets_of=["asterisk", "asterisk *"]), asterisk)
             return
-        checks = _checks_of(path, lambda finding: say(show_finding(finding)))
+        checks = _checks_of(path, lambda finding: say(show_finding(finding)), asterisk)
     except ConfigError as exc:
         fail(config_file.with_place(str(exc), path), EXIT_CONFIG)
     say(show_finding(Finding(Mark.OK, f"configuration: {path}")))
     sys.exit(max(uvloop.run(one.run()) for one in checks))
 
 
-def _checks_of(path: Path, tell: Callable[[Finding], None]) -> list[Check]:
-    """Return the check of each Asterisk of a configuration.
+def _checks_of(path: Path, tell: Callable[[Finding], None], only: str) -> list[Check]:
+    """Return the check of each Asterisk of a configuration, or of one of them.
 
     Raises:
-        ConfigError: It cannot be used.
+        ConfigError: It cannot be used, or does not have that one.
     """
-    each = load_each(path)
+    each = load_each(path, only)
     if not any(
         "profile" in unread for _, _, unread in each
     ):  # else it is not known which there are
@@ -97,11 +106,12 @@ def _check_relay(path: Path, show_finding: Callable[[Finding], str]) -> NoReturn
         sys.exit(uvloop.run(one.run()))
 
 
-def _check_by_daemon(taps: bool, as_json: bool, path: Path, socket_path: Path | None) -> None:
+def _check_by_daemon(taps: bool, as_json: bool, place: DaemonPlace) -> None:
     """Let the daemon check, and exit with its result; return if no daemon can, and say why."""
     try:
-        with client.Client(socket_path or client.socket_of(path)) as daemon:
-            sys.exit(daemon.check(path, say, taps=taps, as_json=as_json))
+        socket_path = place.socket_path or client.socket_of(place.path)
+        with client.Client(socket_path, place.asterisk) as daemon:
+            sys.exit(daemon.check(place.path, say, taps=taps, as_json=as_json))
     except DaemonBusy as exc:
         fail(str(exc), EXIT_FAILED)
     except (ConfigError, DaemonUnreachable, RequestRefused) as exc:
@@ -114,8 +124,8 @@ def _check_by_daemon(taps: bool, as_json: bool, path: Path, socket_path: Path | 
         fail(str(exc), EXIT_FAILED)
 
 
-def _print_taps(loaded: Config) -> None:
-    names = loaded.asterisk_names
+def _print_taps(loaded: Config, only: str) -> None:
+    names = names_of(loaded, only)
     try:
         for name in names:
             if len(names) > 1:

@@ -121,7 +121,7 @@ def of_any_daemon(command: _Command) -> _Command:
     return found
 
 
-_ASTERISK_OPTION = click.option(
+asterisk_option = click.option(
     "--asterisk",
     metavar="NAME",
     default="",
@@ -137,7 +137,7 @@ def of_any_asterisk(command: _Command) -> _Command:
     def with_asterisk(*, place: DaemonPlace, asterisk: str, **given: Any) -> Any:
         return command(place=place_of(place, asterisk), **given)
 
-    decorated: Any = _ASTERISK_OPTION(with_asterisk)
+    decorated: Any = asterisk_option(with_asterisk)
     found: _Command = of_any_daemon(decorated)
     return found
 

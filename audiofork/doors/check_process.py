@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
+from audiofork.config_cluster import is_name
 from audiofork.errors import DaemonBusy, RequestRefused
 from audiofork.system import child_environment
 
@@ -56,21 +57,26 @@ class CheckProcess:
         Args:
             fields: The fields of the request, names in lower case: `config`, the file to check;
                 `taps`, not empty if only the ways to get audio are wanted; `json`, not empty if
-                each line is to be a finding as a JSON object.
+                each line is to be a finding as a JSON object; `only`, of several Asterisks the one
+                that is to be checked.
 
         Raises:
-            RequestRefused: This daemon has another configuration.
+            RequestRefused: This daemon has another configuration, or a field is wrong.
             DaemonBusy: Another check runs.
             TimeoutError: No further line came in time.
         """
         config = fields.get("config", "")
         if config and Path(config) not in (self._path, self._path.resolve()):
             raise RequestRefused(f"it runs with another configuration, {self._path}")
+        only = fields.get("only", "")
+        if only and not is_name(only):
+            raise RequestRefused("Only: expected the name of an Asterisk")
         if self._runs:
             raise DaemonBusy("another check runs; ask again in a few seconds")
         self._runs = True
         try:
             wanted = [f"--{name}" for name in ("taps", "json") if fields.get(name)]
+            wanted += [f"--asterisk={only}"] if only else []
             process = await self._start(*wanted)
             try:
                 assert process.stdout is not None

@@ -189,6 +189,8 @@ class Client:
         """
         self._socket.settimeout(CHECK_TIMEOUT_S)
         fields = {"Command": "CheckAudioFork", "Config": str(config.resolve())}
+        if self._asterisk:  # `Asterisk` says who is to check, and goes no further
+            fields["Only"] = self._asterisk
         wishes = {"Taps": taps, "Json": as_json}
         fields |= {name: "yes" for name, wanted in wishes.items() if wanted}
         answer = self._answer_to(fields)

@@ -154,6 +154,9 @@ def test_secrets_of_each_asterisk_are_read_for_its_own_check_alone(tmp_path: Pat
         "asterisk": f"{ini}:5: [asterisk] secret_file: {tmp_path}/none: No such file or directory"
     }
     assert list(unread_second) == ["ari"]
+    assert [name for name, _, _ in load_each(ini, "b")] == ["b"]
+    with pytest.raises(ConfigError, match="there is no Asterisk 'c'; it has a, b"):
+        load_each(ini, "c")
     ini.write_text(f"[cluster]\nservers = nats://a:1\n{of_b}")
     ((name, alone, unread),) = load_each(ini)
     assert (name, alone.asterisk.port, alone.asterisk.secret, unread) == ("", 2, "s3cret", {})

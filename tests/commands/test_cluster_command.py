@@ -230,6 +230,21 @@ def test_drain_names_the_relay_host_and_says_nothing(controller: FakeController)
     assert controller.asked == [drain, {**drain, "Undo": "yes"}]
 
 
+def test_check_of_one_asterisk_is_done_by_its_leader_and_is_of_it_alone(
+    controller: FakeController, tmp_path: Path
+) -> None:
+    controller.answer = {"ok": True, "exit_code": 0}
+    result = ask(controller, "check", "--asterisk", "pbx-b", "-c", str(tmp_path / "x.ini"))
+    assert result.exit_code == 0
+    (asked,) = controller.asked
+    assert (asked["Command"], asked["Asterisk"], asked["Only"]) == (
+        *("CheckAudioFork", "pbx-b"),
+        "pbx-b",
+    )
+    result = ask(controller, "check", "--relay", "--asterisk", "pbx-b")
+    assert (result.exit_code, len(controller.asked)) == (2, 1)
+
+
 FORGOTTEN: dict[str, Any] = {
     **{"ok": True, "removed": 3, "blanked": 1, "missing": {}},
     "controllers": {

@@ -58,6 +58,14 @@ async def test_check_is_of_the_daemons_own_file_from_here(tmp_path: Path) -> Non
     assert got == [{"line": f"['--taps', '-c', '{path}']"}, {"exit_code": 0}]
 
 
+async def test_check_of_one_asterisk_is_asked_for_by_its_name_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x.ini"
+    got = await answers(checking(path, "print(sys.argv[1:])"), only="pbx-b")
+    assert got[1] == {"line": f"['--asterisk=pbx-b', '-c', '{path}']"}
+    with pytest.raises(RequestRefused, match="Only: expected the name of an Asterisk"):
+        await answers(checking(path, "print('never')"), only="pbx b")
+
+
 async def test_daemon_of_another_configuration_refuses_and_says_which_it_has(
     tmp_path: Path,
 ) -> None:
