@@ -171,6 +171,7 @@ class HttpClient:
         """Return the causes of failures since a time, in seconds since 1970."""
         answer = self._http.ask("GET", "/history/causes", {"since": repr(since)})
         with self._http.is_the_daemon():
+            self.missing |= answer.get("missing", {})
             return [dict(one) for one in answer["causes"]]
 
     def forget(self, _number: str) -> Forgetting:

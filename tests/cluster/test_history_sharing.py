@@ -429,14 +429,22 @@ async def test_http_interface_asks_with_each_field_of_its_query(begin: Begin) ->
     second.keep(entry(3))
     history = ClusterHistory(first.all.answer, "c1")
     query = HistoryQuery(host="h", failed=True, since=0.5, until=9.5, limit=1)
-    entries, cursor, missing = await history.search(query)
+    entries, cursor, missing = await history.search(query, "")
     assert [(one.fork_id, one.controller) for one in entries] == [(fork_id(3), "c2")]
     assert (bool(cursor), missing) == (True, {})
     found = await history.entry(fork_id(1))
     assert found is not None
     assert (found.asterisk, found.timeline[0].kind) == ("pbx", "requested")
     assert await history.entry(fork_id(9)) is None
-    assert [one.count for one in await history.causes(0.0)] == [2]
+    causes, missing = await history.causes(0.0)
+    assert ([one.count for one in causes], missing) == ([2], {})
+    await second.door.close()
+    await second.broker.flush()  # so that NATS knows of it
+    causes, missing = await history.causes(0.0)
+    assert ([one.count for one in causes], missing) == ([1], {"pbx/c2": "nobody answers"})
+    assert (await history.search(query, "pbx"))[2] == {"pbx/c2": "nobody answers"}
+    with pytest.raises(RequestRefused, match="the cluster has no Asterisk pbx-b"):
+        await history.search(query, "pbx-b")
 
 
 @pytest.mark.parametrize(

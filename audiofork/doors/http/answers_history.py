@@ -25,6 +25,7 @@ class HistoryQuery:
         until: Those that ended before this time.
         limit: How many at most.
         cursor: Where to go on, from the last answer.
+        asterisk: In a cluster, only those of the Asterisk of this name.
     """
 
     channel: Text = ""
@@ -37,6 +38,7 @@ class HistoryQuery:
     until: Annotated[float | None, Bounds(minimum=0, maximum=1e11)] = None
     limit: Annotated[int, Bounds(minimum=1, maximum=MAX_PAGE)] = 50
     cursor: Text = ""
+    asterisk: Text = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,8 @@ class Causes:
 
     Attributes:
         causes: The causes.
+        missing: In a cluster, each controller that has not answered, and why.
     """
 
     causes: list[CauseOfFailures]
+    missing: Mapping[str, str] = field(default_factory=dict)

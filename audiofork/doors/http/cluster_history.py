@@ -16,7 +16,7 @@ AnswerHistory = Callable[[str, Mapping[str, str], Origin], Awaitable[dict[str, A
 
 
 class ClusterHistory:
-    """Implements `parts.History`; entries have `asterisk` and `controller` besides.
+    """Implements `parts.Histories`; entries have `asterisk` and `controller` besides.
 
     Args:
         answer: Answers a search.
@@ -27,8 +27,10 @@ class ClusterHistory:
         self._answer = answer
         self._origin = Origin("http", name)
 
-    async def search(self, query: HistoryQuery) -> tuple[list[Any], str, Mapping[str, str]]:
-        fields = {
+    async def search(
+        self, query: HistoryQuery, asterisk: str
+    ) -> tuple[list[Any], str, Mapping[str, str]]:
+        fields = {"asterisk": asterisk} | {
             name: value if isinstance(value, str) else repr(value)
             for name, value in dataclasses.asdict(query).items()
             if value is not None and name != "failed"
@@ -43,9 +45,9 @@ class ClusterHistory:
         answer = await self._answer(HISTORY, {"audioforkid": fork_id}, self._origin)
         return next((_object(one) for one in answer["entries"]), None)
 
-    async def causes(self, since: float) -> list[Any]:
+    async def causes(self, since: float) -> tuple[list[Any], Mapping[str, str]]:
         answer = await self._answer(CAUSES, {"since": repr(since)}, self._origin)
-        return [SimpleNamespace(**one) for one in answer["causes"]]
+        return [SimpleNamespace(**one) for one in answer["causes"]], answer["missing"]
 
 
 def _object(fields: Mapping[str, Any]) -> Any:

@@ -110,7 +110,7 @@ class ClusterParts:
             check=self._check,
             legs_left=lambda: self._whole.legs_left,
             watching=self._watching,
-            history=self._history,
+            histories=self._history,
             metrics=self,
             cluster=self._whole,
         )

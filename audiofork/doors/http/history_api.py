@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -16,7 +17,7 @@ from audiofork.doors.http.answers_history import (
     HistoryPage,
     HistoryQuery,
 )
-from audiofork.doors.http.parts import History, Parts
+from audiofork.doors.http.parts import Histories, History, Parts
 from audiofork.doors.http.problems import Kind, Problem
 from audiofork.doors.http.routes import Call, Route
 from audiofork.doors.http.schema import BadValue
@@ -40,7 +41,8 @@ class HistoryApi:
     """
 
     def __init__(self, parts: Parts) -> None:
-        self._history = parts.history
+        alone = _Alone(parts.history) if parts.history is not None else None
+        self._histories: Histories | None = parts.histories or alone
 
     def routes(self) -> list[Route]:
         """Return the routes; the fixed path comes before the one with an id."""
@@ -68,10 +70,10 @@ class HistoryApi:
     async def search(self, call: Call) -> web.StreamResponse:
         """Search the ended forks, the latest first."""
         try:
-            entries, cursor, *more = await self._there().search(_query(call.query))
+            query = _query(call.query)
+            entries, cursor, missing = await self._there().search(query, call.query.asterisk)
         except ValueError as exc:
             raise BadValue(str(exc)) from None
-        missing = more[0] if more else {}
         return answer(HistoryPage([_entry(one) for one in entries], cursor, missing))
 
     async def one(self, call: Call) -> web.StreamResponse:
@@ -83,21 +85,44 @@ class HistoryApi:
 
     async def causes(self, call: Call) -> web.StreamResponse:
         """Return why forks have failed, the most frequent cause first."""
+        found, missing = await self._there().causes(call.query.since)
         causes = [
             CauseOfFailures(one.reason, one.detail, one.count, one.latest_at, one.fork_id)
-            for one in await self._there().causes(call.query.since)
+            for one in found
         ]
-        return answer(Causes(causes))
+        return answer(Causes(causes, missing))
 
-    def _there(self) -> History:
-        if self._history is None:
+    def _there(self) -> Histories:
+        if self._histories is None:
             text = "this daemon keeps no history: [history] file is empty"
             raise Problem(404, text, Kind.NOT_AVAILABLE)
-        return self._history
+        return self._histories
+
+
+class _Alone:
+    """The history of one daemon, as if it were those of a cluster. Implements `Histories`."""
+
+    def __init__(self, one: History) -> None:
+        self._one = one
+
+    async def search(
+        self, query: history.HistoryQuery, asterisk: str
+    ) -> tuple[Sequence[Any], str, Mapping[str, str]]:
+        if asterisk:  # it has no name here: as in the list of forks, nothing fits
+            return [], "", {}
+        return *await self._one.search(query), {}
+
+    async def entry(self, fork_id: str) -> Any | None:
+        return await self._one.entry(fork_id)
+
+    async def causes(self, since: float) -> tuple[Sequence[Any], Mapping[str, str]]:
+        return await self._one.causes(since), {}
 
 
 def _query(query: HistoryQuery) -> history.HistoryQuery:
-    return history.HistoryQuery(**dataclasses.asdict(query))
+    fields = dataclasses.asdict(query)
+    del fields["asterisk"]  # it says whom to ask
+    return history.HistoryQuery(**fields)
 
 
 def _entry(entry: Any) -> HistoryEntry:

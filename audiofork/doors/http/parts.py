@@ -88,13 +88,24 @@ class History(Protocol):
     `search` raises ValueError for a cursor that is none.
     """
 
-    async def search(
-        self, query: HistoryQuery
-    ) -> tuple[Sequence[Any], str] | tuple[Sequence[Any], str, Mapping[str, str]]:
-        """Return entries, the next cursor; and in a cluster who has not answered, and why."""
-
+    async def search(self, query: HistoryQuery) -> tuple[Sequence[Any], str]: ...
     async def entry(self, fork_id: str) -> Any | None: ...
     async def causes(self, since: float) -> Sequence[Any]: ...
+
+
+class Histories(Protocol):
+    """Those of a whole cluster, in place of one; see doors/http/cluster_history.py.
+
+    Each answer says who has not answered, too, and why. Raises as `History`.
+    """
+
+    async def search(
+        self, query: HistoryQuery, asterisk: str
+    ) -> tuple[Sequence[Any], str, Mapping[str, str]]:
+        """Return entries of an Asterisk, empty: of each; and the next cursor."""
+
+    async def entry(self, fork_id: str) -> Any | None: ...
+    async def causes(self, since: float) -> tuple[Sequence[Any], Mapping[str, str]]: ...
 
 
 class Metrics(Protocol):
@@ -163,5 +174,6 @@ class Parts:
     timelines: Timelines | None = None
     series: Series | None = None
     history: History | None = None
+    histories: Histories | None = None
     metrics: Metrics | None = None
     cluster: Cluster | None = None

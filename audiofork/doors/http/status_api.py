@@ -100,7 +100,7 @@ class StatusApi:
         status = dataclasses.replace(
             self._parts.status(),
             viewers=self._viewers(),
-            history=self._parts.history is not None,
+            history=(self._parts.history or self._parts.histories) is not None,
         )
         return answer(status)
 

@@ -164,6 +164,14 @@ async def test_history_is_searched_as_asked(stage: Stage) -> None:
     assert stage.others.searched[1] == HistoryQuery()
 
 
+async def test_history_of_one_asterisk_is_empty_without_a_cluster(stage: Stage) -> None:
+    answer = await stage.get("/api/v1/history?asterisk=pbx")
+    assert (answer.status, answer.json) == (
+        200,
+        {"entries": [], "next_cursor": "", "missing": {}},
+    )
+
+
 async def test_history_of_one_has_its_timeline(stage: Stage) -> None:
     answer = await stage.get(f"/api/v1/history/{OTHER_ID}")
     assert answer.json["timeline"] == [{"at": 1000.0, "kind": "requested", "text": ""}]
@@ -172,6 +180,7 @@ async def test_history_of_one_has_its_timeline(stage: Stage) -> None:
 
 async def test_causes_are_no_fork(stage: Stage) -> None:
     answer = await stage.get("/api/v1/history/causes?since=5")
+    assert answer.json["missing"] == {}
     assert answer.json["causes"] == [
         {
             **{"reason": "sink-gone", "detail": "Connection refused", "count": 3},
