@@ -59,6 +59,7 @@ class StandIn:
         broken: The beginning of paths that are answered with an error; empty: none.
         slow_s: Seconds until a fork's own answer comes.
         missing: In a cluster, each Asterisk whose forks are missing, and why.
+        silent: Each controller whose history is missing, and why.
     """
 
     def __init__(self, count: int = 0, port: int = 0) -> None:
@@ -69,6 +70,7 @@ class StandIn:
         self.broken = ""
         self.slow_s = 0.0
         self.missing: dict[str, str] = {}
+        self.silent: dict[str, str] = {}
         self.entries = [synthetic.entry(number) for number in range(140)]
         self.url = ""
         self._port = port
@@ -284,7 +286,11 @@ class StandIn:
         start, limit = int(request.query.get("cursor") or 0), int(request.query.get("limit", 50))
         following = str(start + limit) if start + limit < len(found) else ""
         return web.json_response(
-            {"entries": found[start : start + limit], "next_cursor": following}
+            {
+                "entries": found[start : start + limit],
+                "next_cursor": following,
+                "missing": self.silent,
+            }
         )
 
     async def _entry(self, request: web.Request) -> web.StreamResponse:
@@ -306,7 +312,8 @@ class StandIn:
                 cause["count"] += 1
         names = ("reason", "detail", "count", "latest_at", "fork_id")
         found = [{name: cause[name] for name in names} for cause in causes.values()]
-        return web.json_response({"causes": sorted(found, key=lambda cause: -cause["count"])})
+        causes_found = sorted(found, key=lambda cause: -cause["count"])
+        return web.json_response({"causes": causes_found, "missing": self.silent})
 
     async def _check(self, request: web.Request) -> web.StreamResponse:
         found = synthetic.findings()
@@ -418,6 +425,7 @@ def _fits(entry: dict[str, Any], query: Any) -> bool:
         all(query.get(name, "").lower() in text.lower() for name, text in texts.items())
         and (not since or entry["ended_at"] >= float(since))
         and (not failed or entry["failed"] is (failed == "true"))
+        and query.get("asterisk", "") in ("", entry.get("asterisk"))
     )
 
 

@@ -1,4 +1,4 @@
-"""The live table of a cluster: where each fork is, and what is missing."""
+"""The page of a cluster: where each fork is or was, and what is missing."""
 
 from __future__ import annotations
 
@@ -67,3 +67,79 @@ async def test_what_is_missing_is_told_until_it_is_there(page: Page, stand_in: S
     stand_in.add(synthetic.fork(1, asterisk="pbx-b"))
     await expect(told).to_be_hidden(timeout=30_000)
     await expect(page.locator(".forks tbody tr:not([hidden])")).to_have_count(1)
+
+
+# --- The history ---------------------------------------------------------------------------------
+
+
+def spread(stand_in: StandIn) -> None:
+    """Have the entries be those of two Asterisks, of which one has two controllers."""
+    places = [("pbx-a", "c1"), ("pbx-b", "b1"), ("pbx-a", MARKUP)]
+    for number, one in enumerate(stand_in.entries):
+        one["asterisk"], one["controller"] = places[number % 3]
+    stand_in.status["controllers"] = [
+        {"name": name, "asterisk": asterisk, "state": "stands by"} for asterisk, name in places
+    ]
+
+
+async def test_nothing_of_a_cluster_is_in_the_history_without_one(
+    page: Page, stand_in: StandIn
+) -> None:
+    await sign_in(page, stand_in.url)
+    await page.get_by_role("link", name="History").click()
+    table = page.get_by_role("table", name="Ended forks")
+    await expect(table.locator("tbody tr")).to_have_count(50)
+    await expect(table.get_by_role("columnheader")).to_have_count(8)
+    await expect(page.locator("select[name=asterisk]")).to_be_hidden()
+    await expect(page.locator(".history .missing")).to_be_hidden()
+    await table.locator("tbody a").first.click()
+    await expect(page.locator(".facts dt", has_text="Ended")).to_be_visible()
+    await expect(page.locator(".facts dt", has_text="Controller")).to_have_count(0)
+
+
+async def test_each_entry_of_a_cluster_has_its_asterisk_and_controller_and_one_can_be_chosen(
+    page: Page, stand_in: StandIn
+) -> None:
+    spread(stand_in)
+    await sign_in(page, stand_in.url)
+    await page.get_by_role("link", name="History").click()
+    table = page.get_by_role("table", name="Ended forks")
+    await expect(table.get_by_role("columnheader")).to_have_count(10)
+    rows = table.locator("tbody tr")
+    await expect(rows.nth(0).locator("td.of-cluster")).to_have_text(["pbx-a", "c1"])
+    await expect(rows.nth(2).locator("td.of-cluster")).to_have_text(["pbx-a", MARKUP])
+    choice = page.get_by_role("search").get_by_label("Asterisk")
+    await expect(choice.locator("option")).to_have_text(["Any", "pbx-a", "pbx-b"])
+    await choice.select_option("pbx-b")
+    await page.keyboard.press("Enter")
+    await page.get_by_role("button", name="Search").click()
+    await expect(rows).to_have_count(47)
+    assert set(await rows.locator("td.of-cluster").all_inner_texts()) == {"pbx-b", "b1"}
+    await rows.locator("a").first.click()
+    await expect(page.locator(".facts div", has_text="Controller")).to_contain_text("b1")
+    await expect(page.locator(".facts div", has_text="Asterisk")).to_contain_text("pbx-b")
+
+
+async def test_cluster_of_one_asterisk_offers_no_choice(page: Page, stand_in: StandIn) -> None:
+    spread(stand_in)
+    for one in stand_in.status["controllers"]:
+        one["asterisk"] = "pbx-a"
+    await sign_in(page, stand_in.url)
+    await page.get_by_role("link", name="History").click()
+    table = page.get_by_role("table", name="Ended forks")
+    await expect(table.get_by_role("columnheader")).to_have_count(10)
+    await expect(page.locator("select[name=asterisk]")).to_be_hidden()
+
+
+async def test_history_that_is_missing_is_told_until_it_is_there(
+    page: Page, stand_in: StandIn
+) -> None:
+    stand_in.silent = {"pbx-b/b1": f"nobody answers {MARKUP}"}
+    await sign_in(page, stand_in.url)
+    await page.get_by_role("link", name="History").click()
+    told = page.get_by_text("The history of pbx-b/b1 is missing: nobody answers")
+    await expect(told).to_have_count(1)
+    await expect(told).to_contain_text(MARKUP)
+    stand_in.silent = {}
+    await page.get_by_role("button", name="Search").click()
+    await expect(told).to_be_hidden()

@@ -134,6 +134,7 @@ class App {
     });
     stateList.hidden = false;
     this.health.status(status);
+    this.history.takeStatus(status);
   }
 
   /** Tell of what went wrong, and not more often than can be read. */

@@ -32,6 +32,7 @@ export class HistoryView {
   #query = {};
   #cursor = "";
   #asked = 0; // which search is the latest
+  #missing = {}; // in a cluster, which controllers did not answer each question, and why
 
   constructor() {
     this.element = this.#build();
@@ -42,6 +43,22 @@ export class HistoryView {
     this.#query = this.#asks();
     this.#cursor = "";
     await Promise.all([this.#more(true), this.#causes()]);
+  }
+
+  /** Let one Asterisk be chosen, where the cluster has several; nothing of it without a cluster. */
+  takeStatus({ controllers = [] }) {
+    const names = [...new Set(controllers.map((one) => one.asterisk))].sort();
+    const { asterisk } = this.form;
+    const known = [...asterisk.options].map((option) => option.value).filter(Boolean);
+    if (names.join("\n") === known.join("\n")) return;
+    const chosen = asterisk.value;
+    asterisk.replaceChildren(
+      ...[["", "Any"], ...names.map((name) => [name, words.shown(name)])].map(([value, text]) =>
+        h("option", { value }, text),
+      ),
+    );
+    asterisk.value = names.includes(chosen) ? chosen : "";
+    asterisk.closest("label").hidden = names.length < 2;
   }
 
   focus(id) {
@@ -86,9 +103,12 @@ export class HistoryView {
         "Ended",
         Object.entries(PERIODS).map(([name, [text]]) => [name, text]),
       ),
+      choice("asterisk", "Asterisk", [["", "Any"]]),
       h("button", { type: "submit" }, "Search"),
     );
     this.form.period.value = "week";
+    this.form.asterisk.closest("label").hidden = true;
+    this.missing = h("ul", { class: "missing", role: "status", hidden: true });
     this.body = h("tbody", {});
     this.status = h("p", { class: "count", role: "status" });
     this.older = h(
@@ -98,9 +118,29 @@ export class HistoryView {
     );
     this.causes = h("div", {});
     const head = ["Ended", "Caller", "Channel", "Server", "Reason", "Lasted", "Sent", "Dropped"];
+    this.table = h(
+      "table",
+      { class: "list", "aria-labelledby": "history-title" },
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          head.map((title, place) =>
+            h("th", { scope: "col", class: place > 4 ? "figure" : null }, title),
+          ),
+          ["Asterisk", "Controller"].map((title) =>
+            h("th", { scope: "col", class: "of-cluster" }, title),
+          ),
+        ),
+      ),
+      this.body,
+    );
     return h(
       "section",
       { class: "history", "aria-labelledby": "history-title" },
+      this.missing,
       h(
         "section",
         { "aria-labelledby": "causes-title" },
@@ -109,22 +149,7 @@ export class HistoryView {
       ),
       h("div", { class: "tools" }, h("h2", { id: "history-title" }, "Ended forks"), this.status),
       this.form,
-      h(
-        "table",
-        { class: "list", "aria-labelledby": "history-title" },
-        h(
-          "thead",
-          {},
-          h(
-            "tr",
-            {},
-            head.map((title, place) =>
-              h("th", { scope: "col", class: place > 4 ? "figure" : null }, title),
-            ),
-          ),
-        ),
-        this.body,
-      ),
+      this.table,
       this.older,
     );
   }
@@ -147,6 +172,8 @@ export class HistoryView {
       const page = await get("history", { ...this.#query, cursor: this.#cursor });
       if (number !== this.#asked) return;
       if (isNew) this.body.replaceChildren();
+      this.#tellMissing("search", page);
+      if (page.entries.some((entry) => entry.asterisk)) this.table.classList.add("clustered");
       const rows = page.entries.map((entry) => rowOf(entry));
       this.body.append(...rows);
       if (!isNew) rows[0]?.querySelector("a").focus();
@@ -166,13 +193,26 @@ export class HistoryView {
 
   async #causes() {
     try {
-      const { causes } = await get("history/causes", { since: midnight() });
+      const answer = await get("history/causes", { since: midnight() });
+      const { causes } = answer;
+      this.#tellMissing("causes", answer);
       this.causes.replaceChildren(
         causes.length ? causesTable(causes) : h("p", { class: "dim" }, "Nothing has failed today."),
       );
     } catch (error) {
       this.causes.replaceChildren(h("p", { class: "dim" }, troubleOf(error)));
     }
+  }
+
+  #tellMissing(question, { missing = {} }) {
+    this.#missing[question] = missing;
+    const all = Object.entries({ ...this.#missing.causes, ...this.#missing.search });
+    this.missing.hidden = all.length === 0;
+    this.missing.replaceChildren(
+      ...all.map(([name, why]) =>
+        h("li", {}, `The history of ${words.shown(name)} is missing: ${words.shown(why)}`),
+      ),
+    );
   }
 }
 
@@ -252,6 +292,9 @@ function rowOf(entry) {
     figure(
       "Dropped",
       entry.totals?.frames_dropped ? words.frames(entry.totals.frames_dropped) : "–",
+    ),
+    ["asterisk", "controller"].map((name) =>
+      h("td", { class: "of-cluster" }, words.shown(entry[name] ?? "")),
     ),
   );
 }
@@ -356,6 +399,8 @@ function factsOf(entry) {
     Requested: words.atDate(entry.requested_at),
     Started: entry.started_at ? words.atDate(entry.started_at) : "never",
     Ended: words.atDate(entry.ended_at),
+    Asterisk: words.shown(entry.asterisk ?? ""),
+    Controller: words.shown(entry.controller ?? ""),
   };
   for (const [name, value] of Object.entries(entry.totals ?? {})) {
     const title = name.replaceAll("_", " ");
