@@ -16,6 +16,7 @@ from audiofork import log as logs
 from audiofork.cluster.beats import CONTROL_BEAT_S
 from audiofork.cluster.broker import Broker
 from audiofork.cluster.login import inbox_of_controller
+from audiofork.cluster.registration import Registered
 from audiofork.cluster.roster import Roster
 from audiofork.cluster.wandering import Wandering
 from audiofork.config import Config
@@ -55,6 +56,7 @@ class Control:
         inbox = inbox_of_controller(own[0].cluster)
         self._broker = Broker(cluster, f"audiofork control {cluster.own_name}", inbox)
         self._roster = Roster(self._broker, cluster.dead_after)
+        self._registered = Registered(self._broker, self._roster.on_registered)
         self._stop = asyncio.Event()
         self._is_asked = asyncio.Event()  # for a beat
         self._roster.on_new_controller = self._is_asked.set
@@ -95,6 +97,7 @@ class Control:
             await asyncio.gather(*(one.leave() for one in self.asterisks))
             for one in self.asterisks:
                 one.beat(is_last=True)
+            await self._registered.close()
             await self._broker.close()
 
     async def _serve(self, one: AsteriskControl) -> None:
@@ -188,6 +191,7 @@ class Control:
                     await one.join()
                 await self._roster.start()
                 await self.doors.join()
+                self._registered.start()
                 return
             except BrokerUnavailable as exc:
                 log.error("the leases of the cluster cannot be used: %s; trying again", exc)

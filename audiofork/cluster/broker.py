@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import nats.errors
@@ -363,6 +363,14 @@ class Broker:
             BrokerUnavailable: The servers do not answer, or refuse.
         """
         return await self._do(buckets.keys(self._client, bucket))
+
+    async def values(self, bucket: KeyValue, keys: Sequence[str]) -> dict[str, bytes]:
+        """Return the values of keys of a bucket; those that are gone meanwhile are missing.
+
+        Raises:
+            BrokerUnavailable: The servers do not answer, or refuse.
+        """
+        return await self._do(buckets.values(bucket, keys))
 
     async def remove(self, bucket: str, key: str) -> None:
         """Remove a key of a bucket, and leave no mark of it.

@@ -6,14 +6,24 @@ have NATS deliver messages to any subject, also to those that he must not publis
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Sequence
 
 import nats.js.errors
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, StorageType, StreamConfig
+from nats.js.errors import KeyNotFoundError
+from nats.js.kv import KeyValue
 
 TIMEOUT_S = 1.0
+READ_TIMEOUT_S = 5.0
+AT_ONCE = 64
+
+HOSTS = "audiofork-hosts"
+HOSTS_TTL_S = 60.0
+"""How long the registration of a relay host stays that does not renew it."""
 
 
 def config_of(bucket: str, replicas: int) -> StreamConfig:
@@ -22,15 +32,21 @@ def config_of(bucket: str, replicas: int) -> StreamConfig:
     It is that of a bucket of NATS' own, but a message cannot remove those of other keys
     (`allow_rollup_hdrs`): in the bucket of the leases each controller writes one key.
 
+    That of the relay hosts is kept in memory, for a while. NATS does not answer who writes there
+    (`no_ack`): whoever may write where it does can have it send the answer to any subject.
+
     Args:
         bucket: The name of the bucket.
         replicas: How many servers keep each entry.
     """
+    is_of_hosts = bucket == HOSTS
     return StreamConfig(
         name=_stream_of(bucket),
         subjects=[f"$KV.{bucket}.>"],
         max_msgs_per_subject=1,
-        storage=StorageType.FILE,
+        max_age=HOSTS_TTL_S if is_of_hosts else None,
+        no_ack=is_of_hosts,
+        storage=StorageType.MEMORY if is_of_hosts else StorageType.FILE,
         num_replicas=replicas,
         discard=DiscardPolicy.NEW,
         deny_delete=True,
@@ -67,6 +83,28 @@ async def keys(client: Client, bucket: str) -> list[str]:
     subjects = found["state"].get("subjects") or {}
     start = f"$KV.{bucket}."
     return [one.removeprefix(start) for one in subjects if one.startswith(start)]
+
+
+async def values(bucket: KeyValue, keys: Sequence[str]) -> dict[str, bytes]:
+    """Return the values of keys; those that are gone meanwhile are missing.
+
+    They are read one by one: to be sent all of them, as a watcher is, takes a right that may be
+    misused.
+    """
+    found: dict[str, bytes] = {}
+    for start in range(0, len(keys), AT_ONCE):
+        some = keys[start : start + AT_ONCE]
+        async with asyncio.timeout(READ_TIMEOUT_S):
+            read = await asyncio.gather(*(_value(bucket, key) for key in some))
+        found.update({key: one for key, one in zip(some, read, strict=True) if one is not None})
+    return found
+
+
+async def _value(bucket: KeyValue, key: str) -> bytes | None:
+    try:
+        return (await bucket.get(key)).value or b""
+    except KeyNotFoundError:
+        return None
 
 
 async def remove(stream: JetStreamContext, bucket: str, key: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import ssl
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable
 
 import nats.errors
 
+from audiofork.cluster.buckets import HOSTS
 from audiofork.cluster.nats_client import NoTls
 from audiofork.config import ClusterConfig
 from audiofork.log import CounterLine
@@ -27,6 +29,7 @@ _LOSSES = (nats.errors.StaleConnectionError, nats.errors.FlushTimeoutError)
 _PERMISSION = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"')
 _NO_LOGIN = re.compile(r"authorization violation|authentication (timeout|expired)")
 _MAKES_BUCKET = "$js.api.stream.create."
+_REGISTERS = f"$kv.{HOSTS}."
 
 
 class Complaints:
@@ -62,7 +65,8 @@ class Complaints:
             return
         if len(self._next) >= MOST_KNOWN:
             self._next.clear()
-        self._next[text] = now + REPEAT_S
+        # All works without it; the relay host goes on to try.
+        self._next[text] = math.inf if text == _NOT_REGISTERED else now + REPEAT_S
         log.error("%s", text)
 
     def _text_of(self, exc: Exception) -> str:
@@ -91,7 +95,16 @@ class Complaints:
         return "it wants one: set [cluster] nkey_file or credentials_file"
 
 
+_NOT_REGISTERED = (
+    f"NATS does not allow this relay host to register in the bucket {HOSTS}: controllers hear of "
+    "it by its beats alone; compare the permissions of our user with those of its role in "
+    f"{NATS_CONF}"
+)
+
+
 def _not_allowed(what: str, subject: str) -> str:
+    if subject.startswith(_REGISTERS):
+        return _NOT_REGISTERED
     if subject.startswith(_MAKES_BUCKET):
         bucket = subject.removeprefix(_MAKES_BUCKET).removeprefix("kv_")
         return (

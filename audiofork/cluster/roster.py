@@ -1,4 +1,4 @@
-"""All relay hosts and controllers of a cluster, as their beats tell, for those who look."""
+"""All relay hosts and controllers of a cluster, as they tell themselves, for those who look."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from audiofork.cluster.beats import (
     beat_of,
     control_beat_of,
 )
+from audiofork.cluster.buckets import HOSTS_TTL_S
 from audiofork.errors import NoMessage
 
 if TYPE_CHECKING:
@@ -84,6 +85,11 @@ class _Latest(Generic[_Beat]):
             raise NoMessage(f"there are {MOST_KNOWN} others already")
         self._heard[key] = beat, at
         return before is None or before.run_id != beat.run_id
+
+    def note_known(self, key: tuple[str, ...], beat: _Beat, at: float) -> None:
+        """Note one that somebody else has heard of, unless it was heard here."""
+        if key not in self._heard and not beat.is_last:
+            self.note(key, beat, at)
 
     def silent(self, now: float) -> Sequence[tuple[_Beat, float]]:
         """Return each with the seconds since, in the order of the keys; forget old ones."""
@@ -159,6 +165,23 @@ class Roster:
 
         self._listeners.append(in_context)
         return lambda: self._listeners.remove(in_context)
+
+    def on_registered(self, beat: Beat) -> None:
+        """Note a relay host that is registered: from now on a beat of it is waited for.
+
+        Raises:
+            NoMessage: There are too many others.
+        """
+        self._hosts.note_known((beat.name,), beat, self._clock())
+
+    @property
+    def missing(self) -> set[str]:
+        """The names of the relay hosts that are silent, and were there a moment ago."""
+        return {
+            beat.name
+            for beat, silent_s in self._hosts.silent(self._now())
+            if self._dead_after_s < silent_s <= HOSTS_TTL_S
+        }
 
     @property
     def is_complete_in_s(self) -> float:

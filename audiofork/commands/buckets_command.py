@@ -41,6 +41,7 @@ def buckets(asterisks: tuple[str, ...], path: Path) -> None:
 async def _make(cluster: ClusterConfig, asterisks: tuple[str, ...]) -> None:
     from audiofork.cluster import lease
     from audiofork.cluster.broker import Broker
+    from audiofork.cluster.buckets import HOSTS
     from audiofork.cluster.login import INBOXES
     from audiofork.forks.cluster_journal import bucket_of
 
@@ -48,7 +49,7 @@ async def _make(cluster: ClusterConfig, asterisks: tuple[str, ...]) -> None:
     async with asyncio.timeout(TIMEOUT_S):
         await broker.connect()
         try:
-            for name in (lease.BUCKET, *map(bucket_of, asterisks)):
+            for name in (lease.BUCKET, HOSTS, *map(bucket_of, asterisks)):
                 is_new = await broker.make_bucket(name)
                 say(f"{name}: {'made' if is_new else 'is there'}, {cluster.replicas} replicas")
         finally:

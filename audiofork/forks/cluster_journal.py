@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 
-from nats.js.errors import KeyNotFoundError
 from nats.js.kv import KeyValue
 
 from audiofork.cluster.broker import FAULTS, Broker
@@ -75,7 +74,8 @@ class ClusterJournal:
                     await self._idle.wait()  # what we have to write comes first
                     self._bucket = await self._broker.bucket(self._name)
                     keys = await self._broker.keys(self._name)
-                entries = await _read(self._bucket, keys)
+                found = map(_entry, (await self._broker.values(self._bucket, keys)).values())
+                entries = sorted(filter(None, found), key=lambda entry: entry.started)
                 self._found = {entry.fork_id: entry for entry in entries}
                 self.works = True
                 return entries
@@ -149,26 +149,8 @@ class ClusterJournal:
         await asyncio.gather(self._writing, return_exceptions=True)
 
 
-async def _read(bucket: KeyValue, keys: list[str]) -> list[Entry]:
-    """Return the entries, oldest first.
-
-    They are read one by one: to be sent all of them, as a watcher is, takes a right that may be
-    misused.
-    """
-    found: list[Entry] = []
-    for start in range(0, len(keys), AT_ONCE):
-        some = keys[start : start + AT_ONCE]
-        async with asyncio.timeout(READ_TIMEOUT_S):
-            found += filter(None, await asyncio.gather(*(_read_one(bucket, key) for key in some)))
-    return sorted(found, key=lambda entry: entry.started)
-
-
-async def _read_one(bucket: KeyValue, key: str) -> Entry | None:
-    """Return an entry; None: it is gone meanwhile, or no entry."""
-    try:
-        value = (await bucket.get(key)).value
-    except KeyNotFoundError:
-        return None
+def _entry(value: bytes) -> Entry | None:
+    """Return an entry; None: it is none."""
     try:
         return entry_of_text(value)
     except Damaged as exc:

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import signal
 import time
-import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -21,10 +20,11 @@ import uvloop
 
 import audiofork
 from audiofork import log as logs
-from audiofork.cluster.beats import BEATS_IN_DEAD_TIME, SUBJECT, Beat
+from audiofork.cluster.beats import BEATS_IN_DEAD_TIME, Beat
 from audiofork.cluster.broker import Broker
 from audiofork.cluster.figures import HostFigures
 from audiofork.cluster.login import inbox_of_relay
+from audiofork.cluster.registration import Presence
 from audiofork.cluster.wandering import Wandering
 from audiofork.config import Config, HttpConfig
 from audiofork.errors import CannotListen, ConfigError, NoMessage
@@ -107,7 +107,7 @@ class RelayHost:
         self._stats = HostStats(self._worker.handle)
         self._asking: Owner | None = None
         self._check_legs: dict[str, Owner] = {}
-        self._run_id = str(uuid.uuid4())
+        self._presence = Presence(self._broker.publish)
         self._is_draining = False
         self._is_ending = False
         self._stop = asyncio.Event()
@@ -160,8 +160,7 @@ class RelayHost:
             work.cancel()
         await asyncio.gather(*works, return_exceptions=True)
         log.info("stopping, %d forks end or move", len(self._worker.sessions))
-        last = replace(self._state(0.0), is_last=True)
-        self._broker.publish(f"{SUBJECT}.{self.name}", last.encode())
+        self._presence.tell(replace(self._state(0.0), is_last=True))
         for owner in self._owners.values():
             owner.leave()
         await self._worker.close()
@@ -187,6 +186,7 @@ class RelayHost:
     async def _connect(self) -> None:
         self._broker.on_change(self._on_broker)
         await self._broker.connect()
+        self._presence.renew()
         await self._broker.subscribe(f"{DOWN}.{self.name}.*", self._on_payload)
 
     async def _beat(self) -> None:
@@ -198,7 +198,7 @@ class RelayHost:
             passed_s = max(now - at, 1e-3)
             cpu += ((now_used - used) / passed_s - cpu) * min(1.0, passed_s / CPU_SPAN_S)
             used, at = now_used, now
-            self._broker.publish(f"{SUBJECT}.{self.name}", self._state(cpu).encode())
+            self._presence.tell(self._state(cpu))
             for owner in self._owners.values():
                 owner.on_time()
             if wandering.is_due(is_heard=self._is_heard()):
@@ -215,7 +215,7 @@ class RelayHost:
         cluster = self._config.cluster
         return Beat(
             name=self.name,
-            run_id=self._run_id,
+            run_id=self._presence.run_id,
             listen=str(self._worker.addresses[0]),
             zone=cluster.zone,
             capacity=cluster.capacity,
@@ -227,9 +227,11 @@ class RelayHost:
         )
 
     def _on_broker(self, is_up: bool) -> None:  # noqa: FBT001 (of `Broker.on_change`)
-        if not is_up:
-            for owner in self._owners.values():
-                owner.leave()
+        if is_up:
+            self._presence.renew()
+            return
+        for owner in self._owners.values():
+            owner.leave()
 
     def _reload(self) -> None:
         """Apply the configuration file to new forks; if it is invalid, keep the old settings."""

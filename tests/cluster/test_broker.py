@@ -18,6 +18,7 @@ from nats.aio.client import Client
 from nats.js.kv import KeyValue
 
 from audiofork.cluster.broker import Broker, Question
+from audiofork.cluster.complaints import Complaints
 from audiofork.config import ClusterConfig
 from audiofork.config_cluster import _credentials
 from audiofork.errors import BrokerUnavailable
@@ -25,6 +26,7 @@ from testbed.nats import NatsServer, nats_servers
 from testbed.nats_keys import Operator, new_key
 from tests.cluster.conftest import Connect
 from tests.relay.peers import until
+from tests.told_clock import Clock
 
 pytestmark = [
     pytest.mark.slow,
@@ -318,6 +320,22 @@ async def test_what_is_not_permitted_is_told_with_the_subject_and_what_to_do(
             assert "compare the permissions" in caplog.text
             with pytest.raises(BrokerUnavailable):
                 await broker.bucket("b")
+
+
+def test_host_that_may_not_register_tells_that_once_for_each_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = Clock()
+    complaints = Complaints(ClusterConfig(), clock)
+    refused = nats.errors.Error('permissions violation for publish to "$kv.audiofork-hosts.r1"')
+    for _ in range(100):
+        complaints.say(refused)
+        clock.now_s += 20.0
+    (line,) = caplog.messages
+    assert line.startswith("NATS does not allow this relay host to register in the bucket audio")
+    complaints.forget()  # it has connected anew
+    complaints.say(refused)
+    assert len(caplog.messages) == 2
 
 
 async def test_message_that_is_longer_than_the_server_takes_is_told(

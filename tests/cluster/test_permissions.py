@@ -19,12 +19,16 @@ from typing import Any
 
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js.errors import APIError
 
 from audiofork import shipped
 from audiofork.cluster import lease
+from audiofork.cluster.beats import Beat
 from audiofork.cluster.broker import Broker
+from audiofork.cluster.buckets import HOSTS, values
 from audiofork.cluster.lease import Holder, Lease
+from audiofork.cluster.registration import Registered, key_subject
 from audiofork.cluster.roster import Roster
 from audiofork.commands.check_cluster import ClusterCheck
 from audiofork.commands.findings import Finding, Findings
@@ -95,7 +99,7 @@ def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
             process = run(["buckets", A1, A2], one.section(ADMIN), folder)
             out = output_of(process)
             assert process.returncode == 0, out
-            for bucket in (LEASES, JOURNAL_1, JOURNAL_2):
+            for bucket in (LEASES, HOSTS, JOURNAL_1, JOURNAL_2):
                 assert f"{bucket}: {told}, 1 replicas" in out
         yield one
 
@@ -186,7 +190,15 @@ def test_server_does_not_start_before_the_keys_are_set() -> None:
         pytest.param(f"audiofork.forget.{A1}.c1", id="forget"),
         pytest.param(f"$KV.{LEASES}.{A1}", id="lease"),
         pytest.param(f"$KV.{JOURNAL_1}.x", id="journal"),
+        pytest.param(key_subject(R2), id="registration of another"),
         pytest.param("$JS.API.STREAM.CREATE.KV_x", id="make a bucket"),
+        pytest.param(f"$JS.API.STREAM.CREATE.KV_{HOSTS}", id="make that of the relay hosts"),
+        pytest.param(f"$JS.API.STREAM.UPDATE.KV_{HOSTS}", id="change that of the relay hosts"),
+        pytest.param(f"$JS.API.STREAM.PURGE.KV_{HOSTS}", id="purge that of the relay hosts"),
+        pytest.param(f"$JS.API.STREAM.MSG.DELETE.KV_{HOSTS}", id="remove a registration"),
+        pytest.param(f"$JS.API.STREAM.MSG.GET.KV_{HOSTS}", id="read a registration"),
+        pytest.param(f"$JS.API.DIRECT.GET.KV_{HOSTS}", id="read it directly"),
+        pytest.param(f"$JS.API.CONSUMER.CREATE.KV_{HOSTS}", id="consumer of registrations"),
         pytest.param(f"$JS.API.STREAM.PURGE.KV_{JOURNAL_1}", id="purge"),
         pytest.param(f"$JS.API.STREAM.DELETE.KV_{LEASES}", id="delete"),
         pytest.param(f"$JS.API.STREAM.MSG.GET.KV_{JOURNAL_1}", id="read a journal"),
@@ -211,9 +223,38 @@ async def test_relay_host_may_not_read(relay: User, subject: str) -> None:
 
 
 async def test_relay_host_may_what_it_needs(relay: User) -> None:
-    for subject in (f"audiofork.beat.{R1}", f"audiofork.control.{A1}.{R1}"):
+    for subject in (f"audiofork.beat.{R1}", f"audiofork.control.{A1}.{R1}", key_subject(R1)):
         await check_publish(relay, subject, allowed=True)
     await check_subscribe(relay, f"audiofork.relay.{R1}.*", allowed=True)
+
+
+async def test_relay_host_that_writes_its_key_removes_no_other_and_gets_nothing_sent_elsewhere(
+    nats: Secured, relay: User, controller: User
+) -> None:
+    other = User()
+    await other.log_in(nats, R2, f"_INBOX.relay.{R2}")
+    await other.publish(key_subject(R2), b"here")
+    await other.sync()
+    heard: list[str] = []
+
+    async def on_message(message: Msg) -> None:
+        heard.append(message.subject)
+
+    await controller.subscribe(f"audiofork.control.{A1}.*", cb=on_message)
+    await controller.sync()
+    reply = f"audiofork.control.{A1}.{R2}"
+    headers = ({}, {"Nats-Rollup": "all"}, {"Nats-Expected-Last-Subject-Sequence": "999999"})
+    for one in headers:
+        await relay.publish(key_subject(R1), b"x", reply=reply, headers=one)
+    await relay.publish(f"audiofork.control.{A1}.{R1}", b"last")
+    await relay.sync()
+    bucket = await controller.jetstream().key_value(HOSTS)
+    async with asyncio.timeout(20):
+        while (await values(bucket, [R1, R2])) != {R1: b"x", R2: b"here"}:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    await controller.sync()
+    assert heard == [f"audiofork.control.{A1}.{R1}"]
+    await other.close()
 
 
 # --- A controller --------------------------------------------------------------------------------
@@ -232,6 +273,10 @@ async def test_relay_host_may_what_it_needs(relay: User) -> None:
         pytest.param(f"audiofork.forget.{A2}.c1", id="forget at another"),
         pytest.param(f"$KV.{LEASES}.{A2}", id="lease"),
         pytest.param(f"$KV.{JOURNAL_2}.x", id="journal"),
+        pytest.param(key_subject(R1), id="registration"),
+        pytest.param(f"$JS.API.STREAM.PURGE.KV_{HOSTS}", id="purge the registrations"),
+        pytest.param(f"$JS.API.STREAM.UPDATE.KV_{HOSTS}", id="change their bucket"),
+        pytest.param(f"$JS.API.CONSUMER.CREATE.KV_{HOSTS}", id="consumer of registrations"),
         pytest.param(f"$JS.API.STREAM.MSG.GET.KV_{JOURNAL_2}", id="read a journal"),
         pytest.param(f"$JS.API.STREAM.INFO.KV_{JOURNAL_2}", id="keys of a journal"),
         pytest.param(f"$JS.API.STREAM.PURGE.KV_{JOURNAL_2}", id="purge a journal"),
@@ -405,6 +450,24 @@ async def test_forks_of_two_asterisks_are_relayed_by_two_relay_hosts(
     for text in (*outputs, caplog.text):
         assert "does not allow" not in text
         assert "Traceback" not in text
+
+
+async def test_relay_host_is_registered_with_those_who_may_read_that(
+    nats: Secured, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = run(["relay"], nats.section(R1), tmp_path)
+    found: dict[str, Beat] = {}
+    async with broker_of(nats, A1, f"_INBOX.control.{A1}") as broker:
+        reading = Registered(broker, lambda beat: found.update({beat.name: beat}))
+        async with asyncio.timeout(30):
+            while R1 not in found:
+                await reading._read_once()
+                await asyncio.sleep(0.05)
+        host.send_signal(signal.SIGTERM)
+        out = await asyncio.to_thread(output_of, host)
+        await reading._read_once()
+        assert found[R1].is_last
+    assert "does not allow" not in out + caplog.text
 
 
 async def order_a_fork(nats: Secured, asterisk: str, broker: Broker, held: Lease) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from audiofork.cluster.beats import Beat, ControlBeat, control_beat_of
+from audiofork.cluster.buckets import HOSTS_TTL_S
 from audiofork.cluster.roster import CONTROL_DEAD_S, MOST_KNOWN, REMEMBERED_S, Roster
 from audiofork.errors import NoMessage
 from audiofork.log import asterisk
@@ -122,6 +123,41 @@ def test_it_is_complete_when_each_host_must_have_told_since_it_hears(roster: Tol
     roster.on_broker(False)
     roster.on_broker(True)
     assert roster.is_complete_in_s == pytest.approx(0.35)
+
+
+def test_host_that_is_registered_is_waited_for_and_dead_when_it_is_silent(roster: Told) -> None:
+    roster.on_registered(HOST)
+    assert roster.states == {"r1": "open"}
+    assert roster.missing == set()
+    roster.now += 1
+    assert roster.states == {"r1": "dead"}
+    assert roster.missing == {"r1"}
+    roster.hear(HOST)
+    assert roster.states == {"r1": "open"}
+    assert roster.missing == set()
+
+
+def test_registration_says_nothing_of_a_host_that_was_heard(roster: Told) -> None:
+    roster.hear(replace(HOST, is_draining=True))
+    roster.now += 0.5
+    roster.on_registered(HOST)
+    assert roster.states == {"r1": "draining"}
+    roster.now += 0.5
+    assert roster.states == {"r1": "dead"}
+
+
+def test_registration_that_was_taken_back_is_none(roster: Told) -> None:
+    roster.on_registered(replace(HOST, is_last=True))
+    assert roster.states == {}
+
+
+def test_host_is_missing_as_long_as_a_registration_would_stay(roster: Told) -> None:
+    roster.hear(HOST)
+    roster.now += HOSTS_TTL_S
+    assert roster.missing == {"r1"}
+    roster.now += 1
+    assert roster.missing == set()
+    assert roster.states == {"r1": "dead"}
 
 
 def test_listener_gets_each_beat_of_a_host_until_it_leaves(roster: Told) -> None:
