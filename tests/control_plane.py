@@ -649,12 +649,14 @@ class Rig:
         events: What the registry has emitted; `counters` counts it.
         hub: Passes it on.
         held: What relay processes have kept of an earlier run.
+        knows_held: Whether the relay knows that.
         legs_stay: Whether Asterisk keeps the legs of ended forks, as their channels have no media.
     """
 
     def __init__(self, clock: Clock, *, outlives_daemon: bool = False) -> None:
         self.clock = clock
         self.held: dict[str, HeldFork] = {}
+        self.knows_held = True
         self.ami = FakeAmi()
         self.ami.channels = {UNIQUEID: NAME, "2.2": "PJSIP/200-0000002b"}
         self.tap = FakeTap()
@@ -679,7 +681,7 @@ class Rig:
             *(self.ami, self.taps, security, self._send, hub.emit, self.journal),  # type: ignore[arg-type]
             commands=self.commands,
             profiles=self.profiles,
-            held=lambda: self.held,
+            held=lambda: self.held if self.knows_held else None,
             outlives_daemon=outlives_daemon,
             host_of=lambda fork_id: self.hosts.get(fork_id, ""),
         )

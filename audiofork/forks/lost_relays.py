@@ -19,6 +19,7 @@ from audiofork.link.messages import (
     RelayAway,
     RelayBack,
     RelayLost,
+    RelaysFound,
     RelaysReport,
     TakenOver,
 )
@@ -64,7 +65,7 @@ class LostRelays:
             self._on_back(report)
         elif isinstance(report, RelayLost):
             self._on_lost(report)
-        else:
+        elif not isinstance(report, RelaysFound):  # which is the recovery's
             self._relocation.on_report(report)
 
     def on_taken_over(self, fork: Fork, report: TakenOver) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.channels import Channels
@@ -14,12 +14,11 @@ from audiofork.asterisk.taps.choice import Taps
 from audiofork.errors import AmiActionFailed, AmiError, NoSuchChannel, RequestRefused
 from audiofork.forks.admission import Admission
 from audiofork.forks.ending import Ending
-from audiofork.forks.fork import Fork, restored
+from audiofork.forks.fork import Fork
 from audiofork.forks.journal import Entry
 from audiofork.forks.leaving import LeavingLegs
 from audiofork.forks.legs import Legs
-from audiofork.forks.post_process.commands import Commands, is_named
-from audiofork.forks.profiles import Profiles
+from audiofork.forks.post_process.commands import is_named
 from audiofork.forks.starting import Starting
 from audiofork.forks.table import ForkTable
 from audiofork.link.messages import (
@@ -56,9 +55,9 @@ class Recovery:
         legs: Requests and replaces the legs of forks.
         starting: Starts forks again.
         ending: Ends forks that cannot be resumed.
-        commands: The post-process commands.
-        profiles: The servers that requests may name.
-        held: Returns the forks that relay processes go on with since an earlier run.
+        restore: Returns the fork of an entry, and why it is refused; see `restored`.
+        held: Returns the forks that relay processes go on with since an earlier run; None: that is
+            not known yet, and forks wait for it.
         send: Sends a command to the relay.
 
     Attributes:
@@ -76,9 +75,8 @@ class Recovery:
         legs: Legs,
         starting: Starting,
         ending: Ending,
-        commands: Commands,
-        profiles: Profiles,
-        held: Callable[[], Mapping[str, HeldFork]],
+        restore: Callable[[Entry], tuple[Fork, str]],
+        held: Callable[[], Mapping[str, HeldFork] | None],
         send: SendCommand,
     ) -> None:
         self.entries: list[Entry] = []
@@ -91,8 +89,8 @@ class Recovery:
         self._legs = legs
         self._starting = starting
         self._ending = ending
-        self._commands = commands
-        self._profiles = profiles
+        self._restore = restore
+        self._turn = asyncio.Lock()
         self._held = held
         self._send = send
 
@@ -110,6 +108,10 @@ class Recovery:
         Raises:
             AmiError: The connection to Asterisk is lost again.
         """
+        async with self._turn:  # relays may be found during a login
+            return await self._reconcile(on_gone)
+
+    async def _reconcile(self, on_gone: Callable[[str], None]) -> Mapping[str, str]:
         self._end_forks_of_another_asterisk()
         # Taken before the list: a channel that is added later may be missing in the list.
         known = self._table.uniqueids
@@ -117,7 +119,13 @@ class Recovery:
         for uniqueid in known:
             if uniqueid not in present:
                 on_gone(uniqueid)
-        await self._sweep(present)
+        if (held := self._held()) is None:
+            await self._sweep(present, {one.fork_id for one in self.entries}, set())
+            if self.entries:
+                log.warning("%d forks wait until a relay host is heard of", len(self.entries))
+            return present
+        anew = {one.fork_id for one in self.entries if not one.connects} - held.keys()
+        await self._sweep(present, set(), anew)
         await self._resume(present)
         return present
 
@@ -131,18 +139,25 @@ class Recovery:
         runs = {fork.call.asterisk_started, self._ami.asterisk_started}
         return len(runs) == 2 and "" not in runs
 
-    async def _sweep(self, present: Mapping[str, str]) -> None:
+    async def _sweep(
+        self, present: Mapping[str, str], waiting: Collection[str], anew: Collection[str]
+    ) -> None:
         """Hang up the legs of this daemon that belong to no fork.
 
         Args:
             present: Names of all channels, by uniqueid.
+            waiting: The ids of forks that may go on somewhere.
+            anew: Those of forks that begin anew as no relay that is heard goes on with them. One
+                that is not heard may: in a cluster its host may be cut off, and Asterisk is not.
         """
         self._leaving.reconcile(present)
         keep = {leg.id for fork in self._table for leg in fork.legs.values()}
         keep.update(self._leaving.ids)
-        keep.update(leg_id for held in self._held().values() for leg_id in held.leg_ids.values())
+        keep.update(_legs_of(waiting, present))
+        every_held = (self._held() or {}).values()
+        keep.update(leg_id for held in every_held for leg_id in held.leg_ids.values())
         strays = self._taps.stray_legs(present, keep)
-        swept = list(dict.fromkeys([*strays, *self._legs_of_lost(present)]))
+        swept = list(dict.fromkeys([*strays, *_legs_of(anew, present)]))
         try:
             for uniqueid in swept:
                 with contextlib.suppress(AmiActionFailed):  # the channel may be gone by now
@@ -153,14 +168,6 @@ class Recovery:
             return
         if swept:
             log.warning("hung up %d legs that an earlier run left behind", len(swept))
-
-    def _legs_of_lost(self, present: Mapping[str, str]) -> list[str]:
-        """Return the legs of forks that begin anew as no relay that is heard goes on with them.
-
-        One that is not heard may: in a cluster its host may be cut off, and Asterisk is not.
-        """
-        anew = {one.fork_id for one in self.entries if not one.connects} - self._held().keys()
-        return [leg_id for leg_id in present if fork_id_of(leg_id) in anew]
 
     # --- From the journal ---
 
@@ -176,7 +183,7 @@ class Recovery:
         entries = self.entries
         count, resumed = len(entries), 0
         # Those first that go on meanwhile: nobody acts on what happens to them.
-        held = self._held()
+        held = self._held() or {}
         entries.sort(key=lambda entry: entry.fork_id not in held)
         adopted = await self._adopt_all(entries, held, present)
         while entries and not self._admission.is_closed:
@@ -238,7 +245,7 @@ class Recovery:
         self, entry: Entry, held: HeldFork, caller: tuple[str, str], present: Mapping[str, str]
     ) -> bool:
         """Take over a fork that went on, also to end it; return whether it goes on."""
-        fork, refused = restored(entry, self._commands, self._profiles)
+        fork, refused = self._restore(entry)
         choice = self._taps.made_before(held, fork.request.options.direction)
         if choice is None:
             self._send(EndFork(fork.id, EndReason.STOPPED, NO_WAY))
@@ -269,19 +276,19 @@ class Recovery:
 
     def end_held(self, detail: str = "") -> None:
         """End the forks that go on, and that were not adopted."""
-        for fork_id in list(self._held()):
+        for fork_id in list(self._held() or ()):
             self._send(EndFork(fork_id, EndReason.SHUTDOWN, detail))
 
     def _end_unknown(self) -> None:
         """End the forks that go on, and that the journal does not know."""
-        unknown = [one for one in self._held().values() if not one.has_ended]
+        unknown = [one for one in (self._held() or {}).values() if not one.has_ended]
         self.end_held("the journal does not know it")
         if unknown:
             log.warning("ended %d forks that went on: the journal does not know them", len(unknown))
 
     async def _resume_one(self, entry: Entry, present: Mapping[str, str]) -> bool:
         """Resume a fork, or end it; return whether it was resumed."""
-        fork, refused = restored(entry, self._commands, self._profiles)
+        fork, refused = self._restore(entry)
         if entry.connects and fork.uniqueid in present:
             # Its call went on in the dialplan, and may have another server by now.
             fork.log.warning("not resumed: its server was the other party of the call")
@@ -323,3 +330,8 @@ class Recovery:
         named = is_named(fork.request.post_process)
         allowed = named or self._admission.security.allow_post_process
         self._ending.end_unresumable(fork, reason, detail, allow_post_process=allowed)
+
+
+def _legs_of(fork_ids: Collection[str], present: Mapping[str, str]) -> list[str]:
+    """Return the legs of forks among the channels."""
+    return [leg_id for leg_id in present if fork_id_of(leg_id) in fork_ids]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
@@ -36,7 +37,7 @@ from audiofork.forks.events import (
     Started,
 )
 from audiofork.forks.following import StartNews, follow
-from audiofork.forks.fork import Fork
+from audiofork.forks.fork import Fork, restored
 from audiofork.forks.holds import Holds
 from audiofork.forks.journal import Entry, FileJournal, Journal
 from audiofork.forks.keys import Keys
@@ -69,6 +70,7 @@ from audiofork.link.messages import (
     HeldFork,
     LegAttached,
     LegLost,
+    RelaysFound,
     RelaysReport,
     SendCommand,
     SinkMessage,
@@ -107,7 +109,8 @@ class Forks:
         waits_for_hold: Whether the legs of a fork in a call on hold wait for the end of the hold.
         playout_buffer_s: Seconds of a server's audio that may wait to be played.
         asks_callers: Whether somebody wants to know who calls; else Asterisk is not asked.
-        held: Returns the forks that relay processes go on with since an earlier run.
+        held: Returns the forks that relay processes go on with since an earlier run; None: that is
+            not known yet, and a `RelaysFound` follows.
         outlives_daemon: Whether relay processes go on with forks that are kept.
         until_expected: Returns when the relay expects the legs of a fork.
         host_of: Returns the name of the relay host that a fork is on.
@@ -127,7 +130,7 @@ class Forks:
         waits_for_hold: bool = False,
         playout_buffer_s: float = WebSocketConfig.playout_buffer,
         asks_callers: bool = False,
-        held: Callable[[], Mapping[str, HeldFork]] = dict,
+        held: Callable[[], Mapping[str, HeldFork] | None] = dict,
         outlives_daemon: bool = False,
         until_expected: UntilExpected = expected_at_once,
         host_of: HostOf = this_host,
@@ -164,8 +167,8 @@ class Forks:
         )
         self._lost_relays = LostRelays(table, admission, legs, starting, ending, relocation)
         self._recovery = Recovery(
-            *(ami, taps, channels, table, admission, leaving, legs, starting, ending, commands),
-            *(profiles, held, send),
+            *(ami, taps, channels, table, admission, leaving, legs, starting, ending),
+            *(lambda entry: restored(entry, commands, profiles), held, send),
         )
 
     @property
@@ -357,12 +360,19 @@ class Forks:
         elif isinstance(report, StrangersRefused):
             where = f"at the AudioSocket port, from {report.address or 'nobody'}"
             self._emit(Attack(AttackKind.WRONG_UUID, where, report.count))
+        elif isinstance(report, RelaysFound):
+            self._ending.tasks.spawn(self._recover_more())
         elif isinstance(report, RelaysReport):
             self._lost_relays.on_report(report)
         elif (fork := self._table.get(report.fork_id)) is None:
             log.error("report for an unknown fork: %r", report)
         else:
             self._on_fork_report(fork, report)
+
+    async def _recover_more(self) -> None:
+        """Resume the forks that have waited until it is known which of them go on."""
+        with contextlib.suppress(AmiError):  # the next login resumes them
+            await self.on_login()
 
     def _on_fork_report(self, fork: Fork, report: ForkReport) -> None:
         if isinstance(report, SinkOpened | SinkRetrying | Streaming):

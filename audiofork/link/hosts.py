@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from nats.aio.subscription import Subscription
@@ -32,6 +33,7 @@ from audiofork.link.messages import (
     MoveFork,
     RelayBack,
     RelayDraining,
+    RelaysFound,
     SendReport,
     SinkMessage,
     StatsTaken,
@@ -97,6 +99,7 @@ class RelayHosts(SharedRelay):
         loop = asyncio.get_running_loop()
         self._seen = Seen(self._config.dead_after, lambda: lease.renewed_at, loop.time)
         self._started = False
+        self._look_until = math.inf  # the loop time; see `find`
         self._closed = False
         self._watching: asyncio.Task[None] | None = None
         self._subscription: Subscription | None = None
@@ -120,7 +123,11 @@ class RelayHosts(SharedRelay):
         return self.addresses[0] if self._workers else NOWHERE
 
     async def find(self) -> None:
-        """Return when the relay hosts that are there have answered."""
+        """Return when the relay hosts that are there have answered.
+
+        If there is none, all may be cut off: they go on, and come. Until then, and for a while at
+        most, it is not known what is `held`.
+        """
         await asyncio.sleep(self._roster.is_complete_in_s)
         for host in self._roster.hosts:
             if host.state is not HostState.DEAD:
@@ -129,7 +136,28 @@ class RelayHosts(SharedRelay):
         with contextlib.suppress(TimeoutError):  # those that have died do not answer
             async with asyncio.timeout(FIND_TIMEOUT_S):
                 await asyncio.gather(*openings)
-        self._started = True
+        self._started = bool(self._listening())
+        if not self._started:
+            log.warning("no relay host is heard of: running forks wait for theirs")
+            self._look_until = asyncio.get_running_loop().time() + NO_HOST_TIMEOUT_S
+
+    def _look_on(self) -> None:
+        """Report when all relay hosts that may come have come, or it took them too long."""
+        if asyncio.get_running_loop().time() < self._look_until and not self._are_all_here():
+            return
+        self._look_until, self._started = math.inf, True
+        log.info("%d relay hosts are there by now", len(self._listening()))
+        self._reports.put(RelaysFound())
+
+    def _are_all_here(self) -> bool:
+        """Return whether each relay host that was there a moment ago has told what it holds."""
+        here = {host.beat.name for host in self._roster.hosts if host.state is not HostState.DEAD}
+        open_ = {worker.name for worker in self._listening()}
+        return bool(open_) and not (here | self._roster.missing) - open_
+
+    @property
+    def held(self) -> Mapping[str, HeldFork] | None:
+        return super().held if self._started else None
 
     def configure(self, config: Config) -> None:
         """Let the legs of later forks come from other addresses; relay hosts have own files."""
@@ -261,6 +289,8 @@ class RelayHosts(SharedRelay):
             elif self._broker.is_up:
                 for name in self._seen.dead():
                     self._lose(self._workers[name], "no sign of life")
+                if self._look_until < math.inf:
+                    self._look_on()
 
     def _suspend(self) -> None:
         """End all sessions: another controller may lead; forks go on where they are."""
@@ -282,7 +312,7 @@ class RelayHosts(SharedRelay):
 
     def forget(self) -> None:
         """Forget which host has which fork; `find` finds them as after an earlier controller."""
-        self._started = False
+        self._started, self._look_until = False, math.inf
         self._suspend()
         self._moves.close()
         for worker in self._workers.values():

@@ -457,6 +457,11 @@ class RelayBack:
     fork_ids: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class RelaysFound:
+    """Report: which forks an earlier daemon has left is known from now on; see `Relay.held`."""
+
+
 ForkReport = (
     LegAttached
     | LegLost
@@ -470,7 +475,7 @@ ForkReport = (
     | TakenOver
     | ForkEnded
 )
-RelaysReport = RelayAway | RelayBack | RelayLost | RelayDraining | Moved | NotMoved
+RelaysReport = RelayAway | RelayBack | RelayLost | RelaysFound | RelayDraining | Moved | NotMoved
 """The reports of what becomes of forks when relays come and go."""
 ForksReport = ForkReport | StatsTaken | StrangersRefused | RelaysReport
 """The reports about forks."""

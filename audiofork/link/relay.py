@@ -119,10 +119,11 @@ class Relay(Protocol):
         """Whether forks that `close` finds go on, and are held for the next daemon."""
 
     @property
-    def held(self) -> Mapping[str, HeldFork]:
-        """The forks that an earlier daemon has left, by id; known when `start` has returned.
+    def held(self) -> Mapping[str, HeldFork] | None:
+        """The forks that an earlier daemon has left, by id; None: that is not known yet.
 
-        Each is to be adopted by `Adopt`, or ended by `EndFork`, whose report is passed over.
+        Each is to be adopted by `Adopt`, or ended by `EndFork`, whose report is passed over. If it
+        is not known when `start` has returned, a `RelaysFound` follows.
         """
 
     @property

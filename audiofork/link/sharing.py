@@ -135,7 +135,7 @@ class SharedRelay(ABC):
         self._reports.put(ForkEnded(fork_id, reason, detail, ForkStats()))
 
     @property
-    def held(self) -> Mapping[str, HeldFork]:
+    def held(self) -> Mapping[str, HeldFork] | None:
         held: dict[str, HeldFork] = {}
         for worker in self._all_workers():
             held |= worker.held

@@ -243,7 +243,11 @@ async def test_relay_host_that_writes_its_key_removes_no_other_and_gets_nothing_
     await controller.subscribe(f"audiofork.control.{A1}.*", cb=on_message)
     await controller.sync()
     reply = f"audiofork.control.{A1}.{R2}"
-    headers = ({}, {"Nats-Rollup": "all"}, {"Nats-Expected-Last-Subject-Sequence": "999999"})
+    headers: tuple[dict[str, str], ...] = (
+        {},
+        {"Nats-Rollup": "all"},
+        {"Nats-Expected-Last-Subject-Sequence": "999999"},
+    )
     for one in headers:
         await relay.publish(key_subject(R1), b"x", reply=reply, headers=one)
     await relay.publish(f"audiofork.control.{A1}.{R1}", b"last")

@@ -22,12 +22,14 @@ from audiofork.link.messages import (
     EndFork,
     EndReason,
     ForkEnded,
+    ForkSpec,
     ForkStats,
     HeldFork,
     Leave,
     LegAttached,
     LegLost,
     LegPart,
+    RelaysFound,
     SinkMessage,
     SinkOpened,
     Streaming,
@@ -265,7 +267,7 @@ async def test_entry_that_cannot_be_used_keeps_no_other_from_its_fork(
             raise KeyError(entry.fork_id)
         return fork_module.restored(entry, *more)
 
-    monkeypatch.setattr("audiofork.forks.recovery.restored", restored)
+    monkeypatch.setattr("audiofork.forks.registry.restored", restored)
     await resume(rig, replace(ENTRY, fork_id=other.fork_id), ENTRY)
     assert rig.ends == [EndFork(other.fork_id, EndReason.FAULT, A_BUG)]
     assert Adopt(UNKNOWN_ID) in rig.sent
@@ -363,3 +365,89 @@ async def test_connected_fork_is_left_and_adopted_without_leading_its_call_again
     (view,) = await again.forks.views()
     assert view.state == "streaming"
     await again.close()
+
+
+# --- Relays that are not heard of yet ------------------------------------------------------------
+
+
+async def wait_for_relays(rig: Rig) -> None:
+    """Let a fork be left whose relay is not heard of, but may come."""
+    rig.ami.channels[LEG] = "AudioSocket/192.0.2.9:9092-1"
+    rig.taps.left = []
+    rig.knows_held = False
+    await resume(rig, ENTRY)
+
+
+async def find_relays(rig: Rig, *found: HeldFork) -> None:
+    rig.knows_held = True
+    rig.held = {one.fork_id: one for one in found}
+    rig.forks.on_report(RelaysFound())
+    await rig.clock.settle()
+
+
+def hung_up(rig: Rig) -> list[str]:
+    return [dict(headers)["Channel"] for name, headers, _ in rig.ami.actions if name == "Hangup"]
+
+
+async def test_fork_waits_until_its_relay_is_known_and_is_adopted_then(rig: Rig) -> None:
+    await wait_for_relays(rig)
+    await rig.clock.advance(15)
+    assert (rig.sent, hung_up(rig), rig.ends) == ([], [], [])
+    assert LEG in rig.taps.kept[-1]
+    assert UNKNOWN_ID in rig.journal.entries
+    await find_relays(rig, HELD)
+    assert rig.sent == [Adopt(UNKNOWN_ID)]
+    assert (hung_up(rig), rig.ends, rig.tap.started) == ([], [], [])
+
+
+async def test_fork_that_waited_in_vain_begins_anew(rig: Rig) -> None:
+    await wait_for_relays(rig)
+    await rig.clock.advance(15)
+    await find_relays(rig)
+    assert [type(one) for one in rig.sent] == [ForkSpec]
+    assert hung_up(rig) == [LEG]
+    assert rig.tap.started == [(UNKNOWN_ID, UNIQUEID)]
+
+
+async def test_call_that_ends_while_its_fork_waits_is_told_when_that_is_found(rig: Rig) -> None:
+    await wait_for_relays(rig)
+    rig.forks.on_event(ChannelHangup(UNIQUEID, is_gone=True))
+    del rig.ami.channels[UNIQUEID]
+    await find_relays(rig, HELD)
+    await rig.clock.advance(HANGUP_GRACE_S)
+    assert rig.sent == [Adopt(UNKNOWN_ID), EndFork(UNKNOWN_ID, EndReason.HANGUP)]
+    rig.forks.on_report(ForkEnded(UNKNOWN_ID, EndReason.HANGUP, "", ForkStats()))
+    await rig.clock.settle()
+    assert UNKNOWN_ID not in rig.journal.entries
+
+
+async def test_login_while_a_fork_waits_leaves_it_waiting(rig: Rig) -> None:
+    await wait_for_relays(rig)
+    await rig.forks.on_login()
+    assert (rig.sent, hung_up(rig)) == ([], [])
+    await find_relays(rig, HELD)
+    assert rig.sent == [Adopt(UNKNOWN_ID)]
+
+
+async def test_relays_that_are_found_during_a_login_have_each_fork_adopted_once(rig: Rig) -> None:
+    await wait_for_relays(rig)
+    rig.ami.gates["CoreShowChannels"] = asyncio.Event()
+    login = asyncio.create_task(rig.forks.on_login())
+    await rig.clock.settle()
+    await find_relays(rig, HELD)
+    rig.ami.gates["CoreShowChannels"].set()
+    await login
+    await rig.clock.settle()
+    assert rig.sent == [Adopt(UNKNOWN_ID)]
+
+
+async def test_relays_that_are_found_without_asterisk_leave_the_fork_to_the_next_login(
+    rig: Rig,
+) -> None:
+    await wait_for_relays(rig)
+    rig.ami.faults["CoreShowChannels"] = AmiUnavailable("away")
+    await find_relays(rig, HELD)
+    assert rig.sent == []
+    del rig.ami.faults["CoreShowChannels"]
+    await rig.forks.on_login()
+    assert rig.sent == [Adopt(UNKNOWN_ID)]

@@ -82,8 +82,10 @@ class HostedRelay(RelayHosts):
         await self.client.connect()
         await self.roster.start()
         self.host = self.start_host()
-        await super().start()
         async with asyncio.timeout(30):
+            while not self.roster.hosts:  # noqa: ASYNC110 (that it is there is no event)
+                await asyncio.sleep(0.01)
+            await super().start()
             while not self._listening():  # noqa: ASYNC110 (that it is there is no event)
                 await asyncio.sleep(0.01)
         if self.is_patient:

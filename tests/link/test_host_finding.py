@@ -1,0 +1,170 @@
+"""A controller that comes to lead and hears of no relay host: all may be cut off, and go on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from audiofork.cluster.beats import SUBJECT
+from audiofork.cluster.roster import Roster
+from audiofork.config import Config
+from audiofork.link.hosts import NO_HOST, NO_HOST_TIMEOUT_S, RelayHosts
+from audiofork.link.messages import (
+    Adopt,
+    Direction,
+    EndFork,
+    EndReason,
+    ForkEnded,
+    ForkSpec,
+    HeldFork,
+    LegPart,
+    RelaysFound,
+    Report,
+)
+from tests.link.hosted import CONTROLLER, Held
+from tests.link.test_host_moves import FORK, SPEC, Clock, Host
+
+OTHER = FORK.replace("4", "5")
+DEAD_S = 0.7
+
+
+def held(fork_id: str) -> HeldFork:
+    return HeldFork(fork_id, "way", (LegPart.IN,), 8000, {})
+
+
+class Stage:
+    """A controller that has just come to lead, and two relay hosts; stands in for the broker."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.reports: list[Report] = []
+        self.roster = Roster(None, DEAD_S, asyncio.get_running_loop().time)  # type: ignore[arg-type]
+        config = replace(Config(), cluster=CONTROLLER)
+        self.relay = RelayHosts(config, self, Held(), self.roster, self.reports.append)  # type: ignore[arg-type]
+        self.roster.listen(self.relay._on_beat)
+        hear: Callable[[str, bytes], None] = self.relay._on_payload
+        self.r1, self.r2 = Host("r1", hear), Host("r2", hear)
+        self.r1.holds, self.r2.holds = (held(FORK),), (held(OTHER),)
+
+    def publish(self, subject: str, payload: bytes) -> None:
+        """Stands in for that of `Broker`."""
+        {"r1": self.r1, "r2": self.r2}[subject.split(".")[-2]].take(payload)
+
+    def beat(self, host: Host) -> None:
+        self.roster.on_beat(f"{SUBJECT}.{host.beat.name}", host.beat.encode())
+
+    async def find(self, *silent: Host) -> None:
+        """Look for the relay hosts; these were there a moment ago."""
+        for host in silent:
+            self.roster.on_registered(host.beat)
+        await self.clock.advance(2 * DEAD_S)
+        await self.relay.find()
+
+    async def pass_time(self, seconds: float = 0.0) -> None:
+        await self.clock.advance(seconds)
+        self.relay._look_on()
+        await self.clock.advance(0)
+
+    def known(self) -> list[str] | None:
+        """The forks that are held; None: that is not known, and was not reported."""
+        assert self.reports.count(RelaysFound()) == (self.relay.held is not None)
+        return sorted(self.relay.held) if self.relay.held is not None else None
+
+
+@pytest.fixture
+async def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
+    return Stage(Clock(asyncio.get_running_loop(), monkeypatch))
+
+
+async def test_fork_is_taken_up_where_it_runs_when_its_host_comes(stage: Stage) -> None:
+    await stage.find(stage.r1)
+    await stage.pass_time(10)
+    assert stage.known() is None
+    stage.beat(stage.r1)
+    await stage.pass_time()
+    assert stage.known() == [FORK]
+    stage.relay.send(Adopt(FORK))
+    assert stage.r1.got == [Adopt(FORK)]
+    assert stage.relay.host_of(FORK) == "r1"
+
+
+async def test_each_host_that_was_there_is_waited_for(stage: Stage) -> None:
+    await stage.find(stage.r1, stage.r2)
+    stage.beat(stage.r2)
+    await stage.pass_time(0.5)
+    assert stage.known() is None
+    for host in (stage.r1, stage.r2):
+        stage.beat(host)
+    await stage.pass_time()
+    assert stage.known() == sorted([FORK, OTHER])
+    assert not any(isinstance(one, EndFork) for one in stage.r1.got + stage.r2.got)
+
+
+async def test_host_that_does_not_come_is_not_waited_for_longer(stage: Stage) -> None:
+    await stage.find(stage.r1, stage.r2)
+    await stage.pass_time(NO_HOST_TIMEOUT_S - 0.5)
+    stage.beat(stage.r2)
+    await stage.pass_time(0.25)
+    assert stage.known() is None
+    await stage.pass_time(0.25)
+    assert stage.known() == [OTHER]
+
+
+async def test_where_no_host_comes_no_fork_is_held(stage: Stage) -> None:
+    await stage.find()
+    await stage.pass_time(NO_HOST_TIMEOUT_S - 0.1)
+    assert stage.known() is None
+    await stage.pass_time(0.1)
+    assert stage.known() == []
+
+
+async def test_host_of_an_earlier_version_that_nobody_knew_is_waited_for(stage: Stage) -> None:
+    """It has not registered, and this controller was not there to hear it."""
+    await stage.find()
+    await stage.pass_time(10)
+    stage.beat(stage.r1)
+    await stage.pass_time()
+    assert stage.known() == [FORK]
+
+
+async def test_start_is_refused_at_once_as_long_as_no_host_is_there(stage: Stage) -> None:
+    await stage.find(stage.r1)
+    spec = ForkSpec(OTHER, "PJSIP/1", "ws://h/", Direction.IN)
+    stage.relay.send(spec)
+    await stage.pass_time()
+    (end,) = stage.reports
+    assert isinstance(end, ForkEnded)
+    assert (end.reason, end.detail) == (EndReason.LEG_FAILED, NO_HOST)
+
+
+async def test_start_is_granted_as_soon_as_one_host_is_there(stage: Stage) -> None:
+    await stage.find(stage.r1, stage.r2)
+    stage.r2.holds = ()
+    stage.beat(stage.r2)
+    stage.relay.send(SPEC)
+    await stage.pass_time()
+    assert stage.reports == []
+    assert [type(one) for one in stage.r2.got] == [ForkSpec]
+
+
+async def test_where_a_host_is_heard_of_the_others_are_not_waited_for(stage: Stage) -> None:
+    """They are dead, and their forks live on elsewhere at once."""
+    stage.roster.on_registered(stage.r2.beat)
+    await stage.clock.advance(2 * DEAD_S)
+    stage.beat(stage.r1)
+    await stage.relay.find()
+    assert stage.relay.held is not None
+    assert list(stage.relay.held) == [FORK]
+
+
+async def test_nothing_is_found_any_more_by_a_controller_that_is_suspended(stage: Stage) -> None:
+    await stage.find(stage.r1)
+    stage.relay.forget()
+    await stage.clock.advance(2 * NO_HOST_TIMEOUT_S)
+    stage.beat(stage.r1)
+    assert stage.relay._look_until > 1e9
+    assert stage.reports == []
+    assert stage.relay.held is None
