@@ -144,6 +144,7 @@ class ClusterCheck:
         self._findings = findings
         self._heard = Heard(beat_of, clock)
         self._controllers = Heard(control_beat_of)
+        self._registered: set[str] | None = None
 
     async def run(self) -> KnownCluster:
         """Check NATS, what it keeps, who leads and who relays."""
@@ -154,6 +155,8 @@ class ClusterCheck:
         try:
             has_leases = await check.check_buckets(one)
             has_leader = await self._listen(one, has_leases=has_leases)
+            if has_leases:
+                self._registered = await check.read_registered(one)
         except FAULTS as exc:
             self._findings.fail(f"NATS: {why(exc)}", remedies.UNREACHABLE)
             return KnownCluster()
@@ -225,6 +228,7 @@ class ClusterCheck:
             return
         for beat in hosts:
             self._judge_host(beat)
+        self._judge_registrations({beat.name for beat in hosts})
         self._judge_room([beat for beat in hosts if not beat.is_draining])
 
     def _find_same_addresses(self, hosts: Sequence[Beat]) -> None:
@@ -254,6 +258,16 @@ class ClusterCheck:
             which = "ahead of" if ahead_s > 0 else "behind"
             text = f"{name}: its clock is {abs(ahead_s):.0f} s {which} this host's"
             self._findings.warn(text, remedies.CLOCK)
+
+    def _judge_registrations(self, heard: set[str]) -> None:
+        if self._registered is None:
+            return
+        for name in sorted(heard - self._registered):
+            text = f"relay host {name}: it is not registered"
+            self._findings.warn(text, remedies.REGISTERING)
+        for name in sorted(self._registered - heard):
+            text = f"relay host {name}: it was there within the last minute, and is silent"
+            self._findings.warn(text, remedies.SILENT)
 
     def _judge_room(self, hosts: Sequence[Beat]) -> None:
         """Tell how many forks there is room for, also when the fullest host has died."""

@@ -16,12 +16,14 @@ from nats.js.errors import NotFoundError
 from audiofork.addresses import is_loopback
 from audiofork.cluster import buckets, login
 from audiofork.cluster.broker import FAULTS
+from audiofork.cluster.buckets import HOSTS
 from audiofork.cluster.lease import BUCKET as LEASES
 from audiofork.cluster.nats_client import NatsClient
+from audiofork.cluster.registration import key_subject, registered
 from audiofork.commands import remedies_cluster as remedies
 from audiofork.commands.findings import Findings
 from audiofork.config import ClusterConfig
-from audiofork.errors import ConfigError
+from audiofork.errors import ConfigError, NoMessage
 from audiofork.forks.cluster_journal import bucket_of
 from audiofork.text import why
 
@@ -29,6 +31,8 @@ CONNECT_TIMEOUT_S = 3
 ANSWER_TIMEOUT_S = 2.0
 OLDEST = (2, 9)
 """The oldest version that was tried."""
+# A server refuses what it does not allow a moment after it has answered.
+REFUSAL_S = 0.2
 # A server that keeps a bucket is heard of each second.
 _SILENT_NS = 5_000_000_000
 
@@ -163,6 +167,39 @@ class NatsCheck:
             await self._check_writing(one, journal)
         return has_leases
 
+    async def read_registered(self, one: Connection) -> set[str] | None:
+        """Return the names of the relay hosts that are registered; None: that cannot be known."""
+        one.refusals.clear()
+        what = f"JetStream: bucket {HOSTS}"
+        try:
+            self._judge_replicas(HOSTS, await one.stream.stream_info(f"KV_{HOSTS}"))
+            keys = await buckets.keys(one.client, HOSTS)
+            values = await buckets.values(await one.stream.key_value(HOSTS), keys)
+        except NotFoundError:
+            self._findings.warn(f"{what} is not there", remedies.REGISTERING)
+        except FAULTS as exc:
+            text = one.refusals[-1] if one.refusals else why(exc)
+            self._findings.warn(f"{what}: {text}", remedies.REGISTERING)
+        else:
+            return {key for key, value in values.items() if _is_registered(key, value)}
+        return None
+
+    async def check_registering(self, one: Connection, name: str) -> None:
+        """See whether a relay host may register; what is there stays as it is.
+
+        Raises:
+            One of FAULTS: The server does not answer.
+        """
+        one.refusals.clear()
+        never = {"Nats-Expected-Last-Subject-Sequence": str(2**62)}
+        await one.client.publish(key_subject(name), b"", headers=never)
+        await one.settle()
+        await asyncio.sleep(REFUSAL_S)
+        for text in one.refusals:
+            self._findings.warn(f"NATS: {text}", remedies.REGISTERING)
+        if not one.refusals:
+            self._findings.ok(f"NATS: {name} may register in the bucket {HOSTS}")
+
     async def _check_bucket(self, one: Connection, bucket: str) -> bool:
         """Return whether a bucket is there."""
         try:
@@ -216,6 +253,13 @@ class NatsCheck:
             self._refused(one, f"writing to bucket {bucket}", exc)
         else:
             self._findings.ok(f"JetStream: writes to bucket {bucket}, in {write_ms:.1f} ms")
+
+
+def _is_registered(key: str, value: bytes) -> bool:
+    try:
+        return not registered(key, value).is_last
+    except NoMessage:
+        return False
 
 
 def _remedy_of(exc: Exception, text: str) -> str:

@@ -15,15 +15,12 @@ from audiofork.cluster.login import inbox_of_relay
 from audiofork.commands import remedies, remedies_cluster
 from audiofork.commands.check_cluster import Heard, listening_s
 from audiofork.commands.check_files import check_file_limit
-from audiofork.commands.check_nats import Connection, NatsCheck
+from audiofork.commands.check_nats import REFUSAL_S, Connection, NatsCheck
 from audiofork.commands.findings import Finding, Findings, Outcome
 from audiofork.config import Address, Config
 from audiofork.link.inline import check_files
 from audiofork.link.sessions import DOWN
 from audiofork.text import printable, reason_of, why
-
-# A server refuses what it does not allow a moment after it has answered.
-_REFUSAL_S = 0.2
 
 
 class RelayCheck:
@@ -49,11 +46,13 @@ class RelayCheck:
         option = "[cluster] capacity"
         check_file_limit(self._findings, option, cluster.capacity, "audiofork-relay-host@relay")
         self._judge_address(audiosocket.advertise or audiosocket.listen)
-        one = await NatsCheck(cluster, self._findings, inbox_of_relay(cluster)).connect()
+        nats = NatsCheck(cluster, self._findings, inbox_of_relay(cluster))
+        one = await nats.connect()
         ours: list[Beat] = []
         if one is not None:
             try:
                 ours = await self._listen(one)
+                await nats.check_registering(one, cluster.own_name)
             except FAULTS as exc:
                 self._findings.fail(f"NATS: {why(exc)}", remedies_cluster.UNREACHABLE)
             finally:
@@ -77,7 +76,7 @@ class RelayCheck:
         name = self._config.cluster.own_name
         await one.client.subscribe(f"{DOWN}.{name}.*")
         await one.settle()
-        await asyncio.sleep(_REFUSAL_S)
+        await asyncio.sleep(REFUSAL_S)
         for text in one.refusals:
             self._findings.fail(f"NATS: {text}", remedies_cluster.RIGHTS)
         if not one.refusals:

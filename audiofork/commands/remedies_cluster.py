@@ -66,6 +66,17 @@ START_RELAY = (
     "systemctl start audiofork-relay-host@relay on each host that is to relay, with the same "
     "[cluster] servers in /etc/audiofork/relay.ini. Until then forks are refused."
 )
+REGISTERING = (
+    "Forks do not need it: controllers that have just come hear of the relay host a moment later. "
+    "A relay host of this version registers where its user in the NATS server's configuration may "
+    "publish to $KV.audiofork-hosts.NAME, as in the shipped etc/nats/audiofork.conf, and the "
+    "bucket audiofork-hosts is there: controllers make it, or audiofork buckets, where NATS lets "
+    "them make none."
+)
+SILENT = (
+    "It has died, or is cut off; forks that it had live on others. On that host: systemctl status "
+    "'audiofork-relay-host@*'."
+)
 SAME_NAME = (
     "Each host needs a name of its own: [cluster] name, by default that of the machine up to its "
     "first dot."

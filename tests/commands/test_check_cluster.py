@@ -20,7 +20,9 @@ import audiofork
 from audiofork import config_file
 from audiofork.cluster.beats import SUBJECT, Beat, ControlBeat
 from audiofork.cluster.broker import Broker
+from audiofork.cluster.buckets import HOSTS
 from audiofork.cluster.lease import BUCKET, Holder, Lease
+from audiofork.cluster.registration import key_subject
 from audiofork.commands import remedies_cluster as remedies
 from audiofork.commands.check import Check, load
 from audiofork.commands.check_cluster import ClusterCheck, KnownCluster
@@ -345,6 +347,67 @@ async def test_lease_that_was_given_back_is_no_fault(server: NatsServer) -> None
         await lease.release()
     _, findings = await check(server.url)
     assert "controllers: none leads for asterisk" in marked(findings, Mark.SKIP)
+
+
+# --- Registrations -------------------------------------------------------------------------------
+
+
+async def register(broker: Broker, *beats: Beat) -> None:
+    """Have relay hosts registered."""
+    await broker.bucket(HOSTS)
+    for beat in beats:
+        broker.publish(key_subject(beat.name), beat.encode())
+    async with asyncio.timeout(30):
+        while len(await broker.keys(HOSTS)) < len(beats):  # noqa: ASYNC110 (NATS is asked)
+            await asyncio.sleep(0.02)
+
+
+async def test_relay_hosts_that_are_registered_have_no_fault(server: NatsServer) -> None:
+    last = replace(BEAT, name="r2", is_last=True)
+    async with leading(server), beating(server, BEAT), connected(server.url) as broker:
+        await register(broker, BEAT, last)
+        _, findings = await check(server.url)
+    assert f"JetStream: bucket {HOSTS} is kept by 1 server" in marked(findings, Mark.OK)
+    assert not any("regist" in text or "r2" in text for text in faults(findings))
+
+
+async def test_relay_host_that_is_not_registered_or_silent_is_warned_of(
+    server: NatsServer,
+) -> None:
+    async with leading(server), beating(server, BEAT), connected(server.url) as broker:
+        await register(broker, replace(BEAT, name="r2"))
+        _, findings = await check(server.url)
+    told = marked(findings, Mark.WARN)
+    assert "relay host r1: it is not registered" in told
+    assert "relay host r2: it was there within the last minute, and is silent" in told
+
+
+async def test_bucket_of_registrations_that_is_not_there_is_warned_of(server: NatsServer) -> None:
+    async with leading(server), beating(server, BEAT):
+        _, findings = await check(server.url)
+    assert f"JetStream: bucket {HOSTS} is not there" in marked(findings, Mark.WARN)
+
+
+async def test_check_of_a_relay_host_leaves_its_registration_as_it_is(server: NatsServer) -> None:
+    async with connected(server.url) as broker:
+        await register(broker, BEAT)
+        _, findings = await check_relay(relay_ini(server))
+        assert f"NATS: r1 may register in the bucket {HOSTS}" in marked(findings, Mark.OK)
+        assert await broker.values(await broker.bucket(HOSTS), ["r1"]) == {"r1": BEAT.encode()}
+
+
+async def test_relay_host_that_may_not_register_is_warned_of(server: NatsServer) -> None:
+    key = new_key()
+    allowed = 'permissions: { publish: "audiofork.>", subscribe: ">" }'
+    user = f"{{ nkey: {key.public}, {allowed} }}"
+    with nats_servers(more=f"authorization {{ users: [{user}] }}\n") as (one,):
+        _, findings = await check_relay(f"{relay_ini(one)}nkey = {key.seed}\n")
+    (told,) = [finding for finding in findings if finding.remedy == remedies.REGISTERING]
+    assert told.mark is Mark.WARN
+    assert '"$kv.audiofork-hosts.r1"' in told.text
+
+
+# --- Relay hosts ---------------------------------------------------------------------------------
 
 
 async def test_no_relay_host_is_a_fault(server: NatsServer) -> None:

@@ -1,4 +1,4 @@
-"""What reads the messages of a cluster: beats, orders and reports, and who holds a lease."""
+"""What reads a cluster: beats, registrations, orders and reports, and who holds a lease."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from random import Random
 
 from audiofork.cluster.beats import Beat, ControlBeat, beat_of, control_beat_of
 from audiofork.cluster.lease import Holder
+from audiofork.cluster.registration import key_subject, registered
 from audiofork.config_cluster import is_name
 from audiofork.errors import NoMessage
 from audiofork.link.messages import (
@@ -67,7 +68,11 @@ def _opened(check: Callable[[bytes], str]) -> Iterator[Check]:
 def _check_beat(data: bytes) -> str:
     """Whatever comes as a beat, its name can be a part of a subject, and its numbers are some."""
     found: Beat | ControlBeat
-    for read, subject in ((beat_of, "audiofork.beat.r1"), (control_beat_of, _CONTROL.subject)):
+    for read, subject in (
+        (beat_of, "audiofork.beat.r1"),
+        (lambda subject, value: registered(subject.rpartition(".")[2], value), key_subject("r1")),
+        (control_beat_of, _CONTROL.subject),
+    ):
         try:
             found = read(subject, data)
         except NoMessage:

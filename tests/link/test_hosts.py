@@ -11,11 +11,13 @@ from dataclasses import replace
 import pytest
 
 from audiofork.cluster.broker import Broker
+from audiofork.cluster.registration import Registered
 from audiofork.cluster.roster import Roster
 from audiofork.config import Config
 from audiofork.link.host_worker import HostWorker
 from audiofork.link.hosts import RelayHosts
 from audiofork.link.messages import (
+    Adopt,
     Direction,
     EndFork,
     EndReason,
@@ -26,7 +28,7 @@ from audiofork.link.messages import (
     Report,
 )
 from testbed.recorder import Recorder
-from tests.link.hosted import Held, HostedRelay
+from tests.link.hosted import Held, HostedRelay, be_patient
 from tests.relay.peers import until
 
 pytestmark = pytest.mark.slow
@@ -120,6 +122,28 @@ async def test_of_two_hosts_that_hold_a_fork_the_next_controller_has_that_which_
         assert [bool(one.closed) for one in recorder.recordings] == [True] * 6 + [False] * 6
 
 
+async def test_fork_goes_on_where_it_is_when_the_next_controller_hears_of_its_host_only_later(
+    rig: Rig, recorder: Recorder
+) -> None:
+    fork_id = str(uuid.uuid4())
+    rig.order(fork_id, recorder.url())
+    await until(lambda: recorder.recordings, TIMEOUT_S)
+    hosts = (rig.relay.host, rig.other)
+    for host in hosts:
+        host.send_signal(signal.SIGSTOP)
+    await rig.relay.client.close()  # the controller has died
+    async with next_controller(rig) as following:
+        assert following.held is None
+        for host in hosts:
+            host.send_signal(signal.SIGCONT)
+        await until(lambda: following.held is not None, TIMEOUT_S)
+        assert list(following.held or ()) == [fork_id]
+        following.send(Adopt(fork_id))
+        assert await following.until_expected(fork_id)
+        (only,) = recorder.recordings
+        assert not only.closed
+
+
 async def test_host_refuses_servers_that_its_own_file_does_not_allow(recorder: Recorder) -> None:
     rig = Rig()
     rig.relay.settings = f"[security]\nallow_urls = {recorder.url('/allowed')}\n"
@@ -144,8 +168,11 @@ async def next_controller(rig: Rig) -> AsyncIterator[RelayHosts]:
     await broker.connect()
     roster = Roster(broker, config.cluster.dead_after)
     await roster.start()
+    registered = Registered(broker, roster.on_registered)
+    await registered._read_once()
     following = RelayHosts(config, broker, Later(), roster, [].append)  # type: ignore[arg-type]
     await following.start()
+    be_patient(following, roster)
     yield following
     await following.close()
     await broker.close()
