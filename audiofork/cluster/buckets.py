@@ -32,7 +32,7 @@ def config_of(bucket: str, replicas: int) -> StreamConfig:
     It is that of a bucket of NATS' own, but a message cannot remove those of other keys
     (`allow_rollup_hdrs`): in the bucket of the leases each controller writes one key.
 
-    That of the relay hosts is kept in memory, for a while. NATS does not answer who writes there
+    That of the relay hosts keeps each entry for a while. NATS does not answer who writes there
     (`no_ack`): whoever may write where it does can have it send the answer to any subject.
 
     Args:
@@ -46,7 +46,7 @@ def config_of(bucket: str, replicas: int) -> StreamConfig:
         max_msgs_per_subject=1,
         max_age=HOSTS_TTL_S if is_of_hosts else None,
         no_ack=is_of_hosts,
-        storage=StorageType.MEMORY if is_of_hosts else StorageType.FILE,
+        storage=StorageType.FILE,
         num_replicas=replicas,
         discard=DiscardPolicy.NEW,
         deny_delete=True,

@@ -123,7 +123,7 @@ async def read_all(broker: Broker, *names: str) -> list[Beat]:
 
 
 @pytest.mark.slow
-async def test_registrations_are_kept_in_memory_for_a_while_and_others_are_not_removed(
+async def test_registrations_are_kept_for_a_while_and_others_are_not_removed(
     connect: Connect,
 ) -> None:
     broker = await connect()
@@ -134,7 +134,7 @@ async def test_registrations_are_kept_in_memory_for_a_while_and_others_are_not_r
         broker.publish(key_subject(beat.name), beat.encode())
     assert BEAT in await read_all(broker, "r1", "r2", "r3")
     config = (await (await broker.bucket(HOSTS)).status()).stream_info.config
-    assert (config.storage, config.max_age, config.no_ack) == ("memory", HOSTS_TTL_S, True)
+    assert (config.storage, config.max_age, config.no_ack) == ("file", HOSTS_TTL_S, True)
 
 
 @pytest.mark.slow
@@ -167,7 +167,7 @@ async def test_what_is_no_registration_is_told_and_the_others_are_read(
 
 
 @pytest.mark.slow
-async def test_bucket_is_read_again_and_made_again_when_the_broker_is_back(
+async def test_bucket_is_read_again_when_the_broker_is_back(
     connect: Connect, server: NatsServer
 ) -> None:
     broker = await connect()
@@ -178,7 +178,7 @@ async def test_bucket_is_read_again_and_made_again_when_the_broker_is_back(
     assert found == []
     server.kill()
     await until(lambda: not broker.is_up, TIMEOUT_S)
-    server.start()  # one that is alone has forgotten what it had in memory
+    server.start()
     await until(lambda: broker.is_up, TIMEOUT_S)
     await until(lambda: reading._reading is not None and reading._reading.done(), TIMEOUT_S)
     broker.publish(key_subject("r1"), BEAT.encode())
