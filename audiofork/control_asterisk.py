@@ -13,7 +13,7 @@ from audiofork import __version__, config_file
 from audiofork.asterisk import leadership
 from audiofork.cluster.beats import ControlBeat
 from audiofork.cluster.broker import Broker
-from audiofork.cluster.lease import BUCKET, Holder, Lease
+from audiofork.cluster.lease import Holder, Lease
 from audiofork.cluster.roster import Host, Roster
 from audiofork.config import Config
 from audiofork.daemon import Daemon
@@ -151,8 +151,8 @@ class AsteriskControl:
         Raises:
             BrokerUnavailable: The connection is lost, or the leases cannot be used.
         """
-        bucket = await self._broker.bucket(BUCKET)
-        self._lease = Lease(bucket, self.name, self._holder, self._cluster.dead_after)
+        dead_after_s = self._cluster.dead_after
+        self._lease = await Lease.of(self._broker, self.name, self._holder, dead_after_s)
 
     async def leave(self) -> None:
         """Let another controller lead at once."""

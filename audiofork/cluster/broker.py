@@ -37,6 +37,7 @@ PING_INTERVAL_S = 1
 MAX_WAITING = 100_000
 # What NATS' client raises where its servers do not answer, or refuse.
 FAULTS: tuple[type[Exception], ...] = (nats.errors.Error, JetStreamError, OSError, TimeoutError)
+UNAVAILABLE: tuple[type[Exception], ...] = (BrokerUnavailable, *FAULTS)
 
 # The header that says for whom a request is, and the status of one that nobody takes.
 WHO = "Audiofork-Who"
@@ -306,8 +307,12 @@ class Broker:
 
     # --- Buckets ---
 
-    async def bucket(self, name: str) -> KeyValue:
+    async def bucket(self, name: str, *, was_there: bool = False) -> KeyValue:
         """Return a bucket, which is made if there is none.
+
+        Args:
+            name: Of the bucket.
+            was_there: Whether it was used before: then it is told that it had to be made.
 
         Raises:
             BrokerUnavailable: The servers do not answer, or refuse.
@@ -322,6 +327,12 @@ class Broker:
             await self._have_replicas(name, bucket)
             return bucket
         await self._do(self._stream.add_stream(buckets.config_of(name, self._config.replicas)))
+        if was_there:
+            log.error(
+                "bucket %s was gone, and is made anew: NATS has lost what it kept, or somebody has "
+                "removed it; see to the store_dir of the NATS servers",
+                name,
+            )
         return await self._do(self._stream.key_value(name))
 
     async def _have_replicas(self, name: str, bucket: KeyValue) -> None:

@@ -12,15 +12,12 @@ from dataclasses import asdict
 
 from nats.js.kv import KeyValue
 
-from audiofork.cluster.broker import FAULTS, Broker
-from audiofork.errors import BrokerUnavailable
+from audiofork.cluster.broker import UNAVAILABLE, Broker
 from audiofork.forks.journal import Entry, entry_of_text
 from audiofork.forks.sqlite_file import Damaged
 from audiofork.text import why
 
 log = logging.getLogger(__name__)
-
-UNAVAILABLE: tuple[type[Exception], ...] = (BrokerUnavailable, *FAULTS)
 
 BUCKET = "audiofork-forks"
 READ_TIMEOUT_S = 5.0

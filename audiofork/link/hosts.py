@@ -345,6 +345,7 @@ class RelayHosts(SharedRelay):
         elif isinstance(message, Gone):
             worker.open()
         elif isinstance(message, Superseded):
+            self._lease.outbid(message.epoch)
             worker.on_superseded()
         elif isinstance(message, Pong):
             worker.on_pong()

@@ -61,7 +61,13 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """Up: another controller leads, and this one is not obeyed any more."""
+    """Up: another controller leads, or did, and this one is not obeyed.
+
+    Attributes:
+        epoch: The epoch of that other; 0: a relay host of an earlier version does not tell.
+    """
+
+    epoch: int = 0
 
 
 Down = Command | Ping | Hello | Drain

@@ -90,7 +90,7 @@ class Owner:
         """
         if stamp.epoch < self._epoch:
             self._stale.count(f"its epoch is {stamp.epoch}, now it is {self._epoch}")
-            self._answer_stranger(stamp, Superseded())
+            self._answer_stranger(stamp, Superseded(self._epoch))
             return
         try:
             message = decode_down(line)

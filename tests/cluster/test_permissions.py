@@ -389,8 +389,7 @@ async def broker_of(nats: Secured, user: str, inbox: str) -> AsyncIterator[Broke
 async def leading(nats: Secured, asterisk: str) -> AsyncIterator[tuple[Broker, Lease]]:
     """Lead for an Asterisk, with its key."""
     async with broker_of(nats, asterisk, f"_INBOX.control.{asterisk}") as broker:
-        bucket = await broker.bucket(LEASES)
-        held = Lease(bucket, asterisk, Holder("c", "run"), DEAD_S)
+        held = await Lease.of(broker, asterisk, Holder("c", "run"), DEAD_S)
         async with asyncio.timeout(20):
             await held.take()
         keeping = asyncio.create_task(held.keep())

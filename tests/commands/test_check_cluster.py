@@ -83,7 +83,7 @@ async def leading(server: NatsServer, name: str = "c1") -> AsyncIterator[Lease]:
     """Have a controller that leads, and a journal."""
     async with connected(server.url) as broker:
         await broker.bucket(bucket_of("asterisk"))
-        lease = Lease(await broker.bucket(BUCKET), "asterisk", Holder(name, "run"), DEAD_AFTER_S)
+        lease = await Lease.of(broker, "asterisk", Holder(name, "run"), DEAD_AFTER_S)
         await lease.take()
         keeping = asyncio.create_task(lease.keep())
         yield lease

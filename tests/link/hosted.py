@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from audiofork.cluster.broker import Broker
+from audiofork.cluster.lease import MAX_OBEYED_EPOCH
 from audiofork.cluster.roster import Roster
 from audiofork.config import Address, ClusterConfig, Config
 from audiofork.link.hosts import RelayHosts
@@ -30,6 +31,10 @@ class Held:
     @property
     def renewed_at(self) -> float:
         return time.monotonic()
+
+    def outbid(self, epoch: int) -> None:
+        if epoch <= MAX_OBEYED_EPOCH:
+            self.epoch = max(self.epoch, epoch + 1)
 
 
 def be_patient(relay: RelayHosts, roster: Roster) -> None:

@@ -101,6 +101,18 @@ async def test_fork_that_went_to_another_host_ends_on_the_first_that_is_back_and
     assert recorder.recordings[1].closed
 
 
+async def test_relay_host_that_obeys_a_greater_epoch_tells_it_and_obeys_who_outbids_it(
+    rig: Rig,
+) -> None:
+    relay = rig.relay
+    for epoch in (7, 1):  # NATS has lost the leases, and counts anew
+        relay.lease.epoch = epoch
+        for worker in relay._workers.values():
+            worker.open()
+        await until(lambda: len(relay._listening()) == 2, TIMEOUT_S)
+    assert relay.lease.epoch == 8
+
+
 async def test_of_two_hosts_that_hold_a_fork_the_next_controller_has_that_which_it_went_to_last(
     rig: Rig, recorder: Recorder
 ) -> None:

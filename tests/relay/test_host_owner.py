@@ -134,7 +134,7 @@ def test_controller_that_led_before_is_not_obeyed_and_told(stage: Stage) -> None
     before = stage.opens(epoch=4)
     now = stage.opens("t", epoch=5)
     stage.hears(before, FORK, epoch=4)
-    assert stage.said[-1] == (Stamp(4, "s", 0), Superseded())
+    assert stage.said[-1] == (Stamp(4, "s", 0), Superseded(5))
     stage.hears(now, FORK, epoch=5)
     assert stage.obeyed == [FORK]
 
@@ -144,7 +144,7 @@ def test_controller_that_led_before_cannot_open_a_session_and_disturbs_that_of_t
 ) -> None:
     now = stage.opens("t", epoch=5)
     stage.opens("s", epoch=4)
-    assert stage.words == [Held(()), Superseded()]
+    assert stage.words == [Held(()), Superseded(5)]
     stage.hears(now, FORK, epoch=5)
     assert stage.obeyed == [FORK]
 
