@@ -13,6 +13,7 @@ from dataclasses import asdict
 from nats.js.kv import KeyValue
 
 from audiofork.cluster.broker import UNAVAILABLE, Broker
+from audiofork.errors import BrokerUnavailable
 from audiofork.forks.journal import Entry, entry_of_text
 from audiofork.forks.sqlite_file import Damaged
 from audiofork.text import why
@@ -23,6 +24,8 @@ BUCKET = "audiofork-forks"
 READ_TIMEOUT_S = 5.0
 RETRY_S = 0.25
 CLOSE_TIMEOUT_S = 1.0
+# NATS tells nobody that it has lost what it kept, or that somebody has removed it.
+LOOK_INTERVAL_S = 5.0
 AT_ONCE = 64
 
 
@@ -34,7 +37,7 @@ def bucket_of(asterisk: str) -> str:
 class ClusterJournal:
     """Keeps entries in a bucket; a fault of the broker never affects a fork.
 
-    What cannot be written waits: the latest entry of each fork.
+    What cannot be written waits: the latest entry of each fork. What NATS has lost is written again.
 
     Args:
         broker: The connection to the broker.
@@ -47,7 +50,7 @@ class ClusterJournal:
         self._may_write = may_write
         self._name = bucket_of(asterisk)
         self._bucket: KeyValue | None = None
-        self._found: dict[str, Entry] = {}  # as read, and not changed since
+        self._kept: dict[str, Entry] = {}  # what the bucket has, but for the changes
         self._changes: dict[str, Entry | None] = {}
         self._order: deque[str] = deque()
         self._wake = asyncio.Event()
@@ -69,11 +72,12 @@ class ClusterJournal:
             try:
                 async with asyncio.timeout(READ_TIMEOUT_S):
                     await self._idle.wait()  # what we have to write comes first
-                    self._bucket = await self._broker.bucket(self._name)
-                    keys = await self._broker.keys(self._name)
-                found = map(_entry, (await self._broker.values(self._bucket, keys)).values())
+                    bucket, keys = await self._look()
+                if not self._idle.is_set():
+                    continue
+                found = map(_entry, (await self._broker.values(bucket, keys)).values())
                 entries = sorted(filter(None, found), key=lambda entry: entry.started)
-                self._found = {entry.fork_id: entry for entry in entries}
+                self._kept = {entry.fork_id: entry for entry in entries}
                 self.works = True
                 return entries
             except UNAVAILABLE as exc:
@@ -81,17 +85,55 @@ class ClusterJournal:
             await asyncio.sleep(RETRY_S)
         return []
 
+    async def _look(self) -> tuple[KeyValue, list[str]]:
+        """Return the bucket and its keys; have written again what it has lost.
+
+        Raises:
+            BrokerUnavailable: The servers do not answer, or refuse.
+        """
+        expected = self._kept.keys() - self._changes.keys()
+        bucket, keys = await self._keys()
+        lost = (expected & self._kept.keys()).difference(keys)
+        if lost:
+            log.error(
+                "the journal of the cluster has lost %d running forks: they are written into it "
+                "again, from what this controller knows",
+                len(lost),
+            )
+        for fork_id in lost:
+            self._change(fork_id, self._kept[fork_id])
+        return bucket, keys
+
+    async def _keys(self) -> tuple[KeyValue, list[str]]:
+        if self._bucket is not None:
+            with contextlib.suppress(BrokerUnavailable):
+                return self._bucket, await self._broker.keys(self._name)
+        was_there = self._bucket is not None
+        self._bucket = await self._broker.bucket(self._name, was_there=was_there)
+        return self._bucket, await self._broker.keys(self._name)
+
+    async def _mend(self) -> None:
+        """Make the bucket anew where it is gone, with what it has lost."""
+        if not self._may_write():
+            return
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                await self._look()
+        except UNAVAILABLE as exc:
+            log.debug("the journal of the cluster cannot be looked at: %s", why(exc))
+
     def put(self, entry: Entry) -> None:
-        """Write an entry, unless it was read so; it replaces one of the same fork. Never waits."""
-        if self._found.get(entry.fork_id) != entry:
+        """Write an entry, unless it is there; it replaces one of the same fork. Never waits."""
+        if self._kept.get(entry.fork_id) != entry:
+            self._kept[entry.fork_id] = entry
             self._change(entry.fork_id, entry)
 
     def remove(self, fork_id: str) -> None:
         """Remove the entry of a fork, if there is one; never waits."""
+        self._kept.pop(fork_id, None)
         self._change(fork_id, None)
 
     def _change(self, fork_id: str, entry: Entry | None) -> None:
-        self._found.pop(fork_id, None)
         if fork_id not in self._changes:
             self._order.append(fork_id)
         self._changes[fork_id] = entry
@@ -102,7 +144,7 @@ class ClusterJournal:
         while True:
             if not self._order:
                 self._idle.set()
-            await self._wake.wait()
+            await self._until_woken()
             self._wake.clear()
             while self._order:
                 if not self._may_write():
@@ -114,6 +156,16 @@ class ClusterJournal:
                 await asyncio.gather(*(self._write_one(*change) for change in changes.items()))
                 if not self.works:
                     await asyncio.sleep(RETRY_S)
+                    await self._mend()
+
+    async def _until_woken(self) -> None:
+        """Return when there is something to write; look now and then whether all is there."""
+        while not self._wake.is_set():
+            try:
+                async with asyncio.timeout(LOOK_INTERVAL_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                await self._mend()
 
     async def _write_one(self, fork_id: str, entry: Entry | None) -> None:
         try:

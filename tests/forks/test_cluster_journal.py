@@ -149,6 +149,56 @@ async def test_it_waits_until_it_can_be_read(
         assert [one.fork_id for one in await opening] == [A]
 
 
+async def lose(one: Controller) -> None:
+    """Remove the bucket."""
+    assert one.broker._stream is not None
+    await one.broker._stream.delete_stream(f"KV_{bucket_of('pbx')}")
+
+
+async def test_all_that_runs_is_written_again_where_the_bucket_is_gone_when_one_changes(
+    controller: Callable[[], Controller], caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = controller(), controller()
+    await opened(first)
+    for fork_id, started in ((A, 1.0), (B, 2.0)):
+        first.journal.put(entry(fork_id, started))
+    assert await first.ids() == [A, B]
+    await lose(first)
+    first.journal.put(entry(C, 3.0))
+    first.journal.remove(B)
+    await until(lambda: "works again" in caplog.text and first.journal._idle.is_set(), 30)
+    assert await opened(second) == [A, C]
+    assert caplog.text.count("was gone, and is made anew") == 1
+    assert caplog.text.count("has lost 1 running forks") == 1
+
+
+async def test_all_that_runs_is_written_again_where_the_bucket_is_gone_and_nothing_changes(
+    controller: Callable[[], Controller],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("audiofork.forks.cluster_journal.LOOK_INTERVAL_S", 0.1)
+    first, second = controller(), controller()
+    await opened(first)
+    first.journal.put(entry(A))
+    assert await first.ids() == [A]
+    await lose(first)
+    await until(lambda: "has lost 1 running forks" in caplog.text, 30)
+    await until(first.journal._idle.is_set, 30)
+    assert await opened(second) == [A]
+
+
+async def test_what_leads_again_reads_what_it_knows_where_the_bucket_is_gone(
+    controller: Callable[[], Controller],
+) -> None:
+    one = controller()
+    await opened(one)
+    one.journal.put(entry(A))
+    assert await one.ids() == [A]
+    await lose(one)
+    assert await one.ids() == [A]
+
+
 async def test_it_does_not_wait_when_we_do_not_lead_any_more(
     controller: Callable[[], Controller], server: NatsServer
 ) -> None:
