@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 # How often a controller that the broker cannot reach asks Asterisk whether another leads.
 LOOK_INTERVAL_S = 0.1
 AWAY = "the NATS servers of the cluster cannot be reached"
+NO_LEAD = (
+    "NATS does not confirm that this controller leads: JetStream is silent, or cannot write"
+)
 
 
 class AsteriskControl:
@@ -225,7 +228,8 @@ class AsteriskControl:
             self._going_on.cancel()
         if self.daemon is not None and not self.daemon.forks.is_suspended:
             log.error("%s: suspended: the broker is away, or another controller leads", self.name)
-            self.daemon.forks.suspend(AWAY, self._cluster.start_wait)
+            reason = NO_LEAD if self._broker.is_up else AWAY
+            self.daemon.forks.suspend(reason, self._cluster.start_wait)
             assert self._relay is not None
             self._relay.forget()
 

@@ -330,8 +330,8 @@ class _Replaced(AriError):
 
     def __init__(self, app: str) -> None:
         super().__init__(
-            f"another program took the ARI application {app}; each daemon beside one Asterisk "
-            "needs an [ari] app of its own"
+            f"another program took the ARI application {app}: a controller that leads by now, or a "
+            "daemon beside the same Asterisk, which needs an [ari] app of its own"
         )
 
 
