@@ -30,9 +30,7 @@ log = logging.getLogger(__name__)
 # How often a controller that the broker cannot reach asks Asterisk whether another leads.
 LOOK_INTERVAL_S = 0.1
 AWAY = "the NATS servers of the cluster cannot be reached"
-NO_LEAD = (
-    "NATS does not confirm that this controller leads: JetStream is silent, or cannot write"
-)
+NO_LEAD = "NATS does not confirm that this controller leads: JetStream is silent, or cannot write"
 
 
 class AsteriskControl:

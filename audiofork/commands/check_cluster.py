@@ -176,7 +176,10 @@ class ClusterCheck:
         after = await self._lease(one) if has_leases else _NOBODY
         for text in one.refusals:
             self._findings.fail(f"NATS: {text}", remedies.RIGHTS)
-        return has_leases and self._judge_leader(before, after)
+        if not has_leases:
+            self._judge_without_leases()
+            return False
+        return self._judge_leader(before, after)
 
     async def _lease(self, one: Connection) -> _Held:
         with contextlib.suppress(KeyNotFoundError):
@@ -185,6 +188,11 @@ class ClusterCheck:
             return _Held(Holder.of(entry.value), entry.revision or 0)
         return _NOBODY
 
+    def _judge_without_leases(self) -> None:
+        if names := " and ".join(beat.name for beat in self._controllers.hosts):
+            text = f"controllers: none leads without the bucket {BUCKET}, though {names} is there"
+            self._findings.fail(text, remedies.NO_LEASES)
+
     def _judge_leader(self, before: _Held, after: _Held) -> bool:
         asterisk = self._config.asterisk
         if after.holder is None:
@@ -192,11 +200,19 @@ class ClusterCheck:
             self._findings.skip(text, remedies.START_CONTROLLER)
             return False
         if after.revision == before.revision:
-            text = f"controllers: none leads for {asterisk}: {after.holder.name} did, and is silent"
-            self._findings.fail(text, remedies.START_CONTROLLER)
+            self._judge_silent(f"controllers: none leads for {asterisk}", after.holder.name)
             return False
         self._judge_standing_by(f"controllers: {after.holder.name} leads for {asterisk}", after)
         return True
+
+    def _judge_silent(self, text: str, name: str) -> None:
+        """Tell of a lease that its holder does not renew."""
+        if name in (beat.name for beat in self._controllers.hosts):
+            self._findings.fail(
+                f"{text}: {name} did, runs, and does not renew its lease", remedies.NOT_RENEWED
+            )
+        else:
+            self._findings.fail(f"{text}: {name} did, and is silent", remedies.START_CONTROLLER)
 
     def _judge_standing_by(self, text: str, held: _Held) -> None:
         leader = held.holder.name if held.holder is not None else ""

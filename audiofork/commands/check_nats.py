@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from nats.js import JetStreamContext
 from nats.js.api import StreamInfo
-from nats.js.errors import NotFoundError
+from nats.js.errors import APIError, NotFoundError
 
 from audiofork.addresses import is_loopback
 from audiofork.cluster import buckets, login
@@ -25,7 +25,7 @@ from audiofork.commands.findings import Findings
 from audiofork.config import ClusterConfig
 from audiofork.errors import ConfigError, NoMessage
 from audiofork.forks.cluster_journal import bucket_of
-from audiofork.text import why
+from audiofork.text import printable, why
 
 CONNECT_TIMEOUT_S = 3
 ANSWER_TIMEOUT_S = 2.0
@@ -35,6 +35,8 @@ OLDEST = (2, 9)
 REFUSAL_S = 0.2
 # A server that keeps a bucket is heard of each second.
 _SILENT_NS = 5_000_000_000
+# What JetStream answers that has no room: memory, disk, the limits of its account or its own.
+_CANNOT_STORE = (10023, 10028, 10047, 10077)
 
 
 @dataclass
@@ -162,6 +164,8 @@ class NatsCheck:
     async def check_buckets(self, one: Connection) -> bool:
         """See whether a controller can use its buckets; return whether that of leases is there."""
         has_leases = await self._check_bucket(one, LEASES)
+        if has_leases:
+            await self._check_lease_writing(one)
         journal = bucket_of(self._config.asterisk)
         if has_leases and await self._check_bucket(one, journal):
             await self._check_writing(one, journal)
@@ -218,6 +222,9 @@ class NatsCheck:
         """Tell why JetStream does not do something."""
         if one.refusals:
             self._findings.fail(f"JetStream: {what}: {one.refusals[-1]}", remedies.RIGHTS)
+        elif isinstance(exc, APIError) and exc.err_code in _CANNOT_STORE:
+            answer = f"NATS cannot store it: {printable(exc.description or '', '?')}"
+            self._findings.fail(f"JetStream: {what}: {answer}", remedies.STORING)
         else:
             text = f"JetStream: {what}: {why(exc)}: it is off, or too few servers are there"
             self._findings.fail(text, remedies.JETSTREAM)
@@ -240,6 +247,26 @@ class NatsCheck:
             self._findings.warn(f"{text} alone", remedies.ONE_SERVER)
         else:
             self._findings.ok(text)
+
+    async def _check_lease_writing(self, one: Connection) -> None:
+        """Write a key beside that of the lease, which nobody reads; it stays, and is one for all.
+
+        To write the lease itself would take it from who holds it, and to remove a key of this
+        bucket takes a right to remove all of them.
+        """
+        one.refusals.clear()
+        key = f"{self._config.asterisk}.check"
+        try:
+            await (await one.stream.key_value(LEASES)).put(key, b"{}")
+        except FAULTS as exc:
+            if not one.refusals:
+                self._refused(one, f"writing to bucket {LEASES}", exc)
+                return
+            text = f"whether NATS writes to bucket {LEASES} is not known: {one.refusals[-1]}"
+            self._findings.skip(f"JetStream: {text}", remedies.CHECK_KEY)
+            one.refusals.clear()
+        else:
+            self._findings.ok(f"JetStream: writes to bucket {LEASES}")
 
     async def _check_writing(self, one: Connection, bucket: str) -> None:
         key = f"check-{uuid.uuid4()}"

@@ -34,6 +34,22 @@ JETSTREAM = (
     "nats-server.conf needs jetstream { store_dir: ... }, and our account may have to be allowed "
     "it. Of several servers more than half have to be there."
 )
+STORING = (
+    "Make room: is the disk of its store_dir full (df), or the max_file of jetstream { } in "
+    "nats-server.conf, or the limit of our account, used up? Until then no controller keeps its "
+    "lead. If NATS still cannot write with room there, systemctl restart nats-server."
+)
+CHECK_KEY = (
+    "Only this check needs to write that key: the shipped etc/nats/audiofork.conf lets controllers."
+)
+NOT_RENEWED = (
+    "Faults of NATS and JetStream above say why; else the log of that controller does "
+    "(journalctl -u audiofork-control). Until then no fork can start."
+)
+NO_LEASES = (
+    "Where NATS lets controllers make no buckets: audiofork buckets, with the key of a user who "
+    "may. Else the log of that controller says why it cannot (journalctl -u audiofork-control)."
+)
 RIGHTS = (
     "The permissions of our user in the NATS server's configuration lack what it says; the shipped "
     "etc/nats/audiofork.conf has what each role needs."

@@ -37,7 +37,8 @@ def bucket_of(asterisk: str) -> str:
 class ClusterJournal:
     """Keeps entries in a bucket; a fault of the broker never affects a fork.
 
-    What cannot be written waits: the latest entry of each fork. What NATS has lost is written again.
+    What cannot be written waits: the latest entry of each fork. What NATS has lost is written
+    again.
 
     Args:
         broker: The connection to the broker.

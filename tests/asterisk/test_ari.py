@@ -746,7 +746,8 @@ async def test_name_taken_by_another_program_is_said_once_and_pauses_long(
         assert not ari.ready
         assert ari.status == (
             "another program took the ARI application audiofork: a controller that leads by now, "
-            "or a daemon beside the same Asterisk, which needs an [ari] app of its own; next try in 60 s"
+            "or a daemon beside the same Asterisk, which needs an [ari] app of its own; "
+            "next try in 60 s"
         )
         pause.set()
         await wait_until(lambda: ari.ready)

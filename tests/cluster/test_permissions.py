@@ -590,6 +590,7 @@ async def test_checks_of_both_roles_find_all_that_they_need(nats: Secured, tmp_p
     texts = [one.text for one in found]
     assert f"controllers: c leads for {A1}, none stands by" in texts
     assert any(text.startswith(f"JetStream: writes to bucket {JOURNAL_1}") for text in texts)
+    assert f"JetStream: writes to bucket {LEASES}" in texts
     assert not any("violation" in text for text in texts)
 
 

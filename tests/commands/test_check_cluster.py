@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import trustme
-from nats.js.errors import NoKeysError
+from nats.js.errors import APIError, NoKeysError
+from nats.js.kv import KeyValue
 
 import audiofork
 from audiofork import config_file
@@ -241,7 +242,9 @@ async def test_bucket_that_no_controller_has_made_yet_is_no_fault(server: NatsSe
 async def test_check_leaves_nothing_in_the_journal(server: NatsServer) -> None:
     async with leading(server):
         _, findings = await check(server.url)
-    (wrote,) = [text for text in marked(findings, Mark.OK) if "writes to bucket" in text]
+    (wrote,) = [
+        text for text in marked(findings, Mark.OK) if "writes to bucket audiofork-f" in text
+    ]
     assert wrote.startswith("JetStream: writes to bucket audiofork-forks-asterisk, in ")
     async with connected(server.url) as broker:
         bucket = await broker.bucket(bucket_of("asterisk"))
@@ -342,11 +345,63 @@ async def test_leader_that_is_silent_is_a_fault(server: NatsServer) -> None:
     assert "controllers: none leads for asterisk: c1 did, and is silent" in faults(findings)
 
 
+async def test_leader_that_runs_and_does_not_renew_its_lease_is_not_to_be_started(
+    server: NatsServer,
+) -> None:
+    async with leading(server):
+        pass
+    async with beating(server, ControlBeat("c1", "asterisk", "run")):
+        _, findings = await check(server.url)
+    (told,) = (one for one in findings if "c1 did" in one.text)
+    assert told.text.endswith("c1 did, runs, and does not renew its lease")
+    assert told.remedy == remedies.NOT_RENEWED
+
+
+async def test_controller_that_runs_where_the_bucket_of_leases_is_gone_is_a_fault(
+    server: NatsServer,
+) -> None:
+    async with beating(server, ControlBeat("c1", "asterisk", "run")):
+        _, findings = await check(server.url)
+    text = f"controllers: none leads without the bucket {BUCKET}, though c1 is there"
+    assert text in faults(findings)
+
+
 async def test_lease_that_was_given_back_is_no_fault(server: NatsServer) -> None:
     async with leading(server) as lease:
         await lease.release()
     _, findings = await check(server.url)
     assert "controllers: none leads for asterisk" in marked(findings, Mark.SKIP)
+
+
+async def test_key_of_the_check_that_it_may_not_write_is_no_fault() -> None:
+    key = new_key()
+    denied = 'permissions: { publish: { deny: "$KV.audiofork-leases.*.check" } }'
+    users = f"{{ nkey: {key.public}, {denied} }}, {{ user: any, password: any }}"
+    more = f"authorization {{ users: [{users}] }}\nno_auth_user: any\n"
+    with nats_servers(more=more) as (server,):
+        async with leading(server):
+            _, findings = await check(server.url, nkey=key.seed)
+    (told,) = (one for one in findings if one.remedy == remedies.CHECK_KEY)
+    assert told.mark is Mark.SKIP
+    assert "violation" in told.text
+    assert any(text.startswith("controllers: c1 leads") for text in marked(findings, Mark.WARN))
+
+
+async def fill(bucket: KeyValue) -> None:
+    for number in range(100):
+        await bucket.put(str(number), bytes(1000))
+
+
+async def test_nats_without_room_is_named(tmp_path: Path) -> None:
+    more = f'jetstream {{ store_dir: "{tmp_path}", max_file: 4096 }}\n'
+    with nats_servers(more=more) as (server,):
+        async with leading(server), connected(server.url) as broker:
+            full = await broker.bucket("full")
+            with pytest.raises(APIError):
+                await fill(full)
+            _, findings = await check(server.url)
+    told = [one.text for one in findings if one.remedy == remedies.STORING]
+    assert f"JetStream: writing to bucket {BUCKET}: NATS cannot store it: " in "".join(told)
 
 
 # --- Registrations -------------------------------------------------------------------------------
