@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +14,7 @@ from audiofork import control
 from audiofork.cluster.wandering import Wandering
 from audiofork.config import ClusterConfig, Config, HttpConfig, NamedAsterisk
 from audiofork.control import Control
-from audiofork.control_asterisk import AsteriskControl, unless
+from audiofork.control_asterisk import AWAY, NO_LEAD, AsteriskControl, unless
 from audiofork.errors import ConfigError
 from audiofork.log import asterisk
 from tests.doors.http.stage import write_tokens
@@ -198,6 +199,21 @@ async def test_configuration_of_one_is_read_as_its_own_and_an_error_once_it_is_g
     write(path, CLUSTER)
     with pytest.raises(ConfigError, match="no section is of the Asterisk pbx-b any more"):
         own.load()
+
+
+@pytest.mark.parametrize(("is_up", "told"), [(True, NO_LEAD), (False, AWAY)])
+async def test_suspended_forks_are_told_whether_nats_is_away_or_does_not_confirm_the_lead(
+    path: Path, *, is_up: bool, told: str
+) -> None:
+    config = Config(cluster=ClusterConfig(asterisk="pbx-a"))
+    broker = SimpleNamespace(is_up=is_up)
+    own = AsteriskControl(path, config, broker, controller_of(path)._roster, "run")  # type: ignore[arg-type]
+    reasons: list[str] = []
+    forks = SimpleNamespace(is_suspended=False, suspend=lambda why, _wait_s: reasons.append(why))
+    own.daemon = SimpleNamespace(forks=forks)  # type: ignore[assignment]
+    own._relay = SimpleNamespace(forget=lambda: None)  # type: ignore[assignment]
+    own.suspend()
+    assert reasons == [told]
 
 
 async def test_what_is_done_until_a_stop_raises_what_it_raises_and_ends_with_the_stop() -> None:
