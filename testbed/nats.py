@@ -117,6 +117,10 @@ class NatsServer:
         assert self._process is not None
         self._process.send_signal(number)
 
+    def empty(self) -> None:
+        """Remove what it keeps, while it does not run."""
+        shutil.rmtree(self._folder / self.name)
+
     def kill(self) -> None:
         """End it without giving it a chance to clean up."""
         if self._process is not None:

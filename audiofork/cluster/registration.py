@@ -88,6 +88,7 @@ class Registered:
         self._note = note
         self._strange = CounterLine(log, f"entries of the bucket {HOSTS} without effect")
         self._reading: asyncio.Task[None] | None = None
+        self._was_there = False
 
     def start(self) -> None:
         """Begin to read; never waits."""
@@ -111,7 +112,8 @@ class Registered:
         log.warning("who is registered in the bucket %s is not known: %s", HOSTS, fault)
 
     async def _read_once(self) -> None:
-        bucket = await self._broker.bucket(HOSTS)
+        bucket = await self._broker.bucket(HOSTS, was_there=self._was_there)
+        self._was_there = True
         keys = [key for key in await self._broker.keys(HOSTS) if is_name(key)]
         for key, value in (await self._broker.values(bucket, keys[:MOST_READ])).items():
             try:

@@ -194,7 +194,7 @@ async def test_broker_that_cannot_be_asked_is_told_once(
     class Silent:
         asked = 0
 
-        async def bucket(self, _name: str) -> None:
+        async def bucket(self, _name: str, **_more: bool) -> None:
             self.asked += 1
             raise BrokerUnavailable("NATS: no answer")
 

@@ -205,6 +205,64 @@ async def test_running_forks_go_on_while_the_broker_is_away_and_all_is_in_line_a
     assert "Traceback" not in controller.log()
 
 
+@counts_blocks
+async def test_no_frame_is_lost_when_nats_has_lost_its_store_and_the_leader_dies_then(
+    scene: Scene[Recorder], cluster: Cluster
+) -> None:
+    cluster.relay("r1")
+    first = cluster.controller("c1")
+    await leads(first)
+    second = cluster.controller("c2")
+    target = await scene.call()
+    talk = target.call.talk()
+    fork = scene.fork(target, "/fork", "D(in)")
+    await fork.started()
+    talk.cancel()
+    spoken = asyncio.ensure_future(target.call.play(BLOCKS))
+    await asyncio.sleep(1)
+    (server,) = cluster.servers
+    server.kill()
+    server.empty()
+    await asyncio.to_thread(server.start)
+    await first.says("has lost 1 running forks")
+    await asyncio.sleep(0.5)  # until it is written
+    position = len(scene.ami.events)
+    first.kill()
+    await leads(second)
+    assert (await fork.started(after=position))["TakenUp"] == "yes"
+    await spoken
+    await target.call.play(WARM_UP)
+    await target.call.hangup()
+    stopped = await fork.stopped(after=position)
+    assert (stopped["Reason"], stopped["FramesDropped"]) == ("hangup", "0")
+    (recording,) = scene.server.recordings
+    assert report(find_blocks(recording.audio, HEARD), len(HEARD)).intact
+    logs = first.log() + second.log()
+    assert "bucket audiofork-leases was gone" in logs
+    assert "obeys another controller" not in logs
+
+
+async def test_relay_host_obeys_a_controller_that_has_come_after_nats_has_lost_its_store(
+    scene: Scene[Recorder], cluster: Cluster
+) -> None:
+    relay = cluster.relay("r1")
+    for name in ("c1", "c2"):
+        controller = cluster.controller(name)
+        await leads(controller)
+        controller.kill()
+    (server,) = cluster.servers
+    server.kill()
+    server.empty()
+    await asyncio.to_thread(server.start)
+    controller = cluster.controller("c3")
+    await leads(controller)
+    fork = await scene.talking_fork("/fork", "D(in)")
+    await scene.server.wait_messages("/fork", 50)
+    assert (await fork.hang_up())["Reason"] == "hangup"
+    assert controller.log().count("relay hosts obeyed a greater epoch") == 1
+    assert relay.log().count("not obeyed") <= 3
+
+
 async def test_call_that_ends_while_the_broker_is_away_ends_its_fork_when_it_is_back(
     scene: Scene[Recorder], cluster: Cluster
 ) -> None:
