@@ -165,18 +165,15 @@ async def lose(connect: Connect) -> None:
 async def test_holder_whose_bucket_is_gone_makes_it_anew_and_goes_on_with_a_greater_epoch(
     connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first, second = await lease_of(connect, "a"), await lease_of(connect, "b")
+    first, second = await lease_of(connect, "a", 3), await lease_of(connect, "b", 3)
     await taken(first, 30)
     before = first.epoch
     keeping, waiting = asyncio.create_task(first.keep()), asyncio.create_task(second.take())
     await until(lambda: second.leader is not None, 30)
     await lose(connect)
     await until(lambda: first.epoch > before or keeping.done(), 30)
-    if keeping.done():  # on a busy machine it may be too late to go on with trust
-        waiting.cancel()
-        assert await first.regain()
     assert first.epoch > before
-    assert caplog.text.count("was gone, and is made anew") == 1
+    assert "bucket audiofork-leases was gone, and is made anew" in caplog.text
     for task in (keeping, waiting):
         task.cancel()
 
@@ -213,7 +210,7 @@ async def test_holder_that_lost_it_with_its_bucket_does_not_believe_that_another
 async def test_who_has_never_known_an_epoch_begins_above_that_which_relay_hosts_obey(
     connect: Connect,
 ) -> None:
-    lease = await taken(await lease_of(connect, "a"), 30)
+    lease = await taken(await lease_of(connect, "a", 3), 30)
     lease.outbid(5000)
     keeping = asyncio.create_task(lease.keep())
     await until(lambda: lease.epoch > 5000 or keeping.done(), 30)
@@ -222,7 +219,7 @@ async def test_who_has_never_known_an_epoch_begins_above_that_which_relay_hosts_
     await asyncio.gather(keeping, return_exceptions=True)
     epoch = lease.epoch
     await lease.release()
-    assert (await taken(await lease_of(connect, "b"), 30)).epoch > epoch
+    assert (await taken(await lease_of(connect, "b", 3), 30)).epoch > epoch
 
 
 async def test_holder_that_another_has_succeeded_does_not_outbid_it(connect: Connect) -> None:
