@@ -42,7 +42,7 @@ from audiofork.forks.timelines import Timelines
 from audiofork.forks.urls import warn_of_hosts_at_will
 from audiofork.forks.watching import Watching
 from audiofork.link.inline import InlineRelay, check_files
-from audiofork.link.messages import CheckLeg, Format, Report, SendReport, WatchReport
+from audiofork.link.messages import CheckLeg, Format, Report, SendReport, StatsTaken, WatchReport
 from audiofork.link.processes import RelayProcesses
 from audiofork.link.relay import Relay
 from audiofork.link.relay_process import retire_unused
@@ -157,7 +157,8 @@ class Daemon:
             self._check_answers.on_report(report)
             return
         self.watching.on_report(report)
-        if not isinstance(report, WatchReport) and self._acts():
+        # Whoever asks for statistics gets them also from one that must not act on anything.
+        if isinstance(report, StatsTaken) or (not isinstance(report, WatchReport) and self._acts()):
             self.forks.on_report(report)
 
     def _on_event(self, event: Event) -> None:

@@ -264,9 +264,10 @@ class Forks:
         """Return all forks, oldest first.
 
         Raises:
-            TimeoutError: The relay does not answer in time.
+            RequestRefused: It is suspended, and does not know them.
         """
-        stats = (await self._statistics.take()).stats
+        stats = await self._statistics.latest()
+        self._starting.admission.check_acts()
         views: list[ForkView] = []
         for fork in self._table:
             relay_host = self._statistics.host_of(fork.id)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
+from collections.abc import Mapping
 
-from audiofork.link.messages import SendCommand, StatsTaken, TakeStats
+from audiofork.link.messages import ForkStats, SendCommand, StatsTaken, TakeStats
 from audiofork.link.relay import HostOf, this_host
+
+log = logging.getLogger(__name__)
 
 STATS_TIMEOUT_S = 2.0
 
@@ -24,6 +28,7 @@ class Statistics:
         self.host_of = host_of
         self._tickets = itertools.count(1)
         self._asked: dict[int, asyncio.Future[StatsTaken]] = {}
+        self._last: Mapping[str, ForkStats] = {}
 
     def __len__(self) -> int:
         """Return how many requests wait for an answer."""
@@ -45,8 +50,17 @@ class Statistics:
         finally:
             del self._asked[ticket]
 
+    async def latest(self) -> Mapping[str, ForkStats]:
+        """Return the statistics of each fork; those of the last time where no answer comes."""
+        try:
+            return (await self.take()).stats
+        except TimeoutError:
+            log.warning("the relay tells no statistics in time: those shown are of the last time")
+            return self._last
+
     def on_taken(self, report: StatsTaken) -> None:
-        """Handle an answer; ignore one that is late."""
+        """Handle an answer; ignore one that is late, but for those who get none."""
+        self._last = report.stats
         answer = self._asked.get(report.ticket)
         if answer is not None and not answer.done():
             answer.set_result(report)

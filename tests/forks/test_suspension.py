@@ -53,6 +53,15 @@ async def test_forks_are_left_and_nothing_is_done_to_them(left: Rig) -> None:
     assert left.sent == left.sent[:1]  # the order of the fork
 
 
+async def test_who_asks_for_the_forks_gets_the_reason(left: Rig) -> None:
+    await left.stream()
+    left.forks.suspend(WHY, 0)
+    with pytest.raises(RequestRefused, match=WHY):
+        await left.forks.views()
+    with pytest.raises(RequestRefused, match=WHY):
+        await left.ask(Command="StopAudioFork", Uniqueid=UNIQUEID)
+
+
 async def test_leg_that_waits_for_its_relay_is_not_requested(left: Rig) -> None:
     gate = asyncio.Event()
 
