@@ -13,7 +13,7 @@ from pathlib import Path
 
 from audiofork import config_file
 from audiofork import log as logs
-from audiofork.cluster.beats import CONTROL_BEAT_S
+from audiofork.cluster.beats import CONTROL_BEAT_S, ControlBeat
 from audiofork.cluster.broker import Broker
 from audiofork.cluster.login import inbox_of_controller
 from audiofork.cluster.registration import Registered
@@ -60,6 +60,7 @@ class Control:
         self._stop = asyncio.Event()
         self._is_asked = asyncio.Event()  # for a beat
         self._roster.on_new_controller = self._is_asked.set
+        self._roster.is_led_here = self._is_led_here
         run_id = str(uuid.uuid4())
         self.doors = ClusterDoors(config, self._broker, self._roster, run_id)
         self.asterisks = [
@@ -68,6 +69,11 @@ class Control:
         for one in self.asterisks:
             one.doors = self._doors_of(one)
             one.on_role = self._tell_systemd
+
+    def _is_led_here(self, beat: ControlBeat) -> bool:
+        """Return False for a beat of ours that is out of date, as all are while NATS is away."""
+        own = (one for one in self.asterisks if one.name == beat.asterisk)
+        return all(one.leads or one.run_id != beat.run_id for one in own)
 
     def _doors_of(self, one: AsteriskControl) -> AsteriskDoors:
         return self.doors.of(one.name, lambda: one.leads, one.drain)

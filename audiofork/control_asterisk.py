@@ -78,6 +78,11 @@ class AsteriskControl:
         return self._lease is not None and self._lease.is_held
 
     @property
+    def run_id(self) -> str:
+        """Identifies this run of the controller."""
+        return self._holder.run_id
+
+    @property
     def is_silent(self) -> bool:
         """Whether NATS does not say any more who leads."""
         return self._lease is not None and self._lease.is_silent

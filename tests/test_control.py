@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from audiofork import control
+from audiofork.cluster.beats import ControlBeat
 from audiofork.cluster.wandering import Wandering
 from audiofork.config import ClusterConfig, Config, HttpConfig, NamedAsterisk
 from audiofork.control import Control
@@ -40,7 +42,8 @@ class Served:
         self.name = name
         self._failures = list(failures)
         self.runs = self.left = self.reloads = self.beats = 0
-        self.is_silent = False
+        self.is_silent = self.leads = False
+        self.run_id = "run"
         self.named = ""
         self.goes_on = asyncio.Event()
 
@@ -258,3 +261,15 @@ async def test_connection_moves_to_another_server_where_none_of_the_leases_answe
             await asyncio.sleep(0)
     beating.cancel()
     assert bool(moved) == (not answered)
+
+
+async def test_controller_knows_better_than_its_last_beat_whether_it_leads(path: Path) -> None:
+    served = Served("pbx-a")
+    one = controller_of(path, served)
+    beat = ControlBeat("c1", "pbx-a", served.run_id, leads=True)
+    served.leads = True
+    assert one._roster.is_led_here(beat)
+    served.leads = False  # as while NATS is away
+    assert not one._roster.is_led_here(beat)
+    assert one._roster.is_led_here(replace(beat, run_id="another"))
+    assert one._roster.is_led_here(replace(beat, asterisk="other"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import enum
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from audiofork.errors import NoMessage
 
 if TYPE_CHECKING:
     from audiofork.cluster.broker import Broker
+
+log = logging.getLogger(__name__)
 
 # Of a controller: three of its beats, and some more.
 CONTROL_DEAD_S = 3.5 * CONTROL_BEAT_S
@@ -70,7 +73,7 @@ class Controller:
 
 
 class _Latest(Generic[_Beat]):
-    """The latest beat of each run, and when it was heard."""
+    """The latest beat of each, and when it was heard, in the order of their first beats."""
 
     def __init__(self) -> None:
         self._heard: dict[tuple[str, ...], tuple[_Beat, float]] = {}
@@ -85,6 +88,10 @@ class _Latest(Generic[_Beat]):
             raise NoMessage(f"there are {MOST_KNOWN} others already")
         self._heard[key] = beat, at
         return before is None or before.run_id != beat.run_id
+
+    def keys_of(self, *beginning: str) -> list[tuple[str, ...]]:
+        """Return the keys that begin so, by when they were heard first."""
+        return [key for key in self._heard if key[: len(beginning)] == beginning]
 
     def note_known(self, key: tuple[str, ...], beat: _Beat, at: float) -> None:
         """Note one that somebody else has heard of, unless it was heard here."""
@@ -115,6 +122,8 @@ class Roster:
     Attributes:
         on_new_controller: Called when a controller is heard for the first time: it does not know
             yet who is there.
+        is_led_here: Called with the beat of a controller that says that it leads; returns False if
+            it is our own, and we know better.
     """
 
     def __init__(
@@ -129,7 +138,9 @@ class Roster:
         self._lost_at: float | None = None
         self._since = clock()  # nothing is missed
         self._listeners: list[Callable[[Beat], None]] = []
+        self._twins: set[tuple[str, str]] = set()  # the Asterisk and the name that two have
         self.on_new_controller: Callable[[], None] = lambda: None
+        self.is_led_here: Callable[[ControlBeat], bool] = lambda _: True
 
     async def start(self) -> None:
         """Begin to hear beats.
@@ -191,10 +202,23 @@ class Roster:
     def on_control_beat(self, subject: str, payload: bytes) -> None:
         """Note the beat of a controller; raises as `on_beat`."""
         beat = control_beat_of(subject, payload)
-        is_new = self._controllers.note((beat.asterisk, beat.name), beat, self._clock())
-        self._asterisks[beat.asterisk] = self._clock()
+        key = (beat.asterisk, beat.name, beat.run_id)
+        is_new = self._controllers.note(key, beat, self._clock())
+        if beat.asterisk in self._asterisks or len(self._asterisks) < MOST_KNOWN:
+            self._asterisks[beat.asterisk] = self._clock()
         if is_new:
             self.on_new_controller()
+        elif not beat.is_last and self._controllers.keys_of(*key[:2])[-1] != key:
+            self._note_twins(beat)
+
+    def _note_twins(self, beat: ControlBeat) -> None:
+        """Note that a controller goes on although another one has begun under its name."""
+        twins = beat.asterisk, beat.name
+        if twins not in self._twins and len(self._twins) < MOST_KNOWN:
+            self._twins.add(twins)
+            log.error(
+                "two controllers of %s have the name %s: give one another [cluster] name", *twins
+            )
 
     def on_broker(self, is_up: bool) -> None:  # noqa: FBT001 (of `Broker.on_change`)
         """Note that the connection is lost, or stands again."""
@@ -222,11 +246,26 @@ class Roster:
 
     @property
     def controllers(self) -> Sequence[Controller]:
-        """The controllers, by Asterisk and name; dead ones for a while."""
-        return [
-            Controller(beat, _state_of_controller(beat, silent_s))
+        """The controllers, by Asterisk and name; dead ones for a while.
+
+        Of several runs with one name the latest is told, and those that live beside it.
+        """
+        found = [
+            Controller(beat, self._state_of_controller(beat, silent_s))
             for beat, silent_s in self._controllers.silent(self._now())
         ]
+        return [one for one in found if self._is_told(one)]
+
+    def _is_told(self, one: Controller) -> bool:
+        beat, twins = one.beat, (one.beat.asterisk, one.beat.name)
+        is_latest = self._controllers.keys_of(*twins)[-1][-1] == beat.run_id
+        return is_latest or (twins in self._twins and one.state is not ControlState.DEAD)
+
+    def _state_of_controller(self, beat: ControlBeat, silent_s: float) -> ControlState:
+        if silent_s > CONTROL_DEAD_S:
+            return ControlState.DEAD
+        leads = beat.leads and self.is_led_here(beat)
+        return ControlState.LEADS if leads else ControlState.STANDS_BY
 
     @property
     def asterisks(self) -> Sequence[str]:
@@ -237,9 +276,3 @@ class Roster:
         since = self._now() - REMEMBERED_S
         self._asterisks = {name: at for name, at in self._asterisks.items() if at > since}
         return sorted(self._asterisks)
-
-
-def _state_of_controller(beat: ControlBeat, silent_s: float) -> ControlState:
-    if silent_s > CONTROL_DEAD_S:
-        return ControlState.DEAD
-    return ControlState.LEADS if beat.leads else ControlState.STANDS_BY

@@ -78,6 +78,43 @@ def test_run_of_a_controller_is_told_of_when_it_is_heard_first_and_not_at_its_en
     assert told == [100.0, 101.0, 101.0]
 
 
+def test_controller_that_is_started_anew_takes_the_place_of_its_earlier_run(
+    roster: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    again = replace(CONTROLLER, run_id="again", leads=False)
+    roster.hear(CONTROLLER, again, again)
+    assert [one.beat.run_id for one in roster.controllers] == ["again"]
+    assert not caplog.records
+
+
+def test_two_controllers_with_one_name_are_both_told_and_logged_once(
+    roster: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    twin = replace(CONTROLLER, run_id="twin", leads=False)
+    roster.hear(*[CONTROLLER, twin] * 5)
+    assert [one.state.value for one in roster.controllers] == ["leads", "stands by"]
+    roster.now += CONTROL_DEAD_S + 0.1
+    roster.hear(CONTROLLER)
+    assert [one.state.value for one in roster.controllers] == ["leads", "dead"]
+    roster.hear(replace(twin, is_last=True))
+    assert [one.state.value for one in roster.controllers] == ["leads"]
+    assert [one.message for one in caplog.records] == [
+        "two controllers of pbx have the name c1: give one another [cluster] name"
+    ]
+
+
+def test_controller_that_does_not_lead_here_any_more_is_not_told_to_lead(roster: Told) -> None:
+    roster.hear(CONTROLLER, replace(CONTROLLER, name="c2"))
+    roster.is_led_here = lambda beat: beat.name != "c1"
+    assert roster.states == {"c1": "stands by", "c2": "leads"}
+
+
+def test_last_beats_of_many_asterisks_are_not_all_kept(roster: Told) -> None:
+    for number in range(MOST_KNOWN + 1):
+        roster.hear(replace(CONTROLLER, asterisk=f"pbx{number}", is_last=True))
+    assert len(roster.asterisks) == MOST_KNOWN
+
+
 def test_who_says_that_it_ends_is_forgotten_at_once(roster: Told) -> None:
     roster.hear(HOST, CONTROLLER, replace(HOST, name="r2"))
     roster.hear(replace(HOST, is_last=True), replace(CONTROLLER, is_last=True))
