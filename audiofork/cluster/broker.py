@@ -30,6 +30,7 @@ from audiofork.text import printable, why
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 2
+CLOSE_TIMEOUT_S = 2.0
 RECONNECT_WAIT_S = 0.2
 # A server that does not answer is left after two of these: a network may drop packets in silence.
 PING_INTERVAL_S = 1
@@ -408,7 +409,8 @@ class Broker:
             self._sending = None
         if self._has_begun:
             with contextlib.suppress(*FAULTS):
-                await self._client.close()
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._client.close()
 
 
 def _is_of(subject: str, pattern: str) -> bool:

@@ -39,6 +39,11 @@ class _Transport(TcpTransport):
     def __bool__(self) -> bool:
         return True  # else the library takes its own
 
+    def writelines(self, payload: list[bytes]) -> None:
+        """Write as asyncio does: what is written after the end is dropped; uvloop would raise."""
+        if self._io_writer is not None and not self._io_writer.is_closing():
+            super().writelines(payload)  # type: ignore[no-untyped-call]
+
     async def wait_closed(self) -> None:
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
@@ -110,6 +115,12 @@ class NatsClient(Client):
         """See the library."""
         with _cancellable():
             await super().flush(*args, **kwargs)
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:  # noqa: FBT001, FBT002 (of the library)
+        """See the library, which would wait for a lost connection to take what is left."""
+        if not self.is_connected:
+            self._pending, self._pending_data_size = [], 0
+        await super()._close(status, do_cbs)
 
     async def move(self) -> None:
         """Go on at the next server."""

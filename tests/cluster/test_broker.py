@@ -14,6 +14,7 @@ from random import Random
 import nats.errors
 import pytest
 import trustme
+import uvloop
 from nats.aio.client import Client
 from nats.js.kv import KeyValue
 
@@ -558,3 +559,21 @@ async def test_it_stays_where_there_is_no_other(connect: Connect) -> None:
     broker = await connect()
     await broker.move()
     assert broker.is_up
+
+
+# --- The end -------------------------------------------------------------------------------------
+
+
+def test_client_that_has_something_left_to_say_closes_while_the_server_is_away(
+    server: NatsServer,
+) -> None:
+    async def close() -> None:
+        broker = Broker(ClusterConfig(servers=(server.url,)), "test")
+        await broker.connect()
+        subscription = await broker.subscribe("a", lambda *_: None)
+        server.kill()
+        await until(lambda: not broker.is_up, 30)
+        await subscription.unsubscribe()  # waits to be sent
+        await broker.close()
+
+    uvloop.run(close())  # it raises where asyncio drops what is written too late
