@@ -179,6 +179,10 @@ class Seen:
         """Note that a host is there."""
         self._at[name] = self._clock()
 
+    def is_alive(self, name: str) -> bool:
+        """Return whether a host was heard, and was not told dead since."""
+        return name in self._at
+
     def forget(self, name: str) -> None:
         """Wait for no more of a host: it has ended in order."""
         self._at.pop(name, None)

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 PUT_INTERVAL_S = HOSTS_TTL_S / 3
 # Of somebody who fills the bucket; a cluster has fewer.
 MOST_READ = 1000
+# Orders for another run are for an earlier one of this host, unless they go on for so long.
+NAMESAKE_S = 30.0
+_PAUSE_S = 5.0  # they come at least each second
 # NATS that has just come back keeps nothing for a moment.
 _READ_WAITS_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 
@@ -53,6 +56,8 @@ class Presence:
         self._clock = clock
         self._written: Beat | None = None
         self._written_at = 0.0
+        self._namesake_since = self._namesake_at = float("-inf")
+        self._is_told = False
 
     def tell(self, beat: Beat) -> None:
         """Send a beat, and register where that is due: a last beat takes the registration back."""
@@ -70,6 +75,19 @@ class Presence:
     def renew(self) -> None:
         """Register with the next beat: the broker is there from now on."""
         self._written = None
+
+    def on_namesake(self) -> None:
+        """Note that a controller has ordered something of another run with our name."""
+        now = self._clock()
+        if now - self._namesake_at > _PAUSE_S:
+            self._namesake_since = now
+        self._namesake_at = now
+        if now - self._namesake_since >= NAMESAKE_S and not self._is_told:
+            self._is_told = True
+            log.error(
+                "another relay host has the name of this one, and gets the forks: give one another "
+                "[cluster] name"
+            )
 
 
 class Registered:

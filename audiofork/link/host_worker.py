@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Callable
 
 import audiofork
 from audiofork.cluster.beats import Beat
+from audiofork.link.host_runs import Openings, Runs
 from audiofork.link.messages import (
     Adopt,
     Command,
@@ -19,7 +19,7 @@ from audiofork.link.messages import (
     HeldFork,
 )
 from audiofork.link.pings import Pings
-from audiofork.link.sessions import Down, Drain, Hello, Numbers, pack
+from audiofork.link.sessions import Down, Drain, Hello, Numbers, new_session, pack
 from audiofork.link.stream import Ping
 from audiofork.link.told import Told
 from audiofork.link.workers import RelayWorker
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 # So many beats of a host may come until its answer to an opening, or to a ping.
 MAX_UNANSWERED = 5
 _MUTE_OPENINGS = 3  # then something is wrong for good
+LIES, SUPERSEDED = "lies", "superseded"
 # Below that, chance and not the forks decides which of two hosts needs more of a core.
 _BUSY_CPU = 0.5
 # What a fork needs of a core; from so many on a host tells what its own do.
@@ -53,6 +54,7 @@ class HostWorker(RelayWorker):
         leftovers: Forks that another host has by now, and that are to end here.
         opened: Set while it has answered in a session.
         numbers: Those of the session.
+        runs: Which of the runs of hosts with its name counts.
     """
 
     def __init__(
@@ -67,9 +69,9 @@ class HostWorker(RelayWorker):
         self.leftovers: set[str] = set()
         self.opened = asyncio.Event()
         self.numbers = Numbers()
-        self._unanswered = 0
-        self._openings = 0
-        self._is_superseded = False
+        self.runs = Runs(beat, self.heard_at)
+        self._openings = Openings()
+        self._complaints: set[str] = set()  # that the log has
         self._pings = Pings()
         self._publish = publish
         self._epoch = epoch
@@ -92,14 +94,22 @@ class HostWorker(RelayWorker):
         return self.address is not None
 
     def open(self) -> None:
-        """Begin a session; the answer is what it holds."""
+        """Begin a session; the answer is what it holds. After too many, a later beat does it."""
         self.end()
-        self._unanswered = 0
-        self._openings += 1
-        if self._openings == _MUTE_OPENINGS:
+        now = asyncio.get_running_loop().time()
+        if not self._openings.is_allowed(now):
+            return
+        self._openings.begin(now)
+        if self._openings.in_vain == _MUTE_OPENINGS:
             log.error("%s is there and does not answer: may we order forks of it?", self)
-        self.numbers.begin(uuid.uuid4().hex)
+        self.numbers.begin(new_session(self.beat.run_id))
         self._send(Hello(audiofork.__version__))
+
+    def on_lost(self) -> None:
+        """Open another session, as a message of this one is lost."""
+        if self._openings.is_allowed(asyncio.get_running_loop().time()):
+            log.warning("a message of %s is lost; asking it what it has", self)
+        self.open()
 
     def end(self) -> None:
         """End the session; its forks go on."""
@@ -117,16 +127,30 @@ class HostWorker(RelayWorker):
 
     def on_superseded(self) -> None:
         """Note that it obeys another controller, which it says at each opening."""
-        if not self._is_superseded:
+        if self._is_news(SUPERSEDED):
             log.error("%s obeys another controller by now", self)
-        self._is_superseded = True
         self.end()
 
     def on_opened(self) -> None:
         """Note that it has answered in this session."""
-        self._is_superseded = False
+        self._complaints.discard(SUPERSEDED)
         self.address = self.beat.address
         self.opened.set()
+
+    def on_lies(self, count: int) -> None:
+        """Note that it claims forks by a turn that nobody has given."""
+        if self._is_news(LIES):
+            log.error(
+                "%s claims %d forks by turns that no controller can have given: they are not "
+                "taken for its own; who has its key?",
+                *(self, count),
+            )
+
+    def _is_news(self, complaint: str) -> bool:
+        """Return whether the log has not told that yet."""
+        is_news = complaint not in self._complaints
+        self._complaints.add(complaint)
+        return is_news
 
     async def is_reached(self) -> bool:
         """Return when it has all that was sent so far, or False when the session is over."""
@@ -142,7 +166,7 @@ class HostWorker(RelayWorker):
 
     def on_answer(self) -> None:
         """Note that it answers."""
-        self._unanswered = self._openings = 0
+        self._openings.on_answer()
 
     def send(self, command: Command) -> None:
         if isinstance(command, ForkSpec):
@@ -192,8 +216,8 @@ class HostWorker(RelayWorker):
         if self.is_open:
             self.address = beat.address
         if self._pings or not self.is_open:
-            self._unanswered += 1
-        if not self.numbers.session or self._unanswered > MAX_UNANSWERED:
+            self._openings.unanswered += 1
+        if not self.numbers.session or self._openings.unanswered > MAX_UNANSWERED:
             self.open()
         elif self.is_open and self._pings.is_due:
             self._ping()

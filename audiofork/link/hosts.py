@@ -14,7 +14,7 @@ from nats.aio.subscription import Subscription
 from audiofork.cluster.beats import Beat, Seen
 from audiofork.cluster.broker import FAULTS, Broker
 from audiofork.cluster.lease import Lease
-from audiofork.cluster.roster import HostState, Roster
+from audiofork.cluster.roster import MOST_KNOWN, HostState, Roster
 from audiofork.cluster.wandering import FIRST_WAIT_S
 from audiofork.config import Address, ClusterConfig, Config
 from audiofork.errors import NoMessage
@@ -64,6 +64,8 @@ TICK_S = 0.05
 TURN_BITS = 32  # more than any leader orders forks
 # At the start, for what the hosts hold.
 FIND_TIMEOUT_S = 0.3
+# How long forks wait for a host that lives and has not answered by then; as parts of `dead_after`.
+SLOW_TIMES = 4
 # How often the forks of a host that is drained are asked to move.
 DRAIN_INTERVAL_S = 2.0
 # How long Asterisk is not asked for a leg while the relay host does not answer.
@@ -123,10 +125,11 @@ class RelayHosts(SharedRelay):
         return self.addresses[0] if self._workers else NOWHERE
 
     async def find(self) -> None:
-        """Return when the relay hosts that are there have answered.
+        """Return when the relay hosts that are there have answered, or it takes them long.
 
-        If there is none, all may be cut off: they go on, and come. Until then, and for a while at
-        most, it is not known what is `held`.
+        One that lives and has not answered may have forks; and if there is none, all may be cut
+        off: they go on, and come. Until they have answered, and for a while at most, it is not
+        known what is `held`.
         """
         await asyncio.sleep(self._roster.is_complete_in_s)
         for host in self._roster.hosts:
@@ -136,10 +139,15 @@ class RelayHosts(SharedRelay):
         with contextlib.suppress(TimeoutError):  # those that have died do not answer
             async with asyncio.timeout(FIND_TIMEOUT_S):
                 await asyncio.gather(*openings)
-        self._started = bool(self._listening())
-        if not self._started:
+        silent = self._living() - {worker.name for worker in self._listening()}
+        self._started = bool(self._listening()) and not silent
+        now = asyncio.get_running_loop().time()
+        if not self._listening():
             log.warning("no relay host is heard of: running forks wait for theirs")
-            self._look_until = asyncio.get_running_loop().time() + NO_HOST_TIMEOUT_S
+            self._look_until = now + NO_HOST_TIMEOUT_S
+        elif silent:
+            log.warning("running forks wait for what %s may have", ", ".join(sorted(silent)[:10]))
+            self._look_until = now + SLOW_TIMES * self._config.dead_after
 
     def _look_on(self) -> None:
         """Report when all relay hosts that may come have come, or it took them too long."""
@@ -151,9 +159,12 @@ class RelayHosts(SharedRelay):
 
     def _are_all_here(self) -> bool:
         """Return whether each relay host that was there a moment ago has told what it holds."""
-        here = {host.beat.name for host in self._roster.hosts if host.state is not HostState.DEAD}
         open_ = {worker.name for worker in self._listening()}
-        return bool(open_) and not (here | self._roster.missing) - open_
+        return bool(open_) and not (self._living() | self._roster.missing) - open_
+
+    def _living(self) -> set[str]:
+        """Return the names of the relay hosts that are heard of."""
+        return {host.beat.name for host in self._roster.hosts if host.state is not HostState.DEAD}
 
     @property
     def held(self) -> Mapping[str, HeldFork] | None:
@@ -251,23 +262,41 @@ class RelayHosts(SharedRelay):
     def _on_beat(self, beat: Beat) -> None:
         if self._closed or not self._lease.is_held:
             return
-        self._seen.note(beat.name)
-        worker = self._workers.get(beat.name)
+        worker, now = self._workers.get(beat.name), asyncio.get_running_loop().time()
         if worker is None:
-            subject = down_subject(beat.name, self._config.asterisk)
-            self._workers[beat.name] = worker = HostWorker(
-                beat, lambda message: self._broker.publish(subject, message), self._epoch
-            )
+            if beat.is_last:
+                return
+            worker = self._add(beat)
+        elif not worker.runs.count(beat, now, is_alive=self._seen.is_alive(beat.name)):
+            return
         elif worker.beat.run_id != beat.run_id:
             self._lose(worker, "it was started anew")
+        self._seen.note(beat.name)
         if beat.is_last:
             self._seen.forget(beat.name)
-            worker.heard_at = asyncio.get_running_loop().time()
+            worker.heard_at = now
             self._lose(worker, "it has ended")
             return
         worker.on_beat(beat)
         if beat.is_draining:
             self._drain(worker)
+
+    def _add(self, beat: Beat) -> HostWorker:
+        """Take another relay host; where there are too many, forget those that are dead."""
+        if len(self._workers) >= MOST_KNOWN:
+            self._workers = {
+                name: one
+                for name, one in self._workers.items()
+                if self._seen.is_alive(name) or one.forks
+            }
+        if len(self._workers) >= MOST_KNOWN:
+            raise NoMessage(f"there are {MOST_KNOWN} others already")
+        subject = down_subject(beat.name, self._config.asterisk)
+        worker = HostWorker(
+            beat, lambda message: self._broker.publish(subject, message), self._epoch
+        )
+        self._workers[beat.name] = worker
+        return worker
 
     def _drain(self, worker: HostWorker) -> None:
         """Have the forks of a host moved; now and then again, since some cannot be yet."""
@@ -329,8 +358,7 @@ class RelayHosts(SharedRelay):
         if stamp.session != worker.numbers.session or not stamp.session:
             return  # of an earlier one
         if not worker.numbers.is_next(stamp):
-            log.warning("a message of %s is lost; asking it what it has", worker)
-            worker.open()
+            worker.on_lost()
             return
         worker.on_answer()
         try:
@@ -393,10 +421,14 @@ class RelayHosts(SharedRelay):
     def _on_held(self, worker: HostWorker, message: Held) -> None:
         """Compare what a host has with what it should have."""
         worker.on_opened()
-        held = {one.fork_id: one for one in message.forks}
+        last_turn = (self._lease.epoch << TURN_BITS) + self._turns
+        true = [one for one in message.forks if one.turn <= last_turn]
+        if len(true) < len(message.forks):
+            worker.on_lies(len(message.forks) - len(true))
+        held = {one.fork_id: one for one in true}
         self._moves.on_reopened(worker, held)
         worker.leftovers = {
-            one.fork_id for one in message.forks if one.is_spare and one.fork_id not in worker.forks
+            one.fork_id for one in true if one.is_spare and one.fork_id not in worker.forks
         }
         for fork_id in worker.leftovers:
             del held[fork_id]

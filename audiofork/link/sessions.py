@@ -12,6 +12,7 @@ than it has seen: its sender has led, and does not know yet that another leads.
 from __future__ import annotations
 
 import json
+import uuid
 from dataclasses import dataclass
 from typing import cast
 
@@ -141,6 +142,20 @@ def split(payload: bytes) -> tuple[Stamp, bytes]:
         ):
             return Stamp(epoch, session, number), line.rstrip(b"\n")
     raise NoMessage("no stamp")
+
+
+_RUN_CHARACTERS = 31  # of an id of a run; enough to tell them apart
+
+
+def new_session(run_id: str) -> str:
+    """Return another session with one run of a relay host."""
+    return f"{run_id[:_RUN_CHARACTERS]}-{uuid.uuid4().hex}"
+
+
+def is_with(session: str, run_id: str) -> bool:
+    """Return whether a session may be with a run, as far as its name says: earlier ones do not."""
+    run, _, _ = session.rpartition("-")
+    return not run or run == run_id[:_RUN_CHARACTERS]
 
 
 class Numbers:

@@ -47,7 +47,7 @@ from audiofork.link.messages import (
     TakeStats,
 )
 from audiofork.link.relay import give
-from audiofork.link.sessions import DOWN, split, up_subject
+from audiofork.link.sessions import DOWN, is_with, split, up_subject
 from audiofork.relay.host_checks import MOST_ASTERISKS, MOST_CHECK_LEGS, fault_of
 from audiofork.relay.host_owner import SILENT_S, Owner
 from audiofork.relay.host_stats import HostStats
@@ -272,6 +272,9 @@ class RelayHost:
     def _on_payload(self, subject: str, payload: bytes) -> None:
         asterisk = subject.rpartition(".")[2]
         stamp, line = split(payload)
+        if not is_with(stamp.session, self._presence.run_id):
+            self._presence.on_namesake()
+            return
         owner = self._owners.get(asterisk)
         if owner is None:
             if len(self._owners) >= MOST_ASTERISKS:

@@ -17,6 +17,7 @@ from audiofork.cluster.beats import Beat, beat_of
 from audiofork.cluster.broker import Broker
 from audiofork.cluster.buckets import HOSTS, HOSTS_TTL_S
 from audiofork.cluster.registration import (
+    NAMESAKE_S,
     PUT_INTERVAL_S,
     Presence,
     Registered,
@@ -55,6 +56,26 @@ class Stage:
 
 BEAT_ONLY = ["audiofork.beat.r1"]
 BOTH = [*BEAT_ONLY, "$KV.audiofork-hosts.r1"]
+
+
+def test_host_whose_name_another_has_says_so_when_orders_for_that_go_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stage = Stage()
+
+    def order_for(seconds: float) -> None:
+        for _ in range(int(seconds)):
+            stage.presence.on_namesake()
+            stage.clock.now_s += 1
+
+    order_for(NAMESAKE_S)  # for an earlier run of this host
+    stage.clock.now_s += NAMESAKE_S
+    order_for(NAMESAKE_S)
+    assert not caplog.records
+    order_for(3)
+    assert [one.message[:46] for one in caplog.records] == [
+        "another relay host has the name of this one, a"
+    ]
 
 
 def test_host_registers_with_its_first_beat_and_then_several_times_in_the_time_to_live() -> None:

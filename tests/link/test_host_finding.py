@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 
 import pytest
 
-from audiofork.cluster.beats import SUBJECT
-from audiofork.cluster.roster import Roster
+from audiofork.cluster.beats import SUBJECT, Beat
+from audiofork.cluster.roster import MOST_KNOWN, Roster
 from audiofork.config import Config
-from audiofork.link.hosts import NO_HOST, NO_HOST_TIMEOUT_S, RelayHosts
+from audiofork.link.host_runs import MOST_OPENINGS, OPENINGS_IN_S
+from audiofork.link.hosts import NO_HOST, NO_HOST_TIMEOUT_S, SLOW_TIMES, RelayHosts
 from audiofork.link.messages import (
     Adopt,
     Direction,
@@ -24,6 +25,7 @@ from audiofork.link.messages import (
     RelaysFound,
     Report,
 )
+from audiofork.link.stream import Held as SessionHeld
 from tests.link.hosted import CONTROLLER, Held
 from tests.link.test_host_moves import FORK, SPEC, Clock, Host
 
@@ -54,7 +56,10 @@ class Stage:
         {"r1": self.r1, "r2": self.r2}[subject.split(".")[-2]].take(payload)
 
     def beat(self, host: Host) -> None:
-        self.roster.on_beat(f"{SUBJECT}.{host.beat.name}", host.beat.encode())
+        self.beat_of(host.beat)
+
+    def beat_of(self, beat: Beat) -> None:
+        self.roster.on_beat(f"{SUBJECT}.{beat.name}", beat.encode())
 
     async def find(self, *silent: Host) -> None:
         """Look for the relay hosts; these were there a moment ago."""
@@ -72,6 +77,12 @@ class Stage:
         """The forks that are held; None: that is not known, and was not reported."""
         assert self.reports.count(RelaysFound()) == (self.relay.held is not None)
         return sorted(self.relay.held) if self.relay.held is not None else None
+
+    def known_owner(self, fork_id: str) -> str:
+        """The host that a fork is at that nobody has adopted yet."""
+        assert self.relay.held is not None
+        assert fork_id in self.relay.held
+        return self.relay.host_of(fork_id)
 
 
 @pytest.fixture
@@ -168,3 +179,102 @@ async def test_nothing_is_found_any_more_by_a_controller_that_is_suspended(stage
     assert stage.relay._look_until > 1e9
     assert stage.reports == []
     assert stage.relay.held is None
+
+
+async def test_host_that_lives_and_answers_late_keeps_its_forks(stage: Stage) -> None:
+    stage.beat(stage.r2)
+    answer, stage.r1.say = stage.r1.say, lambda *_: None  # type: ignore[method-assign]
+    stage.beat(stage.r1)
+    await beating(stage, stage.relay.find())
+    await stage.pass_time()
+    assert stage.known() is None
+    answer(SessionHeld(stage.r1.holds))
+    await stage.pass_time()
+    assert stage.known() == sorted([FORK, OTHER])
+    assert not any(isinstance(one, EndFork) for one in stage.r1.got + stage.r2.got)
+
+
+async def test_host_that_lives_and_does_not_answer_is_not_waited_for_long(stage: Stage) -> None:
+    stage.r1.say = lambda *_: None  # type: ignore[method-assign]
+    await beating(stage, stage.relay.find())
+    await stage.pass_time(SLOW_TIMES * DEAD_S - 0.1)
+    assert stage.known() is None
+    await stage.pass_time(0.2)
+    assert stage.known() == [OTHER]
+
+
+async def beating(stage: Stage, finding: Coroutine[None, None, None]) -> None:
+    """Let both hosts beat while they are looked for."""
+    task = asyncio.create_task(finding)
+    while not task.done():
+        for host in (stage.r1, stage.r2):
+            stage.beat(host)
+        await stage.clock.advance(DEAD_S / 4)
+    await task
+
+
+# --- Hosts that lie ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [0, 1])
+async def test_turn_that_nobody_can_have_given_is_none(
+    stage: Stage, first: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage.r2.holds = (replace(held(FORK), turn=2**62),)
+    hosts = (stage.r1, stage.r2)
+    for host in (hosts[first], hosts[1 - first]):
+        stage.beat(host)
+    await beating(stage, stage.relay.find())
+    assert stage.known_owner(FORK) == "r1"
+    assert not any(isinstance(one, EndFork) for one in stage.r1.got)
+    stage.relay._workers["r2"].open()
+    assert caplog.text.count("no controller can have given") == 1
+
+
+async def test_last_beats_of_many_names_leave_nothing(stage: Stage) -> None:
+    for number in range(MOST_KNOWN + 10):
+        stage.beat_of(replace(stage.r1.beat, name=f"x{number}", is_last=True))
+    assert not stage.relay._workers
+    assert not stage.relay._seen._at
+
+
+async def test_so_many_hosts_are_known_and_those_that_ended_make_room(stage: Stage) -> None:
+    stage.publish = lambda *_: None  # type: ignore[method-assign]
+    for number in range(MOST_KNOWN + 10):
+        beat = replace(stage.r1.beat, name=f"x{number}")
+        stage.beat_of(beat)
+        stage.beat_of(replace(beat, is_last=True))
+    assert len(stage.relay._workers) <= MOST_KNOWN
+
+
+async def test_wrong_numbers_open_few_sessions_and_write_few_lines(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    await beating(stage, stage.relay.find())
+    opened = stage.r2.opened
+    for _ in range(100):
+        stage.r2.say_wrong()
+        await stage.clock.advance(0.01)
+    assert stage.r2.opened - opened < MOST_OPENINGS
+    assert caplog.text.count("is lost; asking it") < MOST_OPENINGS
+    await stage.clock.advance(OPENINGS_IN_S)
+    stage.beat(stage.r2)
+    await stage.clock.advance(0)
+    assert stage.relay._workers["r2"].is_open
+
+
+async def test_second_host_with_a_name_gets_nothing_and_the_forks_of_the_first_go_on(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    await beating(stage, stage.relay.find())
+    stage.relay.send(Adopt(FORK))
+    opened = stage.r1.opened
+    clone = replace(stage.r1.beat, run_id="clone", listen="192.0.2.7:9092")
+    for _ in range(20):
+        stage.beat_of(clone)
+        stage.beat(stage.r1)
+        await stage.clock.advance(0.01)
+    assert stage.r1.opened == opened
+    assert stage.relay.host_of(FORK) == "r1"
+    assert str(stage.relay.address_of(FORK)) == stage.r1.beat.listen
+    assert caplog.text.count("two relay hosts have the name r1") == 1

@@ -48,13 +48,14 @@ from audiofork.link.sessions import (
     Down,
     Hello,
     Numbers,
+    Stamp,
     Up,
     decode_down,
     pack,
     split,
     up_subject,
 )
-from audiofork.link.stream import Held
+from audiofork.link.stream import Held, Ping, Pong
 from tests.link.hosted import CONTROLLER
 from tests.link.hosted import Held as Lease
 
@@ -89,21 +90,30 @@ class Host:
         self.got: list[Command] = []
         self.holds: tuple[HeldFork, ...] = ()
         self._hear = hear
+        self.opened = 0  # sessions
         self._numbers = Numbers()
 
     def take(self, payload: bytes) -> None:
         stamp, line = split(payload)
         message: Down = decode_down(line)
         if isinstance(message, Hello):
+            self.opened += 1
             self._numbers.begin(stamp.session)
             self.say(Held(self.holds))
+        elif isinstance(message, Ping):
+            asyncio.get_running_loop().call_soon(self.say, Pong())
         else:
-            self.got.append(message)  # type: ignore[arg-type]  # no pings: the clock stands still
+            self.got.append(message)  # type: ignore[arg-type]
 
     def say(self, *messages: Up) -> None:
         for message in messages:
             payload = pack(self._numbers.stamp(1), message)
             self._hear(up_subject(CONTROLLER.asterisk, self.beat.name), payload)
+
+    def say_wrong(self) -> None:
+        """Say something with a number that cannot be the next one."""
+        payload = pack(Stamp(1, self._numbers.session, 1_000_000), Pong())
+        self._hear(up_subject(CONTROLLER.asterisk, self.beat.name), payload)
 
     def last(self, count: int) -> list[Command]:
         return self.got[-count:]

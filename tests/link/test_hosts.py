@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import uuid
 from collections.abc import AsyncIterator
@@ -170,6 +171,26 @@ async def test_host_refuses_servers_that_its_own_file_does_not_allow(recorder: R
     assert end.detail == "[security] allow_urls of the relay host r1 does not name its server"
     assert [one.path for one in recorder.recordings] == ["/allowed"]
     await rig.relay.close()
+
+
+async def test_forks_of_the_first_of_two_hosts_with_one_name_go_on_and_the_second_gets_none(
+    rig: Rig, recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(4):
+        rig.order(str(uuid.uuid4()), recorder.url(f"/{number}"))
+    await until(lambda: len(recorder.recordings) == 4, TIMEOUT_S)
+    sessions = [one.numbers.session for one in rig.relay._all_workers()]
+    rig.relay.start_host("r1")
+    await until(lambda: "two relay hosts have the name r1" in caplog.text, TIMEOUT_S)
+    for number in range(4, 8):
+        rig.order(str(uuid.uuid4()), recorder.url(f"/{number}"))
+    await until(lambda: len(recorder.recordings) == 8, TIMEOUT_S)
+    await asyncio.sleep(2)  # of beats and pings
+    assert [one.numbers.session for one in rig.relay._all_workers()] == sessions
+    assert not rig.reported(ForkEnded)
+    assert not rig.reported(RelayLost)
+    assert not any(one.closed for one in recorder.recordings)
+    assert len([one for one in caplog.records if one.levelname != "INFO"]) == 1
 
 
 @asynccontextmanager
