@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from audiofork import __version__
 from audiofork.asterisk.ami import Ami
@@ -67,13 +68,21 @@ class SystemState:
             ari=self._of_ari(),
             relays=relays,
             forks=self._count_forks(),
-            counters=dataclasses.asdict(self._counters),
+            counters=_plain(self._counters),
         )
 
     def _of_ari(self) -> AriStatus:
         if self._ari is None:
             return AriStatus(False, False, "not configured")
         return AriStatus(True, self._ari.is_up, self._ari.status, _rtt_ms(self._ari))
+
+
+def _plain(counters: Counters) -> dict[str, Any]:
+    """Return the counters as a dictionary; `asdict` would count the pairs of a Counter anew."""
+    values = {one.name: getattr(counters, one.name) for one in dataclasses.fields(counters)}
+    return {
+        name: dict(value) if isinstance(value, Counter) else value for name, value in values.items()
+    }
 
 
 def _rtt_ms(connection: ReconnectingClient) -> float | None:
