@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import audiofork
 from audiofork.cluster.beats import Beat
@@ -137,13 +137,15 @@ class HostWorker(RelayWorker):
         self.address = self.beat.address
         self.opened.set()
 
-    def on_lies(self, count: int) -> None:
-        """Note that it claims forks by a turn that nobody has given."""
-        if self._is_news(LIES):
+    def refuse(self, fork_ids: Sequence[str]) -> None:
+        """Have it end forks that it claims by turns that nobody has given."""
+        for fork_id in fork_ids:
+            self._send(EndFork(fork_id, EndReason.MOVED))
+        if fork_ids and self._is_news(LIES):
             log.error(
                 "%s claims %d forks by turns that no controller can have given: they are not "
                 "taken for its own; who has its key?",
-                *(self, count),
+                *(self, len(fork_ids)),
             )
 
     def _is_news(self, complaint: str) -> bool:

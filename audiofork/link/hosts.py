@@ -423,8 +423,7 @@ class RelayHosts(SharedRelay):
         worker.on_opened()
         last_turn = (self._lease.epoch << TURN_BITS) + self._turns
         true = [one for one in message.forks if one.turn <= last_turn]
-        if len(true) < len(message.forks):
-            worker.on_lies(len(message.forks) - len(true))
+        worker.refuse([one.fork_id for one in message.forks if one.turn > last_turn])
         held = {one.fork_id: one for one in true}
         self._moves.on_reopened(worker, held)
         worker.leftovers = {

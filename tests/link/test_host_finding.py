@@ -227,6 +227,7 @@ async def test_turn_that_nobody_can_have_given_is_none(
     await beating(stage, stage.relay.find())
     assert stage.known_owner(FORK) == "r1"
     assert not any(isinstance(one, EndFork) for one in stage.r1.got)
+    assert [one.fork_id for one in stage.r2.got if isinstance(one, EndFork)] == [FORK]
     stage.relay._workers["r2"].open()
     assert caplog.text.count("no controller can have given") == 1
 
