@@ -290,9 +290,9 @@ class TwoLegPipeline(Pipeline):
             return True
         if not self._pairing.are_both_there:
             return False
-        self._pairing.expect_batches(batch_ms // PTIME_MS)
-        for leg in self.legs.values():
-            leg.batch_reads(self.frame_bytes, batch_ms)
+        legs = self.legs.values()
+        if all(leg.batch_reads(self.frame_bytes, batch_ms) for leg in legs):
+            self._pairing.expect_batches(batch_ms // PTIME_MS)
         return True
 
     def end_batch(self, part: LegPart) -> None:

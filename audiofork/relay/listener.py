@@ -366,15 +366,19 @@ class _Leg(asyncio.Protocol):
         else:
             self._transport.close()
 
-    def batch_reads(self, frame_bytes: int, batch_ms: int) -> None:
+    def batch_reads(self, frame_bytes: int, batch_ms: int) -> bool:
         """Read `batch_ms` of audio at once from now on, unless that is too much for the kernel.
 
         A frame then waits little longer than `batch_ms` milliseconds to be read.
+
+        Returns:
+            Whether it reads so.
         """
         is_much = wire_bytes(frame_bytes, batch_ms) > MOST_BATCHED_BYTES
         if self._batching is None and not self._hung_up and not is_much:
             self._batching = ReadBatching(self._transport, frame_bytes, batch_ms)
             self._usual_bytes = -1  # turns the fast path off: a read has several messages now
+        return self._batching is not None
 
     def read_rest(self) -> None:
         """Read at once what waits in the kernel for a full batch, and hand it on."""

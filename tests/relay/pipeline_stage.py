@@ -44,6 +44,7 @@ class FakeLeg:
     Attributes:
         batched: What it was told of batched reads: size of a frame, and milliseconds.
         is_batching: Whether it reads so now.
+        can_batch: Whether so much is not too much for the kernel.
         on_rest: Called, once, when it is to read what it has not read yet.
         on_every_rest: Called each time.
         awaited: How many frames it is to read next at once.
@@ -60,6 +61,7 @@ class FakeLeg:
         self.spoken: list[bytes] = []
         self.batched: list[tuple[int, int]] = []
         self.is_batching = False
+        self.can_batch = True
         self.on_rest: Callable[[], None] = lambda: None
         self.on_every_rest: Callable[[], None] = lambda: None
         self.awaited = 0
@@ -67,9 +69,10 @@ class FakeLeg:
     def _no_handler(self, frame: bytes) -> None:
         raise AssertionError("no handler was set")
 
-    def batch_reads(self, frame_bytes: int, batch_ms: int) -> None:
+    def batch_reads(self, frame_bytes: int, batch_ms: int) -> bool:
         self.batched.append((frame_bytes, batch_ms))
-        self.is_batching = True
+        self.is_batching = self.can_batch
+        return self.can_batch
 
     def read_singly(self) -> None:
         self.read_rest()

@@ -338,7 +338,7 @@ async def batched(stage: ListenerStage, batch_ms: int) -> tuple[Leg, Owner]:
     leg.send_audio(FIRST)
     await until(lambda: owner.frames)
     assert owner.leg is not None
-    owner.leg.batch_reads(320, batch_ms)
+    assert owner.leg.batch_reads(320, batch_ms)
     return leg, owner
 
 
@@ -444,7 +444,7 @@ async def test_more_than_the_kernel_may_hold_is_not_batched(stage: ListenerStage
     leg, owner = await stage.issued()
     await until(lambda: owner.attached)
     assert owner.leg is not None
-    owner.leg.batch_reads(1920, 1000)  # a second of 48 kHz
+    assert not owner.leg.batch_reads(1920, 1000)  # a second of 48 kHz
     leg.send_audio(*numbered(2))
     await until(lambda: len(owner.frames) == 2)
     assert owner.batches == 0

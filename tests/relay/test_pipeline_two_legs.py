@@ -260,6 +260,24 @@ def test_tick_that_a_leg_misses_is_silence_within_ten_batches(
     assert pairs[settled:] == [(n, n) for n in range(settled + 1, len(pairs) + 1)]
 
 
+def test_tick_that_is_missed_is_silence_after_a_second_where_reads_cannot_be_batched() -> None:
+    stage = PipelineStage(Direction.STEREO, legs=BOTH_LEGS)
+    stage.attach()
+    stage.audio(mono_of(1), IN)
+    stage.audio(mono_of(1), OUT)
+    for leg in stage.legs.values():
+        leg.can_batch = False
+    assert stage.pipeline.batch_reads(1000)
+    for n in range(2, 200):
+        stage.bring_usual(mono_of(n), IN)
+        if n != 100:
+            stage.bring_usual(mono_of(n), OUT)
+    pairs = sides_of(stage.frames)
+    assert [side_out for _, side_out in pairs].count(0) == 1
+    assert pairs[:99] == [(n, n) for n in range(1, 100)]
+    assert pairs[150:] == [(n, n) for n in range(151, len(pairs) + 1)]
+
+
 def test_leg_that_comes_anew_has_the_other_read_what_waits_and_each_frame_from_then_on() -> None:
     stage = batched()
     stage.detach(IN)
