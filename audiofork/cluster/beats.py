@@ -11,6 +11,7 @@ from audiofork.config import Address
 from audiofork.config_cluster import is_name
 from audiofork.config_values import address
 from audiofork.errors import NoMessage
+from audiofork.reading_json import parsed_json
 
 SUBJECT = "audiofork.beat"
 CONTROL_SUBJECT = "audiofork.beat-control"
@@ -128,8 +129,8 @@ def control_beat_of(subject: str, payload: bytes) -> ControlBeat:
 
 def _decode(kind: type[_Beat], payload: bytes) -> _Beat:
     try:
-        values: Any = json.loads(payload)
-    except (ValueError, RecursionError):
+        values: Any = parsed_json(payload)
+    except ValueError:
         raise NoMessage("no JSON") from None
     if not isinstance(values, dict):
         raise NoMessage("no beat")

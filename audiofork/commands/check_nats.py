@@ -85,6 +85,12 @@ class Connection:
         """
         await self.client.flush(timeout=ANSWER_TIMEOUT_S)
 
+    async def refused(self) -> list[str]:
+        """Return what the server has refused, also what it says a moment after; as `settle`."""
+        await self.settle()
+        await asyncio.sleep(REFUSAL_S)
+        return self.refusals
+
     @property
     def stream(self) -> JetStreamContext:
         """What the server keeps."""
@@ -197,9 +203,7 @@ class NatsCheck:
         one.refusals.clear()
         never = {"Nats-Expected-Last-Subject-Sequence": str(2**62)}
         await one.client.publish(key_subject(name), b"", headers=never)
-        await one.settle()
-        await asyncio.sleep(REFUSAL_S)
-        for text in one.refusals:
+        for text in await one.refused():
             self._findings.warn(f"NATS: {text}", remedies.REGISTERING)
         if not one.refusals:
             self._findings.ok(f"NATS: {name} may register in the bucket {HOSTS}")

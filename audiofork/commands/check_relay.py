@@ -15,7 +15,7 @@ from audiofork.cluster.login import inbox_of_relay
 from audiofork.commands import remedies, remedies_cluster
 from audiofork.commands.check_cluster import Heard, listening_s
 from audiofork.commands.check_files import check_file_limit
-from audiofork.commands.check_nats import REFUSAL_S, Connection, NatsCheck
+from audiofork.commands.check_nats import Connection, NatsCheck
 from audiofork.commands.findings import Finding, Findings, Outcome
 from audiofork.config import Address, Config
 from audiofork.link.inline import check_files
@@ -75,9 +75,7 @@ class RelayCheck:
         """Return the beats of relay hosts of our name, one for each run."""
         name = self._config.cluster.own_name
         await one.client.subscribe(f"{DOWN}.{name}.*")
-        await one.settle()
-        await asyncio.sleep(REFUSAL_S)
-        for text in one.refusals:
+        for text in await one.refused():
             self._findings.fail(f"NATS: {text}", remedies_cluster.RIGHTS)
         if not one.refusals:
             self._findings.ok(f"NATS: we may hear what controllers order of {name}")
