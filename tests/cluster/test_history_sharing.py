@@ -337,14 +337,22 @@ class Slow:
         return Forgotten(1, 0)
 
 
-async def test_search_waits_while_a_caller_is_forgotten(
-    begin: Begin, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, slow = await begin("c1"), Slow()
+async def begun_to_forget(
+    one: Control, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> asyncio.Task[dict[str, Any]]:
+    """Return the forgetting of a caller, which is under way."""
     one.keep(entry(1))
     monkeypatch.setattr(history_file, "forget", slow)
     forgetting = asyncio.create_task(one.forget())
     assert await asyncio.to_thread(slow.has_begun.wait, 30)
+    return forgetting
+
+
+async def test_search_waits_while_a_caller_is_forgotten(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, slow = await begin("c1"), Slow()
+    forgetting = await begun_to_forget(one, slow, monkeypatch)
     searching = asyncio.create_task(one.ids())
     for _ in range(20):
         await asyncio.sleep(0)
@@ -358,10 +366,7 @@ async def test_who_forgets_gives_up_when_a_daemon_begins_and_that_is_told(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, slow = await begin("c1"), Slow()
-    one.keep(entry(1))
-    monkeypatch.setattr(history_file, "forget", slow)
-    forgetting = asyncio.create_task(one.forget())
-    assert await asyncio.to_thread(slow.has_begun.wait, 30)
+    forgetting = await begun_to_forget(one, slow, monkeypatch)
     await one.own.leave_to_daemon()
     assert not one.own._at_file
     broken_off = "it was broken off, and is done in part: ask again"

@@ -21,7 +21,7 @@ from testbed.recorder import Recorder
 from tests.relay.peers import until
 from tests.system.cluster import Cluster, clustered
 from tests.system.conftest import counts_blocks, settings_of
-from tests.system.scene import WARM_UP, Scene, staged
+from tests.system.scene import WARM_UP, Fork, Scene, staged
 from tests.system.test_cli import forks as listed
 
 pytestmark = pytest.mark.asterisk
@@ -53,6 +53,18 @@ async def scene(asterisk: Asterisk, recorder: Recorder) -> AsyncIterator[Scene[R
 async def leads(controller: Daemon) -> None:
     """Wait until a controller leads, and is connected to Asterisk."""
     await controller.says("connected to Asterisk")
+
+
+async def spoken_fork(scene: Scene[Recorder]) -> tuple[Fork, asyncio.Future[int]]:
+    """Return a fork whose party has said the first second of `BLOCKS`, and what ends with all."""
+    target = await scene.call()
+    talk = target.call.talk()
+    fork = scene.fork(target, "/fork", "D(in)")
+    await fork.started()
+    talk.cancel()
+    spoken = asyncio.ensure_future(target.call.play(BLOCKS))
+    await asyncio.sleep(1)
+    return fork, spoken
 
 
 async def test_fork_is_relayed_by_a_relay_host(scene: Scene[Recorder], cluster: Cluster) -> None:
@@ -172,13 +184,8 @@ async def test_running_forks_go_on_while_the_broker_is_away_and_all_is_in_line_a
     cluster.relay("r1")
     controller = cluster.controller("c1")
     await leads(controller)
-    target = await scene.call()
-    talk = target.call.talk()
-    fork = scene.fork(target, "/fork", "D(in)")
-    await fork.started()
-    talk.cancel()
-    spoken = asyncio.ensure_future(target.call.play(BLOCKS))
-    await asyncio.sleep(1)
+    fork, spoken = await spoken_fork(scene)
+    target = fork.target
     (server,) = cluster.servers
     server.kill()
     await controller.says("suspended")
@@ -213,13 +220,8 @@ async def test_no_frame_is_lost_when_nats_has_lost_its_store_and_the_leader_dies
     first = cluster.controller("c1")
     await leads(first)
     second = cluster.controller("c2")
-    target = await scene.call()
-    talk = target.call.talk()
-    fork = scene.fork(target, "/fork", "D(in)")
-    await fork.started()
-    talk.cancel()
-    spoken = asyncio.ensure_future(target.call.play(BLOCKS))
-    await asyncio.sleep(1)
+    fork, spoken = await spoken_fork(scene)
+    target = fork.target
     (server,) = cluster.servers
     server.kill()
     server.empty()
