@@ -20,10 +20,6 @@ SLOW = $(shell grep -rl --include='*.py' --exclude-dir=system --exclude-dir=page
 ASTERISK_TESTS = tests/system $(shell grep -rl --include='*.py' 'mark\.asterisk' tests/tools)
 PARALLEL = -n $(PROCESSES) --dist worksteal
 
-# For tests that keep each other waiting: what failed beside others, among those that are chosen so.
-ALONE = { echo "What failed beside others is tried once more, alone:" && \
-  $(PYTEST) --last-failed --last-failed-no-failures none $(1); }
-
 # What is compiled once need not be compiled by each process of a test run.
 types unit slow quick tools page coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
 
@@ -64,14 +60,12 @@ slow: .venv/installed
 
 # Both in one: to collect the tests takes its time.
 quick: .venv/installed
-	$(PYTEST) $(UNIT) $(PARALLEL) -m "not asterisk and not serial" || \
-	  $(call ALONE,$(UNIT) -m "not asterisk and not serial")
+	$(PYTEST) $(UNIT) $(PARALLEL) -m "not asterisk and not serial"
 	$(PYTEST) $(UNIT) $(SERIAL) -m "not asterisk and serial"
 
 # The testbed, the bench and the examples, which are no part of the package.
 tools: .venv/installed
-	$(PYTEST) -p no:rerunfailures $(PARALLEL) -m "not asterisk and not serial" tests/tools || \
-	  $(call ALONE,-m "not asterisk and not serial" tests/tools)
+	$(PYTEST) -p no:rerunfailures $(PARALLEL) -m "not asterisk and not serial" tests/tools
 	$(PYTEST) -p no:rerunfailures -m "not asterisk and serial" tests/tools
 
 # In a real browser, with a stand-in for the daemon; where none can be had they are skipped.
@@ -109,8 +103,7 @@ endif
 asterisk: .venv/installed .venv/stt clients
 	$(BIN)/python -m testbed.asterisk get  # what is fetched once may take longer than a test may
 	-$(BIN)/python -m testbed.chromium get
-	$(PYTEST) $(PARALLEL) -m "asterisk and not serial and not cluster" -rs $(ASTERISK_TESTS) || \
-	  $(call ALONE,-m "asterisk and not serial and not cluster" $(ASTERISK_TESTS))
+	$(PYTEST) $(PARALLEL) -m "asterisk and not serial and not cluster" -rs $(ASTERISK_TESTS)
 	$(PYTEST) -m "asterisk and serial and not cluster" -rs $(ASTERISK_TESTS)
 
 # As root: what the hosts of a cluster do when networks between them are cut; judges time.
