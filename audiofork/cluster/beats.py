@@ -36,6 +36,8 @@ class Beat:
         is_draining: Whether it takes no more forks.
         is_last: Whether it ends now.
         clock: What its clock says, in seconds since 1970; 0: it does not tell. For `check` alone.
+        frames_a_second: Of all its forks, as `ForkSpec.frames_a_second`; 0 with forks: it does not
+            tell.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Beat:
     is_draining: bool = False
     is_last: bool = False
     clock: float = 0.0
+    frames_a_second: int = 0
 
     @property
     def address(self) -> Address:

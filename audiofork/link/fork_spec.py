@@ -9,6 +9,8 @@ from audiofork.addresses import IPNetwork
 from audiofork.config import Proxy, WebSocketConfig
 from audiofork.link.dialogue import PLAIN_DIALOGUE, Dialogue
 
+LEG_FRAMES_A_SECOND = 50
+
 
 class Direction(enum.StrEnum):
     """Whose audio a fork carries, seen from the channel, as in ARI."""
@@ -250,6 +252,12 @@ class ForkSpec:
     turn: int = 0
     age_s: float = 0.0
     legs_from: tuple[IPNetwork, ...] = ()
+
+    @property
+    def frames_a_second(self) -> int:
+        """How many frames come and go over its legs in a second, while all speak."""
+        spoken = self.voice.parts if self.voice is not None else ()
+        return LEG_FRAMES_A_SECOND * (len(self.legs) + len(spoken))
 
     @property
     def is_connected(self) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import audiofork
 from audiofork.cluster.beats import Beat
+from audiofork.link.fork_spec import LEG_FRAMES_A_SECOND
 from audiofork.link.host_runs import Openings, Runs
 from audiofork.link.messages import (
     Adopt,
@@ -32,9 +33,9 @@ _MUTE_OPENINGS = 3  # then something is wrong for good
 LIES, SUPERSEDED = "lies", "superseded"
 # Below that, chance and not the forks decides which of two hosts needs more of a core.
 _BUSY_CPU = 0.5
-# What a fork needs of a core; from so many on a host tells what its own do.
-_USUAL_CPU = 0.0025
-_TELLING_FORKS = 20
+# What a frame a second needs of a core; from so many on a host tells what its own do.
+_USUAL_CPU = 0.00005
+_TELLING_FRAMES = 1000
 
 
 class HostWorker(RelayWorker):
@@ -48,7 +49,7 @@ class HostWorker(RelayWorker):
     Attributes:
         beat: Its latest beat.
         heard_at: The loop time of that.
-        begun: How many forks it was given since.
+        given: The forks that it was given since, each by its frames a second.
         drained_at: The loop time at which its forks were asked to move last.
         told: What was reported of each fork.
         leftovers: Forks that another host has by now, and that are to end here.
@@ -63,7 +64,7 @@ class HostWorker(RelayWorker):
         super().__init__(beat.address)
         self.beat = beat
         self.heard_at = asyncio.get_running_loop().time()
-        self.begun = 0
+        self.given: list[int] = []
         self.drained_at = -1e9
         self.told: dict[str, Told] = {}
         self.leftovers: set[str] = set()
@@ -213,7 +214,7 @@ class HostWorker(RelayWorker):
 
     def on_beat(self, beat: Beat) -> None:
         """Take a beat; open a session if there is none that works, or ping now and then."""
-        self.beat, self.listen, self.begun = beat, beat.address, 0
+        self.beat, self.listen, self.given = beat, beat.address, []
         self.heard_at = asyncio.get_running_loop().time()
         if self.is_open:
             self.address = beat.address
@@ -227,13 +228,24 @@ class HostWorker(RelayWorker):
     @property
     def has_room(self) -> bool:
         """Whether it takes another fork."""
-        is_full = self.beat.forks + self.begun >= self.beat.capacity
+        is_full = self.beat.forks + len(self.given) >= self.beat.capacity
         return self.is_open and not self.beat.is_draining and not is_full
+
+    def on_given(self, spec: ForkSpec) -> None:
+        """Reckon with a fork before a beat tells of it."""
+        self.given.append(spec.frames_a_second)
 
     @property
     def load(self) -> float:
-        """Which part of it is in use: of its capacity, or of its core, if that is busy and more."""
+        """Which part of it is in use, by frames a second; or of its core, if that is busy and more.
+
+        Its capacity is that of forks with one leg.
+        """
         beat = self.beat
-        of_a_fork = beat.cpu / beat.forks if beat.forks >= _TELLING_FORKS else _USUAL_CPU
-        cpu = beat.cpu + self.begun * of_a_fork
-        return max((beat.forks + self.begun) / beat.capacity, cpu if cpu > _BUSY_CPU else 0.0)
+        # An earlier version does not tell its frames.
+        before = beat.frames_a_second or beat.forks * LEG_FRAMES_A_SECOND
+        frames = before + sum(self.given)
+        of_a_frame = beat.cpu / before if before >= _TELLING_FRAMES else _USUAL_CPU
+        cpu = beat.cpu + sum(self.given) * of_a_frame
+        by_frames = frames / (beat.capacity * LEG_FRAMES_A_SECOND)
+        return max(by_frames, cpu if cpu > _BUSY_CPU else 0.0)

@@ -236,7 +236,7 @@ class RelayHosts(SharedRelay):
         zone = self._config.zone
         chosen = min(able, key=lambda one: (one.beat.zone != zone, one.load), default=None)
         if chosen is not None:
-            chosen.begun += 1
+            chosen.on_given(spec)
         return chosen
 
     async def close(self) -> None:

@@ -224,6 +224,9 @@ class RelayHost:
             version=audiofork.__version__,
             is_draining=self._is_draining,
             clock=round(time.time(), 3),
+            frames_a_second=sum(
+                session.spec.frames_a_second for session in self._worker.sessions.values()
+            ),
         )
 
     def _on_broker(self, is_up: bool) -> None:  # noqa: FBT001 (of `Broker.on_change`)

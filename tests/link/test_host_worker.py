@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from audiofork.cluster.beats import Beat
+from audiofork.link.fork_spec import Direction, ForkSpec, LegPart, Voice
 from audiofork.link.host_worker import MAX_UNANSWERED, HostWorker
 from audiofork.link.pings import PING_INTERVAL_S
 from audiofork.link.sessions import Down, Hello, decode_down, split
@@ -101,18 +102,29 @@ async def test_legs_wait_for_an_answer_however_recent_the_last_ping_is(stage: St
 # --- Which host is chosen ------------------------------------------------------------------------
 
 
-async def load_of(stage: Stage, begun: int = 0, **beat: float) -> float:
+ONE_LEG = ForkSpec("", "", "", Direction.BOTH)
+TWO_LEGS = replace(ONE_LEG, direction=Direction.STEREO, legs=(LegPart.IN, LegPart.OUT))
+SPEAKING = replace(ONE_LEG, voice=Voice((LegPart.MIX,)))
+
+
+async def load_of(
+    stage: Stage, given: int, spec: ForkSpec = ONE_LEG, *, beat: dict[str, float]
+) -> float:
     stage.beats(1)
     stage.worker.on_beat(replace(BEAT, capacity=500, **beat))  # type: ignore[arg-type]
-    stage.worker.begun = begun
+    for _ in range(given):
+        stage.worker.on_given(spec)
     return round(stage.worker.load, 3)
 
 
 @pytest.mark.parametrize(
-    ("beat", "begun", "load"),
+    ("beat", "given", "load"),
     [
-        ({"forks": 50}, 0, 0.1),
+        ({"forks": 50}, 0, 0.1),  # of an earlier version: it does not tell its frames
         ({"forks": 50}, 25, 0.15),
+        ({"forks": 50, "frames_a_second": 2500}, 0, 0.1),
+        ({"forks": 50, "frames_a_second": 5000}, 0, 0.2),  # of two legs each
+        ({"forks": 50, "frames_a_second": 5000}, 25, 0.25),
         ({"forks": 50, "cpu": 0.4}, 0, 0.1),  # not so busy that it would tell more
         ({"forks": 50, "cpu": 0.6}, 0, 0.6),  # its forks cost a lot
         ({"forks": 50, "cpu": 0.6}, 25, 0.9),
@@ -121,20 +133,32 @@ async def load_of(stage: Stage, begun: int = 0, **beat: float) -> float:
     ],
 )
 async def test_load_is_that_of_the_capacity_or_of_a_busy_core(
-    stage: Stage, beat: dict[str, float], begun: int, load: float
+    stage: Stage, beat: dict[str, float], given: int, load: float
 ) -> None:
-    assert await load_of(stage, begun, **beat) == load
+    assert await load_of(stage, given, beat=beat) == load
 
 
 @pytest.mark.parametrize(
-    ("forks", "begun", "is_draining", "has_room"),
+    ("spec", "load"),
+    [(ONE_LEG, 0.1), (TWO_LEGS, 0.2), (SPEAKING, 0.2)],
+    ids=["one-leg", "two-legs", "speaking"],
+)
+async def test_fork_counts_by_its_frames_before_a_beat_tells_of_it(
+    stage: Stage, spec: ForkSpec, load: float
+) -> None:
+    assert await load_of(stage, 50, spec, beat={}) == load
+
+
+@pytest.mark.parametrize(
+    ("forks", "given", "is_draining", "has_room"),
     [(9, 0, False, True), (9, 1, False, False), (10, 0, False, False), (0, 0, True, False)],
 )
 async def test_host_has_room_until_it_is_full_or_drained(
-    stage: Stage, forks: int, begun: int, is_draining: bool, has_room: bool
+    stage: Stage, forks: int, given: int, is_draining: bool, has_room: bool
 ) -> None:
     assert not stage.worker.has_room  # nothing was heard of it in a session
     stage.beats(1)
     stage.worker.on_beat(replace(BEAT, forks=forks, is_draining=is_draining))
-    stage.worker.begun = begun
+    for _ in range(given):
+        stage.worker.on_given(ONE_LEG)
     assert stage.worker.has_room is has_room
