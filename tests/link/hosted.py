@@ -13,6 +13,7 @@ from pathlib import Path
 
 from audiofork.cluster.broker import Broker
 from audiofork.cluster.lease import MAX_OBEYED_EPOCH
+from audiofork.cluster.registration import Registered
 from audiofork.cluster.roster import Roster
 from audiofork.config import Address, ClusterConfig, Config
 from audiofork.link.hosts import RelayHosts
@@ -86,6 +87,8 @@ class HostedRelay(RelayHosts):
     async def start(self) -> Address:
         await self.client.connect()
         await self.roster.start()
+        # As a controller does: it makes the bucket, so that hosts can register.
+        await Registered(self.client, self.roster.on_registered)._read_once()
         self.host = self.start_host()
         async with asyncio.timeout(30):
             while not self.roster.hosts:  # noqa: ASYNC110 (that it is there is no event)
