@@ -87,19 +87,18 @@ def find_blocks(stream: bytes, blocks: Sequence[bytes]) -> list[int]:
         found twice is listed twice.
     """
     size = _block_size(blocks)
-    by_key = {block[:KEY_BYTES]: index for index, block in enumerate(blocks)}
-    if len(by_key) < len(blocks):
-        raise ValueError(f"{len(blocks) - len(by_key)} blocks begin like another one")
-    found: list[int] = []
-    offset = 0
-    while offset <= len(stream) - size:
-        index = by_key.get(stream[offset : offset + KEY_BYTES])
-        if index is not None and stream[offset : offset + size] == blocks[index]:
-            found.append(index)
-            offset += size
-        else:
-            offset += 2
-    return found
+    keys = {block[:KEY_BYTES] for block in blocks}
+    if len(keys) < len(blocks):
+        raise ValueError(f"{len(blocks) - len(keys)} blocks begin like another one")
+    found: list[tuple[int, int]] = []
+    for index, block in enumerate(blocks):
+        offset = stream.find(block)
+        while offset >= 0:
+            is_whole_samples = offset % 2 == 0
+            if is_whole_samples:
+                found.append((offset, index))
+            offset = stream.find(block, offset + (size if is_whole_samples else 1))
+    return [index for _, index in sorted(found)]
 
 
 def _block_size(blocks: Sequence[bytes]) -> int:
