@@ -10,7 +10,7 @@ import audioop
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import pytest
 
@@ -24,7 +24,7 @@ from tests.system.conftest import counts_blocks, settings_of
 from tests.system.scene import WARM_UP, Fork, Scene, staged
 from tests.system.test_cli import forks as listed
 
-pytestmark = pytest.mark.asterisk
+pytestmark = [pytest.mark.asterisk, pytest.mark.nats]
 
 BLOCKS = make_blocks(600, seed=181)  # 12 s
 HEARD = [decode(block) for block in BLOCKS]
@@ -328,32 +328,30 @@ def not_once(audio: bytes, options: str) -> list[str]:
 @pytest.mark.parametrize(
     ("tap", "options"),
     [
-        ("chanspy", "D(in)"),
-        ("chanspy", "D(in)F(100)"),
-        ("chanspy", "D(stereo)"),
-        ("snoop", "D(out)"),
-        ("snoop", "D(both)"),
-        ("snoop", "D(stereo)"),
+        ("chanspy", ("D(in)", "D(in)F(100)", "D(stereo)")),
+        ("snoop", ("D(out)", "D(both)", "D(stereo)")),
     ],
+    ids=["chanspy", "snoop"],
 )
 async def test_forks_of_a_relay_host_that_is_drained_move_without_a_gap(
-    scene: Scene[Recorder], tap: str, options: str
+    scene: Scene[Recorder], tap: str, options: Sequence[str]
 ) -> None:
     settings = {**SETTINGS, **settings_of(tap, scene.asterisk)}
     with clustered(scene.asterisk, settings) as cluster:
         await drain(scene, cluster, options)
 
 
-async def drain(scene: Scene[Recorder], cluster: Cluster, options: str) -> None:
-    """Drain a relay host whose forks have these options, and see that all blocks come."""
+async def drain(scene: Scene[Recorder], cluster: Cluster, options: Sequence[str]) -> None:
+    """Drain a relay host whose forks have these options, two each, and see that all blocks come."""
     first = cluster.relay("r1")
     controller = cluster.controller("c1")
     await leads(controller)
-    targets = [await scene.call() for _ in range(CALLS)]
+    targets = [await scene.call() for _ in (*options, *options)]
     talks = [target.call.talk() for target in targets]
+    options_of = {f"/{number}": one for number, one in enumerate((*options, *options))}
     forks = {
-        f"/{number}": scene.fork(target, f"/{number}", options)
-        for number, target in enumerate(targets)
+        path: scene.fork(target, path, options_of[path])
+        for path, target in zip(options_of, targets, strict=True)
     }
     for fork in forks.values():
         await fork.started()
@@ -381,7 +379,7 @@ async def drain(scene: Scene[Recorder], cluster: Cluster, options: str) -> None:
         before, after = [one for one in scene.server.recordings if one.path == path]
         assert (before.close_code, before.close_reason) == (1001, "moved")
         assert len(after.audio) > len(before.audio) > 0
-        assert not_once(before.audio + after.audio, options) == []
+        assert not_once(before.audio + after.audio, options_of[path]) == []
     assert "some frames may be missing" not in controller.log()
     await scene.legs(0)
     assert "Traceback" not in controller.log()
