@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import Sequence
+
 from testbed.ami import AmiClient, Headers
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
@@ -25,6 +29,25 @@ exten => next,1,UserEvent(Next)
 async def went_on(ami: AmiClient) -> Headers:
     """Return the event by which the dialplan says that it goes on after the server."""
     return await ami.wait_event(lambda h: h.get("UserEvent") == "Back")
+
+
+async def hear(target: Target, last: bytes, noise: Sequence[bytes]) -> None:
+    """Let the caller go on with noise until he has heard a payload that comes back from the server.
+
+    Each stall of a busy machine delays all that comes after it. One that does not come at all is
+    for the test to find.
+
+    Args:
+        target: The call, which is recorded.
+        last: The last payload of what counts.
+        noise: What he says meanwhile.
+    """
+    saying = target.call.play(noise, loop=True)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(10):
+            while last not in target.call.received_audio():  # noqa: ASYNC110 (RTP has no event)
+                await asyncio.sleep(0.05)
+    saying.cancel()
 
 
 async def call_bot(ami: AmiClient, caller: SipUser, recorder: Recorder) -> Target:

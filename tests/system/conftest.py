@@ -25,6 +25,7 @@ from audiofork.asterisk.versions import (
 from audiofork.doors.control_client import Client
 from testbed.ami import AmiClient, Headers
 from testbed.asterisk import Asterisk, find_installation
+from testbed.blocks import make_blocks
 from testbed.daemon import (
     Daemon,
     ari_conf,
@@ -329,6 +330,24 @@ def start_fork(ami: AmiClient, channel: str, url: str, options: str = "", **more
         Options=options,
         **more,
     )
+    return action_id
+
+
+async def start_fork_heard(
+    ami: AmiClient, target: Target, url: str, options: str = "", **more: str
+) -> str:
+    """Request a fork while the party speaks, until the server has all; return the ActionID.
+
+    What the party says after it has every leg to go by.
+    """
+    noise = make_blocks(25, seed=7001)
+    action_id = start_fork(ami, target.channel, url, options, **more)
+    speaking = target.call.play(noise, loop=True)
+    try:
+        await ami.wait_user_event("AudioForkStarted", ActionID=action_id)
+    finally:
+        speaking.cancel()
+    await target.call.play(noise)  # of two legs, one may have come only now
     return action_id
 
 

@@ -24,6 +24,7 @@ from tests.system.conftest import (
     only_channels,
     place_call,
     start_fork,
+    start_fork_heard,
 )
 
 pytestmark = pytest.mark.asterisk
@@ -80,8 +81,7 @@ async def test_forks_go_on_while_ari_is_cut_and_new_ones_fall_back_to_chanspy(
 ) -> None:
     with daemon_behind(asterisk, ari_proxy) as daemon:
         target = await place_call(ami, caller)
-        start_fork(ami, target.channel, recorder.url("/goes-on"), "D(in)")
-        await target.call.play(WARM_UP)
+        await start_fork_heard(ami, target, recorder.url("/goes-on"), "D(in)")
         ari_proxy.refuse()
         ari_proxy.cut()
         await daemon.says("no connection to ARI")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import audioop
 import itertools
-import statistics
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ from tests.system.conftest import (
     needs_whole_in,
     place_call,
     set_globals,
-    start_fork,
+    start_fork_heard,
     write_slin,
 )
 
@@ -44,8 +43,7 @@ async def fork_while_talking(
 ) -> Target:
     """Place a call to Echo() and fork it once the caller has sent some audio."""
     target = await place_call(ami, caller)
-    start_fork(ami, target.channel, recorder.url("/"), f"D({direction})")
-    await target.call.play(WARM_UP)
+    await start_fork_heard(ami, target, recorder.url("/"), f"D({direction})")
     return target
 
 
@@ -215,29 +213,3 @@ async def record_talk_over_file(
     await target.call.play(BLOCKS + SILENCE * 150)
     await target.call.hangup()
     return await recorder.wait_closed("/"), played
-
-
-async def test_first_message_comes_soon_after_the_request(
-    daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder, tap: str
-) -> None:
-    """Median of 50; ChanSpy waits 100 ms before it begins."""
-    target = await place_call(ami, caller)
-    target.call.talk()
-    loop = asyncio.get_running_loop()
-    delays_s = []
-    for number in range(50):
-        path = f"/{number}"
-        asked = loop.time()
-        start_fork(ami, target.channel, recorder.url(path), "D(both)")
-        recording = await recorder.wait_messages(path, 1)
-        delays_s.append(recording.times[0] - asked)
-        ami.send(
-            "UserEvent", UserEvent="AudioFork", Command="StopAudioFork", Channel=target.channel
-        )
-        await recorder.wait_closed(path)
-    await target.call.hangup()
-    print(
-        f"first message by {tap}: median {statistics.median(delays_s) * 1000:.0f} ms of 50, "
-        f"longest {max(delays_s) * 1000:.0f} ms"
-    )
-    assert statistics.median(delays_s) <= (0.3 if tap == "chanspy" else 0.08)

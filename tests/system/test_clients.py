@@ -15,7 +15,14 @@ from testbed.blocks import decode, find_blocks, make_blocks, report
 from testbed.clients.process import ClientServer
 from testbed.sip import SipUser
 from tests.system.clients import NODE, PIPECAT, VOCODE, joined, press, running
-from tests.system.conftest import LOST_BEFORE, Target, counts_blocks, place_call, start_fork
+from tests.system.conftest import (
+    LOST_BEFORE,
+    Target,
+    counts_blocks,
+    place_call,
+    start_fork,
+    start_fork_heard,
+)
 
 pytestmark = [pytest.mark.asterisk, pytest.mark.usefixtures("daemon")]
 
@@ -34,9 +41,7 @@ async def forked(
 ) -> Target:
     """Place an Echo() call, fork it, and speak until the fork streams."""
     target = await place_call(ami, caller)
-    action_id = start_fork(ami, target.channel, server.url, options, **more)
-    await target.call.play(WARM_UP)
-    await ami.wait_user_event("AudioForkStarted", ActionID=action_id)
+    await start_fork_heard(ami, target, server.url, options, **more)
     return target
 
 
@@ -56,9 +61,7 @@ async def test_server_that_demands_a_login_hears_each_block(
         target = await place_call(ami, caller)
         wrong = start_fork(ami, target.channel, url, "D(in)A(bot:other)")
         failed = await ami.wait_user_event("AudioForkFailed", ActionID=wrong)
-        action_id = start_fork(ami, target.channel, url, 'D(in)A("bot:s3cret:&)")')
-        await target.call.play(WARM_UP)
-        await ami.wait_user_event("AudioForkStarted", ActionID=action_id)
+        action_id = await start_fork_heard(ami, target, url, 'D(in)A("bot:s3cret:&)")')
         await target.call.play(BLOCKS[:100] + WARM_UP[:10])
         await target.call.hangup()
         await ami.wait_user_event("AudioForkStopped", ActionID=action_id)

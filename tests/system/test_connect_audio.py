@@ -17,7 +17,7 @@ from testbed.daemon import Daemon, ari_conf, dialplan, manager_conf
 from testbed.recorder import Recorder
 from testbed.rtp import SLIN16, ULAW, Codec, swap_bytes
 from testbed.sip import SipUser
-from tests.system.bots import BOT
+from tests.system.bots import BOT, hear
 from tests.system.conftest import (
     DIALPLAN,
     Target,
@@ -97,8 +97,9 @@ async def test_caller_hears_his_own_words_bit_exact_from_a_server_that_sends_the
     spoken = make_blocks(250, seed=1)
     async with server(ECHOES[format_]) as url:
         target = await call(ami, caller, url, f"x({format_})")
-        await target.call.play(make_blocks(25, seed=2) + spoken + make_blocks(25, seed=2))
-        await asyncio.sleep(0.2)
+        noise = make_blocks(25, seed=2)
+        await target.call.play(noise + spoken)
+        await hear(target, spoken[-1], noise)
         await hang_up(ami, target)
     blocks = [decode(block) for block in spoken]
     assert report(find_blocks(heard(target), blocks), 250).intact
@@ -110,11 +111,12 @@ async def test_wideband_call_is_bit_exact_in_both_directions(
     daemon: Daemon, ami: AmiClient, caller: SipUser
 ) -> None:
     blocks = slin_blocks(250, seed=1, sample_rate=16_000)
-    warm_up = slin_blocks(25, seed=2, sample_rate=16_000)
+    spoken = [swap_bytes(one) for one in blocks]
+    noise = [swap_bytes(one) for one in slin_blocks(25, seed=2, sample_rate=16_000)]
     async with server(echo_binary) as url:
         target = await call(ami, caller, url, "L(16000)x(json)", codec=SLIN16)
-        await target.call.play([swap_bytes(one) for one in (*warm_up, *blocks, *warm_up)])
-        await asyncio.sleep(0.2)
+        await target.call.play(noise + spoken)
+        await hear(target, spoken[-1], noise)
         await hang_up(ami, target)
     assert report(find_blocks(heard(target, SLIN16), blocks), 250).intact
 

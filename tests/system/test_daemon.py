@@ -24,6 +24,7 @@ from tests.system.conftest import (
     only_channels,
     place_call,
     start_fork,
+    start_fork_heard,
 )
 
 pytestmark = pytest.mark.asterisk
@@ -115,8 +116,7 @@ async def test_wss_with_an_authority_of_ones_own_carries_the_audio(
     target = await place_call(ami, caller)
     async with Recorder(server_tls) as recorder:
         with Daemon(asterisk, {"websocket": f"ca_list_file = {tmp_path}/ca.pem\n"}):
-            start_fork(ami, target.channel, recorder.url("/"), "D(in)")
-            await target.call.play(make_blocks(25, seed=11))
+            await start_fork_heard(ami, target, recorder.url("/"), "D(in)")
             blocks = make_blocks(100, seed=12)
             await target.call.play(blocks + make_blocks(25, seed=11))
             await target.call.hangup()

@@ -12,7 +12,7 @@ from testbed.blocks import decode, find_blocks, make_blocks, report
 from testbed.faulty_server import FaultyServer
 from testbed.sip import SipUser
 from tests.relay.formats.reader import FRAME_BYTES, Reader
-from tests.system.conftest import counts_blocks, place_call, start_fork
+from tests.system.conftest import counts_blocks, place_call, start_fork_heard
 
 pytestmark = [pytest.mark.asterisk, pytest.mark.usefixtures("daemon")]
 
@@ -45,9 +45,7 @@ async def test_each_block_has_its_place_in_the_call_and_what_was_lost_leaves_its
     ami: AmiClient, caller: SipUser, server: FaultyServer, options: str
 ) -> None:
     target = await place_call(ami, caller)
-    action_id = start_fork(ami, target.channel, server.url("/"), f"D(in)R(1){options}")
-    await target.call.play(WARM_UP)
-    await ami.wait_user_event("AudioForkStarted", ActionID=action_id)
+    action_id = await start_fork_heard(ami, target, server.url("/"), f"D(in)R(1){options}")
     spoken = target.call.play(BLOCKS + WARM_UP)
     (recording,) = server.recordings
     wanted = len(recording.messages) + 50

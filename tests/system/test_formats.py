@@ -14,7 +14,7 @@ from testbed.blocks import decode, find_blocks, make_blocks, report
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
 from tests.relay.formats.json_page import check
-from tests.system.conftest import counts_blocks, place_call, start_fork
+from tests.system.conftest import counts_blocks, place_call, start_fork_heard
 
 pytestmark = [pytest.mark.asterisk, pytest.mark.usefixtures("daemon")]
 
@@ -33,8 +33,7 @@ async def spoken(
 ) -> list[bytes | str]:
     """Fork an Echo() call while known blocks are spoken; return what the server got."""
     target = await place_call(ami, caller)
-    start_fork(ami, target.channel, recorder.url("/"), options)
-    await target.call.play(WARM_UP)
+    await start_fork_heard(ami, target, recorder.url("/"), options)
     await target.call.play(blocks + WARM_UP[:10])
     await target.call.hangup()
     return (await recorder.wait_closed("/")).messages
@@ -99,8 +98,7 @@ async def test_mute_is_told_where_the_silence_begins_and_ends_and_all_is_as_the_
     ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
     target = await place_call(ami, caller)
-    start_fork(ami, target.channel, recorder.url("/"), "D(in)x(json)", Params="a=1")
-    await target.call.play(WARM_UP)
+    await start_fork_heard(ami, target, recorder.url("/"), "D(in)x(json)", Params="a=1")
     for state in "10":
         muted = {"Channel": target.channel, "Direction": "read", "State": state}
         ami.send("UserEvent", UserEvent="AudioFork", Command="AudioForkMute", **muted)
@@ -123,8 +121,7 @@ async def test_keys_of_the_party_come_once_where_they_were_pressed(
     ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
     target = await place_call(ami, caller)
-    start_fork(ami, target.channel, recorder.url("/"), "D(in)x(json)")
-    await target.call.play(WARM_UP)
+    await start_fork_heard(ami, target, recorder.url("/"), "D(in)x(json)")
     for digit in "5#":
         pressed = {"Channel": target.channel, "Digit": digit, "Duration": "100", "Receive": "true"}
         await ami.action("PlayDTMF", **pressed)

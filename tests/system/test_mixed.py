@@ -10,7 +10,7 @@ from testbed.blocks import decode, find_blocks, make_blocks, peak, report
 from testbed.daemon import Daemon, asterisk_settings
 from testbed.recorder import Recorder
 from testbed.sip import SipUser
-from tests.system.conftest import counts_blocks, place_call, start_fork
+from tests.system.conftest import counts_blocks, place_call, start_fork, start_fork_heard
 
 pytestmark = pytest.mark.asterisk
 
@@ -31,8 +31,8 @@ async def test_in_is_whole_in_the_mix_while_nothing_is_heard(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
     target = await place_call(ami, caller, "wait")
-    start_fork(ami, target.channel, recorder.url("/"), "D(both)")
-    await target.call.play(WARM_UP + BLOCKS + WARM_UP)
+    await start_fork_heard(ami, target, recorder.url("/"), "D(both)")
+    await target.call.play(BLOCKS + WARM_UP)
     await target.call.hangup()
     recording = await recorder.wait_closed("/")
     assert report(find_blocks(recording.audio, HEARD), 400).intact

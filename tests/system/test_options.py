@@ -32,6 +32,7 @@ from tests.system.conftest import (
     place_call,
     set_globals,
     start_fork,
+    start_fork_heard,
 )
 
 pytestmark = pytest.mark.asterisk
@@ -56,8 +57,7 @@ async def recorded_call(
 ) -> Recording:
     """Fork an Echo() call with these options while known blocks are spoken; return what came."""
     target = await place_call(ami, caller)
-    start_fork(ami, target.channel, recorder.url("/"), options)
-    await target.call.play(WARM_UP)
+    await start_fork_heard(ami, target, recorder.url("/"), options)
     await target.call.play(BLOCKS + WARM_UP)
     await target.call.hangup()
     return await recorder.wait_closed("/")
