@@ -10,21 +10,23 @@ PYTEST := $(BIN)/python -m pytest
 TELLING = $(PYTHON) -m testbed.progress
 PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 # Tests wait more than they work, most of all for Asterisk's audio: more processes than cores.
-unit slow quick tools page coverage oldest python-%: PROCESSES ?= 6
+unit slow quick tools page nats coverage oldest python-%: PROCESSES ?= 6
 asterisk: PROCESSES ?= 10
 # All in tests/system needs an Asterisk, tests/page a browser; tests/tools is about testbed/, bench/ and examples/.
 UNIT = --ignore tests/system --ignore tests/page --ignore tests/tools -p no:rerunfailures
 # Where there are such tests; to collect all of them would take longer than to run these.
 SERIAL = $(shell grep -rl --include='*.py' --exclude-dir=system --exclude-dir=page --exclude-dir=tools 'mark\.serial' tests)
+# What needs a NATS server is the cluster's: `make nats`.
+NATS = $(shell grep -rl --include='*.py' 'mark\.nats' tests)
 SLOW = $(shell grep -rl --include='*.py' --exclude-dir=system --exclude-dir=page --exclude-dir=tools 'mark\.slow' tests)
 ASTERISK_TESTS = tests/system $(shell grep -rl --include='*.py' 'mark\.asterisk' tests/tools)
 PARALLEL = -n $(PROCESSES) --dist worksteal
 
 # What is compiled once need not be compiled by each process of a test run.
-types unit slow quick tools page coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
+types unit slow quick tools page nats coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
 
 .NOTPARALLEL:
-.PHONY: demo demo-bot test style types clients unit slow quick tools page screenshots coverage oldest pythons asterisk fuzz
+.PHONY: demo demo-bot test style types clients unit slow quick tools page nats screenshots coverage oldest pythons asterisk fuzz
 .PHONY: bench bench-capacity bench-asterisk bench-bots bench-viewers bench-cluster
 .PHONY: cluster faults attacks sample-config dashboard deb package-test first-hour wheel clean
 
@@ -50,7 +52,7 @@ types: .venv/installed
 	  echo $(BIN)/mypy; $(BIN)/mypy; failed=$$?; wait; exit $$failed
 
 unit: .venv/installed
-	$(PYTEST) $(UNIT) $(PARALLEL) -m "not asterisk and not serial and not slow"
+	$(PYTEST) $(UNIT) $(PARALLEL) -m "not asterisk and not serial and not slow and not nats"
 	$(PYTEST) $(UNIT) $(SERIAL) -m "not asterisk and serial"
 
 # What else needs neither an Asterisk nor a browser, and takes as long again: what starts programs or
@@ -60,7 +62,7 @@ slow: .venv/installed
 
 # Both in one: to collect the tests takes its time.
 quick: .venv/installed
-	$(PYTEST) $(UNIT) $(PARALLEL) -m "not asterisk and not serial"
+	$(PYTEST) $(UNIT) $(PARALLEL) -m "not asterisk and not serial and not nats"
 	$(PYTEST) $(UNIT) $(SERIAL) -m "not asterisk and serial"
 
 # The testbed, the bench and the examples, which are no part of the package.
@@ -103,8 +105,13 @@ endif
 asterisk: .venv/installed .venv/stt clients
 	$(BIN)/python -m testbed.asterisk get  # what is fetched once may take longer than a test may
 	-$(BIN)/python -m testbed.chromium get
-	$(PYTEST) $(PARALLEL) -m "asterisk and not serial and not cluster" -rs $(ASTERISK_TESTS)
+	$(PYTEST) $(PARALLEL) -m "asterisk and not serial and not cluster and not nats" -rs $(ASTERISK_TESTS)
 	$(PYTEST) -m "asterisk and serial and not cluster" -rs $(ASTERISK_TESTS)
+
+# The parts of a cluster, and the whole of one beside real Asterisks.
+nats: .venv/installed
+	$(BIN)/python -m testbed.asterisk get
+	$(PYTEST) $(PARALLEL) -m "nats and not cluster" -rs $(NATS)
 
 # As root: what the hosts of a cluster do when networks between them are cut; judges time.
 cluster: .venv/installed

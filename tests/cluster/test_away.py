@@ -12,7 +12,7 @@ import pytest
 from testbed.nats import NatsServer
 from tests.relay.peers import until
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nats
 
 TIMEOUT_S = 30
 AWAY = "the NATS servers of the cluster cannot be reached"

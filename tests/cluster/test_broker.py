@@ -30,7 +30,7 @@ from tests.relay.peers import until
 from tests.told_clock import Clock
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nats,
     # NATS' client lets go of connections that are closed, and of failed ones, without a word.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

@@ -18,7 +18,7 @@ from audiofork.errors import BrokerUnavailable, NobodyAnswers
 from audiofork.forks.requests import Origin, Request
 from tests.cluster.conftest import Connect
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nats
 
 LIST = b'{"Command": "ListAudioForks"}'
 

@@ -25,7 +25,7 @@ from audiofork.forks.requests import Origin
 from testbed.nats import NatsServer
 from tests.cluster.conftest import Connect, controllers
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nats
 
 HOST = Beat("r1", "run", "192.0.2.1:9092", "north", 500, 12, 0.25, "1.0")
 LIST = {"Command": "ListAudioForks"}

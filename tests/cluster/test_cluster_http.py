@@ -36,7 +36,7 @@ from tests.cluster.conftest import Connect, controllers
 from tests.doors.http.stage import CONTROLLER, LISTENER, Others, Stage, write_tokens
 from tests.relay.peers import until
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nats
 
 FORKS = "/api/v1/forks"
 HOST = Beat("r1", "run", "192.0.2.1:9092", "north", 500, 12, 0.25, "1.0")

@@ -28,7 +28,7 @@ from audiofork.forks.requests import Origin
 from audiofork.forks.timelines import Moment
 from tests.cluster.conftest import Connect
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nats
 
 ORIGIN = Origin("test", "me")
 

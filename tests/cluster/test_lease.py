@@ -20,7 +20,7 @@ from tests.cluster.conftest import Connect
 from tests.relay.peers import until
 from tests.told_clock import Clock
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nats
 
 DEAD_S = 0.5
 

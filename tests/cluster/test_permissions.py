@@ -60,7 +60,7 @@ from tests.cluster.secured import ADMIN, ASTERISKS, RELAYS, REQUESTS, SEVERAL, S
 from tests.relay.peers import until
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.nats,
     # NATS' client lets go of connections that are closed, and of failed ones, without a word.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

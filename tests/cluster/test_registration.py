@@ -143,7 +143,7 @@ async def read_all(broker: Broker, *names: str) -> list[Beat]:
             await asyncio.sleep(0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.nats
 async def test_registrations_are_kept_for_a_while_and_others_are_not_removed(
     connect: Connect,
 ) -> None:
@@ -158,7 +158,7 @@ async def test_registrations_are_kept_for_a_while_and_others_are_not_removed(
     assert (config.storage, config.max_age, config.no_ack) == ("file", HOSTS_TTL_S, True)
 
 
-@pytest.mark.slow
+@pytest.mark.nats
 async def test_nats_answers_nobody_who_writes_there(connect: Connect) -> None:
     """Whoever writes chooses where the answer goes, whatever he may publish to."""
     broker = await connect()
@@ -170,7 +170,7 @@ async def test_nats_answers_nobody_who_writes_there(connect: Connect) -> None:
     assert answers == []
 
 
-@pytest.mark.slow
+@pytest.mark.nats
 async def test_what_is_no_registration_is_told_and_the_others_are_read(
     connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -187,7 +187,7 @@ async def test_what_is_no_registration_is_told_and_the_others_are_read(
     assert f"entries of the bucket {HOSTS} without effect" in caplog.text
 
 
-@pytest.mark.slow
+@pytest.mark.nats
 async def test_bucket_is_read_again_when_the_broker_is_back(
     connect: Connect, server: NatsServer
 ) -> None:
@@ -244,7 +244,7 @@ def relay_host(server: NatsServer, folder: Path, name: str) -> Iterator[subproce
             process.kill()
 
 
-@pytest.mark.slow
+@pytest.mark.nats
 async def test_relay_host_is_registered_until_it_ends_and_one_that_died_is_told_as_dead_later(
     connect: Connect, server: NatsServer, tmp_path: Path
 ) -> None:
@@ -268,7 +268,7 @@ async def test_relay_host_is_registered_until_it_ends_and_one_that_died_is_told_
         await reading.close()
 
 
-@pytest.mark.slow
+@pytest.mark.nats
 async def test_relay_host_that_cannot_register_is_heard_of_by_its_beats(
     connect: Connect, server: NatsServer, tmp_path: Path
 ) -> None:
@@ -283,7 +283,7 @@ async def test_relay_host_that_cannot_register_is_heard_of_by_its_beats(
     assert beats[-1].is_last
 
 
-@pytest.mark.slow
+@pytest.mark.nats
 async def test_relay_host_of_an_earlier_version_is_heard_of_by_its_beats(connect: Connect) -> None:
     broker, old = await connect("c"), await connect("r")
     roster = Roster(broker, 60)

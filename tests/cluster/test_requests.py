@@ -11,7 +11,7 @@ from audiofork.errors import BrokerUnavailable, NobodyAnswers
 from testbed.nats import NatsServer
 from tests.cluster.conftest import Connect
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nats
 
 
 async def answers_to(broker: Broker, silent_s: float = 2, who: str = "me") -> list[bytes]:

@@ -265,7 +265,7 @@ def test_so_many_are_known_and_no_more(roster: Told) -> None:
     assert roster.states["r0"] == "draining"
 
 
-@pytest.mark.slow
+@pytest.mark.nats
 async def test_beats_are_heard_over_the_broker(connect: Connect) -> None:
     ear, mouth = await connect("ear"), await connect("mouth")
     roster = Roster(ear, 60)

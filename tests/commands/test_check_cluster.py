@@ -36,7 +36,7 @@ from audiofork.forks.cluster_journal import bucket_of
 from testbed.nats import NatsServer, nats_servers
 from testbed.nats_keys import new_key
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nats
 
 BEAT = Beat("r1", "run", "192.0.2.1:9093", "north", 500, 7, 0.1, audiofork.__version__)
 

@@ -17,7 +17,7 @@ from audiofork.forks.journal import Entry
 from testbed.nats import NatsServer, nats_servers
 from tests.relay.peers import until
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nats
 
 TIMEOUT_S = 20
 A, B, C = (str(uuid.UUID(int=number)) for number in (1, 2, 3))

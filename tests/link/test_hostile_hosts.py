@@ -51,7 +51,7 @@ from tests.link.hosted import HostedRelay, be_patient
 from tests.link.test_relay import Rig, running
 from tests.relay.peers import Leg, numbered, until
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nats
 
 PBX = "pbx"
 TOLD = "messages over NATS without effect"

@@ -32,7 +32,7 @@ from testbed.recorder import Recorder
 from tests.link.hosted import Held, HostedRelay, be_patient
 from tests.relay.peers import until
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nats
 
 TIMEOUT_S = 30
 

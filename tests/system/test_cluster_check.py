@@ -22,7 +22,7 @@ from tests.system.cluster import Cluster, clustered
 from tests.system.conftest import no_channels
 from tests.system.test_cluster import leads
 
-pytestmark = pytest.mark.asterisk
+pytestmark = [pytest.mark.asterisk, pytest.mark.nats]
 
 
 @pytest.fixture(autouse=True)

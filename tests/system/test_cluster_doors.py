@@ -29,7 +29,7 @@ from tests.system.test_cli import command, told
 from tests.system.test_front import HOST, front_port
 from tests.system.test_front import Client as FrontClient
 
-pytestmark = pytest.mark.asterisk
+pytestmark = [pytest.mark.asterisk, pytest.mark.nats]
 
 # Longer than by default: these tests start programs again and again, which keep others waiting.
 SETTINGS = {"cluster": "dead_after = 2\n"}

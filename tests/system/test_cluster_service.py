@@ -20,7 +20,7 @@ from tests.system.cluster import Cluster, clustered
 from tests.system.scene import Scene, staged
 from tests.system.test_cluster import leads
 
-pytestmark = pytest.mark.asterisk
+pytestmark = [pytest.mark.asterisk, pytest.mark.nats]
 
 
 class Systemd:

@@ -23,7 +23,7 @@ from tests.system.conftest import DIALPLAN, counts_blocks
 from tests.system.scene import WARM_UP, Scene, staged
 from tests.system.test_cli import command, told
 
-pytestmark = pytest.mark.asterisk
+pytestmark = [pytest.mark.asterisk, pytest.mark.nats]
 
 BLOCKS = make_blocks(400, seed=182)  # 8 s
 HEARD = [decode(block) for block in BLOCKS]
