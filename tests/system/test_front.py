@@ -73,6 +73,7 @@ def asterisk(certificate: SimpleNamespace, tls_port: int) -> Iterator[Asterisk]:
     """An Asterisk of this module's own: users with few classes, and TLS."""
     users = "".join(
         f"\n[{name}]\nsecret = secret-of-{name}\nread = {read}\nwrite = {write}\n"
+        "writetimeout = 30000\n"
         for name, (read, write) in USERS.items()
     )
     tls = (
