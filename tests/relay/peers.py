@@ -167,7 +167,8 @@ class StalledServer:
         self.asked = False
         self.gone = False
         self._protocol = ServerProtocol(max_size=None)
-        self._transport: asyncio.Transport | None = None
+        self._transport: asyncio.Transport | None = None  # the latest
+        self._open: set[asyncio.Transport] = set()  # it hears no end of those that it does not read
 
     async def __aenter__(self) -> Self:
         listening = socket.socket()
@@ -180,9 +181,9 @@ class StalledServer:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        if self._transport is not None:
-            self._transport.abort()
-            await until(lambda: self.gone)
+        for transport in tuple(self._open):
+            transport.abort()
+        await until(lambda: not self._open)
         await self._server.wait_closed()
 
     def answer(self) -> None:
@@ -211,6 +212,11 @@ class StalledServer:
 
     def on_connect(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        self._open.add(transport)
+
+    def on_lost(self, transport: asyncio.Transport) -> None:
+        self._open.discard(transport)
+        self.gone = True
 
     def on_data(self, chunk: bytes) -> None:
         self._protocol.receive_data(chunk)
@@ -241,13 +247,14 @@ class _StalledConnection(asyncio.Protocol):
         self._server = server
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._server.on_connect(cast(asyncio.Transport, transport))
+        self._transport = cast(asyncio.Transport, transport)
+        self._server.on_connect(self._transport)
 
     def data_received(self, chunk: bytes) -> None:
         self._server.on_data(chunk)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._server.gone = True
+        self._server.on_lost(self._transport)
 
 
 class FickleServer:
