@@ -100,7 +100,8 @@ class FakeHost:
         while True:
             beat = Beat(self.name, "run", "127.0.0.1:9", capacity=100)
             self._broker.publish(f"{SUBJECT}.{self.name}", beat.encode())
-            await asyncio.sleep(0.1)
+            # A session is begun anew where some beats come before an answer.
+            await asyncio.sleep(0.3)
 
     def _on_payload(self, _subject: str, payload: bytes) -> None:
         stamp, line = split(payload)
