@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 import audiofork
 from audiofork.cluster.beats import Beat
@@ -172,7 +172,7 @@ class HostWorker(RelayWorker):
         self._openings.on_answer()
 
     def send(self, command: Command) -> None:
-        if isinstance(command, ForkSpec):
+        if isinstance(command, ForkSpec | Adopt):
             self.told[command.fork_id] = Told()
         elif (told := self._told_of(command)) is not None:
             told.note_order(command)
@@ -190,6 +190,15 @@ class HostWorker(RelayWorker):
 
     def _told_of(self, message: object) -> Told | None:
         return self.told.get(getattr(message, "fork_id", ""))
+
+    def note_order(self, command: Command) -> None:
+        """Note an order for a fork that it may come back with."""
+        if (told := self._told_of(command)) is not None:
+            told.note_order(command)
+
+    def forget_told(self, but: Container[str]) -> None:
+        """Forget what was told of forks, but of some."""
+        self.told = {fork_id: told for fork_id, told in self.told.items() if fork_id in but}
 
     def has(self, fork_id: str) -> bool:
         """Return whether it has a fork, though it may be ending it."""
@@ -226,10 +235,14 @@ class HostWorker(RelayWorker):
             self._ping()
 
     @property
+    def is_able(self) -> bool:
+        """Whether it could take another fork, though it may be drained."""
+        return self.is_open and self.beat.forks + len(self.given) < self.beat.capacity
+
+    @property
     def has_room(self) -> bool:
         """Whether it takes another fork."""
-        is_full = self.beat.forks + len(self.given) >= self.beat.capacity
-        return self.is_open and not self.beat.is_draining and not is_full
+        return self.is_able and not self.beat.is_draining
 
     def on_given(self, spec: ForkSpec) -> None:
         """Reckon with a fork before a beat tells of it."""

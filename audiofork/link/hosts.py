@@ -203,10 +203,14 @@ class RelayHosts(SharedRelay):
             old = self._owners.get(command.fork_id)
             assert old is None or isinstance(old, HostWorker)
             spec = self._completed(command.spec)
-            self._moves.begin(replace(command, spec=spec), old, self._choose(spec))
+            others = [one for one in self._all_workers() if one.has_room]
+            self._moves.begin(replace(command, spec=spec), old, self._least(spec, others))
             return
         if not isinstance(command, Everywhere):
             self._moves.on_command(command)
+            if command.fork_id in self._orphaned:
+                for worker in self._workers.values():
+                    worker.note_order(command)
         super().send(command)
 
     def drain(self, name: str, *, is_on: bool) -> bool:
@@ -231,10 +235,19 @@ class RelayHosts(SharedRelay):
         return replace(spec, turn=turn, legs_from=self._config.legs_from)
 
     def _choose(self, spec: ForkSpec) -> HostWorker | None:
+        able = [one for one in self._all_workers() if one.is_able]
+        ran = any(spec.fork_id in one.told for one in self._all_workers())
+        # One that is drained is better than the end of a fork that runs.
+        return self._least(spec, [one for one in able if one.has_room]) or (
+            self._least(spec, able) if ran else None
+        )
+
+    def _least(self, spec: ForkSpec, able: Sequence[HostWorker]) -> HostWorker | None:
+        """Give a fork to that of some hosts with the least load; return it, or None."""
         # One that was cut off may still be ending what it had.
-        able = [one for one in self._all_workers() if one.has_room and not one.has(spec.fork_id)]
+        free = [one for one in able if not one.has(spec.fork_id)]
         zone = self._config.zone
-        chosen = min(able, key=lambda one: (one.beat.zone != zone, one.load), default=None)
+        chosen = min(free, key=lambda one: (one.beat.zone != zone, one.load), default=None)
         if chosen is not None:
             chosen.on_given(spec)
         return chosen
@@ -332,9 +345,9 @@ class RelayHosts(SharedRelay):
         log.log(level, "%s is lost: %s; it had %d forks", worker, why, len(worker.forks))
         self._moves.on_lost(worker)
         worker.end()
-        worker.told.clear()
         now = asyncio.get_running_loop().time()
         self._on_worker_lost(worker, now - worker.heard_at)
+        worker.forget_told(but=self._orphaned)  # with which it may come back
 
     def _on_broker(self, _is_up: bool) -> None:  # noqa: FBT001 (of `Broker.on_change`)
         self._suspend()
@@ -444,6 +457,7 @@ class RelayHosts(SharedRelay):
             worker.resume(held[fork_id])
         self._on_others(worker, [held[fork_id] for fork_id in held.keys() - ours])
         worker.end_leftovers()
+        worker.forget_told(but=worker.forks)
         self._look_after_orphans()
 
     def _on_others(self, worker: HostWorker, others: Sequence[HeldFork]) -> None:

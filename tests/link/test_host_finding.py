@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 
@@ -22,8 +23,13 @@ from audiofork.link.messages import (
     ForkSpec,
     HeldFork,
     LegPart,
+    RelayAway,
+    RelayBack,
+    RelayLost,
     RelaysFound,
     Report,
+    SetMute,
+    Streaming,
 )
 from audiofork.link.stream import Held as SessionHeld
 from tests.link.hosted import CONTROLLER, Held
@@ -279,3 +285,85 @@ async def test_second_host_with_a_name_gets_nothing_and_the_forks_of_the_first_g
     assert stage.relay.host_of(FORK) == "r1"
     assert str(stage.relay.address_of(FORK)) == stage.r1.beat.listen
     assert caplog.text.count("two relay hosts have the name r1") == 1
+
+
+# --- What is ordered while a host does not hear it -----------------------------------------------
+
+
+async def beating_alone(stage: Stage, finding: Coroutine[None, None, None]) -> None:
+    """Let the first host beat while hosts are looked for; there is no other."""
+    task = asyncio.create_task(finding)
+    while not task.done():
+        stage.beat(stage.r1)
+        await stage.clock.advance(DEAD_S / 4)
+    await task
+
+
+async def test_order_for_an_adopted_fork_is_given_in_the_next_session(stage: Stage) -> None:
+    await beating(stage, stage.relay.find())
+    stage.relay.send(Adopt(FORK))
+    worker = stage.relay._workers["r1"]
+    stage.r1.say(Streaming(FORK))
+    worker.end()
+    mute = SetMute(FORK, mute_in=True, mute_out=None)
+    stage.relay.send(mute)
+    assert mute not in stage.r1.got
+    worker.open()
+    assert stage.r1.got[-2:] == [Adopt(FORK), mute]
+    stage.r1.say(Streaming(FORK))
+    await stage.clock.advance(0)
+    assert stage.reports.count(Streaming(FORK)) == 1
+
+
+async def test_order_for_a_fork_that_waits_for_its_host_is_given_when_that_is_back(
+    stage: Stage,
+) -> None:
+    await beating_alone(stage, stage.relay.find())
+    stage.relay.send(Adopt(FORK))
+    stage.r1.say(Streaming(FORK))
+    stage.relay._lose(stage.relay._workers["r1"], "no sign of life")
+    await stage.clock.advance(0)
+    assert stage.reports[-1:] == [RelayAway((FORK,))]
+    mute = SetMute(FORK, mute_in=True, mute_out=None)
+    stage.relay.send(mute)
+    stage.beat(stage.r1)
+    await stage.clock.advance(0)
+    assert stage.reports[-1:] == [RelayBack((FORK,))]
+    assert stage.r1.got[-2:] == [Adopt(FORK), mute]
+    stage.r1.say(Streaming(FORK))
+    await stage.clock.advance(0)
+    assert stage.reports.count(Streaming(FORK)) == 1
+
+
+async def test_what_was_told_of_forks_that_went_elsewhere_is_forgotten(stage: Stage) -> None:
+    await beating(stage, stage.relay.find())
+    stage.relay.send(Adopt(FORK))
+    worker = stage.relay._workers["r1"]
+    stage.relay._lose(worker, "no sign of life")
+    await stage.clock.advance(0)
+    stage.relay.send(replace(SPEC, fork_id=FORK))
+    stage.beat(stage.r1)
+    await stage.clock.advance(0)
+    assert stage.relay.host_of(FORK) == "r2"
+    assert not worker.told
+
+
+async def test_fork_whose_host_dies_goes_to_one_that_is_drained_where_there_is_no_other(
+    stage: Stage,
+) -> None:
+    stage.r1.beat = replace(stage.r1.beat, is_draining=True)
+    await beating(stage, stage.relay.find())
+    stage.relay.send(Adopt(OTHER))
+    new = str(uuid.uuid4())
+    stage.relay.send(replace(SPEC, fork_id=new))
+    assert stage.relay.host_of(new) == "r2"
+    stage.relay._lose(stage.relay._workers["r2"], "no sign of life")
+    await stage.clock.advance(0)
+    lost = [one for one in stage.reports if isinstance(one, RelayLost)]
+    assert [set(one.fork_ids) for one in lost] == [{OTHER, new}]
+    stage.relay.send(replace(SPEC, fork_id=OTHER))
+    assert stage.relay.host_of(OTHER) == "r1"
+    stage.relay.send(replace(SPEC, fork_id=str(uuid.uuid4())))  # which has not run yet
+    await stage.clock.advance(0)
+    (end,) = [one for one in stage.reports if isinstance(one, ForkEnded)]
+    assert (end.reason, end.detail) == (EndReason.LEG_FAILED, NO_HOST)
