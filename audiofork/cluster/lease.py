@@ -39,7 +39,9 @@ _RENEWALS = 5
 _LOOKS = 12
 # A relay host that says that it obeys a greater one is not believed: no cluster comes so far.
 MAX_OBEYED_EPOCH = 2**40
-_MAX_EPOCH = 2**50
+# Nor is a key that says more than half of that: whoever leads after it goes beyond what it says,
+# and the next leader learns of that from relay hosts at the latest.
+_MAX_EPOCH = MAX_OBEYED_EPOCH // 2
 # Where NATS counts anew, leaders of what it kept before may come back: none may meet them.
 _SPREAD = 2**16
 

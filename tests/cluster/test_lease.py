@@ -14,7 +14,7 @@ from nats.aio.client import Client
 from nats.js.errors import APIError, KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
-from audiofork.cluster.lease import BUCKET, Holder, Lease
+from audiofork.cluster.lease import BUCKET, MAX_OBEYED_EPOCH, Holder, Lease
 from testbed.nats import NatsServer
 from tests.cluster.conftest import Connect
 from tests.relay.peers import until
@@ -239,6 +239,21 @@ async def test_epoch_that_cannot_be_is_not_outbid(connect: Connect) -> None:
     lease.outbid(2**62)
     assert await lease._renew()
     assert lease.epoch < 2**40
+
+
+@pytest.mark.parametrize("epoch", [2**39, 2**40, 2**50, 2**62])
+async def test_epoch_that_somebody_has_written_is_never_beyond_what_relay_hosts_are_believed(
+    connect: Connect, epoch: int
+) -> None:
+    lease = await lease_of(connect, "a")
+    await lease._bucket.put("pbx", Holder("x", "y").encode(epoch))
+    await taken(lease, 30)
+    assert lease.epoch < MAX_OBEYED_EPOCH
+    await lease.release()
+    following = await taken(await lease_of(connect, "b", 3), 30)
+    following.outbid(lease.epoch)
+    assert await following._renew()
+    assert lease.epoch < following.epoch < MAX_OBEYED_EPOCH
 
 
 async def test_fault_that_lasts_is_told_once_and_its_end(caplog: pytest.LogCaptureFixture) -> None:
