@@ -91,10 +91,10 @@ class Presence:
 
 
 class Registered:
-    """Reads who is registered when it starts, and whenever the broker is back.
+    """Reads who is registered when it starts, whenever the broker is back, and now and then.
 
-    Owned by a controller. It makes the bucket if there is none. A fault has no other effect than a
-    line in the log.
+    Owned by a controller. It makes the bucket if there is none, or none any more. A fault has no
+    other effect than a line in the log.
 
     Args:
         broker: The connection to the broker.
@@ -107,6 +107,7 @@ class Registered:
         self._strange = CounterLine(log, f"entries of the bucket {HOSTS} without effect")
         self._reading: asyncio.Task[None] | None = None
         self._was_there = False
+        self._is_told = False
 
     def start(self) -> None:
         """Begin to read; never waits."""
@@ -116,7 +117,12 @@ class Registered:
     def _on_broker(self, is_up: bool) -> None:  # noqa: FBT001 (of `Broker.on_change`)
         if self._reading is not None:
             self._reading.cancel()
-        self._reading = asyncio.create_task(self._read()) if is_up else None
+        self._reading = asyncio.create_task(self._read_on()) if is_up else None
+
+    async def _read_on(self) -> None:
+        while True:
+            await self._read()
+            await asyncio.sleep(HOSTS_TTL_S)
 
     async def _read(self) -> None:
         fault = ""
@@ -124,10 +130,13 @@ class Registered:
             await asyncio.sleep(wait_s)
             try:
                 await self._read_once()
+                self._is_told = False
                 return
             except BrokerUnavailable as exc:
                 fault = str(exc)
-        log.warning("who is registered in the bucket %s is not known: %s", HOSTS, fault)
+        if not self._is_told:
+            self._is_told = True
+            log.warning("who is registered in the bucket %s is not known: %s", HOSTS, fault)
 
     async def _read_once(self) -> None:
         bucket = await self._broker.bucket(HOSTS, was_there=self._was_there)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,13 +195,13 @@ async def test_bucket_is_read_again_when_the_broker_is_back(
     found: list[Beat] = []
     reading = Registered(broker, found.append)
     reading.start()
-    await until(lambda: reading._reading is not None and reading._reading.done(), TIMEOUT_S)
+    await until(lambda: reading._was_there, TIMEOUT_S)
     assert found == []
     server.kill()
     await until(lambda: not broker.is_up, TIMEOUT_S)
     server.start()
     await until(lambda: broker.is_up, TIMEOUT_S)
-    await until(lambda: reading._reading is not None and reading._reading.done(), TIMEOUT_S)
+    await until(lambda: reading._was_there, TIMEOUT_S)
     broker.publish(key_subject("r1"), BEAT.encode())
     assert await read_all(broker, "r1") == [BEAT]
     await reading.close()
@@ -290,9 +290,29 @@ async def test_relay_host_of_an_earlier_version_is_heard_of_by_its_beats(connect
     reading = Registered(broker, roster.on_registered)
     await roster.start()
     reading.start()
-    await until(lambda: reading._reading is not None and reading._reading.done(), TIMEOUT_S)
+    await until(lambda: reading._was_there, TIMEOUT_S)
     await broker.flush()
     old.publish("audiofork.beat.r1", BEAT.encode())
     await until(lambda: [one.state for one in roster.hosts] == [HostState.OPEN], TIMEOUT_S)
     assert roster.missing == set()
+    await reading.close()
+
+
+@pytest.mark.nats
+async def test_bucket_that_is_removed_is_made_anew_after_a_while(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiofork.cluster.registration.HOSTS_TTL_S", 0.2)
+    broker = await connect()
+    reading = Registered(broker, lambda _: None)
+    reading.start()
+    await until(lambda: reading._was_there, TIMEOUT_S)
+    assert broker._stream is not None
+    await broker._stream.delete_key_value(HOSTS)
+    async with asyncio.timeout(TIMEOUT_S):
+        while True:
+            with suppress(BrokerUnavailable):
+                assert await broker.keys(HOSTS) == []
+                break
+            await asyncio.sleep(0.05)
     await reading.close()
