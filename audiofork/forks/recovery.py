@@ -284,7 +284,10 @@ class Recovery:
         unknown = [one for one in (self._held() or {}).values() if not one.has_ended]
         self.end_held("the journal does not know it")
         if unknown:
-            log.warning("ended %d forks that went on: the journal does not know them", len(unknown))
+            log.warning(
+                "ended %d forks that went on: the journal does not know them: %s",
+                *(len(unknown), ", ".join(sorted(one.fork_id[:8] for one in unknown))),
+            )
 
     async def _resume_one(self, entry: Entry, present: Mapping[str, str]) -> bool:
         """Resume a fork, or end it; return whether it was resumed."""

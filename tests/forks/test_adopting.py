@@ -200,7 +200,7 @@ async def test_fork_that_the_journal_does_not_know_is_ended(
     hold(rig)
     await resume(rig)
     assert [end.reason for end in rig.ends] == [EndReason.SHUTDOWN]
-    assert "ended 1 forks that went on: the journal does not know them" in caplog.text
+    assert "ended 1 forks that went on: the journal does not know them: " in caplog.text
 
 
 @pytest.mark.parametrize("muted", [False, True])
