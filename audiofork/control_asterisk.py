@@ -199,10 +199,14 @@ class AsteriskControl:
     async def _lead(self, stop: asyncio.Event, lease: Lease) -> None:
         """Lead until told to stop, or another controller leads."""
         self.daemon = daemon = Daemon(self._path, self.load(), self)
+        running = asyncio.create_task(daemon.run())
         keeping = asyncio.create_task(self._keep(lease, daemon))
-        stopping = asyncio.create_task(_stop_at(stop, daemon))
+        stopping = asyncio.create_task(_stop_at(stop, daemon, running))
         try:
-            await daemon.run()
+            await running
+        except asyncio.CancelledError:
+            if not stop.is_set():
+                raise
         finally:
             going_on = self._going_on or keeping
             for task in (keeping, stopping, going_on):
@@ -266,9 +270,12 @@ class AsteriskControl:
             log.info("%s: forks may start again", self.name)
 
 
-async def _stop_at(stop: asyncio.Event, daemon: Daemon) -> None:
+async def _stop_at(stop: asyncio.Event, daemon: Daemon, running: asyncio.Task[None]) -> None:
+    """Stop a daemon when we are told to stop; one that has not begun yet may wait for something."""
     await stop.wait()
     daemon.stop()
+    if not daemon.ready.is_set():
+        running.cancel()
 
 
 async def unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> None:

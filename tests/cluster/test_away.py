@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -99,3 +100,30 @@ async def test_relay_host_without_forks_ends_in_order(server: NatsServer, tmp_pa
         assert "Traceback" not in one.log
     finally:
         one.kill()
+
+
+async def test_controller_that_cannot_read_its_journal_ends_in_order_and_says_why_once(
+    server: NatsServer, tmp_path: Path
+) -> None:
+    """Three servers are to keep the journal, and there is one; the lease was made before that."""
+
+    def started(name: str, asterisk: str, more: str) -> Program:
+        (folder := tmp_path / name).mkdir()
+        return Program(
+            folder,
+            "control",
+            "[asterisk]\nport = 1\nusername = a\nsecret = b\n"
+            f"[control]\nsocket = {folder / 'control'}\n"
+            f"[cluster]\nname = {name}\nasterisk = {asterisk}\nlegs_from = 127.0.0.1\n"
+            f"servers = {server.url}\n{more}",
+        )
+
+    first = started("c1", "pbx", "")
+    await first.says("pbx: leading")
+    assert first.stop() == 0
+    second = started("c2", "other", "replicas = 3\n")
+    await second.says("the journal of the cluster cannot be read")
+    await asyncio.sleep(1)
+    assert second.stop() == 0
+    assert second.log.count("the journal of the cluster cannot be read") == 1
+    assert "Traceback" not in second.log
