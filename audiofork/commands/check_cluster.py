@@ -197,7 +197,10 @@ class ClusterCheck:
         asterisk = self._config.asterisk
         if after.holder is None:
             text = f"controllers: none leads for {asterisk}"
-            self._findings.skip(text, remedies.START_CONTROLLER)
+            if there := " and ".join(beat.name for beat in self._controllers.hosts):
+                self._findings.fail(f"{text}, though {there} is there", remedies.NOT_RENEWED)
+            else:
+                self._findings.skip(text, remedies.START_CONTROLLER)
             return False
         if after.revision == before.revision:
             self._judge_silent(f"controllers: none leads for {asterisk}", after.holder.name)

@@ -366,6 +366,14 @@ async def test_controller_that_runs_where_the_bucket_of_leases_is_gone_is_a_faul
     assert text in faults(findings)
 
 
+async def test_controller_that_runs_and_never_led_is_a_fault(server: NatsServer) -> None:
+    async with leading(server) as lease:
+        await lease.release()
+    async with beating(server, ControlBeat("c1", "asterisk", "run")):
+        _, findings = await check(server.url)
+    assert "controllers: none leads for asterisk, though c1 is there" in faults(findings)
+
+
 async def test_lease_that_was_given_back_is_no_fault(server: NatsServer) -> None:
     async with leading(server) as lease:
         await lease.release()
