@@ -18,6 +18,7 @@ _CREDENTIALS = re.compile(
     r"-+BEGIN USER NKEY SEED-+\n(?P<seed>SU[A-Z2-7]{56})\n-+END USER NKEY SEED-+",
     re.DOTALL,
 )
+NAME_RULE = "letters, digits, - and _, 63 at most"
 
 
 def is_name(value: str) -> bool:
@@ -27,7 +28,7 @@ def is_name(value: str) -> bool:
 
 def _name(value: str) -> str:
     if not is_name(value):
-        raise ValueError("letters, digits, - and _, 63 at most")
+        raise ValueError(NAME_RULE)
     return value
 
 

@@ -12,6 +12,7 @@ from audiofork.commands.daemon_options import config_option
 from audiofork.commands.roles import exits_of, need_cluster
 from audiofork.commands.terminal import EXIT_UNREACHABLE, fail, say
 from audiofork.config import ClusterConfig
+from audiofork.config_cluster import NAME_RULE, is_name
 from audiofork.errors import BrokerUnavailable
 
 TIMEOUT_S = 15.0
@@ -28,6 +29,9 @@ def buckets(asterisks: tuple[str, ...], path: Path) -> None:
     audiofork buckets pbx-1 pbx-2. What is there keeps its content; each bucket is kept by as many
     servers as [cluster] replicas says.
     """
+    for name in asterisks:
+        if not is_name(name):
+            raise click.BadParameter(f"{name!r}: an Asterisk's name has {NAME_RULE}")
     with exits_of(path):
         loaded = config_file.load(path, secrets_of=("cluster",))
         need_cluster(loaded)

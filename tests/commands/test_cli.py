@@ -1117,3 +1117,10 @@ def test_check_from_here_checks_the_rest_where_a_secret_cannot_be_read(
     assert f"FAIL  login: {config}:4: [asterisk] secret_file: " in result.output
     assert f"FAIL  ARI: {config}:7: [ari] password_file: " in result.output
     assert "ok    open files: " in result.output
+
+
+@pytest.mark.parametrize("name", ["pbx.1", "a b", "*", "", "x" * 64])
+def test_buckets_of_what_cannot_be_an_asterisk_s_name_is_a_usage_error(name: str) -> None:
+    result = CliRunner().invoke(main, ["buckets", "pbx", name])
+    assert result.exit_code == 2
+    assert "63 at most" in result.output
