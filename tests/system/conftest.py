@@ -240,11 +240,11 @@ async def caller(asterisk: Asterisk) -> AsyncIterator[SipUser]:
 async def no_forks(daemon: Daemon) -> None:
     """Wait until the daemon has no fork; fail if that takes too long.
 
-    A fork that still has frames for a server that is gone tries to reach it for some seconds.
+    A fork that still has frames for a server that is gone tries to reach it for 30 seconds.
     """
     present: list[str] = []
     with Client(daemon.socket) as client:
-        for _ in range(200):
+        for _ in range(900):
             present = [fork["url"] for fork in await asyncio.to_thread(client.forks)]
             if not present:
                 return

@@ -308,6 +308,7 @@ async def test_asterisk_out_of_the_daemons_reach_exits_with_4(asterisk: Asterisk
         assert "Asterisk refused the login of audiofork: Authentication failed" in output
 
 
+@pytest.mark.serial  # the check judges the pace of audio
 async def test_check_beside_a_daemon_with_a_fork_finds_no_fault_and_leaves_it_alone(
     daemon: Daemon, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:
