@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from audiofork.link.host_worker import HostWorker
 from audiofork.link.messages import (
     Command,
+    CountBefore,
     EndFork,
     EndReason,
     ExpectLeg,
@@ -38,6 +39,7 @@ from audiofork.link.messages import (
 # they are the same.
 BOTH_S = 0.6
 MOVE_TIMEOUT_S = 8.0
+MOST_COUNTS = 10_000
 
 
 class Phase(enum.Enum):
@@ -123,6 +125,17 @@ class HostMoves:
         self._report = report
         self._own = own
         self._moves: dict[str, _Move] = {}
+        self._counts: dict[str, CountBefore] = {}
+
+    def keep_count(self, count: CountBefore) -> None:
+        """Keep what the host of a fork has counted until another host has the fork."""
+        self._counts[count.fork_id] = count
+        if len(self._counts) > MOST_COUNTS:  # of those that ended before that
+            del self._counts[next(iter(self._counts))]
+
+    def take_count(self, fork_id: str) -> CountBefore | None:
+        """Return what is kept of a fork, once; None: nothing."""
+        return self._counts.pop(fork_id, None)
 
     def begin(self, command: MoveFork, old: HostWorker | None, new: HostWorker | None) -> None:
         """Order a fork from a second host, beside the first; None: there is none."""

@@ -227,6 +227,8 @@ class RelayHosts(SharedRelay):
 
     def _begin(self, spec: ForkSpec) -> None:
         super()._begin(self._completed(spec))
+        if (count := self._moves.take_count(spec.fork_id)) is not None:
+            super().send(count)
 
     def _completed(self, spec: ForkSpec) -> ForkSpec:
         """Return an order with what only a relay host needs to know."""
@@ -419,9 +421,14 @@ class RelayHosts(SharedRelay):
             self._reports.put(report)  # what its server says of the last audio of this connection
 
     def _note_earlier(self, report: ForkEnded) -> None:
-        """Let the host that a fork has moved to know what its earlier host has counted."""
-        if report.stats != ForkStats():
-            super().send(CountBefore(report.fork_id, report.stats))
+        """Let the next host of a fork know what its earlier one has counted."""
+        if report.stats == ForkStats():
+            return
+        count = CountBefore(report.fork_id, report.stats)
+        if report.fork_id in self._orphaned:
+            self._moves.keep_count(count)
+        else:
+            super().send(count)
 
     def _on_stats(self, worker: RelayWorker, taken: StatsTaken) -> StatsTaken:
         own = {

@@ -160,10 +160,10 @@ class RelayHost:
             work.cancel()
         await asyncio.gather(*works, return_exceptions=True)
         log.info("stopping, %d forks end or move", len(self._worker.sessions))
+        await self._worker.close()
         self._presence.tell(replace(self._state(0.0), is_last=True))
         for owner in self._owners.values():
             owner.leave()
-        await self._worker.close()
         await self._broker.close()
 
     def _drain(self) -> None:
@@ -355,6 +355,9 @@ class RelayHost:
     def _on_fork_report(self, report: ForkReport | HeardAudio) -> None:
         if isinstance(report, ForkEnded):
             self._stats.on_ended(report)
+            if self._stop.is_set() and report.reason is EndReason.SHUTDOWN:
+                # It goes on at another host, which is to know what was counted and lost here.
+                report = replace(report, reason=EndReason.MOVED)
         owner = self._fork_owners.get(report.fork_id)
         if owner is None:
             return

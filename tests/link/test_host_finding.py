@@ -16,11 +16,13 @@ from audiofork.link.host_runs import MOST_OPENINGS, OPENINGS_IN_S
 from audiofork.link.hosts import NO_HOST, NO_HOST_TIMEOUT_S, SLOW_TIMES, RelayHosts
 from audiofork.link.messages import (
     Adopt,
+    CountBefore,
     Direction,
     EndFork,
     EndReason,
     ForkEnded,
     ForkSpec,
+    ForkStats,
     HeldFork,
     LegPart,
     RelayAway,
@@ -367,3 +369,18 @@ async def test_fork_whose_host_dies_goes_to_one_that_is_drained_where_there_is_n
     await stage.clock.advance(0)
     (end,) = [one for one in stage.reports if isinstance(one, ForkEnded)]
     assert (end.reason, end.detail) == (EndReason.LEG_FAILED, NO_HOST)
+
+
+async def test_what_a_host_that_ends_has_counted_goes_to_the_next_one(stage: Stage) -> None:
+    await beating(stage, stage.relay.find())
+    stage.relay.send(Adopt(FORK))
+    counted = ForkStats(frames_in=7, frames_sent=5, frames_dropped=2)
+    stage.r1.say(ForkEnded(FORK, EndReason.MOVED, "", counted))
+    await stage.clock.advance(0)
+    (lost,) = [one for one in stage.reports if isinstance(one, RelayLost)]
+    assert lost.fork_ids == (FORK,)
+    assert not any(isinstance(one, ForkEnded) for one in stage.reports)
+    stage.beat_of(replace(stage.r1.beat, is_last=True))
+    stage.relay.send(replace(SPEC, fork_id=FORK))
+    assert stage.relay.host_of(FORK) == "r2"
+    assert stage.r2.got[-1] == CountBefore(FORK, counted)
