@@ -174,8 +174,8 @@ class HostWorker(RelayWorker):
     def send(self, command: Command) -> None:
         if isinstance(command, ForkSpec | Adopt):
             self.told[command.fork_id] = Told()
-        elif (told := self._told_of(command)) is not None:
-            told.note_order(command)
+        else:
+            self.note_order(command)
         if self.is_open:
             self._send(command)
 
@@ -257,8 +257,8 @@ class HostWorker(RelayWorker):
         beat = self.beat
         # An earlier version does not tell its frames.
         before = beat.frames_a_second or beat.forks * LEG_FRAMES_A_SECOND
-        frames = before + sum(self.given)
+        given = sum(self.given)
         of_a_frame = beat.cpu / before if before >= _TELLING_FRAMES else _USUAL_CPU
-        cpu = beat.cpu + sum(self.given) * of_a_frame
-        by_frames = frames / (beat.capacity * LEG_FRAMES_A_SECOND)
+        cpu = beat.cpu + given * of_a_frame
+        by_frames = (before + given) / (beat.capacity * LEG_FRAMES_A_SECOND)
         return max(by_frames, cpu if cpu > _BUSY_CPU else 0.0)

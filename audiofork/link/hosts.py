@@ -203,8 +203,8 @@ class RelayHosts(SharedRelay):
             old = self._owners.get(command.fork_id)
             assert old is None or isinstance(old, HostWorker)
             spec = self._completed(command.spec)
-            others = [one for one in self._all_workers() if one.has_room]
-            self._moves.begin(replace(command, spec=spec), old, self._least(spec, others))
+            new = self._least(spec, self._with_room())
+            self._moves.begin(replace(command, spec=spec), old, new)
             return
         if not isinstance(command, Everywhere):
             self._moves.on_command(command)
@@ -237,12 +237,14 @@ class RelayHosts(SharedRelay):
         return replace(spec, turn=turn, legs_from=self._config.legs_from)
 
     def _choose(self, spec: ForkSpec) -> HostWorker | None:
-        able = [one for one in self._all_workers() if one.is_able]
-        ran = any(spec.fork_id in one.told for one in self._all_workers())
-        # One that is drained is better than the end of a fork that runs.
-        return self._least(spec, [one for one in able if one.has_room]) or (
-            self._least(spec, able) if ran else None
-        )
+        chosen = self._least(spec, self._with_room())
+        if chosen is None and any(spec.fork_id in one.told for one in self._all_workers()):
+            # It runs: one that is drained is better than its end.
+            chosen = self._least(spec, [one for one in self._all_workers() if one.is_able])
+        return chosen
+
+    def _with_room(self) -> list[HostWorker]:
+        return [one for one in self._all_workers() if one.has_room]
 
     def _least(self, spec: ForkSpec, able: Sequence[HostWorker]) -> HostWorker | None:
         """Give a fork to that of some hosts with the least load; return it, or None."""
@@ -316,8 +318,7 @@ class RelayHosts(SharedRelay):
     def _drain(self, worker: HostWorker) -> None:
         """Have the forks of a host moved; now and then again, since some cannot be yet."""
         now = asyncio.get_running_loop().time()
-        can_move = any(one.has_room for one in self._all_workers())
-        if worker.forks and can_move and now - worker.drained_at >= DRAIN_INTERVAL_S:
+        if worker.forks and self._with_room() and now - worker.drained_at >= DRAIN_INTERVAL_S:
             worker.drained_at = now
             log.info("%s is drained: %d forks are to move", worker, len(worker.forks))
             self._reports.put(RelayDraining(tuple(worker.forks), worker.name))
