@@ -13,7 +13,6 @@ import argparse
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import uvloop
 
@@ -39,10 +38,8 @@ from audiofork.link.messages import (
     TakeStats,
 )
 from audiofork.relay.host import RelayHost
-from audiofork.relay.host_stats import HostStats
 from audiofork.relay.listener import Listener
 from audiofork.relay.pipeline import LegHandle
-from audiofork.relay.worker import Worker
 from audiofork.system import lift_file_limit, spare_collections
 
 
@@ -50,13 +47,11 @@ class SilentHost(RelayHost):
     """A relay host whose forks have no audio."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config, lambda: config)
-        self._worker = cast(Worker, SilentWorker(config, self._on_report))
-        self._stats = HostStats(self._worker.handle)
+        super().__init__(config, lambda: config, make_worker=SilentWorker)
 
 
 class SilentWorker:
-    """Does what `Worker` does as `RelayHost` sees it.
+    """Does what `Worker` does as `RelayHost` sees it; implements `HostedWorker`.
 
     Attributes:
         sessions: The forks, by id.
@@ -116,10 +111,12 @@ class _SilentFork:
     """A fork, whose server is there and takes what comes.
 
     Attributes:
+        spec: What was ordered.
         inlets: By part.
     """
 
     def __init__(self, spec: ForkSpec, report: SendReport) -> None:
+        self.spec = spec
         self._fork_id = spec.fork_id
         self._report = report
         self._streams = False

@@ -12,7 +12,7 @@ import logging
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -26,7 +26,7 @@ from audiofork.cluster.figures import HostFigures
 from audiofork.cluster.login import inbox_of_relay
 from audiofork.cluster.registration import Presence
 from audiofork.cluster.wandering import Wandering
-from audiofork.config import Config, HttpConfig
+from audiofork.config import Address, Config, HttpConfig
 from audiofork.errors import CannotListen, ConfigError, NoMessage
 from audiofork.link.messages import (
     CheckLeg,
@@ -41,6 +41,7 @@ from audiofork.link.messages import (
     LevelsTaken,
     RelaysReport,
     Report,
+    SendReport,
     StatsTaken,
     StrangersRefused,
     TakeLevels,
@@ -78,6 +79,41 @@ class Door(Protocol):
 MakeDoor = Callable[[HttpConfig, Callable[[], Awaitable[HostFigures]]], Door]
 
 
+class HostedFork(Protocol):
+    """What a relay host knows of a fork."""
+
+    @property
+    def spec(self) -> ForkSpec:
+        """What was ordered."""
+
+
+class HostedWorker(Protocol):
+    """What a relay host has relayed by; see `Worker`."""
+
+    @property
+    def sessions(self) -> Mapping[str, HostedFork]:
+        """The forks, by id."""
+
+    @property
+    def addresses(self) -> Sequence[Address]:
+        """Those that legs connect to."""
+
+    async def start(self) -> Address:
+        """Listen for legs; raises OSError."""
+
+    def handle(self, command: Command, /) -> None:
+        """Carry out a command."""
+
+    def configure(self, config: Config, /) -> None:
+        """Let a configuration count for later forks."""
+
+    async def close(self) -> None:
+        """End all forks."""
+
+
+MakeWorker = Callable[[Config, SendReport], HostedWorker]
+
+
 class RelayHost:
     """Runs a worker for all controllers of a cluster; `run` returns after SIGTERM or SIGINT.
 
@@ -87,13 +123,18 @@ class RelayHost:
         config: The configuration of this host.
         reload: Returns the configuration anew.
         make_door: Makes the HTTP door; None: it has none.
+        make_worker: Makes what relays.
 
     Raises:
         ConfigError: A file that the configuration names cannot be used.
     """
 
     def __init__(
-        self, config: Config, reload: Callable[[], Config], make_door: MakeDoor | None = None
+        self,
+        config: Config,
+        reload: Callable[[], Config],
+        make_door: MakeDoor | None = None,
+        make_worker: MakeWorker = Worker,
     ) -> None:
         self._config = config
         self._reload_config = reload
@@ -101,7 +142,7 @@ class RelayHost:
         self._broker = Broker(
             config.cluster, f"audiofork relay {name}", inbox_of_relay(config.cluster)
         )
-        self._worker = Worker(config, self._on_report)
+        self._worker = make_worker(config, self._on_report)
         self._owners: dict[str, Owner] = {}  # by Asterisk
         self._fork_owners: dict[str, Owner] = {}
         self._stats = HostStats(self._worker.handle)
@@ -141,20 +182,23 @@ class RelayHost:
         try:
             address = await self._worker.start()
         except OSError as exc:
-            raise CannotListen("[audiosocket] listen", self._worker.address, exc) from exc
+            raise CannotListen(
+                "[audiosocket] listen", self._config.audiosocket.listen, exc
+            ) from exc
         log.info("relay host %s: listening for Asterisk's audio on %s", self.name, address)
-        connecting = asyncio.create_task(self._connect())
         works = [
-            connecting,
+            asyncio.create_task(self._connect()),
             asyncio.create_task(self._beat()),
             asyncio.create_task(feed_watchdog()),
         ]
         stopping = asyncio.create_task(self._stop.wait())
         notify("READY=1")
-        await asyncio.wait({stopping, connecting}, return_when=asyncio.FIRST_COMPLETED)
-        if not self._stop.is_set():
-            await connecting  # raises
-            await stopping
+        running = {stopping, *works}
+        while not self._stop.is_set():
+            # One that fails ends all: a host without its beats would look dead, and live on.
+            ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for work in ended:
+                work.result()
         notify("STOPPING=1")
         for work in works:
             work.cancel()
