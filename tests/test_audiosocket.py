@@ -213,6 +213,7 @@ def cut(wire: bytes, points: list[int]) -> list[bytes]:
     return [wire[start:end] for start, end in zip(edges, edges[1:], strict=False)]
 
 
+@pytest.mark.slow
 @given(st.lists(allowed_messages, max_size=8), st.lists(st.integers(0, 10_000), max_size=8))
 def test_decode_of_encoded_messages_gives_them_back(
     messages: list[Message], points: list[int]
@@ -234,6 +235,7 @@ likely_wire = st.lists(
 ).map(b"".join)
 
 
+@pytest.mark.slow
 @given(likely_wire, st.lists(st.integers(0, 10_000), max_size=12))
 def test_any_bytes_in_any_split_mean_the_same(wire: bytes, points: list[int]) -> None:
     whole, error = decode([wire])

@@ -42,6 +42,7 @@ SECTIONS = {
     for field in dataclasses.fields(Config)
     if field.name in config_sections
 }
+SAMPLE = sample()
 OPTIONS = [
     (section, option.name)
     for section, section_type in SECTIONS.items()
@@ -70,15 +71,15 @@ def refusal(content: str, **environment: str) -> str:
 
 
 def test_sample_is_the_file_in_the_repository() -> None:
-    assert (REPOSITORY / "etc" / "audiofork.ini").read_text(encoding="utf-8") == sample()
+    assert (REPOSITORY / "etc" / "audiofork.ini").read_text(encoding="utf-8") == SAMPLE
 
 
 def test_sample_gives_the_defaults() -> None:
-    assert read(sample()) == Config()
+    assert read(SAMPLE) == Config()
 
 
 def test_sample_with_every_option_uncommented_gives_the_defaults_and_the_example() -> None:
-    uncommented, count = re.subn(r"(?m)^;(\w+ =|\[)", r"\1", sample())
+    uncommented, count = re.subn(r"(?m)^;(\w+ =|\[)", r"\1", SAMPLE)
     named = [len(fields(one)) + 1 for one in (PostProcessConfig, ProfileConfig)]
     assert count == len(OPTIONS) + sum(named)
     command = "/usr/local/bin/upload", "--from", "^{CALLERID(num)}", "--", "^{UNIQUEID}"
@@ -91,7 +92,7 @@ def test_sample_with_every_option_uncommented_gives_the_defaults_and_the_example
 
 @pytest.mark.parametrize(("section", "option"), OPTIONS, ids=[".".join(pair) for pair in OPTIONS])
 def test_sample_documents_the_option_in_its_section(section: str, option: str) -> None:
-    _, _, rest = sample().partition(f"\n[{section}]\n")
+    _, _, rest = SAMPLE.partition(f"\n[{section}]\n")
     of_section, _, _ = rest.partition("\n[")
     assert re.search(rf"(?m)^; .+\n;{option} =", of_section)
 

@@ -103,6 +103,7 @@ def test_uri_of_anything_is_printable_ascii_and_a_uri_and_means_the_same(
     assert unquote_to_bytes(target) == unquote_to_bytes(rest)
 
 
+@pytest.mark.slow
 @given(st.from_regex(_URI_TARGET, fullmatch=True))
 def test_escaped_of_what_is_escaped_properly_is_unchanged(target: str) -> None:
     assert escaped(target) == target

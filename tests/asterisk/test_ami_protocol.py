@@ -252,6 +252,7 @@ async def test_bytes_that_are_not_utf_8_are_replaced(asterisk: FakeAsterisk, lin
     assert await link.settled() == [ChannelHangup("a\ufffdb\ufffd")]
 
 
+@pytest.mark.slow
 def test_what_is_dropped_unread_would_have_been_nothing() -> None:
     """Whatever a message holds, it is dropped only if parsing it yields no event and no answer."""
     piece = st.sampled_from(

@@ -445,6 +445,7 @@ async def test_requests_in_turn_share_a_connection(server: FakeAri, ari: Ari) ->
     assert len(server.peers) == 1
 
 
+@pytest.mark.slow
 async def test_requests_at_once_have_no_more_than_32_connections(server: FakeAri, ari: Ari) -> None:
     release = asyncio.Event()
 

@@ -126,6 +126,7 @@ PIECE = st.one_of(
 VALUE = st.lists(PIECE, max_size=20).map("".join)
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(st.sampled_from(list(TAILS)), st.dictionaries(st.sampled_from(FREE), VALUE, max_size=4))
 @example("Hangup", {"Exten": f"1\r\nUniqueid: {VICTIM}"})

@@ -254,6 +254,7 @@ def test_field_of_a_later_version_is_passed_over_and_one_that_is_missing_has_its
     assert beat == replace(CONTROLLER, server="")
 
 
+@pytest.mark.slow
 def test_so_many_are_known_and_no_more(roster: Told) -> None:
     for number in range(MOST_KNOWN):
         roster.hear(replace(HOST, name=f"r{number}"), replace(CONTROLLER, name=f"c{number}"))

@@ -167,6 +167,7 @@ async def test_profile_that_cannot_be_used_is_an_error_of_the_configuration() ->
         Check(configured(**{"profile:a": "url = http://h/\n"}), print)
 
 
+@pytest.mark.slow
 def test_module_costs_a_daemon_without_ari_no_aiohttp() -> None:
     modules = "audiofork.commands.check, audiofork.daemon"
     code = f"import sys; import {modules}; print('aiohttp' in sys.modules)"
@@ -355,6 +356,7 @@ async def test_missing_password_is_a_fault_without_a_login(
     assert ari.asked == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("url", "lines"),
     [

@@ -657,6 +657,7 @@ def test_list_in_a_terminal_of_80_columns_wraps_no_line(daemon: FakeDaemon) -> N
     assert "has waited 5 s for the server: Connection refused; attempt 2 in 3 s" in lines[-2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends_by", [signal.SIGINT, signal.SIGTERM])
 def test_watch_redraws_a_terminal_in_place_and_leaves_it_as_it_was(
     daemon: FakeDaemon, ends_by: signal.Signals

@@ -184,6 +184,7 @@ def test_summary_counts_forks_by_state_and_the_frames_of_all() -> None:
 # --- A thousand ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [None, 80])
 def test_thousand_forks_are_a_table_with_a_line_or_more_for_each(width: int | None) -> None:
     forks = [{**fork(AWAY), "id": f"{number:08}-0000"} for number in range(1000)]

@@ -459,6 +459,7 @@ def test_lines_without_the_modules_words_stay(text: str, kind: Kind) -> None:
     assert all("audiofork" in line.lower() for line in changed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "text"),
     [

@@ -207,6 +207,7 @@ def test_any_lines_come_back_from_the_diff(before: bytes) -> None:
         assert file.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_diff_of_a_big_file_is_a_patch(tmp_path: Path) -> None:
     lines = b"[a]\n" + b"exten => s,1,AudioFork(ws://h/)\n same => n,NoOp(a)\n;\n;\n" * 25_000
     file = tmp_path / "extensions.conf"
@@ -263,6 +264,7 @@ def test_generated_file_that_is_rewritten_is_told(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_command_rewrites_all_files_where_its_notes_cannot_be_written(tmp_path: Path) -> None:
     files = [tmp_path / f"{number}.conf" for number in range(3)]
     for one in files:
@@ -274,6 +276,7 @@ def test_command_rewrites_all_files_where_its_notes_cannot_be_written(tmp_path: 
     assert files[0].read_bytes() != BEFORE.encode("latin-1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--asterisk-version=22", "--asterisk-version=21.0.0-rc1"])
 def test_command_names_macros_of_an_asterisk_without_them_and_exits_1(
     tmp_path: Path, option: str
@@ -292,6 +295,7 @@ def test_command_names_macros_of_an_asterisk_without_them_and_exits_1(
     assert second.startswith(f"{part}SIP/a: ")
 
 
+@pytest.mark.slow
 def test_command_has_nothing_left_to_do_for_an_asterisk_with_macros(tmp_path: Path) -> None:
     file = tmp_path / "extensions.conf"
     file.write_bytes(b"exten => s,1,Dial(SIP/a,60,gM(in))\n same => n,AudioFork(ws://h/\xe4)\n")
@@ -303,6 +307,7 @@ def test_command_has_nothing_left_to_do_for_an_asterisk_with_macros(tmp_path: Pa
     assert b"AudioFork(ws://h/\xe4)\n" in file.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["", "22x"])
 def test_command_refuses_a_version_that_is_none(version: str) -> None:
     done = migrate("--asterisk-version", version)

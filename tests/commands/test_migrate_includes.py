@@ -189,6 +189,7 @@ def test_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
     assert said.notes == [f"{file}: Permission denied"]
 
 
+@pytest.mark.slow
 def test_long_chain_of_includes_ends(tmp_path: Path) -> None:
     for number in range(2000):
         (tmp_path / f"{number}.conf").write_text(f"#include {number + 1}.conf\n")

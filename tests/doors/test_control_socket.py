@@ -582,6 +582,7 @@ requests = st.dictionaries(names, values | st.none() | st.integers()).map(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(lines=st.lists(st.binary() | requests, max_size=5))
 def test_any_bytes_give_one_documented_answer_a_line_and_nothing_else(

@@ -163,6 +163,7 @@ def test_tables_of_the_docs_are_the_code() -> None:
     assert [reason for reason in Refusal if f"| `{reason}` |" not in docs] == []
 
 
+@pytest.mark.slow
 def test_daemon_without_metrics_does_not_load_them() -> None:
     """So they cost nothing where nobody asks."""
     program = "import audiofork.daemon, sys; sys.exit('audiofork.doors.metrics' in sys.modules)"

@@ -246,6 +246,7 @@ async def test_entry_that_somebody_has_spoilt_spoils_no_other(kept: Kept, path: 
     await history.close()
 
 
+@pytest.mark.slow
 async def test_file_of_another_daemon_is_left_alone_and_said(
     kept: Kept, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -397,6 +398,7 @@ async def leave(kept: Kept, number: int) -> None:
                 await kept.ids()
 
 
+@pytest.mark.slow
 async def test_abandoned_questions_are_not_answered_and_keep_no_entry_out(
     kept: Kept, asked: Asked, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -422,6 +424,7 @@ async def test_question_that_is_abandoned_while_it_is_answered_is_broken_off(
         assert await kept.history.entry(fork().id) is not None
 
 
+@pytest.mark.slow
 async def test_questions_that_wait_or_run_are_bounded_and_entries_are_not_by_them(
     kept: Kept, asked: Asked
 ) -> None:
@@ -492,6 +495,7 @@ async def test_bug_in_the_history_is_logged_and_reaches_nobody(
         await kept.ids()
 
 
+@pytest.mark.slow
 async def test_entries_survive_sigkill(path: Path) -> None:
     """Of a process that is killed as soon as its thread has taken them."""
     script = f"""
@@ -536,6 +540,7 @@ async def test_closed_file_is_read_also_in_a_folder_that_one_may_not_write(
     assert file_at(path) == before
 
 
+@pytest.mark.slow
 async def test_file_that_a_daemon_has_open_is_not_read_beside_it(kept: Kept, path: Path) -> None:
     await kept.tell(ended(fork()))
     script = """

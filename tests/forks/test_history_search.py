@@ -210,6 +210,7 @@ async def test_causes_are_grouped_and_the_most_frequent_come_first(
     assert await kept.history.causes(times.now_s + 1) == []
 
 
+@pytest.mark.slow
 async def test_search_that_takes_too_long_is_given_up_and_the_next_one_works(
     kept: Kept, times: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

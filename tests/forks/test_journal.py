@@ -474,6 +474,7 @@ async def test_full_disk_is_said_once_and_the_file_made_whole_when_there_is_room
     assert await entries(path) == [ENTRY, replace(OTHER, mute_out=True)]
 
 
+@pytest.mark.slow
 async def test_real_limit_of_the_disk_does_no_harm(path: Path) -> None:
     """RLIMIT_FSIZE makes the kernel refuse to let the file grow."""
     script = """

@@ -118,6 +118,7 @@ async def test_fork_that_never_streams_has_no_line_that_says_so(
     assert ended.levelname == "WARNING"
 
 
+@pytest.mark.slow
 async def test_many_forks_have_no_line_more_than_one_for_each_event(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:

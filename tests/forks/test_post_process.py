@@ -157,6 +157,7 @@ async def test_run_hostile_value_in_substitution_is_not_executed(
     assert sorted(os.listdir(show.parent)) == ["arguments", "show"]
 
 
+@pytest.mark.slow
 @given(
     st.text(st.characters(exclude_characters="\0", codec="utf-8")), st.sampled_from(list(CONTEXTS))
 )
@@ -175,6 +176,7 @@ def test_run_any_value_arrives_exact(show: Path, value: str, context: str) -> No
 _PIECES = ["^{X}", "'", '"', "\\", "$(", ")", "(", ";", "|", " ", "a", "echo ", "#", "$", "case "]
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(_PIECES), max_size=12), st.sampled_from(HOSTILE))
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

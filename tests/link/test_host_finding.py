@@ -247,6 +247,7 @@ async def test_last_beats_of_many_names_leave_nothing(stage: Stage) -> None:
     assert not stage.relay._seen._at
 
 
+@pytest.mark.slow
 async def test_so_many_hosts_are_known_and_those_that_ended_make_room(stage: Stage) -> None:
     stage.publish = lambda *_: None  # type: ignore[method-assign]
     for number in range(MOST_KNOWN + 10):

@@ -111,6 +111,7 @@ ANY_UP = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(ANY_DOWN)
 def test_any_command_comes_back_as_it_was(command: model.Command) -> None:
     assert repr(decode_down(encode(command))) == repr(command)  # not a number equals nothing
@@ -259,6 +260,7 @@ def test_bytes_are_decoded_or_refused(line: bytes) -> None:
         decode_down(line)
 
 
+@pytest.mark.slow
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists))
 def test_fields_of_any_type_are_decoded_or_refused(value: object) -> None:
     for name in MUTE:

@@ -56,8 +56,8 @@ async def until(condition: Callable[[], object], timeout_s: float = 20) -> None:
     async with asyncio.timeout(timeout_s):
         began_s = time.monotonic()
         while not condition():  # noqa: ASYNC110 - not all that is waited for has an event
-            # What takes longer is another process's doing, which needs the core.
-            await asyncio.sleep(0 if time.monotonic() < began_s + 0.05 else 0.002)
+            # What takes longer is another's doing, which needs the core.
+            await asyncio.sleep(0 if time.monotonic() < began_s + 0.002 else 0.001)
 
 
 class FakeLoop:

@@ -84,6 +84,7 @@ def test_only_so_many_are_told_and_kept() -> None:
     assert (len(one), one.lost) == (MAX_KEPT, 7)
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_no_frame_is_lost_or_doubled_where_frames_differ(data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 2**32))

@@ -388,6 +388,7 @@ class _Played:
             self.meter.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("direction", "legs"),
     [

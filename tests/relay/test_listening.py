@@ -260,6 +260,7 @@ def play(stage: PipelineStage, what: str, value: int) -> None:
         pipeline.set_gate(bool(value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("direction", "legs"),
     [

@@ -234,6 +234,7 @@ still without an answer: True
 """
 
 
+@pytest.mark.slow
 async def test_names_are_found_beside_50_whose_dns_does_not_answer_and_the_end_waits_for_none(
     tmp_path: Path,
 ) -> None:

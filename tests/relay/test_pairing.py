@@ -301,6 +301,7 @@ def test_stall_of_both_legs_that_ends_with_all_of_one_first_causes_no_silence(
 # --- Clocks that drift ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slow", [IN, OUT])
 def test_slow_clock_is_given_a_silence_for_each_frame_that_it_falls_behind(slow: LegPart) -> None:
     true, late = clock(30_000, 0), clock(30_000, 5_000, drift=0.0002)

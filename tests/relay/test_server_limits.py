@@ -108,6 +108,7 @@ def test_server_that_sends_more_frames_at_once_is_given_up_with_1008(
     assert len(protocol.events_received()) == limit.at_once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "frame"), FLOODS, ids=IDS)
 def test_server_may_send_so_many_a_second_for_ever(
     protocol: LimitedProtocol, clock: Clock, limit: Limit, frame: bytes
@@ -160,6 +161,7 @@ STREAM: list[tuple[bytes, list[bytes | str]]] = [
 ]
 
 
+@pytest.mark.slow
 @given(
     order=st.lists(st.integers(0, len(STREAM) - 3), max_size=8),
     sizes=st.lists(st.sampled_from([1, 3, 100, 5000, 10**6]), min_size=1, max_size=4),
@@ -373,6 +375,7 @@ CHUNKS = st.lists(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_open", [False, True], ids=["handshake", "open"])
 @given(chunks=CHUNKS)
 def test_nothing_that_comes_raises(is_open: bool, chunks: list[bytes]) -> None:

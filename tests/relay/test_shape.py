@@ -84,12 +84,14 @@ def test_both_saturates(first: int, second: int, total: int) -> None:
 samples = st.lists(st.integers(LOWEST, LOUDEST), min_size=SAMPLES, max_size=SAMPLES)
 
 
+@pytest.mark.slow
 @given(samples)
 def test_both_with_one_side_silent_is_the_other_side(talk: list[int]) -> None:
     silence = [0] * SAMPLES
     assert mix(pairs(talk, silence)) == mix(pairs(silence, talk)) == slin(*talk)
 
 
+@pytest.mark.slow
 @given(samples, samples)
 def test_right_and_mix_keep_every_sample(ins: list[int], outs: list[int]) -> None:
     total = [max(LOWEST, min(LOUDEST, i + o)) for i, o in zip(ins, outs, strict=True)]

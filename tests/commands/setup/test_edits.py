@@ -25,6 +25,7 @@ texts = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(texts)
 def test_append_keeps_each_byte_before_the_line(text: str) -> None:
     result = edits.append(text, [INCLUDE], "file")

@@ -317,6 +317,7 @@ async def send_in_pieces(writer: asyncio.StreamWriter, data: bytes, source: rand
         await (asyncio.sleep(0) if size < 100 else writer.drain())
 
 
+@pytest.mark.slow
 async def test_20000_messages_pass_both_ways_at_once_byte_for_byte(rig: Rig) -> None:
     source = random.Random(3)
     up, down = (b"".join(messages(source, 20_000)) for _ in range(2))

@@ -231,6 +231,7 @@ PIECES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(PIECES, max_size=20), st.lists(st.integers(0, 10**6), max_size=8))
 @example([b"Action: AudioFork\r\n", b"x" * 1023, b"\r\n", PING], [])
 def test_any_bytes_in_any_split_are_forwarded_but_for_our_actions(
@@ -247,6 +248,7 @@ def test_any_bytes_in_any_split_are_forwarded_but_for_our_actions(
         action.error("why")
 
 
+@pytest.mark.slow
 @given(st.lists(PIECES, max_size=8))
 def test_any_bytes_one_by_one_are_forwarded_but_for_our_actions(pieces: list[bytes]) -> None:
     stream = b"".join(pieces)
