@@ -560,9 +560,8 @@ except Exception as exc:
         text=True,
         timeout=30,
     )
-    assert done.stdout == (
-        f"HistoryUnavailable the history {path} cannot be read: database is locked\n"
-    )
+    refusal = f"HistoryUnavailable the history {path} cannot be read: database is locked\n"
+    assert (done.stdout, done.stderr) == (refusal, "")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no database " * 100])
