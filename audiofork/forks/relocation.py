@@ -129,9 +129,9 @@ class Relocation:
         fork.log.info("the relay host %s has it now", report.to)
 
     def on_taken_over(self, fork: Fork, report: TakenOver) -> None:
-        """Tell of frames that may be missing where the fork went on."""
+        """Tell of frames that may be missing, or come twice, where the fork went on."""
         if not report.is_exact:
-            fork.log.warning("some frames may be missing, as it has moved")
+            fork.log.warning("some frames may be missing, or come twice, as it has moved")
 
     def _on_not_moved(self, fork: Fork | None, report: NotMoved, legs: dict[LegPart, Leg]) -> None:
         """Have legs hung up that are not wanted after all."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import math
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
 
+from audiofork.link.fork_spec import LEG_FRAMES_A_SECOND
 from audiofork.link.host_worker import HostWorker
 from audiofork.link.messages import (
     Command,
@@ -61,6 +63,7 @@ class _Move:
         missing: The parts whose legs are not connected to the new host.
         opened: Whether the server has accepted the new connection.
         phase: How far it is.
+        handed_at: The loop time at which the old host was told to stop.
         timer: Goes on with the next step, or gives the move up.
     """
 
@@ -70,6 +73,7 @@ class _Move:
     missing: set[LegPart] = field(default_factory=set)
     opened: bool = False
     phase: Phase = Phase.BESIDE
+    handed_at: float = math.inf
     timer: asyncio.TimerHandle | None = None
 
     @property
@@ -102,6 +106,7 @@ class HostMoves:
     old: leg or server lost          given up: it is dealt with      -
                                      where it is
     old: ended                       given up: the fork has ended    takes over without a tail
+    old: ended, as the host ends     takes over without a tail       takes over without a tail
     old: dead                        takes over without a tail       takes over without a tail
     old: its session was over        given up: the fork stays        takes over without a tail
     old: does not answer in time     -                               takes over without a tail
@@ -112,7 +117,9 @@ class HostMoves:
     we are to stop                   given up: the fork stays        takes over without a tail
     ===============================  ==============================  ==============================
 
-    Where the new one takes over without a tail it sends what comes from then on.
+    Where the new one takes over without a tail it goes on with what has come since the old one was
+    told to stop, or was heard last: some frames may come twice then, for a beat's time at most
+    where it has died.
 
     Args:
         report: Called with `Moved`, `NotMoved`, and `LegLost` for legs that have yet to come.
@@ -183,7 +190,10 @@ class HostMoves:
         if move.phase is Phase.HANDING:
             return self._on_handing(move, worker, report)
         if worker is move.old:
-            if isinstance(report, ForkEnded | SinkRetrying | LegLost):
+            if isinstance(report, ForkEnded) and report.reason is EndReason.MOVED:
+                self._hand_over(move)  # the host did not wait for it
+                self._take_over(move)
+            elif isinstance(report, ForkEnded | SinkRetrying | LegLost):
                 self._give_up(move, "it has ended, or does not flow any more")
             return False
         self._on_new(move, report)
@@ -227,6 +237,7 @@ class HostMoves:
         """Make the new host the owner, and tell the old one to stop."""
         fork_id, old, new = move.fork_id, move.old, move.new
         move.phase = Phase.HANDING
+        move.handed_at = asyncio.get_running_loop().time()
         move.after(MOVE_TIMEOUT_S, lambda: self._take_over(move))
         before = old.told.get(fork_id)
         told = new.told[fork_id]
@@ -243,9 +254,19 @@ class HostMoves:
         for part in sorted(move.missing):
             self._report(LegLost(fork_id, part, frames_in=1))  # the first host had some
 
-    def _take_over(self, move: _Move, *tails: tuple[int, ...]) -> None:
+    def _take_over(self, move: _Move, *tails: tuple[int, ...], since: float = math.inf) -> None:
+        """Let the new host go on.
+
+        Args:
+            move: The move.
+            tails: What the old one has told.
+            since: The loop time at which it has stopped, if that was before it was told to.
+        """
         self._forget(move)
-        move.new.send(TakeOver(move.fork_id, *tails))
+        latest_s = asyncio.get_running_loop().time() - min(since, move.handed_at)
+        latest = math.ceil(latest_s * LEG_FRAMES_A_SECOND)
+        tail, other_tail, *_ = *tails, (), ()
+        move.new.send(TakeOver(move.fork_id, tail, other_tail, latest))
 
     def _give_up(self, move: _Move, why: str) -> None:
         """Leave a fork where it is, and end it at the other host."""
@@ -284,7 +305,7 @@ class HostMoves:
             if worker is move.old:
                 if move.phase is Phase.BESIDE:
                     self._hand_over(move)
-                self._take_over(move)
+                self._take_over(move, since=worker.heard_at)
             elif move.phase is Phase.BESIDE:
                 self._give_up(move, "the other is lost")
             else:

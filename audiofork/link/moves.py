@@ -30,12 +30,15 @@ class TakeOver:
     """Command to the second relay: go on after these frames.
 
     Attributes:
-        tail, other_tail: Of `HandedOver`.
+        tail, other_tail: Of `HandedOver`; empty: the first did not tell.
+        latest: How many frames have come since the first relay stopped, about; where the place
+            after the tail is not found, so many of the latest are sent.
     """
 
     fork_id: str
     tail: tuple[int, ...] = ()
     other_tail: tuple[int, ...] = ()
+    latest: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,8 @@ class TakenOver:
     """Report of the second relay: it sends.
 
     Attributes:
-        is_exact: Whether the place after the tail was found; if not, some frames may be missing.
+        is_exact: Whether the place after the tail was found; if not, some frames may be missing,
+            or may have come twice.
     """
 
     fork_id: str

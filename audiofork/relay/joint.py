@@ -102,21 +102,23 @@ class KeptFrames:
         self.lost += len(self._frames) == MAX_KEPT
         self._frames.append(frame)
 
-    def after(self, tail: Sequence[int]) -> tuple[list[bytes], int, bool]:
-        """Return the frames that come after a tail.
+    def place_after(self, tail: Sequence[int]) -> int | None:
+        """Return how many frames come after a tail.
 
         Args:
             tail: How the frames looked that another relay has sent last.
 
         Returns:
-            The frames; how many are still to come that the other has sent; and whether the place
-            was found. If not, there are no frames: what comes from now on is sent.
+            The number; below 0: so many are still to come that the other has sent. None: they are
+            not found.
         """
+        cut = _cut(tail, [look_of(frame) for frame in self._frames])
+        return None if cut is None else len(self._frames) - cut
+
+    def latest(self, count: int) -> list[bytes]:
+        """Return the latest frames, so many of them if there are."""
         frames = list(self._frames)
-        cut = _cut(tail, [look_of(frame) for frame in frames])
-        if cut is None:
-            return [], 0, False
-        return frames[cut:], max(0, cut - len(frames)), True
+        return frames[max(0, len(frames) - count) :]
 
 
 def _cut(tail: Sequence[int], looks: Sequence[int]) -> int | None:

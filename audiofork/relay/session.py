@@ -284,26 +284,31 @@ class Session:
 
         self._pipeline.keep(keep)
 
-    def take_over(self, *tails: Sequence[int]) -> None:
+    def take_over(self, tails: Sequence[Sequence[int]], latest: int) -> None:
         """Go on after the last frames of another relay.
 
         Args:
             tails: How these looked, for each side; there may be more.
+            latest: About how many frames of each side have come since, should they not be found.
         """
         if self._kept is None or self._end is not None:
             return
         self._pipeline.read_rest()
-        found = [kept.after(tail) for kept, tail in zip(self._kept.values(), tails, strict=False)]
-        sides, self._kept = list(self._kept), None
-        to_come = {side: count for side, (_, count, _) in zip(sides, found, strict=True) if count}
+        kept, self._kept = self._kept, None
+        pairs = zip(kept.items(), tails, strict=False)
+        found = {side: frames.place_after(tail) for (side, frames), tail in pairs}
+        # The sides come by one leg, or by legs of one age.
+        usual = next((place for place in found.values() if place is not None), latest)
+        places = {side: usual if place is None else place for side, place in found.items()}
+        to_come = {side: -place for side, place in places.items() if place < 0}
         leave_out = functools.partial(self._leave_out, to_come)
         self._pipeline.keep(leave_out if to_come else None)
-        for row in zip_longest(*(frames for frames, _, _ in found)):  # 20 ms of each side
+        rows = [frames.latest(max(0, places[side])) for side, frames in kept.items()]
+        for row in zip_longest(*rows):  # 20 ms of each side
             self._go_on_with(
-                {side: audio for side, audio in zip(sides, row, strict=True) if audio is not None}
+                {side: audio for side, audio in zip(kept, row, strict=True) if audio is not None}
             )
-        is_exact = all(is_found for _, _, is_found in found)
-        self._report(TakenOver(self.spec.fork_id, is_exact))
+        self._report(TakenOver(self.spec.fork_id, None not in found.values()))
 
     def _go_on_with(self, sides: dict[LegPart, bytes]) -> None:
         for part, frame in self._sides.together(sides).items():

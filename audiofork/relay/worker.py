@@ -250,6 +250,6 @@ def _obey(
     elif isinstance(command, HandOver):
         session.hand_over()
     elif isinstance(command, TakeOver):
-        session.take_over(command.tail, command.other_tail)
+        session.take_over((command.tail, command.other_tail), command.latest)
     else:
         session.set_gate(command.is_open)

@@ -171,6 +171,10 @@ class Stage:
         assert self.old.last(1) == [HandOver(FORK)]
         self.reports.clear()
 
+    def lose(self, host: Host) -> None:
+        """Let a host be taken for dead."""
+        self.relay._lose(self.relay._workers[host.beat.name], "no sign of life")
+
     async def begin_anew(self, host: Host, *forks: HeldFork) -> None:
         """Let the session with a host be over, and another begin in which it tells what it has."""
         host.holds = forks
@@ -324,8 +328,9 @@ async def test_other_host_goes_on_at_once_when_the_first_dies_before_it_was_told
     await stage.beside()
     if has_leg:
         stage.new.say(LegAttached(FORK, IN))
-    stage.beat(stage.old, is_last=True)
-    assert (stage.owner, stage.new.last(1)) == ("r2", [TakeOver(FORK)])
+    await stage.clock.advance(0.29)
+    stage.lose(stage.old)  # which was heard last before that
+    assert (stage.owner, stage.new.last(1)) == ("r2", [TakeOver(FORK, latest=15)])
     expected: list[Report] = [Moved(FORK, "r2")]
     if not has_leg:  # it is made anew as any that was lost
         expected.append(LegLost(FORK, IN, 1))
@@ -404,8 +409,10 @@ async def test_death_of_the_first_host_lets_the_other_take_over_without_a_tail(
     stage: Stage,
 ) -> None:
     await stage.handing()
-    stage.beat(stage.old, is_last=True)
-    assert (stage.owner, stage.new.last(1)) == ("r2", [TakeOver(FORK)])
+    stage.beat(stage.old)
+    await stage.clock.advance(0.29)
+    stage.lose(stage.old)  # heard last when it was told to stop
+    assert (stage.owner, stage.new.last(1)) == ("r2", [TakeOver(FORK, latest=15)])
     assert await stage.reported() == []
 
 
@@ -425,10 +432,19 @@ async def test_first_host_that_has_ended_by_itself_lets_the_other_take_over(stag
     assert await stage.reported() == []
 
 
+async def test_other_host_goes_on_at_once_when_the_first_ends_without_waiting(stage: Stage) -> None:
+    await stage.beside()
+    stage.new.say(SinkOpened(FORK), LegAttached(FORK, IN))
+    stage.old.say(MOVED)
+    assert stage.owner == "r2"
+    assert stage.new.last(2) == [TakeOver(FORK), CountBefore(FORK, MOVED.stats)]
+    assert await stage.reported() == [Moved(FORK, "r2")]
+
+
 async def test_first_host_that_does_not_answer_lets_the_other_take_over(stage: Stage) -> None:
     await stage.handing()
     await stage.clock.advance(MOVE_TIMEOUT_S)
-    assert (stage.owner, stage.new.last(1)) == ("r2", [TakeOver(FORK)])
+    assert (stage.owner, stage.new.last(1)) == ("r2", [TakeOver(FORK, latest=400)])
 
 
 async def test_fork_that_ends_before_the_tail_has_come_ends_at_the_other_host(

@@ -43,11 +43,16 @@ async def pair_of(begin: Begin, direction: Direction, **wishes: Any) -> tuple[Se
     return first, second
 
 
-def move(first: SessionStage, second: SessionStage) -> bool:
-    """Let the second go on after the first; return whether it knows the place."""
+def move(first: SessionStage, second: SessionStage, latest: int = 0) -> bool:
+    """Let the second go on after the first; return whether it knows the place.
+
+    Args:
+        first, second: These.
+        latest: How many frames have come since the first stopped, as the controller takes it.
+    """
     first.session.hand_over()
     (handed,) = [one for one in first.reports if isinstance(one, HandedOver)]
-    second.session.take_over(handed.tail, handed.other_tail)
+    second.session.take_over((handed.tail, handed.other_tail), latest)
     (taken,) = [one for one in second.reports if isinstance(one, TakenOver)]
     return taken.is_exact
 
@@ -180,11 +185,29 @@ async def test_silence_in_place_of_a_leg_that_was_away_does_not_hide_the_place(
     assert (len(first.sink.frames), second.sink.frames) == (23, [])
 
 
-async def test_second_that_does_not_find_the_place_sends_what_comes_next(begin: Begin) -> None:
+async def test_second_that_finds_no_place_goes_on_with_what_has_come_since(begin: Begin) -> None:
     first, second = await pair_of(begin, STEREO, legs=BOTH_LEGS)
     flow(first, {IN: side(), OUT: side()}, 0, 30)
     sides = {IN: side(), OUT: side()}
     flow(second, sides, 0, 20)
-    assert not move(first, second)
+    assert not move(first, second, latest=3)
     flow(second, sides, 20, 25)
-    assert len(second.sink.frames) == 5
+    joined = [join_of(STEREO)(*pair) for pair in zip(sides[IN], sides[OUT], strict=True)]
+    assert second.sink.frames == joined[17:25]
+
+
+@pytest.mark.parametrize("odd", [IN, OUT])
+async def test_side_of_which_the_place_is_not_found_goes_on_beside_the_other(
+    begin: Begin, odd: LegPart
+) -> None:
+    ins, outs = side(), side()
+    first, second = await pair_of(begin, STEREO, legs=(PAIRS,))
+    flow(first, {PAIRS: [join_of(STEREO)(*pair) for pair in zip(ins, outs, strict=True)]}, 0, 30)
+    other = side()
+    ins, outs = (other, outs) if odd is IN else (ins, other)
+    pairs = [join_of(STEREO)(*pair) for pair in zip(ins, outs, strict=True)]
+    flow(second, {PAIRS: pairs[10:]}, 0, 24)
+    assert not move(first, second, latest=0)
+    flow(second, {PAIRS: pairs[10:]}, 24, 50)
+    assert first.sink.frames[-1] != second.sink.frames[0]
+    assert second.sink.frames == pairs[30:]
