@@ -34,6 +34,7 @@ from audiofork.cluster.login import inbox_of_controller
 from audiofork.commands import remedies_cluster as remedies
 from audiofork.commands.check_nats import Connection, NatsCheck
 from audiofork.commands.check_port import Knocking, Reached
+from audiofork.commands.check_rights import try_rights
 from audiofork.commands.findings import Findings
 from audiofork.commands.probe import Events, LegFailed, ProbeLegs
 from audiofork.config import ClusterConfig
@@ -158,7 +159,10 @@ class ClusterCheck:
             if has_leases:
                 self._registered = await check.read_registered(one)
         except FAULTS as exc:
-            self._findings.fail(f"NATS: {why(exc)}", remedies.UNREACHABLE)
+            if one.refusals:
+                self._findings.fail(f"NATS: {one.refusals[-1]}", remedies.RIGHTS)
+            else:
+                self._findings.fail(f"NATS: {why(exc)}", remedies.UNREACHABLE)
             return KnownCluster()
         finally:
             await one.close()
@@ -167,15 +171,14 @@ class ClusterCheck:
 
     async def _listen(self, one: Connection, *, has_leases: bool) -> bool:
         """Listen for a while; return whether a controller leads."""
-        one.refusals.clear()
+        for text in await try_rights(one, self._config):
+            self._findings.fail(f"NATS: {text}", remedies.RIGHTS)
         asterisk = self._config.asterisk
         await one.client.subscribe(f"{SUBJECT}.*", cb=self._heard.hear)
         await one.client.subscribe(f"{CONTROL_SUBJECT}.{asterisk}.*", cb=self._controllers.hear)
         before = await self._lease(one) if has_leases else _NOBODY
         await asyncio.sleep(listening_s(self._config))
         after = await self._lease(one) if has_leases else _NOBODY
-        for text in one.refusals:
-            self._findings.fail(f"NATS: {text}", remedies.RIGHTS)
         if not has_leases:
             self._judge_without_leases()
             return False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-import uuid
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -24,7 +23,7 @@ from audiofork.commands import remedies_cluster as remedies
 from audiofork.commands.findings import Findings
 from audiofork.config import ClusterConfig
 from audiofork.errors import ConfigError, NoMessage
-from audiofork.forks.cluster_journal import bucket_of
+from audiofork.forks.cluster_journal import CHECK_KEY, bucket_of
 from audiofork.text import printable, why
 
 CONNECT_TIMEOUT_S = 3
@@ -273,13 +272,12 @@ class NatsCheck:
             self._findings.ok(f"JetStream: writes to bucket {LEASES}")
 
     async def _check_writing(self, one: Connection, bucket: str) -> None:
-        key = f"check-{uuid.uuid4()}"
         began = time.monotonic()
         try:
             store = await one.stream.key_value(bucket)
-            await store.put(key, b"{}")
+            await store.put(CHECK_KEY, b"{}")
             write_ms = (time.monotonic() - began) * 1000
-            await buckets.remove(one.stream, bucket, key)
+            await buckets.remove(one.stream, bucket, CHECK_KEY)
         except FAULTS as exc:
             self._refused(one, f"writing to bucket {bucket}", exc)
         else:

@@ -21,6 +21,8 @@ from audiofork.text import why
 log = logging.getLogger(__name__)
 
 BUCKET = "audiofork-forks"
+CHECK_KEY = "check"
+"""What `audiofork check` writes to see whether it can, and removes if it may."""
 READ_TIMEOUT_S = 5.0
 RETRY_S = 0.25
 COMPLAINT_INTERVAL_S = 10.0
@@ -78,6 +80,7 @@ class ClusterJournal:
                     bucket, keys = await self._look()
                 if not self._idle.is_set():
                     continue
+                keys = [key for key in keys if key != CHECK_KEY]
                 found = map(_entry, (await self._broker.values(bucket, keys)).values())
                 entries = sorted(filter(None, found), key=lambda entry: entry.started)
                 self._kept = {entry.fork_id: entry for entry in entries}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import socket
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from nats.js.errors import APIError, NoKeysError
 from nats.js.kv import KeyValue
 
 import audiofork
-from audiofork import config_file
+from audiofork import config_file, shipped
 from audiofork.cluster.beats import SUBJECT, Beat, ControlBeat
 from audiofork.cluster.broker import Broker
 from audiofork.cluster.buckets import HOSTS
@@ -219,15 +221,63 @@ async def test_right_that_is_missing_is_named(tmp_path: Path) -> None:
     allowed = 'permissions: { publish: "nothing", subscribe: "_INBOX.>" }'
     user = f"{{ nkey: {key.public}, {allowed} }}"
     with nats_servers(more=f"authorization {{ users: [{user}] }}\n") as (server,):
-        _, findings = await check(server.url, nkey=key.seed)
+        _, findings = await check(server.url, nkey=key.seed, name="c1")
     told = [finding.text for finding in findings if finding.mark is Mark.FAIL]
     assert all(finding.remedy for finding in findings if finding.mark is Mark.FAIL)
     assert [text.rpartition("violation for ")[2] for text in told] == [
         'publish to "$js.api.stream.info.kv_audiofork-leases"',
         'subscription to "audiofork.beat.*"',
-        'subscription to "audiofork.beat-control.asterisk.*"',
+        'subscription to "audiofork.beat-control.*.*"',
+        'subscription to "audiofork.control.asterisk.*"',
+        'subscription to "audiofork.request.asterisk"',
+        'subscription to "audiofork.events.asterisk"',
+        'subscription to "audiofork.history.asterisk.c1"',
+        'subscription to "audiofork.forget.asterisk.c1"',
+        'publish to "audiofork.beat-control.asterisk.c1"',
+        'publish to "audiofork.relay.(check).asterisk"',
+        'publish to "audiofork.request.asterisk"',
+        'publish to "audiofork.events.asterisk"',
+        'publish to "audiofork.history.asterisk.(check)"',
+        'publish to "audiofork.forget.asterisk.(check)"',
+        'publish to "$kv.audiofork-leases.asterisk"',
+        'publish to "$js.api.stream.msg.get.kv_audiofork-forks-asterisk"',
         "relay hosts: none is there",
     ]
+
+
+def shipped_rights() -> dict[str, list[str]]:
+    """Return what the shipped configuration lets the controller of asterisk do, by kind."""
+    text = shipped.text(shipped.NATS_CONF)
+    block = text.partition('nkey: "CHANGE-ME pbx-1"')[2].partition("allow_responses")[0]
+    publish, _, subscribe = block.replace("pbx-1", "asterisk").partition("subscribe:")
+    lines = {"publish": publish, "subscribe": subscribe}
+    return {kind: re.findall(r'^ +"(\S+)"$', text, re.MULTILINE) for kind, text in lines.items()}
+
+
+async def test_each_line_of_the_shipped_permissions_that_is_missing_is_named() -> None:
+    rights = shipped_rights()
+    lacks = [(kind, line) for kind, lines in rights.items() for line in lines]
+    lacks.remove(("subscribe", "_INBOX.control.asterisk.>"))  # without it no answer comes
+    users, keys = ["{ user: any, password: any }"], []
+    for kind, line in [("", ""), *lacks]:
+        key = new_key()
+        keys.append(key.seed)
+        allowed = {
+            one: [right for right in some if (one, right) != (kind, line)]
+            for one, some in rights.items()
+        }
+        users.append(f"{{ nkey: {key.public}, permissions: {json.dumps(allowed)} }}")
+    more = f"authorization {{ users: [{', '.join(users)}] }}\nno_auth_user: any\n"
+    with nats_servers(more=more) as (server,):
+        async with leading(server), connected(server.url) as broker, beating(server, BEAT):
+            await register(broker, BEAT)
+            found = await asyncio.gather(*(check(server.url, nkey=seed) for seed in keys))
+    told = [[one.text for one in findings if "violation" in one.text] for _, findings in found]
+    assert told[0] == []
+    for (kind, line), texts in zip(lacks, told[1:], strict=True):
+        named = re.escape(line.lower()).replace(r"\*", r'[^ "]+')
+        assert len(texts) == 1, (kind, line, texts)
+        assert re.search(f'"{named}"', texts[0]), (line, texts)
 
 
 async def test_bucket_that_no_controller_has_made_yet_is_no_fault(server: NatsServer) -> None:
