@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from audiofork.config import Config
+from audiofork.config_asterisk import AsteriskConfig
 from audiofork.config_http import fault_of
 from audiofork.config_values import MAX_PORT
 from audiofork.errors import ConfigError
@@ -24,6 +25,7 @@ def check(config: Config, given: Given) -> None:
         ConfigError: Some of them do not go together.
     """
     _check_asterisks(config, given)
+    _check_places(config, given)
     _check_commands(config, given)
     _check_ports(config, given)
     _check_detached(config, given)
@@ -92,6 +94,22 @@ def _check_asterisks(config: Config, given: Given) -> None:
             raise ConfigError(
                 f"{given.place(section, option)}: [{section}] {option}: belongs to [asterisk], "
                 "which is missing beside [asterisk NAME]"
+            )
+
+
+def _check_places(config: Config, given: Given) -> None:
+    """Refuse one Asterisk by two names: two controllers in one would act for its forks."""
+    sections: dict[str, AsteriskConfig] = {}
+    if config.has_unnamed:
+        sections["asterisk"] = config.asterisk
+    sections |= {f"asterisk {name}": one.asterisk for name, one in config.asterisks.items()}
+    before: dict[tuple[str, int], str] = {}
+    for header, one in sections.items():
+        other = before.setdefault((one.host, one.port), header)
+        if other != header:
+            raise ConfigError(
+                f"{given.place(header)}: [{header}]: {one.host}:{one.port} is that of [{other}] "
+                "already: each Asterisk has one section"
             )
 
 

@@ -28,6 +28,7 @@ from audiofork.system import feed_watchdog, notify
 log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
+COMPLAINT_INTERVAL_S = 10.0
 # How long an Asterisk is left to other controllers that cannot be served here; they need a second.
 FAILED_S = 10.0
 # How long one that has just come waits to hear of us: several that come together are told at once.
@@ -191,6 +192,7 @@ class Control:
 
     async def _join(self) -> None:
         await self._broker.connect()
+        told, told_at = "", 0.0
         while True:
             try:
                 for one in self.asterisks:
@@ -200,5 +202,7 @@ class Control:
                 self._registered.start()
                 return
             except BrokerUnavailable as exc:
-                log.error("the leases of the cluster cannot be used: %s; trying again", exc)
+                if str(exc) != told or time.monotonic() - told_at >= COMPLAINT_INTERVAL_S:
+                    told, told_at = str(exc), time.monotonic()
+                    log.error("the leases of the cluster cannot be used: %s; trying again", exc)
             await asyncio.sleep(RETRY_S)

@@ -133,8 +133,11 @@ def test_asterisk_with_a_name_has_what_is_its_own_and_shares_the_rest() -> None:
 
 def test_asterisk_without_a_name_counts_only_where_it_stands_beside_one_with_a_name() -> None:
     assert read(CLUSTER).asterisk_names == ("asterisk",)
-    assert read(CLUSTER + "[asterisk b]\n[asterisk a]\n").asterisk_names == ("b", "a")
-    assert read(CLUSTER + "[asterisk b]\n[asterisk]\n").asterisk_names == ("asterisk", "b")
+    assert read(CLUSTER + "[asterisk b]\n[asterisk a]\nport = 1\n").asterisk_names == ("b", "a")
+    assert read(CLUSTER + "[asterisk b]\nhost = b\n[asterisk]\n").asterisk_names == (
+        "asterisk",
+        "b",
+    )
 
 
 def test_secrets_of_an_asterisk_with_a_name_come_from_files_and_the_environment(
@@ -186,6 +189,16 @@ def test_variable_of_an_asterisk_that_the_file_has_not_is_unknown() -> None:
             CLUSTER + "[asterisk b]\n[front]\nlisten = 127.0.0.1:1\n",
             "test.ini:5: [front] listen: belongs to [asterisk], which is missing beside "
             "[asterisk NAME]",
+        ),
+        (
+            CLUSTER + "[asterisk a]\nport = 1\n[asterisk b]\nport = 2\n[asterisk c]\nport = 1\n",
+            "test.ini:7: [asterisk c]: 127.0.0.1:1 is that of [asterisk a] already: each Asterisk "
+            "has one section",
+        ),
+        (
+            CLUSTER + "[asterisk]\n[asterisk b]\nzone = north\n",
+            "test.ini:4: [asterisk b]: 127.0.0.1:5038 is that of [asterisk] already: each Asterisk "
+            "has one section",
         ),
         (
             CLUSTER + "[asterisk b]\n[ari c]\nurl = http://c/ari\n",

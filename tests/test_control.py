@@ -17,7 +17,7 @@ from audiofork.cluster.wandering import Wandering
 from audiofork.config import ClusterConfig, Config, HttpConfig, NamedAsterisk
 from audiofork.control import Control
 from audiofork.control_asterisk import AWAY, NO_LEAD, AsteriskControl, unless
-from audiofork.errors import ConfigError
+from audiofork.errors import BrokerUnavailable, ConfigError
 from audiofork.log import asterisk
 from tests.doors.http.stage import write_tokens
 
@@ -55,6 +55,10 @@ class Served:
         self.goes_on.set()
         await stop.wait()
 
+    async def join(self) -> None:
+        if self._failures:
+            raise self._failures.pop(0)
+
     async def leave(self) -> None:
         self.left += 1
 
@@ -91,7 +95,7 @@ class Door:
 
 
 def controller_of(path: Path, *served: Served) -> Control:
-    write(path, CLUSTER + "[asterisk pbx-b]\n")
+    write(path, CLUSTER + "[asterisk pbx-b]\nport = 7\n")
     cluster = ClusterConfig(servers=("nats://127.0.0.1:9",), asterisk="pbx-a")
     one = Control(path, Config(cluster=cluster, asterisks={"pbx-b": NamedAsterisk()}))
     one.asterisks = list(served)  # type: ignore[arg-type]
@@ -158,7 +162,7 @@ async def test_reload_reaches_all_and_tells_of_asterisks_that_count_later(
     one = controller_of(path, *served)
     one._reload()
     assert caplog.messages == []
-    write(path, CLUSTER + "[asterisk pbx-c]\n")
+    write(path, CLUSTER + "[asterisk pbx-c]\nport = 7\n")
     one._reload()
     assert [each.reloads for each in served] == [2, 2]
     assert [each.named for each in served] == ["pbx-a", "pbx-b"]
@@ -179,7 +183,7 @@ async def test_reload_reads_the_tokens_once_and_leaves_all_as_it_is_where_they_c
     tokens = write_tokens(tmp_path)
     served = Served("pbx-a"), Served("pbx-b")
     one = controller_of(path, *served)
-    write(path, f"{CLUSTER}[asterisk pbx-b]\n[http]\ntokens_file = {tokens}\n")
+    write(path, f"{CLUSTER}[asterisk pbx-b]\nport = 7\n[http]\ntokens_file = {tokens}\n")
     door = one.doors._http.door = Door()  # type: ignore[assignment]
     one._reload()
     assert (door.read, door.taken) == ([str(tokens)], 1)
@@ -273,3 +277,25 @@ async def test_controller_knows_better_than_its_last_beat_whether_it_leads(path:
     assert not one._roster.is_led_here(beat)
     assert one._roster.is_led_here(replace(beat, run_id="another"))
     assert one._roster.is_led_here(replace(beat, asterisk="other"))
+
+
+async def test_leases_that_cannot_be_used_are_told_of_once_until_the_reason_changes(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(control, "RETRY_S", 0.0)
+    faults = [BrokerUnavailable(text) for text in ("full", "full", "off", "full")]
+    one = controller_of(path, Served("pbx-a", *faults))
+
+    async def nothing() -> None:
+        pass
+
+    parts = ((one._broker, "connect"), (one._roster, "start"), (one.doors, "join"))
+    for part, name in parts:
+        monkeypatch.setattr(part, name, nothing)
+    monkeypatch.setattr(one._registered, "start", lambda: None)
+    await one._join()
+    texts = [
+        f"the leases of the cluster cannot be used: {text}; trying again"
+        for text in ("full", "off", "full")
+    ]
+    assert caplog.messages == texts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Container, Sequence
+from dataclasses import replace
 
 import audiofork
 from audiofork.cluster.beats import Beat
@@ -183,6 +184,7 @@ class HostWorker(RelayWorker):
         """Send what is of no fork; return whether there is a way to it."""
         if self.is_open:
             self._send(message)
+            self.beat = replace(self.beat, is_draining=message.is_on)  # as its next beat tells
         return self.is_open
 
     def _send(self, message: Down) -> None:

@@ -222,7 +222,9 @@ class RelayHost:
 
     def _set_draining(self, is_on: bool) -> None:  # noqa: FBT001 (of `Owner`)
         """Take no more forks, so that controllers move those that are here; or take some again."""
-        if is_on != self._is_draining and (is_on or not self._is_ending):
+        if self._is_ending and not is_on:
+            log.warning("it stays drained: it ends as soon as its forks have moved")
+        elif is_on != self._is_draining:
             self._is_draining = is_on
             what = "draining" if is_on else "not drained any more"
             log.info("%s: %d forks are here", what, len(self._worker.sessions))
@@ -326,6 +328,7 @@ class RelayHost:
         if owner is None:
             if len(self._owners) >= MOST_ASTERISKS:
                 raise NoMessage(f"there are {MOST_ASTERISKS} Asterisks already")
+            self._presence.renew()  # before the first controller there was no bucket for that
             to = up_subject(asterisk, self.name)
             owner = self._owners[asterisk] = Owner(
                 asterisk,

@@ -134,7 +134,7 @@ def test_run_with_unusable_authorities_exits_with_3(config: Path, tmp_path: Path
 def test_run_with_an_asterisk_with_a_name_exits_with_3(
     config: Path, cluster: str, told: str
 ) -> None:
-    config.write_text(f"[asterisk]\n[asterisk b]\n{cluster}")
+    config.write_text(f"[asterisk]\n[asterisk b]\nport = 1\n{cluster}")
     result = CliRunner().invoke(main, ["run", "-c", str(config)])
     assert result.exit_code == 3
     assert f"audiofork: {config}{told}" in result.output

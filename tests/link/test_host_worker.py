@@ -11,7 +11,7 @@ from audiofork.cluster.beats import Beat
 from audiofork.link.fork_spec import Direction, ForkSpec, LegPart, Voice
 from audiofork.link.host_worker import MAX_UNANSWERED, HostWorker
 from audiofork.link.pings import PING_INTERVAL_S
-from audiofork.link.sessions import Down, Hello, decode_down, split
+from audiofork.link.sessions import Down, Drain, Hello, decode_down, split
 from audiofork.link.stream import Ping
 from tests.told_clock import Clock
 
@@ -162,3 +162,11 @@ async def test_host_has_room_until_it_is_full_or_drained(
     for _ in range(given):
         stage.worker.on_given(ONE_LEG)
     assert stage.worker.has_room is has_room
+
+
+async def test_host_that_is_told_to_drain_has_no_room_before_its_next_beat(stage: Stage) -> None:
+    stage.beats(1)
+    stage.worker.tell(Drain(is_on=True))
+    assert not stage.worker.has_room
+    stage.worker.tell(Drain(is_on=False))
+    assert stage.worker.has_room
