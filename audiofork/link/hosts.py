@@ -21,6 +21,7 @@ from audiofork.errors import NoMessage
 from audiofork.link.host_moves import HostMoves
 from audiofork.link.host_worker import HostWorker
 from audiofork.link.messages import (
+    Adopt,
     Command,
     CountBefore,
     EndReason,
@@ -40,6 +41,7 @@ from audiofork.link.messages import (
     TakeLevels,
     TakeStats,
 )
+from audiofork.link.owed_orders import OwedOrders
 from audiofork.link.sessions import (
     UP,
     Drain,
@@ -98,10 +100,11 @@ class RelayHosts(SharedRelay):
         self._roster = roster
         self._workers: dict[str, HostWorker] = {}  # by name
         self._moves = HostMoves(self._reports.put, self._own)
+        self._owed = OwedOrders()
         loop = asyncio.get_running_loop()
         self._seen = Seen(self._config.dead_after, lambda: lease.renewed_at, loop.time)
-        self._started = False
-        self._look_until = math.inf  # the loop time; see `find`
+        # The loop time until which hosts are looked for; None: no longer. See `find`.
+        self._look_until: float | None = math.inf
         self._closed = False
         self._watching: asyncio.Task[None] | None = None
         self._subscription: Subscription | None = None
@@ -140,7 +143,6 @@ class RelayHosts(SharedRelay):
             async with asyncio.timeout(FIND_TIMEOUT_S):
                 await asyncio.gather(*openings)
         silent = self._living() - {worker.name for worker in self._listening()}
-        self._started = bool(self._listening()) and not silent
         now = asyncio.get_running_loop().time()
         if not self._listening():
             log.warning("no relay host is heard of: running forks wait for theirs")
@@ -148,12 +150,15 @@ class RelayHosts(SharedRelay):
         elif silent:
             log.warning("running forks wait for what %s may have", ", ".join(sorted(silent)[:10]))
             self._look_until = now + SLOW_TIMES * self._config.dead_after
+        else:
+            self._look_until = None
 
     def _look_on(self) -> None:
         """Report when all relay hosts that may come have come, or it took them too long."""
-        if asyncio.get_running_loop().time() < self._look_until and not self._are_all_here():
+        until, now = self._look_until, asyncio.get_running_loop().time()
+        if until in (None, math.inf) or (now < until and not self._are_all_here()):
             return
-        self._look_until, self._started = math.inf, True
+        self._look_until = None
         log.info("%d relay hosts are there by now", len(self._listening()))
         self._reports.put(RelaysFound())
 
@@ -168,7 +173,7 @@ class RelayHosts(SharedRelay):
 
     @property
     def held(self) -> Mapping[str, HeldFork] | None:
-        return super().held if self._started else None
+        return super().held if self._look_until is None else None
 
     def configure(self, config: Config) -> None:
         """Let the legs of later forks come from other addresses; relay hosts have own files."""
@@ -212,6 +217,9 @@ class RelayHosts(SharedRelay):
                 for worker in self._workers.values():
                     worker.note_order(command)
         super().send(command)
+        if isinstance(command, Adopt):
+            for order in self._owed.take(command.fork_id):
+                super().send(order)
 
     def drain(self, name: str, *, is_on: bool) -> bool:
         """Have a relay host drained, or not any more; return whether it is there."""
@@ -310,7 +318,7 @@ class RelayHosts(SharedRelay):
             raise NoMessage(f"there are {MOST_KNOWN} others already")
         subject = down_subject(beat.name, self._config.asterisk)
         worker = HostWorker(
-            beat, lambda message: self._broker.publish(subject, message), self._epoch
+            beat, lambda message: self._broker.publish(subject, message), lambda: self._lease.epoch
         )
         self._workers[beat.name] = worker
         return worker
@@ -323,9 +331,6 @@ class RelayHosts(SharedRelay):
             log.info("%s is drained: %d forks are to move", worker, len(worker.forks))
             self._reports.put(RelayDraining(tuple(worker.forks), worker.name))
 
-    def _epoch(self) -> int:
-        return self._lease.epoch
-
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
@@ -334,8 +339,7 @@ class RelayHosts(SharedRelay):
             elif self._broker.is_up:
                 for name in self._seen.dead():
                     self._lose(self._workers[name], "no sign of life")
-                if self._look_until < math.inf:
-                    self._look_on()
+                self._look_on()
 
     def _suspend(self) -> None:
         """End all sessions: another controller may lead; forks go on where they are."""
@@ -357,10 +361,11 @@ class RelayHosts(SharedRelay):
 
     def forget(self) -> None:
         """Forget which host has which fork; `find` finds them as after an earlier controller."""
-        self._started, self._look_until = False, math.inf
+        self._look_until = math.inf
         self._suspend()
         self._moves.close()
         for worker in self._workers.values():
+            self._owed.keep(worker.told)
             worker.forget()
         self._forget_forks()
 
@@ -474,9 +479,9 @@ class RelayHosts(SharedRelay):
         for fork_id in waiting:  # some may have ended
             worker.forks.discard(fork_id)
             self._owners.pop(fork_id, None)
-        wanted = [one for one in others if not self._started or one.fork_id in waiting]
+        wanted = [one for one in others if self._look_until is not None or one.fork_id in waiting]
         kept = [one for one in wanted if self._has_no_later(one)]
-        self._take_held(worker, Held(tuple(kept)))
+        self._take_held(worker, Held(tuple(map(self._owed.counted_in, kept))))
         worker.leftovers.update(one.fork_id for one in others if one not in kept)
 
     def _has_no_later(self, held: HeldFork) -> bool:

@@ -182,9 +182,8 @@ async def test_where_a_host_is_heard_of_the_others_are_not_waited_for(stage: Sta
 async def test_nothing_is_found_any_more_by_a_controller_that_is_suspended(stage: Stage) -> None:
     await stage.find(stage.r1)
     stage.relay.forget()
-    await stage.clock.advance(2 * NO_HOST_TIMEOUT_S)
     stage.beat(stage.r1)
-    assert stage.relay._look_until > 1e9
+    await stage.pass_time(2 * NO_HOST_TIMEOUT_S)
     assert stage.reports == []
     assert stage.relay.held is None
 
@@ -385,3 +384,30 @@ async def test_what_a_host_that_ends_has_counted_goes_to_the_next_one(stage: Sta
     stage.relay.send(replace(SPEC, fork_id=FORK))
     assert stage.relay.host_of(FORK) == "r2"
     assert stage.r2.got[-1] == CountBefore(FORK, counted)
+
+
+@pytest.mark.parametrize(
+    ("order", "muted"),
+    [
+        (SetMute(FORK, mute_in=True), (True, False)),
+        (EndFork(FORK, EndReason.STOPPED), (False, False)),
+    ],
+)
+async def test_order_that_a_host_may_have_missed_counts_when_it_is_found_again(
+    stage: Stage, order: SetMute | EndFork, muted: tuple[bool, bool]
+) -> None:
+    stage.beat(stage.r1)
+    await stage.find()
+    stage.relay.send(Adopt(FORK))
+    stage.relay.send(order)
+    stage.relay.forget()
+    stage.r1.got.clear()
+    stage.beat(stage.r1)
+    await stage.find()
+    assert stage.relay.held is not None
+    found = stage.relay.held[FORK]
+    assert (found.mute_in, found.mute_out) == muted
+    stage.relay.send(Adopt(FORK))
+    assert stage.r1.got == [Adopt(FORK), order]
+    stage.relay.send(Adopt(FORK))  # it is not ordered again
+    assert stage.r1.got[2:] == [Adopt(FORK)]

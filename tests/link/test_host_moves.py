@@ -149,7 +149,7 @@ class Stage:
     async def flow(self) -> None:
         """Let the fork flow at the old host, which is to be drained."""
         self.beat(self.old)
-        self.relay._started = True
+        self.relay._look_until = None
         self.relay.send(SPEC)
         self.relay.send(OLD_LEG)
         self.old.say(SinkOpened(FORK), LegAttached(FORK, IN), Streaming(FORK))
