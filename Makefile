@@ -90,7 +90,7 @@ coverage: .venv/installed
 # With the oldest version of each dependency that setup.cfg allows.
 oldest: $(OLDEST)/installed
 	$(OLDEST)/bin/python -m pytest $(PARALLEL) -m "not asterisk and not serial" \
-	  tests/relay tests/asterisk tests/forks tests/link tests/cluster
+	  tests/relay tests/asterisk tests/forks tests/link tests/cluster tests/doors
 
 # With other versions of Python, as far as they can be had; `make python-3.13` takes one.
 pythons: .venv/installed

@@ -466,7 +466,7 @@ async def test_loss_of_the_broker_is_a_gap_also_for_who_comes_back_later(
 @pytest.mark.parametrize(
     "payload",
     [
-        *(b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"run":"r","number":1,"name":"x"}'),
+        *(b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"run":"r","number":1,"name":"x"}'),
         b'{"run":"r","number":1,"name":"reset","event":{"at":1,"fork":null}}',
         b'{"run":"r","number":"1","name":"attack","event":{"at":1,"fork":null}}',
         b'{"run":"r","number":1,"name":"attack","event":{"at":"1","fork":null}}',
@@ -483,6 +483,13 @@ def test_message_that_is_no_event_has_no_effect(payload: bytes) -> None:
     hearing = EventHearing(broker, lambda: ["pbx"], lambda _: False, stream)
     with pytest.raises(NoMessage):
         hearing.on_message("audiofork.events.pbx", payload)
+    assert stream.last == 0
+
+
+def test_empty_message_by_which_a_check_tries_what_it_may_is_passed_over() -> None:
+    stream = ClusterStream("run")
+    broker = Broker(ClusterConfig(name="c"), "c")
+    EventHearing(broker, lambda: ["pbx"], lambda _: False, stream).on_message("a.pbx", b"")
     assert stream.last == 0
 
 

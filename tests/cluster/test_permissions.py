@@ -516,7 +516,10 @@ async def test_real_controller_of_two_asterisks_has_what_the_controller_of_each_
     host = run(["relay"], nats.section(R1), tmp_path)
     await lines_until(host, "connected to the NATS server")
     nobody = "host = 127.0.0.1\nport = 9\nsecret = x"
-    more = {f"asterisk {A2}": nobody, "control": f"socket = {tmp_path}/control.sock"}
+    more = {
+        f"asterisk {A2}": nobody.replace("9", "8"),
+        "control": f"socket = {tmp_path}/control.sock",
+    }
     section = nats.section(SEVERAL, name="c1", asterisk=A1)
     control = run(["control"], section, tmp_path, asterisk=nobody, **more)
     out = ""
