@@ -244,6 +244,8 @@ class Broker:
         """
 
         async def pass_on(message: Msg) -> None:
+            if not message.reply and not message.data:
+                return  # `audiofork check` tries whether it may ask
             # Elsewhere our answers might be taken for orders, or for entries of a bucket.
             if not message.reply.startswith(INBOXES):
                 self._strange.count(f"on {subject}, its answer would go to no inbox")

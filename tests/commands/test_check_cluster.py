@@ -22,10 +22,11 @@ from nats.js.kv import KeyValue
 import audiofork
 from audiofork import config_file, shipped
 from audiofork.cluster.beats import SUBJECT, Beat, ControlBeat
-from audiofork.cluster.broker import Broker
+from audiofork.cluster.broker import Broker, Question
 from audiofork.cluster.buckets import HOSTS
 from audiofork.cluster.lease import BUCKET, Holder, Lease
 from audiofork.cluster.registration import key_subject
+from audiofork.cluster.roster import Roster
 from audiofork.commands import remedies_cluster as remedies
 from audiofork.commands.check import Check, load
 from audiofork.commands.check_cluster import ClusterCheck, KnownCluster
@@ -33,6 +34,9 @@ from audiofork.commands.check_nats import NatsCheck
 from audiofork.commands.check_relay import RelayCheck
 from audiofork.commands.findings import Finding, Findings, Mark, Outcome
 from audiofork.config import ClusterConfig
+from audiofork.doors.broker_door import subject_of
+from audiofork.doors.http.cluster_stream import ClusterStream
+from audiofork.doors.shared_events import EventHearing
 from audiofork.errors import BrokerUnavailable
 from audiofork.forks.cluster_journal import bucket_of
 from testbed.nats import NatsServer, nats_servers
@@ -758,3 +762,20 @@ def test_command_without_the_client_says_how_to_have_it(
     assert "pip install 'audiofork[cluster]'" in done.stderr
     done = run(path, "check")
     assert "FAIL  cluster: the NATS client is not installed" in done.stdout
+
+
+async def test_check_sends_controllers_nothing_that_they_tell_of(
+    server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with leading(server), connected(server.url) as broker:
+        roster = Roster(broker, DEAD_AFTER_S)
+        await roster.start()
+        asked: list[Question] = []
+        await broker.subscribe_questions(subject_of("asterisk"), asked.append)
+        hearing = EventHearing(broker, lambda: ["asterisk"], lambda _: False, ClusterStream("run"))
+        await broker.subscribe("audiofork.events.asterisk", hearing.on_message)
+        await broker.flush()
+        caplog.clear()
+        await check(server.url, name="c1")
+        await broker.flush()
+        assert (caplog.messages, asked, roster.controllers) == ([], [], [])
