@@ -12,7 +12,7 @@ import pytest
 
 from audiofork.cluster.broker import Broker
 from audiofork.config import ClusterConfig
-from audiofork.forks.cluster_journal import ClusterJournal, bucket_of
+from audiofork.forks.cluster_journal import CHECK_KEY, ClusterJournal, bucket_of
 from audiofork.forks.journal import Entry
 from testbed.nats import NatsServer, nats_servers
 from tests.relay.peers import until
@@ -83,6 +83,17 @@ async def test_next_leader_finds_what_the_first_has_written_oldest_first(
     first.journal.remove(C)
     await first.journal.close()
     assert await opened(second) == [A, B]
+
+
+async def test_key_that_a_check_could_not_remove_is_no_entry(
+    controller: Callable[[], Controller], caplog: pytest.LogCaptureFixture
+) -> None:
+    one = controller()
+    await opened(one)
+    await (await one.broker.bucket(bucket_of("pbx"))).put(CHECK_KEY, b"{}")
+    caplog.clear()
+    assert await one.ids() == []
+    assert caplog.messages == []
 
 
 async def test_what_one_that_does_not_lead_had_to_write_is_never_written(
