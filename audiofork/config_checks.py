@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any, Protocol
 
 from audiofork.config import Config
@@ -105,12 +106,21 @@ def _check_places(config: Config, given: Given) -> None:
     sections |= {f"asterisk {name}": one.asterisk for name, one in config.asterisks.items()}
     before: dict[tuple[str, int], str] = {}
     for header, one in sections.items():
-        other = before.setdefault((one.host, one.port), header)
+        other = before.setdefault((_plain(one.host), one.port), header)
         if other != header:
             raise ConfigError(
                 f"{given.place(header)}: [{header}]: {one.host}:{one.port} is that of [{other}] "
                 "already: each Asterisk has one section"
             )
+
+
+def _plain(host: str) -> str:
+    """Return a host in the one way of the many in which it can be written."""
+    name = host.lower().rstrip(".")
+    try:
+        return ipaddress.ip_address("127.0.0.1" if name == "localhost" else name).compressed
+    except ValueError:
+        return name
 
 
 def _check_taps(config: Config, given: Given) -> None:

@@ -259,3 +259,18 @@ def test_history_of_an_asterisk_is_found_without_reading_the_rest_of_the_file(
         load_history(file)
     file.write_text("[history]\nfile =\n[asterisk b]\n")
     assert load_history(file).file == ""
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        ("pbx.example.org", "PBX.example.org."),
+        ("127.0.0.1", "localhost"),
+        ("::1", "0:0:0:0:0:0:0:1"),
+    ],
+)
+def test_one_asterisk_by_two_spellings_is_one(hosts: tuple[str, str]) -> None:
+    one, other = (
+        f"[asterisk {name}]\nhost = {host}\n" for name, host in zip("ab", hosts, strict=True)
+    )
+    assert "each Asterisk has one section" in refusal(CLUSTER + one + other)

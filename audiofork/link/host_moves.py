@@ -41,6 +41,8 @@ from audiofork.link.messages import (
 # they are the same.
 BOTH_S = 0.6
 MOVE_TIMEOUT_S = 8.0
+# Two legs do not bring a frame at the same moment: rather one twice than none.
+SPARE_FRAMES = 2
 MOST_COUNTS = 10_000
 
 
@@ -118,8 +120,8 @@ class HostMoves:
     ===============================  ==============================  ==============================
 
     Where the new one takes over without a tail it goes on with what has come since the old one was
-    told to stop, or was heard last: some frames may come twice then, for a beat's time at most
-    where it has died.
+    told to stop, or was heard last: some frames may come twice then, where it has died those of a
+    beat's time, and few may be missing.
 
     Args:
         report: Called with `Moved`, `NotMoved`, and `LegLost` for legs that have yet to come.
@@ -231,7 +233,18 @@ class HostMoves:
     def _look(self, move: _Move) -> None:
         """Let the new host take over a while after it has all that it needs."""
         if move.opened and not move.missing:
-            move.after(BOTH_S, lambda: self._hand_over(move))
+            move.after(BOTH_S, lambda: self._ask_new(move))
+
+    def _ask_new(self, move: _Move) -> None:
+        """Let the new host take over if it answers: it may be dead, and that not seen yet."""
+        move.after(MOVE_TIMEOUT_S, lambda: self._give_up(move, "the other does not answer"))
+
+        def on_answer(answer: asyncio.Future[bool]) -> None:
+            is_wanted = self._moves.get(move.fork_id) is move and move.phase is Phase.BESIDE
+            if is_wanted and not answer.cancelled() and answer.result():
+                self._hand_over(move)
+
+        move.new.ping().add_done_callback(on_answer)
 
     def _hand_over(self, move: _Move) -> None:
         """Make the new host the owner, and tell the old one to stop."""
@@ -264,7 +277,7 @@ class HostMoves:
         """
         self._forget(move)
         latest_s = asyncio.get_running_loop().time() - min(since, move.handed_at)
-        latest = math.ceil(latest_s * LEG_FRAMES_A_SECOND)
+        latest = math.ceil(latest_s * LEG_FRAMES_A_SECOND) + SPARE_FRAMES
         tail, other_tail, *_ = *tails, (), ()
         move.new.send(TakeOver(move.fork_id, tail, other_tail, latest))
 

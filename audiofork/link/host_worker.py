@@ -158,9 +158,10 @@ class HostWorker(RelayWorker):
 
     async def is_reached(self) -> bool:
         """Return when it has all that was sent so far, or False when the session is over."""
-        return self.is_open and await self._ping()
+        return self.is_open and await self.ping()
 
-    def _ping(self) -> asyncio.Future[bool]:
+    def ping(self) -> asyncio.Future[bool]:
+        """Ask for an answer in this session; the result is False when that is over before."""
         self._send(Ping())
         return self._pings.add()
 
@@ -234,7 +235,7 @@ class HostWorker(RelayWorker):
         if not self.numbers.session or self._openings.unanswered > MAX_UNANSWERED:
             self.open()
         elif self.is_open and self._pings.is_due:
-            self._ping()
+            self.ping()
 
     @property
     def is_able(self) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import zlib
 from collections import deque
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from audiofork.link.messages import Direction, ForkSpec, LegPart
 from audiofork.relay.shape import join_of, left, right
@@ -83,6 +84,23 @@ class Tail:
         return tuple(self._looks)
 
 
+class Kept(NamedTuple):
+    """A frame of one side, as it came.
+
+    Attributes:
+        audio: The frame.
+        is_muted: Whether its side was muted then.
+    """
+
+    audio: bytes
+    is_muted: bool
+
+    @property
+    def passed(self) -> bytes:
+        """What may pass of it, also when its side is not muted any more."""
+        return bytes(len(self.audio)) if self.is_muted else self.audio
+
+
 class KeptFrames:
     """The frames of a leg that a relay has got, and may not send yet.
 
@@ -91,16 +109,16 @@ class KeptFrames:
     """
 
     def __init__(self) -> None:
-        self._frames: deque[bytes] = deque(maxlen=MAX_KEPT)
+        self._frames: deque[Kept] = deque(maxlen=MAX_KEPT)
         self.lost = 0
 
     def __len__(self) -> int:
         return len(self._frames)
 
-    def add(self, frame: bytes) -> None:
+    def add(self, audio: bytes, *, is_muted: bool = False) -> None:
         """Keep a frame."""
         self.lost += len(self._frames) == MAX_KEPT
-        self._frames.append(frame)
+        self._frames.append(Kept(audio, is_muted))
 
     def place_after(self, tail: Sequence[int]) -> int | None:
         """Return how many frames come after a tail.
@@ -112,10 +130,10 @@ class KeptFrames:
             The number; below 0: so many are still to come that the other has sent. None: they are
             not found.
         """
-        cut = _cut(tail, [look_of(frame) for frame in self._frames])
+        cut = _cut(tail, [look_of(frame.audio) for frame in self._frames])
         return None if cut is None else len(self._frames) - cut
 
-    def latest(self, count: int) -> list[bytes]:
+    def latest(self, count: int) -> list[Kept]:
         """Return the latest frames, so many of them if there are."""
         frames = list(self._frames)
         return frames[max(0, len(frames) - count) :]

@@ -125,6 +125,11 @@ class Pipeline(ABC):
         """Whether in and whether out is muted."""
         return self._sides.mute_in, self._sides.mute_out
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether no audio passes, whatever the gate is."""
+        return self._is_paused
+
     @abstractmethod
     def overhear(self, hear: TakeFrame | None) -> None:
         """Also give to `hear` what the taker gets, after it; None: no longer.

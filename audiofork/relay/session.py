@@ -279,8 +279,9 @@ class Session:
         self._kept = kept = {side: KeptFrames() for side in self._sides.all}
 
         def keep(part: LegPart, frame: bytes) -> None:
+            mute_in, mute_out = self._pipeline.muted
             for side, audio in self._sides.apart(part, frame).items():
-                kept[side].add(audio)
+                kept[side].add(audio, is_muted=mute_in if side is LegPart.IN else mute_out)
 
         self._pipeline.keep(keep)
 
@@ -301,13 +302,14 @@ class Session:
         usual = next((place for place in found.values() if place is not None), latest)
         places = {side: usual if place is None else place for side, place in found.items()}
         to_come = {side: -place for side, place in places.items() if place < 0}
+        if self._pipeline.is_paused:  # nothing was kept since, and what has yet to come is not sent
+            to_come = {}
         leave_out = functools.partial(self._leave_out, to_come)
         self._pipeline.keep(leave_out if to_come else None)
         rows = [frames.latest(max(0, places[side])) for side, frames in kept.items()]
         for row in zip_longest(*rows):  # 20 ms of each side
-            self._go_on_with(
-                {side: audio for side, audio in zip(kept, row, strict=True) if audio is not None}
-            )
+            frames = zip(kept, row, strict=True)
+            self._go_on_with({side: one.passed for side, one in frames if one is not None})
         self._report(TakenOver(self.spec.fork_id, None not in found.values()))
 
     def _go_on_with(self, sides: dict[LegPart, bytes]) -> None:

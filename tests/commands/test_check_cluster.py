@@ -234,16 +234,16 @@ async def test_right_that_is_missing_is_named(tmp_path: Path) -> None:
         'subscription to "audiofork.beat-control.*.*"',
         'subscription to "audiofork.control.asterisk.*"',
         'subscription to "audiofork.request.asterisk"',
-        'subscription to "audiofork.events.asterisk"',
         'subscription to "audiofork.history.asterisk.c1"',
         'subscription to "audiofork.forget.asterisk.c1"',
+        'subscription to "audiofork.events.asterisk"',
         'publish to "audiofork.beat-control.asterisk.c1"',
         'publish to "audiofork.relay.(check).asterisk"',
         'publish to "audiofork.request.asterisk"',
-        'publish to "audiofork.events.asterisk"',
         'publish to "audiofork.history.asterisk.(check)"',
         'publish to "audiofork.forget.asterisk.(check)"',
         'publish to "$kv.audiofork-leases.asterisk"',
+        'publish to "audiofork.events.asterisk"',
         'publish to "$js.api.stream.msg.get.kv_audiofork-forks-asterisk"',
         "relay hosts: none is there",
     ]
@@ -263,13 +263,16 @@ async def test_each_line_of_the_shipped_permissions_that_is_missing_is_named() -
     lacks = [(kind, line) for kind, lines in rights.items() for line in lines]
     lacks.remove(("subscribe", "_INBOX.control.asterisk.>"))  # without it no answer comes
     users, keys = ["{ user: any, password: any }"], []
+    lacks.append(("answer", "_INBOX.control.asterisk.*"))
     for kind, line in [("", ""), *lacks]:
         key = new_key()
         keys.append(key.seed)
-        allowed = {
+        allowed: dict[str, object] = {
             one: [right for right in some if (one, right) != (kind, line)]
             for one, some in rights.items()
         }
+        if kind != "answer":
+            allowed["allow_responses"] = {"max": -1, "expires": "1h"}
         users.append(f"{{ nkey: {key.public}, permissions: {json.dumps(allowed)} }}")
     more = f"authorization {{ users: [{', '.join(users)}] }}\nno_auth_user: any\n"
     with nats_servers(more=more) as (server,):

@@ -10,7 +10,7 @@ import pytest
 
 from audiofork.cluster.beats import Beat
 from audiofork.config import Config
-from audiofork.link.host_moves import BOTH_S, MOVE_TIMEOUT_S
+from audiofork.link.host_moves import BOTH_S, MOVE_TIMEOUT_S, SPARE_FRAMES
 from audiofork.link.hosts import RelayHosts
 from audiofork.link.messages import (
     Adopt,
@@ -91,6 +91,7 @@ class Host:
         self.holds: tuple[HeldFork, ...] = ()
         self._hear = hear
         self.opened = 0  # sessions
+        self.is_mute = False
         self._numbers = Numbers()
 
     def take(self, payload: bytes) -> None:
@@ -101,6 +102,8 @@ class Host:
             self._numbers.begin(stamp.session)
             self.say(Held(self.holds))
         elif isinstance(message, Ping):
+            if self.is_mute:
+                return
             asyncio.get_running_loop().call_soon(self.say, Pong())
         else:
             self.got.append(message)  # type: ignore[arg-type]
@@ -212,7 +215,7 @@ async def test_fork_has_the_other_host_from_the_moment_on_that_the_first_is_told
     await stage.clock.advance(BOTH_S / 2)
     assert (stage.owner, stage.reports) == ("r2", [Moved(FORK, "r2")])
     stage.old.say(HandedOver(FORK, TAIL))
-    assert stage.new.last(1) == [TakeOver(FORK, TAIL)]
+    assert stage.new.last(1) == [TakeOver(FORK, TAIL, latest=SPARE_FRAMES)]
     stage.new.say(TakenOver(FORK, is_exact=True), Streaming(FORK))  # which is no news
     stage.old.say(MOVED)
     assert (await stage.reported())[1:] == [TakenOver(FORK, is_exact=True)]
@@ -307,6 +310,24 @@ async def test_fork_that_ends_while_both_have_it_ends_at_both(stage: Stage) -> N
     assert stage.new.last(1) == [EndFork(FORK, EndReason.MOVED)]
 
 
+@pytest.mark.parametrize("is_dead", [True, False])
+async def test_fork_stays_at_the_first_host_while_the_other_does_not_answer(
+    stage: Stage, is_dead: bool
+) -> None:
+    await stage.beside()
+    stage.new.say(SinkOpened(FORK), LegAttached(FORK, IN))
+    stage.new.is_mute = True
+    await stage.clock.advance(BOTH_S)
+    assert HandOver(FORK) not in stage.old.got
+    if is_dead:
+        stage.lose(stage.new)
+    else:
+        await stage.clock.advance(MOVE_TIMEOUT_S)
+    assert stage.owner == "r1"
+    assert NotMoved in map(type, await stage.reported())
+    assert HandOver(FORK) not in stage.old.got
+
+
 async def test_mute_counts_at_both(stage: Stage) -> None:
     await stage.beside()
     mute = SetMute(FORK, mute_in=True)
@@ -330,7 +351,7 @@ async def test_other_host_goes_on_at_once_when_the_first_dies_before_it_was_told
         stage.new.say(LegAttached(FORK, IN))
     await stage.clock.advance(0.29)
     stage.lose(stage.old)  # which was heard last before that
-    assert (stage.owner, stage.new.last(1)) == ("r2", [TakeOver(FORK, latest=15)])
+    assert (stage.owner, stage.new.last(1)) == ("r2", [TakeOver(FORK, latest=15 + SPARE_FRAMES)])
     expected: list[Report] = [Moved(FORK, "r2")]
     if not has_leg:  # it is made anew as any that was lost
         expected.append(LegLost(FORK, IN, 1))
@@ -364,7 +385,7 @@ async def test_retrying_of_the_other_host_is_that_of_the_fork(stage: Stage) -> N
     stage.new.say(retrying)
     assert await stage.reported() == [retrying]
     stage.old.say(HandedOver(FORK, TAIL))
-    assert (stage.owner, stage.new.last(1)) == ("r2", [TakeOver(FORK, TAIL)])
+    assert (stage.owner, stage.new.last(1)) == ("r2", [TakeOver(FORK, TAIL, latest=SPARE_FRAMES)])
 
 
 async def test_end_at_the_other_host_is_that_of_the_fork(stage: Stage) -> None:
@@ -399,9 +420,9 @@ async def test_other_host_that_is_heard_again_takes_over_after_the_tail(stage: S
     await stage.begin_anew(stage.new, held(is_spare=True))
     assert Adopt(FORK) in stage.new.got
     stage.old.say(HandedOver(FORK, TAIL))
-    assert (stage.owner, stage.new.last(1)) == ("r2", [TakeOver(FORK, TAIL)])
+    assert (stage.owner, stage.new.last(1)) == ("r2", [TakeOver(FORK, TAIL, latest=SPARE_FRAMES)])
     await stage.begin_anew(stage.new, held(is_spare=True))  # it may have missed that
-    assert stage.new.last(1) == [TakeOver(FORK, TAIL)]
+    assert stage.new.last(1) == [TakeOver(FORK, TAIL, latest=SPARE_FRAMES)]
     assert await stage.reported() == []
 
 
@@ -412,7 +433,7 @@ async def test_death_of_the_first_host_lets_the_other_take_over_without_a_tail(
     stage.beat(stage.old)
     await stage.clock.advance(0.29)
     stage.lose(stage.old)  # heard last when it was told to stop
-    assert (stage.owner, stage.new.last(1)) == ("r2", [TakeOver(FORK, latest=15)])
+    assert (stage.owner, stage.new.last(1)) == ("r2", [TakeOver(FORK, latest=15 + SPARE_FRAMES)])
     assert await stage.reported() == []
 
 
@@ -421,14 +442,14 @@ async def test_new_session_with_the_first_host_lets_the_other_take_over_without_
 ) -> None:
     await stage.handing()
     await stage.begin_anew(stage.old, held())  # it was never told to stop
-    assert (stage.owner, stage.new.last(1)) == ("r2", [TakeOver(FORK)])
+    assert (stage.owner, stage.new.last(1)) == ("r2", [TakeOver(FORK, latest=SPARE_FRAMES)])
     assert stage.old.last(1) == [EndFork(FORK, EndReason.MOVED)]
 
 
 async def test_first_host_that_has_ended_by_itself_lets_the_other_take_over(stage: Stage) -> None:
     await stage.handing()
     stage.old.say(ForkEnded(FORK, EndReason.SINK_REFUSED, "closed", ForkStats()))
-    assert (stage.owner, stage.new.last(1)) == ("r2", [TakeOver(FORK)])
+    assert (stage.owner, stage.new.last(1)) == ("r2", [TakeOver(FORK, latest=SPARE_FRAMES)])
     assert await stage.reported() == []
 
 
@@ -437,14 +458,17 @@ async def test_other_host_goes_on_at_once_when_the_first_ends_without_waiting(st
     stage.new.say(SinkOpened(FORK), LegAttached(FORK, IN))
     stage.old.say(MOVED)
     assert stage.owner == "r2"
-    assert stage.new.last(2) == [TakeOver(FORK), CountBefore(FORK, MOVED.stats)]
+    assert stage.new.last(2) == [
+        TakeOver(FORK, latest=SPARE_FRAMES),
+        CountBefore(FORK, MOVED.stats),
+    ]
     assert await stage.reported() == [Moved(FORK, "r2")]
 
 
 async def test_first_host_that_does_not_answer_lets_the_other_take_over(stage: Stage) -> None:
     await stage.handing()
     await stage.clock.advance(MOVE_TIMEOUT_S)
-    assert (stage.owner, stage.new.last(1)) == ("r2", [TakeOver(FORK, latest=400)])
+    assert (stage.owner, stage.new.last(1)) == ("r2", [TakeOver(FORK, latest=400 + SPARE_FRAMES)])
 
 
 async def test_fork_that_ends_before_the_tail_has_come_ends_at_the_other_host(
@@ -452,7 +476,10 @@ async def test_fork_that_ends_before_the_tail_has_come_ends_at_the_other_host(
 ) -> None:
     await stage.handing()
     stage.relay.send(EndFork(FORK, EndReason.STOPPED))
-    assert stage.new.last(2) == [TakeOver(FORK), EndFork(FORK, EndReason.STOPPED)]
+    assert stage.new.last(2) == [
+        TakeOver(FORK, latest=SPARE_FRAMES),
+        EndFork(FORK, EndReason.STOPPED),
+    ]
     assert stage.old.last(1) == [HandOver(FORK)]
     stage.new.say(ForkEnded(FORK, EndReason.STOPPED, "", ForkStats()))
     assert [type(one) for one in await stage.reported()] == [ForkEnded]

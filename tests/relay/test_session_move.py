@@ -211,3 +211,37 @@ async def test_side_of_which_the_place_is_not_found_goes_on_beside_the_other(
     flow(second, {PAIRS: pairs[10:]}, 24, 50)
     assert first.sink.frames[-1] != second.sink.frames[0]
     assert second.sink.frames == pairs[30:]
+
+
+@pytest.mark.parametrize("legs", [(PAIRS,), BOTH_LEGS])
+async def test_what_came_while_a_side_was_muted_stays_silent_when_it_is_not_any_more(
+    begin: Begin, legs: tuple[LegPart, ...]
+) -> None:
+    ins, outs = side(), side()
+    pairs = [join_of(STEREO)(*pair) for pair in zip(ins, outs, strict=True)]
+    sides = {PAIRS: pairs} if legs == (PAIRS,) else {IN: ins, OUT: outs}
+    first, second = await pair_of(begin, STEREO, legs=legs)
+    for stage in (first, second):
+        stage.session.set_mute(SetMute(FORK_ID, mute_in=True))
+    flow(first, sides, 0, 20)
+    flow(second, sides, 10, 30)
+    second.session.set_mute(SetMute(FORK_ID, mute_in=False))
+    flow(second, sides, 30, 32)
+    assert move(first, second)
+    flow(second, sides, 32, 40)
+    assert [left(frame) for frame in second.sink.frames] == [bytes(320)] * 10 + ins[30:40]
+    assert [right(frame) for frame in second.sink.frames] == outs[20:40]
+
+
+async def test_pause_of_the_new_connection_costs_nothing_that_comes_after_it(begin: Begin) -> None:
+    ins = side()
+    first, second = await pair_of(begin, Direction.IN, legs=(IN,))
+    flow(first, {IN: ins}, 0, 20)
+    flow(second, {IN: ins}, 10, 20)
+    second.session._pipeline.set_pause(True)  # as by its server
+    flow(first, {IN: ins}, 20, 35)
+    flow(second, {IN: ins}, 20, 35)
+    move(first, second)
+    second.session._pipeline.set_pause(False)
+    flow(second, {IN: ins}, 35, 60)
+    assert second.sink.frames == ins[35:]
