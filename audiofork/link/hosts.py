@@ -118,7 +118,7 @@ class RelayHosts(SharedRelay):
 
     async def start(self) -> Address:
         """Find the relay hosts, and what they hold of the forks of this Asterisk."""
-        self._leave.append(self._broker.on_change(self._on_broker))
+        self._leave.append(self._broker.on_change(lambda _is_up: self._suspend()))
         subject = f"{UP}.{self._config.asterisk}.*"
         self._subscription = await self._broker.subscribe(subject, self._on_payload)
         self._leave.append(self._roster.listen(self._on_beat))
@@ -218,6 +218,7 @@ class RelayHosts(SharedRelay):
                     worker.note_order(command)
         super().send(command)
         if isinstance(command, Adopt):
+            self._tell_count(command.fork_id)
             for order in self._owed.take(command.fork_id):
                 super().send(order)
 
@@ -235,8 +236,7 @@ class RelayHosts(SharedRelay):
 
     def _begin(self, spec: ForkSpec) -> None:
         super()._begin(self._completed(spec))
-        if (count := self._moves.take_count(spec.fork_id)) is not None:
-            super().send(count)
+        self._tell_count(spec.fork_id)
 
     def _completed(self, spec: ForkSpec) -> ForkSpec:
         """Return an order with what only a relay host needs to know."""
@@ -356,9 +356,6 @@ class RelayHosts(SharedRelay):
         self._on_worker_lost(worker, now - worker.heard_at)
         worker.forget_told(but=self._orphaned)  # with which it may come back
 
-    def _on_broker(self, _is_up: bool) -> None:  # noqa: FBT001 (of `Broker.on_change`)
-        self._suspend()
-
     def forget(self) -> None:
         """Forget which host has which fork; `find` finds them as after an earlier controller."""
         self._look_until = math.inf
@@ -428,12 +425,15 @@ class RelayHosts(SharedRelay):
 
     def _note_earlier(self, report: ForkEnded) -> None:
         """Let the next host of a fork know what its earlier one has counted."""
-        if report.stats == ForkStats():
-            return
-        count = CountBefore(report.fork_id, report.stats)
-        if report.fork_id in self._orphaned:
-            self._moves.keep_count(count)
-        else:
+        if report.stats != ForkStats():
+            self._moves.keep_count(CountBefore(report.fork_id, report.stats))
+            self._tell_count(report.fork_id)
+
+    def _tell_count(self, fork_id: str) -> None:
+        """Tell the host of a fork what its earlier one has counted, if there is a way to it."""
+        owner = self._owners.get(fork_id)
+        is_reached = isinstance(owner, HostWorker) and owner.is_open
+        if is_reached and (count := self._moves.take_count(fork_id)) is not None:
             super().send(count)
 
     def _on_stats(self, worker: RelayWorker, taken: StatsTaken) -> StatsTaken:
@@ -468,6 +468,7 @@ class RelayHosts(SharedRelay):
         self._orphan(worker, list(ours - held.keys()))
         for fork_id in ours & held.keys():
             worker.resume(held[fork_id])
+            self._tell_count(fork_id)
         self._on_others(worker, [held[fork_id] for fork_id in held.keys() - ours])
         worker.end_leftovers()
         worker.forget_told(but=worker.forks)

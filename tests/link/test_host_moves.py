@@ -224,6 +224,18 @@ async def test_fork_has_the_other_host_from_the_moment_on_that_the_first_is_told
     assert stage.new.last(1) != [CountBefore(FORK, MOVED.stats)]  # or it would count twice
 
 
+async def test_count_of_the_first_host_waits_for_a_session_with_the_other(stage: Stage) -> None:
+    await stage.handing()
+    stage.old.say(HandedOver(FORK, TAIL))
+    worker = stage.relay._workers["r2"]
+    worker.end()
+    stage.old.say(MOVED)
+    assert CountBefore(FORK, MOVED.stats) not in stage.new.got
+    for _ in range(2):  # once is enough
+        await stage.begin_anew(stage.new, held())
+    assert stage.new.got.count(CountBefore(FORK, MOVED.stats)) == 1
+
+
 async def test_fork_without_another_host_keeps_its_legs(stage: Stage) -> None:
     await stage.flow()
     stage.beat(stage.new, is_draining=True)
