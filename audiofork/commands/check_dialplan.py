@@ -12,9 +12,9 @@ from audiofork.commands.findings import Findings
 from audiofork.errors import AmiActionFailed, AmiError
 
 FILE = "extensions_audiofork.conf"
-VERSION = 4
+VERSION = 5
 """Of the shipped file, as its extension `version` says; another text has another version."""
-FINGERPRINT = "5d2b30b6d6d5d588"
+FINGERPRINT = "4520085ffac6e562"
 """Of the shipped file, as `fingerprint` makes it of what Asterisk has read."""
 # The contexts of the shipped file, with what somebody or something is sent to in each.
 REQUESTS = "audiofork"
