@@ -6,6 +6,8 @@ BIN := .venv/bin
 OLDEST := .venv-oldest
 PYTHONS ?= 3.12 3.13 3.14
 PYTEST := $(BIN)/python -m pytest
+# Where a variable names the machine's certificates, to read them takes 25 ms each time; no unit test needs them.
+UNIT_PYTEST = SSL_CERT_FILE=/dev/null $(PYTEST)
 # Before anything is installed.
 TELLING = $(PYTHON) -m testbed.progress
 PIP_INSTALL = $(BIN)/pip install --disable-pip-version-check -c constraints.txt
@@ -24,8 +26,6 @@ PARALLEL = -n $(PROCESSES) --dist worksteal
 
 # What is compiled once need not be compiled by each process of a test run.
 types unit slow quick tools page nats coverage oldest asterisk python-%: export PYTHONDONTWRITEBYTECODE =
-# Where a variable names the machine's certificates, to read them takes 25 ms each time; no test needs them.
-unit slow quick: export SSL_CERT_FILE = /dev/null
 
 .NOTPARALLEL:
 .PHONY: demo demo-bot test style types clients unit slow quick tools page nats screenshots coverage oldest pythons asterisk fuzz
@@ -54,18 +54,18 @@ types: .venv/installed
 	  echo $(BIN)/mypy; $(BIN)/mypy; failed=$$?; wait; exit $$failed
 
 unit: .venv/installed
-	$(PYTEST) $(UNIT) $(PARALLEL) -m "not asterisk and not serial and not slow and not nats"
+	$(UNIT_PYTEST) $(UNIT) $(PARALLEL) -m "not asterisk and not serial and not slow and not nats"
 
 # What else needs neither an Asterisk nor a browser, and takes as long again: what starts programs or
 # makes up many inputs.
 slow: .venv/installed
-	$(PYTEST) -p no:rerunfailures $(PARALLEL) -m "slow and not asterisk and not serial" $(SLOW)
-	$(PYTEST) $(UNIT) $(SERIAL) -m "not asterisk and serial"
+	$(UNIT_PYTEST) -p no:rerunfailures $(PARALLEL) -m "slow and not asterisk and not serial" $(SLOW)
+	$(UNIT_PYTEST) $(UNIT) $(SERIAL) -m "not asterisk and serial"
 
 # Both in one: to collect the tests takes its time.
 quick: .venv/installed
-	$(PYTEST) $(UNIT) $(PARALLEL) -m "not asterisk and not serial and not nats"
-	$(PYTEST) $(UNIT) $(SERIAL) -m "not asterisk and serial"
+	$(UNIT_PYTEST) $(UNIT) $(PARALLEL) -m "not asterisk and not serial and not nats"
+	$(UNIT_PYTEST) $(UNIT) $(SERIAL) -m "not asterisk and serial"
 
 # The testbed, the bench and the examples, which are no part of the package.
 tools: .venv/installed

@@ -32,6 +32,8 @@ OLDEST = (2, 9)
 """The oldest version that was tried."""
 # A server refuses what it does not allow a moment after it has answered.
 REFUSAL_S = 0.2
+# What has these headers is allowed or not, and never kept by a bucket.
+NEVER = {"Nats-Expected-Last-Subject-Sequence": str(2**62)}
 # A server that keeps a bucket is heard of each second.
 _SILENT_NS = 5_000_000_000
 # What JetStream answers that has no room: memory, disk, the limits of its account or its own.
@@ -200,8 +202,7 @@ class NatsCheck:
             One of FAULTS: The server does not answer.
         """
         one.refusals.clear()
-        never = {"Nats-Expected-Last-Subject-Sequence": str(2**62)}
-        await one.client.publish(key_subject(name), b"", headers=never)
+        await one.client.publish(key_subject(name), b"", headers=NEVER)
         for text in await one.refused():
             self._findings.warn(f"NATS: {text}", remedies.REGISTERING)
         if not one.refusals:

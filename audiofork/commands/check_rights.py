@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 from audiofork.cluster import lease
 from audiofork.cluster.beats import CONTROL_SUBJECT, SUBJECT, ControlBeat
 from audiofork.cluster.broker import FAULTS
-from audiofork.commands.check_nats import Connection
+from audiofork.commands.check_nats import NEVER, Connection
 from audiofork.config import ClusterConfig
 from audiofork.doors.broker_door import subject_of
 from audiofork.doors.history_sharing import Keeper
@@ -25,7 +25,6 @@ from audiofork.link.sessions import DOWN, UP
 
 # No host can have this name.
 _NOBODY = "(check)"
-_NEVER = {"Nats-Expected-Last-Subject-Sequence": str(2**62)}
 
 
 class _Message(NamedTuple):
@@ -91,4 +90,4 @@ def _told(config: ClusterConfig) -> Iterator[_Message]:
     yield _Message(subject_of(asterisk))  # nobody waits for an answer, so there is none
     yield _Message(Keeper(asterisk, _NOBODY).subject)
     yield _Message(Keeper(asterisk, _NOBODY).forget_subject)
-    yield _Message(f"$KV.{lease.BUCKET}.{asterisk}", headers=_NEVER)
+    yield _Message(f"$KV.{lease.BUCKET}.{asterisk}", headers=NEVER)
