@@ -85,6 +85,10 @@ class Channels:
         # By uniqueid, because an earlier leg of a fork has the same channel name.
         self._ami.post("Hangup", [("Channel", uniqueid)], lambda _: None)
 
+    async def bridge(self, uniqueid: str, other: str) -> None:
+        """Bridge two channels, whatever either is doing; raises AmiActionFailed if one is gone."""
+        await self._ami.action("Bridge", [("Channel1", uniqueid), ("Channel2", other)])
+
     async def present(self) -> dict[str, str]:
         """Return the names of all channels, by uniqueid."""
         listed = await self._ami.list("CoreShowChannels")

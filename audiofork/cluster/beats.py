@@ -38,6 +38,7 @@ class Beat:
         clock: What its clock says, in seconds since 1970; 0: it does not tell. For `check` alone.
         frames_a_second: Of all its forks, as `ForkSpec.frames_a_second`; 0 with forks: it does not
             tell.
+        moves_calls: Whether it is drained, and calls whose other party is a server are to go, too.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Beat:
     is_last: bool = False
     clock: float = 0.0
     frames_a_second: int = 0
+    moves_calls: bool = False
 
     @property
     def address(self) -> Address:

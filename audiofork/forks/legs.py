@@ -132,7 +132,7 @@ class Legs:
         """
         for leg in fork.legs.values():
             leg.id = held.leg_ids.get(leg.part, "")
-            leg.gone = fork.connects
+            leg.gone = fork.connects and leg.id not in present  # it has one where it has moved
             if fork.connects and not leg.id:
                 continue  # it is requested when the server is there
             self._give_time(fork, leg, f"{leg} did not connect")

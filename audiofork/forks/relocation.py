@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from dataclasses import replace
 
 from audiofork.asterisk.channels import Channels
-from audiofork.errors import LegRefused, LegUncertain, NoSuchChannel
+from audiofork.errors import AmiError, LegRefused, LegUncertain, NoSuchChannel
 from audiofork.forks.admission import Admission
 from audiofork.forks.fork import Fork, Leg
 from audiofork.forks.leaving import LeavingLegs
@@ -22,6 +23,8 @@ from audiofork.link.messages import (
     LegPart,
     Moved,
     MoveFork,
+    MoveReady,
+    MoveReport,
     NotMoved,
     RelayDraining,
     SendCommand,
@@ -64,12 +67,15 @@ class Relocation:
         self._spawn = spawn
         self._moving = Moving(lambda: admission.security.max_starts, self._begin)
         self._legs: dict[str, dict[LegPart, Leg]] = {}  # the new ones, by fork
-        self._staying: dict[str, int] = {}  # how many calls hold a host up, as was told last
+        # How many forks of a host move, and how many stay for now, as was told last.
+        self._told: dict[str, tuple[int, int]] = {}
 
-    def on_report(self, report: RelayDraining | Moved | NotMoved) -> None:
+    def on_report(self, report: MoveReport) -> None:
         """Handle a report of the relay."""
         if isinstance(report, RelayDraining):
             self._on_draining(report)
+        elif isinstance(report, MoveReady):
+            self._on_ready(report)
         else:
             legs = self._legs.pop(report.fork_id, {})
             fork = self._table.get(report.fork_id)
@@ -81,17 +87,22 @@ class Relocation:
     def _on_draining(self, report: RelayDraining) -> None:
         found = [self._table.get(fork_id) for fork_id in report.fork_ids]
         forks = [fork for fork in found if fork is not None]
+        moving = [one for one in forks if report.moves_calls or not one.connects]
         self._moving.add(
-            [one for one in forks if _can_move(one)], asyncio.get_running_loop().time()
+            [one for one in moving if _can_move(one)], asyncio.get_running_loop().time()
         )
-        staying = sum(fork.connects for fork in forks)
-        if staying and staying != self._staying.get(report.relay_host):
-            log.warning(
-                "%d calls whose other party is a server hold the relay host %s up: "
-                "they stay there until they end",
-                *(staying, report.relay_host),
-            )
-        self._staying[report.relay_host] = staying
+        self._tell(report.relay_host, len(moving), len(forks) - len(moving))
+
+    def _tell(self, relay_host: str, moving: int, staying: int) -> None:
+        if (moving, staying) == self._told.get(relay_host):
+            return
+        self._told[relay_host] = moving, staying
+        later = (
+            f"; {staying} calls whose other party is a server stay for now: those that do not end "
+            "move when drain_timeout is nearly over"
+        )
+        text = "the relay host %s is drained: %d forks are to move%s"
+        log.info(text, relay_host, moving, later if staying else "")
 
     def _begin(self, fork: Fork, _since: float) -> None:
         if not _can_move(fork) or fork.id in self._legs:
@@ -106,7 +117,7 @@ class Relocation:
         ]
         if fork.mute_in or fork.mute_out:
             orders.append(SetMute(fork.id, fork.mute_in, fork.mute_out))
-        self._send(MoveFork(spec_of(fork), tuple(orders)))
+        self._send(MoveFork(spec_of(fork), tuple(orders), by_bridge=fork.connects))
         self._spawn(self._request(fork, legs))
 
     async def _request(self, fork: Fork, legs: dict[LegPart, Leg]) -> None:
@@ -116,9 +127,24 @@ class Relocation:
             if self._legs.get(fork.id) is not legs:
                 return
             try:
-                await fork.tap.start(order_of(fork, leg, leg.id))
+                order = order_of(fork, leg, leg.id)
+                await fork.tap.start(replace(order, is_spare=fork.connects))
             except (NoSuchChannel, LegRefused, LegUncertain) as exc:
                 fork.log.warning("%s for another relay host: %s", leg, exc)
+
+    def _on_ready(self, report: MoveReady) -> None:
+        """Bridge a call with the leg that its other host has."""
+        fork, legs = self._table.get(report.fork_id), self._legs.get(report.fork_id, {})
+        if fork is not None and not fork.is_ending:
+            for leg in legs.values():
+                self._spawn(self._bridge(fork, leg))
+
+    async def _bridge(self, fork: Fork, leg: Leg) -> None:
+        try:
+            await self._channels.bridge(fork.uniqueid, leg.id)
+        except AmiError as exc:
+            fork.log.warning("Asterisk does not connect it with another relay host: %s", exc)
+            self._channels.hang_up(leg.id)  # which ends the move, or what came of it
 
     def _on_moved(self, fork: Fork, report: Moved, legs: dict[LegPart, Leg]) -> None:
         for part, new in legs.items():
@@ -153,5 +179,5 @@ class Relocation:
 
 
 def _can_move(fork: Fork) -> bool:
-    """Return whether a fork flows; that of a connected call has no second leg to flow by."""
-    return fork.state is ForkState.STREAMING and not (fork.is_ending or fork.connects)
+    """Return whether a fork flows."""
+    return fork.state is ForkState.STREAMING and not fork.is_ending

@@ -27,6 +27,7 @@ from audiofork.link.messages import (
     Listen,
     Moved,
     MoveFork,
+    MoveReady,
     NoteFrames,
     NotMoved,
     Report,
@@ -62,6 +63,8 @@ class _Move:
     Attributes:
         spec: What the new host was ordered.
         old, new: The hosts.
+        by_bridge: As in `MoveFork`.
+        is_ready: Whether the call may have been bridged with the new leg.
         missing: The parts whose legs are not connected to the new host.
         opened: Whether the server has accepted the new connection.
         phase: How far it is.
@@ -72,7 +75,9 @@ class _Move:
     spec: ForkSpec
     old: HostWorker
     new: HostWorker
+    by_bridge: bool
     missing: set[LegPart] = field(default_factory=set)
+    is_ready: bool = False
     opened: bool = False
     phase: Phase = Phase.BESIDE
     handed_at: float = math.inf
@@ -119,12 +124,17 @@ class HostMoves:
     we are to stop                   given up: the fork stays        takes over without a tail
     ===============================  ==============================  ==============================
 
+    A call whose other party is the server has one leg at any moment, and is moved by a bridge: when
+    the new host is ready, `MoveReady` asks for that, and the loss of the old leg tells that it was
+    done; it is HANDING then. Until it is ready, the fork stays with an old host that ends or dies.
+
     Where the new one takes over without a tail it goes on with what has come since the old one was
     told to stop, or was heard last: some frames may come twice then, where it has died those of a
     beat's time, and few may be missing.
 
     Args:
-        report: Called with `Moved`, `NotMoved`, and `LegLost` for legs that have yet to come.
+        report: Called with `MoveReady`, `Moved`, `NotMoved`, and `LegLost` for legs that have yet
+            to come.
         own: Called with a fork and its new host when that is its owner.
     """
 
@@ -156,7 +166,9 @@ class HostMoves:
             self._report(NotMoved(command.fork_id, "no other relay host can take it"))
         else:
             spec = replace(command.spec, holds=True)
-            move = self._moves[spec.fork_id] = _Move(spec, old, new, set(spec.legs))
+            move = self._moves[spec.fork_id] = _Move(
+                *(spec, old, new, command.by_bridge), set(spec.legs)
+            )
             move.after(MOVE_TIMEOUT_S, lambda: self._give_up(move, "the other was not ready"))
             for order in (spec, *command.orders):
                 new.send(order)
@@ -192,14 +204,21 @@ class HostMoves:
         if move.phase is Phase.HANDING:
             return self._on_handing(move, worker, report)
         if worker is move.old:
-            if isinstance(report, ForkEnded) and report.reason is EndReason.MOVED:
-                self._hand_over(move)  # the host did not wait for it
-                self._take_over(move)
-            elif isinstance(report, ForkEnded | SinkRetrying | LegLost):
-                self._give_up(move, "it has ended, or does not flow any more")
-            return False
+            return self._on_old(move, report)
         self._on_new(move, report)
         return True
+
+    def _on_old(self, move: _Move, report: ForkReport) -> bool:
+        if isinstance(report, LegLost) and move.is_ready:
+            self._hand_over(move)  # the call has been bridged with the new leg
+            return True
+        has_moved = isinstance(report, ForkEnded) and report.reason is EndReason.MOVED
+        if has_moved and _can_go_on(move):
+            self._hand_over(move)  # the host did not wait for it
+            self._take_over(move)
+        elif isinstance(report, ForkEnded | SinkRetrying | LegLost):
+            self._give_up(move, "it has ended, or does not flow any more")
+        return False
 
     def _on_new(self, move: _Move, report: ForkReport) -> None:
         if isinstance(report, ForkEnded):
@@ -233,7 +252,7 @@ class HostMoves:
     def _look(self, move: _Move) -> None:
         """Let the new host take over a while after it has all that it needs."""
         if move.opened and not move.missing:
-            move.after(BOTH_S, lambda: self._ask_new(move))
+            move.after(0 if move.by_bridge else BOTH_S, lambda: self._ask_new(move))
 
     def _ask_new(self, move: _Move) -> None:
         """Let the new host take over if it answers: it may be dead, and that not seen yet."""
@@ -242,9 +261,18 @@ class HostMoves:
         def on_answer(answer: asyncio.Future[bool]) -> None:
             is_wanted = self._moves.get(move.fork_id) is move and move.phase is Phase.BESIDE
             if is_wanted and not answer.cancelled() and answer.result():
-                self._hand_over(move)
+                self._go_on(move)
 
         move.new.ping().add_done_callback(on_answer)
+
+    def _go_on(self, move: _Move) -> None:
+        """Go on with a new host that is ready."""
+        if not move.by_bridge:
+            self._hand_over(move)
+        elif not move.is_ready:
+            move.is_ready = True
+            move.after(MOVE_TIMEOUT_S, lambda: self._give_up(move, "the call was not bridged"))
+            self._report(MoveReady(move.fork_id))
 
     def _hand_over(self, move: _Move) -> None:
         """Make the new host the owner, and tell the old one to stop."""
@@ -279,7 +307,7 @@ class HostMoves:
         latest_s = asyncio.get_running_loop().time() - min(since, move.handed_at)
         latest = math.ceil(latest_s * LEG_FRAMES_A_SECOND) + SPARE_FRAMES
         tail, other_tail, *_ = *tails, (), ()
-        move.new.send(TakeOver(move.fork_id, tail, other_tail, latest))
+        move.new.send(TakeOver(move.fork_id, tail, other_tail, latest, is_whole=move.by_bridge))
 
     def _give_up(self, move: _Move, why: str) -> None:
         """Leave a fork where it is, and end it at the other host."""
@@ -315,7 +343,9 @@ class HostMoves:
     def on_lost(self, worker: HostWorker) -> None:
         """Handle a host that is lost, before its forks are taken for lost."""
         for move in self._of(worker):
-            if worker is move.old:
+            if worker is move.old and not _can_go_on(move):
+                self._give_up(move, "its relay host is lost")
+            elif worker is move.old:
                 if move.phase is Phase.BESIDE:
                     self._hand_over(move)
                 self._take_over(move, since=worker.heard_at)
@@ -331,3 +361,8 @@ class HostMoves:
                 self._give_up(move, "the controller leaves")
             else:
                 self._take_over(move)
+
+
+def _can_go_on(move: _Move) -> bool:
+    """Return whether the new host can have the fork without the old one."""
+    return not move.by_bridge or move.is_ready

@@ -328,8 +328,8 @@ class RelayHosts(SharedRelay):
         now = asyncio.get_running_loop().time()
         if worker.forks and self._with_room() and now - worker.drained_at >= DRAIN_INTERVAL_S:
             worker.drained_at = now
-            log.info("%s is drained: %d forks are to move", worker, len(worker.forks))
-            self._reports.put(RelayDraining(tuple(worker.forks), worker.name))
+            calls_too = worker.beat.moves_calls
+            self._reports.put(RelayDraining(tuple(worker.forks), worker.name, calls_too))
 
     async def _watch(self) -> None:
         while True:

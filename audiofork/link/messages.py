@@ -30,6 +30,7 @@ from audiofork.link.moves import CountBefore as CountBefore
 from audiofork.link.moves import HandedOver as HandedOver
 from audiofork.link.moves import HandOver as HandOver
 from audiofork.link.moves import Moved as Moved
+from audiofork.link.moves import MoveReady as MoveReady
 from audiofork.link.moves import NoteFrames as NoteFrames
 from audiofork.link.moves import NotMoved as NotMoved
 from audiofork.link.moves import RelayDraining as RelayDraining
@@ -106,10 +107,13 @@ class MoveFork:
     Attributes:
         spec: What the second relay is ordered.
         orders: What it is ordered next: its own legs, and what is muted.
+        by_bridge: Whether its leg is an end of the call, which can have only one: it gets audio
+            when the call is bridged with it, for which `MoveReady` asks; the first leg ends then.
     """
 
     spec: ForkSpec
     orders: tuple[ExpectLeg | SetMute, ...] = ()
+    by_bridge: bool = False
 
     @property
     def fork_id(self) -> str:
@@ -475,7 +479,9 @@ ForkReport = (
     | TakenOver
     | ForkEnded
 )
-RelaysReport = RelayAway | RelayBack | RelayLost | RelaysFound | RelayDraining | Moved | NotMoved
+MoveReport = RelayDraining | MoveReady | Moved | NotMoved
+"""The reports of forks that move."""
+RelaysReport = RelayAway | RelayBack | RelayLost | RelaysFound | MoveReport
 """The reports of what becomes of forks when relays come and go."""
 ForksReport = ForkReport | StatsTaken | StrangersRefused | RelaysReport
 """The reports about forks."""

@@ -33,12 +33,14 @@ class TakeOver:
         tail, other_tail: Of `HandedOver`; empty: the first did not tell.
         latest: How many frames have come since the first relay stopped, about; where the place
             after the tail is not found, so many of the latest are sent.
+        is_whole: Whether no frame has come to both, so that all that have come are sent.
     """
 
     fork_id: str
     tail: tuple[int, ...] = ()
     other_tail: tuple[int, ...] = ()
     latest: int = 0
+    is_whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,13 @@ class TakenOver:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveReady:
+    """Report: a fork that moves by a bridge has its new leg and server: the call may be bridged."""
+
+    fork_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Moved:
     """Report: the fork's legs are those of `MoveFork` from now on; the earlier ones go.
 
@@ -108,7 +117,10 @@ class RelayDraining:
 
     Attributes:
         relay_host: Its name.
+        moves_calls: Whether also of those whose server is the other party, which might end by
+            themselves.
     """
 
     fork_ids: tuple[str, ...]
     relay_host: str = ""
+    moves_calls: bool = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 import time
 from collections import Counter
@@ -61,6 +62,8 @@ log = logging.getLogger(__name__)
 TWICE = "this relay host has it already"
 # Over which controllers are told how much of a core the host needs: of one beat chance tells more.
 CPU_SPAN_S = 3.0
+# So much of `drain_timeout` is left when calls to servers begin to move, more than they may need.
+CALLS_MOVE_S = 15.0
 
 
 class Door(Protocol):
@@ -149,7 +152,7 @@ class RelayHost:
         self._asking: Owner | None = None
         self._check_legs: dict[str, Owner] = {}
         self._presence = Presence(self._broker.publish)
-        self._is_draining = False
+        self._draining_since = math.inf  # loop time
         self._is_ending = False
         self._stop = asyncio.Event()
         self._door = make_door(config.http, self.figures) if make_door is not None else None
@@ -225,9 +228,19 @@ class RelayHost:
         if self._is_ending and not is_on:
             log.warning("it stays drained: it ends as soon as its forks have moved")
         elif is_on != self._is_draining:
-            self._is_draining = is_on
+            self._draining_since = asyncio.get_running_loop().time() if is_on else math.inf
             what = "draining" if is_on else "not drained any more"
             log.info("%s: %d forks are here", what, len(self._worker.sessions))
+
+    @property
+    def _is_draining(self) -> bool:
+        return self._draining_since < math.inf
+
+    @property
+    def _moves_calls(self) -> bool:
+        """Whether calls to servers had time to end, and now have as much as they need to move."""
+        passed_s = asyncio.get_running_loop().time() - self._draining_since
+        return passed_s >= self._config.cluster.drain_timeout - CALLS_MOVE_S
 
     async def _connect(self) -> None:
         self._broker.on_change(self._on_broker)
@@ -269,6 +282,7 @@ class RelayHost:
             cpu=round(cpu, 3),
             version=audiofork.__version__,
             is_draining=self._is_draining,
+            moves_calls=self._moves_calls,
             clock=round(time.time(), 3),
             frames_a_second=sum(
                 session.spec.frames_a_second for session in self._worker.sessions.values()

@@ -150,7 +150,7 @@ class Session:
         # No leg batches its reads then: `_send_first` decides again when they may.
         self._pipeline.hand_to(self._send_first)
         self._pipeline.attach(part, leg)
-        if part in self._speaker.parts:
+        if part in self._speaker.parts and self._kept is None:
             self._speaker.attach(part, leg)
         if part is self._speaker.tone_part and self._streaming:  # it came late, or replaces another
             self._speaker.beeper.begin()
@@ -285,19 +285,27 @@ class Session:
 
         self._pipeline.keep(keep)
 
-    def take_over(self, tails: Sequence[Sequence[int]], latest: int) -> None:
+    def take_over(
+        self, tails: Sequence[Sequence[int]], latest: int, *, is_whole: bool = False
+    ) -> None:
         """Go on after the last frames of another relay.
 
         Args:
             tails: How these looked, for each side; there may be more.
             latest: About how many frames of each side have come since, should they not be found.
+            is_whole: Whether all that have come are to be sent.
         """
         if self._kept is None or self._end is not None:
             return
         self._pipeline.read_rest()
         kept, self._kept = self._kept, None
+        for part in self._pipeline.legs.keys() & self._speaker.parts:
+            self._speaker.attach(part, self._pipeline.legs[part])
         pairs = zip(kept.items(), tails, strict=False)
-        found = {side: frames.place_after(tail) for (side, frames), tail in pairs}
+        found = {
+            side: len(frames) if is_whole else frames.place_after(tail)
+            for (side, frames), tail in pairs
+        }
         # The sides come by one leg, or by legs of one age.
         usual = next((place for place in found.values() if place is not None), latest)
         places = {side: usual if place is None else place for side, place in found.items()}

@@ -250,6 +250,7 @@ def _obey(
     elif isinstance(command, HandOver):
         session.hand_over()
     elif isinstance(command, TakeOver):
-        session.take_over((command.tail, command.other_tail), command.latest)
+        tails = command.tail, command.other_tail
+        session.take_over(tails, command.latest, is_whole=command.is_whole)
     else:
         session.set_gate(command.is_open)

@@ -1,5 +1,7 @@
 """The tap of calls whose other party is the server: what Asterisk is told, and where."""
 
+from dataclasses import replace
+
 import pytest
 
 from audiofork.asterisk.channels import NO_SUCH_CHANNEL
@@ -63,6 +65,20 @@ async def test_channel_elsewhere_is_told_first_and_then_taken_to_the_dialplan_th
     assert first[0] == "Setvar"
     place = {"Channel": NAME, "Context": "audiofork", "Exten": "led", "Priority": "1"}
     assert (second[0], dict(second[1])) == ("Redirect", place)
+
+
+async def test_spare_leg_is_a_channel_that_waits_and_the_call_is_left_alone(
+    ami: FakeAmi, tap: ConnectTap
+) -> None:
+    leg_id = tap.name_leg(FORK_ID, LegPart.IN, anew=True)
+    assert leg_id.startswith(f"audiofork-{FORK_ID}-")
+    assert leg_id != tap.name_leg(FORK_ID, LegPart.IN, anew=True)
+    await tap.start(replace(order(sample_rate=16000), leg_id=leg_id, is_spare=True))
+    ((name, headers, action_id),) = ami.actions
+    told = dict(headers)
+    assert (name, action_id, told["ChannelId"]) == ("Originate", leg_id, leg_id)
+    assert told["Channel"] == f"AudioSocket/127.0.0.1:9093/{LEG_UUID}/c(slin16)"
+    assert told["Application"] == "Wait"
 
 
 @pytest.mark.parametrize("action", ["Setvar", "Redirect"])

@@ -367,6 +367,29 @@ async def test_connected_fork_is_left_and_adopted_without_leading_its_call_again
     await again.close()
 
 
+async def test_leg_of_a_call_that_has_moved_is_a_channel_of_its_own_after_the_adoption(
+    leaving: Rig,
+) -> None:
+    rig = leaving
+    rig.allow(allow_speak=(*ANY_URL, "@*"))
+    fork_id = await talking(rig)
+    await rig.stop(keep=True)
+    (entry,) = rig.journal.entries.values()
+
+    again = Rig(rig.clock, outlives_daemon=True)
+    again.allow(allow_speak=(*ANY_URL, "@*"))
+    leg_id = f"audiofork-{fork_id}-1234abcd"
+    again.ami.channels[leg_id] = "AudioSocket/192.0.2.9:9092-1"
+    leg = {"in": leg_id}
+    hold(again, HeldFork(fork_id, "connect/dial", (LegPart.IN,), 8000, leg))
+    await resume(again, entry)
+    fork = again.forks.find(fork_id)
+    assert fork is not None
+    assert [one.id for one in fork.live_legs()] == [leg_id]  # and so it is swept by nobody
+    assert (again.expected, again.hung_up) == ([], [])
+    await again.close()
+
+
 # --- Relays that are not heard of yet ------------------------------------------------------------
 
 

@@ -7,20 +7,21 @@ from dataclasses import replace
 import pytest
 
 from audiofork.asterisk.ami_protocol import ChannelHangup
-from audiofork.errors import LegRefused
+from audiofork.errors import AmiActionFailed, LegRefused
 from audiofork.forks.leaving import LEAVE_TIMEOUT_S
 from audiofork.link.messages import (
     EndReason,
     ExpectLeg,
     Moved,
     MoveFork,
+    MoveReady,
     NotMoved,
     RelayDraining,
     SetMute,
     SinkRetrying,
     TakenOver,
 )
-from tests.control_plane import NAME, Rig
+from tests.control_plane import NAME, UNIQUEID, Rig
 
 
 async def drain(rig: Rig, *fork_ids: str) -> None:
@@ -133,16 +134,80 @@ async def test_frames_that_may_be_missing_after_a_move_are_told(
     assert caplog.text.count("some frames may be missing") == warnings
 
 
-async def test_calls_to_a_bot_that_hold_a_relay_host_up_are_told_when_their_number_changes(
-    rig: Rig, caplog: pytest.LogCaptureFixture
-) -> None:
-    ids = [await rig.stream(actionid=str(number)) for number in range(3)]
-    for fork_id in ids[:2]:
+async def bots(rig: Rig, count: int) -> list[str]:
+    """Return forks that flow, whose server is the other party."""
+    ids = [await rig.stream(actionid=str(number)) for number in range(count)]
+    for fork_id in ids:
         fork = rig.forks.find(fork_id)
         assert fork is not None
         fork.request = replace(fork.request, connects=True)
+        for leg in fork.legs.values():
+            leg.gone = True  # it is an end of the call
+    return ids
+
+
+async def test_calls_to_a_bot_stay_for_now_which_is_told_when_their_number_changes(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = [*await bots(rig, 2), await rig.stream(actionid="9")]
+    caplog.set_level("INFO")
+    rig.sent.clear()
     for _ in range(2):
         rig.forks.on_report(RelayDraining(tuple(ids), "r1"))
-    assert caplog.text.count("2 calls whose other party is a server hold the relay host r1 up") == 1
+    await rig.clock.settle()
+    assert [one.fork_id for one in rig.sent if isinstance(one, MoveFork)] == [ids[2]]
+    text = "the relay host r1 is drained: 1 forks are to move; 2 calls whose other party is a"
+    assert caplog.text.count(text) == 1
     rig.forks.on_report(RelayDraining(tuple(ids[1:]), "r1"))
-    assert "1 calls whose" in caplog.text
+    assert "; 1 calls whose" in caplog.text
+
+
+async def moving_bot(rig: Rig) -> tuple[str, str]:
+    """Return a call to a bot whose host is to be rid of it, and the leg that it gets."""
+    (fork_id,) = await bots(rig, 1)
+    rig.sent.clear()
+    rig.forks.on_report(RelayDraining((fork_id,), "r1", moves_calls=True))
+    await rig.clock.settle()
+    (move,) = rig.sent
+    assert isinstance(move, MoveFork)
+    assert move.by_bridge
+    order = rig.tap.orders[-1]
+    assert order.is_spare
+    return fork_id, order.leg_id
+
+
+def bridges(rig: Rig) -> list[dict[str, str]]:
+    """Return what was asked to be bridged."""
+    return [dict(headers) for name, headers, _ in rig.ami.actions if name == "Bridge"]
+
+
+async def test_call_to_a_bot_is_bridged_with_its_new_leg_when_that_is_ready(rig: Rig) -> None:
+    fork_id, leg_id = await moving_bot(rig)
+    assert bridges(rig) == []
+    rig.forks.on_report(MoveReady(fork_id))
+    await rig.clock.settle()
+    assert bridges(rig) == [{"Channel1": UNIQUEID, "Channel2": leg_id}]
+    rig.forks.on_report(Moved(fork_id, "r2"))
+    fork = rig.forks.find(fork_id)
+    assert fork is not None
+    assert [leg.id for leg in fork.live_legs()] == [leg_id]  # by now it is a channel of its own
+    assert rig.hung_up == []
+
+
+async def test_new_leg_of_a_bot_goes_where_asterisk_does_not_bridge_it(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    fork_id, leg_id = await moving_bot(rig)
+    rig.ami.faults["Bridge"] = AmiActionFailed("Bridge", "no such channel")
+    rig.forks.on_report(MoveReady(fork_id))
+    await rig.clock.settle()
+    assert rig.hung_up == [leg_id]
+    assert "Asterisk does not connect it with another relay host" in caplog.text
+
+
+async def test_call_to_a_bot_that_ends_is_not_bridged(rig: Rig) -> None:
+    fork_id, _ = await moving_bot(rig)
+    await rig.request(command="StopAudioFork", channel=NAME)
+    rig.forks.on_report(MoveReady(fork_id))
+    await rig.clock.settle()
+    assert bridges(rig) == []

@@ -32,8 +32,10 @@ from audiofork.link.messages import (
     Listen,
     Moved,
     MoveFork,
+    MoveReady,
     NoteFrames,
     NotMoved,
+    RelayDraining,
     RelayLost,
     Report,
     SetMute,
@@ -519,3 +521,101 @@ async def test_controller_that_leaves_lets_each_fork_have_one_host(
     await getattr(stage, phase)()
     await stage.relay.close()
     assert isinstance(stage.new.last(1)[0], last)
+
+
+# --- Calls whose other party is the server, which have one leg at a time ---
+
+
+class Bridged:
+    """A stage on which such a call moves."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    async def beside(self) -> None:
+        await self.stage.flow()
+        self.stage.relay.send(replace(MOVE, by_bridge=True))
+
+    async def ready(self) -> None:
+        """Let the new host be ready, and the control plane hear of it."""
+        await self.beside()
+        self.stage.new.say(SinkOpened(FORK), LegAttached(FORK, IN))
+        await self.stage.clock.advance(0)
+        await self.stage.clock.advance(0)
+        assert await self.stage.reported() == [MoveReady(FORK)]
+        self.stage.reports.clear()
+
+
+@pytest.fixture
+def call(stage: Stage) -> Bridged:
+    return Bridged(stage)
+
+
+WHOLE = TakeOver(FORK, TAIL, latest=SPARE_FRAMES, is_whole=True)
+
+
+async def test_call_is_handed_over_when_its_first_leg_ends_since_it_was_bridged(
+    stage: Stage, call: Bridged
+) -> None:
+    await call.ready()
+    assert stage.owner == "r1"
+    stage.old.say(LegLost(FORK, IN, 5))
+    assert (stage.owner, stage.old.last(1)) == ("r2", [HandOver(FORK)])
+    stage.old.say(HandedOver(FORK, TAIL))
+    assert stage.new.last(1) == [WHOLE]
+    assert await stage.reported() == [Moved(FORK, "r2")]  # and nothing of a lost leg
+
+
+async def test_call_whose_first_leg_ends_before_the_other_host_is_ready_has_lost_it(
+    stage: Stage, call: Bridged
+) -> None:
+    await call.beside()
+    stage.old.say(LegLost(FORK, IN, 5))
+    assert stage.owner == "r1"
+    assert [type(one) for one in await stage.reported()] == [NotMoved, LegLost]
+
+
+async def test_call_that_is_not_bridged_in_time_stays(stage: Stage, call: Bridged) -> None:
+    await call.ready()
+    await stage.clock.advance(MOVE_TIMEOUT_S)
+    assert (stage.owner, await stage.reported()) == (
+        *("r1", [NotMoved(FORK, "the call was not bridged")]),
+    )
+    assert stage.new.last(1) == [EndFork(FORK, EndReason.MOVED)]
+
+
+async def test_call_whose_new_leg_is_lost_stays(stage: Stage, call: Bridged) -> None:
+    await call.ready()
+    stage.new.say(LegLost(FORK, IN, 0))
+    assert stage.owner == "r1"
+    assert [type(one) for one in await stage.reported()] == [NotMoved]
+
+
+@pytest.mark.parametrize("is_ready", [True, False])
+async def test_call_whose_first_host_dies_has_the_other_if_that_is_ready(
+    stage: Stage, call: Bridged, is_ready: bool
+) -> None:
+    await (call.ready() if is_ready else call.beside())
+    stage.lose(stage.old)
+    reports = [type(one) for one in await stage.reported()]
+    assert reports == ([Moved] if is_ready else [NotMoved, RelayLost])
+    taken = [one for one in stage.new.got if isinstance(one, TakeOver)]
+    assert [one.is_whole for one in taken] == [True] * is_ready
+
+
+@pytest.mark.parametrize("is_ready", [True, False])
+async def test_call_whose_first_host_does_not_wait_has_the_other_if_that_is_ready(
+    stage: Stage, call: Bridged, is_ready: bool
+) -> None:
+    await (call.ready() if is_ready else call.beside())
+    stage.old.say(MOVED)
+    reports = [type(one) for one in await stage.reported()]
+    assert reports == ([Moved] if is_ready else [NotMoved, RelayLost])
+
+
+async def test_host_says_whether_calls_are_to_move_as_well(stage: Stage) -> None:
+    await stage.flow()
+    stage.beat(stage.old, moves_calls=True)
+    stage.relay._workers["r1"].drained_at = -1e9
+    stage.beat(stage.old)
+    assert RelayDraining((FORK,), "r1", moves_calls=True) in await stage.reported()

@@ -13,7 +13,7 @@ from audiofork.cluster.registration import key_subject
 from audiofork.config import Address, ClusterConfig, Config
 from audiofork.link.messages import Command, Direction, ForkSpec, SendReport
 from audiofork.link.sessions import Hello, Stamp, new_session, pack
-from audiofork.relay.host import HostedFork, RelayHost
+from audiofork.relay.host import CALLS_MOVE_S, HostedFork, RelayHost
 
 ADDRESS = Address("127.0.0.1", 4000)
 SPEC = ForkSpec("4b2d1a3e-0b7a-4a5e-9c6e-0d2f7a1b3c4d", "PJSIP/1", "ws://h/", Direction.IN)
@@ -94,3 +94,22 @@ async def test_host_registers_again_when_the_first_controller_of_an_asterisk_is_
         host._on_payload("audiofork.relay.relay1.pbx", hello)
         host._presence.tell(host._state(0.0))
     assert told.count(key_subject("relay1")) == 2
+
+
+@pytest.mark.parametrize(("drain_timeout", "stay_s"), [(60, 60 - CALLS_MOVE_S), (10, 0), (0, 0)])
+async def test_calls_to_servers_are_to_move_when_they_had_time_to_end(
+    monkeypatch: pytest.MonkeyPatch, drain_timeout: float, stay_s: float
+) -> None:
+    config = config_of(drain_timeout=drain_timeout)
+    host = RelayHost(config, lambda: config, make_worker=BusyWorker)
+    now = 1000.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    assert not host._state(0.0).moves_calls
+    host._set_draining(True)
+    if stay_s:
+        now += stay_s - 0.1
+        assert not host._state(0.0).moves_calls
+        now += 0.2
+    assert host._state(0.0).moves_calls
+    host._set_draining(False)
+    assert not host._state(0.0).moves_calls

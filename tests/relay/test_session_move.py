@@ -245,3 +245,17 @@ async def test_pause_of_the_new_connection_costs_nothing_that_comes_after_it(beg
     second.session._pipeline.set_pause(False)
     flow(second, {IN: ins}, 35, 60)
     assert second.sink.frames == ins[35:]
+
+
+async def test_all_frames_are_sent_that_have_come_where_none_can_have_come_to_both(
+    begin: Begin,
+) -> None:
+    second = begin(Direction.IN, legs=(IN,), holds=True)
+    second.attach()
+    second.sink.open()
+    frames = side()
+    flow(second, {IN: frames}, 0, 20)
+    second.session.take_over(((1, 2, 3), ()), 2, is_whole=True)
+    flow(second, {IN: frames}, 20, 60)
+    assert second.sink.frames == frames
+    assert second.reports[-1] == TakenOver(FORK_ID, is_exact=True)

@@ -50,6 +50,21 @@ def events(stage: SessionStage) -> list[Any]:
 # --- Audio ----------------------------------------------------------------------------------------
 
 
+async def test_audio_that_comes_before_the_fork_is_taken_over_is_played_after_that(
+    begin: Begin, clock: FakeLoop
+) -> None:
+    stage = begin(voice=Voice((IN,), steady=True), commands=ALL, holds=True)
+    stage.attach()
+    stage.sink.open()
+    say(stage, *SPEECH)
+    clock.advance(3)
+    assert stage.leg.spoken == []  # nor silence, over a leg that another host's server is heard by
+    stage.session.take_over(((), ()), 0)
+    clock.advance(3)
+    assert [one for one in stage.leg.spoken if one != SILENCE] == SPEECH
+    assert stage.session.stats().frames_unplayed == 0
+
+
 async def test_audio_is_played_and_counted(begin: Begin, clock: FakeLoop) -> None:
     stage = speaking(begin)
     say(stage, *SPEECH)

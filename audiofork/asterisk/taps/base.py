@@ -41,6 +41,8 @@ class LegOrder:
         heard_by: PARTY or PEER: who must hear what the relay sends; None: nobody.
         channel: The name of the channel.
         leads: Whether the channel has to be taken to where it connects to the relay.
+        is_spare: Whether the channel has another leg, in whose place it will be bridged with this
+            one; of calls whose other party is the server.
     """
 
     leg_id: str
@@ -53,6 +55,7 @@ class LegOrder:
     heard_by: Audience | None = None
     channel: str = ""
     leads: bool = False
+    is_spare: bool = False
 
 
 class Tap(Protocol):

@@ -6,9 +6,12 @@ extensions_audiofork.conf waits. A channel that is elsewhere is sent to the exte
 
 from __future__ import annotations
 
+import secrets
+
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.channels import NO_SUCH_CHANNEL
 from audiofork.asterisk.taps.base import LegAddresses, LegOrder, leg_name
+from audiofork.asterisk.taps.chanspy import originate
 from audiofork.asterisk.taps.ways import Connects, Way
 from audiofork.config import Address, Place
 from audiofork.errors import AmiActionFailed, AmiError, LegRefused, LegUncertain, NoSuchChannel
@@ -16,6 +19,8 @@ from audiofork.link.messages import Direction, LegPart
 
 VARIABLE = "AUDIOFORK_LEG"
 LED = Place("audiofork", "led", "1")
+# A leg that waits for its call brings nothing. If nobody bridges or ends it, it goes by itself.
+SPARE_WAITS_S = "30"
 
 # One leg, which carries both directions: what the party says comes over it, and what the server
 # says goes over it. Asterisk sends frames only while the party does.
@@ -39,11 +44,16 @@ class ConnectTap:
         self._relay = relay
 
     def name_leg(self, fork_id: str, part: LegPart, *, anew: bool) -> str:  # noqa: ARG002 (of Tap)
-        return leg_name(fork_id)  # no channel has it: the leg is an end of the call itself
+        # No channel has the plain one: such a leg is an end of the call itself.
+        return leg_name(fork_id, *((secrets.token_hex(4),) if anew else ()))
 
     async def start(self, leg: LegOrder) -> None:
         where = target(leg, self._relay.address_of(leg.fork_id))
         try:
+            if leg.is_spare:
+                spare = originate(where, leg.leg_id, "Wait", SPARE_WAITS_S)
+                await self._ami.action("Originate", spare, action_id=leg.leg_id)
+                return
             await self._ami.action(
                 "Setvar", [("Channel", leg.uniqueid), ("Variable", VARIABLE), ("Value", where)]
             )

@@ -1,0 +1,220 @@
+"""Calls whose other party is a server move from a relay host that is drained, by a bridge."""
+
+from __future__ import annotations
+
+import asyncio
+import audioop
+import signal
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+import pytest
+
+from audiofork.asterisk.versions import AUDIOSOCKET_RATES
+from testbed.asterisk import Asterisk
+from testbed.blocks import decode, find_blocks, make_blocks, report, slin_blocks
+from testbed.daemon import dialplan, manager_conf
+from testbed.recorder import Recorder
+from testbed.rtp import SLIN16, ULAW, Codec, swap_bytes
+from tests.relay.peers import until
+from tests.system.bots import BOT, went_on
+from tests.system.cluster import Cluster, clustered
+from tests.system.conftest import DIALPLAN, Target, counts_blocks, needs, place_call, set_globals
+from tests.system.scene import Scene, staged
+from tests.system.test_cli import command
+
+pytestmark = [pytest.mark.asterisk, pytest.mark.nats]
+
+SETTINGS = {
+    "cluster": "dead_after = 2\ndrain_timeout = 16\n",  # calls may stay for a second
+    "relay": "orphan_timeout = 20\n",
+    "security": "allow_speak = ws://127.0.0.1\n",
+}
+SAID = [decode(block) for block in make_blocks(100, seed=8)]
+
+
+@pytest.fixture(scope="module")
+def asterisk() -> Iterator[Asterisk]:
+    config = {"manager.conf": manager_conf()}
+    with Asterisk(dialplan=DIALPLAN + BOT + dialplan(), config=config) as one:
+        yield one
+
+
+@pytest.fixture
+async def scene(asterisk: Asterisk, recorder: Recorder) -> AsyncIterator[Scene[Recorder]]:
+    async with staged(asterisk, recorder, {}) as one:
+        yield one
+
+
+@pytest.fixture
+def cluster(asterisk: Asterisk) -> Iterator[Cluster]:
+    with clustered(asterisk, SETTINGS) as one:
+        yield one
+
+
+async def call_bot(scene: Scene[Recorder], options: str = "", codec: Codec = ULAW) -> Target:
+    """Call the recorder, and let it hear something."""
+    await set_globals(scene.ami, BOT_URL=scene.server.url("/bot"), BOT_OPTIONS=options)
+    target = await place_call(scene.ami, scene.caller, "bot", codec)
+    target.call.recording = True
+    talk = target.call.play(spoken(blocks_of(codec, 50, seed=3), codec), loop=True)
+    await scene.server.wait_messages("/bot", 20)
+    talk.cancel()
+    return target
+
+
+def blocks_of(codec: Codec, count: int, seed: int) -> list[bytes]:
+    """Return blocks as they are heard after such a codec, as slin."""
+    if codec is ULAW:
+        return [decode(block) for block in make_blocks(count, seed)]
+    return slin_blocks(count, seed, sample_rate=codec.sample_rate)
+
+
+def spoken(blocks: Sequence[bytes], codec: Codec) -> list[bytes]:
+    """Return blocks as they are sent by such a codec."""
+    return [audioop.lin2ulaw(one, 2) if codec is ULAW else swap_bytes(one) for one in blocks]
+
+
+async def connections(scene: Scene[Recorder], count: int) -> None:
+    """Wait until the last of so many connections gets audio, and the earlier ones are closed."""
+
+    def are_there() -> bool:
+        *before, last = scene.server.recordings
+        is_new = len(before) == count - 1 and len(last.audio) > 0
+        return is_new and all(one.closed for one in before)
+
+    await until(are_there, 20)
+
+
+@counts_blocks
+@pytest.mark.parametrize(
+    ("options", "codec"),
+    [
+        ("", ULAW),
+        pytest.param(
+            *("L(16000)", SLIN16), marks=needs(AUDIOSOCKET_RATES, "AudioSocket legs at 16000 Hz")
+        ),
+    ],
+    ids=["narrow", "wide"],
+)
+async def test_call_to_a_bot_moves_and_moves_again_without_a_gap_in_either_direction(
+    scene: Scene[Recorder], cluster: Cluster, options: str, codec: Codec
+) -> None:
+    first = cluster.relay("r1")
+    controller = cluster.controller("c1")
+    await controller.says("connected to Asterisk")
+    target = await call_bot(scene, options, codec)
+    second = cluster.relay("r2")
+    heard, said = blocks_of(codec, 600, seed=7), blocks_of(codec, 100, seed=8)
+    warm_up = spoken(blocks_of(codec, 50, seed=2), codec)
+    speaking = asyncio.ensure_future(target.call.play([*warm_up, *spoken(heard, codec)]))
+    await asyncio.sleep(1)
+    assert await command(controller, "drain", "r1") == (0, "")
+    await connections(scene, 2)
+    assert await command(controller, "drain", "r1", "--undo") == (0, "")
+    await asyncio.sleep(1)
+    second.signal(signal.SIGTERM)
+    await connections(scene, 3)
+    await until(lambda: second.exit_code is not None, 20)
+    assert second.exit_code == 0
+    connection = scene.server.recordings[-1].connection
+    assert connection is not None
+    await connection.send(b"".join(said))
+    await speaking
+    await target.call.play(warm_up)
+    played = target.call.received_audio()
+    played = decode(played) if codec is ULAW else swap_bytes(played)
+    assert report(find_blocks(played, said), len(said)).intact
+    audio = b"".join(one.audio for one in scene.server.recordings)
+    assert report(find_blocks(audio, heard), len(heard)).intact
+    for one in scene.server.recordings[:2]:
+        assert (one.close_code, one.close_reason) == (1001, "moved")
+    assert "some frames may be missing" not in controller.log()
+    await scene.legs(1)
+    await connection.close(1000, "thanks")
+    back = await went_on(scene.ami)
+    assert (back["Status"], back["Why"]) == ("STOPPED", "sink-closed")
+    await scene.legs(0)
+    await target.call.hangup()
+    assert "Traceback" not in controller.log() + first.log()
+
+
+@counts_blocks
+async def test_server_that_greets_on_each_connection_is_heard_in_whole_after_a_move(
+    scene: Scene[Recorder], cluster: Cluster
+) -> None:
+    cluster.relay("r1")
+    controller = cluster.controller("c1")
+    await controller.says("connected to Asterisk")
+    target = await call_bot(scene)
+    second = cluster.relay("r2")
+    target.call.talk()
+    greeted = asyncio.create_task(greet(scene))
+    assert await command(controller, "drain", "r1") == (0, "")
+    await connections(scene, 2)
+    await greeted
+    await asyncio.sleep(3)
+    played = decode(target.call.received_audio())
+    assert report(find_blocks(played, SAID), len(SAID)).intact
+    await target.call.hangup()
+    stopped = await scene.ami.wait_user_event("AudioForkStopped", Uniqueid=target.uniqueid)
+    assert stopped["Reason"] == "hangup"
+    await scene.legs(0)
+    assert "Traceback" not in second.log()
+
+
+async def greet(scene: Scene[Recorder]) -> None:
+    """Speak over the second connection as soon as it is there."""
+    await until(lambda: len(scene.server.recordings) == 2, 20)
+    await until(lambda: scene.server.recordings[1].connection is not None, 20)
+    connection = scene.server.recordings[1].connection
+    assert connection is not None
+    await connection.send(b"".join(SAID))
+
+
+async def test_call_goes_on_with_its_first_host_where_the_other_gets_no_leg(
+    scene: Scene[Recorder], cluster: Cluster
+) -> None:
+    cluster.relay("r1")
+    controller = cluster.controller("c1")
+    await controller.says("connected to Asterisk")
+    target = await call_bot(scene)
+    cluster.relay("r2", audiosocket="allow = 192.0.2.1\n")  # lets no leg in
+    target.call.talk()
+    assert await command(controller, "drain", "r1") == (0, "")
+    stays = "it stays at its relay host: the other was not ready"
+    await until(lambda: stays in controller.log(), 30)
+    before = len(scene.server.recordings[0].messages)
+    await until(lambda: len(scene.server.recordings[0].messages) > before + 50, 20)
+    assert not scene.server.recordings[0].closed
+    await scene.legs(1)
+    await target.call.hangup()
+    stopped = await scene.ami.wait_user_event("AudioForkStopped", Uniqueid=target.uniqueid)
+    assert stopped["Reason"] == "hangup"
+    await scene.legs(0)
+
+
+@pytest.mark.parametrize("is_gone", [True, False], ids=["next controller", "same controller"])
+async def test_call_that_has_moved_is_taken_up_and_ends_as_any(
+    scene: Scene[Recorder], cluster: Cluster, is_gone: bool
+) -> None:
+    cluster.relay("r1")
+    controller = cluster.controller("c1")
+    await controller.says("connected to Asterisk")
+    target = await call_bot(scene)
+    cluster.relay("r2")
+    target.call.talk()
+    assert await command(controller, "drain", "r1") == (0, "")
+    await connections(scene, 2)
+    if is_gone:
+        controller.kill()
+        controller = cluster.controller("c2")
+        await controller.says("connected to Asterisk")
+        await until(lambda: "found 1 that went on" in controller.log(), 20)
+    messages = len(scene.server.recordings[1].messages)
+    await until(lambda: len(scene.server.recordings[1].messages) > messages + 100, 20)
+    await scene.legs(1)
+    await command(controller, "stop", target.channel)
+    back = await went_on(scene.ami)
+    assert (back["Status"], back["Why"]) == ("STOPPED", "stopped")
+    await scene.legs(0)
+    await target.call.hangup()
