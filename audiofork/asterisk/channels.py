@@ -86,8 +86,11 @@ class Channels:
         self._ami.post("Hangup", [("Channel", uniqueid)], lambda _: None)
 
     async def bridge(self, uniqueid: str, other: str) -> None:
-        """Bridge two channels, whatever either is doing; raises AmiActionFailed if one is gone."""
-        await self._ami.action("Bridge", [("Channel1", uniqueid), ("Channel2", other)])
+        """Bridge a channel with another one, whatever either is doing.
+
+        The other one comes first: what it says until the channel is there is lost.
+        """
+        await self._ami.action("Bridge", [("Channel1", other), ("Channel2", uniqueid)])
 
     async def present(self) -> dict[str, str]:
         """Return the names of all channels, by uniqueid."""

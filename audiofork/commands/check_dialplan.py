@@ -12,9 +12,9 @@ from audiofork.commands.findings import Findings
 from audiofork.errors import AmiActionFailed, AmiError
 
 FILE = "extensions_audiofork.conf"
-VERSION = 5
+VERSION = 6
 """Of the shipped file, as its extension `version` says; another text has another version."""
-FINGERPRINT = "4520085ffac6e562"
+FINGERPRINT = "87768d51e0c104e6"
 """Of the shipped file, as `fingerprint` makes it of what Asterisk has read."""
 # The contexts of the shipped file, with what somebody or something is sent to in each.
 REQUESTS = "audiofork"

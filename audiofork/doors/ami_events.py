@@ -12,6 +12,7 @@ from unicodedata import category
 
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.channels import NO_SUCH_CHANNEL
+from audiofork.asterisk.taps import connect
 from audiofork.errors import AmiActionFailed, AmiError
 from audiofork.forks.events import (
     Attack,
@@ -32,17 +33,13 @@ from audiofork.forks.events import (
     Stopped,
 )
 from audiofork.forks.fairness import Allowance
-from audiofork.forks.requests import CONNECT as CONNECTS
-from audiofork.forks.requests import DIALPLAN, UNKNOWN, Origin
+from audiofork.forks.requests import CONNECT, DIALPLAN, UNKNOWN, Origin
 from audiofork.log import Refusals, without_credentials, without_query
 from audiofork.text import harmless
 
 log = logging.getLogger(__name__)
 
 MAX_RESPONSE_BYTES = 900  # a line of AMI has 1024 at most, with the name of its header
-# What AUDIOFORK_STATUS is, but of the connected fork alone: the Gosub that waits for it must not
-# take the news of another fork of its channel for its own.
-CONNECT = "AUDIOFORK_CONNECT"
 # How many refused requests are answered per second: each answer is an event for all AMI clients.
 ANSWERS_TO_ORIGIN = 20
 ANSWERS_TO_DOOR = 100
@@ -89,7 +86,7 @@ class AmiEvents:
                 self._command_handled(event)
             case Parting():
                 self._tell_end(event)
-                self._set(event.fork.uniqueid, CONNECT, _status_of(event))
+                self._set(event.fork.uniqueid, connect.STATUS, _status_of(event))
             case Ended() if not event.fork.connects:  # else the call has a next one, perhaps
                 self._tell_end(event)
             case Failed():
@@ -110,8 +107,8 @@ class AmiEvents:
         self._set(fork.uniqueid, f"AUDIOFORK_WSSERVER_{fork.id.replace('-', '_')}", fork.url)
         self._set(fork.uniqueid, "AUDIOFORK_STATUS", "STARTING")
         if fork.connects:
-            self._set(fork.uniqueid, f"{CONNECT}_ID", fork.id)
-            self._set(fork.uniqueid, CONNECT, "STARTING")
+            self._set(fork.uniqueid, connect.FORK, fork.id)
+            self._set(fork.uniqueid, connect.STATUS, "STARTING")
 
     def _started(self, event: Started) -> None:
         fork = event.fork
@@ -211,8 +208,8 @@ class AmiEvents:
         if (channel or uniqueid) and is_start and why != NO_SUCH_CHANNEL:
             self._set(uniqueid or channel, "AUDIOFORK_REASON", why)
             self._set(uniqueid or channel, "AUDIOFORK_STATUS", "FAILED")
-            if safe.get("command", "").lower() == CONNECTS and origin.door == DIALPLAN:
-                self._set(uniqueid or channel, CONNECT, "FAILED")
+            if safe.get("command", "").lower() == CONNECT and origin.door == DIALPLAN:
+                self._set(uniqueid or channel, connect.STATUS, "FAILED")
         headers = [
             ("AudioForkID", safe.get("audioforkid") or str(uuid.uuid4())),
             ("Channel", channel),

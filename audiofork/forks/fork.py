@@ -42,6 +42,7 @@ class Leg:
         uuid: What that leg presents to the relay; only Asterisk may know it, so no log shows it.
         attached: Whether it has connected.
         gone: Whether its channel has ended.
+        is_spare: Whether its call has yet to be bridged with it; see `LegOrder`.
         lost_at: The loop time when it was lost; None if it is not lost, or has not come yet.
         losses: Loop times of the latest losses.
         timer: Ends the fork if the leg does not connect in time.
@@ -52,6 +53,7 @@ class Leg:
     uuid: str = field(default="", repr=False)
     attached: bool = False
     gone: bool = False
+    is_spare: bool = False
     lost_at: float | None = None
     losses: list[float] = field(default_factory=list)
     timer: asyncio.TimerHandle | None = None

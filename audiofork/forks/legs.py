@@ -9,6 +9,7 @@ from collections.abc import Container
 
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.base import LegOrder
+from audiofork.asterisk.taps.connect import waits_for
 from audiofork.errors import (
     AmiActionFailed,
     AmiError,
@@ -52,6 +53,7 @@ RELAY_WAS_AWAY = "lost while its relay was away"
 ORPHANED = "somebody else speaks in its place: its channel has gone"
 CANNOT_ASK = "the leg was lost, and Asterisk cannot be asked"
 MOVED_ON = "the call went on without the server: it was transferred, or taken elsewhere"
+GONE_ON = "its relay was lost, and the call did not wait for another"
 ASTERISK_AWAY_S = 5.0  # how long a fork without a leg waits for a connection to Asterisk
 
 
@@ -115,9 +117,10 @@ class Legs:
             self._ask(fork, leg, anew=anew)
 
     def connect(self, fork: Fork) -> None:
-        """Request the leg of a connected fork, once: its server is there."""
-        if not any(leg.id for leg in fork.legs.values()):
-            self.order(fork, anew=False)
+        """Request the leg of a connected fork, once with each relay: its server is there."""
+        legs = fork.legs.values()
+        if not any(leg.id for leg in legs):
+            self.order(fork, anew=any(leg.lost_at is not None for leg in legs))
 
     def adopt(self, fork: Fork, held: HeldFork, present: Container[str]) -> None:
         """Take over the legs of a fork that an earlier daemon has left to its relay process.
@@ -148,7 +151,9 @@ class Legs:
             self.leaving.watch(fork, [leg])
         leg.id = fork.tap.name_leg(fork.id, leg.part, anew=anew)
         leg.attached = False
-        leg.gone = fork.connects  # there is no channel of its own that could be left behind
+        leg.is_spare = fork.connects and anew
+        # The first is an end of the call, and no channel of its own that could be left behind.
+        leg.gone = fork.connects and not anew
         leg.uuid = str(uuid.uuid4())
         # First the relay, then Asterisk: the relay refuses a leg whose UUID it does not know yet.
         self._send(ExpectLeg(fork.id, leg.part, leg.uuid, leg.id))
@@ -212,6 +217,32 @@ class Legs:
         leg = fork.legs[part]
         leg.attached = True
         leg.cancel_timer()
+        if leg.is_spare:
+            self._spawn(self._join(fork, leg, leg.id))
+        else:
+            self._on_there(fork, leg)
+
+    async def _join(self, fork: Fork, leg: Leg, leg_id: str) -> None:
+        """Bridge a call whose relay was lost with its new leg, if it still waits for its server."""
+        try:
+            if await waits_for(self._channels, fork.uniqueid, fork.id):
+                await self._channels.bridge(fork.uniqueid, leg_id)
+                why = ""
+            else:
+                why = GONE_ON
+        except NoSuchChannel:
+            await self._on_target_gone(fork)
+            return
+        except AmiError as exc:
+            why = str(exc)
+        if _is_wanted(fork, leg, leg_id):
+            if why:
+                self._end(fork, EndReason.LEG_FAILED, why)
+            else:
+                leg.is_spare = False
+                self._on_there(fork, leg)
+
+    def _on_there(self, fork: Fork, leg: Leg) -> None:
         if all(one.attached for one in fork.legs.values()):
             fork.chronicle.on_legs()
         if leg.lost_at is not None:
@@ -282,7 +313,7 @@ class Legs:
         """End the fork, or replace the leg if it had connected before."""
         if fork.progress.relay_away:
             return  # all legs are requested again when another relay process has the fork
-        if leg.lost_at is None:
+        if leg.lost_at is None or fork.connects:
             self._end(fork, EndReason.LEG_FAILED, why)
         else:
             self._spawn(self._on_loss(fork, leg, why, 1))
@@ -388,6 +419,8 @@ class Legs:
             _count_loss(leg)
             if leg.lost_at is None:
                 leg.lost_at = lost_at
+            if fork.connects:
+                leg.id = ""  # it is requested when the server is there
         # One leg is enough to end the fork: its losses are the fork's attempts.
         worst = max(legs, key=lambda leg: len(leg.losses))
         attempt = len(worst.losses)
@@ -415,6 +448,7 @@ def order_of(fork: Fork, leg: Leg, leg_id: str) -> LegOrder:
         heard_by=heard_by(fork, leg.part),
         channel=fork.channel,
         leads=fork.connects and not waits_itself(fork),
+        is_spare=leg.is_spare,
     )
 
 

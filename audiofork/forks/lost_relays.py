@@ -105,8 +105,6 @@ class LostRelays:
             self._end_without_relay(fork, fork.progress.end_asked or EndReason.HANGUP, RELAY_DIED)
         elif in_vain := self._legs.lose_all(fork, lost_at, RELAY_DIED):
             self._end_without_relay(fork, EndReason.LEG_FAILED, in_vain)
-        elif fork.connects:  # its call went on in the dialplan when the leg closed
-            self._end_without_relay(fork, EndReason.LEG_FAILED, RELAY_DIED)
         else:
             self._starting.order(fork, anew=True)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from dataclasses import replace
 
 from audiofork.asterisk.channels import Channels
 from audiofork.errors import AmiError, LegRefused, LegUncertain, NoSuchChannel
@@ -108,7 +107,10 @@ class Relocation:
         if not _can_move(fork) or fork.id in self._legs:
             return
         legs = {
-            part: Leg(part, fork.tap.name_leg(fork.id, part, anew=True), str(uuid.uuid4()))
+            part: Leg(
+                *(part, fork.tap.name_leg(fork.id, part, anew=True), str(uuid.uuid4())),
+                is_spare=fork.connects,
+            )
             for part in fork.legs
         }
         self._legs[fork.id] = legs
@@ -127,8 +129,7 @@ class Relocation:
             if self._legs.get(fork.id) is not legs:
                 return
             try:
-                order = order_of(fork, leg, leg.id)
-                await fork.tap.start(replace(order, is_spare=fork.connects))
+                await fork.tap.start(order_of(fork, leg, leg.id))
             except (NoSuchChannel, LegRefused, LegUncertain) as exc:
                 fork.log.warning("%s for another relay host: %s", leg, exc)
 

@@ -19,6 +19,7 @@ from audiofork.link.messages import (
     ForkEnded,
     ForkReport,
     ForkSpec,
+    FrameCame,
     HandedOver,
     HandOver,
     LegAttached,
@@ -36,6 +37,7 @@ from audiofork.link.messages import (
     SinkOpened,
     SinkRetrying,
     TakeOver,
+    TellFrame,
 )
 
 # For so long both relays get the frames before the second takes over: of some they must know that
@@ -44,6 +46,8 @@ BOTH_S = 0.6
 MOVE_TIMEOUT_S = 8.0
 # Two legs do not bring a frame at the same moment: rather one twice than none.
 SPARE_FRAMES = 2
+# A party that says nothing for so long says nothing that a bridge could lose.
+FRAME_WAIT_S = 0.1
 MOST_COUNTS = 10_000
 
 
@@ -209,6 +213,10 @@ class HostMoves:
         return True
 
     def _on_old(self, move: _Move, report: ForkReport) -> bool:
+        if isinstance(report, FrameCame):
+            if not move.is_ready:
+                self._let_bridge(move)
+            return True
         if isinstance(report, LegLost) and move.is_ready:
             self._hand_over(move)  # the call has been bridged with the new leg
             return True
@@ -270,9 +278,14 @@ class HostMoves:
         if not move.by_bridge:
             self._hand_over(move)
         elif not move.is_ready:
-            move.is_ready = True
-            move.after(MOVE_TIMEOUT_S, lambda: self._give_up(move, "the call was not bridged"))
-            self._report(MoveReady(move.fork_id))
+            # Asterisk loses a frame that comes just as it bridges: one has to have come before.
+            move.old.send(TellFrame(move.fork_id))
+            move.after(FRAME_WAIT_S, lambda: self._let_bridge(move))
+
+    def _let_bridge(self, move: _Move) -> None:
+        move.is_ready = True
+        move.after(MOVE_TIMEOUT_S, lambda: self._give_up(move, "the call was not bridged"))
+        self._report(MoveReady(move.fork_id))
 
     def _hand_over(self, move: _Move) -> None:
         """Make the new host the owner, and tell the old one to stop."""

@@ -27,6 +27,7 @@ from audiofork.link.fork_spec import Voice as Voice
 from audiofork.link.fork_stats import ForkStats as ForkStats
 from audiofork.link.held_fork import HeldFork as HeldFork
 from audiofork.link.moves import CountBefore as CountBefore
+from audiofork.link.moves import FrameCame as FrameCame
 from audiofork.link.moves import HandedOver as HandedOver
 from audiofork.link.moves import HandOver as HandOver
 from audiofork.link.moves import Moved as Moved
@@ -36,6 +37,7 @@ from audiofork.link.moves import NotMoved as NotMoved
 from audiofork.link.moves import RelayDraining as RelayDraining
 from audiofork.link.moves import TakenOver as TakenOver
 from audiofork.link.moves import TakeOver as TakeOver
+from audiofork.link.moves import TellFrame as TellFrame
 
 
 class EndReason(enum.StrEnum):
@@ -207,6 +209,7 @@ Command = (
     | Leave
     | MoveFork
     | NoteFrames
+    | TellFrame
     | HandOver
     | TakeOver
     | CountBefore
@@ -475,6 +478,7 @@ ForkReport = (
     | SinkResumed
     | SinkMessage
     | CommandAsked
+    | FrameCame
     | HandedOver
     | TakenOver
     | ForkEnded

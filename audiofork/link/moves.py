@@ -19,6 +19,13 @@ class NoteFrames:
 
 
 @dataclass(frozen=True, slots=True)
+class TellFrame:
+    """Command to the first relay, which notes frames: answer the next with `FrameCame`, once."""
+
+    fork_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class HandOver:
     """Command to the first relay: stop, answer with `HandedOver`, send what waits, and end."""
 
@@ -49,6 +56,13 @@ class CountBefore:
 
     fork_id: str
     stats: ForkStats
+
+
+@dataclass(frozen=True, slots=True)
+class FrameCame:
+    """Report of the first relay: a leg has just brought a frame, so the next one takes a while."""
+
+    fork_id: str
 
 
 @dataclass(frozen=True, slots=True)

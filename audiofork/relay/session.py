@@ -16,6 +16,7 @@ from audiofork.link.messages import (
     ForkEnded,
     ForkSpec,
     ForkStats,
+    FrameCame,
     HandedOver,
     LegAttached,
     LegLost,
@@ -108,6 +109,7 @@ class Session:
     _running: asyncio.Task[None] | None = None
     _closing: asyncio.Task[None] | None = None
     _kept: dict[LegPart, KeptFrames] | None = None
+    _tells_frame = False
 
     def __init__(self, spec: ForkSpec, sink: Sink, report: SendReport, pacer: Pacer) -> None:
         self.spec = spec
@@ -262,8 +264,15 @@ class Session:
         def note(part: LegPart, frame: bytes) -> None:
             for side, audio in self._sides.apart(part, frame).items():
                 tails[side].add(audio)
+            if self._tells_frame:
+                self._tells_frame = False
+                self._report(FrameCame(self.spec.fork_id))
 
         self._pipeline.note(note)
+
+    def tell_frame(self) -> None:
+        """Report the next frame that a leg brings, which is noted."""
+        self._tells_frame = True
 
     def hand_over(self) -> None:
         """Let another relay go on from here; send what waits, and end."""

@@ -35,6 +35,7 @@ from audiofork.link.messages import (
     TakeLevels,
     TakeOver,
     TakeStats,
+    TellFrame,
 )
 from audiofork.relay import resampler
 from audiofork.relay.check_legs import CheckLegs
@@ -237,7 +238,7 @@ class Worker:
 
 def _obey(
     session: Session,
-    command: EndFork | SetMute | SetGate | PressKey | NoteFrames | HandOver | TakeOver,
+    command: EndFork | SetMute | SetGate | PressKey | NoteFrames | TellFrame | HandOver | TakeOver,
 ) -> None:
     if isinstance(command, EndFork):
         session.end(command.reason, command.detail)
@@ -247,6 +248,8 @@ def _obey(
         session.press(command)
     elif isinstance(command, NoteFrames):
         session.note_frames()
+    elif isinstance(command, TellFrame):
+        session.tell_frame()
     elif isinstance(command, HandOver):
         session.hand_over()
     elif isinstance(command, TakeOver):

@@ -513,10 +513,10 @@ async def test_missing_context_is_a_fault_also_while_ari_is_away(asterisk: Spied
 @pytest.mark.parametrize(
     ("was", "is_now", "mark", "told", "remedy"),
     [
-        ("version,1,NoOp(5)", "version,1,NoOp(0)", Mark.FAIL, "is older (version 0)", "setup"),
-        ("version,1,NoOp(5)", "version,1,NoOp(x)", Mark.FAIL, "is older (version 0)", "setup"),
-        ("version,1,NoOp(5)", "other,1,NoOp(5)", Mark.FAIL, "is older (version 0)", "setup"),
-        ("version,1,NoOp(5)", "version,1,NoOp(6)", Mark.FAIL, "is newer (version 6)", "restart"),
+        ("version,1,NoOp(6)", "version,1,NoOp(0)", Mark.FAIL, "is older (version 0)", "setup"),
+        ("version,1,NoOp(6)", "version,1,NoOp(x)", Mark.FAIL, "is older (version 0)", "setup"),
+        ("version,1,NoOp(6)", "other,1,NoOp(6)", Mark.FAIL, "is older (version 0)", "setup"),
+        ("version,1,NoOp(6)", "version,1,NoOp(7)", Mark.FAIL, "is newer (version 7)", "restart"),
         ("Wait(0.02)", "Wait(0.5)", Mark.WARN, "has been edited", "put the shipped file"),
         ("Dial(${AUDIOFORK_LEG})", "Dial(x)", Mark.WARN, "has been edited", "put the shipped file"),
         ("(late)", "(later)", Mark.WARN, "has been edited", "put the shipped file"),

@@ -8,9 +8,8 @@ import pytest
 
 from audiofork.asterisk.ami_protocol import RequestReceived
 from audiofork.config import Place, ProfileConfig
-from audiofork.errors import LegRefused
-from audiofork.forks.legs import LEG_LOSS_GRACE_S, LEG_TIMEOUT_S, MOVED_ON
-from audiofork.forks.lost_relays import RELAY_DIED
+from audiofork.errors import AmiActionFailed, LegRefused
+from audiofork.forks.legs import GONE_ON, LEG_LOSS_GRACE_S, LEG_TIMEOUT_S, MOVED_ON
 from audiofork.link.messages import (
     CommandAsked,
     EndFork,
@@ -21,6 +20,7 @@ from audiofork.link.messages import (
     SinkOpened,
     SinkResumed,
     SinkRetrying,
+    Streaming,
     Voice,
 )
 from tests.control_plane import ANY_URL, START, UNIQUEID, Rig
@@ -148,12 +148,112 @@ async def test_it_is_not_started_again_by_the_next_daemon(rig: Rig) -> None:
     assert (rig.ami.told, rig.sent) == (told, sent)
 
 
-async def test_relay_process_that_dies_ends_it(rig: Rig) -> None:
+# --- Its relay dies -------------------------------------------------------------------------------
+
+
+def waiting(rig: Rig, fork_id: str, status: str = "STREAMING") -> None:
+    """Let the dialplan say that the call waits for a server."""
+    rig.ami.values_of[UNIQUEID] = {
+        "AUDIOFORK_CONNECT": status,
+        "AUDIOFORK_CONNECT_ID": fork_id,
+    }
+
+
+def bridges(rig: Rig) -> list[dict[str, str]]:
+    """Return what was asked to be bridged."""
+    return [dict(headers) for name, headers, _ in rig.ami.actions if name == "Bridge"]
+
+
+async def flowing(rig: Rig) -> str:
+    """Connect a call, and let its audio flow; return the id of the fork."""
     fork_id = await talking(rig)
+    rig.forks.on_report(Streaming(fork_id))
+    return fork_id
+
+
+async def test_call_whose_relay_dies_gets_a_leg_of_another_and_is_bridged_with_it(rig: Rig) -> None:
+    fork_id = await flowing(rig)
+    waiting(rig, fork_id)
     await rig.lose_relay(fork_id)
-    assert rig.last_event[0] == "AudioForkFailed"
-    assert rig.last_event[1]["Detail"] == RELAY_DIED
-    assert rig.live == []
+    assert len(rig.tap.orders) == 1  # first the server
+    rig.forks.on_report(SinkOpened(fork_id))
+    await rig.clock.settle()
+    order = rig.tap.orders[-1]
+    assert (order.is_spare, order.leg_id) == (True, rig.expected[-1].leg_id)
+    rig.connect(fork_id, LegPart.IN)
+    await rig.clock.settle()
+    assert bridges(rig) == [{"Channel1": order.leg_id, "Channel2": UNIQUEID}]
+    assert rig.last_event[0] == "AudioForkResumed"
+    await rig.clock.advance(60)
+    assert rig.ends == []
+    (view,) = await rig.forks.views()
+    assert view.state == "streaming"
+
+
+async def test_call_whose_relays_die_one_after_the_other_is_bridged_each_time(rig: Rig) -> None:
+    fork_id = await flowing(rig)
+    waiting(rig, fork_id)
+    for count in (1, 2):
+        await rig.lose_relay(fork_id)
+        rig.forks.on_report(SinkOpened(fork_id))
+        await rig.clock.settle()
+        rig.connect(fork_id, LegPart.IN)
+        await rig.clock.settle()
+        assert len(bridges(rig)) == count
+    assert rig.ends == []
+
+
+@pytest.mark.parametrize(
+    ("status", "of"), [("STOPPED", ""), ("FAILED", ""), ("STREAMING", "another fork")]
+)
+async def test_call_that_does_not_wait_any_more_is_left_alone(
+    rig: Rig, status: str, of: str
+) -> None:
+    fork_id = await flowing(rig)
+    waiting(rig, of or fork_id, status)
+    await rig.lose_relay(fork_id)
+    rig.forks.on_report(SinkOpened(fork_id))
+    await rig.clock.settle()
+    rig.connect(fork_id, LegPart.IN)
+    await rig.clock.settle()
+    assert bridges(rig) == []
+    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, GONE_ON)]
+
+
+async def test_call_that_asterisk_does_not_bridge_ends_with_what_it_says(rig: Rig) -> None:
+    fork_id = await flowing(rig)
+    waiting(rig, fork_id)
+    rig.ami.faults["Bridge"] = AmiActionFailed("Bridge", "Channel2 not found")
+    await rig.lose_relay(fork_id)
+    rig.forks.on_report(SinkOpened(fork_id))
+    await rig.clock.settle()
+    rig.connect(fork_id, LegPart.IN)
+    await rig.clock.settle()
+    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, "Bridge: Channel2 not found")]
+
+
+async def test_leg_of_another_relay_that_asterisk_refuses_ends_the_call(rig: Rig) -> None:
+    fork_id = await flowing(rig)
+    await rig.lose_relay(fork_id)
+    rig.tap.fault = LegRefused("no")
+    rig.forks.on_report(SinkOpened(fork_id))
+    await rig.clock.settle()
+    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, "no")]
+
+
+async def test_call_that_is_hung_up_while_it_waits_for_another_relay_ends(rig: Rig) -> None:
+    fork_id = await flowing(rig)
+    waiting(rig, fork_id)
+    await rig.lose_relay(fork_id)
+    rig.forks.on_report(SinkOpened(fork_id))
+    await rig.clock.settle()
+    rig.ami.channels.clear()
+    rig.connect(fork_id, LegPart.IN)
+    await rig.clock.advance(1)
+    assert [end.reason for end in rig.ends] == [EndReason.HANGUP]
+
+
+# --- Others of its call ---------------------------------------------------------------------------
 
 
 async def test_second_server_for_a_call_is_refused_and_a_copy_is_not(rig: Rig) -> None:

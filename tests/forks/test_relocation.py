@@ -186,7 +186,7 @@ async def test_call_to_a_bot_is_bridged_with_its_new_leg_when_that_is_ready(rig:
     assert bridges(rig) == []
     rig.forks.on_report(MoveReady(fork_id))
     await rig.clock.settle()
-    assert bridges(rig) == [{"Channel1": UNIQUEID, "Channel2": leg_id}]
+    assert bridges(rig) == [{"Channel1": leg_id, "Channel2": UNIQUEID}]
     rig.forks.on_report(Moved(fork_id, "r2"))
     fork = rig.forks.find(fork_id)
     assert fork is not None

@@ -10,7 +10,7 @@ import pytest
 
 from audiofork.cluster.beats import Beat
 from audiofork.config import Config
-from audiofork.link.host_moves import BOTH_S, MOVE_TIMEOUT_S, SPARE_FRAMES
+from audiofork.link.host_moves import BOTH_S, FRAME_WAIT_S, MOVE_TIMEOUT_S, SPARE_FRAMES
 from audiofork.link.hosts import RelayHosts
 from audiofork.link.messages import (
     Adopt,
@@ -23,6 +23,7 @@ from audiofork.link.messages import (
     ForkEnded,
     ForkSpec,
     ForkStats,
+    FrameCame,
     HandedOver,
     HandOver,
     HeldFork,
@@ -45,6 +46,7 @@ from audiofork.link.messages import (
     Streaming,
     TakenOver,
     TakeOver,
+    TellFrame,
 )
 from audiofork.link.sessions import (
     Down,
@@ -540,8 +542,10 @@ class Bridged:
         """Let the new host be ready, and the control plane hear of it."""
         await self.beside()
         self.stage.new.say(SinkOpened(FORK), LegAttached(FORK, IN))
-        await self.stage.clock.advance(0)
-        await self.stage.clock.advance(0)
+        for _ in range(2):
+            await self.stage.clock.advance(0)
+        assert self.stage.old.last(1) == [TellFrame(FORK)]
+        self.stage.old.say(FrameCame(FORK))
         assert await self.stage.reported() == [MoveReady(FORK)]
         self.stage.reports.clear()
 
@@ -564,6 +568,19 @@ async def test_call_is_handed_over_when_its_first_leg_ends_since_it_was_bridged(
     stage.old.say(HandedOver(FORK, TAIL))
     assert stage.new.last(1) == [WHOLE]
     assert await stage.reported() == [Moved(FORK, "r2")]  # and nothing of a lost leg
+
+
+async def test_call_whose_party_says_nothing_is_ready_all_the_same(
+    stage: Stage, call: Bridged
+) -> None:
+    await call.beside()
+    stage.new.say(SinkOpened(FORK), LegAttached(FORK, IN))
+    for _ in range(2):
+        await stage.clock.advance(0)
+    assert await stage.reported() == []
+    await stage.clock.advance(FRAME_WAIT_S)
+    stage.old.say(FrameCame(FORK))  # by now
+    assert await stage.reported() == [MoveReady(FORK)]
 
 
 async def test_call_whose_first_leg_ends_before_the_other_host_is_ready_has_lost_it(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from audiofork.link.messages import Direction, HandedOver, LegPart, SetMute, TakenOver
+from audiofork.link.messages import Direction, FrameCame, HandedOver, LegPart, SetMute, TakenOver
 from audiofork.relay.shape import join_of, left, right
 from tests.relay.pipeline_stage import BOTH_LEGS, FORK_ID, IN, OUT, PAIRS
 from tests.relay.session_stage import Begin, SessionStage
@@ -259,3 +259,11 @@ async def test_all_frames_are_sent_that_have_come_where_none_can_have_come_to_bo
     flow(second, {IN: frames}, 20, 60)
     assert second.sink.frames == frames
     assert second.reports[-1] == TakenOver(FORK_ID, is_exact=True)
+
+
+async def test_next_frame_is_told_once(begin: Begin) -> None:
+    first, _ = await pair_of(begin, Direction.IN, legs=(IN,))
+    first.session.tell_frame()
+    assert FrameCame(FORK_ID) not in first.reports
+    flow(first, {IN: side()}, 0, 3)
+    assert first.reports.count(FrameCame(FORK_ID)) == 1

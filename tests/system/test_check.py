@@ -235,7 +235,7 @@ async def test_asterisk_with_ari_has_no_fault_and_brings_legs_by_it(checked: Ast
     texts = [finding.text for finding in findings]
     address = f"http://127.0.0.1:{checked.http_port}/ari"
     assert f"ARI: audiofork may write at {address}" in texts
-    assert "dialplan: audiofork and audiofork-leg are there, as shipped (version 5)" in texts
+    assert "dialplan: audiofork and audiofork-leg are there, as shipped (version 6)" in texts
     assert any(text.startswith("audio: 5") or text.startswith("audio: 4") for text in texts)
     for rate in (8000, 16000):
         (snoop,) = [text for text in texts if text.startswith(f"snoop at {rate} Hz: ")]

@@ -218,3 +218,77 @@ async def test_call_that_has_moved_is_taken_up_and_ends_as_any(
     assert (back["Status"], back["Why"]) == ("STOPPED", "stopped")
     await scene.legs(0)
     await target.call.hangup()
+
+
+async def test_call_to_a_bot_whose_relay_host_is_killed_has_another_and_ends_as_any(
+    scene: Scene[Recorder], cluster: Cluster
+) -> None:
+    first = cluster.relay("r1")
+    controller = cluster.controller("c1")
+    await controller.says("connected to Asterisk")
+    target = await call_bot(scene)
+    cluster.relay("r2")
+    target.call.talk()
+    first.kill()
+    await until(lambda: len(scene.server.recordings) == 2, 20)
+    again = scene.server.recordings[1]
+    await until(lambda: len(again.messages) > 100, 20)
+    resumed = await scene.ami.wait_user_event("AudioForkResumed", Uniqueid=target.uniqueid)
+    print(f"a gap of {resumed['GapMs']} ms")
+    assert again.connection is not None
+    await again.connection.send(b"".join(SAID))
+    await asyncio.sleep(3)
+    played = decode(target.call.received_audio())
+    assert report(find_blocks(played, SAID), len(SAID)).intact
+    await scene.legs(1)
+    assert not any(h.get("UserEvent") == "Back" for _, h in scene.ami.events)
+    await again.connection.close(1000, "thanks")
+    back = await went_on(scene.ami)
+    assert (back["Status"], back["Why"]) == ("STOPPED", "sink-closed")
+    await scene.legs(0)
+    await target.call.hangup()
+    assert "Traceback" not in controller.log()
+
+
+async def test_call_to_a_bot_whose_relay_host_hangs_is_taken_from_there(
+    scene: Scene[Recorder], cluster: Cluster
+) -> None:
+    first = cluster.relay("r1")
+    controller = cluster.controller("c1")
+    await controller.says("connected to Asterisk")
+    target = await call_bot(scene)
+    cluster.relay("r2")
+    target.call.talk()
+    first.signal(signal.SIGSTOP)  # its leg stays, and brings nothing
+    await until(lambda: len(scene.server.recordings) == 2, 20)
+    again = scene.server.recordings[1]
+    await until(lambda: len(again.messages) > 100, 20)
+    await scene.legs(1)
+    first.signal(signal.SIGCONT)
+    await until(lambda: bool(scene.server.recordings[0].closed), 20)
+    messages = len(again.messages)
+    await until(lambda: len(again.messages) > messages + 50, 20)
+    await scene.legs(1)
+    await target.call.hangup()
+    stopped = await scene.ami.wait_user_event("AudioForkStopped", Uniqueid=target.uniqueid)
+    assert stopped["Reason"] == "hangup"
+    await scene.legs(0)
+
+
+async def test_call_to_a_bot_goes_on_in_the_dialplan_where_no_other_relay_host_is_there(
+    scene: Scene[Recorder], cluster: Cluster
+) -> None:
+    first = cluster.relay("r1")
+    controller = cluster.controller("c1")
+    await controller.says("connected to Asterisk")
+    target = await call_bot(scene)
+    target.call.talk()
+    first.kill()
+    back = await went_on(scene.ami)
+    assert back["Status"] == "STOPPED"
+    second = cluster.relay("r2")
+    failed = await scene.ami.wait_user_event("AudioForkStopped", Uniqueid=target.uniqueid)
+    assert failed["Reason"] == "leg-failed"
+    await scene.legs(0)
+    await target.call.hangup()
+    assert "Traceback" not in controller.log() + second.log()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 
 from audiofork.asterisk.ami import Ami
-from audiofork.asterisk.channels import NO_SUCH_CHANNEL
+from audiofork.asterisk.channels import NO_SUCH_CHANNEL, Channels
 from audiofork.asterisk.taps.base import LegAddresses, LegOrder, leg_name
 from audiofork.asterisk.taps.chanspy import originate
 from audiofork.asterisk.taps.ways import Connects, Way
@@ -18,6 +18,12 @@ from audiofork.errors import AmiActionFailed, AmiError, LegRefused, LegUncertain
 from audiofork.link.messages import Direction, LegPart
 
 VARIABLE = "AUDIOFORK_LEG"
+# What AUDIOFORK_STATUS is, but of the connected fork alone, and which that is: the Gosub that waits
+# for it must not take the news of another fork of its channel for its own. It also sets the first
+# itself, when it goes on without an answer.
+STATUS = "AUDIOFORK_CONNECT"
+FORK = "AUDIOFORK_CONNECT_ID"
+IS_OVER = ("STOPPED", "FAILED")
 LED = Place("audiofork", "led", "1")
 # A leg that waits for its call brings nothing. If nobody bridges or ends it, it goes by itself.
 SPARE_WAITS_S = "30"
@@ -73,6 +79,15 @@ class ConnectTap:
 
     def owns(self, name: str, uniqueid: str) -> bool:  # noqa: ARG002 (of Tap)
         return False  # it ends with its call
+
+
+async def waits_for(channels: Channels, uniqueid: str, fork_id: str) -> bool:
+    """Return whether a channel has the server of a fork as its other party, or waits for it.
+
+    Raises: as `Channels`.
+    """
+    status, of = await channels.at_once(uniqueid, (STATUS, FORK))
+    return of == fork_id and status not in IS_OVER
 
 
 def target(leg: LegOrder, address: Address) -> str:
