@@ -147,7 +147,8 @@ class ClusterConfig:
         "60",
         number(0, 3600),
         "How many seconds a relay host that is told to stop (SIGTERM) waits until its forks have "
-        "moved to others without a gap; 0: it stops at once, and they have one.",
+        "moved to others without a gap; 0: it stops at once, and they have one. Calls whose other "
+        "party is a server move 15 s before that, also of a host that is drained by command.",
     )
     start_wait: float = _option(
         "0",
