@@ -23,12 +23,12 @@ from audiofork.config import Config
 from audiofork.control_asterisk import AsteriskControl, unless
 from audiofork.doors.cluster_doors import AsteriskDoors, ClusterDoors
 from audiofork.errors import BrokerUnavailable, CannotListen, ConfigError
+from audiofork.log import COMPLAINT_INTERVAL_S, Repeats
 from audiofork.system import feed_watchdog, notify
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
-COMPLAINT_INTERVAL_S = 10.0
 # How long an Asterisk is left to other controllers that cannot be served here; they need a second.
 FAILED_S = 10.0
 # How long one that has just come waits to hear of us: several that come together are told at once.
@@ -192,7 +192,7 @@ class Control:
 
     async def _join(self) -> None:
         await self._broker.connect()
-        told, told_at = "", 0.0
+        complaints = Repeats(COMPLAINT_INTERVAL_S)
         while True:
             try:
                 for one in self.asterisks:
@@ -202,7 +202,6 @@ class Control:
                 self._registered.start()
                 return
             except BrokerUnavailable as exc:
-                if str(exc) != told or time.monotonic() - told_at >= COMPLAINT_INTERVAL_S:
-                    told, told_at = str(exc), time.monotonic()
+                if complaints.are_due(str(exc)):
                     log.error("the leases of the cluster cannot be used: %s; trying again", exc)
             await asyncio.sleep(RETRY_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import re
 import time
 from collections import Counter
@@ -18,6 +19,11 @@ from audiofork.text import printable
 
 asterisk: ContextVar[str] = ContextVar("asterisk", default="")
 """Where one process serves several, the Asterisk that lines are of; lines then begin with it."""
+
+
+MOST_TEXTS = 1000  # that `Repeats` knows
+COMPLAINT_INTERVAL_S = 10.0
+"""Of what is tried several times a second."""
 
 
 class ForkLog(logging.LoggerAdapter[logging.Logger]):
@@ -81,6 +87,39 @@ class CounterLine:
         if self._unsaid:
             self._log.warning("%s: %d more", self._what, self._unsaid)
             self._unsaid = 0
+
+
+class Repeats:
+    """Knows which texts the log has lately: what is tried again and again fails as often.
+
+    Args:
+        interval_s: After so many seconds a text is worth a line again.
+        clock: Returns the time in seconds; tests replace it.
+    """
+
+    def __init__(self, interval_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval_s = interval_s
+        self._clock = clock
+        self._next: dict[str, float] = {}  # when each text may be logged again
+
+    def are_due(self, text: str, *, again: bool = True) -> bool:
+        """Return whether to log a text now.
+
+        Args:
+            text: The text.
+            again: Whether it may be logged again later; else not before `forget`.
+        """
+        now = self._clock()
+        if now < self._next.get(text, now):
+            return False
+        if len(self._next) >= MOST_TEXTS:
+            self._next.clear()
+        self._next[text] = now + self._interval_s if again else math.inf
+        return True
+
+    def forget(self) -> None:
+        """Let each text be logged again."""
+        self._next.clear()
 
 
 class Refusals:

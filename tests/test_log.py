@@ -12,9 +12,11 @@ import pytest
 
 from audiofork.config import LogConfig
 from audiofork.log import (
+    MOST_TEXTS,
     CounterLine,
     ForkLog,
     Refusals,
+    Repeats,
     asterisk,
     set_up,
     without_credentials,
@@ -72,6 +74,31 @@ def test_detail_with_percent_signs_is_text(
 ) -> None:
     line.count("100 %d %s")
     assert caplog.messages == ["connections closed: 1 more, last: 100 %d %s"]
+
+
+def test_text_that_repeats_is_due_again_after_the_interval(clock: Clock) -> None:
+    repeats = Repeats(10, clock)
+    assert [repeats.are_due(text) for text in ("a", "a", "b")] == [True, False, True]
+    clock.now_s += 9.9
+    assert not repeats.are_due("a")
+    clock.now_s += 0.2
+    assert repeats.are_due("a")
+
+
+def test_text_that_is_told_for_good_is_due_when_all_is_forgotten(clock: Clock) -> None:
+    repeats = Repeats(10, clock)
+    assert repeats.are_due("a", again=False)
+    clock.now_s += 1e6
+    assert not repeats.are_due("a", again=False)
+    repeats.forget()
+    assert repeats.are_due("a", again=False)
+
+
+def test_texts_that_are_ever_new_take_no_more_room(clock: Clock) -> None:
+    repeats = Repeats(10, clock)
+    for number in range(2 * MOST_TEXTS):
+        assert repeats.are_due(str(number))
+    assert len(repeats._next) <= MOST_TEXTS
 
 
 @pytest.mark.parametrize(

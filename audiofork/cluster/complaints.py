@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import ssl
 import time
@@ -14,7 +13,7 @@ import nats.errors
 from audiofork.cluster.buckets import HOSTS
 from audiofork.cluster.nats_client import NoTls
 from audiofork.config import ClusterConfig
-from audiofork.log import CounterLine
+from audiofork.log import CounterLine, Repeats
 from audiofork.shipped import NATS_CONF
 from audiofork.text import printable, reason_of
 
@@ -22,7 +21,6 @@ log = logging.getLogger(__name__)
 
 # The client tries some times a second, and each time it reports the same.
 REPEAT_S = 30.0
-MOST_KNOWN = 1000
 
 # A loss of the connection, which is logged where it is noticed.
 _LOSSES = (nats.errors.StaleConnectionError, nats.errors.FlushTimeoutError)
@@ -42,13 +40,12 @@ class Complaints:
 
     def __init__(self, config: ClusterConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._config = config
-        self._clock = clock
-        self._next: dict[str, float] = {}  # when each text may be logged again
+        self._repeats = Repeats(REPEAT_S, clock)
         self._slow = CounterLine(log, "messages over NATS dropped, they come too fast")
 
     def forget(self) -> None:
         """Log again what was logged before: a connection has stood meanwhile."""
-        self._next.clear()
+        self._repeats.forget()
 
     def say(self, exc: Exception) -> None:
         """Log what the client reports."""
@@ -57,17 +54,10 @@ class Complaints:
         elif isinstance(exc, _LOSSES):
             log.debug("NATS: %s", exc)
         else:
-            self._once(self._text_of(exc))
-
-    def _once(self, text: str) -> None:
-        now = self._clock()
-        if now < self._next.get(text, now):
-            return
-        if len(self._next) >= MOST_KNOWN:
-            self._next.clear()
-        # All works without it; the relay host goes on to try.
-        self._next[text] = math.inf if text == _NOT_REGISTERED else now + REPEAT_S
-        log.error("%s", text)
+            text = self._text_of(exc)
+            # All works without that one; the relay host goes on to try.
+            if self._repeats.are_due(text, again=text != _NOT_REGISTERED):
+                log.error("%s", text)
 
     def _text_of(self, exc: Exception) -> str:
         said = str(exc).lower()

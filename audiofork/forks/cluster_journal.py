@@ -16,6 +16,7 @@ from audiofork.cluster.broker import UNAVAILABLE, Broker
 from audiofork.errors import BrokerUnavailable
 from audiofork.forks.journal import Entry, entry_of_text
 from audiofork.forks.sqlite_file import Damaged
+from audiofork.log import COMPLAINT_INTERVAL_S, Repeats
 from audiofork.text import why
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,6 @@ CHECK_KEY = "check"
 """What `audiofork check` writes to see whether it can, and removes if it may."""
 READ_TIMEOUT_S = 5.0
 RETRY_S = 0.25
-COMPLAINT_INTERVAL_S = 10.0
 CLOSE_TIMEOUT_S = 1.0
 # NATS tells nobody that it has lost what it kept, or that somebody has removed it.
 LOOK_INTERVAL_S = 5.0
@@ -72,7 +72,7 @@ class ClusterJournal:
         Waits until they can be read, as without them all forks that go on would end; returns none
         when we do not lead any more.
         """
-        complaint = ("", 0.0)
+        complaints = Repeats(COMPLAINT_INTERVAL_S, asyncio.get_running_loop().time)
         while self._may_write():
             try:
                 async with asyncio.timeout(READ_TIMEOUT_S):
@@ -87,17 +87,11 @@ class ClusterJournal:
                 self.works = True
                 return entries
             except UNAVAILABLE as exc:
-                complaint = self._complain(why(exc) or "no answer", *complaint)
+                fault = why(exc) or "no answer"
+                if complaints.are_due(fault):
+                    log.error("the journal of the cluster cannot be read: %s", fault)
             await asyncio.sleep(RETRY_S)
         return []
-
-    def _complain(self, fault: str, before: str, at: float) -> tuple[str, float]:
-        """Log why it cannot be read, if that is new or was told a while ago; return both."""
-        now = asyncio.get_running_loop().time()
-        if fault == before and now - at < COMPLAINT_INTERVAL_S:
-            return before, at
-        log.error("the journal of the cluster cannot be read: %s", fault)
-        return fault, now
 
     async def _look(self) -> tuple[KeyValue, list[str]]:
         """Return the bucket and its keys; have written again what it has lost.
