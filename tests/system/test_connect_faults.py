@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -25,6 +26,7 @@ from tests.system.bots import BOT, call_bot, hear, went_on
 from tests.system.conftest import (
     DIALPLAN,
     Target,
+    channels,
     counts_blocks,
     no_channels,
     no_forks,
@@ -32,6 +34,7 @@ from tests.system.conftest import (
     set_globals,
 )
 from tests.system.servers import server
+from tests.system.test_workers import workers_of
 
 pytestmark = pytest.mark.asterisk
 
@@ -56,6 +59,32 @@ async def test_daemon_that_is_killed_lets_the_dialplan_go_on_and_the_next_one_le
         await target.call.hangup()
         await no_channels(ami)
     assert len(recorder.at("/bot")) == 1
+
+
+@pytest.mark.parametrize("count", [1, 3], ids=["once", "three times"])
+async def test_call_goes_on_with_another_relay_process_when_its_own_is_killed(
+    asterisk: Asterisk, ami: AmiClient, caller: SipUser, recorder: Recorder, count: int
+) -> None:
+    with Daemon(asterisk, {"relay": "workers = 2\n"}) as daemon:
+        target = await call_bot(ami, caller, recorder)
+        await recorder.wait_messages("/bot", 50)
+        for number in range(1, count + 1):
+            (leg,) = [name for name in await channels(ami) if name.startswith("AudioSocket/")]
+            port = int(leg.partition(":")[2].partition("-")[0])
+            os.kill(workers_of(daemon)[port], signal.SIGKILL)
+            await until(lambda: len(recorder.at("/bot")) == number + 1, 20)  # noqa: B023 (awaited)
+            again = recorder.at("/bot")[number]
+            await until(lambda: len(again.messages) > 50, 20)  # noqa: B023
+        resumed = await ami.wait_user_event("AudioForkResumed", Uniqueid=target.uniqueid)
+        print(f"a gap of {resumed['GapMs']} ms")
+        assert not any(h.get("UserEvent") == "Back" for _, h in ami.events)
+        assert again.connection is not None
+        await again.connection.close(1000, "thanks")
+        back = await went_on(ami)
+        assert (back["Status"], back["Why"]) == ("STOPPED", "sink-closed")
+        await target.call.hangup()
+        await no_channels(ami)
+        assert "Traceback" not in daemon.log()
 
 
 @counts_blocks
