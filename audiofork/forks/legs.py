@@ -118,9 +118,9 @@ class Legs:
 
     def connect(self, fork: Fork) -> None:
         """Request the leg of a connected fork, once with each relay: its server is there."""
-        legs = fork.legs.values()
-        if not any(leg.id for leg in legs):
-            self.order(fork, anew=any(leg.lost_at is not None for leg in legs))
+        if not any(leg.id for leg in fork.legs.values()):
+            had_one = fork.from_earlier_run or fork.chronicle.legs_at is not None
+            self.order(fork, anew=had_one)
 
     def adopt(self, fork: Fork, held: HeldFork, present: Container[str]) -> None:
         """Take over the legs of a fork that an earlier daemon has left to its relay process.

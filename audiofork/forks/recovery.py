@@ -11,6 +11,7 @@ from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.base import fork_id_of
 from audiofork.asterisk.taps.choice import Taps
+from audiofork.asterisk.taps.connect import waits_for
 from audiofork.errors import AmiActionFailed, AmiError, NoSuchChannel, RequestRefused
 from audiofork.forks.admission import Admission
 from audiofork.forks.ending import Ending
@@ -124,7 +125,7 @@ class Recovery:
             if self.entries:
                 log.warning("%d forks wait until a relay host is heard of", len(self.entries))
             return present
-        anew = {one.fork_id for one in self.entries if not one.connects} - held.keys()
+        anew = {one.fork_id for one in self.entries} - held.keys()
         await self._sweep(present, set(), anew)
         await self._resume(present)
         return present
@@ -292,17 +293,17 @@ class Recovery:
     async def _resume_one(self, entry: Entry, present: Mapping[str, str]) -> bool:
         """Resume a fork, or end it; return whether it was resumed."""
         fork, refused = self._restore(entry)
-        if entry.connects and fork.uniqueid in present:
-            # Its call went on in the dialplan, and may have another server by now.
-            fork.log.warning("not resumed: its server was the other party of the call")
-            self._starting.forget(entry)
-            return False
         if self._is_of_another_asterisk(fork):
             self._end(fork, EndReason.LEG_FAILED, f"{RESTARTED} while the daemon was away")
             return False
         try:
             if fork.uniqueid not in present:
                 raise NoSuchChannel
+            if entry.connects and not await waits_for(self._channels, fork.uniqueid, fork.id):
+                # Its call may have another server by now, and variables of that.
+                fork.log.warning("not resumed: the call went on without its server")
+                self._starting.forget(entry)
+                return False
             if refused:
                 raise RequestRefused(refused)
             if entry.attempts >= MAX_ATTEMPTS:

@@ -9,6 +9,7 @@ import pytest
 from audiofork.asterisk.ami_protocol import RequestReceived
 from audiofork.config import Place, ProfileConfig
 from audiofork.errors import AmiActionFailed, LegRefused
+from audiofork.forks.journal import Entry
 from audiofork.forks.legs import GONE_ON, LEG_LOSS_GRACE_S, LEG_TIMEOUT_S, MOVED_ON
 from audiofork.link.messages import (
     CommandAsked,
@@ -138,24 +139,28 @@ async def test_it_is_in_the_journal_until_the_daemon_ends_it(rig: Rig) -> None:
     assert rig.journal.entries == {}
 
 
-async def test_it_is_not_started_again_by_the_next_daemon(rig: Rig) -> None:
-    await talking(rig)
-    (entry,) = rig.journal.entries.values()
-    told, sent = list(rig.ami.told), list(rig.sent)
-    rig.forks.resume_after_login([entry])
-    await rig.forks.on_login()
-    assert rig.journal.entries == {}
-    assert (rig.ami.told, rig.sent) == (told, sent)
+async def next_daemon(rig: Rig, entry: Entry) -> Rig:
+    """Return the next daemon's registry after its login."""
+    again = Rig(rig.clock)
+    again.allow(allow_speak=(*ANY_URL, "@*"))
+    again.ami.values_of = rig.ami.values_of
+    again.journal.put(entry)
+    again.forks.resume_after_login([entry])
+    await again.forks.on_login()
+    await again.clock.settle()
+    return again
 
 
 # --- Its relay dies -------------------------------------------------------------------------------
 
 
-def waiting(rig: Rig, fork_id: str, status: str = "STREAMING") -> None:
+def waiting(rig: Rig, fork_id: str, status: str = "STARTING", exten: str = "connect") -> None:
     """Let the dialplan say that the call waits for a server."""
     rig.ami.values_of[UNIQUEID] = {
         "AUDIOFORK_CONNECT": status,
         "AUDIOFORK_CONNECT_ID": fork_id,
+        "CHANNEL(context)": "audiofork",
+        "CHANNEL(exten)": exten,
     }
 
 
@@ -205,14 +210,30 @@ async def test_call_whose_relays_die_one_after_the_other_is_bridged_each_time(ri
     assert rig.ends == []
 
 
-@pytest.mark.parametrize(
-    ("status", "of"), [("STOPPED", ""), ("FAILED", ""), ("STREAMING", "another fork")]
-)
+GONE = [
+    ("STOPPED", "", "connect"),
+    ("FAILED", "", "connect"),
+    ("STARTING", "another fork", "connect"),
+    ("STARTING", "", "elsewhere"),
+]
+
+
+async def test_call_whose_relay_dies_before_its_leg_has_come_is_led_there_as_at_first(
+    rig: Rig,
+) -> None:
+    fork_id = await opened(rig)
+    await rig.lose_relay(fork_id)
+    rig.forks.on_report(SinkOpened(fork_id))
+    await rig.clock.settle()
+    assert [(order.is_spare, order.leads) for order in rig.tap.orders] == [(False, True)] * 2
+
+
+@pytest.mark.parametrize(("status", "of", "exten"), GONE)
 async def test_call_that_does_not_wait_any_more_is_left_alone(
-    rig: Rig, status: str, of: str
+    rig: Rig, status: str, of: str, exten: str
 ) -> None:
     fork_id = await flowing(rig)
-    waiting(rig, of or fork_id, status)
+    waiting(rig, of or fork_id, status, exten)
     await rig.lose_relay(fork_id)
     rig.forks.on_report(SinkOpened(fork_id))
     await rig.clock.settle()
@@ -253,6 +274,40 @@ async def test_call_that_is_hung_up_while_it_waits_for_another_relay_ends(rig: R
     rig.connect(fork_id, LegPart.IN)
     await rig.clock.advance(1)
     assert [end.reason for end in rig.ends] == [EndReason.HANGUP]
+
+
+# --- Its daemon dies ------------------------------------------------------------------------------
+
+
+async def test_call_that_waits_when_the_next_daemon_comes_is_bridged_with_a_leg_of_that(
+    rig: Rig,
+) -> None:
+    fork_id = await flowing(rig)
+    waiting(rig, fork_id)
+    (entry,) = rig.journal.entries.values()
+    again = await next_daemon(rig, entry)
+    assert again.tap.orders == []  # first the server
+    again.forks.on_report(SinkOpened(fork_id))
+    await again.clock.settle()
+    (order,) = again.tap.orders
+    assert order.is_spare
+    again.connect(fork_id, LegPart.IN)
+    await again.clock.settle()
+    assert bridges(again) == [{"Channel1": order.leg_id, "Channel2": UNIQUEID}]
+    await again.close()
+
+
+@pytest.mark.parametrize(("status", "of", "exten"), GONE)
+async def test_call_that_has_gone_on_is_left_alone_by_the_next_daemon(
+    rig: Rig, status: str, of: str, exten: str
+) -> None:
+    fork_id = await flowing(rig)
+    waiting(rig, of or fork_id, status, exten)
+    (entry,) = rig.journal.entries.values()
+    again = await next_daemon(rig, entry)
+    assert again.journal.entries == {}
+    assert (again.ami.told, again.sent) == ([], [])
+    await again.close()
 
 
 # --- Others of its call ---------------------------------------------------------------------------

@@ -46,6 +46,26 @@ def asterisk() -> Iterator[Asterisk]:
         yield one
 
 
+async def test_call_of_a_daemon_that_is_killed_goes_on_with_the_next_one_if_that_is_there_soon(
+    asterisk: Asterisk, ami: AmiClient, caller: SipUser, recorder: Recorder
+) -> None:
+    with Daemon(asterisk) as daemon:
+        target = await call_bot(ami, caller, recorder)
+        await recorder.wait_messages("/bot", 50)
+        daemon.kill()
+        await asyncio.to_thread(daemon.start)
+        await until(lambda: len(recorder.at("/bot")) == 2, 20)
+        again = recorder.at("/bot")[1]
+        await until(lambda: len(again.messages) > 100, 20)
+        assert not any(h.get("UserEvent") == "Back" for _, h in ami.events)
+        assert again.connection is not None
+        await again.connection.close(1000, "thanks")
+        back = await went_on(ami)
+        assert (back["Status"], back["Why"]) == ("STOPPED", "sink-closed")
+        await target.call.hangup()
+        await no_channels(ami)
+
+
 async def test_daemon_that_is_killed_lets_the_dialplan_go_on_and_the_next_one_leaves_it_alone(
     asterisk: Asterisk, ami: AmiClient, caller: SipUser, recorder: Recorder
 ) -> None:

@@ -25,6 +25,7 @@ STATUS = "AUDIOFORK_CONNECT"
 FORK = "AUDIOFORK_CONNECT_ID"
 IS_OVER = ("STOPPED", "FAILED")
 LED = Place("audiofork", "led", "1")
+TALKS = "connect"  # the extension where all channels are that have, or had, their server
 # A leg that waits for its call brings nothing. If nobody bridges or ends it, it goes by itself.
 SPARE_WAITS_S = "30"
 
@@ -82,12 +83,13 @@ class ConnectTap:
 
 
 async def waits_for(channels: Channels, uniqueid: str, fork_id: str) -> bool:
-    """Return whether a channel has the server of a fork as its other party, or waits for it.
+    """Return whether a channel has the server of a fork as its other party, or waits for it anew.
 
     Raises: as `Channels`.
     """
-    status, of = await channels.at_once(uniqueid, (STATUS, FORK))
-    return of == fork_id and status not in IS_OVER
+    asked = (STATUS, FORK, "CHANNEL(context)", "CHANNEL(exten)")
+    status, of, *place = await channels.at_once(uniqueid, asked)
+    return of == fork_id and status not in IS_OVER and place == [LED.context, TALKS]
 
 
 def target(leg: LegOrder, address: Address) -> str:
