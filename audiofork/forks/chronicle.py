@@ -80,6 +80,11 @@ class Chronicle:
             self.gap_s, self.gap_since = self.gap_s + now - self.gap_since, None
         self.tell()
 
+    def on_gap_before(self, seconds: float) -> None:
+        """Record that the gap that has just begun is so much older than was known."""
+        if self.gap_since is not None:
+            self.gap_since -= seconds
+
     def on_server(self) -> None:
         """Record that the server has accepted the connection."""
         self.server_at = self.server_at or time.monotonic()

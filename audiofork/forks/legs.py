@@ -9,7 +9,7 @@ from collections.abc import Container
 
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.base import LegOrder
-from audiofork.asterisk.taps.connect import waits_for
+from audiofork.asterisk.taps.connect import server_of
 from audiofork.errors import (
     AmiActionFailed,
     AmiError,
@@ -27,6 +27,7 @@ from audiofork.forks.lifecycle import Away, ForkState
 from audiofork.forks.orders import heard_by
 from audiofork.forks.requests import DIALPLAN
 from audiofork.forks.tasks import Spawn
+from audiofork.forks.waiting_calls import GONE_ON
 from audiofork.link.messages import (
     EndReason,
     ExpectLeg,
@@ -53,7 +54,6 @@ RELAY_WAS_AWAY = "lost while its relay was away"
 ORPHANED = "somebody else speaks in its place: its channel has gone"
 CANNOT_ASK = "the leg was lost, and Asterisk cannot be asked"
 MOVED_ON = "the call went on without the server: it was transferred, or taken elsewhere"
-GONE_ON = "its relay was lost, and the call did not wait for another"
 ASTERISK_AWAY_S = 5.0  # how long a fork without a leg waits for a connection to Asterisk
 
 
@@ -135,12 +135,15 @@ class Legs:
         """
         for leg in fork.legs.values():
             leg.id = held.leg_ids.get(leg.part, "")
-            leg.gone = fork.connects and leg.id not in present  # it has one where it has moved
             if fork.connects and not leg.id:
                 continue  # it is requested when the server is there
+            # The first leg of a connected fork is an end of the call.
+            is_own = not fork.connects or leg.id != fork.tap.name_leg(fork.id, leg.part, anew=False)
+            leg.gone = not is_own
+            leg.is_spare = fork.connects and is_own  # for what the earlier daemon knew
             self._give_time(fork, leg, f"{leg} did not connect")
             is_there = leg.part in held.attached and leg.id in present
-            if not (fork.connects or is_there) and fork.uniqueid in present:
+            if is_own and not is_there and fork.uniqueid in present:
                 if leg.id in present:
                     self._channels.hang_up(leg.id)
                 self._ask(fork, leg, anew=True)
@@ -223,13 +226,14 @@ class Legs:
             self._on_there(fork, leg)
 
     async def _join(self, fork: Fork, leg: Leg, leg_id: str) -> None:
-        """Bridge a call whose relay was lost with its new leg, if it still waits for its server."""
+        """Bridge a call whose leg was lost with its new leg, if it still waits for its server."""
+        why = ""
         try:
-            if await waits_for(self._channels, fork.uniqueid, fork.id):
-                await self._channels.bridge(fork.uniqueid, leg_id)
-                why = ""
-            else:
+            server = await server_of(self._channels, fork.uniqueid)
+            if not server.is_of(fork.id):
                 why = GONE_ON
+            elif not (server.is_bridged and await self._channels.is_bridged(leg_id)):
+                await self._channels.bridge(fork.uniqueid, leg_id)
         except NoSuchChannel:
             await self._on_target_gone(fork)
             return
@@ -326,12 +330,19 @@ class Legs:
         end = await self._end_of(fork, frames_in)
         if end is not None:
             self._end(fork, *end)
-        elif fork.connects:
+        elif fork.connects and _is_wanted(fork, leg, leg_id) and not await self._waits(fork):
             self._end(fork, EndReason.STOPPED, MOVED_ON)
         # Without a relay process no leg can connect, so a request now would only use up attempts.
         # All legs are requested again when another relay process has the fork.
         elif _is_wanted(fork, leg, leg_id) and not fork.progress.relay_away:
             self._replace(fork, leg, why)
+
+    async def _waits(self, fork: Fork) -> bool:
+        """Return whether a call waits for its server, whose leg was lost."""
+        try:
+            return (await server_of(self._channels, fork.uniqueid)).is_of(fork.id)
+        except AmiError:
+            return False
 
     async def _end_of(self, fork: Fork, frames_in: int) -> tuple[EndReason, str] | None:
         """Return why a fork must end after Asterisk closed its leg; None if its channel exists.
@@ -427,6 +438,7 @@ class Legs:
         if attempt > MAX_NEW_LEGS:
             return _too_many(worst, why)
         self._report_loss(fork, Away.RELAY, attempt, why)
+        fork.chronicle.on_gap_before(asyncio.get_running_loop().time() - lost_at)
         return ""
 
 

@@ -12,6 +12,7 @@ from audiofork.forks.moving import Moving
 from audiofork.forks.relocation import Relocation
 from audiofork.forks.starting import Starting
 from audiofork.forks.table import ForkTable
+from audiofork.forks.waiting_calls import WaitingCalls
 from audiofork.link.messages import (
     EndReason,
     ForkEnded,
@@ -39,6 +40,7 @@ class LostRelays:
         starting: Starts forks again.
         ending: Ends those that cannot be started again.
         relocation: Moves forks from relay hosts that are drained.
+        waiting: Ends forks of calls that do not wait for another relay.
     """
 
     def __init__(
@@ -49,12 +51,14 @@ class LostRelays:
         starting: Starting,
         ending: Ending,
         relocation: Relocation,
+        waiting: WaitingCalls,
     ) -> None:
         self._table = table
         self._legs = legs
         self._starting = starting
         self._ending = ending
         self._relocation = relocation
+        self._waiting = waiting
         self._moving = Moving(lambda: admission.security.max_starts, self._replace_relay)
 
     def on_report(self, report: RelaysReport) -> None:
@@ -77,6 +81,7 @@ class LostRelays:
         for fork_id in report.fork_ids:
             if (fork := self._table.get(fork_id)) is not None:
                 fork.progress.relay_away = True
+                self._waiting.watch(fork)
 
     def _on_back(self, report: RelayBack) -> None:
         """Go on with forks whose relay process is there again."""
@@ -93,6 +98,7 @@ class LostRelays:
         for fork in forks:
             fork.progress.relay_away = True
             fork.progress.relays_lost += 1
+            self._waiting.watch(fork)
         self._moving.add(forks, lost_at)
 
     def _replace_relay(self, fork: Fork, lost_at: float) -> None:

@@ -11,7 +11,7 @@ from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.channels import Channels
 from audiofork.asterisk.taps.base import fork_id_of
 from audiofork.asterisk.taps.choice import Taps
-from audiofork.asterisk.taps.connect import waits_for
+from audiofork.asterisk.taps.connect import server_of
 from audiofork.errors import AmiActionFailed, AmiError, NoSuchChannel, RequestRefused
 from audiofork.forks.admission import Admission
 from audiofork.forks.ending import Ending
@@ -299,7 +299,7 @@ class Recovery:
         try:
             if fork.uniqueid not in present:
                 raise NoSuchChannel
-            if entry.connects and not await waits_for(self._channels, fork.uniqueid, fork.id):
+            if entry.connects and not await self._is_waiting(fork):
                 # Its call may have another server by now, and variables of that.
                 fork.log.warning("not resumed: the call went on without its server")
                 self._starting.forget(entry)
@@ -329,6 +329,9 @@ class Recovery:
         fork.call.channel = present[fork.uniqueid]
         self._starting.resume(fork)
         return True
+
+    async def _is_waiting(self, fork: Fork) -> bool:
+        return (await server_of(self._channels, fork.uniqueid)).is_of(fork.id)
 
     def _end(self, fork: Fork, reason: EndReason, detail: str) -> None:
         named = is_named(fork.request.post_process)

@@ -59,6 +59,7 @@ from audiofork.forks.statistics import Statistics
 from audiofork.forks.table import ForkTable
 from audiofork.forks.tasks import Tasks
 from audiofork.forks.view import ForkView, view_of
+from audiofork.forks.waiting_calls import WaitingCalls, end_of
 from audiofork.link.messages import (
     CommandAsked,
     Direction,
@@ -165,7 +166,10 @@ class Forks:
         relocation = Relocation(
             *(table, admission, channels, leaving, send, until_expected, tasks.spawn)
         )
-        self._lost_relays = LostRelays(table, admission, legs, starting, ending, relocation)
+        self._lost_relays = LostRelays(
+            *(table, admission, legs, starting, ending, relocation),
+            WaitingCalls(channels, ending.end, tasks.spawn),
+        )
         self._recovery = Recovery(
             *(ami, taps, channels, table, admission, leaving, legs, starting, ending),
             *(lambda entry: restored(entry, commands, profiles), held, send),
@@ -218,7 +222,7 @@ class Forks:
         for fork in forks:
             # The last event answers the stop, not the start.
             fork.action_id = request.action_id or fork.action_id
-            self._ending.end(fork, EndReason.STOPPED)
+            self._ending.end(fork, *end_of(fork, request))
         return [fork.id for fork in forks]
 
     async def _named_by(self, request: StopFork | MuteFork) -> list[Fork]:

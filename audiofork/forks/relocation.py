@@ -7,6 +7,7 @@ import logging
 import uuid
 
 from audiofork.asterisk.channels import Channels
+from audiofork.asterisk.taps.connect import server_of
 from audiofork.errors import AmiError, LegRefused, LegUncertain, NoSuchChannel
 from audiofork.forks.admission import Admission
 from audiofork.forks.fork import Fork, Leg
@@ -141,11 +142,15 @@ class Relocation:
                 self._spawn(self._bridge(fork, leg))
 
     async def _bridge(self, fork: Fork, leg: Leg) -> None:
+        why = "it was taken elsewhere"
         try:
-            await self._channels.bridge(fork.uniqueid, leg.id)
+            if (await server_of(self._channels, fork.uniqueid)).is_of(fork.id):
+                await self._channels.bridge(fork.uniqueid, leg.id)
+                return
         except AmiError as exc:
-            fork.log.warning("Asterisk does not connect it with another relay host: %s", exc)
-            self._channels.hang_up(leg.id)  # which ends the move, or what came of it
+            why = str(exc)
+        fork.log.warning("it is not connected with another relay host: %s", why)
+        self._channels.hang_up(leg.id)  # which ends the move, or what came of it
 
     def _on_moved(self, fork: Fork, report: Moved, legs: dict[LegPart, Leg]) -> None:
         for part, new in legs.items():

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from audiofork.asterisk.ami_protocol import ChannelHangup
+from audiofork.asterisk.taps.base import fork_id_of
 from audiofork.errors import AmiUnavailable
 from audiofork.forks import fork as fork_module
 from audiofork.forks.ending import HANGUP_GRACE_S
@@ -36,7 +37,7 @@ from audiofork.link.messages import (
 )
 from audiofork.text import A_BUG
 from tests.control_plane import ANY_URL, NAME, UNIQUEID, UNKNOWN_ID, WAY, Rig
-from tests.forks.test_connected import talking
+from tests.forks.test_connected import bridges, talking, waiting
 from tests.forks.test_recovery import ENTRY, resume
 
 PAIRS = LegPart.PAIRS
@@ -367,26 +368,43 @@ async def test_connected_fork_is_left_and_adopted_without_leading_its_call_again
     await again.close()
 
 
-async def test_leg_of_a_call_that_has_moved_is_a_channel_of_its_own_after_the_adoption(
-    leaving: Rig,
-) -> None:
-    rig = leaving
+async def next_of_moved(rig: Rig, *, attached: bool) -> tuple[Rig, str]:
+    """Return the next daemon's registry, which adopts a call that has moved; and its leg's id."""
     rig.allow(allow_speak=(*ANY_URL, "@*"))
     fork_id = await talking(rig)
     await rig.stop(keep=True)
     (entry,) = rig.journal.entries.values()
-
     again = Rig(rig.clock, outlives_daemon=True)
     again.allow(allow_speak=(*ANY_URL, "@*"))
     leg_id = f"audiofork-{fork_id}-1234abcd"
-    again.ami.channels[leg_id] = "AudioSocket/192.0.2.9:9092-1"
-    leg = {"in": leg_id}
-    hold(again, HeldFork(fork_id, "connect/dial", (LegPart.IN,), 8000, leg))
+    ids, parts = {"in": leg_id}, (LegPart.IN,) if attached else ()
+    if attached:
+        again.ami.channels[leg_id] = "AudioSocket/192.0.2.9:9092-1"
+    hold(again, HeldFork(fork_id, "connect/dial", (LegPart.IN,), 8000, ids, attached=parts))
+    waiting(again, fork_id, peers="AudioSocket/192.0.2.9:9092-1" if attached else "")
     await resume(again, entry)
-    fork = again.forks.find(fork_id)
-    assert fork is not None
-    assert [one.id for one in fork.live_legs()] == [leg_id]  # and so it is swept by nobody
+    return again, leg_id
+
+
+@pytest.mark.parametrize("is_bridged", [True, False])
+async def test_call_that_has_moved_keeps_its_leg_and_is_bridged_with_it_if_it_is_not_yet(
+    leaving: Rig, is_bridged: bool
+) -> None:
+    again, leg_id = await next_of_moved(leaving, attached=True)
+    if is_bridged:
+        again.ami.bridged.add(leg_id)
+    again.forks.on_report(LegAttached(fork_id_of(leg_id), LegPart.IN))
+    await again.clock.settle()
     assert (again.expected, again.hung_up) == ([], [])
+    assert [one["Channel1"] for one in bridges(again)] == ([] if is_bridged else [leg_id])
+    await again.close()
+
+
+async def test_call_that_has_moved_whose_leg_did_not_come_gets_another(leaving: Rig) -> None:
+    again, leg_id = await next_of_moved(leaving, attached=False)
+    (order,) = again.tap.orders
+    assert order.is_spare
+    assert order.leg_id != leg_id
     await again.close()
 
 

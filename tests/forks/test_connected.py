@@ -10,13 +10,15 @@ from audiofork.asterisk.ami_protocol import RequestReceived
 from audiofork.config import Place, ProfileConfig
 from audiofork.errors import AmiActionFailed, LegRefused
 from audiofork.forks.journal import Entry
-from audiofork.forks.legs import GONE_ON, LEG_LOSS_GRACE_S, LEG_TIMEOUT_S, MOVED_ON
+from audiofork.forks.legs import LEG_LOSS_GRACE_S, LEG_TIMEOUT_S, MOVED_ON
+from audiofork.forks.waiting_calls import CHECK_INTERVAL_S, GONE_ON
 from audiofork.link.messages import (
     CommandAsked,
     EndFork,
     EndReason,
     ForkSpec,
     LegPart,
+    RelayAway,
     ServerCommand,
     SinkOpened,
     SinkResumed,
@@ -154,13 +156,16 @@ async def next_daemon(rig: Rig, entry: Entry) -> Rig:
 # --- Its relay dies -------------------------------------------------------------------------------
 
 
-def waiting(rig: Rig, fork_id: str, status: str = "STARTING", exten: str = "connect") -> None:
+def waiting(
+    rig: Rig, fork_id: str, status: str = "STARTING", exten: str = "connect", peers: str = ""
+) -> None:
     """Let the dialplan say that the call waits for a server."""
     rig.ami.values_of[UNIQUEID] = {
         "AUDIOFORK_CONNECT": status,
         "AUDIOFORK_CONNECT_ID": fork_id,
         "CHANNEL(context)": "audiofork",
         "CHANNEL(exten)": exten,
+        "BRIDGEPEER": peers,
     }
 
 
@@ -211,10 +216,11 @@ async def test_call_whose_relays_die_one_after_the_other_is_bridged_each_time(ri
 
 
 GONE = [
-    ("STOPPED", "", "connect"),
-    ("FAILED", "", "connect"),
-    ("STARTING", "another fork", "connect"),
-    ("STARTING", "", "elsewhere"),
+    {"status": "STOPPED"},
+    {"status": "FAILED"},
+    {"fork_id": "another fork"},
+    {"exten": "elsewhere"},
+    {"peers": "PJSIP/agent-00000001"},
 ]
 
 
@@ -228,12 +234,12 @@ async def test_call_whose_relay_dies_before_its_leg_has_come_is_led_there_as_at_
     assert [(order.is_spare, order.leads) for order in rig.tap.orders] == [(False, True)] * 2
 
 
-@pytest.mark.parametrize(("status", "of", "exten"), GONE)
+@pytest.mark.parametrize("how", GONE)
 async def test_call_that_does_not_wait_any_more_is_left_alone(
-    rig: Rig, status: str, of: str, exten: str
+    rig: Rig, how: dict[str, str]
 ) -> None:
     fork_id = await flowing(rig)
-    waiting(rig, of or fork_id, status, exten)
+    waiting(rig, **{"fork_id": fork_id, **how})
     await rig.lose_relay(fork_id)
     rig.forks.on_report(SinkOpened(fork_id))
     await rig.clock.settle()
@@ -241,6 +247,89 @@ async def test_call_that_does_not_wait_any_more_is_left_alone(
     await rig.clock.settle()
     assert bridges(rig) == []
     assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, GONE_ON)]
+
+
+async def test_call_that_is_parked_is_left_alone(rig: Rig) -> None:
+    fork_id = await flowing(rig)
+    waiting(rig, fork_id)
+    rig.ami.bridged.add(UNIQUEID)  # by himself
+    await rig.lose_relay(fork_id)
+    rig.forks.on_report(SinkOpened(fork_id))
+    await rig.clock.settle()
+    rig.connect(fork_id, LegPart.IN)
+    await rig.clock.settle()
+    assert bridges(rig) == []
+    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, GONE_ON)]
+
+
+@pytest.mark.parametrize("is_lost", [True, False], ids=["lost", "away"])
+async def test_call_that_goes_on_while_no_relay_is_there_has_no_server_any_more(
+    rig: Rig, is_lost: bool
+) -> None:
+    fork_id = await flowing(rig)
+    waiting(rig, fork_id)
+    if is_lost:
+        await rig.lose_relay(fork_id)
+    else:
+        rig.forks.on_report(RelayAway((fork_id,)))
+    await rig.clock.advance(2 * CHECK_INTERVAL_S)
+    assert rig.ends == []
+    waiting(rig, fork_id, "STOPPED")
+    await rig.clock.advance(CHECK_INTERVAL_S)
+    assert rig.ends == [EndFork(fork_id, EndReason.LEG_FAILED, GONE_ON)]
+
+
+@pytest.mark.parametrize(
+    ("is_lost", "reason"), [(True, EndReason.LEG_FAILED), (False, EndReason.STOPPED)]
+)
+async def test_dialplan_that_stops_what_it_waits_for_in_vain_does_so_as_the_relay_is_lost(
+    rig: Rig, is_lost: bool, reason: EndReason
+) -> None:
+    fork_id = await flowing(rig)
+    if is_lost:
+        rig.forks.on_report(RelayAway((fork_id,)))
+    fields = {"command": "StopAudioFork", "audioforkid": fork_id}
+    rig.user_events.on_request(RequestReceived(fields, UNIQUEID))
+    await rig.clock.settle()
+    assert [end.reason for end in rig.ends] == [reason]
+
+
+async def test_call_whose_leg_is_lost_and_that_waits_gets_another(rig: Rig) -> None:
+    fork_id = await flowing(rig)
+    waiting(rig, fork_id)
+    await rig.lose_leg(fork_id, part=LegPart.IN)
+    await rig.clock.advance(2 * LEG_LOSS_GRACE_S)
+    order = rig.tap.orders[-1]
+    assert (len(rig.tap.orders), order.is_spare) == (2, True)
+    rig.connect(fork_id, LegPart.IN)
+    await rig.clock.settle()
+    assert bridges(rig) == [{"Channel1": order.leg_id, "Channel2": UNIQUEID}]
+    assert rig.ends == []
+
+
+async def test_loss_of_a_leg_that_was_replaced_meanwhile_ends_nothing(rig: Rig) -> None:
+    fork_id = await flowing(rig)
+    await rig.lose_leg(fork_id, part=LegPart.IN)
+    await rig.lose_relay(fork_id)
+    rig.forks.on_report(SinkOpened(fork_id))
+    await rig.clock.settle()
+    await rig.clock.advance(2 * LEG_LOSS_GRACE_S)
+    assert rig.ends == []
+
+
+async def test_call_that_is_with_its_new_leg_already_is_not_bridged_again(rig: Rig) -> None:
+    fork_id = await flowing(rig)
+    waiting(rig, fork_id, peers="AudioSocket/192.0.2.1:9092-1")
+    await rig.lose_relay(fork_id)
+    rig.forks.on_report(SinkOpened(fork_id))
+    await rig.clock.settle()
+    leg_id = rig.tap.orders[-1].leg_id
+    rig.ami.channels[leg_id] = "AudioSocket/192.0.2.1:9092-1"
+    rig.ami.bridged.add(leg_id)
+    rig.connect(fork_id, LegPart.IN)
+    await rig.clock.settle()
+    assert bridges(rig) == []
+    assert rig.last_event[0] == "AudioForkResumed"
 
 
 async def test_call_that_asterisk_does_not_bridge_ends_with_what_it_says(rig: Rig) -> None:
@@ -297,12 +386,12 @@ async def test_call_that_waits_when_the_next_daemon_comes_is_bridged_with_a_leg_
     await again.close()
 
 
-@pytest.mark.parametrize(("status", "of", "exten"), GONE)
+@pytest.mark.parametrize("how", GONE)
 async def test_call_that_has_gone_on_is_left_alone_by_the_next_daemon(
-    rig: Rig, status: str, of: str, exten: str
+    rig: Rig, how: dict[str, str]
 ) -> None:
     fork_id = await flowing(rig)
-    waiting(rig, of or fork_id, status, exten)
+    waiting(rig, **{"fork_id": fork_id, **how})
     (entry,) = rig.journal.entries.values()
     again = await next_daemon(rig, entry)
     assert again.journal.entries == {}

@@ -22,6 +22,7 @@ from audiofork.link.messages import (
     TakenOver,
 )
 from tests.control_plane import NAME, UNIQUEID, Rig
+from tests.forks.test_connected import bridges, waiting
 
 
 async def drain(rig: Rig, *fork_ids: str) -> None:
@@ -166,6 +167,7 @@ async def moving_bot(rig: Rig) -> tuple[str, str]:
     """Return a call to a bot whose host is to be rid of it, and the leg that it gets."""
     (fork_id,) = await bots(rig, 1)
     rig.sent.clear()
+    waiting(rig, fork_id, peers="AudioSocket/192.0.2.1:9092-1")
     rig.forks.on_report(RelayDraining((fork_id,), "r1", moves_calls=True))
     await rig.clock.settle()
     (move,) = rig.sent
@@ -174,11 +176,6 @@ async def moving_bot(rig: Rig) -> tuple[str, str]:
     order = rig.tap.orders[-1]
     assert order.is_spare
     return fork_id, order.leg_id
-
-
-def bridges(rig: Rig) -> list[dict[str, str]]:
-    """Return what was asked to be bridged."""
-    return [dict(headers) for name, headers, _ in rig.ami.actions if name == "Bridge"]
 
 
 async def test_call_to_a_bot_is_bridged_with_its_new_leg_when_that_is_ready(rig: Rig) -> None:
@@ -202,7 +199,16 @@ async def test_new_leg_of_a_bot_goes_where_asterisk_does_not_bridge_it(
     rig.forks.on_report(MoveReady(fork_id))
     await rig.clock.settle()
     assert rig.hung_up == [leg_id]
-    assert "Asterisk does not connect it with another relay host" in caplog.text
+    assert "it is not connected with another relay host: Bridge: no such channel" in caplog.text
+
+
+async def test_call_to_a_bot_that_was_taken_elsewhere_meanwhile_is_not_bridged(rig: Rig) -> None:
+    fork_id, leg_id = await moving_bot(rig)
+    waiting(rig, fork_id, exten="agent")
+    rig.forks.on_report(MoveReady(fork_id))
+    await rig.clock.settle()
+    assert bridges(rig) == []
+    assert rig.hung_up == [leg_id]
 
 
 async def test_call_to_a_bot_that_ends_is_not_bridged(rig: Rig) -> None:

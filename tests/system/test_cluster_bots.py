@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import audioop
+import re
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
 
@@ -12,13 +13,21 @@ import pytest
 from audiofork.asterisk.versions import AUDIOSOCKET_RATES
 from testbed.asterisk import Asterisk
 from testbed.blocks import decode, find_blocks, make_blocks, report, slin_blocks
-from testbed.daemon import dialplan, manager_conf
+from testbed.daemon import Daemon, dialplan, manager_conf
 from testbed.recorder import Recorder
 from testbed.rtp import SLIN16, ULAW, Codec, swap_bytes
 from tests.relay.peers import until
 from tests.system.bots import BOT, went_on
 from tests.system.cluster import Cluster, clustered
-from tests.system.conftest import DIALPLAN, Target, counts_blocks, needs, place_call, set_globals
+from tests.system.conftest import (
+    DIALPLAN,
+    Target,
+    counts_blocks,
+    listed_channels,
+    needs,
+    place_call,
+    set_globals,
+)
 from tests.system.scene import Scene, staged
 from tests.system.test_cli import command
 
@@ -292,3 +301,109 @@ async def test_call_to_a_bot_goes_on_in_the_dialplan_where_no_other_relay_host_i
     await scene.legs(0)
     await target.call.hangup()
     assert "Traceback" not in controller.log() + second.log()
+
+
+@pytest.mark.parametrize("is_late", [False, True], ids=["at once", "late"])
+async def test_call_that_was_taken_elsewhere_after_its_relay_host_died_is_left_there(
+    scene: Scene[Recorder], cluster: Cluster, is_late: bool
+) -> None:
+    first = cluster.relay("r1")
+    controller = cluster.controller("c1")
+    await controller.says("connected to Asterisk")
+    target = await call_bot(scene)
+    target.call.talk()
+    if not is_late:
+        cluster.relay("r2")
+    first.signal(signal.SIGSTOP)
+    place = {"Context": "testbed", "Exten": "agent", "Priority": "1"}
+    await scene.ami.action("Redirect", Channel=target.channel, **place)
+    await scene.ami.wait_event(lambda h: h.get("UserEvent") == "Agent")
+    if is_late:
+        await controller.says("is lost: no sign of life")
+        cluster.relay("r2")
+    stopped = await scene.ami.wait_user_event("AudioForkStopped", Uniqueid=target.uniqueid)
+    assert stopped["Reason"] == "leg-failed"
+    await scene.legs(0)
+    (own,) = [h for h in await listed_channels(scene.ami) if h["Uniqueid"] == target.uniqueid]
+    assert own["BridgeId"]  # with the agent
+    first.kill()
+    await target.call.hangup()
+
+
+async def test_call_whose_server_is_lost_with_its_relay_host_may_have_another_server_at_once(
+    scene: Scene[Recorder], cluster: Cluster
+) -> None:
+    first = cluster.relay("r1")
+    controller = cluster.controller("c1")
+    await controller.says("connected to Asterisk")
+    urls = {"BOT_URL": scene.server.url("/bot"), "NEXT_BOT_URL": scene.server.url("/next")}
+    await set_globals(scene.ami, BOT_OPTIONS="", **urls)
+    target = await place_call(scene.ami, scene.caller, "bot-and-next-bot")
+    target.call.talk()
+    await scene.server.wait_messages("/bot", 20)
+    first.kill()
+    await scene.ami.wait_event(lambda h: h.get("UserEvent") == "Back")
+    back = await scene.ami.wait_event(lambda h: h.get("UserEvent") == "BackAgain")
+    assert (back["Status"], back["Why"]) != ("FAILED", "the channel is connected already")
+    await target.call.hangup()
+
+
+async def test_call_outlives_more_relay_hosts_than_it_could_wait_for_at_once(
+    scene: Scene[Recorder], cluster: Cluster
+) -> None:
+    hosts = [cluster.relay("r1"), cluster.relay("r2")]
+    controller = cluster.controller("c1")
+    await controller.says("connected to Asterisk")
+    target = await call_bot(scene)
+    target.call.talk()
+    for number in (1, 2, 3):
+        (leg,) = await scene.legs(1)
+        (own,) = [one for one in hosts if f":{port_of(one)}-" in leg]
+        hosts.remove(own)
+        own.kill()
+        await until(lambda: len(scene.server.recordings) == number + 1, 20)  # noqa: B023 (awaited)
+        again = scene.server.recordings[number]
+        await until(lambda: len(again.messages) > 100, 20)  # noqa: B023
+        hosts.append(cluster.relay(f"r{number + 2}"))
+    assert not any(h.get("UserEvent") == "Back" for _, h in scene.ami.events)
+    await target.call.hangup()
+    await scene.legs(0)
+
+
+def port_of(host: Daemon) -> str:
+    found = re.search(r"for Asterisk's audio on [\d.]+:(\d+)", host.log())
+    assert found is not None
+    return found[1]
+
+
+@pytest.mark.parametrize("event", ["Newchannel", "BridgeEnter"])
+async def test_call_that_comes_back_as_its_controller_dies_is_looked_after_by_the_next(
+    scene: Scene[Recorder], cluster: Cluster, event: str
+) -> None:
+    first = cluster.relay("r1")
+    controller = cluster.controller("c1")
+    await controller.says("connected to Asterisk")
+    target = await call_bot(scene)
+    cluster.relay("r2")
+    second = cluster.controller("c2")
+    target.call.talk()
+    position = len(scene.ami.events)
+    assert await command(controller, "drain", "r1") == (0, "")
+    await scene.ami.wait_event(
+        lambda h: h.get("Event") == event and h.get("Channel", "").startswith("AudioSocket/"),
+        after=position,
+    )
+    controller.kill()
+    await second.says("connected to Asterisk")
+    await until(lambda: is_last_heard(scene), 30)
+    await scene.legs(1)
+    assert not any(h.get("UserEvent") == "Back" for _, h in scene.ami.events)
+    await target.call.hangup()
+    await scene.legs(0)
+    assert "Traceback" not in second.log() + first.log()
+
+
+def is_last_heard(scene: Scene[Recorder]) -> bool:
+    """Return whether audio comes over the latest connection alone, by now for some seconds."""
+    *before, last = scene.server.recordings
+    return not last.closed and len(last.messages) > 200 and all(one.closed for one in before)

@@ -7,6 +7,7 @@ extensions_audiofork.conf waits. A channel that is elsewhere is sent to the exte
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass
 
 from audiofork.asterisk.ami import Ami
 from audiofork.asterisk.channels import NO_SUCH_CHANNEL, Channels
@@ -25,6 +26,7 @@ STATUS = "AUDIOFORK_CONNECT"
 FORK = "AUDIOFORK_CONNECT_ID"
 IS_OVER = ("STOPPED", "FAILED")
 LED = Place("audiofork", "led", "1")
+LEG_NAMES = "AudioSocket/"
 TALKS = "connect"  # the extension where all channels are that have, or had, their server
 # A leg that waits for its call brings nothing. If nobody bridges or ends it, it goes by itself.
 SPARE_WAITS_S = "30"
@@ -82,14 +84,39 @@ class ConnectTap:
         return False  # it ends with its call
 
 
-async def waits_for(channels: Channels, uniqueid: str, fork_id: str) -> bool:
-    """Return whether a channel has the server of a fork as its other party, or waits for it anew.
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What a channel has of its server.
+
+    Attributes:
+        fork_id: The fork that its server has, or that it waits for anew; empty: none, as it went on
+            or was taken elsewhere.
+        is_bridged: Whether it is bridged, with a leg.
+    """
+
+    fork_id: str = ""
+    is_bridged: bool = False
+
+    def is_of(self, fork_id: str) -> bool:
+        """Return whether it is the server of a fork."""
+        return self.fork_id == fork_id
+
+
+async def server_of(channels: Channels, uniqueid: str) -> Server:
+    """Return what a channel has of its server.
+
+    Somebody who takes it elsewhere may leave its variables as they are, or its place, or both: then
+    it is bridged with somebody else.
 
     Raises: as `Channels`.
     """
-    asked = (STATUS, FORK, "CHANNEL(context)", "CHANNEL(exten)")
-    status, of, *place = await channels.at_once(uniqueid, asked)
-    return of == fork_id and status not in IS_OVER and place == [LED.context, TALKS]
+    asked = (STATUS, FORK, "CHANNEL(context)", "CHANNEL(exten)", "BRIDGEPEER")
+    status, fork_id, context, exten, peers = await channels.at_once(uniqueid, asked)
+    if status in IS_OVER or (context, exten) != (LED.context, TALKS):
+        return Server()
+    # Who is parked is in a bridge by himself.
+    with_others = not peers.startswith(LEG_NAMES) if peers else await channels.is_bridged(uniqueid)
+    return Server() if with_others else Server(fork_id, bool(peers))
 
 
 def target(leg: LegOrder, address: Address) -> str:
