@@ -381,6 +381,16 @@ class Outlet:
         if self.is_open:
             self._write_all(self._format.closing(reason, self._number, self.backlog.dropped))
 
+    def send_batch(self, frames: list[bytes]) -> None:
+        """Send frames that came at once, or keep them in the backlog; never waits."""
+        # Events wait only behind frames, or while the connection takes nothing.
+        is_message = len(frames) == self._per_message and not self.backlog
+        if is_message and self._path.flow == _LAST_THAT_TAKES:
+            self._write_frames(frames)
+        else:
+            for frame in frames:
+                self._keep(frame)
+
     def _keep(self, frame: bytes) -> None:
         self.backlog.put(frame)
         # While a timer runs and the message is incomplete, there is nothing to send yet.
@@ -406,25 +416,30 @@ class Outlet:
     def _send_message(self) -> None:
         """Send the next message: its frames that wait, but only those before the next event."""
         self._stop_timer()
-        number = self._number
         count = min(self._per_message, len(self.backlog))
         if self._events:
-            count = min(count, self._events[0][0] - number)
-        self._tell_of_gap(number)
-        frames = [self.backlog.take() for _ in range(count)]
+            count = min(count, self._events[0][0] - self._number)
+        self._write_frames([self.backlog.take() for _ in range(count)])
+
+    def _write_frames(self, frames: list[bytes]) -> None:
+        """Write frames as one message, and all that precedes it."""
         path = self._path
-        data = encode_all(self._format.audio(frames, number))
+        backlog = self.backlog
+        number = path.frames_sent + backlog.dropped
+        if backlog.dropped != self._told_dropped:
+            self._tell_of_gap(number)
+        data = encode_all(path.audio(frames, number))
         path.write(data)
         path.note((frames, len(data)))
-        path.frames_sent += count
+        path.frames_sent += len(frames)
         if path.frames_sent >= path.next_check:
             self._check_room()
 
     def _tell_of_gap(self, number: int) -> None:
-        """Tell the server of the frames that were dropped just before this one, if any."""
-        if lost := self.backlog.dropped - self._told_dropped:
-            self._told_dropped += lost
-            self._write_all(self._format.gap(number, lost))
+        """Tell the server of the frames that were dropped just before this one."""
+        lost = self.backlog.dropped - self._told_dropped
+        self._told_dropped += lost
+        self._write_all(self._format.gap(number, lost))
 
     def _write_event(self) -> None:
         number, event = self._events.popleft()

@@ -152,6 +152,11 @@ class Sink(SinkCallbacks):
         return self._outlet.backlog
 
     @property
+    def send_batch(self) -> Callable[[list[bytes]], None]:
+        """Sends frames that came at once, or keeps them in the backlog; never waits."""
+        return self._outlet.send_batch
+
+    @property
     def missing(self) -> int:
         """Frames that the last waiting message still lacks; a whole message if none waits."""
         return self._outlet.missing

@@ -239,6 +239,61 @@ def test_part_of_a_message_goes_when_the_message_would_be_full(
     assert (len(stage.written), stage.flow, loop.armed) == (2, Flow.FORMED, 0)
 
 
+def test_batch_that_is_a_message_goes_at_once_and_asks_the_kernel(
+    loop: FakeLoop, kernel: Kernel
+) -> None:
+    stage = Stage(loop, kernel, frame_ms=100)
+    stage.outlet.open(is_full=False)
+    asked = kernel.updates
+    stage.outlet.send_batch(numbered(5))
+    assert (len(stage.written), stage.offered, loop.armed) == (1, 5, 0)
+    assert kernel.writes[-1] == (numbered(5), len(stage.written[-1]))
+    assert kernel.updates == asked + 1
+
+
+@pytest.mark.parametrize("sizes", [(3, 5, 2), (5, 7, 3), (1, 1, 1, 1, 1, 5), (12, 3)])
+def test_batches_of_any_length_make_the_messages_that_their_frames_would_make(
+    loop: FakeLoop, kernel: Kernel, sizes: tuple[int, ...]
+) -> None:
+    stage = Stage(loop, kernel, frame_ms=100)
+    stage.outlet.open(is_full=False)
+    frames = numbered(sum(sizes))
+    for size in sizes:
+        at = stage.offered
+        stage.outlet.send_batch(frames[at : at + size])
+    messages = [write[0] for write in kernel.writes if isinstance(write, tuple)]
+    assert messages == [frames[at : at + 5] for at in range(0, len(frames), 5)]
+    assert stage.offered == len(frames)
+
+
+@pytest.mark.parametrize("full", ["shut", "kernel", "transport"])
+def test_batch_that_cannot_go_waits_in_the_backlog(
+    loop: FakeLoop, kernel: Kernel, full: str
+) -> None:
+    stage = Stage(loop, kernel, frame_ms=100)
+    if full != "shut":
+        stage.outlet.open(is_full=full == "transport")
+    if full == "kernel":
+        kernel.not_sent = FULL
+        stage.outlet.send_batch(numbered(5))
+    before = len(stage.written)
+    stage.outlet.send_batch(numbered(5))
+    assert (len(stage.written), len(stage.outlet.backlog)) == (before, 5)
+
+
+def test_event_keeps_its_place_among_batches(loop: FakeLoop, kernel: Kernel) -> None:
+    stage = Stage(loop, kernel, frame_ms=100)
+    stage.outlet.open(is_full=False)
+    stage.outlet.pause()
+    stage.outlet.send_batch(numbered(5))
+    stage.outlet.send_event(Dtmf("1"))
+    stage.outlet.send_batch(numbered(5, 5))
+    stage.outlet.resume()
+    stage.outlet.send_batch(numbered(5, 10))
+    carried = [write[0] for write in kernel.writes if isinstance(write, tuple)]
+    assert carried == [numbered(5), (), (Dtmf("1"),), numbered(5, 5), numbered(5, 10)]
+
+
 def test_dropped_before_is_what_was_dropped_when_frames_began_to_wait(stage: Stage) -> None:
     outlet = stage.outlet
     stage.offer(60)
