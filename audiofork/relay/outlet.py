@@ -10,7 +10,6 @@ import asyncio
 import enum
 import functools
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from audiofork.audiosocket import PTIME_MS, PTIME_S
@@ -216,7 +215,7 @@ class Outlet:
         self.budget_bytes = budget_frames * wire_bytes
         self.backlog = Backlog(max(backlog_s, frame_ms / 1000))
         # Each with the number of the frame that it must precede.
-        self._events: deque[tuple[int, Event]] = deque(maxlen=MOST_EVENTS)
+        self._events: list[tuple[int, Event]] = []
         self._unacked: Unacked | None = None
         # FORMED: sends an incomplete message when due; KERNEL: asks the kernel again.
         self._timer: asyncio.TimerHandle | None = None
@@ -296,7 +295,7 @@ class Outlet:
         frames = [item for item in lost if isinstance(item, bytes)]
         self._path.frames_sent -= len(frames)
         events = _numbered_events(lost, self._number)
-        self._events = deque((*events, *self._events), maxlen=MOST_EVENTS)
+        self._events = [*events, *self._events][-MOST_EVENTS:]
         self.backlog.put_back(frames)
 
     def note_control(self, wire_bytes: int) -> None:
@@ -354,6 +353,7 @@ class Outlet:
     def send_event(self, event: Event) -> None:
         """Send an event after the frames that came before it; never waits."""
         self._events.append((self._number + len(self.backlog), event))
+        del self._events[:-MOST_EVENTS]
         if self._takes:
             self._send_waiting()
 
@@ -442,7 +442,7 @@ class Outlet:
         self._write_all(self._format.gap(number, lost))
 
     def _write_event(self) -> None:
-        number, event = self._events.popleft()
+        number, event = self._events.pop(0)
         self._write_all(self._format.event(event, number), event)
 
     def _write_all(self, messages: Iterable[Message], event: Event | None = None) -> None:

@@ -30,6 +30,7 @@ from audiofork.link.messages import (
     TakenOver,
 )
 from audiofork.log import CounterLine, ForkLog
+from audiofork.relay.flag import Flag
 from audiofork.relay.formats.base import Dtmf, Mute
 from audiofork.relay.joint import KeptFrames, SidesOf, Tail
 from audiofork.relay.leg_pipelines import pipeline_of
@@ -102,7 +103,7 @@ class Session:
 
     def __init__(self, spec: ForkSpec, sink: Sink, report: SendReport, pacer: Pacer) -> None:
         self.spec = spec
-        self.done = asyncio.Event()
+        self.done = Flag()
         self._sink = sink
         sink.on_open = self._on_sink_open
         sink.on_retry = self._on_sink_retry
