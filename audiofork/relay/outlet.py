@@ -26,6 +26,9 @@ except ImportError:  # the library's wheel for this platform has no C code
 # How often the kernel is asked for its unsent bytes: counted in frames while frames are sent, in
 # seconds while they wait.
 FRAMES_BETWEEN_CHECKS = 5
+# While the kernel has sent all, it is two messages, since they fit the budget; but so many frames
+# at most, because they are kept until then.
+MOST_BETWEEN_CHECKS = 10
 CHECK_INTERVAL_S = 0.01
 # How often it is measured how long a frame takes to be acknowledged; so it is nearly free.
 CHECKS_BETWEEN_MARKS = 5
@@ -339,10 +342,12 @@ class Outlet:
 
     def _has_room(self) -> bool:
         """Return whether the kernel's unsent bytes fit the budget; if not, hold for a while."""
-        self._path.next_check = self.frames_sent + FRAMES_BETWEEN_CHECKS
         assert self._unacked is not None
         self._unacked.update()
-        if self._unacked.not_sent <= self.budget_bytes:
+        not_sent = self._unacked.not_sent
+        interval = 0 if not_sent else min(2 * self._per_message, MOST_BETWEEN_CHECKS)
+        self._path.next_check = self.frames_sent + max(FRAMES_BETWEEN_CHECKS, interval)
+        if not_sent <= self.budget_bytes:
             return True
         self._hold(Flow.KERNEL)
         self._start_timer(CHECK_INTERVAL_S, self._proceed)

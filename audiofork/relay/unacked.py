@@ -109,7 +109,7 @@ class Unacked:
         """Count the marked writes that are acknowledged by now.
 
         When they were is known only as exactly as updates follow each other, which is at every
-        fifth frame. Between two of them, the round trip counts that TCP itself has measured.
+        fifth frame or tenth. Between two, the round trip counts that TCP itself has measured.
         """
         now = time.monotonic()
         while self._marks and self._marks[0][0] <= self._forgotten:

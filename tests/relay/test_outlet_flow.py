@@ -32,7 +32,7 @@ class Kernel:
         self.writes: list[Written] = []
         self.acknowledged = 0  # of the writes
         self.add = self.writes.append
-        self.updates = 0
+        self.updates = self.checks = 0
         self.marks: list[tuple[int, float]] = []  # after so many writes, and how long it had waited
 
     def mark(self, waited_s: float) -> None:
@@ -41,6 +41,7 @@ class Kernel:
 
     def update(self) -> None:
         self.updates += 1
+        self.checks += 1
 
     def close(self) -> list[bytes | Event]:
         lost = self.writes[self.acknowledged :]
@@ -239,16 +240,43 @@ def test_part_of_a_message_goes_when_the_message_would_be_full(
     assert (len(stage.written), stage.flow, loop.armed) == (2, Flow.FORMED, 0)
 
 
-def test_batch_that_is_a_message_goes_at_once_and_asks_the_kernel(
-    loop: FakeLoop, kernel: Kernel
-) -> None:
+def test_batch_that_is_a_message_goes_at_once(loop: FakeLoop, kernel: Kernel) -> None:
     stage = Stage(loop, kernel, frame_ms=100)
     stage.outlet.open(is_full=False)
-    asked = kernel.updates
     stage.outlet.send_batch(numbered(5))
     assert (len(stage.written), stage.offered, loop.armed) == (1, 5, 0)
     assert kernel.writes[-1] == (numbered(5), len(stage.written[-1]))
-    assert kernel.updates == asked + 1
+
+
+@pytest.mark.parametrize(
+    ("frame_ms", "frames"), [(20, 5), (40, 6), (60, 6), (100, 10), (120, 12), (200, 10), (1000, 50)]
+)
+def test_kernel_that_has_sent_all_is_asked_after_two_messages_but_few_frames(
+    loop: FakeLoop, kernel: Kernel, frame_ms: int, frames: int
+) -> None:
+    stage = Stage(loop, kernel, frame_ms)
+    stage.outlet.open(is_full=False)
+    for _ in range(3):
+        asked = kernel.checks
+        stage.offer(frames - 1)
+        assert kernel.checks == asked
+        stage.offer(1)
+        assert kernel.checks == asked + 1
+
+
+@pytest.mark.parametrize("frame_ms", [20, 100])
+def test_kernel_that_has_not_sent_all_is_asked_at_every_fifth_frame(
+    loop: FakeLoop, kernel: Kernel, frame_ms: int
+) -> None:
+    stage = Stage(loop, kernel, frame_ms)
+    kernel.not_sent = 1
+    stage.outlet.open(is_full=False)
+    for _ in range(3):
+        asked = kernel.checks
+        stage.offer(4)
+        assert kernel.checks == asked
+        stage.offer(1)
+        assert kernel.checks == asked + 1
 
 
 @pytest.mark.parametrize("sizes", [(3, 5, 2), (5, 7, 3), (1, 1, 1, 1, 1, 5), (12, 3)])
@@ -275,7 +303,8 @@ def test_batch_that_cannot_go_waits_in_the_backlog(
         stage.outlet.open(is_full=full == "transport")
     if full == "kernel":
         kernel.not_sent = FULL
-        stage.outlet.send_batch(numbered(5))
+        for _ in range(2):
+            stage.outlet.send_batch(numbered(5))
     before = len(stage.written)
     stage.outlet.send_batch(numbered(5))
     assert (len(stage.written), len(stage.outlet.backlog)) == (before, 5)
